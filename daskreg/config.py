@@ -1,0 +1,232 @@
+"""What a user can choose, each default once, with its unit and its reason. A YAML file holds the same tree."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from daskreg.errors import ConfigError, NotFound
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Model(BaseModel):
+    """Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MSE(Model):
+    """Mean squared difference of the normalised intensities: same contrast, same brightness."""
+
+    kind: Literal["mse"] = "mse"
+
+
+class LNCC(Model):
+    """Local normalised cross-correlation (squared): same structures, any local brightness."""
+
+    kind: Literal["lncc"] = "lncc"
+    radius: int = Field(2, ge=1, le=8)  # voxels of the level; the window is (2 radius + 1)^3
+    gradient: Literal["exact", "center"] = "exact"  # center: ANTs' shortcut, correlates 0.93 with the exact one
+    epsilon: Positive = 1e-5  # added to var(F) var(M) V^2, intensities scaled to [0, 1]: silences flat windows
+
+
+class MI(Model):
+    """Mutual information after Mattes: any relation of the intensities."""
+
+    kind: Literal["mi"] = "mi"
+    bins: int = Field(32, ge=8, le=128)  # per image, two of them padding at each end
+
+
+Similarity = Annotated[MSE | LNCC | MI, Field(discriminator="kind")]
+
+
+class Stage(Model):
+    """What every stage has."""
+
+    @property
+    def name(self) -> str:
+        """The word that selects it in a configuration."""
+        return str(self.stage)  # type: ignore[attr-defined]
+
+
+class Moments(Stage):
+    """Bring the centres of mass together, and, if asked, the principal axes."""
+
+    stage: Literal["moments"] = "moments"
+    orientation: bool = False  # also align principal axes, trying the four proper sign choices
+
+
+class Search(Stage):
+    """Global search of the translation, by cross-correlation over all shifts, for every candidate rotation."""
+
+    stage: Literal["search"] = "search"
+    size: int = Field(96, ge=16, le=256)  # voxels along the longest axis of the coarse grid the search runs on
+    rotations: Literal["none", "right-angles", "fine"] = "none"  # 1, 24 or about 600 candidates
+    flips: bool = False  # also the mirrored candidates
+    contrast: Literal["same", "any"] = "same"  # any: edges instead of intensities, for two modalities
+    overlap: float = Field(0.25, gt=0, lt=1)  # least part of the smaller image that a candidate must cover
+
+
+class Optimised(Stage):
+    """A stage that runs through levels."""
+
+    similarity: Similarity
+    scales: tuple[int, ...]  # coarse to fine; k makes voxels k times the fixed image's finest spacing
+    iterations: tuple[int, ...]  # at most, one a scale
+    tolerance: float = Field(ge=0)  # stop a level when the loss falls less than this a step, relative; 0 never stops
+    window: int = Field(10, ge=3)  # iterations over which that slope is taken
+
+    @field_validator("similarity", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """``similarity: lncc`` is short for ``{kind: lncc}``."""
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("scales", "iterations", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        """``100x50x20``, a number or a list."""
+        if isinstance(value, str):
+            return [int(v) for v in value.split("x")]
+        return [value] if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Optimised:
+        if len(self.scales) != len(self.iterations) or not self.scales or min(self.scales) < 1:
+            raise ValueError(f"scales {self.scales} and iterations {self.iterations} must be as many, each scale 1 or more")
+        return self
+
+
+class Linear(Optimised):
+    """What rigid, similarity and affine share."""
+
+    similarity: Similarity = MI()
+    scales: tuple[int, ...] = (8, 4)
+    iterations: tuple[int, ...] = (60, 40)
+    tolerance: float = 1e-5
+    window: int = Field(5, ge=3)
+
+
+class Rigid(Linear):
+    """Rotation and translation: 6 parameters."""
+
+    stage: Literal["rigid"] = "rigid"
+
+
+class SimilarityStage(Linear):
+    """Rotation, translation and one scale: 7 parameters."""
+
+    stage: Literal["similarity"] = "similarity"
+
+
+class Affine(Linear):
+    """Twelve parameters."""
+
+    stage: Literal["affine"] = "affine"
+    scales: tuple[int, ...] = (4, 2)
+    iterations: tuple[int, ...] = (60, 40)
+
+
+class Deformable(Optimised):
+    """A displacement at every voxel of the fixed image, Adam on a composed warp."""
+
+    stage: Literal["deformable"] = "deformable"
+    similarity: Similarity = LNCC()
+    scales: tuple[int, ...] = (4, 2, 1)
+    iterations: tuple[int, ...] = (200, 100, 50)
+    tolerance: float = 1e-4
+    step: float = Field(0.5, gt=0, le=1)  # half voxels an iteration at most: 0.5 keeps Id + d invertible
+    smooth_gradient: float = Field(1.0, ge=0)  # voxels of the level, Gaussian sigma of the gradient (fluid)
+    smooth_warp: float = Field(0.5, ge=0)  # voxels of the level, Gaussian sigma of the displacement (elastic)
+    betas: tuple[float, float] = (0.9, 0.99)  # Adam's decay of first and second moment
+
+
+AnyStage = Annotated[
+    Moments | Search | Rigid | SimilarityStage | Affine | Deformable, Field(discriminator="stage")
+]
+
+
+class Config(Model):
+    """One registration: the stages in order and how intensities are read."""
+
+    stages: tuple[AnyStage, ...]
+    intensity: Literal["linear", "log"] = "linear"  # log: microscopy, whose signal spans decades
+    percentiles: tuple[float, float] = (0.0, 99.9)  # of all voxels, mapped to 0 and 1
+    initial_transform: str | None = None  # a RUN.zarr, .tfm, .mat or .txt that maps fixed to moving points
+    fixed_mask: str | None = None
+    moving_mask: str | None = None
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> Config:
+        """From a plain tree, as YAML gives it.
+
+        Raises ConfigError naming the key, what it held, and the nearest known name.
+        """
+        try:
+            return cls.model_validate(_by_stage_name(tree))
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Config:
+        """From a YAML file. Raises NotFound and ConfigError."""
+        try:
+            tree = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise NotFound(f"config {path} cannot be read: {error.strerror or error}.") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}.") from None
+        if not isinstance(tree, dict):
+            raise ConfigError(f"config {path} holds {type(tree).__name__}; a mapping with the key 'stages' was expected.")
+        return cls.parse(tree)
+
+    @classmethod
+    def of_stages(cls, stages: Sequence[Stage]) -> Config:
+        """Default intensities and these stages."""
+        return cls.parse({"stages": [s.model_dump() for s in stages]})
+
+    def dump(self) -> str:
+        """The YAML text that ``load`` reads back to the same value."""
+        text = io.StringIO()
+        yaml.safe_dump(self.model_dump(mode="json"), text, sort_keys=False, default_flow_style=None)
+        return text.getvalue()
+
+
+def _by_stage_name(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """``- affine`` is short for ``- {stage: affine}``."""
+    stages = tree.get("stages")
+    if not isinstance(stages, list | tuple):
+        return dict(tree)
+    return {**tree, "stages": [{"stage": s} if isinstance(s, str) else s for s in stages]}
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(_one(e) for e in error.errors()[:3]) + "."
+
+
+def _one(e: Any) -> str:
+    where = ".".join(str(k) for k in e["loc"]) or "the configuration"
+    if e["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{_nearest(str(e['loc'][-1]), _names())}"
+    if e["type"] == "union_tag_invalid":
+        tag = str(e["ctx"]["tag"])
+        known = [w.strip(" '") for w in e["ctx"]["expected_tags"].split(",")]
+        return f"{where}: unknown name {tag!r}{_nearest(tag, known)}"
+    return f"{where}: found {e['input']!r}, {e['msg'].removeprefix('Value error, ')}"
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(sorted(known))}"
+
+
+def _names() -> list[str]:
+    kinds = (*get_args(get_args(AnyStage)[0]), *get_args(get_args(Similarity)[0]), Config)
+    return sorted({name for kind in kinds for name in kind.model_fields})

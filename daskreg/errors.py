@@ -1,0 +1,109 @@
+"""Every failure daskreg raises on purpose.
+
+::
+
+    DaskregError
+    ├── InputError                what the user gave cannot be used (exit code 2)
+    │   ├── NotFound              no such file, store, level or array
+    │   ├── Unreadable            it exists, but cannot be decoded
+    │   ├── AxesError             2D or 4D where 3D is needed
+    │   ├── GridError             zero or negative spacing, singular direction
+    │   ├── UnitsError            units that cannot be brought together
+    │   ├── VoxelError            NaN, infinite, constant image, empty mask
+    │   ├── NoOverlap             the two images do not meet in space
+    │   ├── ConfigError           unknown key or impossible value in the configuration
+    │   └── IncompleteRun         a RUN.zarr whose run died or is still going
+    ├── OutputError               the result cannot be written (exit code 2)
+    │   ├── OutputExists          something is already there, and overwriting was not asked for
+    │   └── OutOfSpace            the disk or the quota is full
+    ├── PlanTooLarge              the plan does not fit the machine (exit code 2)
+    └── RunError                  the registration itself failed (exit code 1)
+        ├── Diverged              the loss or the transform is no longer finite
+        └── RankLost              a worker died or fell silent
+
+Messages say what was found, what was expected and what to do, in one sentence or two.
+"""
+
+
+class DaskregError(Exception):
+    """Base of every deliberate failure."""
+
+    exit_code = 1
+
+
+class InputError(DaskregError):
+    """What the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class NotFound(InputError, FileNotFoundError):
+    """No such file, store, level or array."""
+
+    __str__ = Exception.__str__
+
+
+class Unreadable(InputError):
+    """It exists, but cannot be decoded."""
+
+
+class AxesError(InputError):
+    """Not exactly three spatial axes."""
+
+
+class GridError(InputError):
+    """Zero or negative spacing, or a singular direction."""
+
+
+class UnitsError(InputError):
+    """Units that cannot be brought together."""
+
+
+class VoxelError(InputError):
+    """NaN, infinite or constant voxels, or a mask without a voxel."""
+
+
+class NoOverlap(InputError):
+    """The two images do not meet in space."""
+
+
+class ConfigError(InputError):
+    """Unknown key or impossible value in the configuration."""
+
+
+class IncompleteRun(InputError):
+    """A run store whose run died or is still going."""
+
+
+class OutputError(DaskregError):
+    """The result cannot be written."""
+
+    exit_code = 2
+
+
+class OutputExists(OutputError, FileExistsError):
+    """Something is already there, and overwriting was not asked for."""
+
+    __str__ = Exception.__str__
+
+
+class OutOfSpace(OutputError):
+    """The disk or the quota is full."""
+
+
+class PlanTooLarge(DaskregError):
+    """The plan does not fit the machine."""
+
+    exit_code = 2
+
+
+class RunError(DaskregError):
+    """The registration itself failed."""
+
+
+class Diverged(RunError):
+    """The loss or the transform is no longer finite."""
+
+
+class RankLost(RunError):
+    """A worker died or fell silent."""

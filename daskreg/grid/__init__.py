@@ -1,0 +1,6 @@
+"""Where voxels are: no arrays of voxels and no I/O."""
+
+from daskreg.grid.grid import IDENTITY, UNITS, Grid, unit_name
+from daskreg.grid.region import Index, Region
+
+__all__ = ["IDENTITY", "UNITS", "Grid", "Index", "Region", "unit_name"]

@@ -1,0 +1,192 @@
+"""Where the voxels of an image are in the world: a frozen value, no arrays of voxels and no I/O."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from daskreg.errors import GridError, UnitsError
+from daskreg.grid.region import Region
+
+Triple = tuple[float, float, float]
+Matrix3 = tuple[Triple, Triple, Triple]
+
+IDENTITY: Matrix3 = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+# metres a unit; the names are those of NGFF, and the short forms people type
+UNITS = {
+    "angstrom": 1e-10,
+    "nanometer": 1e-9,
+    "micrometer": 1e-6,
+    "millimeter": 1e-3,
+    "centimeter": 1e-2,
+    "meter": 1.0,
+    "inch": 0.0254,
+}
+SHORT_UNITS = {"nm": "nanometer", "um": "micrometer", "µm": "micrometer", "micron": "micrometer", "mm": "millimeter",
+               "cm": "centimeter", "m": "meter"}  # fmt: skip
+
+
+def unit_name(unit: str | None) -> str | None:
+    """The full NGFF name of a unit of length, or None when there is none.
+
+    Raises UnitsError for a word that is no unit of length.
+    """
+    if unit is None or unit in ("", "pixel", "voxel"):
+        return None
+    name = SHORT_UNITS.get(unit, unit)
+    if name not in UNITS:
+        raise UnitsError(f"unit {unit!r} is not a unit of length known here; use one of {', '.join(UNITS)}.")
+    return name
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An image's voxels in the world: ``world = origin + direction @ (spacing * index)``.
+
+    shape: voxels (z, y, x);  spacing: world units a voxel (z, y, x);  origin: centre of voxel 0, LPS, components z, y, x;
+    direction: ``direction[i][j]`` is world component i of index axis j, both in the order z, y, x, unit columns;
+    unit: NGFF name of the unit of length, None when unknown;  oriented: whether the store said how its axes lie in LPS.
+
+    Raises GridError for a shape, spacing or direction that places no voxel.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: Triple = (1.0, 1.0, 1.0)
+    origin: Triple = (0.0, 0.0, 0.0)
+    direction: Matrix3 = IDENTITY
+    unit: str | None = None
+    oriented: bool = False
+
+    def __post_init__(self) -> None:
+        """Plain Python numbers, checked once."""
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
+        object.__setattr__(self, "origin", tuple(float(s) for s in self.origin))
+        object.__setattr__(self, "direction", tuple(tuple(float(v) for v in row) for row in self.direction))
+        object.__setattr__(self, "unit", unit_name(self.unit))
+        _check_shape(self.shape)
+        _check_spacing(self.spacing)
+        _check_frame(self.origin, np.asarray(self.direction))
+
+    @classmethod
+    def from_matrix(
+        cls, shape: tuple[int, ...], matrix: ArrayLike, unit: str | None = None, *, oriented: bool = True
+    ) -> Grid:
+        """The grid whose index-to-world matrix (4, 4) is ``matrix``, rows and columns z, y, x, 1."""
+        m = np.asarray(matrix, float)
+        spacing = np.linalg.norm(m[:3, :3], axis=0)
+        if not np.isfinite(m).all() or (spacing == 0).any():
+            raise GridError(f"the header's matrix {np.round(m, 4).tolist()} places no voxels; repair the image's header.")
+        return cls(tuple(shape), tuple(spacing), tuple(m[:3, 3]), _rows(m[:3, :3] / spacing), unit, oriented)  # type: ignore[arg-type]
+
+    @property
+    def index_to_world(self) -> NDArray[np.float64]:
+        """(4, 4), order z, y, x, 1."""
+        m = np.eye(4)
+        m[:3, :3] = np.asarray(self.direction) * np.asarray(self.spacing)
+        m[:3, 3] = self.origin
+        return m
+
+    @property
+    def world_to_index(self) -> NDArray[np.float64]:
+        """(4, 4), order z, y, x, 1."""
+        return np.linalg.inv(self.index_to_world)
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape)
+
+    @property
+    def center(self) -> NDArray[np.float64]:
+        """World position of the middle of the grid, (3,)."""
+        return self.to_world((np.asarray(self.shape) - 1) / 2)
+
+    @property
+    def region(self) -> Region:
+        """The whole grid as a box of voxels."""
+        return Region((0, 0, 0), self.shape)
+
+    @property
+    def extent(self) -> NDArray[np.float64]:
+        """Edge lengths in world units along the index axes, (3,)."""
+        return np.asarray(self.shape) * np.asarray(self.spacing)
+
+    def to_world(self, index: ArrayLike) -> NDArray[np.float64]:
+        """World positions of voxel indices, (..., 3) z, y, x."""
+        m = self.index_to_world
+        return np.asarray(index, float) @ m[:3, :3].T + m[:3, 3]
+
+    def to_index(self, world: ArrayLike) -> NDArray[np.float64]:
+        """Voxel indices of world positions, (..., 3) z, y, x."""
+        m = self.world_to_index
+        return np.asarray(world, float) @ m[:3, :3].T + m[:3, 3]
+
+    def coarsen(self, factors: tuple[int, int, int]) -> Grid:
+        """The grid whose voxel i covers fine voxels ``f i .. f i + f - 1`` (the last one may reach past the edge)."""
+        f = np.asarray(factors)
+        shape = tuple(-(-n // k) for n, k in zip(self.shape, factors, strict=True))
+        return replace(
+            self,
+            shape=shape,  # type: ignore[arg-type]
+            spacing=tuple(np.asarray(self.spacing) * f),  # type: ignore[arg-type]
+            origin=tuple(self.to_world((f - 1) / 2)),  # type: ignore[arg-type]
+        )
+
+    def crop(self, region: Region) -> Grid:
+        """The part of this grid inside ``region``."""
+        return replace(self, shape=region.shape, origin=tuple(self.to_world(region.start)))  # type: ignore[arg-type]
+
+    def to_unit(self, unit: str | None) -> Grid:
+        """The same place measured in another unit of length.
+
+        Raises UnitsError when exactly one of the two units is unknown.
+        """
+        name = unit_name(unit)
+        if name == self.unit:
+            return self
+        if name is None or self.unit is None:
+            raise UnitsError(
+                f"one image is in {self.unit or name}, the other states no unit of length; "
+                "say which with '::unit=NAME' behind its path (or unit= in Python)."
+            )
+        k = UNITS[self.unit] / UNITS[name]
+        return replace(self, spacing=_scaled(self.spacing, k), origin=_scaled(self.origin, k), unit=name)
+
+    def corners(self) -> NDArray[np.float64]:
+        """World positions of the eight corner voxels, (8, 3)."""
+        far = np.asarray(self.shape) - 1
+        return self.to_world([[far[a] * ((k >> a) & 1) for a in range(3)] for k in range(8)])
+
+    def __dask_tokenize__(self) -> object:
+        """Equal grids are equal keys."""
+        return ("daskreg.Grid", self.shape, self.spacing, self.origin, self.direction, self.unit)
+
+
+def _scaled(values: Triple, k: float) -> Triple:
+    return (values[0] * k, values[1] * k, values[2] * k)
+
+
+def _rows(matrix: NDArray[np.float64]) -> Matrix3:
+    return tuple(tuple(float(v) for v in row) for row in matrix)  # type: ignore[return-value]
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 or min(shape) < 1:
+        raise GridError(f"shape {shape} is not three positive numbers of voxels (z, y, x).")
+
+
+def _check_spacing(spacing: Triple) -> None:
+    if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
+        raise GridError(f"spacing {spacing} (z, y, x) must be three positive numbers; give the true voxel size with --spacing.")
+
+
+def _check_frame(origin: Triple, direction: NDArray[np.float64]) -> None:
+    if not np.isfinite(origin).all() or not np.isfinite(direction).all():
+        raise GridError(f"origin {origin} or direction {direction.tolist()} is not finite; repair the image's header.")
+    if direction.shape != (3, 3) or abs(np.linalg.det(direction)) < 1e-6:
+        raise GridError(f"direction {np.round(direction, 4).tolist()} is singular: its axes do not span space; repair the header.")
