@@ -1,0 +1,157 @@
+"""Compile every CUDA kernel of daskreg to PTX and to machine code, without a GPU, driver or toolkit.
+
+``python .ci/kernels.py [sm_90 sm_80 ...]`` prints one line a kernel and architecture and exits 1 if a kernel does not compile,
+has no example arguments, uses float64 (up to 64 times slower), or spills registers to memory.
+Needs the extra ``ptx`` of pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+ARCHITECTURES = ("sm_90", "sm_80")  # Hopper, Ampere
+
+
+class Compiled(NamedTuple):
+    """What one kernel became: bytes, registers a thread, bytes of spills, stack and shared memory, float64 instructions."""
+
+    ptx: int
+    cubin: int
+    registers: int
+    spilled: int
+    stack: int
+    shared: int
+    f64: int
+
+    @property
+    def faults(self) -> list[str]:
+        """Why this kernel may not be merged; empty when all is well."""
+        faults = []
+        if self.f64:
+            faults.append(f"{self.f64} float64 instructions; write float32(...) around literals, integers and scalar arguments")
+        if self.spilled:
+            faults.append(f"{self.spilled} bytes of registers spilled; keep fewer values alive or split the kernel")
+        return faults
+
+
+def main() -> int:
+    """Without ``--here``, one process an architecture, because Numba keeps device functions whatever they were compiled for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("architectures", nargs="*", default=ARCHITECTURES)
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.here:
+        return max([compile_all(a) for a in given.architectures])
+    children = [subprocess.Popen([sys.executable, __file__, "--here", a], text=True, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT) for a in given.architectures]  # fmt: skip
+    for child in children:
+        print(child.communicate()[0], flush=True)
+    return max(abs(child.returncode) for child in children)
+
+
+def compile_all(architecture: str) -> int:
+    """Print a table for one architecture such as ``sm_90``; 1 if anything is wrong."""
+    kernels, wrong = registry(), 0
+    pretend_device(architecture)
+    print(f"{architecture}: {len(kernels)} kernels")
+    print(f"{'kernel':28}{'registers':>10}{'spilled':>9}{'stack':>7}{'shared':>8}{'f64':>5}{'ptx':>9}{'cubin':>9}{'s':>6}")
+    for name, kernel in sorted(kernels.items()):
+        start = time.perf_counter()
+        try:
+            made = compile_one(kernel, architecture)
+        except Exception as error:  # noqa: BLE001  # whatever a compiler may throw; the others are still of interest
+            wrong += 1
+            print(f"{name:28}FAILED {type(error).__name__}: {error}")
+            continue
+        print(f"{name:28}{made.registers:10}{made.spilled:9}{made.stack:7}{made.shared:8}{made.f64:5}{made.ptx:9}{made.cubin:9}"
+              f"{time.perf_counter() - start:6.1f}")  # fmt: skip
+        for fault in made.faults:
+            wrong += 1
+            print(f"    FAILED {name}: {fault}.")
+    print(f"{architecture}: {wrong} faults" if wrong else f"{architecture}: all well")
+    return int(wrong > 0)
+
+
+def registry() -> dict[str, Any]:
+    """Every kernel there is: importing the modules registers them."""
+    import daskreg.kernels as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"daskreg.kernels.{module.name}")
+    kernels = dict(importlib.import_module("daskreg.kernels.launch").KERNELS)
+    if not kernels:
+        raise SystemExit("daskreg.kernels registered no kernel: there is nothing to check, which cannot be right.")
+    return kernels
+
+
+def pretend_device(architecture: str) -> None:
+    """Numba asks the current device only for its compute capability, when it compiles the functions that a kernel calls."""
+    from numba import cuda
+    from numba.cuda import dispatcher
+
+    if getattr(cuda, "implementation", "") != "NVIDIA" or cuda.config.ENABLE_CUDASIM:
+        raise SystemExit("this needs numba-cuda and no simulator: pip install '.[ptx]', unset NUMBA_ENABLE_CUDASIM.")
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability(architecture))
+
+
+def capability(architecture: str) -> tuple[int, int]:
+    """``sm_90`` is (9, 0)."""
+    number = architecture.removeprefix("sm_")
+    return int(number[:-1]), int(number[-1])
+
+
+def signature(kernel: Any) -> tuple[Any, ...]:
+    """Numba types of the CUDA launcher's arguments: extent, row sums where there are any, and those of ``kernel.example()``."""
+    from numba import typeof, types
+
+    if kernel.example is None:
+        raise LookupError("no example arguments, so no types to compile for; set the kernel's `example`.")
+    _, *arguments = kernel.example()
+    rows = (types.float32[:, :, ::1],) if kernel.sums else ()
+    return (types.UniTuple(types.uint32, 3), *rows, *(typeof(a) for a in arguments))
+
+
+def compile_one(kernel: Any, architecture: str) -> Compiled:
+    """PTX through NVVM, then machine code through nvJitLink, whose log counts registers and spills."""
+    from numba import cuda, types
+
+    launcher = kernel.launcher(1)
+    ptx, _ = cuda.compile(
+        launcher.py_func,
+        types.void(*signature(kernel)),
+        cc=capability(architecture),
+        device=False,
+        abi="numba",
+        output="ptx",
+        fastmath=launcher.targetoptions.get("fastmath", False),
+    )
+    return assemble(ptx if isinstance(ptx, str) else ptx.decode(), architecture)
+
+
+def assemble(ptx: str, architecture: str) -> Compiled:
+    """Machine code of one PTX text, and what the assembler says about it."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=architecture, ptxas_options=["-v"]))
+    cubin, log = linker.link("cubin").code, linker.get_info_log()
+
+    def read(pattern: str) -> int:
+        return max(map(int, re.findall(pattern, log)), default=0)
+
+    if not read(r"Used (\d+) registers"):
+        raise RuntimeError(f"the assembler said nothing about registers, its log was {log!r}; has its format changed?")
+    spilled = read(r"(\d+) bytes spill stores") + read(r"(\d+) bytes spill loads")
+    return Compiled(len(ptx), len(cubin), read(r"Used (\d+) registers"), spilled, read(r"(\d+) bytes stack frame"),
+                    read(r"(\d+) bytes smem"), len(re.findall(r"^\s+\S+\.f64", ptx, re.M)))  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""What every benchmark measures with: one clock, one Dice, one count of folds, for daskreg and for its opponents alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's world is RAS
+
+
+@dataclass(frozen=True)
+class Run:
+    """seconds: wall time, process start included;  peak_rss: bytes, the process and its children together;  out: what it printed."""
+
+    seconds: float
+    peak_rss: int
+    out: str
+
+
+def watched(command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> Run:
+    """Run a command to its end, with its standard error in ``log``.
+
+    Raises RuntimeError with the end of the log when it fails.
+    """
+    peak, done = [0], threading.Event()
+    start = time.perf_counter()
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            list(command), stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **(env or {})}
+        )
+        watcher = threading.Thread(target=_watch, args=(process.pid, peak, done), daemon=True)
+        watcher.start()
+        try:
+            out, _ = process.communicate()
+        finally:  # an interrupted benchmark leaves nothing running
+            process.kill()
+            done.set()
+            watcher.join()
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        tail = (out + log.read_text())[-2000:]
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{tail}")
+    return Run(round(seconds, 2), peak[0], out)
+
+
+def _watch(pid: int, peak: list[int], done: threading.Event) -> None:
+    # a sum over the tree, which getrusage does not give: it knows only the largest child
+    while not done.wait(0.1):
+        peak[0] = max(peak[0], _tree_rss(pid))
+
+
+def _tree_rss(pid: int) -> int:
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        tree = [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    for process in tree:
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:
+            continue
+    return total
+
+
+def daskreg(*arguments: object, log: Path, threads: int = 2) -> Run:
+    """One daskreg command line with this interpreter. Raises RuntimeError when it fails."""
+    env = {"NUMBA_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    return watched([sys.executable, "-m", "daskreg.cli", *map(str, arguments)], log, env)
+
+
+Groups = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def group_dice(fixed: Path | str, warped: Path | str, groups: Groups) -> dict[str, float]:
+    """Dice overlap by structure on the grid of ``warped``, ``2 |A & B| / (|A| + |B|)``; 0 where both are empty.
+
+    groups: structure name -> (its ids in ``fixed``, its ids in ``warped``); several ids are one structure.
+    """
+    # by the headers: label images are often stored mirrored against their own T1
+    a, b = labels_on(fixed, warped), labels(warped)
+    return {name: _overlap(np.isin(a, ours), np.isin(b, theirs)) for name, (ours, theirs) in groups.items()}
+
+
+def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    size = int(a.sum() + b.sum())
+    return round(2 * int((a & b).sum()) / size, 4) if size else 0.0
+
+
+def labels(path: Path | str) -> NDArray[np.int32]:
+    """A label image, (X, Y, Z), rounded to whole numbers."""
+    return np.rint(np.asarray(nib.load(path).dataobj)).astype(np.int32)
+
+
+def labels_on(path: Path | str, grid: Path | str) -> NDArray[np.int32]:
+    """A label image on the grid of another image, nearest neighbour, 0 outside, placed by the headers alone."""
+    image, like = nib.load(path), nib.load(grid)
+    m = np.linalg.inv(image.affine) @ like.affine
+    if image.shape[:3] == like.shape[:3] and np.allclose(m, np.eye(4), atol=1e-4):
+        return labels(path)
+    return affine_transform(labels(path), m[:3, :3], m[:3, 3], like.shape[:3], order=0, mode="constant")
+
+
+def resampled_by_header(moving_labels: Path | str, fixed: Path | str, out: Path | str) -> Path:
+    """Moving labels on the fixed grid as the headers place them, written to ``out``: the state before registration."""
+    nib.save(nib.Nifti1Image(labels_on(moving_labels, fixed), nib.load(fixed).affine), out)
+    return Path(out)
+
+
+def folded_percent(warp: Path | str) -> float:
+    """Percent of the inner voxels whose total map x -> x + d(x) has a Jacobian determinant <= 0, by central differences.
+
+    warp: displacement field as ITK writes it, (X, Y, Z, 1, 3) or (X, Y, Z, 3), mm, LPS, components x, y, z, on the fixed grid.
+    The first and last voxel along each axis have no central difference and are left out.
+    """
+    image = nib.load(warp)
+    d = np.asarray(image.dataobj, np.float32).reshape(*image.shape[:3], 3)
+    world = RAS_TO_LPS @ image.affine[:3, :3]
+    return round(100 * float(_folds(d, world)), 5)
+
+
+def _folds(d: NDArray[np.float32], world: NDArray[np.float64]) -> float:
+    """Slab by slab: nine derivatives of a whole volume would be the benchmark's own memory peak."""
+    to_world, inner, folds = np.linalg.inv(world), (slice(1, -1), slice(1, -1)), 0
+    for i in range(1, d.shape[0] - 1):
+        gradient = np.stack([d[i + 1][inner] - d[i - 1][inner], d[i, 2:, 1:-1] - d[i, :-2, 1:-1], d[i, 1:-1, 2:] - d[i, 1:-1, :-2]], -1)
+        folds += int((np.linalg.det(np.eye(3) + (gradient / 2) @ to_world) <= 0).sum())
+    return folds / np.prod([n - 2 for n in d.shape[:3]])
+
+
+def machine() -> str:
+    """The processor, its cores seen here and the system, in one line."""
+    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def emit(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Print one JSON line and keep it."""
+    row = {**row, "machine": machine()}
+    print(json.dumps(row), flush=True)
+    rows.append(row)
+
+
+def save(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the rows of this run, replacing those of the same case and program in the file and keeping the others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = {(r["case"], r["program"]) for r in rows}
+    old = json.loads(path.read_text()) if path.exists() else []
+    kept = [r for r in old if (r["case"], r["program"]) not in fresh]
+    path.write_text(json.dumps([*kept, *rows], indent=1) + "\n")

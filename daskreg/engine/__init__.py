@@ -1,0 +1,1 @@
+"""One rank's view of the run; knows neither Dask nor paths."""

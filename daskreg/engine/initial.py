@@ -1,0 +1,143 @@
+"""Stages that find a start: moments, and the global search. Both work on coarse grids that any rank can hold whole."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import Communicator
+from daskreg.config import MI, Moments, Rigid, Search
+from daskreg.engine.images import Image
+from daskreg.engine.linear import LinearLoss, run_linear
+from daskreg.engine.report import LevelReport, Watch
+from daskreg.errors import NoOverlap
+from daskreg.grid import Grid, shrink_factors
+from daskreg.kernels.sample import sample_affine
+from daskreg.planning import Level
+from daskreg.transforms.linear import about, fixed_point, index_map, translation
+from daskreg.transforms.moments import axis_rotations, center_of_mass, principal_axes
+from daskreg.transforms.search import Candidate, Correlator, band_pass, rotations
+
+Matrix = NDArray[np.float64]
+COARSE = 48  # voxels along the longest axis of the level on which starts are compared
+BEST = 5  # candidates of the search that are refined and compared
+
+
+def coarse_level(images: tuple[Image, Image], size: int) -> Level:
+    """Both images at voxels that put about ``size`` of them along the longest edge."""
+    voxel = max(float(i.grid.extent.max()) for i in images) / size
+    f, m = (shrink_factors(i.grid, voxel) for i in images)
+    scale = max(1, round(voxel / min(images[0].grid.spacing)))
+    return Level(scale, f, m, images[0].grid.coarsen(f), images[1].grid.coarsen(m), 20)
+
+
+def run_moments(stage: Moments, images: tuple[Image, Image], world: Matrix, comm: Communicator) -> tuple[Matrix, LevelReport]:
+    """Centres of mass together, after ``world``; with ``orientation`` also the axes, by the sign choice of least loss."""
+    start = time.perf_counter()
+    level = coarse_level(images, COARSE)
+    (f, _), (m, _) = images[0].level(level.fixed_factors), images[1].level(level.moving_factors)
+    center, target = center_of_mass(f, level.fixed), center_of_mass(m, level.moving)
+    there = world[:3, :3] @ center + world[:3, 3]
+    moved = translation(target - there) @ world
+    candidates = [moved]
+    if stage.orientation:
+        turns = axis_rotations(principal_axes(f, level.fixed), principal_axes(m, level.moving))
+        candidates += [translation(target - center) @ about(center, r) for r in turns]
+    loss = LinearLoss(Rigid(similarity=MI()), level, *images, comm)
+    values = [loss.value(c)[0] for c in candidates]
+    best = int(np.argmin(values))
+    report = LevelReport("moments", level.scale, level.fixed.shape, [values[best]], time.perf_counter() - start)
+    return candidates[best], report
+
+
+def run_search(
+    stage: Search, images: tuple[Image, Image], world: Matrix, comm: Communicator, watch: Watch
+) -> tuple[Matrix, LevelReport]:
+    """Try every shift for every rotation, refine the best few, keep the one of least loss.
+
+    Raises NoOverlap when no candidate covers the part that the stage asks for.
+    """
+    start = time.perf_counter()
+    views = _Views(images, stage.size, world)
+    edges = stage.contrast == "any"
+    fixed, inside = views.fixed()
+    turns = rotations(stage.rotations, stage.flips)
+    correlator = Correlator(band_pass(fixed, inside, edges), inside, views.room(turns).shape, stage.overlap)
+    found: list[Candidate] = []
+    for turn in turns:
+        moving, inside = views.moving(turn, views.room(turns))
+        found.append(correlator.best(band_pass(moving, inside, edges), inside, turn))
+        found = sorted(found, key=lambda c: -c.score)[:BEST]
+    if found[0].score <= 0:
+        raise NoOverlap(
+            f"the global search found no shift at which {stage.overlap:.0%} of the smaller image is covered and alike; "
+            "check that both show the same thing, or lower 'overlap'."
+        )
+    starts = [views.world(c, views.room(turns)) for c in found if c.score > 0]
+    best = starts[0] if len(starts) == 1 else _least(starts, images, comm, watch)
+    report = LevelReport("search", 1, fixed.shape, [-found[0].score], time.perf_counter() - start)
+    report.detail = {"candidates": [{"score": c.score, "overlap": c.overlap} for c in found]}
+    return best, report
+
+
+def _least(starts: list[Matrix], images: tuple[Image, Image], comm: Communicator, watch: Watch) -> Matrix:
+    """The start that a short rigid refinement brings to the least loss."""
+    level = coarse_level(images, COARSE)
+    stage = Rigid(scales=(level.scale,), iterations=(level.iterations,))
+    refined = [run_linear(stage, level, images, s, comm, watch) for s in starts]
+    return min(refined, key=lambda pair: pair[1].losses[-1] if pair[1].losses else np.inf)[0]
+
+
+class _Views:
+    """Both images on one isotropic lattice along the fixed image's axes, the moving one turned about its centre."""
+
+    def __init__(self, images: tuple[Image, Image], size: int, world: Matrix) -> None:
+        self.images, self.linear = images, world[:3, :3]
+        self.voxel = max(float(i.grid.extent.max()) for i in images) / size
+        self.centers = [i.grid.center for i in images]
+
+    def lattice(self, shape: NDArray[np.float64]) -> Grid:
+        """Voxels of the search around the fixed image's centre."""
+        frame = np.asarray(self.images[0].grid.direction)
+        n = np.maximum(1, np.ceil(shape / self.voxel)).astype(int)
+        origin = self.centers[0] - frame @ ((n - 1) / 2 * self.voxel)
+        return Grid(tuple(n), (self.voxel,) * 3, tuple(origin), self.images[0].grid.direction)  # type: ignore[arg-type]
+
+    def fixed(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The fixed image on its lattice."""
+        return self._sampled(self.images[0], self.lattice(self.images[0].grid.extent), np.eye(4))
+
+    def room(self, turns: list[NDArray[np.float64]]) -> Grid:
+        """A lattice that holds the moving image, turned in any of these ways."""
+        grid = self.images[1].grid
+        frame = np.asarray(self.images[0].grid.direction)
+        reach = [np.abs(np.linalg.inv(self.linear @ r @ frame) @ np.asarray(grid.direction)) @ grid.extent for r in turns]
+        return self.lattice(np.max(reach, axis=0))
+
+    def moving(self, turn: NDArray[np.float64], room: Grid) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The moving image seen through a rotation about both centres."""
+        return self._sampled(self.images[1], room, self._about(turn))
+
+    def _about(self, turn: NDArray[np.float64]) -> Matrix:
+        return translation(self.centers[1] - self.centers[0]) @ about(self.centers[0], self.linear @ turn)
+
+    def _sampled(self, image: Image, lattice: Grid, world: Matrix) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        factors = shrink_factors(image.grid, self.voxel)
+        voxels, mask = image.level(factors)
+        place = (0, fixed_point(index_map(world, lattice, image.grid.coarsen(factors))))
+        seen = np.empty(lattice.shape, np.float32)
+        sample_affine(lattice.shape, *place, voxels, seen)
+        inside = np.isfinite(seen)
+        if mask is not None:
+            weight = np.empty(lattice.shape, np.float32)
+            sample_affine(lattice.shape, *place, mask, weight)
+            inside &= weight > 0.5
+        return np.where(inside, seen, 0).astype(np.float32), inside
+
+    def world(self, found: Candidate, room: Grid) -> Matrix:
+        """The map from fixed to moving points of a candidate."""
+        n = np.asarray(self.lattice(self.images[0].grid.extent).shape)
+        shift = (found.shift + (np.asarray(room.shape) - 1) / 2 - (n - 1) / 2) * self.voxel
+        return self._about(found.rotation) @ translation(-np.asarray(self.images[0].grid.direction) @ shift)

@@ -1,0 +1,16 @@
+"""Sums over planes and ranks, in an order that no partition shows in."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import Communicator
+from daskreg.similarity import Similarity
+
+
+def add_up(part: NDArray[np.generic], similarity: Similarity, comm: Communicator) -> NDArray[np.generic]:
+    """A similarity's parts, summed over all planes of the global grid."""
+    if similarity.counts:
+        return comm.sum_counts(part.astype(np.int64, copy=False))
+    return comm.sum_planes(part.sum(axis=2, dtype=np.float64))

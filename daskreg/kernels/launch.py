@@ -1,0 +1,251 @@
+"""One formula, two devices: a body ``f(z, y, x, *arguments)`` becomes a CPU loop (``prange``) and a CUDA kernel (``cuda.grid``).
+
+A body is written once, in terms of ``index`` (the unsigned integer that addresses arrays: 64 bits on the CPU, where it vectorises,
+32 bits on a GPU, where it saves registers) and of other formulas. The two launchers are generated as source, at module level,
+because that is what Numba can cache on disk; their names hold a digest of all kernel sources, so that an edit anywhere is a miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit, uint32, uint64
+
+DISABLED = bool(numba.config.DISABLE_JIT)  # the CUDA simulator runs bodies as plain Python
+KERNELS: dict[str, Kernel] = {}
+_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in _SOURCES)).hexdigest()[:8]
+CPU, CUDA = 0, 1
+_INDEX = (int, int) if DISABLED else (uint64, uint32)
+
+
+class Formula:
+    """A scalar function that bodies may call, with one compiled form a device."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.name, self.functions = function.__name__, [function, function]
+        self.__doc__ = function.__doc__
+        self._forms: list[Any] = [None, None]
+
+    def on_cuda(self, function: Callable[..., Any]) -> Formula:
+        """Use another function on CUDA, where the operation itself differs (atomics)."""
+        self.functions[CUDA] = function
+        return self
+
+    def form(self, device: int) -> Any:
+        """The function compiled for a device, on first use."""
+        if self._forms[device] is None:
+            self._forms[device] = njit(nogil=True, error_model="numpy", forceinline=True)(specialise(self.functions[device], device))
+        return self._forms[device]
+
+
+def formula(function: Callable[..., Any]) -> Formula:
+    """Let bodies call ``function``."""
+    return Formula(function)
+
+
+def specialise(function: Callable[..., Any], device: int) -> FunctionType:
+    """A copy whose ``index`` and formulas are those of the device."""
+    assert isinstance(function, FunctionType)
+    scope = dict(function.__globals__)
+    for name in function.__code__.co_names:
+        if isinstance(scope.get(name), Formula):
+            scope[name] = scope[name].form(device)
+    scope["index"] = _INDEX[device]
+    return FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+
+
+class Kernel:
+    """One operation at every voxel of a box.
+
+    Called as ``kernel((nz, ny, nx), *arguments)``, outputs last; with ``sums=k`` the body returns k float32 terms (a tuple) and
+    the call returns float32 row sums of shape (k, nz, ny): whoever adds them up does so row by row, plane by plane, and the
+    result does not depend on threads or on the partition (``peak=True``: row maxima instead). ``rim=True`` bodies take ``inside`` (constant in the hot loop) after x: it is true where
+    x is at least ``reach`` voxels (the first argument, an int) from both ends of the row. ``scatter=True`` bodies write to
+    their first argument, a stack (tiles, ...) of integer accumulators, through an atomic formula.
+    """
+
+    def __init__(self, body: Callable[..., Any], sums: int, peak: bool, rim: bool, scatter: bool) -> None:
+        self.name, self.body, self.sums, self.peak = body.__name__, body, sums, peak
+        self.rim, self.scatter = rim, scatter
+        self.__doc__ = body.__doc__
+        self.example: Callable[[], tuple[Any, ...]] | None = None
+        self._launchers: list[Any] = [None, None]
+        code = body.__code__
+        first = 4 if rim else 3
+        self.parameters = code.co_varnames[first : code.co_argcount]
+
+    def __call__(self, shape: tuple[int, int, int], *arguments: Any) -> Any:
+        """Run on the CPU."""
+        n = (int(shape[0]), int(shape[1]), int(shape[2]))
+        if self.sums:
+            rows = np.zeros((self.sums, n[0], n[1]), np.float32)
+            self.launcher(CPU)(n, rows, *arguments)
+            return rows
+        self.launcher(CPU)(n, *arguments)
+        return None
+
+    def launcher(self, device: int) -> Any:
+        """The CPU function or the CUDA kernel, made on first use."""
+        if self._launchers[device] is None:
+            self._launchers[device] = _cpu_launcher(self) if device == CPU else _cuda_launcher(self)
+        return self._launchers[device]
+
+    def on_cuda(self, shape: tuple[int, int, int], *arguments: Any) -> Any:
+        """Run on the current CUDA device (or its simulator), arguments already there; row sums come back as a device array."""
+        from numba import cuda
+
+        n = tuple(np.uint32(v) for v in shape)
+        rows = (cuda.to_device(np.zeros((self.sums, *map(int, shape[:2])), np.float32)),) if self.sums else ()
+        threads = (1, 64) if self.sums else (1, 4, 64)
+        if DISABLED:
+            threads = (1, 4) if self.sums else (1, 1, 4)
+        extent = shape[: len(threads)]
+        blocks = tuple(-(-int(a) // b) for a, b in zip(extent, threads, strict=True))
+        self.launcher(CUDA)[blocks[::-1], threads[::-1]](n, *rows, *arguments)
+        return rows[0] if rows else None
+
+
+def voxelwise(sums: int = 0, *, peak: bool = False, rim: bool = False, scatter: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
+    """Make a kernel of a body, see ``Kernel``."""
+
+    def register(body: Callable[..., Any]) -> Kernel:
+        kernel = KERNELS[body.__name__] = Kernel(body, sums, peak, rim, scatter)
+        return kernel
+
+    return register
+
+
+def threads() -> int:
+    """How many threads a CPU launch may use now."""
+    return int(numba.get_num_threads())
+
+
+def use_threads(n: int) -> None:
+    """Let CPU launches from this thread use ``n`` threads (never more than the machine has)."""
+    numba.set_num_threads(max(1, min(n, numba.config.NUMBA_NUM_THREADS)))
+
+
+class RowKernel:
+    """A CPU launcher written by hand, for an operation whose threads march along rows; cached like the generated ones."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.__doc__ = function, function.__doc__
+        self._compiled: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run on the CPU."""
+        if self._compiled is None:
+            made = specialise(self.function, CPU)
+            made.__name__ = made.__qualname__ = f"{self.function.__name__}_{DIGEST}"
+            made.__module__ = self.function.__module__
+            self._compiled = njit(parallel=True, nogil=True, cache=True, error_model="numpy")(made)
+        return self._compiled(*arguments)
+
+
+def _define(source: str, name: str, body: Callable[..., Any], device: int) -> FunctionType:
+    """Compile generated source as if it stood in the body's own file: there Numba looks for the cache."""
+    kernel_body = njit(nogil=True, error_model="numpy", forceinline=True)(specialise(body, device))
+    scope: dict[str, Any] = {"__name__": body.__module__, "body": kernel_body, "prange": numba.prange, "float32": numba.float32,
+                             "index": _INDEX[device], "uint32": uint32}  # fmt: skip
+    exec(compile(source, os.path.abspath(body.__code__.co_filename), "exec"), scope)
+    function = scope[name]
+    assert isinstance(function, FunctionType)
+    return function
+
+
+def _cpu_launcher(kernel: Kernel) -> Any:
+    name = f"{kernel.name}_{DIGEST}"
+    source = _cpu_source(kernel, name)
+    return njit(parallel=True, nogil=True, cache=True, error_model="numpy")(_define(source, name, kernel.body, CPU))
+
+
+def _cpu_source(kernel: Kernel, name: str) -> str:
+    p = ", ".join(kernel.parameters)
+    if kernel.scatter:
+        return _scatter_source(kernel, name)
+    rows = "rows, " if kernel.sums else ""
+    lines = [
+        f"def {name}(n, {rows}{p}):",
+        "    nz, ny, nx = n",
+        "    for zy in prange(nz * ny):",
+        "        z, y = index(zy // ny), index(zy % ny)",
+        *(f"        s{k} = float32(0)" for k in range(kernel.sums)),
+    ]
+    if kernel.rim:
+        low, high = f"min({kernel.parameters[0]}, nx)", f"max({kernel.parameters[0]}, nx - {kernel.parameters[0]})"
+        parts = [("0", low, "False"), (low, f"nx - {kernel.parameters[0]}", "True"), (high, "nx", "False")]
+    else:
+        parts = [("0", "nx", "")]
+    for a, b, inside in parts:
+        lines.append(f"        for x in range({a}, {b}):")
+        call = f"body(z, y, index(x), {inside + ', ' if inside else ''}{p})"
+        lines.append(f"            {'t = ' if kernel.sums else ''}{call}")
+        lines += [f"            {_gather(kernel, k)}" for k in range(kernel.sums)]
+    lines += [f"        rows[{k}, z, y] = s{k}" for k in range(kernel.sums)]
+    return "\n".join(lines) + "\n"
+
+
+def _gather(kernel: Kernel, k: int) -> str:
+    return f"s{k} = max(s{k}, t[{k}])" if kernel.peak else f"s{k} += t[{k}]"
+
+
+def _scatter_source(kernel: Kernel, name: str) -> str:
+    first, rest = kernel.parameters[0], ", ".join(kernel.parameters[1:])
+    return f"""
+def {name}(n, {first}, {rest}):
+    nz, ny, nx = n
+    tiles = {first}.shape[0]
+    for tile in prange(tiles):
+        mine = {first}[tile]
+        for zy in range(tile * nz * ny // tiles, (tile + 1) * nz * ny // tiles):
+            z, y = index(zy // ny), index(zy % ny)
+            for x in range(nx):
+                body(z, y, index(x), mine, {rest})
+"""
+
+
+def _cuda_launcher(kernel: Kernel) -> Any:
+    from numba import cuda
+
+    name = f"{kernel.name}_cuda"
+    function = _define(_cuda_source(kernel, name), name, kernel.body, CUDA)
+    function.__globals__["cuda"] = cuda
+    return cuda.jit(function)
+
+
+def _cuda_source(kernel: Kernel, name: str) -> str:
+    p = ", ".join(kernel.parameters)
+    q = ", ".join([f"{kernel.parameters[0]}[0]", *kernel.parameters[1:]]) if kernel.scatter else p
+    inside = f"x >= uint32({kernel.parameters[0]}) and x + uint32({kernel.parameters[0]}) < n[2], " if kernel.rim else ""
+    if not kernel.sums:
+        return f"""
+def {name}(n, {p}):
+    x = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
+    y = uint32(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)
+    z = uint32(cuda.blockIdx.z * cuda.blockDim.z + cuda.threadIdx.z)
+    if z < n[0] and y < n[1] and x < n[2]:
+        body(z, y, x, {inside}{q})
+"""
+    # a thread a row: the same order of additions, hence the same bits, as on the CPU
+    lines = [
+        f"def {name}(n, rows, {p}):",
+        "    y = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)",
+        "    z = uint32(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)",
+        "    if z < n[0] and y < n[1]:",
+        *(f"        s{k} = float32(0)" for k in range(kernel.sums)),
+        "        x = uint32(0)",
+        "        while x < n[2]:",
+        f"            t = body(z, y, x, {inside}{p})",
+        *(f"            {_gather(kernel, k)}" for k in range(kernel.sums)),
+        "            x = uint32(x + uint32(1))",
+        *(f"        rows[{k}, z, y] = s{k}" for k in range(kernel.sums)),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,22 @@
+"""The losses: one file each."""
+
+from __future__ import annotations
+
+from daskreg import config
+from daskreg.similarity.base import NOWHERE, Similarity
+from daskreg.similarity.lncc import LocalCorrelation
+from daskreg.similarity.mse import MeanSquaredError
+from daskreg.similarity.mutual_information import MutualInformation
+
+__all__ = ["NOWHERE", "LocalCorrelation", "MeanSquaredError", "MutualInformation", "Similarity", "make"]
+
+
+def make(choice: config.MSE | config.LNCC | config.MI) -> Similarity:
+    """The similarity a configuration names."""
+    match choice:
+        case config.MSE():
+            return MeanSquaredError()
+        case config.LNCC():
+            return LocalCorrelation(choice.radius, choice.epsilon, choice.gradient == "exact")
+        case config.MI():
+            return MutualInformation(choice.bins)

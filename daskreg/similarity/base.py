@@ -1,0 +1,34 @@
+"""What every similarity states: its value, its gradient with respect to ``moved``, its reach, and what ranks sum up."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+Volume = NDArray[np.float32]
+NOWHERE: Volume = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
+
+
+class Similarity(ABC):
+    """A loss between fixed and moved, both scaled to [0, 1], in two steps with a sum over the ranks between them.
+
+    ``partial`` returns what is summed (rows (k, Z, Y) of float32 terms, or integer counts when ``counts`` is true) and may leave
+    intermediates in ``fields`` (3, Z, Y, X); ``finish`` turns ``moved``, in place, into N dC/dmoved, N the sum of weights.
+    """
+
+    reach: int = 0  # voxels around x that the value at x reads
+    counts: bool = False
+
+    @abstractmethod
+    def partial(self, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
+        """This rank's part of the sums; ``moved`` is NaN out of domain, ``weight`` a mask or NOWHERE."""
+
+    @abstractmethod
+    def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
+        """Loss and N from the sums over all ranks."""
+
+    @abstractmethod
+    def finish(self, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> None:
+        """Replace ``moved`` by N dC/dmoved."""

@@ -1,0 +1,19 @@
+"""Images, runs and transforms on disk: the only place that knows Zarr and NIfTI."""
+
+from daskreg.storage.images import Volume, open_volume
+from daskreg.storage.info import VolumeInfo, describe
+from daskreg.storage.itk import read_affine, write_affine, write_displacement_nifti
+from daskreg.storage.run import RunStore
+from daskreg.storage.write import write_image
+
+__all__ = [
+    "RunStore",
+    "Volume",
+    "VolumeInfo",
+    "describe",
+    "open_volume",
+    "read_affine",
+    "write_affine",
+    "write_displacement_nifti",
+    "write_image",
+]

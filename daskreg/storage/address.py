@@ -1,0 +1,127 @@
+"""Addresses of images: ``PATH_OR_URL[::key=value,key=value]``."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from daskreg.errors import ConfigError
+from daskreg.grid import unit_name
+
+KEYS = ("level", "channel", "time", "spacing", "unit", "array")
+OPTION = re.compile(r"[A-Za-z_]+=")
+WORD = re.compile(r"[A-Za-z_]+")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an image is, and which part of the store is meant.
+
+    path: local path or fsspec URL;  level: number or dataset path;  channel: number or label;  time: number;
+    spacing: world units a voxel (z, y, x);  unit: NGFF name;  array: path inside the store.
+    """
+
+    text: str
+    path: str
+    level: int | str | None = None
+    channel: int | str | None = None
+    time: int | None = None
+    spacing: tuple[float, float, float] | None = None
+    unit: str | None = None
+    array: str | None = None
+
+    @property
+    def node(self) -> str:
+        """The path with ``array`` behind it."""
+        return join(self.path, self.array) if self.array else self.path
+
+
+def parse_address(source: str | Path) -> Address:
+    """The address that the text means.
+
+    Raises ConfigError for an unknown key or an impossible value, UnitsError for an unknown unit.
+    """
+    text = str(source)
+    path, options = _split(text)
+    values = dict(_option(part, text) for part in options)
+    return Address(
+        text,
+        _clean(path),
+        _number_or_name(values.get("level")),
+        _number_or_name(values.get("channel")),
+        _number("time", values.get("time")),
+        parse_spacing(values["spacing"]) if "spacing" in values else None,
+        unit_name(values.get("unit")),
+        values.get("array", "").strip("/") or None,
+    )
+
+
+def parse_spacing(value: object) -> tuple[float, float, float]:
+    """``2x1x1``, one number for all three axes, or a sequence of three: world units a voxel (z, y, x).
+
+    Raises ConfigError for anything else.
+    """
+    parts = value.lower().split("x") if isinstance(value, str) else value if isinstance(value, list | tuple) else (value,)
+    try:
+        numbers = [float(p) for p in parts]
+        z, y, x = numbers * 3 if len(numbers) == 1 else numbers
+    except (TypeError, ValueError):
+        raise ConfigError(f"spacing {value!r}: one number, or three as in 2x1x1 (z x y x x), was expected.") from None
+    if min(z, y, x) <= 0 or not max(z, y, x) < float("inf"):
+        raise ConfigError(f"spacing {value!r}: three positive numbers (z x y x x) were expected.")
+    return z, y, x
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path goes through fsspec instead of the local file system."""
+    return "://" in path
+
+
+def join(path: str, inner: str) -> str:
+    """A path inside a store."""
+    return f"{path.rstrip('/')}/{inner.strip('/')}"
+
+
+def parent(path: str) -> str:
+    """One step up; the path itself at the top."""
+    head, _, tail = path.rstrip("/").rpartition("/")
+    return path if not tail or head.endswith("/") or not head else head
+
+
+def _split(text: str) -> tuple[str, list[str]]:
+    """Options come off the end: '::' also chains fsspec URLs."""
+    parts = text.split("::")
+    options: list[str] = []
+    while len(parts) > 1 and (OPTION.match(parts[-1]) or WORD.fullmatch(parts[-1]) or not parts[-1]):
+        options[:0] = [p for p in parts.pop().split(",") if p]
+    return "::".join(parts), options
+
+
+def _option(part: str, text: str) -> tuple[str, str]:
+    key, equals, value = part.partition("=")
+    if key not in KEYS:
+        near = difflib.get_close_matches(key, KEYS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}."
+        raise ConfigError(f"{text}: unknown key {key!r} behind '::'; {hint}")
+    if not equals or not value:
+        raise ConfigError(f"{text}: {key!r} has no value; write it as '::{key}=VALUE'.")
+    return key, value
+
+
+def _number_or_name(value: str | None) -> int | str | None:
+    return int(value) if value is not None and value.isdecimal() else value
+
+
+def _number(key: str, value: str | None) -> int | None:
+    if value is None or value.isdecimal():
+        return None if value is None else int(value)
+    raise ConfigError(f"{key} {value!r}: a whole number from 0 was expected.")
+
+
+def _clean(path: str) -> str:
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    return path.rstrip("/") if is_remote(path) else os.path.expanduser(path.rstrip("/") or path)

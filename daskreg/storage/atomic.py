@@ -1,0 +1,101 @@
+"""Outputs that are whole or not there: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+
+from daskreg.errors import OutputError, OutputExists
+from daskreg.storage.address import is_remote
+from daskreg.storage.faults import writing
+from daskreg.storage.stores import METADATA
+
+
+@contextmanager
+def replacing(path: str, overwrite: bool = False) -> Iterator[str]:
+    """A sibling path to write to, renamed to ``path`` when the block ends well and deleted when it does not.
+
+    Remote stores cannot rename: there the block writes in place, metadata last.
+    Raises OutputExists, OutOfSpace, OutputError.
+    """
+    require_place(path, overwrite)
+    if is_remote(path):
+        with writing(path):
+            if exists(path):
+                remove(path)
+            yield path
+        return
+    place = os.path.realpath(path)
+    temporary = beside(place, f"part-{os.getpid()}")
+    try:
+        with writing(path):
+            yield temporary
+            _swap(temporary, place)
+    finally:
+        remove(temporary)
+
+
+def require_place(path: str, overwrite: bool) -> None:
+    """Raises OutputExists when something is there that may not go, OutputError when it has no folder to be in."""
+    if exists(path):
+        if not overwrite:
+            raise OutputExists(f"{path} exists already; choose another name, or replace it with --overwrite (overwrite=True).")
+        _require_ours(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    if not is_remote(path) and not os.path.isdir(folder):
+        raise OutputError(f"{path} cannot be written: the folder {folder} does not exist; create it first.")
+
+
+def exists(path: str) -> bool:
+    """Whether anything is at a local or remote path."""
+    if not is_remote(path):
+        return os.path.lexists(path)
+    with writing(path):
+        system, inner = _remote(path)
+        return bool(system.exists(inner))
+
+
+def remove(path: str) -> None:
+    """A file or a whole store, if it is there."""
+    if is_remote(path):
+        system, inner = _remote(path)
+        if system.exists(inner):
+            system.rm(inner, recursive=True)
+    elif os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def beside(path: str, word: str) -> str:
+    """A hidden sibling of a local path."""
+    folder, name = os.path.split(path.rstrip("/"))
+    return os.path.join(folder, f".{name}.{word}")
+
+
+def _swap(temporary: str, place: str) -> None:
+    """A folder cannot be renamed over a folder: the old one steps aside for a moment."""
+    if not os.path.isdir(place):
+        os.replace(temporary, place)
+        return
+    old = beside(place, f"old-{os.getpid()}")
+    os.rename(place, old)
+    os.rename(temporary, place)
+    remove(old)
+
+
+def _require_ours(path: str) -> None:
+    """Overwriting deletes: never a folder that is no Zarr store."""
+    inside = set(os.listdir(path)) if not is_remote(path) and os.path.isdir(path) else set()
+    if inside and not inside & set(METADATA):
+        raise OutputError(f"{path} is a folder, neither image nor run, and is not overwritten; choose another name or remove it.")
+
+
+def _remote(path: str) -> tuple[Any, str]:
+    system, inner = fsspec.core.url_to_fs(path)
+    return system, inner

@@ -1,0 +1,79 @@
+"""What the file system, Zarr and codecs raise, said in our errors."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from daskreg.errors import DaskregError, NotFound, OutOfSpace, OutputError, Unreadable
+from daskreg.storage.address import is_remote
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Raises NotFound or Unreadable, with ``name``, for whatever goes wrong inside."""
+    try:
+        yield
+    except (DaskregError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise missing(name) from error
+    except PermissionError as error:
+        raise Unreadable(f"{name} may not be read: {reason(error)}; ask its owner for read permission.") from error
+    except ImportError as error:
+        raise Unreadable(f"{name}: {reason(error)}; install the package that serves this kind of URL.") from error
+    except Exception as error:
+        raise Unreadable(f"{name} cannot be read: {reason(error)}.") from error
+
+
+@contextmanager
+def writing(name: str) -> Iterator[None]:
+    """Raises OutOfSpace or OutputError, with ``name``, for an OSError inside."""
+    try:
+        yield
+    except (DaskregError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno in FULL:
+            raise OutOfSpace(f"{name}: no space left to write it; free space, or write to another disk.") from error
+        raise OutputError(f"{name} cannot be written: {reason(error)}.") from error
+
+
+def missing(path: str) -> NotFound:
+    """The error for a path that is not there, with the nearest name beside it."""
+    return NotFound(f"{path or 'an empty path'} does not exist{_beside(path)}.")
+
+
+def require(path: str) -> None:
+    """Raises NotFound for a local path that is not there, Unreadable for one that may not be looked at."""
+    if is_remote(path):
+        return
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        raise Unreadable(f"{path} may not be read: {reason(error)}; ask its owner for read permission.") from error
+    except (OSError, ValueError) as error:
+        raise missing(path) from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an exception says, without the path it repeats."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).strip().splitlines()[0].rstrip(".")[:200]
+
+
+def _beside(path: str) -> str:
+    folder, name = os.path.split(path)
+    if is_remote(path):
+        return ""
+    try:
+        names = os.listdir(folder or ".")
+    except OSError:
+        return f"; neither does the folder {folder}" if folder and not os.path.exists(folder) else ""
+    near = difflib.get_close_matches(name, names, 1, 0.6)
+    return f"; did you mean {os.path.join(folder, near[0])}?" if near else ""

@@ -1,0 +1,35 @@
+"""An image as it is stored, before a channel, a level or a voxel size has been settled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dask.array as da
+
+from daskreg.storage.frame import Frame
+from daskreg.storage.ngff import Axis
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a store: its path, and shape and spacing along z, y, x (along all axes when these are not three)."""
+
+    path: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """data: all axes as stored, lazily;  frame: where the voxels are (z, y, x), None when the store does not say;
+    chunks: as stored;  channels: labels.
+    """
+
+    name: str
+    format: str
+    data: da.Array
+    axes: tuple[Axis, ...]
+    frame: Frame | None
+    chunks: tuple[int, ...]
+    levels: tuple[Level, ...] = ()
+    channels: tuple[str, ...] = ()

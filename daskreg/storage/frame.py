@@ -1,0 +1,47 @@
+"""Where a store says its voxels are, before anyone has checked that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from daskreg.grid import IDENTITY, Grid
+from daskreg.grid.grid import Matrix3, Triple
+
+
+@dataclass(frozen=True)
+class Frame:
+    """spacing and translation along the image's own axes (z, y, x); direction, unit and oriented as in Grid.
+
+    ``world = direction @ (translation + spacing * index)``
+    """
+
+    spacing: Triple
+    translation: Triple = (0.0, 0.0, 0.0)
+    direction: Matrix3 = IDENTITY
+    unit: str | None = None
+    oriented: bool = False
+    origin: Triple | None = None  # when the store states it directly; else direction @ translation
+
+    @classmethod
+    def of(cls, grid: Grid) -> Frame:
+        """The frame of a grid."""
+        return cls(grid.spacing, (0.0, 0.0, 0.0), grid.direction, grid.unit, grid.oriented, grid.origin)
+
+    def grid(self, shape: tuple[int, ...], spacing: Triple | None = None, unit: str | None = None) -> Grid:
+        """The grid of this frame; a given spacing rescales the image about the world's origin, a given unit renames.
+
+        Raises GridError and UnitsError.
+        """
+        origin = np.asarray(self.origin if self.origin is not None else np.asarray(self.direction) @ np.asarray(self.translation))
+        if spacing is not None:
+            origin = self._rescaled(origin, spacing)
+        z, y, x = (float(v) for v in origin)
+        return Grid(shape, spacing or self.spacing, (z, y, x), self.direction, unit or self.unit, self.oriented)  # type: ignore[arg-type]
+
+    def _rescaled(self, origin: object, spacing: Triple) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        direction = np.asarray(self.direction)
+        stored = np.where(np.asarray(self.spacing) == 0, 1, self.spacing)
+        along = np.linalg.solve(direction, np.asarray(origin, float)) * np.asarray(spacing) / stored
+        return np.asarray(direction @ along, float)

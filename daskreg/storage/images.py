@@ -1,0 +1,172 @@
+"""Images of every format as one value: lazy voxels on a grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, Unreadable
+from daskreg.grid import Grid, Region, unit_name
+from daskreg.storage.address import Address, parse_address, parse_spacing
+from daskreg.storage.faults import reason
+from daskreg.storage.found import Found, Level
+from daskreg.storage.ngff import Axis, spatial
+from daskreg.storage.nifti import find_nifti, is_nifti
+from daskreg.storage.stores import check_dtype
+from daskreg.storage.zarrs import find_zarr
+
+Source = str | Path | np.ndarray | da.Array
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image: lazy voxels ``data`` (Z, Y, X) of any real type, and the grid they stand on.
+
+    name: the address as given;  format: how it is stored;  levels: resolutions in the store;  channels: their labels.
+    """
+
+    data: da.Array
+    grid: Grid
+    name: str = "array"
+    format: str = "array"
+    levels: tuple[Level, ...] = ()
+    channels: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored voxels."""
+        dtype: np.dtype[Any] = self.data.dtype
+        return dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x)."""
+        return self.grid.shape
+
+    def read(self, region: Region | None = None) -> NDArray[np.float32]:
+        """The voxels of a region, (Z, Y, X) float32 in C order; the whole image by default.
+
+        Chunks are decoded by threads straight into the result: little more memory than the result.
+        Raises Unreadable naming the chunk that cannot be decoded, ValueError for a region outside the image.
+        """
+        box = region or self.grid.region
+        if box & self.grid.region != box:
+            raise ValueError(f"{self.name}: region {box.start} to {box.stop} reaches outside the image {self.shape}.")
+        voxels = np.empty(box.shape, np.float32)
+        try:
+            da.store(self.data[box.slices], voxels, lock=False, scheduler="threads")
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:
+            raise Unreadable(f"{self.name}: voxels {box.start} to {box.stop} cannot be read: {reason(error)}.") from error
+        return voxels
+
+
+def open_volume(source: Source | Volume, *, grid: Grid | None = None, spacing: object = None, unit: str | None = None) -> Volume:
+    """An image from an address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), or a Volume.
+
+    grid: replaces what the store says;  spacing: world units a voxel, z, y, x or one number;  unit: of length.
+
+    Raises NotFound, Unreadable, AxesError, GridError, UnitsError, ConfigError: each says what to do.
+    """
+    if isinstance(source, Volume):
+        return _regridded(source, grid, spacing, unit)
+    if not isinstance(source, str | Path):
+        return _of_array(source, grid, spacing, unit)
+    address = parse_address(source)
+    if spacing is not None:
+        address = replace(address, spacing=parse_spacing(spacing))
+    if unit is not None:
+        address = replace(address, unit=unit_name(unit))
+    return _placed(find(address), address, grid)
+
+
+def find(address: Address) -> Found:
+    """What is at an address, as it is stored. Raises NotFound and Unreadable."""
+    return find_nifti(address) if is_nifti(address.path) else find_zarr(address)
+
+
+def select(found: Found, address: Address) -> tuple[da.Array, tuple[Axis, ...]]:
+    """The array with every axis taken away that is not spatial. Raises AxesError saying what to type."""
+    data, axes = found.data, list(found.axes)
+    for kind, chosen in (("time", address.time), ("channel", address.channel), ("other", None)):
+        for axis in [a for a in axes if a.kind == kind]:
+            at = axes.index(axis)
+            data = data[(slice(None),) * at + (_choice(found, axis, data.shape[at], chosen),)]
+            axes.pop(at)
+    return data, tuple(axes)
+
+
+def _placed(found: Found, address: Address, grid: Grid | None) -> Volume:
+    data, axes = select(found, address)
+    order = spatial(axes)
+    if order is None:
+        raise AxesError(
+            f"{found.name} has the spatial axes {', '.join(a.name for a in axes) or 'none'} of shape {data.shape}; "
+            "a 3D image (z, y, x) was expected."
+        )
+    data = data.transpose(order)
+    return Volume(data, _grid(found, data.shape, address, grid), found.name, found.format, found.levels, found.channels)
+
+
+def _grid(found: Found, shape: tuple[int, ...], address: Address, grid: Grid | None) -> Grid:
+    if grid is not None:
+        return _fitting(grid, shape, found.name)
+    if found.frame is not None:
+        try:
+            return found.frame.grid(shape, address.spacing, address.unit)
+        except InputError as error:
+            raise type(error)(f"{found.name}: {error}") from None
+    if address.spacing is None:
+        raise GridError(
+            f"{found.name} is a bare array that states no voxel size; give it with '::spacing=ZxYxX' behind the path "
+            "(for example '::spacing=2x1x1,unit=um') or with --spacing."
+        )
+    return Grid(shape, address.spacing, unit=address.unit)  # type: ignore[arg-type]
+
+
+def _choice(found: Found, axis: Axis, length: int, chosen: int | str | None) -> int:
+    """The index to take along an axis that is not spatial."""
+    if chosen is None and length == 1:
+        return 0
+    if axis.kind == "other":
+        raise AxesError(f"{found.name} has {length} entries along its axis {axis.name!r}; an image of z, y, x was expected.")
+    labels = f" ({', '.join(found.channels)})" if axis.kind == "channel" and found.channels else ""
+    if chosen is None:
+        word = "channels" if axis.kind == "channel" else "time points"
+        raise AxesError(f"{found.name} has {length} {word}{labels}: choose one with '::{axis.kind}=0'.")
+    index = found.channels.index(chosen) if chosen in found.channels else chosen
+    if not isinstance(index, int) or index >= length:
+        raise NotFound(f"{found.name} has no {axis.kind} {chosen!r}; it has {length}{labels}: choose one with '::{axis.kind}=0'.")
+    return index
+
+
+def _of_array(source: Any, grid: Grid | None, spacing: object, unit: str | None) -> Volume:
+    if not isinstance(source, np.ndarray | da.Array):
+        raise ConfigError(f"an image of type {type(source).__name__} cannot be read; give a path, a NumPy or a Dask array.")
+    if source.ndim != 3:
+        raise AxesError(f"the array has shape {source.shape}; three axes (z, y, x) were expected.")
+    check_dtype(source.dtype, "the array")
+    data = source if isinstance(source, da.Array) else da.from_array(source, name=False)
+    if any(np.isnan(n) for n in data.shape):
+        raise AxesError("the Dask array has unknown chunk sizes; call compute_chunk_sizes() first.")
+    return _regridded(Volume(data, grid or Grid(data.shape), "array"), grid, spacing, unit)
+
+
+def _regridded(volume: Volume, grid: Grid | None, spacing: object, unit: str | None) -> Volume:
+    if grid is not None:
+        volume = replace(volume, grid=_fitting(grid, volume.data.shape, volume.name))
+    if spacing is not None:
+        volume = replace(volume, grid=replace(volume.grid, spacing=parse_spacing(spacing)))
+    return volume if unit is None else replace(volume, grid=replace(volume.grid, unit=unit_name(unit)))
+
+
+def _fitting(grid: Grid, shape: tuple[int, ...], name: str) -> Grid:
+    if grid.shape != shape:
+        raise GridError(f"{name} has shape {shape}, the grid given for it {grid.shape}; they must be the same.")
+    return grid

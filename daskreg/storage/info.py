@@ -1,0 +1,190 @@
+"""What is at an address, for people and for scripts: also where it could not be registered as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from daskreg.errors import InputError, Unreadable
+from daskreg.grid import Grid
+from daskreg.storage.address import Address, parse_address
+from daskreg.storage.found import Found, Level
+from daskreg.storage.images import Source, Volume, find, open_volume
+from daskreg.storage.nifti import is_nifti
+from daskreg.storage.run import DISPLACEMENT, RunStore
+from daskreg.storage.stores import attributes, open_node
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class VolumeInfo:
+    """shape and chunks along ``axes`` as stored; spacing, origin (z, y, x) and direction as in Grid, None where unknown;
+    hint: what keeps it from being registered as it is, and what to type;  run: state of a RUN.zarr.
+    """
+
+    name: str
+    format: str
+    shape: tuple[int, ...] = ()
+    axes: tuple[str, ...] = ()
+    dtype: str = ""
+    chunks: tuple[int, ...] = ()
+    spacing: Numbers | None = None
+    origin: Numbers | None = None
+    direction: tuple[Numbers, ...] | None = None
+    unit: str | None = None
+    oriented: bool = False
+    levels: tuple[Level, ...] = ()
+    channels: tuple[str, ...] = ()
+    hint: str | None = None
+    run: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """A table, one fact a line."""
+        rows = [("image", self.name), ("format", self.format)]
+        rows += _array_rows(self) if self.shape else []
+        rows += _place_rows(self) if self.spacing else []
+        rows += [(f"level {i}", f"{_by(v.shape)} at {_by(v.spacing)}  ({v.path})") for i, v in enumerate(self.levels)]
+        rows += [(k.replace("_", " "), _short(v)) for k, v in self.run.items()]
+        rows += [("hint", self.hint)] if self.hint else []
+        return [f"{k:<10} {v}" for k, v in rows]
+
+
+def describe(source: Source | Volume) -> VolumeInfo:
+    """What is at an address, or in an array. Raises NotFound and Unreadable when nothing can be said."""
+    if not isinstance(source, str | Path):
+        return _of_volume(open_volume(source))
+    address = parse_address(source)
+    if not is_nifti(address.path):
+        node = open_node(address.node)
+        own = attributes(node).get("daskreg")
+        if isinstance(node, zarr.Group) and isinstance(own, dict) and own.get("kind") == "run":
+            return _of_run(address.node)
+    return _of_found(find(address), address)
+
+
+def _of_found(found: Found, address: Address) -> VolumeInfo:
+    grid, hint = None, None
+    try:
+        grid = open_volume(address.text).grid
+    except InputError as error:
+        hint = str(error)
+        grid = _grid_whatever_channel(found, address)
+    place = _place(grid) if grid else {"unit": found.frame.unit if found.frame else address.unit}
+    return VolumeInfo(
+        found.name,
+        found.format,
+        tuple(found.data.shape),
+        tuple(a.name for a in found.axes),
+        str(found.data.dtype),
+        tuple(found.chunks),
+        levels=found.levels,
+        channels=found.channels,
+        hint=hint,
+        **place,
+    )
+
+
+def _grid_whatever_channel(found: Found, address: Address) -> Grid | None:
+    """All channels and times share one grid."""
+    space = [n for n, a in zip(found.data.shape, found.axes, strict=True) if a.kind == "space"]
+    if found.frame is None or len(space) != 3:
+        return None
+    try:
+        return found.frame.grid(_zyx(found, space), address.spacing, address.unit)
+    except InputError:
+        return None
+
+
+def _zyx(found: Found, space: Sequence[int]) -> tuple[int, ...]:
+    names = [a.name for a in found.axes if a.kind == "space"]
+    return tuple(space[names.index(n)] for n in "zyx") if set(names) == set("zyx") else tuple(space)
+
+
+def _of_volume(volume: Volume) -> VolumeInfo:
+    chunks = tuple(int(n) for n in volume.data.chunksize)
+    return VolumeInfo(
+        volume.name,
+        volume.format,
+        volume.shape,
+        ("z", "y", "x"),
+        str(volume.dtype),
+        chunks,
+        levels=volume.levels,
+        channels=volume.channels,
+        **_place(volume.grid),
+    )
+
+
+def _of_run(path: str) -> VolumeInfo:
+    store = RunStore.attach(path)
+    state, grid = store.state, store.fixed_grid
+    run: dict[str, Any] = {
+        "complete": store.complete,
+        "started": state.get("started"),
+        "finished": state.get("finished"),
+        "fixed": _sentence(grid),
+        "moving": _sentence(store.moving_grid),
+        "affine": [[round(float(v), 6) for v in row] for row in store.affine],
+        "displacement": store.has(DISPLACEMENT),
+        "moved": store.has("moved"),
+    }
+    return VolumeInfo(path, "daskreg run", hint=None if store.complete else _incomplete(path), run=run, **_place(grid))
+
+
+def _incomplete(path: str) -> str:
+    try:
+        RunStore.open(path)
+    except InputError as error:
+        return str(error)
+    raise Unreadable(f"{path} changed while it was read; try again.")
+
+
+def _place(grid: Grid) -> dict[str, Any]:
+    return {
+        "spacing": grid.spacing,
+        "origin": grid.origin,
+        "direction": grid.direction,
+        "unit": grid.unit,
+        "oriented": grid.oriented,
+    }
+
+
+def _array_rows(info: VolumeInfo) -> list[tuple[str, str]]:
+    rows = [("shape", f"{_by(info.shape)}  ({', '.join(info.axes)})"), ("voxels", f"{info.dtype}, chunks {_by(info.chunks)}")]
+    return rows + ([("channels", ", ".join(info.channels))] if info.channels else [])
+
+
+def _place_rows(info: VolumeInfo) -> list[tuple[str, str]]:
+    unit = info.unit or "(no unit)"
+    stated = "" if info.oriented else "  (not stated: taken as LPS)"
+    return [
+        ("spacing", f"{_by(info.spacing or ())} {unit}  (z x y x x)"),
+        ("origin", f"{_by(info.origin or (), ', ')} {unit}  (z, y, x; LPS)"),
+        ("direction", f"{_short(info.direction)}{stated}"),
+    ]
+
+
+def _sentence(grid: Grid) -> str:
+    return f"{_by(grid.shape)} at {_by(grid.spacing)} {grid.unit or '(no unit)'}"
+
+
+def _by(values: Sequence[float], between: str = " x ") -> str:
+    return between.join(f"{v:.6g}" for v in values)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return "; ".join(_by(row, " ") for row in np.asarray(value) + 0.0)
+    return "-" if value is None else str(value)

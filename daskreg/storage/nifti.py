@@ -1,0 +1,202 @@
+"""NIfTI files, read region by region and written slab by slab. RAS becomes LPS, (i, j, k) becomes (Z, Y, X), here."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+import dask.array as da
+import fsspec
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.errors import ConfigError, Unreadable
+from daskreg.grid import Grid
+from daskreg.storage.address import Address, is_remote
+from daskreg.storage.faults import reading, reason, require
+from daskreg.storage.found import Found
+from daskreg.storage.frame import Frame
+from daskreg.storage.ngff import Axis
+from daskreg.storage.stores import check_dtype
+
+ENDINGS = (".nii", ".nii.gz")
+AXES = tuple(Axis(n, k) for n, k in (("c", "channel"), ("t", "time"), ("z", "space"), ("y", "space"), ("x", "space")))
+UNITS = {0: "millimeter", 1: "meter", 2: "millimeter", 3: "micrometer"}  # NIfTI's codes; 0, unknown, means mm to everyone
+SLAB = 32 << 20  # bytes of a Dask chunk of an uncompressed file
+RAS = np.array([1.0, -1.0, -1.0, 1.0])  # of world components z, y, x, 1: NIfTI's y and x point the other way
+
+
+def is_nifti(path: str) -> bool:
+    """By its ending."""
+    return path.lower().endswith(ENDINGS)
+
+
+class NiftiVoxels:
+    """The voxels of a file as an array (.., Z, Y, X) that reads what is asked for.
+
+    An uncompressed file is read plane by plane; a compressed one is unpacked from the start and what is not wanted
+    is dropped, so memory stays at the region asked for.
+    """
+
+    def __init__(self, path: str, header: Any) -> None:
+        """``header`` is a nibabel header of ``path``."""
+        self.path = path
+        self.stored = np.dtype(header.get_data_dtype())
+        self.shape = tuple(int(n) for n in reversed(header.get_data_shape()))
+        self.ndim = len(self.shape)
+        self.offset = int(header["vox_offset"]) or int(header.sizeof_hdr) + 4
+        slope, inter = (float(header[k]) for k in ("scl_slope", "scl_inter"))
+        scaled = math.isfinite(slope) and slope != 0 and math.isfinite(inter) and (slope, inter) != (1.0, 0.0)
+        self.slope, self.inter = (slope, inter) if scaled else (1.0, 0.0)
+        self.scaled = scaled
+        wide = np.float32 if self.stored.itemsize <= 2 else np.float64
+        self.dtype = np.dtype(wide if scaled else self.stored).newbyteorder("=")
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """The voxels of basic slices. Raises Unreadable."""
+        parts = _slices(index, self.shape)
+        with reading(self.path), _opened(self.path) as file:
+            whole = np.empty([len(range(*p.indices(n))) for p, n in zip(parts, self.shape, strict=True)], self.dtype)
+            self._fill(file, parts, whole)
+        return whole[tuple(0 if isinstance(i, int | np.integer) else slice(None) for i in _padded(index, self.ndim))]
+
+    def _fill(self, file: BinaryIO, parts: Sequence[slice], whole: NDArray[Any]) -> None:
+        rows, columns = parts[-2:] if self.ndim > 1 else (slice(None), parts[-1])
+        lead = [range(*p.indices(n)) for p, n in zip(parts[:-2], self.shape[:-2], strict=True)]
+        plane = int(np.prod(self.shape[-2:]))
+        for place in np.ndindex(*(len(r) for r in lead)):
+            number = int(np.ravel_multi_index([r[i] for r, i in zip(lead, place, strict=True)], self.shape[:-2])) if lead else 0
+            file.seek(self.offset + number * plane * self.stored.itemsize)
+            voxels = self._plane(file, plane).reshape(self.shape[-2:])[rows, columns]
+            whole[place] = voxels * self.slope + self.inter if self.scaled else voxels
+
+    def _plane(self, file: BinaryIO, count: int) -> NDArray[Any]:
+        wanted = count * self.stored.itemsize
+        data = file.read(wanted)
+        if len(data) != wanted:
+            raise Unreadable(f"{self.path} is cut short: a plane has {len(data)} of its {wanted} bytes; copy it again.")
+        voxels = np.frombuffer(data, self.stored)
+        return voxels.astype(np.float64) if self.scaled else voxels
+
+
+def find_nifti(address: Address) -> Found:
+    """What is in a NIfTI file. Raises NotFound, Unreadable, and ConfigError for keys that a file has no use for."""
+    if address.level is not None or address.array is not None:
+        raise ConfigError(f"{address.text}: a NIfTI file has no levels and no arrays inside; leave the key out.")
+    require(address.path)
+    header = read_header(address.path)
+    voxels = NiftiVoxels(address.path, header)
+    check_dtype(voxels.stored, address.path)
+    _check_length(voxels)
+    chunks = _chunks(voxels)
+    data = da.from_array(voxels, chunks=chunks, name=False, meta=np.empty((0,) * voxels.ndim, voxels.dtype))
+    form = "NIfTI-2" if header.sizeof_hdr == 540 else "NIfTI-1"
+    return Found(address.text, form, data, _axes(voxels.shape), frame_of(header), chunks)
+
+
+def read_header(path: str) -> Any:
+    """The nibabel header. Raises NotFound and Unreadable."""
+    with reading(path), _opened(path) as file:
+        start = file.read(540)
+    kinds: tuple[Any, ...] = (nib.Nifti1Header, nib.Nifti2Header)
+    if not start:
+        raise Unreadable(f"{path} is empty; a NIfTI file was expected.")
+    for kind in kinds:
+        if len(start) >= kind.sizeof_hdr and kind.may_contain_header(start):
+            return _checked_header(path, kind, start[: kind.sizeof_hdr])
+    raise Unreadable(f"{path} does not start with a NIfTI header; a NIfTI file (.nii, .nii.gz) was expected.")
+
+
+def frame_of(header: Any) -> Frame:
+    """Where a header says the voxels are: sform where coded, else qform, else its pixdim without an orientation."""
+    unit = UNITS.get(int(header["xyzt_units"]) & 7, "millimeter")
+    for coded, affine in ((header["sform_code"], header.get_sform), (header["qform_code"], header.get_qform)):
+        if int(coded) > 0 and _regular(affine()):
+            return Frame.of(Grid.from_matrix((1, 1, 1), _lps_from_ras(affine()), unit))
+    x, y, z = (abs(float(v)) for v in header["pixdim"][1:4])
+    return Frame((z, y, x), unit=unit)
+
+
+def ras_from_lps(matrix: NDArray[Any]) -> NDArray[np.float64]:
+    """(k, j, i) -> LPS z, y, x, (4, 4), as NIfTI's (i, j, k) -> RAS x, y, z."""
+    return _reversed(RAS[:, None] * np.asarray(matrix, float))
+
+
+def _lps_from_ras(affine: NDArray[Any]) -> NDArray[np.float64]:
+    return RAS[:, None] * _reversed(np.asarray(affine, float))
+
+
+def _reversed(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    order = [2, 1, 0, 3]
+    return matrix[np.ix_(order, order)]
+
+
+def _regular(affine: NDArray[Any]) -> bool:
+    return bool(np.isfinite(affine).all() and (np.linalg.norm(affine[:3, :3], axis=0) > 0).all())
+
+
+def _checked_header(path: str, kind: Any, block: bytes) -> Any:
+    with reading(path):
+        header = kind.from_fileobj(io.BytesIO(block), check=False)
+        shape = header.get_data_shape()
+        header.get_data_dtype()
+    if bytes(header["magic"])[:2] != b"n+":
+        raise Unreadable(f"{path} keeps its voxels in another file (.hdr and .img); convert it to one .nii file.")
+    if not shape or min(shape) < 1:
+        raise Unreadable(f"{path} has shape {tuple(shape)}; positive numbers of voxels were expected.")
+    return header
+
+
+def _check_length(voxels: NiftiVoxels) -> None:
+    """An uncompressed local file tells at once whether it is whole."""
+    if voxels.path.lower().endswith(".gz") or is_remote(voxels.path):
+        return
+    wanted = voxels.offset + math.prod(voxels.shape) * voxels.stored.itemsize
+    found = os.path.getsize(voxels.path)
+    if found < wanted:
+        raise Unreadable(f"{voxels.path} is cut short: it has {found} bytes, its header promises {wanted}; copy it again.")
+
+
+def _axes(shape: Sequence[int]) -> tuple[Axis, ...]:
+    """The fourth axis is time, the fifth holds components; what is further out has no name."""
+    extra = tuple(Axis(f"axis{i}", "other") for i in range(len(shape) - len(AXES)))
+    return extra + AXES[-len(shape) :]
+
+
+def _chunks(voxels: NiftiVoxels) -> tuple[int, ...]:
+    """Slabs of planes; one chunk for a compressed file, which can only be read from its start."""
+    if voxels.path.lower().endswith(".gz") or voxels.ndim < 3:
+        return voxels.shape
+    plane = math.prod(voxels.shape[-2:]) * voxels.dtype.itemsize
+    slab = max(1, min(voxels.shape[-3], SLAB // max(plane, 1)))
+    return (*(1 for _ in voxels.shape[:-3]), slab, *voxels.shape[-2:])
+
+
+def _padded(index: Any, ndim: int) -> tuple[Any, ...]:
+    parts = index if isinstance(index, tuple) else (index,)
+    return parts + (slice(None),) * (ndim - len(parts))
+
+
+def _slices(index: Any, shape: Sequence[int]) -> list[slice]:
+    parts = _padded(index, len(shape))
+    return [p if isinstance(p, slice) else slice(int(p), int(p) + 1) for p in parts]
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """The uncompressed bytes of a local or remote file."""
+    with fsspec.open(path, "rb") if is_remote(path) else open(path, "rb") as raw:
+        if not path.lower().endswith(".gz"):
+            yield cast(BinaryIO, raw)
+            return
+        with gzip.GzipFile(fileobj=raw) as unpacked:
+            try:
+                yield cast(BinaryIO, unpacked)
+            except (EOFError, gzip.BadGzipFile) as error:
+                raise Unreadable(f"{path} is cut short or damaged: {reason(error)}; copy it again.") from error

@@ -1,0 +1,103 @@
+"""Coarser levels of a stored image, chunk by chunk from the level below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise, product
+from typing import Any
+
+import dask
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from daskreg.grid import Grid, Region
+from daskreg.storage.ngff import SPACE
+
+CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
+COARSEST = 64  # voxels along the longest axis at which a pyramid stops
+Factors = tuple[int, int, int]
+
+
+def pyramid(grid: Grid) -> list[Factors]:
+    """Factors of each level from level 0, (1, 1, 1) first; an axis is halved only while its voxels are the finer ones."""
+    levels = [(1, 1, 1)]
+    while max(grid.coarsen(levels[-1]).shape) > COARSEST:
+        step = _step(grid.coarsen(levels[-1]))
+        z, y, x = (a * b for a, b in zip(levels[-1], step, strict=True))
+        levels.append((z, y, x))
+    return levels
+
+
+def new_array(
+    group: zarr.Group, path: str, shape: tuple[int, int, int], dtype: Any, components: int = 0, chunk: int = CHUNK
+) -> zarr.Array[Any]:
+    """An empty level (Z, Y, X), or (components, Z, Y, X): zstd after byte shuffling, which halves float fields."""
+    lead: tuple[int, ...] = (components,) if components else ()
+    return group.create_array(
+        path,
+        shape=lead + shape,
+        chunks=lead + tuple(min(chunk, n) for n in shape),
+        dtype=dtype,
+        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
+        dimension_names=("c", *SPACE) if components else SPACE,
+        fill_value=0,
+    )
+
+
+def coarsen(source: zarr.Array[Any], target: zarr.Array[Any], step: Factors, *, labels: bool = False) -> None:
+    """Fill ``target`` with block means of ``source`` (or every step-th voxel of labels), one task a target chunk."""
+    tasks = [dask.delayed(_coarsen_chunk)(source, target, r.start, r.stop, step, labels) for r in regions(target)]  # type: ignore[attr-defined]
+    dask.compute(*tasks)  # type: ignore[attr-defined, no-untyped-call]
+
+
+def regions(array: zarr.Array[Any]) -> Iterator[Region]:
+    """The chunks of an array, along z, y, x."""
+    shape, chunks = array.shape[-3:], array.chunks[-3:]
+    for place in product(*(range(0, n, c) for n, c in zip(shape, chunks, strict=True))):
+        z, y, x = (min(a + c, n) for a, c, n in zip(place, chunks, shape, strict=True))
+        yield Region(place, (z, y, x))  # type: ignore[arg-type]
+
+
+def block_mean(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
+    """Means over blocks of ``step`` voxels along the last three axes; blocks at the far edge may be smaller."""
+    wide = voxels.dtype.itemsize > (4 if voxels.dtype.kind == "f" else 2)  # sums beyond what float32 holds
+    total = voxels.astype(np.float64 if wide else np.float32)
+    for axis, k in zip((-3, -2, -1), step, strict=True):
+        if k > 1:
+            total = _axis_mean(total, axis, k)
+    return np.rint(total).astype(voxels.dtype) if voxels.dtype.kind in "iub" else total.astype(voxels.dtype)
+
+
+def _axis_mean(values: NDArray[Any], axis: int, k: int) -> NDArray[Any]:
+    starts = np.arange(0, values.shape[axis], k)
+    counts = np.diff(np.append(starts, values.shape[axis])).astype(values.dtype)
+    return np.asarray(np.add.reduceat(values, starts, axis) / counts.reshape((-1,) + (1,) * (-axis - 1)))
+
+
+def _step(grid: Grid) -> Factors:
+    finest = min(s for s, n in zip(grid.spacing, grid.shape, strict=True) if n > 1)
+    z, y, x = (2 if n > 1 and s < 1.5 * finest else 1 for s, n in zip(grid.spacing, grid.shape, strict=True))
+    return z, y, x
+
+
+def _coarsen_chunk(
+    source: zarr.Array[Any], target: zarr.Array[Any], start: Factors, stop: Factors, step: Factors, labels: bool
+) -> None:
+    lead = (slice(None),) * (target.ndim - 3)
+    fine = tuple(slice(a * k, min(b * k, n)) for a, b, k, n in zip(start, stop, step, source.shape[-3:], strict=True))
+    voxels = np.asarray(source[lead + fine])
+    every = lead + tuple(slice(None, None, k) for k in step)
+    target[lead + Region(start, stop).slices] = voxels[every] if labels else block_mean(voxels, step)
+
+
+def steps(levels: list[Factors]) -> list[Factors]:
+    """Factors from each level to the next."""
+    return [_ratio(b, a) for a, b in pairwise(levels)]
+
+
+def _ratio(coarse: Factors, fine: Factors) -> Factors:
+    z, y, x = (math.floor(b / a) for a, b in zip(fine, coarse, strict=True))
+    return z, y, x

@@ -1,0 +1,343 @@
+"""RUN.zarr: the result of one registration, complete or visibly not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+
+from daskreg.errors import IncompleteRun, NotFound, OutputExists, Unreadable
+from daskreg.grid import Grid, Region
+from daskreg.storage import ngff
+from daskreg.storage.address import is_remote, join, parse_address
+from daskreg.storage.atomic import beside, exists, remove, require_place
+from daskreg.storage.faults import reading, writing
+from daskreg.storage.found import Level
+from daskreg.storage.images import Volume
+from daskreg.storage.pyramid import CHUNK, Factors, coarsen, new_array, pyramid, steps
+from daskreg.storage.stores import attributes, lazy, open_node
+
+FORMAT = 1
+DISPLACEMENT = "transform/displacement"
+MEANING = (
+    "phi(x) = A (x + d(x)) maps a point x of the fixed image to its place in the moving image. Points are in the world, LPS, "
+    "in the unit of the fixed grid, components in the order z, y, x. A is 'affine', (4, 4), homogeneous, applied to column "
+    "vectors (z, y, x, 1). d is the array 'transform/displacement' on the fixed grid, components z, y, x first, in world units, "
+    "interpolated trilinearly, zero outside the fixed grid and where the array is absent. moved(x) = moving(phi(x))."
+)
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """One Zarr v3 group: ``moved`` and ``transform/displacement`` as NGFF 0.5 images, the affine and provenance as attributes.
+
+    Every process that writes opens it with ``attach``; each chunk has one writer. Only ``finish`` makes it complete.
+    """
+
+    path: str
+    _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def create(cls, path: str | Path, *, fixed: Grid, moving: Grid, overwrite: bool = False) -> RunStore:
+        """A new, incomplete run. What it replaces stands aside until ``finish``.
+
+        Raises OutputExists, OutputError, OutOfSpace.
+        """
+        place = _place(path)
+        _refuse_existing(place, overwrite)
+        require_place(place, overwrite)
+        state = _new_state(fixed, moving)
+        with writing(place):
+            if exists(place):
+                state["replaces"] = _set_aside(place)
+            group = zarr.create_group(place, zarr_format=3, attributes={"daskreg": state})
+            group.create_group("transform", attributes=_transform_attributes(np.eye(4)))
+        return cls(place)
+
+    @classmethod
+    def attach(cls, path: str | Path) -> RunStore:
+        """A run, complete or not, to write to or look at. Raises NotFound, and Unreadable when it is none."""
+        store = cls(_place(path))
+        _ = store.state
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunStore:
+        """A complete run. Raises NotFound, Unreadable and IncompleteRun."""
+        store = cls.attach(path)
+        if not store.complete:
+            raise IncompleteRun(_incomplete(store.path, store.state))
+        return store
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the root says about the run, read now. Raises NotFound and Unreadable."""
+        node = open_node(self.path)
+        own = attributes(node).get("daskreg")
+        if not isinstance(node, zarr.Group) or not isinstance(own, dict) or own.get("kind") != "run":
+            raise Unreadable(f"{self.path} is not a daskreg run; a RUN.zarr that 'daskreg register' wrote was expected.")
+        if own.get("format") != FORMAT:
+            raise Unreadable(
+                f"{self.path} has run format {own.get('format')}, {FORMAT} was expected; use the daskreg that wrote it."
+            )
+        return own
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run finished."""
+        return bool(self.state.get("complete"))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What ``finish`` was given."""
+        return dict(self.state.get("provenance", {}))
+
+    @property
+    def fixed_grid(self) -> Grid:
+        """Grid of the fixed image, of ``moved`` and of the displacement."""
+        return self._grid("fixed")
+
+    @property
+    def moving_grid(self) -> Grid:
+        """Grid of the moving image."""
+        return self._grid("moving")
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4) world -> world, fixed to moving points, order z, y, x, 1; the identity until it is set."""
+        with reading(self.path):
+            return np.asarray(self._group["transform"].attrs["daskreg"]["affine"], float)  # type: ignore[call-overload, index]
+
+    def set_affine(self, matrix: ArrayLike) -> None:
+        """Store the affine part, (4, 4). Raises ValueError for another shape or numbers that are not finite."""
+        affine = np.asarray(matrix, float)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise ValueError(f"an affine of shape {affine.shape} was given; (4, 4) finite numbers were expected.")
+        with writing(self.path):
+            self._group["transform"].attrs.update(_transform_attributes(affine))
+
+    def create_image(self, name: str, grid: Grid, dtype: Any = np.float32, components: int = 0, chunk: int = CHUNK) -> None:
+        """An empty image (Z, Y, X), or (components, Z, Y, X), level 0 only, cut into chunks of ``chunk`` voxels an axis."""
+        with writing(self.path):
+            group = self._group.require_group(name)
+            array = new_array(group, "0", grid.shape, dtype, components, chunk)
+            group.attrs.update(ngff.group_attributes(grid, [("0", (1, 1, 1))], name, components))
+        self._arrays[f"{name}/0"] = array
+
+    def has(self, name: str) -> bool:
+        """Whether the image is there."""
+        return name in self._group
+
+    def chunk(self, name: str) -> tuple[int, int, int]:
+        """Voxels (z, y, x) of a chunk of level 0: what a writer's region must align to."""
+        z, y, x = self._array(name, 0).chunks[-3:]
+        return z, y, x
+
+    def write(self, name: str, region: Region, voxels: NDArray[Any]) -> None:
+        """Whole chunks of level 0: voxels (Z, Y, X) or (components, Z, Y, X) of ``region``.
+
+        Raises ValueError unless the region starts and ends at chunk boundaries or the image's edge, OutOfSpace, OutputError.
+        """
+        array = self._array(name, 0)
+        _require_whole_chunks(name, region, array)
+        lead = array.shape[:-3]
+        if voxels.shape != lead + region.shape:
+            raise ValueError(f"{name}: voxels of shape {voxels.shape} were given for {lead + region.shape}.")
+        with writing(join(self.path, name)):
+            array[(slice(None),) * len(lead) + region.slices] = voxels
+
+    def build_pyramid(self, name: str) -> None:
+        """Coarser levels by block mean until the longest axis has 64 voxels, through Dask, each from the one before."""
+        grid, below = self._image_grid(name), self._array(name, 0)
+        factors = pyramid(grid)
+        components = below.shape[0] if below.ndim == 4 else 0
+        with writing(join(self.path, name)):
+            group = self._group.require_group(name)
+            for k, step in enumerate(steps(factors), 1):
+                level = new_array(group, str(k), grid.coarsen(factors[k]).shape, below.dtype, components, self.chunk(name)[-1])
+                coarsen(below, level, step)
+                below = level
+            group.attrs.update(ngff.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, components))
+
+    def read_image(self, name: str, level: int = 0) -> Volume:
+        """A scalar image, lazily. Raises NotFound and Unreadable."""
+        array, grids = self._array(name, level), self._level_grids(name)
+        levels = tuple(Level(str(k), g.shape, g.spacing) for k, g in enumerate(grids))
+        where = join(self.path, name)
+        return Volume(lazy(array, where), grids[level], where, "OME-Zarr 0.5, Zarr v3", levels)
+
+    def displacement(self, level: int = 0) -> da.Array:
+        """(3, Z, Y, X) float32, world units, components z, y, x, lazily. Raises NotFound when the run has none."""
+        return lazy(self._array(DISPLACEMENT, level), join(self.path, DISPLACEMENT))
+
+    def displacement_grid(self, level: int = 0) -> Grid:
+        """The grid of a level of the displacement. Raises NotFound."""
+        return self._level_grids(DISPLACEMENT)[level]
+
+    def finish(self, provenance: Mapping[str, Any]) -> None:
+        """Write the provenance and, last, that the run is complete; delete what it replaced."""
+        state = self.state
+        replaced = state.pop("replaces", None)
+        state |= {"provenance": _plain(provenance), "complete": True, "finished": _now()}
+        with writing(self.path):
+            _set_root(self.path, state)
+            if replaced:
+                remove(os.path.join(os.path.dirname(self.path), replaced))
+
+    def abandon(self) -> None:
+        """Delete the run and put back what it was to replace."""
+        replaced = self.state.get("replaces")
+        with writing(self.path):
+            remove(self.path)
+            if replaced:
+                os.rename(os.path.join(os.path.dirname(self.path), replaced), self.path)
+
+    @property
+    def _group(self) -> zarr.Group:
+        with reading(self.path):
+            return zarr.open_group(self.path, mode="r+")
+
+    def _grid(self, which: str) -> Grid:
+        with reading(self.path):
+            return ngff.grid_from_attributes(self.state[which])
+
+    def _array(self, name: str, level: int) -> zarr.Array[Any]:
+        """Opened once a process: a rank writes thousands of chunks."""
+        key = f"{name}/{level}"
+        if key not in self._arrays:
+            node = self._group.get(key)
+            if not isinstance(node, zarr.Array):
+                raise NotFound(f"{self.path} has no image {key!r}; it has {', '.join(self._group.group_keys())}.")
+            self._arrays[key] = node
+        return self._arrays[key]
+
+    def _image_grid(self, name: str) -> Grid:
+        with reading(join(self.path, name)):
+            return ngff.grid_from_attributes(self._group[name].attrs["daskreg"]["grid"])  # type: ignore[call-overload, index, arg-type]
+
+    def _level_grids(self, name: str) -> list[Grid]:
+        where = join(self.path, name)
+        multiscale = ngff.parse(where, attributes(open_node(where)))
+        if multiscale is None or multiscale.grid is None:
+            raise Unreadable(f"{where} has no multiscales metadata; the run is damaged.")
+        factors: list[Factors] = pyramid(multiscale.grid)
+        return [multiscale.grid.coarsen(factors[k]) for k in range(len(multiscale.datasets))]
+
+
+def _place(path: str | Path) -> str:
+    clean = parse_address(path).path
+    return clean if is_remote(clean) else os.path.abspath(clean)
+
+
+def _new_state(fixed: Grid, moving: Grid) -> dict[str, Any]:
+    return {
+        "kind": "run",
+        "format": FORMAT,
+        "complete": False,
+        "started": _now(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "fixed": ngff.grid_attributes(fixed),
+        "moving": ngff.grid_attributes(moving),
+    }
+
+
+def _transform_attributes(affine: NDArray[np.float64]) -> dict[str, Any]:
+    return {"daskreg": {"meaning": MEANING, "order": "z, y, x, 1", "affine": affine.tolist(), "displacement": DISPLACEMENT}}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _refuse_existing(path: str, overwrite: bool) -> None:
+    if overwrite or not exists(path):
+        return
+    try:
+        kind = "a complete run" if RunStore.attach(path).complete else "an incomplete run"
+    except (Unreadable, NotFound):
+        kind = "something that is not a daskreg run"
+    raise OutputExists(f"{path} exists already: {kind}; choose another name, or replace it with --overwrite (overwrite=True).")
+
+
+def _set_aside(path: str) -> str | None:
+    """The name of the sibling the old store now has; remote stores cannot be renamed, there it is deleted."""
+    if is_remote(path):
+        remove(path)
+        return None
+    aside = beside(path, "replaced")
+    if exists(aside):
+        remove(path)  # a run that died while replacing the one that still stands aside
+    else:
+        os.rename(path, aside)
+    return os.path.basename(aside)
+
+
+def _incomplete(path: str, state: Mapping[str, Any]) -> str:
+    host, pid = state.get("host"), state.get("pid")
+    alive = f"died, or is still going on {host}"
+    if host == socket.gethostname() and isinstance(pid, int):
+        alive = f"is still going (process {pid})" if _is_running(pid) else f"died (process {pid} is gone)"
+    older = f" What it was to replace is kept in {state['replaces']} beside it." if state.get("replaces") else ""
+    started = state.get("started")
+    return f"{path} is incomplete: the run started {started} and {alive}; wait for it, or repeat it with --overwrite.{older}"
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _require_whole_chunks(name: str, region: Region, array: zarr.Array[Any]) -> None:
+    """One owner a chunk: two writers of one chunk lose each other's voxels."""
+    for axis, a, b, c, n in zip(ngff.SPACE, region.start, region.stop, array.chunks[-3:], array.shape[-3:], strict=True):
+        if not 0 <= a < b <= n or a % c or (b % c and b != n):
+            raise ValueError(f"{name}: {axis} {a}:{b} is not whole chunks of {c} voxels in an image of {n}.")
+
+
+def _plain(value: Any) -> Any:
+    """JSON without NaN; what JSON does not know becomes text."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+
+
+def _set_root(path: str, state: Mapping[str, Any]) -> None:
+    """Replace the root's attributes in one step that survives a power cut."""
+    if is_remote(path):
+        zarr.open_group(path, mode="r+").attrs.put({"daskreg": dict(state)})
+        return
+    target = os.path.join(path, "zarr.json")
+    with open(target, encoding="utf-8") as file:
+        tree = json.load(file)
+    tree["attributes"]["daskreg"] = dict(state)
+    temporary = f"{target}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(tree, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+    folder = os.open(path, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)

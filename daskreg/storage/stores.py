@@ -1,0 +1,150 @@
+"""Zarr nodes opened with our errors, and read lazily with errors that name the chunk."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from daskreg.errors import NotFound, Unreadable
+from daskreg.storage.address import is_remote
+from daskreg.storage.faults import reading, reason, require
+
+METADATA = ("zarr.json", ".zgroup", ".zarray")
+LARGEST = 128 << 20  # bytes a Dask chunk may have: a larger shard is read in parts
+SMALLEST = 4 << 20  # bytes below which neighbouring chunks are read together: graphs stay small
+
+
+def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
+    """The Zarr array or group at a path.
+
+    Raises NotFound when nothing is there, Unreadable when it is no Zarr or may not be read.
+    """
+    require(path)
+    if not is_remote(path) and os.path.isdir(path):
+        _require_metadata(path)
+    elif not is_remote(path) and not path.endswith(".zip"):
+        raise Unreadable(f"{path} is a file; OME-Zarr, Zarr (a folder or .zip) and NIfTI (.nii, .nii.gz) are read.")
+    with reading(path):
+        return zarr.open(path, mode="r")
+
+
+def attributes(node: zarr.Array[Any] | zarr.Group) -> dict[str, Any]:
+    """The attributes as plain JSON."""
+    return dict(node.attrs)
+
+
+class Checked:
+    """A Zarr array whose failed reads are Unreadable and name the voxels."""
+
+    def __init__(self, array: zarr.Array[Any], name: str) -> None:
+        """``name`` is what errors call it."""
+        self.array, self.name = array, name
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """The voxels, decoded now. Raises Unreadable."""
+        try:
+            return np.asarray(self.array[index])
+        except MemoryError:
+            raise
+        except Exception as error:
+            where = " ".join(f"{s.start}:{s.stop}" for s in self._damaged(index))
+            raise Unreadable(f"{self.name}: the chunk at {where} is damaged: {reason(error)}; restore it.") from error
+
+    def _damaged(self, index: Any) -> Sequence[slice]:
+        """The first chunk inside ``index`` that cannot be read, the whole of it when each one can."""
+        spans = _spans(index, self.shape)
+        for box in product(*(_within(s, c) for s, c in zip(spans, self.array.chunks, strict=True))):
+            try:
+                _ = self.array[box]
+            except Exception:  # noqa: BLE001 - the caller raises it, with this place
+                return box
+        return spans
+
+
+def lazy(array: zarr.Array[Any], name: str) -> da.Array:
+    """A Dask array over a Zarr array: one Dask chunk a shard, or whole chunks of a handy size."""
+    check_dtype(array.dtype, name)
+    chunks = dask_chunks(array.shape, array.chunks, array.shards, array.dtype.itemsize)
+    voxels: da.Array = da.from_array(
+        Checked(array, name), chunks=chunks, name=False, meta=np.empty((0,) * array.ndim, array.dtype)
+    )
+    return voxels
+
+
+def dask_chunks(shape: Sequence[int], chunks: Sequence[int], shards: Sequence[int] | None, itemsize: int) -> tuple[int, ...]:
+    """Chunk lengths that are multiples of the stored ones, between SMALLEST and LARGEST bytes where that is possible."""
+    if shards is not None and math.prod(shards) * itemsize <= LARGEST:
+        chunks = shards
+    length = [min(c, n) if n else 1 for c, n in zip(chunks, shape, strict=True)]
+    whole = list(shards) if shards is not None else list(shape)
+    for axis in reversed(range(len(length))):
+        while math.prod(length) * itemsize < SMALLEST and length[axis] < min(whole[axis], shape[axis]):
+            length[axis] = min(2 * length[axis], whole[axis], shape[axis])
+    return tuple(length)
+
+
+def check_dtype(dtype: np.dtype[Any], name: str) -> None:
+    """Raises Unreadable unless voxels are real numbers or booleans of at most 8 bytes."""
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise Unreadable(f"{name} holds {dtype} voxels; real numbers were expected: convert it first.")
+
+
+def member(group: zarr.Group, inner: str, name: str) -> zarr.Array[Any]:
+    """The array at a path in a group. Raises NotFound and Unreadable."""
+    try:
+        with reading(name):
+            node = group[inner]
+    except (NotFound, KeyError) as error:
+        raise NotFound(f"{name} has no array {inner!r}, which its metadata promises.") from error
+    except Unreadable as error:
+        if isinstance(error.__cause__, KeyError):
+            raise NotFound(f"{name} has no array {inner!r}, which its metadata promises.") from error
+        raise
+    if not isinstance(node, zarr.Array):
+        raise Unreadable(f"{name}: {inner!r} is a group; an array was expected.")
+    return node
+
+
+def dimension_names(array: zarr.Array[Any]) -> Sequence[str | None] | None:
+    """What the array calls its axes, in Zarr v3 or in xarray's way."""
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    return names if isinstance(names, list | tuple) else None
+
+
+def children(group: zarr.Group) -> Mapping[str, zarr.Array[Any] | zarr.Group]:
+    """Direct members, empty where the store cannot list them."""
+    try:
+        return dict(group.members())
+    except (OSError, NotImplementedError, ValueError):
+        return {}
+
+
+def _require_metadata(path: str) -> None:
+    with reading(path):
+        found = set(os.listdir(path))
+    if not found & set(METADATA):
+        raise Unreadable(f"{path} is a folder without Zarr metadata ({', '.join(METADATA)}); a Zarr store was expected.")
+
+
+def _spans(index: Any, shape: Sequence[int]) -> list[slice]:
+    """Basic indexing as one plain slice an axis."""
+    parts = index if isinstance(index, tuple) else (index,)
+    parts += (slice(None),) * (len(shape) - len(parts))
+    return [
+        slice(*p.indices(n)[:2]) if isinstance(p, slice) else slice(int(p), int(p) + 1) for p, n in zip(parts, shape, strict=True)
+    ]
+
+
+def _within(span: slice, chunk: int) -> list[slice]:
+    """The span cut at chunk boundaries."""
+    starts = range(span.start // chunk * chunk, span.stop, chunk)
+    return [slice(max(a, span.start), min(a + chunk, span.stop)) for a in starts]

@@ -1,0 +1,109 @@
+"""Images in Zarr stores: OME-Zarr groups, one level of them, and bare arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zarr
+
+from daskreg.errors import ConfigError, NotFound, Unreadable
+from daskreg.storage import ngff
+from daskreg.storage.address import Address, parent
+from daskreg.storage.found import Found, Level
+from daskreg.storage.stores import attributes, children, dimension_names, lazy, member, open_node
+
+DEPTH = 4  # how many folders above an array are searched for the multiscales metadata it belongs to
+
+
+def find_zarr(address: Address) -> Found:
+    """What is at an address.
+
+    Raises NotFound, Unreadable, and ConfigError for a level where there are none.
+    """
+    node = open_node(address.node)
+    if isinstance(node, zarr.Group):
+        return _in_group(node, address)
+    if address.level is not None:
+        raise ConfigError(f"{address.text}: a single array has no levels; leave '::level=' out, or point at the group above.")
+    return _level_of_parent(node, address) or _bare(node, address)
+
+
+def _in_group(group: zarr.Group, address: Address) -> Found:
+    multiscale = ngff.parse(address.node, attributes(group))
+    if multiscale is None:
+        raise Unreadable(_no_image(group, address))
+    level = multiscale.index(address.level if address.level is not None else 0)
+    if level is None:
+        paths = ", ".join(f"{i} ({d.path})" for i, d in enumerate(multiscale.datasets))
+        raise NotFound(f"{address.node} has no level {address.level!r}; it has {paths}.")
+    return _found(group, multiscale, level, address)
+
+
+def _found(group: zarr.Group, multiscale: ngff.Multiscale, level: int, address: Address) -> Found:
+    array = member(group, multiscale.datasets[level].path, address.node)
+    if array.ndim != len(multiscale.axes):
+        raise Unreadable(f"{address.node}: level {level} has {array.ndim} axes, its metadata names {len(multiscale.axes)}.")
+    return Found(
+        address.text,
+        f"OME-Zarr {multiscale.version}, Zarr v{array.metadata.zarr_format}",
+        lazy(array, address.node),
+        multiscale.axes,
+        multiscale.frame(address.node, level),
+        array.shards or array.chunks,
+        _levels(group, multiscale, address.node),
+        multiscale.channels,
+    )
+
+
+def _levels(group: zarr.Group, multiscale: ngff.Multiscale, name: str) -> tuple[Level, ...]:
+    order = ngff.spatial(multiscale.axes) or range(len(multiscale.axes))
+    levels = []
+    for dataset in multiscale.datasets:
+        shape = member(group, dataset.path, name).shape
+        if len(shape) == len(multiscale.axes):
+            levels.append(Level(dataset.path, tuple(shape[i] for i in order), tuple(dataset.scale[i] for i in order)))
+    return tuple(levels)
+
+
+def _level_of_parent(array: zarr.Array[Any], address: Address) -> Found | None:
+    """The array as a level of the multiscale image it lies in, None when it lies in none."""
+    above = address.node
+    for _ in range(DEPTH):
+        below, above = above, parent(above)
+        if above == below:
+            return None
+        found = _as_level(above, address)
+        if found is not None:
+            return found
+    return None
+
+
+def _as_level(above: str, address: Address) -> Found | None:
+    try:
+        group = open_node(above)
+    except (NotFound, Unreadable):
+        return None
+    multiscale = ngff.parse(above, attributes(group)) if isinstance(group, zarr.Group) else None
+    level = multiscale.index(address.node[len(above) :].strip("/")) if multiscale else None
+    return None if multiscale is None or level is None else _found(group, multiscale, level, address)  # type: ignore[arg-type]
+
+
+def _bare(array: zarr.Array[Any], address: Address) -> Found:
+    axes = ngff.guessed_axes(dimension_names(array), array.ndim)
+    form = f"Zarr v{array.metadata.zarr_format} array"
+    return Found(address.text, form, lazy(array, address.node), axes, None, array.shards or array.chunks)
+
+
+def _no_image(group: zarr.Group, address: Address) -> str:
+    inside = children(group)
+    name = address.node
+    own = attributes(group).get("daskreg")
+    if isinstance(own, dict) and own.get("kind") == "run":
+        return f"{name} is a daskreg run, not an image; its resampled moving image is '{name}/moved'."
+    images = [k for k, v in inside.items() if isinstance(v, zarr.Group) and ngff.holds_image(attributes(v))]
+    if images:
+        return f"{name} holds images inside; choose one with '::array={min(images)}' (there are {', '.join(sorted(images))})."
+    arrays = sorted(k for k, v in inside.items() if isinstance(v, zarr.Array))
+    if arrays:
+        return f"{name} has no multiscales metadata; choose an array with '::array={arrays[0]}' (there are {', '.join(arrays)})."
+    return f"{name} is a Zarr group without an image in it; an OME-Zarr image or a Zarr array was expected."

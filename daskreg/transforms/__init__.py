@@ -1,0 +1,1 @@
+"""Maps from fixed to moving points: siblings of the similarities and the optimisers."""

@@ -1,0 +1,96 @@
+"""Rigid, similarity and affine maps of world points, by a few parameters that each move a point comparably."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from daskreg.grid import Grid
+
+Matrix = NDArray[np.float64]
+Kind = Literal["rigid", "similarity", "affine"]
+PARAMETERS = {"rigid": 6, "similarity": 7, "affine": 12}
+
+
+def translation(t: NDArray[np.float64]) -> Matrix:
+    """(4, 4) of a shift in world units, order z, y, x."""
+    m = np.eye(4)
+    m[:3, 3] = t
+    return m
+
+
+def about(center: NDArray[np.float64], linear: NDArray[np.float64]) -> Matrix:
+    """(4, 4) of a linear map (3, 3) that leaves ``center`` in place."""
+    m = np.eye(4)
+    m[:3, :3] = linear
+    m[:3, 3] = center - linear @ center
+    return m
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """``W(q) = W0 T(q) L(q)``: parameters q act in the fixed space about ``center``, before the map ``start``.
+
+    A unit of any parameter moves points at distance ``radius`` by about one world unit: angles, scales and shears are
+    divided by ``radius``, translations are in world units.
+    """
+
+    kind: Kind
+    center: NDArray[np.float64]
+    radius: float
+    start: Matrix
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return PARAMETERS[self.kind]
+
+    def matrix(self, q: NDArray[np.float64]) -> Matrix:
+        """World matrix (4, 4), fixed to moving points."""
+        return self.start @ translation(q[:3]) @ about(self.center, self._linear(q[3:] / self.radius))
+
+    def _linear(self, a: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.kind == "affine":
+            return np.eye(3) + a.reshape(3, 3)
+        turn = np.asarray(Rotation.from_rotvec(a[2::-1]).as_matrix())[::-1, ::-1]  # SciPy turns x, y, z
+        return turn * np.exp(a[3]) if self.kind == "similarity" else turn
+
+    def pull_back(self, q: NDArray[np.float64], slope: Matrix) -> NDArray[np.float64]:
+        """dC/dq from dC/dW (4, 4); the model's own derivative by central differences, exact to 1e-9."""
+        h = 1e-5 * self.radius
+        steps = np.eye(self.size) * h
+        return np.array([np.sum(slope * (self.matrix(q + e) - self.matrix(q - e))) / (2 * h) for e in steps])
+
+
+def index_map(world: Matrix, fixed: Grid, moving: Grid) -> Matrix:
+    """(4, 4): fixed voxel index to moving voxel index, of a world map from fixed to moving points."""
+    return np.asarray(moving.world_to_index @ world @ fixed.index_to_world)
+
+
+def world_slope(slope: Matrix, fixed: Grid, moving: Grid) -> Matrix:
+    """dC/dW from the derivative with respect to the index map: the transpose of ``index_map``."""
+    return np.asarray(moving.world_to_index.T @ slope @ fixed.index_to_world.T)
+
+
+def fixed_point(index_matrix: Matrix) -> tuple[np.int64, ...]:
+    """(A t) as 12 integers in units of 2^-32 voxel: what the sampler adds up exactly."""
+    return tuple(np.int64(round(float(v) * 2.0**32)) for v in index_matrix[:3].ravel())
+
+
+def linear_part(index_matrix: Matrix) -> tuple[np.float32, ...]:
+    """S = A as 9 float32, row by row."""
+    return tuple(np.float32(v) for v in index_matrix[:3, :3].ravel())
+
+
+def affine_slope(rows: NDArray[np.float32], first: int) -> NDArray[np.float64]:
+    """Per-plane dC/dA and dC/dt, (12, Z) float64 in the order of (A t)'s rows, from the kernel's row sums (6, Z, Y)."""
+    d = rows.astype(np.float64)
+    y = np.arange(d.shape[2])
+    z = np.arange(d.shape[1]) + first
+    dt, dx = d[:3].sum(axis=2), d[3:].sum(axis=2)
+    dy = (d[:3] * y).sum(axis=2)
+    return np.stack([part for c in range(3) for part in (dt[c] * z, dy[c], dx[c], dt[c])])

@@ -1,0 +1,66 @@
+"""``describe`` tells what is there, also where it cannot be registered as it is."""
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+
+from daskreg.errors import NotFound
+from daskreg.grid import Grid
+from daskreg.storage import RunStore, describe, write_image
+from tests.unit.storage.stores import axes, dataset, ome_zarr, simple, voxels
+
+
+def test_an_image_is_described(tmp_path):
+    info = describe(simple(tmp_path / "a.zarr"))
+    assert (info.shape, info.axes, info.spacing, info.unit, info.dtype) == (
+        (6, 7, 8),
+        ("z", "y", "x"),
+        (2, 1, 0.5),
+        "micrometer",
+        "uint16",
+    )
+    assert info.hint is None
+    text = "\n".join(info.lines())
+    for part in ("6 x 7 x 8", "2 x 1 x 0.5 micrometer", "10, 20, 30", "not stated: taken as LPS", "chunks 4 x 4 x 4", "level 0"):
+        assert part in text
+    assert json.loads(json.dumps(info.as_dict()))["levels"][0]["path"] == "0"
+
+
+def test_channels_to_choose_from_are_a_hint(tmp_path):
+    path = ome_zarr(tmp_path / "a.zarr", [voxels((2, 6, 7, 8))], [dataset("0", (1, 2, 1, 1))], axis_list=axes("czyx"))
+    info = describe(path)
+    assert info.shape == (2, 6, 7, 8)
+    assert info.spacing == (2, 1, 1)
+    assert "::channel=0" in (info.hint or "")
+
+
+def test_a_bare_array_is_described_with_a_hint(tmp_path):
+    zarr.create_array(str(tmp_path / "a.zarr"), data=voxels())
+    info = describe(tmp_path / "a.zarr")
+    assert info.spacing is None
+    assert "--spacing" in info.lines()[-1]
+
+
+def test_a_flat_image_is_described_with_a_hint(tmp_path):
+    info = describe(ome_zarr(tmp_path / "a.zarr", [voxels((6, 7))], [dataset("0", (1, 1))], axis_list=axes("yx")))
+    assert "3D" in (info.hint or "")
+
+
+def test_nifti_files_and_arrays_are_described(tmp_path):
+    write_image(tmp_path / "a.nii.gz", voxels(), Grid((6, 7, 8), unit="mm", oriented=True))
+    assert describe(tmp_path / "a.nii.gz").oriented
+    assert describe(np.zeros((3, 4, 5))).shape == (3, 4, 5)
+    with pytest.raises(NotFound):
+        describe(tmp_path / "b.nii.gz")
+
+
+def test_runs_are_described(tmp_path):
+    run = RunStore.create(tmp_path / "r.zarr", fixed=Grid((6, 7, 8), unit="mm"), moving=Grid((5, 5, 5), unit="mm"))
+    assert "incomplete" in (describe(tmp_path / "r.zarr").hint or "")
+    run.create_image("moved", run.fixed_grid)
+    run.finish({})
+    text = "\n".join(describe(tmp_path / "r.zarr").lines())
+    for part in ("daskreg run", "complete   yes", "moving     5 x 5 x 5", "moved      yes", "displacement no"):
+        assert part in text

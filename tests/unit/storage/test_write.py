@@ -1,0 +1,110 @@
+"""Outputs are whole or not there."""
+
+import errno
+import os
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from ome_zarr_models.v05.image import Image
+
+from daskreg.errors import GridError, OutOfSpace, OutputError, OutputExists
+from daskreg.grid import Grid
+from daskreg.storage import open_volume, write_image
+from daskreg.storage.pyramid import block_mean, pyramid
+
+FLIPPED = ((-1, 0, 0), (0, 0, 1), (0, 1, 0))
+GRID = Grid((20, 70, 130), (2.0, 1.0, 1.0), (5.0, -6.0, 7.0), FLIPPED, "um", True)
+
+
+def image(dtype="float32"):
+    return np.random.default_rng(0).integers(0, 200, GRID.shape).astype(dtype)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_written_store_is_read_back_the_same(tmp_path, lazy, place):
+    path = str(tmp_path / "a.ome.zarr") if place == "local" else f"memory://{tmp_path.name}/a.ome.zarr"
+    write_image(path, da.from_array(image(), chunks=(7, 70, 33)) if lazy else image(), GRID)
+    v = open_volume(path)
+    assert v.grid == GRID
+    np.testing.assert_array_equal(v.read(), image())
+    coarse = open_volume(path + "::level=1")
+    assert coarse.grid == GRID.coarsen((1, 2, 2))
+    np.testing.assert_allclose(coarse.read()[0, 0, 0], image()[0, :2, :2].mean(), rtol=1e-6)
+
+
+def test_the_metadata_is_valid_ngff_and_states_orientation_by_itself(tmp_path):
+    write_image(tmp_path / "a.zarr", image(), GRID)
+    group = zarr.open_group(str(tmp_path / "a.zarr"))
+    Image.from_zarr(group)
+    own = dict(group.attrs)
+    del own["daskreg"]
+    group.attrs.put(own)
+    g = open_volume(tmp_path / "a.zarr").grid
+    assert g.oriented
+    np.testing.assert_allclose(g.index_to_world, GRID.index_to_world, atol=1e-9)
+
+
+def test_labels_keep_their_values_at_every_level(tmp_path):
+    labels = image("uint16") // 100 * 7
+    write_image(tmp_path / "a.zarr", labels, GRID, labels=True)
+    v = open_volume(tmp_path / "a.zarr::level=1")
+    np.testing.assert_array_equal(v.read(), labels[:, ::2, ::2])
+    np.testing.assert_allclose(v.grid.origin, GRID.origin)
+
+
+def test_block_means_at_the_edge_are_of_the_voxels_there():
+    np.testing.assert_allclose(block_mean(np.array([[[1.0, 3.0, 5.0]]]), (2, 2, 2)), [[[2.0, 5.0]]])
+    np.testing.assert_array_equal(block_mean(np.array([[[1, 4, 250]]], np.uint8), (1, 1, 2)), [[[2, 250]]])
+
+
+def test_pyramids_halve_the_fine_axes_first_and_stop():
+    assert pyramid(GRID) == [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
+    assert pyramid(Grid((5, 5, 5))) == [(1, 1, 1)]
+    assert pyramid(Grid((1, 200, 1)))[-1] == (1, 4, 1)
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", "zarr"])
+def test_nothing_is_overwritten_unasked(tmp_path, ending):
+    path = str(tmp_path / f"a.{ending}")
+    write_image(path, image(), GRID)
+    with pytest.raises(OutputExists, match="--overwrite"):
+        write_image(path, image() + 1, GRID)
+    write_image(path, image() + 1, GRID, overwrite=True)
+    np.testing.assert_array_equal(open_volume(path).read(), image() + 1)
+    assert os.listdir(tmp_path) == [f"a.{ending}"]
+
+
+def test_a_folder_of_other_things_is_never_deleted(tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "thesis.tex").write_text("x")
+    with pytest.raises(OutputError, match="neither image nor run"):
+        write_image(tmp_path / "a.zarr", image(), GRID, overwrite=True)
+    assert (tmp_path / "a.zarr" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz", "zarr"])
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, OutOfSpace), (errno.EDQUOT, OutOfSpace), (errno.EROFS, OutputError)])
+def test_a_full_disk_leaves_the_old_output_and_nothing_else(tmp_path, monkeypatch, ending, number, kind):
+    path = str(tmp_path / f"a.{ending}")
+    write_image(path, image(), GRID)
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("daskreg.storage.write.slabs" if "nii" in ending else "daskreg.storage.write._store", fail)
+    with pytest.raises(kind, match="a\\."):
+        write_image(path, image() + 1, GRID, overwrite=True)
+    np.testing.assert_array_equal(open_volume(path).read(), image())
+    assert os.listdir(tmp_path) == [f"a.{ending}"]
+
+
+def test_places_and_shapes_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(OutputError, match="create it first"):
+        write_image(tmp_path / "none" / "a.nii", image(), GRID)
+    with pytest.raises(OutputError, match="ending"):
+        write_image(tmp_path / "a.png", image(), GRID)
+    with pytest.raises(GridError, match="do not fit"):
+        write_image(tmp_path / "a.nii", image()[1:], GRID)
