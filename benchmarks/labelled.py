@@ -18,7 +18,6 @@ from typing import Any
 import measure
 import opponents
 
-
 Step = Callable[["Pair", Path], dict[str, Any]]  # (pair, work folder) -> row
 Own = Callable[..., dict[str, Any]]  # (pair, work folder, args=)
 Theirs = Callable[..., dict[str, Any]]  # (opponent's name, pair, work folder, args=)
@@ -116,7 +115,8 @@ def _daskreg(pair: Pair, work: Path, args: argparse.Namespace, preset: str) -> d
     if not pair.groups:
         return row
     warped, source = work / "labels.nii.gz", args.data / str(pair.moving_labels)
-    applied = measure.daskreg("apply", store, source, "-o", warped, "--interpolation", "label", "--overwrite", log=log, threads=args.threads)
+    to = ["-o", warped, "--interpolation", "label", "--overwrite"]
+    applied = measure.daskreg("apply", store, source, *to, log=log, threads=args.threads)
     row["seconds"]["apply"] = applied.seconds
     row["wall"] = round(row["wall"] + applied.seconds, 2)
     return {**row, **_scores("dice", pair.overlaps(args.data, warped)), **_own_report(pair, store, log, args)}
@@ -124,8 +124,9 @@ def _daskreg(pair: Pair, work: Path, args: argparse.Namespace, preset: str) -> d
 
 def _own_report(pair: Pair, store: Path, log: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What ``daskreg evaluate`` says of itself: its folds stand in for an exported warp, its Dice is kept to compare."""
-    given = ["--fixed-labels", args.data / str(pair.fixed_labels), "--moving-labels", args.data / str(pair.moving_labels), "--json"]
-    own = json.loads(measure.daskreg("evaluate", store, *given, log=log, threads=args.threads).out.strip().splitlines()[-1])
+    ours, theirs = args.data / str(pair.fixed_labels), args.data / str(pair.moving_labels)
+    given = ["--fixed-labels", ours, "--moving-labels", theirs, "--json"]
+    own = json.loads(measure.daskreg("evaluate", store, *given, log=log, threads=args.threads).out)
     folded = next((v for k, v in own.items() if "fold" in k), None)
     return {"folded_percent": folded, "evaluate": own}
 

@@ -27,7 +27,7 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's world is RAS
 
 @dataclass(frozen=True)
 class Run:
-    """seconds: wall time, process start included;  peak_rss: bytes, the process and its children together;  out: what it printed."""
+    """seconds: wall time with process start;  peak_rss: bytes, the process and its children together;  out: what it printed."""
 
     seconds: float
     peak_rss: int
@@ -141,14 +141,16 @@ def _folds(d: NDArray[np.float32], world: NDArray[np.float64]) -> float:
     """Slab by slab: nine derivatives of a whole volume would be the benchmark's own memory peak."""
     to_world, inner, folds = np.linalg.inv(world), (slice(1, -1), slice(1, -1)), 0
     for i in range(1, d.shape[0] - 1):
-        gradient = np.stack([d[i + 1][inner] - d[i - 1][inner], d[i, 2:, 1:-1] - d[i, :-2, 1:-1], d[i, 1:-1, 2:] - d[i, 1:-1, :-2]], -1)
-        folds += int((np.linalg.det(np.eye(3) + (gradient / 2) @ to_world) <= 0).sum())
+        along = (d[i + 1][inner] - d[i - 1][inner], d[i, 2:, 1:-1] - d[i, :-2, 1:-1], d[i, 1:-1, 2:] - d[i, 1:-1, :-2])
+        gradient = np.stack(along, -1) / 2  # component, index axis
+        folds += int((np.linalg.det(np.eye(3) + gradient @ to_world) <= 0).sum())
     return folds / np.prod([n - 2 for n in d.shape[:3]])
 
 
 def machine() -> str:
     """The processor, its cores seen here and the system, in one line."""
-    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}"
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
 
 
 def _processor() -> str:

@@ -4,9 +4,9 @@
 ``DIR/bin/python`` with this same file as a subprocess, so process start, imports and reading are in the wall time and nothing
 of theirs is loaded beside daskreg. Opponents are only run: FireANTs' licence forbids copying its code, greedy's is the GPL.
 
-Each returns a dict: ``seconds`` by phase, ``wall`` (process start included), ``peak_rss`` in bytes (the process and its children),
-``labels`` and ``moved`` (paths by phase: 'affine', 'deformable'), ``warp`` (total field as ITK reads it: mm, LPS, components x, y, z,
-on the fixed grid), ``matrix`` (the linear stage, in the program's own format) and ``version``.
+Each returns a dict: ``seconds`` by phase, ``wall`` (process start included), ``peak_rss`` (bytes, the process and its children),
+``labels`` and ``moved`` (paths by phase: 'affine', 'deformable'), ``warp`` (total field as ITK reads it: mm, LPS, components
+x, y, z, on the fixed grid), ``matrix`` (the linear stage, in the program's own format) and ``version``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import time
@@ -130,43 +129,26 @@ def _greedy(job: Job, clock: Clock) -> dict[str, Any]:
     chains = {"affine": f"{work}/affine.mat"}
     tool = Greedy3D()
     with clock("affine"):
-        tool.execute(f"{common} -a -dof {job.dof} -m {job.extra.get('metric', 'NMI')} {images} {start} -n {job.iterations} -o {chains['affine']}")
+        linear = f"-a -dof {job.dof} -m {job.extra.get('metric', 'NMI')} -n {job.iterations}"
+        tool.execute(f"{common} {linear} {images} {start} -o {chains['affine']}")
     if job.deformable:
         with clock("deformable"):
             tool.execute(
                 f"{common} -m NCC 2x2x2 -n 100x50x20 -s 1.732vox 0.707vox {images} -it {chains['affine']} -o {work}/local.nii.gz"
             )
         chains["deformable"] = f"{work}/local.nii.gz {work}/affine.mat"
-    out: dict[str, Any] = {"labels": {}, "moved": {}, "defined": {}, "matrix": chains["affine"]}
+    out: dict[str, Any] = {"labels": {}, "moved": {}, "matrix": chains["affine"]}
     with clock("apply"):
         for phase, chain in chains.items():
-            out["moved"][phase], out["defined"][phase] = f"{work}/moved_{phase}.nii.gz", f"{work}/defined_{phase}.nii.gz"
+            out["moved"][phase] = f"{work}/moved_{phase}.nii.gz"
             tool.execute(f"{common} -rf {job.fixed} -rm {job.moving} {out['moved'][phase]} -r {chain}")
             if job.labels:
                 out["labels"][phase] = f"{work}/labels_{phase}.nii.gz"
                 tool.execute(f"{common} -rf {job.fixed} -ri NN -rm {job.labels} {out['labels'][phase]} -r {chain}")
-    _greedy_extras(tool, job, chains, out)
-    return out
-
-
-def _greedy_extras(tool: Any, job: Job, chains: dict[str, str], out: dict[str, Any]) -> None:
-    """The total warp, and where each moved image is defined; not timed, only the measures need them."""
-    work, common = job.work, f"-d 3 -threads {job.threads}"
-    ones = _ones_like(job.moving, f"{work}/ones.nii.gz")
-    for phase, chain in chains.items():
-        tool.execute(f"{common} -rf {job.fixed} -rm {ones} {out['defined'][phase]} -r {chain}")
-    if "deformable" in chains:
-        tool.execute(f"{common} -rf {job.fixed} -rc {work}/warp.nii.gz -r {chains['deformable']}")
+    if "deformable" in chains:  # not timed: only the count of folds needs it
         out["warp"] = f"{work}/warp.nii.gz"
-
-
-def _ones_like(image: str, path: str) -> str:
-    import nibabel as nib
-    import numpy as np
-
-    like = nib.load(image)
-    nib.save(nib.Nifti1Image(np.ones(like.shape[:3], np.float32), like.affine), path)
-    return path
+        tool.execute(f"{common} -rf {job.fixed} -rc {out['warp']} -r {chains['deformable']}")
+    return out
 
 
 def _ants(job: Job, clock: Clock) -> dict[str, Any]:
@@ -274,7 +256,8 @@ def _apply_itk(job: Job, transform: str, phase: str, out: dict[str, Any]) -> Non
     import SimpleITK as sitk
 
     fixed, chain = sitk.ReadImage(job.fixed), _itk_transform(sitk, transform)
-    todo = {"moved": (job.moving, sitk.sitkLinear, sitk.sitkFloat32), "labels": (job.labels, sitk.sitkNearestNeighbor, sitk.sitkInt32)}
+    nearest = (job.labels, sitk.sitkNearestNeighbor, sitk.sitkInt32)
+    todo = {"moved": (job.moving, sitk.sitkLinear, sitk.sitkFloat32), "labels": nearest}
     for kind, (path, how, pixel) in todo.items():
         if path:
             out[kind][phase] = f"{job.work}/{kind}_{phase}.nii.gz"

@@ -1,1 +1,1 @@
-""""""
+"""What a user asks for: one verb, one file."""

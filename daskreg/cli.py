@@ -1,0 +1,245 @@
+"""argv -> one workflow -> exit code; no numerics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from daskreg.errors import ConfigError, DaskregError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="3D image registration from a laptop-sized brain to a 10-gigavoxel archive.",
+)
+
+INTERRUPTED = 130  # what a shell calls Ctrl-C
+ADDRESS = "NIfTI, OME-Zarr or Zarr; a path or URL, with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um' behind it as needed"
+
+
+class Device(StrEnum):
+    """Where kernels run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Interpolation(StrEnum):
+    """How values between voxels are made."""
+
+    linear = "linear"
+    nearest = "nearest"
+    label = "label"
+
+
+class Part(StrEnum):
+    """What of the transform is exported."""
+
+    total = "total"
+    warp = "warp"
+    affine = "affine"
+
+
+Run = Annotated[str, typer.Argument(metavar="RUN.zarr", help="what 'daskreg register' wrote")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing output, once the new one is complete")]
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="print the version and stop", is_eager=True)] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log more")] = False,
+) -> None:
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("daskreg").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if version:
+        import daskreg
+
+        typer.echo(daskreg.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def register(
+    fixed: Annotated[str | None, typer.Argument(metavar="FIXED", help=ADDRESS)] = None,
+    moving: Annotated[str | None, typer.Argument(metavar="MOVING", help=ADDRESS)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="RUN.zarr", help="where the result goes")] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a recipe; see --print-config")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="brain (default), multimodal, rigid or lightsheet")] = None,
+    fixed_mask: Annotated[str | None, typer.Option("--fixed-mask", help="weights on the fixed grid")] = None,
+    moving_mask: Annotated[str | None, typer.Option("--moving-mask", help="weights on the moving grid")] = None,
+    initial_transform: Annotated[
+        str | None, typer.Option("--initial-transform", help="RUN.zarr (its affine), .tfm, .mat or .txt: fixed to moving points")
+    ] = None,
+    spacing: Annotated[str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays that state none")] = None,
+    cluster: Annotated[str, typer.Option("--cluster", help="local, or the address of a Dask scheduler")] = "local",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="blocks the fixed image is cut into")] = 1,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (all cores by default)")] = None,
+    device: Annotated[Device, typer.Option("--device", help="where kernels run")] = Device.auto,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="print the effective configuration and stop")] = False,
+) -> None:
+    """Register MOVING onto FIXED: affine and displacement field, and the moved image, in RUN.zarr."""
+    from daskreg.workflows import progress, register as workflow
+
+    chosen = _config(config, preset, fixed_mask, moving_mask, initial_transform)
+    if print_config:
+        typer.echo(chosen.dump(), nl=False)
+        return
+    _require_here(workers, device)
+    if fixed is None or moving is None:
+        raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
+    if dry_run:
+        *_, plan = workflow.prepare(fixed, moving, chosen, spacing=spacing)
+        typer.echo("\n".join(plan.lines()))
+        return
+    if output is None:
+        raise ConfigError("no output was named; add -o RUN.zarr.")
+    with progress.shown() as watch:
+        result = workflow.register(
+            fixed, moving, chosen, output=output, cluster=None if cluster == "local" else cluster,
+            threads=threads, spacing=spacing, overwrite=overwrite, progress=watch,
+        )  # fmt: skip
+    for line in progress.summary(result.path, result.report):
+        typer.echo(line)
+
+
+def _config(config: Path | None, preset: str | None, fixed_mask: str | None, moving_mask: str | None, start: str | None) -> Any:
+    from daskreg.config import Config
+    from daskreg.workflows.presets import preset as named
+
+    if config is not None and preset is not None:
+        raise ConfigError("--config and --preset were both given; a recipe holds everything, so give one of them.")
+    chosen = Config.load(config) if config else named(preset or "brain")
+    given = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": start}
+    return chosen.model_copy(update={k: v for k, v in given.items() if v is not None})
+
+
+def _require_here(workers: int, device: Device) -> None:
+    """Refuse what this version cannot do, rather than do something else."""
+    if device is Device.cuda:
+        raise ConfigError("--device cuda: this version registers on CPUs; use --device cpu.")
+    if workers > 1:
+        raise ConfigError(f"--workers {workers}: this version registers on one worker, with all its cores; leave --workers out.")
+
+
+@app.command()
+def apply(
+    run: Run,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help=ADDRESS)],
+    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz or .ome.zarr")],
+    interpolation: Annotated[Interpolation, typer.Option("--interpolation", help="label: for label maps")] = Interpolation.linear,
+    like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the output takes")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Bring IMAGE, which lies where the moving image lay, onto the fixed grid."""
+    from daskreg.workflows.apply import apply as workflow
+
+    moved = workflow(run, image, output, interpolation=interpolation.value, like=like, overwrite=overwrite)
+    typer.echo(f"{output}: {' x '.join(map(str, moved.shape))} voxels, {moved.dtype}")
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[str, typer.Option("--output", "-o", help=".nii or .nii.gz for a field; .tfm, .mat or .txt for the affine")],
+    part: Annotated[Part, typer.Option("--part", help="total: warp and affine in one field")] = Part.total,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the transform as ITK, ANTs and SimpleITK read it: phi(x) - x, LPS, mm, NIfTI intent 1007."""
+    from daskreg.workflows.export import export as workflow
+
+    workflow(run, output, part=part.value, overwrite=overwrite)
+    typer.echo(f"{output}: {part.value} of {run}")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    fixed_labels: Annotated[str | None, typer.Option("--fixed-labels", help="label map on the fixed side")] = None,
+    moving_labels: Annotated[str | None, typer.Option("--moving-labels", help="label map on the moving side")] = None,
+    landmarks: Annotated[
+        str | None, typer.Option("--landmarks", metavar="CSV", help="fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z")
+    ] = None,
+    landmarks_space: Annotated[str, typer.Option("--landmarks-space", help="lps or ras")] = "lps",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Dice of labels, distance of landmarks, folds: before and after."""
+    from daskreg.workflows.evaluate import evaluate as workflow
+
+    found = workflow(
+        run, fixed_labels=fixed_labels, moving_labels=moving_labels, landmarks=landmarks, landmarks_space=landmarks_space
+    )
+    typer.echo(json.dumps(found.as_dict()) if as_json else "\n".join(found.lines()))
+
+
+@app.command()
+def report(
+    run: Run,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="one self-contained page")],
+    fixed_labels: Annotated[str | None, typer.Option("--fixed-labels", help="label map on the fixed side")] = None,
+    moving_labels: Annotated[str | None, typer.Option("--moving-labels", help="label map on the moving side")] = None,
+    landmarks: Annotated[str | None, typer.Option("--landmarks", metavar="CSV", help="as for 'evaluate'")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Show the result to a person: views, overlay, Jacobian, losses, numbers, configuration."""
+    from daskreg.workflows.report import write_report
+
+    write_report(run, output, fixed_labels=fixed_labels, moving_labels=moving_labels, landmarks=landmarks, overwrite=overwrite)
+    typer.echo(str(output))
+
+
+@app.command()
+def info(
+    file: Annotated[str, typer.Argument(metavar="FILE", help=ADDRESS)],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """What daskreg understood of FILE: shape, axes, spacing, origin, direction, units, levels, channels, dtype."""
+    from daskreg.storage import describe
+
+    found = describe(file)
+    typer.echo(json.dumps(found.as_dict(), default=str) if as_json else "\n".join(found.lines()))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where the results go")] = Path("daskreg_demo"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Register a bundled pair, Colin27 onto MNI152 2009c, affine and deformable, and write a report."""
+    from daskreg.workflows import progress
+    from daskreg.workflows.demo import demo as workflow
+
+    with progress.shown() as watch:
+        result, page = workflow(out, overwrite=overwrite, progress=watch)
+    for line in [*progress.summary(result.path, result.report), f"report: {page}"]:
+        typer.echo(line)
+
+
+def main() -> None:
+    """Run the command line; every deliberate failure is one sentence on standard error and its exit code."""
+    try:
+        app()
+    except DaskregError as error:
+        typer.echo(f"daskreg: {error}", err=True)
+        sys.exit(error.exit_code)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("daskreg: stopped; nothing was written.", err=True)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""One live line a level on a terminal, silence elsewhere, and the last words of a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeRemainingColumn
+
+from daskreg.engine.report import Progress
+
+
+@contextmanager
+def shown() -> Iterator[Callable[[Progress], None] | None]:
+    """A watcher that draws on a terminal; None where standard error is none."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.5f}"),
+               TextColumn("{task.speed:.1f}/s"), TimeRemainingColumn(compact=True))  # fmt: skip
+    with Bars(*columns, console=Console(stderr=True), refresh_per_second=8, speed_estimate_period=5) as bars:
+        yield _Lines(bars)
+
+
+class _Lines:
+    """A line for each level, in the order in which they first report."""
+
+    def __init__(self, bars: Bars) -> None:
+        self.bars, self.tasks = bars, dict[tuple[str, int], TaskID]()
+
+    def __call__(self, now: Progress) -> None:
+        """Move the level's line."""
+        key = now.stage, now.scale
+        if key not in self.tasks:
+            self.tasks[key] = self.bars.add_task(f"{now.stage:<10} scale {now.scale}", total=now.iterations, loss=now.loss)
+        self.bars.update(self.tasks[key], completed=now.iteration, total=now.iterations, loss=now.loss)
+
+
+def summary(path: str, report: dict[str, Any]) -> list[str]:
+    """What to print when a run is done."""
+    before, after = report["metrics"]["before"], report["metrics"]["after"]
+    lines = [_level(level) for level in report["levels"]]
+    lines.append(f"correlation {before['ncc']:.3f} -> {after['ncc']:.3f}, mutual information {before['mi']:.3f} -> {after['mi']:.3f}")
+    if "jacobian" in report["metrics"]:
+        j = report["metrics"]["jacobian"]
+        lines.append(f"folded voxels {j['folded_percent']:.4f} %, Jacobian {j['smallest']:.2f} to {j['largest']:.2f}")
+    seconds, peak = report["seconds"], report["machine"]["peak_bytes"] / 2**20
+    lines.append(f"{seconds['total']:.1f} s (" + ", ".join(f"{k} {v:.1f}" for k, v in seconds.items() if k != "total") + f"), {peak:.0f} MiB")
+    return [*lines, f"result: {path}"]
+
+
+def _level(level: dict[str, Any]) -> str:
+    losses, shape = level["losses"], " x ".join(map(str, level["shape"]))
+    change = f"loss {losses[0]:.5f} -> {losses[-1]:.5f}, " if losses else ""
+    return f"{level['stage']:<10} scale {level['scale']:<2} {shape:>16}  {change}{len(losses)} iterations, {level['seconds']:.2f} s"
