@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
-from daskreg.config import MI, Moments, Rigid, Search
+from daskreg.config import LNCC, MI, Moments, Rigid, Search
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss, run_linear
 from daskreg.engine.report import LevelReport, Watch
@@ -16,13 +16,13 @@ from daskreg.errors import NoOverlap
 from daskreg.grid import Grid, shrink_factors
 from daskreg.kernels.sample import sample_affine
 from daskreg.planning import Level
-from daskreg.transforms.linear import about, fixed_point, index_map, translation
+from daskreg.transforms.linear import about, apply_to, fixed_point, index_map, translation
 from daskreg.transforms.moments import axis_rotations, center_of_mass, principal_axes
 from daskreg.transforms.search import Candidate, Correlator, band_pass, rotations
 
 Matrix = NDArray[np.float64]
 COARSE = 48  # voxels along the longest axis of the level on which starts are compared
-BEST = 5  # candidates of the search that are refined and compared
+BEST, PEAKS = 5, 3  # candidates of the search that are refined and compared; peaks looked for where there is one rotation
 
 
 def coarse_level(images: tuple[Image, Image], size: int) -> Level:
@@ -39,7 +39,7 @@ def run_moments(stage: Moments, images: tuple[Image, Image], world: Matrix, comm
     level = coarse_level(images, COARSE)
     (f, _), (m, _) = images[0].level(level.fixed_factors), images[1].level(level.moving_factors)
     center, target = center_of_mass(f, level.fixed), center_of_mass(m, level.moving)
-    there = world[:3, :3] @ center + world[:3, 3]
+    there = apply_to(world, center)
     moved = translation(target - there) @ world
     candidates = [moved]
     if stage.orientation:
@@ -65,29 +65,52 @@ def run_search(
     fixed, inside = views.fixed()
     turns = rotations(stage.rotations, stage.flips)
     correlator = Correlator(band_pass(fixed, inside, edges), inside, views.room(turns).shape, stage.overlap)
+    room = views.room(turns)
     found: list[Candidate] = []
     for turn in turns:
-        moving, inside = views.moving(turn, views.room(turns))
-        found.append(correlator.best(band_pass(moving, inside, edges), inside, turn))
+        moving, inside = views.moving(turn, room)
+        found += correlator.best(band_pass(moving, inside, edges), inside, turn, PEAKS if len(turns) == 1 else 1)
         found = sorted(found, key=lambda c: -c.score)[:BEST]
-    if found[0].score <= 0:
+    if not found:
         raise NoOverlap(
             f"the global search found no shift at which {stage.overlap:.0%} of the smaller image is covered and alike; "
             "check that both show the same thing, or lower 'overlap'."
         )
-    starts = [views.world(c, views.room(turns)) for c in found if c.score > 0]
-    best = starts[0] if len(starts) == 1 else _least(starts, images, comm, watch)
-    report = LevelReport("search", 1, fixed.shape, [-found[0].score], time.perf_counter() - start)
-    report.detail = {"candidates": [{"score": c.score, "overlap": c.overlap} for c in found]}
+    starts = [views.world(c, room) for c in found]
+    best, losses = _least([*starts, *_usual(images, world)], images, comm, watch)
+    report = LevelReport("search", 1, fixed.shape, [min(losses)], time.perf_counter() - start)
+    report.detail = {"candidates": [{"score": c.score, "overlap": c.overlap} for c in found], "refined": losses}
     return best, report
 
 
-def _least(starts: list[Matrix], images: tuple[Image, Image], comm: Communicator, watch: Watch) -> Matrix:
-    """The start that a short rigid refinement brings to the least loss."""
+def _usual(images: tuple[Image, Image], world: Matrix) -> list[Matrix]:
+    """Where the headers, and where the centres of mass, put the images: candidates like any other."""
     level = coarse_level(images, COARSE)
-    stage = Rigid(scales=(level.scale,), iterations=(level.iterations,))
+    (f, _), (m, _) = images[0].level(level.fixed_factors), images[1].level(level.moving_factors)
+    there = apply_to(world, center_of_mass(f, level.fixed))
+    return [world, translation(center_of_mass(m, level.moving) - there) @ world]
+
+
+def covered(level: Level, world: Matrix) -> float:
+    """Part of the smaller image's extent that the other one covers there, judged on a lattice of fixed points."""
+    axes = [np.linspace(0, n - 1, 16) for n in level.fixed.shape]
+    points = apply_to(world, level.fixed.to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)))
+    at = level.moving.to_index(points)
+    part = float(((at >= -0.5) & (at <= np.asarray(level.moving.shape) - 0.5)).all(axis=1).mean())
+    volumes = [float(np.prod(g.extent)) for g in (level.fixed, level.moving)]
+    return min(1.0, part * volumes[0] / min(volumes))
+
+
+def _least(starts: list[Matrix], images: tuple[Image, Image], comm: Communicator, watch: Watch) -> tuple[Matrix, list[float]]:
+    """The start that a short rigid refinement brings to the least loss, and all those losses.
+
+    Local correlation ranks them: unlike mutual information at this coarseness, it is not fooled by a small or an empty overlap.
+    """
+    level = coarse_level(images, COARSE)
+    stage = Rigid(similarity=LNCC(), scales=(level.scale,), iterations=(level.iterations,))
     refined = [run_linear(stage, level, images, s, comm, watch) for s in starts]
-    return min(refined, key=lambda pair: pair[1].losses[-1] if pair[1].losses else np.inf)[0]
+    losses = [report.losses[-1] * covered(level, world) if report.losses else 0.0 for world, report in refined]
+    return refined[int(np.argmin(losses))][0], losses
 
 
 class _Views:

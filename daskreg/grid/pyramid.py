@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from daskreg.grid.grid import Grid
 from daskreg.grid.region import Index
 
@@ -15,6 +17,9 @@ def shrink_factors(grid: Grid, voxel: float) -> Index:
 
 
 def level_factors(fixed: Grid, moving: Grid, scale: int) -> tuple[Index, Index]:
-    """Factors of both images at a scale: voxels ``scale`` times the fixed image's finest spacing, in both."""
-    voxel = scale * min(fixed.spacing)
-    return shrink_factors(fixed, voxel), shrink_factors(moving, voxel)
+    """Factors of both images at a scale: voxels ``scale`` times the fixed image's finest spacing.
+
+    The moving image is brought to the mean voxel size of the fixed level: finer detail than that cannot be matched, only aliased.
+    """
+    f = shrink_factors(fixed, scale * min(fixed.spacing))
+    return f, shrink_factors(moving, math.prod(fixed.coarsen(f).spacing) ** (1 / 3))

@@ -35,7 +35,8 @@ def sample_label(z, y, x, first, affine, linear, u, image, moved):
     k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
     k1, j1, i1 = k + int32(1), j + int32(1), i + int32(1)
     v = (label_at(image, k, j, i), label_at(image, k, j, i1), label_at(image, k, j1, i), label_at(image, k, j1, i1),
-         label_at(image, k1, j, i), label_at(image, k1, j, i1), label_at(image, k1, j1, i), label_at(image, k1, j1, i1))  # fmt: skip
+         label_at(image, k1, j, i), label_at(image, k1, j, i1), label_at(image, k1, j1, i),
+         label_at(image, k1, j1, i1))  # fmt: skip
     vz, vy, vx = ONE - wz, ONE - wy, ONE - wx
     w = (vz * vy * vx, vz * vy * wx, vz * wy * vx, vz * wy * wx, wz * vy * vx, wz * vy * wx, wz * wy * vx, wz * wy * wx)
     best, most = v[0], share(v[0], v, w)

@@ -31,6 +31,11 @@ def about(center: NDArray[np.float64], linear: NDArray[np.float64]) -> Matrix:
     return m
 
 
+def apply_to(matrix: Matrix, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points (..., 3), z, y, x, moved by a (4, 4)."""
+    return np.asarray(points @ matrix[:3, :3].T + matrix[:3, 3])
+
+
 @dataclass(frozen=True)
 class LinearModel:
     """``W(q) = W0 T(q) L(q)``: parameters q act in the fixed space about ``center``, before the map ``start``.

@@ -15,6 +15,7 @@ from scipy import fft, ndimage
 from scipy.spatial.transform import Rotation
 
 Array = NDArray[np.float32]
+APART = 5  # voxels of the search grid between two peaks worth trying
 FINE, BROAD = 1.0, 4.0  # voxels of the search grid: the band that is kept lies between these two Gaussians
 
 
@@ -59,18 +60,27 @@ class Correlator:
     def _correlate(self, a: NDArray[np.complex64], b: NDArray[np.complex64]) -> Array:
         return np.asarray(fft.irfftn(a * b.conj(), self.shape, workers=-1), np.float32)
 
-    def best(self, moving: Array, inside: NDArray[np.bool_], rotation: NDArray[np.float64]) -> Candidate:
-        """The shift s for which ``moving(x - s)`` fits ``fixed(x)`` best."""
+    def scores(self, moving: Array, inside: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Correlation of ``moving(x - s)`` with ``fixed(x)``, and their overlap in voxels, for every shift s (wrapped)."""
         f, ff, fi = self._fixed
         m, mm, mi = (self._forward(a) for a in (moving, moving**2, inside.astype(np.float32)))
         count = self._correlate(fi, mi)
         least = max(1.0, self.overlap * min(self.fixed_size, int(inside.sum())))
         energy = np.maximum(self._correlate(ff, mi), 0) * np.maximum(self._correlate(fi, mm), 0)
         energy[energy < 1e-6 * energy.max()] = np.inf
-        score = np.where(count >= least, self._correlate(f, m) / np.sqrt(energy), -1)
-        at = np.unravel_index(int(np.argmax(score)), score.shape)
-        shift = [k - n if k >= e else k for k, n, e in zip(at, self.shape, self.extent, strict=True)]
-        return Candidate(float(score[at]), rotation, np.array(shift, float), float(count[at]) / max(self.fixed_size, 1))
+        return np.where(count >= least, self._correlate(f, m) / np.sqrt(energy), -1).astype(np.float32), count
+
+    def best(self, moving: Array, inside: NDArray[np.bool_], rotation: NDArray[np.float64], peaks: int) -> list[Candidate]:
+        """The highest peaks, best first, no two within ``APART`` voxels."""
+        score, count = self.scores(moving, inside)
+        found = []
+        for _ in range(peaks):
+            at = np.unravel_index(int(np.argmax(score)), score.shape)
+            shift = [k - n if k >= e else k for k, n, e in zip(at, self.shape, self.extent, strict=True)]
+            found.append(Candidate(float(score[at]), rotation, np.array(shift, float), float(count[at]) / max(self.fixed_size, 1)))
+            around = [np.arange(k - APART, k + APART + 1) % n for k, n in zip(at, score.shape, strict=True)]
+            score[np.ix_(*around)] = -1
+        return [c for c in found if c.score > 0]
 
 
 def rotations(choice: str, flips: bool) -> list[NDArray[np.float64]]:

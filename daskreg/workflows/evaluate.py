@@ -1,0 +1,225 @@
+"""``daskreg evaluate``: how good a finished run is, by labels, by landmarks, and by how it stretches space."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.errors import ConfigError, VoxelError
+from daskreg.grid import Grid
+from daskreg.storage import RunStore, Volume, open_volume
+from daskreg.storage.images import Source
+from daskreg.transforms.composite import Stretch, Transform
+from daskreg.workflows.apply import block_of, load_transform, resampled
+from daskreg.workflows.landmarks import read_landmarks
+
+FEW = 1 << 16  # labels below this are counted in a table
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """One label: Dice before and after (nan where it is in neither image), volumes in the fixed image's unit cubed.
+
+    missing: "fixed", "moving" or "both" images that do not have it, "" when both do.
+    """
+
+    before: float
+    after: float
+    fixed_volume: float
+    moved_volume: float
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Target registration errors, in the fixed image's unit of length."""
+
+    mean: float
+    median: float
+    p95: float
+    largest: float
+
+    @classmethod
+    def of(cls, d: NDArray[np.float64]) -> Distances:
+        """Of distances (N,), N at least 1."""
+        return cls(float(d.mean()), float(np.median(d)), float(np.percentile(d, 95)), float(d.max()))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; before: by the headers alone, after: through the run's transform.
+
+    labels: by identity, empty without labels;  errors: distances before and after of ``landmarks`` pairs, None without any
+    """
+
+    stretch: Stretch
+    unit: str | None
+    labels: Mapping[int, Overlap] = field(default_factory=dict)
+    errors: tuple[Distances, Distances] | None = None
+    landmarks: int = 0
+
+    @property
+    def dice(self) -> tuple[float, float]:
+        """Mean Dice before and after, over the labels that at least one image has; nan without any."""
+        there = [o for o in self.labels.values() if o.missing != "both"]
+        return tuple(float(np.mean(d)) if d else float("nan") for d in ([o.before for o in there], [o.after for o in there]))  # type: ignore[return-value]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        s, unit = self.stretch, self.unit or "units"
+        text = [f"folded {s.folded_percent:.4g} % of voxels, Jacobian {s.smallest:.3f} to {s.largest:.3f}, mean {s.mean:.3f}"]
+        if self.labels:
+            text.append(f"{'label':>8} {'before':>7} {'after':>7} {'fixed volume':>14} {'moved volume':>14}  ({unit}^3)")
+            text += [_line(n, o) for n, o in self.labels.items()]
+            text.append(f"{'mean':>8} {self.dice[0]:7.3f} {self.dice[1]:7.3f}")
+        if self.errors:
+            text.append(f"{self.landmarks} landmarks, distance in {unit}: mean, median, 95th percentile, largest")
+            text += [_distances("before", self.errors[0]), _distances("after", self.errors[1])]
+        return text
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        tree: dict[str, Any] = {"unit": self.unit, "jacobian": asdict(self.stretch)}
+        if self.labels:
+            labels = {str(n): {k: _plain(v) for k, v in asdict(o).items()} for n, o in self.labels.items()}
+            tree["dice"] = {"before": _plain(self.dice[0]), "after": _plain(self.dice[1]), "labels": labels}
+        if self.errors:
+            tree["landmarks"] = {"count": self.landmarks, "before": asdict(self.errors[0]), "after": asdict(self.errors[1])}
+        return tree
+
+
+def evaluate(
+    run: str | Path | RunStore,
+    *,
+    fixed_labels: Source | Volume | None = None,
+    moving_labels: Source | Volume | None = None,
+    landmarks: str | Path | None = None,
+    landmarks_space: str = "lps",
+    labels: Sequence[int] | None = None,
+) -> Evaluation:
+    """Measure a run; labels and landmarks as far as they are given, folds always.
+
+    fixed_labels, moving_labels: label images, each of any grid;  labels: those to look at (all but 0 by default);
+    landmarks: a CSV table of pairs in the unit of the fixed image, see ``read_landmarks``;  landmarks_space: lps or ras.
+    Raises InputError in all its forms.
+    """
+    if (fixed_labels is None) != (moving_labels is None):
+        have, lack = ("fixed", "moving") if moving_labels is None else ("moving", "fixed")
+        raise ConfigError(f"labels of the {have} image were given, those of the {lack} image were not; Dice needs both.")
+    transform = load_transform(run)
+    pairs = None if landmarks is None else read_landmarks(landmarks, landmarks_space)
+    overlaps: Mapping[int, Overlap] = {}
+    if fixed_labels is not None and moving_labels is not None:
+        overlaps = compare_labels(transform, open_volume(fixed_labels), open_volume(moving_labels), labels)
+    errors = None if pairs is None else target_errors(transform, *pairs)
+    return Evaluation(transform.stretch(), transform.grid.unit, overlaps, errors, 0 if pairs is None else len(pairs[0]))
+
+
+def target_errors(transform: Transform, fixed: NDArray[np.float64], moving: NDArray[np.float64]) -> tuple[Distances, Distances]:
+    """Distances before and after between phi(fixed) and moving points, (N, 3) each."""
+    before = np.linalg.norm(fixed - moving, axis=1)
+    return Distances.of(before), Distances.of(np.linalg.norm(transform.points(fixed) - moving, axis=1))
+
+
+def compare_labels(
+    transform: Transform, fixed: Volume, moving: Volume, labels: Sequence[int] | None = None
+) -> dict[int, Overlap]:
+    """Dice of each label on the grid of ``fixed``, counted block by block."""
+    still, other = whole_numbers(fixed), whole_numbers(moving)
+    grid, block = still.grid, block_of(still.grid.shape)
+    identity = Transform(np.eye(4), transform.grid)
+    before, after = (resampled(other, grid, t, "label", block) for t in (identity, transform))
+    f, b, a, both_b, both_a = _counted(_count_pairs, still.data.rechunk(block), before, after)
+    (m,) = _counted(_count_one, other.data)
+    names = sorted((set(f) | set(m)) - {0}) if labels is None else list(dict.fromkeys(labels))
+    size = _voxel_volume(grid.to_unit(transform.grid.unit))
+    return {
+        n: Overlap(_dice(both_b[n], f[n], b[n]), _dice(both_a[n], f[n], a[n]), f[n] * size, a[n] * size, _missing(n in f, n in m))
+        if n in f or n in m
+        else Overlap(float("nan"), float("nan"), 0.0, 0.0, "both")
+        for n in names
+    }
+
+
+def whole_numbers(volume: Volume) -> Volume:
+    """Labels as integers: many tools write them as floats. Raises VoxelError, when read, for what is no whole number."""
+    if volume.dtype.kind == "b":
+        return replace(volume, data=volume.data.astype(np.uint8))
+    if volume.dtype.kind != "f":
+        return volume
+    data = da.map_blocks(_whole, volume.data, volume.name, dtype=np.int64, meta=np.empty((0, 0, 0), np.int64))
+    return replace(volume, data=data)
+
+
+def _whole(voxels: NDArray[Any], name: str) -> NDArray[np.int64]:
+    near = np.rint(voxels)
+    wrong = ~(np.abs(voxels - near) <= 1e-3)
+    if wrong.any():
+        raise VoxelError(f"{name} holds {voxels[wrong][0]:g}; labels are whole numbers: give a label image.")
+    return np.asarray(near, np.int64)
+
+
+def _counted(count: Any, *images: da.Array) -> tuple[Counter[int], ...]:
+    """Counts added up over the blocks of images that are cut alike."""
+    meta = np.empty((0, 0, 0), object)
+    parts = da.map_blocks(count, *images, dtype=object, chunks=tuple((1,) * n for n in images[0].numblocks), meta=meta)
+    tables = parts.compute().ravel()
+    return tuple(reduce(add, column, Counter()) for column in zip(*tables))
+
+
+def _count_pairs(fixed: NDArray[Any], before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
+    """Counts of fixed, before, after, and of where each of these agrees with fixed."""
+    return _boxed(*(_count(v) for v in (fixed, before, after, fixed[fixed == before], fixed[fixed == after])))
+
+
+def _count_one(labels: NDArray[Any]) -> NDArray[Any]:
+    return _boxed(_count(labels))
+
+
+def _boxed(*counts: Counter[int]) -> NDArray[Any]:
+    box = np.empty((1, 1, 1), object)
+    box[0, 0, 0] = counts
+    return box
+
+
+def _count(labels: NDArray[Any]) -> Counter[int]:
+    """How often each label occurs."""
+    if labels.size and int(labels.min()) >= 0 and int(labels.max()) < FEW:
+        counts = np.bincount(labels.ravel())
+        return Counter({int(n): int(counts[n]) for n in np.flatnonzero(counts)})
+    return Counter(dict(zip(*(a.tolist() for a in np.unique(labels, return_counts=True)))))
+
+
+def _dice(common: int, one: int, other: int) -> float:
+    return 2 * common / (one + other) if one + other else 0.0
+
+
+def _missing(in_fixed: bool, in_moving: bool) -> str:
+    return "" if in_fixed and in_moving else "moving" if in_fixed else "fixed"
+
+
+def _voxel_volume(grid: Grid) -> float:
+    return float(abs(np.linalg.det(grid.index_to_world[:3, :3])))
+
+
+def _line(label: int, o: Overlap) -> str:
+    note = {"": "", "both": "  in neither image"}.get(o.missing, f"  missing in the {o.missing} image")
+    return f"{label:>8} {o.before:7.3f} {o.after:7.3f} {o.fixed_volume:14.6g} {o.moved_volume:14.6g}{note}"
+
+
+def _distances(word: str, d: Distances) -> str:
+    return f"{word:>8} {d.mean:.4g} {d.median:.4g} {d.p95:.4g} {d.largest:.4g}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no nan."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,62 @@
+"""Run every kernel's case on one device and keep all it wrote: ``python -m tests.parity.outputs {cpu,cuda} FILE.npz``.
+
+A process of its own, because the CUDA simulator and compiled CPU code exclude each other: the first needs Numba's compiler off.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.cases import CASES, kernels
+
+SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
+Outputs = dict[str, list[NDArray[Any]]]
+
+
+def outputs(device: str) -> Outputs:
+    """By kernel: its row sums, if any, and each array among its arguments after the call."""
+    if device == "cuda" and numba.config.DISABLE_JIT:
+        teach_atomics()
+    return {name: written(kernel, device) for name, kernel in kernels().items() if name in CASES}
+
+
+def teach_atomics() -> None:
+    """The simulator puts its atomics into the module that a kernel sees, but not into those of the functions it calls."""
+    from numba import cuda
+    from numba.cuda.simulator.kernelapi import FakeCUDAAtomic
+
+    cuda.atomic = FakeCUDAAtomic()
+
+
+def written(kernel: Any, device: str) -> list[NDArray[Any]]:
+    """What one kernel's case holds after the call."""
+    shape, *arguments = CASES[kernel.name]()
+    rows = (kernel if device == "cpu" else kernel.on_cuda)(shape, *arguments)
+    arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+    return arrays if rows is None else [rows if device == "cpu" else rows.copy_to_host(), *arrays]
+
+
+def elsewhere(device: str, path: Path) -> Outputs:
+    """``outputs`` of a fresh process, with the simulator for "cuda" and without for "cpu"."""
+    environment = {k: v for k, v in os.environ.items() if k not in SIMULATED} | (SIMULATED if device == "cuda" else {})
+    command = [sys.executable, "-m", "tests.parity.outputs", device, str(path)]
+    root = Path(__file__).parents[2]
+    subprocess.run(command, env=environment, cwd=root, check=True, timeout=280)
+    with np.load(path) as stored:
+        found: Outputs = {}
+        for key in stored:
+            found.setdefault(key.partition(":")[0], []).append(stored[key])
+    return found
+
+
+if __name__ == "__main__":
+    made = outputs(sys.argv[1])
+    np.savez(sys.argv[2], **{f"{name}:{k:02}": array for name, arrays in made.items() for k, array in enumerate(arrays)})

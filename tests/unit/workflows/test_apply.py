@@ -1,0 +1,235 @@
+"""An image through a finished run: any grid, any type, any blocks."""
+
+import logging
+from dataclasses import replace
+
+import dask.array as da
+import numpy as np
+import pytest
+
+from daskreg.errors import ConfigError, IncompleteRun, OutputExists, UnitsError
+from daskreg.grid import Grid, Region
+from daskreg.kernels.labels import sample_label
+from daskreg.kernels.sample import sample
+from daskreg.storage import Volume, open_volume
+from daskreg.transforms.linear import fixed_point, index_map, linear_part
+from daskreg.workflows import apply as module
+from daskreg.workflows.apply import apply, block_of, load_transform, reached
+from tests.phantoms import blobs, oblique_grid
+from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run, trilinear_by_hand
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run") / "run.zarr", affine(), displacement())
+
+
+@pytest.fixture(scope="module")
+def image():
+    return Volume(da.from_array(blobs(MOVING.shape), chunks=20), MOVING)
+
+
+def phi_by_hand(grid=FIXED):
+    """Moving world points of every voxel of the fixed grid."""
+    x = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1)) + np.moveaxis(displacement(), 0, -1)
+    return x @ affine()[:3, :3].T + affine()[:3, 3]
+
+
+def voxels(volume):
+    return volume.data.compute()
+
+
+def test_applying_to_the_moving_image_is_what_the_engine_computes(run, image):
+    matrix = index_map(affine(), FIXED, MOVING)
+    u = np.einsum("rc,czyx->rzyx", FIXED.world_to_index[:3, :3], displacement()).astype(np.float32)
+    engine = np.empty(FIXED.shape, np.float32)
+    sample(engine.shape, 0, fixed_point(matrix), linear_part(matrix), u, voxels(image), engine)
+    moved = apply(run, image)
+    assert moved.grid == FIXED
+    np.testing.assert_allclose(voxels(moved), np.nan_to_num(engine), atol=2e-5)
+
+
+def test_linear_is_trilinear_at_phi(run, image):
+    wanted = trilinear_by_hand(voxels(image), MOVING.to_index(phi_by_hand()))
+    np.testing.assert_allclose(voxels(apply(run.path, image)), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "label"])
+def test_blocks_change_no_bit(run, image, interpolation, monkeypatch):
+    stored = replace(image, data=(image.data * 1000).astype(np.int32))
+    whole = voxels(apply(run, stored, interpolation=interpolation))
+    monkeypatch.setattr(module, "EDGE", 13)
+    monkeypatch.setattr(module, "KEPT", 0)
+    small = apply(run, stored, interpolation=interpolation)
+    assert small.data.numblocks == (3, 3, 4)
+    np.testing.assert_array_equal(voxels(small), whole)
+
+
+def test_a_block_reads_only_what_it_can_reach(run, image, monkeypatch):
+    monkeypatch.setattr(module, "KEPT", 0)
+    monkeypatch.setattr(module, "EDGE", 8)
+    seen = []
+
+    def note(block):
+        if block.size:
+            seen.append(block.size)
+        return block
+
+    watched = replace(image, data=image.data.rechunk(4).map_blocks(note, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32)))
+    apply(run, watched).data.blocks[1, 2, 2].compute(scheduler="synchronous")
+    assert 0 < sum(seen) < MOVING.size / 4
+
+
+def test_the_region_reached_holds_every_point(run):
+    box = Region((4, 6, 8), (12, 20, 21))
+    matrix, d = index_map(affine(), FIXED, MOVING), displacement()[(slice(None), *box.slices)]
+    there = reached(matrix, box, MOVING.shape, module._interval(MOVING.world_to_index[:3, :3] @ affine()[:3, :3], d))
+    at = MOVING.to_index(phi_by_hand()[box.slices]).reshape(-1, 3)
+    at = at[((at >= 0) & (at <= np.array(MOVING.shape) - 1)).all(axis=1)]
+    assert (np.floor(at) >= there.start).all()
+    assert (np.floor(at) + 1 < np.array(there.stop)).all() | (np.array(there.stop) == MOVING.shape).any()
+
+
+def test_only_world_coordinates_matter(run, image):
+    stored, grid = oblique_grid(voxels(image), MOVING)
+    np.testing.assert_allclose(voxels(apply(run, open_volume(stored, grid=grid))), voxels(apply(run, image)), atol=2e-5)
+
+
+def test_the_unit_of_the_image_is_converted(run, image):
+    micro = replace(image, grid=MOVING.to_unit("um"))
+    np.testing.assert_allclose(voxels(apply(run, micro)), voxels(apply(run, image)), atol=2e-5)
+    with pytest.raises(UnitsError, match="unit"):
+        apply(run, replace(image, grid=replace(MOVING, unit=None)))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "uint16", "int32", "uint64", "float16", ">f4", "float64"])
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "label"])
+def test_the_type_stays(run, image, dtype, interpolation):
+    given = (voxels(image) * 100).astype(dtype)
+    moved = voxels(apply(run, open_volume(given, grid=MOVING), interpolation=interpolation))
+    assert moved.dtype == np.dtype(dtype).newbyteorder("=")
+    if interpolation != "linear":
+        assert set(np.unique(moved)) <= set(np.unique(given)) | {0}
+        assert len(np.unique(moved)) > 1
+
+
+def test_linear_rounds_and_clips_integers(tmp_path):
+    run = make_run(tmp_path / "r.zarr", half_a_voxel(), fixed=GRID, moving=GRID)
+    line = np.array([[[0, 3, 255, 255, 0, 1]]], np.uint8)
+    assert voxels(apply(run, open_volume(line, grid=GRID))).ravel().tolist() == [2, 129, 255, 128, 0, 0]
+    top = np.full((1, 1, 6), np.iinfo(np.int64).max)
+    assert voxels(apply(run, open_volume(top, grid=GRID)))[0, 0, 0] >= np.iinfo(np.int64).max - 1024
+
+
+GRID = Grid((1, 1, 6), unit="mm")
+
+
+def half_a_voxel():
+    matrix = np.eye(4)
+    matrix[2, 3] = 0.5
+    return matrix
+
+
+def test_large_identities_survive(tmp_path):
+    run = make_run(tmp_path / "r.zarr", fixed=GRID, moving=GRID)
+    labels = np.array([[[2**53 + 1, 2**63 + 5, 16777217, 7, 0, 2**64 - 1]]], np.uint64)
+    for interpolation in ("nearest", "label"):
+        np.testing.assert_array_equal(voxels(apply(run, open_volume(labels, grid=GRID), interpolation=interpolation)), labels)
+
+
+def test_of_equal_labels_the_smallest_wins(tmp_path):
+    run = make_run(tmp_path / "r.zarr", half_a_voxel(), fixed=GRID, moving=GRID)
+    labels = np.array([[[5, 3, 3, 9, -2, 4]]], np.int16)
+    assert voxels(apply(run, open_volume(labels, grid=GRID), interpolation="label")).ravel().tolist() == [3, 3, 3, -2, -2, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_a_label_is_the_one_with_most_weight(dtype):
+    rng = np.random.default_rng(1)
+    shape = (5, 6, 7)
+    labels, u = rng.integers(0, 4, shape).astype(dtype), (rng.random((3, *shape)) * 4 - 2).astype(np.float32)
+    moved = np.empty(shape, dtype)
+    sample_label(shape, 0, fixed_point(np.eye(4)), linear_part(np.eye(4)), u, labels, moved)
+    at = np.moveaxis(np.indices(shape) + u.astype(float), 0, -1)
+    weights = np.stack([trilinear_by_hand(labels == n, at) for n in range(4)])
+    weights[0] += 1 - weights.sum(axis=0)
+    best = np.take_along_axis(weights, moved[None].astype(int), 0)[0]
+    np.testing.assert_allclose(best, weights.max(axis=0), atol=1e-6)
+
+
+def test_nearest_is_the_nearest_voxel(run, image):
+    at = np.floor(MOVING.to_index(phi_by_hand()) + 0.5).astype(int)
+    inside = ((at >= 0) & (at < MOVING.shape)).all(axis=-1)
+    wanted = np.where(inside, voxels(image)[tuple(np.moveaxis(np.clip(at, 0, np.array(MOVING.shape) - 1), -1, 0))], 0)
+    assert (voxels(apply(run, image, interpolation="nearest")) != wanted).mean() < 1e-3
+
+
+def test_on_the_grid_of_another_image(run, image):
+    like = Grid((12, 20, 18), (4.0, 3.0, 2.5), tuple(FIXED.to_world((2.3, 1.1, 0.4))), FIXED.direction, "mm", True)
+    moved = apply(run, image, like=like.to_unit("um"))
+    assert moved.grid == like.to_unit("um")
+    x = like.to_world(np.moveaxis(np.indices(like.shape), 0, -1))
+    at = FIXED.to_index(x)
+    x = x + np.stack([trilinear_by_hand(c, at) for c in displacement()], axis=-1)
+    wanted = trilinear_by_hand(voxels(image), MOVING.to_index(x @ affine()[:3, :3].T + affine()[:3, 3]))
+    np.testing.assert_allclose(voxels(moved), wanted, atol=2e-4)
+
+
+def test_a_larger_grid_agrees_where_both_are_and_a_crop_is_a_crop(run, image):
+    whole = voxels(apply(run, image))
+    larger = replace(FIXED, shape=tuple(n + 4 for n in FIXED.shape))
+    part = Region((3, 4, 5), (20, 21, 22))
+    np.testing.assert_allclose(voxels(apply(run, image, like=larger))[FIXED.region.slices], whole, atol=2e-5)
+    np.testing.assert_allclose(voxels(apply(run, image, like=FIXED.crop(part))), whole[part.slices], atol=2e-4)
+
+
+def test_a_run_without_displacement(tmp_path, image):
+    run = make_run(tmp_path / "r.zarr", affine())
+    at = FIXED.to_world(np.moveaxis(np.indices(FIXED.shape), 0, -1)) @ affine()[:3, :3].T + affine()[:3, 3]
+    np.testing.assert_allclose(voxels(apply(run, image)), trilinear_by_hand(voxels(image), MOVING.to_index(at)), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["moved.nii", "moved.nii.gz", "moved.ome.zarr"])
+def test_what_is_written_is_what_is_computed(run, image, tmp_path, name):
+    stored = replace(image, data=(image.data * 1000).astype(np.uint16))
+    back = apply(run, stored, tmp_path / name)
+    assert back.dtype == np.uint16
+    np.testing.assert_allclose(back.grid.index_to_world, FIXED.index_to_world, atol=1e-4)
+    np.testing.assert_array_equal(voxels(back), voxels(apply(run, stored)))
+    with pytest.raises(OutputExists):
+        apply(run, stored, tmp_path / name)
+    apply(run, stored, tmp_path / name, overwrite=True)
+
+
+def test_blocks_for_nifti_are_as_deep_as_its_slabs():
+    assert block_of((5000, 2048, 2048), 4) == (2, 128, 128)
+    assert block_of((5000, 600, 500), 4) == (64, 128, 128)  # 27 planes would do, but chunks are 64 deep
+    assert block_of((300, 300, 300)) == (128, 128, 128)
+    depth, edge, _ = block_of((100000, 256, 256), 1)
+    assert depth == 512
+    assert depth * edge * edge <= 128**3
+
+
+def test_an_image_elsewhere_is_a_warning_and_zero(run, image, caplog):
+    away = replace(image, grid=replace(MOVING, origin=(1e6, 0.0, 0.0)))
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        assert not voxels(apply(run, away)).any()
+    assert "does not overlap" in caplog.text
+
+
+def test_a_wrong_word_gets_the_nearest(run, image):
+    with pytest.raises(ConfigError, match="unknown interpolation 'labels'; did you mean 'label'"):
+        apply(run, image, interpolation="labels")
+
+
+def test_an_incomplete_run_is_refused(tmp_path, image):
+    make_run(tmp_path / "r.zarr", finish=False)
+    with pytest.raises(IncompleteRun):
+        apply(tmp_path / "r.zarr", image)
+
+
+def test_the_transform_of_a_run_maps_points(run):
+    transform = load_transform(run)
+    places = np.array([[3, 4, 5], [29, 35, 40], [0, 0, 0]])
+    wanted = phi_by_hand()[tuple(places.T)]
+    np.testing.assert_allclose(transform.fixed_to_moving(FIXED.to_world(places)), wanted, atol=1e-5)
