@@ -1,7 +1,7 @@
 """Compile every CUDA kernel of daskreg to PTX and to machine code, without a GPU, driver or toolkit.
 
 ``python .ci/kernels.py [sm_90 sm_80 ...]`` prints one line a kernel and architecture and exits 1 if a kernel does not compile,
-has no example arguments, uses float64 (up to 64 times slower), or spills registers to memory.
+has no case in tests/cases.py, uses float64 (up to 64 times slower), or spills registers to memory.
 Needs the extra ``ptx`` of pyproject.toml.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import pkgutil
 import re
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 ARCHITECTURES = ("sm_90", "sm_80")  # Hopper, Ampere
@@ -81,15 +81,19 @@ def compile_all(architecture: str) -> int:
 
 
 def registry() -> dict[str, Any]:
-    """Every kernel there is: importing the modules registers them."""
-    import daskreg.kernels as package
-
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"daskreg.kernels.{module.name}")
-    kernels = dict(importlib.import_module("daskreg.kernels.launch").KERNELS)
-    if not kernels:
+    """Every kernel there is."""
+    found: dict[str, Any] = cases().kernels()
+    if not found:
         raise SystemExit("daskreg.kernels registered no kernel: there is nothing to check, which cannot be right.")
-    return kernels
+    return found
+
+
+def cases() -> ModuleType:
+    """The table of kernels and their arguments, which the tests share."""
+    root = str(Path(__file__).resolve().parents[1])
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    return importlib.import_module("tests.cases")
 
 
 def pretend_device(architecture: str) -> None:
@@ -109,12 +113,13 @@ def capability(architecture: str) -> tuple[int, int]:
 
 
 def signature(kernel: Any) -> tuple[Any, ...]:
-    """Numba types of the CUDA launcher's arguments: extent, row sums where there are any, and those of ``kernel.example()``."""
+    """Numba types of the CUDA launcher's arguments: extent, row sums where there are any, and those of the kernel's case."""
     from numba import typeof, types
 
-    if kernel.example is None:
-        raise LookupError("no example arguments, so no types to compile for; set the kernel's `example`.")
-    _, *arguments = kernel.example()
+    case = cases().CASES.get(kernel.name)
+    if case is None:
+        raise LookupError("no case, so no types to compile for; add one to tests/cases.py.")
+    _, *arguments = case()
     rows = (types.float32[:, :, ::1],) if kernel.sums else ()
     return (types.UniTuple(types.uint32, 3), *rows, *(typeof(a) for a in arguments))
 

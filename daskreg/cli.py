@@ -82,7 +82,9 @@ def register(
     initial_transform: Annotated[
         str | None, typer.Option("--initial-transform", help="RUN.zarr (its affine), .tfm, .mat or .txt: fixed to moving points")
     ] = None,
-    spacing: Annotated[str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays that state none")] = None,
+    spacing: Annotated[
+        str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays that state none")
+    ] = None,
     cluster: Annotated[str, typer.Option("--cluster", help="local, or the address of a Dask scheduler")] = "local",
     workers: Annotated[int, typer.Option("--workers", min=1, help="blocks the fixed image is cut into")] = 1,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (all cores by default)")] = None,
@@ -92,7 +94,8 @@ def register(
     print_config: Annotated[bool, typer.Option("--print-config", help="print the effective configuration and stop")] = False,
 ) -> None:
     """Register MOVING onto FIXED: affine and displacement field, and the moved image, in RUN.zarr."""
-    from daskreg.workflows import progress, register as workflow
+    from daskreg.workflows import progress
+    from daskreg.workflows import register as workflow
 
     chosen = _config(config, preset, fixed_mask, moving_mask, initial_transform)
     if print_config:

@@ -148,9 +148,7 @@ class Deformable(Optimised):
     betas: tuple[float, float] = (0.9, 0.99)  # Adam's decay of first and second moment
 
 
-AnyStage = Annotated[
-    Moments | Search | Rigid | SimilarityStage | Affine | Deformable, Field(discriminator="stage")
-]
+AnyStage = Annotated[Moments | Search | Rigid | SimilarityStage | Affine | Deformable, Field(discriminator="stage")]
 
 
 class Config(Model):

@@ -56,7 +56,7 @@ def run_job(client: Client, job: Job, watch: Callable[[Progress], None] | None =
         _task, job, address, topic, key=topic, workers=[address], allow_other_workers=True, pure=False, retries=0
     )
     try:
-        return future.result()  # type: ignore[no-any-return]
+        return future.result()
     except BaseException:
         _stop(client, future)
         raise
@@ -73,7 +73,7 @@ def _worker(client: Client) -> str:
     return str(workers[0])
 
 
-def _stop(client: Client, future: Future) -> None:
+def _stop(client: Client, future: Future[Any]) -> None:
     """Cancel and give the rank a moment to notice: it looks once an iteration."""
     if not future.done():
         future.cancel(force=True)

@@ -90,7 +90,9 @@ def _read(volume: Volume, mask: Volume | None, grid: Grid, config: Config, comm:
     if mask is None:
         return Image(voxels, grid)
     if mask.shape != volume.shape:
-        raise InputError(f"the mask {mask.name} has shape {mask.shape}, {role} {volume.shape}; make the mask on the image's grid.")
+        raise InputError(
+            f"the mask {mask.name} has shape {mask.shape}, {role} {volume.shape}; make the mask on the image's grid."
+        )
     return Image(voxels, grid, check_mask(mask.read(), f"the mask {mask.name}"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,8 @@ class Image:
 
 def shrink(image: Array, factors: Index) -> Array:
     """Gaussian then resample, one axis after the other."""
-    for axis, (kernel, factor) in enumerate(zip((_shrink_z, shrink_y, shrink_x), factors, strict=True)):
+    kernels: tuple[Any, ...] = (_shrink_z, shrink_y, shrink_x)
+    for axis, (kernel, factor) in enumerate(zip(kernels, factors, strict=True)):
         if factor > 1:
             first, table = shrink_table(image.shape[axis], factor)
             shape = tuple(len(first) if a == axis else n for a, n in enumerate(image.shape))
@@ -79,7 +81,9 @@ def _range(image: Array, comm: Communicator, name: str) -> tuple[float, float]:
     both = comm.max(np.array([-float(image.min()), float(image.max())]))
     if not np.isfinite(both).all():
         bad = int(np.size(image) - np.isfinite(image).sum())
-        raise VoxelError(f"{name} has {bad} voxels that are NaN or infinite; replace them (for instance by the background) first.")
+        raise VoxelError(
+            f"{name} has {bad} voxels that are NaN or infinite; replace them (for instance by the background) first."
+        )
     if both[1] + both[0] <= 0:
         raise VoxelError(f"{name} is constant: every voxel is {both[1]:g}; nothing can be registered to it.")
     return -float(both[0]), float(both[1])

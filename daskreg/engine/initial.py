@@ -126,7 +126,7 @@ class _Views:
         frame = np.asarray(self.images[0].grid.direction)
         n = np.maximum(1, np.ceil(shape / self.voxel)).astype(int)
         origin = self.centers[0] - frame @ ((n - 1) / 2 * self.voxel)
-        return Grid(tuple(n), (self.voxel,) * 3, tuple(origin), self.images[0].grid.direction)  # type: ignore[arg-type]
+        return Grid(tuple(n), (self.voxel,) * 3, tuple(origin), self.images[0].grid.direction)
 
     def fixed(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The fixed image on its lattice."""

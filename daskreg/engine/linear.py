@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,7 @@ def run_linear(
         best = min(best, (value, q.copy()), key=lambda pair: pair[0])
         return value, model.pull_back(q * unit, slope) * unit
 
+    options: Any = {"maxiter": level.iterations, "maxcor": 12, "maxls": 12, "gtol": 1e-9, "ftol": 1e-9}
     plateau = Plateau(stage.tolerance, stage.window)
 
     def note(q: NDArray[np.float64]) -> None:
@@ -90,8 +91,7 @@ def run_linear(
 
     start = time.perf_counter()
     try:
-        minimize(evaluate, best[1], jac=True, method="L-BFGS-B", callback=note,
-                 options={"maxiter": level.iterations, "maxcor": 12, "maxls": 12, "gtol": 1e-9, "ftol": 1e-9})  # fmt: skip
+        minimize(evaluate, best[1], jac=True, method="L-BFGS-B", callback=cast("Any", note), options=options)
     except _Plateau:
         report.stopped = "plateau"
     report.seconds = time.perf_counter() - start

@@ -17,7 +17,7 @@ SLAB = 32  # planes looked at together
 
 
 def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image]) -> dict[str, float]:
-    """Global correlation and mutual information (nats) of fixed and moved, over the fixed voxels that land in the moving image."""
+    """Correlation and mutual information (nats) of fixed and moved, over the fixed voxels that land in the moving image."""
     fixed, moving = images[0].voxels, images[1].voxels
     matrix = index_map(outcome.affine, plan.fixed, plan.moving)
     place = fixed_point(matrix), linear_part(matrix)

@@ -57,7 +57,7 @@ class Rank:
             self.reports.append(loop.run(self.fields, self.comm, self.watch))
 
     def _displacement(self) -> NDArray[np.float32] | None:
-        """u at full resolution; the loop's buffers are given up."""
+        """U at full resolution; the loop's buffers are given up."""
         if self.fields is None:
             return None
         u, factors, self.fields = self.fields.u, self.fields.factors, None

@@ -73,9 +73,7 @@ class Grid:
         _check_frame(self.origin, np.asarray(self.direction))
 
     @classmethod
-    def from_matrix(
-        cls, shape: tuple[int, ...], matrix: ArrayLike, unit: str | None = None, *, oriented: bool = True
-    ) -> Grid:
+    def from_matrix(cls, shape: tuple[int, ...], matrix: ArrayLike, unit: str | None = None, *, oriented: bool = True) -> Grid:
         """The grid whose index-to-world matrix (4, 4) is ``matrix``, rows and columns z, y, x, 1."""
         m = np.asarray(matrix, float)
         spacing = np.linalg.norm(m[:3, :3], axis=0)
@@ -94,7 +92,7 @@ class Grid:
     @property
     def world_to_index(self) -> NDArray[np.float64]:
         """(4, 4), order z, y, x, 1."""
-        return np.linalg.inv(self.index_to_world)
+        return np.asarray(np.linalg.inv(self.index_to_world), np.float64)
 
     @property
     def size(self) -> int:
@@ -114,32 +112,32 @@ class Grid:
     @property
     def extent(self) -> NDArray[np.float64]:
         """Edge lengths in world units along the index axes, (3,)."""
-        return np.asarray(self.shape) * np.asarray(self.spacing)
+        return np.asarray([n * s for n, s in zip(self.shape, self.spacing, strict=True)], np.float64)
 
     def to_world(self, index: ArrayLike) -> NDArray[np.float64]:
         """World positions of voxel indices, (..., 3) z, y, x."""
         m = self.index_to_world
-        return np.asarray(index, float) @ m[:3, :3].T + m[:3, 3]
+        return np.asarray(np.asarray(index, float) @ m[:3, :3].T + m[:3, 3])
 
     def to_index(self, world: ArrayLike) -> NDArray[np.float64]:
         """Voxel indices of world positions, (..., 3) z, y, x."""
         m = self.world_to_index
-        return np.asarray(world, float) @ m[:3, :3].T + m[:3, 3]
+        return np.asarray(np.asarray(world, float) @ m[:3, :3].T + m[:3, 3])
 
     def coarsen(self, factors: tuple[int, int, int]) -> Grid:
         """The grid whose voxel i covers fine voxels ``f i .. f i + f - 1`` (the last one may reach past the edge)."""
         f = np.asarray(factors)
-        shape = tuple(-(-n // k) for n, k in zip(self.shape, factors, strict=True))
+        z, y, x = (-(-n // k) for n, k in zip(self.shape, factors, strict=True))
         return replace(
             self,
-            shape=shape,  # type: ignore[arg-type]
-            spacing=tuple(np.asarray(self.spacing) * f),  # type: ignore[arg-type]
-            origin=tuple(self.to_world((f - 1) / 2)),  # type: ignore[arg-type]
+            shape=(z, y, x),
+            spacing=tuple(np.asarray(self.spacing) * f),
+            origin=tuple(self.to_world((f - 1) / 2)),
         )
 
     def crop(self, region: Region) -> Grid:
         """The part of this grid inside ``region``."""
-        return replace(self, shape=region.shape, origin=tuple(self.to_world(region.start)))  # type: ignore[arg-type]
+        return replace(self, shape=region.shape, origin=tuple(self.to_world(region.start)))
 
     def to_unit(self, unit: str | None) -> Grid:
         """The same place measured in another unit of length.
@@ -189,4 +187,6 @@ def _check_frame(origin: Triple, direction: NDArray[np.float64]) -> None:
     if not np.isfinite(origin).all() or not np.isfinite(direction).all():
         raise GridError(f"origin {origin} or direction {direction.tolist()} is not finite; repair the image's header.")
     if direction.shape != (3, 3) or abs(np.linalg.det(direction)) < 1e-6:
-        raise GridError(f"direction {np.round(direction, 4).tolist()} is singular: its axes do not span space; repair the header.")
+        raise GridError(
+            f"direction {np.round(direction, 4).tolist()} is singular: its axes do not span space; repair the header."
+        )

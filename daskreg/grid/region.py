@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 Index = tuple[int, int, int]
@@ -37,12 +38,16 @@ class Region:
 
     def shift(self, offset: Index) -> Region:
         """Moved by ``offset`` voxels."""
-        return Region(_index(map(sum, zip(self.start, offset, strict=True))), _index(map(sum, zip(self.stop, offset, strict=True))))
+        return Region(
+            _index(map(sum, zip(self.start, offset, strict=True))), _index(map(sum, zip(self.stop, offset, strict=True)))
+        )
 
     def grow(self, halo: int | Index) -> Region:
         """Larger by ``halo`` voxels on each side; clip with ``&``."""
         h = (halo, halo, halo) if isinstance(halo, int) else halo
-        return Region(_index(a - k for a, k in zip(self.start, h, strict=True)), _index(b + k for b, k in zip(self.stop, h, strict=True)))
+        return Region(
+            _index(a - k for a, k in zip(self.start, h, strict=True)), _index(b + k for b, k in zip(self.stop, h, strict=True))
+        )
 
     def __and__(self, other: Region) -> Region:
         """The voxels in both."""
@@ -50,6 +55,6 @@ class Region:
         return Region(start, _index(map(max, start, map(min, self.stop, other.stop))))
 
 
-def _index(values: object) -> Index:
-    z, y, x = values  # type: ignore[misc]
+def _index(values: Iterable[int]) -> Index:
+    z, y, x = values
     return int(z), int(y), int(x)

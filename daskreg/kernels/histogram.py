@@ -1,7 +1,7 @@
 """Histograms in fixed-point integers, whose sums do not depend on their order, and the gradient of mutual information.
 
-Intensities are scaled to [0, 1]; the bin coordinate is ``c = 2 + I (B - 5)``, two padding bins at each end, so that the four bins a
-cubic B-spline touches always exist and their weights always sum to one.
+Intensities are scaled to [0, 1]; the bin coordinate is ``c = 2 + I (B - 5)``, two padding bins at each end, so that the four bins
+a cubic B-spline touches always exist and their weights always sum to one.
 """
 
 from numba import cuda, float32, int32, int64
@@ -104,7 +104,9 @@ def information_slope(z, y, x, table, fixed, weight, moved):
         a, b, c, d = spline(beside)
         k, col = index(i), index(j)
         total = p * dot_row(table, k, col, a, b, c, d) + q * dot_row(table, index(k + index(1)), col, a, b, c, d)
-        total += r * dot_row(table, index(k + index(2)), col, a, b, c, d) + s * dot_row(table, index(k + index(3)), col, a, b, c, d)
+        total += r * dot_row(table, index(k + index(2)), col, a, b, c, d) + s * dot_row(
+            table, index(k + index(3)), col, a, b, c, d
+        )
         result = -w * total * float32(int32(table.shape[0]) - int32(5))
     moved[z, y, x] = result
 

@@ -31,8 +31,20 @@ def jacobian(z, y, x, lead, u, determinant):
     j0, j1, by = ends(int32(y), int32(u.shape[2]))
     i0, i1, bx = ends(int32(x), int32(u.shape[3]))
     k, a, b, c = index(kz), index(0), index(1), index(2)
-    zz, zy, zx = slope_of(u[a, k0, y, x], u[a, k1, y, x], bz), slope_of(u[a, k, j0, x], u[a, k, j1, x], by), slope_of(u[a, k, y, i0], u[a, k, y, i1], bx)
-    yz, yy, yx = slope_of(u[b, k0, y, x], u[b, k1, y, x], bz), slope_of(u[b, k, j0, x], u[b, k, j1, x], by), slope_of(u[b, k, y, i0], u[b, k, y, i1], bx)
-    xz, xy, xx = slope_of(u[c, k0, y, x], u[c, k1, y, x], bz), slope_of(u[c, k, j0, x], u[c, k, j1, x], by), slope_of(u[c, k, y, i0], u[c, k, y, i1], bx)
+    zz, zy, zx = (
+        slope_of(u[a, k0, y, x], u[a, k1, y, x], bz),
+        slope_of(u[a, k, j0, x], u[a, k, j1, x], by),
+        slope_of(u[a, k, y, i0], u[a, k, y, i1], bx),
+    )
+    yz, yy, yx = (
+        slope_of(u[b, k0, y, x], u[b, k1, y, x], bz),
+        slope_of(u[b, k, j0, x], u[b, k, j1, x], by),
+        slope_of(u[b, k, y, i0], u[b, k, y, i1], bx),
+    )
+    xz, xy, xx = (
+        slope_of(u[c, k0, y, x], u[c, k1, y, x], bz),
+        slope_of(u[c, k, j0, x], u[c, k, j1, x], by),
+        slope_of(u[c, k, y, i0], u[c, k, y, i1], bx),
+    )
     zz, yy, xx = ONE + zz, ONE + yy, ONE + xx
     determinant[z, y, x] = zz * (yy * xx - yx * xy) - zy * (yz * xx - yx * xz) + zx * (yz * xy - yy * xz)

@@ -1,7 +1,7 @@
 """One formula, two devices: a body ``f(z, y, x, *arguments)`` becomes a CPU loop (``prange``) and a CUDA kernel (``cuda.grid``).
 
-A body is written once, in terms of ``index`` (the unsigned integer that addresses arrays: 64 bits on the CPU, where it vectorises,
-32 bits on a GPU, where it saves registers) and of other formulas. The two launchers are generated as source, at module level,
+A body is written once, in terms of ``index`` (the unsigned integer that addresses arrays: 64 bits on the CPU, where it
+vectorises, 32 bits on a GPU, where it saves registers) and of other formulas. The two launchers are generated as source, at module level,
 because that is what Numba can cache on disk; their names hold a digest of all kernel sources, so that an edit anywhere is a miss.
 """
 
@@ -17,8 +17,9 @@ from typing import Any
 import numba
 import numpy as np
 from numba import njit, uint32, uint64
+from numba.core import config as settings
 
-DISABLED = bool(numba.config.DISABLE_JIT)  # the CUDA simulator runs bodies as plain Python
+DISABLED = bool(vars(settings)["DISABLE_JIT"])  # the CUDA simulator runs bodies as plain Python
 KERNELS: dict[str, Kernel] = {}
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in _SOURCES)).hexdigest()[:8]
@@ -42,7 +43,9 @@ class Formula:
     def form(self, device: int) -> Any:
         """The function compiled for a device, on first use."""
         if self._forms[device] is None:
-            self._forms[device] = njit(nogil=True, error_model="numpy", forceinline=True)(specialise(self.functions[device], device))
+            self._forms[device] = njit(nogil=True, error_model="numpy", forceinline=True)(
+                specialise(self.functions[device], device)
+            )
         return self._forms[device]
 
 
@@ -65,18 +68,17 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
 class Kernel:
     """One operation at every voxel of a box.
 
-    Called as ``kernel((nz, ny, nx), *arguments)``, outputs last; with ``sums=k`` the body returns k float32 terms (a tuple) and
-    the call returns float32 row sums of shape (k, nz, ny): whoever adds them up does so row by row, plane by plane, and the
-    result does not depend on threads or on the partition (``peak=True``: row maxima instead). ``rim=True`` bodies take ``inside`` (constant in the hot loop) after x: it is true where
-    x is at least ``reach`` voxels (the first argument, an int) from both ends of the row. ``scatter=True`` bodies write to
-    their first argument, a stack (tiles, ...) of integer accumulators, through an atomic formula.
+    Called as ``kernel((nz, ny, nx), *arguments)``, outputs last. With ``sums=k`` the body returns k float32 terms (a tuple) and the
+    call returns float32 row sums of shape (k, nz, ny): whoever adds them up does so row by row, plane by plane, and the result does
+    not depend on threads or on the partition (``peak=True``: row maxima instead). ``rim=True`` bodies take ``inside`` (constant
+    in the hot loop) after x: it is true where x is at least ``reach`` voxels (the first argument, an int) from both ends of the
+    row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integer accumulators, through an atomic formula.
     """
 
     def __init__(self, body: Callable[..., Any], sums: int, peak: bool, rim: bool, scatter: bool) -> None:
         self.name, self.body, self.sums, self.peak = body.__name__, body, sums, peak
         self.rim, self.scatter = rim, scatter
         self.__doc__ = body.__doc__
-        self.example: Callable[[], tuple[Any, ...]] | None = None
         self._launchers: list[Any] = [None, None]
         code = body.__code__
         first = 4 if rim else 3
@@ -113,7 +115,9 @@ class Kernel:
         return rows[0] if rows else None
 
 
-def voxelwise(sums: int = 0, *, peak: bool = False, rim: bool = False, scatter: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
+def voxelwise(
+    sums: int = 0, *, peak: bool = False, rim: bool = False, scatter: bool = False
+) -> Callable[[Callable[..., Any]], Kernel]:
     """Make a kernel of a body, see ``Kernel``."""
 
     def register(body: Callable[..., Any]) -> Kernel:
@@ -130,7 +134,7 @@ def threads() -> int:
 
 def use_threads(n: int) -> None:
     """Let CPU launches from this thread use ``n`` threads (never more than the machine has)."""
-    numba.set_num_threads(max(1, min(n, numba.config.NUMBA_NUM_THREADS)))
+    numba.set_num_threads(max(1, min(n, vars(settings)["NUMBA_NUM_THREADS"])))
 
 
 class RowKernel:

@@ -5,7 +5,6 @@ along z with a ring of plane sums: 3 k additions a voxel instead of k^3, every w
 order, so that no rounding depends on where a block starts.
 """
 
-import numba
 import numpy as np
 from numba import float32, int32, int64, prange
 

@@ -22,7 +22,7 @@ class MutualInformation(Similarity):
         """The joint counts (B, B) int64: rows moved, columns fixed."""
         tiles = np.zeros((threads(), self.bins, self.bins), np.int64)
         joint_histogram(moved.shape, tiles, fixed, weight, moved)
-        return tiles.sum(axis=0)
+        return np.asarray(tiles.sum(axis=0))
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
         """Minus the mutual information in nats, and the number of voxels behind it."""

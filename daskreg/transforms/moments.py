@@ -16,7 +16,10 @@ def center_of_mass(image: NDArray[np.float32], grid: Grid) -> NDArray[np.float64
     total = float(mass.sum(dtype=np.float64))
     if total <= 0:
         return grid.center
-    at = [float(mass.sum(axis=tuple(a for a in range(3) if a != k), dtype=np.float64) @ np.arange(n)) for k, n in enumerate(mass.shape)]
+    at = [
+        float(mass.sum(axis=tuple(a for a in range(3) if a != k), dtype=np.float64) @ np.arange(n))
+        for k, n in enumerate(mass.shape)
+    ]
     return grid.to_world(np.array(at) / total)
 
 
@@ -27,11 +30,13 @@ def principal_axes(image: NDArray[np.float32], grid: Grid) -> NDArray[np.float64
     along = [np.arange(n) - c for n, c in zip(mass.shape, center, strict=True)]
     spread = np.empty((3, 3))
     for a, b in itertools.product(range(3), repeat=2):
-        w = np.einsum("i,j,k", *(np.ones(n) if c not in (a, b) else along[c] ** (2 if a == b else 1) for c, n in enumerate(mass.shape)))
+        w = np.einsum(
+            "i,j,k", *(np.ones(n) if c not in (a, b) else along[c] ** (2 if a == b else 1) for c, n in enumerate(mass.shape))
+        )
         spread[a, b] = float((mass * w).sum()) / max(float(mass.sum()), 1e-30)
     to_world = grid.index_to_world[:3, :3]
     axes = np.asarray(np.linalg.eigh(to_world @ spread @ to_world.T)[1])
-    return axes * np.array([1.0, 1.0, np.sign(np.linalg.det(axes))])
+    return np.asarray(axes * np.array([1.0, 1.0, np.sign(np.linalg.det(axes))]))
 
 
 def axis_rotations(fixed: NDArray[np.float64], moving: NDArray[np.float64]) -> list[NDArray[np.float64]]:

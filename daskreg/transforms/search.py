@@ -77,7 +77,9 @@ class Correlator:
         for _ in range(peaks):
             at = np.unravel_index(int(np.argmax(score)), score.shape)
             shift = [k - n if k >= e else k for k, n, e in zip(at, self.shape, self.extent, strict=True)]
-            found.append(Candidate(float(score[at]), rotation, np.array(shift, float), float(count[at]) / max(self.fixed_size, 1)))
+            found.append(
+                Candidate(float(score[at]), rotation, np.array(shift, float), float(count[at]) / max(self.fixed_size, 1))
+            )
             around = [np.arange(k - APART, k + APART + 1) % n for k, n in zip(at, score.shape, strict=True)]
             score[np.ix_(*around)] = -1
         return [c for c in found if c.score > 0]
@@ -95,5 +97,9 @@ def rotations(choice: str, flips: bool) -> list[NDArray[np.float64]]:
 
 
 def _cube() -> list[NDArray[np.float64]]:
-    signed = [np.diag(s) @ np.eye(3)[list(p)] for p in itertools.permutations(range(3)) for s in itertools.product((1.0, -1.0), repeat=3)]
+    signed = [
+        np.diag(s) @ np.eye(3)[list(p)]
+        for p in itertools.permutations(range(3))
+        for s in itertools.product((1.0, -1.0), repeat=3)
+    ]
     return sorted((m for m in signed if np.linalg.det(m) > 0), key=lambda m: -float(np.trace(m)))

@@ -15,7 +15,9 @@ from daskreg.workflows.report import write_report
 def demo_pair(millimetres: int = 2) -> tuple[str, str]:
     """Paths of the bundled fixed (MNI152 2009c) and moving (Colin27) heads, at 2 or 3 mm."""
     data = files("daskreg") / "data"
-    return str(data / f"quickstart_mni2009c_T1_{millimetres}mm.nii.gz"), str(data / f"quickstart_colin27_T1_{millimetres}mm.nii.gz")
+    return str(data / f"quickstart_mni2009c_T1_{millimetres}mm.nii.gz"), str(
+        data / f"quickstart_colin27_T1_{millimetres}mm.nii.gz"
+    )
 
 
 def demo(out: Path, *, overwrite: bool = False, progress: Callable[[Progress], None] | None = None) -> tuple[Result, Path]:

@@ -9,7 +9,9 @@ from daskreg.errors import ConfigError
 
 PRESETS = {
     "brain": Config(stages=(Moments(), Rigid(), Affine(), Deformable())),
-    "multimodal": Config(stages=(Search(contrast="any"), Rigid(similarity=MI()), Affine(similarity=MI()), Deformable(similarity=MI()))),
+    "multimodal": Config(
+        stages=(Search(contrast="any"), Rigid(similarity=MI()), Affine(similarity=MI()), Deformable(similarity=MI()))
+    ),
     "lightsheet": Config(
         stages=(Search(), Affine(similarity=LNCC(radius=3)), Deformable(similarity=LNCC(radius=3))), intensity="log"
     ),
@@ -20,5 +22,7 @@ def preset(name: str) -> Config:
     """The configuration of that name. Raises ConfigError naming the nearest one."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 1, 0.5)
-        raise ConfigError(f"unknown preset {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(PRESETS)}."))
+        raise ConfigError(
+            f"unknown preset {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(PRESETS)}.")
+        )
     return PRESETS[name]

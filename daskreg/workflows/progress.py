@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from daskreg.engine.report import Progress
 
@@ -43,16 +44,23 @@ def summary(path: str, report: dict[str, Any]) -> list[str]:
     """What to print when a run is done."""
     before, after = report["metrics"]["before"], report["metrics"]["after"]
     lines = [_level(level) for level in report["levels"]]
-    lines.append(f"correlation {before['ncc']:.3f} -> {after['ncc']:.3f}, mutual information {before['mi']:.3f} -> {after['mi']:.3f}")
+    lines.append(
+        f"correlation {before['ncc']:.3f} -> {after['ncc']:.3f}, mutual information {before['mi']:.3f} -> {after['mi']:.3f}"
+    )
     if "jacobian" in report["metrics"]:
         j = report["metrics"]["jacobian"]
         lines.append(f"folded voxels {j['folded_percent']:.4f} %, Jacobian {j['smallest']:.2f} to {j['largest']:.2f}")
     seconds, peak = report["seconds"], report["machine"]["peak_bytes"] / 2**20
-    lines.append(f"{seconds['total']:.1f} s (" + ", ".join(f"{k} {v:.1f}" for k, v in seconds.items() if k != "total") + f"), {peak:.0f} MiB")
+    lines.append(
+        f"{seconds['total']:.1f} s ("
+        + ", ".join(f"{k} {v:.1f}" for k, v in seconds.items() if k != "total")
+        + f"), {peak:.0f} MiB"
+    )
     return [*lines, f"result: {path}"]
 
 
 def _level(level: dict[str, Any]) -> str:
     losses, shape = level["losses"], " x ".join(map(str, level["shape"]))
     change = f"loss {losses[0]:.5f} -> {losses[-1]:.5f}, " if losses else ""
-    return f"{level['stage']:<10} scale {level['scale']:<2} {shape:>16}  {change}{len(losses)} iterations, {level['seconds']:.2f} s"
+    steps = f"{len(losses)} iterations, {level['seconds']:.2f} s"
+    return f"{level['stage']:<10} scale {level['scale']:<2} {shape:>16}  {change}{steps}"

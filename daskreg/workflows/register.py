@@ -27,10 +27,10 @@ from daskreg.workflows.presets import preset
 
 if TYPE_CHECKING:
     import dask.array as da
-    from distributed import Client
+
+    from daskreg.cluster import Client
 
 log = logging.getLogger("daskreg")
-Source = "str | Path | np.ndarray | da.Array | Volume"
 PACKAGES = ("daskreg", "numpy", "numba", "dask", "distributed", "zarr", "scipy", "nibabel")
 
 
@@ -119,7 +119,8 @@ def register(
     """
     started = time.perf_counter()
     volume, other, plan = prepare(fixed, moving, config, spacing=spacing)
-    masks = [_mask(m, v) for m, v in ((fixed_mask or plan.config.fixed_mask, volume), (moving_mask or plan.config.moving_mask, other))]
+    given = (fixed_mask or plan.config.fixed_mask, volume), (moving_mask or plan.config.moving_mask, other)
+    masks = [_mask(mask, image) for mask, image in given]
     start = initial_transform(plan)
     require_overlap(plan, start)
     plan.validate(psutil.virtual_memory().total)
@@ -128,7 +129,7 @@ def register(
     log.info("fixed %s, moving %s", voxels(plan.fixed), voxels(plan.moving))
     store = RunStore.create(path, fixed=plan.fixed, moving=plan.moving, overwrite=overwrite)  # type: ignore[arg-type]
     try:
-        job = Job(plan, volume, other, store.path, start, *masks, threads)
+        job = Job(plan, volume, other, store.path, start, masks[0], masks[1], threads)
         with session(client, cluster, threads) as there:
             told = run_job(there, job, progress)
         told["seconds"]["total"] = time.perf_counter() - started
