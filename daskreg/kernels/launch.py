@@ -1,8 +1,8 @@
 """One formula, two devices: a body ``f(z, y, x, *arguments)`` becomes a CPU loop (``prange``) and a CUDA kernel (``cuda.grid``).
 
-A body is written once, in terms of ``index`` (the unsigned integer that addresses arrays: 64 bits on the CPU, where it
-vectorises, 32 bits on a GPU, where it saves registers) and of other formulas. The two launchers are generated as source, at module level,
-because that is what Numba can cache on disk; their names hold a digest of all kernel sources, so that an edit anywhere is a miss.
+A body is written once, in terms of ``index`` (the unsigned integer that addresses arrays: 64 bits on the CPU, which vectorises it,
+32 on a GPU, where it saves registers) and of other formulas. The two launchers are generated as source, at module level, because
+that is what Numba can cache on disk; their names hold a digest of all kernel sources, so that an edit anywhere is a miss.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
 class Kernel:
     """One operation at every voxel of a box.
 
-    Called as ``kernel((nz, ny, nx), *arguments)``, outputs last. With ``sums=k`` the body returns k float32 terms (a tuple) and the
-    call returns float32 row sums of shape (k, nz, ny): whoever adds them up does so row by row, plane by plane, and the result does
-    not depend on threads or on the partition (``peak=True``: row maxima instead). ``rim=True`` bodies take ``inside`` (constant
-    in the hot loop) after x: it is true where x is at least ``reach`` voxels (the first argument, an int) from both ends of the
-    row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integer accumulators, through an atomic formula.
+    Called as ``kernel((nz, ny, nx), *arguments)``, outputs last. With ``sums=k`` the body returns a tuple of k float32 terms, and
+    the call returns float32 row sums of shape (k, nz, ny): whoever adds them up does so row by row, plane by plane, and the result
+    does not depend on threads or on the partition (``peak=True``: row maxima instead). ``rim=True`` bodies take ``inside``, constant
+    in the hot loop, after x: it is true where x is at least ``reach`` voxels (the first argument, an int) from both ends of the
+    row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integers, through an atomic formula.
     """
 
     def __init__(self, body: Callable[..., Any], sums: int, peak: bool, rim: bool, scatter: bool) -> None:

@@ -1,7 +1,7 @@
 """The composite implicit sampler: ``moved(x) = M(A x + t + S u(x))``; neither grid nor p is ever stored (method, section 2).
 
 A x + t is formed from global indices in 64-bit fixed point (units of 2^-32 voxel), exactly and whatever the block, and split
-into whole and fraction; float32 would lose 1e-3 voxel at index 30 000. There is no branch: interior and rim compute alike, and the
+into whole and fraction; float32 would lose 1e-3 voxel at index 30 000. There is no branch: interior and rim compute alike, and a
 CPU's vector units can gather.
 """
 

@@ -70,7 +70,7 @@ def render(run: RunStore, measured: dict[str, Any] | None = None) -> str:
         "affine": _affine(run),
         "versions": told.get("versions", {}),
         "machine": _machine(told),
-        "config": yaml.safe_dump(told.get("config", {}), sort_keys=False, default_flow_style=None, width=100),
+        "config": _recipe(told.get("config", {})),
     }
     source = (files("daskreg.workflows.report_page") / TEMPLATE).read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -301,6 +301,12 @@ def _affine(run: RunStore) -> dict[str, Any]:
 def _shift(matrix: Any, grid: Grid) -> str:
     moved = matrix[:3, :3] @ grid.center + matrix[:3, 3] - grid.center
     return f"{', '.join(f'{v:.3g}' for v in moved)} {views.short_unit(grid.unit)}"
+
+
+def _recipe(config: dict[str, Any]) -> str:
+    """YAML that ``Config.load`` reads, each stage's name first."""
+    stages = [{"stage": s.get("stage"), **s} for s in config.get("stages", [])]
+    return yaml.safe_dump({**config, "stages": stages}, sort_keys=False, default_flow_style=None, width=100)
 
 
 def _machine(told: dict[str, Any]) -> dict[str, str]:

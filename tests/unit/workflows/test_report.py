@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,13 @@ def test_an_affine_run_has_no_deformation(tmp_path: Path) -> None:
     text = write_report(make_run(tmp_path, deformable=False), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Deformation" not in text
     assert "Folded" not in text
+
+
+def test_the_configuration_on_the_page_can_be_loaded(tmp_path: Path) -> None:
+    text = write_report(make_run(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(html.unescape(text.split("<summary>Configuration</summary><pre>")[1].split("</pre>")[0]))
+    assert Config.load(recipe) == Config(stages=(Affine(), Deformable()))
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""Composition and upsampling of displacements."""
+
+import numpy as np
+import pytest
+
+from daskreg.kernels.compose import compose, upsample
+from tests import reference
+from tests.cases import SHAPE, empty, vectors
+
+TOLERANCE = 2e-6  # voxels, of displacements of a few voxels
+ONE = np.array([1], np.float32)
+
+
+def composed(d, u, first=0, planes=SHAPE[0], origin=0, scale=ONE):
+    result = empty(*d.shape)
+    compose(d.shape[1:], first, planes, origin, scale, d, u, result)
+    return result
+
+
+@pytest.mark.parametrize("scale", [1, 0.25, 0])
+def test_compose_is_the_oracle_clamped_to_the_grid(scale):
+    u, d = vectors(*SHAPE, size=4), vectors(*SHAPE, size=3, seed=9)
+    found = composed(d, u, scale=np.array([scale], np.float32))
+    np.testing.assert_allclose(found, reference.compose(u.astype(float), scale * d.astype(float)), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 3), (2, 5), (3, 4), (6, 7), (0, 7)])
+def test_a_block_with_halo_planes_gives_the_bits_of_the_whole(start, stop):
+    """The block holds u from one or two planes before to two planes behind it, where the grid has them."""
+    u, d = vectors(*SHAPE, size=4), vectors(*SHAPE, seed=9)
+    origin, end = max(start - 1, 0), min(stop + 2, SHAPE[0])
+    block = composed(np.ascontiguousarray(d[:, start:stop]), np.ascontiguousarray(u[:, origin:end]), start, SHAPE[0], origin)
+    np.testing.assert_array_equal(block, composed(d, u)[:, start:stop])
+
+
+@pytest.mark.parametrize(("fine", "coarse"), [((1, 1, 1), (2, 2, 2)), ((1, 2, 1), (2, 3, 1)), ((2, 1, 2), (4, 4, 3))])
+def test_upsample_is_the_oracle(fine, coarse):
+    shape = tuple(-(-n * f // c) for n, f, c in zip(SHAPE, fine, coarse, strict=True))
+    u, finer = vectors(*shape, size=3), empty(3, *SHAPE)
+    gain = np.asarray(coarse, np.float32) / np.asarray(fine, np.float32)
+    upsample(SHAPE, 0, np.asarray(fine, np.int32), np.asarray(coarse, np.int32), gain, u, finer)
+    expected = reference.upsample_displacement(u.astype(float), coarse, fine, SHAPE)
+    np.testing.assert_allclose(finer, expected, atol=2 * TOLERANCE)
+
+
+def test_upsampling_a_block_gives_the_bits_of_the_whole():
+    u, factors, gain = vectors(4, 4, 5), (np.ones(3, np.int32), np.full(3, 2, np.int32)), np.full(3, 2, np.float32)
+    whole, plane = empty(3, *SHAPE), empty(3, 1, *SHAPE[1:])
+    upsample(SHAPE, 0, *factors, gain, u, whole)
+    for z in range(SHAPE[0]):
+        upsample((1, *SHAPE[1:]), z, *factors, gain, u, plane)
+        np.testing.assert_array_equal(plane[:, 0], whole[:, z])
