@@ -1,12 +1,38 @@
-"""3D image registration from a laptop-sized brain to a 10-gigavoxel archive, on Dask."""
+"""3D image registration from a laptop-sized brain to a 10-gigavoxel archive, on Dask.
 
-from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable, Moments, Rigid, Search, SimilarityStage
-from daskreg.grid import Grid
-from daskreg.storage import Volume, open_volume
-from daskreg.workflows.presets import PRESETS
-from daskreg.workflows.register import Result, prepare, register
+The public API is imported when first used, so that ``daskreg --help`` does not wait for Numba.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable, Moments, Rigid, Search, SimilarityStage
+    from daskreg.grid import Grid
+    from daskreg.storage import Volume, open_volume
+    from daskreg.transforms.composite import Transform
+    from daskreg.workflows.apply import apply, load_transform
+    from daskreg.workflows.evaluate import evaluate
+    from daskreg.workflows.export import export
+    from daskreg.workflows.presets import PRESETS
+    from daskreg.workflows.register import Result, plan, register
+    from daskreg.workflows.report import write_report
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "daskreg.config": ("LNCC", "MI", "MSE", "Affine", "Config", "Deformable", "Moments", "Rigid", "Search", "SimilarityStage"),
+    "daskreg.grid": ("Grid",),
+    "daskreg.storage": ("Volume", "open_volume"),
+    "daskreg.transforms.composite": ("Transform",),
+    "daskreg.workflows.apply": ("apply", "load_transform"),
+    "daskreg.workflows.evaluate": ("evaluate",),
+    "daskreg.workflows.export": ("export",),
+    "daskreg.workflows.presets": ("PRESETS",),
+    "daskreg.workflows.register": ("Result", "plan", "register"),
+    "daskreg.workflows.report": ("write_report",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "LNCC",
@@ -22,8 +48,25 @@ __all__ = [
     "Rigid",
     "Search",
     "SimilarityStage",
+    "Transform",
     "Volume",
+    "apply",
+    "evaluate",
+    "export",
+    "load_transform",
     "open_volume",
-    "prepare",
+    "plan",
     "register",
+    "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'daskreg' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

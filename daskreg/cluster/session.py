@@ -30,7 +30,7 @@ def session(client: Client | None = None, address: str | None = None, threads: i
             yield there
     else:
         with _embedded(threads) as cluster, Client(cluster, set_as_default=False) as own:
-            log.info("dashboard: %s", own.dashboard_link)
+            log.info("dashboard: http://127.0.0.1:%s/status", own.dashboard_link.rpartition(":")[2].partition("/")[0])
             yield own
 
 
@@ -57,5 +57,5 @@ def _embedded(threads: int | None) -> LocalCluster:
         dashboard_address="127.0.0.1:0",
         memory_limit=0,
         resources={"cores": cores},
-        silence_logs=logging.ERROR,
+        silence_logs=logging.CRITICAL,
     )

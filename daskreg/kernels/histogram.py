@@ -4,7 +4,9 @@ Intensities are scaled to [0, 1]; the bin coordinate is ``c = 2 + I (B - 5)``, t
 a cubic B-spline touches always exist and their weights always sum to one.
 """
 
-from numba import cuda, float32, int32, int64
+from collections.abc import Callable
+
+from numba import float32, int32, int64
 
 from daskreg.kernels.difference import weight_at
 from daskreg.kernels.launch import formula, voxelwise
@@ -46,9 +48,14 @@ def deposit(counts, i, j, value):
 
 
 @deposit.on_cuda
-def deposit_atomically(counts, i, j, value):
+def _atomic_deposit() -> Callable[..., None]:
     """``counts[i, j] += value`` for all threads of a GPU."""
-    cuda.atomic.add(counts, (i, j), value)
+    from numba import cuda
+
+    def deposit_atomically(counts, i, j, value):
+        cuda.atomic.add(counts, (i, j), value)
+
+    return deposit_atomically
 
 
 @formula
@@ -118,9 +125,14 @@ def tally(counts, i):
 
 
 @tally.on_cuda
-def tally_atomically(counts, i):
+def _atomic_tally() -> Callable[..., None]:
     """``counts[i] += 1`` for all threads of a GPU."""
-    cuda.atomic.add(counts, i, int64(1))
+    from numba import cuda
+
+    def tally_atomically(counts, i):
+        cuda.atomic.add(counts, i, int64(1))
+
+    return tally_atomically
 
 
 @voxelwise(scatter=True)

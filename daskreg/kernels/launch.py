@@ -1,6 +1,6 @@
 """One formula, two devices: a body ``f(z, y, x, *arguments)`` becomes a CPU loop (``prange``) and a CUDA kernel (``cuda.grid``).
 
-A body is written once, in terms of ``index`` (the unsigned integer that addresses arrays: 64 bits on the CPU, which vectorises it,
+A body is written once, in terms of ``index`` (the unsigned integer that addresses arrays: 64 bits on the CPU, which vectorises,
 32 on a GPU, where it saves registers) and of other formulas. The two launchers are generated as source, at module level, because
 that is what Numba can cache on disk; their names hold a digest of all kernel sources, so that an edit anywhere is a miss.
 """
@@ -31,21 +31,21 @@ class Formula:
     """A scalar function that bodies may call, with one compiled form a device."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.name, self.functions = function.__name__, [function, function]
+        self.name, self.function = function.__name__, function
+        self._on_cuda: Callable[[], Callable[..., Any]] | None = None
         self.__doc__ = function.__doc__
         self._forms: list[Any] = [None, None]
 
-    def on_cuda(self, function: Callable[..., Any]) -> Formula:
-        """Use another function on CUDA, where the operation itself differs (atomics)."""
-        self.functions[CUDA] = function
+    def on_cuda(self, factory: Callable[[], Callable[..., Any]]) -> Formula:
+        """Use what ``factory`` makes on CUDA, where the operation itself differs (atomics); made only when it is needed."""
+        self._on_cuda = factory
         return self
 
     def form(self, device: int) -> Any:
         """The function compiled for a device, on first use."""
         if self._forms[device] is None:
-            self._forms[device] = njit(nogil=True, error_model="numpy", forceinline=True)(
-                specialise(self.functions[device], device)
-            )
+            function = self._on_cuda() if device == CUDA and self._on_cuda else self.function
+            self._forms[device] = njit(nogil=True, error_model="numpy", forceinline=True)(specialise(function, device))
         return self._forms[device]
 
 
@@ -68,11 +68,11 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
 class Kernel:
     """One operation at every voxel of a box.
 
-    Called as ``kernel((nz, ny, nx), *arguments)``, outputs last. With ``sums=k`` the body returns a tuple of k float32 terms, and
-    the call returns float32 row sums of shape (k, nz, ny): whoever adds them up does so row by row, plane by plane, and the result
-    does not depend on threads or on the partition (``peak=True``: row maxima instead). ``rim=True`` bodies take ``inside``, constant
-    in the hot loop, after x: it is true where x is at least ``reach`` voxels (the first argument, an int) from both ends of the
-    row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integers, through an atomic formula.
+    Called as ``kernel((nz, ny, nx), *arguments)``, outputs last. With ``sums=k`` the body returns a tuple of k float32 terms,
+    and the call returns float32 row sums of shape (k, nz, ny): whoever adds them up does so row by row, plane by plane, and the
+    result does not depend on threads or on the partition (``peak=True``: row maxima instead). ``rim=True`` bodies take ``inside``,
+    constant in the hot loop, after x: it is true where x is at least ``reach`` voxels (the first argument, an int) from both ends
+    of the row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integers, through an atomic formula.
     """
 
     def __init__(self, body: Callable[..., Any], sums: int, peak: bool, rim: bool, scatter: bool) -> None:

@@ -79,6 +79,13 @@ def prepare(
     return *volumes, plan
 
 
+def plan(
+    fixed: Any, moving: Any, config: Config | str | Sequence[Stage] | Mapping[str, Any] = "brain", *, spacing: Any = None
+) -> Plan:
+    """Levels, grids and memory of a registration that is not run; its ``lines()`` are for people."""
+    return prepare(fixed, moving, config, spacing=spacing)[2]
+
+
 def spacing_for(source: Any, spacing: Any) -> Any:
     """The general spacing, unless the address states its own."""
     return None if isinstance(source, str) and "spacing=" in source.partition("::")[2] else spacing
