@@ -34,7 +34,8 @@ class LNCC(Model):
     kind: Literal["lncc"] = "lncc"
     radius: int = Field(2, ge=1, le=8)  # voxels of the level; the window is (2 radius + 1)^3
     gradient: Literal["exact", "center"] = "exact"  # center: ANTs' shortcut, correlates 0.93 with the exact one
-    epsilon: Positive = 1e-5  # added to var(F) var(M) V^2, intensities scaled to [0, 1]: silences flat windows
+    epsilon: Positive = 1e-12  # added to V^2 var(F) var(M), intensities scaled to [0, 1]: keeps 0/0 away
+    flat: float = Field(0.002, ge=0)  # of the intensity range: windows of less standard deviation say nothing
 
 
 class MI(Model):

@@ -1,7 +1,7 @@
 """Arguments for every kernel, on volumes awkward enough to matter: odd sizes, halo planes, far indices, points out of the image.
 
-``CASES[name]()`` is ``(shape, *arguments)``, made afresh because kernels write to their arguments. Parity tests and the check that
-all kernels compile for a GPU go through this table, so a kernel without a case fails both.
+``CASES[name]()`` is ``(shape, *arguments)``, made afresh because kernels write to their arguments. The parity tests and the check
+that all kernels compile for a GPU go through this table, so a kernel without a case fails both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 import daskreg.kernels
 from daskreg.kernels.gaussian import gaussian_table, gaussian_weights, shrink_table
 from daskreg.kernels.launch import KERNELS, Kernel
-from daskreg.optimizers.adam import rates
 from daskreg.transforms.linear import fixed_point, linear_part
 
 Array = NDArray[np.float32]
@@ -29,9 +28,11 @@ HALO = 2  # planes before and behind the block
 TALL = (SHAPE[0] + 2 * HALO, *SHAPE[1:])
 FIRST = 30_000  # global plane of the block's first, where the sampler must still be exact
 BINS = 16
-EPSILON = np.float32(1e-5)
+EPSILON, FLAT = np.float32(1e-5), np.float32(0.08)  # of local correlation; noise has variance 1/12, so some windows are flat
 # no point falls on a plane of voxels, where the gradient jumps
-MATRIX = np.array([[0.9137, 0.1071, -0.2113, 0.8171], [0.1533, 1.1019, 0.0517, -1.3391], [-0.1097, 0.2039, 0.8513, 0.4177], [0, 0, 0, 1]])
+MATRIX = np.array(
+    [[0.9137, 0.1071, -0.2113, 0.8171], [0.1533, 1.1019, 0.0517, -1.3391], [-0.1097, 0.2039, 0.8513, 0.4177], [0, 0, 0, 1]]
+)
 
 CASES: dict[str, Callable[[], Case]] = {}
 
@@ -74,6 +75,11 @@ def vectors(*shape: int, size: float = 1.0, seed: int = 4) -> Array:
 def empty(*shape: int) -> Array:
     """An output."""
     return np.zeros(shape, np.float32)
+
+
+def rates(t: int, epsilon: float = 1e-8) -> Array:
+    """Adam's decays 0.9 and 0.99, their bias corrections in step t, and epsilon."""
+    return np.array([0.9, 0.99, 1 / (1 - 0.9**t), 1 / (1 - 0.99**t), epsilon], np.float32)
 
 
 def place() -> tuple[Any, ...]:
@@ -137,7 +143,7 @@ def difference() -> Case:
 
 @case
 def lncc_factors() -> Case:
-    return SHAPE, HALO, 2, EPSILON, image(*TALL), weights(*TALL), moved(*TALL), empty(3, *SHAPE)
+    return SHAPE, HALO, 2, EPSILON, FLAT, image(*TALL), weights(*TALL), moved(*TALL), empty(3, *SHAPE)
 
 
 @case
@@ -200,7 +206,7 @@ def shrink_x() -> Case:
 @case
 def adam() -> Case:
     moments = vectors(*SHAPE, seed=7), np.square(vectors(*SHAPE, seed=8))
-    return (SHAPE, 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), rates((0.9, 0.99), 3), vectors(*SHAPE), *moments,
+    return (SHAPE, 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), rates(3), vectors(*SHAPE), *moments,
             empty(3, *SHAPE))  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from daskreg.similarity import Similarity, make
 from daskreg.transforms.linear import fixed_point, index_map, linear_part
 
 Array = NDArray[np.float32]
+AT_REST = 1 / 3  # length of the longest first direction when no voxel has more than a twentieth of a clear gradient
 
 
 @dataclass
@@ -90,7 +91,9 @@ class Loop:
             if plateau.reached(report.losses):
                 report.stopped = "plateau"
                 break
-            self.step(fields, k + 1, comm)
+            if not self.step(fields, k + 1, comm):
+                report.stopped = "at rest"
+                break
         report.seconds = time.perf_counter() - start
         return report
 
@@ -104,14 +107,17 @@ class Loop:
         pull_back(self.shape, *self.place, fields.u, self.moving, self.moved, fields.g)
         return self.similarity.value(total)[0]
 
-    def step(self, fields: Fields, t: int, comm: Communicator) -> None:
-        """Smooth, Adam, bound, compose, smooth (steps 2 to 6)."""
+    def step(self, fields: Fields, t: int, comm: Communicator) -> bool:
+        """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""
         f, g, w = fields, self.gradient_filter, self.warp_filter
         g.along_zy(f.g, f.d)
-        longest = adam(self.shape, g.reach, g.tables[2], g.weights, rates(self.stage.betas, t), f.g, f.m, f.v, f.d)
+        longest = adam(self.shape, g.reach, g.tables[2], g.weights, rates(self.stage.betas, t, self.similarity.steep), f.g, f.m, f.v, f.d)
         square = float(comm.max(np.array([longest.max()]))[0])
+        if t == 1 and square < AT_REST**2:
+            return False
         compose(self.shape, 0, self.shape[0], 0, step_scale(square, self.stage.step), f.d, f.u, f.g)
         if w.reach:
             w.into(f.g, f.d, f.u)
         else:
             f.u, f.g = f.g, f.u
+        return True

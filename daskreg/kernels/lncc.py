@@ -16,13 +16,17 @@ ONE, NIL, TWO = float32(1), float32(0), float32(2)
 
 
 @formula
-def factors(n, f, m, ff, mm, fm, epsilon):
-    """cc, D, K and K mu_M - D mu_F of a window from its sums of w, wF, wM, wFF, wMM, wFM; D and K without the centre's weight."""
+def factors(n, f, m, ff, mm, fm, epsilon, flat):
+    """cc, D, K and K mu_M - D mu_F of a window from its sums of w, wF, wM, wFF, wMM, wFM; D and K without the centre's weight.
+
+    All are 0 where either variance is below ``flat``: where b c is as small as epsilon, contrast would be rewarded for its own sake
+    and identical images pulled apart.
+    """
     count = n if n > NIL else ONE
     mean_f, mean_m = f / count, m / count
     a = fm - mean_f * m
     b, c = max(mm - mean_m * m, NIL), max(ff - mean_f * f, NIL)
-    inverse = ONE / (b * c + epsilon)
+    inverse = ONE / (b * c + epsilon) if min(b, c) >= flat * n else NIL
     d = TWO * a * inverse
     k = d * a * c * inverse
     return a * a * inverse, d, k, k * mean_m - d * mean_f
@@ -46,10 +50,10 @@ def window_sums(z, y, x, lead, radius, fixed, weight, moved):
 
 
 @voxelwise(sums=2)
-def lncc_factors(z, y, x, lead, radius, epsilon, fixed, weight, moved, dkc):
+def lncc_factors(z, y, x, lead, radius, epsilon, flat, fixed, weight, moved, dkc):
     """Write w D, w K and w (K mu_M - D mu_F) of each window; row sums (w cc, w).
 
-    lead: planes of fixed, weight and moved before z = 0 (int);  radius: int;  epsilon: float32;
+    lead: planes of fixed, weight and moved before z = 0 (int);  radius: int;  epsilon, flat: float32;
     fixed, moved: (Z', Y, X) float32, moved NaN out of domain;  weight: the same or empty;  dkc: (3, Z, Y, X) float32
     """
     kz = index(int32(z) + int32(lead))
@@ -57,7 +61,7 @@ def lncc_factors(z, y, x, lead, radius, epsilon, fixed, weight, moved, dkc):
     cc, d, k, c = NIL, NIL, NIL, NIL
     if w > NIL:
         n, f, m, ff, mm, fm = window_sums(z, y, x, lead, radius, fixed, weight, moved)
-        cc, d, k, c = factors(n, f, m, ff, mm, fm, epsilon)
+        cc, d, k, c = factors(n, f, m, ff, mm, fm, epsilon, flat)
     dkc[index(0), z, y, x], dkc[index(1), z, y, x], dkc[index(2), z, y, x] = w * d, w * k, w * c
     return w * cc, w
 
@@ -137,14 +141,14 @@ def box(ring, oldest, total, boxed, ones):
 
 
 @formula
-def write_factors(boxed, value, mask, epsilon, ds, ks, cs, sums):
+def write_factors(boxed, value, mask, epsilon, flat, ds, ks, cs, sums):
     """Factors of a row from its window sums; the row's sums of w cc and w."""
     correlation, weights, masked = NIL, NIL, mask.shape[0] > 0
     for x in range(value.shape[0]):
         at = index(x)
         w = (mask[at] if masked else ONE) if value[at] == value[at] else NIL
         cc, d, k, c = factors(boxed[index(0), at], boxed[index(1), at], boxed[index(2), at],
-                              boxed[index(3), at], boxed[index(4), at], boxed[index(5), at], epsilon)  # fmt: skip
+                              boxed[index(3), at], boxed[index(4), at], boxed[index(5), at], epsilon, flat)  # fmt: skip
         ds[at], ks[at], cs[at] = w * d, w * k, w * c
         boxed[index(0), at], boxed[index(1), at] = w * cc, w
     for x in range(value.shape[0]):
@@ -154,7 +158,7 @@ def write_factors(boxed, value, mask, epsilon, ds, ks, cs, sums):
 
 
 @RowKernel
-def march_factors(n, rows, lead, ones, epsilon, fixed, weight, moved, dkc):
+def march_factors(n, rows, lead, ones, epsilon, flat, fixed, weight, moved, dkc):
     """``lncc_factors`` on the CPU, a thread a strip of constant y; ``ones`` is a tuple of 2 radius + 1 ones, unrolled."""
     nz, ny, nx = n
     k, r = len(ones), len(ones) // 2
@@ -173,7 +177,7 @@ def march_factors(n, rows, lead, ones, epsilon, fixed, weight, moved, dkc):
             if z >= 0:
                 box(ring, z % k, total, boxed, ones)
                 mask = weight[z + lead, y] if weight.shape[0] > 0 else none
-                write_factors(boxed, moved[z + lead, y], mask, epsilon, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, z, y])
+                write_factors(boxed, moved[z + lead, y], mask, epsilon, flat, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, z, y])
 
 
 @formula

@@ -7,13 +7,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-EPSILON = 1e-8  # beside sum-scaled gradients of intensities in [0, 1]
+EPSILON = 0.1  # of a clear gradient: below it a voxel hardly moves, so that noise, and a perfect match, stay at rest
 
 
-def rates(betas: tuple[float, float], t: int) -> NDArray[np.float32]:
-    """What the kernel needs in step t = 1, 2, ...: both decays, both bias corrections, epsilon."""
+def rates(betas: tuple[float, float], t: int, steep: float) -> NDArray[np.float32]:
+    """What the kernel needs in step t = 1, 2, ...: both decays, both bias corrections, epsilon (``steep``: a clear gradient)."""
     b1, b2 = betas
-    return np.array([b1, b2, 1 / (1 - b1**t), 1 / (1 - b2**t), EPSILON], np.float32)
+    return np.array([b1, b2, 1 / (1 - b1**t), 1 / (1 - b2**t), EPSILON * steep], np.float32)
 
 
 def step_scale(largest_square: float, step: float) -> NDArray[np.float32]:

@@ -17,6 +17,6 @@ def make(choice: config.MSE | config.LNCC | config.MI) -> Similarity:
         case config.MSE():
             return MeanSquaredError()
         case config.LNCC():
-            return LocalCorrelation(choice.radius, choice.epsilon, choice.gradient == "exact")
+            return LocalCorrelation(choice.radius, choice.epsilon, choice.flat, choice.gradient == "exact")
         case config.MI():
             return MutualInformation(choice.bins)

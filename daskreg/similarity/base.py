@@ -20,6 +20,7 @@ class Similarity(ABC):
 
     reach: int = 0  # voxels around x that the value at x reads
     counts: bool = False
+    steep: float  # usual length of N dC/du where images scaled to [0, 1] disagree: what an optimiser calls a clear gradient
 
     @abstractmethod
     def partial(self, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:

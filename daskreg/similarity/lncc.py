@@ -12,15 +12,18 @@ from daskreg.similarity.base import Similarity, Volume
 class LocalCorrelation(Similarity):
     """Windows of (2 radius + 1)^3 voxels; the gradient is exact, or that of the centre window alone."""
 
-    def __init__(self, radius: int, epsilon: float, exact: bool) -> None:
-        self.radius, self.epsilon, self.exact = radius, np.float32(epsilon), exact
+    steep = 0.1
+
+    def __init__(self, radius: int, epsilon: float = 1e-12, flat: float = 0.0, exact: bool = True) -> None:
+        self.radius, self.exact = radius, exact
+        self.epsilon, self.flat = np.float32(epsilon), np.float32(flat**2)
         self.reach = 2 * radius if exact else radius
         self._ones = (np.float32(1),) * (2 * radius + 1)
 
     def partial(self, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
         """Rows of (w cc, w); ``fields`` receives w D, w K, w (K mu_M - D mu_F)."""
         rows = np.zeros((2, *moved.shape[:2]), np.float32)
-        march_factors(moved.shape, rows, 0, self._ones, self.epsilon, fixed, weight, moved, fields)
+        march_factors(moved.shape, rows, 0, self._ones, self.epsilon, self.flat, fixed, weight, moved, fields)
         return rows
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:

@@ -12,6 +12,8 @@ from daskreg.similarity.base import Similarity, Volume
 class MeanSquaredError(Similarity):
     """One pass gives both value and gradient."""
 
+    steep = 0.01
+
     def partial(self, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
         """Rows of (w e^2, w); ``moved`` already becomes the gradient."""
         return difference(moved.shape, fixed, weight, moved)  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ class MutualInformation(Similarity):
     """``C = -sum p log(p / (p_i p_j))`` over B x B bins, cubic B-spline Parzen windows for both images."""
 
     counts = True
+    steep = 0.3
 
     def __init__(self, bins: int) -> None:
         self.bins = bins

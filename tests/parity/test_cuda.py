@@ -43,5 +43,7 @@ def test_the_case_makes_the_kernel_write(both, name):
     _, *before = CASES[name]()
     before = [a for a in before if isinstance(a, np.ndarray)]
     after = both[0][name]
-    changed = len(after) > len(before) or any(not np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(before, after, strict=True))
+    changed = len(after) > len(before) or any(
+        not np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(before, after, strict=True)
+    )
     assert changed

@@ -47,7 +47,9 @@ def test_the_slope_is_the_oracle_and_zero_where_clamped():
     inside, found = np.isfinite(values), values.copy()
     information_slope(SHAPE, table, image(*SHAPE), weights(*SHAPE), found)
     slope = reference.parzen_slope(np.where(inside, values, -1).astype(float), BINS, UNIT)
-    expected = -np.einsum("ij,izyx,jzyx->zyx", table.astype(float), slope, reference.parzen(image(*SHAPE).astype(float), BINS, UNIT))
+    expected = -np.einsum(
+        "ij,izyx,jzyx->zyx", table.astype(float), slope, reference.parzen(image(*SHAPE).astype(float), BINS, UNIT)
+    )
     np.testing.assert_allclose(found, expected * weights(*SHAPE), atol=2e-5)
     assert not found[0, 0, :4].any()
     assert not found[~inside].any()

@@ -6,7 +6,7 @@ import pytest
 from daskreg.kernels.lncc import lncc_factors, lncc_slope, march_factors, march_slope
 from daskreg.similarity import NOWHERE
 from tests import reference
-from tests.cases import EPSILON, HALO, SHAPE, TALL, empty, image, moved, vectors, weights
+from tests.cases import EPSILON, FLAT, HALO, SHAPE, TALL, empty, image, moved, vectors, weights
 
 # relative to the largest: windows of a few hundred float32 terms, and differences of near equals in a flat window
 TOLERANCE = 2e-4
@@ -18,7 +18,7 @@ def plain(radius, lead=0, planes=SHAPE[0], shape=SHAPE, weight=None):
     """Rows and factors by the plain body; the images have the shape, the block starts at plane lead."""
     dkc = empty(3, planes, *shape[1:])
     weight = weights(*shape) if weight is None else weight
-    return lncc_factors((planes, *shape[1:]), lead, radius, EPSILON, image(*shape), weight, moved(*shape), dkc), dkc
+    return lncc_factors((planes, *shape[1:]), lead, radius, EPSILON, FLAT, image(*shape), weight, moved(*shape), dkc), dkc
 
 
 def marched(radius, lead=0, planes=SHAPE[0], shape=SHAPE, weight=None):
@@ -26,7 +26,7 @@ def marched(radius, lead=0, planes=SHAPE[0], shape=SHAPE, weight=None):
     rows, dkc = empty(2, planes, shape[1]), empty(3, planes, *shape[1:])
     weight = weights(*shape) if weight is None else weight
     ones = (np.float32(1),) * (2 * radius + 1)
-    march_factors((planes, *shape[1:]), rows, lead, ones, EPSILON, image(*shape), weight, moved(*shape), dkc)
+    march_factors((planes, *shape[1:]), rows, lead, ones, EPSILON, FLAT, image(*shape), weight, moved(*shape), dkc)
     return rows, dkc
 
 
@@ -35,12 +35,16 @@ def assert_close(found, expected):
 
 
 def oracle(radius):
-    """w cc, w, w D, w K, w (K mu_M - D mu_F) in float64."""
+    """w cc, w, w D, w K, w (K mu_M - D mu_F) in float64, 0 in windows whose fixed variance is below FLAT."""
     values = moved(*SHAPE)
     w = np.where(np.isfinite(values), weights(*SHAPE), 0).astype(float)
     values = np.nan_to_num(values).astype(float)
     cc, d, k, mean_f, mean_m = reference._lncc_terms(image(*SHAPE).astype(float), values, w, radius, float(EPSILON))
-    return w * cc, w, np.stack([d, k, k * mean_m - d * mean_f])
+    n = np.maximum(reference.box_sum(w, radius), 1e-30)
+    variance = reference.box_sum(w * image(*SHAPE).astype(float) ** 2, radius) / n - mean_f**2
+    lively = variance >= FLAT
+    assert 0.1 < lively.mean() < 0.9
+    return w * cc * lively, w, np.stack([d, k, k * mean_m - d * mean_f]) * lively
 
 
 @pytest.mark.parametrize("radius", RADII)
@@ -69,7 +73,7 @@ def test_a_block_of_marched_factors_with_its_halo_has_the_bits_of_the_whole(star
     origin, end = max(start - 2, 0), min(stop + 2, SHAPE[0])
     still, mask, values = (np.ascontiguousarray(a[origin:end]) for a in (image(*SHAPE), weights(*SHAPE), moved(*SHAPE)))
     some, part = empty(2, stop - start, 8), empty(3, stop - start, 8, 9)
-    march_factors(part.shape[1:], some, start - origin, (np.float32(1),) * 5, EPSILON, still, mask, values, part)
+    march_factors(part.shape[1:], some, start - origin, (np.float32(1),) * 5, EPSILON, FLAT, still, mask, values, part)
     np.testing.assert_array_equal(some, rows[:, start:stop])
     np.testing.assert_array_equal(part, dkc[:, start:stop])
 
