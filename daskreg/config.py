@@ -111,7 +111,7 @@ class Linear(Optimised):
     similarity: Similarity = MI()
     scales: tuple[int, ...] = (8, 4)
     iterations: tuple[int, ...] = (60, 40)
-    tolerance: float = 1e-5
+    tolerance: float = 1e-6  # a quasi-Newton step is dear, and near the optimum gains little by the loss yet much in place
     window: int = Field(5, ge=3)
 
 

@@ -111,7 +111,9 @@ class Loop:
         """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""
         f, g, w = fields, self.gradient_filter, self.warp_filter
         g.along_zy(f.g, f.d)
-        longest = adam(self.shape, g.reach, g.tables[2], g.weights, rates(self.stage.betas, t, self.similarity.steep), f.g, f.m, f.v, f.d)
+        longest = adam(
+            self.shape, g.reach, g.tables[2], g.weights, rates(self.stage.betas, t, self.similarity.steep), f.g, f.m, f.v, f.d
+        )
         square = float(comm.max(np.array([longest.max()]))[0])
         if t == 1 and square < AT_REST**2:
             return False

@@ -71,8 +71,9 @@ class Kernel:
     Called as ``kernel((nz, ny, nx), *arguments)``, outputs last. With ``sums=k`` the body returns a tuple of k float32 terms,
     and the call returns float32 row sums of shape (k, nz, ny): whoever adds them up does so row by row, plane by plane, and the
     result does not depend on threads or on the partition (``peak=True``: row maxima instead). ``rim=True`` bodies take
-    ``inside``, constant in the hot loop, after x: it is true where x is at least ``reach`` voxels (the first argument, an int) from both ends
-    of the row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integers, by atomic formulas.
+    ``inside``, constant in the hot loop, after x: it is true where x is at least ``reach`` voxels (the first argument, an int)
+    from both ends of the row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integers, by
+    atomic formulas.
     """
 
     def __init__(self, body: Callable[..., Any], sums: int, peak: bool, rim: bool, scatter: bool) -> None:

@@ -19,8 +19,8 @@ ONE, NIL, TWO = float32(1), float32(0), float32(2)
 def factors(n, f, m, ff, mm, fm, epsilon, flat):
     """cc, D, K and K mu_M - D mu_F of a window from its sums of w, wF, wM, wFF, wMM, wFM; D and K without the centre's weight.
 
-    All are 0 where either variance is below ``flat``: where b c is as small as epsilon, contrast would be rewarded for its own sake
-    and identical images pulled apart.
+    All are 0 where either variance is below ``flat``: where b c is as small as epsilon, contrast would be rewarded for its own
+    sake and identical images pulled apart.
     """
     count = n if n > NIL else ONE
     mean_f, mean_m = f / count, m / count
@@ -177,7 +177,9 @@ def march_factors(n, rows, lead, ones, epsilon, flat, fixed, weight, moved, dkc)
             if z >= 0:
                 box(ring, z % k, total, boxed, ones)
                 mask = weight[z + lead, y] if weight.shape[0] > 0 else none
-                write_factors(boxed, moved[z + lead, y], mask, epsilon, flat, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, z, y])
+                write_factors(
+                    boxed, moved[z + lead, y], mask, epsilon, flat, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, z, y]
+                )
 
 
 @formula

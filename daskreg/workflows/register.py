@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,6 @@ class Result:
     """A finished run: ``moved`` and the transform, lazily, and how it went."""
 
     store: RunStore
-    _keep: Any = field(default=None, repr=False)
 
     @property
     def path(self) -> str:
@@ -73,10 +74,10 @@ def prepare(
     """Open both images and plan the run; nothing is read yet. Raises InputError in all its forms."""
     chosen = as_config(config)
     volumes = open_volume(fixed, spacing=spacing_for(fixed, spacing)), open_volume(moving, spacing=spacing_for(moving, spacing))
-    masks = sum(m is not None for m in (chosen.fixed_mask, chosen.moving_mask))
-    plan = make_plan(volumes[0].grid, volumes[1].grid, chosen, masks)
+    masks = sum(mask is not None for mask in (chosen.fixed_mask, chosen.moving_mask))
+    planned = make_plan(volumes[0].grid, volumes[1].grid, chosen, masks)
     _warn_orientation(*volumes)
-    return *volumes, plan
+    return *volumes, planned
 
 
 def plan(
@@ -126,15 +127,14 @@ def register(
     """
     started = time.perf_counter()
     volume, other, plan = prepare(fixed, moving, config, spacing=spacing)
-    given = (fixed_mask or plan.config.fixed_mask, volume), (moving_mask or plan.config.moving_mask, other)
-    masks = [_mask(mask, image) for mask, image in given]
+    masks = _mask(fixed_mask, plan.config.fixed_mask, volume), _mask(moving_mask, plan.config.moving_mask, other)
+    plan = replace(plan, masks=sum(mask is not None for mask in masks))
     start = initial_transform(plan)
     require_overlap(plan, start)
     plan.validate(psutil.virtual_memory().total)
-    keep = tempfile.TemporaryDirectory(prefix="daskreg-") if output is None else None
-    path = Path(keep.name) / "run.zarr" if keep else output
+    path = _temporary() if output is None else output
     log.info("fixed %s, moving %s", voxels(plan.fixed), voxels(plan.moving))
-    store = RunStore.create(path, fixed=plan.fixed, moving=plan.moving, overwrite=overwrite)  # type: ignore[arg-type]
+    store = RunStore.create(path, fixed=plan.fixed, moving=plan.moving, overwrite=overwrite)
     try:
         job = Job(plan, volume, other, store.path, start, masks[0], masks[1], threads)
         with session(client, cluster, threads) as there:
@@ -144,7 +144,14 @@ def register(
     except BaseException:
         store.abandon()
         raise
-    return Result(RunStore.open(store.path), keep)
+    return Result(RunStore.open(store.path))
+
+
+def _temporary() -> Path:
+    """A place for a run that nobody named; it goes when the interpreter does."""
+    folder = tempfile.mkdtemp(prefix="daskreg-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder) / "run.zarr"
 
 
 def provenance(plan: Plan, fixed: Volume, moving: Volume) -> dict[str, Any]:
@@ -181,7 +188,8 @@ def require_overlap(plan: Plan, start: NDArray[np.float64]) -> None:
         )
 
 
-def _mask(mask: Any, image: Volume) -> Volume | None:
+def _mask(given: Any, configured: str | None, image: Volume) -> Volume | None:
+    mask = configured if given is None else given
     if mask is None:
         return None
     return open_volume(mask, grid=image.grid) if not isinstance(mask, str | Path) else open_volume(mask)
