@@ -61,7 +61,6 @@ def _common(
 ) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("daskreg").setLevel(logging.DEBUG if verbose else logging.INFO)
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning)
     if version:
         import daskreg
