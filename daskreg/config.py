@@ -98,6 +98,19 @@ class Optimised(Stage):
             return [int(v) for v in value.split("x")]
         return [value] if isinstance(value, int) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_iterations(cls, data: Any) -> Any:
+        """Scales without iterations get the usual ones."""
+        if not isinstance(data, dict) or "scales" not in data or "iterations" in data:
+            return data
+        scales = cls._one_or_many(data["scales"])
+        return {**data, "iterations": [cls._usual(k) for k in scales]}
+
+    @staticmethod
+    def _usual(scale: int) -> int:
+        return 200 if scale > 2 else 50 * scale
+
     @model_validator(mode="after")
     def _as_many(self) -> Optimised:
         if len(self.scales) != len(self.iterations) or not self.scales or min(self.scales) < 1:
@@ -223,7 +236,7 @@ def _one(e: Any) -> str:
 
 def _nearest(word: str, known: Sequence[str]) -> str:
     match = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(sorted(known))}"
+    return f"; the nearest known name is {match[0]!r}" if match else f"; known are {', '.join(sorted(known))}"
 
 
 def _names() -> list[str]:

@@ -49,7 +49,9 @@ def _reach(address: str) -> Client:
 
 
 def _embedded(threads: int | None) -> LocalCluster:
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # of a cluster nobody asked for, only failures matter: ours are raised
+    logging.getLogger("distributed").setLevel(
+        logging.CRITICAL
+    )  # of a cluster nobody asked for, only failures matter: ours are raised
     cores = threads or len(os.sched_getaffinity(0))
     return LocalCluster(
         n_workers=1,

@@ -76,4 +76,4 @@ def _beside(path: str) -> str:
     except OSError:
         return f"; neither does the folder {folder}" if folder and not os.path.exists(folder) else ""
     near = difflib.get_close_matches(name, names, 1, 0.6)
-    return f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
+    return f"; the nearest name there is {os.path.join(folder, near[0])}" if near else ""

@@ -205,7 +205,7 @@ def test_arrays_stand_on_a_unit_grid_unless_told():
 def test_a_missing_path_is_told_at_once_with_the_nearest_name(tmp_path):
     simple(tmp_path / "fixed.zarr")
     start = time.monotonic()
-    with pytest.raises(NotFound, match=r"did you mean .*fixed.zarr"):
+    with pytest.raises(NotFound, match=r"the nearest name there is .*fixed.zarr"):
         open_volume(tmp_path / "fixd.zarr")
     with pytest.raises(NotFound, match="neither does the folder"):
         open_volume(tmp_path / "none" / "a.nii.gz")

@@ -111,7 +111,7 @@ def test_damaged_files_are_unreadable(tmp_path):
     (tmp_path / "cut.nii.gz").write_bytes(packed[: len(packed) - 40])
     with pytest.raises(Unreadable, match=r"cut\.nii\.gz"):
         open_volume(tmp_path / "cut.nii.gz").read()
-    with pytest.raises(NotFound, match="did you mean"):
+    with pytest.raises(NotFound, match="the nearest name"):
         open_volume(tmp_path / "empt.nii")
     with pytest.raises(ConfigError, match="no levels"):
         open_volume(tmp_path / "a.nii::level=1")

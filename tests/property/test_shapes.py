@@ -1,0 +1,44 @@
+"""Awkward shapes: one voxel thick, smaller than a window or a filter, different in every axis."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskreg.comm import Alone
+from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable
+from daskreg.engine.images import Image, normalise
+from daskreg.engine.rank import Rank, resample
+from daskreg.grid import Grid
+from daskreg.planning import make_plan
+
+SHAPES = st.tuples(*[st.integers(1, 9)] * 3).filter(lambda shape: np.prod(shape) > 1)
+
+
+def registered(fixed_shape, moving_shape, similarity):
+    rng = np.random.default_rng(0)
+    stages = [
+        Affine(similarity=similarity, scales=(2,), iterations=(2,)),
+        Deformable(similarity=similarity, scales=(2, 1), iterations=(2, 2)),
+    ]
+    grids = [Grid(fixed_shape), Grid(moving_shape)]
+    plan = make_plan(*grids, Config.of_stages(stages))
+    images = []
+    for grid in grids:
+        voxels = rng.random(grid.shape, np.float32)
+        normalise(voxels, plan.config, Alone(), "an image")
+        images.append(Image(voxels, grid))
+    outcome = Rank(plan, tuple(images), np.eye(4), Alone(), lambda _: None).run()
+    return outcome, resample(plan, outcome, images[1].voxels)
+
+
+@pytest.mark.parametrize("similarity", [MSE(), LNCC(), MI()], ids=["mse", "lncc", "mi"])
+@settings(max_examples=15, deadline=None)
+@given(fixed=SHAPES, moving=SHAPES)
+def test_any_shape_gives_a_finite_transform_on_the_fixed_grid(similarity, fixed, moving):
+    outcome, moved = registered(fixed, moving, similarity)
+    assert moved.shape == fixed
+    assert outcome.displacement.shape == (3, *fixed)
+    assert np.isfinite(outcome.displacement).all()
+    assert np.isfinite(outcome.affine).all()
+    assert np.isfinite(moved).all()
