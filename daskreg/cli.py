@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import warnings
 from enum import StrEnum
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130  # what a shell calls Ctrl-C
+TERMINATED = 143  # and SIGTERM: batch systems send it before they kill
 ADDRESS = "NIfTI, OME-Zarr or Zarr; a path or URL, with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um' behind it as needed"
 
 
@@ -230,15 +232,22 @@ def demo(
         typer.echo(line)
 
 
+def _terminate(*_: Any) -> None:
+    """Unwind as Ctrl-C does, so that what is half written goes and what was replaced comes back."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the clearing up
+    raise SystemExit(TERMINATED)
+
+
 def main() -> None:
     """Run the command line; every deliberate failure is one sentence on standard error and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except DaskregError as error:
         typer.echo(f"daskreg: {error}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:
+        if stop.code in (INTERRUPTED, TERMINATED):
             typer.echo("daskreg: stopped; nothing was written.", err=True)
         raise
 

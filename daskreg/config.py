@@ -168,7 +168,7 @@ AnyStage = Annotated[Moments | Search | Rigid | SimilarityStage | Affine | Defor
 class Config(Model):
     """One registration: the stages in order and how intensities are read."""
 
-    stages: tuple[AnyStage, ...]
+    stages: tuple[AnyStage, ...] = Field(min_length=1)
     intensity: Literal["linear", "log"] = "linear"  # log: microscopy, whose signal spans decades
     percentiles: tuple[float, float] = (0.0, 99.9)  # of all voxels, mapped to 0 and 1
     initial_transform: str | None = None  # a RUN.zarr, .tfm, .mat or .txt that maps fixed to moving points
@@ -200,9 +200,14 @@ class Config(Model):
         return cls.parse(tree)
 
     @classmethod
-    def of_stages(cls, stages: Sequence[Stage]) -> Config:
-        """Default intensities and these stages."""
-        return cls.parse({"stages": [s.model_dump() for s in stages]})
+    def of_stages(cls, stages: Sequence[Stage | str]) -> Config:
+        """Default intensities and these stages, or the names of stages. Raises ConfigError for anything else."""
+        for stage in stages:
+            if not isinstance(stage, Stage | str):
+                raise ConfigError(
+                    f"{stage!r} is no stage; give an object such as Affine() or Deformable(similarity=LNCC(radius=3))."
+                )
+        return cls.parse({"stages": [s if isinstance(s, str) else s.model_dump() for s in stages]})
 
     def dump(self) -> str:
         """The YAML text that ``load`` reads back to the same value."""

@@ -49,6 +49,13 @@ class LinearLoss:
         loss, n = self.similarity.value(total)
         return loss, n, total, weight
 
+    def perfect(self, world: NDArray[np.float64]) -> bool:
+        """Whether moved is the fixed image already: nothing is better, whatever a loss gains by hiding voxels out of domain."""
+        place = (0, fixed_point(index_map(world, self.level.fixed, self.level.moving)))
+        sample_affine(self.moved.shape, *place, self.moving, self.moved)
+        apart = np.array([1.0 - float(np.array_equal(self.moved, self.fixed))])
+        return bool(self.comm.max(apart)[0] == 0)
+
     def __call__(self, world: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         """Loss and dC/dW (4, 4)."""
         loss, n, total, weight = self.value(world)
@@ -67,6 +74,8 @@ def run_linear(
 ) -> tuple[NDArray[np.float64], LevelReport]:
     """Refine ``world`` at one level: L-BFGS, one unit of a parameter moving the outer voxels by about one voxel of the level."""
     loss = LinearLoss(stage, level, *images, comm)
+    if loss.perfect(world):
+        return world, LevelReport(stage.name, level.scale, level.fixed.shape, [loss.value(world)[0]], stopped="at rest")
     grid = level.fixed
     radius = float(np.linalg.norm(grid.extent)) / 4
     model = LinearModel(cast("Kind", stage.name), grid.center, radius, world)

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import ConfigError, Unreadable
+from daskreg.errors import ConfigError, GridError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.address import Address, is_remote
 from daskreg.storage.faults import reading, reason, require
@@ -97,7 +97,9 @@ def find_nifti(address: Address) -> Found:
     chunks = _chunks(voxels)
     data = da.from_array(voxels, chunks=chunks, name=False, meta=np.empty((0,) * voxels.ndim, voxels.dtype))
     form = "NIfTI-2" if header.sizeof_hdr == 540 else "NIfTI-1"
-    return Found(address.text, form, data, _axes(voxels.shape), frame_of(header), chunks)
+    with reading(address.path):  # nibabel refuses some headers in its own words
+        frame = frame_of(header, address.path)
+    return Found(address.text, form, data, _axes(voxels.shape), frame, chunks)
 
 
 def read_header(path: str) -> Any:
@@ -113,12 +115,14 @@ def read_header(path: str) -> Any:
     raise Unreadable(f"{path} does not start with a NIfTI header; a NIfTI file (.nii, .nii.gz) was expected.")
 
 
-def frame_of(header: Any) -> Frame:
+def frame_of(header: Any, path: str = "the image") -> Frame:
     """Where a header says the voxels are: sform where coded, else qform, else its pixdim without an orientation."""
     unit = UNITS.get(int(header["xyzt_units"]) & 7, "millimeter")
     for coded, affine in ((header["sform_code"], header.get_sform), (header["qform_code"], header.get_qform)):
         if int(coded) > 0 and _regular(affine()):
             return Frame.of(Grid.from_matrix((1, 1, 1), _lps_from_ras(affine()), unit))
+    if int(header["sform_code"]) > 0 and header.get_sform()[:3, :3].any():  # all zeros: written by tools that mean none
+        raise GridError(f"{path}: the sform {header.get_sform()[:3, :3].tolist()} is singular or not finite; repair the header.")
     x, y, z = (abs(float(v)) for v in header["pixdim"][1:4])
     return Frame((z, y, x), unit=unit)
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from daskreg.engine.report import Progress
 
@@ -20,10 +21,25 @@ def shown() -> Iterator[Callable[[Progress], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    with lines(Console(stderr=True)) as watch:
+        yield watch
+
+
+@contextmanager
+def lines(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A live line a level on ``console``."""
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.5f}"),
-               TextColumn("{task.speed:.1f}/s"), TimeRemainingColumn(compact=True))  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True), refresh_per_second=8, speed_estimate_period=5) as bars:
+               _Speed(), TimeRemainingColumn(compact=True))  # fmt: skip
+    with Bars(*columns, console=console, refresh_per_second=8, speed_estimate_period=5) as bars:
         yield _Lines(bars)
+
+
+class _Speed(ProgressColumn):
+    """Iterations a second; empty until two reports are there."""
+
+    def render(self, task: Task) -> Text:
+        """The column's text."""
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
 class _Lines:

@@ -1,0 +1,168 @@
+"""The command line as a user meets it: one sentence and an exit code for what cannot be done, nothing half-written."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import zarr
+from rich.console import Console
+
+from daskreg import cli
+from daskreg.engine.report import Progress
+from daskreg.workflows import progress
+from daskreg.workflows.demo import demo_pair
+
+FIXED, MOVING = demo_pair(3)
+QUICK = "stages:\n- moments\n- {stage: affine, scales: 4}\n- {stage: deformable, similarity: mse, scales: 4, iterations: 20}\n"
+
+
+def run(capsys, *arguments):
+    """Exit code and standard error of one command line."""
+    old, sys.argv = sys.argv, ["daskreg", *map(str, arguments)]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = old
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture
+def head():
+    image = nib.load(MOVING)
+    return np.asarray(image.dataobj).astype(np.float32), image.affine
+
+
+def saved(path, voxels, affine):
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
+
+
+def spoilt(kind, head, folder):
+    """An image with one thing wrong, and the words the message must hold."""
+    voxels, affine = head[0].copy(), head[1].copy()
+    path = folder / f"{kind}.nii.gz"
+    if kind == "nan":
+        voxels[3, 4, 5] = np.nan
+        return saved(path, voxels, affine), "1 voxels that are NaN or infinite"
+    if kind == "constant":
+        return saved(path, np.ones_like(voxels), affine), "is constant"
+    if kind == "two":
+        return saved(path, voxels[:, :, 20], affine), "3D image"
+    if kind == "four":
+        return saved(path, np.stack([voxels, voxels], -1), affine), "::time=0"
+    if kind == "far":
+        affine[:3, 3] += 5000
+        return saved(path, voxels, affine), "do not overlap"
+    if kind == "singular":
+        image = nib.Nifti1Image(voxels, None)
+        affine[:, 1] = affine[:, 0]
+        image.header.set_sform(affine, 1)
+        nib.save(image, path)
+        return path, "singular"
+    if kind == "junk":
+        path.write_bytes(b"hello")
+        return path, "damaged"
+    if kind == "unitless":
+        path = folder / "bare.zarr"
+        zarr.save_array(path, voxels)
+        return f"{path}::spacing=3", "no unit of length"
+    if kind == "spacing":
+        path = folder / "bare.zarr"
+        zarr.save_array(path, voxels)
+        return path, "--spacing"
+    return folder / "absent.nii.gz", "does not exist"
+
+
+KINDS = ["nan", "constant", "two", "four", "far", "singular", "junk", "unitless", "spacing", "absent"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_input_is_one_sentence_and_code_2(kind, head, tmp_path, capsys):
+    image, words = spoilt(kind, head, tmp_path)
+    code, _, err = run(capsys, "register", FIXED, image, "-o", tmp_path / "run.zarr")
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_an_empty_mask_is_refused(head, tmp_path, capsys):
+    mask = saved(tmp_path / "mask.nii.gz", np.zeros_like(head[0]), head[1])
+    code, _, err = run(capsys, "register", FIXED, MOVING, "-o", tmp_path / "run.zarr", "--moving-mask", mask)
+    assert code == 2
+    assert "zero everywhere" in err
+
+
+def test_a_misspelt_key_names_its_neighbour(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("stages: [{stage: affine, iteratons: 3}]")
+    code, _, err = run(capsys, "register", FIXED, MOVING, "-o", tmp_path / "run.zarr", "--config", tmp_path / "recipe.yaml")
+    assert code == 2
+    assert "'iterations'" in err
+
+
+def test_what_print_config_shows_is_a_recipe(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(run(capsys, "register", "--preset", "lightsheet", "--print-config")[1])
+    again = run(capsys, "register", "--config", tmp_path / "recipe.yaml", "--print-config")[1]
+    assert again == (tmp_path / "recipe.yaml").read_text()
+
+
+def test_a_dry_run_shows_the_levels_and_writes_nothing(tmp_path, capsys):
+    code, out, _ = run(capsys, "register", FIXED, MOVING, "-o", tmp_path / "run.zarr", "--dry-run")
+    assert code == 0
+    assert "64 x 76 x 64" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_from_register_to_report(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(QUICK)
+    store = tmp_path / "run.zarr"
+    assert run(capsys, "register", FIXED, MOVING, "-o", store, "--config", tmp_path / "recipe.yaml")[0] == 0
+    code, _, err = run(capsys, "register", FIXED, MOVING, "-o", store, "--config", tmp_path / "recipe.yaml")
+    assert (code, "--overwrite" in err) == (2, True)
+    assert run(capsys, "apply", store, MOVING, "-o", tmp_path / "moved.nii.gz")[0] == 0
+    moved = np.asarray(nib.load(tmp_path / "moved.nii.gz").dataobj)
+    np.testing.assert_array_equal(moved.transpose(2, 1, 0), np.asarray(zarr.open_array(store / "moved" / "0")[:]))
+    assert run(capsys, "export", store, "-o", tmp_path / "warp.nii.gz")[0] == 0
+    assert run(capsys, "export", store, "-o", tmp_path / "affine.mat", "--part", "affine")[0] == 0
+    assert json.loads(run(capsys, "evaluate", store, "--json")[1])["jacobian"]["folded_percent"] == 0
+    assert "complete" in run(capsys, "info", store)[1]
+    assert run(capsys, "report", store, "-o", tmp_path / "report.html")[0] == 0
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_nothing_behind(sign, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "stages: [{stage: deformable, similarity: mse, scales: 1, iterations: 5000, tolerance: 0}]"
+    )
+    store = tmp_path / "run.zarr"
+    command = [sys.executable, "-m", "daskreg.cli", "register", FIXED, MOVING, "-o", store, "--config", tmp_path / "recipe.yaml"]
+    child = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while not store.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    os.kill(child.pid, sign)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 128 + sign
+    assert b"nothing was written" in err
+    assert not store.exists()
+
+
+def test_a_level_has_a_line_on_a_terminal():
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with progress.lines(terminal) as watch:
+        for k in range(3):
+            watch(Progress("affine", 2, k + 1, 3, -0.5))
+    assert "affine" in terminal.file.getvalue()
+    assert "3/3" in terminal.file.getvalue()
