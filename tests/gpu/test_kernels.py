@@ -1,0 +1,33 @@
+"""Every kernel on a real CUDA device: the same as on the CPU, and the same bits from run to run."""
+
+import numpy as np
+import pytest
+from numba import cuda
+
+from tests.cases import kernels
+from tests.parity.outputs import outputs
+
+pytestmark = pytest.mark.gpu
+RELATIVE, ABSOLUTE = 2e-5, 2e-6  # as in tests/parity
+
+
+@pytest.fixture(scope="module")
+def both():
+    """Results of the CPU, and of the CUDA device twice."""
+    assert cuda.is_available(), "these tests need a CUDA device; leave out '-m gpu' where there is none"
+    return outputs("cpu"), outputs("cuda"), outputs("cuda")
+
+
+@pytest.mark.parametrize("name", sorted(kernels()))
+def test_the_device_agrees_with_the_cpu(both, name):
+    for a, b in zip(both[0][name], both[1][name], strict=True):
+        if a.dtype.kind == "f":
+            np.testing.assert_allclose(b, a, rtol=RELATIVE, atol=ABSOLUTE * max(1.0, float(np.nanmax(np.abs(a)))))
+        else:
+            np.testing.assert_array_equal(b, a)
+
+
+@pytest.mark.parametrize("name", sorted(kernels()))
+def test_the_device_repeats_itself_bit_for_bit(both, name):
+    for a, b in zip(both[1][name], both[2][name], strict=True):
+        np.testing.assert_array_equal(b, a)
