@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Deformable
 from daskreg.engine.images import Image
+from daskreg.engine.memory import trim
 from daskreg.engine.report import LevelReport, Progress, Watch
 from daskreg.engine.smoothing import Smoother
 from daskreg.engine.sums import add_up
@@ -50,6 +51,7 @@ class Fields:
     def refined(self, shape: Index, factors: Index) -> Fields:
         """On a finer level: u upsampled, Adam starts afresh."""
         u, self.m, self.v, self.g, self.d = self.u, *(np.empty((3, 0, 0, 0), np.float32),) * 4
+        trim()
         finer = Fields.zeros(shape, factors)
         refine(u, self.factors, factors, finer.u)
         return finer

@@ -51,10 +51,11 @@ class Rank:
 
     def _deformable(self, stage: Deformable, levels: tuple[Level, ...]) -> None:
         for level in levels:
-            loop = Loop(stage, level, *self.images, self.world)
             shape, factors = level.fixed.shape, level.fixed_factors
             self.fields = Fields.zeros(shape, factors) if self.fields is None else self.fields.refined(shape, factors)
+            loop = Loop(stage, level, *self.images, self.world)
             self.reports.append(loop.run(self.fields, self.comm, self.watch))
+            del loop  # its buffers go before the next level's come
 
     def _displacement(self) -> NDArray[np.float32] | None:
         """U at full resolution; the loop's buffers are given up."""

@@ -1,0 +1,15 @@
+"""Memory between levels."""
+
+import ctypes
+import sys
+
+
+def trim() -> None:
+    """Hand freed memory back to the system.
+
+    glibc keeps freed arrays of up to 32 MB for the next of their size; a finer level asks for larger ones and cannot use them.
+    """
+    if sys.platform == "linux":
+        trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim_heap is not None:
+            trim_heap(0)
