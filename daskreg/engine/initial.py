@@ -110,7 +110,8 @@ def _least(starts: list[Matrix], images: tuple[Image, Image], comm: Communicator
     stage = Rigid(similarity=LNCC(), scales=(level.scale,), iterations=(level.iterations,))
     refined = [run_linear(stage, level, images, s, comm, watch) for s in starts]
     losses = [report.losses[-1] * covered(level, world) if report.losses else 0.0 for world, report in refined]
-    return refined[int(np.argmin(losses))][0], losses
+    at_rest = [k for k, (_, report) in enumerate(refined) if report.stopped == "at rest"]  # a perfect match needs no ranking
+    return refined[at_rest[0] if at_rest else int(np.argmin(losses))][0], losses
 
 
 class _Views:
