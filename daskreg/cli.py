@@ -53,6 +53,14 @@ class Part(StrEnum):
 
 
 Run = Annotated[str, typer.Argument(metavar="RUN.zarr", help="what 'daskreg register' wrote")]
+Cluster = Annotated[str, typer.Option("--cluster", help="local, or the address of a Dask scheduler")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="blocks the fixed image is cut into, one a worker (all of a cluster's; local: 1)")
+]
+Memory = Annotated[str | None, typer.Option("--memory", metavar="48GB", help="what a worker may use (what it has by default)")]
+Residency = Annotated[
+    str, typer.Option("--residency", metavar="auto|replicate|window|ring", help="where a worker finds the moving image")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing output, once the new one is complete")]
 
 
@@ -86,10 +94,17 @@ def register(
     spacing: Annotated[
         str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays that state none")
     ] = None,
-    cluster: Annotated[str, typer.Option("--cluster", help="local, or the address of a Dask scheduler")] = "local",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="blocks the fixed image is cut into")] = 1,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (all cores by default)")] = None,
+    cluster: Cluster = "local",
+    workers: Workers = None,
+    memory: Memory = None,
+    residency: Residency = "auto",
+    comm: Annotated[str, typer.Option("--comm", metavar="auto|tcp|ucx", help="how workers talk to each other")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads in all (all cores by default)")] = None,
     device: Annotated[Device, typer.Option("--device", help="where kernels run")] = Device.auto,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of an unfinished RUN.zarr")] = False,
+    checkpoint: Annotated[float, typer.Option("--checkpoint-every", min=0, help="seconds between two checkpoints")] = 180.0,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="how often to go on without a lost worker")] = 1,
+    deadline: Annotated[float, typer.Option("--deadline", help="seconds after which a silent worker counts as lost")] = 600.0,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the effective configuration and stop")] = False,
@@ -102,19 +117,21 @@ def register(
     if print_config:
         typer.echo(chosen.dump(), nl=False)
         return
-    _require_here(workers, device)
-    if fixed is None or moving is None:
+    _require_here(device)
+    if (fixed is None or moving is None) and not resume:
         raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
     if dry_run:
-        *_, plan = workflow.prepare(fixed, moving, chosen, spacing=spacing)
-        typer.echo("\n".join(plan.lines()))
+        found = workflow.plan(fixed, moving, chosen, workers=workers or 1, memory=memory, residency=residency, spacing=spacing)
+        typer.echo("\n".join(found.lines()))
         return
     if output is None:
         raise ConfigError("no output was named; add -o RUN.zarr.")
+    known = resume and config is None and preset is None  # the unfinished run knows its recipe
     with progress.shown() as watch:
         result = workflow.register(
-            fixed, moving, chosen, output=output, cluster=None if cluster == "local" else cluster,
-            threads=threads, spacing=spacing, overwrite=overwrite, progress=watch,
+            fixed, moving, None if known else chosen, output=output, cluster=None if cluster == "local" else cluster,
+            spacing=spacing, overwrite=overwrite, resume=resume, progress=watch, workers=workers, memory=memory,
+            residency=residency, comm=comm, threads=threads, checkpoint=checkpoint, retries=retries, deadline=deadline,
         )  # fmt: skip
     for line in progress.summary(result.path, result.report):
         typer.echo(line)
@@ -131,12 +148,58 @@ def _config(config: Path | None, preset: str | None, fixed_mask: str | None, mov
     return chosen.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 
-def _require_here(workers: int, device: Device) -> None:
+def _require_here(device: Device) -> None:
     """Refuse what this version cannot do, rather than do something else."""
     if device is Device.cuda:
         raise ConfigError("--device cuda: this version registers on CPUs; use --device cpu.")
-    if workers > 1:
-        raise ConfigError(f"--workers {workers}: this version registers on one worker, with all its cores; leave --workers out.")
+
+
+@app.command()
+def plan(
+    fixed: Annotated[str, typer.Argument(metavar="FIXED", help=ADDRESS)],
+    moving: Annotated[str, typer.Argument(metavar="MOVING", help=ADDRESS)],
+    config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a recipe")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="brain (default), multimodal, rigid or lightsheet")] = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    residency: Residency = "auto",
+    fixed_mask: Annotated[str | None, typer.Option("--fixed-mask", help="weights on the fixed grid")] = None,
+    moving_mask: Annotated[str | None, typer.Option("--moving-mask", help="weights on the moving grid")] = None,
+    spacing: Annotated[str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays without one")] = None,
+) -> None:
+    """What a registration would need, level by level: blocks, memory, traffic, disk and time. Nothing is read or written."""
+    from daskreg.workflows import register as workflow
+
+    chosen = _config(config, preset, fixed_mask, moving_mask, None)
+    given: dict[str, Any] = {"workers": workers or 1, "memory": memory, "residency": residency, "spacing": spacing}
+    typer.echo("\n".join(workflow.plan(fixed, moving, chosen, **given).lines()))
+
+
+@app.command()
+def verify(
+    fixed: Annotated[str, typer.Argument(metavar="FIXED", help=ADDRESS)],
+    moving: Annotated[str, typer.Argument(metavar="MOVING", help=ADDRESS)],
+    workers: Annotated[str, typer.Option("--workers", metavar="1,2,3", help="numbers of workers to compare")] = "1,2,3",
+    residencies: Annotated[str, typer.Option("--residency", metavar="LIST", help="replicate,window,ring, or auto")] = "auto",
+    config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a recipe")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="brain (default), multimodal, rigid or lightsheet")] = None,
+    comm: Annotated[str, typer.Option("--comm", metavar="auto|tcp|ucx", help="how workers talk to each other")] = "auto",
+    spacing: Annotated[str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays without one")] = None,
+) -> None:
+    """Register on different numbers of workers and compare: the results must be the same, bit for bit."""
+    from daskreg.workflows.verify import verify as workflow
+
+    counts = [_whole(n) for n in workers.split(",")]
+    chosen = _config(config, preset, None, None, None)
+    found = workflow(fixed, moving, chosen, counts, residencies.split(","), comm=comm, spacing=spacing, tell=typer.echo)
+    if not found.same:
+        raise typer.Exit(1)
+
+
+def _whole(text: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise ConfigError(f"--workers {text!r} is no number of workers; write them like 1,2,3.")
+    return int(text)
 
 
 @app.command()

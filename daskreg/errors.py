@@ -19,6 +19,7 @@
     ├── PlanTooLarge              the plan does not fit the machine (exit code 2)
     └── RunError                  the registration itself failed (exit code 1)
         ├── Diverged              the loss or the transform is no longer finite
+        ├── Stopped               it was asked to stop, and can be continued if a checkpoint was made
         └── RankLost              a worker died or fell silent
 
 Messages say what was found, what was expected and what to do, in one sentence or two.
@@ -103,6 +104,10 @@ class RunError(DaskregError):
 
 class Diverged(RunError):
     """The loss or the transform is no longer finite."""
+
+
+class Stopped(RunError):
+    """The run was asked to stop."""
 
 
 class RankLost(RunError):

@@ -4,6 +4,6 @@ from distributed import Client
 
 from daskreg.cluster.drive import Cancelled, run_job
 from daskreg.cluster.job import Job
-from daskreg.cluster.session import session
+from daskreg.cluster.session import embedded, existing, worker_count, worker_memory
 
-__all__ = ["Cancelled", "Client", "Job", "run_job", "session"]
+__all__ = ["Cancelled", "Client", "Job", "embedded", "existing", "run_job", "worker_count", "worker_memory"]

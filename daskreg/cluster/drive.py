@@ -1,82 +1,307 @@
-"""Hand a job to a worker, watch it, and bring the report back."""
+"""Bring a gang of ranks up, one a worker, hand each the job, watch them, and start again from the last checkpoint if one is lost."""
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-from distributed import Client, get_worker
+from distributed import Client, Worker, get_worker, wait
 from distributed.client import Future
 
 from daskreg.cluster.job import Job, execute
-from daskreg.engine.report import Progress
-from daskreg.errors import InputError, RankLost, RunError
+from daskreg.comm import Alone, Patience, Port, available, open_port
+from daskreg.engine.report import SAVE, STOP, Progress, Watch
+from daskreg.errors import InputError, RankLost, Stopped
 
+log = logging.getLogger("daskreg")
 EVERY = 0.1  # seconds between two progress messages
+LOOK = 0.5  # seconds between two looks at whether all workers are there
+SOON = 10.0  # seconds after which the end of a level is worth a checkpoint
+GRACE = 60.0  # seconds in which ranks that were asked to stop write their checkpoint
 
 
-class Cancelled(RunError):
-    """The run was asked to stop."""
+class Cancelled(Stopped):
+    """The run was stopped from outside, at once."""
 
 
-class Reporter:
-    """Sends progress to whoever watches, and stops the loop once its task has been cancelled."""
+@dataclass
+class Seat:
+    """A rank's place on its worker: how it reaches the others, and what it is asked."""
 
-    def __init__(self, topic: str) -> None:
-        self.worker, self.topic, self.last = get_worker(), topic, 0.0
-        self.key = self.worker.get_current_task()
-        self.task = self.worker.state.tasks[self.key]
+    rank: int
+    cores: int
+    patience: Patience
+    port: Port | None = None
+    asked: float = 0.0
+
+
+_seats: dict[str, Seat] = {}  # by run, in the worker's process; one worker has one rank of a run
+
+
+@dataclass(frozen=True)
+class Gang:
+    """The workers of one run: addresses by rank, their hosts, and how ranks talk."""
+
+    run: str
+    addresses: tuple[str, ...]
+    hosts: tuple[str, ...]
+    comm: str
+    deadline: float
+
+    def name(self, rank: int) -> str:
+        """Where a rank is, for people."""
+        return f"{self.hosts[rank]}, worker {self.addresses[rank]}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(self.name(r) for r in range(len(self.addresses)))
+
+
+class Reporter(Watch):
+    """Sends progress to whoever watches, notices that its task was cancelled, and knows when a checkpoint is due."""
+
+    def __init__(self, run: str, seat: Seat, checkpoint: float | None) -> None:
+        self.worker, self.topic, self.seat, self.checkpoint = get_worker(), run, seat, checkpoint
+        self.task = self.worker.state.tasks[self.worker.get_current_task()]
+        self.told, self.saved = 0.0, time.monotonic()
+
+    def check(self) -> None:
+        """Raises Cancelled once nobody waits for this rank any more."""
+        if self.task.state != "executing":
+            raise Cancelled("the run was stopped before it finished.")
+
+    def slow(self, rank: int, seconds: float) -> None:
+        """Report a rank that is waited for."""
+        self.worker.log_event(self.topic, {"slow": {"rank": rank, "by": self.seat.rank, "seconds": seconds}})
 
     def __call__(self, progress: Progress) -> None:
-        """Called once an iteration; talks at most ten times a second, and at the end of a level."""
-        if self.task.state != "executing":
-            raise Cancelled("the run was stopped before it finished; nothing was written.")
+        """Called once an iteration; rank 0 talks at most ten times a second, and at the end of a level."""
+        self.check()
         now = time.monotonic()
-        if now - self.last > EVERY or progress.iteration == progress.iterations:
-            self.last = now
+        if self.seat.rank == 0 and (now - self.told > EVERY or progress.iteration == progress.iterations):
+            self.told = now
             self.worker.log_event(self.topic, {"progress": vars(progress)})
 
+    def asked(self, *, level_end: bool = False) -> float:
+        """STOP when the driver said so; SAVE when rank 0's clock does."""
+        if self.checkpoint is None:
+            return STOP if self.seat.asked >= STOP else 0.0
+        due = min(SOON, self.checkpoint) if level_end else self.checkpoint
+        if self.seat.rank == 0 and time.monotonic() - self.saved >= due:
+            self.saved = time.monotonic()
+            return max(SAVE, self.seat.asked)
+        return self.seat.asked
 
-def _task(job: Job, address: str, topic: str) -> dict[str, Any]:
-    worker = get_worker()
-    if worker.address != address:
-        raise RankLost(f"the worker {address} was lost; nothing was written. Look at its log, then run again.")
-    return execute(job, Reporter(topic))
+
+def run_job(
+    client: Client,
+    make_job: Callable[[int], Job],
+    workers: int = 1,
+    watch: Callable[[Progress], None] | None = None,
+    *,
+    comm: str = "auto",
+    retries: int = 1,
+    deadline: float = 600.0,
+) -> list[dict[str, Any]]:
+    """Run on ``workers`` workers; what each rank reports, by rank.
+
+    make_job: the job for a number of workers;  retries: how often a run that lost a worker starts again, from its last checkpoint,
+    on those that remain;  deadline: seconds after which a silent rank counts as lost.
+    Raises whatever a rank raised, RankLost, and Stopped where the process was told to end.
+    """
+    members = _members(client, workers)
+    job = make_job(len(members))
+    for left in range(retries, -1, -1):
+        try:
+            return _run(client, job, members, watch, comm, deadline)
+        except RankLost as error:
+            if not left:
+                raise
+            remaining = _remaining(client, members)
+            log.warning("%s Starting again from the last checkpoint on %d of %d workers.", error, len(remaining), len(members))
+            members = remaining
+            job = replace(make_job(len(members)), resume=True)
+    raise AssertionError("unreachable")
 
 
-def run_job(client: Client, job: Job, watch: Callable[[Progress], None] | None = None) -> dict[str, Any]:
-    """Run on one worker. Raises whatever the rank raised, and RankLost when its worker died; Ctrl-C stops the rank first."""
-    address = _worker(client)
-    topic = f"daskreg-{uuid.uuid4().hex}"
-    if watch is not None:
-        client.subscribe_topic(topic, lambda event: watch(Progress(**event[1]["progress"])))
-    future = client.submit(
-        _task, job, address, topic, key=topic, workers=[address], allow_other_workers=True, pure=False, retries=0
-    )
+def _run(
+    client: Client, job: Job, members: Sequence[str], watch: Callable[[Progress], None] | None, comm: str, deadline: float
+) -> list[dict[str, Any]]:
+    gang = _gather(client, members, comm, deadline)
+    client.subscribe_topic(gang.run, lambda event: _hear(gang, event[1], watch))
+    futures: list[Future[Any]] = []
     try:
-        return future.result()
-    except BaseException:
-        _stop(client, future)
+        _seat(client, gang)
+        options: dict[str, Any] = {"allow_other_workers": True, "pure": False, "retries": 0}
+        futures = [
+            client.submit(_task, job, gang.run, address, gang.name(rank), key=f"{gang.run}-{rank}", workers=[address], **options)
+            for rank, address in enumerate(gang.addresses)
+        ]
+        return _results(client, gang, futures)
+    except SystemExit:
+        _ask_to_stop(client, gang, futures)
         raise
     finally:
-        if watch is not None:
-            client.unsubscribe_topic(topic)
+        _dismiss(client, gang, futures)
 
 
-def _worker(client: Client) -> str:
-    client.wait_for_workers(1, timeout=60)
-    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
-    if not workers:
-        raise InputError("the Dask cluster has no worker; start at least one.")
-    return str(workers[0])
+def _results(client: Client, gang: Gang, futures: list[Future[Any]]) -> list[dict[str, Any]]:
+    """What the ranks return; the first failure counts, and a missing worker is one."""
+    while pending := [f for f in futures if not f.done()]:
+        with suppress(TimeoutError):
+            wait(pending, timeout=LOOK, return_when="FIRST_COMPLETED")
+        failed = _failed(futures)
+        if failed:
+            raise _cause(client, gang, futures, failed)
+        _require_all(client, gang, futures)
+    return [f.result() for f in futures]
 
 
-def _stop(client: Client, future: Future[Any]) -> None:
-    """Cancel and give the rank a moment to notice: it looks once an iteration."""
-    if not future.done():
-        future.cancel(force=True)
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and any(client.processing().values()):
+def _failed(futures: list[Future[Any]]) -> list[int]:
+    return [rank for rank, f in enumerate(futures) if f.status in ("error", "lost", "cancelled")]
+
+
+def _cause(client: Client, gang: Gang, futures: list[Future[Any]], failed: list[int]) -> BaseException:
+    """The failure behind the failures: ranks that lost another one, or were stopped, only tell of it."""
+    errors = [e for e in (futures[r].exception() for r in failed) if e is not None]
+    own = [e for e in errors if not isinstance(e, RankLost | Stopped)]
+    if own:
+        return own[0]
+    try:
+        _require_all(client, gang, futures)
+    except RankLost as lost:
+        return lost
+    return min(errors, key=lambda e: isinstance(e, Stopped))
+
+
+def _require_all(client: Client, gang: Gang, futures: list[Future[Any]]) -> None:
+    """Raises RankLost for a worker that is gone while its rank has not finished."""
+    there = client.scheduler_info(n_workers=-1)["workers"]
+    for rank, address in enumerate(gang.addresses):
+        if address not in there and futures[rank].status != "finished":
+            raise RankLost(f"rank {rank} ({gang.name(rank)}) was lost; look at that worker's log for the reason.")
+
+
+def _task(job: Job, run: str, address: str, name: str) -> dict[str, Any]:
+    """A rank's whole life, on its worker and no other."""
+    seat = _seats.get(run)
+    if seat is None or get_worker().address != address:
+        raise RankLost(f"the worker of a rank ({name}) was lost; look at its log for the reason.")
+    reporter = Reporter(run, seat, job.checkpoint)
+    seat.patience.check, seat.patience.slow = reporter.check, reporter.slow
+    return execute(job, seat.port.communicator if seat.port else Alone(), reporter, seat.cores)
+
+
+def _members(client: Client, workers: int) -> list[str]:
+    """Addresses of as many workers as wanted. Raises InputError where there are fewer."""
+    try:
+        client.wait_for_workers(workers, timeout=60)
+    except TimeoutError:
+        n = len(client.scheduler_info(n_workers=-1)["workers"])
+        raise InputError(f"the Dask cluster has {n} workers, {workers} are needed; start more, or ask for fewer.") from None
+    return sorted(str(a) for a in client.scheduler_info(n_workers=-1)["workers"])[:workers]
+
+
+def _remaining(client: Client, members: Sequence[str]) -> list[str]:
+    """The workers that are still there, and new ones in place of lost ones where the cluster has some."""
+    there = sorted(str(a) for a in client.scheduler_info(n_workers=-1)["workers"])
+    kept = [a for a in members if a in there]
+    spare = [a for a in there if a not in members]
+    found = (kept + spare)[: len(members)]
+    return found or _members(client, 1)
+
+
+def _gather(client: Client, members: Sequence[str], comm: str, deadline: float) -> Gang:
+    """Agree on how to talk. Raises InputError where a worker cannot do what was asked for."""
+    found = client.scheduler_info(n_workers=-1)["workers"]
+    hosts = tuple(str(found[a]["host"]) for a in members)
+    kind = comm
+    if len(members) > 1:
+        able = list(client.run(available, workers=list(members)).values())
+        kind = next(k for k in ("ucx", "tcp") if all(k in a for a in able)) if comm == "auto" else comm
+        if not all(kind in a for a in able):
+            raise InputError(f"--comm {kind}: not every worker can; install the extra 'ucx' there, or use --comm tcp.")
+        log.info("%d ranks over %s", len(members), kind)
+    return Gang(f"daskreg-{uuid.uuid4().hex}", tuple(members), hosts, kind, deadline)
+
+
+def _seat(client: Client, gang: Gang) -> None:
+    """A seat on every worker, and all of them connected."""
+    workers = list(gang.addresses)
+    try:
+        ports = client.run(_take_seat, gang, workers=workers)
+        if len(workers) > 1:
+            client.run(_connect, gang, [ports[a] for a in gang.addresses], workers=workers)
+    except (OSError, KeyError) as error:
+        raise RankLost(f"a worker was lost while the ranks were brought up: {error}") from error
+
+
+async def _take_seat(gang: Gang, dask_worker: Worker) -> Any:
+    rank = gang.addresses.index(dask_worker.address)
+    cores = max(1, len(os.sched_getaffinity(0)) // gang.hosts.count(gang.hosts[rank]))
+    seat = _seats[gang.run] = Seat(rank, cores, Patience(deadline=gang.deadline))
+    if len(gang.addresses) == 1:
+        return None
+    seat.port = await open_port(gang.comm, gang.run, rank, gang.names, seat.patience, gang.hosts[rank])
+    return seat.port.address
+
+
+async def _connect(gang: Gang, ports: Sequence[Any]) -> None:
+    port = _seats[gang.run].port
+    assert port is not None
+    await port.connect(ports, gang.hosts)
+
+
+async def _rise(run: str) -> None:
+    seat = _seats.pop(run, None)
+    if seat is not None and seat.port is not None:
+        await seat.port.close()
+
+
+def _ask(run: str, what: float) -> None:
+    seat = _seats.get(run)
+    if seat is not None:
+        seat.asked = what
+
+
+def _hear(gang: Gang, message: dict[str, Any], watch: Callable[[Progress], None] | None) -> None:
+    """What ranks tell while they run."""
+    if "progress" in message and watch is not None:
+        watch(Progress(**message["progress"]))
+    if "slow" in message:
+        rank, seconds = message["slow"]["rank"], message["slow"]["seconds"]
+        log.warning("rank %d (%s) has kept rank %d waiting for %.0f s", rank, gang.name(rank), message["slow"]["by"], seconds)
+
+
+def _ask_to_stop(client: Client, gang: Gang, futures: list[Future[Any]]) -> None:
+    """Have all ranks write a checkpoint and end, as long as a batch system usually waits."""
+    log.warning("asked to stop: the ranks write a checkpoint first")
+    client.run(_ask, gang.run, STOP, workers=_present(client, gang))
+    end = time.monotonic() + GRACE
+    while time.monotonic() < end and not all(f.done() for f in futures):
+        time.sleep(0.1)
+
+
+def _dismiss(client: Client, gang: Gang, futures: list[Future[Any]]) -> None:
+    """Cancel what still runs, give the ranks a moment to notice, and take their seats away."""
+    if any(not f.done() for f in futures):
+        client.cancel(futures, force=True)
+        end = time.monotonic() + 5
+        while time.monotonic() < end and any(client.processing().values()):
             time.sleep(0.05)
+    client.unsubscribe_topic(gang.run)
+    client.run(_rise, gang.run, workers=_present(client, gang), on_error="ignore")
+
+
+def _present(client: Client, gang: Gang) -> list[str]:
+    there = client.scheduler_info(n_workers=-1)["workers"]
+    return [a for a in gang.addresses if a in there]
+
+

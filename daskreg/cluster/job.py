@@ -1,38 +1,46 @@
-"""What one worker does: read, run the rank, write. The only place where the engine meets paths."""
+"""What one worker does: read its part, run the rank, write its part. The only place where the engine meets paths."""
 
 from __future__ import annotations
 
-import os
+import math
 import platform
 import resource
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.comm import Alone, Communicator
+from daskreg.comm import Communicator
 from daskreg.config import Config
+from daskreg.engine.halo import Block, collect
 from daskreg.engine.images import Image, check_mask, normalise
 from daskreg.engine.measure import folding, likeness
-from daskreg.engine.rank import Rank, resample
+from daskreg.engine.rank import Rank, State
 from daskreg.engine.report import Outcome, Watch
+from daskreg.engine.sampler import affine_needs, displaced_range, spans
 from daskreg.errors import InputError
-from daskreg.grid import Grid, Region
+from daskreg.grid import Grid, Index, Partition, Region, Span
 from daskreg.kernels.launch import threads, use_threads
+from daskreg.kernels.sample import sample
 from daskreg.planning import Plan
-from daskreg.storage import RunStore, Volume
+from daskreg.storage import CheckpointStore, RunStore, Volume
+from daskreg.transforms.linear import fixed_point, index_map, linear_part
 
 DISPLACEMENT = "transform/displacement"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A plan with its sources and the run that receives the result."""
+    """A plan with its sources and the run that receives the result.
+
+    checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: keep a timeline.
+    """
 
     plan: Plan
     fixed: Volume
@@ -42,6 +50,9 @@ class Job:
     fixed_mask: Volume | None = None
     moving_mask: Volume | None = None
     threads: int | None = None
+    checkpoint: float | None = 180.0
+    resume: bool = False
+    trace: bool = False
 
 
 @dataclass
@@ -58,69 +69,177 @@ class Clock:
         self._since = now
 
 
-def execute(job: Job, watch: Watch) -> dict[str, Any]:
-    """The whole run of one rank; returns its part of the provenance."""
-    use_threads(job.threads or len(os.sched_getaffinity(0)))
-    clock, comm = Clock(), Alone()
+def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str, Any]:
+    """The whole run of one rank on ``cores`` threads; returns its part of the provenance."""
+    use_threads(job.threads or cores)
+    clock, timeline = Clock(), list[tuple[str, float, float]]()
     images = read_images(job, comm)
     clock.phase("read")
-    outcome = Rank(job.plan, images, job.start, comm, watch).run()
+    keeper = Keeper(job, comm)
+    rank = Rank(job.plan, images, job.start, comm, watch, keeper.save if job.checkpoint is not None else None,
+                (lambda *event: timeline.append(event)) if job.trace else None)  # fmt: skip
+    if job.resume:
+        keeper.restore(rank)
+    outcome = rank.run()
+    del rank
     clock.phase("optimise")
-    metrics = {"before": likeness(job.plan, Outcome(job.start, None, []), images)}
-    metrics["after"] = likeness(job.plan, outcome, images)
-    if outcome.displacement is not None:
-        metrics["jacobian"] = folding(outcome.displacement)
+    metrics = measure(job, outcome, images, comm)
     clock.phase("measure")
     del images
-    write_result(job, outcome)
+    write_result(job, outcome, comm)
     clock.phase("write")
     levels = [report.as_dict() for report in outcome.levels]
-    return {"levels": levels, "metrics": metrics, "seconds": clock.seconds, "machine": machine()}
+    here = {**machine(), "traffic": dict(comm.traffic), "timeline": timeline}
+    return {"levels": levels, "metrics": metrics, "seconds": clock.seconds, "machine": here}
+
+
+def measure(job: Job, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, Any]:
+    """How alike the images were and are, and how space is stretched."""
+    block = replace(outcome.block, halo=0)
+    metrics: dict[str, Any] = {"before": likeness(job.plan, Outcome(job.start, None, [], block), images, comm)}
+    metrics["after"] = likeness(job.plan, outcome, images, comm)
+    if outcome.displacement is not None:
+        metrics["jacobian"] = folding(outcome.displacement, outcome.block, comm)
+    return metrics
+
+
+class Keeper:
+    """Between a rank and the checkpoints of its run: each rank writes its own planes, rank 0 says when all of them have."""
+
+    def __init__(self, job: Job, comm: Communicator) -> None:
+        self.comm, self.store, self.number = comm, CheckpointStore(job.output), 0
+
+    def save(self, state: State, fields: Mapping[str, tuple[Span, NDArray[np.float32]]], shape: Index | None) -> None:
+        """A whole checkpoint, or none: it counts from its commit on."""
+        self.number += 1
+        if self.comm.rank == 0:
+            self.store.begin(self.number, {name: (3, *shape) for name in fields} if shape else {})
+        self.comm.barrier()
+        for name, (own, planes) in fields.items():
+            if len(own):
+                self.store.write(self.number, name, own.start, planes)
+        self.comm.barrier()
+        if self.comm.rank == 0:
+            self.store.commit(self.number, asdict(state))
+
+    def restore(self, rank: Rank) -> None:
+        """Set a rank to the last checkpoint; nothing where there is none."""
+        found = self.store.latest()
+        if found is None:
+            return
+        self.number, state = found
+        fields = tuple(state["fields"]) if state["fields"] else None
+        rank.resume(State(**{**state, "fields": fields}), lambda name, span: self.store.read(self.number, name, span))
 
 
 def read_images(job: Job, comm: Communicator) -> tuple[Image, Image]:
-    """Both images scaled to [0, 1], with their masks. Raises VoxelError."""
-    fixed = _read(job.fixed, job.fixed_mask, job.plan.fixed, job.plan.config, comm, "the fixed image")
-    moving = _read(job.moving, job.moving_mask, job.plan.moving, job.plan.config, comm, "the moving image")
+    """This rank's planes of both images scaled to [0, 1], with their masks. Raises VoxelError."""
+    plan = job.plan
+    fixed = _read(job.fixed, job.fixed_mask, plan.fixed, plan.partition, plan.rims[0], plan.config, comm, "the fixed image")
+    moving = _read(job.moving, job.moving_mask, plan.moving, plan.shards, plan.rims[1], plan.config, comm, "the moving image")
     return fixed, moving
 
 
-def _read(volume: Volume, mask: Volume | None, grid: Grid, config: Config, comm: Communicator, role: str) -> Image:
-    voxels = volume.read()
-    normalise(voxels, config, comm, f"{role} {volume.name}")
+def _read(
+    volume: Volume, mask: Volume | None, grid: Grid, partition: Partition, rim: int, config: Config, comm: Communicator, role: str
+) -> Image:
+    held, own = partition.around(comm.rank, rim), partition[comm.rank]
+    voxels = volume.read(_region(held, grid))
+    normalise(voxels, config, comm, f"{role} {volume.name}", own.within(held))
+    image = Image(voxels, grid, partition, held, None, comm.rank, rim)
     if mask is None:
-        return Image(voxels, grid)
+        return image
     if mask.shape != volume.shape:
         raise InputError(
             f"the mask {mask.name} has shape {mask.shape}, {role} {volume.shape}; make the mask on the image's grid."
         )
-    return Image(voxels, grid, check_mask(mask.read(), f"the mask {mask.name}"))
+    image.mask = check_mask(mask.read(_region(held, grid)), f"the mask {mask.name}", comm)
+    return image
 
 
-def write_result(job: Job, outcome: Outcome) -> None:
-    """Affine, displacement in world units and the moved image, chunk by chunk, then their pyramids."""
-    store = RunStore.attach(job.output)
-    store.set_affine(outcome.affine)
-    if outcome.displacement is not None:
-        grid = job.plan.fixed
-        store.create_image(DISPLACEMENT, grid, np.float32, components=3)
-        to_world = (np.asarray(grid.direction) * np.asarray(grid.spacing)).astype(np.float32)
-        for slab in _slabs(store, DISPLACEMENT, grid):
-            u = outcome.displacement[(slice(None), *slab.slices)]
-            store.write(DISPLACEMENT, slab, np.tensordot(to_world, u, 1).astype(np.float32, copy=False))
-        store.build_pyramid(DISPLACEMENT)
-    dtype = job.moving.dtype if job.moving.dtype != np.bool_ else np.dtype(np.float32)
-    moved = resample(job.plan, outcome, job.moving.read())
-    outcome.displacement = None
-    store.create_image("moved", job.plan.fixed, dtype)
-    for slab in _slabs(store, "moved", job.plan.fixed):
-        store.write("moved", slab, as_type(moved[slab.slices], dtype))
-    store.build_pyramid("moved")
+def _region(planes: Span, grid: Grid) -> Region:
+    return Region((planes.start, 0, 0), (max(planes.start, planes.stop), *grid.shape[1:]))
 
 
-def _slabs(store: RunStore, name: str, grid: Grid) -> list[Region]:
-    step, (nz, ny, nx) = store.chunk(name)[0], grid.shape
-    return [Region((z, 0, 0), (min(z + step, nz), ny, nx)) for z in range(0, nz, step)]
+def write_result(job: Job, outcome: Outcome, comm: Communicator) -> None:
+    """Affine, displacement in world units and the moved image: rows of whole chunks, each written once, by one rank."""
+    store, grid, dtype = RunStore.attach(job.output), job.plan.fixed, moved_type(job.moving)
+    if comm.rank == 0:
+        store.set_affine(outcome.affine)
+        if outcome.displacement is not None:
+            store.create_image(DISPLACEMENT, grid, np.float32, components=3)
+        store.create_image("moved", grid, dtype)
+    comm.barrier()
+    source = Source(job.moving)
+    for row, owner in rows(store.chunk("moved")[0], outcome.block.partition):
+        u = _gathered(outcome, row, owner, comm)
+        if owner != comm.rank:
+            continue
+        region = _region(row, grid)
+        if u is not None:
+            to_world = (np.asarray(grid.direction) * np.asarray(grid.spacing)).astype(np.float32)
+            store.write(DISPLACEMENT, region, np.tensordot(to_world, u, 1).astype(np.float32, copy=False))
+        store.write("moved", region, as_type(resample(job.plan, outcome.affine, u, row, source), dtype))
+    comm.barrier()
+
+
+def rows(depth: int, partition: Partition) -> list[tuple[Span, int]]:
+    """Rows of chunks, and for each the rank that writes it: who owns its middle plane."""
+    whole = [Span(z, min(z + depth, partition.planes)) for z in range(0, partition.planes, depth)]
+    return [(row, _owner(partition, (row.start + row.stop) // 2)) for row in whole]
+
+
+def _owner(partition: Partition, plane: int) -> int:
+    return next(rank for rank, slab in enumerate(partition.slabs) if slab.start <= plane < slab.stop)
+
+
+def _gathered(outcome: Outcome, row: Span, owner: int, comm: Communicator) -> NDArray[np.float32] | None:
+    """The displacement of a row of chunks, at its owner; every rank calls this for every row."""
+    if outcome.displacement is None:
+        return None
+    block = outcome.block
+    if block.own & row == row and owner == comm.rank:
+        return outcome.displacement[:, row.within(block.held)]
+    wanted = [row if r == owner else Span(0, 0) for r in range(comm.size)]
+    return collect(comm, block.partition.slabs, wanted, outcome.displacement, block.first, "output")
+
+
+class Source:
+    """The moving image as it is stored, the planes that are asked for."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self._whole = volume.read() if math.prod(volume.data.numblocks) == 1 else None  # one chunk: unpacked once, not once a row
+
+    def planes(self, span: Span) -> tuple[NDArray[np.float32], int]:
+        """At least these planes, as far as the image goes, and the number of the first."""
+        if self._whole is not None:
+            return self._whole, 0
+        here = span & Span(0, self.volume.shape[0])
+        return self.volume.read(_region(here, self.volume.grid)), here.start
+
+
+def resample(
+    plan: Plan, affine: NDArray[np.float64], u: NDArray[np.float32] | None, row: Span, source: Source
+) -> NDArray[np.float32]:
+    """Planes of the moving image on the fixed grid, through the whole transform; 0 out of domain."""
+    matrix = index_map(affine, plan.fixed, plan.moving)
+    place = (row.start, fixed_point(matrix), linear_part(matrix))
+    block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)))
+    u = None if u is None else np.ascontiguousarray(u)
+    if u is None:
+        reached = affine_needs(place, block.partition, block.shape)[0]
+    else:
+        reached = spans(np.array([displaced_range(block, 0, place, u)]))[0]
+    voxels, origin = source.planes(reached)
+    moved = block.scalar()
+    sample(moved.shape, *place, u, origin, plan.moving.shape[0], voxels, moved)
+    return np.nan_to_num(moved, copy=False, nan=0.0)
+
+
+def moved_type(moving: Volume) -> np.dtype[Any]:
+    """The stored type of the moved image: that of the moving one."""
+    return moving.dtype if moving.dtype != np.bool_ else np.dtype(np.float32)
 
 
 def as_type(voxels: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:

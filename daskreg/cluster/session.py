@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import distributed
+import psutil
 from distributed import Client, LocalCluster
 
 from daskreg.errors import InputError
@@ -16,22 +17,41 @@ log = logging.getLogger("daskreg")
 
 
 @contextmanager
-def session(client: Client | None = None, address: str | None = None, threads: int | None = None) -> Iterator[Client]:
-    """A client to work with; what was there before is left open, what was started here is closed.
+def existing(client: Client | None = None, address: str | None = None) -> Iterator[Client | None]:
+    """The client in hand, the one at an address, the current one, or None; what was there before is left open.
 
-    An embedded cluster is one worker in this process: one rank that uses all cores and shares the compiled kernels.
     Raises InputError when nobody answers at ``address``.
     """
     found = client or (None if address else _current())
-    if found is not None:
+    if found is not None or not address:
         yield found
-    elif address:
+    else:
         with _reach(address) as there:
             yield there
-    else:
-        with _embedded(threads) as cluster, Client(cluster, set_as_default=False) as own:
-            log.info("dashboard: http://127.0.0.1:%s/status", own.dashboard_link.rpartition(":")[2].partition("/")[0])
-            yield own
+
+
+@contextmanager
+def embedded(workers: int = 1, threads: int | None = None) -> Iterator[Client]:
+    """A small cluster of our own, closed in the end.
+
+    One worker lives in this process, uses all cores and shares the compiled kernels; several are processes that share the cores.
+    """
+    with _cluster(workers, threads) as cluster, Client(cluster, set_as_default=False) as own:
+        log.info("dashboard: http://127.0.0.1:%s/status", own.dashboard_link.rpartition(":")[2].partition("/")[0])
+        yield own
+
+
+def worker_count(client: Client) -> int:
+    """How many workers a cluster has now."""
+    return len(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def worker_memory(client: Client | None, workers: int) -> int:
+    """Bytes the smallest worker may use: its own limit, or its share of this machine."""
+    share = int(psutil.virtual_memory().total) // workers
+    found = client.scheduler_info(n_workers=-1)["workers"].values() if client else []
+    limits = [int(w["memory_limit"]) for w in found if w.get("memory_limit")]
+    return min(limits, default=share)
 
 
 def _current() -> Client | None:
@@ -48,17 +68,17 @@ def _reach(address: str) -> Client:
         raise InputError(f"no Dask scheduler answers at {address}: {error}; start one, or leave --cluster out.") from None
 
 
-def _embedded(threads: int | None) -> LocalCluster:
+def _cluster(workers: int, threads: int | None) -> LocalCluster:
     logging.getLogger("distributed").setLevel(
         logging.CRITICAL
     )  # of a cluster nobody asked for, only failures matter: ours are raised
     cores = threads or len(os.sched_getaffinity(0))
     return LocalCluster(
-        n_workers=1,
+        n_workers=workers,
         threads_per_worker=1,
-        processes=False,
+        processes=workers > 1,
         dashboard_address="127.0.0.1:0",
         memory_limit=0,
-        resources={"cores": cores},
+        resources={"cores": max(1, cores // workers)},
         silence_logs=logging.CRITICAL,
     )

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.comm import Communicator
+from daskreg.comm import Communicator, Pending
 from daskreg.config import Deformable
+from daskreg.engine.halo import Block, Movement, collect, finish
 from daskreg.engine.images import Image
 from daskreg.engine.memory import trim
-from daskreg.engine.report import LevelReport, Progress, Watch
+from daskreg.engine.report import LevelReport, Progress, Trace, Watch
+from daskreg.engine.sampler import displaced_range, make_sampler, slack, spans
 from daskreg.engine.smoothing import Smoother
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
 from daskreg.errors import Diverged
-from daskreg.grid import Index
+from daskreg.grid import Index, Span
 from daskreg.kernels.adam import adam
 from daskreg.kernels.compose import compose, upsample
-from daskreg.kernels.sample import pull_back, sample
 from daskreg.optimizers.adam import rates, step_scale
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
@@ -34,58 +36,91 @@ AT_REST = 1 / 3  # length of the longest first direction when no voxel has more 
 
 @dataclass
 class Fields:
-    """The displacement u and Adam's moments m, v of one level, with the buffers g and d: 60 bytes a voxel."""
+    """The displacement u and Adam's moments m, v of one level, with the buffers g and d: 60 bytes a voxel of the block."""
 
     factors: Index
+    block: Block
     u: Array
     m: Array
     v: Array
     g: Array
     d: Array
+    losses: list[float] = field(default_factory=list)  # of the iterations behind m and v; empty where Adam starts afresh
 
     @classmethod
-    def zeros(cls, shape: Index, factors: Index) -> Fields:
+    def zeros(cls, block: Block, factors: Index) -> Fields:
         """At rest."""
-        return cls(factors, *(np.zeros((3, *shape), np.float32) for _ in range(5)))
+        return cls(factors, block, *(block.vector() for _ in range(5)))
 
-    def refined(self, shape: Index, factors: Index) -> Fields:
+    def refined(self, block: Block, factors: Index, comm: Communicator) -> Fields:
         """On a finer level: u upsampled, Adam starts afresh."""
         u, self.m, self.v, self.g, self.d = self.u, *(np.empty((3, 0, 0, 0), np.float32),) * 4
         trim()
-        finer = Fields.zeros(shape, factors)
-        refine(u, self.factors, factors, finer.u)
+        finer = Fields.zeros(block, factors)
+        refine(u, self.block, self.factors, block, factors, finer.u, comm)
         return finer
 
 
-def refine(u: Array, coarse: Index, fine: Index, finer: Array) -> None:
-    """Upsample a displacement from shrink factors ``coarse`` to ``fine``, in voxels of each."""
-    gain = np.asarray(coarse, np.float32) / np.asarray(fine, np.float32)
-    upsample(finer.shape[1:], 0, np.asarray(fine, np.int32), np.asarray(coarse, np.int32), gain, u, finer)
+def refine(u: Array, coarse: Block, before: Index, fine: Block, after: Index, finer: Array, comm: Communicator) -> None:
+    """Upsample a displacement from shrink factors ``before`` to ``after``, in voxels of each; own planes of ``finer``."""
+    wanted = [_behind(slab, after[0], before[0], coarse.shape[0]) for slab in fine.partition.slabs]
+    near, origin = (u, 0) if comm.size == 1 else (
+        collect(comm, coarse.partition.slabs, wanted, u, coarse.first, "levels"), wanted[comm.rank].start)  # fmt: skip
+    gain = np.asarray(before, np.float32) / np.asarray(after, np.float32)
+    factors = np.asarray(after, np.int32), np.asarray(before, np.int32)
+    upsample(fine.box(), fine.first, origin, coarse.shape[0], *factors, gain, near, finer)
+
+
+def _behind(slab: Span, fine: int, coarse: int, planes: int) -> Span:
+    """The coarse planes between which fine ones lie."""
+    if not len(slab):
+        return Span(0, 0)
+    low, high = ((2 * i * fine + fine - coarse) // (2 * coarse) for i in (slab.start, slab.stop - 1))
+    return Span(min(max(low, 0), planes - 1), min(max(high + 1, 0), planes - 1) + 1)
 
 
 class Loop:
     """One level of the deformable stage on one rank."""
 
-    def __init__(self, stage: Deformable, level: Level, fixed: Image, moving: Image, world: NDArray[np.float64]) -> None:
-        self.stage, self.level = stage, level
-        self.fixed, fixed_mask = fixed.level(level.fixed_factors)
-        self.moving, moving_mask = moving.level(level.moving_factors)
-        self.shape = level.fixed.shape
-        matrix = index_map(world, level.fixed, level.moving)
-        self.place = (0, fixed_point(matrix), linear_part(matrix))
-        self.weights = Weights(fixed_mask, moving_mask, self.shape)
+    def __init__(
+        self,
+        stage: Deformable,
+        level: Level,
+        images: tuple[Image, Image],
+        world: NDArray[np.float64],
+        comm: Communicator,
+        trace: Trace | None = None,
+    ) -> None:
+        self.stage, self.level, self.comm, self.trace = stage, level, comm, trace
         self.similarity: Similarity = make(stage.similarity)
-        self.gradient_filter = Smoother(self.shape, stage.smooth_gradient)
-        self.warp_filter = Smoother(self.shape, stage.smooth_warp)
-        self.moved = np.empty(self.shape, np.float32)
+        self.block = Block(level.fixed.shape, level.partition, comm.rank, level.halo)
+        self.gradient_filter = Smoother(self.block, stage.smooth_gradient)
+        self.warp_filter = Smoother(self.block, stage.smooth_warp)
+        fixed, moving = images
+        self.fixed, mask = fixed.deliver(level.fixed_factors, self.block.around(self.block.halo), comm)
+        self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm, trace)
+        matrix = index_map(world, level.fixed, level.moving)
+        self.place = (self.block.first, fixed_point(matrix), linear_part(matrix))
+        self.weights = Weights(mask, self.sampler.masked, self.block)
+        self.moved = self.block.scalar()
+        self.reach = self.warp_filter.reach + 1  # a step is less than a voxel, so a composition reads one plane around
+        self._halos()
 
-    def run(self, fields: Fields, comm: Communicator, watch: Watch) -> LevelReport:
-        """Iterate until the plateau or the last iteration."""
-        report = LevelReport("deformable", self.level.scale, self.shape)
+    def _halos(self) -> None:
+        slabs, around = self.block.partition.slabs, self.block.around
+        self.window_halo = Movement(self.comm, slabs, around(self.similarity.reach))
+        self.gradient_halo = Movement(self.comm, slabs, around(self.gradient_filter.reach + self.warp_filter.reach))
+        self.warp_halo = Movement(self.comm, slabs, around(self.reach))
+        self.coming: list[Pending] = []  # planes of u on their way: nothing reads them before the composition
+
+    def run(self, fields: Fields, watch: Watch, keep: Callable[[Fields, LevelReport, float], None]) -> LevelReport:
+        """Iterate until the plateau or the last iteration; ``keep`` is called where all ranks have agreed to save."""
+        report = LevelReport("deformable", self.level.scale, self.block.shape, list(fields.losses))
         plateau = Plateau(self.stage.tolerance, self.stage.window)
         start = time.perf_counter()
-        for k in range(self.level.iterations):
-            loss = self.gradient(fields, comm)
+        self.begin(fields)
+        for k in range(len(report.losses), self.level.iterations):
+            loss = self.gradient(fields)
             report.losses.append(loss)
             watch(Progress("deformable", self.level.scale, k + 1, self.level.iterations, loss))
             if not math.isfinite(loss):
@@ -93,35 +128,66 @@ class Loop:
             if plateau.reached(report.losses):
                 report.stopped = "plateau"
                 break
-            if not self.step(fields, k + 1, comm):
+            if not self.step(fields, k + 1, watch):
                 report.stopped = "at rest"
                 break
-        report.seconds = time.perf_counter() - start
+            if self.asked:
+                keep(fields, report, self.asked)
+        finish(self.coming)
+        report.seconds += time.perf_counter() - start
         return report
 
-    def gradient(self, fields: Fields, comm: Communicator) -> float:
-        """Loss at u; leaves dC/du, times N, in ``fields.g`` (steps 1)."""
-        sample(self.shape, *self.place, fields.u, self.moving, self.moved)
-        weight = self.weights.at(self.place, fields.u)
-        part = self.similarity.partial(self.fixed, weight, self.moved, fields.d)
-        total = add_up(part, self.similarity, comm)
-        self.similarity.finish(total, self.fixed, weight, self.moved, fields.d)
-        pull_back(self.shape, *self.place, fields.u, self.moving, self.moved, fields.g)
+    def begin(self, fields: Fields) -> None:
+        """What every iteration finds done: u of the neighbours under way, the planes in reach known to all."""
+        self.coming = self.warp_halo.start((fields.u, self.block.first))
+        ends = np.array(displaced_range(self.block, 0, self.place, fields.u))
+        self.sampler.prepare(spans(self.comm.gather(ends)))
+        self.asked = 0.0
+
+    def gradient(self, fields: Fields) -> float:
+        """Loss at u; leaves dC/du, times N, in ``fields.g`` (step 1)."""
+        f, box = fields, self.block.box()
+        self.sampler.look(box, self.place, f.u, self.moved, self.weights.seen, f.g)
+        self.weights.combine()
+        self._exchange_windows()
+        weight = self.weights.array
+        part = self.similarity.partial(box, self.fixed, weight, self.moved, f.d)
+        total = add_up(part, self.similarity, self.comm, self.block.partition)
+        self.similarity.finish(box, total, self.fixed, weight, self.moved, f.d)
+        self.sampler.pull_back(box, self.place, f.u, self.moved, f.g)
         return self.similarity.value(total)[0]
 
-    def step(self, fields: Fields, t: int, comm: Communicator) -> bool:
+    def _exchange_windows(self) -> None:
+        if self.similarity.reach:
+            fields = [self.moved] if self.weights.seen is None else [self.moved, self.weights.seen]
+            finish(self.window_halo.start(*((f, self.block.first) for f in fields)))
+
+    def step(self, fields: Fields, t: int, watch: Watch) -> bool:
         """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""
-        f, g, w = fields, self.gradient_filter, self.warp_filter
-        g.along_zy(f.g, f.d)
-        longest = adam(
-            self.shape, g.reach, g.tables[2], g.weights, rates(self.stage.betas, t, self.similarity.steep), f.g, f.m, f.v, f.d
-        )
-        square = float(comm.max(np.array([longest.max()]))[0])
+        f, g, w, b = fields, self.gradient_filter, self.warp_filter, self.block
+        finish(self.gradient_halo.start((f.g, b.first)))
+        finish(self.coming)
+        box = b.box(w.reach)
+        g.along_zy(box, f.g, f.d)
+        longest = adam(box, g.reach, g.tables[2], g.weights, rates(self.stage.betas, t, self.similarity.steep), f.g, f.m, f.v, f.d)
+        square, ranges = self._agree(longest, f.u, watch)
         if t == 1 and square < AT_REST**2:
             return False
-        compose(self.shape, 0, self.shape[0], 0, step_scale(square, self.stage.step), f.d, f.u, f.g)
+        compose(box, b.first, b.shape[0], step_scale(square, self.stage.step), f.d, f.u, f.g)
         if w.reach:
-            w.into(f.g, f.d, f.u)
+            w.into(b.box(), f.g, f.d, f.u)
         else:
             f.u, f.g = f.g, f.u
+        self.coming = self.warp_halo.start((f.u, b.first))
+        self.sampler.prepare(spans(ranges, slack(self.place, self.reach, self.stage.step)))
         return True
+
+    def _agree(self, longest: Array, u: Array, watch: Watch) -> tuple[float, NDArray[np.float64]]:
+        """The longest direction anywhere, where each block reaches, and whether anyone asks for a checkpoint."""
+        ends = (0.0, 0.0) if self.level.residency == "replicate" else displaced_range(self.block, self.reach, self.place, u)
+        mine = np.array([float(longest.max(initial=0.0)), watch.asked(), *ends])
+        table = self.comm.gather(mine)
+        self.asked = float(table[:, 1].max())
+        return float(table[:, 0].max()), table[:, 2:]
+
+

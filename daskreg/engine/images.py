@@ -1,7 +1,8 @@
-"""The two images as the loop sees them: float32, scaled to [0, 1], at the level asked for."""
+"""A rank's part of the two images: float32, scaled to [0, 1], and their levels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Config
+from daskreg.engine.halo import collect
 from daskreg.errors import VoxelError
-from daskreg.grid import Grid, Index
+from daskreg.grid import Grid, Index, Partition, Span
 from daskreg.kernels.gaussian import shrink_table, shrink_x, shrink_y, shrink_z
 from daskreg.kernels.histogram import intensity_histogram
 from daskreg.kernels.launch import threads
@@ -23,29 +25,91 @@ LOG_FLOOR = 0.01  # logarithmic intensities: below this part of the range the cu
 
 @dataclass
 class Image:
-    """A whole image and its grid; levels are made when asked for, the last one is kept."""
+    """A rank's planes of an image, scaled to [0, 1], and a rim around them that shrinking reads.
+
+    grid, partition: of the whole image at full resolution;  held: the planes in ``voxels`` and ``mask``.
+    """
 
     voxels: Array
     grid: Grid
+    partition: Partition
+    held: Span
     mask: Array | None = None
+    rank: int = 0
+    rim: int = 0
     _kept: dict[Index, tuple[Array, Array | None]] = field(default_factory=dict)
 
-    def level(self, factors: Index) -> tuple[Array, Array | None]:
-        """Voxels and mask shrunk by ``factors`` (Gaussian, sigma half a coarse voxel, on the global grid)."""
-        if factors == (1, 1, 1):
-            return self.voxels, self.mask
+    @classmethod
+    def whole(cls, voxels: Array, grid: Grid, mask: Array | None = None) -> Image:
+        """All of an image in one place."""
+        return cls(voxels, grid, Partition.of(grid.shape[0], 1), Span(0, grid.shape[0]), mask)
+
+    def deliver(self, factors: Index, wanted: Sequence[Span], comm: Communicator) -> tuple[Array, Array | None]:
+        """Voxels and mask at a level: the planes that this rank wants, from whoever makes them."""
+        if factors == (1, 1, 1) and factors not in self._kept:
+            ranks = range(len(self.partition.slabs))
+            if all(len(w) == 0 or self._holds(r) & w == w for r, w in zip(ranks, wanted, strict=True)):
+                here = wanted[self.rank].within(self.held) if len(wanted[self.rank]) else slice(0, 0)
+                return self.voxels[here], None if self.mask is None else self.mask[here]
+        owned = self._makers(factors[0])
+        made, mask = self._made(factors, owned[self.rank])
+        if comm.size == 1:
+            return made, mask
+        first = owned[self.rank].start
+        voxels = collect(comm, owned, wanted, made, first, "images")
+        return voxels, None if mask is None else collect(comm, owned, wanted, mask, first, "images")
+
+    def preview(self, levels: Iterable[Index], comm: Communicator) -> Image:
+        """Whole coarse levels on rank 0, for stages that one rank runs for all."""
+        wanted = [Span(0, self.grid.shape[0] + 1) if r == 0 else Span(0, 0) for r in range(comm.size)]
+        seen = Image(self.voxels[:0], self.grid, Partition.of(self.grid.shape[0], 1), Span(0, 0))
+        for factors in sorted(set(levels)):
+            planes = self.grid.coarsen(factors).shape[0]
+            seen._kept[factors] = self.deliver(factors, [w & Span(0, planes) for w in wanted], comm)
+        return seen
+
+    def _holds(self, rank: int) -> Span:
+        return self.partition.around(rank, self.rim)
+
+    def _makers(self, factor: int) -> list[Span]:
+        """Which coarse planes each rank makes: those whose middle is one of its planes."""
+        m = -(-self.partition.planes // factor)
+        slabs = self.partition.slabs
+        starts = [min(m, max(0, -(-(s.start - factor // 2) // factor))) for s in slabs] + [m]
+        starts = [a if len(s) else m for s, a in zip(slabs, starts)] + [m]
+        return [Span(a, b) for a, b in zip(starts, starts[1:])]
+
+    def _made(self, factors: Index, own: Span) -> tuple[Array, Array | None]:
+        if factors == (1, 1, 1) and factors not in self._kept:
+            here = own.within(self.held) if len(own) else slice(0, 0)
+            return self.voxels[here], None if self.mask is None else self.mask[here]
         if factors not in self._kept:
-            mask = None if self.mask is None else shrink(self.mask, factors)
-            self._kept = {factors: (shrink(self.voxels, factors), mask)}
+            mask = None if self.mask is None else self._shrunk(self.mask, factors, own)
+            self._kept = {factors: (self._shrunk(self.voxels, factors, own), mask)}
         return self._kept[factors]
 
+    def _shrunk(self, voxels: Array, factors: Index, own: Span) -> Array:
+        if factors[0] == 1:
+            voxels = voxels[own.within(self.held)] if len(own) else voxels[:0]
+        return shrink(voxels, factors, self.held.start, own, self.grid.shape[0])
 
-def shrink(image: Array, factors: Index) -> Array:
-    """Gaussian then resample, one axis after the other."""
-    kernels: tuple[Any, ...] = (_shrink_z, shrink_y, shrink_x)
-    for axis, (kernel, factor) in enumerate(zip(kernels, factors, strict=True)):
-        if factor > 1:
-            first, table = shrink_table(image.shape[axis], factor)
+
+def shrink(image: Array, factors: Index, lead: int = 0, own: Span | None = None, planes: int | None = None) -> Array:
+    """Gaussian then resample, one axis after the other.
+
+    lead: global plane of ``image[0]``;  own: coarse planes to make, of an image of ``planes`` (all by default).
+    """
+    if factors[0] > 1:
+        first, table = shrink_table(planes or image.shape[0], factors[0])
+        rows = slice(None) if own is None else slice(own.start, own.stop)
+        first, table = first[rows], table[rows]
+        smaller = np.empty((len(first), *image.shape[1:]), np.float32)
+        shrink_z(smaller.shape, lead, first, table, image, smaller)
+        image = smaller
+    kernels: tuple[Any, ...] = (shrink_y, shrink_x)
+    for axis, kernel in enumerate(kernels, 1):
+        if factors[axis] > 1:
+            first, table = shrink_table(image.shape[axis], factors[axis])
             shape = tuple(len(first) if a == axis else n for a, n in enumerate(image.shape))
             smaller = np.empty(shape, np.float32)
             kernel(shape, first, table, image, smaller)
@@ -53,19 +117,16 @@ def shrink(image: Array, factors: Index) -> Array:
     return image
 
 
-def _shrink_z(shape: Index, first: NDArray[np.int32], table: Array, image: Array, smaller: Array) -> None:
-    shrink_z(shape, 0, first, table, image, smaller)
-
-
-def normalise(image: Array, config: Config, comm: Communicator, name: str) -> tuple[float, float]:
+def normalise(image: Array, config: Config, comm: Communicator, name: str, own: slice = slice(None)) -> tuple[float, float]:
     """Scale intensities in place so that the configured percentiles become 0 and 1; returns those intensities.
 
-    Raises VoxelError for NaN, infinite or constant images.
+    own: the planes that are counted here; others hold a rim of them too. Raises VoxelError for NaN, infinite or constant images.
     """
-    low, high = _range(image, comm, name)
+    mine = image[own]
+    low, high = _range(mine, comm, name)
     counts = np.zeros((threads(), BINS), np.int64)
     width = np.float32((high - low) / BINS)
-    intensity_histogram(image.shape, counts, np.float32(low), width, image)
+    intensity_histogram(mine.shape, counts, np.float32(low), width, mine)
     a, b = _percentiles(comm.sum_counts(counts.sum(axis=0)), config.percentiles, low, (high - low) / BINS)
     image -= np.float32(a)
     image *= np.float32(1 / (b - a))
@@ -78,9 +139,10 @@ def normalise(image: Array, config: Config, comm: Communicator, name: str) -> tu
 
 
 def _range(image: Array, comm: Communicator, name: str) -> tuple[float, float]:
-    both = comm.max(np.array([-float(image.min()), float(image.max())]))
+    ends = (float(image.min()), float(image.max())) if image.size else (np.inf, -np.inf)
+    both = comm.max(np.array([-ends[0], ends[1]]))
     if not np.isfinite(both).all():
-        bad = int(np.size(image) - np.isfinite(image).sum())
+        bad = int(comm.sum_counts(np.array([np.size(image) - np.isfinite(image).sum()]))[0])
         raise VoxelError(
             f"{name} has {bad} voxels that are NaN or infinite; replace them (for instance by the background) first."
         )
@@ -97,10 +159,11 @@ def _percentiles(counts: NDArray[np.int64], percents: tuple[float, float], low: 
     return low + first * width, low + (last + 1) * width
 
 
-def check_mask(mask: Array, name: str) -> Array:
+def check_mask(mask: Array, name: str, comm: Communicator) -> Array:
     """Weights in [0, 1]. Raises VoxelError for an empty or non-finite mask."""
-    top = float(mask.max())
-    if not np.isfinite(mask).all() or float(mask.min()) < 0:
+    ends = (float(mask.min()), float(mask.max())) if mask.size else (0.0, 0.0)
+    low, top = comm.max(np.array([-ends[0], ends[1]])) * [-1, 1]
+    if not np.isfinite([low, top]).all() or low < 0:
         raise VoxelError(f"{name} must hold weights of 0 and more; it has negative, NaN or infinite voxels.")
     if top <= 0:
         raise VoxelError(f"{name} is zero everywhere: no voxel is left to register; give a mask with voxels above 0.")

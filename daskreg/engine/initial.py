@@ -1,4 +1,4 @@
-"""Stages that find a start: moments, and the global search. Both work on coarse grids that any rank can hold whole."""
+"""Stages that find a start: moments, and the global search. Rank 0 runs them for all, on coarse levels that it can hold whole."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.comm import Communicator
+from daskreg.comm import Alone, Communicator
 from daskreg.config import LNCC, MI, Moments, Rigid, Search
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss, run_linear
 from daskreg.engine.report import LevelReport, Watch
 from daskreg.errors import NoOverlap
-from daskreg.grid import Grid, shrink_factors
-from daskreg.kernels.sample import sample_affine
+from daskreg.grid import Grid, Index, Span, shrink_factors
+from daskreg.kernels.sample import sample
 from daskreg.planning import Level
-from daskreg.transforms.linear import about, apply_to, fixed_point, index_map, translation
+from daskreg.transforms.linear import about, apply_to, fixed_point, index_map, linear_part, translation
 from daskreg.transforms.moments import axis_rotations, center_of_mass, principal_axes
 from daskreg.transforms.search import Candidate, Correlator, band_pass, rotations
 
@@ -30,14 +30,42 @@ def coarse_level(images: tuple[Image, Image], size: int) -> Level:
     voxel = max(float(i.grid.extent.max()) for i in images) / size
     f, m = (shrink_factors(i.grid, voxel) for i in images)
     scale = max(1, round(voxel / min(images[0].grid.spacing)))
-    return Level(scale, f, m, images[0].grid.coarsen(f), images[1].grid.coarsen(m), 20)
+    return Level.alone(scale, f, m, images[0].grid, images[1].grid, 20)
 
 
-def run_moments(stage: Moments, images: tuple[Image, Image], world: Matrix, comm: Communicator) -> tuple[Matrix, LevelReport]:
+def run_initial(
+    stage: Moments | Search, images: tuple[Image, Image], world: Matrix, comm: Communicator, watch: Watch
+) -> tuple[Matrix, LevelReport]:
+    """The stage on rank 0, its result on every rank (its report on rank 0 only)."""
+    size = stage.size if isinstance(stage, Search) else COARSE
+    seen = images[0].preview(_levels(images, 0, size), comm), images[1].preview(_levels(images, 1, size), comm)
+    report = LevelReport(stage.name, 1, (1, 1, 1))
+    if comm.rank == 0:
+        found = run_search(stage, seen, world, watch) if isinstance(stage, Search) else run_moments(stage, seen, world)
+        world, report = found
+    return comm.broadcast(np.ascontiguousarray(world)), report
+
+
+def _levels(images: tuple[Image, Image], k: int, size: int) -> list[Index]:
+    """Shrink factors of image k that the stage looks at."""
+    level = coarse_level(images, COARSE)
+    return [(level.fixed_factors, level.moving_factors)[k], shrink_factors(images[k].grid, _voxel(images, size))]
+
+
+def _voxel(images: tuple[Image, Image], size: int) -> float:
+    return max(float(i.grid.extent.max()) for i in images) / size
+
+
+def whole(image: Image, factors: Index) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """All voxels of a level, and the mask's."""
+    return image.deliver(factors, [Span(0, image.grid.coarsen(factors).shape[0])], Alone())
+
+
+def run_moments(stage: Moments, images: tuple[Image, Image], world: Matrix) -> tuple[Matrix, LevelReport]:
     """Centres of mass together, after ``world``; with ``orientation`` also the axes, by the sign choice of least loss."""
     start = time.perf_counter()
     level = coarse_level(images, COARSE)
-    (f, _), (m, _) = images[0].level(level.fixed_factors), images[1].level(level.moving_factors)
+    (f, _), (m, _) = whole(images[0], level.fixed_factors), whole(images[1], level.moving_factors)
     center, target = center_of_mass(f, level.fixed), center_of_mass(m, level.moving)
     there = apply_to(world, center)
     moved = translation(target - there) @ world
@@ -45,16 +73,14 @@ def run_moments(stage: Moments, images: tuple[Image, Image], world: Matrix, comm
     if stage.orientation:
         turns = axis_rotations(principal_axes(f, level.fixed), principal_axes(m, level.moving))
         candidates += [translation(target - center) @ about(center, r) for r in turns]
-    loss = LinearLoss(Rigid(similarity=MI()), level, *images, comm)
+    loss = LinearLoss(Rigid(similarity=MI()), level, images, Alone())
     values = [loss.value(c)[0] for c in candidates]
     best = int(np.argmin(values))
     report = LevelReport("moments", level.scale, level.fixed.shape, [values[best]], time.perf_counter() - start)
     return candidates[best], report
 
 
-def run_search(
-    stage: Search, images: tuple[Image, Image], world: Matrix, comm: Communicator, watch: Watch
-) -> tuple[Matrix, LevelReport]:
+def run_search(stage: Search, images: tuple[Image, Image], world: Matrix, watch: Watch) -> tuple[Matrix, LevelReport]:
     """Try every shift for every rotation, refine the best few, keep the one of least loss.
 
     Raises NoOverlap when no candidate covers the part that the stage asks for.
@@ -77,7 +103,7 @@ def run_search(
             "check that both show the same thing, or lower 'overlap'."
         )
     starts = [views.world(c, room) for c in found]
-    best, losses = _least([*starts, *_usual(images, world)], images, comm, watch)
+    best, losses = _least([*starts, *_usual(images, world)], images, watch)
     report = LevelReport("search", 1, fixed.shape, [min(losses)], time.perf_counter() - start)
     report.detail = {"candidates": [{"score": c.score, "overlap": c.overlap} for c in found], "refined": losses}
     return best, report
@@ -86,7 +112,7 @@ def run_search(
 def _usual(images: tuple[Image, Image], world: Matrix) -> list[Matrix]:
     """Where the headers, and where the centres of mass, put the images: candidates like any other."""
     level = coarse_level(images, COARSE)
-    (f, _), (m, _) = images[0].level(level.fixed_factors), images[1].level(level.moving_factors)
+    (f, _), (m, _) = whole(images[0], level.fixed_factors), whole(images[1], level.moving_factors)
     there = apply_to(world, center_of_mass(f, level.fixed))
     return [world, translation(center_of_mass(m, level.moving) - there) @ world]
 
@@ -101,14 +127,14 @@ def covered(level: Level, world: Matrix) -> float:
     return min(1.0, part * volumes[0] / min(volumes))
 
 
-def _least(starts: list[Matrix], images: tuple[Image, Image], comm: Communicator, watch: Watch) -> tuple[Matrix, list[float]]:
+def _least(starts: list[Matrix], images: tuple[Image, Image], watch: Watch) -> tuple[Matrix, list[float]]:
     """The start that a short rigid refinement brings to the least loss, and all those losses.
 
     Local correlation ranks them: unlike mutual information at this coarseness, it is not fooled by a small or an empty overlap.
     """
     level = coarse_level(images, COARSE)
     stage = Rigid(similarity=LNCC(), scales=(level.scale,), iterations=(level.iterations,))
-    refined = [run_linear(stage, level, images, s, comm, watch) for s in starts]
+    refined = [run_linear(stage, level, images, s, Alone(), watch) for s in starts]
     losses = [report.losses[-1] * covered(level, world) if report.losses else 0.0 for world, report in refined]
     at_rest = [k for k, (_, report) in enumerate(refined) if report.stopped == "at rest"]  # a perfect match needs no ranking
     return refined[at_rest[0] if at_rest else int(np.argmin(losses))][0], losses
@@ -119,7 +145,7 @@ class _Views:
 
     def __init__(self, images: tuple[Image, Image], size: int, world: Matrix) -> None:
         self.images, self.linear = images, world[:3, :3]
-        self.voxel = max(float(i.grid.extent.max()) for i in images) / size
+        self.voxel = _voxel(images, size)
         self.centers = [i.grid.center for i in images]
 
     def lattice(self, shape: NDArray[np.float64]) -> Grid:
@@ -149,14 +175,15 @@ class _Views:
 
     def _sampled(self, image: Image, lattice: Grid, world: Matrix) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         factors = shrink_factors(image.grid, self.voxel)
-        voxels, mask = image.level(factors)
-        place = (0, fixed_point(index_map(world, lattice, image.grid.coarsen(factors))))
+        voxels, mask = whole(image, factors)
+        matrix = index_map(world, lattice, image.grid.coarsen(factors))
+        place = (0, fixed_point(matrix), linear_part(matrix), None, 0, voxels.shape[0])
         seen = np.empty(lattice.shape, np.float32)
-        sample_affine(lattice.shape, *place, voxels, seen)
+        sample(lattice.shape, *place, voxels, seen)
         inside = np.isfinite(seen)
         if mask is not None:
             weight = np.empty(lattice.shape, np.float32)
-            sample_affine(lattice.shape, *place, mask, weight)
+            sample(lattice.shape, *place, mask, weight)
             inside &= weight > 0.5
         return np.where(inside, seen, 0).astype(np.float32), inside
 

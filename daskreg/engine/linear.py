@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, cast
 
@@ -11,16 +12,19 @@ from scipy.optimize import minimize
 
 from daskreg.comm import Communicator
 from daskreg.config import Linear
+from daskreg.engine.halo import Block, Movement, finish
 from daskreg.engine.images import Image
-from daskreg.engine.report import LevelReport, Progress, Watch
+from daskreg.engine.report import STOP, LevelReport, Progress, Watch
+from daskreg.engine.sampler import Place, affine_needs, make_sampler
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
-from daskreg.kernels.sample import affine_sums, sample_affine
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
 from daskreg.similarity import make
-from daskreg.transforms.linear import Kind, LinearModel, affine_slope, fixed_point, index_map, world_slope
+from daskreg.transforms.linear import Kind, LinearModel, affine_slope, fixed_point, index_map, linear_part, world_slope
 
+Matrix = NDArray[np.float64]
+HALT = -1.0
 LEAST = 0.02  # part of the fixed image that must stay inside the moving one
 
 
@@ -28,59 +32,123 @@ class _Plateau(Exception):
     pass
 
 
+class Halted(Exception):
+    """All ranks were asked to stop, and do."""
+
+
 class LinearLoss:
-    """Loss and gradient of one level as a function of a world matrix."""
+    """Loss and gradient of one level as a function of a world matrix; every rank calls it with the same."""
 
-    def __init__(self, stage: Linear, level: Level, fixed: Image, moving: Image, comm: Communicator) -> None:
+    def __init__(self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator) -> None:
         self.level, self.comm = level, comm
-        self.fixed, fixed_mask = fixed.level(level.fixed_factors)
-        self.moving, moving_mask = moving.level(level.moving_factors)
         self.similarity = make(stage.similarity)
-        self.weights = Weights(fixed_mask, moving_mask, level.fixed.shape)
-        self.moved = np.empty(level.fixed.shape, np.float32)
-        self.fields = np.empty((3, *level.fixed.shape), np.float32)
+        self.block = Block(level.fixed.shape, level.partition, comm.rank, level.halo)
+        fixed, moving = images
+        self.fixed, self.mask = fixed.deliver(level.fixed_factors, self.block.around(self.block.halo), comm)
+        self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm)
+        self.weights = Weights(self.mask, self.sampler.masked, self.block)
+        self.moved, self.fields = self.block.scalar(), self.block.vector()
+        self.gradient = self.block.vector() if self.sampler.keeps_gradient else None
+        self.window_halo = Movement(comm, self.block.partition.slabs, self.block.around(self.similarity.reach))
 
-    def value(self, world: NDArray[np.float64]) -> tuple[float, float, NDArray[np.generic], NDArray[np.float32]]:
-        """Loss, N, the summed parts and the weights; leaves ``moved`` ready for ``gradient``."""
-        place = (0, fixed_point(index_map(world, self.level.fixed, self.level.moving)))
-        sample_affine(self.moved.shape, *place, self.moving, self.moved)
-        weight = self.weights.at_affine(place)
-        total = add_up(self.similarity.partial(self.fixed, weight, self.moved, self.fields), self.similarity, self.comm)
+    def look(self, world: Matrix) -> Place:
+        """Leave moved and weights ready."""
+        matrix = index_map(world, self.level.fixed, self.level.moving)
+        place = (self.block.first, fixed_point(matrix), linear_part(matrix))
+        self.sampler.prepare(affine_needs(place, self.block.partition, self.block.shape))
+        self.sampler.look(self.block.box(), place, None, self.moved, self.weights.seen, self.gradient)
+        self.weights.combine()
+        return place
+
+    def value(self, world: Matrix) -> tuple[float, float, NDArray[np.generic], Place]:
+        """Loss, N, the summed parts and the place; leaves ``moved`` ready for the gradient."""
+        place = self.look(world)
+        if self.similarity.reach:
+            fields = [self.moved] if self.weights.seen is None else [self.moved, self.weights.seen]
+            finish(self.window_halo.start(*((f, self.block.first) for f in fields)))
+        part = self.similarity.partial(self.block.box(), self.fixed, self.weights.array, self.moved, self.fields)
+        total = add_up(part, self.similarity, self.comm, self.block.partition)
         loss, n = self.similarity.value(total)
-        return loss, n, total, weight
+        return loss, n, total, place
 
-    def perfect(self, world: NDArray[np.float64]) -> bool:
+    def perfect(self, world: Matrix) -> bool:
         """Whether moved is the fixed image already: nothing is better, whatever a loss gains by hiding voxels out of domain."""
-        place = (0, fixed_point(index_map(world, self.level.fixed, self.level.moving)))
-        sample_affine(self.moved.shape, *place, self.moving, self.moved)
-        apart = np.array([1.0 - float(np.array_equal(self.moved, self.fixed))])
+        self.look(world)
+        own = self.block.inner
+        apart = np.array([1.0 - float(np.array_equal(self.moved[own], self.fixed[own]))])
         return bool(self.comm.max(apart)[0] == 0)
 
-    def __call__(self, world: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def __call__(self, world: Matrix) -> tuple[float, NDArray[np.float64]]:
         """Loss and dC/dW (4, 4)."""
-        loss, n, total, weight = self.value(world)
-        if n < LEAST * self.moved.size and self.weights.fixed.size == 0:
+        loss, n, total, place = self.value(world)
+        if n < LEAST * math.prod(self.block.shape) and self.mask is None:
             return 0.0, np.zeros((4, 4))
-        self.similarity.finish(total, self.fixed, weight, self.moved, self.fields)
-        place = (0, fixed_point(index_map(world, self.level.fixed, self.level.moving)))
-        rows = affine_sums(self.moved.shape, *place, self.moving, self.moved)
-        sums = self.comm.sum_planes(affine_slope(rows, 0)).reshape(3, 4) / max(n, 1e-30)
-        slope = np.vstack([sums, np.zeros(4)])
-        return loss, world_slope(slope, self.level.fixed, self.level.moving)
+        box = self.block.box()
+        self.similarity.finish(box, total, self.fixed, self.weights.array, self.moved, self.fields)
+        rows = self.sampler.sums(box, place, self.moved, self.gradient)
+        planes = affine_slope(rows, self.block.own.start)
+        sums = self.comm.sum_planes(planes, self.block.partition.lengths).reshape(3, 4) / max(n, 1e-30)
+        return loss, world_slope(np.vstack([sums, np.zeros(4)]), self.level.fixed, self.level.moving)
+
+
+class Lead:
+    """Rank 0 decides where to look next, the others follow: a quasi-Newton step need not come out alike on two processors."""
+
+    def __init__(self, loss: LinearLoss, comm: Communicator) -> None:
+        self.loss, self.comm = loss, comm
+
+    def __call__(self, world: Matrix) -> tuple[float, NDArray[np.float64]]:
+        """On rank 0: loss and slope there, by all ranks."""
+        self.comm.broadcast(np.concatenate([world.ravel(), [1.0]]))
+        return self.loss(world)
+
+    def done(self, world: Matrix) -> Matrix:
+        """On rank 0: let the others go, with the result."""
+        return self._world(self.comm.broadcast(np.concatenate([world.ravel(), [0.0]])))
+
+    def halt(self) -> None:
+        """On rank 0: tell the others to stop."""
+        self.comm.broadcast(np.full(17, HALT))
+
+    def follow(self) -> Matrix:
+        """On the other ranks: look where rank 0 looks, until it has finished."""
+        while True:
+            told = self.comm.broadcast(np.zeros(17))
+            if told[16] == HALT:
+                raise Halted
+            if told[16] == 0:
+                return self._world(told)
+            self.loss(self._world(told))
+
+    @staticmethod
+    def _world(told: NDArray[np.float64]) -> Matrix:
+        return np.array(told[:16]).reshape(4, 4)
 
 
 def run_linear(
-    stage: Linear, level: Level, images: tuple[Image, Image], world: NDArray[np.float64], comm: Communicator, watch: Watch
-) -> tuple[NDArray[np.float64], LevelReport]:
+    stage: Linear, level: Level, images: tuple[Image, Image], world: Matrix, comm: Communicator, watch: Watch
+) -> tuple[Matrix, LevelReport]:
     """Refine ``world`` at one level: L-BFGS, one unit of a parameter moving the outer voxels by about one voxel of the level."""
-    loss = LinearLoss(stage, level, *images, comm)
+    loss = LinearLoss(stage, level, images, comm)
+    report = LevelReport(stage.name, level.scale, level.fixed.shape)
     if loss.perfect(world):
-        return world, LevelReport(stage.name, level.scale, level.fixed.shape, [loss.value(world)[0]], stopped="at rest")
+        report.losses, report.stopped = [loss.value(world)[0]], "at rest"
+        return world, report
+    start, lead = time.perf_counter(), Lead(loss, comm)
+    if comm.rank == 0:
+        world = lead.done(_minimise(stage, level, lead, world, report, watch))
+    else:
+        world = lead.follow()
+    report.seconds = time.perf_counter() - start
+    return world, report
+
+
+def _minimise(stage: Linear, level: Level, loss: Lead, world: Matrix, report: LevelReport, watch: Watch) -> Matrix:
+    """The best world matrix that L-BFGS came by."""
     grid = level.fixed
     radius = float(np.linalg.norm(grid.extent)) / 4
     model = LinearModel(cast("Kind", stage.name), grid.center, radius, world)
     unit = float(np.mean(grid.spacing))
-    report = LevelReport(stage.name, level.scale, grid.shape)
     best: tuple[float, NDArray[np.float64]] = (np.inf, np.zeros(model.size))
 
     def evaluate(q: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -95,13 +163,14 @@ def run_linear(
     def note(q: NDArray[np.float64]) -> None:
         report.losses.append(best[0])
         watch(Progress(stage.name, level.scale, len(report.losses), level.iterations, best[0]))
+        if watch.asked() >= STOP:
+            loss.halt()
+            raise Halted
         if plateau.reached(report.losses):
             raise _Plateau
 
-    start = time.perf_counter()
     try:
         minimize(evaluate, best[1], jac=True, method="L-BFGS-B", callback=cast("Any", note), options=options)
     except _Plateau:
         report.stopped = "plateau"
-    report.seconds = time.perf_counter() - start
-    return model.matrix(best[1] * unit), report
+    return model.matrix(best[1] * unit)

@@ -5,35 +5,56 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.comm import Communicator
+from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.report import Outcome
+from daskreg.engine.sampler import Place, affine_needs, displaced_range, make_sampler, spans
+from daskreg.grid import Span
 from daskreg.kernels.jacobian import jacobian
-from daskreg.kernels.sample import sample, sample_affine
 from daskreg.planning import Plan
 from daskreg.similarity import NOWHERE, MutualInformation
 from daskreg.transforms.linear import fixed_point, index_map, linear_part
 
+Array = NDArray[np.float32]
 SLAB = 32  # planes looked at together
+FULL = (1, 1, 1)
 
 
-def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image]) -> dict[str, float]:
+def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, float]:
     """Correlation and mutual information (nats) of fixed and moved, over the fixed voxels that land in the moving image."""
-    fixed, moving = images[0].voxels, images[1].voxels
-    matrix = index_map(outcome.affine, plan.fixed, plan.moving)
-    place = fixed_point(matrix), linear_part(matrix)
-    sums, counts, information = np.zeros(6), np.zeros((32, 32), np.int64), MutualInformation(32)
-    for z in range(0, fixed.shape[0], SLAB):
-        still = fixed[z : z + SLAB]
+    block, matrix = outcome.block, index_map(outcome.affine, plan.fixed, plan.moving)
+    place = (block.first, fixed_point(matrix), linear_part(matrix))
+    fixed, _ = images[0].deliver(FULL, block.around(block.halo), comm)
+    sampler = make_sampler("window", images[1], FULL, plan.shards, comm)
+    sampler.prepare(_needs(outcome, place, comm))
+    sums, counts, information = np.zeros((6, len(block.own))), np.zeros((32, 32), np.int64), MutualInformation(32)
+    for z in range(0, len(block.own), SLAB):
+        box = range(z, min(z + SLAB, len(block.own)))
+        planes = range(box.start + block.inner.start, box.stop + block.inner.start)
+        still, u = fixed[planes.start : planes.stop], outcome.displacement
         moved = np.empty(still.shape, np.float32)
-        if outcome.displacement is None:
-            sample_affine(still.shape, z, place[0], moving, moved)
-        else:
-            sample(still.shape, z, *place, outcome.displacement[:, z : z + SLAB], moving, moved)
-        counts += information.partial(still, NOWHERE, moved, moved).astype(np.int64)
-        inside = np.isfinite(moved)
-        f, m = still[inside].astype(np.float64), moved[inside].astype(np.float64)
-        sums += [f.size, f.sum(), m.sum(), f @ f, m @ m, f @ m]
-    return {"ncc": _correlation(sums), "mi": -information.value(counts)[0], "overlap": sums[0] / fixed.size}
+        here = None if u is None else np.ascontiguousarray(u[:, planes.start : planes.stop])
+        sampler.look((len(planes), *block.shape[1:]), (block.first + planes.start, *place[1:]), here, moved, None, None)
+        counts += information.partial(moved.shape, still, NOWHERE, moved, moved).astype(np.int64)
+        for k, row in enumerate(box):
+            sums[:, row] = _moments(still[k], moved[k])
+    total = comm.sum_planes(sums, block.partition.lengths)
+    mutual = -information.value(comm.sum_counts(counts))[0]
+    return {"ncc": _correlation(total), "mi": mutual, "overlap": float(total[0]) / plan.fixed.size}
+
+
+def _needs(outcome: Outcome, place: Place, comm: Communicator) -> list[Span]:
+    if outcome.displacement is None:
+        return affine_needs(place, outcome.block.partition, outcome.block.shape)
+    return spans(comm.gather(np.array(displaced_range(outcome.block, 0, place, outcome.displacement))))
+
+
+def _moments(still: Array, moved: Array) -> list[float]:
+    """Sums of a plane that a correlation is made of: 1, F, M, FF, MM, FM where moved is in its domain."""
+    inside = np.isfinite(moved)
+    f, m = still[inside].astype(np.float64), moved[inside].astype(np.float64)
+    return [f.size, f.sum(), m.sum(), (f * f).sum(), (m * m).sum(), (f * m).sum()]
 
 
 def _correlation(sums: NDArray[np.float64]) -> float:
@@ -42,14 +63,17 @@ def _correlation(sums: NDArray[np.float64]) -> float:
     return float((fm - f * m / n) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
-def folding(u: NDArray[np.float32]) -> dict[str, float]:
-    """Percentage of voxels where det(I + Du) <= 0, and the determinant's range."""
-    folded, low, high, nz = 0, np.inf, -np.inf, u.shape[1]
-    for z in range(0, nz, SLAB):
-        lead = min(z, 1)
-        part = np.ascontiguousarray(u[:, z - lead : z + SLAB + 1])
-        determinant = np.empty((min(SLAB, nz - z), *u.shape[2:]), np.float32)
+def folding(u: Array, block: Block, comm: Communicator) -> dict[str, float]:
+    """Percentage of voxels where det(I + Du) <= 0, and the determinant's range; u: the block's, with a plane of halo."""
+    folded, low, high = 0, np.inf, -np.inf
+    own = block.inner
+    for z in range(own.start, own.stop, SLAB):
+        lead, stop = min(z, 1), min(z + SLAB, own.stop)
+        part = np.ascontiguousarray(u[:, z - lead : stop + 1])
+        determinant = np.empty((stop - z, *u.shape[2:]), np.float32)
         jacobian(determinant.shape, lead, part, determinant)
         folded += int((determinant <= 0).sum())
         low, high = min(low, float(determinant.min())), max(high, float(determinant.max()))
-    return {"folded_percent": 100 * folded / (u.size / 3), "smallest": low, "largest": high}
+    folded = int(comm.sum_counts(np.array([folded]))[0])
+    ends = comm.max(np.array([-low, high]))
+    return {"folded_percent": 100 * folded / np.prod(block.shape), "smallest": -float(ends[0]), "largest": float(ends[1])}

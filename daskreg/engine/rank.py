@@ -1,6 +1,10 @@
-"""One rank's whole run: the stages in order, from images to a transform."""
+"""One rank's whole run: the stages in order, from images to a transform, from the start or from where an earlier run was."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,73 +12,159 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
 from daskreg.engine.deformable import Fields, Loop, refine
+from daskreg.engine.halo import Block, Movement, finish
 from daskreg.engine.images import Image
-from daskreg.engine.initial import run_moments, run_search
-from daskreg.engine.linear import run_linear
-from daskreg.engine.report import LevelReport, Outcome, Watch
-from daskreg.kernels.sample import sample, sample_affine
+from daskreg.engine.initial import run_initial
+from daskreg.engine.linear import Halted, run_linear
+from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
+from daskreg.errors import Stopped
+from daskreg.grid import Span
 from daskreg.planning import Level, Plan
-from daskreg.transforms.linear import fixed_point, index_map, linear_part
 
 Matrix = NDArray[np.float64]
+Array = NDArray[np.float32]
+
+
+@dataclass
+class State:
+    """Where a run is: what a checkpoint says beside the fields u, m and v.
+
+    level: index within the stage of the level to go on with;  losses: of that level so far, in which case m and v count too;
+    fields: index (stage, level) of the level that u belongs to, None without one.
+    """
+
+    stage: int = 0
+    level: int = 0
+    world: list[list[float]] = field(default_factory=lambda: np.eye(4).tolist())
+    losses: list[float] = field(default_factory=list)
+    fields: tuple[int, int] | None = None
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+
+Read = Callable[[str, Span], Array]  # a field's planes from a checkpoint
+Save = Callable[[State, Mapping[str, tuple[Span, Array]], tuple[int, int, int] | None], None]  # own planes of fields, level's shape
 
 
 class Rank:
     """Runs the stages of a plan; keeps the affine map, the displacement and the reports as it goes."""
 
-    def __init__(self, plan: Plan, images: tuple[Image, Image], start: Matrix, comm: Communicator, watch: Watch) -> None:
-        self.plan, self.images, self.comm, self.watch = plan, images, comm, watch
+    def __init__(
+        self,
+        plan: Plan,
+        images: tuple[Image, Image],
+        start: Matrix,
+        comm: Communicator,
+        watch: Watch,
+        save: Save | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.plan, self.images, self.comm, self.watch, self.save, self.trace = plan, images, comm, watch, save, trace
         self.world = start
+        self.at = State(world=start.tolist())
         self.fields: Fields | None = None
         self.reports: list[LevelReport] = []
 
+    def resume(self, state: State, read: Read) -> None:
+        """Take up where a checkpoint was made, on however many ranks."""
+        self.at, self.world = state, np.array(state.world)
+        self.reports = [LevelReport(**r) for r in state.reports]
+        if state.fields is not None:
+            stage, level = state.fields
+            self.fields = self._read(self.plan.levels[stage][level], read, state.losses)
+
+    def _read(self, level: Level, read: Read, losses: list[float]) -> Fields:
+        block = Block(level.fixed.shape, level.partition, self.comm.rank, level.halo)
+        fields = Fields.zeros(block, level.fixed_factors)
+        fields.losses = list(losses)
+        for name in ("u", "m", "v") if losses else ("u",):
+            getattr(fields, name)[...] = read(name, block.held)  # Adam's halo too: it is computed by both sides alike
+        return fields
+
     def run(self) -> Outcome:
-        """Every stage, every level."""
-        for stage, levels in zip(self.plan.config.stages, self.plan.levels, strict=True):
-            match stage:
-                case Moments():
-                    self.world, report = run_moments(stage, self.images, self.world, self.comm)
-                    self.reports.append(report)
-                case Search():
-                    self.world, report = run_search(stage, self.images, self.world, self.comm, self.watch)
-                    self.reports.append(report)
-                case Linear():
-                    self._linear(stage, levels)
-                case Deformable():
-                    self._deformable(stage, levels)
-        return Outcome(self.world, self._displacement(), self.reports)
+        """Every stage, every level, that is not done yet."""
+        for k in range(self.at.stage, len(self.plan.levels)):
+            stage, levels = self.plan.config.stages[k], self.plan.levels[k]
+            self.at.stage = k
+            if isinstance(stage, Moments | Search):
+                self.world, report = run_initial(stage, self.images, self.world, self.comm, self.watch)
+                self.reports.append(report)
+            for j in range(self.at.level, len(levels)):
+                self.at.level = j
+                self._level(stage, levels[j])
+                self._passed(k, j)
+            self.at.level = 0
+        return self._outcome()
 
-    def _linear(self, stage: Linear, levels: tuple[Level, ...]) -> None:
-        for level in levels:
+    def _level(self, stage: Any, level: Level) -> None:
+        match stage:
+            case Linear():
+                self._linear(stage, level)
+            case Deformable():
+                self._deformable(stage, level)
+
+    def _linear(self, stage: Linear, level: Level) -> None:
+        try:
             self.world, report = run_linear(stage, level, self.images, self.world, self.comm, self.watch)
-            self.reports.append(report)
+        except Halted:
+            self._keep({})
+            raise Stopped("the run was asked to stop; what was reached is kept.") from None
+        self.reports.append(report)
 
-    def _deformable(self, stage: Deformable, levels: tuple[Level, ...]) -> None:
-        for level in levels:
-            shape, factors = level.fixed.shape, level.fixed_factors
-            self.fields = Fields.zeros(shape, factors) if self.fields is None else self.fields.refined(shape, factors)
-            loop = Loop(stage, level, *self.images, self.world)
-            self.reports.append(loop.run(self.fields, self.comm, self.watch))
-            del loop  # its buffers go before the next level's come
-
-    def _displacement(self) -> NDArray[np.float32] | None:
-        """U at full resolution; the loop's buffers are given up."""
+    def _deformable(self, stage: Deformable, level: Level) -> None:
+        block = Block(level.fixed.shape, level.partition, self.comm.rank, level.halo)
         if self.fields is None:
-            return None
-        u, factors, self.fields = self.fields.u, self.fields.factors, None
-        if max(factors) == 1:
-            return u
-        finest = np.empty((3, *self.plan.fixed.shape), np.float32)
-        refine(u, factors, (1, 1, 1), finest)
-        return finest
+            self.fields = Fields.zeros(block, level.fixed_factors)
+        elif not self.fields.losses:
+            self.fields = self.fields.refined(block, level.fixed_factors, self.comm)
+        self.at.fields = (self.at.stage, self.at.level)
+        loop = Loop(stage, level, self.images, self.world, self.comm, self.trace)
+        self.reports.append(loop.run(self.fields, self.watch, self._within))
+        self.fields.losses = []
+        del loop  # its buffers go before the next level's come
 
+    def _within(self, fields: Fields, report: LevelReport, asked: float) -> None:
+        """In the middle of a level, all ranks at the same iteration."""
+        self.at.losses = report.losses
+        own = fields.block.inner
+        self._keep({name: getattr(fields, name)[:, own] for name in ("u", "m", "v")})
+        self._stop(asked)
 
-def resample(plan: Plan, outcome: Outcome, moving: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The moving image on the fixed grid, through the whole transform; 0 out of domain."""
-    matrix = index_map(outcome.affine, plan.fixed, plan.moving)
-    moved = np.empty(plan.fixed.shape, np.float32)
-    if outcome.displacement is None:
-        sample_affine(moved.shape, 0, fixed_point(matrix), moving, moved)
-    else:
-        sample(moved.shape, 0, fixed_point(matrix), linear_part(matrix), outcome.displacement, moving, moved)
-    return np.nan_to_num(moved, copy=False, nan=0.0)
+    def _passed(self, stage: int, level: int) -> None:
+        """At the end of a level: u alone counts; the next one starts with fresh moments."""
+        self.at.level, self.at.losses = level + 1, []
+        asked = float(self.comm.max(np.array([self.watch.asked(level_end=True)]))[0])
+        if asked:
+            fields = self.fields
+            self._keep({} if fields is None else {"u": fields.u[:, fields.block.inner]})
+            self._stop(asked)
+
+    def _keep(self, arrays: Mapping[str, Array]) -> None:
+        if self.save is None:
+            return
+        fields = self.fields
+        if fields is not None and not arrays:
+            arrays = {"u": fields.u[:, fields.block.inner]}
+        self.at.world = self.world.tolist()
+        self.at.reports = [r.as_dict() for r in self.reports]
+        own = None if fields is None else fields.block.own
+        shape = None if fields is None else fields.block.shape
+        self.save(self.at, {name: (own, a) for name, a in arrays.items() if own is not None}, shape)
+
+    def _stop(self, asked: float) -> None:
+        if asked >= STOP:
+            raise Stopped("the run was asked to stop; what was reached is kept.")
+
+    def _outcome(self) -> Outcome:
+        """The transform, u at full resolution with a plane of halo; the loop's buffers are given up."""
+        whole = Block(self.plan.fixed.shape, self.plan.partition, self.comm.rank, 0 if self.fields is None else 1)
+        if self.fields is None:
+            return Outcome(self.world, None, self.reports, whole)
+        fields, self.fields = self.fields, None
+        u, factors, block = fields.u, fields.factors, fields.block
+        if max(factors) == 1 and block.partition == whole.partition:
+            return Outcome(self.world, u, self.reports, block)
+        del fields
+        finest = whole.vector()
+        refine(u, block, factors, whole, (1, 1, 1), finest, self.comm)
+        finish(Movement(self.comm, whole.partition.slabs, whole.around(1)).start((finest, whole.first)))
+        return Outcome(self.world, finest, self.reports, whole)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.engine.halo import Block
+
 
 @dataclass
 class LevelReport:
@@ -38,13 +40,29 @@ class Progress:
     loss: float
 
 
-Watch = Callable[[Progress], None]
+Trace = Callable[[str, float, float], None]  # what, from when, to when (seconds of time.perf_counter)
+SAVE, STOP = 1.0, 2.0  # what a watch may ask for
+
+
+class Watch:
+    """Told of every iteration; may ask all ranks to save their state, or to save it and stop. This one is silent."""
+
+    def __call__(self, progress: Progress) -> None:
+        """An iteration is done. Raises what stops the rank at once."""
+
+    def asked(self, *, level_end: bool = False) -> float:
+        """0, SAVE or STOP: the ranks act on the largest answer, at the same iteration or the same level's end."""
+        return 0.0
 
 
 @dataclass
 class Outcome:
-    """What a rank has in the end: the affine map in world units and the displacement of its block in fixed voxels."""
+    """What a rank has in the end: the affine map in world units and the displacement of its block in fixed voxels.
+
+    displacement: (3, planes, Y, X) with a plane of halo on both sides, as ``block`` says.
+    """
 
     affine: NDArray[np.float64]
     displacement: NDArray[np.float32] | None
     levels: list[LevelReport]
+    block: Block

@@ -6,11 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
+from daskreg.grid import Partition
 from daskreg.similarity import Similarity
 
 
-def add_up(part: NDArray[np.generic], similarity: Similarity, comm: Communicator) -> NDArray[np.generic]:
+def add_up(
+    part: NDArray[np.generic], similarity: Similarity, comm: Communicator, partition: Partition
+) -> NDArray[np.generic]:
     """A similarity's parts, summed over all planes of the global grid."""
     if similarity.counts:
         return comm.sum_counts(part.astype(np.int64, copy=False))
-    return comm.sum_planes(part.sum(axis=2, dtype=np.float64))
+    rows = np.ascontiguousarray(part, np.float64)  # first: a sum that converts as it goes groups a row by where a buffer ends
+    return comm.sum_planes(rows.sum(axis=2), partition.lengths)

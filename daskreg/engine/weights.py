@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.kernels.sample import weigh, weigh_affine
+from daskreg.engine.halo import Block
 from daskreg.similarity import NOWHERE
 
 Array = NDArray[np.float32]
@@ -16,19 +14,18 @@ Array = NDArray[np.float32]
 class Weights:
     """Masks of a level; no array where there is no mask, none of its own where only the fixed image has one."""
 
-    def __init__(self, fixed: Array | None, moving: Array | None, shape: tuple[int, int, int]) -> None:
-        self.fixed = NOWHERE if fixed is None else fixed
-        self.moving = moving
-        self._weight = self.fixed if moving is None else np.empty(shape, np.float32)
+    def __init__(self, fixed: Array | None, moving: bool, block: Block) -> None:
+        self.fixed, self.block = fixed, block
+        self.seen = block.scalar() if moving else None  # what the sampler writes: the moving mask at p
 
-    def at(self, place: tuple[Any, ...], u: Array) -> Array:
-        """Weights at A x + t + S u."""
-        if self.moving is not None:
-            weigh(self._weight.shape, *place, u, self.fixed, self.moving, self._weight)
-        return self._weight
+    @property
+    def array(self) -> Array:
+        """The weights: fixed mask times moving mask; NOWHERE for 1 everywhere."""
+        if self.seen is not None:
+            return self.seen
+        return NOWHERE if self.fixed is None else self.fixed
 
-    def at_affine(self, place: tuple[Any, ...]) -> Array:
-        """Weights at A x + t."""
-        if self.moving is not None:
-            weigh_affine(self._weight.shape, *place, self.fixed, self.moving, self._weight)
-        return self._weight
+    def combine(self) -> None:
+        """After a look: times the fixed mask."""
+        if self.seen is not None and self.fixed is not None:
+            self.seen[self.block.inner] *= self.fixed[self.block.inner]

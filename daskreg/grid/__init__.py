@@ -1,7 +1,8 @@
 """Where voxels are: no arrays of voxels and no I/O."""
 
 from daskreg.grid.grid import IDENTITY, UNITS, Grid, unit_name
+from daskreg.grid.partition import FEWEST_PLANES, Partition, Span
 from daskreg.grid.pyramid import level_factors, shrink_factors
 from daskreg.grid.region import Index, Region
 
-__all__ = ["IDENTITY", "UNITS", "Grid", "Index", "Region", "level_factors", "shrink_factors", "unit_name"]
+__all__ = ["FEWEST_PLANES", "IDENTITY", "UNITS", "Grid", "Index", "Partition", "Region", "Span", "level_factors", "shrink_factors", "unit_name"]

@@ -59,18 +59,17 @@ def along_x(c, z, y, x, inside, reach, table, weights, source):
 
 
 @voxelwise()
-def smooth_z(z, y, x, lead, table, weights, source, smoothed):
+def smooth_z(z, y, x, table, weights, source, smoothed):
     """Gaussian along z.
 
-    lead: planes of ``source`` before z = 0 (its halo, int);  table: (Z, taps) float32, this block's rows;
-    weights: tuple of taps, whose number the compiler unrolls;
+    table: (Z, taps) float32, this block's rows;  weights: tuple of taps, whose number the compiler unrolls;
     source, smoothed: (3, Z, Y, X) float32
     """
     reach = int32(len(weights) // 2)
     for c in range(3):
         total = NIL
         for t in range(len(weights)):
-            k = nearest(int32(z) + int32(lead) + int32(t) - reach, source.shape[1])
+            k = nearest(int32(z) + int32(t) - reach, source.shape[1])
             total += table[z, index(t)] * source[index(c), k, y, x]
         smoothed[index(c), z, y, x] = total
 

@@ -24,7 +24,16 @@ KERNELS: dict[str, Kernel] = {}
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in _SOURCES)).hexdigest()[:8]
 CPU, CUDA = 0, 1
+LEAST = -3.0e38  # what row maxima begin with
+Shape = tuple[int | range, int, int]
 _INDEX = (int, int) if DISABLED else (uint64, uint32)
+
+
+def box(shape: Shape) -> tuple[int, int, int, int]:
+    """First plane, planes, rows and columns of what a kernel is asked to do."""
+    z, ny, nx = shape
+    planes = z if isinstance(z, range) else range(int(z))
+    return planes.start, len(planes), int(ny), int(nx)
 
 
 class Formula:
@@ -68,9 +77,10 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
 class Kernel:
     """One operation at every voxel of a box.
 
-    Called as ``kernel((nz, ny, nx), *arguments)``, outputs last. With ``sums=k`` the body returns a tuple of k float32 terms,
-    and the call returns float32 row sums of shape (k, nz, ny): whoever adds them up does so row by row, plane by plane, and the
-    result does not depend on threads or on the partition (``peak=True``: row maxima instead). ``rim=True`` bodies take
+    Called as ``kernel((nz, ny, nx), *arguments)``, or with the planes ``(range(a, b), ny, nx)`` of larger arrays; outputs last.
+    With ``sums=k`` the body returns a tuple of k float32 terms, and the call returns float32 row sums of shape (k, planes, ny):
+    whoever adds them up does so row by row, plane by plane, and the result does not depend on threads or on the partition
+    (``peak=True``: row maxima instead). ``rim=True`` bodies take
     ``inside``, constant in the hot loop, after x: it is true where x is at least ``reach`` voxels (the first argument, an int)
     from both ends of the row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integers, by
     atomic formulas.
@@ -85,11 +95,11 @@ class Kernel:
         first = 4 if rim else 3
         self.parameters = code.co_varnames[first : code.co_argcount]
 
-    def __call__(self, shape: tuple[int, int, int], *arguments: Any) -> Any:
+    def __call__(self, shape: Shape, *arguments: Any) -> Any:
         """Run on the CPU."""
-        n = (int(shape[0]), int(shape[1]), int(shape[2]))
+        n = box(shape)
         if self.sums:
-            rows = np.zeros((self.sums, n[0], n[1]), np.float32)
+            rows = np.full((self.sums, n[1], n[2]), LEAST if self.peak else 0, np.float32)
             self.launcher(CPU)(n, rows, *arguments)
             return rows
         self.launcher(CPU)(n, *arguments)
@@ -101,17 +111,18 @@ class Kernel:
             self._launchers[device] = _cpu_launcher(self) if device == CPU else _cuda_launcher(self)
         return self._launchers[device]
 
-    def on_cuda(self, shape: tuple[int, int, int], *arguments: Any) -> Any:
+    def on_cuda(self, shape: Shape, *arguments: Any) -> Any:
         """Run on the current CUDA device (or its simulator), arguments already there; row sums come back as a device array."""
         from numba import cuda
 
-        n = tuple(np.uint32(v) for v in shape)
-        rows = (cuda.to_device(np.zeros((self.sums, *map(int, shape[:2])), np.float32)),) if self.sums else ()
+        whole = box(shape)
+        n = tuple(np.uint32(v) for v in whole)
+        rows = (cuda.to_device(np.zeros((self.sums, *whole[1:3]), np.float32)),) if self.sums else ()
         threads = (1, 64) if self.sums else (1, 4, 64)
         if DISABLED:
             threads = (1, 4) if self.sums else (1, 1, 4)
-        extent = shape[: len(threads)]
-        blocks = tuple(-(-int(a) // b) for a, b in zip(extent, threads, strict=True))
+        extent = whole[1 : 1 + len(threads)]
+        blocks = tuple(max(1, -(-a // b)) for a, b in zip(extent, threads, strict=True))
         self.launcher(CUDA)[blocks[::-1], threads[::-1]](n, *rows, *arguments)
         return rows[0] if rows else None
 
@@ -179,10 +190,11 @@ def _cpu_source(kernel: Kernel, name: str) -> str:
     rows = "rows, " if kernel.sums else ""
     lines = [
         f"def {name}(n, {rows}{p}):",
-        "    nz, ny, nx = n",
+        "    z0, nz, ny, nx = n",
         "    for zy in prange(nz * ny):",
-        "        z, y = index(zy // ny), index(zy % ny)",
-        *(f"        s{k} = float32(0)" for k in range(kernel.sums)),
+        "        row, y = index(zy // ny), index(zy % ny)",
+        "        z = index(row + index(z0))",
+        *(f"        s{k} = {_first(kernel)}" for k in range(kernel.sums)),
     ]
     if kernel.rim:
         low, high = f"min({kernel.parameters[0]}, nx)", f"max({kernel.parameters[0]}, nx - {kernel.parameters[0]})"
@@ -194,8 +206,13 @@ def _cpu_source(kernel: Kernel, name: str) -> str:
         call = f"body(z, y, index(x), {inside + ', ' if inside else ''}{p})"
         lines.append(f"            {'t = ' if kernel.sums else ''}{call}")
         lines += [f"            {_gather(kernel, k)}" for k in range(kernel.sums)]
-    lines += [f"        rows[{k}, z, y] = s{k}" for k in range(kernel.sums)]
+    lines += [f"        rows[{k}, row, y] = s{k}" for k in range(kernel.sums)]
     return "\n".join(lines) + "\n"
+
+
+def _first(kernel: Kernel) -> str:
+    """What a row begins with."""
+    return f"float32({LEAST})" if kernel.peak else "float32(0)"
 
 
 def _gather(kernel: Kernel, k: int) -> str:
@@ -206,12 +223,12 @@ def _scatter_source(kernel: Kernel, name: str) -> str:
     first, rest = kernel.parameters[0], ", ".join(kernel.parameters[1:])
     return f"""
 def {name}(n, {first}, {rest}):
-    nz, ny, nx = n
+    z0, nz, ny, nx = n
     tiles = {first}.shape[0]
     for tile in prange(tiles):
         mine = {first}[tile]
         for zy in range(tile * nz * ny // tiles, (tile + 1) * nz * ny // tiles):
-            z, y = index(zy // ny), index(zy % ny)
+            z, y = index(z0 + zy // ny), index(zy % ny)
             for x in range(nx):
                 body(z, y, index(x), mine, {rest})
 """
@@ -229,28 +246,29 @@ def _cuda_launcher(kernel: Kernel) -> Any:
 def _cuda_source(kernel: Kernel, name: str) -> str:
     p = ", ".join(kernel.parameters)
     q = ", ".join([f"{kernel.parameters[0]}[0]", *kernel.parameters[1:]]) if kernel.scatter else p
-    inside = f"x >= uint32({kernel.parameters[0]}) and x + uint32({kernel.parameters[0]}) < n[2], " if kernel.rim else ""
+    inside = f"x >= uint32({kernel.parameters[0]}) and x + uint32({kernel.parameters[0]}) < n[3], " if kernel.rim else ""
     if not kernel.sums:
         return f"""
 def {name}(n, {p}):
     x = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
     y = uint32(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)
-    z = uint32(cuda.blockIdx.z * cuda.blockDim.z + cuda.threadIdx.z)
-    if z < n[0] and y < n[1] and x < n[2]:
-        body(z, y, x, {inside}{q})
+    row = uint32(cuda.blockIdx.z * cuda.blockDim.z + cuda.threadIdx.z)
+    if row < n[1] and y < n[2] and x < n[3]:
+        body(uint32(row + n[0]), y, x, {inside}{q})
 """
     # a thread a row: the same order of additions, hence the same bits, as on the CPU
     lines = [
         f"def {name}(n, rows, {p}):",
         "    y = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)",
-        "    z = uint32(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)",
-        "    if z < n[0] and y < n[1]:",
-        *(f"        s{k} = float32(0)" for k in range(kernel.sums)),
+        "    row = uint32(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)",
+        "    z = uint32(row + n[0])",
+        "    if row < n[1] and y < n[2]:",
+        *(f"        s{k} = {_first(kernel)}" for k in range(kernel.sums)),
         "        x = uint32(0)",
-        "        while x < n[2]:",
+        "        while x < n[3]:",
         f"            t = body(z, y, x, {inside}{p})",
         *(f"            {_gather(kernel, k)}" for k in range(kernel.sums)),
         "            x = uint32(x + uint32(1))",
-        *(f"        rows[{k}, z, y] = s{k}" for k in range(kernel.sums)),
+        *(f"        rows[{k}, row, y] = s{k}" for k in range(kernel.sums)),
     ]
     return "\n".join(lines) + "\n"

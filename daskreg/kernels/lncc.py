@@ -33,10 +33,10 @@ def factors(n, f, m, ff, mm, fm, epsilon, flat):
 
 
 @formula
-def window_sums(z, y, x, lead, radius, fixed, weight, moved):
+def window_sums(z, y, x, radius, fixed, weight, moved):
     """Sums of w, wF, wM, wFF, wMM, wFM over the window around a voxel."""
     n, f, m, ff, mm, fm = NIL, NIL, NIL, NIL, NIL, NIL
-    kz, ky, kx = int32(z) + int32(lead), int32(y), int32(x)
+    kz, ky, kx = int32(z), int32(y), int32(x)
     for k in range(max(kz - radius, 0), min(kz + radius + 1, fixed.shape[0])):
         for j in range(max(ky - radius, 0), min(ky + radius + 1, fixed.shape[1])):
             for i in range(max(kx - radius, 0), min(kx + radius + 1, fixed.shape[2])):
@@ -50,34 +50,33 @@ def window_sums(z, y, x, lead, radius, fixed, weight, moved):
 
 
 @voxelwise(sums=2)
-def lncc_factors(z, y, x, lead, radius, epsilon, flat, fixed, weight, moved, dkc):
+def lncc_factors(z, y, x, radius, epsilon, flat, fixed, weight, moved, dkc):
     """Write w D, w K and w (K mu_M - D mu_F) of each window; row sums (w cc, w).
 
-    lead: planes of fixed, weight and moved before z = 0 (int);  radius: int;  epsilon, flat: float32;
-    fixed, moved: (Z', Y, X) float32, moved NaN out of domain;  weight: the same or empty;  dkc: (3, Z, Y, X) float32
+    radius: int;  epsilon, flat: float32;  fixed, moved: (Z, Y, X) float32, moved NaN out of domain;  weight: the same or empty;
+    dkc: (3, Z, Y, X) float32. A window reads ``radius`` planes around, as far as the arrays go.
     """
-    kz = index(int32(z) + int32(lead))
-    w = weight_at(kz, y, x, weight, moved[kz, y, x])
+    w = weight_at(z, y, x, weight, moved[z, y, x])
     cc, d, k, c = NIL, NIL, NIL, NIL
     if w > NIL:
-        n, f, m, ff, mm, fm = window_sums(z, y, x, lead, radius, fixed, weight, moved)
+        n, f, m, ff, mm, fm = window_sums(z, y, x, radius, fixed, weight, moved)
         cc, d, k, c = factors(n, f, m, ff, mm, fm, epsilon, flat)
     dkc[index(0), z, y, x], dkc[index(1), z, y, x], dkc[index(2), z, y, x] = w * d, w * k, w * c
     return w * cc, w
 
 
 @voxelwise()
-def lncc_slope(z, y, x, lead, radius, dkc, fixed, weight, moved):
+def lncc_slope(z, y, x, radius, dkc, fixed, weight, moved):
     """Replace ``moved`` by ``-w (F sum D - M sum K + sum (K mu_M - D mu_F))``, windows of dkc: the exact gradient times N.
 
-    lead: planes of dkc before z = 0 (int);  radius 0 is the centre-window gradient;  the rest as in ``lncc_factors``
+    radius 0 is the centre-window gradient;  the rest as in ``lncc_factors``
     """
     value = moved[z, y, x]
     w = weight_at(z, y, x, weight, value)
     result = NIL
     if w > NIL:
         d, k, c = NIL, NIL, NIL
-        kz, ky, kx = int32(z) + int32(lead), int32(y), int32(x)
+        kz, ky, kx = int32(z), int32(y), int32(x)
         for p in range(max(kz - radius, 0), min(kz + radius + 1, dkc.shape[1])):
             for j in range(max(ky - radius, 0), min(ky + radius + 1, dkc.shape[2])):
                 for i in range(max(kx - radius, 0), min(kx + radius + 1, dkc.shape[3])):
@@ -158,28 +157,26 @@ def write_factors(boxed, value, mask, epsilon, flat, ds, ks, cs, sums):
 
 
 @RowKernel
-def march_factors(n, rows, lead, ones, epsilon, flat, fixed, weight, moved, dkc):
+def march_factors(n, rows, ones, epsilon, flat, fixed, weight, moved, dkc):
     """``lncc_factors`` on the CPU, a thread a strip of constant y; ``ones`` is a tuple of 2 radius + 1 ones, unrolled."""
-    nz, ny, nx = n
+    z0, nz, ny, nx = n
     k, r = len(ones), len(ones) // 2
     for y in prange(ny):
         ring = np.zeros((k, 6, nx + 2 * r), np.float32)
         total, boxed = np.empty((6, nx + 2 * r), np.float32), np.empty((6, nx), np.float32)
         none2, none = np.empty((0, 0), np.float32), np.empty(0, np.float32)
         for step in range(-r, nz + r):
-            line, plane = ring[(step + r) % k], step + lead
+            line, plane = ring[(step + r) % k], step + z0
             if 0 <= plane < fixed.shape[0]:
                 mask2 = weight[plane] if weight.shape[0] > 0 else none2
                 product_line(line, y, fixed[plane], moved[plane], mask2, ones)
             else:
                 line[:] = NIL
-            z = step - r
-            if z >= 0:
-                box(ring, z % k, total, boxed, ones)
-                mask = weight[z + lead, y] if weight.shape[0] > 0 else none
-                write_factors(
-                    boxed, moved[z + lead, y], mask, epsilon, flat, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, z, y]
-                )
+            row, z = step - r, step - r + z0
+            if row >= 0:
+                box(ring, row % k, total, boxed, ones)
+                mask = weight[z, y] if weight.shape[0] > 0 else none
+                write_factors(boxed, moved[z, y], mask, epsilon, flat, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, row, y])
 
 
 @formula
@@ -196,22 +193,22 @@ def write_slope(boxed, still, mask, value):
 
 
 @RowKernel
-def march_slope(n, lead, ones, dkc, fixed, weight, moved):
+def march_slope(n, ones, dkc, fixed, weight, moved):
     """``lncc_slope`` on the CPU, a thread a strip of constant y; ``ones`` is a tuple of 2 radius + 1 ones, unrolled."""
-    nz, ny, nx = n
+    z0, nz, ny, nx = n
     k, r = len(ones), len(ones) // 2
     for y in prange(ny):
         ring = np.zeros((k, 3, nx + 2 * r), np.float32)
         total, boxed = np.empty((3, nx + 2 * r), np.float32), np.empty((3, nx), np.float32)
         none = np.empty(0, np.float32)
         for step in range(-r, nz + r):
-            line, plane = ring[(step + r) % k], step + lead
+            line, plane = ring[(step + r) % k], step + z0
             if 0 <= plane < dkc.shape[1]:
                 sum_line(line, y, dkc[:, plane], ones)
             else:
                 line[:] = NIL
-            z = step - r
-            if z >= 0:
-                box(ring, z % k, total, boxed, ones)
+            row, z = step - r, step - r + z0
+            if row >= 0:
+                box(ring, row % k, total, boxed, ones)
                 mask = weight[z, y] if weight.shape[0] > 0 else none
                 write_slope(boxed, fixed[z, y], mask, moved[z, y])

@@ -35,22 +35,17 @@ def displaced(line, z, y, x, affine, linear, uz, uy, ux):
 
 @formula
 def point(z, y, x, first, affine, linear, u):
-    """p(x) = A x + t + S u(x) as (k, j, i, wz, wy, wx)."""
-    uz, uy, ux = u[index(0), z, y, x], u[index(1), z, y, x], u[index(2), z, y, x]
+    """p(x) = A x + t + S u(x) as (k, j, i, wz, wy, wx); u None is 0 everywhere."""
     gz, gy, gx = int64(z) + int64(first), int64(y), int64(x)
-    k, wz = displaced(0, gz, gy, gx, affine, linear, uz, uy, ux)
-    j, wy = displaced(1, gz, gy, gx, affine, linear, uz, uy, ux)
-    i, wx = displaced(2, gz, gy, gx, affine, linear, uz, uy, ux)
-    return k, j, i, wz, wy, wx
-
-
-@formula
-def affine_point(z, y, x, first, affine):
-    """A x + t as (k, j, i, wz, wy, wx)."""
-    gz, gy, gx = int64(z) + int64(first), int64(y), int64(x)
-    k, wz = exactly(0, gz, gy, gx, affine)
-    j, wy = exactly(1, gz, gy, gx, affine)
-    i, wx = exactly(2, gz, gy, gx, affine)
+    if u is None:
+        k, wz = exactly(0, gz, gy, gx, affine)
+        j, wy = exactly(1, gz, gy, gx, affine)
+        i, wx = exactly(2, gz, gy, gx, affine)
+    else:
+        uz, uy, ux = u[index(0), z, y, x], u[index(1), z, y, x], u[index(2), z, y, x]
+        k, wz = displaced(0, gz, gy, gx, affine, linear, uz, uy, ux)
+        j, wy = displaced(1, gz, gy, gx, affine, linear, uz, uy, ux)
+        i, wx = displaced(2, gz, gy, gx, affine, linear, uz, uy, ux)
     return k, j, i, wz, wy, wx
 
 
@@ -67,10 +62,10 @@ def present(i, n):
 
 
 @formula
-def touches(image, k, j, i):
-    """Whether any of the eight corners is a voxel of the image."""
+def touches(image, planes, k, j, i):
+    """Whether any of the eight corners is a voxel of the whole image, which has ``planes`` planes."""
     one = int32(1)
-    return (-one <= k < int32(image.shape[0])) & (-one <= j < int32(image.shape[1])) & (-one <= i < int32(image.shape[2]))
+    return (-one <= k < int32(planes)) & (-one <= j < int32(image.shape[1])) & (-one <= i < int32(image.shape[2]))
 
 
 @formula
@@ -91,14 +86,17 @@ def weights_of(i, w, n):
 
 @formula
 def trilinear(image, k, j, i, wz, wy, wx):
-    """Value at whole (k, j, i) + fraction w; the products of the two planes along z are what shards of planes add up."""
+    """Value at whole (k, j, i) + fraction w; the products of the two planes along z are what shards of planes add up.
+
+    Beginning with 0, as a sum over shards does, keeps even the sign of a zero the same.
+    """
     a, b, c, d, e, f, g, h = corners(image, k, j, i)
     z0, z1 = weights_of(k, wz, image.shape[0])
     y0, y1 = weights_of(j, wy, image.shape[1])
     x0, x1 = weights_of(i, wx, image.shape[2])
     plane0 = y0 * (x0 * a + x1 * b) + y1 * (x0 * c + x1 * d)
     plane1 = y0 * (x0 * e + x1 * f) + y1 * (x0 * g + x1 * h)
-    return z0 * plane0 + z1 * plane1
+    return NIL + (z0 * plane0 + z1 * plane1)
 
 
 @formula
@@ -117,23 +115,24 @@ def trilinear_gradient(image, k, j, i, wz, wy, wx):
     dy = z0 * (py1 * row01 - py0 * row00) + z1 * (py1 * row11 - py0 * row10)
     dx0 = y0 * (px1 * b - px0 * a) + y1 * (px1 * d - px0 * c)
     dx1 = y0 * (px1 * f - px0 * e) + y1 * (px1 * h - px0 * g)
-    return dz, dy, z0 * dx0 + z1 * dx1
+    return NIL + dz, NIL + dy, NIL + (z0 * dx0 + z1 * dx1)
 
 
 @voxelwise()
-def sample(z, y, x, first, affine, linear, u, image, moved):
+def sample(z, y, x, first, affine, linear, u, origin, planes, image, moved):
     """``moved(x) = image(A x + t + S u(x))``, NaN out of domain.
 
     first: plane of the global grid that is z = 0 here (int);  affine: 12 int64, rows of (A t), units of 2^-32 voxel;
-    linear: S, 9 float32;  u: (3, Z, Y, X) float32, voxels;  image: (Z', Y', X') float32;  moved: (Z, Y, X) float32
+    linear: S, 9 float32;  u: (3, Z, Y, X) float32, voxels, or None;  origin: plane of the whole image that is ``image[0]``,
+    planes: how many the whole has (ints);  image: (Z', Y', X') float32, all planes that are reached;  moved: (Z, Y, X) float32
     """
     k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
-    moved[z, y, x] = trilinear(image, k, j, i, wz, wy, wx) if touches(image, k, j, i) else NAN
+    moved[z, y, x] = trilinear(image, k - int32(origin), j, i, wz, wy, wx) if touches(image, planes, k, j, i) else NAN
 
 
 @voxelwise()
 def sample_nearest(z, y, x, first, affine, linear, u, image, moved):
-    """As ``sample``, but the value of the nearest voxel (half goes up) and 0 out of the image; any dtype."""
+    """As ``sample``, but the value of the nearest voxel (half goes up), untouched out of ``image``; any dtype."""
     k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
     k, j, i = k + int32(wz >= HALF), j + int32(wy >= HALF), i + int32(wx >= HALF)
     if 0 <= k < image.shape[0] and 0 <= j < image.shape[1] and 0 <= i < image.shape[2]:
@@ -141,58 +140,99 @@ def sample_nearest(z, y, x, first, affine, linear, u, image, moved):
 
 
 @voxelwise()
-def weigh(z, y, x, first, affine, linear, u, fixed_mask, moving_mask, weight):
-    """``weight(x) = fixed_mask(x) moving_mask(p(x))``; an empty (0, 0, 0) mask is 1 everywhere."""
+def weigh(z, y, x, first, affine, linear, u, origin, fixed_mask, moving_mask, weight):
+    """``weight(x) = fixed_mask(x) moving_mask(p(x))``; an empty (0, 0, 0) mask is 1 everywhere; arguments as in ``sample``."""
     w = ONE
     if moving_mask.shape[0] > 0:
         k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
-        w = trilinear(moving_mask, k, j, i, wz, wy, wx)
+        w = trilinear(moving_mask, k - int32(origin), j, i, wz, wy, wx)
     if fixed_mask.shape[0] > 0:
         w *= fixed_mask[z, y, x]
     weight[z, y, x] = w
 
 
+@formula
+def turned(line, linear, r, dz, dy, dx):
+    """Component ``line`` of r S^T (dz, dy, dx)."""
+    return r * (linear[line] * dz + linear[3 + line] * dy + linear[6 + line] * dx)
+
+
 @voxelwise()
-def pull_back(z, y, x, first, affine, linear, u, image, slope, g):
+def pull_back(z, y, x, first, affine, linear, u, origin, image, slope, g):
     """``g = S^T (slope grad image(p))``: the gradient with respect to u from the one with respect to moved.
 
     slope: (Z, Y, X) float32, dC/dmoved, 0 out of domain;  g: (3, Z, Y, X) float32;  the rest as in ``sample``
     """
     r = slope[z, y, x]
     k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
-    dz, dy, dx = trilinear_gradient(image, k, j, i, wz, wy, wx)
-    g[index(0), z, y, x] = r * (linear[0] * dz + linear[3] * dy + linear[6] * dx)
-    g[index(1), z, y, x] = r * (linear[1] * dz + linear[4] * dy + linear[7] * dx)
-    g[index(2), z, y, x] = r * (linear[2] * dz + linear[5] * dy + linear[8] * dx)
-
-
-@voxelwise()
-def sample_affine(z, y, x, first, affine, image, moved):
-    """``moved(x) = image(A x + t)``, NaN out of domain; arguments as in ``sample``."""
-    k, j, i, wz, wy, wx = affine_point(z, y, x, first, affine)
-    moved[z, y, x] = trilinear(image, k, j, i, wz, wy, wx) if touches(image, k, j, i) else NAN
-
-
-@voxelwise()
-def weigh_affine(z, y, x, first, affine, fixed_mask, moving_mask, weight):
-    """As ``weigh``, at A x + t."""
-    w = ONE
-    if moving_mask.shape[0] > 0:
-        k, j, i, wz, wy, wx = affine_point(z, y, x, first, affine)
-        w = trilinear(moving_mask, k, j, i, wz, wy, wx)
-    if fixed_mask.shape[0] > 0:
-        w *= fixed_mask[z, y, x]
-    weight[z, y, x] = w
+    dz, dy, dx = trilinear_gradient(image, k - int32(origin), j, i, wz, wy, wx)
+    g[index(0), z, y, x] = turned(0, linear, r, dz, dy, dx)
+    g[index(1), z, y, x] = turned(1, linear, r, dz, dy, dx)
+    g[index(2), z, y, x] = turned(2, linear, r, dz, dy, dx)
 
 
 @voxelwise(sums=6)
-def affine_sums(z, y, x, first, affine, image, slope):
-    """Row sums of ``slope grad image(A x + t)``, and of the same times x: with the row's z and y, all of dC/dA and dC/dt.
+def affine_sums(z, y, x, first, affine, linear, u, origin, image, slope):
+    """Row sums of ``slope grad image(p)``, and of the same times x: with the row's z and y, all of dC/dA and dC/dt.
 
-    Returns (dt_z, dt_y, dt_x, x dt_z, x dt_y, x dt_x); arguments as in ``pull_back``, without displacement.
+    Returns (dt_z, dt_y, dt_x, x dt_z, x dt_y, x dt_x); arguments as in ``pull_back``
     """
     r = slope[z, y, x]
-    k, j, i, wz, wy, wx = affine_point(z, y, x, first, affine)
-    dz, dy, dx = trilinear_gradient(image, k, j, i, wz, wy, wx)
+    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    dz, dy, dx = trilinear_gradient(image, k - int32(origin), j, i, wz, wy, wx)
     along = float32(int32(x))
     return r * dz, r * dy, r * dx, along * (r * dz), along * (r * dy), along * (r * dx)
+
+
+@voxelwise()
+def outline(z, y, x, first, affine, linear, u, planes, image, moved):
+    """``moved = 0`` where p falls into the domain, NaN elsewhere: what a sum over shards begins with; arguments as in ``sample``."""
+    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    moved[z, y, x] = NIL if touches(image, planes, k, j, i) else NAN
+
+
+@voxelwise()
+def add_value(z, y, x, first, affine, linear, u, origin, image, moved):
+    """Add to ``moved`` the part of the trilinear value at p that lies in the shard ``image``; arguments as in ``sample``."""
+    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    moved[z, y, x] += trilinear(image, k - int32(origin), j, i, wz, wy, wx)
+
+
+@voxelwise()
+def add_value_and_gradient(z, y, x, first, affine, linear, u, origin, image, moved, g):
+    """Add the shard's part of value and of grad image at p to ``moved`` and ``g`` (3, Z, Y, X): one pass round the ring."""
+    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    moved[z, y, x] += trilinear(image, k - int32(origin), j, i, wz, wy, wx)
+    dz, dy, dx = trilinear_gradient(image, k - int32(origin), j, i, wz, wy, wx)
+    g[index(0), z, y, x] += dz
+    g[index(1), z, y, x] += dy
+    g[index(2), z, y, x] += dx
+
+
+@voxelwise()
+def turn(z, y, x, linear, slope, g):
+    """``g = S^T (slope g)`` in place: ``pull_back`` where g holds grad image already."""
+    r, dz, dy, dx = slope[z, y, x], g[index(0), z, y, x], g[index(1), z, y, x], g[index(2), z, y, x]
+    g[index(0), z, y, x] = turned(0, linear, r, dz, dy, dx)
+    g[index(1), z, y, x] = turned(1, linear, r, dz, dy, dx)
+    g[index(2), z, y, x] = turned(2, linear, r, dz, dy, dx)
+
+
+@voxelwise(sums=6)
+def gradient_sums(z, y, x, slope, g):
+    """``affine_sums`` where g holds grad image already."""
+    r, dz, dy, dx = slope[z, y, x], g[index(0), z, y, x], g[index(1), z, y, x], g[index(2), z, y, x]
+    along = float32(int32(x))
+    return r * dz, r * dy, r * dx, along * (r * dz), along * (r * dy), along * (r * dx)
+
+
+@voxelwise(sums=2, peak=True)
+def span(z, y, x, first, affine, linear, u):
+    """Row maxima of (p_z, -p_z), moving voxels: which planes of the moving image a block reads."""
+    gz, gy, gx = int64(z) + int64(first), int64(y), int64(x)
+    if u is None:
+        k, w = exactly(0, gz, gy, gx, affine)
+    else:
+        k, w = displaced(0, gz, gy, gx, affine, linear, u[index(0), z, y, x], u[index(1), z, y, x], u[index(2), z, y, x])
+    at = float32(k) + w
+    return at, -at

@@ -1,5 +1,5 @@
 """What will run, where, and will it fit."""
 
-from daskreg.planning.plan import Level, Plan, make_plan, voxels
+from daskreg.planning.plan import RESIDENCIES, Level, Plan, halo_of, make_plan, voxels
 
-__all__ = ["Level", "Plan", "make_plan", "voxels"]
+__all__ = ["RESIDENCIES", "Level", "Plan", "halo_of", "make_plan", "voxels"]

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from daskreg.config import Config, Optimised
+from daskreg.config import Config, Deformable, Optimised
 from daskreg.errors import PlanTooLarge
-from daskreg.grid import Grid, Index, level_factors
+from daskreg.grid import FEWEST_PLANES, Grid, Index, Partition, level_factors
+from daskreg.kernels.gaussian import radius_of
+from daskreg.planning.memory import Tally, level_tally, output_bytes
+from daskreg.planning.table import lines
+from daskreg.similarity import make
 
-BYTES_A_VOXEL = 60  # u, m, v and two buffers of three float32 each
-IMAGE_BYTES = 4  # float32
-PROCESS_BYTES = 400 << 20  # interpreter, libraries, compiled kernels
+RESIDENCIES = ("replicate", "window", "ring")
 
 
 @dataclass(frozen=True)
 class Level:
-    """One level of a stage: how both images are shrunk, and the grids that gives."""
+    """One level of a stage: how both images are shrunk, the grids that gives, and who has which planes of them.
+
+    partition: of the fixed level;  shards: of the moving level;  residency: where a rank finds the moving planes it reads;
+    halo: planes around its own that a rank's arrays hold.
+    """
 
     scale: int
     fixed_factors: Index
@@ -24,80 +31,156 @@ class Level:
     fixed: Grid
     moving: Grid
     iterations: int
+    partition: Partition
+    shards: Partition
+    residency: str = "replicate"
+    halo: int = 0
+
+    @classmethod
+    def alone(cls, scale: int, f: Index, m: Index, fixed: Grid, moving: Grid, iterations: int) -> Level:
+        """For one rank, of the full-resolution grids ``fixed`` and ``moving``."""
+        a, b = fixed.coarsen(f), moving.coarsen(m)
+        return cls(scale, f, m, a, b, iterations, Partition.of(a.shape[0], 1), Partition.of(b.shape[0], 1))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Both grids in one unit, the configuration, and the levels of each stage (none for moments and search)."""
+    """Both grids in one unit, the configuration, and the levels of each stage (none for moments and search).
+
+    masks: how many images have one (fixed, moving);  workers: ranks;  memory: bytes each may use, None for what the machine has.
+    """
 
     fixed: Grid
     moving: Grid
     config: Config
     levels: tuple[tuple[Level, ...], ...]
-    masks: int = 0
+    masks: tuple[bool, bool] = (False, False)
+    workers: int = 1
+    memory: int | None = None
+    fewest: int = FEWEST_PLANES
 
     @property
     def deformable(self) -> bool:
         """Whether a displacement field comes out."""
         return any(stage.name == "deformable" for stage in self.config.stages)
 
-    def level_bytes(self, stage: int, level: Level) -> int:
-        """Projected bytes of arrays while ``level`` runs."""
-        full = (self.fixed.size + self.moving.size) * IMAGE_BYTES
-        images = 0 if max(level.fixed_factors) == 1 else level.fixed.size * IMAGE_BYTES
-        images += 0 if max(level.moving_factors) == 1 else level.moving.size * IMAGE_BYTES
-        fields = BYTES_A_VOXEL if self.config.stages[stage].name == "deformable" else 0
-        return full + images + level.fixed.size * (fields + IMAGE_BYTES * (1 + self.masks))
+    @cached_property
+    def partition(self) -> Partition:
+        """Of the fixed image at full resolution."""
+        return Partition.of(self.fixed.shape[0], self.workers, self.fewest)
+
+    @cached_property
+    def shards(self) -> Partition:
+        """Of the moving image at full resolution."""
+        return Partition.of(self.moving.shape[0], self.workers, self.fewest)
+
+    @property
+    def rims(self) -> tuple[int, int]:
+        """Planes of fixed and moving image that a rank reads around its own: shrinking and the finest level's halo need them."""
+        if self.workers == 1:
+            return 0, 0
+        levels = [level for stage in self.levels for level in stage]
+        f = max((2 * lv.fixed_factors[0] + 2 for lv in levels if max(lv.fixed_factors) > 1), default=0)
+        m = max((2 * lv.moving_factors[0] + 2 for lv in levels if max(lv.moving_factors) > 1), default=0)
+        return max([f, *(lv.halo for lv in levels)]), m
+
+    def tally(self, stage: int, level: Level) -> Tally:
+        """Projected bytes of arrays of the largest rank while ``level`` runs, and what it sends an iteration."""
+        return level_tally(self, self.config.stages[stage], level)
 
     @property
     def peak_bytes(self) -> int:
-        """Projected peak of the process: arrays of the largest level, and what any process needs."""
-        sizes = [self.level_bytes(k, level) for k, levels in enumerate(self.levels) for level in levels]
-        output = (self.fixed.size * 4 + self.moving.size) * IMAGE_BYTES
-        return max([*sizes, output]) + PROCESS_BYTES
-
-    def validate(self, memory: int) -> None:
-        """Raise PlanTooLarge, before anything is read, when the run needs more than ``memory`` bytes."""
-        if self.peak_bytes > memory:
-            raise PlanTooLarge(
-                f"this run needs {self.peak_bytes / 2**30:.1f} GiB (fixed {self.fixed.shape}, moving {self.moving.shape}), "
-                f"this machine has {memory / 2**30:.1f} GiB; drop the finest scale from the stages, read a coarser level of the "
-                "images ('::level=1'), or use a larger machine."
-            )
+        """Projected peak of a worker's process: arrays of the largest level, and what any process needs."""
+        tallies = [self.tally(k, level).total for k, levels in enumerate(self.levels) for level in levels]
+        return max([*tallies, output_bytes(self)])
 
     def lines(self) -> list[str]:
-        """A table for people: one line a level."""
-        rows = [f"{'stage':<12}{'scale':>6}{'fixed voxels':>20}{'moving voxels':>20}{'iterations':>12}{'memory':>12}"]
-        for k, levels in enumerate(self.levels):
-            name = self.config.stages[k].name
-            rows += [
-                f"{name:<12}{lv.scale:>6}{_by(lv.fixed.shape):>20}{_by(lv.moving.shape):>20}{lv.iterations:>12}"
-                f"{self.level_bytes(k, lv) / 2**20:>8.0f} MiB"
-                for lv in levels
-            ] or [f"{name:<12}"]
-        return [*rows, f"peak memory of the process at most about {self.peak_bytes / 2**20:.0f} MiB"]
+        """A table for people: one line a level, then memory, disk and time."""
+        return lines(self)
+
+    def validate(self, memory: int) -> None:
+        """Raise PlanTooLarge, before anything is read, when a worker needs more than ``memory`` bytes."""
+        if self.peak_bytes > memory:
+            raise PlanTooLarge(
+                f"this run needs {self.peak_bytes / 2**30:.1f} GiB a worker (fixed {self.fixed.shape}, moving {self.moving.shape}, "
+                f"{self.workers} worker{'s' * (self.workers > 1)}), a worker has {memory / 2**30:.1f} GiB; {self.remedy(memory)}"
+            )
+
+    def remedy(self, memory: int) -> str:
+        """What would fit."""
+        for workers in range(self.workers + 1, 257):
+            more = make_plan(self.fixed, self.moving, self.config, masks=self.masks, workers=workers, memory=memory)
+            if more.peak_bytes <= memory:
+                return (
+                    f"use {workers} workers of that memory, or drop the finest scale from the stages, "
+                    "or read a coarser level of the images ('::level=1')."
+                )
+        return "drop the finest scale from the stages, read a coarser level of the images ('::level=1'), or use larger machines."
 
 
-def make_plan(fixed: Grid, moving: Grid, config: Config, masks: int = 0) -> Plan:
-    """Levels of every stage. Raises UnitsError when the images' units cannot be brought together."""
+def make_plan(
+    fixed: Grid,
+    moving: Grid,
+    config: Config,
+    *,
+    masks: tuple[bool, bool] = (False, False),
+    workers: int = 1,
+    memory: int | None = None,
+    residency: str = "auto",
+    fewest: int = FEWEST_PLANES,
+) -> Plan:
+    """Levels of every stage, cut into a block a worker. Raises UnitsError when the images' units cannot be brought together.
+
+    residency: of the moving image, ``auto`` takes the first of replicate, window and ring that fits into ``memory`` bytes.
+    """
     moving = moving.to_unit(fixed.unit)
-    levels = tuple(_levels(fixed, moving, stage) if isinstance(stage, Optimised) else () for stage in config.stages)
-    return Plan(fixed, moving, config, levels, masks)
+    cut = _Cut(workers, fewest, "replicate" if residency == "auto" else residency)
+    levels = tuple(cut.levels(fixed, moving, s) if isinstance(s, Optimised) else () for s in config.stages)
+    plan = Plan(fixed, moving, config, levels, masks, workers, memory, fewest)
+    return _settled(plan) if residency == "auto" and workers > 1 and memory is not None else plan
 
 
-def _levels(fixed: Grid, moving: Grid, stage: Optimised) -> tuple[Level, ...]:
-    return tuple(_level(fixed, moving, s, n) for s, n in zip(stage.scales, stage.iterations, strict=True))
+def _settled(plan: Plan) -> Plan:
+    """Each level with the first residency that fits."""
+    assert plan.memory is not None
+    levels = []
+    for k, stage in enumerate(plan.levels):
+        choices = [[replace(level, residency=r) for r in RESIDENCIES] for level in stage]
+        fit = [[c for c in choice if plan.tally(k, c).total <= plan.memory] or choice[1:2] for choice in choices]
+        levels.append(tuple(choice[0] for choice in fit))
+    return replace(plan, levels=tuple(levels))
 
 
-def _level(fixed: Grid, moving: Grid, scale: int, iterations: int) -> Level:
-    f, m = level_factors(fixed, moving, scale)
-    return Level(scale, f, m, fixed.coarsen(f), moving.coarsen(m), iterations)
+@dataclass(frozen=True)
+class _Cut:
+    workers: int
+    fewest: int
+    residency: str
+
+    def levels(self, fixed: Grid, moving: Grid, stage: Optimised) -> tuple[Level, ...]:
+        return tuple(self._level(fixed, moving, stage, s, n) for s, n in zip(stage.scales, stage.iterations, strict=True))
+
+    def _level(self, fixed: Grid, moving: Grid, stage: Optimised, scale: int, iterations: int) -> Level:
+        f, m = level_factors(fixed, moving, scale)
+        a, b = fixed.coarsen(f), moving.coarsen(m)
+        parts = (Partition.of(g.shape[0], self.workers, self.fewest) for g in (a, b))
+        return Level(scale, f, m, a, b, iterations, *parts, self.residency, halo_of(stage))
 
 
-def _by(shape: Index) -> str:
+def halo_of(stage: Optimised) -> int:
+    """Planes around its own that a rank needs of one array or another."""
+    window = make(stage.similarity).reach
+    if not isinstance(stage, Deformable):
+        return window
+    warp = radius_of(stage.smooth_warp)
+    return max(window, radius_of(stage.smooth_gradient) + warp, warp + 1)
+
+
+def by(shape: Index) -> str:
+    """Voxels for people."""
     return " x ".join(map(str, shape))
 
 
 def voxels(grid: Grid) -> str:
     """Shape and size for a log line."""
-    return f"{_by(grid.shape)} ({math.prod(grid.shape) / 1e6:.1f} Mvoxel)"
+    return f"{by(grid.shape)} ({math.prod(grid.shape) / 1e6:.1f} Mvoxel)"

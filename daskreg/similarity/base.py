@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.kernels.launch import Shape
+
 Volume = NDArray[np.float32]
 NOWHERE: Volume = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
 
@@ -14,8 +16,9 @@ NOWHERE: Volume = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
 class Similarity(ABC):
     """A loss between fixed and moved, both scaled to [0, 1], in two steps with a sum over the ranks between them.
 
-    ``partial`` returns what is summed (rows (k, Z, Y) of float32 terms, or integer counts when ``counts`` is true) and may leave
-    intermediates in ``fields`` (3, Z, Y, X); ``finish`` turns ``moved``, in place, into N dC/dmoved, N the sum of weights.
+    Both work on the planes of ``box``; the arrays hold ``reach`` more around them, as far as the grid goes. ``partial`` returns what
+    is summed (rows (k, planes, Y) of float32 terms, or integer counts when ``counts`` is true) and may leave intermediates in
+    ``fields`` (3, Z, Y, X); ``finish`` turns ``moved``, in place, into N dC/dmoved, N the sum of weights.
     """
 
     reach: int = 0  # voxels around x that the value at x reads
@@ -23,7 +26,7 @@ class Similarity(ABC):
     steep: float  # usual length of N dC/du where images scaled to [0, 1] disagree: what an optimiser calls a clear gradient
 
     @abstractmethod
-    def partial(self, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
+    def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
         """This rank's part of the sums; ``moved`` is NaN out of domain, ``weight`` a mask or NOWHERE."""
 
     @abstractmethod
@@ -31,5 +34,7 @@ class Similarity(ABC):
         """Loss and N from the sums over all ranks."""
 
     @abstractmethod
-    def finish(self, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> None:
+    def finish(
+        self, box: Shape, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume
+    ) -> None:
         """Replace ``moved`` by N dC/dmoved."""

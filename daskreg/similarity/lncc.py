@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.kernels.launch import Shape
+from daskreg.kernels.launch import box as whole_box
 from daskreg.kernels.lncc import march_factors, march_slope
 from daskreg.similarity.base import Similarity, Volume
 
@@ -20,17 +22,28 @@ class LocalCorrelation(Similarity):
         self.reach = 2 * radius if exact else radius
         self._ones = (np.float32(1),) * (2 * radius + 1)
 
-    def partial(self, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
+    def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
         """Rows of (w cc, w); ``fields`` receives w D, w K, w (K mu_M - D mu_F)."""
-        rows = np.zeros((2, *moved.shape[:2]), np.float32)
-        march_factors(moved.shape, rows, 0, self._ones, self.epsilon, self.flat, fixed, weight, moved, fields)
-        return rows
+        first, planes, ny, nx = n = self._windows(box, moved)
+        rows = np.zeros((2, planes, ny), np.float32)
+        march_factors(n, rows, self._ones, self.epsilon, self.flat, fixed, weight, moved, fields)
+        own = whole_box(box)
+        return rows[:, own[0] - first : own[0] - first + own[1]]
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
         """Minus the mean squared correlation."""
         return -float(total[0]) / max(float(total[1]), 1e-30), float(total[1])
 
-    def finish(self, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> None:
+    def finish(
+        self, box: Shape, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume
+    ) -> None:
         """Window sums of ``fields``, or their centre."""
         ones = self._ones if self.exact else self._ones[:1]
-        march_slope(moved.shape, 0, ones, fields, fixed, weight, moved)
+        march_slope(whole_box(box), ones, fields, fixed, weight, moved)
+
+    def _windows(self, box: Shape, moved: Volume) -> tuple[int, int, int, int]:
+        """The planes whose windows are needed: for the exact gradient also those that overlap the box from outside."""
+        first, planes, ny, nx = whole_box(box)
+        more = self.radius if self.exact and planes else 0
+        start, stop = max(0, first - more), min(moved.shape[0], first + planes + more)
+        return start, stop - start, ny, nx

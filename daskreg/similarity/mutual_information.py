@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.kernels.histogram import FIXED_POINT, information_slope, joint_histogram
-from daskreg.kernels.launch import threads
+from daskreg.kernels.launch import Shape, threads
 from daskreg.similarity.base import Similarity, Volume
 
 
@@ -19,10 +19,10 @@ class MutualInformation(Similarity):
     def __init__(self, bins: int) -> None:
         self.bins = bins
 
-    def partial(self, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
+    def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
         """The joint counts (B, B) int64: rows moved, columns fixed."""
         tiles = np.zeros((threads(), self.bins, self.bins), np.int64)
-        joint_histogram(moved.shape, tiles, fixed, weight, moved)
+        joint_histogram(box, tiles, fixed, weight, moved)
         return np.asarray(tiles.sum(axis=0))
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
@@ -30,10 +30,12 @@ class MutualInformation(Similarity):
         p, n = _probabilities(total)
         return -float(np.sum(p * _log_ratio(p))), n
 
-    def finish(self, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> None:
+    def finish(
+        self, box: Shape, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume
+    ) -> None:
         """One look-up of 4 x 4 bins a voxel."""
         table = _log_ratio(_probabilities(total)[0]).astype(np.float32)
-        information_slope(moved.shape, table, fixed, weight, moved)
+        information_slope(box, table, fixed, weight, moved)
 
 
 def _probabilities(total: NDArray[np.generic]) -> tuple[NDArray[np.float64], float]:

@@ -1,5 +1,6 @@
 """Images, runs and transforms on disk: the only place that knows Zarr and NIfTI."""
 
+from daskreg.storage.checkpoint import CheckpointStore
 from daskreg.storage.images import Volume, open_volume
 from daskreg.storage.info import VolumeInfo, describe
 from daskreg.storage.itk import read_affine, write_affine, write_displacement_nifti
@@ -7,6 +8,7 @@ from daskreg.storage.run import RunStore
 from daskreg.storage.write import write_image
 
 __all__ = [
+    "CheckpointStore",
     "RunStore",
     "Volume",
     "VolumeInfo",

@@ -72,6 +72,55 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
+def names(path: str) -> list[str]:
+    """What is in a folder; nothing where there is none."""
+    if not is_remote(path):
+        return os.listdir(path) if os.path.isdir(path) else []
+    system, inner = _remote(path)
+    system.invalidate_cache(inner)  # other processes write too
+    return [n.rstrip("/").rpartition("/")[2] for n in system.ls(inner, detail=False)] if system.exists(inner) else []
+
+
+def get_text(path: str) -> str | None:
+    """What a small file says, None where there is none."""
+    try:
+        if is_remote(path):
+            system, inner = _remote(path)
+            return bytes(system.cat_file(inner)).decode()
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def put_text(path: str, text: str) -> None:
+    """Replace a small file in one step that survives a power cut: all of the old text or all of the new."""
+    if is_remote(path):
+        system, inner = _remote(path)
+        system.pipe_file(inner, text.encode())
+        return
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        remove(temporary)
+        raise
+    sync(os.path.dirname(path))
+
+
+def sync(path: str) -> None:
+    """A local file, or the entries of a folder, are on the disk when it returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def beside(path: str, word: str) -> str:
     """A hidden sibling of a local path."""
     folder, name = os.path.split(path.rstrip("/"))

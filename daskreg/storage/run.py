@@ -20,7 +20,8 @@ from daskreg.errors import IncompleteRun, NotFound, OutputExists, Unreadable
 from daskreg.grid import Grid, Region
 from daskreg.storage import ngff
 from daskreg.storage.address import is_remote, join, parse_address
-from daskreg.storage.atomic import beside, exists, remove, require_place
+from daskreg.storage.atomic import beside, exists, put_text, remove, require_place
+from daskreg.storage.checkpoint import CheckpointStore
 from daskreg.storage.faults import reading, writing
 from daskreg.storage.found import Level
 from daskreg.storage.images import Volume
@@ -28,6 +29,7 @@ from daskreg.storage.pyramid import CHUNK, Factors, coarsen, new_array, pyramid,
 from daskreg.storage.stores import attributes, lazy, open_node
 
 FORMAT = 1
+MOVED = "moved"
 DISPLACEMENT = "transform/displacement"
 MEANING = (
     "phi(x) = A (x + d(x)) maps a point x of the fixed image to its place in the moving image. Points are in the world, LPS, "
@@ -48,15 +50,18 @@ class RunStore:
     _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def create(cls, path: str | Path, *, fixed: Grid, moving: Grid, overwrite: bool = False) -> RunStore:
+    def create(
+        cls, path: str | Path, *, fixed: Grid, moving: Grid, overwrite: bool = False, recipe: Mapping[str, Any] | None = None
+    ) -> RunStore:
         """A new, incomplete run. What it replaces stands aside until ``finish``.
 
+        recipe: JSON from which the run can be continued: addresses of the inputs and the configuration.
         Raises OutputExists, OutputError, OutOfSpace.
         """
         place = _place(path)
         _refuse_existing(place, overwrite)
         require_place(place, overwrite)
-        state = _new_state(fixed, moving)
+        state = _new_state(fixed, moving) | ({"recipe": _plain(recipe)} if recipe is not None else {})
         with writing(place):
             if exists(place):
                 state["replaces"] = _set_aside(place)
@@ -69,6 +74,21 @@ class RunStore:
         """A run, complete or not, to write to or look at. Raises NotFound, and Unreadable when it is none."""
         store = cls(_place(path))
         _ = store.state
+        return store
+
+    @classmethod
+    def resume(cls, path: str | Path) -> RunStore:
+        """Take over an incomplete run that has a checkpoint; images that it had begun to write are deleted.
+
+        Raises NotFound, Unreadable, OutputExists when it is complete, IncompleteRun when it is going on or has no checkpoint.
+        """
+        store = cls.attach(path)
+        state = store.state
+        _refuse_resuming(store.path, state)
+        with writing(store.path):
+            _set_root(store.path, _taken_over(state))
+            for name in (MOVED, DISPLACEMENT):
+                remove(join(store.path, name))
         return store
 
     @classmethod
@@ -103,6 +123,11 @@ class RunStore:
         return dict(self.state.get("provenance", {}))
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        """What ``create`` was given to continue the run from; empty where nothing was."""
+        return dict(self.state.get("recipe", {}))
+
+    @property
     def fixed_grid(self) -> Grid:
         """Grid of the fixed image, of ``moved`` and of the displacement."""
         return self._grid("fixed")
@@ -127,8 +152,13 @@ class RunStore:
             self._group["transform"].attrs.update(_transform_attributes(affine))
 
     def create_image(self, name: str, grid: Grid, dtype: Any = np.float32, components: int = 0, chunk: int = CHUNK) -> None:
-        """An empty image (Z, Y, X), or (components, Z, Y, X), level 0 only, cut into chunks of ``chunk`` voxels an axis."""
+        """An empty image (Z, Y, X), or (components, Z, Y, X), level 0 only, cut into chunks of ``chunk`` voxels an axis.
+
+        One that is there already, with all its levels, goes.
+        """
+        self._forget(name)
         with writing(self.path):
+            remove(join(self.path, name))
             group = self._group.require_group(name)
             array = new_array(group, "0", grid.shape, dtype, components, chunk)
             group.attrs.update(ngff.group_attributes(grid, [("0", (1, 1, 1))], name, components))
@@ -185,14 +215,22 @@ class RunStore:
         return self._level_grids(DISPLACEMENT)[level]
 
     def finish(self, provenance: Mapping[str, Any]) -> None:
-        """Write the provenance and, last, that the run is complete; delete what it replaced."""
+        """Delete the checkpoints, write the provenance and, last, that the run is complete; delete what it replaced."""
         state = self.state
         replaced = state.pop("replaces", None)
+        CheckpointStore(self.path).remove()
         state |= {"provenance": _plain(provenance), "complete": True, "finished": _now()}
         with writing(self.path):
             _set_root(self.path, state)
             if replaced:
                 remove(os.path.join(os.path.dirname(self.path), replaced))
+
+    def keep(self) -> None:
+        """The run stops here and can be continued from its checkpoint. Raises ValueError when it has none."""
+        if CheckpointStore(self.path).latest() is None:
+            raise ValueError(f"{self.path} has no checkpoint to continue from; abandon() it.")
+        with writing(self.path):
+            _set_root(self.path, self.state | {"stopped": _now(), "resumable": True})
 
     def abandon(self) -> None:
         """Delete the run and put back what it was to replace."""
@@ -221,6 +259,10 @@ class RunStore:
             self._arrays[key] = node
         return self._arrays[key]
 
+    def _forget(self, name: str) -> None:
+        for key in [k for k in self._arrays if k.rpartition("/")[0] == name]:
+            del self._arrays[key]
+
     def _image_grid(self, name: str) -> Grid:
         with reading(join(self.path, name)):
             return ngff.grid_from_attributes(self._group[name].attrs["daskreg"]["grid"])  # type: ignore[call-overload, index, arg-type]
@@ -245,11 +287,20 @@ def _new_state(fixed: Grid, moving: Grid) -> dict[str, Any]:
         "format": FORMAT,
         "complete": False,
         "started": _now(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
+        **_process(),
         "fixed": ngff.grid_attributes(fixed),
         "moving": ngff.grid_attributes(moving),
     }
+
+
+def _process() -> dict[str, Any]:
+    """Who works on the run: enough to see later whether it still does."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": _process_start(os.getpid())}
+
+
+def _taken_over(state: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in state.items() if k not in ("stopped", "resumable")}
+    return kept | _process() | {"resumed": [*state.get("resumed", []), _now()]}
 
 
 def _transform_attributes(affine: NDArray[np.float64]) -> dict[str, Any]:
@@ -265,6 +316,7 @@ def _refuse_existing(path: str, overwrite: bool) -> None:
         return
     try:
         kind = "a complete run" if RunStore.attach(path).complete else "an incomplete run"
+        kind += " that --resume continues" if _continuable(path) else ""
     except (Unreadable, NotFound):
         kind = "something that is not a daskreg run"
     raise OutputExists(f"{path} exists already: {kind}; choose another name, or replace it with --overwrite (overwrite=True).")
@@ -283,14 +335,53 @@ def _set_aside(path: str) -> str | None:
     return os.path.basename(aside)
 
 
+def _refuse_resuming(path: str, state: Mapping[str, Any]) -> None:
+    if state.get("complete"):
+        raise OutputExists(f"{path} is complete: there is nothing to continue; open it, or repeat it with --overwrite.")
+    if _going_on(state):
+        raise IncompleteRun(
+            f"{path} cannot be continued: it is still going on (process {state['pid']}); wait for it, or stop it."
+        )
+    if CheckpointStore(path).latest() is None:
+        raise IncompleteRun(f"{path} cannot be continued: it stopped before its first checkpoint; repeat it with --overwrite.")
+
+
 def _incomplete(path: str, state: Mapping[str, Any]) -> str:
-    host, pid = state.get("host"), state.get("pid")
-    alive = f"died, or is still going on {host}"
-    if host == socket.gethostname() and isinstance(pid, int):
-        alive = f"is still going (process {pid})" if _is_running(pid) else f"died (process {pid} is gone)"
     older = f" What it was to replace is kept in {state['replaces']} beside it." if state.get("replaces") else ""
     started = state.get("started")
-    return f"{path} is incomplete: the run started {started} and {alive}; wait for it, or repeat it with --overwrite.{older}"
+    return f"{path} is incomplete: the run started {started} and {_fate(state)}; {_advice(path, state)}.{older}"
+
+
+def _fate(state: Mapping[str, Any]) -> str:
+    host, pid = state.get("host"), state.get("pid")
+    if state.get("stopped"):
+        return f"stopped {state['stopped']} with a checkpoint"
+    if host == socket.gethostname() and isinstance(pid, int):
+        return f"is still going (process {pid})" if _going_on(state) else f"died (process {pid} is gone)"
+    return f"died, or is still going on {host}"
+
+
+def _advice(path: str, state: Mapping[str, Any]) -> str:
+    if _going_on(state):
+        return "wait for it, or repeat it with --overwrite"
+    wait = "" if state.get("stopped") or state.get("host") == socket.gethostname() else "wait for it, "
+    resume = "continue it with 'daskreg register ... --resume', " if _continuable(path) else ""
+    return f"{wait}{resume}{'or ' if wait or resume else ''}repeat it with --overwrite"
+
+
+def _continuable(path: str) -> bool:
+    try:
+        return CheckpointStore(path).latest() is not None
+    except Unreadable:
+        return False
+
+
+def _going_on(state: Mapping[str, Any]) -> bool:
+    """Whether its process lives on this host."""
+    pid, born = state.get("pid"), state.get("pid_started")
+    if state.get("stopped") or state.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return False
+    return _is_running(pid) and (born is None or born == _process_start(pid))  # numbers of processes come round again
 
 
 def _is_running(pid: int) -> bool:
@@ -301,6 +392,15 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _process_start(pid: int) -> int | None:
+    """Clock ticks from boot to the start of a process, None where /proc does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19])
 
 
 def _require_whole_chunks(name: str, region: Region, array: zarr.Array[Any]) -> None:
@@ -332,12 +432,4 @@ def _set_root(path: str, state: Mapping[str, Any]) -> None:
     with open(target, encoding="utf-8") as file:
         tree = json.load(file)
     tree["attributes"]["daskreg"] = dict(state)
-    temporary = f"{target}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(tree, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
-    folder = os.open(path, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    put_text(target, json.dumps(tree, indent=2))

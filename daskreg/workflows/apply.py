@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError
 from daskreg.grid import Grid, Region
 from daskreg.kernels.labels import sample_label
-from daskreg.kernels.sample import sample, sample_affine, sample_nearest
+from daskreg.kernels.sample import sample, sample_nearest
 from daskreg.storage import RunStore, Volume, open_volume, write_image
 from daskreg.storage.images import Source
 from daskreg.storage.nifti import SLAB, is_nifti
@@ -28,11 +28,11 @@ from daskreg.transforms.linear import fixed_point, linear_part
 
 log = logging.getLogger("daskreg")
 Interpolation = Literal["linear", "nearest", "label"]
-KERNELS = {"linear": sample, "nearest": sample_nearest, "label": sample_label}
 DISPLACEMENT = "transform/displacement"
 EDGE = 128  # voxels an axis of a block: two chunks, and 24 MiB of displacement
 KEPT = 256 << 20  # bytes up to which an image is decoded once and kept: a compressed file can only be read from its start
 MANY = 8  # times SLAB that a run of planes may be, if that saves decoding
+UNTURNED = linear_part(np.eye(4))
 MARGIN = 2  # voxels around what a block can reach: trilinear corners and rounding
 _ONE_LAUNCH = Lock()  # kernels are parallel themselves, and not every threading layer of Numba bears two launches at once
 
@@ -141,6 +141,15 @@ class Reader:
         return Reader, (self.data,)
 
 
+def sample_linear(shape: tuple[int, int, int], *arguments: Any) -> None:
+    """``sample`` from an image that is all here."""
+    *place, image, moved = arguments
+    sample(shape, *place, 0, image.shape[0], image, moved)
+
+
+KERNELS: dict[str, Any] = {"linear": sample_linear, "nearest": sample_nearest, "label": sample_label}
+
+
 class _Resampler:
     """Computes any block of a resampled image. Not a dataclass: Dask would look inside, and compute what is lazy there."""
 
@@ -180,7 +189,7 @@ class _Resampler:
             part = np.asarray(field[(slice(None), *there.slices)], np.float32)
             with _ONE_LAUNCH:
                 for c in range(3):
-                    sample_affine(box.shape, 0, shifted(self.to_fixed, box, there), part[c], d[c])
+                    sample_linear(box.shape, 0, shifted(self.to_fixed, box, there), UNTURNED, None, part[c], d[c])
         return np.nan_to_num(d, copy=False, nan=0.0)
 
 

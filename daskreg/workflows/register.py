@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import logging
 import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
 import numpy as np
-import psutil
+from dask.utils import parse_bytes
 from numpy.typing import NDArray
 
-from daskreg.cluster import Job, run_job, session
+from daskreg.cluster import Job, embedded, existing, run_job, worker_count, worker_memory
 from daskreg.config import Config, Search, Stage
 from daskreg.engine.report import Progress
-from daskreg.errors import NoOverlap
-from daskreg.grid import Grid
-from daskreg.planning import Plan, make_plan, voxels
-from daskreg.storage import RunStore, Volume, open_volume, read_affine
+from daskreg.errors import ConfigError, Diverged, InputError, NoOverlap, NotFound
+from daskreg.grid import FEWEST_PLANES, Grid
+from daskreg.planning import RESIDENCIES, Plan, make_plan, voxels
+from daskreg.storage import CheckpointStore, RunStore, Volume, open_volume, read_affine
 from daskreg.workflows.presets import preset
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from daskreg.cluster import Client
 
 log = logging.getLogger("daskreg")
+_NAMED = ("output", "fixed_mask", "moving_mask", "client", "cluster", "spacing", "overwrite", "resume", "progress")
 PACKAGES = ("daskreg", "numpy", "numba", "dask", "distributed", "zarr", "scipy", "nibabel")
 
 
@@ -68,23 +72,91 @@ class Result:
         return self.store.provenance
 
 
-def prepare(
-    fixed: Any, moving: Any, config: Config | str | Sequence[Stage] | Mapping[str, Any], *, spacing: Any = None
-) -> tuple[Volume, Volume, Plan]:
-    """Open both images and plan the run; nothing is read yet. Raises InputError in all its forms."""
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use, none of which shows in its result.
+
+    workers: blocks the fixed image is cut into, None for one a worker of the cluster;  memory: bytes a worker may use, None for
+    what it has;  residency: of the moving image, auto, replicate, window or ring;  comm: auto, tcp or ucx;  threads: CPU threads
+    of a worker;  checkpoint: seconds between two, None for none;  retries: how often a run that lost a worker goes on without it;
+    deadline: seconds after which a silent rank counts as lost.
+    """
+
+    workers: int | None = None
+    memory: int | None = None
+    residency: str = "auto"
+    comm: str = "auto"
+    threads: int | None = None
+    checkpoint: float | None = 180.0
+    retries: int = 1
+    deadline: float = 600.0
+    fewest: int = FEWEST_PLANES
+    trace: bool = False
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The opened images and masks of a run, and how they are to be registered; nothing is read yet."""
+
+    fixed: Volume
+    moving: Volume
+    config: Config
+    masks: tuple[Volume | None, Volume | None] = (None, None)
+
+    def plan(self, workers: int = 1, memory: int | None = None, residency: str = "auto", fewest: int = FEWEST_PLANES) -> Plan:
+        """What will run on so many workers."""
+        masked = (self.masks[0] is not None, self.masks[1] is not None)
+        given: dict[str, Any] = {"workers": workers, "memory": memory, "residency": residency, "fewest": fewest}
+        return make_plan(self.fixed.grid, self.moving.grid, self.config, masks=masked, **given)
+
+
+def open_inputs(
+    fixed: Any,
+    moving: Any,
+    config: Config | str | Sequence[Stage] | Mapping[str, Any],
+    fixed_mask: Any = None,
+    moving_mask: Any = None,
+    spacing: Any = None,
+) -> Inputs:
+    """Open everything a run reads. Raises InputError in all its forms."""
     chosen = as_config(config)
     volumes = open_volume(fixed, spacing=spacing_for(fixed, spacing)), open_volume(moving, spacing=spacing_for(moving, spacing))
-    masks = sum(mask is not None for mask in (chosen.fixed_mask, chosen.moving_mask))
-    planned = make_plan(volumes[0].grid, volumes[1].grid, chosen, masks)
+    masks = _mask(fixed_mask, chosen.fixed_mask, volumes[0]), _mask(moving_mask, chosen.moving_mask, volumes[1])
     _warn_orientation(*volumes)
-    return *volumes, planned
+    return Inputs(*volumes, chosen, masks)
 
 
 def plan(
-    fixed: Any, moving: Any, config: Config | str | Sequence[Stage] | Mapping[str, Any] = "brain", *, spacing: Any = None
+    fixed: Any,
+    moving: Any,
+    config: Config | str | Sequence[Stage] | Mapping[str, Any] = "brain",
+    *,
+    fixed_mask: Any = None,
+    moving_mask: Any = None,
+    workers: int = 1,
+    memory: int | str | None = None,
+    residency: str = "auto",
+    spacing: Any = None,
 ) -> Plan:
-    """Levels, grids and memory of a registration that is not run; its ``lines()`` are for people."""
-    return prepare(fixed, moving, config, spacing=spacing)[2]
+    """Levels, blocks, residency, memory and traffic of a registration that is not run; its ``lines()`` are for people.
+
+    memory: bytes a worker may use, or text such as "48GB".  Raises InputError, and PlanTooLarge where it does not fit.
+    """
+    limit = parse_memory(memory)
+    found = open_inputs(fixed, moving, config, fixed_mask, moving_mask, spacing).plan(workers, limit, residency)
+    if limit is not None:
+        found.validate(limit)
+    return found
+
+
+def parse_memory(text: int | str | None) -> int | None:
+    """Bytes from 48GB, 512MiB or a number. Raises ConfigError."""
+    if text is None or isinstance(text, int):
+        return text
+    try:
+        return int(parse_bytes(text))
+    except ValueError:
+        raise ConfigError(f"memory {text!r} is no amount of memory; write it like 48GB or 512MiB.") from None
 
 
 def spacing_for(source: Any, spacing: Any) -> Any:
@@ -102,49 +174,161 @@ def as_config(config: Config | str | Sequence[Stage] | Mapping[str, Any]) -> Con
 
 
 def register(
-    fixed: Any,
-    moving: Any,
-    config: Config | str | Sequence[Stage] | Mapping[str, Any] = "brain",
+    fixed: Any = None,
+    moving: Any = None,
+    config: Config | str | Sequence[Stage] | Mapping[str, Any] | None = None,
     *,
     output: str | Path | None = None,
     fixed_mask: Any = None,
     moving_mask: Any = None,
     client: Client | None = None,
     cluster: str | None = None,
-    threads: int | None = None,
     spacing: Any = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    **resources: Any,
 ) -> Result:
     """Find the transform that brings ``moving`` onto ``fixed``, and resample it there.
 
     fixed, moving: an address, a NumPy or Dask array (Z, Y, X), or a Volume (``open_volume(array, grid=...)``);
-    config: a Config, stages, or a preset's name;  output: where RUN.zarr goes (a temporary place by default);
-    client: a Dask client to use; else the current one; else a small cluster in this process;  cluster: a scheduler's address.
+    config: a Config, stages, or a preset's name (``brain`` by default);  output: where RUN.zarr goes (a temporary place by default);
+    client: a Dask client to use; else the current one; else a small cluster of our own;  cluster: a scheduler's address;
+    resume: go on from the last checkpoint of an unfinished run at ``output``, which knows its images and recipe;
+    resources: ``workers``, ``memory``, ``residency``, ``comm``, ``threads``, ``checkpoint``, ``retries``, ``deadline``, see Resources.
+    The result is the same, bit for bit, whatever the resources, and whether it was resumed or not.
 
     The method is that of Jena et al., *A Scalable Distributed Framework for Multimodal GigaVoxel Image Registration*,
     arXiv 2509.25044. Raises InputError, OutputError, PlanTooLarge before anything is computed, RunError while it runs.
     """
-    started = time.perf_counter()
-    volume, other, plan = prepare(fixed, moving, config, spacing=spacing)
-    masks = _mask(fixed_mask, plan.config.fixed_mask, volume), _mask(moving_mask, plan.config.moving_mask, other)
-    plan = replace(plan, masks=sum(mask is not None for mask in masks))
-    start = initial_transform(plan)
-    require_overlap(plan, start)
-    plan.validate(psutil.virtual_memory().total)
-    path = _temporary() if output is None else output
-    log.info("fixed %s, moving %s", voxels(plan.fixed), voxels(plan.moving))
-    store = RunStore.create(path, fixed=plan.fixed, moving=plan.moving, overwrite=overwrite)
+    started, use = time.perf_counter(), as_resources(resources)
+    store = resumed(output) if resume else None
+    if store is not None:
+        fixed, moving, config, fixed_mask, moving_mask, spacing = recalled(
+            store, fixed, moving, config, fixed_mask, moving_mask, spacing
+        )
+    inputs = open_inputs(fixed, moving, config or "brain", fixed_mask, moving_mask, spacing)
+    with existing(client, cluster) as there:
+        workers = use.workers or (worker_count(there) if there else 1)
+        memory = use.memory or worker_memory(there, workers)
+        planned = inputs.plan(workers, memory, use.residency, use.fewest)
+        start = initial_transform(planned)
+        require_overlap(planned, start)
+        planned.validate(memory)
+        log.info("fixed %s, moving %s", voxels(planned.fixed), voxels(planned.moving))
+        if store is None:
+            given = {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask, "spacing": spacing}
+            recipe = {**{k: _address(v) for k, v in given.items()}, "config": inputs.config.model_dump(mode="json")}
+            path = _temporary() if output is None else output
+            store = RunStore.create(path, fixed=planned.fixed, moving=planned.moving, overwrite=overwrite, recipe=recipe)
+        else:
+            require_same(store, planned)
+
+        def job(n: int) -> Job:
+            cut = planned if n == workers else inputs.plan(n, memory, use.residency, use.fewest)
+            return Job(cut, inputs.fixed, inputs.moving, store.path, start, *inputs.masks, use.threads, use.checkpoint, resume, use.trace)
+
+        with _kept_or_gone(store), nullcontext(there) if there else embedded(workers, use.threads) as seat:
+            told = run_job(
+                seat, job, workers, progress, comm=use.comm, retries=use.retries, deadline=use.deadline
+            )  # fmt: skip
+            report = merged(told, planned)
+            built = time.perf_counter()
+            with seat.as_current() if there or workers > 1 else dask.config.set(scheduler="threads"):
+                build_pyramids(store)
+            report["seconds"]["write"] += time.perf_counter() - built
+            report["seconds"]["total"] = time.perf_counter() - started
+            store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report})
+    return Result(RunStore.open(store.path))
+
+
+def as_resources(given: Mapping[str, Any]) -> Resources:
+    """Keyword arguments as Resources. Raises ConfigError naming an unknown one, and what cannot be."""
+    known = [f.name for f in fields(Resources)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *_NAMED], 1, 0.5)
+            raise ConfigError(f"register() has no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+    use = Resources(**{**given, "memory": parse_memory(given.get("memory"))})
+    if use.workers is not None and use.workers < 1:
+        raise ConfigError(f"workers is {use.workers}; at least 1 was expected.")
+    if use.residency not in ("auto", *RESIDENCIES):
+        raise ConfigError(f"residency is {use.residency!r}; auto, {', '.join(RESIDENCIES)} were expected.")
+    return use
+
+
+@contextmanager
+def _kept_or_gone(store: RunStore) -> Iterator[None]:
+    """A run that ends early keeps its last checkpoint, if there is one that another attempt can use; else nothing of it stays."""
     try:
-        job = Job(plan, volume, other, store.path, start, masks[0], masks[1], threads)
-        with session(client, cluster, threads) as there:
-            told = run_job(there, job, progress)
-        told["seconds"]["total"] = time.perf_counter() - started
-        store.finish({**provenance(plan, volume, other), **told})
-    except BaseException:
+        yield
+    except (InputError, Diverged):
         store.abandon()
         raise
-    return Result(RunStore.open(store.path))
+    except BaseException:
+        if CheckpointStore(store.path).latest() is None:
+            store.abandon()
+        else:
+            store.keep()
+            log.warning("what was reached is kept: continue with 'daskreg register --resume -o %s'", store.path)
+        raise
+
+
+def resumed(output: str | Path | None) -> RunStore | None:
+    """The unfinished run at ``output``; None where nothing is, so that a job that is started anew can say resume every time."""
+    if output is None:
+        raise ConfigError("resume needs the output of the run that is to go on; add -o RUN.zarr.")
+    try:
+        return RunStore.resume(output)
+    except NotFound:
+        log.info("nothing to resume at %s: starting", output)
+        return None
+
+
+def recalled(store: RunStore, *given: Any) -> list[Any]:
+    """What the run was started with, where it is not given again. Raises ConfigError where another recipe is."""
+    recipe = store.recipe
+    names = ("fixed", "moving", "config", "fixed_mask", "moving_mask", "spacing")
+    values = [recipe.get(name) if value is None else value for name, value in zip(names, given, strict=True)]
+    if given[2] is not None and as_config(given[2]).model_dump(mode="json") != recipe.get("config"):
+        raise ConfigError(f"{store.path} was started with another configuration; leave it out to go on, or use --overwrite.")
+    if values[0] is None or values[1] is None:
+        raise ConfigError(f"{store.path} was started from arrays in memory; give the two images again to go on.")
+    return values
+
+
+def require_same(store: RunStore, planned: Plan) -> None:
+    """Raises ConfigError when the images are not those of the run that is to go on."""
+    for role, mine, its in (("fixed", planned.fixed, store.fixed_grid), ("moving", planned.moving, store.moving_grid)):
+        if mine != its:
+            raise ConfigError(f"{store.path} was started with another {role} image ({its.shape}, not {mine.shape}); use --overwrite.")
+
+
+def build_pyramids(store: RunStore) -> None:
+    """Coarser levels of what the ranks wrote, a task a chunk."""
+    for name in ("transform/displacement", "moved"):
+        if store.has(name):
+            store.build_pyramid(name)
+
+
+def merged(told: Sequence[dict[str, Any]], planned: Plan) -> dict[str, Any]:
+    """One report from those of all ranks: rank 0's, the slowest's seconds, the largest peak."""
+    machines = [t["machine"] for t in told]
+    seconds = {phase: max(t["seconds"].get(phase, 0.0) for t in told) for phase in told[0]["seconds"]}
+    return {
+        "levels": told[0]["levels"],
+        "metrics": told[0]["metrics"],
+        "seconds": seconds,
+        "machine": {**machines[0], "peak_bytes": max(m["peak_bytes"] for m in machines)},
+        "ranks": machines,
+        "blocks": [[slab.start, slab.stop] for slab in planned.partition.slabs],
+        "projected_bytes": planned.peak_bytes,
+    }
+
+
+def _address(source: Any) -> Any:
+    """What can be written down of an input: its address."""
+    return str(source) if isinstance(source, str | Path) else source if isinstance(source, int | float | list | tuple) else None
 
 
 def _temporary() -> Path:

@@ -1,0 +1,112 @@
+"""One rank's part of a level, and planes that change hands: planned once from who owns and who wants what, run on plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import Communicator, Pending
+from daskreg.grid import Index, Partition, Span
+from daskreg.kernels.launch import Shape
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The planes a rank owns at a level, and the halo around them that all its arrays hold too, as far as the grid goes."""
+
+    shape: Index  # of the whole level
+    partition: Partition
+    rank: int = 0
+    halo: int = 0
+
+    @property
+    def own(self) -> Span:
+        """Planes of the level that are this rank's."""
+        return self.partition[self.rank]
+
+    @property
+    def held(self) -> Span:
+        """Planes of the level that its arrays hold."""
+        return self.partition.around(self.rank, self.halo)
+
+    @property
+    def first(self) -> int:
+        """Plane of the level that is plane 0 of the arrays."""
+        return self.held.start
+
+    def box(self, reach: int = 0) -> Shape:
+        """For kernels: own planes and ``reach`` around them."""
+        planes = self.partition.around(self.rank, reach)
+        return range(planes.start - self.first, planes.stop - self.first), self.shape[1], self.shape[2]
+
+    @property
+    def inner(self) -> slice:
+        """The own planes of an array."""
+        return self.own.within(self.held)
+
+    def around(self, reach: int) -> list[Span]:
+        """Every rank's planes and ``reach`` around them."""
+        return [self.partition.around(rank, reach) for rank in range(len(self.partition.slabs))]
+
+    def scalar(self) -> Array:
+        """An array (planes held, Y, X)."""
+        return np.empty((len(self.held), *self.shape[1:]), np.float32)
+
+    def vector(self) -> Array:
+        """Zeros (3, planes held, Y, X)."""
+        return np.zeros((3, len(self.held), *self.shape[1:]), np.float32)
+
+
+class Movement:
+    """Each rank owns some planes and wants some: what it sends to whom, what it receives from whom.
+
+    Ranks read the same tables, so that both sides of a message know it without asking.
+    """
+
+    def __init__(self, comm: Communicator, owned: Sequence[Span], wanted: Sequence[Span], purpose: str = "halo") -> None:
+        self.comm, self.purpose = comm, purpose
+        me = comm.rank
+        self.kept = owned[me] & wanted[me]
+        self.outgoing = [(r, owned[me] & w) for r, w in enumerate(wanted) if r != me and len(owned[me] & w)]
+        self.incoming = [(r, o & wanted[me]) for r, o in enumerate(owned) if r != me and len(o & wanted[me])]
+
+    def start(self, *fields: tuple[Array, int]) -> list[Pending]:
+        """Begin to move planes within arrays (.., planes, Y, X), each with the global number of its first plane."""
+        return self.between(list(fields), list(fields))
+
+    def between(self, sources: Sequence[tuple[Array, int]], targets: Sequence[tuple[Array, int]]) -> list[Pending]:
+        """Begin to move planes from arrays to others; what a rank gives itself is copied at once."""
+        pending = [self.comm.receive(r, _planes(targets, span)) for r, span in self.incoming]
+        pending += [self.comm.send(r, _planes(sources, span), self.purpose) for r, span in self.outgoing]
+        for source, target in zip(_planes(sources, self.kept), _planes(targets, self.kept)):
+            if source.ctypes.data != target.ctypes.data:
+                target[...] = source
+        return pending
+
+
+def finish(pending: list[Pending]) -> None:
+    """Wait for all messages, and forget them."""
+    while pending:
+        pending.pop(0).wait()
+
+
+def _planes(fields: Sequence[tuple[Array, int]], span: Span) -> list[Array]:
+    """Contiguous pieces: a component's planes are."""
+    parts: list[Array] = []
+    for array, first in fields:
+        at = slice(span.start - first, span.stop - first)
+        parts += [array[at]] if array.ndim == 3 else [component[at] for component in array]
+    return parts
+
+
+def collect(comm: Communicator, owned: Sequence[Span], wanted: Sequence[Span], source: Array, first: int, purpose: str) -> Array:
+    """The wanted planes of an array that is spread over the ranks; ``first``: global number of the source's first plane."""
+    mine = wanted[comm.rank]
+    target = np.empty((*source.shape[:-3], len(mine), *source.shape[-2:]), np.float32)
+    finish(Movement(comm, owned, wanted, purpose).between([(source, first)], [(target, mine.start)]))
+    return target

@@ -1,0 +1,130 @@
+"""Bytes: what a rank holds while a level runs, what it sends, what the run reads and writes. Projections err on the high side."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from daskreg.config import Deformable, Optimised, Stage
+from daskreg.kernels.gaussian import radius_of
+from daskreg.similarity import make
+
+if TYPE_CHECKING:
+    from daskreg.planning.plan import Level, Plan
+
+FIELDS = 60  # u, m, v and two buffers of three float32 each
+VALUE, VECTOR = 4, 12  # float32, three of them
+PROCESS_BYTES = 400 << 20  # interpreter, libraries, compiled kernels
+CHUNK = 64  # planes that are written together
+DRIFT = 16  # planes that a block's reach is taken to leave its affine image by
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Bytes of the largest rank during a level, by what they are for, and bytes it sends an iteration."""
+
+    images: int
+    moving: int
+    fields: int
+    wire: int
+
+    @property
+    def total(self) -> int:
+        """With what any process needs."""
+        return self.images + self.moving + self.fields + PROCESS_BYTES
+
+
+def level_tally(plan: Plan, stage: Stage, level: Level) -> Tally:
+    """See ``Tally``."""
+    assert isinstance(stage, Optimised)
+    plane, planes = _plane(level.fixed.shape), max(level.partition.lengths)
+    held = min(planes + 2 * level.halo, level.partition.planes) if plan.workers > 1 else planes
+    fixed_mask, moving_mask = plan.masks
+    coarse = max(level.fixed_factors) > 1
+    images = _slabs(plan) + (held + (planes if plan.workers > 1 else 0)) * plane * VALUE * (1 + fixed_mask) * coarse
+    scalars = held * plane * VALUE * (1 + moving_mask)
+    vectors = FIELDS if isinstance(stage, Deformable) else VECTOR * (1 + (level.residency == "ring" and plan.workers > 1))
+    return Tally(images, _moving(plan, level), scalars + held * plane * vectors, _wire(plan, stage, level))
+
+
+def _slabs(plan: Plan) -> int:
+    """Both images at full resolution, this rank's planes and the rim."""
+    total = 0
+    for grid, partition, rim, mask in zip(
+        (plan.fixed, plan.moving), (plan.partition, plan.shards), plan.rims, plan.masks, strict=True
+    ):
+        planes = min(max(partition.lengths) + 2 * rim, grid.shape[0])
+        total += planes * _plane(grid.shape) * VALUE * (1 + mask)
+    return total
+
+
+def _moving(plan: Plan, level: Level) -> int:
+    """The moving level beyond the full-resolution slab."""
+    plane, each = _plane(level.moving.shape), VALUE * (1 + plan.masks[1])
+    shard = max(level.shards.lengths)
+    coarse = max(level.moving_factors) > 1
+    made = shard * coarse
+    if plan.workers == 1:
+        return made * plane * each
+    kept = {"replicate": level.shards.planes, "window": reach_planes(level) + shard * coarse, "ring": 2 * shard + shard * coarse}
+    return (made + kept[level.residency]) * plane * each
+
+
+def reach_planes(level: Level) -> int:
+    """Planes of the moving level that a block is taken to read."""
+    ratio = level.fixed.spacing[0] / level.moving.spacing[0]
+    return min(level.shards.planes, math.ceil(max(level.partition.lengths) * ratio) + 2 * DRIFT)
+
+
+def _wire(plan: Plan, stage: Optimised, level: Level) -> int:
+    """Bytes a rank between two others sends in an iteration: halos to both, planes of its shard, sums."""
+    working = sum(n > 0 for n in level.partition.lengths)
+    if working < 2:
+        return 0
+    plane, sides = _plane(level.fixed.shape), min(2, working - 1)
+    similarity = make(stage.similarity)
+    planes = similarity.reach * VALUE * (1 + plan.masks[1])
+    if isinstance(stage, Deformable):
+        warp = radius_of(stage.smooth_warp)
+        planes += (radius_of(stage.smooth_gradient) + 2 * warp + 1) * VECTOR
+    ring = DRIFT * _plane(level.moving.shape) * VALUE * (1 + plan.masks[1]) if level.residency == "ring" else 0
+    return sides * (planes * plane + ring)
+
+
+def output_bytes(plan: Plan) -> int:
+    """Peak while the result is measured and written: the images' slabs, u, and what one row of chunks needs."""
+    plane = _plane(plan.fixed.shape)
+    row = min(CHUNK, plan.fixed.shape[0])
+    planes = max(plan.partition.lengths) + 2
+    ratio = plan.fixed.spacing[0] / plan.moving.spacing[0]
+    footprint = min(plan.moving.shape[0], math.ceil(row * ratio) + 2 * DRIFT)
+    u = planes * plane * VECTOR if plan.deformable else 0
+    whole = plan.moving.size * VALUE if plan.workers > 1 else 0
+    measure = _slabs(plan) + u + planes * plane * VALUE * 2 + whole
+    write = u + row * plane * (2 * VECTOR + 3 * VALUE) + footprint * _plane(plan.moving.shape) * VALUE
+    return max(measure, write) + PROCESS_BYTES
+
+
+def checkpoint_bytes(plan: Plan) -> int:
+    """Disk for u, m, v, twice: the last good one survives while the next is written."""
+    return 2 * 3 * VECTOR * plan.fixed.size if plan.deformable else 0
+
+
+def _plane(shape: tuple[int, int, int]) -> int:
+    return shape[1] * shape[2]
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes read and written, before compression."""
+
+    read: int
+    written: int
+
+
+def disk_bytes(plan: Plan) -> Disk:
+    """Each image is read once by its owners (with their rims) and the moving one once more for the result."""
+    rims = 2 * sum(r * _plane(g.shape) for r, g in zip(plan.rims, (plan.fixed, plan.moving), strict=True)) * (plan.workers - 1)
+    read = (plan.fixed.size * (1 + plan.masks[0]) + plan.moving.size * (2 + plan.masks[1]) + rims) * VALUE
+    return Disk(read, int(plan.fixed.size * (VALUE + VECTOR * plan.deformable) * 8 / 7))

@@ -1,0 +1,247 @@
+"""The state of an unfinished run: a kill, a power cut or a full disk costs only what came after the last one."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+
+from daskreg.errors import OutputError, Unreadable
+from daskreg.grid.partition import Span
+from daskreg.storage.address import is_remote, join
+from daskreg.storage.atomic import exists, get_text, names, put_text, remove, sync
+from daskreg.storage.faults import reading, reason, writing
+from daskreg.storage.ngff import SPACE
+
+FOLDER = "checkpoint"
+LATEST = "latest.json"
+THREADS = 4  # planes under way at once: each takes about twice its bytes beside the caller's array
+REPEAT = "repeat the run with --overwrite"
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """Checkpoints of one run: arrays in ``RUN.zarr/checkpoint/<number>``, which one counts in ``latest.json``.
+
+    Rank 0 calls ``begin``; each owner ``write``; once all have written, rank 0 ``commit``. Until the one rename in ``commit``
+    the checkpoint before is whole and counts, from then on the new one.
+    """
+
+    run_path: str
+    _arrays: dict[tuple[int, str], zarr.Array[Any]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[type[CheckpointStore], tuple[str]]:
+        """Opened arrays stay in their process."""
+        return CheckpointStore, (self.run_path,)
+
+    @property
+    def path(self) -> str:
+        """The folder of all checkpoints."""
+        return join(self.run_path, FOLDER)
+
+    def begin(self, number: int, fields: Mapping[str, tuple[int, ...]]) -> None:
+        """Empty float32 arrays (C, Z, Y, X), a chunk a plane; what an earlier attempt left half written goes.
+
+        Raises ValueError unless ``number`` is above the committed one, OutOfSpace, OutputError.
+        """
+        last = self.latest()
+        if last is not None and number <= last[0]:
+            raise ValueError(f"checkpoint {number} was asked for after {last[0]}; numbers must grow.")
+        with writing(self.path):
+            self._sweep(last[0] if last else None)
+            group = zarr.open_group(self.path, mode="a", zarr_format=3).create_group(str(number))
+            for name, shape in fields.items():
+                self._keep(number, name, _new(group, name, shape))
+            if not is_remote(self.path):
+                _sync_tree(self.path, str(number))
+
+    def write(self, number: int, name: str, first: int, planes: NDArray[np.float32]) -> None:
+        """Planes ``first <= z < first + n`` of a field, (C, n, Y, X), on the disk when it returns. A plane has one writer.
+
+        Raises ValueError for another shape or type or planes outside, OutOfSpace, OutputError.
+        """
+        where = self._where(number, name)
+        with writing(where):
+            array = self._array(number, name)
+            _require_planes(where, array, Span(first, first + planes.shape[1]))
+            _require_like(where, array, planes)
+            _each(planes.shape[1], lambda k: _write_plane(array, where, first + k, planes[:, k : k + 1]))
+            if not is_remote(where):
+                sync(where)
+
+    def commit(self, number: int, state: Mapping[str, Any]) -> None:
+        """From here on checkpoint ``number`` counts; the others are deleted.
+
+        state: what JSON knows, and NumPy's numbers and arrays, which come back as numbers and lists, keys as text. Floats come
+        back bit for bit, infinite ones and that a number is NaN too.
+        Raises OutputError when a plane has not been written, and OutOfSpace; then the checkpoint before still counts.
+        """
+        plain = json.loads(json.dumps(state, default=_plain))
+        with writing(self.path):
+            self._require_whole(number)
+            put_text(join(self.path, LATEST), _json({"number": number, "crc32": _checksum(plain), "state": plain}))
+            self._sweep(number)
+
+    def latest(self) -> tuple[int, dict[str, Any]] | None:
+        """Number and state of the checkpoint that counts, None where there is none. Raises Unreadable."""
+        place = join(self.path, LATEST)
+        with reading(place):
+            text = get_text(place)
+        return None if text is None else _parse(place, text)
+
+    def read(self, number: int, name: str, span: Span) -> NDArray[np.float32]:
+        """Planes of a field, (C, len(span), Y, X). Raises Unreadable, naming the chunk, and ValueError for planes outside."""
+        where = self._where(number, name)
+        try:
+            with reading(where):
+                array = self._array(number, name)
+        except Exception as error:
+            raise Unreadable(f"{where} cannot be opened: {reason(error)}; {REPEAT}.") from error
+        _require_planes(where, array, span)
+        for z in _missing(array, where, span):
+            raise Unreadable(f"{where}: chunk {_key(array, z)} is missing; {REPEAT}.")
+        planes = np.empty((array.shape[0], len(span), *array.shape[2:]), np.float32)
+        _each(len(span), lambda k: _read_plane(array, where, span.start + k, planes[:, k]))
+        return planes
+
+    def remove(self) -> None:
+        """Delete all checkpoints; first the word that there is one. Raises OutputError."""
+        with writing(self.path):
+            remove(join(self.path, LATEST))
+            remove(self.path)
+        self._arrays.clear()
+
+    def _where(self, number: int, name: str) -> str:
+        return join(self.path, f"{number}/{name}")
+
+    def _array(self, number: int, name: str) -> zarr.Array[Any]:
+        """Opened once a process."""
+        if (number, name) not in self._arrays:
+            self._keep(number, name, zarr.open_array(self._where(number, name), mode="r+"))
+        return self._arrays[number, name]
+
+    def _keep(self, number: int, name: str, array: zarr.Array[Any]) -> None:
+        for key in [k for k in self._arrays if k[0] != number]:
+            del self._arrays[key]
+        # a plane of zeros is written as well: a chunk that is not there is always a loss
+        self._arrays[number, name] = array.with_config({"write_empty_chunks": True})
+
+    def _require_whole(self, number: int) -> None:
+        group = zarr.open_group(join(self.path, str(number)), mode="r")
+        for name, array in group.arrays():
+            missing = _missing(array, self._where(number, name), Span(0, array.shape[1]))
+            if missing:
+                raise OutputError(
+                    f"{self.path}: checkpoint {number} lacks {len(missing)} of {array.shape[1]} planes of {name}, the first is "
+                    f"z = {missing[0]}; all owners must write before it is committed, so it was not."
+                )
+
+    def _sweep(self, number: int | None) -> None:
+        """Delete all that is neither checkpoint ``number`` nor ours to keep."""
+        for name in names(self.path):
+            if name not in ("zarr.json", LATEST, str(number)):
+                remove(join(self.path, name))
+
+
+def _new(group: zarr.Group, name: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=(shape[0], 1, *shape[2:]),  # any cut in z is between chunks, so each has one writer
+        dtype=np.float32,
+        compressors=Crc32cCodec(),
+        fill_value=0,
+        dimension_names=("c", *SPACE),
+        chunk_key_encoding={"name": "default", "separator": "."},  # one folder to sync, not four a chunk
+    )
+
+
+def _each(count: int, work: Callable[[int], None]) -> None:
+    """``work(0) ... work(count - 1)``, several at a time."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(work, range(count)):
+            pass
+
+
+def _write_plane(array: zarr.Array[Any], where: str, z: int, plane: NDArray[np.float32]) -> None:
+    array[:, z : z + 1] = plane
+    if not is_remote(where):
+        sync(join(where, _key(array, z)))
+
+
+def _read_plane(array: zarr.Array[Any], where: str, z: int, out: NDArray[np.float32]) -> None:
+    try:
+        out[:] = array[:, z]
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Unreadable(f"{where}: chunk {_key(array, z)} is damaged: {reason(error)}; {REPEAT}.") from error
+
+
+def _key(array: zarr.Array[Any], z: int) -> str:
+    """The name of the chunk that is plane z."""
+    return str(array.metadata.encode_chunk_key((0, z, 0, 0)))
+
+
+def _missing(array: zarr.Array[Any], where: str, span: Span) -> list[int]:
+    """Planes without a chunk; Zarr would read them as zeros."""
+    there = set(names(where))
+    # a network file system may list an old state of the folder: what it lacks is asked for by name
+    return [z for z in range(span.start, span.stop) if (k := _key(array, z)) not in there and not exists(join(where, k))]
+
+
+def _require_planes(where: str, array: zarr.Array[Any], span: Span) -> None:
+    if not 0 <= span.start <= span.stop <= array.shape[1]:
+        raise ValueError(f"{where}: planes {span.start}:{span.stop} are not inside 0:{array.shape[1]}.")
+
+
+def _require_like(where: str, array: zarr.Array[Any], planes: NDArray[Any]) -> None:
+    expected = (array.shape[0], planes.shape[1], *array.shape[2:])
+    if planes.shape != expected or planes.dtype != np.float32:
+        raise ValueError(f"{where}: {planes.dtype} {planes.shape} was given; float32 {expected} was expected.")
+
+
+def _sync_tree(path: str, below: str) -> None:
+    """Metadata and folder entries reach the disk before any pointer does."""
+    for folder, _, files in os.walk(join(path, below)):
+        for place in [*(os.path.join(folder, name) for name in files), folder]:
+            sync(place)
+    for place in (join(path, "zarr.json"), path, os.path.dirname(path)):
+        sync(place)
+
+
+def _json(value: dict[str, Any]) -> str:
+    """The same text for the same value: floats as ``repr``, which is exact, and keys sorted."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"the state of a checkpoint holds a {type(value).__name__}; numbers, text, lists and dicts are kept.")
+
+
+def _checksum(state: dict[str, Any]) -> int:
+    return zlib.crc32(_json(state).encode())
+
+
+def _parse(place: str, text: str) -> tuple[int, dict[str, Any]]:
+    try:
+        tree = json.loads(text)
+        number, crc, state = int(tree["number"]), tree["crc32"], dict(tree["state"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unreadable(f"{place} is damaged: {reason(error)}; the run cannot be continued: {REPEAT}.") from error
+    if _checksum(state) != crc:
+        raise Unreadable(f"{place} is damaged: its checksum does not match; the run cannot be continued: {REPEAT}.")
+    return number, state

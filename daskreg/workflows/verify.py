@@ -1,0 +1,92 @@
+"""``daskreg verify``: the same registration on different numbers of workers, compared bit for bit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daskreg.config import Config
+from daskreg.workflows.register import Result, register
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One run against the first: largest differences of the displacement (voxels), the affine and the losses."""
+
+    workers: int
+    residency: str
+    seconds: float
+    voxels: float
+    affine: float
+    losses: float
+    bits: bool
+
+    def line(self) -> str:
+        """For people."""
+        verdict = "identical" if self.bits else f"differs by {self.voxels:.3g} voxel, affine {self.affine:.3g}, loss {self.losses:.3g}"
+        return f"{self.workers} worker{'s' * (self.workers > 1):<1} {self.residency:<10}{self.seconds:>8.1f} s  {verdict}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All comparisons."""
+
+    runs: tuple[Comparison, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether not a bit differs."""
+        return all(run.bits for run in self.runs)
+
+    @property
+    def voxels(self) -> float:
+        """The largest difference of any displacement, in voxels."""
+        return max(run.voxels for run in self.runs)
+
+
+def verify(
+    fixed: Any,
+    moving: Any,
+    config: Config | str,
+    workers: Sequence[int] = (1, 2, 3),
+    residencies: Sequence[str] = ("auto",),
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> Verdict:
+    """Register once for each number of workers and residency, in a temporary folder, and compare with the first."""
+    runs: list[Comparison] = []
+    with tempfile.TemporaryDirectory(prefix="daskreg-verify-") as folder:
+        first: Result | None = None
+        for n in workers:
+            for residency in residencies if n > 1 else residencies[:1]:
+                path = Path(folder) / f"{n}-{residency}.zarr"
+                result = register(fixed, moving, config, output=path, workers=n, residency=residency, checkpoint=None, **options)
+                first = first or result
+                runs.append(compare(first, result, n, residency))
+                tell(runs[-1].line())
+    found = Verdict(tuple(runs))
+    tell(f"largest difference of the displacement: {found.voxels:g} voxel")
+    return found
+
+
+def compare(first: Result, other: Result, workers: int = 1, residency: str = "auto") -> Comparison:
+    """How two runs of one registration differ."""
+    apart, same = 0.0, True
+    if first.displacement is not None and other.displacement is not None:
+        spacing = min(first.store.fixed_grid.spacing)
+        for z in range(0, first.displacement.shape[1], 64):
+            a, b = (np.asarray(r.displacement[:, z : z + 64]) for r in (first, other))  # type: ignore[index]
+            apart = max(apart, float(np.abs(a - b).max()) / spacing)
+            same &= a.tobytes() == b.tobytes()
+    losses = [[level["losses"] for level in r.report["levels"]] for r in (first, other)]
+    same &= losses[0] == losses[1] and first.affine.tobytes() == other.affine.tobytes()
+    flat = [np.array([v for level in told for v in level]) for told in losses]
+    worst = float(np.abs(flat[0] - flat[1]).max(initial=0.0)) if flat[0].shape == flat[1].shape else float("nan")
+    affine = float(np.abs(first.affine - other.affine).max())
+    return Comparison(workers, residency, other.report["seconds"]["total"], apart, affine, worst, bool(same))
