@@ -55,7 +55,8 @@ class Part(StrEnum):
 Run = Annotated[str, typer.Argument(metavar="RUN.zarr", help="what 'daskreg register' wrote")]
 Cluster = Annotated[str, typer.Option("--cluster", help="local, or the address of a Dask scheduler")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="blocks the fixed image is cut into, one a worker (all of a cluster's; local: 1)")
+    int | None,
+    typer.Option("--workers", min=1, help="blocks the fixed image is cut into, one a worker (all of a cluster's; local: 1)"),
 ]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="48GB", help="what a worker may use (what it has by default)")]
 Residency = Annotated[
@@ -307,11 +308,12 @@ def main() -> None:
     try:
         app()
     except DaskregError as error:
-        typer.echo(f"daskreg: {error}", err=True)
+        typer.echo("\n".join([f"daskreg: {error}", *getattr(error, "__notes__", [])]), err=True)
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code in (INTERRUPTED, TERMINATED):
-            typer.echo("daskreg: stopped; nothing was written.", err=True)
+            kept = getattr(stop, "__notes__", ["nothing was written."])
+            typer.echo(f"daskreg: stopped; {' '.join(kept)}", err=True)
         raise
 
 

@@ -155,7 +155,7 @@ def _run(
 def _results(client: Client, gang: Gang, futures: list[Future[Any]]) -> list[dict[str, Any]]:
     """What the ranks return; the first failure counts, and a missing worker is one."""
     while pending := [f for f in futures if not f.done()]:
-        with suppress(TimeoutError):
+        with suppress(TimeoutError), client.as_current():
             wait(pending, timeout=LOOK, return_when="FIRST_COMPLETED")
         failed = _failed(futures)
         if failed:
@@ -249,7 +249,8 @@ async def _take_seat(gang: Gang, dask_worker: Worker) -> Any:
     seat = _seats[gang.run] = Seat(rank, cores, Patience(deadline=gang.deadline))
     if len(gang.addresses) == 1:
         return None
-    seat.port = await open_port(gang.comm, gang.run, rank, gang.names, seat.patience, gang.hosts[rank])
+    security = dask_worker.security
+    seat.port = await open_port(gang.comm, gang.run, rank, gang.names, seat.patience, gang.hosts[rank], security=security)
     return seat.port.address
 
 
@@ -303,5 +304,3 @@ def _dismiss(client: Client, gang: Gang, futures: list[Future[Any]]) -> None:
 def _present(client: Client, gang: Gang) -> list[str]:
     there = client.scheduler_info(n_workers=-1)["workers"]
     return [a for a in gang.addresses if a in there]
-
-

@@ -39,7 +39,8 @@ DISPLACEMENT = "transform/displacement"
 class Job:
     """A plan with its sources and the run that receives the result.
 
-    checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: keep a timeline.
+    checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: keep a timeline;
+    order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them.
     """
 
     plan: Plan
@@ -53,6 +54,7 @@ class Job:
     checkpoint: float | None = 180.0
     resume: bool = False
     trace: bool = False
+    order: Index = (0, 1, 2)
 
 
 @dataclass
@@ -164,23 +166,31 @@ def _region(planes: Span, grid: Grid) -> Region:
 def write_result(job: Job, outcome: Outcome, comm: Communicator) -> None:
     """Affine, displacement in world units and the moved image: rows of whole chunks, each written once, by one rank."""
     store, grid, dtype = RunStore.attach(job.output), job.plan.fixed, moved_type(job.moving)
+    back = int(job.order.index(0)), int(job.order.index(1)), int(job.order.index(2))
     if comm.rank == 0:
         store.set_affine(outcome.affine)
         if outcome.displacement is not None:
-            store.create_image(DISPLACEMENT, grid, np.float32, components=3)
-        store.create_image("moved", grid, dtype)
+            store.create_image(DISPLACEMENT, grid.permute(back), np.float32, components=3)
+        store.create_image("moved", grid.permute(back), dtype)
     comm.barrier()
     source = Source(job.moving)
-    for row, owner in rows(store.chunk("moved")[0], outcome.block.partition):
+    for row, owner in rows(store.chunk("moved")[job.order[0]], outcome.block.partition):
         u = _gathered(outcome, row, owner, comm)
         if owner != comm.rank:
             continue
-        region = _region(row, grid)
+        region = _permuted(_region(row, grid), back)
         if u is not None:
             to_world = (np.asarray(grid.direction) * np.asarray(grid.spacing)).astype(np.float32)
-            store.write(DISPLACEMENT, region, np.tensordot(to_world, u, 1).astype(np.float32, copy=False))
-        store.write("moved", region, as_type(resample(job.plan, outcome.affine, u, row, source), dtype))
+            d = np.tensordot(to_world, u, 1).astype(np.float32, copy=False)
+            store.write(DISPLACEMENT, region, d.transpose(0, *(a + 1 for a in back)))
+        moved = as_type(resample(job.plan, outcome.affine, u, row, source), dtype)
+        store.write("moved", region, moved.transpose(back))
     comm.barrier()
+
+
+def _permuted(region: Region, order: Index) -> Region:
+    start, stop = ([ends[a] for a in order] for ends in (region.start, region.stop))
+    return Region((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
 def rows(depth: int, partition: Partition) -> list[tuple[Span, int]]:

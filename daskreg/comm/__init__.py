@@ -1,8 +1,6 @@
 """How ranks talk to each other."""
 
 from daskreg.comm.base import Alone, Communicator, Patience, Pending
+from daskreg.comm.port import Kind, Port, available, open_port
 
-__all__ = ["Alone", "Communicator", "Patience", "Pending"]
-Port = object
-def available(): return ("tcp",)
-async def open_port(*a): raise NotImplementedError
+__all__ = ["Alone", "Communicator", "Kind", "Patience", "Pending", "Port", "available", "open_port"]

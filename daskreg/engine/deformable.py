@@ -169,7 +169,9 @@ class Loop:
         finish(self.coming)
         box = b.box(w.reach)
         g.along_zy(box, f.g, f.d)
-        longest = adam(box, g.reach, g.tables[2], g.weights, rates(self.stage.betas, t, self.similarity.steep), f.g, f.m, f.v, f.d)
+        longest = adam(
+            box, g.reach, g.tables[2], g.weights, rates(self.stage.betas, t, self.similarity.steep), f.g, f.m, f.v, f.d
+        )
         square, ranges = self._agree(longest, f.u, watch)
         if t == 1 and square < AT_REST**2:
             return False
@@ -189,5 +191,3 @@ class Loop:
         table = self.comm.gather(mine)
         self.asked = float(table[:, 1].max())
         return float(table[:, 0].max()), table[:, 2:]
-
-

@@ -42,7 +42,9 @@ class State:
 
 
 Read = Callable[[str, Span], Array]  # a field's planes from a checkpoint
-Save = Callable[[State, Mapping[str, tuple[Span, Array]], tuple[int, int, int] | None], None]  # own planes of fields, level's shape
+Save = Callable[
+    [State, Mapping[str, tuple[Span, Array]], tuple[int, int, int] | None], None
+]  # own planes of fields, level's shape
 
 
 class Rank:

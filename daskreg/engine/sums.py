@@ -10,9 +10,7 @@ from daskreg.grid import Partition
 from daskreg.similarity import Similarity
 
 
-def add_up(
-    part: NDArray[np.generic], similarity: Similarity, comm: Communicator, partition: Partition
-) -> NDArray[np.generic]:
+def add_up(part: NDArray[np.generic], similarity: Similarity, comm: Communicator, partition: Partition) -> NDArray[np.generic]:
     """A similarity's parts, summed over all planes of the global grid."""
     if similarity.counts:
         return comm.sum_counts(part.astype(np.int64, copy=False))

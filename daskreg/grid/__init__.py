@@ -1,8 +1,21 @@
 """Where voxels are: no arrays of voxels and no I/O."""
 
 from daskreg.grid.grid import IDENTITY, UNITS, Grid, unit_name
-from daskreg.grid.partition import FEWEST_PLANES, Partition, Span
+from daskreg.grid.partition import FEWEST_PLANES, Partition, Span, cut_orders
 from daskreg.grid.pyramid import level_factors, shrink_factors
 from daskreg.grid.region import Index, Region
 
-__all__ = ["FEWEST_PLANES", "IDENTITY", "UNITS", "Grid", "Index", "Partition", "Region", "Span", "level_factors", "shrink_factors", "unit_name"]
+__all__ = [
+    "FEWEST_PLANES",
+    "IDENTITY",
+    "UNITS",
+    "Grid",
+    "Index",
+    "Partition",
+    "Region",
+    "Span",
+    "cut_orders",
+    "level_factors",
+    "shrink_factors",
+    "unit_name",
+]

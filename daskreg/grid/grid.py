@@ -139,6 +139,12 @@ class Grid:
         """The part of this grid inside ``region``."""
         return replace(self, shape=region.shape, origin=tuple(self.to_world(region.start)))
 
+    def permute(self, order: tuple[int, int, int]) -> Grid:
+        """The same voxels with axis ``order[0]`` first, as ``transpose`` does to their array."""
+        turned = np.asarray(self.direction)[:, list(order)]
+        shape, spacing = ([values[a] for a in order] for values in (self.shape, self.spacing))
+        return replace(self, shape=tuple(shape), spacing=tuple(spacing), direction=_rows(turned))  # type: ignore[arg-type]
+
     def to_unit(self, unit: str | None) -> Grid:
         """The same place measured in another unit of length.
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from daskreg.grid.grid import Grid
+from daskreg.grid.region import Index
+
 FEWEST_PLANES = 8  # a slab thinner than this costs more in halos than it saves in work
 
 
@@ -62,3 +67,21 @@ class Partition:
     def around(self, rank: int, halo: int) -> Span:
         """A rank's planes and ``halo`` more at both ends, as far as the grid goes."""
         return self.slabs[rank].grow(halo) & self.whole
+
+
+def cut_orders(fixed: Grid, moving: Grid) -> tuple[Index, Index]:
+    """Axes of both images, the one to cut along first: as stored, unless a fixed one is more than twice as long as z.
+
+    The moving image follows: first comes its axis that lies along the fixed one's. Follows from the grids alone, so that the
+    number of ranks shows nowhere.
+    """
+    longest = max(range(3), key=lambda a: (fixed.shape[a], -a))
+    first = longest if fixed.shape[longest] > 2 * fixed.shape[0] else 0
+    along = np.abs(np.asarray(fixed.direction)[:, first] @ np.asarray(moving.direction))
+    other = int(np.argmax(along)) if along.max() > along[first] + 1e-6 else first
+    return _leading(first), _leading(other)
+
+
+def _leading(axis: int) -> Index:
+    first, second, third = axis, *(a for a in range(3) if a != axis)
+    return first, second, third

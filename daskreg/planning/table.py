@@ -51,8 +51,10 @@ def _line(plan: Plan, stage: int, level: Level, cores: int) -> str:
     blocks = f"{len(working)} of {max(working)}"
     start = f"{name:<11}{level.scale:>5}{fixed:>17}{moving:>17}{level.iterations:>6}{blocks:>13}  "
     residency = level.residency if plan.workers > 1 else "-"
-    return start + f"{residency:<10}{size(t.images):>9}{size(t.moving):>9}{size(t.fields):>9}{size(t.wire):>11}" + (
-        f"{duration(seconds(plan, stage, level, cores)):>9}"
+    return (
+        start
+        + f"{residency:<10}{size(t.images):>9}{size(t.moving):>9}{size(t.fields):>9}{size(t.wire):>11}"
+        + (f"{duration(seconds(plan, stage, level, cores)):>9}")
     )
 
 

@@ -1,5 +1,6 @@
 """Images, runs and transforms on disk: the only place that knows Zarr and NIfTI."""
 
+from daskreg.storage.address import is_remote
 from daskreg.storage.checkpoint import CheckpointStore
 from daskreg.storage.images import Volume, open_volume
 from daskreg.storage.info import VolumeInfo, describe
@@ -13,6 +14,7 @@ __all__ = [
     "Volume",
     "VolumeInfo",
     "describe",
+    "is_remote",
     "open_volume",
     "read_affine",
     "write_affine",

@@ -48,6 +48,10 @@ class Volume:
         """Voxels (z, y, x)."""
         return self.grid.shape
 
+    def permute(self, order: tuple[int, int, int]) -> Volume:
+        """The same image with axis ``order[0]`` first."""
+        return self if order == (0, 1, 2) else replace(self, data=self.data.transpose(order), grid=self.grid.permute(order))
+
     def read(self, region: Region | None = None) -> NDArray[np.float32]:
         """The voxels of a region, (Z, Y, X) float32 in C order; the whole image by default.
 

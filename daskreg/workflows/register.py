@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,13 @@ import numpy as np
 from dask.utils import parse_bytes
 from numpy.typing import NDArray
 
-from daskreg.cluster import Job, embedded, existing, run_job, worker_count, worker_memory
+from daskreg.cluster import Job, embedded, existing, futures_of, run_job, worker_count, worker_memory
 from daskreg.config import Config, Search, Stage
 from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, Diverged, InputError, NoOverlap, NotFound
-from daskreg.grid import FEWEST_PLANES, Grid
+from daskreg.grid import FEWEST_PLANES, Grid, Index, cut_orders
 from daskreg.planning import RESIDENCIES, Plan, make_plan, voxels
-from daskreg.storage import CheckpointStore, RunStore, Volume, open_volume, read_affine
+from daskreg.storage import CheckpointStore, RunStore, Volume, is_remote, open_volume, read_affine, write_image
 from daskreg.workflows.presets import preset
 
 if TYPE_CHECKING:
@@ -96,18 +96,33 @@ class Resources:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The opened images and masks of a run, and how they are to be registered; nothing is read yet."""
+    """The opened images and masks of a run, and how they are to be registered; nothing is read yet.
+
+    orders: axes of fixed and moving in the order in which a rank holds them, the one that is cut first; see ``cut_orders``.
+    """
 
     fixed: Volume
     moving: Volume
     config: Config
     masks: tuple[Volume | None, Volume | None] = (None, None)
 
+    @property
+    def orders(self) -> tuple[Index, Index]:
+        """Follow from the grids."""
+        return cut_orders(self.fixed.grid, self.moving.grid)
+
+    def cut(self) -> tuple[Volume, Volume, Volume | None, Volume | None]:
+        """Images and masks as the ranks see them."""
+        f, m = self.orders
+        masks = [None if mask is None else mask.permute(o) for mask, o in zip(self.masks, (f, m), strict=True)]
+        return self.fixed.permute(f), self.moving.permute(m), masks[0], masks[1]
+
     def plan(self, workers: int = 1, memory: int | None = None, residency: str = "auto", fewest: int = FEWEST_PLANES) -> Plan:
         """What will run on so many workers."""
         masked = (self.masks[0] is not None, self.masks[1] is not None)
         given: dict[str, Any] = {"workers": workers, "memory": memory, "residency": residency, "fewest": fewest}
-        return make_plan(self.fixed.grid, self.moving.grid, self.config, masks=masked, **given)
+        f, m = self.orders
+        return make_plan(self.fixed.grid.permute(f), self.moving.grid.permute(m), self.config, masks=masked, **given)
 
 
 def open_inputs(
@@ -216,22 +231,27 @@ def register(
         require_overlap(planned, start)
         planned.validate(memory)
         log.info("fixed %s, moving %s", voxels(planned.fixed), voxels(planned.moving))
+        grids = inputs.fixed.grid, inputs.moving.grid.to_unit(inputs.fixed.grid.unit)
         if store is None:
             given = {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask, "spacing": spacing}
             recipe = {**{k: _address(v) for k, v in given.items()}, "config": inputs.config.model_dump(mode="json")}
             path = _temporary() if output is None else output
-            store = RunStore.create(path, fixed=planned.fixed, moving=planned.moving, overwrite=overwrite, recipe=recipe)
+            store = RunStore.create(path, fixed=grids[0], moving=grids[1], overwrite=overwrite, recipe=recipe)
         else:
-            require_same(store, planned)
+            require_same(store, grids)
 
         def job(n: int) -> Job:
             cut = planned if n == workers else inputs.plan(n, memory, use.residency, use.fewest)
-            return Job(cut, inputs.fixed, inputs.moving, store.path, start, *inputs.masks, use.threads, use.checkpoint, resume, use.trace)
+            given: dict[str, Any] = {"threads": use.threads, "checkpoint": use.checkpoint, "resume": resume, "trace": use.trace}
+            return Job(cut, images[0], images[1], store.path, start, images[2], images[3], order=inputs.orders[0], **given)
 
-        with _kept_or_gone(store), nullcontext(there) if there else embedded(workers, use.threads) as seat:
-            told = run_job(
-                seat, job, workers, progress, comm=use.comm, retries=use.retries, deadline=use.deadline
-            )  # fmt: skip
+        with (
+            _kept_or_gone(store),
+            nullcontext(there) if there else embedded(workers, use.threads) as seat,
+            _staged(inputs, store.path, seat if there or workers > 1 else None) as reachable,
+        ):
+            images = reachable.cut()
+            told = run_job(seat, job, workers, progress, comm=use.comm, retries=use.retries, deadline=use.deadline)
             report = merged(told, planned)
             built = time.perf_counter()
             with seat.as_current() if there or workers > 1 else dask.config.set(scheduler="threads"):
@@ -265,13 +285,33 @@ def _kept_or_gone(store: RunStore) -> Iterator[None]:
     except (InputError, Diverged):
         store.abandon()
         raise
-    except BaseException:
+    except BaseException as error:
         if CheckpointStore(store.path).latest() is None:
             store.abandon()
         else:
             store.keep()
-            log.warning("what was reached is kept: continue with 'daskreg register --resume -o %s'", store.path)
+            error.add_note(f"What was reached is kept: continue with 'daskreg register --resume -o {store.path}'.")
         raise
+
+
+@contextmanager
+def _staged(inputs: Inputs, output: str, seat: Client | None) -> Iterator[Inputs]:
+    """Inputs that workers in other processes can read: arrays in memory go, for the time being, to a folder beside the output."""
+    given = [inputs.fixed, inputs.moving, *inputs.masks]
+    if seat is None or is_remote(output) or not any(v is not None and v.format == "array" for v in given):
+        yield inputs
+        return
+    with tempfile.TemporaryDirectory(prefix=".daskreg-inputs-", dir=Path(output).parent) as folder:
+        there = [_stage(v, f"{folder}/{k}.ome.zarr", seat) for k, v in enumerate(given)]
+        yield replace(inputs, fixed=there[0], moving=there[1], masks=(there[2], there[3]))
+
+
+def _stage(volume: Volume | None, path: str, seat: Client) -> Volume | None:
+    if volume is None or volume.format != "array":
+        return volume
+    with seat.as_current() if futures_of(volume.data) else dask.config.set(scheduler="threads"):
+        write_image(path, volume.data, volume.grid)
+    return replace(open_volume(path, grid=volume.grid), name=volume.name)
 
 
 def resumed(output: str | Path | None) -> RunStore | None:
@@ -297,11 +337,13 @@ def recalled(store: RunStore, *given: Any) -> list[Any]:
     return values
 
 
-def require_same(store: RunStore, planned: Plan) -> None:
+def require_same(store: RunStore, grids: tuple[Grid, Grid]) -> None:
     """Raises ConfigError when the images are not those of the run that is to go on."""
-    for role, mine, its in (("fixed", planned.fixed, store.fixed_grid), ("moving", planned.moving, store.moving_grid)):
+    for role, mine, its in (("fixed", grids[0], store.fixed_grid), ("moving", grids[1], store.moving_grid)):
         if mine != its:
-            raise ConfigError(f"{store.path} was started with another {role} image ({its.shape}, not {mine.shape}); use --overwrite.")
+            raise ConfigError(
+                f"{store.path} was started with another {role} image ({its.shape}, not {mine.shape}); use --overwrite."
+            )
 
 
 def build_pyramids(store: RunStore) -> None:

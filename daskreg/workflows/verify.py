@@ -28,7 +28,9 @@ class Comparison:
 
     def line(self) -> str:
         """For people."""
-        verdict = "identical" if self.bits else f"differs by {self.voxels:.3g} voxel, affine {self.affine:.3g}, loss {self.losses:.3g}"
+        verdict = (
+            "identical" if self.bits else f"differs by {self.voxels:.3g} voxel, affine {self.affine:.3g}, loss {self.losses:.3g}"
+        )
         return f"{self.workers} worker{'s' * (self.workers > 1):<1} {self.residency:<10}{self.seconds:>8.1f} s  {verdict}"
 
 
