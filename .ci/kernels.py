@@ -59,14 +59,14 @@ def main() -> int:
 
 def compile_all(architecture: str) -> int:
     """Print a table for one architecture such as ``sm_90``; 1 if anything is wrong."""
-    kernels, wrong = registry(), 0
+    named, wrong = registry(), 0
     pretend_device(architecture)
-    print(f"{architecture}: {len(kernels)} kernels")
+    print(f"{architecture}: {len(named)} kernels and special cases of them")
     print(f"{'kernel':28}{'registers':>10}{'spilled':>9}{'stack':>7}{'shared':>8}{'f64':>5}{'ptx':>9}{'cubin':>9}{'s':>6}")
-    for name, kernel in sorted(kernels.items()):
+    for name, kernel in sorted(named.items()):
         start = time.perf_counter()
         try:
-            made = compile_one(kernel, architecture)
+            made = compile_one(name, kernel, architecture)
         except Exception as error:  # noqa: BLE001  # whatever a compiler may throw; the others are still of interest
             wrong += 1
             print(f"{name:28}FAILED {type(error).__name__}: {error}")
@@ -81,11 +81,12 @@ def compile_all(architecture: str) -> int:
 
 
 def registry() -> dict[str, Any]:
-    """Every kernel there is."""
-    found: dict[str, Any] = cases().kernels()
+    """Every kernel there is, by the names of its cases."""
+    table = cases()
+    found: dict[str, Any] = table.kernels()
     if not found:
         raise SystemExit("daskreg.kernels registered no kernel: there is nothing to check, which cannot be right.")
-    return found
+    return {**found, **{name: table.kernel_of(name) for name in table.CASES}}
 
 
 def cases() -> ModuleType:
@@ -112,26 +113,26 @@ def capability(architecture: str) -> tuple[int, int]:
     return int(number[:-1]), int(number[-1])
 
 
-def signature(kernel: Any) -> tuple[Any, ...]:
-    """Numba types of the CUDA launcher's arguments: extent, row sums where there are any, and those of the kernel's case."""
+def signature(name: str, kernel: Any) -> tuple[Any, ...]:
+    """Numba types of the CUDA launcher's arguments: extent, row sums where there are any, and those of the case."""
     from numba import typeof, types
 
-    case = cases().CASES.get(kernel.name)
+    case = cases().CASES.get(name)
     if case is None:
         raise LookupError("no case, so no types to compile for; add one to tests/cases.py.")
     _, *arguments = case()
     rows = (types.float32[:, :, ::1],) if kernel.sums else ()
-    return (types.UniTuple(types.uint32, 3), *rows, *(typeof(a) for a in arguments))
+    return (types.UniTuple(types.uint32, 4), *rows, *(typeof(a) for a in arguments))
 
 
-def compile_one(kernel: Any, architecture: str) -> Compiled:
+def compile_one(name: str, kernel: Any, architecture: str) -> Compiled:
     """PTX through NVVM, then machine code through nvJitLink, whose log counts registers and spills."""
     from numba import cuda, types
 
     launcher = kernel.launcher(1)
     ptx, _ = cuda.compile(
         launcher.py_func,
-        types.void(*signature(kernel)),
+        types.void(*signature(name, kernel)),
         cc=capability(architecture),
         device=False,
         abi="numba",

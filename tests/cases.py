@@ -1,7 +1,8 @@
 """Arguments for every kernel, on volumes awkward enough to matter: odd sizes, halo planes, far indices, points out of the image.
 
-``CASES[name]()`` is ``(shape, *arguments)``, made afresh because kernels write to their arguments. The parity tests and the check
-that all kernels compile for a GPU go through this table, so a kernel without a case fails both.
+``CASES[name]()`` is ``(shape, *arguments)``, made afresh because kernels write to their arguments; a name is the kernel's, or
+that, a space and what is special. The parity tests and the check that all kernels compile for a GPU go through this table, so a
+kernel without a case fails both.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ SHAPE = (7, 8, 9)
 OTHER = (6, 9, 8)  # the moving image's
 HALO = 2  # planes before and behind the block
 TALL = (SHAPE[0] + 2 * HALO, *SHAPE[1:])
+INNER = (range(HALO, HALO + SHAPE[0]), *SHAPE[1:])  # the block's planes in arrays of the shape TALL
+SHARD = range(2, 5)  # planes of the moving image that another rank sends
 FIRST = 30_000  # global plane of the block's first, where the sampler must still be exact
 BINS = 16
 EPSILON, FLAT = np.float32(1e-5), np.float32(0.08)  # of local correlation; noise has variance 1/12, so some windows are flat
@@ -82,11 +85,28 @@ def rates(t: int, epsilon: float = 1e-8) -> Array:
     return np.array([0.9, 0.99, 1 / (1 - 0.9**t), 1 / (1 - 0.99**t), epsilon], np.float32)
 
 
-def place() -> tuple[Any, ...]:
-    """first, affine, linear of a block far up the z axis, whose points still meet the image."""
+def kernel_of(name: str) -> Kernel:
+    """The kernel that a case is for."""
+    return kernels()[name.partition(" ")[0]]
+
+
+def place(halo: int = 0) -> tuple[Any, ...]:
+    """first, affine, linear of a block far up the z axis, whose points still meet the image; its arrays begin with a halo."""
     matrix = MATRIX.copy()
     matrix[:3, 3] -= matrix[:3, 0] * FIRST
-    return FIRST, fixed_point(matrix), linear_part(matrix)
+    return FIRST - halo, fixed_point(matrix), linear_part(matrix)
+
+
+def tall() -> tuple[Any, ...]:
+    """The same points with the block's first plane behind a halo; displacements that are NaN where nothing may read them."""
+    u = vectors(*TALL, size=3)
+    u[:, :HALO] = u[:, -HALO:] = np.nan
+    return *place(HALO), u
+
+
+def shard(whole: NDArray[Any]) -> tuple[int, NDArray[Any]]:
+    """Number of the first plane and the planes of a part of the moving image."""
+    return SHARD.start, np.ascontiguousarray(whole[SHARD.start : SHARD.stop])
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -94,7 +114,7 @@ def place() -> tuple[Any, ...]:
 
 @case
 def sample() -> Case:
-    return SHAPE, *place(), vectors(*SHAPE, size=3), image(*OTHER), empty(*SHAPE)
+    return INNER, *tall(), 0, OTHER[0], image(*OTHER), empty(*TALL)
 
 
 @case
@@ -110,27 +130,67 @@ def sample_label() -> Case:
 
 @case
 def weigh() -> Case:
-    return SHAPE, *place(), vectors(*SHAPE, size=3), weights(*SHAPE), weights(*OTHER), empty(*SHAPE)
+    return INNER, *tall(), 0, weights(*TALL), weights(*OTHER), empty(*TALL)
 
 
 @case
 def pull_back() -> Case:
-    return SHAPE, *place(), vectors(*SHAPE, size=3), image(*OTHER), image(*SHAPE, seed=5) - np.float32(0.5), empty(3, *SHAPE)
-
-
-@case
-def sample_affine() -> Case:
-    return SHAPE, *place()[:2], image(*OTHER), empty(*SHAPE)
-
-
-@case
-def weigh_affine() -> Case:
-    return SHAPE, *place()[:2], weights(*SHAPE), weights(*OTHER), empty(*SHAPE)
+    return INNER, *tall(), 0, image(*OTHER), image(*TALL, seed=5) - np.float32(0.5), empty(3, *TALL)
 
 
 @case
 def affine_sums() -> Case:
-    return SHAPE, *place()[:2], image(*OTHER), image(*SHAPE, seed=5) - np.float32(0.5)
+    return INNER, *tall(), 0, image(*OTHER), image(*TALL, seed=5) - np.float32(0.5)
+
+
+@case
+def outline() -> Case:
+    return INNER, *tall(), OTHER[0], image(*OTHER), empty(*TALL)
+
+
+@case
+def add_value() -> Case:
+    return INNER, *tall(), *shard(image(*OTHER)), moved(*TALL)
+
+
+@case
+def add_value_and_gradient() -> Case:
+    return INNER, *tall(), *shard(image(*OTHER)), moved(*TALL), vectors(*TALL, seed=10)
+
+
+@case
+def turn() -> Case:
+    return INNER, linear_part(MATRIX), image(*TALL, seed=5) - np.float32(0.5), vectors(*TALL)
+
+
+@case
+def gradient_sums() -> Case:
+    return INNER, image(*TALL, seed=5) - np.float32(0.5), vectors(*TALL)
+
+
+@case
+def span() -> Case:
+    return INNER, *tall()
+
+
+def at_rest(name: str, u: int = 4) -> Callable[[], Case]:
+    """The case of a sampling kernel without displacement: None at argument ``u``."""
+    return lambda: (lambda made: (*made[:u], None, *made[u + 1 :]))(CASES[name]())
+
+
+RESTING = ("sample", "weigh", "affine_sums", "outline", "add_value", "add_value_and_gradient", "span")
+CASES |= {f"{name} at rest": at_rest(name) for name in RESTING}
+
+
+def sample_window() -> Case:
+    """Points at planes 2.05 to 3.85 of the moving image, of which three planes are here."""
+    matrix = MATRIX.copy()
+    matrix[0] = 0.3, 0, 0, 2.05 - 0.3 * HALO
+    origin, near = shard(image(*OTHER))
+    return INNER, 0, fixed_point(matrix), linear_part(matrix), None, origin, OTHER[0], near, empty(*TALL)
+
+
+CASES["sample of a window"] = sample_window
 
 
 # --- similarities -----------------------------------------------------------------------------------------------------
@@ -138,27 +198,27 @@ def affine_sums() -> Case:
 
 @case
 def difference() -> Case:
-    return SHAPE, image(*SHAPE), weights(*SHAPE), moved(*SHAPE)
+    return INNER, image(*TALL), weights(*TALL), moved(*TALL)
 
 
 @case
 def lncc_factors() -> Case:
-    return SHAPE, HALO, 2, EPSILON, FLAT, image(*TALL), weights(*TALL), moved(*TALL), empty(3, *SHAPE)
+    return INNER, 2, EPSILON, FLAT, image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
 
 
 @case
 def lncc_slope() -> Case:
-    return SHAPE, HALO, 2, vectors(*TALL), image(*SHAPE), weights(*SHAPE), moved(*SHAPE)
+    return INNER, 2, vectors(*TALL), image(*TALL), weights(*TALL), moved(*TALL)
 
 
 @case
 def joint_histogram() -> Case:
-    return SHAPE, np.zeros((1, BINS, BINS), np.int64), image(*SHAPE), weights(*SHAPE), moved(*SHAPE)
+    return INNER, np.zeros((1, BINS, BINS), np.int64), image(*TALL), weights(*TALL), moved(*TALL)
 
 
 @case
 def information_slope() -> Case:
-    return SHAPE, image(BINS, BINS, seed=6) - np.float32(0.5), image(*SHAPE), weights(*SHAPE), moved(*SHAPE)
+    return INNER, image(BINS, BINS, seed=6) - np.float32(0.5), image(*TALL), weights(*TALL), moved(*TALL)
 
 
 @case
@@ -171,18 +231,17 @@ def intensity_histogram() -> Case:
 
 @case
 def smooth_z() -> Case:
-    table = gaussian_table(TALL[0], 1.0)[HALO:-HALO]
-    return SHAPE, HALO, table, gaussian_weights(1.0), vectors(*TALL), empty(3, *SHAPE)
+    return INNER, gaussian_table(20, 1.0)[-TALL[0] :], gaussian_weights(1.0), vectors(*TALL), empty(3, *TALL)
 
 
 @case
 def smooth_y() -> Case:
-    return SHAPE, gaussian_table(SHAPE[1], 1.0), gaussian_weights(1.0), vectors(*SHAPE), empty(3, *SHAPE)
+    return INNER, gaussian_table(SHAPE[1], 1.0), gaussian_weights(1.0), vectors(*TALL), empty(3, *TALL)
 
 
 @case
 def smooth_x() -> Case:
-    return SHAPE, 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), vectors(*SHAPE), empty(3, *SHAPE)
+    return INNER, 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), vectors(*TALL), empty(3, *TALL)
 
 
 @case
@@ -205,22 +264,24 @@ def shrink_x() -> Case:
 
 @case
 def adam() -> Case:
-    moments = vectors(*SHAPE, seed=7), np.square(vectors(*SHAPE, seed=8))
-    return (SHAPE, 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), rates(3), vectors(*SHAPE), *moments,
-            empty(3, *SHAPE))  # fmt: skip
+    moments = vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8))
+    return (INNER, 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), rates(3), vectors(*TALL), *moments,
+            empty(3, *TALL))  # fmt: skip
 
 
 @case
 def compose() -> Case:
-    """A block whose first plane is 2 of a grid of 10, and u from plane 1 to the end."""
-    u = vectors(SHAPE[0] + 2, *SHAPE[1:], size=4)
-    return SHAPE, 2, SHAPE[0] + 3, 1, np.array([0.9], np.float32), vectors(*SHAPE, seed=9), u, empty(3, *SHAPE)
+    """Planes 4 to 10, the last, of a grid, with two planes before them and none behind."""
+    shape = (HALO + SHAPE[0], *SHAPE[1:])
+    u, d = vectors(*shape, size=4), vectors(*shape, seed=9)
+    return INNER, 2, 11, np.array([0.9], np.float32), d, u, empty(3, *shape)
 
 
 @case
 def upsample() -> Case:
+    """Planes 7 to 13, the last, of a grid whose coarse one has 7, of which the last four are here."""
     fine, coarse = np.array([1, 2, 1], np.int32), np.array([2, 3, 1], np.int32)
-    return SHAPE, 0, fine, coarse, np.array([2, 1.5, 1], np.float32), vectors(4, 6, 9), empty(3, *SHAPE)
+    return INNER, 5, 3, 7, fine, coarse, np.array([2, 1.5, 1], np.float32), vectors(4, 6, 9), empty(3, *TALL)
 
 
 @case

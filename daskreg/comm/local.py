@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from daskreg.comm.base import Arrays, Communicator, Patience, Pending
@@ -16,8 +17,8 @@ class _Room:
 
     def __init__(self, size: int, patience: Patience) -> None:
         self.names = [f"thread {r}" for r in range(size)]
-        pairs = [(source, to) for source in range(size) for to in range(size)]
-        self.boxes = {(source, to): Mailbox(source, self.names[source], patience) for source, to in pairs}
+        self.threads = [Thread(r, self, replace(patience)) for r in range(size)]
+        self.boxes = {(s, t.rank): Mailbox(s, self.names[s], t.patience) for s in range(size) for t in self.threads}
         self.failures: list[BaseException] = []
         self._lock = threading.Lock()
 
@@ -58,7 +59,7 @@ class Thread(Communicator):
 
 def together(size: int, patience: Patience | None = None) -> list[Communicator]:
     """Communicators of ``size`` ranks, each for a thread of its own."""
-    return list(_threads(_Room(size, patience or Patience()), patience or Patience()))
+    return list(_Room(size, patience or Patience()).threads)
 
 
 def run(size: int, function: Callable[[Communicator], Any], *, patience: Patience | None = None) -> list[Any]:
@@ -78,11 +79,7 @@ def run(size: int, function: Callable[[Communicator], Any], *, patience: Patienc
             room.leave(comm.rank)
 
     with ThreadPoolExecutor(size, "rank") as pool:
-        futures = [pool.submit(part, comm) for comm in _threads(room, patience or Patience())]
+        futures = [pool.submit(part, comm) for comm in room.threads]
     if room.failures:
         raise room.failures[0]
     return [f.result() for f in futures]
-
-
-def _threads(room: _Room, patience: Patience) -> list[Thread]:
-    return [Thread(rank, room, patience) for rank in range(len(room.names))]

@@ -8,9 +8,9 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distributed.comm import connect, listen
+from distributed.comm.core import connect, listen
 from distributed.comm.tcp import TCP
-from distributed.protocol import to_serialize
+from distributed.protocol.serialize import to_serialize
 from distributed.security import Security
 
 from daskreg.comm.base import Arrays, Communicator, Patience, Pending
@@ -44,6 +44,8 @@ class _Link:
                 self.box.post(await comm.read())
         except OSError as error:
             self.lose(error)
+        finally:
+            self.lose("its messages can no longer be read")
 
     async def write(self, arrays: Arrays) -> None:
         """Send arrays; they may be changed once this has returned. Raises RankLost."""
@@ -51,11 +53,12 @@ class _Link:
             await self._connected.wait()
             if self._lost is not None or self._comm is None:
                 raise RankLost(self._lost)
+            stream = self._comm.stream
             try:
                 await self._comm.write([to_serialize(a) for a in arrays])
-                # the bytes may still lie in the caller's arrays, until the stream says that all were written
-                await self._comm.stream.write(b"")
-            except (OSError, AttributeError) as error:  # a stream that broke in between is None
+                if stream is not None:  # until it has written everything, bytes may still lie in the caller's arrays
+                    await stream.write(b"")
+            except OSError as error:
                 self.lose(error)
                 raise RankLost(self._lost) from error
 

@@ -222,6 +222,9 @@ def register(
         fixed, moving, config, fixed_mask, moving_mask, spacing = recalled(
             store, fixed, moving, config, fixed_mask, moving_mask, spacing
         )
+    if fixed is None or moving is None:
+        nothing = f"there is no run at {output} to resume; " if resume else ""
+        raise ConfigError(f"{nothing}two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
     inputs = open_inputs(fixed, moving, config or "brain", fixed_mask, moving_mask, spacing)
     with existing(client, cluster) as there:
         workers = use.workers or (worker_count(there) if there else 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import cuda
 
-from tests.cases import kernels
+from tests.cases import CASES
 from tests.parity.outputs import outputs
 
 pytestmark = pytest.mark.gpu
@@ -19,7 +19,7 @@ def both():
     return outputs("cpu"), outputs("cuda"), outputs("cuda")
 
 
-@pytest.mark.parametrize("name", sorted(kernels()))
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_the_device_agrees_with_the_cpu(both, name):
     for a, b in zip(both[0][name], both[1][name], strict=True):
         if a.dtype.kind == "f":
@@ -28,7 +28,7 @@ def test_the_device_agrees_with_the_cpu(both, name):
             np.testing.assert_allclose(b, a, rtol=0, atol=UNITS if name == "joint_histogram" else 0)
 
 
-@pytest.mark.parametrize("name", sorted(kernels()))
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_the_device_repeats_itself_bit_for_bit(both, name):
     for a, b in zip(both[1][name], both[2][name], strict=True):
         np.testing.assert_array_equal(b, a)

@@ -18,7 +18,7 @@ from daskreg.similarity import NOWHERE
 
 fixed, moved = np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32)
 difference(fixed.shape, fixed, NOWHERE, moved)
-march_slope(fixed.shape, 0, (np.float32(1),), np.zeros((3, 2, 3, 4), np.float32), fixed, NOWHERE, moved)
+march_slope((0, *fixed.shape), (np.float32(1),), np.zeros((3, 2, 3, 4), np.float32), fixed, NOWHERE, moved)
 made = {"generated": difference.launcher(0), "row": march_slope._compiled}
 count = lambda stats: [sum(stats.cache_hits.values()), sum(stats.cache_misses.values())]
 print(json.dumps({name: count(function.stats) for name, function in made.items()}))

@@ -15,17 +15,17 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.cases import CASES, kernels
+from tests.cases import CASES, kernel_of
 
 SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
 Outputs = dict[str, list[NDArray[Any]]]
 
 
 def outputs(device: str) -> Outputs:
-    """By kernel: its row sums, if any, and each array among its arguments after the call."""
+    """By case: the kernel's row sums, if any, and each array among its arguments after the call."""
     if device == "cuda" and numba.config.DISABLE_JIT:
         teach_atomics()
-    return {name: written(kernel, device) for name, kernel in kernels().items() if name in CASES}
+    return {name: written(name, device) for name in CASES}
 
 
 def teach_atomics() -> None:
@@ -36,9 +36,10 @@ def teach_atomics() -> None:
     cuda.atomic = FakeCUDAAtomic()
 
 
-def written(kernel: Any, device: str) -> list[NDArray[Any]]:
-    """What one kernel's case holds after the call."""
-    shape, *arguments = CASES[kernel.name]()
+def written(name: str, device: str) -> list[NDArray[Any]]:
+    """What one case holds after the call."""
+    shape, *arguments = CASES[name]()
+    kernel = kernel_of(name)
     rows = (kernel if device == "cpu" else kernel.on_cuda)(shape, *arguments)
     arrays = [a for a in arguments if isinstance(a, np.ndarray)]
     return arrays if rows is None else [rows if device == "cpu" else rows.copy_to_host(), *arrays]

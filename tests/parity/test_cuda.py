@@ -24,10 +24,10 @@ def both(tmp_path_factory):
 
 
 def test_every_kernel_has_a_case():
-    assert set(CASES) == set(kernels())
+    assert {name.partition(" ")[0] for name in CASES} == set(kernels())
 
 
-@pytest.mark.parametrize("name", sorted(kernels()))
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_the_cuda_kernel_agrees_with_the_cpu(both, name):
     cpu, cuda = both[0][name], both[1][name]
     assert len(cpu) == len(cuda)
@@ -38,7 +38,7 @@ def test_the_cuda_kernel_agrees_with_the_cpu(both, name):
             np.testing.assert_array_equal(b, a)
 
 
-@pytest.mark.parametrize("name", sorted(kernels()))
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_the_case_makes_the_kernel_write(both, name):
     _, *before = CASES[name]()
     before = [a for a in before if isinstance(a, np.ndarray)]

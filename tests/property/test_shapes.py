@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from daskreg.comm import Alone
 from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable
 from daskreg.engine.images import Image, normalise
-from daskreg.engine.rank import Rank, resample
+from daskreg.engine.rank import Rank
+from daskreg.engine.report import Watch
 from daskreg.grid import Grid
+from daskreg.kernels.sample import sample
 from daskreg.planning import make_plan
+from daskreg.transforms.linear import fixed_point, index_map, linear_part
 
 SHAPES = st.tuples(*[st.integers(1, 9)] * 3).filter(lambda shape: np.prod(shape) > 1)
 
@@ -27,9 +30,17 @@ def registered(fixed_shape, moving_shape, similarity):
     for grid in grids:
         voxels = rng.random(grid.shape, np.float32)
         normalise(voxels, plan.config, Alone(), "an image")
-        images.append(Image(voxels, grid))
-    outcome = Rank(plan, tuple(images), np.eye(4), Alone(), lambda _: None).run()
-    return outcome, resample(plan, outcome, images[1].voxels)
+        images.append(Image.whole(voxels, grid))
+    outcome = Rank(plan, tuple(images), np.eye(4), Alone(), Watch()).run()
+    return outcome, resampled(outcome, *images)
+
+
+def resampled(outcome, fixed, moving):
+    """The moving image through the whole transform, 0 out of domain."""
+    matrix, moved = index_map(outcome.affine, fixed.grid, moving.grid), np.empty(fixed.grid.shape, np.float32)
+    place = (0, fixed_point(matrix), linear_part(matrix))
+    sample(moved.shape, *place, outcome.displacement, 0, moving.grid.shape[0], moving.voxels, moved)
+    return np.nan_to_num(moved, nan=0.0)
 
 
 @pytest.mark.parametrize("similarity", [MSE(), LNCC(), MI()], ids=["mse", "lncc", "mi"])

@@ -24,12 +24,12 @@ ORACLES = {
 
 
 def images():
-    return Image(blobs(FIXED.shape, 1), FIXED), Image(blobs(MOVING.shape, 2), MOVING)
+    return Image.whole(blobs(FIXED.shape, 1), FIXED), Image.whole(blobs(MOVING.shape, 2), MOVING)
 
 
 def loss_of(choice):
-    level = Level(1, (1, 1, 1), (1, 1, 1), FIXED, MOVING, 1)
-    return LinearLoss(Affine(similarity=choice), level, *images(), Alone())
+    level = Level.alone(1, (1, 1, 1), (1, 1, 1), FIXED, MOVING, 1)
+    return LinearLoss(Affine(similarity=choice), level, images(), Alone())
 
 
 def oracle(value, world):

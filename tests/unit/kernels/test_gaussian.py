@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from daskreg.engine.halo import Block
 from daskreg.engine.images import shrink
 from daskreg.engine.smoothing import Smoother
-from daskreg.kernels.gaussian import gaussian_table, gaussian_weights, radius_of, shrink_table, shrink_z, smooth_z
+from daskreg.grid import Partition, Span
+from daskreg.kernels.gaussian import radius_of, shrink_table, shrink_z
 from tests import reference
 from tests.cases import SHAPE, empty, image, vectors
 
@@ -14,8 +16,8 @@ TINY = [SHAPE, (1, 8, 9), (7, 1, 9), (7, 8, 1), (2, 3, 4)]
 
 
 def smoothed(field, sigma):
-    result = np.empty_like(field)
-    Smoother(field.shape[1:], sigma).into(field.copy(), np.empty_like(field), result)
+    result, block = np.empty_like(field), Block(field.shape[1:], Partition.of(field.shape[1], 1))
+    Smoother(block, sigma).into(block.box(), field.copy(), np.empty_like(field), result)
     return result
 
 
@@ -33,13 +35,12 @@ def test_a_constant_stays_what_it_is_at_the_border_too():
 @pytest.mark.parametrize("sigma", [1.0, 0.5])
 @pytest.mark.parametrize(("start", "stop"), [(0, 3), (3, 4), (5, 7)])
 def test_smoothing_a_block_with_its_halo_gives_the_bits_of_the_whole(sigma, start, stop):
-    field, reach, table = vectors(*SHAPE), radius_of(sigma), gaussian_table(SHAPE[0], sigma)
-    whole, block = empty(3, *SHAPE), empty(3, stop - start, *SHAPE[1:])
-    smooth_z(SHAPE, 0, table, gaussian_weights(sigma), field, whole)
-    origin = max(start - reach, 0)
-    halo = np.ascontiguousarray(field[:, origin : stop + reach])
-    smooth_z(block.shape[1:], start - origin, table[start:stop], gaussian_weights(sigma), halo, block)
-    np.testing.assert_array_equal(block, whole[:, start:stop])
+    field, rest = vectors(*SHAPE), (Span(0, start), Span(stop, SHAPE[0]))
+    block = Block(SHAPE, Partition(SHAPE[0], (rest[0], Span(start, stop), rest[1])), 1, radius_of(sigma))
+    held = np.ascontiguousarray(field[:, block.held.start : block.held.stop])
+    part = np.empty_like(held)
+    Smoother(block, sigma).into(block.box(), held, np.empty_like(held), part)
+    np.testing.assert_array_equal(part[:, block.inner], smoothed(field, sigma)[:, start:stop])
 
 
 @pytest.mark.parametrize("factors", [(2, 2, 2), (1, 3, 2), (7, 4, 1), (1, 1, 1)])

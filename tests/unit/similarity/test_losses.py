@@ -8,6 +8,7 @@ import pytest
 from daskreg.comm import Alone
 from daskreg.config import LNCC, MI, MSE
 from daskreg.engine.sums import add_up
+from daskreg.grid import Partition
 from daskreg.similarity import NOWHERE, make
 from tests import reference
 from tests.cases import empty, weights
@@ -51,8 +52,8 @@ def pair():
 def computed(choice, fixed, weight, moved):
     """Loss, N and N dC/dmoved as the loop computes them."""
     similarity, fields, slope = make(choice), empty(3, *SHAPE), moved.copy()
-    total = add_up(similarity.partial(fixed, weight, slope, fields), similarity, Alone())
-    similarity.finish(total, fixed, weight, slope, fields)
+    total = add_up(similarity.partial(SHAPE, fixed, weight, slope, fields), similarity, Alone(), Partition.of(SHAPE[0], 1))
+    similarity.finish(SHAPE, total, fixed, weight, slope, fields)
     return *similarity.value(total), slope
 
 

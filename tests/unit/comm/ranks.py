@@ -1,0 +1,134 @@
+"""Ranks in other processes: Dask workers, several in one where there are more ranks than workers, or processes to be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from distributed import Client
+
+from daskreg.comm import Communicator, Patience, Port, open_port
+
+Part = Callable[[Communicator], Any]
+_ports: dict[tuple[str, int], Port] = {}
+_runs = itertools.count()
+
+
+async def _open(kind: str, run: str, size: int, mine: Sequence[int], deadline: float) -> dict[int, Any]:
+    names = [f"worker of rank {r}" for r in range(size)]
+    for r in mine:
+        _ports[run, r] = await open_port(kind, run, r, names, Patience(deadline=deadline), "127.0.0.1")
+    return {r: _ports[run, r].address for r in mine}
+
+
+async def _connect(run: str, mine: Sequence[int], addresses: Sequence[Any], hosts: Sequence[str]) -> None:
+    await asyncio.gather(*[_ports[run, r].connect(addresses, hosts) for r in mine])
+
+
+async def _work(run: str, mine: Sequence[int], part: Part) -> dict[int, Any]:
+    done = await asyncio.gather(*[asyncio.to_thread(part, _ports[run, r].communicator) for r in mine], return_exceptions=True)
+    return dict(zip(mine, done, strict=True))
+
+
+async def _close(run: str, mine: Sequence[int]) -> None:
+    for r in mine:
+        await _ports[run, r].close()
+        await _ports.pop((run, r)).close()
+
+
+class Gang:
+    """``size`` ranks over some workers, connected."""
+
+    def __init__(self, client: Client, kind: str, size: int) -> None:
+        self.client, self.run, self.size = client, f"run {next(_runs)}", size
+        workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+        self.mine = {w: list(range(i, size, len(workers))) for i, w in enumerate(workers) if i < size}
+        found = self._everywhere(_open, kind, self.run, size, each=(60.0,))
+        addresses = {r: a for part in found.values() for r, a in part.items()}
+        self._everywhere(_connect, self.run, each=([addresses[r] for r in range(size)], ["host"] * size))
+
+    def do(self, part: Part) -> list[Any]:
+        """What each rank returned or raised."""
+        found = self._everywhere(_work, self.run, each=(part,))
+        by_rank = {r: a[r] if isinstance(a, dict) else a for w, a in found.items() for r in self.mine[w]}
+        return [by_rank[r] for r in range(self.size)]
+
+    def close(self) -> None:
+        """Close all ports."""
+        self._everywhere(_close, self.run, each=())
+
+    def _everywhere(self, function: Any, *common: Any, each: Sequence[Any]) -> dict[str, Any]:
+        async def everywhere() -> list[Any]:
+            calls = [
+                self.client.run(function, *common, ranks, *each, workers=[w], on_error="return") for w, ranks in self.mine.items()
+            ]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        found = self.client.sync(everywhere)
+        return {w: a.get(w) if isinstance(a, dict) else a for w, a in zip(self.mine, found, strict=True)}
+
+
+def spread(client: Client, kind: str, size: int, part: Part) -> list[Any]:
+    """One run; the first failure is raised."""
+    gang = Gang(client, kind, size)
+    try:
+        results = gang.do(part)
+    finally:
+        gang.close()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def bare(kind: str, size: int, part: Part, *, apart: bool, deadline: float) -> list[Any]:
+    """What each rank, a process of its own, returned or raised; None of one that died."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["daskreg.comm.tcp", *(["daskreg.comm.ucx"] if kind == "ucx" else [])])
+    pipes = [context.Pipe() for _ in range(size)]
+    processes = [context.Process(target=_one, args=(pipes[r][1], kind, r, size, part, apart, deadline)) for r in range(size)]
+    for process, (_, theirs) in zip(processes, pipes, strict=True):
+        process.start()
+        theirs.close()
+    ours = [pipe for pipe, _ in pipes]
+    _tell(ours, [_heard(pipe) for pipe in ours])
+    _tell(ours, [_heard(pipe) for pipe in ours])
+    results = [_heard(pipe) for pipe in ours]
+    _tell(ours, "close")
+    for process in processes:
+        process.join()
+    return results
+
+
+def _tell(pipes: Sequence[Connection], what: Any) -> None:
+    for pipe in pipes:
+        try:
+            pipe.send(what)
+        except OSError:
+            continue
+
+
+def _heard(pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def _one(pipe: Connection, kind: str, rank: int, size: int, part: Part, apart: bool, deadline: float) -> None:
+    async def main() -> None:
+        names = [f"process {r}" for r in range(size)]
+        port = await open_port(kind, "bare", rank, names, Patience(deadline=deadline), "127.0.0.1")
+        pipe.send(port.address)
+        await port.connect(pipe.recv(), [f"host {r}" if apart else "host" for r in range(size)])
+        pipe.send("connected")
+        pipe.recv()
+        pipe.send((await asyncio.gather(asyncio.to_thread(part, port.communicator), return_exceptions=True))[0])
+        pipe.recv()
+        await port.close()
+
+    asyncio.run(main())

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+
+from daskreg.comm import Patience
+from daskreg.errors import RankLost
+
+
+class Later:
+    """Ready at the n-th question."""
+
+    def __init__(self, n):
+        self.left, self.asked = n, 0
+
+    def __call__(self, seconds):
+        assert seconds > 0
+        self.asked += 1
+        return self.asked >= self.left
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_what_is_ready_is_not_waited_for():
+    def check():
+        raise Stopped
+
+    ready = Later(1)
+    Patience(check=check).wait(ready, 1, "there")
+    assert ready.asked == 1
+
+
+def test_a_silent_rank_is_lost_after_the_deadline_and_named():
+    with pytest.raises(RankLost, match=r"rank 3 \(there\) was silent"):
+        Patience(deadline=0.0).wait(lambda seconds: False, 3, "there")
+
+
+def test_a_slow_rank_is_reported_once_a_wait():
+    told = []
+    patience = Patience(notice=0.0, slow=lambda rank, seconds: told.append((rank, seconds > 0)))
+    patience.wait(Later(9), 2, "there")
+    assert told == [(2, True)]
+    patience.wait(Later(4), 5, "there")
+    assert told == [(2, True), (5, True)]
+
+
+def test_a_slow_rank_before_the_notice_is_not_reported():
+    told = []
+    Patience(notice=1e9, slow=lambda rank, seconds: told.append(rank)).wait(Later(9), 2, "there")
+    assert told == []
+
+
+def test_the_check_is_made_between_two_questions_and_ends_the_wait():
+    ready, calls = Later(100), []
+
+    def check():
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        Patience(check=check).wait(ready, 1, "there")
+    assert ready.asked == 4
