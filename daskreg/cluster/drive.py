@@ -1,4 +1,4 @@
-"""Bring a gang of ranks up, one a worker, hand each the job, watch them, and start again from the last checkpoint if one is lost."""
+"""Bring up a gang of ranks, one a worker, hand each the job, watch them, start again from the last checkpoint if one is lost."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from distributed import Client, Worker, get_worker, wait
 from distributed.client import Future
 
 from daskreg.cluster.job import Job, execute
-from daskreg.comm import Alone, Patience, Port, available, open_port
+from daskreg.comm import Alone, Kind, Patience, Port, available, open_port
 from daskreg.engine.report import SAVE, STOP, Progress, Watch
 from daskreg.errors import InputError, RankLost, Stopped
 
 log = logging.getLogger("daskreg")
+Choice = Kind | Literal["auto"]
 EVERY = 0.1  # seconds between two progress messages
 LOOK = 0.5  # seconds between two looks at whether all workers are there
 SOON = 10.0  # seconds after which the end of a level is worth a checkpoint
@@ -51,7 +52,7 @@ class Gang:
     run: str
     addresses: tuple[str, ...]
     hosts: tuple[str, ...]
-    comm: str
+    comm: Kind
     deadline: float
 
     def name(self, rank: int) -> str:
@@ -106,14 +107,14 @@ def run_job(
     workers: int = 1,
     watch: Callable[[Progress], None] | None = None,
     *,
-    comm: str = "auto",
+    comm: Choice = "auto",
     retries: int = 1,
     deadline: float = 600.0,
 ) -> list[dict[str, Any]]:
     """Run on ``workers`` workers; what each rank reports, by rank.
 
-    make_job: the job for a number of workers;  retries: how often a run that lost a worker starts again, from its last checkpoint,
-    on those that remain;  deadline: seconds after which a silent rank counts as lost.
+    make_job: the job for a number of workers;  retries: how often a run that lost a worker starts again, from its last
+    checkpoint, on those that remain;  deadline: seconds after which a silent rank counts as lost.
     Raises whatever a rank raised, RankLost, and Stopped where the process was told to end.
     """
     members = _members(client, workers)
@@ -132,7 +133,12 @@ def run_job(
 
 
 def _run(
-    client: Client, job: Job, members: Sequence[str], watch: Callable[[Progress], None] | None, comm: str, deadline: float
+    client: Client,
+    job: Job,
+    members: Sequence[str],
+    watch: Callable[[Progress], None] | None,
+    comm: Choice,
+    deadline: float,
 ) -> list[dict[str, Any]]:
     gang = _gather(client, members, comm, deadline)
     client.subscribe_topic(gang.run, lambda event: _hear(gang, event[1], watch))
@@ -170,7 +176,7 @@ def _failed(futures: list[Future[Any]]) -> list[int]:
 
 def _cause(client: Client, gang: Gang, futures: list[Future[Any]], failed: list[int]) -> BaseException:
     """The failure behind the failures: ranks that lost another one, or were stopped, only tell of it."""
-    errors = [e for e in (futures[r].exception() for r in failed) if e is not None]
+    errors: list[BaseException] = [e for e in (futures[r].exception() for r in failed) if e is not None]
     own = [e for e in errors if not isinstance(e, RankLost | Stopped)]
     if own:
         return own[0]
@@ -218,18 +224,23 @@ def _remaining(client: Client, members: Sequence[str]) -> list[str]:
     return found or _members(client, 1)
 
 
-def _gather(client: Client, members: Sequence[str], comm: str, deadline: float) -> Gang:
+def _gather(client: Client, members: Sequence[str], comm: Choice, deadline: float) -> Gang:
     """Agree on how to talk. Raises InputError where a worker cannot do what was asked for."""
     found = client.scheduler_info(n_workers=-1)["workers"]
     hosts = tuple(str(found[a]["host"]) for a in members)
-    kind = comm
+    kind: Kind = "tcp"
     if len(members) > 1:
         able = list(client.run(available, workers=list(members)).values())
-        kind = next(k for k in ("ucx", "tcp") if all(k in a for a in able)) if comm == "auto" else comm
+        kind = _best(able) if comm == "auto" else comm
         if not all(kind in a for a in able):
             raise InputError(f"--comm {kind}: not every worker can; install the extra 'ucx' there, or use --comm tcp.")
         log.info("%d ranks over %s", len(members), kind)
     return Gang(f"daskreg-{uuid.uuid4().hex}", tuple(members), hosts, kind, deadline)
+
+
+def _best(able: Sequence[Sequence[Kind]]) -> Kind:
+    """UCX where every worker can."""
+    return "ucx" if all("ucx" in kinds for kinds in able) else "tcp"
 
 
 def _seat(client: Client, gang: Gang) -> None:

@@ -115,7 +115,7 @@ class Keeper:
         """A whole checkpoint, or none: it counts from its commit on."""
         self.number += 1
         if self.comm.rank == 0:
-            self.store.begin(self.number, {name: (3, *shape) for name in fields} if shape else {})
+            self.store.begin(self.number, dict.fromkeys(fields, (3, *shape)) if shape else {})
         self.comm.barrier()
         for name, (own, planes) in fields.items():
             if len(own):

@@ -50,7 +50,7 @@ class Fields:
     @classmethod
     def zeros(cls, block: Block, factors: Index) -> Fields:
         """At rest."""
-        return cls(factors, block, *(block.vector() for _ in range(5)))
+        return cls(factors, block, block.vector(), block.vector(), block.vector(), block.vector(), block.vector())
 
     def refined(self, block: Block, factors: Index, comm: Communicator) -> Fields:
         """On a finer level: u upsampled, Adam starts afresh."""

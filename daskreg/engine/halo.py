@@ -1,4 +1,4 @@
-"""One rank's part of a level, and planes that change hands: planned once from who owns and who wants what, run on plain arrays."""
+"""One rank's part of a level, and planes that change hands: planned once from who owns and wants what, run on plain arrays."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class Image:
         slabs = self.partition.slabs
         starts = [min(m, max(0, -(-(s.start - factor // 2) // factor))) for s in slabs] + [m]
         starts = [a if len(s) else m for s, a in zip(slabs, starts)] + [m]
-        return [Span(a, b) for a, b in zip(starts, starts[1:])]
+        return [Span(a, b) for a, b in pairwise(starts)]
 
     def _made(self, factors: Index, own: Span) -> tuple[Array, Array | None]:
         if factors == (1, 1, 1) and factors not in self._kept:

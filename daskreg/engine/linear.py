@@ -135,10 +135,7 @@ def run_linear(
         report.losses, report.stopped = [loss.value(world)[0]], "at rest"
         return world, report
     start, lead = time.perf_counter(), Lead(loss, comm)
-    if comm.rank == 0:
-        world = lead.done(_minimise(stage, level, lead, world, report, watch))
-    else:
-        world = lead.follow()
+    world = lead.follow() if comm.rank else lead.done(_minimise(stage, level, lead, world, report, watch))
     report.seconds = time.perf_counter() - start
     return world, report
 

@@ -36,7 +36,7 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
         moved = np.empty(still.shape, np.float32)
         here = None if u is None else np.ascontiguousarray(u[:, planes.start : planes.stop])
         sampler.look((len(planes), *block.shape[1:]), (block.first + planes.start, *place[1:]), here, moved, None, None)
-        counts += information.partial(moved.shape, still, NOWHERE, moved, moved).astype(np.int64)
+        counts += information.partial((len(planes), *block.shape[1:]), still, NOWHERE, moved, moved).astype(np.int64)
         for k, row in enumerate(box):
             sums[:, row] = _moments(still[k], moved[k])
     total = comm.sum_planes(sums, block.partition.lengths)

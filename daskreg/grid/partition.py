@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Partition:
         """``ranks`` slabs; fewer work where slabs would have less than ``fewest`` planes."""
         working = max(1, min(ranks, planes // max(1, fewest)))
         cuts = [planes * k // working for k in range(working + 1)] + [planes] * (ranks - working)
-        return cls(planes, tuple(Span(a, b) for a, b in zip(cuts, cuts[1:])))
+        return cls(planes, tuple(Span(a, b) for a, b in pairwise(cuts)))
 
     def __getitem__(self, rank: int) -> Span:
         """The planes a rank owns."""

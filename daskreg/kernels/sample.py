@@ -186,8 +186,8 @@ def affine_sums(z, y, x, first, affine, linear, u, origin, image, slope):
 
 @voxelwise()
 def outline(z, y, x, first, affine, linear, u, planes, image, moved):
-    """``moved = 0`` where p falls into the domain, NaN elsewhere: what a sum over shards begins with; arguments as in ``sample``."""
-    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    """``moved = 0`` where p is in the domain, NaN elsewhere: what a sum over shards begins with; arguments as in ``sample``."""
+    k, j, i, _, _, _ = point(z, y, x, first, affine, linear, u)
     moved[z, y, x] = NIL if touches(image, planes, k, j, i) else NAN
 
 

@@ -47,7 +47,8 @@ class Level:
 class Plan:
     """Both grids in one unit, the configuration, and the levels of each stage (none for moments and search).
 
-    masks: how many images have one (fixed, moving);  workers: ranks;  memory: bytes each may use, None for what the machine has.
+    masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for what the machine has;
+    fewest: planes that a rank's slab has at least.
     """
 
     fixed: Grid
@@ -101,9 +102,10 @@ class Plan:
     def validate(self, memory: int) -> None:
         """Raise PlanTooLarge, before anything is read, when a worker needs more than ``memory`` bytes."""
         if self.peak_bytes > memory:
+            shapes = f"fixed {self.fixed.shape}, moving {self.moving.shape}, {self.workers} worker{'s' * (self.workers > 1)}"
             raise PlanTooLarge(
-                f"this run needs {self.peak_bytes / 2**30:.1f} GiB a worker (fixed {self.fixed.shape}, moving {self.moving.shape}, "
-                f"{self.workers} worker{'s' * (self.workers > 1)}), a worker has {memory / 2**30:.1f} GiB; {self.remedy(memory)}"
+                f"this run needs {self.peak_bytes / 2**30:.1f} GiB a worker ({shapes}), "
+                f"a worker has {memory / 2**30:.1f} GiB; {self.remedy(memory)}"
             )
 
     def remedy(self, memory: int) -> str:
@@ -163,8 +165,8 @@ class _Cut:
     def _level(self, fixed: Grid, moving: Grid, stage: Optimised, scale: int, iterations: int) -> Level:
         f, m = level_factors(fixed, moving, scale)
         a, b = fixed.coarsen(f), moving.coarsen(m)
-        parts = (Partition.of(g.shape[0], self.workers, self.fewest) for g in (a, b))
-        return Level(scale, f, m, a, b, iterations, *parts, self.residency, halo_of(stage))
+        slabs, shards = (Partition.of(g.shape[0], self.workers, self.fewest) for g in (a, b))
+        return Level(scale, f, m, a, b, iterations, slabs, shards, self.residency, halo_of(stage))
 
 
 def halo_of(stage: Optimised) -> int:

@@ -30,9 +30,12 @@ def lines(plan: Plan, cores: int | None = None) -> list[str]:
         *rows,
         f"memory of a worker: at most {size(plan.peak_bytes)}" + (f" of {size(plan.memory)}" if plan.memory else ""),
         f"disk: reads {size(disk.read)}, writes {size(disk.written)}, checkpoints up to {size(checkpoint_bytes(plan))}",
-        f"optimisation: about {duration(total)} on {plan.workers} worker{'s' * (plan.workers > 1)} of {share} core{'s' * (share > 1)}"
-        " if no level stops early",
+        f"time: about {duration(total)} on {_many(plan.workers, 'worker')} of {_many(share, 'core')}, no level stopping early",
     ]
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def seconds(plan: Plan, stage: int, level: Level, cores: int) -> float:

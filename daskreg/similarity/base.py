@@ -16,9 +16,9 @@ NOWHERE: Volume = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
 class Similarity(ABC):
     """A loss between fixed and moved, both scaled to [0, 1], in two steps with a sum over the ranks between them.
 
-    Both work on the planes of ``box``; the arrays hold ``reach`` more around them, as far as the grid goes. ``partial`` returns what
-    is summed (rows (k, planes, Y) of float32 terms, or integer counts when ``counts`` is true) and may leave intermediates in
-    ``fields`` (3, Z, Y, X); ``finish`` turns ``moved``, in place, into N dC/dmoved, N the sum of weights.
+    Both work on the planes of ``box``; the arrays hold ``reach`` more around them, as far as the grid goes. ``partial`` returns
+    what is summed (rows (k, planes, Y) of float32 terms, or integer counts when ``counts`` is true) and may leave intermediates
+    in ``fields`` (3, Z, Y, X); ``finish`` turns ``moved``, in place, into N dC/dmoved, N the sum of weights.
     """
 
     reach: int = 0  # voxels around x that the value at x reads

@@ -24,7 +24,7 @@ class LocalCorrelation(Similarity):
 
     def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
         """Rows of (w cc, w); ``fields`` receives w D, w K, w (K mu_M - D mu_F)."""
-        first, planes, ny, nx = n = self._windows(box, moved)
+        first, planes, ny, _ = n = self._windows(box, moved)
         rows = np.zeros((2, planes, ny), np.float32)
         march_factors(n, rows, self._ones, self.epsilon, self.flat, fixed, weight, moved, fields)
         own = whole_box(box)

@@ -19,7 +19,7 @@ ALL = [("alone", 1), *((kind, size) for kind in TALKING for size in SIZES)]
 @pytest.fixture(scope="module")
 def client():
     with (
-        LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL) as cluster,
+        LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as found,
     ):
         yield found

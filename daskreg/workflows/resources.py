@@ -1,0 +1,75 @@
+"""What a run may use: workers, memory, links, time. None of it shows in the result."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from dask.utils import parse_bytes
+
+from daskreg.errors import ConfigError
+from daskreg.grid import FEWEST_PLANES
+from daskreg.planning import RESIDENCIES
+
+_NAMED = ("output", "fixed_mask", "moving_mask", "client", "cluster", "spacing", "overwrite", "resume", "progress")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use, none of which shows in its result.
+
+    workers: blocks the fixed image is cut into, None for one a worker of the cluster;  memory: bytes a worker may use, None for
+    what it has;  residency: of the moving image, auto, replicate, window or ring;  comm: auto, tcp or ucx;  threads: CPU threads
+    of a worker;  checkpoint: seconds between two, None for none;  retries: how often a run that lost a worker goes on without it;
+    deadline: seconds after which a silent rank counts as lost.
+    """
+
+    workers: int | None = None
+    memory: int | None = None
+    residency: str = "auto"
+    comm: Literal["auto", "tcp", "ucx"] = "auto"
+    threads: int | None = None
+    checkpoint: float | None = 180.0
+    retries: int = 1
+    deadline: float = 600.0
+    fewest: int = FEWEST_PLANES
+    trace: bool = False
+
+    @property
+    def count(self) -> int:
+        """Workers, once settled."""
+        return self.workers or 1
+
+    def settled(self, there: int, memory_of: Callable[[int], int]) -> Resources:
+        """With what is not given filled in: the workers that are there, the memory of each of so many."""
+        workers = self.workers or there
+        return replace(self, workers=workers, memory=self.memory or memory_of(workers))
+
+
+def as_resources(given: Mapping[str, Any]) -> Resources:
+    """Keyword arguments as Resources. Raises ConfigError naming an unknown one, and what cannot be."""
+    known = [f.name for f in fields(Resources)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *_NAMED], 1, 0.5)
+            raise ConfigError(f"register() has no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+    use = Resources(**{**given, "memory": parse_memory(given.get("memory"))})
+    if use.workers is not None and use.workers < 1:
+        raise ConfigError(f"workers is {use.workers}; at least 1 was expected.")
+    if use.residency not in ("auto", *RESIDENCIES):
+        raise ConfigError(f"residency is {use.residency!r}; auto, {', '.join(RESIDENCIES)} were expected.")
+    if use.comm not in ("auto", "tcp", "ucx"):
+        raise ConfigError(f"comm is {use.comm!r}; auto, tcp or ucx were expected.")
+    return use
+
+
+def parse_memory(text: int | str | None) -> int | None:
+    """Bytes from 48GB, 512MiB or a number. Raises ConfigError."""
+    if text is None or isinstance(text, int):
+        return text
+    try:
+        return int(parse_bytes(text))
+    except ValueError:
+        raise ConfigError(f"memory {text!r} is no amount of memory; write it like 48GB or 512MiB.") from None
