@@ -10,6 +10,8 @@ from typing import Any
 from daskreg.comm.base import Arrays, Patience
 from daskreg.errors import RankLost
 
+CLOSED = "this rank closed its port"
+
 
 class Mailbox:
     """What one sender sent, until it is fetched.

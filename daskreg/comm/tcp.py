@@ -14,7 +14,7 @@ from distributed.protocol.serialize import to_serialize
 from distributed.security import Security
 
 from daskreg.comm.base import Arrays, Communicator, Patience, Pending
-from daskreg.comm.mailbox import Mailbox, dropped
+from daskreg.comm.mailbox import CLOSED, Mailbox, dropped
 from daskreg.errors import RankLost
 
 
@@ -71,7 +71,7 @@ class _Link:
             self._comm.abort()
 
     async def close(self) -> None:
-        self.lose("this rank closed its port")
+        self.lose(CLOSED)
         if self._reader is not None and self._reader is not asyncio.current_task():
             self._reader.cancel()
             await asyncio.wait([self._reader])

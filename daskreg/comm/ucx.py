@@ -11,7 +11,7 @@ import itertools
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm.base import Arrays, Communicator, Patience, Pending
-from daskreg.comm.mailbox import dropped
+from daskreg.comm.mailbox import CLOSED, dropped
 from daskreg.errors import RankLost
 
 # read when UCX is loaded, which otherwise warns, on every worker, of a variable that ucxx sets itself
@@ -78,16 +78,17 @@ class _Flight:
         self.comm, self.peer, self.pack, self.into = comm, peer, pack, into
         self.requests: list[Any] = []
         self.memory: list[Any] = []
+        self.arrived = False
 
     def wait(self) -> None:
         """Until all requests are done. Raises RankLost."""
-        if self not in self.comm.flying:
+        if self.arrived:
             return
         self.comm.patience.wait(self._ready, self.peer, self.comm.names[self.peer])
-        with _Broken(self.comm, self.peer):
-            for request in self.requests:
-                request.check_error()
+        for request in self.requests:
+            self.comm.call(self.peer, request.check_error)
         self._unpack()
+        self.arrived = True
         self.comm.flying.discard(self)
 
     def _ready(self, seconds: float) -> bool:
@@ -112,21 +113,6 @@ class _Flight:
             for array, place in _places(self.into, self.pack):
                 _bytes(array)[:] = place
             self.comm.packs.give(self.pack)
-
-
-class _Broken:
-    """Turns an error of UCX into the loss of a rank."""
-
-    def __init__(self, comm: Ucx, peer: int) -> None:
-        self.comm, self.peer = comm, peer
-
-    def __enter__(self) -> None:
-        self.comm.check(self.peer)
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ucx.UCXError):
-            cause = f"{type(error).__name__} {error}".strip()
-            raise RankLost(dropped(self.peer, self.comm.names[self.peer], cause)) from error
 
 
 class Ucx(Communicator):
@@ -155,14 +141,22 @@ class Ucx(Communicator):
         for peer, address in enumerate(addresses):
             if peer != self.rank:
                 handling = hosts[peer] != hosts[self.rank]
-                with _Broken(self, peer):
-                    there = ucx.UCXAddress.create_from_buffer(address)
-                    self.endpoints[peer] = ucx.UCXEndpoint.create_from_worker_address(self.worker, there, handling)
+                there = ucx.UCXAddress.create_from_buffer(address)
+                self.endpoints[peer] = self.call(peer, self.worker.create_endpoint_from_worker_address, there, handling)
+
+    def call(self, peer: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(*arguments)``, where an error of UCX is the loss of the rank."""
+        try:
+            return function(*arguments)
+        except ucx.UCXError as error:
+            cause = CLOSED if self.closed else f"{type(error).__name__} {error}"
+        # not within the handler: UCX's error cannot be pickled, and would keep this one from reaching the client
+        raise RankLost(dropped(peer, self.names[peer], cause))
 
     def check(self, peer: int) -> None:
         """Raise RankLost when the connection is known to be broken."""
         if self.closed:
-            raise RankLost(dropped(peer, self.names[peer], "this rank closed its port"))
+            raise RankLost(dropped(peer, self.names[peer], CLOSED))
         if peer in self.endpoints and not self.endpoints[peer].alive:
             raise RankLost(dropped(peer, self.names[peer], "the connection broke"))
 
@@ -181,11 +175,11 @@ class Ucx(Communicator):
         return self._start(flight, pieces, self.endpoints[source].tag_recv, self._tags(source, self._received[source]))
 
     def _start(self, flight: _Flight, pieces: Sequence[Any], begin: Any, tags: Iterator[Any]) -> _Flight:
+        self.check(flight.peer)
         flight.memory = [Buffer(p) for p in pieces]
         self.flying.add(flight)
-        with _Broken(self, flight.peer):
-            for buffer, tag in zip(flight.memory, tags):
-                flight.requests.append(begin(buffer, tag))
+        for buffer, tag in zip(flight.memory, tags):
+            flight.requests.append(self.call(flight.peer, begin, buffer, tag))
         return flight
 
     def _tags(self, source: int, numbers: Iterator[int]) -> Iterator[Any]:

@@ -110,8 +110,8 @@ class Window(Resident):
         self.mask = parts[1] if len(parts) > 1 else None
 
     def _moved(self, window: Span, need: Span) -> Span:
-        need = need & Span(0, self.planes)
-        return window if not len(need) or need & window == need else need.grow(MARGIN) & Span(0, self.planes)
+        need = need & Span(0, self.planes) or window or Span(0, 1)  # out of the image too, kernels look at some plane
+        return window if need & window == need else need.grow(MARGIN) & Span(0, self.planes)
 
     def _fetch(self, old: Array | None, shard: Array, wanted: list[Span]) -> Array:
         """The new window: what stays is copied, what lies below and above it comes from its owners."""

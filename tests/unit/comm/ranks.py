@@ -124,11 +124,11 @@ def _one(pipe: Connection, kind: str, rank: int, size: int, part: Part, apart: b
         names = [f"process {r}" for r in range(size)]
         port = await open_port(kind, "bare", rank, names, Patience(deadline=deadline), "127.0.0.1")
         pipe.send(port.address)
-        await port.connect(pipe.recv(), [f"host {r}" if apart else "host" for r in range(size)])
+        await port.connect(await asyncio.to_thread(pipe.recv), [f"host {r}" if apart else "host" for r in range(size)])
         pipe.send("connected")
-        pipe.recv()
+        await asyncio.to_thread(pipe.recv)
         pipe.send((await asyncio.gather(asyncio.to_thread(part, port.communicator), return_exceptions=True))[0])
-        pipe.recv()
+        await asyncio.to_thread(pipe.recv)
         await port.close()
 
     asyncio.run(main())

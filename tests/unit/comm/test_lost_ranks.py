@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 
+import dask
 import numpy as np
 import pytest
 
@@ -38,7 +39,7 @@ def die_while_sent_to(comm):
     [
         ("tcp", True, 60.0, "was lost"),
         ("ucx", True, 60.0, "was lost"),
-        ("ucx", False, 1.0, "was silent"),  # in shared memory nobody tells of a death
+        ("ucx", False, 1.5, "was silent"),  # in shared memory nobody tells of a death
     ],
 )
 def test_a_killed_process_is_named_by_all_who_wait_for_it(kind, apart, deadline, what, part):
@@ -59,12 +60,13 @@ def test_a_port_can_be_closed_at_any_time_and_ends_every_wait(kind):
     async def scene():
         ports = [await open_port(kind, "run", r, ["a", "b"], Patience(deadline=60), "127.0.0.1") for r in range(2)]
         await asyncio.gather(*[p.connect([q.address for q in ports], ["host"] * 2) for p in ports])
-        waits = [asyncio.create_task(asyncio.to_thread(ports[0].communicator.receive(1, [np.zeros(1)]).wait))]
-        waits += [asyncio.create_task(asyncio.to_thread(ports[0].communicator.receive(1, [np.zeros(1)]).wait))]
+        early, late = [ports[0].communicator.receive(1, [np.zeros(1)]) for _ in range(2)]
+        waits = [asyncio.create_task(asyncio.to_thread(early.wait))]
         for port in (ports[0], ports[0], ports[1]):
             await port.close()
         unconnected = await open_port(kind, "other", 0, ["a", "b"], Patience(), "127.0.0.1")
         await unconnected.close()
+        waits += [asyncio.create_task(asyncio.to_thread(late.wait))]
         return await asyncio.gather(*waits, return_exceptions=True)
 
     for found in asyncio.run(scene()):
@@ -81,5 +83,8 @@ def test_a_rank_that_cannot_be_reached_over_tcp_is_named():
         finally:
             await port.close()
 
-    with pytest.raises(RankLost, match=r"rank 0 \(a\) was lost"):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}),
+        pytest.raises(RankLost, match=r"rank 0 \(a\) was lost"),
+    ):
         asyncio.run(scene())

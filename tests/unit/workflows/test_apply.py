@@ -43,7 +43,7 @@ def test_applying_to_the_moving_image_is_what_the_engine_computes(run, image):
     matrix = index_map(affine(), FIXED, MOVING)
     u = np.einsum("rc,czyx->rzyx", FIXED.world_to_index[:3, :3], displacement()).astype(np.float32)
     engine = np.empty(FIXED.shape, np.float32)
-    sample(engine.shape, 0, fixed_point(matrix), linear_part(matrix), u, voxels(image), engine)
+    sample(engine.shape, 0, fixed_point(matrix), linear_part(matrix), u, 0, MOVING.shape[0], voxels(image), engine)
     moved = apply(run, image)
     assert moved.grid == FIXED
     np.testing.assert_allclose(voxels(moved), np.nan_to_num(engine), atol=2e-5)

@@ -1,0 +1,342 @@
+"""Sweeps: what a GPU does in one pass over memory where the CPU runs several kernels, checked against these.
+
+A block of threads owns a tile of the (y, x) plane and marches along z. Each plane comes into shared memory once, with the rim that
+a filter needs; sums along y and x go through shared memory, sums along z through a ring of registers, which is why the sources are
+generated for a radius. A voxel is always computed from its own neighbours in one order, so that neither tiles nor ranks show.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from daskreg.kernels.launch import CUDA, DISABLED, LEAST
+from daskreg.kernels.lncc import factors
+from daskreg.kernels.sample import point, touches, value_and_gradient
+
+TILE = (4, 4) if DISABLED else (16, 32)  # threads along y and x
+DEPTH = 4 if DISABLED else 64  # planes a block marches through
+OPTIONS: dict[str, Any] = {}
+ROW = 4 if DISABLED else 128  # threads a row, where rows are worked on one by one
+
+
+def _indent(lines: list[str], by: int) -> list[str]:
+    return [" " * by + line for line in lines]
+
+
+def _sum(terms: list[str]) -> str:
+    """Left to right: one order for everyone."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = f"({total} + {term})"
+    return total
+
+
+def _spread(radius: int, load: list[str]) -> list[str]:
+    """Bring the tile and its rim in: full rows first, then the rim's columns, so that few threads wait for others."""
+    (ty, tx), r = TILE, radius
+    lines = []
+    for k in range(-(-(ty + 2 * r) // ty)):  # rows j, j + ty, ..
+        rows = min(ty, ty + 2 * r - k * ty)
+        lines += ([f"if j < uint32({rows}):"] if rows < ty else ["if True:"]) + [
+            f"    jj, ii = uint32(j + uint32({k * ty})), i",
+            f"    row = {_clamped(f'top + int32(jj) - int32({r})', 'ny')}",
+            f"    col = {_clamped(f'left + int32(ii) - int32({r})', 'nx')}",
+            *_indent(load, 4),
+        ]
+    columns = 2 * r
+    for k in range(-(-(columns * (ty + 2 * r)) // (ty * tx)) if r else 0):
+        lines += [
+            f"e = uint32(j * uint32({tx}) + i + uint32({k * ty * tx}))",
+            f"if e < uint32({columns * (ty + 2 * r)}):",
+            f"    jj, ii = uint32(e // uint32({columns})), uint32(uint32({tx}) + e % uint32({columns}))",
+            f"    row = {_clamped(f'top + int32(jj) - int32({r})', 'ny')}",
+            f"    col = {_clamped(f'left + int32(ii) - int32({r})', 'nx')}",
+            *_indent(load, 4),
+        ]
+    return lines
+
+
+def _clamped(index: str, n: str) -> str:
+    return f"uint32(min(max({index}, int32(0)), {n} - int32(1)))"
+
+
+def _rows(radius: int, body: list[str]) -> list[str]:
+    """Work on every row of the tile and its rim, a thread a column: ``body`` sees row jj and column i."""
+    (ty, _), r = TILE, radius
+    lines = []
+    for k in range(-(-(ty + 2 * r) // ty)):
+        rows = min(ty, ty + 2 * r - k * ty)
+        lines += ([f"if j < uint32({rows}):"] if rows < ty else ["if True:"]) + [
+            f"    jj = uint32(j + uint32({k * ty}))",
+            *_indent(body, 4),
+        ]
+    return lines
+
+
+def _march(radius: int, fields: int, load: list[str], use: list[str], arrays: str, tail: str, begin: list[str], end: list[str],
+           early: list[str] | None = None) -> str:  # fmt: skip
+    """A kernel that marches along z with Gaussian sums of ``fields`` values a voxel; ``use`` sees s0, s1, .. at (z, y, x).
+
+    ``early`` is done for the voxel that will be used before anything waits: its loads travel while the sums are made.
+    """
+    r, taps = radius, range(2 * radius + 1)
+    ty, tx = TILE
+    lines = [
+        f"def sweep(n, tz, ty_, tx_, {arrays}{tail}):",
+        f"    raw = cuda.shared.array(({fields}, {ty + 2 * r}, {tx + 2 * r}), float32)",
+        f"    mid = cuda.shared.array(({fields}, {ty + 2 * r}, {tx}), float32)",
+        "    i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)",
+        f"    left, top = int32(cuda.blockIdx.x) * int32({tx}), int32(cuda.blockIdx.y) * int32({ty})",
+        "    x, y = uint32(left + int32(i)), uint32(top + int32(j))",
+        f"    low = int32(n[0]) + int32(cuda.blockIdx.z) * int32({DEPTH})",
+        f"    high = min(low + int32({DEPTH}), int32(n[0]) + int32(n[1]))",
+        "    ny, nx = int32(n[2]), int32(n[3])",
+        "    here = y < n[2] and x < n[3]",
+        "    at_y, at_x = min(y, uint32(ny - int32(1))), min(x, uint32(nx - int32(1)))",
+        *(f"    wy{t} = ty_[at_y, {t}]" for t in taps),
+        *(f"    wx{t} = tx_[at_x, {t}]" for t in taps),
+        *(f"    r{c}_{t} = float32(0)" for c in range(fields) for t in taps),
+        *_indent(begin, 4),
+        f"    k = low - int32({r})",
+        f"    while k < high + int32({r}):",
+        "        plane = uint32(min(max(k, int32(0)), planes - int32(1)))",
+        f"        z = uint32(k - int32({r}))",
+        f"        done = k - int32({r}) >= low and here",
+        *_indent(early or [], 8),
+        *_indent(_spread(r, load), 8),
+        "        cuda.syncthreads()",
+        *_indent(
+            _rows(r, [f"mid[{c}, jj, i] = " + _sum([f"wx{t} * raw[{c}, jj, i + uint32({t})]" for t in taps]) for c in range(fields)]),
+            8,
+        ),
+        "        cuda.syncthreads()",
+    ]
+    for c in range(fields):
+        lines += [f"        r{c}_{t} = r{c}_{t + 1}" for t in range(2 * r)]
+        lines.append(f"        r{c}_{2 * r} = " + _sum([f"wy{t} * mid[{c}, j + uint32({t}), i]" for t in taps]))
+    lines += [
+        "        if done:",
+        *(f"            s{c} = " + _sum([f"tz[z, {t}] * r{c}_{t}" for t in taps]) for c in range(fields)),
+        *_indent(use, 12),
+        "        k += int32(1)",
+        *_indent(end, 4),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _compile(source: str, name: str, **names: Any) -> Any:
+    from numba import cuda, float32, int32, int64, uint32
+
+    scope = {"cuda": cuda, "float32": float32, "int32": int32, "int64": int64, "uint32": uint32, "np": np, **names}
+    exec(compile(source, f"<sweep {name}>", "exec"), scope)
+    return cuda.jit(scope["sweep"], **OPTIONS)
+
+
+@cache
+def smooth_adam(radius: int) -> Any:
+    """Gaussian of g, Adam's moments in place, direction d, and the longest |d|^2: 72 bytes a voxel.
+
+    Arguments: n, tables z, y, x, rates, g, m, v, d, longest (1,) float32 that starts at 0.
+    """
+    import math
+
+    load = [f"raw[{c}, jj, ii] = g[{c}, plane, row, col]" for c in range(3)]
+    use = ["length = float32(0)"]
+    for c in range(3):
+        use += [
+            f"first = rates[0] * m{c} + (float32(1) - rates[0]) * s{c}",
+            f"second = rates[1] * v{c} + (float32(1) - rates[1]) * (s{c} * s{c})",
+            f"m[{c}, z, y, x], v[{c}, z, y, x] = first, second",
+            "step = -(first * rates[2]) / (math.sqrt(second * rates[3]) + rates[4])",
+            f"d[{c}, z, y, x] = step",
+            "length += step * step",
+        ]
+    use.append("most = max(most, length)")
+    early = [f"{a}{c} = float32(0)" for a in "mv" for c in range(3)] + ["if done:"]
+    early += [f"    {a}{c} = {a}[{c}, z, y, x]" for a in "mv" for c in range(3)]
+    begin, end = ["planes = int32(g.shape[1])", "most = float32(0)"], ["cuda.atomic.max(longest, 0, most)"]
+    source = _march(radius, 3, load, use, "rates, g, m, v, d, ", "longest", begin, end, early)
+    return _compile(source, f"smooth_adam {radius}", math=math)
+
+
+@cache
+def compose_smooth(radius: int) -> Any:
+    """``u <- G (s d + u o (Id + s d))``, s from the longest |d|^2: 36 bytes a voxel.
+
+    Arguments: n, tables z, y, x, first, whole (planes of the global grid), half_step, longest, d, u, composed.
+    """
+    import math
+
+    load = [
+        "dz, dy, dx = scale * d[0, plane, row, col], scale * d[1, plane, row, col], scale * d[2, plane, row, col]",
+        "fz, fy, fx = math.floor(dz), math.floor(dy), math.floor(dx)",
+        "wz, wy, wx = dz - float32(fz), dy - float32(fy), dx - float32(fx)",
+        "vz, vy, vx = float32(1) - wz, float32(1) - wy, float32(1) - wx",
+        "kz, ky, kx = int32(plane) + first + int32(fz), int32(row) + int32(fy), int32(col) + int32(fx)",
+        "k0 = uint32(min(max(kz, int32(0)), whole - int32(1)) - first)",
+        "k1 = uint32(min(max(kz + int32(1), int32(0)), whole - int32(1)) - first)",
+        "j0, j1 = uint32(min(max(ky, int32(0)), ny - int32(1))), uint32(min(max(ky + int32(1), int32(0)), ny - int32(1)))",
+        "i0, i1 = uint32(min(max(kx, int32(0)), nx - int32(1))), uint32(min(max(kx + int32(1), int32(0)), nx - int32(1)))",
+    ]
+    for c in range(3):
+        load += [
+            f"p0 = vy * (vx * u[{c}, k0, j0, i0] + wx * u[{c}, k0, j0, i1]) + wy * (vx * u[{c}, k0, j1, i0] + wx * u[{c}, k0, j1, i1])",
+            f"p1 = vy * (vx * u[{c}, k1, j0, i0] + wx * u[{c}, k1, j0, i1]) + wy * (vx * u[{c}, k1, j1, i0] + wx * u[{c}, k1, j1, i1])",
+            f"raw[{c}, jj, ii] = d{'zyx'[c]} + (vz * p0 + wz * p1)",
+        ]
+    use = [f"composed[{c}, z, y, x] = s{c}" for c in range(3)]
+    begin = [
+        "planes = int32(d.shape[1])",
+        "scale = half_step / max(float32(1), math.sqrt(longest[0]))",
+    ]
+    source = _march(radius, 3, load, use, "first, whole, half_step, longest, d, u, ", "composed", begin, [])
+    return _compile(source, f"compose_smooth {radius}", math=math)
+
+
+_FUSED = """
+def sweep(n, rows, first, affine, linear, u, origin, planes, image, fixed, weight, g):
+    sums = cuda.shared.array(({threads}, 2), float32)
+    t = uint32(cuda.threadIdx.x)
+    y, line = uint32(cuda.blockIdx.x), uint32(cuda.blockIdx.y)
+    z = uint32(line + n[0])
+    a, b = float32(0), float32(0)
+    x = t
+    while x < n[3]:
+        k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+        error, w = float32(0), float32(0)
+        dz, dy, dx = float32(0), float32(0), float32(0)
+        if touches(image, planes, k, j, i):
+            w = weight[z, y, x] if weight.shape[0] > 0 else float32(1)
+            value, dz, dy, dx = value_and_gradient(image, k - int32(origin), j, i, wz, wy, wx)
+            error = value - fixed[z, y, x]
+        r = float32(2) * w * error
+        g[0, z, y, x] = r * (linear[0] * dz + linear[3] * dy + linear[6] * dx)
+        g[1, z, y, x] = r * (linear[1] * dz + linear[4] * dy + linear[7] * dx)
+        g[2, z, y, x] = r * (linear[2] * dz + linear[5] * dy + linear[8] * dx)
+        a += w * error * error
+        b += w
+        x = uint32(x + uint32({threads}))
+    sums[t, 0], sums[t, 1] = a, b
+    cuda.syncthreads()
+    half = uint32({threads} // 2)
+    while half > uint32(0):
+        if t < half:
+            sums[t, 0] += sums[t + half, 0]
+            sums[t, 1] += sums[t + half, 1]
+        cuda.syncthreads()
+        half = uint32(half >> uint32(1))
+    if t == uint32(0):
+        rows[0, line, y], rows[1, line, y] = sums[0, 0], sums[0, 1]
+"""
+
+
+@cache
+def sample_difference() -> Any:
+    """Mean squared difference: moved, its gradient and g in one look, row sums of (w e^2, w): 32 bytes a voxel."""
+    forms = {f.name: f.form(CUDA) for f in (point, touches, value_and_gradient)}
+    return _compile(_FUSED.format(threads=ROW), "sample_difference", **forms)
+
+
+def tiles(n: tuple[int, int, int, int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Blocks and threads of a marching sweep."""
+    _, nz, ny, nx = n
+    ty, tx = TILE
+    return (-(-nx // tx), -(-ny // ty), max(1, -(-nz // DEPTH))), (tx, ty, 1)
+
+
+_LNCC = """
+def sweep(n, rows, epsilon, flat, fixed, weight, moved, out):
+    fm = cuda.shared.array((3, {H}, {W}), float32)
+    mid = cuda.shared.array((6, {H}, {tx}), float32)
+    red = cuda.shared.array((2, {ty}, {tx}), float32)
+    i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
+    left, top = int32(cuda.blockIdx.x) * int32({tx}), int32(cuda.blockIdx.y) * int32({ty})
+    x, y = uint32(left + int32(i)), uint32(top + int32(j))
+    low = int32(n[0]) + int32(cuda.blockIdx.z) * int32({depth})
+    high = min(low + int32({depth}), int32(n[0]) + int32(n[1]))
+    ny, nx, planes = int32(n[2]), int32(n[3]), int32(fixed.shape[0])
+    here = y < n[2] and x < n[3]
+    masked = weight.shape[0] > 0
+{zero}
+    k = low - int32({r})
+    while k < high + int32({r}):
+        plane = uint32(min(max(k, int32(0)), planes - int32(1)))
+        inside = int32(0) <= k < planes
+        z = uint32(k - int32({r}))
+        done = k - int32({r}) >= low and here
+        value, still = float32(0), float32(0)
+        if done:
+            value, still = moved[z, y, x], fixed[z, y, x]
+{load}
+        cuda.syncthreads()
+{across}
+        cuda.syncthreads()
+{shift}
+        if k - int32({r}) >= low:
+            red[0, j, i], red[1, j, i] = float32(0), float32(0)
+            if done:
+                w, cc, d, q, c = float32(0), float32(0), float32(0), float32(0), float32(0)
+                if value == value:
+                    w = weight[z, y, x] if masked else float32(1)
+                    cc, d, q, c = factors({sums}, epsilon, flat)
+{write}
+                red[0, j, i], red[1, j, i] = w * cc, w
+            cuda.syncwarp()
+            half = uint32({tx} // 2)
+            while half > uint32(0):
+                if i < half:
+                    red[0, j, i] += red[0, j, i + half]
+                    red[1, j, i] += red[1, j, i + half]
+                cuda.syncwarp()
+                half = uint32(half >> uint32(1))
+            if i == uint32(0) and y < n[2]:
+                rows[0, uint32(z - n[0]), y, uint32(cuda.blockIdx.x)] = red[0, j, 0]
+                rows[1, uint32(z - n[0]), y, uint32(cuda.blockIdx.x)] = red[1, j, 0]
+        k += int32(1)
+"""
+
+
+@cache
+def correlate(radius: int, exact: bool) -> Any:
+    """Window sums of local correlation; ``out`` (3, ...) receives the factors, or out[0] the centre-window slope.
+
+    Arguments: n, rows (2, planes, Y, tiles), epsilon, flat, fixed, weight, moved, out.
+    """
+    r, taps, (ty, tx) = radius, range(2 * radius + 1), TILE
+    load = [
+        "there = moved[plane, row, col]",
+        f"real = inside and there == there and int32(row) == top + int32(jj) - int32({r}) and int32(col) == left + int32(ii) - int32({r})",
+        "w = (weight[plane, row, col] if masked else float32(1)) if real else float32(0)",
+        "fm[0, jj, ii], fm[1, jj, ii], fm[2, jj, ii] = fixed[plane, row, col], there if real else float32(0), w",
+    ]
+    across = ["a, b, c, d, e, f = float32(0), float32(0), float32(0), float32(0), float32(0), float32(0)"]
+    for t in taps:
+        at = f"jj, i + uint32({t})"
+        across += [
+            f"s, m, w = fm[0, {at}], fm[1, {at}], fm[2, {at}]",
+            "ws, wm = w * s, w * m",
+            "a, b, c, d, e, f = a + w, b + ws, c + wm, d + ws * s, e + wm * m, f + ws * m",
+        ]
+    across += ["mid[0, jj, i], mid[1, jj, i], mid[2, jj, i] = a, b, c", "mid[3, jj, i], mid[4, jj, i], mid[5, jj, i] = d, e, f"]
+    zero = [f"    r{c}_{t} = float32(0)" for c in range(6) for t in taps]
+    shift = []
+    for c in range(6):
+        shift += [f"        r{c}_{t} = r{c}_{t + 1}" for t in range(2 * r)]
+        shift.append(f"        r{c}_{2 * r} = " + _sum([f"mid[{c}, j + uint32({t}), i]" for t in taps]))
+    sums = ", ".join(_sum([f"r{c}_{t}" for t in taps]) for c in range(6))
+    factors_out = "                out[0, z, y, x], out[1, z, y, x], out[2, z, y, x] = w * d, w * q, w * c"
+    slope_out = "                out[0, z, y, x] = -(w * (still * d - value * q + c)) if value == value else float32(0)"
+    source = _LNCC.format(
+        H=ty + 2 * r, W=tx + 2 * r, ty=ty, tx=tx, r=r, depth=DEPTH, zero="\n".join(zero), shift="\n".join(shift), sums=sums,
+        load="\n".join(_indent(_spread(r, load), 8)), across="\n".join(_indent(_rows(r, across), 8)),
+        write=factors_out if exact else slope_out,
+    )  # fmt: skip
+    if DISABLED:
+        source = source.replace("cuda.syncwarp()", "cuda.syncthreads()")
+    return _compile(source, f"correlate {radius}", factors=factors.form(CUDA))
+
+
+__all__ = ["LEAST", "compose_smooth", "correlate", "sample_difference", "smooth_adam", "tiles"]

@@ -1,0 +1,56 @@
+"""Real workers: a cluster of processes, and registrations that take it a moment."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster
+
+import daskreg
+from daskreg.workflows.register import Result
+from daskreg.workflows.verify import Comparison, compare
+
+COMMS = ["tcp", "ucx"]
+
+
+@contextmanager
+def cluster(workers: int, **options: Any) -> Iterator[Client]:
+    """So many worker processes that nobody else uses, started anew when they die."""
+    options = {"threads_per_worker": 1, "dashboard_address": None, "memory_limit": 0, "silence_logs": logging.CRITICAL} | options
+    with (
+        LocalCluster(n_workers=workers, processes=True, **options) as found,
+        Client(found, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def require(comm: str) -> None:
+    """Skip where UCX is not installed."""
+    if comm == "ucx":
+        pytest.importorskip("ucxx")
+
+
+def addresses(client: Client) -> list[str]:
+    """Workers in the order in which a run gives them ranks."""
+    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def processes(client: Client) -> list[int]:
+    """Their process ids, by rank."""
+    found = client.run(os.getpid)
+    return [found[a] for a in addresses(client)]
+
+
+def run(client: Client, *images: Any, **options: Any) -> Result:
+    """Register without checkpoints, unless told otherwise."""
+    return daskreg.register(*images, client=client, **{"checkpoint": None, "retries": 0, **options})
+
+
+def same(first: Result, other: Result) -> Comparison:
+    """A comparison that is true where not a bit differs."""
+    return compare(first, other, len(other.report["ranks"]))

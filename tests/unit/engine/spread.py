@@ -1,0 +1,95 @@
+"""One image, one level, one run spread over ranks that are threads, each with a single thread for its kernels."""
+
+from collections import namedtuple
+
+import numpy as np
+
+from daskreg.comm.local import run
+from daskreg.engine.images import Image, normalise
+from daskreg.engine.rank import Rank
+from daskreg.engine.report import Watch
+from daskreg.grid import Grid, Partition
+from daskreg.kernels.launch import use_threads
+from daskreg.planning import make_plan
+from tests.phantoms import rotation
+
+Result = namedtuple("Result", "affine displacement losses traffic")
+
+
+def on_ranks(size, function):
+    """``function(comm)`` on so many ranks."""
+
+    def alone_on_a_core(comm):
+        use_threads(1)
+        return function(comm)
+
+    return run(size, alone_on_a_core)
+
+
+def piece(comm, voxels, grid, partition, rim=0, mask=None):
+    """This rank's part of an image."""
+    held = partition.around(comm.rank, rim)
+    mine = slice(held.start, held.stop)
+    return Image(voxels[mine].copy(), grid, partition, held, None if mask is None else mask[mine].copy(), comm.rank, rim)
+
+
+def cut(planes, *cuts):
+    """A partition of any slabs, empty ones too."""
+    ends = sorted(min(c, planes) for c in cuts)
+    slabs = Partition.of(planes, 1).slabs[:1]
+    span = type(slabs[0])
+    return Partition(planes, tuple(span(a, b) for a, b in zip([0, *ends], [*ends, planes], strict=True)))
+
+
+def grids(fixed, moving):
+    """Two grids of these shapes that share neither spacing, origin nor direction."""
+    turn = tuple(map(tuple, rotation((7, -9, 13))))
+    middle = Grid(moving, (1.1, 0.9, 1.0), direction=turn).center - Grid(fixed).center
+    return Grid(fixed), Grid(moving, (1.1, 0.9, 1.0), tuple(-middle), turn)
+
+
+class Registration:
+    """Two images, perhaps masked, by one configuration, on any number of ranks."""
+
+    def __init__(self, fixed, moving, config, masks=(None, None)):
+        self.voxels, self.masks, self.config = (fixed, moving), masks, config
+        self.grids = grids(fixed.shape, moving.shape)
+
+    def plan(self, ranks, residency):
+        masked = self.masks[0] is not None, self.masks[1] is not None
+        return make_plan(*self.grids, self.config, workers=ranks, residency=residency, fewest=1, masks=masked)
+
+    def images(self, plan, comm):
+        for role, partition, rim in ((0, plan.partition, plan.rims[0]), (1, plan.shards, plan.rims[1])):
+            image = piece(comm, self.voxels[role], self.grids[role], partition, rim, self.masks[role])
+            normalise(image.voxels, self.config, comm, "an image", partition[comm.rank].within(image.held))
+            yield image
+
+    def rank(self, comm, residency, watch=None, save=None):
+        plan = self.plan(comm.size, residency)
+        return Rank(plan, tuple(self.images(plan, comm)), np.eye(4), comm, watch or Watch(), save)
+
+    def outcome(self, rank):
+        """What a rank comes to, its displacement without halo."""
+        made = rank.run()
+        u = None if made.displacement is None else made.displacement[:, made.block.inner].copy()
+        return Result(made.affine, u, [level.losses for level in made.levels], rank.comm.traffic)
+
+    def run(self, ranks, residency="replicate"):
+        return whole(on_ranks(ranks, lambda comm: self.outcome(self.rank(comm, residency))))
+
+
+def whole(parts):
+    """One result of those of all ranks, which agree on all but their planes; losses are rank 0's."""
+    assert all(p.affine.tobytes() == parts[0].affine.tobytes() for p in parts)
+    u = None if parts[0].displacement is None else np.concatenate([p.displacement for p in parts], axis=1)
+    return Result(parts[0].affine, u, parts[0].losses, sum((p.traffic for p in parts), start=type(parts[0].traffic)()))
+
+
+def assert_same_bits(found, expected):
+    """Transform and losses."""
+    assert found.losses == expected.losses
+    assert found.affine.tobytes() == expected.affine.tobytes()
+    if expected.displacement is not None:
+        np.testing.assert_array_equal(found.displacement, expected.displacement)
+        assert found.displacement.tobytes() == expected.displacement.tobytes()

@@ -1,0 +1,256 @@
+"""Where the moving image lives does not show in what is read of it, and only what is reached travels."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskreg.comm import Alone
+from daskreg.engine.halo import Block
+from daskreg.engine.images import Image
+from daskreg.engine.sampler import MARGIN, Resident, affine_needs, displaced_range, make_sampler, slack, spans
+from daskreg.engine.smoothing import Smoother
+from daskreg.grid import Grid, Partition, Span
+from daskreg.kernels.compose import compose
+from daskreg.kernels.launch import box
+from daskreg.optimizers.adam import step_scale
+from daskreg.planning import RESIDENCIES
+from daskreg.transforms.linear import affine_slope, fixed_point, linear_part
+from tests.cases import image, vectors, weights
+from tests.phantoms import rotation
+from tests.unit.engine.spread import on_ranks, piece
+
+FIXED, MOVING = (11, 6, 7), (14, 7, 6)
+ONE = (1, 1, 1)
+PLANE = 4 * MOVING[1] * MOVING[2]  # bytes
+HALO = 1
+FEW = settings(max_examples=40, deadline=None)
+
+
+def turned(*degrees, shift=(0, 0, 0)):
+    """Index map: a rotation about both middles, and a shift."""
+    m = np.eye(4)
+    m[:3, :3] = rotation(degrees)
+    m[:3, 3] = (np.array(MOVING) - 1) / 2 - m[:3, :3] @ ((np.array(FIXED) - 1) / 2) + shift
+    return m
+
+
+def along_z(scale, shift):
+    """Plane z of the fixed image onto plane ``scale z + shift``."""
+    m = np.eye(4)
+    m[0, 0], m[0, 3] = scale, shift
+    return m
+
+
+def bump(size):
+    """No displacement but in the middle of the grid, where it is ``size`` voxels along z."""
+    u = np.zeros((3, *FIXED), np.float32)
+    u[0, 5, 3, 3] = size
+    return u
+
+
+def place_of(matrix, first=0):
+    return first, fixed_point(matrix), linear_part(matrix)
+
+
+def read(sampler, n, place, u, slope):
+    """Values, weights, dC/du and the linear sums of the planes ``n``."""
+    shape = slope.shape
+    moved, weight, g, linear = np.zeros(shape, np.float32), np.zeros(shape, np.float32), *np.zeros((2, 3, *shape), np.float32)
+    sampler.look(n, place, u, moved, weight if sampler.masked else None, g if sampler.keeps_gradient else None)
+    slope = np.where(np.isfinite(moved), slope, 0).astype(np.float32)
+    sampler.pull_back(n, place, u, slope, g)
+    rest = np.zeros(shape, np.float32)
+    sampler.look(n, place, None, rest, None, linear if sampler.keeps_gradient else None)
+    slope[np.isnan(rest)] = 0
+    sums = affine_slope(sampler.sums(n, place, slope, linear), place[0] + box(n)[0])
+    planes = slice(box(n)[0], box(n)[0] + box(n)[1])
+    return moved[planes], weight[planes], g[:, planes], rest[planes], sums
+
+
+def at_once(matrix, u, mask):
+    """All of it on one rank that holds the whole image."""
+    sampler = Resident(image(*MOVING), mask, MOVING[0])
+    return read(sampler, FIXED, place_of(matrix), u, image(*FIXED, seed=5) - np.float32(0.5))
+
+
+def spread(ranks, residency, matrix, u, mask):
+    """The same on ranks, planes joined."""
+    blocks, shards, slope = Partition.of(FIXED[0], ranks, 1), Partition.of(MOVING[0], ranks, 1), image(*FIXED, seed=5)
+
+    def rank(comm):
+        block = Block(FIXED, blocks, comm.rank, HALO)
+        sampler = make_sampler(residency, piece(comm, image(*MOVING), Grid(MOVING), shards, 0, mask), ONE, shards, comm)
+        held = slice(block.held.start, block.held.stop)
+        place, mine = place_of(matrix, block.first), np.ascontiguousarray(u[:, held])
+        ends = comm.gather(np.array(displaced_range(block, 0, place, mine)))
+        rest = affine_needs(place, blocks, FIXED)
+        needs = [hull(a, b) for a, b in zip(spans(ends), rest, strict=True)]
+        sampler.prepare(needs)
+        return read(sampler, block.box(), place, mine, slope[held] - np.float32(0.5))
+
+    parts = list(zip(*on_ranks(ranks, rank), strict=True))
+    axes = (0, 0, 1, 0, 1)
+    return [np.concatenate(part, axis=axis) for part, axis in zip(parts, axes, strict=True)]
+
+
+def hull(a, b):
+    """The planes from the first of either to the last."""
+    return a if not len(b) else b if not len(a) else Span(min(a.start, b.start), max(a.stop, b.stop))
+
+
+def assert_same_bits(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.tobytes() == b.tobytes()
+
+
+MATRICES = {
+    "identity": np.eye(4),
+    "rotated a little": turned(6, -11, 17, shift=(0.3, -0.4, 0.2)),
+    "upside down, so that far shards are needed": turned(0, 172, 9),
+    "on its side, so that every shard is": turned(3, 91, 20),
+    "partly out of the image": turned(10, 20, 5, shift=(8, 1, -2)),
+    "out of the image": turned(0, 0, 0, shift=(60, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("field", ["random", "bump"])
+def test_every_residency_gives_the_bits_of_one_whole_image(residency, name, field):
+    u = vectors(*FIXED, size=3) if field == "random" else bump(7)
+    mask = weights(*MOVING)
+    assert_same_bits(spread(4, residency, MATRICES[name], u, mask), at_once(MATRICES[name], u, mask))
+
+
+@FEW
+@given(
+    ranks=st.integers(2, 16), residency=st.sampled_from(RESIDENCIES), seed=st.integers(0, 99), size=st.sampled_from([0.3, 2, 9]),
+    degrees=st.tuples(*[st.integers(-180, 180)] * 3), masked=st.booleans(),
+)  # fmt: skip
+def test_random_maps_and_displacements_give_the_bits_of_one_whole_image(ranks, residency, seed, size, degrees, masked):
+    """Ranks without planes too."""
+    u, mask, matrix = vectors(*FIXED, size=size, seed=seed), weights(*MOVING) if masked else None, turned(*degrees)
+    assert_same_bits(spread(ranks, residency, matrix, u, mask), at_once(matrix, u, mask))
+
+
+def travelled(residency, matrix, u, looks=1, ranks=3):
+    """Bytes that each rank sent for looks at the moving image."""
+    blocks, shards = Partition.of(FIXED[0], ranks, 1), Partition.of(MOVING[0], ranks, 1)
+
+    def rank(comm):
+        block = Block(FIXED, blocks, comm.rank)
+        place, mine = place_of(matrix, block.first), np.ascontiguousarray(u[:, block.own.start : block.own.stop])
+        sampler = make_sampler(residency, piece(comm, image(*MOVING), Grid(MOVING), shards), ONE, shards, comm)
+        before = comm.traffic.copy()
+        for _ in range(looks):
+            sampler.prepare(spans(comm.gather(np.array(displaced_range(block, 0, place, mine)))))
+            sampler.look(block.box(), place, mine, block.scalar(), None, None)
+        sent = comm.traffic - before
+        return sent["ring"] + sent["window"]
+
+    return on_ranks(ranks, rank)
+
+
+@pytest.mark.parametrize(("residency", "silent"), [("ring", [1, 2]), ("window", [2])])
+def test_only_shards_that_somebody_reaches_are_sent(residency, silent):
+    """All points fall between planes 1 and 2, which are rank 0's; rank 1 has the margin of a window."""
+    sent = travelled(residency, along_z(0.05, 1.2), np.zeros((3, *FIXED), np.float32))
+    assert [rank for rank, n in enumerate(sent) if n == 0] == silent
+
+
+def test_of_a_shard_only_the_planes_in_reach_go_round():
+    """Fixed slabs meet at planes 3 and 7, moving ones at 4 and 9; each rank reads a plane before its own and two behind."""
+    sent = travelled("ring", np.eye(4), np.zeros((3, *FIXED), np.float32))
+    needs = [Span(-1, 5), Span(2, 9), Span(6, 13)]
+    shards = Partition.of(MOVING[0], 3, 1).slabs
+    assert sent == [sum(len(shard & need) for r, need in enumerate(needs) if r != k) * PLANE for k, shard in enumerate(shards)]
+
+
+@pytest.mark.parametrize("residency", ["window", "ring"])
+def test_a_bump_in_the_middle_of_a_block_fetches_the_planes_it_reaches(residency):
+    """Neither corners nor faces of the block tell of it."""
+    still, far = (travelled(residency, along_z(1, 0), bump(size)) for size in (0, 8))
+    assert far[2] > still[2]
+
+
+def test_a_window_is_fetched_once_while_the_reach_stays_inside():
+    one, many = (travelled("window", turned(6, -11, 17), vectors(*FIXED, size=1), looks) for looks in (1, 5))
+    assert one == many
+    assert sum(one) > 0
+
+
+@pytest.mark.parametrize("shift", [1, 3, 6, -6, 40])
+def test_a_window_moves_when_the_reach_leaves_it_and_fetches_no_plane_twice(shift):
+    """From planes 3 to 5 to others: what both have is copied, the rest comes from its owners, and all of it is right."""
+    moving, shards = image(60, *MOVING[1:]), Partition.of(60, 4, 1)
+    first, then = [Span(30, 33)] * 4, [Span(30 + shift, 33 + shift)] * 4
+
+    def window(need, before):
+        inside = need & Span(0, 60)
+        return before if inside & before == inside else inside.grow(MARGIN) & Span(0, 60)
+
+    def rank(comm):
+        sampler = make_sampler("window", piece(comm, moving, Grid(moving.shape), shards), ONE, shards, comm)
+        sampler.prepare(first)
+        before, old = comm.traffic["window"], Span(sampler.origin, sampler.origin + len(sampler.image))
+        sampler.prepare(then)
+        new = Span(sampler.origin, sampler.origin + len(sampler.image))
+        np.testing.assert_array_equal(sampler.image, moving[new.start : new.stop])
+        return old, new, comm.traffic["window"] - before
+
+    found, own = on_ranks(4, rank), shards.slabs
+    expected = window(then[0], window(first[0], Span(0, 0)))
+    assert all(new == expected for _, new, _ in found)
+    old, new = found[0][:2]
+    lacking = [
+        {z for z in range(new.start, new.stop) if not old.start <= z < old.stop} - set(range(s.start, s.stop)) for s in own
+    ]
+    assert sum(sent for *_, sent in found) == sum(map(len, lacking)) * PLANE
+
+
+@FEW
+@given(
+    seed=st.integers(0, 999), size=st.sampled_from([0.2, 2.0, 8.0]), step=st.sampled_from([0.1, 0.5, 1.0]),
+    sigma=st.sampled_from([0.0, 0.5, 1.0]), degrees=st.tuples(*[st.integers(-180, 180)] * 3), stretch=st.floats(0.3, 3),
+)  # fmt: skip
+def test_one_step_leaves_the_range_by_no_more_than_the_slack(seed, size, step, sigma, degrees, stretch):
+    """Composition with the longest step allowed and smoothing, of any displacement, under any linear map."""
+    matrix = turned(*degrees) @ np.diag([stretch, 1, 1 / stretch, 1])
+    grid, place = Block(FIXED, Partition.of(FIXED[0], 1)), place_of(matrix)
+    u, d, made = vectors(*FIXED, size=size, seed=seed), vectors(*FIXED, size=1, seed=seed + 1), grid.vector()
+    smoother = Smoother(grid, sigma)
+    reach = smoother.reach + 1
+    compose(FIXED, 0, FIXED[0], step_scale((d**2).sum(axis=0).max(), step) * (step_is_full(d)), d, u, made)
+    after = np.empty_like(made)
+    smoother.into(FIXED, made.copy(), np.empty_like(made), after)
+    room = slack(place, reach, step)
+    for rank in range(3):
+        block = Block(FIXED, Partition.of(FIXED[0], 3, 1), rank, FIXED[0])
+        low, high = displaced_range(block, reach, place, u)
+        least, most = displaced_range(block, 0, place, after)
+        assert least >= low - room - 1e-4
+        assert most <= high + room + 1e-4
+
+
+def step_is_full(d):
+    """What a direction shorter than one is stretched by, so that the longest step is as long as it may be."""
+    return np.float32(max(1.0, 1 / np.sqrt((d**2).sum(axis=0).max())))
+
+
+@FEW
+@given(degrees=st.tuples(*[st.integers(-180, 180)] * 3), ranks=st.integers(1, 12))
+def test_a_slab_s_corners_bound_what_it_reads_without_displacement(degrees, ranks):
+    matrix, partition = turned(*degrees), Partition.of(FIXED[0], ranks, 1)
+    for slab, need in zip(partition.slabs, affine_needs(place_of(matrix), partition, FIXED), strict=True):
+        if len(slab):
+            points = np.moveaxis(np.indices(FIXED)[:, slab.start : slab.stop], 0, -1) @ matrix[0, :3] + matrix[0, 3]
+            assert need.start <= np.floor(points.min())
+            assert need.stop >= np.floor(points.max()) + 2
+
+
+def test_on_one_rank_every_residency_is_resident():
+    whole = Image.whole(image(*MOVING), Grid(MOVING))
+    made = [make_sampler(r, whole, ONE, Partition.of(MOVING[0], 1), Alone()) for r in RESIDENCIES]
+    assert {type(s) for s in made} == {Resident}
