@@ -100,7 +100,7 @@ def register(
     memory: Memory = None,
     residency: Residency = "auto",
     comm: Annotated[str, typer.Option("--comm", metavar="auto|tcp|ucx", help="how workers talk to each other")] = "auto",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads in all (all cores by default)")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of a worker (default: its share)")] = None,
     device: Annotated[Device, typer.Option("--device", help="where kernels run")] = Device.auto,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of an unfinished RUN.zarr")] = False,
     checkpoint: Annotated[float, typer.Option("--checkpoint-every", min=0, help="seconds between two checkpoints")] = 180.0,

@@ -6,12 +6,12 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from distributed import Client, Worker, get_worker, wait
+from distributed import Client, Lock, Worker, get_worker, wait
 from distributed.client import Future
 
 from daskreg.cluster.job import Job, execute
@@ -23,6 +23,7 @@ log = logging.getLogger("daskreg")
 Choice = Kind | Literal["auto"]
 EVERY = 0.1  # seconds between two progress messages
 LOOK = 0.5  # seconds between two looks at whether all workers are there
+PATIENT = 2.0  # seconds a lock is waited for in silence
 SOON = 10.0  # seconds after which the end of a level is worth a checkpoint
 GRACE = 60.0  # seconds in which ranks that were asked to stop write their checkpoint
 
@@ -121,7 +122,8 @@ def run_job(
     job = make_job(len(members))
     for left in range(retries, -1, -1):
         try:
-            return _run(client, job, members, watch, comm, deadline)
+            with _held(client, members):
+                return _run(client, job, members, watch, comm, deadline)
         except RankLost as error:
             if not left:
                 raise
@@ -306,10 +308,36 @@ def _dismiss(client: Client, gang: Gang, futures: list[Future[Any]]) -> None:
     if any(not f.done() for f in futures):
         client.cancel(futures, force=True)
         end = time.monotonic() + 5
-        while time.monotonic() < end and any(client.processing().values()):
+        while time.monotonic() < end and _busy(client, gang):
             time.sleep(0.05)
     client.unsubscribe_topic(gang.run)
     client.run(_rise, gang.run, workers=_present(client, gang), on_error="ignore")
+
+
+def _busy(client: Client, gang: Gang) -> bool:
+    """Whether a rank of this run still works."""
+    return any(str(key).startswith(gang.run) for keys in client.processing().values() for key in keys)
+
+
+@contextmanager
+def _held(client: Client, members: Sequence[str]) -> Iterator[None]:
+    """No other run has these workers: ranks that wait for a rank whose worker is busy would take it for lost.
+
+    One lock a worker, always in the same order, so that two runs cannot wait for each other; a driver that dies loses its locks.
+    """
+    with ExitStack() as held:
+        for address in sorted(members):
+            lock = Lock(f"daskreg-{address}", scheduler_rpc=client.scheduler, loop=client.loop)
+            if not lock.acquire(timeout=PATIENT):
+                log.warning("worker %s is busy with another registration; waiting for it", address)
+                lock.acquire()
+            held.callback(_release, lock)
+        yield
+
+
+def _release(lock: Lock) -> None:
+    with suppress(Exception):  # the scheduler may be gone, and the lock with it
+        lock.release()
 
 
 def _present(client: Client, gang: Gang) -> list[str]:

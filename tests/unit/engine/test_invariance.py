@@ -16,7 +16,8 @@ from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, w
 
 FIXED, MOVING = (17, 12, 11), (15, 13, 12)
 RANKS = [(n, residency) for n in (2, 3, 4, 5) for residency in RESIDENCIES]
-SOME = [(2, "window"), (3, "replicate"), (4, "ring"), (5, "window"), (21, "ring")]
+SOME = [(2, "window"), (3, "replicate"), (5, "window"), (21, "ring")]
+FEW = [(3, "ring"), (5, "window")]
 SIMILARITIES = {"mse": MSE(), "lncc exact": LNCC(radius=2), "lncc center": LNCC(radius=3, gradient="center"), "mi": MI(bins=16)}
 
 
@@ -69,7 +70,7 @@ def test_the_number_of_ranks_does_not_show(name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_number_of_ranks_does_not_show_with_other_stages(name):
     """Nor where some ranks have no planes."""
-    assert_nowhere_to_be_seen(registration(OTHERS[name]), SOME)
+    assert_nowhere_to_be_seen(registration(OTHERS[name]), FEW if name == "all stages" else SOME)
 
 
 @pytest.mark.parametrize("similarity", [MSE(), LNCC(radius=2), MI(bins=16)], ids=["mse", "lncc", "mi"])
