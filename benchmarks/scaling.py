@@ -9,8 +9,9 @@ do without any ranks. ``seconds``: of one iteration at the finest level, halos a
 ``efficiency``: of the time that ideal workers need; ``efficiency_of_cores``: where there are more workers than cores, of the
 time that ideal workers need on those cores, which is all that this machine can show. Runs alternate, so that a slow minute hits
 all alike. Rows by ``part``: ``strong`` (one volume), ``weak`` (one block a worker), ``link`` (both ways at once between two
-workers; seconds = latency + bytes / bandwidth), ``kernels`` (seconds a voxel of the samplers, for scaling_model.py), ``before``
-(whole command lines of this engine on one worker and of revision e36090b, the last without ranks).
+workers; seconds = latency + bytes / bandwidth), ``kernels`` (seconds a voxel of the samplers), ``crowded`` (how much slower a run
+of one rank is while every other core has another such run: memory is shared, no bytes are), ``before`` (whole command lines of
+this engine on one worker and of revision e36090b, the last without ranks).
 Writes ``benchmarks/results/scaling.json``, which ``scaling_model.py`` reads.
 """
 
@@ -26,7 +27,8 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -57,7 +59,7 @@ from tests import phantoms
 Shape = tuple[int, int, int]
 Volume = NDArray[np.float32]
 LOSSES: dict[str, Any] = {"mse": MSE(), "lncc": LNCC(), "mi": MI()}
-PARTS = ("link", "kernels", "strong", "weak", "before")
+PARTS = ("link", "kernels", "crowded", "strong", "weak", "before")
 BEFORE = "e36090b"  # the last revision whose engine knows no ranks
 BUNDLED = ("quickstart_mni2009c_T1_2mm.nii.gz", "quickstart_colin27_T1_2mm.nii.gz")
 BRAIN = ("mni152nlin6_T1_brain_1mm.nii.gz", "multipropreg_oasisatlas_T1_1mm.nii.gz")
@@ -80,7 +82,7 @@ def versions() -> dict[str, str]:
 def cluster(workers: int) -> Iterator[Client]:
     """Worker processes of one thread each on this machine; a run takes as many of them as it asks for."""
     with (
-        LocalCluster(workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", memory_limit=0) as local,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as local,
         Client(local, set_as_default=False) as client,
     ):
         client.wait_for_workers(workers, timeout=120)
@@ -135,12 +137,13 @@ class Spec:
 
 
 def specs(args: argparse.Namespace) -> list[Spec]:
-    """Strong scaling of every loss, weak scaling of the first alone: the others say the same."""
+    """Strong scaling of the first loss in full, of the others as far as the model needs; weak scaling of the first alone."""
     found = []
     for loss in args.losses if "strong" in args.parts else ():
-        kinds = RESIDENCIES if loss == args.losses[0] else RESIDENCIES[1:]
+        first = loss == args.losses[0]
+        kinds, sizes = (RESIDENCIES, args.sizes[1:]) if first else (RESIDENCIES[1:], args.sizes[1:2])
         found += [Spec("strong", loss, args.shape, 1, "replicate", t) for t in sorted({1, CORES})]
-        found += [Spec("strong", loss, args.shape, n, r) for n in args.sizes[1:] for r in kinds]
+        found += [Spec("strong", loss, args.shape, n, r) for n in sizes for r in kinds]
     for n in args.sizes if "weak" in args.parts else ():
         shape = (args.planes * n, *args.shape[1:])
         found += [Spec("weak", args.losses[0], shape, n, r) for r in (RESIDENCIES if n > 1 else RESIDENCIES[:1])]
@@ -228,12 +231,15 @@ def _swaps(comm: Communicator, size: int, repeats: int) -> float:
 
 
 def links(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Latency from the smallest message, bandwidth from the two largest."""
+    """Latency from messages of up to 64 KiB, bandwidth from the two largest."""
     with cluster(2) as client:
         for kind in ("ucx", "tcp"):
             took = link(client, kind)
             less, most = sorted(took)[-2:]
-            figures = {"latency": took[min(took)], "bandwidth": (most - less) / max(took[most] - took[less], 1e-9)}
+            figures = {
+                "latency": median(s for size, s in took.items() if size <= 1 << 16),
+                "bandwidth": (most - less) / max(took[most] - took[less], 1e-9),
+            }
             measured = {str(size): round(s, 6) for size, s in took.items()}
             row = {"case": f"link, {kind}", "program": "daskreg", "part": "link", "comm": kind, **figures}
             measure.emit({**row, "seconds_by_bytes": measured, "cores": CORES, "versions": versions()}, rows)
@@ -276,6 +282,24 @@ def _best_of(job: Callable[[], Any], repeats: int) -> float:
         job()
         took.append(time.perf_counter() - start)
     return median(took)
+
+
+def crowded(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Seconds an iteration of one rank alone, and of as many as there are cores, each a run of its own."""
+    with ExitStack() as stack, ThreadPoolExecutor(CORES) as pool:
+        clients = [stack.enter_context(cluster(1)) for _ in range(CORES)]
+        for loss in args.losses:
+            spec = Spec("crowded", loss, args.shape, 1, "replicate")
+
+            def together(some: list[Client], iterations: int, spec: Spec = spec) -> float:
+                return median(pool.map(lambda client: once(client, spec, iterations, args.comm), some))
+
+            together(clients, 2)  # compiles
+            runs = [(together(clients[:1], 2 * args.iterations), together(clients, 2 * args.iterations)) for _ in range(3)]
+            alone, beside = (median(column) for column in zip(*runs, strict=True))
+            row = {"case": f"crowded, {loss}", "program": "daskreg", "part": "crowded", "loss": loss, "shape": args.shape}
+            figures = {"alone": round(alone, 5), "beside": round(beside, 5), "crowded": round(beside / alone, 3)}
+            measure.emit({**row, **figures, "cores": CORES, "versions": versions()}, rows)
 
 
 # --- the engine before --------------------------------------------------------------------------------------------------
@@ -366,9 +390,9 @@ def main() -> None:
     parser.add_argument("--parts", type=listed(PARTS), default=list(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--losses", type=listed(list(LOSSES)), default=["lncc", "mse", "mi"], help="the first in full")
     parser.add_argument("--sizes", type=sizes_of, default=[1, 2, 3, 4], help="numbers of workers; 1 is always among them")
-    parser.add_argument("--shape", type=shape_of, default=(96, 128, 128), help="ZxYxX, of strong scaling and the kernels")
+    parser.add_argument("--shape", type=shape_of, default=(96, 112, 112), help="ZxYxX, of strong scaling and the kernels")
     parser.add_argument("--planes", type=int, default=48, help="of a worker's block in weak scaling")
-    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--iterations", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--comm", choices=("auto", "tcp", "ucx"), default="auto")
     parser.add_argument("--data", type=Path, default=None, help="folder of the brain pair, for the part 'before'")
@@ -376,7 +400,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=measure.RESULTS / "scaling.json")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    steps = {"link": links, "kernels": kernels, "before": before}
+    steps = {"link": links, "kernels": kernels, "crowded": crowded, "before": before}
     for part in (p for p in PARTS if p in args.parts and p in steps):
         steps[part](args, rows)
         measure.save(rows, args.out)

@@ -14,12 +14,11 @@ from daskreg.similarity.base import Similarity, Volume
 class LocalCorrelation(Similarity):
     """Windows of (2 radius + 1)^3 voxels; the gradient is exact, or that of the centre window alone."""
 
-    steep = 0.1
-
     def __init__(self, radius: int, epsilon: float = 1e-12, flat: float = 0.0, exact: bool = True) -> None:
         self.radius, self.exact = radius, exact
         self.epsilon, self.flat = np.float32(epsilon), np.float32(flat**2)
         self.reach = 2 * radius if exact else radius
+        self.steep = 0.1 if exact else 0.1 / (2 * radius + 1) ** 3  # the exact gradient adds up as many windows as one has voxels
         self._ones = (np.float32(1),) * (2 * radius + 1)
 
     def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:

@@ -5,10 +5,12 @@ import pytest
 from numba import cuda
 
 from tests.cases import CASES
-from tests.parity.outputs import outputs
+from tests.parity.outputs import outputs, written
 
 pytestmark = pytest.mark.gpu
 RELATIVE, ABSOLUTE = 2e-5, 2e-6  # as in tests/parity
+RESTING = sorted(name for name in CASES if any(a is None for a in CASES[name]()))
+NAMES = sorted(set(CASES) - set(RESTING))
 UNITS = 4  # of the fixed-point histogram: a fused multiply-add may round a voxel the other way
 
 
@@ -16,10 +18,10 @@ UNITS = 4  # of the fixed-point histogram: a fused multiply-add may round a voxe
 def both():
     """Results of the CPU, and of the CUDA device twice."""
     assert cuda.is_available(), "these tests need a CUDA device; leave out '-m gpu' where there is none"
-    return outputs("cpu"), outputs("cuda"), outputs("cuda")
+    return outputs("cpu", NAMES), outputs("cuda", NAMES), outputs("cuda", NAMES)
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", NAMES)
 def test_the_device_agrees_with_the_cpu(both, name):
     for a, b in zip(both[0][name], both[1][name], strict=True):
         if a.dtype.kind == "f":
@@ -28,7 +30,14 @@ def test_the_device_agrees_with_the_cpu(both, name):
             np.testing.assert_allclose(b, a, rtol=0, atol=UNITS if name == "joint_histogram" else 0)
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", NAMES)
 def test_the_device_repeats_itself_bit_for_bit(both, name):
     for a, b in zip(both[1][name], both[2][name], strict=True):
         np.testing.assert_array_equal(b, a)
+
+
+@pytest.mark.xfail(raises=NotImplementedError, reason="numba-cuda passes no None to a kernel on a device, though it compiles one")
+@pytest.mark.parametrize("name", RESTING)
+def test_the_device_agrees_with_the_cpu_without_displacement(name):
+    for a, b in zip(written(name, "cpu"), written(name, "cuda"), strict=True):
+        np.testing.assert_allclose(b, a, rtol=RELATIVE, atol=ABSOLUTE * max(1.0, float(np.nanmax(np.abs(a)))))

@@ -9,10 +9,10 @@ from daskreg.comm import Alone
 from daskreg.config import LNCC, MI, MSE
 from daskreg.engine.sums import add_up
 from daskreg.grid import Partition
-from daskreg.similarity import NOWHERE, make
+from daskreg.similarity import NOWHERE, LocalCorrelation, make
 from tests import reference
 from tests.cases import empty, weights
-from tests.phantoms import blobs
+from tests.phantoms import blobs, known_warp_pair
 
 SHAPE = (13, 14, 15)
 UNIT = (0.0, 1.0)
@@ -102,3 +102,18 @@ def test_flat_windows_do_not_divide_by_zero():
     loss, _, slope = computed(LNCC(), flat, NOWHERE, flat)
     assert loss == 0
     assert not slope.any()
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3])
+def test_a_clear_gradient_of_the_centre_window_is_as_many_times_smaller_as_the_window_has_voxels(radius):
+    fixed, moving, *_ = known_warp_pair((24, 24, 24), 2.0, 0)
+    fixed, moving = ((a - a.min()).astype(np.float32) / np.ptp(a).astype(np.float32) for a in (fixed, moving))
+    lengths, steep = [], []
+    for exact in (True, False):
+        loss, slope = LocalCorrelation(radius, flat=0.002, exact=exact), moving.copy()
+        fields = np.zeros((3, *fixed.shape), np.float32)
+        total = loss.partial(fixed.shape, fixed, NOWHERE, slope, fields)
+        loss.finish(fixed.shape, total, fixed, NOWHERE, slope, fields)
+        lengths.append(float(np.sqrt((slope**2).mean())))
+        steep.append(loss.steep)
+    assert 0.5 < (lengths[0] / lengths[1]) / (steep[0] / steep[1]) < 2
