@@ -122,14 +122,14 @@ def signature(name: str, kernel: Any) -> tuple[Any, ...]:
         raise LookupError("no case, so no types to compile for; add one to tests/cases.py.")
     _, *arguments = case()
     rows = (types.float32[:, :, ::1],) if kernel.sums else ()
-    return (types.UniTuple(types.uint32, 4), *rows, *(typeof(a) for a in arguments))
+    return (types.UniTuple(types.uint32, 4), *rows, *(typeof(a) for a in arguments if a is not None))
 
 
 def compile_one(name: str, kernel: Any, architecture: str) -> Compiled:
     """PTX through NVVM, then machine code through nvJitLink, whose log counts registers and spills."""
     from numba import cuda, types
 
-    launcher = kernel.launcher(1)
+    launcher = kernel.launcher(1, cases().CASES[name]()[1:])
     ptx, _ = cuda.compile(
         launcher.py_func,
         types.void(*signature(name, kernel)),

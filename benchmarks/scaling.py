@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -27,8 +28,8 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -164,7 +165,7 @@ def curves(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         measure.emit(_row(spec, runs, args), rows)
 
 
-def once(client: Client, spec: Spec, iterations: int, comm: str) -> float:
+def once(client: Client | None, spec: Spec, iterations: int, comm: str) -> float:
     """Seconds an iteration at the finest level."""
     use = {"workers": spec.workers, "residency": spec.residency, "threads": spec.threads, "comm": comm}
     level = register(client, pair(spec.shape), spec.loss, iterations, **use).report["levels"][-1]
@@ -285,21 +286,24 @@ def _best_of(job: Callable[[], Any], repeats: int) -> float:
 
 
 def crowded(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Seconds an iteration of one rank alone, and of as many as there are cores, each a run of its own."""
-    with ExitStack() as stack, ThreadPoolExecutor(CORES) as pool:
-        clients = [stack.enter_context(cluster(1)) for _ in range(CORES)]
+    """Seconds an iteration of one rank alone, and of as many as there are cores, each a run in a process of its own."""
+    pools = [ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(CORES)]
+
+    def together(count: int, spec: Spec, iterations: int) -> float:
+        return median([f.result() for f in [pool.submit(once, None, spec, iterations, args.comm) for pool in pools[:count]]])
+
+    try:
         for loss in args.losses:
             spec = Spec("crowded", loss, args.shape, 1, "replicate")
-
-            def together(some: list[Client], iterations: int, spec: Spec = spec) -> float:
-                return median(pool.map(lambda client: once(client, spec, iterations, args.comm), some))
-
-            together(clients, 2)  # compiles
-            runs = [(together(clients[:1], 2 * args.iterations), together(clients, 2 * args.iterations)) for _ in range(3)]
+            together(CORES, spec, 2)  # compiles
+            runs = [(together(1, spec, 2 * args.iterations), together(CORES, spec, 2 * args.iterations)) for _ in range(3)]
             alone, beside = (median(column) for column in zip(*runs, strict=True))
             row = {"case": f"crowded, {loss}", "program": "daskreg", "part": "crowded", "loss": loss, "shape": args.shape}
             figures = {"alone": round(alone, 5), "beside": round(beside, 5), "crowded": round(beside / alone, 3)}
             measure.emit({**row, **figures, "cores": CORES, "versions": versions()}, rows)
+    finally:
+        for pool in pools:
+            pool.shutdown()
 
 
 # --- the engine before --------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ An iteration is
               ``narrow passes``: what it would be if a pass took in only the planes of the block that can reach the shard;
               ``all shards``: the worst case, every block reaches every plane
   + sums      two gathers of ceil(log2 n) rounds: the loss, and the longest step
-Every transfer of the ring is taken to be posted a pass ahead. The slowest rank is one between two others, on the slowest link. Seconds a voxel: measured ones where ``--kernels`` has them, else
-the budget, bytes a voxel and iteration over the copy bandwidth, a floor that no program reaches; ``source`` says which.
+Every transfer of the ring is taken to be posted a pass ahead. The slowest rank is one between two others, on the slowest link.
+Seconds a voxel: measured ones where ``--kernels`` has them, else the budget, bytes a voxel and iteration over the copy bandwidth,
+a floor that no program reaches; ``source`` says which.
 
 ``--kernels`` (benchmarks/results/kernels.json), a list of rows; those count that have
     "device"                 words with "H200" in them

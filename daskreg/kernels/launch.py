@@ -90,7 +90,7 @@ class Kernel:
         self.name, self.body, self.sums, self.peak = body.__name__, body, sums, peak
         self.rim, self.scatter = rim, scatter
         self.__doc__ = body.__doc__
-        self._launchers: list[Any] = [None, None]
+        self._launchers: dict[tuple[int, frozenset[str]], Any] = {}
         code = body.__code__
         first = 4 if rim else 3
         self.parameters = code.co_varnames[first : code.co_argcount]
@@ -105,11 +105,12 @@ class Kernel:
         self.launcher(CPU)(n, *arguments)
         return None
 
-    def launcher(self, device: int) -> Any:
-        """The CPU function or the CUDA kernel, made on first use."""
-        if self._launchers[device] is None:
-            self._launchers[device] = _cpu_launcher(self) if device == CPU else _cuda_launcher(self)
-        return self._launchers[device]
+    def launcher(self, device: int, arguments: tuple[Any, ...] = ()) -> Any:
+        """The CPU function or the CUDA kernel, made on first use; on CUDA one that has no place for arguments that are None."""
+        absent = frozenset(p for p, a in zip(self.parameters, arguments) if a is None) if device == CUDA else frozenset()
+        if (device, absent) not in self._launchers:
+            self._launchers[device, absent] = _cpu_launcher(self) if device == CPU else _cuda_launcher(self, absent)
+        return self._launchers[device, absent]
 
     def on_cuda(self, shape: Shape, *arguments: Any) -> Any:
         """Run on the current CUDA device (or its simulator), arguments already there; row sums come back as a device array."""
@@ -123,7 +124,8 @@ class Kernel:
             threads = (1, 4) if self.sums else (1, 1, 4)
         extent = whole[1 : 1 + len(threads)]
         blocks = tuple(max(1, -(-a // b)) for a, b in zip(extent, threads, strict=True))
-        self.launcher(CUDA)[blocks[::-1], threads[::-1]](n, *rows, *arguments)
+        given = [a for a in arguments if a is not None]  # numba-cuda hands no None to a device
+        self.launcher(CUDA, arguments)[blocks[::-1], threads[::-1]](n, *rows, *given)
         return rows[0] if rows else None
 
 
@@ -234,18 +236,19 @@ def {name}(n, {first}, {rest}):
 """
 
 
-def _cuda_launcher(kernel: Kernel) -> Any:
+def _cuda_launcher(kernel: Kernel, absent: frozenset[str]) -> Any:
     from numba import cuda
 
     name = f"{kernel.name}_cuda"
-    function = _define(_cuda_source(kernel, name), name, kernel.body, CUDA)
+    function = _define(_cuda_source(kernel, name, absent), name, kernel.body, CUDA)
     function.__globals__["cuda"] = cuda
     return cuda.jit(function)
 
 
-def _cuda_source(kernel: Kernel, name: str) -> str:
-    p = ", ".join(kernel.parameters)
-    q = ", ".join([f"{kernel.parameters[0]}[0]", *kernel.parameters[1:]]) if kernel.scatter else p
+def _cuda_source(kernel: Kernel, name: str, absent: frozenset[str]) -> str:
+    p = ", ".join(a for a in kernel.parameters if a not in absent)
+    passed = ["None" if a in absent else a for a in kernel.parameters]
+    q = ", ".join([f"{passed[0]}[0]", *passed[1:]] if kernel.scatter else passed)
     inside = f"x >= uint32({kernel.parameters[0]}) and x + uint32({kernel.parameters[0]}) < n[3], " if kernel.rim else ""
     if not kernel.sums:
         return f"""
@@ -266,7 +269,7 @@ def {name}(n, {p}):
         *(f"        s{k} = {_first(kernel)}" for k in range(kernel.sums)),
         "        x = uint32(0)",
         "        while x < n[3]:",
-        f"            t = body(z, y, x, {inside}{p})",
+        f"            t = body(z, y, x, {inside}{q})",
         *(f"            {_gather(kernel, k)}" for k in range(kernel.sums)),
         "            x = uint32(x + uint32(1))",
         *(f"        rows[{k}, row, y] = s{k}" for k in range(kernel.sums)),

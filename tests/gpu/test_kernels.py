@@ -36,7 +36,6 @@ def test_the_device_repeats_itself_bit_for_bit(both, name):
         np.testing.assert_array_equal(b, a)
 
 
-@pytest.mark.xfail(raises=NotImplementedError, reason="numba-cuda passes no None to a kernel on a device, though it compiles one")
 @pytest.mark.parametrize("name", RESTING)
 def test_the_device_agrees_with_the_cpu_without_displacement(name):
     for a, b in zip(written(name, "cpu"), written(name, "cuda"), strict=True):
