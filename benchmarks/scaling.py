@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(measure.ROOT))
 
-from distributed import Client, LocalCluster, Worker
+from distributed import Client, LocalCluster
 
 import daskreg
 from daskreg import LNCC, MI, MSE, Deformable
@@ -200,21 +200,21 @@ def link(client: Client, kind: str, sizes: Sequence[int] = MESSAGES, repeats: in
     return {size: max(seconds.values()) for size, seconds in took.items()}
 
 
-async def _open(kind: Any, run: str, members: list[str], dask_worker: Worker) -> Any:
+async def _open(kind: Any, run: str, members: list[str], dask_worker: Any) -> Any:
     rank = members.index(dask_worker.address)
     dask_worker.benchmark = await open_port(kind, run, rank, members, Patience(deadline=60), "127.0.0.1")
     return dask_worker.benchmark.address
 
 
-async def _connect(addresses: list[Any], dask_worker: Worker) -> None:
+async def _connect(addresses: list[Any], dask_worker: Any) -> None:
     await dask_worker.benchmark.connect(addresses, ["here"] * len(addresses))
 
 
-async def _swap(size: int, repeats: int, dask_worker: Worker) -> float:
+async def _swap(size: int, repeats: int, dask_worker: Any) -> float:
     return await asyncio.to_thread(_swaps, dask_worker.benchmark.communicator, size, repeats)
 
 
-async def _close(dask_worker: Worker) -> None:
+async def _close(dask_worker: Any) -> None:
     port = getattr(dask_worker, "benchmark", None)
     if port is not None:
         await port.close()

@@ -97,7 +97,8 @@ def images(shape: scaling.Shape, degrees: float) -> tuple[Any, Any]:
     fixed, moving = scaling.pair(shape)
     turn, middle = rotation((0.0, 0.0, degrees)), (np.asarray(shape) - 1) / 2
     origin = middle - turn @ middle
-    grid = Grid(shape, direction=tuple(map(tuple, turn.tolist())), origin=tuple(origin.tolist()))
+    direction: Any = tuple(map(tuple, turn.tolist()))
+    grid = Grid(shape, direction=direction, origin=tuple(origin.tolist()))
     return fixed, moving if degrees == 0 else daskreg.open_volume(moving, grid=grid)
 
 

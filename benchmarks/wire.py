@@ -50,7 +50,7 @@ class Bytes:
 
     @property
     def total(self) -> float:
-        return sum(astuple(self))
+        return float(sum(astuple(self)))
 
     def as_dict(self) -> dict[str, int]:
         return {f.name: round(getattr(self, f.name)) for f in fields(self)} | {"total": round(self.total)}

@@ -103,7 +103,9 @@ def register(
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of a worker (default: its share)")] = None,
     device: Annotated[Device, typer.Option("--device", help="where kernels run")] = Device.auto,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of an unfinished RUN.zarr")] = False,
-    checkpoint: Annotated[float, typer.Option("--checkpoint-every", min=0, help="seconds between two checkpoints")] = 180.0,
+    checkpoint: Annotated[
+        float, typer.Option("--checkpoint-every", min=0, help="seconds between two (0: every iteration)")
+    ] = 180.0,
     retries: Annotated[int, typer.Option("--retries", min=0, help="how often to go on without a lost worker")] = 1,
     deadline: Annotated[float, typer.Option("--deadline", help="seconds after which a silent worker counts as lost")] = 600.0,
     overwrite: Overwrite = False,
@@ -111,6 +113,7 @@ def register(
     print_config: Annotated[bool, typer.Option("--print-config", help="print the effective configuration and stop")] = False,
 ) -> None:
     """Register MOVING onto FIXED: affine and displacement field, and the moved image, in RUN.zarr."""
+    from daskreg.storage import exists
     from daskreg.workflows import progress
     from daskreg.workflows import register as workflow
 
@@ -127,12 +130,13 @@ def register(
         return
     if output is None:
         raise ConfigError("no output was named; add -o RUN.zarr.")
-    known = resume and config is None and preset is None  # the unfinished run knows its recipe
+    known = resume and config is None and preset is None and exists(str(output))  # an unfinished run knows its recipe
     with progress.shown() as watch:
         result = workflow.register(
             fixed, moving, None if known else chosen, output=output, cluster=None if cluster == "local" else cluster,
-            spacing=spacing, overwrite=overwrite, resume=resume, progress=watch, workers=workers, memory=memory,
-            residency=residency, comm=comm, threads=threads, checkpoint=checkpoint, retries=retries, deadline=deadline,
+            spacing=spacing, overwrite=overwrite, resume=resume, progress=watch, fixed_mask=fixed_mask,
+            moving_mask=moving_mask, workers=workers, memory=memory, residency=residency, comm=comm,
+            threads=threads, checkpoint=checkpoint, retries=retries, deadline=deadline,
         )  # fmt: skip
     for line in progress.summary(result.path, result.report):
         typer.echo(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -23,9 +24,12 @@ log = logging.getLogger("daskreg")
 Choice = Kind | Literal["auto"]
 EVERY = 0.1  # seconds between two progress messages
 LOOK = 0.5  # seconds between two looks at whether all workers are there
+COLD = 120.0  # seconds that workers may take to come up
 PATIENT = 2.0  # seconds a lock is waited for in silence
 SOON = 10.0  # seconds after which the end of a level is worth a checkpoint
 GRACE = 60.0  # seconds in which ranks that were asked to stop write their checkpoint
+SETTLE = 2.0  # seconds within which all that wait for one rank give it up
+ANSWER = 5.0  # seconds in which a worker answers that is not stuck
 
 
 class Cancelled(Stopped):
@@ -165,9 +169,8 @@ def _results(client: Client, gang: Gang, futures: list[Future[Any]]) -> list[dic
     while pending := [f for f in futures if not f.done()]:
         with suppress(TimeoutError), client.as_current():
             wait(pending, timeout=LOOK, return_when="FIRST_COMPLETED")
-        failed = _failed(futures)
-        if failed:
-            raise _cause(client, gang, futures, failed)
+        if _failed(futures):
+            raise _cause(client, gang, futures)
         _require_all(client, gang, futures)
     return [f.result() for f in futures]
 
@@ -176,17 +179,24 @@ def _failed(futures: list[Future[Any]]) -> list[int]:
     return [rank for rank, f in enumerate(futures) if f.status in ("error", "lost", "cancelled")]
 
 
-def _cause(client: Client, gang: Gang, futures: list[Future[Any]], failed: list[int]) -> BaseException:
+def _cause(client: Client, gang: Gang, futures: list[Future[Any]]) -> BaseException:
     """The failure behind the failures: ranks that lost another one, or were stopped, only tell of it."""
-    errors: list[BaseException] = [e for e in (futures[r].exception() for r in failed) if e is not None]
-    own = [e for e in errors if not isinstance(e, RankLost | Stopped)]
+    own = [e for e in _errors(futures) if not isinstance(e, RankLost | Stopped)]
     if own:
         return own[0]
+    with suppress(TimeoutError), client.as_current():
+        wait(futures, timeout=SETTLE)
     try:
         _require_all(client, gang, futures)
     except RankLost as lost:
         return lost
-    return min(errors, key=lambda e: isinstance(e, Stopped))
+    silent = [f"rank {rank} (" for rank, f in enumerate(futures) if not f.done()]
+    # a rank that waits for one that waits for the silent one names it, wrongly
+    return min(_errors(futures), key=lambda e: (isinstance(e, Stopped), not any(name in str(e) for name in silent)))
+
+
+def _errors(futures: list[Future[Any]]) -> list[BaseException]:
+    return [e for e in (futures[rank].exception() for rank in _failed(futures)) if e is not None]
 
 
 def _require_all(client: Client, gang: Gang, futures: list[Future[Any]]) -> None:
@@ -210,7 +220,7 @@ def _task(job: Job, run: str, address: str, name: str) -> dict[str, Any]:
 def _members(client: Client, workers: int) -> list[str]:
     """Addresses of as many workers as wanted. Raises InputError where there are fewer."""
     try:
-        client.wait_for_workers(workers, timeout=60)
+        client.wait_for_workers(workers, timeout=COLD)
     except TimeoutError:
         n = len(client.scheduler_info(n_workers=-1)["workers"])
         raise InputError(f"the Dask cluster has {n} workers, {workers} are needed; start more, or ask for fewer.") from None
@@ -218,8 +228,9 @@ def _members(client: Client, workers: int) -> list[str]:
 
 
 def _remaining(client: Client, members: Sequence[str]) -> list[str]:
-    """The workers that are still there, and new ones in place of lost ones where the cluster has some."""
+    """The workers that are still there and answer, and new ones in place of lost ones where the cluster has some."""
     there = sorted(str(a) for a in client.scheduler_info(n_workers=-1)["workers"])
+    there = [a for a, found in _on_each(client, there, os.getpid, seconds=ANSWER).items() if not isinstance(found, BaseException)]
     kept = [a for a in members if a in there]
     spare = [a for a in there if a not in members]
     found = (kept + spare)[: len(members)]
@@ -230,14 +241,15 @@ def _gather(client: Client, members: Sequence[str], comm: Choice, deadline: floa
     """Agree on how to talk. Raises InputError where a worker cannot do what was asked for."""
     found = client.scheduler_info(n_workers=-1)["workers"]
     hosts = tuple(str(found[a]["host"]) for a in members)
-    kind: Kind = "tcp"
-    if len(members) > 1:
-        able = list(client.run(available, workers=list(members)).values())
-        kind = _best(able) if comm == "auto" else comm
-        if not all(kind in a for a in able):
-            raise InputError(f"--comm {kind}: not every worker can; install the extra 'ucx' there, or use --comm tcp.")
-        log.info("%d ranks over %s", len(members), kind)
-    return Gang(f"daskreg-{uuid.uuid4().hex}", tuple(members), hosts, kind, deadline)
+    gang = Gang(f"daskreg-{uuid.uuid4().hex}", tuple(members), hosts, "tcp", deadline)
+    if len(members) == 1:
+        return gang
+    able = _required(client, gang, available)
+    kind: Kind = _best(able) if comm == "auto" else comm
+    if not all(kind in a for a in able):
+        raise InputError(f"--comm {kind}: not every worker can; install the extra 'ucx' there, or use --comm tcp.")
+    log.info("%d ranks over %s", len(members), kind)
+    return replace(gang, comm=kind)
 
 
 def _best(able: Sequence[Sequence[Kind]]) -> Kind:
@@ -247,13 +259,36 @@ def _best(able: Sequence[Sequence[Kind]]) -> Kind:
 
 def _seat(client: Client, gang: Gang) -> None:
     """A seat on every worker, and all of them connected."""
-    workers = list(gang.addresses)
-    try:
-        ports = client.run(_take_seat, gang, workers=workers)
-        if len(workers) > 1:
-            client.run(_connect, gang, [ports[a] for a in gang.addresses], workers=workers)
-    except (OSError, KeyError) as error:
-        raise RankLost(f"a worker was lost while the ranks were brought up: {error}") from error
+    ports = _required(client, gang, _take_seat, gang)
+    if len(ports) > 1:
+        _required(client, gang, _connect, gang, ports)
+
+
+def _required(client: Client, gang: Gang, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What a function returns on every worker, by rank. Raises RankLost for one that is gone or does not answer."""
+    found = _on_each(client, gang.addresses, function, *arguments, seconds=gang.deadline)
+    for rank, result in enumerate(found.values()):
+        if isinstance(result, OSError | KeyError):
+            why = str(result) or "no answer"
+            raise RankLost(f"rank {rank} ({gang.name(rank)}) was lost while the ranks were brought up: {why}.") from result
+        if isinstance(result, BaseException):
+            raise result
+    return list(found.values())
+
+
+def _on_each(
+    client: Client, workers: Sequence[str], function: Callable[..., Any], *arguments: Any, seconds: float
+) -> dict[str, Any]:
+    """What a function returns or raises on each worker, TimeoutError where none answers: one that is stuck holds up no other."""
+
+    async def one(worker: str) -> Any:
+        call = client.run(function, *arguments, workers=[worker], on_error="return")
+        return (await asyncio.wait_for(call, seconds))[worker]
+
+    async def each() -> Any:
+        return await asyncio.gather(*map(one, workers), return_exceptions=True)
+
+    return dict(zip(workers, client.sync(each), strict=True))
 
 
 async def _take_seat(gang: Gang, dask_worker: Worker) -> Any:
@@ -297,7 +332,7 @@ def _hear(gang: Gang, message: dict[str, Any], watch: Callable[[Progress], None]
 def _ask_to_stop(client: Client, gang: Gang, futures: list[Future[Any]]) -> None:
     """Have all ranks write a checkpoint and end, as long as a batch system usually waits."""
     log.warning("asked to stop: the ranks write a checkpoint first")
-    client.run(_ask, gang.run, STOP, workers=_present(client, gang))
+    _on_each(client, _present(client, gang), _ask, gang.run, STOP, seconds=ANSWER)
     end = time.monotonic() + GRACE
     while time.monotonic() < end and not all(f.done() for f in futures):
         time.sleep(0.1)
@@ -311,7 +346,7 @@ def _dismiss(client: Client, gang: Gang, futures: list[Future[Any]]) -> None:
         while time.monotonic() < end and _busy(client, gang):
             time.sleep(0.05)
     client.unsubscribe_topic(gang.run)
-    client.run(_rise, gang.run, workers=_present(client, gang), on_error="ignore")
+    _on_each(client, _present(client, gang), _rise, gang.run, seconds=ANSWER)
 
 
 def _busy(client: Client, gang: Gang) -> bool:

@@ -39,8 +39,8 @@ DISPLACEMENT = "transform/displacement"
 class Job:
     """A plan with its sources and the run that receives the result.
 
-    checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: keep a timeline;
-    order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them.
+    checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: keep a timeline of
+    the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them.
     """
 
     plan: Plan
@@ -92,7 +92,9 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     clock.phase("write")
     levels = [report.as_dict() for report in outcome.levels]
     here = {**machine(), "traffic": dict(comm.traffic), "timeline": timeline}
-    return {"levels": levels, "metrics": metrics, "seconds": clock.seconds, "machine": here}
+    blocks = [[slab.start, slab.stop] for slab in job.plan.partition.slabs]
+    plan = {"blocks": blocks, "projected_bytes": job.plan.peak_bytes}
+    return {"levels": levels, "metrics": metrics, "seconds": clock.seconds, "machine": here, "plan": plan}
 
 
 def measure(job: Job, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, Any]:

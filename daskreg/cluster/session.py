@@ -42,16 +42,26 @@ def embedded(workers: int = 1, threads: int | None = None) -> Iterator[Client]:
 
 
 def worker_count(client: Client) -> int:
-    """How many workers a cluster has now."""
+    """How many workers a cluster has now. Raises InputError when none comes within a minute."""
+    try:
+        client.wait_for_workers(1, timeout=60)
+    except TimeoutError:
+        raise InputError("the Dask cluster has no worker; start at least one.") from None
     return len(client.scheduler_info(n_workers=-1)["workers"])
 
 
 def worker_memory(client: Client | None, workers: int) -> int:
-    """Bytes the smallest worker may use: its own limit, or its share of this machine."""
-    share = int(psutil.virtual_memory().total) // workers
-    found = client.scheduler_info(n_workers=-1)["workers"].values() if client else []
-    limits = [int(w["memory_limit"]) for w in found if w.get("memory_limit")]
-    return min(limits, default=share)
+    """Bytes the smallest worker may use: its own limit, or its share of its machine."""
+    if client is None:
+        return _memory() // workers
+    found = client.scheduler_info(n_workers=-1)["workers"]
+    hosts, total = [w["host"] for w in found.values()], client.run(_memory)
+    limits = [int(w.get("memory_limit") or total[a] // hosts.count(w["host"])) for a, w in found.items() if a in total]
+    return min(limits, default=_memory() // workers)
+
+
+def _memory() -> int:
+    return int(psutil.virtual_memory().total)
 
 
 def _current() -> Client | None:

@@ -6,10 +6,12 @@ follow from the same plan, so that no message carries a name. Every wait has a d
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +43,16 @@ class Patience:
     notice: float = 10.0
     check: Callable[[], None] = lambda: None
     slow: Callable[[int, float], None] = lambda rank, seconds: None
+
+    @contextmanager
+    def unhurried(self) -> Iterator[None]:
+        """Wait as long as it takes: another rank works alone, and its death would be noticed elsewhere."""
+        kept = self.deadline, self.notice
+        self.deadline = self.notice = math.inf
+        try:
+            yield
+        finally:
+            self.deadline, self.notice = kept
 
     def wait(self, ready: Callable[[float], bool], peer: int, name: str) -> None:
         """Call ``ready(seconds)``, which blocks at most that long, until it is true. Raises RankLost naming the peer."""

@@ -43,7 +43,8 @@ def run_initial(
     if comm.rank == 0:
         found = run_search(stage, seen, world, watch) if isinstance(stage, Search) else run_moments(stage, seen, world)
         world, report = found
-    return comm.broadcast(np.ascontiguousarray(world)), report
+    with comm.patience.unhurried():
+        return comm.broadcast(np.ascontiguousarray(world)), report
 
 
 def _levels(images: tuple[Image, Image], k: int, size: int) -> list[Index]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,21 +186,29 @@ class Ring(Sampler):
         """Likewise."""
         return gradient_sums(box, slope, g)  # type: ignore[no-any-return]
 
-    def _shards(self) -> Any:
-        """Shards in the order of the ring, own first, each with the number of its first plane; the next one is under way."""
-        me, size, sends = self.comm.rank, self.comm.size, list[Pending]()
-        current: tuple[list[Array], int] | None = self._part(me)
-        for t in range(1, size + 1):
-            came, started = (None, 0.0) if t == size else self._post(t, sends)
-            if current is not None:
-                yield current
-            current = None
-            if came is not None:
-                waiting = time.perf_counter()
-                came[0].wait()
-                self._note("wait", waiting)
-                self._note("transfer", started)
-                current = came[1]
+    def _shards(self) -> Iterator[tuple[list[Array], int]]:
+        """Shards in the order of the ring, own first, each with the number of its first plane.
+
+        Before one is given out the next is on its way, and what the others wait for is sent a step earlier still.
+        """
+        me, size = self.comm.rank, self.comm.size
+        steps = [t for t in range(1, size) if len(self.shards[(me - t) % size] & self.needs[me])]
+        due, sends = list(range(1, size)), list[Pending]()
+        coming = [self._receive(steps[0], 0)] if steps else []
+        self._send(due, steps[1] if len(steps) > 1 else size, sends)
+        own = self._part(me)
+        if own is not None:
+            yield own
+        for k in range(len(steps)):
+            if k + 1 < len(steps):
+                coming.append(self._receive(steps[k + 1], k + 1))
+            self._send(due, steps[k + 2] if k + 2 < len(steps) else size, sends)
+            message, shard, started = coming.pop(0)
+            waiting = time.perf_counter()
+            message.wait()
+            self._note("wait", waiting)
+            self._note("transfer", started)
+            yield shard
         finish(sends)
 
     def _part(self, rank: int) -> tuple[list[Array], int] | None:
@@ -210,20 +217,20 @@ class Ring(Sampler):
         reached = mine & self.needs[rank]
         return ([a[reached.within(mine)] for a in self.home], reached.start) if len(reached) else None
 
-    def _post(self, t: int, sends: list[Pending]) -> tuple[tuple[Pending, tuple[list[Array], int]] | None, float]:
-        """Step t's message out, and its message in."""
-        me, size = self.comm.rank, self.comm.size
-        source, target = (me - t) % size, (me + t) % size
-        started = time.perf_counter()
-        reached = self.shards[source] & self.needs[me]
-        came = None
-        if len(reached):
-            into = [b[: len(reached)] for b in self.buffers[t % 2]]
-            came = self.comm.receive(source, into), (into, reached.start)
-        part = self._part(target)
-        if part is not None:
-            sends.append(self.comm.send(target, part[0], "ring"))
-        return came, started
+    def _receive(self, t: int, turn: int) -> tuple[Pending, tuple[list[Array], int], float]:
+        """Step t's planes, into the buffer whose turn it is."""
+        source = (self.comm.rank - t) % self.comm.size
+        reached = self.shards[source] & self.needs[self.comm.rank]
+        into = [b[: len(reached)] for b in self.buffers[turn % 2]]
+        return self.comm.receive(source, into), (into, reached.start), time.perf_counter()
+
+    def _send(self, due: list[int], until: int, sends: list[Pending]) -> None:
+        """What others want up to a step, in the order of the steps."""
+        while due and due[0] <= until:
+            target = (self.comm.rank + due.pop(0)) % self.comm.size
+            part = self._part(target)
+            if part is not None:
+                sends.append(self.comm.send(target, part[0], "ring"))
 
     def _note(self, name: str, start: float) -> None:
         if self.trace is not None:

@@ -39,7 +39,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Partition:
-    """Planes of a grid cut into one slab a rank, the first ones at most a plane longer; ranks without planes are idle."""
+    """Planes of a grid cut into one slab a rank, no two differ by more than a plane; ranks without planes are idle."""
 
     planes: int
     slabs: tuple[Span, ...]

@@ -118,36 +118,6 @@ def trilinear_gradient(image, k, j, i, wz, wy, wx):
     return NIL + dz, NIL + dy, NIL + (z0 * dx0 + z1 * dx1)
 
 
-@formula
-def interior(image, k, j, i):
-    """Whether all eight corners are voxels of the image: then nothing has to be silenced, and the sums have the same bits."""
-    one = int32(1)
-    return (
-        (int32(0) <= k < int32(image.shape[0]) - one)
-        & (int32(0) <= j < int32(image.shape[1]) - one)
-        & (int32(0) <= i < int32(image.shape[2]) - one)
-    )
-
-
-@formula
-def value_and_gradient(image, k, j, i, wz, wy, wx):
-    """``trilinear`` and ``trilinear_gradient`` in one look, for a device that loses by clamping what needs none."""
-    if interior(image, k, j, i):
-        k0, j0, i0 = index(k), index(j), index(i)
-        k1, j1, i1 = index(k0 + index(1)), index(j0 + index(1)), index(i0 + index(1))
-        a, b, c, d = image[k0, j0, i0], image[k0, j0, i1], image[k0, j1, i0], image[k0, j1, i1]
-        e, f, g, h = image[k1, j0, i0], image[k1, j0, i1], image[k1, j1, i0], image[k1, j1, i1]
-        z0, y0, x0 = ONE - wz, ONE - wy, ONE - wx
-        row00, row01, row10, row11 = x0 * a + wx * b, x0 * c + wx * d, x0 * e + wx * f, x0 * g + wx * h
-        value = NIL + (z0 * (y0 * row00 + wy * row01) + wz * (y0 * row10 + wy * row11))
-        dz = (y0 * row10 + wy * row11) - (y0 * row00 + wy * row01)
-        dy = z0 * (row01 - row00) + wz * (row11 - row10)
-        dx = z0 * (y0 * (b - a) + wy * (d - c)) + wz * (y0 * (f - e) + wy * (h - g))
-        return value, NIL + dz, NIL + dy, NIL + dx
-    dz, dy, dx = trilinear_gradient(image, k, j, i, wz, wy, wx)
-    return trilinear(image, k, j, i, wz, wy, wx), dz, dy, dx
-
-
 @voxelwise()
 def sample(z, y, x, first, affine, linear, u, origin, planes, image, moved):
     """``moved(x) = image(A x + t + S u(x))``, NaN out of domain.

@@ -47,7 +47,7 @@ class Level:
 class Plan:
     """Both grids in one unit, the configuration, and the levels of each stage (none for moments and search).
 
-    masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for what the machine has;
+    masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for no limit;
     fewest: planes that a rank's slab has at least.
     """
 

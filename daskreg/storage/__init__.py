@@ -1,6 +1,7 @@
 """Images, runs and transforms on disk: the only place that knows Zarr and NIfTI."""
 
 from daskreg.storage.address import is_remote
+from daskreg.storage.atomic import exists
 from daskreg.storage.checkpoint import CheckpointStore
 from daskreg.storage.images import Volume, open_volume
 from daskreg.storage.info import VolumeInfo, describe
@@ -14,6 +15,7 @@ __all__ = [
     "Volume",
     "VolumeInfo",
     "describe",
+    "exists",
     "is_remote",
     "open_volume",
     "read_affine",

@@ -191,7 +191,7 @@ def _run(
             return Job(cut, fixed, moving, store.path, start, masks[0], masks[1], order=order, **options)
 
         told = run_job(seat, job, use.count, progress, comm=use.comm, retries=use.retries, deadline=use.deadline)
-    report, built = merged(told, planned), time.perf_counter()
+    report, built = merged(told), time.perf_counter()
     with seat.as_current() if apart else dask.config.set(scheduler="threads"):
         build_pyramids(store)
     report["seconds"]["write"] += time.perf_counter() - built
@@ -205,7 +205,7 @@ def build_pyramids(store: RunStore) -> None:
             store.build_pyramid(name)
 
 
-def merged(told: Sequence[dict[str, Any]], planned: Plan) -> dict[str, Any]:
+def merged(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One report from those of all ranks: rank 0's, the slowest's seconds, the largest peak."""
     machines = [t["machine"] for t in told]
     seconds = {phase: max(t["seconds"].get(phase, 0.0) for t in told) for phase in told[0]["seconds"]}
@@ -215,8 +215,7 @@ def merged(told: Sequence[dict[str, Any]], planned: Plan) -> dict[str, Any]:
         "seconds": seconds,
         "machine": {**machines[0], "peak_bytes": max(m["peak_bytes"] for m in machines)},
         "ranks": machines,
-        "blocks": [[slab.start, slab.stop] for slab in planned.partition.slabs],
-        "projected_bytes": planned.peak_bytes,
+        **told[0]["plan"],
     }
 
 

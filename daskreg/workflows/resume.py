@@ -11,7 +11,7 @@ from typing import Any
 from daskreg.errors import ConfigError, Diverged, InputError, NotFound
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, RunStore
-from daskreg.workflows.inputs import as_config
+from daskreg.workflows.inputs import address_of, as_config
 
 log = logging.getLogger("daskreg")
 
@@ -49,6 +49,9 @@ def recalled(store: RunStore, *given: Any) -> list[Any]:
     recipe = store.recipe
     names = ("fixed", "moving", "config", "fixed_mask", "moving_mask", "spacing")
     values = [recipe.get(name) if value is None else value for name, value in zip(names, given, strict=True)]
+    for name, value in (("fixed_mask", given[3]), ("moving_mask", given[4])):
+        if value is not None and address_of(value) != recipe.get(name):
+            raise ConfigError(f"{store.path} was started with another {name}; leave it out, or use --overwrite.")
     if given[2] is not None and as_config(given[2]).model_dump(mode="json") != recipe.get("config"):
         raise ConfigError(f"{store.path} was started with another configuration; leave it out to go on, or use --overwrite.")
     if values[0] is None or values[1] is None:

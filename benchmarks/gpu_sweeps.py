@@ -1,25 +1,78 @@
-"""Sweeps: what a GPU does in one pass over memory where the CPU runs several kernels, checked against these.
+"""Sweeps: how fast a GPU is when it does in one pass over memory what the plain kernels do in several, and whether it agrees.
 
-A block of threads owns a tile of the (y, x) plane and marches along z. Each plane comes into shared memory once, with the rim that
-a filter needs; sums along y and x go through shared memory, sums along z through a ring of registers, which is why the sources are
-generated for a radius. A voxel is always computed from its own neighbours in one order, so that neither tiles nor ranks show.
+    python benchmarks/gpu_sweeps.py 256 512        # edges of the volume; needs a GPU with CuPy and numba-cuda
+
+A block of threads owns a tile of the (y, x) plane and marches along z. Each plane comes into shared memory once, with the rim
+that a filter needs; sums along y and x go through shared memory, sums along z through a ring of registers, which is why the
+sources are generated for a radius. A voxel is always computed from its own neighbours in one order, so that neither tiles nor
+ranks show. ``bytes``: what a sweep must move a voxel; ``of_copy``: that over the time, as a fraction of a copy's bandwidth.
+Prints one JSON line a sweep and writes ``benchmarks/results/gpu_sweeps.json``.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import float32, int32, int64
 
-from daskreg.kernels.launch import CUDA, DISABLED, LEAST
-from daskreg.kernels.lncc import factors
-from daskreg.kernels.sample import point, touches, value_and_gradient
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-TILE = (4, 4) if DISABLED else (16, 32)  # threads along y and x
+from daskreg.kernels import adam as adam_kernel
+from daskreg.kernels import compose as compose_kernel
+from daskreg.kernels import difference as difference_kernel
+from daskreg.kernels import gaussian
+from daskreg.kernels import sample as sampling
+from daskreg.kernels.launch import CUDA, DISABLED, box, formula
+from daskreg.kernels.lncc import factors, march_factors, march_slope
+from daskreg.kernels.sample import point, touches, trilinear, trilinear_gradient
+from daskreg.optimizers.adam import rates
+from daskreg.transforms.linear import fixed_point, linear_part
+
+index = int64  # replaced by the launcher
+ONE, NIL = float32(1), float32(0)
+OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_sweeps.json"
+
+
+TILE = (4, 4) if DISABLED else (8, 32)  # threads along y and x
 DEPTH = 4 if DISABLED else 64  # planes a block marches through
-OPTIONS: dict[str, Any] = {}
+OPTIONS: dict[str, Any] = {"max_registers": 64}
 ROW = 4 if DISABLED else 128  # threads a row, where rows are worked on one by one
+
+
+@formula
+def interior(image, k, j, i):
+    """Whether all eight corners are voxels of the image: then nothing has to be silenced, and the sums have the same bits."""
+    one = int32(1)
+    return (
+        (int32(0) <= k < int32(image.shape[0]) - one)
+        & (int32(0) <= j < int32(image.shape[1]) - one)
+        & (int32(0) <= i < int32(image.shape[2]) - one)
+    )
+
+
+@formula
+def value_and_gradient(image, k, j, i, wz, wy, wx):
+    """``trilinear`` and ``trilinear_gradient`` in one look, for a device that loses by clamping what needs none."""
+    if interior(image, k, j, i):
+        k0, j0, i0 = index(k), index(j), index(i)
+        k1, j1, i1 = index(k0 + index(1)), index(j0 + index(1)), index(i0 + index(1))
+        a, b, c, d = image[k0, j0, i0], image[k0, j0, i1], image[k0, j1, i0], image[k0, j1, i1]
+        e, f, g, h = image[k1, j0, i0], image[k1, j0, i1], image[k1, j1, i0], image[k1, j1, i1]
+        z0, y0, x0 = ONE - wz, ONE - wy, ONE - wx
+        row00, row01, row10, row11 = x0 * a + wx * b, x0 * c + wx * d, x0 * e + wx * f, x0 * g + wx * h
+        value = NIL + (z0 * (y0 * row00 + wy * row01) + wz * (y0 * row10 + wy * row11))
+        dz = (y0 * row10 + wy * row11) - (y0 * row00 + wy * row01)
+        dy = z0 * (row01 - row00) + wz * (row11 - row10)
+        dx = z0 * (y0 * (b - a) + wy * (d - c)) + wz * (y0 * (f - e) + wy * (h - g))
+        return value, NIL + dz, NIL + dy, NIL + dx
+    dz, dy, dx = trilinear_gradient(image, k, j, i, wz, wy, wx)
+    return trilinear(image, k, j, i, wz, wy, wx), dz, dy, dx
 
 
 def _indent(lines: list[str], by: int) -> list[str]:
@@ -109,7 +162,9 @@ def _march(radius: int, fields: int, load: list[str], use: list[str], arrays: st
         *_indent(_spread(r, load), 8),
         "        cuda.syncthreads()",
         *_indent(
-            _rows(r, [f"mid[{c}, jj, i] = " + _sum([f"wx{t} * raw[{c}, jj, i + uint32({t})]" for t in taps]) for c in range(fields)]),
+            _rows(
+                r, [f"mid[{c}, jj, i] = " + _sum([f"wx{t} * raw[{c}, jj, i + uint32({t})]" for t in taps]) for c in range(fields)]
+            ),
             8,
         ),
         "        cuda.syncthreads()",
@@ -183,8 +238,8 @@ def compose_smooth(radius: int) -> Any:
     ]
     for c in range(3):
         load += [
-            f"p0 = vy * (vx * u[{c}, k0, j0, i0] + wx * u[{c}, k0, j0, i1]) + wy * (vx * u[{c}, k0, j1, i0] + wx * u[{c}, k0, j1, i1])",
-            f"p1 = vy * (vx * u[{c}, k1, j0, i0] + wx * u[{c}, k1, j0, i1]) + wy * (vx * u[{c}, k1, j1, i0] + wx * u[{c}, k1, j1, i1])",
+            f"p0 = vy * (vx * u[{c}, k0, j0, i0] + wx * u[{c}, k0, j0, i1]) + wy * (vx * u[{c}, k0, j1, i0] + wx * u[{c}, k0, j1, i1])",  # noqa: E501
+            f"p1 = vy * (vx * u[{c}, k1, j0, i0] + wx * u[{c}, k1, j0, i1]) + wy * (vx * u[{c}, k1, j1, i0] + wx * u[{c}, k1, j1, i1])",  # noqa: E501
             f"raw[{c}, jj, ii] = d{'zyx'[c]} + (vz * p0 + wz * p1)",
         ]
     use = [f"composed[{c}, z, y, x] = s{c}" for c in range(3)]
@@ -308,7 +363,7 @@ def correlate(radius: int, exact: bool) -> Any:
     r, taps, (ty, tx) = radius, range(2 * radius + 1), TILE
     load = [
         "there = moved[plane, row, col]",
-        f"real = inside and there == there and int32(row) == top + int32(jj) - int32({r}) and int32(col) == left + int32(ii) - int32({r})",
+        f"real = inside and there == there and int32(row) == top + int32(jj) - int32({r}) and int32(col) == left + int32(ii) - int32({r})",  # noqa: E501
         "w = (weight[plane, row, col] if masked else float32(1)) if real else float32(0)",
         "fm[0, jj, ii], fm[1, jj, ii], fm[2, jj, ii] = fixed[plane, row, col], there if real else float32(0), w",
     ]
@@ -339,4 +394,158 @@ def correlate(radius: int, exact: bool) -> Any:
     return _compile(source, f"correlate {radius}", factors=factors.form(CUDA))
 
 
-__all__ = ["LEAST", "compose_smooth", "correlate", "sample_difference", "smooth_adam", "tiles"]
+# ---------------------------------------------------------------- checks and times
+
+NOWHERE = np.empty((0, 0, 0), np.float32)
+MATRIX = np.eye(4)
+MATRIX[:3, :3] += 0.01 * np.random.default_rng(0).standard_normal((3, 3))
+MATRIX[:3, 3] = 0.3
+PLACE = (0, fixed_point(MATRIX), linear_part(MATRIX))
+RADIUS, SIGMA, WARP = 3, 1.0, 0.5
+EPSILON, FLAT = np.float32(1e-12), np.float32(4e-6)
+
+
+class Volume:
+    """Device arrays of one edge, and every sweep as a call."""
+
+    def __init__(self, edge: int) -> None:
+        import cupy
+        from cupyx.scipy.ndimage import gaussian_filter
+        from numba import cuda
+
+        self.cupy, self.edge, self.n = cupy, edge, tuple(np.uint32(v) for v in box((edge, edge, edge)))
+        random, shape = cupy.random.RandomState(0), (edge, edge, edge)
+
+        def noise(*s: int) -> Any:
+            return random.random_sample(s, dtype=cupy.float32)
+
+        self.image, self.fixed, self.moved = noise(*shape), noise(*shape), cupy.zeros(shape, cupy.float32)
+        self.u = cupy.stack([gaussian_filter(noise(*shape) - 0.5, 4) * 30 for _ in range(3)])
+        self.g, self.m, self.v = noise(3, *shape) - 0.5, (noise(3, *shape) - 0.5) * 0.1, noise(3, *shape) * 0.01
+        self.d, self.longest = cupy.zeros((3, *shape), cupy.float32), cupy.zeros(1, cupy.float32)
+        self.rows = cupy.zeros((2, edge, edge), cupy.float32)
+        self.tiles = cupy.zeros((2, edge, edge, -(-edge // TILE[1])), cupy.float32)
+        self.tables = [[cuda.to_device(gaussian.gaussian_table(edge, s))] * 3 for s in (SIGMA, WARP)]
+        self.rates, self.on = cuda.to_device(rates((0.9, 0.99), 3, 0.1)), cuda.as_cuda_array
+
+    def difference(self) -> None:
+        on = self.on
+        rest = (0, self.edge, on(self.image), on(self.fixed), on(self.cupy.asarray(NOWHERE)), on(self.g))
+        sample_difference()[(self.edge, self.edge), ROW](self.n, on(self.rows), *PLACE, on(self.u), *rest)
+
+    def adam(self) -> None:
+        fields = [self.on(a) for a in (self.g, self.m, self.v, self.d, self.longest)]
+        smooth_adam(gaussian.radius_of(SIGMA))[tiles(self.n)](self.n, *self.tables[0], self.rates, *fields)
+
+    def compose(self) -> None:
+        fields = [self.on(a) for a in (self.longest, self.d, self.u, self.g)]
+        place = (np.int32(0), np.int32(self.edge), np.float32(0.25))
+        compose_smooth(gaussian.radius_of(WARP))[tiles(self.n)](self.n, *self.tables[1], *place, *fields)
+
+    def correlate(self, exact: bool) -> None:
+        fields = [self.on(a) for a in (self.fixed, self.cupy.asarray(NOWHERE), self.moved, self.d)]
+        correlate(RADIUS, exact)[tiles(self.n)](self.n, self.on(self.tiles), EPSILON, FLAT, *fields)
+
+    def sample(self) -> None:
+        edge, on = self.edge, self.on
+        sampling.sample.on_cuda((edge,) * 3, *PLACE, on(self.u), 0, edge, on(self.image), on(self.moved))
+
+    def host(self, *names: str) -> list[Any]:
+        return [self.cupy.asnumpy(getattr(self, name)).copy() for name in names]
+
+
+def check(edge: int = 48) -> dict[str, float]:
+    """Largest difference from the plain kernels on the CPU, over the largest value."""
+    found, volume, shape = {}, Volume(edge), (edge,) * 3
+    image, fixed, u, g, m, v = volume.host("image", "fixed", "u", "g", "m", "v")
+    moved, scratch, d = np.empty(shape, np.float32), np.zeros_like(u), np.zeros_like(u)
+    weights, table = gaussian.gaussian_weights(SIGMA), gaussian.gaussian_table(edge, SIGMA)
+    gaussian.smooth_z(shape, table, weights, g, scratch)
+    gaussian.smooth_y(shape, table, weights, scratch, g)
+    longest = adam_kernel.adam(shape, len(weights) // 2, table, weights, rates((0.9, 0.99), 3, 0.1), g, m, v, d)
+    volume.adam()
+    found["smooth_adam"] = max(_apart(a, b) for a, b in zip(volume.host("m", "v", "d"), (m, v, d), strict=True))
+    found["longest"] = abs(float(volume.longest[0]) / float(longest.max()) - 1)
+    scale = np.array([0.25 / max(1.0, float(np.sqrt(longest.max())))], np.float32)
+    compose_kernel.compose(shape, 0, edge, scale, d, u, g)
+    weights, table = gaussian.gaussian_weights(WARP), gaussian.gaussian_table(edge, WARP)
+    gaussian.smooth_z(shape, table, weights, g, scratch)
+    gaussian.smooth_y(shape, table, weights, scratch, g)
+    gaussian.smooth_x(shape, len(weights) // 2, table, weights, g, scratch)
+    volume.compose()
+    found["compose_smooth"] = _apart(volume.host("g")[0], scratch)
+    sampling.sample(shape, *PLACE, u, 0, edge, image, moved)
+    volume.sample()
+    ones, fields, rows = (np.float32(1),) * (2 * RADIUS + 1), np.zeros_like(u), np.zeros((2, edge, edge), np.float32)
+    march_factors(box(shape), rows, ones, EPSILON, FLAT, fixed, NOWHERE, moved, fields)
+    volume.correlate(True)
+    found["correlate exact"] = _apart(volume.host("d")[0], fields)
+    found["correlation"] = abs(float(volume.tiles[0].sum()) / float(rows[0].sum()) - 1)
+    slope = moved.copy()
+    march_slope(box(shape), ones[:1], fields, fixed, NOWHERE, slope)
+    volume.correlate(False)
+    found["correlate center"] = _apart(volume.host("d")[0][0], slope)
+    difference_kernel.difference(shape, fixed, NOWHERE, moved)
+    sampling.pull_back(shape, *PLACE, u, 0, image, moved, g)
+    volume.difference()
+    found["sample_difference"] = _apart(volume.host("g")[0], g)
+    return found
+
+
+def _apart(a: Any, b: Any) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def milliseconds(call: Any, repeats: int = 10) -> float:
+    import cupy
+
+    for _ in range(2):
+        call()
+    found = []
+    for _ in range(repeats):
+        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        found.append(cupy.cuda.get_elapsed_time(start, stop))
+    return float(np.median(found))
+
+
+def times(edge: int) -> list[dict[str, Any]]:
+    volume = Volume(edge)
+    calls: dict[str, tuple[Any, int]] = {
+        "copy": (lambda: volume.cupy.copyto(volume.d, volume.g), 24),
+        "sample": (volume.sample, 20),
+        "sample_difference": (volume.difference, 32),
+        "smooth_adam": (volume.adam, 72),
+        "compose_smooth": (volume.compose, 36),
+        "correlate center": (lambda: volume.correlate(False), 12),
+        "correlate exact": (lambda: volume.correlate(True), 20),
+    }
+    copy, rows = 1.0, []
+    for name, (call, count) in calls.items():
+        took = milliseconds(call)
+        rate = count * edge**3 / took / 1e9
+        copy = rate if name == "copy" else copy
+        rows.append({"case": name, "edge": edge, "bytes": count, "ms": round(took, 3), "TB/s": round(rate, 2),
+                     "of_copy": round(rate / copy, 3)})  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def main() -> None:
+    apart = check()
+    print(json.dumps({"largest relative difference": apart}))
+    if max(apart.values()) > 1e-4:
+        raise SystemExit("a sweep disagrees with the plain kernels")
+    rows = [row for edge in map(int, sys.argv[1:] or ["256"]) for row in times(edge)]
+    import cupy
+
+    device = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    told = {"device": device, "tile": TILE, "depth": DEPTH, "options": OPTIONS, "apart": apart, "rows": rows}
+    OUT.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
