@@ -435,16 +435,16 @@ class Volume:
 
     def adam(self) -> None:
         fields = [self.on(a) for a in (self.g, self.m, self.v, self.d, self.longest)]
-        smooth_adam(gaussian.radius_of(SIGMA))[tiles(self.n)](self.n, *self.tables[0], self.rates, *fields)
+        smooth_adam(gaussian.radius_of(SIGMA))[tiles(box((self.edge,) * 3))](self.n, *self.tables[0], self.rates, *fields)
 
     def compose(self) -> None:
         fields = [self.on(a) for a in (self.longest, self.d, self.u, self.g)]
         place = (np.int32(0), np.int32(self.edge), np.float32(0.25))
-        compose_smooth(gaussian.radius_of(WARP))[tiles(self.n)](self.n, *self.tables[1], *place, *fields)
+        compose_smooth(gaussian.radius_of(WARP))[tiles(box((self.edge,) * 3))](self.n, *self.tables[1], *place, *fields)
 
     def correlate(self, exact: bool) -> None:
         fields = [self.on(a) for a in (self.fixed, self.cupy.asarray(NOWHERE), self.moved, self.d)]
-        correlate(RADIUS, exact)[tiles(self.n)](self.n, self.on(self.tiles), EPSILON, FLAT, *fields)
+        correlate(RADIUS, exact)[tiles(box((self.edge,) * 3))](self.n, self.on(self.tiles), EPSILON, FLAT, *fields)
 
     def sample(self) -> None:
         edge, on = self.edge, self.on

@@ -22,6 +22,7 @@ import daskreg
 from daskreg import MSE, Deformable, Moments
 from daskreg.cli import main
 from daskreg.cluster import drive
+from daskreg.comm import Patience
 from daskreg.config import Config
 from daskreg.errors import ConfigError, IncompleteRun, OutOfSpace, OutputExists, RankLost, VoxelError
 from daskreg.grid import Grid
@@ -32,9 +33,9 @@ from tests.phantoms import known_warp_pair
 pytestmark = [SOCKETS, pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")]
 ROOT = Path(__file__).parents[2]
 SHAPE = (40, 32, 32)
-ITERATIONS = 300
+ITERATIONS = 200
 STAGES = [Moments(), Deformable(similarity=MSE(), scales=(2, 1), iterations=(20, ITERATIONS), tolerance=0)]
-OFTEN = 0.2  # seconds between two checkpoints
+OFTEN = 0.5  # seconds between two checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +154,215 @@ def test_a_worker_that_stands_still_is_lost_after_the_deadline(client, images, t
         assert time.monotonic() - watch.at < 60
     finally:
         os.kill(pids[2], signal.SIGCONT)
+
+
+class Delayed:
+    """In place of the loop's gradient, on one worker: now and then something else takes the processor."""
+
+    def __init__(self, seconds):
+        from daskreg.engine.deformable import Loop
+
+        self.real, self.seconds = Loop.gradient, seconds
+
+    def __call__(self, loop, fields):
+        loss = self.real(loop, fields)
+        if len(fields.losses) == 0 and loop.level.scale == 1:
+            time.sleep(self.seconds)
+            self.seconds = 0
+        return loss
+
+
+def delay(seconds):
+    from daskreg.engine.deformable import Loop
+
+    delayed = Delayed(seconds)
+    Loop.gradient = lambda loop, fields: delayed(loop, fields)
+
+
+def in_time():
+    from daskreg.engine.deformable import Loop
+
+    Loop.gradient = Loop.gradient.__closure__[0].cell_contents.real
+
+
+def notice_after(seconds):
+    drive.Patience = partial(Patience, notice=seconds)
+
+
+def notice_as_usual():
+    drive.Patience = Patience
+
+
+@pytest.mark.parametrize("comm", COMMS)
+def test_a_slow_worker_is_reported_and_not_lost(client, images, undisturbed, caplog, comm):
+    require(comm)
+    there = addresses(client)
+    client.run(notice_after, 0.2)
+    client.run(delay, 2.0, workers=there[1:2])
+    try:
+        found = started(client, images, workers=3, comm=comm)
+    finally:
+        client.run(notice_as_usual)
+        client.run(in_time, workers=there[1:2])
+    assert f"rank 1 (127.0.0.1, worker {there[1]}) has kept rank " in caplog.text
+    assert same(undisturbed, found).bits
+
+
+# --- the driver dies, or is asked to stop ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(images, tmp_path):
+    """A registration by the command line, in a process group of its own, that has made a checkpoint; its process and its run."""
+    processes = []
+
+    def start(workers):
+        recipe, path = tmp_path / "recipe.yaml", tmp_path / "run.zarr"
+        recipe.write_text(Config.of_stages(STAGES).dump())
+        arguments = ["register", images / "fixed.zarr", images / "moving.zarr", "-o", path, "--config", recipe]
+        arguments += ["--workers", workers, "--checkpoint-every", OFTEN]
+        line = [sys.executable, "-m", "daskreg.cli", *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        child = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        processes.append(child)
+        end = time.monotonic() + 120
+        while not checkpointed(path) and child.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        assert child.poll() is None, child.communicate()[1]
+        return child, path
+
+    yield start
+    for child in processes:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+
+
+def test_a_run_whose_driver_and_workers_were_killed_can_be_resumed_on_others(client, images, undisturbed, command):
+    child, path = command(1)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    found = daskreg.register(output=path, resume=True, client=client, workers=3, comm="tcp", checkpoint=None)
+    assert same(undisturbed, found).bits
+
+
+def test_sigterm_makes_a_checkpoint_that_can_be_resumed_on_others(client, images, undisturbed, command):
+    child, path = command(2)
+    before = CheckpointStore(str(path)).latest()
+    os.kill(child.pid, signal.SIGTERM)
+    _, told = child.communicate(timeout=120)
+    assert child.returncode == 143
+    assert f"--resume -o {path}" in told
+    after = CheckpointStore(str(path)).latest()
+    assert after[0] > before[0]
+    assert len(after[1]["losses"]) >= len(before[1]["losses"])
+    found = daskreg.register(output=path, resume=True, client=client, workers=1)
+    assert same(undisturbed, found).bits
+
+
+# --- the disk is full ---------------------------------------------------------------------------------------------------
+
+
+def fill_disk():
+    """On one worker: from the second checkpoint on there is no room for a plane."""
+    from daskreg.storage import checkpoint
+
+    real = checkpoint._write_plane
+    checkpoint._write_plane = lambda array, where, *rest: (
+        real(array, where, *rest) if "/checkpoint/1/" in where else (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+    )
+    checkpoint._write_plane.real = real
+
+
+def free_disk():
+    from daskreg.storage import checkpoint
+
+    checkpoint._write_plane = checkpoint._write_plane.real
+
+
+def test_a_full_disk_costs_what_came_after_the_last_checkpoint(client, images, undisturbed, tmp_path):
+    path, one = tmp_path / "run.zarr", addresses(client)[1:2]
+    client.run(fill_disk, workers=one)
+    try:
+        with pytest.raises(OutOfSpace, match="free space") as caught:
+            started(client, images, output=path, workers=3, comm="tcp", checkpoint=OFTEN)
+    finally:
+        client.run(free_disk, workers=one)
+    assert "--resume" in str(caught.value.__notes__)
+    assert CheckpointStore(str(path)).latest()[0] == 1
+    found = daskreg.register(output=path, resume=True, client=client, workers=2, comm="tcp")
+    assert same(undisturbed, found).bits
+
+
+# --- what cannot be resumed -----------------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def unfinished(gang, images, tmp_path_factory):
+    """A run that stopped after a checkpoint."""
+    path = tmp_path_factory.mktemp("unfinished") / "run.zarr"
+    gang.wait_for_workers(3, timeout=120)
+    pids = processes(gang)
+    watch = Once(lambda: os.kill(pids[0], signal.SIGKILL), 1, lambda: checkpointed(path))
+    with pytest.raises(RankLost):
+        started(gang, images, output=path, workers=1, checkpoint=OFTEN, progress=watch)
+    return path
+
+
+@pytest.fixture
+def stopped(unfinished, tmp_path):
+    return shutil.copytree(unfinished, tmp_path / "run.zarr")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"config": [MSE]}, "no stage"),
+        ({"config": [*STAGES[:1], STAGES[1].model_copy(update={"step": 0.4})]}, "another configuration"),
+        ({"moving": "other.zarr"}, r"another moving image \(\(40, 32, 32\), not \(39, 32, 32\)\)"),
+        ({"fixed": "other.zarr"}, "another fixed image"),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_recipe(client, images, stopped, given, words):
+    given = {k: str(images / v) if isinstance(v, str) else v for k, v in given.items()}
+    with pytest.raises(ConfigError, match=words):
+        daskreg.register(**given, output=stopped, resume=True, client=client)
+    assert checkpointed(stopped)
+
+
+def test_a_run_that_has_no_checkpoint_or_is_complete_is_not_resumed(client, images, undisturbed, stopped, tmp_path):
+    with pytest.raises(OutputExists, match="is complete"):
+        daskreg.register(output=undisturbed.path, resume=True, client=client)
+    shutil.rmtree(stopped / "checkpoint")
+    with pytest.raises(IncompleteRun, match="cannot be continued"):
+        daskreg.register(output=stopped, resume=True, client=client)
+
+
+def test_a_run_is_resumed_as_often_as_needed(client, undisturbed, stopped):
+    found = daskreg.register(output=stopped, resume=True, client=client, workers=2, comm="tcp")
+    assert same(undisturbed, found).bits
+
+
+# --- a voxel is bad -------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_voxel_of_one_rank_is_no_lost_rank(client, images, tmp_path, monkeypatch, capsys):
+    """It lies in the last block; the others are told of it, and the sentence is about the voxel."""
+    path = tmp_path / "run.zarr"
+    with pytest.raises(VoxelError, match=r"the moving image .* has 1 voxels that are NaN or infinite"):
+        run(client, images / "fixed.zarr", images / "nan.nii.gz", STAGES, output=path, workers=3, comm="tcp")
+    assert not path.exists()
+    arguments = ["--cluster", client.scheduler.address, "--workers", 3, "-o", path]
+    monkeypatch.setattr(sys, "argv", ["daskreg", "register", *map(str, [images / "fixed.zarr", images / "nan.nii.gz", *arguments])])
+    usual = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert ended.value.code == 2
+    assert "1 voxels that are NaN" in capsys.readouterr().err
