@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 FIELDS = 60  # u, m, v and two buffers of three float32 each
 VALUE, VECTOR = 4, 12  # float32, three of them
-PROCESS_BYTES = 400 << 20  # interpreter, libraries, compiled kernels
+PROCESS_BYTES = 400 << 20  # interpreter, libraries, compiled kernels, and a cluster of our own in the same process
+WORKER_BYTES = 360 << 20  # the same without it
 CHUNK = 64  # planes that are written together
 DRIFT = 16  # planes that a block's reach is taken to leave its affine image by
 
@@ -28,11 +29,12 @@ class Tally:
     moving: int
     fields: int
     wire: int
+    process: int
 
     @property
     def total(self) -> int:
         """With what any process needs."""
-        return self.images + self.moving + self.fields + PROCESS_BYTES
+        return self.images + self.moving + self.fields + self.process
 
 
 def level_tally(plan: Plan, stage: Stage, level: Level) -> Tally:
@@ -45,7 +47,13 @@ def level_tally(plan: Plan, stage: Stage, level: Level) -> Tally:
     images = _slabs(plan) + (held + (planes if plan.workers > 1 else 0)) * plane * VALUE * (1 + fixed_mask) * coarse
     scalars = held * plane * VALUE * (1 + moving_mask)
     vectors = FIELDS if isinstance(stage, Deformable) else VECTOR * (1 + (level.residency == "ring" and plan.workers > 1))
-    return Tally(images, _moving(plan, level), scalars + held * plane * vectors, _wire(plan, stage, level))
+    fields, wire = scalars + held * plane * vectors, _wire(plan, stage, level)
+    return Tally(images, _moving(plan, level), fields, wire, process_bytes(plan))
+
+
+def process_bytes(plan: Plan) -> int:
+    """What a worker's process takes without arrays."""
+    return PROCESS_BYTES if plan.workers == 1 else WORKER_BYTES
 
 
 def _slabs(plan: Plan) -> int:
@@ -103,7 +111,7 @@ def output_bytes(plan: Plan) -> int:
     whole = plan.moving.size * VALUE if plan.workers > 1 else 0
     measure = _slabs(plan) + u + planes * plane * VALUE * 2 + whole
     write = u + row * plane * (2 * VECTOR + 3 * VALUE) + footprint * _plane(plan.moving.shape) * VALUE
-    return max(measure, write) + PROCESS_BYTES
+    return max(measure, write) + process_bytes(plan)
 
 
 def checkpoint_bytes(plan: Plan) -> int:

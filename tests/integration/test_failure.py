@@ -59,7 +59,7 @@ def images(tmp_path_factory):
     for name, voxels in (("fixed", fixed), ("moving", moving), ("other", moving[:-1])):
         write_image(folder / f"{name}.zarr", voxels, Grid(voxels.shape))
     moving[-3, 5, 5] = np.nan
-    write_image(folder / "nan.nii.gz", moving, Grid(SHAPE))
+    write_image(folder / "nan.zarr", moving, Grid(SHAPE))
     return folder
 
 
@@ -127,7 +127,7 @@ def test_a_killed_worker_is_named_and_the_run_kept_if_it_can_go_on(client, image
     assert ("--resume" in str(getattr(caught.value, "__notes__", ""))) == kept
 
 
-@pytest.mark.parametrize("comm", COMMS)
+@pytest.mark.parametrize("comm", ["ucx", pytest.param("tcp", marks=pytest.mark.slow)])
 def test_a_run_goes_on_without_a_killed_worker(client, images, undisturbed, tmp_path, chance, caplog, comm):
     require(comm)
     path, rank, iteration = tmp_path / "run.zarr", chance.randrange(3), chance.randrange(1, 100)
@@ -143,7 +143,7 @@ def test_a_run_goes_on_without_a_killed_worker(client, images, undisturbed, tmp_
 # --- a worker is silent, or slow ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("comm", COMMS)
+@pytest.mark.parametrize("comm", ["tcp", pytest.param("ucx", marks=pytest.mark.slow)])
 def test_a_worker_that_stands_still_is_lost_after_the_deadline(client, images, tmp_path, comm):
     require(comm)
     there, pids = addresses(client), processes(client)
@@ -193,7 +193,7 @@ def notice_as_usual():
     drive.Patience = Patience
 
 
-@pytest.mark.parametrize("comm", COMMS)
+@pytest.mark.parametrize("comm", ["ucx", pytest.param("tcp", marks=pytest.mark.slow)])
 def test_a_slow_worker_is_reported_and_not_lost(client, images, undisturbed, caplog, comm):
     require(comm)
     there = addresses(client)
@@ -246,6 +246,7 @@ def test_a_run_whose_driver_and_workers_were_killed_can_be_resumed_on_others(cli
     assert same(undisturbed, found).bits
 
 
+@pytest.mark.slow
 def test_sigterm_makes_a_checkpoint_that_can_be_resumed_on_others(client, images, undisturbed, command):
     child, path = command(2)
     before = CheckpointStore(str(path)).latest()
@@ -354,10 +355,10 @@ def test_a_bad_voxel_of_one_rank_is_no_lost_rank(client, images, tmp_path, monke
     """It lies in the last block; the others are told of it, and the sentence is about the voxel."""
     path = tmp_path / "run.zarr"
     with pytest.raises(VoxelError, match=r"the moving image .* has 1 voxels that are NaN or infinite"):
-        run(client, images / "fixed.zarr", images / "nan.nii.gz", STAGES, output=path, workers=3, comm="tcp")
+        run(client, images / "fixed.zarr", images / "nan.zarr", STAGES, output=path, workers=3, comm="tcp")
     assert not path.exists()
     arguments = ["--cluster", client.scheduler.address, "--workers", 3, "-o", path]
-    monkeypatch.setattr(sys, "argv", ["daskreg", "register", *map(str, [images / "fixed.zarr", images / "nan.nii.gz", *arguments])])
+    monkeypatch.setattr(sys, "argv", ["daskreg", "register", *map(str, [images / "fixed.zarr", images / "nan.zarr", *arguments])])
     usual = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as ended:

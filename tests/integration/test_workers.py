@@ -96,7 +96,9 @@ def different_oblique_grids(folder):
     fixed = Grid((29, 31, 27), (1.5, 1.0, 1.2), (3.0, -4.0, 5.0), tuple(map(tuple, rotation((5, 12, -9)))), "mm", True)
     moving = Grid((37, 26, 33), (1.1, 1.3, 1.0), (2.0, -3.0, 4.0), tuple(map(tuple, rotation((-7, 4, 15)))), "mm", True)
     parts = known_warp_pair(fixed.shape, 2.0, 7)[0], known_warp_pair(moving.shape, 2.0, 7)[1]
-    return Case(tuple(open_volume(v, grid=g) for v, g in zip(parts, (fixed, moving))), [affine(MI()), deformable(LNCC())], blocks=3)
+    return Case(
+        tuple(open_volume(v, grid=g) for v, g in zip(parts, (fixed, moving))), [affine(MI()), deformable(LNCC())], blocks=3
+    )
 
 
 def a_quarter_turn(folder):
@@ -332,7 +334,11 @@ def test_verify_says_that_all_are_identical(tmp_path, monkeypatch, capsys):
     options = ["--workers", "1,2", "--residency", "ring,window", "--config", tmp_path / "quick.yaml"]
     code, out, _ = command(monkeypatch, capsys, "verify", *demo_pair(3), *options)
     assert code == 0
-    assert [line.split()[:3] for line in out.splitlines()[:-1]] == [["1", "worker", "ring"], ["2", "workers", "ring"], ["2", "workers", "window"]]
+    assert [line.split()[:3] for line in out.splitlines()[:-1]] == [
+        ["1", "worker", "ring"],
+        ["2", "workers", "ring"],
+        ["2", "workers", "window"],
+    ]
     assert out.count("identical") == 3
     assert "largest difference of the displacement: 0 voxel" in out
 

@@ -23,7 +23,12 @@ SOCKETS = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socke
 @contextmanager
 def cluster(workers: int, **options: Any) -> Iterator[Client]:
     """So many worker processes that nobody else uses, started anew when they die."""
-    options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "memory_limit": 0, "silence_logs": logging.CRITICAL} | options
+    options = {
+        "threads_per_worker": 1,
+        "dashboard_address": "127.0.0.1:0",
+        "memory_limit": 0,
+        "silence_logs": logging.CRITICAL,
+    } | options
     with (
         LocalCluster(n_workers=workers, processes=True, **options) as found,
         Client(found, set_as_default=False) as client,
