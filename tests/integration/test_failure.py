@@ -10,13 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 import daskreg
 from daskreg import MSE, Deformable, Moments
@@ -27,7 +25,7 @@ from daskreg.config import Config
 from daskreg.errors import ConfigError, IncompleteRun, OutOfSpace, OutputExists, RankLost, VoxelError
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, write_image
-from tests.integration.workers import COMMS, SOCKETS, addresses, cluster, processes, require, run, same
+from tests.integration.workers import SOCKETS, addresses, cluster, processes, require, run, same
 from tests.phantoms import known_warp_pair
 
 pytestmark = [SOCKETS, pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")]
@@ -111,6 +109,9 @@ def chance(request):
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     return random.Random(seed)
+
+
+# noqa: T201
 
 
 @pytest.mark.parametrize(("comm", "kept"), [("tcp", True), ("ucx", False)])
