@@ -107,7 +107,7 @@ def checkpointed(path):
 def chance(request):
     """A random choice, made known where the test fails."""
     seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
+    print(f"seed {seed}")  # noqa: T201
     return random.Random(seed)
 
 
