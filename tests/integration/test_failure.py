@@ -111,9 +111,6 @@ def chance(request):
     return random.Random(seed)
 
 
-# noqa: T201
-
-
 @pytest.mark.parametrize(("comm", "kept"), [("tcp", True), ("ucx", False)])
 def test_a_killed_worker_is_named_and_the_run_kept_if_it_can_go_on(client, images, tmp_path, chance, comm, kept):
     require(comm)
