@@ -45,7 +45,7 @@ def measured(folder, shape, similarity):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("similarity", ["mse", "lncc"])
+@pytest.mark.parametrize("similarity", [pytest.param("mse", marks=pytest.mark.slow), "lncc"])
 def test_the_peak_is_under_the_budget_and_under_the_plan(tmp_path, similarity):
     """72 bytes a voxel, both images included, and 400 MB for interpreter, libraries and kernels that are compiled already."""
     measured(tmp_path / "small", (16, 16, 16), similarity)  # fills the kernels' cache: the compiler alone takes 100 MB
