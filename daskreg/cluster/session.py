@@ -43,10 +43,11 @@ def embedded(workers: int = 1, threads: int | None = None) -> Iterator[Client]:
 
 def worker_count(client: Client) -> int:
     """How many workers a cluster has now. Raises InputError when none comes within a minute."""
-    try:
-        client.wait_for_workers(1, timeout=60)
-    except TimeoutError:
-        raise InputError("the Dask cluster has no worker; start at least one.") from None
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        try:
+            client.wait_for_workers(1, timeout=60)
+        except TimeoutError:
+            raise InputError("the Dask cluster has no worker; start at least one.") from None
     return len(client.scheduler_info(n_workers=-1)["workers"])
 
 

@@ -176,7 +176,14 @@ def alone(client, tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize(("make", "workers", "residency", "comm"), list(spread()), ids=lambda v: getattr(v, "__name__", str(v)))
+def mostly_slow(cases):
+    """Every fourth case in the usual run, all of them nightly."""
+    return [pytest.param(*case, marks=[pytest.mark.slow] if k % 4 else []) for k, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize(
+    ("make", "workers", "residency", "comm"), mostly_slow(spread()), ids=lambda v: getattr(v, "__name__", str(v))
+)
 def test_a_run_is_the_same_on_any_number_of_workers(client, alone, make, workers, residency, comm):
     require(comm)
     case, first = alone(make)
@@ -228,6 +235,8 @@ def test_a_turned_image_needs_planes_from_afar(client, alone):
 
 class Tasks(SchedulerPlugin):
     """Counts the tasks that a scheduler has seen finish."""
+
+    name = "tasks that finished"
 
     def __init__(self):
         self.done = Counter()
