@@ -21,6 +21,7 @@ from numba.core import config as settings
 
 DISABLED = bool(vars(settings)["DISABLE_JIT"])  # the CUDA simulator runs bodies as plain Python
 KERNELS: dict[str, Kernel] = {}
+SWEEPS: dict[str, Sweep] = {}
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in _SOURCES)).hexdigest()[:8]
 CPU, CUDA = 0, 1
@@ -166,6 +167,56 @@ class RowKernel:
             made.__module__ = self.function.__module__
             self._compiled = njit(parallel=True, nogil=True, cache=True, error_model="numpy")(made)
         return self._compiled(*arguments)
+
+
+class Sweep:
+    """A CUDA kernel written by hand, whose threads work together; checked against the plain kernels.
+
+    ``factory(*constants)`` returns its body: the compiler takes the constants (a radius, a number of bins) for literals, unrolls
+    loops over them, and keeps small local arrays in registers. Scalar fields are flat, (N,), vector fields (3, N): one 64-bit offset
+    a voxel serves them all. ``options`` go to ``cuda.jit``.
+    """
+
+    def __init__(self, factory: Callable[..., FunctionType], options: dict[str, Any]) -> None:
+        self.name, self.factory, self.options, self.__doc__ = factory.__name__, factory, options, factory.__doc__
+        self._forms: dict[tuple[Any, ...], Any] = {}
+
+    def form(self, *constants: Any) -> Any:
+        """What ``cuda.jit`` makes of it for some constants; compiled for the types of its arguments when it is first launched."""
+        if constants not in self._forms:
+            from numba import cuda
+
+            body = specialise(self.factory(*constants), CUDA)
+            body.__globals__["cuda"] = cuda
+            self._forms[constants] = cuda.jit(body, **({} if DISABLED else self.options))
+        return self._forms[constants]
+
+    def __call__(
+        self, constants: tuple[Any, ...], blocks: tuple[int, ...], threads: tuple[int, ...], *arguments: Any, shared: int = 0
+    ) -> None:
+        """Launch on the current stream; blocks and threads with x first;  shared: bytes of dynamic shared memory a block."""
+        kernel = self.form(*constants)
+        kernel[blocks, threads, stream(), shared](*arguments)
+
+
+def sweep(**options: Any) -> Callable[[Callable[..., Any]], Sweep]:
+    """Make a kernel of a factory, see ``Sweep``."""
+
+    def register(factory: Callable[..., Any]) -> Sweep:
+        made = SWEEPS[factory.__name__] = Sweep(factory, options)
+        return made
+
+    return register
+
+
+def stream() -> Any:
+    """CuPy's current stream, as Numba knows it."""
+    if DISABLED:
+        return 0
+    import cupy
+    from numba import cuda
+
+    return cuda.external_stream(cupy.cuda.get_current_stream().ptr)
 
 
 def _define(source: str, name: str, body: Callable[..., Any], device: int) -> FunctionType:
