@@ -39,6 +39,15 @@ def gaussian_table(n: int, sigma: float) -> NDArray[np.float32]:
     return np.where(inside[:, None], np.array(gaussian_weights(sigma)), table.astype(np.float32)).astype(np.float32)
 
 
+def gaussian_norms(n: int, sigma: float) -> NDArray[np.float32]:
+    """(n,): 1 over the sum of the taps that fall within an axis; exactly 1 where all do."""
+    weights = np.array(gaussian_weights(sigma), np.float64)
+    r = len(weights) // 2
+    at = np.arange(n)[:, None] + np.arange(-r, r + 1)
+    inside = (at >= 0) & (at < n)
+    return np.where(inside.all(axis=1), 1.0, 1 / np.where(inside, weights, 0).sum(axis=1)).astype(np.float32)
+
+
 @formula
 def nearest(i, n):
     """The nearest index of 0 .. n - 1."""

@@ -43,6 +43,7 @@ class Formula:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name, self.function = function.__name__, function
         self._on_cuda: Callable[[], Callable[..., Any]] | None = None
+        self._native = ""
         self.__doc__ = function.__doc__
         self._forms: list[Any] = [None, None]
 
@@ -51,8 +52,17 @@ class Formula:
         self._on_cuda = factory
         return self
 
+    def native(self, name: str) -> Formula:
+        """Use the operation of that name of CUDA's device library on CUDA."""
+        self._native = name
+        return self
+
     def form(self, device: int) -> Any:
         """The function compiled for a device, on first use."""
+        if device == CUDA and self._native and not DISABLED:
+            from numba.cuda import libdevice
+
+            return getattr(libdevice, self._native)
         if self._forms[device] is None:
             function = self._on_cuda() if device == CUDA and self._on_cuda else self.function
             self._forms[device] = njit(nogil=True, error_model="numpy", forceinline=True)(specialise(function, device))

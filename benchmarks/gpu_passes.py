@@ -1,0 +1,207 @@
+"""Each pass of an iteration on a GPU: does it agree with the plain kernels of the CPU, and how far is it from a copy's bandwidth?
+
+    python benchmarks/gpu_passes.py 256 512        # edges of the volume; needs a GPU with CuPy and numba-cuda
+
+``bytes``: what a pass must move a voxel;  ``of_copy``: that over its time, as a fraction of a copy's bandwidth. Prints a JSON line a
+pass and writes ``gpu_passes.json`` to $OUT, or to ``benchmarks/results/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from daskreg.kernels import adam as adam_kernel
+from daskreg.kernels import compose as compose_kernel
+from daskreg.kernels import difference as difference_kernel
+from daskreg.kernels import gaussian, passes
+from daskreg.kernels import sample as sampling
+from daskreg.optimizers.adam import rates
+from daskreg.transforms.linear import fixed_point, linear_part
+
+OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_passes.json"
+NOWHERE = np.empty((0, 0, 0), np.float32)
+MATRIX = np.eye(4)
+MATRIX[:3, :3] += 0.01 * np.random.default_rng(0).standard_normal((3, 3))
+MATRIX[:3, 3] = 0.3
+SIGMA, WARP, HALF_STEP = 1.0, 0.5, 0.25
+
+
+class Volume:
+    """Device arrays of one shape, and every pass as a call."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        import cupy
+        from cupyx.scipy.ndimage import gaussian_filter
+
+        self.cupy, self.shape, self.size = cupy, shape, int(np.prod(shape))
+        random = cupy.random.RandomState(0)
+
+        def noise(*s: int) -> Any:
+            return random.random_sample(s, dtype=cupy.float32)
+
+        self.n = tuple(np.uint32(v) for v in (0, *shape))
+        self.image, self.fixed = gaussian_filter(noise(*shape), 1.5), gaussian_filter(noise(*shape), 1.5)
+        self.moved = cupy.zeros(shape, cupy.float32)
+        self.u = cupy.stack([gaussian_filter(noise(*shape) - 0.5, 4) * 30 for _ in range(3)])
+        self.g, self.m = noise(3, *shape) - 0.5, (noise(3, *shape) - 0.5) * 0.1
+        self.v, self.d = noise(3, *shape) * 0.01, cupy.zeros((3, *shape), cupy.float32)
+        self.longest, self.totals, self.clock = cupy.zeros(1, cupy.float32), cupy.zeros(2, cupy.int64), cupy.zeros(1, cupy.int32)
+        self.nowhere, self.rates = cupy.empty(0, cupy.float32), cupy.asarray(rates((0.9, 0.99), 3, 0.1))[None]
+        self.norms = {s: [cupy.asarray(gaussian.gaussian_norms(k, s)) for k in shape] for s in (SIGMA, WARP)}
+
+    def flat(self, name: str) -> Any:
+        array = getattr(self, name)
+        return array.reshape(3, -1) if array.ndim == 4 else array.reshape(-1)
+
+    def _sampler(self) -> tuple[Any, ...]:
+        size = tuple(np.int32(v) for v in (self.shape[0], 0, *self.shape))
+        place = (np.int32(0), tuple(np.int64(v) for v in fixed_point(MATRIX)), tuple(np.float32(v) for v in linear_part(MATRIX)))
+        return self.n, *place, self.flat("u"), size, self.flat("image")
+
+    def sample(self) -> None:
+        passes.sample_march((True,), *passes.columns(self.n), *self._sampler(), (self.flat("moved"),), self.totals)
+
+    def difference(self) -> None:
+        fields = self.flat("fixed"), self.nowhere, self.flat("g")
+        passes.sample_difference((), *passes.columns(self.n), *self._sampler(), fields, self.totals)
+
+    def pull_back(self) -> None:
+        passes.pull_back_march((), *passes.columns(self.n), *self._sampler(), (self.flat("moved"), self.flat("g")), self.totals)
+
+    def _filter(self, sigma: float) -> tuple[Any, ...]:
+        return self.n, np.uint32(self.shape[0]), gaussian.gaussian_weights(sigma), *self.norms[sigma]
+
+    def adam(self) -> None:
+        fields = [self.flat(a) for a in ("g", "m", "v", "d")]
+        radius = gaussian.radius_of(SIGMA)
+        passes.smooth_adam((radius,), *passes.tiles(self.n), *self._filter(SIGMA), self.rates, self.clock, *fields, self.longest)
+
+    def compose(self) -> None:
+        fields = [self.flat(a) for a in ("d", "u", "g")]
+        place = (np.int32(0), np.int32(self.shape[0]), np.float32(HALF_STEP), self.longest)
+        radius = gaussian.radius_of(WARP)
+        passes.compose_smooth((radius,), *passes.tiles(self.n), *self._filter(WARP), *place, *fields)
+
+    def host(self, *names: str) -> list[Any]:
+        return [self.cupy.asnumpy(getattr(self, name)).copy() for name in names]
+
+
+def check(shape: tuple[int, int, int] = (45, 50, 71)) -> dict[str, float]:
+    """Largest difference from the plain kernels on the CPU, over the largest value."""
+    found, volume = {}, Volume(shape)
+    image, fixed, u, g, m, v = volume.host("image", "fixed", "u", "g", "m", "v")
+    moved, scratch, d = np.empty(shape, np.float32), np.zeros_like(u), np.zeros_like(u)
+    place = (0, fixed_point(MATRIX), linear_part(MATRIX))
+
+    def smooth(sigma: float, field: Any) -> None:
+        weights, tables = gaussian.gaussian_weights(sigma), [gaussian.gaussian_table(k, sigma) for k in shape]
+        gaussian.smooth_z(shape, tables[0], weights, field, scratch)
+        gaussian.smooth_y(shape, tables[1], weights, scratch, field)
+
+    smooth(SIGMA, g)
+    weights, table = gaussian.gaussian_weights(SIGMA), gaussian.gaussian_table(shape[2], SIGMA)
+    longest = adam_kernel.adam(shape, len(weights) // 2, table, weights, rates((0.9, 0.99), 3, 0.1), g, m, v, d)
+    volume.adam()
+    for name, array in zip("mvd", (m, v, d), strict=True):
+        found[f"smooth_adam {name}"] = _apart(volume.host(name)[0], array)
+    found["longest"] = abs(float(volume.longest[0]) / float(longest.max()) - 1)
+    scale = np.array([HALF_STEP / max(1.0, float(np.sqrt(longest.max())))], np.float32)
+    compose_kernel.compose(shape, 0, shape[0], scale, d, u, g)
+    smooth(WARP, g)
+    weights, table = gaussian.gaussian_weights(WARP), gaussian.gaussian_table(shape[2], WARP)
+    gaussian.smooth_x(shape, len(weights) // 2, table, weights, g, scratch)
+    volume.compose()
+    found["compose_smooth"] = _apart(volume.host("g")[0], scratch)
+    sampling.sample(shape, *place, u, 0, shape[0], image, moved)
+    volume.sample()
+    found["sample"] = _apart(volume.host("moved")[0], moved)
+    rows = difference_kernel.difference(shape, fixed, NOWHERE, moved)
+    sampling.pull_back(shape, *place, u, 0, image, moved, g)
+    volume.difference()
+    found["sample_difference"] = _apart(volume.host("g")[0], g)
+    found["loss"] = abs(float(volume.totals[0]) / float(volume.totals[1]) / float(rows[0].sum() / rows[1].sum()) - 1)
+    volume.moved = volume.cupy.asarray(moved)
+    volume.pull_back()
+    found["pull_back"] = _apart(volume.host("g")[0], g)
+    return found
+
+
+def _apart(a: Any, b: Any) -> float:
+    assert np.array_equal(np.isnan(a), np.isnan(b))
+    return float(np.nanmax(np.abs(a - b)) / np.nanmax(np.abs(b)))
+
+
+def milliseconds(call: Any, repeats: int = 10) -> float:
+    """Median of the device's own clock."""
+    import cupy
+
+    for _ in range(2):
+        call()
+    found = []
+    for _ in range(repeats):
+        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        found.append(cupy.cuda.get_elapsed_time(start, stop))
+    return float(np.median(found))
+
+
+def times(edge: int) -> list[dict[str, Any]]:
+    volume = Volume((edge, edge, edge))
+    calls: dict[str, tuple[Any, int]] = {
+        "copy": (lambda: volume.cupy.copyto(volume.d, volume.g), 24),
+        "sample": (volume.sample, 20),
+        "sample_difference": (volume.difference, 32),
+        "pull_back": (volume.pull_back, 32),
+        "smooth_adam": (volume.adam, 72),
+        "compose_smooth": (volume.compose, 36),
+    }
+    copy, rows = 1.0, []
+    for name, (call, count) in calls.items():
+        took = milliseconds(captured(call))
+        rate = count * edge**3 / took / 1e9
+        copy = rate if name == "copy" else copy
+        rows.append({"case": name, "edge": edge, "bytes": count, "ms": round(took, 3), "TB/s": round(rate, 2),
+                     "of_copy": round(rate / copy, 3)})  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def captured(call: Any) -> Any:
+    """The call as a graph: what a launch costs the host does not count."""
+    import cupy
+
+    call()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        call()
+        graph = stream.end_capture()
+    stream.synchronize()
+    return lambda: graph.launch(cupy.cuda.get_current_stream())
+
+
+def main() -> None:
+    apart = check()
+    print(json.dumps({"largest relative difference": apart}))
+    rows = [row for edge in map(int, sys.argv[1:] or ["256"]) for row in times(edge)]
+    import cupy
+
+    device = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    OUT.write_text(json.dumps({"device": device, "apart": apart, "rows": rows}, indent=1) + "\n")
+    if max(apart.values()) > 1e-4:
+        raise SystemExit("a pass disagrees with the plain kernels")
+
+
+if __name__ == "__main__":
+    main()
