@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from daskreg.kernels import adam as adam_kernel
 from daskreg.kernels import compose as compose_kernel
 from daskreg.kernels import difference as difference_kernel
-from daskreg.kernels import gaussian, passes
+from daskreg.kernels import gaussian, march, passes
 from daskreg.kernels import sample as sampling
 from daskreg.optimizers.adam import rates
 from daskreg.transforms.linear import fixed_point, linear_part
@@ -67,28 +67,30 @@ class Volume:
         return self.n, *place, self.flat("u"), size, self.flat("image")
 
     def sample(self) -> None:
-        passes.sample_march((True,), *passes.columns(self.n), *self._sampler(), (self.flat("moved"),), self.totals)
+        march.sample_march((True,), *march.columns(self.n), *self._sampler(), (self.flat("moved"),), self.totals)
 
     def difference(self) -> None:
         fields = self.flat("fixed"), self.nowhere, self.flat("g")
-        passes.sample_difference((), *passes.columns(self.n), *self._sampler(), fields, self.totals)
+        march.sample_difference((), *march.columns(self.n), *self._sampler(), fields, self.totals)
 
     def pull_back(self) -> None:
-        passes.pull_back_march((), *passes.columns(self.n), *self._sampler(), (self.flat("moved"), self.flat("g")), self.totals)
+        march.pull_back_march(
+            (True,), *march.columns(self.n), *self._sampler(), (self.flat("moved"), self.flat("g")), self.totals
+        )
 
     def _filter(self, sigma: float) -> tuple[Any, ...]:
         return self.n, np.uint32(self.shape[0]), gaussian.gaussian_weights(sigma), *self.norms[sigma]
 
     def adam(self) -> None:
-        fields = [self.flat(a) for a in ("g", "m", "v", "d")]
+        fields = [getattr(self, a).reshape(-1) for a in ("g", "m", "v", "d")]
         radius = gaussian.radius_of(SIGMA)
         passes.smooth_adam((radius,), *passes.tiles(self.n), *self._filter(SIGMA), self.rates, self.clock, *fields, self.longest)
 
     def compose(self) -> None:
-        fields = [self.flat(a) for a in ("d", "u", "g")]
+        fields = [getattr(self, a).reshape(-1) for a in ("d", "u", "g")]
         place = (np.int32(0), np.int32(self.shape[0]), np.float32(HALF_STEP), self.longest)
         radius = gaussian.radius_of(WARP)
-        passes.compose_smooth((radius,), *passes.tiles(self.n), *self._filter(WARP), *place, *fields)
+        passes.compose_smooth((radius,), *passes.warps(self.n, radius), *self._filter(WARP), *place, *fields)
 
     def host(self, *names: str) -> list[Any]:
         return [self.cupy.asnumpy(getattr(self, name)).copy() for name in names]

@@ -72,8 +72,10 @@ class Patience:
 class Communicator(ABC):
     """One rank's access to the others; every sum has an order that does not depend on how many there are.
 
-    names: where each rank is, for messages;  traffic: bytes sent so far, by purpose.
+    names: where each rank is, for messages;  traffic: bytes sent so far, by purpose;  direct: arrays of a GPU can be given as they are.
     """
+
+    direct = False
 
     def __init__(self, rank: int, names: Sequence[str], patience: Patience | None = None) -> None:
         self.rank, self.size, self.names = rank, len(names), tuple(names)

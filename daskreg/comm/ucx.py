@@ -122,6 +122,8 @@ class Ucx(Communicator):
     Tag: 16 bits of the run, 16 of the source, 32 of the number of the message from there to here.
     """
 
+    direct = True
+
     def __init__(self, run: str, rank: int, names: Sequence[str], patience: Patience, worker: Any) -> None:
         super().__init__(rank, names, patience)
         self.worker = worker

@@ -24,6 +24,7 @@ from daskreg.errors import Diverged
 from daskreg.grid import Index, Span
 from daskreg.kernels.adam import adam
 from daskreg.kernels.compose import compose, upsample
+from daskreg.kernels.device import module_of
 from daskreg.optimizers.adam import rates, step_scale
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
@@ -54,7 +55,7 @@ class Fields:
 
     def refined(self, block: Block, factors: Index, comm: Communicator) -> Fields:
         """On a finer level: u upsampled, Adam starts afresh."""
-        u, self.m, self.v, self.g, self.d = self.u, *(np.empty((3, 0, 0, 0), np.float32),) * 4
+        u, self.m, self.v, self.g, self.d = self.u, *(module_of(self.u).empty((3, 0, 0, 0), np.float32),) * 4
         trim()
         finer = Fields.zeros(block, factors)
         refine(u, self.block, self.factors, block, factors, finer.u, comm)
@@ -66,8 +67,9 @@ def refine(u: Array, coarse: Block, before: Index, fine: Block, after: Index, fi
     wanted = [_behind(slab, after[0], before[0], coarse.shape[0]) for slab in fine.partition.slabs]
     near, origin = (u, 0) if comm.size == 1 else (
         collect(comm, coarse.partition.slabs, wanted, u, coarse.first, "levels"), wanted[comm.rank].start)  # fmt: skip
-    gain = np.asarray(before, np.float32) / np.asarray(after, np.float32)
-    factors = np.asarray(after, np.int32), np.asarray(before, np.int32)
+    put = fine.device.put
+    gain = put(np.asarray(before, np.float32) / np.asarray(after, np.float32))
+    factors = put(np.asarray(after, np.int32)), put(np.asarray(before, np.int32))
     upsample(fine.box(), fine.first, origin, coarse.shape[0], *factors, gain, near, finer)
 
 
@@ -93,7 +95,7 @@ class Loop:
     ) -> None:
         self.stage, self.level, self.comm, self.trace = stage, level, comm, trace
         self.similarity: Similarity = make(stage.similarity)
-        self.block = Block(level.fixed.shape, level.partition, comm.rank, level.halo)
+        self.block = Block(level.fixed.shape, level.partition, comm.rank, level.halo, images[0].device)
         self.gradient_filter = Smoother(self.block, stage.smooth_gradient)
         self.warp_filter = Smoother(self.block, stage.smooth_warp)
         fixed, moving = images

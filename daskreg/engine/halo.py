@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator, Pending
 from daskreg.grid import Index, Partition, Span
-from daskreg.kernels.launch import Shape
+from daskreg.kernels.device import CPU, Device, host, module_of, synchronise
+from daskreg.kernels.launch import Shape, on_device
 
 Array = NDArray[np.float32]
 
@@ -23,6 +24,7 @@ class Block:
     partition: Partition
     rank: int = 0
     halo: int = 0
+    device: Device = CPU
 
     @property
     def own(self) -> Span:
@@ -55,11 +57,11 @@ class Block:
 
     def scalar(self) -> Array:
         """An array (planes held, Y, X)."""
-        return np.empty((len(self.held), *self.shape[1:]), np.float32)
+        return self.device.xp.empty((len(self.held), *self.shape[1:]), np.float32)  # type: ignore[no-any-return]
 
     def vector(self) -> Array:
         """Zeros (3, planes held, Y, X)."""
-        return np.zeros((3, len(self.held), *self.shape[1:]), np.float32)
+        return self.device.xp.zeros((3, len(self.held), *self.shape[1:]), np.float32)  # type: ignore[no-any-return]
 
 
 class Movement:
@@ -81,12 +83,50 @@ class Movement:
 
     def between(self, sources: Sequence[tuple[Array, int]], targets: Sequence[tuple[Array, int]]) -> list[Pending]:
         """Begin to move planes from arrays to others; what a rank gives itself is copied at once."""
-        pending = [self.comm.receive(r, _planes(targets, span)) for r, span in self.incoming]
-        pending += [self.comm.send(r, _planes(sources, span), self.purpose) for r, span in self.outgoing]
+        pending = [receive(self.comm, r, _planes(targets, span)) for r, span in self.incoming]
+        if self.outgoing and sources:
+            synchronise(sources[0][0])
+        pending += [send(self.comm, r, _planes(sources, span), self.purpose) for r, span in self.outgoing]
         for source, target in zip(_planes(sources, self.kept), _planes(targets, self.kept)):
-            if source.ctypes.data != target.ctypes.data:
+            if _address(source) != _address(target):
                 target[...] = source
         return pending
+
+
+@dataclass
+class Landing:
+    """A message for a GPU that comes through the machine's memory."""
+
+    message: Pending
+    staged: list[Array]
+    into: Sequence[Array]
+    landed: bool = False
+
+    def wait(self) -> None:
+        """Until it is on the GPU."""
+        if not self.landed:
+            self.message.wait()
+            for array, target in zip(self.staged, self.into, strict=True):
+                target[...] = module_of(target).asarray(array)
+            self.landed = True
+
+
+def receive(comm: Communicator, source: int, into: Sequence[Array]) -> Pending:
+    """Receive arrays, by way of the machine's memory where the link knows no other."""
+    if comm.direct or not any(on_device(a) for a in into):
+        return comm.receive(source, into)
+    staged = [np.empty(a.shape, a.dtype) for a in into]
+    return Landing(comm.receive(source, staged), staged, into)
+
+
+def send(comm: Communicator, to: int, arrays: Sequence[Array], purpose: str) -> Pending:
+    """Send arrays that are finished, likewise."""
+    return comm.send(to, arrays if comm.direct else [host(a) for a in arrays], purpose)
+
+
+def _address(array: Array) -> int:
+    """Where an array begins."""
+    return int(array.data.ptr if on_device(array) else array.ctypes.data)  # type: ignore[attr-defined]
 
 
 def finish(pending: list[Pending]) -> None:
@@ -107,6 +147,6 @@ def _planes(fields: Sequence[tuple[Array, int]], span: Span) -> list[Array]:
 def collect(comm: Communicator, owned: Sequence[Span], wanted: Sequence[Span], source: Array, first: int, purpose: str) -> Array:
     """The wanted planes of an array that is spread over the ranks; ``first``: global number of the source's first plane."""
     mine = wanted[comm.rank]
-    target = np.empty((*source.shape[:-3], len(mine), *source.shape[-2:]), np.float32)
+    target = module_of(source).empty((*source.shape[:-3], len(mine), *source.shape[-2:]), np.float32)
     finish(Movement(comm, owned, wanted, purpose).between([(source, first)], [(target, mine.start)]))
-    return target
+    return target  # type: ignore[no-any-return]

@@ -15,9 +15,10 @@ from daskreg.config import Config
 from daskreg.engine.halo import collect
 from daskreg.errors import VoxelError
 from daskreg.grid import Grid, Index, Partition, Span
+from daskreg.kernels.device import CPU, Device, host, module_of
 from daskreg.kernels.gaussian import shrink_table, shrink_x, shrink_y, shrink_z
 from daskreg.kernels.histogram import intensity_histogram
-from daskreg.kernels.launch import threads
+from daskreg.kernels.launch import on_device, threads
 
 Array = NDArray[np.float32]
 BINS = 4096  # of the intensity histogram that percentiles come from
@@ -39,6 +40,11 @@ class Image:
     rank: int = 0
     rim: int = 0
     _kept: dict[Index, tuple[Array, Array | None]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> Device:
+        """Where its voxels are."""
+        return Device("cuda", self.voxels.device.id) if on_device(self.voxels) else CPU  # type: ignore[attr-defined]
 
     @classmethod
     def whole(cls, voxels: Array, grid: Grid, mask: Array | None = None) -> Image:
@@ -63,10 +69,11 @@ class Image:
     def preview(self, levels: Iterable[Index], comm: Communicator) -> Image:
         """Whole coarse levels on rank 0, for stages that one rank runs for all."""
         wanted = [Span(0, self.grid.shape[0] + 1) if r == 0 else Span(0, 0) for r in range(comm.size)]
-        seen = Image(self.voxels[:0], self.grid, Partition.of(self.grid.shape[0], 1), Span(0, 0))
+        seen = Image(host(self.voxels[:0]), self.grid, Partition.of(self.grid.shape[0], 1), Span(0, 0))
         for factors in sorted(set(levels)):
             planes = self.grid.coarsen(factors).shape[0]
-            seen._kept[factors] = self.deliver(factors, [w & Span(0, planes) for w in wanted], comm)
+            voxels, mask = self.deliver(factors, [w & Span(0, planes) for w in wanted], comm)
+            seen._kept[factors] = host(voxels), None if mask is None else host(mask)
         return seen
 
     def _holds(self, rank: int) -> Span:
@@ -104,7 +111,7 @@ def shrink(image: Array, factors: Index, lead: int = 0, own: Span | None = None,
         first, table = shrink_table(planes or image.shape[0], factors[0])
         rows = slice(None) if own is None else slice(own.start, own.stop)
         first, table = first[rows], table[rows]
-        smaller = np.empty((len(first), *image.shape[1:]), np.float32)
+        smaller = module_of(image).empty((len(first), *image.shape[1:]), np.float32)
         shrink_z(smaller.shape, lead, first, table, image, smaller)
         image = smaller
     kernels: tuple[Any, ...] = (shrink_y, shrink_x)
@@ -112,7 +119,7 @@ def shrink(image: Array, factors: Index, lead: int = 0, own: Span | None = None,
         if factors[axis] > 1:
             first, table = shrink_table(image.shape[axis], factors[axis])
             shape = tuple(len(first) if a == axis else n for a, n in enumerate(image.shape))
-            smaller = np.empty(shape, np.float32)
+            smaller = module_of(image).empty(shape, np.float32)
             kernel(shape, first, table, image, smaller)
             image = smaller
     return image
@@ -125,10 +132,10 @@ def normalise(image: Array, config: Config, comm: Communicator, name: str, own: 
     """
     mine = image[own]
     low, high = _range(mine, comm, name)
-    counts = np.zeros((threads(), BINS), np.int64)
+    counts = module_of(image).zeros((1 if on_device(image) else threads(), BINS), np.int64)
     width = np.float32((high - low) / BINS)
     intensity_histogram(mine.shape, counts, np.float32(low), width, mine)
-    a, b = _percentiles(comm.sum_counts(counts.sum(axis=0)), config.percentiles, low, (high - low) / BINS)
+    a, b = _percentiles(comm.sum_counts(host(counts.sum(axis=0))), config.percentiles, low, (high - low) / BINS)
     image -= np.float32(a)
     image *= np.float32(1 / (b - a))
     if config.intensity == "log":
@@ -143,7 +150,7 @@ def _range(image: Array, comm: Communicator, name: str) -> tuple[float, float]:
     ends = (float(image.min()), float(image.max())) if image.size else (np.inf, -np.inf)
     both = comm.max(np.array([-ends[0], ends[1]]))
     if not np.isfinite(both).all():
-        bad = int(comm.sum_counts(np.array([np.size(image) - np.isfinite(image).sum()]))[0])
+        bad = int(comm.sum_counts(np.array([image.size - int(np.isfinite(image).sum())]))[0])
         raise VoxelError(
             f"{name} has {bad} voxels that are NaN or infinite; replace them (for instance by the background) first."
         )

@@ -18,6 +18,7 @@ from daskreg.engine.report import STOP, LevelReport, Progress, Watch
 from daskreg.engine.sampler import Place, affine_needs, make_sampler
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
+from daskreg.kernels.device import host
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
 from daskreg.similarity import make
@@ -42,8 +43,8 @@ class LinearLoss:
     def __init__(self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator) -> None:
         self.level, self.comm = level, comm
         self.similarity = make(stage.similarity)
-        self.block = Block(level.fixed.shape, level.partition, comm.rank, level.halo)
         fixed, moving = images
+        self.block = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
         self.fixed, self.mask = fixed.deliver(level.fixed_factors, self.block.around(self.block.halo), comm)
         self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm)
         self.weights = Weights(self.mask, self.sampler.masked, self.block)
@@ -86,7 +87,7 @@ class LinearLoss:
         box = self.block.box()
         self.similarity.finish(box, total, self.fixed, self.weights.array, self.moved, self.fields)
         rows = self.sampler.sums(box, place, self.moved, self.gradient)
-        planes = affine_slope(rows, self.block.own.start)
+        planes = affine_slope(host(rows), self.block.own.start)
         sums = self.comm.sum_planes(planes, self.block.partition.lengths).reshape(3, 4) / max(n, 1e-30)
         return loss, world_slope(np.vstack([sums, np.zeros(4)]), self.level.fixed, self.level.moving)
 

@@ -11,9 +11,10 @@ from daskreg.engine.images import Image
 from daskreg.engine.report import Outcome
 from daskreg.engine.sampler import Place, affine_needs, displaced_range, make_sampler, spans
 from daskreg.grid import Span
+from daskreg.kernels.device import host, module_of
 from daskreg.kernels.jacobian import jacobian
 from daskreg.planning import Plan
-from daskreg.similarity import NOWHERE, MutualInformation
+from daskreg.similarity import MutualInformation
 from daskreg.transforms.linear import fixed_point, index_map, linear_part
 
 Array = NDArray[np.float32]
@@ -33,10 +34,12 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
         box = range(z, min(z + SLAB, len(block.own)))
         planes = range(box.start + block.inner.start, box.stop + block.inner.start)
         still, u = fixed[planes.start : planes.stop], outcome.displacement
-        moved = np.empty(still.shape, np.float32)
-        here = None if u is None else np.ascontiguousarray(u[:, planes.start : planes.stop])
+        xp = module_of(still)
+        moved, nowhere = xp.empty(still.shape, np.float32), xp.empty((0, 0, 0), np.float32)
+        here = None if u is None else xp.ascontiguousarray(u[:, planes.start : planes.stop])
         sampler.look((len(planes), *block.shape[1:]), (block.first + planes.start, *place[1:]), here, moved, None, None)
-        counts += information.partial((len(planes), *block.shape[1:]), still, NOWHERE, moved, moved).astype(np.int64)
+        counts += host(information.partial((len(planes), *block.shape[1:]), still, nowhere, moved, moved)).astype(np.int64)
+        still, moved = host(still), host(moved)
         for k, row in enumerate(box):
             sums[:, row] = _moments(still[k], moved[k])
     total = comm.sum_planes(sums, block.partition.lengths)
@@ -69,8 +72,9 @@ def folding(u: Array, block: Block, comm: Communicator) -> dict[str, float]:
     own = block.inner
     for z in range(own.start, own.stop, SLAB):
         lead, stop = min(z, 1), min(z + SLAB, own.stop)
-        part = np.ascontiguousarray(u[:, z - lead : stop + 1])
-        determinant = np.empty((stop - z, *u.shape[2:]), np.float32)
+        xp = module_of(u)
+        part = xp.ascontiguousarray(u[:, z - lead : stop + 1])
+        determinant = xp.empty((stop - z, *u.shape[2:]), np.float32)
         jacobian(determinant.shape, lead, part, determinant)
         folded += int((determinant <= 0).sum())
         low, high = min(low, float(determinant.min())), max(high, float(determinant.max()))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
 from daskreg.engine.deformable import Fields, Loop, refine
+from daskreg.engine.device_loop import DeviceLoop
 from daskreg.engine.halo import Block, Movement, finish
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
@@ -19,6 +20,7 @@ from daskreg.engine.linear import Halted, run_linear
 from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
 from daskreg.errors import Stopped
 from daskreg.grid import Span
+from daskreg.kernels.device import host
 from daskreg.planning import Level, Plan
 
 Matrix = NDArray[np.float64]
@@ -75,11 +77,12 @@ class Rank:
             self.fields = self._read(self.plan.levels[stage][level], read, state.losses)
 
     def _read(self, level: Level, read: Read, losses: list[float]) -> Fields:
-        block = Block(level.fixed.shape, level.partition, self.comm.rank, level.halo)
+        block = self._block(level)
         fields = Fields.zeros(block, level.fixed_factors)
         fields.losses = list(losses)
         for name in ("u", "m", "v") if losses else ("u",):
-            getattr(fields, name)[...] = read(name, block.held)  # Adam's halo too: it is computed by both sides alike
+            planes = read(name, block.held)  # Adam's halo too: it is computed by both sides alike
+            getattr(fields, name)[...] = block.device.put(planes)
         return fields
 
     def run(self) -> Outcome:
@@ -97,6 +100,9 @@ class Rank:
             self.at.level = 0
         return self._outcome()
 
+    def _block(self, level: Level) -> Block:
+        return Block(level.fixed.shape, level.partition, self.comm.rank, level.halo, self.images[0].device)
+
     def _level(self, stage: Any, level: Level) -> None:
         match stage:
             case Linear():
@@ -113,13 +119,13 @@ class Rank:
         self.reports.append(report)
 
     def _deformable(self, stage: Deformable, level: Level) -> None:
-        block = Block(level.fixed.shape, level.partition, self.comm.rank, level.halo)
+        block = self._block(level)
         if self.fields is None:
             self.fields = Fields.zeros(block, level.fixed_factors)
         elif not self.fields.losses:
             self.fields = self.fields.refined(block, level.fixed_factors, self.comm)
         self.at.fields = (self.at.stage, self.at.level)
-        loop = Loop(stage, level, self.images, self.world, self.comm, self.trace)
+        loop = (DeviceLoop if block.device.kind == "cuda" else Loop)(stage, level, self.images, self.world, self.comm, self.trace)
         self.reports.append(loop.run(self.fields, self.watch, self._within))
         self.fields.losses = []
         del loop  # its buffers go before the next level's come
@@ -150,7 +156,7 @@ class Rank:
         self.at.reports = [r.as_dict() for r in self.reports]
         own = None if fields is None else fields.block.own
         shape = None if fields is None else fields.block.shape
-        self.save(self.at, {name: (own, a) for name, a in arrays.items() if own is not None}, shape)
+        self.save(self.at, {name: (own, host(a)) for name, a in arrays.items() if own is not None}, shape)
 
     def _stop(self, asked: float) -> None:
         if asked >= STOP:
@@ -158,7 +164,8 @@ class Rank:
 
     def _outcome(self) -> Outcome:
         """The transform, u at full resolution with a plane of halo; the loop's buffers are given up."""
-        whole = Block(self.plan.fixed.shape, self.plan.partition, self.comm.rank, 0 if self.fields is None else 1)
+        halo, device = 0 if self.fields is None else 1, self.images[0].device
+        whole = Block(self.plan.fixed.shape, self.plan.partition, self.comm.rank, halo, device)
         if self.fields is None:
             return Outcome(self.world, None, self.reports, whole)
         fields, self.fields = self.fields, None

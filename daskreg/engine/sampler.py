@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator, Pending
-from daskreg.engine.halo import Block, Movement, collect, finish
+from daskreg.engine.halo import Block, Movement, collect, finish, receive, send
 from daskreg.engine.images import Image
 from daskreg.engine.report import Trace
 from daskreg.grid import Index, Partition, Span
-from daskreg.kernels.launch import Shape
+from daskreg.kernels.device import NOWHERE, host, module_of
+from daskreg.kernels.launch import Shape, on_device
 from daskreg.kernels.sample import (
     add_value,
     add_value_and_gradient,
@@ -31,7 +32,6 @@ from daskreg.kernels.sample import (
     turn,
     weigh,
 )
-from daskreg.similarity import NOWHERE
 
 Array = NDArray[np.float32]
 Place = tuple[int, tuple[np.int64, ...], tuple[np.float32, ...]]  # first plane, A and t, S
@@ -77,7 +77,8 @@ class Resident(Sampler):
         """One pass an image."""
         sample(box, *place, u, self.origin, self.planes, self.image, moved)
         if self.mask is not None and weight is not None:
-            weigh(box, *place, u, self.origin, NOWHERE, self.mask, weight)
+            nowhere = module_of(self.mask).empty((0, 0, 0), np.float32) if on_device(self.mask) else NOWHERE
+            weigh(box, *place, u, self.origin, nowhere, self.mask, weight)
 
     def pull_back(self, box: Shape, place: Place, u: Array | None, slope: Array, g: Array) -> None:
         """Looks at the image again: cheaper than to keep its gradient."""
@@ -117,7 +118,7 @@ class Window(Resident):
         assert old is not None
         rank, owned = self.comm.rank, self.shards.slabs
         mine, before = wanted[rank], self.windows[rank]
-        target = np.empty((len(mine), *shard.shape[1:]), np.float32)
+        target = module_of(shard).empty((len(mine), *shard.shape[1:]), np.float32)
         stays = mine & before
         target[stays.within(mine)] = old[stays.within(before)]
         pending: list[Pending] = []
@@ -153,7 +154,8 @@ class Ring(Sampler):
         self.home = [a[shards[comm.rank].within(home)] for a in (image, mask) if a is not None]
         self.shards, self.comm, self.trace = shards, comm, trace
         size = (max(shards.lengths), *image.shape[1:])
-        self.buffers = [[np.empty(size, np.float32) for _ in self.home] for _ in range(2)] if comm.size > 1 else []
+        empty = module_of(image).empty
+        self.buffers = [[empty(size, np.float32) for _ in self.home] for _ in range(2)] if comm.size > 1 else []
         self.needs: Sequence[Span] = shards.slabs
 
     def prepare(self, needs: Sequence[Span]) -> None:
@@ -222,7 +224,7 @@ class Ring(Sampler):
         source = (self.comm.rank - t) % self.comm.size
         reached = self.shards[source] & self.needs[self.comm.rank]
         into = [b[: len(reached)] for b in self.buffers[turn % 2]]
-        return self.comm.receive(source, into), (into, reached.start), time.perf_counter()
+        return receive(self.comm, source, into), (into, reached.start), time.perf_counter()
 
     def _send(self, due: list[int], until: int, sends: list[Pending]) -> None:
         """What others want up to a step, in the order of the steps."""
@@ -230,7 +232,7 @@ class Ring(Sampler):
             target = (self.comm.rank + due.pop(0)) % self.comm.size
             part = self._part(target)
             if part is not None:
-                sends.append(self.comm.send(target, part[0], "ring"))
+                sends.append(send(self.comm, target, part[0], "ring"))
 
     def _note(self, name: str, start: float) -> None:
         if self.trace is not None:
@@ -268,7 +270,7 @@ def _planes(low: float, high: float) -> Span:
 
 def displaced_range(block: Block, reach: int, place: Place, u: Array) -> tuple[float, float]:
     """Least and largest p_z over the own planes and ``reach`` around them; (inf, -inf) for an idle rank."""
-    rows = span(block.box(reach), *place, u)
+    rows = host(span(block.box(reach), *place, u))
     return (-float(rows[1].max()), float(rows[0].max())) if rows.size else (math.inf, -math.inf)
 
 

@@ -20,6 +20,7 @@ class Smoother:
         self.weights = gaussian_weights(sigma)
         self.tables = [gaussian_table(n, sigma) for n in block.shape]
         self.tables[0] = self.tables[0][block.held.start : block.held.stop]
+        self.tables = [block.device.put(t) for t in self.tables]
 
     def along_zy(self, box: Shape, field: Array, scratch: Array) -> None:
         """Smooth the planes of ``box`` in place along z and y; reads ``reach`` planes around them, overwrites ``scratch``."""

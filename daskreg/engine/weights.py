@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.engine.halo import Block
-from daskreg.similarity import NOWHERE
 
 Array = NDArray[np.float32]
 
@@ -20,10 +19,10 @@ class Weights:
 
     @property
     def array(self) -> Array:
-        """The weights: fixed mask times moving mask; NOWHERE for 1 everywhere."""
+        """The weights: fixed mask times moving mask; empty for 1 everywhere."""
         if self.seen is not None:
             return self.seen
-        return NOWHERE if self.fixed is None else self.fixed
+        return self.block.device.nowhere if self.fixed is None else self.fixed  # type: ignore[no-any-return]
 
     def combine(self) -> None:
         """After a look: times the fixed mask."""

@@ -12,7 +12,7 @@ ONE, NIL, TINY = float32(1), float32(0), float32(1e-36)
 
 
 def fused(a, b, c):
-    """a b + c, on a GPU rounded once."""
+    """A b + c, on a GPU rounded once."""
     return a * b + c
 
 
@@ -22,7 +22,7 @@ def floor(a):
 
 
 def quotient(a, b):
-    """a / b, on a GPU to the last bits but two."""
+    """A / b, on a GPU to the last bits but two."""
     return a / b
 
 
@@ -45,19 +45,19 @@ reciprocal_root = formula(reciprocal_root).native("rsqrtf")
 
 @formula
 def product(a, b):
-    """a b, rounded before anything is added to it, and never -0."""
+    """A b, rounded before anything is added to it, and never -0."""
     return fused(a, b, NIL)
 
 
 @formula
 def lerp(a, b, w):
-    """a + w (b - a)."""
+    """A + w (b - a)."""
     return fused(w, b - a, a)
 
 
 @formula
 def dot3(a, b, c, x, y, z):
-    """a x + b y + c z."""
+    """A x + b y + c z."""
     return fused(c, z, fused(b, y, a * x))
 
 

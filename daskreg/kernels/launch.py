@@ -8,8 +8,10 @@ that is what Numba can cache on disk; their names hold a digest of all kernel so
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -25,6 +27,7 @@ SWEEPS: dict[str, Sweep] = {}
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in _SOURCES)).hexdigest()[:8]
 CPU, CUDA = 0, 1
+ALONG = 4 if DISABLED else 128  # threads of a GPU that share a row of which sums are wanted
 LEAST = -3.0e38  # what row maxima begin with
 Shape = tuple[int | range, int, int]
 _INDEX = (int, int) if DISABLED else (uint64, uint32)
@@ -82,6 +85,10 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
         if isinstance(scope.get(name), Formula):
             scope[name] = scope[name].form(device)
     scope["index"] = _INDEX[device]
+    if device == CUDA:
+        from numba import cuda
+
+        scope["cuda"] = cuda
     return FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
 
 
@@ -97,8 +104,8 @@ class Kernel:
     atomic formulas.
     """
 
-    def __init__(self, body: Callable[..., Any], sums: int, peak: bool, rim: bool, scatter: bool) -> None:
-        self.name, self.body, self.sums, self.peak = body.__name__, body, sums, peak
+    def __init__(self, body: Callable[..., Any], sums: int, peak: bool, rim: bool, scatter: bool, together: str) -> None:
+        self.name, self.body, self.sums, self.peak, self.together = body.__name__, body, sums, peak, together
         self.rim, self.scatter = rim, scatter
         self.__doc__ = body.__doc__
         self._launchers: dict[tuple[int, frozenset[str]], Any] = {}
@@ -107,7 +114,9 @@ class Kernel:
         self.parameters = code.co_varnames[first : code.co_argcount]
 
     def __call__(self, shape: Shape, *arguments: Any) -> Any:
-        """Run on the CPU."""
+        """Run where the arrays are: on the CPU, or on the current CUDA device."""
+        if any(on_device(a) for a in arguments):
+            return named(self.together)(shape, *arguments) if self.together else self._on_device(shape, arguments)
         n = box(shape)
         if self.sums:
             rows = np.full((self.sums, n[1], n[2]), LEAST if self.peak else 0, np.float32)
@@ -123,30 +132,56 @@ class Kernel:
             self._launchers[device, absent] = _cpu_launcher(self) if device == CPU else _cuda_launcher(self, absent)
         return self._launchers[device, absent]
 
+    def _on_device(self, shape: Shape, arguments: tuple[Any, ...]) -> Any:
+        import cupy
+
+        rows = self.on_cuda(shape, *arguments)
+        return None if rows is None else cupy.asarray(rows)
+
     def on_cuda(self, shape: Shape, *arguments: Any) -> Any:
-        """Run on the current CUDA device (or its simulator), arguments already there; row sums come back as a device array."""
+        """Run the plain body on the current CUDA device (or its simulator), arguments already there; row sums are a device array."""
         from numba import cuda
 
         whole = box(shape)
         n = tuple(np.uint32(v) for v in whole)
         rows = (cuda.to_device(np.zeros((self.sums, *whole[1:3]), np.float32)),) if self.sums else ()
-        threads = (1, 64) if self.sums else (1, 4, 64)
-        if DISABLED:
-            threads = (1, 4) if self.sums else (1, 1, 4)
-        extent = whole[1 : 1 + len(threads)]
-        blocks = tuple(max(1, -(-a // b)) for a, b in zip(extent, threads, strict=True))
         given = [a for a in arguments if a is not None]  # numba-cuda hands no None to a device
-        self.launcher(CUDA, arguments)[blocks[::-1], threads[::-1]](n, *rows, *given)
+        blocks, threads = _by_row(whole) if self.sums else _by_voxel(whole)
+        if whole[1] * whole[2]:
+            self.launcher(CUDA, arguments)[blocks, threads, stream()](n, *rows, *given)
         return rows[0] if rows else None
 
 
+def _by_voxel(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Blocks and threads, x first: a thread a voxel."""
+    threads = (4, 1, 1) if DISABLED else (64, 4, 1)
+    return tuple(max(1, -(-a // b)) for a, b in zip(n[:0:-1], threads, strict=True)), threads
+
+
+def _by_row(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Blocks and threads, x first: a block a row."""
+    return (n[2], n[1]), (ALONG,)
+
+
+@cache
+def named(path: str) -> Callable[..., Any]:
+    """What ``module.function`` of this package is; imported when it is wanted, so that a CPU never needs it."""
+    module, _, name = path.partition(".")
+    return getattr(importlib.import_module(f"daskreg.kernels.{module}"), name)  # type: ignore[no-any-return]
+
+
+def on_device(array: Any) -> bool:
+    """Whether an array lies in a GPU's memory."""
+    return hasattr(array, "__cuda_array_interface__")
+
+
 def voxelwise(
-    sums: int = 0, *, peak: bool = False, rim: bool = False, scatter: bool = False
+    sums: int = 0, *, peak: bool = False, rim: bool = False, scatter: bool = False, together: str = ""
 ) -> Callable[[Callable[..., Any]], Kernel]:
-    """Make a kernel of a body, see ``Kernel``."""
+    """Make a kernel of a body, see ``Kernel``; ``together``: "module.function" of this package that takes its arguments on a GPU."""
 
     def register(body: Callable[..., Any]) -> Kernel:
-        kernel = KERNELS[body.__name__] = Kernel(body, sums, peak, rim, scatter)
+        kernel = KERNELS[body.__name__] = Kernel(body, sums, peak, rim, scatter, together)
         return kernel
 
     return register
@@ -165,18 +200,25 @@ def use_threads(n: int) -> None:
 class RowKernel:
     """A CPU launcher written by hand, for an operation whose threads march along rows; cached like the generated ones."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.__doc__ = function, function.__doc__
+    def __init__(self, function: Callable[..., Any], together: str = "") -> None:
+        self.function, self.together, self.__doc__ = function, together, function.__doc__
         self._compiled: Any = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run on the CPU."""
+        """Run where the arrays are."""
+        if self.together and any(on_device(a) for a in arguments):
+            return named(self.together)(*arguments)
         if self._compiled is None:
             made = specialise(self.function, CPU)
             made.__name__ = made.__qualname__ = f"{self.function.__name__}_{DIGEST}"
             made.__module__ = self.function.__module__
             self._compiled = njit(parallel=True, nogil=True, cache=True, error_model="numpy")(made)
         return self._compiled(*arguments)
+
+
+def rowwise(together: str = "") -> Callable[[Callable[..., Any]], RowKernel]:
+    """Make a kernel of a function of rows, see ``RowKernel`` and ``voxelwise``."""
+    return lambda function: RowKernel(function, together)
 
 
 class Sweep:
@@ -197,7 +239,6 @@ class Sweep:
             from numba import cuda
 
             body = specialise(self.factory(*constants), CUDA)
-            body.__globals__["cuda"] = cuda
             self._forms[constants] = cuda.jit(body, **({} if DISABLED else self.options))
         return self._forms[constants]
 
@@ -220,10 +261,13 @@ def sweep(**options: Any) -> Callable[[Callable[..., Any]], Sweep]:
 
 
 def stream() -> Any:
-    """CuPy's current stream, as Numba knows it."""
+    """CuPy's current stream, as Numba knows it; the default one in the simulator and where there is no CuPy."""
     if DISABLED:
         return 0
-    import cupy
+    try:
+        import cupy
+    except ImportError:
+        return 0
     from numba import cuda
 
     return cuda.external_stream(cupy.cuda.get_current_stream().ptr)
@@ -278,8 +322,14 @@ def _first(kernel: Kernel) -> str:
     return f"float32({LEAST})" if kernel.peak else "float32(0)"
 
 
-def _gather(kernel: Kernel, k: int) -> str:
-    return f"s{k} = max(s{k}, t[{k}])" if kernel.peak else f"s{k} += t[{k}]"
+def _gather(kernel: Kernel, k: int, terms: str = "t") -> str:
+    return f"s{k} = max(s{k}, {terms}[{k}])" if kernel.peak else f"s{k} += {terms}[{k}]"
+
+
+def _merge(kernel: Kernel, k: int) -> str:
+    """Two threads' parts."""
+    a, b = f"shared[{k}, t]", f"shared[{k}, t + half]"
+    return f"{a} = max({a}, {b})" if kernel.peak else f"{a} += {b}"
 
 
 def _scatter_source(kernel: Kernel, name: str) -> str:
@@ -320,19 +370,27 @@ def {name}(n, {p}):
     if row < n[1] and y < n[2] and x < n[3]:
         body(uint32(row + n[0]), y, x, {inside}{q})
 """
-    # a thread a row: the same order of additions, hence the same bits, as on the CPU
+    # a block a row: threads take every so many voxels, and what they have is brought together in one order
+    merged = [_merge(kernel, k) for k in range(kernel.sums)]
     lines = [
         f"def {name}(n, rows, {p}):",
-        "    y = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)",
-        "    row = uint32(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)",
-        "    z = uint32(row + n[0])",
-        "    if row < n[1] and y < n[2]:",
-        *(f"        s{k} = {_first(kernel)}" for k in range(kernel.sums)),
-        "        x = uint32(0)",
-        "        while x < n[3]:",
-        f"            t = body(z, y, x, {inside}{q})",
-        *(f"            {_gather(kernel, k)}" for k in range(kernel.sums)),
-        "            x = uint32(x + uint32(1))",
-        *(f"        rows[{k}, row, y] = s{k}" for k in range(kernel.sums)),
+        f"    shared = cuda.shared.array(({kernel.sums}, {ALONG}), float32)",
+        "    t, y, row = uint32(cuda.threadIdx.x), uint32(cuda.blockIdx.x), uint32(cuda.blockIdx.y)",
+        "    z, x = uint32(row + n[0]), t",
+        *(f"    s{k} = {_first(kernel)}" for k in range(kernel.sums)),
+        "    while x < n[3]:",
+        f"        terms = body(z, y, x, {inside}{q})",
+        *(f"        {_gather(kernel, k, 'terms')}" for k in range(kernel.sums)),
+        f"        x = uint32(x + uint32({ALONG}))",
+        *(f"    shared[{k}, t] = s{k}" for k in range(kernel.sums)),
+        "    cuda.syncthreads()",
+        f"    half = uint32({ALONG // 2})",
+        "    while half > uint32(0):",
+        "        if t < half:",
+        *(f"            {line}" for line in merged),
+        "        cuda.syncthreads()",
+        "        half = uint32(half >> uint32(1))",
+        "    if t == uint32(0):",
+        *(f"        rows[{k}, row, y] = shared[{k}, 0]" for k in range(kernel.sums)),
     ]
     return "\n".join(lines) + "\n"

@@ -2,10 +2,12 @@
 
 A x + t is formed from global indices in 64-bit fixed point (units of 2^-32 voxel), exactly and whatever the block, and split
 into whole and fraction; float32 would lose 1e-3 voxel at index 30 000. There is no branch: interior and rim compute alike, and a
-CPU's vector units can gather.
+CPU's vector units can gather. On a GPU every rounding is spelled out (``march``).
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from numba import float32, int32, int64
 
@@ -31,6 +33,13 @@ def displaced(line, z, y, x, affine, linear, uz, uy, ux):
     rest += linear[3 * line + 0] * uz + linear[3 * line + 1] * uy + linear[3 * line + 2] * ux
     more = math.floor(rest)
     return whole + int32(more), rest - float32(more)
+
+
+@displaced.on_cuda
+def _displaced() -> Callable[..., Any]:
+    from daskreg.kernels.march import displaced_on_cuda
+
+    return displaced_on_cuda
 
 
 @formula
@@ -99,6 +108,13 @@ def trilinear(image, k, j, i, wz, wy, wx):
     return NIL + (z0 * plane0 + z1 * plane1)
 
 
+@trilinear.on_cuda
+def _trilinear() -> Callable[..., Any]:
+    from daskreg.kernels.march import trilinear_on_cuda
+
+    return trilinear_on_cuda
+
+
 @formula
 def trilinear_gradient(image, k, j, i, wz, wy, wx):
     """Derivatives of ``trilinear`` along z, y, x, in intensity a voxel."""
@@ -118,7 +134,14 @@ def trilinear_gradient(image, k, j, i, wz, wy, wx):
     return NIL + dz, NIL + dy, NIL + (z0 * dx0 + z1 * dx1)
 
 
-@voxelwise()
+@trilinear_gradient.on_cuda
+def _trilinear_gradient() -> Callable[..., Any]:
+    from daskreg.kernels.march import gradient_on_cuda
+
+    return gradient_on_cuda
+
+
+@voxelwise(together="march.sample")
 def sample(z, y, x, first, affine, linear, u, origin, planes, image, moved):
     """``moved(x) = image(A x + t + S u(x))``, NaN out of domain.
 
@@ -157,7 +180,14 @@ def turned(line, linear, r, dz, dy, dx):
     return r * (linear[line] * dz + linear[3 + line] * dy + linear[6 + line] * dx)
 
 
-@voxelwise()
+@turned.on_cuda
+def _turned() -> Callable[..., Any]:
+    from daskreg.kernels.march import turned_on_cuda
+
+    return turned_on_cuda
+
+
+@voxelwise(together="march.pull_back")
 def pull_back(z, y, x, first, affine, linear, u, origin, image, slope, g):
     """``g = S^T (slope grad image(p))``: the gradient with respect to u from the one with respect to moved.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from daskreg import config
-from daskreg.similarity.base import NOWHERE, Similarity
+from daskreg.kernels.device import NOWHERE
+from daskreg.similarity.base import Similarity
 from daskreg.similarity.lncc import LocalCorrelation
 from daskreg.similarity.mse import MeanSquaredError
 from daskreg.similarity.mutual_information import MutualInformation

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from daskreg.kernels.launch import Shape
 
 Volume = NDArray[np.float32]
-NOWHERE: Volume = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
 
 
 class Similarity(ABC):

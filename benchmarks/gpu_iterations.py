@@ -1,0 +1,121 @@
+"""What an iteration of the deformable stage costs on one GPU, in time and memory, and a whole schedule.
+
+    python benchmarks/gpu_iterations.py 256 512                 # edges; needs a GPU with CuPy and numba-cuda
+    python benchmarks/gpu_iterations.py 512 --losses mse,mi
+
+Two smooth noisy volumes a few voxels apart, float32, windows of 7. ``ms``: an iteration at full resolution, from the wall clock of a
+level of 64 iterations less that of one of 32, so that what a level costs once does not count;  ``bytes_per_voxel``: the most that CuPy's
+pool held, all of it;  ``schedule``: seconds of a run at scales 4, 2, 1 with 200, 100, 50 iterations, no level stopping early, from
+images on the device to a displacement there, kernels compiled before. Prints a JSON line a case and writes ``gpu_iterations.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from daskreg.comm import Alone
+from daskreg.config import LNCC, MI, MSE, Config, Deformable
+from daskreg.engine.images import Image
+from daskreg.engine.memory import trim
+from daskreg.engine.rank import Rank
+from daskreg.engine.report import Watch
+from daskreg.grid import Grid
+from daskreg.planning import make_plan
+
+OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_iterations.json"
+LOSSES: dict[str, Any] = {
+    "mse": MSE(),
+    "lncc center": LNCC(radius=3, gradient="center"),
+    "lncc exact": LNCC(radius=3),
+    "mi": MI(),
+}
+FIREANTS = {  # fused extension, its better path, H200, milliseconds: measured elsewhere, not in this run
+    (256, "mse"): 30.6, (256, "lncc center"): 36.5, (256, "mi"): 81.0,
+    (512, "mse"): 237, (512, "lncc center"): 114, (512, "mi"): 459,
+}  # fmt: skip
+
+
+def volumes(edge: int) -> tuple[Any, Any]:
+    """Fixed and moving, in [0, 1], on the device."""
+    import cupy
+    from cupyx.scipy.ndimage import gaussian_filter, shift
+
+    noise = cupy.random.RandomState(0).random_sample((edge,) * 3, dtype=cupy.float32)
+    image = gaussian_filter(noise, 2.5)
+    image -= image.min()
+    image /= image.max()
+    return image, shift(image, (1.3, -0.8, 2.1), order=1, mode="nearest")
+
+
+def run(images: tuple[Any, Any], stage: Deformable) -> float:
+    """Seconds of the stage."""
+    import cupy
+
+    grid = Grid(images[0].shape)
+    plan = make_plan(grid, grid, Config(stages=(stage,), percentiles=(0, 100)))
+    rank = Rank(plan, (Image.whole(images[0], grid), Image.whole(images[1], grid)), np.eye(4), Alone(), Watch())
+    cupy.cuda.Device().synchronize()
+    start = time.perf_counter()
+    found = rank.run()
+    cupy.cuda.Device().synchronize()
+    took = time.perf_counter() - start
+    losses = found.levels[-1].losses
+    assert losses[-1] < losses[0], losses[:: max(1, len(losses) // 8)]
+    return took
+
+
+def case(edge: int, name: str, images: tuple[Any, Any]) -> dict[str, Any]:
+    import cupy
+
+    def level(iterations: int) -> Deformable:
+        return Deformable(similarity=LOSSES[name], scales=(1,), iterations=(iterations,), tolerance=0)
+
+    run(images, level(6))
+    trim()
+    cupy.get_default_memory_pool().free_all_blocks()
+    short, long = (min(run(images, level(n)) for _ in range(2)) for n in (32, 64))
+    held = cupy.get_default_memory_pool().total_bytes()
+    row = {"case": name, "edge": edge, "ms": round((long - short) / 32 * 1e3, 3), "bytes_per_voxel": round(held / edge**3, 1)}
+    if (edge, name) in FIREANTS:
+        row["fireants_ms_elsewhere"] = FIREANTS[edge, name]
+    return row
+
+
+def schedule(edge: int, name: str, images: tuple[Any, Any]) -> dict[str, Any]:
+    stage = Deformable(similarity=LOSSES[name], scales=(4, 2, 1), iterations=(200, 100, 50), tolerance=0)
+    run(images, stage)
+    return {"case": f"schedule, {name}", "edge": edge, "seconds": round(min(run(images, stage) for _ in range(2)), 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("edges", nargs="*", type=int, default=[256])
+    parser.add_argument("--losses", default=",".join(LOSSES))
+    given = parser.parse_args()
+    import cupy
+
+    device = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    rows = []
+    for edge in given.edges:
+        images = volumes(edge)
+        for name in given.losses.split(","):
+            rows.append({**case(edge, name, images), "device": device})
+            print(json.dumps(rows[-1]), flush=True)
+            if edge <= 256:
+                rows.append({**schedule(edge, name, images), "device": device})
+                print(json.dumps(rows[-1]), flush=True)
+    OUT.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

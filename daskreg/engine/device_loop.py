@@ -1,0 +1,232 @@
+"""The deformable stage on a GPU: the same method in few passes, and no waiting for the host.
+
+Losses, the longest step, the clock stay on the device; the host reads them a fixed number of iterations later, so that its decisions
+do not depend on who was faster. One rank replays a captured graph of two iterations, after which buffers have their roles again; several
+ranks launch the same passes one by one, because between them there are messages.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from daskreg.engine.deformable import AT_REST, Fields, Loop
+from daskreg.engine.halo import finish
+from daskreg.engine.report import LevelReport, Progress, Watch
+from daskreg.engine.sampler import Ring, slack, spans
+from daskreg.errors import Diverged
+from daskreg.kernels import march, passes
+from daskreg.kernels.device import host
+from daskreg.kernels.gaussian import gaussian_norms
+from daskreg.kernels.launch import box as whole_box
+from daskreg.optimizers.adam import rates
+from daskreg.optimizers.stopping import Plateau
+from daskreg.similarity import LocalCorrelation, MutualInformation
+
+LAG = 6  # iterations that are under way when the host decides: enough to keep the device busy
+WIDEST = 2  # taps on one side of the filter that the composition takes along; wider ones go axis by axis
+
+
+class DeviceLoop(Loop):
+    """One level of the deformable stage on one rank and one GPU."""
+
+    def run(self, fields: Fields, watch: Watch, keep: Callable[[Fields, LevelReport, float], None]) -> LevelReport:
+        """As ``Loop.run``; decisions are taken every other iteration and know all losses but the last six."""
+        report = LevelReport("deformable", self.level.scale, self.block.shape, list(fields.losses))
+        plateau, start = Plateau(self.stage.tolerance, self.stage.window), time.perf_counter()
+        self._prepare(report.losses)
+        self.begin(fields)
+        k = self.done
+        while k < self.level.iterations:
+            if k % 2 == 0:
+                known = self._known(k - LAG)
+                self._tell(watch, known)
+                if plateau.reached(known):
+                    report.stopped = "plateau"
+                    break
+                if asked := self._asked(watch):
+                    report.losses = self._known(k)
+                    keep(fields, report, asked)
+            count = self._advance(fields, k)
+            if not count:
+                report.stopped = "at rest"
+                k += 1
+                break
+            k += count
+        finish(self.coming)
+        report.losses = self._known(k)
+        self._tell(watch, report.losses)
+        self.graph = None
+        report.seconds += time.perf_counter() - start
+        return report
+
+    def _prepare(self, losses: list[float]) -> None:
+        """Everything an iteration needs, on the device, for all iterations."""
+        put, xp = self.block.device.put, self.block.device.xp
+        t = self.level.iterations
+        self.done, self.past, self.told = len(losses), list(losses), len(losses)
+        table = [rates(self.stage.betas, k + 1, self.similarity.steep) for k in range(t)]
+        self.rates = put(np.array(table, np.float32).reshape(t, 5))
+        self.clock = put(np.array([self.done], np.int32))
+        self.longest, self.totals = xp.zeros(1, np.float32), xp.zeros(2, np.int64)
+        self.loss, self.losses = xp.zeros(1, np.float64), xp.zeros(max(t, 1), np.float64)
+        self.norms = [self._norms(s) for s in (self.stage.smooth_gradient, self.stage.smooth_warp, 0)]
+        self.marks: deque[tuple[int, Any]] = deque()
+        self.reader = xp.cuda.Stream(non_blocking=True)
+        self.graph: Any = None
+        self.direct = 0  # iterations launched one by one: what they compile a graph can use
+
+    def _norms(self, sigma: float) -> list[Any]:
+        held, put = self.block.held, self.block.device.put
+        z, y, x = (gaussian_norms(n, sigma) for n in self.block.shape)
+        return [put(z[held.start : held.stop]), put(y), put(x)]
+
+    # ---------------------------------------------------------------- what the host knows, and when
+
+    def _mark(self, k: int) -> None:
+        """Remember the moment at which the first k iterations are done."""
+        xp = self.block.device.xp
+        event = xp.cuda.Event(disable_timing=True)
+        event.record()
+        self.marks.append((k, event))
+
+    def _known(self, k: int) -> list[float]:
+        """The losses of the first k iterations; waits for them."""
+        while self.marks and self.marks[0][0] <= k:
+            self.marks.popleft()[1].synchronize()
+        if k > len(self.past):
+            self.past += self.losses[len(self.past) : k].get(stream=self.reader).tolist()  # beside what is still under way
+        return self.past[: max(k, self.done)]
+
+    def _tell(self, watch: Watch, known: list[float]) -> None:
+        for k in range(self.told, len(known)):
+            watch(Progress("deformable", self.level.scale, k + 1, self.level.iterations, known[k]))
+            if not math.isfinite(known[k]):
+                raise Diverged(f"the loss became {known[k]} at scale {self.level.scale}, iteration {k}; use a smaller step.")
+        self.told = max(self.told, len(known))
+
+    def _asked(self, watch: Watch) -> float:
+        """Whether anyone asks for a checkpoint; all ranks come here together."""
+        return float(self.comm.max(np.array([watch.asked()]))[0])
+
+    # ---------------------------------------------------------------- iterations
+
+    def _advance(self, fields: Fields, k: int) -> int:
+        """Start iteration k, or two where a graph can; how many, 0 where the images match from the start."""
+        pair = self.comm.size == 1 and k % 2 == 0 and self.direct > 0 and k + 2 <= self.level.iterations
+        if pair:
+            if self.graph is None:
+                self.graph = self._captured(fields)
+            self.graph.launch(self.block.device.xp.cuda.get_current_stream())
+        else:
+            self.direct += 1
+            self._gradient(fields)
+            if not self._step(fields, k + 1):
+                return 0
+        self._mark(k + 1 + pair)
+        return 1 + pair
+
+    def _captured(self, fields: Fields) -> Any:
+        """Two iterations as a graph: a launch costs a microsecond there, and a hundred from Python."""
+        xp = self.block.device.xp
+        xp.cuda.get_current_stream().synchronize()
+        stream = xp.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            for _ in range(2):
+                self._gradient(fields)
+                self._step(fields, 2)
+            return stream.end_capture()
+
+    def _gradient(self, fields: Fields) -> None:
+        """Loss at u, onto ``totals`` or ``loss``; dC/du, times N, into ``fields.g`` (step 1)."""
+        match self.similarity:
+            case LocalCorrelation():
+                self._correlate(fields)
+            case MutualInformation():
+                self._inform(fields)
+            case _:
+                self._differ(fields)
+
+    def _look(self, f: Fields) -> None:
+        self.sampler.look(self.block.box(), self.place, f.u, self.moved, self.weights.seen, f.g)
+        self.weights.combine()
+        self._exchange_windows()
+
+    def _differ(self, f: Fields) -> None:
+        box = self.block.box()
+        if isinstance(self.sampler, Ring) or self.weights.seen is not None:
+            self._look(f)
+            march.difference_of(box, self.fixed, self.weights.array, self.moved, self.totals)
+            self.sampler.pull_back(box, self.place, f.u, self.moved, f.g)
+        else:
+            s = self.sampler
+            march.difference(box, *self.place, f.u, s.origin, s.planes, s.image, self.fixed, self.weights.array, f.g, self.totals)
+        self._over_ranks(self.totals)
+
+    def _step(self, f: Fields, t: int) -> bool:
+        """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""
+        g, w, b = self.gradient_filter, self.warp_filter, self.block
+        finish(self.gradient_halo.start((f.g, b.first)))
+        finish(self.coming)
+        fields = [a.reshape(-1) for a in (f.g, f.m, f.v, f.d)]
+        if len(b.own):
+            n = _extent(b.box(w.reach))
+            filter_ = n, np.uint32(len(b.held)), g.weights, *self.norms[0]
+            passes.smooth_adam((g.reach,), *passes.tiles(n), *filter_, self.rates, self.clock, *fields, self.longest)
+        ranges = self._agree_on_length(f)
+        if t == 1 and float(self.longest[0]) < AT_REST**2:
+            passes.settle((self._sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.losses)
+            return False
+        self._compose(f)
+        passes.settle((self._sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.losses)
+        if self.comm.size > 1:
+            self.coming = self.warp_halo.start((f.u, b.first))
+            self.sampler.prepare(spans(ranges, slack(self.place, self.reach, self.stage.step)))
+        return True
+
+    def _compose(self, f: Fields) -> None:
+        """U after the step, smoothed; u and g change roles where one pass does both."""
+        w, b = self.warp_filter, self.block
+        together = w.reach <= WIDEST
+        n = _extent(b.box(0 if together else w.reach))
+        weights, norms = (w.weights, self.norms[1]) if together else ((np.float32(1),), self.norms[2])
+        place = np.int32(b.first), np.int32(b.shape[0]), np.float32(0.5 * self.stage.step), self.longest
+        fields = [a.reshape(-1) for a in (f.d, f.u, f.g)]
+        if len(b.own):
+            reach = w.reach if together else 0
+            passes.compose_smooth((reach,), *passes.warps(n, reach), n, np.uint32(len(b.held)), weights, *norms, *place, *fields)
+        if together:
+            f.u, f.g = f.g, f.u
+        else:
+            w.into(b.box(), f.g, f.d, f.u)
+
+    @property
+    def _sign(self) -> int:
+        """How the loss follows from the totals, see ``passes.settle``."""
+        return {LocalCorrelation: -1, MutualInformation: 0}.get(type(self.similarity), 1)
+
+    # ---------------------------------------------------------------- between ranks
+
+    def _over_ranks(self, sums: Any) -> None:
+        """Add up integers over the ranks, in place."""
+        if self.comm.size > 1:
+            sums.set(self.comm.sum_counts(host(sums)))
+
+    def _agree_on_length(self, f: Fields) -> Any:
+        """The longest direction anywhere, and where each block reaches."""
+        if self.comm.size == 1:
+            return None
+        longest, ranges = self._agree(host(self.longest), f.u, Watch())
+        self.longest.set(np.array([longest], np.float32))
+        return ranges
+
+
+def _extent(box: Any) -> tuple[np.uint32, ...]:
+    """A box as kernels take it."""
+    return tuple(np.uint32(v) for v in whole_box(box))

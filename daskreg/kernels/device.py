@@ -1,0 +1,103 @@
+"""Where a rank's arrays live: in the machine's memory, or in a GPU's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.errors import ConfigError
+from daskreg.kernels.launch import on_device
+
+NOWHERE: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
+
+
+@dataclass(frozen=True)
+class Device:
+    """Makes arrays. ``number``: of the GPU among those that this process sees."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    number: int = 0
+
+    @property
+    def xp(self) -> Any:
+        """NumPy or CuPy."""
+        return np if self.kind == "cpu" else _cupy()
+
+    def put(self, array: Any) -> Any:
+        """An array of the machine's memory there; itself where it is there already."""
+        return self.xp.asarray(array)
+
+    @property
+    def nowhere(self) -> Any:
+        """An empty mask."""
+        return NOWHERE if self.kind == "cpu" else self.xp.empty((0, 0, 0), np.float32)
+
+    def use(self) -> None:
+        """Let this thread work on it. Raises ConfigError where there is no such GPU, or what drives one is not installed."""
+        if self.kind == "cuda":
+            _select(self.number)
+
+    @property
+    def memory(self) -> int:
+        """Bytes free on a GPU now, what daskreg itself holds for reuse counted as free."""
+        cupy = _cupy()
+        with cupy.cuda.Device(self.number):
+            return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
+
+    @property
+    def peak(self) -> int:
+        """Bytes of arrays that this process has held on a GPU at most; 0 on a CPU."""
+        return 0 if self.kind == "cpu" else int(_cupy().get_default_memory_pool().total_bytes())
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return "CPU" if self.kind == "cpu" else str(_cupy().cuda.runtime.getDeviceProperties(self.number)["name"].decode())
+
+
+CPU = Device()
+
+
+def host(array: Any) -> NDArray[Any]:
+    """An array in the machine's memory."""
+    return array.get() if hasattr(array, "get") and on_device(array) else array
+
+
+def module_of(array: Any) -> Any:
+    """NumPy or CuPy, whichever made it."""
+    return _cupy() if on_device(array) else np
+
+
+def synchronise(array: Any) -> None:
+    """Wait until what was asked for of an array's device is done."""
+    if on_device(array):
+        _cupy().cuda.get_current_stream().synchronize()
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError:
+        raise ConfigError(
+            "a GPU was asked for and CuPy is not installed; pip install 'daskreg[cuda13]' (or cuda12), or use --device cpu."
+        ) from None
+    return cupy
+
+
+def _select(number: int) -> None:
+    cupy = _cupy()
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise ConfigError(
+            f"a GPU was asked for and CUDA finds none ({error}); look at nvidia-smi, or use --device cpu."
+        ) from None
+    if number >= count:
+        raise ConfigError(f"GPU {number} was asked for, this process sees {count}; look at CUDA_VISIBLE_DEVICES.")
+    from numba import cuda
+
+    cupy.cuda.Device(number).use()
+    cuda.select_device(number)

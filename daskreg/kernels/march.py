@@ -1,0 +1,322 @@
+# ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
+"""The composite implicit sampler on a GPU, with or without the loss: threads march along z, so that A x + t is an addition a voxel.
+
+All of it computes what ``sample`` computes, from flat arrays and with every rounding spelled out.
+"""
+
+import numpy as np
+from numba import float32, int32, int64, uint32, uint64
+
+from daskreg.kernels.arithmetic import counted, dot3, floor, lerp, product
+from daskreg.kernels.launch import CUDA, DISABLED, box, formula, sweep
+
+ONE, NIL, TWO, NAN = float32(1), float32(0), float32(2), float32(float("nan"))
+UNIT = float32(2.0**-24)  # 24 bits of the fraction are what a float32 holds
+COUNT = 2**28  # of a squared difference, of a weight: what sums of integers count in
+COLUMNS = (2, 4) if DISABLED else (4, 64)  # threads along y and x
+DEPTH = 3 if DISABLED else 16  # planes they march through
+WIDE = 4 if DISABLED else 256  # threads of a block that takes voxels as they come
+
+
+def columns(n: tuple[int, ...]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Blocks and threads of a kernel without neighbours, x first."""
+    _, nz, ny, nx = (int(v) for v in n)
+    ty, tx = COLUMNS
+    return (-(-nx // tx), -(-ny // ty), max(1, -(-nz // DEPTH))), (tx, ty, 1)
+
+
+@formula
+def located(fixed, sz, sy, sx, uz, uy, ux):
+    """A component of A x + t (64-bit fixed point) + S u as whole and fraction."""
+    rest = float32(uint32(fixed) >> uint32(8)) * UNIT + dot3(sz, sy, sx, uz, uy, ux)
+    more = floor(rest)
+    return int32(fixed >> int64(32)) + more, rest - float32(more)
+
+
+@formula
+def touching(whole, rows, cols, k, j, i):
+    """Whether any of the eight corners is a voxel of the whole image."""
+    one = int32(1)
+    return (uint32(k + one) <= uint32(whole)) & (uint32(j + one) <= uint32(rows)) & (uint32(i + one) <= uint32(cols))
+
+
+@formula
+def voxel(image, planes, rows, cols, k, j, i):
+    """A voxel of a flat image, 0 beyond it."""
+    if uint32(k) < uint32(planes) and uint32(j) < uint32(rows) and uint32(i) < uint32(cols):
+        return image[uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))]
+    return NIL
+
+
+@formula
+def around(image, planes, rows, cols, k, j, i):
+    """The eight voxels around a point, x fastest, 0 beyond the image."""
+    one = int32(1)
+    k1, j1, i1 = k + one, j + one, i + one
+    if uint32(k) < uint32(planes - one) and uint32(j) < uint32(rows - one) and uint32(i) < uint32(cols - one):
+        a = uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))
+        c = a + uint64(uint32(cols))
+        e = a + uint64(uint32(rows * cols))
+        g = c + uint64(uint32(rows * cols))
+        return (image[a], image[a + uint64(1)], image[c], image[c + uint64(1)],
+                image[e], image[e + uint64(1)], image[g], image[g + uint64(1)])  # fmt: skip
+    return (voxel(image, planes, rows, cols, k, j, i), voxel(image, planes, rows, cols, k, j, i1),
+            voxel(image, planes, rows, cols, k, j1, i), voxel(image, planes, rows, cols, k, j1, i1),
+            voxel(image, planes, rows, cols, k1, j, i), voxel(image, planes, rows, cols, k1, j, i1),
+            voxel(image, planes, rows, cols, k1, j1, i), voxel(image, planes, rows, cols, k1, j1, i1))  # fmt: skip
+
+
+@formula
+def mixed(corners, wz, wy, wx):
+    """Trilinear value: what the two planes along z give, each rounded before they are added."""
+    a, b, c, d, e, f, g, h = corners
+    plane0, plane1 = lerp(lerp(a, b, wx), lerp(c, d, wx), wy), lerp(lerp(e, f, wx), lerp(g, h, wx), wy)
+    return product(ONE - wz, plane0) + product(wz, plane1)
+
+
+@formula
+def inclined(corners, wz, wy, wx):
+    """Trilinear value and its derivatives along z, y, x."""
+    a, b, c, d, e, f, g, h = corners
+    row00, row01, row10, row11 = lerp(a, b, wx), lerp(c, d, wx), lerp(e, f, wx), lerp(g, h, wx)
+    plane0, plane1, vz = lerp(row00, row01, wy), lerp(row10, row11, wy), ONE - wz
+    value = product(vz, plane0) + product(wz, plane1)
+    dy = product(vz, row01 - row00) + product(wz, row11 - row10)
+    dx = product(vz, lerp(b - a, d - c, wy)) + product(wz, lerp(f - e, h - g, wy))
+    return value, plane1 - plane0, dy, dx
+
+
+@formula
+def voxel_of(image, k, j, i):
+    """A voxel of an image (Z, Y, X), 0 beyond it."""
+    if uint32(k) < uint32(image.shape[0]) and uint32(j) < uint32(image.shape[1]) and uint32(i) < uint32(image.shape[2]):
+        return image[uint32(k), uint32(j), uint32(i)]
+    return NIL
+
+
+@formula
+def around_in(image, k, j, i):
+    """``around`` for an image (Z, Y, X)."""
+    one = int32(1)
+    k1, j1, i1 = k + one, j + one, i + one
+    return (voxel_of(image, k, j, i), voxel_of(image, k, j, i1), voxel_of(image, k, j1, i), voxel_of(image, k, j1, i1),
+            voxel_of(image, k1, j, i), voxel_of(image, k1, j, i1), voxel_of(image, k1, j1, i), voxel_of(image, k1, j1, i1))  # fmt: skip
+
+
+def displaced_on_cuda(line, z, y, x, affine, linear, uz, uy, ux):
+    """What ``sample.displaced`` is on a GPU: ``located`` from indices."""
+    fixed = affine[4 * line + 0] * z + affine[4 * line + 1] * y + affine[4 * line + 2] * x + affine[4 * line + 3]
+    return located(fixed, linear[3 * line], linear[3 * line + 1], linear[3 * line + 2], uz, uy, ux)
+
+
+def trilinear_on_cuda(image, k, j, i, wz, wy, wx):
+    """What ``sample.trilinear`` is on a GPU; image: (Z, Y, X)."""
+    return mixed(around_in(image, k, j, i), wz, wy, wx)
+
+
+def gradient_on_cuda(image, k, j, i, wz, wy, wx):
+    """What ``sample.trilinear_gradient`` is on a GPU; image: (Z, Y, X)."""
+    _, dz, dy, dx = inclined(around_in(image, k, j, i), wz, wy, wx)
+    return dz, dy, dx
+
+
+def turned_on_cuda(line, linear, r, dz, dy, dx):
+    """What ``sample.turned`` is on a GPU."""
+    return r * dot3(linear[line], linear[3 + line], linear[6 + line], dz, dy, dx)
+
+
+@formula
+def value_at(at, point, linear, size, image, fields, a, b):
+    """``moved = image(p)``, NaN out of domain."""
+    k, j, i, wz, wy, wx = point
+    value = NAN
+    if touching(size[0], size[3], size[4], k, j, i):
+        value = mixed(around(image, size[2], size[3], size[4], k - size[1], j, i), wz, wy, wx)
+    fields[0][at] = value
+    return a, b
+
+
+@formula
+def turn_into(g, at, linear, r, dz, dy, dx):
+    """``g = r S^T (dz, dy, dx)``."""
+    g[0, at] = r * dot3(linear[0], linear[3], linear[6], dz, dy, dx)
+    g[1, at] = r * dot3(linear[1], linear[4], linear[7], dz, dy, dx)
+    g[2, at] = r * dot3(linear[2], linear[5], linear[8], dz, dy, dx)
+
+
+@formula
+def difference_at(at, point, linear, size, image, fields, a, b):
+    """Squared difference and weight, counted; g in the same look."""
+    k, j, i, wz, wy, wx = point
+    fixed, weight, g = fields
+    r, dz, dy, dx = NIL, NIL, NIL, NIL
+    if touching(size[0], size[3], size[4], k, j, i):
+        value, dz, dy, dx = inclined(around(image, size[2], size[3], size[4], k - size[1], j, i), wz, wy, wx)
+        w = weight[at] if weight.shape[0] > 0 else ONE
+        error = value - fixed[at]
+        r = w * error
+        a += counted(r * error * float32(COUNT))
+        b += counted(w * float32(COUNT))
+    turn_into(g, at, linear, TWO * r, dz, dy, dx)
+    return a, b
+
+
+@formula
+def pulled_at(at, point, linear, size, image, fields, a, b):
+    """``g = S^T (slope grad image(p))``; slope and g[0] may be the same memory."""
+    k, j, i, wz, wy, wx = point
+    slope, g = fields
+    r, dz, dy, dx = slope[at], NIL, NIL, NIL
+    if r != NIL:
+        _, dz, dy, dx = inclined(around(image, size[2], size[3], size[4], k - size[1], j, i), wz, wy, wx)
+    turn_into(g, at, linear, r, dz, dy, dx)
+    return a, b
+
+
+def _march(visit, displaced, summed):
+    """A kernel that marches along z over sampling points and calls ``visit`` at each.
+
+    Arguments: n (first plane within the arrays, planes, rows, columns; uint32), first (global plane of the arrays' plane 0, int32),
+    affine (12 int64), linear (9 float32), u (3, N) in voxels (not read where not ``displaced``), size (planes of the whole image, the one
+    that comes first here, planes here, rows, columns; int32), image (flat), fields (of ``visit``), totals (2,) int64.
+    """
+    use, depth, count = visit.form(CUDA), DEPTH, COLUMNS[0] * COLUMNS[1]
+
+    def body(n, first, affine, linear, u, size, image, fields, totals):
+        x = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
+        y = uint32(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)
+        a, b = int64(0), int64(0)
+        if x < n[3] and y < n[2]:
+            step = uint32(uint32(cuda.blockIdx.z) * uint32(depth))
+            stop = min(uint32(step + uint32(depth)), n[1])
+            z = int64(n[0]) + int64(step) + int64(first)
+            fz = affine[0] * z + affine[1] * int64(y) + affine[2] * int64(x) + affine[3]
+            fy = affine[4] * z + affine[5] * int64(y) + affine[6] * int64(x) + affine[7]
+            fx = affine[8] * z + affine[9] * int64(y) + affine[10] * int64(x) + affine[11]
+            plane = uint64(n[2]) * uint64(n[3])
+            at = plane * (uint64(n[0]) + uint64(step)) + uint64(y) * uint64(n[3]) + uint64(x)
+            while step < stop:
+                uz, uy, ux = NIL, NIL, NIL
+                if displaced:
+                    uz, uy, ux = u[0, at], u[1, at], u[2, at]
+                k, wz = located(fz, linear[0], linear[1], linear[2], uz, uy, ux)
+                j, wy = located(fy, linear[3], linear[4], linear[5], uz, uy, ux)
+                i, wx = located(fx, linear[6], linear[7], linear[8], uz, uy, ux)
+                a, b = use(at, (k, j, i, wz, wy, wx), linear, size, image, fields, a, b)
+                fz, fy, fx = fz + affine[0], fy + affine[4], fx + affine[8]
+                at += plane
+                step = uint32(step + uint32(1))
+        if summed:
+            shared = cuda.shared.array((2, count), int64)
+            t = uint32(cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x)
+            shared[0, t], shared[1, t] = a, b
+            cuda.syncthreads()
+            half = uint32(count // 2)
+            while half > uint32(0):
+                if t < half:
+                    shared[0, t] += shared[0, t + half]
+                    shared[1, t] += shared[1, t + half]
+                cuda.syncthreads()
+                half = uint32(half >> uint32(1))
+            if t == uint32(0):
+                cuda.atomic.add(totals, 0, shared[0, 0])
+                cuda.atomic.add(totals, 1, shared[1, 0])
+
+    return body
+
+
+@sweep(launch_bounds=(256, 4))
+def sample_march(displaced):
+    """``moved(x) = image(A x + t + S u(x))``, NaN out of domain; fields (moved,); 20 bytes a voxel."""
+    return _march(value_at, displaced, False)
+
+
+@sweep(launch_bounds=(256, 4))
+def sample_difference():
+    """Mean squared difference with its gradient g; fields (fixed, weight or empty, g); totals in units of 2^-28; 32 bytes a voxel."""
+    return _march(difference_at, True, True)
+
+
+@sweep(launch_bounds=(256, 4))
+def pull_back_march(displaced):
+    """G from dC/dmoved; fields (slope, g); 32 bytes a voxel."""
+    return _march(pulled_at, displaced, False)
+
+
+@sweep()
+def difference_march():
+    """Replace ``moved`` by ``2 w (moved - fixed)``, count squared difference and weight: what ``sample_difference`` does, from values.
+
+    Arguments: start, stop (offsets; uint64), fixed, weight (or empty), moved (N,), totals (2,) int64.
+    """
+    threads = WIDE
+
+    def body(start, stop, fixed, weight, moved, totals):
+        shared = cuda.shared.array((2, threads), int64)
+        t = uint32(cuda.threadIdx.x)
+        at = start + uint64(cuda.blockIdx.x) * uint64(threads) + uint64(t)
+        a, b = int64(0), int64(0)
+        if at < stop:
+            value, r = moved[at], NIL
+            if value == value:
+                w = weight[at] if weight.shape[0] > 0 else ONE
+                error = value - fixed[at]
+                r = w * error
+                a, b = counted(r * error * float32(COUNT)), counted(w * float32(COUNT))
+            moved[at] = TWO * r
+        shared[0, t], shared[1, t] = a, b
+        cuda.syncthreads()
+        half = uint32(threads // 2)
+        while half > uint32(0):
+            if t < half:
+                shared[0, t] += shared[0, t + half]
+                shared[1, t] += shared[1, t + half]
+            cuda.syncthreads()
+            half = uint32(half >> uint32(1))
+        if t == uint32(0):
+            cuda.atomic.add(totals, 0, shared[0, 0])
+            cuda.atomic.add(totals, 1, shared[1, 0])
+
+    return body
+
+
+# ---------------------------------------------------------------- in place of the plain kernels, where arrays are on a device
+
+
+def launch(march, constants, box, place, u, image, origin, planes, fields, totals=None):
+    """A sampling sweep on arrays as the plain kernels take them; ``place``: first plane, A and t, S."""
+    n = tuple(np.uint32(v) for v in box)
+    size = tuple(np.int32(v) for v in (planes, origin, *image.shape))
+    first, affine, linear = place
+    values = image.reshape(-1)
+    u = values.reshape(1, -1) if u is None else u.reshape(3, -1)  # not read where there is no displacement
+    if box[1]:
+        sums = values if totals is None else totals
+        march(constants, *columns(n), n, np.int32(first), affine, linear, u, size, values, fields, sums)
+
+
+def sample(shape, first, affine, linear, u, origin, planes, image, moved):
+    """``kernels.sample.sample``."""
+    place, fields = (first, affine, linear), (moved.reshape(-1),)
+    launch(sample_march, (u is not None,), box(shape), place, u, image, origin, planes, fields)
+
+
+def pull_back(shape, first, affine, linear, u, origin, image, slope, g):
+    """``kernels.sample.pull_back``."""
+    place, fields = (first, affine, linear), (slope.reshape(-1), g.reshape(3, -1))
+    launch(pull_back_march, (u is not None,), box(shape), place, u, image, origin, image.shape[0], fields)
+
+
+def difference(shape, first, affine, linear, u, origin, planes, image, fixed, weight, g, totals):
+    """Sampling, squared difference and gradient: adds to totals (2,) int64, fills g."""
+    place, fields = (first, affine, linear), (fixed.reshape(-1), weight.reshape(-1), g.reshape(3, -1))
+    launch(sample_difference, (), box(shape), place, u, image, origin, planes, fields, totals)
+
+
+def difference_of(shape, fixed, weight, moved, totals):
+    """Difference of values: ``moved`` becomes the gradient, totals (2,) int64 are added to."""
+    first, planes, ny, nx = box(shape)
+    start, stop = first * ny * nx, (first + planes) * ny * nx
+    if stop > start:
+        flat = [a.reshape(-1) for a in (fixed, weight, moved)]
+        difference_march((), (-(-(stop - start) // WIDE),), (WIDE,), np.uint64(start), np.uint64(stop), *flat, totals)
