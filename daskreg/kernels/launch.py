@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 import numba
@@ -187,7 +187,10 @@ class Sweep:
             from numba import cuda
 
             body = specialise(self.factory(*constants), CUDA)
-            body.__globals__["cuda"] = cuda
+            scope = body.__globals__
+            scope["cuda"] = cuda
+            cells = tuple(CellType(_part(c.cell_contents, scope)) for c in body.__closure__ or ())
+            body = FunctionType(body.__code__, scope, body.__name__, body.__defaults__, cells)
             self._forms[constants] = cuda.jit(body, **({} if DISABLED else self.options))
         return self._forms[constants]
 
@@ -197,6 +200,16 @@ class Sweep:
         """Launch on the current stream; blocks and threads with x first;  shared: bytes of dynamic shared memory a block."""
         kernel = self.form(*constants)
         kernel[blocks, threads, stream(), shared](*arguments)
+
+
+def _part(value: Any, scope: dict[str, Any]) -> Any:
+    """A formula that a factory made is a part of its body: it may synchronise threads too, and sees the same ``cuda``."""
+    if not isinstance(value, Formula):
+        return value
+    made = specialise(value.function, CUDA)
+    scope.update((name, made.__globals__[name]) for name in made.__code__.co_names if name in made.__globals__ and name != "cuda")
+    made = FunctionType(made.__code__, scope, made.__name__, made.__defaults__, made.__closure__)
+    return njit(nogil=True, error_model="numpy", forceinline=True)(made)
 
 
 def sweep(**options: Any) -> Callable[[Callable[..., Any]], Sweep]:
