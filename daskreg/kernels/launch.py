@@ -174,7 +174,7 @@ class Sweep:
 
     ``factory(*constants)`` returns its body: the compiler takes the constants (a radius, a number of bins) for literals, unrolls
     loops over them, and keeps small local arrays in registers. Scalar fields are flat, (N,), vector fields (3, N): one 64-bit offset
-    a voxel serves them all. ``options`` go to ``cuda.jit``.
+    a voxel serves them all. ``options`` go to ``cuda.jit``; those that are functions are asked for the constants' option.
     """
 
     def __init__(self, factory: Callable[..., FunctionType], options: dict[str, Any]) -> None:
@@ -186,12 +186,9 @@ class Sweep:
         if constants not in self._forms:
             from numba import cuda
 
-            body = specialise(self.factory(*constants), CUDA)
-            scope = body.__globals__
-            scope["cuda"] = cuda
-            cells = tuple(CellType(_part(c.cell_contents, scope)) for c in body.__closure__ or ())
-            body = FunctionType(body.__code__, scope, body.__name__, body.__defaults__, cells)
-            self._forms[constants] = cuda.jit(body, **({} if DISABLED else self.options))
+            body = _whole(self.factory(*constants), {"cuda": cuda})
+            options = {name: v(*constants) if callable(v) else v for name, v in self.options.items()}
+            self._forms[constants] = cuda.jit(body, **({} if DISABLED else options))
         return self._forms[constants]
 
     def __call__(
@@ -202,14 +199,18 @@ class Sweep:
         kernel[blocks, threads, stream(), shared](*arguments)
 
 
-def _part(value: Any, scope: dict[str, Any]) -> Any:
-    """A formula that a factory made is a part of its body: it may synchronise threads too, and sees the same ``cuda``."""
-    if not isinstance(value, Formula):
-        return value
-    made = specialise(value.function, CUDA)
+def _whole(function: FunctionType, scope: dict[str, Any]) -> FunctionType:
+    """``specialise`` for CUDA, with the formulas that a factory made, too: they are parts of its body and share its globals."""
+    made = specialise(function, CUDA)
     scope.update((name, made.__globals__[name]) for name in made.__code__.co_names if name in made.__globals__ and name != "cuda")
-    made = FunctionType(made.__code__, scope, made.__name__, made.__defaults__, made.__closure__)
-    return njit(nogil=True, error_model="numpy", forceinline=True)(made)
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Formula) and value.function.__closure__:
+            return njit(nogil=True, error_model="numpy", forceinline=True)(_whole(value.function, scope))
+        return value.form(CUDA) if isinstance(value, Formula) else value
+
+    cells = tuple(CellType(part(c.cell_contents)) for c in made.__closure__ or ())
+    return FunctionType(made.__code__, scope, made.__name__, made.__defaults__, cells)
 
 
 def sweep(**options: Any) -> Callable[[Callable[..., Any]], Sweep]:

@@ -27,7 +27,8 @@ def factors(n, f, m, ff, mm, fm, epsilon, flat):
     mean_f, mean_m = quotient(f, count), quotient(m, count)
     a = fm - mean_f * m
     b, c = max(mm - mean_m * m, NIL), max(ff - mean_f * f, NIL)
-    inverse = quotient(ONE, b * c + epsilon) if min(b, c) >= flat * n else NIL
+    inverse = quotient(ONE, b * c + epsilon)
+    inverse = inverse if min(b, c) >= flat * n else NIL
     d = TWO * a * inverse
     k = d * a * c * inverse
     return a * a * inverse, d, k, k * mean_m - d * mean_f

@@ -14,29 +14,47 @@ from typing import Any
 
 from numba import float32, int32, uint32, uint64
 
-from daskreg.kernels.launch import CUDA, DISABLED, formula, sweep
+from daskreg.kernels.launch import DISABLED, formula, sweep
 from daskreg.kernels.lncc import factors
-from daskreg.kernels.wide import load_four, store_four
+from daskreg.kernels.wide import get, load_four, put, store_four
 
 ONE, NIL = float32(1), float32(0)
-TILE_X, TILE_Y = 32, 16  # voxels of a plane that a block owns
+TILE_X = 32  # voxels of a row that a block owns
 GROUP = 4  # neighbours along x whose windows a thread adds up
 offset = int if DISABLED else uint64  # of a voxel in a field: a block may hold more than 2^31
 
 
-def window_rows(radius: int) -> int:
-    """Rows a thread owns: its ring must fit into registers."""
+def tile_rows(radius: int) -> int:
+    """Rows that a block of ``lncc_center`` or ``lncc_factors_march`` owns; in ``lncc_slope_march`` it is always 16."""
+    return 16 if radius <= 4 else 8
+
+
+def rows_each(radius: int) -> int:
+    """Rows that a thread owns there: its ring must fit into registers."""
     return 2 if radius <= 3 else 1
 
 
 def window_threads(radius: int) -> int:
-    """Threads of a block, along x."""
-    return TILE_X * TILE_Y // window_rows(radius)
+    """Threads of such a block, along x."""
+    return TILE_X * tile_rows(radius) // rows_each(radius)
 
 
-def window_blocks(planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
-    """Blocks that march through ``depth`` planes each."""
-    return -(-nx // TILE_X), -(-ny // TILE_Y), max(1, -(-planes // depth))
+def window_blocks(radius: int, planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
+    """Blocks, x first, that march through ``depth`` planes each; there are blocks[0] * blocks[1] tiles a plane."""
+    return -(-nx // TILE_X), -(-ny // tile_rows(radius)), max(1, -(-planes // depth))
+
+
+def slope_blocks(planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
+    """The same for ``lncc_slope_march``, of ``SLOPE_THREADS`` threads."""
+    return window_blocks(1, planes, ny, nx, depth)
+
+
+SLOPE_THREADS = window_threads(1)
+
+
+def window_bounds(radius: int, masked: bool) -> tuple[int, int]:
+    """The most threads a block, the fewest blocks at once: 128 registers a thread, all there are for the largest windows."""
+    return window_threads(radius), 2 if radius <= 3 else 1
 
 
 @formula
@@ -45,42 +63,47 @@ def place(at, t, threads, height, width, top, left, ny, nx):
     bits = uint32(0)
     for s in range(len(at)):
         e = uint32(t + uint32(s * threads))
-        row, col = int32(e // uint32(width)), int32(e % uint32(width))
-        y, x = int32(top + min(row, int32(height - 1))), int32(left + col)
-        if int32(0) <= y < ny and int32(0) <= x < nx and row < int32(height):
-            bits |= uint32(1) << uint32(s)
-        at[s] = uint32(min(max(y, int32(0)), ny - int32(1))) * uint32(nx) + uint32(min(max(x, int32(0)), nx - int32(1)))
-    return bits
+        row = int32(e // uint32(width))
+        y, x = int32(top + row), int32(left + int32(e % uint32(width)))
+        at[s] = uint32(uint32(y) * uint32(nx) + uint32(x))
+        if row < int32(height) and int32(0) <= y < ny and int32(0) <= x < nx:
+            bits |= uint32(1 << s)
+    return uint32(bits)
 
 
 @formula
-def fetch_pair(base, at, masked, fixed, weight, moved, still, value, w):
-    """Load a plane's voxels into registers."""
+def fetch_pair(base, at, bits, masked, fixed, weight, moved, still, value, w):
+    """Load a plane's voxels into registers; zeros out of the grid."""
     for s in range(len(at)):
-        o = offset(base + offset(at[s]))
-        still[s], value[s] = fixed[o], moved[o]
+        still[s], value[s] = NIL, NIL
         if masked:
-            w[s] = weight[o]
+            w[s] = NIL
+        if uint32(bits & uint32(1 << s)) != uint32(0):
+            still[s], value[s] = get(fixed, base, at[s]), get(moved, base, at[s])
+            if masked:
+                w[s] = get(weight, base, at[s])
 
 
 @formula
-def stage_pair(raw, t, threads, size, bits, masked, still, value, w):
-    """Put F, M and w into shared memory, zeros out of the grid and of the domain; whether a voxel of the grid has no value."""
+def stage_pair(raw, t, threads, size, masked, still, value, w):
+    """Put F, M and a mask into shared memory, zeros out of the domain; whether a voxel is out of it."""
     lacks = int32(0)
     for s in range(len(still)):
-        e = uint32(t + uint32(s * threads))
-        there = (bits >> uint32(s)) & uint32(1) != uint32(0)
-        real = value[s] == value[s]
-        use = there and real
-        if there and not real:
-            lacks = int32(1)
-        raw[e] = still[s] if use else NIL
-        raw[uint32(e + uint32(size))] = value[s] if use else NIL
+        e, real = uint32(t + uint32(s * threads)), value[s] == value[s]
+        raw[e] = still[s] if real else NIL
+        raw[uint32(e + uint32(size))] = value[s] if real else NIL
         if masked:
-            raw[uint32(e + uint32(2 * size))] = w[s] if use else NIL
-        else:
-            raw[uint32(e + uint32(2 * size))] = ONE if use else NIL
+            raw[uint32(e + uint32(2 * size))] = w[s] if real else NIL
+        lacks = lacks if real else int32(1)
     return lacks
+
+
+@formula
+def stage_ones(raw, t, threads, size, bits, value):
+    """Put w into shared memory, where there is no mask: 1 in the grid and the domain."""
+    for s in range(len(value)):
+        there = uint32(bits & uint32(1 << s)) != uint32(0) and value[s] == value[s]
+        raw[uint32(t + uint32(2 * size + s * threads))] = ONE if there else NIL
 
 
 @formula
@@ -169,31 +192,48 @@ def sum_rows(mid, at, field, height, radius, rows, now):
 
 
 @formula
-def remember(ring, now, slot, k):
-    """Put a plane's sums into its place; written so that every index is a constant, hence every place a register."""
-    for q in range(len(ring) // k):
+def enter(ring, prefix, now, slot, k):
+    """Put a plane's sums into their place; ``now`` becomes the sums over the last k planes.
+
+    The planes of a round so far are added up as they come, those of the round before from its end: three additions a plane,
+    whatever k. Every index is a constant once the loops are unrolled, hence every place a register.
+    """
+    for q in range(len(prefix)):
         ring[q * k + slot] = now[q]
+        if slot > 0:
+            now[q] = prefix[q] + now[q]
+        prefix[q] = now[q]
+        if slot < k - 1:
+            now[q] = prefix[q] + ring[q * k + slot + 1]
+        else:
+            for s in range(1, k):
+                ring[q * k + k - 1 - s] += ring[q * k + k - s]
 
 
 @formula
-def recall(ring, q, k):
-    """Sum over the ring."""
-    total = ring[q * k]
-    for s in range(1, k):
-        total += ring[q * k + s]
-    return total
+def one_field(out):
+    """Where a scalar goes."""
+    return out, out, out
 
 
 @formula
-def store_slope(out, o, w, still, value, d, k, c):
+def three_fields(out):
+    """Where the components of a vector go."""
+    return out[0], out[1], out[2]
+
+
+@formula
+def store_slope(fields, base, at, w, still, value, d, k, c):
     """The centre window's share of the gradient times N."""
-    out[o] = -(w * (still * (w * d) - value * (w * k) + w * c)) if value == value else NIL
+    put(fields[0], base, at, -(w * (still * (w * d) - value * (w * k) + w * c)) if value == value else NIL)
 
 
 @formula
-def store_factors(out, o, w, still, value, d, k, c):
+def store_factors(fields, base, at, w, still, value, d, k, c):
     """What the exact gradient needs of a window."""
-    out[0, o], out[1, o], out[2, o] = w * d, w * k, w * c
+    put(fields[0], base, at, w * d)
+    put(fields[1], base, at, w * k)
+    put(fields[2], base, at, w * c)
 
 
 @formula
@@ -227,40 +267,46 @@ def within(i, radius, n):
 
 def march(radius: int, masked: bool, exact: bool) -> FunctionType:
     """A body that finds the window sums of every voxel and stores what follows from them."""
-    k, rows, threads = 2 * radius + 1, window_rows(radius), window_threads(radius)
+    k, rows, threads, tall = 2 * radius + 1, rows_each(radius), window_threads(radius), tile_rows(radius)
     pad = -(-radius // GROUP) * GROUP
-    width, height, reach, lead = TILE_X + 2 * pad, TILE_Y + 2 * radius, GROUP + 2 * pad, pad - radius
+    width, height, reach, lead = TILE_X + 2 * pad, tall + 2 * radius, GROUP + 2 * pad, pad - radius
     slots = -(-width * height // threads)
     size = slots * threads
     raws, mids, twice = 3 * size, 6 * height * TILE_X, 2 * threads
-    spare = k * rows * threads if rows > 1 else 1  # where registers are short, the ring of w is in shared memory
-    kept = 5 * rows if rows > 1 else 6 * rows
+    shared_counts = rows > 1  # where registers are short, the ring of w is in shared memory
+    spare = k * rows * threads if shared_counts else 1
+    kept = 5 * rows if shared_counts else 6 * rows
     places, news, full = kept * k, 6 * rows, 2**k - 1
     masks, reach_w = (slots, reach) if masked else (1, 1)
-    store = (store_factors if exact else store_slope).form(CUDA)
+    store, split = (store_factors, three_fields) if exact else (store_slope, one_field)
 
     @formula
-    def step(slot, z, flags, grid, thread, arrays, tile_store, registers, epsilon, flat):
+    def step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat):
         """A plane comes in; the voxels ``radius`` planes behind are done."""
-        first, start, ny, nx, held, floor_size = grid
-        t, x, y, below, here, bits, tile = thread
-        fixed, weight, moved, out, sums = arrays
-        raw, mid, terms, parts, counts = tile_store
-        at, still, value, mask, a, b, w, p, ring, now, own_f, own_m, own_w, area = registers
+        first, start, end, ny, nx, held, floor = grid
+        t, x, y, below, bits, tile = thread
+        fixed, weight, moved, fields, sums = arrays
+        raw, mid, terms, parts, counts = tiles
+        at, own_at, still, value, mask, a, b, w, p, ring, prefix, now, own_f, own_m, own_w, area = registers
+        if z >= end or z < int32(start - int32(radius)):
+            return flags
         inside, done = int32(0) <= z < held, int32(z - int32(radius))
-        lacks = stage_pair(raw, t, threads, size, bits if inside else uint32(0), masked, still, value, mask)
-        lacking = cuda.syncthreads_or(lacks) != int32(0)  # noqa: F821
-        flags = uint32(((flags << uint32(1)) | (uint32(1) if lacking else uint32(0))) & uint32(full))
+        lacking = cuda.syncthreads_or(stage_pair(raw, t, threads, size, masked, still, value, mask)) != int32(0)  # noqa: F821
+        flags = uint32(uint32(uint32(flags << uint32(1)) & uint32(full)) | uint32(1 if lacking else 0))
+        if lacking and not masked:
+            stage_ones(raw, t, threads, size, bits if inside else uint32(0), value)
+            cuda.syncthreads()  # noqa: F821
         fold(terms, parts, t, threads)
         product_windows(raw, size, width, t, radius, lead, height, masked or lacking, masked, a, b, w, p, mid)
+        back = offset(max(done, int32(0))) * floor
         for q in range(rows):
             own_f[q], own_m[q], own_w[q] = NIL, NIL, NIL
             if done >= start and x < nx and int32(y + int32(q)) < ny:
-                o = offset(offset(done) * floor_size + here + offset(q) * offset(nx))
-                own_f[q], own_m[q] = fixed[o], moved[o]
-                own_w[q] = weight[o] if masked else ONE
-        coming = int32(min(max(z + int32(1), int32(0)), held - int32(1)))
-        fetch_pair(offset(coming) * floor_size, at, masked, fixed, weight, moved, still, value, mask)
+                own_f[q], own_m[q] = get(fixed, back, own_at[q]), get(moved, back, own_at[q])
+                own_w[q] = get(weight, back, own_at[q]) if masked else ONE
+        coming = int32(z + int32(1))
+        there = bits if int32(0) <= coming < min(held, end) else uint32(0)
+        fetch_pair(offset(max(coming, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
         cuda.syncthreads()  # noqa: F821
         if done > start:
             finish(parts, sums, uint32(done - int32(1) - first), tile, t, threads)
@@ -271,31 +317,40 @@ def march(radius: int, masked: bool, exact: bool) -> FunctionType:
         else:
             for q in range(rows):
                 now[5 * rows + q] = area[q] if inside else NIL
-        remember(ring, now, slot, k)
-        if rows > 1:
+        if shared_counts:
             for q in range(rows):
                 counts[uint32(t + uint32((slot * rows + q) * threads))] = now[5 * rows + q]
+        enter(ring, prefix, now, slot, k)
         if done >= start:
-            correlation, weights = NIL, NIL
+            correlation, weights, deep = NIL, NIL, float32(within(done, radius, held))
             for q in range(rows):
-                n = float32(within(done, radius, held)) * area[q]
+                n = deep * area[q]
                 if masked or flags != uint32(0):
-                    if rows > 1:
+                    n = now[5 * rows + q]
+                    if shared_counts:
                         n = counts[uint32(t + uint32(q * threads))]
                         for s in range(1, k):
                             n += counts[uint32(t + uint32((s * rows + q) * threads))]
-                    else:
-                        n = recall(ring, kept - 1, k)
-                real = own_m[q] == own_m[q]
-                v = own_w[q] if real else NIL
-                cc, d, g, c = factors(n, recall(ring, q, k), recall(ring, rows + q, k), recall(ring, 2 * rows + q, k),
-                                      recall(ring, 3 * rows + q, k), recall(ring, 4 * rows + q, k), epsilon, flat)  # fmt: skip
+                v = own_w[q] if own_m[q] == own_m[q] else NIL
+                cc, d, g, c = factors(n, now[q], now[rows + q], now[2 * rows + q], now[3 * rows + q], now[4 * rows + q],
+                                      epsilon, flat)  # fmt: skip
                 if x < nx and int32(y + int32(q)) < ny:
-                    o = offset(offset(done) * floor_size + here + offset(q) * offset(nx))
-                    store(out, o, v, own_f[q], own_m[q], d, g, c)
+                    store(fields, back, own_at[q], v, own_f[q], own_m[q], d, g, c)
                 correlation += v * cc
                 weights += v
             terms[t], terms[uint32(t + uint32(threads))] = correlation, weights
+        return flags
+
+    @formula
+    def steps(slot, z, flags, *block):
+        """Four planes, as far as the ring has places for them."""
+        flags = step(slot, int32(z + int32(slot)), flags, *block)
+        if k > slot + 1:
+            flags = step(slot + 1, int32(z + int32(slot + 1)), flags, *block)
+        if k > slot + 2:
+            flags = step(slot + 2, int32(z + int32(slot + 2)), flags, *block)
+        if k > slot + 3:
+            flags = step(slot + 3, int32(z + int32(slot + 3)), flags, *block)
         return flags
 
     def body(first, planes, ny, nx, held, origin, depth, epsilon, flat, fixed, weight, moved, out, sums):
@@ -305,6 +360,7 @@ def march(radius: int, masked: bool, exact: bool) -> FunctionType:
         parts = cuda.shared.array(64, float32)  # noqa: F821
         counts = cuda.shared.array(spare, float32)  # noqa: F821
         at = cuda.local.array(slots, uint32)  # noqa: F821
+        own_at = cuda.local.array(rows, uint32)  # noqa: F821
         still = cuda.local.array(slots, float32)  # noqa: F821
         value = cuda.local.array(slots, float32)  # noqa: F821
         mask = cuda.local.array(masks, float32)  # noqa: F821
@@ -313,71 +369,50 @@ def march(radius: int, masked: bool, exact: bool) -> FunctionType:
         w = cuda.local.array(reach_w, float32)  # noqa: F821
         p = cuda.local.array(reach, float32)  # noqa: F821
         ring = cuda.local.array(places, float32)  # noqa: F821
+        prefix = cuda.local.array(kept, float32)  # noqa: F821
         now = cuda.local.array(news, float32)  # noqa: F821
         own_f = cuda.local.array(rows, float32)  # noqa: F821
         own_m = cuda.local.array(rows, float32)  # noqa: F821
         own_w = cuda.local.array(rows, float32)  # noqa: F821
         area = cuda.local.array(rows, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
-        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * TILE_Y)  # noqa: F821
+        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tall)  # noqa: F821
         tile = uint32(cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x)  # noqa: F821
         start = int32(first + int32(cuda.blockIdx.z) * depth)  # noqa: F821
-        stop = int32(min(start + depth, first + planes))
+        stop = int32(min(int32(start + depth), int32(first + planes)))
         lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
         x, y, below = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
-        floor_size, here = offset(ny) * offset(nx), offset(y) * offset(nx) + offset(x)
+        floor, end = offset(ny) * offset(nx), int32(stop + int32(radius))
         bits = place(at, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
         for q in range(rows):
-            area[q] = float32(within(int32(y + int32(q)), radius, ny) * within(x, radius, nx))
-        for q in range(kept * k):
+            own_at[q] = uint32(uint32(y + int32(q)) * uint32(nx) + uint32(x))
+            area[q] = float32(int32(within(int32(y + int32(q)), radius, ny) * within(x, radius, nx)))
+        for q in range(places):
             ring[q] = NIL
-        if rows > 1:
+        for q in range(kept):
+            prefix[q] = NIL
+        if shared_counts:
             for q in range(k * rows):
                 counts[uint32(t + uint32(q * threads))] = NIL
-        grid = first, start, ny, nx, held, floor_size
-        thread = t, x, y, below, here, bits, tile
-        arrays = fixed, weight, moved, out, sums
-        tile_store = raw, mid, terms, parts, counts
-        registers = at, still, value, mask, a, b, w, p, ring, now, own_f, own_m, own_w, area
         z, flags = int32(start - int32(radius)), uint32(0)  # the plane that comes in
-        fetch_pair(offset(max(z, int32(0))) * floor_size, at, masked, fixed, weight, moved, still, value, mask)
-        begin, end = z, int32(stop + int32(radius))
-        z = int32(z - int32(origin + z + int32(k)) % int32(k))
+        there = bits if int32(0) <= z < held else uint32(0)
+        fetch_pair(offset(max(z, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
+        z = int32(z - int32(origin + z + int32(k)) % int32(k))  # where this round of the ring began
+        grid = first, start, end, ny, nx, held, floor
+        thread = t, x, y, below, bits, tile
+        arrays = fixed, weight, moved, split(out), sums
+        tiles = raw, mid, terms, parts, counts
+        registers = at, own_at, still, value, mask, a, b, w, p, ring, prefix, now, own_f, own_m, own_w, area
         while z < end:
-            if z >= begin:
-                flags = step(0, z, flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 1 and begin <= z + int32(1) < end:
-                flags = step(1, int32(z + int32(1)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 2 and begin <= z + int32(2) < end:
-                flags = step(2, int32(z + int32(2)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 3 and begin <= z + int32(3) < end:
-                flags = step(3, int32(z + int32(3)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 4 and begin <= z + int32(4) < end:
-                flags = step(4, int32(z + int32(4)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 5 and begin <= z + int32(5) < end:
-                flags = step(5, int32(z + int32(5)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 6 and begin <= z + int32(6) < end:
-                flags = step(6, int32(z + int32(6)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 7 and begin <= z + int32(7) < end:
-                flags = step(7, int32(z + int32(7)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 8 and begin <= z + int32(8) < end:
-                flags = step(8, int32(z + int32(8)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 9 and begin <= z + int32(9) < end:
-                flags = step(9, int32(z + int32(9)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 10 and begin <= z + int32(10) < end:
-                flags = step(10, int32(z + int32(10)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 11 and begin <= z + int32(11) < end:
-                flags = step(11, int32(z + int32(11)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 12 and begin <= z + int32(12) < end:
-                flags = step(12, int32(z + int32(12)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 13 and begin <= z + int32(13) < end:
-                flags = step(13, int32(z + int32(13)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 14 and begin <= z + int32(14) < end:
-                flags = step(14, int32(z + int32(14)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 15 and begin <= z + int32(15) < end:
-                flags = step(15, int32(z + int32(15)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
-            if k > 16 and begin <= z + int32(16) < end:
-                flags = step(16, int32(z + int32(16)), flags, grid, thread, arrays, tile_store, registers, epsilon, flat)
+            flags = steps(0, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+            if k > 4:
+                flags = steps(4, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+            if k > 8:
+                flags = steps(8, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+            if k > 12:
+                flags = steps(12, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+            if k > 16:
+                flags = steps(16, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
             z = int32(z + int32(k))
         cuda.syncthreads()  # noqa: F821
         fold(terms, parts, t, threads)
@@ -387,13 +422,167 @@ def march(radius: int, masked: bool, exact: bool) -> FunctionType:
     return body
 
 
-@sweep(launch_bounds=(512, 1))
+@sweep(launch_bounds=window_bounds)
 def lncc_center(radius: int, masked: bool) -> FunctionType:
-    """TODO"""
+    """The centre-window gradient times N, and sums: ``lncc_factors``, then ``lncc_slope`` with radius 0.
+
+    Launch with blocks ``window_blocks`` and threads ``window_threads``. first, planes, ny, nx: int32, the box among the arrays'
+    ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
+    flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  slope: (N,), not moved itself;
+    sums: (planes, tiles, 2) float32, of w cc and of w over a tile of a plane, whose tiles are counted along x first.
+    """
     return march(radius, masked, False)
 
 
-@sweep(launch_bounds=(512, 1))
+@sweep(launch_bounds=window_bounds)
 def lncc_factors_march(radius: int, masked: bool) -> FunctionType:
-    """TODO"""
+    """``lncc_factors``: w D, w K and w (K mu_M - D mu_F) of each window, and sums.
+
+    Launch with blocks ``window_blocks`` and threads ``window_threads``. first, planes, ny, nx: int32, the box among the arrays'
+    ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
+    flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  dkc: (3, N);
+    sums: (planes, tiles, 2) float32, of w cc and of w over a tile of a plane, whose tiles are counted along x first.
+    """
     return march(radius, masked, True)
+
+
+@formula
+def fetch_three(base, at, bits, fields, values):
+    """Load a plane of three fields into registers; zeros out of the grid."""
+    for s in range(len(at)):
+        for q in range(3):
+            values[q * len(at) + s] = NIL
+        if uint32(bits & uint32(1 << s)) != uint32(0):
+            for q in range(3):
+                values[q * len(at) + s] = get(fields[q], base, at[s])
+
+
+@formula
+def stage_three(raw, t, threads, size, values):
+    """Put them into shared memory."""
+    for q in range(3):
+        for s in range(len(values) // 3):
+            raw[uint32(t + uint32(q * size + s * threads))] = values[q * (len(values) // 3) + s]
+
+
+@formula
+def field_windows(raw, size, width, t, radius, lead, height, a, mid):
+    """Windows along x of three fields: a thread four neighbours of a row."""
+    row, group = uint32(t >> uint32(3)), uint32(t & uint32(7))
+    if row < uint32(height):
+        at = uint32(row * uint32(width) + group * uint32(GROUP))
+        to = uint32(row * uint32(TILE_X) + group * uint32(GROUP))
+        for q in range(3):
+            read_row(raw, uint32(at + uint32(q * size)), a)
+            sum_windows(a, lead, radius, mid, uint32(to + uint32(q * height * TILE_X)))
+
+
+def slope_bounds(radius: int, masked: bool) -> tuple[int, int]:
+    """See ``window_bounds``."""
+    return SLOPE_THREADS, 2 if radius <= 5 else 1
+
+
+@sweep(launch_bounds=slope_bounds)
+def lncc_slope_march(radius: int, masked: bool) -> FunctionType:
+    """``lncc_slope``: the exact gradient times N in place of ``moved``.
+
+    Launch with blocks ``slope_blocks`` and threads ``SLOPE_THREADS``. Arguments as in ``lncc_factors_march``, which wrote
+    dkc: (3, N), without epsilon, flat and sums.
+    """
+    k, rows, threads, tall = 2 * radius + 1, 2, SLOPE_THREADS, tile_rows(1)
+    pad = -(-radius // GROUP) * GROUP
+    width, height, reach, lead = TILE_X + 2 * pad, tall + 2 * radius, GROUP + 2 * pad, pad - radius
+    slots = -(-width * height // threads)
+    size = slots * threads
+    raws, mids, kept, places, loaded = 3 * size, 3 * height * TILE_X, 3 * rows, 3 * rows * k, 3 * slots
+
+    @formula
+    def step(slot, z, grid, thread, arrays, tiles, registers):
+        """A plane comes in; the voxels ``radius`` planes behind are done."""
+        start, end, ny, nx, held, floor = grid
+        t, x, y, below, bits = thread
+        fields, fixed, weight, moved = arrays
+        raw, mid = tiles
+        at, own_at, values, a, ring, prefix, now, own_f, own_m, own_w = registers
+        if z < end and z >= int32(start - int32(radius)):
+            done = int32(z - int32(radius))
+            stage_three(raw, t, threads, size, values)
+            cuda.syncthreads()  # noqa: F821
+            field_windows(raw, size, width, t, radius, lead, height, a, mid)
+            back = offset(max(done, int32(0))) * floor
+            for q in range(rows):
+                own_f[q], own_m[q], own_w[q] = NIL, NIL, ONE
+                if done >= start and x < nx and int32(y + int32(q)) < ny:
+                    own_f[q], own_m[q] = get(fixed, back, own_at[q]), get(moved, back, own_at[q])
+                    if masked:
+                        own_w[q] = get(weight, back, own_at[q])
+            coming = int32(z + int32(1))
+            there = bits if int32(0) <= coming < min(held, end) else uint32(0)
+            fetch_three(offset(max(coming, int32(0))) * floor, at, there, fields, values)
+            cuda.syncthreads()  # noqa: F821
+            for field in range(3):
+                sum_rows(mid, below, field, height, radius, rows, now)
+            enter(ring, prefix, now, slot, k)
+            for q in range(rows):
+                if done >= start and x < nx and int32(y + int32(q)) < ny:
+                    slope = -(own_w[q] * (own_f[q] * now[q] - own_m[q] * now[rows + q] + now[2 * rows + q]))
+                    put(moved, back, own_at[q], slope if own_m[q] == own_m[q] else NIL)
+
+    @formula
+    def steps(slot, z, *block):
+        """Four planes, as far as the ring has places for them."""
+        step(slot, int32(z + int32(slot)), *block)
+        if k > slot + 1:
+            step(slot + 1, int32(z + int32(slot + 1)), *block)
+        if k > slot + 2:
+            step(slot + 2, int32(z + int32(slot + 2)), *block)
+        if k > slot + 3:
+            step(slot + 3, int32(z + int32(slot + 3)), *block)
+
+    def body(first, planes, ny, nx, held, origin, depth, dkc, fixed, weight, moved):
+        raw = cuda.shared.array(raws, float32, 16)  # noqa: F821
+        mid = cuda.shared.array(mids, float32, 16)  # noqa: F821
+        at = cuda.local.array(slots, uint32)  # noqa: F821
+        own_at = cuda.local.array(rows, uint32)  # noqa: F821
+        values = cuda.local.array(loaded, float32)  # noqa: F821
+        a = cuda.local.array(reach, float32)  # noqa: F821
+        ring = cuda.local.array(places, float32)  # noqa: F821
+        prefix = cuda.local.array(kept, float32)  # noqa: F821
+        now = cuda.local.array(kept, float32)  # noqa: F821
+        own_f = cuda.local.array(rows, float32)  # noqa: F821
+        own_m = cuda.local.array(rows, float32)  # noqa: F821
+        own_w = cuda.local.array(rows, float32)  # noqa: F821
+        t = uint32(cuda.threadIdx.x)  # noqa: F821
+        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tall)  # noqa: F821
+        start = int32(first + int32(cuda.blockIdx.z) * depth)  # noqa: F821
+        stop = int32(min(int32(start + depth), int32(first + planes)))
+        lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
+        x, y, below = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
+        floor, end = offset(ny) * offset(nx), int32(stop + int32(radius))
+        bits = place(at, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
+        for q in range(rows):
+            own_at[q] = uint32(uint32(y + int32(q)) * uint32(nx) + uint32(x))
+        for q in range(places):
+            ring[q] = NIL
+        for q in range(kept):
+            prefix[q] = NIL
+        z = int32(start - int32(radius))  # the plane that comes in
+        there, fields = bits if int32(0) <= z < held else uint32(0), three_fields(dkc)
+        fetch_three(offset(max(z, int32(0))) * floor, at, there, fields, values)
+        z = int32(z - int32(origin + z + int32(k)) % int32(k))  # where this round of the ring began
+        grid, thread = (start, end, ny, nx, held, floor), (t, x, y, below, bits)
+        arrays, tiles = (fields, fixed, weight, moved), (raw, mid)
+        registers = at, own_at, values, a, ring, prefix, now, own_f, own_m, own_w
+        while z < end:
+            steps(0, z, grid, thread, arrays, tiles, registers)
+            if k > 4:
+                steps(4, z, grid, thread, arrays, tiles, registers)
+            if k > 8:
+                steps(8, z, grid, thread, arrays, tiles, registers)
+            if k > 12:
+                steps(12, z, grid, thread, arrays, tiles, registers)
+            if k > 16:
+                steps(16, z, grid, thread, arrays, tiles, registers)
+            z = int32(z + int32(k))
+
+    return body

@@ -28,6 +28,70 @@ def quotient(a, b):
     return a / b
 
 
+@formula
+def get(array, base, at):
+    """``array[base + at]``, array (N,) float32; base: 64 bits, the same for many threads or look-ups, at: 32 bits, unsigned."""
+    return array[base + at]
+
+
+@formula
+def put(array, base, at, value):
+    """``array[base + at] = value``, see ``get``."""
+    array[base + at] = value
+
+
+@get.on_cuda
+def _get_near() -> Callable[..., Any]:
+    """A pointer to the base and a 32-bit distance: one multiply-add an address."""
+    if DISABLED:
+        return get.function
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def near(typing, array, base, at):
+        def generate(context, builder, signature, arguments):
+            made = context.make_array(signature.args[0])(context, builder, arguments[0])
+            return builder.load(builder.gep(builder.gep(made.data, [arguments[1]]), [builder.zext(arguments[2], base_type)]))
+
+        base_type = _int64()
+        return types.float32(array, types.uint64, types.uint32), generate
+
+    def get_near(array, base, at):
+        return near(array, base, at)
+
+    return get_near
+
+
+@put.on_cuda
+def _put_near() -> Callable[..., Any]:
+    if DISABLED:
+        return put.function
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def near(typing, array, base, at, value):
+        def generate(context, builder, signature, arguments):
+            made = context.make_array(signature.args[0])(context, builder, arguments[0])
+            pointer = builder.gep(builder.gep(made.data, [arguments[1]]), [builder.zext(arguments[2], base_type)])
+            builder.store(arguments[3], pointer)
+
+        base_type = _int64()
+        return types.void(array, types.uint64, types.uint32, types.float32), generate
+
+    def put_near(array, base, at, value):
+        near(array, base, at, value)
+
+    return put_near
+
+
+def _int64() -> Any:
+    from llvmlite import ir
+
+    return ir.IntType(64)
+
+
 @load_four.on_cuda
 def _load_vector() -> Callable[..., Any]:
     if DISABLED:
