@@ -25,6 +25,8 @@ SWEEPS: dict[str, Sweep] = {}
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in _SOURCES)).hexdigest()[:8]
 CPU, CUDA = 0, 1
+STATIC_SHARED = 48 * 1024  # bytes a block may use without asking
+_ALLOWED: dict[tuple[Any, int], int] = {}  # dynamic shared memory asked for, by kernel and device
 LEAST = -3.0e38  # what row maxima begin with
 Shape = tuple[int | range, int, int]
 _INDEX = (int, int) if DISABLED else (uint64, uint32)
@@ -195,8 +197,22 @@ class Sweep:
         self, constants: tuple[Any, ...], blocks: tuple[int, ...], threads: tuple[int, ...], *arguments: Any, shared: int = 0
     ) -> None:
         """Launch on the current stream; blocks and threads with x first;  shared: bytes of dynamic shared memory a block."""
-        kernel = self.form(*constants)
-        kernel[blocks, threads, stream(), shared](*arguments)
+        configured = self.form(*constants)[blocks, threads, stream(), shared]
+        if shared > STATIC_SHARED and not DISABLED and _allow_shared not in configured.pre_launch_callbacks:
+            configured.pre_launch_callbacks.append(_allow_shared)
+        configured(*arguments)
+
+
+def _allow_shared(kernel: Any, configured: Any) -> None:
+    """Raise a kernel's limit of dynamic shared memory, once a device; numba-cuda has no option for it."""
+    from numba.cuda.cudadrv.driver import binding, driver
+
+    function = kernel._codelibrary.get_cufunc()
+    key = kernel, function.device.id
+    if _ALLOWED.get(key, 0) < configured.sharedmem:
+        attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driver.cuKernelSetAttribute(attribute, configured.sharedmem, function.handle, function.device.id)
+        _ALLOWED[key] = configured.sharedmem
 
 
 def _whole(function: FunctionType, scope: dict[str, Any]) -> FunctionType:
@@ -205,7 +221,7 @@ def _whole(function: FunctionType, scope: dict[str, Any]) -> FunctionType:
     scope.update((name, made.__globals__[name]) for name in made.__code__.co_names if name in made.__globals__ and name != "cuda")
 
     def part(value: Any) -> Any:
-        if isinstance(value, Formula) and value.function.__closure__:
+        if isinstance(value, Formula) and "<locals>" in value.function.__qualname__:
             return njit(nogil=True, error_model="numpy", forceinline=True)(_whole(value.function, scope))
         return value.form(CUDA) if isinstance(value, Formula) else value
 
