@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 import numba
@@ -28,6 +28,8 @@ _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in _SOURCES)).hexdigest()[:8]
 CPU, CUDA = 0, 1
 ALONG = 4 if DISABLED else 128  # threads of a GPU that share a row of which sums are wanted
+STATIC_SHARED = 48 * 1024  # bytes a block may use without asking
+_ALLOWED: dict[tuple[Any, int], int] = {}  # dynamic shared memory asked for, by kernel and device
 LEAST = -3.0e38  # what row maxima begin with
 Shape = tuple[int | range, int, int]
 _INDEX = (int, int) if DISABLED else (uint64, uint32)
@@ -226,7 +228,7 @@ class Sweep:
 
     ``factory(*constants)`` returns its body: the compiler takes the constants (a radius, a number of bins) for literals, unrolls
     loops over them, and keeps small local arrays in registers. Scalar fields are flat, (N,), vector fields (3, N): one 64-bit offset
-    a voxel serves them all. ``options`` go to ``cuda.jit``.
+    a voxel serves them all. ``options`` go to ``cuda.jit``; those that are functions are asked for the constants' option.
     """
 
     def __init__(self, factory: Callable[..., FunctionType], options: dict[str, Any]) -> None:
@@ -238,16 +240,45 @@ class Sweep:
         if constants not in self._forms:
             from numba import cuda
 
-            body = specialise(self.factory(*constants), CUDA)
-            self._forms[constants] = cuda.jit(body, **({} if DISABLED else self.options))
+            body = _whole(self.factory(*constants), {"cuda": cuda})
+            options = {name: v(*constants) if callable(v) else v for name, v in self.options.items()}
+            self._forms[constants] = cuda.jit(body, **({} if DISABLED else options))
         return self._forms[constants]
 
     def __call__(
         self, constants: tuple[Any, ...], blocks: tuple[int, ...], threads: tuple[int, ...], *arguments: Any, shared: int = 0
     ) -> None:
         """Launch on the current stream; blocks and threads with x first;  shared: bytes of dynamic shared memory a block."""
-        kernel = self.form(*constants)
-        kernel[blocks, threads, stream(), shared](*arguments)
+        configured = self.form(*constants)[blocks, threads, stream(), shared]
+        if shared > STATIC_SHARED and not DISABLED and _allow_shared not in configured.pre_launch_callbacks:
+            configured.pre_launch_callbacks.append(_allow_shared)
+        configured(*arguments)
+
+
+def _allow_shared(kernel: Any, configured: Any) -> None:
+    """Raise a kernel's limit of dynamic shared memory, once a device; numba-cuda has no option for it."""
+    from numba.cuda.cudadrv.driver import binding, driver
+
+    function = kernel._codelibrary.get_cufunc()
+    key = kernel, function.device.id
+    if _ALLOWED.get(key, 0) < configured.sharedmem:
+        attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driver.cuKernelSetAttribute(attribute, configured.sharedmem, function.handle, function.device.id)
+        _ALLOWED[key] = configured.sharedmem
+
+
+def _whole(function: FunctionType, scope: dict[str, Any]) -> FunctionType:
+    """``specialise`` for CUDA, with the formulas that a factory made, too: they are parts of its body and share its globals."""
+    made = specialise(function, CUDA)
+    scope.update((name, made.__globals__[name]) for name in made.__code__.co_names if name in made.__globals__ and name != "cuda")
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Formula) and "<locals>" in value.function.__qualname__:
+            return njit(nogil=True, error_model="numpy", forceinline=True)(_whole(value.function, scope))
+        return value.form(CUDA) if isinstance(value, Formula) else value
+
+    cells = tuple(CellType(part(c.cell_contents)) for c in made.__closure__ or ())
+    return FunctionType(made.__code__, scope, made.__name__, made.__defaults__, cells)
 
 
 def sweep(**options: Any) -> Callable[[Callable[..., Any]], Sweep]:

@@ -10,6 +10,7 @@ from numba import float32, int32, int64, prange
 
 from daskreg.kernels.difference import weight_at
 from daskreg.kernels.launch import RowKernel, formula, voxelwise
+from daskreg.kernels.wide import quotient
 
 index = int64  # replaced by the launcher
 ONE, NIL, TWO = float32(1), float32(0), float32(2)
@@ -23,10 +24,11 @@ def factors(n, f, m, ff, mm, fm, epsilon, flat):
     sake and identical images pulled apart.
     """
     count = n if n > NIL else ONE
-    mean_f, mean_m = f / count, m / count
+    mean_f, mean_m = quotient(f, count), quotient(m, count)
     a = fm - mean_f * m
     b, c = max(mm - mean_m * m, NIL), max(ff - mean_f * f, NIL)
-    inverse = ONE / (b * c + epsilon) if min(b, c) >= flat * n else NIL
+    inverse = quotient(ONE, b * c + epsilon)
+    inverse = inverse if min(b, c) >= flat * n else NIL
     d = TWO * a * inverse
     k = d * a * c * inverse
     return a * a * inverse, d, k, k * mean_m - d * mean_f
