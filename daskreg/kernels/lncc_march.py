@@ -9,8 +9,7 @@ the grid, and on nothing else.
 
 from __future__ import annotations
 
-from types import FunctionType
-from typing import Any
+from collections.abc import Callable
 
 from numba import float32, int32, uint32, uint64
 
@@ -265,7 +264,7 @@ def within(i, radius, n):
     return int32(min(i + int32(radius), n - int32(1)) - max(i - int32(radius), int32(0)) + int32(1))
 
 
-def march(radius: int, masked: bool, exact: bool) -> FunctionType:
+def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
     """A body that finds the window sums of every voxel and stores what follows from them."""
     k, rows, threads, tall = 2 * radius + 1, rows_each(radius), window_threads(radius), tile_rows(radius)
     pad = -(-radius // GROUP) * GROUP
@@ -423,19 +422,20 @@ def march(radius: int, masked: bool, exact: bool) -> FunctionType:
 
 
 @sweep(launch_bounds=window_bounds)
-def lncc_center(radius: int, masked: bool) -> FunctionType:
+def lncc_center(radius: int, masked: bool) -> Callable[..., None]:
     """The centre-window gradient times N, and sums: ``lncc_factors``, then ``lncc_slope`` with radius 0.
 
     Launch with blocks ``window_blocks`` and threads ``window_threads``. first, planes, ny, nx: int32, the box among the arrays'
     ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
-    flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  slope: (N,), not moved itself;
+    flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  slope: (N,),
+    another array than moved;
     sums: (planes, tiles, 2) float32, of w cc and of w over a tile of a plane, whose tiles are counted along x first.
     """
     return march(radius, masked, False)
 
 
 @sweep(launch_bounds=window_bounds)
-def lncc_factors_march(radius: int, masked: bool) -> FunctionType:
+def lncc_factors_march(radius: int, masked: bool) -> Callable[..., None]:
     """``lncc_factors``: w D, w K and w (K mu_M - D mu_F) of each window, and sums.
 
     Launch with blocks ``window_blocks`` and threads ``window_threads``. first, planes, ny, nx: int32, the box among the arrays'
@@ -483,7 +483,7 @@ def slope_bounds(radius: int, masked: bool) -> tuple[int, int]:
 
 
 @sweep(launch_bounds=slope_bounds)
-def lncc_slope_march(radius: int, masked: bool) -> FunctionType:
+def lncc_slope_march(radius: int, masked: bool) -> Callable[..., None]:
     """``lncc_slope``: the exact gradient times N in place of ``moved``.
 
     Launch with blocks ``slope_blocks`` and threads ``SLOPE_THREADS``. Arguments as in ``lncc_factors_march``, which wrote

@@ -24,7 +24,7 @@ def store_four(array, at, a, b, c, d):
 
 @formula
 def quotient(a, b):
-    """a / b; on a GPU to two units of the last place, without a subroutine, for b below 2^126."""
+    """The quotient a / b; on a GPU to two units of the last place, without a subroutine, for b below 2^126."""
     return a / b
 
 
