@@ -206,13 +206,13 @@ class Sweep:
 
 def _allow_shared(kernel: Any, configured: Any) -> None:
     """Raise a kernel's limit of dynamic shared memory, once a device; numba-cuda has no option for it."""
-    from numba.cuda.cudadrv.driver import binding, driver
+    from numba.cuda.cudadrv import driver as driving
 
     function = kernel._codelibrary.get_cufunc()
     key = kernel, function.device.id
     if _ALLOWED.get(key, 0) < configured.sharedmem:
-        attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        driver.cuKernelSetAttribute(attribute, configured.sharedmem, function.handle, function.device.id)
+        attribute = vars(driving)["binding"].CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driving.driver.cuKernelSetAttribute(attribute, configured.sharedmem, function.handle, function.device.id)
         _ALLOWED[key] = configured.sharedmem
 
 
