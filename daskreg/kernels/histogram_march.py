@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 from numba import float32, float64, int32, int64, uint32, uint64
@@ -76,7 +75,7 @@ def histogram_bounds(bins: int, masked: bool) -> tuple[int, int]:
 
 
 @sweep(launch_bounds=histogram_bounds)
-def joint_histogram_march(bins: int, masked: bool) -> FunctionType:
+def joint_histogram_march(bins: int, masked: bool) -> Callable[..., None]:
     """``joint_histogram``: ``totals[i B + j] += 2^20 w w_i(moved) w_j(fixed)``.
 
     Launch with about as many blocks, along x, as the device has multiprocessors, ``THREADS`` threads and
@@ -148,7 +147,7 @@ def joint_histogram_march(bins: int, masked: bool) -> FunctionType:
 
 
 @sweep()
-def information_table(bins: int) -> FunctionType:
+def information_table(bins: int) -> Callable[..., None]:
     """T_ij = log(p_ij / (p_i p_j)), 0 where p_ij is, and the loss: one block of ``TABLE_THREADS`` threads; double precision.
 
     totals: (B B,) int64;  table: (B B,) float32;  value: (2,) float64, minus the mutual information in nats and the number of
@@ -230,7 +229,7 @@ def slope_shared(bins: int, copies: int) -> int:
 
 
 @sweep(launch_bounds=SLOPE_THREADS)
-def information_slope_march(bins: int, masked: bool, copies: int) -> FunctionType:
+def information_slope_march(bins: int, masked: bool, copies: int) -> Callable[..., None]:
     """``information_slope``, with the table in shared memory, in ``copies`` (1, 2, .. 32) for fewer collisions.
 
     Launch with as many blocks, along x, as the device runs at once, ``SLOPE_THREADS`` threads and

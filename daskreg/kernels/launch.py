@@ -227,11 +227,12 @@ class Sweep:
     """A CUDA kernel written by hand, whose threads work together; checked against the plain kernels.
 
     ``factory(*constants)`` returns its body: the compiler takes the constants (a radius, a number of bins) for literals, unrolls
-    loops over them, and keeps small local arrays in registers. Scalar fields are flat, (N,), vector fields (3, N): one 64-bit offset
-    a voxel serves them all. ``options`` go to ``cuda.jit``; those that are functions are asked for the constants' option.
+    loops over them, and keeps small local arrays in registers. Formulas that the factory makes are parts of the body. Scalar
+    fields are flat, (N,), vector fields (3, N): one 64-bit offset a voxel serves them all. ``options`` go to ``cuda.jit``; one
+    that is a function is asked for the constants' option.
     """
 
-    def __init__(self, factory: Callable[..., FunctionType], options: dict[str, Any]) -> None:
+    def __init__(self, factory: Callable[..., Callable[..., Any]], options: dict[str, Any]) -> None:
         self.name, self.factory, self.options, self.__doc__ = factory.__name__, factory, options, factory.__doc__
         self._forms: dict[tuple[Any, ...], Any] = {}
 
@@ -257,17 +258,17 @@ class Sweep:
 
 def _allow_shared(kernel: Any, configured: Any) -> None:
     """Raise a kernel's limit of dynamic shared memory, once a device; numba-cuda has no option for it."""
-    from numba.cuda.cudadrv.driver import binding, driver
+    from numba.cuda.cudadrv import driver as driving
 
     function = kernel._codelibrary.get_cufunc()
     key = kernel, function.device.id
     if _ALLOWED.get(key, 0) < configured.sharedmem:
-        attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        driver.cuKernelSetAttribute(attribute, configured.sharedmem, function.handle, function.device.id)
+        attribute = vars(driving)["binding"].CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driving.driver.cuKernelSetAttribute(attribute, configured.sharedmem, function.handle, function.device.id)
         _ALLOWED[key] = configured.sharedmem
 
 
-def _whole(function: FunctionType, scope: dict[str, Any]) -> FunctionType:
+def _whole(function: Callable[..., Any], scope: dict[str, Any]) -> FunctionType:
     """``specialise`` for CUDA, with the formulas that a factory made, too: they are parts of its body and share its globals."""
     made = specialise(function, CUDA)
     scope.update((name, made.__globals__[name]) for name in made.__code__.co_names if name in made.__globals__ and name != "cuda")
@@ -281,10 +282,10 @@ def _whole(function: FunctionType, scope: dict[str, Any]) -> FunctionType:
     return FunctionType(made.__code__, scope, made.__name__, made.__defaults__, cells)
 
 
-def sweep(**options: Any) -> Callable[[Callable[..., Any]], Sweep]:
+def sweep(**options: Any) -> Callable[[Callable[..., Callable[..., Any]]], Sweep]:
     """Make a kernel of a factory, see ``Sweep``."""
 
-    def register(factory: Callable[..., Any]) -> Sweep:
+    def register(factory: Callable[..., Callable[..., Any]]) -> Sweep:
         made = SWEEPS[factory.__name__] = Sweep(factory, options)
         return made
 

@@ -9,14 +9,13 @@ the grid, and on nothing else.
 
 from __future__ import annotations
 
-from types import FunctionType
-from typing import Any
+from collections.abc import Callable
 
 from numba import float32, int32, uint32, uint64
 
 from daskreg.kernels.launch import DISABLED, formula, sweep
 from daskreg.kernels.lncc import factors
-from daskreg.kernels.wide import get, load_four, put, store_four
+from daskreg.kernels.wide import get, load_four, put, spot, store_four
 
 ONE, NIL = float32(1), float32(0)
 TILE_X = 32  # voxels of a row that a block owns
@@ -74,14 +73,16 @@ def place(at, t, threads, height, width, top, left, ny, nx):
 @formula
 def fetch_pair(base, at, bits, masked, fixed, weight, moved, still, value, w):
     """Load a plane's voxels into registers; zeros out of the grid."""
+    from_f, from_m = spot(fixed, base), spot(moved, base)
+    from_w = spot(weight, base) if masked else from_f
     for s in range(len(at)):
         still[s], value[s] = NIL, NIL
         if masked:
             w[s] = NIL
         if uint32(bits & uint32(1 << s)) != uint32(0):
-            still[s], value[s] = get(fixed, base, at[s]), get(moved, base, at[s])
+            still[s], value[s] = get(from_f, at[s]), get(from_m, at[s])
             if masked:
-                w[s] = get(weight, base, at[s])
+                w[s] = get(from_w, at[s])
 
 
 @formula
@@ -223,17 +224,17 @@ def three_fields(out):
 
 
 @formula
-def store_slope(fields, base, at, w, still, value, d, k, c):
+def store_slope(spots, at, w, still, value, d, k, c):
     """The centre window's share of the gradient times N."""
-    put(fields[0], base, at, -(w * (still * (w * d) - value * (w * k) + w * c)) if value == value else NIL)
+    put(spots[0], at, -(w * (still * (w * d) - value * (w * k) + w * c)) if value == value else NIL)
 
 
 @formula
-def store_factors(fields, base, at, w, still, value, d, k, c):
+def store_factors(spots, at, w, still, value, d, k, c):
     """What the exact gradient needs of a window."""
-    put(fields[0], base, at, w * d)
-    put(fields[1], base, at, w * k)
-    put(fields[2], base, at, w * c)
+    put(spots[0], at, w * d)
+    put(spots[1], at, w * k)
+    put(spots[2], at, w * c)
 
 
 @formula
@@ -262,10 +263,11 @@ def finish(parts, sums, plane, tile, t, threads):
 @formula
 def within(i, radius, n):
     """How many of a window's voxels around i lie in 0 .. n - 1."""
-    return int32(min(i + int32(radius), n - int32(1)) - max(i - int32(radius), int32(0)) + int32(1))
+    last, low = min(int32(i + int32(radius)), int32(n - int32(1))), max(int32(i - int32(radius)), int32(0))
+    return int32(last - low + int32(1))
 
 
-def march(radius: int, masked: bool, exact: bool) -> FunctionType:
+def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
     """A body that finds the window sums of every voxel and stores what follows from them."""
     k, rows, threads, tall = 2 * radius + 1, rows_each(radius), window_threads(radius), tile_rows(radius)
     pad = -(-radius // GROUP) * GROUP
@@ -299,11 +301,13 @@ def march(radius: int, masked: bool, exact: bool) -> FunctionType:
         fold(terms, parts, t, threads)
         product_windows(raw, size, width, t, radius, lead, height, masked or lacking, masked, a, b, w, p, mid)
         back = offset(max(done, int32(0))) * floor
+        from_f, from_m = spot(fixed, back), spot(moved, back)
+        from_w = spot(weight, back) if masked else from_f
         for q in range(rows):
             own_f[q], own_m[q], own_w[q] = NIL, NIL, NIL
             if done >= start and x < nx and int32(y + int32(q)) < ny:
-                own_f[q], own_m[q] = get(fixed, back, own_at[q]), get(moved, back, own_at[q])
-                own_w[q] = get(weight, back, own_at[q]) if masked else ONE
+                own_f[q], own_m[q] = get(from_f, own_at[q]), get(from_m, own_at[q])
+                own_w[q] = get(from_w, own_at[q]) if masked else ONE
         coming = int32(z + int32(1))
         there = bits if int32(0) <= coming < min(held, end) else uint32(0)
         fetch_pair(offset(max(coming, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
@@ -323,6 +327,7 @@ def march(radius: int, masked: bool, exact: bool) -> FunctionType:
         enter(ring, prefix, now, slot, k)
         if done >= start:
             correlation, weights, deep = NIL, NIL, float32(within(done, radius, held))
+            spots = spot(fields[0], back), spot(fields[1], back), spot(fields[2], back)
             for q in range(rows):
                 n = deep * area[q]
                 if masked or flags != uint32(0):
@@ -335,7 +340,7 @@ def march(radius: int, masked: bool, exact: bool) -> FunctionType:
                 cc, d, g, c = factors(n, now[q], now[rows + q], now[2 * rows + q], now[3 * rows + q], now[4 * rows + q],
                                       epsilon, flat)  # fmt: skip
                 if x < nx and int32(y + int32(q)) < ny:
-                    store(fields, back, own_at[q], v, own_f[q], own_m[q], d, g, c)
+                    store(spots, own_at[q], v, own_f[q], own_m[q], d, g, c)
                 correlation += v * cc
                 weights += v
             terms[t], terms[uint32(t + uint32(threads))] = correlation, weights
@@ -423,19 +428,20 @@ def march(radius: int, masked: bool, exact: bool) -> FunctionType:
 
 
 @sweep(launch_bounds=window_bounds)
-def lncc_center(radius: int, masked: bool) -> FunctionType:
+def lncc_center(radius: int, masked: bool) -> Callable[..., None]:
     """The centre-window gradient times N, and sums: ``lncc_factors``, then ``lncc_slope`` with radius 0.
 
     Launch with blocks ``window_blocks`` and threads ``window_threads``. first, planes, ny, nx: int32, the box among the arrays'
     ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
-    flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  slope: (N,), not moved itself;
+    flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  slope: (N,),
+    another array than moved;
     sums: (planes, tiles, 2) float32, of w cc and of w over a tile of a plane, whose tiles are counted along x first.
     """
     return march(radius, masked, False)
 
 
 @sweep(launch_bounds=window_bounds)
-def lncc_factors_march(radius: int, masked: bool) -> FunctionType:
+def lncc_factors_march(radius: int, masked: bool) -> Callable[..., None]:
     """``lncc_factors``: w D, w K and w (K mu_M - D mu_F) of each window, and sums.
 
     Launch with blocks ``window_blocks`` and threads ``window_threads``. first, planes, ny, nx: int32, the box among the arrays'
@@ -449,12 +455,12 @@ def lncc_factors_march(radius: int, masked: bool) -> FunctionType:
 @formula
 def fetch_three(base, at, bits, fields, values):
     """Load a plane of three fields into registers; zeros out of the grid."""
-    for s in range(len(at)):
-        for q in range(3):
-            values[q * len(at) + s] = NIL
+    a, b, c = spot(fields[0], base), spot(fields[1], base), spot(fields[2], base)
+    k = len(at)
+    for s in range(k):
+        values[s], values[k + s], values[2 * k + s] = NIL, NIL, NIL
         if uint32(bits & uint32(1 << s)) != uint32(0):
-            for q in range(3):
-                values[q * len(at) + s] = get(fields[q], base, at[s])
+            values[s], values[k + s], values[2 * k + s] = get(a, at[s]), get(b, at[s]), get(c, at[s])
 
 
 @formula
@@ -483,7 +489,7 @@ def slope_bounds(radius: int, masked: bool) -> tuple[int, int]:
 
 
 @sweep(launch_bounds=slope_bounds)
-def lncc_slope_march(radius: int, masked: bool) -> FunctionType:
+def lncc_slope_march(radius: int, masked: bool) -> Callable[..., None]:
     """``lncc_slope``: the exact gradient times N in place of ``moved``.
 
     Launch with blocks ``slope_blocks`` and threads ``SLOPE_THREADS``. Arguments as in ``lncc_factors_march``, which wrote
@@ -510,12 +516,14 @@ def lncc_slope_march(radius: int, masked: bool) -> FunctionType:
             cuda.syncthreads()  # noqa: F821
             field_windows(raw, size, width, t, radius, lead, height, a, mid)
             back = offset(max(done, int32(0))) * floor
+            from_f, from_m = spot(fixed, back), spot(moved, back)
+            from_w = spot(weight, back) if masked else from_f
             for q in range(rows):
                 own_f[q], own_m[q], own_w[q] = NIL, NIL, ONE
                 if done >= start and x < nx and int32(y + int32(q)) < ny:
-                    own_f[q], own_m[q] = get(fixed, back, own_at[q]), get(moved, back, own_at[q])
+                    own_f[q], own_m[q] = get(from_f, own_at[q]), get(from_m, own_at[q])
                     if masked:
-                        own_w[q] = get(weight, back, own_at[q])
+                        own_w[q] = get(from_w, own_at[q])
             coming = int32(z + int32(1))
             there = bits if int32(0) <= coming < min(held, end) else uint32(0)
             fetch_three(offset(max(coming, int32(0))) * floor, at, there, fields, values)
@@ -526,7 +534,7 @@ def lncc_slope_march(radius: int, masked: bool) -> FunctionType:
             for q in range(rows):
                 if done >= start and x < nx and int32(y + int32(q)) < ny:
                     slope = -(own_w[q] * (own_f[q] * now[q] - own_m[q] * now[rows + q] + now[2 * rows + q]))
-                    put(moved, back, own_at[q], slope if own_m[q] == own_m[q] else NIL)
+                    put(from_m, own_at[q], slope if own_m[q] == own_m[q] else NIL)
 
     @formula
     def steps(slot, z, *block):

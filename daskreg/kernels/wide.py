@@ -24,72 +24,105 @@ def store_four(array, at, a, b, c, d):
 
 @formula
 def quotient(a, b):
-    """a / b; on a GPU to two units of the last place, without a subroutine, for b below 2^126."""
+    """The quotient a / b; on a GPU to two units of the last place, without a subroutine, for b below 2^126."""
     return a / b
 
 
 @formula
-def get(array, base, at):
-    """``array[base + at]``, array (N,) float32; base: 64 bits, the same for many threads or look-ups, at: 32 bits, unsigned."""
-    return array[base + at]
+def spot(array, base):
+    """Where ``array[base]`` is, array (N,) float32 in global memory, base: uint64; for ``get`` and ``put``."""
+    return array, base
 
 
 @formula
-def put(array, base, at, value):
-    """``array[base + at] = value``, see ``get``."""
-    array[base + at] = value
+def get(where, at):
+    """What is ``at`` (uint32) voxels beyond a spot."""
+    return where[0][where[1] + at]
+
+
+@formula
+def put(where, at, value):
+    """Write ``at`` (uint32) voxels beyond a spot."""
+    where[0][where[1] + at] = value
+
+
+@spot.on_cuda
+def _spot_address() -> Callable[..., Any]:
+    if DISABLED:
+        return spot.function
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def address(typing, array, base):
+        def generate(context, builder, signature, arguments):
+            made = context.make_array(signature.args[0])(context, builder, arguments[0])
+            return builder.ptrtoint(builder.gep(made.data, [arguments[1]]), ir.IntType(64))
+
+        return types.uint64(array, types.uint64), generate
+
+    def spot_address(array, base):
+        return address(array, base)
+
+    return spot_address
+
+
+def _beyond(builder: Any, where: Any, at: Any) -> Any:
+    """The pointer: one multiply-add, which the compiler would spread over five instructions."""
+    from llvmlite import ir
+
+    kind = ir.FunctionType(ir.IntType(64), [ir.IntType(32), ir.IntType(64)])
+    address = builder.asm(kind, "mad.wide.u32 $0, $1, 4, $2;", "=l,r,l", [at, where], side_effect=False)
+    return builder.inttoptr(address, ir.FloatType().as_pointer(1))
 
 
 @get.on_cuda
-def _get_near() -> Callable[..., Any]:
-    """A pointer to the base and a 32-bit distance: one multiply-add an address."""
+def _get_beyond() -> Callable[..., Any]:
     if DISABLED:
         return get.function
     from numba import types
     from numba.extending import intrinsic
 
     @intrinsic
-    def near(typing, array, base, at):
+    def load(typing, where, at):
         def generate(context, builder, signature, arguments):
-            made = context.make_array(signature.args[0])(context, builder, arguments[0])
-            return builder.load(builder.gep(builder.gep(made.data, [arguments[1]]), [builder.zext(arguments[2], base_type)]))
+            return builder.load(_beyond(builder, *arguments))
 
-        base_type = _int64()
-        return types.float32(array, types.uint64, types.uint32), generate
+        return types.float32(types.uint64, types.uint32), generate
 
-    def get_near(array, base, at):
-        return near(array, base, at)
+    def get_beyond(where, at):
+        return load(where, at)
 
-    return get_near
+    return get_beyond
 
 
 @put.on_cuda
-def _put_near() -> Callable[..., Any]:
+def _put_beyond() -> Callable[..., Any]:
     if DISABLED:
         return put.function
     from numba import types
     from numba.extending import intrinsic
 
     @intrinsic
-    def near(typing, array, base, at, value):
+    def store(typing, where, at, value):
         def generate(context, builder, signature, arguments):
-            made = context.make_array(signature.args[0])(context, builder, arguments[0])
-            pointer = builder.gep(builder.gep(made.data, [arguments[1]]), [builder.zext(arguments[2], base_type)])
-            builder.store(arguments[3], pointer)
+            builder.store(arguments[2], _beyond(builder, *arguments[:2]))
+            return context.get_dummy_value()
 
-        base_type = _int64()
-        return types.void(array, types.uint64, types.uint32, types.float32), generate
+        return types.void(types.uint64, types.uint32, types.float32), generate
 
-    def put_near(array, base, at, value):
-        near(array, base, at, value)
+    def put_beyond(where, at, value):
+        store(where, at, value)
 
-    return put_near
+    return put_beyond
 
 
-def _int64() -> Any:
+def _unsigned(builder: Any, index: Any) -> Any:
+    """An index in 64 bits: LLVM takes shorter ones for signed."""
     from llvmlite import ir
 
-    return ir.IntType(64)
+    return index if index.type.width == 64 else builder.zext(index, ir.IntType(64))
 
 
 @load_four.on_cuda
@@ -106,7 +139,7 @@ def _load_vector() -> Callable[..., Any]:
         def generate(context, builder, signature, arguments):
             kind = signature.args[0]
             made = context.make_array(kind)(context, builder, arguments[0])
-            pointer = builder.gep(made.data, [arguments[1]])
+            pointer = builder.gep(made.data, [_unsigned(builder, arguments[1])])
             value = builder.load(builder.bitcast(pointer, ir.VectorType(ir.FloatType(), 4).as_pointer()), align=16)
             parts = [builder.extract_element(value, ir.Constant(ir.IntType(32), q)) for q in range(4)]
             return cgutils.pack_array(builder, parts)
@@ -131,7 +164,7 @@ def _store_vector() -> Callable[..., Any]:
     def store(typing, array, at, a, b, c, d):
         def generate(context, builder, signature, arguments):
             made = context.make_array(signature.args[0])(context, builder, arguments[0])
-            pointer = builder.gep(made.data, [arguments[1]])
+            pointer = builder.gep(made.data, [_unsigned(builder, arguments[1])])
             vector = ir.VectorType(ir.FloatType(), 4)
             value = ir.Constant(vector, ir.Undefined)
             for q in range(4):
