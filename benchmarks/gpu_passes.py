@@ -51,7 +51,8 @@ class Volume:
         self.image, self.fixed = gaussian_filter(noise(*shape), 1.5), gaussian_filter(noise(*shape), 1.5)
         self.moved = cupy.zeros(shape, cupy.float32)
         self.u = cupy.stack([gaussian_filter(noise(*shape) - 0.5, 4) * 30 for _ in range(3)])
-        self.g, self.m = noise(3, *shape) - 0.5, (noise(3, *shape) - 0.5) * 0.1
+        self.g = self.cupy.stack([gaussian_filter(noise(*shape) - 0.5, 2) for _ in range(3)])
+        self.m = (noise(3, *shape) - 0.5) * 0.1
         self.v, self.d = noise(3, *shape) * 0.01, cupy.zeros((3, *shape), cupy.float32)
         self.longest, self.totals, self.clock = cupy.zeros(1, cupy.float32), cupy.zeros(2, cupy.int64), cupy.zeros(1, cupy.int32)
         self.nowhere, self.rates = cupy.empty(0, cupy.float32), cupy.asarray(rates((0.9, 0.99), 3, 0.1))[None]

@@ -20,7 +20,7 @@ from daskreg.engine.halo import finish
 from daskreg.engine.report import LevelReport, Progress, Watch
 from daskreg.engine.sampler import Ring, slack, spans
 from daskreg.errors import Diverged
-from daskreg.kernels import march, passes
+from daskreg.kernels import histogram_march, lncc_march, march, passes
 from daskreg.kernels.device import host
 from daskreg.kernels.gaussian import gaussian_norms
 from daskreg.kernels.launch import box as whole_box
@@ -74,7 +74,11 @@ class DeviceLoop(Loop):
         self.rates = put(np.array(table, np.float32).reshape(t, 5))
         self.clock = put(np.array([self.done], np.int32))
         self.longest, self.totals = xp.zeros(1, np.float32), xp.zeros(2, np.int64)
-        self.loss, self.losses = xp.zeros(1, np.float64), xp.zeros(max(t, 1), np.float64)
+        self.loss, self.losses = xp.zeros(2, np.float64), xp.zeros(max(t, 1), np.float64)
+        if isinstance(self.similarity, MutualInformation):
+            size = self.similarity.bins**2
+            self.counts, self.table = xp.zeros(size, np.int64), xp.zeros(size, np.float32)
+        self.similarity.origin = self.block.first
         self.norms = [self._norms(s) for s in (self.stage.smooth_gradient, self.stage.smooth_warp, 0)]
         self.marks: deque[tuple[int, Any]] = deque()
         self.reader = xp.cuda.Stream(non_blocking=True)
@@ -168,6 +172,34 @@ class DeviceLoop(Loop):
             s = self.sampler
             march.difference(box, *self.place, f.u, s.origin, s.planes, s.image, self.fixed, self.weights.array, f.g, self.totals)
         self._over_ranks(self.totals)
+
+    def _correlate(self, f: Fields) -> None:
+        lncc, box, weight = self.similarity, self.block.box(), self.weights.array
+        assert isinstance(lncc, LocalCorrelation)
+        self._look(f)
+        own = whole_box(box)
+        span = own[0], own[0] + own[1]
+        slope = self.moved
+        if lncc.exact:
+            lncc.look(lncc.windows(box, self.moved), span, self.fixed, weight, self.moved, f.d, self.totals)
+            lncc_march.slope(own, lncc.origin, lncc.radius, f.d, self.fixed, weight, self.moved)
+        else:
+            slope = f.d[0]  # not moved, which neighbours still read
+            lncc.look(own, span, self.fixed, weight, self.moved, slope, self.totals)
+        self.sampler.pull_back(box, self.place, f.u, slope, f.g)
+        self._over_ranks(self.totals)
+
+    def _inform(self, f: Fields) -> None:
+        mi, box, weight = self.similarity, self.block.box(), self.weights.array
+        assert isinstance(mi, MutualInformation)
+        self._look(f)
+        own = whole_box(box)
+        self.counts.fill(0)
+        histogram_march.count(own, mi.bins, self.fixed, weight, self.moved, self.counts)
+        self._over_ranks(self.counts)
+        histogram_march.tabulate(mi.bins, self.counts, self.table, self.loss)
+        histogram_march.slope(own, mi.bins, self.table, self.fixed, weight, self.moved)
+        self.sampler.pull_back(box, self.place, f.u, self.moved, f.g)
 
     def _step(self, f: Fields, t: int) -> bool:
         """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""

@@ -45,6 +45,7 @@ class LinearLoss:
         self.similarity = make(stage.similarity)
         fixed, moving = images
         self.block = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
+        self.similarity.origin = self.block.first
         self.fixed, self.mask = fixed.deliver(level.fixed_factors, self.block.around(self.block.halo), comm)
         self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm)
         self.weights = Weights(self.mask, self.sampler.masked, self.block)

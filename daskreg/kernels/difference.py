@@ -6,6 +6,7 @@ from daskreg.kernels.launch import formula, voxelwise
 
 index = int64  # replaced by the launcher
 ONE, NIL, TWO = float32(1), float32(0), float32(2)
+COUNT = 2**28  # of a term and of a weight: what a GPU counts in, as sums of integers do not depend on their order
 
 
 @formula

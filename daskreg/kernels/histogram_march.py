@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import float32, float64, int32, int64, uint32, uint64
 
 from daskreg.kernels.histogram import COUNT, FIXED_POINT, bin_coordinate, spline, spline_slope
-from daskreg.kernels.launch import DISABLED, formula, sweep
+from daskreg.kernels.launch import DISABLED, STATIC_SHARED, formula, sweep
 
 ONE, NIL = float32(1), float32(0)
 offset = int if DISABLED else uint64  # of a voxel in a field
@@ -267,3 +268,38 @@ def information_slope_march(bins: int, masked: bool, copies: int) -> Callable[..
             base = offset(base + offset(cuda.gridDim.x) * turn)  # noqa: F821
 
     return body
+
+
+# ---------------------------------------------------------------- on arrays (Z, Y, X)
+
+MULTIPROCESSORS = 3 if DISABLED else 132  # blocks that count; more than a device has wait for their turn
+LOOKS = 4  # blocks that look up at once, a multiprocessor
+TABLES = 8  # copies of the table, as far as they fit
+
+
+def _offsets(box: tuple[int, int, int, int]) -> tuple[Any, Any]:
+    first, planes, ny, nx = box
+    return np.uint64(first * ny * nx), np.uint64((first + planes) * ny * nx)
+
+
+def count(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
+    """Add a box's joint counts to totals (B B,) int64."""
+    fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), totals
+    blocks, threads = (MULTIPROCESSORS, 1, 1), (THREADS, 1, 1)
+    shared = histogram_shared(bins)
+    joint_histogram_march((bins, weight.size > 0), blocks, threads, *_offsets(box), *fields, shared=shared)
+
+
+def tabulate(bins: int, totals: Any, table: Any, value: Any) -> None:
+    """Table of logarithms and loss from the counts."""
+    information_table((bins,), (1, 1, 1), (TABLE_THREADS, 1, 1), totals, table, value)
+
+
+def slope(box: tuple[int, int, int, int], bins: int, table: Any, fixed: Any, weight: Any, moved: Any) -> None:
+    """N times the gradient in place of ``moved``."""
+    copies = max(1, min(TABLES, 1 << (STATIC_SHARED // (4 * bins * bins)).bit_length() - 1)) if bins <= 110 else 1
+    flat = moved.reshape(-1)
+    fields = table, fixed.reshape(-1), weight.reshape(-1), flat, flat
+    blocks, threads = (LOOKS * MULTIPROCESSORS, 1, 1), (SLOPE_THREADS, 1, 1)
+    shared = slope_shared(bins, copies)
+    information_slope_march((bins, weight.size > 0, copies), blocks, threads, *_offsets(box), *fields, shared=shared)

@@ -10,9 +10,13 @@ the grid, and on nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 from numba import float32, int32, uint32, uint64
 
+from daskreg.kernels.arithmetic import counted
+from daskreg.kernels.difference import COUNT
 from daskreg.kernels.launch import DISABLED, formula, sweep
 from daskreg.kernels.lncc import factors
 from daskreg.kernels.wide import get, load_four, put, spot, store_four
@@ -250,14 +254,14 @@ def fold(terms, parts, t, threads):
 
 
 @formula
-def finish(parts, sums, plane, tile, t, threads):
-    """The last two threads add up the parts."""
-    if t >= uint32(threads - 2):
+def finish(parts, totals, own, plane, t, threads):
+    """The last two threads add up the parts, and count them where the plane is one of ``own``: integers, in whatever order."""
+    if t >= uint32(threads - 2) and own[0] <= plane < own[1]:
         q = uint32(t - uint32(threads - 2))
         total = parts[uint32(q * uint32(32))]
         for e in range(1, 32):
             total += parts[uint32(q * uint32(32) + uint32(e))]
-        sums[plane, tile, q] = total
+        cuda.atomic.add(totals, q, counted(total * float32(COUNT)))  # noqa: F821
 
 
 @formula
@@ -287,7 +291,7 @@ def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
         """A plane comes in; the voxels ``radius`` planes behind are done."""
         first, start, end, ny, nx, held, floor = grid
         t, x, y, below, bits, tile = thread
-        fixed, weight, moved, fields, sums = arrays
+        fixed, weight, moved, fields, totals, own = arrays
         raw, mid, terms, parts, counts = tiles
         at, own_at, still, value, mask, a, b, w, p, ring, prefix, now, own_f, own_m, own_w, area = registers
         if z >= end or z < int32(start - int32(radius)):
@@ -313,7 +317,7 @@ def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
         fetch_pair(offset(max(coming, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
         cuda.syncthreads()  # noqa: F821
         if done > start:
-            finish(parts, sums, uint32(done - int32(1) - first), tile, t, threads)
+            finish(parts, totals, own, int32(done - int32(1)), t, threads)
         for field in range(5):
             sum_rows(mid, below, field, height, radius, rows, now)
         if masked or lacking:
@@ -358,7 +362,7 @@ def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
             flags = step(slot + 3, int32(z + int32(slot + 3)), flags, *block)
         return flags
 
-    def body(first, planes, ny, nx, held, origin, depth, epsilon, flat, fixed, weight, moved, out, sums):
+    def body(first, planes, ny, nx, held, origin, depth, own, epsilon, flat, fixed, weight, moved, out, totals):
         raw = cuda.shared.array(raws, float32, 16)  # noqa: F821
         mid = cuda.shared.array(mids, float32, 16)  # noqa: F821
         terms = cuda.shared.array(twice, float32)  # noqa: F821
@@ -405,7 +409,7 @@ def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
         z = int32(z - int32(origin + z + int32(k)) % int32(k))  # where this round of the ring began
         grid = first, start, end, ny, nx, held, floor
         thread = t, x, y, below, bits, tile
-        arrays = fixed, weight, moved, split(out), sums
+        arrays = fixed, weight, moved, split(out), totals, own
         tiles = raw, mid, terms, parts, counts
         registers = at, own_at, still, value, mask, a, b, w, p, ring, prefix, now, own_f, own_m, own_w, area
         while z < end:
@@ -422,7 +426,7 @@ def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
         cuda.syncthreads()  # noqa: F821
         fold(terms, parts, t, threads)
         cuda.syncthreads()  # noqa: F821
-        finish(parts, sums, uint32(stop - int32(1) - first), tile, t, threads)
+        finish(parts, totals, own, int32(stop - int32(1)), t, threads)
 
     return body
 
@@ -435,7 +439,7 @@ def lncc_center(radius: int, masked: bool) -> Callable[..., None]:
     ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
     flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  slope: (N,),
     another array than moved;
-    sums: (planes, tiles, 2) float32, of w cc and of w over a tile of a plane, whose tiles are counted along x first.
+    own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of 2^-28.
     """
     return march(radius, masked, False)
 
@@ -447,7 +451,7 @@ def lncc_factors_march(radius: int, masked: bool) -> Callable[..., None]:
     Launch with blocks ``window_blocks`` and threads ``window_threads``. first, planes, ny, nx: int32, the box among the arrays'
     ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
     flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  dkc: (3, N);
-    sums: (planes, tiles, 2) float32, of w cc and of w over a tile of a plane, whose tiles are counted along x first.
+    own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of 2^-28.
     """
     return march(radius, masked, True)
 
@@ -594,3 +598,39 @@ def lncc_slope_march(radius: int, masked: bool) -> Callable[..., None]:
             z = int32(z + int32(k))
 
     return body
+
+
+# ---------------------------------------------------------------- on arrays (Z, Y, X)
+
+DEPTH = 5 if DISABLED else 64  # planes that a block marches through
+
+
+def _sizes(box: tuple[int, int, int, int], held: int, origin: int) -> tuple[Any, ...]:
+    return tuple(np.int32(v) for v in (*box, held, origin, DEPTH))
+
+
+def windows(
+    box: tuple[int, int, int, int], origin: int, own: tuple[int, int], radius: int, epsilon: Any, flat: Any, fixed: Any, weight: Any,
+    moved: Any, out: Any, totals: Any
+) -> None:  # fmt: skip
+    """Window sums of a box: ``out`` (3, Z, Y, X) receives the factors, (Z, Y, X) the centre-window gradient.
+
+    origin: plane of the grid that the arrays begin with;  own: the planes of the arrays that count for totals (2,) int64
+    """
+    _, planes, ny, nx = box
+    if planes:
+        march = lncc_factors_march if out.ndim == 4 else lncc_center
+        flat_out = out.reshape(3, -1) if out.ndim == 4 else out.reshape(-1)
+        fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), flat_out, totals
+        span = np.int32(own[0]), np.int32(own[1])
+        blocks, threads = window_blocks(radius, planes, ny, nx, DEPTH), (window_threads(radius), 1, 1)
+        march((radius, weight.size > 0), blocks, threads, *_sizes(box, moved.shape[0], origin), span, epsilon, flat, *fields)
+
+
+def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fixed: Any, weight: Any, moved: Any) -> None:
+    """The exact gradient from the factors, in place of ``moved``."""
+    _, planes, ny, nx = box
+    if planes:
+        fields = dkc.reshape(3, -1), fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1)
+        blocks = slope_blocks(planes, ny, nx, DEPTH)
+        lncc_slope_march((radius, weight.size > 0), blocks, (SLOPE_THREADS, 1, 1), *_sizes(box, moved.shape[0], origin), *fields)

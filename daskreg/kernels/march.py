@@ -8,11 +8,11 @@ import numpy as np
 from numba import float32, int32, int64, uint32, uint64
 
 from daskreg.kernels.arithmetic import counted, dot3, floor, lerp, product
+from daskreg.kernels.difference import COUNT
 from daskreg.kernels.launch import CUDA, DISABLED, box, formula, sweep
 
 ONE, NIL, TWO, NAN = float32(1), float32(0), float32(2), float32(float("nan"))
 UNIT = float32(2.0**-24)  # 24 bits of the fraction are what a float32 holds
-COUNT = 2**28  # of a squared difference, of a weight: what sums of integers count in
 COLUMNS = (2, 4) if DISABLED else (4, 64)  # threads along y and x
 DEPTH = 3 if DISABLED else 16  # planes they march through
 WIDE = 4 if DISABLED else 256  # threads of a block that takes voxels as they come

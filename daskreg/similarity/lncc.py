@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.kernels.launch import Shape
+from daskreg.kernels.device import host, module_of
+from daskreg.kernels.launch import Shape, on_device
 from daskreg.kernels.launch import box as whole_box
 from daskreg.kernels.lncc import march_factors, march_slope
+from daskreg.kernels.lncc_march import slope, windows
 from daskreg.similarity.base import Similarity, Volume
+
+Box = tuple[int, int, int, int]
 
 
 class LocalCorrelation(Similarity):
@@ -23,7 +29,9 @@ class LocalCorrelation(Similarity):
 
     def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
         """Rows of (w cc, w); ``fields`` receives w D, w K, w (K mu_M - D mu_F)."""
-        first, planes, ny, _ = n = self._windows(box, moved)
+        first, planes, ny, _ = n = self.windows(box, moved)
+        if on_device(moved):
+            return self._counted(n, whole_box(box), fixed, weight, moved, fields)
         rows = np.zeros((2, planes, ny), np.float32)
         march_factors(n, rows, self._ones, self.epsilon, self.flat, fixed, weight, moved, fields)
         own = whole_box(box)
@@ -31,16 +39,41 @@ class LocalCorrelation(Similarity):
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
         """Minus the mean squared correlation."""
-        return -float(total[0]) / max(float(total[1]), 1e-30), float(total[1])
+        mean, n = self.ratio(total)
+        return -mean, n
 
     def finish(
         self, box: Shape, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume
     ) -> None:
         """Window sums of ``fields``, or their centre."""
+        if on_device(moved):
+            self._finish_on_device(whole_box(box), fixed, weight, moved, fields)
+            return
         ones = self._ones if self.exact else self._ones[:1]
         march_slope(whole_box(box), ones, fields, fixed, weight, moved)
 
-    def _windows(self, box: Shape, moved: Volume) -> tuple[int, int, int, int]:
+    def _counted(
+        self, n: Box, own: tuple[int, ...], fixed: Volume, weight: Volume, moved: Volume, fields: Volume
+    ) -> NDArray[np.generic]:
+        """On a GPU: sums in units."""
+        totals = module_of(moved).zeros(2, np.int64)
+        span = own[0], own[0] + own[1]
+        self.look(n, span, fixed, weight, moved, fields, totals)
+        return host(totals)
+
+    def look(self, n: Box, own: tuple[int, int], fixed: Volume, weight: Volume, moved: Volume, out: Volume, totals: Any) -> None:
+        """On a GPU, ``lncc_march.windows``; nothing is waited for."""
+        windows(n, self.origin, own, self.radius, self.epsilon, self.flat, fixed, weight, moved, out, totals)
+
+    def _finish_on_device(self, n: Box, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> None:
+        if self.exact:
+            slope(n, self.origin, self.radius, fields, fixed, weight, moved)
+        else:
+            own, planes = fields[0], slice(n[0], n[0] + n[1])
+            self.look(n, (0, 0), fixed, weight, moved, own, module_of(moved).zeros(2, np.int64))
+            moved[planes] = own[planes]
+
+    def windows(self, box: Shape, moved: Volume) -> Box:
         """The planes whose windows are needed: for the exact gradient also those that overlap the box from outside."""
         first, planes, ny, nx = whole_box(box)
         more = self.radius if self.exact and planes else 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.kernels.device import host, module_of
 from daskreg.kernels.difference import difference
-from daskreg.kernels.launch import Shape
+from daskreg.kernels.launch import Shape, on_device
+from daskreg.kernels.march import difference_of
 from daskreg.similarity.base import Similarity, Volume
 
 
@@ -17,11 +19,15 @@ class MeanSquaredError(Similarity):
 
     def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
         """Rows of (w e^2, w); ``moved`` already becomes the gradient."""
+        if on_device(moved):
+            totals = module_of(moved).zeros(2, np.int64)
+            difference_of(box, fixed, weight, moved, totals)
+            return host(totals)
         return difference(box, fixed, weight, moved)  # type: ignore[no-any-return]
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
         """Sum of squares over sum of weights."""
-        return float(total[0]) / max(float(total[1]), 1e-30), float(total[1])
+        return self.ratio(total)
 
     def finish(
         self, box: Shape, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.kernels.device import host, module_of
 from daskreg.kernels.histogram import FIXED_POINT, information_slope, joint_histogram
-from daskreg.kernels.launch import Shape, threads
+from daskreg.kernels.histogram_march import count, slope
+from daskreg.kernels.launch import Shape, on_device, threads
+from daskreg.kernels.launch import box as whole_box
 from daskreg.similarity.base import Similarity, Volume
 
 
@@ -21,6 +24,10 @@ class MutualInformation(Similarity):
 
     def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
         """The joint counts (B, B) int64: rows moved, columns fixed."""
+        if on_device(moved):
+            totals = module_of(moved).zeros(self.bins**2, np.int64)
+            count(whole_box(box), self.bins, fixed, weight, moved, totals)
+            return host(totals).reshape(self.bins, self.bins)
         tiles = np.zeros((threads(), self.bins, self.bins), np.int64)
         joint_histogram(box, tiles, fixed, weight, moved)
         return np.asarray(tiles.sum(axis=0))
@@ -35,7 +42,11 @@ class MutualInformation(Similarity):
     ) -> None:
         """One look-up of 4 x 4 bins a voxel."""
         table = _log_ratio(_probabilities(total)[0]).astype(np.float32)
-        information_slope(box, table, fixed, weight, moved)
+        if on_device(moved):
+            on_gpu = module_of(moved).asarray(table.ravel())
+            slope(whole_box(box), self.bins, on_gpu, fixed, weight, moved)
+        else:
+            information_slope(box, table, fixed, weight, moved)
 
 
 def _probabilities(total: NDArray[np.generic]) -> tuple[NDArray[np.float64], float]:
