@@ -67,12 +67,16 @@ class Volume:
         place = (np.int32(0), tuple(np.int64(v) for v in fixed_point(MATRIX)), tuple(np.float32(v) for v in linear_part(MATRIX)))
         return self.n, *place, self.flat("u"), size, self.flat("image")
 
+    def _columns(self) -> tuple[Any, ...]:
+        depth, *grid = march.columns(self.n)
+        return *grid, depth
+
     def sample(self) -> None:
-        march.sample_march((True,), *march.columns(self.n), *self._sampler(), (self.flat("moved"),), self.totals)
+        march.sample_march((True,), *self._columns(), *self._sampler(), (self.flat("moved"),), self.totals)
 
     def difference(self) -> None:
         fields = self.flat("fixed"), self.nowhere, self.flat("g")
-        march.sample_difference((), *march.columns(self.n), *self._sampler(), fields, self.totals)
+        march.sample_difference((), *self._columns(), *self._sampler(), fields, self.totals)
 
     def pull_back(self) -> None:
         march.pull_back_march(
@@ -85,13 +89,15 @@ class Volume:
     def adam(self) -> None:
         fields = [getattr(self, a).reshape(-1) for a in ("g", "m", "v", "d")]
         radius = gaussian.radius_of(SIGMA)
-        passes.smooth_adam((radius,), *passes.tiles(self.n), *self._filter(SIGMA), self.rates, self.clock, *fields, self.longest)
+        length, *grid = passes.tiles(self.n, radius)
+        passes.smooth_adam((radius,), *grid, length, *self._filter(SIGMA), self.rates, self.clock, *fields, self.longest)
 
     def compose(self) -> None:
         fields = [getattr(self, a).reshape(-1) for a in ("d", "u", "g")]
         place = (np.int32(0), np.int32(self.shape[0]), np.float32(HALF_STEP), self.longest)
         radius = gaussian.radius_of(WARP)
-        passes.compose_smooth((radius,), *passes.warps(self.n, radius), *self._filter(WARP), *place, *fields)
+        length, *grid = passes.warps(self.n, radius)
+        passes.compose_smooth((radius,), *grid, length, *self._filter(WARP), *place, *fields)
 
     def host(self, *names: str) -> list[Any]:
         return [self.cupy.asnumpy(getattr(self, name)).copy() for name in names]

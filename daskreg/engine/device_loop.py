@@ -210,7 +210,8 @@ class DeviceLoop(Loop):
         if len(b.own):
             n = _extent(b.box(w.reach))
             filter_ = n, np.uint32(len(b.held)), g.weights, *self.norms[0]
-            passes.smooth_adam((g.reach,), *passes.tiles(n), *filter_, self.rates, self.clock, *fields, self.longest)
+            length, blocks, threads = passes.tiles(n, g.reach)
+            passes.smooth_adam((g.reach,), blocks, threads, length, *filter_, self.rates, self.clock, *fields, self.longest)
         ranges = self._agree_on_length(f)
         if t == 1 and float(self.longest[0]) < AT_REST**2:
             passes.settle((self._sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.losses)
@@ -232,7 +233,8 @@ class DeviceLoop(Loop):
         fields = [a.reshape(-1) for a in (f.d, f.u, f.g)]
         if len(b.own):
             reach = w.reach if together else 0
-            passes.compose_smooth((reach,), *passes.warps(n, reach), n, np.uint32(len(b.held)), weights, *norms, *place, *fields)
+            length, blocks, threads = passes.warps(n, reach)
+            passes.compose_smooth((reach,), blocks, threads, length, n, np.uint32(len(b.held)), weights, *norms, *place, *fields)
         if together:
             f.u, f.g = f.g, f.u
         else:

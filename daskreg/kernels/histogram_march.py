@@ -15,7 +15,7 @@ import numpy as np
 from numba import float32, float64, int32, int64, uint32, uint64
 
 from daskreg.kernels.histogram import COUNT, FIXED_POINT, bin_coordinate, spline, spline_slope
-from daskreg.kernels.launch import DISABLED, STATIC_SHARED, formula, sweep
+from daskreg.kernels.launch import DISABLED, STATIC_SHARED, formula, multiprocessors, sweep
 
 ONE, NIL = float32(1), float32(0)
 offset = int if DISABLED else uint64  # of a voxel in a field
@@ -272,7 +272,6 @@ def information_slope_march(bins: int, masked: bool, copies: int) -> Callable[..
 
 # ---------------------------------------------------------------- on arrays (Z, Y, X)
 
-MULTIPROCESSORS = 3 if DISABLED else 132  # blocks that count; more than a device has wait for their turn
 LOOKS = 4  # blocks that look up at once, a multiprocessor
 TABLES = 8  # copies of the table, as far as they fit
 
@@ -285,7 +284,7 @@ def _offsets(box: tuple[int, int, int, int]) -> tuple[Any, Any]:
 def count(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
     """Add a box's joint counts to totals (B B,) int64."""
     fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), totals
-    blocks, threads = (MULTIPROCESSORS, 1, 1), (THREADS, 1, 1)
+    blocks, threads = (multiprocessors(), 1, 1), (THREADS, 1, 1)
     shared = histogram_shared(bins)
     joint_histogram_march((bins, weight.size > 0), blocks, threads, *_offsets(box), *fields, shared=shared)
 
@@ -300,6 +299,6 @@ def slope(box: tuple[int, int, int, int], bins: int, table: Any, fixed: Any, wei
     copies = max(1, min(TABLES, 1 << (STATIC_SHARED // (4 * bins * bins)).bit_length() - 1)) if bins <= 110 else 1
     flat = moved.reshape(-1)
     fields = table, fixed.reshape(-1), weight.reshape(-1), flat, flat
-    blocks, threads = (LOOKS * MULTIPROCESSORS, 1, 1), (SLOPE_THREADS, 1, 1)
+    blocks, threads = (LOOKS * multiprocessors(), 1, 1), (SLOPE_THREADS, 1, 1)
     shared = slope_shared(bins, copies)
     information_slope_march((bins, weight.size > 0, copies), blocks, threads, *_offsets(box), *fields, shared=shared)

@@ -27,6 +27,7 @@ SWEEPS: dict[str, Sweep] = {}
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in _SOURCES)).hexdigest()[:8]
 CPU, CUDA = 0, 1
+OVERHEAD = 2  # what a block costs before it marches, in planes
 ALONG = 4 if DISABLED else 128  # threads of a GPU that share a row of which sums are wanted
 STATIC_SHARED = 48 * 1024  # bytes a block may use without asking
 _ALLOWED: dict[tuple[Any, int], int] = {}  # dynamic shared memory asked for, by kernel and device
@@ -290,6 +291,27 @@ def sweep(**options: Any) -> Callable[[Callable[..., Callable[..., Any]]], Sweep
         return made
 
     return register
+
+
+def deep(planes: int, tiles: int, resident: int, reach: int = 0) -> int:
+    """Planes that a block marches through, so that blocks fill the device evenly; nothing of it shows in a result.
+
+    tiles: blocks a plane;  resident: blocks that a multiprocessor runs at once;  reach: planes read before and behind.
+    """
+    at_once = resident * multiprocessors()
+    candidates = {-(-planes // n) for n in range(1, planes + 1) if planes / n >= 4 or n == 1} or {1}
+    turns = {d: -(-tiles * -(-planes // d) // at_once) * (d + 2 * reach + OVERHEAD) for d in candidates}
+    return min(candidates, key=lambda d: (turns[d], -d))
+
+
+@cache
+def multiprocessors() -> int:
+    """Of the current device; 2 in the simulator."""
+    if DISABLED:
+        return 2
+    import cupy
+
+    return int(cupy.cuda.Device().attributes["MultiProcessorCount"])
 
 
 def stream() -> Any:

@@ -17,7 +17,7 @@ from numba import float32, int32, uint32, uint64
 
 from daskreg.kernels.arithmetic import counted
 from daskreg.kernels.difference import COUNT
-from daskreg.kernels.launch import DISABLED, formula, sweep
+from daskreg.kernels.launch import DISABLED, deep, formula, sweep
 from daskreg.kernels.lncc import factors
 from daskreg.kernels.wide import get, load_four, put, spot, store_four
 
@@ -602,11 +602,9 @@ def lncc_slope_march(radius: int, masked: bool) -> Callable[..., None]:
 
 # ---------------------------------------------------------------- on arrays (Z, Y, X)
 
-DEPTH = 5 if DISABLED else 64  # planes that a block marches through
 
-
-def _sizes(box: tuple[int, int, int, int], held: int, origin: int) -> tuple[Any, ...]:
-    return tuple(np.int32(v) for v in (*box, held, origin, DEPTH))
+def _sizes(box: tuple[int, int, int, int], held: int, origin: int, depth: int) -> tuple[Any, ...]:
+    return tuple(np.int32(v) for v in (*box, held, origin, depth))
 
 
 def windows(
@@ -623,8 +621,10 @@ def windows(
         flat_out = out.reshape(3, -1) if out.ndim == 4 else out.reshape(-1)
         fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), flat_out, totals
         span = np.int32(own[0]), np.int32(own[1])
-        blocks, threads = window_blocks(radius, planes, ny, nx, DEPTH), (window_threads(radius), 1, 1)
-        march((radius, weight.size > 0), blocks, threads, *_sizes(box, moved.shape[0], origin), span, epsilon, flat, *fields)
+        across, down, _ = window_blocks(radius, planes, ny, nx, planes)
+        depth = deep(planes, across * down, window_bounds(radius, False)[1], radius)
+        blocks, threads = window_blocks(radius, planes, ny, nx, depth), (window_threads(radius), 1, 1)
+        march((radius, weight.size > 0), blocks, threads, *_sizes(box, moved.shape[0], origin, depth), span, epsilon, flat, *fields)
 
 
 def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fixed: Any, weight: Any, moved: Any) -> None:
@@ -632,5 +632,7 @@ def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fi
     _, planes, ny, nx = box
     if planes:
         fields = dkc.reshape(3, -1), fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1)
-        blocks = slope_blocks(planes, ny, nx, DEPTH)
-        lncc_slope_march((radius, weight.size > 0), blocks, (SLOPE_THREADS, 1, 1), *_sizes(box, moved.shape[0], origin), *fields)
+        across, down, _ = slope_blocks(planes, ny, nx, planes)
+        depth = deep(planes, across * down, slope_bounds(radius, False)[1], radius)
+        blocks, sizes = slope_blocks(planes, ny, nx, depth), _sizes(box, moved.shape[0], origin, depth)
+        lncc_slope_march((radius, weight.size > 0), blocks, (SLOPE_THREADS, 1, 1), *sizes, *fields)

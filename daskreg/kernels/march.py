@@ -9,20 +9,22 @@ from numba import float32, int32, int64, uint32, uint64
 
 from daskreg.kernels.arithmetic import counted, dot3, floor, lerp, product
 from daskreg.kernels.difference import COUNT
-from daskreg.kernels.launch import CUDA, DISABLED, box, formula, sweep
+from daskreg.kernels.launch import CUDA, DISABLED, box, deep, formula, sweep
 
 ONE, NIL, TWO, NAN = float32(1), float32(0), float32(2), float32(float("nan"))
 UNIT = float32(2.0**-24)  # 24 bits of the fraction are what a float32 holds
 COLUMNS = (2, 4) if DISABLED else (4, 64)  # threads along y and x
-DEPTH = 3 if DISABLED else 16  # planes they march through
+RESIDENT, MOST = 4, 16  # blocks on a multiprocessor, planes a block at most
 WIDE = 4 if DISABLED else 256  # threads of a block that takes voxels as they come
 
 
-def columns(n: tuple[int, ...]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Blocks and threads of a kernel without neighbours, x first."""
+def columns(n: tuple[int, ...]) -> tuple[np.uint32, tuple[int, int, int], tuple[int, int, int]]:
+    """Planes a block, blocks and threads of a kernel without neighbours, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = COLUMNS
-    return (-(-nx // tx), -(-ny // ty), max(1, -(-nz // DEPTH))), (tx, ty, 1)
+    across, down = -(-nx // tx), -(-ny // ty)
+    depth = min(MOST, deep(nz, across * down, RESIDENT))
+    return np.uint32(depth), (across, down, -(-nz // depth)), (tx, ty, 1)
 
 
 @formula
@@ -49,11 +51,18 @@ def voxel(image, planes, rows, cols, k, j, i):
 
 
 @formula
+def interior(planes, rows, cols, k, j, i):
+    """Whether all eight corners are voxels of an image."""
+    one = int32(1)
+    return (uint32(k) < uint32(planes - one)) & (uint32(j) < uint32(rows - one)) & (uint32(i) < uint32(cols - one))
+
+
+@formula
 def around(image, planes, rows, cols, k, j, i):
     """The eight voxels around a point, x fastest, 0 beyond the image."""
     one = int32(1)
     k1, j1, i1 = k + one, j + one, i + one
-    if uint32(k) < uint32(planes - one) and uint32(j) < uint32(rows - one) and uint32(i) < uint32(cols - one):
+    if interior(planes, rows, cols, k, j, i):
         a = uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))
         c = a + uint64(uint32(cols))
         e = a + uint64(uint32(rows * cols))
@@ -129,9 +138,10 @@ def turned_on_cuda(line, linear, r, dz, dy, dx):
 def value_at(at, point, linear, size, image, fields, a, b):
     """``moved = image(p)``, NaN out of domain."""
     k, j, i, wz, wy, wx = point
-    value = NAN
-    if touching(size[0], size[3], size[4], k, j, i):
-        value = mixed(around(image, size[2], size[3], size[4], k - size[1], j, i), wz, wy, wx)
+    value, here = NAN, k - size[1]
+    # most points are inside: the one question they need comes first
+    if interior(size[2], size[3], size[4], here, j, i) or touching(size[0], size[3], size[4], k, j, i):
+        value = mixed(around(image, size[2], size[3], size[4], here, j, i), wz, wy, wx)
     fields[0][at] = value
     return a, b
 
@@ -149,9 +159,9 @@ def difference_at(at, point, linear, size, image, fields, a, b):
     """Squared difference and weight, counted; g in the same look."""
     k, j, i, wz, wy, wx = point
     fixed, weight, g = fields
-    r, dz, dy, dx = NIL, NIL, NIL, NIL
-    if touching(size[0], size[3], size[4], k, j, i):
-        value, dz, dy, dx = inclined(around(image, size[2], size[3], size[4], k - size[1], j, i), wz, wy, wx)
+    r, dz, dy, dx, here = NIL, NIL, NIL, NIL, k - size[1]
+    if interior(size[2], size[3], size[4], here, j, i) or touching(size[0], size[3], size[4], k, j, i):
+        value, dz, dy, dx = inclined(around(image, size[2], size[3], size[4], here, j, i), wz, wy, wx)
         w = weight[at] if weight.shape[0] > 0 else ONE
         error = value - fixed[at]
         r = w * error
@@ -176,19 +186,19 @@ def pulled_at(at, point, linear, size, image, fields, a, b):
 def _march(visit, displaced, summed):
     """A kernel that marches along z over sampling points and calls ``visit`` at each.
 
-    Arguments: n (first plane within the arrays, planes, rows, columns; uint32), first (global plane of the arrays' plane 0, int32),
+    Arguments: depth (planes a block; uint32), n (first plane within the arrays, planes, rows, columns; uint32), first (global plane of the arrays' plane 0, int32),
     affine (12 int64), linear (9 float32), u (3, N) in voxels (not read where not ``displaced``), size (planes of the whole image, the one
     that comes first here, planes here, rows, columns; int32), image (flat), fields (of ``visit``), totals (2,) int64.
     """
-    use, depth, count = visit.form(CUDA), DEPTH, COLUMNS[0] * COLUMNS[1]
+    use, count = visit.form(CUDA), COLUMNS[0] * COLUMNS[1]
 
-    def body(n, first, affine, linear, u, size, image, fields, totals):
+    def body(depth, n, first, affine, linear, u, size, image, fields, totals):
         x = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
         y = uint32(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)
         a, b = int64(0), int64(0)
         if x < n[3] and y < n[2]:
-            step = uint32(uint32(cuda.blockIdx.z) * uint32(depth))
-            stop = min(uint32(step + uint32(depth)), n[1])
+            step = uint32(uint32(cuda.blockIdx.z) * depth)
+            stop = min(uint32(step + depth), n[1])
             z = int64(n[0]) + int64(step) + int64(first)
             fz = affine[0] * z + affine[1] * int64(y) + affine[2] * int64(x) + affine[3]
             fy = affine[4] * z + affine[5] * int64(y) + affine[6] * int64(x) + affine[7]
@@ -292,7 +302,8 @@ def launch(march, constants, box, place, u, image, origin, planes, fields, total
     u = values.reshape(1, -1) if u is None else u.reshape(3, -1)  # not read where there is no displacement
     if box[1]:
         sums = values if totals is None else totals
-        march(constants, *columns(n), n, np.int32(first), affine, linear, u, size, values, fields, sums)
+        depth, blocks, threads = columns(n)
+        march(constants, blocks, threads, depth, n, np.int32(first), affine, linear, u, size, values, fields, sums)
 
 
 def sample(shape, first, affine, linear, u, origin, planes, image, moved):

@@ -6,30 +6,34 @@ a filter needs, while the next one is on its way into registers; sums along z li
 its own neighbours in one order, whatever block it falls into, so that neither tiles nor ranks show.
 """
 
+import numpy as np
 from numba import float32, float64, int32, int64, uint32, uint64
 
 from daskreg.kernels.arithmetic import fused, lerp, quotient, root
-from daskreg.kernels.launch import DISABLED, formula, sweep
+from daskreg.kernels.launch import DISABLED, deep, formula, sweep
 from daskreg.kernels.memory import fetch, store
 
 ONE, NIL = float32(1), float32(0)
 TILE = (4, 4) if DISABLED else (8, 64)  # threads along y and x of kernels with neighbours
 LANES, WARPS, ROWS = (6, 3, 2) if DISABLED else (32, 8, 2)  # of a block that composes: columns, warps, rows a warp
-LENGTH = 5 if DISABLED else 64  # planes they march through: each block reads the filter's reach of planes twice
 
 
-def warps(n: tuple[int, ...], radius: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Blocks and threads of a composition, x first."""
+def warps(n: tuple[int, ...], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
+    """Planes a block, blocks and threads of a composition, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = WARPS * ROWS - 2 * radius, LANES - 2 * radius
-    return (-(-nx // tx), -(-ny // ty), max(1, -(-nz // LENGTH))), (LANES, WARPS, 1)
+    across, down = -(-nx // tx), -(-ny // ty)
+    length = deep(nz, across * down, 4, radius)
+    return np.int32(length), (across, down, -(-nz // length)), (LANES, WARPS, 1)
 
 
-def tiles(n: tuple[int, ...]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Blocks and threads of a kernel with neighbours, x first."""
+def tiles(n: tuple[int, ...], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
+    """Planes a block, blocks and threads of a filter, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = TILE
-    return (-(-nx // tx), -(-ny // ty), max(1, -(-nz // LENGTH))), (tx, ty, 1)
+    across, down = -(-nx // tx), -(-ny // ty)
+    length = deep(nz, across * down, 2, radius)
+    return np.int32(length), (across, down, -(-nz // length)), (tx, ty, 1)
 
 
 @formula
@@ -65,17 +69,17 @@ def enter(sums, start, value, weights, taps):
 def smooth_adam(radius):
     """Gaussian of g, Adam's moments in place, direction d, the longest |d|^2: 72 bytes a voxel.
 
-    Arguments: n (first plane within the arrays, planes, rows, columns; uint32), edge (planes of the arrays), weights (taps), norms
+    Arguments: length (planes a block; int32), n (first plane within the arrays, planes, rows, columns; uint32), edge (planes of the arrays), weights (taps), norms
     along z (planes of the arrays), y, x: 1 / the weights' sum within the global grid; rates (T, 5), clock (1,) int32: which row counts;
     g, m, v, d (3 N,); longest (1,) float32, raised to the largest |d|^2.
     """
-    (ty, tx), r, taps, length = TILE, radius, 2 * radius + 1, LENGTH
+    (ty, tx), r, taps = TILE, radius, 2 * radius + 1
     threads, wide, high = ty * tx, tx + 2 * r, ty + 2 * r
     loads, rows = -(-(wide * high) // threads), -(-(3 * high) // ty)
     full = wide * high // threads  # loads that every thread has
     tile, middle, rings, fetched = 3 * high * wide, 3 * high * tx, max(1, 3 * (taps - 1)), 3 * loads
 
-    def body(n, edge, weights, norm_z, norm_y, norm_x, rates, clock, g, m, v, d, longest):
+    def body(length, n, edge, weights, norm_z, norm_y, norm_x, rates, clock, g, m, v, d, longest):
         raw = cuda.shared.array(tile, float32)
         mid = cuda.shared.array(middle, float32)
         sums, ahead = cuda.local.array(rings, float32), cuda.local.array(fetched, float32)
@@ -97,8 +101,8 @@ def smooth_adam(radius):
         norm = norm_y[min(y, n[2] - uint32(1))] * norm_x[min(x, n[3] - uint32(1))]
         t = clock[0]
         b1, b2, c1, c2, eps = rates[t, 0], rates[t, 1], rates[t, 2], rates[t, 3], rates[t, 4]
-        low = int32(n[0]) + int32(cuda.blockIdx.z) * int32(length)
-        stop = min(low + int32(length), int32(n[0] + n[1]))
+        low = int32(n[0]) + int32(cuda.blockIdx.z) * length
+        stop = min(low + length, int32(n[0] + n[1]))
         most = NIL
         for q in range(rings):
             sums[q] = NIL
@@ -225,10 +229,10 @@ def compose_smooth(radius):
     A warp owns ``ROWS`` rows of 32 columns, of which all are composed and those within ``radius`` of the end serve their neighbours only.
     Three planes of u are in shared memory, clamped to the global grid: a step is less than a voxel. Along x the filter asks the
     neighbouring lanes, along y shared memory, along z a ring of registers.
-    Arguments: n, edge, weights, norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane of the arrays' plane 0), whole (planes of
+    Arguments: length, n, edge, weights, norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane of the arrays' plane 0), whole (planes of
     the global grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,).
     """
-    r, taps, length, per = radius, 2 * radius + 1, LENGTH, ROWS
+    r, taps, per = radius, 2 * radius + 1, ROWS
     threads, high, lanes = WARPS * 32, WARPS * ROWS, LANES
     middle, rings, fetched = 3 * high * lanes, max(1, 3 * ROWS * (taps - 1)), 3 * ROWS
     wider, area = lanes + 2, (lanes + 2) * (high + 2)
@@ -236,7 +240,7 @@ def compose_smooth(radius):
     stored, brought = 9 * area, 3 * parts
     shuffled = not DISABLED
 
-    def body(n, edge, weights, norm_z, norm_y, norm_x, first, whole, half_step, longest, d, u, composed):
+    def body(length, n, edge, weights, norm_z, norm_y, norm_x, first, whole, half_step, longest, d, u, composed):
         mid = cuda.shared.array(middle, float32)
         near = cuda.shared.array(stored, float32)
         sums, ahead = cuda.local.array(rings, float32), cuda.local.array(fetched, float32)
@@ -253,8 +257,8 @@ def compose_smooth(radius):
         within = uint32(i - uint32(r)) < uint32(lanes - 2 * r)
         norm = norm_x[min(max(col, int32(0)), nx - int32(1))]
         scale = half_step / max(ONE, root(longest[0]))
-        low = int32(n[0]) + int32(cuda.blockIdx.z) * int32(length)
-        stop = min(low + int32(length), int32(n[0] + n[1]))
+        low = int32(n[0]) + int32(cuda.blockIdx.z) * length
+        stop = min(low + length, int32(n[0] + n[1]))
         k = low - int32(r)
         for q in range(rings):
             sums[q] = NIL
