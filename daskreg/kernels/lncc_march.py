@@ -64,7 +64,7 @@ def place(at, t, threads, height, width, top, left, ny, nx):
         e = uint32(t + uint32(s * threads))
         row = int32(e // uint32(width))
         y, x = int32(top + row), int32(left + int32(e % uint32(width)))
-        at[s] = uint32(uint32(y) * uint32(nx) + uint32(x))
+        at[s] = uint32(uint32(max(y, int32(0))) * uint32(nx) + uint32(max(x, int32(0))))
         if row < int32(height) and int32(0) <= y < ny and int32(0) <= x < nx:
             bits |= uint32(1 << s)
     return uint32(bits)
