@@ -336,7 +336,7 @@ def inner(field: NDArray[Any]) -> NDArray[Any]:
     return field.reshape(*field.shape[:-1], *TALL)[..., HALO : HALO + SHAPE[0], :, :].copy()
 
 
-def windows(radius: int, masked: bool, exact: bool) -> Swept:
+def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False) -> Swept:
     """``lncc_center`` or ``lncc_factors_march``; windows reach no further than the halo."""
     fixed, weight, there = image(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     out = empty(3, fixed.size) if exact else empty(fixed.size)
@@ -350,7 +350,7 @@ def windows(radius: int, masked: bool, exact: bool) -> Swept:
         return [inner(dkc.reshape(3, -1) if exact else slope.reshape(-1)), rows.sum(axis=2).T]
 
     arguments = *sizes(4), EPSILON, FLAT, *flat(fixed, weight, there), out, sums
-    return Swept((radius, masked), blocks, lncc_march.window_threads(radius), arguments, plain,
+    return Swept((radius, masked, unrolled), blocks, lncc_march.window_threads(radius), arguments, plain,
                  lambda: [inner(out), sums.sum(axis=1)])  # fmt: skip
 
 
@@ -366,6 +366,7 @@ def lncc_factors_march() -> Swept:
 
 SWEPT["lncc_center without a mask"] = lambda: windows(2, False, exact=False)
 SWEPT["lncc_center of radius 3"] = lambda: windows(3, False, exact=False)
+SWEPT["lncc_center unrolled"] = lambda: windows(2, False, exact=False, unrolled=True)
 SWEPT["lncc_factors_march of radius 1"] = lambda: windows(1, False, exact=True)
 SWEPT["lncc_factors_march of radius 3"] = lambda: windows(3, False, exact=True)
 SWEPT["lncc_factors_march of radius 4"] = lambda: windows(4, False, exact=True)
@@ -376,7 +377,7 @@ def lncc_slope_march() -> Swept:
     return window_slope(2, masked=True)
 
 
-def window_slope(radius: int, masked: bool) -> Swept:
+def window_slope(radius: int, masked: bool, unrolled: bool = False) -> Swept:
     """``lncc_slope_march``, which replaces ``moved``."""
     dkc, fixed, weight, there = vectors(*TALL), image(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     out = there.reshape(-1).copy()
@@ -386,10 +387,11 @@ def window_slope(radius: int, masked: bool) -> Swept:
         return [inner(there.reshape(-1))]
 
     arguments = *sizes(4), dkc.reshape(3, -1), *flat(fixed, weight), out
-    return Swept((radius, masked), lncc_march.slope_blocks(*SHAPE, depth=4), lncc_march.SLOPE_THREADS, arguments, plain,
+    return Swept((radius, masked, unrolled), lncc_march.slope_blocks(*SHAPE, depth=4), lncc_march.SLOPE_THREADS, arguments, plain,
                  lambda: [inner(out)])  # fmt: skip
 
 
+SWEPT["lncc_slope_march unrolled"] = lambda: window_slope(1, masked=False, unrolled=True)
 SWEPT["lncc_slope_march of radius 3"] = lambda: window_slope(3, masked=False)
 
 
