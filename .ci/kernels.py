@@ -86,7 +86,8 @@ def registry() -> dict[str, Any]:
     found: dict[str, Any] = table.kernels()
     if not found:
         raise SystemExit("daskreg.kernels registered no kernel: there is nothing to check, which cannot be right.")
-    return {**found, **{name: table.kernel_of(name) for name in table.CASES}}
+    special = {name: table.sweeps()[name.partition(" ")[0]] for name in table.SWEPT}
+    return {**found, **table.sweeps(), **{name: table.kernel_of(name) for name in table.CASES}, **special}
 
 
 def cases() -> ModuleType:
@@ -117,6 +118,8 @@ def signature(name: str, kernel: Any) -> tuple[Any, ...]:
     """Numba types of the CUDA launcher's arguments: extent, row sums where there are any, and those of the case."""
     from numba import typeof, types
 
+    if hasattr(kernel, "factory"):
+        return tuple(typeof(a) for a in swept(name).arguments)
     case = cases().CASES.get(name)
     if case is None:
         raise LookupError("no case, so no types to compile for; add one to tests/cases.py.")
@@ -125,11 +128,21 @@ def signature(name: str, kernel: Any) -> tuple[Any, ...]:
     return (types.UniTuple(types.uint32, 4), *rows, *(typeof(a) for a in arguments if a is not None))
 
 
+def swept(name: str) -> Any:
+    """The case of a sweep."""
+    if name not in cases().SWEPT:
+        raise LookupError("no case, so neither constants nor types to compile for; add one to tests/cases.py.")
+    return cases().SWEPT[name]()
+
+
 def compile_one(name: str, kernel: Any, architecture: str) -> Compiled:
     """PTX through NVVM, then machine code through nvJitLink, whose log counts registers and spills."""
     from numba import cuda, types
 
-    launcher = kernel.launcher(1, cases().CASES[name]()[1:])
+    if hasattr(kernel, "factory"):
+        launcher, double = kernel.form(*swept(name).constants), swept(name).double
+    else:
+        launcher, double = kernel.launcher(1, cases().CASES[name]()[1:]), False
     ptx, _ = cuda.compile(
         launcher.py_func,
         types.void(*signature(name, kernel)),
@@ -138,8 +151,10 @@ def compile_one(name: str, kernel: Any, architecture: str) -> Compiled:
         abi="numba",
         output="ptx",
         fastmath=launcher.targetoptions.get("fastmath", False),
+        launch_bounds=launcher.targetoptions.get("launch_bounds"),
     )
-    return assemble(ptx if isinstance(ptx, str) else ptx.decode(), architecture)
+    made = assemble(ptx if isinstance(ptx, str) else ptx.decode(), architecture)
+    return made._replace(f64=0) if double else made
 
 
 def assemble(ptx: str, architecture: str) -> Compiled:

@@ -56,22 +56,23 @@ def processors() -> int:
 
 
 def windows(name: str, radius: int, masked: bool, held: tuple[int, int, int], planes: range, origin: int, depth: int, fixed: Any,
-            weight: Any, moved: Any, out: Any, sums: Any) -> None:  # fmt: skip
+            weight: Any, moved: Any, out: Any, sums: Any, unrolled: bool = False) -> None:  # fmt: skip
     """``lncc_center`` or ``lncc_factors_march``."""
     nz, ny, nx = held
     blocks = march.window_blocks(radius, len(planes), ny, nx, depth)
     sizes = ints(planes.start, len(planes), ny, nx, nz, origin, depth)
     kernel = getattr(march, name)
-    kernel((radius, masked), blocks, (march.window_threads(radius), 1, 1), *sizes, EPSILON, FLAT, fixed, weight, moved, out, sums)
+    kernel((radius, masked, unrolled), blocks, (march.window_threads(radius), 1, 1), *sizes, EPSILON, FLAT, fixed, weight, moved,
+           out, sums)  # fmt: skip
 
 
 def slopes(radius: int, masked: bool, held: tuple[int, int, int], planes: range, origin: int, depth: int, dkc: Any, fixed: Any,
-           weight: Any, moved: Any) -> None:  # fmt: skip
+           weight: Any, moved: Any, unrolled: bool = False) -> None:  # fmt: skip
     """``lncc_slope_march``."""
     nz, ny, nx = held
     blocks = march.slope_blocks(len(planes), ny, nx, depth)
     sizes = ints(planes.start, len(planes), ny, nx, nz, origin, depth)
-    march.lncc_slope_march((radius, masked), blocks, (march.SLOPE_THREADS, 1, 1), *sizes, dkc, fixed, weight, moved)
+    march.lncc_slope_march((radius, masked, unrolled), blocks, (march.SLOPE_THREADS, 1, 1), *sizes, dkc, fixed, weight, moved)
 
 
 def count(bins: int, masked: bool, begin: int, end: int, blocks: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
@@ -115,7 +116,7 @@ def apart(a: Array, b: Array) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def check_windows(name: str, radius: int, masked: bool) -> dict[str, Any]:
+def check_windows(name: str, radius: int, masked: bool, unrolled: bool = False) -> dict[str, Any]:
     """Largest relative difference, and whether slabs have the bits of the whole."""
     small = Small(masked)
     dkc, want = np.zeros((3, *SHAPE), np.float32), small.moved.copy()
@@ -129,7 +130,8 @@ def check_windows(name: str, radius: int, masked: bool) -> dict[str, Any]:
         out = device(np.zeros((3, size[1] * SHAPE[1] * SHAPE[2]) if exact else (int(np.prod(size)),), np.float32))
         sums = device(np.zeros((len(inner), blocks[0] * blocks[1], 2), np.float32))
         place = range(inner.start - held.start, inner.stop - held.start)
-        windows(name, radius, masked, (len(held), *SHAPE[1:]), place, ORIGIN + held.start, depth, *small.cut(held), out, sums)
+        windows(name, radius, masked, (len(held), *SHAPE[1:]), place, ORIGIN + held.start, depth, *small.cut(held), out, sums,
+                unrolled)  # fmt: skip
         return out.copy_to_host().reshape(size)[..., place.start : place.stop, :, :], sums.copy_to_host()
 
     whole, sums = run(range(SHAPE[0]), range(SHAPE[0]), 17)
@@ -213,17 +215,18 @@ class Large:
         self.in3 += 0.5
         self.cupy = cupy
 
-    def windows(self, name: str, radius: int, depth: int, masked: bool = False, partly: bool = False) -> Callable[[], None]:
+    def windows(self, name: str, radius: int, depth: int, masked: bool = False, partly: bool = False,
+                unrolled: bool = False) -> Callable[[], None]:  # fmt: skip
         blocks = march.window_blocks(radius, self.edge, self.edge, self.edge, depth)
         sums = self.cupy.zeros((self.edge, blocks[0] * blocks[1], 2), self.cupy.float32)
         out = self.out3 if name == "lncc_factors_march" else self.out
         moved, weight = self.partly if partly else self.moved, self.noise if masked else self.nothing
         fields = [self.on(a) for a in (self.head, weight, moved, out, sums)]
-        return lambda: windows(name, radius, masked, (self.edge,) * 3, range(self.edge), 0, depth, *fields)
+        return lambda: windows(name, radius, masked, (self.edge,) * 3, range(self.edge), 0, depth, *fields, unrolled)
 
-    def slopes(self, radius: int, depth: int) -> Callable[[], None]:
+    def slopes(self, radius: int, depth: int, unrolled: bool = False) -> Callable[[], None]:
         fields = [self.on(a) for a in (self.in3, self.head, self.nothing, self.out)]
-        return lambda: slopes(radius, False, (self.edge,) * 3, range(self.edge), 0, depth, *fields)
+        return lambda: slopes(radius, False, (self.edge,) * 3, range(self.edge), 0, depth, *fields, unrolled)
 
     def count(self, bins: int, smooth: bool, blocks: int) -> Callable[[], None]:
         fixed, moved = (self.head, self.moved) if smooth else (self.noise, self.noise[::-1].copy())
@@ -272,8 +275,12 @@ def cases() -> list[Case]:
             found.append((f"{name} 3 depth 32", None, size, lambda v, n=name: v.windows(n, 3, 32)))
         found.append((f"{name} 3 depth 128", None, size, lambda v, n=name: v.windows(n, 3, 128)))
         found.append((f"{name} 3 partly out of domain", None, size, lambda v, n=name: v.windows(n, 3, 64, partly=True)))
+        if name == "lncc_center":
+            found.append((f"{name} 3 unrolled depth 64", lambda n=name: check_windows(n, 3, False, True), size,
+                          lambda v, n=name: v.windows(n, 3, 64, unrolled=True)))  # fmt: skip
     found.append(("lncc_slope_march 3 depth 64", lambda: check_slopes(3, False), 24, lambda v: v.slopes(3, 64)))
     found.append(("lncc_slope_march 3 depth 128", None, 24, lambda v: v.slopes(3, 128)))
+    found.append(("lncc_slope_march 3 unrolled depth 64", None, 24, lambda v: v.slopes(3, 64, True)))
     m = processors()
     for smooth in (True, False):
         kind = "head" if smooth else "noise"

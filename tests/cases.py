@@ -1,8 +1,8 @@
 """Arguments for every kernel, on volumes awkward enough to matter: odd sizes, halo planes, far indices, points out of the image.
 
 ``CASES[name]()`` is ``(shape, *arguments)``, made afresh because kernels write to their arguments; a name is the kernel's, or
-that, a space and what is special. The parity tests and the check that all kernels compile for a GPU go through this table, so a
-kernel without a case fails both.
+that, a space and what is special. ``SWEPT[name]()`` says the same of a sweep, and what it must agree with. The parity tests and
+the check that all kernels compile for a GPU go through these tables, so a kernel without a case fails both.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import daskreg.kernels
+from daskreg.kernels import histogram, histogram_march, lncc, lncc_march
 from daskreg.kernels.gaussian import gaussian_table, gaussian_weights, shrink_table
-from daskreg.kernels.launch import KERNELS, Kernel
+from daskreg.kernels.launch import KERNELS, SWEEPS, Kernel, Sweep
 from daskreg.transforms.linear import fixed_point, linear_part
 
 Array = NDArray[np.float32]
@@ -38,6 +39,34 @@ MATRIX = np.array(
 )
 
 CASES: dict[str, Callable[[], Case]] = {}
+
+
+class Swept(NamedTuple):
+    """How to launch a sweep, and what it must agree with."""
+
+    constants: tuple[Any, ...]
+    blocks: tuple[int, int, int]
+    threads: int
+    arguments: tuple[Any, ...]
+    plain: Callable[[], list[NDArray[Any]]]  # what the plain kernels give
+    found: Callable[[], list[NDArray[Any]]]  # the same, out of the arguments after the launch
+    shared: int = 0
+    double: bool = False  # whether it may use float64
+
+
+SWEPT: dict[str, Callable[[], Swept]] = {}
+
+
+def sweeps() -> dict[str, Sweep]:
+    """Every sweep of the package, by name."""
+    kernels()
+    return dict(SWEEPS)
+
+
+def swept(function: Callable[[], Swept]) -> Callable[[], Swept]:
+    """Enter the case of the sweep that has the function's name."""
+    SWEPT[function.__name__] = function
+    return function
 
 
 def kernels() -> dict[str, Kernel]:
@@ -287,3 +316,139 @@ def upsample() -> Case:
 @case
 def jacobian() -> Case:
     return SHAPE, HALO, vectors(*TALL, size=0.4), empty(*SHAPE)
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def sizes(depth: int) -> list[np.int32]:
+    """first, planes, ny, nx, held, origin and depth of INNER in arrays of the shape TALL."""
+    return [np.int32(v) for v in (HALO, *SHAPE, TALL[0], FIRST - HALO, depth)]
+
+
+def flat(*fields: NDArray[Any]) -> list[NDArray[Any]]:
+    """Scalar fields as sweeps take them."""
+    return [f.reshape(-1) for f in fields]
+
+
+def inner(field: NDArray[Any]) -> NDArray[Any]:
+    """The block's planes of a flat field, (N,) or (3, N)."""
+    return field.reshape(*field.shape[:-1], *TALL)[..., HALO : HALO + SHAPE[0], :, :].copy()
+
+
+def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False) -> Swept:
+    """``lncc_center`` or ``lncc_factors_march``; windows reach no further than the halo."""
+    fixed, weight, there = image(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
+    out = empty(3, fixed.size) if exact else empty(fixed.size)
+    blocks = lncc_march.window_blocks(radius, *SHAPE, depth=4)
+    sums = empty(SHAPE[0], blocks[0] * blocks[1], 2)
+
+    def plain() -> list[NDArray[Any]]:
+        dkc, slope = empty(3, *TALL), there.copy()
+        rows = lncc.lncc_factors(INNER, radius, EPSILON, FLAT, fixed, weight, there, dkc)
+        lncc.lncc_slope(INNER, 0, dkc, fixed, weight, slope)
+        return [inner(dkc.reshape(3, -1) if exact else slope.reshape(-1)), rows.sum(axis=2).T]
+
+    arguments = *sizes(4), EPSILON, FLAT, *flat(fixed, weight, there), out, sums
+    return Swept((radius, masked, unrolled), blocks, lncc_march.window_threads(radius), arguments, plain,
+                 lambda: [inner(out), sums.sum(axis=1)])  # fmt: skip
+
+
+@swept
+def lncc_center() -> Swept:
+    return windows(2, True, exact=False)
+
+
+@swept
+def lncc_factors_march() -> Swept:
+    return windows(2, True, exact=True)
+
+
+SWEPT["lncc_center without a mask"] = lambda: windows(2, False, exact=False)
+SWEPT["lncc_center of radius 3"] = lambda: windows(3, False, exact=False)
+SWEPT["lncc_center unrolled"] = lambda: windows(2, False, exact=False, unrolled=True)
+SWEPT["lncc_factors_march of radius 1"] = lambda: windows(1, False, exact=True)
+SWEPT["lncc_factors_march of radius 3"] = lambda: windows(3, False, exact=True)
+SWEPT["lncc_factors_march of radius 4"] = lambda: windows(4, False, exact=True)
+
+
+@swept
+def lncc_slope_march() -> Swept:
+    return window_slope(2, masked=True)
+
+
+def window_slope(radius: int, masked: bool, unrolled: bool = False) -> Swept:
+    """``lncc_slope_march``, which replaces ``moved``."""
+    dkc, fixed, weight, there = vectors(*TALL), image(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
+    out = there.reshape(-1).copy()
+
+    def plain() -> list[NDArray[Any]]:
+        lncc.lncc_slope(INNER, radius, dkc, fixed, weight, there)
+        return [inner(there.reshape(-1))]
+
+    arguments = *sizes(4), dkc.reshape(3, -1), *flat(fixed, weight), out
+    return Swept((radius, masked, unrolled), lncc_march.slope_blocks(*SHAPE, depth=4), lncc_march.SLOPE_THREADS, arguments, plain,
+                 lambda: [inner(out)])  # fmt: skip
+
+
+SWEPT["lncc_slope_march unrolled"] = lambda: window_slope(1, masked=False, unrolled=True)
+SWEPT["lncc_slope_march of radius 3"] = lambda: window_slope(3, masked=False)
+
+
+@swept
+def joint_histogram_march() -> Swept:
+    return counted(BINS, masked=True)
+
+
+def counted(bins: int, masked: bool) -> Swept:
+    """``joint_histogram_march``."""
+    fixed, weight, there = image(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
+    totals = np.zeros(bins * bins, np.int64)
+
+    def plain() -> list[NDArray[Any]]:
+        counts = np.zeros((1, bins, bins), np.int64)
+        histogram.joint_histogram(INNER, counts, fixed, weight, there)
+        return [counts.reshape(-1)]
+
+    arguments = *voxels(), *flat(fixed, weight, there), totals
+    return Swept((bins, masked), (2, 1, 1), histogram_march.THREADS, arguments, plain, lambda: [totals],
+                 shared=histogram_march.histogram_shared(bins))  # fmt: skip
+
+
+def voxels() -> list[np.uint64]:
+    """The first voxel of INNER in a flat field, and that behind the last."""
+    floor = SHAPE[1] * SHAPE[2]
+    return [np.uint64(HALO * floor), np.uint64((HALO + SHAPE[0]) * floor)]
+
+
+SWEPT["joint_histogram_march of 32 bins"] = lambda: counted(32, masked=False)
+
+
+@swept
+def information_table() -> Swept:
+    totals = (image(BINS, BINS, seed=6) * 1e6).astype(np.int64).reshape(-1)
+    totals[:40] = 0
+    table, value = empty(BINS * BINS), np.zeros(2)
+
+    def plain() -> list[NDArray[Any]]:
+        p = (totals / totals.sum()).reshape(BINS, BINS)
+        both = p.sum(axis=1, keepdims=True) * p.sum(axis=0, keepdims=True)
+        ratio = np.log(np.where(p > 0, p, 1) / np.where(p > 0, both, 1))
+        return [ratio.reshape(-1), np.array([-(p * ratio).sum(), totals.sum() / histogram.FIXED_POINT])]
+
+    return Swept((BINS,), (1, 1, 1), histogram_march.TABLE_THREADS, (totals, table, value), plain, lambda: [table, value],
+                 double=True)  # fmt: skip
+
+
+@swept
+def information_slope_march() -> Swept:
+    table, fixed, weight, there = image(BINS, BINS, seed=6) - np.float32(0.5), image(*TALL), weights(*TALL), moved(*TALL)
+    out = there.reshape(-1).copy()
+
+    def plain() -> list[NDArray[Any]]:
+        histogram.information_slope(INNER, table, fixed, weight, there)
+        return [inner(there.reshape(-1))]
+
+    arguments = *voxels(), *flat(table, fixed, weight), out, out
+    return Swept((BINS, True, 2), (2, 1, 1), histogram_march.SLOPE_THREADS, arguments, plain, lambda: [inner(out)],
+                 shared=histogram_march.slope_shared(BINS, 2))  # fmt: skip

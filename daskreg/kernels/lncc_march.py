@@ -55,7 +55,7 @@ def slope_blocks(planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, i
 SLOPE_THREADS = window_threads(1)
 
 
-def window_bounds(radius: int, masked: bool) -> tuple[int, int]:
+def window_bounds(radius: int, masked: bool, unrolled: bool) -> tuple[int, int]:
     """The most threads a block, the fewest blocks at once: 128 registers a thread, all there are for the largest windows."""
     return window_threads(radius), 2 if radius <= 3 else 1
 
@@ -68,7 +68,7 @@ def place(at, t, threads, height, width, top, left, ny, nx):
         e = uint32(t + uint32(s * threads))
         row = int32(e // uint32(width))
         y, x = int32(top + row), int32(left + int32(e % uint32(width)))
-        at[s] = uint32(uint32(y) * uint32(nx) + uint32(x))
+        at[s] = uint32(uint32(max(y, int32(0))) * uint32(nx) + uint32(max(x, int32(0))))
         if row < int32(height) and int32(0) <= y < ny and int32(0) <= x < nx:
             bits |= uint32(1 << s)
     return uint32(bits)
@@ -216,6 +216,34 @@ def enter(ring, prefix, now, slot, k):
 
 
 @formula
+def enter_four(ring, prefix, now, slot, k, place):
+    """``enter`` at a place not known before."""
+    if slot == uint32(place):
+        enter(ring, prefix, now, place, k)
+    elif k > place + 1 and slot == uint32(place + 1):
+        enter(ring, prefix, now, place + 1, k)
+    elif k > place + 2 and slot == uint32(place + 2):
+        enter(ring, prefix, now, place + 2, k)
+    elif k > place + 3 and slot == uint32(place + 3):
+        enter(ring, prefix, now, place + 3, k)
+
+
+@formula
+def enter_any(ring, prefix, now, slot, k):
+    """``enter`` at a place not known before."""
+    if k <= 4 or slot < uint32(4):
+        enter_four(ring, prefix, now, slot, k, 0)
+    elif k <= 8 or slot < uint32(8):
+        enter_four(ring, prefix, now, slot, k, 4)
+    elif k <= 12 or slot < uint32(12):
+        enter_four(ring, prefix, now, slot, k, 8)
+    elif k <= 16 or slot < uint32(16):
+        enter_four(ring, prefix, now, slot, k, 12)
+    else:
+        enter(ring, prefix, now, 16, k)
+
+
+@formula
 def one_field(out):
     """Where a scalar goes."""
     return out, out, out
@@ -271,7 +299,7 @@ def within(i, radius, n):
     return int32(last - low + int32(1))
 
 
-def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
+def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..., None]:
     """A body that finds the window sums of every voxel and stores what follows from them."""
     k, rows, threads, tall = 2 * radius + 1, rows_each(radius), window_threads(radius), tile_rows(radius)
     pad = -(-radius // GROUP) * GROUP
@@ -284,6 +312,7 @@ def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
     kept = 5 * rows if shared_counts else 6 * rows
     places, news, full = kept * k, 6 * rows, 2**k - 1
     masks, reach_w = (slots, reach) if masked else (1, 1)
+    put_in = enter if unrolled else enter_any
     store, split = (store_factors, three_fields) if exact else (store_slope, one_field)
 
     @formula
@@ -327,8 +356,8 @@ def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
                 now[5 * rows + q] = area[q] if inside else NIL
         if shared_counts:
             for q in range(rows):
-                counts[uint32(t + uint32((slot * rows + q) * threads))] = now[5 * rows + q]
-        enter(ring, prefix, now, slot, k)
+                counts[uint32(t + uint32(uint32(uint32(slot * uint32(rows)) + uint32(q)) * uint32(threads)))] = now[5 * rows + q]
+        put_in(ring, prefix, now, slot, k)
         if done >= start:
             correlation, weights, deep = NIL, NIL, float32(within(done, radius, held))
             spots = spot(fields[0], back), spot(fields[1], back), spot(fields[2], back)
@@ -406,23 +435,30 @@ def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
         z, flags = int32(start - int32(radius)), uint32(0)  # the plane that comes in
         there = bits if int32(0) <= z < held else uint32(0)
         fetch_pair(offset(max(z, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
-        z = int32(z - int32(origin + z + int32(k)) % int32(k))  # where this round of the ring began
+        slot = uint32(int32(origin + z + int32(k)) % int32(k))
         grid = first, start, end, ny, nx, held, floor
         thread = t, x, y, below, bits, tile
         arrays = fixed, weight, moved, split(out), totals, own
         tiles = raw, mid, terms, parts, counts
         registers = at, own_at, still, value, mask, a, b, w, p, ring, prefix, now, own_f, own_m, own_w, area
-        while z < end:
-            flags = steps(0, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
-            if k > 4:
-                flags = steps(4, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
-            if k > 8:
-                flags = steps(8, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
-            if k > 12:
-                flags = steps(12, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
-            if k > 16:
-                flags = steps(16, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
-            z = int32(z + int32(k))
+        if unrolled:
+            z = int32(z - int32(slot))  # where this round of the ring began
+            while z < end:
+                flags = steps(0, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                if k > 4:
+                    flags = steps(4, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                if k > 8:
+                    flags = steps(8, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                if k > 12:
+                    flags = steps(12, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                if k > 16:
+                    flags = steps(16, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                z = int32(z + int32(k))
+        else:
+            while z < end:
+                flags = step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                slot = uint32(slot + uint32(1)) if slot < uint32(k - 1) else uint32(0)
+                z = int32(z + int32(1))
         cuda.syncthreads()  # noqa: F821
         fold(terms, parts, t, threads)
         cuda.syncthreads()  # noqa: F821
@@ -432,28 +468,30 @@ def march(radius: int, masked: bool, exact: bool) -> Callable[..., None]:
 
 
 @sweep(launch_bounds=window_bounds)
-def lncc_center(radius: int, masked: bool) -> Callable[..., None]:
+def lncc_center(radius: int, masked: bool, unrolled: bool) -> Callable[..., None]:
     """The centre-window gradient times N, and sums: ``lncc_factors``, then ``lncc_slope`` with radius 0.
 
-    Launch with blocks ``window_blocks`` and threads ``window_threads``. first, planes, ny, nx: int32, the box among the arrays'
+    Launch with blocks ``window_blocks`` and threads ``window_threads``; ``unrolled``: a copy of the code for each place of the
+    ring, which spares a branch a plane, not another result. first, planes, ny, nx: int32, the box among the arrays'
     ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
     flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  slope: (N,),
     another array than moved;
     own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of 2^-28.
     """
-    return march(radius, masked, False)
+    return march(radius, masked, unrolled, False)
 
 
 @sweep(launch_bounds=window_bounds)
-def lncc_factors_march(radius: int, masked: bool) -> Callable[..., None]:
+def lncc_factors_march(radius: int, masked: bool, unrolled: bool) -> Callable[..., None]:
     """``lncc_factors``: w D, w K and w (K mu_M - D mu_F) of each window, and sums.
 
-    Launch with blocks ``window_blocks`` and threads ``window_threads``. first, planes, ny, nx: int32, the box among the arrays'
+    Launch with blocks ``window_blocks`` and threads ``window_threads``; ``unrolled``: a copy of the code for each place of the
+    ring, which spares a branch a plane, not another result. first, planes, ny, nx: int32, the box among the arrays'
     ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
     flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  dkc: (3, N);
     own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of 2^-28.
     """
-    return march(radius, masked, True)
+    return march(radius, masked, unrolled, True)
 
 
 @formula
@@ -487,13 +525,13 @@ def field_windows(raw, size, width, t, radius, lead, height, a, mid):
             sum_windows(a, lead, radius, mid, uint32(to + uint32(q * height * TILE_X)))
 
 
-def slope_bounds(radius: int, masked: bool) -> tuple[int, int]:
+def slope_bounds(radius: int, masked: bool, unrolled: bool) -> tuple[int, int]:
     """See ``window_bounds``."""
-    return SLOPE_THREADS, 2 if radius <= 5 else 1
+    return SLOPE_THREADS, 3 if radius <= 2 else 2 if radius <= 5 else 1
 
 
 @sweep(launch_bounds=slope_bounds)
-def lncc_slope_march(radius: int, masked: bool) -> Callable[..., None]:
+def lncc_slope_march(radius: int, masked: bool, unrolled: bool) -> Callable[..., None]:
     """``lncc_slope``: the exact gradient times N in place of ``moved``.
 
     Launch with blocks ``slope_blocks`` and threads ``SLOPE_THREADS``. Arguments as in ``lncc_factors_march``, which wrote
@@ -504,6 +542,7 @@ def lncc_slope_march(radius: int, masked: bool) -> Callable[..., None]:
     width, height, reach, lead = TILE_X + 2 * pad, tall + 2 * radius, GROUP + 2 * pad, pad - radius
     slots = -(-width * height // threads)
     size = slots * threads
+    put_in = enter if unrolled else enter_any
     raws, mids, kept, places, loaded = 3 * size, 3 * height * TILE_X, 3 * rows, 3 * rows * k, 3 * slots
 
     @formula
@@ -534,7 +573,7 @@ def lncc_slope_march(radius: int, masked: bool) -> Callable[..., None]:
             cuda.syncthreads()  # noqa: F821
             for field in range(3):
                 sum_rows(mid, below, field, height, radius, rows, now)
-            enter(ring, prefix, now, slot, k)
+            put_in(ring, prefix, now, slot, k)
             for q in range(rows):
                 if done >= start and x < nx and int32(y + int32(q)) < ny:
                     slope = -(own_w[q] * (own_f[q] * now[q] - own_m[q] * now[rows + q] + now[2 * rows + q]))
@@ -581,21 +620,28 @@ def lncc_slope_march(radius: int, masked: bool) -> Callable[..., None]:
         z = int32(start - int32(radius))  # the plane that comes in
         there, fields = bits if int32(0) <= z < held else uint32(0), three_fields(dkc)
         fetch_three(offset(max(z, int32(0))) * floor, at, there, fields, values)
-        z = int32(z - int32(origin + z + int32(k)) % int32(k))  # where this round of the ring began
+        slot = uint32(int32(origin + z + int32(k)) % int32(k))
         grid, thread = (start, end, ny, nx, held, floor), (t, x, y, below, bits)
         arrays, tiles = (fields, fixed, weight, moved), (raw, mid)
         registers = at, own_at, values, a, ring, prefix, now, own_f, own_m, own_w
-        while z < end:
-            steps(0, z, grid, thread, arrays, tiles, registers)
-            if k > 4:
-                steps(4, z, grid, thread, arrays, tiles, registers)
-            if k > 8:
-                steps(8, z, grid, thread, arrays, tiles, registers)
-            if k > 12:
-                steps(12, z, grid, thread, arrays, tiles, registers)
-            if k > 16:
-                steps(16, z, grid, thread, arrays, tiles, registers)
-            z = int32(z + int32(k))
+        if unrolled:
+            z = int32(z - int32(slot))  # where this round of the ring began
+            while z < end:
+                steps(0, z, grid, thread, arrays, tiles, registers)
+                if k > 4:
+                    steps(4, z, grid, thread, arrays, tiles, registers)
+                if k > 8:
+                    steps(8, z, grid, thread, arrays, tiles, registers)
+                if k > 12:
+                    steps(12, z, grid, thread, arrays, tiles, registers)
+                if k > 16:
+                    steps(16, z, grid, thread, arrays, tiles, registers)
+                z = int32(z + int32(k))
+        else:
+            while z < end:
+                step(slot, z, grid, thread, arrays, tiles, registers)
+                slot = uint32(slot + uint32(1)) if slot < uint32(k - 1) else uint32(0)
+                z = int32(z + int32(1))
 
     return body
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,34 +17,64 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.cases import CASES, kernel_of
+from tests.cases import CASES, SWEPT, kernel_of, sweeps
 
 SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
 Outputs = dict[str, list[NDArray[Any]]]
 
 
-def outputs(device: str, names: Iterable[str] = CASES) -> Outputs:
+def outputs(device: str, names: Iterable[str] = (*CASES, *SWEPT)) -> Outputs:
     """By case: the kernel's row sums, if any, and each array among its arguments after the call."""
     if device == "cuda" and numba.config.DISABLE_JIT:
-        teach_atomics()
+        teach_simulator()
     return {name: written(name, device) for name in names}
 
 
-def teach_atomics() -> None:
-    """The simulator puts its atomics into the module that a kernel sees, but not into those of the functions it calls."""
+def teach_simulator() -> None:
+    """It puts its atomics into the module that a kernel sees, but not into those of the functions it calls; and it knows no
+    alignment of shared arrays.
+    """
     from numba import cuda
-    from numba.cuda.simulator.kernelapi import FakeCUDAAtomic
+    from numba.core import types
+    from numba.cuda.simulator.kernelapi import FakeCUDAAtomic, FakeCUDAShared
+    from numba.np import numpy_support
 
     cuda.atomic = FakeCUDAAtomic()
+    lock, plain = threading.Lock(), FakeCUDAShared.array
+
+    def array(self: Any, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
+        if alignment is None and shape == 0:
+            return plain(self, shape, dtype)
+        line = sys._getframe(1).f_lineno  # one array a line of the kernel
+        with lock:
+            if line not in self._allocations:
+                self._allocations[line] = np.empty(
+                    shape, numpy_support.as_dtype(dtype) if isinstance(dtype, types.Type) else dtype
+                )
+            return self._allocations[line]
+
+    FakeCUDAShared.array = array
 
 
 def written(name: str, device: str) -> list[NDArray[Any]]:
     """What one case holds after the call."""
+    if name in SWEPT:
+        return swept_over(name, device)
     shape, *arguments = CASES[name]()
     kernel = kernel_of(name)
     rows = (kernel if device == "cpu" else kernel.on_cuda)(shape, *arguments)
     arrays = [a for a in arguments if isinstance(a, np.ndarray)]
     return arrays if rows is None else [rows if device == "cpu" else rows.copy_to_host(), *arrays]
+
+
+def swept_over(name: str, device: str) -> list[NDArray[Any]]:
+    """What a sweep wrote, or what the plain kernels do in its place."""
+    case = SWEPT[name]()
+    if device == "cpu":
+        return case.plain()
+    sweep = sweeps()[name.partition(" ")[0]]
+    sweep(case.constants, case.blocks, (case.threads, 1, 1), *case.arguments, shared=case.shared)
+    return case.found()
 
 
 def elsewhere(device: str, path: Path) -> Outputs:

@@ -7,7 +7,7 @@ import numba
 import numpy as np
 import pytest
 
-from tests.cases import CASES, kernels
+from tests.cases import CASES, SWEPT, kernels, sweeps
 from tests.parity.outputs import elsewhere, outputs
 
 # float32 rounding of a sum of a few hundred terms; a device may fuse multiply and add
@@ -25,9 +25,10 @@ def both(tmp_path_factory):
 
 def test_every_kernel_has_a_case():
     assert {name.partition(" ")[0] for name in CASES} == set(kernels())
+    assert {name.partition(" ")[0] for name in SWEPT} == set(sweeps())
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", sorted((*CASES, *SWEPT)))
 def test_the_cuda_kernel_agrees_with_the_cpu(both, name):
     cpu, cuda = both[0][name], both[1][name]
     assert len(cpu) == len(cuda)
