@@ -79,9 +79,8 @@ class Volume:
         march.sample_difference((), *self._columns(), *self._sampler(), fields, self.totals)
 
     def pull_back(self) -> None:
-        march.pull_back_march(
-            (True,), *march.columns(self.n), *self._sampler(), (self.flat("moved"), self.flat("g")), self.totals
-        )
+        fields = self.flat("moved"), self.flat("g")
+        march.pull_back_march((True,), *self._columns(), *self._sampler(), fields, self.totals)
 
     def _filter(self, sigma: float) -> tuple[Any, ...]:
         return self.n, np.uint32(self.shape[0]), gaussian.gaussian_weights(sigma), *self.norms[sigma]

@@ -30,7 +30,7 @@ def columns(n: tuple[int, ...]) -> tuple[np.uint32, tuple[int, int, int], tuple[
 @formula
 def located(fixed, sz, sy, sx, uz, uy, ux):
     """A component of A x + t (64-bit fixed point) + S u as whole and fraction."""
-    rest = float32(uint32(fixed) >> uint32(8)) * UNIT + dot3(sz, sy, sx, uz, uy, ux)
+    rest = float32(int32(uint32(fixed) >> uint32(8))) * UNIT + dot3(sz, sy, sx, uz, uy, ux)
     more = floor(rest)
     return int32(fixed >> int64(32)) + more, rest - float32(more)
 
@@ -235,7 +235,7 @@ def _march(visit, displaced, summed):
     return body
 
 
-@sweep(launch_bounds=(256, 4))
+@sweep(launch_bounds=(256, 6))
 def sample_march(displaced):
     """``moved(x) = image(A x + t + S u(x))``, NaN out of domain; fields (moved,); 20 bytes a voxel."""
     return _march(value_at, displaced, False)
@@ -247,7 +247,7 @@ def sample_difference():
     return _march(difference_at, True, True)
 
 
-@sweep(launch_bounds=(256, 4))
+@sweep(launch_bounds=(256, 6))
 def pull_back_march(displaced):
     """G from dC/dmoved; fields (slope, g); 32 bytes a voxel."""
     return _march(pulled_at, displaced, False)

@@ -15,7 +15,9 @@ from daskreg.kernels.memory import fetch, store
 
 ONE, NIL = float32(1), float32(0)
 TILE = (4, 4) if DISABLED else (8, 64)  # threads along y and x of kernels with neighbours
-LANES, WARPS, ROWS = (6, 3, 2) if DISABLED else (32, 8, 2)  # of a block that composes: columns, warps, rows a warp
+LANES, WARPS, ROWS = (6, 3, 2) if DISABLED else (32, 4, 4)  # of a block that composes: columns, warps, rows a warp
+LONGEST = 64  # planes a block composes at most: neighbours that march together find each other's planes in the cache
+PITCH = 8 if DISABLED else 64  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
 
 
 def warps(n: tuple[int, ...], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
@@ -23,7 +25,7 @@ def warps(n: tuple[int, ...], radius: int) -> tuple[np.int32, tuple[int, int, in
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = WARPS * ROWS - 2 * radius, LANES - 2 * radius
     across, down = -(-nx // tx), -(-ny // ty)
-    length = deep(nz, across * down, 4, radius)
+    length = min(LONGEST, deep(nz, across * down, 4, radius))
     return np.int32(length), (across, down, -(-nz // length)), (LANES, WARPS, 1)
 
 
@@ -235,8 +237,9 @@ def compose_smooth(radius):
     r, taps, per = radius, 2 * radius + 1, ROWS
     threads, high, lanes = WARPS * 32, WARPS * ROWS, LANES
     middle, rings, fetched = 3 * high * lanes, max(1, 3 * ROWS * (taps - 1)), 3 * ROWS
-    wider, area = lanes + 2, (lanes + 2) * (high + 2)
-    parts, full = -(-area // threads), area // threads
+    wider, pitch = lanes + 2, PITCH
+    near_by, area = wider * (high + 2), pitch * (high + 2)
+    parts, full = -(-near_by // threads), near_by // threads
     stored, brought = 9 * area, 3 * parts
     shuffled = not DISABLED
 
@@ -245,6 +248,7 @@ def compose_smooth(radius):
         near = cuda.shared.array(stored, float32)
         sums, ahead = cuda.local.array(rings, float32), cuda.local.array(fetched, float32)
         coming, source = cuda.local.array(brought, float32), cuda.local.array(parts, uint32)
+        seat = cuda.local.array(parts, uint32)
         real = cuda.local.array(per, int32)
         i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
         thread = uint32(j * uint32(lanes) + i)
@@ -276,24 +280,25 @@ def compose_smooth(radius):
             line, at_x = top + int32(spot // uint32(wider)) - int32(1), left + int32(spot % uint32(wider)) - int32(1)
             line, at_x = min(max(line, int32(0)), ny - int32(1)), min(max(at_x, int32(0)), nx - int32(1))
             source[e] = uint32(uint32(4) * uint32(line * nx + at_x))
+            seat[e] = uint32(spot // uint32(wider) * uint32(pitch) + spot % uint32(wider))
             for c in range(3):
-                if e < full or spot < uint32(area):
-                    near[uint64(spot) + uint64(c * area)] = fetch(u, before + uint64(c) * size, source[e])
-                    near[uint64(spot) + uint64((3 + c) * area)] = fetch(u, now + uint64(c) * size, source[e])
+                if e < full or spot < uint32(near_by):
+                    near[uint64(seat[e]) + uint64(c * area)] = fetch(u, before + uint64(c) * size, source[e])
+                    near[uint64(seat[e]) + uint64((3 + c) * area)] = fetch(u, now + uint64(c) * size, source[e])
                     coming[3 * e + c] = fetch(u, after + uint64(c) * size, source[e])
         below, level, above = uint32(0), uint32(3 * area), uint32(6 * area)
-        corner = uint32((j * uint32(per) + uint32(1)) * uint32(wider) + i + uint32(1))
+        corner = uint32((j * uint32(per) + uint32(1)) * uint32(pitch) + i + uint32(1))
         to = uint64(uint32(j * uint32(per * lanes) + i))
         while k < stop + int32(r):
             z = k - int32(r)
             for e in range(parts):
-                if e < full or uint32(thread + uint32(e * threads)) < uint32(area):
+                if e < full or uint32(thread + uint32(e * threads)) < uint32(near_by):
                     for c in range(3):
-                        near[uint64(uint32(above + thread)) + uint64(c * area + e * threads)] = coming[3 * e + c]
+                        near[uint64(uint32(above + seat[e])) + uint64(c * area)] = coming[3 * e + c]
             cuda.syncthreads()
             after = plane * held(k + int32(2), first, whole, edge)
             for e in range(parts):
-                if e < full or uint32(thread + uint32(e * threads)) < uint32(area):
+                if e < full or uint32(thread + uint32(e * threads)) < uint32(near_by):
                     for c in range(3):
                         coming[3 * e + c] = fetch(u, after + uint64(c) * size, source[e])
             there = uint32(k) < edge
@@ -302,12 +307,12 @@ def compose_smooth(radius):
                 bz, wz = beside(dz)
                 by, wy = beside(dy)
                 bx, wx = beside(dx)
-                at = uint32(corner - by * uint32(wider) - bx)
-                p0 = uint64(uint32(at + (below if bz else level))) + uint64(e * wider)
-                p1 = uint64(uint32(at + (level if bz else above))) + uint64(e * wider)
-                c0 = dz + looked_up(near, p0, p1, wider, wz, wy, wx)
-                c1 = dy + looked_up(near, p0 + uint64(area), p1 + uint64(area), wider, wz, wy, wx)
-                c2 = dx + looked_up(near, p0 + uint64(2 * area), p1 + uint64(2 * area), wider, wz, wy, wx)
+                at = uint32(corner - by * uint32(pitch) - bx)
+                p0 = uint64(uint32(at + (below if bz else level))) + uint64(e * pitch)
+                p1 = uint64(uint32(at + (level if bz else above))) + uint64(e * pitch)
+                c0 = dz + looked_up(near, p0, p1, pitch, wz, wy, wx)
+                c1 = dy + looked_up(near, p0 + uint64(area), p1 + uint64(area), pitch, wz, wy, wx)
+                c2 = dx + looked_up(near, p0 + uint64(2 * area), p1 + uint64(2 * area), pitch, wz, wy, wx)
                 if not (there and real[e]):
                     c0, c1, c2 = NIL, NIL, NIL
                 if shuffled:
