@@ -53,7 +53,9 @@ class Part(StrEnum):
 
 
 Run = Annotated[str, typer.Argument(metavar="RUN.zarr", help="what 'daskreg register' wrote")]
-Cluster = Annotated[str, typer.Option("--cluster", help="local, or the address of a Dask scheduler")]
+Cluster = Annotated[
+    str, typer.Option("--cluster", help="local, cuda (a worker for each GPU here), or the address of a Dask scheduler")
+]
 Workers = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="blocks the fixed image is cut into, one a worker (all of a cluster's; local: 1)"),
@@ -101,7 +103,9 @@ def register(
     residency: Residency = "auto",
     comm: Annotated[str, typer.Option("--comm", metavar="auto|tcp|ucx", help="how workers talk to each other")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of a worker (default: its share)")] = None,
-    device: Annotated[Device, typer.Option("--device", help="where kernels run")] = Device.auto,
+    device: Annotated[
+        Device, typer.Option("--device", help="where kernels run; auto: on a GPU where every worker has one")
+    ] = Device.auto,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of an unfinished RUN.zarr")] = False,
     checkpoint: Annotated[
         float, typer.Option("--checkpoint-every", min=0, help="seconds between two (0: every iteration)")
@@ -121,7 +125,6 @@ def register(
     if print_config:
         typer.echo(chosen.dump(), nl=False)
         return
-    _require_here(device)
     if (fixed is None or moving is None) and not resume:
         raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
     if dry_run:
@@ -136,7 +139,7 @@ def register(
             fixed, moving, None if known else chosen, output=output, cluster=None if cluster == "local" else cluster,
             spacing=spacing, overwrite=overwrite, resume=resume, progress=watch, fixed_mask=fixed_mask,
             moving_mask=moving_mask, workers=workers, memory=memory, residency=residency, comm=comm,
-            threads=threads, checkpoint=checkpoint, retries=retries, deadline=deadline,
+            threads=threads, checkpoint=checkpoint, retries=retries, deadline=deadline, device=device.value,
         )  # fmt: skip
     for line in progress.summary(result.path, result.report):
         typer.echo(line)
@@ -151,12 +154,6 @@ def _config(config: Path | None, preset: str | None, fixed_mask: str | None, mov
     chosen = Config.load(config) if config else named(preset or "brain")
     given = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": start}
     return chosen.model_copy(update={k: v for k, v in given.items() if v is not None})
-
-
-def _require_here(device: Device) -> None:
-    """Refuse what this version cannot do, rather than do something else."""
-    if device is Device.cuda:
-        raise ConfigError("--device cuda: this version registers on CPUs; use --device cpu.")
 
 
 @app.command()

@@ -26,6 +26,7 @@ from daskreg.engine.report import Outcome, Watch
 from daskreg.engine.sampler import affine_needs, displaced_range, spans
 from daskreg.errors import InputError
 from daskreg.grid import Grid, Index, Partition, Region, Span
+from daskreg.kernels.device import CPU, Device, Kind, host, module_of
 from daskreg.kernels.launch import threads, use_threads
 from daskreg.kernels.sample import sample
 from daskreg.planning import Plan
@@ -33,6 +34,7 @@ from daskreg.storage import CheckpointStore, RunStore, Volume
 from daskreg.transforms.linear import fixed_point, index_map, linear_part
 
 DISPLACEMENT = "transform/displacement"
+PLANES = 64  # read at a time on the way to a GPU
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Job:
     """A plan with its sources and the run that receives the result.
 
     checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: keep a timeline of
-    the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them.
+    the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them;  device: where
+    kernels run, the first GPU that the worker sees.
     """
 
     plan: Plan
@@ -55,6 +58,7 @@ class Job:
     resume: bool = False
     trace: bool = False
     order: Index = (0, 1, 2)
+    device: Kind = "cpu"
 
 
 @dataclass
@@ -74,6 +78,8 @@ class Clock:
 def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str, Any]:
     """The whole run of one rank on ``cores`` threads; returns its part of the provenance."""
     use_threads(job.threads or cores)
+    device = Device(job.device)
+    device.use()
     clock, timeline = Clock(), list[tuple[str, float, float]]()
     images = read_images(job, comm)
     clock.phase("read")
@@ -91,7 +97,7 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     write_result(job, outcome, comm)
     clock.phase("write")
     levels = [report.as_dict() for report in outcome.levels]
-    here = {**machine(), "traffic": dict(comm.traffic), "timeline": timeline}
+    here = {**machine(device), "traffic": dict(comm.traffic), "timeline": timeline}
     blocks = [[slab.start, slab.stop] for slab in job.plan.partition.slabs]
     plan = {"blocks": blocks, "projected_bytes": job.plan.peak_bytes}
     return {"levels": levels, "metrics": metrics, "seconds": clock.seconds, "machine": here, "plan": plan}
@@ -139,16 +145,19 @@ class Keeper:
 def read_images(job: Job, comm: Communicator) -> tuple[Image, Image]:
     """This rank's planes of both images scaled to [0, 1], with their masks. Raises VoxelError."""
     plan = job.plan
-    fixed = _read(job.fixed, job.fixed_mask, plan.fixed, plan.partition, plan.rims[0], plan.config, comm, "the fixed image")
-    moving = _read(job.moving, job.moving_mask, plan.moving, plan.shards, plan.rims[1], plan.config, comm, "the moving image")
+    fixed = _read(job.fixed, job.fixed_mask, plan.fixed, plan.partition, plan.rims[0], plan.config, comm, "the fixed image",
+                  job.device)  # fmt: skip
+    moving = _read(job.moving, job.moving_mask, plan.moving, plan.shards, plan.rims[1], plan.config, comm, "the moving image",
+                   job.device)  # fmt: skip
     return fixed, moving
 
 
 def _read(
-    volume: Volume, mask: Volume | None, grid: Grid, partition: Partition, rim: int, config: Config, comm: Communicator, role: str
-) -> Image:
+    volume: Volume, mask: Volume | None, grid: Grid, partition: Partition, rim: int, config: Config, comm: Communicator, role: str,
+    device: Kind,
+) -> Image:  # fmt: skip
     held, own = partition.around(comm.rank, rim), partition[comm.rank]
-    voxels = volume.read(_region(held, grid))
+    voxels = _loaded(volume, held, grid, Device(device))
     normalise(voxels, config, comm, f"{role} {volume.name}", own.within(held))
     image = Image(voxels, grid, partition, held, None, comm.rank, rim)
     if mask is None:
@@ -157,8 +166,19 @@ def _read(
         raise InputError(
             f"the mask {mask.name} has shape {mask.shape}, {role} {volume.shape}; make the mask on the image's grid."
         )
-    image.mask = check_mask(mask.read(_region(held, grid)), f"the mask {mask.name}", comm)
+    image.mask = check_mask(_loaded(mask, held, grid, Device(device)), f"the mask {mask.name}", comm)
     return image
+
+
+def _loaded(volume: Volume, planes: Span, grid: Grid, device: Device) -> NDArray[np.float32]:
+    """Planes of a volume, float32; to a GPU they go some at a time, so that the machine's memory never holds them all."""
+    if device.kind == "cpu":
+        return volume.read(_region(planes, grid))
+    voxels: NDArray[np.float32] = device.xp.empty((len(planes), *grid.shape[1:]), np.float32)
+    for z in range(planes.start, planes.stop, PLANES):
+        part = Span(z, min(z + PLANES, planes.stop))
+        voxels[part.within(planes)] = device.put(volume.read(_region(part, grid)))
+    return voxels
 
 
 def _region(planes: Span, grid: Grid) -> Region:
@@ -175,7 +195,7 @@ def write_result(job: Job, outcome: Outcome, comm: Communicator) -> None:
             store.create_image(DISPLACEMENT, grid.permute(back), np.float32, components=3)
         store.create_image("moved", grid.permute(back), dtype)
     comm.barrier()
-    source = Source(job.moving)
+    source = Source(job.moving, outcome.block.device)
     for row, owner in rows(store.chunk("moved")[job.order[0]], outcome.block.partition):
         u = _gathered(outcome, row, owner, comm)
         if owner != comm.rank:
@@ -183,7 +203,7 @@ def write_result(job: Job, outcome: Outcome, comm: Communicator) -> None:
         region = _permuted(_region(row, grid), back)
         if u is not None:
             to_world = (np.asarray(grid.direction) * np.asarray(grid.spacing)).astype(np.float32)
-            d = np.tensordot(to_world, u, 1).astype(np.float32, copy=False)
+            d = host(module_of(u).tensordot(outcome.block.device.put(to_world), u, 1).astype(np.float32, copy=False))
             store.write(DISPLACEMENT, region, d.transpose(0, *(a + 1 for a in back)))
         moved = as_type(resample(job.plan, outcome.affine, u, row, source), dtype)
         store.write("moved", region, moved.transpose(back))
@@ -219,16 +239,18 @@ def _gathered(outcome: Outcome, row: Span, owner: int, comm: Communicator) -> ND
 class Source:
     """The moving image as it is stored, the planes that are asked for."""
 
-    def __init__(self, volume: Volume) -> None:
-        self.volume = volume
-        self._whole = volume.read() if math.prod(volume.data.numblocks) == 1 else None  # one chunk: unpacked once, not once a row
+    def __init__(self, volume: Volume, device: Device = CPU) -> None:
+        self.volume, self.device = volume, device
+        self._whole = (
+            device.put(volume.read()) if math.prod(volume.data.numblocks) == 1 else None
+        )  # one chunk: unpacked once, not once a row
 
     def planes(self, span: Span) -> tuple[NDArray[np.float32], int]:
         """At least these planes, as far as the image goes, and the number of the first."""
         if self._whole is not None:
             return self._whole, 0
         here = span & Span(0, self.volume.shape[0])
-        return self.volume.read(_region(here, self.volume.grid)), here.start
+        return self.device.put(self.volume.read(_region(here, self.volume.grid))), here.start
 
 
 def resample(
@@ -237,8 +259,8 @@ def resample(
     """Planes of the moving image on the fixed grid, through the whole transform; 0 out of domain."""
     matrix = index_map(affine, plan.fixed, plan.moving)
     place = (row.start, fixed_point(matrix), linear_part(matrix))
-    block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)))
-    u = None if u is None else np.ascontiguousarray(u)
+    block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)), device=source.device)
+    u = None if u is None else module_of(u).ascontiguousarray(u)
     if u is None:
         reached = affine_needs(place, block.partition, block.shape)[0]
     else:
@@ -246,7 +268,8 @@ def resample(
     voxels, origin = source.planes(reached)
     moved = block.scalar()
     sample(moved.shape, *place, u, origin, plan.moving.shape[0], voxels, moved)
-    return np.nan_to_num(moved, copy=False, nan=0.0)
+    filled: NDArray[np.float32] = np.nan_to_num(host(moved), copy=False, nan=0.0)
+    return filled
 
 
 def moved_type(moving: Volume) -> np.dtype[Any]:
@@ -271,9 +294,10 @@ def peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def machine() -> dict[str, Any]:
-    """Where it ran, and how much memory the process took at most."""
-    return {
+def machine(device: Device = CPU) -> dict[str, Any]:
+    """Where it ran, and how much memory the process took at most, the GPU's apart."""
+    gpu = {"gpu": device.name, "gpu_peak_bytes": device.peak} if device.kind == "cuda" else {}
+    return gpu | {
         "host": socket.gethostname(),
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),

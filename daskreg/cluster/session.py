@@ -6,12 +6,14 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import distributed
 import psutil
 from distributed import Client, LocalCluster
 
 from daskreg.errors import InputError
+from daskreg.kernels.device import Kind, gpu_memory, gpus
 
 log = logging.getLogger("daskreg")
 
@@ -31,12 +33,16 @@ def existing(client: Client | None = None, address: str | None = None) -> Iterat
 
 
 @contextmanager
-def embedded(workers: int = 1, threads: int | None = None) -> Iterator[Client]:
+def embedded(workers: int = 1, threads: int | None = None, device: Kind = "cpu") -> Iterator[Client]:
     """A small cluster of our own, closed in the end.
 
-    One worker lives in this process, uses all cores and shares the compiled kernels; several are processes that share the cores.
+    One worker lives in this process, uses all cores and shares the compiled kernels; several are processes that share the cores, or
+    have a GPU each.
     """
-    with _cluster(workers, threads) as cluster, Client(cluster, set_as_default=False) as own:
+    with (
+        _gpu_cluster(workers) if device == "cuda" and workers > 1 else _cluster(workers, threads) as cluster,
+        Client(cluster, set_as_default=False) as own,
+    ):
         log.info("dashboard: http://127.0.0.1:%s/status", own.dashboard_link.rpartition(":")[2].partition("/")[0])
         yield own
 
@@ -59,6 +65,47 @@ def worker_memory(client: Client | None, workers: int) -> int:
     hosts, total = [w["host"] for w in found.values()], client.run(_memory)
     limits = [int(w.get("memory_limit") or total[a] // hosts.count(w["host"])) for a, w in found.items() if a in total]
     return min(limits, default=_memory() // workers)
+
+
+def device_of(client: Client | None, wanted: str) -> Kind:
+    """Where kernels run: what is wanted, or with ``auto`` on GPUs where every worker (this machine, without a client) has one.
+
+    Raises InputError where a GPU is wanted and a worker has none.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    found = {"this machine": gpus()} if client is None else client.run(gpus)
+    lacking = [name for name, n in found.items() if not n]
+    if wanted == "cuda" and lacking:
+        raise InputError(
+            f"a GPU was asked for and {lacking[0]} has none that CuPy can use; install daskreg[cuda13] (or cuda12) there and look at "
+            "nvidia-smi, or use --device cpu."
+        )
+    return "cpu" if lacking else "cuda"
+
+
+def gpu_workers() -> int:
+    """Workers of a cluster with one for each GPU of this machine."""
+    return max(1, gpus())
+
+
+def gpu_bytes(client: Client | None) -> int:
+    """Free bytes of the fullest GPU among the workers'."""
+    return gpu_memory() if client is None else min(client.run(gpu_memory).values())
+
+
+def _gpu_cluster(workers: int) -> Any:
+    """A worker process for each GPU. Raises InputError where there are fewer."""
+    if workers > gpus():
+        raise InputError(
+            f"{workers} workers were asked for and there are {gpus()} GPUs; one worker needs one, so use --workers {gpus()}."
+        )
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError:
+        raise InputError("several GPUs need dask-cuda; pip install 'daskreg[cuda13]' (or cuda12), or use --workers 1.") from None
+    # Dask itself stays on TCP: it only says what is to be done; ranks talk over UCX
+    return LocalCUDACluster(n_workers=workers, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL)
 
 
 def _memory() -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from daskreg.engine.deformable import AT_REST, Fields, Loop
 from daskreg.engine.halo import finish
 from daskreg.engine.report import LevelReport, Progress, Watch
-from daskreg.engine.sampler import Ring, slack, spans
+from daskreg.engine.sampler import Resident, slack, spans
 from daskreg.errors import Diverged
 from daskreg.kernels import histogram_march, lncc_march, march, passes
 from daskreg.kernels.device import host
@@ -34,6 +34,8 @@ WIDEST = 2  # taps on one side of the filter that the composition takes along; w
 
 class DeviceLoop(Loop):
     """One level of the deformable stage on one rank and one GPU."""
+
+    graph: Any = None
 
     def run(self, fields: Fields, watch: Watch, keep: Callable[[Fields, LevelReport, float], None]) -> LevelReport:
         """As ``Loop.run``; decisions are taken every other iteration and know all losses but the last six."""
@@ -82,7 +84,7 @@ class DeviceLoop(Loop):
         self.norms = [self._norms(s) for s in (self.stage.smooth_gradient, self.stage.smooth_warp, 0)]
         self.marks: deque[tuple[int, Any]] = deque()
         self.reader = xp.cuda.Stream(non_blocking=True)
-        self.graph: Any = None
+        self.graph = None
         self.direct = 0  # iterations launched one by one: what they compile a graph can use
 
     def _norms(self, sigma: float) -> list[Any]:
@@ -164,12 +166,12 @@ class DeviceLoop(Loop):
 
     def _differ(self, f: Fields) -> None:
         box = self.block.box()
-        if isinstance(self.sampler, Ring) or self.weights.seen is not None:
+        s = self.sampler
+        if not isinstance(s, Resident) or self.weights.seen is not None:
             self._look(f)
             march.difference_of(box, self.fixed, self.weights.array, self.moved, self.totals)
             self.sampler.pull_back(box, self.place, f.u, self.moved, f.g)
         else:
-            s = self.sampler
             march.difference(box, *self.place, f.u, s.origin, s.planes, s.image, self.fixed, self.weights.array, f.g, self.totals)
         self._over_ranks(self.totals)
 

@@ -127,7 +127,7 @@ class Window(Resident):
             movement = Movement(self.comm, owned, lacking, "window")
             pending += movement.between([(shard, owned[rank].start)], [(target, mine.start)])
         finish(pending)
-        return target
+        return target  # type: ignore[no-any-return]
 
 
 def _below(window: Span, stays: Span) -> Span:

@@ -22,7 +22,7 @@ class Weights:
         """The weights: fixed mask times moving mask; empty for 1 everywhere."""
         if self.seen is not None:
             return self.seen
-        return self.block.device.nowhere if self.fixed is None else self.fixed  # type: ignore[no-any-return]
+        return self.block.device.nowhere if self.fixed is None else self.fixed
 
     def combine(self) -> None:
         """After a look: times the fixed mask."""

@@ -6,41 +6,39 @@ shards would not give the bits that a resident image gives. A CPU fuses nothing 
 
 from numba import float32, int32
 
-from daskreg.kernels.launch import formula
+from daskreg.kernels.launch import formula, native
 
 ONE, NIL, TINY = float32(1), float32(0), float32(1e-36)
 
 
+@native("fmaf_rn")
 def fused(a, b, c):
     """A b + c, on a GPU rounded once."""
     return a * b + c
 
 
+@native("float2int_rd")
 def floor(a):
     """The largest whole number not above a, as int32."""
     return int32(a // ONE)
 
 
+@native("fast_fdividef")
 def quotient(a, b):
     """A / b, on a GPU to the last bits but two."""
     return a / b
 
 
+@native("float2ll_rn")
 def counted(a):
     """The whole number nearest to a, as int64: sums of such do not depend on their order."""
     return round(a)
 
 
+@native("rsqrtf")
 def reciprocal_root(a):
     """1 / sqrt(a), on a GPU to the last bits but two."""
     return a ** float32(-0.5)
-
-
-fused = formula(fused).native("fmaf_rn")
-floor = formula(floor).native("float2int_rd")
-quotient = formula(quotient).native("fast_fdividef")
-counted = formula(counted).native("float2ll_rn")
-reciprocal_root = formula(reciprocal_root).native("rsqrtf")
 
 
 @formula

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError
 from daskreg.kernels.launch import on_device
 
+Kind = Literal["cpu", "cuda"]
 NOWHERE: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
 
 
@@ -18,7 +19,7 @@ NOWHERE: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)  # a mask that is
 class Device:
     """Makes arrays. ``number``: of the GPU among those that this process sees."""
 
-    kind: Literal["cpu", "cuda"] = "cpu"
+    kind: Kind = "cpu"
     number: int = 0
 
     @property
@@ -61,9 +62,25 @@ class Device:
 CPU = Device()
 
 
+def gpus() -> int:
+    """How many GPUs this process could use; 0 without CuPy or a driver."""
+    try:
+        import cupy
+
+        return int(cupy.cuda.runtime.getDeviceCount())
+    except Exception:  # noqa: BLE001  # CuPy without its libraries, a driver too old, no device: all mean that there is none
+        return 0
+
+
+def gpu_memory() -> int:
+    """Bytes free on the first GPU that this process sees."""
+    return Device("cuda").memory
+
+
 def host(array: Any) -> NDArray[Any]:
     """An array in the machine's memory."""
-    return array.get() if hasattr(array, "get") and on_device(array) else array
+    found: NDArray[Any] = array.get() if on_device(array) else array
+    return found
 
 
 def module_of(array: Any) -> Any:

@@ -135,7 +135,7 @@ def _atomic_tally() -> Callable[..., None]:
     return tally_atomically
 
 
-@voxelwise(scatter=True)
+@voxelwise(scatter=True, together="histogram_march.intensities")
 def intensity_histogram(z, y, x, counts, low, width, image):
     """``counts[b] += 1``, b = (I - low) / width clamped to the bins.
 

@@ -15,7 +15,7 @@ import numpy as np
 from numba import float32, float64, int32, int64, uint32, uint64
 
 from daskreg.kernels.histogram import COUNT, FIXED_POINT, bin_coordinate, spline, spline_slope
-from daskreg.kernels.launch import DISABLED, STATIC_SHARED, formula, multiprocessors, sweep
+from daskreg.kernels.launch import DISABLED, STATIC_SHARED, Shape, box, formula, multiprocessors, sweep
 
 ONE, NIL = float32(1), float32(0)
 offset = int if DISABLED else uint64  # of a voxel in a field
@@ -302,3 +302,46 @@ def slope(box: tuple[int, int, int, int], bins: int, table: Any, fixed: Any, wei
     blocks, threads = (LOOKS * multiprocessors(), 1, 1), (SLOPE_THREADS, 1, 1)
     shared = slope_shared(bins, copies)
     information_slope_march((bins, weight.size > 0, copies), blocks, threads, *_offsets(box), *fields, shared=shared)
+
+
+BINS = 4096  # of intensities, at most
+TALLIERS = 4 if DISABLED else 512  # threads of a block that counts them
+
+
+@sweep(launch_bounds=(512, 2))
+def intensity_march() -> Callable[..., None]:
+    """``intensity_histogram`` of flat voxels: a block counts in shared memory.
+
+    begin, end: uint64, the voxels;  low, width: float32;  image: (N,) float32;  totals: (B,) int64, to which counts are added
+    """
+    threads, most = TALLIERS, BINS
+
+    def body(begin, end, low, width, image, totals):
+        counts = cuda.shared.array(most, int32)  # noqa: F821
+        t, bins = uint32(cuda.threadIdx.x), uint32(totals.shape[0])  # noqa: F821
+        at = t
+        while at < bins:
+            counts[at] = int32(0)
+            at = uint32(at + uint32(threads))
+        cuda.syncthreads()  # noqa: F821
+        o = offset(begin) + offset(cuda.blockIdx.x) * offset(threads) + offset(t)  # noqa: F821
+        while o < end:
+            b = (image[o] - low) / width
+            cuda.atomic.add(counts, uint32(int32(min(max(b, NIL), float32(int32(bins) - int32(1))))), int32(1))  # noqa: F821
+            o = o + offset(cuda.gridDim.x) * offset(threads)  # noqa: F821
+        cuda.syncthreads()  # noqa: F821
+        at = t
+        while at < bins:
+            if counts[at] > int32(0):
+                cuda.atomic.add(totals, at, wide(counts[at]))  # noqa: F821
+            at = uint32(at + uint32(threads))
+
+    return body
+
+
+def intensities(shape: Shape, counts: Any, low: Any, width: Any, image: Any) -> None:
+    """``histogram.intensity_histogram``."""
+    begin, end = _offsets(box(shape))
+    totals, blocks = counts.reshape(-1), (2 * multiprocessors(), 1, 1)
+    if end > begin:
+        intensity_march((), blocks, (TALLIERS, 1, 1), begin, end, low, width, image.reshape(-1), totals)

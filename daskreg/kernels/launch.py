@@ -46,21 +46,16 @@ def box(shape: Shape) -> tuple[int, int, int, int]:
 class Formula:
     """A scalar function that bodies may call, with one compiled form a device."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], native: str = "") -> None:
         self.name, self.function = function.__name__, function
         self._on_cuda: Callable[[], Callable[..., Any]] | None = None
-        self._native = ""
+        self._native = native
         self.__doc__ = function.__doc__
         self._forms: list[Any] = [None, None]
 
     def on_cuda(self, factory: Callable[[], Callable[..., Any]]) -> Formula:
         """Use what ``factory`` makes on CUDA, where the operation itself differs (atomics); made only when it is needed."""
         self._on_cuda = factory
-        return self
-
-    def native(self, name: str) -> Formula:
-        """Use the operation of that name of CUDA's device library on CUDA."""
-        self._native = name
         return self
 
     def form(self, device: int) -> Any:
@@ -78,6 +73,11 @@ class Formula:
 def formula(function: Callable[..., Any]) -> Formula:
     """Let bodies call ``function``."""
     return Formula(function)
+
+
+def native(name: str) -> Callable[[Callable[..., Any]], Formula]:
+    """Let bodies call a function that is one operation of CUDA's device library on CUDA."""
+    return lambda function: Formula(function, name)
 
 
 def specialise(function: Callable[..., Any], device: int) -> FunctionType:

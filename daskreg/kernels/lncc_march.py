@@ -318,8 +318,8 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
     @formula
     def step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat):
         """A plane comes in; the voxels ``radius`` planes behind are done."""
-        first, start, end, ny, nx, held, floor = grid
-        t, x, y, below, bits, tile = thread
+        start, end, ny, nx, held, floor = grid
+        t, x, y, below, bits = thread
         fixed, weight, moved, fields, totals, own = arrays
         raw, mid, terms, parts, counts = tiles
         at, own_at, still, value, mask, a, b, w, p, ring, prefix, now, own_f, own_m, own_w, area = registers
@@ -415,7 +415,6 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
         area = cuda.local.array(rows, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
         left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tall)  # noqa: F821
-        tile = uint32(cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x)  # noqa: F821
         start = int32(first + int32(cuda.blockIdx.z) * depth)  # noqa: F821
         stop = int32(min(int32(start + depth), int32(first + planes)))
         lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
@@ -436,8 +435,8 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
         there = bits if int32(0) <= z < held else uint32(0)
         fetch_pair(offset(max(z, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
         slot = uint32(int32(origin + z + int32(k)) % int32(k))
-        grid = first, start, end, ny, nx, held, floor
-        thread = t, x, y, below, bits, tile
+        grid = start, end, ny, nx, held, floor
+        thread = t, x, y, below, bits
         arrays = fixed, weight, moved, split(out), totals, own
         tiles = raw, mid, terms, parts, counts
         registers = at, own_at, still, value, mask, a, b, w, p, ring, prefix, now, own_f, own_m, own_w, area
@@ -648,6 +647,8 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool) -> Callable[...,
 
 # ---------------------------------------------------------------- on arrays (Z, Y, X)
 
+UNROLLED = True  # a copy of the code for each place of the ring
+
 
 def _sizes(box: tuple[int, int, int, int], held: int, origin: int, depth: int) -> tuple[Any, ...]:
     return tuple(np.int32(v) for v in (*box, held, origin, depth))
@@ -668,9 +669,18 @@ def windows(
         fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), flat_out, totals
         span = np.int32(own[0]), np.int32(own[1])
         across, down, _ = window_blocks(radius, planes, ny, nx, planes)
-        depth = deep(planes, across * down, window_bounds(radius, False)[1], radius)
+        depth = deep(planes, across * down, window_bounds(radius, False, UNROLLED)[1], radius)
         blocks, threads = window_blocks(radius, planes, ny, nx, depth), (window_threads(radius), 1, 1)
-        march((radius, weight.size > 0), blocks, threads, *_sizes(box, moved.shape[0], origin, depth), span, epsilon, flat, *fields)
+        march(
+            (radius, weight.size > 0, UNROLLED),
+            blocks,
+            threads,
+            *_sizes(box, moved.shape[0], origin, depth),
+            span,
+            epsilon,
+            flat,
+            *fields,
+        )
 
 
 def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fixed: Any, weight: Any, moved: Any) -> None:
@@ -679,6 +689,6 @@ def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fi
     if planes:
         fields = dkc.reshape(3, -1), fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1)
         across, down, _ = slope_blocks(planes, ny, nx, planes)
-        depth = deep(planes, across * down, slope_bounds(radius, False)[1], radius)
+        depth = deep(planes, across * down, slope_bounds(radius, False, UNROLLED)[1], radius)
         blocks, sizes = slope_blocks(planes, ny, nx, depth), _sizes(box, moved.shape[0], origin, depth)
-        lncc_slope_march((radius, weight.size > 0), blocks, (SLOPE_THREADS, 1, 1), *sizes, *fields)
+        lncc_slope_march((radius, weight.size > 0, UNROLLED), blocks, (SLOPE_THREADS, 1, 1), *sizes, *fields)

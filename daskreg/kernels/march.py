@@ -4,12 +4,15 @@
 All of it computes what ``sample`` computes, from flat arrays and with every rounding spelled out.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numba import float32, int32, int64, uint32, uint64
 
 from daskreg.kernels.arithmetic import counted, dot3, floor, lerp, product
 from daskreg.kernels.difference import COUNT
-from daskreg.kernels.launch import CUDA, DISABLED, box, deep, formula, sweep
+from daskreg.kernels.launch import CUDA, DISABLED, Shape, box, deep, formula, sweep
 
 ONE, NIL, TWO, NAN = float32(1), float32(0), float32(2), float32(float("nan"))
 UNIT = float32(2.0**-24)  # 24 bits of the fraction are what a float32 holds
@@ -18,7 +21,7 @@ RESIDENT, MOST = 4, 16  # blocks on a multiprocessor, planes a block at most
 WIDE = 4 if DISABLED else 256  # threads of a block that takes voxels as they come
 
 
-def columns(n: tuple[int, ...]) -> tuple[np.uint32, tuple[int, int, int], tuple[int, int, int]]:
+def columns(n: Sequence[Any]) -> tuple[np.uint32, tuple[int, int, int], tuple[int, int, int]]:
     """Planes a block, blocks and threads of a kernel without neighbours, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = COLUMNS
@@ -318,13 +321,16 @@ def pull_back(shape, first, affine, linear, u, origin, image, slope, g):
     launch(pull_back_march, (u is not None,), box(shape), place, u, image, origin, image.shape[0], fields)
 
 
-def difference(shape, first, affine, linear, u, origin, planes, image, fixed, weight, g, totals):
+def difference(
+    shape: Shape, first: int, affine: Any, linear: Any, u: Any, origin: int, planes: int, image: Any, fixed: Any, weight: Any, g: Any,
+    totals: Any
+) -> None:  # fmt: skip
     """Sampling, squared difference and gradient: adds to totals (2,) int64, fills g."""
     place, fields = (first, affine, linear), (fixed.reshape(-1), weight.reshape(-1), g.reshape(3, -1))
     launch(sample_difference, (), box(shape), place, u, image, origin, planes, fields, totals)
 
 
-def difference_of(shape, fixed, weight, moved, totals):
+def difference_of(shape: Shape, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
     """Difference of values: ``moved`` becomes the gradient, totals (2,) int64 are added to."""
     first, planes, ny, nx = box(shape)
     start, stop = first * ny * nx, (first + planes) * ny * nx

@@ -6,6 +6,9 @@ a filter needs, while the next one is on its way into registers; sums along z li
 its own neighbours in one order, whatever block it falls into, so that neither tiles nor ranks show.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numba import float32, float64, int32, int64, uint32, uint64
 
@@ -20,7 +23,7 @@ LONGEST = 64  # planes a block composes at most: neighbours that march together 
 PITCH = 8 if DISABLED else 64  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
 
 
-def warps(n: tuple[int, ...], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
+def warps(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
     """Planes a block, blocks and threads of a composition, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = WARPS * ROWS - 2 * radius, LANES - 2 * radius
@@ -29,7 +32,7 @@ def warps(n: tuple[int, ...], radius: int) -> tuple[np.int32, tuple[int, int, in
     return np.int32(length), (across, down, -(-nz // length)), (LANES, WARPS, 1)
 
 
-def tiles(n: tuple[int, ...], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
+def tiles(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
     """Planes a block, blocks and threads of a filter, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = TILE
@@ -145,7 +148,9 @@ def smooth_adam(radius):
             cuda.syncthreads()
             s0 = enter(sums, 0, axis_sum(mid, uint64(thread), tx, weights, taps), weights, taps)
             s1 = enter(sums, taps - 1, axis_sum(mid, uint64(thread) + uint64(high * tx), tx, weights, taps), weights, taps)
-            s2 = enter(sums, 2 * taps - 2, axis_sum(mid, uint64(thread) + uint64(2 * high * tx), tx, weights, taps), weights, taps)
+            s2 = enter(
+                sums, 2 * taps - 2, axis_sum(mid, uint64(thread) + uint64(2 * high * tx), tx, weights, taps), weights, taps
+            )
             if done:
                 scale = norm * norm_z[z]
                 s0, s1, s2 = s0 * scale, s1 * scale, s2 * scale
@@ -252,7 +257,10 @@ def compose_smooth(radius):
         real = cuda.local.array(per, int32)
         i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
         thread = uint32(j * uint32(lanes) + i)
-        left, top = int32(cuda.blockIdx.x) * int32(lanes - 2 * r) - int32(r), int32(cuda.blockIdx.y) * int32(high - 2 * r) - int32(r)
+        left, top = (
+            int32(cuda.blockIdx.x) * int32(lanes - 2 * r) - int32(r),
+            int32(cuda.blockIdx.y) * int32(high - 2 * r) - int32(r),
+        )
         col, row = left + int32(i), top + int32(j) * int32(per)
         ny, nx = int32(n[2]), int32(n[3])
         plane = uint64(n[2]) * uint64(n[3])

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,12 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.cluster import Job, embedded, existing, run_job, worker_count, worker_memory
+from daskreg.cluster import Job, device_of, embedded, existing, gpu_bytes, gpu_workers, run_job, worker_count, worker_memory
 from daskreg.config import Config, Search, Stage
 from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, NoOverlap
 from daskreg.grid import Grid
+from daskreg.kernels.device import Kind
 from daskreg.planning import Plan, voxels
 from daskreg.storage import RunStore, Volume, read_affine
 from daskreg.workflows.inputs import Inputs, address_of, open_inputs, staged
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from daskreg.cluster import Client
 
 log = logging.getLogger("daskreg")
+LOCAL = (None, "local", "cuda")  # clusters of our own; cuda: a worker for each GPU
 PACKAGES = ("daskreg", "numpy", "numba", "dask", "distributed", "zarr", "scipy", "nibabel")
 
 
@@ -114,7 +116,7 @@ def register(
 
     fixed, moving: an address, a NumPy or Dask array (Z, Y, X), or a Volume (``open_volume(array, grid=...)``);
     config: a Config, stages, or a preset's name (``brain`` by default);  output: where RUN.zarr goes (else a temporary place);
-    client: a Dask client to use; else the current one; else a small cluster of our own;  cluster: a scheduler's address;
+    client: a Dask client to use; else the current one; else a small cluster of our own;  cluster: a scheduler's address, or "cuda": a worker for each GPU here;
     resume: go on from the last checkpoint of an unfinished run at ``output``, which knows its images and recipe;
     resources: workers, memory, residency, comm, threads, checkpoint, retries, deadline: see ``Resources``.
     The result is the same, bit for bit, whatever the resources, and whether it was resumed or not.
@@ -131,8 +133,8 @@ def register(
         nothing = f"there is no run at {output} to resume; " if resume else ""
         raise ConfigError(f"{nothing}two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
     inputs = open_inputs(fixed, moving, config or "brain", fixed_mask, moving_mask, spacing)
-    with existing(client, cluster) as there:
-        use = use.settled(worker_count(there) if there else 1, lambda n: worker_memory(there, n))
+    with existing(client, None if cluster in LOCAL else cluster) as there:
+        use = _settled(use, there, cluster)
         planned = _checked_plan(inputs, use)
         if store is None:
             addresses = {
@@ -145,12 +147,25 @@ def register(
             store = _new_store(output, inputs, {k: address_of(v) for k, v in addresses.items()}, overwrite)
         else:
             require_same(store, inputs.grids)
-        with kept_or_gone(store), nullcontext(there) if there else embedded(use.count, use.threads) as seat:
+        with kept_or_gone(store), nullcontext(there) if there else embedded(use.count, use.threads, _kind(use)) as seat:
             apart = there is not None or use.count > 1
             report = _run(inputs, planned, store, use, seat, resume, progress, apart)
             report["seconds"]["total"] = time.perf_counter() - started
             store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report})
     return Result(RunStore.open(store.path))
+
+
+def _settled(use: Resources, there: Client | None, cluster: str | None) -> Resources:
+    """With the device, the workers and their memory filled in."""
+    kind = device_of(there, "cuda" if cluster == "cuda" else use.device)
+    usual = worker_count(there) if there else gpu_workers() if cluster == "cuda" else 1
+    memory = (lambda _: gpu_bytes(there)) if kind == "cuda" else (lambda n: worker_memory(there, n))
+    return replace(use, device=kind).settled(usual, memory)
+
+
+def _kind(use: Resources) -> Kind:
+    """The device, once settled."""
+    return "cuda" if use.device == "cuda" else "cpu"
 
 
 def _checked_plan(inputs: Inputs, use: Resources) -> Plan:
@@ -187,7 +202,8 @@ def _run(
         def job(n: int) -> Job:
             cut = planned if n == use.count else inputs.plan(n, use.memory, use.residency, use.fewest)
             start, order = initial_transform(cut), inputs.orders[0]
-            options: dict[str, Any] = {"threads": use.threads, "checkpoint": use.checkpoint, "resume": resume, "trace": use.trace}
+            options: dict[str, Any] = {"threads": use.threads, "checkpoint": use.checkpoint, "resume": resume, "trace": use.trace,
+                                       "device": _kind(use)}  # fmt: skip
             return Job(cut, fixed, moving, store.path, start, masks[0], masks[1], order=order, **options)
 
         told = run_job(seat, job, use.count, progress, comm=use.comm, retries=use.retries, deadline=use.deadline)

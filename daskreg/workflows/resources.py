@@ -21,13 +21,14 @@ class Resources:
     """What a run may use, none of which shows in its result.
 
     workers: blocks the fixed image is cut into, None for one a worker of the cluster;  memory: bytes a worker may use, None for
-    what it has;  residency: of the moving image, auto, replicate, window or ring;  comm: auto, tcp or ucx;  threads: CPU threads
+    what it has;  device: where kernels run;  residency: of the moving image, auto, replicate, window or ring;  comm: auto, tcp or ucx;  threads: CPU threads
     of a worker;  checkpoint: seconds between two, None for none;  retries: how often a run that lost a worker goes on without it;
     deadline: seconds after which a silent rank counts as lost;  fewest: planes that a rank's block has at least;  trace: keep the
     times at which the ring sampled and waited.
     """
 
     workers: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     memory: int | None = None
     residency: str = "auto"
     comm: Literal["auto", "tcp", "ucx"] = "auto"
@@ -59,6 +60,8 @@ def as_resources(given: Mapping[str, Any]) -> Resources:
     use = Resources(**{**given, "memory": parse_memory(given.get("memory"))})
     if use.workers is not None and use.workers < 1:
         raise ConfigError(f"workers is {use.workers}; at least 1 was expected.")
+    if use.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device is {use.device!r}; auto, cpu or cuda were expected.")
     if use.residency not in ("auto", *RESIDENCIES):
         raise ConfigError(f"residency is {use.residency!r}; auto, {', '.join(RESIDENCIES)} were expected.")
     if use.comm not in ("auto", "tcp", "ucx"):
