@@ -31,7 +31,7 @@ Array = NDArray[Any]
 SHAPE = (41, 45, 67)
 ORIGIN = 30_011  # of the arrays in the grid
 EPSILON, FLAT = np.float32(1e-12), np.float32(4e-6)
-TOLERANCE = 2e-5
+TOLERANCE = 5e-5  # the plain kernel's own sums of 343 terms are no better
 BEGAN = time.perf_counter()
 
 

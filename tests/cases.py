@@ -16,9 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import daskreg.kernels
-from daskreg.kernels import histogram, histogram_march, lncc, lncc_march
+from daskreg.kernels import adam as adam_kernel
+from daskreg.kernels import compose as compose_kernel
+from daskreg.kernels import difference as difference_kernel
+from daskreg.kernels import gaussian, histogram, histogram_march, lncc, lncc_march, march, passes
+from daskreg.kernels import sample as sample_kernel
+from daskreg.kernels.difference import COUNT
 from daskreg.kernels.gaussian import gaussian_table, gaussian_weights, shrink_table
 from daskreg.kernels.launch import KERNELS, SWEEPS, Kernel, Sweep
+from daskreg.kernels.launch import box as whole_box
 from daskreg.transforms.linear import fixed_point, linear_part
 
 Array = NDArray[np.float32]
@@ -46,7 +52,7 @@ class Swept(NamedTuple):
 
     constants: tuple[Any, ...]
     blocks: tuple[int, int, int]
-    threads: int
+    threads: int | tuple[int, int, int]
     arguments: tuple[Any, ...]
     plain: Callable[[], list[NDArray[Any]]]  # what the plain kernels give
     found: Callable[[], list[NDArray[Any]]]  # the same, out of the arguments after the launch
@@ -336,22 +342,27 @@ def inner(field: NDArray[Any]) -> NDArray[Any]:
     return field.reshape(*field.shape[:-1], *TALL)[..., HALO : HALO + SHAPE[0], :, :].copy()
 
 
+def counted_in_units(totals: NDArray[np.int64]) -> Array:
+    """Sums from what was counted."""
+    return (totals / COUNT).astype(np.float32)
+
+
 def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False) -> Swept:
     """``lncc_center`` or ``lncc_factors_march``; windows reach no further than the halo."""
     fixed, weight, there = image(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     out = empty(3, fixed.size) if exact else empty(fixed.size)
     blocks = lncc_march.window_blocks(radius, *SHAPE, depth=4)
-    sums = empty(SHAPE[0], blocks[0] * blocks[1], 2)
+    totals, own = np.zeros(2, np.int64), (np.int32(HALO), np.int32(HALO + SHAPE[0]))
 
     def plain() -> list[NDArray[Any]]:
         dkc, slope = empty(3, *TALL), there.copy()
         rows = lncc.lncc_factors(INNER, radius, EPSILON, FLAT, fixed, weight, there, dkc)
         lncc.lncc_slope(INNER, 0, dkc, fixed, weight, slope)
-        return [inner(dkc.reshape(3, -1) if exact else slope.reshape(-1)), rows.sum(axis=2).T]
+        return [inner(dkc.reshape(3, -1) if exact else slope.reshape(-1)), rows.sum(axis=(1, 2))]
 
-    arguments = *sizes(4), EPSILON, FLAT, *flat(fixed, weight, there), out, sums
+    arguments = *sizes(4), own, EPSILON, FLAT, *flat(fixed, weight, there), out, totals
     return Swept((radius, masked, unrolled), blocks, lncc_march.window_threads(radius), arguments, plain,
-                 lambda: [inner(out), sums.sum(axis=1)])  # fmt: skip
+                 lambda: [inner(out), counted_in_units(totals)])  # fmt: skip
 
 
 @swept
@@ -452,3 +463,146 @@ def information_slope_march() -> Swept:
     arguments = *voxels(), *flat(table, fixed, weight), out, out
     return Swept((BINS, True, 2), (2, 1, 1), histogram_march.SLOPE_THREADS, arguments, plain, lambda: [inner(out)],
                  shared=histogram_march.slope_shared(BINS, 2))  # fmt: skip
+
+
+@swept
+def intensity_march() -> Swept:
+    volume, totals, ends = image(*TALL), np.zeros(BINS, np.int64), (np.float32(0.1), np.float32(0.8 / BINS))
+
+    def plain() -> list[NDArray[Any]]:
+        counts = np.zeros((1, BINS), np.int64)
+        histogram.intensity_histogram(INNER, counts, *ends, volume)
+        return [counts.reshape(-1)]
+
+    arguments = *voxels(), *ends, volume.reshape(-1), totals
+    return Swept((), (2, 1, 1), histogram_march.TALLIERS, arguments, plain, lambda: [totals])
+
+
+# --- sweeps of the sampler --------------------------------------------------------------------------------------------
+
+EXTENT = tuple(np.uint32(v) for v in whole_box(INNER))
+
+
+def sampled(constants: tuple[Any, ...], fields: tuple[NDArray[Any], ...], totals: NDArray[Any], *results: Any) -> Swept:
+    """A march through the points of ``tall`` over the whole moving image."""
+    first, affine, linear, u = tall()
+    depth, blocks, threads = march.columns(EXTENT)
+    size = tuple(np.int32(v) for v in (OTHER[0], 0, *OTHER))
+    arguments = depth, EXTENT, np.int32(first), affine, linear, u.reshape(3, -1), size, image(*OTHER).reshape(-1), fields, totals
+    return Swept(constants, blocks, threads, arguments, *results)
+
+
+@swept
+def sample_march() -> Swept:
+    out = empty(*TALL)
+
+    def plain() -> list[NDArray[Any]]:
+        sample_kernel.sample(INNER, *tall(), 0, OTHER[0], image(*OTHER), out)
+        return [inner(out.reshape(-1))]
+
+    return sampled((True,), (out.reshape(-1),), empty(2), plain, lambda: [inner(out.reshape(-1))])
+
+
+@swept
+def sample_difference() -> Swept:
+    fixed, weight, g, totals = image(*TALL), weights(*TALL), empty(3, *TALL), np.zeros(2, np.int64)
+
+    def plain() -> list[NDArray[Any]]:
+        there = empty(*TALL)
+        sample_kernel.sample(INNER, *tall(), 0, OTHER[0], image(*OTHER), there)
+        rows = difference_kernel.difference(INNER, fixed, weight, there)
+        sample_kernel.pull_back(INNER, *tall(), 0, image(*OTHER), there, g)
+        return [inner(g.reshape(3, -1)), rows.sum(axis=(1, 2))]
+
+    fields = (*flat(fixed, weight), g.reshape(3, -1))
+    return sampled((), fields, totals, plain, lambda: [inner(g.reshape(3, -1)), counted_in_units(totals)])
+
+
+@swept
+def pull_back_march() -> Swept:
+    slope, g = image(*TALL, seed=5) - np.float32(0.5), empty(3, *TALL)
+
+    def plain() -> list[NDArray[Any]]:
+        sample_kernel.pull_back(INNER, *tall(), 0, image(*OTHER), slope, g)
+        return [inner(g.reshape(3, -1))]
+
+    fields = (slope.reshape(-1), g.reshape(3, -1))
+    return sampled((True,), fields, empty(2), plain, lambda: [inner(g.reshape(3, -1))])
+
+
+@swept
+def difference_march() -> Swept:
+    fixed, weight, there, totals = image(*TALL), weights(*TALL), moved(*TALL), np.zeros(2, np.int64)
+    count = int(np.prod(SHAPE))
+
+    def plain() -> list[NDArray[Any]]:
+        rows = difference_kernel.difference(INNER, fixed, weight, there)
+        return [inner(there.reshape(-1)), rows.sum(axis=(1, 2))]
+
+    arguments = *voxels(), *flat(fixed, weight, there), totals
+    return Swept((), (-(-count // march.WIDE), 1, 1), march.WIDE, arguments, plain,
+                 lambda: [inner(there.reshape(-1)), counted_in_units(totals)])  # fmt: skip
+
+
+# --- sweeps of the step -----------------------------------------------------------------------------------------------
+
+
+def filtered(sigma: float, planes: int, first: int) -> tuple[Any, ...]:
+    """n, planes of the arrays, weights and norms of TALL arrays that begin with plane ``first`` of a grid of ``planes``."""
+    norms = [gaussian.gaussian_norms(n, sigma) for n in (planes, *SHAPE[1:])]
+    return EXTENT, np.uint32(TALL[0]), gaussian_weights(sigma), norms[0][first : first + TALL[0]].copy(), *norms[1:]
+
+
+def smoothed(sigma: float, planes: int, first: int, field: Array) -> Array:
+    """The plain kernels' Gaussian of INNER."""
+    scratch, out, w = empty(3, *TALL), empty(3, *TALL), gaussian_weights(sigma)
+    tables = [gaussian_table(n, sigma) for n in (planes, *SHAPE[1:])]
+    gaussian.smooth_z(INNER, tables[0][first : first + TALL[0]], w, field, scratch)
+    gaussian.smooth_y(INNER, tables[1], w, scratch, field)
+    gaussian.smooth_x(INNER, len(w) // 2, tables[2], w, field, out)
+    return out
+
+
+@swept
+def smooth_adam() -> Swept:
+    """Planes 4 to 14, the last, of a grid of 15."""
+    g, m, v, d = vectors(*TALL), vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)), empty(3, *TALL)
+    longest, clock, table = empty(1), np.array([1], np.int32), np.stack([rates(2), rates(3)])
+    fields = m, v, d
+
+    def plain() -> list[NDArray[Any]]:
+        smooth = smoothed(1.0, 15, 4, g)
+        one = np.float32(1)
+        top = adam_kernel.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), rates(3), smooth, m, v, d)
+        return [*(inner(f.reshape(3, -1)) for f in fields), top.max().reshape(1)]
+
+    length, blocks, threads = passes.tiles(EXTENT, 2)
+    arguments = length, *filtered(1.0, 15, 4), table, clock, *(f.reshape(-1) for f in (g, *fields)), longest
+    return Swept((2,), blocks, threads, arguments, plain, lambda: [*(inner(f.reshape(3, -1)) for f in fields), longest])
+
+
+@swept
+def compose_smooth() -> Swept:
+    """Planes 0 to 10 of a grid of 12, a plane of which is not here."""
+    u, d, out, longest = vectors(*TALL, size=4), vectors(*TALL, seed=9), empty(3, *TALL), np.array([2.25], np.float32)
+
+    def plain() -> list[NDArray[Any]]:
+        composed = empty(3, *TALL)
+        step = np.array([0.5 / 1.5], np.float32)
+        around = (range(HALO - 1, HALO + SHAPE[0] + 1), *SHAPE[1:])
+        compose_kernel.compose(around, 0, 12, step, d, u, composed)
+        return [inner(smoothed(0.5, 12, 0, composed).reshape(3, -1))]
+
+    length, blocks, threads = passes.warps(EXTENT, 1)
+    place = np.int32(0), np.int32(12), np.float32(0.5), longest
+    arguments = length, *filtered(0.5, 12, 0), *place, *(f.reshape(-1) for f in (d, u, out))
+    return Swept((1,), blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
+
+
+@swept
+def settle() -> Swept:
+    clock, totals, longest = np.array([1], np.int32), np.array([3 << 27, 3 << 28], np.int64), np.array([2.0], np.float32)
+    loss, losses = np.array([7.0, 0.0]), np.zeros(3)
+    arguments = clock, totals, longest, loss, losses
+    ends = [np.array([2], np.int32), np.zeros(2, np.int64), empty(1), np.array([0, -0.5, 0])]
+    return Swept((-1,), (1, 1, 1), 1, arguments, lambda: ends, lambda: [clock, totals, longest, losses], double=True)

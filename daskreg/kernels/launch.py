@@ -306,12 +306,12 @@ def deep(planes: int, tiles: int, resident: int, reach: int = 0) -> int:
 
 @cache
 def multiprocessors() -> int:
-    """Of the current device; 2 in the simulator."""
-    if DISABLED:
+    """Of the current device; 2 in the simulator and where there is none."""
+    try:
+        import cupy
+    except ImportError:
         return 2
-    import cupy
-
-    return int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+    return 2 if DISABLED else int(cupy.cuda.Device().attributes["MultiProcessorCount"])
 
 
 def stream() -> Any:

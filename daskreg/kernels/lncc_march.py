@@ -270,7 +270,7 @@ def store_factors(spots, at, w, still, value, d, k, c):
 
 
 @formula
-def fold(terms, parts, t, threads):
+def fold(terms, parts, plane, t, threads):
     """The last 64 threads add up what all threads left for a plane, two sums of ``threads`` terms, to 32 parts each."""
     if t >= uint32(threads - 64):
         e = uint32(t - uint32(threads - 64))
@@ -278,18 +278,22 @@ def fold(terms, parts, t, threads):
         total = terms[start]
         for q in range(1, threads // 32):
             total += terms[uint32(start + uint32(32 * q))]
-        parts[e] = total
+        parts[uint32(e + uint32((uint32(plane) & uint32(1)) * uint32(64)))] = total
 
 
 @formula
 def finish(parts, totals, own, plane, t, threads):
-    """The last two threads add up the parts, and count them where the plane is one of ``own``: integers, in whatever order."""
+    """The last two threads add up the parts, in four chains that do not wait for one another, and count them where the plane is ``own``."""
     if t >= uint32(threads - 2) and own[0] <= plane < own[1]:
         q = uint32(t - uint32(threads - 2))
-        total = parts[uint32(q * uint32(32))]
-        for e in range(1, 32):
-            total += parts[uint32(q * uint32(32) + uint32(e))]
-        cuda.atomic.add(totals, q, counted(total * float32(COUNT)))  # noqa: F821
+        at = uint32((uint32(plane) & uint32(1)) * uint32(64) + q * uint32(32))
+        a, b, c, d = parts[at], parts[uint32(at + uint32(1))], parts[uint32(at + uint32(2))], parts[uint32(at + uint32(3))]
+        for e in range(4, 32, 4):
+            a += parts[uint32(at + uint32(e))]
+            b += parts[uint32(at + uint32(e + 1))]
+            c += parts[uint32(at + uint32(e + 2))]
+            d += parts[uint32(at + uint32(e + 3))]
+        cuda.atomic.add(totals, q, counted(((a + b) + (c + d)) * float32(COUNT)))  # noqa: F821
 
 
 @formula
@@ -331,7 +335,10 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
         if lacking and not masked:
             stage_ones(raw, t, threads, size, bits if inside else uint32(0), value)
             cuda.syncthreads()  # noqa: F821
-        fold(terms, parts, t, threads)
+        # threads that have no windows to add up: the sums of the last plane, and of that before
+        fold(terms, parts, done - int32(1), t, threads)
+        if done > start + int32(1):
+            finish(parts, totals, own, done - int32(2), t, threads)
         product_windows(raw, size, width, t, radius, lead, height, masked or lacking, masked, a, b, w, p, mid)
         back = offset(max(done, int32(0))) * floor
         from_f, from_m = spot(fixed, back), spot(moved, back)
@@ -345,8 +352,6 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
         there = bits if int32(0) <= coming < min(held, end) else uint32(0)
         fetch_pair(offset(max(coming, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
         cuda.syncthreads()  # noqa: F821
-        if done > start:
-            finish(parts, totals, own, int32(done - int32(1)), t, threads)
         for field in range(5):
             sum_rows(mid, below, field, height, radius, rows, now)
         if masked or lacking:
@@ -395,7 +400,7 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
         raw = cuda.shared.array(raws, float32, 16)  # noqa: F821
         mid = cuda.shared.array(mids, float32, 16)  # noqa: F821
         terms = cuda.shared.array(twice, float32)  # noqa: F821
-        parts = cuda.shared.array(64, float32)  # noqa: F821
+        parts = cuda.shared.array(128, float32)  # noqa: F821
         counts = cuda.shared.array(spare, float32)  # noqa: F821
         at = cuda.local.array(slots, uint32)  # noqa: F821
         own_at = cuda.local.array(rows, uint32)  # noqa: F821
@@ -458,10 +463,13 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
                 flags = step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
                 slot = uint32(slot + uint32(1)) if slot < uint32(k - 1) else uint32(0)
                 z = int32(z + int32(1))
+        last = int32(stop - int32(1))
         cuda.syncthreads()  # noqa: F821
-        fold(terms, parts, t, threads)
+        fold(terms, parts, last, t, threads)
+        if last > start:
+            finish(parts, totals, own, last - int32(1), t, threads)
         cuda.syncthreads()  # noqa: F821
-        finish(parts, totals, own, int32(stop - int32(1)), t, threads)
+        finish(parts, totals, own, last, t, threads)
 
     return body
 

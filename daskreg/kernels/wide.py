@@ -58,7 +58,11 @@ def _spot_address() -> Callable[..., Any]:
     def address(typing, array, base):
         def generate(context, builder, signature, arguments):
             made = context.make_array(signature.args[0])(context, builder, arguments[0])
-            return builder.ptrtoint(builder.gep(made.data, [arguments[1]]), ir.IntType(64))
+            wide = ir.IntType(64)
+            # the compiler must not see through it, or it adds base and distance up first, for each field and voxel anew
+            opaque = ir.FunctionType(wide, [wide])
+            address = builder.ptrtoint(builder.gep(made.data, [arguments[1]]), wide)
+            return builder.asm(opaque, "mov.u64 $0, $1;", "=l,l", [address], side_effect=False)
 
         return types.uint64(array, types.uint64), generate
 
@@ -69,12 +73,13 @@ def _spot_address() -> Callable[..., Any]:
 
 
 def _beyond(builder: Any, where: Any, at: Any) -> Any:
-    """The pointer: one multiply-add, which the compiler would spread over five instructions."""
+    """The pointer."""
     from llvmlite import ir
 
-    kind = ir.FunctionType(ir.IntType(64), [ir.IntType(32), ir.IntType(64)])
-    address = builder.asm(kind, "mad.wide.u32 $0, $1, 4, $2;", "=l,r,l", [at, where], side_effect=False)
-    return builder.inttoptr(address, ir.FloatType().as_pointer(1))
+    wide = ir.IntType(64)
+    return builder.inttoptr(
+        builder.add(where, builder.shl(builder.zext(at, wide), ir.Constant(wide, 2))), ir.FloatType().as_pointer(1)
+    )
 
 
 @get.on_cuda

@@ -73,7 +73,8 @@ def swept_over(name: str, device: str) -> list[NDArray[Any]]:
     if device == "cpu":
         return case.plain()
     sweep = sweeps()[name.partition(" ")[0]]
-    sweep(case.constants, case.blocks, (case.threads, 1, 1), *case.arguments, shared=case.shared)
+    threads = case.threads if isinstance(case.threads, tuple) else (case.threads, 1, 1)
+    sweep(case.constants, case.blocks, threads, *case.arguments, shared=case.shared)
     return case.found()
 
 
