@@ -308,19 +308,29 @@ def main() -> None:
         rate = 24 * v.n / copies[v.edge] / 1e9
         print(json.dumps({"case": "copy", "edge": v.edge, "bytes": 24, "ms": round(copies[v.edge], 3), "TB/s": round(rate, 2)}))
     for name, check, size, launch in cases():
-        try:
-            if check:
-                told = check()
-                wrong = not told.get("slabs", True) or told["apart"] > TOLERANCE or told.get("units a voxel", 0) > 1
-                told = {"check": name, "right": not wrong, **told, "s": round(time.perf_counter() - BEGAN, 1)}
-                print(json.dumps(told), flush=True)
-            for v in volumes:
-                took = milliseconds(launch(v))
-                rate = size * v.n / took / 1e9
-                print(json.dumps({"case": name, "edge": v.edge, "bytes": size, "ms": round(took, 3), "TB/s": round(rate, 2),
-                                  "of_copy": round(rate * copies[v.edge] * 1e9 / (24 * v.n), 3)}), flush=True)  # fmt: skip
-        except Exception:  # noqa: BLE001  # the others are still of interest
-            print("FAILED", name, traceback.format_exc(), sep="\n", flush=True)
+        if check:
+            attempt(name, lambda n=name, c=check: judge(n, c()))
+        for v in volumes:
+            attempt(name, lambda n=name, s=size, f=launch, v=v: report(n, s, v, milliseconds(f(v)), copies[v.edge]))
+
+
+def attempt(name: str, call: Callable[[], None]) -> None:
+    """Go on whatever happens: the other kernels are still of interest."""
+    try:
+        call()
+    except Exception:  # noqa: BLE001
+        print("FAILED", name, traceback.format_exc(), sep="\n", flush=True)
+
+
+def judge(name: str, told: dict[str, Any]) -> None:
+    right = told.get("slabs", True) and told["apart"] <= TOLERANCE and told.get("units a voxel", 0) <= 1
+    print(json.dumps({"check": name, "right": right, **told, "s": round(time.perf_counter() - BEGAN, 1)}), flush=True)
+
+
+def report(name: str, size: int, volume: Large, took: float, copy: float) -> None:
+    rate = size * volume.n / took / 1e9
+    print(json.dumps({"case": name, "edge": volume.edge, "bytes": size, "ms": round(took, 3), "TB/s": round(rate, 2),
+                      "of_copy": round(rate * copy * 1e9 / (24 * volume.n), 3)}), flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

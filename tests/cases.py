@@ -454,13 +454,13 @@ def information_table() -> Swept:
 @swept
 def information_slope_march() -> Swept:
     table, fixed, weight, there = image(BINS, BINS, seed=6) - np.float32(0.5), image(*TALL), weights(*TALL), moved(*TALL)
-    out = there.reshape(-1).copy()
+    out = empty(fixed.size)
 
     def plain() -> list[NDArray[Any]]:
         histogram.information_slope(INNER, table, fixed, weight, there)
         return [inner(there.reshape(-1))]
 
-    arguments = *voxels(), *flat(table, fixed, weight), out, out
+    arguments = *voxels(), *flat(table, fixed, weight, there.copy()), out
     return Swept((BINS, True, 2), (2, 1, 1), histogram_march.SLOPE_THREADS, arguments, plain, lambda: [inner(out)],
                  shared=histogram_march.slope_shared(BINS, 2))  # fmt: skip
 
