@@ -210,25 +210,6 @@ def across(value, weights, r):
     return total
 
 
-@formula
-def along(mid, thread, weights, r, field, lanes, per):
-    """The filter along x in shared memory, where lanes cannot be asked: the simulator."""
-    cuda.syncthreads()
-    row, i = thread // lanes * per, thread % lanes
-    sums = []
-    for e in range(per):
-        for c in range(3):
-            start = c * field + (row + e) * lanes
-            total = weights[r] * mid[start + i]
-            for q in range(1, r + 1):
-                total += weights[r - q] * mid[start + max(i - q, 0)] + weights[r + q] * mid[start + min(i + q, lanes - 1)]
-            sums.append((start + i, total))
-    cuda.syncthreads()
-    for at, total in sums:
-        mid[at] = total
-    cuda.syncthreads()
-
-
 @sweep(launch_bounds=(WARPS * 32, 4))
 def compose_smooth(radius):
     """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes a voxel.
@@ -240,13 +221,31 @@ def compose_smooth(radius):
     the global grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,).
     """
     r, taps, per = radius, 2 * radius + 1, ROWS
-    threads, high, lanes = WARPS * 32, WARPS * ROWS, LANES
+    threads, high, lanes = WARPS * LANES, WARPS * ROWS, LANES
     middle, rings, fetched = 3 * high * lanes, max(1, 3 * ROWS * (taps - 1)), 3 * ROWS
     wider, pitch = lanes + 2, PITCH
     near_by, area = wider * (high + 2), pitch * (high + 2)
     parts, full = -(-near_by // threads), near_by // threads
     stored, brought = 9 * area, 3 * parts
     shuffled = not DISABLED
+
+    @formula
+    def along(mid, thread, weights):
+        """The filter along x in shared memory, where lanes cannot be asked: the simulator."""
+        cuda.syncthreads()
+        row, i = int(thread) // lanes * per, int(thread) % lanes
+        sums = []
+        for e in range(per):
+            for c in range(3):
+                start = c * high * lanes + (row + e) * lanes
+                total = weights[r] * mid[start + i]
+                for q in range(1, r + 1):
+                    total += weights[r - q] * mid[start + max(i - q, 0)] + weights[r + q] * mid[start + min(i + q, lanes - 1)]
+                sums.append((start + i, total))
+        cuda.syncthreads()
+        for at, total in sums:
+            mid[at] = total
+        cuda.syncthreads()
 
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, first, whole, half_step, longest, d, u, composed):
         mid = cuda.shared.array(middle, float32)
@@ -337,7 +336,7 @@ def compose_smooth(radius):
                         ahead[3 * e + c] = fetch(d, base + uint64(c) * size, uint32(place + uint32(e) * stride))
             cuda.syncthreads()
             if not shuffled:
-                along(mid, thread, weights, r, high * lanes, lanes, per)
+                along(mid, thread, weights)
             below, level, above = level, above, below
             at_z = plane * uint64(uint32(max(z, int32(0))))
             for e in range(per):
