@@ -12,6 +12,7 @@ images on the device to a displacement there, kernels compiled before. Prints a 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -81,8 +82,8 @@ def case(edge: int, name: str, images: tuple[Any, Any]) -> dict[str, Any]:
         return Deformable(similarity=LOSSES[name], scales=(1,), iterations=(iterations,), tolerance=0)
 
     run(images, level(6))
+    gc.collect()
     trim()
-    cupy.get_default_memory_pool().free_all_blocks()
     short, long = (min(run(images, level(n)) for _ in range(2)) for n in (32, 64))
     held = cupy.get_default_memory_pool().total_bytes()
     row = {"case": name, "edge": edge, "ms": round((long - short) / 32 * 1e3, 3), "bytes_per_voxel": round(held / edge**3, 1)}

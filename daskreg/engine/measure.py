@@ -39,7 +39,6 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
         here = None if u is None else xp.ascontiguousarray(u[:, planes.start : planes.stop])
         sampler.look((len(planes), *block.shape[1:]), (block.first + planes.start, *place[1:]), here, moved, None, None)
         counts += host(information.partial((len(planes), *block.shape[1:]), still, nowhere, moved, moved)).astype(np.int64)
-        still, moved = host(still), host(moved)
         for k, row in enumerate(box):
             sums[:, row] = _moments(still[k], moved[k])
     total = comm.sum_planes(sums, block.partition.lengths)
@@ -57,7 +56,7 @@ def _moments(still: Array, moved: Array) -> list[float]:
     """Sums of a plane that a correlation is made of: 1, F, M, FF, MM, FM where moved is in its domain."""
     inside = np.isfinite(moved)
     f, m = still[inside].astype(np.float64), moved[inside].astype(np.float64)
-    return [f.size, f.sum(), m.sum(), (f * f).sum(), (m * m).sum(), (f * m).sum()]
+    return [float(v) for v in (f.size, f.sum(), m.sum(), (f * f).sum(), (m * m).sum(), (f * m).sum())]
 
 
 def _correlation(sums: NDArray[np.float64]) -> float:
