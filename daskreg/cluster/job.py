@@ -296,7 +296,7 @@ def peak_bytes() -> int:
 
 def machine(device: Device = CPU) -> dict[str, Any]:
     """Where it ran, and how much memory the process took at most, the GPU's apart."""
-    gpu = {"gpu": device.name, "gpu_peak_bytes": device.peak} if device.kind == "cuda" else {}
+    gpu = {"gpu": device.name, "gpu_peak_bytes": device.mark()} if device.kind == "cuda" else {}
     return gpu | {
         "host": socket.gethostname(),
         "system": platform.platform(),

@@ -64,6 +64,7 @@ class DeviceLoop(Loop):
         report.losses = self._known(k)
         self._tell(watch, report.losses)
         self.graph = None
+        self.block.device.mark()
         report.seconds += time.perf_counter() - start
         return report
 

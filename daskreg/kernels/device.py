@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError
 from daskreg.kernels.launch import on_device
 
+_MARKS: dict[int, int] = {}
 Kind = Literal["cpu", "cuda"]
 NOWHERE: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
 
@@ -48,10 +49,11 @@ class Device:
         with cupy.cuda.Device(self.number):
             return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
 
-    @property
-    def peak(self) -> int:
-        """Bytes of arrays that this process has held on a GPU at most; 0 on a CPU."""
-        return 0 if self.kind == "cpu" else int(_cupy().get_default_memory_pool().total_bytes())
+    def mark(self) -> int:
+        """Note how many bytes CuPy holds on a GPU; the most that were ever noted. 0 on a CPU."""
+        if self.kind == "cuda":
+            _MARKS[self.number] = max(_MARKS.get(self.number, 0), int(_cupy().get_default_memory_pool().total_bytes()))
+        return _MARKS.get(self.number, 0) if self.kind == "cuda" else 0
 
     @property
     def name(self) -> str:

@@ -655,7 +655,7 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool) -> Callable[...,
 
 # ---------------------------------------------------------------- on arrays (Z, Y, X)
 
-UNROLLED = True  # a copy of the code for each place of the ring
+UNROLLED = False  # not a copy of the code for each place of the ring
 
 
 def _sizes(box: tuple[int, int, int, int], held: int, origin: int, depth: int) -> tuple[Any, ...]:
