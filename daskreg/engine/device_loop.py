@@ -23,6 +23,7 @@ from daskreg.errors import Diverged
 from daskreg.kernels import histogram_march, lncc_march, march, passes
 from daskreg.kernels.device import host
 from daskreg.kernels.gaussian import gaussian_norms
+from daskreg.kernels.launch import DISABLED
 from daskreg.kernels.launch import box as whole_box
 from daskreg.optimizers.adam import rates
 from daskreg.optimizers.stopping import Plateau
@@ -125,7 +126,7 @@ class DeviceLoop(Loop):
 
     def _advance(self, fields: Fields, k: int) -> int:
         """Start iteration k, or two where a graph can; how many, 0 where the images match from the start."""
-        pair = self.comm.size == 1 and k % 2 == 0 and self.direct > 0 and k + 2 <= self.level.iterations
+        pair = not DISABLED and self.comm.size == 1 and k % 2 == 0 and self.direct > 0 and k + 2 <= self.level.iterations
         if pair:
             if self.graph is None:
                 self.graph = self._captured(fields)

@@ -1,0 +1,92 @@
+"""The deformable loop for a GPU under Numba's simulator: ``python -m tests.parity.simulated {cpu,cuda} FILE.npz``.
+
+Arrays of "the device" are NumPy's, of a class that says it is on one, and a module with CuPy's names makes them.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.config import LNCC, MI, MSE, Config, Deformable
+from tests.phantoms import blobs
+from tests.unit.engine.spread import Registration
+
+LOSSES: dict[str, Any] = {"mse": MSE(), "lncc": LNCC(radius=1), "mi": MI(bins=8)}
+SHAPE = (6, 7, 8)
+
+
+class Array(np.ndarray):
+    """An array that takes itself for one of a GPU."""
+
+    device = SimpleNamespace(id=0)
+    data = property(lambda self: SimpleNamespace(ptr=self.ctypes.data))  # type: ignore[assignment]
+    __cuda_array_interface__ = property(lambda self: self.__array_interface__)
+
+    def get(self, stream: Any = None) -> NDArray[Any]:
+        """To the host."""
+        return np.array(self)
+
+    def set(self, values: NDArray[Any]) -> None:
+        """From the host."""
+        self[...] = values
+
+
+def asarray(values: Any, *rest: Any) -> Array:
+    """There already, or copied there."""
+    host = values.copy_to_host() if hasattr(values, "copy_to_host") else values
+    return host if isinstance(host, Array) else np.array(host, *rest).view(Array)
+
+
+class Stream:
+    """Nothing is asynchronous."""
+
+    def __init__(self, **_: Any) -> None:
+        self.ptr = 0
+
+    record = synchronize = lambda self: None
+
+
+def install() -> None:
+    """Let ``import cupy`` find what daskreg uses of it."""
+    cupy, stream = ModuleType("cupy"), Stream()
+    for name in ("empty", "zeros"):
+        setattr(cupy, name, lambda *a, make=getattr(np, name): make(*a).view(Array))
+    runtime = SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
+    pool = SimpleNamespace(total_bytes=lambda: 0, free_all_blocks=lambda: None)
+    cuda = SimpleNamespace(Event=Stream, Stream=Stream, get_current_stream=lambda: stream, runtime=runtime)
+    vars(cupy).update(asarray=asarray, cuda=cuda, get_default_memory_pool=lambda: pool)
+    sys.modules["cupy"] = cupy
+
+
+class OnDevice(Registration):
+    """The same registration with its images on the device."""
+
+    def images(self, plan: Any, comm: Any) -> Any:
+        for image in super().images(plan, comm):
+            image.voxels = asarray(image.voxels)
+            yield image
+
+
+def found(device: str) -> dict[str, NDArray[Any]]:
+    """Losses and displacement by loss."""
+    made = {}
+    for name, loss in LOSSES.items():
+        stage = Deformable(similarity=loss, scales=(1,), iterations=(2,), tolerance=0)
+        case = (OnDevice if device == "cuda" else Registration)(blobs(SHAPE, 1), blobs(SHAPE, 2), Config(stages=(stage,)))
+        run = case.run(1)
+        made[f"{name} losses"], made[f"{name} u"] = np.array(run.losses[-1]), np.array(run.displacement)
+    return made
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "cuda":
+        from tests.parity.outputs import teach_simulator
+
+        teach_simulator()
+        install()
+    np.savez(sys.argv[2], **found(sys.argv[1]))  # type: ignore[arg-type]
