@@ -4,10 +4,11 @@
     python benchmarks/gigavoxel.py --shape 1152x1152x1104 --device cuda                 # what one H200 holds
     python benchmarks/gigavoxel.py --shape 1760x1760x1278 --cluster cuda --workers 4    # 11.9 billion displacement parameters
 
-Fixed at 0.1 mm, moving at 0.25 mm (a cube around it, 800^3 for the largest). Both are one analytic texture, evaluated block by block (on
-the GPU where there is one) and written as OME-Zarr; the moving image through another contrast and through psi, moving to fixed points,
-a rotation, a scale and waves of which the true map fixed to moving is the inverse, by fixed point to 1e-6 mm. ``tre``: distance of found
-and true map at voxel centres inside the body, mm. ``optimise``: the stages' own seconds; ``seconds``: phases of the whole run.
+Fixed at 0.1 mm, moving at 0.25 mm (a cube around it, 800^3 for the largest). Both are one analytic texture, evaluated block by
+block (on the GPU where there is one) and written as OME-Zarr; the moving image through another contrast and through psi,
+moving to fixed points, a rotation, a scale and waves of which the true map fixed to moving is the inverse, by fixed point to
+1e-6 mm. ``tre``: distance of found and true map at voxel centres inside the body, mm. ``optimise``: the stages' own seconds;
+``seconds``: phases of the whole run.
 Prints one JSON line and appends it to ``gigavoxel.json``.
 """
 
@@ -173,9 +174,11 @@ def main() -> None:
         points = np.random.default_rng(1).uniform(0.3, 0.7, (3, 1000)) * extent[:, None]
         row = {
             "case": given.shape, "voxels": int(np.prod(shape)), "moving": moving.shape, "workers": given.workers or 1,
-            "generate": round(made, 1), "total": round(took, 1), "seconds": {k: round(v, 2) for k, v in report["seconds"].items()},
+            "generate": round(made, 1), "total": round(took, 1),
+            "seconds": {k: round(v, 2) for k, v in report["seconds"].items()},
             "optimise": round(sum(level["seconds"] for level in report["levels"]), 2),
-            "levels": [[lv["stage"], lv["scale"], len(lv["losses"]), round(lv["seconds"], 3), lv["losses"][-1]] for lv in report["levels"]],
+            "levels": [[lv["stage"], lv["scale"], len(lv["losses"]), round(lv["seconds"], 3), lv["losses"][-1]]
+                       for lv in report["levels"]],
             "tre_before": round(float(np.linalg.norm(points - truth.phi(points), axis=0).mean()), 3),
             "tre_mean": round(float(tre.mean()), 4), "tre_p95": round(float(np.quantile(tre, 0.95)), 4),
             "points": len(tre), "metrics": report["metrics"],

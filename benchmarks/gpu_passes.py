@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_passes.py 256 512        # edges of the volume; needs a GPU with CuPy and numba-cuda
 
-``bytes``: what a pass must move a voxel;  ``of_copy``: that over its time, as a fraction of a copy's bandwidth. Prints a JSON line a
-pass and writes ``gpu_passes.json`` to $OUT, or to ``benchmarks/results/``.
+``bytes``: what a pass must move a voxel;  ``of_copy``: that over its time, as a fraction of a copy's bandwidth. Prints a JSON
+line a pass and writes ``gpu_passes.json`` to $OUT, or to ``benchmarks/results/``.
 """
 
 from __future__ import annotations

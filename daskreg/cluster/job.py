@@ -42,8 +42,8 @@ class Job:
     """A plan with its sources and the run that receives the result.
 
     checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: keep a timeline of
-    the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them;  device: where
-    kernels run, the first GPU that the worker sees.
+    the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them;
+    device: where kernels run, the first GPU that the worker sees.
     """
 
     plan: Plan
@@ -153,8 +153,8 @@ def read_images(job: Job, comm: Communicator) -> tuple[Image, Image]:
 
 
 def _read(
-    volume: Volume, mask: Volume | None, grid: Grid, partition: Partition, rim: int, config: Config, comm: Communicator, role: str,
-    device: Kind,
+    volume: Volume, mask: Volume | None, grid: Grid, partition: Partition, rim: int, config: Config, comm: Communicator, role:
+    str, device: Kind,
 ) -> Image:  # fmt: skip
     held, own = partition.around(comm.rank, rim), partition[comm.rank]
     voxels = _loaded(volume, held, grid, Device(device))

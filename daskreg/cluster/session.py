@@ -36,8 +36,8 @@ def existing(client: Client | None = None, address: str | None = None) -> Iterat
 def embedded(workers: int = 1, threads: int | None = None, device: Kind = "cpu") -> Iterator[Client]:
     """A small cluster of our own, closed in the end.
 
-    One worker lives in this process, uses all cores and shares the compiled kernels; several are processes that share the cores, or
-    have a GPU each.
+    One worker lives in this process, uses all cores and shares the compiled kernels; several are processes that share the
+    cores, or have a GPU each.
     """
     with (
         _gpu_cluster(workers) if device == "cuda" and workers > 1 else _cluster(workers, threads) as cluster,
@@ -78,8 +78,8 @@ def device_of(client: Client | None, wanted: str) -> Kind:
     lacking = [name for name, n in found.items() if not n]
     if wanted == "cuda" and lacking:
         raise InputError(
-            f"a GPU was asked for and {lacking[0]} has none that CuPy can use; install daskreg[cuda13] (or cuda12) there and look at "
-            "nvidia-smi, or use --device cpu."
+            f"a GPU was asked for and {lacking[0]} has none that CuPy can use; install daskreg[cuda13] (or cuda12) there and "
+            "look at nvidia-smi, or use --device cpu."
         )
     return "cpu" if lacking else "cuda"
 

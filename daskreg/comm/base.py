@@ -72,7 +72,8 @@ class Patience:
 class Communicator(ABC):
     """One rank's access to the others; every sum has an order that does not depend on how many there are.
 
-    names: where each rank is, for messages;  traffic: bytes sent so far, by purpose;  direct: arrays of a GPU can be given as they are.
+    names: where each rank is, for messages;  traffic: bytes sent so far, by purpose;  direct: arrays of a GPU can be given as
+    they are.
     """
 
     direct = False

@@ -1,8 +1,8 @@
 """The deformable stage on a GPU: the same method in few passes, and no waiting for the host.
 
-Losses, the longest step, the clock stay on the device; the host reads them a fixed number of iterations later, so that its decisions
-do not depend on who was faster. One rank replays a captured graph of two iterations, after which buffers have their roles again; several
-ranks launch the same passes one by one, because between them there are messages.
+Losses, the longest step, the clock stay on the device; the host reads them a fixed number of iterations later, so that its
+decisions do not depend on who was faster. One rank replays a captured graph of two iterations, after which buffers have their
+roles again; several ranks launch the same passes one by one, because between them there are messages.
 """
 
 from __future__ import annotations

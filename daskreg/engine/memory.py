@@ -7,8 +7,8 @@ import sys
 def trim() -> None:
     """Hand freed memory back to the system.
 
-    glibc keeps freed arrays of up to 32 MB for the next of their size, CuPy all of them; a finer level asks for larger ones and cannot
-    use them.
+    glibc keeps freed arrays of up to 32 MB for the next of their size, CuPy all of them; a finer level asks for larger ones
+    and cannot use them.
     """
     cupy = sys.modules.get("cupy")
     if cupy is not None:

@@ -142,7 +142,7 @@ class Kernel:
         return None if rows is None else cupy.asarray(rows)
 
     def on_cuda(self, shape: Shape, *arguments: Any) -> Any:
-        """Run the plain body on the current CUDA device (or its simulator), arguments already there; row sums are a device array."""
+        """Run the plain body on the current CUDA device or its simulator; row sums are a device array."""
         from numba import cuda
 
         whole = box(shape)
@@ -181,7 +181,7 @@ def on_device(array: Any) -> bool:
 def voxelwise(
     sums: int = 0, *, peak: bool = False, rim: bool = False, scatter: bool = False, together: str = ""
 ) -> Callable[[Callable[..., Any]], Kernel]:
-    """Make a kernel of a body, see ``Kernel``; ``together``: "module.function" of this package that takes its arguments on a GPU."""
+    """Make a kernel of a body, see ``Kernel``; ``together``: "module.function" here that takes its arguments on a GPU."""
 
     def register(body: Callable[..., Any]) -> Kernel:
         kernel = KERNELS[body.__name__] = Kernel(body, sums, peak, rim, scatter, together)

@@ -283,7 +283,7 @@ def fold(terms, parts, plane, t, threads):
 
 @formula
 def finish(parts, totals, own, plane, t, threads):
-    """The last two threads add up the parts, in four chains that do not wait for one another, and count them where the plane is ``own``."""
+    """The last two threads add up the parts, in four chains, and count them where the plane is one of ``own``."""
     if t >= uint32(threads - 2) and own[0] <= plane < own[1]:
         q = uint32(t - uint32(threads - 2))
         at = uint32((uint32(plane) & uint32(1)) * uint32(64) + q * uint32(32))
@@ -483,7 +483,8 @@ def lncc_center(radius: int, masked: bool, unrolled: bool) -> Callable[..., None
     ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
     flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  slope: (N,),
     another array than moved;
-    own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of 2^-28.
+    own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of
+    2^-28.
     """
     return march(radius, masked, unrolled, False)
 
@@ -496,7 +497,8 @@ def lncc_factors_march(radius: int, masked: bool, unrolled: bool) -> Callable[..
     ring, which spares a branch a plane, not another result. first, planes, ny, nx: int32, the box among the arrays'
     ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
     flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  dkc: (3, N);
-    own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of 2^-28.
+    own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of
+    2^-28.
     """
     return march(radius, masked, unrolled, True)
 
@@ -663,8 +665,8 @@ def _sizes(box: tuple[int, int, int, int], held: int, origin: int, depth: int) -
 
 
 def windows(
-    box: tuple[int, int, int, int], origin: int, own: tuple[int, int], radius: int, epsilon: Any, flat: Any, fixed: Any, weight: Any,
-    moved: Any, out: Any, totals: Any
+    box: tuple[int, int, int, int], origin: int, own: tuple[int, int], radius: int, epsilon: Any, flat: Any, fixed: Any,
+    weight: Any, moved: Any, out: Any, totals: Any
 ) -> None:  # fmt: skip
     """Window sums of a box: ``out`` (3, Z, Y, X) receives the factors, (Z, Y, X) the centre-window gradient.
 

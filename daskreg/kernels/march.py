@@ -1,5 +1,6 @@
 # ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
-"""The composite implicit sampler on a GPU, with or without the loss: threads march along z, so that A x + t is an addition a voxel.
+"""The composite implicit sampler on a GPU, with or without the loss: threads march along z, so that A x + t is an addition a
+voxel.
 
 All of it computes what ``sample`` computes, from flat arrays and with every rounding spelled out.
 """
@@ -111,8 +112,9 @@ def around_in(image, k, j, i):
     """``around`` for an image (Z, Y, X)."""
     one = int32(1)
     k1, j1, i1 = k + one, j + one, i + one
-    return (voxel_of(image, k, j, i), voxel_of(image, k, j, i1), voxel_of(image, k, j1, i), voxel_of(image, k, j1, i1),
-            voxel_of(image, k1, j, i), voxel_of(image, k1, j, i1), voxel_of(image, k1, j1, i), voxel_of(image, k1, j1, i1))  # fmt: skip
+    a, b, c, d = voxel_of(image, k, j, i), voxel_of(image, k, j, i1), voxel_of(image, k, j1, i), voxel_of(image, k, j1, i1)
+    e, f, g, h = voxel_of(image, k1, j, i), voxel_of(image, k1, j, i1), voxel_of(image, k1, j1, i), voxel_of(image, k1, j1, i1)
+    return a, b, c, d, e, f, g, h
 
 
 def displaced_on_cuda(line, z, y, x, affine, linear, uz, uy, ux):
@@ -189,9 +191,10 @@ def pulled_at(at, point, linear, size, image, fields, a, b):
 def _march(visit, displaced, summed):
     """A kernel that marches along z over sampling points and calls ``visit`` at each.
 
-    Arguments: depth (planes a block; uint32), n (first plane within the arrays, planes, rows, columns; uint32), first (global plane of the arrays' plane 0, int32),
-    affine (12 int64), linear (9 float32), u (3, N) in voxels (not read where not ``displaced``), size (planes of the whole image, the one
-    that comes first here, planes here, rows, columns; int32), image (flat), fields (of ``visit``), totals (2,) int64.
+    Arguments: depth (planes a block; uint32), n (first plane within the arrays, planes, rows, columns; uint32), first (global
+    plane of the arrays' plane 0, int32), affine (12 int64), linear (9 float32), u (3, N) in voxels (not read where not
+    ``displaced``), size (planes of the whole image, the one that comes first here, planes here, rows, columns; int32), image
+    (flat), fields (of ``visit``), totals (2,) int64.
     """
     use, count = visit.form(CUDA), COLUMNS[0] * COLUMNS[1]
 
@@ -246,7 +249,7 @@ def sample_march(displaced):
 
 @sweep(launch_bounds=(256, 4))
 def sample_difference():
-    """Mean squared difference with its gradient g; fields (fixed, weight or empty, g); totals in units of 2^-28; 32 bytes a voxel."""
+    """Squared difference, counted, with its gradient g; fields (fixed, weight or empty, g); 32 bytes a voxel."""
     return _march(difference_at, True, True)
 
 
@@ -258,7 +261,8 @@ def pull_back_march(displaced):
 
 @sweep()
 def difference_march():
-    """Replace ``moved`` by ``2 w (moved - fixed)``, count squared difference and weight: what ``sample_difference`` does, from values.
+    """Replace ``moved`` by ``2 w (moved - fixed)``, count squared difference and weight: what ``sample_difference`` does, from
+    values.
 
     Arguments: start, stop (offsets; uint64), fixed, weight (or empty), moved (N,), totals (2,) int64.
     """
@@ -322,8 +326,8 @@ def pull_back(shape, first, affine, linear, u, origin, image, slope, g):
 
 
 def difference(
-    shape: Shape, first: int, affine: Any, linear: Any, u: Any, origin: int, planes: int, image: Any, fixed: Any, weight: Any, g: Any,
-    totals: Any
+    shape: Shape, first: int, affine: Any, linear: Any, u: Any, origin: int, planes: int, image: Any, fixed: Any, weight: Any,
+    g: Any, totals: Any
 ) -> None:  # fmt: skip
     """Sampling, squared difference and gradient: adds to totals (2,) int64, fills g."""
     place, fields = (first, affine, linear), (fixed.reshape(-1), weight.reshape(-1), g.reshape(3, -1))

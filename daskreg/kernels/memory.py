@@ -1,4 +1,4 @@
-"""Loads and stores as a GPU has them: a 64-bit base that all threads of a block share, and 32 bits for where a thread looks beyond it."""
+"""Loads and stores as a GPU has them: a 64-bit base for all threads of a block, and 32 bits for where a thread looks."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,9 +1,9 @@
 # ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
 """Filters in one pass over a GPU's memory with what comes after or before them: Adam's step, the composition.
 
-A block of threads owns a tile of the (y, x) plane and marches along z. Each plane comes into shared memory once, with the rim that
-a filter needs, while the next one is on its way into registers; sums along z live in a ring of registers. A voxel is computed from
-its own neighbours in one order, whatever block it falls into, so that neither tiles nor ranks show.
+A block of threads owns a tile of the (y, x) plane and marches along z. Each plane comes into shared memory once, with the rim
+that a filter needs, while the next one is on its way into registers; sums along z live in a ring of registers. A voxel is
+computed from its own neighbours in one order, whatever block it falls into, so that neither tiles nor ranks show.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def tiles(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int]
 
 @formula
 def axis_sum(line, at, stride, weights, taps):
-    """Left to right: one order for everyone. Offsets have 64 bits, so that those known to the compiler go into the instruction."""
+    """Left to right. Offsets have 64 bits, so that those known to the compiler go into the instruction."""
     total = weights[0] * line[at]
     for t in range(1, taps):
         total = fused(weights[t], line[at + uint64(t) * uint64(stride)], total)
@@ -60,7 +60,7 @@ def store_vector(field, base, size, byte, a, b, c):
 
 @formula
 def enter(sums, start, value, weights, taps):
-    """A plane's value comes in: the sum over the last ``taps`` planes, and what later sums have of theirs, in the order of the planes."""
+    """A plane's value comes in: the sum over the last ``taps`` planes; ``sums`` keeps what later ones have so far."""
     total = fused(weights[taps - 1], value, sums[start + taps - 2]) if taps > 1 else weights[0] * value
     for q in range(taps - 2):
         at = taps - 2 - q
@@ -74,9 +74,9 @@ def enter(sums, start, value, weights, taps):
 def smooth_adam(radius):
     """Gaussian of g, Adam's moments in place, direction d, the longest |d|^2: 72 bytes a voxel.
 
-    Arguments: length (planes a block; int32), n (first plane within the arrays, planes, rows, columns; uint32), edge (planes of the arrays), weights (taps), norms
-    along z (planes of the arrays), y, x: 1 / the weights' sum within the global grid; rates (T, 5), clock (1,) int32: which row counts;
-    g, m, v, d (3 N,); longest (1,) float32, raised to the largest |d|^2.
+    Arguments: length (planes a block; int32), n (first plane within the arrays, planes, rows, columns; uint32), edge (planes
+    of the arrays), weights (taps), norms along z (planes of the arrays), y, x: 1 / the weights' sum within the global grid;
+    rates (T, 5), clock (1,) int32: which row counts; g, m, v, d (3 N,); longest (1,) float32, raised to the largest |d|^2.
     """
     (ty, tx), r, taps = TILE, radius, 2 * radius + 1
     threads, wide, high = ty * tx, tx + 2 * r, ty + 2 * r
@@ -214,11 +214,11 @@ def across(value, weights, r):
 def compose_smooth(radius):
     """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes a voxel.
 
-    A warp owns ``ROWS`` rows of 32 columns, of which all are composed and those within ``radius`` of the end serve their neighbours only.
-    Three planes of u are in shared memory, clamped to the global grid: a step is less than a voxel. Along x the filter asks the
-    neighbouring lanes, along y shared memory, along z a ring of registers.
-    Arguments: length, n, edge, weights, norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane of the arrays' plane 0), whole (planes of
-    the global grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,).
+    A warp owns ``ROWS`` rows of 32 columns, of which all are composed and those within ``radius`` of the end serve their
+    neighbours only. Three planes of u are in shared memory, clamped to the global grid: a step is less than a voxel. Along x
+    the filter asks the neighbouring lanes, along y shared memory, along z a ring of registers.
+    Arguments: length, n, edge, weights, norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane of the arrays' plane
+    0), whole (planes of the global grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,).
     """
     r, taps, per = radius, 2 * radius + 1, ROWS
     threads, high, lanes = WARPS * LANES, WARPS * ROWS, LANES

@@ -116,9 +116,9 @@ def register(
 
     fixed, moving: an address, a NumPy or Dask array (Z, Y, X), or a Volume (``open_volume(array, grid=...)``);
     config: a Config, stages, or a preset's name (``brain`` by default);  output: where RUN.zarr goes (else a temporary place);
-    client: a Dask client to use; else the current one; else a small cluster of our own;  cluster: a scheduler's address, or "cuda": a worker for each GPU here;
-    resume: go on from the last checkpoint of an unfinished run at ``output``, which knows its images and recipe;
-    resources: workers, memory, residency, comm, threads, checkpoint, retries, deadline: see ``Resources``.
+    client: a Dask client to use; else the current one; else a small cluster of our own;  cluster: a scheduler's address, or
+    "cuda": a worker for each GPU here; resume: go on from the last checkpoint of an unfinished run at ``output``, which knows
+    its images and recipe; resources: workers, memory, residency, comm, threads, checkpoint, retries, deadline: see ``Resources``.
     The result is the same, bit for bit, whatever the resources, and whether it was resumed or not.
 
     The method is that of Jena et al., *A Scalable Distributed Framework for Multimodal GigaVoxel Image Registration*,

@@ -21,10 +21,10 @@ class Resources:
     """What a run may use, none of which shows in its result.
 
     workers: blocks the fixed image is cut into, None for one a worker of the cluster;  memory: bytes a worker may use, None for
-    what it has;  device: where kernels run;  residency: of the moving image, auto, replicate, window or ring;  comm: auto, tcp or ucx;  threads: CPU threads
-    of a worker;  checkpoint: seconds between two, None for none;  retries: how often a run that lost a worker goes on without it;
-    deadline: seconds after which a silent rank counts as lost;  fewest: planes that a rank's block has at least;  trace: keep the
-    times at which the ring sampled and waited.
+    what it has;  device: where kernels run;  residency: of the moving image, auto, replicate, window or ring;  comm: auto, tcp
+    or ucx;  threads: CPU threads of a worker;  checkpoint: seconds between two, None for none;  retries: how often a run that
+    lost a worker goes on without it; deadline: seconds after which a silent rank counts as lost;  fewest: planes that a rank's
+    block has at least;  trace: keep the times at which the ring sampled and waited.
     """
 
     workers: int | None = None

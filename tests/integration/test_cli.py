@@ -15,6 +15,7 @@ import zarr
 from rich.console import Console
 
 from daskreg import cli
+from daskreg.cluster import device_of
 from daskreg.engine.report import Progress
 from daskreg.storage import CheckpointStore
 from daskreg.workflows import progress
@@ -186,3 +187,33 @@ def test_a_level_has_a_line_on_a_terminal():
             watch(Progress("affine", 2, k + 1, 3, -0.5))
     assert "affine" in terminal.file.getvalue()
     assert "3/3" in terminal.file.getvalue()
+
+
+def without_gpus(monkeypatch):
+    """A machine that has none."""
+    monkeypatch.setattr("daskreg.cluster.session.gpus", lambda: 0)
+
+
+def test_a_gpu_that_is_not_there_is_named_before_anything_is_computed(capsys, tmp_path, monkeypatch):
+    without_gpus(monkeypatch)
+    code, _, err = run(capsys, "register", FIXED, MOVING, "-o", tmp_path / "run.zarr", "--device", "cuda")
+    assert code == 2
+    assert "this machine has none that CuPy can use" in err
+    assert "--device cpu" in err
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_a_cluster_of_gpus_needs_gpus(capsys, tmp_path, monkeypatch):
+    without_gpus(monkeypatch)
+    code, _, err = run(capsys, "register", FIXED, MOVING, "-o", tmp_path / "run.zarr", "--cluster", "cuda", "--workers", 2)
+    assert code == 2
+    assert "this machine has none that CuPy can use" in err
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_where_no_gpu_is_the_device_is_the_processor(monkeypatch):
+    without_gpus(monkeypatch)
+    assert device_of(None, "auto") == "cpu"
+    monkeypatch.setattr("daskreg.cluster.session.gpus", lambda: 1)
+    assert device_of(None, "auto") == "cuda"
+    assert device_of(None, "cpu") == "cpu"

@@ -54,8 +54,7 @@ class Stream:
 def install() -> None:
     """Let ``import cupy`` find what daskreg uses of it."""
     cupy, stream = ModuleType("cupy"), Stream()
-    for name in ("empty", "zeros"):
-        setattr(cupy, name, lambda *a, make=getattr(np, name): make(*a).view(Array))
+    cupy.empty, cupy.zeros = (lambda *a: np.empty(*a).view(Array)), (lambda *a: np.zeros(*a).view(Array))  # type: ignore[attr-defined]
     runtime = SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
     pool = SimpleNamespace(total_bytes=lambda: 0, free_all_blocks=lambda: None)
     cuda = SimpleNamespace(Event=Stream, Stream=Stream, get_current_stream=lambda: stream, runtime=runtime)
