@@ -8,9 +8,9 @@ order, so that no rounding depends on where a block starts.
 import numpy as np
 from numba import float32, int32, int64, prange
 
+from daskreg.kernels.arithmetic import quotient
 from daskreg.kernels.difference import weight_at
 from daskreg.kernels.launch import RowKernel, formula, voxelwise
-from daskreg.kernels.wide import quotient
 
 index = int64  # replaced by the launcher
 ONE, NIL, TWO = float32(1), float32(0), float32(2)

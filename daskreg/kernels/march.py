@@ -188,6 +188,28 @@ def pulled_at(at, point, linear, size, image, fields, a, b):
     return a, b
 
 
+def _tally(threads):
+    """Add what all threads of a block counted to totals (2,) int64."""
+
+    @formula
+    def tally(shared, a, b, totals):
+        t = uint32(cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x)
+        shared[0, t], shared[1, t] = a, b
+        cuda.syncthreads()
+        half = uint32(threads // 2)
+        while half > uint32(0):
+            if t < half:
+                shared[0, t] += shared[0, t + half]
+                shared[1, t] += shared[1, t + half]
+            cuda.syncthreads()
+            half = uint32(half >> uint32(1))
+        if t == uint32(0):
+            cuda.atomic.add(totals, 0, shared[0, 0])
+            cuda.atomic.add(totals, 1, shared[1, 0])
+
+    return tally
+
+
 def _march(visit, displaced, summed):
     """A kernel that marches along z over sampling points and calls ``visit`` at each.
 
@@ -197,6 +219,7 @@ def _march(visit, displaced, summed):
     (flat), fields (of ``visit``), totals (2,) int64.
     """
     use, count = visit.form(CUDA), COLUMNS[0] * COLUMNS[1]
+    tally = _tally(count)
 
     def body(depth, n, first, affine, linear, u, size, image, fields, totals):
         x = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
@@ -223,20 +246,7 @@ def _march(visit, displaced, summed):
                 at += plane
                 step = uint32(step + uint32(1))
         if summed:
-            shared = cuda.shared.array((2, count), int64)
-            t = uint32(cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x)
-            shared[0, t], shared[1, t] = a, b
-            cuda.syncthreads()
-            half = uint32(count // 2)
-            while half > uint32(0):
-                if t < half:
-                    shared[0, t] += shared[0, t + half]
-                    shared[1, t] += shared[1, t + half]
-                cuda.syncthreads()
-                half = uint32(half >> uint32(1))
-            if t == uint32(0):
-                cuda.atomic.add(totals, 0, shared[0, 0])
-                cuda.atomic.add(totals, 1, shared[1, 0])
+            tally(cuda.shared.array((2, count), int64), a, b, totals)
 
     return body
 
@@ -266,10 +276,9 @@ def difference_march():
 
     Arguments: start, stop (offsets; uint64), fixed, weight (or empty), moved (N,), totals (2,) int64.
     """
-    threads = WIDE
+    threads, tally = WIDE, _tally(WIDE)
 
     def body(start, stop, fixed, weight, moved, totals):
-        shared = cuda.shared.array((2, threads), int64)
         t = uint32(cuda.threadIdx.x)
         at = start + uint64(cuda.blockIdx.x) * uint64(threads) + uint64(t)
         a, b = int64(0), int64(0)
@@ -281,18 +290,7 @@ def difference_march():
                 r = w * error
                 a, b = counted(r * error * float32(COUNT)), counted(w * float32(COUNT))
             moved[at] = TWO * r
-        shared[0, t], shared[1, t] = a, b
-        cuda.syncthreads()
-        half = uint32(threads // 2)
-        while half > uint32(0):
-            if t < half:
-                shared[0, t] += shared[0, t + half]
-                shared[1, t] += shared[1, t + half]
-            cuda.syncthreads()
-            half = uint32(half >> uint32(1))
-        if t == uint32(0):
-            cuda.atomic.add(totals, 0, shared[0, 0])
-            cuda.atomic.add(totals, 1, shared[1, 0])
+        tally(cuda.shared.array((2, threads), int64), a, b, totals)
 
     return body
 

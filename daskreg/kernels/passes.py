@@ -14,7 +14,7 @@ from numba import float32, float64, int32, int64, uint32, uint64
 
 from daskreg.kernels.arithmetic import fused, lerp, quotient, root
 from daskreg.kernels.launch import DISABLED, deep, formula, sweep
-from daskreg.kernels.memory import fetch, store
+from daskreg.kernels.wide import fetch, store
 
 ONE, NIL = float32(1), float32(0)
 TILE = (4, 4) if DISABLED else (8, 64)  # threads along y and x of kernels with neighbours

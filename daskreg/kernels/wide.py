@@ -1,4 +1,7 @@
-"""What a GPU does in one instruction, and the plain formula that says what it means."""
+"""What a GPU does in one instruction, and the plain formula that says what it means.
+
+A voxel is found from a 64-bit base that all threads of a block share, and 32 bits for where a thread looks beyond it.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,6 @@ def store_four(array, at, a, b, c, d):
 
 
 @formula
-def quotient(a, b):
-    """The quotient a / b; on a GPU to two units of the last place, without a subroutine, for b below 2^126."""
-    return a / b
-
-
-@formula
 def spot(array, base):
     """Where ``array[base]`` is, array (N,) float32 in global memory, base: uint64; for ``get`` and ``put``."""
     return array, base
@@ -44,6 +41,18 @@ def get(where, at):
 def put(where, at, value):
     """Write ``at`` (uint32) voxels beyond a spot."""
     where[0][where[1] + at] = value
+
+
+@formula
+def fetch(array, base, byte):
+    """``array[base + byte / 4]``, array (N,) float32; base: uint64, byte: uint32, four times the distance from there."""
+    return array[int(base) + int(byte) // 4]
+
+
+@formula
+def store(array, base, byte, value):
+    """``array[base + byte / 4] = value``, see ``fetch``."""
+    array[int(base) + int(byte) // 4] = value
 
 
 @spot.on_cuda
@@ -184,13 +193,50 @@ def _store_vector() -> Callable[..., Any]:
     return store_wide
 
 
-@quotient.on_cuda
-def _divide_fast() -> Callable[..., Any]:
+@fetch.on_cuda
+def _fetch() -> Callable[..., Any]:
     if DISABLED:
-        return quotient.function
-    from numba.cuda import libdevice
+        return fetch.function
+    from numba import types
+    from numba.extending import intrinsic
 
-    def divide(a, b):
-        return libdevice.fast_fdividef(a, b)
+    @intrinsic
+    def near(typing, array, base, byte):
+        return types.float32(array, types.uint64, types.uint32), lambda context, builder, signature, arguments: builder.load(
+            _pointer(context, builder, signature, arguments)
+        )
 
-    return divide
+    def fetch_near(array, base, byte):
+        return near(array, base, byte)
+
+    return fetch_near
+
+
+@store.on_cuda
+def _store() -> Callable[..., Any]:
+    if DISABLED:
+        return store.function
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def near(typing, array, base, byte, value):
+        def generate(context, builder, signature, arguments):
+            builder.store(arguments[3], _pointer(context, builder, signature, arguments))
+
+        return types.void(array, types.uint64, types.uint32, types.float32), generate
+
+    def store_near(array, base, byte, value):
+        near(array, base, byte, value)
+
+    return store_near
+
+
+def _pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """What the compiler turns into one instruction's address: base in a register of the block, distance in one of the thread."""
+    from llvmlite import ir
+
+    data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+    bytes_ = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+    near = builder.gep(bytes_, [builder.zext(arguments[2], ir.IntType(64))])
+    return builder.bitcast(near, ir.FloatType().as_pointer())
