@@ -44,7 +44,7 @@ def seconds(plan: Plan, stage: int, level: Level, cores: int) -> float:
     assert isinstance(kind, Optimised)
     voxels = max(level.partition.lengths) * level.fixed.shape[1] * level.fixed.shape[2] / 1e6
     each = SECONDS[kind.similarity.kind] * voxels / cores * (1.0 if isinstance(kind, Deformable) else LINEAR)
-    return level.iterations * (each + plan.tally(stage, level).wire / LINK)
+    return level.iterations * (each + plan.wire(stage, level) / LINK)
 
 
 def _line(plan: Plan, stage: int, level: Level, cores: int) -> str:
@@ -56,7 +56,7 @@ def _line(plan: Plan, stage: int, level: Level, cores: int) -> str:
     residency = level.residency if plan.workers > 1 else "-"
     return (
         start
-        + f"{residency:<10}{size(t.images):>9}{size(t.moving):>9}{size(t.fields):>9}{size(t.wire):>11}"
+        + f"{residency:<10}{size(t.images):>9}{size(t.moving):>9}{size(t.fields):>9}{size(plan.wire(stage, level)):>11}"
         + (f"{duration(seconds(plan, stage, level, cores)):>9}")
     )
 
