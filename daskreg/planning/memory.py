@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from daskreg.config import Deformable, Optimised, Stage
 from daskreg.planning.wire import DRIFT, VALUE, VECTOR, reached
+from daskreg.similarity import make
 
 if TYPE_CHECKING:
     from daskreg.planning.plan import Level, Plan
 
 FIELDS = 60  # u, m, v and two buffers of three float32 each
 PROCESS_BYTES = 400 << 20  # interpreter, libraries, compiled kernels, and a cluster of our own in the same process
-WORKER_BYTES = 360 << 20  # the same without it
+WORKER_BYTES = 340 << 20  # the same without it
 CHUNK = 64  # planes that are written together
 
 
@@ -42,8 +43,14 @@ def level_tally(plan: Plan, stage: Stage, level: Level) -> Tally:
     coarse = max(level.fixed_factors) > 1
     images = _slabs(plan) + (held + (planes if plan.workers > 1 else 0)) * plane * VALUE * (1 + fixed_mask) * coarse
     scalars = held * plane * VALUE * (1 + moving_mask)
-    vectors = FIELDS if isinstance(stage, Deformable) else VECTOR * (1 + (level.residency == "ring" and plan.workers > 1))
-    return Tally(images, _moving(plan, level), scalars + held * plane * vectors, process_bytes(plan))
+    return Tally(images, _moving(plan, level), scalars + held * plane * _vectors(plan, stage, level), process_bytes(plan))
+
+
+def _vectors(plan: Plan, stage: Optimised, level: Level) -> int:
+    """Bytes a voxel; of a linear stage only what LNCC writes to, and the gradient that a ring keeps."""
+    if isinstance(stage, Deformable):
+        return FIELDS
+    return VECTOR * ((make(stage.similarity).reach > 0) + (level.residency == "ring" and plan.workers > 1))
 
 
 def process_bytes(plan: Plan) -> int:
@@ -88,7 +95,7 @@ def output_bytes(plan: Plan) -> int:
     u = planes * plane * VECTOR if plan.deformable else 0
     window = max(map(len, reached(plan, plan.full))) if plan.workers > 1 else 0
     measure = _slabs(plan) + u + planes * plane * VALUE * 2 + window * across * VALUE
-    write = u + row * plane * (2 * VECTOR + 3 * VALUE) + _source(plan, row) * across
+    write = u + row * plane * (2 * VECTOR * plan.deformable + 3 * VALUE) + _source(plan, row) * across
     return max(measure, write) + process_bytes(plan)
 
 
