@@ -49,6 +49,7 @@ from distributed import Client, LocalCluster
 
 import daskreg
 from daskreg import LNCC, MI, MSE, Deformable
+from daskreg.cluster import leave
 from daskreg.cluster.session import workers_of
 from daskreg.comm import Alone, Communicator, Patience, open_port
 from daskreg.engine.sampler import Resident, Ring
@@ -85,7 +86,9 @@ def versions() -> dict[str, str]:
 def cluster(workers: int) -> Iterator[Client]:
     """Worker processes of one thread each on this machine; a run takes as many of them as it asks for."""
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as local,
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0, preload=leave.NAME
+        ) as local,
         Client(local, set_as_default=False) as client,
     ):
         client.wait_for_workers(workers, timeout=120)

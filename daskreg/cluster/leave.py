@@ -1,7 +1,7 @@
 """Loaded by worker processes of our own: when they are told to end, they do.
 
-Python takes half a second of a core to take NumPy, Numba and LLVM apart. With several workers on busy cores that grows to seconds,
-and after four of them their nanny kills them, with a warning.
+Python takes half a second of a core to take NumPy, Numba and LLVM apart. With several workers on busy cores that grows to
+seconds, and after four of them their nanny kills them, with a warning.
 """
 
 import atexit
