@@ -48,8 +48,9 @@ def workers_of(client: Client) -> dict[str, Any]:
 
     Not what ``client.scheduler_info`` returns: the client's own refresh, which leaves the workers out, may come in between.
     """
+    scheduler: Any = client.scheduler
     try:
-        return dict(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
+        return dict(client.sync(scheduler.identity, n_workers=-1)["workers"])
     except OSError as error:
         raise RunError(f"the Dask scheduler does not answer: {error}; look at its log, then use --resume.") from error
 

@@ -12,11 +12,11 @@ from daskreg.planning.memory import checkpoint_bytes, disk_bytes
 if TYPE_CHECKING:
     from daskreg.planning.plan import Level, Plan
 
-# measured on cores of an AMD EPYC, two threads (benchmarks/results/scaling.json, parts strong, crowded, link and before)
-SECONDS = {"mse": 0.037, "lncc": 0.048, "mi": 0.060}  # a deformable iteration, of a core and megavoxel
+# measured on two cores of an AMD EPYC (benchmarks/results: estimate.json; scaling.json, parts strong and link)
+SECONDS = {"mse": 0.041, "lncc": 0.053, "mi": 0.070}  # a deformable iteration, of a core and megavoxel
 LAUNCH = 1.0e-3  # an iteration of a level of no size
 LINEAR = 1.3  # of SECONDS for a look of a linear stage
-LOOKS = 3  # of a linear stage an iteration: line searches
+LOOKS = 2  # of a linear stage an iteration: two to four while it goes on, but it mostly ends early by itself
 LINK = 1.7e9  # bytes a second between two workers, TCP within a machine
 LATENCY = 5.0e-4  # seconds of a small message; halos of moved and g are waited for, and two sums
 
