@@ -2,9 +2,9 @@
 
     python benchmarks/estimate.py --data DIR    # also on DIR's brain pair
 
-``estimated``: seconds, of all levels;  ``measured``: of a run whose levels do not stop on a plateau, which is what the estimate is for;
-``usual``: of the run as the preset has it;  ``error``: estimated / measured - 1;  ``levels``: stage, scale, iterations made,
-estimated and measured seconds. One worker with all cores. Writes ``benchmarks/results/estimate.json``.
+``estimated``: seconds, of all levels;  ``measured``: of a run whose levels do not stop on a plateau, which is what the estimate
+is for;  ``usual``: of the run as the preset has it;  ``error``: estimated / measured - 1;  ``levels``: stage, scale, iterations
+made, estimated and measured seconds. One worker with all cores. Writes ``benchmarks/results/estimate.json``.
 """
 
 from __future__ import annotations

@@ -324,9 +324,10 @@ def before(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         trees[f"daskreg {BEFORE}"] = _revision(BEFORE, Path(scratch) / "before")
         for name, images in pairs.items():
             for program, runs in _alternately(trees, images, Path(scratch), args.repeats).items():
-                wall, iteration, rss = (median(column) for column in zip(*runs, strict=True))
+                wall, iteration, rss = (min(column) for column in zip(*runs, strict=True))
                 row = {"case": f"before, {name}", "program": program, "part": "before", "workers": 1, "threads": CORES}
                 figures = {"wall": wall, "seconds": round(iteration, 5), "peak_rss": int(rss), "runs": [r[0] for r in runs]}
+                figures["runs_seconds"] = [round(r[1], 5) for r in runs]
                 measure.emit({**row, **figures, "cores": CORES, "versions": versions()}, rows)
 
 
