@@ -170,9 +170,12 @@ def _results(client: Client, gang: Gang, futures: list[Future[Any]]) -> list[dic
     while pending := [f for f in futures if not f.done()]:
         with suppress(TimeoutError), client.as_current():
             wait(pending, timeout=LOOK, return_when="FIRST_COMPLETED")
-        if _failed(futures):
-            raise _cause(client, gang, futures)
-        _require_all(client, gang, futures)
+        if not _failed(futures):
+            _require_all(client, gang, futures)
+            continue
+        break
+    if _failed(futures):
+        raise _cause(client, gang, futures)
     return [f.result() for f in futures]
 
 
@@ -182,6 +185,10 @@ def _failed(futures: list[Future[Any]]) -> list[int]:
 
 def _cause(client: Client, gang: Gang, futures: list[Future[Any]]) -> BaseException:
     """The failure behind the failures: ranks that lost another one, or were stopped, only tell of it."""
+    if any(f.status == "cancelled" for f in futures):
+        return RunError(
+            "the ranks were cancelled from outside: the Dask scheduler was lost, or somebody stopped them; look at its log."
+        )
     own = [e for e in _errors(futures) if not isinstance(e, RankLost | Stopped)]
     if own:
         return own[0]
@@ -202,7 +209,10 @@ def _errors(futures: list[Future[Any]]) -> list[BaseException]:
 
 def _require_all(client: Client, gang: Gang, futures: list[Future[Any]]) -> None:
     """Raises RankLost for a worker that is gone while its rank has not finished."""
-    there = workers_of(client)
+    try:
+        there = workers_of(client)
+    except RunError:  # the client tries again to reach the scheduler, and cancels the tasks when it gives up
+        return
     for rank, address in enumerate(gang.addresses):
         if address not in there and futures[rank].status != "finished":
             raise RankLost(f"rank {rank} ({gang.name(rank)}) was lost; look at that worker's log for the reason.")

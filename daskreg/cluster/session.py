@@ -51,7 +51,7 @@ def workers_of(client: Client) -> dict[str, Any]:
     scheduler: Any = client.scheduler
     try:
         return dict(client.sync(scheduler.identity, n_workers=-1)["workers"])
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: the client has given it up and closed
         raise RunError(f"the Dask scheduler does not answer: {error}; look at its log, then use --resume.") from error
 
 

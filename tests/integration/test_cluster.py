@@ -1,12 +1,17 @@
 """Clusters: what is known of their workers, encrypted connections, and how a small one of our own ends."""
 
+import subprocess
+import sys
+
 import psutil
 import pytest
+from distributed import Client
 from distributed.security import Security
 
 from daskreg import MSE, Affine, Deformable
 from daskreg.cluster import embedded
 from daskreg.cluster.session import workers_of
+from daskreg.errors import RunError
 from tests.integration.workers import SOCKETS, cluster, processes, run, same
 from tests.phantoms import known_warp_pair
 
@@ -74,3 +79,23 @@ def test_workers_of_our_own_leave_by_themselves(caplog):
         assert len(there) == 2
     assert not any(p.is_running() for p in there)
     assert "killing" not in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_whose_scheduler_is_gone_ends_and_says_so(images):
+    """A cluster whose parts are processes of their own, as on a batch system."""
+    program = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    started = [scheduler := subprocess.Popen(program, stderr=subprocess.PIPE, text=True)]
+    try:
+        address = next(line.split()[-1] for line in scheduler.stderr if "Scheduler at:" in line)
+        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
+        started += [subprocess.Popen(worker, stderr=subprocess.DEVNULL) for _ in range(2)]
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+            stages = [Deformable(similarity=MSE(), scales=(1,), iterations=(5000,), tolerance=0)]
+            with pytest.raises(RunError, match="scheduler was lost"):
+                run(client, *images, stages, workers=2, comm="tcp", progress=lambda told: scheduler.kill())
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
