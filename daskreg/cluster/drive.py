@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from distributed import Client, Lock, Worker, get_worker, wait
-from distributed.client import Future
+from distributed.client import Future, FuturesCancelledError
 
 from daskreg.cluster.job import Job, execute
 from daskreg.cluster.session import workers_of
@@ -168,7 +168,7 @@ def _run(
 def _results(client: Client, gang: Gang, futures: list[Future[Any]]) -> list[dict[str, Any]]:
     """What the ranks return; the first failure counts, and a missing worker is one."""
     while pending := [f for f in futures if not f.done()]:
-        with suppress(TimeoutError), client.as_current():
+        with suppress(TimeoutError, FuturesCancelledError), client.as_current():
             wait(pending, timeout=LOOK, return_when="FIRST_COMPLETED")
         if not _failed(futures):
             _require_all(client, gang, futures)

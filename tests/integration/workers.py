@@ -12,7 +12,6 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskreg
-from daskreg.cluster import leave
 from daskreg.cluster.session import workers_of
 from daskreg.workflows.register import Result
 from daskreg.workflows.verify import Comparison, compare
@@ -30,7 +29,6 @@ def cluster(workers: int, **options: Any) -> Iterator[Client]:
         "dashboard_address": "127.0.0.1:0",
         "memory_limit": 0,
         "silence_logs": logging.CRITICAL,
-        "preload": leave.NAME,
     } | options
     with (
         LocalCluster(n_workers=workers, processes=True, **options) as found,
