@@ -159,7 +159,7 @@ def rows_of(args: argparse.Namespace, client: Client) -> Iterator[dict[str, Any]
             yield {
                 "case": f"{loss}, {workers} workers, {residency}", "program": "daskreg", "loss": loss, "workers": workers,
                 "residency": residency, "shape": args.shape, "iterations": args.iterations, "comm": args.comm,
-                **compared(sent(runs, still, counted), ideal, plan.tally(0, level).wire), "versions": scaling.versions(),
+                **compared(sent(runs, still, counted), ideal, plan.wire(0, level)), "versions": scaling.versions(),
             }  # fmt: skip
 
 

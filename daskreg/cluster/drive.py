@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from distributed import Client, Lock, Worker, get_worker, wait
-from distributed.client import Future
+from distributed.client import Future, FuturesCancelledError
 
 from daskreg.cluster.job import Job, execute
+from daskreg.cluster.session import workers_of
 from daskreg.comm import Alone, Kind, Patience, Port, available, open_port
 from daskreg.engine.report import SAVE, STOP, Progress, Watch
-from daskreg.errors import InputError, RankLost, Stopped
+from daskreg.errors import InputError, RankLost, RunError, Stopped
 
 log = logging.getLogger("daskreg")
 Choice = Kind | Literal["auto"]
@@ -167,11 +168,14 @@ def _run(
 def _results(client: Client, gang: Gang, futures: list[Future[Any]]) -> list[dict[str, Any]]:
     """What the ranks return; the first failure counts, and a missing worker is one."""
     while pending := [f for f in futures if not f.done()]:
-        with suppress(TimeoutError), client.as_current():
+        with suppress(TimeoutError, FuturesCancelledError), client.as_current():
             wait(pending, timeout=LOOK, return_when="FIRST_COMPLETED")
-        if _failed(futures):
-            raise _cause(client, gang, futures)
-        _require_all(client, gang, futures)
+        if not _failed(futures):
+            _require_all(client, gang, futures)
+            continue
+        break
+    if _failed(futures):
+        raise _cause(client, gang, futures)
     return [f.result() for f in futures]
 
 
@@ -181,6 +185,10 @@ def _failed(futures: list[Future[Any]]) -> list[int]:
 
 def _cause(client: Client, gang: Gang, futures: list[Future[Any]]) -> BaseException:
     """The failure behind the failures: ranks that lost another one, or were stopped, only tell of it."""
+    if any(f.status == "cancelled" for f in futures):
+        return RunError(
+            "the ranks were cancelled from outside: the Dask scheduler was lost, or somebody stopped them; look at its log."
+        )
     own = [e for e in _errors(futures) if not isinstance(e, RankLost | Stopped)]
     if own:
         return own[0]
@@ -201,7 +209,10 @@ def _errors(futures: list[Future[Any]]) -> list[BaseException]:
 
 def _require_all(client: Client, gang: Gang, futures: list[Future[Any]]) -> None:
     """Raises RankLost for a worker that is gone while its rank has not finished."""
-    there = client.scheduler_info(n_workers=-1)["workers"]
+    try:
+        there = workers_of(client)
+    except RunError:  # the client tries again to reach the scheduler, and cancels the tasks when it gives up
+        return
     for rank, address in enumerate(gang.addresses):
         if address not in there and futures[rank].status != "finished":
             raise RankLost(f"rank {rank} ({gang.name(rank)}) was lost; look at that worker's log for the reason.")
@@ -222,14 +233,14 @@ def _members(client: Client, workers: int) -> list[str]:
     try:
         client.wait_for_workers(workers, timeout=COLD)
     except TimeoutError:
-        n = len(client.scheduler_info(n_workers=-1)["workers"])
+        n = len(workers_of(client))
         raise InputError(f"the Dask cluster has {n} workers, {workers} are needed; start more, or ask for fewer.") from None
-    return sorted(str(a) for a in client.scheduler_info(n_workers=-1)["workers"])[:workers]
+    return sorted(workers_of(client))[:workers]
 
 
 def _remaining(client: Client, members: Sequence[str]) -> list[str]:
     """The workers that are still there and answer, and new ones in place of lost ones where the cluster has some."""
-    there = sorted(str(a) for a in client.scheduler_info(n_workers=-1)["workers"])
+    there = sorted(workers_of(client))
     there = [a for a, found in _on_each(client, there, os.getpid, seconds=ANSWER).items() if not isinstance(found, BaseException)]
     kept = [a for a in members if a in there]
     spare = [a for a in there if a not in members]
@@ -239,7 +250,7 @@ def _remaining(client: Client, members: Sequence[str]) -> list[str]:
 
 def _gather(client: Client, members: Sequence[str], comm: Choice, deadline: float) -> Gang:
     """Agree on how to talk. Raises InputError where a worker cannot do what was asked for."""
-    found = client.scheduler_info(n_workers=-1)["workers"]
+    found = workers_of(client)
     hosts = tuple(str(found[a]["host"]) for a in members)
     gang = Gang(f"daskreg-{uuid.uuid4().hex}", tuple(members), hosts, "tcp", deadline)
     if len(members) == 1:
@@ -376,5 +387,7 @@ def _release(lock: Lock) -> None:
 
 
 def _present(client: Client, gang: Gang) -> list[str]:
-    there = client.scheduler_info(n_workers=-1)["workers"]
-    return [a for a in gang.addresses if a in there]
+    with suppress(RunError):  # where the scheduler is gone, so is everybody
+        there = workers_of(client)
+        return [a for a in gang.addresses if a in there]
+    return []

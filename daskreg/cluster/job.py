@@ -21,6 +21,7 @@ from daskreg.config import Config
 from daskreg.engine.halo import Block, collect
 from daskreg.engine.images import Image, check_mask, normalise
 from daskreg.engine.measure import folding, likeness
+from daskreg.engine.memory import trim
 from daskreg.engine.rank import Rank, State
 from daskreg.engine.report import Outcome, Watch
 from daskreg.engine.sampler import affine_needs, displaced_range, spans
@@ -82,6 +83,7 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     device.use()
     clock, timeline = Clock(), list[tuple[str, float, float]]()
     images = read_images(job, comm)
+    trim()  # of the chunks that were unpacked
     clock.phase("read")
     keeper = Keeper(job, comm)
     rank = Rank(job.plan, images, job.start, comm, watch, keeper.save if job.checkpoint is not None else None,

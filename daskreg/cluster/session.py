@@ -12,7 +12,8 @@ import distributed
 import psutil
 from distributed import Client, LocalCluster
 
-from daskreg.errors import InputError
+from daskreg.cluster import leave
+from daskreg.errors import InputError, RunError
 from daskreg.kernels.device import Kind, gpu_memory, gpus
 
 log = logging.getLogger("daskreg")
@@ -47,21 +48,33 @@ def embedded(workers: int = 1, threads: int | None = None, device: Kind = "cpu")
         yield own
 
 
+def workers_of(client: Client) -> dict[str, Any]:
+    """What the scheduler knows now of each worker, by address. Raises RunError when it does not answer.
+
+    Not what ``client.scheduler_info`` returns: the client's own refresh, which leaves the workers out, may come in between.
+    """
+    scheduler: Any = client.scheduler
+    try:
+        return dict(client.sync(scheduler.identity, n_workers=-1)["workers"])
+    except (OSError, RuntimeError) as error:  # RuntimeError: the client has given it up and closed
+        raise RunError(f"the Dask scheduler does not answer: {error}; look at its log, then use --resume.") from error
+
+
 def worker_count(client: Client) -> int:
     """How many workers a cluster has now. Raises InputError when none comes within a minute."""
-    if not client.scheduler_info(n_workers=-1)["workers"]:
+    if not workers_of(client):
         try:
             client.wait_for_workers(1, timeout=60)
         except TimeoutError:
             raise InputError("the Dask cluster has no worker; start at least one.") from None
-    return len(client.scheduler_info(n_workers=-1)["workers"])
+    return len(workers_of(client))
 
 
 def worker_memory(client: Client | None, workers: int) -> int:
     """Bytes the smallest worker may use: its own limit, or its share of its machine."""
     if client is None:
         return _memory() // workers
-    found = client.scheduler_info(n_workers=-1)["workers"]
+    found = workers_of(client)
     hosts, total = [w["host"] for w in found.values()], client.run(_memory)
     limits = [int(w.get("memory_limit") or total[a] // hosts.count(w["host"])) for a, w in found.items() if a in total]
     return min(limits, default=_memory() // workers)
@@ -135,6 +148,7 @@ def _cluster(workers: int, threads: int | None) -> LocalCluster:
         n_workers=workers,
         threads_per_worker=1,
         processes=workers > 1,
+        **({"preload": leave.NAME} if workers > 1 else {}),
         dashboard_address="127.0.0.1:0",
         memory_limit=0,
         resources={"cores": max(1, cores // workers)},

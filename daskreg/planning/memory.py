@@ -7,28 +7,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daskreg.config import Deformable, Optimised, Stage
-from daskreg.kernels.gaussian import radius_of
+from daskreg.planning.wire import DRIFT, VALUE, VECTOR, reached
 from daskreg.similarity import make
 
 if TYPE_CHECKING:
     from daskreg.planning.plan import Level, Plan
 
 FIELDS = 60  # u, m, v and two buffers of three float32 each
-VALUE, VECTOR = 4, 12  # float32, three of them
 PROCESS_BYTES = 400 << 20  # interpreter, libraries, compiled kernels, and a cluster of our own in the same process
-WORKER_BYTES = 360 << 20  # the same without it
+WORKER_BYTES = 340 << 20  # the same without it
 CHUNK = 64  # planes that are written together
-DRIFT = 16  # planes that a block's reach is taken to leave its affine image by
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Bytes of the largest rank during a level, by what they are for, and bytes it sends an iteration."""
+    """Bytes of the largest rank during a level, by what they are for."""
 
     images: int
     moving: int
     fields: int
-    wire: int
     process: int
 
     @property
@@ -46,9 +43,14 @@ def level_tally(plan: Plan, stage: Stage, level: Level) -> Tally:
     coarse = max(level.fixed_factors) > 1
     images = _slabs(plan) + (held + (planes if plan.workers > 1 else 0)) * plane * VALUE * (1 + fixed_mask) * coarse
     scalars = held * plane * VALUE * (1 + moving_mask)
-    vectors = FIELDS if isinstance(stage, Deformable) else VECTOR * (1 + (level.residency == "ring" and plan.workers > 1))
-    fields, wire = scalars + held * plane * vectors, _wire(plan, stage, level)
-    return Tally(images, _moving(plan, level), fields, wire, process_bytes(plan))
+    return Tally(images, _moving(plan, level), scalars + held * plane * _vectors(plan, stage, level), process_bytes(plan))
+
+
+def _vectors(plan: Plan, stage: Optimised, level: Level) -> int:
+    """Bytes a voxel; of a linear stage only what LNCC writes to, and the gradient that a ring keeps."""
+    if isinstance(stage, Deformable):
+        return FIELDS
+    return VECTOR * ((make(stage.similarity).reach > 0) + (level.residency == "ring" and plan.workers > 1))
 
 
 def process_bytes(plan: Plan) -> int:
@@ -75,43 +77,34 @@ def _moving(plan: Plan, level: Level) -> int:
     made = shard * coarse
     if plan.workers == 1:
         return made * plane * each
-    kept = {"replicate": level.shards.planes, "window": reach_planes(level) + shard * coarse, "ring": 2 * shard + shard * coarse}
+    window = 2 * max(map(len, reached(plan, level)))  # the old one stays until the new one is whole
+    kept = {"replicate": level.shards.planes, "window": window + shard * coarse, "ring": 2 * shard + shard * coarse}
     return (made + kept[level.residency]) * plane * each
 
 
-def reach_planes(level: Level) -> int:
-    """Planes of the moving level that a block is taken to read."""
-    ratio = level.fixed.spacing[0] / level.moving.spacing[0]
-    return min(level.shards.planes, math.ceil(max(level.partition.lengths) * ratio) + 2 * DRIFT)
-
-
-def _wire(plan: Plan, stage: Optimised, level: Level) -> int:
-    """Bytes a rank between two others sends in an iteration: halos to both, planes of its shard, sums."""
-    working = sum(n > 0 for n in level.partition.lengths)
-    if working < 2:
-        return 0
-    plane, sides = _plane(level.fixed.shape), min(2, working - 1)
-    similarity = make(stage.similarity)
-    planes = similarity.reach * VALUE * (1 + plan.masks[1])
-    if isinstance(stage, Deformable):
-        warp = radius_of(stage.smooth_warp)
-        planes += (radius_of(stage.smooth_gradient) + 2 * warp + 1) * VECTOR
-    ring = DRIFT * _plane(level.moving.shape) * VALUE * (1 + plan.masks[1]) if level.residency == "ring" else 0
-    return sides * (planes * plane + ring)
+def input_bytes(plan: Plan) -> int:
+    """Peak while the images are read: their slabs, and the chunk that is unpacked."""
+    return _slabs(plan) + max(plan.unpacked) + process_bytes(plan)
 
 
 def output_bytes(plan: Plan) -> int:
     """Peak while the result is measured and written: the images' slabs, u, and what one row of chunks needs."""
-    plane = _plane(plan.fixed.shape)
+    plane, across = _plane(plan.fixed.shape), _plane(plan.moving.shape)
     row = min(CHUNK, plan.fixed.shape[0])
     planes = max(plan.partition.lengths) + 2
-    ratio = plan.fixed.spacing[0] / plan.moving.spacing[0]
-    footprint = min(plan.moving.shape[0], math.ceil(row * ratio) + 2 * DRIFT)
     u = planes * plane * VECTOR if plan.deformable else 0
-    whole = plan.moving.size * VALUE if plan.workers > 1 else 0
-    measure = _slabs(plan) + u + planes * plane * VALUE * 2 + whole
-    write = u + row * plane * (2 * VECTOR + 3 * VALUE) + footprint * _plane(plan.moving.shape) * VALUE
+    window = max(map(len, reached(plan, plan.full))) if plan.workers > 1 else 0
+    measure = _slabs(plan) + u + planes * plane * VALUE * 2 + window * across * VALUE
+    write = u + row * plane * (2 * VECTOR * plan.deformable + 3 * VALUE) + _source(plan, row) * across
     return max(measure, write) + process_bytes(plan)
+
+
+def _source(plan: Plan, row: int) -> int:
+    """Bytes behind a voxel of a plane of the moving image while a row is written: its footprint, or all of a single chunk."""
+    if plan.unpacked[1] >= plan.moving.size:
+        return plan.moving.shape[0] * VALUE + plan.unpacked[1] // _plane(plan.moving.shape)
+    ratio = plan.fixed.spacing[0] / plan.moving.spacing[0]
+    return min(plan.moving.shape[0], math.ceil(row * ratio) + 2 * DRIFT) * VALUE
 
 
 def checkpoint_bytes(plan: Plan) -> int:

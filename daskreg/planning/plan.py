@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from daskreg.config import Config, Deformable, Optimised
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import FEWEST_PLANES, Grid, Index, Partition, level_factors
 from daskreg.kernels.gaussian import radius_of
-from daskreg.planning.memory import Tally, level_tally, output_bytes
+from daskreg.planning.memory import Tally, input_bytes, level_tally, output_bytes
 from daskreg.planning.table import lines
+from daskreg.planning.wire import wire
 from daskreg.similarity import make
 
 RESIDENCIES = ("replicate", "window", "ring")
@@ -48,7 +50,7 @@ class Plan:
     """Both grids in one unit, the configuration, and the levels of each stage (none for moments and search).
 
     masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for no limit;
-    fewest: planes that a rank's slab has at least.
+    fewest: planes that a rank's slab has at least;  unpacked: bytes of the largest chunk of each image.
     """
 
     fixed: Grid
@@ -59,6 +61,7 @@ class Plan:
     workers: int = 1
     memory: int | None = None
     fewest: int = FEWEST_PLANES
+    unpacked: tuple[int, int] = (0, 0)
 
     @property
     def deformable(self) -> bool:
@@ -76,6 +79,12 @@ class Plan:
         return Partition.of(self.moving.shape[0], self.workers, self.fewest)
 
     @property
+    def full(self) -> Level:
+        """Both images at full resolution, as the result is measured and written."""
+        whole = (1, 1, 1)
+        return Level(1, whole, whole, self.fixed, self.moving, 0, self.partition, self.shards)
+
+    @property
     def rims(self) -> tuple[int, int]:
         """Planes of fixed and moving image that a rank reads around its own: shrinking and the finest level's halo need them."""
         if self.workers == 1:
@@ -86,14 +95,20 @@ class Plan:
         return max([f, *(lv.halo for lv in levels)]), m
 
     def tally(self, stage: int, level: Level) -> Tally:
-        """Projected bytes of arrays of the largest rank while ``level`` runs, and what it sends an iteration."""
+        """Projected bytes of the largest rank while ``level`` runs."""
         return level_tally(self, self.config.stages[stage], level)
+
+    def wire(self, stage: int, level: Level) -> int:
+        """Bytes that the rank that sends most sends in an iteration."""
+        kind = self.config.stages[stage]
+        assert isinstance(kind, Optimised)
+        return max(sent.total for sent in wire(self, kind, level))
 
     @property
     def peak_bytes(self) -> int:
         """Projected peak of a worker's process: arrays of the largest level, and what any process needs."""
         tallies = [self.tally(k, level).total for k, levels in enumerate(self.levels) for level in levels]
-        return max([*tallies, output_bytes(self)])
+        return max([*tallies, input_bytes(self), output_bytes(self)])
 
     def lines(self) -> list[str]:
         """A table for people: one line a level, then memory, disk and time."""
@@ -111,7 +126,8 @@ class Plan:
     def remedy(self, memory: int) -> str:
         """What would fit."""
         for workers in range(self.workers + 1, 257):
-            more = make_plan(self.fixed, self.moving, self.config, masks=self.masks, workers=workers, memory=memory)
+            given: dict[str, Any] = {"masks": self.masks, "unpacked": self.unpacked, "memory": memory}
+            more = make_plan(self.fixed, self.moving, self.config, workers=workers, **given)
             if more.peak_bytes <= memory:
                 return (
                     f"use {workers} workers of that memory, or drop the finest scale from the stages, "
@@ -130,27 +146,29 @@ def make_plan(
     memory: int | None = None,
     residency: str = "auto",
     fewest: int = FEWEST_PLANES,
+    unpacked: tuple[int, int] = (0, 0),
 ) -> Plan:
     """Levels of every stage, cut into a block a worker. Raises UnitsError when the images' units cannot be brought together.
 
-    residency: of the moving image, ``auto`` takes the first of replicate, window and ring that fits into ``memory`` bytes.
+    residency: of the moving image, ``auto`` takes the first of replicate, window and ring that fits into ``memory`` bytes;
+    masks, fewest, unpacked: see ``Plan``.
     """
     moving = moving.to_unit(fixed.unit)
     cut = _Cut(workers, fewest, "replicate" if residency == "auto" else residency)
     levels = tuple(cut.levels(fixed, moving, s) if isinstance(s, Optimised) else () for s in config.stages)
-    plan = Plan(fixed, moving, config, levels, masks, workers, memory, fewest)
+    plan = Plan(fixed, moving, config, levels, masks, workers, memory, fewest, unpacked)
     return _settled(plan) if residency == "auto" and workers > 1 and memory is not None else plan
 
 
 def _settled(plan: Plan) -> Plan:
-    """Each level with the first residency that fits."""
+    """Each level with the first residency that fits; where none does, with that of the fewest bytes."""
+    return replace(plan, levels=tuple(tuple(_fitting(plan, k, lv) for lv in stage) for k, stage in enumerate(plan.levels)))
+
+
+def _fitting(plan: Plan, stage: int, level: Level) -> Level:
     assert plan.memory is not None
-    levels = []
-    for k, stage in enumerate(plan.levels):
-        choices = [[replace(level, residency=r) for r in RESIDENCIES] for level in stage]
-        fit = [[c for c in choice if plan.tally(k, c).total <= plan.memory] or choice[1:2] for choice in choices]
-        levels.append(tuple(choice[0] for choice in fit))
-    return replace(plan, levels=tuple(levels))
+    needs = {r: plan.tally(stage, replace(level, residency=r)).total for r in RESIDENCIES}
+    return replace(level, residency=next((r for r in RESIDENCIES if needs[r] <= plan.memory), min(needs, key=needs.__getitem__)))
 
 
 @dataclass(frozen=True)

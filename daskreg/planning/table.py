@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,13 @@ from daskreg.planning.memory import checkpoint_bytes, disk_bytes
 if TYPE_CHECKING:
     from daskreg.planning.plan import Level, Plan
 
-# measured on one core of a 2.6 GHz Xeon with AVX-512 (benchmarks/results/scaling.json), seconds an iteration and megavoxel
-SECONDS = {"mse": 0.024, "lncc": 0.044, "mi": 0.040}
-LINEAR = 0.7  # of that for an evaluation of a linear stage
-LINK = 1.0e9  # bytes a second between two workers
+# measured on two cores of an AMD EPYC (benchmarks/results: estimate.json; scaling.json, parts strong and link)
+SECONDS = {"mse": 0.041, "lncc": 0.053, "mi": 0.070}  # a deformable iteration, of a core and megavoxel
+LAUNCH = 1.0e-3  # an iteration of a level of no size
+LINEAR = 1.3  # of SECONDS for a look of a linear stage
+LOOKS = 2  # of a linear stage an iteration: two to four while it goes on, but it mostly ends early by itself
+LINK = 1.7e9  # bytes a second between two workers, TCP within a machine
+LATENCY = 5.0e-4  # seconds of a small message; halos of moved and g are waited for, and two sums
 
 
 def lines(plan: Plan, cores: int | None = None) -> list[str]:
@@ -30,7 +34,8 @@ def lines(plan: Plan, cores: int | None = None) -> list[str]:
         *rows,
         f"memory of a worker: at most {size(plan.peak_bytes)}" + (f" of {size(plan.memory)}" if plan.memory else ""),
         f"disk: reads {size(disk.read)}, writes {size(disk.written)}, checkpoints up to {size(checkpoint_bytes(plan))}",
-        f"time: about {duration(total)} on {_many(plan.workers, 'worker')} of {_many(share, 'core')}, no level stopping early",
+        f"time: about {duration(total)} on {_many(plan.workers, 'worker')} of {_many(share, 'core')}, no level stopping early; "
+        "reading and writing apart",
     ]
 
 
@@ -39,12 +44,14 @@ def _many(n: int, what: str) -> str:
 
 
 def seconds(plan: Plan, stage: int, level: Level, cores: int) -> float:
-    """Estimated time of a level: the largest block's voxels, and what it sends."""
+    """Estimated time of a level: the largest block's voxels, what it sends, and how often it waits."""
     kind = plan.config.stages[stage]
     assert isinstance(kind, Optimised)
     voxels = max(level.partition.lengths) * level.fixed.shape[1] * level.fixed.shape[2] / 1e6
-    each = SECONDS[kind.similarity.kind] * voxels / cores * (1.0 if isinstance(kind, Deformable) else LINEAR)
-    return level.iterations * (each + plan.tally(stage, level).wire / LINK)
+    passes, share = (1, 1.0) if isinstance(kind, Deformable) else (LOOKS, LINEAR)
+    work = SECONDS[kind.similarity.kind] * share * voxels / cores + LAUNCH
+    waits = 2 + 2 * math.ceil(math.log2(plan.workers)) if plan.workers > 1 else 0
+    return level.iterations * passes * (work + plan.wire(stage, level) / LINK + waits * LATENCY)
 
 
 def _line(plan: Plan, stage: int, level: Level, cores: int) -> str:
@@ -56,7 +63,7 @@ def _line(plan: Plan, stage: int, level: Level, cores: int) -> str:
     residency = level.residency if plan.workers > 1 else "-"
     return (
         start
-        + f"{residency:<10}{size(t.images):>9}{size(t.moving):>9}{size(t.fields):>9}{size(t.wire):>11}"
+        + f"{residency:<10}{size(t.images):>9}{size(t.moving):>9}{size(t.fields):>9}{size(plan.wire(stage, level)):>11}"
         + (f"{duration(seconds(plan, stage, level, cores)):>9}")
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,8 +55,14 @@ class Inputs:
         """What will run on so many workers."""
         masked = (self.masks[0] is not None, self.masks[1] is not None)
         given: dict[str, Any] = {"workers": workers, "memory": memory, "residency": residency, "fewest": fewest}
+        given["unpacked"] = tuple(_largest_chunk(volume) for volume in (self.fixed, self.moving))
         f, m = self.orders
         return make_plan(self.fixed.grid.permute(f), self.moving.grid.permute(m), self.config, masks=masked, **given)
+
+
+def _largest_chunk(volume: Volume) -> int:
+    """Bytes."""
+    return int(math.prod(max(sizes) for sizes in volume.data.chunks) * volume.dtype.itemsize)
 
 
 def open_inputs(

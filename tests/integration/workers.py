@@ -12,6 +12,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskreg
+from daskreg.cluster.session import workers_of
 from daskreg.workflows.register import Result
 from daskreg.workflows.verify import Comparison, compare
 
@@ -44,7 +45,7 @@ def require(comm: str) -> None:
 
 def addresses(client: Client) -> list[str]:
     """Workers in the order in which a run gives them ranks."""
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+    return sorted(workers_of(client))
 
 
 def processes(client: Client) -> list[int]:

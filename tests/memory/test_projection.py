@@ -18,32 +18,46 @@ PROGRAM = """
 import json
 import sys
 
-from daskreg import MI, Affine, Deformable, register
+from daskreg import LNCC, MI, MSE, Affine, Deformable, register
 
 if __name__ == "__main__":
-    deformable = [Deformable(similarity=MI(), scales=(2, 1), iterations=(2, 2), tolerance=0)]
-    stages = {"deformable": deformable, "affine": [Affine(scales=(2, 1), iterations=(1, 1))]}[sys.argv[1]]
-    result = register("fixed.zarr", "moving.zarr", stages, output="run.zarr", workers=2, comm="tcp", overwrite=True)
+    kind, loss, workers, residency = sys.argv[1:]
+    similarity = {"mse": MSE(), "lncc": LNCC(), "mi": MI()}[loss]
+    deformable = [Deformable(similarity=similarity, scales=(2, 1), iterations=(2, 2), tolerance=0)]
+    stages = {"deformable": deformable, "affine": [Affine(similarity=similarity, scales=(2, 1), iterations=(1, 1))]}[kind]
+    use = {"workers": int(workers), "residency": residency, "comm": "tcp"}
+    result = register("fixed.zarr", "moving.zarr", stages, output="run.zarr", overwrite=True, **use)
     peaks = [rank["peak_bytes"] for rank in result.report["ranks"]]
     print(json.dumps({"peaks": peaks, "projected": result.report["projected_bytes"]}))
 """
+CASES = [
+    ("deformable", "mse", 3, "replicate"),
+    ("deformable", "mse", 1, "replicate"),
+    ("deformable", "mi", 2, "window"),
+    ("deformable", "lncc", 3, "ring"),
+    ("affine", "mse", 1, "replicate"),
+    ("affine", "mse", 3, "replicate"),
+    ("affine", "lncc", 2, "ring"),
+    ("affine", "mi", 3, "window"),
+]
 
 
-def measured(folder, shape, kind):
-    """Peaks of two workers and their projection; the program is a file, which processes that are spawned need."""
+def measured(folder, shape, *arguments):
+    """Peaks of the workers and their projection; the program is a file, which processes that are spawned need."""
     folder.mkdir()
     for seed, role in enumerate(("fixed", "moving")):
         write_image(folder / f"{role}.zarr", np.random.default_rng(seed).random(shape, np.float32), Grid(shape))
     (folder / "program.py").write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, "program.py", kind],
+        [sys.executable, "program.py", *map(str, arguments)],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", ["deformable", pytest.param("affine", marks=pytest.mark.slow)])
-def test_two_workers_stay_under_the_projection_and_near_it(tmp_path, kind):
-    measured(tmp_path / "small", (24, 24, 24), kind)  # fills the kernels' cache: the compiler alone takes 100 MB
-    found = measured(tmp_path / "large", SHAPE, kind)
+@pytest.mark.parametrize("arguments", [CASES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CASES[1:])], ids=str)
+def test_workers_stay_under_the_projection_and_near_it(tmp_path, arguments):
+    measured(tmp_path / "small", (24, 24, 24), *arguments)  # fills the kernels' cache: the compiler alone takes 100 MB
+    found = measured(tmp_path / "large", SHAPE, *arguments)
+    assert len(found["peaks"]) == arguments[2]
     assert max(found["peaks"]) <= found["projected"] <= 1.25 * max(found["peaks"])

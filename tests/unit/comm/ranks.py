@@ -11,6 +11,7 @@ from typing import Any
 
 from distributed import Client
 
+from daskreg.cluster.session import workers_of
 from daskreg.comm import Communicator, Patience, Port, open_port
 
 Part = Callable[[Communicator], Any]
@@ -45,7 +46,7 @@ class Gang:
 
     def __init__(self, client: Client, kind: str, size: int) -> None:
         self.client, self.run, self.size = client, f"run {next(_runs)}", size
-        workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+        workers = sorted(workers_of(client))
         self.mine = {w: list(range(i, size, len(workers))) for i, w in enumerate(workers) if i < size}
         found = self._everywhere(_open, kind, self.run, size, each=(60.0,))
         addresses = {r: a for part in found.values() for r, a in part.items()}

@@ -1,0 +1,87 @@
+"""Where a plan puts the moving image, by what a worker may use; and what it refuses."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from daskreg.config import LNCC, MSE, Affine, Config, Deformable
+from daskreg.errors import PlanTooLarge
+from daskreg.grid import Grid
+from daskreg.planning import RESIDENCIES, make_plan
+from tests.phantoms import rotation
+
+SHAPE = (512, 512, 512)
+STAGES = (Affine(similarity=MSE()), Deformable(similarity=LNCC(), scales=(2, 1)))
+
+
+def planned(workers=16, moving=None, **options):
+    return make_plan(Grid(SHAPE), moving or Grid(SHAPE), Config(stages=STAGES), workers=workers, **options)
+
+
+def chosen(memory, **options):
+    return [level.residency for stage in planned(memory=memory, **options).levels for level in stage]
+
+
+def needed(residency, **options):
+    """Bytes of the finest level."""
+    plan = planned(residency=residency, **options)
+    return plan.tally(1, plan.levels[1][-1]).total
+
+
+def test_less_memory_means_less_of_the_moving_image():
+    """With blocks thick enough that three shards are less than two windows."""
+    needs = [needed(residency, workers=16) for residency in RESIDENCIES]
+    assert sorted(needs, reverse=True) == needs
+    assert len(set(needs)) == 3
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_auto_takes_the_first_that_fits(residency):
+    assert chosen(needed(residency))[-1] == residency
+    k = RESIDENCIES.index(residency)
+    assert chosen(needed(residency) - 1)[-1] == RESIDENCIES[min(k + 1, 2)]
+
+
+def test_auto_chooses_for_each_level():
+    """A coarse level fits whole where the finest does not."""
+    assert chosen(needed("window")) == ["replicate", "replicate", "replicate", "window"]
+
+
+def test_auto_holds_all_of_it_where_memory_has_no_limit():
+    assert set(chosen(None)) == {"replicate"}
+
+
+def test_where_nothing_fits_it_is_the_smallest_and_refused():
+    least = min(RESIDENCIES, key=needed)
+    plan = planned(memory=1 << 20)
+    assert plan.levels[1][-1].residency == least
+    with pytest.raises(PlanTooLarge, match=r"needs .* GiB a worker .*, a worker has 0\.0 GiB; "):
+        plan.validate(1 << 20)
+
+
+def test_a_window_on_an_image_that_lies_across_saves_nothing():
+    """Every block reaches all of it, so that the ring is next."""
+    turn, middle = rotation((0, 0, 90)), (np.asarray(SHAPE) - 1) / 2
+    across = Grid(SHAPE, direction=tuple(map(tuple, turn)), origin=tuple(middle - turn @ middle))
+    assert chosen(needed("replicate", moving=across) - 1, moving=across)[-1] == "ring"
+
+
+def test_more_workers_need_less_each_and_the_refusal_says_how_many_fit():
+    plan = planned(workers=3, memory=2 << 30)
+    with pytest.raises(PlanTooLarge, match=r"use (\d+) workers of that memory") as refused:
+        plan.validate(2 << 30)
+    told = int(str(refused.value).partition("use ")[2].split()[0])
+    assert planned(workers=told, memory=2 << 30).peak_bytes <= 2 << 30 < planned(workers=told - 1, memory=2 << 30).peak_bytes
+
+
+def test_no_worker_needs_room_for_a_whole_image_when_there_are_many():
+    """Else images could not grow with the workers."""
+    many = make_plan(Grid((8192, 1024, 1024)), Grid((8192, 1024, 1024)), Config(stages=STAGES), workers=128, memory=12 << 30)
+    assert many.peak_bytes < 12 << 30 < many.moving.size * 4
+
+
+def test_a_chunk_that_is_unpacked_whole_counts():
+    plan = planned(memory=None)
+    assert replace(plan, unpacked=(0, 62 << 30)).peak_bytes > 62 << 30
+    assert replace(plan, unpacked=(1 << 20, 1 << 20)).peak_bytes == plan.peak_bytes
