@@ -41,6 +41,7 @@ class Interpolation(StrEnum):
 
     linear = "linear"
     nearest = "nearest"
+    cubic = "cubic"
     label = "label"
 
 

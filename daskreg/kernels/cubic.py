@@ -26,7 +26,6 @@ def keys(k, w, n):
     )
 
 
-
 @formula
 def tricubic(image, k, j, i, wz, wy, wx):
     """Value at whole (k, j, i) + fraction w from 64 voxels; those beyond the edge count as 0."""

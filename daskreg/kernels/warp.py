@@ -46,12 +46,12 @@ def beyond(u, gz, gy, gx, wz, wy, wx, first, size):
 
 @voxelwise()
 def invert(z, y, x, at, first, size, tolerance, rounds, u, w, residual):
-    """w with ``w(q) = -u(q + w(q))``: q + w is the point that ``p + u(p)`` brings to q.
+    """W with ``w(q) = -u(q + w(q))``: q + w is the point that ``p + u(p)`` brings to q.
 
     By the fixed point of Chen et al., *A simple fixed-point approach to invert a deformation field* (Med. Phys. 2008), the step
     halved where the residual does not fall by a tenth: where u contracts that never happens.
 
-    at: global voxel of z = y = x = 0, first: of ``u[:, 0, 0, 0]``, size: of the grid of u, beyond which it is clamped, (3,) int32;
+    at: global voxel of z = y = x = 0, first: of ``u[:, 0, 0, 0]``, size: of the grid of u, which is clamped there, (3,) int32;
     tolerance: (1,) float32, voxels;  rounds: most steps (int);  u: (3, Z', Y', X') float32, voxels, all that q - u can reach;
     w: (3, Z, Y, X) float32, voxels;  residual: (Z, Y, X) float32, ``|w + u(q + w)|``
     """

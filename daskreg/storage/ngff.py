@@ -135,16 +135,23 @@ def parse(name: str, attrs: Mapping[str, Any]) -> Multiscale | None:
 
 
 def group_attributes(
-    grid: Grid, levels: Sequence[tuple[str, tuple[int, int, int]]], name: str, components: int = 0, *, sampled: bool = False
+    grid: Grid,
+    levels: Sequence[tuple[str, tuple[int, int, int]]],
+    name: str,
+    components: int = 0,
+    *,
+    sampled: bool = False,
+    lead: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Attributes of an NGFF 0.5 image group: ``levels`` are (path, factors from level 0) of block averages,
-    or, when ``sampled``, of every factor-th voxel.
+    or, when ``sampled``, of every factor-th voxel; ``lead`` names leading axes.
 
     NGFF 0.5 states no direction: ``daskreg.grid`` beside it does, and RFC-4 orientations where the axes lie along LPS.
     """
-    axes: list[dict[str, Any]] = [{"name": "c", "type": "channel"}] if components else []
+    outer = list(lead) or (["c"] if components else [])
+    axes: list[dict[str, Any]] = [{"name": n, "type": KINDS.get(n, "other")} for n in outer]
     axes += [_axis_attributes(n, grid, k) for k, n in enumerate(SPACE)]
-    datasets = [_dataset_attributes(path, level_grid(grid, f, sampled), bool(components)) for path, f in levels]
+    datasets = [_dataset_attributes(path, level_grid(grid, f, sampled), len(outer)) for path, f in levels]
     multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": "sampled" if sampled else "mean"}
     return {"ome": {"version": "0.5", "multiscales": [multiscale]}, "daskreg": {"grid": grid_attributes(grid)}}
 
@@ -311,9 +318,9 @@ def _orientation(column: NDArray[np.float64]) -> str | None:
     return None
 
 
-def _dataset_attributes(path: str, grid: Grid, vector: bool) -> dict[str, Any]:
+def _dataset_attributes(path: str, grid: Grid, outer: int) -> dict[str, Any]:
     shift = np.linalg.solve(np.asarray(grid.direction), np.asarray(grid.origin)).tolist()
-    lead = ([1.0], [0.0]) if vector else ([], [])
+    lead = [1.0] * outer, [0.0] * outer
     return {
         "path": path,
         "coordinateTransformations": [

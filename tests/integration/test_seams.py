@@ -5,8 +5,8 @@ import pytest
 from distributed import Client, LocalCluster
 
 from daskreg import LNCC, Affine, Deformable, Moments, register
-from daskreg.transforms.composite import Transform
 from daskreg.workflows.demo import demo_pair
+from daskreg.workflows.transform import Transform
 
 STAGES = [
     Moments(),
@@ -45,7 +45,7 @@ def test_no_seam_shows_in_the_displacement_and_its_jacobian(result):
     assert len(blocks) == 3
     faces = [stop - 1 for _, stop in blocks[:-1]]
     u = np.asarray(result.displacement)
-    determinant = Transform(result.affine, result.store.fixed_grid, u).jacobian()
+    determinant = Transform.of(result.affine, result.store.fixed_grid, u).determinant()
     assert stands_out(u, faces) < LIMIT
     assert stands_out(determinant, faces) < LIMIT
 
