@@ -202,11 +202,6 @@ def sample_cubic() -> Case:
 
 
 @case
-def extent() -> Case:
-    return SHAPE, fixed_point(MATRIX), linear_part(MATRIX), vectors(*SHAPE, size=3)
-
-
-@case
 def sample_field() -> Case:
     return SHAPE, fixed_point(MATRIX), linear_part(MATRIX), vectors(*SHAPE, size=3), vectors(*OTHER, seed=6), empty(3, *SHAPE)
 

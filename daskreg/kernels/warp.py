@@ -1,4 +1,4 @@
-"""A chain of displacements at a block's voxels: where its points reach, what a field says there, and the inverse of one."""
+"""A displacement field at a block's points, and the inverse of one."""
 
 import math
 
@@ -11,14 +11,6 @@ from daskreg.kernels.sample import point, trilinear
 index = int64  # replaced by the launcher
 ONE, NIL, HALF = float32(1), float32(0), float32(0.5)
 SLOW, LEAST, FAR = float32(0.9), float32(1 / 16), float32(1e30)
-
-
-@voxelwise(sums=6, peak=True)
-def extent(z, y, x, affine, linear, u):
-    """Row maxima of (p, -p), p = A x + t + S u(x): the box in which all points of a block lie; arguments as in ``sample``."""
-    k, j, i, wz, wy, wx = point(z, y, x, 0, affine, linear, u)
-    pz, py, px = float32(k) + wz, float32(j) + wy, float32(i) + wx
-    return pz, py, px, -pz, -py, -px
 
 
 @voxelwise()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from threading import Lock
 from typing import Any
 
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from daskreg.grid import Grid, Region
 from daskreg.kernels.jacobian import jacobian
 from daskreg.kernels.launch import Kernel
-from daskreg.kernels.warp import extent, sample_field
-from daskreg.transforms.composite import Link
+from daskreg.kernels.warp import sample_field
+from daskreg.transforms.composite import Link, pieces
 from daskreg.transforms.linear import fixed_point, linear_part
 
+PART = 32  # voxels an axis of what is bounded together
 MARGIN = 2  # voxels around what a block's points reach: trilinear corners and rounding
 Matrix = NDArray[np.float64]
 Array = NDArray[np.float32]
@@ -93,7 +95,7 @@ def _field_at(at: Course, link: Link, box: Region, run: Launch) -> Array | None:
         if there.size:
             d[(slice(None), *there.within(same))] = link.displacement[(slice(None), *there.slices)]
         return d
-    there = footprint(matrix, linear, at.e, box, link.place.shape, run)
+    there = footprint(matrix, linear, at.e, box, link.place.shape)
     if not there.size:
         return None
     part = np.ascontiguousarray(link.displacement[(slice(None), *there.slices)], np.float32)
@@ -110,31 +112,28 @@ def _same_lattice(matrix: Matrix, box: Region) -> Region | None:
     return box.shift((z, y, x))
 
 
-def footprint(
-    matrix: Matrix,
-    linear: Matrix,
-    e: Array | None,
-    box: Region,
-    shape: Sequence[int],
-    run: Launch = launch,
-    margin: int = MARGIN,
-) -> Region:
+def footprint(matrix: Matrix, linear: Matrix, e: Array | None, box: Region, shape: Sequence[int], margin: int = MARGIN) -> Region:
     """The voxels of an image of ``shape`` that ``p(x) = A x + t + S e(x)`` reads, over all voxels x of a box.
 
-    With e, each voxel's own point counts: what bulges inside a box reaches further than its corners and faces do.
+    Every voxel's own e counts, in parts of PART voxels an axis: what bulges inside a box reaches further than its corners and
+    faces do.
     """
-    if e is None:
-        ends = np.array([box.start, np.array(box.stop) - 1])
-        at = np.stack(np.meshgrid(*ends.T, indexing="ij"), axis=-1).reshape(8, 3) @ matrix[:3, :3].T + matrix[:3, 3]
-        low, high = at.min(axis=0), at.max(axis=0)
-    else:
-        anchor = np.rint(matrix[:3, :3] @ np.asarray(box.start) + matrix[:3, 3])  # float32 is exact near 0 only
-        near = Region((int(anchor[0]), int(anchor[1]), int(anchor[2])), (0, 0, 0))
-        rows = run(extent, box.shape, shifted(matrix, box, near), linear_part(linear), e)
-        ends = rows.reshape(6, -1).max(axis=1).astype(float)
-        low, high = anchor - ends[3:], anchor + ends[:3]
+    parts = [box] if e is None else list(pieces(box, PART))
+    ends = [_ends(matrix, linear, None if e is None else e[(slice(None), *part.within(box))], part) for part in parts]
+    low, high = np.min([a for a, _ in ends], axis=0), np.max([b for _, b in ends], axis=0)
     low, high = np.clip([low - margin, high + margin + 1], -1.0, np.asarray(shape) + 1.0)  # far away is far enough
     return Region(tuple(np.floor(low).astype(int)), tuple(np.ceil(high).astype(int))) & Region((0, 0, 0), tuple(shape))  # type: ignore[arg-type]
+
+
+def _ends(matrix: Matrix, linear: Matrix, e: Array | None, box: Region) -> tuple[Matrix, Matrix]:
+    """Least and most of A x + t + S e in a box, (3,) each, from the box's corners and the range of each component of e."""
+    corners = np.array(list(product(*zip(box.start, np.array(box.stop) - 1, strict=True))))
+    at = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    low, high = at.min(axis=0), at.max(axis=0)
+    if e is not None:
+        least, most = linear * e.min(axis=(1, 2, 3)), linear * e.max(axis=(1, 2, 3))
+        low, high = low + np.minimum(least, most).sum(axis=1), high + np.maximum(least, most).sum(axis=1)
+    return low, high
 
 
 def shifted(matrix: Matrix, box: Region, there: Region) -> tuple[np.int64, ...]:

@@ -142,5 +142,10 @@ class Scaled:
 
 def blocks(shape: tuple[int, int, int], edge: int) -> Iterator[Region]:
     """Boxes of at most ``edge`` voxels an axis that cover a grid."""
-    for start in product(*(range(0, n, edge) for n in shape)):
-        yield Region(start, tuple(min(a + edge, n) for a, n in zip(start, shape, strict=True)))  # type: ignore[arg-type]
+    return pieces(Region((0, 0, 0), shape), edge)
+
+
+def pieces(box: Region, edge: int) -> Iterator[Region]:
+    """Boxes of at most ``edge`` voxels an axis that cover a box."""
+    for start in product(*(range(a, b, edge) for a, b in zip(box.start, box.stop, strict=True))):
+        yield Region(start, tuple(min(a + edge, n) for a, n in zip(start, box.stop, strict=True)))  # type: ignore[arg-type]

@@ -83,7 +83,7 @@ class Resampler:
         run = LAUNCHES[self.device]
         at = course(self.links, self.here, box, run)
         matrix, linear = at.into(self.there)
-        near = footprint(matrix, linear, at.e, box, self.there.shape, run, MARGIN + (self.interpolation == "cubic"))
+        near = footprint(matrix, linear, at.e, box, self.there.shape, MARGIN + (self.interpolation == "cubic"))
         moved = np.zeros((*map(len, lead), *box.shape), self.image.dtype)
         if near.size:
             place = (0, shifted(matrix, box, near), linear_part(linear), at.e)
@@ -113,7 +113,7 @@ def as_stored(moved: NDArray[Any], dtype: np.dtype[Any], interpolation: str) -> 
     """Back in the image's type: interpolated integers rounded and clipped, out of domain 0."""
     if interpolation not in SMOOTH:
         return moved.astype(dtype, copy=False)
-    moved = np.nan_to_num(moved, copy=False, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    moved[np.isnan(moved)] = 0
     if dtype.kind == "f":
         return moved.astype(dtype, copy=False)
     low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
