@@ -54,6 +54,9 @@ class Part(StrEnum):
 
 
 Run = Annotated[str, typer.Argument(metavar="RUN.zarr", help="what 'daskreg register' wrote")]
+Moves = Annotated[
+    str, typer.Argument(metavar="TRANSFORM", help="RUN.zarr, another transform's .zarr, .nii.gz field, .h5, .mat, .tfm or .txt")
+]
 Cluster = Annotated[str, typer.Option("--cluster", help="local, or the address of a Dask scheduler")]
 Workers = Annotated[
     int | None,
@@ -299,6 +302,23 @@ def demo(
         result, page = workflow(out, overwrite=overwrite, progress=watch)
     for line in [*progress.summary(result.path, result.report), f"report: {page}"]:
         typer.echo(line)
+
+
+@app.command()
+def points(
+    transform: Moves,
+    source: Annotated[str, typer.Argument(metavar="POINTS", help=".csv, .tsv or .txt with x, y, z; .npy (N, 3); or a mesh")],
+    output: Annotated[str, typer.Option("--output", "-o", help="the same kind of file")],
+    to: Annotated[str, typer.Option("--to", help="moving (from fixed points) or fixed (from moving points)")] = "moving",
+    space: Annotated[str, typer.Option("--space", help="lps or ras (world), or index (voxels of their own image)")] = "lps",
+    order: Annotated[str | None, typer.Option("--order", help="of unnamed columns: xyz (tables), zyx (.npy)")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Where POINTS of one image lie in the other."""
+    from daskreg.workflows.points import points as workflow
+
+    moved = workflow(transform, source, output, to=to, space=space, order=order, overwrite=overwrite)
+    typer.echo(f"{output}: {len(moved)} points in the {to} image, {space}")
 
 
 def _terminate(*_: Any) -> None:

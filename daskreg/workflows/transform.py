@@ -166,21 +166,18 @@ class Transform:
     def moving_to_fixed_points(self, points: ArrayLike, space: Space = "world") -> Points:
         """Where points (.., 3), z, y, x, of the moving image lie in the fixed image, by fixed point, within 1e-4 voxel.
 
-        Points that nothing is brought to (folds) come back as near as the fixed point gets: see ``residuals``.
+        Points that nothing is brought to (folds) come back as near as the fixed point gets: see ``sources``.
         """
-        return self._to(self._sources(points, space)[0], space, self.fixed)
+        return self.sources(points, space)[0]
 
-    def residuals(self, points: ArrayLike, space: Space = "world") -> Points:
-        """How far from each moving point (.., 3) the image of its ``moving_to_fixed_points`` lies, (..,) world units."""
-        return self._sources(points, space)[1]
-
-    def _sources(self, points: ArrayLike, space: Space) -> tuple[Points, Points]:
+    def sources(self, points: ArrayLike, space: Space = "world") -> tuple[Points, Points]:
+        """``moving_to_fixed_points``, and how far at most each moving point is from the image of its source, (..,) world units."""
         y = self._from(points, space, self.moving)
         flat, left = y.reshape(-1, 3), np.zeros(y.size // 3)
         for link in reversed(self.links):
             flat, more = link.sources(flat)
             left = left + more
-        return flat.reshape(y.shape), left.reshape(y.shape[:-1])
+        return self._to(flat.reshape(y.shape), space, self.fixed), left.reshape(y.shape[:-1])
 
     def _from(self, points: ArrayLike, space: Space, grid: Grid | None) -> Points:
         known_word("space", space, ("world", "index"))
