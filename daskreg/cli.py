@@ -53,6 +53,13 @@ class Part(StrEnum):
     affine = "affine"
 
 
+class Stretching(StrEnum):
+    """Of what the Jacobian is."""
+
+    total = "total"
+    warp = "warp"
+
+
 Run = Annotated[str, typer.Argument(metavar="RUN.zarr", help="what 'daskreg register' wrote")]
 Moves = Annotated[
     str, typer.Argument(metavar="TRANSFORM", help="RUN.zarr, another transform's .zarr, .nii.gz field, .h5, .mat, .tfm or .txt")
@@ -319,6 +326,36 @@ def points(
 
     moved = workflow(transform, source, output, to=to, space=space, order=order, overwrite=overwrite)
     typer.echo(f"{output}: {len(moved)} points in the {to} image, {space}")
+
+
+@app.command()
+def invert(
+    transform: Moves,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="INVERSE.zarr", help="an OME-NGFF 0.6 store")],
+    overwrite: Overwrite = False,
+) -> None:
+    """The transform from moving to fixed points, with a certificate of its error over all voxels."""
+    from daskreg.workflows.invert import invert as workflow
+
+    certificate = workflow(transform, output, overwrite=overwrite)
+    typer.echo("\n".join([str(output), *certificate.lines()]))
+
+
+@app.command()
+def jacobian(
+    transform: Moves,
+    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz or .ome.zarr")],
+    like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the map takes")] = None,
+    part: Annotated[
+        Stretching, typer.Option("--part", help="total, or warp: without the affine's determinant")
+    ] = Stretching.total,
+    overwrite: Overwrite = False,
+) -> None:
+    """The map of Jacobian determinants, and how many voxels fold."""
+    from daskreg.workflows.jacobian import jacobian as workflow
+
+    found = workflow(transform, output, like=like, part=part.value, overwrite=overwrite)
+    typer.echo(f"{output}: {found.line()}")
 
 
 def _terminate(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""OME-Zarr metadata, versions 0.4 and 0.5: read into plain values, and written."""
+"""OME-Zarr metadata, versions 0.4 and 0.5: read into plain values, and written; 0.6 is in ``ngff06``."""
 
 from __future__ import annotations
 
@@ -127,6 +127,10 @@ def parse(name: str, attrs: Mapping[str, Any]) -> Multiscale | None:
     ome = attrs.get("ome", attrs)
     images = ome["multiscales"]
     version = str(ome.get("version") or images[0].get("version") or ("0.5" if "ome" in attrs else "0.4"))
+    if version.startswith("0.6"):
+        from daskreg.storage.ngff06 import parse_image  # which builds on this module
+
+        return parse_image(name, images[0], _labels(ome), _stored_grid(attrs))
     model = _validated(name, version, images[0])
     axes = tuple(_axis(a) for a in model.axes)
     outer = _steps(name, model.coordinateTransformations or (), len(axes))
@@ -191,7 +195,7 @@ def guessed_axes(names: Sequence[str | None] | None, ndim: int) -> tuple[Axis, .
 def _validated(name: str, version: str, image: Mapping[str, Any]) -> Multiscale04 | Multiscale05:
     if not version.startswith(("0.4", "0.5")):
         raise Unreadable(
-            f"{name} is OME-Zarr {version}; versions 0.4 and 0.5 are read. Point at one of its arrays, with '::spacing=ZxYxX'."
+            f"{name} is OME-Zarr {version}; versions 0.4, 0.5 and 0.6 are read. Name one of its arrays, with '::spacing=ZxYxX'."
         )
     model = Multiscale05 if version.startswith("0.5") else Multiscale04
     try:

@@ -4,37 +4,49 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, NotFound, OutputError
-from daskreg.grid import Region
+from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, write_affine, write_displacement_nifti
 from daskreg.storage.address import parse_address
+from daskreg.storage.itk import LINEAR_ENDINGS
+from daskreg.storage.itk_composite import is_composite, write_composite
 from daskreg.storage.nifti import is_nifti
 from daskreg.transforms.composite import Link
 from daskreg.workflows.blocks import block_of, by_block
+from daskreg.workflows.keep import write_transform
 from daskreg.workflows.load import load_transform
 from daskreg.workflows.resample import known_word
 from daskreg.workflows.transform import Transform
 
 Part = Literal["total", "warp", "affine"]
 PARTS = ("total", "warp", "affine")
-LINEAR = (".mat", ".tfm", ".txt")
 
 
 def export(run: str | Path | RunStore | Transform, output: str | Path, *, part: Part = "total", overwrite: bool = False) -> None:
     """Write ``phi(x) - x`` (total) or d (warp) as a displacement field, or W (affine) as an ITK affine, in millimetres.
 
+    The whole also goes, link by link, into an ITK composite (.h5) or an OME-NGFF 0.6 scene (.zarr), which keeps its unit.
+
     Total alone, or the affine applied after the warp (for ANTs: ``-t warp.nii.gz -t affine.mat``), takes fixed to moving points,
     as resampling wants it. Raises ConfigError, NotFound (no such part), OutputError when the ending does not suit the part.
     """
     known_word("part", part, PARTS)
-    _require_ending(str(output), part)
+    path = parse_address(output).path
+    if part != "total" or not (is_composite(path) or path.lower().endswith(".zarr")):
+        _require_ending(path, part)
     transform = run if isinstance(run, Transform) else load_transform(run)
+    if part == "total" and path.lower().endswith(".zarr"):
+        write_transform(transform, output, overwrite=overwrite)
+        return
+    if part == "total" and is_composite(path):
+        write_composite(output, metric_links(transform), overwrite=overwrite)
+        return
     if part == "affine":
         write_affine(output, metric_affine(transform), overwrite=overwrite)
         return
@@ -50,6 +62,12 @@ def warp_alone(transform: Transform) -> Transform:
     if first.displacement is None or any(link.displacement is not None for link in others):
         raise ConfigError("the transform is a chain in which no one displacement comes first; export the whole (--part total).")
     return replace(transform, links=(Link(np.eye(4), first.grid, first.displacement),))
+
+
+def metric_links(transform: Transform) -> list[tuple[NDArray[np.float64], Grid | None, Any]]:
+    """W, grid and d of every link in millimetres, for a file of ITK's."""
+    metric = transform if transform.unit is None else transform.to_unit("millimeter")
+    return [(k.affine, None if k.displacement is None else k.place, k.displacement) for k in metric.links]
 
 
 def metric_affine(transform: Transform) -> NDArray[np.float64]:
@@ -73,11 +91,11 @@ class _Field:
         return self.transform.field(box, components)
 
 
-def _require_ending(output: str, part: Part) -> None:
-    path = parse_address(output).path
-    if part == "affine" and not path.lower().endswith(LINEAR):
+def _require_ending(path: str, part: Part) -> None:
+    if part == "affine" and not path.lower().endswith(LINEAR_ENDINGS):
         raise OutputError(f"{path}: an affine is written as .mat, .tfm or .txt; choose one of these endings, or another --part.")
     if part != "affine" and not is_nifti(path):
         raise OutputError(
-            f"{path}: part {part!r} is a displacement field, written as .nii or .nii.gz; choose that ending, or --part affine."
+            f"{path}: part {part!r} is a displacement field, written as .nii or .nii.gz (the total also as .h5 or .zarr); "
+            "choose such an ending, or --part affine."
         )

@@ -120,7 +120,7 @@ class Transform:
         whole: False leaves the determinants of the affine maps out.
         """
         grid = self.target(like).to_unit(self.unit)
-        compute = _Determinant(self.links, grid, whole)
+        compute = Determinant(self.links, grid, whole)
         return by_block(compute, grid.shape, np.dtype(np.float32), block_of(grid.shape))
 
     def determinant(self, box: Region | None = None) -> NDArray[np.float32]:
@@ -171,7 +171,7 @@ class Transform:
         return self.sources(points, space)[0]
 
     def sources(self, points: ArrayLike, space: Space = "world") -> tuple[Points, Points]:
-        """``moving_to_fixed_points``, and how far at most each moving point is from the image of its source, (..,) world units."""
+        """``moving_to_fixed_points``, and how far at most each point is from the image of its source, (..,) world units."""
         y = self._from(points, space, self.moving)
         flat, left = y.reshape(-1, 3), np.zeros(y.size // 3)
         for link in reversed(self.links):
@@ -225,13 +225,14 @@ class Transform:
         return Transform(inverted(self.links, fields), self.unit, self.moving, self.fixed)
 
 
-class _Determinant:
-    """Not a dataclass: Dask would look inside."""
+class Determinant:
+    """Any box of a map of determinants. Not a dataclass: Dask would look inside."""
 
     def __init__(self, links: Sequence[Link], grid: Grid, whole: bool) -> None:
         self.links, self.grid, self.whole = tuple(links), grid, whole
 
     def __call__(self, box: Region) -> NDArray[np.float32]:
+        """The determinants of a box, (Z, Y, X)."""
         return stretching(self.links, self.grid, box, whole=self.whole)
 
 
