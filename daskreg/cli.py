@@ -101,7 +101,8 @@ def register(
     fixed_mask: Annotated[str | None, typer.Option("--fixed-mask", help="weights on the fixed grid")] = None,
     moving_mask: Annotated[str | None, typer.Option("--moving-mask", help="weights on the moving grid")] = None,
     initial_transform: Annotated[
-        str | None, typer.Option("--initial-transform", help="RUN.zarr (its affine), .tfm, .mat or .txt: fixed to moving points")
+        str | None,
+        typer.Option("--initial-transform", help="RUN.zarr, field .nii.gz, .h5, .mat, .tfm: fixed to moving points"),
     ] = None,
     spacing: Annotated[
         str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays that state none")
@@ -355,6 +356,27 @@ def jacobian(
     from daskreg.workflows.jacobian import jacobian as workflow
 
     found = workflow(transform, output, like=like, part=part.value, overwrite=overwrite)
+    typer.echo(f"{output}: {found.line()}")
+
+
+@app.command()
+def refine(
+    transform: Moves,
+    fixed: Annotated[str, typer.Argument(metavar="FIXED", help=f"of any resolution: {ADDRESS}")],
+    moving: Annotated[str, typer.Argument(metavar="MOVING", help=ADDRESS)],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="REFINED.zarr", help="an OME-NGFF 0.6 store")],
+    region: Annotated[str, typer.Option("--region", metavar="Z:Z,Y:Y,X:X", help="voxels of FIXED, as 10:90,0:64,32:96")],
+    blend: Annotated[int, typer.Option("--blend", min=1, help="voxels along each face over which the change fades")] = 8,
+    config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a recipe of deformable stages")] = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Register a part of FIXED again, starting from TRANSFORM, and blend it back without a seam."""
+    from daskreg.config import Config
+    from daskreg.workflows.refine import refine as workflow
+
+    given: dict[str, Any] = {} if config is None else {"stages": Config.load(config).stages}
+    found = workflow(transform, fixed, moving, output, region, blend=blend, overwrite=overwrite, workers=workers, **given)
     typer.echo(f"{output}: {found.line()}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import IDENTITY, Grid
+from daskreg.kernels.vectors import turned
 
 Matrix = NDArray[np.float64]
 
@@ -16,16 +17,6 @@ Matrix = NDArray[np.float64]
 def turn_of(grid: Grid) -> Matrix | None:
     """The direction (3, 3), along the world's axes from along the grid's; None where they are the same."""
     return None if grid.direction == IDENTITY else np.asarray(grid.direction, np.float64)
-
-
-def turned(matrix: Matrix, field: NDArray[Any]) -> NDArray[np.float32]:
-    """A linear map (3, 3) of every vector of (3, Z, Y, X), a sum in float32 in a fixed order: a block changes no bit."""
-    out = np.empty(field.shape, np.float32)
-    for row, total in zip(matrix.astype(np.float32), out, strict=True):
-        np.multiply(field[0], row[0], out=total)
-        total += field[1] * row[1]
-        total += field[2] * row[2]
-    return out
 
 
 def along_grid(field: NDArray[Any], turn: Matrix | None) -> NDArray[Any]:

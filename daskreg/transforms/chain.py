@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from daskreg.grid import Grid, Region
 from daskreg.kernels.jacobian import jacobian
 from daskreg.kernels.launch import Kernel
+from daskreg.kernels.vectors import turned
 from daskreg.kernels.warp import sample_field
 from daskreg.transforms.composite import Link, pieces
 from daskreg.transforms.linear import fixed_point, linear_part
@@ -142,11 +143,6 @@ def shifted(matrix: Matrix, box: Region, there: Region) -> tuple[np.int64, ...]:
     for r in range(3):
         a[4 * r + 3] += sum(a[4 * r + c] * box.start[c] for c in range(3)) - (there.start[r] << 32)
     return tuple(np.int64(v) for v in a)
-
-
-def turned(matrix: Matrix, field: Array) -> Array:
-    """A linear map (3, 3) of every vector of a field (3, Z, Y, X), float32."""
-    return np.asarray(np.tensordot(matrix.astype(np.float32), field, 1), np.float32)
 
 
 def stretching(links: Sequence[Link], grid: Grid, box: Region, *, whole: bool = True, run: Launch = launch) -> Array:

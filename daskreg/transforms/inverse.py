@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import Grid, Region
+from daskreg.kernels.vectors import turned
 from daskreg.kernels.warp import invert
-from daskreg.transforms.chain import course, launch, turned
+from daskreg.transforms.chain import course, launch
 from daskreg.transforms.composite import Link
 
 Array = NDArray[np.float32]
