@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
 
 from daskreg.grid import Grid, Region
 from daskreg.kernels.vectors import turned
@@ -80,9 +81,12 @@ class InverseField:
         start, stop = tuple(b.start for b in boxes), tuple(b.stop for b in boxes)
         return self.solve(Region(start, stop))[0]  # type: ignore[arg-type]
 
-    def solve(self, box: Region) -> tuple[Array, Array, float]:
+    def solve(self, box: Region) -> tuple[Array, Array, Array]:
         """V in a box of ``grid``, (3, Z, Y, X) world units; the residual ``|w + u(q + w)|``, (Z, Y, X) voxels; and a Lipschitz
-        constant of u there: where it is below 1, v is off by at most residual / (1 - constant).
+        constant L of u within a voxel of q + w, (Z, Y, X).
+
+        Where the residual is below 1 - L, w -> -u(q + w) contracts the ball of that radius into itself: there is one fixed point
+        in it, at most residual / (1 - L) away.
         """
         at = box.shift(self.region.start)
         near = self._within(at)
@@ -90,7 +94,8 @@ class InverseField:
         w, residual = np.empty((3, *box.shape), np.float32), np.empty(box.shape, np.float32)
         place = (np.array(v, np.int32) for v in (at.start, near.start, self.link.place.shape))
         launch(invert, box.shape, *place, np.array([TOLERANCE], np.float32), ROUNDS, u, w, residual)
-        return turned(self.link.place.index_to_world[:3, :3], w), residual, lipschitz(u)
+        constant = _looked_up(steepness(u), at.shift(_negative(near.start)), w)
+        return turned(self.link.place.index_to_world[:3, :3], w), residual, constant
 
     def _within(self, at: Region) -> Region:
         """The voxels of d that the fixed point can look at from a box: twice bounded, by all of d, then by d in reach of it."""
@@ -106,15 +111,36 @@ class InverseField:
         return Region(tuple(first), tuple(last + 1))
 
 
-def lipschitz(u: Array) -> float:
-    """A bound on ``|u(a) - u(b)| / |a - b|`` of a trilinear field (3, Z, Y, X), voxels: the root of the summed squares of the
-    longest difference along each axis. The derivative along an axis is, anywhere, a mean of such differences.
+def steepness(u: Array) -> Array:
+    """A bound on ``|u(a) - u(b)| / |a - b|`` for a, b within a voxel and a half of each voxel, (Z, Y, X); u: voxels, trilinear.
+
+    The derivative along an axis is, anywhere, a mean of differences of neighbours; so it is at most the longest of those near,
+    and the norm of the three at most the root of their summed squares.
     """
-    total = 0.0
-    for axis in (1, 2, 3):
-        if u.shape[axis] > 1:
-            total += float((np.diff(u, axis=axis) ** 2).sum(axis=0).max())
-    return float(np.sqrt(total))
+    total = np.zeros(u.shape[1:], np.float32)
+    for axis in range(3):
+        if u.shape[axis + 1] > 1:
+            steps = (np.diff(u, axis=axis + 1) ** 2).sum(axis=0)
+            either = np.maximum(_extended(steps, axis, (1, 0)), _extended(steps, axis, (0, 1)))  # of the two neighbours
+            total += maximum_filter(either, 5, mode="nearest")
+    return np.asarray(np.sqrt(total), np.float32)
+
+
+def _extended(values: Array, axis: int, by: tuple[int, int]) -> Array:
+    return np.pad(values, [by if k == axis else (0, 0) for k in range(3)])
+
+
+def _looked_up(values: Array, at: Region, w: Array) -> Array:
+    """The values at the voxels nearest to q + w, q the voxels of a box in the same indices; clamped at the faces."""
+    index = []
+    for c, (a, n) in enumerate(zip(at.start, at.shape, strict=True)):
+        q = np.arange(a, a + n, dtype=np.float32).reshape([-1 if k == c else 1 for k in range(3)])
+        index.append(np.clip(np.rint(q + w[c]), 0, values.shape[c] - 1).astype(np.int32))
+    return np.asarray(values[tuple(index)])
+
+
+def _negative(start: tuple[int, int, int]) -> tuple[int, int, int]:
+    return (-start[0], -start[1], -start[2])
 
 
 def inverted(links: Sequence[Link], fields: Sequence[InverseField | None]) -> tuple[Link, ...]:
@@ -142,7 +168,7 @@ def joined(links: Iterable[Link]) -> tuple[Link, ...]:
 
 @dataclass(frozen=True)
 class Solved:
-    """The fixed point in a box: voxels, the largest residual and the largest proven error (voxels), voxels without proof."""
+    """The fixed point in a box: voxels, the largest residual and the largest proven error (voxels), voxels without a proof."""
 
     voxels: int
     residual: float
@@ -150,12 +176,11 @@ class Solved:
     unproven: int
 
     @classmethod
-    def of(cls, residual: Array, constant: float) -> Solved:
-        """Of one box."""
-        most = float(residual.max())
-        if constant >= 1:
-            return cls(residual.size, most, 0.0, residual.size)
-        return cls(residual.size, most, most / (1 - constant), 0)
+    def of(cls, residual: Array, constant: Array) -> Solved:
+        """Of one box; residual and constant as ``InverseField.solve`` gives them."""
+        proven = residual < 1 - constant
+        bound = residual[proven] / (1 - constant[proven])
+        return cls(residual.size, float(residual.max()), float(bound.max(initial=0.0)), int((~proven).sum()))
 
     @classmethod
     def merged(cls, parts: Sequence[Solved]) -> Solved:

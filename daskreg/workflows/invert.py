@@ -71,7 +71,7 @@ class Certificate:
 
 def _gap(s: Solved) -> str:
     share = 100 * s.unproven / s.voxels
-    return f", but for {share:.2g} % of voxels, in blocks that stretch too much for a proof" if s.unproven else ""
+    return f", but for {share:.2g} % of voxels, where it stretches too much for a proof" if s.unproven else ""
 
 
 def invert(run: str | Path | RunStore | Transform, output: str | Path, *, overwrite: bool = False) -> Certificate:

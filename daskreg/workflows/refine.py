@@ -58,7 +58,7 @@ def refine(
     The moving image is brought there through the transform, registered again, and the correction c that this finds fades to 0
     towards the faces of the part: phi_new(x) = phi(x + c(x)), written as a chain of two fields and sampled as one.
 
-    fixed: of any resolution, so that of a finer level too;  region: voxels of ``fixed``, or text as in 10:90,0:64,32:96 (z, y, x);
+    fixed: of any resolution, a finer level's too;  region: voxels of ``fixed``, or text (z, y, x) as in 10:90,0:64,32:96;
     stages: deformable ones;  blend: voxels along each face over which the correction fades;  resources: as for ``register``.
     Raises InputError and OutputError in all their forms.
     """
@@ -91,7 +91,7 @@ def parse_region(text: str) -> Region:
 
 
 def window(shape: tuple[int, int, int], blend: int) -> da.Array:
-    """From 0 on the faces to 1 at ``blend`` voxels from them, twice differentiable (Perlin's fifth-degree step), (1, Z, Y, X) float32."""
+    """From 0 on the faces to 1 at ``blend`` voxels from them, by a twice differentiable step, (1, Z, Y, X) float32, lazily."""
     edges = []
     for n in shape:
         t = np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]) / blend, 1)

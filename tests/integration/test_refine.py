@@ -52,7 +52,7 @@ def test_there_is_no_seam(refined):
     for axis in range(3):
         bend = np.abs(np.diff(u, n=2, axis=axis + 1))
         for face in (PART.start[axis], PART.stop[axis] - 1):
-            assert np.take(bend, [face - 2, face - 1, face], axis=axis + 1).max() <= 0.5 * steepest
+            assert np.take(bend, face - 1, axis=axis + 1).max() <= 0.5 * steepest
     assert refined.stretch.smallest > 0
 
 
