@@ -7,11 +7,11 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from daskreg.errors import ConfigError, IncompleteRun, OutputExists, UnitsError
+from daskreg.errors import ConfigError, IncompleteRun, OutputError, OutputExists, UnitsError
 from daskreg.grid import Grid, Region
 from daskreg.kernels.labels import sample_label
 from daskreg.kernels.sample import sample
-from daskreg.storage import Volume, open_volume
+from daskreg.storage import Volume, open_volume, write_image
 from daskreg.transforms.chain import footprint
 from daskreg.transforms.linear import fixed_point, index_map, linear_part
 from daskreg.workflows import blocks as module
@@ -254,3 +254,19 @@ def test_the_transform_of_a_run_maps_points(run):
     places = np.array([[3, 4, 5], [29, 35, 40], [0, 0, 0]])
     wanted = phi_by_hand()[tuple(places.T)]
     np.testing.assert_allclose(transform.fixed_to_moving_points(FIXED.to_world(places)), wanted, atol=1e-5)
+
+
+def test_all_channels_of_a_store_are_applied_and_kept(run, image, tmp_path):
+    """To a multiscale OME-Zarr with a channel axis, chunks of one channel each; from another pyramid level as well."""
+    two = np.stack([voxels(image), 1 - voxels(image)])
+    write_image(tmp_path / "two.ome.zarr", two, MOVING, axes=("c",))
+    apply(run, tmp_path / "two.ome.zarr", tmp_path / "out.ome.zarr")
+    for c in range(2):
+        channel = open_volume(f"{tmp_path / 'out.ome.zarr'}::channel={c}")
+        assert channel.grid == FIXED
+        np.testing.assert_array_equal(voxels(channel), voxels(apply(run, Volume(da.from_array(two[c]), MOVING))))
+    with pytest.raises(OutputError, match=r"c.*do not go into one file"):
+        apply(run, tmp_path / "two.ome.zarr", tmp_path / "out.nii.gz")
+    write_image(tmp_path / "big.ome.zarr", blobs((80, 72, 90)), replace(MOVING, shape=(80, 72, 90)))
+    fine, coarse = (voxels(apply(run, f"{tmp_path / 'big.ome.zarr'}::level={k}")) for k in (0, 1))
+    assert np.corrcoef(fine.ravel(), coarse.ravel())[0, 1] > 0.98
