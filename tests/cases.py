@@ -210,8 +210,8 @@ def sample_field() -> Case:
 def invert() -> Case:
     """The block's first voxel lies before the field's grid, and its last one beyond it."""
     u = vectors(*SHAPE, size=0.2)
-    at, first, size = (np.array(v, np.int32) for v in ((-2, 1, -1), (0, 0, 0), SHAPE))
-    return SHAPE, at, first, size, np.array([0], np.float32), 30, u, empty(3, *SHAPE), empty(*SHAPE)
+    at, first, size = (np.array(v, np.int32) for v in ((-3, 9, 6), (0, 0, 0), SHAPE))
+    return SHAPE, at, first, size, np.array([0], np.float32), 30, 2, u, empty(3, *SHAPE), empty(*SHAPE)
 
 
 # --- similarities -----------------------------------------------------------------------------------------------------

@@ -61,14 +61,17 @@ class InverseField:
     its faces, so that v is as smooth there as elsewhere.
     """
 
-    def __init__(self, link: Link, reaches: Sequence[Reach]) -> None:
-        """reaches: of boxes that cover the grid of d, see ``reach_of``."""
+    def __init__(self, link: Link, reaches: Sequence[Reach], finer: int = 1) -> None:
+        """reaches: of boxes that cover the grid of d, see ``reach_of``;  finer: voxels of v in one of d, along each axis."""
+        self.finer = finer
         self.link, self.reaches = Link(np.eye(4), link.place, link.displacement), tuple(reaches)
         first = np.floor(np.min([r.first for r in reaches], axis=0)).astype(int)
         last = np.ceil(np.max([r.last for r in reaches], axis=0)).astype(int)
         start, stop = np.minimum(first, 0), np.maximum(last + 1, link.place.shape)
         self.region = Region(tuple(start), tuple(stop))
-        self.grid = replace(link.place, shape=self.region.shape, origin=tuple(link.place.to_world(start)))
+        z, y, x = ((n - 1) * finer + 1 for n in self.region.shape)
+        dz, dy, dx = (s / finer for s in link.place.spacing)
+        self.grid = replace(link.place, shape=(z, y, x), spacing=(dz, dy, dx), origin=tuple(link.place.to_world(start)))
         self.shape = (3, *self.grid.shape)
         self._low = np.array([r.low for r in reaches])
         self._high = np.array([r.high for r in reaches])
@@ -88,13 +91,14 @@ class InverseField:
         Where the residual is below 1 - L, w -> -u(q + w) contracts the ball of that radius into itself: there is one fixed point
         in it, at most residual / (1 - L) away.
         """
-        at = box.shift(self.region.start)
+        z, y, x = (a * self.finer for a in self.region.start)
+        at = box.shift((z, y, x))
         near = self._within(at)
         u = voxels(self.link, near)
         w, residual = np.empty((3, *box.shape), np.float32), np.empty(box.shape, np.float32)
         place = (np.array(v, np.int32) for v in (at.start, near.start, self.link.place.shape))
-        launch(invert, box.shape, *place, np.array([TOLERANCE], np.float32), ROUNDS, u, w, residual)
-        constant = _looked_up(steepness(u), at.shift(_negative(near.start)), w)
+        launch(invert, box.shape, *place, np.array([TOLERANCE], np.float32), ROUNDS, self.finer, u, w, residual)
+        constant = _looked_up(steepness(u), _axes(at, near, self.finer), w)
         return turned(self.link.place.index_to_world[:3, :3], w), residual, constant
 
     def _within(self, at: Region) -> Region:
@@ -106,8 +110,9 @@ class InverseField:
     def _around(self, at: Region, low: NDArray[np.float64], high: NDArray[np.float64]) -> Region:
         """Q - u for q in a box and u between low and high or 0, and the neighbours that interpolation reads."""
         top = np.asarray(self.link.place.shape) - 1
-        first = np.clip(np.floor(np.asarray(at.start) - np.maximum(high, 0)) - 1, 0, top).astype(int)
-        last = np.clip(np.ceil(np.asarray(at.stop) - 1 - np.minimum(low, 0)) + 2, 0, top).astype(int)
+        ends = np.asarray(at.start) / self.finer, (np.asarray(at.stop) - 1) / self.finer
+        first = np.clip(np.floor(ends[0] - np.maximum(high, 0)) - 1, 0, top).astype(int)
+        last = np.clip(np.ceil(ends[1] - np.minimum(low, 0)) + 2, 0, top).astype(int)
         return Region(tuple(first), tuple(last + 1))
 
 
@@ -130,17 +135,18 @@ def _extended(values: Array, axis: int, by: tuple[int, int]) -> Array:
     return np.pad(values, [by if k == axis else (0, 0) for k in range(3)])
 
 
-def _looked_up(values: Array, at: Region, w: Array) -> Array:
-    """The values at the voxels nearest to q + w, q the voxels of a box in the same indices; clamped at the faces."""
+def _axes(at: Region, near: Region, finer: int) -> list[Array]:
+    """Where the nodes of a box are on each axis, in voxels of ``near``."""
+    return [(np.arange(a, b) / finer - c).astype(np.float32) for a, b, c in zip(at.start, at.stop, near.start, strict=True)]
+
+
+def _looked_up(values: Array, axes: Sequence[Array], w: Array) -> Array:
+    """The values at the voxels nearest to q + w, q the nodes of the axes; clamped at the faces."""
     index = []
-    for c, (a, n) in enumerate(zip(at.start, at.shape, strict=True)):
-        q = np.arange(a, a + n, dtype=np.float32).reshape([-1 if k == c else 1 for k in range(3)])
-        index.append(np.clip(np.rint(q + w[c]), 0, values.shape[c] - 1).astype(np.int32))
+    for c, q in enumerate(axes):
+        along = q.reshape([-1 if k == c else 1 for k in range(3)])
+        index.append(np.clip(np.rint(along + w[c]), 0, values.shape[c] - 1).astype(np.int32))
     return np.asarray(values[tuple(index)])
-
-
-def _negative(start: tuple[int, int, int]) -> tuple[int, int, int]:
-    return (-start[0], -start[1], -start[2])
 
 
 def inverted(links: Sequence[Link], fields: Sequence[InverseField | None]) -> tuple[Link, ...]:

@@ -214,14 +214,17 @@ class Transform:
         k = UNITS[self.unit] / UNITS[name]
         return replace(self, links=tuple(link.scaled(k, name) for link in self.links), unit=name)
 
-    def inverse(self) -> Transform:
+    def inverse(self, finer: int = 1) -> Transform:
         """From the moving to the fixed image. A displacement is read once now, and inverted where the result is read.
 
+        finer: voxels of the inverse in one of the displacement, along each axis; between them it is trilinear.
         ``daskreg invert`` writes it out, with a certificate of its error. Raises ConfigError for a singular affine.
         """
+        if finer < 1:
+            raise ConfigError(f"finer {finer}: a whole number of at least 1 was expected.")
         if abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
             raise ConfigError("the affine part is singular: the transform flattens space and has no inverse.")
-        fields = [None if link.displacement is None else InverseField(link, reaches(link)) for link in self.links]
+        fields = [None if link.displacement is None else InverseField(link, reaches(link), finer) for link in self.links]
         return Transform(inverted(self.links, fields), self.unit, self.moving, self.fixed)
 
 

@@ -63,7 +63,7 @@ def test_where_it_fails_is_said(tmp_path, caplog):
     certificate = invert(Transform.of(None, grid, d), tmp_path / "i.zarr")
     assert certificate.there_and_back.failed > 0
     assert certificate.solved.unproven > 0
-    assert "fails at" in certificate.lines()[1]
+    assert "folds have no inverse" in certificate.lines()[1]
     assert "folds" in caplog.text
     told = zarr.open_group(tmp_path / "i.zarr").attrs["daskreg"]["certificate"]["beyond_limit_within"]
     assert told["start"] >= [4, 4, 4]
@@ -103,3 +103,15 @@ def test_the_determinant_on_another_grid_is_in_world_units(run, tmp_path):
     near = fine[tuple(np.moveaxis(np.where(inside[..., None], at, 3), -1, 0))]
     assert inside.sum() > 200
     assert np.abs(values - near)[inside].mean() < 0.05
+
+
+def test_finer_voxels_leave_half_of_the_error(run, tmp_path):
+    coarse = invert(run, tmp_path / "coarse.zarr").there_and_back
+    fine = invert(run, tmp_path / "fine.zarr", finer=2).there_and_back
+    assert fine.mean < 0.6 * coarse.mean
+    assert fine.largest < 0.7 * coarse.largest
+    grids = [load_transform(tmp_path / name).links[-1].place for name in ("coarse.zarr", "fine.zarr")]
+    assert grids[1].shape == tuple(2 * n - 1 for n in grids[0].shape)
+    np.testing.assert_allclose(grids[1].corners(), grids[0].corners(), atol=1e-9)
+    with pytest.raises(ConfigError, match="finer 0"):
+        invert(run, tmp_path / "x.zarr", finer=0)
