@@ -334,12 +334,13 @@ def invert(
     transform: Moves,
     output: Annotated[str, typer.Option("--output", "-o", metavar="INVERSE.zarr", help="an OME-NGFF 0.6 store")],
     finer: Annotated[int, typer.Option("--finer", min=1, help="voxels of the inverse in one of the field, an axis")] = 1,
+    both: Annotated[bool, typer.Option("--both", help="keep the transform beside its inverse: a bijection")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """The transform from moving to fixed points, with a certificate of its error over all voxels."""
     from daskreg.workflows.invert import invert as workflow
 
-    certificate = workflow(transform, output, finer=finer, overwrite=overwrite)
+    certificate = workflow(transform, output, finer=finer, both=both, overwrite=overwrite)
     typer.echo("\n".join([str(output), *certificate.lines()]))
 
 

@@ -75,16 +75,21 @@ class TransformStore:
         fixed: Grid | None,
         moving: Grid | None,
         told: Mapping[str, Any],
+        backward: int = 0,
     ) -> None:
-        """Coarser levels, then the metadata; links: W and the field's grid of each; told: JSON that goes with it."""
+        """Coarser levels, then the metadata; links: W and the field's grid of each; told: JSON that goes with it.
+
+        backward: how many links, the last ones, are those of the inverse: with some, the scene's transformation is a bijection.
+        """
         paths = [None if grid is None else _field(k) for k, (_, grid) in enumerate(links)]
         named = [(w, grid, path) for (w, grid), path in zip(links, paths, strict=True)]
+        forward, back = named[: len(named) - backward], named[len(named) - backward :]
         own = {
             "kind": "transform",
             "format": FORMAT,
             "complete": True,
             "unit": unit,
-            "links": [{"affine": w.tolist(), "field": path} for w, _, path in named],
+            "links": [{"affine": w.tolist(), "field": path} for w, _, path in forward],
             **{k: ngff.grid_attributes(g) for k, g in (("fixed", fixed), ("moving", moving)) if g is not None},
             **told,
         }
@@ -93,7 +98,7 @@ class TransformStore:
             for _, grid, path in named:
                 if grid is not None and path is not None:
                     _build(group[path], grid, path)
-            group.attrs.put({"ome": ngff06.scene_attributes(named, unit), "daskreg": own})
+            group.attrs.put({"ome": ngff06.scene_attributes(forward, unit, back), "daskreg": own})
 
 
 def reopened(store: TransformStore, link: int, grid: Grid) -> da.Array:

@@ -74,13 +74,16 @@ def _gap(s: Solved) -> str:
     return f", but for {share:.2g} % of voxels, where it stretches too much for a proof" if s.unproven else ""
 
 
-def invert(run: str | Path | RunStore | Transform, output: str | Path, *, finer: int = 1, overwrite: bool = False) -> Certificate:
+def invert(
+    run: str | Path | RunStore | Transform, output: str | Path, *, finer: int = 1, both: bool = False, overwrite: bool = False
+) -> Certificate:
     """Write the inverse of a transform, from moving to fixed points, as an OME-NGFF 0.6 store, and say how exact it is.
 
     Each displacement d becomes v with ``v(q) = -d(q + v(q))`` on d's grid, grown to hold all x + d(x), by fixed point, block by
     block with the halo that d can reach, on the Dask client in hand.
 
-    finer: voxels of the inverse in one of the displacement, along each axis; twice as many leave about half of the error.
+    finer: voxels of the inverse in one of the displacement, along each axis; twice as many leave about half of the error;
+    both: keep the transform beside its inverse, as one bijection that needs no other file.
     Raises InputError and OutputError in all their forms.
     """
     transform = run if isinstance(run, Transform) else load_transform(run)
@@ -93,7 +96,7 @@ def invert(run: str | Path | RunStore | Transform, output: str | Path, *, finer:
         certified.append(Certificate(trip, Solved.merged(found) if found else None))
         return {"certificate": certified[0].as_dict()}
 
-    write_transform(inverse, output, overwrite=overwrite, fill=_solved, tell=tell)
+    write_transform(inverse, output, overwrite=overwrite, fill=_solved, tell=tell, backward=transform if both else None)
     if certified[0].there_and_back.failed:
         log.warning("%s: %s", output, certified[0].lines()[1])
     return certified[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +27,32 @@ def write_transform(
     overwrite: bool = False,
     fill: Fill | None = None,
     tell: Callable[[TransformStore, list[Any]], Mapping[str, Any]] | None = None,
+    backward: Transform | None = None,
 ) -> None:
     """A transform as an OME-NGFF 0.6 store, a task a block of each displacement; nothing is there before all of it is.
 
     fill: computes a block (by default reads it), and something to tell of it;  tell: given the store without its metadata, and
-    what was told of all blocks, what the metadata say besides.
+    what was told of all blocks, what the metadata say besides;  backward: the inverse, which makes of both a bijection.
     Raises OutputExists, OutputError, OutOfSpace.
     """
     path = parse_address(output).path
     with replacing(path, overwrite) as place:
-        grids = [None if link.displacement is None else link.place for link in transform.links]
+        back = () if backward is None else backward.links
+        every = (*transform.links, *back)
+        grids = [None if link.displacement is None else link.place for link in every]
         store = TransformStore.create(place, grids)
-        found = _filled(transform, store, fill or _read)
+        found = _filled(transform.links, 0, store, fill or _read)
+        _filled(back, len(transform.links), store, _read)
         told = {} if tell is None else tell(store, found)
-        links = [(link.affine, grid) for link, grid in zip(transform.links, grids, strict=True)]
-        store.finish(links, transform.unit, transform.fixed, transform.moving, told)
+        links = [(link.affine, grid) for link, grid in zip(every, grids, strict=True)]
+        store.finish(links, transform.unit, transform.fixed, transform.moving, told, len(back))
 
 
-def _filled(transform: Transform, store: TransformStore, fill: Fill) -> list[Any]:
+def _filled(links: Sequence[Link], first: int, store: TransformStore, fill: Fill) -> list[Any]:
     one = dask.delayed(_write, pure=False)  # type: ignore[attr-defined]
     tasks = [
         one(_Kept(store, fill, k, link), box)
-        for k, link in enumerate(transform.links)
+        for k, link in enumerate(links, first)
         if link.displacement is not None
         for box in blocks(link.place.shape, EDGE)
     ]

@@ -2,10 +2,12 @@
 
 import json
 
+import ngff_zarr
 import nibabel as nib
 import numpy as np
 import pytest
 import zarr
+from dask.distributed import Client, LocalCluster
 
 from daskreg.errors import ConfigError, OutputExists
 from daskreg.grid import Grid
@@ -115,3 +117,32 @@ def test_finer_voxels_leave_half_of_the_error(run, tmp_path):
     np.testing.assert_allclose(grids[1].corners(), grids[0].corners(), atol=1e-9)
     with pytest.raises(ConfigError, match="finer 0"):
         invert(run, tmp_path / "x.zarr", finer=0)
+
+
+def test_both_ways_are_one_bijection(run, tmp_path):
+    invert(run, tmp_path / "pair.zarr", both=True)
+    scene = ngff_zarr.NgffScene.from_ome_zarr(str(tmp_path / "pair.zarr"), validate=True)
+    (told,) = scene.coordinateTransformations
+    assert told.type == "bijection"
+    back, points = load_transform(tmp_path / "pair.zarr"), FIXED.center[None] + np.eye(3) * 5
+    np.testing.assert_allclose(back.points(load_transform(run).points(points)), points, atol=0.05)
+    group = zarr.open_group(tmp_path / "pair.zarr", mode="r+")
+    ome = group.attrs["ome"]
+    bijection = ome["scene"]["coordinateTransformations"][0]
+    ome["scene"]["coordinateTransformations"][0] = {
+        **bijection["inverse"],
+        "input": {"name": "moving"},
+        "output": {"name": "fixed"},
+    }
+    group.attrs.put({"ome": ome})
+    np.testing.assert_allclose(
+        load_transform(tmp_path / "pair.zarr").points(points), load_transform(run).points(points), atol=1e-4
+    )
+
+
+def test_workers_of_a_cluster_write_the_same_bits(run, tmp_path, monkeypatch):
+    invert(run, tmp_path / "here.zarr")
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+        invert(run, tmp_path / "there.zarr")
+    a, b = (zarr.open_array(tmp_path / n / "coordinateTransformations" / "1" / "0")[:] for n in ("here.zarr", "there.zarr"))
+    np.testing.assert_array_equal(a, b)
