@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable, Moments, Rigid, Search, SimilarityStage
     from daskreg.grid import Grid
     from daskreg.storage import Volume, open_volume
-    from daskreg.transforms.composite import Transform
-    from daskreg.workflows.apply import apply, load_transform
+    from daskreg.workflows.apply import apply
     from daskreg.workflows.evaluate import evaluate
     from daskreg.workflows.export import export
+    from daskreg.workflows.load import load_transform
     from daskreg.workflows.presets import PRESETS
     from daskreg.workflows.register import Result, plan, register
     from daskreg.workflows.report import write_report
+    from daskreg.workflows.transform import Transform
 
 __version__ = "0.1.0"
 
@@ -24,13 +25,14 @@ _HOMES = {
     "daskreg.config": ("LNCC", "MI", "MSE", "Affine", "Config", "Deformable", "Moments", "Rigid", "Search", "SimilarityStage"),
     "daskreg.grid": ("Grid",),
     "daskreg.storage": ("Volume", "open_volume"),
-    "daskreg.transforms.composite": ("Transform",),
-    "daskreg.workflows.apply": ("apply", "load_transform"),
+    "daskreg.workflows.apply": ("apply",),
     "daskreg.workflows.evaluate": ("evaluate",),
     "daskreg.workflows.export": ("export",),
+    "daskreg.workflows.load": ("load_transform",),
     "daskreg.workflows.presets": ("PRESETS",),
     "daskreg.workflows.register": ("Result", "plan", "register"),
     "daskreg.workflows.report": ("write_report",),
+    "daskreg.workflows.transform": ("Transform",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -41,6 +41,7 @@ class Interpolation(StrEnum):
 
     linear = "linear"
     nearest = "nearest"
+    cubic = "cubic"
     label = "label"
 
 
@@ -52,7 +53,17 @@ class Part(StrEnum):
     affine = "affine"
 
 
+class Stretching(StrEnum):
+    """Of what the Jacobian is."""
+
+    total = "total"
+    warp = "warp"
+
+
 Run = Annotated[str, typer.Argument(metavar="RUN.zarr", help="what 'daskreg register' wrote")]
+Moves = Annotated[
+    str, typer.Argument(metavar="TRANSFORM", help="RUN.zarr, another transform's .zarr, .nii.gz field, .h5, .mat, .tfm or .txt")
+]
 Cluster = Annotated[
     str, typer.Option("--cluster", help="local, cuda (a worker for each GPU here), or the address of a Dask scheduler")
 ]
@@ -92,7 +103,8 @@ def register(
     fixed_mask: Annotated[str | None, typer.Option("--fixed-mask", help="weights on the fixed grid")] = None,
     moving_mask: Annotated[str | None, typer.Option("--moving-mask", help="weights on the moving grid")] = None,
     initial_transform: Annotated[
-        str | None, typer.Option("--initial-transform", help="RUN.zarr (its affine), .tfm, .mat or .txt: fixed to moving points")
+        str | None,
+        typer.Option("--initial-transform", help="RUN.zarr, field .nii.gz, .h5, .mat, .tfm: fixed to moving points"),
     ] = None,
     spacing: Annotated[
         str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays that state none")
@@ -295,6 +307,76 @@ def demo(
         result, page = workflow(out, overwrite=overwrite, progress=watch)
     for line in [*progress.summary(result.path, result.report), f"report: {page}"]:
         typer.echo(line)
+
+
+@app.command()
+def points(
+    transform: Moves,
+    source: Annotated[str, typer.Argument(metavar="POINTS", help=".csv, .tsv or .txt with x, y, z; .npy (N, 3); or a mesh")],
+    output: Annotated[str, typer.Option("--output", "-o", help="the same kind of file")],
+    to: Annotated[str, typer.Option("--to", help="moving (from fixed points) or fixed (from moving points)")] = "moving",
+    space: Annotated[str, typer.Option("--space", help="lps or ras (world), or index (voxels of their own image)")] = "lps",
+    order: Annotated[str | None, typer.Option("--order", help="of unnamed columns: xyz (tables), zyx (.npy)")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Where POINTS of one image lie in the other."""
+    from daskreg.workflows.points import points as workflow
+
+    moved = workflow(transform, source, output, to=to, space=space, order=order, overwrite=overwrite)
+    typer.echo(f"{output}: {len(moved)} points in the {to} image, {space}")
+
+
+@app.command()
+def invert(
+    transform: Moves,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="INVERSE.zarr", help="an OME-NGFF 0.6 store")],
+    finer: Annotated[int, typer.Option("--finer", min=1, help="voxels of the inverse in one of the field, an axis")] = 1,
+    both: Annotated[bool, typer.Option("--both", help="keep the transform beside its inverse: a bijection")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """The transform from moving to fixed points, with a certificate of its error over all voxels."""
+    from daskreg.workflows.invert import invert as workflow
+
+    certificate = workflow(transform, output, finer=finer, both=both, overwrite=overwrite)
+    typer.echo("\n".join([str(output), *certificate.lines()]))
+
+
+@app.command()
+def jacobian(
+    transform: Moves,
+    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz or .ome.zarr")],
+    like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the map takes")] = None,
+    part: Annotated[
+        Stretching, typer.Option("--part", help="total, or warp: without the affine's determinant")
+    ] = Stretching.total,
+    overwrite: Overwrite = False,
+) -> None:
+    """The map of Jacobian determinants, and how many voxels fold."""
+    from daskreg.workflows.jacobian import jacobian as workflow
+
+    found = workflow(transform, output, like=like, part=part.value, overwrite=overwrite)
+    typer.echo(f"{output}: {found.line()}")
+
+
+@app.command()
+def refine(
+    transform: Moves,
+    fixed: Annotated[str, typer.Argument(metavar="FIXED", help=f"of any resolution: {ADDRESS}")],
+    moving: Annotated[str, typer.Argument(metavar="MOVING", help=ADDRESS)],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="REFINED.zarr", help="an OME-NGFF 0.6 store")],
+    region: Annotated[str, typer.Option("--region", metavar="Z:Z,Y:Y,X:X", help="voxels of FIXED, as 10:90,0:64,32:96")],
+    blend: Annotated[int, typer.Option("--blend", min=1, help="voxels along each face over which the change fades")] = 8,
+    config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a recipe of deformable stages")] = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Register a part of FIXED again, starting from TRANSFORM, and blend it back without a seam."""
+    from daskreg.config import Config
+    from daskreg.workflows.refine import refine as workflow
+
+    given: dict[str, Any] = {} if config is None else {"stages": Config.load(config).stages}
+    found = workflow(transform, fixed, moving, output, region, blend=blend, overwrite=overwrite, workers=workers, **given)
+    typer.echo(f"{output}: {found.line()}")
 
 
 def _terminate(*_: Any) -> None:

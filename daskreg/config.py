@@ -171,7 +171,7 @@ class Config(Model):
     stages: tuple[AnyStage, ...] = Field(min_length=1)
     intensity: Literal["linear", "log"] = "linear"  # log: microscopy, whose signal spans decades
     percentiles: tuple[float, float] = (0.0, 99.9)  # of all voxels, mapped to 0 and 1
-    initial_transform: str | None = None  # a RUN.zarr, .tfm, .mat or .txt that maps fixed to moving points
+    initial_transform: str | None = None  # fixed to moving points: what `load_transform` reads
     fixed_mask: str | None = None
     moving_mask: str | None = None
 

@@ -228,6 +228,27 @@ def sample_window() -> Case:
 CASES["sample of a window"] = sample_window
 
 
+# --- whole transforms -------------------------------------------------------------------------------------------------
+
+
+@case
+def sample_cubic() -> Case:
+    return SHAPE, *place(), vectors(*SHAPE, size=3), image(*OTHER), empty(*SHAPE)
+
+
+@case
+def sample_field() -> Case:
+    return SHAPE, fixed_point(MATRIX), linear_part(MATRIX), vectors(*SHAPE, size=3), vectors(*OTHER, seed=6), empty(3, *SHAPE)
+
+
+@case
+def invert() -> Case:
+    """The block's first voxel lies before the field's grid, and its last one beyond it."""
+    u = vectors(*SHAPE, size=0.2)
+    at, first, size = (np.array(v, np.int32) for v in ((-3, 9, 6), (0, 0, 0), SHAPE))
+    return SHAPE, at, first, size, np.array([0], np.float32), 30, 2, u, empty(3, *SHAPE), empty(*SHAPE)
+
+
 # --- similarities -----------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from daskreg.engine.halo import Block, collect
 from daskreg.engine.images import Image, check_mask, normalise
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.memory import trim
-from daskreg.engine.rank import Rank, State
+from daskreg.engine.rank import Begin, Rank, State
 from daskreg.engine.report import Outcome, Watch
 from daskreg.engine.sampler import affine_needs, displaced_range, spans
 from daskreg.errors import InputError
@@ -44,7 +44,7 @@ class Job:
 
     checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: keep a timeline of
     the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them;
-    device: where kernels run, the first GPU that the worker sees.
+    device: where kernels run, the first GPU that the worker sees;  begin: the displacement to start from.
     """
 
     plan: Plan
@@ -60,6 +60,7 @@ class Job:
     trace: bool = False
     order: Index = (0, 1, 2)
     device: Kind = "cpu"
+    begin: Begin | None = None
 
 
 @dataclass
@@ -87,7 +88,7 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     clock.phase("read")
     keeper = Keeper(job, comm)
     rank = Rank(job.plan, images, job.start, comm, watch, keeper.save if job.checkpoint is not None else None,
-                (lambda *event: timeline.append(event)) if job.trace else None)  # fmt: skip
+                (lambda *event: timeline.append(event)) if job.trace else None, job.begin)  # fmt: skip
     if job.resume:
         keeper.restore(rank)
     outcome = rank.run()

@@ -19,7 +19,7 @@ from daskreg.engine.initial import run_initial
 from daskreg.engine.linear import Halted, run_linear
 from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
 from daskreg.errors import Stopped
-from daskreg.grid import Span
+from daskreg.grid import Grid, Span
 from daskreg.kernels.device import host
 from daskreg.planning import Level, Plan
 
@@ -44,6 +44,7 @@ class State:
 
 
 Read = Callable[[str, Span], Array]  # a field's planes from a checkpoint
+Begin = Callable[[Grid, Span, Matrix], Array]  # u of a level's planes, voxels, that an affine map starts from
 Save = Callable[
     [State, Mapping[str, tuple[Span, Array]], tuple[int, int, int] | None], None
 ]  # own planes of fields, level's shape
@@ -61,7 +62,9 @@ class Rank:
         watch: Watch,
         save: Save | None = None,
         trace: Trace | None = None,
+        begin: Begin | None = None,
     ) -> None:
+        self.begin = begin
         self.plan, self.images, self.comm, self.watch, self.save, self.trace = plan, images, comm, watch, save, trace
         self.world = start
         self.at = State(world=start.tolist())
@@ -122,6 +125,8 @@ class Rank:
         block = self._block(level)
         if self.fields is None:
             self.fields = Fields.zeros(block, level.fixed_factors)
+            if self.begin is not None:
+                self.fields.u[...] = block.device.put(self.begin(level.fixed, block.held, self.world))
         elif not self.fields.losses:
             self.fields = self.fields.refined(block, level.fixed_factors, self.comm)
         self.at.fields = (self.at.stage, self.at.level)

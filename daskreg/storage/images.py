@@ -71,6 +71,58 @@ class Volume:
         return voxels
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Images on one grid, such as the channels of one: lazy voxels ``data`` (.., Z, Y, X).
+
+    axes: names of the leading axes, none for a single image.
+    """
+
+    data: da.Array
+    grid: Grid
+    name: str = "array"
+    axes: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored voxels."""
+        dtype: np.dtype[Any] = self.data.dtype
+        return dtype
+
+
+def open_stack(source: Source | Volume, *, grid: Grid | None = None) -> Stack:
+    """All channels and time points at an address that it does not choose from, or an array (.., Z, Y, X) on ``grid``.
+
+    Raises as ``open_volume`` does, and GridError for an array without a grid.
+    """
+    if isinstance(source, Volume):
+        return Stack(source.data, grid or source.grid, source.name)
+    if isinstance(source, str | Path):
+        address = parse_address(source)
+        found = find(address)
+        data, axes = select(found, address, keep=True)
+        return _stacked(found, data, axes, address, grid)
+    if not isinstance(source, np.ndarray | da.Array) or source.ndim < 3:
+        raise AxesError(f"an array (.., Z, Y, X) was expected, {getattr(source, 'shape', type(source).__name__)} was given.")
+    if grid is None:
+        raise GridError("an array does not say where its voxels are; give grid=, or open_volume(array, grid=...).")
+    check_dtype(source.dtype, "the array")
+    data = source if isinstance(source, da.Array) else da.from_array(source, name=False)
+    names = ("t", "c")[-(data.ndim - 3) :] if 3 < data.ndim <= 5 else tuple(f"axis{i}" for i in range(data.ndim - 3))
+    return Stack(data, _fitting(grid, data.shape[-3:], "the array"), "array", names)
+
+
+def _stacked(found: Found, data: da.Array, axes: tuple[Axis, ...], address: Address, grid: Grid | None) -> Stack:
+    inner = spatial(axes)
+    if inner is None:
+        raise AxesError(
+            f"{found.name} has the axes {', '.join(a.name for a in axes)}; three spatial ones (z, y, x) were expected."
+        )
+    outer = [i for i in range(len(axes)) if i not in inner]
+    data = data.transpose([*outer, *inner])
+    return Stack(data, _grid(found, data.shape[-3:], address, grid), found.name, tuple(axes[i].name for i in outer))
+
+
 def open_volume(source: Source | Volume, *, grid: Grid | None = None, spacing: object = None, unit: str | None = None) -> Volume:
     """An image from an address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), or a Volume.
 
@@ -95,12 +147,17 @@ def find(address: Address) -> Found:
     return find_nifti(address) if is_nifti(address.path) else find_zarr(address)
 
 
-def select(found: Found, address: Address) -> tuple[da.Array, tuple[Axis, ...]]:
-    """The array with every axis taken away that is not spatial. Raises AxesError saying what to type."""
+def select(found: Found, address: Address, *, keep: bool = False) -> tuple[da.Array, tuple[Axis, ...]]:
+    """The array with every axis taken away that is not spatial; with ``keep`` those stay that have many entries and no choice.
+
+    Raises AxesError saying what to type.
+    """
     data, axes = found.data, list(found.axes)
     for kind, chosen in (("time", address.time), ("channel", address.channel), ("other", None)):
         for axis in [a for a in axes if a.kind == kind]:
             at = axes.index(axis)
+            if keep and chosen is None and data.shape[at] > 1:
+                continue
             data = data[(slice(None),) * at + (_choice(found, axis, data.shape[at], chosen),)]
             axes.pop(at)
     return data, tuple(axes)

@@ -25,6 +25,7 @@ from daskreg.storage.write import header_bytes, millimetres, nifti_header, opene
 
 AFFINE = "AffineTransform_double_3_3"
 TEXT = (".tfm", ".txt")
+LINEAR_ENDINGS = (".mat", *TEXT)
 VECTOR = 1007  # NIFTI_INTENT_VECTOR: ITK leaves the components alone (with DISPVECT, 1006, it turns them from RAS to LPS)
 Matrix = NDArray[np.float64]
 
@@ -56,7 +57,7 @@ def write_affine(address: str | Path, matrix: ArrayLike, *, overwrite: bool = Fa
     ITK thinks in millimetres: give the translation so. Raises OutputExists, OutputError, OutOfSpace.
     """
     path = parse_address(address).path
-    parameters = _parameters(np.asarray(matrix, float))
+    parameters = affine_parameters(np.asarray(matrix, float))
     if path.lower().endswith(TEXT):
         content = _text(parameters).encode()
     elif path.lower().endswith(".mat"):
@@ -79,8 +80,8 @@ def read_affine(address: str | Path) -> Matrix:
     stages = _mat_stages(path, content) if path.lower().endswith(".mat") else _text_stages(path, content)
     total = np.eye(4)
     for stage in stages:  # ITK applies the last one in the list first
-        total = total @ _matrix(path, *stage)
-    return _reordered(total)
+        total = total @ linear_matrix(path, *stage)
+    return total
 
 
 def _reordered(matrix: Matrix) -> Matrix:
@@ -89,8 +90,8 @@ def _reordered(matrix: Matrix) -> Matrix:
     return np.asarray(matrix[np.ix_(order, order)])
 
 
-def _parameters(matrix: Matrix) -> Matrix:
-    """ITK's twelve: the 3 x 3 part row by row, then the translation."""
+def affine_parameters(matrix: Matrix) -> Matrix:
+    """ITK's twelve, of a (4, 4) in z, y, x, 1: the 3 x 3 part row by row, then the translation. Raises OutputError."""
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise OutputError(f"an affine of shape {matrix.shape} cannot be written; (4, 4) finite numbers were expected.")
     xyz = _reordered(matrix)
@@ -150,8 +151,8 @@ def _not_itk(path: str, text: str) -> str:
     return f"{path} is not an ITK transform file; text that starts with '#Insight Transform File' or an ITK .mat was expected."
 
 
-def _matrix(path: str, kind: str, parameters: Sequence[float], fixed: Sequence[float]) -> Matrix:
-    """(4, 4) in x, y, z, 1 of one ITK transform: y = M (x - c) + c + t."""
+def linear_matrix(path: str, kind: str, parameters: Sequence[float], fixed: Sequence[float]) -> Matrix:
+    """(4, 4) in z, y, x, 1 of one linear ITK transform: y = M (x - c) + c + t. Raises Unreadable."""
     base = kind.split("_")[0]
     if base not in LINEAR:
         raise Unreadable(f"{path} holds a {kind}; only linear ones are read: {', '.join(sorted(LINEAR))}.")
@@ -163,7 +164,7 @@ def _matrix(path: str, kind: str, parameters: Sequence[float], fixed: Sequence[f
     matrix = np.eye(4)
     matrix[:3, :3] = linear
     matrix[:3, 3] = shift + center - linear @ center
-    return matrix
+    return _reordered(matrix)
 
 
 def _affine(p: Matrix, _: Sequence[float]) -> tuple[Matrix, Matrix]:

@@ -1,4 +1,4 @@
-"""OME-Zarr metadata, versions 0.4 and 0.5: read into plain values, and written."""
+"""OME-Zarr metadata, versions 0.4 and 0.5: read into plain values, and written; 0.6 is in ``ngff06``."""
 
 from __future__ import annotations
 
@@ -127,6 +127,10 @@ def parse(name: str, attrs: Mapping[str, Any]) -> Multiscale | None:
     ome = attrs.get("ome", attrs)
     images = ome["multiscales"]
     version = str(ome.get("version") or images[0].get("version") or ("0.5" if "ome" in attrs else "0.4"))
+    if version.startswith("0.6"):
+        from daskreg.storage.ngff06 import parse_image  # which builds on this module
+
+        return parse_image(name, images[0], _labels(ome), _stored_grid(attrs))
     model = _validated(name, version, images[0])
     axes = tuple(_axis(a) for a in model.axes)
     outer = _steps(name, model.coordinateTransformations or (), len(axes))
@@ -135,16 +139,23 @@ def parse(name: str, attrs: Mapping[str, Any]) -> Multiscale | None:
 
 
 def group_attributes(
-    grid: Grid, levels: Sequence[tuple[str, tuple[int, int, int]]], name: str, components: int = 0, *, sampled: bool = False
+    grid: Grid,
+    levels: Sequence[tuple[str, tuple[int, int, int]]],
+    name: str,
+    components: int = 0,
+    *,
+    sampled: bool = False,
+    lead: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Attributes of an NGFF 0.5 image group: ``levels`` are (path, factors from level 0) of block averages,
-    or, when ``sampled``, of every factor-th voxel.
+    or, when ``sampled``, of every factor-th voxel; ``lead`` names leading axes.
 
     NGFF 0.5 states no direction: ``daskreg.grid`` beside it does, and RFC-4 orientations where the axes lie along LPS.
     """
-    axes: list[dict[str, Any]] = [{"name": "c", "type": "channel"}] if components else []
+    outer = list(lead) or (["c"] if components else [])
+    axes: list[dict[str, Any]] = [{"name": n, "type": KINDS.get(n, "other")} for n in outer]
     axes += [_axis_attributes(n, grid, k) for k, n in enumerate(SPACE)]
-    datasets = [_dataset_attributes(path, level_grid(grid, f, sampled), bool(components)) for path, f in levels]
+    datasets = [_dataset_attributes(path, level_grid(grid, f, sampled), len(outer)) for path, f in levels]
     multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": "sampled" if sampled else "mean"}
     return {"ome": {"version": "0.5", "multiscales": [multiscale]}, "daskreg": {"grid": grid_attributes(grid)}}
 
@@ -184,7 +195,7 @@ def guessed_axes(names: Sequence[str | None] | None, ndim: int) -> tuple[Axis, .
 def _validated(name: str, version: str, image: Mapping[str, Any]) -> Multiscale04 | Multiscale05:
     if not version.startswith(("0.4", "0.5")):
         raise Unreadable(
-            f"{name} is OME-Zarr {version}; versions 0.4 and 0.5 are read. Point at one of its arrays, with '::spacing=ZxYxX'."
+            f"{name} is OME-Zarr {version}; versions 0.4, 0.5 and 0.6 are read. Name one of its arrays, with '::spacing=ZxYxX'."
         )
     model = Multiscale05 if version.startswith("0.5") else Multiscale04
     try:
@@ -311,9 +322,9 @@ def _orientation(column: NDArray[np.float64]) -> str | None:
     return None
 
 
-def _dataset_attributes(path: str, grid: Grid, vector: bool) -> dict[str, Any]:
+def _dataset_attributes(path: str, grid: Grid, outer: int) -> dict[str, Any]:
     shift = np.linalg.solve(np.asarray(grid.direction), np.asarray(grid.origin)).tolist()
-    lead = ([1.0], [0.0]) if vector else ([], [])
+    lead = [1.0] * outer, [0.0] * outer
     return {
         "path": path,
         "coordinateTransformations": [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from typing import Any
 
@@ -32,17 +32,27 @@ def pyramid(grid: Grid) -> list[Factors]:
 
 
 def new_array(
-    group: zarr.Group, path: str, shape: tuple[int, int, int], dtype: Any, components: int = 0, chunk: int = CHUNK
+    group: zarr.Group,
+    path: str,
+    shape: tuple[int, int, int],
+    dtype: Any,
+    components: int = 0,
+    chunk: int = CHUNK,
+    lead: Sequence[tuple[str, int]] = (),
 ) -> zarr.Array[Any]:
-    """An empty level (Z, Y, X), or (components, Z, Y, X): zstd after byte shuffling, which halves float fields."""
-    lead: tuple[int, ...] = (components,) if components else ()
+    """An empty level (Z, Y, X), or (components, Z, Y, X): zstd after byte shuffling, which halves float fields.
+
+    lead: names and lengths of leading axes whose entries are stored apart, unlike components
+    """
+    names = tuple(n for n, _ in lead) or (("c",) if components else ())
+    lengths = tuple(n for _, n in lead) or ((components,) if components else ())
     return group.create_array(
         path,
-        shape=lead + shape,
-        chunks=lead + tuple(min(chunk, n) for n in shape),
+        shape=lengths + shape,
+        chunks=(*(1 for _ in lead), *lengths[len(lead) :], *(min(chunk, n) for n in shape)),
         dtype=dtype,
         compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
-        dimension_names=("c", *SPACE) if components else SPACE,
+        dimension_names=names + SPACE,
         fill_value=0,
     )
 
@@ -54,7 +64,7 @@ def coarsen(source: zarr.Array[Any], target: zarr.Array[Any], step: Factors, *, 
 
 
 def regions(array: zarr.Array[Any]) -> Iterator[Region]:
-    """The chunks of an array, along z, y, x."""
+    """The chunks of an array, along z, y, x; all entries of its leading axes belong to each."""
     shape, chunks = array.shape[-3:], array.chunks[-3:]
     for place in product(*(range(0, n, c) for n, c in zip(shape, chunks, strict=True))):
         z, y, x = (min(a + c, n) for a, c, n in zip(place, chunks, shape, strict=True))

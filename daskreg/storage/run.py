@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from daskreg.errors import IncompleteRun, NotFound, OutputExists, Unreadable
 from daskreg.grid import Grid, Region
-from daskreg.storage import ngff
+from daskreg.storage import ngff, ngff06
 from daskreg.storage.address import is_remote, join, parse_address
 from daskreg.storage.atomic import beside, exists, put_text, remove, require_place
 from daskreg.storage.checkpoint import CheckpointStore
@@ -27,27 +27,33 @@ from daskreg.storage.found import Level
 from daskreg.storage.images import Volume
 from daskreg.storage.pyramid import CHUNK, Factors, coarsen, new_array, pyramid, steps
 from daskreg.storage.stores import attributes, lazy, open_node
+from daskreg.storage.turn import along_grid, along_world, turn_of
 
-FORMAT = 1
+FORMAT = 2  # 1 kept the displacement along the world's axes, as NGFF 0.5
+READABLE = (1, 2)
 MOVED = "moved"
 DISPLACEMENT = "transform/displacement"
 MEANING = (
     "phi(x) = A (x + d(x)) maps a point x of the fixed image to its place in the moving image. Points are in the world, LPS, "
     "in the unit of the fixed grid, components in the order z, y, x. A is 'affine', (4, 4), homogeneous, applied to column "
-    "vectors (z, y, x, 1). d is the array 'transform/displacement' on the fixed grid, components z, y, x first, in world units, "
-    "interpolated trilinearly, zero outside the fixed grid and where the array is absent. moved(x) = moving(phi(x))."
+    "vectors (z, y, x, 1). d is the array 'transform/displacement' on the fixed grid, components first, in world units, along "
+    "the fixed grid's own axes z, y, x: its 'direction' times them is along the world's. It is interpolated trilinearly, zero "
+    "outside the fixed grid and where the array is absent. moved(x) = moving(phi(x)). The root's 'ome', an NGFF 0.6 scene, says "
+    "the same."
 )
 
 
 @dataclass(frozen=True)
 class RunStore:
-    """One Zarr v3 group: ``moved`` and ``transform/displacement`` as NGFF 0.5 images, the affine and provenance as attributes.
+    """One Zarr v3 group, an NGFF 0.6 scene: ``moved``, a 0.5 image, and ``transform/displacement``, a 0.6 field; affine and
+    provenance are attributes.
 
     Every process that writes opens it with ``attach``; each chunk has one writer. Only ``finish`` makes it complete.
     """
 
     path: str
     _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, compare=False, repr=False)
+    _turns: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # read once a process
 
     @classmethod
     def create(
@@ -106,9 +112,9 @@ class RunStore:
         own = attributes(node).get("daskreg")
         if not isinstance(node, zarr.Group) or not isinstance(own, dict) or own.get("kind") != "run":
             raise Unreadable(f"{self.path} is not a daskreg run; a RUN.zarr that 'daskreg register' wrote was expected.")
-        if own.get("format") != FORMAT:
+        if own.get("format") not in READABLE:
             raise Unreadable(
-                f"{self.path} has run format {own.get('format')}, {FORMAT} was expected; use the daskreg that wrote it."
+                f"{self.path} has run format {own.get('format')}, {FORMAT} or less was expected; use the daskreg that wrote it."
             )
         return own
 
@@ -161,7 +167,7 @@ class RunStore:
             remove(join(self.path, name))
             group = self._group.require_group(name)
             array = new_array(group, "0", grid.shape, dtype, components, chunk)
-            group.attrs.update(ngff.group_attributes(grid, [("0", (1, 1, 1))], name, components))
+            group.attrs.update(self._attributes(name, grid, [("0", (1, 1, 1))], components))
         self._arrays[f"{name}/0"] = array
 
     def has(self, name: str) -> bool:
@@ -174,7 +180,7 @@ class RunStore:
         return z, y, x
 
     def write(self, name: str, region: Region, voxels: NDArray[Any]) -> None:
-        """Whole chunks of level 0: voxels (Z, Y, X) or (components, Z, Y, X) of ``region``.
+        """Whole chunks of level 0: voxels (Z, Y, X) or (components, Z, Y, X) of ``region``; displacements along the world's axes.
 
         Raises ValueError unless the region starts and ends at chunk boundaries or the image's edge, OutOfSpace, OutputError.
         """
@@ -183,6 +189,8 @@ class RunStore:
         lead = array.shape[:-3]
         if voxels.shape != lead + region.shape:
             raise ValueError(f"{name}: voxels of shape {voxels.shape} were given for {lead + region.shape}.")
+        if name == DISPLACEMENT:
+            voxels = along_grid(voxels, self._turn)
         with writing(join(self.path, name)):
             array[(slice(None),) * len(lead) + region.slices] = voxels
 
@@ -197,7 +205,7 @@ class RunStore:
                 level = new_array(group, str(k), grid.coarsen(factors[k]).shape, below.dtype, components, self.chunk(name)[-1])
                 coarsen(below, level, step)
                 below = level
-            group.attrs.update(ngff.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, components))
+            group.attrs.update(self._attributes(name, grid, [(str(k), f) for k, f in enumerate(factors)], components))
 
     def read_image(self, name: str, level: int = 0) -> Volume:
         """A scalar image, lazily. Raises NotFound and Unreadable."""
@@ -208,7 +216,7 @@ class RunStore:
 
     def displacement(self, level: int = 0) -> da.Array:
         """(3, Z, Y, X) float32, world units, components z, y, x, lazily. Raises NotFound when the run has none."""
-        return lazy(self._array(DISPLACEMENT, level), join(self.path, DISPLACEMENT))
+        return along_world(lazy(self._array(DISPLACEMENT, level), join(self.path, DISPLACEMENT)), self._turn)
 
     def displacement_grid(self, level: int = 0) -> Grid:
         """The grid of a level of the displacement. Raises NotFound."""
@@ -221,7 +229,7 @@ class RunStore:
         CheckpointStore(self.path).remove()
         state |= {"provenance": _plain(provenance), "complete": True, "finished": _now()}
         with writing(self.path):
-            _set_root(self.path, state)
+            _set_root(self.path, state, self._scene())
             if replaced:
                 remove(os.path.join(os.path.dirname(self.path), replaced))
 
@@ -239,6 +247,27 @@ class RunStore:
             remove(self.path)
             if replaced:
                 os.rename(os.path.join(os.path.dirname(self.path), replaced), self.path)
+
+    def _scene(self) -> dict[str, Any]:
+        field = DISPLACEMENT if self.has(DISPLACEMENT) else None
+        return ngff06.scene_attributes([(self.affine, self.fixed_grid, field)], self.fixed_grid.unit)
+
+    def _attributes(self, name: str, grid: Grid, levels: list[tuple[str, Factors]], components: int) -> dict[str, Any]:
+        if name == DISPLACEMENT and self._format > 1:
+            return ngff06.field_attributes(grid, levels, name)
+        return ngff.group_attributes(grid, levels, name, components)
+
+    @property
+    def _format(self) -> int:
+        return int(self.state["format"])
+
+    @property
+    def _turn(self) -> NDArray[np.float64] | None:
+        """The direction of the axes that a stored displacement lies along, None where they are the world's."""
+        if "turn" not in self._turns:
+            self._turns["turn"] = None if self._format == 1 else turn_of(self.fixed_grid)
+        turn: NDArray[np.float64] | None = self._turns["turn"]
+        return turn
 
     @property
     def _group(self) -> zarr.Group:
@@ -274,6 +303,12 @@ class RunStore:
             raise Unreadable(f"{where} has no multiscales metadata; the run is damaged.")
         factors: list[Factors] = pyramid(multiscale.grid)
         return [multiscale.grid.coarsen(factors[k]) for k in range(len(multiscale.datasets))]
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a store says that it is a run, complete or not. Raises NotFound and Unreadable."""
+    own = attributes(open_node(_place(path))).get("daskreg")
+    return isinstance(own, dict) and own.get("kind") == "run"
 
 
 def _place(path: str | Path) -> str:
@@ -423,13 +458,14 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
-def _set_root(path: str, state: Mapping[str, Any]) -> None:
+def _set_root(path: str, state: Mapping[str, Any], scene: Mapping[str, Any] | None = None) -> None:
     """Replace the root's attributes in one step that survives a power cut."""
+    ome = {"ome": dict(scene)} if scene is not None else {}
     if is_remote(path):
-        zarr.open_group(path, mode="r+").attrs.put({"daskreg": dict(state)})
+        zarr.open_group(path, mode="r+").attrs.put({"daskreg": dict(state), **ome})
         return
     target = os.path.join(path, "zarr.json")
     with open(target, encoding="utf-8") as file:
         tree = json.load(file)
-    tree["attributes"]["daskreg"] = dict(state)
+    tree["attributes"] |= {"daskreg": dict(state), **ome}
     put_text(target, json.dumps(tree, indent=2))

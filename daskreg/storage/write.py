@@ -29,19 +29,27 @@ MILLIMETRES = 2  # NIfTI's code
 
 
 def write_image(
-    address: str | Path, data: NDArray[Any] | da.Array, grid: Grid, *, labels: bool = False, overwrite: bool = False
+    address: str | Path,
+    data: NDArray[Any] | da.Array,
+    grid: Grid,
+    *,
+    labels: bool = False,
+    overwrite: bool = False,
+    axes: tuple[str, ...] = (),
 ) -> None:
     """Write voxels (Z, Y, X) as ``.nii``, ``.nii.gz`` or ``.zarr`` (NGFF 0.5 with a pyramid), by the address's ending.
+
+    axes: names of leading axes, t and c in this order; an OME-Zarr image alone can have them.
 
     NIfTI is in millimetres, as ITK reads it. labels: coarser levels take every other voxel instead of means.
     Raises OutputExists, OutputError, OutOfSpace, GridError.
     """
     path = parse_address(address).path
-    _check(path, data, grid)
+    _check(path, data, grid, axes)
     if is_nifti(path):
         write_nifti(path, data, grid, overwrite)
     elif path.lower().endswith(".zarr"):
-        _write_zarr(path, data, grid, labels, overwrite)
+        _write_zarr(path, data, grid, labels, overwrite, axes)
     else:
         raise OutputError(f"{path}: the ending tells the format; use .nii, .nii.gz or .ome.zarr.")
 
@@ -105,31 +113,41 @@ def opened(place: str, path: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, packed)
 
 
-def _write_zarr(path: str, data: NDArray[Any] | da.Array, grid: Grid, labels: bool, overwrite: bool) -> None:
+def _write_zarr(
+    path: str, data: NDArray[Any] | da.Array, grid: Grid, labels: bool, overwrite: bool, axes: tuple[str, ...]
+) -> None:
     factors = pyramid(grid)
     dtype = np.dtype(np.uint8) if data.dtype == bool else np.dtype(data.dtype).newbyteorder("=")
     with replacing(path, overwrite) as place:
         group = zarr.create_group(place, zarr_format=3)
-        below = new_array(group, "0", grid.shape, dtype)
+        lead = tuple(zip(axes, data.shape[:-3], strict=True))
+        below = new_array(group, "0", grid.shape, dtype, lead=lead)
         _store(data, below)
         for k, step in enumerate(steps(factors), 1):
-            level = new_array(group, str(k), grid.coarsen(factors[k]).shape, dtype)
+            level = new_array(group, str(k), grid.coarsen(factors[k]).shape, dtype, lead=lead)
             coarsen(below, level, step, labels=labels)
             below = level
         name = path.rpartition("/")[2].removesuffix(".zarr").removesuffix(".ome")
-        attributes = ngff.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, sampled=labels)
+        attributes = ngff.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, sampled=labels, lead=axes)
         group.attrs.update(attributes)  # last: without it no reader takes the group for an image
 
 
 def _store(data: NDArray[Any] | da.Array, array: zarr.Array[Any]) -> None:
-    """Dask chunks become the stored ones first: two writers of one chunk lose each other's voxels."""
-    lazy = data if isinstance(data, da.Array) else da.from_array(data, chunks=CHUNK, name=False)
-    da.store(lazy.rechunk(array.chunks), array, lock=False)  # type: ignore[arg-type]
+    """Dask chunks are, or become, whole stored ones: two writers of one chunk lose each other's voxels."""
+    lazy = data if isinstance(data, da.Array) else da.from_array(data, chunks=_blocks(array), name=False)
+    whole = all(all(n % c == 0 for n in axis[:-1]) for axis, c in zip(lazy.chunks, array.chunks, strict=True))
+    da.store(lazy if whole else lazy.rechunk(array.chunks), array, lock=False)  # type: ignore[arg-type]
 
 
-def _check(path: str, data: NDArray[Any] | da.Array, grid: Grid) -> None:
-    if tuple(data.shape) != grid.shape:
+def _blocks(array: zarr.Array[Any]) -> tuple[int, ...]:
+    return (*array.chunks[:-3], CHUNK, CHUNK, CHUNK)
+
+
+def _check(path: str, data: NDArray[Any] | da.Array, grid: Grid, axes: tuple[str, ...]) -> None:
+    if tuple(data.shape[-3:]) != grid.shape or data.ndim != 3 + len(axes):
         raise GridError(f"{path}: voxels of shape {tuple(data.shape)} do not fit a grid of {grid.shape}.")
+    if axes and is_nifti(path):
+        raise OutputError(f"{path}: {data.shape[:-3]} images ({', '.join(axes)}) do not go into one file; write .ome.zarr.")
     check_dtype(np.dtype(data.dtype), f"what is to be written to {path}")
 
 

@@ -1,4 +1,4 @@
-"""The whole transform, ``phi(x) = W(x + d(x))``: an affine map behind a displacement, as a run keeps them."""
+"""One link of a transform, ``W(x + d(x))``: an affine map behind a displacement, as a run keeps them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 
 from daskreg.grid import Grid, Region
-from daskreg.kernels.jacobian import jacobian
 
 BLOCK = 128  # voxels an axis within which points are looked up together: 24 MiB of displacement
-LARGE = 192  # voxels an axis of a block of determinants: their rim costs a chunk on every side
+CLOSE, ROUNDS = 1e-4, 200  # voxels within which a point's source is found, and steps after which it is given up
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,10 @@ class Stretch:
 
 
 @dataclass(frozen=True, eq=False)
-class Transform:
-    """Maps fixed to moving points, both in the world of the fixed image (LPS, z, y, x, its unit).
+class Link:
+    """One map of points, ``W(x + d(x))``, between worlds in LPS, z, y, x, in one unit.
 
-    affine: W, (4, 4), order z, y, x, 1;  grid: of the fixed image;
+    affine: W, (4, 4), order z, y, x, 1;  grid: where d is given, None for a map without d that belongs to no image;
     displacement: d, (3, Z, Y, X) on ``grid``, world units, components z, y, x: an array or anything lazy that slices to one,
     None for none. d is trilinear between voxels and 0 outside the grid.
 
@@ -40,7 +39,7 @@ class Transform:
     """
 
     affine: NDArray[np.float64]
-    grid: Grid
+    grid: Grid | None = None
     displacement: Any = None
 
     def __post_init__(self) -> None:
@@ -48,9 +47,25 @@ class Transform:
         affine = np.asarray(self.affine, float)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise ValueError(f"an affine of shape {affine.shape} was given; (4, 4) finite numbers were expected.")
-        if self.displacement is not None and tuple(self.displacement.shape) != (3, *self.grid.shape):
-            raise ValueError(f"a displacement of {tuple(self.displacement.shape)} does not fit a grid of {self.grid.shape}.")
+        if self.displacement is not None:
+            shape = None if self.grid is None else self.grid.shape
+            if shape is None or tuple(self.displacement.shape) != (3, *shape):
+                raise ValueError(f"a displacement of {tuple(self.displacement.shape)} does not fit a grid of {shape}.")
         object.__setattr__(self, "affine", affine)
+
+    @property
+    def place(self) -> Grid:
+        """The grid of d. Raises ValueError where there is none."""
+        if self.grid is None:
+            raise ValueError("this map has no displacement, and so no grid of its own.")
+        return self.grid
+
+    def scaled(self, k: float, unit: str | None) -> Link:
+        """The same map in another unit of length, of which the present one has ``k``."""
+        affine = self.affine.copy()
+        affine[:3, 3] *= k
+        grid = None if self.grid is None else self.grid.to_unit(unit)
+        return Link(affine, grid, None if self.displacement is None else Scaled(self.displacement, k))
 
     def points(self, fixed: ArrayLike) -> NDArray[np.float64]:
         """Where fixed points (..., 3) lie in the moving image, (..., 3); both world, z, y, x.
@@ -63,14 +78,10 @@ class Transform:
         warped = p if self.displacement is None else p + self.displacement_at(p.reshape(-1, 3)).reshape(p.shape)
         return np.asarray(warped @ self.affine[:3, :3].T + self.affine[:3, 3])
 
-    fixed_to_moving = points
-
     def displacement_at(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Values of d at world points (N, 3), (N, 3); reads only the blocks that hold points."""
-        d, index = np.zeros((len(points), 3)), self.grid.to_index(points)
-        if self.displacement is None:
-            return d
-        near = np.flatnonzero(((index > -1) & (index < self.grid.shape)).all(axis=1))
+        d, index = np.zeros((len(points), 3)), self.place.to_index(points)
+        near = np.flatnonzero(((index > -1) & (index < self.place.shape)).all(axis=1))
         cells = np.floor(index[near] / BLOCK).astype(int)
         for cell in np.unique(cells, axis=0):
             rows = near[(cells == cell).all(axis=1)]
@@ -79,45 +90,62 @@ class Transform:
 
     def _trilinear(self, index: NDArray[np.float64]) -> NDArray[np.float64]:
         low, high = np.floor(index.min(axis=0)).astype(int), np.floor(index.max(axis=0)).astype(int) + 2
-        box = Region(tuple(low), tuple(high)) & self.grid.region
+        box = Region(tuple(low), tuple(high)) & self.place.region
         at, d = (index - box.start).T, self._read(box)
         return np.stack([map_coordinates(c, at, np.float64, order=1, mode="grid-constant") for c in d], axis=1)
 
     def _read(self, box: Region) -> NDArray[np.float32]:
         return np.asarray(self.displacement[(slice(None), *box.slices)], np.float32)
 
-    def voxels(self, box: Region) -> NDArray[np.float32]:
-        """The displacement in a region, (3, Z, Y, X), in voxels along the grid's axes."""
-        if self.displacement is None:
-            return np.zeros((3, *box.shape), np.float32)
-        to_index = self.grid.world_to_index[:3, :3].astype(np.float32)
-        return np.asarray(np.tensordot(to_index, self._read(box), 1))
+    def sources(self, moving: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Points (N, 3) that ``points`` brings to ``moving`` (N, 3), and how far from them it brings each, (N,) world units.
 
-    def jacobian(self, box: Region | None = None) -> NDArray[np.float32]:
-        """``det(I + Du)`` of a region (the whole grid by default), (Z, Y, X), by central differences, one-sided at the faces.
-
-        Of the displacement alone: the whole map's is this times the determinant of the affine's linear part.
+        By the fixed point p <- q - d(p), q = W^-1 y, with d going on beyond the grid as at its faces; a point whose source lies
+        out there is its own, as d is 0 there. The step is halved where the residual does not fall by a tenth.
         """
-        inner = box or self.grid.region
-        outer = inner.grow(1) & self.grid.region
-        determinant = np.empty(outer.shape, np.float32)
-        jacobian(outer.shape, 0, self.voxels(outer), determinant)
-        return determinant[inner.within(outer)]
-
-    def stretch(self) -> Stretch:
-        """Folds and the determinant's range over the whole grid, block by block."""
+        q = (moving - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
         if self.displacement is None:
-            return Stretch()
-        folded, total, low, high = 0, 0.0, np.inf, -np.inf
-        for box in blocks(self.grid.shape, LARGE):
-            determinant = self.jacobian(box)
-            folded += int((determinant <= 0).sum())
-            total += float(determinant.sum(dtype=np.float64))
-            low, high = min(low, float(determinant.min())), max(high, float(determinant.max()))
-        return Stretch(100 * folded / self.grid.size, low, high, total / self.grid.size)
+            return q, np.zeros(len(q))
+        p = self._fixed_point(q)
+        left, unmoved = (np.linalg.norm(x + self.displacement_at(x) - q, axis=1) for x in (p, q))
+        better = unmoved < left
+        p[better] = q[better]
+        return p, np.minimum(left, unmoved)
+
+    def _fixed_point(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
+        enough = CLOSE * min(self.place.spacing)
+        p, step, last = q.copy(), np.ones((len(q), 1)), np.full(len(q), np.inf)
+        for _ in range(ROUNDS):
+            r = p + self._clamped(p) - q
+            left = np.linalg.norm(r, axis=1)
+            if not (left > enough).any():
+                break
+            step[left > 0.9 * last] *= 0.5
+            p, last = p - np.maximum(step, 1 / 16) * r, left
+        return p
+
+    def _clamped(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        inside = np.clip(self.place.to_index(points), 0, np.asarray(self.place.shape) - 1)
+        return self.displacement_at(self.place.to_world(inside))
+
+
+class Scaled:
+    """A displacement in another unit of length."""
+
+    def __init__(self, field: Any, k: float) -> None:
+        self.field, self.k, self.shape = field, np.float32(k), field.shape
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        """The voxels of basic slices."""
+        return np.asarray(self.field[index], np.float32) * self.k
 
 
 def blocks(shape: tuple[int, int, int], edge: int) -> Iterator[Region]:
     """Boxes of at most ``edge`` voxels an axis that cover a grid."""
-    for start in product(*(range(0, n, edge) for n in shape)):
-        yield Region(start, tuple(min(a + edge, n) for a, n in zip(start, shape, strict=True)))  # type: ignore[arg-type]
+    return pieces(Region((0, 0, 0), shape), edge)
+
+
+def pieces(box: Region, edge: int) -> Iterator[Region]:
+    """Boxes of at most ``edge`` voxels an axis that cover a box."""
+    for start in product(*(range(a, b, edge) for a, b in zip(box.start, box.stop, strict=True))):
+        yield Region(start, tuple(min(a + edge, n) for a, n in zip(start, box.stop, strict=True)))  # type: ignore[arg-type]

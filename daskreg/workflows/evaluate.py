@@ -18,9 +18,12 @@ from daskreg.errors import ConfigError, VoxelError
 from daskreg.grid import Grid
 from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.images import Source
-from daskreg.transforms.composite import Stretch, Transform
-from daskreg.workflows.apply import block_of, load_transform, resampled
+from daskreg.transforms.composite import Stretch
+from daskreg.workflows.blocks import block_of
 from daskreg.workflows.landmarks import read_landmarks
+from daskreg.workflows.load import load_transform
+from daskreg.workflows.resample import resampled
+from daskreg.workflows.transform import Transform
 
 FEW = 1 << 16  # labels below this are counted in a table
 
@@ -136,8 +139,7 @@ def compare_labels(
     """Dice of each label on the grid of ``fixed``, counted block by block."""
     still, other = whole_numbers(fixed), whole_numbers(moving)
     grid, block = still.grid, block_of(still.grid.shape)
-    identity = Transform(np.eye(4), transform.grid)
-    before, after = (resampled(other, grid, t, "label", block) for t in (identity, transform))
+    before, after = (resampled(other, grid, links, transform.unit, "label") for links in ((), transform.links))
     f, b, a, both_b, both_a = _counted(_count_pairs, still.data.rechunk(block), before, after)
     (m,) = _counted(_count_one, other.data)
     names = sorted((set(f) | set(m)) - {0}) if labels is None else list(dict.fromkeys(labels))

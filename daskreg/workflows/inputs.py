@@ -14,11 +14,14 @@ from typing import Any
 import dask
 
 from daskreg.cluster import Client, futures_of
-from daskreg.config import Config, Stage
+from daskreg.config import Config, Deformable, Stage
+from daskreg.errors import ConfigError
 from daskreg.grid import FEWEST_PLANES, Grid, Index, cut_orders
 from daskreg.planning import Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
+from daskreg.workflows.load import load_transform
 from daskreg.workflows.presets import preset
+from daskreg.workflows.transform import Transform
 
 log = logging.getLogger("daskreg")
 
@@ -27,13 +30,15 @@ log = logging.getLogger("daskreg")
 class Inputs:
     """The opened images and masks of a run, and how they are to be registered; nothing is read yet.
 
-    orders: axes of fixed and moving in the order in which a rank holds them, the one that is cut first; see ``cut_orders``.
+    orders: axes of fixed and moving in the order in which a rank holds them, the one that is cut first; see ``cut_orders``;
+    start: the transform to start from, in the fixed image's unit.
     """
 
     fixed: Volume
     moving: Volume
     config: Config
     masks: tuple[Volume | None, Volume | None] = (None, None)
+    start: Transform | None = None
 
     @property
     def orders(self) -> tuple[Index, Index]:
@@ -78,7 +83,34 @@ def open_inputs(
     volumes = open_volume(fixed, spacing=spacing_for(fixed, spacing)), open_volume(moving, spacing=spacing_for(moving, spacing))
     masks = _mask(fixed_mask, chosen.fixed_mask, volumes[0]), _mask(moving_mask, chosen.moving_mask, volumes[1])
     _warn_orientation(*volumes)
-    return Inputs(*volumes, chosen, masks)
+    start = initial(chosen.initial_transform, volumes[0].grid.unit)
+    return Inputs(*volumes, chosen if start is None else going_on(chosen, start), masks, start)
+
+
+def initial(source: str | None, unit: str | None) -> Transform | None:
+    """The transform that a configuration starts from, in a unit of length; None where it names none."""
+    if source is None:
+        return None
+    found = load_transform(source)
+    return found.to_unit(unit) if unit is not None and found.unit is not None else found
+
+
+def going_on(config: Config, start: Transform) -> Config:
+    """Only the deformable stages where the start has a displacement already: the others would begin before it.
+
+    Raises ConfigError where there are none.
+    """
+    if start.is_affine:
+        return config
+    kept = tuple(s for s in config.stages if isinstance(s, Deformable))
+    if not kept:
+        raise ConfigError(
+            f"{config.initial_transform} has a displacement, which only a deformable stage can start from; the recipe has none."
+        )
+    if len(kept) < len(config.stages):
+        left = [s.stage for s in config.stages if not isinstance(s, Deformable)]
+        log.info("the initial transform has a displacement: starting from it, without the stages %s", ", ".join(left))
+    return config.model_copy(update={"stages": kept})
 
 
 def spacing_for(source: Any, spacing: Any) -> Any:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, Unreadable
 from daskreg.storage.faults import reading, require
-from daskreg.workflows.apply import known_word
+from daskreg.workflows.resample import known_word
 
 COLUMNS = ("fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z")
 SEPARATOR = re.compile(r"\s*[,;\t]\s*|\s+")

@@ -26,7 +26,8 @@ from daskreg.errors import ConfigError, NoOverlap
 from daskreg.grid import Grid
 from daskreg.kernels.device import Kind
 from daskreg.planning import Plan, voxels
-from daskreg.storage import RunStore, Volume, read_affine
+from daskreg.storage import RunStore, Volume
+from daskreg.workflows.begin import Beginning
 from daskreg.workflows.inputs import Inputs, address_of, open_inputs, staged
 from daskreg.workflows.resources import Resources, as_resources, parse_memory
 from daskreg.workflows.resume import kept_or_gone, recalled, require_same, resumed
@@ -171,7 +172,7 @@ def _kind(use: Resources) -> Kind:
 def _checked_plan(inputs: Inputs, use: Resources) -> Plan:
     """The plan, once it is clear that it fits and that the images meet."""
     planned = inputs.plan(use.count, use.memory, use.residency, use.fewest)
-    require_overlap(planned, initial_transform(planned))
+    require_overlap(planned, first_affine(inputs))
     assert use.memory is not None
     planned.validate(use.memory)
     log.info("fixed %s, moving %s", voxels(planned.fixed), voxels(planned.moving))
@@ -198,13 +199,14 @@ def _run(
     """All ranks, then the pyramids; what they report. apart: whether workers live in other processes."""
     with staged(inputs, store.path, seat if apart else None) as reachable:
         fixed, moving, *masks = reachable.cut()
+        begin = None if inputs.start is None or inputs.start.is_affine else Beginning(inputs.start)
 
         def job(n: int) -> Job:
             cut = planned if n == use.count else inputs.plan(n, use.memory, use.residency, use.fewest)
-            start, order = initial_transform(cut), inputs.orders[0]
+            start, order = first_affine(inputs), inputs.orders[0]
             options: dict[str, Any] = {"threads": use.threads, "checkpoint": use.checkpoint, "resume": resume, "trace": use.trace,
                                        "device": _kind(use)}  # fmt: skip
-            return Job(cut, fixed, moving, store.path, start, masks[0], masks[1], order=order, **options)
+            return Job(cut, fixed, moving, store.path, start, masks[0], masks[1], order=order, begin=begin, **options)
 
         told = run_job(seat, job, use.count, progress, comm=use.comm, retries=use.retries, deadline=use.deadline)
     report, built = merged(told), time.perf_counter()
@@ -251,12 +253,9 @@ def provenance(plan: Plan, fixed: Volume, moving: Volume) -> dict[str, Any]:
     }
 
 
-def initial_transform(plan: Plan) -> NDArray[np.float64]:
-    """(4, 4) world map that the first stage starts from: the identity, or what the configuration names."""
-    path = plan.config.initial_transform
-    if path is None:
-        return np.eye(4)
-    return RunStore.open(path).affine if ".zarr" in path else read_affine(path)
+def first_affine(inputs: Inputs) -> NDArray[np.float64]:
+    """(4, 4) world map that the first stage starts from: the identity, or the affine part of the initial transform."""
+    return np.eye(4) if inputs.start is None else inputs.start.affine
 
 
 def require_overlap(plan: Plan, start: NDArray[np.float64]) -> None:

@@ -20,6 +20,9 @@ from daskreg.engine.report import Progress
 from daskreg.storage import CheckpointStore
 from daskreg.workflows import progress
 from daskreg.workflows.demo import demo_pair
+from daskreg.workflows.load import load_transform
+from tests.unit.workflows.runs import FIXED as FIXED_GRID
+from tests.unit.workflows.runs import affine, displacement, make_run
 
 FIXED, MOVING = demo_pair(3)
 QUICK = "stages:\n- moments\n- {stage: affine, scales: 4}\n- {stage: deformable, similarity: mse, scales: 4, iterations: 20}\n"
@@ -140,6 +143,30 @@ def test_from_register_to_report(tmp_path, capsys):
     assert json.loads(run(capsys, "evaluate", store, "--json")[1])["jacobian"]["folded_percent"] == 0
     assert "complete" in run(capsys, "info", store)[1]
     assert run(capsys, "report", store, "-o", tmp_path / "report.html")[0] == 0
+
+
+def test_what_can_be_done_with_a_transform(tmp_path, capsys):
+    transform = make_run(tmp_path / "run.zarr", affine(), displacement())
+    np.save(tmp_path / "in.npy", FIXED_GRID.center[None])
+    for command in (
+        ["points", "run.zarr", "in.npy", "-o", "out.npy"],
+        ["invert", "run.zarr", "-o", "inverse.zarr"],
+        ["points", "inverse.zarr", "out.npy", "-o", "back.npy"],
+        ["jacobian", "run.zarr", "-o", "j.nii.gz", "--part", "warp"],
+        ["export", "run.zarr", "-o", "all.h5"],
+        ["export", "all.h5", "-o", "scene.zarr"],
+        ["points", "scene.zarr", "out.npy", "-o", "again.csv", "--to", "fixed"],
+    ):
+        code, out, err = run(capsys, *(str(tmp_path / a) if "." in a else a for a in command))
+        assert code == 0, err
+        assert out
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), load_transform(transform).points(FIXED_GRID.center)[None])
+    np.testing.assert_allclose(np.load(tmp_path / "back.npy")[0], FIXED_GRID.center, atol=0.02)
+    again = [float(v) for v in (tmp_path / "again.csv").read_text().split(",")]
+    np.testing.assert_allclose(again, FIXED_GRID.center, atol=0.02)  # zyx, as the array's columns were
+    code, _, err = run(capsys, "invert", tmp_path / "j.nii.gz", "-o", tmp_path / "x.zarr")
+    assert (code, "not an image" in err) == (2, True)
+    assert not (tmp_path / "x.zarr").exists()
 
 
 def stopped(sign, folder):

@@ -7,14 +7,18 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from daskreg.errors import ConfigError, IncompleteRun, OutputExists, UnitsError
+from daskreg.errors import ConfigError, IncompleteRun, OutputError, OutputExists, UnitsError
 from daskreg.grid import Grid, Region
 from daskreg.kernels.labels import sample_label
 from daskreg.kernels.sample import sample
-from daskreg.storage import Volume, open_volume
+from daskreg.storage import Volume, open_volume, write_image
+from daskreg.transforms.chain import footprint
 from daskreg.transforms.linear import fixed_point, index_map, linear_part
-from daskreg.workflows import apply as module
-from daskreg.workflows.apply import apply, block_of, load_transform, reached
+from daskreg.workflows import blocks as module
+from daskreg.workflows.apply import apply
+from daskreg.workflows.blocks import block_of
+from daskreg.workflows.load import load_transform
+from daskreg.workflows.transform import Transform
 from tests.phantoms import blobs, oblique_grid
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run, trilinear_by_hand
 
@@ -80,14 +84,31 @@ def test_a_block_reads_only_what_it_can_reach(run, image, monkeypatch):
     assert 0 < sum(seen) < MOVING.size / 4
 
 
-def test_the_region_reached_holds_every_point(run):
+def test_the_footprint_holds_every_point_and_little_more():
     box = Region((4, 6, 8), (12, 20, 21))
     matrix, d = index_map(affine(), FIXED, MOVING), displacement()[(slice(None), *box.slices)]
-    there = reached(matrix, box, MOVING.shape, module._interval(MOVING.world_to_index[:3, :3] @ affine()[:3, :3], d))
     at = MOVING.to_index(phi_by_hand()[box.slices]).reshape(-1, 3)
-    at = at[((at >= 0) & (at <= np.array(MOVING.shape) - 1)).all(axis=1)]
-    assert (np.floor(at) >= there.start).all()
-    assert (np.floor(at) + 1 < np.array(there.stop)).all() | (np.array(there.stop) == MOVING.shape).any()
+    there = footprint(matrix, MOVING.world_to_index[:3, :3] @ affine()[:3, :3], d, box, MOVING.shape)
+    low = np.maximum(np.floor(at.min(axis=0)), 0)
+    high = np.minimum(np.floor(at.max(axis=0)) + 2, MOVING.shape)
+    assert (there.start <= low).all()
+    assert (there.stop >= high).all()
+    assert (low - there.start <= 5).all()
+    assert (there.stop - high <= 5).all()
+
+
+def test_a_bump_inside_a_block_is_read_though_no_corner_shows_it():
+    """Method, section 8, trap 4: corners and faces at rest, ten voxels in the middle."""
+    grid = Grid((64, 64, 64), unit="mm")
+    z, y, x = (np.indices(grid.shape) - 31.5) / 8
+    d = np.zeros((3, *grid.shape), np.float32)
+    d[2] = 40 * np.exp(-(z**2 + y**2 + x**2))
+    moving = Grid((64, 64, 120), unit="mm")
+    image = np.random.default_rng(0).random(moving.shape, np.float32)
+    assert np.abs(d[:, [0, -1]]).max() < 1e-4
+    transform = Transform.of(None, grid, d, moving)
+    at = np.moveaxis(np.indices(grid.shape) + d, 0, -1)
+    np.testing.assert_allclose(transform.apply(image).compute(), trilinear_by_hand(image, at), atol=2e-4)
 
 
 def test_only_world_coordinates_matter(run, image):
@@ -232,4 +253,20 @@ def test_the_transform_of_a_run_maps_points(run):
     transform = load_transform(run)
     places = np.array([[3, 4, 5], [29, 35, 40], [0, 0, 0]])
     wanted = phi_by_hand()[tuple(places.T)]
-    np.testing.assert_allclose(transform.fixed_to_moving(FIXED.to_world(places)), wanted, atol=1e-5)
+    np.testing.assert_allclose(transform.fixed_to_moving_points(FIXED.to_world(places)), wanted, atol=1e-5)
+
+
+def test_all_channels_of_a_store_are_applied_and_kept(run, image, tmp_path):
+    """To a multiscale OME-Zarr with a channel axis, chunks of one channel each; from another pyramid level as well."""
+    two = np.stack([voxels(image), 1 - voxels(image)])
+    write_image(tmp_path / "two.ome.zarr", two, MOVING, axes=("c",))
+    apply(run, tmp_path / "two.ome.zarr", tmp_path / "out.ome.zarr")
+    for c in range(2):
+        channel = open_volume(f"{tmp_path / 'out.ome.zarr'}::channel={c}")
+        assert channel.grid == FIXED
+        np.testing.assert_array_equal(voxels(channel), voxels(apply(run, Volume(da.from_array(two[c]), MOVING))))
+    with pytest.raises(OutputError, match=r"c.*do not go into one file"):
+        apply(run, tmp_path / "two.ome.zarr", tmp_path / "out.nii.gz")
+    write_image(tmp_path / "big.ome.zarr", blobs((80, 72, 90)), replace(MOVING, shape=(80, 72, 90)))
+    fine, coarse = (voxels(apply(run, f"{tmp_path / 'big.ome.zarr'}::level={k}")) for k in (0, 1))
+    assert np.corrcoef(fine.ravel(), coarse.ravel())[0, 1] > 0.98

@@ -1,0 +1,16 @@
+"""A linear map of the vectors of a field."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def turned(matrix: NDArray[np.float64], field: NDArray[Any]) -> NDArray[np.float32]:
+    """A linear map (3, 3) of every vector of (3, Z, Y, X): float32 sums in a fixed order, so that a block changes no bit."""
+    out = np.empty(field.shape, np.float32)
+    for row, total in zip(matrix.astype(np.float32), out, strict=True):
+        np.multiply(field[0], row[0], out=total)
+        total += field[1] * row[1]
+        total += field[2] * row[2]
+    return out

@@ -1,0 +1,155 @@
+"""Composite transforms as ITK and ANTs keep them in HDF5: affine maps and displacement fields, the last one applied first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.errors import Unreadable
+from daskreg.grid import Grid
+from daskreg.storage.address import parse_address
+from daskreg.storage.atomic import replacing
+from daskreg.storage.faults import reading, require
+from daskreg.storage.itk import AFFINE, affine_parameters, linear_matrix
+from daskreg.storage.transforms import Stored
+
+ENDINGS = (".h5", ".hdf5")
+FIELD = "DisplacementFieldTransform"
+GROUP = "TransformGroup"
+PLANES = 16 << 20  # bytes of a field that are read or written together
+PARAMETERS = ("TransformParameters", "TranformParameters")  # ITK 4 misspelt them
+FIXED = ("TransformFixedParameters", "TranformFixedParameters")
+Matrix = NDArray[np.float64]
+
+
+def is_composite(path: str) -> bool:
+    """By its ending."""
+    return path.lower().endswith(ENDINGS)
+
+
+def read_composite(address: str | Path) -> list[Stored]:
+    """The links of an ITK HDF5 transform file in the order of application, LPS, z, y, x, millimetres; fields lazily.
+
+    Raises NotFound, and Unreadable for what is neither linear nor a displacement field.
+    """
+    path = parse_address(address).path
+    require(path)
+    with reading(path), h5py.File(path, "r") as file:
+        if GROUP not in file:
+            raise Unreadable(f"{path} is no ITK transform file: it has no {GROUP!r}.")
+        numbers = sorted(int(n) for n in file[GROUP])
+        links = [_read_one(path, file[f"{GROUP}/{n}"], n) for n in numbers]
+    return [link for link in reversed(links) if link is not None]
+
+
+def _read_one(path: str, group: Any, number: int) -> Stored | None:
+    kind = group["TransformType"][0].decode()
+    if kind.startswith("CompositeTransform"):
+        return None
+    fixed = np.asarray(_named(path, group, FIXED)[()], float)
+    values = _named(path, group, PARAMETERS)
+    base = kind.split("_")[0]
+    if base.endswith(FIELD):
+        grid = _grid(path, fixed)
+        if values.size != 3 * grid.size:
+            raise Unreadable(f"{path}: {kind} has {values.size} parameters; 3 x {grid.shape} were expected.")
+        planes = max(1, PLANES // (24 * grid.shape[1] * grid.shape[2]))
+        source = da.from_array(_Planes(path, values.name, grid.shape), chunks=(planes, -1, -1, -1), name=False,
+                               meta=np.empty((0,) * 4, np.float32))  # fmt: skip
+        return Stored(np.eye(4), grid, da.moveaxis(source, 3, 0)[::-1])
+    return Stored(linear_matrix(path, kind, np.asarray(values[()], float).tolist(), fixed.tolist()))
+
+
+def _named(path: str, group: Any, names: Sequence[str]) -> Any:
+    for name in names:
+        if name in group:
+            return group[name]
+    raise Unreadable(f"{path}: {group.name} has no {names[0]}; an ITK transform was expected.")
+
+
+def _grid(path: str, fixed: Matrix) -> Grid:
+    """From size, origin, spacing and direction, x first."""
+    if fixed.size != 18:
+        raise Unreadable(
+            f"{path}: a displacement field has {fixed.size} fixed parameters; 18, of three dimensions, were expected."
+        )
+    size, origin, spacing, rows = fixed[:3], fixed[3:6], fixed[6:9], fixed[9:].reshape(3, 3)
+    shape = tuple(int(n) for n in size[::-1])
+    return Grid(shape, tuple(spacing[::-1]), tuple(origin[::-1]), tuple(map(tuple, rows[::-1, ::-1])), "millimeter", True)  # type: ignore[arg-type]
+
+
+class _Planes:
+    """A field's parameters as an array (Z, Y, X, 3), components x, y, z, of which planes are read."""
+
+    def __init__(self, path: str, name: str, shape: tuple[int, int, int]) -> None:
+        self.path, self.name, self.shape, self.ndim, self.dtype = path, name, (*shape, 3), 4, np.dtype(np.float32)
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        """The voxels of basic slices. Raises Unreadable."""
+        z = index[0] if isinstance(index, tuple) else index
+        start, stop, _ = z.indices(self.shape[0])
+        plane = math.prod(self.shape[1:])
+        with reading(self.path), h5py.File(self.path, "r") as file:
+            values = file[self.name][start * plane : stop * plane].astype(np.float32)
+        whole = values.reshape(stop - start, *self.shape[1:])
+        return np.asarray(whole[(slice(None), *index[1:])] if isinstance(index, tuple) else whole)
+
+
+def write_composite(address: str | Path, links: Sequence[tuple[Matrix, Grid | None, Any]], *, overwrite: bool = False) -> None:
+    """Write links ``W(x + d(x))`` (W, grid and d, sliced as (3, Z, Y, X)), LPS, z, y, x, millimetres, as ITK's composite.
+
+    Fields go plane by plane, in double precision as ITK's default. Raises OutputExists, OutputError, OutOfSpace.
+    """
+    path = parse_address(address).path
+    with replacing(path, overwrite) as place, h5py.File(place, "w") as file:
+        for name, value in (
+            ("HDFVersion", h5py.version.hdf5_version),
+            ("ITKVersion", "5.4"),
+            ("OSName", "-"),
+            ("OSVersion", "-"),
+        ):
+            _text(file, name, value)
+        _text(file, f"{GROUP}/0/TransformType", "CompositeTransform_double_3_3")
+        number = 1
+        for affine, grid, field in reversed(links):
+            number = _write_affine(file, number, affine)
+            if grid is not None:
+                number = _write_field(file, number, grid, field)
+
+
+def _text(file: Any, name: str, value: str) -> None:
+    file.create_dataset(name, data=np.array([value.encode()], dtype=object), dtype=h5py.string_dtype("ascii"))
+
+
+def _write_affine(file: Any, number: int, affine: Matrix) -> int:
+    if np.array_equal(affine, np.eye(4)) and number > 1:
+        return number
+    group = file.create_group(f"{GROUP}/{number}")
+    _text(group, "TransformType", AFFINE)
+    group["TransformFixedParameters"] = np.zeros(3)
+    group["TransformParameters"] = affine_parameters(affine)
+    return number + 1
+
+
+def _write_field(file: Any, number: int, grid: Grid, field: Any) -> int:
+    group = file.create_group(f"{GROUP}/{number}")
+    _text(group, "TransformType", f"{FIELD}_double_3_3")
+    direction = np.asarray(grid.direction)[::-1, ::-1]
+    group["TransformFixedParameters"] = np.array(
+        [*grid.shape[::-1], *grid.origin[::-1], *grid.spacing[::-1], *direction.ravel()], float
+    )
+    values = group.create_dataset("TransformParameters", (3 * grid.size,), np.float64)
+    plane = 3 * grid.shape[1] * grid.shape[2]
+    depth = max(1, PLANES // (8 * plane))
+    for z in range(0, grid.shape[0], depth):
+        stop = min(z + depth, grid.shape[0])
+        d = np.asarray(field[:, z:stop, :, :], np.float64)
+        values[z * plane : stop * plane] = np.moveaxis(d[::-1], 0, 3).ravel()
+    return number + 1

@@ -1,0 +1,189 @@
+"""A transform in a Zarr store of its own: an OME-NGFF 0.6 scene with one multiscale group a displacement field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from daskreg.errors import IncompleteRun, NotFound, Unreadable
+from daskreg.grid import Grid, Region
+from daskreg.storage import ngff, ngff06
+from daskreg.storage.address import join, parse_address
+from daskreg.storage.faults import reading, writing
+from daskreg.storage.pyramid import coarsen, new_array, pyramid, steps
+from daskreg.storage.stores import attributes, lazy, member, open_node
+from daskreg.storage.turn import along_grid, along_world, turn_of
+
+FORMAT = 1
+FOLDER = "coordinateTransformations"
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One link ``W(x + d(x))`` as a store has it: W, (4, 4), world, z, y, x, 1; d, (3, Z, Y, X) on ``grid``, world units."""
+
+    affine: Matrix
+    grid: Grid | None = None
+    field: da.Array | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A transform as a store has it: links in the order of application, unit of the world, grids as far as they are known."""
+
+    links: tuple[Stored, ...]
+    unit: str | None
+    fixed: Grid | None
+    moving: Grid | None
+    told: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TransformStore:
+    """A store being written: ``create``, every chunk of every field once (``write``, in any process), ``finish``."""
+
+    path: str
+
+    @classmethod
+    def create(cls, path: str, grids: Sequence[Grid | None]) -> TransformStore:
+        """Empty fields on the grids of those links that have one. Raises OutputError, OutOfSpace."""
+        with writing(path):
+            group = zarr.create_group(path, zarr_format=3, attributes={"daskreg": {"kind": "transform", "complete": False}})
+            for k, grid in enumerate(grids):
+                if grid is not None:
+                    new_array(group.require_group(_field(k)), "0", grid.shape, np.float32, 3)
+        return cls(path)
+
+    def write(self, link: int, grid: Grid, region: Region, d: NDArray[Any]) -> None:
+        """Whole chunks of a link's field: (3, Z, Y, X) of ``region``, world units, along the world's axes."""
+        with writing(self.path):
+            array = zarr.open_array(join(self.path, f"{_field(link)}/0"), mode="r+")
+            array[(slice(None), *region.slices)] = along_grid(d, turn_of(grid))
+
+    def finish(
+        self,
+        links: Sequence[tuple[Matrix, Grid | None]],
+        unit: str | None,
+        fixed: Grid | None,
+        moving: Grid | None,
+        told: Mapping[str, Any],
+        backward: int = 0,
+    ) -> None:
+        """Coarser levels, then the metadata; links: W and the field's grid of each; told: JSON that goes with it.
+
+        backward: how many links, the last ones, are those of the inverse: with some, the scene's transformation is a bijection.
+        """
+        paths = [None if grid is None else _field(k) for k, (_, grid) in enumerate(links)]
+        named = [(w, grid, path) for (w, grid), path in zip(links, paths, strict=True)]
+        forward, back = named[: len(named) - backward], named[len(named) - backward :]
+        own = {
+            "kind": "transform",
+            "format": FORMAT,
+            "complete": True,
+            "unit": unit,
+            "links": [{"affine": w.tolist(), "field": path} for w, _, path in forward],
+            **{k: ngff.grid_attributes(g) for k, g in (("fixed", fixed), ("moving", moving)) if g is not None},
+            **told,
+        }
+        with writing(self.path):
+            group = zarr.open_group(self.path, mode="r+")
+            for _, grid, path in named:
+                if grid is not None and path is not None:
+                    _build(group[path], grid, path)
+            group.attrs.put({"ome": ngff06.scene_attributes(forward, unit, back), "daskreg": own})
+
+
+def reopened(store: TransformStore, link: int, grid: Grid) -> da.Array:
+    """The field of a link of a store that may not be finished, along the world's axes, lazily."""
+    where = join(store.path, f"{_field(link)}/0")
+    with reading(where):
+        array = zarr.open_array(where, mode="r")
+    return along_world(lazy(array, where), turn_of(grid))
+
+
+def read_transform(address: str | Path) -> Contents:
+    """The transform in a store that ``TransformStore`` or another program wrote as NGFF 0.6, its fields lazily.
+
+    In a scene of several transformations, or to choose one of them: the first, unless one is named ``fixed_to_moving``.
+    Raises NotFound, Unreadable, and IncompleteRun for one that was not finished.
+    """
+    path = parse_address(address).path
+    node = open_node(path)
+    tree = attributes(node)
+    own = tree.get("daskreg")
+    if isinstance(own, Mapping) and own.get("kind") == "transform":
+        return _own(path, node, own)
+    return _foreign(path, node, tree)
+
+
+def _own(path: str, node: Any, own: Mapping[str, Any]) -> Contents:
+    if not own.get("complete"):
+        raise IncompleteRun(f"{path} is incomplete: writing it did not finish; write it again.")
+    if own.get("format") != FORMAT:
+        raise Unreadable(
+            f"{path} has transform format {own.get('format')}, {FORMAT} was expected; use the daskreg that wrote it."
+        )
+    with reading(path):
+        grids = [ngff.grid_from_attributes(own[k]) if k in own else None for k in ("fixed", "moving")]
+        links = tuple(_own_link(path, node, entry) for entry in own["links"])
+        return Contents(links, own["unit"], grids[0], grids[1], own)
+
+
+def _own_link(path: str, node: Any, entry: Mapping[str, Any]) -> Stored:
+    affine, field = np.asarray(entry["affine"], float), entry["field"]
+    if field is None:
+        return Stored(affine)
+    grid = ngff.grid_from_attributes(node[field].attrs["daskreg"]["grid"])
+    array = lazy(member(node, f"{field}/0", path), join(path, field))
+    return Stored(affine, grid, along_world(array, turn_of(grid)))
+
+
+def _foreign(path: str, node: Any, tree: Mapping[str, Any]) -> Contents:
+    ome = tree.get("ome")
+    scene = ome.get("scene", ome) if isinstance(ome, Mapping) else {}
+    found = scene.get("coordinateTransformations")
+    if not isinstance(found, list) or not found or not isinstance(node, zarr.Group):
+        raise Unreadable(f"{path} holds no transform; a run, a daskreg transform or an OME-Zarr 0.6 scene was expected.")
+    chosen = next((t for t in found if t.get("name") == "fixed_to_moving"), found[0])
+    parts = ngff06.flattened(path, chosen)
+    links = [_foreign_field(path, node, part) if isinstance(part, str) else Stored(part) for part in parts]
+    system = chosen.get("input")
+    unit = ngff06.unit_of(scene, system.get("name") if isinstance(system, Mapping) else system)
+    unit = unit or next((link.grid.unit for link in links if link.grid is not None), None)
+    return Contents(tuple(links), unit, None, None, {})
+
+
+def _foreign_field(path: str, node: zarr.Group, inner: str) -> Stored:
+    where = join(path, inner)
+    try:
+        group = node[inner]
+    except KeyError:
+        raise NotFound(f"{path} has no field {inner!r}, which its scene promises.") from None
+    multiscale = ngff.parse(where, attributes(group))
+    if multiscale is None or not isinstance(group, zarr.Group):
+        raise Unreadable(f"{where} is no multiscale group; an OME-Zarr 0.6 displacement field was expected.")
+    array = member(group, multiscale.datasets[0].path, where)
+    grid = ngff06.field_grid(where, multiscale, array.shape)
+    return Stored(np.eye(4), grid, lazy(array, where).astype(np.float32))
+
+
+def _field(link: int) -> str:
+    return f"{FOLDER}/{link}"
+
+
+def _build(group: Any, grid: Grid, name: str) -> None:
+    factors = pyramid(grid)
+    below = group["0"]
+    for k, step in enumerate(steps(factors), 1):
+        level = new_array(group, str(k), grid.coarsen(factors[k]).shape, np.float32, 3)
+        coarsen(below, level, step)
+        below = level
+    group.attrs.update(ngff06.field_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name))

@@ -1,0 +1,91 @@
+"""``daskreg jacobian``: the map of determinants, streamed, and the count of folds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import dask
+import numpy as np
+
+from daskreg.grid import Grid, Region
+from daskreg.storage import RunStore, Volume, open_volume, write_image
+from daskreg.storage.images import Source
+from daskreg.storage.nifti import is_nifti
+from daskreg.transforms.composite import Stretch, blocks
+from daskreg.workflows.blocks import EDGE, Reader, block_of
+from daskreg.workflows.load import load_transform
+from daskreg.workflows.resample import known_word
+from daskreg.workflows.transform import Determinant, Transform, stretch_of, tally
+
+PARTS = ("total", "warp")
+
+
+@dataclass(frozen=True)
+class Folds:
+    """stretch: folds and range of the map that was written;  voxels: how many it has."""
+
+    stretch: Stretch
+    voxels: int
+
+    @property
+    def folded(self) -> int:
+        """Voxels whose determinant is at most 0."""
+        return round(self.stretch.folded_percent * self.voxels / 100)
+
+    def line(self) -> str:
+        """For people."""
+        s = self.stretch
+        return (
+            f"{self.folded} of {self.voxels} voxels fold ({s.folded_percent:.4g} %); determinant {s.smallest:.4g} to "
+            f"{s.largest:.4g}, mean {s.mean:.4g}"
+        )
+
+
+def jacobian(
+    run: str | Path | RunStore | Transform,
+    output: str | Path,
+    *,
+    like: Source | Volume | Grid | None = None,
+    part: str = "total",
+    overwrite: bool = False,
+) -> Folds:
+    """Write ``det(D phi)`` on the fixed grid or that of ``like`` as .nii, .nii.gz or .zarr, float32, block by block; count folds.
+
+    part: total, or warp: without the determinants of the affine maps (a mirrored affine makes every total negative).
+    Central differences in world units, one-sided at the grid's faces. Raises InputError and OutputError in all their forms.
+    """
+    known_word("part", part, PARTS)
+    transform = run if isinstance(run, Transform) else load_transform(run)
+    grid = transform.target(like)
+    determinants = transform.jacobian(like=grid, whole=part == "total")
+    if is_nifti(str(output)):
+        determinants = determinants.rechunk(block_of(grid.shape, 4))
+    write_image(output, determinants, grid, overwrite=overwrite)
+    return Folds(_counted(output, transform, grid, part), grid.size)
+
+
+def _counted(output: str | Path, transform: Transform, grid: Grid, part: str) -> Stretch:
+    """From what was written; a NIfTI file is slow to read in boxes, so there the blocks are computed again."""
+    source: Determinant | _Written
+    if is_nifti(str(output)):
+        source = Determinant(transform.links, grid.to_unit(transform.unit), part == "total")
+    else:
+        source = _Written(open_volume(output))
+    one = dask.delayed(_tally, pure=False)  # type: ignore[attr-defined]
+    tasks = [one(source, box) for box in blocks(grid.shape, EDGE)]
+    return stretch_of(list(dask.compute(*tasks)))  # type: ignore[attr-defined, no-untyped-call]
+
+
+class _Written:
+    """Not a dataclass: Dask would look inside."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.reader = Reader(volume.data)
+
+    def __call__(self, box: Region) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        return np.asarray(self.reader[box.slices], np.float32)
+
+
+def _tally(source: Determinant | _Written, box: Region) -> tuple[int, int, float, float, float]:
+    return tally(source(box))

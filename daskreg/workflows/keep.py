@@ -1,0 +1,76 @@
+"""Transforms written out: chunk by chunk, and complete or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+
+from daskreg.grid import Region
+from daskreg.storage.address import parse_address
+from daskreg.storage.atomic import replacing
+from daskreg.storage.transforms import TransformStore
+from daskreg.transforms.composite import Link, blocks
+from daskreg.workflows.blocks import EDGE
+from daskreg.workflows.transform import Transform
+
+Fill = Callable[[Link, Region], tuple[Any, Any]]  # a box of a link's d, and what there is to tell of it
+
+
+def write_transform(
+    transform: Transform,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    fill: Fill | None = None,
+    tell: Callable[[TransformStore, list[Any]], Mapping[str, Any]] | None = None,
+    backward: Transform | None = None,
+) -> None:
+    """A transform as an OME-NGFF 0.6 store, a task a block of each displacement; nothing is there before all of it is.
+
+    fill: computes a block (by default reads it), and something to tell of it;  tell: given the store without its metadata, and
+    what was told of all blocks, what the metadata say besides;  backward: the inverse, which makes of both a bijection.
+    Raises OutputExists, OutputError, OutOfSpace.
+    """
+    path = parse_address(output).path
+    with replacing(path, overwrite) as place:
+        back = () if backward is None else backward.links
+        every = (*transform.links, *back)
+        grids = [None if link.displacement is None else link.place for link in every]
+        store = TransformStore.create(place, grids)
+        found = _filled(transform.links, 0, store, fill or _read)
+        _filled(back, len(transform.links), store, _read)
+        told = {} if tell is None else tell(store, found)
+        links = [(link.affine, grid) for link, grid in zip(every, grids, strict=True)]
+        store.finish(links, transform.unit, transform.fixed, transform.moving, told, len(back))
+
+
+def _filled(links: Sequence[Link], first: int, store: TransformStore, fill: Fill) -> list[Any]:
+    one = dask.delayed(_write, pure=False)  # type: ignore[attr-defined]
+    tasks = [
+        one(_Kept(store, fill, k, link), box)
+        for k, link in enumerate(links, first)
+        if link.displacement is not None
+        for box in blocks(link.place.shape, EDGE)
+    ]
+    return list(dask.compute(*tasks))  # type: ignore[attr-defined, no-untyped-call]
+
+
+class _Kept:
+    """What a task needs, in a wrapping that Dask does not look into."""
+
+    def __init__(self, store: TransformStore, fill: Fill, number: int, link: Link) -> None:
+        self.store, self.fill, self.number, self.link = store, fill, number, link
+
+
+def _write(kept: _Kept, box: Region) -> Any:
+    d, told = kept.fill(kept.link, box)
+    kept.store.write(kept.number, kept.link.place, box, d)
+    return told
+
+
+def _read(link: Link, box: Region) -> tuple[Any, None]:
+    return np.asarray(link.displacement[(slice(None), *box.slices)], np.float32), None

@@ -1,0 +1,69 @@
+"""Transforms from files: runs, NGFF 0.6 scenes, and what ITK and ANTs write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from daskreg.errors import Unreadable
+from daskreg.storage import RunStore, read_affine
+from daskreg.storage.address import parse_address
+from daskreg.storage.itk import LINEAR_ENDINGS
+from daskreg.storage.itk_composite import is_composite, read_composite
+from daskreg.storage.itk_field import read_displacement_nifti
+from daskreg.storage.nifti import is_nifti
+from daskreg.storage.run import DISPLACEMENT, is_run
+from daskreg.storage.transforms import Stored, TransformStore, read_transform, reopened
+from daskreg.transforms.composite import Link
+from daskreg.transforms.inverse import joined
+from daskreg.workflows.blocks import Reader
+from daskreg.workflows.transform import Transform
+
+
+def load_transform(source: str | Path | RunStore) -> Transform:
+    """A transform, fixed to moving points, its displacements lazily.
+
+    source: a RUN.zarr, a transform.zarr or any OME-NGFF 0.6 scene, an ITK displacement field (.nii, .nii.gz), an ITK affine
+    (.mat, .tfm, .txt) or an ITK composite (.h5). What ITK writes is in millimetres.
+    Raises NotFound, Unreadable and IncompleteRun.
+    """
+    if isinstance(source, RunStore):
+        return _of_run(source)
+    path = parse_address(source).path
+    if is_nifti(path):
+        grid, field = read_displacement_nifti(path)
+        return Transform.of(None, grid, Reader(field))
+    if is_composite(path):
+        return _of_links(read_composite(path), "millimeter")
+    if path.lower().endswith(LINEAR_ENDINGS):
+        return Transform.of(read_affine(path), unit="millimeter")
+    if path.lower().endswith((".ply", ".csv", ".hdf")):
+        raise Unreadable(f"{path} is no transform; .zarr, .nii.gz, .h5, .mat, .tfm or .txt was expected.")
+    if is_run(path):
+        return _of_run(RunStore.open(path))
+    found = read_transform(path)
+    return Transform(joined(_links(found.links)), found.unit, found.fixed, found.moving)
+
+
+def _of_run(store: RunStore) -> Transform:
+    displacement = Reader(store.displacement()) if store.has(DISPLACEMENT) else None
+    return Transform.of(store.affine, store.fixed_grid, displacement, store.moving_grid)
+
+
+def _of_links(links: Sequence[Stored], unit: str | None) -> Transform:
+    first = next((link.grid for link in links if link.grid is not None), None)
+    return Transform(joined(_links(links)), unit, first)
+
+
+def _links(stored: Iterable[Stored]) -> list[Link]:
+    return [Link(s.affine, s.grid, None if s.field is None else Reader(s.field)) for s in stored]
+
+
+def stored_links(store: TransformStore, links: Sequence[Link]) -> list[Link]:
+    """The same links with their fields read from a store that is still being written."""
+    return [
+        link if link.displacement is None else Link(np.asarray(link.affine), link.grid, Reader(reopened(store, k, link.place)))
+        for k, link in enumerate(links)
+    ]

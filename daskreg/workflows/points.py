@@ -1,0 +1,62 @@
+"""``daskreg points``: where points of one image lie in the other."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.storage import RunStore
+from daskreg.storage.points import read_points, write_points
+from daskreg.workflows.load import load_transform
+from daskreg.workflows.resample import known_word
+from daskreg.workflows.transform import Transform
+
+log = logging.getLogger("daskreg")
+SPACES = ("lps", "ras", "index")
+RAS = np.array([1.0, -1.0, -1.0])  # of world components z, y, x: y and x point the other way
+FAR = 0.01  # of the smallest voxel: a point whose source is further off is told of
+
+
+def points(
+    run: str | Path | RunStore | Transform,
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    to: str = "moving",
+    space: str = "lps",
+    order: str | None = None,
+    overwrite: bool = False,
+) -> NDArray[np.float64]:
+    """Take the points of a file to the other image; write them to ``output`` if it is given; return them, (N, 3), z, y, x.
+
+    to: moving (the points are in the fixed image) or fixed;  space: lps or ras, world coordinates in the unit of the transform,
+    or index, voxels of the image that the points are in, both in the input and the output;  order: see ``read_points``.
+    Raises InputError and OutputError in all their forms.
+    """
+    known_word("image", to, ("moving", "fixed"))
+    known_word("space", space, SPACES)
+    transform = run if isinstance(run, Transform) else load_transform(run)
+    file = read_points(source, order)
+    sign = RAS if space == "ras" else np.ones(3)
+    if to == "moving":
+        moved = transform.fixed_to_moving_points(file.points * sign, "index" if space == "index" else "world") * sign
+    else:
+        moved = _to_fixed(transform, file.points * sign, space, str(source)) * sign
+    if output is not None:
+        write_points(output, file.moved(moved), overwrite=overwrite)
+    return moved
+
+
+def _to_fixed(transform: Transform, given: NDArray[np.float64], space: str, name: str) -> NDArray[np.float64]:
+    found, left = transform.sources(given, "index" if space == "index" else "world")
+    spacing = 1.0 if transform.fixed is None else min(transform.fixed.to_unit(transform.unit).spacing)
+    lost = left > FAR * spacing
+    if lost.any():
+        log.warning(
+            "%s: %d of %d points have no source found within %g voxel (the worst is %.3g off): the transform folds there.",
+            name, lost.sum(), len(given), FAR, left.max(),
+        )  # fmt: skip
+    return found

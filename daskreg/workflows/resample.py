@@ -1,0 +1,130 @@
+"""An image through a chain of maps, any block of it, sampled once."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.errors import ConfigError
+from daskreg.grid import Grid, Region
+from daskreg.kernels.cubic import sample_cubic
+from daskreg.kernels.labels import sample_label
+from daskreg.kernels.launch import Kernel
+from daskreg.kernels.sample import sample, sample_nearest
+from daskreg.storage import Stack, Volume
+from daskreg.transforms.chain import MARGIN, Launch, course, footprint, launch, launch_on_cuda, shifted
+from daskreg.transforms.composite import Link
+from daskreg.transforms.linear import linear_part
+from daskreg.workflows.blocks import Reader, block_of, by_block, together
+
+log = logging.getLogger("daskreg")
+Interpolation = Literal["linear", "nearest", "cubic", "label"]
+Device = Literal["cpu", "cuda"]
+KERNELS: dict[str, Kernel] = {"linear": sample, "nearest": sample_nearest, "cubic": sample_cubic, "label": sample_label}
+LAUNCHES: dict[str, Launch] = {"cpu": launch, "cuda": launch_on_cuda}
+SMOOTH = ("linear", "cubic")  # make values that no voxel has
+
+
+def known_word(kind: str, word: object, known: Sequence[str]) -> None:
+    """Raises ConfigError, with the nearest known one, for a word that is not among the known."""
+    if word not in known:
+        near = difflib.get_close_matches(str(word), known, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+        raise ConfigError(f"unknown {kind} {word!r}; {hint}")
+
+
+def resampled(
+    image: Stack | Volume,
+    grid: Grid,
+    links: Sequence[Link],
+    unit: str | None,
+    interpolation: str,
+    *,
+    planes: bool = False,
+    device: str = "cpu",
+) -> da.Array:
+    """``image(phi(x))`` on ``grid``, lazily (.., Z, Y, X) in the image's type, one task a block.
+
+    links: phi, in the world's unit ``unit``;  planes: blocks as a NIfTI file is written;  device: cpu or cuda.
+    Raises ConfigError for an unknown interpolation or device.
+    """
+    known_word("interpolation", interpolation, list(KERNELS))
+    known_word("device", device, list(LAUNCHES))
+    compute = Resampler(image, grid, links, unit, interpolation, device)
+    lead, dtype = image.data.shape[:-3], image.dtype.newbyteorder("=")
+    block = block_of(grid.shape, dtype.itemsize if planes else 0)
+    return by_block(compute, (*lead, *grid.shape), dtype, (*together(lead), *block))
+
+
+class Resampler:
+    """Computes any block of a resampled image. Not a dataclass: Dask would look inside, and compute what is lazy there."""
+
+    def __init__(
+        self,
+        image: Stack | Volume,
+        grid: Grid,
+        links: Sequence[Link],
+        unit: str | None,
+        interpolation: str = "linear",
+        device: str = "cpu",
+    ) -> None:
+        self.here, self.there = grid.to_unit(unit), image.grid.to_unit(unit)
+        self.interpolation, self.image, self.links = interpolation, Reader(image.data), tuple(links)
+        self.device = device
+
+    def __call__(self, box: Region, *lead: range) -> NDArray[Any]:
+        """The voxels of ``box``, (.., Z, Y, X)."""
+        run = LAUNCHES[self.device]
+        at = course(self.links, self.here, box, run)
+        matrix, linear = at.into(self.there)
+        near = footprint(matrix, linear, at.e, box, self.there.shape, MARGIN + (self.interpolation == "cubic"))
+        moved = np.zeros((*map(len, lead), *box.shape), self.image.dtype)
+        if near.size:
+            place = (0, shifted(matrix, box, near), linear_part(linear), at.e)
+            for k in np.ndindex(moved.shape[:-3]):
+                entry = tuple(r[i] for r, i in zip(lead, k, strict=True))
+                moved[k] = self._sampled(box, place, self.image[(*entry, *near.slices)], run)
+        return moved
+
+    def _sampled(self, box: Region, place: tuple[Any, ...], stored: NDArray[Any], run: Callable[..., Any]) -> NDArray[Any]:
+        voxels = workable(stored, self.interpolation)
+        moved = np.zeros(box.shape, voxels.dtype)
+        extra = (0, voxels.shape[0]) if self.interpolation == "linear" else ()  # `sample` also takes shards of planes
+        run(KERNELS[self.interpolation], box.shape, *place, *extra, voxels, moved)
+        return as_stored(moved, self.image.dtype, self.interpolation)
+
+
+def workable(voxels: NDArray[Any], interpolation: str) -> NDArray[Any]:
+    """In a type the kernels know: floats to interpolate, wide enough for the numbers; else the very bits."""
+    if interpolation in SMOOTH:
+        return voxels.astype(np.float32 if voxels.dtype.itemsize <= 2 or voxels.dtype == np.float32 else np.float64, copy=False)
+    if voxels.dtype == bool:
+        return voxels.view(np.uint8)
+    return voxels.astype(np.float32) if voxels.dtype == np.float16 else voxels
+
+
+def as_stored(moved: NDArray[Any], dtype: np.dtype[Any], interpolation: str) -> NDArray[Any]:
+    """Back in the image's type: interpolated integers rounded and clipped, out of domain 0."""
+    if interpolation not in SMOOTH:
+        return moved.astype(dtype, copy=False)
+    moved[np.isnan(moved)] = 0
+    if dtype.kind == "f":
+        return moved.astype(dtype, copy=False)
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    top = np.array(high, moved.dtype)
+    top = top if int(top) <= high else np.nextafter(top, moved.dtype.type(0))  # 2^63 - 1 is no float
+    return np.clip(np.rint(moved, out=moved), moved.dtype.type(low), top, out=moved).astype(dtype)
+
+
+def warn_apart(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack | Volume) -> None:
+    """Boxes around boxes: what they keep apart does not meet, unless a displacement is larger than the image."""
+    here, there = grid.to_unit(unit), image.grid.to_unit(unit)
+    matrix = course([Link(link.affine) for link in links], here, here.region).into(there)[0]
+    if not footprint(matrix, matrix[:3, :3], None, here.region, there.shape).size:
+        log.warning("%s does not overlap the output grid in space; the result is 0 there. Is its header right?", image.name)

@@ -1,0 +1,265 @@
+"""A transform as a value: kept in files, applied lazily, chained, inverted, and asked about points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import dask
+import dask.array as da
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from daskreg.errors import ConfigError, GridError, UnitsError
+from daskreg.grid import UNITS, Grid, Region, unit_name
+from daskreg.storage import Stack, Volume, open_stack, open_volume
+from daskreg.storage.images import Source
+from daskreg.transforms.chain import course, stretching
+from daskreg.transforms.composite import Link, Stretch, blocks
+from daskreg.transforms.inverse import InverseField, Reach, inverted, joined, reach_of
+from daskreg.workflows.blocks import block_of, by_block
+from daskreg.workflows.resample import Device, Interpolation, known_word, resampled, warn_apart
+
+LARGE = 192  # voxels an axis of a block of determinants: their rim costs a chunk on every side
+Space = Literal["world", "index"]
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """Maps points of the fixed image to points of the moving image: ``phi = link_n o ... o link_1``, each ``W(x + d(x))``.
+
+    links: in the order in which a point goes through them, all in the world unit ``unit`` (None: unknown; LPS, z, y, x);
+    fixed, moving: grids of the two images as far as they are known, in any unit.
+    """
+
+    links: tuple[Link, ...]
+    unit: str | None = None
+    fixed: Grid | None = None
+    moving: Grid | None = None
+
+    @classmethod
+    def of(
+        cls,
+        affine: ArrayLike | None = None,
+        grid: Grid | None = None,
+        displacement: Any = None,
+        moving: Grid | None = None,
+        unit: str | None = None,
+    ) -> Transform:
+        """``x -> W (x + d(x))``: affine, W, (4, 4), world, z, y, x, 1;  displacement, d, (3, Z, Y, X) on ``grid``, world units.
+
+        unit: of an affine that has no grid. Raises ValueError when these do not fit each other.
+        """
+        matrix = np.eye(4) if affine is None else np.asarray(affine, float)
+        return cls((Link(matrix, grid, displacement),), unit_name(unit) if grid is None else grid.unit, grid, moving)
+
+    @property
+    def grid(self) -> Grid:
+        """The fixed image's. Raises GridError where the transform does not know one."""
+        if self.fixed is None:
+            raise GridError("the transform names no fixed grid, a bare affine has none; say where to: like=GRID (--like IMAGE).")
+        return self.fixed
+
+    @property
+    def affine(self) -> Points:
+        """The affine parts multiplied, (4, 4): all of the transform where it has no displacement."""
+        total = np.eye(4)
+        for link in self.links:
+            total = link.affine @ total
+        return total
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether there is no displacement."""
+        return all(link.displacement is None for link in self.links)
+
+    # --- images ---------------------------------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        image: Source | Volume | Stack,
+        *,
+        like: Source | Volume | Grid | None = None,
+        interpolation: Interpolation = "linear",
+        grid: Grid | None = None,
+        device: Device = "cpu",
+    ) -> da.Array:
+        """``image(phi(x))`` as a Dask array (.., Z, Y, X) in the image's own type, 0 outside; nothing is read yet.
+
+        A block reads what its voxels reach, no more, and the whole chain is sampled once.
+
+        image: a Volume, an address, or an array (.., Z, Y, X) on ``grid`` (default: the moving image's);  like: where to, default
+        the fixed grid;  interpolation: linear, nearest, cubic (convolution, Keys 1981), label (the label with the most trilinear
+        weight);  device: cpu or cuda (needs numba-cuda and a GPU; voxels go there and back).
+        Raises InputError in all its forms.
+        """
+        stack = image if isinstance(image, Stack) else open_stack(image, grid=self._grid_of(image, grid))
+        target = self.target(like)
+        warn_apart(self.links, self.unit, target, stack)
+        return resampled(stack, target, self.links, self.unit, interpolation, device=device)
+
+    def target(self, like: Source | Volume | Grid | None = None) -> Grid:
+        """The grid that ``like`` means: itself, an image's, or the fixed one."""
+        return self.grid if like is None else like if isinstance(like, Grid) else open_volume(like).grid
+
+    def _grid_of(self, image: Any, grid: Grid | None) -> Grid | None:
+        """The grid of a bare array: the one given, or the moving image's where the shape is its."""
+        if grid is not None or getattr(image, "ndim", 0) < 3:
+            return grid
+        if self.moving is None or tuple(image.shape[-3:]) != self.moving.shape:
+            known = "is not known" if self.moving is None else f"has shape {self.moving.shape}"
+            raise GridError(f"the array has shape {image.shape}, the moving grid {known}; say where its voxels are with grid=.")
+        return self.moving
+
+    def jacobian(self, *, like: Source | Volume | Grid | None = None, whole: bool = True) -> da.Array:
+        """``det(D phi)`` on the fixed grid or that of ``like``, a Dask array (Z, Y, X) float32; at most 0 where space folds.
+
+        Central differences, one-sided at the grid's faces; chunks have a rim of one voxel, so their faces are exact.
+        whole: False leaves the determinants of the affine maps out.
+        """
+        grid = self.target(like).to_unit(self.unit)
+        compute = Determinant(self.links, grid, whole)
+        return by_block(compute, grid.shape, np.dtype(np.float32), block_of(grid.shape))
+
+    def determinant(self, box: Region | None = None) -> NDArray[np.float32]:
+        """The displacement's part of ``jacobian`` in a box of the fixed grid (all of it by default), now, (Z, Y, X)."""
+        grid = self.grid.to_unit(self.unit)
+        return stretching(self.links, grid, box or grid.region, whole=False)
+
+    def stretch(self) -> Stretch:
+        """Folds and the range of the displacement's determinant over the whole fixed grid, block by block."""
+        if self.is_affine:
+            return Stretch()
+        return stretch_of([tally(self.determinant(box)) for box in blocks(self.grid.shape, LARGE)])
+
+    def field(self, box: Region, components: Sequence[int] = (0, 1, 2)) -> NDArray[np.float32]:
+        """``phi(x) - x`` at the voxels of a box of the fixed grid, (3, Z, Y, X) in the unit of the transform; some components."""
+        grid = self.grid.to_unit(self.unit)
+        at = course(self.links, grid, box)
+        extra = at.matrix - grid.index_to_world
+        z, y, x = (np.arange(a, b, dtype=float) for a, b in zip(box.start, box.stop, strict=True))
+        out = np.empty((len(components), *box.shape), np.float32)
+        for n, c in enumerate(components):  # summed in float64, for origins can be far
+            total = (extra[c, 0] * z)[:, None, None] + (extra[c, 1] * y)[:, None] + (extra[c, 2] * x + extra[c, 3])
+            for k in np.flatnonzero(at.turn[c]) if at.e is not None else ():
+                total = total + at.turn[c, k] * at.e[k]  # type: ignore[index]
+            out[n] = total
+        return out
+
+    # --- points ---------------------------------------------------------------------------------------------------------------
+
+    def fixed_to_moving_points(self, points: ArrayLike, space: Space = "world") -> Points:
+        """Where points (.., 3), z, y, x, of the fixed image lie in the moving image, (.., 3).
+
+        space: world (LPS, in the transform's unit) or index (voxels of the fixed image in, of the moving image out).
+        Raises ValueError unless the last axis has three components, ConfigError, and GridError for an index without a grid.
+        """
+        p = self._from(points, space, self.fixed)
+        for link in self.links:
+            p = link.points(p)
+        return self._to(p, space, self.moving)
+
+    points = fixed_to_moving_points
+
+    def moving_to_fixed_points(self, points: ArrayLike, space: Space = "world") -> Points:
+        """Where points (.., 3), z, y, x, of the moving image lie in the fixed image, by fixed point, within 1e-4 voxel.
+
+        Points that nothing is brought to (folds) come back as near as the fixed point gets: see ``sources``.
+        """
+        return self.sources(points, space)[0]
+
+    def sources(self, points: ArrayLike, space: Space = "world") -> tuple[Points, Points]:
+        """``moving_to_fixed_points``, and how far at most each point is from the image of its source, (..,) world units."""
+        y = self._from(points, space, self.moving)
+        flat, left = y.reshape(-1, 3), np.zeros(y.size // 3)
+        for link in reversed(self.links):
+            flat, more = link.sources(flat)
+            left = left + more
+        return self._to(flat.reshape(y.shape), space, self.fixed), left.reshape(y.shape[:-1])
+
+    def _from(self, points: ArrayLike, space: Space, grid: Grid | None) -> Points:
+        known_word("space", space, ("world", "index"))
+        p = np.asarray(points, float)
+        if p.shape[-1:] != (3,):
+            raise ValueError(f"points of shape {p.shape} were given; (.., 3) in the order z, y, x was expected.")
+        return p if space == "world" else self._known(grid).to_world(p)
+
+    def _to(self, points: Points, space: Space, grid: Grid | None) -> Points:
+        return points if space == "world" else self._known(grid).to_index(points)
+
+    def _known(self, grid: Grid | None) -> Grid:
+        if grid is None:
+            raise GridError("space 'index' counts voxels of an image whose grid the transform does not know; use world points.")
+        return grid.to_unit(self.unit)
+
+    # --- other transforms -----------------------------------------------------------------------------------------------------
+
+    def then(self, other: Transform) -> Transform:
+        """First this transform, then ``other``: from this one's fixed to the other's moving image.
+
+        Raises UnitsError when only one of the two states its unit.
+        """
+        same = other.to_unit(self.unit)
+        return Transform(joined([*self.links, *same.links]), self.unit, self.fixed, same.moving)
+
+    def to_unit(self, unit: str | None) -> Transform:
+        """The same transform measured in another unit of length. Raises UnitsError when one of the two is unknown."""
+        name = unit_name(unit)
+        if name == self.unit:
+            return self
+        if name is None or self.unit is None:
+            raise UnitsError(f"one transform is in {self.unit or name}, the other states no unit of length; say it with unit=.")
+        k = UNITS[self.unit] / UNITS[name]
+        return replace(self, links=tuple(link.scaled(k, name) for link in self.links), unit=name)
+
+    def inverse(self, finer: int = 1) -> Transform:
+        """From the moving to the fixed image. A displacement is read once now, and inverted where the result is read.
+
+        finer: voxels of the inverse in one of the displacement, along each axis; between them it is trilinear.
+        ``daskreg invert`` writes it out, with a certificate of its error. Raises ConfigError for a singular affine.
+        """
+        if finer < 1:
+            raise ConfigError(f"finer {finer}: a whole number of at least 1 was expected.")
+        if abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
+            raise ConfigError("the affine part is singular: the transform flattens space and has no inverse.")
+        fields = [None if link.displacement is None else InverseField(link, reaches(link), finer) for link in self.links]
+        return Transform(inverted(self.links, fields), self.unit, self.moving, self.fixed)
+
+
+class Determinant:
+    """Any box of a map of determinants. Not a dataclass: Dask would look inside."""
+
+    def __init__(self, links: Sequence[Link], grid: Grid, whole: bool) -> None:
+        self.links, self.grid, self.whole = tuple(links), grid, whole
+
+    def __call__(self, box: Region) -> NDArray[np.float32]:
+        """The determinants of a box, (Z, Y, X)."""
+        return stretching(self.links, self.grid, box, whole=self.whole)
+
+
+def tally(determinant: NDArray[np.float32]) -> tuple[int, int, float, float, float]:
+    """Voxels, folded ones, least, most and sum of a block of determinants."""
+    folded = int((determinant <= 0).sum())
+    return determinant.size, folded, float(determinant.min()), float(determinant.max()), float(determinant.sum(dtype=np.float64))
+
+
+def stretch_of(tallies: Sequence[tuple[int, int, float, float, float]]) -> Stretch:
+    """Of all blocks."""
+    size, folded, low, high, total = zip(*tallies, strict=True)
+    return Stretch(100 * sum(folded) / sum(size), min(low), max(high), sum(total) / sum(size))
+
+
+def reaches(link: Link, edge: int = LARGE) -> list[Reach]:
+    """How far every block of a displacement goes, a task a block."""
+    one = dask.delayed(reach_of, pure=False)  # type: ignore[attr-defined]
+    tasks = [one(_Held(link), box) for box in blocks(link.place.shape, edge)]
+    return list(dask.compute(*tasks))  # type: ignore[attr-defined, no-untyped-call]
+
+
+class _Held:
+    """A link that Dask does not look into."""
+
+    def __init__(self, link: Link) -> None:
+        self.place, self.displacement = link.place, link.displacement

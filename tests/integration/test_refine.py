@@ -1,0 +1,88 @@
+"""A part registered again fits better, and nothing shows where it ends."""
+
+import numpy as np
+import pytest
+
+from daskreg import MSE, Affine, Deformable
+from daskreg.errors import ConfigError
+from daskreg.grid import Grid, Region
+from daskreg.storage import open_volume
+from daskreg.workflows.load import load_transform
+from daskreg.workflows.refine import parse_region, refine
+from daskreg.workflows.transform import Transform
+from tests.phantoms import known_warp_pair, rotation, target_registration_error
+
+SHAPE = (48, 44, 52)
+GRID = Grid(SHAPE, (1.5, 1.2, 1.0), (4.0, -9.0, 7.0), tuple(map(tuple, rotation((6, -11, 17)))), "mm", True)
+PART = Region((12, 10, 14), (40, 38, 42))
+STAGE = Deformable(similarity=MSE(), scales=(2, 1), iterations=(40, 30))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    fixed, moving, warp = known_warp_pair(SHAPE, 2.0, 3)
+    return open_volume(fixed, grid=GRID), open_volume(moving, grid=GRID), warp
+
+
+@pytest.fixture(scope="module")
+def refined(pair, tmp_path_factory):
+    start = Transform.of(None, GRID, np.zeros((3, *SHAPE), np.float32), GRID)
+    return refine(start, pair[0], pair[1], tmp_path_factory.mktemp("r") / "refined.zarr", PART, stages=[STAGE], blend=6)
+
+
+def voxels(transform):
+    return np.einsum("rc,czyx->rzyx", GRID.world_to_index[:3, :3], transform.field(GRID.region))
+
+
+def test_inside_it_fits_and_outside_nothing_changes(pair, refined):
+    u, middle = voxels(refined.transform), np.zeros(SHAPE, bool)
+    middle[PART.grow(-7).slices] = True
+    before = target_registration_error(np.zeros_like(u), pair[2], middle)
+    assert target_registration_error(u, pair[2], middle).mean() < 0.35 * before.mean()
+    assert refined.after["ncc"] > refined.before["ncc"]
+    outside = np.ones(SHAPE, bool)
+    outside[PART.grow(-1).slices] = False
+    assert not u[:, outside].any()
+
+
+def test_there_is_no_seam(refined):
+    """Across the faces of the part the displacement is as smooth as within it, and space does not fold."""
+    u = voxels(refined.transform)
+    steepest = max(np.abs(np.diff(u, n=2, axis=a)).max() for a in (1, 2, 3))
+    for axis in range(3):
+        bend = np.abs(np.diff(u, n=2, axis=axis + 1))
+        for face in (PART.start[axis], PART.stop[axis] - 1):
+            assert np.take(bend, face - 1, axis=axis + 1).max() <= 0.5 * steepest
+    assert refined.stretch.smallest > 0
+
+
+def test_it_is_a_chain_that_comes_back_from_disk(pair, refined, tmp_path):
+    assert len(refined.transform.links) == 2
+    moved = refined.transform.apply(pair[1]).compute()
+    assert np.corrcoef(moved[PART.slices].ravel(), pair[0].read(PART).ravel())[0, 1] > refined.before["ncc"]
+    coarse = Transform.of(None, GRID.coarsen((2, 2, 2)), np.zeros((3, 24, 22, 26), np.float32), GRID)
+    finer = refine(coarse, pair[0], pair[1], tmp_path / "finer.zarr", "12:40,10:38,14:42", stages=[STAGE], blend=6)
+    points = GRID.to_world(np.random.default_rng(0).uniform(15, 35, (50, 3)))
+    np.testing.assert_allclose(finer.transform.points(points), load_transform(tmp_path / "finer.zarr").points(points))
+    np.testing.assert_allclose(finer.transform.points(points), refined.transform.points(points), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("region", "words"),
+    [
+        ("1:2", "three spans"),
+        ("0:20,0:20,0:99", "not inside the fixed image"),
+        ("0:20,0:12,0:20", "no middle"),
+        ("a:b,0:1,0:1", "spans"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused(pair, tmp_path, region, words):
+    with pytest.raises(ConfigError, match=words):
+        refine(Transform.of(None, GRID), pair[0], pair[1], tmp_path / "r.zarr", region)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_deformable_stages_fade(pair, tmp_path):
+    with pytest.raises(ConfigError, match="deformable stages only"):
+        refine(Transform.of(None, GRID), pair[0], pair[1], tmp_path / "r.zarr", PART, stages=[Affine()])
+    assert parse_region("1:2, 3:4,5:6") == Region((1, 3, 5), (2, 4, 6))

@@ -1,0 +1,148 @@
+"""The inverse on disk, with its certificate; and the map of determinants."""
+
+import json
+
+import ngff_zarr
+import nibabel as nib
+import numpy as np
+import pytest
+import zarr
+from dask.distributed import Client, LocalCluster
+
+from daskreg.errors import ConfigError, OutputExists
+from daskreg.grid import Grid
+from daskreg.storage import open_volume
+from daskreg.workflows import blocks, keep
+from daskreg.workflows import invert as module
+from daskreg.workflows.invert import invert
+from daskreg.workflows.jacobian import jacobian
+from daskreg.workflows.load import load_transform
+from daskreg.workflows.transform import Transform
+from tests.reference import jacobian_determinant
+from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run") / "run.zarr", affine(), displacement())
+
+
+def test_an_inverse_is_written_with_its_certificate(run, tmp_path):
+    certificate = invert(run, tmp_path / "inverse.zarr")
+    found, back = certificate.there_and_back, load_transform(tmp_path / "inverse.zarr")
+    assert (found.voxels, found.failed) == (FIXED.size, 0)
+    assert found.mean < 0.01
+    assert found.largest < 0.1
+    assert (back.fixed, back.moving) == (MOVING, FIXED)
+    points = FIXED.to_world(np.moveaxis(np.indices(FIXED.shape), 0, -1))
+    there = load_transform(run).points(points)
+    error = np.linalg.norm((back.points(there) - points) @ FIXED.world_to_index[:3, :3].T, axis=-1)
+    assert error.max() == pytest.approx(found.largest, abs=1e-4)
+    assert error.mean() == pytest.approx(found.mean, abs=1e-5)
+    assert np.unravel_index(error.argmax(), error.shape) == found.worst
+    told = json.loads((tmp_path / "inverse.zarr" / "zarr.json").read_text())["attributes"]["daskreg"]["certificate"]
+    assert told["mean"] == found.mean
+    assert told["fixed_point"]["residual"] <= 1e-3
+    assert "there and back" in certificate.lines()[0]
+
+
+def test_blocks_show_in_no_bit_of_the_inverse(run, tmp_path, monkeypatch):
+    whole = invert(run, tmp_path / "whole.zarr")
+    monkeypatch.setattr("daskreg.workflows.transform.LARGE", 16)
+    monkeypatch.setattr("daskreg.storage.transforms.new_array.__defaults__", (0, 16, ()))
+    for place in (blocks, keep, module):
+        monkeypatch.setattr(place, "EDGE", 16)
+    cut = invert(run, tmp_path / "cut.zarr")
+    a, b = (zarr.open_array(tmp_path / name / "coordinateTransformations" / "1" / "0")[:] for name in ("whole.zarr", "cut.zarr"))
+    np.testing.assert_array_equal(a, b)
+    assert cut.there_and_back.largest == pytest.approx(whole.there_and_back.largest, abs=1e-5)
+
+
+def test_where_it_fails_is_said(tmp_path, caplog):
+    grid = Grid((24, 24, 24), unit="mm")
+    d = np.zeros((3, *grid.shape), np.float32)
+    d[2, 8:16, 8:16, 8:12] = 6  # jumps over what lies behind
+    certificate = invert(Transform.of(None, grid, d), tmp_path / "i.zarr")
+    assert certificate.there_and_back.failed > 0
+    assert certificate.solved.unproven > 0
+    assert "folds have no inverse" in certificate.lines()[1]
+    assert "folds" in caplog.text
+    told = zarr.open_group(tmp_path / "i.zarr").attrs["daskreg"]["certificate"]["beyond_limit_within"]
+    assert told["start"] >= [4, 4, 4]
+
+
+def test_affine_chains_invert_without_a_field(tmp_path):
+    certificate = invert(Transform.of(affine(), FIXED, None, MOVING), tmp_path / "i.zarr")
+    assert certificate.solved is None
+    assert certificate.there_and_back.largest < 1e-4
+    np.testing.assert_allclose(load_transform(tmp_path / "i.zarr").affine, np.linalg.inv(affine()), atol=1e-12)
+    with pytest.raises(ConfigError, match="singular"):
+        invert(Transform.of(np.diag([1.0, 1, 0, 1])), tmp_path / "j.zarr")
+    with pytest.raises(OutputExists):
+        invert(Transform.of(affine()), tmp_path / "i.zarr")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["i.zarr"]
+
+
+@pytest.mark.parametrize("name", ["j.ome.zarr", "j.nii.gz"])
+def test_the_map_of_determinants_is_the_reference_and_counts_folds(tmp_path, name):
+    grid = Grid((20, 22, 18), (2.0, 1.0, 0.5), unit="mm", oriented=True)
+    u = np.random.default_rng(0).normal(0, 0.4, (3, *grid.shape))
+    transform = Transform.of(np.diag([1.1, 1, 1, 1]), grid, u * np.array(grid.spacing).reshape(3, 1, 1, 1))
+    found, wanted = jacobian(transform, tmp_path / name), 1.1 * jacobian_determinant(u)
+    np.testing.assert_allclose(open_volume(tmp_path / name).data.compute(), wanted, atol=2e-5)
+    assert found.folded == (wanted <= 0).sum() > 0
+    assert found.stretch.smallest == pytest.approx(wanted.min(), abs=1e-4)
+    assert f"{found.folded} of {grid.size} voxels fold" in found.line()
+
+
+def test_the_determinant_on_another_grid_is_in_world_units(run, tmp_path):
+    like = Grid((12, 14, 16), (4.0, 3.5, 2.5), tuple(FIXED.to_world((3, 3, 3))), FIXED.direction, "mm", True)
+    jacobian(run, tmp_path / "coarse.nii", like=like)
+    fine = load_transform(run).jacobian().compute()
+    values = np.asarray(nib.load(tmp_path / "coarse.nii").dataobj).T
+    at = np.rint(FIXED.to_index(like.to_world(np.moveaxis(np.indices(like.shape), 0, -1)))).astype(int)
+    inside = ((at > 2) & (at < np.array(FIXED.shape) - 3)).all(axis=-1)
+    near = fine[tuple(np.moveaxis(np.where(inside[..., None], at, 3), -1, 0))]
+    assert inside.sum() > 200
+    assert np.abs(values - near)[inside].mean() < 0.05
+
+
+def test_finer_voxels_leave_half_of_the_error(run, tmp_path):
+    coarse = invert(run, tmp_path / "coarse.zarr").there_and_back
+    fine = invert(run, tmp_path / "fine.zarr", finer=2).there_and_back
+    assert fine.mean < 0.6 * coarse.mean
+    assert fine.largest < 0.7 * coarse.largest
+    grids = [load_transform(tmp_path / name).links[-1].place for name in ("coarse.zarr", "fine.zarr")]
+    assert grids[1].shape == tuple(2 * n - 1 for n in grids[0].shape)
+    np.testing.assert_allclose(grids[1].corners(), grids[0].corners(), atol=1e-9)
+    with pytest.raises(ConfigError, match="finer 0"):
+        invert(run, tmp_path / "x.zarr", finer=0)
+
+
+def test_both_ways_are_one_bijection(run, tmp_path):
+    invert(run, tmp_path / "pair.zarr", both=True)
+    scene = ngff_zarr.NgffScene.from_ome_zarr(str(tmp_path / "pair.zarr"), validate=True)
+    (told,) = scene.coordinateTransformations
+    assert told.type == "bijection"
+    back, points = load_transform(tmp_path / "pair.zarr"), FIXED.center[None] + np.eye(3) * 5
+    np.testing.assert_allclose(back.points(load_transform(run).points(points)), points, atol=0.05)
+    group = zarr.open_group(tmp_path / "pair.zarr", mode="r+")
+    ome = group.attrs["ome"]
+    bijection = ome["scene"]["coordinateTransformations"][0]
+    ome["scene"]["coordinateTransformations"][0] = {
+        **bijection["inverse"],
+        "input": {"name": "moving"},
+        "output": {"name": "fixed"},
+    }
+    group.attrs.put({"ome": ome})
+    np.testing.assert_allclose(
+        load_transform(tmp_path / "pair.zarr").points(points), load_transform(run).points(points), atol=1e-4
+    )
+
+
+def test_workers_of_a_cluster_write_the_same_bits(run, tmp_path, monkeypatch):
+    invert(run, tmp_path / "here.zarr")
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+        invert(run, tmp_path / "there.zarr")
+    a, b = (zarr.open_array(tmp_path / n / "coordinateTransformations" / "1" / "0")[:] for n in ("here.zarr", "there.zarr"))
+    np.testing.assert_array_equal(a, b)

@@ -1,0 +1,117 @@
+"""Points through a transform, from file to file; the components' order and the space are stated, never guessed."""
+
+import logging
+
+import meshio
+import numpy as np
+import pytest
+
+from daskreg.errors import ConfigError, NotFound, OutputError, OutputExists, Unreadable
+from daskreg.workflows.points import points
+from daskreg.workflows.transform import Transform
+from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement
+
+INDEX = np.array([[3.0, 4.5, 5.0], [20.0, 30.0, 35.5], [11.25, 8.0, 17.0]])
+
+
+@pytest.fixture(scope="module")
+def transform():
+    return Transform.of(affine(), FIXED, displacement(), MOVING)
+
+
+def table(path, rows, header="x,y,z"):
+    path.write_text("\n".join([header] * bool(header) + [",".join(map(str, r)) for r in rows]) + "\n")
+    return path
+
+
+def test_a_table_keeps_its_other_columns(transform, tmp_path):
+    world = FIXED.to_world(INDEX)
+    rows = [(f"p{k}", z, x, y, "left") for k, (z, y, x) in enumerate(world.tolist())]
+    source = table(tmp_path / "in.csv", rows, "name,Z,X,Y,side")
+    moved = points(transform, source, tmp_path / "out.csv")
+    np.testing.assert_allclose(moved, transform.points(world))
+    head, *lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert head == "name,Z,X,Y,side"
+    cells = [line.split(",") for line in lines]
+    assert [c[0] + c[4] for c in cells] == ["p0left", "p1left", "p2left"]
+    np.testing.assert_allclose([[float(c[1]), float(c[3]), float(c[2])] for c in cells], moved, rtol=1e-15)
+
+
+def test_there_and_back_through_files(transform, tmp_path):
+    source = table(tmp_path / "in.csv", FIXED.to_world(INDEX)[:, ::-1].tolist(), "")
+    points(transform, source, tmp_path / "there.tsv")
+    back = points(transform, tmp_path / "there.tsv", tmp_path / "back.npy", to="fixed")
+    assert np.linalg.norm(FIXED.to_index(back) - INDEX, axis=1).max() < 1e-3
+    np.testing.assert_array_equal(np.load(tmp_path / "back.npy"), back[:, ::-1])
+
+
+def test_ras_turns_two_axes(transform, tmp_path):
+    world = FIXED.to_world(INDEX)
+    lps = points(transform, table(tmp_path / "lps.csv", world[:, ::-1].tolist()))
+    ras = points(transform, table(tmp_path / "ras.csv", (world[:, ::-1] * [-1, -1, 1]).tolist()), space="ras")
+    np.testing.assert_allclose(ras[:, ::-1] * [-1, -1, 1], lps[:, ::-1])
+
+
+def test_an_array_is_zyx_unless_it_is_said_otherwise(transform, tmp_path):
+    np.save(tmp_path / "a.npy", INDEX)
+    np.save(tmp_path / "b.npy", INDEX[:, ::-1])
+    moved = points(transform, tmp_path / "a.npy", tmp_path / "out.npy", space="index")
+    np.testing.assert_allclose(moved, transform.fixed_to_moving_points(INDEX, "index"))
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), moved)
+    np.testing.assert_array_equal(points(transform, tmp_path / "b.npy", space="index", order="xyz"), moved)
+
+
+def test_a_mesh_stays_a_mesh(transform, tmp_path):
+    mesh = meshio.Mesh(FIXED.to_world(INDEX)[:, ::-1], [("triangle", np.array([[0, 1, 2]]))])
+    meshio.write(tmp_path / "in.vtk", mesh)
+    moved = points(transform, tmp_path / "in.vtk", tmp_path / "out.vtk")
+    back = meshio.read(tmp_path / "out.vtk")
+    np.testing.assert_allclose(back.points, moved[:, ::-1], rtol=1e-6)
+    np.testing.assert_array_equal(back.cells[0].data, [[0, 1, 2]])
+    with pytest.raises(OutputError, match="a mesh becomes a mesh"):
+        points(transform, tmp_path / "in.vtk", tmp_path / "out.csv")
+
+
+def test_points_whose_source_is_not_found_are_told_of(tmp_path, caplog):
+    """A field as rough as it is long folds everywhere: no iteration settles there."""
+    rough = np.random.default_rng(0).normal(0, 5, (3, *FIXED.shape)).astype(np.float32)
+    np.save(tmp_path / "p.npy", FIXED.to_world(np.random.default_rng(1).uniform(8, 22, (20, 3))))
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        points(Transform.of(None, FIXED, rough), tmp_path / "p.npy", to="fixed")
+    assert "of 20 points have no source found" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x,y,z\n1,2,oops\n", "row 2: found '1, 2, oops'"),
+        ("x,y,z\n", "holds no points"),
+        ("a,b,c\n1,2,3\n", "columns a, b, c; x, y and z"),
+        ("1 2 3 4\n", "row 1"),
+        ("x,y,z\n1,nan,3\n", "row 2"),
+    ],
+)
+def test_a_bad_table_says_where(transform, tmp_path, text, words):
+    (tmp_path / "bad.csv").write_text(text)
+    with pytest.raises(Unreadable, match=words):
+        points(transform, tmp_path / "bad.csv")
+
+
+def test_bad_input_is_refused(transform, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 4)))
+    np.save(tmp_path / "inf.npy", np.full((1, 3), np.inf))
+    (tmp_path / "x.doc").write_text("")
+    for name, words in (("a.npy", r"shape \(3, 4\)"), ("inf.npy", "point 0 is not finite"), ("x.doc", "endings")):
+        with pytest.raises(Unreadable, match=words):
+            points(transform, tmp_path / name)
+    with pytest.raises(NotFound):
+        points(transform, tmp_path / "absent.csv")
+    good = table(tmp_path / "good.csv", [(1, 2, 3)])
+    with pytest.raises(ConfigError, match="did you mean 'index'"):
+        points(transform, good, space="indices")
+    with pytest.raises(ConfigError, match="'xyz' or 'zyx'"):
+        points(transform, good, order="yxz")
+    with pytest.raises(OutputExists):
+        points(transform, good, good)
+    with pytest.raises(OutputError, match="endings"):
+        points(transform, good, tmp_path / "out.doc")

@@ -1,0 +1,246 @@
+"""A transform as a value: chains, points both ways, inverse, determinants; oblique and anisotropic grids throughout."""
+
+from dataclasses import replace
+
+import dask.array as da
+import numpy as np
+import pytest
+
+from daskreg.errors import AxesError, ConfigError, GridError, UnitsError
+from daskreg.grid import Grid, Region
+from daskreg.transforms.composite import Link
+from daskreg.transforms.inverse import InverseField, RoundTrip, Solved, reach_of, steepness
+from daskreg.workflows import blocks as module
+from daskreg.workflows.transform import Transform
+from tests.phantoms import blobs, rotation, smooth_field
+from tests.reference import jacobian_determinant
+from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, trilinear_by_hand
+
+MIRRORED = Grid((33, 29, 37), (1.6, 2.0, 1.3), (25.0, -22.0, 18.0),
+                tuple(map(tuple, rotation((9, -14, 5)) @ np.diag([-1.0, 1.0, 1.0]))), "mm", True)  # fmt: skip
+
+
+def warp_on(grid, voxels=1.5, seed=5):
+    u = smooth_field(grid.shape, voxels, seed=seed).field(grid.shape)
+    return np.einsum("rc,czyx->rzyx", grid.index_to_world[:3, :3], u).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def first():
+    return Transform.of(affine(), FIXED, displacement(), MOVING)
+
+
+@pytest.fixture(scope="module")
+def second():
+    """From the moving image to a third one, of the other handedness."""
+    shift = np.eye(4)
+    shift[:3, :3], shift[:3, 3] = rotation((-4, 2, 7)), (1.0, 2.0, -1.5)
+    return Transform.of(shift, MOVING, warp_on(MOVING), MIRRORED)
+
+
+def by_hand(link, points):
+    """A link's map of points (.., 3) in float64."""
+    at = link.grid.to_index(points)
+    moved = points + np.stack([trilinear_by_hand(c, at) for c in link.displacement], axis=-1)
+    return moved @ link.affine[:3, :3].T + link.affine[:3, 3]
+
+
+def everywhere(grid):
+    return grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
+
+
+def test_a_chain_is_sampled_once_and_where_its_links_lead(first, second):
+    image = blobs(MIRRORED.shape)
+    moved = first.then(second).apply(image).compute()
+    at = MIRRORED.to_index(by_hand(second.links[0], by_hand(first.links[0], everywhere(FIXED))))
+    np.testing.assert_allclose(moved, trilinear_by_hand(image, at), atol=1e-4)
+
+
+def test_blocks_change_no_bit_of_a_chain(first, second, monkeypatch):
+    chain, image = first.then(second), blobs(MIRRORED.shape)
+    whole, determinant = chain.apply(image).compute(), chain.jacobian().compute()
+    monkeypatch.setattr(module, "EDGE", 13)
+    cut, pieces = chain.apply(image), chain.jacobian()
+    assert cut.numblocks == pieces.numblocks == (3, 3, 4)
+    np.testing.assert_array_equal(cut.compute(), whole)
+    np.testing.assert_array_equal(pieces.compute(), determinant)
+
+
+def test_points_of_a_chain_go_and_come_back(first, second):
+    chain, rng = first.then(second), np.random.default_rng(0)
+    points = FIXED.to_world(rng.uniform(0, np.array(FIXED.shape) - 1, (500, 3)))
+    between = MOVING.to_index(first.points(points))  # where a field ends there is a step of one voxel, which has no inverse
+    points = points[((between > 0) & (between < np.array(MOVING.shape) - 1)).all(axis=1)]
+    assert len(points) > 300
+    there = chain.fixed_to_moving_points(points)
+    np.testing.assert_allclose(there, by_hand(second.links[0], by_hand(first.links[0], points)), atol=1e-4)
+    back = chain.moving_to_fixed_points(there)
+    assert np.linalg.norm(FIXED.to_index(back) - FIXED.to_index(points), axis=1).max() < 1e-3
+    assert chain.sources(there)[1].max() < 1e-3
+
+
+def test_indices_are_of_the_image_that_points_are_in(first):
+    at = np.array([[3.0, 4.5, 5.0], [20.0, 30.0, 35.5]])
+    there = first.fixed_to_moving_points(at, "index")
+    np.testing.assert_allclose(MOVING.to_world(there), first.points(FIXED.to_world(at)), atol=1e-9)
+    np.testing.assert_allclose(first.moving_to_fixed_points(there, "index"), at, atol=1e-3)
+    with pytest.raises(GridError, match="index"):
+        replace(first, moving=None).fixed_to_moving_points(at, "index")
+    with pytest.raises(ConfigError, match="did you mean 'world'"):
+        first.fixed_to_moving_points(at, "word")
+
+
+def test_a_point_outside_the_grid_is_its_own_source():
+    transform = Transform.of(None, FIXED, displacement())
+    far = FIXED.to_world([[-40.0, 10, 10], [500.0, 0, 0]])
+    np.testing.assert_array_equal(transform.moving_to_fixed_points(far), far)
+
+
+def test_the_inverse_resamples_as_points_say(first, second):
+    chain = first.then(second)
+    back, image = chain.inverse(), blobs(FIXED.shape)
+    assert (back.grid, back.moving) == (MIRRORED, FIXED)
+    moved = back.apply(image, like=MOVING).compute()
+    back_alone = first.inverse()
+    np.testing.assert_allclose(
+        back_alone.apply(image).compute(),
+        trilinear_by_hand(image, FIXED.to_index(first.moving_to_fixed_points(everywhere(MOVING)))),
+        atol=0.02,
+    )
+    assert moved.shape == MOVING.shape
+
+
+def test_there_and_back_is_where_one_was(first):
+    back = first.inverse()
+    found = RoundTrip.of(first.links, back.links, FIXED, FIXED.region)
+    assert found.mean < 0.01
+    assert found.largest < 0.1
+    assert (found.voxels, found.failed, found.around) == (FIXED.size, 0, None)
+    parts = [
+        RoundTrip.of(first.links, back.links, FIXED, FIXED.region & Region((z, 0, 0), (z + 7, 99, 99))) for z in range(0, 30, 7)
+    ]
+    merged = RoundTrip.merged(parts)
+    assert merged.largest == pytest.approx(found.largest, abs=1e-5)
+    assert merged.total == pytest.approx(found.total, rel=1e-4)
+
+
+def test_a_fold_is_found_and_said_where():
+    grid = Grid((24, 24, 24), unit="mm")
+    d = np.zeros((3, *grid.shape), np.float32)
+    d[2, 8:16, 8:16, 8:12] = 6  # jumps over what lies behind
+    forward = Transform.of(None, grid, d)
+    found = RoundTrip.of(forward.links, forward.inverse().links, grid, grid.region)
+    assert found.failed > 0
+    assert found.around is not None
+    assert (np.array(found.around.start) >= 4).all()
+    assert (np.array(found.around.stop) <= 20).all()
+    assert all(a <= w < b for a, w, b in zip(found.around.start, found.worst, found.around.stop, strict=True))
+
+
+def test_the_proven_bound_holds():
+    """Against the true inverse in float64: the fixed point is off by no more than it says."""
+    grid = Grid((26, 24, 22), (2.0, 1.0, 1.5), unit="mm")
+    link = Link(np.eye(4), grid, warp_on(grid, 1.2))
+    field = InverseField(link, [reach_of(link, grid.region)])
+    v, residual, constant = field.solve(field.grid.region)
+    assert constant.max() < 1
+    bound = Solved.of(residual, constant)
+    q = everywhere(field.grid)
+    off = Transform((link,)).fixed_to_moving_points(q + np.moveaxis(v, 0, -1)) - q
+    inside = (
+        np.abs(grid.to_index(q + np.moveaxis(v, 0, -1)) - (np.array(grid.shape) - 1) / 2) < (np.array(grid.shape) - 1) / 2
+    ).all(-1)
+    left = np.linalg.norm(off / np.array(grid.spacing), axis=-1)[inside]
+    assert left.max() <= bound.residual + 1e-4
+    assert 0 < bound.bound < 0.01
+    assert bound.unproven == 0
+
+
+def test_steepness_bounds_every_difference_near_by():
+    u = np.random.default_rng(0).normal(0, 0.2, (3, 12, 8, 7)).astype(np.float32)
+    u[:, :6] *= 0.1
+    rng, bound = np.random.default_rng(1), steepness(u)
+    a = rng.uniform(0, np.array(u.shape[1:]) - 1, (4000, 3))
+    b = np.clip(a + rng.uniform(-0.5, 0.5, a.shape), 0, np.array(u.shape[1:]) - 1)
+    value = [np.stack([trilinear_by_hand(c, p) for c in u], axis=-1) for p in (a, b)]
+    steep = np.linalg.norm(value[0] - value[1], axis=1) / np.linalg.norm(a - b, axis=1)
+    at = bound[tuple(np.rint(a).astype(int).T)]
+    assert (steep <= at).all()
+    assert steep.max() > at.max() / 4
+    assert bound[:3].max() < bound[8:].max() / 4
+
+
+def test_blocks_change_the_inverse_by_rounding_only(monkeypatch):
+    """A block's field begins elsewhere, not its values."""
+    link = Link(np.eye(4), FIXED, displacement())
+    whole = InverseField(link, [reach_of(link, FIXED.region)])
+    small = InverseField(link, [reach_of(link, FIXED.region & Region((z, 0, 0), (z + 8, 99, 99))) for z in range(0, 30, 8)])
+    assert small.grid == whole.grid
+    box = Region((5, 6, 7), (15, 17, 19))
+    wanted = whole[(slice(None), *whole.grid.region.slices)][(slice(None), *box.slices)]
+    np.testing.assert_array_equal(small[(slice(None), *box.slices)], wanted)
+
+
+def test_the_determinant_is_that_of_the_whole_map(first):
+    u = np.einsum("rc,czyx->rzyx", FIXED.world_to_index[:3, :3], displacement().astype(float))
+    wanted = jacobian_determinant(u) * np.linalg.det(affine()[:3, :3])
+    np.testing.assert_allclose(first.jacobian().compute(), wanted, atol=1e-4)
+    np.testing.assert_allclose(first.jacobian(whole=False).compute(), jacobian_determinant(u), atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [5, 128])
+def test_stretch_is_that_of_the_reference_whatever_the_blocks(block, monkeypatch):
+    monkeypatch.setattr("daskreg.workflows.transform.LARGE", block)
+    grid = Grid((9, 12, 7), (2.0, 1.0, 0.5))
+    u = np.random.default_rng(0).normal(0, 0.4, (3, *grid.shape))
+    transform = Transform.of(None, grid, u * np.array(grid.spacing).reshape(3, 1, 1, 1))
+    wanted = jacobian_determinant(u)
+    np.testing.assert_allclose(transform.determinant(), wanted, atol=1e-5)
+    stretch = transform.stretch()
+    assert stretch.folded_percent == pytest.approx(100 * (wanted <= 0).mean())
+    assert stretch.folded_percent > 0
+    ends = wanted.min(), wanted.max(), wanted.mean()
+    assert (stretch.smallest, stretch.largest, stretch.mean) == pytest.approx(ends, abs=1e-5)
+
+
+def test_all_channels_share_their_points(first, monkeypatch):
+    image = np.stack([blobs(MOVING.shape, seed=s) for s in range(3)])
+    stacked = first.apply(da.from_array(np.stack([image, image + 1]), chunks=20))
+    assert stacked.shape == (2, 3, *FIXED.shape)
+    np.testing.assert_array_equal(stacked[0, 1].compute(), first.apply(image[1]).compute())
+
+
+def test_arrays_need_a_place(first):
+    with pytest.raises(GridError, match="grid="):
+        first.apply(np.zeros((4, 5, 6), np.float32))
+    with pytest.raises(AxesError, match="expected"):
+        first.apply(np.zeros((4, 5), np.float32))
+    small = Grid((4, 5, 6), (9.0, 9.0, 9.0), tuple(MOVING.origin), unit="mm")
+    assert first.apply(np.ones(small.shape, np.float32), grid=small).shape == FIXED.shape
+    with pytest.raises(GridError, match="like="):
+        Transform.of(affine(), unit="mm").apply(np.zeros((4, 5, 6)), grid=small)
+
+
+def test_cubic_keeps_quadratics_and_beats_linear(first):
+    """Convolution with Keys's kernel is exact on polynomials of second degree, away from the edge."""
+    k, j, i = (np.indices(MOVING.shape) - 15) / 15.0
+    image = (1 + k * j - 0.5 * i**2 + 0.3 * k**2).astype(np.float32)
+    at = MOVING.to_index(by_hand(first.links[0], everywhere(FIXED)))
+    inside = ((at > 1) & (at < np.array(MOVING.shape) - 3)).all(axis=-1)
+    k, j, i = np.moveaxis(at - 15, -1, 0) / 15.0
+    wanted = 1 + k * j - 0.5 * i**2 + 0.3 * k**2
+    cubic = np.abs(first.apply(image, interpolation="cubic").compute() - wanted)[inside]
+    linear = np.abs(first.apply(image).compute() - wanted)[inside]
+    assert inside.mean() > 0.2
+    assert cubic.max() < 5e-5
+    assert linear.max() > 5e-4
+
+
+def test_units_are_joined_not_guessed(first):
+    micro = first.to_unit("um")
+    points = FIXED.to_world([[4.0, 5.0, 6.0], [20.0, 22.0, 9.0]])
+    np.testing.assert_allclose(micro.points(points * 1000), first.points(points) * 1000, rtol=1e-6)
+    shift = Transform.of(np.eye(4) + np.array([[0, 0, 0, 1000.0], *np.zeros((3, 4))]), unit="um")
+    np.testing.assert_allclose(first.then(shift).points(points), first.points(points) + np.array([1, 0, 0]), atol=1e-9)
+    with pytest.raises(UnitsError, match="unit"):
+        first.then(Transform.of())
