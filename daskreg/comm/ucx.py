@@ -38,8 +38,13 @@ GOODBYE = 500_000_000  # nanoseconds for each step of a closing; a dead peer ans
 
 @cache
 def _context() -> Any:
-    """One for the process."""
-    return ucx.UCXContext({}, feature_flags=(ucx.Feature.TAG, ucx.Feature.WAKEUP))
+    """One for the process.
+
+    Without CMA, unless the environment says which transports: it copies out of another process, and where that has been killed UCX
+    aborts this one too.
+    """
+    chosen = {} if "UCX_TLS" in os.environ else {"TLS": "^cma"}
+    return ucx.UCXContext(chosen, feature_flags=(ucx.Feature.TAG, ucx.Feature.WAKEUP))
 
 
 def usable() -> bool:

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 SHAPE = (40, 32, 32)
 ITERATIONS = 200
 STAGES = [Moments(), Deformable(similarity=MSE(), scales=(2, 1), iterations=(20, ITERATIONS), tolerance=0)]
-OFTEN = 0.5  # seconds between two checkpoints
+OFTEN = 0.0  # seconds between two checkpoints: one an iteration, or a run whose kernels are compiled is over before the first
 
 
 @pytest.fixture(scope="module")
