@@ -15,11 +15,7 @@ Every transfer of the ring is taken to be posted a pass ahead. The slowest rank 
 Seconds a voxel: measured ones where ``--kernels`` has them, else the budget, bytes a voxel and iteration over the copy bandwidth,
 a floor that no program reaches; ``source`` says which.
 
-``--kernels`` (benchmarks/results/kernels.json), a list of rows; those count that have
-    "device"                 words with "H200" in them
-    "loss"                   mse, lncc (exact gradient), lncc center or mi
-    "seconds_per_iteration"  of one GPU at full resolution, and "voxels", of what volume
-    "seconds_per_voxel"      optional: {"resident", "ring_first", "ring_pass"}, as scaling.json's part ``kernels`` has them
+``--kernels`` (benchmarks/results/gpu_iterations.json): what gpu_iterations.py wrote on an H200, the largest volume of each loss.
 ``--scaling`` (benchmarks/results/scaling.json): the rows of all parts but before, as scaling.py writes them.
 ``--timeline`` (benchmarks/results/timeline.json): the mean of ``hidden_of_bare`` over ucx is the ``overlap`` on this machine.
 
@@ -42,6 +38,7 @@ from typing import Any
 
 import measure
 
+NAMES = {"lncc exact": "lncc"}  # of losses there and here
 VALUE, VECTOR = 4, 12  # bytes of a float32 and of three
 GIB = 2**30
 SAMPLE, STEP, WARP = 32, 72, 36  # bytes a voxel: sample and gradient; smooth, Adam, longest; compose, smooth
@@ -272,13 +269,12 @@ class Block:
 
 def gpus(args: argparse.Namespace) -> Machine:
     """H200s: measured kernels where there are any, else the budget."""
-    rows = [r for r in read(args.kernels) if "H200" in str(r.get("device", ""))]
-    timed = {r["loss"]: r["seconds_per_iteration"] / r["voxels"] for r in rows if "seconds_per_iteration" in r}
+    rows = [r for r in read(args.kernels) if "H200" in str(r.get("device", "")) and "ms" in r]
+    largest = sorted(rows, key=lambda r: int(r["edge"]))
+    timed = {NAMES.get(r["case"], r["case"]): r["ms"] / 1e3 / r["edge"] ** 3 for r in largest}
     voxel = {name: timed.get(name, loss.bytes / args.copy) for name, loss in LOSSES.items()}
     source = {name: "measured" if name in timed else "budget" for name in LOSSES}
     sampling, source["sampling"] = Sampling.of_bandwidth(args.copy), "budget"
-    for s in (r["seconds_per_voxel"] for r in rows if "seconds_per_voxel" in r):
-        sampling, source["sampling"] = Sampling(s["resident"], s["ring_first"], s["ring_pass"]), "measured"
     near, far = Link(args.latency, args.bandwidth), Link(args.latency, args.between)
     name = f"H200, copies {args.copy / 1e12:.2g} TB/s, links {args.bandwidth / 1e9:.0f} and {args.between / 1e9:.0f} GB/s"
     return Machine(name, voxel, sampling, near, far, source, args.host, memory=args.memory * GIB)
@@ -424,7 +420,7 @@ def main() -> None:
     parser.add_argument("--host", type=int, default=8, help="GPUs a host")
     parser.add_argument("--memory", type=float, default=139.0, help="GiB of a GPU")
     parser.add_argument("--drift", type=int, default=DRIFT, help="planes that a block reaches beyond its own, each side")
-    parser.add_argument("--kernels", type=Path, default=measure.RESULTS / "kernels.json")
+    parser.add_argument("--kernels", type=Path, default=measure.RESULTS / "gpu_iterations.json")
     parser.add_argument("--scaling", type=Path, default=measure.RESULTS / "scaling.json")
     parser.add_argument("--timeline", type=Path, default=measure.RESULTS / "timeline.json")
     parser.add_argument("--out", type=Path, default=measure.RESULTS / "scaling_model.json")
