@@ -273,12 +273,16 @@ def report(
     fixed_labels: Annotated[str | None, typer.Option("--fixed-labels", help="label map on the fixed side")] = None,
     moving_labels: Annotated[str | None, typer.Option("--moving-labels", help="label map on the moving side")] = None,
     landmarks: Annotated[str | None, typer.Option("--landmarks", metavar="CSV", help="as for 'evaluate'")] = None,
+    inverse: Annotated[
+        Path | None, typer.Option("--inverse", metavar="ZARR", help="what 'daskreg invert' wrote: its certificate is shown")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Show the result to a person: views, overlay, Jacobian, losses, numbers, configuration."""
     from daskreg.workflows.report import write_report
 
-    write_report(run, output, fixed_labels=fixed_labels, moving_labels=moving_labels, landmarks=landmarks, overwrite=overwrite)
+    labels = {"fixed_labels": fixed_labels, "moving_labels": moving_labels}
+    write_report(run, output, **labels, landmarks=landmarks, inverse=inverse, overwrite=overwrite)
     typer.echo(str(output))
 
 

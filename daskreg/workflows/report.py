@@ -14,11 +14,12 @@ import jinja2
 import numpy as np
 import yaml
 
-from daskreg.errors import InputError
+from daskreg.errors import ConfigError, InputError
 from daskreg.grid import Grid
 from daskreg.storage import RunStore
 from daskreg.storage.atomic import replacing, require_place
 from daskreg.storage.run import DISPLACEMENT
+from daskreg.storage.transforms import read_transform
 from daskreg.workflows.report_page import pictures, views
 from daskreg.workflows.report_page.charts import COLOURS, loss_panels, losses
 from daskreg.workflows.report_page.sampling import Plane, Source, Warp, informative_slices, read_planes, shown_level
@@ -35,11 +36,13 @@ def write_report(
     fixed_labels: Any = None,
     moving_labels: Any = None,
     landmarks: Any = None,
+    inverse: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the page about ``run`` (a path, a RunStore or the Result of ``register``) to ``output``; returns where it is.
 
     fixed_labels, moving_labels, landmarks: as for ``evaluate``; without them the page has no Dice and no distances.
+    inverse: what ``daskreg invert`` wrote of this run: its certificate goes onto the page.
     The inputs are looked for under the names they had; without them the page says so and shows ``moved`` alone.
 
     Raises OutputExists, OutputError, OutOfSpace; NotFound, Unreadable and IncompleteRun for the run.
@@ -47,14 +50,33 @@ def write_report(
     require_place(str(output), overwrite)
     store = _store(run)
     measured = _evaluated(store, fixed_labels, moving_labels, landmarks)
-    text = render(store, measured)
+    text = render(store, measured, None if inverse is None else certificate(inverse))
     with replacing(str(output), overwrite) as place:
         Path(place).write_text(text, encoding="utf-8")
     return Path(output)
 
 
-def render(run: RunStore, measured: dict[str, Any] | None = None) -> str:
-    """The page's text. measured: ``Evaluation.as_dict()``."""
+def certificate(inverse: str | Path) -> dict[str, str]:
+    """What is certified of an inverse, for people. Raises ConfigError where nothing is."""
+    found = read_transform(inverse).told.get("certificate")
+    if not isinstance(found, dict):
+        raise ConfigError(f"{inverse} has no certificate of an inverse; give what 'daskreg invert' wrote.")
+    solved, around = found.get("fixed_point"), found["beyond_limit_within"]
+    where = "" if around is None else f", all within {tuple(around['start'])} to {tuple(around['stop'])}"
+    facts = {
+        "there and back, mean": f"{found['mean']:.2g} voxel over {found['voxels']} voxels",
+        "largest": f"{found['largest']:.2g} voxel at {tuple(found['worst_voxel'])} (z, y, x)",
+        f"beyond {found['limit']:g} voxel": f"{found['beyond_limit']} voxels{where}",
+    }
+    if solved:
+        share = 100 * solved["unproven_voxels"] / solved["voxels"]
+        facts["fixed point, residual"] = f"at most {solved['residual']:.2g} voxel"
+        facts["proven error"] = f"at most {solved['bound']:.2g} voxel, without proof at {share:.2g} % of voxels"
+    return facts
+
+
+def render(run: RunStore, measured: dict[str, Any] | None = None, inverse: dict[str, str] | None = None) -> str:
+    """The page's text. measured: ``Evaluation.as_dict()``; inverse: ``certificate``."""
     told, grid = run.provenance, run.fixed_grid
     context = {
         **_images(run, told),
@@ -68,6 +90,7 @@ def render(run: RunStore, measured: dict[str, Any] | None = None) -> str:
         "levels": [_level_row(v) for v in told.get("levels", [])],
         "inputs": [_input_row(role, v) for role, v in told.get("inputs", {}).items()],
         "affine": _affine(run),
+        "inverse": inverse or {},
         "versions": told.get("versions", {}),
         "machine": _machine(told),
         "config": _recipe(told.get("config", {})),

@@ -17,6 +17,7 @@ from daskreg.workflows import invert as module
 from daskreg.workflows.invert import invert
 from daskreg.workflows.jacobian import jacobian
 from daskreg.workflows.load import load_transform
+from daskreg.workflows.report import certificate
 from daskreg.workflows.transform import Transform
 from tests.reference import jacobian_determinant
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run
@@ -25,6 +26,26 @@ from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run") / "run.zarr", affine(), displacement())
+
+
+def test_the_report_tells_the_certificate(run, tmp_path):
+    found = invert(run, tmp_path / "inverse.zarr").there_and_back
+    told = certificate(tmp_path / "inverse.zarr")
+    assert told["there and back, mean"] == f"{found.mean:.2g} voxel over {found.voxels} voxels"
+    assert told["largest"] == f"{found.largest:.2g} voxel at {tuple(found.worst)} (z, y, x)"
+    assert told["beyond 0.1 voxel"] == "0 voxels"
+    assert "proven error" in told
+
+
+def test_what_has_no_certificate_is_not_taken_for_an_inverse(run, tmp_path):
+    with pytest.raises(ConfigError, match="no certificate"):
+        certificate(keep_transform(run, tmp_path / "same.zarr"))
+
+
+def keep_transform(run, path):
+    """The transform itself, in a store of its own."""
+    keep.write_transform(load_transform(run), path)
+    return path
 
 
 def test_an_inverse_is_written_with_its_certificate(run, tmp_path):

@@ -16,7 +16,7 @@ from daskreg.config import Affine, Config, Deformable
 from daskreg.errors import IncompleteRun, OutputError, OutputExists
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, write_image
-from daskreg.workflows.report import duration, memory, write_report
+from daskreg.workflows.report import duration, memory, render, write_report
 from daskreg.workflows.report_page import charts, pictures, views
 from daskreg.workflows.report_page.sampling import Source, Warp, informative_slices, read_planes, shown_level
 
@@ -310,3 +310,11 @@ def test_bars_are_round(length: float, bar: float) -> None:
 def test_amounts_read_well() -> None:
     assert [duration(s) for s in (0.048, 12.34, 245, 7620)] == ["48 ms", "12.3 s", "4 min 05 s", "2 h 07 min"]
     assert [memory(b) for b in (404 * 2**20, 3 * 2**29)] == ["404 MiB", "1.5 GiB"]
+
+
+def test_the_certificate_of_an_inverse_is_on_the_page(tmp_path):
+    run = make_run(tmp_path)
+    assert "Inverse" not in render(run)
+    page = render(run, None, {"proven error": "at most 0.0014 voxel"})
+    assert "<summary>Inverse</summary>" in page
+    assert "<dt>proven error</dt><dd>at most 0.0014 voxel</dd>" in page
