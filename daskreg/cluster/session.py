@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 
 from daskreg.cluster import leave
 from daskreg.errors import InputError, RunError
-from daskreg.kernels.device import Kind, gpu_memory, gpus
+from daskreg.kernels.device import Kind, gpu_memory, gpu_place, gpus
 
 log = logging.getLogger("daskreg")
 
@@ -104,8 +104,11 @@ def gpu_workers() -> int:
 
 
 def gpu_bytes(client: Client | None) -> int:
-    """Free bytes of the fullest GPU among the workers'."""
-    return gpu_memory() if client is None else min(client.run(gpu_memory).values())
+    """Free bytes of the fullest GPU among the workers', a worker's share where several have the same."""
+    if client is None:
+        return gpu_memory()
+    places, free = client.run(gpu_place), client.run(gpu_memory)
+    return min(int(free[a]) // list(places.values()).count(place) for a, place in places.items())
 
 
 def _gpu_cluster(workers: int) -> Any:

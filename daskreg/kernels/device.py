@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -80,6 +82,12 @@ def gpus() -> int:
 def gpu_memory() -> int:
     """Bytes free on the first GPU that this process sees."""
     return Device("cuda").memory
+
+
+def gpu_place() -> str:
+    """Names the first GPU that this process sees: processes of the same answer share one."""
+    bus, seen = _cupy().cuda.Device(0).pci_bus_id, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return f"{socket.gethostname()} {bus} {seen.partition(',')[0]}"  # parts of one GPU (MIG) differ in the last
 
 
 def host(array: Any) -> NDArray[Any]:

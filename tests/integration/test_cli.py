@@ -16,7 +16,7 @@ import zarr
 from rich.console import Console
 
 from daskreg import cli
-from daskreg.cluster import device_of
+from daskreg.cluster import device_of, gpu_bytes
 from daskreg.engine.report import Progress
 from daskreg.storage import CheckpointStore
 from daskreg.workflows import progress
@@ -265,6 +265,13 @@ def test_the_workers_of_a_cluster_are_waited_for_before_they_are_asked_for_gpus(
     use = register_workflow._settled(Resources(), object(), "tcp://here:1")
     assert asked == ["worker_count", "device_of", "worker_memory"]
     assert (use.workers, use.device) == (3, "cpu")
+
+
+def test_workers_that_share_a_gpu_share_its_memory():
+    places = {"a": "here 1", "b": "here 1", "c": "here 2"}
+    free = {"a": 80, "b": 70, "c": 50}
+    client = SimpleNamespace(run=lambda function: {"gpu_place": places, "gpu_memory": free}[function.__name__])
+    assert gpu_bytes(client) == 35
 
 
 def test_a_cluster_of_gpus_is_not_for_the_processor(capsys, tmp_path):
