@@ -130,7 +130,7 @@ class Keeper:
         self.comm.barrier()
         for name, (own, planes) in fields.items():
             if len(own):
-                self.store.write(self.number, name, own.start, planes)
+                self.store.write(self.number, name, own.start, host(planes))  # one field at a time leaves a GPU
         self.comm.barrier()
         if self.comm.rank == 0:
             self.store.commit(self.number, asdict(state))

@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 
 from daskreg.cluster import leave
 from daskreg.errors import InputError, RunError
-from daskreg.kernels.device import Kind, gpu_memory, gpus
+from daskreg.kernels.device import Kind, gpu_memory, gpu_place, gpus
 
 log = logging.getLogger("daskreg")
 
@@ -80,21 +80,22 @@ def worker_memory(client: Client | None, workers: int) -> int:
     return min(limits, default=_memory() // workers)
 
 
-def device_of(client: Client | None, wanted: str) -> Kind:
-    """Where kernels run: what is wanted, or with ``auto`` on GPUs where every worker (this machine, without a client) has one.
+def device_of(client: Client | None, wanted: str, workers: int = 1) -> Kind:
+    """Where kernels run: what is wanted, or with ``auto`` on GPUs where every worker has one.
 
+    Without a client: where this machine has one for each of ``workers``.
     Raises InputError where a GPU is wanted and a worker has none.
     """
     if wanted == "cpu":
         return "cpu"
-    found = {"this machine": gpus()} if client is None else client.run(gpus)
+    found = {"this machine": gpus() // (workers if wanted == "auto" else 1)} if client is None else client.run(gpus)
     lacking = [name for name, n in found.items() if not n]
     if wanted == "cuda" and lacking:
         raise InputError(
             f"a GPU was asked for and {lacking[0]} has none that CuPy can use; install daskreg[cuda13] (or cuda12) there and "
             "look at nvidia-smi, or use --device cpu."
         )
-    return "cpu" if lacking else "cuda"
+    return "cpu" if wanted == "auto" and (lacking or not found) else "cuda"
 
 
 def gpu_workers() -> int:
@@ -103,8 +104,11 @@ def gpu_workers() -> int:
 
 
 def gpu_bytes(client: Client | None) -> int:
-    """Free bytes of the fullest GPU among the workers'."""
-    return gpu_memory() if client is None else min(client.run(gpu_memory).values())
+    """Free bytes of the fullest GPU among the workers', a worker's share where several have the same."""
+    if client is None:
+        return gpu_memory()
+    places, free = client.run(gpu_place), client.run(gpu_memory)
+    return min(int(free[a]) // list(places.values()).count(place) for a, place in places.items())
 
 
 def _gpu_cluster(workers: int) -> Any:

@@ -31,6 +31,7 @@ from daskreg.similarity import LocalCorrelation, MutualInformation
 
 LAG = 6  # iterations that are under way when the host decides: enough to keep the device busy
 WIDEST = 2  # taps on one side of the filter that the composition takes along; wider ones go axis by axis
+FARTHEST = 9  # the same of the gradient's filter: what fits into shared memory
 
 
 class DeviceLoop(Loop):
@@ -109,7 +110,7 @@ class DeviceLoop(Loop):
             self.marks.popleft()[1].synchronize()
         if k > len(self.past):
             self.past += self.losses[len(self.past) : k].get(stream=self.reader).tolist()  # beside what is still under way
-        return self.past[: max(k, self.done)]
+        return self.past[: max(k, 0)]  # no more after a resume, so that it stops where the whole run does
 
     def _tell(self, watch: Watch, known: list[float]) -> None:
         for k in range(self.told, len(known)):
@@ -135,6 +136,7 @@ class DeviceLoop(Loop):
             self.direct += 1
             self._gradient(fields)
             if not self._step(fields, k + 1):
+                self._mark(k + 1)
                 return 0
         self._mark(k + 1 + pair)
         return 1 + pair
@@ -210,12 +212,15 @@ class DeviceLoop(Loop):
         g, w, b = self.gradient_filter, self.warp_filter, self.block
         finish(self.gradient_halo.start((f.g, b.first)))
         finish(self.coming)
-        fields = [a.reshape(-1) for a in (f.g, f.m, f.v, f.d)]
         if len(b.own):
-            n = _extent(b.box(w.reach))
-            filter_ = n, np.uint32(len(b.held)), g.weights, *self.norms[0]
-            length, blocks, threads = passes.tiles(n, g.reach)
-            passes.smooth_adam((g.reach,), blocks, threads, length, *filter_, self.rates, self.clock, *fields, self.longest)
+            box, n, together = b.box(w.reach), _extent(b.box(w.reach)), g.reach <= FARTHEST
+            if not together:
+                g.into(box, f.g, f.d, f.d)
+            reach, weights, norms = (g.reach, g.weights, self.norms[0]) if together else (0, (np.float32(1),), self.norms[2])
+            fields = [a.reshape(-1) for a in (f.g if together else f.d, f.m, f.v, f.d)]
+            length, blocks, threads = passes.tiles(n, reach)
+            filter_ = n, np.uint32(len(b.held)), weights, *norms
+            passes.smooth_adam((reach,), blocks, threads, length, *filter_, self.rates, self.clock, *fields, self.longest)
         ranges = self._agree_on_length(f)
         if t == 1 and float(self.longest[0]) < AT_REST**2:
             passes.settle((self._sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.losses)

@@ -83,9 +83,9 @@ class Movement:
 
     def between(self, sources: Sequence[tuple[Array, int]], targets: Sequence[tuple[Array, int]]) -> list[Pending]:
         """Begin to move planes from arrays to others; what a rank gives itself is copied at once."""
-        pending = [receive(self.comm, r, _planes(targets, span)) for r, span in self.incoming]
-        if self.outgoing and sources:
+        if sources and (self.incoming or self.outgoing):  # UCX reads and writes a GPU's memory whatever still works on it
             synchronise(sources[0][0])
+        pending = [receive(self.comm, r, _planes(targets, span)) for r, span in self.incoming]
         pending += [send(self.comm, r, _planes(sources, span), self.purpose) for r, span in self.outgoing]
         for source, target in zip(_planes(sources, self.kept), _planes(targets, self.kept)):
             if _address(source) != _address(target):

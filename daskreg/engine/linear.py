@@ -49,7 +49,8 @@ class LinearLoss:
         self.fixed, self.mask = fixed.deliver(level.fixed_factors, self.block.around(self.block.halo), comm)
         self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm)
         self.weights = Weights(self.mask, self.sampler.masked, self.block)
-        self.moved, self.fields = self.block.scalar(), self.block.vector()
+        self.moved = self.block.scalar()  # nothing but windows needs fields
+        self.fields = self.block.vector() if self.similarity.reach else self.block.device.xp.empty((3, 0, 0, 0), np.float32)
         self.gradient = self.block.vector() if self.sampler.keeps_gradient else None
         self.window_halo = Movement(comm, self.block.partition.slabs, self.block.around(self.similarity.reach))
 

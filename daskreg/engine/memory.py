@@ -3,6 +3,8 @@
 import ctypes
 import sys
 
+from daskreg.kernels.device import gpus
+
 
 def trim() -> None:
     """Hand freed memory back to the system.
@@ -11,7 +13,7 @@ def trim() -> None:
     and cannot use them.
     """
     cupy = sys.modules.get("cupy")
-    if cupy is not None:
+    if cupy is not None and gpus():  # without a driver its pool cannot even be asked
         cupy.get_default_memory_pool().free_all_blocks()
     if sys.platform == "linux":
         trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none

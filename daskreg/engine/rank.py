@@ -20,7 +20,6 @@ from daskreg.engine.linear import Halted, run_linear
 from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
 from daskreg.errors import Stopped
 from daskreg.grid import Grid, Span
-from daskreg.kernels.device import host
 from daskreg.planning import Level, Plan
 
 Matrix = NDArray[np.float64]
@@ -47,7 +46,7 @@ Read = Callable[[str, Span], Array]  # a field's planes from a checkpoint
 Begin = Callable[[Grid, Span, Matrix], Array]  # u of a level's planes, voxels, that an affine map starts from
 Save = Callable[
     [State, Mapping[str, tuple[Span, Array]], tuple[int, int, int] | None], None
-]  # own planes of fields, level's shape
+]  # own planes of fields, wherever they lie, level's shape
 
 
 class Rank:
@@ -161,7 +160,7 @@ class Rank:
         self.at.reports = [r.as_dict() for r in self.reports]
         own = None if fields is None else fields.block.own
         shape = None if fields is None else fields.block.shape
-        self.save(self.at, {name: (own, host(a)) for name, a in arrays.items() if own is not None}, shape)
+        self.save(self.at, {name: (own, a) for name, a in arrays.items() if own is not None}, shape)
 
     def _stop(self, asked: float) -> None:
         if asked >= STOP:

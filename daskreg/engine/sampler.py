@@ -18,7 +18,7 @@ from daskreg.engine.halo import Block, Movement, collect, finish, receive, send
 from daskreg.engine.images import Image
 from daskreg.engine.report import Trace
 from daskreg.grid import Index, Partition, Span
-from daskreg.kernels.device import NOWHERE, host, module_of
+from daskreg.kernels.device import NOWHERE, host, module_of, synchronise
 from daskreg.kernels.launch import Shape, on_device
 from daskreg.kernels.sample import (
     add_value,
@@ -157,6 +157,7 @@ class Ring(Sampler):
         empty = module_of(image).empty
         self.buffers = [[empty(size, np.float32) for _ in self.home] for _ in range(2)] if comm.size > 1 else []
         self.needs: Sequence[Span] = shards.slabs
+        synchronise(self.home[0])  # it is sent as it lies
 
     def prepare(self, needs: Sequence[Span]) -> None:
         """The table of reachable planes."""
@@ -203,6 +204,8 @@ class Ring(Sampler):
             yield own
         for k in range(len(steps)):
             if k + 1 < len(steps):
+                if k and self.comm.direct:  # the buffer's last shard may still be read
+                    synchronise(self.buffers[0][0])
                 coming.append(self._receive(steps[k + 1], k + 1))
             self._send(due, steps[k + 2] if k + 2 < len(steps) else size, sends)
             message, shard, started = coming.pop(0)

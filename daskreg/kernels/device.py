@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -65,7 +68,9 @@ CPU = Device()
 
 
 def gpus() -> int:
-    """How many GPUs this process could use; 0 without CuPy or a driver."""
+    """How many GPUs this process could use; 0 without CuPy, numba-cuda or a driver."""
+    if find_spec("numba_cuda") is None:
+        return 0
     try:
         import cupy
 
@@ -79,8 +84,19 @@ def gpu_memory() -> int:
     return Device("cuda").memory
 
 
+def gpu_place() -> str:
+    """Names the first GPU that this process sees: processes of the same answer share one."""
+    bus, seen = _cupy().cuda.Device(0).pci_bus_id, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return f"{socket.gethostname()} {bus} {seen.partition(',')[0]}"  # parts of one GPU (MIG) differ in the last
+
+
 def host(array: Any) -> NDArray[Any]:
     """An array in the machine's memory."""
+    if on_device(array) and array.ndim == 4 and not array.flags.c_contiguous:  # on the GPU a copy would be a field more
+        whole = np.empty(array.shape, array.dtype)
+        for component, part in zip(whole, array, strict=True):
+            component[...] = part.get()
+        return whole
     found: NDArray[Any] = array.get() if on_device(array) else array
     return found
 

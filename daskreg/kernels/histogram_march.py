@@ -15,7 +15,7 @@ import numpy as np
 from numba import float32, float64, int32, int64, uint32, uint64
 
 from daskreg.kernels.histogram import COUNT, FIXED_POINT, bin_coordinate, spline, spline_slope
-from daskreg.kernels.launch import DISABLED, STATIC_SHARED, Shape, box, formula, multiprocessors, sweep
+from daskreg.kernels.launch import DISABLED, STATIC_SHARED, Shape, block_memory, box, formula, multiprocessors, sweep
 
 ONE, NIL = float32(1), float32(0)
 offset = int if DISABLED else uint64  # of a voxel in a field
@@ -23,13 +23,13 @@ wide = int if DISABLED else int64
 THREADS = 32 if DISABLED else 1024  # of a block that counts: all that share a multiprocessor, hence one histogram
 TABLE_THREADS = 4 if DISABLED else 256
 AT_ONCE = 4  # voxels a thread loads before it uses them
-ROOM = 200 * 1024  # bytes of shared memory for a histogram
+ROOM = 200 * 1024  # bytes of shared memory for a histogram, at most
 DEPOSITS = 2**32 // FIXED_POINT // 2 * 2  # voxels that may meet one word: none adds more than 4/9 of its weight to a bin
 
 
 def copies_of(bins: int) -> int:
     """Copies of the histogram that fit into shared memory, a power of two."""
-    fit = ROOM // (4 * bins * bins)
+    fit = max(1, min(ROOM, block_memory()) // (4 * bins * bins))
     return min(32, 1 << (fit.bit_length() - 1))
 
 

@@ -307,11 +307,23 @@ def deep(planes: int, tiles: int, resident: int, reach: int = 0) -> int:
 @cache
 def multiprocessors() -> int:
     """Of the current device; 2 in the simulator and where there is none."""
+    return _of_device("MultiProcessorCount", 2)
+
+
+@cache
+def block_memory() -> int:
+    """Bytes of shared memory that a block may ask for on the current device; those of an H100 where there is none."""
+    return _of_device("MaxSharedMemoryPerBlockOptin", 227 * 1024)
+
+
+def _of_device(attribute: str, otherwise: int) -> int:
+    """What the current device has; in the simulator, and where there is none, what is given."""
     try:
         import cupy
-    except ImportError:
-        return 2
-    return 2 if DISABLED else int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+
+        return otherwise if DISABLED else int(cupy.cuda.Device().attributes[attribute])
+    except Exception:  # noqa: BLE001  # as in ``device.gpus``: all mean that there is no device
+        return otherwise
 
 
 def stream() -> Any:

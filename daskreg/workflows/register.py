@@ -158,8 +158,10 @@ def register(
 
 def _settled(use: Resources, there: Client | None, cluster: str | None) -> Resources:
     """With the device, the workers and their memory filled in."""
-    kind = device_of(there, "cuda" if cluster == "cuda" else use.device)
-    usual = worker_count(there) if there else gpu_workers() if cluster == "cuda" else 1
+    if cluster == "cuda" and use.device == "cpu":
+        raise ConfigError("--cluster cuda has a worker for each GPU and --device is cpu; leave one of them out.")
+    usual = worker_count(there) if there else gpu_workers() if cluster == "cuda" else 1  # before any worker is asked: it waits
+    kind = device_of(there, "cuda" if cluster == "cuda" else use.device, use.workers or usual)
     memory = (lambda _: gpu_bytes(there)) if kind == "cuda" else (lambda n: worker_memory(there, n))
     return replace(use, device=kind).settled(usual, memory)
 

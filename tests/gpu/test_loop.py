@@ -75,6 +75,14 @@ def test_any_smoothing_of_the_warp(sigma):
         np.testing.assert_allclose(b, a, rtol=2e-3)
 
 
+def test_a_gradient_smoothed_further_than_shared_memory_goes():
+    config = stages("mse", smooth_gradient=5)
+    cpu, cuda = Registration(*pair(), config).run(1), OnDevice(*pair(), config).run(1)
+    for a, b in zip(cpu.losses, cuda.losses, strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-3)
+    assert_same_bits(OnDevice(*pair(), config).run(2, "window"), cuda)
+
+
 def test_the_device_repeats_itself():
     case = OnDevice(*pair(), stages("lncc"))
     assert_same_bits(case.run(1), case.run(1))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -15,12 +16,14 @@ import zarr
 from rich.console import Console
 
 from daskreg import cli
-from daskreg.cluster import device_of
+from daskreg.cluster import device_of, gpu_bytes
 from daskreg.engine.report import Progress
 from daskreg.storage import CheckpointStore
 from daskreg.workflows import progress
+from daskreg.workflows import register as register_workflow
 from daskreg.workflows.demo import demo_pair
 from daskreg.workflows.load import load_transform
+from daskreg.workflows.resources import Resources
 from tests.unit.workflows.runs import FIXED as FIXED_GRID
 from tests.unit.workflows.runs import affine, displacement, make_run
 
@@ -244,3 +247,34 @@ def test_where_no_gpu_is_the_device_is_the_processor(monkeypatch):
     monkeypatch.setattr("daskreg.cluster.session.gpus", lambda: 1)
     assert device_of(None, "auto") == "cuda"
     assert device_of(None, "cpu") == "cpu"
+    assert device_of(None, "auto", 2) == "cpu"
+
+
+def test_without_a_worker_yet_nothing_is_said_of_its_gpu():
+    assert device_of(SimpleNamespace(run=lambda function: {}), "auto") == "cpu"
+
+
+def test_the_workers_of_a_cluster_are_waited_for_before_they_are_asked_for_gpus(monkeypatch):
+    asked = []
+
+    def noted(name, answer):
+        return lambda *_: asked.append(name) or answer
+
+    for name, answer in (("worker_count", 3), ("device_of", "cpu"), ("worker_memory", 1 << 30)):
+        monkeypatch.setattr(register_workflow, name, noted(name, answer))
+    use = register_workflow._settled(Resources(), object(), "tcp://here:1")
+    assert asked == ["worker_count", "device_of", "worker_memory"]
+    assert (use.workers, use.device) == (3, "cpu")
+
+
+def test_workers_that_share_a_gpu_share_its_memory():
+    places = {"a": "here 1", "b": "here 1", "c": "here 2"}
+    free = {"a": 80, "b": 70, "c": 50}
+    client = SimpleNamespace(run=lambda function: {"gpu_place": places, "gpu_memory": free}[function.__name__])
+    assert gpu_bytes(client) == 35
+
+
+def test_a_cluster_of_gpus_is_not_for_the_processor(capsys, tmp_path):
+    code, _, err = run(capsys, "register", FIXED, MOVING, "-o", tmp_path / "run.zarr", "--cluster", "cuda", "--device", "cpu")
+    assert code == 2
+    assert "leave one of them out" in err

@@ -1,0 +1,120 @@
+"""What the loop for GPUs knows, and when; and that nothing is sent or received that a GPU still works on. No GPU is needed."""
+
+import sys
+import threading
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from daskreg.comm import Alone
+from daskreg.comm.local import Thread
+from daskreg.engine import halo, sampler
+from daskreg.engine.device_loop import LAG, DeviceLoop
+from daskreg.engine.halo import Block, Movement, finish
+from daskreg.engine.memory import trim
+from daskreg.engine.sampler import Ring
+from daskreg.grid import Partition, Span
+from daskreg.kernels import histogram_march
+from daskreg.kernels.device import host
+from tests.unit.engine.spread import on_ranks
+
+
+def loop(past, done=0):
+    """A loop that knows some losses."""
+    made = object.__new__(DeviceLoop)
+    made.past, made.done, made.marks = list(past), done, deque()
+    return made
+
+
+@pytest.mark.parametrize("k", range(0, 21, 2))
+def test_a_resumed_level_decides_by_the_losses_that_a_whole_run_decides_by(k):
+    losses = [float(v) for v in range(20)]
+    assert loop(losses, done=20)._known(k - LAG) == loop(losses)._known(k - LAG) == losses[: max(k - LAG, 0)]
+
+
+def test_a_level_at_rest_waits_for_its_loss():
+    made = loop([])
+    made.comm, made.direct, made.level = Alone(), 0, SimpleNamespace(iterations=4)
+    made._gradient, made._step, marked = lambda fields: None, lambda fields, t: False, []
+    made._mark = marked.append
+    assert made._advance(None, 0) == 0
+    assert marked == [1]
+
+
+def test_what_still_works_on_an_array_is_waited_for_before_planes_come_into_it(monkeypatch):
+    """A link that writes into a GPU's memory by itself does not know of the work that is under way there."""
+    happened, plain = [], Thread.receive
+
+    def note(what):
+        happened.append((threading.get_ident(), what))
+
+    monkeypatch.setattr(halo, "synchronise", lambda array: note("wait"))
+    monkeypatch.setattr(Thread, "receive", lambda self, *a: note("receive") or plain(self, *a))
+    partition = Partition.of(4, 2, 1)
+
+    def rank(comm):
+        block = Block((4, 2, 3), partition, comm.rank, 1)
+        wanted = [Span(0, 3), Span(2, 4)]  # rank 0 only receives, rank 1 only sends
+        finish(Movement(comm, partition.slabs, wanted).start((block.scalar(), block.first)))
+
+    on_ranks(2, rank)
+    assert len(happened) == 3
+    (receiver,) = [thread for thread, what in happened if what == "receive"]
+    assert [what for thread, what in happened if thread == receiver] == ["wait", "receive"]
+
+
+@pytest.mark.parametrize(("direct", "waits"), [(True, 2), (False, 1)])
+def test_a_buffer_of_the_ring_is_read_before_the_next_shard_comes_into_it(monkeypatch, direct, waits):
+    """Once for what is sent, and of four ranks each receives into the first of its two buffers twice."""
+    waited, monkey = [], lambda array: waited.append(1)
+    monkeypatch.setattr(sampler, "synchronise", monkey)
+    monkeypatch.setattr(Thread, "direct", direct)
+    shards, whole = Partition.of(8, 4, 1), np.arange(8 * 6, dtype=np.float32).reshape(8, 2, 3)
+
+    def rank(comm):
+        mine = shards[comm.rank]
+        ring = Ring(whole[mine.start : mine.stop], None, shards, mine, comm, None)
+        ring.prepare([Span(0, 8)] * 4)
+        return sorted((origin, [a.copy() for a in arrays]) for arrays, origin in ring._shards())
+
+    for seen in on_ranks(4, rank):
+        np.testing.assert_array_equal(np.concatenate([arrays[0] for _, arrays in seen]), whole)
+    assert len(waited) == 4 * waits
+
+
+def test_memory_is_handed_back_where_cupy_has_no_driver(monkeypatch):
+    def refuse():
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
+    broken = SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=refuse)),
+                             get_default_memory_pool=refuse)  # fmt: skip
+    monkeypatch.setitem(sys.modules, "cupy", broken)
+    trim()
+
+
+class Strided(np.ndarray):
+    """Takes itself for an array of a GPU, of which only whole pieces can leave."""
+
+    __cuda_array_interface__ = property(lambda self: self.__array_interface__)
+
+    def get(self):
+        assert self.flags.c_contiguous
+        return np.array(self)
+
+
+def test_a_part_of_a_field_leaves_a_gpu_by_components():
+    field = np.arange(3 * 5 * 2 * 3, dtype=np.float32).reshape(3, 5, 2, 3)
+    for part in (field[:, 1:4], field, field[1]):
+        np.testing.assert_array_equal(host(part.view(Strided)), part)
+
+
+@pytest.mark.parametrize("room", [48, 64, 99, 163, 227])
+@pytest.mark.parametrize("bins", [8, 32, 37, 64, 110])
+def test_a_histogram_fits_into_what_a_gpu_has(monkeypatch, room, bins):
+    monkeypatch.setattr(histogram_march, "block_memory", lambda: room * 1024)
+    copies = histogram_march.copies_of(bins)
+    assert copies & (copies - 1) == 0
+    assert copies >= 1
+    assert histogram_march.histogram_shared(bins) <= room * 1024
