@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from daskreg.planning.plan import Level, Plan
 
 FIELDS = 60  # u, m, v and two buffers of three float32 each
-PROCESS_BYTES = 400 << 20  # interpreter, libraries, compiled kernels, and a cluster of our own in the same process
+PROCESS_BYTES = 370 << 20  # interpreter, libraries, compiled kernels, and a cluster of our own in the same process
 WORKER_BYTES = 340 << 20  # the same without it
 CHUNK = 64  # planes that are written together
 
