@@ -40,8 +40,8 @@ GOODBYE = 500_000_000  # nanoseconds for each step of a closing; a dead peer ans
 def _context() -> Any:
     """One for the process.
 
-    Without CMA, unless the environment says which transports: it copies out of another process, and where that has been killed UCX
-    aborts this one too.
+    Without CMA, unless the environment says which transports: it copies out of another process, and where that has been killed
+    UCX aborts this one too.
     """
     chosen = {} if "UCX_TLS" in os.environ else {"TLS": "^cma"}
     return ucx.UCXContext(chosen, feature_flags=(ucx.Feature.TAG, ucx.Feature.WAKEUP))
