@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from daskreg.errors import OutputError, OutputExists
-from daskreg.storage.address import is_remote
+from daskreg.storage.address import is_remote, parse_address
 from daskreg.storage.faults import writing
 from daskreg.storage.stores import METADATA
 
@@ -49,6 +50,23 @@ def require_place(path: str, overwrite: bool) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     if not is_remote(path) and not os.path.isdir(folder):
         raise OutputError(f"{path} cannot be written: the folder {folder} does not exist; create it first.")
+
+
+def require_apart(output: str | Path, *sources: Any) -> None:
+    """Raises OutputError when the output is, or holds, one of the addresses that it is made from (arrays and None are none).
+
+    Overwriting takes away what is still to be read: chunks that are gone read as 0.
+    """
+    place = _resolved(parse_address(output).path)
+    for source in sources:
+        if isinstance(source, str | Path):
+            theirs = _resolved(parse_address(source).path)
+            if theirs == place or theirs.startswith(place + "/"):
+                raise OutputError(f"{output} is, or holds, an input of this command ({source}); choose another output.")
+
+
+def _resolved(path: str) -> str:
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 
 def exists(path: str) -> bool:

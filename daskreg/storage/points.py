@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from daskreg.storage.faults import reading, require
 
 TABLES = (".csv", ".tsv", ".txt")
 MESHES = (".ply", ".vtk", ".vtu", ".obj", ".off", ".stl")
-SEPARATOR = re.compile(r"\s*[,;\t]\s*|\s+")
+SEPARATORS = "\t;,"  # the first of them that the first row has is the table's; without one blanks are
 Points = NDArray[np.float64]
 
 
@@ -119,8 +118,10 @@ def _meshio() -> Any:
 def _of_table(path: str, order: str) -> PointFile:
     with reading(path):
         text = Path(path).read_text(encoding="utf-8-sig")
-    lines = ((n, line.strip()) for n, line in enumerate(text.splitlines(), 1))
-    rows = [(n, tuple(c.strip("\"'") for c in SEPARATOR.split(line))) for n, line in lines if line and line[0] != "#"]
+    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
+    lines = [(n, line) for n, line in lines if line and line[0] != "#"]
+    separator = next((s for s in SEPARATORS if lines and s in lines[0][1]), " ")
+    rows = [(n, _cells(line, separator)) for n, line in lines]
     header: tuple[str, ...] = ()
     columns = (0, 1, 2) if order == "xyz" else (2, 1, 0)
     if rows and not any(_is_number(c) for c in rows[0][1]):
@@ -129,6 +130,12 @@ def _of_table(path: str, order: str) -> PointFile:
         raise Unreadable(f"{path} holds no points; one a row was expected, with the columns x, y, z.")
     xyz = np.array([_numbers(path, n, cells, columns, not header) for n, cells in rows])
     return PointFile(xyz[:, ::-1].copy(), order, header, tuple(cells for _, cells in rows), columns)
+
+
+def _cells(line: str, separator: str) -> tuple[str, ...]:
+    """Of one row; a quoted cell keeps the separators that are in it."""
+    plain = " ".join(line.split()) if separator == " " else line
+    return tuple(c.strip().strip("'") for c in next(csv.reader([plain], delimiter=separator, skipinitialspace=True)))
 
 
 def _columns(path: str, header: tuple[str, ...]) -> tuple[int, int, int]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from daskreg.grid import Grid
 from daskreg.storage import RunStore, Volume, open_stack, open_volume, write_image
+from daskreg.storage.atomic import require_apart
 from daskreg.storage.images import Source
 from daskreg.storage.nifti import is_nifti
-from daskreg.workflows.load import load_transform
+from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.resample import Device, Interpolation, known_word, resampled, warn_apart
 from daskreg.workflows.transform import Transform
 
@@ -32,6 +33,8 @@ def apply(
     interpolation: linear, nearest, cubic, or label (the one with the most weight around);  device: cpu or cuda.
     Raises InputError and OutputError in all their forms.
     """
+    if output is not None:
+        require_apart(output, place_of(run), image, like)
     transform = run if isinstance(run, Transform) else load_transform(run)
     stack = open_stack(image) if output is not None and isinstance(image, str | Path) else open_stack(open_volume(image))
     grid = transform.target(like)

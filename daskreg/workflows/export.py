@@ -14,13 +14,14 @@ from daskreg.errors import ConfigError, NotFound, OutputError
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, write_affine, write_displacement_nifti
 from daskreg.storage.address import parse_address
+from daskreg.storage.atomic import require_apart
 from daskreg.storage.itk import LINEAR_ENDINGS
 from daskreg.storage.itk_composite import is_composite, write_composite
 from daskreg.storage.nifti import is_nifti
 from daskreg.transforms.composite import Link
 from daskreg.workflows.blocks import block_of, by_block
 from daskreg.workflows.keep import write_transform
-from daskreg.workflows.load import load_transform
+from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.resample import known_word
 from daskreg.workflows.transform import Transform
 
@@ -37,6 +38,7 @@ def export(run: str | Path | RunStore | Transform, output: str | Path, *, part: 
     as resampling wants it. Raises ConfigError, NotFound (no such part), OutputError when the ending does not suit the part.
     """
     known_word("part", part, PARTS)
+    require_apart(output, place_of(run))
     path = parse_address(output).path
     if part != "total" or not (is_composite(path) or path.lower().endswith(".zarr")):
         _require_ending(path, part)

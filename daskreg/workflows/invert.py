@@ -16,8 +16,8 @@ from daskreg.storage.transforms import TransformStore
 from daskreg.transforms.composite import Link, blocks
 from daskreg.transforms.inverse import LIMIT, TOLERANCE, InverseField, RoundTrip, Solved
 from daskreg.workflows.blocks import EDGE
-from daskreg.workflows.keep import write_transform
-from daskreg.workflows.load import load_transform, stored_links
+from daskreg.workflows.keep import require_room, write_transform
+from daskreg.workflows.load import load_transform, place_of, stored_links
 from daskreg.workflows.transform import Transform
 
 log = logging.getLogger("daskreg")
@@ -86,6 +86,7 @@ def invert(
     both: keep the transform beside its inverse, as one bijection that needs no other file.
     Raises InputError and OutputError in all their forms.
     """
+    require_room(output, overwrite, place_of(run))
     transform = run if isinstance(run, Transform) else load_transform(run)
     inverse = transform.inverse(finer)
     certified: list[Certificate] = []

@@ -10,11 +10,12 @@ import numpy as np
 
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, Volume, open_volume, write_image
+from daskreg.storage.atomic import require_apart
 from daskreg.storage.images import Source
 from daskreg.storage.nifti import is_nifti
 from daskreg.transforms.composite import Stretch, blocks
 from daskreg.workflows.blocks import EDGE, Reader, block_of
-from daskreg.workflows.load import load_transform
+from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.resample import known_word
 from daskreg.workflows.transform import Determinant, Transform, stretch_of, tally
 
@@ -56,6 +57,7 @@ def jacobian(
     Central differences in world units, one-sided at the grid's faces. Raises InputError and OutputError in all their forms.
     """
     known_word("part", part, PARTS)
+    require_apart(output, place_of(run), like)
     transform = run if isinstance(run, Transform) else load_transform(run)
     grid = transform.target(like)
     determinants = transform.jacobian(like=grid, whole=part == "total")

@@ -9,15 +9,27 @@ from typing import Any
 import dask
 import numpy as np
 
+from daskreg.errors import OutputError
 from daskreg.grid import Region
 from daskreg.storage.address import parse_address
-from daskreg.storage.atomic import replacing
+from daskreg.storage.atomic import replacing, require_apart, require_place
 from daskreg.storage.transforms import TransformStore
 from daskreg.transforms.composite import Link, blocks
 from daskreg.workflows.blocks import EDGE
 from daskreg.workflows.transform import Transform
 
 Fill = Callable[[Link, Region], tuple[Any, Any]]  # a box of a link's d, and what there is to tell of it
+
+
+def require_room(output: str | Path, overwrite: bool, *sources: Any) -> None:
+    """What ``write_transform`` would say after hours, at once: OutputExists; OutputError for the ending, the folder, a source."""
+    path = parse_address(output).path
+    if not path.rstrip("/").lower().endswith(".zarr"):
+        raise OutputError(
+            f"{path}: a transform is kept as .zarr; choose that ending, and 'daskreg export' makes .nii.gz or .h5 of it."
+        )
+    require_apart(output, *sources)
+    require_place(path, overwrite)
 
 
 def write_transform(
@@ -35,6 +47,7 @@ def write_transform(
     what was told of all blocks, what the metadata say besides;  backward: the inverse, which makes of both a bijection.
     Raises OutputExists, OutputError, OutOfSpace.
     """
+    require_room(output, overwrite)
     path = parse_address(output).path
     with replacing(path, overwrite) as place:
         back = () if backward is None else backward.links

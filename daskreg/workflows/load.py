@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -39,12 +40,17 @@ def load_transform(source: str | Path | RunStore) -> Transform:
         return _of_links(read_composite(path), "millimeter")
     if path.lower().endswith(LINEAR_ENDINGS):
         return Transform.of(read_affine(path), unit="millimeter")
-    if path.lower().endswith((".ply", ".csv", ".hdf")):
+    if os.path.isfile(path) and not path.lower().endswith(".zip"):
         raise Unreadable(f"{path} is no transform; .zarr, .nii.gz, .h5, .mat, .tfm or .txt was expected.")
     if is_run(path):
         return _of_run(RunStore.open(path))
     found = read_transform(path)
     return Transform(joined(_links(found.links)), found.unit, found.fixed, found.moving)
+
+
+def place_of(source: str | Path | RunStore | Transform) -> str | Path | None:
+    """Where a transform is, None for one in memory."""
+    return source.path if isinstance(source, RunStore) else None if isinstance(source, Transform) else source
 
 
 def _of_run(store: RunStore) -> Transform:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.storage import RunStore
+from daskreg.storage.atomic import require_apart, require_place
 from daskreg.storage.points import read_points, write_points
-from daskreg.workflows.load import load_transform
+from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.resample import known_word
 from daskreg.workflows.transform import Transform
 
@@ -38,6 +39,9 @@ def points(
     """
     known_word("image", to, ("moving", "fixed"))
     known_word("space", space, SPACES)
+    if output is not None:
+        require_apart(output, place_of(run))
+        require_place(str(output), overwrite)
     transform = run if isinstance(run, Transform) else load_transform(run)
     file = read_points(source, order)
     sign = RAS if space == "ras" else np.ones(3)

@@ -18,8 +18,8 @@ from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.images import Source
 from daskreg.transforms.composite import Stretch, blocks
 from daskreg.workflows.blocks import EDGE, Reader
-from daskreg.workflows.keep import write_transform
-from daskreg.workflows.load import load_transform
+from daskreg.workflows.keep import require_room, write_transform
+from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.register import register
 from daskreg.workflows.transform import Transform, stretch_of, tally
 
@@ -62,6 +62,7 @@ def refine(
     stages: deformable ones;  blend: voxels along each face over which the correction fades;  resources: as for ``register``.
     Raises InputError and OutputError in all their forms.
     """
+    require_room(output, overwrite, place_of(run), fixed, moving)
     transform = run if isinstance(run, Transform) else load_transform(run)
     target, source = open_volume(fixed), open_volume(moving)
     box = parse_region(region) if isinstance(region, str) else region

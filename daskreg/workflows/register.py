@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from daskreg.cluster import Job, device_of, embedded, existing, gpu_bytes, gpu_workers, run_job, worker_count, worker_memory
 from daskreg.config import Config, Search, Stage
 from daskreg.engine.report import Progress
-from daskreg.errors import ConfigError, NoOverlap
+from daskreg.errors import ConfigError, NoOverlap, OutputError
 from daskreg.grid import Grid
 from daskreg.kernels.device import Kind
 from daskreg.planning import Plan, voxels
 from daskreg.storage import RunStore, Volume
+from daskreg.storage.atomic import require_apart
+from daskreg.storage.nifti import is_nifti
 from daskreg.workflows.begin import Beginning
 from daskreg.workflows.inputs import Inputs, address_of, open_inputs, staged
 from daskreg.workflows.resources import Resources, as_resources, parse_memory
@@ -183,6 +185,10 @@ def _checked_plan(inputs: Inputs, use: Resources) -> Plan:
 
 def _new_store(output: str | Path | None, inputs: Inputs, recipe: dict[str, Any], overwrite: bool) -> RunStore:
     path = _temporary() if output is None else output
+    if is_nifti(str(path)):
+        raise OutputError(f"{path}: a run is a Zarr store; name it .zarr, and 'daskreg export' makes a field of it.")
+    told = inputs.config
+    require_apart(path, *recipe.values(), told.fixed_mask, told.moving_mask, told.initial_transform)
     recipe = {**recipe, "config": inputs.config.model_dump(mode="json")}
     fixed, moving = inputs.grids
     return RunStore.create(path, fixed=fixed, moving=moving, overwrite=overwrite, recipe=recipe)

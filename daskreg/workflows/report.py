@@ -17,7 +17,7 @@ import yaml
 from daskreg.errors import ConfigError, InputError
 from daskreg.grid import Grid
 from daskreg.storage import RunStore
-from daskreg.storage.atomic import replacing, require_place
+from daskreg.storage.atomic import replacing, require_apart, require_place
 from daskreg.storage.run import DISPLACEMENT
 from daskreg.storage.transforms import read_transform
 from daskreg.workflows.report_page import pictures, views
@@ -49,6 +49,7 @@ def write_report(
     """
     require_place(str(output), overwrite)
     store = _store(run)
+    require_apart(output, store.path, fixed_labels, moving_labels, landmarks)
     measured = _evaluated(store, fixed_labels, moving_labels, landmarks)
     text = render(store, measured, None if inverse is None else certificate(inverse))
     with replacing(str(output), overwrite) as place:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from daskreg import MSE, Affine, Deformable
-from daskreg.errors import ConfigError
+from daskreg.errors import ConfigError, OutputError, OutputExists
 from daskreg.grid import Grid, Region
 from daskreg.storage import open_volume
 from daskreg.workflows.load import load_transform
@@ -86,3 +86,12 @@ def test_only_deformable_stages_fade(pair, tmp_path):
     with pytest.raises(ConfigError, match="deformable stages only"):
         refine(Transform.of(None, GRID), pair[0], pair[1], tmp_path / "r.zarr", PART, stages=[Affine()])
     assert parse_region("1:2, 3:4,5:6") == Region((1, 3, 5), (2, 4, 6))
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_registration(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("daskreg.workflows.refine.register", None)
+    start = Transform.of(None, GRID, np.zeros((3, *SHAPE), np.float32), GRID)
+    (tmp_path / "there.zarr").mkdir()
+    for name, error in (("there.zarr", OutputExists), ("nowhere/r.zarr", OutputError), ("field.nii.gz", OutputError)):
+        with pytest.raises(error):
+            refine(start, pair[0], pair[1], tmp_path / name, PART, stages=[STAGE])

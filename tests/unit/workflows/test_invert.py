@@ -9,15 +9,22 @@ import pytest
 import zarr
 from dask.distributed import Client, LocalCluster
 
-from daskreg.errors import ConfigError, OutputExists
+from daskreg import Affine
+from daskreg.errors import ConfigError, OutputError, OutputExists
 from daskreg.grid import Grid
 from daskreg.storage import open_volume
 from daskreg.workflows import blocks, keep
 from daskreg.workflows import invert as module
+from daskreg.workflows.apply import apply
+from daskreg.workflows.export import export
 from daskreg.workflows.invert import invert
 from daskreg.workflows.jacobian import jacobian
 from daskreg.workflows.load import load_transform
+<<<<<<< HEAD
 from daskreg.workflows.report import certificate
+=======
+from daskreg.workflows.register import register
+>>>>>>> review-wb
 from daskreg.workflows.transform import Transform
 from tests.reference import jacobian_determinant
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run
@@ -167,3 +174,29 @@ def test_workers_of_a_cluster_write_the_same_bits(run, tmp_path, monkeypatch):
         invert(run, tmp_path / "there.zarr")
     a, b = (zarr.open_array(tmp_path / n / "coordinateTransformations" / "1" / "0")[:] for n in ("here.zarr", "there.zarr"))
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["inverse.nii.gz", "inverse.h5", "inverse"])
+def test_a_store_is_not_given_the_name_of_a_file(run, tmp_path, name):
+    with pytest.raises(OutputError, match=r"kept as \.zarr"):
+        invert(run, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_an_input_is_refused_before_anything_goes(tmp_path):
+    run = make_run(tmp_path / "run.zarr", affine(), displacement())
+    image = tmp_path / "run.zarr" / "transform" / "displacement"
+    before = load_transform(run).points(FIXED.center)
+    tries = [
+        lambda: invert(tmp_path / "run.zarr", tmp_path / "run.zarr", overwrite=True),
+        lambda: invert(run, tmp_path / "run.zarr", overwrite=True),
+        lambda: jacobian(run, tmp_path / "run.zarr", overwrite=True),
+        lambda: export(tmp_path / "run.zarr", f"{tmp_path}/./run.zarr", overwrite=True),
+        lambda: apply(run, f"{image}::channel=0", tmp_path / "run.zarr", overwrite=True),
+        lambda: apply(Transform.of(affine()), f"{image}::channel=0", tmp_path / "run.zarr", like=FIXED, overwrite=True),
+        lambda: register(f"{image}::channel=0", f"{image}::channel=1", [Affine()], output=tmp_path / "run.zarr", overwrite=True),
+    ]
+    for attempt in tries:
+        with pytest.raises(OutputError, match="is, or holds, an input"):
+            attempt()
+    np.testing.assert_array_equal(load_transform(tmp_path / "run.zarr").points(FIXED.center), before)

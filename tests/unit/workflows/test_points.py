@@ -1,5 +1,6 @@
 """Points through a transform, from file to file; the components' order and the space are stated, never guessed."""
 
+import csv
 import logging
 
 import meshio
@@ -88,6 +89,7 @@ def test_points_whose_source_is_not_found_are_told_of(tmp_path, caplog):
         ("x,y,z\n", "holds no points"),
         ("a,b,c\n1,2,3\n", "columns a, b, c; x, y and z"),
         ("1 2 3 4\n", "row 1"),
+        ("name;x;y;z\nc;1,5;2,5;3\n", "row 2: found 'c, 1,5, 2,5, 3'"),  # decimal commas are no separators
         ("x,y,z\n1,nan,3\n", "row 2"),
     ],
 )
@@ -95,6 +97,25 @@ def test_a_bad_table_says_where(transform, tmp_path, text, words):
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(Unreadable, match=words):
         points(transform, tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'name,x,y,z\n"soma, left",10,12.5,9\n',
+        "name;x;y;z\nsoma, left;10;12.5;9\n",
+        "name\tx\ty\tz\nsoma, left\t10\t12.5\t9\n",
+        '"name" "x" "y" "z"\n"soma, left"   10 12.5  9\n',
+    ],
+)
+def test_a_cell_may_hold_what_separates_others(transform, tmp_path, text):
+    (tmp_path / "in.csv").write_text(text)
+    moved = points(transform, tmp_path / "in.csv", tmp_path / "out.csv")
+    np.testing.assert_allclose(moved, transform.points([[9, 12.5, 10]]))
+    with open(tmp_path / "out.csv", newline="") as file:
+        head, row = csv.reader(file)
+    assert head == ["name", "x", "y", "z"]
+    assert row[0] == "soma, left"
 
 
 def test_bad_input_is_refused(transform, tmp_path):
