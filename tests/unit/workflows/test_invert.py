@@ -20,11 +20,8 @@ from daskreg.workflows.export import export
 from daskreg.workflows.invert import invert
 from daskreg.workflows.jacobian import jacobian
 from daskreg.workflows.load import load_transform
-<<<<<<< HEAD
-from daskreg.workflows.report import certificate
-=======
 from daskreg.workflows.register import register
->>>>>>> review-wb
+from daskreg.workflows.report import certificate
 from daskreg.workflows.transform import Transform
 from tests.reference import jacobian_determinant
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run
