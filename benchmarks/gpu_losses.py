@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from daskreg.kernels import histogram, lncc
 from daskreg.kernels import histogram_march as mi
 from daskreg.kernels import lncc_march as march
+from daskreg.kernels.difference import COUNT
 
 Array = NDArray[Any]
 SHAPE = (41, 45, 67)
@@ -56,14 +57,15 @@ def processors() -> int:
 
 
 def windows(name: str, radius: int, masked: bool, held: tuple[int, int, int], planes: range, origin: int, depth: int, fixed: Any,
-            weight: Any, moved: Any, out: Any, sums: Any, unrolled: bool = False) -> None:  # fmt: skip
+            weight: Any, moved: Any, out: Any, totals: Any, unrolled: bool = False) -> None:  # fmt: skip
     """``lncc_center`` or ``lncc_factors_march``."""
     nz, ny, nx = held
     blocks = march.window_blocks(radius, len(planes), ny, nx, depth)
     sizes = ints(planes.start, len(planes), ny, nx, nz, origin, depth)
     kernel = getattr(march, name)
-    kernel((radius, masked, unrolled), blocks, (march.window_threads(radius), 1, 1), *sizes, EPSILON, FLAT, fixed, weight, moved,
-           out, sums)  # fmt: skip
+    own, threads = (np.int32(planes.start), np.int32(planes.stop)), (march.window_threads(radius), 1, 1)
+    constants, fields = (radius, masked, unrolled), (fixed, weight, moved, out, totals)
+    kernel(constants, blocks, threads, *sizes, own, EPSILON, FLAT, *fields)
 
 
 def slopes(radius: int, masked: bool, held: tuple[int, int, int], planes: range, origin: int, depth: int, dkc: Any, fixed: Any,
@@ -126,22 +128,23 @@ def check_windows(name: str, radius: int, masked: bool, unrolled: bool = False) 
 
     def run(held: range, inner: range, depth: int) -> tuple[Array, Array]:
         size = (3, len(held), *SHAPE[1:]) if exact else (len(held), *SHAPE[1:])
-        blocks = march.window_blocks(radius, len(inner), *SHAPE[1:], depth)
         out = device(np.zeros((3, size[1] * SHAPE[1] * SHAPE[2]) if exact else (int(np.prod(size)),), np.float32))
-        sums = device(np.zeros((len(inner), blocks[0] * blocks[1], 2), np.float32))
+        totals = device(np.zeros(2, np.int64))
         place = range(inner.start - held.start, inner.stop - held.start)
-        windows(name, radius, masked, (len(held), *SHAPE[1:]), place, ORIGIN + held.start, depth, *small.cut(held), out, sums,
+        windows(name, radius, masked, (len(held), *SHAPE[1:]), place, ORIGIN + held.start, depth, *small.cut(held), out, totals,
                 unrolled)  # fmt: skip
-        return out.copy_to_host().reshape(size)[..., place.start : place.stop, :, :], sums.copy_to_host()
+        return out.copy_to_host().reshape(size)[..., place.start : place.stop, :, :], totals.copy_to_host()
 
-    whole, sums = run(range(SHAPE[0]), range(SHAPE[0]), 17)
-    same = True
+    whole, totals = run(range(SHAPE[0]), range(SHAPE[0]), 17)
+    same, left = True, totals.copy()
     for a, b, depth in ((0, 13, 5), (13, 30, 64), (30, SHAPE[0], 3)):
         held = range(max(0, a - radius), min(SHAPE[0], b + radius))
-        part, part_sums = run(held, range(a, b), depth)
-        same &= np.array_equal(part, whole[..., a:b, :, :]) and np.array_equal(part_sums, sums[a:b])
-    return {"apart": apart(whole, dkc if exact else want), "slabs": bool(same),
-            "sums": apart(sums.sum(axis=1, dtype=np.float64).T, rows.sum(axis=2, dtype=np.float64))}  # fmt: skip
+        part, part_totals = run(held, range(a, b), depth)
+        same &= np.array_equal(part, whole[..., a:b, :, :])
+        left -= part_totals
+    sums = rows.sum(axis=(1, 2), dtype=np.float64)
+    return {"apart": apart(whole, dkc if exact else want), "slabs": bool(same) and not left.any(),
+            "sums": apart(totals / COUNT, sums)}  # fmt: skip
 
 
 def check_slopes(radius: int, masked: bool) -> dict[str, Any]:
@@ -217,11 +220,10 @@ class Large:
 
     def windows(self, name: str, radius: int, depth: int, masked: bool = False, partly: bool = False,
                 unrolled: bool = False) -> Callable[[], None]:  # fmt: skip
-        blocks = march.window_blocks(radius, self.edge, self.edge, self.edge, depth)
-        sums = self.cupy.zeros((self.edge, blocks[0] * blocks[1], 2), self.cupy.float32)
+        totals = self.cupy.zeros(2, self.cupy.int64)
         out = self.out3 if name == "lncc_factors_march" else self.out
         moved, weight = self.partly if partly else self.moved, self.noise if masked else self.nothing
-        fields = [self.on(a) for a in (self.head, weight, moved, out, sums)]
+        fields = [self.on(a) for a in (self.head, weight, moved, out, totals)]
         return lambda: windows(name, radius, masked, (self.edge,) * 3, range(self.edge), 0, depth, *fields, unrolled)
 
     def slopes(self, radius: int, depth: int, unrolled: bool = False) -> Callable[[], None]:

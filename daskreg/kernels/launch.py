@@ -203,25 +203,18 @@ def use_threads(n: int) -> None:
 class RowKernel:
     """A CPU launcher written by hand, for an operation whose threads march along rows; cached like the generated ones."""
 
-    def __init__(self, function: Callable[..., Any], together: str = "") -> None:
-        self.function, self.together, self.__doc__ = function, together, function.__doc__
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.__doc__ = function, function.__doc__
         self._compiled: Any = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run where the arrays are."""
-        if self.together and any(on_device(a) for a in arguments):
-            return named(self.together)(*arguments)
+        """Run on the CPU."""
         if self._compiled is None:
             made = specialise(self.function, CPU)
             made.__name__ = made.__qualname__ = f"{self.function.__name__}_{DIGEST}"
             made.__module__ = self.function.__module__
             self._compiled = njit(parallel=True, nogil=True, cache=True, error_model="numpy")(made)
         return self._compiled(*arguments)
-
-
-def rowwise(together: str = "") -> Callable[[Callable[..., Any]], RowKernel]:
-    """Make a kernel of a function of rows, see ``RowKernel`` and ``voxelwise``."""
-    return lambda function: RowKernel(function, together)
 
 
 class Sweep:
