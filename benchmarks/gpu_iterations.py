@@ -2,11 +2,13 @@
 
     python benchmarks/gpu_iterations.py 256 512                 # edges; needs a GPU with CuPy and numba-cuda
     python benchmarks/gpu_iterations.py 512 --losses mse,mi
+    python benchmarks/gpu_iterations.py 256 512 --fireants      # FireANTs from PyPI (plain PyTorch) in the same process
 
 Two smooth noisy volumes a few voxels apart, float32, windows of 7. ``ms``: an iteration at full resolution, from the wall
 clock of a level of 64 iterations less that of one of 32, so that what a level costs once does not count;  ``bytes_per_voxel``:
 the most that CuPy's pool held, all of it;  ``schedule``: seconds of a run at scales 4, 2, 1 with 200, 100, 50 iterations, no
-level stopping early, from images on the device to a displacement there, kernels compiled before. Prints a JSON line a case and
+level stopping early, from images on the device to a displacement there, kernels compiled before;  ``fireants_ms``: an
+iteration of its GreedyRegistration, the same filters, Adam, the same window, timed in the same way. Prints a JSON line a case and
 writes ``gpu_iterations.json``.
 """
 
@@ -99,10 +101,48 @@ def schedule(edge: int, name: str, images: tuple[Any, Any]) -> dict[str, Any]:
     return {"case": f"schedule, {name}", "edge": edge, "seconds": round(min(run(images, stage) for _ in range(2)), 3)}
 
 
+def fireants(edge: int, name: str, images: tuple[Any, Any]) -> dict[str, Any]:
+    """Milliseconds an iteration of FireANTs and the most that PyTorch held; or what it said instead."""
+    import torch
+
+    kind = {"mse": "mse", "lncc exact": "cc", "mi": "mi"}.get(name)
+    if kind is None:  # its centre gradient is in the extension only
+        return {}
+    try:
+        seconds = [_fireants_level(kind, images, n) for n in (2, 3, 9)][1:]
+    except torch.OutOfMemoryError:
+        return {"fireants_ms": "out of memory"}
+    held = torch.cuda.max_memory_reserved() / edge**3
+    return {"fireants_ms": round((seconds[1] - seconds[0]) / 6 * 1e3, 1), "fireants_bytes_per_voxel": round(held, 1)}
+
+
+def _fireants_level(kind: str, images: tuple[Any, Any], iterations: int) -> float:
+    """Seconds of a level at full resolution."""
+    import SimpleITK as sitk
+    import torch
+    from fireants.io import BatchedImages
+    from fireants.io import Image as TheirImage
+    from fireants.registration.greedy import GreedyRegistration
+
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    fixed, moving = (BatchedImages([TheirImage(sitk.GetImageFromArray(i.get()), device="cuda")]) for i in images)
+    made = GreedyRegistration(
+        [1], [iterations], fixed, moving, loss_type=kind, cc_kernel_size=7, optimizer="Adam", optimizer_lr=0.5,
+        smooth_grad_sigma=1.0, smooth_warp_sigma=0.5, progress_bar=False, max_tolerance_iters=10**6, tolerance=0,
+    )  # fmt: skip
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    made.optimize()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("edges", nargs="*", type=int, default=[256])
     parser.add_argument("--losses", default=",".join(LOSSES))
+    parser.add_argument("--fireants", action="store_true", help="FireANTs, which must be installed, in the same process")
     given = parser.parse_args()
     import cupy
 
@@ -111,8 +151,12 @@ def main() -> None:
     for edge in given.edges:
         images = volumes(edge)
         for name in given.losses.split(","):
-            rows.append({**case(edge, name, images), "device": device})
-            print(json.dumps(rows[-1]), flush=True)
+            row = {**case(edge, name, images), "device": device}
+            if given.fireants:
+                trim()
+                row.update(fireants(edge, name, images))
+            rows.append(row)
+            print(json.dumps(row), flush=True)
             if edge <= 256:
                 rows.append({**schedule(edge, name, images), "device": device})
                 print(json.dumps(rows[-1]), flush=True)

@@ -4,12 +4,14 @@
 
 Every kernel is first compared with the plain one on the CPU, on an odd shape, with and without a mask, with voxels out of domain,
 and with slabs of planes: they must have the same bits wherever they begin. ``bytes``: what a kernel must move a voxel;
-``of_copy``: that over the time, as a fraction of a copy's bandwidth. One JSON line a case.
+``of_copy``: that over the time, as a fraction of a copy's bandwidth. Prints a JSON line a case and writes ``gpu_losses.json`` to
+$OUT, or to ``benchmarks/results/``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -34,6 +36,8 @@ ORIGIN = 30_011  # of the arrays in the grid
 EPSILON, FLAT = np.float32(1e-12), np.float32(4e-6)
 TOLERANCE = 5e-5  # the plain kernel's own sums of 343 terms are no better
 BEGAN = time.perf_counter()
+OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_losses.json"
+ROWS: list[dict[str, Any]] = []
 
 
 def device(array: Array) -> Any:
@@ -308,7 +312,7 @@ def main() -> None:
     copies = {v.edge: milliseconds(lambda v=v: cupy.copyto(v.out3, v.in3)) for v in volumes}
     for v in volumes:
         rate = 24 * v.n / copies[v.edge] / 1e9
-        print(json.dumps({"case": "copy", "edge": v.edge, "bytes": 24, "ms": round(copies[v.edge], 3), "TB/s": round(rate, 2)}))
+        say({"case": "copy", "edge": v.edge, "bytes": 24, "ms": round(copies[v.edge], 3), "TB/s": round(rate, 2)})
     for name, check, size, launch in cases():
         if check:
             attempt(name, lambda n=name, c=check: judge(n, c()))
@@ -326,13 +330,20 @@ def attempt(name: str, call: Callable[[], None]) -> None:
 
 def judge(name: str, told: dict[str, Any]) -> None:
     right = told.get("slabs", True) and told["apart"] <= TOLERANCE and told.get("units a voxel", 0) <= 1
-    print(json.dumps({"check": name, "right": right, **told, "s": round(time.perf_counter() - BEGAN, 1)}), flush=True)
+    say({"check": name, "right": right, **told, "s": round(time.perf_counter() - BEGAN, 1)})
 
 
 def report(name: str, size: int, volume: Large, took: float, copy: float) -> None:
     rate = size * volume.n / took / 1e9
-    print(json.dumps({"case": name, "edge": volume.edge, "bytes": size, "ms": round(took, 3), "TB/s": round(rate, 2),
-                      "of_copy": round(rate * copy * 1e9 / (24 * volume.n), 3)}), flush=True)  # fmt: skip
+    of_copy = round(rate * copy * 1e9 / (24 * volume.n), 3)
+    say({"case": name, "edge": volume.edge, "bytes": size, "ms": round(took, 3), "TB/s": round(rate, 2), "of_copy": of_copy})
+
+
+def say(row: dict[str, Any]) -> None:
+    """Print a row and keep it."""
+    ROWS.append(row)
+    print(json.dumps(row), flush=True)
+    OUT.write_text(json.dumps(ROWS, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,11 @@ def _opponent(name: str, pair: Pair, work: Path, args: argparse.Namespace) -> di
     source = str(args.data / pair.moving_labels) if pair.moving_labels and pair.groups else None
     job = opponents.Job(str(args.data / pair.fixed), str(args.data / pair.moving), str(work), source, args.threads)
     found = opponents.RUNNERS[name](job, args.opponents_home)
-    row = {"device": "cpu", "version": found["version"], **{k: found[k] for k in ("seconds", "wall", "peak_rss")}}
+    row = {
+        "device": found.get("device", "cpu"),
+        "version": found["version"],
+        **{k: found[k] for k in ("seconds", "wall", "peak_rss")},
+    }
     if "warp" in found:
         row["folded_percent"] = measure.folded_percent(found["warp"])
     for phase, path in found["labels"].items():

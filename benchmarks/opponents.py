@@ -20,7 +20,7 @@ import sys
 import time
 import venv
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Job:
     fixed, moving: image paths;  labels: moving label image, or None;  work: folder for what it writes;
     dof: 6 or 12, of the linear stage;  deformable: whether a deformable stage follows;
     start: path of an affine in the program's own format to start from, or None for the image centres;
-    iterations: of greedy's linear stage, coarse to fine.
+    iterations: of greedy's linear stage, coarse to fine;  device: "cpu" or "cuda", where a program has the choice.
     """
 
     fixed: str
@@ -47,6 +47,7 @@ class Job:
     deformable: bool = True
     start: str | None = None
     iterations: str = "100x50x10"
+    device: str = "cpu"
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,12 +69,17 @@ def fireants(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
     return _start("fireants", job, home)
 
 
+def fireants_cuda(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
+    """The same on a GPU: what PyPI has, plain PyTorch, not its fused extension."""
+    return {**_start("fireants", replace(job, device="cuda"), home), "device": "cuda"}
+
+
 def simpleitk(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
     """SimpleITK: a linear stage (``job.dof`` 6 or 12) by Mattes MI; it has no deformable stage here."""
     return _start("simpleitk", job, home)
 
 
-RUNNERS = {"greedy": greedy, "ants": ants, "fireants": fireants, "simpleitk": simpleitk}
+RUNNERS = {"greedy": greedy, "ants": ants, "fireants": fireants, "fireants_cuda": fireants_cuda, "simpleitk": simpleitk}
 
 
 def _start(name: str, job: Job, home: Path) -> dict[str, Any]:
@@ -188,7 +194,7 @@ def _fireants(job: Job, clock: Clock) -> dict[str, Any]:
 
     work, quiet = Path(job.work), {"progress_bar": False}
     with clock("read"):
-        fixed, moving = (BatchedImages([Image.load_file(p, device="cpu")]) for p in (job.fixed, job.moving))
+        fixed, moving = (BatchedImages([Image.load_file(p, device=job.device)]) for p in (job.fixed, job.moving))
     with clock("affine"):
         centre = MomentsRegistration(scale=4, fixed_images=fixed, moving_images=moving, moments=1)
         centre.optimize()

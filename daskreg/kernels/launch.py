@@ -21,6 +21,8 @@ import numpy as np
 from numba import njit, uint32, uint64
 from numba.core import config as settings
 
+from daskreg.kernels.cubins import keep
+
 DISABLED = bool(vars(settings)["DISABLE_JIT"])  # the CUDA simulator runs bodies as plain Python
 KERNELS: dict[str, Kernel] = {}
 SWEEPS: dict[str, Sweep] = {}
@@ -237,7 +239,8 @@ class Sweep:
 
             body = _whole(self.factory(*constants), {"cuda": cuda})
             options = {name: v(*constants) if callable(v) else v for name, v in self.options.items()}
-            self._forms[constants] = cuda.jit(body, **({} if DISABLED else options))
+            made = cuda.jit(body, **({} if DISABLED else options))
+            self._forms[constants] = made if DISABLED else keep(made, self.name, DIGEST, constants, options)
         return self._forms[constants]
 
     def __call__(
@@ -412,7 +415,8 @@ def _cuda_launcher(kernel: Kernel, absent: frozenset[str]) -> Any:
     name = f"{kernel.name}_cuda"
     function = _define(_cuda_source(kernel, name, absent), name, kernel.body, CUDA)
     function.__globals__["cuda"] = cuda
-    return cuda.jit(function)
+    made = cuda.jit(function)
+    return made if DISABLED else keep(made, name, DIGEST, sorted(absent))
 
 
 def _cuda_source(kernel: Kernel, name: str, absent: frozenset[str]) -> str:

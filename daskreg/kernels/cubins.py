@@ -1,0 +1,103 @@
+"""Compiled CUDA kernels kept on disk, so that only the first process on a machine waits for the compiler.
+
+Numba's own cache hashes what a kernel closes over, and formulas that are compiled already hash differently in every process.
+Here a kernel is known by its name, its constants and the digest of all kernel sources. Each has a file of its own, which is
+there whole or not at all: processes that start together cannot take each other's. What cannot be read is compiled anew, what
+cannot be written is compiled again next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def folder() -> Path:
+    """Where kernels are kept: in ``NUMBA_CACHE_DIR``, as those of the CPU, else in the user's cache folder."""
+    base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "daskreg-cuda"
+
+
+class Cubins:
+    """The forms of one kernel, by the types of their arguments; stands in for a dispatcher's cache.
+
+    identity: whatever else decides what the compiler makes of the kernel.
+    """
+
+    def __init__(self, name: str, *identity: Any) -> None:
+        self.name = name
+        self.identity = (name, *identity, *_compiler())
+
+    @property
+    def cache_path(self) -> str:
+        """As the dispatcher's statistics report it."""
+        return str(folder())
+
+    def path(self, types: Any, machine: Any) -> Path:
+        """The file of the form for some argument types on a kind of device."""
+        key = hashlib.sha256(repr((self.identity, str(types), machine)).encode()).hexdigest()
+        return folder() / f"{self.name}-{key[:32]}.pickle"
+
+    def load_overload(self, types: Any, context: Any) -> Any:
+        """The compiled kernel, None where there is none."""
+        context.refresh()
+        try:
+            parts = pickle.loads(self.path(types, context.codegen().magic_tuple()).read_bytes())
+            return _kernel_class()._rebuild(**parts)
+        except FileNotFoundError:
+            return None
+        except Exception as problem:  # noqa: BLE001  # a file that is cut off or of another version raises almost anything
+            log.info("the kept kernel %s cannot be used (%r); it is compiled anew.", self.name, problem)
+            return None
+
+    def save_overload(self, types: Any, kernel: Any) -> None:
+        """Keep a kernel, if that can be done."""
+        try:
+            _write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), pickle.dumps(kernel._reduce_states()))
+        except Exception as problem:  # noqa: BLE001  # no room, no right to write, nothing to pickle: the kernel works all the same
+            log.info("the kernel %s cannot be kept (%r).", self.name, problem)
+
+    def flush(self) -> None:
+        """Part of a dispatcher's cache: files are written at once."""
+
+    enable = disable = flush
+
+
+@cache
+def _compiler() -> tuple[Any, ...]:
+    return sys.version_info[:2], version("numba"), version("numba-cuda")
+
+
+def _kernel_class() -> Any:
+    from numba.cuda import dispatcher
+
+    return dispatcher._Kernel
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A file that appears whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def keep(dispatcher: Any, name: str, *identity: Any) -> Any:
+    """Let what ``cuda.jit`` made look on disk before it compiles."""
+    dispatcher._cache = Cubins(name, *identity)
+    return dispatcher

@@ -1,0 +1,104 @@
+"""Compiled kernels kept on disk: found again, never mistaken for one another, never in the way."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from daskreg.kernels.cubins import Cubins, folder
+
+pytest.importorskip("numba_cuda")
+PARTS = {"cooperative": False, "name": "entry", "signature": "types", "codelibrary": "cubin", "debug": False, "lineinfo": False,
+         "call_helper": None, "extensions": []}  # fmt: skip
+HOPPER, AMPERE = ((13, 0), (9, 0)), ((13, 0), (8, 0))
+
+
+class Context:
+    """The part of a compiler's context that a cache uses."""
+
+    def __init__(self, machine: object) -> None:
+        self.machine = machine
+
+    def refresh(self) -> None:
+        """Nothing is stale."""
+
+    def codegen(self) -> SimpleNamespace:
+        return SimpleNamespace(magic_tuple=lambda: self.machine)
+
+
+def kernel(library: object = "cubin", machine: object = HOPPER) -> SimpleNamespace:
+    parts = {**PARTS, "codelibrary": library}
+    held = SimpleNamespace(codegen=SimpleNamespace(magic_tuple=lambda: machine))
+    return SimpleNamespace(_codelibrary=held, _reduce_states=lambda: parts)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    return folder()
+
+
+def test_a_kernel_is_found_by_another_cache_of_the_same_identity(place: Path) -> None:
+    Cubins("smooth", "digest", (3,)).save_overload(("float32",), kernel())
+    found = Cubins("smooth", "digest", (3,)).load_overload(("float32",), Context(HOPPER))
+    assert (found.entry_name, found._codelibrary) == ("entry", "cubin")
+    assert [p.suffix for p in place.iterdir()] == [".pickle"], "nothing temporary is left"
+
+
+@pytest.mark.parametrize(
+    "name, identity, types, machine",
+    [
+        ("other", ("digest", (3,)), ("float32",), HOPPER),
+        ("smooth", ("edited", (3,)), ("float32",), HOPPER),
+        ("smooth", ("digest", (4,)), ("float32",), HOPPER),
+        ("smooth", ("digest", (3,)), ("float64",), HOPPER),
+        ("smooth", ("digest", (3,)), ("float32",), AMPERE),
+    ],
+)
+def test_nothing_else_is_taken_for_it(name: str, identity: tuple[object, ...], types: tuple[str], machine: object) -> None:
+    Cubins("smooth", "digest", (3,)).save_overload(("float32",), kernel())
+    assert Cubins(name, *identity).load_overload(types, Context(machine)) is None
+
+
+def test_another_compiler_has_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    Cubins("smooth").save_overload((), kernel())
+    monkeypatch.setattr("daskreg.kernels.cubins._compiler", lambda: ("another",))
+    assert Cubins("smooth").load_overload((), Context(HOPPER)) is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a pickle", None])
+def test_a_damaged_file_is_compiled_anew(damage: bytes | None) -> None:
+    cache = Cubins("smooth")
+    cache.save_overload((), kernel())
+    path = cache.path((), HOPPER)
+    path.write_bytes(path.read_bytes()[:-9] if damage is None else damage)
+    assert cache.load_overload((), Context(HOPPER)) is None
+    cache.save_overload((), kernel())
+    assert cache.load_overload((), Context(HOPPER)) is not None
+
+
+def test_a_file_with_parts_this_version_does_not_know_is_compiled_anew() -> None:
+    cache, strange = Cubins("smooth"), kernel()
+    strange._reduce_states = lambda: {**PARTS, "unheard_of": 1}
+    cache.save_overload((), strange)
+    assert cache.load_overload((), Context(HOPPER)) is None
+
+
+def test_what_cannot_be_kept_does_no_harm(place: Path) -> None:
+    cache = Cubins("smooth")
+    cache.save_overload((), kernel(library=lambda: "no pickle holds this"))
+    assert cache.load_overload((), Context(HOPPER)) is None
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("a file where the folder should be")
+    cache.save_overload((), kernel())
+    assert cache.load_overload((), Context(HOPPER)) is None
+
+
+def test_a_write_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    Cubins("smooth").save_overload((), kernel())
+    assert list(place.iterdir()) == []
