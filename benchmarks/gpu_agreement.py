@@ -42,7 +42,7 @@ def register(device: str, work: Path, data: Path, more: list[str]) -> tuple[dict
     run = RunStore.open(str(store))
     seconds = {k: round(v, 2) for k, v in run.provenance["seconds"].items()}
     losses = [round(level["losses"][-1], 6) for level in run.provenance["levels"] if level["losses"]]
-    row = {"run": device, "dice": round(float(np.mean(list(dice.values()))), 4), "losses": losses, "wall": took.seconds}
+    row = {"case": PAIR.case, "program": device, "dice": round(float(np.mean(list(dice.values()))), 4), "losses": losses, "wall": took.seconds}
     return {**row, "seconds": seconds, "machine": run.provenance["machine"].get("gpu")}, run
 
 
@@ -66,7 +66,7 @@ def main() -> None:
             row, runs[name] = register(name, Path(scratch), given.data, given.daskreg_args.split())
             measure.emit(row, rows)
         for a, b in (("cuda", "cpu"), ("cuda", "cuda_again")):
-            measure.emit({"run": f"{a} against {b}", **apart(runs[a], runs[b])}, rows)
+            measure.emit({"case": PAIR.case, "program": f"{a} against {b}", **apart(runs[a], runs[b])}, rows)
         measure.save(rows, OUT)
 
 

@@ -174,6 +174,8 @@ def times(edge: int) -> list[dict[str, Any]]:
         "smooth_adam": (volume.adam, 72),
         "compose_smooth": (volume.compose, 36),
     }
+    for _ in range(3):  # the first large copies after a pause are slow
+        milliseconds(captured(calls["copy"][0]))
     copy, rows = 1.0, []
     for name, (call, count) in calls.items():
         took = milliseconds(captured(call))

@@ -83,7 +83,8 @@ def _tree_rss(pid: int) -> int:
 
 def daskreg(*arguments: object, log: Path, threads: int = 2) -> Run:
     """One daskreg command line with this interpreter. Raises RuntimeError when it fails."""
-    env = {"NUMBA_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {"NUMBA_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     return watched([sys.executable, "-m", "daskreg.cli", *map(str, arguments)], log, env)
 
 
