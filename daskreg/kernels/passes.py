@@ -20,6 +20,7 @@ from daskreg.kernels.wide import fetch, store
 ONE, NIL = float32(1), float32(0)
 TILE = (4, 4) if DISABLED else (8, 64)  # threads along y and x of kernels with neighbours
 LANES, WARPS, ROWS = (6, 3, 2) if DISABLED else (32, 4, 4)  # of a block that composes: columns, warps, rows a warp
+FARTHEST = 9  # taps on one side of a filter that fit into shared memory
 LONGEST = 64  # planes a block composes at most: neighbours that march together find each other's planes in the cache
 PITCH = 8 if DISABLED else 64  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
 
