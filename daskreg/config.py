@@ -160,6 +160,7 @@ class Deformable(Optimised):
     smooth_gradient: float = Field(1.0, ge=0)  # voxels of the level, Gaussian sigma of the gradient (fluid)
     smooth_warp: float = Field(0.5, ge=0)  # voxels of the level, Gaussian sigma of the displacement (elastic)
     betas: tuple[float, float] = (0.9, 0.99)  # Adam's decay of first and second moment
+    storage: Literal["float32", "mixed"] = "float32"  # mixed: on a GPU images, gradient and moments take 16 bits a number
 
 
 AnyStage = Annotated[Moments | Search | Rigid | SimilarityStage | Affine | Deformable, Field(discriminator="stage")]

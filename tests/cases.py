@@ -23,6 +23,7 @@ from daskreg.kernels import gaussian, histogram, histogram_march, lncc, lncc_mar
 from daskreg.kernels import sample as sample_kernel
 from daskreg.kernels.difference import COUNT
 from daskreg.kernels.gaussian import gaussian_table, gaussian_weights, shrink_table
+from daskreg.kernels.half import halves, packed, parted, singles
 from daskreg.kernels.launch import KERNELS, SWEEPS, Kernel, Sweep
 from daskreg.kernels.launch import box as whole_box
 from daskreg.transforms.linear import fixed_point, linear_part
@@ -345,6 +346,35 @@ def jacobian() -> Case:
     return SHAPE, HALO, vectors(*TALL, size=0.4), empty(*SHAPE)
 
 
+# --- 16 bits ----------------------------------------------------------------------------------------------------------
+
+
+def bfloats(values: Array) -> NDArray[np.uint16]:
+    """The bits of the nearest bfloat16, as NumPy has it."""
+    bits = values.view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+
+
+def floats(bits: NDArray[np.uint16]) -> Array:
+    """The float32 of such bits."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def stored(voxels: Array, half: bool) -> tuple[NDArray[Any], Array]:
+    """An image as a kernel gets it, and the values that gives: float32, or rounded to float16."""
+    return (halves(voxels), singles(halves(voxels))) if half else (voxels, voxels)
+
+
+@case
+def widen() -> Case:
+    return INNER, bfloats(vectors(*TALL)), empty(3, *TALL)
+
+
+@case
+def narrow() -> Case:
+    return INNER, vectors(*TALL), np.zeros((3, *TALL), np.uint16)
+
+
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
@@ -368,9 +398,9 @@ def counted_in_units(totals: NDArray[np.int64]) -> Array:
     return (totals / COUNT).astype(np.float32)
 
 
-def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False) -> Swept:
+def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False, half: bool = False) -> Swept:
     """``lncc_center`` or ``lncc_factors_march``; windows reach no further than the halo."""
-    fixed, weight, there = image(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
+    (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     out = empty(3, fixed.size) if exact else empty(fixed.size)
     blocks = lncc_march.window_blocks(radius, *SHAPE, depth=4)
     totals, own = np.zeros(2, np.int64), (np.int32(HALO), np.int32(HALO + SHAPE[0]))
@@ -381,8 +411,8 @@ def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False) -> S
         lncc.lncc_slope(INNER, 0, dkc, fixed, weight, slope)
         return [inner(dkc.reshape(3, -1) if exact else slope.reshape(-1)), rows.sum(axis=(1, 2))]
 
-    arguments = *sizes(4), own, EPSILON, FLAT, *flat(fixed, weight, there), out, totals
-    return Swept((radius, masked, unrolled), blocks, lncc_march.window_threads(radius), arguments, plain,
+    arguments = *sizes(4), own, EPSILON, FLAT, *flat(kept, weight, there), out, totals
+    return Swept((radius, masked, unrolled, half), blocks, lncc_march.window_threads(radius), arguments, plain,
                  lambda: [inner(out), counted_in_units(totals)])  # fmt: skip
 
 
@@ -399,6 +429,8 @@ def lncc_factors_march() -> Swept:
 SWEPT["lncc_center without a mask"] = lambda: windows(2, False, exact=False)
 SWEPT["lncc_center of radius 3"] = lambda: windows(3, False, exact=False)
 SWEPT["lncc_center unrolled"] = lambda: windows(2, False, exact=False, unrolled=True)
+SWEPT["lncc_center of half"] = lambda: windows(3, False, exact=False, half=True)
+SWEPT["lncc_factors_march of half"] = lambda: windows(2, True, exact=True, half=True)
 SWEPT["lncc_factors_march of radius 1"] = lambda: windows(1, False, exact=True)
 SWEPT["lncc_factors_march of radius 3"] = lambda: windows(3, False, exact=True)
 SWEPT["lncc_factors_march of radius 4"] = lambda: windows(4, False, exact=True)
@@ -409,22 +441,24 @@ def lncc_slope_march() -> Swept:
     return window_slope(2, masked=True)
 
 
-def window_slope(radius: int, masked: bool, unrolled: bool = False) -> Swept:
+def window_slope(radius: int, masked: bool, unrolled: bool = False, half: bool = False) -> Swept:
     """``lncc_slope_march``, which replaces ``moved``."""
-    dkc, fixed, weight, there = vectors(*TALL), image(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
+    dkc, weight, there = vectors(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
+    kept, fixed = stored(image(*TALL), half)
     out = there.reshape(-1).copy()
 
     def plain() -> list[NDArray[Any]]:
         lncc.lncc_slope(INNER, radius, dkc, fixed, weight, there)
         return [inner(there.reshape(-1))]
 
-    arguments = *sizes(4), dkc.reshape(3, -1), *flat(fixed, weight), out
-    return Swept((radius, masked, unrolled), lncc_march.slope_blocks(*SHAPE, depth=4), lncc_march.SLOPE_THREADS, arguments, plain,
-                 lambda: [inner(out)])  # fmt: skip
+    arguments = *sizes(4), dkc.reshape(3, -1), *flat(kept, weight), out
+    return Swept((radius, masked, unrolled, half), lncc_march.slope_blocks(*SHAPE, depth=4), lncc_march.SLOPE_THREADS, arguments,
+                 plain, lambda: [inner(out)])  # fmt: skip
 
 
 SWEPT["lncc_slope_march unrolled"] = lambda: window_slope(1, masked=False, unrolled=True)
 SWEPT["lncc_slope_march of radius 3"] = lambda: window_slope(3, masked=False)
+SWEPT["lncc_slope_march of half"] = lambda: window_slope(2, masked=True, half=True)
 
 
 @swept
@@ -432,9 +466,9 @@ def joint_histogram_march() -> Swept:
     return counted(BINS, masked=True)
 
 
-def counted(bins: int, masked: bool) -> Swept:
+def counted(bins: int, masked: bool, half: bool = False) -> Swept:
     """``joint_histogram_march``."""
-    fixed, weight, there = image(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
+    (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     totals = np.zeros(bins * bins, np.int64)
 
     def plain() -> list[NDArray[Any]]:
@@ -442,8 +476,8 @@ def counted(bins: int, masked: bool) -> Swept:
         histogram.joint_histogram(INNER, counts, fixed, weight, there)
         return [counts.reshape(-1)]
 
-    arguments = *voxels(), *flat(fixed, weight, there), totals
-    return Swept((bins, masked), (2, 1, 1), histogram_march.THREADS, arguments, plain, lambda: [totals],
+    arguments = *voxels(), *flat(kept, weight, there), totals
+    return Swept((bins, masked, half), (2, 1, 1), histogram_march.THREADS, arguments, plain, lambda: [totals],
                  shared=histogram_march.histogram_shared(bins))  # fmt: skip
 
 
@@ -454,6 +488,7 @@ def voxels() -> list[np.uint64]:
 
 
 SWEPT["joint_histogram_march of 32 bins"] = lambda: counted(32, masked=False)
+SWEPT["joint_histogram_march of half"] = lambda: counted(BINS, masked=True, half=True)
 
 
 @swept
@@ -474,16 +509,25 @@ def information_table() -> Swept:
 
 @swept
 def information_slope_march() -> Swept:
-    table, fixed, weight, there = image(BINS, BINS, seed=6) - np.float32(0.5), image(*TALL), weights(*TALL), moved(*TALL)
+    return looked_up(half=False)
+
+
+def looked_up(half: bool) -> Swept:
+    """``information_slope_march``."""
+    table, weight, there = image(BINS, BINS, seed=6) - np.float32(0.5), weights(*TALL), moved(*TALL)
+    kept, fixed = stored(image(*TALL), half)
     out = empty(fixed.size)
 
     def plain() -> list[NDArray[Any]]:
         histogram.information_slope(INNER, table, fixed, weight, there)
         return [inner(there.reshape(-1))]
 
-    arguments = *voxels(), *flat(table, fixed, weight, there.copy()), out
-    return Swept((BINS, True, 2), (2, 1, 1), histogram_march.SLOPE_THREADS, arguments, plain, lambda: [inner(out)],
+    arguments = *voxels(), *flat(table, kept, weight, there.copy()), out
+    return Swept((BINS, True, 2, half), (2, 1, 1), histogram_march.SLOPE_THREADS, arguments, plain, lambda: [inner(out)],
                  shared=histogram_march.slope_shared(BINS, 2))  # fmt: skip
+
+
+SWEPT["information_slope_march of half"] = lambda: looked_up(half=True)
 
 
 @swept
@@ -504,65 +548,114 @@ def intensity_march() -> Swept:
 EXTENT = tuple(np.uint32(v) for v in whole_box(INNER))
 
 
-def sampled(constants: tuple[Any, ...], fields: tuple[NDArray[Any], ...], totals: NDArray[Any], *results: Any) -> Swept:
+def sampled(
+    constants: tuple[Any, ...], fields: tuple[NDArray[Any], ...], totals: NDArray[Any], *results: Any, half: bool = False
+) -> Swept:
     """A march through the points of ``tall`` over the whole moving image."""
     first, affine, linear, u = tall()
     depth, blocks, threads = march.columns(EXTENT)
     size = tuple(np.int32(v) for v in (OTHER[0], 0, *OTHER))
-    arguments = depth, EXTENT, np.int32(first), affine, linear, u.reshape(3, -1), size, image(*OTHER).reshape(-1), fields, totals
+    arguments = depth, EXTENT, np.int32(first), affine, linear, u.reshape(3, -1), size, whole_moving(half)[0].reshape(-1), fields
+    arguments = *arguments, totals
     return Swept(constants, blocks, threads, arguments, *results)
+
+
+def whole_moving(half: bool) -> tuple[NDArray[Any], Array]:
+    """The moving image as a kernel gets it, and its values."""
+    return stored(image(*OTHER), half)
+
+
+def gradient(mixed: bool) -> tuple[NDArray[Any], Callable[[], NDArray[Any]]]:
+    """Where a gradient goes, and what is there then, as float32."""
+    g = np.zeros((3, *TALL), np.uint16 if mixed else np.float32)
+    return g, lambda: inner((floats(g) if mixed else g).reshape(3, -1))
 
 
 @swept
 def sample_march() -> Swept:
+    return values(half=False)
+
+
+def values(half: bool) -> Swept:
+    """``sample_march``."""
     out = empty(*TALL)
 
     def plain() -> list[NDArray[Any]]:
-        sample_kernel.sample(INNER, *tall(), 0, OTHER[0], image(*OTHER), out)
+        sample_kernel.sample(INNER, *tall(), 0, OTHER[0], whole_moving(half)[1], out)
         return [inner(out.reshape(-1))]
 
-    return sampled((True,), (out.reshape(-1),), empty(2), plain, lambda: [inner(out.reshape(-1))])
+    return sampled((True,), (out.reshape(-1),), empty(2), plain, lambda: [inner(out.reshape(-1))], half=half)
+
+
+SWEPT["sample_march of half"] = lambda: values(half=True)
 
 
 @swept
 def sample_difference() -> Swept:
-    fixed, weight, g, totals = image(*TALL), weights(*TALL), empty(3, *TALL), np.zeros(2, np.int64)
+    return differences(mixed=False)
+
+
+def differences(mixed: bool) -> Swept:
+    """``sample_difference``."""
+    (kept, fixed), weight, totals = stored(image(*TALL), mixed), weights(*TALL), np.zeros(2, np.int64)
+    g, found = gradient(mixed)
 
     def plain() -> list[NDArray[Any]]:
-        there = empty(*TALL)
-        sample_kernel.sample(INNER, *tall(), 0, OTHER[0], image(*OTHER), there)
+        there, made = empty(*TALL), empty(3, *TALL)
+        sample_kernel.sample(INNER, *tall(), 0, OTHER[0], whole_moving(mixed)[1], there)
         rows = difference_kernel.difference(INNER, fixed, weight, there)
-        sample_kernel.pull_back(INNER, *tall(), 0, image(*OTHER), there, g)
-        return [inner(g.reshape(3, -1)), rows.sum(axis=(1, 2))]
+        sample_kernel.pull_back(INNER, *tall(), 0, whole_moving(mixed)[1], there, made)
+        return [inner(made.reshape(3, -1)), rows.sum(axis=(1, 2))]
 
-    fields = (*flat(fixed, weight), g.reshape(3, -1))
-    return sampled((), fields, totals, plain, lambda: [inner(g.reshape(3, -1)), counted_in_units(totals)])
+    fields, constants = (*flat(kept, weight), g.reshape(3, -1)), (True,) if mixed else ()
+    return sampled(constants, fields, totals, plain, lambda: [found(), counted_in_units(totals)], half=mixed)
+
+
+SWEPT["sample_difference mixed"] = lambda: differences(mixed=True)
 
 
 @swept
 def pull_back_march() -> Swept:
-    slope, g = image(*TALL, seed=5) - np.float32(0.5), empty(3, *TALL)
+    return pulled(mixed=False)
+
+
+def pulled(mixed: bool) -> Swept:
+    """``pull_back_march``."""
+    slope, (g, found) = image(*TALL, seed=5) - np.float32(0.5), gradient(mixed)
 
     def plain() -> list[NDArray[Any]]:
-        sample_kernel.pull_back(INNER, *tall(), 0, image(*OTHER), slope, g)
-        return [inner(g.reshape(3, -1))]
+        made = empty(3, *TALL)
+        sample_kernel.pull_back(INNER, *tall(), 0, whole_moving(mixed)[1], slope, made)
+        return [inner(made.reshape(3, -1))]
 
     fields = (slope.reshape(-1), g.reshape(3, -1))
-    return sampled((True,), fields, empty(2), plain, lambda: [inner(g.reshape(3, -1))])
+    return sampled((True, mixed), fields, empty(2), plain, lambda: [found()], half=mixed)
+
+
+SWEPT["pull_back_march mixed"] = lambda: pulled(mixed=True)
 
 
 @swept
 def difference_march() -> Swept:
-    fixed, weight, there, totals = image(*TALL), weights(*TALL), moved(*TALL), np.zeros(2, np.int64)
+    return differences_of(half=False)
+
+
+def differences_of(half: bool) -> Swept:
+    """``difference_march``."""
+    (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL), moved(*TALL)
+    totals = np.zeros(2, np.int64)
     count = int(np.prod(SHAPE))
 
     def plain() -> list[NDArray[Any]]:
         rows = difference_kernel.difference(INNER, fixed, weight, there)
         return [inner(there.reshape(-1)), rows.sum(axis=(1, 2))]
 
-    arguments = *voxels(), *flat(fixed, weight, there), totals
+    arguments = *voxels(), *flat(kept, weight, there), totals
     return Swept((), (-(-count // march.WIDE), 1, 1), march.WIDE, arguments, plain,
                  lambda: [inner(there.reshape(-1)), counted_in_units(totals)])  # fmt: skip
+
+
+SWEPT["difference_march of half"] = lambda: differences_of(half=True)
 
 
 # --- sweeps of the step -----------------------------------------------------------------------------------------------
@@ -602,22 +695,61 @@ def smooth_adam() -> Swept:
     return Swept((2,), blocks, threads, arguments, plain, lambda: [*(inner(f.reshape(3, -1)) for f in fields), longest])
 
 
+def words() -> NDArray[np.uint32]:
+    """Moments of mixed storage."""
+    return packed(vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)))
+
+
+def smooth_adam_mixed() -> Swept:
+    """The same as ``smooth_adam``; what is stored is at most a unit of a bfloat16 away from what is not rounded."""
+    g, kept, longest = bfloats(vectors(*TALL)), words(), empty(1)
+    clock, table = np.array([1], np.int32), np.stack([rates(2), rates(3)])
+
+    def plain() -> list[NDArray[Any]]:
+        smooth, (m, v), d = smoothed(1.0, 15, 4, floats(g)), parted(kept), empty(3, *TALL)
+        one = np.float32(1)
+        top = adam_kernel.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), rates(3), smooth, m, v, d)
+        return [*(inner(f.reshape(3, -1)) for f in (m, v)), top.max().reshape(1)]
+
+    length, blocks, threads = passes.tiles(EXTENT, 2)
+    state = g.reshape(-1), kept.reshape(-1), empty(0), np.int32(4)
+    arguments = length, *filtered(1.0, 15, 4), table, clock, *state, longest
+    return Swept((2, True), blocks, threads, arguments, plain,
+                 lambda: [*(inner(f.reshape(3, -1)) for f in parted(kept)), longest])  # fmt: skip
+
+
+SWEPT["smooth_adam mixed"] = smooth_adam_mixed
+
+
 @swept
 def compose_smooth() -> Swept:
     """Planes 0 to 10 of a grid of 12, a plane of which is not here."""
+    return composition(mixed=False)
+
+
+def composition(mixed: bool) -> Swept:
+    """``compose_smooth``."""
     u, d, out, longest = vectors(*TALL, size=4), vectors(*TALL, seed=9), empty(3, *TALL), np.array([2.25], np.float32)
+    given: Any = d.reshape(-1)
+    if mixed:
+        (m, v), table = parted(words()), np.stack([rates(2, 0.1), rates(3, 0.1)])
+        d = -(m * table[1, 2]) / (np.sqrt(v * table[1, 3]) + table[1, 4])
+        longest[0], given = (d * d).sum(axis=0).max(), (words().reshape(-1), table, np.array([1], np.int32))
 
     def plain() -> list[NDArray[Any]]:
         composed = empty(3, *TALL)
-        step = np.array([0.5 / 1.5], np.float32)
+        step = np.array([0.5 / max(1, float(np.sqrt(longest[0])))], np.float32)
         around = (range(HALO - 1, HALO + SHAPE[0] + 1), *SHAPE[1:])
         compose_kernel.compose(around, 0, 12, step, d, u, composed)
         return [inner(smoothed(0.5, 12, 0, composed).reshape(3, -1))]
 
     length, blocks, threads = passes.warps(EXTENT, 1)
     place = np.int32(0), np.int32(12), np.float32(0.5), longest
-    arguments = length, *filtered(0.5, 12, 0), *place, *(f.reshape(-1) for f in (d, u, out))
-    return Swept((1,), blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
+    arguments = length, *filtered(0.5, 12, 0), *place, given, *(f.reshape(-1) for f in (u, out))
+    return Swept((1, mixed), blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
+
+
+SWEPT["compose_smooth mixed"] = lambda: composition(mixed=True)
 
 
 @swept

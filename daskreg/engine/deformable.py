@@ -5,26 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator, Pending
 from daskreg.config import Deformable
-from daskreg.engine.halo import Block, Movement, collect, finish
+from daskreg.engine.fields import Fields, is_mixed
+from daskreg.engine.halo import Block, Movement, finish
 from daskreg.engine.images import Image
-from daskreg.engine.memory import trim
 from daskreg.engine.report import LevelReport, Progress, Trace, Watch
 from daskreg.engine.sampler import displaced_range, make_sampler, slack, spans
 from daskreg.engine.smoothing import Smoother
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
 from daskreg.errors import Diverged
-from daskreg.grid import Index, Span
 from daskreg.kernels.adam import adam
-from daskreg.kernels.compose import compose, upsample
-from daskreg.kernels.device import module_of
+from daskreg.kernels.compose import compose
 from daskreg.optimizers.adam import rates, step_scale
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
@@ -33,52 +30,6 @@ from daskreg.transforms.linear import fixed_point, index_map, linear_part
 
 Array = NDArray[np.float32]
 AT_REST = 1 / 3  # length of the longest first direction when no voxel has more than a twentieth of a clear gradient
-
-
-@dataclass
-class Fields:
-    """The displacement u and Adam's moments m, v of one level, with the buffers g and d: 60 bytes a voxel of the block."""
-
-    factors: Index
-    block: Block
-    u: Array
-    m: Array
-    v: Array
-    g: Array
-    d: Array
-    losses: list[float] = field(default_factory=list)  # of the iterations behind m and v; empty where Adam starts afresh
-
-    @classmethod
-    def zeros(cls, block: Block, factors: Index) -> Fields:
-        """At rest."""
-        return cls(factors, block, block.vector(), block.vector(), block.vector(), block.vector(), block.vector())
-
-    def refined(self, block: Block, factors: Index, comm: Communicator) -> Fields:
-        """On a finer level: u upsampled, Adam starts afresh."""
-        u, self.m, self.v, self.g, self.d = self.u, *(module_of(self.u).empty((3, 0, 0, 0), np.float32),) * 4
-        trim()
-        finer = Fields.zeros(block, factors)
-        refine(u, self.block, self.factors, block, factors, finer.u, comm)
-        return finer
-
-
-def refine(u: Array, coarse: Block, before: Index, fine: Block, after: Index, finer: Array, comm: Communicator) -> None:
-    """Upsample a displacement from shrink factors ``before`` to ``after``, in voxels of each; own planes of ``finer``."""
-    wanted = [_behind(slab, after[0], before[0], coarse.shape[0]) for slab in fine.partition.slabs]
-    near, origin = (u, 0) if comm.size == 1 else (
-        collect(comm, coarse.partition.slabs, wanted, u, coarse.first, "levels"), wanted[comm.rank].start)  # fmt: skip
-    put = fine.device.put
-    gain = put(np.asarray(before, np.float32) / np.asarray(after, np.float32))
-    factors = put(np.asarray(after, np.int32)), put(np.asarray(before, np.int32))
-    upsample(fine.box(), fine.first, origin, coarse.shape[0], *factors, gain, near, finer)
-
-
-def _behind(slab: Span, fine: int, coarse: int, planes: int) -> Span:
-    """The coarse planes between which fine ones lie."""
-    if not len(slab):
-        return Span(0, 0)
-    low, high = ((2 * i * fine + fine - coarse) // (2 * coarse) for i in (slab.start, slab.stop - 1))
-    return Span(min(max(low, 0), planes - 1), min(max(high + 1, 0), planes - 1) + 1)
 
 
 class Loop:
@@ -99,8 +50,9 @@ class Loop:
         self.gradient_filter = Smoother(self.block, stage.smooth_gradient)
         self.warp_filter = Smoother(self.block, stage.smooth_warp)
         fixed, moving = images
-        self.fixed, mask = fixed.deliver(level.fixed_factors, self.block.around(self.block.halo), comm)
-        self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm, trace)
+        half = is_mixed(stage, self.block.device)
+        self.fixed, mask = fixed.deliver(level.fixed_factors, self.block.around(self.block.halo), comm, half)
+        self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm, trace, half)
         matrix = index_map(world, level.fixed, level.moving)
         self.place = (self.block.first, fixed_point(matrix), linear_part(matrix))
         self.weights = Weights(mask, self.sampler.masked, self.block)

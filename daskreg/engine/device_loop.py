@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from daskreg.engine.deformable import AT_REST, Fields, Loop
+from daskreg.engine.deformable import AT_REST, Loop
+from daskreg.engine.fields import Fields
 from daskreg.engine.halo import finish
 from daskreg.engine.report import LevelReport, Progress, Watch
 from daskreg.engine.sampler import Resident, slack, spans
@@ -31,7 +32,6 @@ from daskreg.similarity import LocalCorrelation, MutualInformation
 
 LAG = 6  # iterations that are under way when the host decides: enough to keep the device busy
 WIDEST = 2  # taps on one side of the filter that the composition takes along; wider ones go axis by axis
-FARTHEST = 9  # the same of the gradient's filter: what fits into shared memory
 
 
 class DeviceLoop(Loop):
@@ -164,9 +164,16 @@ class DeviceLoop(Loop):
                 self._differ(fields)
 
     def _look(self, f: Fields) -> None:
-        self.sampler.look(self.block.box(), self.place, f.u, self.moved, self.weights.seen, f.g)
+        self.sampler.look(self.block.box(), self.place, f.u, self.moved, self.weights.seen, f.around)
         self.weights.combine()
         self._exchange_windows()
+
+    def _pull_back(self, f: Fields, slope: Any) -> None:
+        """dC/du from dC/dmoved, as it is stored."""
+        kept = self.sampler.keeps_gradient
+        self.sampler.pull_back(self.block.box(), self.place, f.u, slope, f.around if kept else f.gradient)
+        if kept:
+            f.pulled()
 
     def _differ(self, f: Fields) -> None:
         box = self.block.box()
@@ -174,9 +181,10 @@ class DeviceLoop(Loop):
         if not isinstance(s, Resident) or self.weights.seen is not None:
             self._look(f)
             march.difference_of(box, self.fixed, self.weights.array, self.moved, self.totals)
-            self.sampler.pull_back(box, self.place, f.u, self.moved, f.g)
+            self._pull_back(f, self.moved)
         else:
-            march.difference(box, *self.place, f.u, s.origin, s.planes, s.image, self.fixed, self.weights.array, f.g, self.totals)
+            weight, g = self.weights.array, f.gradient
+            march.difference(box, *self.place, f.u, s.origin, s.planes, s.image, self.fixed, weight, g, self.totals)
         self._over_ranks(self.totals)
 
     def _correlate(self, f: Fields) -> None:
@@ -187,12 +195,12 @@ class DeviceLoop(Loop):
         span = own[0], own[0] + own[1]
         slope = self.moved
         if lncc.exact:
-            lncc.look(lncc.windows(box, self.moved), span, self.fixed, weight, self.moved, f.d, self.totals)
-            lncc_march.slope(own, lncc.origin, lncc.radius, f.d, self.fixed, weight, self.moved)
+            lncc.look(lncc.windows(box, self.moved), span, self.fixed, weight, self.moved, f.windows, self.totals)
+            lncc_march.slope(own, lncc.origin, lncc.radius, f.windows, self.fixed, weight, self.moved)
         else:
-            slope = f.d[0]  # not moved, which neighbours still read
+            slope = f.slope  # not moved, which neighbours still read
             lncc.look(own, span, self.fixed, weight, self.moved, slope, self.totals)
-        self.sampler.pull_back(box, self.place, f.u, slope, f.g)
+        self._pull_back(f, slope)
         self._over_ranks(self.totals)
 
     def _inform(self, f: Fields) -> None:
@@ -205,22 +213,20 @@ class DeviceLoop(Loop):
         self._over_ranks(self.counts)
         histogram_march.tabulate(mi.bins, self.counts, self.table, self.loss)
         histogram_march.slope(own, mi.bins, self.table, self.fixed, weight, self.moved)
-        self.sampler.pull_back(box, self.place, f.u, self.moved, f.g)
+        self._pull_back(f, self.moved)
 
     def _step(self, f: Fields, t: int) -> bool:
         """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""
         g, w, b = self.gradient_filter, self.warp_filter, self.block
-        finish(self.gradient_halo.start((f.g, b.first)))
+        finish(self.gradient_halo.start((f.gradient, b.first)))
         finish(self.coming)
         if len(b.own):
-            box, n, together = b.box(w.reach), _extent(b.box(w.reach)), g.reach <= FARTHEST
-            if not together:
-                g.into(box, f.g, f.d, f.d)
+            n, together = _extent(b.box(w.reach)), g.reach <= passes.FARTHEST
+            fields = f.stepped(f.gradient if together else f.smoothed(g, w.reach))
             reach, weights, norms = (g.reach, g.weights, self.norms[0]) if together else (0, (np.float32(1),), self.norms[2])
-            fields = [a.reshape(-1) for a in (f.g if together else f.d, f.m, f.v, f.d)]
             length, blocks, threads = passes.tiles(n, reach)
-            filter_ = n, np.uint32(len(b.held)), weights, *norms
-            passes.smooth_adam((reach,), blocks, threads, length, *filter_, self.rates, self.clock, *fields, self.longest)
+            filter_, constants = (n, np.uint32(len(b.held)), weights, *norms), (reach, *f.constants)
+            passes.smooth_adam(constants, blocks, threads, length, *filter_, self.rates, self.clock, *fields, self.longest)
         ranges = self._agree_on_length(f)
         if t == 1 and float(self.longest[0]) < AT_REST**2:
             passes.settle((self._sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.losses)
@@ -239,15 +245,16 @@ class DeviceLoop(Loop):
         n = _extent(b.box(0 if together else w.reach))
         weights, norms = (w.weights, self.norms[1]) if together else ((np.float32(1),), self.norms[2])
         place = np.int32(b.first), np.int32(b.shape[0]), np.float32(0.5 * self.stage.step), self.longest
-        fields = [a.reshape(-1) for a in (f.d, f.u, f.g)]
+        fields = f.direction(self.rates, self.clock), f.u.reshape(-1), f.g.reshape(-1)
         if len(b.own):
             reach = w.reach if together else 0
             length, blocks, threads = passes.warps(n, reach)
-            passes.compose_smooth((reach,), blocks, threads, length, n, np.uint32(len(b.held)), weights, *norms, *place, *fields)
+            filter_, constants = (n, np.uint32(len(b.held)), weights, *norms), (reach, *f.constants)
+            passes.compose_smooth(constants, blocks, threads, length, *filter_, *place, *fields)
         if together:
             f.u, f.g = f.g, f.u
         else:
-            w.into(b.box(), f.g, f.d, f.u)
+            w.into(b.box(), f.g, f.scratch, f.u)
 
     @property
     def _sign(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,9 +60,9 @@ class Block:
         """An array (planes held, Y, X)."""
         return self.device.xp.empty((len(self.held), *self.shape[1:]), np.float32)  # type: ignore[no-any-return]
 
-    def vector(self) -> Array:
+    def vector(self, dtype: type = np.float32) -> NDArray[Any]:
         """Zeros (3, planes held, Y, X)."""
-        return self.device.xp.zeros((3, len(self.held), *self.shape[1:]), np.float32)  # type: ignore[no-any-return]
+        return self.device.xp.zeros((3, len(self.held), *self.shape[1:]), dtype)  # type: ignore[no-any-return]
 
 
 class Movement:
@@ -147,6 +148,6 @@ def _planes(fields: Sequence[tuple[Array, int]], span: Span) -> list[Array]:
 def collect(comm: Communicator, owned: Sequence[Span], wanted: Sequence[Span], source: Array, first: int, purpose: str) -> Array:
     """The wanted planes of an array that is spread over the ranks; ``first``: global number of the source's first plane."""
     mine = wanted[comm.rank]
-    target = module_of(source).empty((*source.shape[:-3], len(mine), *source.shape[-2:]), np.float32)
+    target = module_of(source).empty((*source.shape[:-3], len(mine), *source.shape[-2:]), source.dtype)
     finish(Movement(comm, owned, wanted, purpose).between([(source, first)], [(target, mine.start)]))
     return target  # type: ignore[no-any-return]

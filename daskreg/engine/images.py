@@ -17,11 +17,13 @@ from daskreg.errors import VoxelError
 from daskreg.grid import Grid, Index, Partition, Span
 from daskreg.kernels.device import CPU, Device, host, module_of
 from daskreg.kernels.gaussian import shrink_table, shrink_x, shrink_y, shrink_z
+from daskreg.kernels.half import halves, singles
 from daskreg.kernels.histogram import intensity_histogram
 from daskreg.kernels.launch import on_device, threads
 
 Array = NDArray[np.float32]
-BINS = 4096  # of the intensity histogram that percentiles come from
+BINS = 4096  # of the intensity histogram that percentiles come from: so intensities stay within +-4096, which float16 holds
+SLAB = 32  # planes rounded together
 LOG_FLOOR = 0.01  # logarithmic intensities: below this part of the range the curve is straight
 
 
@@ -29,7 +31,8 @@ LOG_FLOOR = 0.01  # logarithmic intensities: below this part of the range the cu
 class Image:
     """A rank's planes of an image, scaled to [0, 1], and a rim around them that shrinking reads.
 
-    grid, partition: of the whole image at full resolution;  held: the planes in ``voxels`` and ``mask``.
+    grid, partition: of the whole image at full resolution;  held: the planes in ``voxels`` and ``mask``;  voxels: float32, or,
+    between ``keep`` and ``keep``, the bits of float16.
     """
 
     voxels: Array
@@ -51,15 +54,27 @@ class Image:
         """All of an image in one place."""
         return cls(voxels, grid, Partition.of(grid.shape[0], 1), Span(0, grid.shape[0]), mask)
 
-    def deliver(self, factors: Index, wanted: Sequence[Span], comm: Communicator) -> tuple[Array, Array | None]:
-        """Voxels and mask at a level: the planes that this rank wants, from whoever makes them."""
+    def round(self) -> None:
+        """Let its values be such as float16 holds: what is kept in either way is then the same."""
+        for z in range(0, len(self.voxels), SLAB):
+            self.voxels[z : z + SLAB] = singles(halves(self.voxels[z : z + SLAB]))
+
+    def keep(self, half: bool) -> None:
+        """Hold full resolution as the bits of float16, or as float32 again; nothing is lost where it was rounded before."""
+        if half != (self.voxels.dtype == np.uint16):
+            self.voxels = halves(self.voxels) if half else singles(self.voxels)
+
+    def deliver(
+        self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False
+    ) -> tuple[Array, Array | None]:
+        """Voxels and mask at a level: the planes that this rank wants, from whoever makes them; ``half``: as bits of float16."""
         if factors == (1, 1, 1) and factors not in self._kept:
             ranks = range(len(self.partition.slabs))
             if all(len(w) == 0 or self._holds(r) & w == w for r, w in zip(ranks, wanted, strict=True)):
                 here = wanted[self.rank].within(self.held) if len(wanted[self.rank]) else slice(0, 0)
-                return self.voxels[here], None if self.mask is None else self.mask[here]
+                return as_asked(self.voxels[here], half), None if self.mask is None else self.mask[here]
         owned = self._makers(factors[0])
-        made, mask = self._made(factors, owned[self.rank])
+        made, mask = self._made(factors, owned[self.rank], half)
         if comm.size == 1:
             return made, mask
         first = owned[self.rank].start
@@ -87,19 +102,27 @@ class Image:
         starts = [a if len(s) else m for s, a in zip(slabs, starts)] + [m]
         return [Span(a, b) for a, b in pairwise(starts)]
 
-    def _made(self, factors: Index, own: Span) -> tuple[Array, Array | None]:
+    def _made(self, factors: Index, own: Span, half: bool) -> tuple[Array, Array | None]:
         if factors == (1, 1, 1) and factors not in self._kept:
             here = own.within(self.held) if len(own) else slice(0, 0)
-            return self.voxels[here], None if self.mask is None else self.mask[here]
-        if factors not in self._kept:
+            return as_asked(self.voxels[here], half), None if self.mask is None else self.mask[here]
+        if factors not in self._kept or half != (self._kept[factors][0].dtype == np.uint16):
             mask = None if self.mask is None else self._shrunk(self.mask, factors, own)
-            self._kept = {factors: (self._shrunk(self.voxels, factors, own), mask)}
+            voxels = as_asked(self.voxels, False)
+            self._kept = {factors: (as_asked(self._shrunk(voxels, factors, own), half), mask)}
         return self._kept[factors]
 
     def _shrunk(self, voxels: Array, factors: Index, own: Span) -> Array:
         if factors[0] == 1:
             voxels = voxels[own.within(self.held)] if len(own) else voxels[:0]
         return shrink(voxels, factors, self.held.start, own, self.grid.shape[0])
+
+
+def as_asked(voxels: Array, half: bool) -> Array:
+    """As bits of float16 or as float32, whichever they are."""
+    if half == (voxels.dtype == np.uint16):
+        return voxels
+    return halves(voxels) if half else singles(voxels)
 
 
 def shrink(image: Array, factors: Index, lead: int = 0, own: Span | None = None, planes: int | None = None) -> Array:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
-from daskreg.engine.deformable import Fields, Loop, refine
+from daskreg.engine.deformable import Loop
 from daskreg.engine.device_loop import DeviceLoop
+from daskreg.engine.fields import Fields, is_mixed, make_fields, refine
 from daskreg.engine.halo import Block, Movement, finish
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
@@ -69,6 +70,9 @@ class Rank:
         self.at = State(world=start.tolist())
         self.fields: Fields | None = None
         self.reports: list[LevelReport] = []
+        if any(is_mixed(stage, images[0].device) for stage in plan.config.stages):
+            for image in images:
+                image.round()  # once and for all, so that nothing depends on which stages ran in this process
 
     def resume(self, state: State, read: Read) -> None:
         """Take up where a checkpoint was made, on however many ranks."""
@@ -76,15 +80,16 @@ class Rank:
         self.reports = [LevelReport(**r) for r in state.reports]
         if state.fields is not None:
             stage, level = state.fields
-            self.fields = self._read(self.plan.levels[stage][level], read, state.losses)
+            self._keep_images(self.plan.config.stages[stage], self.plan.levels[stage][level])
+            self.fields = self._read(self.plan.config.stages[stage], self.plan.levels[stage][level], read, state.losses)
 
-    def _read(self, level: Level, read: Read, losses: list[float]) -> Fields:
+    def _read(self, stage: Any, level: Level, read: Read, losses: list[float]) -> Fields:
         block = self._block(level)
-        fields = Fields.zeros(block, level.fixed_factors)
+        fields = make_fields(stage, level, block)
         fields.losses = list(losses)
-        for name in ("u", "m", "v") if losses else ("u",):
-            planes = read(name, block.held)  # Adam's halo too: it is computed by both sides alike
-            getattr(fields, name)[...] = block.device.put(planes)
+        fields.u[...] = block.device.put(read("u", block.held))
+        if losses:  # Adam's halo too: it is computed by both sides alike
+            fields.set_moments(read("m", block.held), read("v", block.held))
         return fields
 
     def run(self) -> Outcome:
@@ -105,7 +110,14 @@ class Rank:
     def _block(self, level: Level) -> Block:
         return Block(level.fixed.shape, level.partition, self.comm.rank, level.halo, self.images[0].device)
 
+    def _keep_images(self, stage: Any, level: Level) -> None:
+        """In 16 bits where a level of mixed storage reads them as they are."""
+        half = is_mixed(stage, self.images[0].device)
+        for image, factors in zip(self.images, (level.fixed_factors, level.moving_factors), strict=True):
+            image.keep(half and max(factors) == 1)
+
     def _level(self, stage: Any, level: Level) -> None:
+        self._keep_images(stage, level)
         match stage:
             case Linear():
                 self._linear(stage, level)
@@ -123,11 +135,11 @@ class Rank:
     def _deformable(self, stage: Deformable, level: Level) -> None:
         block = self._block(level)
         if self.fields is None:
-            self.fields = Fields.zeros(block, level.fixed_factors)
+            self.fields = make_fields(stage, level, block)
             if self.begin is not None:
                 self.fields.u[...] = block.device.put(self.begin(level.fixed, block.held, self.world))
         elif not self.fields.losses:
-            self.fields = self.fields.refined(block, level.fixed_factors, self.comm)
+            self.fields = self.fields.refined(lambda: make_fields(stage, level, block), self.comm)
         self.at.fields = (self.at.stage, self.at.level)
         loop = (DeviceLoop if block.device.kind == "cuda" else Loop)(stage, level, self.images, self.world, self.comm, self.trace)
         self.reports.append(loop.run(self.fields, self.watch, self._within))
@@ -137,8 +149,7 @@ class Rank:
     def _within(self, fields: Fields, report: LevelReport, asked: float) -> None:
         """In the middle of a level, all ranks at the same iteration."""
         self.at.losses = report.losses
-        own = fields.block.inner
-        self._keep({name: getattr(fields, name)[:, own] for name in ("u", "m", "v")})
+        self._keep({"u": fields.u[:, fields.block.inner], **fields.moments()})
         self._stop(asked)
 
     def _passed(self, stage: int, level: int) -> None:
@@ -172,11 +183,12 @@ class Rank:
         whole = Block(self.plan.fixed.shape, self.plan.partition, self.comm.rank, halo, device)
         if self.fields is None:
             return Outcome(self.world, None, self.reports, whole)
-        fields, self.fields = self.fields, None
-        u, factors, block = fields.u, fields.factors, fields.block
+        u, factors, block = self.fields.u, self.fields.factors, self.fields.block
+        self.fields = None
+        for image in self.images:
+            image.keep(half=False)  # now that there is room again
         if max(factors) == 1 and block.partition == whole.partition:
             return Outcome(self.world, u, self.reports, block)
-        del fields
         finest = whole.vector()
         refine(u, block, factors, whole, (1, 1, 1), finest, self.comm)
         finish(Movement(self.comm, whole.partition.slabs, whole.around(1)).start((finest, whole.first)))

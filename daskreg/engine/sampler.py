@@ -118,7 +118,7 @@ class Window(Resident):
         assert old is not None
         rank, owned = self.comm.rank, self.shards.slabs
         mine, before = wanted[rank], self.windows[rank]
-        target = module_of(shard).empty((len(mine), *shard.shape[1:]), np.float32)
+        target = module_of(shard).empty((len(mine), *shard.shape[1:]), shard.dtype)
         stays = mine & before
         target[stays.within(mine)] = old[stays.within(before)]
         pending: list[Pending] = []
@@ -155,7 +155,7 @@ class Ring(Sampler):
         self.shards, self.comm, self.trace = shards, comm, trace
         size = (max(shards.lengths), *image.shape[1:])
         empty = module_of(image).empty
-        self.buffers = [[empty(size, np.float32) for _ in self.home] for _ in range(2)] if comm.size > 1 else []
+        self.buffers = [[empty(size, a.dtype) for a in self.home] for _ in range(2)] if comm.size > 1 else []
         self.needs: Sequence[Span] = shards.slabs
         synchronise(self.home[0])  # it is sent as it lies
 
@@ -243,14 +243,20 @@ class Ring(Sampler):
 
 
 def make_sampler(
-    residency: str, moving: Image, factors: Index, shards: Partition, comm: Communicator, trace: Trace | None = None
+    residency: str,
+    moving: Image,
+    factors: Index,
+    shards: Partition,
+    comm: Communicator,
+    trace: Trace | None = None,
+    half: bool = False,
 ) -> Sampler:
-    """The moving image at a level, kept as ``residency`` says."""
+    """The moving image at a level, kept as ``residency`` says; ``half``: as the bits of float16."""
     if comm.size == 1 or residency == "replicate":
         whole = [shards.whole] * comm.size
-        image, mask = moving.deliver(factors, whole, comm)
+        image, mask = moving.deliver(factors, whole, comm, half)
         return Resident(image, mask, shards.planes)
-    image, mask = moving.deliver(factors, shards.slabs, comm)
+    image, mask = moving.deliver(factors, shards.slabs, comm, half)
     home = shards[comm.rank]
     return Window(image, mask, shards, home, comm) if residency == "window" else Ring(image, mask, shards, home, comm, trace)
 

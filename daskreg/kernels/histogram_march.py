@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numba import float32, float64, int32, int64, uint32, uint64
 
+from daskreg.kernels.half import halved, pixel, stored_as
 from daskreg.kernels.histogram import COUNT, FIXED_POINT, bin_coordinate, spline, spline_slope
 from daskreg.kernels.launch import DISABLED, STATIC_SHARED, Shape, block_memory, box, formula, multiprocessors, sweep
 
@@ -70,13 +71,13 @@ def add_deposits(add, counts, start, bins, copies, value, still, w):
             add(counts, offset(first + offset((p * bins + q) * copies)), uint32(nearest(share * along[q])))
 
 
-def histogram_bounds(bins: int, masked: bool) -> tuple[int, int]:
+def histogram_bounds(bins: int, masked: bool, half: bool = False) -> tuple[int, int]:
     """The most threads a block, the fewest blocks at once."""
     return THREADS, 1
 
 
 @sweep(launch_bounds=histogram_bounds)
-def joint_histogram_march(bins: int, masked: bool) -> Callable[..., None]:
+def joint_histogram_march(bins: int, masked: bool, half: bool = False) -> Callable[..., None]:
     """``joint_histogram``: ``totals[i B + j] += 2^20 w w_i(moved) w_j(fixed)``.
 
     Launch with about as many blocks, along x, as the device has multiprocessors, ``THREADS`` threads and
@@ -86,6 +87,7 @@ def joint_histogram_march(bins: int, masked: bool) -> Callable[..., None]:
     copies = copies_of(bins)
     size = bins * bins
     words = size * copies
+    kind, none = stored_as(half)
     most = max(1, DEPOSITS * copies // (THREADS * AT_ONCE))  # turns of a block before it must empty its histogram
 
     @formula
@@ -113,7 +115,7 @@ def joint_histogram_march(bins: int, masked: bool) -> Callable[..., None]:
     def body(begin, end, fixed, weight, moved, totals):
         counts = cuda.shared.array(0, uint32)  # noqa: F821
         value = cuda.local.array(AT_ONCE, float32)  # noqa: F821
-        still = cuda.local.array(AT_ONCE, float32)  # noqa: F821
+        still = cuda.local.array(AT_ONCE, kind)  # noqa: F821
         w = cuda.local.array(AT_ONCE, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
         start = uint32(t & uint32(copies - 1))
@@ -131,13 +133,13 @@ def joint_histogram_march(bins: int, masked: bool) -> Callable[..., None]:
             base = offset(begin + now * turn)
             for s in range(AT_ONCE):
                 o = offset(base + offset(uint32(t + uint32(s * THREADS))))
-                value[s], still[s], w[s] = NIL, NIL, NIL
+                value[s], still[s], w[s] = NIL, none, NIL
                 if o < end:
                     value[s], still[s] = moved[o], fixed[o]
                     w[s] = weight[o] if masked else ONE
             for s in range(AT_ONCE):
                 if w[s] > NIL and value[s] == value[s]:
-                    add_deposits(add, counts, start, bins, copies, value[s], still[s], w[s])
+                    add_deposits(add, counts, start, bins, copies, value[s], pixel(still[s]), w[s])
             now, left = offset(now + offset(1)), int32(left - int32(1))
             if left == int32(0):
                 empty(counts, totals, t)
@@ -229,8 +231,8 @@ def slope_shared(bins: int, copies: int) -> int:
     return 4 * bins * bins * copies
 
 
-@sweep(launch_bounds=SLOPE_THREADS)
-def information_slope_march(bins: int, masked: bool, copies: int) -> Callable[..., None]:
+@sweep(launch_bounds=lambda bins, masked, copies, half=False: SLOPE_THREADS)
+def information_slope_march(bins: int, masked: bool, copies: int, half: bool = False) -> Callable[..., None]:
     """``information_slope``, with the table in shared memory, in ``copies`` (1, 2, .. 32) for fewer collisions.
 
     Launch with as many blocks, along x, as the device runs at once, ``SLOPE_THREADS`` threads and
@@ -239,11 +241,12 @@ def information_slope_march(bins: int, masked: bool, copies: int) -> Callable[..
     """
     size = bins * bins
     words = size * copies
+    kind, none = stored_as(half)
 
     def body(begin, end, table, fixed, weight, moved, out):
         look = cuda.shared.array(0, float32)  # noqa: F821
         value = cuda.local.array(AT_ONCE, float32)  # noqa: F821
-        still = cuda.local.array(AT_ONCE, float32)  # noqa: F821
+        still = cuda.local.array(AT_ONCE, kind)  # noqa: F821
         w = cuda.local.array(AT_ONCE, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
         start = uint32(t & uint32(copies - 1))
@@ -257,14 +260,14 @@ def information_slope_march(bins: int, masked: bool, copies: int) -> Callable[..
         while base < end:
             for s in range(AT_ONCE):
                 o = offset(base + offset(uint32(t + uint32(s * SLOPE_THREADS))))
-                value[s], still[s], w[s] = NIL, NIL, NIL
+                value[s], still[s], w[s] = NIL, none, NIL
                 if o < end:
                     value[s], still[s] = moved[o], fixed[o]
                     w[s] = weight[o] if masked else ONE
             for s in range(AT_ONCE):
                 o = offset(base + offset(uint32(t + uint32(s * SLOPE_THREADS))))
                 if o < end:
-                    out[o] = mi_slope(look, start, bins, copies, value[s], still[s], w[s])
+                    out[o] = mi_slope(look, start, bins, copies, value[s], pixel(still[s]), w[s])
             base = offset(base + offset(cuda.gridDim.x) * turn)  # noqa: F821
 
     return body
@@ -286,7 +289,7 @@ def count(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: Any, mo
     fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), totals
     blocks, threads = (multiprocessors(), 1, 1), (THREADS, 1, 1)
     shared = histogram_shared(bins)
-    joint_histogram_march((bins, weight.size > 0), blocks, threads, *_offsets(box), *fields, shared=shared)
+    joint_histogram_march((bins, weight.size > 0, *halved(fixed)), blocks, threads, *_offsets(box), *fields, shared=shared)
 
 
 def tabulate(bins: int, totals: Any, table: Any, value: Any) -> None:
@@ -301,7 +304,8 @@ def slope(box: tuple[int, int, int, int], bins: int, table: Any, fixed: Any, wei
     fields = table, fixed.reshape(-1), weight.reshape(-1), flat, flat
     blocks, threads = (LOOKS * multiprocessors(), 1, 1), (SLOPE_THREADS, 1, 1)
     shared = slope_shared(bins, copies)
-    information_slope_march((bins, weight.size > 0, copies), blocks, threads, *_offsets(box), *fields, shared=shared)
+    constants = bins, weight.size > 0, copies, *halved(fixed)
+    information_slope_march(constants, blocks, threads, *_offsets(box), *fields, shared=shared)
 
 
 BINS = 4096  # of intensities, at most

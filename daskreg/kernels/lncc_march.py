@@ -17,9 +17,10 @@ from numba import float32, int32, uint32, uint64
 
 from daskreg.kernels.arithmetic import counted
 from daskreg.kernels.difference import COUNT
+from daskreg.kernels.half import halved, pixel, stored_as
 from daskreg.kernels.launch import DISABLED, deep, formula, sweep
 from daskreg.kernels.lncc import factors
-from daskreg.kernels.wide import get, load_four, put, spot, store_four
+from daskreg.kernels.wide import get, get_half, load_four, put, spot, store_four
 
 ONE, NIL = float32(1), float32(0)
 TILE_X = 32  # voxels of a row that a block owns
@@ -55,7 +56,7 @@ def slope_blocks(planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, i
 SLOPE_THREADS = window_threads(1)
 
 
-def window_bounds(radius: int, masked: bool, unrolled: bool) -> tuple[int, int]:
+def window_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False) -> tuple[int, int]:
     """The most threads a block, the fewest blocks at once: 128 registers a thread, all there are for the largest windows."""
     return window_threads(radius), 2 if radius <= 3 else 1
 
@@ -75,16 +76,16 @@ def place(at, t, threads, height, width, top, left, ny, nx):
 
 
 @formula
-def fetch_pair(base, at, bits, masked, fixed, weight, moved, still, value, w):
-    """Load a plane's voxels into registers; zeros out of the grid."""
+def fetch_pair(load, none, base, at, bits, masked, fixed, weight, moved, still, value, w):
+    """Load a plane's voxels into registers, F as ``load`` finds it; zeros out of the grid."""
     from_f, from_m = spot(fixed, base), spot(moved, base)
     from_w = spot(weight, base) if masked else from_f
     for s in range(len(at)):
-        still[s], value[s] = NIL, NIL
+        still[s], value[s] = none, NIL
         if masked:
             w[s] = NIL
         if uint32(bits & uint32(1 << s)) != uint32(0):
-            still[s], value[s] = get(from_f, at[s]), get(from_m, at[s])
+            still[s], value[s] = load(from_f, at[s]), get(from_m, at[s])
             if masked:
                 w[s] = get(from_w, at[s])
 
@@ -95,7 +96,7 @@ def stage_pair(raw, t, threads, size, masked, still, value, w):
     lacks = int32(0)
     for s in range(len(still)):
         e, real = uint32(t + uint32(s * threads)), value[s] == value[s]
-        raw[e] = still[s] if real else NIL
+        raw[e] = pixel(still[s]) if real else NIL
         raw[uint32(e + uint32(size))] = value[s] if real else NIL
         if masked:
             raw[uint32(e + uint32(2 * size))] = w[s] if real else NIL
@@ -303,8 +304,9 @@ def within(i, radius, n):
     return int32(last - low + int32(1))
 
 
-def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..., None]:
+def march(radius: int, masked: bool, unrolled: bool, exact: bool, half: bool) -> Callable[..., None]:
     """A body that finds the window sums of every voxel and stores what follows from them."""
+    (kind, none), load = stored_as(half), get_half if half else get  # F as it is stored
     k, rows, threads, tall = 2 * radius + 1, rows_each(radius), window_threads(radius), tile_rows(radius)
     pad = -(-radius // GROUP) * GROUP
     width, height, reach, lead = TILE_X + 2 * pad, tall + 2 * radius, GROUP + 2 * pad, pad - radius
@@ -344,13 +346,13 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
         from_f, from_m = spot(fixed, back), spot(moved, back)
         from_w = spot(weight, back) if masked else from_f
         for q in range(rows):
-            own_f[q], own_m[q], own_w[q] = NIL, NIL, NIL
+            own_f[q], own_m[q], own_w[q] = none, NIL, NIL
             if done >= start and x < nx and int32(y + int32(q)) < ny:
-                own_f[q], own_m[q] = get(from_f, own_at[q]), get(from_m, own_at[q])
+                own_f[q], own_m[q] = load(from_f, own_at[q]), get(from_m, own_at[q])
                 own_w[q] = get(from_w, own_at[q]) if masked else ONE
         coming = int32(z + int32(1))
         there = bits if int32(0) <= coming < min(held, end) else uint32(0)
-        fetch_pair(offset(max(coming, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
+        fetch_pair(load, none, offset(max(coming, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
         cuda.syncthreads()  # noqa: F821
         for field in range(5):
             sum_rows(mid, below, field, height, radius, rows, now)
@@ -378,7 +380,7 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
                 cc, d, g, c = factors(n, now[q], now[rows + q], now[2 * rows + q], now[3 * rows + q], now[4 * rows + q],
                                       epsilon, flat)  # fmt: skip
                 if x < nx and int32(y + int32(q)) < ny:
-                    store(spots, own_at[q], v, own_f[q], own_m[q], d, g, c)
+                    store(spots, own_at[q], v, pixel(own_f[q]), own_m[q], d, g, c)
                 correlation += v * cc
                 weights += v
             terms[t], terms[uint32(t + uint32(threads))] = correlation, weights
@@ -404,7 +406,7 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
         counts = cuda.shared.array(spare, float32)  # noqa: F821
         at = cuda.local.array(slots, uint32)  # noqa: F821
         own_at = cuda.local.array(rows, uint32)  # noqa: F821
-        still = cuda.local.array(slots, float32)  # noqa: F821
+        still = cuda.local.array(slots, kind)  # noqa: F821
         value = cuda.local.array(slots, float32)  # noqa: F821
         mask = cuda.local.array(masks, float32)  # noqa: F821
         a = cuda.local.array(reach, float32)  # noqa: F821
@@ -414,7 +416,7 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
         ring = cuda.local.array(places, float32)  # noqa: F821
         prefix = cuda.local.array(kept, float32)  # noqa: F821
         now = cuda.local.array(news, float32)  # noqa: F821
-        own_f = cuda.local.array(rows, float32)  # noqa: F821
+        own_f = cuda.local.array(rows, kind)  # noqa: F821
         own_m = cuda.local.array(rows, float32)  # noqa: F821
         own_w = cuda.local.array(rows, float32)  # noqa: F821
         area = cuda.local.array(rows, float32)  # noqa: F821
@@ -438,7 +440,7 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
                 counts[uint32(t + uint32(q * threads))] = NIL
         z, flags = int32(start - int32(radius)), uint32(0)  # the plane that comes in
         there = bits if int32(0) <= z < held else uint32(0)
-        fetch_pair(offset(max(z, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
+        fetch_pair(load, none, offset(max(z, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
         slot = uint32(int32(origin + z + int32(k)) % int32(k))
         grid = start, end, ny, nx, held, floor
         thread = t, x, y, below, bits
@@ -475,7 +477,7 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool) -> Callable[..
 
 
 @sweep(launch_bounds=window_bounds)
-def lncc_center(radius: int, masked: bool, unrolled: bool) -> Callable[..., None]:
+def lncc_center(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
     """The centre-window gradient times N, and sums: ``lncc_factors``, then ``lncc_slope`` with radius 0.
 
     Launch with blocks ``window_blocks`` and threads ``window_threads``; ``unrolled``: a copy of the code for each place of the
@@ -486,11 +488,11 @@ def lncc_center(radius: int, masked: bool, unrolled: bool) -> Callable[..., None
     own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of
     2^-28.
     """
-    return march(radius, masked, unrolled, False)
+    return march(radius, masked, unrolled, False, half)
 
 
 @sweep(launch_bounds=window_bounds)
-def lncc_factors_march(radius: int, masked: bool, unrolled: bool) -> Callable[..., None]:
+def lncc_factors_march(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
     """``lncc_factors``: w D, w K and w (K mu_M - D mu_F) of each window, and sums.
 
     Launch with blocks ``window_blocks`` and threads ``window_threads``; ``unrolled``: a copy of the code for each place of the
@@ -500,7 +502,7 @@ def lncc_factors_march(radius: int, masked: bool, unrolled: bool) -> Callable[..
     own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of
     2^-28.
     """
-    return march(radius, masked, unrolled, True)
+    return march(radius, masked, unrolled, True, half)
 
 
 @formula
@@ -534,18 +536,19 @@ def field_windows(raw, size, width, t, radius, lead, height, a, mid):
             sum_windows(a, lead, radius, mid, uint32(to + uint32(q * height * TILE_X)))
 
 
-def slope_bounds(radius: int, masked: bool, unrolled: bool) -> tuple[int, int]:
+def slope_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False) -> tuple[int, int]:
     """See ``window_bounds``."""
     return SLOPE_THREADS, 3 if radius <= 2 else 2 if radius <= 5 else 1
 
 
 @sweep(launch_bounds=slope_bounds)
-def lncc_slope_march(radius: int, masked: bool, unrolled: bool) -> Callable[..., None]:
+def lncc_slope_march(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
     """``lncc_slope``: the exact gradient times N in place of ``moved``.
 
     Launch with blocks ``slope_blocks`` and threads ``SLOPE_THREADS``. Arguments as in ``lncc_factors_march``, which wrote
     dkc: (3, N), without epsilon, flat and sums.
     """
+    (kind, none), load = stored_as(half), get_half if half else get  # F as it is stored
     k, rows, threads, tall = 2 * radius + 1, 2, SLOPE_THREADS, tile_rows(1)
     pad = -(-radius // GROUP) * GROUP
     width, height, reach, lead = TILE_X + 2 * pad, tall + 2 * radius, GROUP + 2 * pad, pad - radius
@@ -571,9 +574,9 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool) -> Callable[...,
             from_f, from_m = spot(fixed, back), spot(moved, back)
             from_w = spot(weight, back) if masked else from_f
             for q in range(rows):
-                own_f[q], own_m[q], own_w[q] = NIL, NIL, ONE
+                own_f[q], own_m[q], own_w[q] = none, NIL, ONE
                 if done >= start and x < nx and int32(y + int32(q)) < ny:
-                    own_f[q], own_m[q] = get(from_f, own_at[q]), get(from_m, own_at[q])
+                    own_f[q], own_m[q] = load(from_f, own_at[q]), get(from_m, own_at[q])
                     if masked:
                         own_w[q] = get(from_w, own_at[q])
             coming = int32(z + int32(1))
@@ -585,7 +588,7 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool) -> Callable[...,
             put_in(ring, prefix, now, slot, k)
             for q in range(rows):
                 if done >= start and x < nx and int32(y + int32(q)) < ny:
-                    slope = -(own_w[q] * (own_f[q] * now[q] - own_m[q] * now[rows + q] + now[2 * rows + q]))
+                    slope = -(own_w[q] * (pixel(own_f[q]) * now[q] - own_m[q] * now[rows + q] + now[2 * rows + q]))
                     put(from_m, own_at[q], slope if own_m[q] == own_m[q] else NIL)
 
     @formula
@@ -609,7 +612,7 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool) -> Callable[...,
         ring = cuda.local.array(places, float32)  # noqa: F821
         prefix = cuda.local.array(kept, float32)  # noqa: F821
         now = cuda.local.array(kept, float32)  # noqa: F821
-        own_f = cuda.local.array(rows, float32)  # noqa: F821
+        own_f = cuda.local.array(rows, kind)  # noqa: F821
         own_m = cuda.local.array(rows, float32)  # noqa: F821
         own_w = cuda.local.array(rows, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
@@ -682,7 +685,7 @@ def windows(
         depth = deep(planes, across * down, window_bounds(radius, False, UNROLLED)[1], radius)
         blocks, threads = window_blocks(radius, planes, ny, nx, depth), (window_threads(radius), 1, 1)
         march(
-            (radius, weight.size > 0, UNROLLED),
+            (radius, weight.size > 0, UNROLLED, *halved(fixed)),
             blocks,
             threads,
             *_sizes(box, moved.shape[0], origin, depth),
@@ -701,4 +704,4 @@ def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fi
         across, down, _ = slope_blocks(planes, ny, nx, planes)
         depth = deep(planes, across * down, slope_bounds(radius, False, UNROLLED)[1], radius)
         blocks, sizes = slope_blocks(planes, ny, nx, depth), _sizes(box, moved.shape[0], origin, depth)
-        lncc_slope_march((radius, weight.size > 0, UNROLLED), blocks, (SLOPE_THREADS, 1, 1), *sizes, *fields)
+        lncc_slope_march((radius, weight.size > 0, UNROLLED, *halved(fixed)), blocks, (SLOPE_THREADS, 1, 1), *sizes, *fields)

@@ -13,7 +13,8 @@ from numba import float32, int32, int64, uint32, uint64
 
 from daskreg.kernels.arithmetic import counted, dot3, floor, lerp, product
 from daskreg.kernels.difference import COUNT
-from daskreg.kernels.launch import CUDA, DISABLED, Shape, box, deep, formula, sweep
+from daskreg.kernels.half import halved, narrowed, pixel, same
+from daskreg.kernels.launch import DISABLED, Shape, box, deep, formula, sweep
 
 ONE, NIL, TWO, NAN = float32(1), float32(0), float32(2), float32(float("nan"))
 UNIT = float32(2.0**-24)  # 24 bits of the fraction are what a float32 holds
@@ -50,7 +51,7 @@ def touching(whole, rows, cols, k, j, i):
 def voxel(image, planes, rows, cols, k, j, i):
     """A voxel of a flat image, 0 beyond it."""
     if uint32(k) < uint32(planes) and uint32(j) < uint32(rows) and uint32(i) < uint32(cols):
-        return image[uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))]
+        return pixel(image[uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))])
     return NIL
 
 
@@ -71,8 +72,8 @@ def around(image, planes, rows, cols, k, j, i):
         c = a + uint64(uint32(cols))
         e = a + uint64(uint32(rows * cols))
         g = c + uint64(uint32(rows * cols))
-        return (image[a], image[a + uint64(1)], image[c], image[c + uint64(1)],
-                image[e], image[e + uint64(1)], image[g], image[g + uint64(1)])  # fmt: skip
+        return (pixel(image[a]), pixel(image[a + uint64(1)]), pixel(image[c]), pixel(image[c + uint64(1)]),
+                pixel(image[e]), pixel(image[e + uint64(1)]), pixel(image[g]), pixel(image[g + uint64(1)]))  # fmt: skip
     return (voxel(image, planes, rows, cols, k, j, i), voxel(image, planes, rows, cols, k, j, i1),
             voxel(image, planes, rows, cols, k, j1, i), voxel(image, planes, rows, cols, k, j1, i1),
             voxel(image, planes, rows, cols, k1, j, i), voxel(image, planes, rows, cols, k1, j, i1),
@@ -103,7 +104,7 @@ def inclined(corners, wz, wy, wx):
 def voxel_of(image, k, j, i):
     """A voxel of an image (Z, Y, X), 0 beyond it."""
     if uint32(k) < uint32(image.shape[0]) and uint32(j) < uint32(image.shape[1]) and uint32(i) < uint32(image.shape[2]):
-        return image[uint32(k), uint32(j), uint32(i)]
+        return pixel(image[uint32(k), uint32(j), uint32(i)])
     return NIL
 
 
@@ -151,41 +152,56 @@ def value_at(at, point, linear, size, image, fields, a, b):
     return a, b
 
 
-@formula
-def turn_into(g, at, linear, r, dz, dy, dx):
-    """``g = r S^T (dz, dy, dx)``."""
-    g[0, at] = r * dot3(linear[0], linear[3], linear[6], dz, dy, dx)
-    g[1, at] = r * dot3(linear[1], linear[4], linear[7], dz, dy, dx)
-    g[2, at] = r * dot3(linear[2], linear[5], linear[8], dz, dy, dx)
+def _turn_into(mixed):
+    """``g = r S^T (dz, dy, dx)``; ``mixed``: g is uint16, bfloat16's bits."""
+    stored = narrowed if mixed else same
+
+    @formula
+    def turn_into(g, at, linear, r, dz, dy, dx):
+        g[0, at] = stored(r * dot3(linear[0], linear[3], linear[6], dz, dy, dx))
+        g[1, at] = stored(r * dot3(linear[1], linear[4], linear[7], dz, dy, dx))
+        g[2, at] = stored(r * dot3(linear[2], linear[5], linear[8], dz, dy, dx))
+
+    return turn_into
 
 
-@formula
-def difference_at(at, point, linear, size, image, fields, a, b):
+def _difference_at(mixed):
     """Squared difference and weight, counted; g in the same look."""
-    k, j, i, wz, wy, wx = point
-    fixed, weight, g = fields
-    r, dz, dy, dx, here = NIL, NIL, NIL, NIL, k - size[1]
-    if interior(size[2], size[3], size[4], here, j, i) or touching(size[0], size[3], size[4], k, j, i):
-        value, dz, dy, dx = inclined(around(image, size[2], size[3], size[4], here, j, i), wz, wy, wx)
-        w = weight[at] if weight.shape[0] > 0 else ONE
-        error = value - fixed[at]
-        r = w * error
-        a += counted(r * error * float32(COUNT))
-        b += counted(w * float32(COUNT))
-    turn_into(g, at, linear, TWO * r, dz, dy, dx)
-    return a, b
+    turn_into = _turn_into(mixed)
+
+    @formula
+    def difference_at(at, point, linear, size, image, fields, a, b):
+        k, j, i, wz, wy, wx = point
+        fixed, weight, g = fields
+        r, dz, dy, dx, here = NIL, NIL, NIL, NIL, k - size[1]
+        if interior(size[2], size[3], size[4], here, j, i) or touching(size[0], size[3], size[4], k, j, i):
+            value, dz, dy, dx = inclined(around(image, size[2], size[3], size[4], here, j, i), wz, wy, wx)
+            w = weight[at] if weight.shape[0] > 0 else ONE
+            error = value - pixel(fixed[at])
+            r = w * error
+            a += counted(r * error * float32(COUNT))
+            b += counted(w * float32(COUNT))
+        turn_into(g, at, linear, TWO * r, dz, dy, dx)
+        return a, b
+
+    return difference_at
 
 
-@formula
-def pulled_at(at, point, linear, size, image, fields, a, b):
-    """``g = S^T (slope grad image(p))``; slope and g[0] may be the same memory."""
-    k, j, i, wz, wy, wx = point
-    slope, g = fields
-    r, dz, dy, dx = slope[at], NIL, NIL, NIL
-    if r != NIL:
-        _, dz, dy, dx = inclined(around(image, size[2], size[3], size[4], k - size[1], j, i), wz, wy, wx)
-    turn_into(g, at, linear, r, dz, dy, dx)
-    return a, b
+def _pulled_at(mixed):
+    """``g = S^T (slope grad image(p))``; slope and g[0] may be the same memory, where g is not ``mixed``."""
+    turn_into = _turn_into(mixed)
+
+    @formula
+    def pulled_at(at, point, linear, size, image, fields, a, b):
+        k, j, i, wz, wy, wx = point
+        slope, g = fields
+        r, dz, dy, dx = slope[at], NIL, NIL, NIL
+        if r != NIL:
+            _, dz, dy, dx = inclined(around(image, size[2], size[3], size[4], k - size[1], j, i), wz, wy, wx)
+        turn_into(g, at, linear, r, dz, dy, dx)
+        return a, b
+
+    return pulled_at
 
 
 def _tally(threads):
@@ -216,9 +232,9 @@ def _march(visit, displaced, summed):
     Arguments: depth (planes a block; uint32), n (first plane within the arrays, planes, rows, columns; uint32), first (global
     plane of the arrays' plane 0, int32), affine (12 int64), linear (9 float32), u (3, N) in voxels (not read where not
     ``displaced``), size (planes of the whole image, the one that comes first here, planes here, rows, columns; int32), image
-    (flat), fields (of ``visit``), totals (2,) int64.
+    (flat; float32, or uint16: float16's bits), fields (of ``visit``), totals (2,) int64.
     """
-    use, count = visit.form(CUDA), COLUMNS[0] * COLUMNS[1]
+    use, count = visit, COLUMNS[0] * COLUMNS[1]
     tally = _tally(count)
 
     def body(depth, n, first, affine, linear, u, size, image, fields, totals):
@@ -257,16 +273,16 @@ def sample_march(displaced):
     return _march(value_at, displaced, False)
 
 
-@sweep(launch_bounds=(256, 4))
-def sample_difference():
-    """Squared difference, counted, with its gradient g; fields (fixed, weight or empty, g); 32 bytes a voxel."""
-    return _march(difference_at, True, True)
+@sweep(launch_bounds=lambda mixed=False: (256, 4))
+def sample_difference(mixed=False):
+    """Squared difference, counted, with its gradient g; fields (fixed, weight or empty, g); 32 bytes a voxel, 22 ``mixed``."""
+    return _march(_difference_at(mixed), True, True)
 
 
-@sweep(launch_bounds=(256, 6))
-def pull_back_march(displaced):
-    """G from dC/dmoved; fields (slope, g); 32 bytes a voxel."""
-    return _march(pulled_at, displaced, False)
+@sweep(launch_bounds=lambda displaced, mixed=False: (256, 6))
+def pull_back_march(displaced, mixed=False):
+    """G from dC/dmoved; fields (slope, g); 32 bytes a voxel, 24 ``mixed``."""
+    return _march(_pulled_at(mixed), displaced, False)
 
 
 @sweep()
@@ -286,7 +302,7 @@ def difference_march():
             value, r = moved[at], NIL
             if value == value:
                 w = weight[at] if weight.shape[0] > 0 else ONE
-                error = value - fixed[at]
+                error = value - pixel(fixed[at])
                 r = w * error
                 a, b = counted(r * error * float32(COUNT)), counted(w * float32(COUNT))
             moved[at] = TWO * r
@@ -320,7 +336,8 @@ def sample(shape, first, affine, linear, u, origin, planes, image, moved):
 def pull_back(shape, first, affine, linear, u, origin, image, slope, g):
     """``kernels.sample.pull_back``."""
     place, fields = (first, affine, linear), (slope.reshape(-1), g.reshape(3, -1))
-    launch(pull_back_march, (u is not None,), box(shape), place, u, image, origin, image.shape[0], fields)
+    constants = (u is not None, *halved(g))
+    launch(pull_back_march, constants, box(shape), place, u, image, origin, image.shape[0], fields)
 
 
 def difference(
@@ -329,7 +346,7 @@ def difference(
 ) -> None:  # fmt: skip
     """Sampling, squared difference and gradient: adds to totals (2,) int64, fills g."""
     place, fields = (first, affine, linear), (fixed.reshape(-1), weight.reshape(-1), g.reshape(3, -1))
-    launch(sample_difference, (), box(shape), place, u, image, origin, planes, fields, totals)
+    launch(sample_difference, halved(g), box(shape), place, u, image, origin, planes, fields, totals)
 
 
 def difference_of(shape: Shape, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:

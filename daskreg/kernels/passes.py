@@ -13,12 +13,14 @@ import numpy as np
 from numba import float32, float64, int32, int64, uint32, uint64
 
 from daskreg.kernels.arithmetic import fused, lerp, quotient, root
+from daskreg.kernels.half import die, first_moment, joined, same, second_moment, thrown, widened
 from daskreg.kernels.launch import DISABLED, deep, formula, sweep
 from daskreg.kernels.wide import fetch, store
 
 ONE, NIL = float32(1), float32(0)
 TILE = (4, 4) if DISABLED else (8, 64)  # threads along y and x of kernels with neighbours
 LANES, WARPS, ROWS = (6, 3, 2) if DISABLED else (32, 4, 4)  # of a block that composes: columns, warps, rows a warp
+FARTHEST = 9  # taps on one side of a filter that fit into shared memory
 LONGEST = 64  # planes a block composes at most: neighbours that march together find each other's planes in the cache
 PITCH = 8 if DISABLED else 64  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
 
@@ -70,24 +72,89 @@ def enter(sums, start, value, weights, taps):
     return total
 
 
-@sweep(launch_bounds=(512, 2))
-def smooth_adam(radius):
-    """Gaussian of g, Adam's moments in place, direction d, the longest |d|^2: 72 bytes a voxel.
+@formula
+def direction(m, v, c1, c2, eps):
+    """A component of Adam's direction."""
+    return -quotient(m * c1, root(v * c2) + eps)
+
+
+@formula
+def direction_of(word, pace):
+    """The same from what the moments are stored as; pace: both bias corrections and epsilon."""
+    return direction(first_moment(word), second_moment(word), pace[0], pace[1], pace[2])
+
+
+@formula
+def read_nothing(array, base, byte):
+    """In mixed storage v comes with m."""
+    return uint32(0)
+
+
+@formula
+def step_moments(m, v, d, at, size, byte, voxel, t, kept, s0, s1, s2, pace):
+    """Moments and direction from what was stored and the smoothed gradient; |d|^2."""
+    m0, m1, m2, v0, v1, v2 = kept
+    b1, b2, c1, c2, eps = pace
+    m0, m1, m2 = lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1)
+    v0, v1, v2 = lerp(s0 * s0, v0, b2), lerp(s1 * s1, v1, b2), lerp(s2 * s2, v2, b2)
+    d0, d1, d2 = direction(m0, v0, c1, c2, eps), direction(m1, v1, c1, c2, eps), direction(m2, v2, c1, c2, eps)
+    store_vector(m, at, size, byte, m0, m1, m2)
+    store_vector(v, at, size, byte, v0, v1, v2)
+    store_vector(d, at, size, byte, d0, d1, d2)
+    return fused(d2, d2, fused(d1, d1, d0 * d0))
+
+
+@formula
+def step_words(words, nothing, first, at, size, byte, voxel, t, kept, s0, s1, s2, pace):
+    """``step_moments`` in mixed storage: the direction is that of the moments as they are stored."""
+    b1, b2, c1, c2, eps = pace
+    later, dice = (c1, c2, eps), thrown(voxel, t)
+    m, v = lerp(s0, first_moment(kept[0]), b1), lerp(s0 * s0, second_moment(kept[0]), b2)
+    w0 = joined(m, v, die(dice, 0))
+    m, v = lerp(s1, first_moment(kept[1]), b1), lerp(s1 * s1, second_moment(kept[1]), b2)
+    w1 = joined(m, v, die(dice, 1))
+    m, v = lerp(s2, first_moment(kept[2]), b1), lerp(s2 * s2, second_moment(kept[2]), b2)
+    w2 = joined(m, v, die(dice, 2))
+    store_vector(words, at, size, byte, w0, w1, w2)
+    d0, d1, d2 = direction_of(w0, later), direction_of(w1, later), direction_of(w2, later)
+    return fused(d2, d2, fused(d1, d1, d0 * d0))
+
+
+@formula
+def numbered(first, z, plane, byte):
+    """A voxel's number in the grid, 32 bits of it; z: plane of the arrays, of which the first is ``first``."""
+    return uint32(uint32(uint32(int32(z) + first) * uint32(plane)) + uint32(byte >> uint32(2)))
+
+
+@formula
+def unnumbered(first, z, plane, byte):
+    """Where nobody asks."""
+    return uint32(0)
+
+
+@sweep(launch_bounds=lambda radius, mixed=False: (512, 2))
+def smooth_adam(radius, mixed=False):
+    """Gaussian of g, Adam's moments in place, direction d, the longest |d|^2: 72 bytes a voxel, 30 in mixed storage.
 
     Arguments: length (planes a block; int32), n (first plane within the arrays, planes, rows, columns; uint32), edge (planes
     of the arrays), weights (taps), norms along z (planes of the arrays), y, x: 1 / the weights' sum within the global grid;
     rates (T, 5), clock (1,) int32: which row counts; g, m, v, d (3 N,); longest (1,) float32, raised to the largest |d|^2.
+    ``mixed``: g is uint16, bfloat16's bits; m: both moments, uint32 as ``half.joined`` makes them; v: not looked at;  d: none, but
+    the global plane of the arrays' plane 0 (int32), on which rounding depends.
     """
     (ty, tx), r, taps = TILE, radius, 2 * radius + 1
     threads, wide, high = ty * tx, tx + 2 * r, ty + 2 * r
     loads, rows = -(-(wide * high) // threads), -(-(3 * high) // ty)
     full = wide * high // threads  # loads that every thread has
     tile, middle, rings, fetched = 3 * high * wide, 3 * high * tx, max(1, 3 * (taps - 1)), 3 * loads
+    kind, none, width = (uint32, uint32(0), 2) if mixed else (float32, NIL, 4)  # of g as it is stored
+    opened, beside_m, step = (widened, read_nothing, step_words) if mixed else (same, fetch, step_moments)
+    number = numbered if mixed else unnumbered
 
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, rates, clock, g, m, v, d, longest):
         raw = cuda.shared.array(tile, float32)
         mid = cuda.shared.array(middle, float32)
-        sums, ahead = cuda.local.array(rings, float32), cuda.local.array(fetched, float32)
+        sums, ahead = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
         place, inside = cuda.local.array(loads, uint32), cuda.local.array(loads, int32)
         i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
         thread = uint32(j * uint32(tx) + i)
@@ -99,13 +166,13 @@ def smooth_adam(radius):
             row, col = top + int32(spot // uint32(wide)) - int32(r), left + int32(spot % uint32(wide)) - int32(r)
             real = spot < uint32(wide * high) and uint32(row) < n[2] and uint32(col) < n[3]
             inside[e] = int32(real)
-            place[e] = uint32(uint32(4) * (uint32(row) * n[3] + uint32(col))) if real else uint32(0)
+            place[e] = uint32(uint32(width) * (uint32(row) * n[3] + uint32(col))) if real else uint32(0)
         plane = uint64(n[2]) * uint64(n[3])
         size = plane * uint64(edge)
         mine = uint32(uint32(4) * (min(y, n[2] - uint32(1)) * n[3] + min(x, n[3] - uint32(1))))
         norm = norm_y[min(y, n[2] - uint32(1))] * norm_x[min(x, n[3] - uint32(1))]
         t = clock[0]
-        b1, b2, c1, c2, eps = rates[t, 0], rates[t, 1], rates[t, 2], rates[t, 3], rates[t, 4]
+        pace = rates[t, 0], rates[t, 1], rates[t, 2], rates[t, 3], rates[t, 4]
         low = int32(n[0]) + int32(cuda.blockIdx.z) * length
         stop = min(low + length, int32(n[0] + n[1]))
         most = NIL
@@ -115,7 +182,7 @@ def smooth_adam(radius):
         base = plane * uint64(uint32(max(k, int32(0))))
         for e in range(loads):
             for c in range(3):
-                ahead[3 * e + c] = NIL
+                ahead[3 * e + c] = none
                 if inside[e] and uint32(k) < edge:
                     ahead[3 * e + c] = fetch(g, base + uint64(c) * size, place[e])
         while k < stop + int32(r):
@@ -123,21 +190,21 @@ def smooth_adam(radius):
                 spot = uint32(thread + uint32(e * threads))
                 if e < full or spot < uint32(wide * high):
                     for c in range(3):
-                        raw[uint64(spot) + uint64(c * wide * high)] = ahead[3 * e + c]
+                        raw[uint64(spot) + uint64(c * wide * high)] = opened(ahead[3 * e + c])
             cuda.syncthreads()
             z = k - int32(r)
             done = z >= low and here
             at = plane * uint64(uint32(max(z, int32(0))))
-            m0, m1, m2, v0, v1, v2 = NIL, NIL, NIL, NIL, NIL, NIL
+            m0, m1, m2, v0, v1, v2 = none, none, none, none, none, none
             if done:
                 m0, m1, m2 = fetch(m, at, mine), fetch(m, at + size, mine), fetch(m, at + uint64(2) * size, mine)
-                v0, v1, v2 = fetch(v, at, mine), fetch(v, at + size, mine), fetch(v, at + uint64(2) * size, mine)
+                v0, v1, v2 = beside_m(v, at, mine), beside_m(v, at + size, mine), beside_m(v, at + uint64(2) * size, mine)
             k += int32(1)
             more = k < stop + int32(r) and uint32(k) < edge
             base = plane * uint64(uint32(max(k, int32(0))))
             for e in range(loads):
                 for c in range(3):
-                    ahead[3 * e + c] = NIL
+                    ahead[3 * e + c] = none
                     if more and inside[e]:
                         ahead[3 * e + c] = fetch(g, base + uint64(c) * size, place[e])
             for s in range(rows):
@@ -154,15 +221,8 @@ def smooth_adam(radius):
             if done:
                 scale = norm * norm_z[z]
                 s0, s1, s2 = s0 * scale, s1 * scale, s2 * scale
-                m0, m1, m2 = lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1)
-                v0, v1, v2 = lerp(s0 * s0, v0, b2), lerp(s1 * s1, v1, b2), lerp(s2 * s2, v2, b2)
-                d0 = -quotient(m0 * c1, root(v0 * c2) + eps)
-                d1 = -quotient(m1 * c1, root(v1 * c2) + eps)
-                d2 = -quotient(m2 * c1, root(v2 * c2) + eps)
-                store_vector(m, at, size, mine, m0, m1, m2)
-                store_vector(v, at, size, mine, v0, v1, v2)
-                store_vector(d, at, size, mine, d0, d1, d2)
-                most = max(most, fused(d2, d2, fused(d1, d1, d0 * d0)))
+                voxel = number(d, z, n[2] * n[3], mine)
+                most = max(most, step(m, v, d, at, size, mine, voxel, t, (m0, m1, m2, v0, v1, v2), s0, s1, s2, pace))
         cuda.syncthreads()
         raw[thread] = most
         cuda.syncthreads()
@@ -210,15 +270,41 @@ def across(value, weights, r):
     return total
 
 
-@sweep(launch_bounds=(WARPS * 32, 4))
-def compose_smooth(radius):
+@formula
+def no_pace(d):
+    """Where a direction is stored as it is."""
+    return NIL
+
+
+@formula
+def pace_of(d):
+    """What a direction follows from, beside the moments."""
+    t = d[2][0]
+    return d[1][t, 2], d[1][t, 3], d[1][t, 4]
+
+
+@formula
+def as_stored(value, pace):
+    """A direction that is stored as it is."""
+    return value
+
+
+@formula
+def fetch_words(d, base, byte):
+    """What a direction follows from."""
+    return fetch(d[0], base, byte)
+
+
+@sweep(launch_bounds=lambda radius, mixed=False: (WARPS * 32, 4))
+def compose_smooth(radius, mixed=False):
     """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes a voxel.
 
     A warp owns ``ROWS`` rows of 32 columns, of which all are composed and those within ``radius`` of the end serve their
     neighbours only. Three planes of u are in shared memory, clamped to the global grid: a step is less than a voxel. Along x
     the filter asks the neighbouring lanes, along y shared memory, along z a ring of registers.
     Arguments: length, n, edge, weights, norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane of the arrays' plane
-    0), whole (planes of the global grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,).
+    0), whole (planes of the global grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,). ``mixed``: in
+    place of d the moments as ``smooth_adam`` left them, rates and clock, from which it follows once more.
     """
     r, taps, per = radius, 2 * radius + 1, ROWS
     threads, high, lanes = WARPS * LANES, WARPS * ROWS, LANES
@@ -228,6 +314,8 @@ def compose_smooth(radius):
     parts, full = -(-near_by // threads), near_by // threads
     stored, brought = 9 * area, 3 * parts
     shuffled = not DISABLED
+    kind, none = (uint32, uint32(0)) if mixed else (float32, NIL)
+    take, begin, opened = (fetch_words, pace_of, direction_of) if mixed else (fetch, no_pace, as_stored)
 
     @formula
     def along(mid, thread, weights):
@@ -250,7 +338,7 @@ def compose_smooth(radius):
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, first, whole, half_step, longest, d, u, composed):
         mid = cuda.shared.array(middle, float32)
         near = cuda.shared.array(stored, float32)
-        sums, ahead = cuda.local.array(rings, float32), cuda.local.array(fetched, float32)
+        sums, ahead = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
         coming, source = cuda.local.array(brought, float32), cuda.local.array(parts, uint32)
         seat = cuda.local.array(parts, uint32)
         real = cuda.local.array(per, int32)
@@ -267,7 +355,7 @@ def compose_smooth(radius):
         place = uint32(uint32(4) * uint32(row * nx + col))
         within = uint32(i - uint32(r)) < uint32(lanes - 2 * r)
         norm = norm_x[min(max(col, int32(0)), nx - int32(1))]
-        scale = half_step / max(ONE, root(longest[0]))
+        scale, pace = half_step / max(ONE, root(longest[0])), begin(d)
         low = int32(n[0]) + int32(cuda.blockIdx.z) * length
         stop = min(low + length, int32(n[0] + n[1]))
         k = low - int32(r)
@@ -277,9 +365,9 @@ def compose_smooth(radius):
         for e in range(per):
             real[e] = int32(uint32(row + int32(e)) < n[2] and uint32(col) < n[3])
             for c in range(3):
-                ahead[3 * e + c] = NIL
+                ahead[3 * e + c] = none
                 if real[e] and uint32(k) < edge:
-                    ahead[3 * e + c] = fetch(d, base + uint64(c) * size, uint32(place + uint32(e) * stride))
+                    ahead[3 * e + c] = take(d, base + uint64(c) * size, uint32(place + uint32(e) * stride))
         before, now = plane * held(k - int32(1), first, whole, edge), plane * held(k, first, whole, edge)
         after = plane * held(k + int32(1), first, whole, edge)
         for e in range(parts):
@@ -310,7 +398,8 @@ def compose_smooth(radius):
                         coming[3 * e + c] = fetch(u, after + uint64(c) * size, source[e])
             there = uint32(k) < edge
             for e in range(per):
-                dz, dy, dx = scale * ahead[3 * e], scale * ahead[3 * e + 1], scale * ahead[3 * e + 2]
+                dz, dy = scale * opened(ahead[3 * e], pace), scale * opened(ahead[3 * e + 1], pace)
+                dx = scale * opened(ahead[3 * e + 2], pace)
                 bz, wz = beside(dz)
                 by, wy = beside(dy)
                 bx, wx = beside(dx)
@@ -331,9 +420,9 @@ def compose_smooth(radius):
             base = plane * uint64(uint32(max(k, int32(0))))
             for e in range(per):
                 for c in range(3):
-                    ahead[3 * e + c] = NIL
+                    ahead[3 * e + c] = none
                     if more and real[e]:
-                        ahead[3 * e + c] = fetch(d, base + uint64(c) * size, uint32(place + uint32(e) * stride))
+                        ahead[3 * e + c] = take(d, base + uint64(c) * size, uint32(place + uint32(e) * stride))
             cuda.syncthreads()
             if not shuffled:
                 along(mid, thread, weights)

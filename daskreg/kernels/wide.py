@@ -38,6 +38,12 @@ def get(where, at):
 
 
 @formula
+def get_half(where, at):
+    """``get`` of an array of uint16, as uint32."""
+    return where[0][where[1] + at]
+
+
+@formula
 def put(where, at, value):
     """Write ``at`` (uint32) voxels beyond a spot."""
     where[0][where[1] + at] = value
@@ -45,14 +51,16 @@ def put(where, at, value):
 
 @formula
 def fetch(array, base, byte):
-    """``array[base + byte / 4]``, array (N,) float32; base: uint64, byte: uint32, four times the distance from there."""
-    return array[int(base) + int(byte) // 4]
+    """``array[base + d]``, base: uint64, byte: uint32, the distance d in bytes; array (N,) float32, or uint16 or uint32, which come
+    as uint32.
+    """
+    return array[int(base) + int(byte) // array.itemsize]
 
 
 @formula
 def store(array, base, byte, value):
-    """``array[base + byte / 4] = value``, see ``fetch``."""
-    array[int(base) + int(byte) // 4] = value
+    """``array[base + d] = value``, see ``fetch``."""
+    array[int(base) + int(byte) // array.itemsize] = value
 
 
 @spot.on_cuda
@@ -81,13 +89,13 @@ def _spot_address() -> Callable[..., Any]:
     return spot_address
 
 
-def _beyond(builder: Any, where: Any, at: Any) -> Any:
+def _beyond(builder: Any, where: Any, at: Any, half: bool = False) -> Any:
     """The pointer."""
     from llvmlite import ir
 
-    wide = ir.IntType(64)
+    wide, kind = ir.IntType(64), ir.IntType(16) if half else ir.FloatType()
     return builder.inttoptr(
-        builder.add(where, builder.shl(builder.zext(at, wide), ir.Constant(wide, 2))), ir.FloatType().as_pointer(1)
+        builder.add(where, builder.shl(builder.zext(at, wide), ir.Constant(wide, 1 if half else 2))), kind.as_pointer(1)
     )
 
 
@@ -109,6 +117,27 @@ def _get_beyond() -> Callable[..., Any]:
         return load(where, at)
 
     return get_beyond
+
+
+@get_half.on_cuda
+def _get_half_beyond() -> Callable[..., Any]:
+    if DISABLED:
+        return get_half.function
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def load(typing, where, at):
+        def generate(context, builder, signature, arguments):
+            return builder.zext(builder.load(_beyond(builder, *arguments, half=True)), ir.IntType(32))
+
+        return types.uint32(types.uint64, types.uint32), generate
+
+    def get_half_beyond(where, at):
+        return load(where, at)
+
+    return get_half_beyond
 
 
 @put.on_cuda
@@ -197,14 +226,19 @@ def _store_vector() -> Callable[..., Any]:
 def _fetch() -> Callable[..., Any]:
     if DISABLED:
         return fetch.function
+    from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
 
     @intrinsic
     def near(typing, array, base, byte):
-        return types.float32(array, types.uint64, types.uint32), lambda context, builder, signature, arguments: builder.load(
-            _pointer(context, builder, signature, arguments)
-        )
+        kind = types.float32 if array.dtype == types.float32 else types.uint32
+
+        def generate(context, builder, signature, arguments):
+            value = builder.load(_pointer(context, builder, signature, arguments))
+            return builder.zext(value, ir.IntType(32)) if array.dtype == types.uint16 else value
+
+        return kind(array, types.uint64, types.uint32), generate
 
     def fetch_near(array, base, byte):
         return near(array, base, byte)
@@ -224,7 +258,7 @@ def _store() -> Callable[..., Any]:
         def generate(context, builder, signature, arguments):
             builder.store(arguments[3], _pointer(context, builder, signature, arguments))
 
-        return types.void(array, types.uint64, types.uint32, types.float32), generate
+        return types.void(array, types.uint64, types.uint32, array.dtype), generate
 
     def store_near(array, base, byte, value):
         near(array, base, byte, value)
@@ -239,4 +273,4 @@ def _pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
     bytes_ = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
     near = builder.gep(bytes_, [builder.zext(arguments[2], ir.IntType(64))])
-    return builder.bitcast(near, ir.FloatType().as_pointer())
+    return builder.bitcast(near, data.type)

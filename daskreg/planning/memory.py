@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daskreg.config import Deformable, Optimised, Stage
-from daskreg.planning.wire import DRIFT, VALUE, VECTOR, reached
+from daskreg.kernels.gaussian import radius_of
+from daskreg.kernels.passes import FARTHEST
+from daskreg.planning.wire import DRIFT, VALUE, VECTOR, reached, value_of
 from daskreg.similarity import make
 
 if TYPE_CHECKING:
     from daskreg.planning.plan import Level, Plan
 
 FIELDS = 60  # u, m, v and two buffers of three float32 each
+MIXED = 36  # u, both moments and a buffer of three times 32 bits each
 PROCESS_BYTES = 370 << 20  # interpreter, libraries, compiled kernels, and a cluster of our own in the same process
 WORKER_BYTES = 340 << 20  # the same without it
 CHUNK = 64  # planes that are written together
@@ -40,17 +44,23 @@ def level_tally(plan: Plan, stage: Stage, level: Level) -> Tally:
     plane, planes = _plane(level.fixed.shape), max(level.partition.lengths)
     held = min(planes + 2 * level.halo, level.partition.planes) if plan.workers > 1 else planes
     fixed_mask, moving_mask = plan.masks
-    coarse = max(level.fixed_factors) > 1
-    images = _slabs(plan) + (held + (planes if plan.workers > 1 else 0)) * plane * VALUE * (1 + fixed_mask) * coarse
+    coarse, number = max(level.fixed_factors) > 1, value_of(stage)
+    own = [VALUE if max(factors) > 1 else number for factors in (level.fixed_factors, level.moving_factors)]
+    images = _slabs(plan, own) + (held + (planes if plan.workers > 1 else 0)) * plane * (number + VALUE * fixed_mask) * coarse
     scalars = held * plane * VALUE * (1 + moving_mask)
-    return Tally(images, _moving(plan, level), scalars + held * plane * _vectors(plan, stage, level), process_bytes(plan))
+    return Tally(images, _moving(plan, level, number), scalars + held * plane * _vectors(plan, stage, level), process_bytes(plan))
 
 
 def _vectors(plan: Plan, stage: Optimised, level: Level) -> int:
     """Bytes a voxel; of a linear stage only what LNCC writes to, and the gradient that a ring keeps."""
     if isinstance(stage, Deformable):
-        return FIELDS
+        return FIELDS if stage.storage == "float32" else MIXED + VECTOR * needs_spare(stage, level, plan.workers)
     return VECTOR * ((make(stage.similarity).reach > 0) + (level.residency == "ring" and plan.workers > 1))
+
+
+def needs_spare(stage: Deformable, level: Level, workers: int) -> bool:
+    """Whether mixed storage takes a field of three float32 more: for the gradient that a ring gathers, or to smooth axis by axis."""
+    return (level.residency == "ring" and workers > 1) or radius_of(stage.smooth_gradient) > FARTHEST
 
 
 def process_bytes(plan: Plan) -> int:
@@ -58,20 +68,20 @@ def process_bytes(plan: Plan) -> int:
     return PROCESS_BYTES if plan.workers == 1 else WORKER_BYTES
 
 
-def _slabs(plan: Plan) -> int:
-    """Both images at full resolution, this rank's planes and the rim."""
+def _slabs(plan: Plan, numbers: Sequence[int] = (VALUE, VALUE)) -> int:
+    """Both images at full resolution, this rank's planes and the rim; ``numbers``: bytes of a voxel of each."""
     total = 0
-    for grid, partition, rim, mask in zip(
-        (plan.fixed, plan.moving), (plan.partition, plan.shards), plan.rims, plan.masks, strict=True
+    for grid, partition, rim, mask, number in zip(
+        (plan.fixed, plan.moving), (plan.partition, plan.shards), plan.rims, plan.masks, numbers, strict=True
     ):
         planes = min(max(partition.lengths) + 2 * rim, grid.shape[0])
-        total += planes * _plane(grid.shape) * VALUE * (1 + mask)
+        total += planes * _plane(grid.shape) * (number + VALUE * mask)
     return total
 
 
-def _moving(plan: Plan, level: Level) -> int:
-    """The moving level beyond the full-resolution slab."""
-    plane, each = _plane(level.moving.shape), VALUE * (1 + plan.masks[1])
+def _moving(plan: Plan, level: Level, number: int) -> int:
+    """The moving level beyond the full-resolution slab; ``number``: bytes of a voxel."""
+    plane, each = _plane(level.moving.shape), number + VALUE * plan.masks[1]
     shard = max(level.shards.lengths)
     coarse = max(level.moving_factors) > 1
     made = shard * coarse

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskreg.config import MI, Deformable, Moments, Optimised, Search
+from daskreg.config import MI, Deformable, Moments, Optimised, Search, Stage
 from daskreg.grid import Partition, Span
 from daskreg.kernels.gaussian import radius_of
 from daskreg.similarity import make
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from daskreg.planning.plan import Level, Plan
 
 VALUE, VECTOR = 4, 12  # float32, three of them
+HALF = 2  # float16, bfloat16
 DRIFT = 16  # planes that a block's reach is taken to leave its affine image by
 NUMBER = 8  # float64, int64
 
@@ -43,7 +44,7 @@ def wire(plan: Plan, stage: Optimised, level: Level) -> list[Wire]:
         return [Wire()]
     sums, needs = _sums(plan, stage, level), reached(plan, level)
     return [
-        Wire(_halo(plan, stage, level, r), _ring(plan, level, needs, r) if level.residency == "ring" else 0, sums)
+        Wire(_halo(plan, stage, level, r), _ring(plan, stage, level, needs, r) if level.residency == "ring" else 0, sums)
         for r in range(plan.workers)
     ]
 
@@ -58,8 +59,13 @@ def _exchanges(plan: Plan, stage: Optimised) -> Iterator[tuple[int, int]]:
     yield make(stage.similarity).reach, VALUE * (1 + plan.masks[1])
     if isinstance(stage, Deformable):
         gradient, warp = radius_of(stage.smooth_gradient), radius_of(stage.smooth_warp)
-        yield gradient + warp, VECTOR
+        yield gradient + warp, 3 * value_of(stage)
         yield warp + 1, VECTOR
+
+
+def value_of(stage: Stage) -> int:
+    """Bytes of a number of an image or a gradient."""
+    return HALF if isinstance(stage, Deformable) and stage.storage == "mixed" else VALUE
 
 
 def _lent(partition: Partition, rank: int, reach: int) -> int:
@@ -67,10 +73,10 @@ def _lent(partition: Partition, rank: int, reach: int) -> int:
     return sum(len(partition[rank] & partition.around(r, reach)) for r in range(len(partition.slabs)) if r != rank)
 
 
-def _ring(plan: Plan, level: Level, needs: list[Span], rank: int) -> int:
+def _ring(plan: Plan, stage: Optimised, level: Level, needs: list[Span], rank: int) -> int:
     plane, mine = level.moving.shape[1] * level.moving.shape[2], level.shards[rank]
     planes = sum(len(mine & need) for r, need in enumerate(needs) if r != rank)
-    return planes * plane * VALUE * (1 + plan.masks[1])
+    return planes * plane * (value_of(stage) + VALUE * plan.masks[1])
 
 
 def _sums(plan: Plan, stage: Optimised, level: Level) -> int:

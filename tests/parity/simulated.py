@@ -17,6 +17,13 @@ from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration
 
 LOSSES: dict[str, Any] = {"mse": MSE(), "lncc": LNCC(radius=1), "mi": MI(bins=8)}
+# in mixed storage on the device: each loss, LNCC's other gradient, and filters that go axis by axis
+MIXED: dict[str, dict[str, Any]] = {
+    **{name: {"similarity": loss} for name, loss in LOSSES.items()},
+    "center": {"similarity": LNCC(radius=1, gradient="center")},
+    "wide warp": {"similarity": MSE(), "smooth_warp": 1.1},
+    "wide gradient": {"similarity": MSE(), "smooth_gradient": 4.6},
+}
 SHAPE = (6, 7, 8)
 
 
@@ -72,10 +79,12 @@ class OnDevice(Registration):
 
 
 def found(device: str) -> dict[str, NDArray[Any]]:
-    """Losses and displacement by loss."""
+    """Losses and displacement by loss, and by ``MIXED``."""
+    cases = {name: Deformable(similarity=loss, scales=(1,), iterations=(2,), tolerance=0) for name, loss in LOSSES.items()}
+    for name, given in MIXED.items():
+        cases[f"mixed {name}"] = Deformable(scales=(1,), iterations=(2,), tolerance=0, storage="mixed", **given)
     made = {}
-    for name, loss in LOSSES.items():
-        stage = Deformable(similarity=loss, scales=(1,), iterations=(2,), tolerance=0)
+    for name, stage in cases.items():
         case = (OnDevice if device == "cuda" else Registration)(blobs(SHAPE, 1), blobs(SHAPE, 2), Config(stages=(stage,)))
         run = case.run(1)
         made[f"{name} losses"], made[f"{name} u"] = np.array(run.losses[-1]), np.array(run.displacement)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.parity.outputs import SIMULATED
-from tests.parity.simulated import LOSSES
+from tests.parity.simulated import LOSSES, MIXED
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +29,13 @@ def test_the_device_loop_gives_the_losses_and_the_displacement_of_the_cpu(both, 
     np.testing.assert_allclose(cuda[f"{loss} losses"], cpu[f"{loss} losses"], rtol=1e-5)
     assert np.abs(cpu[f"{loss} u"]).max() > 0.1
     np.testing.assert_allclose(cuda[f"{loss} u"], cpu[f"{loss} u"], atol=1e-4)
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_in_mixed_storage_it_comes_out_a_thousandth_of_a_voxel_away(both, case):
+    """Two steps of at most a quarter of a voxel, whose directions are known to 8 bits."""
+    cpu, cuda = both
+    np.testing.assert_allclose(cuda[f"mixed {case} losses"], cpu[f"mixed {case} losses"], rtol=1e-3)
+    apart = np.abs(cuda[f"mixed {case} u"] - cpu[f"mixed {case} u"])
+    assert 0 < apart.max() < 5e-3
+    assert apart.mean() < 1e-3
