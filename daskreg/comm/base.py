@@ -73,10 +73,10 @@ class Communicator(ABC):
     """One rank's access to the others; every sum has an order that does not depend on how many there are.
 
     names: where each rank is, for messages;  traffic: bytes sent so far, by purpose;  direct: arrays of a GPU can be given as
-    they are.
+    they are;  keen: waiting may occupy a core, where a GPU does the work.
     """
 
-    direct = False
+    direct = keen = False
 
     def __init__(self, rank: int, names: Sequence[str], patience: Patience | None = None) -> None:
         self.rank, self.size, self.names = rank, len(names), tuple(names)

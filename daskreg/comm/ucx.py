@@ -31,6 +31,7 @@ from ucxx._lib.arr import Array as Buffer
 
 PACKED = 1 << 20  # bytes; several arrays of fewer in all travel as one
 SPINS = 20  # times that the waiting thread drives UCX itself, before it leaves that to the progress thread and sleeps
+KEEN = 0.02  # seconds for which it does so where that takes nobody's core
 NAPS = 5e-5, 5e-4  # seconds, the first and the longest sleep between two looks
 WAKE = 10  # milliseconds after which the progress thread looks by itself, should it miss an event
 GOODBYE = 500_000_000  # nanoseconds for each step of a closing; a dead peer answers none
@@ -97,9 +98,12 @@ class _Flight:
         self.comm.flying.discard(self)
 
     def _ready(self, seconds: float) -> bool:
-        for _ in range(SPINS):
+        until = time.monotonic() + KEEN if self.comm.keen else 0.0
+        for k in itertools.count():
             if self._done():
                 return True
+            if k >= SPINS and time.monotonic() > until:
+                break
             self.comm.worker.progress()
         end, nap = time.monotonic() + seconds, NAPS[0]
         while not self._done():

@@ -63,7 +63,8 @@ class Loop:
     def _halos(self) -> None:
         slabs, around = self.block.partition.slabs, self.block.around
         self.window_halo = Movement(self.comm, slabs, around(self.similarity.reach))
-        self.gradient_halo = Movement(self.comm, slabs, around(self.gradient_filter.reach + self.warp_filter.reach))
+        self.smoothed = self.gradient_filter.reach + self.warp_filter.reach  # planes around that smoothing the gradient reads
+        self.gradient_halo = Movement(self.comm, slabs, around(self.smoothed))
         self.warp_halo = Movement(self.comm, slabs, around(self.reach))
         self.coming: list[Pending] = []  # planes of u on their way: nothing reads them before the composition
 

@@ -2,7 +2,9 @@
 
 Losses, the longest step, the clock stay on the device; the host reads them a fixed number of iterations later, so that its
 decisions do not depend on who was faster. One rank replays a captured graph of two iterations, after which buffers have their
-roles again; several ranks launch the same passes one by one, because between them there are messages.
+roles again; several ranks launch the same passes one by one, because between them there are messages. A pass whose planes
+neighbours wait for computes those first; they travel while it goes on with the others. Once an iteration, for the longest step,
+the host waits for the device and for the other ranks.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +27,9 @@ from daskreg.errors import Diverged
 from daskreg.kernels import histogram_march, lncc_march, march, passes
 from daskreg.kernels.device import host
 from daskreg.kernels.gaussian import gaussian_norms
-from daskreg.kernels.launch import DISABLED
+from daskreg.kernels.launch import DISABLED, Shape
 from daskreg.kernels.launch import box as whole_box
+from daskreg.kernels.sample import span
 from daskreg.optimizers.adam import rates
 from daskreg.optimizers.stopping import Plateau
 from daskreg.similarity import LocalCorrelation, MutualInformation
@@ -44,6 +48,7 @@ class DeviceLoop(Loop):
         report = LevelReport("deformable", self.level.scale, self.block.shape, list(fields.losses))
         plateau, start = Plateau(self.stage.tolerance, self.stage.window), time.perf_counter()
         self._prepare(report.losses)
+        self.watch, self.comm.keen = watch, True
         self.begin(fields)
         k = self.done
         while k < self.level.iterations:
@@ -53,7 +58,7 @@ class DeviceLoop(Loop):
                 if plateau.reached(known):
                     report.stopped = "plateau"
                     break
-                if asked := self._asked(watch):
+                if asked := self.asked if self.comm.size > 1 else watch.asked():
                     report.losses = self._known(k)
                     keep(fields, report, asked)
             count = self._advance(fields, k)
@@ -65,7 +70,7 @@ class DeviceLoop(Loop):
         finish(self.coming)
         report.losses = self._known(k)
         self._tell(watch, report.losses)
-        self.graph = None
+        self.graph, self.comm.keen = None, False
         self.block.device.mark()
         report.seconds += time.perf_counter() - start
         return report
@@ -78,7 +83,9 @@ class DeviceLoop(Loop):
         table = [rates(self.stage.betas, k + 1, self.similarity.steep) for k in range(t)]
         self.rates = put(np.array(table, np.float32).reshape(t, 5))
         self.clock = put(np.array([self.done], np.int32))
-        self.longest, self.totals = xp.zeros(1, np.float32), xp.zeros(2, np.int64)
+        self.sums = xp.zeros(3, np.int64)  # one array, so that the host reads all of it at once
+        self.totals, self.longest = self.sums[:2], self.sums[2:].view(np.float32)[:1]
+        self.behind: Any = None  # the event behind the gradient that neighbours wait for
         self.loss, self.losses = xp.zeros(2, np.float64), xp.zeros(max(t, 1), np.float64)
         if isinstance(self.similarity, MutualInformation):
             size = self.similarity.bins**2
@@ -99,13 +106,10 @@ class DeviceLoop(Loop):
 
     def _mark(self, k: int) -> None:
         """Remember the moment at which the first k iterations are done."""
-        xp = self.block.device.xp
-        event = xp.cuda.Event(disable_timing=True)
-        event.record()
-        self.marks.append((k, event))
+        self.marks.append((k, self._event()))
 
     def _known(self, k: int) -> list[float]:
-        """The losses of the first k iterations; waits for them."""
+        """The losses of the first k iterations; waits for them where only the device knows them yet."""
         while self.marks and self.marks[0][0] <= k:
             self.marks.popleft()[1].synchronize()
         if k > len(self.past):
@@ -118,10 +122,6 @@ class DeviceLoop(Loop):
             if not math.isfinite(known[k]):
                 raise Diverged(f"the loss became {known[k]} at scale {self.level.scale}, iteration {k}; use a smaller step.")
         self.told = max(self.told, len(known))
-
-    def _asked(self, watch: Watch) -> float:
-        """Whether anyone asks for a checkpoint; all ranks come here together."""
-        return float(self.comm.max(np.array([watch.asked()]))[0])
 
     # ---------------------------------------------------------------- iterations
 
@@ -164,28 +164,50 @@ class DeviceLoop(Loop):
                 self._differ(fields)
 
     def _look(self, f: Fields) -> None:
-        self.sampler.look(self.block.box(), self.place, f.u, self.moved, self.weights.seen, f.around)
+        whole = self.sampler.keeps_gradient or self.weights.seen is not None
+        look = partial(self.sampler.look, place=self.place, u=f.u, moved=self.moved, weight=self.weights.seen, g=f.around)
+        behind = self._launch(look, self.similarity.reach, whole)
         self.weights.combine()
-        self._exchange_windows()
+        if self.similarity.reach:
+            fields = [self.moved] if self.weights.seen is None else [self.moved, self.weights.seen]
+            finish(self.window_halo.start(*((a, self.block.first) for a in fields), after=behind))
 
     def _pull_back(self, f: Fields, slope: Any) -> None:
         """dC/du from dC/dmoved, as it is stored."""
         kept = self.sampler.keeps_gradient
-        self.sampler.pull_back(self.block.box(), self.place, f.u, slope, f.around if kept else f.gradient)
+        pull = partial(self.sampler.pull_back, place=self.place, u=f.u, slope=slope, g=f.around if kept else f.gradient)
+        self.behind = self._launch(pull, self.smoothed, kept)
         if kept:
             f.pulled()
 
+    def _launch(self, kernel: Callable[[Shape], Any], reach: int, whole: bool = False) -> Any:
+        """Run on the own planes, first on those that neighbours wait for; the event behind these, None where all is one."""
+        if whole or self.comm.size == 1:
+            kernel(self.block.box())
+            return None
+        edges, others = self.block.edges_first(reach)
+        for box in edges:
+            kernel(box)
+        behind = self._event()
+        for box in others:
+            kernel(box)
+        return behind
+
+    def _event(self) -> Any:
+        """Here on the device's way."""
+        event = self.block.device.xp.cuda.Event(disable_timing=True)
+        event.record()
+        return event
+
     def _differ(self, f: Fields) -> None:
-        box = self.block.box()
-        s = self.sampler
+        s, weight, g = self.sampler, self.weights.array, f.gradient
         if not isinstance(s, Resident) or self.weights.seen is not None:
             self._look(f)
-            march.difference_of(box, self.fixed, self.weights.array, self.moved, self.totals)
+            march.difference_of(self.block.box(), self.fixed, weight, self.moved, self.totals)
             self._pull_back(f, self.moved)
         else:
-            weight, g = self.weights.array, f.gradient
-            march.difference(box, *self.place, f.u, s.origin, s.planes, s.image, self.fixed, weight, g, self.totals)
-        self._over_ranks(self.totals)
+            arguments = *self.place, f.u, s.origin, s.planes, s.image, self.fixed, weight, g, self.totals
+            self.behind = self._launch(lambda box: march.difference(box, *arguments), self.smoothed)
 
     def _correlate(self, f: Fields) -> None:
         lncc, box, weight = self.similarity, self.block.box(), self.weights.array
@@ -201,7 +223,6 @@ class DeviceLoop(Loop):
             slope = f.slope  # not moved, which neighbours still read
             lncc.look(own, span, self.fixed, weight, self.moved, slope, self.totals)
         self._pull_back(f, slope)
-        self._over_ranks(self.totals)
 
     def _inform(self, f: Fields) -> None:
         mi, box, weight = self.similarity, self.block.box(), self.weights.array
@@ -210,51 +231,63 @@ class DeviceLoop(Loop):
         own = whole_box(box)
         self.counts.fill(0)
         histogram_march.count(own, mi.bins, self.fixed, weight, self.moved, self.counts)
-        self._over_ranks(self.counts)
+        if self.comm.size > 1:
+            self.counts.set(self.comm.sum_counts(host(self.counts)))
         histogram_march.tabulate(mi.bins, self.counts, self.table, self.loss)
         histogram_march.slope(own, mi.bins, self.table, self.fixed, weight, self.moved)
         self._pull_back(f, self.moved)
 
     def _step(self, f: Fields, t: int) -> bool:
         """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""
-        g, w, b = self.gradient_filter, self.warp_filter, self.block
-        finish(self.gradient_halo.start((f.gradient, b.first)))
+        finish(self.gradient_halo.start((f.gradient, self.block.first), after=self.behind))
         finish(self.coming)
-        if len(b.own):
-            n, together = _extent(b.box(w.reach)), g.reach <= passes.FARTHEST
-            fields = f.stepped(f.gradient if together else f.smoothed(g, w.reach))
-            reach, weights, norms = (g.reach, g.weights, self.norms[0]) if together else (0, (np.float32(1),), self.norms[2])
-            length, blocks, threads = passes.tiles(n, reach)
-            filter_, constants = (n, np.uint32(len(b.held)), weights, *norms), (reach, *f.constants)
-            passes.smooth_adam(constants, blocks, threads, length, *filter_, self.rates, self.clock, *fields, self.longest)
-        ranges = self._agree_on_length(f)
+        ends = self._reached(f)
+        if len(self.block.own):
+            self._direct(f)
+        ranges = self._agree_on_length(ends)
         if t == 1 and float(self.longest[0]) < AT_REST**2:
-            passes.settle((self._sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.losses)
+            self._settle()
             return False
-        self._compose(f)
-        passes.settle((self._sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.losses)
+        behind = self._compose(f)
+        self._settle()
         if self.comm.size > 1:
-            self.coming = self.warp_halo.start((f.u, b.first))
+            self.coming = self.warp_halo.start((f.u, self.block.first), after=behind)
             self.sampler.prepare(spans(ranges, slack(self.place, self.reach, self.stage.step)))
         return True
 
-    def _compose(self, f: Fields) -> None:
-        """U after the step, smoothed; u and g change roles where one pass does both."""
+    def _direct(self, f: Fields) -> None:
+        """Adam's direction of the smoothed gradient, and how long it is (steps 2 to 4)."""
+        g, w, b = self.gradient_filter, self.warp_filter, self.block
+        n, together = _extent(b.box(w.reach)), g.reach <= passes.FARTHEST
+        fields = f.stepped(f.gradient if together else f.smoothed(g, w.reach))
+        reach, weights, norms = (g.reach, g.weights, self.norms[0]) if together else (0, (np.float32(1),), self.norms[2])
+        length, blocks, threads = passes.tiles(n, reach)
+        filter_, constants = (n, np.uint32(len(b.held)), weights, *norms), (reach, *f.constants)
+        passes.smooth_adam(constants, blocks, threads, length, *filter_, self.rates, self.clock, *fields, self.longest)
+
+    def _compose(self, f: Fields) -> Any:
+        """U after the step, smoothed (steps 5 and 6); u and g change roles where one pass does both. As ``_launch``."""
         w, b = self.warp_filter, self.block
-        together = w.reach <= WIDEST
-        n = _extent(b.box(0 if together else w.reach))
-        weights, norms = (w.weights, self.norms[1]) if together else ((np.float32(1),), self.norms[2])
         place = np.int32(b.first), np.int32(b.shape[0]), np.float32(0.5 * self.stage.step), self.longest
         fields = f.direction(self.rates, self.clock), f.u.reshape(-1), f.g.reshape(-1)
-        if len(b.own):
-            reach = w.reach if together else 0
+
+        def compose(box: Shape, reach: int, weights: Any, norms: list[Any]) -> None:
+            n = _extent(box)
             length, blocks, threads = passes.warps(n, reach)
             filter_, constants = (n, np.uint32(len(b.held)), weights, *norms), (reach, *f.constants)
             passes.compose_smooth(constants, blocks, threads, length, *filter_, *place, *fields)
-        if together:
+
+        if w.reach <= WIDEST:
+            behind = self._launch(partial(compose, reach=w.reach, weights=w.weights, norms=self.norms[1]), self.reach)
             f.u, f.g = f.g, f.u
-        else:
-            w.into(b.box(), f.g, f.scratch, f.u)
+            return behind
+        if len(b.own):
+            compose(b.box(w.reach), 0, (np.float32(1),), self.norms[2])
+        w.into(b.box(), f.g, f.scratch, f.u)
+        return None
+
+    def _settle(self) -> None:
+        passes.settle((self._sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.losses)
 
     @property
     def _sign(self) -> int:
@@ -263,18 +296,28 @@ class DeviceLoop(Loop):
 
     # ---------------------------------------------------------------- between ranks
 
-    def _over_ranks(self, sums: Any) -> None:
-        """Add up integers over the ranks, in place."""
-        if self.comm.size > 1:
-            sums.set(self.comm.sum_counts(host(sums)))
+    def _reached(self, f: Fields) -> Any:
+        """Largest and smallest p_z over the block, the latter negated, on the device; None where no rank asks."""
+        if self.comm.size == 1 or self.level.residency == "replicate" or not len(self.block.own):
+            return None
+        rows = span(self.block.box(self.reach), *self.place, f.u)
+        return rows.reshape(2, -1).max(axis=1)
 
-    def _agree_on_length(self, f: Fields) -> Any:
-        """The longest direction anywhere, and where each block reaches."""
+    def _agree_on_length(self, ends: Any) -> Any:
+        """The longest direction anywhere, and where each block reaches; the loss and who asks for a checkpoint come with it."""
         if self.comm.size == 1:
             return None
-        longest, ranges = self._agree(host(self.longest), f.u, Watch())
-        self.longest.set(np.array([longest], np.float32))
-        return ranges
+        mine, reached = np.empty(6), [-math.inf] * 2 if ends is None else host(ends)  # ends first: one wait for both
+        sums = host(self.sums)
+        mine[:4] = sums[2:].view(np.float32)[0], self.watch.asked(), -reached[1], reached[0]
+        mine[4:] = sums[:2].view(np.float64)  # their bits
+        table = self.comm.gather(mine)
+        self.asked = float(table[:, 1].max())
+        self.longest.set(table[:, 0].max(keepdims=True).astype(np.float32))
+        if self._sign:
+            total, count = np.ascontiguousarray(table[:, 4:]).view(np.int64).sum(axis=0)
+            self.past.append(self._sign * float(total) / max(float(count), 1.0))
+        return table[:, 2:4]
 
 
 def _extent(box: Any) -> tuple[np.uint32, ...]:

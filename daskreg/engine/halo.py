@@ -44,7 +44,17 @@ class Block:
 
     def box(self, reach: int = 0) -> Shape:
         """For kernels: own planes and ``reach`` around them."""
-        planes = self.partition.around(self.rank, reach)
+        return self._planes(self.partition.around(self.rank, reach))
+
+    def edges_first(self, reach: int) -> tuple[list[Shape], list[Shape]]:
+        """For kernels: the own planes within ``reach`` of another rank's, which wait for them, and the others."""
+        own, whole = self.own, self.partition.whole
+        low = min(own.start + reach, own.stop) if own.start > whole.start else own.start
+        high = max(own.stop - reach, low) if own.stop < whole.stop else own.stop
+        edges = [Span(own.start, low), Span(high, own.stop)]
+        return [self._planes(e) for e in edges if len(e)], [self._planes(Span(low, high))] if high > low else []
+
+    def _planes(self, planes: Span) -> Shape:
         return range(planes.start - self.first, planes.stop - self.first), self.shape[1], self.shape[2]
 
     @property
@@ -78,14 +88,19 @@ class Movement:
         self.outgoing = [(r, owned[me] & w) for r, w in enumerate(wanted) if r != me and len(owned[me] & w)]
         self.incoming = [(r, o & wanted[me]) for r, o in enumerate(owned) if r != me and len(o & wanted[me])]
 
-    def start(self, *fields: tuple[Array, int]) -> list[Pending]:
-        """Begin to move planes within arrays (.., planes, Y, X), each with the global number of its first plane."""
-        return self.between(list(fields), list(fields))
+    def start(self, *fields: tuple[Array, int], after: Any = None) -> list[Pending]:
+        """Begin to move planes within arrays (.., planes, Y, X), each with the global number of its first plane.
 
-    def between(self, sources: Sequence[tuple[Array, int]], targets: Sequence[tuple[Array, int]]) -> list[Pending]:
+        after: on a GPU, the event behind the kernels that write what is sent and read what is received; None: all kernels.
+        """
+        return self.between(list(fields), list(fields), after)
+
+    def between(
+        self, sources: Sequence[tuple[Array, int]], targets: Sequence[tuple[Array, int]], after: Any = None
+    ) -> list[Pending]:
         """Begin to move planes from arrays to others; what a rank gives itself is copied at once."""
         if sources and (self.incoming or self.outgoing):  # UCX reads and writes a GPU's memory whatever still works on it
-            synchronise(sources[0][0])
+            synchronise(sources[0][0]) if after is None else after.synchronize()
         pending = [receive(self.comm, r, _planes(targets, span)) for r, span in self.incoming]
         pending += [send(self.comm, r, _planes(sources, span), self.purpose) for r, span in self.outgoing]
         for source, target in zip(_planes(sources, self.kept), _planes(targets, self.kept)):

@@ -6,6 +6,7 @@ Arrays of "the device" are NumPy's, of a class that says it is on one, and a mod
 from __future__ import annotations
 
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ MIXED: dict[str, dict[str, Any]] = {
     "wide gradient": {"similarity": MSE(), "smooth_gradient": 4.6},
 }
 SHAPE = (6, 7, 8)
+TWICE = ("mse", "mixed center")  # also on two ranks
 
 
 class Array(np.ndarray):
@@ -79,16 +81,30 @@ class OnDevice(Registration):
 
 
 def found(device: str) -> dict[str, NDArray[Any]]:
-    """Losses and displacement by loss, and by ``MIXED``."""
+    """Losses and displacement by loss, and by ``MIXED``; some on two ranks."""
     cases = {name: Deformable(similarity=loss, scales=(1,), iterations=(2,), tolerance=0) for name, loss in LOSSES.items()}
     for name, given in MIXED.items():
         cases[f"mixed {name}"] = Deformable(scales=(1,), iterations=(2,), tolerance=0, storage="mixed", **given)
     made = {}
     for name, stage in cases.items():
         case = (OnDevice if device == "cuda" else Registration)(blobs(SHAPE, 1), blobs(SHAPE, 2), Config(stages=(stage,)))
-        run = case.run(1)
-        made[f"{name} losses"], made[f"{name} u"] = np.array(run.losses[-1]), np.array(run.displacement)
+        for ranks in (1, 2) if name in TWICE else (1,):
+            run, prefix = case.run(ranks, "window"), name if ranks == 1 else f"{name} on two ranks"
+            made[f"{prefix} losses"], made[f"{prefix} u"] = np.array(run.losses[-1]), np.array(run.displacement)
     return made
+
+
+def one_at_a_time() -> None:
+    """The simulator gives a kernel's module its ``cuda`` while the kernel runs: ranks that are threads must take turns."""
+    from numba.cuda.simulator.kernel import FakeCUDAKernel
+
+    lock, launch = threading.Lock(), FakeCUDAKernel.__call__
+
+    def call(self: Any, *arguments: Any) -> Any:
+        with lock:
+            return launch(self, *arguments)
+
+    FakeCUDAKernel.__call__ = call
 
 
 if __name__ == "__main__":
@@ -96,5 +112,6 @@ if __name__ == "__main__":
         from tests.parity.outputs import teach_simulator
 
         teach_simulator()
+        one_at_a_time()
         install()
     np.savez(sys.argv[2], **found(sys.argv[1]))  # type: ignore[arg-type]

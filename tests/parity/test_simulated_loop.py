@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.parity.outputs import SIMULATED
-from tests.parity.simulated import LOSSES, MIXED
+from tests.parity.simulated import LOSSES, MIXED, TWICE
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +39,11 @@ def test_in_mixed_storage_it_comes_out_a_thousandth_of_a_voxel_away(both, case):
     apart = np.abs(cuda[f"mixed {case} u"] - cpu[f"mixed {case} u"])
     assert 0 < apart.max() < 5e-3
     assert apart.mean() < 1e-3
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_two_ranks_come_to_the_same_bits(both, case):
+    """Edges first, then what lies between them; halos, the longest step and the loss go from rank to rank."""
+    _, cuda = both
+    np.testing.assert_array_equal(cuda[f"{case} on two ranks losses"], cuda[f"{case} losses"])
+    np.testing.assert_array_equal(cuda[f"{case} on two ranks u"], cuda[f"{case} u"])

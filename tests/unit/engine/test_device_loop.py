@@ -118,3 +118,34 @@ def test_a_histogram_fits_into_what_a_gpu_has(monkeypatch, room, bins):
     assert copies & (copies - 1) == 0
     assert copies >= 1
     assert histogram_march.histogram_shared(bins) <= room * 1024
+
+
+@pytest.mark.parametrize("reach", range(8))
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_edges_and_the_rest_are_the_own_planes_and_edges_are_what_neighbours_want(ranks, reach):
+    partition = Partition.of(13, ranks, 1)
+    for rank in range(ranks):
+        block = Block((13, 2, 2), partition, rank, 7)
+        edges, others = block.edges_first(reach)
+        planes = sorted(z + block.first for part, *_ in edges + others for z in part)
+        assert planes == list(range(block.own.start, block.own.stop))
+        wanted = {z for other in range(ranks) if other != rank for z in _within(block.own & partition.around(other, reach))}
+        assert wanted == {z + block.first for part, *_ in edges for z in part}
+
+
+def _within(planes):
+    return range(planes.start, planes.stop)
+
+
+def test_planes_are_sent_when_the_event_behind_them_has_come_whatever_else_the_device_does(monkeypatch):
+    waited = []
+    monkeypatch.setattr(halo, "synchronise", lambda array: waited.append("everything"))
+    partition = Partition.of(4, 2, 1)
+
+    def rank(comm):
+        block, event = Block((4, 2, 3), partition, comm.rank, 1), SimpleNamespace(synchronize=lambda: waited.append("event"))
+        halos = Movement(comm, partition.slabs, [partition.around(r, 1) for r in range(2)])
+        finish(halos.start((block.scalar(), block.first), after=event))
+
+    on_ranks(2, rank)
+    assert waited == ["event"] * 2
