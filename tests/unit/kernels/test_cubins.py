@@ -47,7 +47,7 @@ def test_a_kernel_is_found_by_another_cache_of_the_same_identity(place: Path) ->
 
 
 @pytest.mark.parametrize(
-    "name, identity, types, machine",
+    ("name", "identity", "types", "machine"),
     [
         ("other", ("digest", (3,)), ("float32",), HOPPER),
         ("smooth", ("edited", (3,)), ("float32",), HOPPER),
