@@ -3,11 +3,11 @@
     python benchmarks/gpu_iterations.py 256 512                 # edges; needs a GPU with CuPy and numba-cuda
     python benchmarks/gpu_iterations.py 512 --losses mse,mi --storages mixed
 
-Two smooth noisy volumes a few voxels apart, windows of 7; ``storage``: of the fields, float32 or mixed. ``ms``: an iteration at full resolution, from the wall
-clock of a level of 64 iterations less that of one of 32, so that what a level costs once does not count;  ``bytes_per_voxel``:
-the most that CuPy's pool held, all of it;  ``schedule``: seconds of a run at scales 4, 2, 1 with 200, 100, 50 iterations, no
-level stopping early, from images on the device to a displacement there, kernels compiled before. Prints a JSON line a case and
-writes ``gpu_iterations.json``.
+Two smooth noisy volumes a few voxels apart, windows of 7; ``storage``: of images and fields, float32 or mixed. ``ms``: an
+iteration at full resolution, from the wall clock of a level of 64 iterations less that of one of 32, so that what a level costs
+once does not count;  ``bytes_per_voxel``: the most that CuPy's pool held, all of it;  ``schedule``: seconds of a run at scales 4,
+2, 1 with 200, 100, 50 iterations, no level stopping early, from images on the device to a displacement there, kernels compiled
+before. Prints a JSON line a case and writes ``gpu_iterations.json``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Numbers in 16 bits: intensities as float16, gradients and Adam's moments as bfloat16, by integer arithmetic.
 
 A bfloat16 is the upper half of a float32: its range, 8 bits of its fraction. Of v, which is never negative, the place of the
-sign holds one bit more of the fraction. The moments of a voxel share a word of 32 bits, m in the upper half and v in the lower one,
+sign holds one bit more of the fraction. The moments of a voxel share a word of 32 bits, m in the upper half and v in the lower,
 so that one load brings both.
 """
 

@@ -39,3 +39,8 @@ def test_in_mixed_storage_it_comes_out_a_thousandth_of_a_voxel_away(both, case):
     apart = np.abs(cuda[f"mixed {case} u"] - cpu[f"mixed {case} u"])
     assert 0 < apart.max() < 5e-3
     assert apart.mean() < 1e-3
+
+
+def test_a_ring_of_two_ranks_gives_the_bits_of_one_in_mixed_storage(both):
+    for kind in ("losses", "u"):
+        np.testing.assert_array_equal(both[1][f"ring {kind}"], both[1][f"mixed mse {kind}"])
