@@ -42,7 +42,13 @@ def register(device: str, work: Path, data: Path, more: list[str]) -> tuple[dict
     run = RunStore.open(str(store))
     seconds = {k: round(v, 2) for k, v in run.provenance["seconds"].items()}
     losses = [round(level["losses"][-1], 6) for level in run.provenance["levels"] if level["losses"]]
-    row = {"case": PAIR.case, "program": device, "dice": round(float(np.mean(list(dice.values()))), 4), "losses": losses, "wall": took.seconds}
+    row = {
+        "case": PAIR.case,
+        "program": device,
+        "dice": round(float(np.mean(list(dice.values()))), 4),
+        "losses": losses,
+        "wall": took.seconds,
+    }
     return {**row, "seconds": seconds, "machine": run.provenance["machine"].get("gpu")}, run
 
 

@@ -1,21 +1,22 @@
 """What an iteration of the deformable stage costs on one GPU, in time and memory, and a whole schedule.
 
     python benchmarks/gpu_iterations.py 256 512                 # edges; needs a GPU with CuPy and numba-cuda
-    python benchmarks/gpu_iterations.py 512 --losses mse,mi
+    python benchmarks/gpu_iterations.py 512 --losses mse,mi --storages mixed
     python benchmarks/gpu_iterations.py 256 512 --fireants      # FireANTs from PyPI (plain PyTorch) in the same process
 
-Two smooth noisy volumes a few voxels apart, float32, windows of 7. ``ms``: an iteration at full resolution, from the wall
-clock of a level of 64 iterations less that of one of 32, so that what a level costs once does not count;  ``bytes_per_voxel``:
-the most that CuPy's pool held, all of it;  ``schedule``: seconds of a run at scales 4, 2, 1 with 200, 100, 50 iterations, no
-level stopping early, from images on the device to a displacement there, kernels compiled before;  ``fireants_ms``: an
-iteration of its GreedyRegistration, the same filters, Adam, the same window, timed in the same way. Prints a JSON line a case and
-writes ``gpu_iterations.json``.
+Two smooth noisy volumes a few voxels apart, windows of 7; ``storage``: of images and fields, float32 or mixed. ``ms``: an
+iteration at full resolution, from the wall clock of a level of 64 iterations less that of one of 32, so that what a level costs
+once does not count;  ``bytes_per_voxel``: the most that CuPy's pool held, all of it;  ``schedule``: seconds of a run at scales 4,
+2, 1 with 200, 100, 50 iterations, no level stopping early, from images on the device to a displacement there, kernels compiled
+before;  ``fireants_ms``: an iteration of its GreedyRegistration in float32, the same filters, Adam, the same window, timed in the
+same way. Prints a JSON line a case and writes ``gpu_iterations.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import sys
@@ -32,7 +33,7 @@ from daskreg.config import LNCC, MI, MSE, Config, Deformable
 from daskreg.engine.images import Image
 from daskreg.engine.memory import trim
 from daskreg.engine.rank import Rank
-from daskreg.engine.report import Watch
+from daskreg.engine.report import Progress, Watch
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
 
@@ -50,7 +51,7 @@ FIREANTS = {  # fused extension, its better path, H200, milliseconds: measured e
 
 
 def volumes(edge: int) -> tuple[Any, Any]:
-    """Fixed and moving, in [0, 1], on the device."""
+    """Fixed and moving, in [0, 1], in the machine's memory: a run has its own on the device, and may round them."""
     import cupy
     from cupyx.scipy.ndimage import gaussian_filter, shift
 
@@ -58,16 +59,31 @@ def volumes(edge: int) -> tuple[Any, Any]:
     image = gaussian_filter(noise, 2.5)
     image -= image.min()
     image /= image.max()
-    return image, shift(image, (1.3, -0.8, 2.1), order=1, mode="nearest")
+    made = image.get(), shift(image, (1.3, -0.8, 2.1), order=1, mode="nearest").get()
+    del image, noise
+    trim()
+    return made
 
 
-def run(images: tuple[Any, Any], stage: Deformable) -> float:
+class Peak(Watch):
+    """The most that CuPy's pool held while the loop ran."""
+
+    held = 0
+
+    def __call__(self, now: Progress) -> None:
+        import cupy
+
+        self.held = max(self.held, cupy.get_default_memory_pool().total_bytes())
+
+
+def run(images: tuple[Any, Any], stage: Deformable, watch: Watch | None = None) -> float:
     """Seconds of the stage."""
     import cupy
 
     grid = Grid(images[0].shape)
     plan = make_plan(grid, grid, Config(stages=(stage,), percentiles=(0, 100)))
-    rank = Rank(plan, (Image.whole(images[0], grid), Image.whole(images[1], grid)), np.eye(4), Alone(), Watch())
+    fixed, moving = (Image.whole(cupy.asarray(image), grid) for image in images)
+    rank = Rank(plan, (fixed, moving), np.eye(4), Alone(), watch or Watch())
     cupy.cuda.Device().synchronize()
     start = time.perf_counter()
     found = rank.run()
@@ -78,27 +94,28 @@ def run(images: tuple[Any, Any], stage: Deformable) -> float:
     return took
 
 
-def case(edge: int, name: str, images: tuple[Any, Any]) -> dict[str, Any]:
-    import cupy
-
+def case(edge: int, name: str, images: tuple[Any, Any], storage: Any) -> dict[str, Any]:
     def level(iterations: int) -> Deformable:
-        return Deformable(similarity=LOSSES[name], scales=(1,), iterations=(iterations,), tolerance=0)
+        return Deformable(similarity=LOSSES[name], scales=(1,), iterations=(iterations,), tolerance=0, storage=storage)
 
     run(images, level(6))
     gc.collect()
     trim()
+    peak = Peak()
+    run(images, level(6), peak)
     short, long = (min(run(images, level(n)) for _ in range(2)) for n in (32, 64))
-    held = cupy.get_default_memory_pool().total_bytes()
-    row = {"case": name, "edge": edge, "ms": round((long - short) / 32 * 1e3, 3), "bytes_per_voxel": round(held / edge**3, 1)}
-    if (edge, name) in FIREANTS:
+    row = {"case": name, "storage": storage, "edge": edge, "ms": round((long - short) / 32 * 1e3, 3)}
+    row["bytes_per_voxel"] = round(peak.held / edge**3, 1)
+    if (edge, name) in FIREANTS and storage == "float32":
         row["fireants_ms_elsewhere"] = FIREANTS[edge, name]
     return row
 
 
-def schedule(edge: int, name: str, images: tuple[Any, Any]) -> dict[str, Any]:
-    stage = Deformable(similarity=LOSSES[name], scales=(4, 2, 1), iterations=(200, 100, 50), tolerance=0)
+def schedule(edge: int, name: str, images: tuple[Any, Any], storage: Any) -> dict[str, Any]:
+    stage = Deformable(similarity=LOSSES[name], scales=(4, 2, 1), iterations=(200, 100, 50), tolerance=0, storage=storage)
     run(images, stage)
-    return {"case": f"schedule, {name}", "edge": edge, "seconds": round(min(run(images, stage) for _ in range(2)), 3)}
+    seconds = min(run(images, stage) for _ in range(2))
+    return {"case": f"schedule, {name}", "storage": storage, "edge": edge, "seconds": round(seconds, 3)}
 
 
 def fireants(edge: int, name: str, images: tuple[Any, Any]) -> dict[str, Any]:
@@ -142,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("edges", nargs="*", type=int, default=[256])
     parser.add_argument("--losses", default=",".join(LOSSES))
+    parser.add_argument("--storages", default="float32,mixed")
     parser.add_argument("--fireants", action="store_true", help="FireANTs, which must be installed, in the same process")
     given = parser.parse_args()
     import cupy
@@ -150,15 +168,15 @@ def main() -> None:
     rows = []
     for edge in given.edges:
         images = volumes(edge)
-        for name in given.losses.split(","):
-            row = {**case(edge, name, images), "device": device}
-            if given.fireants:
+        for name, storage in itertools.product(given.losses.split(","), given.storages.split(",")):
+            row = {**case(edge, name, images, storage), "device": device}
+            if given.fireants and storage == "float32":
                 trim()
                 row.update(fireants(edge, name, images))
             rows.append(row)
             print(json.dumps(row), flush=True)
             if edge <= 256:
-                rows.append({**schedule(edge, name, images), "device": device})
+                rows.append({**schedule(edge, name, images, storage), "device": device})
                 print(json.dumps(rows[-1]), flush=True)
     OUT.write_text(json.dumps(rows, indent=1) + "\n")
 

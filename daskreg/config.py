@@ -176,6 +176,12 @@ class Config(Model):
     fixed_mask: str | None = None
     moving_mask: str | None = None
 
+    @property
+    def in_float32(self) -> Config:
+        """The same without mixed storage."""
+        stages = (s.model_copy(update={"storage": "float32"}) if isinstance(s, Deformable) else s for s in self.stages)
+        return self.model_copy(update={"stages": tuple(stages)})
+
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> Config:
         """From a plain tree, as YAML gives it.

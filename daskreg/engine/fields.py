@@ -79,7 +79,8 @@ class Fields:
     @property
     def slope(self) -> Array:
         """dC/dmoved where moved is still read, between the look and the gradient: (Z, Y, X)."""
-        return self.d[0]
+        plane: Array = self.d[0]
+        return plane
 
     @property
     def scratch(self) -> Array:
@@ -148,7 +149,8 @@ class MixedFields(Fields):
     @property
     def slope(self) -> Array:
         """The last third of g."""
-        return self.g[2]
+        third: Array = self.g[2]
+        return third
 
     @property
     def scratch(self) -> Array:

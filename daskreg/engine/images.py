@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Config
 from daskreg.engine.halo import collect
+from daskreg.engine.memory import trim
 from daskreg.errors import VoxelError
 from daskreg.grid import Grid, Index, Partition, Span
 from daskreg.kernels.device import CPU, Device, host, module_of
@@ -62,7 +63,8 @@ class Image:
     def keep(self, half: bool) -> None:
         """Hold full resolution as the bits of float16, or as float32 again; nothing is lost where it was rounded before."""
         if half != (self.voxels.dtype == np.uint16):
-            self.voxels = halves(self.voxels) if half else singles(self.voxels)
+            self.voxels = as_asked(self.voxels, half)
+            trim()  # nothing that comes has that size
 
     def deliver(
         self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False
@@ -122,7 +124,8 @@ def as_asked(voxels: Array, half: bool) -> Array:
     """As bits of float16 or as float32, whichever they are."""
     if half == (voxels.dtype == np.uint16):
         return voxels
-    return halves(voxels) if half else singles(voxels)
+    made: Array = halves(voxels) if half else singles(voxels)
+    return made
 
 
 def shrink(image: Array, factors: Index, lead: int = 0, own: Span | None = None, planes: int | None = None) -> Array:

@@ -1,8 +1,8 @@
 """Numbers in 16 bits: intensities as float16, gradients and Adam's moments as bfloat16, by integer arithmetic.
 
-A bfloat16 is the upper half of a float32: its range, 8 bits of its fraction. Of v, which is never negative, the place of the sign
-holds one bit more of the fraction. Moments of a voxel share a word of 32 bits, m in the upper half and v in the lower one, so that
-one load brings both.
+A bfloat16 is the upper half of a float32: its range, 8 bits of its fraction. Of v, which is never negative, the place of the
+sign holds one bit more of the fraction. The moments of a voxel share a word of 32 bits, m in the upper half and v in the lower,
+so that one load brings both.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def widened(bits):
 
 @formula
 def narrowed(value):
-    """The bits of the bfloat16 nearest to a float32, to even where two are; NaN and what lies beyond its range are not looked for."""
+    """The bits of the bfloat16 nearest to a float32, to even where two are; the value must be finite."""
     bits = uint32(bits_of(value))
     return uint16(((int(bits) + 0x7FFF + (int(bits) >> 16 & 1)) >> 16) & LOWER)
 

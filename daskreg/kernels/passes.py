@@ -139,8 +139,8 @@ def smooth_adam(radius, mixed=False):
     Arguments: length (planes a block; int32), n (first plane within the arrays, planes, rows, columns; uint32), edge (planes
     of the arrays), weights (taps), norms along z (planes of the arrays), y, x: 1 / the weights' sum within the global grid;
     rates (T, 5), clock (1,) int32: which row counts; g, m, v, d (3 N,); longest (1,) float32, raised to the largest |d|^2.
-    ``mixed``: g is uint16, bfloat16's bits; m: both moments, uint32 as ``half.joined`` makes them; v: not looked at;  d: none, but
-    the global plane of the arrays' plane 0 (int32), on which rounding depends.
+    ``mixed``: g is uint16, bfloat16's bits; m: both moments, uint32 as ``half.joined`` makes them; v: not looked at;  d: none,
+    but the global plane of the arrays' plane 0 (int32), on which rounding depends.
     """
     (ty, tx), r, taps = TILE, radius, 2 * radius + 1
     threads, wide, high = ty * tx, tx + 2 * r, ty + 2 * r

@@ -51,8 +51,9 @@ def put(where, at, value):
 
 @formula
 def fetch(array, base, byte):
-    """``array[base + d]``, base: uint64, byte: uint32, the distance d in bytes; array (N,) float32, or uint16 or uint32, which come
-    as uint32.
+    """``array[base + d]``, base: uint64, byte: uint32, the distance d in bytes.
+
+    array: (N,) float32, or uint16 or uint32, which both come as uint32
     """
     return array[int(base) + int(byte) // array.itemsize]
 

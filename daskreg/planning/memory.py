@@ -59,7 +59,7 @@ def _vectors(plan: Plan, stage: Optimised, level: Level) -> int:
 
 
 def needs_spare(stage: Deformable, level: Level, workers: int) -> bool:
-    """Whether mixed storage takes a field of three float32 more: for the gradient that a ring gathers, or to smooth axis by axis."""
+    """Whether mixed storage takes three float32 more: for the gradient that a ring gathers, or to smooth axis by axis."""
     return (level.residency == "ring" and workers > 1) or radius_of(stage.smooth_gradient) > FARTHEST
 
 

@@ -135,9 +135,10 @@ def register(
     if fixed is None or moving is None:
         nothing = f"there is no run at {output} to resume; " if resume else ""
         raise ConfigError(f"{nothing}two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
-    inputs = open_inputs(fixed, moving, config or "brain", fixed_mask, moving_mask, spacing)
+    asked = open_inputs(fixed, moving, config or "brain", fixed_mask, moving_mask, spacing)
     with existing(client, None if cluster in LOCAL else cluster) as there:
         use = _settled(use, there, cluster)
+        inputs = _able(asked, use)
         planned = _checked_plan(inputs, use)
         if store is None:
             addresses = {
@@ -147,7 +148,7 @@ def register(
                 "moving_mask": moving_mask,
                 "spacing": spacing,
             }
-            store = _new_store(output, inputs, {k: address_of(v) for k, v in addresses.items()}, overwrite)
+            store = _new_store(output, asked, {k: address_of(v) for k, v in addresses.items()}, overwrite)
         else:
             require_same(store, inputs.grids)
         with kept_or_gone(store), nullcontext(there) if there else embedded(use.count, use.threads, _kind(use)) as seat:
@@ -166,6 +167,14 @@ def _settled(use: Resources, there: Client | None, cluster: str | None) -> Resou
     kind = device_of(there, "cuda" if cluster == "cuda" else use.device, use.workers or usual)
     memory = (lambda _: gpu_bytes(there)) if kind == "cuda" else (lambda n: worker_memory(there, n))
     return replace(use, device=kind).settled(usual, memory)
+
+
+def _able(inputs: Inputs, use: Resources) -> Inputs:
+    """The same, in a storage that the device has: a recipe runs anywhere, and the run says what it did."""
+    if _kind(use) == "cuda" or inputs.config.in_float32 == inputs.config:
+        return inputs
+    log.warning("storage: mixed is for GPUs; on processors the run goes on in float32.")
+    return replace(inputs, config=inputs.config.in_float32)
 
 
 def _kind(use: Resources) -> Kind:

@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 
+from daskreg.comm import Alone
 from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable
-from daskreg.kernels.device import Device
+from daskreg.engine.images import Image
+from daskreg.engine.rank import Rank
+from daskreg.engine.report import SAVE, Watch
+from daskreg.grid import Grid
+from daskreg.kernels.device import Device, host
+from daskreg.planning import make_plan
 from tests.phantoms import blobs
-from tests.unit.engine.spread import Registration, assert_same_bits
+from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, whole
+from tests.unit.engine.test_invariance import Asking, Memory, resumed
 
 pytestmark = pytest.mark.gpu
 LOSSES = {"mse": MSE(), "lncc": LNCC(), "center": LNCC(gradient="center"), "mi": MI()}
@@ -102,3 +109,90 @@ def test_affine_on_the_device(loss):
     cpu, cuda = Registration(*pair(), config).run(1), OnDevice(*pair(), config).run(1)
     assert abs(cpu.losses[-1][-1] / cuda.losses[-1][-1] - 1) < 1e-2
     assert_same_bits(OnDevice(*pair(), config).run(2, "ring"), cuda)
+
+
+# ---------------------------------------------------------------- mixed storage
+
+
+def mixed(loss, **given):
+    return stages(loss, storage="mixed", **given)
+
+
+WIDE = {"any warp": {"smooth_warp": 1.5}, "any gradient": {"smooth_gradient": 5}, "no smoothing": {"smooth_warp": 0}}
+
+
+def assert_close(found, expected):
+    """The last of 19 steps of a quarter of a voxel: a few hundredths of one apart, and as good a match."""
+    for a, b in zip(expected.losses, found.losses, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-2)
+    assert np.abs(expected.displacement - found.displacement).mean() < 0.02
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_mixed_storage_comes_close_to_float32(loss):
+    assert_close(OnDevice(*pair(), mixed(loss)).run(1), OnDevice(*pair(), stages(loss)).run(1))
+
+
+@pytest.mark.parametrize("given", WIDE.values(), ids=WIDE)
+def test_mixed_storage_and_filters_of_any_width(given):
+    case = OnDevice(*pair(), mixed("mse", **given))
+    found = case.run(1)
+    assert_close(found, OnDevice(*pair(), stages("mse", **given)).run(1))
+    assert_same_bits(case.run(2, "window"), found)
+
+
+@pytest.mark.parametrize("residency", ["replicate", "window", "ring"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ranks_do_not_show_in_mixed_storage(loss, residency):
+    case = OnDevice(*pair(), mixed(loss))
+    alone = case.run(1)
+    for ranks in (2, 3):
+        assert_same_bits(case.run(ranks, residency), alone)
+
+
+def test_masks_and_ranks_in_mixed_storage():
+    rng = np.random.default_rng(0)
+    masks = tuple((rng.random((41, 44, 39)) > 0.3).astype(np.float32) for _ in range(2))
+    case = OnDevice(*pair(), mixed("lncc"), masks)
+    alone = case.run(1)
+    assert_close(alone, OnDevice(*pair(), stages("lncc"), masks).run(1))
+    assert_same_bits(case.run(3, "ring"), alone)
+
+
+class OnHost(Memory):
+    """Checkpoints in the machine's memory."""
+
+    def of(self, comm):
+        save = super().of(comm)
+        return lambda state, fields, shape: save(state, {k: (own, host(a)) for k, (own, a) in fields.items()}, shape)
+
+
+@pytest.mark.parametrize("storage", ["float32", "mixed"])
+def test_a_checkpoint_goes_on_bit_for_bit(storage):
+    """Saved in the midst of the finest level, on three ranks; resumed on one and on two."""
+    case, memory = OnDevice(*pair(), stages("lncc", storage=storage)), OnHost()
+    expected = case.run(1)
+    saving = on_ranks(3, lambda comm: case.outcome(case.rank(comm, "window", Asking(SAVE), memory.of(comm))))
+    assert_same_bits(whole(saving), expected)
+    midst = [saved for saved in memory.saved if saved[0]["losses"] and saved[0]["level"] == 1]
+    assert midst
+    for ranks in (1, 2):
+        assert_same_bits(resumed(case, midst[-1], ranks, "replicate"), expected)
+
+
+@pytest.mark.parametrize(("storage", "count"), [("float32", 72), ("mixed", 44)])
+def test_memory_is_what_is_promised(storage, count):
+    """All that the pool ever held, images with it, for a level of full resolution."""
+    import cupy
+
+    shape, pool = (128, 128, 128), cupy.get_default_memory_pool()
+    stage = Deformable(similarity=LNCC(), scales=(1,), iterations=(3,), tolerance=0, storage=storage)
+    grid = Grid(shape)
+    case = make_plan(grid, grid, Config(stages=(stage,)))
+    pool.free_all_blocks()
+    before = pool.total_bytes()
+    Device("cuda").use()
+    images = tuple(Image.whole(cupy.asarray(blobs(shape, seed)), grid) for seed in (1, 2))
+    rank = Rank(case, images, np.eye(4), Alone(), Watch())
+    rank._level(stage, case.levels[0][0])
+    assert (pool.total_bytes() - before) / np.prod(shape) < count + 1

@@ -6,7 +6,7 @@ Arrays of "the device" are NumPy's, of a class that says it is on one, and a mod
 from __future__ import annotations
 
 import sys
-import threading
+from threading import Lock
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.config import LNCC, MI, MSE, Config, Deformable
+from daskreg.kernels.launch import Kernel, Sweep
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration
 
@@ -26,7 +27,8 @@ MIXED: dict[str, dict[str, Any]] = {
     "wide gradient": {"similarity": MSE(), "smooth_gradient": 4.6},
 }
 SHAPE = (6, 7, 8)
-TWICE = ("mse", "mixed center")  # also on two ranks
+LAUNCH = Lock()
+TWICE = {"mse": "window", "mixed center": "window", "mixed mse": "ring"}  # also on two ranks
 
 
 class Array(np.ndarray):
@@ -69,6 +71,18 @@ def install() -> None:
     cuda = SimpleNamespace(Event=Stream, Stream=Stream, get_current_stream=lambda: stream, runtime=runtime)
     vars(cupy).update(asarray=asarray, cuda=cuda, get_default_memory_pool=lambda: pool)
     sys.modules["cupy"] = cupy
+    for kind, call in ((Sweep, "__call__"), (Kernel, "on_cuda")):
+        setattr(kind, call, one_at_a_time(getattr(kind, call)))
+
+
+def one_at_a_time(plain: Any) -> Any:
+    """The simulator runs one kernel, whoever asks: ranks are threads."""
+
+    def locked(*arguments: Any, **options: Any) -> Any:
+        with LAUNCH:
+            return plain(*arguments, **options)
+
+    return locked
 
 
 class OnDevice(Registration):
@@ -89,22 +103,9 @@ def found(device: str) -> dict[str, NDArray[Any]]:
     for name, stage in cases.items():
         case = (OnDevice if device == "cuda" else Registration)(blobs(SHAPE, 1), blobs(SHAPE, 2), Config(stages=(stage,)))
         for ranks in (1, 2) if name in TWICE else (1,):
-            run, prefix = case.run(ranks, "window"), name if ranks == 1 else f"{name} on two ranks"
+            run, prefix = case.run(ranks, TWICE.get(name, "replicate")), name if ranks == 1 else f"{name} on two ranks"
             made[f"{prefix} losses"], made[f"{prefix} u"] = np.array(run.losses[-1]), np.array(run.displacement)
     return made
-
-
-def one_at_a_time() -> None:
-    """The simulator gives a kernel's module its ``cuda`` while the kernel runs: ranks that are threads must take turns."""
-    from numba.cuda.simulator.kernel import FakeCUDAKernel
-
-    lock, launch = threading.Lock(), FakeCUDAKernel.__call__
-
-    def call(self: Any, *arguments: Any) -> Any:
-        with lock:
-            return launch(self, *arguments)
-
-    FakeCUDAKernel.__call__ = call
 
 
 if __name__ == "__main__":
@@ -112,6 +113,5 @@ if __name__ == "__main__":
         from tests.parity.outputs import teach_simulator
 
         teach_simulator()
-        one_at_a_time()
         install()
     np.savez(sys.argv[2], **found(sys.argv[1]))  # type: ignore[arg-type]

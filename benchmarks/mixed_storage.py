@@ -1,0 +1,152 @@
+"""What mixed storage costs in accuracy: the deformable stage in float32 and, emulated on a processor, with rounded fields.
+
+    python benchmarks/mixed_storage.py                   # the bundled pair at 2 mm: each loss
+    python benchmarks/mixed_storage.py --data DIR        # also the labelled pair at 1 mm (OASIS to MNI), Dice of 12 structures
+
+Emulated: images rounded to float16, the gradient to bfloat16, Adam's m to bfloat16, v to 8 bits of fraction up or down at random,
+the direction from the rounded moments. ``control`` is float32 with the gradient's last two bits cut off: how far a registration
+goes apart by itself. ``loss``: relative difference of the last loss at full resolution;  ``mean``, ``p99``: distance of the two
+displacements, voxels;  ``length``: mean length of the displacement. Prints a JSON line a case, writes ``mixed_storage.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from brain import OASIS_TO_MNI, STRUCTURES
+
+from daskreg.comm import Alone
+from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable, Moments
+from daskreg.engine import deformable
+from daskreg.engine.images import Image, normalise
+from daskreg.engine.rank import Rank
+from daskreg.engine.report import Outcome, Watch
+from daskreg.kernels.sample import sample_nearest
+from daskreg.planning import Plan
+from daskreg.transforms.linear import fixed_point, index_map, linear_part
+from daskreg.workflows.inputs import open_inputs
+from daskreg.workflows.presets import preset
+
+OUT = Path(__file__).parent / "results" / "mixed_storage.json"
+BUNDLED = Path(deformable.__file__).parents[1] / "data"
+LOSSES: dict[str, Any] = {"lncc": LNCC(radius=3), "mse": MSE(), "mi": MI()}
+Array = NDArray[np.float32]
+
+
+def nearest(values: Array, bits: int) -> Array:
+    """Without the last ``bits`` of 32, to the nearest, to even."""
+    whole = values.view(np.uint32)
+    half = np.uint32((1 << bits - 1) - 1) + (whole >> np.uint32(bits) & np.uint32(1))
+    return ((whole + half) >> np.uint32(bits) << np.uint32(bits)).view(np.float32)
+
+
+def up_or_down(values: Array, bits: int, rng: np.random.Generator) -> Array:
+    """The same, at random with the odds of where a value lies."""
+    whole = values.view(np.uint32) + rng.integers(0, 1 << bits, values.shape, np.uint32)
+    return (whole >> np.uint32(bits) << np.uint32(bits)).view(np.float32)
+
+
+@contextmanager
+def rounded(kind: str) -> Iterator[None]:
+    """Let the loop store as ``kind`` says: float32, control, mixed, or mixed nearest (v to the nearest, too)."""
+    plain_adam, plain_gradient, rng = deformable.adam, deformable.Loop.gradient, np.random.default_rng(0)
+
+    def gradient(self: Any, fields: Any) -> float:
+        loss = plain_gradient(self, fields)
+        fields.g[...] = nearest(fields.g, 2 if kind == "control" else 16)
+        return loss
+
+    def adam(box: Any, reach: Any, table: Any, weights: Any, rates: Any, g: Any, m: Any, v: Any, d: Any) -> Any:
+        longest = plain_adam(box, reach, table, weights, rates, g, m, v, d)
+        if kind == "control":
+            return longest
+        m[...], v[...] = nearest(m, 16), nearest(v, 15) if kind == "mixed nearest" else up_or_down(v, 15, rng)
+        d[...] = -(m * rates[2]) / (np.sqrt(v * rates[3]) + rates[4])
+        return np.square(d).sum(axis=0).max(axis=-1)[None]
+
+    if kind == "float32":
+        yield
+        return
+    with mock.patch.object(deformable, "adam", adam), mock.patch.object(deformable.Loop, "gradient", gradient):
+        yield
+
+
+def run(fixed: Path, moving: Path, config: Config, kind: str) -> tuple[Plan, Outcome]:
+    """One registration in this thread."""
+    inputs = open_inputs(str(fixed), str(moving), config, None, None, None)
+    plan, images = inputs.plan(1, None, "auto"), []
+    for volume, grid in zip(inputs.cut()[:2], (plan.fixed, plan.moving), strict=True):
+        image = Image.whole(np.array(volume.read(), np.float32), grid)
+        normalise(image.voxels, config, Alone(), "an image")
+        if kind.startswith("mixed"):
+            image.round()
+        images.append(image)
+    with rounded(kind):
+        return plan, Rank(plan, (images[0], images[1]), np.eye(4), Alone(), Watch()).run()
+
+
+def dice(plan: Plan, found: Outcome, data: Path, config: Config) -> float:
+    """Mean over the structures of the labelled pair; labels to the nearest voxel."""
+    names = OASIS_TO_MNI.fixed_labels, OASIS_TO_MNI.moving_labels
+    inputs = open_inputs(str(data / str(names[0])), str(data / str(names[1])), config, None, None, None)
+    fixed, moving = (np.array(v.read()) for v in inputs.cut()[:2])
+    matrix = index_map(found.affine, plan.fixed, plan.moving)
+    moved = np.zeros(plan.fixed.shape, moving.dtype)
+    sample_nearest(moved.shape, 0, fixed_point(matrix), linear_part(matrix), found.displacement, moving, moved)
+    both = [(fixed == k, moved == k) for k in STRUCTURES]
+    return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in both]))
+
+
+def compared(name: str, fixed: Path, moving: Path, config: Config, data: Path | None = None) -> Iterator[dict[str, Any]]:
+    """A row a kind of storage."""
+    plan, expected = run(fixed, moving, config, "float32")
+    u, loss = expected.displacement, expected.levels[-1].losses[-1]
+    length = round(float(np.sqrt(np.square(u).sum(axis=0)).mean()), 2)
+    yield {"case": name, "storage": "float32", "last": loss, "length": length, **_scored(plan, expected, data, config)}
+    for kind in ("control", "mixed", "mixed nearest"):
+        plan, found = run(fixed, moving, config, kind)
+        apart = np.sqrt(np.square(found.displacement - u).sum(axis=0))
+        row = {"loss": round(found.levels[-1].losses[-1] / loss - 1, 6), "mean": round(float(apart.mean()), 4)}
+        row |= {"p99": round(float(np.percentile(apart, 99)), 3), **_scored(plan, found, data, config)}
+        yield {"case": name, "storage": kind, **row}
+
+
+def _scored(plan: Plan, found: Outcome, data: Path | None, config: Config) -> dict[str, float]:
+    return {} if data is None else {"dice": round(dice(plan, found, data, config), 4)}
+
+
+def cases(data: Path | None) -> Iterator[dict[str, Any]]:
+    fixed, moving = BUNDLED / "quickstart_mni2009c_T1_2mm.nii.gz", BUNDLED / "quickstart_colin27_T1_2mm.nii.gz"
+    for betas in ((0.9, 0.99), (0.9, 0.999)):
+        for name, loss in LOSSES.items():
+            stage = Deformable(similarity=loss, iterations=(100, 100, 50), tolerance=0, betas=betas)
+            yield from compared(f"{name}, betas {betas}", fixed, moving, Config(stages=(Moments(), Affine(), stage)))
+    if data is not None:
+        pair = OASIS_TO_MNI
+        yield from compared(pair.case, data / pair.fixed, data / pair.moving, preset("brain"), data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=None, help="folder of the labelled pair")
+    rows = []
+    for row in cases(parser.parse_args().data):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    OUT.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

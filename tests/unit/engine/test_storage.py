@@ -1,0 +1,100 @@
+"""Mixed storage: what it takes, what it keeps, and that a processor goes on without it. No GPU is needed."""
+
+import logging
+
+import numpy as np
+import pytest
+
+import daskreg
+from daskreg.config import LNCC, MSE, Config, Deformable
+from daskreg.engine.fields import Fields, MixedFields
+from daskreg.engine.halo import Block
+from daskreg.engine.images import Image
+from daskreg.grid import Grid, Partition
+from daskreg.planning import RESIDENCIES, make_plan, needs_spare
+from daskreg.planning.wire import wire
+from tests.phantoms import blobs
+
+SHAPE = (12, 10, 9)
+
+
+def stage(**given):
+    return Deformable(**{"similarity": MSE(), "scales": (1,), "iterations": (3,), "tolerance": 0, "storage": "mixed"} | given)
+
+
+def plan(workers=1, residency="replicate", **given):
+    return make_plan(Grid(SHAPE), Grid(SHAPE), Config(stages=(stage(**given),)), workers=workers, residency=residency, fewest=1)
+
+
+def block():
+    return Block(SHAPE, Partition.of(SHAPE[0], 1))
+
+
+def allocated(fields, images):
+    """Bytes of a level: fields, moved, and both images."""
+    arrays = fields.u, fields.m, fields.v, fields.g, fields.d, block().scalar(), *(image.voxels for image in images)
+    return sum(a.nbytes for a in arrays)
+
+
+def images(half):
+    made = [Image.whole(blobs(SHAPE, seed), Grid(SHAPE)) for seed in (1, 2)]
+    for image in made:
+        image.round()
+        image.keep(half)
+    return made
+
+
+@pytest.mark.parametrize(("given", "count"), [({}, 44), ({"smooth_gradient": 5.0}, 56), ({"storage": "float32"}, 72)])
+def test_a_plan_counts_what_is_allocated(given, count):
+    made, mixed = plan(**given), given.get("storage", "mixed") == "mixed"
+    level, voxels = made.levels[0][0], np.prod(SHAPE)
+    spare = needs_spare(made.config.stages[0], level, 1)
+    fields = MixedFields.at_rest(block(), (1, 1, 1), spare) if mixed else Fields.zeros(block(), (1, 1, 1))
+    tally = made.tally(0, level)
+    assert allocated(fields, images(mixed)) == tally.images + tally.moving + tally.fields == count * voxels
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_the_gradient_and_the_ring_take_half_the_wire(residency):
+    told = [wire(p, p.config.stages[0], p.levels[0][0]) for p in (plan(3, residency), plan(3, residency, storage="float32"))]
+    plane, planes = SHAPE[1] * SHAPE[2], 3  # of the gradient: two taps of its filter and one of the warp's
+    for mixed, single in zip(*told, strict=True):
+        assert mixed.ring * 2 == single.ring
+        assert single.halo - mixed.halo in {planes * plane * 6, 2 * planes * plane * 6}  # one neighbour, or two
+
+
+def test_views_of_one_buffer_do_not_meet_where_one_is_read_and_the_other_written():
+    fields = MixedFields.at_rest(block(), (1, 1, 1), spare=False)
+    assert fields.gradient.shape == fields.g.shape
+    assert np.shares_memory(fields.gradient, fields.g)
+    assert not np.shares_memory(fields.gradient, fields.slope)
+    assert fields.d.size == fields.v.size == 0
+
+
+def test_moments_survive_a_checkpoint_bit_for_bit():
+    fields, again = (MixedFields.at_rest(block(), (1, 1, 1), spare=False) for _ in range(2))
+    words = np.random.default_rng(0).integers(0, 2**32, fields.m.shape, np.uint32)
+    fields.m[...] = words & np.uint32(0xBFFFBFFF)  # neither NaN nor infinite
+    again.set_moments(**fields.moments())
+    np.testing.assert_array_equal(again.m, fields.m)
+    assert all(a.dtype == np.float32 for a in fields.moments().values())
+
+
+def test_a_rounded_image_loses_nothing_on_the_way_there_and_back():
+    single, half = images(half=False)[0], images(half=True)[0]
+    assert half.voxels.nbytes * 2 == single.voxels.nbytes
+    half.keep(half=False)
+    np.testing.assert_array_equal(half.voxels, single.voxels)
+
+
+def test_on_processors_a_recipe_of_mixed_storage_runs_in_float32_and_says_so(tmp_path, caplog):
+    pair, results = (blobs((16, 15, 14), 1), blobs((16, 15, 14), 2)), []
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        for storage in ("mixed", "float32"):
+            recipe = [stage(similarity=LNCC(radius=1), storage=storage)]
+            results.append(daskreg.register(*pair, recipe, output=tmp_path / f"{storage}.zarr", device="cpu"))
+    np.testing.assert_array_equal(*(r.displacement.compute() for r in results))
+    assert [r.report["config"]["stages"][0]["storage"] for r in results] == ["float32", "float32"]
+    assert [r.message for r in caplog.records if "storage" in r.message] == [
+        "storage: mixed is for GPUs; on processors the run goes on in float32."
+    ]

@@ -1,0 +1,69 @@
+"""Numbers in 16 bits: rounding, and what a word of two moments keeps."""
+
+import numpy as np
+import pytest
+
+from daskreg.kernels.half import die, halves, joined, narrow, narrowed, packed, parted, singles, thrown, widen
+from daskreg.kernels.launch import CPU
+from tests.cases import bfloats, floats
+
+DICE = 1 << 10
+
+
+def numbers(count=4000):
+    """Of any size and sign."""
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal(count) * 10.0 ** rng.integers(-30, 30, count)).astype(np.float32)
+
+
+def test_a_bfloat16_is_the_nearest_one_and_even_where_two_are():
+    values = np.concatenate([numbers(), [0, 1, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8]]).astype(np.float32)
+    made = np.array([narrowed.form(CPU)(v) for v in values], np.uint16)
+    np.testing.assert_array_equal(made, bfloats(values))
+    assert np.abs(floats(made) - values).max(where=values != 0, initial=0) > 0
+    np.testing.assert_allclose(floats(made), values, rtol=2**-8)
+    np.testing.assert_array_equal(floats(made)[-5:], [0, 1, 1, 1 + 2**-6, -1])
+
+
+def test_whole_fields_are_rounded_likewise():
+    values = numbers(3 * 4 * 5 * 6).reshape(3, 4, 5, 6)
+    bits, back = np.zeros(values.shape, np.uint16), np.zeros_like(values)
+    narrow(values.shape[1:], values, bits)
+    widen(values.shape[1:], bits, back)
+    np.testing.assert_array_equal(bits, bfloats(values))
+    np.testing.assert_array_equal(back, floats(bits))
+
+
+def test_moments_come_out_of_a_word_and_go_back_into_it_bit_for_bit():
+    """What a checkpoint holds is what was stored, so that a run goes on as if nothing had happened."""
+    m, v = numbers(), np.abs(numbers()[::-1])
+    words = np.array([joined.form(CPU)(a, b, np.uint32(DICE // 2)) for a, b in zip(m, v, strict=True)], np.uint32)
+    kept = parted(words)
+    np.testing.assert_array_equal(packed(*kept), words)
+    np.testing.assert_allclose(kept[0], m, rtol=2**-8)
+    np.testing.assert_allclose(kept[1], v, rtol=2**-8)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9])
+def test_the_second_moment_is_right_on_average(part):
+    """So that increments far below the last place add up, whatever the decay."""
+    value = np.float32(1 + part * 2**-8)
+    words = [joined.form(CPU)(np.float32(0), value, np.uint32(dice)) for dice in range(DICE)]
+    found = parted(np.array(words, np.uint32))[1]
+    assert set(np.unique(found)) <= {np.float32(1), np.float32(1 + 2**-8)}
+    assert abs(float(found.mean()) - float(value)) < 2**-8 / DICE
+
+
+def test_dice_are_even_and_differ_between_voxels_iterations_and_components():
+    throw, one = thrown.form(CPU), die.form(CPU)
+    dice = np.array(
+        [[one(np.uint32(throw(np.uint32(k), np.int32(t))), c) for c in range(3)] for k in range(3000) for t in (1, 2)]
+    )
+    assert np.abs(dice.mean(axis=0) / (DICE - 1) - 0.5).max() < 0.02
+    assert np.abs(np.corrcoef(np.hstack([dice[::2], dice[1::2], np.roll(dice[::2], 1, axis=0)]).T) - np.eye(9)).max() < 0.06
+
+
+def test_intensities_keep_eleven_bits():
+    values = np.random.default_rng(0).random(1000, np.float32)
+    np.testing.assert_allclose(singles(halves(values)), values, rtol=2**-11, atol=2**-25)
+    np.testing.assert_array_equal(halves(singles(halves(values))), halves(values))
