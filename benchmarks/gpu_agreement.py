@@ -3,9 +3,9 @@
     python benchmarks/gpu_agreement.py --data DIR                     # labelled brains, 1 mm; needs a GPU
 
 The OASIS atlas onto the MNI152 brain as in ``brain.py``: mean Dice of twelve structures, the last loss of every level, and how
-far the two displacements lie apart (mm). Sums are rounded differently on the two devices and a level may stop an iteration
-earlier on one, so displacements differ where the images do not decide; overlap must not. Prints a JSON line a run and writes
-``gpu_agreement.json``.
+far the two displacements lie apart (mm); ``cuda_mixed``: in mixed storage. Sums are rounded differently on the two devices and a
+level may stop an iteration earlier on one, so displacements differ where the images do not decide; overlap must not. Prints a
+JSON line a run and writes ``gpu_agreement.json``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from typing import Any
 
 import measure
 import numpy as np
+import yaml
 from brain import OASIS_TO_MNI as PAIR
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from daskreg.storage import RunStore
+from daskreg.workflows.presets import preset
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_agreement.json"
 
@@ -52,6 +54,14 @@ def register(device: str, work: Path, data: Path, more: list[str]) -> tuple[dict
     return {**row, "seconds": seconds, "machine": run.provenance["machine"].get("gpu")}, run
 
 
+def mixed(name: str, path: Path) -> Path:
+    """A preset as a recipe whose deformable stages have mixed storage."""
+    tree = preset(name).model_dump(mode="json")
+    stages = [{**s, "storage": "mixed"} if s["stage"] == "deformable" else s for s in tree["stages"]]
+    path.write_text(yaml.safe_dump({**tree, "stages": stages}))
+    return path
+
+
 def apart(a: RunStore, b: RunStore) -> dict[str, Any]:
     """Millimetres between two displacements."""
     x, y = (np.asarray(r.displacement(), np.float32) for r in (a, b))
@@ -63,15 +73,20 @@ def apart(a: RunStore, b: RunStore) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the volumes")
-    parser.add_argument("--daskreg-args", default="--preset brain", help="more arguments for 'daskreg register', in one string")
+    parser.add_argument("--preset", default="brain")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        runs = {}
-        for name in ("cpu", "cuda", "cuda_again"):
-            row, runs[name] = register(name, Path(scratch), given.data, given.daskreg_args.split())
+        work, runs = Path(scratch), {}
+        for name in ("cpu", "cuda", "cuda_again", "cuda_mixed"):
+            recipe = (
+                ["--config", str(mixed(given.preset, work / "mixed.yaml"))]
+                if name == "cuda_mixed"
+                else ["--preset", given.preset]
+            )
+            row, runs[name] = register(name, work, given.data, recipe)
             measure.emit(row, rows)
-        for a, b in (("cuda", "cpu"), ("cuda", "cuda_again")):
+        for a, b in (("cuda", "cpu"), ("cuda", "cuda_again"), ("cuda", "cuda_mixed")):
             measure.emit({"case": PAIR.case, "program": f"{a} against {b}", **apart(runs[a], runs[b])}, rows)
         measure.save(rows, OUT)
 
