@@ -141,7 +141,7 @@ def register(
         raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
     if dry_run:
         found = workflow.plan(fixed, moving, chosen, workers=workers or 1, memory=memory, residency=residency, spacing=spacing)
-        typer.echo("\n".join(found.lines()))
+        typer.echo("\n".join(found.lines(_speed(device))))
         return
     if output is None:
         raise ConfigError("no output was named; add -o RUN.zarr.")
@@ -168,6 +168,13 @@ def _config(config: Path | None, preset: str | None, fixed_mask: str | None, mov
     return chosen.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 
+def _speed(device: Device) -> str:
+    """Whose speed a plan assumes: a GPU's where one is asked for, or found."""
+    from daskreg.cluster import device_of
+
+    return "cuda" if device is Device.cuda else device_of(None, device.value)
+
+
 @app.command()
 def plan(
     fixed: Annotated[str, typer.Argument(metavar="FIXED", help=ADDRESS)],
@@ -177,6 +184,9 @@ def plan(
     workers: Workers = None,
     memory: Memory = None,
     residency: Residency = "auto",
+    device: Annotated[
+        Device, typer.Option("--device", help="whose speed is assumed; cuda: an H200's, no GPU is needed")
+    ] = Device.auto,
     fixed_mask: Annotated[str | None, typer.Option("--fixed-mask", help="weights on the fixed grid")] = None,
     moving_mask: Annotated[str | None, typer.Option("--moving-mask", help="weights on the moving grid")] = None,
     spacing: Annotated[str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays without one")] = None,
@@ -186,7 +196,7 @@ def plan(
 
     chosen = _config(config, preset, fixed_mask, moving_mask, None)
     given: dict[str, Any] = {"workers": workers or 1, "memory": memory, "residency": residency, "spacing": spacing}
-    typer.echo("\n".join(workflow.plan(fixed, moving, chosen, **given).lines()))
+    typer.echo("\n".join(workflow.plan(fixed, moving, chosen, **given).lines(_speed(device))))
 
 
 @app.command()

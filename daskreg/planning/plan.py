@@ -110,9 +110,9 @@ class Plan:
         tallies = [self.tally(k, level).total for k, levels in enumerate(self.levels) for level in levels]
         return max([*tallies, input_bytes(self), output_bytes(self)])
 
-    def lines(self) -> list[str]:
-        """A table for people: one line a level, then memory, disk and time."""
-        return lines(self)
+    def lines(self, device: str = "cpu") -> list[str]:
+        """A table for people: one line a level, then memory, disk and time; ``device``: cpu or cuda, whose speed is assumed."""
+        return lines(self, device=device)
 
     def validate(self, memory: int) -> None:
         """Raise PlanTooLarge, before anything is read, when a worker needs more than ``memory`` bytes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daskreg.config import Deformable, Optimised
@@ -12,49 +13,71 @@ from daskreg.planning.memory import checkpoint_bytes, disk_bytes
 if TYPE_CHECKING:
     from daskreg.planning.plan import Level, Plan
 
-# measured on two cores of an AMD EPYC (benchmarks/results: estimate.json; scaling.json, parts strong and link)
-SECONDS = {"mse": 0.041, "lncc": 0.053, "mi": 0.070}  # a deformable iteration, of a core and megavoxel
-LAUNCH = 1.0e-3  # an iteration of a level of no size
-LINEAR = 1.3  # of SECONDS for a look of a linear stage
+SPREAD = 1.3  # of a deformable iteration for a look of a linear stage
 LOOKS = 2  # of a linear stage an iteration: two to four while it goes on, but it mostly ends early by itself
-LINK = 1.7e9  # bytes a second between two workers, TCP within a machine
-LATENCY = 5.0e-4  # seconds of a small message; halos of moved and g are waited for, and two sums
 
 
-def lines(plan: Plan, cores: int | None = None) -> list[str]:
+@dataclass(frozen=True)
+class Speeds:
+    """What a worker takes for its part: ``iteration``: seconds of a deformable iteration, of a core (a GPU) and megavoxel, by
+    loss;  launch, look: of an iteration, of a linear stage's look, at a level of no size;  link: bytes a second between two
+    workers;  latency: of a message that is waited for.
+    """
+
+    name: str
+    iteration: dict[str, float]
+    launch: float
+    look: float
+    link: float
+    latency: float
+
+
+SPEEDS = {
+    # two cores of an AMD EPYC, TCP within a machine (benchmarks/results: estimate.json; scaling.json, parts strong and link)
+    "cpu": Speeds("core", {"mse": 0.041, "lncc": 0.053, "mi": 0.070}, 1.0e-3, 1.0e-3, 1.7e9, 5.0e-4),
+    # one H200 (gpu_iterations.json, float32, 512^3); a linear stage decides on the host; between GPUs an assumption, not measured
+    "cuda": Speeds("GPU like an H200", {"mse": 4.8e-5, "lncc": 7.6e-5, "mi": 6.3e-5}, 2.5e-4, 3.0e-3, 2.0e11, 1.0e-4),
+}
+
+
+def lines(plan: Plan, cores: int | None = None, device: str = "cpu") -> list[str]:
     """One line a level, then what the whole run needs; ``cores``: of a worker, its share of this machine by default."""
-    share = cores or max(1, len(os.sched_getaffinity(0)) // plan.workers)
+    share = 1 if device == "cuda" else cores or max(1, len(os.sched_getaffinity(0)) // plan.workers)
     head = f"{'stage':<11}{'scale':>5}{'fixed':>17}{'moving':>17}{'iter':>6}{'blocks':>13}  {'residency':<10}"
     rows = [head + f"{'images':>9}{'moving':>9}{'fields':>9}{'wire/iter':>11}{'time':>9}"]
     for k, levels in enumerate(plan.levels):
-        rows += [_line(plan, k, level, share) for level in levels] or [f"{plan.config.stages[k].name:<11} on worker 0"]
-    total = sum(seconds(plan, k, level, share) for k, levels in enumerate(plan.levels) for level in levels)
+        rows += [_line(plan, k, lv, share, device) for lv in levels] or [f"{plan.config.stages[k].name:<11} on worker 0"]
+    total = sum(seconds(plan, k, level, share, device) for k, levels in enumerate(plan.levels) for level in levels)
     disk = disk_bytes(plan)
     return [
         *rows,
-        f"memory of a worker: at most {size(plan.peak_bytes)}" + (f" of {size(plan.memory)}" if plan.memory else ""),
+        f"memory of a {'GPU' if device == 'cuda' else 'worker'}: at most {size(plan.peak_bytes)}"
+        + (f" of {size(plan.memory)}" if plan.memory else ""),
         f"disk: reads {size(disk.read)}, writes {size(disk.written)}, checkpoints up to {size(checkpoint_bytes(plan))}",
-        f"time: about {duration(total)} on {_many(plan.workers, 'worker')} of {_many(share, 'core')}, no level stopping early; "
-        "reading and writing apart",
+        f"time: about {duration(total)} on {_many(plan.workers, 'worker')} of {_many(share, SPEEDS[device].name)}, "
+        "no level stopping early; reading, writing and compiling apart",
     ]
 
 
 def _many(n: int, what: str) -> str:
-    return f"{n} {what}{'s' * (n != 1)}"
+    first, _, rest = what.partition(" ")
+    return f"{n} {first}{'s' * (n != 1)}{' ' * bool(rest)}{rest}"
 
 
-def seconds(plan: Plan, stage: int, level: Level, cores: int) -> float:
+def seconds(plan: Plan, stage: int, level: Level, cores: int, device: str = "cpu") -> float:
     """Estimated time of a level: the largest block's voxels, what it sends, and how often it waits."""
-    kind = plan.config.stages[stage]
+    kind, speeds = plan.config.stages[stage], SPEEDS[device]
     assert isinstance(kind, Optimised)
     voxels = max(level.partition.lengths) * level.fixed.shape[1] * level.fixed.shape[2] / 1e6
-    passes, share = (1, 1.0) if isinstance(kind, Deformable) else (LOOKS, LINEAR)
-    work = SECONDS[kind.similarity.kind] * share * voxels / cores + LAUNCH
+    deformable = isinstance(kind, Deformable)
+    passes, share, launch = (1, 1.0, speeds.launch) if deformable else (LOOKS, SPREAD, speeds.look)
+    work = speeds.iteration[kind.similarity.kind] * share * voxels / cores + launch
+    # halos of moved and g are waited for, and two sums
     waits = 2 + 2 * math.ceil(math.log2(plan.workers)) if plan.workers > 1 else 0
-    return level.iterations * passes * (work + plan.wire(stage, level) / LINK + waits * LATENCY)
+    return level.iterations * passes * (work + plan.wire(stage, level) / speeds.link + waits * speeds.latency)
 
 
-def _line(plan: Plan, stage: int, level: Level, cores: int) -> str:
+def _line(plan: Plan, stage: int, level: Level, cores: int, device: str) -> str:
     t, name = plan.tally(stage, level), plan.config.stages[stage].name
     fixed, moving = ("x".join(map(str, g.shape)) for g in (level.fixed, level.moving))
     working = [n for n in level.partition.lengths if n]
@@ -64,7 +87,7 @@ def _line(plan: Plan, stage: int, level: Level, cores: int) -> str:
     return (
         start
         + f"{residency:<10}{size(t.images):>9}{size(t.moving):>9}{size(t.fields):>9}{size(plan.wire(stage, level)):>11}"
-        + (f"{duration(seconds(plan, stage, level, cores)):>9}")
+        + (f"{duration(seconds(plan, stage, level, cores, device)):>9}")
     )
 
 
@@ -79,6 +102,8 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people."""
+    if seconds < 0.0995:
+        return f"{1e3 * seconds:.0f} ms"
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

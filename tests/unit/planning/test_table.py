@@ -1,0 +1,41 @@
+"""What a plan says to people."""
+
+import pytest
+
+from daskreg.config import Config, Deformable
+from daskreg.grid import Grid
+from daskreg.planning import make_plan
+from daskreg.planning.table import SPEEDS, duration, seconds
+
+
+def plan(edge, workers=1, **given):
+    stage = Deformable(scales=(1,), iterations=(50,), **given)
+    return make_plan(Grid((edge,) * 3), Grid((edge,) * 3), Config(stages=(stage,)), workers=workers)
+
+
+@pytest.mark.parametrize(("loss", "milliseconds"), [("mse", 6.5), ("lncc", 10.2), ("mi", 8.4)])
+def test_an_iteration_on_a_gpu_takes_what_was_measured_there(loss, milliseconds):
+    made = plan(512, similarity=loss)
+    found = seconds(made, 0, made.levels[0][0], 1, "cuda") / 50 * 1e3
+    assert found == pytest.approx(milliseconds, rel=0.07)
+
+
+def test_a_plan_for_a_gpu_says_so_and_is_faster():
+    made = plan(256)
+    cpu, cuda = made.lines(), made.lines("cuda")
+    assert "memory of a worker" in cpu[-3]
+    assert "memory of a GPU" in cuda[-3]
+    assert "on 1 worker of 1 GPU like an H200," in cuda[-1]
+    assert seconds(made, 0, made.levels[0][0], 2, "cpu") > 100 * seconds(made, 0, made.levels[0][0], 1, "cuda")
+    assert len(cpu) == len(cuda)
+
+
+def test_several_workers_wait_for_messages():
+    alone, four = plan(256), plan(256, workers=4)
+    one, quarter = (seconds(p, 0, p.levels[0][0], 1, "cuda") for p in (alone, four))
+    assert quarter > 50 * 6 * SPEEDS["cuda"].latency
+    assert quarter < one
+
+
+def test_short_times_are_told_in_milliseconds():
+    assert [duration(s) for s in (0.004, 0.0994, 0.1, 11.6)] == ["4 ms", "99 ms", "0.1 s", "12 s"]
