@@ -18,6 +18,8 @@ from daskreg.storage.ngff import SPACE
 
 CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
 COARSEST = 64  # voxels along the longest axis at which a pyramid stops
+FIELD: dict[str, Any] = {"cname": "lz4", "clevel": 5}
+IMAGE: dict[str, Any] = {"cname": "zstd", "clevel": 1}  # 3 takes three times as long for 5 % less
 Factors = tuple[int, int, int]
 
 
@@ -40,7 +42,9 @@ def new_array(
     chunk: int = CHUNK,
     lead: Sequence[tuple[str, int]] = (),
 ) -> zarr.Array[Any]:
-    """An empty level (Z, Y, X), or (components, Z, Y, X): zstd after byte shuffling, which halves float fields.
+    """An empty level (Z, Y, X), or (components, Z, Y, X), compressed by Blosc after byte shuffling.
+
+    Displacements by lz4: their bits are mostly noise, and zstd would save 5 % more at a fifth of the speed both ways.
 
     lead: names and lengths of leading axes whose entries are stored apart, unlike components
     """
@@ -51,7 +55,7 @@ def new_array(
         shape=lengths + shape,
         chunks=(*(1 for _ in lead), *lengths[len(lead) :], *(min(chunk, n) for n in shape)),
         dtype=dtype,
-        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
+        compressors=BloscCodec(**(FIELD if components else IMAGE), shuffle="shuffle"),
         dimension_names=names + SPACE,
         fill_value=0,
     )
@@ -82,9 +86,19 @@ def block_mean(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
 
 
 def _axis_mean(values: NDArray[Any], axis: int, k: int) -> NDArray[Any]:
-    starts = np.arange(0, values.shape[axis], k)
-    counts = np.diff(np.append(starts, values.shape[axis])).astype(values.dtype)
-    return np.asarray(np.add.reduceat(values, starts, axis) / counts.reshape((-1,) + (1,) * (-axis - 1)))
+    # strided additions: several times as fast as ``np.add.reduceat``
+    behind = (slice(None),) * (-axis - 1)
+
+    def every(start: int, stop: int | None = None, step: int | None = None) -> tuple[Any, ...]:
+        return (..., slice(start, stop, step), *behind)
+
+    total = values[every(0, None, k)].copy()
+    for j in range(1, k):
+        part = values[every(j, None, k)]
+        total[every(0, part.shape[axis])] += part
+    counts = np.full(total.shape[axis], k, values.dtype)
+    counts[-1] = values.shape[axis] - k * (len(counts) - 1)
+    return np.asarray(total / counts.reshape((-1,) + (1,) * len(behind)))
 
 
 def _step(grid: Grid) -> Factors:
