@@ -234,16 +234,30 @@ def apply(
 
 @app.command()
 def export(
-    run: Run,
-    output: Annotated[str, typer.Option("--output", "-o", help=".nii or .nii.gz for a field; .tfm, .mat or .txt for the affine")],
+    transform: Moves,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help=".nii.gz or .nii: one field; .h5: ITK composite; .zarr: NGFF 0.6 scene; .tfm, .mat, .txt: affine",
+        ),
+    ],
     part: Annotated[Part, typer.Option("--part", help="total: warp and affine in one field")] = Part.total,
+    images: Annotated[bool, typer.Option("--images", help="link the run's OME-Zarr archives into the .zarr scene")] = False,
+    fixed: Annotated[str | None, typer.Option("--fixed", metavar="OME-ZARR", help="archive to link as the fixed image")] = None,
+    moving: Annotated[
+        str | None, typer.Option("--moving", metavar="OME-ZARR", help="archive to link as the moving image")
+    ] = None,
+    one_field: Annotated[bool, typer.Option("--one-field", help="affine and all in one field, in a .zarr too")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the transform as ITK, ANTs and SimpleITK read it: phi(x) - x, LPS, mm, NIfTI intent 1007."""
+    """Write the transform for other programs: fields are phi(x) - x, LPS, mm, NIfTI intent 1007."""
     from daskreg.workflows.export import export as workflow
 
-    workflow(run, output, part=part.value, overwrite=overwrite)
-    typer.echo(f"{output}: {part.value} of {run}")
+    ends: dict[str, Any] = {"images": images, "fixed": fixed, "moving": moving}
+    workflow(transform, output, part=part.value, **ends, one_field=one_field, overwrite=overwrite)
+    typer.echo(f"{output}: {part.value} of {transform}")
 
 
 @app.command()

@@ -18,6 +18,7 @@ from daskreg.storage import ngff, ngff06
 from daskreg.storage.address import join, parse_address
 from daskreg.storage.faults import reading, writing
 from daskreg.storage.pyramid import coarsen, new_array, pyramid, steps
+from daskreg.storage.scenes import LinkedImage, between_images, find_image, link_images
 from daskreg.storage.stores import attributes, lazy, member, open_node
 from daskreg.storage.turn import along_grid, along_world, turn_of
 
@@ -76,10 +77,12 @@ class TransformStore:
         moving: Grid | None,
         told: Mapping[str, Any],
         backward: int = 0,
+        images: tuple[LinkedImage | None, LinkedImage | None] = (None, None),
     ) -> None:
         """Coarser levels, then the metadata; links: W and the field's grid of each; told: JSON that goes with it.
 
-        backward: how many links, the last ones, are those of the inverse: with some, the scene's transformation is a bijection.
+        backward: how many links, the last ones, are those of the inverse: with some, the scene's transformation is a bijection;
+        images: the fixed and the moving archive, which the scene then goes between, instead of between two worlds.
         """
         paths = [None if grid is None else _field(k) for k, (_, grid) in enumerate(links)]
         named = [(w, grid, path) for (w, grid), path in zip(links, paths, strict=True)]
@@ -98,7 +101,10 @@ class TransformStore:
             for _, grid, path in named:
                 if grid is not None and path is not None:
                     _build(group[path], grid, path)
-            group.attrs.put({"ome": ngff06.scene_attributes(forward, unit, back), "daskreg": own})
+            linked = [image for image in images if image is not None]
+            link_images(self.path, linked)
+            scene = between_images(forward, unit, *images) if linked else ngff06.scene_attributes(forward, unit, back)
+            group.attrs.put({"ome": scene, "daskreg": own})
 
 
 def reopened(store: TransformStore, link: int, grid: Grid) -> da.Array:
@@ -155,10 +161,29 @@ def _foreign(path: str, node: Any, tree: Mapping[str, Any]) -> Contents:
     chosen = next((t for t in found if t.get("name") == "fixed_to_moving"), found[0])
     parts = ngff06.flattened(path, chosen)
     links = [_foreign_field(path, node, part) if isinstance(part, str) else Stored(part) for part in parts]
+    fixed, moving = (_image_at(path, end, chosen.get(end)) for end in ("input", "output"))
+    unit = _unit_of(scene, chosen, fixed) or next((link.grid.unit for link in links if link.grid is not None), None)
+    before = [] if fixed is None else [Stored(np.asarray(np.linalg.inv(fixed.to_world(unit)), np.float64))]
+    after = [] if moving is None else [Stored(moving.to_world(unit))]
+    grids = [None if image is None else image.grid for image in (fixed, moving)]
+    return Contents((*before, *links, *after), unit, grids[0], grids[1], {})
+
+
+def _image_at(path: str, name: str, end: Any) -> LinkedImage | None:
+    """The image that an end of a scene's transformation names by its path; None where it is a system of the scene."""
+    inner = end.get("path") if isinstance(end, Mapping) else None
+    if inner is None:
+        return None
+    if not isinstance(inner, str) or any(part in ("", ".", "..") for part in inner.split("/")):
+        raise Unreadable(f"{path}: its transformation names the image {inner!r}; a path below the scene was expected.")
+    return find_image(name, join(path, inner))
+
+
+def _unit_of(scene: Mapping[str, Any], chosen: Mapping[str, Any], fixed: LinkedImage | None) -> str | None:
+    if fixed is not None:
+        return fixed.grid.unit
     system = chosen.get("input")
-    unit = ngff06.unit_of(scene, system.get("name") if isinstance(system, Mapping) else system)
-    unit = unit or next((link.grid.unit for link in links if link.grid is not None), None)
-    return Contents(tuple(links), unit, None, None, {})
+    return ngff06.unit_of(scene, system.get("name") if isinstance(system, Mapping) else system)
 
 
 def _foreign_field(path: str, node: zarr.Group, inner: str) -> Stored:

@@ -16,7 +16,7 @@ from daskreg.storage.transforms import TransformStore
 from daskreg.transforms.composite import Link, blocks
 from daskreg.transforms.inverse import LIMIT, TOLERANCE, InverseField, RoundTrip, Solved
 from daskreg.workflows.blocks import EDGE
-from daskreg.workflows.keep import require_room, write_transform
+from daskreg.workflows.keep import made_by, require_room, write_transform
 from daskreg.workflows.load import load_transform, place_of, stored_links
 from daskreg.workflows.transform import Transform
 
@@ -97,7 +97,8 @@ def invert(
         certified.append(Certificate(trip, Solved.merged(found) if found else None))
         return {"certificate": certified[0].as_dict()}
 
-    write_transform(inverse, output, overwrite=overwrite, fill=_solved, tell=tell, backward=transform if both else None)
+    made, backward = made_by("invert", place_of(run)), transform if both else None
+    write_transform(inverse, output, overwrite=overwrite, fill=_solved, tell=tell, backward=backward, made=made)
     if certified[0].there_and_back.failed:
         log.warning("%s: %s", output, certified[0].lines()[1])
     return certified[0]
