@@ -302,11 +302,11 @@ def report(
 
 @app.command()
 def info(
-    file: Annotated[str, typer.Argument(metavar="FILE", help=ADDRESS)],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=f"{ADDRESS}; a run, any transform, or points")],
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """What daskreg understood of FILE: shape, axes, spacing, origin, direction, units, levels, channels, dtype."""
-    from daskreg.storage import describe
+    """What daskreg understood of FILE: where voxels are, levels, channels; the parts of a transform; how many points."""
+    from daskreg.workflows.info import describe
 
     found = describe(file)
     typer.echo(json.dumps(found.as_dict(), default=str) if as_json else "\n".join(found.lines()))

@@ -115,6 +115,16 @@ def reopened(store: TransformStore, link: int, grid: Grid) -> da.Array:
     return along_world(lazy(array, where), turn_of(grid))
 
 
+def is_transform(address: str | Path) -> bool:
+    """Whether a store is a transform, finished or not, or a scene. Raises NotFound and Unreadable."""
+    node = open_node(parse_address(address).path)
+    tree = attributes(node)
+    own, ome = tree.get("daskreg"), tree.get("ome")
+    if isinstance(own, Mapping):
+        return own.get("kind") == "transform"
+    return isinstance(ome, Mapping) and "multiscales" not in ome and bool({"scene", "coordinateTransformations"} & set(ome))
+
+
 def read_transform(address: str | Path) -> Contents:
     """The transform in a store that ``TransformStore`` or another program wrote as NGFF 0.6, its fields lazily.
 
@@ -163,10 +173,14 @@ def _foreign(path: str, node: Any, tree: Mapping[str, Any]) -> Contents:
     links = [_foreign_field(path, node, part) if isinstance(part, str) else Stored(part) for part in parts]
     fixed, moving = (_image_at(path, end, chosen.get(end)) for end in ("input", "output"))
     unit = _unit_of(scene, chosen, fixed) or next((link.grid.unit for link in links if link.grid is not None), None)
-    before = [] if fixed is None else [Stored(np.asarray(np.linalg.inv(fixed.to_world(unit)), np.float64))]
-    after = [] if moving is None else [Stored(moving.to_world(unit))]
+    before = [] if fixed is None else _unless_identity(np.linalg.inv(fixed.to_world(unit)))
+    after = [] if moving is None else _unless_identity(moving.to_world(unit))
     grids = [None if image is None else image.grid for image in (fixed, moving)]
     return Contents((*before, *links, *after), unit, grids[0], grids[1], {})
+
+
+def _unless_identity(matrix: Any) -> list[Stored]:
+    return [] if np.array_equal(matrix, np.eye(4)) else [Stored(np.asarray(matrix, np.float64))]
 
 
 def _image_at(path: str, name: str, end: Any) -> LinkedImage | None:
