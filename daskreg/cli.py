@@ -218,17 +218,21 @@ def _whole(text: str) -> int:
 
 @app.command()
 def apply(
-    run: Run,
+    transform: Moves,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help=ADDRESS)],
     output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz or .ome.zarr")],
     interpolation: Annotated[Interpolation, typer.Option("--interpolation", help="label: for label maps")] = Interpolation.linear,
     like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the output takes")] = None,
+    device: Annotated[
+        Device, typer.Option("--device", help="where kernels run; auto: on a GPU where there is one")
+    ] = Device.auto,
     overwrite: Overwrite = False,
 ) -> None:
     """Bring IMAGE, which lies where the moving image lay, onto the fixed grid."""
     from daskreg.workflows.apply import apply as workflow
 
-    moved = workflow(run, image, output, interpolation=interpolation.value, like=like, overwrite=overwrite)
+    given: dict[str, Any] = {"interpolation": interpolation.value, "device": device.value}
+    moved = workflow(transform, image, output, like=like, overwrite=overwrite, **given)
     typer.echo(f"{output}: {' x '.join(map(str, moved.shape))} voxels, {moved.dtype}")
 
 

@@ -241,6 +241,22 @@ def test_a_cluster_of_gpus_needs_gpus(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "run.zarr").exists()
 
 
+def test_apply_settles_its_device_as_register_does(capsys, tmp_path, monkeypatch):
+    without_gpus(monkeypatch)
+    make_run(tmp_path / "run.zarr", affine(), displacement())
+    code, _, err = run(capsys, "apply", tmp_path / "run.zarr", MOVING, "-o", tmp_path / "m.nii", "--device", "cuda")
+    assert (code, "this machine has none" in err) == (2, True)
+    assert not (tmp_path / "m.nii").exists()
+    assert run(capsys, "apply", tmp_path / "run.zarr", MOVING, "-o", tmp_path / "m.nii", "--device", "auto")[0] == 0
+    asked = []
+    monkeypatch.setattr("daskreg.cluster.session.gpus", lambda: 1)
+    monkeypatch.setattr("daskreg.workflows.apply.resampled", lambda *_, device, **__: asked.append(device) or 1 / 0)
+    for device in ("auto", "cuda", "cpu"):
+        with pytest.raises(ZeroDivisionError):
+            run(capsys, "apply", tmp_path / "run.zarr", MOVING, "-o", tmp_path / "n.nii", "--device", device)
+    assert asked == ["cuda", "cuda", "cpu"]
+
+
 def test_where_no_gpu_is_the_device_is_the_processor(monkeypatch):
     without_gpus(monkeypatch)
     assert device_of(None, "auto") == "cpu"
