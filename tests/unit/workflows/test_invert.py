@@ -114,6 +114,15 @@ def test_what_is_pressed_together_thirtyfold_is_solved_at_every_voxel(tmp_path):
     assert "pressed together" in found.warnings()[-1]
 
 
+def test_points_come_back_from_where_space_is_pressed_together():
+    grid, d = pressed()
+    transform = Transform.of(None, grid, d, grid)
+    points = grid.to_world(np.random.default_rng(0).uniform(0, np.array(grid.shape) - 1, (3000, 3)))
+    found, left = transform.sources(transform.points(points))
+    assert left.max() < 1e-3
+    assert np.abs(found - points).max() < 0.02
+
+
 def test_blocks_show_in_no_bit_where_newton_is_needed(tmp_path, monkeypatch):
     grid, d = pressed()
     field = Transform.of(None, grid, d, grid).inverse().links[-1].displacement
