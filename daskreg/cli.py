@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +29,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130  # what a shell calls Ctrl-C
 TERMINATED = 143  # and SIGTERM: batch systems send it before they kill
+PATIENCE = 10.0  # seconds that threads have to end after a signal: blocks being computed, a kernel being compiled
 ADDRESS = "NIfTI, OME-Zarr or Zarr; a path or URL, with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um' behind it as needed"
 
 
@@ -419,7 +424,16 @@ def main() -> None:
         if stop.code in (INTERRUPTED, TERMINATED):
             kept = getattr(stop, "__notes__", ["nothing was written."])
             typer.echo(f"daskreg: stopped; {' '.join(kept)}", err=True)
+            threading.Thread(target=_end, args=(stop.code,), daemon=True).start()
         raise
+
+
+def _end(code: int) -> None:
+    """At its end Python waits for all threads; one that the signal met while it was being started never hears that it may go."""
+    threading.main_thread().join()
+    time.sleep(PATIENCE)
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 if __name__ == "__main__":
