@@ -347,10 +347,12 @@ def points(
     overwrite: Overwrite = False,
 ) -> None:
     """Where POINTS of one image lie in the other."""
+    from daskreg.workflows.load import load_transform
     from daskreg.workflows.points import points as workflow
 
     moved = workflow(transform, source, output, to=to, space=space, order=order, overwrite=overwrite)
-    typer.echo(f"{output}: {len(moved)} points in the {to} image, {space}")
+    unit = "voxels" if space == "index" else load_transform(transform).unit or "no unit"
+    typer.echo(f"{output}: {len(moved)} points in the {to} image, {space}, {unit}")
 
 
 @app.command()
