@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,7 +14,7 @@ import numpy as np
 
 from daskreg.errors import OutputError
 from daskreg.grid import Region
-from daskreg.storage.address import parse_address
+from daskreg.storage.address import is_remote, parse_address
 from daskreg.storage.atomic import replacing, require_apart, require_place
 from daskreg.storage.scenes import LinkedImage
 from daskreg.storage.transforms import TransformStore
@@ -69,7 +70,8 @@ def write_transform(
 
 def made_by(command: str, source: Any, **more: Any) -> dict[str, Any]:
     """How a transform came about, to be kept with it: the command, what it was made of, and when. source: see ``place_of``."""
-    place = None if source is None else str(source)
+    path = None if source is None else parse_address(source).path
+    place = path if path is None or is_remote(path) else os.path.abspath(path)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"command": command, "of": place, "version": version("daskreg"), "at": now, **more}
 
