@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,17 @@ class Stored:
 
 @dataclass(frozen=True)
 class Contents:
-    """A transform as a store has it: links in the order of application, unit of the world, grids as far as they are known."""
+    """A transform as a store has it: links in the order of application, unit of the world, grids as far as they are known.
+
+    told: what daskreg keeps with it;  images: paths below it of the fixed and the moving image, where its scene goes between them
+    """
 
     links: tuple[Stored, ...]
     unit: str | None
     fixed: Grid | None
     moving: Grid | None
     told: Mapping[str, Any]
+    images: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def read_transform(address: str | Path) -> Contents:
     tree = attributes(node)
     own = tree.get("daskreg")
     if isinstance(own, Mapping) and own.get("kind") == "transform":
-        return _own(path, node, own)
+        return replace(_own(path, node, own), images=_images(tree))
     return _foreign(path, node, tree)
 
 
@@ -163,12 +167,10 @@ def _own_link(path: str, node: Any, entry: Mapping[str, Any]) -> Stored:
 
 
 def _foreign(path: str, node: Any, tree: Mapping[str, Any]) -> Contents:
-    ome = tree.get("ome")
-    scene = ome.get("scene", ome) if isinstance(ome, Mapping) else {}
-    found = scene.get("coordinateTransformations")
-    if not isinstance(found, list) or not found or not isinstance(node, zarr.Group):
+    scene = _scene(tree)
+    chosen = _chosen(scene)
+    if chosen is None or not isinstance(node, zarr.Group):
         raise Unreadable(f"{path} holds no transform; a run, a daskreg transform or an OME-Zarr 0.6 scene was expected.")
-    chosen = next((t for t in found if t.get("name") == "fixed_to_moving"), found[0])
     parts = ngff06.flattened(path, chosen)
     links = [_foreign_field(path, node, part) if isinstance(part, str) else Stored(part) for part in parts]
     fixed, moving = (_image_at(path, end, chosen.get(end)) for end in ("input", "output"))
@@ -176,7 +178,29 @@ def _foreign(path: str, node: Any, tree: Mapping[str, Any]) -> Contents:
     before = [] if fixed is None else _unless_identity(np.linalg.inv(fixed.to_world(unit)))
     after = [] if moving is None else _unless_identity(moving.to_world(unit))
     grids = [None if image is None else image.grid for image in (fixed, moving)]
-    return Contents((*before, *links, *after), unit, grids[0], grids[1], {})
+    return Contents((*before, *links, *after), unit, grids[0], grids[1], {}, _images(tree))
+
+
+def _images(tree: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Which images a scene's transformation goes between; None for a system of the scene's own."""
+    chosen = _chosen(_scene(tree)) or {}
+    ends = (chosen.get("input"), chosen.get("output"))
+    fixed, moving = (end.get("path") if isinstance(end, Mapping) else None for end in ends)
+    return fixed, moving
+
+
+def _scene(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    ome = tree.get("ome")
+    scene = ome.get("scene", ome) if isinstance(ome, Mapping) else None
+    return scene if isinstance(scene, Mapping) else {}
+
+
+def _chosen(scene: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The transformation named ``fixed_to_moving``, or else the first."""
+    found = scene.get("coordinateTransformations")
+    if not isinstance(found, list) or not found:
+        return None
+    return next((t for t in found if t.get("name") == "fixed_to_moving"), found[0])  # type: ignore[no-any-return]
 
 
 def _unless_identity(matrix: Any) -> list[Stored]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import VolumeInfo
 from daskreg.storage import describe as describe_image
-from daskreg.storage.address import parse_address
+from daskreg.storage.address import is_remote, join, parse_address
 from daskreg.storage.faults import reading, require
 from daskreg.storage.info import grid_rows, sentence
 from daskreg.storage.itk import INSIGHT, LINEAR_ENDINGS
@@ -71,6 +72,7 @@ class PartInfo:
 class TransformInfo:
     """A transform in a file: points go through its parts in their order, from ``fixed`` to ``moving`` (grids, None: unknown).
 
+    images: places of the fixed and the moving image, where a scene has them below it;
     made: how it came about, as far as the file says;  certificate: of an inverse
     """
 
@@ -80,6 +82,7 @@ class TransformInfo:
     parts: tuple[PartInfo, ...]
     fixed: Grid | None = None
     moving: Grid | None = None
+    images: tuple[str | None, str | None] = (None, None)
     made: Mapping[str, Any] | None = None
     certificate: Mapping[str, Any] | None = None
 
@@ -100,6 +103,7 @@ class TransformInfo:
         rows += [row for k, part in enumerate(self.parts, 1) for row in part.rows(k, unit)]
         grids = [(k, part.grid) for k, part in enumerate(self.parts, 1) if part.grid is not None]
         rows += [(f"{name} {k}" if len(grids) > 1 else name, text) for k, grid in grids for name, text in grid_rows(grid)[1:]]
+        rows += [(f"{name} at", place) for name, place in zip(("fixed", "moving"), self.images, strict=True) if place]
         rows += _history(self.made) + _quality(self.certificate)
         return [f"{k:<10} {v}" for k, v in rows]
 
@@ -190,11 +194,19 @@ def _box(file: PointFile) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _of_transform(path: str, form: str) -> TransformInfo:
     transform = load_transform(path)
-    told: Mapping[str, Any] = {} if form else read_transform(path).told
+    found = None if form else read_transform(path)
+    told: Mapping[str, Any] = {} if found is None else found.told
+    images = (None, None) if found is None else found.images
+    fixed, moving = (None if inner is None else _target(join(path, inner)) for inner in images)
     kind = form or ("daskreg transform, OME-NGFF 0.6 scene" if told else "OME-NGFF 0.6 scene")
     parts = tuple(_part(link) for link in transform.links)
     made, certificate = told.get("made"), told.get("certificate")
-    return TransformInfo(path, kind, transform.unit, parts, transform.fixed, transform.moving, made, certificate)
+    return TransformInfo(path, kind, transform.unit, parts, transform.fixed, transform.moving, (fixed, moving), made, certificate)
+
+
+def _target(path: str) -> str:
+    """Where an image of a scene really is."""
+    return path if is_remote(path) else os.path.realpath(path)
 
 
 def _part(link: Link) -> PartInfo:

@@ -15,6 +15,7 @@ from daskreg.storage import RunStore, open_volume, write_image
 from daskreg.storage.scenes import find_image
 from daskreg.workflows.demo import demo_pair
 from daskreg.workflows.export import export
+from daskreg.workflows.info import describe
 from daskreg.workflows.load import load_transform
 from daskreg.workflows.transform import Transform
 from tests.phantoms import rotation, smooth_field
@@ -117,6 +118,9 @@ def test_a_run_knows_its_archives_and_links_what_can_be_linked(archives, tmp_pat
     run = finished(tmp_path / "run.zarr", archives[0], archives[1], FIXED)
     export(run, tmp_path / "a.zarr", images=True)
     assert (tmp_path / "a.zarr" / "moving.ome.zarr").resolve() == archives[1]
+    told = describe(tmp_path / "a.zarr")
+    assert told.images == (str(archives[0]), str(archives[1]))
+    assert f"moving at  {archives[1]}" in told.lines()
     mixed = finished(tmp_path / "mixed.zarr", archives[0] / "0", demo_pair(3)[1], FIXED)  # an array in the archive is its image
     export(mixed, tmp_path / "b.zarr", images=True)
     assert "the moving image is not linked" in caplog.text
