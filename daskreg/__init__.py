@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from daskreg.workflows.apply import apply
     from daskreg.workflows.evaluate import evaluate
     from daskreg.workflows.export import export
+    from daskreg.workflows.info import describe
+    from daskreg.workflows.invert import invert
+    from daskreg.workflows.jacobian import jacobian
     from daskreg.workflows.load import load_transform
+    from daskreg.workflows.points import points
     from daskreg.workflows.presets import PRESETS
+    from daskreg.workflows.refine import refine
     from daskreg.workflows.register import Result, plan, register
     from daskreg.workflows.report import write_report
     from daskreg.workflows.transform import Transform
+    from daskreg.workflows.verify import verify
 
 __version__ = "0.1.0"
 
@@ -28,11 +34,17 @@ _HOMES = {
     "daskreg.workflows.apply": ("apply",),
     "daskreg.workflows.evaluate": ("evaluate",),
     "daskreg.workflows.export": ("export",),
+    "daskreg.workflows.info": ("describe",),
+    "daskreg.workflows.invert": ("invert",),
+    "daskreg.workflows.jacobian": ("jacobian",),
     "daskreg.workflows.load": ("load_transform",),
+    "daskreg.workflows.points": ("points",),
     "daskreg.workflows.presets": ("PRESETS",),
+    "daskreg.workflows.refine": ("refine",),
     "daskreg.workflows.register": ("Result", "plan", "register"),
     "daskreg.workflows.report": ("write_report",),
     "daskreg.workflows.transform": ("Transform",),
+    "daskreg.workflows.verify": ("verify",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -53,12 +65,18 @@ __all__ = [
     "Transform",
     "Volume",
     "apply",
+    "describe",
     "evaluate",
     "export",
+    "invert",
+    "jacobian",
     "load_transform",
     "open_volume",
     "plan",
+    "points",
+    "refine",
     "register",
+    "verify",
     "write_report",
 ]
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +29,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130  # what a shell calls Ctrl-C
 TERMINATED = 143  # and SIGTERM: batch systems send it before they kill
+PATIENCE = 10.0  # seconds that threads have to end after a signal: blocks being computed, a kernel being compiled
 ADDRESS = "NIfTI, OME-Zarr or Zarr; a path or URL, with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um' behind it as needed"
 
 
@@ -228,32 +233,50 @@ def _whole(text: str) -> int:
 
 @app.command()
 def apply(
-    run: Run,
+    transform: Moves,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help=ADDRESS)],
     output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz or .ome.zarr")],
     interpolation: Annotated[Interpolation, typer.Option("--interpolation", help="label: for label maps")] = Interpolation.linear,
     like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the output takes")] = None,
+    device: Annotated[
+        Device, typer.Option("--device", help="where kernels run; auto: on a GPU where there is one")
+    ] = Device.auto,
     overwrite: Overwrite = False,
 ) -> None:
     """Bring IMAGE, which lies where the moving image lay, onto the fixed grid."""
     from daskreg.workflows.apply import apply as workflow
 
-    moved = workflow(run, image, output, interpolation=interpolation.value, like=like, overwrite=overwrite)
+    given: dict[str, Any] = {"interpolation": interpolation.value, "device": device.value}
+    moved = workflow(transform, image, output, like=like, overwrite=overwrite, **given)
     typer.echo(f"{output}: {' x '.join(map(str, moved.shape))} voxels, {moved.dtype}")
 
 
 @app.command()
 def export(
-    run: Run,
-    output: Annotated[str, typer.Option("--output", "-o", help=".nii or .nii.gz for a field; .tfm, .mat or .txt for the affine")],
+    transform: Moves,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help=".nii.gz or .nii: one field; .h5: ITK composite; .zarr: NGFF 0.6 scene; .tfm, .mat, .txt: affine",
+        ),
+    ],
     part: Annotated[Part, typer.Option("--part", help="total: warp and affine in one field")] = Part.total,
+    images: Annotated[bool, typer.Option("--images", help="link the run's OME-Zarr archives into the .zarr scene")] = False,
+    fixed: Annotated[str | None, typer.Option("--fixed", metavar="OME-ZARR", help="archive to link as the fixed image")] = None,
+    moving: Annotated[
+        str | None, typer.Option("--moving", metavar="OME-ZARR", help="archive to link as the moving image")
+    ] = None,
+    one_field: Annotated[bool, typer.Option("--one-field", help="affine and all in one field, in a .zarr too")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the transform as ITK, ANTs and SimpleITK read it: phi(x) - x, LPS, mm, NIfTI intent 1007."""
+    """Write the transform for other programs: fields are phi(x) - x, LPS, mm, NIfTI intent 1007."""
     from daskreg.workflows.export import export as workflow
 
-    workflow(run, output, part=part.value, overwrite=overwrite)
-    typer.echo(f"{output}: {part.value} of {run}")
+    ends: dict[str, Any] = {"images": images, "fixed": fixed, "moving": moving}
+    workflow(transform, output, part=part.value, **ends, one_field=one_field, overwrite=overwrite)
+    typer.echo(f"{output}: {part.value} of {transform}")
 
 
 @app.command()
@@ -298,11 +321,11 @@ def report(
 
 @app.command()
 def info(
-    file: Annotated[str, typer.Argument(metavar="FILE", help=ADDRESS)],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=f"{ADDRESS}; a run, any transform, or points")],
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """What daskreg understood of FILE: shape, axes, spacing, origin, direction, units, levels, channels, dtype."""
-    from daskreg.storage import describe
+    """What daskreg understood of FILE: where voxels are, levels, channels; the parts of a transform; how many points."""
+    from daskreg.workflows.info import describe
 
     found = describe(file)
     typer.echo(json.dumps(found.as_dict(), default=str) if as_json else "\n".join(found.lines()))
@@ -334,10 +357,12 @@ def points(
     overwrite: Overwrite = False,
 ) -> None:
     """Where POINTS of one image lie in the other."""
+    from daskreg.workflows.load import load_transform
     from daskreg.workflows.points import points as workflow
 
     moved = workflow(transform, source, output, to=to, space=space, order=order, overwrite=overwrite)
-    typer.echo(f"{output}: {len(moved)} points in the {to} image, {space}")
+    unit = "voxels" if space == "index" else load_transform(transform).unit or "no unit"
+    typer.echo(f"{output}: {len(moved)} points in the {to} image, {space}, {unit}")
 
 
 @app.command()
@@ -411,7 +436,16 @@ def main() -> None:
         if stop.code in (INTERRUPTED, TERMINATED):
             kept = getattr(stop, "__notes__", ["nothing was written."])
             typer.echo(f"daskreg: stopped; {' '.join(kept)}", err=True)
+            threading.Thread(target=_end, args=(stop.code,), daemon=True).start()
         raise
+
+
+def _end(code: int) -> None:
+    """At its end Python waits for all threads; one that the signal met while it was being started never hears that it may go."""
+    threading.main_thread().join()
+    time.sleep(PATIENCE)
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 
@@ -32,13 +34,21 @@ def replacing(path: str, overwrite: bool = False) -> Iterator[str]:
             yield path
         return
     place = os.path.realpath(path)
-    temporary = beside(place, f"part-{os.getpid()}")
+    temporary = beside(place, f"part-{os.getpid()}-{uuid4().hex[:8]}")  # its own, should an earlier attempt still be writing
     try:
         with writing(path):
             yield temporary
             _swap(temporary, place)
-    finally:
-        remove(temporary)
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def _discard(path: str) -> None:
+    """Delete what is half written, although threads may still be writing to it: what they add goes when they have ended."""
+    atexit.register(remove, path)  # which runs once all threads of Dask's pool have come to their end
+    with suppress(OSError):
+        remove(path)
 
 
 def require_place(path: str, overwrite: bool) -> None:
@@ -152,7 +162,12 @@ def _swap(temporary: str, place: str) -> None:
         return
     old = beside(place, f"old-{os.getpid()}")
     os.rename(place, old)
-    os.rename(temporary, place)
+    try:
+        os.rename(temporary, place)
+    except BaseException:  # Ctrl-C between the two
+        if not os.path.lexists(place):
+            os.rename(old, place)
+        raise
     remove(old)
 
 

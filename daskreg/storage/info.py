@@ -132,8 +132,8 @@ def _of_run(path: str) -> VolumeInfo:
         "complete": store.complete,
         "started": state.get("started"),
         "finished": state.get("finished"),
-        "fixed": _sentence(grid),
-        "moving": _sentence(store.moving_grid),
+        "fixed": sentence(grid),
+        "moving": sentence(store.moving_grid),
         "affine": [[round(float(v), 6) for v in row] for row in store.affine],
         "displacement": store.has(DISPLACEMENT),
         "moved": store.has("moved"),
@@ -164,6 +164,11 @@ def _array_rows(info: VolumeInfo) -> list[tuple[str, str]]:
     return rows + ([("channels", ", ".join(info.channels))] if info.channels else [])
 
 
+def grid_rows(grid: Grid) -> list[tuple[str, str]]:
+    """Spacing, origin and direction, for people."""
+    return _place_rows(VolumeInfo("", "", **_place(grid)))
+
+
 def _place_rows(info: VolumeInfo) -> list[tuple[str, str]]:
     unit = info.unit or "(no unit)"
     stated = "" if info.oriented else "  (not stated: taken as LPS)"
@@ -174,7 +179,8 @@ def _place_rows(info: VolumeInfo) -> list[tuple[str, str]]:
     ]
 
 
-def _sentence(grid: Grid) -> str:
+def sentence(grid: Grid) -> str:
+    """Shape and spacing, for people."""
     return f"{_by(grid.shape)} at {_by(grid.spacing)} {grid.unit or '(no unit)'}"
 
 

@@ -25,6 +25,7 @@ from daskreg.storage.write import header_bytes, millimetres, nifti_header, opene
 
 AFFINE = "AffineTransform_double_3_3"
 TEXT = (".tfm", ".txt")
+INSIGHT = "#Insight Transform File"  # with which its text files begin
 LINEAR_ENDINGS = (".mat", *TEXT)
 VECTOR = 1007  # NIFTI_INTENT_VECTOR: ITK leaves the components alone (with DISPVECT, 1006, it turns them from RAS to LPS)
 Matrix = NDArray[np.float64]
@@ -124,7 +125,7 @@ def _mat_stages(path: str, content: bytes) -> list[Stage]:
 
 def _text_stages(path: str, content: bytes) -> list[Stage]:
     text = content.decode("ascii", "replace")
-    if not text.startswith("#Insight Transform File"):
+    if not text.startswith(INSIGHT):
         raise Unreadable(_not_itk(path, text))
     stages: list[Stage] = []
     for line in text.splitlines():
@@ -148,7 +149,7 @@ def _not_itk(path: str, text: str) -> str:
             f"{path} is a plain matrix, and does not say between which coordinates it maps (FSL, NiftyReg, FreeSurfer "
             "differ); convert it to an ITK transform (.tfm), for instance with c3d_affine_tool."
         )
-    return f"{path} is not an ITK transform file; text that starts with '#Insight Transform File' or an ITK .mat was expected."
+    return f"{path} is not an ITK transform file; text that starts with '{INSIGHT}' or an ITK .mat was expected."
 
 
 def linear_matrix(path: str, kind: str, parameters: Sequence[float], fixed: Sequence[float]) -> Matrix:

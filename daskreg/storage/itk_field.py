@@ -16,6 +16,14 @@ from daskreg.storage.nifti import NiftiVoxels, frame_of, read_header
 VECTORS = (1006, 1007)  # NIfTI's codes: displacement vector, vector
 
 
+def is_displacement(address: str | Path) -> bool:
+    """Whether a NIfTI file holds a displacement field, and not an image. Raises NotFound and Unreadable."""
+    path = parse_address(address).path
+    require(path)
+    header = read_header(path)
+    return int(header["intent_code"]) in VECTORS and NiftiVoxels(path, header).shape[:2] == (3, 1)
+
+
 def read_displacement_nifti(address: str | Path) -> tuple[Grid, da.Array]:
     """Grid (millimetres) and displacement (3, Z, Y, X), LPS, components z, y, x, of ITK's 5D vector NIfTI, lazily.
 

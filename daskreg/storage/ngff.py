@@ -142,26 +142,26 @@ def group_attributes(
     grid: Grid,
     levels: Sequence[tuple[str, tuple[int, int, int]]],
     name: str,
-    components: int = 0,
+    kind: str = "mean",
     *,
-    sampled: bool = False,
+    components: int = 0,
     lead: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Attributes of an NGFF 0.5 image group: ``levels`` are (path, factors from level 0) of block averages,
-    or, when ``sampled``, of every factor-th voxel; ``lead`` names leading axes.
+    """Attributes of an NGFF 0.5 image group: ``levels`` are (path, factors from level 0) of blocks of voxels, of which ``kind``
+    says what was taken: the mean, or the mode;  lead: names of leading axes.
 
     NGFF 0.5 states no direction: ``daskreg.grid`` beside it does, and RFC-4 orientations where the axes lie along LPS.
     """
     outer = list(lead) or (["c"] if components else [])
     axes: list[dict[str, Any]] = [{"name": n, "type": KINDS.get(n, "other")} for n in outer]
     axes += [_axis_attributes(n, grid, k) for k, n in enumerate(SPACE)]
-    datasets = [_dataset_attributes(path, level_grid(grid, f, sampled), len(outer)) for path, f in levels]
-    multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": "sampled" if sampled else "mean"}
+    datasets = [_dataset_attributes(path, grid.coarsen(f), len(outer)) for path, f in levels]
+    multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": kind}
     return {"ome": {"version": "0.5", "multiscales": [multiscale]}, "daskreg": {"grid": grid_attributes(grid)}}
 
 
 def level_grid(grid: Grid, factors: tuple[int, int, int], sampled: bool = False) -> Grid:
-    """The grid of a coarser level: a sampled one keeps the first voxel's place, an averaged one moves to the block's centre."""
+    """The grid of a coarser level, at its blocks' centres; one that was sampled, as older versions did, keeps the first place."""
     coarse = grid.coarsen(factors)
     return replace(coarse, origin=grid.origin) if sampled else coarse
 

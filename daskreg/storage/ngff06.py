@@ -61,10 +61,15 @@ def scene_attributes(
     return {"version": VERSION, "scene": {"coordinateSystems": systems, "coordinateTransformations": [told]}}
 
 
-def sequence(links: Sequence[tuple[Matrix, Grid | None, str | None]]) -> dict[str, Any]:
-    """Links as a sequence: a field is looked up and added along its grid's own axes, so the direction goes before and after."""
+def sequence(
+    links: Sequence[tuple[Matrix, Grid | None, str | None]], before: Matrix | None = None, after: Matrix | None = None
+) -> dict[str, Any]:
+    """Links as a sequence: a field is looked up and added along its grid's own axes, so the direction goes before and after.
+
+    before, after: (4, 4), into the world that the links begin in, and out of the one that they end in
+    """
     steps: list[dict[str, Any]] = []
-    pending = np.eye(4)
+    pending = np.eye(4) if before is None else before
     for affine, grid, path in links:
         if path is not None and grid is not None:
             turn = direction_of(grid)
@@ -73,12 +78,12 @@ def sequence(links: Sequence[tuple[Matrix, Grid | None, str | None]]) -> dict[st
             pending = affine @ turn
         else:
             pending = affine @ pending
-    steps += _affine(pending)
+    steps += _affine(pending if after is None else after @ pending)
     return {"type": "sequence", "transformations": steps or [{"type": "identity"}]}
 
 
 def _affine(matrix: Matrix) -> list[dict[str, Any]]:
-    return [] if np.array_equal(matrix, np.eye(4)) else [{"type": "affine", "affine": matrix[:3].tolist()}]
+    return [] if np.allclose(matrix, np.eye(4), rtol=0, atol=1e-12) else [{"type": "affine", "affine": matrix[:3].tolist()}]
 
 
 def direction_of(grid: Grid) -> Matrix:

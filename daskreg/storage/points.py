@@ -126,9 +126,9 @@ def _of_table(path: str, order: str) -> PointFile:
     columns = (0, 1, 2) if order == "xyz" else (2, 1, 0)
     if rows and not any(_is_number(c) for c in rows[0][1]):
         header, columns, rows = rows[0][1], _columns(path, rows[0][1]), rows[1:]
-    if not rows:
-        raise Unreadable(f"{path} holds no points; one a row was expected, with the columns x, y, z.")
-    xyz = np.array([_numbers(path, n, cells, columns, not header) for n, cells in rows])
+    if not rows and not header:
+        raise Unreadable(f"{path} is empty; a header with the columns x, y, z was expected, or three numbers a row.")
+    xyz = np.array([_numbers(path, n, cells, columns, not header) for n, cells in rows]).reshape(-1, 3)
     return PointFile(xyz[:, ::-1].copy(), order, header, tuple(cells for _, cells in rows), columns)
 
 

@@ -62,7 +62,7 @@ def new_array(
 
 
 def coarsen(source: zarr.Array[Any], target: zarr.Array[Any], step: Factors, *, labels: bool = False) -> None:
-    """Fill ``target`` with block means of ``source`` (or every step-th voxel of labels), one task a target chunk."""
+    """Fill ``target`` with block means of ``source`` (of labels: what most voxels are), one task a target chunk."""
     tasks = [dask.delayed(_coarsen_chunk)(source, target, r.start, r.stop, step, labels) for r in regions(target)]  # type: ignore[attr-defined]
     dask.compute(*tasks)  # type: ignore[attr-defined, no-untyped-call]
 
@@ -83,6 +83,25 @@ def block_mean(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
         if k > 1:
             total = _axis_mean(total, axis, k)
     return np.rint(total).astype(voxels.dtype) if voxels.dtype.kind in "iub" else total.astype(voxels.dtype)
+
+
+def block_mode(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
+    """What most voxels are of blocks of ``step`` voxels along the last three axes; blocks at the far edge may be smaller.
+
+    Of labels that tie, the smallest, as where labels are interpolated.
+    """
+    lead, shape = voxels.shape[:-3], voxels.shape[-3:]
+    spare = [(0, -n % k) for n, k in zip(shape, step, strict=True)]
+    whole = np.pad(voxels, [(0, 0)] * len(lead) + spare, mode="edge")  # twice the same voxel outvotes nothing new
+    nz, ny, nx = (-(-n // k) for n, k in zip(shape, step, strict=True))
+    parts = whole.reshape(*lead, nz, step[0], ny, step[1], nx, step[2])
+    members = [parts[..., :, a, :, b, :, c] for a, b, c in np.ndindex(step)]
+    winner, most = members[0], np.zeros(members[0].shape, np.uint8)
+    for member in members:
+        votes = sum(((member == other).view(np.uint8) for other in members), np.zeros_like(most))
+        ahead = (votes > most) | ((votes == most) & (member < winner))
+        winner, most = np.where(ahead, member, winner), np.maximum(most, votes)
+    return np.asarray(winner, voxels.dtype)
 
 
 def _axis_mean(values: NDArray[Any], axis: int, k: int) -> NDArray[Any]:
@@ -113,8 +132,7 @@ def _coarsen_chunk(
     lead = (slice(None),) * (target.ndim - 3)
     fine = tuple(slice(a * k, min(b * k, n)) for a, b, k, n in zip(start, stop, step, source.shape[-3:], strict=True))
     voxels = np.asarray(source[lead + fine])
-    every = lead + tuple(slice(None, None, k) for k in step)
-    target[lead + Region(start, stop).slices] = voxels[every] if labels else block_mean(voxels, step)
+    target[lead + Region(start, stop).slices] = (block_mode if labels else block_mean)(voxels, step)
 
 
 def steps(levels: list[Factors]) -> list[Factors]:

@@ -255,7 +255,7 @@ class RunStore:
     def _attributes(self, name: str, grid: Grid, levels: list[tuple[str, Factors]], components: int) -> dict[str, Any]:
         if name == DISPLACEMENT and self._format > 1:
             return ngff06.field_attributes(grid, levels, name)
-        return ngff.group_attributes(grid, levels, name, components)
+        return ngff.group_attributes(grid, levels, name, components=components)
 
     @property
     def _format(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from daskreg.storage import ngff, ngff06
 from daskreg.storage.address import join, parse_address
 from daskreg.storage.faults import reading, writing
 from daskreg.storage.pyramid import coarsen, new_array, pyramid, steps
+from daskreg.storage.scenes import LinkedImage, between_images, find_image, link_images
 from daskreg.storage.stores import attributes, lazy, member, open_node
 from daskreg.storage.turn import along_grid, along_world, turn_of
 
@@ -37,13 +38,17 @@ class Stored:
 
 @dataclass(frozen=True)
 class Contents:
-    """A transform as a store has it: links in the order of application, unit of the world, grids as far as they are known."""
+    """A transform as a store has it: links in the order of application, unit of the world, grids as far as they are known.
+
+    told: what daskreg keeps with it;  images: paths below it of the fixed and the moving image, where its scene goes between them
+    """
 
     links: tuple[Stored, ...]
     unit: str | None
     fixed: Grid | None
     moving: Grid | None
     told: Mapping[str, Any]
+    images: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,12 @@ class TransformStore:
         moving: Grid | None,
         told: Mapping[str, Any],
         backward: int = 0,
+        images: tuple[LinkedImage | None, LinkedImage | None] = (None, None),
     ) -> None:
         """Coarser levels, then the metadata; links: W and the field's grid of each; told: JSON that goes with it.
 
-        backward: how many links, the last ones, are those of the inverse: with some, the scene's transformation is a bijection.
+        backward: how many links, the last ones, are those of the inverse: with some, the scene's transformation is a bijection;
+        images: the fixed and the moving archive, which the scene then goes between, instead of between two worlds.
         """
         paths = [None if grid is None else _field(k) for k, (_, grid) in enumerate(links)]
         named = [(w, grid, path) for (w, grid), path in zip(links, paths, strict=True)]
@@ -98,7 +105,10 @@ class TransformStore:
             for _, grid, path in named:
                 if grid is not None and path is not None:
                     _build(group[path], grid, path)
-            group.attrs.put({"ome": ngff06.scene_attributes(forward, unit, back), "daskreg": own})
+            linked = [image for image in images if image is not None]
+            link_images(self.path, linked)
+            scene = between_images(forward, unit, *images) if linked else ngff06.scene_attributes(forward, unit, back)
+            group.attrs.put({"ome": scene, "daskreg": own})
 
 
 def reopened(store: TransformStore, link: int, grid: Grid) -> da.Array:
@@ -107,6 +117,16 @@ def reopened(store: TransformStore, link: int, grid: Grid) -> da.Array:
     with reading(where):
         array = zarr.open_array(where, mode="r")
     return along_world(lazy(array, where), turn_of(grid))
+
+
+def is_transform(address: str | Path) -> bool:
+    """Whether a store is a transform, finished or not, or a scene. Raises NotFound and Unreadable."""
+    node = open_node(parse_address(address).path)
+    tree = attributes(node)
+    own, ome = tree.get("daskreg"), tree.get("ome")
+    if isinstance(own, Mapping):
+        return own.get("kind") == "transform"
+    return isinstance(ome, Mapping) and "multiscales" not in ome and bool({"scene", "coordinateTransformations"} & set(ome))
 
 
 def read_transform(address: str | Path) -> Contents:
@@ -120,7 +140,7 @@ def read_transform(address: str | Path) -> Contents:
     tree = attributes(node)
     own = tree.get("daskreg")
     if isinstance(own, Mapping) and own.get("kind") == "transform":
-        return _own(path, node, own)
+        return replace(_own(path, node, own), images=_images(tree))
     return _foreign(path, node, tree)
 
 
@@ -147,18 +167,61 @@ def _own_link(path: str, node: Any, entry: Mapping[str, Any]) -> Stored:
 
 
 def _foreign(path: str, node: Any, tree: Mapping[str, Any]) -> Contents:
-    ome = tree.get("ome")
-    scene = ome.get("scene", ome) if isinstance(ome, Mapping) else {}
-    found = scene.get("coordinateTransformations")
-    if not isinstance(found, list) or not found or not isinstance(node, zarr.Group):
+    scene = _scene(tree)
+    chosen = _chosen(scene)
+    if chosen is None or not isinstance(node, zarr.Group):
         raise Unreadable(f"{path} holds no transform; a run, a daskreg transform or an OME-Zarr 0.6 scene was expected.")
-    chosen = next((t for t in found if t.get("name") == "fixed_to_moving"), found[0])
     parts = ngff06.flattened(path, chosen)
     links = [_foreign_field(path, node, part) if isinstance(part, str) else Stored(part) for part in parts]
+    fixed, moving = (_image_at(path, end, chosen.get(end)) for end in ("input", "output"))
+    unit = _unit_of(scene, chosen, fixed) or next((link.grid.unit for link in links if link.grid is not None), None)
+    before = [] if fixed is None else _unless_identity(np.linalg.inv(fixed.to_world(unit)))
+    after = [] if moving is None else _unless_identity(moving.to_world(unit))
+    grids = [None if image is None else image.grid for image in (fixed, moving)]
+    return Contents((*before, *links, *after), unit, grids[0], grids[1], {}, _images(tree))
+
+
+def _images(tree: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Which images a scene's transformation goes between; None for a system of the scene's own."""
+    chosen = _chosen(_scene(tree)) or {}
+    ends = (chosen.get("input"), chosen.get("output"))
+    fixed, moving = (end.get("path") if isinstance(end, Mapping) else None for end in ends)
+    return fixed, moving
+
+
+def _scene(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    ome = tree.get("ome")
+    scene = ome.get("scene", ome) if isinstance(ome, Mapping) else None
+    return scene if isinstance(scene, Mapping) else {}
+
+
+def _chosen(scene: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The transformation named ``fixed_to_moving``, or else the first."""
+    found = scene.get("coordinateTransformations")
+    if not isinstance(found, list) or not found:
+        return None
+    return next((t for t in found if t.get("name") == "fixed_to_moving"), found[0])  # type: ignore[no-any-return]
+
+
+def _unless_identity(matrix: Any) -> list[Stored]:
+    return [] if np.array_equal(matrix, np.eye(4)) else [Stored(np.asarray(matrix, np.float64))]
+
+
+def _image_at(path: str, name: str, end: Any) -> LinkedImage | None:
+    """The image that an end of a scene's transformation names by its path; None where it is a system of the scene."""
+    inner = end.get("path") if isinstance(end, Mapping) else None
+    if inner is None:
+        return None
+    if not isinstance(inner, str) or any(part in ("", ".", "..") for part in inner.split("/")):
+        raise Unreadable(f"{path}: its transformation names the image {inner!r}; a path below the scene was expected.")
+    return find_image(name, join(path, inner))
+
+
+def _unit_of(scene: Mapping[str, Any], chosen: Mapping[str, Any], fixed: LinkedImage | None) -> str | None:
+    if fixed is not None:
+        return fixed.grid.unit
     system = chosen.get("input")
-    unit = ngff06.unit_of(scene, system.get("name") if isinstance(system, Mapping) else system)
-    unit = unit or next((link.grid.unit for link in links if link.grid is not None), None)
-    return Contents(tuple(links), unit, None, None, {})
+    return ngff06.unit_of(scene, system.get("name") if isinstance(system, Mapping) else system)
 
 
 def _foreign_field(path: str, node: zarr.Group, inner: str) -> Stored:

@@ -41,7 +41,8 @@ def write_image(
 
     axes: names of leading axes, t and c in this order; an OME-Zarr image alone can have them.
 
-    NIfTI is in millimetres, as ITK reads it. labels: coarser levels take every other voxel instead of means.
+    NIfTI is in millimetres, as ITK reads it. labels: coarser levels are what most voxels of the
+    level below are (see ``block_mode``), not means.
     Raises OutputExists, OutputError, OutOfSpace, GridError.
     """
     path = parse_address(address).path
@@ -128,7 +129,8 @@ def _write_zarr(
             coarsen(below, level, step, labels=labels)
             below = level
         name = path.rpartition("/")[2].removesuffix(".zarr").removesuffix(".ome")
-        attributes = ngff.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, sampled=labels, lead=axes)
+        kind = "mode" if labels else "mean"
+        attributes = ngff.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, kind, lead=axes)
         group.attrs.update(attributes)  # last: without it no reader takes the group for an image
 
 

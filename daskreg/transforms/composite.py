@@ -14,7 +14,9 @@ from scipy.ndimage import map_coordinates
 from daskreg.grid import Grid, Region
 
 BLOCK = 128  # voxels an axis within which points are looked up together: 24 MiB of displacement
-CLOSE, ROUNDS = 1e-4, 200  # voxels within which a point's source is found, and steps after which it is given up
+CLOSE = 1e-4  # voxels within which a point's source is found
+ROUNDS = 30  # steps of the fixed point, and then of Newton, after which a point is given up
+HALVINGS = 12  # of a Newton step that does not bring a point nearer
 
 
 @dataclass(frozen=True)
@@ -101,28 +103,80 @@ class Link:
         """Points (N, 3) that ``points`` brings to ``moving`` (N, 3), and how far from them it brings each, (N,) world units.
 
         By the fixed point p <- q - d(p), q = W^-1 y, with d going on beyond the grid as at its faces; a point whose source lies
-        out there is its own, as d is 0 there. The step is halved where the residual does not fall by a tenth.
+        out there is its own, as d is 0 there. Where this does not contract, Newton's method with the derivative of the cell, its
+        step halved until the residual falls.
         """
         q = (moving - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
         if self.displacement is None:
             return q, np.zeros(len(q))
-        p = self._fixed_point(q)
+        p = self._newton(self._fixed_point(q), q)
         left, unmoved = (np.linalg.norm(x + self.displacement_at(x) - q, axis=1) for x in (p, q))
         better = unmoved < left
         p[better] = q[better]
         return p, np.minimum(left, unmoved)
 
     def _fixed_point(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
-        enough = CLOSE * min(self.place.spacing)
-        p, step, last = q.copy(), np.ones((len(q), 1)), np.full(len(q), np.inf)
+        p, rows, last = q.copy(), np.arange(len(q)), np.full(len(q), np.inf)
         for _ in range(ROUNDS):
-            r = p + self._clamped(p) - q
+            r = self._residual(p[rows], q[rows])
             left = np.linalg.norm(r, axis=1)
-            if not (left > enough).any():
+            on = (left > self._enough) & (left < 0.9 * last)
+            rows, last = rows[on], left[on]
+            if not rows.size:
                 break
-            step[left > 0.9 * last] *= 0.5
-            p, last = p - np.maximum(step, 1 / 16) * r, left
+            p[rows] -= r[on]
         return p
+
+    def _newton(self, p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From p, which is changed; a point that comes no nearer stays where it is."""
+        rows = np.arange(len(q))
+        for _ in range(ROUNDS):
+            r = self._residual(p[rows], q[rows])
+            left = np.linalg.norm(r, axis=1)
+            on = left > self._enough
+            rows, r, left = rows[on], r[on], left[on]
+            if not rows.size:
+                break
+            move = np.einsum("nrc,nc->nr", np.linalg.pinv(np.eye(3) + self._slopes(p[rows])), r)
+            rows = rows[self._nearer(p, q, rows, move, left)]
+        return p
+
+    def _nearer(
+        self, p: NDArray[np.float64], q: NDArray[np.float64], rows: NDArray[np.intp], move: NDArray[np.float64],
+        left: NDArray[np.float64],
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        """Move points, each by as much of its step as brings it nearer; which of them moved."""
+        moved = np.zeros(len(rows), bool)
+        for k in range(HALVINGS):
+            trying = np.flatnonzero(~moved)
+            if not trying.size:
+                break
+            at = p[rows[trying]] - move[trying] / 2**k
+            better = np.linalg.norm(self._residual(at, q[rows[trying]]), axis=1) < left[trying]
+            p[rows[trying[better]]] = at[better]
+            moved[trying[better]] = True
+        return moved
+
+    @property
+    def _enough(self) -> float:
+        return CLOSE * min(self.place.spacing)
+
+    def _residual(self, p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+        return p + self._clamped(p) - q
+
+    def _slopes(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Dd in the cell of each point, (N, 3, 3): world units by world units; 0 along an axis on which a point is outside."""
+        grid, top = self.place, np.asarray(self.place.shape) - 1
+        index = grid.to_index(points)
+        at = np.clip(index, 0, top)
+        columns = np.zeros((len(points), 3, 3))
+        for a in range(3):
+            low, high = at.copy(), at.copy()
+            low[:, a] = np.clip(np.floor(at[:, a]), 0, max(top[a] - 1, 0))
+            high[:, a] = np.minimum(low[:, a] + 1, top[a])
+            columns[:, :, a] = self.displacement_at(grid.to_world(high)) - self.displacement_at(grid.to_world(low))
+        columns *= ((index >= 0) & (index <= top))[:, None, :]
+        return np.asarray(columns @ grid.world_to_index[:3, :3])
 
     def _clamped(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         inside = np.clip(self.place.to_index(points), 0, np.asarray(self.place.shape) - 1)

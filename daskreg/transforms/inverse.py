@@ -1,4 +1,4 @@
-"""The inverse of a displacement, box by box: by fixed point, with a bound on its error, and a certificate over all voxels."""
+"""The inverse of a displacement, box by box: by fixed point and Newton, with a bound on its error, and a certificate of it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from scipy.ndimage import maximum_filter
 from daskreg.grid import Grid, Region
 from daskreg.kernels.vectors import turned
 from daskreg.kernels.warp import invert
-from daskreg.transforms.chain import course, launch
+from daskreg.transforms.chain import Course, course, launch
 from daskreg.transforms.composite import Link
 
 Array = NDArray[np.float32]
-TOLERANCE = 1e-3  # voxels that the fixed point may be off
-ROUNDS = 200  # steps after which a voxel is given up; where Du contracts by a half ten do
+TOLERANCE = 1e-3  # voxels that the solution may be off
+ROUNDS = 100  # steps, of the fixed point and of Newton, after which a voxel is given up; ten and three are usual
+CONTRACTS = 0.9  # Lipschitz constant up to which the bound on the error is one that says something: ten residuals
 LIMIT = 0.1  # voxels from which on the way there and back counts as failed
 
 
@@ -174,25 +175,36 @@ def joined(links: Iterable[Link]) -> tuple[Link, ...]:
 
 @dataclass(frozen=True)
 class Solved:
-    """The fixed point in a box: voxels, the largest residual and the largest proven error (voxels), voxels without a proof."""
+    """The solution in a box: voxels, the largest residual and the largest proven error (voxels), voxels without a proof.
+
+    unsolved: voxels whose residual stayed above TOLERANCE, as where space folds;  around: the boxes that they are in
+    """
 
     voxels: int
     residual: float
     bound: float
     unproven: int
+    unsolved: int = 0
+    around: tuple[Region, ...] = ()
 
     @classmethod
-    def of(cls, residual: Array, constant: Array) -> Solved:
+    def of(cls, residual: Array, constant: Array, box: Region) -> Solved:
         """Of one box; residual and constant as ``InverseField.solve`` gives them."""
-        proven = residual < 1 - constant
+        proven = (constant <= CONTRACTS) & (residual < 1 - constant)
         bound = residual[proven] / (1 - constant[proven])
-        return cls(residual.size, float(residual.max()), float(bound.max(initial=0.0)), int((~proven).sum()))
+        lost = residual > TOLERANCE
+        found = _box(lost, box)
+        around = () if found is None else (found,)
+        most = float(bound.max(initial=0.0))
+        return cls(residual.size, float(residual.max()), most, int((~proven).sum()), int(lost.sum()), around)
 
     @classmethod
     def merged(cls, parts: Sequence[Solved]) -> Solved:
         """Of all boxes."""
         residual, bound = max(p.residual for p in parts), max(p.bound for p in parts)
-        return cls(sum(p.voxels for p in parts), residual, bound, sum(p.unproven for p in parts))
+        around = tuple(box for p in parts for box in p.around)
+        voxels, unproven, unsolved = (sum(getattr(p, k) for p in parts) for k in ("voxels", "unproven", "unsolved"))
+        return cls(voxels, residual, bound, unproven, unsolved, around)
 
 
 @dataclass(frozen=True)
@@ -212,12 +224,15 @@ class RoundTrip:
 
     @property
     def mean(self) -> float:
-        """Over all voxels."""
-        return self.total / self.voxels
+        """Over all voxels; 0 without any."""
+        return self.total / max(1, self.voxels)
 
     @classmethod
-    def of(cls, links: Sequence[Link], back: Sequence[Link], grid: Grid, box: Region) -> RoundTrip:
-        """There through ``links`` and back through ``back``, from every voxel of a box of ``grid``."""
+    def of(cls, links: Sequence[Link], back: Sequence[Link], grid: Grid, box: Region, within: Grid | None = None) -> RoundTrip:
+        """There through ``links`` and back through ``back``, from every voxel of a box of ``grid``.
+
+        within: a grid in which a voxel must have got to be counted, for a displacement ends at its grid
+        """
         at = course([*links, *back], grid, box)
         to_index = grid.world_to_index
         error = np.zeros(box.shape, np.float32)
@@ -225,11 +240,15 @@ class RoundTrip:
             error = np.sqrt((turned(to_index[:3, :3] @ at.turn, at.e) ** 2).sum(axis=0))
         drift = to_index @ at.matrix - np.eye(4)  # what the affine parts leave: rounding
         error += np.float32(np.abs(drift[:3, :3]).sum() * max(grid.shape) + np.abs(drift[:3, 3]).sum())
+        counted = error.size
+        if within is not None:
+            inside = _arrives(course(links, grid, box), within, box)
+            error[~inside], counted = 0, int(inside.sum())
         place = np.unravel_index(int(error.argmax()), error.shape)
         z, y, x = (int(a) + s for a, s in zip(place, box.start, strict=True))
         failed = error > LIMIT
         return cls(
-            error.size, float(error.sum(dtype=np.float64)), float(error.max()), (z, y, x), int(failed.sum()), _box(failed, box)
+            counted, float(error.sum(dtype=np.float64)), float(error.max()), (z, y, x), int(failed.sum()), _box(failed, box)
         )
 
     @classmethod
@@ -240,6 +259,19 @@ class RoundTrip:
         total = sum(p.total for p in parts)
         failed = sum(p.failed for p in parts)
         return cls(sum(p.voxels for p in parts), total, worst.largest, worst.worst, failed, _hull(around))
+
+
+def _arrives(at: Course, grid: Grid, box: Region) -> NDArray[np.bool_]:
+    """Whether the voxels of a box have got into a grid, (Z, Y, X)."""
+    matrix, linear = at.into(grid)
+    z, y, x = (np.arange(a, b, dtype=float) for a, b in zip(box.start, box.stop, strict=True))
+    inside = np.ones(box.shape, bool)
+    moved = None if at.e is None else turned(linear, at.e)
+    for c, (row, n) in enumerate(zip(matrix, grid.shape, strict=False)):
+        p = (row[0] * z)[:, None, None] + (row[1] * y)[:, None] + (row[2] * x + row[3])
+        p = p if moved is None else p + moved[c]
+        inside &= (p >= 0) & (p <= n - 1)
+    return inside
 
 
 def _box(mask: NDArray[np.bool_], box: Region) -> Region | None:

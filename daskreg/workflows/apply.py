@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from daskreg.grid import Grid
 from daskreg.storage import RunStore, Volume, open_stack, open_volume, write_image
@@ -24,15 +25,17 @@ def apply(
     interpolation: Interpolation = "linear",
     like: Source | Volume | Grid | None = None,
     overwrite: bool = False,
-    device: Device = "cpu",
+    device: Literal["auto", "cpu", "cuda"] = "cpu",
 ) -> Volume:
     """``moved(x) = image(phi(x))`` on the fixed grid or on that of ``like``, in the image's own type, 0 outside.
 
     image: an address, an array (Z, Y, X) or a Volume, of any grid: only world coordinates matter; all channels of an address
     that chooses none;  output: ``.nii``, ``.nii.gz`` or ``.zarr`` (None: nothing is computed yet, one channel);
-    interpolation: linear, nearest, cubic, or label (the one with the most weight around);  device: cpu or cuda.
+    interpolation: linear, nearest, cubic, or label (the one with the most weight around);  device: cpu, cuda, or auto (a GPU
+    where this process, or every worker of the Dask client in hand, has one).
     Raises InputError and OutputError in all their forms.
     """
+    kind = settled_device(device)
     if output is not None:
         require_apart(output, place_of(run), image, like)
     transform = run if isinstance(run, Transform) else load_transform(run)
@@ -40,8 +43,19 @@ def apply(
     grid = transform.target(like)
     warn_apart(transform.links, transform.unit, grid, stack)
     planes = output is not None and is_nifti(str(output))
-    moved = resampled(stack, grid, transform.links, transform.unit, interpolation, planes=planes, device=device)
+    moved = resampled(stack, grid, transform.links, transform.unit, interpolation, planes=planes, device=kind)
     if output is None:
         return Volume(moved, grid, f"{stack.name}, moved")
     write_image(output, moved, grid, labels=interpolation in ("nearest", "label"), overwrite=overwrite, axes=stack.axes)
     return open_volume(f"{output}::channel=0" if "c" in stack.axes else output)
+
+
+def settled_device(wanted: str) -> Device:
+    """Where kernels run, as ``register`` settles it. Raises ConfigError for another word, InputError where no GPU is."""
+    known_word("device", wanted, ("auto", "cpu", "cuda"))
+    if wanted == "cpu":
+        return "cpu"
+    from daskreg.cluster import device_of, existing  # a second that a processor need not wait for
+
+    with existing() as client:
+        return device_of(client, wanted)

@@ -1,7 +1,8 @@
-"""``daskreg export``: the transform of a run as ITK, ANTs and SimpleITK read it."""
+"""``daskreg export``: a transform as ITK, ANTs and SimpleITK read it, or as an OME-NGFF 0.6 scene."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,33 +19,53 @@ from daskreg.storage.atomic import require_apart
 from daskreg.storage.itk import LINEAR_ENDINGS
 from daskreg.storage.itk_composite import is_composite, write_composite
 from daskreg.storage.nifti import is_nifti
+from daskreg.storage.run import is_run
+from daskreg.storage.scenes import LinkedImage, find_image
 from daskreg.transforms.composite import Link
 from daskreg.workflows.blocks import block_of, by_block
-from daskreg.workflows.keep import write_transform
+from daskreg.workflows.keep import made_by, write_transform
 from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.resample import known_word
 from daskreg.workflows.transform import Transform
 
+log = logging.getLogger("daskreg")
 Part = Literal["total", "warp", "affine"]
 PARTS = ("total", "warp", "affine")
 
 
-def export(run: str | Path | RunStore | Transform, output: str | Path, *, part: Part = "total", overwrite: bool = False) -> None:
+def export(
+    run: str | Path | RunStore | Transform,
+    output: str | Path,
+    *,
+    part: Part = "total",
+    images: bool = False,
+    fixed: str | Path | None = None,
+    moving: str | Path | None = None,
+    one_field: bool = False,
+    overwrite: bool = False,
+) -> None:
     """Write ``phi(x) - x`` (total) or d (warp) as a displacement field, or W (affine) as an ITK affine, in millimetres.
 
     The whole also goes, link by link, into an ITK composite (.h5) or an OME-NGFF 0.6 scene (.zarr), which keeps its unit.
 
     Total alone, or the affine applied after the warp (for ANTs: ``-t warp.nii.gz -t affine.mat``), takes fixed to moving points,
-    as resampling wants it. Raises ConfigError, NotFound (no such part), OutputError when the ending does not suit the part.
+    as resampling wants it.
+
+    images: link the archives that a run was made from below the scene, untouched, so that it goes from the one to the other;
+    fixed, moving: other archives for its two ends. OME-Zarr of this file system, and a .zarr as output;
+    one_field: all of the transform in one field on the fixed grid, in a .zarr too, for readers that follow no chains.
+    Raises ConfigError, NotFound (no such part), OutputError when the ending does not suit the part.
     """
     known_word("part", part, PARTS)
-    require_apart(output, place_of(run))
+    require_apart(output, place_of(run), fixed, moving)
     path = parse_address(output).path
     if part != "total" or not (is_composite(path) or path.lower().endswith(".zarr")):
         _require_ending(path, part)
+    ends = _archives(run, images, fixed, moving, path)
     transform = run if isinstance(run, Transform) else load_transform(run)
     if part == "total" and path.lower().endswith(".zarr"):
-        write_transform(transform, output, overwrite=overwrite)
+        whole = flattened(transform) if one_field else transform
+        write_transform(whole, output, overwrite=overwrite, made=made_by("export", place_of(run)), images=ends)
         return
     if part == "total" and is_composite(path):
         write_composite(output, metric_links(transform), overwrite=overwrite)
@@ -54,6 +75,46 @@ def export(run: str | Path | RunStore | Transform, output: str | Path, *, part: 
         return
     chosen = transform if part == "total" else warp_alone(transform)
     write_displacement_nifti(output, displacement_field(chosen), chosen.grid.to_unit(transform.unit), overwrite=overwrite)
+
+
+def _archives(
+    run: str | Path | RunStore | Transform, images: bool, fixed: str | Path | None, moving: str | Path | None, output: str
+) -> tuple[LinkedImage | None, LinkedImage | None]:
+    """What is to be linked at either end of a scene. Raises ConfigError where nothing can be."""
+    if not (images or fixed or moving):
+        return None, None
+    if not output.lower().endswith(".zarr"):
+        raise ConfigError(f"{output}: archives are linked below a scene, which is a .zarr; choose that ending.")
+    found = [None if given is None else find_image(n, given) for n, given in (("fixed", fixed), ("moving", moving))]
+    if images:
+        known = _recorded(run)
+        require_apart(output, *known.values())
+        found = [image or _if_possible(n, known[n]) for n, image in zip(known, found, strict=True)]
+    if not any(found):
+        raise ConfigError(
+            f"none of the images of {place_of(run)} can be linked; name OME-Zarr archives with --fixed and --moving."
+        )
+    return found[0], found[1]
+
+
+def _recorded(run: str | Path | RunStore | Transform) -> dict[str, str | None]:
+    """Addresses of the images that a run was made from."""
+    place = place_of(run)
+    recipe = RunStore.open(place).recipe if place is not None and is_run(place) else {}
+    if not recipe:
+        raise ConfigError(f"{place or 'the transform'} does not know its images; name them with --fixed and --moving.")
+    spacing = "" if recipe.get("spacing") is None else "::spacing=1"  # refused as one in the address is
+    return {n: None if recipe.get(n) is None else f"{recipe[n]}{spacing}" for n in ("fixed", "moving")}
+
+
+def _if_possible(name: str, address: str | None) -> LinkedImage | None:
+    if address is None:
+        return None
+    try:
+        return find_image(name, address)
+    except ConfigError as error:
+        log.warning("the %s image is not linked: %s", name, error)
+        return None
 
 
 def warp_alone(transform: Transform) -> Transform:
@@ -81,6 +142,24 @@ def displacement_field(transform: Transform) -> da.Array:
     """``phi(x) - x``, lazily (3, Z, Y, X) float32: in the transform's unit on the fixed grid, components z, y, x."""
     shape = transform.grid.shape
     return by_block(_Field(transform), (3, *shape), np.dtype(np.float32), (1, *block_of(shape, 4)))
+
+
+def flattened(transform: Transform) -> Transform:
+    """The same on the fixed grid, and the identity beyond it, as one displacement ``phi(x) - x``, lazily."""
+    grid = transform.grid.to_unit(transform.unit)
+    return Transform.of(None, grid, _Sliced(transform), transform.moving)
+
+
+class _Sliced:
+    """``phi(x) - x`` as a field that is sliced."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform, self.shape = transform, (3, *transform.grid.shape)
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        """The voxels of basic slices, all components."""
+        ends = [s.indices(n)[:2] for s, n in zip(index[-3:], self.shape[-3:], strict=True)]
+        return self.transform.field(Region(tuple(a for a, _ in ends), tuple(b for _, b in ends)))
 
 
 class _Field:

@@ -13,12 +13,12 @@ import dask
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore
 from daskreg.storage.transforms import TransformStore
-from daskreg.transforms.composite import Link, blocks
+from daskreg.transforms.composite import Link, Stretch, blocks
 from daskreg.transforms.inverse import LIMIT, TOLERANCE, InverseField, RoundTrip, Solved
 from daskreg.workflows.blocks import EDGE
-from daskreg.workflows.keep import require_room, write_transform
+from daskreg.workflows.keep import made_by, require_room, write_transform
 from daskreg.workflows.load import load_transform, place_of, stored_links
-from daskreg.workflows.transform import Transform
+from daskreg.workflows.transform import Determinant, Transform, stretch_of, tally
 
 log = logging.getLogger("daskreg")
 
@@ -28,45 +28,82 @@ class Certificate:
     """How well an inverse undoes a transform.
 
     there_and_back: ``|phi^-1(phi(x)) - x|`` over all voxels x of the fixed grid, in its voxels, through the inverse as it is
-    stored;  solved: of the fixed point, at the voxels of the inverse; None where every link is affine
+    stored: where space is pressed together much lies between two voxels of the inverse;  back_and_there:
+    ``|phi(phi^-1(q)) - q|`` over the voxels q of the moving grid that come from inside the fixed one, in its voxels: what an
+    image sees that is resampled through the inverse;  stretch: of the displacement, at the voxels of the fixed grid;
+    solved: the equation at the voxels of the inverse, before anything is interpolated; None where every link is affine
     """
 
     there_and_back: RoundTrip
+    back_and_there: RoundTrip
+    stretch: Stretch
     solved: Solved | None
+
+    @property
+    def folded(self) -> int:
+        """Voxels of the fixed grid at which space folds: they have no inverse."""
+        return round(self.stretch.folded_percent * self.there_and_back.voxels / 100)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        r, s = self.there_and_back, self.solved
-        around = None if r.around is None else {"start": list(r.around.start), "stop": list(r.around.stop)}
+        s = self.solved
         told: dict[str, Any] = {
             "what": "|phi^-1(phi(x)) - x| over all voxels x of the fixed grid, in voxels",
-            "voxels": r.voxels, "mean": r.mean, "largest": r.largest, "worst_voxel": list(r.worst),
-            "limit": LIMIT, "beyond_limit": r.failed, "beyond_limit_within": around,
-        }  # fmt: skip
+            **_trip_dict(self.there_and_back),
+            "back_and_there": {
+                "what": "|phi(phi^-1(q)) - q| over the voxels q of the moving grid from inside the fixed one, in voxels",
+                **_trip_dict(self.back_and_there),
+            },
+            "folded_voxels": self.folded,
+            "smallest_determinant": self.stretch.smallest,
+        }
         if s is not None:
             told["fixed_point"] = {
                 "what": "|w + u(q + w)| at the voxels q of the inverse, and the proven bound on its error, in voxels",
                 "tolerance": TOLERANCE, "residual": s.residual, "bound": s.bound, "voxels": s.voxels,
-                "unproven_voxels": s.unproven,
+                "unproven_voxels": s.unproven, "unsolved_voxels": s.unsolved,
+                "unsolved_within": [{"start": list(b.start), "stop": list(b.stop)} for b in s.around],
             }  # fmt: skip
         return told
 
     def lines(self) -> list[str]:
         """For people."""
-        r, s = self.there_and_back, self.solved
+        r, q, s = self.there_and_back, self.back_and_there, self.solved
         text = [
-            f"there and back, over {r.voxels} voxels: mean {r.mean:.2g}, largest {r.largest:.2g} voxel at {r.worst} (z, y, x)"
+            f"there and back, over {r.voxels} voxels: mean {r.mean:.2g}, largest {r.largest:.2g} voxel at {r.worst} (z, y, x)",
+            f"back and there, over {q.voxels} voxels of the moving image: mean {q.mean:.2g}, largest {q.largest:.2g} voxel",
         ]
-        if r.around is not None:
-            text.append(
-                f"beyond {LIMIT:g} voxel at {r.failed} of them, all within {r.around.start} to {r.around.stop}: folds have no "
-                "inverse, and a rough field needs finer voxels (--finer 2)"
-            )
         if s is not None:
             text.append(
-                f"fixed point: residual at most {s.residual:.2g} voxel, proven error at most {s.bound:.2g} voxel{_gap(s)}"
+                f"at the voxels of the inverse: residual at most {s.residual:.2g} voxel, proven error at most {s.bound:.2g}"
+                f" voxel{_gap(s)}"
             )
         return text
+
+    def warnings(self) -> list[str]:
+        """What is not as an inverse should be."""
+        r, s = self.there_and_back, self.solved
+        text = []
+        if s is not None and s.unsolved:
+            text.append(f"{s.unsolved} voxels of the inverse have no solution within {TOLERANCE:g} voxel: see unsolved_within")
+        if self.folded:
+            text.append(f"{self.folded} voxels of the fixed image fold: folds have no inverse")
+        if r.around is not None:
+            pressed = 1 / max(self.stretch.smallest, 1e-6) if self.stretch.smallest > 0 else 0
+            why = f"; space is pressed together up to {pressed:.2g} times" if pressed >= 2 else ""
+            text.append(
+                f"beyond {LIMIT:g} voxel at {r.failed} voxels, all within {r.around.start} to {r.around.stop}{why}: what lies "
+                "between its voxels the inverse interpolates, finer ones (--finer 2) leave half of that error"
+            )
+        return text
+
+
+def _trip_dict(r: RoundTrip) -> dict[str, Any]:
+    around = None if r.around is None else {"start": list(r.around.start), "stop": list(r.around.stop)}
+    return {
+        "voxels": r.voxels, "mean": r.mean, "largest": r.largest, "worst_voxel": list(r.worst),
+        "limit": LIMIT, "beyond_limit": r.failed, "beyond_limit_within": around,
+    }  # fmt: skip
 
 
 def _gap(s: Solved) -> str:
@@ -79,8 +116,8 @@ def invert(
 ) -> Certificate:
     """Write the inverse of a transform, from moving to fixed points, as an OME-NGFF 0.6 store, and say how exact it is.
 
-    Each displacement d becomes v with ``v(q) = -d(q + v(q))`` on d's grid, grown to hold all x + d(x), by fixed point, block by
-    block with the halo that d can reach, on the Dask client in hand.
+    Each displacement d becomes v with ``v(q) = -d(q + v(q))`` on d's grid, grown to hold all x + d(x), by fixed point and, where
+    that does not contract, by Newton's method; block by block with the halo that d can reach, on the Dask client in hand.
 
     finer: voxels of the inverse in one of the displacement, along each axis; twice as many leave about half of the error;
     both: keep the transform beside its inverse, as one bijection that needs no other file.
@@ -93,23 +130,43 @@ def invert(
 
     def tell(store: TransformStore, found: list[Any]) -> dict[str, Any]:
         back = stored_links(store, inverse.links)
-        trip = round_trip(transform, back)
-        certified.append(Certificate(trip, Solved.merged(found) if found else None))
+        grid = (transform.fixed or _any_grid(transform)).to_unit(transform.unit)
+        there = (transform.moving or inverse_grid(inverse) or grid).to_unit(transform.unit)
+        trips = round_trip(transform.links, back, grid), round_trip(back, transform.links, there, grid)
+        certified.append(Certificate(*trips, _stretch(transform, grid), Solved.merged(found) if found else None))
         return {"certificate": certified[0].as_dict()}
 
-    write_transform(inverse, output, overwrite=overwrite, fill=_solved, tell=tell, backward=transform if both else None)
-    if certified[0].there_and_back.failed:
-        log.warning("%s: %s", output, certified[0].lines()[1])
+    made, backward = made_by("invert", place_of(run)), transform if both else None
+    write_transform(inverse, output, overwrite=overwrite, fill=_solved, tell=tell, backward=backward, made=made)
+    for line in certified[0].warnings():
+        log.warning("%s: %s", output, line)
     return certified[0]
 
 
-def round_trip(transform: Transform, back: Sequence[Link]) -> RoundTrip:
-    """There and back from every voxel of the fixed grid, a task a block."""
-    grid = (transform.fixed or _any_grid(transform)).to_unit(transform.unit)
-    held = _Pair(transform.links, tuple(back), grid)
+def round_trip(links: Sequence[Link], back: Sequence[Link], grid: Grid, within: Grid | None = None) -> RoundTrip:
+    """There through ``links`` and back from every voxel of a grid, a task a block; see ``RoundTrip.of``."""
+    held = _Pair(tuple(links), tuple(back), grid, within)
     one = dask.delayed(_tripped, pure=False)  # type: ignore[attr-defined]
     parts = dask.compute(*(one(held, box) for box in blocks(grid.shape, EDGE)))  # type: ignore[attr-defined, no-untyped-call]
     return RoundTrip.merged(list(parts))
+
+
+def inverse_grid(inverse: Transform) -> Grid | None:
+    """The grid of the first displacement of an inverse, None where it has none."""
+    return next((link.grid for link in inverse.links if link.displacement is not None), None)
+
+
+def _stretch(transform: Transform, grid: Grid) -> Stretch:
+    if transform.is_affine:
+        return Stretch()
+    determinant = Determinant(transform.links, grid, whole=False)
+    one = dask.delayed(_tally, pure=False)  # type: ignore[attr-defined]
+    parts = dask.compute(*(one(determinant, box) for box in blocks(grid.shape, EDGE)))  # type: ignore[attr-defined, no-untyped-call]
+    return stretch_of(list(parts))
+
+
+def _tally(determinant: Determinant, box: Region) -> tuple[int, int, float, float, float]:
+    return tally(determinant(box))
 
 
 def _any_grid(transform: Transform) -> Grid:
@@ -121,15 +178,15 @@ def _any_grid(transform: Transform) -> Grid:
 class _Pair:
     """Not a dataclass: Dask would look inside."""
 
-    def __init__(self, links: tuple[Link, ...], back: tuple[Link, ...], grid: Grid) -> None:
-        self.links, self.back, self.grid = links, back, grid
+    def __init__(self, links: tuple[Link, ...], back: tuple[Link, ...], grid: Grid, within: Grid | None) -> None:
+        self.links, self.back, self.grid, self.within = links, back, grid, within
 
 
 def _tripped(pair: _Pair, box: Region) -> RoundTrip:
-    return RoundTrip.of(pair.links, pair.back, pair.grid, box)
+    return RoundTrip.of(pair.links, pair.back, pair.grid, box, pair.within)
 
 
 def _solved(link: Link, box: Region) -> tuple[Any, Solved]:
     field: InverseField = link.displacement
     v, residual, constant = field.solve(box)
-    return v, Solved.of(residual, constant)
+    return v, Solved.of(residual, constant, box)

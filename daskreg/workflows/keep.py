@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ import numpy as np
 
 from daskreg.errors import OutputError
 from daskreg.grid import Region
-from daskreg.storage.address import parse_address
+from daskreg.storage.address import is_remote, parse_address
 from daskreg.storage.atomic import replacing, require_apart, require_place
+from daskreg.storage.scenes import LinkedImage
 from daskreg.storage.transforms import TransformStore
 from daskreg.transforms.composite import Link, blocks
 from daskreg.workflows.blocks import EDGE
@@ -40,11 +44,14 @@ def write_transform(
     fill: Fill | None = None,
     tell: Callable[[TransformStore, list[Any]], Mapping[str, Any]] | None = None,
     backward: Transform | None = None,
+    made: Mapping[str, Any] | None = None,
+    images: tuple[LinkedImage | None, LinkedImage | None] = (None, None),
 ) -> None:
     """A transform as an OME-NGFF 0.6 store, a task a block of each displacement; nothing is there before all of it is.
 
     fill: computes a block (by default reads it), and something to tell of it;  tell: given the store without its metadata, and
-    what was told of all blocks, what the metadata say besides;  backward: the inverse, which makes of both a bijection.
+    what was told of all blocks, what the metadata say besides;  backward: the inverse, which makes of both a bijection;
+    made: how it came about, see ``made_by``;  images: archives to link below it, which its scene then goes between.
     Raises OutputExists, OutputError, OutOfSpace.
     """
     require_room(output, overwrite)
@@ -56,9 +63,17 @@ def write_transform(
         store = TransformStore.create(place, grids)
         found = _filled(transform.links, 0, store, fill or _read)
         _filled(back, len(transform.links), store, _read)
-        told = {} if tell is None else tell(store, found)
+        told = {**({} if made is None else {"made": made}), **({} if tell is None else tell(store, found))}
         links = [(link.affine, grid) for link, grid in zip(every, grids, strict=True)]
-        store.finish(links, transform.unit, transform.fixed, transform.moving, told, len(back))
+        store.finish(links, transform.unit, transform.fixed, transform.moving, told, len(back), images)
+
+
+def made_by(command: str, source: Any, **more: Any) -> dict[str, Any]:
+    """How a transform came about, to be kept with it: the command, what it was made of, and when. source: see ``place_of``."""
+    path = None if source is None else parse_address(source).path
+    place = path if path is None or is_remote(path) else os.path.abspath(path)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"command": command, "of": place, "version": version("daskreg"), "at": now, **more}
 
 
 def _filled(links: Sequence[Link], first: int, store: TransformStore, fill: Fill) -> list[Any]:

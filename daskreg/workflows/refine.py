@@ -18,7 +18,7 @@ from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.images import Source
 from daskreg.transforms.composite import Stretch, blocks
 from daskreg.workflows.blocks import EDGE, Reader
-from daskreg.workflows.keep import require_room, write_transform
+from daskreg.workflows.keep import made_by, require_room, write_transform
 from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.register import register
 from daskreg.workflows.transform import Transform, stretch_of, tally
@@ -76,7 +76,9 @@ def refine(
     faded = Reader(result.displacement * window(part.grid.shape, blend))
     correction = Transform.of(None, part.grid, faded).to_unit(unit)
     chain = Transform((*correction.links, *transform.links), unit, transform.fixed, transform.moving or source.grid)
-    write_transform(chain, output, overwrite=overwrite)
+    where = [list(box.start), list(box.stop)]
+    made = made_by("refine", place_of(run), fixed=target.name, moving=source.name, region=where)
+    write_transform(chain, output, overwrite=overwrite, made=made)
     back = load_transform(output)
     metrics = result.report["metrics"]
     return Refined(back, metrics["before"], metrics["after"], _stretch(back, part.grid))

@@ -69,6 +69,10 @@ def certificate(inverse: str | Path) -> dict[str, str]:
         "largest": f"{found['largest']:.2g} voxel at {tuple(found['worst_voxel'])} (z, y, x)",
         f"beyond {found['limit']:g} voxel": f"{found['beyond_limit']} voxels{where}",
     }
+    other = found.get("back_and_there")  # older ones have none
+    if other:
+        facts["back and there, mean"] = f"{other['mean']:.2g} voxel, largest {other['largest']:.2g}"
+        facts["folded"] = f"{found['folded_voxels']} voxels"
     if solved:
         share = 100 * solved["unproven_voxels"] / solved["voxels"]
         facts["fixed point, residual"] = f"at most {solved['residual']:.2g} voxel"

@@ -163,6 +163,7 @@ def test_what_can_be_done_with_a_transform(tmp_path, capsys):
         code, out, err = run(capsys, *(str(tmp_path / a) if "." in a else a for a in command))
         assert code == 0, err
         assert out
+        assert command[0] != "points" or "lps, millimeter" in out
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), load_transform(transform).points(FIXED_GRID.center)[None])
     np.testing.assert_allclose(np.load(tmp_path / "back.npy")[0], FIXED_GRID.center, atol=0.02)
     again = [float(v) for v in (tmp_path / "again.csv").read_text().split(",")]
@@ -241,6 +242,22 @@ def test_a_cluster_of_gpus_needs_gpus(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "run.zarr").exists()
 
 
+def test_apply_settles_its_device_as_register_does(capsys, tmp_path, monkeypatch):
+    without_gpus(monkeypatch)
+    make_run(tmp_path / "run.zarr", affine(), displacement())
+    code, _, err = run(capsys, "apply", tmp_path / "run.zarr", MOVING, "-o", tmp_path / "m.nii", "--device", "cuda")
+    assert (code, "this machine has none" in err) == (2, True)
+    assert not (tmp_path / "m.nii").exists()
+    assert run(capsys, "apply", tmp_path / "run.zarr", MOVING, "-o", tmp_path / "m.nii", "--device", "auto")[0] == 0
+    asked = []
+    monkeypatch.setattr("daskreg.cluster.session.gpus", lambda: 1)
+    monkeypatch.setattr("daskreg.workflows.apply.resampled", lambda *_, device, **__: asked.append(device) or 1 / 0)
+    for device in ("auto", "cuda", "cpu"):
+        with pytest.raises(ZeroDivisionError):
+            run(capsys, "apply", tmp_path / "run.zarr", MOVING, "-o", tmp_path / "n.nii", "--device", device)
+    assert asked == ["cuda", "cuda", "cpu"]
+
+
 def test_where_no_gpu_is_the_device_is_the_processor(monkeypatch):
     without_gpus(monkeypatch)
     assert device_of(None, "auto") == "cpu"
@@ -278,3 +295,13 @@ def test_a_cluster_of_gpus_is_not_for_the_processor(capsys, tmp_path):
     code, _, err = run(capsys, "register", FIXED, MOVING, "-o", tmp_path / "run.zarr", "--cluster", "cuda", "--device", "cpu")
     assert code == 2
     assert "leave one of them out" in err
+
+
+def test_every_command_has_its_function(capsys):
+    import daskreg
+
+    named = {"report": "write_report", "info": "describe"}
+    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands} - {"demo"}
+    assert {named.get(c, c) for c in commands} <= set(daskreg.__all__)
+    for name in daskreg.__all__:
+        assert getattr(daskreg, name) is not None

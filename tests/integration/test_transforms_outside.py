@@ -242,3 +242,22 @@ def test_labels_are_those_of_itk_s_own_vote(tmp_path):
     assert len(np.unique(ours)) > 80
     assert (ours != theirs)[inside].mean() < 1e-3  # equal shares, which may fall either way
     assert (nearest != theirs)[inside].mean() > 0.01
+
+
+def test_inside_the_moving_image_itk_and_we_differ_by_rounding_alone(head, tmp_path):
+    """Beyond its outermost voxels ITK repeats them for half a voxel, where we fade to 0 within one."""
+    float_head = replace(head[1], data=head[1].data.astype(np.float32) + 50)  # a rim that is not 0
+    write_image(tmp_path / "moving.nii.gz", float_head.data, float_head.grid)
+    write_image(tmp_path / "like.nii.gz", np.zeros(TURNED.shape, np.float32), TURNED)
+    transform = Transform.of(affine_about(TURNED), TURNED, warp_on(TURNED), float_head.grid)
+    export(transform, tmp_path / "t.h5")
+    moving, fixed = sitk.ReadImage(str(tmp_path / "moving.nii.gz")), sitk.ReadImage(str(tmp_path / "like.nii.gz"))
+    itk = sitk.ReadTransform(str(tmp_path / "t.h5"))
+    theirs = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, itk, sitk.sitkLinear, 0.0, sitk.sitkFloat32))
+    difference = np.abs(transform.apply(float_head).compute() - theirs) / np.ptp(theirs)
+    at = float_head.grid.to_index(transform.points(TURNED.to_world(np.moveaxis(np.indices(TURNED.shape), 0, -1))))
+    last = np.array(float_head.shape) - 1
+    inside = ((at > 0) & (at < last)).all(axis=-1)
+    assert difference[inside].max() < 1e-5
+    assert difference[~inside].max() > 0.1
+    assert difference[((at <= -1) | (at >= last + 1)).any(axis=-1)].max() == 0

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from itertools import pairwise
 
 import dask.array as da
 import numpy as np
@@ -12,7 +13,7 @@ from ome_zarr_models.v05.image import Image
 from daskreg.errors import GridError, OutOfSpace, OutputError, OutputExists
 from daskreg.grid import Grid
 from daskreg.storage import open_volume, write_image
-from daskreg.storage.pyramid import block_mean, pyramid
+from daskreg.storage.pyramid import block_mean, block_mode, pyramid
 
 FLIPPED = ((-1, 0, 0), (0, 0, 1), (0, 1, 0))
 GRID = Grid((20, 70, 130), (2.0, 1.0, 1.0), (5.0, -6.0, 7.0), FLIPPED, "um", True)
@@ -51,8 +52,8 @@ def test_labels_keep_their_values_at_every_level(tmp_path):
     labels = image("uint16") // 100 * 7
     write_image(tmp_path / "a.zarr", labels, GRID, labels=True)
     v = open_volume(tmp_path / "a.zarr::level=1")
-    np.testing.assert_array_equal(v.read(), labels[:, ::2, ::2])
-    np.testing.assert_allclose(v.grid.origin, GRID.origin)
+    np.testing.assert_array_equal(v.read(), majority_by_hand(labels, (1, 2, 2)))
+    np.testing.assert_allclose(v.grid.origin, GRID.coarsen((1, 2, 2)).origin)
 
 
 def test_block_means_at_the_edge_are_of_the_voxels_there():
@@ -108,3 +109,47 @@ def test_places_and_shapes_that_cannot_be_are_refused(tmp_path):
         write_image(tmp_path / "a.png", image(), GRID)
     with pytest.raises(GridError, match="do not fit"):
         write_image(tmp_path / "a.nii", image()[1:], GRID)
+
+
+def majority_by_hand(labels, step):
+    """Voxel by voxel; of those that tie, the smallest."""
+    out = np.empty([-(-n // k) for n, k in zip(labels.shape, step)], labels.dtype)
+    for place in np.ndindex(out.shape):
+        block = labels[tuple(slice(p * k, (p + 1) * k) for p, k in zip(place, step))].ravel().tolist()
+        out[place] = max(block, key=lambda v: (block.count(v), -v))
+    return out
+
+
+@pytest.mark.parametrize("step", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, np.float32])
+def test_labels_are_outvoted_block_by_block(step, dtype):
+    labels = np.random.default_rng(0).integers(0, 3, (7, 8, 9)).astype(dtype)
+    found = block_mode(np.stack([labels, labels[::-1]]), step)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found[0], majority_by_hand(labels, step))
+    np.testing.assert_array_equal(found[1], majority_by_hand(labels[::-1], step))
+
+
+def test_levels_of_labels_are_votes_of_the_level_below_at_the_centres_of_their_blocks(tmp_path):
+    grid = Grid((140, 150, 133), (1.0, 1.0, 1.0), (5.0, 6.0, 7.0), unit="mm")
+    labels = np.random.default_rng(0).integers(0, 3, (20, 22, 19)).astype(np.uint16).repeat(7, 0).repeat(7, 1).repeat(7, 2)
+    labels = np.ascontiguousarray(labels[:140, :150, :133])
+    write_image(tmp_path / "l.ome.zarr", labels, grid, labels=True)
+    levels = [zarr.open_array(tmp_path / "l.ome.zarr" / str(k))[:] for k in range(3)]
+    for fine, coarse in pairwise(levels):
+        np.testing.assert_array_equal(coarse, block_mode(fine, (2, 2, 2)))
+    np.testing.assert_array_equal(levels[1][:20, :20, :20], majority_by_hand(labels[:40, :40, :40], (2, 2, 2)))
+    assert open_volume(f"{tmp_path / 'l.ome.zarr'}::level=1").grid.origin == (5.5, 6.5, 7.5)
+    told = zarr.open_group(tmp_path / "l.ome.zarr").attrs["ome"]["multiscales"][0]
+    assert told["type"] == "mode"
+    assert told["datasets"][1]["coordinateTransformations"][1]["translation"] == [5.5, 6.5, 7.5]
+
+
+def test_levels_that_were_sampled_are_read_where_they_are(tmp_path):
+    grid = Grid((140, 40, 40), unit="mm")
+    write_image(tmp_path / "l.ome.zarr", np.zeros(grid.shape, np.uint8), grid, labels=True)
+    group = zarr.open_group(tmp_path / "l.ome.zarr", mode="r+")
+    ome = group.attrs["ome"]
+    ome["multiscales"][0]["type"] = "sampled"
+    group.attrs["ome"] = ome
+    assert open_volume(f"{tmp_path / 'l.ome.zarr'}::level=1").grid.origin == (0, 0, 0)

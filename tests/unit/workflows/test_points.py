@@ -86,7 +86,8 @@ def test_points_whose_source_is_not_found_are_told_of(tmp_path, caplog):
     ("text", "words"),
     [
         ("x,y,z\n1,2,oops\n", "row 2: found '1, 2, oops'"),
-        ("x,y,z\n", "holds no points"),
+        ("", "is empty"),
+        ("# nothing\n\n", "is empty"),
         ("a,b,c\n1,2,3\n", "columns a, b, c; x, y and z"),
         ("1 2 3 4\n", "row 1"),
         ("name;x;y;z\nc;1,5;2,5;3\n", "row 2: found 'c, 1,5, 2,5, 3'"),  # decimal commas are no separators
@@ -136,3 +137,13 @@ def test_bad_input_is_refused(transform, tmp_path):
         points(transform, good, good)
     with pytest.raises(OutputError, match="endings"):
         points(transform, good, tmp_path / "out.doc")
+
+
+@pytest.mark.parametrize("to", ["moving", "fixed"])
+def test_no_points_are_no_points_whatever_holds_them(transform, tmp_path, to):
+    table(tmp_path / "in.csv", [], "x,y,z,name")
+    np.save(tmp_path / "in.npy", np.empty((0, 3)))
+    for ending in ("csv", "npy"):
+        assert points(transform, tmp_path / f"in.{ending}", tmp_path / f"out.{ending}", to=to).shape == (0, 3)
+    assert (tmp_path / "out.csv").read_text() == "x,y,z,name\n"
+    assert np.load(tmp_path / "out.npy").shape == (0, 3)

@@ -144,7 +144,7 @@ def test_the_proven_bound_holds():
     field = InverseField(link, [reach_of(link, grid.region)])
     v, residual, constant = field.solve(field.grid.region)
     assert constant.max() < 1
-    bound = Solved.of(residual, constant)
+    bound = Solved.of(residual, constant, field.grid.region)
     q = everywhere(field.grid)
     off = Transform((link,)).fixed_to_moving_points(q + np.moveaxis(v, 0, -1)) - q
     inside = (

@@ -1,0 +1,152 @@
+"""OME-NGFF 0.6 scenes with images in them: the untouched archives, linked below the scene."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from daskreg.errors import ConfigError, UnitsError
+from daskreg.grid import UNITS, Grid
+from daskreg.storage import ngff, ngff06
+from daskreg.storage.address import is_remote, join, parent, parse_address
+from daskreg.storage.faults import writing
+from daskreg.storage.nifti import is_nifti
+from daskreg.storage.stores import attributes, open_node
+
+INTRINSIC = "intrinsic"  # what ngff-zarr calls the one system of an image of 0.4 or 0.5, which has no names for systems
+DEPTH = 4  # how many folders above an array are searched for the image it is a level of
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LinkedImage:
+    """An OME-Zarr archive as an image of a scene.
+
+    name: its path below the scene;  target: where it is;  system: its coordinate system;  lead: its leading axes;
+    grid: of its first level: the system lies along its direction, in its unit
+    """
+
+    name: str
+    target: str
+    system: str
+    lead: tuple[str, ...]
+    grid: Grid
+
+    @property
+    def end(self) -> dict[str, str]:
+        """How a transformation names it."""
+        return {"path": self.name, "name": self.system}
+
+    def to_world(self, unit: str | None) -> Matrix:
+        """(4, 4) from its own system to the world in a unit. Raises UnitsError where just one of the two is known."""
+        if (unit is None) != (self.grid.unit is None):
+            raise UnitsError(
+                f"{self.target} is in {self.grid.unit or 'no unit'}, the transform in {unit or 'no unit'}; they cannot be linked."
+            )
+        scale = 1.0 if unit is None or self.grid.unit is None else UNITS[self.grid.unit] / UNITS[unit]
+        return np.asarray(ngff06.direction_of(self.grid) @ np.diag([scale, scale, scale, 1.0]), np.float64)
+
+
+def find_image(name: str, address: str | Path) -> LinkedImage:
+    """The archive at an address, or the one that the array there is a level of, to be linked as ``<name>.ome.zarr``.
+
+    Raises ConfigError for what no scene can link: NIfTI and bare arrays, remote stores, a voxel size given by hand, axes stored
+    in another order than z, y, x; NotFound and Unreadable.
+    """
+    given = parse_address(address)
+    if given.spacing is not None or given.unit is not None:
+        raise ConfigError(
+            f"{address}: a scene links an archive as it is; it cannot say another spacing or unit than the archive."
+        )
+    if is_nifti(given.path) or is_remote(given.path):
+        raise ConfigError(f"{given.path}: a scene links OME-Zarr archives of this file system; NIfTI files and URLs are not.")
+    place, tree = _image_above(given.node)
+    multiscale = ngff.parse(place, tree)
+    assert multiscale is not None
+    if ngff.spatial(multiscale.axes) != tuple(range(len(multiscale.axes)))[-3:]:
+        order = ", ".join(a.name for a in multiscale.axes)
+        raise ConfigError(f"{place} has the axes {order}; a scene links images whose last axes are z, y, x.")
+    frame = multiscale.frame(place, 0)
+    assert frame is not None
+    shape = zarr.open_array(join(place, multiscale.datasets[0].path), mode="r").shape[-3:]
+    lead = tuple(a.name for a in multiscale.axes[:-3])
+    return LinkedImage(f"{name}.ome.zarr", os.path.realpath(place), _system(tree), lead, frame.grid(shape))
+
+
+def _image_above(path: str) -> tuple[str, Mapping[str, Any]]:
+    here = path
+    for _ in range(DEPTH):
+        tree = attributes(open_node(here))
+        if ngff.holds_image(tree):
+            return here, tree
+        here = parent(here)
+        if not os.path.isfile(os.path.join(here, "zarr.json")) and not os.path.isfile(os.path.join(here, ".zgroup")):
+            break
+    raise ConfigError(f"{path} is no OME-Zarr image; a scene links images with multiscales metadata.")
+
+
+def _system(tree: Mapping[str, Any]) -> str:
+    """The system that the levels of an image are placed in."""
+    image = tree.get("ome", tree)["multiscales"][0]
+    if "coordinateSystems" not in image:
+        return INTRINSIC
+    output = image["datasets"][0]["coordinateTransformations"][0]["output"]
+    return str(output["name"] if isinstance(output, Mapping) else output)
+
+
+def link_images(store: str, images: Sequence[LinkedImage]) -> None:
+    """Put a link to each archive into a store, relative, so that both can be moved together. Raises OutputError."""
+    for image in images:
+        with writing(join(store, image.name)):
+            os.symlink(os.path.relpath(image.target, os.path.realpath(store)), join(store, image.name), target_is_directory=True)
+
+
+def between_images(
+    forward: Sequence[tuple[Matrix, Grid | None, str | None]],
+    unit: str | None,
+    fixed: LinkedImage | None,
+    moving: LinkedImage | None,
+) -> dict[str, Any]:
+    """A scene whose one transformation takes points of the fixed image to the moving image, each in its own system.
+
+    Where an image is None, that end is a system of the scene, the world, LPS. Leading axes that both images have are kept
+    (byDimension); others are dropped before and are 0 after, by affine maps between spaces of different dimension.
+
+    forward: as for ``ngff06.scene_attributes``
+    """
+    before = np.eye(4) if fixed is None else fixed.to_world(unit)
+    after = np.eye(4) if moving is None else np.asarray(np.linalg.inv(moving.to_world(unit)), np.float64)
+    told = ngff06.sequence(forward, before, after)
+    if len(told["transformations"]) == 1 and not (fixed and fixed.lead) and not (moving and moving.lead):
+        told = told["transformations"][0]  # as it is, a reader that knows no sequences can follow it
+    told = _with_lead(told, () if fixed is None else fixed.lead, () if moving is None else moving.lead)
+    worlds = [n for n, image in (("fixed", fixed), ("moving", moving)) if image is None]
+    ends = [{"name": n} if image is None else image.end for n, image in (("fixed", fixed), ("moving", moving))]
+    scene: dict[str, Any] = {"coordinateSystems": [{"name": n, "axes": ngff06.space_axes(unit)} for n in worlds]}
+    scene = {k: v for k, v in scene.items() if v}
+    scene["coordinateTransformations"] = [{"name": "fixed_to_moving", "input": ends[0], "output": ends[1], **told}]
+    return {"version": ngff06.VERSION, "scene": scene}
+
+
+def _with_lead(told: dict[str, Any], before: tuple[str, ...], after: tuple[str, ...]) -> dict[str, Any]:
+    if not before and not after:
+        return told
+    if before == after:
+        n = len(before)
+        kept, space = list(range(n)), list(range(n, n + 3))
+        parts = [({"type": "identity"}, kept), (told, space)]
+        return {"type": "byDimension", "transformations": [
+            {"transformation": t, "inputAxes": axes, "outputAxes": axes} for t, axes in parts]}  # fmt: skip
+    steps = list(told["transformations"])
+    if before:
+        steps.insert(0, {"type": "affine", "affine": np.eye(3, len(before) + 4, len(before)).tolist()})
+    if after:
+        steps.append({"type": "affine", "affine": np.eye(len(after) + 3, 4, -len(after)).tolist()})
+    return {"type": "sequence", "transformations": steps}

@@ -1,0 +1,230 @@
+"""``daskreg info``: what is at an address, be it an image, a run, a transform or points."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import dask
+import dask.array as da
+import numpy as np
+
+from daskreg.errors import Unreadable
+from daskreg.grid import Grid
+from daskreg.storage import VolumeInfo
+from daskreg.storage import describe as describe_image
+from daskreg.storage.address import is_remote, join, parse_address
+from daskreg.storage.faults import reading, require
+from daskreg.storage.info import grid_rows, sentence
+from daskreg.storage.itk import INSIGHT, LINEAR_ENDINGS
+from daskreg.storage.itk_composite import is_composite
+from daskreg.storage.itk_field import is_displacement
+from daskreg.storage.nifti import is_nifti
+from daskreg.storage.points import MESHES, TABLES, PointFile, read_points
+from daskreg.storage.transforms import is_transform, read_transform
+from daskreg.transforms.composite import Link
+from daskreg.workflows.load import load_transform
+
+CHEAP = 1 << 30  # bytes of a field up to which its largest displacement is looked for
+FIELD, COMPOSITE, LINEAR = "ITK displacement field, NIfTI", "ITK composite, HDF5", "ITK linear transform"
+
+
+class Told(Protocol):
+    """What can be said of a file, for people and for scripts."""
+
+    def lines(self) -> list[str]:
+        """A table, one fact a line."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """One link ``W(x + d(x))`` of a chain: W, (4, 4), world, z, y, x, 1; the grid of d and its largest length, world units.
+
+    grid, largest: None where there is no d; largest is None too where d is larger than CHEAP bytes
+    """
+
+    affine: tuple[tuple[float, ...], ...]
+    grid: Grid | None = None
+    largest: float | None = None
+
+    def rows(self, number: int, unit: str) -> list[tuple[str, str]]:
+        """For people."""
+        rows = []
+        if self.grid is not None:
+            size = 12 * self.grid.size
+            found = (
+                f"largest {self.largest:.4g} {unit}" if self.largest is not None else f"not looked through ({size / 1e9:.1f} GB)"
+            )
+            rows.append((f"part {number}", f"displacement on {sentence(self.grid)}, {found}"))
+        if self.grid is None or not np.array_equal(self.affine, np.eye(4)):
+            text = "; ".join(" ".join(f"{v:.6g}" for v in row) for row in np.asarray(self.affine)[:3] + 0.0)
+            rows.append((f"part {number}" if not rows else "", f"affine {text}  (z, y, x, 1; {unit})"))
+        return rows
+
+
+@dataclass(frozen=True)
+class TransformInfo:
+    """A transform in a file: points go through its parts in their order, from ``fixed`` to ``moving`` (grids, None: unknown).
+
+    images: places of the fixed and the moving image, where a scene has them below it;
+    made: how it came about, as far as the file says;  certificate: of an inverse
+    """
+
+    name: str
+    format: str
+    unit: str | None
+    parts: tuple[PartInfo, ...]
+    fixed: Grid | None = None
+    moving: Grid | None = None
+    images: tuple[str | None, str | None] = (None, None)
+    made: Mapping[str, Any] | None = None
+    certificate: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """A table, one fact a line."""
+        unit = self.unit or "(no unit)"
+        rows = [
+            ("transform", self.name),
+            ("format", self.format),
+            ("maps", f"points of the fixed to points of the moving image; world, LPS, {unit}"),
+            ("fixed", sentence(self.fixed) if self.fixed else "not stated: say where to with --like"),
+            ("moving", sentence(self.moving) if self.moving else "not stated"),
+        ]
+        rows += [row for k, part in enumerate(self.parts, 1) for row in part.rows(k, unit)]
+        grids = [(k, part.grid) for k, part in enumerate(self.parts, 1) if part.grid is not None]
+        rows += [(f"{name} {k}" if len(grids) > 1 else name, text) for k, grid in grids for name, text in grid_rows(grid)[1:]]
+        rows += [(f"{name} at", place) for name, place in zip(("fixed", "moving"), self.images, strict=True) if place]
+        rows += _history(self.made) + _quality(self.certificate)
+        return [f"{k:<10} {v}" for k, v in rows]
+
+
+def _history(made: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if not made:
+        return []
+    more = "".join(f", {k} {v}" for k, v in made.items() if k not in ("command", "of", "version", "at"))
+    return [
+        ("made", f"{made.get('at')} by 'daskreg {made.get('command')}' {made.get('version')} of {made.get('of') or '-'}{more}")
+    ]
+
+
+def _quality(certificate: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if not certificate:
+        return []
+    told = f"there and back: mean {certificate['mean']:.2g}, largest {certificate['largest']:.2g} voxel"
+    return [("inverse", f"{told}; {certificate['beyond_limit']} of {certificate['voxels']} beyond {certificate['limit']:g}")]
+
+
+@dataclass(frozen=True)
+class PointsInfo:
+    """Points in a file: how many, the corners of their box (x, y, z, as in the file), and the table's columns."""
+
+    name: str
+    points: int
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """A table, one fact a line."""
+        rows = [("points", self.name), ("number", str(self.points))]
+        rows += [("columns", ", ".join(self.columns))] if self.columns else []
+        if self.points:
+            spans = (f"{n} {a:.6g} to {b:.6g}" for n, a, b in zip("xyz", self.low, self.high, strict=True))
+            rows.append(("box", ", ".join(spans) + "  (the file states neither space nor unit)"))
+        return [f"{k:<10} {v}" for k, v in rows]
+
+
+def describe(source: str | Path) -> Told:
+    """What daskreg understands of a file: an image, a run, a transform that ``daskreg apply`` takes, or points.
+
+    Raises NotFound, Unreadable, IncompleteRun.
+    """
+    path = parse_address(source).path
+    name = path.lower()
+    if is_nifti(path):
+        return _of_transform(path, FIELD) if is_displacement(path) else describe_image(source)
+    if is_composite(path):
+        return _of_transform(path, COMPOSITE)
+    if name.endswith(LINEAR_ENDINGS) and not (name.endswith(".txt") and not _is_insight(path)):
+        return _of_transform(path, LINEAR)
+    if name.endswith((*TABLES, ".npy", *MESHES)):
+        return _of_points(path)
+    if is_transform(path):
+        return _of_transform(path, "")
+    found = describe_image(source)
+    return _with_largest(found) if found.run.get("complete") and found.run.get("displacement") else found
+
+
+def _is_insight(path: str) -> bool:
+    require(path)
+    with reading(path), open(path, "rb") as file:
+        return file.read(len(INSIGHT)) == INSIGHT.encode()
+
+
+def _of_points(path: str) -> PointsInfo:
+    try:
+        file = read_points(path)
+    except Unreadable as error:
+        if path.lower().endswith(".txt"):
+            load_transform(path)  # which says what else was expected
+        raise error from None
+    return PointsInfo(path, len(file.points), *_box(file), file.header)
+
+
+def _box(file: PointFile) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if not len(file.points):
+        return (), ()
+    xyz = file.points[:, ::-1]
+    return tuple(xyz.min(axis=0).tolist()), tuple(xyz.max(axis=0).tolist())
+
+
+def _of_transform(path: str, form: str) -> TransformInfo:
+    transform = load_transform(path)
+    found = None if form else read_transform(path)
+    told: Mapping[str, Any] = {} if found is None else found.told
+    images = (None, None) if found is None else found.images
+    fixed, moving = (None if inner is None else _target(join(path, inner)) for inner in images)
+    kind = form or ("daskreg transform, OME-NGFF 0.6 scene" if told else "OME-NGFF 0.6 scene")
+    parts = tuple(_part(link) for link in transform.links)
+    made, certificate = told.get("made"), told.get("certificate")
+    return TransformInfo(path, kind, transform.unit, parts, transform.fixed, transform.moving, (fixed, moving), made, certificate)
+
+
+def _target(path: str) -> str:
+    """Where an image of a scene really is."""
+    return path if is_remote(path) else os.path.realpath(path)
+
+
+def _part(link: Link) -> PartInfo:
+    affine = tuple(tuple(float(v) for v in row) for row in link.affine)
+    return PartInfo(affine) if link.displacement is None else PartInfo(affine, link.place, largest(link))
+
+
+def largest(link: Link) -> float | None:
+    """The length of a link's largest displacement, chunk by chunk, world units; None where d is larger than CHEAP bytes."""
+    d: da.Array = link.displacement.data
+    if 12 * link.place.size > CHEAP:
+        return None
+    (found,) = dask.compute(da.sqrt((d.astype(np.float32) ** 2).sum(axis=0)).max())  # type: ignore[attr-defined, no-untyped-call]
+    return float(found)
+
+
+def _with_largest(found: VolumeInfo) -> VolumeInfo:
+    (link,) = load_transform(found.name).links
+    length = largest(link)
+    told = f"largest {length:.4g} {found.unit or '(no unit)'}" if length is not None else "not looked through"
+    return replace(found, run={**found.run, "displacement": told})

@@ -1,0 +1,91 @@
+"""Ctrl-C while a transform is applied, inverted, looked at or refined: nothing half-written is taken for a result."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from daskreg.grid import Grid
+from daskreg.storage import open_volume, write_image
+from daskreg.workflows.demo import demo_pair
+from tests.phantoms import smooth_field
+from tests.unit.workflows.runs import make_run
+
+FIXED, MOVING = demo_pair(3)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A run on the bundled pair, and a grid that is so fine that a command on it takes its time."""
+    folder = tmp_path_factory.mktemp("inputs")
+    grid = open_volume(FIXED).grid
+    field = smooth_field(grid.shape, 2.0, seed=3).field(grid.shape)
+    world = np.einsum("rc,czyx->rzyx", grid.index_to_world[:3, :3], field).astype(np.float32)
+    make_run(folder / "run.zarr", np.eye(4), world, fixed=grid, moving=open_volume(MOVING).grid)
+    fine = Grid(
+        (512, 512, 512), tuple(s * n / 512 for s, n in zip(grid.spacing, grid.shape)), grid.origin, grid.direction, "mm", True
+    )
+    write_image(folder / "fine.ome.zarr", np.zeros((512, 512, 512), np.uint8), fine)
+    return folder
+
+
+COMMANDS = {
+    "apply": ["apply", "run.zarr", MOVING, "-o", "out.ome.zarr", "--like", "fine.ome.zarr", "--interpolation", "cubic"],
+    "apply to one file": ["apply", "run.zarr", MOVING, "-o", "out.nii.gz", "--like", "fine.ome.zarr"],
+    "invert": ["invert", "run.zarr", "-o", "out.zarr", "--finer", "6"],
+    "jacobian": ["jacobian", "run.zarr", "-o", "out.ome.zarr", "--like", "fine.ome.zarr"],
+    "refine": ["refine", "run.zarr", FIXED, MOVING, "-o", "out.zarr", "--region", "5:55,5:65,5:55"],
+}
+
+
+def begun(child, folder, before):
+    """Whether something is being written, or registered."""
+    deadline = time.monotonic() + 60
+    os.set_blocking(child.stderr.fileno(), False)
+    while time.monotonic() < deadline and child.poll() is None:
+        if set(os.listdir(folder)) - before or b"dashboard" in (child.stderr.read() or b""):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def ended(child):
+    """What it said on standard error; where its threads are, if it does not end."""
+    try:
+        return child.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGABRT)
+        return child.communicate()[1]
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_interrupted_leaves_nothing_and_what_it_was_to_replace(inputs, tmp_path, name, older):
+    words = [str(inputs / w) if w in ("run.zarr", "fine.ome.zarr") else w for w in COMMANDS[name]]
+    output = tmp_path / words[words.index("-o") + 1]
+    if older:
+        place = output if output.suffix == ".gz" else tmp_path / "older.ome.zarr"
+        write_image(place, np.ones((4, 4, 4), np.uint8), Grid((4, 4, 4), unit="mm"))
+        place.rename(output)
+        words.append("--overwrite")
+    before = set(os.listdir(tmp_path))
+    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a child ignores what was ignored where it came from
+    try:
+        command = [sys.executable, "-X", "faulthandler", "-m", "daskreg.cli", *words]
+        child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    assert begun(child, tmp_path, before)
+    child.send_signal(signal.SIGINT)
+    os.set_blocking(child.stderr.fileno(), True)
+    said = ended(child)
+    assert child.returncode == 130, said.decode()
+    lines = [line for line in said.decode().splitlines() if line and not line.startswith(("dashboard", "fixed "))]
+    assert lines == ["daskreg: stopped; nothing was written."]
+    assert set(os.listdir(tmp_path)) == before
+    if older:
+        assert open_volume(output).read().min() == 1
