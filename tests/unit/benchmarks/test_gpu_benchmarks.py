@@ -36,3 +36,18 @@ def test_the_other_program_is_given_the_volumes_that_are_made_for_both(monkeypat
     module(monkeypatch, "fireants.registration.greedy", GreedyRegistration=lambda *a, **k: level)
     assert gpu_iterations.fireants(4, "mse", volumes)["fireants_bytes_per_voxel"] == 10
     np.testing.assert_array_equal(given, volumes * 3)
+
+
+def test_a_row_tells_the_gpu_beside_the_machine(monkeypatch, tmp_path):
+    import gpu_agreement
+    import measure
+
+    told = {"seconds": {}, "levels": [{"losses": [-0.5]}], "machine": {"gpu": "a GPU"}}
+    monkeypatch.setattr(measure, "daskreg", lambda *a, **k: SimpleNamespace(seconds=1.0))
+    monkeypatch.setattr(gpu_agreement, "PAIR", SimpleNamespace(
+        case="a->b", fixed="a", moving="b", moving_labels="c", overlaps=lambda data, labels: {"structure": 0.7}))  # fmt: skip
+    monkeypatch.setattr(gpu_agreement, "RunStore", SimpleNamespace(open=lambda path: SimpleNamespace(provenance=told)))
+    rows = []
+    measure.emit(gpu_agreement.register("cuda", tmp_path, tmp_path, [])[0], rows)
+    assert "a GPU" in rows[0].values()
+    assert rows[0]["machine"] == measure.machine()
