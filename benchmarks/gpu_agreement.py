@@ -51,7 +51,7 @@ def register(device: str, work: Path, data: Path, more: list[str]) -> tuple[dict
         "losses": losses,
         "wall": took.seconds,
     }
-    return {**row, "seconds": seconds, "machine": run.provenance["machine"].get("gpu")}, run
+    return {**row, "seconds": seconds, "gpu": run.provenance["machine"].get("gpu")}, run
 
 
 def mixed(name: str, path: Path) -> Path:

@@ -143,7 +143,7 @@ def _fireants_level(kind: str, images: tuple[Any, Any], iterations: int) -> floa
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    fixed, moving = (BatchedImages([TheirImage(sitk.GetImageFromArray(i.get()), device="cuda")]) for i in images)
+    fixed, moving = (BatchedImages([TheirImage(sitk.GetImageFromArray(i), device="cuda")]) for i in images)
     made = GreedyRegistration(
         [1], [iterations], fixed, moving, loss_type=kind, cc_kernel_size=7, optimizer="Adam", optimizer_lr=0.5,
         smooth_grad_sigma=1.0, smooth_warp_sigma=0.5, progress_bar=False, max_tolerance_iters=10**6, tolerance=0,

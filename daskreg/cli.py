@@ -146,7 +146,7 @@ def register(
         raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
     if dry_run:
         found = workflow.plan(fixed, moving, chosen, workers=workers or 1, memory=memory, residency=residency, spacing=spacing)
-        typer.echo("\n".join(found.lines(_speed(device))))
+        typer.echo("\n".join(found.lines(_speed(Device.cuda if cluster == "cuda" else device, workers or 1))))
         return
     if output is None:
         raise ConfigError("no output was named; add -o RUN.zarr.")
@@ -173,11 +173,11 @@ def _config(config: Path | None, preset: str | None, fixed_mask: str | None, mov
     return chosen.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 
-def _speed(device: Device) -> str:
-    """Whose speed a plan assumes: a GPU's where one is asked for, or found."""
+def _speed(device: Device, workers: int) -> str:
+    """Whose speed a plan assumes: a GPU's where one is asked for, or found for each worker."""
     from daskreg.cluster import device_of
 
-    return "cuda" if device is Device.cuda else device_of(None, device.value)
+    return "cuda" if device is Device.cuda else device_of(None, device.value, workers)
 
 
 @app.command()
@@ -201,7 +201,7 @@ def plan(
 
     chosen = _config(config, preset, fixed_mask, moving_mask, None)
     given: dict[str, Any] = {"workers": workers or 1, "memory": memory, "residency": residency, "spacing": spacing}
-    typer.echo("\n".join(workflow.plan(fixed, moving, chosen, **given).lines(_speed(device))))
+    typer.echo("\n".join(workflow.plan(fixed, moving, chosen, **given).lines(_speed(device, workers or 1))))
 
 
 @app.command()

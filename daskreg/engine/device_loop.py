@@ -55,12 +55,12 @@ class DeviceLoop(Loop):
             if k % 2 == 0:
                 known = self._known(k - LAG)
                 self._tell(watch, known)
-                if plateau.reached(known):
-                    report.stopped = "plateau"
-                    break
                 if asked := self.asked if self.comm.size > 1 else watch.asked():
                     report.losses = self._known(k)
                     keep(fields, report, asked)
+                if plateau.reached(known):
+                    report.stopped = "plateau"
+                    break
             count = self._advance(fields, k)
             if not count:
                 report.stopped = "at rest"
@@ -244,7 +244,7 @@ class DeviceLoop(Loop):
         ends = self._reached(f)
         if len(self.block.own):
             self._direct(f)
-        ranges = self._agree_on_length(ends)
+        ranges = self._agree_on_length(ends, t)
         if t == 1 and float(self.longest[0]) < AT_REST**2:
             self._settle()
             return False
@@ -303,13 +303,14 @@ class DeviceLoop(Loop):
         rows = span(self.block.box(self.reach), *self.place, f.u)
         return rows.reshape(2, -1).max(axis=1)
 
-    def _agree_on_length(self, ends: Any) -> Any:
+    def _agree_on_length(self, ends: Any, t: int) -> Any:
         """The longest direction anywhere, and where each block reaches; the loss and who asks for a checkpoint come with it."""
         if self.comm.size == 1:
             return None
         mine, reached = np.empty(6), [-math.inf] * 2 if ends is None else host(ends)  # ends first: one wait for both
+        heard = t % 2 == 0 and t < self.level.iterations  # where ``run`` acts on it: who asks forgets that it did
         sums = host(self.sums)
-        mine[:4] = sums[2:].view(np.float32)[0], self.watch.asked(), -reached[1], reached[0]
+        mine[:4] = sums[2:].view(np.float32)[0], self.watch.asked() if heard else 0.0, -reached[1], reached[0]
         mine[4:] = sums[:2].view(np.float64)  # their bits
         table = self.comm.gather(mine)
         self.asked = float(table[:, 1].max())

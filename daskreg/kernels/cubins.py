@@ -1,9 +1,9 @@
 """Compiled CUDA kernels kept on disk, so that only the first process on a machine waits for the compiler.
 
 Numba's own cache hashes what a kernel closes over, and formulas that are compiled already hash differently in every process.
-Here a kernel is known by its name, its constants and the digest of all kernel sources. Each has a file of its own, which is
-there whole or not at all: processes that start together cannot take each other's. What cannot be read is compiled anew, what
-cannot be written is compiled again next time.
+Here a kernel is known by its name, its constants, the compiler's options and the digest of all kernel sources. Each has a file
+of its own, which is there whole or not at all: processes that start together cannot take each other's. What cannot be read is
+compiled anew, what cannot be written is compiled again next time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
+
+from numba.core import config as settings
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def keep(dispatcher: Any, name: str, *identity: Any) -> Any:
-    """Let what ``cuda.jit`` made look on disk before it compiles."""
-    dispatcher._cache = Cubins(name, *identity)
+    """Let what ``cuda.jit`` made look on disk before it compiles; options, some from the environment, make another kernel."""
+    options = sorted(dispatcher.targetoptions.items())
+    dispatcher._cache = Cubins(name, *identity, options, vars(settings)["FORCE_CUDA_CC"])
     return dispatcher

@@ -240,7 +240,7 @@ class Sweep:
             body = _whole(self.factory(*constants), {"cuda": cuda})
             options = {name: v(*constants) if callable(v) else v for name, v in self.options.items()}
             made = cuda.jit(body, **({} if DISABLED else options))
-            self._forms[constants] = made if DISABLED else keep(made, self.name, DIGEST, constants, options)
+            self._forms[constants] = made if DISABLED else keep(made, self.name, DIGEST, constants)
         return self._forms[constants]
 
     def __call__(

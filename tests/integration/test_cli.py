@@ -267,6 +267,19 @@ def test_where_no_gpu_is_the_device_is_the_processor(monkeypatch):
     assert device_of(None, "auto", 2) == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("options", "speed"), [((), "GPU"), (("--workers", 2), "core"), (("--workers", 2, "--device", "cuda"), "GPU")]
+)
+def test_a_plan_assumes_the_speed_of_what_the_run_would_take(capsys, monkeypatch, options, speed):
+    """With two workers and one GPU that is the processor."""
+    monkeypatch.setattr("daskreg.cluster.session.gpus", lambda: 1)
+    for command in (("plan",), ("register", "--dry-run")):
+        code, out, _ = run(capsys, *command, FIXED, MOVING, *options)
+        assert code == 0
+        assert speed in out.splitlines()[-1]
+    assert "GPU" in run(capsys, "register", "--dry-run", FIXED, MOVING, "--workers", 2, "--cluster", "cuda")[1]
+
+
 def test_without_a_worker_yet_nothing_is_said_of_its_gpu():
     assert device_of(SimpleNamespace(run=lambda function: {}), "auto") == "cpu"
 

@@ -14,6 +14,7 @@ from daskreg.engine import halo, sampler
 from daskreg.engine.device_loop import LAG, DeviceLoop
 from daskreg.engine.halo import Block, Movement, finish
 from daskreg.engine.memory import trim
+from daskreg.engine.report import SAVE, Watch
 from daskreg.engine.sampler import Ring
 from daskreg.grid import Partition, Span
 from daskreg.kernels import histogram_march
@@ -41,6 +42,57 @@ def test_a_level_at_rest_waits_for_its_loss():
     made._mark = marked.append
     assert made._advance(None, 0) == 0
     assert marked == [1]
+
+
+class Once(Watch):
+    """Asks from an iteration on, until somebody has listened: as a clock does that starts again when it was read."""
+
+    def __init__(self, since):
+        self.since, self.now, self.told = since, 0, False
+
+    def asked(self, *, level_end=False):
+        asks, self.told = self.now >= self.since and not self.told, self.told or self.now >= self.since
+        return SAVE * asks
+
+
+class Longest(np.ndarray):
+    """An array of a GPU, as far as it is written from here."""
+
+    def set(self, values):
+        self[...] = values
+
+
+def among_two(iterations, tolerance):
+    """A level of constant loss on one of two ranks, where nothing is computed but what ranks agree on."""
+    made, mine = loop([]), np.zeros(3, np.int64)
+    made.comm = SimpleNamespace(size=2, gather=lambda row: np.stack([row, row]), keen=False)
+    made.level = SimpleNamespace(scale=1, iterations=iterations)
+    made.stage, made.similarity = SimpleNamespace(tolerance=tolerance, window=3), None
+    made.block = SimpleNamespace(shape=(4, 4, 4), device=SimpleNamespace(mark=lambda: None))
+    made.sums, made.longest, made.coming, made.told, made.direct = mine, np.zeros(1, np.float32).view(Longest), [], 0, 0
+    made._prepare, made.begin = lambda losses: None, lambda fields: setattr(made, "asked", 0.0)
+    made._event = lambda: SimpleNamespace(synchronize=lambda: None)
+    made._gradient = lambda fields: None
+
+    def step(fields, t):
+        made.watch.now = t
+        return made._agree_on_length(None, t) is not None
+
+    made._step = step
+    return made
+
+
+@pytest.mark.parametrize(("iterations", "tolerance"), [(12, 0), (13, 0), (40, 1e-3)])
+@pytest.mark.parametrize("since", range(1, 14))
+def test_a_wish_for_a_checkpoint_is_met_at_once_or_kept_for_the_end_of_the_level(since, iterations, tolerance):
+    kept, watch = [], Once(since)
+    report = among_two(iterations, tolerance).run(
+        SimpleNamespace(losses=[]), watch, lambda fields, report, asked: kept.append(len(report.losses))
+    )
+    first = since + since % 2
+    reached = len(report.losses) if report.stopped == "plateau" else iterations - 1
+    assert kept == [first] * (first <= reached)
+    assert watch.told == bool(kept)
 
 
 def test_what_still_works_on_an_array_is_waited_for_before_planes_come_into_it(monkeypatch):

@@ -3,14 +3,16 @@
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from daskreg.kernels.cubins import Cubins, folder
+from daskreg.kernels.cubins import Cubins, folder, keep
 
 pytest.importorskip("numba_cuda")
 PARTS = {"cooperative": False, "name": "entry", "signature": "types", "codelibrary": "cubin", "debug": False, "lineinfo": False,
          "call_helper": None, "extensions": []}  # fmt: skip
+PLAIN = {"debug": False, "opt": True, "lineinfo": False, "launch_bounds": None, "fastmath": False}
 HOPPER, AMPERE = ((13, 0), (9, 0)), ((13, 0), (8, 0))
 
 
@@ -65,6 +67,20 @@ def test_another_compiler_has_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch
     Cubins("smooth").save_overload((), kernel())
     monkeypatch.setattr("daskreg.kernels.cubins._compiler", lambda: ("another",))
     assert Cubins("smooth").load_overload((), Context(HOPPER)) is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"debug": True, "opt": False}, {"opt": False}, {"lineinfo": True}, {"launch_bounds": (32, 1)}, {"fastmath": True}]
+)
+def test_options_of_the_compiler_make_another_kernel(options: dict[str, Any]) -> None:
+    """``NUMBA_CUDA_DEBUGINFO`` and ``NUMBA_OPT`` are such, and what was compiled under them must not stay when they have gone."""
+
+    def kept(**given: Any) -> Cubins:
+        return keep(SimpleNamespace(targetoptions={**PLAIN, **given}), "smooth", "digest")._cache
+
+    kept(**options).save_overload((), kernel())
+    assert kept().load_overload((), Context(HOPPER)) is None
+    assert kept(**options).load_overload((), Context(HOPPER)) is not None
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a pickle", None])
