@@ -55,7 +55,9 @@ class Cubins:
         context.refresh()
         try:
             parts = pickle.loads(self.path(types, context.codegen().magic_tuple()).read_bytes())
-            return _kernel_class()._rebuild(**parts)
+            kernel = _kernel_class()._rebuild(**parts)
+            kernel.bind()  # here, where the compiler's lock is held: threads that launch at once would load it twice
+            return kernel
         except FileNotFoundError:
             return None
         except Exception as problem:  # noqa: BLE001  # a file that is cut off or of another version raises almost anything

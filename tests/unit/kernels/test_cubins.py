@@ -10,7 +10,20 @@ import pytest
 from daskreg.kernels.cubins import Cubins, folder, keep
 
 pytest.importorskip("numba_cuda")
-PARTS = {"cooperative": False, "name": "entry", "signature": "types", "codelibrary": "cubin", "debug": False, "lineinfo": False,
+
+
+class Library:
+    """Machine code that notes how often it was loaded into the device."""
+
+    def __init__(self, code: object = "cubin") -> None:
+        self.code, self.loaded = code, 0
+
+    def get_cufunc(self) -> SimpleNamespace:
+        self.loaded += 1
+        return SimpleNamespace(module=SimpleNamespace(initialized=True))
+
+
+PARTS = {"cooperative": False, "name": "entry", "signature": "types", "codelibrary": Library(), "debug": False, "lineinfo": False,
          "call_helper": None, "extensions": []}  # fmt: skip
 PLAIN = {"debug": False, "opt": True, "lineinfo": False, "launch_bounds": None, "fastmath": False}
 HOPPER, AMPERE = ((13, 0), (9, 0)), ((13, 0), (8, 0))
@@ -29,8 +42,8 @@ class Context:
         return SimpleNamespace(magic_tuple=lambda: self.machine)
 
 
-def kernel(library: object = "cubin", machine: object = HOPPER) -> SimpleNamespace:
-    parts = {**PARTS, "codelibrary": library}
+def kernel(code: object = "cubin", machine: object = HOPPER) -> SimpleNamespace:
+    parts = {**PARTS, "codelibrary": Library(code)}
     held = SimpleNamespace(codegen=SimpleNamespace(magic_tuple=lambda: machine))
     return SimpleNamespace(_codelibrary=held, _reduce_states=lambda: parts)
 
@@ -44,7 +57,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_kernel_is_found_by_another_cache_of_the_same_identity(place: Path) -> None:
     Cubins("smooth", "digest", (3,)).save_overload(("float32",), kernel())
     found = Cubins("smooth", "digest", (3,)).load_overload(("float32",), Context(HOPPER))
-    assert (found.entry_name, found._codelibrary) == ("entry", "cubin")
+    assert (found.entry_name, found._codelibrary.code) == ("entry", "cubin")
+    assert found._codelibrary.loaded == 1, "while the compiler's lock is held, or threads that launch at once load it twice"
     assert [p.suffix for p in place.iterdir()] == [".pickle"], "nothing temporary is left"
 
 
@@ -103,7 +117,7 @@ def test_a_file_with_parts_this_version_does_not_know_is_compiled_anew() -> None
 
 def test_what_cannot_be_kept_does_no_harm(place: Path) -> None:
     cache = Cubins("smooth")
-    cache.save_overload((), kernel(library=lambda: "no pickle holds this"))
+    cache.save_overload((), kernel(code=lambda: "no pickle holds this"))
     assert cache.load_overload((), Context(HOPPER)) is None
     place.parent.mkdir(exist_ok=True)
     place.write_text("a file where the folder should be")
