@@ -102,8 +102,8 @@ class Link:
     def sources(self, moving: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Points (N, 3) that ``points`` brings to ``moving`` (N, 3), and how far from them it brings each, (N,) world units.
 
-        By the fixed point p <- q - d(p), q = W^-1 y, with d going on beyond the grid as at its faces; a point whose source lies
-        out there is its own, as d is 0 there. Where this does not contract, Newton's method with the derivative of the cell, its
+        By the fixed point p <- q - d(p), q = W^-1 y, with d going on beyond the grid as at its faces; a point that has no source
+        inside, and lies out there, is its own, as d is 0 there. Where this does not contract, Newton's method with the derivative of the cell, its
         step halved until the residual falls.
         """
         q = (moving - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
@@ -111,7 +111,7 @@ class Link:
             return q, np.zeros(len(q))
         p = self._newton(self._fixed_point(q), q)
         left, unmoved = (np.linalg.norm(x + self.displacement_at(x) - q, axis=1) for x in (p, q))
-        better = unmoved < left
+        better = (unmoved < left) & (left > 10 * self._enough)  # else both are sources, and the one inside the grid is meant
         p[better] = q[better]
         return p, np.minimum(left, unmoved)
 
