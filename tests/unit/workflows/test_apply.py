@@ -238,6 +238,15 @@ def test_an_image_elsewhere_is_a_warning_and_zero(run, image, caplog):
     assert "does not overlap" in caplog.text
 
 
+def test_a_displacement_elsewhere_is_a_warning(run, image, caplog):
+    transform = Transform.of(None, replace(FIXED, origin=(1e6, 0.0, 0.0)), displacement())
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        apply(run, image)
+        assert "displacement" not in caplog.text
+        apply(transform, image, like=FIXED)
+    assert "displacement does not overlap the output grid" in caplog.text
+
+
 def test_a_wrong_word_gets_the_nearest(run, image):
     with pytest.raises(ConfigError, match="unknown interpolation 'labels'; did you mean 'label'"):
         apply(run, image, interpolation="labels")
