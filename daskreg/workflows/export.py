@@ -11,7 +11,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import ConfigError, NotFound, OutputError
+from daskreg.errors import ConfigError, GridError, NotFound, OutputError
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, write_affine, write_displacement_nifti
 from daskreg.storage.address import parse_address
@@ -63,6 +63,9 @@ def export(
         _require_ending(path, part)
     ends = _archives(run, images, fixed, moving, path)
     transform = run if isinstance(run, Transform) else load_transform(run)
+    if part == "total" and transform.fixed is None and (one_field or is_nifti(path)):
+        raise GridError(f"{path}: the transform names no fixed grid for a field to be on, a bare affine has none; export its affine "
+                        "(--part affine), or all of it as .h5 or .zarr.")  # fmt: skip
     if part == "total" and path.lower().endswith(".zarr"):
         whole = flattened(transform) if one_field else transform
         write_transform(whole, output, overwrite=overwrite, made=made_by("export", place_of(run)), images=ends)
