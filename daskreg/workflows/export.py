@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +94,9 @@ def _archives(
         known = _recorded(run)
         require_apart(output, *known.values())
         found = [image or _if_possible(n, known[n]) for n, image in zip(known, found, strict=True)]
+    for image in found:
+        if image is not None and os.path.realpath(output).startswith(image.target + "/"):
+            raise OutputError(f"{output} is inside {image.target}, which it is to link: a circle; choose another output.")
     if not any(found):
         raise ConfigError(
             f"none of the images of {place_of(run)} can be linked; name OME-Zarr archives with --fixed and --moving."
