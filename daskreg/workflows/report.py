@@ -49,7 +49,7 @@ def write_report(
     """
     require_place(str(output), overwrite)
     store = _store(run)
-    require_apart(output, store.path, fixed_labels, moving_labels, landmarks)
+    require_apart(output, store.path, fixed_labels, moving_labels, landmarks, inverse)
     measured = _evaluated(store, fixed_labels, moving_labels, landmarks)
     text = render(store, measured, None if inverse is None else certificate(inverse))
     with replacing(str(output), overwrite) as place:
