@@ -111,8 +111,8 @@ class Link:
         """Points (N, 3) that ``points`` brings to ``moving`` (N, 3), and how far from them it brings each, (N,) world units.
 
         By the fixed point p <- q - d(p), q = W^-1 y, with d going on beyond the grid as at its faces; a point that has no source
-        inside, and lies out there, is its own, as d is 0 there. Where this does not contract, Newton's method with the derivative of the cell, its
-        step halved until the residual falls.
+        inside, and lies out there, is its own, as d is 0 there. Where this does not contract, Newton's method with the derivative
+        of the cell, its step halved until the residual falls.
         """
         q = (moving - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
         if self.displacement is None:

@@ -65,8 +65,10 @@ def export(
     ends = _archives(run, images, fixed, moving, path)
     transform = run if isinstance(run, Transform) else load_transform(run)
     if part == "total" and transform.fixed is None and (one_field or is_nifti(path)):
-        raise GridError(f"{path}: the transform names no fixed grid for a field to be on, a bare affine has none; export its affine "
-                        "(--part affine), or all of it as .h5 or .zarr.")  # fmt: skip
+        raise GridError(
+            f"{path}: the transform names no fixed grid for a field to be on, a bare affine has none; "
+            "export its affine (--part affine), or all of it as .h5 or .zarr."
+        )
     if part == "total" and path.lower().endswith(".zarr"):
         whole = flattened(transform) if one_field else transform
         write_transform(whole, output, overwrite=overwrite, made=made_by("export", place_of(run)), images=ends)

@@ -130,8 +130,10 @@ def warn_apart(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack
         log.warning("%s does not overlap the output grid in space; the result is 0 there. Is its header right?", image.name)
     for k, link in enumerate(links):
         if link.displacement is not None and _apart(affine[:k], here, link.place):
-            log.warning("part %d of the transform: its displacement does not overlap the output grid in space; nothing is displaced "
-                        "there. Is its header right?", k + 1)  # fmt: skip
+            log.warning(
+                "part %d of the transform: its displacement does not overlap the output grid in space; nothing is displaced there. "
+                "Is its header right?", k + 1,
+            )  # fmt: skip
 
 
 def _apart(links: Sequence[Link], here: Grid, there: Grid) -> bool:
