@@ -131,8 +131,8 @@ def warn_apart(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack
     for k, link in enumerate(links):
         if link.displacement is not None and _apart(affine[:k], here, link.place):
             log.warning(
-                "part %d of the transform: its displacement does not overlap the output grid in space; nothing is displaced there. "
-                "Is its header right?", k + 1,
+                "part %d of the transform: its displacement does not overlap the output grid in space; nothing is displaced "
+                "there. Is its header right?", k + 1,
             )  # fmt: skip
 
 
