@@ -83,19 +83,24 @@ Residency = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing output, once the new one is complete")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        import daskreg
+
+        typer.echo(daskreg.__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", help="print the version and stop", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and stop", is_eager=True, callback=_version)
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log more")] = False,
 ) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("daskreg").setLevel(logging.DEBUG if verbose else logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    if version:
-        import daskreg
-
-        typer.echo(daskreg.__version__)
-        raise typer.Exit
 
 
 @app.command()

@@ -39,6 +39,9 @@ def replacing(path: str, overwrite: bool = False) -> Iterator[str]:
         with writing(path):
             yield temporary
             _swap(temporary, place)
+    except OutputError as error:
+        _discard(temporary)
+        raise type(error)(str(error).replace(temporary, path)) from error  # nobody knows the temporary name
     except BaseException:
         _discard(temporary)
         raise

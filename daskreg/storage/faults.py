@@ -45,7 +45,9 @@ def writing(name: str) -> Iterator[None]:
 
 
 def missing(path: str) -> NotFound:
-    """The error for a path that is not there, with the nearest name beside it."""
+    """The error for a path that is not there, with the nearest name beside it; of a link, with what it points to."""
+    if not is_remote(path) and os.path.islink(path):
+        return NotFound(f"{path} is a link to {os.readlink(path)}, which does not exist; bring that back, or change the link.")
     return NotFound(f"{path or 'an empty path'} does not exist{_beside(path)}.")
 
 

@@ -94,13 +94,12 @@ def _field_at(at: Course, link: Link, box: Region, run: Launch) -> Array | None:
     if same is not None:
         there = same & link.place.region
         if there.size:
-            d[(slice(None), *there.within(same))] = link.displacement[(slice(None), *there.slices)]
+            d[(slice(None), *there.within(same))] = link.read(there)
         return d
     there = footprint(matrix, linear, at.e, box, link.place.shape)
     if not there.size:
         return None
-    part = np.ascontiguousarray(link.displacement[(slice(None), *there.slices)], np.float32)
-    run(sample_field, box.shape, shifted(matrix, box, there), linear_part(linear), at.e, part, d)
+    run(sample_field, box.shape, shifted(matrix, box, there), linear_part(linear), at.e, link.read(there), d)
     return d
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 
+from daskreg.errors import Unreadable
 from daskreg.grid import Grid, Region
 
 BLOCK = 128  # voxels an axis within which points are looked up together: 24 MiB of displacement
@@ -93,25 +94,32 @@ class Link:
     def _trilinear(self, index: NDArray[np.float64]) -> NDArray[np.float64]:
         low, high = np.floor(index.min(axis=0)).astype(int), np.floor(index.max(axis=0)).astype(int) + 2
         box = Region(tuple(low), tuple(high)) & self.place.region
-        at, d = (index - box.start).T, self._read(box)
+        at, d = (index - box.start).T, self.read(box)
         return np.stack([map_coordinates(c, at, np.float64, order=1, mode="grid-constant") for c in d], axis=1)
 
-    def _read(self, box: Region) -> NDArray[np.float32]:
-        return np.asarray(self.displacement[(slice(None), *box.slices)], np.float32)
+    def read(self, box: Region) -> NDArray[np.float32]:
+        """Values of d in a box of its grid, (3, Z, Y, X). Raises Unreadable where one is not finite."""
+        d = np.ascontiguousarray(self.displacement[(slice(None), *box.slices)], np.float32)
+        finite = np.isfinite(d).all(axis=0)
+        if not finite.all():
+            at = tuple(int(k) + a for k, a in zip(np.argwhere(~finite)[0], box.start, strict=True))
+            raise Unreadable(f"the displacement is not finite at voxel {at} (z, y, x) of its grid; finite numbers were expected: "
+                             "repair the field.")  # fmt: skip
+        return d
 
     def sources(self, moving: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Points (N, 3) that ``points`` brings to ``moving`` (N, 3), and how far from them it brings each, (N,) world units.
 
-        By the fixed point p <- q - d(p), q = W^-1 y, with d going on beyond the grid as at its faces; a point whose source lies
-        out there is its own, as d is 0 there. Where this does not contract, Newton's method with the derivative of the cell, its
-        step halved until the residual falls.
+        By the fixed point p <- q - d(p), q = W^-1 y, with d going on beyond the grid as at its faces; a point that has no source
+        inside, and lies out there, is its own, as d is 0 there. Where this does not contract, Newton's method with the derivative
+        of the cell, its step halved until the residual falls.
         """
         q = (moving - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
         if self.displacement is None:
             return q, np.zeros(len(q))
         p = self._newton(self._fixed_point(q), q)
         left, unmoved = (np.linalg.norm(x + self.displacement_at(x) - q, axis=1) for x in (p, q))
-        better = unmoved < left
+        better = (unmoved < left) & (left > 10 * self._enough)  # else both are sources, and the one inside the grid is meant
         p[better] = q[better]
         return p, np.minimum(left, unmoved)
 

@@ -36,8 +36,7 @@ class Reach:
 
 def voxels(link: Link, box: Region) -> Array:
     """A link's displacement in a box, (3, Z, Y, X), in voxels along its grid's axes."""
-    d = np.asarray(link.displacement[(slice(None), *box.slices)], np.float32)
-    return turned(link.place.world_to_index[:3, :3], d)
+    return turned(link.place.world_to_index[:3, :3], link.read(box))
 
 
 def reach_of(link: Link, box: Region) -> Reach:

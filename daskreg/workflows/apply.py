@@ -30,7 +30,8 @@ def apply(
     """``moved(x) = image(phi(x))`` on the fixed grid or on that of ``like``, in the image's own type, 0 outside.
 
     image: an address, an array (Z, Y, X) or a Volume, of any grid: only world coordinates matter; all channels of an address
-    that chooses none;  output: ``.nii``, ``.nii.gz`` or ``.zarr`` (None: nothing is computed yet, one channel);
+    that chooses none;  output: ``.nii``, ``.nii.gz`` or ``.zarr`` (None: nothing is computed yet, one channel), of which the
+    first channel and time is returned;
     interpolation: linear, nearest, cubic, or label (the one with the most weight around);  device: cpu, cuda, or auto (a GPU
     where this process, or every worker of the Dask client in hand, has one).
     Raises InputError and OutputError in all their forms.
@@ -47,7 +48,10 @@ def apply(
     if output is None:
         return Volume(moved, grid, f"{stack.name}, moved")
     write_image(output, moved, grid, labels=interpolation in ("nearest", "label"), overwrite=overwrite, axes=stack.axes)
-    return open_volume(f"{output}::channel=0" if "c" in stack.axes else output)
+    if not stack.axes:
+        return open_volume(output)
+    written = open_stack(output)
+    return Volume(written.data[(0,) * len(stack.axes)], written.grid, written.name)
 
 
 def settled_device(wanted: str) -> Device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import ConfigError, NotFound, OutputError
+from daskreg.errors import ConfigError, GridError, NotFound, OutputError
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, write_affine, write_displacement_nifti
 from daskreg.storage.address import parse_address
@@ -63,6 +64,11 @@ def export(
         _require_ending(path, part)
     ends = _archives(run, images, fixed, moving, path)
     transform = run if isinstance(run, Transform) else load_transform(run)
+    if part == "total" and transform.fixed is None and (one_field or is_nifti(path)):
+        raise GridError(
+            f"{path}: the transform names no fixed grid for a field to be on, a bare affine has none; "
+            "export its affine (--part affine), or all of it as .h5 or .zarr."
+        )
     if part == "total" and path.lower().endswith(".zarr"):
         whole = flattened(transform) if one_field else transform
         write_transform(whole, output, overwrite=overwrite, made=made_by("export", place_of(run)), images=ends)
@@ -90,6 +96,9 @@ def _archives(
         known = _recorded(run)
         require_apart(output, *known.values())
         found = [image or _if_possible(n, known[n]) for n, image in zip(known, found, strict=True)]
+    for image in found:
+        if image is not None and os.path.realpath(output).startswith(image.target + "/"):
+            raise OutputError(f"{output} is inside {image.target}, which it is to link: a circle; choose another output.")
     if not any(found):
         raise ConfigError(
             f"none of the images of {place_of(run)} can be linked; name OME-Zarr archives with --fixed and --moving."

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import numpy as np
 
 from daskreg.errors import OutputError
 from daskreg.grid import Region
@@ -101,4 +100,4 @@ def _write(kept: _Kept, box: Region) -> Any:
 
 
 def _read(link: Link, box: Region) -> tuple[Any, None]:
-    return np.asarray(link.displacement[(slice(None), *box.slices)], np.float32), None
+    return link.read(box), None

@@ -60,7 +60,8 @@ def _to_fixed(transform: Transform, given: NDArray[np.float64], space: str, name
     lost = left > FAR * spacing
     if lost.any():
         log.warning(
-            "%s: %d of %d points have no source found within %g voxel (the worst is %.3g off): the transform folds there.",
+            "%s: %d of %d points have no source found within %g voxel (the worst is %.3g off): the transform folds there, or "
+            "its displacement ends.",
             name, lost.sum(), len(given), FAR, left.max(),
         )  # fmt: skip
     return found

@@ -49,19 +49,22 @@ def write_report(
     """
     require_place(str(output), overwrite)
     store = _store(run)
-    require_apart(output, store.path, fixed_labels, moving_labels, landmarks)
+    require_apart(output, store.path, fixed_labels, moving_labels, landmarks, inverse)
     measured = _evaluated(store, fixed_labels, moving_labels, landmarks)
-    text = render(store, measured, None if inverse is None else certificate(inverse))
+    text = render(store, measured, None if inverse is None else certificate(inverse, store.fixed_grid))
     with replacing(str(output), overwrite) as place:
         Path(place).write_text(text, encoding="utf-8")
     return Path(output)
 
 
-def certificate(inverse: str | Path) -> dict[str, str]:
-    """What is certified of an inverse, for people. Raises ConfigError where nothing is."""
-    found = read_transform(inverse).told.get("certificate")
+def certificate(inverse: str | Path, fixed: Grid | None = None) -> dict[str, str]:
+    """What is certified of an inverse, for people. Raises ConfigError where nothing is, or where it leads to another grid."""
+    contents = read_transform(inverse)
+    found = contents.told.get("certificate")
     if not isinstance(found, dict):
         raise ConfigError(f"{inverse} has no certificate of an inverse; give what 'daskreg invert' wrote.")
+    if fixed is not None and contents.moving is not None and not _alike(fixed, contents.moving):
+        raise ConfigError(f"{inverse} is the inverse of another transform: it leads to another grid than this run's fixed image.")
     solved, around = found.get("fixed_point"), found["beyond_limit_within"]
     where = "" if around is None else f", all within {tuple(around['start'])} to {tuple(around['stop'])}"
     facts = {
@@ -78,6 +81,12 @@ def certificate(inverse: str | Path) -> dict[str, str]:
         facts["fixed point, residual"] = f"at most {solved['residual']:.2g} voxel"
         facts["proven error"] = f"at most {solved['bound']:.2g} voxel, without proof at {share:.2g} % of voxels"
     return facts
+
+
+def _alike(a: Grid, b: Grid) -> bool:
+    if a.shape != b.shape or (a.unit is None) != (b.unit is None):
+        return False
+    return bool(np.allclose(a.index_to_world, b.to_unit(a.unit).index_to_world, rtol=1e-5, atol=1e-3 * min(a.spacing)))
 
 
 def render(run: RunStore, measured: dict[str, Any] | None = None, inverse: dict[str, str] | None = None) -> str:

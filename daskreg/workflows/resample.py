@@ -124,7 +124,18 @@ def as_stored(moved: NDArray[Any], dtype: np.dtype[Any], interpolation: str) -> 
 
 def warn_apart(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack | Volume) -> None:
     """Boxes around boxes: what they keep apart does not meet, unless a displacement is larger than the image."""
-    here, there = grid.to_unit(unit), image.grid.to_unit(unit)
-    matrix = course([Link(link.affine) for link in links], here, here.region).into(there)[0]
-    if not footprint(matrix, matrix[:3, :3], None, here.region, there.shape).size:
+    here = grid.to_unit(unit)
+    affine = [Link(link.affine) for link in links]
+    if _apart(affine, here, image.grid.to_unit(unit)):
         log.warning("%s does not overlap the output grid in space; the result is 0 there. Is its header right?", image.name)
+    for k, link in enumerate(links):
+        if link.displacement is not None and _apart(affine[:k], here, link.place):
+            log.warning(
+                "part %d of the transform: its displacement does not overlap the output grid in space; nothing is displaced "
+                "there. Is its header right?", k + 1,
+            )  # fmt: skip
+
+
+def _apart(links: Sequence[Link], here: Grid, there: Grid) -> bool:
+    matrix = course(links, here, here.region).into(there)[0]
+    return not footprint(matrix, matrix[:3, :3], None, here.region, there.shape).size

@@ -262,4 +262,4 @@ class _Held:
     """A link that Dask does not look into."""
 
     def __init__(self, link: Link) -> None:
-        self.place, self.displacement = link.place, link.displacement
+        self.place, self.read = link.place, link.read

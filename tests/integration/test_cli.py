@@ -15,6 +15,7 @@ import pytest
 import zarr
 from rich.console import Console
 
+import daskreg
 from daskreg import cli
 from daskreg.cluster import device_of, gpu_bytes
 from daskreg.engine.report import Progress
@@ -318,3 +319,8 @@ def test_every_command_has_its_function(capsys):
     assert {named.get(c, c) for c in commands} <= set(daskreg.__all__)
     for name in daskreg.__all__:
         assert getattr(daskreg, name) is not None
+
+
+def test_the_version_is_printed_without_a_command(capsys):
+    status, out, _ = run(capsys, "--version")
+    assert (status, out.strip()) == (0, daskreg.__version__)

@@ -142,6 +142,7 @@ def test_what_cannot_be_linked_is_said(archives, tmp_path):
         (lambda: export(bare, tmp_path / "s.zarr", fixed=demo_pair(3)[0]), ConfigError, "OME-Zarr archives of this file system"),
         (lambda: export(bare, tmp_path / "s.zarr", fixed=tmp_path / "bare.zarr"), ConfigError, "multiscales"),
         (lambda: export(bare, archives[0], fixed=archives[0], overwrite=True), OutputError, "is, or holds, an input"),
+        (lambda: export(bare, archives[0] / "s.zarr", fixed=archives[0]), OutputError, "a circle"),
         (lambda: find_image("fixed", f"{archives[0]}::unit=um"), ConfigError, "as it is"),
         (lambda: find_image("fixed", archives[0]).to_world(None), UnitsError, "no unit"),
     ]

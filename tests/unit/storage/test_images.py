@@ -207,6 +207,9 @@ def test_a_missing_path_is_told_at_once_with_the_nearest_name(tmp_path):
     start = time.monotonic()
     with pytest.raises(NotFound, match=r"the nearest name there is .*fixed.zarr"):
         open_volume(tmp_path / "fixd.zarr")
+    (tmp_path / "gone.zarr").symlink_to("elsewhere.zarr")
+    with pytest.raises(NotFound, match=r"is a link to elsewhere.zarr, which does not exist"):
+        open_volume(tmp_path / "gone.zarr")
     with pytest.raises(NotFound, match="neither does the folder"):
         open_volume(tmp_path / "none" / "a.nii.gz")
     with pytest.raises(NotFound):

@@ -11,7 +11,7 @@ from daskreg.errors import ConfigError, IncompleteRun, OutputError, OutputExists
 from daskreg.grid import Grid, Region
 from daskreg.kernels.labels import sample_label
 from daskreg.kernels.sample import sample
-from daskreg.storage import Volume, open_volume, write_image
+from daskreg.storage import Volume, open_stack, open_volume, write_image
 from daskreg.transforms.chain import footprint
 from daskreg.transforms.linear import fixed_point, index_map, linear_part
 from daskreg.workflows import blocks as module
@@ -238,6 +238,15 @@ def test_an_image_elsewhere_is_a_warning_and_zero(run, image, caplog):
     assert "does not overlap" in caplog.text
 
 
+def test_a_displacement_elsewhere_is_a_warning(run, image, caplog):
+    transform = Transform.of(None, replace(FIXED, origin=(1e6, 0.0, 0.0)), displacement())
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        apply(run, image)
+        assert "displacement" not in caplog.text
+        apply(transform, image, like=FIXED)
+    assert "displacement does not overlap the output grid" in caplog.text
+
+
 def test_a_wrong_word_gets_the_nearest(run, image):
     with pytest.raises(ConfigError, match="unknown interpolation 'labels'; did you mean 'label'"):
         apply(run, image, interpolation="labels")
@@ -270,3 +279,15 @@ def test_all_channels_of_a_store_are_applied_and_kept(run, image, tmp_path):
     write_image(tmp_path / "big.ome.zarr", blobs((80, 72, 90)), replace(MOVING, shape=(80, 72, 90)))
     fine, coarse = (voxels(apply(run, f"{tmp_path / 'big.ome.zarr'}::level={k}")) for k in (0, 1))
     assert np.corrcoef(fine.ravel(), coarse.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("axes", [("t", "c"), ("t",), ("phase",)])
+def test_times_and_other_axes_are_applied_and_kept(run, image, tmp_path, axes):
+    several = np.zeros((*(2,) * len(axes), *MOVING.shape), np.float32)
+    several[(0,) * len(axes)] = voxels(image)
+    write_image(tmp_path / "in.ome.zarr", several, MOVING, axes=axes)
+    first = apply(run, tmp_path / "in.ome.zarr", tmp_path / "out.ome.zarr")
+    np.testing.assert_array_equal(voxels(first), voxels(apply(run, image)))
+    stored = open_stack(tmp_path / "out.ome.zarr")
+    assert stored.axes == axes
+    np.testing.assert_array_equal(np.asarray(stored.data).reshape(-1, *FIXED.shape)[0], voxels(first))

@@ -1,13 +1,16 @@
 """The transform of a run in files for other tools."""
 
+import errno
+
 import nibabel as nib
 import numpy as np
 import pytest
 
-from daskreg.errors import ConfigError, NotFound, OutputError, OutputExists
+from daskreg.errors import ConfigError, GridError, NotFound, OutOfSpace, OutputError, OutputExists
 from daskreg.storage import read_affine
 from daskreg.workflows.apply import load_transform
 from daskreg.workflows.export import displacement_field, export
+from daskreg.workflows.transform import Transform
 from tests.unit.workflows.runs import FIXED, affine, displacement, make_run
 
 
@@ -68,3 +71,23 @@ def test_an_ending_or_a_word_that_does_not_suit_is_said(tmp_path):
         export(run, tmp_path / "affine.nii", part="affine")
     with pytest.raises(ConfigError, match="unknown part 'afine'; did you mean 'affine'"):
         export(run, tmp_path / "affine.mat", part="afine")
+
+
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "r.zarr")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("daskreg.storage.transforms.zarr.create_group", full)
+    with pytest.raises(OutOfSpace, match=f"^{tmp_path / 't.zarr'}: no space left"):
+        export(run, tmp_path / "t.zarr")
+
+
+def test_an_affine_without_a_grid_is_told_which_ending_suits_it(tmp_path):
+    bare = Transform.of(affine(), unit="mm")
+    for name, one_field in (("x.nii.gz", False), ("x.zarr", True)):
+        with pytest.raises(GridError, match="--part affine"):
+            export(bare, tmp_path / name, one_field=one_field)
+    export(bare, tmp_path / "x.zarr")
+    export(bare, tmp_path / "x.h5")

@@ -123,6 +123,17 @@ def test_points_come_back_from_where_space_is_pressed_together():
     assert np.abs(found - points).max() < 0.02
 
 
+def test_a_source_inside_the_grid_goes_before_one_beyond_it():
+    grid = Grid((24, 24, 24), unit="mm")
+    d = np.zeros((3, *grid.shape), np.float32)
+    d[0] = np.linspace(-4, 0.3, 24)[:, None, None]  # what leaves the grid is its own source as well
+    points = np.random.default_rng(0).uniform(0, 23, (2000, 3))
+    transform = Transform.of(None, grid, d, grid)
+    found, left = transform.sources(transform.points(points))
+    assert left.max() < 1e-3
+    assert np.abs(found - points).max() < 1e-2
+
+
 def test_blocks_show_in_no_bit_where_newton_is_needed(tmp_path, monkeypatch):
     grid, d = pressed()
     field = Transform.of(None, grid, d, grid).inverse().links[-1].displacement

@@ -13,12 +13,15 @@ import pytest
 from numpy.testing import assert_allclose
 
 from daskreg.config import Affine, Config, Deformable
-from daskreg.errors import IncompleteRun, OutputError, OutputExists
+from daskreg.errors import ConfigError, IncompleteRun, OutputError, OutputExists
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, write_image
+from daskreg.workflows.invert import invert
+from daskreg.workflows.load import load_transform
 from daskreg.workflows.report import duration, memory, render, write_report
 from daskreg.workflows.report_page import charts, pictures, views
 from daskreg.workflows.report_page.sampling import Source, Warp, informative_slices, read_planes, shown_level
+from daskreg.workflows.transform import Transform
 
 GRID = Grid((10, 24, 32), (2.0, 1.0, 1.0), (-10.0, -12.0, -16.0), unit="millimeter", oriented=True)
 NETWORK = re.compile(r"""(?:src|href)\s*=\s*["'](?!data:|#)|url\((?!#)|@import|<script""")
@@ -318,3 +321,21 @@ def test_the_certificate_of_an_inverse_is_on_the_page(tmp_path):
     page = render(run, None, {"proven error": "at most 0.0014 voxel"})
     assert "<summary>Inverse</summary>" in page
     assert "<dt>proven error</dt><dd>at most 0.0014 voxel</dd>" in page
+
+
+def test_the_page_does_not_take_the_place_of_the_inverse_it_shows(tmp_path):
+    run = make_run(tmp_path)
+    invert(run.path, tmp_path / "i.zarr")
+    with pytest.raises(OutputError, match="is, or holds, an input"):
+        write_report(run.path, tmp_path / "i.zarr", inverse=tmp_path / "i.zarr", overwrite=True)
+    assert load_transform(tmp_path / "i.zarr").moving == run.fixed_grid
+
+
+def test_the_inverse_of_another_run_is_refused(tmp_path):
+    run = make_run(tmp_path)
+    away = replace(GRID, origin=(0.0, 0.0, 0.0))
+    invert(Transform.of(np.eye(4), away, np.zeros((3, *away.shape), np.float32)), tmp_path / "i.zarr")
+    with pytest.raises(ConfigError, match="inverse of another transform"):
+        write_report(run.path, tmp_path / "r.html", inverse=tmp_path / "i.zarr")
+    invert(run.path, tmp_path / "own.zarr")
+    write_report(run.path, tmp_path / "r.html", inverse=tmp_path / "own.zarr")

@@ -6,7 +6,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from daskreg.errors import AxesError, ConfigError, GridError, UnitsError
+from daskreg.errors import AxesError, ConfigError, GridError, UnitsError, Unreadable
 from daskreg.grid import Grid, Region
 from daskreg.transforms.composite import Link
 from daskreg.transforms.inverse import InverseField, RoundTrip, Solved, reach_of, steepness
@@ -244,3 +244,18 @@ def test_units_are_joined_not_guessed(first):
     np.testing.assert_allclose(first.then(shift).points(points), first.points(points) + np.array([1, 0, 0]), atol=1e-9)
     with pytest.raises(UnitsError, match="unit"):
         first.then(Transform.of())
+
+
+def test_a_displacement_that_is_not_finite_is_an_error_not_a_block_of_zeros():
+    d = displacement().copy()
+    d[1, 3, 4, 5] = np.nan
+    transform = Transform.of(affine(), FIXED, d, MOVING)
+    image = np.ones(MOVING.shape, np.float32)
+    for use in (
+        lambda: transform.apply(image).compute(),
+        lambda: transform.jacobian().compute(),
+        lambda: transform.fixed_to_moving_points(FIXED.to_world((3.2, 4.1, 5.5))),
+        transform.inverse,
+    ):
+        with pytest.raises(Unreadable, match=r"not finite at voxel \(3, 4, 5\)"):
+            use()
