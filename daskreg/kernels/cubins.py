@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 from numba.core import config as settings
 
 log = logging.getLogger(__name__)
+MOST = 400  # kernels that are kept, of 50 KB to 2 MB: a run needs some 30, an edited source makes all of them anew
 
 
 def folder() -> Path:
@@ -54,7 +56,10 @@ class Cubins:
         """The compiled kernel, None where there is none."""
         context.refresh()
         try:
-            parts = pickle.loads(self.path(types, context.codegen().magic_tuple()).read_bytes())
+            path = self.path(types, context.codegen().magic_tuple())
+            parts = pickle.loads(path.read_bytes())
+            with suppress(OSError):  # a folder of someone else, which can be read
+                os.utime(path)  # those that were used last are kept
             kernel = _kernel_class()._rebuild(**parts)
             kernel.bind()  # here, where the compiler's lock is held: threads that launch at once would load it twice
             return kernel
@@ -89,7 +94,7 @@ def _kernel_class() -> Any:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A file that appears whole."""
+    """A file that appears whole; where there are too many, those go that were used longest ago."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
         try:
@@ -99,6 +104,9 @@ def _write(path: Path, data: bytes) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+    with suppress(OSError):  # other processes do the same
+        for old in sorted(path.parent.glob("*.pickle"), key=lambda p: p.stat().st_mtime)[:-MOST]:
+            old.unlink()
 
 
 def keep(dispatcher: Any, name: str, *identity: Any) -> Any:

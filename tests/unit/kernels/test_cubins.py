@@ -132,3 +132,15 @@ def test_a_write_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "replace", full)
     Cubins("smooth").save_overload((), kernel())
     assert list(place.iterdir()) == []
+
+
+def test_of_many_kernels_those_stay_that_were_used_last(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daskreg.kernels.cubins.MOST", 3)
+    caches = [Cubins(f"kernel{k}") for k in range(4)]
+    for age, cache in enumerate(caches[:3]):
+        cache.save_overload((), kernel())
+        os.utime(cache.path((), HOPPER), (age, age))
+    assert caches[0].load_overload((), Context(HOPPER)) is not None, "the oldest, but now the last used"
+    caches[3].save_overload((), kernel())
+    there = [cache.load_overload((), Context(HOPPER)) is not None for cache in caches]
+    assert there == [True, False, True, True]
