@@ -1,4 +1,4 @@
-"""Run every kernel's case on one device and keep all it wrote: ``python -m tests.parity.outputs {cpu,cuda} FILE.npz``.
+"""Run some kernels' cases on one device and keep all they wrote: ``python -m tests.parity.outputs {cpu,cuda} FILE K/N``.
 
 A process of its own, because the CUDA simulator and compiled CPU code exclude each other: the first needs Numba's compiler off.
 """
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tests.cases import CASES, SWEPT, kernel_of, sweeps
 
 SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
+SIDES = 2  # processes that simulate a GPU at once
 Outputs = dict[str, list[NDArray[Any]]]
 
 
@@ -79,18 +80,38 @@ def swept_over(name: str, device: str) -> list[NDArray[Any]]:
 
 
 def elsewhere(device: str, path: Path) -> Outputs:
-    """``outputs`` of a fresh process, with the simulator for "cuda" and without for "cpu"."""
-    environment = {k: v for k, v in os.environ.items() if k not in SIMULATED} | (SIMULATED if device == "cuda" else {})
-    command = [sys.executable, "-m", "tests.parity.outputs", device, str(path)]
-    root = Path(__file__).parents[2]
-    subprocess.run(command, env=environment, cwd=root, check=True, timeout=280)
-    with np.load(path) as stored:
-        found: Outputs = {}
-        for key in stored:
-            found.setdefault(key.partition(":")[0], []).append(stored[key])
+    """``outputs`` of fresh processes, with the simulator for "cuda" and without for "cpu"."""
+    found: Outputs = {}
+    for part in side_by_side("tests.parity.outputs", device, path):
+        with np.load(part) as stored:
+            for key in stored:
+                found.setdefault(key.partition(":")[0], []).append(stored[key])
     return found
 
 
+def side_by_side(module: str, device: str, path: Path) -> list[Path]:
+    """Run ``python -m module DEVICE FILE k/n`` for all parts k of n at once: the simulator has one thread. Where each wrote."""
+    environment = {k: v for k, v in os.environ.items() if k not in SIMULATED} | (SIMULATED if device == "cuda" else {})
+    parts = SIDES if device == "cuda" else 1
+    files = [path.with_stem(f"{path.stem}-{device}-{k}") for k in range(parts)]
+    commands = [[sys.executable, "-W", "ignore", "-m", module, device, str(f), f"{k}/{parts}"] for k, f in enumerate(files)]
+    started = [subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2]) for command in commands]
+    try:
+        for process, command in zip(started, commands, strict=True):
+            if process.wait(timeout=280):
+                raise subprocess.CalledProcessError(process.returncode, command)
+    finally:
+        for process in started:
+            process.kill()
+    return files
+
+
+def share(names: Iterable[str], part: str) -> list[str]:
+    """Part k of n of the names, ``part`` being "k/n"."""
+    k, n = map(int, part.split("/"))
+    return list(names)[k::n]
+
+
 if __name__ == "__main__":
-    made = outputs(sys.argv[1])
+    made = outputs(sys.argv[1], share((*CASES, *SWEPT), sys.argv[3]))
     np.savez(sys.argv[2], **{f"{name}:{k:02}": array for name, arrays in made.items() for k, array in enumerate(arrays)})

@@ -1,4 +1,4 @@
-"""The deformable loop for a GPU under Numba's simulator: ``python -m tests.parity.simulated {cpu,cuda} FILE.npz``.
+"""The deformable loop for a GPU under Numba's simulator: ``python -m tests.parity.simulated {cpu,cuda} FILE.npz K/N``.
 
 Arrays of "the device" are NumPy's, of a class that says it is on one, and a module with CuPy's names makes them.
 """
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from daskreg.config import LNCC, MI, MSE, Config, Deformable
 from daskreg.kernels.launch import Kernel, Sweep
+from tests.parity.outputs import share, teach_simulator
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration
 
@@ -94,13 +95,14 @@ class OnDevice(Registration):
             yield image
 
 
-def found(device: str) -> dict[str, NDArray[Any]]:
-    """Losses and displacement by loss, and by ``MIXED``; some on two ranks."""
+def found(device: str, part: str) -> dict[str, NDArray[Any]]:
+    """Of part "k/n" of the cases: losses and displacement by loss, and by ``MIXED``; some on two ranks."""
     cases = {name: Deformable(similarity=loss, scales=(1,), iterations=(2,), tolerance=0) for name, loss in LOSSES.items()}
     for name, given in MIXED.items():
         cases[f"mixed {name}"] = Deformable(scales=(1,), iterations=(2,), tolerance=0, storage="mixed", **given)
     made = {}
-    for name, stage in cases.items():
+    for name in share(cases, part):
+        stage = cases[name]
         case = (OnDevice if device == "cuda" else Registration)(blobs(SHAPE, 1), blobs(SHAPE, 2), Config(stages=(stage,)))
         for ranks in (1, 2) if name in TWICE else (1,):
             run, prefix = case.run(ranks, TWICE.get(name, "replicate")), name if ranks == 1 else f"{name} on two ranks"
@@ -110,8 +112,6 @@ def found(device: str) -> dict[str, NDArray[Any]]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "cuda":
-        from tests.parity.outputs import teach_simulator
-
         teach_simulator()
         install()
-    np.savez(sys.argv[2], **found(sys.argv[1]))  # type: ignore[arg-type]
+    np.savez(sys.argv[2], **found(*sys.argv[1::2]))  # type: ignore[arg-type]

@@ -1,26 +1,22 @@
 """The loop for GPUs does what the loop for CPUs does: here under the simulator, on a real device in ``tests/gpu``."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from tests.parity.outputs import SIMULATED
+from tests.parity.outputs import side_by_side
 from tests.parity.simulated import LOSSES, MIXED, TWICE
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Losses and displacements of the CPU and of the simulated device, each from a process of its own."""
-    folder, root = tmp_path_factory.mktemp("loop"), Path(__file__).parents[2]
-    for device in ("cpu", "cuda"):
-        environment = {k: v for k, v in os.environ.items() if k not in SIMULATED} | (SIMULATED if device == "cuda" else {})
-        command = [sys.executable, "-W", "ignore", "-m", "tests.parity.simulated", device, str(folder / f"{device}.npz")]
-        subprocess.run(command, env=environment, cwd=root, check=True, timeout=280)
-    return np.load(folder / "cpu.npz"), np.load(folder / "cuda.npz")
+    """Losses and displacements of the CPU and of the simulated device, from processes of their own."""
+    path = tmp_path_factory.mktemp("loop") / "found.npz"
+    return [_all_of(side_by_side("tests.parity.simulated", device, path)) for device in ("cpu", "cuda")]
+
+
+def _all_of(files):
+    """What several files hold."""
+    return {name: array for file in files for name, array in np.load(file).items()}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
