@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,8 +64,8 @@ class Loop:
     def _halos(self) -> None:
         slabs, around = self.block.partition.slabs, self.block.around
         self.window_halo = Movement(self.comm, slabs, around(self.similarity.reach))
-        self.smoothed = self.gradient_filter.reach + self.warp_filter.reach  # planes around that smoothing the gradient reads
-        self.gradient_halo = Movement(self.comm, slabs, around(self.smoothed))
+        self.gradient_reach = self.gradient_filter.reach + self.warp_filter.reach
+        self.gradient_halo = Movement(self.comm, slabs, around(self.gradient_reach))
         self.warp_halo = Movement(self.comm, slabs, around(self.reach))
         self.coming: list[Pending] = []  # planes of u on their way: nothing reads them before the composition
 
@@ -112,10 +113,11 @@ class Loop:
         self.sampler.pull_back(box, self.place, f.u, self.moved, f.g)
         return self.similarity.value(total)[0]
 
-    def _exchange_windows(self) -> None:
+    def _exchange_windows(self, after: Any = None) -> None:
+        """Planes of moved that windows of others reach; ``after`` as for ``Movement.start``."""
         if self.similarity.reach:
             fields = [self.moved] if self.weights.seen is None else [self.moved, self.weights.seen]
-            finish(self.window_halo.start(*((f, self.block.first) for f in fields)))
+            finish(self.window_halo.start(*((f, self.block.first) for f in fields), after=after))
 
     def step(self, fields: Fields, t: int, watch: Watch) -> bool:
         """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""

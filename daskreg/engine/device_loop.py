@@ -168,15 +168,13 @@ class DeviceLoop(Loop):
         look = partial(self.sampler.look, place=self.place, u=f.u, moved=self.moved, weight=self.weights.seen, g=f.around)
         behind = self._launch(look, self.similarity.reach, whole)
         self.weights.combine()
-        if self.similarity.reach:
-            fields = [self.moved] if self.weights.seen is None else [self.moved, self.weights.seen]
-            finish(self.window_halo.start(*((a, self.block.first) for a in fields), after=behind))
+        self._exchange_windows(behind)
 
     def _pull_back(self, f: Fields, slope: Any) -> None:
         """dC/du from dC/dmoved, as it is stored."""
         kept = self.sampler.keeps_gradient
         pull = partial(self.sampler.pull_back, place=self.place, u=f.u, slope=slope, g=f.around if kept else f.gradient)
-        self.behind = self._launch(pull, self.smoothed, kept)
+        self.behind = self._launch(pull, self.gradient_reach, kept)
         if kept:
             f.pulled()
 
@@ -207,7 +205,7 @@ class DeviceLoop(Loop):
             self._pull_back(f, self.moved)
         else:
             arguments = *self.place, f.u, s.origin, s.planes, s.image, self.fixed, weight, g, self.totals
-            self.behind = self._launch(lambda box: march.difference(box, *arguments), self.smoothed)
+            self.behind = self._launch(lambda box: march.difference(box, *arguments), self.gradient_reach)
 
     def _correlate(self, f: Fields) -> None:
         lncc, box, weight = self.similarity, self.block.box(), self.weights.array

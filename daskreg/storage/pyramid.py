@@ -19,7 +19,7 @@ from daskreg.storage.ngff import SPACE
 CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
 COARSEST = 64  # voxels along the longest axis at which a pyramid stops
 FIELD: dict[str, Any] = {"cname": "lz4", "clevel": 5}
-IMAGE: dict[str, Any] = {"cname": "zstd", "clevel": 1}  # 3 takes three times as long for 5 % less
+IMAGE: dict[str, Any] = {"cname": "zstd", "clevel": 1}  # what higher levels save is not worth their time
 Factors = tuple[int, int, int]
 
 
@@ -44,7 +44,7 @@ def new_array(
 ) -> zarr.Array[Any]:
     """An empty level (Z, Y, X), or (components, Z, Y, X), compressed by Blosc after byte shuffling.
 
-    Displacements by lz4: their bits are mostly noise, and zstd would save 5 % more at a fifth of the speed both ways.
+    Displacements by lz4: their lower bits are mostly noise, of which zstd saves little and takes several times as long.
 
     lead: names and lengths of leading axes whose entries are stored apart, unlike components
     """
