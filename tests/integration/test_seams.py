@@ -79,7 +79,7 @@ class Clamped:
     def __init__(self, block):
         self.own, self.held = block.own, block.held
 
-    def start(self, *fields):
+    def start(self, *fields, after=None):
         for array, first in fields:
             below, above = self.own.start - first, self.own.stop - first
             array[..., :below, :, :] = array[..., below : below + 1, :, :]
