@@ -93,7 +93,7 @@ class Mirror(Communicator):
     def _beside(self) -> Any:
         import cupy
 
-        self.stream = self.stream or cupy.cuda.Stream(non_blocking=True)
+        self.stream = self.stream or cupy.cuda.Stream(non_blocking=True, priority=-5)  # as a copy engine has its own way
         return self.stream
 
     def _mark(self, arrays: Any) -> Any:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from daskreg.errors import RankLost
 
 Arrays = Sequence[NDArray[Any]]
+FEW = 4  # ranks whose sums take a single round
 POLL = 0.05  # seconds between two looks at whether the run was stopped
 
 
@@ -103,8 +104,17 @@ class Communicator(ABC):
             message.wait()
 
     def gather(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Arrays of one shape from all ranks, stacked by rank, on every rank (Bruck's algorithm: log2 of size rounds)."""
+        """Arrays of one shape from all ranks, stacked by rank, on every rank.
+
+        Few ranks send to each other at once; more take Bruck's algorithm, in log2 of size rounds.
+        """
         blocks = np.empty((self.size, *array.shape), array.dtype)
+        if self.size <= FEW:
+            others = [r for r in range(self.size) if r != self.rank]
+            blocks[self.rank] = array
+            mine = np.ascontiguousarray(array)
+            self.exchange([(r, [mine]) for r in others], [(r, [blocks[r : r + 1].reshape(array.shape)]) for r in others], "sum")
+            return blocks
         blocks[0] = array
         held = 1
         while held < self.size:

@@ -1,10 +1,10 @@
 """The deformable stage on a GPU: the same method in few passes, and no waiting for the host.
 
 Losses, the longest step, the clock stay on the device; the host reads them a fixed number of iterations later, so that its
-decisions do not depend on who was faster. One rank replays a captured graph of two iterations, after which buffers have their
-roles again; several ranks launch the same passes one by one, because between them there are messages. A pass whose planes
-neighbours wait for computes those first; they travel while it goes on with the others. Once an iteration, for the longest step,
-the host waits for the device and for the other ranks.
+decisions do not depend on who was faster. A launch from Python costs a hundred microseconds and more, a captured graph ten: one
+rank replays a graph of two iterations, after which buffers have their roles again; several ranks, which have messages between
+their passes, replay a graph for each part. A pass whose planes neighbours wait for computes those first; they travel while it
+goes on with the others. Once an iteration, for the longest step, the host waits for the device and for the other ranks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WIDEST = 2  # taps on one side of the filter that the composition takes along; w
 class DeviceLoop(Loop):
     """One level of the deformable stage on one rank and one GPU."""
 
-    graph: Any = None
+    graphs: dict[tuple[str, int], Any]  # by part of an iteration, and whether it is an even one
 
     def run(self, fields: Fields, watch: Watch, keep: Callable[[Fields, LevelReport, float], None]) -> LevelReport:
         """As ``Loop.run``; decisions are taken every other iteration and know all losses but the last six."""
@@ -70,7 +70,7 @@ class DeviceLoop(Loop):
         finish(self.coming)
         report.losses = self._known(k)
         self._tell(watch, report.losses)
-        self.graph, self.comm.keen = None, False
+        self.graphs, self.comm.keen = {}, False
         self.block.device.mark()
         report.seconds += time.perf_counter() - start
         return report
@@ -94,8 +94,8 @@ class DeviceLoop(Loop):
         self.norms = [self._norms(s) for s in (self.stage.smooth_gradient, self.stage.smooth_warp, 0)]
         self.marks: deque[tuple[int, Any]] = deque()
         self.reader = xp.cuda.Stream(non_blocking=True)
-        self.graph = None
-        self.direct = 0  # iterations launched one by one: what they compile a graph can use
+        self.graphs = {}
+        self.launched = 0  # iterations from Python: what the first one compiles graphs can use
 
     def _norms(self, sigma: float) -> list[Any]:
         held, put = self.block.held, self.block.device.put
@@ -127,13 +127,11 @@ class DeviceLoop(Loop):
 
     def _advance(self, fields: Fields, k: int) -> int:
         """Start iteration k, or two where a graph can; how many, 0 where the images match from the start."""
-        pair = not DISABLED and self.comm.size == 1 and k % 2 == 0 and self.direct > 0 and k + 2 <= self.level.iterations
+        pair = not DISABLED and self.comm.size == 1 and k % 2 == 0 and self.launched > 0 and k + 2 <= self.level.iterations
         if pair:
-            if self.graph is None:
-                self.graph = self._captured(fields)
-            self.graph.launch(self.block.device.xp.cuda.get_current_stream())
+            self._replay("pair", partial(self._twice, fields))
         else:
-            self.direct += 1
+            self.launched += 1
             self._gradient(fields)
             if not self._step(fields, k + 1):
                 self._mark(k + 1)
@@ -141,17 +139,35 @@ class DeviceLoop(Loop):
         self._mark(k + 1 + pair)
         return 1 + pair
 
-    def _captured(self, fields: Fields) -> Any:
-        """Two iterations as a graph: a launch costs a microsecond there, and a hundred from Python."""
-        xp = self.block.device.xp
-        xp.cuda.get_current_stream().synchronize()
-        stream = xp.cuda.Stream(non_blocking=True)
+    def _twice(self, fields: Fields) -> None:
+        for _ in range(2):
+            self._gradient(fields)
+            self._step(fields, 2)
+
+    def _play(self, name: str, launches: Callable[[], Any]) -> None:
+        """A part of an iteration without messages, whose arrays are those of every other iteration."""
+        if self.comm.size == 1 or DISABLED or self.launched < 2:
+            launches()
+        else:
+            self._replay(name, launches)
+
+    def _replay(self, name: str, launches: Callable[[], Any]) -> None:
+        """As the graph of its launches, captured when they are first asked for."""
+        key, stream = (name, self.launched % 2), self.block.device.xp.cuda.get_current_stream()
+        if key not in self.graphs:
+            stream.synchronize()
+            self.graphs[key] = self._captured(launches)
+        self.graphs[key].launch(stream)
+
+    def _captured(self, launches: Callable[[], Any]) -> Any:
+        stream = self.block.device.xp.cuda.Stream(non_blocking=True)
         with stream:
             stream.begin_capture()
-            for _ in range(2):
-                self._gradient(fields)
-                self._step(fields, 2)
-            return stream.end_capture()
+            try:
+                launches()
+            finally:
+                graph = stream.end_capture()
+        return graph
 
     def _gradient(self, fields: Fields) -> None:
         """Loss at u, onto ``totals`` or ``loss``; dC/du, times N, into ``fields.g`` (step 1)."""
@@ -164,31 +180,32 @@ class DeviceLoop(Loop):
                 self._differ(fields)
 
     def _look(self, f: Fields) -> None:
-        whole = self.sampler.keeps_gradient or self.weights.seen is not None
         look = partial(self.sampler.look, place=self.place, u=f.u, moved=self.moved, weight=self.weights.seen, g=f.around)
-        behind = self._launch(look, self.similarity.reach, whole)
-        self.weights.combine()
+        behind = None
+        if self.sampler.keeps_gradient:
+            look(self.block.box())  # with messages in it
+        else:
+            behind = self._launch("look", look, self.similarity.reach, self.weights.seen is not None)
+        self._play("weights", self.weights.combine)
         self._exchange_windows(behind)
 
     def _pull_back(self, f: Fields, slope: Any) -> None:
         """dC/du from dC/dmoved, as it is stored."""
         kept = self.sampler.keeps_gradient
         pull = partial(self.sampler.pull_back, place=self.place, u=f.u, slope=slope, g=f.around if kept else f.gradient)
-        self.behind = self._launch(pull, self.gradient_reach, kept)
+        self.behind = self._launch("pull back", pull, self.gradient_reach, kept)
         if kept:
-            f.pulled()
+            self._play("pulled", f.pulled)
 
-    def _launch(self, kernel: Callable[[Shape], Any], reach: int, whole: bool = False) -> Any:
+    def _launch(self, name: str, kernel: Callable[[Shape], Any], reach: int, whole: bool = False) -> Any:
         """Run on the own planes, first on those that neighbours wait for; the event behind these, None where all is one."""
         if whole or self.comm.size == 1:
-            kernel(self.block.box())
+            self._play(name, partial(kernel, self.block.box()))
             return None
         edges, others = self.block.edges_first(reach)
-        for box in edges:
-            kernel(box)
+        self._play(f"{name}, edges", lambda: [kernel(box) for box in edges])
         behind = self._event()
-        for box in others:
-            kernel(box)
+        self._play(name, lambda: [kernel(box) for box in others])
         return behind
 
     def _event(self) -> Any:
@@ -201,39 +218,43 @@ class DeviceLoop(Loop):
         s, weight, g = self.sampler, self.weights.array, f.gradient
         if not isinstance(s, Resident) or self.weights.seen is not None:
             self._look(f)
-            march.difference_of(self.block.box(), self.fixed, weight, self.moved, self.totals)
+            self._play("difference", lambda: march.difference_of(self.block.box(), self.fixed, weight, self.moved, self.totals))
             self._pull_back(f, self.moved)
         else:
             arguments = *self.place, f.u, s.origin, s.planes, s.image, self.fixed, weight, g, self.totals
-            self.behind = self._launch(lambda box: march.difference(box, *arguments), self.gradient_reach)
+            self.behind = self._launch("difference", lambda box: march.difference(box, *arguments), self.gradient_reach)
 
     def _correlate(self, f: Fields) -> None:
-        lncc, box, weight = self.similarity, self.block.box(), self.weights.array
+        lncc = self.similarity
         assert isinstance(lncc, LocalCorrelation)
         self._look(f)
-        own = whole_box(box)
-        span = own[0], own[0] + own[1]
-        slope = self.moved
-        if lncc.exact:
-            lncc.look(lncc.windows(box, self.moved), span, self.fixed, weight, self.moved, f.windows, self.totals)
-            lncc_march.slope(own, lncc.origin, lncc.radius, f.windows, self.fixed, weight, self.moved)
-        else:
-            slope = f.slope  # not moved, which neighbours still read
-            lncc.look(own, span, self.fixed, weight, self.moved, slope, self.totals)
-        self._pull_back(f, slope)
+        self._play("windows", partial(self._exact if lncc.exact else self._centered, f, lncc))
+        self._pull_back(f, self.moved if lncc.exact else f.slope)
+
+    def _exact(self, f: Fields, lncc: LocalCorrelation) -> None:
+        box, own, weight = self.block.box(), whole_box(self.block.box()), self.weights.array
+        lncc.look(lncc.windows(box, self.moved), _planes(own), self.fixed, weight, self.moved, f.windows, self.totals)
+        lncc_march.slope(own, lncc.origin, lncc.radius, f.windows, self.fixed, weight, self.moved)
+
+    def _centered(self, f: Fields, lncc: LocalCorrelation) -> None:
+        """Into a slope of its own: neighbours still read moved."""
+        own = whole_box(self.block.box())
+        lncc.look(own, _planes(own), self.fixed, self.weights.array, self.moved, f.slope, self.totals)
 
     def _inform(self, f: Fields) -> None:
-        mi, box, weight = self.similarity, self.block.box(), self.weights.array
+        mi, own, weight = self.similarity, whole_box(self.block.box()), self.weights.array
         assert isinstance(mi, MutualInformation)
         self._look(f)
-        own = whole_box(box)
-        self.counts.fill(0)
-        histogram_march.count(own, mi.bins, self.fixed, weight, self.moved, self.counts)
+        self._play("count", partial(self._count, own, mi.bins))
         if self.comm.size > 1:
             self.counts.set(self.comm.sum_counts(host(self.counts)))
-        histogram_march.tabulate(mi.bins, self.counts, self.table, self.loss)
-        histogram_march.slope(own, mi.bins, self.table, self.fixed, weight, self.moved)
+        self._play("table", lambda: histogram_march.tabulate(mi.bins, self.counts, self.table, self.loss))
+        self._play("slope", lambda: histogram_march.slope(own, mi.bins, self.table, self.fixed, weight, self.moved))
         self._pull_back(f, self.moved)
+
+    def _count(self, own: tuple[int, int, int, int], bins: int) -> None:
+        self.counts.fill(0)
+        histogram_march.count(own, bins, self.fixed, self.weights.array, self.moved, self.counts)
 
     def _step(self, f: Fields, t: int) -> bool:
         """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""
@@ -241,16 +262,17 @@ class DeviceLoop(Loop):
         finish(self.coming)
         ends = self._reached(f)
         if len(self.block.own):
-            self._direct(f)
+            self._play("direction", partial(self._direct, f))
         ranges = self._agree_on_length(ends, t)
         if t == 1 and float(self.longest[0]) < AT_REST**2:
             self._settle()
             return False
         behind = self._compose(f)
-        self._settle()
+        self._play("settle", self._settle)
         if self.comm.size > 1:
             self.coming = self.warp_halo.start((f.u, self.block.first), after=behind)
-            self.sampler.prepare(spans(ranges, slack(self.place, self.reach, self.stage.step)))
+            if self.sampler.prepare(spans(ranges, slack(self.place, self.reach, self.stage.step))):
+                self.graphs.clear()  # they look at planes that are no longer there
         return True
 
     def _direct(self, f: Fields) -> None:
@@ -276,12 +298,13 @@ class DeviceLoop(Loop):
             passes.compose_smooth(constants, blocks, threads, length, *filter_, *place, *fields)
 
         if w.reach <= WIDEST:
-            behind = self._launch(partial(compose, reach=w.reach, weights=w.weights, norms=self.norms[1]), self.reach)
+            filtered = partial(compose, reach=w.reach, weights=w.weights, norms=self.norms[1])
+            behind = self._launch("compose", filtered, self.reach)
             f.u, f.g = f.g, f.u
             return behind
         if len(b.own):
-            compose(b.box(w.reach), 0, (np.float32(1),), self.norms[2])
-        w.into(b.box(), f.g, f.scratch, f.u)
+            self._play("compose", lambda: compose(b.box(w.reach), 0, (np.float32(1),), self.norms[2]))
+        self._play("smooth", lambda: w.into(b.box(), f.g, f.scratch, f.u))
         return None
 
     def _settle(self) -> None:
@@ -317,6 +340,11 @@ class DeviceLoop(Loop):
             total, count = np.ascontiguousarray(table[:, 4:]).view(np.int64).sum(axis=0)
             self.past.append(self._sign * float(total) / max(float(count), 1.0))
         return table[:, 2:4]
+
+
+def _planes(own: tuple[int, int, int, int]) -> tuple[int, int]:
+    """First plane of a box, and the one behind it."""
+    return own[0], own[0] + own[1]
 
 
 def _extent(box: Any) -> tuple[np.uint32, ...]:

@@ -47,8 +47,8 @@ class Sampler(ABC):
         self.planes, self.masked = planes, masked
 
     @abstractmethod
-    def prepare(self, needs: Sequence[Span]) -> None:
-        """Be ready for looks that read these planes, a span a rank; all ranks call it with the same."""
+    def prepare(self, needs: Sequence[Span]) -> bool:
+        """Be ready for looks that read these planes, a span a rank; all ranks call it with the same. Whether looks now differ."""
 
     @abstractmethod
     def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
@@ -70,8 +70,9 @@ class Resident(Sampler):
         super().__init__(planes, mask is not None)
         self.image, self.mask, self.origin = image, mask, origin
 
-    def prepare(self, needs: Sequence[Span]) -> None:
+    def prepare(self, needs: Sequence[Span]) -> bool:
         """Nothing is missing."""
+        return False
 
     def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
         """One pass an image."""
@@ -99,15 +100,16 @@ class Window(Resident):
         self.shards, self.comm = shards, comm
         self.windows = [Span(0, 0)] * comm.size
 
-    def prepare(self, needs: Sequence[Span]) -> None:
+    def prepare(self, needs: Sequence[Span]) -> bool:
         """Move the windows of the ranks whose reach has left theirs."""
         wanted = [self._moved(old, need) for old, need in zip(self.windows, needs, strict=True)]
         if wanted == self.windows:
-            return
+            return False
         parts = [self._fetch(a, shard, wanted) for a, shard in zip((self.image, self.mask), self.home, strict=False)]
         self.windows, self.origin = wanted, wanted[self.comm.rank].start
         self.image = parts[0]
         self.mask = parts[1] if len(parts) > 1 else None
+        return True
 
     def _moved(self, window: Span, need: Span) -> Span:
         need = need & Span(0, self.planes) or window or Span(0, 1)  # out of the image too, kernels look at some plane
@@ -159,9 +161,10 @@ class Ring(Sampler):
         self.needs: Sequence[Span] = shards.slabs
         synchronise(self.home[0])  # it is sent as it lies
 
-    def prepare(self, needs: Sequence[Span]) -> None:
+    def prepare(self, needs: Sequence[Span]) -> bool:
         """The table of reachable planes."""
-        self.needs = needs
+        changed, self.needs = list(needs) != list(self.needs), needs
+        return changed
 
     def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
         """One pass round the ring."""

@@ -145,16 +145,29 @@ class Kernel:
 
     def on_cuda(self, shape: Shape, *arguments: Any) -> Any:
         """Run the plain body on the current CUDA device or its simulator; row sums are a device array."""
-        from numba import cuda
-
         whole = box(shape)
         n = tuple(np.uint32(v) for v in whole)
-        rows = (cuda.to_device(np.zeros((self.sums, *whole[1:3]), np.float32)),) if self.sums else ()
+        rows = (_zeros((self.sums, *whole[1:3])),) if self.sums else ()
         given = [a for a in arguments if a is not None]  # numba-cuda hands no None to a device
         blocks, threads = _by_row(whole) if self.sums else _by_voxel(whole)
         if whole[1] * whole[2]:
             self.launcher(CUDA, arguments)[blocks, threads, stream()](n, *rows, *given)
         return rows[0] if rows else None
+
+
+def _zeros(shape: tuple[int, ...]) -> Any:
+    """On the current device, made there, or as the simulator has it."""
+    from numba import cuda
+
+    if DISABLED:
+        return cuda.to_device(np.zeros(shape, np.float32))
+    return cuda.as_cuda_array(_cupy().zeros(shape, np.float32), sync=False)  # the kernel comes on the same stream
+
+
+def _cupy() -> Any:
+    import cupy
+
+    return cupy
 
 
 def _by_voxel(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -37,7 +37,7 @@ def test_a_resumed_level_decides_by_the_losses_that_a_whole_run_decides_by(k):
 
 def test_a_level_at_rest_waits_for_its_loss():
     made = loop([])
-    made.comm, made.direct, made.level = Alone(), 0, SimpleNamespace(iterations=4)
+    made.comm, made.launched, made.level = Alone(), 0, SimpleNamespace(iterations=4)
     made._gradient, made._step, marked = lambda fields: None, lambda fields, t: False, []
     made._mark = marked.append
     assert made._advance(None, 0) == 0
@@ -69,7 +69,7 @@ def among_two(iterations, tolerance):
     made.level = SimpleNamespace(scale=1, iterations=iterations)
     made.stage, made.similarity = SimpleNamespace(tolerance=tolerance, window=3), None
     made.block = SimpleNamespace(shape=(4, 4, 4), device=SimpleNamespace(mark=lambda: None))
-    made.sums, made.longest, made.coming, made.told, made.direct = mine, np.zeros(1, np.float32).view(Longest), [], 0, 0
+    made.sums, made.longest, made.coming, made.told, made.launched = mine, np.zeros(1, np.float32).view(Longest), [], 0, 0
     made._prepare, made.begin = lambda losses: None, lambda fields: setattr(made, "asked", 0.0)
     made._event = lambda: SimpleNamespace(synchronize=lambda: None)
     made._gradient = lambda fields: None
