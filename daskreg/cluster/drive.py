@@ -17,7 +17,7 @@ from distributed.client import Future, FuturesCancelledError
 
 from daskreg.cluster.job import Job, execute
 from daskreg.cluster.session import workers_of
-from daskreg.comm import Alone, Kind, Patience, Port, available, open_port
+from daskreg.comm import Alone, Kind, Patience, Port, available, open_port, share
 from daskreg.engine.report import SAVE, STOP, Progress, Watch
 from daskreg.errors import InputError, RankLost, RunError, Stopped
 
@@ -44,6 +44,7 @@ class Seat:
     rank: int
     cores: int
     patience: Patience
+    hosts: tuple[str, ...]  # of all ranks
     port: Port | None = None
     asked: float = 0.0
 
@@ -225,7 +226,9 @@ def _task(job: Job, run: str, address: str, name: str) -> dict[str, Any]:
         raise RankLost(f"the worker of a rank ({name}) was lost; look at its log for the reason.")
     reporter = Reporter(run, seat, job.checkpoint)
     seat.patience.check, seat.patience.slow = reporter.check, reporter.slow
-    return execute(job, seat.port.communicator if seat.port else Alone(), reporter, seat.cores)
+    comm = seat.port.communicator if seat.port else Alone()
+    share(comm, seat.hosts)
+    return execute(job, comm, reporter, seat.cores)
 
 
 def _members(client: Client, workers: int) -> list[str]:
@@ -305,7 +308,7 @@ def _on_each(
 async def _take_seat(gang: Gang, dask_worker: Worker) -> Any:
     rank = gang.addresses.index(dask_worker.address)
     cores = max(1, len(os.sched_getaffinity(0)) // gang.hosts.count(gang.hosts[rank]))
-    seat = _seats[gang.run] = Seat(rank, cores, Patience(deadline=gang.deadline))
+    seat = _seats[gang.run] = Seat(rank, cores, Patience(deadline=gang.deadline), gang.hosts)
     if len(gang.addresses) == 1:
         return None
     security = dask_worker.security

@@ -13,14 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import RankLost
 
+if TYPE_CHECKING:
+    from daskreg.comm.board import Board
+
 Arrays = Sequence[NDArray[Any]]
+KEEN = 0.02  # seconds for which a wait may occupy a core, where that takes nobody's
 FEW = 4  # ranks whose sums take a single round
 POLL = 0.05  # seconds between two looks at whether the run was stopped
 
@@ -74,10 +78,11 @@ class Communicator(ABC):
     """One rank's access to the others; every sum has an order that does not depend on how many there are.
 
     names: where each rank is, for messages;  traffic: bytes sent so far, by purpose;  direct: arrays of a GPU can be given as
-    they are;  keen: waiting may occupy a core, where a GPU does the work.
+    they are;  keen: waiting may occupy a core, where a GPU does the work;  board: where ranks of one machine sum, see ``share``.
     """
 
     direct = keen = False
+    board: Board | None = None
 
     def __init__(self, rank: int, names: Sequence[str], patience: Patience | None = None) -> None:
         self.rank, self.size, self.names = rank, len(names), tuple(names)
@@ -108,6 +113,9 @@ class Communicator(ABC):
 
         Few ranks send to each other at once; more take Bruck's algorithm, in log2 of size rounds.
         """
+        if self.board is not None and array.nbytes <= self.board.room:
+            self.traffic["sum"] += (self.size - 1) * array.nbytes
+            return self.board.gather(array)
         blocks = np.empty((self.size, *array.shape), array.dtype)
         if self.size <= FEW:
             others = [r for r in range(self.size) if r != self.rank]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.comm.base import Arrays, Communicator, Patience, Pending
+from daskreg.comm.base import KEEN, Arrays, Communicator, Patience, Pending
 from daskreg.comm.mailbox import CLOSED, dropped
 from daskreg.errors import RankLost
 
@@ -31,7 +31,6 @@ from ucxx._lib.arr import Array as Buffer
 
 PACKED = 1 << 20  # bytes; several arrays of fewer in all travel as one
 SPINS = 20  # times that the waiting thread drives UCX itself, before it leaves that to the progress thread and sleeps
-KEEN = 0.02  # seconds for which it does so where that takes nobody's core
 NAPS = 5e-5, 5e-4  # seconds, the first and the longest sleep between two looks
 WAKE = 10  # milliseconds after which the progress thread looks by itself, should it miss an event
 GOODBYE = 500_000_000  # nanoseconds for each step of a closing; a dead peer answers none

@@ -1,0 +1,126 @@
+"""Sums over memory that ranks of one machine share."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import numpy as np
+import pytest
+
+from daskreg.comm import Patience, available, board, local, share
+from daskreg.comm.board import HEADER, ROOM, SHARED, Board
+from daskreg.errors import RankLost
+from tests.unit.comm.ranks import bare
+
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="no memory with names")
+
+
+def shared(part, comm, hosts=None):
+    share(comm, hosts or ["here"] * comm.size)
+    return part(comm)
+
+
+def sums(comm, rounds=60):
+    """What is gathered, of changing sizes and types, some too large for the board."""
+    found = []
+    for k in range(rounds):
+        size = (0, 1, 6, 1024, ROOM // 8, ROOM)[k % 6]
+        mine = np.full(size, comm.rank + 10 * k, (np.float64, np.int64)[k % 2])
+        table = comm.gather(mine)
+        assert table.dtype == mine.dtype
+        np.testing.assert_array_equal(table, np.stack([np.full(size, r + 10 * k) for r in range(comm.size)]))
+        found.append(comm.max(np.array([float(comm.rank)]))[0])
+    return comm.board is not None, set(found), dict(comm.traffic)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_ranks_of_one_machine_gather_what_messages_would_bring(size):
+    before = set(os.listdir(SHARED))
+    there, plain = local.run(size, partial(shared, sums)), local.run(size, sums)
+    assert [used for used, _, _ in there] == [True] * size
+    assert [used for used, _, _ in plain] == [False] * size
+    assert all(found == {size - 1.0} for _, found, _ in there)
+    assert not [name for name in set(os.listdir(SHARED)) - before if name.startswith("daskreg-")]
+
+
+def test_it_counts_as_traffic_what_the_messages_it_saves_would_have_carried():
+    def one(comm):
+        comm.gather(np.zeros(6))
+        return comm.traffic["sum"]
+
+    assert len(set(local.run(3, one))) == 1
+
+    def other(comm):
+        share(comm, ["here"] * comm.size)
+        comm.traffic.clear()
+        return one(comm)
+
+    assert local.run(3, other) == local.run(3, one)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "ucx"])
+def test_processes_share_it(kind):
+    if kind not in available():
+        pytest.skip(f"no {kind} here")
+    for used, found, _ in bare(kind, 3, partial(shared, sums), apart=False, deadline=30):
+        assert used
+        assert found == {2.0}
+
+
+def test_ranks_of_several_machines_have_none():
+    for used, _, _ in local.run(2, partial(shared, sums, hosts=["here", "there"])):
+        assert not used
+
+
+@pytest.mark.parametrize("broken", ["_made", "_mapped"])
+def test_where_one_rank_cannot_have_it_nobody_has(monkeypatch, broken):
+    plain, calls = getattr(board, broken), []
+
+    def once(*given):
+        calls.append(1)
+        return (b"" if broken == "_made" else None) if len(calls) == 1 else plain(*given)
+
+    monkeypatch.setattr(board, broken, once)
+    for used, found, _ in local.run(3, partial(shared, sums)):
+        assert not used
+        assert found == {2.0}
+
+
+def test_without_room_in_shared_memory_there_is_none(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    before = set(os.listdir(SHARED))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert board._made(1 << 20) == b""
+    assert set(os.listdir(SHARED)) == before
+
+
+def test_a_row_that_is_half_written_or_of_another_sum_does_not_count():
+    comm = local.together(2)[0]
+    made = Board(bytearray(4 * (HEADER.size + ROOM)), comm)
+    made.number = 1
+    made._write(b"12345678")
+    assert made._read(0) == b"12345678"
+    at = made._start(0) + HEADER.size
+    made.memory[at + 3 : at + 4] = b"x"
+    assert made._read(0) is None
+    made._write(b"12345678")
+    made.number = 3
+    assert made._read(0) is None
+
+
+def test_a_silent_rank_is_lost_after_the_deadline():
+    comm = local.together(2, Patience(deadline=0.2))[0]
+    with pytest.raises(RankLost, match=r"rank 1 .* was silent"):
+        Board(bytearray(4 * (HEADER.size + ROOM)), comm).gather(np.zeros(3))
+
+
+def test_shapes_that_differ_are_told():
+    def part(comm):
+        share(comm, ["here"] * 2)
+        comm.gather(np.zeros(3 + comm.rank))
+
+    with pytest.raises(ValueError, match="both sides must run the same plan"):
+        local.run(2, part)
