@@ -46,34 +46,40 @@ class DeviceLoop(Loop):
     def run(self, fields: Fields, watch: Watch, keep: Callable[[Fields, LevelReport, float], None]) -> LevelReport:
         """As ``Loop.run``; decisions are taken every other iteration and know all losses but the last six."""
         report = LevelReport("deformable", self.level.scale, self.block.shape, list(fields.losses))
-        plateau, start = Plateau(self.stage.tolerance, self.stage.window), time.perf_counter()
+        start = time.perf_counter()
         self._prepare(report.losses)
         self.watch, self.comm.keen = watch, True
-        self.begin(fields)
-        k = self.done
+        try:
+            self.begin(fields)
+            k = self._iterate(fields, report, keep)
+            finish(self.coming)
+            report.losses = self._known(k)
+        finally:
+            self.graphs, self.comm.keen = {}, False
+        self._tell(watch, report.losses)
+        self.block.device.mark()
+        report.seconds += time.perf_counter() - start
+        return report
+
+    def _iterate(self, fields: Fields, report: LevelReport, keep: Callable[[Fields, LevelReport, float], None]) -> int:
+        """All iterations but for a reason that ``report.stopped`` tells; how many have a loss."""
+        plateau, k = Plateau(self.stage.tolerance, self.stage.window), self.done
         while k < self.level.iterations:
             if k % 2 == 0:
                 known = self._known(k - LAG)
-                self._tell(watch, known)
-                if asked := self.asked if self.comm.size > 1 else watch.asked():
+                self._tell(self.watch, known)
+                if asked := self.asked if self.comm.size > 1 else self.watch.asked():
                     report.losses = self._known(k)
                     keep(fields, report, asked)
                 if plateau.reached(known):
                     report.stopped = "plateau"
-                    break
+                    return k
             count = self._advance(fields, k)
             if not count:
                 report.stopped = "at rest"
-                k += 1
-                break
+                return k + 1
             k += count
-        finish(self.coming)
-        report.losses = self._known(k)
-        self._tell(watch, report.losses)
-        self.graphs, self.comm.keen = {}, False
-        self.block.device.mark()
-        report.seconds += time.perf_counter() - start
-        return report
+        return k
 
     def _prepare(self, losses: list[float]) -> None:
         """Everything an iteration needs, on the device, for all iterations."""

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.errors import InputError
 from daskreg.grid import Grid, Region
 from daskreg.kernels.jacobian import jacobian
-from daskreg.kernels.launch import Kernel
+from daskreg.kernels.launch import DISABLED, Kernel
 from daskreg.kernels.vectors import turned
 from daskreg.kernels.warp import sample_field
 from daskreg.transforms.composite import Link, pieces
@@ -34,9 +35,14 @@ def launch(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) -> Any:
 
 
 def launch_on_cuda(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) -> Any:
-    """A kernel on the current CUDA device: arrays go there, the last one comes back. Needs numba-cuda and a device."""
+    """A kernel on the current CUDA device: arrays go there, the last one comes back. Raises InputError where there is none."""
     from numba import cuda
 
+    if not DISABLED and not cuda.is_available():
+        raise InputError(
+            "a GPU was asked for and this process sees none that Numba can use; install daskreg[cuda13] (or cuda12), look at "
+            'nvidia-smi, or use device="cpu".'
+        )
     with _ONE_LAUNCH:
         there = [cuda.to_device(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in arguments]
         rows = kernel.on_cuda(shape, *there)

@@ -6,8 +6,9 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from daskreg.errors import AxesError, ConfigError, GridError, UnitsError, Unreadable
+from daskreg.errors import AxesError, ConfigError, GridError, InputError, UnitsError, Unreadable
 from daskreg.grid import Grid, Region
+from daskreg.kernels.device import gpus
 from daskreg.transforms.composite import Link
 from daskreg.transforms.inverse import InverseField, RoundTrip, Solved, reach_of, steepness
 from daskreg.workflows import blocks as module
@@ -259,3 +260,11 @@ def test_a_displacement_that_is_not_finite_is_an_error_not_a_block_of_zeros():
     ):
         with pytest.raises(Unreadable, match=r"not finite at voxel \(3, 4, 5\)"):
             use()
+
+
+@pytest.mark.skipif(gpus() > 0, reason="there is a GPU")
+def test_without_a_gpu_voxels_do_not_go_there():
+    grid = Grid((4, 5, 6))
+    moved = Transform.of(np.eye(4), grid).apply(np.ones(grid.shape, np.float32), like=grid, device="cuda")
+    with pytest.raises(InputError, match="sees none that Numba can use"):
+        moved.compute()
