@@ -265,6 +265,6 @@ def test_a_displacement_that_is_not_finite_is_an_error_not_a_block_of_zeros():
 @pytest.mark.skipif(gpus() > 0, reason="there is a GPU")
 def test_without_a_gpu_voxels_do_not_go_there():
     grid = Grid((4, 5, 6))
-    moved = Transform.of(np.eye(4), grid).apply(np.ones(grid.shape, np.float32), like=grid, device="cuda")
+    moved = Transform.of(np.eye(4), grid).apply(np.ones(grid.shape, np.float32), grid=grid, device="cuda")
     with pytest.raises(InputError, match="sees none that Numba can use"):
         moved.compute()
