@@ -35,6 +35,7 @@ from daskreg.optimizers.stopping import Plateau
 from daskreg.similarity import LocalCorrelation, MutualInformation
 
 LAG = 6  # iterations that are under way when the host decides: enough to keep the device busy
+LOOKS = ("look", "pull back", "difference")  # parts that read the moving image: captured anew when it has moved
 WIDEST = 2  # taps on one side of the filter that the composition takes along; wider ones go axis by axis
 
 
@@ -161,7 +162,6 @@ class DeviceLoop(Loop):
         """As the graph of its launches, captured when they are first asked for."""
         key, stream = (name, self.launched % 2), self.block.device.xp.cuda.get_current_stream()
         if key not in self.graphs:
-            stream.synchronize()
             self.graphs[key] = self._captured(launches)
         self.graphs[key].launch(stream)
 
@@ -278,7 +278,7 @@ class DeviceLoop(Loop):
         if self.comm.size > 1:
             self.coming = self.warp_halo.start((f.u, self.block.first), after=behind)
             if self.sampler.prepare(spans(ranges, slack(self.place, self.reach, self.stage.step))):
-                self.graphs.clear()  # they look at planes that are no longer there
+                self.graphs = {key: graph for key, graph in self.graphs.items() if not key[0].startswith(LOOKS)}
         return True
 
     def _direct(self, f: Fields) -> None:
