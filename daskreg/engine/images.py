@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -92,6 +92,12 @@ class Image:
             voxels, mask = self.deliver(factors, [w & Span(0, planes) for w in wanted], comm)
             seen._kept[factors] = host(voxels), None if mask is None else host(mask)
         return seen
+
+    def on(self, device: Device) -> Image:
+        """A preview with its levels on a device."""
+        put = device.put
+        kept = {factors: (put(voxels), None if mask is None else put(mask)) for factors, (voxels, mask) in self._kept.items()}
+        return replace(self, voxels=put(self.voxels), _kept=kept)
 
     def _holds(self, rank: int) -> Span:
         return self.partition.around(rank, self.rim)

@@ -14,6 +14,7 @@ from daskreg.engine.linear import LinearLoss, run_linear
 from daskreg.engine.report import LevelReport, Watch
 from daskreg.errors import NoOverlap
 from daskreg.grid import Grid, Index, Span, shrink_factors
+from daskreg.kernels.device import CPU, Device
 from daskreg.kernels.sample import sample
 from daskreg.planning import Level
 from daskreg.transforms.linear import about, apply_to, fixed_point, index_map, linear_part, translation
@@ -41,7 +42,8 @@ def run_initial(
     seen = images[0].preview(_levels(images, 0, size), comm), images[1].preview(_levels(images, 1, size), comm)
     report = LevelReport(stage.name, 1, (1, 1, 1))
     if comm.rank == 0:
-        found = run_search(stage, seen, world, watch) if isinstance(stage, Search) else run_moments(stage, seen, world)
+        device = images[0].device
+        found = run_search(stage, seen, world, watch, device) if isinstance(stage, Search) else run_moments(stage, seen, world)
         world, report = found
     with comm.patience.unhurried():
         return comm.broadcast(np.ascontiguousarray(world)), report
@@ -81,8 +83,10 @@ def run_moments(stage: Moments, images: tuple[Image, Image], world: Matrix) -> t
     return candidates[best], report
 
 
-def run_search(stage: Search, images: tuple[Image, Image], world: Matrix, watch: Watch) -> tuple[Matrix, LevelReport]:
-    """Try every shift for every rotation, refine the best few, keep the one of least loss.
+def run_search(
+    stage: Search, images: tuple[Image, Image], world: Matrix, watch: Watch, device: Device = CPU
+) -> tuple[Matrix, LevelReport]:
+    """Try every shift for every rotation, refine the best few on a device, keep the one of least loss.
 
     Raises NoOverlap when no candidate covers the part that the stage asks for.
     """
@@ -104,7 +108,7 @@ def run_search(stage: Search, images: tuple[Image, Image], world: Matrix, watch:
             "check that both show the same thing, or lower 'overlap'."
         )
     starts = [views.world(c, room) for c in found]
-    best, losses = _least([*starts, *_usual(images, world)], images, watch)
+    best, losses = _least([*starts, *_usual(images, world)], (images[0].on(device), images[1].on(device)), watch)
     report = LevelReport("search", 1, fixed.shape, [min(losses)], time.perf_counter() - start)
     report.detail = {"candidates": [{"score": c.score, "overlap": c.overlap} for c in found], "refined": losses}
     return best, report
