@@ -7,11 +7,12 @@
 One rank between others does all that it does in a run: computes halos, launches pass by pass, sends, receives, waits
 for what it needs. All ranks are alike: what comes from one side is what it sends to the other. A message is there
 ``--latency`` plus its bytes over ``--bandwidth`` after both sides gave it to the link, and its copy shares the GPU's memory with
-the kernels, as a copy over NVLink would; a round of a sum takes ``--latency``. So a row says what the program makes of links and
+the kernels, as a copy over NVLink would; a sum takes ``--sum``, as over memory that ranks of one machine share. So a row says what the program makes of links and
 neighbours that are never late; it does not say that they are.
 ``alone``: a run of one rank of the same own planes, graphs and all;  ``ms``: an iteration, both from levels of two lengths, so
 that what a level costs once does not count;  ``efficiency``: alone / ms;  ``waits``: ms an iteration of waiting, by what for, as
-the host sees it: not lost as long as the device has work. Prints a JSON line a row and writes ``gpu_rank.json``.
+the host sees it: not lost as long as the device has work;  ``bytes``, ``alone_bytes``: of GPU memory a voxel of the block.
+Prints a JSON line a row and writes ``gpu_rank.json``.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from daskreg.config import LNCC, MI, MSE, Config, Deformable
 from daskreg.engine.images import Image
 from daskreg.engine.memory import trim
 from daskreg.engine.rank import Rank
-from daskreg.engine.report import Watch
+from daskreg.engine.report import Progress, Watch
 from daskreg.grid import Grid
+from daskreg.kernels.device import Device
 from daskreg.kernels.launch import on_device
 from daskreg.planning import make_plan
 
@@ -47,16 +49,13 @@ LOSSES: dict[str, Any] = {"mse": MSE(), "lncc center": LNCC(gradient="center"), 
 
 
 class Mirror(Communicator):
-    """A rank among others like it: what it sends a rank ahead comes from the one as far behind, over a link of given speed.
-
-    rise: planes of the moving image from one rank's reach to the next one's, so that windows of all ranks lie as they would.
-    """
+    """A rank among others like it: what it sends a rank ahead comes from the one as far behind, over a link of given speed."""
 
     direct = True
 
-    def __init__(self, rise: float, rounds: int, latency: float, bandwidth: float) -> None:
+    def __init__(self, sum_: float, latency: float, bandwidth: float) -> None:
         super().__init__(RANKS // 2, [f"mirror {r}" for r in range(RANKS)])
-        self.rise, self.rounds, self.latency, self.bandwidth = rise, rounds, latency, bandwidth
+        self.sum, self.latency, self.bandwidth = sum_, latency, bandwidth
         self.here: dict[int, deque[_Message]] = defaultdict(deque)
         self.asked: dict[int, deque[_Message]] = defaultdict(deque)
         self.waits: Counter[str] = Counter()
@@ -100,16 +99,22 @@ class Mirror(Communicator):
         return self.stream.record() if any(on_device(a) for a in arrays) else None
 
     def gather(self, array: Any) -> Any:
-        """As if all ranks had said the same, each of its own place."""
+        """As if all ranks had said the same."""
         start = time.perf_counter()
-        while time.perf_counter() < start + self.latency * self.rounds:
+        while time.perf_counter() < start + self.sum:
             pass
-        table = np.stack([array] * self.size)
-        reach = {(2,): slice(0, 2), (4,): slice(2, 4), (6,): slice(2, 4)}.get(array.shape)  # least and largest plane
-        if reach is not None:
-            table[:, reach] += self.rise * (np.arange(self.size) - self.rank)[:, None]
         self.waits["sum"] += time.perf_counter() - start
-        return table
+        return np.stack([array] * self.size)
+
+
+class Peak(Watch):
+    """The most that CuPy's pool held while the loop ran."""
+
+    held = 0
+
+    def __call__(self, now: Progress) -> None:
+        if "cupy" in sys.modules:
+            self.held = max(self.held, sys.modules["cupy"].get_default_memory_pool().total_bytes())
 
 
 class _Message:
@@ -140,7 +145,7 @@ def volume(shape: tuple[int, ...], xp: Any) -> tuple[Any, Any]:
     return image, xp.roll(image, (1, -1, 2), axis=(0, 1, 2))
 
 
-def images(shape: tuple[int, int, int], ranks: int, rims: tuple[int, int], xp: Any) -> tuple[Grid, tuple[Image, Image]]:
+def images(shape: tuple[int, ...], ranks: int, rims: tuple[int, int], xp: Any) -> tuple[Grid, tuple[Image, Image]]:
     """The grid of all ranks' planes, and the middle rank's part of both images."""
     grid = Grid((shape[0] * ranks, *shape[1:]))
     plan = make_plan(grid, grid, Config(stages=(Deformable(),)), workers=ranks)
@@ -153,9 +158,9 @@ def images(shape: tuple[int, int, int], ranks: int, rims: tuple[int, int], xp: A
 
 
 def run(
-    shape: tuple[int, int, int], stage: Deformable, given: argparse.Namespace, ranks: int, residency: str
-) -> tuple[float, Any]:
-    """Seconds of the stage's level, and the waits."""
+    shape: tuple[int, ...], stage: Deformable, given: argparse.Namespace, ranks: int, residency: str
+) -> tuple[float, Any, int]:
+    """Seconds of the stage's level, the waits, and the most that CuPy's pool held meanwhile."""
     xp: Any = np
     if given.device == "cuda":
         import cupy as xp
@@ -165,50 +170,69 @@ def run(
     _, both = images(shape, ranks, plan.rims if ranks > 1 else (0, 0), xp)
     comm: Communicator = Alone()
     if ranks > 1:
-        comm = Mirror(shape[0], given.rounds, given.latency * 1e-6, given.bandwidth * 1e9)
-    rank = Rank(plan, both, np.eye(4), comm, Watch())
+        comm = Mirror(given.sum * 1e-6, given.latency * 1e-6, given.bandwidth * 1e9)
+    peak = Peak()
+    rank = Rank(plan, both, np.eye(4), comm, peak)
     found = rank.run().levels[-1]
     assert found.losses[-1] < found.losses[0], found.losses[::8]
-    return found.seconds, Counter(getattr(comm, "waits", {}))
+    return found.seconds, Counter(getattr(comm, "waits", {})), peak.held
 
 
-def measured(shape: tuple[int, int, int], name: str, given: argparse.Namespace, ranks: int, residency: str) -> tuple[float, Any]:
-    """Milliseconds an iteration, and of waiting."""
+def measured(
+    shape: tuple[int, ...], name: str, given: argparse.Namespace, ranks: int, residency: str
+) -> tuple[float, dict[str, float], float]:
+    """Milliseconds an iteration, those of waiting, bytes of GPU memory a voxel of the block."""
     times = [int(n) for n in given.iterations.split(",")]
 
     def level(iterations: int) -> Deformable:
         return Deformable(similarity=LOSSES[name], scales=(1,), iterations=(iterations,), tolerance=0, storage=given.storage)
 
     run(shape, level(6), given, ranks, residency)
+    trim()
+    held = run(shape, level(6), given, ranks, residency)[2]
     short, long = (min((run(shape, level(n), given, ranks, residency) for _ in range(2)), key=lambda r: r[0]) for n in times)
     trim()
     per = 1e3 / (times[1] - times[0])
     waits = {name: round((long[1][name] - short[1][name]) * per, 3) for name in long[1]}
-    return (long[0] - short[0]) * per, waits
+    return (long[0] - short[0]) * per, waits, round(held / math.prod(shape), 1)
 
 
-def main() -> None:
+def _device(given: argparse.Namespace) -> str:
+    return Device(given.device).name
+
+
+def block_of(text: str) -> tuple[int, ...]:
+    """Planes, rows and columns of a block, given as one edge or as three."""
+    edges = [int(n) for n in text.split("x")]
+    return tuple(edges * 3 if len(edges) == 1 else edges)
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("blocks", nargs="*", default=["256"], help="edges, or planes x rows x columns")
     parser.add_argument("--losses", default=",".join(LOSSES))
     parser.add_argument("--residencies", default="window,ring")
-    parser.add_argument("--rounds", type=int, default=2, help="of messages for a sum: 2 for four ranks, 3 for up to eight")
+    parser.add_argument("--sum", type=float, default=10, help="microseconds of a sum")
     parser.add_argument("--latency", type=float, default=30, help="microseconds of a message")
     parser.add_argument("--bandwidth", type=float, default=300, help="GB/s of the link, each way")
     parser.add_argument("--iterations", default="32,64", help="of the two levels whose difference counts")
     parser.add_argument("--storage", default="float32")
     parser.add_argument("--device", default="cuda")
-    given = parser.parse_args()
-    rows = []
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    given, rows = arguments(), []
     for block, name in itertools.product(given.blocks, given.losses.split(",")):
-        edges = [int(n) for n in block.split("x")]
-        shape = tuple(edges * 3 if len(edges) == 1 else edges)
-        alone, _ = measured(shape, name, given, 1, "replicate")
-        rows.append({"block": block, "case": name, "storage": given.storage, "alone": round(alone, 3)})
-        for residency in given.residencies.split(","):
-            ms, waits = measured(shape, name, given, RANKS, residency)
-            row = {**rows[-1], "residency": residency, "ms": round(ms, 3), "efficiency": round(alone / ms, 3), "waits": waits}
-            rows.append({**row, "rounds": given.rounds, "latency_us": given.latency, "GB/s": given.bandwidth})
+        shape = block_of(block)
+        alone, _, held = measured(shape, name, given, 1, "replicate")
+        common = {"block": block, "case": name, "storage": given.storage, "alone": round(alone, 3), "alone_bytes": held}
+        common |= {"sum_us": given.sum, "latency_us": given.latency, "GB/s": given.bandwidth, "device": _device(given)}
+        for residency in filter(None, given.residencies.split(",")):
+            ms, waits, held = measured(shape, name, given, RANKS, residency)
+            rows.append({**common, "residency": residency, "ms": round(ms, 3), "efficiency": round(alone / ms, 3),
+                         "bytes": held, "waits": waits})  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
     OUT.write_text(json.dumps(rows, indent=1) + "\n")
 

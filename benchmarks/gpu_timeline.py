@@ -32,7 +32,7 @@ PASSES = {  # of a kernel's name, as it is mangled
 Event = dict[str, Any]
 
 
-def recorded(shape: tuple[int, int, int], name: str, residency: str, given: argparse.Namespace) -> list[Event]:
+def recorded(shape: tuple[int, ...], name: str, residency: str, given: argparse.Namespace) -> list[Event]:
     """Kernels and copies of two iterations in the middle of a level: lane, name, start and length in ms."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -103,9 +103,14 @@ def draw(rows: list[Event]) -> None:
     for axes, row in zip(all_axes[:, 0], rows, strict=True):
         for e in row["events"]:
             axes.barh(e["lane"], e["ms"], left=e["start"], color=colours[e["name"]], height=0.8)
-        axes.set_title(f"{row['case']}, {row['residency']}, {row['block']}: hidden {row['hidden']:.0%}, idle {row['idle']:.2f} ms", fontsize=9)
+        axes.set_title(
+            f"{row['case']}, {row['residency']}, {row['block']}: hidden {row['hidden']:.0%}, idle {row['idle']:.2f} ms",
+            fontsize=9,
+        )
         axes.set_xlabel("ms", fontsize=8)
-    figure.legend([plt.Rectangle((0, 0), 1, 1, color=colours[n]) for n in names], names, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(
+        [plt.Rectangle((0, 0), 1, 1, color=colours[n]) for n in names], names, loc="outside lower center", ncols=5, fontsize=8
+    )
     figure.savefig(OUT.with_suffix(".png"), dpi=110)
 
 

@@ -7,9 +7,9 @@ An iteration is
     compute   voxels of the block and of the halo that both sides compute, times seconds a voxel
   + halos     latency + bytes / bandwidth of the two exchanges that are waited for: moved (where the loss has a reach), g
   + hidden    what of u's halo the sampler does not cover (a part ``overlap`` of the shorter one is covered)
-  + ring      one pass over the block for every shard that it reaches, and of each transfer what the pass before does not cover;
-              ``narrow passes``: what it would be if a pass took in only the planes of the block that can reach the shard;
-              ``all shards``: the worst case, every block reaches every plane
+  + ring      of the planes that read more than the own shard what a pass for every shard costs more than sampling at once, and
+              of each transfer what the pass before does not cover, the first pass being that over all of the block;
+              ``all shards``: the worst case, every plane reads every shard
   + sums      two gathers of ceil(log2 n) rounds: the loss, and the longest step
 Every transfer of the ring is taken to be posted a pass ahead. The slowest rank is one between two others, on the slowest link.
 Seconds a voxel: measured ones where ``--kernels`` has them, else the budget, bytes a voxel and iteration over the copy bandwidth,
@@ -47,7 +47,7 @@ FIELDS = 72  # bytes a voxel held in all
 RING_BUFFERS = 2  # shards under way
 DRIFT = 16  # planes of the moving image that a block reaches beyond its own, each side
 GPUS = (1, 2, 4, 8, 16, 32, 64)
-RESIDENCIES = ("replicate", "window", "ring", "ring, narrow passes", "ring, all shards")
+RESIDENCIES = ("replicate", "window", "ring", "ring, all shards")
 Shape = tuple[int, int, int]
 
 
@@ -243,12 +243,12 @@ class Block:
         shards, s = self._shards(), self.machine.sampling
         if not shards:
             return 0.0
-        own = self.voxels * self.machine.slower(self.ranks)
-        part = shards[0] / self.planes if "narrow" in self.residency else 1.0
-        passes = [s.first * own, *[s.further * own * part] * len(shards)]
+        plane = self.plane * self.machine.slower(self.ranks)
+        outer = min(sum(shards), self.planes)  # as many planes read another shard as are read of it
+        passes = [(s.first * outer + s.resident * (self.planes - outer)) * plane, *[s.further * n * plane for n in shards]]
         transfers = [self.link.seconds(VALUE * planes * self.plane) for planes in shards]
         waits = sum(self._exposed(t, work) for t, work in zip(transfers, passes))
-        return sum(passes) + waits - s.resident * own
+        return sum(passes) + waits - s.resident * self.planes * plane
 
     def _sums(self) -> float:
         rounds = math.ceil(math.log2(self.ranks))

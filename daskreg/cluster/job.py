@@ -23,8 +23,8 @@ from daskreg.engine.images import Image, check_mask, normalise
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.memory import trim
 from daskreg.engine.rank import Begin, Rank, State
+from daskreg.engine.reach import affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome, Watch
-from daskreg.engine.sampler import affine_needs, displaced_range, spans
 from daskreg.errors import InputError
 from daskreg.grid import Grid, Index, Partition, Region, Span
 from daskreg.kernels.device import CPU, Device, Kind, host, module_of
@@ -265,9 +265,9 @@ def resample(
     block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)), device=source.device)
     u = None if u is None else module_of(u).ascontiguousarray(u)
     if u is None:
-        reached = affine_needs(place, block.partition, block.shape)[0]
+        reached = affine_reach(place, block.partition, block.shape).needs[0]
     else:
-        reached = spans(np.array([displaced_range(block, 0, place, u)]))[0]
+        reached = spans(np.array([displaced_range(block, place, u)]))[0]
     voxels, origin = source.planes(reached)
     moved = block.scalar()
     sample(moved.shape, *place, u, origin, plan.moving.shape[0], voxels, moved)

@@ -15,8 +15,9 @@ from daskreg.config import Deformable
 from daskreg.engine.fields import Fields, is_mixed
 from daskreg.engine.halo import Block, Movement, finish
 from daskreg.engine.images import Image
+from daskreg.engine.reach import Lookout
 from daskreg.engine.report import LevelReport, Progress, Trace, Watch
-from daskreg.engine.sampler import displaced_range, make_sampler, slack, spans
+from daskreg.engine.sampler import make_sampler
 from daskreg.engine.smoothing import Smoother
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
@@ -59,6 +60,8 @@ class Loop:
         self.weights = Weights(mask, self.sampler.masked, self.block)
         self.moved = self.block.scalar()
         self.reach = self.warp_filter.reach + 1  # a step is less than a voxel, so a composition reads one plane around
+        here = comm.size == 1 or level.residency == "replicate"  # all of the moving image: nobody asks what is reached
+        self.lookout = None if here else Lookout(self.block, self.place, level.partition, self.reach, stage.step, comm)
         self._halos()
 
     def _halos(self) -> None:
@@ -96,8 +99,8 @@ class Loop:
     def begin(self, fields: Fields) -> None:
         """What every iteration finds done: u of the neighbours under way, the planes in reach known to all."""
         self.coming = self.warp_halo.start((fields.u, self.block.first))
-        ends = np.array(displaced_range(self.block, 0, self.place, fields.u))
-        self.sampler.prepare(spans(self.comm.gather(ends)))
+        if self.lookout is not None:
+            self.sampler.prepare(self.lookout.begin(fields.u, len(fields.losses)))
         self.asked = 0.0
 
     def gradient(self, fields: Fields) -> float:
@@ -129,22 +132,21 @@ class Loop:
         longest = adam(
             box, g.reach, g.tables[2], g.weights, rates(self.stage.betas, t, self.similarity.steep), f.g, f.m, f.v, f.d
         )
-        square, ranges = self._agree(longest, f.u, watch)
+        square = self._agree(longest, watch)
         if t == 1 and square < AT_REST**2:
             return False
+        if self.lookout is not None and self.lookout.due(t):
+            self.sampler.prepare(self.lookout.agreed(self.lookout.measured(f.u)))
         compose(box, b.first, b.shape[0], step_scale(square, self.stage.step), f.d, f.u, f.g)
         if w.reach:
             w.into(b.box(), f.g, f.d, f.u)
         else:
             f.u, f.g = f.g, f.u
         self.coming = self.warp_halo.start((f.u, b.first))
-        self.sampler.prepare(spans(ranges, slack(self.place, self.reach, self.stage.step)))
         return True
 
-    def _agree(self, longest: Array, u: Array, watch: Watch) -> tuple[float, NDArray[np.float64]]:
-        """The longest direction anywhere, where each block reaches, and whether anyone asks for a checkpoint."""
-        ends = (0.0, 0.0) if self.level.residency == "replicate" else displaced_range(self.block, self.reach, self.place, u)
-        mine = np.array([float(longest.max(initial=0.0)), watch.asked(), *ends])
-        table = self.comm.gather(mine)
+    def _agree(self, longest: Array, watch: Watch) -> float:
+        """The longest direction anywhere, and whether anyone asks for a checkpoint."""
+        table = self.comm.gather(np.array([float(longest.max(initial=0.0)), watch.asked()]))
         self.asked = float(table[:, 1].max())
-        return float(table[:, 0].max()), table[:, 2:]
+        return float(table[:, 0].max())

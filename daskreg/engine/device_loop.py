@@ -21,15 +21,15 @@ import numpy as np
 from daskreg.engine.deformable import AT_REST, Loop
 from daskreg.engine.fields import Fields
 from daskreg.engine.halo import finish
+from daskreg.engine.reach import Reach
 from daskreg.engine.report import LevelReport, Progress, Watch
-from daskreg.engine.sampler import Resident, slack, spans
+from daskreg.engine.sampler import Resident
 from daskreg.errors import Diverged
 from daskreg.kernels import histogram_march, lncc_march, march, passes
 from daskreg.kernels.device import host
 from daskreg.kernels.gaussian import gaussian_norms
 from daskreg.kernels.launch import DISABLED, Shape
 from daskreg.kernels.launch import box as whole_box
-from daskreg.kernels.sample import span
 from daskreg.optimizers.adam import rates
 from daskreg.optimizers.stopping import Plateau
 from daskreg.similarity import LocalCorrelation, MutualInformation
@@ -197,11 +197,8 @@ class DeviceLoop(Loop):
 
     def _pull_back(self, f: Fields, slope: Any) -> None:
         """dC/du from dC/dmoved, as it is stored."""
-        kept = self.sampler.keeps_gradient
-        pull = partial(self.sampler.pull_back, place=self.place, u=f.u, slope=slope, g=f.around if kept else f.gradient)
-        self.behind = self._launch("pull back", pull, self.gradient_reach, kept)
-        if kept:
-            self._play("pulled", f.pulled)
+        pull = partial(self.sampler.pull_back, place=self.place, u=f.u, slope=slope, g=f.gradient, kept=f.around)
+        self.behind = self._launch("pull back", pull, self.gradient_reach)
 
     def _launch(self, name: str, kernel: Callable[[Shape], Any], reach: int, whole: bool = False) -> Any:
         """Run on the own planes, first on those that neighbours wait for; the event behind these, None where all is one."""
@@ -266,10 +263,10 @@ class DeviceLoop(Loop):
         """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""
         finish(self.gradient_halo.start((f.gradient, self.block.first), after=self.behind))
         finish(self.coming)
-        ends = self._reached(f)
+        measured = self._reached(f, t)
         if len(self.block.own):
             self._play("direction", partial(self._direct, f))
-        ranges = self._agree_on_length(ends, t)
+        reach = self._agree_on_length(measured, t)
         if t == 1 and float(self.longest[0]) < AT_REST**2:
             self._settle()
             return False
@@ -277,8 +274,8 @@ class DeviceLoop(Loop):
         self._play("settle", self._settle)
         if self.comm.size > 1:
             self.coming = self.warp_halo.start((f.u, self.block.first), after=behind)
-            if self.sampler.prepare(spans(ranges, slack(self.place, self.reach, self.stage.step))):
-                self.graphs = {key: graph for key, graph in self.graphs.items() if not key[0].startswith(LOOKS)}
+        if reach is not None and self.sampler.prepare(reach):
+            self.graphs = {key: graph for key, graph in self.graphs.items() if not key[0].startswith(LOOKS)}
         return True
 
     def _direct(self, f: Fields) -> None:
@@ -323,29 +320,26 @@ class DeviceLoop(Loop):
 
     # ---------------------------------------------------------------- between ranks
 
-    def _reached(self, f: Fields) -> Any:
-        """Largest and smallest p_z over the block, the latter negated, on the device; None where no rank asks."""
-        if self.comm.size == 1 or self.level.residency == "replicate" or not len(self.block.own):
-            return None
-        rows = span(self.block.box(self.reach), *self.place, f.u)
-        return rows.reshape(2, -1).max(axis=1)
+    def _reached(self, f: Fields, t: int) -> Any:
+        """What a lookout measures of the displacement before the t-th step, on the device; None where it does not."""
+        return self.lookout.measured(f.u) if self.lookout is not None and self.lookout.due(t) else None
 
-    def _agree_on_length(self, ends: Any, t: int) -> Any:
-        """The longest direction anywhere, and where each block reaches; the loss and who asks for a checkpoint come with it."""
+    def _agree_on_length(self, measured: Any, t: int) -> Reach | None:
+        """The longest direction anywhere, with the loss and who asks for a checkpoint; what is reached, where it was measured."""
         if self.comm.size == 1:
             return None
-        mine, reached = np.empty(6), [-math.inf] * 2 if ends is None else host(ends)  # ends first: one wait for both
+        reached = None if measured is None else host(measured)  # first: one wait for both
         heard = t % 2 == 0 and t < self.level.iterations  # where ``run`` acts on it: who asks forgets that it did
-        sums = host(self.sums)
-        mine[:4] = sums[2:].view(np.float32)[0], self.watch.asked() if heard else 0.0, -reached[1], reached[0]
-        mine[4:] = sums[:2].view(np.float64)  # their bits
+        mine, sums = np.empty(4), host(self.sums)
+        mine[:2] = sums[2:].view(np.float32)[0], self.watch.asked() if heard else 0.0
+        mine[2:] = sums[:2].view(np.float64)  # their bits
         table = self.comm.gather(mine)
         self.asked = float(table[:, 1].max())
         self.longest.set(table[:, 0].max(keepdims=True).astype(np.float32))
         if self._sign:
-            total, count = np.ascontiguousarray(table[:, 4:]).view(np.int64).sum(axis=0)
+            total, count = np.ascontiguousarray(table[:, 2:]).view(np.int64).sum(axis=0)
             self.past.append(self._sign * float(total) / max(float(count), 1.0))
-        return table[:, 2:4]
+        return None if reached is None or self.lookout is None else self.lookout.agreed(reached)
 
 
 def _planes(own: tuple[int, int, int, int]) -> tuple[int, int]:

@@ -87,9 +87,6 @@ class Fields:
         """What a filter of the composed displacement may overwrite: (3, Z, Y, X)."""
         return self.d
 
-    def pulled(self) -> None:
-        """After a ring has made dC/du of what is ``around``."""
-
     def smoothed(self, filter_: Smoother, reach: int) -> NDArray[Any]:
         """The gradient smoothed axis by axis on the own planes and ``reach`` around them; d is overwritten."""
         filter_.into(self.block.box(reach), self.g, self.d, self.d)
@@ -156,10 +153,6 @@ class MixedFields(Fields):
     def scratch(self) -> Array:
         """What was composed is in g, so u is free."""
         return self.u
-
-    def pulled(self) -> None:
-        """To 16 bits."""
-        narrow(self.block.box(), self.d, self.gradient)
 
     def smoothed(self, filter_: Smoother, reach: int) -> NDArray[Any]:
         """As ``Fields.smoothed``, in float32; the result has 16 bits again."""

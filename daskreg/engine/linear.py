@@ -14,8 +14,9 @@ from daskreg.comm import Communicator
 from daskreg.config import Linear
 from daskreg.engine.halo import Block, Movement, finish
 from daskreg.engine.images import Image
+from daskreg.engine.reach import Place, affine_reach
 from daskreg.engine.report import STOP, LevelReport, Progress, Watch
-from daskreg.engine.sampler import Place, affine_needs, make_sampler
+from daskreg.engine.sampler import make_sampler
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
 from daskreg.kernels.device import host
@@ -58,7 +59,7 @@ class LinearLoss:
         """Leave moved and weights ready."""
         matrix = index_map(world, self.level.fixed, self.level.moving)
         place = (self.block.first, fixed_point(matrix), linear_part(matrix))
-        self.sampler.prepare(affine_needs(place, self.block.partition, self.block.shape))
+        self.sampler.prepare(affine_reach(place, self.block.partition, self.block.shape))
         self.sampler.look(self.block.box(), place, None, self.moved, self.weights.seen, self.gradient)
         self.weights.combine()
         return place

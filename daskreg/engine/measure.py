@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
+from daskreg.engine.reach import Place, Reach, affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome
-from daskreg.engine.sampler import Place, affine_needs, displaced_range, make_sampler, spans
-from daskreg.grid import Span
+from daskreg.engine.sampler import make_sampler
 from daskreg.kernels.device import host, module_of
 from daskreg.kernels.jacobian import jacobian
 from daskreg.planning import Plan
@@ -28,7 +28,7 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
     place = (block.first, fixed_point(matrix), linear_part(matrix))
     fixed, _ = images[0].deliver(FULL, block.around(block.halo), comm)
     sampler = make_sampler("window", images[1], FULL, plan.shards, comm)
-    sampler.prepare(_needs(outcome, place, comm))
+    sampler.prepare(_reach(outcome, place, comm))
     sums, counts, information = np.zeros((6, len(block.own))), np.zeros((32, 32), np.int64), MutualInformation(32)
     for z in range(0, len(block.own), SLAB):
         box = range(z, min(z + SLAB, len(block.own)))
@@ -46,10 +46,11 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
     return {"ncc": _correlation(total), "mi": mutual, "overlap": float(total[0]) / plan.fixed.size}
 
 
-def _needs(outcome: Outcome, place: Place, comm: Communicator) -> list[Span]:
+def _reach(outcome: Outcome, place: Place, comm: Communicator) -> Reach:
+    block = outcome.block
     if outcome.displacement is None:
-        return affine_needs(place, outcome.block.partition, outcome.block.shape)
-    return spans(comm.gather(np.array(displaced_range(outcome.block, 0, place, outcome.displacement))))
+        return affine_reach(place, block.partition, block.shape)
+    return Reach.of_slabs(block.partition, spans(comm.gather(np.array(displaced_range(block, place, outcome.displacement)))))
 
 
 def _moments(still: Array, moved: Array) -> list[float]:

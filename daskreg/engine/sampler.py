@@ -5,21 +5,25 @@ All give the same bits: a value is the sum of two planes' parts, and each part i
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator, Pending
-from daskreg.engine.halo import Block, Movement, collect, finish, receive, send
+from daskreg.engine.halo import Movement, collect, finish, receive, send
 from daskreg.engine.images import Image
+from daskreg.engine.reach import Place, Reach
 from daskreg.engine.report import Trace
+from daskreg.engine.route import Route
 from daskreg.grid import Index, Partition, Span
-from daskreg.kernels.device import NOWHERE, host, module_of, synchronise
+from daskreg.kernels.device import NOWHERE, module_of, synchronise
+from daskreg.kernels.half import narrow
 from daskreg.kernels.launch import Shape, on_device
+from daskreg.kernels.launch import box as whole_box
 from daskreg.kernels.sample import (
     add_value,
     add_value_and_gradient,
@@ -28,39 +32,39 @@ from daskreg.kernels.sample import (
     outline,
     pull_back,
     sample,
-    span,
     turn,
     weigh,
 )
 
 Array = NDArray[np.float32]
-Place = tuple[int, tuple[np.int64, ...], tuple[np.float32, ...]]  # first plane, A and t, S
 MARGIN = 4  # planes a window holds beyond what is in reach
 
 
 class Sampler(ABC):
     """Values of the moving image, its mask and its gradient at p(x) = A x + t + S u(x) over a box of the block's planes."""
 
-    keeps_gradient = False  # whether ``look`` needs a buffer for the gradient until ``pull_back``
+    keeps_gradient = False  # whether ``look`` needs a buffer for the image's gradient until ``pull_back``
 
     def __init__(self, planes: int, masked: bool) -> None:
         self.planes, self.masked = planes, masked
 
     @abstractmethod
-    def prepare(self, needs: Sequence[Span]) -> bool:
-        """Be ready for looks that read these planes, a span a rank; all ranks call it with the same. Whether looks now differ."""
+    def prepare(self, reach: Reach) -> bool:
+        """Be ready for looks that read these planes; all ranks call it with the same. Whether looks now differ."""
 
     @abstractmethod
     def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
-        """``moved``, NaN out of domain; ``weight``, where there is a mask; ``g`` is filled where ``keeps_gradient``."""
+        """``moved``, NaN out of domain; ``weight``, where there is a mask; some of ``g`` is filled where ``keeps_gradient``."""
 
     @abstractmethod
-    def pull_back(self, box: Shape, place: Place, u: Array | None, slope: Array, g: Array) -> None:
-        """dC/du from dC/dmoved."""
+    def pull_back(
+        self, box: Shape, place: Place, u: Array | None, slope: Array, g: NDArray[Any], kept: Array | None = None
+    ) -> None:
+        """``g``, dC/du as it is stored, from dC/dmoved; ``kept``: what ``look`` filled, where it is not g, to be overwritten."""
 
     @abstractmethod
     def sums(self, box: Shape, place: Place, slope: Array, g: Array | None) -> Array:
-        """Row sums (6, Z, Y) behind dC/dA and dC/dt, without displacement."""
+        """Row sums (6, Z, Y) behind dC/dA and dC/dt, without displacement; ``g``: what ``look`` filled."""
 
 
 class Resident(Sampler):
@@ -70,7 +74,7 @@ class Resident(Sampler):
         super().__init__(planes, mask is not None)
         self.image, self.mask, self.origin = image, mask, origin
 
-    def prepare(self, needs: Sequence[Span]) -> bool:
+    def prepare(self, reach: Reach) -> bool:
         """Nothing is missing."""
         return False
 
@@ -81,7 +85,9 @@ class Resident(Sampler):
             nowhere = module_of(self.mask).empty((0, 0, 0), np.float32) if on_device(self.mask) else NOWHERE
             weigh(box, *place, u, self.origin, nowhere, self.mask, weight)
 
-    def pull_back(self, box: Shape, place: Place, u: Array | None, slope: Array, g: Array) -> None:
+    def pull_back(
+        self, box: Shape, place: Place, u: Array | None, slope: Array, g: NDArray[Any], kept: Array | None = None
+    ) -> None:
         """Looks at the image again: cheaper than to keep its gradient."""
         pull_back(box, *place, u, self.origin, self.image, slope, g)
 
@@ -100,9 +106,9 @@ class Window(Resident):
         self.shards, self.comm = shards, comm
         self.windows = [Span(0, 0)] * comm.size
 
-    def prepare(self, needs: Sequence[Span]) -> bool:
+    def prepare(self, reach: Reach) -> bool:
         """Move the windows of the ranks whose reach has left theirs."""
-        wanted = [self._moved(old, need) for old, need in zip(self.windows, needs, strict=True)]
+        wanted = [self._moved(old, need) for old, need in zip(self.windows, reach.needs, strict=True)]
         if wanted == self.windows:
             return False
         parts = [self._fetch(a, shard, wanted) for a, shard in zip((self.image, self.mask), self.home, strict=False)]
@@ -141,7 +147,8 @@ def _above(window: Span, stays: Span) -> Span:
 
 
 class Ring(Sampler):
-    """Shards go round; each rank adds up the parts of value and gradient that lie in the shard at hand.
+    """The own shard, like any image at hand, for the planes of the block that read nothing else; for the others shards go round,
+    and each rank adds up the parts of value and gradient that lie in the shard at hand.
 
     At step t a rank sends to the one t places ahead and receives from the one t places behind, only planes that can be reached,
     and not at all where there are none. While one shard is sampled the next is on its way, into the other of two buffers.
@@ -154,57 +161,93 @@ class Ring(Sampler):
     ) -> None:
         super().__init__(shards.planes, mask is not None)
         self.home = [a[shards[comm.rank].within(home)] for a in (image, mask) if a is not None]
+        self.own = Resident(self.home[0], self.home[1] if self.masked else None, shards.planes, shards[comm.rank].start)
         self.shards, self.comm, self.trace = shards, comm, trace
         size = (max(shards.lengths), *image.shape[1:])
         empty = module_of(image).empty
         self.buffers = [[empty(size, a.dtype) for a in self.home] for _ in range(2)] if comm.size > 1 else []
-        self.needs: Sequence[Span] = shards.slabs
+        self.route: Route | None = None
         synchronise(self.home[0])  # it is sent as it lies
 
-    def prepare(self, needs: Sequence[Span]) -> bool:
-        """The table of reachable planes."""
-        changed, self.needs = list(needs) != list(self.needs), needs
-        return changed
+    def prepare(self, reach: Reach) -> bool:
+        """Who borrows which planes of whom."""
+        before, self.route = self.route, Route.of(reach, self.shards, self.comm.rank)
+        return before != self.route
 
     def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
-        """One pass round the ring."""
-        outline(box, *place, u, self.planes, self.home[0], moved)
-        planes = slice(box[0].start, box[0].stop) if isinstance(box[0], range) else slice(box[0])
-        if g is not None:
-            g[:, planes] = 0
-        if len(self.home) > 1 and weight is not None:
-            weight[planes] = 0
-        for shard, origin in self._shards():
+        """One pass round the ring; the planes that read the own shard alone while the first other one is on its way."""
+        route, seen = self._route, weight if self.masked else None
+        for part in _parts(box, place, route.outer):
+            self._begin(part, place, u, moved, seen, g)
+        for source, shard, origin in self._shards():
             start = time.perf_counter()
-            if g is None:
-                add_value(box, *place, u, origin, shard[0], moved)
-            else:
-                add_value_and_gradient(box, *place, u, origin, shard[0], moved, g)
-            if len(shard) > 1 and weight is not None:
-                add_value(box, *place, u, origin, shard[1], weight)
+            for part in _parts(box, place, route.looking[source]):
+                self._add(part, place, u, origin, shard, moved, seen, g)
+            if source == self.comm.rank:
+                for part in _parts(box, place, (route.inner,)):
+                    self.own.look(part, place, u, moved, seen, None)
             self._note("sample", start)
 
-    def pull_back(self, box: Shape, place: Place, u: Array | None, slope: Array, g: Array) -> None:
-        """The gradient of the image is in g already."""
-        turn(box, place[2], slope, g)
+    def _begin(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
+        """What sums begin with."""
+        outline(box, *place, u, self.planes, self.home[0], moved)
+        first, planes, _, _ = whole_box(box)
+        if g is not None:
+            g[:, first : first + planes] = 0
+        if weight is not None:
+            weight[first : first + planes] = 0
+
+    def _add(
+        self, box: Shape, place: Place, u: Array | None, origin: int, shard: list[Array], moved: Array, weight: Array | None,
+        g: Array | None,
+    ) -> None:  # fmt: skip
+        """The parts that lie in a shard, whose first plane is ``origin``."""
+        if g is None:
+            add_value(box, *place, u, origin, shard[0], moved)
+        else:
+            add_value_and_gradient(box, *place, u, origin, shard[0], moved, g)
+        if weight is not None:
+            add_value(box, *place, u, origin, shard[1], weight)
+
+    def pull_back(
+        self, box: Shape, place: Place, u: Array | None, slope: Array, g: NDArray[Any], kept: Array | None = None
+    ) -> None:
+        """The gradient of the image is there already, except where the own shard is all that is read."""
+        for part in _parts(box, place, (self._route.inner,)):
+            self.own.pull_back(part, place, u, slope, g)
+        kept = g if kept is None else kept
+        for part in _parts(box, place, self._route.outer):
+            turn(part, place[2], slope, kept)
+            if kept is not g:
+                narrow(part, kept, g)
 
     def sums(self, box: Shape, place: Place, slope: Array, g: Array | None) -> Array:
-        """Likewise."""
-        return gradient_sums(box, slope, g)  # type: ignore[no-any-return]
+        """Likewise, plane by plane."""
+        inner, outer = _parts(box, place, (self._route.inner,)), _parts(box, place, self._route.outer)
+        found = [(part[0].start, self.own.sums(part, place, slope, None)) for part in inner]
+        found += [(part[0].start, gradient_sums(part, slope, g)) for part in outer]
+        if not found:
+            return gradient_sums(box, slope, g)  # type: ignore[no-any-return]
+        rows = [rows for _, rows in sorted(found, key=lambda pair: pair[0])]
+        return rows[0] if len(rows) == 1 else module_of(rows[0]).concatenate(rows, axis=1)
 
-    def _shards(self) -> Iterator[tuple[list[Array], int]]:
-        """Shards in the order of the ring, own first, each with the number of its first plane.
+    @property
+    def _route(self) -> Route:
+        assert self.route is not None, "prepare comes first"
+        return self.route
+
+    def _shards(self) -> Iterator[tuple[int, list[Array], int]]:
+        """Shards in the order of the ring, own first, each with the rank it comes from and the number of its first plane.
 
         Before one is given out the next is on its way, and what the others wait for is sent a step earlier still.
         """
         me, size = self.comm.rank, self.comm.size
-        steps = [t for t in range(1, size) if len(self.shards[(me - t) % size] & self.needs[me])]
+        steps = [t for t in range(1, size) if len(self._route.borrowed[(me - t) % size])]
         due, sends = list(range(1, size)), list[Pending]()
         coming = [self._receive(steps[0], 0)] if steps else []
         self._send(due, steps[1] if len(steps) > 1 else size, sends)
-        own = self._part(me)
-        if own is not None:
-            yield own
+        if len(self.shards[me]):
+            yield me, self.home, self.shards[me].start
         for k in range(len(steps)):
             if k + 1 < len(steps):
                 if k and self.comm.direct:  # the buffer's last shard may still be read
@@ -216,33 +259,35 @@ class Ring(Sampler):
             message.wait()
             self._note("wait", waiting)
             self._note("transfer", started)
-            yield shard
+            yield (me - steps[k]) % size, *shard
         finish(sends)
-
-    def _part(self, rank: int) -> tuple[list[Array], int] | None:
-        """What of the own shard a rank can reach."""
-        mine = self.shards[self.comm.rank]
-        reached = mine & self.needs[rank]
-        return ([a[reached.within(mine)] for a in self.home], reached.start) if len(reached) else None
 
     def _receive(self, t: int, turn: int) -> tuple[Pending, tuple[list[Array], int], float]:
         """Step t's planes, into the buffer whose turn it is."""
         source = (self.comm.rank - t) % self.comm.size
-        reached = self.shards[source] & self.needs[self.comm.rank]
-        into = [b[: len(reached)] for b in self.buffers[turn % 2]]
-        return receive(self.comm, source, into), (into, reached.start), time.perf_counter()
+        borrowed = self._route.borrowed[source]
+        into = [b[: len(borrowed)] for b in self.buffers[turn % 2]]
+        return receive(self.comm, source, into), (into, borrowed.start), time.perf_counter()
 
     def _send(self, due: list[int], until: int, sends: list[Pending]) -> None:
         """What others want up to a step, in the order of the steps."""
         while due and due[0] <= until:
             target = (self.comm.rank + due.pop(0)) % self.comm.size
-            part = self._part(target)
-            if part is not None:
-                sends.append(send(self.comm, target, part[0], "ring"))
+            lent = self._route.lent[target]
+            if len(lent):
+                at = lent.within(self.shards[self.comm.rank])
+                sends.append(send(self.comm, target, [a[at] for a in self.home], "ring"))
 
     def _note(self, name: str, start: float) -> None:
         if self.trace is not None:
             self.trace(name, start, time.perf_counter())
+
+
+def _parts(box: Shape, place: Place, spans: Sequence[Span]) -> list[tuple[range, int, int]]:
+    """What of a kernel's box lies in spans of the level's planes; ``place`` begins with the number of its arrays' first plane."""
+    first, planes, ny, nx = whole_box(box)
+    here = [Span(place[0] + first, place[0] + first + planes) & s for s in spans]
+    return [(range(s.start - place[0], s.stop - place[0]), ny, nx) for s in here if len(s)]
 
 
 def make_sampler(
@@ -264,41 +309,4 @@ def make_sampler(
     return Window(image, mask, shards, home, comm) if residency == "window" else Ring(image, mask, shards, home, comm, trace)
 
 
-def affine_needs(place: Place, partition: Partition, shape: Index) -> list[Span]:
-    """Planes of the moving image that each rank's slab reads under A x + t: its corners bound it."""
-    return [_planes(*_affine_range(place[1], slab, shape)) if len(slab) else Span(0, 0) for slab in partition.slabs]
-
-
-def _affine_range(affine: tuple[np.int64, ...], slab: Span, shape: Index) -> tuple[float, float]:
-    a, b, c, t = (float(v) / 2**32 for v in affine[:4])
-    ends = [(a * slab.start, a * (slab.stop - 1)), (0.0, b * (shape[1] - 1)), (0.0, c * (shape[2] - 1))]
-    return t + sum(min(e) for e in ends), t + sum(max(e) for e in ends)
-
-
-def _planes(low: float, high: float) -> Span:
-    """The planes on both sides of positions between low and high; a voxel of doubt is added."""
-    return Span(math.floor(low) - 1, math.floor(high) + 3)
-
-
-def displaced_range(block: Block, reach: int, place: Place, u: Array) -> tuple[float, float]:
-    """Least and largest p_z over the own planes and ``reach`` around them; (inf, -inf) for an idle rank."""
-    rows = host(span(block.box(reach), *place, u))
-    return (-float(rows[1].max()), float(rows[0].max())) if rows.size else (math.inf, -math.inf)
-
-
-def spans(ranges: NDArray[np.float64], slack: float = 0.0) -> list[Span]:
-    """Planes for every rank from the table (ranks, 2) of least and largest p_z, widened by ``slack``."""
-    return [_planes(low - slack, high + slack) if low <= high else Span(0, 0) for low, high in ranges]
-
-
-def slack(place: Place, reach: int, step: float) -> float:
-    """How far p_z over a block can leave its range over the block and ``reach`` voxels around within one step.
-
-    A step and the smoothing mix displacements of voxels at most ``reach`` away, and add half ``step`` voxels.
-    """
-    a = sum(abs(float(v)) for v in place[1][:3]) / 2**32
-    s = sum(abs(float(v)) for v in place[2][:3])
-    return a * reach + s * step / 2
-
-
-__all__ = ["Ring", "Sampler", "Window", "affine_needs", "collect", "displaced_range", "make_sampler", "slack", "spans"]
+__all__ = ["Ring", "Sampler", "Window", "collect", "make_sampler"]

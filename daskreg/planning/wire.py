@@ -22,6 +22,7 @@ VALUE, VECTOR = 4, 12  # float32, three of them
 HALF = 2  # float16, bfloat16
 DRIFT = 16  # planes that a block's reach is taken to leave its affine image by
 NUMBER = 8  # float64, int64
+EVERY = 8  # iterations from one measurement of where blocks reach to the next
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,17 @@ def _ring(plan: Plan, stage: Optimised, level: Level, needs: list[Span], rank: i
 
 
 def _sums(plan: Plan, stage: Optimised, level: Level) -> int:
-    """What goes to all: sums of each plane or the joint histogram, then what the step, or the next place, is agreed upon with."""
+    """What goes to all: sums of each plane or the joint histogram, then what the step, or the next place, is agreed upon with.
+
+    Of the two numbers a plane that say where blocks reach, once in ``EVERY`` iterations, an iteration's part.
+    """
     planes = max(level.partition.lengths)
     loss = stage.similarity.bins**2 if isinstance(stage.similarity, MI) else 2 * planes
-    step = 4 if isinstance(stage, Deformable) else 17 + 12 * planes
-    return (plan.workers - 1) * NUMBER * (loss + step)
+    if isinstance(stage, Deformable):
+        step, reach = 2, 2 * planes if level.residency != "replicate" else 0
+    else:
+        step, reach = 17 + 12 * planes, 0
+    return (plan.workers - 1) * (NUMBER * (loss + step) + NUMBER * reach // EVERY)
 
 
 def reached(plan: Plan, level: Level) -> list[Span]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.config import LNCC, MI, MSE, Config, Deformable
+from daskreg.engine import reach
 from daskreg.kernels.launch import Kernel, Sweep
 from tests.parity.outputs import share, teach_simulator
 from tests.phantoms import blobs
@@ -29,7 +30,12 @@ MIXED: dict[str, dict[str, Any]] = {
 }
 SHAPE = (6, 7, 8)
 LAUNCH = Lock()
-TWICE = {"mse": "window", "mixed center": "window", "mixed mse": "ring"}  # also on two ranks
+LONG = (30, 3, 4)  # on two ranks most planes read the own shard alone
+RINGS: dict[str, dict[str, Any]] = {  # on as many planes, in a ring; steps and filters so short that little is in doubt
+    "ring of lncc": {"similarity": LNCC(radius=1)},
+    "mixed ring of center": {"similarity": LNCC(radius=1, gradient="center"), "storage": "mixed"},
+}
+TWICE = {"mse": "window", "mixed center": "window", "mixed mse": "ring"} | dict.fromkeys(RINGS, "ring")  # also on two ranks
 
 
 class Array(np.ndarray):
@@ -96,14 +102,17 @@ class OnDevice(Registration):
 
 
 def found(device: str, part: str) -> dict[str, NDArray[Any]]:
-    """Of part "k/n" of the cases: losses and displacement by loss, and by ``MIXED``; some on two ranks."""
+    """Of part "k/n" of the cases: losses and displacement by loss, by ``MIXED`` and by ``RINGS``; some on two ranks."""
     cases = {name: Deformable(similarity=loss, scales=(1,), iterations=(2,), tolerance=0) for name, loss in LOSSES.items()}
     for name, given in MIXED.items():
         cases[f"mixed {name}"] = Deformable(scales=(1,), iterations=(2,), tolerance=0, storage="mixed", **given)
+    for name, given in RINGS.items():
+        cases[name] = Deformable(scales=(1,), iterations=(2,), tolerance=0, step=0.2, smooth_warp=0, **given)
+    reach.EVERY = 1  # so that what two iterations see is measured between them
     made = {}
     for name in share(cases, part):
-        stage = cases[name]
-        case = (OnDevice if device == "cuda" else Registration)(blobs(SHAPE, 1), blobs(SHAPE, 2), Config(stages=(stage,)))
+        stage, shape = cases[name], LONG if name in RINGS else SHAPE
+        case = (OnDevice if device == "cuda" else Registration)(blobs(shape, 1), blobs(shape, 2), Config(stages=(stage,)))
         for ranks in (1, 2) if name in TWICE else (1,):
             run, prefix = case.run(ranks, TWICE.get(name, "replicate")), name if ranks == 1 else f"{name} on two ranks"
             made[f"{prefix} losses"], made[f"{prefix} u"] = np.array(run.losses[-1]), np.array(run.displacement)

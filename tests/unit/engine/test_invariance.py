@@ -11,7 +11,9 @@ from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable, Moments, R
 from daskreg.engine.rank import State
 from daskreg.engine.report import SAVE, STOP, Watch
 from daskreg.errors import Stopped
+from daskreg.grid import Grid
 from daskreg.planning import RESIDENCIES
+from daskreg.planning.wire import EVERY
 from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, whole
 
 FIXED, MOVING = (17, 12, 11), (15, 13, 12)
@@ -77,6 +79,27 @@ def test_the_number_of_ranks_does_not_show_with_other_stages(name):
 def test_the_number_of_ranks_does_not_show_with_masks(similarity):
     stages = Affine(similarity=similarity, scales=(2,), iterations=(3,)), deformable(similarity)
     assert_nowhere_to_be_seen(registration(stages, masked=True), SOME)
+
+
+LONG = {  # planes, moving ones, what of the stage is unlike: most planes of a block read the rank's own shard, and drift
+    "alike": (50, 48, {"similarity": LNCC(radius=1)}),
+    "centre": (50, 48, {"similarity": LNCC(radius=2, gradient="center")}),
+    "finer": (40, 90, {"similarity": MSE(), "step": 1.0}),
+    "coarser": (60, 21, {"similarity": MI(bins=16)}),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", LONG)
+def test_a_ring_does_not_show_where_most_planes_read_the_own_shard(name, masked):
+    """Through two measurements of where blocks reach."""
+    planes, others, given = LONG[name]
+    shapes = (planes, 6, 7), (others, 7, 6)
+    stage = Deformable(scales=(1,), iterations=(2 * EVERY + 3,), tolerance=0, **given)
+    some = [np.where(texture(shape, 3) > 0.45, 1, 0.5).astype(np.float32) if masked else None for shape in shapes]
+    case = Registration(texture(shapes[0], 0), texture(shapes[1], 1), Config(stages=(stage,)), tuple(some))
+    case.grids = Grid(shapes[0]), Grid(shapes[1], (planes / others, 6 / 7, 7 / 6))
+    assert_nowhere_to_be_seen(case, [(3, "ring"), (2, "ring"), (3, "window")])
 
 
 def test_the_cases_do_move():

@@ -8,12 +8,10 @@ from hypothesis import strategies as st
 from daskreg.comm import Alone
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
-from daskreg.engine.sampler import MARGIN, Resident, affine_needs, displaced_range, make_sampler, slack, spans
-from daskreg.engine.smoothing import Smoother
+from daskreg.engine.reach import Lookout, Reach, affine_reach
+from daskreg.engine.sampler import MARGIN, Resident, make_sampler
 from daskreg.grid import Grid, Partition, Span
-from daskreg.kernels.compose import compose
 from daskreg.kernels.launch import box
-from daskreg.optimizers.adam import step_scale
 from daskreg.planning import RESIDENCIES
 from daskreg.transforms.linear import affine_slope, fixed_point, linear_part
 from tests.cases import image, vectors, weights
@@ -68,35 +66,36 @@ def read(sampler, n, place, u, slope):
     return moved[planes], weight[planes], g[:, planes], rest[planes], sums
 
 
-def at_once(matrix, u, mask):
+def at_once(matrix, u, mask, moving=MOVING):
     """All of it on one rank that holds the whole image."""
-    sampler = Resident(image(*MOVING), mask, MOVING[0])
-    return read(sampler, FIXED, place_of(matrix), u, image(*FIXED, seed=5) - np.float32(0.5))
+    sampler, fixed = Resident(image(*moving), mask, moving[0]), u.shape[1:]
+    return read(sampler, fixed, place_of(matrix), u, image(*fixed, seed=5) - np.float32(0.5))
 
 
-def spread(ranks, residency, matrix, u, mask):
-    """The same on ranks, planes joined."""
-    blocks, shards, slope = Partition.of(FIXED[0], ranks, 1), Partition.of(MOVING[0], ranks, 1), image(*FIXED, seed=5)
+def seen(block, place, u, comm):
+    """What is read with the displacement u and without one."""
+    lookout = Lookout(block, place, block.partition, 0, 0.0, comm)
+    return lookout.agreed(np.maximum(lookout.measured(u), 0))
+
+
+def spread(ranks, residency, matrix, u, mask, moving=MOVING, inner=None):
+    """The same on ranks, planes joined; ``inner``: told how many planes of each rank's block a ring finds in the own shard."""
+    fixed = u.shape[1:]
+    blocks, shards, slope = Partition.of(fixed[0], ranks, 1), Partition.of(moving[0], ranks, 1), image(*fixed, seed=5)
 
     def rank(comm):
-        block = Block(FIXED, blocks, comm.rank, HALO)
-        sampler = make_sampler(residency, piece(comm, image(*MOVING), Grid(MOVING), shards, 0, mask), ONE, shards, comm)
+        block = Block(fixed, blocks, comm.rank, HALO)
+        sampler = make_sampler(residency, piece(comm, image(*moving), Grid(moving), shards, 0, mask), ONE, shards, comm)
         held = slice(block.held.start, block.held.stop)
         place, mine = place_of(matrix, block.first), np.ascontiguousarray(u[:, held])
-        ends = comm.gather(np.array(displaced_range(block, 0, place, mine)))
-        rest = affine_needs(place, blocks, FIXED)
-        needs = [hull(a, b) for a, b in zip(spans(ends), rest, strict=True)]
-        sampler.prepare(needs)
+        sampler.prepare(seen(block, place, mine, comm))
+        if inner is not None:
+            inner[comm.rank] = len(sampler.route.inner)
         return read(sampler, block.box(), place, mine, slope[held] - np.float32(0.5))
 
     parts = list(zip(*on_ranks(ranks, rank), strict=True))
     axes = (0, 0, 1, 0, 1)
     return [np.concatenate(part, axis=axis) for part, axis in zip(parts, axes, strict=True)]
-
-
-def hull(a, b):
-    """The planes from the first of either to the last."""
-    return a if not len(b) else b if not len(a) else Span(min(a.start, b.start), max(a.stop, b.stop))
 
 
 def assert_same_bits(found, expected):
@@ -135,6 +134,37 @@ def test_random_maps_and_displacements_give_the_bits_of_one_whole_image(ranks, r
     assert_same_bits(spread(ranks, residency, matrix, u, mask), at_once(matrix, u, mask))
 
 
+def lying(fixed, moving, drift=0.0, degrees=0.0):
+    """Index map of a fixed grid onto a moving one, turned about both middles and the x axis, and shifted along z."""
+    m = np.eye(4)
+    m[:3, :3] = rotation((0, 0, degrees)) @ np.diag([moving[0] / fixed[0], 1, 1])
+    m[:3, 3] = (np.array(moving) - 1) / 2 - m[:3, :3] @ ((np.array(fixed) - 1) / 2) + (drift, 0, 0)
+    return m
+
+
+SPLITS = {  # fixed planes and rows, moving planes, their place, ranks, and of each rank whether any plane reads its shard alone
+    "alike": (60, 5, 60, {}, 3, [True] * 3),
+    "shifted by half a block": (60, 5, 60, {"drift": 12.0}, 3, [True] * 3),
+    "shifted by more than a block": (60, 5, 60, {"drift": -31.0}, 3, [True, True, False]),  # rank 1: out of the image
+    "turned by 45 degrees": (24, 24, 24, {"degrees": 45.0}, 3, [False] * 3),
+    "upside down": (60, 5, 60, {"degrees": 180.0}, 3, [False, True, False]),
+    "onto a much finer grid": (60, 5, 200, {}, 3, [True] * 3),
+    "onto a much coarser grid": (60, 5, 18, {}, 3, [True] * 3),
+    "onto fewer planes than ranks": (60, 5, 3, {}, 5, [False] * 5),
+    "a plane or two a rank": (60, 5, 60, {}, 40, [False] * 40),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", SPLITS)
+def test_planes_that_read_the_own_shard_alone_do_not_show(name, masked):
+    planes, rows, there, place, ranks, expected = SPLITS[name]
+    fixed, moving, inner = (planes, rows, 6), (there, rows, 5), [0] * ranks
+    u, mask, matrix = vectors(*fixed, size=0.9), weights(*moving) if masked else None, lying(fixed, moving, **place)
+    assert_same_bits(spread(ranks, "ring", matrix, u, mask, moving, inner), at_once(matrix, u, mask, moving))
+    assert [n > 0 for n in inner] == expected, inner
+
+
 def travelled(residency, matrix, u, looks=1, ranks=3):
     """Bytes that each rank sent for looks at the moving image."""
     blocks, shards = Partition.of(FIXED[0], ranks, 1), Partition.of(MOVING[0], ranks, 1)
@@ -145,7 +175,7 @@ def travelled(residency, matrix, u, looks=1, ranks=3):
         sampler = make_sampler(residency, piece(comm, image(*MOVING), Grid(MOVING), shards), ONE, shards, comm)
         before = comm.traffic.copy()
         for _ in range(looks):
-            sampler.prepare(spans(comm.gather(np.array(displaced_range(block, 0, place, mine)))))
+            sampler.prepare(seen(block, place, mine, comm))
             sampler.look(block.box(), place, mine, block.scalar(), None, None)
         sent = comm.traffic - before
         return sent["ring"] + sent["window"]
@@ -193,9 +223,9 @@ def test_a_window_moves_when_the_reach_leaves_it_and_fetches_no_plane_twice(shif
 
     def rank(comm):
         sampler = make_sampler("window", piece(comm, moving, Grid(moving.shape), shards), ONE, shards, comm)
-        sampler.prepare(first)
+        sampler.prepare(Reach.of_slabs(shards, first))
         before, old = comm.traffic["window"], Span(sampler.origin, sampler.origin + len(sampler.image))
-        sampler.prepare(then)
+        sampler.prepare(Reach.of_slabs(shards, then))
         new = Span(sampler.origin, sampler.origin + len(sampler.image))
         np.testing.assert_array_equal(sampler.image, moving[new.start : new.stop])
         return old, new, comm.traffic["window"] - before
@@ -210,52 +240,11 @@ def test_a_window_moves_when_the_reach_leaves_it_and_fetches_no_plane_twice(shif
     assert sum(sent for *_, sent in found) == sum(map(len, lacking)) * PLANE
 
 
-def stepped(u, d, step, smoother):
-    """The displacement after a step along d whose longest vector is as long as ``step`` allows."""
-    longest = np.sqrt((d**2).sum(axis=0).max())
-    composed, smoothed = np.empty_like(u), np.empty_like(u)
-    compose(FIXED, 0, FIXED[0], step_scale(1.0, step), d / longest, u, composed)
-    smoother.into(FIXED, composed, np.empty_like(u), smoothed)
-    return smoothed
-
-
-@FEW
-@given(
-    seed=st.integers(0, 999), size=st.sampled_from([0.0, 0.5, 8.0]), step=st.sampled_from([0.1, 0.5, 1.0]),
-    sigma=st.sampled_from([0.0, 0.5, 1.0]), degrees=st.tuples(*[st.integers(-180, 180)] * 3), stretch=st.floats(0.3, 3),
-    common=st.tuples(*[st.integers(-3, 3)] * 3),
-)  # fmt: skip
-def test_one_step_leaves_the_range_by_no_more_than_the_slack(seed, size, step, sigma, degrees, stretch, common):
-    """Composition with the longest step allowed and smoothing, of any displacement, under any linear map."""
-    place = place_of(turned(*degrees) @ np.diag([stretch, 1, 1 / stretch, 1]))
-    u = vectors(*FIXED, size=size, seed=seed)
-    d = vectors(*FIXED, seed=seed + 1) + np.reshape(common, (3, 1, 1, 1)).astype(np.float32)
-    smoother = Smoother(Block(FIXED, Partition.of(FIXED[0], 1)), sigma)
-    after, reach = stepped(u, d, step, smoother), smoother.reach + 1
-    room = slack(place, reach, step) + 1e-4  # float32
-    for rank in range(3):
-        block = Block(FIXED, Partition.of(FIXED[0], 3, 1), rank, FIXED[0])
-        low, high = displaced_range(block, reach, place, u)
-        least, most = displaced_range(block, 0, place, after)
-        assert low - room <= least <= most <= high + room
-
-
-def test_a_step_out_of_the_grid_needs_slack():
-    """Half a voxel beyond the first plane, where u is looked up no further: the range alone would not do."""
-    u, d = np.zeros((2, 3, *FIXED), np.float32)
-    d[0] = -1
-    place, block = place_of(np.eye(4)), Block(FIXED, Partition.of(FIXED[0], 1))
-    after = stepped(u, d, 1.0, Smoother(block, 0))
-    assert displaced_range(block, 0, place, after)[0] == pytest.approx(-0.5)
-    assert displaced_range(block, 1, place, u)[0] == 0
-    assert slack(place, 1, 1.0) >= 0.5
-
-
 @FEW
 @given(degrees=st.tuples(*[st.integers(-180, 180)] * 3), ranks=st.integers(1, 12))
 def test_a_slab_s_corners_bound_what_it_reads_without_displacement(degrees, ranks):
     matrix, partition = turned(*degrees), Partition.of(FIXED[0], ranks, 1)
-    for slab, need in zip(partition.slabs, affine_needs(place_of(matrix), partition, FIXED), strict=True):
+    for slab, need in zip(partition.slabs, affine_reach(place_of(matrix), partition, FIXED).needs, strict=True):
         if len(slab):
             points = np.moveaxis(np.indices(FIXED)[:, slab.start : slab.stop], 0, -1) @ matrix[0, :3] + matrix[0, 3]
             assert need.start <= np.floor(points.min())

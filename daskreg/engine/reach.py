@@ -1,0 +1,167 @@
+"""Which planes of the moving image are read: measured now and then, and bounded for the iterations until the next time.
+
+All ranks hold the same table, a row a plane of the level, so that each knows what every other one reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter1d
+
+from daskreg.comm import Communicator
+from daskreg.engine.halo import Block
+from daskreg.grid import Index, Partition, Span
+from daskreg.kernels.device import host
+from daskreg.kernels.sample import span
+from daskreg.planning.wire import EVERY
+
+Array = NDArray[np.float32]
+Place = tuple[int, tuple[np.int64, ...], tuple[np.float32, ...]]  # first plane, A and t, S
+NOWHERE = Span(0, 0)
+FARTHEST = 2.0**30  # voxels: where a diverging displacement is taken to lead
+UNMOVED = (np.int64(0),) * 12  # A and t of nothing but the displacement
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """Plane z of a level reads no other planes of the moving image than ``start[z] <= k < stop[z]``.
+
+    partition: who has which planes of the level;  start, stop: (Z,) int64, beyond the image's ends too
+    """
+
+    partition: Partition
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+
+    @classmethod
+    def between(cls, partition: Partition, low: NDArray[np.float64], high: NDArray[np.float64]) -> Reach:
+        """From the range of p_z of every plane, (Z,) each, moving voxels."""
+        start, stop = _around(low, high)
+        return cls(partition, start, stop)
+
+    @classmethod
+    def of_slabs(cls, partition: Partition, needs: Sequence[Span]) -> Reach:
+        """All planes of a slab read what the slab does."""
+        ends = [np.repeat([getattr(s, end) for s in needs], partition.lengths) for end in ("start", "stop")]
+        return cls(partition, ends[0].astype(np.int64), ends[1].astype(np.int64))
+
+    @property
+    def needs(self) -> list[Span]:
+        """What each slab reads, from the first plane to the last."""
+        return [_hull(self.start[_at(s)], self.stop[_at(s)]) for s in self.partition.slabs]
+
+    def meeting(self, planes: Span, shard: Span) -> tuple[Span, Span]:
+        """Of the level's ``planes`` those, first to last, that read any of a shard; and of the shard what they read."""
+        start, stop = np.maximum(self.start[_at(planes)], shard.start), np.minimum(self.stop[_at(planes)], shard.stop)
+        (found,) = np.nonzero(start < stop)
+        if not len(found):
+            return NOWHERE, NOWHERE
+        return Span(planes.start + int(found[0]), planes.start + int(found[-1]) + 1), _hull(start[found], stop[found])
+
+    def inner(self, slab: Span, shard: Span, image: Span) -> Span:
+        """The longest run of a slab's planes that read nothing of the ``image`` but planes of one shard."""
+        start = np.maximum(self.start[_at(slab)], image.start)
+        stop = np.minimum(self.stop[_at(slab)], image.stop)
+        inside = ((start >= shard.start) & (stop <= shard.stop)) | (start >= stop)
+        if not len(shard) or not inside.any():
+            return Span(slab.start, slab.start)
+        ends = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(np.int8))).reshape(-1, 2)
+        first, last = (int(v) for v in ends[np.argmax(ends[:, 1] - ends[:, 0])])
+        return Span(slab.start + first, slab.start + last)
+
+
+class Lookout:
+    """Measures the displacement along the moving image's planes every ``EVERY`` iterations, on all ranks at the same ones.
+
+    It counts from where a level is begun or taken up again: where a run was interrupted shows in when it measures, and in no bit.
+    reach: voxels within which a step mixes displacements;  step: of the stage, half voxels.
+    """
+
+    def __init__(self, block: Block, place: Place, planes: Partition, reach: int, step: float, comm: Communicator) -> None:
+        self.block, self.place, self.partition, self.reach, self.step, self.comm = block, place, planes, reach, step, comm
+        self.since = 0
+
+    def begin(self, u: Array, done: int) -> Reach:
+        """Before the first look, after ``done`` iterations of the level."""
+        self.since = done
+        return self.agreed(self.measured(u))
+
+    def due(self, t: int) -> bool:
+        """Whether to measure the displacement before the level's t-th step; what was agreed on before holds up to it."""
+        return t - 1 > self.since and (t - 1 - self.since) % EVERY == 0
+
+    def measured(self, u: Array) -> Any:
+        """(2, own planes) float32: largest (S u)_z of every plane, moving voxels, and largest -(S u)_z; where u lies."""
+        if not len(self.block.own):
+            return np.empty((2, 0), np.float32)
+        return span(self.block.box(), self.place[0], UNMOVED, self.place[2], u).max(axis=2)
+
+    def agreed(self, mine: Any) -> Reach:
+        """What all planes can read from the displacement that was measured to ``EVERY`` steps after it."""
+        lengths = self.partition.lengths
+        padded = np.zeros((2, max(lengths)))
+        padded[:, : lengths[self.comm.rank]] = host(mine)
+        parts = [part[:, :n] for part, n in zip(self.comm.gather(padded), lengths, strict=True)]
+        table = np.concatenate(parts, axis=1)
+        return ahead(self.place, self.partition, self.block.shape, table, EVERY, self.reach, self.step)
+
+
+def ahead(
+    place: Place, partition: Partition, shape: Index, table: NDArray[np.float64], steps: int, reach: int, step: float
+) -> Reach:
+    """What planes read from a displacement to ``steps`` steps after it; ``table``: (2, Z), largest q and -q, q = (S u)_z.
+
+    A step replaces u(x) by a mean, with weights that sum to 1, of s d(y) + u(z), where z is at most ``reach`` voxels away from x
+    along each axis and |s d| <= step / 2. The same mean makes the new q(x) of (S s d(y))_z + q(z), whose first part is at most
+    |S_z| step / 2, |S_z| the sum of absolute values. So after j steps q(x) lies in the range of q over the planes at most j reach
+    away, widened by j |S_z| step / 2; and p_z(x) = (A x + t)_z + q(x) in that of x's own plane, widened by it.
+    """
+    width, room = 2 * steps * reach + 1, steps * sum(abs(float(v)) for v in place[2][:3]) * step / 2
+    most, least = (maximum_filter1d(np.nan_to_num(row), width, mode="nearest") for row in table)
+    low, high = _affine_range(place, shape)
+    return Reach.between(partition, low - least - room, high + most + room)
+
+
+def affine_reach(place: Place, partition: Partition, shape: Index) -> Reach:
+    """What every plane of the level reads under A x + t: its corners bound it."""
+    return Reach.between(partition, *_affine_range(place, shape))
+
+
+def displaced_range(block: Block, place: Place, u: Array) -> tuple[float, float]:
+    """Least and largest p_z over the own planes; (inf, -inf) for an idle rank."""
+    rows = host(span(block.box(), *place, u))
+    return (-float(rows[1].max()), float(rows[0].max())) if rows.size else (math.inf, -math.inf)
+
+
+def spans(ranges: NDArray[np.float64]) -> list[Span]:
+    """Planes for every rank from the table (ranks, 2) of least and largest p_z."""
+    found = [_around(low, high) if low <= high else (0, 0) for low, high in ranges]
+    return [Span(int(start), int(stop)) for start, stop in found]
+
+
+def _affine_range(place: Place, shape: Index) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Least and largest (A x + t)_z of every plane."""
+    a, b, c, t = (float(v) / 2**32 for v in place[1][:4])
+    ends, along = [(0.0, b * (shape[1] - 1)), (0.0, c * (shape[2] - 1))], a * np.arange(shape[0], dtype=np.float64) + t
+    return along + sum(min(e) for e in ends), along + sum(max(e) for e in ends)
+
+
+def _around(low: Any, high: Any) -> tuple[Any, Any]:
+    """The planes on both sides of positions between low and high, first and last but one; a voxel of doubt is added."""
+    start, stop = (np.floor(np.clip(end, -FARTHEST, FARTHEST)).astype(np.int64) for end in (low, high))
+    return start - 1, stop + 3
+
+
+def _hull(start: NDArray[np.int64], stop: NDArray[np.int64]) -> Span:
+    """From the first plane of any span to the last."""
+    return Span(int(start.min()), int(stop.max())) if len(start) else NOWHERE
+
+
+def _at(planes: Span) -> slice:
+    return slice(planes.start, planes.stop)
