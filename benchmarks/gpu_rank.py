@@ -4,11 +4,11 @@
     python benchmarks/gpu_rank.py 256x1024x1024 --losses lncc,mi     # the block of one of four ranks of 1024^3
     python benchmarks/gpu_rank.py 32 --device cpu --iterations 4,8   # shows that it runs
 
-One rank between others does all that it does in a run: computes halos, launches pass by pass, sends, receives, waits
-for what it needs. All ranks are alike: what comes from one side is what it sends to the other. A message is there
-``--latency`` plus its bytes over ``--bandwidth`` after both sides gave it to the link, and its copy shares the GPU's memory with
-the kernels, as a copy over NVLink would; a sum takes ``--sum``, as over memory that ranks of one machine share. So a row says what the program makes of links and
-neighbours that are never late; it does not say that they are.
+One rank between others does all that it does in a run: computes halos, launches pass by pass, sends, receives, waits for what it
+needs. All ranks are alike: what comes from one side is what it sends to the other. A message is there ``--latency`` plus its
+bytes over ``--bandwidth`` after both sides gave it to the link, and its copy shares the GPU's memory with the kernels, as a copy
+over NVLink would; a sum takes ``--sum``, as over memory that ranks of one machine share. So a row says what the program makes of
+links and neighbours that are never late; it does not say that they are.
 ``alone``: a run of one rank of the same own planes, graphs and all;  ``ms``: an iteration, both from levels of two lengths, so
 that what a level costs once does not count;  ``efficiency``: alone / ms;  ``waits``: ms an iteration of waiting, by what for, as
 the host sees it: not lost as long as the device has work;  ``bytes``, ``alone_bytes``: of GPU memory a voxel of the block.
@@ -171,6 +171,7 @@ def run(
     comm: Communicator = Alone()
     if ranks > 1:
         comm = Mirror(given.sum * 1e-6, given.latency * 1e-6, given.bandwidth * 1e9)
+    trim()
     peak = Peak()
     rank = Rank(plan, both, np.eye(4), comm, peak)
     found = rank.run().levels[-1]

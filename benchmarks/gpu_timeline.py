@@ -1,6 +1,6 @@
 """What a GPU does when, in two iterations of a rank among others: kernels, planes on their way, and gaps.
 
-    python benchmarks/gpu_timeline.py 512 --losses "lncc center"       # records; needs a GPU and PyTorch, whose profiler sees all of it
+    python benchmarks/gpu_timeline.py 512 --losses "lncc center"    # records; needs a GPU and PyTorch
     python benchmarks/gpu_timeline.py --draw                           # draws what was recorded; needs matplotlib
 
 The rank, its neighbours and their link are those of gpu_rank.py. ``idle``: ms an iteration without a kernel;  ``moving``: ms in

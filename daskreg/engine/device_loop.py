@@ -23,7 +23,7 @@ from daskreg.engine.fields import Fields
 from daskreg.engine.halo import finish
 from daskreg.engine.reach import Reach
 from daskreg.engine.report import LevelReport, Progress, Watch
-from daskreg.engine.sampler import Resident
+from daskreg.engine.sampler import Resident, at_once
 from daskreg.errors import Diverged
 from daskreg.kernels import histogram_march, lncc_march, march, passes
 from daskreg.kernels.device import host
@@ -57,6 +57,7 @@ class DeviceLoop(Loop):
             report.losses = self._known(k)
         finally:
             self.graphs, self.comm.keen = {}, False
+            self.sampler.play = at_once  # else both would hold each other, and memory until it is looked for
         self._tell(watch, report.losses)
         self.block.device.mark()
         report.seconds += time.perf_counter() - start
@@ -101,7 +102,7 @@ class DeviceLoop(Loop):
         self.norms = [self._norms(s) for s in (self.stage.smooth_gradient, self.stage.smooth_warp, 0)]
         self.marks: deque[tuple[int, Any]] = deque()
         self.reader = xp.cuda.Stream(non_blocking=True)
-        self.graphs = {}
+        self.graphs, self.sampler.play = {}, self._play
         self.launched = 0  # iterations from Python: what the first one compiles graphs can use
 
     def _norms(self, sigma: float) -> list[Any]:
@@ -189,7 +190,7 @@ class DeviceLoop(Loop):
         look = partial(self.sampler.look, place=self.place, u=f.u, moved=self.moved, weight=self.weights.seen, g=f.around)
         behind = None
         if self.sampler.keeps_gradient:
-            look(self.block.box())  # with messages in it
+            look(self.block.box())  # with messages in it: it plays what lies between them
         else:
             behind = self._launch("look", look, self.similarity.reach, self.weights.seen is not None)
         self._play("weights", self.weights.combine)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,11 @@ Array = NDArray[np.float32]
 MARGIN = 4  # planes a window holds beyond what is in reach
 
 
+def at_once(name: str, launches: Callable[[], Any]) -> None:
+    """Launch kernels from here."""
+    launches()
+
+
 class Sampler(ABC):
     """Values of the moving image, its mask and its gradient at p(x) = A x + t + S u(x) over a box of the block's planes."""
 
@@ -47,6 +53,7 @@ class Sampler(ABC):
 
     def __init__(self, planes: int, masked: bool) -> None:
         self.planes, self.masked = planes, masked
+        self.play: Callable[[str, Callable[[], Any]], None] = at_once  # runs what lies between two messages
 
     @abstractmethod
     def prepare(self, reach: Reach) -> bool:
@@ -176,26 +183,33 @@ class Ring(Sampler):
 
     def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
         """One pass round the ring; the planes that read the own shard alone while the first other one is on its way."""
-        route, seen = self._route, weight if self.masked else None
-        for part in _parts(box, place, route.outer):
-            self._begin(part, place, u, moved, seen, g)
+        fields = moved, weight if self.masked else None, g
+        self.play("look", partial(self._begin, box, place, u, *fields))
         for source, shard, origin in self._shards():
             start = time.perf_counter()
-            for part in _parts(box, place, route.looking[source]):
-                self._add(part, place, u, origin, shard, moved, seen, g)
-            if source == self.comm.rank:
-                for part in _parts(box, place, (route.inner,)):
-                    self.own.look(part, place, u, moved, seen, None)
+            self.play(f"look into {source}", partial(self._visit, source, origin, shard, box, place, u, *fields))
             self._note("sample", start)
+
+    def _visit(
+        self, source: int, origin: int, shard: list[Array], box: Shape, place: Place, u: Array | None, moved: Array,
+        weight: Array | None, g: Array | None,
+    ) -> None:  # fmt: skip
+        """What is seen in the shard of a rank, whose first plane is ``origin``; in the own one all that needs no other."""
+        for part in _parts(box, place, self._route.looking[source]):
+            self._add(part, place, u, origin, shard, moved, weight, g)
+        if source == self.comm.rank:
+            for part in _parts(box, place, (self._route.inner,)):
+                self.own.look(part, place, u, moved, weight, None)
 
     def _begin(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
         """What sums begin with."""
-        outline(box, *place, u, self.planes, self.home[0], moved)
-        first, planes, _, _ = whole_box(box)
-        if g is not None:
-            g[:, first : first + planes] = 0
-        if weight is not None:
-            weight[first : first + planes] = 0
+        for part in _parts(box, place, self._route.outer):
+            outline(part, *place, u, self.planes, self.home[0], moved)
+            planes = slice(part[0].start, part[0].stop)
+            if g is not None:
+                g[:, planes] = 0
+            if weight is not None:
+                weight[planes] = 0
 
     def _add(
         self, box: Shape, place: Place, u: Array | None, origin: int, shard: list[Array], moved: Array, weight: Array | None,
