@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,13 @@ from daskreg.kernels.sample import (
 )
 
 Array = NDArray[np.float32]
+Sight = tuple[Shape, Place, Array | None]  # box, place and displacement of a look
+Results = tuple[Array, Array | None, Array | None]  # moved, weight, gradient
 MARGIN = 4  # planes a window holds beyond what is in reach
+
+
+def _at_once(name: str, launches: Callable[[], None]) -> None:
+    launches()
 
 
 class Sampler(ABC):
@@ -47,6 +54,7 @@ class Sampler(ABC):
 
     def __init__(self, planes: int, masked: bool) -> None:
         self.planes, self.masked = planes, masked
+        self.play: Callable[[str, Callable[[], None]], None] = _at_once  # what a look launches between two messages, by name
 
     @abstractmethod
     def prepare(self, reach: Reach) -> bool:
@@ -176,38 +184,38 @@ class Ring(Sampler):
 
     def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
         """One pass round the ring; the planes that read the own shard alone while the first other one is on its way."""
-        route, seen = self._route, weight if self.masked else None
-        for part in _parts(box, place, route.outer):
-            self._begin(part, place, u, moved, seen, g)
+        sight = box, place, u
+        results = moved, weight if self.masked else None, g
+        self.play("ring begins", partial(self._begin, sight, results))
         for source, shard, origin in self._shards():
             start = time.perf_counter()
-            for part in _parts(box, place, route.looking[source]):
-                self._add(part, place, u, origin, shard, moved, seen, g)
-            if source == self.comm.rank:
-                for part in _parts(box, place, (route.inner,)):
-                    self.own.look(part, place, u, moved, seen, None)
+            self.play(f"ring at {source}", partial(self._visit, source, shard, origin, sight, results))
             self._note("sample", start)
 
-    def _begin(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
-        """What sums begin with."""
-        outline(box, *place, u, self.planes, self.home[0], moved)
-        first, planes, _, _ = whole_box(box)
-        if g is not None:
-            g[:, first : first + planes] = 0
-        if weight is not None:
-            weight[first : first + planes] = 0
+    def _begin(self, sight: Sight, results: Results) -> None:
+        """What the sums of the outer planes begin with."""
+        (box, place, u), (moved, weight, g) = sight, results
+        for part in _parts(box, place, self._route.outer):
+            outline(part, *place, u, self.planes, self.home[0], moved)
+            planes = slice(part[0].start, part[0].stop)
+            if g is not None:
+                g[:, planes] = 0
+            if weight is not None:
+                weight[planes] = 0
 
-    def _add(
-        self, box: Shape, place: Place, u: Array | None, origin: int, shard: list[Array], moved: Array, weight: Array | None,
-        g: Array | None,
-    ) -> None:  # fmt: skip
-        """The parts that lie in a shard, whose first plane is ``origin``."""
-        if g is None:
-            add_value(box, *place, u, origin, shard[0], moved)
-        else:
-            add_value_and_gradient(box, *place, u, origin, shard[0], moved, g)
-        if weight is not None:
-            add_value(box, *place, u, origin, shard[1], weight)
+    def _visit(self, source: int, shard: list[Array], origin: int, sight: Sight, results: Results) -> None:
+        """All that is to be seen in a rank's shard, whose first plane at hand is ``origin``."""
+        (box, place, u), (moved, weight, g) = sight, results
+        for part in _parts(box, place, self._route.looking[source]):
+            if g is None:
+                add_value(part, *place, u, origin, shard[0], moved)
+            else:
+                add_value_and_gradient(part, *place, u, origin, shard[0], moved, g)
+            if weight is not None:
+                add_value(part, *place, u, origin, shard[1], weight)
+        if source == self.comm.rank:
+            for part in _parts(box, place, (self._route.inner,)):
+                self.own.look(part, place, u, moved, weight, None)
 
     def pull_back(
         self, box: Shape, place: Place, u: Array | None, slope: Array, g: NDArray[Any], kept: Array | None = None
