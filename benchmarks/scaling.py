@@ -52,8 +52,9 @@ from daskreg import LNCC, MI, MSE, Deformable
 from daskreg.cluster import leave
 from daskreg.cluster.session import workers_of
 from daskreg.comm import Alone, Communicator, Patience, open_port
+from daskreg.engine.route import Route
 from daskreg.engine.sampler import Resident, Ring
-from daskreg.grid import Partition
+from daskreg.grid import Partition, Span
 from daskreg.kernels.launch import use_threads
 from daskreg.kernels.sample import add_value_and_gradient
 from daskreg.planning import RESIDENCIES
@@ -262,9 +263,11 @@ def kernels(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     u, g = np.full((3, *box), 0.3, np.float32), np.zeros((3, *box), np.float32)
     moved = np.empty(box, np.float32)
     whole = Partition.of(box[0], 1)
+    none, ring = Span(0, 0), Ring(moving, None, whole, whole.whole, Alone(), None)
+    ring.route = Route(none, (whole.whole,), ((whole.whole,),), (none,), (none,))  # as if every plane read other shards too
     samplers = {
         "resident": Resident(moving, None, box[0]),
-        "ring_first": Ring(moving, None, whole, whole.whole, Alone(), None),
+        "ring_first": ring,
     }
 
     def value_and_gradient(sampler: Resident | Ring) -> None:

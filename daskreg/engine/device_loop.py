@@ -35,7 +35,7 @@ from daskreg.optimizers.stopping import Plateau
 from daskreg.similarity import LocalCorrelation, MutualInformation
 
 LAG = 6  # iterations that are under way when the host decides: enough to keep the device busy
-LOOKS = ("look", "pull back", "difference")  # parts that read the moving image: captured anew when it has moved
+LOOKS = ("look", "ring", "pull back", "difference")  # parts that read the moving image: captured anew when it has moved
 WIDEST = 2  # taps on one side of the filter that the composition takes along; wider ones go axis by axis
 
 

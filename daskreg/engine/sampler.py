@@ -38,10 +38,12 @@ from daskreg.kernels.sample import (
 )
 
 Array = NDArray[np.float32]
+Sight = tuple[Shape, Place, Array | None]  # box, place and displacement of a look
+Results = tuple[Array, Array | None, Array | None]  # moved, weight, gradient
 MARGIN = 4  # planes a window holds beyond what is in reach
 
 
-def at_once(name: str, launches: Callable[[], Any]) -> None:
+def at_once(name: str, launches: Callable[[], None]) -> None:
     """Launch kernels from here."""
     launches()
 
@@ -53,7 +55,7 @@ class Sampler(ABC):
 
     def __init__(self, planes: int, masked: bool) -> None:
         self.planes, self.masked = planes, masked
-        self.play: Callable[[str, Callable[[], Any]], None] = at_once  # runs what lies between two messages
+        self.play: Callable[[str, Callable[[], None]], None] = at_once  # what a look launches between two messages, by name
 
     @abstractmethod
     def prepare(self, reach: Reach) -> bool:
@@ -183,26 +185,17 @@ class Ring(Sampler):
 
     def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
         """One pass round the ring; the planes that read the own shard alone while the first other one is on its way."""
-        fields = moved, weight if self.masked else None, g
-        self.play("look", partial(self._begin, box, place, u, *fields))
+        sight = box, place, u
+        results = moved, weight if self.masked else None, g
+        self.play("ring begins", partial(self._begin, sight, results))
         for source, shard, origin in self._shards():
             start = time.perf_counter()
-            self.play(f"look into {source}", partial(self._visit, source, origin, shard, box, place, u, *fields))
+            self.play(f"ring at {source}", partial(self._visit, source, shard, origin, sight, results))
             self._note("sample", start)
 
-    def _visit(
-        self, source: int, origin: int, shard: list[Array], box: Shape, place: Place, u: Array | None, moved: Array,
-        weight: Array | None, g: Array | None,
-    ) -> None:  # fmt: skip
-        """What is seen in the shard of a rank, whose first plane is ``origin``; in the own one all that needs no other."""
-        for part in _parts(box, place, self._route.looking[source]):
-            self._add(part, place, u, origin, shard, moved, weight, g)
-        if source == self.comm.rank:
-            for part in _parts(box, place, (self._route.inner,)):
-                self.own.look(part, place, u, moved, weight, None)
-
-    def _begin(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
-        """What sums begin with."""
+    def _begin(self, sight: Sight, results: Results) -> None:
+        """What the sums of the outer planes begin with."""
+        (box, place, u), (moved, weight, g) = sight, results
         for part in _parts(box, place, self._route.outer):
             outline(part, *place, u, self.planes, self.home[0], moved)
             planes = slice(part[0].start, part[0].stop)
@@ -211,17 +204,19 @@ class Ring(Sampler):
             if weight is not None:
                 weight[planes] = 0
 
-    def _add(
-        self, box: Shape, place: Place, u: Array | None, origin: int, shard: list[Array], moved: Array, weight: Array | None,
-        g: Array | None,
-    ) -> None:  # fmt: skip
-        """The parts that lie in a shard, whose first plane is ``origin``."""
-        if g is None:
-            add_value(box, *place, u, origin, shard[0], moved)
-        else:
-            add_value_and_gradient(box, *place, u, origin, shard[0], moved, g)
-        if weight is not None:
-            add_value(box, *place, u, origin, shard[1], weight)
+    def _visit(self, source: int, shard: list[Array], origin: int, sight: Sight, results: Results) -> None:
+        """All that is to be seen in a rank's shard, whose first plane at hand is ``origin``."""
+        (box, place, u), (moved, weight, g) = sight, results
+        for part in _parts(box, place, self._route.looking[source]):
+            if g is None:
+                add_value(part, *place, u, origin, shard[0], moved)
+            else:
+                add_value_and_gradient(part, *place, u, origin, shard[0], moved, g)
+            if weight is not None:
+                add_value(part, *place, u, origin, shard[1], weight)
+        if source == self.comm.rank:
+            for part in _parts(box, place, (self._route.inner,)):
+                self.own.look(part, place, u, moved, weight, None)
 
     def pull_back(
         self, box: Shape, place: Place, u: Array | None, slope: Array, g: NDArray[Any], kept: Array | None = None

@@ -71,6 +71,7 @@ def among_two(iterations, tolerance):
     made.stage, made.similarity = SimpleNamespace(tolerance=tolerance, window=3), None
     made.block = SimpleNamespace(shape=(4, 4, 4), device=SimpleNamespace(mark=lambda: None))
     made.sums, made.longest, made.coming, made.told, made.launched = mine, np.zeros(1, np.float32).view(Longest), [], 0, 0
+    made.sampler = SimpleNamespace()
     made._prepare, made.begin = lambda losses: None, lambda fields: setattr(made, "asked", 0.0)
     made._event = lambda: SimpleNamespace(synchronize=lambda: None)
     made._gradient = lambda fields: None
