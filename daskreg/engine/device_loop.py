@@ -21,7 +21,6 @@ import numpy as np
 from daskreg.engine.deformable import AT_REST, Loop
 from daskreg.engine.fields import Fields
 from daskreg.engine.halo import finish
-from daskreg.engine.reach import Reach
 from daskreg.engine.report import LevelReport, Progress, Watch
 from daskreg.engine.sampler import Resident, at_once
 from daskreg.errors import Diverged
@@ -267,16 +266,20 @@ class DeviceLoop(Loop):
         measured = self._reached(f, t)
         if len(self.block.own):
             self._play("direction", partial(self._direct, f))
-        reach = self._agree_on_length(measured, t)
+        measured = None if measured is None else host(measured)  # one wait for this and what follows
+        table = self._agree_on_length(t)
         if t == 1 and float(self.longest[0]) < AT_REST**2:
             self._settle()
+            if table is not None:
+                self._heard(table)
             return False
         behind = self._compose(f)
         self._play("settle", self._settle)
-        if self.comm.size > 1:
+        if table is not None:  # the device is busy again
+            self._heard(table)
             self.coming = self.warp_halo.start((f.u, self.block.first), after=behind)
-        if reach is not None and self.sampler.prepare(reach):
-            self.graphs = {key: graph for key, graph in self.graphs.items() if not key[0].startswith(LOOKS)}
+        if measured is not None:
+            self._foresee(measured)
         return True
 
     def _direct(self, f: Fields) -> None:
@@ -325,22 +328,29 @@ class DeviceLoop(Loop):
         """What a lookout measures of the displacement before the t-th step, on the device; None where it does not."""
         return self.lookout.measured(f.u) if self.lookout is not None and self.lookout.due(t) else None
 
-    def _agree_on_length(self, measured: Any, t: int) -> Reach | None:
-        """The longest direction anywhere, with the loss and who asks for a checkpoint; what is reached, where it was measured."""
+    def _agree_on_length(self, t: int) -> Any:
+        """The longest direction anywhere, for all; what the ranks said, None where there is one."""
         if self.comm.size == 1:
             return None
-        reached = None if measured is None else host(measured)  # first: one wait for both
         heard = t % 2 == 0 and t < self.level.iterations  # where ``run`` acts on it: who asks forgets that it did
         mine, sums = np.empty(4), host(self.sums)
         mine[:2] = sums[2:].view(np.float32)[0], self.watch.asked() if heard else 0.0
         mine[2:] = sums[:2].view(np.float64)  # their bits
         table = self.comm.gather(mine)
-        self.asked = float(table[:, 1].max())
         self.longest.set(table[:, 0].max(keepdims=True).astype(np.float32))
+        return table
+
+    def _heard(self, table: Any) -> None:
+        """What else the ranks said: the loss, who asks for a checkpoint."""
+        self.asked = float(table[:, 1].max())
         if self._sign:
             total, count = np.ascontiguousarray(table[:, 2:]).view(np.int64).sum(axis=0)
             self.past.append(self._sign * float(total) / max(float(count), 1.0))
-        return None if reached is None or self.lookout is None else self.lookout.agreed(reached)
+
+    def _foresee(self, measured: Any) -> None:
+        """Planes of the moving image for the iterations to come, as far as they are not there."""
+        if self.lookout is not None and self.sampler.prepare(self.lookout.agreed(measured)):
+            self.graphs = {key: graph for key, graph in self.graphs.items() if not key[0].startswith(LOOKS)}
 
 
 def _planes(own: tuple[int, int, int, int]) -> tuple[int, int]:

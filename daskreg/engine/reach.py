@@ -51,6 +51,14 @@ class Reach:
         ends = [np.repeat([getattr(s, end) for s in needs], partition.lengths) for end in ("start", "stop")]
         return cls(partition, ends[0].astype(np.int64), ends[1].astype(np.int64))
 
+    def grown(self, planes: int) -> Reach:
+        """With so many planes more on each side."""
+        return Reach(self.partition, self.start - planes, self.stop + planes)
+
+    def covers(self, other: Reach) -> bool:
+        """Whether no plane of the other one reads what this one does not foresee."""
+        return bool((self.start <= other.start).all() and (self.stop >= other.stop).all())
+
     @property
     def needs(self) -> list[Span]:
         """What each slab reads, from the first plane to the last."""

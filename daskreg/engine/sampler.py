@@ -40,7 +40,7 @@ from daskreg.kernels.sample import (
 Array = NDArray[np.float32]
 Sight = tuple[Shape, Place, Array | None]  # box, place and displacement of a look
 Results = tuple[Array, Array | None, Array | None]  # moved, weight, gradient
-MARGIN = 4  # planes a window holds beyond what is in reach
+MARGIN = 4  # planes foreseen beyond what is in reach, so that it may grow
 
 
 def at_once(name: str, launches: Callable[[], None]) -> None:
@@ -176,11 +176,15 @@ class Ring(Sampler):
         empty = module_of(image).empty
         self.buffers = [[empty(size, a.dtype) for a in self.home] for _ in range(2)] if comm.size > 1 else []
         self.route: Route | None = None
+        self.reach: Reach | None = None  # that the route is made for
         synchronise(self.home[0])  # it is sent as it lies
 
     def prepare(self, reach: Reach) -> bool:
-        """Who borrows which planes of whom."""
-        before, self.route = self.route, Route.of(reach, self.shards, self.comm.rank)
+        """Who borrows which planes of whom; as before, as long as that is enough."""
+        if self.reach is not None and self.reach.covers(reach):
+            return False
+        self.reach = reach.grown(MARGIN)
+        before, self.route = self.route, Route.of(self.reach, self.shards, self.comm.rank)
         return before != self.route
 
     def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
