@@ -269,7 +269,7 @@ class Block:
 
 def gpus(args: argparse.Namespace) -> Machine:
     """H200s: measured kernels where there are any, else the budget."""
-    rows = [r for r in read(args.kernels) if "H200" in str(r.get("device", "")) and "ms" in r]
+    rows = [r for r in read(args.kernels) if "H200" in str(r.get("device", "")) and "ms" in r and r.get("storage") != "mixed"]
     largest = sorted(rows, key=lambda r: int(r["edge"]))
     timed = {NAMES.get(r["case"], r["case"]): r["ms"] / 1e3 / r["edge"] ** 3 for r in largest}
     voxel = {name: timed.get(name, loss.bytes / args.copy) for name, loss in LOSSES.items()}
