@@ -1,0 +1,138 @@
+"""Weak and strong scaling over the GPUs of one machine, through dask-cuda: what an iteration takes, and that no bit changes.
+
+    python benchmarks/gpu_scaling.py --gpus 1,2,4 --weak 512,700 --strong 1024        # needs as many GPUs
+    python benchmarks/gpu_scaling.py --gpus 1,2 --weak 48 --strong 64 --device cpu    # worker processes instead, to see it run
+
+Weak: a cube of that edge for each GPU, one upon the other; strong: one cube in all. Analytic textures of gigavoxel.py, at the
+same voxel size, one moved by its known map; deformable stage at full resolution. ``ms``: an iteration, from levels of two
+lengths, so that what a level costs once does not count;  ``efficiency``: of the first number of GPUs, times how many more there
+are where the volume is the same;  ``gpu_bytes``: the most that any GPU held;  ``predicted``: what gpu_rank.py measured of a rank
+among simulated others, where its results have that block;  ``digest``: of the displacement's bytes. Prints a JSON line a row and
+writes ``gpu_scaling.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+from distributed import Client, LocalCluster
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from gigavoxel import FINE, Truth, volume
+from gpu_rank import LOSSES
+
+import daskreg
+from daskreg.config import Config, Deformable
+from daskreg.grid import Grid
+from daskreg.storage import write_image
+
+RESULTS = Path(__file__).parent / "results"
+OUT = Path(os.environ.get("OUT", RESULTS)) / "gpu_scaling.json"
+
+
+@contextmanager
+def cluster(workers: int, device: str) -> Iterator[Client]:
+    """A worker for each of so many GPUs, or as many processes."""
+    if device == "cuda":
+        from dask_cuda import LocalCUDACluster
+
+        made = LocalCUDACluster(n_workers=workers, dashboard_address=None)
+    else:
+        made = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0)
+    with made as there, Client(there, set_as_default=False) as client:
+        client.wait_for_workers(workers, timeout=120)
+        yield client
+
+
+def written(folder: str, shape: tuple[int, int, int], gpu: bool) -> tuple[str, str]:
+    """Both images as OME-Zarr."""
+    truth, grid = Truth(np.array(shape) * FINE), Grid(shape, (FINE,) * 3, unit="millimeter")
+    places = f"{folder}/fixed.ome.zarr", f"{folder}/moving.ome.zarr"
+    with dask.config.set(scheduler="threads"):
+        for place, moving in zip(places, (False, True), strict=True):
+            write_image(place, volume(truth, grid, moving, gpu), grid)
+    return places
+
+
+def measured(images: tuple[str, str], client: Client, name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds an iteration, memory, and what came out."""
+    times = [int(n) for n in given.iterations.split(",")]
+    seconds, found = [], None
+    for n in (times[0], *times):  # the first one compiles
+        stage = Deformable(similarity=LOSSES[name], scales=(1,), iterations=(n,), tolerance=0, storage=given.storage)
+        found = daskreg.register(*images, Config(stages=(stage,)), client=client, device=given.device,
+                                 residency=given.residency, checkpoint=None)  # fmt: skip
+        seconds.append(found.report["levels"][-1]["seconds"])
+    assert found is not None
+    digest = hashlib.sha256()
+    for planes in found.displacement.blocks.ravel():
+        digest.update(np.ascontiguousarray(planes.compute()).tobytes())
+    ranks = [m for m in found.report.get("ranks", [found.report["machine"]]) if m]
+    return {
+        "ms": round((seconds[2] - seconds[1]) / (times[1] - times[0]) * 1e3, 3), "digest": digest.hexdigest()[:16],
+        "gpu_bytes": max((m.get("gpu_peak_bytes", 0) for m in ranks), default=0),
+    }  # fmt: skip
+
+
+def predicted(block: tuple[int, ...], name: str, given: argparse.Namespace) -> float | None:
+    """What gpu_rank.py has of such a rank."""
+    path = RESULTS / "gpu_rank.json"
+    for row in json.loads(path.read_text()) if path.exists() else []:
+        edges = [int(n) for n in row["block"].split("x")]
+        same = tuple(edges * 3 if len(edges) == 1 else edges) == block, row["case"] == name, row["storage"] == given.storage
+        if all(same) and row["residency"] == given.residency:
+            return float(row["ms"])
+    return None
+
+
+def rows_of(shape_of: Any, case: str, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each loss and number of GPUs; ``shape_of``: the volume's shape for so many."""
+    numbers, first = [int(n) for n in given.gpus.split(",")], dict[str, float]()
+    for gpus in numbers:
+        shape = shape_of(gpus)
+        with tempfile.TemporaryDirectory(dir=given.folder) as folder, cluster(gpus, given.device) as client:
+            images = written(folder, shape, given.device == "cuda")
+            for name in given.losses.split(","):
+                row = {"case": case, "gpus": gpus, "shape": shape, "loss": name, "storage": given.storage}
+                row |= {"residency": given.residency, **measured(images, client, name, given)}
+                first.setdefault(name, row["ms"] * (1 if case.startswith("weak") else numbers[0]))
+                ideal = first[name] if case.startswith("weak") else first[name] / gpus
+                yield {**row, "efficiency": round(ideal / row["ms"], 3),
+                       "predicted": predicted((shape[0] // gpus, *shape[1:]), name, given) if gpus > 2 else None}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpus", default="1,2,4")
+    parser.add_argument("--weak", default="512,700", help="edges of a GPU's block")
+    parser.add_argument("--strong", default="1024", help="edges of the whole volume")
+    parser.add_argument("--losses", default="lncc center,mi")
+    parser.add_argument("--residency", default="window")
+    parser.add_argument("--iterations", default="32,64")
+    parser.add_argument("--storage", default="float32")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--folder", help="where the volumes go (a temporary place by default)")
+    given, rows = parser.parse_args(), list[dict[str, Any]]()
+    weak = [(f"weak, {e}^3 a GPU", lambda n, e=int(e): (e * n, e, e)) for e in given.weak.split(",") if e]
+    strong = [(f"strong, {e}^3", lambda n, e=int(e): (e, e, e)) for e in given.strong.split(",") if e]
+    for row in itertools.chain.from_iterable(rows_of(shape_of, case, given) for case, shape_of in weak + strong):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    OUT.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
