@@ -14,7 +14,7 @@ from daskreg.comm import Communicator
 from daskreg.config import Linear
 from daskreg.engine.halo import Block, Movement, finish
 from daskreg.engine.images import Image
-from daskreg.engine.reach import Place, affine_reach
+from daskreg.engine.reach import Place, Reach, affine_reach
 from daskreg.engine.report import STOP, LevelReport, Progress, Watch
 from daskreg.engine.sampler import make_sampler
 from daskreg.engine.sums import add_up
@@ -59,7 +59,10 @@ class LinearLoss:
         """Leave moved and weights ready."""
         matrix = index_map(world, self.level.fixed, self.level.moving)
         place = (self.block.first, fixed_point(matrix), linear_part(matrix))
-        self.sampler.prepare(affine_reach(place, self.block.partition, self.block.shape))
+        partition = (
+            self.block.partition
+        )  # by slab: a ring then keeps the gradient of all planes, and ``sums`` need not look again
+        self.sampler.prepare(Reach.of_slabs(partition, affine_reach(place, partition, self.block.shape).needs))
         self.sampler.look(self.block.box(), place, None, self.moved, self.weights.seen, self.gradient)
         self.weights.combine()
         return place
