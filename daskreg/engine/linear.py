@@ -59,10 +59,8 @@ class LinearLoss:
         """Leave moved and weights ready."""
         matrix = index_map(world, self.level.fixed, self.level.moving)
         place = (self.block.first, fixed_point(matrix), linear_part(matrix))
-        partition = (
-            self.block.partition
-        )  # by slab: a ring then keeps the gradient of all planes, and ``sums`` need not look again
-        self.sampler.prepare(Reach.of_slabs(partition, affine_reach(place, partition, self.block.shape).needs))
+        partition, needs = self.block.partition, affine_reach(place, self.block.partition, self.block.shape).needs
+        self.sampler.prepare(Reach.of_slabs(partition, needs))  # a ring keeps the gradient of all planes, for ``sums``
         self.sampler.look(self.block.box(), place, None, self.moved, self.weights.seen, self.gradient)
         self.weights.combine()
         return place
