@@ -137,7 +137,7 @@ def volume(shape: tuple[int, ...], xp: Any) -> tuple[Any, Any]:
 
     if xp is not np:
         from cupyx.scipy import ndimage
-    noise = xp.random.RandomState(0).random_sample(shape).astype(xp.float32)
+    noise = xp.random.default_rng(0).random(shape, dtype=xp.float32)
     image = ndimage.gaussian_filter(noise, 2.5, mode="wrap")
     del noise
     image -= image.min()
