@@ -5,12 +5,14 @@
 
 An iteration is
     compute   voxels of the block and of the halo that both sides compute, times seconds a voxel
-  + halos     latency + bytes / bandwidth of the two exchanges that are waited for: moved (where the loss has a reach), g
+  + halos     latency + bytes / bandwidth of the two exchanges that are waited for: moved (where the loss has a reach), g; on GPUs
+              what a pass over the block does not cover, since the planes that travel are computed first
   + hidden    what of u's halo the sampler does not cover (a part ``overlap`` of the shorter one is covered)
   + ring      of the planes that read more than the own shard what a pass for every shard costs more than sampling at once, and
               of each transfer what the pass before does not cover, the first pass being that over all of the block;
               ``all shards``: the worst case, every plane reads every shard
-  + sums      two gathers of ceil(log2 n) rounds: the loss, and the longest step
+  + sums      two gathers of ceil(log2 n) rounds: the loss, and the longest step; on GPUs of one host one over shared memory, two
+              with MI
 Every transfer of the ring is taken to be posted a pass ahead. The slowest rank is one between two others, on the slowest link.
 Seconds a voxel: measured ones where ``--kernels`` has them, else the budget, bytes a voxel and iteration over the copy bandwidth,
 a floor that no program reaches; ``source`` says which.
@@ -113,7 +115,8 @@ class Machine:
     """Where it runs: seconds a voxel by loss, links, what fits.
 
     host: ranks that share the near link;  cores: ranks that run at once, None for all;  crowded: how much slower each is when
-    all run, memory being shared;  memory: bytes a rank may hold;  overlap: part of the shorter that goes beside the longer.
+    all run, memory being shared;  memory: bytes a rank may hold;  overlap: part of the shorter that goes beside the longer;
+    ahead: planes that travel are computed first;  sum: seconds of a sum over memory that a host's ranks share, None without.
     """
 
     name: str
@@ -127,6 +130,8 @@ class Machine:
     crowded: float = 1.0
     memory: float = math.inf
     overlap: float = 1.0
+    ahead: bool = False
+    sum: float | None = None
 
     def link(self, ranks: int) -> Link:
         """The slowest there is between two of so many."""
@@ -216,7 +221,8 @@ class Block:
             return Iteration(self._compute(), 0.0, 0.0, 0.0, 0.0, self._held())
         looking = self.voxels * self.machine.sampling.resident * self.machine.slower(self.ranks)
         warp = self._exchange((WARP_TAPS + 1) * VECTOR)
-        halos = self._exchange(self.loss.reach * VALUE) + self._exchange((GRADIENT_TAPS + WARP_TAPS) * VECTOR)
+        waited = self._exchange(self.loss.reach * VALUE), self._exchange((GRADIENT_TAPS + WARP_TAPS) * VECTOR)
+        halos = sum(self._exposed(t, looking) if self.machine.ahead else t for t in waited)
         return Iteration(self._compute(), halos, self._exposed(warp, looking), self._ring(), self._sums(), self._held())
 
     def _compute(self) -> float:
@@ -251,6 +257,8 @@ class Block:
         return sum(passes) + waits - s.resident * self.planes * plane
 
     def _sums(self) -> float:
+        if self.machine.sum is not None and self.ranks <= self.machine.host:
+            return self.machine.sum * (2 if self.loss.name == "mi" else 1)
         rounds = math.ceil(math.log2(self.ranks))
         size = (self.ranks - 1) * (self.loss.summed + self.loss.summed_planes * self.planes)
         return 2 * rounds * self.link.latency + size / self.link.bandwidth
@@ -277,7 +285,8 @@ def gpus(args: argparse.Namespace) -> Machine:
     sampling, source["sampling"] = Sampling.of_bandwidth(args.copy), "budget"
     near, far = Link(args.latency, args.bandwidth), Link(args.latency, args.between)
     name = f"H200, copies {args.copy / 1e12:.2g} TB/s, links {args.bandwidth / 1e9:.0f} and {args.between / 1e9:.0f} GB/s"
-    return Machine(name, voxel, sampling, near, far, source, args.host, memory=args.memory * GIB)
+    return Machine(name, voxel, sampling, near, far, source, args.host, memory=args.memory * GIB, ahead=True,
+                   sum=args.sum)  # fmt: skip
 
 
 def here(rows: Sequence[dict[str, Any]], timeline: Sequence[dict[str, Any]]) -> Machine | None:
@@ -414,7 +423,10 @@ def main() -> None:
     """Both tables, and the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--copy", type=float, default=4.1e12, help="bytes a second that a GPU copies (measured, H200)")
-    parser.add_argument("--latency", type=float, default=3e-4, help="seconds of a small message (measured, asyncio's hand-over)")
+    parser.add_argument(
+        "--latency", type=float, default=7e-5, help="seconds of a small message (measured, UCX, sums.py on an H200 host)"
+    )
+    parser.add_argument("--sum", type=float, default=1e-5, help="seconds of a sum over memory that ranks of a host share")
     parser.add_argument("--bandwidth", type=float, default=320e9, help="bytes a second each way within a host (measured, NVLink)")
     parser.add_argument("--between", type=float, default=50e9, help="bytes a second between hosts (assumed: 400 Gb/s a GPU)")
     parser.add_argument("--host", type=int, default=8, help="GPUs a host")
