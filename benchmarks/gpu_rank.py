@@ -213,7 +213,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("blocks", nargs="*", default=["256"], help="edges, or planes x rows x columns")
     parser.add_argument("--losses", default=",".join(LOSSES))
-    parser.add_argument("--residencies", default="window,ring")
+    parser.add_argument("--residencies", default="window,ring", help="empty: a rank alone")
     parser.add_argument("--sum", type=float, default=10, help="microseconds of a sum")
     parser.add_argument("--latency", type=float, default=30, help="microseconds of a message")
     parser.add_argument("--bandwidth", type=float, default=300, help="GB/s of the link, each way")
@@ -230,6 +230,9 @@ def main() -> None:
         alone, _, held = measured(shape, name, given, 1, "replicate")
         common = {"block": block, "case": name, "storage": given.storage, "alone": round(alone, 3), "alone_bytes": held}
         common |= {"sum_us": given.sum, "latency_us": given.latency, "GB/s": given.bandwidth, "device": _device(given)}
+        if not given.residencies:
+            rows.append(common)
+            print(json.dumps(common), flush=True)
         for residency in filter(None, given.residencies.split(",")):
             ms, waits, held = measured(shape, name, given, RANKS, residency)
             rows.append({**common, "residency": residency, "ms": round(ms, 3), "efficiency": round(alone / ms, 3),
