@@ -191,7 +191,7 @@ def test_only_shards_that_somebody_reaches_are_sent(residency, silent):
 
 
 def test_of_a_shard_only_the_planes_in_reach_go_round():
-    """Fixed slabs meet at planes 3 and 7, moving ones at 4 and 9; each rank reads a plane before its own and two behind, and foresees more."""
+    """Fixed slabs meet at planes 3 and 7, moving ones at 4 and 9; each reads a plane before its own and two behind."""
     sent = travelled("ring", np.eye(4), np.zeros((3, *FIXED), np.float32))
     needs = [need.grow(MARGIN) for need in (Span(-1, 5), Span(2, 9), Span(6, 13))]
     shards = Partition.of(MOVING[0], 3, 1).slabs
