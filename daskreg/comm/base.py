@@ -101,6 +101,10 @@ class Communicator(ABC):
     def receive(self, source: int, into: Arrays) -> Pending:
         """Receive the next message from ``source`` into arrays, each C-contiguous, of the sent shapes and types."""
 
+    @abstractmethod
+    def check(self, peer: int) -> None:
+        """Raise RankLost where it is known already that no more will come from a rank."""
+
     def exchange(self, outgoing: Sequence[tuple[int, Arrays]], incoming: Sequence[tuple[int, Arrays]], purpose: str) -> None:
         """Send and receive at once, and wait for all of it."""
         pending = [self.receive(source, arrays) for source, arrays in incoming]
@@ -177,6 +181,9 @@ class Alone(Communicator):
 
     def _send(self, to: int, arrays: Arrays) -> Pending:
         return _Never()
+
+    def check(self, peer: int) -> None:
+        """Nobody is lost."""
 
     def receive(self, source: int, into: Arrays) -> Pending:
         """Nobody sends."""

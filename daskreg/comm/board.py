@@ -9,21 +9,19 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from tempfile import mkstemp
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm.base import KEEN, Communicator
+from daskreg.errors import RankLost
 
-SHARED = Path("/dev/shm")  # memory with names, on Linux; a file there is only its owner's
 ROOM = 1 << 16  # bytes of an array that fits into a row
 HEADER = struct.Struct("<QQQ")  # number of the sum, bytes, checksum
 LOOKS = 200  # at a row that is not there yet, before the thread begins to sleep in between
 NAPS = 2e-5, 5e-4  # seconds, the first and the longest sleep between two looks
-NAME = 256  # bytes of a path
+TOKEN, NAME = 16, 64  # bytes that tell the memory from any other, and of its path
 
 
 class Board:
@@ -64,10 +62,9 @@ class Board:
         return data if zlib.crc32(data, number & 0xFFFFFFFF) == checksum else None
 
     def _wait(self, rank: int, size: int) -> bytes:
-        found = self._read(rank)
-        if found is None:
+        if self._read(rank) is None:
             self.comm.patience.wait(lambda seconds: self._ready(rank, seconds), rank, self.comm.names[rank])
-            found = self._read(rank) or b""
+        found = self._read(rank) or b""
         if len(found) != size:
             raise ValueError(
                 f"rank {rank} ({self.comm.names[rank]}) gave {len(found)} bytes where {size} were expected: "
@@ -83,49 +80,66 @@ class Board:
         while self._read(rank) is None:
             now, looks = time.monotonic(), looks + 1
             if now > begin + seconds:
-                return False
+                return self._still(rank)
             if looks > LOOKS and now > until:
                 time.sleep(nap)
                 nap = min(1.5 * nap, NAPS[1])
         return True
+
+    def _still(self, rank: int) -> bool:
+        """Whether a row has come at last. Raises RankLost where the links tell that none can come any more."""
+        try:
+            self.comm.check(rank)
+        except RankLost:
+            if self._read(rank) is None:  # a rank may leave once it has written
+                raise
+        return self._read(rank) is not None
 
 
 def share(comm: Communicator, hosts: Sequence[str]) -> None:
     """Let ranks that are all on one machine sum over a board from now on, unless one of them cannot have it; all call this."""
     if comm.size == 1 or len(set(hosts)) > 1:
         return
-    path = _made(2 * comm.size * (HEADER.size + ROOM)) if comm.rank == 0 else b""
+    size, mine = 2 * comm.size * (HEADER.size + ROOM), None
     try:
-        path = bytes(comm.broadcast(np.frombuffer(path.ljust(NAME, b"\0"), np.uint8))).rstrip(b"\0")
-        memory = _mapped(path)
+        if comm.rank == 0:
+            mine = _made(size)
+        place = _described(mine) if mine is not None else bytes(TOKEN + NAME)
+        place = bytes(comm.broadcast(np.frombuffer(place, np.uint8)))
+        memory = _mapped(place, size)
         lacking = float(comm.max(np.array([float(memory is None)]))[0])
     finally:
-        if comm.rank == 0 and path:
-            os.unlink(path)  # who has it keeps it, and nothing is left when the last one ends
+        if mine is not None:
+            os.close(mine)  # whoever has mapped it keeps it; it is gone with the last of them, however that ends
     comm.board = None if lacking or memory is None else Board(memory, comm)
 
 
-def _made(size: int) -> bytes:
-    """The path of a new file in memory, empty where there can be none."""
-    with suppress(OSError):
-        handle, path = mkstemp(prefix="daskreg-", dir=SHARED)
-        try:
-            os.posix_fallocate(handle, 0, size)  # later, a lack of memory would kill the process
-        except OSError:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(handle)
-        return path.encode() if len(path) <= NAME else b""
-    return b""
+def _made(size: int) -> int | None:
+    """New memory with a token behind it, None where there can be none."""
+    handle = None
+    with suppress(OSError, AttributeError):  # not on Linux; no room
+        handle = os.memfd_create("daskreg")
+        os.posix_fallocate(handle, 0, size + TOKEN)  # later, a lack of memory would kill the process
+        os.pwrite(handle, os.urandom(TOKEN), size)
+        return handle
+    if handle is not None:
+        os.close(handle)
+    return None
 
 
-def _mapped(path: bytes) -> mmap.mmap | None:
-    """The file's memory, None where it cannot be reached: another container on the same machine."""
+def _described(handle: int) -> bytes:
+    """Token and path, for other processes."""
+    token = os.pread(handle, TOKEN, os.fstat(handle).st_size - TOKEN)
+    return token + f"/proc/{os.getpid()}/fd/{handle}".encode().ljust(NAME, b"\0")
+
+
+def _mapped(place: bytes, size: int) -> mmap.mmap | None:
+    """The memory, None where it cannot be reached: in another container the path leads nowhere, or elsewhere."""
     with suppress(OSError, ValueError):
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(place[TOKEN:].rstrip(b"\0"), os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
         try:
-            return mmap.mmap(handle, 0)
+            if os.pread(handle, TOKEN, size) == place[:TOKEN]:
+                return mmap.mmap(handle, size)
         finally:
             os.close(handle)
     return None

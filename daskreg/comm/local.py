@@ -52,6 +52,10 @@ class Thread(Communicator):
         self.room.boxes[self.rank, to].post([a.copy() for a in arrays])
         return _Sent()
 
+    def check(self, peer: int) -> None:
+        """Raise RankLost where a thread has ended."""
+        self.room.boxes[peer, self.rank].check()
+
     def receive(self, source: int, into: Arrays) -> Pending:
         """Receive the next message from ``source``."""
         return self.room.boxes[source, self.rank].expect(into)

@@ -39,6 +39,12 @@ class Mailbox:
             self._lost = self._lost or reason
             self._changed.notify_all()
 
+    def check(self) -> None:
+        """Raise RankLost where nothing more will come."""
+        with self._changed:
+            if self._lost is not None:
+                raise RankLost(self._lost)
+
     def expect(self, into: Arrays) -> Receipt:
         """Ask for the next message nobody asked for."""
         self._asked += 1

@@ -103,6 +103,10 @@ class Tcp(Communicator):
     def _send(self, to: int, arrays: Arrays) -> Pending:
         return _Sending(asyncio.run_coroutine_threadsafe(self.links[to].write(arrays), self.loop), self.links[to])
 
+    def check(self, peer: int) -> None:
+        """Raise RankLost where the connection is broken."""
+        self.links[peer].box.check()
+
     def receive(self, source: int, into: Arrays) -> Pending:
         """Receive the next message from ``source``; it is copied by the thread that waits for it."""
         return self.links[source].box.expect(into)

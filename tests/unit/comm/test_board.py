@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 
 import numpy as np
 import pytest
 
 from daskreg.comm import Patience, available, board, local, share
-from daskreg.comm.board import HEADER, ROOM, SHARED, Board
+from daskreg.comm.board import HEADER, ROOM, Board
 from daskreg.errors import RankLost
 from tests.unit.comm.ranks import bare
-
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="no memory with names")
 
 
 def shared(part, comm, hosts=None):
@@ -36,12 +35,12 @@ def sums(comm, rounds=60):
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_ranks_of_one_machine_gather_what_messages_would_bring(size):
-    before = set(os.listdir(SHARED))
+    before = len(os.listdir("/proc/self/fd"))
     there, plain = local.run(size, partial(shared, sums)), local.run(size, sums)
     assert [used for used, _, _ in there] == [True] * size
     assert [used for used, _, _ in plain] == [False] * size
     assert all(found == {size - 1.0} for _, found, _ in there)
-    assert not [name for name in set(os.listdir(SHARED)) - before if name.startswith("daskreg-")]
+    assert len(os.listdir("/proc/self/fd")) <= before + size  # what is still mapped
 
 
 def test_it_counts_as_traffic_what_the_messages_it_saves_would_have_carried():
@@ -79,7 +78,7 @@ def test_where_one_rank_cannot_have_it_nobody_has(monkeypatch, broken):
 
     def once(*given):
         calls.append(1)
-        return (b"" if broken == "_made" else None) if len(calls) == 1 else plain(*given)
+        return None if len(calls) == 1 else plain(*given)
 
     monkeypatch.setattr(board, broken, once)
     for used, found, _ in local.run(3, partial(shared, sums)):
@@ -91,10 +90,22 @@ def test_without_room_in_shared_memory_there_is_none(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    before = set(os.listdir(SHARED))
+    before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "posix_fallocate", full)
-    assert board._made(1 << 20) == b""
-    assert set(os.listdir(SHARED)) == before
+    assert board._made(1 << 20) is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_other_memory_at_the_same_place_is_not_taken_for_it():
+    mine, other = board._made(4096), board._made(4096)
+    place = board._described(mine)
+    assert board._mapped(place, 4096) is not None
+    assert board._mapped(bytes(board.TOKEN) + place[board.TOKEN :], 4096) is None
+    os.dup2(other, mine)
+    assert board._mapped(place, 4096) is None
+    os.close(mine)
+    assert board._mapped(place, 4096) is None
+    os.close(other)
 
 
 def test_a_row_that_is_half_written_or_of_another_sum_does_not_count():
@@ -115,6 +126,21 @@ def test_a_silent_rank_is_lost_after_the_deadline():
     comm = local.together(2, Patience(deadline=0.2))[0]
     with pytest.raises(RankLost, match=r"rank 1 .* was silent"):
         Board(bytearray(4 * (HEADER.size + ROOM)), comm).gather(np.zeros(3))
+
+
+def test_a_rank_that_fails_is_no_silent_one():
+    """The others know at once, as over messages."""
+
+    def part(comm):
+        share(comm, ["here"] * 3)
+        if comm.rank == 1:
+            raise OSError("disk full")
+        comm.gather(np.zeros(3))
+
+    start = time.monotonic()
+    with pytest.raises(OSError, match="disk full"):
+        local.run(3, part, patience=Patience(deadline=20))
+    assert time.monotonic() - start < 2
 
 
 def test_shapes_that_differ_are_told():
