@@ -117,9 +117,9 @@ class Communicator(ABC):
 
         Few ranks send to each other at once; more take Bruck's algorithm, in log2 of size rounds.
         """
-        if self.board is not None and array.nbytes <= self.board.room:
+        if self.board is not None and (table := self.board.gather(array)) is not None:
             self.traffic["sum"] += (self.size - 1) * array.nbytes
-            return self.board.gather(array)
+            return table
         blocks = np.empty((self.size, *array.shape), array.dtype)
         if self.size <= FEW:
             others = [r for r in range(self.size) if r != self.rank]

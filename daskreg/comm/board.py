@@ -18,7 +18,7 @@ from daskreg.comm.base import KEEN, Communicator
 from daskreg.errors import RankLost
 
 ROOM = 1 << 16  # bytes of an array that fits into a row
-HEADER = struct.Struct("<QQQ")  # number of the sum, bytes, checksum
+HEADER = struct.Struct("<QQQQ")  # number of the sum, bytes, what kind of array, checksum
 LOOKS = 200  # at a row that is not there yet, before the thread begins to sleep in between
 NAPS = 2e-5, 5e-4  # seconds, the first and the longest sleep between two looks
 TOKEN, NAME = 16, 64  # bytes that tell the memory from any other, and of its path
@@ -31,46 +31,50 @@ class Board:
     right, so that nothing is assumed about the order in which memory changes.
     """
 
-    room = ROOM
-
     def __init__(self, memory: mmap.mmap, comm: Communicator) -> None:
         self.memory, self.comm, self.number = memory, comm, 0
 
-    def gather(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Arrays of one shape from all ranks, stacked by rank. Raises RankLost, and ValueError where shapes differ."""
+    def gather(self, array: NDArray[Any]) -> NDArray[Any] | None:
+        """Arrays of one shape from all ranks, stacked by rank; None where they are too large, which all ranks then know.
+
+        Raises RankLost, and ValueError where shapes or types differ.
+        """
         self.number += 1
-        mine = np.ascontiguousarray(array).tobytes()
-        self._write(mine)
-        rows = [mine if r == self.comm.rank else self._wait(r, len(mine)) for r in range(self.comm.size)]
-        return np.frombuffer(b"".join(rows), array.dtype).reshape(self.comm.size, *array.shape).copy()
+        fits, kind = array.nbytes <= ROOM, zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
+        self._write(np.ascontiguousarray(array).tobytes() if fits else b"", kind)
+        rows = [self._wait(r, array, kind) for r in range(self.comm.size)]
+        return np.frombuffer(b"".join(rows), array.dtype).reshape(self.comm.size, *array.shape).copy() if fits else None
 
     def _start(self, rank: int) -> int:
         return (self.number % 2 * self.comm.size + rank) * (HEADER.size + ROOM)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, kind: int) -> None:
         start = self._start(self.comm.rank)
         self.memory[start + HEADER.size : start + HEADER.size + len(data)] = data
-        HEADER.pack_into(self.memory, start, self.number, len(data), zlib.crc32(data, self.number & 0xFFFFFFFF))
+        HEADER.pack_into(self.memory, start, self.number, len(data), kind, self._checksum(data, kind))
 
-    def _read(self, rank: int) -> bytes | None:
-        """A rank's row of this sum, None as long as it is not there."""
+    def _checksum(self, data: bytes, kind: int) -> int:
+        return zlib.crc32(data, (self.number ^ kind) & 0xFFFFFFFF)
+
+    def _read(self, rank: int) -> tuple[bytes, int] | None:
+        """A rank's row of this sum and its kind, None as long as it is not there."""
         start = self._start(rank)
-        number, size, checksum = HEADER.unpack_from(self.memory, start)
+        number, size, kind, checksum = HEADER.unpack_from(self.memory, start)
         if number != self.number:
             return None
         data = self.memory[start + HEADER.size : start + HEADER.size + size]
-        return data if zlib.crc32(data, number & 0xFFFFFFFF) == checksum else None
+        return (data, kind) if self._checksum(data, kind) == checksum else None
 
-    def _wait(self, rank: int, size: int) -> bytes:
+    def _wait(self, rank: int, array: NDArray[Any], expected: int) -> bytes:
         if self._read(rank) is None:
             self.comm.patience.wait(lambda seconds: self._ready(rank, seconds), rank, self.comm.names[rank])
-        found = self._read(rank) or b""
-        if len(found) != size:
+        data, kind = self._read(rank) or (b"", -1)
+        if kind != expected:
             raise ValueError(
-                f"rank {rank} ({self.comm.names[rank]}) gave {len(found)} bytes where {size} were expected: "
-                "both sides must run the same plan and version."
+                f"rank {rank} ({self.comm.names[rank]}) gave another array than {array.dtype} {array.shape}: both sides must run "
+                "the same plan and version."
             )
-        return found
+        return data
 
     def _ready(self, rank: int, seconds: float) -> bool:
         """Whether a row came within so many seconds."""
@@ -84,6 +88,8 @@ class Board:
             if looks > LOOKS and now > until:
                 time.sleep(nap)
                 nap = min(1.5 * nap, NAPS[1])
+            else:
+                os.sched_yield()  # to other processes, and threads of this one: there may be more than cores
         return True
 
     def _still(self, rank: int) -> bool:

@@ -103,6 +103,7 @@ class DeviceLoop(Loop):
         self.reader = xp.cuda.Stream(non_blocking=True)
         self.graphs, self.sampler.play = {}, self._play
         self.launched = 0  # iterations from Python: what the first one compiles graphs can use
+        self.fresh = 1  # the last of them in which looks may launch what no earlier one did
 
     def _norms(self, sigma: float) -> list[Any]:
         held, put = self.block.held, self.block.device.put
@@ -153,7 +154,8 @@ class DeviceLoop(Loop):
 
     def _play(self, name: str, launches: Callable[[], Any]) -> None:
         """A part of an iteration without messages, whose arrays are those of every other iteration."""
-        if self.comm.size == 1 or DISABLED or self.launched < 2:
+        plain = self.fresh if name.startswith(LOOKS) else 1
+        if self.comm.size == 1 or DISABLED or self.launched <= plain:
             launches()
         else:
             self._replay(name, launches)
@@ -350,6 +352,7 @@ class DeviceLoop(Loop):
     def _foresee(self, measured: Any) -> None:
         """Planes of the moving image for the iterations to come, as far as they are not there."""
         if self.lookout is not None and self.sampler.prepare(self.lookout.agreed(measured)):
+            self.fresh = self.launched + 1
             self.graphs = {key: graph for key, graph in self.graphs.items() if not key[0].startswith(LOOKS)}
 
 

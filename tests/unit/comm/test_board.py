@@ -112,12 +112,12 @@ def test_a_row_that_is_half_written_or_of_another_sum_does_not_count():
     comm = local.together(2)[0]
     made = Board(bytearray(4 * (HEADER.size + ROOM)), comm)
     made.number = 1
-    made._write(b"12345678")
-    assert made._read(0) == b"12345678"
+    made._write(b"12345678", 7)
+    assert made._read(0) == (b"12345678", 7)
     at = made._start(0) + HEADER.size
     made.memory[at + 3 : at + 4] = b"x"
     assert made._read(0) is None
-    made._write(b"12345678")
+    made._write(b"12345678", 7)
     made.number = 3
     assert made._read(0) is None
 
@@ -143,10 +143,13 @@ def test_a_rank_that_fails_is_no_silent_one():
     assert time.monotonic() - start < 2
 
 
-def test_shapes_that_differ_are_told():
+@pytest.mark.parametrize(
+    "others", [np.zeros(4), np.zeros((3, 1)), np.zeros(3, np.int64), np.zeros(ROOM)], ids=["longer", "shape", "type", "no room"]
+)
+def test_arrays_that_differ_are_told(others):
     def part(comm):
         share(comm, ["here"] * 2)
-        comm.gather(np.zeros(3 + comm.rank))
+        comm.gather((np.zeros(3), others)[comm.rank])
 
     with pytest.raises(ValueError, match="both sides must run the same plan"):
-        local.run(2, part)
+        local.run(2, part, patience=Patience(deadline=20))
