@@ -104,7 +104,6 @@ class _Flight:
             if k >= SPINS and time.monotonic() > until:
                 break
             self.comm.worker.progress()
-            os.sched_yield()  # to others where there are more of them than cores
         end, nap = time.monotonic() + seconds, NAPS[0]
         while not self._done():
             if time.monotonic() > end:
