@@ -19,7 +19,7 @@ from daskreg.errors import RankLost
 
 ROOM = 1 << 16  # bytes of an array that fits into a row
 HEADER = struct.Struct("<QQQQ")  # number of the sum, bytes, what kind of array, checksum
-LOOKS = 200  # at a row that is not there yet, before the thread begins to sleep in between
+LOOKS = 20  # at a row that is not there yet, before the thread begins to sleep in between
 NAPS = 2e-5, 5e-4  # seconds, the first and the longest sleep between two looks
 TOKEN, NAME = 16, 64  # bytes that tell the memory from any other, and of its path
 
