@@ -432,6 +432,8 @@ def _terminate(*_: Any) -> None:
 def main() -> None:
     """Run the command line; every deliberate failure is one sentence on standard error and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    # of what a signal breaks off between two of Zarr's steps
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     try:
         app()
     except DaskregError as error:
