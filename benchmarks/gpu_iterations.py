@@ -28,12 +28,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gpu_rank import Peak
+
 from daskreg.comm import Alone
 from daskreg.config import LNCC, MI, MSE, Config, Deformable
 from daskreg.engine.images import Image
 from daskreg.engine.memory import trim
 from daskreg.engine.rank import Rank
-from daskreg.engine.report import Progress, Watch
+from daskreg.engine.report import Watch
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
 
@@ -63,17 +65,6 @@ def volumes(edge: int) -> tuple[Any, Any]:
     del image, noise
     trim()
     return made
-
-
-class Peak(Watch):
-    """The most that CuPy's pool held while the loop ran."""
-
-    held = 0
-
-    def __call__(self, now: Progress) -> None:
-        import cupy
-
-        self.held = max(self.held, cupy.get_default_memory_pool().total_bytes())
 
 
 def run(images: tuple[Any, Any], stage: Deformable, watch: Watch | None = None) -> float:

@@ -125,7 +125,7 @@ class Communicator(ABC):
             others = [r for r in range(self.size) if r != self.rank]
             blocks[self.rank] = array
             mine = np.ascontiguousarray(array)
-            self.exchange([(r, [mine]) for r in others], [(r, [blocks[r : r + 1].reshape(array.shape)]) for r in others], "sum")
+            self.exchange([(r, [mine]) for r in others], [(r, [blocks[r, ...]]) for r in others], "sum")
             return blocks
         blocks[0] = array
         held = 1

@@ -161,13 +161,9 @@ def _zeros(shape: tuple[int, ...]) -> Any:
 
     if DISABLED:
         return cuda.to_device(np.zeros(shape, np.float32))
-    return cuda.as_cuda_array(_cupy().zeros(shape, np.float32), sync=False)  # the kernel comes on the same stream
-
-
-def _cupy() -> Any:
     import cupy
 
-    return cupy
+    return cuda.as_cuda_array(cupy.zeros(shape, np.float32), sync=False)  # the kernel comes on the same stream
 
 
 def _by_voxel(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

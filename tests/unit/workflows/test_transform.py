@@ -5,10 +5,10 @@ from dataclasses import replace
 import dask.array as da
 import numpy as np
 import pytest
+from numba import cuda
 
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, UnitsError, Unreadable
 from daskreg.grid import Grid, Region
-from daskreg.kernels.device import gpus
 from daskreg.transforms.composite import Link
 from daskreg.transforms.inverse import InverseField, RoundTrip, Solved, reach_of, steepness
 from daskreg.workflows import blocks as module
@@ -262,8 +262,8 @@ def test_a_displacement_that_is_not_finite_is_an_error_not_a_block_of_zeros():
             use()
 
 
-@pytest.mark.skipif(gpus() > 0, reason="there is a GPU")
-def test_without_a_gpu_voxels_do_not_go_there():
+def test_without_a_gpu_voxels_do_not_go_there(monkeypatch):
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
     grid = Grid((4, 5, 6))
     moved = Transform.of(np.eye(4), grid).apply(np.ones(grid.shape, np.float32), grid=grid, device="cuda")
     with pytest.raises(InputError, match="sees none that Numba can use"):
