@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import resource
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.cluster.output import write_result
 from daskreg.comm import Communicator
 from daskreg.config import Config
-from daskreg.engine.halo import Block, collect
 from daskreg.engine.images import Image, check_mask, normalise
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.memory import trim
 from daskreg.engine.rank import Begin, Rank, State
-from daskreg.engine.reach import affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome, Watch
 from daskreg.errors import InputError
-from daskreg.grid import Grid, Index, Partition, Region, Span
-from daskreg.kernels.device import CPU, Device, Kind, host, module_of
+from daskreg.grid import Grid, Index, Partition, Span
+from daskreg.kernels.device import CPU, Device, Kind, host
 from daskreg.kernels.launch import threads, use_threads
-from daskreg.kernels.sample import sample
 from daskreg.planning import Plan
-from daskreg.storage import CheckpointStore, RunStore, Volume
-from daskreg.transforms.linear import fixed_point, index_map, linear_part
+from daskreg.storage import CheckpointStore, Volume
 
-DISPLACEMENT = "transform/displacement"
 PLANES = 64  # read at a time on the way to a GPU
 
 
@@ -97,7 +94,7 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     metrics = measure(job, outcome, images, comm)
     clock.phase("measure")
     del images
-    write_result(job, outcome, comm)
+    write_result(job.output, job.plan, job.order, job.moving, outcome, comm)
     clock.phase("write")
     levels = [report.as_dict() for report in outcome.levels]
     here = {**machine(device), "traffic": dict(comm.traffic), "timeline": timeline}
@@ -160,7 +157,7 @@ def _read(
     str, device: Kind,
 ) -> Image:  # fmt: skip
     held, own = partition.around(comm.rank, rim), partition[comm.rank]
-    voxels = _loaded(volume, held, grid, Device(device))
+    voxels = _loaded(volume, held, Device(device))
     normalise(voxels, config, comm, f"{role} {volume.name}", own.within(held))
     image = Image(voxels, grid, partition, held, None, comm.rank, rim)
     if mask is None:
@@ -169,123 +166,29 @@ def _read(
         raise InputError(
             f"the mask {mask.name} has shape {mask.shape}, {role} {volume.shape}; make the mask on the image's grid."
         )
-    image.mask = check_mask(_loaded(mask, held, grid, Device(device)), f"the mask {mask.name}", comm)
+    image.mask = check_mask(_loaded(mask, held, Device(device)), f"the mask {mask.name}", comm)
     return image
 
 
-def _loaded(volume: Volume, planes: Span, grid: Grid, device: Device) -> NDArray[np.float32]:
+def _loaded(volume: Volume, planes: Span, device: Device) -> NDArray[np.float32]:
     """Planes of a volume, float32; to a GPU they go some at a time, so that the machine's memory never holds them all."""
     if device.kind == "cpu":
-        return volume.read(_region(planes, grid))
-    voxels: NDArray[np.float32] = device.xp.empty((len(planes), *grid.shape[1:]), np.float32)
-    for z in range(planes.start, planes.stop, PLANES):
-        part = Span(z, min(z + PLANES, planes.stop))
-        voxels[part.within(planes)] = device.put(volume.read(_region(part, grid)))
+        return volume.planes(planes)
+    voxels: NDArray[np.float32] = device.xp.empty((len(planes), *volume.shape[1:]), np.float32)
+    for part, found in _ahead(volume.planes, planes):
+        voxels[part.within(planes)] = device.put(found)
     return voxels
 
 
-def _region(planes: Span, grid: Grid) -> Region:
-    return Region((planes.start, 0, 0), (max(planes.start, planes.stop), *grid.shape[1:]))
-
-
-def write_result(job: Job, outcome: Outcome, comm: Communicator) -> None:
-    """Affine, displacement in world units and the moved image: rows of whole chunks, each written once, by one rank."""
-    store, grid, dtype = RunStore.attach(job.output), job.plan.fixed, moved_type(job.moving)
-    back = int(job.order.index(0)), int(job.order.index(1)), int(job.order.index(2))
-    if comm.rank == 0:
-        store.set_affine(outcome.affine)
-        if outcome.displacement is not None:
-            store.create_image(DISPLACEMENT, grid.permute(back), np.float32, components=3)
-        store.create_image("moved", grid.permute(back), dtype)
-    comm.barrier()
-    source = Source(job.moving, outcome.block.device)
-    for row, owner in rows(store.chunk("moved")[job.order[0]], outcome.block.partition):
-        u = _gathered(outcome, row, owner, comm)
-        if owner != comm.rank:
-            continue
-        region = _permuted(_region(row, grid), back)
-        if u is not None:
-            to_world = (np.asarray(grid.direction) * np.asarray(grid.spacing)).astype(np.float32)
-            d = host(module_of(u).tensordot(outcome.block.device.put(to_world), u, 1).astype(np.float32, copy=False))
-            store.write(DISPLACEMENT, region, d.transpose(0, *(a + 1 for a in back)))
-        moved = as_type(resample(job.plan, outcome.affine, u, row, source), dtype)
-        store.write("moved", region, moved.transpose(back))
-    comm.barrier()
-
-
-def _permuted(region: Region, order: Index) -> Region:
-    start, stop = ([ends[a] for a in order] for ends in (region.start, region.stop))
-    return Region((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-
-
-def rows(depth: int, partition: Partition) -> list[tuple[Span, int]]:
-    """Rows of chunks, and for each the rank that writes it: who owns its middle plane."""
-    whole = [Span(z, min(z + depth, partition.planes)) for z in range(0, partition.planes, depth)]
-    return [(row, _owner(partition, (row.start + row.stop) // 2)) for row in whole]
-
-
-def _owner(partition: Partition, plane: int) -> int:
-    return next(rank for rank, slab in enumerate(partition.slabs) if slab.start <= plane < slab.stop)
-
-
-def _gathered(outcome: Outcome, row: Span, owner: int, comm: Communicator) -> NDArray[np.float32] | None:
-    """The displacement of a row of chunks, at its owner; every rank calls this for every row."""
-    if outcome.displacement is None:
-        return None
-    block = outcome.block
-    if block.own & row == row and owner == comm.rank:
-        return outcome.displacement[:, row.within(block.held)]
-    wanted = [row if r == owner else Span(0, 0) for r in range(comm.size)]
-    return collect(comm, block.partition.slabs, wanted, outcome.displacement, block.first, "output")
-
-
-class Source:
-    """The moving image as it is stored, the planes that are asked for."""
-
-    def __init__(self, volume: Volume, device: Device = CPU) -> None:
-        self.volume, self.device = volume, device
-        self._whole = (
-            device.put(volume.read()) if math.prod(volume.data.numblocks) == 1 else None
-        )  # one chunk: unpacked once, not once a row
-
-    def planes(self, span: Span) -> tuple[NDArray[np.float32], int]:
-        """At least these planes, as far as the image goes, and the number of the first."""
-        if self._whole is not None:
-            return self._whole, 0
-        here = span & Span(0, self.volume.shape[0])
-        return self.device.put(self.volume.read(_region(here, self.volume.grid))), here.start
-
-
-def resample(
-    plan: Plan, affine: NDArray[np.float64], u: NDArray[np.float32] | None, row: Span, source: Source
-) -> NDArray[np.float32]:
-    """Planes of the moving image on the fixed grid, through the whole transform; 0 out of domain."""
-    matrix = index_map(affine, plan.fixed, plan.moving)
-    place = (row.start, fixed_point(matrix), linear_part(matrix))
-    block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)), device=source.device)
-    u = None if u is None else module_of(u).ascontiguousarray(u)
-    if u is None:
-        reached = affine_reach(place, block.partition, block.shape).needs[0]
-    else:
-        reached = spans(np.array([displaced_range(block, place, u)]))[0]
-    voxels, origin = source.planes(reached)
-    moved = block.scalar()
-    sample(moved.shape, *place, u, origin, plan.moving.shape[0], voxels, moved)
-    filled: NDArray[np.float32] = np.nan_to_num(host(moved), copy=False, nan=0.0)
-    return filled
-
-
-def moved_type(moving: Volume) -> np.dtype[Any]:
-    """The stored type of the moved image: that of the moving one."""
-    return moving.dtype if moving.dtype != np.bool_ else np.dtype(np.float32)
-
-
-def as_type(voxels: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """In the stored type: integers rounded and kept in range."""
-    if not np.issubdtype(dtype, np.integer):
-        return voxels.astype(dtype, copy=False)
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(voxels.astype(np.float64)), limits.min, limits.max).astype(dtype)
+def _ahead(read: Callable[[Span], NDArray[np.float32]], planes: Span) -> Iterator[tuple[Span, NDArray[np.float32]]]:
+    """Some planes at a time, the next ones read while these are in use."""
+    parts = [Span(z, min(z + PLANES, planes.stop)) for z in range(planes.start, planes.stop, PLANES)]
+    with ThreadPoolExecutor(1, "daskreg-input") as reader:
+        coming = [reader.submit(read, part) for part in parts[:1]]
+        for part, following in zip_longest(parts, parts[1:]):
+            found = coming.pop().result()
+            coming = [reader.submit(read, following)] if following else []
+            yield part, found
 
 
 def peak_bytes() -> int:

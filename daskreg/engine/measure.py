@@ -13,6 +13,7 @@ from daskreg.engine.report import Outcome
 from daskreg.engine.sampler import make_sampler
 from daskreg.kernels.device import host, module_of
 from daskreg.kernels.jacobian import jacobian
+from daskreg.kernels.launch import on_device
 from daskreg.planning import Plan
 from daskreg.similarity import MutualInformation
 from daskreg.transforms.linear import fixed_point, index_map, linear_part
@@ -39,8 +40,9 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
         here = None if u is None else xp.ascontiguousarray(u[:, planes.start : planes.stop])
         sampler.look((len(planes), *block.shape[1:]), (block.first + planes.start, *place[1:]), here, moved, None, None)
         counts += host(information.partial((len(planes), *block.shape[1:]), still, nowhere, moved, moved)).astype(np.int64)
-        for k, row in enumerate(box):
-            sums[:, row] = _moments(still[k], moved[k])
+        some = len(box) if on_device(still) else 1  # a plane stays in a processor's cache
+        for k in range(0, len(box), some):
+            sums[:, box.start + k : box.start + k + some] = host(_moments(still[k : k + some], moved[k : k + some]))
     total = comm.sum_planes(sums, block.partition.lengths)
     mutual = -information.value(comm.sum_counts(counts))[0]
     return {"ncc": _correlation(total), "mi": mutual, "overlap": float(total[0]) / plan.fixed.size}
@@ -53,11 +55,12 @@ def _reach(outcome: Outcome, place: Place, comm: Communicator) -> Reach:
     return Reach.of_slabs(block.partition, spans(comm.gather(np.array(displaced_range(block, place, outcome.displacement)))))
 
 
-def _moments(still: Array, moved: Array) -> list[float]:
-    """Sums of a plane that a correlation is made of: 1, F, M, FF, MM, FM where moved is in its domain."""
-    inside = np.isfinite(moved)
-    f, m = still[inside].astype(np.float64), moved[inside].astype(np.float64)
-    return [float(v) for v in (f.size, f.sum(), m.sum(), (f * f).sum(), (m * m).sum(), (f * m).sum())]
+def _moments(still: Array, moved: Array) -> Array:
+    """Sums (6, planes) that a correlation is made of: 1, F, M, FF, MM, FM where moved is in its domain."""
+    xp, inside = module_of(still), module_of(moved).isfinite(moved)
+    one, f, m = (xp.where(inside, v, 0).reshape(len(still), -1).astype(np.float64) for v in (1, still, moved))
+    sums: Array = xp.stack([v.sum(axis=1) for v in (one, f, m, f * f, m * m, f * m)])
+    return sums
 
 
 def _correlation(sums: NDArray[np.float64]) -> float:

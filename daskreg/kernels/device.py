@@ -101,6 +101,15 @@ def host(array: Any) -> NDArray[Any]:
     return found
 
 
+def page_locked(array: Any) -> NDArray[Any]:
+    """A GPU's array in memory of the machine that it copies to ten times as fast; CuPy keeps that for the next such array."""
+    import cupyx
+
+    found: NDArray[Any] = cupyx.empty_pinned(array.shape, array.dtype)
+    module_of(array).ascontiguousarray(array).get(out=found)
+    return found
+
+
 def module_of(array: Any) -> Any:
     """NumPy or CuPy, whichever made it."""
     return _cupy() if on_device(array) else np

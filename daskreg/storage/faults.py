@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,14 +34,17 @@ def reading(name: str) -> Iterator[None]:
 
 @contextmanager
 def writing(name: str) -> Iterator[None]:
-    """Raises OutOfSpace or OutputError, with ``name``, for an OSError inside."""
+    """Raises OutOfSpace or OutputError, with ``name``, for what the system refuses inside."""
     try:
         yield
     except (DaskregError, MemoryError):
         raise
-    except OSError as error:
-        if error.errno in FULL:
+    except (OSError, RuntimeError) as error:
+        number = _number(error)
+        if number in FULL:
             raise OutOfSpace(f"{name}: no space left to write it; free space, or write to another disk.") from error
+        if number is None and not isinstance(error, OSError):
+            raise
         raise OutputError(f"{name} cannot be written: {reason(error)}.") from error
 
 
@@ -67,6 +71,14 @@ def reason(error: BaseException) -> str:
     """The first line of what an exception says, without the path it repeats."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).strip().splitlines()[0].rstrip(".")[:200]
+
+
+def _number(error: Exception) -> int | None:
+    """The system's number of an error; zarrs says it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else None
 
 
 def _beside(path: str) -> str:

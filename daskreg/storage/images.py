@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, Unreadable
-from daskreg.grid import Grid, Region, unit_name
+from daskreg.grid import Grid, Region, Span, unit_name
 from daskreg.storage.address import Address, parse_address, parse_spacing
 from daskreg.storage.faults import reason
 from daskreg.storage.found import Found, Level
@@ -69,6 +69,10 @@ class Volume:
         except Exception as error:
             raise Unreadable(f"{self.name}: voxels {box.start} to {box.stop} cannot be read: {reason(error)}.") from error
         return voxels
+
+    def planes(self, planes: Span) -> NDArray[np.float32]:
+        """The voxels of some planes, as ``read`` gives them."""
+        return self.read(Region((planes.start, 0, 0), (max(planes.start, planes.stop), *self.grid.shape[1:])))
 
 
 @dataclass(frozen=True)

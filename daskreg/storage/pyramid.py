@@ -15,8 +15,10 @@ from zarr.codecs import BloscCodec
 
 from daskreg.grid import Grid, Region
 from daskreg.storage.ngff import SPACE
+from daskreg.storage.quick import quick
 
 CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
+SOME = 8  # planes of means that are made at once: they stay in a processor's cache
 COARSEST = 64  # voxels along the longest axis at which a pyramid stops
 FIELD: dict[str, Any] = {"cname": "lz4", "clevel": 5}
 IMAGE: dict[str, Any] = {"cname": "zstd", "clevel": 1}  # what higher levels save is not worth their time
@@ -50,7 +52,7 @@ def new_array(
     """
     names = tuple(n for n, _ in lead) or (("c",) if components else ())
     lengths = tuple(n for _, n in lead) or ((components,) if components else ())
-    return group.create_array(
+    array = group.create_array(
         path,
         shape=lengths + shape,
         chunks=(*(1 for _ in lead), *lengths[len(lead) :], *(min(chunk, n) for n in shape)),
@@ -59,6 +61,7 @@ def new_array(
         dimension_names=names + SPACE,
         fill_value=0,
     )
+    return quick(array)
 
 
 def coarsen(source: zarr.Array[Any], target: zarr.Array[Any], step: Factors, *, labels: bool = False) -> None:
@@ -77,12 +80,14 @@ def regions(array: zarr.Array[Any]) -> Iterator[Region]:
 
 def block_mean(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
     """Means over blocks of ``step`` voxels along the last three axes; blocks at the far edge may be smaller."""
-    wide = voxels.dtype.itemsize > (4 if voxels.dtype.kind == "f" else 2)  # sums beyond what float32 holds
-    total = voxels.astype(np.float64 if wide else np.float32)
-    for axis, k in zip((-3, -2, -1), step, strict=True):
-        if k > 1:
-            total = _axis_mean(total, axis, k)
-    return np.rint(total).astype(voxels.dtype) if voxels.dtype.kind in "iub" else total.astype(voxels.dtype)
+    shape = tuple(-(-n // k) for n, k in zip(voxels.shape[-3:], step, strict=True))
+    means = np.empty(voxels.shape[:-3] + shape, voxels.dtype)
+    for z in range(0, shape[0], SOME):
+        part = voxels[..., z * step[0] : (z + SOME) * step[0], :, :]
+        for axis, k in zip((-3, -2, -1), step, strict=True):
+            part = _axis_mean(part, axis, k) if k > 1 else part
+        means[..., z : z + SOME, :, :] = np.rint(part) if voxels.dtype.kind in "iub" else part
+    return means
 
 
 def block_mode(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
@@ -111,13 +116,17 @@ def _axis_mean(values: NDArray[Any], axis: int, k: int) -> NDArray[Any]:
     def every(start: int, stop: int | None = None, step: int | None = None) -> tuple[Any, ...]:
         return (..., slice(start, stop, step), *behind)
 
-    total = values[every(0, None, k)].copy()
+    wide = values.dtype.itemsize > (4 if values.dtype.kind == "f" else 2)  # sums beyond what float32 holds
+    kind = np.float64 if wide else np.float32
+    whole = values.shape[axis] // k
+    total: NDArray[Any] = values[every(0, None, k)].astype(kind)
+    head, tail, rest = total[every(0, whole)], total[every(whole)], values[every(whole * k)]
     for j in range(1, k):
-        part = values[every(j, None, k)]
-        total[every(0, part.shape[axis])] += part
-    counts = np.full(total.shape[axis], k, values.dtype)
-    counts[-1] = values.shape[axis] - k * (len(counts) - 1)
-    return np.asarray(total / counts.reshape((-1,) + (1,) * len(behind)))
+        head += values[every(j, whole * k, k)]
+        tail += values[every(whole * k + j, whole * k + j + 1)] if j < rest.shape[axis] else 0
+    head /= kind(k)
+    tail /= kind(max(rest.shape[axis], 1))
+    return total
 
 
 def _step(grid: Grid) -> Factors:

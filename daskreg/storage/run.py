@@ -26,6 +26,7 @@ from daskreg.storage.faults import reading, writing
 from daskreg.storage.found import Level
 from daskreg.storage.images import Volume
 from daskreg.storage.pyramid import CHUNK, Factors, coarsen, new_array, pyramid, steps
+from daskreg.storage.quick import quick
 from daskreg.storage.stores import attributes, lazy, open_node
 from daskreg.storage.turn import along_grid, along_world, turn_of
 
@@ -285,7 +286,7 @@ class RunStore:
             node = self._group.get(key)
             if not isinstance(node, zarr.Array):
                 raise NotFound(f"{self.path} has no image {key!r}; it has {', '.join(self._group.group_keys())}.")
-            self._arrays[key] = node
+            self._arrays[key] = quick(node)
         return self._arrays[key]
 
     def _forget(self, name: str) -> None:

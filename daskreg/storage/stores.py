@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from daskreg.errors import NotFound, Unreadable
 from daskreg.storage.address import is_remote
 from daskreg.storage.faults import reading, reason, require
+from daskreg.storage.quick import quick
 
 METADATA = ("zarr.json", ".zgroup", ".zarray")
 LARGEST = 128 << 20  # bytes a Dask chunk may have: a larger shard is read in parts
@@ -75,7 +76,7 @@ def lazy(array: zarr.Array[Any], name: str) -> da.Array:
     check_dtype(array.dtype, name)
     chunks = dask_chunks(array.shape, array.chunks, array.shards, array.dtype.itemsize)
     voxels: da.Array = da.from_array(
-        Checked(array, name), chunks=chunks, name=False, meta=np.empty((0,) * array.ndim, array.dtype)
+        Checked(quick(array), name), chunks=chunks, name=False, meta=np.empty((0,) * array.ndim, array.dtype)
     )
     return voxels
 

@@ -18,6 +18,7 @@ from daskreg.storage import ngff, ngff06
 from daskreg.storage.address import join, parse_address
 from daskreg.storage.faults import reading, writing
 from daskreg.storage.pyramid import coarsen, new_array, pyramid, steps
+from daskreg.storage.quick import quick
 from daskreg.storage.scenes import LinkedImage, between_images, find_image, link_images
 from daskreg.storage.stores import attributes, lazy, member, open_node
 from daskreg.storage.turn import along_grid, along_world, turn_of
@@ -70,7 +71,7 @@ class TransformStore:
     def write(self, link: int, grid: Grid, region: Region, d: NDArray[Any]) -> None:
         """Whole chunks of a link's field: (3, Z, Y, X) of ``region``, world units, along the world's axes."""
         with writing(self.path):
-            array = zarr.open_array(join(self.path, f"{_field(link)}/0"), mode="r+")
+            array = quick(zarr.open_array(join(self.path, f"{_field(link)}/0"), mode="r+"))
             array[(slice(None), *region.slices)] = along_grid(d, turn_of(grid))
 
     def finish(
@@ -244,7 +245,7 @@ def _field(link: int) -> str:
 
 def _build(group: Any, grid: Grid, name: str) -> None:
     factors = pyramid(grid)
-    below = group["0"]
+    below = quick(group["0"])
     for k, step in enumerate(steps(factors), 1):
         level = new_array(group, str(k), grid.coarsen(factors[k]).shape, np.float32, 3)
         coarsen(below, level, step)

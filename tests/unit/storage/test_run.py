@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+from pathlib import Path
 
 import ngff_zarr
 import numpy as np
@@ -142,13 +143,30 @@ def test_voxels_of_another_shape_are_a_mistake(tmp_path):
         run.set_affine(np.full((4, 4), np.nan))
 
 
-def test_a_full_disk_is_out_of_space(tmp_path, monkeypatch):
+def test_a_disk_too_full_for_metadata_is_out_of_space(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     run = started(tmp_path / "r.zarr")
     monkeypatch.setattr("zarr.storage._local._put", full)
     with pytest.raises(OutOfSpace, match="free space"):
+        run.create_image("other", FIXED)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_too_full_for_a_chunk_is_out_of_space(tmp_path):
+    run = started(tmp_path / "r.zarr")
+    chunk = tmp_path / "r.zarr/moved/0/c/0/0/0"
+    chunk.parent.mkdir(parents=True)
+    chunk.symlink_to("/dev/full")
+    with pytest.raises(OutOfSpace, match="free space"):
+        run.write("moved", FIXED.region, np.random.default_rng(0).random(FIXED.shape, np.float32))
+
+
+def test_a_folder_that_may_not_be_written_to_is_an_output_error(tmp_path):
+    run = started(tmp_path / "r.zarr")
+    (tmp_path / "r.zarr/moved/0/c").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be written"):
         run.write("moved", FIXED.region, np.ones(FIXED.shape, np.float32))
 
 

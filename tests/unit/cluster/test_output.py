@@ -1,0 +1,99 @@
+"""Rows on their way into a run: cut into parts, in the stored order of axes, whatever made them."""
+
+import threading
+from itertools import permutations
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from daskreg.cluster import output as module
+from daskreg.cluster.output import Output
+from daskreg.grid import Span
+
+
+class OnDevice(np.ndarray):
+    """Takes itself for an array of a GPU."""
+
+    __cuda_array_interface__ = property(lambda self: self.__array_interface__)
+
+
+class Store:
+    """What was written into which region, in order, and by which thread."""
+
+    def __init__(self, shape, fails=None):
+        self.found, self.calls, self.threads, self.fails = np.full(shape, np.nan, np.float32), [], set(), fails
+
+    def write(self, name, region, voxels):
+        if len(self.calls) == self.fails:
+            raise OSError("no more")
+        self.calls.append((name, region))
+        self.threads.add(threading.current_thread().name)
+        self.found[(..., *region.slices)] = voxels
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Copies from the device that are not waited for."""
+    copies = []
+
+    def page_locked(part):
+        copies.append(np.array(part))
+        return copies[-1]
+
+    monkeypatch.setattr(module, "page_locked", page_locked)
+    return SimpleNamespace(copies=copies)
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize("back", list(permutations(range(3))))
+@pytest.mark.parametrize("kind", [np.ndarray, OnDevice])
+def test_rows_come_out_as_they_went_in(monkeypatch, device, back, lead, kind):
+    monkeypatch.setattr(module, "PART", 700)
+    voxels = np.random.default_rng(0).random((*lead, 12, 10, 6), np.float32)
+    stored = voxels.transpose(*range(len(lead)), *(len(lead) + a for a in back))
+    store = Store(stored.shape)
+    with Output(store, back, 4) as output:
+        for z in (0, 8):
+            row = Span(z, min(z + 8, 12))
+            output.put("moved", row, voxels[..., z : row.stop, :, :].view(kind), lambda part: 2 * part)
+    np.testing.assert_array_equal(store.found, 2 * stored)
+    assert len(store.calls) == 6  # three parts of 4, 4 and 2 rows, twice
+    assert store.threads == {"MainThread" if kind is np.ndarray else "daskreg-output_0"}
+
+
+def test_a_part_is_at_least_one_row_of_chunks(monkeypatch):
+    monkeypatch.setattr(module, "PART", 1)
+    store = Store((8, 10, 6))
+    with Output(store, (0, 1, 2), 4) as output:
+        output.put("moved", Span(0, 8), np.zeros((8, 10, 6), np.float32), lambda part: part)
+    assert [region.start[1] for _, region in store.calls] == [0, 4, 8]
+
+
+def test_what_goes_wrong_behind_is_raised_and_nothing_more_is_written(device):
+    store, planes = Store((8, 10, 6), fails=1), np.zeros((4, 10, 6), np.float32).view(OnDevice)
+    with pytest.raises(OSError, match="no more"), Output(store, (0, 1, 2), 10) as output:
+        for z in (0, 4, 0, 4, 0, 4):
+            output.put("moved", Span(z, z + 4), planes, lambda part: part)
+    assert len(store.calls) == 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("daskreg-output")]
+
+
+def test_few_parts_wait_at_once(device):
+    gate, store = threading.Event(), Store((4, 10, 6))
+    plain = store.write
+    store.write = lambda *given: (gate.wait(30), plain(*given))
+    planes = np.zeros((4, 10, 6), np.float32).view(OnDevice)
+
+    def puts():
+        with Output(store, (0, 1, 2), 10) as output:
+            for _ in range(6):
+                output.put("moved", Span(0, 4), planes, lambda part: part)
+
+    maker = threading.Thread(target=puts)
+    maker.start()
+    maker.join(0.5)
+    assert len(device.copies) == module.BEHIND
+    gate.set()
+    maker.join(30)
+    assert len(store.calls) == 6
