@@ -10,9 +10,12 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +33,8 @@ app = typer.Typer(
 INTERRUPTED = 130  # what a shell calls Ctrl-C
 TERMINATED = 143  # and SIGTERM: batch systems send it before they kill
 PATIENCE = 10.0  # seconds that threads have to end after a signal: blocks being computed, a kernel being compiled
+MOMENT = 0.05  # seconds until a signal is heard that came at the wrong time
+DEAF = ("_gc_callback", "__del__")  # Dask's callback of the garbage collector, and the end of an object
 ADDRESS = "NIfTI, OME-Zarr or Zarr; a path or URL, with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um' behind it as needed"
 
 
@@ -429,9 +434,24 @@ def _terminate(*_: Any) -> None:
     raise SystemExit(TERMINATED)
 
 
+def _listen(number: int, stop: Callable[[int, FrameType | None], Any]) -> None:
+    """Let ``stop`` raise at a signal, a moment later where Python would swallow what is raised."""
+
+    def heard(_: int, frame: FrameType | None) -> None:
+        if any(f.f_code.co_name in DEAF for f, _ in traceback.walk_stack(frame)):
+            signal.signal(signal.SIGALRM, heard)
+            signal.setitimer(signal.ITIMER_REAL, MOMENT)
+        else:
+            stop(number, frame)
+
+    signal.signal(number, heard)
+
+
 def main() -> None:
     """Run the command line; every deliberate failure is one sentence on standard error and its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    _listen(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job has none
+        _listen(signal.SIGINT, signal.default_int_handler)
     # of what a signal breaks off between two of Zarr's steps
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     try:

@@ -89,3 +89,39 @@ def test_what_is_interrupted_leaves_nothing_and_what_it_was_to_replace(inputs, t
     assert set(os.listdir(tmp_path)) == before
     if older:
         assert open_volume(output).read().min() == 1
+
+
+SWALLOWS = """
+import gc, sys, time
+from daskreg import cli
+
+def _gc_callback(phase, info):
+    print("now", flush=True)
+    time.sleep(1)
+
+def app():
+    try:
+        gc.callbacks.append(_gc_callback)
+        gc.collect()
+        gc.callbacks.clear()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+cli.app = app
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_garbage_is_collected_is_not_lost(number, code):
+    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        child = subprocess.Popen([sys.executable, "-c", SWALLOWS], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    assert child.stdout.readline() == b"now\n"
+    time.sleep(0.2)
+    child.send_signal(number)
+    assert ended(child) == b"daskreg: stopped; nothing was written.\n"
+    assert child.returncode == code

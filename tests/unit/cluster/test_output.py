@@ -72,9 +72,13 @@ def test_a_part_is_at_least_one_row_of_chunks(monkeypatch):
 
 def test_what_goes_wrong_behind_is_raised_and_nothing_more_is_written(device):
     store, planes = Store((8, 10, 6), fails=1), np.zeros((4, 10, 6), np.float32).view(OnDevice)
-    with pytest.raises(OSError, match="no more"), Output(store, (0, 1, 2), 10) as output:
+
+    def put(output):
         for z in (0, 4, 0, 4, 0, 4):
             output.put("moved", Span(z, z + 4), planes, lambda part: part)
+
+    with pytest.raises(OSError, match="no more"), Output(store, (0, 1, 2), 10) as output:
+        put(output)
     assert len(store.calls) == 1
     assert not [t for t in threading.enumerate() if t.name.startswith("daskreg-output")]
 
