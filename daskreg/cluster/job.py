@@ -27,6 +27,7 @@ from daskreg.engine.rank import Begin, Rank, State
 from daskreg.engine.report import Outcome, Watch
 from daskreg.errors import InputError
 from daskreg.grid import Grid, Index, Partition, Span
+from daskreg.kernels import ahead
 from daskreg.kernels.device import CPU, Device, Kind, host
 from daskreg.kernels.launch import threads, use_threads
 from daskreg.planning import Plan
@@ -79,6 +80,8 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     use_threads(job.threads or cores)
     device = Device(job.device)
     device.use()
+    if device.kind == "cuda":
+        ahead.begin()
     clock, timeline = Clock(), list[tuple[str, float, float]]()
     images = read_images(job, comm)
     trim()  # of the chunks that were unpacked

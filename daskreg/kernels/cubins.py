@@ -23,6 +23,7 @@ from typing import Any
 from numba.core import config as settings
 
 log = logging.getLogger(__name__)
+SEEN: list[tuple[Cubins, Any]] = []  # kernels that this process has launched or compiled, with their types, in order
 MOST = 400  # kernels that are kept, of 50 KB to 2 MB: a run needs some 30, an edited source makes all of them anew
 
 
@@ -40,7 +41,7 @@ class Cubins:
 
     def __init__(self, name: str, *identity: Any) -> None:
         self.name = name
-        self.identity = (name, *identity, *_compiler())
+        self.identity = (name, *identity, *compiler())
 
     @property
     def cache_path(self) -> str:
@@ -55,6 +56,7 @@ class Cubins:
     def load_overload(self, types: Any, context: Any) -> Any:
         """The compiled kernel, None where there is none."""
         context.refresh()
+        SEEN.append((self, types))
         try:
             path = self.path(types, context.codegen().magic_tuple())
             parts = pickle.loads(path.read_bytes())
@@ -83,7 +85,8 @@ class Cubins:
 
 
 @cache
-def _compiler() -> tuple[Any, ...]:
+def compiler() -> tuple[Any, ...]:
+    """What makes other kernels of the same source."""
     return sys.version_info[:2], version("numba"), version("numba-cuda")
 
 

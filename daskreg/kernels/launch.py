@@ -132,10 +132,17 @@ class Kernel:
 
     def launcher(self, device: int, arguments: tuple[Any, ...] = ()) -> Any:
         """The CPU function or the CUDA kernel, made on first use; on CUDA one that has no place for arguments that are None."""
-        absent = frozenset(p for p, a in zip(self.parameters, arguments) if a is None) if device == CUDA else frozenset()
-        if (device, absent) not in self._launchers:
-            self._launchers[device, absent] = _cpu_launcher(self) if device == CPU else _cuda_launcher(self, absent)
-        return self._launchers[device, absent]
+        if device == CUDA:
+            return self.without(frozenset(p for p, a in zip(self.parameters, arguments) if a is None))
+        if (CPU, frozenset()) not in self._launchers:
+            self._launchers[CPU, frozenset()] = _cpu_launcher(self)
+        return self._launchers[CPU, frozenset()]
+
+    def without(self, absent: frozenset[str]) -> Any:
+        """The CUDA kernel that has no place for some arguments, made on first use."""
+        if (CUDA, absent) not in self._launchers:
+            self._launchers[CUDA, absent] = _cuda_launcher(self, absent)
+        return self._launchers[CUDA, absent]
 
     def _on_device(self, shape: Shape, arguments: tuple[Any, ...]) -> Any:
         import cupy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -66,7 +67,9 @@ def new_array(
 
 def coarsen(source: zarr.Array[Any], target: zarr.Array[Any], step: Factors, *, labels: bool = False) -> None:
     """Fill ``target`` with block means of ``source`` (of labels: what most voxels are), one task a target chunk."""
-    tasks = [dask.delayed(_coarsen_chunk)(source, target, r.start, r.stop, step, labels) for r in regions(target)]  # type: ignore[attr-defined]
+    # Dask would take arrays that are arguments apart for every task, looking for something lazy in their metadata
+    chunk = dask.delayed(partial(_coarsen_chunk, source, target, step, labels), traverse=False)  # type: ignore[attr-defined]
+    tasks = [chunk(r.start, r.stop) for r in regions(target)]
     dask.compute(*tasks)  # type: ignore[attr-defined, no-untyped-call]
 
 
@@ -136,7 +139,7 @@ def _step(grid: Grid) -> Factors:
 
 
 def _coarsen_chunk(
-    source: zarr.Array[Any], target: zarr.Array[Any], start: Factors, stop: Factors, step: Factors, labels: bool
+    source: zarr.Array[Any], target: zarr.Array[Any], step: Factors, labels: bool, start: Factors, stop: Factors
 ) -> None:
     lead = (slice(None),) * (target.ndim - 3)
     fine = tuple(slice(a * k, min(b * k, n)) for a, b, k, n in zip(start, stop, step, source.shape[-3:], strict=True))

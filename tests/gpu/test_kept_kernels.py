@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import daskreg
+from daskreg.kernels import ahead
+from daskreg.kernels.cubins import SEEN
+
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -36,3 +40,13 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert first["hits"] == 0 < first["misses"]
     assert (second["hits"], second["misses"]) == (first["misses"], 0)
     assert second["displacement"] == first["displacement"]
+
+
+def test_the_usual_registration_launches_listed_kernels_only(tmp_path: Path) -> None:
+    """Else benchmarks/usual_kernels.py is to be run again."""
+    data = ROOT / "daskreg" / "data"
+    pair = (str(data / f"quickstart_{name}_T1_3mm.nii.gz") for name in ("mni2009c", "colin27"))
+    before = len(SEEN)
+    daskreg.register(*pair, daskreg.PRESETS["brain"], output=tmp_path / "run.zarr", device="cuda")
+    launched = {(k.name.removesuffix("_cuda"), str(k.identity[2]), ahead.spelled(types)) for k, types in SEEN[before:]}
+    assert launched <= {(name, str(constants), signature) for name, constants, signature in ahead.usual()}

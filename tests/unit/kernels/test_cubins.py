@@ -79,7 +79,7 @@ def test_nothing_else_is_taken_for_it(name: str, identity: tuple[object, ...], t
 
 def test_another_compiler_has_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     Cubins("smooth").save_overload((), kernel())
-    monkeypatch.setattr("daskreg.kernels.cubins._compiler", lambda: ("another",))
+    monkeypatch.setattr("daskreg.kernels.cubins.compiler", lambda: ("another",))
     assert Cubins("smooth").load_overload((), Context(HOPPER)) is None
 
 

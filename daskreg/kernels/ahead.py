@@ -1,0 +1,119 @@
+"""The usual kernels compiled by several processes at once, where a machine has compiled none yet.
+
+Numba compiles in Python, one kernel after another: most of a minute in front of the first registration. ``usual.txt`` names the
+kernels of usual registrations, in the order in which they are launched. Helpers share them out and keep what they made
+(``cubins.py``); who launches one finds it there, or compiles it as ever. So a list that is out of date, or a helper that finds
+no room on the GPU, costs seconds and nothing else. ``benchmarks/usual_kernels.py`` writes the list.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from ast import literal_eval
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from daskreg.kernels.cubins import compiler, folder
+from daskreg.kernels.launch import DIGEST, DISABLED, KERNELS, SWEEPS
+
+LIST = Path(__file__).with_name("usual.txt")
+HELPERS = 8  # more have little left to share, and each takes half a gigabyte of a GPU while it works
+Usual = tuple[str, Any, str]  # a kernel's name, its constants or (a list) the arguments it does without, its signature
+
+
+@cache
+def begin() -> None:
+    """Start helpers for the current GPU, unless they have been there; they end with this process."""
+    if DISABLED:
+        return
+    for k, n in _shares():
+        if not _mark(k, n).exists():
+            command = [sys.executable, "-m", __name__, str(k), str(n)]
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def usual() -> Iterator[Usual]:
+    """What ``usual.txt`` names."""
+    for line in LIST.read_text().splitlines():
+        name, constants, signature = line.split("\t")
+        yield name, literal_eval(constants), signature
+
+
+def dispatcher(name: str, constants: Any) -> Any:
+    """The kernel of that name for some constants. Raises KeyError where there is none."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)], "daskreg.kernels."):
+        importlib.import_module(module.name)
+    if isinstance(constants, list):
+        return KERNELS[name].without(frozenset(constants))
+    return SWEEPS[name].form(*constants)
+
+
+def types_of(signature: str) -> tuple[Any, ...]:
+    """Numba's types in a signature as ``spelled`` writes it."""
+    from numba.core import sigutils
+
+    found: tuple[Any, ...] = sigutils.normalize_signature(signature)[0]
+    return found
+
+
+def spelled(types: tuple[Any, ...]) -> str:
+    """Types as a signature that Numba reads."""
+    return f"void({', '.join(map(_spelled, types))})"
+
+
+def compiled(share: int, shares: int, wanted: Callable[[], bool]) -> None:
+    """Compile every so-manyth usual kernel and keep it, as long as that is wanted."""
+    for name, constants, signature in list(usual())[share::shares]:
+        if not wanted():
+            return
+        with suppress(Exception):  # whoever needs the kernel will see what is wrong
+            dispatcher(name, constants).compile(types_of(signature))
+    _mark(share, shares).touch()
+
+
+def _spelled(kind: Any) -> str:
+    from numba import types
+
+    if isinstance(kind, types.Array):
+        axes = [":"] * (kind.ndim - 1) + ["::1" if kind.layout == "C" else ":"]
+        return f"{kind.dtype}[{','.join(axes)}]"
+    if isinstance(kind, types.UniTuple):
+        return f"UniTuple({_spelled(kind.dtype)}, {kind.count})"
+    if isinstance(kind, types.Tuple):
+        return f"Tuple(({', '.join(map(_spelled, kind.types))}))"
+    return str(kind)
+
+
+def _shares() -> list[tuple[int, int]]:
+    n = min(HELPERS, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else 1)
+    return [(k, n) for k in range(n)] if n > 1 else []
+
+
+def _mark(share: int, shares: int) -> Path:
+    """The file that says that a share has been compiled, for this compiler and kind of GPU."""
+    from numba import cuda
+
+    key = hashlib.sha256(repr((DIGEST, compiler(), cuda.get_current_device().compute_capability)).encode()).hexdigest()[:16]
+    return folder() / f"ahead-{key}-{share}of{shares}"
+
+
+def main() -> None:
+    """A helper: ``python -m daskreg.kernels.ahead SHARE SHARES``."""
+    share, shares, parent = int(sys.argv[1]), int(sys.argv[2]), os.getppid()
+    folder().mkdir(parents=True, exist_ok=True)
+    with open(folder() / f"ahead-{DIGEST}-{share}of{shares}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where another does the same
+        compiled(share, shares, lambda: os.getppid() == parent)
+
+
+if __name__ == "__main__":
+    main()
