@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib
+import logging
 import os
 import pkgutil
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 from daskreg.kernels.cubins import compiler, folder
 from daskreg.kernels.launch import DIGEST, DISABLED, KERNELS, SWEEPS
 
+log = logging.getLogger(__name__)
 LIST = Path(__file__).with_name("usual.txt")
 HELPERS = 8  # more have little left to share, and each takes half a gigabyte of a GPU while it works
 Usual = tuple[str, Any, str]  # a kernel's name, its constants or (a list) the arguments it does without, its signature
@@ -33,12 +35,13 @@ Usual = tuple[str, Any, str]  # a kernel's name, its constants or (a list) the a
 @cache
 def begin() -> None:
     """Start helpers for the current GPU, unless they have been there; they end with this process."""
-    if DISABLED:
-        return
-    for k, n in _shares():
-        if not _mark(k, n).exists():
-            command = [sys.executable, "-m", __name__, str(k), str(n)]
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for k, n in _shares():
+            if not _mark(k, n).exists():
+                command = [sys.executable, "-m", __name__, str(k), str(n)]
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except Exception as problem:  # noqa: BLE001  # no folder, no right to look into it, no room for a process: all the same
+        log.info("no helpers compile kernels ahead (%r).", problem)
 
 
 def usual() -> Iterator[Usual]:
@@ -95,7 +98,7 @@ def _spelled(kind: Any) -> str:
 
 def _shares() -> list[tuple[int, int]]:
     n = min(HELPERS, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else 1)
-    return [(k, n) for k in range(n)] if n > 1 else []
+    return [(k, n) for k in range(n)] if n > 1 and not DISABLED else []
 
 
 def _mark(share: int, shares: int) -> Path:

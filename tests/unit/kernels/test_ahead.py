@@ -84,6 +84,18 @@ def test_helpers_start_once_and_only_for_what_is_not_done(machine, monkeypatch):
     assert started == [["0", "4"], ["2", "4"], ["3", "4"]]
 
 
+def test_a_run_goes_on_without_helpers_where_none_can_start(machine, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError("not here")
+
+    monkeypatch.setattr(ahead, "_mark", refused)
+    ahead.begin()
+    ahead.begin.cache_clear()
+    monkeypatch.setattr(ahead, "_mark", lambda k, n: machine / str(k))
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    ahead.begin()
+
+
 def test_two_helpers_do_not_do_the_same(machine, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ahead", "0", "4"])
     monkeypatch.setattr(ahead, "compiled", lambda *_: ahead.main())  # the second begins while the first is at it
