@@ -33,15 +33,21 @@ Usual = tuple[str, Any, str]  # a kernel's name, its constants or (a list) the a
 
 
 @cache
-def begin() -> None:
-    """Start helpers for the current GPU, unless they have been there; they end with this process."""
+def begin() -> list[subprocess.Popen[bytes]]:
+    """Start helpers for the current GPU, unless they have been there; they end with this process. The helpers, to be held."""
+    helpers: list[subprocess.Popen[bytes]] = []
     try:
         for k, n in _shares():
             if not _mark(k, n).exists():
-                command = [sys.executable, "-m", __name__, str(k), str(n)]
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                helpers.append(_helper(k, n))
     except Exception as problem:  # noqa: BLE001  # no folder, no right to look into it, no room for a process: all the same
         log.info("no helpers compile kernels ahead (%r).", problem)
+    return helpers
+
+
+def _helper(share: int, shares: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", __name__, str(share), str(shares)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def usual() -> Iterator[Usual]:
