@@ -22,7 +22,7 @@ from daskreg.engine.deformable import AT_REST, Loop
 from daskreg.engine.fields import Fields
 from daskreg.engine.halo import finish
 from daskreg.engine.report import LevelReport, Progress, Watch
-from daskreg.engine.sampler import Resident, at_once
+from daskreg.engine.sampler import Resident, Ring, at_once
 from daskreg.errors import Diverged
 from daskreg.kernels import histogram_march, lncc_march, march, passes
 from daskreg.kernels.device import host
@@ -220,14 +220,28 @@ class DeviceLoop(Loop):
         return event
 
     def _differ(self, f: Fields) -> None:
-        s, weight, g = self.sampler, self.weights.array, f.gradient
-        if not isinstance(s, Resident) or self.weights.seen is not None:
+        s = self.sampler
+        if self.weights.seen is not None:
             self._look(f)
-            self._play("difference", lambda: march.difference_of(self.block.box(), self.fixed, weight, self.moved, self.totals))
+            self._play("difference", partial(self._compare, [self.block.box()]))
             self._pull_back(f, self.moved)
+        elif isinstance(s, Resident):
+            self.behind = self._launch("difference", self._together(f, s), self.gradient_reach)
         else:
-            arguments = *self.place, f.u, s.origin, s.planes, s.image, self.fixed, weight, g, self.totals
-            self.behind = self._launch("difference", lambda box: march.difference(box, *arguments), self.gradient_reach)
+            assert isinstance(s, Ring)
+            s.look(self.block.box(), self.place, f.u, self.moved, None, f.around, self._together(f, s.own))
+            self._play("difference", lambda: self._compare(s.apart(self.block.box(), self.place)))
+            pull = partial(s.turn, place=self.place, slope=self.moved, g=f.gradient, kept=f.around)
+            self.behind = self._launch("pull back", pull, self.gradient_reach)
+
+    def _together(self, f: Fields, image: Resident) -> Callable[[Shape], None]:
+        """Looks, compares and pulls back in one pass."""
+        arguments = *self.place, f.u, image.origin, image.planes, image.image, self.fixed, self.weights.array, f.gradient
+        return lambda box: march.difference(box, *arguments, self.totals)
+
+    def _compare(self, boxes: list[Shape]) -> None:
+        for box in boxes:
+            march.difference_of(box, self.fixed, self.weights.array, self.moved, self.totals)
 
     def _correlate(self, f: Fields) -> None:
         lncc = self.similarity

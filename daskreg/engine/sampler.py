@@ -187,15 +187,26 @@ class Ring(Sampler):
         before, self.route = self.route, Route.of(self.reach, self.shards, self.comm.rank)
         return before != self.route
 
-    def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
-        """One pass round the ring; the planes that read the own shard alone while the first other one is on its way."""
+    def look(
+        self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None,
+        alone: Callable[[Shape], None] | None = None,
+    ) -> None:  # fmt: skip
+        """One pass round the ring; the planes that read the own shard alone while the first other one is on its way.
+
+        alone: what is done there instead of a look.
+        """
         sight = box, place, u
         results = moved, weight if self.masked else None, g
+        alone = alone or partial(self.own.look, place=place, u=u, moved=moved, weight=results[1], g=None)
         self.play("ring begins", partial(self._begin, sight, results))
         for source, shard, origin in self._shards():
             start = time.perf_counter()
-            self.play(f"ring at {source}", partial(self._visit, source, shard, origin, sight, results))
+            self.play(f"ring at {source}", partial(self._visit, source, shard, origin, sight, results, alone))
             self._note("sample", start)
+
+    def apart(self, box: Shape, place: Place) -> list[Shape]:
+        """The planes that read other shards than the own."""
+        return [*_parts(box, place, self._route.outer)]
 
     def _begin(self, sight: Sight, results: Results) -> None:
         """What the sums of the outer planes begin with."""
@@ -208,7 +219,9 @@ class Ring(Sampler):
             if weight is not None:
                 weight[planes] = 0
 
-    def _visit(self, source: int, shard: list[Array], origin: int, sight: Sight, results: Results) -> None:
+    def _visit(
+        self, source: int, shard: list[Array], origin: int, sight: Sight, results: Results, alone: Callable[[Shape], None]
+    ) -> None:
         """All that is to be seen in a rank's shard, whose first plane at hand is ``origin``."""
         (box, place, u), (moved, weight, g) = sight, results
         for part in _parts(box, place, self._route.looking[source]):
@@ -220,7 +233,7 @@ class Ring(Sampler):
                 add_value(part, *place, u, origin, shard[1], weight)
         if source == self.comm.rank:
             for part in _parts(box, place, (self._route.inner,)):
-                self.own.look(part, place, u, moved, weight, None)
+                alone(part)
 
     def pull_back(
         self, box: Shape, place: Place, u: Array | None, slope: Array, g: NDArray[Any], kept: Array | None = None
@@ -228,8 +241,12 @@ class Ring(Sampler):
         """The gradient of the image is there already, except where the own shard is all that is read."""
         for part in _parts(box, place, (self._route.inner,)):
             self.own.pull_back(part, place, u, slope, g)
+        self.turn(box, place, slope, g, kept)
+
+    def turn(self, box: Shape, place: Place, slope: Array, g: NDArray[Any], kept: Array | None = None) -> None:
+        """``pull_back`` of the planes that read other shards."""
         kept = g if kept is None else kept
-        for part in _parts(box, place, self._route.outer):
+        for part in self.apart(box, place):
             turn(part, place[2], slope, kept)
             if kept is not g:
                 narrow(part, kept, g)

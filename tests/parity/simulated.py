@@ -32,6 +32,8 @@ SHAPE = (6, 7, 8)
 LAUNCH = Lock()
 LONG = (30, 3, 4)  # on two ranks most planes read the own shard alone
 RINGS: dict[str, dict[str, Any]] = {  # on as many planes, in a ring; steps and filters so short that little is in doubt
+    "ring of mse": {"similarity": MSE()},
+    "mixed ring of mse": {"similarity": MSE(), "storage": "mixed"},
     "ring of lncc": {"similarity": LNCC(radius=1)},
     "mixed ring of center": {"similarity": LNCC(radius=1, gradient="center"), "storage": "mixed"},
 }
