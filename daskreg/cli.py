@@ -435,10 +435,12 @@ def _terminate(*_: Any) -> None:
 
 
 def _listen(number: int, stop: Callable[[int, FrameType | None], Any]) -> None:
-    """Let ``stop`` raise at a signal, a moment later where Python would swallow what is raised."""
+    """Let ``stop`` raise at a signal, a moment later where Python would swallow what is raised, but not for ever."""
+    later = iter(range(round(PATIENCE / MOMENT)))
 
     def heard(_: int, frame: FrameType | None) -> None:
-        if any(f.f_code.co_name in DEAF for f, _ in traceback.walk_stack(frame)):
+        deaf = any(f.f_code.co_name in DEAF for f, _ in traceback.walk_stack(frame))
+        if deaf and next(later, None) is not None:
             signal.signal(signal.SIGALRM, heard)
             signal.setitimer(signal.ITIMER_REAL, MOMENT)
         else:

@@ -81,7 +81,7 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     device = Device(job.device)
     device.use()
     if device.kind == "cuda":
-        ahead.begin()
+        ahead.begin(device.memory - job.plan.peak_bytes)
     clock, timeline = Clock(), list[tuple[str, float, float]]()
     images = read_images(job, comm)
     trim()  # of the chunks that were unpacked

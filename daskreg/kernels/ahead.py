@@ -18,8 +18,6 @@ import subprocess
 import sys
 from ast import literal_eval
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +26,28 @@ from daskreg.kernels.launch import DIGEST, DISABLED, KERNELS, SWEEPS
 
 log = logging.getLogger(__name__)
 LIST = Path(__file__).with_name("usual.txt")
-HELPERS = 8  # more have little left to share, and each takes half a gigabyte of a GPU while it works
+HELPERS = 8  # more have little left to share
+ROOM = 600 << 20  # bytes of a GPU that each takes while it works
 Usual = tuple[str, Any, str]  # a kernel's name, its constants or (a list) the arguments it does without, its signature
 
 
-@cache
-def begin() -> list[subprocess.Popen[bytes]]:
-    """Start helpers for the current GPU, unless they have been there; they end with this process. The helpers, to be held."""
-    helpers: list[subprocess.Popen[bytes]] = []
+_STARTED: list[subprocess.Popen[bytes]] = []  # by this process
+
+
+def begin(room: int) -> None:
+    """Start helpers for the current GPU, as many as have ``room`` (bytes), unless they have been there, and once a process."""
+    if _STARTED:
+        return
     try:
-        for k, n in _shares():
+        for k, n in _shares(room):
             if not _mark(k, n).exists():
-                helpers.append(_helper(k, n))
+                _STARTED.append(_helper(k, n))
     except Exception as problem:  # noqa: BLE001  # no folder, no right to look into it, no room for a process: all the same
         log.info("no helpers compile kernels ahead (%r).", problem)
-    return helpers
 
 
 def _helper(share: int, shares: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", __name__, str(share), str(shares)]
+    command = [sys.executable, "-P", "-m", __name__, str(share), str(shares), str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -81,12 +82,16 @@ def spelled(types: tuple[Any, ...]) -> str:
 
 def compiled(share: int, shares: int, wanted: Callable[[], bool]) -> None:
     """Compile every so-manyth usual kernel and keep it, as long as that is wanted."""
+    whole = True
     for name, constants, signature in list(usual())[share::shares]:
         if not wanted():
             return
-        with suppress(Exception):  # whoever needs the kernel will see what is wrong
+        try:
             dispatcher(name, constants).compile(types_of(signature))
-    _mark(share, shares).touch()
+        except Exception:  # noqa: BLE001  # whoever needs the kernel will see what is wrong
+            whole = False
+    if whole:
+        _mark(share, shares).touch()
 
 
 def _spelled(kind: Any) -> str:
@@ -102,9 +107,11 @@ def _spelled(kind: Any) -> str:
     return str(kind)
 
 
-def _shares() -> list[tuple[int, int]]:
-    n = min(HELPERS, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else 1)
-    return [(k, n) for k in range(n)] if n > 1 and not DISABLED else []
+def _shares(room: int) -> list[tuple[int, int]]:
+    if DISABLED or getattr(sys, "frozen", False) or not hasattr(os, "sched_getaffinity"):
+        return []  # nothing to compile, no Python to start, no way to count cores
+    n = min(HELPERS, len(os.sched_getaffinity(0)) - 1, room // ROOM)
+    return [(k, n) for k in range(n)] if n > 1 else []
 
 
 def _mark(share: int, shares: int) -> Path:
@@ -116,8 +123,8 @@ def _mark(share: int, shares: int) -> Path:
 
 
 def main() -> None:
-    """A helper: ``python -m daskreg.kernels.ahead SHARE SHARES``."""
-    share, shares, parent = int(sys.argv[1]), int(sys.argv[2]), os.getppid()
+    """A helper: ``python -m daskreg.kernels.ahead SHARE SHARES PARENT``; between two kernels it sees whether its parent lives."""
+    share, shares, parent = map(int, sys.argv[1:])
     folder().mkdir(parents=True, exist_ok=True)
     with open(folder() / f"ahead-{DIGEST}-{share}of{shares}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where another does the same

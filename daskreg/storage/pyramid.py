@@ -126,7 +126,8 @@ def _axis_mean(values: NDArray[Any], axis: int, k: int) -> NDArray[Any]:
     head, tail, rest = total[every(0, whole)], total[every(whole)], values[every(whole * k)]
     for j in range(1, k):
         head += values[every(j, whole * k, k)]
-        tail += values[every(whole * k + j, whole * k + j + 1)] if j < rest.shape[axis] else 0
+        if j < rest.shape[axis]:  # else -0.0 + 0 would be 0.0
+            tail += values[every(whole * k + j, whole * k + j + 1)]
     head /= kind(k)
     tail /= kind(max(rest.shape[axis], 1))
     return total

@@ -56,6 +56,10 @@ def test_labels_keep_their_values_at_every_level(tmp_path):
     np.testing.assert_allclose(v.grid.origin, GRID.coarsen((1, 2, 2)).origin)
 
 
+def test_the_mean_of_negative_zeros_is_negative_zero():
+    assert np.signbit(block_mean(np.full((3, 3, 3), -0.0, np.float32), (2, 2, 2))).all()
+
+
 def test_block_means_at_the_edge_are_of_the_voxels_there():
     np.testing.assert_allclose(block_mean(np.array([[[1.0, 3.0, 5.0]]]), (2, 2, 2)), [[[2.0, 5.0]]])
     np.testing.assert_array_equal(block_mean(np.array([[[1, 4, 250]]], np.uint8), (1, 1, 2)), [[[2, 250]]])
