@@ -21,9 +21,9 @@ from daskreg.kernels.launch import on_device
 from daskreg.kernels.sample import sample
 from daskreg.planning import Plan
 from daskreg.storage import RunStore, Volume
+from daskreg.storage.run import DISPLACEMENT, MOVED
 from daskreg.transforms.linear import fixed_point, index_map, linear_part
 
-DISPLACEMENT = "transform/displacement"
 PART = 256 << 20  # bytes of a row that are made and compressed at once
 BEHIND = 2  # parts that may wait to be compressed while a GPU makes the next
 
@@ -39,9 +39,9 @@ def write_result(path: str, plan: Plan, order: Index, moving: Volume, outcome: O
         store.set_affine(outcome.affine)
         if outcome.displacement is not None:
             store.create_image(DISPLACEMENT, grid.permute(back), np.float32, components=3)
-        store.create_image("moved", grid.permute(back), dtype)
+        store.create_image(MOVED, grid.permute(back), dtype)
     comm.barrier()
-    device, chunk = outcome.block.device, store.chunk("moved")
+    device, chunk = outcome.block.device, store.chunk(MOVED)
     source = Source(moving, device)
     with Output(store, back, chunk[order[1]]) as output:
         for row, owner in rows(chunk[order[0]], outcome.block.partition):
@@ -50,7 +50,7 @@ def write_result(path: str, plan: Plan, order: Index, moving: Volume, outcome: O
                 continue
             if u is not None:
                 output.put(DISPLACEMENT, row, u, in_world(grid, device))
-            output.put("moved", row, resample(plan, outcome.affine, u, row, source), lambda moved: as_type(moved, dtype))
+            output.put(MOVED, row, resample(plan, outcome.affine, u, row, source), lambda moved: as_type(moved, dtype))
     comm.barrier()
 
 

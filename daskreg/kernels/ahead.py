@@ -29,8 +29,6 @@ LIST = Path(__file__).with_name("usual.txt")
 HELPERS = 8  # more have little left to share
 ROOM = 600 << 20  # bytes of a GPU that each takes while it works
 Usual = tuple[str, Any, str]  # a kernel's name, its constants or (a list) the arguments it does without, its signature
-
-
 _STARTED: list[subprocess.Popen[bytes]] = []  # by this process
 
 

@@ -25,8 +25,8 @@ class Quick(ZarrsCodecPipeline):
         return {"metadata": self.metadata, "store": self.store, "plain": self.python_impl}
 
     def __setstate__(self, state: Any) -> None:
-        metadata, store = state["metadata"], state["store"]
-        self.__init__(metadata, store, get_codec_pipeline_impl(metadata, store, strict=True), state["plain"])  # type: ignore[misc]
+        self.metadata, self.store, self.python_impl = state["metadata"], state["store"], state["plain"]
+        self.impl = get_codec_pipeline_impl(self.metadata, self.store, strict=True)
 
     async def read(self, batch_info: Any, out: Any, drop_axes: tuple[int, ...] = ()) -> None:
         """As Zarr's pipeline."""

@@ -29,6 +29,7 @@ from daskreg.planning import Plan, voxels
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.atomic import require_apart
 from daskreg.storage.nifti import is_nifti
+from daskreg.storage.run import DISPLACEMENT, MOVED
 from daskreg.workflows.begin import Beginning
 from daskreg.workflows.inputs import Inputs, address_of, open_inputs, staged
 from daskreg.workflows.resources import Resources, as_resources, parse_memory
@@ -68,7 +69,7 @@ class Result:
     @property
     def displacement(self) -> da.Array | None:
         """(3, Z, Y, X) world units, components z, y, x, applied before the affine map; None without a deformable stage."""
-        return self.store.displacement() if self.store.has("transform/displacement") else None
+        return self.store.displacement() if self.store.has(DISPLACEMENT) else None
 
     @property
     def report(self) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def _run(
 
 def build_pyramids(store: RunStore) -> None:
     """Coarser levels of what the ranks wrote, a task a chunk."""
-    for name in ("transform/displacement", "moved"):
+    for name in (DISPLACEMENT, MOVED):
         if store.has(name):
             store.build_pyramid(name)
 
