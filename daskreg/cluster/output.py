@@ -21,7 +21,7 @@ from daskreg.kernels.launch import on_device
 from daskreg.kernels.sample import sample
 from daskreg.planning import Plan
 from daskreg.storage import RunStore, Volume
-from daskreg.storage.run import DISPLACEMENT, MOVED
+from daskreg.storage.runs.run import DISPLACEMENT, MOVED
 from daskreg.transforms.linear import fixed_point, index_map, linear_part
 
 PART = 256 << 20  # bytes of a row that are made and compressed at once

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, Unreadable
 from daskreg.grid import Grid, Region, Span, unit_name
-from daskreg.storage.address import Address, parse_address, parse_spacing
-from daskreg.storage.faults import reason
-from daskreg.storage.found import Found, Level
-from daskreg.storage.ngff import Axis, spatial
-from daskreg.storage.nifti import find_nifti, is_nifti
-from daskreg.storage.stores import check_dtype
-from daskreg.storage.zarrs import find_zarr
+from daskreg.storage.axes import Axis, spatial
+from daskreg.storage.formats.nifti import find_nifti, is_nifti
+from daskreg.storage.formats.ome_zarr import find_zarr
+from daskreg.storage.fs.address import Address, parse_address, parse_spacing
+from daskreg.storage.fs.errors import reason
+from daskreg.storage.image_record import Found, Level
+from daskreg.storage.zarr.nodes import check_dtype
 
 Source = str | Path | np.ndarray | da.Array
 

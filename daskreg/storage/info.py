@@ -12,12 +12,12 @@ import zarr
 
 from daskreg.errors import InputError, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.address import Address, parse_address
-from daskreg.storage.found import Found, Level
+from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.fs.address import Address, parse_address
+from daskreg.storage.image_record import Found, Level
 from daskreg.storage.images import Source, Volume, find, open_volume
-from daskreg.storage.nifti import is_nifti
-from daskreg.storage.run import DISPLACEMENT, RunStore
-from daskreg.storage.stores import attributes, open_node
+from daskreg.storage.runs.run import DISPLACEMENT, RunStore
+from daskreg.storage.zarr.nodes import attributes, open_node
 
 Numbers = tuple[float, ...]
 

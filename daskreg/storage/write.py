@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from daskreg.errors import GridError, OutputError
 from daskreg.grid import UNITS, Grid
-from daskreg.storage import ngff
-from daskreg.storage.address import is_remote, parse_address
-from daskreg.storage.atomic import replacing
-from daskreg.storage.nifti import SLAB, is_nifti, ras_from_lps
-from daskreg.storage.pyramid import CHUNK, coarsen, new_array, pyramid, steps
-from daskreg.storage.stores import check_dtype
+from daskreg.storage.formats.nifti import SLAB, is_nifti, ras_from_lps
+from daskreg.storage.fs.address import is_remote, parse_address
+from daskreg.storage.fs.atomic import replacing
+from daskreg.storage.zarr import ngff05
+from daskreg.storage.zarr.nodes import check_dtype
+from daskreg.storage.zarr.pyramid import CHUNK, coarsen, new_array, pyramid, steps
 
 LARGEST_NIFTI1 = 32767  # voxels an axis: its header keeps 16 bits
 MILLIMETRES = 2  # NIfTI's code
@@ -130,7 +130,7 @@ def _write_zarr(
             below = level
         name = path.rpartition("/")[2].removesuffix(".zarr").removesuffix(".ome")
         kind = "mode" if labels else "mean"
-        attributes = ngff.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, kind, lead=axes)
+        attributes = ngff05.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, kind, lead=axes)
         group.attrs.update(attributes)  # last: without it no reader takes the group for an image
 
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 from daskreg.grid import Grid
 from daskreg.storage import RunStore, Volume, open_stack, open_volume, write_image
-from daskreg.storage.atomic import require_apart
+from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.fs.atomic import require_apart
 from daskreg.storage.images import Source
-from daskreg.storage.nifti import is_nifti
 from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.resample import Device, Interpolation, known_word, resampled, warn_apart
 from daskreg.workflows.transform import Transform

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import Region
-from daskreg.storage.nifti import SLAB
-from daskreg.storage.pyramid import CHUNK
+from daskreg.storage.formats.nifti import SLAB
+from daskreg.storage.zarr.pyramid import CHUNK
 
 EDGE = 128  # voxels an axis of a block: two chunks, and 24 MiB of displacement
 KEPT = 256 << 20  # bytes up to which an image is decoded once and kept: a compressed file can only be read from its start

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError, GridError, NotFound, OutputError
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, write_affine, write_displacement_nifti
-from daskreg.storage.address import parse_address
-from daskreg.storage.atomic import require_apart
-from daskreg.storage.itk import LINEAR_ENDINGS
-from daskreg.storage.itk_composite import is_composite, write_composite
-from daskreg.storage.nifti import is_nifti
-from daskreg.storage.run import is_run
-from daskreg.storage.scenes import LinkedImage, find_image
+from daskreg.storage.formats.itk_composite import is_composite, write_composite
+from daskreg.storage.formats.itk_linear import LINEAR_ENDINGS
+from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.fs.address import parse_address
+from daskreg.storage.fs.atomic import require_apart
+from daskreg.storage.runs.run import is_run
+from daskreg.storage.runs.scenes import LinkedImage, find_image
 from daskreg.transforms.composite import Link
 from daskreg.workflows.blocks import block_of, by_block
 from daskreg.workflows.keep import made_by, write_transform

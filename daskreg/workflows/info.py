@@ -16,15 +16,15 @@ from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import VolumeInfo
 from daskreg.storage import describe as describe_image
-from daskreg.storage.address import is_remote, join, parse_address
-from daskreg.storage.faults import reading, require
+from daskreg.storage.formats.itk_composite import is_composite
+from daskreg.storage.formats.itk_linear import INSIGHT, LINEAR_ENDINGS
+from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.formats.nifti_field import is_displacement
+from daskreg.storage.formats.points import MESHES, TABLES, PointFile, read_points
+from daskreg.storage.fs.address import is_remote, join, parse_address
+from daskreg.storage.fs.errors import reading, require
 from daskreg.storage.info import grid_rows, sentence
-from daskreg.storage.itk import INSIGHT, LINEAR_ENDINGS
-from daskreg.storage.itk_composite import is_composite
-from daskreg.storage.itk_field import is_displacement
-from daskreg.storage.nifti import is_nifti
-from daskreg.storage.points import MESHES, TABLES, PointFile, read_points
-from daskreg.storage.transforms import is_transform, read_transform
+from daskreg.storage.runs.transforms import is_transform, read_transform
 from daskreg.transforms.composite import Link
 from daskreg.workflows.load import load_transform
 

@@ -12,7 +12,7 @@ import dask
 
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore
-from daskreg.storage.transforms import TransformStore
+from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.composite import Link, Stretch, blocks
 from daskreg.transforms.inverse import LIMIT, TOLERANCE, InverseField, RoundTrip, Solved
 from daskreg.workflows.blocks import EDGE

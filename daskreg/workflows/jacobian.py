@@ -10,9 +10,9 @@ import numpy as np
 
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, Volume, open_volume, write_image
-from daskreg.storage.atomic import require_apart
+from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.fs.atomic import require_apart
 from daskreg.storage.images import Source
-from daskreg.storage.nifti import is_nifti
 from daskreg.transforms.composite import Stretch, blocks
 from daskreg.workflows.blocks import EDGE, Reader, block_of
 from daskreg.workflows.load import load_transform, place_of

@@ -13,10 +13,10 @@ import dask
 
 from daskreg.errors import OutputError
 from daskreg.grid import Region
-from daskreg.storage.address import is_remote, parse_address
-from daskreg.storage.atomic import replacing, require_apart, require_place
-from daskreg.storage.scenes import LinkedImage
-from daskreg.storage.transforms import TransformStore
+from daskreg.storage.fs.address import is_remote, parse_address
+from daskreg.storage.fs.atomic import replacing, require_apart, require_place
+from daskreg.storage.runs.scenes import LinkedImage
+from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.composite import Link, blocks
 from daskreg.workflows.blocks import EDGE
 from daskreg.workflows.transform import Transform

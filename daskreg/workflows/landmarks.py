@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, Unreadable
-from daskreg.storage.faults import reading, require
+from daskreg.storage.fs.errors import reading, require
 from daskreg.workflows.resample import known_word
 
 COLUMNS = ("fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z")

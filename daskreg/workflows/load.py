@@ -10,13 +10,13 @@ import numpy as np
 
 from daskreg.errors import Unreadable
 from daskreg.storage import RunStore, read_affine
-from daskreg.storage.address import parse_address
-from daskreg.storage.itk import LINEAR_ENDINGS
-from daskreg.storage.itk_composite import is_composite, read_composite
-from daskreg.storage.itk_field import read_displacement_nifti
-from daskreg.storage.nifti import is_nifti
-from daskreg.storage.run import DISPLACEMENT, is_run
-from daskreg.storage.transforms import Stored, TransformStore, read_transform, reopened
+from daskreg.storage.formats.itk_composite import is_composite, read_composite
+from daskreg.storage.formats.itk_linear import LINEAR_ENDINGS
+from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.formats.nifti_field import read_displacement_nifti
+from daskreg.storage.fs.address import parse_address
+from daskreg.storage.runs.run import DISPLACEMENT, is_run
+from daskreg.storage.runs.transforms import Stored, TransformStore, read_transform, reopened
 from daskreg.transforms.composite import Link
 from daskreg.transforms.inverse import joined
 from daskreg.workflows.blocks import Reader

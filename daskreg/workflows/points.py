@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.storage import RunStore
-from daskreg.storage.atomic import require_apart, require_place
-from daskreg.storage.points import read_points, write_points
+from daskreg.storage.formats.points import read_points, write_points
+from daskreg.storage.fs.atomic import require_apart, require_place
 from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.resample import known_word
 from daskreg.workflows.transform import Transform

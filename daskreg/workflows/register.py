@@ -27,9 +27,9 @@ from daskreg.grid import Grid
 from daskreg.kernels.device import Kind
 from daskreg.planning import Plan, voxels
 from daskreg.storage import RunStore, Volume
-from daskreg.storage.atomic import require_apart
-from daskreg.storage.nifti import is_nifti
-from daskreg.storage.run import DISPLACEMENT, MOVED
+from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.fs.atomic import require_apart
+from daskreg.storage.runs.run import DISPLACEMENT, MOVED
 from daskreg.workflows.begin import Beginning
 from daskreg.workflows.inputs import Inputs, address_of, open_inputs, staged
 from daskreg.workflows.resources import Resources, as_resources, parse_memory

@@ -17,9 +17,9 @@ import yaml
 from daskreg.errors import ConfigError, InputError
 from daskreg.grid import Grid
 from daskreg.storage import RunStore
-from daskreg.storage.atomic import replacing, require_apart, require_place
-from daskreg.storage.run import DISPLACEMENT
-from daskreg.storage.transforms import read_transform
+from daskreg.storage.fs.atomic import replacing, require_apart, require_place
+from daskreg.storage.runs.run import DISPLACEMENT
+from daskreg.storage.runs.transforms import read_transform
 from daskreg.workflows.report_page import pictures, views
 from daskreg.workflows.report_page.charts import COLOURS, loss_panels, losses
 from daskreg.workflows.report_page.sampling import Plane, Source, Warp, informative_slices, read_planes, shown_level

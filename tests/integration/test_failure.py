@@ -264,7 +264,7 @@ def test_sigterm_makes_a_checkpoint_that_can_be_resumed_on_others(client, images
 
 def fill_disk():
     """On one worker: from the second checkpoint on there is no room for a plane."""
-    from daskreg.storage import checkpoint
+    from daskreg.storage.runs import checkpoint
 
     real = checkpoint._write_plane
     checkpoint._write_plane = lambda array, where, *rest: (
@@ -274,7 +274,7 @@ def fill_disk():
 
 
 def free_disk():
-    from daskreg.storage import checkpoint
+    from daskreg.storage.runs import checkpoint
 
     checkpoint._write_plane = checkpoint._write_plane.real
 

@@ -12,7 +12,7 @@ import zarr
 from daskreg.errors import ConfigError, OutputError, UnitsError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import RunStore, open_volume, write_image
-from daskreg.storage.scenes import find_image
+from daskreg.storage.runs.scenes import find_image
 from daskreg.workflows.demo import demo_pair
 from daskreg.workflows.export import export
 from daskreg.workflows.info import describe

@@ -13,7 +13,7 @@ from scipy.ndimage import map_coordinates, uniform_filter1d
 
 from daskreg.grid import Grid
 from daskreg.storage import RunStore, Volume, open_volume
-from daskreg.storage.faults import reading
+from daskreg.storage.fs.errors import reading
 from daskreg.workflows.report_page.views import View
 
 Plane = NDArray[np.float32]

@@ -13,7 +13,7 @@ from ome_zarr_models.v05.image import Image
 from daskreg.errors import GridError, OutOfSpace, OutputError, OutputExists
 from daskreg.grid import Grid
 from daskreg.storage import open_volume, write_image
-from daskreg.storage.pyramid import block_mean, block_mode, pyramid
+from daskreg.storage.zarr.pyramid import block_mean, block_mode, pyramid
 
 FLIPPED = ((-1, 0, 0), (0, 0, 1), (0, 1, 0))
 GRID = Grid((20, 70, 130), (2.0, 1.0, 1.0), (5.0, -6.0, 7.0), FLIPPED, "um", True)

@@ -79,7 +79,7 @@ def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path, monkeypat
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("daskreg.storage.transforms.zarr.create_group", full)
+    monkeypatch.setattr("daskreg.storage.runs.transforms.zarr.create_group", full)
     with pytest.raises(OutOfSpace, match=f"^{tmp_path / 't.zarr'}: no space left"):
         export(run, tmp_path / "t.zarr")
 

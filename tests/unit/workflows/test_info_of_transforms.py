@@ -8,7 +8,7 @@ import zarr
 
 from daskreg.errors import IncompleteRun, NotFound, Unreadable
 from daskreg.storage import VolumeInfo
-from daskreg.storage.points import PointFile, write_points
+from daskreg.storage.formats.points import PointFile, write_points
 from daskreg.workflows import info
 from daskreg.workflows.export import export
 from daskreg.workflows.info import describe

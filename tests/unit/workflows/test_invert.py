@@ -80,7 +80,7 @@ def test_an_inverse_is_written_with_its_certificate(run, tmp_path):
 def test_blocks_show_in_no_bit_of_the_inverse(run, tmp_path, monkeypatch):
     whole = invert(run, tmp_path / "whole.zarr")
     monkeypatch.setattr("daskreg.workflows.transform.LARGE", 16)
-    monkeypatch.setattr("daskreg.storage.transforms.new_array.__defaults__", (0, 16, ()))
+    monkeypatch.setattr("daskreg.storage.runs.transforms.new_array.__defaults__", (0, 16, ()))
     for place in (blocks, keep, module):
         monkeypatch.setattr(place, "EDGE", 16)
     cut = invert(run, tmp_path / "cut.zarr")

@@ -9,8 +9,8 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
-from daskreg.storage.quick import quick
-from daskreg.storage.stores import lazy
+from daskreg.storage.zarr.codecs import quick
+from daskreg.storage.zarr.nodes import lazy
 
 SHAPE, CHUNKS = (33, 20, 17), (16, 8, 16)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from daskreg.grid import Grid, Region
-from daskreg.storage.ngff import SPACE
-from daskreg.storage.quick import quick
+from daskreg.storage.axes import SPACE
+from daskreg.storage.zarr.codecs import quick
 
 CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
 SOME = 8  # planes of means that are made at once: they stay in a processor's cache

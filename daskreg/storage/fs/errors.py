@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from daskreg.errors import DaskregError, NotFound, OutOfSpace, OutputError, Unreadable
-from daskreg.storage.address import is_remote
+from daskreg.storage.fs.address import is_remote
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

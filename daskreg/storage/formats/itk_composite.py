@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.address import parse_address
-from daskreg.storage.atomic import replacing
-from daskreg.storage.faults import reading, require
-from daskreg.storage.itk import AFFINE, affine_parameters, linear_matrix
-from daskreg.storage.transforms import Stored
+from daskreg.storage.formats.itk_linear import AFFINE, affine_parameters, linear_matrix
+from daskreg.storage.fs.address import parse_address
+from daskreg.storage.fs.atomic import replacing
+from daskreg.storage.fs.errors import reading, require
+from daskreg.storage.runs.transforms import Stored
 
 ENDINGS = (".h5", ".hdf5")
 FIELD = "DisplacementFieldTransform"

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, OutputError, Unreadable
-from daskreg.storage.atomic import replacing
-from daskreg.storage.faults import reading, require
+from daskreg.storage.fs.atomic import replacing
+from daskreg.storage.fs.errors import reading, require
 
 TABLES = (".csv", ".tsv", ".txt")
 MESHES = (".ply", ".vtk", ".vtu", ".obj", ".off", ".stl")

@@ -17,10 +17,10 @@ from zarr.codecs import Crc32cCodec
 
 from daskreg.errors import OutputError, Unreadable
 from daskreg.grid.partition import Span
-from daskreg.storage.address import is_remote, join
-from daskreg.storage.atomic import exists, get_text, names, put_text, remove, sync
-from daskreg.storage.faults import reading, reason, writing
-from daskreg.storage.ngff import SPACE
+from daskreg.storage.axes import SPACE
+from daskreg.storage.fs.address import is_remote, join
+from daskreg.storage.fs.atomic import exists, get_text, names, put_text, remove, sync
+from daskreg.storage.fs.errors import reading, reason, writing
 
 FOLDER = "checkpoint"
 LATEST = "latest.json"

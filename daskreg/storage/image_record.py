@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import dask.array as da
 
-from daskreg.storage.frame import Frame
-from daskreg.storage.ngff import Axis
+from daskreg.storage.axes import Axis
+from daskreg.storage.grid_metadata import Frame
 
 
 @dataclass(frozen=True)

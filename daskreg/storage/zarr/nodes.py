@@ -14,9 +14,9 @@ import zarr
 from numpy.typing import NDArray
 
 from daskreg.errors import NotFound, Unreadable
-from daskreg.storage.address import is_remote
-from daskreg.storage.faults import reading, reason, require
-from daskreg.storage.quick import quick
+from daskreg.storage.fs.address import is_remote
+from daskreg.storage.fs.errors import reading, reason, require
+from daskreg.storage.zarr.codecs import quick
 
 METADATA = ("zarr.json", ".zgroup", ".zarray")
 LARGEST = 128 << 20  # bytes a Dask chunk may have: a larger shard is read in parts

@@ -18,17 +18,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from daskreg.errors import IncompleteRun, NotFound, OutputExists, Unreadable
 from daskreg.grid import Grid, Region
-from daskreg.storage import ngff, ngff06
-from daskreg.storage.address import is_remote, join, parse_address
-from daskreg.storage.atomic import beside, exists, put_text, remove, require_place
-from daskreg.storage.checkpoint import CheckpointStore
-from daskreg.storage.faults import reading, writing
-from daskreg.storage.found import Level
+from daskreg.storage.axes import SPACE
+from daskreg.storage.fs.address import is_remote, join, parse_address
+from daskreg.storage.fs.atomic import beside, exists, put_text, remove, require_place
+from daskreg.storage.fs.errors import reading, writing
+from daskreg.storage.image_record import Level
 from daskreg.storage.images import Volume
-from daskreg.storage.pyramid import CHUNK, Factors, coarsen, new_array, pyramid, steps
-from daskreg.storage.quick import quick
-from daskreg.storage.stores import attributes, lazy, open_node
-from daskreg.storage.turn import along_grid, along_world, turn_of
+from daskreg.storage.runs.checkpoint import CheckpointStore
+from daskreg.storage.zarr import ngff, ngff05, ngff06
+from daskreg.storage.zarr.codecs import quick
+from daskreg.storage.zarr.multiscale import grid_attributes, grid_from_attributes
+from daskreg.storage.zarr.nodes import attributes, lazy, open_node
+from daskreg.storage.zarr.pyramid import CHUNK, Factors, coarsen, new_array, pyramid, steps
+from daskreg.storage.zarr.vector_frames import along_grid, along_world, turn_of
 
 FORMAT = 2  # 1 kept the displacement along the world's axes, as NGFF 0.5
 READABLE = (1, 2)
@@ -256,7 +258,7 @@ class RunStore:
     def _attributes(self, name: str, grid: Grid, levels: list[tuple[str, Factors]], components: int) -> dict[str, Any]:
         if name == DISPLACEMENT and self._format > 1:
             return ngff06.field_attributes(grid, levels, name)
-        return ngff.group_attributes(grid, levels, name, components=components)
+        return ngff05.group_attributes(grid, levels, name, components=components)
 
     @property
     def _format(self) -> int:
@@ -277,7 +279,7 @@ class RunStore:
 
     def _grid(self, which: str) -> Grid:
         with reading(self.path):
-            return ngff.grid_from_attributes(self.state[which])
+            return grid_from_attributes(self.state[which])
 
     def _array(self, name: str, level: int) -> zarr.Array[Any]:
         """Opened once a process: a rank writes thousands of chunks."""
@@ -295,7 +297,7 @@ class RunStore:
 
     def _image_grid(self, name: str) -> Grid:
         with reading(join(self.path, name)):
-            return ngff.grid_from_attributes(self._group[name].attrs["daskreg"]["grid"])  # type: ignore[call-overload, index, arg-type]
+            return grid_from_attributes(self._group[name].attrs["daskreg"]["grid"])  # type: ignore[call-overload, index, arg-type]
 
     def _level_grids(self, name: str) -> list[Grid]:
         where = join(self.path, name)
@@ -324,8 +326,8 @@ def _new_state(fixed: Grid, moving: Grid) -> dict[str, Any]:
         "complete": False,
         "started": _now(),
         **_process(),
-        "fixed": ngff.grid_attributes(fixed),
-        "moving": ngff.grid_attributes(moving),
+        "fixed": grid_attributes(fixed),
+        "moving": grid_attributes(moving),
     }
 
 
@@ -441,7 +443,7 @@ def _process_start(pid: int) -> int | None:
 
 def _require_whole_chunks(name: str, region: Region, array: zarr.Array[Any]) -> None:
     """One owner a chunk: two writers of one chunk lose each other's voxels."""
-    for axis, a, b, c, n in zip(ngff.SPACE, region.start, region.stop, array.chunks[-3:], array.shape[-3:], strict=True):
+    for axis, a, b, c, n in zip(SPACE, region.start, region.stop, array.chunks[-3:], array.shape[-3:], strict=True):
         if not 0 <= a < b <= n or a % c or (b % c and b != n):
             raise ValueError(f"{name}: {axis} {a}:{b} is not whole chunks of {c} voxels in an image of {n}.")
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, GridError, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.address import Address, is_remote
-from daskreg.storage.faults import reading, reason, require
-from daskreg.storage.found import Found
-from daskreg.storage.frame import Frame
-from daskreg.storage.ngff import Axis
-from daskreg.storage.stores import check_dtype
+from daskreg.storage.axes import Axis
+from daskreg.storage.fs.address import Address, is_remote
+from daskreg.storage.fs.errors import reading, reason, require
+from daskreg.storage.grid_metadata import Frame
+from daskreg.storage.image_record import Found
+from daskreg.storage.zarr.nodes import check_dtype
 
 ENDINGS = (".nii", ".nii.gz")
 AXES = tuple(Axis(n, k) for n, k in (("c", "channel"), ("t", "time"), ("z", "space"), ("y", "space"), ("x", "space")))

@@ -1,7 +1,7 @@
 import pytest
 
 from daskreg.errors import ConfigError, UnitsError
-from daskreg.storage.address import parent, parse_address, parse_spacing
+from daskreg.storage.fs.address import parent, parse_address, parse_spacing
 
 
 def test_a_plain_path_has_no_options():

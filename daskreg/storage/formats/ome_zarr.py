@@ -7,10 +7,12 @@ from typing import Any
 import zarr
 
 from daskreg.errors import ConfigError, NotFound, Unreadable
-from daskreg.storage import ngff
-from daskreg.storage.address import Address, parent
-from daskreg.storage.found import Found, Level
-from daskreg.storage.stores import attributes, children, dimension_names, lazy, member, open_node
+from daskreg.storage.axes import guessed_axes, spatial
+from daskreg.storage.fs.address import Address, parent
+from daskreg.storage.image_record import Found, Level
+from daskreg.storage.zarr import ngff
+from daskreg.storage.zarr.multiscale import Multiscale
+from daskreg.storage.zarr.nodes import attributes, children, dimension_names, lazy, member, open_node
 
 DEPTH = 4  # how many folders above an array are searched for the multiscales metadata it belongs to
 
@@ -39,7 +41,7 @@ def _in_group(group: zarr.Group, address: Address) -> Found:
     return _found(group, multiscale, level, address)
 
 
-def _found(group: zarr.Group, multiscale: ngff.Multiscale, level: int, address: Address) -> Found:
+def _found(group: zarr.Group, multiscale: Multiscale, level: int, address: Address) -> Found:
     array = member(group, multiscale.datasets[level].path, address.node)
     if array.ndim != len(multiscale.axes):
         raise Unreadable(f"{address.node}: level {level} has {array.ndim} axes, its metadata names {len(multiscale.axes)}.")
@@ -55,8 +57,8 @@ def _found(group: zarr.Group, multiscale: ngff.Multiscale, level: int, address: 
     )
 
 
-def _levels(group: zarr.Group, multiscale: ngff.Multiscale, name: str) -> tuple[Level, ...]:
-    order = ngff.spatial(multiscale.axes) or range(len(multiscale.axes))
+def _levels(group: zarr.Group, multiscale: Multiscale, name: str) -> tuple[Level, ...]:
+    order = spatial(multiscale.axes) or range(len(multiscale.axes))
     levels = []
     for dataset in multiscale.datasets:
         shape = member(group, dataset.path, name).shape
@@ -89,7 +91,7 @@ def _as_level(above: str, address: Address) -> Found | None:
 
 
 def _bare(array: zarr.Array[Any], address: Address) -> Found:
-    axes = ngff.guessed_axes(dimension_names(array), array.ndim)
+    axes = guessed_axes(dimension_names(array), array.ndim)
     form = f"Zarr v{array.metadata.zarr_format} array"
     return Found(address.text, form, lazy(array, address.node), axes, None, array.shards or array.chunks)
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from daskreg.errors import Unreadable
 from daskreg.grid import IDENTITY, UNITS, Grid
-from daskreg.storage.ngff import KINDS, SPACE, Axis, Dataset, Multiscale, grid_attributes
+from daskreg.storage.axes import KINDS, SPACE, Axis
+from daskreg.storage.zarr.multiscale import Dataset, Multiscale, grid_attributes
 
 VERSION = "0.6"
 PHYSICAL = "physical"  # a field's own system: along its grid's axes, in world units

@@ -14,9 +14,9 @@ from uuid import uuid4
 import fsspec
 
 from daskreg.errors import OutputError, OutputExists
-from daskreg.storage.address import is_remote, parse_address
-from daskreg.storage.faults import writing
-from daskreg.storage.stores import METADATA
+from daskreg.storage.fs.address import is_remote, parse_address
+from daskreg.storage.fs.errors import writing
+from daskreg.storage.zarr.nodes import METADATA
 
 
 @contextmanager

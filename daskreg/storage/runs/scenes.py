@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, UnitsError
 from daskreg.grid import UNITS, Grid
-from daskreg.storage import ngff, ngff06
-from daskreg.storage.address import is_remote, join, parent, parse_address
-from daskreg.storage.faults import writing
-from daskreg.storage.nifti import is_nifti
-from daskreg.storage.stores import attributes, open_node
+from daskreg.storage.axes import spatial
+from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.fs.address import is_remote, join, parent, parse_address
+from daskreg.storage.fs.errors import writing
+from daskreg.storage.zarr import ngff, ngff06
+from daskreg.storage.zarr.nodes import attributes, open_node
 
 INTRINSIC = "intrinsic"  # what ngff-zarr calls the one system of an image of 0.4 or 0.5, which has no names for systems
 DEPTH = 4  # how many folders above an array are searched for the image it is a level of
@@ -70,7 +71,7 @@ def find_image(name: str, address: str | Path) -> LinkedImage:
     place, tree = _image_above(given.node)
     multiscale = ngff.parse(place, tree)
     assert multiscale is not None
-    if ngff.spatial(multiscale.axes) != tuple(range(len(multiscale.axes)))[-3:]:
+    if spatial(multiscale.axes) != tuple(range(len(multiscale.axes)))[-3:]:
         order = ", ".join(a.name for a in multiscale.axes)
         raise ConfigError(f"{place} has the axes {order}; a scene links images whose last axes are z, y, x.")
     frame = multiscale.frame(place, 0)

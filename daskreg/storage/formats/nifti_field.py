@@ -9,9 +9,9 @@ import numpy as np
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.address import parse_address
-from daskreg.storage.faults import reading, require
-from daskreg.storage.nifti import NiftiVoxels, frame_of, read_header
+from daskreg.storage.formats.nifti import NiftiVoxels, frame_of, read_header
+from daskreg.storage.fs.address import parse_address
+from daskreg.storage.fs.errors import reading, require
 
 VECTORS = (1006, 1007)  # NIfTI's codes: displacement vector, vector
 

@@ -17,10 +17,10 @@ from scipy.spatial.transform import Rotation
 
 from daskreg.errors import GridError, OutputError, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.address import is_remote, parse_address
-from daskreg.storage.atomic import replacing
-from daskreg.storage.faults import reading, require
-from daskreg.storage.nifti import is_nifti
+from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.fs.address import is_remote, parse_address
+from daskreg.storage.fs.atomic import replacing
+from daskreg.storage.fs.errors import reading, require
 from daskreg.storage.write import header_bytes, millimetres, nifti_header, opened, slabs
 
 AFFINE = "AffineTransform_double_3_3"

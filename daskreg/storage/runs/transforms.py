@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from daskreg.errors import IncompleteRun, NotFound, Unreadable
 from daskreg.grid import Grid, Region
-from daskreg.storage import ngff, ngff06
-from daskreg.storage.address import join, parse_address
-from daskreg.storage.faults import reading, writing
-from daskreg.storage.pyramid import coarsen, new_array, pyramid, steps
-from daskreg.storage.quick import quick
-from daskreg.storage.scenes import LinkedImage, between_images, find_image, link_images
-from daskreg.storage.stores import attributes, lazy, member, open_node
-from daskreg.storage.turn import along_grid, along_world, turn_of
+from daskreg.storage.fs.address import join, parse_address
+from daskreg.storage.fs.errors import reading, writing
+from daskreg.storage.runs.scenes import LinkedImage, between_images, find_image, link_images
+from daskreg.storage.zarr import ngff, ngff06
+from daskreg.storage.zarr.codecs import quick
+from daskreg.storage.zarr.multiscale import grid_attributes, grid_from_attributes
+from daskreg.storage.zarr.nodes import attributes, lazy, member, open_node
+from daskreg.storage.zarr.pyramid import coarsen, new_array, pyramid, steps
+from daskreg.storage.zarr.vector_frames import along_grid, along_world, turn_of
 
 FORMAT = 1
 FOLDER = "coordinateTransformations"
@@ -98,7 +99,7 @@ class TransformStore:
             "complete": True,
             "unit": unit,
             "links": [{"affine": w.tolist(), "field": path} for w, _, path in forward],
-            **{k: ngff.grid_attributes(g) for k, g in (("fixed", fixed), ("moving", moving)) if g is not None},
+            **{k: grid_attributes(g) for k, g in (("fixed", fixed), ("moving", moving)) if g is not None},
             **told,
         }
         with writing(self.path):
@@ -153,7 +154,7 @@ def _own(path: str, node: Any, own: Mapping[str, Any]) -> Contents:
             f"{path} has transform format {own.get('format')}, {FORMAT} was expected; use the daskreg that wrote it."
         )
     with reading(path):
-        grids = [ngff.grid_from_attributes(own[k]) if k in own else None for k in ("fixed", "moving")]
+        grids = [grid_from_attributes(own[k]) if k in own else None for k in ("fixed", "moving")]
         links = tuple(_own_link(path, node, entry) for entry in own["links"])
         return Contents(links, own["unit"], grids[0], grids[1], own)
 
@@ -162,7 +163,7 @@ def _own_link(path: str, node: Any, entry: Mapping[str, Any]) -> Stored:
     affine, field = np.asarray(entry["affine"], float), entry["field"]
     if field is None:
         return Stored(affine)
-    grid = ngff.grid_from_attributes(node[field].attrs["daskreg"]["grid"])
+    grid = grid_from_attributes(node[field].attrs["daskreg"]["grid"])
     array = lazy(member(node, f"{field}/0", path), join(path, field))
     return Stored(affine, grid, along_world(array, turn_of(grid)))
 

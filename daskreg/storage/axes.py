@@ -1,0 +1,37 @@
+"""Axes of stored arrays: their names, kinds and order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SPACE = ("z", "y", "x")
+KINDS = {"t": "time", "time": "time", "c": "channel", "channel": "channel", "z": "space", "y": "space", "x": "space"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a stored array; kind is space, time, channel or other."""
+
+    name: str
+    kind: str
+    unit: str | None = None
+    orientation: str | None = None
+
+
+def spatial(axes: Sequence[Axis]) -> tuple[int, ...] | None:
+    """Array axes of z, y and x, or None when they are not exactly these three."""
+    names = [a.name.lower() if a.kind == "space" else "" for a in axes]
+    if sum(n != "" for n in names) != 3:
+        return None
+    if all(s in names for s in SPACE):
+        return tuple(names.index(s) for s in SPACE)
+    return tuple(i for i, n in enumerate(names) if n)  # names of their own: taken in the order stored
+
+
+def guessed_axes(names: Sequence[str | None] | None, ndim: int) -> tuple[Axis, ...]:
+    """Axes of an array without metadata: by its dimension names where they tell, else t, c, z, y, x from the end."""
+    known = [str(n).lower() for n in names or ()]
+    if len(known) != ndim or not set(SPACE[-min(ndim, 3) :]) <= set(known):
+        known = list(("t", "c", *SPACE)[-ndim:]) if ndim <= 5 else [f"axis{i}" for i in range(ndim)]
+    return tuple(Axis(n, KINDS.get(n, "other")) for n in known)

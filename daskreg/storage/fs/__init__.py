@@ -1,0 +1,1 @@
+"""Paths and URLs, atomic writing and what the system says when it fails."""

@@ -1,0 +1,1 @@
+"""Runs, transforms, scenes and checkpoints as Zarr stores."""

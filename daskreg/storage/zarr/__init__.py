@@ -1,0 +1,1 @@
+"""Zarr arrays and groups: opening, codecs, pyramids and OME-NGFF metadata."""

@@ -1,0 +1,146 @@
+"""OME-NGFF 0.4 and 0.5 metadata: read into plain values, and written as 0.5."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ome_zarr_models.v04.multiscales import Multiscale as Multiscale04
+from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
+from pydantic import ValidationError
+
+from daskreg.errors import Unreadable
+from daskreg.grid import Grid
+from daskreg.storage.axes import KINDS, SPACE, Axis
+from daskreg.storage.zarr.multiscale import ORIENTATIONS, Dataset, Multiscale, grid_attributes
+
+
+def parse_image(name: str, version: str, image: Mapping[str, Any], channels: tuple[str, ...], grid: Grid | None) -> Multiscale:
+    """The multiscales metadata of a 0.4 or 0.5 image. Raises Unreadable for metadata that no voxel can be placed with."""
+    model = _validated(name, version, image)
+    axes = tuple(_axis(a) for a in model.axes)
+    outer = _steps(name, model.coordinateTransformations or (), len(axes))
+    datasets = tuple(_dataset(name, d, outer, len(axes)) for d in model.datasets)
+    return Multiscale(version, axes, datasets, channels, grid, image.get("type") == "sampled")
+
+
+def group_attributes(
+    grid: Grid,
+    levels: Sequence[tuple[str, tuple[int, int, int]]],
+    name: str,
+    kind: str = "mean",
+    *,
+    components: int = 0,
+    lead: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Attributes of an NGFF 0.5 image group: ``levels`` are (path, factors from level 0) of blocks of voxels, of which ``kind``
+    says what was taken: the mean, or the mode;  lead: names of leading axes.
+
+    NGFF 0.5 states no direction: ``daskreg.grid`` beside it does, and RFC-4 orientations where the axes lie along LPS.
+    """
+    outer = list(lead) or (["c"] if components else [])
+    axes: list[dict[str, Any]] = [{"name": n, "type": KINDS.get(n, "other")} for n in outer]
+    axes += [_axis_attributes(n, grid, k) for k, n in enumerate(SPACE)]
+    datasets = [_dataset_attributes(path, grid.coarsen(f), len(outer)) for path, f in levels]
+    multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": kind}
+    return {"ome": {"version": "0.5", "multiscales": [multiscale]}, "daskreg": {"grid": grid_attributes(grid)}}
+
+
+def _validated(name: str, version: str, image: Mapping[str, Any]) -> Multiscale04 | Multiscale05:
+    if not version.startswith(("0.4", "0.5")):
+        raise Unreadable(
+            f"{name} is OME-Zarr {version}; versions 0.4, 0.5 and 0.6 are read. Name one of its arrays, with '::spacing=ZxYxX'."
+        )
+    model = Multiscale05 if version.startswith("0.5") else Multiscale04
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return model.model_validate(_mended(image))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(k) for k in first["loc"])
+        message = first["msg"].removeprefix("Value error, ").rstrip(".")
+        raise Unreadable(f"{name}: its OME-Zarr {version} metadata is invalid at multiscales[0].{where}: {message}.") from None
+
+
+def _mended(image: Mapping[str, Any]) -> dict[str, Any]:
+    """Small sins of writers: axis types left out, identity transformations, a version of its own."""
+    tree = {k: v for k, v in image.items() if k != "version"}
+    if isinstance(tree.get("axes"), list):
+        tree["axes"] = [_with_type(a) for a in tree["axes"]]
+    outer = tree.get("coordinateTransformations")
+    if isinstance(outer, list):
+        kept = [t for t in outer if not (isinstance(t, Mapping) and t.get("type") == "identity")]
+        tree["coordinateTransformations"] = kept or None
+    return tree
+
+
+def _with_type(axis: Any) -> Any:
+    if isinstance(axis, Mapping) and not axis.get("type"):
+        kind = KINDS.get(str(axis.get("name")).lower())
+        return {**axis, "type": kind} if kind else axis
+    return axis
+
+
+def _axis(axis: Any) -> Axis:
+    kind = axis.type if axis.type in ("space", "time", "channel") else "other"
+    unit = axis.unit if kind == "space" and isinstance(axis.unit, str) else None
+    extra = axis.model_extra or {}
+    orientation = extra.get("orientation", extra.get("anatomicalOrientation"))
+    if isinstance(orientation, Mapping):
+        orientation = orientation.get("value")
+    return Axis(str(axis.name), kind, unit, orientation if isinstance(orientation, str) else None)
+
+
+def _dataset(name: str, dataset: Any, outer: tuple[Any, Any], ndim: int) -> Dataset:
+    scale, shift = _steps(name, dataset.coordinateTransformations, ndim)
+    total = tuple(float(a * b) for a, b in zip(scale, outer[0], strict=True))
+    if shift is None and outer[1] is None:
+        return Dataset(dataset.path, total, None)
+    inner, beyond = (np.zeros(ndim) if s is None else np.asarray(s) for s in (shift, outer[1]))
+    return Dataset(dataset.path, total, tuple((np.asarray(outer[0]) * inner + beyond).tolist()))
+
+
+def _steps(name: str, transforms: Sequence[Any], ndim: int) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+    """(scale, translation or None) of one transformation list, a scale first."""
+    scale, shift = (1.0,) * ndim, None
+    for step in transforms:
+        values = getattr(step, "scale", None) or getattr(step, "translation", None)
+        if values is None:
+            raise Unreadable(f"{name}: its {step.type} stands in a file of its own ('path'); numbers were expected.")
+        if step.type == "scale":
+            scale = tuple(values)
+        else:
+            shift = tuple(values)
+    return scale, shift
+
+
+def _axis_attributes(name: str, grid: Grid, column: int) -> dict[str, Any]:
+    axis: dict[str, Any] = {"name": name, "type": "space"}
+    if grid.unit:
+        axis["unit"] = grid.unit
+    word = _orientation(np.asarray(grid.direction)[:, column]) if grid.oriented else None
+    return {**axis, "orientation": {"type": "anatomical", "value": word}} if word else axis
+
+
+def _orientation(column: NDArray[np.float64]) -> str | None:
+    """The word for a unit vector along a world axis, None for an oblique one."""
+    for word, (row, sign) in ORIENTATIONS.items():
+        if abs(column[row] * sign - 1) < 1e-6:
+            return word
+    return None
+
+
+def _dataset_attributes(path: str, grid: Grid, outer: int) -> dict[str, Any]:
+    shift = np.linalg.solve(np.asarray(grid.direction), np.asarray(grid.origin)).tolist()
+    lead = [1.0] * outer, [0.0] * outer
+    return {
+        "path": path,
+        "coordinateTransformations": [
+            {"type": "scale", "scale": [*lead[0], *grid.spacing]},
+            {"type": "translation", "translation": [*lead[1], *shift]},
+        ],
+    }
