@@ -24,7 +24,7 @@ from daskreg.kernels import difference as difference_kernel
 from daskreg.kernels import gaussian, march, passes
 from daskreg.kernels import sample as sampling
 from daskreg.optimizers.adam import rates
-from daskreg.transforms.linear import fixed_point, linear_part
+from daskreg.transforms.linear import linear_part, to_fixed_point
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_passes.json"
 NOWHERE = np.empty((0, 0, 0), np.float32)
@@ -64,7 +64,11 @@ class Volume:
 
     def _sampler(self) -> tuple[Any, ...]:
         size = tuple(np.int32(v) for v in (self.shape[0], 0, *self.shape))
-        place = (np.int32(0), tuple(np.int64(v) for v in fixed_point(MATRIX)), tuple(np.float32(v) for v in linear_part(MATRIX)))
+        place = (
+            np.int32(0),
+            tuple(np.int64(v) for v in to_fixed_point(MATRIX)),
+            tuple(np.float32(v) for v in linear_part(MATRIX)),
+        )
         return self.n, *place, self.flat("u"), size, self.flat("image")
 
     def _columns(self) -> tuple[Any, ...]:
@@ -107,7 +111,7 @@ def check(shape: tuple[int, int, int] = (45, 50, 71)) -> dict[str, float]:
     found, volume = {}, Volume(shape)
     image, fixed, u, g, m, v = volume.host("image", "fixed", "u", "g", "m", "v")
     moved, scratch, d = np.empty(shape, np.float32), np.zeros_like(u), np.zeros_like(u)
-    place = (0, fixed_point(MATRIX), linear_part(MATRIX))
+    place = (0, to_fixed_point(MATRIX), linear_part(MATRIX))
 
     def smooth(sigma: float, field: Any) -> None:
         weights, tables = gaussian.gaussian_weights(sigma), [gaussian.gaussian_table(k, sigma) for k in shape]

@@ -35,7 +35,7 @@ from daskreg.engine.rank import Rank
 from daskreg.engine.report import Outcome, Watch
 from daskreg.kernels.sample import sample_nearest
 from daskreg.planning import Plan
-from daskreg.transforms.linear import fixed_point, index_map, linear_part
+from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 from daskreg.workflows.inputs import open_inputs
 from daskreg.workflows.presets import preset
 
@@ -104,7 +104,7 @@ def dice(plan: Plan, found: Outcome, data: Path, config: Config) -> float:
     fixed, moving = (np.array(v.read()) for v in inputs.cut()[:2])
     matrix = index_map(found.affine, plan.fixed, plan.moving)
     moved = np.zeros(plan.fixed.shape, moving.dtype)
-    sample_nearest(moved.shape, 0, fixed_point(matrix), linear_part(matrix), found.displacement, moving, moved)
+    sample_nearest(moved.shape, 0, to_fixed_point(matrix), linear_part(matrix), found.displacement, moving, moved)
     both = [(fixed == k, moved == k) for k in STRUCTURES]
     return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in both]))
 

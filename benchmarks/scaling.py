@@ -58,7 +58,7 @@ from daskreg.grid import Partition, Span
 from daskreg.kernels.launch import use_threads
 from daskreg.kernels.sample import add_value_and_gradient
 from daskreg.planning import RESIDENCIES
-from daskreg.transforms.linear import fixed_point, linear_part
+from daskreg.transforms.linear import linear_part, to_fixed_point
 from tests import phantoms
 
 Shape = tuple[int, int, int]
@@ -259,7 +259,7 @@ def kernels(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Seconds a voxel, one thread: value and gradient from planes at hand, from a ring of one, and of one more shard."""
     use_threads(1)
     box, (_, moving) = args.shape, pair(args.shape)
-    place = (0, fixed_point(np.eye(4)), linear_part(np.eye(4)))
+    place = (0, to_fixed_point(np.eye(4)), linear_part(np.eye(4)))
     u, g = np.full((3, *box), 0.3, np.float32), np.zeros((3, *box), np.float32)
     moved = np.empty(box, np.float32)
     whole = Partition.of(box[0], 1)

@@ -26,7 +26,7 @@ from daskreg.kernels.gaussian import gaussian_table, gaussian_weights, shrink_ta
 from daskreg.kernels.half import halves, packed, parted, singles
 from daskreg.kernels.launch import KERNELS, SWEEPS, Kernel, Sweep
 from daskreg.kernels.launch import box as whole_box
-from daskreg.transforms.linear import fixed_point, linear_part
+from daskreg.transforms.linear import linear_part, to_fixed_point
 
 Array = NDArray[np.float32]
 Case = tuple[Any, ...]
@@ -130,7 +130,7 @@ def place(halo: int = 0) -> tuple[Any, ...]:
     """first, affine, linear of a block far up the z axis, whose points still meet the image; its arrays begin with a halo."""
     matrix = MATRIX.copy()
     matrix[:3, 3] -= matrix[:3, 0] * FIRST
-    return FIRST - halo, fixed_point(matrix), linear_part(matrix)
+    return FIRST - halo, to_fixed_point(matrix), linear_part(matrix)
 
 
 def tall() -> tuple[Any, ...]:
@@ -223,7 +223,7 @@ def sample_window() -> Case:
     matrix = MATRIX.copy()
     matrix[0] = 0.3, 0, 0, 2.05 - 0.3 * HALO
     origin, near = shard(image(*OTHER))
-    return INNER, 0, fixed_point(matrix), linear_part(matrix), None, origin, OTHER[0], near, empty(*TALL)
+    return INNER, 0, to_fixed_point(matrix), linear_part(matrix), None, origin, OTHER[0], near, empty(*TALL)
 
 
 CASES["sample of a window"] = sample_window
@@ -239,7 +239,7 @@ def sample_cubic() -> Case:
 
 @case
 def sample_field() -> Case:
-    return SHAPE, fixed_point(MATRIX), linear_part(MATRIX), vectors(*SHAPE, size=3), vectors(*OTHER, seed=6), empty(3, *SHAPE)
+    return SHAPE, to_fixed_point(MATRIX), linear_part(MATRIX), vectors(*SHAPE, size=3), vectors(*OTHER, seed=6), empty(3, *SHAPE)
 
 
 @case

@@ -22,7 +22,7 @@ from daskreg.kernels.sample import sample
 from daskreg.planning import Plan
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED
-from daskreg.transforms.linear import fixed_point, index_map, linear_part
+from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 
 PART = 256 << 20  # bytes of a row that are made and compressed at once
 BEHIND = 2  # parts that may wait to be compressed while a GPU makes the next
@@ -151,7 +151,7 @@ def resample(
 ) -> NDArray[np.float32]:
     """Planes of the moving image on the fixed grid, through the whole transform; 0 out of domain."""
     matrix = index_map(affine, plan.fixed, plan.moving)
-    place = (row.start, fixed_point(matrix), linear_part(matrix))
+    place = (row.start, to_fixed_point(matrix), linear_part(matrix))
     block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)), device=source.device)
     u = None if u is None else module_of(u).ascontiguousarray(u)
     if u is None:

@@ -28,7 +28,7 @@ from daskreg.optimizers.adam import rates, step_scale
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
 from daskreg.similarity import Similarity, make
-from daskreg.transforms.linear import fixed_point, index_map, linear_part
+from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 
 Array = NDArray[np.float32]
 AT_REST = 1 / 3  # length of the longest first direction when no voxel has more than a twentieth of a clear gradient
@@ -56,7 +56,7 @@ class Loop:
         self.fixed, mask = fixed.deliver(level.fixed_factors, self.block.around(self.block.halo), comm, half)
         self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm, trace, half)
         matrix = index_map(world, level.fixed, level.moving)
-        self.place = (self.block.first, fixed_point(matrix), linear_part(matrix))
+        self.place = (self.block.first, to_fixed_point(matrix), linear_part(matrix))
         self.weights = Weights(mask, self.sampler.masked, self.block)
         self.moved = self.block.scalar()
         self.reach = self.warp_filter.reach + 1  # a step is less than a voxel, so a composition reads one plane around

@@ -17,7 +17,7 @@ from daskreg.grid import Grid, Index, Span, shrink_factors
 from daskreg.kernels.device import CPU, Device
 from daskreg.kernels.sample import sample
 from daskreg.planning import Level
-from daskreg.transforms.linear import about, apply_to, fixed_point, index_map, linear_part, translation
+from daskreg.transforms.linear import index_map, linear_about, linear_part, to_fixed_point, transform_points, translation
 from daskreg.transforms.moments import axis_rotations, center_of_mass, principal_axes
 from daskreg.transforms.search import Candidate, Correlator, band_pass, rotations
 
@@ -70,12 +70,12 @@ def run_moments(stage: Moments, images: tuple[Image, Image], world: Matrix) -> t
     level = coarse_level(images, COARSE)
     (f, _), (m, _) = whole(images[0], level.fixed_factors), whole(images[1], level.moving_factors)
     center, target = center_of_mass(f, level.fixed), center_of_mass(m, level.moving)
-    there = apply_to(world, center)
+    there = transform_points(world, center)
     moved = translation(target - there) @ world
     candidates = [moved]
     if stage.orientation:
         turns = axis_rotations(principal_axes(f, level.fixed), principal_axes(m, level.moving))
-        candidates += [translation(target - center) @ about(center, r) for r in turns]
+        candidates += [translation(target - center) @ linear_about(center, r) for r in turns]
     loss = LinearLoss(Rigid(similarity=MI()), level, images, Alone())
     values = [loss.value(c)[0] for c in candidates]
     best = int(np.argmin(values))
@@ -118,14 +118,14 @@ def _usual(images: tuple[Image, Image], world: Matrix) -> list[Matrix]:
     """Where the headers, and where the centres of mass, put the images: candidates like any other."""
     level = coarse_level(images, COARSE)
     (f, _), (m, _) = whole(images[0], level.fixed_factors), whole(images[1], level.moving_factors)
-    there = apply_to(world, center_of_mass(f, level.fixed))
+    there = transform_points(world, center_of_mass(f, level.fixed))
     return [world, translation(center_of_mass(m, level.moving) - there) @ world]
 
 
 def covered(level: Level, world: Matrix) -> float:
     """Part of the smaller image's extent that the other one covers there, judged on a lattice of fixed points."""
     axes = [np.linspace(0, n - 1, 16) for n in level.fixed.shape]
-    points = apply_to(world, level.fixed.to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)))
+    points = transform_points(world, level.fixed.to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)))
     at = level.moving.to_index(points)
     part = float(((at >= -0.5) & (at <= np.asarray(level.moving.shape) - 0.5)).all(axis=1).mean())
     volumes = [float(np.prod(g.extent)) for g in (level.fixed, level.moving)]
@@ -176,13 +176,13 @@ class _Views:
         return self._sampled(self.images[1], room, self._about(turn))
 
     def _about(self, turn: NDArray[np.float64]) -> Matrix:
-        return translation(self.centers[1] - self.centers[0]) @ about(self.centers[0], self.linear @ turn)
+        return translation(self.centers[1] - self.centers[0]) @ linear_about(self.centers[0], self.linear @ turn)
 
     def _sampled(self, image: Image, lattice: Grid, world: Matrix) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         factors = shrink_factors(image.grid, self.voxel)
         voxels, mask = whole(image, factors)
         matrix = index_map(world, lattice, image.grid.coarsen(factors))
-        place = (0, fixed_point(matrix), linear_part(matrix), None, 0, voxels.shape[0])
+        place = (0, to_fixed_point(matrix), linear_part(matrix), None, 0, voxels.shape[0])
         seen = np.empty(lattice.shape, np.float32)
         sample(lattice.shape, *place, voxels, seen)
         inside = np.isfinite(seen)

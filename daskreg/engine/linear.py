@@ -23,7 +23,15 @@ from daskreg.kernels.device import host
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
 from daskreg.similarity import make
-from daskreg.transforms.linear import Kind, LinearModel, affine_slope, fixed_point, index_map, linear_part, world_slope
+from daskreg.transforms.linear import (
+    LinearKind,
+    LinearModel,
+    index_gradient_by_plane,
+    index_map,
+    linear_part,
+    to_fixed_point,
+    world_gradient,
+)
 
 Matrix = NDArray[np.float64]
 HALT = -1.0
@@ -58,7 +66,7 @@ class LinearLoss:
     def look(self, world: Matrix) -> Place:
         """Leave moved and weights ready."""
         matrix = index_map(world, self.level.fixed, self.level.moving)
-        place = (self.block.first, fixed_point(matrix), linear_part(matrix))
+        place = (self.block.first, to_fixed_point(matrix), linear_part(matrix))
         partition, needs = self.block.partition, affine_reach(place, self.block.partition, self.block.shape).needs
         self.sampler.prepare(Reach.of_slabs(partition, needs))  # a ring keeps the gradient of all planes, for ``sums``
         self.sampler.look(self.block.box(), place, None, self.moved, self.weights.seen, self.gradient)
@@ -91,9 +99,9 @@ class LinearLoss:
         box = self.block.box()
         self.similarity.finish(box, total, self.fixed, self.weights.array, self.moved, self.fields)
         rows = self.sampler.sums(box, place, self.moved, self.gradient)
-        planes = affine_slope(host(rows), self.block.own.start)
+        planes = index_gradient_by_plane(host(rows), self.block.own.start)
         sums = self.comm.sum_planes(planes, self.block.partition.lengths).reshape(3, 4) / max(n, 1e-30)
-        return loss, world_slope(np.vstack([sums, np.zeros(4)]), self.level.fixed, self.level.moving)
+        return loss, world_gradient(np.vstack([sums, np.zeros(4)]), self.level.fixed, self.level.moving)
 
 
 class Lead:
@@ -149,7 +157,7 @@ def _minimise(stage: Linear, level: Level, loss: Lead, world: Matrix, report: Le
     """The best world matrix that L-BFGS came by."""
     grid = level.fixed
     radius = float(np.linalg.norm(grid.extent)) / 4
-    model = LinearModel(cast("Kind", stage.name), grid.center, radius, world)
+    model = LinearModel(cast("LinearKind", stage.name), grid.center, radius, world)
     unit = float(np.mean(grid.spacing))
     best: tuple[float, NDArray[np.float64]] = (np.inf, np.zeros(model.size))
 

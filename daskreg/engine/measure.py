@@ -16,7 +16,7 @@ from daskreg.kernels.jacobian import jacobian
 from daskreg.kernels.launch import on_device
 from daskreg.planning import Plan
 from daskreg.similarity import MutualInformation
-from daskreg.transforms.linear import fixed_point, index_map, linear_part
+from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 
 Array = NDArray[np.float32]
 SLAB = 32  # planes looked at together
@@ -26,7 +26,7 @@ FULL = (1, 1, 1)
 def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, float]:
     """Correlation and mutual information (nats) of fixed and moved, over the fixed voxels that land in the moving image."""
     block, matrix = outcome.block, index_map(outcome.affine, plan.fixed, plan.moving)
-    place = (block.first, fixed_point(matrix), linear_part(matrix))
+    place = (block.first, to_fixed_point(matrix), linear_part(matrix))
     fixed, _ = images[0].deliver(FULL, block.around(block.halo), comm)
     sampler = make_sampler("window", images[1], FULL, plan.shards, comm)
     sampler.prepare(_reach(outcome, place, comm))

@@ -1,13 +1,13 @@
 """Where voxels are: no arrays of voxels and no I/O."""
 
 from daskreg.grid.grid import IDENTITY, UNITS, Grid, unit_name
-from daskreg.grid.partition import FEWEST_PLANES, Partition, Span, cut_orders
+from daskreg.grid.partition import MINIMUM_PLANES, Partition, Span, cut_orders
 from daskreg.grid.pyramid import level_factors, shrink_factors
 from daskreg.grid.region import Index, Region
 
 __all__ = [
-    "FEWEST_PLANES",
     "IDENTITY",
+    "MINIMUM_PLANES",
     "UNITS",
     "Grid",
     "Index",

@@ -10,7 +10,7 @@ import numpy as np
 from daskreg.grid.grid import Grid
 from daskreg.grid.region import Index
 
-FEWEST_PLANES = 8  # a slab thinner than this costs more in halos than it saves in work
+MINIMUM_PLANES = 8  # a slab thinner than this costs more in halos than it saves in work
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Partition:
     slabs: tuple[Span, ...]
 
     @classmethod
-    def of(cls, planes: int, ranks: int, fewest: int = FEWEST_PLANES) -> Partition:
+    def of(cls, planes: int, ranks: int, fewest: int = MINIMUM_PLANES) -> Partition:
         """``ranks`` slabs; fewer work where slabs would have less than ``fewest`` planes."""
         working = max(1, min(ranks, planes // max(1, fewest)))
         cuts = [planes * k // working for k in range(working + 1)] + [planes] * (ranks - working)

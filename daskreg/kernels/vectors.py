@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def turned(matrix: NDArray[np.float64], field: NDArray[Any]) -> NDArray[np.float32]:
+def apply_matrix(matrix: NDArray[np.float64], field: NDArray[Any]) -> NDArray[np.float32]:
     """A linear map (3, 3) of every vector of (3, Z, Y, X): float32 sums in a fixed order, so that a block changes no bit."""
     out = np.empty(field.shape, np.float32)
     for row, total in zip(matrix.astype(np.float32), out, strict=True):

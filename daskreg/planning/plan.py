@@ -9,7 +9,7 @@ from typing import Any
 
 from daskreg.config import Config, Deformable, Optimised
 from daskreg.errors import PlanTooLarge
-from daskreg.grid import FEWEST_PLANES, Grid, Index, Partition, level_factors
+from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
 from daskreg.kernels.gaussian import radius_of
 from daskreg.planning.memory import Tally, input_bytes, level_tally, output_bytes
 from daskreg.planning.table import lines
@@ -60,7 +60,7 @@ class Plan:
     masks: tuple[bool, bool] = (False, False)
     workers: int = 1
     memory: int | None = None
-    fewest: int = FEWEST_PLANES
+    fewest: int = MINIMUM_PLANES
     unpacked: tuple[int, int] = (0, 0)
 
     @property
@@ -145,7 +145,7 @@ def make_plan(
     workers: int = 1,
     memory: int | None = None,
     residency: str = "auto",
-    fewest: int = FEWEST_PLANES,
+    fewest: int = MINIMUM_PLANES,
     unpacked: tuple[int, int] = (0, 0),
 ) -> Plan:
     """Levels of every stage, cut into a block a worker. Raises UnitsError when the images' units cannot be brought together.

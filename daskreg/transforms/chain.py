@@ -15,10 +15,10 @@ from daskreg.errors import InputError
 from daskreg.grid import Grid, Region
 from daskreg.kernels.jacobian import jacobian
 from daskreg.kernels.launch import DISABLED, Kernel
-from daskreg.kernels.vectors import turned
+from daskreg.kernels.vectors import apply_matrix
 from daskreg.kernels.warp import sample_field
 from daskreg.transforms.composite import Link, pieces
-from daskreg.transforms.linear import fixed_point, linear_part
+from daskreg.transforms.linear import linear_part, to_fixed_point
 
 PART = 32  # voxels an axis of what is bounded together
 MARGIN = 2  # voxels around what a block's points reach: trilinear corners and rounding
@@ -53,7 +53,7 @@ def launch_on_cuda(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any)
 
 
 @dataclass(frozen=True)
-class Course:
+class SampledMap:
     """Where the voxels x of a box go: ``phi(x) = matrix x + turn e(x)``, in the world that the chain ends in.
 
     matrix: (4, 4) from global voxel indices;  turn: (3, 3);  e: (3, Z, Y, X) float32, None where every link is affine
@@ -72,27 +72,27 @@ class Course:
         """``phi(x) - matrix x``, (3, Z, Y, X). Raises ValueError where every link is affine."""
         if self.e is None:
             raise ValueError("every link is affine: there is no displacement.")
-        return self.e if np.array_equal(self.turn, np.eye(3)) else turned(self.turn, self.e)
+        return self.e if np.array_equal(self.turn, np.eye(3)) else apply_matrix(self.turn, self.e)
 
 
-def course(links: Sequence[Link], here: Grid, box: Region, run: Launch = launch) -> Course:
+def sample_chain(links: Sequence[Link], here: Grid, box: Region, run: Launch = launch) -> SampledMap:
     """Follow the voxels of ``box`` of the grid ``here`` through all links; each field is read once, where they reach it."""
-    at = Course(here.index_to_world, np.eye(3), None)
+    at = SampledMap(here.index_to_world, np.eye(3), None)
     for link in links:
         if link.displacement is not None:
             at = _displaced(at, link, box, run)
-        at = Course(link.affine @ at.matrix, link.affine[:3, :3] @ at.turn, at.e)
+        at = SampledMap(link.affine @ at.matrix, link.affine[:3, :3] @ at.turn, at.e)
     return at
 
 
-def _displaced(at: Course, link: Link, box: Region, run: Launch) -> Course:
+def _displaced(at: SampledMap, link: Link, box: Region, run: Launch) -> SampledMap:
     d = _field_at(at, link, box, run)
     if d is None:
         return at
-    return Course(at.matrix, np.eye(3), d if at.e is None else at.beyond() + d)
+    return SampledMap(at.matrix, np.eye(3), d if at.e is None else at.beyond() + d)
 
 
-def _field_at(at: Course, link: Link, box: Region, run: Launch) -> Array | None:
+def _field_at(at: SampledMap, link: Link, box: Region, run: Launch) -> Array | None:
     """Values of a link's d where the voxels of a box have got to, (3, Z, Y, X) world units; None where none reaches its grid."""
     matrix, linear = at.into(link.place)
     same = None if at.e is not None else _same_lattice(matrix, box)
@@ -102,10 +102,10 @@ def _field_at(at: Course, link: Link, box: Region, run: Launch) -> Array | None:
         if there.size:
             d[(slice(None), *there.within(same))] = link.read(there)
         return d
-    there = footprint(matrix, linear, at.e, box, link.place.shape)
+    there = sampling_bounds(matrix, linear, at.e, box, link.place.shape)
     if not there.size:
         return None
-    run(sample_field, box.shape, shifted(matrix, box, there), linear_part(linear), at.e, link.read(there), d)
+    run(sample_field, box.shape, local_coefficients(matrix, box, there), linear_part(linear), at.e, link.read(there), d)
     return d
 
 
@@ -118,7 +118,9 @@ def _same_lattice(matrix: Matrix, box: Region) -> Region | None:
     return box.shift((z, y, x))
 
 
-def footprint(matrix: Matrix, linear: Matrix, e: Array | None, box: Region, shape: Sequence[int], margin: int = MARGIN) -> Region:
+def sampling_bounds(
+    matrix: Matrix, linear: Matrix, e: Array | None, box: Region, shape: Sequence[int], margin: int = MARGIN
+) -> Region:
     """The voxels of an image of ``shape`` that ``p(x) = A x + t + S e(x)`` reads, over all voxels x of a box.
 
     Every voxel's own e counts, in parts of PART voxels an axis: what bulges inside a box reaches further than its corners and
@@ -142,27 +144,27 @@ def _ends(matrix: Matrix, linear: Matrix, e: Array | None, box: Region) -> tuple
     return low, high
 
 
-def shifted(matrix: Matrix, box: Region, there: Region) -> tuple[np.int64, ...]:
+def local_coefficients(matrix: Matrix, box: Region, there: Region) -> tuple[np.int64, ...]:
     """(A t) for local indices of a block and of the part of the image read for it, exactly: a block changes no bit."""
-    a = [int(v) for v in fixed_point(matrix)]
+    a = [int(v) for v in to_fixed_point(matrix)]
     for r in range(3):
         a[4 * r + 3] += sum(a[4 * r + c] * box.start[c] for c in range(3)) - (there.start[r] << 32)
     return tuple(np.int64(v) for v in a)
 
 
-def stretching(links: Sequence[Link], grid: Grid, box: Region, *, whole: bool = True, run: Launch = launch) -> Array:
+def jacobian_determinant(links: Sequence[Link], grid: Grid, box: Region, *, whole: bool = True, run: Launch = launch) -> Array:
     """``det(D phi)`` at the voxels of a box of ``grid``, (Z, Y, X), by central differences, one-sided at the grid's faces.
 
     whole: False leaves the determinant of the affine links out. A rim of one voxel is computed with the box, so that the
     values do not depend on how a grid is cut.
     """
     outer = box.grow(1) & grid.region
-    at = course(links, grid, outer, run)
+    at = sample_chain(links, grid, outer, run)
     linear = at.matrix[:3, :3]
     factor = np.float32(np.linalg.det(linear) / np.linalg.det(grid.index_to_world[:3, :3])) if whole else np.float32(1)
     if at.e is None:
         return np.full(box.shape, factor, np.float32)
-    u = turned(np.linalg.inv(linear) @ at.turn, at.e)  # voxels along the grid's axes
+    u = apply_matrix(np.linalg.inv(linear) @ at.turn, at.e)  # voxels along the grid's axes
     determinant = np.empty(outer.shape, np.float32)
     run(jacobian, outer.shape, 0, u, determinant)
     return np.asarray(determinant[box.within(outer)] * factor)

@@ -21,7 +21,7 @@ HALVINGS = 12  # of a Newton step that does not bring a point nearer
 
 
 @dataclass(frozen=True)
-class Stretch:
+class JacobianStatistics:
     """How ``Id + u`` stretches space: percentage of voxels with ``det(I + Du) <= 0``, and the determinant's range and mean."""
 
     folded_percent: float = 0.0

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 
 from daskreg.grid import Grid, Region
-from daskreg.kernels.vectors import turned
+from daskreg.kernels.vectors import apply_matrix
 from daskreg.kernels.warp import invert
-from daskreg.transforms.chain import Course, course, launch
+from daskreg.transforms.chain import SampledMap, launch, sample_chain
 from daskreg.transforms.composite import Link
 
 Array = NDArray[np.float32]
@@ -24,7 +24,7 @@ LIMIT = 0.1  # voxels from which on the way there and back counts as failed
 
 
 @dataclass(frozen=True)
-class Reach:
+class DisplacementBounds:
     """u of a box of the grid, voxels: least and most of each component, and least and most of x + u(x); tuples z, y, x."""
 
     box: Region
@@ -36,10 +36,10 @@ class Reach:
 
 def voxels(link: Link, box: Region) -> Array:
     """A link's displacement in a box, (3, Z, Y, X), in voxels along its grid's axes."""
-    return turned(link.place.world_to_index[:3, :3], link.read(box))
+    return apply_matrix(link.place.world_to_index[:3, :3], link.read(box))
 
 
-def reach_of(link: Link, box: Region) -> Reach:
+def displacement_bounds(link: Link, box: Region) -> DisplacementBounds:
     """How far a box of the displacement goes."""
     u = voxels(link, box)
     ends = [_ends(part) for part in u]
@@ -47,7 +47,7 @@ def reach_of(link: Link, box: Region) -> Reach:
         u[c] += np.arange(a, a + n, dtype=np.float32).reshape([-1 if k == c else 1 for k in range(3)])
     low, high = zip(*ends, strict=True)
     first, last = zip(*(_ends(part) for part in u), strict=True)
-    return Reach(box, low, high, first, last)
+    return DisplacementBounds(box, low, high, first, last)
 
 
 def _ends(values: Array) -> tuple[float, float]:
@@ -61,22 +61,22 @@ class InverseField:
     its faces, so that v is as smooth there as elsewhere.
     """
 
-    def __init__(self, link: Link, reaches: Sequence[Reach], finer: int = 1) -> None:
-        """reaches: of boxes that cover the grid of d, see ``reach_of``;  finer: voxels of v in one of d, along each axis."""
+    def __init__(self, link: Link, bounds: Sequence[DisplacementBounds], finer: int = 1) -> None:
+        """bounds: of boxes that cover the grid of d;  finer: voxels of v in one of d, along each axis."""
         self.finer = finer
-        self.link, self.reaches = Link(np.eye(4), link.place, link.displacement), tuple(reaches)
-        first = np.floor(np.min([r.first for r in reaches], axis=0)).astype(int)
-        last = np.ceil(np.max([r.last for r in reaches], axis=0)).astype(int)
+        self.link, self.bounds = Link(np.eye(4), link.place, link.displacement), tuple(bounds)
+        first = np.floor(np.min([r.first for r in bounds], axis=0)).astype(int)
+        last = np.ceil(np.max([r.last for r in bounds], axis=0)).astype(int)
         start, stop = np.minimum(first, 0), np.maximum(last + 1, link.place.shape)
         self.region = Region(tuple(start), tuple(stop))
         z, y, x = ((n - 1) * finer + 1 for n in self.region.shape)
         dz, dy, dx = (s / finer for s in link.place.spacing)
         self.grid = replace(link.place, shape=(z, y, x), spacing=(dz, dy, dx), origin=tuple(link.place.to_world(start)))
         self.shape = (3, *self.grid.shape)
-        self._low = np.array([r.low for r in reaches])
-        self._high = np.array([r.high for r in reaches])
-        self._starts = np.array([r.box.start for r in reaches])
-        self._stops = np.array([r.box.stop for r in reaches])
+        self._low = np.array([r.low for r in bounds])
+        self._high = np.array([r.high for r in bounds])
+        self._starts = np.array([r.box.start for r in bounds])
+        self._stops = np.array([r.box.stop for r in bounds])
 
     def __getitem__(self, index: Any) -> Array:
         """The voxels of basic slices, all components."""
@@ -98,8 +98,8 @@ class InverseField:
         w, residual = np.empty((3, *box.shape), np.float32), np.empty(box.shape, np.float32)
         place = (np.array(v, np.int32) for v in (at.start, near.start, self.link.place.shape))
         launch(invert, box.shape, *place, np.array([TOLERANCE], np.float32), ROUNDS, self.finer, u, w, residual)
-        constant = _looked_up(steepness(u), _axes(at, near, self.finer), w)
-        return turned(self.link.place.index_to_world[:3, :3], w), residual, constant
+        constant = _looked_up(lipschitz_bound(u), _axes(at, near, self.finer), w)
+        return apply_matrix(self.link.place.index_to_world[:3, :3], w), residual, constant
 
     def _within(self, at: Region) -> Region:
         """The voxels of d that the fixed point can look at from a box: twice bounded, by all of d, then by d in reach of it."""
@@ -116,7 +116,7 @@ class InverseField:
         return Region(tuple(first), tuple(last + 1))
 
 
-def steepness(u: Array) -> Array:
+def lipschitz_bound(u: Array) -> Array:
     """A bound on ``|u(a) - u(b)| / |a - b|`` for a, b within a voxel and a half of each voxel, (Z, Y, X); u: voxels, trilinear.
 
     The derivative along an axis is, anywhere, a mean of differences of neighbours; so it is at most the longest of those near,
@@ -149,7 +149,7 @@ def _looked_up(values: Array, axes: Sequence[Array], w: Array) -> Array:
     return np.asarray(values[tuple(index)])
 
 
-def inverted(links: Sequence[Link], fields: Sequence[InverseField | None]) -> tuple[Link, ...]:
+def invert_links(links: Sequence[Link], fields: Sequence[InverseField | None]) -> tuple[Link, ...]:
     """The links of the inverse of a chain, last first; fields: of each link, None where it has no displacement."""
     found: list[Link] = []
     for link, field in reversed(list(zip(links, fields, strict=True))):
@@ -157,10 +157,10 @@ def inverted(links: Sequence[Link], fields: Sequence[InverseField | None]) -> tu
         found.append(Link(back, link.grid if field is None else None))
         if field is not None:
             found.append(Link(np.eye(4), field.grid, field))
-    return joined(found)
+    return merge_affines(found)
 
 
-def joined(links: Iterable[Link]) -> tuple[Link, ...]:
+def merge_affines(links: Iterable[Link]) -> tuple[Link, ...]:
     """The same chain with neighbouring affine maps multiplied."""
     kept: list[Link] = []
     for link in links:
@@ -173,7 +173,7 @@ def joined(links: Iterable[Link]) -> tuple[Link, ...]:
 
 
 @dataclass(frozen=True)
-class Solved:
+class SolutionAccuracy:
     """The solution in a box: voxels, the largest residual and the largest proven error (voxels), voxels without a proof.
 
     unsolved: voxels whose residual stayed above TOLERANCE, as where space folds;  around: the boxes that they are in
@@ -187,7 +187,7 @@ class Solved:
     around: tuple[Region, ...] = ()
 
     @classmethod
-    def of(cls, residual: Array, constant: Array, box: Region) -> Solved:
+    def of(cls, residual: Array, constant: Array, box: Region) -> SolutionAccuracy:
         """Of one box; residual and constant as ``InverseField.solve`` gives them."""
         proven = (constant <= CONTRACTS) & (residual < 1 - constant)
         bound = residual[proven] / (1 - constant[proven])
@@ -198,7 +198,7 @@ class Solved:
         return cls(residual.size, float(residual.max()), most, int((~proven).sum()), int(lost.sum()), around)
 
     @classmethod
-    def merged(cls, parts: Sequence[Solved]) -> Solved:
+    def merged(cls, parts: Sequence[SolutionAccuracy]) -> SolutionAccuracy:
         """Of all boxes."""
         residual, bound = max(p.residual for p in parts), max(p.bound for p in parts)
         around = tuple(box for p in parts for box in p.around)
@@ -232,16 +232,16 @@ class RoundTrip:
 
         within: a grid in which a voxel must have got to be counted, for a displacement ends at its grid
         """
-        at = course([*links, *back], grid, box)
+        at = sample_chain([*links, *back], grid, box)
         to_index = grid.world_to_index
         error = np.zeros(box.shape, np.float32)
         if at.e is not None:
-            error = np.sqrt((turned(to_index[:3, :3] @ at.turn, at.e) ** 2).sum(axis=0))
+            error = np.sqrt((apply_matrix(to_index[:3, :3] @ at.turn, at.e) ** 2).sum(axis=0))
         drift = to_index @ at.matrix - np.eye(4)  # what the affine parts leave: rounding
         error += np.float32(np.abs(drift[:3, :3]).sum() * max(grid.shape) + np.abs(drift[:3, 3]).sum())
         counted = error.size
         if within is not None:
-            inside = _arrives(course(links, grid, box), within, box)
+            inside = _arrives(sample_chain(links, grid, box), within, box)
             error[~inside], counted = 0, int(inside.sum())
         place = np.unravel_index(int(error.argmax()), error.shape)
         z, y, x = (int(a) + s for a, s in zip(place, box.start, strict=True))
@@ -260,12 +260,12 @@ class RoundTrip:
         return cls(sum(p.voxels for p in parts), total, worst.largest, worst.worst, failed, _hull(around))
 
 
-def _arrives(at: Course, grid: Grid, box: Region) -> NDArray[np.bool_]:
+def _arrives(at: SampledMap, grid: Grid, box: Region) -> NDArray[np.bool_]:
     """Whether the voxels of a box have got into a grid, (Z, Y, X)."""
     matrix, linear = at.into(grid)
     z, y, x = (np.arange(a, b, dtype=float) for a, b in zip(box.start, box.stop, strict=True))
     inside = np.ones(box.shape, bool)
-    moved = None if at.e is None else turned(linear, at.e)
+    moved = None if at.e is None else apply_matrix(linear, at.e)
     for c, (row, n) in enumerate(zip(matrix, grid.shape, strict=False)):
         p = (row[0] * z)[:, None, None] + (row[1] * y)[:, None] + (row[2] * x + row[3])
         p = p if moved is None else p + moved[c]

@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 from daskreg.grid import Grid
 
 Matrix = NDArray[np.float64]
-Kind = Literal["rigid", "similarity", "affine"]
-PARAMETERS = {"rigid": 6, "similarity": 7, "affine": 12}
+LinearKind = Literal["rigid", "similarity", "affine"]
+PARAMETER_COUNTS = {"rigid": 6, "similarity": 7, "affine": 12}
 
 
 def translation(t: NDArray[np.float64]) -> Matrix:
@@ -23,7 +23,7 @@ def translation(t: NDArray[np.float64]) -> Matrix:
     return m
 
 
-def about(center: NDArray[np.float64], linear: NDArray[np.float64]) -> Matrix:
+def linear_about(center: NDArray[np.float64], linear: NDArray[np.float64]) -> Matrix:
     """(4, 4) of a linear map (3, 3) that leaves ``center`` in place."""
     m = np.eye(4)
     m[:3, :3] = linear
@@ -31,7 +31,7 @@ def about(center: NDArray[np.float64], linear: NDArray[np.float64]) -> Matrix:
     return m
 
 
-def apply_to(matrix: Matrix, points: NDArray[np.float64]) -> NDArray[np.float64]:
+def transform_points(matrix: Matrix, points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Points (..., 3), z, y, x, moved by a (4, 4)."""
     return np.asarray(points @ matrix[:3, :3].T + matrix[:3, 3])
 
@@ -44,7 +44,7 @@ class LinearModel:
     divided by ``radius``, translations are in world units.
     """
 
-    kind: Kind
+    kind: LinearKind
     center: NDArray[np.float64]
     radius: float
     start: Matrix
@@ -52,11 +52,11 @@ class LinearModel:
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return PARAMETERS[self.kind]
+        return PARAMETER_COUNTS[self.kind]
 
     def matrix(self, q: NDArray[np.float64]) -> Matrix:
         """World matrix (4, 4), fixed to moving points."""
-        return self.start @ translation(q[:3]) @ about(self.center, self._linear(q[3:] / self.radius))
+        return self.start @ translation(q[:3]) @ linear_about(self.center, self._linear(q[3:] / self.radius))
 
     def _linear(self, a: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.kind == "affine":
@@ -76,12 +76,12 @@ def index_map(world: Matrix, fixed: Grid, moving: Grid) -> Matrix:
     return np.asarray(moving.world_to_index @ world @ fixed.index_to_world)
 
 
-def world_slope(slope: Matrix, fixed: Grid, moving: Grid) -> Matrix:
+def world_gradient(slope: Matrix, fixed: Grid, moving: Grid) -> Matrix:
     """dC/dW from the derivative with respect to the index map: the transpose of ``index_map``."""
     return np.asarray(moving.world_to_index.T @ slope @ fixed.index_to_world.T)
 
 
-def fixed_point(index_matrix: Matrix) -> tuple[np.int64, ...]:
+def to_fixed_point(index_matrix: Matrix) -> tuple[np.int64, ...]:
     """(A t) as 12 integers in units of 2^-32 voxel: what the sampler adds up exactly."""
     return tuple(np.int64(round(float(v) * 2.0**32)) for v in index_matrix[:3].ravel())
 
@@ -91,7 +91,7 @@ def linear_part(index_matrix: Matrix) -> tuple[np.float32, ...]:
     return tuple(np.float32(v) for v in index_matrix[:3, :3].ravel())
 
 
-def affine_slope(rows: NDArray[np.float32], first: int) -> NDArray[np.float64]:
+def index_gradient_by_plane(rows: NDArray[np.float32], first: int) -> NDArray[np.float64]:
     """Per-plane dC/dA and dC/dt, (12, Z) float64 in the order of (A t)'s rows, from the kernel's row sums (6, Z, Y)."""
     d = rows.astype(np.float64)
     y = np.arange(d.shape[2])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import Grid, Region, Span
-from daskreg.kernels.vectors import turned
+from daskreg.kernels.vectors import apply_matrix
 from daskreg.transforms.composite import Link
 from daskreg.workflows.transform import Transform
 
@@ -26,5 +26,5 @@ class Beginning:
         for z in range(planes.start, planes.stop, DEPTH):
             box = Region((z, 0, 0), (min(z + DEPTH, planes.stop), *grid.shape[1:]))
             d = back.field(box)
-            u[:, z - planes.start : box.stop[0] - planes.start] = turned(grid.world_to_index[:3, :3], d)
+            u[:, z - planes.start : box.stop[0] - planes.start] = apply_matrix(grid.world_to_index[:3, :3], d)
         return u

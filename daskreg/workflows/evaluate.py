@@ -18,7 +18,7 @@ from daskreg.errors import ConfigError, VoxelError
 from daskreg.grid import Grid
 from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.images import Source
-from daskreg.transforms.composite import Stretch
+from daskreg.transforms.composite import JacobianStatistics
 from daskreg.workflows.blocks import block_of
 from daskreg.workflows.landmarks import read_landmarks
 from daskreg.workflows.load import load_transform
@@ -64,7 +64,7 @@ class Evaluation:
     labels: by identity, empty without labels;  errors: distances before and after of ``landmarks`` pairs, None without any
     """
 
-    stretch: Stretch
+    jacobian_statistics: JacobianStatistics
     unit: str | None
     labels: Mapping[int, Overlap] = field(default_factory=dict)
     errors: tuple[Distances, Distances] | None = None
@@ -78,7 +78,7 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """For people."""
-        s, unit = self.stretch, self.unit or "units"
+        s, unit = self.jacobian_statistics, self.unit or "units"
         text = [f"folded {s.folded_percent:.4g} % of voxels, Jacobian {s.smallest:.3f} to {s.largest:.3f}, mean {s.mean:.3f}"]
         if self.labels:
             text.append(f"{'label':>8} {'before':>7} {'after':>7} {'fixed volume':>14} {'moved volume':>14}  ({unit}^3)")
@@ -91,7 +91,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        tree: dict[str, Any] = {"unit": self.unit, "jacobian": asdict(self.stretch)}
+        tree: dict[str, Any] = {"unit": self.unit, "jacobian": asdict(self.jacobian_statistics)}
         if self.labels:
             labels = {str(n): {k: _plain(v) for k, v in asdict(o).items()} for n, o in self.labels.items()}
             tree["dice"] = {"before": _plain(self.dice[0]), "after": _plain(self.dice[1]), "labels": labels}
@@ -124,7 +124,9 @@ def evaluate(
     if fixed_labels is not None and moving_labels is not None:
         overlaps = compare_labels(transform, open_volume(fixed_labels), open_volume(moving_labels), labels)
     errors = None if pairs is None else target_errors(transform, *pairs)
-    return Evaluation(transform.stretch(), transform.grid.unit, overlaps, errors, 0 if pairs is None else len(pairs[0]))
+    return Evaluation(
+        transform.jacobian_statistics(), transform.grid.unit, overlaps, errors, 0 if pairs is None else len(pairs[0])
+    )
 
 
 def target_errors(transform: Transform, fixed: NDArray[np.float64], moving: NDArray[np.float64]) -> tuple[Distances, Distances]:

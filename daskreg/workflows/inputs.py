@@ -16,7 +16,7 @@ import dask
 from daskreg.cluster import Client, futures_of
 from daskreg.config import Config, Deformable, Stage
 from daskreg.errors import ConfigError
-from daskreg.grid import FEWEST_PLANES, Grid, Index, cut_orders
+from daskreg.grid import MINIMUM_PLANES, Grid, Index, cut_orders
 from daskreg.planning import Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
 from daskreg.workflows.load import load_transform
@@ -56,7 +56,7 @@ class Inputs:
         masks = [None if mask is None else mask.permute(o) for mask, o in zip(self.masks, (f, m), strict=True)]
         return self.fixed.permute(f), self.moving.permute(m), masks[0], masks[1]
 
-    def plan(self, workers: int = 1, memory: int | None = None, residency: str = "auto", fewest: int = FEWEST_PLANES) -> Plan:
+    def plan(self, workers: int = 1, memory: int | None = None, residency: str = "auto", fewest: int = MINIMUM_PLANES) -> Plan:
         """What will run on so many workers."""
         masked = (self.masks[0] is not None, self.masks[1] is not None)
         given: dict[str, Any] = {"workers": workers, "memory": memory, "residency": residency, "fewest": fewest}

@@ -13,12 +13,12 @@ import dask
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore
 from daskreg.storage.runs.transforms import TransformStore
-from daskreg.transforms.composite import Link, Stretch, blocks
-from daskreg.transforms.inverse import LIMIT, TOLERANCE, InverseField, RoundTrip, Solved
+from daskreg.transforms.composite import JacobianStatistics, Link, blocks
+from daskreg.transforms.inverse import LIMIT, TOLERANCE, InverseField, RoundTrip, SolutionAccuracy
 from daskreg.workflows.blocks import EDGE
 from daskreg.workflows.keep import made_by, require_room, write_transform
 from daskreg.workflows.load import load_transform, place_of, stored_links
-from daskreg.workflows.transform import Determinant, Transform, stretch_of, tally
+from daskreg.workflows.transform import Determinant, Transform, merge_determinants, tally
 
 log = logging.getLogger("daskreg")
 
@@ -27,35 +27,35 @@ log = logging.getLogger("daskreg")
 class Certificate:
     """How well an inverse undoes a transform.
 
-    there_and_back: ``|phi^-1(phi(x)) - x|`` over all voxels x of the fixed grid, in its voxels, through the inverse as it is
-    stored: where space is pressed together much lies between two voxels of the inverse;  back_and_there:
+    fixed_round_trip: ``|phi^-1(phi(x)) - x|`` over all voxels x of the fixed grid, in its voxels, through the inverse as it is
+    stored: where space is pressed together much lies between two voxels of the inverse;  moving_round_trip:
     ``|phi(phi^-1(q)) - q|`` over the voxels q of the moving grid that come from inside the fixed one, in its voxels: what an
-    image sees that is resampled through the inverse;  stretch: of the displacement, at the voxels of the fixed grid;
+    image sees that is resampled through the inverse;  jacobian_statistics: of the displacement, at the voxels of the fixed grid;
     solved: the equation at the voxels of the inverse, before anything is interpolated; None where every link is affine
     """
 
-    there_and_back: RoundTrip
-    back_and_there: RoundTrip
-    stretch: Stretch
-    solved: Solved | None
+    fixed_round_trip: RoundTrip
+    moving_round_trip: RoundTrip
+    jacobian_statistics: JacobianStatistics
+    solved: SolutionAccuracy | None
 
     @property
     def folded(self) -> int:
         """Voxels of the fixed grid at which space folds: they have no inverse."""
-        return round(self.stretch.folded_percent * self.there_and_back.voxels / 100)
+        return round(self.jacobian_statistics.folded_percent * self.fixed_round_trip.voxels / 100)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         s = self.solved
         told: dict[str, Any] = {
             "what": "|phi^-1(phi(x)) - x| over all voxels x of the fixed grid, in voxels",
-            **_trip_dict(self.there_and_back),
+            **_trip_dict(self.fixed_round_trip),
             "back_and_there": {
                 "what": "|phi(phi^-1(q)) - q| over the voxels q of the moving grid from inside the fixed one, in voxels",
-                **_trip_dict(self.back_and_there),
+                **_trip_dict(self.moving_round_trip),
             },
             "folded_voxels": self.folded,
-            "smallest_determinant": self.stretch.smallest,
+            "smallest_determinant": self.jacobian_statistics.smallest,
         }
         if s is not None:
             told["fixed_point"] = {
@@ -68,7 +68,7 @@ class Certificate:
 
     def lines(self) -> list[str]:
         """For people."""
-        r, q, s = self.there_and_back, self.back_and_there, self.solved
+        r, q, s = self.fixed_round_trip, self.moving_round_trip, self.solved
         text = [
             f"there and back, over {r.voxels} voxels: mean {r.mean:.2g}, largest {r.largest:.2g} voxel at {r.worst} (z, y, x)",
             f"back and there, over {q.voxels} voxels of the moving image: mean {q.mean:.2g}, largest {q.largest:.2g} voxel",
@@ -82,14 +82,14 @@ class Certificate:
 
     def warnings(self) -> list[str]:
         """What is not as an inverse should be."""
-        r, s = self.there_and_back, self.solved
+        r, s = self.fixed_round_trip, self.solved
         text = []
         if s is not None and s.unsolved:
             text.append(f"{s.unsolved} voxels of the inverse have no solution within {TOLERANCE:g} voxel: see unsolved_within")
         if self.folded:
             text.append(f"{self.folded} voxels of the fixed image fold: folds have no inverse")
         if r.around is not None:
-            pressed = 1 / max(self.stretch.smallest, 1e-6) if self.stretch.smallest > 0 else 0
+            pressed = 1 / max(self.jacobian_statistics.smallest, 1e-6) if self.jacobian_statistics.smallest > 0 else 0
             why = f"; space is pressed together up to {pressed:.2g} times" if pressed >= 2 else ""
             text.append(
                 f"beyond {LIMIT:g} voxel at {r.failed} voxels, all within {r.around.start} to {r.around.stop}{why}: what lies "
@@ -106,7 +106,7 @@ def _trip_dict(r: RoundTrip) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _gap(s: Solved) -> str:
+def _gap(s: SolutionAccuracy) -> str:
     share = 100 * s.unproven / s.voxels
     return f", but for {share:.2g} % of voxels, where it stretches too much for a proof" if s.unproven else ""
 
@@ -133,7 +133,9 @@ def invert(
         grid = (transform.fixed or _any_grid(transform)).to_unit(transform.unit)
         there = (transform.moving or inverse_grid(inverse) or grid).to_unit(transform.unit)
         trips = round_trip(transform.links, back, grid), round_trip(back, transform.links, there, grid)
-        certified.append(Certificate(*trips, _stretch(transform, grid), Solved.merged(found) if found else None))
+        certified.append(
+            Certificate(*trips, _jacobian_statistics(transform, grid), SolutionAccuracy.merged(found) if found else None)
+        )
         return {"certificate": certified[0].as_dict()}
 
     made, backward = made_by("invert", place_of(run)), transform if both else None
@@ -156,13 +158,13 @@ def inverse_grid(inverse: Transform) -> Grid | None:
     return next((link.grid for link in inverse.links if link.displacement is not None), None)
 
 
-def _stretch(transform: Transform, grid: Grid) -> Stretch:
+def _jacobian_statistics(transform: Transform, grid: Grid) -> JacobianStatistics:
     if transform.is_affine:
-        return Stretch()
+        return JacobianStatistics()
     determinant = Determinant(transform.links, grid, whole=False)
     one = dask.delayed(_tally, pure=False)  # type: ignore[attr-defined]
     parts = dask.compute(*(one(determinant, box) for box in blocks(grid.shape, EDGE)))  # type: ignore[attr-defined, no-untyped-call]
-    return stretch_of(list(parts))
+    return merge_determinants(list(parts))
 
 
 def _tally(determinant: Determinant, box: Region) -> tuple[int, int, float, float, float]:
@@ -186,7 +188,7 @@ def _tripped(pair: _Pair, box: Region) -> RoundTrip:
     return RoundTrip.of(pair.links, pair.back, pair.grid, box, pair.within)
 
 
-def _solved(link: Link, box: Region) -> tuple[Any, Solved]:
+def _solved(link: Link, box: Region) -> tuple[Any, SolutionAccuracy]:
     field: InverseField = link.displacement
     v, residual, constant = field.solve(box)
-    return v, Solved.of(residual, constant, box)
+    return v, SolutionAccuracy.of(residual, constant, box)

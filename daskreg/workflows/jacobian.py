@@ -13,30 +13,30 @@ from daskreg.storage import RunStore, Volume, open_volume, write_image
 from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.fs.atomic import require_apart
 from daskreg.storage.images import Source
-from daskreg.transforms.composite import Stretch, blocks
+from daskreg.transforms.composite import JacobianStatistics, blocks
 from daskreg.workflows.blocks import EDGE, Reader, block_of
 from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.resample import known_word
-from daskreg.workflows.transform import Determinant, Transform, stretch_of, tally
+from daskreg.workflows.transform import Determinant, Transform, merge_determinants, tally
 
 PARTS = ("total", "warp")
 
 
 @dataclass(frozen=True)
 class Folds:
-    """stretch: folds and range of the map that was written;  voxels: how many it has."""
+    """jacobian_statistics: folds and range of the map that was written;  voxels: how many it has."""
 
-    stretch: Stretch
+    jacobian_statistics: JacobianStatistics
     voxels: int
 
     @property
     def folded(self) -> int:
         """Voxels whose determinant is at most 0."""
-        return round(self.stretch.folded_percent * self.voxels / 100)
+        return round(self.jacobian_statistics.folded_percent * self.voxels / 100)
 
     def line(self) -> str:
         """For people."""
-        s = self.stretch
+        s = self.jacobian_statistics
         return (
             f"{self.folded} of {self.voxels} voxels fold ({s.folded_percent:.4g} %); determinant {s.smallest:.4g} to "
             f"{s.largest:.4g}, mean {s.mean:.4g}"
@@ -67,7 +67,7 @@ def jacobian(
     return Folds(_counted(output, transform, grid, part), grid.size)
 
 
-def _counted(output: str | Path, transform: Transform, grid: Grid, part: str) -> Stretch:
+def _counted(output: str | Path, transform: Transform, grid: Grid, part: str) -> JacobianStatistics:
     """From what was written; a NIfTI file is slow to read in boxes, so there the blocks are computed again."""
     source: Determinant | _Written
     if is_nifti(str(output)):
@@ -76,7 +76,7 @@ def _counted(output: str | Path, transform: Transform, grid: Grid, part: str) ->
         source = _Written(open_volume(output))
     one = dask.delayed(_tally, pure=False)  # type: ignore[attr-defined]
     tasks = [one(source, box) for box in blocks(grid.shape, EDGE)]
-    return stretch_of(list(dask.compute(*tasks)))  # type: ignore[attr-defined, no-untyped-call]
+    return merge_determinants(list(dask.compute(*tasks)))  # type: ignore[attr-defined, no-untyped-call]
 
 
 class _Written:

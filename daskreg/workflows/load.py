@@ -18,7 +18,7 @@ from daskreg.storage.fs.address import parse_address
 from daskreg.storage.runs.run import DISPLACEMENT, is_run
 from daskreg.storage.runs.transforms import Stored, TransformStore, read_transform, reopened
 from daskreg.transforms.composite import Link
-from daskreg.transforms.inverse import joined
+from daskreg.transforms.inverse import merge_affines
 from daskreg.workflows.blocks import Reader
 from daskreg.workflows.transform import Transform
 
@@ -45,7 +45,7 @@ def load_transform(source: str | Path | RunStore) -> Transform:
     if is_run(path):
         return _of_run(RunStore.open(path))
     found = read_transform(path)
-    return Transform(joined(_links(found.links)), found.unit, found.fixed, found.moving)
+    return Transform(merge_affines(_links(found.links)), found.unit, found.fixed, found.moving)
 
 
 def place_of(source: str | Path | RunStore | Transform) -> str | Path | None:
@@ -60,7 +60,7 @@ def _of_run(store: RunStore) -> Transform:
 
 def _of_links(links: Sequence[Stored], unit: str | None) -> Transform:
     first = next((link.grid for link in links if link.grid is not None), None)
-    return Transform(joined(_links(links)), unit, first)
+    return Transform(merge_affines(_links(links)), unit, first)
 
 
 def _links(stored: Iterable[Stored]) -> list[Link]:

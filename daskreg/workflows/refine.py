@@ -16,28 +16,28 @@ from daskreg.errors import ConfigError
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.images import Source
-from daskreg.transforms.composite import Stretch, blocks
+from daskreg.transforms.composite import JacobianStatistics, blocks
 from daskreg.workflows.blocks import EDGE, Reader
 from daskreg.workflows.keep import made_by, require_room, write_transform
 from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.register import register
-from daskreg.workflows.transform import Transform, stretch_of, tally
+from daskreg.workflows.transform import Transform, merge_determinants, tally
 
 SPAN = re.compile(r"(\d+):(\d+)")
 
 
 @dataclass(frozen=True)
 class Refined:
-    """transform: the chain, correction first;  before, after: likeness in the part;  stretch: of the chain there."""
+    """transform: the chain, correction first;  before, after: likeness in the part;  jacobian_statistics: of the chain there."""
 
     transform: Transform
     before: dict[str, float]
     after: dict[str, float]
-    stretch: Stretch
+    jacobian_statistics: JacobianStatistics
 
     def line(self) -> str:
         """For people."""
-        b, a, s = self.before, self.after, self.stretch
+        b, a, s = self.before, self.after, self.jacobian_statistics
         return f"correlation in the part {b['ncc']:.4f} -> {a['ncc']:.4f}; determinant {s.smallest:.3g} to {s.largest:.3g}"
 
 
@@ -81,7 +81,7 @@ def refine(
     write_transform(chain, output, overwrite=overwrite, made=made)
     back = load_transform(output)
     metrics = result.report["metrics"]
-    return Refined(back, metrics["before"], metrics["after"], _stretch(back, part.grid))
+    return Refined(back, metrics["before"], metrics["after"], _jacobian_statistics(back, part.grid))
 
 
 def parse_region(text: str) -> Region:
@@ -123,6 +123,6 @@ def _require_part(box: Region, grid: Grid, blend: int, stages: Sequence[Any]) ->
         raise ConfigError("a part is refined by deformable stages only: an affine map would not fade to its faces.")
 
 
-def _stretch(transform: Transform, grid: Grid) -> Stretch:
+def _jacobian_statistics(transform: Transform, grid: Grid) -> JacobianStatistics:
     determinant = transform.jacobian(like=grid, whole=False)
-    return stretch_of([tally(determinant[box.slices].compute()) for box in blocks(grid.shape, EDGE)])
+    return merge_determinants([tally(determinant[box.slices].compute()) for box in blocks(grid.shape, EDGE)])

@@ -18,7 +18,7 @@ from daskreg.kernels.labels import sample_label
 from daskreg.kernels.launch import Kernel
 from daskreg.kernels.sample import sample, sample_nearest
 from daskreg.storage import Stack, Volume
-from daskreg.transforms.chain import MARGIN, Launch, course, footprint, launch, launch_on_cuda, shifted
+from daskreg.transforms.chain import MARGIN, Launch, launch, launch_on_cuda, local_coefficients, sample_chain, sampling_bounds
 from daskreg.transforms.composite import Link
 from daskreg.transforms.linear import linear_part
 from daskreg.workflows.blocks import Reader, block_of, by_block, together
@@ -81,12 +81,12 @@ class Resampler:
     def __call__(self, box: Region, *lead: range) -> NDArray[Any]:
         """The voxels of ``box``, (.., Z, Y, X)."""
         run = LAUNCHES[self.device]
-        at = course(self.links, self.here, box, run)
+        at = sample_chain(self.links, self.here, box, run)
         matrix, linear = at.into(self.there)
-        near = footprint(matrix, linear, at.e, box, self.there.shape, MARGIN + (self.interpolation == "cubic"))
+        near = sampling_bounds(matrix, linear, at.e, box, self.there.shape, MARGIN + (self.interpolation == "cubic"))
         moved = np.zeros((*map(len, lead), *box.shape), self.image.dtype)
         if near.size:
-            place = (0, shifted(matrix, box, near), linear_part(linear), at.e)
+            place = (0, local_coefficients(matrix, box, near), linear_part(linear), at.e)
             for k in np.ndindex(moved.shape[:-3]):
                 entry = tuple(r[i] for r, i in zip(lead, k, strict=True))
                 moved[k] = self._sampled(box, place, self.image[(*entry, *near.slices)], run)
@@ -137,5 +137,5 @@ def warn_apart(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack
 
 
 def _apart(links: Sequence[Link], here: Grid, there: Grid) -> bool:
-    matrix = course(links, here, here.region).into(there)[0]
-    return not footprint(matrix, matrix[:3, :3], None, here.region, there.shape).size
+    matrix = sample_chain(links, here, here.region).into(there)[0]
+    return not sampling_bounds(matrix, matrix[:3, :3], None, here.region, there.shape).size

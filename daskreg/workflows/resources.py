@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dask.utils import parse_bytes
 
 from daskreg.errors import ConfigError
-from daskreg.grid import FEWEST_PLANES
+from daskreg.grid import MINIMUM_PLANES
 from daskreg.planning import RESIDENCIES
 
 _NAMED = ("output", "fixed_mask", "moving_mask", "client", "cluster", "spacing", "overwrite", "resume", "progress")
@@ -36,7 +36,7 @@ class Resources:
     checkpoint: float | None = 180.0
     retries: int = 1
     deadline: float = 600.0
-    fewest: int = FEWEST_PLANES
+    fewest: int = MINIMUM_PLANES
     trace: bool = False
 
     @property

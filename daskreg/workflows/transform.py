@@ -15,9 +15,9 @@ from daskreg.errors import ConfigError, GridError, UnitsError
 from daskreg.grid import UNITS, Grid, Region, unit_name
 from daskreg.storage import Stack, Volume, open_stack, open_volume
 from daskreg.storage.images import Source
-from daskreg.transforms.chain import course, stretching
-from daskreg.transforms.composite import Link, Stretch, blocks
-from daskreg.transforms.inverse import InverseField, Reach, inverted, joined, reach_of
+from daskreg.transforms.chain import jacobian_determinant, sample_chain
+from daskreg.transforms.composite import JacobianStatistics, Link, blocks
+from daskreg.transforms.inverse import DisplacementBounds, InverseField, displacement_bounds, invert_links, merge_affines
 from daskreg.workflows.blocks import block_of, by_block
 from daskreg.workflows.resample import Device, Interpolation, known_word, resampled, warn_apart
 
@@ -126,18 +126,18 @@ class Transform:
     def determinant(self, box: Region | None = None) -> NDArray[np.float32]:
         """The displacement's part of ``jacobian`` in a box of the fixed grid (all of it by default), now, (Z, Y, X)."""
         grid = self.grid.to_unit(self.unit)
-        return stretching(self.links, grid, box or grid.region, whole=False)
+        return jacobian_determinant(self.links, grid, box or grid.region, whole=False)
 
-    def stretch(self) -> Stretch:
+    def jacobian_statistics(self) -> JacobianStatistics:
         """Folds and the range of the displacement's determinant over the whole fixed grid, block by block."""
         if self.is_affine:
-            return Stretch()
-        return stretch_of([tally(self.determinant(box)) for box in blocks(self.grid.shape, LARGE)])
+            return JacobianStatistics()
+        return merge_determinants([tally(self.determinant(box)) for box in blocks(self.grid.shape, LARGE)])
 
     def field(self, box: Region, components: Sequence[int] = (0, 1, 2)) -> NDArray[np.float32]:
         """``phi(x) - x`` at the voxels of a box of the fixed grid, (3, Z, Y, X) in the unit of the transform; some components."""
         grid = self.grid.to_unit(self.unit)
-        at = course(self.links, grid, box)
+        at = sample_chain(self.links, grid, box)
         extra = at.matrix - grid.index_to_world
         z, y, x = (np.arange(a, b, dtype=float) for a, b in zip(box.start, box.stop, strict=True))
         out = np.empty((len(components), *box.shape), np.float32)
@@ -202,7 +202,7 @@ class Transform:
         Raises UnitsError when only one of the two states its unit.
         """
         same = other.to_unit(self.unit)
-        return Transform(joined([*self.links, *same.links]), self.unit, self.fixed, same.moving)
+        return Transform(merge_affines([*self.links, *same.links]), self.unit, self.fixed, same.moving)
 
     def to_unit(self, unit: str | None) -> Transform:
         """The same transform measured in another unit of length. Raises UnitsError when one of the two is unknown."""
@@ -224,8 +224,8 @@ class Transform:
             raise ConfigError(f"finer {finer}: a whole number of at least 1 was expected.")
         if abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
             raise ConfigError("the affine part is singular: the transform flattens space and has no inverse.")
-        fields = [None if link.displacement is None else InverseField(link, reaches(link), finer) for link in self.links]
-        return Transform(inverted(self.links, fields), self.unit, self.moving, self.fixed)
+        fields = [None if link.displacement is None else InverseField(link, bounds_of_blocks(link), finer) for link in self.links]
+        return Transform(invert_links(self.links, fields), self.unit, self.moving, self.fixed)
 
 
 class Determinant:
@@ -236,7 +236,7 @@ class Determinant:
 
     def __call__(self, box: Region) -> NDArray[np.float32]:
         """The determinants of a box, (Z, Y, X)."""
-        return stretching(self.links, self.grid, box, whole=self.whole)
+        return jacobian_determinant(self.links, self.grid, box, whole=self.whole)
 
 
 def tally(determinant: NDArray[np.float32]) -> tuple[int, int, float, float, float]:
@@ -245,15 +245,15 @@ def tally(determinant: NDArray[np.float32]) -> tuple[int, int, float, float, flo
     return determinant.size, folded, float(determinant.min()), float(determinant.max()), float(determinant.sum(dtype=np.float64))
 
 
-def stretch_of(tallies: Sequence[tuple[int, int, float, float, float]]) -> Stretch:
+def merge_determinants(tallies: Sequence[tuple[int, int, float, float, float]]) -> JacobianStatistics:
     """Of all blocks."""
     size, folded, low, high, total = zip(*tallies, strict=True)
-    return Stretch(100 * sum(folded) / sum(size), min(low), max(high), sum(total) / sum(size))
+    return JacobianStatistics(100 * sum(folded) / sum(size), min(low), max(high), sum(total) / sum(size))
 
 
-def reaches(link: Link, edge: int = LARGE) -> list[Reach]:
+def bounds_of_blocks(link: Link, edge: int = LARGE) -> list[DisplacementBounds]:
     """How far every block of a displacement goes, a task a block."""
-    one = dask.delayed(reach_of, pure=False)  # type: ignore[attr-defined]
+    one = dask.delayed(displacement_bounds, pure=False)  # type: ignore[attr-defined]
     tasks = [one(_Held(link), box) for box in blocks(link.place.shape, edge)]
     return list(dask.compute(*tasks))  # type: ignore[attr-defined, no-untyped-call]
 

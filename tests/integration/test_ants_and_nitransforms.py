@@ -74,7 +74,7 @@ def test_the_inverse_undoes_it_in_ants(python, files):
     """ANTs takes points through our field, and brings them back through our inverse."""
     folder, moving, points = files
     make_run(folder / "smooth.zarr", affine_about(TURNED), warp_on(TURNED, 2.0, 0.5), fixed=TURNED, moving=moving)
-    found = invert(folder / "smooth.zarr", folder / "inverse.zarr").there_and_back
+    found = invert(folder / "smooth.zarr", folder / "inverse.zarr").fixed_round_trip
     assert found.mean < 0.01
     assert found.largest < 0.1
     export(folder / "smooth.zarr", folder / "smooth.h5")

@@ -53,7 +53,7 @@ def test_there_is_no_seam(refined):
         bend = np.abs(np.diff(u, n=2, axis=axis + 1))
         for face in (PART.start[axis], PART.stop[axis] - 1):
             assert np.take(bend, face - 1, axis=axis + 1).max() <= 0.5 * steepest
-    assert refined.stretch.smallest > 0
+    assert refined.jacobian_statistics.smallest > 0
 
 
 def test_it_is_a_chain_that_comes_back_from_disk(pair, refined, tmp_path):

@@ -13,7 +13,7 @@ from daskreg.engine.report import Watch
 from daskreg.grid import Grid
 from daskreg.kernels.sample import sample
 from daskreg.planning import make_plan
-from daskreg.transforms.linear import fixed_point, index_map, linear_part
+from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 
 SHAPES = st.tuples(*[st.integers(1, 9)] * 3).filter(lambda shape: np.prod(shape) > 1)
 
@@ -38,7 +38,7 @@ def registered(fixed_shape, moving_shape, similarity):
 def resampled(outcome, fixed, moving):
     """The moving image through the whole transform, 0 out of domain."""
     matrix, moved = index_map(outcome.affine, fixed.grid, moving.grid), np.empty(fixed.grid.shape, np.float32)
-    place = (0, fixed_point(matrix), linear_part(matrix))
+    place = (0, to_fixed_point(matrix), linear_part(matrix))
     sample(moved.shape, *place, outcome.displacement, 0, moving.grid.shape[0], moving.voxels, moved)
     return np.nan_to_num(moved, nan=0.0)
 

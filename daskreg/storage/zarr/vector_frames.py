@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import IDENTITY, Grid
-from daskreg.kernels.vectors import turned
+from daskreg.kernels.vectors import apply_matrix
 
 Matrix = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ def turn_of(grid: Grid) -> Matrix | None:
 
 def along_grid(field: NDArray[Any], turn: Matrix | None) -> NDArray[Any]:
     """Vectors along the world's axes, as they are stored. turn: see ``turn_of``."""
-    return field if turn is None else turned(np.asarray(np.linalg.inv(turn), np.float64), field)
+    return field if turn is None else apply_matrix(np.asarray(np.linalg.inv(turn), np.float64), field)
 
 
 def along_world(field: da.Array, turn: Matrix | None) -> da.Array:
@@ -29,5 +29,7 @@ def along_world(field: da.Array, turn: Matrix | None) -> da.Array:
     if turn is None:
         return field
     whole = field.rechunk({0: 3})
-    lazy: da.Array = da.map_blocks(lambda part: turned(turn, part), whole, dtype=np.float32, meta=np.empty((0,) * 4, np.float32))
+    lazy: da.Array = da.map_blocks(
+        lambda part: apply_matrix(turn, part), whole, dtype=np.float32, meta=np.empty((0,) * 4, np.float32)
+    )
     return lazy

@@ -9,7 +9,7 @@ from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.grid import Grid
 from daskreg.planning import Level
-from daskreg.transforms.linear import PARAMETERS, LinearModel, index_map
+from daskreg.transforms.linear import PARAMETER_COUNTS, LinearModel, index_map
 from tests import reference
 from tests.phantoms import blobs, rotation
 
@@ -40,7 +40,7 @@ def oracle(value, world):
     return value(fixed, moved, inside.astype(float))
 
 
-@pytest.mark.parametrize("kind", PARAMETERS)
+@pytest.mark.parametrize("kind", PARAMETER_COUNTS)
 @pytest.mark.parametrize("name", ORACLES)
 def test_the_gradient_is_the_central_difference_of_the_oracle(name, kind):
     choice, value = ORACLES[name]

@@ -17,7 +17,7 @@ from daskreg.kernels.compose import compose
 from daskreg.kernels.sample import span
 from daskreg.optimizers.adam import step_scale
 from daskreg.planning.wire import EVERY
-from daskreg.transforms.linear import fixed_point, linear_part
+from daskreg.transforms.linear import linear_part, to_fixed_point
 from tests.cases import vectors
 from tests.phantoms import rotation
 from tests.unit.engine.spread import Registration, on_ranks
@@ -27,7 +27,7 @@ FEW = settings(max_examples=40, deadline=None)
 
 
 def place_of(matrix, first=0):
-    return first, fixed_point(matrix), linear_part(matrix)
+    return first, to_fixed_point(matrix), linear_part(matrix)
 
 
 def turned(degrees, stretch=1.0):

@@ -13,7 +13,7 @@ from daskreg.engine.sampler import MARGIN, Resident, make_sampler
 from daskreg.grid import Grid, Partition, Span
 from daskreg.kernels.launch import box
 from daskreg.planning import RESIDENCIES
-from daskreg.transforms.linear import affine_slope, fixed_point, linear_part
+from daskreg.transforms.linear import index_gradient_by_plane, linear_part, to_fixed_point
 from tests.cases import image, vectors, weights
 from tests.phantoms import rotation
 from tests.unit.engine.spread import on_ranks, piece
@@ -48,7 +48,7 @@ def bump(size):
 
 
 def place_of(matrix, first=0):
-    return first, fixed_point(matrix), linear_part(matrix)
+    return first, to_fixed_point(matrix), linear_part(matrix)
 
 
 def read(sampler, n, place, u, slope):
@@ -61,7 +61,7 @@ def read(sampler, n, place, u, slope):
     rest = np.zeros(shape, np.float32)
     sampler.look(n, place, None, rest, None, linear if sampler.keeps_gradient else None)
     slope[np.isnan(rest)] = 0
-    sums = affine_slope(sampler.sums(n, place, slope, linear), place[0] + box(n)[0])
+    sums = index_gradient_by_plane(sampler.sums(n, place, slope, linear), place[0] + box(n)[0])
     planes = slice(box(n)[0], box(n)[0] + box(n)[1])
     return moved[planes], weight[planes], g[:, planes], rest[planes], sums
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from daskreg.kernels.labels import sample_label
-from daskreg.transforms.linear import fixed_point, linear_part
+from daskreg.transforms.linear import linear_part, to_fixed_point
 from tests import reference
 from tests.cases import MATRIX, OTHER, SHAPE, image, vectors
 
@@ -11,7 +11,7 @@ from tests.cases import MATRIX, OTHER, SHAPE, image, vectors
 def test_the_label_with_most_weight_wins():
     labels, u = (image(*OTHER) * 4).astype(np.uint16), vectors(*SHAPE, size=3)
     moved = np.zeros(SHAPE, np.uint16)
-    sample_label(SHAPE, 0, fixed_point(MATRIX), linear_part(MATRIX), u, labels, moved)
+    sample_label(SHAPE, 0, to_fixed_point(MATRIX), linear_part(MATRIX), u, labels, moved)
     p = reference.sampling_points(SHAPE, MATRIX[:3], None, u.astype(float))
     share = np.stack([reference.trilinear((labels == k).astype(float), p)[0] for k in range(4)])
     share[0] = 1 - share[1:].sum(axis=0)  # beyond the edge is background

@@ -17,13 +17,13 @@ from daskreg.kernels.sample import (
     weigh,
 )
 from daskreg.similarity import NOWHERE
-from daskreg.transforms.linear import affine_slope, fixed_point, linear_part
+from daskreg.transforms.linear import index_gradient_by_plane, linear_part, to_fixed_point
 from tests import reference
 from tests.cases import MATRIX, OTHER, SHAPE, empty, image, vectors, weights
 
 TOLERANCE = 2e-6  # of intensities in [0, 1]: seven float32 roundings
 IDENTITY = np.eye(4)
-PLACE = (0, fixed_point(MATRIX), linear_part(MATRIX))
+PLACE = (0, to_fixed_point(MATRIX), linear_part(MATRIX))
 EXACT = np.array([[1, 0.25, -0.5, 0.75], [0.125, 1, 0, -1.5], [-0.25, 0.5, 1, 0.5], [0, 0, 0, 1]])  # nothing to round
 
 
@@ -37,7 +37,7 @@ def oracle():
 
 def sampled(moving, matrix, u, first=0):
     moved = empty(*u.shape[1:])
-    sample(moved.shape, first, fixed_point(matrix), linear_part(matrix), u, 0, moving.shape[0], moving, moved)
+    sample(moved.shape, first, to_fixed_point(matrix), linear_part(matrix), u, 0, moving.shape[0], moving, moved)
     return moved
 
 
@@ -104,7 +104,7 @@ def test_planes_that_are_not_reached_need_not_be_there():
     """Points between planes 2 and 4: four planes give the bits of all six, and the domain that of the whole image."""
     matrix = MATRIX.copy()
     matrix[0] = 0.25, 0.03, 0.02, 2.01
-    place, moved = (0, fixed_point(matrix), linear_part(matrix)), empty(*SHAPE)
+    place, moved = (0, to_fixed_point(matrix), linear_part(matrix)), empty(*SHAPE)
     whole = sampled(image(*OTHER), matrix, np.zeros((3, *SHAPE), np.float32))
     sample(SHAPE, *place, None, 2, OTHER[0], np.ascontiguousarray(image(*OTHER)[2:]), moved)
     np.testing.assert_array_equal(moved, whole)
@@ -122,11 +122,11 @@ def test_affine_sums_are_the_derivatives_by_matrix_and_shift():
     slope = image(*SHAPE, seed=5) - np.float32(0.5)
     first = 5  # the block's place in the global grid
     there = shifted(-MATRIX[:3, 0] * first, MATRIX)
-    rows = affine_sums(SHAPE, first, fixed_point(there), linear_part(there), None, 0, image(*OTHER), slope)
+    rows = affine_sums(SHAPE, first, to_fixed_point(there), linear_part(there), None, 0, image(*OTHER), slope)
     p = reference.sampling_points(SHAPE, MATRIX[:3])
     expected = reference.affine_gradient(slope, reference.trilinear(image(*OTHER).astype(float), p)[1])
     expected[:, 0] += first * expected[:, 3]  # global z
-    np.testing.assert_allclose(affine_slope(rows, first).sum(axis=1).reshape(3, 4), expected, rtol=1e-4, atol=2e-4)
+    np.testing.assert_allclose(index_gradient_by_plane(rows, first).sum(axis=1).reshape(3, 4), expected, rtol=1e-4, atol=2e-4)
 
 
 def test_nearest_takes_the_nearest_voxel_and_zero_outside():

@@ -5,7 +5,7 @@ import pytest
 
 from daskreg.grid import Region
 from daskreg.transforms import composite
-from daskreg.transforms.chain import stretching
+from daskreg.transforms.chain import jacobian_determinant
 from daskreg.transforms.composite import Link
 from tests.unit.workflows.runs import FIXED, affine, displacement, trilinear_by_hand
 
@@ -44,8 +44,8 @@ def test_without_displacement_it_is_the_affine():
     link = Link(affine(), FIXED)
     np.testing.assert_allclose(link.points([1.0, 2.0, 3.0]), (affine() @ [1, 2, 3, 1])[:3])
     box = Region((0, 0, 0), (2, 2, 2))
-    np.testing.assert_array_equal(stretching((link,), FIXED, box, whole=False), 1)
-    np.testing.assert_allclose(stretching((link,), FIXED, box), np.linalg.det(affine()[:3, :3]), rtol=1e-6)
+    np.testing.assert_array_equal(jacobian_determinant((link,), FIXED, box, whole=False), 1)
+    np.testing.assert_allclose(jacobian_determinant((link,), FIXED, box), np.linalg.det(affine()[:3, :3]), rtol=1e-6)
 
 
 def test_what_does_not_fit_is_refused():

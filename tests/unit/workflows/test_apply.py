@@ -12,8 +12,8 @@ from daskreg.grid import Grid, Region
 from daskreg.kernels.labels import sample_label
 from daskreg.kernels.sample import sample
 from daskreg.storage import Volume, open_stack, open_volume, write_image
-from daskreg.transforms.chain import footprint
-from daskreg.transforms.linear import fixed_point, index_map, linear_part
+from daskreg.transforms.chain import sampling_bounds
+from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 from daskreg.workflows import blocks as module
 from daskreg.workflows.apply import apply
 from daskreg.workflows.blocks import block_of
@@ -47,7 +47,7 @@ def test_applying_to_the_moving_image_is_what_the_engine_computes(run, image):
     matrix = index_map(affine(), FIXED, MOVING)
     u = np.einsum("rc,czyx->rzyx", FIXED.world_to_index[:3, :3], displacement()).astype(np.float32)
     engine = np.empty(FIXED.shape, np.float32)
-    sample(engine.shape, 0, fixed_point(matrix), linear_part(matrix), u, 0, MOVING.shape[0], voxels(image), engine)
+    sample(engine.shape, 0, to_fixed_point(matrix), linear_part(matrix), u, 0, MOVING.shape[0], voxels(image), engine)
     moved = apply(run, image)
     assert moved.grid == FIXED
     np.testing.assert_allclose(voxels(moved), np.nan_to_num(engine), atol=2e-5)
@@ -88,7 +88,7 @@ def test_the_footprint_holds_every_point_and_little_more():
     box = Region((4, 6, 8), (12, 20, 21))
     matrix, d = index_map(affine(), FIXED, MOVING), displacement()[(slice(None), *box.slices)]
     at = MOVING.to_index(phi_by_hand()[box.slices]).reshape(-1, 3)
-    there = footprint(matrix, MOVING.world_to_index[:3, :3] @ affine()[:3, :3], d, box, MOVING.shape)
+    there = sampling_bounds(matrix, MOVING.world_to_index[:3, :3] @ affine()[:3, :3], d, box, MOVING.shape)
     low = np.maximum(np.floor(at.min(axis=0)), 0)
     high = np.minimum(np.floor(at.max(axis=0)) + 2, MOVING.shape)
     assert (there.start <= low).all()
@@ -170,7 +170,7 @@ def test_a_label_is_the_one_with_most_weight(dtype):
     shape = (5, 6, 7)
     labels, u = rng.integers(0, 4, shape).astype(dtype), (rng.random((3, *shape)) * 4 - 2).astype(np.float32)
     moved = np.empty(shape, dtype)
-    sample_label(shape, 0, fixed_point(np.eye(4)), linear_part(np.eye(4)), u, labels, moved)
+    sample_label(shape, 0, to_fixed_point(np.eye(4)), linear_part(np.eye(4)), u, labels, moved)
     at = np.moveaxis(np.indices(shape) + u.astype(float), 0, -1)
     weights = np.stack([trilinear_by_hand(labels == n, at) for n in range(4)])
     weights[0] += 1 - weights.sum(axis=0)

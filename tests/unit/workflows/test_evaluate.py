@@ -44,8 +44,8 @@ def test_the_true_warp_brings_labels_together(pair):
         assert overlap.fixed_volume == pytest.approx(2.0 * (f == label).sum())
         assert overlap.moved_volume == pytest.approx(2.0 * (moved == label).sum())
     assert found.dice[1] > 0.9 > found.dice[0]
-    assert found.stretch.folded_percent == 0
-    assert 0 < found.stretch.smallest < 1 < found.stretch.largest
+    assert found.jacobian_statistics.folded_percent == 0
+    assert 0 < found.jacobian_statistics.smallest < 1 < found.jacobian_statistics.largest
 
 
 def test_labels_may_be_floats_and_blocks_small(pair, monkeypatch):

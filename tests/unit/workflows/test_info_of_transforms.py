@@ -61,7 +61,7 @@ def test_an_inverse_says_how_good_it_is_and_where_it_came_from(run, tmp_path):
     assert found.made["command"] == "invert"
     assert found.made["of"] == run.path
     text = "\n".join(found.lines())
-    assert f"mean {certificate.there_and_back.mean:.2g}" in text
+    assert f"mean {certificate.fixed_round_trip.mean:.2g}" in text
     assert run.path in text
 
 

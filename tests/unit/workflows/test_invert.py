@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 
 def test_the_report_tells_the_certificate(run, tmp_path):
-    found = invert(run, tmp_path / "inverse.zarr").there_and_back
+    found = invert(run, tmp_path / "inverse.zarr").fixed_round_trip
     told = certificate(tmp_path / "inverse.zarr")
     assert told["there and back, mean"] == f"{found.mean:.2g} voxel over {found.voxels} voxels"
     assert told["largest"] == f"{found.largest:.2g} voxel at {tuple(found.worst)} (z, y, x)"
@@ -60,7 +60,7 @@ def keep_transform(run, path):
 
 def test_an_inverse_is_written_with_its_certificate(run, tmp_path):
     certificate = invert(run, tmp_path / "inverse.zarr")
-    found, back = certificate.there_and_back, load_transform(tmp_path / "inverse.zarr")
+    found, back = certificate.fixed_round_trip, load_transform(tmp_path / "inverse.zarr")
     assert (found.voxels, found.failed) == (FIXED.size, 0)
     assert found.mean < 0.01
     assert found.largest < 0.1
@@ -86,7 +86,7 @@ def test_blocks_show_in_no_bit_of_the_inverse(run, tmp_path, monkeypatch):
     cut = invert(run, tmp_path / "cut.zarr")
     a, b = (zarr.open_array(tmp_path / name / "coordinateTransformations" / "1" / "0")[:] for name in ("whole.zarr", "cut.zarr"))
     np.testing.assert_array_equal(a, b)
-    assert cut.there_and_back.largest == pytest.approx(whole.there_and_back.largest, abs=1e-5)
+    assert cut.fixed_round_trip.largest == pytest.approx(whole.fixed_round_trip.largest, abs=1e-5)
 
 
 def pressed(shape=(40, 44, 42), least=0.03):
@@ -106,11 +106,11 @@ def test_what_is_pressed_together_thirtyfold_is_solved_at_every_voxel(tmp_path):
     found = invert(transform, tmp_path / "i.zarr")
     assert (found.solved.unsolved, found.solved.around, found.folded) == (0, (), 0)
     assert found.solved.residual < 1e-3
-    assert found.back_and_there.mean < 0.01
-    assert found.back_and_there.largest < 0.5
-    assert 20_000 < found.back_and_there.voxels < grid.size
+    assert found.moving_round_trip.mean < 0.01
+    assert found.moving_round_trip.largest < 0.5
+    assert 20_000 < found.moving_round_trip.voxels < grid.size
     finer = invert(transform, tmp_path / "finer.zarr", finer=3)
-    assert finer.there_and_back.mean < 0.5 * found.there_and_back.mean  # what is left is what interpolation leaves
+    assert finer.fixed_round_trip.mean < 0.5 * found.fixed_round_trip.mean  # what is left is what interpolation leaves
     assert "pressed together" in found.warnings()[-1]
 
 
@@ -163,7 +163,7 @@ def test_where_it_fails_is_said(tmp_path, caplog):
     d = np.zeros((3, *grid.shape), np.float32)
     d[2, 8:16, 8:16, 8:12] = 6  # jumps over what lies behind
     certificate = invert(Transform.of(None, grid, d), tmp_path / "i.zarr")
-    assert certificate.there_and_back.failed > 0
+    assert certificate.fixed_round_trip.failed > 0
     assert certificate.solved.unproven > 0
     assert "folds have no inverse" in " ".join(certificate.warnings())
     assert "folds" in caplog.text
@@ -174,7 +174,7 @@ def test_where_it_fails_is_said(tmp_path, caplog):
 def test_affine_chains_invert_without_a_field(tmp_path):
     certificate = invert(Transform.of(affine(), FIXED, None, MOVING), tmp_path / "i.zarr")
     assert certificate.solved is None
-    assert certificate.there_and_back.largest < 1e-4
+    assert certificate.fixed_round_trip.largest < 1e-4
     np.testing.assert_allclose(load_transform(tmp_path / "i.zarr").affine, np.linalg.inv(affine()), atol=1e-12)
     with pytest.raises(ConfigError, match="singular"):
         invert(Transform.of(np.diag([1.0, 1, 0, 1])), tmp_path / "j.zarr")
@@ -191,7 +191,7 @@ def test_the_map_of_determinants_is_the_reference_and_counts_folds(tmp_path, nam
     found, wanted = jacobian(transform, tmp_path / name), 1.1 * jacobian_determinant(u)
     np.testing.assert_allclose(open_volume(tmp_path / name).data.compute(), wanted, atol=2e-5)
     assert found.folded == (wanted <= 0).sum() > 0
-    assert found.stretch.smallest == pytest.approx(wanted.min(), abs=1e-4)
+    assert found.jacobian_statistics.smallest == pytest.approx(wanted.min(), abs=1e-4)
     assert f"{found.folded} of {grid.size} voxels fold" in found.line()
 
 
@@ -208,8 +208,8 @@ def test_the_determinant_on_another_grid_is_in_world_units(run, tmp_path):
 
 
 def test_finer_voxels_leave_half_of_the_error(run, tmp_path):
-    coarse = invert(run, tmp_path / "coarse.zarr").there_and_back
-    fine = invert(run, tmp_path / "fine.zarr", finer=2).there_and_back
+    coarse = invert(run, tmp_path / "coarse.zarr").fixed_round_trip
+    fine = invert(run, tmp_path / "fine.zarr", finer=2).fixed_round_trip
     assert fine.mean < 0.6 * coarse.mean
     assert fine.largest < 0.7 * coarse.largest
     grids = [load_transform(tmp_path / name).links[-1].place for name in ("coarse.zarr", "fine.zarr")]

@@ -10,7 +10,7 @@ from numba import cuda
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, UnitsError, Unreadable
 from daskreg.grid import Grid, Region
 from daskreg.transforms.composite import Link
-from daskreg.transforms.inverse import InverseField, RoundTrip, Solved, reach_of, steepness
+from daskreg.transforms.inverse import InverseField, RoundTrip, SolutionAccuracy, displacement_bounds, lipschitz_bound
 from daskreg.workflows import blocks as module
 from daskreg.workflows.transform import Transform
 from tests.phantoms import blobs, rotation, smooth_field
@@ -142,10 +142,10 @@ def test_the_proven_bound_holds():
     """Against the true inverse in float64: the fixed point is off by no more than it says."""
     grid = Grid((26, 24, 22), (2.0, 1.0, 1.5), unit="mm")
     link = Link(np.eye(4), grid, warp_on(grid, 1.2))
-    field = InverseField(link, [reach_of(link, grid.region)])
+    field = InverseField(link, [displacement_bounds(link, grid.region)])
     v, residual, constant = field.solve(field.grid.region)
     assert constant.max() < 1
-    bound = Solved.of(residual, constant, field.grid.region)
+    bound = SolutionAccuracy.of(residual, constant, field.grid.region)
     q = everywhere(field.grid)
     off = Transform((link,)).fixed_to_moving_points(q + np.moveaxis(v, 0, -1)) - q
     inside = (
@@ -160,7 +160,7 @@ def test_the_proven_bound_holds():
 def test_steepness_bounds_every_difference_near_by():
     u = np.random.default_rng(0).normal(0, 0.2, (3, 12, 8, 7)).astype(np.float32)
     u[:, :6] *= 0.1
-    rng, bound = np.random.default_rng(1), steepness(u)
+    rng, bound = np.random.default_rng(1), lipschitz_bound(u)
     a = rng.uniform(0, np.array(u.shape[1:]) - 1, (4000, 3))
     b = np.clip(a + rng.uniform(-0.5, 0.5, a.shape), 0, np.array(u.shape[1:]) - 1)
     value = [np.stack([trilinear_by_hand(c, p) for c in u], axis=-1) for p in (a, b)]
@@ -174,8 +174,10 @@ def test_steepness_bounds_every_difference_near_by():
 def test_blocks_change_the_inverse_by_rounding_only(monkeypatch):
     """A block's field begins elsewhere, not its values."""
     link = Link(np.eye(4), FIXED, displacement())
-    whole = InverseField(link, [reach_of(link, FIXED.region)])
-    small = InverseField(link, [reach_of(link, FIXED.region & Region((z, 0, 0), (z + 8, 99, 99))) for z in range(0, 30, 8)])
+    whole = InverseField(link, [displacement_bounds(link, FIXED.region)])
+    small = InverseField(
+        link, [displacement_bounds(link, FIXED.region & Region((z, 0, 0), (z + 8, 99, 99))) for z in range(0, 30, 8)]
+    )
     assert small.grid == whole.grid
     box = Region((5, 6, 7), (15, 17, 19))
     wanted = whole[(slice(None), *whole.grid.region.slices)][(slice(None), *box.slices)]
@@ -197,11 +199,11 @@ def test_stretch_is_that_of_the_reference_whatever_the_blocks(block, monkeypatch
     transform = Transform.of(None, grid, u * np.array(grid.spacing).reshape(3, 1, 1, 1))
     wanted = jacobian_determinant(u)
     np.testing.assert_allclose(transform.determinant(), wanted, atol=1e-5)
-    stretch = transform.stretch()
-    assert stretch.folded_percent == pytest.approx(100 * (wanted <= 0).mean())
-    assert stretch.folded_percent > 0
+    statistics = transform.jacobian_statistics()
+    assert statistics.folded_percent == pytest.approx(100 * (wanted <= 0).mean())
+    assert statistics.folded_percent > 0
     ends = wanted.min(), wanted.max(), wanted.mean()
-    assert (stretch.smallest, stretch.largest, stretch.mean) == pytest.approx(ends, abs=1e-5)
+    assert (statistics.smallest, statistics.largest, statistics.mean) == pytest.approx(ends, abs=1e-5)
 
 
 def test_all_channels_share_their_points(first, monkeypatch):
