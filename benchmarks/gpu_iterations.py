@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gpu_rank import Peak
 
-from daskreg.comm import Alone
+from daskreg.comm import SingleRank
 from daskreg.config import LNCC, MI, MSE, Config, Deformable
 from daskreg.engine.images import Image
 from daskreg.engine.memory import trim
@@ -74,7 +74,7 @@ def run(images: tuple[Any, Any], stage: Deformable, watch: Watch | None = None) 
     grid = Grid(images[0].shape)
     plan = make_plan(grid, grid, Config(stages=(stage,), percentiles=(0, 100)))
     fixed, moving = (Image.whole(cupy.asarray(image), grid) for image in images)
-    rank = Rank(plan, (fixed, moving), np.eye(4), Alone(), watch or Watch())
+    rank = Rank(plan, (fixed, moving), np.eye(4), SingleRank(), watch or Watch())
     cupy.cuda.Device().synchronize()
     start = time.perf_counter()
     found = rank.run()

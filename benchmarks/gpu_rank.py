@@ -32,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from daskreg.comm import Alone, Communicator
+from daskreg.comm import Communicator, SingleRank
 from daskreg.config import LNCC, MI, MSE, Config, Deformable
 from daskreg.engine.images import Image
 from daskreg.engine.memory import trim
@@ -51,7 +51,7 @@ LOSSES: dict[str, Any] = {"mse": MSE(), "lncc center": LNCC(gradient="center"), 
 class Mirror(Communicator):
     """A rank among others like it: what it sends a rank ahead comes from the one as far behind, over a link of given speed."""
 
-    direct = True
+    device_arrays = True
 
     def __init__(self, sum_: float, latency: float, bandwidth: float) -> None:
         super().__init__(RANKS // 2, [f"mirror {r}" for r in range(RANKS)])
@@ -171,7 +171,7 @@ def run(
     grid = Grid((shape[0] * ranks, *shape[1:]))
     plan = make_plan(grid, grid, config, workers=ranks, residency=residency)
     _, both = images(shape, ranks, plan.rims if ranks > 1 else (0, 0), xp)
-    comm: Communicator = Alone()
+    comm: Communicator = SingleRank()
     if ranks > 1:
         comm = Mirror(given.sum * 1e-6, given.latency * 1e-6, given.bandwidth * 1e9)
     trim()

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from brain import OASIS_TO_MNI, STRUCTURES
 
-from daskreg.comm import Alone
+from daskreg.comm import SingleRank
 from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable, Moments
 from daskreg.engine import deformable
 from daskreg.engine.images import Image, normalise
@@ -89,12 +89,12 @@ def run(fixed: Path, moving: Path, config: Config, kind: str) -> tuple[Plan, Out
     plan, images = inputs.plan(1, None, "auto"), []
     for volume, grid in zip(inputs.cut()[:2], (plan.fixed, plan.moving), strict=True):
         image = Image.whole(np.array(volume.read(), np.float32), grid)
-        normalise(image.voxels, config, Alone(), "an image")
+        normalise(image.voxels, config, SingleRank(), "an image")
         if kind.startswith("mixed"):
             image.round()
         images.append(image)
     with rounded(kind):
-        return plan, Rank(plan, (images[0], images[1]), np.eye(4), Alone(), Watch()).run()
+        return plan, Rank(plan, (images[0], images[1]), np.eye(4), SingleRank(), Watch()).run()
 
 
 def dice(plan: Plan, found: Outcome, data: Path, config: Config) -> float:

@@ -51,7 +51,7 @@ import daskreg
 from daskreg import LNCC, MI, MSE, Deformable
 from daskreg.cluster import leave
 from daskreg.cluster.session import workers_of
-from daskreg.comm import Alone, Communicator, Patience, open_port
+from daskreg.comm import Communicator, SingleRank, Timeouts, open_endpoint
 from daskreg.engine.route import Route
 from daskreg.engine.sampler import Resident, Ring
 from daskreg.grid import Partition, Span
@@ -208,7 +208,7 @@ def link(client: Client, kind: str, sizes: Sequence[int] = MESSAGES, repeats: in
 
 async def _open(kind: Any, run: str, members: list[str], dask_worker: Any) -> Any:
     rank = members.index(dask_worker.address)
-    dask_worker.benchmark = await open_port(kind, run, rank, members, Patience(deadline=60), "127.0.0.1")
+    dask_worker.benchmark = await open_endpoint(kind, run, rank, members, Timeouts(deadline=60), "127.0.0.1")
     return dask_worker.benchmark.address
 
 
@@ -221,9 +221,9 @@ async def _swap(size: int, repeats: int, dask_worker: Any) -> float:
 
 
 async def _close(dask_worker: Any) -> None:
-    port = getattr(dask_worker, "benchmark", None)
-    if port is not None:
-        await port.close()
+    endpoint = getattr(dask_worker, "benchmark", None)
+    if endpoint is not None:
+        await endpoint.close()
 
 
 def _swaps(comm: Communicator, size: int, repeats: int) -> float:
@@ -263,7 +263,7 @@ def kernels(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     u, g = np.full((3, *box), 0.3, np.float32), np.zeros((3, *box), np.float32)
     moved = np.empty(box, np.float32)
     whole = Partition.of(box[0], 1)
-    none, ring = Span(0, 0), Ring(moving, None, whole, whole.whole, Alone(), None)
+    none, ring = Span(0, 0), Ring(moving, None, whole, whole.whole, SingleRank(), None)
     ring.route = Route(none, (whole.whole,), ((whole.whole,),), (none,), (none,))  # as if every plane read other shards too
     samplers = {
         "resident": Resident(moving, None, box[0]),

@@ -1,10 +1,10 @@
-"""What a sum over the ranks of one machine takes: over memory that they share, and by messages over UCX and TCP.
+"""What a sum over the ranks of one machine takes: through shared memory, and by messages over UCX and TCP.
 
     python benchmarks/sums.py                       # two worker processes
     python benchmarks/sums.py --workers 2,3,4       # not more than there are cores, if it is to say something
 
 Six float64 of each rank to all, as in every iteration on GPUs; ``us``: microseconds a sum, the mean of 1000 in a row, of the
-slowest rank, while all ranks wait keenly, as they do where GPUs work. Prints a JSON line a row and writes ``sums.json``.
+slowest rank, while all ranks wait busily, as they do on GPUs. Prints a JSON line a row and writes ``sums.json``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from scaling import CORES, _close, _connect, _open, cluster, versions
 
 from daskreg.cluster.session import workers_of
-from daskreg.comm import Communicator, available, share
+from daskreg.comm import Communicator, available_transports, use_shared_memory
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "sums.json"
 REPEATS = 1000
@@ -32,9 +32,9 @@ REPEATS = 1000
 def sums(comm: Communicator, over: str) -> float:
     """Seconds of one."""
     if over == "memory":
-        share(comm, ["here"] * comm.size)
-        assert comm.board is not None, "no shared memory"
-    comm.keen, mine = True, np.arange(6.0)
+        use_shared_memory(comm, ["here"] * comm.size)
+        assert comm.shared_gather is not None, "no shared memory"
+    comm.busy_wait, mine = True, np.arange(6.0)
     for _ in range(REPEATS // 10):
         comm.gather(mine)
     start = time.perf_counter()
@@ -54,7 +54,7 @@ def main() -> None:
     for workers in map(int, given.workers.split(",")):
         with cluster(workers) as client:
             members = sorted(workers_of(client))
-            for over, kind in itertools.chain([("memory", available()[0])], ((k, k) for k in available())):
+            for over, kind in itertools.chain([("memory", available_transports()[0])], ((k, k) for k in available_transports())):
                 found = client.run(_open, kind, f"sums-{time.time_ns()}", members, workers=members)
                 client.run(_connect, [found[a] for a in members], workers=members)
                 took = max(client.run(_sums, over, workers=members).values())

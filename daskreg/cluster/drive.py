@@ -17,12 +17,12 @@ from distributed.client import Future, FuturesCancelledError
 
 from daskreg.cluster.job import Job, execute
 from daskreg.cluster.session import workers_of
-from daskreg.comm import Alone, Kind, Patience, Port, available, open_port, share
+from daskreg.comm import Endpoint, SingleRank, Timeouts, Transport, available_transports, open_endpoint, use_shared_memory
 from daskreg.engine.report import SAVE, STOP, Progress, Watch
 from daskreg.errors import InputError, RankLost, RunError, Stopped
 
 log = logging.getLogger("daskreg")
-Choice = Kind | Literal["auto"]
+Choice = Transport | Literal["auto"]
 EVERY = 0.1  # seconds between two progress messages
 LOOK = 0.5  # seconds between two looks at whether all workers are there
 COLD = 120.0  # seconds that workers may take to come up
@@ -43,9 +43,9 @@ class Seat:
 
     rank: int
     cores: int
-    patience: Patience
+    timeouts: Timeouts
     hosts: tuple[str, ...]  # of all ranks
-    port: Port | None = None
+    endpoint: Endpoint | None = None
     asked: float = 0.0
 
 
@@ -59,7 +59,7 @@ class Gang:
     run: str
     addresses: tuple[str, ...]
     hosts: tuple[str, ...]
-    comm: Kind
+    comm: Transport
     deadline: float
 
     def name(self, rank: int) -> str:
@@ -225,9 +225,9 @@ def _task(job: Job, run: str, address: str, name: str) -> dict[str, Any]:
     if seat is None or get_worker().address != address:
         raise RankLost(f"the worker of a rank ({name}) was lost; look at its log for the reason.")
     reporter = Reporter(run, seat, job.checkpoint)
-    seat.patience.check, seat.patience.slow = reporter.check, reporter.slow
-    comm = seat.port.communicator if seat.port else Alone()
-    share(comm, seat.hosts)
+    seat.timeouts.check, seat.timeouts.on_slow = reporter.check, reporter.slow
+    comm = seat.endpoint.communicator if seat.endpoint else SingleRank()
+    use_shared_memory(comm, seat.hosts)
     return execute(job, comm, reporter, seat.cores)
 
 
@@ -258,24 +258,24 @@ def _gather(client: Client, members: Sequence[str], comm: Choice, deadline: floa
     gang = Gang(f"daskreg-{uuid.uuid4().hex}", tuple(members), hosts, "tcp", deadline)
     if len(members) == 1:
         return gang
-    able = _required(client, gang, available)
-    kind: Kind = _best(able) if comm == "auto" else comm
+    able = _required(client, gang, available_transports)
+    kind: Transport = _best(able) if comm == "auto" else comm
     if not all(kind in a for a in able):
         raise InputError(f"--comm {kind}: not every worker can; install the extra 'ucx' there, or use --comm tcp.")
     log.info("%d ranks over %s", len(members), kind)
     return replace(gang, comm=kind)
 
 
-def _best(able: Sequence[Sequence[Kind]]) -> Kind:
+def _best(able: Sequence[Sequence[Transport]]) -> Transport:
     """UCX where every worker can."""
     return "ucx" if all("ucx" in kinds for kinds in able) else "tcp"
 
 
 def _seat(client: Client, gang: Gang) -> None:
     """A seat on every worker, and all of them connected."""
-    ports = _required(client, gang, _take_seat, gang)
-    if len(ports) > 1:
-        _required(client, gang, _connect, gang, ports)
+    endpoints = _required(client, gang, _take_seat, gang)
+    if len(endpoints) > 1:
+        _required(client, gang, _connect, gang, endpoints)
 
 
 def _required(client: Client, gang: Gang, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -308,24 +308,24 @@ def _on_each(
 async def _take_seat(gang: Gang, dask_worker: Worker) -> Any:
     rank = gang.addresses.index(dask_worker.address)
     cores = max(1, len(os.sched_getaffinity(0)) // gang.hosts.count(gang.hosts[rank]))
-    seat = _seats[gang.run] = Seat(rank, cores, Patience(deadline=gang.deadline), gang.hosts)
+    seat = _seats[gang.run] = Seat(rank, cores, Timeouts(deadline=gang.deadline), gang.hosts)
     if len(gang.addresses) == 1:
         return None
     security = dask_worker.security
-    seat.port = await open_port(gang.comm, gang.run, rank, gang.names, seat.patience, gang.hosts[rank], security=security)
-    return seat.port.address
+    seat.endpoint = await open_endpoint(gang.comm, gang.run, rank, gang.names, seat.timeouts, gang.hosts[rank], security=security)
+    return seat.endpoint.address
 
 
-async def _connect(gang: Gang, ports: Sequence[Any]) -> None:
-    port = _seats[gang.run].port
-    assert port is not None
-    await port.connect(ports, gang.hosts)
+async def _connect(gang: Gang, endpoints: Sequence[Any]) -> None:
+    endpoint = _seats[gang.run].endpoint
+    assert endpoint is not None
+    await endpoint.connect(endpoints, gang.hosts)
 
 
 async def _rise(run: str) -> None:
     seat = _seats.pop(run, None)
-    if seat is not None and seat.port is not None:
-        await seat.port.close()
+    if seat is not None and seat.endpoint is not None:
+        await seat.endpoint.close()
 
 
 def _ask(run: str, what: float) -> None:

@@ -1,7 +1,9 @@
-"""How ranks talk to each other."""
+"""How ranks communicate."""
 
-from daskreg.comm.base import Alone, Communicator, Patience, Pending
-from daskreg.comm.board import share
-from daskreg.comm.port import Kind, Port, available, open_port
+from daskreg.comm.base import Communicator, Pending, SingleRank
+from daskreg.comm.endpoint import Endpoint, Transport, available_transports, open_endpoint
+from daskreg.comm.shared_memory import use_shared_memory
+from daskreg.comm.timeouts import Timeouts
 
-__all__ = ["Alone", "Communicator", "Kind", "Patience", "Pending", "Port", "available", "open_port", "share"]
+__all__ = ["Communicator", "Endpoint", "Pending", "SingleRank", "Timeouts", "Transport", "available_transports", "open_endpoint",
+           "use_shared_memory"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ranks that are threads of one process."""
+"""Ranks that are threads of one process, for tests."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from daskreg.comm.base import Arrays, Communicator, Patience, Pending
-from daskreg.comm.mailbox import Mailbox, dropped
+from daskreg.comm.base import Arrays, Communicator, Pending
+from daskreg.comm.message_queue import MessageQueue, lost_message
+from daskreg.comm.timeouts import Timeouts
 
 
-class _Room:
-    """The threads of one run: a mailbox for every ordered pair, and the failures in the order in which they happened."""
+class _ThreadGroup:
+    """The threads of one run: a queue for every ordered pair, and the failures in the order in which they happened."""
 
-    def __init__(self, size: int, patience: Patience) -> None:
+    def __init__(self, size: int, timeouts: Timeouts) -> None:
         self.names = [f"thread {r}" for r in range(size)]
-        self.threads = [Thread(r, self, replace(patience)) for r in range(size)]
-        self.boxes = {(s, t.rank): Mailbox(s, self.names[s], t.patience) for s in range(size) for t in self.threads}
+        self.threads = [ThreadCommunicator(r, self, replace(timeouts)) for r in range(size)]
+        self.queues = {(s, t.rank): MessageQueue(s, self.names[s], t.timeouts) for s in range(size) for t in self.threads}
         self.failures: list[BaseException] = []
         self._lock = threading.Lock()
 
     def fail(self, rank: int, error: BaseException) -> None:
-        """Stop everybody, whomever they wait for: nobody can finish without this rank."""
+        """End every wait, whichever rank it is for: no rank can finish without this one."""
         with self._lock:
             self.failures.append(error)
-            for box in self.boxes.values():
-                box.lose(dropped(rank, self.names[rank], f"{type(error).__name__}: {error}"))
+            for queue in self.queues.values():
+                queue.fail(lost_message(rank, self.names[rank], f"{type(error).__name__}: {error}"))
 
     def leave(self, rank: int) -> None:
         """This rank sends no more."""
-        for (source, _), box in self.boxes.items():
+        for (source, _), queue in self.queues.items():
             if source == rank:
-                box.lose(dropped(rank, self.names[rank], "it ended without sending what was waited for"))
+                queue.fail(lost_message(rank, self.names[rank], "it ended without sending what was waited for"))
 
 
 class _Sent:
@@ -41,49 +42,49 @@ class _Sent:
         """Return: the arrays were copied."""
 
 
-class Thread(Communicator):
+class ThreadCommunicator(Communicator):
     """A rank that is a thread; sending copies."""
 
-    def __init__(self, rank: int, room: _Room, patience: Patience) -> None:
-        super().__init__(rank, room.names, patience)
-        self.room = room
+    def __init__(self, rank: int, group: _ThreadGroup, timeouts: Timeouts) -> None:
+        super().__init__(rank, group.names, timeouts)
+        self.group = group
 
     def _send(self, to: int, arrays: Arrays) -> Pending:
-        self.room.boxes[self.rank, to].post([a.copy() for a in arrays])
+        self.group.queues[self.rank, to].put([a.copy() for a in arrays])
         return _Sent()
 
     def check(self, peer: int) -> None:
-        """Raise RankLost where a thread has ended."""
-        self.room.boxes[peer, self.rank].check()
+        """Raise RankLost if a thread has ended."""
+        self.group.queues[peer, self.rank].check()
 
     def receive(self, source: int, into: Arrays) -> Pending:
         """Receive the next message from ``source``."""
-        return self.room.boxes[source, self.rank].expect(into)
+        return self.group.queues[source, self.rank].receive(into)
 
 
-def together(size: int, patience: Patience | None = None) -> list[Communicator]:
+def communicators(size: int, timeouts: Timeouts | None = None) -> list[Communicator]:
     """Communicators of ``size`` ranks, each for a thread of its own."""
-    return list(_Room(size, patience or Patience()).threads)
+    return list(_ThreadGroup(size, timeouts or Timeouts()).threads)
 
 
-def run(size: int, function: Callable[[Communicator], Any], *, patience: Patience | None = None) -> list[Any]:
+def run(size: int, function: Callable[[Communicator], Any], *, timeouts: Timeouts | None = None) -> list[Any]:
     """Call ``function(communicator)`` in ``size`` threads: what each returned, by rank.
 
     When one fails all stop, and its exception is raised once they have.
     """
-    room = _Room(size, patience or Patience())
+    group = _ThreadGroup(size, timeouts or Timeouts())
 
-    def part(comm: Communicator) -> Any:
+    def run_rank(comm: Communicator) -> Any:
         try:
             return function(comm)
         except BaseException as error:
-            room.fail(comm.rank, error)
+            group.fail(comm.rank, error)
             raise
         finally:
-            room.leave(comm.rank)
+            group.leave(comm.rank)
 
     with ThreadPoolExecutor(size, "rank") as pool:
-        futures = [pool.submit(part, comm) for comm in room.threads]
-    if room.failures:
-        raise room.failures[0]
+        futures = [pool.submit(run_rank, comm) for comm in group.threads]
+    if group.failures:
+        raise group.failures[0]
     return [f.result() for f in futures]

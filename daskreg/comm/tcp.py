@@ -1,4 +1,4 @@
-"""Ranks of several processes, over Dask's own connections."""
+"""Ranks in several processes, over Dask's own connections."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from distributed.comm.tcp import TCP
 from distributed.protocol.serialize import to_serialize
 from distributed.security import Security
 
-from daskreg.comm.base import Arrays, Communicator, Patience, Pending
-from daskreg.comm.mailbox import CLOSED, Mailbox, dropped
+from daskreg.comm.base import Arrays, Communicator, Pending
+from daskreg.comm.message_queue import CLOSED, MessageQueue, lost_message
+from daskreg.comm.timeouts import Timeouts
 from daskreg.errors import RankLost
 
 
-class _Link:
-    """The connection to one rank. All but the mailbox belongs to the event loop."""
+class _Connection:
+    """The connection to one rank. All but the queue belongs to the event loop."""
 
-    def __init__(self, peer: int, name: str, patience: Patience) -> None:
-        self.peer, self.name, self.patience = peer, name, patience
-        self.box = Mailbox(peer, name, patience)
+    def __init__(self, peer: int, name: str, timeouts: Timeouts) -> None:
+        self.peer, self.name, self.timeouts = peer, name, timeouts
+        self.queue = MessageQueue(peer, name, timeouts)
         self._comm: TCP | None = None
         self._reader: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
-        self._turn = asyncio.Lock()  # first come, first served: keeps the order of the calls
-        self._lost: str | None = None
+        self._write_lock = asyncio.Lock()  # asyncio's locks are fair: the order of the calls is kept
+        self._failure: str | None = None
 
     def attach(self, comm: TCP) -> asyncio.Task[None]:
-        """Start to read from a connection that both sides know."""
+        """Start to read from a connection, once both sides have identified themselves."""
         comm.allow_offload = False  # arrays are sent as they lie in memory: there is nothing to offload
         self._comm = comm
         self._connected.set()
@@ -41,135 +42,135 @@ class _Link:
     async def _read(self, comm: TCP) -> None:
         try:
             while True:
-                self.box.post(await comm.read())
+                self.queue.put(await comm.read())
         except OSError as error:
-            self.lose(error)
+            self.fail(error)
         finally:
-            self.lose("its messages can no longer be read")
+            self.fail("its messages can no longer be read")
 
     async def write(self, arrays: Arrays) -> None:
         """Send arrays; they may be changed once this has returned. Raises RankLost."""
-        async with self._turn:
+        async with self._write_lock:
             await self._connected.wait()
-            if self._lost is not None or self._comm is None:
-                raise RankLost(self._lost)
+            if self._failure is not None or self._comm is None:
+                raise RankLost(self._failure)
             stream = self._comm.stream
             try:
                 await self._comm.write([to_serialize(a) for a in arrays])
                 if stream is not None:  # until it has written everything, bytes may still lie in the caller's arrays
                     await stream.write(b"")
             except OSError as error:
-                self.lose(error)
-                raise RankLost(self._lost) from error
+                self.fail(error)
+                raise RankLost(self._failure) from error
 
-    def lose(self, cause: object) -> None:
-        """End the connection, and every wait for it."""
-        self._lost = self._lost or dropped(self.peer, self.name, cause)
-        self.box.lose(self._lost)
+    def fail(self, cause: object) -> None:
+        """Close the connection, and end every wait for it with RankLost."""
+        self._failure = self._failure or lost_message(self.peer, self.name, cause)
+        self.queue.fail(self._failure)
         self._connected.set()
         if self._comm is not None:
             self._comm.abort()
 
     async def close(self) -> None:
-        self.lose(CLOSED)
+        self.fail(CLOSED)
         if self._reader is not None and self._reader is not asyncio.current_task():
             self._reader.cancel()
             await asyncio.wait([self._reader])
 
 
 @dataclass
-class _Sending:
+class _PendingSend:
     """A write under way on the event loop."""
 
     future: concurrent.futures.Future[None]
-    link: _Link
+    connection: _Connection
 
     def wait(self) -> None:
-        self.link.patience.wait(self._ready, self.link.peer, self.link.name)
+        self.connection.timeouts.wait(self._ready, self.connection.peer, self.connection.name)
         self.future.result()
 
     def _ready(self, seconds: float) -> bool:
         return bool(concurrent.futures.wait([self.future], seconds).done)
 
 
-class Tcp(Communicator):
+class TcpCommunicator(Communicator):
     """One rank's access to the others: used by a thread, while the connections live on the event loop."""
 
-    def __init__(self, rank: int, names: Sequence[str], patience: Patience) -> None:
-        super().__init__(rank, names, patience)
+    def __init__(self, rank: int, names: Sequence[str], timeouts: Timeouts) -> None:
+        super().__init__(rank, names, timeouts)
         self.loop = asyncio.get_running_loop()
-        self.links = {r: _Link(r, name, patience) for r, name in enumerate(names) if r != rank}
+        self.connections = {r: _Connection(r, name, timeouts) for r, name in enumerate(names) if r != rank}
 
     def _send(self, to: int, arrays: Arrays) -> Pending:
-        return _Sending(asyncio.run_coroutine_threadsafe(self.links[to].write(arrays), self.loop), self.links[to])
+        return _PendingSend(asyncio.run_coroutine_threadsafe(self.connections[to].write(arrays), self.loop), self.connections[to])
 
     def check(self, peer: int) -> None:
-        """Raise RankLost where the connection is broken."""
-        self.links[peer].box.check()
+        """Raise RankLost if the connection is broken."""
+        self.connections[peer].queue.check()
 
     def receive(self, source: int, into: Arrays) -> Pending:
         """Receive the next message from ``source``; it is copied by the thread that waits for it."""
-        return self.links[source].box.expect(into)
+        return self.connections[source].queue.receive(into)
 
 
-class TcpPort:
+class TcpEndpoint:
     """A listener, and one connection to every other rank: the higher rank of a pair connects to the lower."""
 
-    def __init__(self, run: str, rank: int, names: Sequence[str], patience: Patience, security: Security | None) -> None:
+    def __init__(self, run: str, rank: int, names: Sequence[str], timeouts: Timeouts, security: Security | None) -> None:
         self.run, self.rank, self.security = run, rank, security or Security()
-        self.communicator = Tcp(rank, names, patience)
+        self.communicator = TcpCommunicator(rank, names, timeouts)
         self.address = ""
         self._listener: Any = None
         self._closed = False
 
     @classmethod
     async def open(
-        cls, run: str, rank: int, names: Sequence[str], patience: Patience, host: str, security: Security | None
-    ) -> TcpPort:
+        cls, run: str, rank: int, names: Sequence[str], timeouts: Timeouts, host: str, security: Security | None
+    ) -> TcpEndpoint:
         """Listen on a free port of ``host``."""
-        port = cls(run, rank, names, patience, security)
-        scheme = "tls" if port.security.require_encryption else "tcp"
-        place = f"{scheme}://[{host}]" if ":" in host else f"{scheme}://{host}"
-        port._listener = await listen(f"{place}:0", port._answer, **port.security.get_listen_args("worker"))
-        port.address = port._listener.contact_address
-        return port
+        endpoint = cls(run, rank, names, timeouts, security)
+        scheme = "tls" if endpoint.security.require_encryption else "tcp"
+        bind = f"{scheme}://[{host}]" if ":" in host else f"{scheme}://{host}"
+        endpoint._listener = await listen(f"{bind}:0", endpoint._accept, **endpoint.security.get_listen_args("worker"))
+        endpoint.address = endpoint._listener.contact_address
+        return endpoint
 
-    async def _answer(self, comm: TCP) -> None:
-        """Take a higher rank's call; the listener closes the connection when this returns."""
+    async def _accept(self, comm: TCP) -> None:
+        """Accept the connection of a higher rank; the listener closes it when this returns."""
         try:
-            hello = await comm.read()
+            handshake = await comm.read()
         except OSError:
             return
-        link = self.communicator.links.get(hello.get("rank")) if hello.get("run") == self.run else None
-        if link is None or self._closed:
+        connection = self.communicator.connections.get(handshake.get("rank")) if handshake.get("run") == self.run else None
+        if connection is None or self._closed:
             comm.abort()
             return
-        await asyncio.wait([link.attach(comm)])
+        await asyncio.wait([connection.attach(comm)])
 
     async def connect(self, addresses: Sequence[str], hosts: Sequence[str]) -> None:
-        """Call the lower ranks; the higher ones call by themselves. Raises RankLost."""
-        await _all([self._call(r, addresses[r]) for r in range(self.rank)])
+        """Connect to the lower ranks; the higher ones connect by themselves. Raises RankLost."""
+        await _gather_all([self._connect_to(r, addresses[r]) for r in range(self.rank)])
 
-    async def _call(self, peer: int, address: str) -> None:
-        link = self.communicator.links[peer]
+    async def _connect_to(self, peer: int, address: str) -> None:
+        connection = self.communicator.connections[peer]
         try:
             comm = await connect(address, **self.security.get_connection_args("worker"))
             await comm.write({"run": self.run, "rank": self.rank})
         except OSError as error:
-            link.lose(error)
-            raise RankLost(dropped(peer, link.name, error)) from error
-        link.attach(comm)
+            connection.fail(error)
+            raise RankLost(lost_message(peer, connection.name, error)) from error
+        connection.attach(comm)
 
     async def close(self) -> None:
-        """Stop listening, end all connections."""
+        """Stop listening, close all connections."""
         self._closed = True
         if self._listener is not None:
             self._listener.stop()
-        await _all([link.close() for link in self.communicator.links.values()])
+        await _gather_all([connection.close() for connection in self.communicator.connections.values()])
 
 
-async def _all(work: list[Coroutine[Any, Any, None]]) -> None:
-    """Do all of it, then raise what failed first."""
-    for result in await asyncio.gather(*work, return_exceptions=True):
+async def _gather_all(coroutines: list[Coroutine[Any, Any, None]]) -> None:
+    """Run all coroutines to their end, then raise the first failure."""
+    for result in await asyncio.gather(*coroutines, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result

@@ -1,7 +1,7 @@
-"""Ranks of several processes, over UCX: shared memory on one machine, the fastest link between two, GPU memory as it is.
+"""Ranks in several processes, over UCX: shared memory within a machine, the fastest link between two, GPU arrays as they are.
 
-Each run has a UCX worker of its own in each process, so that nothing of another run, or of Dask's own use of UCX, can reach it.
-UCX's progress thread needs no GIL and sleeps while nothing happens (waking a hundred times a second: 0.7 % of a core).
+Each run has its own UCX worker in each process, so that messages of another run, or of Dask, cannot reach it. UCX's progress
+thread runs without the GIL and sleeps while nothing happens (it wakes a hundred times a second: 0.7 % of a core).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.comm.base import KEEN, Arrays, Communicator, Patience, Pending
-from daskreg.comm.mailbox import CLOSED, dropped
+from daskreg.comm.base import Arrays, Communicator, Pending
+from daskreg.comm.message_queue import CLOSED, lost_message
+from daskreg.comm.timeouts import SPIN_TIME, Timeouts
 from daskreg.errors import RankLost
 
 # read when UCX is loaded, which otherwise warns, on every worker, of a variable that ucxx sets itself
@@ -29,22 +30,22 @@ import ucxx  # noqa: F401  loads the library that the binding needs
 from ucxx._lib import libucxx as ucx
 from ucxx._lib.arr import Array as Buffer
 
-PACKED = 1 << 20  # bytes; several arrays of fewer in all travel as one
+PACK_BYTES = 1 << 20  # several arrays of fewer bytes in all are sent as one
 SPINS = 20  # times that the waiting thread drives UCX itself, before it leaves that to the progress thread and sleeps
-NAPS = 5e-5, 5e-4  # seconds, the first and the longest sleep between two looks
-WAKE = 10  # milliseconds after which the progress thread looks by itself, should it miss an event
-GOODBYE = 500_000_000  # nanoseconds for each step of a closing; a dead peer answers none
+BACKOFF = 5e-5, 5e-4  # seconds, the first and the longest sleep between two checks
+PROGRESS_TIMEOUT_MS = 10  # after which the progress thread runs without an event, should it have missed one
+CLOSE_TIMEOUT_NS = 500_000_000  # for each step of closing; a dead peer does not answer
 
 
 @cache
 def _context() -> Any:
-    """One for the process.
+    """UCX's context, one for the process.
 
-    Without CMA, unless the environment says which transports: it copies out of another process, and where that has been killed
-    UCX aborts this one too.
+    Without CMA, unless UCX_TLS says which transports to use: CMA reads from the memory of another process, and where that was
+    killed UCX aborts this one too.
     """
-    chosen = {} if "UCX_TLS" in os.environ else {"TLS": "^cma"}
-    return ucx.UCXContext(chosen, feature_flags=(ucx.Feature.TAG, ucx.Feature.WAKEUP))
+    options = {} if "UCX_TLS" in os.environ else {"TLS": "^cma"}
+    return ucx.UCXContext(options, feature_flags=(ucx.Feature.TAG, ucx.Feature.WAKEUP))
 
 
 def usable() -> bool:
@@ -56,8 +57,8 @@ def usable() -> bool:
     return True
 
 
-class _Packs:
-    """Buffers for packed messages, kept for the next ones: memory that UCX knows is the fastest."""
+class _BufferPool:
+    """Buffers for packed messages, kept for reuse: memory that UCX has registered is the fastest."""
 
     def __init__(self) -> None:
         self._free: list[NDArray[np.uint8]] = []
@@ -76,41 +77,41 @@ class _Packs:
         self._free.sort(key=len)
 
 
-class _Flight:
-    """One message under way: its requests, the memory they use, and where packed bytes go when they are here."""
+class _PendingTransfer:
+    """One message under way: its requests, the buffers they use, and the arrays that packed bytes are copied to on arrival."""
 
-    def __init__(self, comm: Ucx, peer: int, pack: NDArray[np.uint8] | None, into: Arrays = ()) -> None:
+    def __init__(self, comm: UcxCommunicator, peer: int, pack: NDArray[np.uint8] | None, into: Arrays = ()) -> None:
         self.comm, self.peer, self.pack, self.into = comm, peer, pack, into
         self.requests: list[Any] = []
         self.memory: list[Any] = []
-        self.arrived = False
+        self.done = False
 
     def wait(self) -> None:
         """Until all requests are done. Raises RankLost."""
-        if self.arrived:
+        if self.done:
             return
-        self.comm.patience.wait(self._ready, self.peer, self.comm.names[self.peer])
+        self.comm.timeouts.wait(self._ready, self.peer, self.comm.names[self.peer])
         for request in self.requests:
             self.comm.call(self.peer, request.check_error)
         self._unpack()
-        self.arrived = True
-        self.comm.flying.discard(self)
+        self.done = True
+        self.comm.pending.discard(self)
 
     def _ready(self, seconds: float) -> bool:
-        until = time.monotonic() + KEEN if self.comm.keen else 0.0
+        until = time.monotonic() + SPIN_TIME if self.comm.busy_wait else 0.0
         for k in itertools.count():
             if self._done():
                 return True
             if k >= SPINS and time.monotonic() > until:
                 break
             self.comm.worker.progress()
-        end, nap = time.monotonic() + seconds, NAPS[0]
+        end, pause = time.monotonic() + seconds, BACKOFF[0]
         while not self._done():
             if time.monotonic() > end:
                 return False
             self.comm.check(self.peer)
-            time.sleep(nap)
-            nap = min(1.5 * nap, NAPS[1])
+            time.sleep(pause)
+            pause = min(1.5 * pause, BACKOFF[1])
         return True
 
     def _done(self) -> bool:
@@ -118,95 +119,97 @@ class _Flight:
 
     def _unpack(self) -> None:
         if self.pack is not None:
-            for array, place in _places(self.into, self.pack):
-                _bytes(array)[:] = place
-            self.comm.packs.give(self.pack)
+            for array, part in _parts(self.into, self.pack):
+                _bytes(array)[:] = part
+            self.comm.pool.give(self.pack)
 
 
-class Ucx(Communicator):
+class UcxCommunicator(Communicator):
     """One rank's access to the others, for one thread.
 
     The work on GPU arrays must be finished before they are sent, and both sides of a message hold it in the same kind of memory.
-    Tag: 16 bits of the run, 16 of the source, 32 of the number of the message from there to here.
+    Tag of a message: 16 bits of the run, 16 of the source rank, 32 of the message's number between the two ranks.
     """
 
-    direct = True
+    device_arrays = True
 
-    def __init__(self, run: str, rank: int, names: Sequence[str], patience: Patience, worker: Any) -> None:
-        super().__init__(rank, names, patience)
+    def __init__(self, run: str, rank: int, names: Sequence[str], timeouts: Timeouts, worker: Any) -> None:
+        super().__init__(rank, names, timeouts)
         self.worker = worker
-        self.endpoints: dict[int, Any] = {}
-        self.flying: set[_Flight] = set()  # UCX writes to this memory until it is told to stop, even if nobody waits any more
-        self.packs = _Packs()
+        self.connections: dict[int, Any] = {}
+        # UCX writes to their buffers until the requests are cancelled, even if nothing waits for them any more
+        self.pending: set[_PendingTransfer] = set()
+        self.pool = _BufferPool()
         self.closed = False
         self._run = (zlib.crc32(run.encode()) & 0xFFFF) << 48
         self._sent = [itertools.count() for _ in names]
         self._received = [itertools.count() for _ in names]
 
-    def reach(self, addresses: Sequence[bytes], hosts: Sequence[str]) -> None:
-        """Make endpoints.
+    def connect(self, addresses: Sequence[bytes], hosts: Sequence[str]) -> None:
+        """Create a UCX endpoint for each other rank.
 
-        Without error handling UCX may use shared memory, and tells nothing of a peer's death; so it is on between machines only.
+        Error handling is on between machines only: with it UCX does not use shared memory, without it UCX does not report a
+        peer's death.
         """
         for peer, address in enumerate(addresses):
             if peer != self.rank:
                 handling = hosts[peer] != hosts[self.rank]
-                there = ucx.UCXAddress.create_from_buffer(address)
-                self.endpoints[peer] = self.call(peer, self.worker.create_endpoint_from_worker_address, there, handling)
+                remote = ucx.UCXAddress.create_from_buffer(address)
+                self.connections[peer] = self.call(peer, self.worker.create_endpoint_from_worker_address, remote, handling)
 
     def call(self, peer: int, function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function(*arguments)``, where an error of UCX is the loss of the rank."""
+        """``function(*arguments)``. Raises RankLost for any error of UCX."""
         try:
             return function(*arguments)
         except ucx.UCXError as error:
             cause = CLOSED if self.closed else f"{type(error).__name__} {error}"
-        # not within the handler: UCX's error cannot be pickled, and would keep this one from reaching the client
-        raise RankLost(dropped(peer, self.names[peer], cause))
+        # raised outside the handler: UCX's error cannot be pickled, and as its cause would keep RankLost from reaching the client
+        raise RankLost(lost_message(peer, self.names[peer], cause))
 
     def check(self, peer: int) -> None:
-        """Raise RankLost when the connection is known to be broken."""
+        """Raise RankLost if the connection is known to be broken."""
         if self.closed:
-            raise RankLost(dropped(peer, self.names[peer], CLOSED))
-        if peer in self.endpoints and not self.endpoints[peer].alive:
-            raise RankLost(dropped(peer, self.names[peer], "the connection broke"))
+            raise RankLost(lost_message(peer, self.names[peer], CLOSED))
+        if peer in self.connections and not self.connections[peer].alive:
+            raise RankLost(lost_message(peer, self.names[peer], "the connection broke"))
 
     def _send(self, to: int, arrays: Arrays) -> Pending:
         pieces, pack = self._pieces(arrays)
         if pack is not None:
-            for array, place in _places(arrays, pack):
-                place[:] = _bytes(array)
-        flight = _Flight(self, to, pack)
-        return self._start(flight, pieces, self.endpoints[to].tag_send, self._tags(self.rank, self._sent[to]))
+            for array, part in _parts(arrays, pack):
+                part[:] = _bytes(array)
+        transfer = _PendingTransfer(self, to, pack)
+        return self._start(transfer, pieces, self.connections[to].tag_send, self._tags(self.rank, self._sent[to]))
 
     def receive(self, source: int, into: Arrays) -> Pending:
         """Receive the next message from ``source``, without a copy if it is large or a single array."""
         pieces, pack = self._pieces(into)
-        flight = _Flight(self, source, pack, into)
-        return self._start(flight, pieces, self.endpoints[source].tag_recv, self._tags(source, self._received[source]))
+        transfer = _PendingTransfer(self, source, pack, into)
+        return self._start(transfer, pieces, self.connections[source].tag_recv, self._tags(source, self._received[source]))
 
-    def _start(self, flight: _Flight, pieces: Sequence[Any], begin: Any, tags: Iterator[Any]) -> _Flight:
-        self.check(flight.peer)
-        flight.memory = [Buffer(p) for p in pieces]
-        self.flying.add(flight)
-        for buffer, tag in zip(flight.memory, tags):
-            flight.requests.append(self.call(flight.peer, begin, buffer, tag))
-        return flight
+    def _start(self, transfer: _PendingTransfer, pieces: Sequence[Any], begin: Any, tags: Iterator[Any]) -> _PendingTransfer:
+        self.check(transfer.peer)
+        transfer.memory = [Buffer(p) for p in pieces]
+        self.pending.add(transfer)
+        for buffer, tag in zip(transfer.memory, tags):
+            transfer.requests.append(self.call(transfer.peer, begin, buffer, tag))
+        return transfer
 
     def _tags(self, source: int, numbers: Iterator[int]) -> Iterator[Any]:
         return (ucx.UCXXTag(self._run | source << 32 | number & 0xFFFFFFFF) for number in numbers)
 
     def _pieces(self, arrays: Arrays) -> tuple[Sequence[Any], NDArray[np.uint8] | None]:
-        """What UCX sends, alike on both sides: the arrays, or a pack of them (never empty, so that an empty message arrives)."""
+        """What UCX sends, the same on both sides: the arrays, or a packed buffer (never empty: an empty message must arrive)."""
         whole = [a for a in arrays if a.nbytes]
         size = sum(a.nbytes for a in whole)
-        if len(whole) == 1 or size >= PACKED or any(hasattr(a, "__cuda_array_interface__") for a in whole):
+        if len(whole) == 1 or size >= PACK_BYTES or any(hasattr(a, "__cuda_array_interface__") for a in whole):
             return whole, None
-        pack = self.packs.take(max(size, 1))
+        pack = self.pool.take(max(size, 1))
         return [pack[: max(size, 1)]], pack
 
 
-def _places(arrays: Arrays, pack: NDArray[np.uint8]) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
-    """Each array that is not empty, with its bytes in a pack."""
+def _parts(arrays: Arrays, pack: NDArray[np.uint8]) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
+    """Each array that is not empty, with its part of a packed buffer."""
     start = 0
     for array in arrays:
         if array.nbytes:
@@ -219,28 +222,28 @@ def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     return array.reshape(-1).view(np.uint8)
 
 
-class UcxPort:
+class UcxEndpoint:
     """A UCX worker, its progress thread, and an endpoint to every other rank."""
 
-    def __init__(self, run: str, rank: int, names: Sequence[str], patience: Patience) -> None:
+    def __init__(self, run: str, rank: int, names: Sequence[str], timeouts: Timeouts) -> None:
         self._worker = ucx.UCXWorker(_context())
-        self._worker.start_progress_thread(epoll_timeout=WAKE)
+        self._worker.start_progress_thread(epoll_timeout=PROGRESS_TIMEOUT_MS)
         self.address: bytes = ucx.UCXAddress.create_from_worker(self._worker).tobytes()
-        self.communicator = Ucx(run, rank, names, patience, self._worker)
+        self.communicator = UcxCommunicator(run, rank, names, timeouts, self._worker)
 
     async def connect(self, addresses: Sequence[bytes], hosts: Sequence[str]) -> None:
-        """Make the endpoints. Raises RankLost."""
-        await asyncio.to_thread(self.communicator.reach, addresses, hosts)
+        """Create UCX endpoints to the other ranks. Raises RankLost."""
+        await asyncio.to_thread(self.communicator.connect, addresses, hosts)
 
     async def close(self) -> None:
-        """Give up what is under way, say goodbye, stop the progress thread."""
+        """Cancel what is under way, close the connections, stop the progress thread."""
         if not self.communicator.closed:
             self.communicator.closed = True
             await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        self._worker.cancel_inflight_requests(GOODBYE, 1)
-        for endpoint in self.communicator.endpoints.values():
-            endpoint.close_blocking(GOODBYE, 1)
+        self._worker.cancel_inflight_requests(CLOSE_TIMEOUT_NS, 1)
+        for connection in self.communicator.connections.values():
+            connection.close_blocking(CLOSE_TIMEOUT_NS, 1)
         self._worker.stop_progress_thread()
-        self.communicator.flying.clear()
+        self.communicator.pending.clear()

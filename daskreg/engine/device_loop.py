@@ -48,14 +48,14 @@ class DeviceLoop(Loop):
         report = LevelReport("deformable", self.level.scale, self.block.shape, list(fields.losses))
         start = time.perf_counter()
         self._prepare(report.losses)
-        self.watch, self.comm.keen = watch, True
+        self.watch, self.comm.busy_wait = watch, True
         try:
             self.begin(fields)
             k = self._iterate(fields, report, keep)
             finish(self.coming)
             report.losses = self._known(k)
         finally:
-            self.graphs, self.comm.keen = {}, False
+            self.graphs, self.comm.busy_wait = {}, False
             self.sampler.play = at_once  # else both would hold each other, and memory until it is looked for
         self._tell(watch, report.losses)
         self.block.device.mark()

@@ -129,7 +129,7 @@ class Landing:
 
 def receive(comm: Communicator, source: int, into: Sequence[Array]) -> Pending:
     """Receive arrays, by way of the machine's memory where the link knows no other."""
-    if comm.direct or not any(on_device(a) for a in into):
+    if comm.device_arrays or not any(on_device(a) for a in into):
         return comm.receive(source, into)
     staged = [np.empty(a.shape, a.dtype) for a in into]
     return Landing(comm.receive(source, staged), staged, into)
@@ -137,7 +137,7 @@ def receive(comm: Communicator, source: int, into: Sequence[Array]) -> Pending:
 
 def send(comm: Communicator, to: int, arrays: Sequence[Array], purpose: str) -> Pending:
     """Send arrays that are finished, likewise."""
-    return comm.send(to, arrays if comm.direct else [host(a) for a in arrays], purpose)
+    return comm.send(to, arrays if comm.device_arrays else [host(a) for a in arrays], purpose)
 
 
 def _address(array: Array) -> int:

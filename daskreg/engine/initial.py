@@ -7,7 +7,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.comm import Alone, Communicator
+from daskreg.comm import Communicator, SingleRank
 from daskreg.config import LNCC, MI, Moments, Rigid, Search
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss, run_linear
@@ -45,7 +45,7 @@ def run_initial(
         device = images[0].device
         found = run_search(stage, seen, world, watch, device) if isinstance(stage, Search) else run_moments(stage, seen, world)
         world, report = found
-    with comm.patience.unhurried():
+    with comm.timeouts.without_deadline():
         return comm.broadcast(np.ascontiguousarray(world)), report
 
 
@@ -61,7 +61,7 @@ def _voxel(images: tuple[Image, Image], size: int) -> float:
 
 def whole(image: Image, factors: Index) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """All voxels of a level, and the mask's."""
-    return image.deliver(factors, [Span(0, image.grid.coarsen(factors).shape[0])], Alone())
+    return image.deliver(factors, [Span(0, image.grid.coarsen(factors).shape[0])], SingleRank())
 
 
 def run_moments(stage: Moments, images: tuple[Image, Image], world: Matrix) -> tuple[Matrix, LevelReport]:
@@ -76,7 +76,7 @@ def run_moments(stage: Moments, images: tuple[Image, Image], world: Matrix) -> t
     if stage.orientation:
         turns = axis_rotations(principal_axes(f, level.fixed), principal_axes(m, level.moving))
         candidates += [translation(target - center) @ linear_about(center, r) for r in turns]
-    loss = LinearLoss(Rigid(similarity=MI()), level, images, Alone())
+    loss = LinearLoss(Rigid(similarity=MI()), level, images, SingleRank())
     values = [loss.value(c)[0] for c in candidates]
     best = int(np.argmin(values))
     report = LevelReport("moments", level.scale, level.fixed.shape, [values[best]], time.perf_counter() - start)
@@ -139,7 +139,7 @@ def _least(starts: list[Matrix], images: tuple[Image, Image], watch: Watch) -> t
     """
     level = coarse_level(images, COARSE)
     stage = Rigid(similarity=LNCC(), scales=(level.scale,), iterations=(level.iterations,))
-    refined = [run_linear(stage, level, images, s, Alone(), watch) for s in starts]
+    refined = [run_linear(stage, level, images, s, SingleRank(), watch) for s in starts]
     losses = [report.losses[-1] * covered(level, world) if report.losses else 0.0 for world, report in refined]
     at_rest = [k for k, (_, report) in enumerate(refined) if report.stopped == "at rest"]  # a perfect match needs no ranking
     return refined[at_rest[0] if at_rest else int(np.argmin(losses))][0], losses

@@ -280,7 +280,7 @@ class Ring(Sampler):
             yield me, self.home, self.shards[me].start
         for k in range(len(steps)):
             if k + 1 < len(steps):
-                if k and self.comm.direct:  # the buffer's last shard may still be read
+                if k and self.comm.device_arrays:  # the buffer's last shard may still be read
                     synchronise(self.buffers[0][0])
                 coming.append(self._receive(steps[k + 1], k + 1))
             self._send(due, steps[k + 2] if k + 2 < len(steps) else size, sends)

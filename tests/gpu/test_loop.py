@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from daskreg.comm import Alone
+from daskreg.comm import SingleRank
 from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable
 from daskreg.engine.images import Image
 from daskreg.engine.rank import Rank
@@ -193,6 +193,6 @@ def test_memory_is_what_is_promised(storage, count):
     before = pool.total_bytes()
     Device("cuda").use()
     images = tuple(Image.whole(cupy.asarray(blobs(shape, seed)), grid) for seed in (1, 2))
-    rank = Rank(case, images, np.eye(4), Alone(), Watch())
+    rank = Rank(case, images, np.eye(4), SingleRank(), Watch())
     rank._level(stage, case.levels[0][0])
     assert (pool.total_bytes() - before) / np.prod(shape) < count + 1

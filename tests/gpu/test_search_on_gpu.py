@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from daskreg.comm import Alone
+from daskreg.comm import SingleRank
 from daskreg.config import Search
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
@@ -20,7 +20,7 @@ def start(device):
     fixed = np.pad(blobs((40, 44, 36), 3), 12)
     moving, grid = np.roll(fixed, (9, -7, 10), (0, 1, 2)), Grid(fixed.shape)
     images = Image.whole(device.put(fixed), grid), Image.whole(device.put(moving), grid)
-    found, report = run_initial(Search(size=48), images, np.eye(4), Alone(), Watch())
+    found, report = run_initial(Search(size=48), images, np.eye(4), SingleRank(), Watch())
     return found, report.detail["refined"]
 
 

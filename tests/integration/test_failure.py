@@ -20,7 +20,7 @@ import daskreg
 from daskreg import MSE, Deformable, Moments
 from daskreg.cli import main
 from daskreg.cluster import drive
-from daskreg.comm import Patience
+from daskreg.comm import Timeouts
 from daskreg.config import Config
 from daskreg.errors import ConfigError, IncompleteRun, OutOfSpace, OutputExists, RankLost, VoxelError
 from daskreg.grid import Grid
@@ -183,24 +183,24 @@ def in_time():
     Loop.gradient = Loop.gradient.__closure__[0].cell_contents.real
 
 
-def notice_after(seconds):
-    drive.Patience = partial(Patience, notice=seconds)
+def warn_after(seconds):
+    drive.Timeouts = partial(Timeouts, warn_after=seconds)
 
 
-def notice_as_usual():
-    drive.Patience = Patience
+def warn_as_usual():
+    drive.Timeouts = Timeouts
 
 
 @pytest.mark.parametrize("comm", ["ucx", pytest.param("tcp", marks=pytest.mark.slow)])
 def test_a_slow_worker_is_reported_and_not_lost(client, images, undisturbed, caplog, comm):
     require(comm)
     there = addresses(client)
-    client.run(notice_after, 0.2)
+    client.run(warn_after, 0.2)
     client.run(delay, 2.0, workers=there[1:2])
     try:
         found = started(client, images, workers=3, comm=comm)
     finally:
-        client.run(notice_as_usual)
+        client.run(warn_as_usual)
         client.run(in_time, workers=there[1:2])
     assert f"rank 1 (127.0.0.1, worker {there[1]}) has kept rank " in caplog.text
     assert same(undisturbed, found).bits

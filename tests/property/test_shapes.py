@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskreg.comm import Alone
+from daskreg.comm import SingleRank
 from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable
 from daskreg.engine.images import Image, normalise
 from daskreg.engine.rank import Rank
@@ -29,9 +29,9 @@ def registered(fixed_shape, moving_shape, similarity):
     images = []
     for grid in grids:
         voxels = rng.random(grid.shape, np.float32)
-        normalise(voxels, plan.config, Alone(), "an image")
+        normalise(voxels, plan.config, SingleRank(), "an image")
         images.append(Image.whole(voxels, grid))
-    outcome = Rank(plan, tuple(images), np.eye(4), Alone(), Watch()).run()
+    outcome = Rank(plan, tuple(images), np.eye(4), SingleRank(), Watch()).run()
     return outcome, resampled(outcome, *images)
 
 

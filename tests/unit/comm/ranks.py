@@ -12,36 +12,36 @@ from typing import Any
 from distributed import Client
 
 from daskreg.cluster.session import workers_of
-from daskreg.comm import Communicator, Patience, Port, open_port
+from daskreg.comm import Communicator, Endpoint, Timeouts, open_endpoint
 
 Part = Callable[[Communicator], Any]
-_ports: dict[tuple[str, int], Port] = {}
+_endpoints: dict[tuple[str, int], Endpoint] = {}
 _runs = itertools.count()
 
 
 async def _open(kind: str, run: str, size: int, mine: Sequence[int], deadline: float) -> dict[int, Any]:
     names = [f"worker of rank {r}" for r in range(size)]
     for r in mine:
-        _ports[run, r] = await open_port(kind, run, r, names, Patience(deadline=deadline), "127.0.0.1")
-    return {r: _ports[run, r].address for r in mine}
+        _endpoints[run, r] = await open_endpoint(kind, run, r, names, Timeouts(deadline=deadline), "127.0.0.1")
+    return {r: _endpoints[run, r].address for r in mine}
 
 
 async def _connect(run: str, mine: Sequence[int], addresses: Sequence[Any], hosts: Sequence[str]) -> None:
-    await asyncio.gather(*[_ports[run, r].connect(addresses, hosts) for r in mine])
+    await asyncio.gather(*[_endpoints[run, r].connect(addresses, hosts) for r in mine])
 
 
 async def _work(run: str, mine: Sequence[int], part: Part) -> dict[int, Any]:
-    done = await asyncio.gather(*[asyncio.to_thread(part, _ports[run, r].communicator) for r in mine], return_exceptions=True)
+    done = await asyncio.gather(*[asyncio.to_thread(part, _endpoints[run, r].communicator) for r in mine], return_exceptions=True)
     return dict(zip(mine, done, strict=True))
 
 
 async def _close(run: str, mine: Sequence[int]) -> None:
     for r in mine:
-        await _ports[run, r].close()
-        await _ports.pop((run, r)).close()
+        await _endpoints[run, r].close()
+        await _endpoints.pop((run, r)).close()
 
 
-class Gang:
+class Ranks:
     """``size`` ranks over some workers, connected."""
 
     def __init__(self, client: Client, kind: str, size: int) -> None:
@@ -59,7 +59,7 @@ class Gang:
         return [by_rank[r] for r in range(self.size)]
 
     def close(self) -> None:
-        """Close all ports."""
+        """Close all endpoints."""
         self._everywhere(_close, self.run, each=())
 
     def _everywhere(self, function: Any, *common: Any, each: Sequence[Any]) -> dict[str, Any]:
@@ -75,11 +75,11 @@ class Gang:
 
 def spread(client: Client, kind: str, size: int, part: Part) -> list[Any]:
     """One run; the first failure is raised."""
-    gang = Gang(client, kind, size)
+    group = Ranks(client, kind, size)
     try:
-        results = gang.do(part)
+        results = group.do(part)
     finally:
-        gang.close()
+        group.close()
     for result in results:
         if isinstance(result, BaseException):
             raise result
@@ -96,16 +96,16 @@ def bare(kind: str, size: int, part: Part, *, apart: bool, deadline: float) -> l
         process.start()
         theirs.close()
     ours = [pipe for pipe, _ in pipes]
-    _tell(ours, [_heard(pipe) for pipe in ours])
-    _tell(ours, [_heard(pipe) for pipe in ours])
-    results = [_heard(pipe) for pipe in ours]
-    _tell(ours, "close")
+    _send(ours, [_received(pipe) for pipe in ours])
+    _send(ours, [_received(pipe) for pipe in ours])
+    results = [_received(pipe) for pipe in ours]
+    _send(ours, "close")
     for process in processes:
         process.join()
     return results
 
 
-def _tell(pipes: Sequence[Connection], what: Any) -> None:
+def _send(pipes: Sequence[Connection], what: Any) -> None:
     for pipe in pipes:
         try:
             pipe.send(what)
@@ -113,7 +113,7 @@ def _tell(pipes: Sequence[Connection], what: Any) -> None:
             continue
 
 
-def _heard(pipe: Connection) -> Any:
+def _received(pipe: Connection) -> Any:
     try:
         return pipe.recv()
     except (EOFError, OSError):
@@ -123,13 +123,13 @@ def _heard(pipe: Connection) -> Any:
 def _one(pipe: Connection, kind: str, rank: int, size: int, part: Part, apart: bool, deadline: float) -> None:
     async def main() -> None:
         names = [f"process {r}" for r in range(size)]
-        port = await open_port(kind, "bare", rank, names, Patience(deadline=deadline), "127.0.0.1")
-        pipe.send(port.address)
-        await port.connect(await asyncio.to_thread(pipe.recv), [f"host {r}" if apart else "host" for r in range(size)])
+        endpoint = await open_endpoint(kind, "bare", rank, names, Timeouts(deadline=deadline), "127.0.0.1")
+        pipe.send(endpoint.address)
+        await endpoint.connect(await asyncio.to_thread(pipe.recv), [f"host {r}" if apart else "host" for r in range(size)])
         pipe.send("connected")
         await asyncio.to_thread(pipe.recv)
-        pipe.send((await asyncio.gather(asyncio.to_thread(part, port.communicator), return_exceptions=True))[0])
+        pipe.send((await asyncio.gather(asyncio.to_thread(part, endpoint.communicator), return_exceptions=True))[0])
         await asyncio.to_thread(pipe.recv)
-        await port.close()
+        await endpoint.close()
 
     asyncio.run(main())

@@ -7,7 +7,7 @@ import dask
 import numpy as np
 import pytest
 
-from daskreg.comm import Patience, open_port
+from daskreg.comm import Timeouts, open_endpoint
 from daskreg.errors import RankLost
 from tests.unit.comm.ranks import bare
 
@@ -53,35 +53,35 @@ def test_a_killed_process_is_named_by_all_who_wait_for_it(kind, apart, deadline,
 
 
 @pytest.mark.parametrize("kind", ["tcp", "ucx"])
-def test_a_port_can_be_closed_at_any_time_and_ends_every_wait(kind):
+def test_an_endpoint_can_be_closed_at_any_time_and_ends_every_wait(kind):
     if kind == "ucx":
         pytest.importorskip("ucxx")
 
     async def scene():
-        ports = [await open_port(kind, "run", r, ["a", "b"], Patience(deadline=60), "127.0.0.1") for r in range(2)]
-        await asyncio.gather(*[p.connect([q.address for q in ports], ["host"] * 2) for p in ports])
-        early, late = [ports[0].communicator.receive(1, [np.zeros(1)]) for _ in range(2)]
+        endpoints = [await open_endpoint(kind, "run", r, ["a", "b"], Timeouts(deadline=60), "127.0.0.1") for r in range(2)]
+        await asyncio.gather(*[p.connect([q.address for q in endpoints], ["host"] * 2) for p in endpoints])
+        early, late = [endpoints[0].communicator.receive(1, [np.zeros(1)]) for _ in range(2)]
         waits = [asyncio.create_task(asyncio.to_thread(early.wait))]
-        for port in (ports[0], ports[0], ports[1]):
-            await port.close()
-        unconnected = await open_port(kind, "other", 0, ["a", "b"], Patience(), "127.0.0.1")
+        for endpoint in (endpoints[0], endpoints[0], endpoints[1]):
+            await endpoint.close()
+        unconnected = await open_endpoint(kind, "other", 0, ["a", "b"], Timeouts(), "127.0.0.1")
         await unconnected.close()
         waits += [asyncio.create_task(asyncio.to_thread(late.wait))]
         return await asyncio.gather(*waits, return_exceptions=True)
 
     for found in asyncio.run(scene()):
         assert isinstance(found, RankLost)
-        assert "rank 1 (b) was lost: this rank closed its port" in str(found)
+        assert "rank 1 (b) was lost: this rank closed its endpoint" in str(found)
 
 
 def test_a_rank_that_cannot_be_reached_over_tcp_is_named():
     async def scene():
-        gone, port = [await open_port("tcp", "run", r, ["a", "b"], Patience(), "127.0.0.1") for r in range(2)]
+        gone, endpoint = [await open_endpoint("tcp", "run", r, ["a", "b"], Timeouts(), "127.0.0.1") for r in range(2)]
         await gone.close()
         try:
-            await port.connect([gone.address, port.address], ["host"] * 2)
+            await endpoint.connect([gone.address, endpoint.address], ["host"] * 2)
         finally:
-            await port.close()
+            await endpoint.close()
 
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from daskreg.comm import Alone, available, local
-from tests.unit.comm.ranks import Gang, spread
+from daskreg.comm import SingleRank, available_transports, local
+from tests.unit.comm.ranks import Ranks, spread
 
 TALKING = ["threads", "tcp", "ucx"]
 SIZES = 1, 2, 3, 5
@@ -31,7 +31,7 @@ def ranks(request):
 
     def run(kind, size, part):
         if kind == "alone":
-            return [part(Alone())]
+            return [part(SingleRank())]
         if kind == "threads":
             return local.run(size, part)
         if kind == "ucx":
@@ -156,7 +156,7 @@ def waits_for_a_slow_one(comm):
         told.append(rank)
         comm.send(1, [np.zeros(1)]).wait()
 
-    comm.patience.notice, comm.patience.slow = 0.0, complain
+    comm.timeouts.warn_after, comm.timeouts.on_slow = 0.0, complain
     comm.receive(1, [answer]).wait()
     return told, float(answer[0])
 
@@ -178,16 +178,16 @@ def stop():
 def test_a_stopped_run_ends_a_wait(client, kind):
     if kind == "ucx":
         pytest.importorskip("ucxx")
-    gang = Gang(client, kind, 2)
-    found = gang.do(give_up)
-    gang.close()
+    group = Ranks(client, kind, 2)
+    found = group.do(give_up)
+    group.close()
     assert found == ["stopped", None]
 
 
 def give_up(comm):
     if comm.rank == 1:
         return None
-    comm.patience.check = stop
+    comm.timeouts.check = stop
     try:
         comm.receive(1, [np.empty(3)]).wait()
     except Stopped:
@@ -232,11 +232,11 @@ def test_a_sum_over_planes_has_the_same_bits_however_they_are_split(ranks, kind,
 def test_two_runs_share_processes_and_do_not_meet(client, kind):
     if kind == "ucx":
         pytest.importorskip("ucxx")
-    gangs = [Gang(client, kind, 3), Gang(client, kind, 2)]
+    groups = [Ranks(client, kind, 3), Ranks(client, kind, 2)]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda gang: gang.do(partial(round_the_ring, sizes=[3, 50] * 5)), gangs))
-    for gang in gangs:
-        gang.close()
+        found = list(pool.map(lambda group: group.do(partial(round_the_ring, sizes=[3, 50] * 5)), groups))
+    for group in groups:
+        group.close()
     assert found == [[None] * 3, [None] * 2]
 
 
@@ -253,7 +253,7 @@ def test_arrays_of_another_shape_than_agreed_are_refused(ranks):
 
 
 def test_tcp_is_always_available():
-    assert available()[-1] == "tcp"
+    assert available_transports()[-1] == "tcp"
 
 
 def test_the_first_thread_to_fail_stops_the_others_and_its_error_is_raised():
@@ -280,7 +280,7 @@ def test_a_thread_that_has_ended_is_not_waited_for():
 
 
 def test_threads_can_be_started_by_hand():
-    first, second = local.together(2)
+    first, second = local.communicators(2)
     first.send(1, [np.arange(3)]).wait()
     into = np.empty(3, int)
     second.receive(0, [into]).wait()

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from daskreg.comm import Alone
-from daskreg.comm.local import Thread
+from daskreg.comm import SingleRank
+from daskreg.comm.local import ThreadCommunicator
 from daskreg.engine import halo, sampler
 from daskreg.engine.device_loop import LAG, DeviceLoop
 from daskreg.engine.halo import Block, Movement, finish
@@ -38,7 +38,7 @@ def test_a_resumed_level_decides_by_the_losses_that_a_whole_run_decides_by(k):
 
 def test_a_level_at_rest_waits_for_its_loss():
     made = loop([])
-    made.comm, made.launched, made.level = Alone(), 0, SimpleNamespace(iterations=4)
+    made.comm, made.launched, made.level = SingleRank(), 0, SimpleNamespace(iterations=4)
     made._gradient, made._step, marked = lambda fields: None, lambda fields, t: False, []
     made._mark = marked.append
     assert made._advance(None, 0) == 0
@@ -66,7 +66,7 @@ class Longest(np.ndarray):
 def among_two(iterations, tolerance):
     """A level of constant loss on one of two ranks, where nothing is computed but what ranks agree on."""
     made, mine = loop([]), np.zeros(3, np.int64)
-    made.comm = SimpleNamespace(size=2, gather=lambda row: np.stack([row, row]), keen=False)
+    made.comm = SimpleNamespace(size=2, gather=lambda row: np.stack([row, row]), busy_wait=False)
     made.level = SimpleNamespace(scale=1, iterations=iterations)
     made.stage, made.similarity = SimpleNamespace(tolerance=tolerance, window=3), None
     made.block = SimpleNamespace(shape=(4, 4, 4), device=SimpleNamespace(mark=lambda: None))
@@ -100,13 +100,13 @@ def test_a_wish_for_a_checkpoint_is_met_at_once_or_kept_for_the_end_of_the_level
 
 def test_what_still_works_on_an_array_is_waited_for_before_planes_come_into_it(monkeypatch):
     """A link that writes into a GPU's memory by itself does not know of the work that is under way there."""
-    happened, plain = [], Thread.receive
+    happened, plain = [], ThreadCommunicator.receive
 
     def note(what):
         happened.append((threading.get_ident(), what))
 
     monkeypatch.setattr(halo, "synchronise", lambda array: note("wait"))
-    monkeypatch.setattr(Thread, "receive", lambda self, *a: note("receive") or plain(self, *a))
+    monkeypatch.setattr(ThreadCommunicator, "receive", lambda self, *a: note("receive") or plain(self, *a))
     partition = Partition.of(4, 2, 1)
 
     def rank(comm):
@@ -125,7 +125,7 @@ def test_a_buffer_of_the_ring_is_read_before_the_next_shard_comes_into_it(monkey
     """Once for what is sent, and of four ranks each receives into the first of its two buffers twice."""
     waited, monkey = [], lambda array: waited.append(1)
     monkeypatch.setattr(sampler, "synchronise", monkey)
-    monkeypatch.setattr(Thread, "direct", direct)
+    monkeypatch.setattr(ThreadCommunicator, "device_arrays", direct)
     shards, whole = Partition.of(8, 4, 1), np.arange(8 * 6, dtype=np.float32).reshape(8, 2, 3)
 
     def rank(comm):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskreg.comm import Alone
+from daskreg.comm import SingleRank
 from daskreg.config import Config, Deformable
 from daskreg.engine.images import Image, check_mask, normalise
 from daskreg.errors import VoxelError
@@ -31,7 +31,7 @@ def test_any_planes_of_a_level_are_those_that_one_rank_makes(planes, factors, ra
     shape = (planes, 5, 4)
     whole = Image.whole(image(*shape), Grid(shape), weights(*shape) if masked else None)
     coarse = -(-planes // factors[0])
-    expected = whole.deliver(factors, [Span(0, coarse)], Alone())
+    expected = whole.deliver(factors, [Span(0, coarse)], SingleRank())
     ends = st.integers(0, coarse)
     wanted = [Span(*sorted(data.draw(st.tuples(ends, ends)))) for _ in range(ranks)]
     partition = Partition.of(planes, ranks, 1)
@@ -55,8 +55,8 @@ def test_a_preview_is_the_whole_level_on_rank_0(ranks, factors):
     whole, partition = Image.whole(image(*shape), Grid(shape)), Partition.of(17, ranks, 1)
     coarse = Span(0, whole.grid.coarsen(factors).shape[0])
     seen = on_ranks(ranks, lambda comm: piece(comm, whole.voxels, whole.grid, partition, 8).preview([factors], comm))
-    found, _ = seen[0].deliver(factors, [coarse], Alone())
-    np.testing.assert_array_equal(found, whole.deliver(factors, [coarse], Alone())[0])
+    found, _ = seen[0].deliver(factors, [coarse], SingleRank())
+    np.testing.assert_array_equal(found, whole.deliver(factors, [coarse], SingleRank())[0])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["linear", "log"])
@@ -65,7 +65,7 @@ def test_percentiles_and_scaled_voxels_are_those_of_one_rank(config, ranks, rim)
     """Ranks count their own planes once, though others hold them too; some have none."""
     voxels = image(11, 6, 7) ** 3 * 4000 - 100
     one, partition = voxels.copy(), Partition.of(11, ranks, 1)
-    ends = normalise(one, config, Alone(), "an image")
+    ends = normalise(one, config, SingleRank(), "an image")
 
     def rank(comm):
         mine = piece(comm, voxels, Grid(voxels.shape), partition, rim)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from daskreg.comm import Alone
+from daskreg.comm import SingleRank
 from daskreg.config import LNCC, MI, MSE, Affine
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
@@ -29,7 +29,7 @@ def images():
 
 def loss_of(choice):
     level = Level.alone(1, (1, 1, 1), (1, 1, 1), FIXED, MOVING, 1)
-    return LinearLoss(Affine(similarity=choice), level, images(), Alone())
+    return LinearLoss(Affine(similarity=choice), level, images(), SingleRank())
 
 
 def oracle(value, world):

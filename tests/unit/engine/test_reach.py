@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskreg.comm import Alone
+from daskreg.comm import SingleRank
 from daskreg.config import MSE, Config, Deformable
 from daskreg.engine import deformable
 from daskreg.engine.halo import Block
@@ -63,7 +63,7 @@ def stepped(u, d, step, smoother):
 def measured(place, u, reach, step):
     """As a rank that is alone."""
     block = Block(SHAPE, Partition.of(SHAPE[0], 1))
-    return Lookout(block, place, block.partition, reach, step, Alone()).begin(u, 0)
+    return Lookout(block, place, block.partition, reach, step, SingleRank()).begin(u, 0)
 
 
 @FEW

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskreg.comm import Alone
+from daskreg.comm import SingleRank
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Lookout, Reach, affine_reach
@@ -265,5 +265,5 @@ def test_a_slab_s_corners_bound_what_it_reads_without_displacement(degrees, rank
 
 def test_on_one_rank_every_residency_is_resident():
     whole = Image.whole(image(*MOVING), Grid(MOVING))
-    made = [make_sampler(r, whole, ONE, Partition.of(MOVING[0], 1), Alone()) for r in RESIDENCIES]
+    made = [make_sampler(r, whole, ONE, Partition.of(MOVING[0], 1), SingleRank()) for r in RESIDENCIES]
     assert {type(s) for s in made} == {Resident}

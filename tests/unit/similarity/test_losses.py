@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from daskreg.comm import Alone
+from daskreg.comm import SingleRank
 from daskreg.config import LNCC, MI, MSE
 from daskreg.engine.sums import add_up
 from daskreg.grid import Partition
@@ -52,7 +52,7 @@ def pair():
 def computed(choice, fixed, weight, moved):
     """Loss, N and N dC/dmoved as the loop computes them."""
     similarity, fields, slope = make(choice), empty(3, *SHAPE), moved.copy()
-    total = add_up(similarity.partial(SHAPE, fixed, weight, slope, fields), similarity, Alone(), Partition.of(SHAPE[0], 1))
+    total = add_up(similarity.partial(SHAPE, fixed, weight, slope, fields), similarity, SingleRank(), Partition.of(SHAPE[0], 1))
     similarity.finish(SHAPE, total, fixed, weight, slope, fields)
     return *similarity.value(total), slope
 

@@ -1,4 +1,4 @@
-"""Sums over memory that ranks of one machine share."""
+"""Allgather through memory that ranks of one machine share."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from functools import partial
 import numpy as np
 import pytest
 
-from daskreg.comm import Patience, board, local, share
-from daskreg.comm.board import HEADER, ROOM, Board
+from daskreg.comm import Timeouts, local, shared_memory, use_shared_memory
+from daskreg.comm.shared_memory import HEADER, SLOT_BYTES, TOKEN_BYTES, SharedMemoryAllgather
 from daskreg.errors import RankLost
 from tests.unit.comm.ranks import bare
 
 
 def shared(part, comm, hosts=None):
-    share(comm, hosts or ["here"] * comm.size)
+    use_shared_memory(comm, hosts or ["here"] * comm.size)
     return part(comm)
 
 
 def sums(comm, rounds=60):
-    """What is gathered, of changing sizes and types, some too large for the board."""
+    """What is gathered, of changing sizes and types, some too large for a slot."""
     found = []
     for k in range(rounds):
-        size = (0, 1, 6, 1024, ROOM // 8, ROOM)[k % 6]
+        size = (0, 1, 6, 1024, SLOT_BYTES // 8, SLOT_BYTES)[k % 6]
         mine = np.full(size, comm.rank + 10 * k, (np.float64, np.int64)[k % 2])
         table = comm.gather(mine)
         assert table.dtype == mine.dtype
         np.testing.assert_array_equal(table, np.stack([np.full(size, r + 10 * k) for r in range(comm.size)]))
         found.append(comm.max(np.array([float(comm.rank)]))[0])
-    return comm.board is not None, set(found), dict(comm.traffic)
+    return comm.shared_gather is not None, set(found), dict(comm.traffic)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -51,7 +51,7 @@ def test_it_counts_as_traffic_what_the_messages_it_saves_would_have_carried():
     assert len(set(local.run(3, one))) == 1
 
     def other(comm):
-        share(comm, ["here"] * comm.size)
+        use_shared_memory(comm, ["here"] * comm.size)
         comm.traffic.clear()
         return one(comm)
 
@@ -72,15 +72,15 @@ def test_ranks_of_several_machines_have_none():
         assert not used
 
 
-@pytest.mark.parametrize("broken", ["_made", "_mapped"])
+@pytest.mark.parametrize("broken", ["_create", "_map"])
 def test_where_one_rank_cannot_have_it_nobody_has(monkeypatch, broken):
-    plain, calls = getattr(board, broken), []
+    plain, calls = getattr(shared_memory, broken), []
 
     def once(*given):
         calls.append(1)
         return None if len(calls) == 1 else plain(*given)
 
-    monkeypatch.setattr(board, broken, once)
+    monkeypatch.setattr(shared_memory, broken, once)
     for used, found, _ in local.run(3, partial(shared, sums)):
         assert not used
         assert found == {2.0}
@@ -92,29 +92,29 @@ def test_without_room_in_shared_memory_there_is_none(monkeypatch):
 
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "posix_fallocate", full)
-    assert board._made(1 << 20) is None
+    assert shared_memory._create(1 << 20) is None
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_other_memory_at_the_same_place_is_not_taken_for_it():
-    mine, other = board._made(4096), board._made(4096)
-    place = board._described(mine)
-    assert board._mapped(place, 4096) is not None
-    assert board._mapped(bytes(board.TOKEN) + place[board.TOKEN :], 4096) is None
+    mine, other = shared_memory._create(4096), shared_memory._create(4096)
+    place = shared_memory._describe(mine)
+    assert shared_memory._map(place, 4096) is not None
+    assert shared_memory._map(bytes(TOKEN_BYTES) + place[TOKEN_BYTES:], 4096) is None
     os.dup2(other, mine)
-    assert board._mapped(place, 4096) is None
+    assert shared_memory._map(place, 4096) is None
     os.close(mine)
-    assert board._mapped(place, 4096) is None
+    assert shared_memory._map(place, 4096) is None
     os.close(other)
 
 
 def test_a_row_that_is_half_written_or_of_another_sum_does_not_count():
-    comm = local.together(2)[0]
-    made = Board(bytearray(4 * (HEADER.size + ROOM)), comm)
+    comm = local.communicators(2)[0]
+    made = SharedMemoryAllgather(bytearray(4 * (HEADER.size + SLOT_BYTES)), comm)
     made.number = 1
     made._write(b"12345678", 7)
     assert made._read(0) == (b"12345678", 7)
-    at = made._start(0) + HEADER.size
+    at = made._offset(0) + HEADER.size
     made.memory[at + 3 : at + 4] = b"x"
     assert made._read(0) is None
     made._write(b"12345678", 7)
@@ -123,33 +123,35 @@ def test_a_row_that_is_half_written_or_of_another_sum_does_not_count():
 
 
 def test_a_silent_rank_is_lost_after_the_deadline():
-    comm = local.together(2, Patience(deadline=0.2))[0]
+    comm = local.communicators(2, Timeouts(deadline=0.2))[0]
     with pytest.raises(RankLost, match=r"rank 1 .* was silent"):
-        Board(bytearray(4 * (HEADER.size + ROOM)), comm).gather(np.zeros(3))
+        SharedMemoryAllgather(bytearray(4 * (HEADER.size + SLOT_BYTES)), comm).gather(np.zeros(3))
 
 
 def test_a_rank_that_fails_is_no_silent_one():
     """The others know at once, as over messages."""
 
     def part(comm):
-        share(comm, ["here"] * 3)
+        use_shared_memory(comm, ["here"] * 3)
         if comm.rank == 1:
             raise OSError("disk full")
         comm.gather(np.zeros(3))
 
     start = time.monotonic()
     with pytest.raises(OSError, match="disk full"):
-        local.run(3, part, patience=Patience(deadline=20))
+        local.run(3, part, timeouts=Timeouts(deadline=20))
     assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize(
-    "others", [np.zeros(4), np.zeros((3, 1)), np.zeros(3, np.int64), np.zeros(ROOM)], ids=["longer", "shape", "type", "no room"]
+    "others",
+    [np.zeros(4), np.zeros((3, 1)), np.zeros(3, np.int64), np.zeros(SLOT_BYTES)],
+    ids=["longer", "shape", "type", "no room"],
 )
 def test_arrays_that_differ_are_told(others):
     def part(comm):
-        share(comm, ["here"] * 2)
+        use_shared_memory(comm, ["here"] * 2)
         comm.gather((np.zeros(3), others)[comm.rank])
 
     with pytest.raises(ValueError, match="both sides must run the same plan"):
-        local.run(2, part, patience=Patience(deadline=20))
+        local.run(2, part, timeouts=Timeouts(deadline=20))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from daskreg.comm import Patience
+from daskreg.comm import Timeouts
 from daskreg.errors import RankLost
 
 
@@ -27,27 +27,27 @@ def test_what_is_ready_is_not_waited_for():
         raise Stopped
 
     ready = Later(1)
-    Patience(check=check).wait(ready, 1, "there")
+    Timeouts(check=check).wait(ready, 1, "there")
     assert ready.asked == 1
 
 
 def test_a_silent_rank_is_lost_after_the_deadline_and_named():
     with pytest.raises(RankLost, match=r"rank 3 \(there\) was silent"):
-        Patience(deadline=0.0).wait(lambda seconds: False, 3, "there")
+        Timeouts(deadline=0.0).wait(lambda seconds: False, 3, "there")
 
 
 def test_a_slow_rank_is_reported_once_a_wait():
     told = []
-    patience = Patience(notice=0.0, slow=lambda rank, seconds: told.append((rank, seconds > 0)))
-    patience.wait(Later(9), 2, "there")
+    timeouts = Timeouts(warn_after=0.0, on_slow=lambda rank, seconds: told.append((rank, seconds > 0)))
+    timeouts.wait(Later(9), 2, "there")
     assert told == [(2, True)]
-    patience.wait(Later(4), 5, "there")
+    timeouts.wait(Later(4), 5, "there")
     assert told == [(2, True), (5, True)]
 
 
-def test_a_slow_rank_before_the_notice_is_not_reported():
+def test_a_rank_that_is_not_slow_yet_is_not_reported():
     told = []
-    Patience(notice=1e9, slow=lambda rank, seconds: told.append(rank)).wait(Later(9), 2, "there")
+    Timeouts(warn_after=1e9, on_slow=lambda rank, seconds: told.append(rank)).wait(Later(9), 2, "there")
     assert told == []
 
 
@@ -60,5 +60,5 @@ def test_the_check_is_made_between_two_questions_and_ends_the_wait():
             raise Stopped
 
     with pytest.raises(Stopped):
-        Patience(check=check).wait(ready, 1, "there")
+        Timeouts(check=check).wait(ready, 1, "there")
     assert ready.asked == 4
