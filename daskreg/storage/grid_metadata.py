@@ -11,7 +11,7 @@ from daskreg.grid.grid import Matrix3, Triple
 
 
 @dataclass(frozen=True)
-class Frame:
+class GridMetadata:
     """spacing and translation along the image's own axes (z, y, x); direction, unit and oriented as in Grid.
 
     ``world = direction @ (translation + spacing * index)``
@@ -25,7 +25,7 @@ class Frame:
     origin: Triple | None = None  # when the store states it directly; else direction @ translation
 
     @classmethod
-    def of(cls, grid: Grid) -> Frame:
+    def of(cls, grid: Grid) -> GridMetadata:
         """The frame of a grid."""
         return cls(grid.spacing, (0.0, 0.0, 0.0), grid.direction, grid.unit, grid.oriented, grid.origin)
 

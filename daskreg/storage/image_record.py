@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import dask.array as da
 
 from daskreg.storage.axes import Axis
-from daskreg.storage.grid_metadata import Frame
+from daskreg.storage.grid_metadata import GridMetadata
 
 
 @dataclass(frozen=True)
-class Level:
+class Resolution:
     """One resolution of a store: its path, and shape and spacing along z, y, x (along all axes when these are not three)."""
 
     path: str
@@ -20,8 +20,8 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Found:
-    """data: all axes as stored, lazily;  frame: where the voxels are (z, y, x), None when the store does not say;
+class ImageRecord:
+    """data: all axes as stored, lazily;  grid_metadata: where the voxels are (z, y, x), None when the store does not say;
     chunks: as stored;  channels: labels.
     """
 
@@ -29,7 +29,7 @@ class Found:
     format: str
     data: da.Array
     axes: tuple[Axis, ...]
-    frame: Frame | None
+    grid_metadata: GridMetadata | None
     chunks: tuple[int, ...]
-    levels: tuple[Level, ...] = ()
+    levels: tuple[Resolution, ...] = ()
     channels: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from daskreg.storage.formats.nifti import find_nifti, is_nifti
 from daskreg.storage.formats.ome_zarr import find_zarr
 from daskreg.storage.fs.address import Address, parse_address, parse_spacing
 from daskreg.storage.fs.errors import reason
-from daskreg.storage.image_record import Found, Level
+from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.zarr.nodes import check_dtype
 
 Source = str | Path | np.ndarray | da.Array
@@ -34,7 +34,7 @@ class Volume:
     grid: Grid
     name: str = "array"
     format: str = "array"
-    levels: tuple[Level, ...] = ()
+    levels: tuple[Resolution, ...] = ()
     channels: tuple[str, ...] = ()
 
     @property
@@ -103,9 +103,9 @@ def open_stack(source: Source | Volume, *, grid: Grid | None = None) -> Stack:
         return Stack(source.data, grid or source.grid, source.name)
     if isinstance(source, str | Path):
         address = parse_address(source)
-        found = find(address)
-        data, axes = select(found, address, keep=True)
-        return _stacked(found, data, axes, address, grid)
+        record = open_record(address)
+        data, axes = select(record, address, keep=True)
+        return _stacked(record, data, axes, address, grid)
     if not isinstance(source, np.ndarray | da.Array) or source.ndim < 3:
         raise AxesError(f"an array (.., Z, Y, X) was expected, {getattr(source, 'shape', type(source).__name__)} was given.")
     if grid is None:
@@ -116,15 +116,15 @@ def open_stack(source: Source | Volume, *, grid: Grid | None = None) -> Stack:
     return Stack(data, _fitting(grid, data.shape[-3:], "the array"), "array", names)
 
 
-def _stacked(found: Found, data: da.Array, axes: tuple[Axis, ...], address: Address, grid: Grid | None) -> Stack:
+def _stacked(record: ImageRecord, data: da.Array, axes: tuple[Axis, ...], address: Address, grid: Grid | None) -> Stack:
     inner = spatial(axes)
     if inner is None:
         raise AxesError(
-            f"{found.name} has the axes {', '.join(a.name for a in axes)}; three spatial ones (z, y, x) were expected."
+            f"{record.name} has the axes {', '.join(a.name for a in axes)}; three spatial ones (z, y, x) were expected."
         )
     outer = [i for i in range(len(axes)) if i not in inner]
     data = data.transpose([*outer, *inner])
-    return Stack(data, _grid(found, data.shape[-3:], address, grid), found.name, tuple(axes[i].name for i in outer))
+    return Stack(data, _grid(record, data.shape[-3:], address, grid), record.name, tuple(axes[i].name for i in outer))
 
 
 def open_volume(source: Source | Volume, *, grid: Grid | None = None, spacing: object = None, unit: str | None = None) -> Volume:
@@ -143,71 +143,73 @@ def open_volume(source: Source | Volume, *, grid: Grid | None = None, spacing: o
         address = replace(address, spacing=parse_spacing(spacing))
     if unit is not None:
         address = replace(address, unit=unit_name(unit))
-    return _placed(find(address), address, grid)
+    return _placed(open_record(address), address, grid)
 
 
-def find(address: Address) -> Found:
+def open_record(address: Address) -> ImageRecord:
     """What is at an address, as it is stored. Raises NotFound and Unreadable."""
     return find_nifti(address) if is_nifti(address.path) else find_zarr(address)
 
 
-def select(found: Found, address: Address, *, keep: bool = False) -> tuple[da.Array, tuple[Axis, ...]]:
+def select(record: ImageRecord, address: Address, *, keep: bool = False) -> tuple[da.Array, tuple[Axis, ...]]:
     """The array with every axis taken away that is not spatial; with ``keep`` those stay that have many entries and no choice.
 
     Raises AxesError saying what to type.
     """
-    data, axes = found.data, list(found.axes)
+    data, axes = record.data, list(record.axes)
     for kind, chosen in (("time", address.time), ("channel", address.channel), ("other", None)):
         for axis in [a for a in axes if a.kind == kind]:
             at = axes.index(axis)
             if keep and chosen is None and data.shape[at] > 1:
                 continue
-            data = data[(slice(None),) * at + (_choice(found, axis, data.shape[at], chosen),)]
+            data = data[(slice(None),) * at + (_choice(record, axis, data.shape[at], chosen),)]
             axes.pop(at)
     return data, tuple(axes)
 
 
-def _placed(found: Found, address: Address, grid: Grid | None) -> Volume:
-    data, axes = select(found, address)
+def _placed(record: ImageRecord, address: Address, grid: Grid | None) -> Volume:
+    data, axes = select(record, address)
     order = spatial(axes)
     if order is None:
         raise AxesError(
-            f"{found.name} has the spatial axes {', '.join(a.name for a in axes) or 'none'} of shape {data.shape}; "
+            f"{record.name} has the spatial axes {', '.join(a.name for a in axes) or 'none'} of shape {data.shape}; "
             "a 3D image (z, y, x) was expected."
         )
     data = data.transpose(order)
-    return Volume(data, _grid(found, data.shape, address, grid), found.name, found.format, found.levels, found.channels)
+    return Volume(data, _grid(record, data.shape, address, grid), record.name, record.format, record.levels, record.channels)
 
 
-def _grid(found: Found, shape: tuple[int, ...], address: Address, grid: Grid | None) -> Grid:
+def _grid(record: ImageRecord, shape: tuple[int, ...], address: Address, grid: Grid | None) -> Grid:
     if grid is not None:
-        return _fitting(grid, shape, found.name)
-    if found.frame is not None:
+        return _fitting(grid, shape, record.name)
+    if record.grid_metadata is not None:
         try:
-            return found.frame.grid(shape, address.spacing, address.unit)
+            return record.grid_metadata.grid(shape, address.spacing, address.unit)
         except InputError as error:
-            raise type(error)(f"{found.name}: {error}") from None
+            raise type(error)(f"{record.name}: {error}") from None
     if address.spacing is None:
         raise GridError(
-            f"{found.name} is a bare array that states no voxel size; give it with '::spacing=ZxYxX' behind the path "
+            f"{record.name} is a bare array that states no voxel size; give it with '::spacing=ZxYxX' behind the path "
             "(for example '::spacing=2x1x1,unit=um') or with --spacing."
         )
     return Grid(shape, address.spacing, unit=address.unit)  # type: ignore[arg-type]
 
 
-def _choice(found: Found, axis: Axis, length: int, chosen: int | str | None) -> int:
+def _choice(record: ImageRecord, axis: Axis, length: int, chosen: int | str | None) -> int:
     """The index to take along an axis that is not spatial."""
     if chosen is None and length == 1:
         return 0
     if axis.kind == "other":
-        raise AxesError(f"{found.name} has {length} entries along its axis {axis.name!r}; an image of z, y, x was expected.")
-    labels = f" ({', '.join(found.channels)})" if axis.kind == "channel" and found.channels else ""
+        raise AxesError(f"{record.name} has {length} entries along its axis {axis.name!r}; an image of z, y, x was expected.")
+    labels = f" ({', '.join(record.channels)})" if axis.kind == "channel" and record.channels else ""
     if chosen is None:
         word = "channels" if axis.kind == "channel" else "time points"
-        raise AxesError(f"{found.name} has {length} {word}{labels}: choose one with '::{axis.kind}=0'.")
-    index = found.channels.index(chosen) if chosen in found.channels else chosen
+        raise AxesError(f"{record.name} has {length} {word}{labels}: choose one with '::{axis.kind}=0'.")
+    index = record.channels.index(chosen) if chosen in record.channels else chosen
     if not isinstance(index, int) or index >= length:
-        raise NotFound(f"{found.name} has no {axis.kind} {chosen!r}; it has {length}{labels}: choose one with '::{axis.kind}=0'.")
+        raise NotFound(
+            f"{record.name} has no {axis.kind} {chosen!r}; it has {length}{labels}: choose one with '::{axis.kind}=0'."
+        )
     return index
 
 

@@ -1,4 +1,4 @@
-"""What is at an address, for people and for scripts: also where it could not be registered as it is."""
+"""What is at an address, as text and as JSON: also where it could not be registered as it is."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from daskreg.errors import InputError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.fs.address import Address, parse_address
-from daskreg.storage.image_record import Found, Level
-from daskreg.storage.images import Source, Volume, find, open_volume
+from daskreg.storage.image_record import ImageRecord, Resolution
+from daskreg.storage.images import Source, Volume, open_record, open_volume
 from daskreg.storage.runs.run import DISPLACEMENT, RunStore
 from daskreg.storage.zarr.nodes import attributes, open_node
 
@@ -39,7 +39,7 @@ class VolumeInfo:
     direction: tuple[Numbers, ...] | None = None
     unit: str | None = None
     oriented: bool = False
-    levels: tuple[Level, ...] = ()
+    levels: tuple[Resolution, ...] = ()
     channels: tuple[str, ...] = ()
     hint: str | None = None
     run: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class VolumeInfo:
         """A table, one fact a line."""
         rows = [("image", self.name), ("format", self.format)]
         rows += _array_rows(self) if self.shape else []
-        rows += _place_rows(self) if self.spacing else []
+        rows += _grid_rows(self) if self.spacing else []
         rows += [(f"level {i}", f"{_by(v.shape)} at {_by(v.spacing)}  ({v.path})") for i, v in enumerate(self.levels)]
         rows += [(k.replace("_", " "), _short(v)) for k, v in self.run.items()]
         rows += [("hint", self.hint)] if self.hint else []
@@ -69,44 +69,44 @@ def describe(source: Source | Volume) -> VolumeInfo:
         own = attributes(node).get("daskreg")
         if isinstance(node, zarr.Group) and isinstance(own, dict) and own.get("kind") == "run":
             return _of_run(address.node)
-    return _of_found(find(address), address)
+    return _of_record(open_record(address), address)
 
 
-def _of_found(found: Found, address: Address) -> VolumeInfo:
+def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
     grid, hint = None, None
     try:
         grid = open_volume(address.text).grid
     except InputError as error:
         hint = str(error)
-        grid = _grid_whatever_channel(found, address)
-    place = _place(grid) if grid else {"unit": found.frame.unit if found.frame else address.unit}
+        grid = _shared_grid(record, address)
+    fields = _grid_fields(grid) if grid else {"unit": record.grid_metadata.unit if record.grid_metadata else address.unit}
     return VolumeInfo(
-        found.name,
-        found.format,
-        tuple(found.data.shape),
-        tuple(a.name for a in found.axes),
-        str(found.data.dtype),
-        tuple(found.chunks),
-        levels=found.levels,
-        channels=found.channels,
+        record.name,
+        record.format,
+        tuple(record.data.shape),
+        tuple(a.name for a in record.axes),
+        str(record.data.dtype),
+        tuple(record.chunks),
+        levels=record.levels,
+        channels=record.channels,
         hint=hint,
-        **place,
+        **fields,
     )
 
 
-def _grid_whatever_channel(found: Found, address: Address) -> Grid | None:
+def _shared_grid(record: ImageRecord, address: Address) -> Grid | None:
     """All channels and times share one grid."""
-    space = [n for n, a in zip(found.data.shape, found.axes, strict=True) if a.kind == "space"]
-    if found.frame is None or len(space) != 3:
+    space = [n for n, a in zip(record.data.shape, record.axes, strict=True) if a.kind == "space"]
+    if record.grid_metadata is None or len(space) != 3:
         return None
     try:
-        return found.frame.grid(_zyx(found, space), address.spacing, address.unit)
+        return record.grid_metadata.grid(_zyx(record, space), address.spacing, address.unit)
     except InputError:
         return None
 
 
-def _zyx(found: Found, space: Sequence[int]) -> tuple[int, ...]:
-    names = [a.name for a in found.axes if a.kind == "space"]
+def _zyx(record: ImageRecord, space: Sequence[int]) -> tuple[int, ...]:
+    names = [a.name for a in record.axes if a.kind == "space"]
     return tuple(space[names.index(n)] for n in "zyx") if set(names) == set("zyx") else tuple(space)
 
 
@@ -121,7 +121,7 @@ def _of_volume(volume: Volume) -> VolumeInfo:
         chunks,
         levels=volume.levels,
         channels=volume.channels,
-        **_place(volume.grid),
+        **_grid_fields(volume.grid),
     )
 
 
@@ -138,7 +138,7 @@ def _of_run(path: str) -> VolumeInfo:
         "displacement": store.has(DISPLACEMENT),
         "moved": store.has("moved"),
     }
-    return VolumeInfo(path, "daskreg run", hint=None if store.complete else _incomplete(path), run=run, **_place(grid))
+    return VolumeInfo(path, "daskreg run", hint=None if store.complete else _incomplete(path), run=run, **_grid_fields(grid))
 
 
 def _incomplete(path: str) -> str:
@@ -149,7 +149,7 @@ def _incomplete(path: str) -> str:
     raise Unreadable(f"{path} changed while it was read; try again.")
 
 
-def _place(grid: Grid) -> dict[str, Any]:
+def _grid_fields(grid: Grid) -> dict[str, Any]:
     return {
         "spacing": grid.spacing,
         "origin": grid.origin,
@@ -165,11 +165,11 @@ def _array_rows(info: VolumeInfo) -> list[tuple[str, str]]:
 
 
 def grid_rows(grid: Grid) -> list[tuple[str, str]]:
-    """Spacing, origin and direction, for people."""
-    return _place_rows(VolumeInfo("", "", **_place(grid)))
+    """Spacing, origin and direction."""
+    return _grid_rows(VolumeInfo("", "", **_grid_fields(grid)))
 
 
-def _place_rows(info: VolumeInfo) -> list[tuple[str, str]]:
+def _grid_rows(info: VolumeInfo) -> list[tuple[str, str]]:
     unit = info.unit or "(no unit)"
     stated = "" if info.oriented else "  (not stated: taken as LPS)"
     return [
@@ -180,7 +180,7 @@ def _place_rows(info: VolumeInfo) -> list[tuple[str, str]]:
 
 
 def sentence(grid: Grid) -> str:
-    """Shape and spacing, for people."""
+    """Shape and spacing."""
     return f"{_by(grid.shape)} at {_by(grid.spacing)} {grid.unit or '(no unit)'}"
 
 

@@ -19,7 +19,7 @@ from daskreg.errors import GridError, OutputError
 from daskreg.grid import UNITS, Grid
 from daskreg.storage.formats.nifti import SLAB, is_nifti, ras_from_lps
 from daskreg.storage.fs.address import is_remote, parse_address
-from daskreg.storage.fs.atomic import replacing
+from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.zarr import ngff05
 from daskreg.storage.zarr.nodes import check_dtype
 from daskreg.storage.zarr.pyramid import CHUNK, coarsen, new_array, pyramid, steps
@@ -59,7 +59,7 @@ def write_nifti(path: str, data: NDArray[Any] | da.Array, grid: Grid, overwrite:
     """Voxels (Z, Y, X) as NIfTI: RAS, sform and qform, millimetres where the grid has a unit."""
     dtype = _nifti_dtype(np.dtype(data.dtype))
     header = nifti_header(grid, grid.shape, dtype)
-    with replacing(path, overwrite) as place, opened(place, path) as file:
+    with atomic_output(path, overwrite) as temporary, opened(temporary, path) as file:
         file.write(header_bytes(header))
         for slab in slabs(data):
             file.write(np.ascontiguousarray(slab, dtype).tobytes())
@@ -104,9 +104,9 @@ def slabs(data: NDArray[Any] | da.Array) -> Iterator[NDArray[Any]]:
 
 
 @contextmanager
-def opened(place: str, path: str) -> Iterator[BinaryIO]:
-    """A file to write at ``place``, compressed when ``path`` ends so."""
-    with fsspec.open(place, "wb") if is_remote(place) else open(place, "wb") as raw:
+def opened(temporary: str, path: str) -> Iterator[BinaryIO]:
+    """A file to write at ``temporary``, compressed when ``path`` ends so."""
+    with fsspec.open(temporary, "wb") if is_remote(temporary) else open(temporary, "wb") as raw:
         if not path.lower().endswith(".gz"):
             yield cast(BinaryIO, raw)
             return
@@ -119,8 +119,8 @@ def _write_zarr(
 ) -> None:
     factors = pyramid(grid)
     dtype = np.dtype(np.uint8) if data.dtype == bool else np.dtype(data.dtype).newbyteorder("=")
-    with replacing(path, overwrite) as place:
-        group = zarr.create_group(place, zarr_format=3)
+    with atomic_output(path, overwrite) as temporary:
+        group = zarr.create_group(temporary, zarr_format=3)
         lead = tuple(zip(axes, data.shape[:-3], strict=True))
         below = new_array(group, "0", grid.shape, dtype, lead=lead)
         _store(data, below)

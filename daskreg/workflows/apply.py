@@ -8,7 +8,7 @@ from typing import Literal
 from daskreg.grid import Grid
 from daskreg.storage import RunStore, Volume, open_stack, open_volume, write_image
 from daskreg.storage.formats.nifti import is_nifti
-from daskreg.storage.fs.atomic import require_apart
+from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import Source
 from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.resample import Device, Interpolation, known_word, resampled, warn_apart
@@ -38,7 +38,7 @@ def apply(
     """
     kind = settled_device(device)
     if output is not None:
-        require_apart(output, place_of(run), image, like)
+        require_distinct(output, place_of(run), image, like)
     transform = run if isinstance(run, Transform) else load_transform(run)
     stack = open_stack(image) if output is not None and isinstance(image, str | Path) else open_stack(open_volume(image))
     grid = transform.target(like)

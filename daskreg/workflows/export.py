@@ -19,7 +19,7 @@ from daskreg.storage.formats.itk_composite import is_composite, write_composite
 from daskreg.storage.formats.itk_linear import LINEAR_ENDINGS
 from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.fs.address import parse_address
-from daskreg.storage.fs.atomic import require_apart
+from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.runs.run import is_run
 from daskreg.storage.runs.scenes import LinkedImage, find_image
 from daskreg.transforms.composite import Link
@@ -58,7 +58,7 @@ def export(
     Raises ConfigError, NotFound (no such part), OutputError when the ending does not suit the part.
     """
     known_word("part", part, PARTS)
-    require_apart(output, place_of(run), fixed, moving)
+    require_distinct(output, place_of(run), fixed, moving)
     path = parse_address(output).path
     if part != "total" or not (is_composite(path) or path.lower().endswith(".zarr")):
         _require_ending(path, part)
@@ -94,7 +94,7 @@ def _archives(
     found = [None if given is None else find_image(n, given) for n, given in (("fixed", fixed), ("moving", moving))]
     if images:
         known = _recorded(run)
-        require_apart(output, *known.values())
+        require_distinct(output, *known.values())
         found = [image or _if_possible(n, known[n]) for n, image in zip(known, found, strict=True)]
     for image in found:
         if image is not None and os.path.realpath(output).startswith(image.target + "/"):

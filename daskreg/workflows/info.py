@@ -22,7 +22,7 @@ from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.formats.nifti_field import is_displacement
 from daskreg.storage.formats.points import MESHES, TABLES, PointFile, read_points
 from daskreg.storage.fs.address import is_remote, join, parse_address
-from daskreg.storage.fs.errors import reading, require
+from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.info import grid_rows, sentence
 from daskreg.storage.runs.transforms import is_transform, read_transform
 from daskreg.transforms.composite import Link
@@ -170,8 +170,8 @@ def describe(source: str | Path) -> Told:
 
 
 def _is_insight(path: str) -> bool:
-    require(path)
-    with reading(path), open(path, "rb") as file:
+    require_exists(path)
+    with read_errors(path), open(path, "rb") as file:
         return file.read(len(INSIGHT)) == INSIGHT.encode()
 
 
@@ -195,7 +195,7 @@ def _box(file: PointFile) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _of_transform(path: str, form: str) -> TransformInfo:
     transform = load_transform(path)
     found = None if form else read_transform(path)
-    told: Mapping[str, Any] = {} if found is None else found.told
+    told: Mapping[str, Any] = {} if found is None else found.metadata
     images = (None, None) if found is None else found.images
     fixed, moving = (None if inner is None else _target(join(path, inner)) for inner in images)
     kind = form or ("daskreg transform, OME-NGFF 0.6 scene" if told else "OME-NGFF 0.6 scene")

@@ -11,7 +11,7 @@ import numpy as np
 from daskreg.grid import Grid, Region
 from daskreg.storage import RunStore, Volume, open_volume, write_image
 from daskreg.storage.formats.nifti import is_nifti
-from daskreg.storage.fs.atomic import require_apart
+from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import Source
 from daskreg.transforms.composite import JacobianStatistics, blocks
 from daskreg.workflows.blocks import EDGE, Reader, block_of
@@ -57,7 +57,7 @@ def jacobian(
     Central differences in world units, one-sided at the grid's faces. Raises InputError and OutputError in all their forms.
     """
     known_word("part", part, PARTS)
-    require_apart(output, place_of(run), like)
+    require_distinct(output, place_of(run), like)
     transform = run if isinstance(run, Transform) else load_transform(run)
     grid = transform.target(like)
     determinants = transform.jacobian(like=grid, whole=part == "total")

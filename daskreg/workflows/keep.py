@@ -14,7 +14,7 @@ import dask
 from daskreg.errors import OutputError
 from daskreg.grid import Region
 from daskreg.storage.fs.address import is_remote, parse_address
-from daskreg.storage.fs.atomic import replacing, require_apart, require_place
+from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
 from daskreg.storage.runs.scenes import LinkedImage
 from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.composite import Link, blocks
@@ -31,8 +31,8 @@ def require_room(output: str | Path, overwrite: bool, *sources: Any) -> None:
         raise OutputError(
             f"{path}: a transform is kept as .zarr; choose that ending, and 'daskreg export' makes .nii.gz or .h5 of it."
         )
-    require_apart(output, *sources)
-    require_place(path, overwrite)
+    require_distinct(output, *sources)
+    require_writable(path, overwrite)
 
 
 def write_transform(
@@ -55,7 +55,7 @@ def write_transform(
     """
     require_room(output, overwrite)
     path = parse_address(output).path
-    with replacing(path, overwrite) as place:
+    with atomic_output(path, overwrite) as place:
         back = () if backward is None else backward.links
         every = (*transform.links, *back)
         grids = [None if link.displacement is None else link.place for link in every]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, Unreadable
-from daskreg.storage.fs.errors import reading, require
+from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.workflows.resample import known_word
 
 COLUMNS = ("fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z")
@@ -27,8 +27,8 @@ def read_landmarks(path: str | Path, space: str = "lps") -> tuple[Points, Points
     if not isinstance(space, str):
         raise ConfigError(f"landmarks space {space!r}: 'lps' or 'ras' was expected.")
     known_word("landmarks space", space.lower(), ("lps", "ras"))
-    require(str(path))
-    with reading(str(path)):
+    require_exists(str(path))
+    with read_errors(str(path)):
         text = Path(path).read_text(encoding="utf-8-sig")
     lines = ((n, line.strip()) for n, line in enumerate(text.splitlines(), 1))
     rows = [(n, SEPARATOR.split(line)) for n, line in lines if line and line[0] != "#"]

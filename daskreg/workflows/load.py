@@ -16,7 +16,7 @@ from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.formats.nifti_field import read_displacement_nifti
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.runs.run import DISPLACEMENT, is_run
-from daskreg.storage.runs.transforms import Stored, TransformStore, read_transform, reopened
+from daskreg.storage.runs.transforms import StoredLink, TransformStore, read_transform, reopened
 from daskreg.transforms.composite import Link
 from daskreg.transforms.inverse import merge_affines
 from daskreg.workflows.blocks import Reader
@@ -58,12 +58,12 @@ def _of_run(store: RunStore) -> Transform:
     return Transform.of(store.affine, store.fixed_grid, displacement, store.moving_grid)
 
 
-def _of_links(links: Sequence[Stored], unit: str | None) -> Transform:
+def _of_links(links: Sequence[StoredLink], unit: str | None) -> Transform:
     first = next((link.grid for link in links if link.grid is not None), None)
     return Transform(merge_affines(_links(links)), unit, first)
 
 
-def _links(stored: Iterable[Stored]) -> list[Link]:
+def _links(stored: Iterable[StoredLink]) -> list[Link]:
     return [Link(s.affine, s.grid, None if s.field is None else Reader(s.field)) for s in stored]
 
 

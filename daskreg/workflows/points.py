@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from daskreg.storage import RunStore
 from daskreg.storage.formats.points import read_points, write_points
-from daskreg.storage.fs.atomic import require_apart, require_place
+from daskreg.storage.fs.atomic import require_distinct, require_writable
 from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.resample import known_word
 from daskreg.workflows.transform import Transform
@@ -40,8 +40,8 @@ def points(
     known_word("image", to, ("moving", "fixed"))
     known_word("space", space, SPACES)
     if output is not None:
-        require_apart(output, place_of(run))
-        require_place(str(output), overwrite)
+        require_distinct(output, place_of(run))
+        require_writable(str(output), overwrite)
     transform = run if isinstance(run, Transform) else load_transform(run)
     file = read_points(source, order)
     sign = RAS if space == "ras" else np.ones(3)

@@ -28,7 +28,7 @@ from daskreg.kernels.device import Kind
 from daskreg.planning import Plan, voxels
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.formats.nifti import is_nifti
-from daskreg.storage.fs.atomic import require_apart
+from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED
 from daskreg.workflows.begin import Beginning
 from daskreg.workflows.inputs import Inputs, address_of, open_inputs, staged
@@ -198,7 +198,7 @@ def _new_store(output: str | Path | None, inputs: Inputs, recipe: dict[str, Any]
     if is_nifti(str(path)):
         raise OutputError(f"{path}: a run is a Zarr store; name it .zarr, and 'daskreg export' makes a field of it.")
     told = inputs.config
-    require_apart(path, *recipe.values(), told.fixed_mask, told.moving_mask, told.initial_transform)
+    require_distinct(path, *recipe.values(), told.fixed_mask, told.moving_mask, told.initial_transform)
     recipe = {**recipe, "config": inputs.config.model_dump(mode="json")}
     fixed, moving = inputs.grids
     return RunStore.create(path, fixed=fixed, moving=moving, overwrite=overwrite, recipe=recipe)

@@ -17,7 +17,7 @@ import yaml
 from daskreg.errors import ConfigError, InputError
 from daskreg.grid import Grid
 from daskreg.storage import RunStore
-from daskreg.storage.fs.atomic import replacing, require_apart, require_place
+from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
 from daskreg.storage.runs.run import DISPLACEMENT
 from daskreg.storage.runs.transforms import read_transform
 from daskreg.workflows.report_page import pictures, views
@@ -47,12 +47,12 @@ def write_report(
 
     Raises OutputExists, OutputError, OutOfSpace; NotFound, Unreadable and IncompleteRun for the run.
     """
-    require_place(str(output), overwrite)
+    require_writable(str(output), overwrite)
     store = _store(run)
-    require_apart(output, store.path, fixed_labels, moving_labels, landmarks, inverse)
+    require_distinct(output, store.path, fixed_labels, moving_labels, landmarks, inverse)
     measured = _evaluated(store, fixed_labels, moving_labels, landmarks)
     text = render(store, measured, None if inverse is None else certificate(inverse, store.fixed_grid))
-    with replacing(str(output), overwrite) as place:
+    with atomic_output(str(output), overwrite) as place:
         Path(place).write_text(text, encoding="utf-8")
     return Path(output)
 
@@ -60,7 +60,7 @@ def write_report(
 def certificate(inverse: str | Path, fixed: Grid | None = None) -> dict[str, str]:
     """What is certified of an inverse, for people. Raises ConfigError where nothing is, or where it leads to another grid."""
     contents = read_transform(inverse)
-    found = contents.told.get("certificate")
+    found = contents.metadata.get("certificate")
     if not isinstance(found, dict):
         raise ConfigError(f"{inverse} has no certificate of an inverse; give what 'daskreg invert' wrote.")
     if fixed is not None and contents.moving is not None and not _alike(fixed, contents.moving):

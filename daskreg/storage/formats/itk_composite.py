@@ -16,9 +16,9 @@ from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.formats.itk_linear import AFFINE, affine_parameters, linear_matrix
 from daskreg.storage.fs.address import parse_address
-from daskreg.storage.fs.atomic import replacing
-from daskreg.storage.fs.errors import reading, require
-from daskreg.storage.runs.transforms import Stored
+from daskreg.storage.fs.atomic import atomic_output
+from daskreg.storage.fs.errors import read_errors, require_exists
+from daskreg.storage.runs.transforms import StoredLink
 
 ENDINGS = (".h5", ".hdf5")
 FIELD = "DisplacementFieldTransform"
@@ -34,14 +34,14 @@ def is_composite(path: str) -> bool:
     return path.lower().endswith(ENDINGS)
 
 
-def read_composite(address: str | Path) -> list[Stored]:
+def read_composite(address: str | Path) -> list[StoredLink]:
     """The links of an ITK HDF5 transform file in the order of application, LPS, z, y, x, millimetres; fields lazily.
 
     Raises NotFound, and Unreadable for what is neither linear nor a displacement field.
     """
     path = parse_address(address).path
-    require(path)
-    with reading(path), h5py.File(path, "r") as file:
+    require_exists(path)
+    with read_errors(path), h5py.File(path, "r") as file:
         if GROUP not in file:
             raise Unreadable(f"{path} is no ITK transform file: it has no {GROUP!r}.")
         numbers = sorted(int(n) for n in file[GROUP])
@@ -49,7 +49,7 @@ def read_composite(address: str | Path) -> list[Stored]:
     return [link for link in reversed(links) if link is not None]
 
 
-def _read_one(path: str, group: Any, number: int) -> Stored | None:
+def _read_one(path: str, group: Any, number: int) -> StoredLink | None:
     kind = group["TransformType"][0].decode()
     if kind.startswith("CompositeTransform"):
         return None
@@ -63,8 +63,8 @@ def _read_one(path: str, group: Any, number: int) -> Stored | None:
         planes = max(1, PLANES // (24 * grid.shape[1] * grid.shape[2]))
         source = da.from_array(_Planes(path, values.name, grid.shape), chunks=(planes, -1, -1, -1), name=False,
                                meta=np.empty((0,) * 4, np.float32))  # fmt: skip
-        return Stored(np.eye(4), grid, da.moveaxis(source, 3, 0)[::-1])
-    return Stored(linear_matrix(path, kind, np.asarray(values[()], float).tolist(), fixed.tolist()))
+        return StoredLink(np.eye(4), grid, da.moveaxis(source, 3, 0)[::-1])
+    return StoredLink(linear_matrix(path, kind, np.asarray(values[()], float).tolist(), fixed.tolist()))
 
 
 def _named(path: str, group: Any, names: Sequence[str]) -> Any:
@@ -96,7 +96,7 @@ class _Planes:
         z = index[0] if isinstance(index, tuple) else index
         start, stop, _ = z.indices(self.shape[0])
         plane = math.prod(self.shape[1:])
-        with reading(self.path), h5py.File(self.path, "r") as file:
+        with read_errors(self.path), h5py.File(self.path, "r") as file:
             values = file[self.name][start * plane : stop * plane].astype(np.float32)
         whole = values.reshape(stop - start, *self.shape[1:])
         return np.asarray(whole[(slice(None), *index[1:])] if isinstance(index, tuple) else whole)
@@ -108,7 +108,7 @@ def write_composite(address: str | Path, links: Sequence[tuple[Matrix, Grid | No
     Fields go plane by plane, in double precision as ITK's default. Raises OutputExists, OutputError, OutOfSpace.
     """
     path = parse_address(address).path
-    with replacing(path, overwrite) as place, h5py.File(place, "w") as file:
+    with atomic_output(path, overwrite) as temporary, h5py.File(temporary, "w") as file:
         for name, value in (
             ("HDFVersion", h5py.version.hdf5_version),
             ("ITKVersion", "5.4"),

@@ -19,8 +19,8 @@ from daskreg.errors import GridError, OutputError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.fs.address import is_remote, parse_address
-from daskreg.storage.fs.atomic import replacing
-from daskreg.storage.fs.errors import reading, require
+from daskreg.storage.fs.atomic import atomic_output
+from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.write import header_bytes, millimetres, nifti_header, opened, slabs
 
 AFFINE = "AffineTransform_double_3_3"
@@ -45,7 +45,7 @@ def write_displacement_nifti(address: str | Path, field: NDArray[Any] | da.Array
     header = nifti_header(grid, (3, 1, *grid.shape), np.dtype("<f4"))
     header["intent_code"] = VECTOR
     scale = np.float32(millimetres(grid))
-    with replacing(path, overwrite) as place, opened(place, path) as file:
+    with atomic_output(path, overwrite) as temporary, opened(temporary, path) as file:
         file.write(header_bytes(header))
         for component in (2, 1, 0):  # the file has x first, one component after the other
             for slab in slabs(field[component]):
@@ -65,7 +65,7 @@ def write_affine(address: str | Path, matrix: ArrayLike, *, overwrite: bool = Fa
         content = _mat(parameters)
     else:
         raise OutputError(f"{path}: an affine is written as .tfm, .txt or .mat; choose one of these endings.")
-    with replacing(path, overwrite) as place, opened(place, path) as file:
+    with atomic_output(path, overwrite) as temporary, opened(temporary, path) as file:
         file.write(content)
 
 
@@ -75,8 +75,8 @@ def read_affine(address: str | Path) -> Matrix:
     Affine, rigid, similarity, translation and composites of them. Raises NotFound, and Unreadable for anything else.
     """
     path = parse_address(address).path
-    require(path)
-    with reading(path), fsspec.open(path, "rb") if is_remote(path) else open(path, "rb") as file:
+    require_exists(path)
+    with read_errors(path), fsspec.open(path, "rb") if is_remote(path) else open(path, "rb") as file:
         content = file.read()
     stages = _mat_stages(path, content) if path.lower().endswith(".mat") else _text_stages(path, content)
     total = np.eye(4)
@@ -114,7 +114,7 @@ Stage = tuple[str, list[float], list[float]]  # type, parameters, fixed paramete
 
 
 def _mat_stages(path: str, content: bytes) -> list[Stage]:
-    with reading(path):
+    with read_errors(path):
         tree = {k: v for k, v in loadmat(io.BytesIO(content)).items() if k[:2] != "__"}  # type: ignore[arg-type]
     fixed = [float(v) for v in np.ravel(tree.pop("fixed", np.zeros(3)))]
     if len(tree) != 1:
@@ -134,7 +134,7 @@ def _text_stages(path: str, content: bytes) -> list[Stage]:
             stages.append((value.strip(), [], []))
         elif key in ("Parameters", "FixedParameters") and stages:
             numbers = stages[-1][1] if key == "Parameters" else stages[-1][2]
-            with reading(path):
+            with read_errors(path):
                 numbers.extend(float(v) for v in value.split())
     stages = [s for s in stages if not s[0].startswith("CompositeTransform")]
     if not stages:

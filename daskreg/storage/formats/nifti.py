@@ -20,9 +20,9 @@ from daskreg.errors import ConfigError, GridError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.axes import Axis
 from daskreg.storage.fs.address import Address, is_remote
-from daskreg.storage.fs.errors import reading, reason, require
-from daskreg.storage.grid_metadata import Frame
-from daskreg.storage.image_record import Found
+from daskreg.storage.fs.errors import read_errors, reason, require_exists
+from daskreg.storage.grid_metadata import GridMetadata
+from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.zarr.nodes import check_dtype
 
 ENDINGS = (".nii", ".nii.gz")
@@ -61,7 +61,7 @@ class NiftiVoxels:
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """The voxels of basic slices. Raises Unreadable."""
         parts = _slices(index, self.shape)
-        with reading(self.path), _opened(self.path) as file:
+        with read_errors(self.path), _opened(self.path) as file:
             whole = np.empty([len(range(*p.indices(n))) for p, n in zip(parts, self.shape, strict=True)], self.dtype)
             self._fill(file, parts, whole)
         return whole[tuple(0 if isinstance(i, int | np.integer) else slice(None) for i in _padded(index, self.ndim))]
@@ -70,11 +70,11 @@ class NiftiVoxels:
         rows, columns = parts[-2:] if self.ndim > 1 else (slice(None), parts[-1])
         lead = [range(*p.indices(n)) for p, n in zip(parts[:-2], self.shape[:-2], strict=True)]
         plane = int(np.prod(self.shape[-2:]))
-        for place in np.ndindex(*(len(r) for r in lead)):
-            number = int(np.ravel_multi_index([r[i] for r, i in zip(lead, place, strict=True)], self.shape[:-2])) if lead else 0
+        for index in np.ndindex(*(len(r) for r in lead)):
+            number = int(np.ravel_multi_index([r[i] for r, i in zip(lead, index, strict=True)], self.shape[:-2])) if lead else 0
             file.seek(self.offset + number * plane * self.stored.itemsize)
             voxels = self._plane(file, plane).reshape(self.shape[-2:])[rows, columns]
-            whole[place] = voxels * self.slope + self.inter if self.scaled else voxels
+            whole[index] = voxels * self.slope + self.inter if self.scaled else voxels
 
     def _plane(self, file: BinaryIO, count: int) -> NDArray[Any]:
         wanted = count * self.stored.itemsize
@@ -85,11 +85,11 @@ class NiftiVoxels:
         return voxels.astype(np.float64) if self.scaled else voxels
 
 
-def find_nifti(address: Address) -> Found:
+def find_nifti(address: Address) -> ImageRecord:
     """What is in a NIfTI file. Raises NotFound, Unreadable, and ConfigError for keys that a file has no use for."""
     if address.level is not None or address.array is not None:
         raise ConfigError(f"{address.text}: a NIfTI file has no levels and no arrays inside; leave the key out.")
-    require(address.path)
+    require_exists(address.path)
     header = read_header(address.path)
     voxels = NiftiVoxels(address.path, header)
     check_dtype(voxels.stored, address.path)
@@ -97,14 +97,14 @@ def find_nifti(address: Address) -> Found:
     chunks = _chunks(voxels)
     data = da.from_array(voxels, chunks=chunks, name=False, meta=np.empty((0,) * voxels.ndim, voxels.dtype))
     form = "NIfTI-2" if header.sizeof_hdr == 540 else "NIfTI-1"
-    with reading(address.path):  # nibabel refuses some headers in its own words
-        frame = frame_of(header, address.path)
-    return Found(address.text, form, data, _axes(voxels.shape), frame, chunks)
+    with read_errors(address.path):  # nibabel refuses some headers in its own words
+        frame = header_grid(header, address.path)
+    return ImageRecord(address.text, form, data, _axes(voxels.shape), frame, chunks)
 
 
 def read_header(path: str) -> Any:
     """The nibabel header. Raises NotFound and Unreadable."""
-    with reading(path), _opened(path) as file:
+    with read_errors(path), _opened(path) as file:
         start = file.read(540)
     kinds: tuple[Any, ...] = (nib.Nifti1Header, nib.Nifti2Header)
     if not start:
@@ -115,16 +115,16 @@ def read_header(path: str) -> Any:
     raise Unreadable(f"{path} does not start with a NIfTI header; a NIfTI file (.nii, .nii.gz) was expected.")
 
 
-def frame_of(header: Any, path: str = "the image") -> Frame:
+def header_grid(header: Any, path: str = "the image") -> GridMetadata:
     """Where a header says the voxels are: sform where coded, else qform, else its pixdim without an orientation."""
     unit = UNITS.get(int(header["xyzt_units"]) & 7, "millimeter")
     for coded, affine in ((header["sform_code"], header.get_sform), (header["qform_code"], header.get_qform)):
         if int(coded) > 0 and _regular(affine()):
-            return Frame.of(Grid.from_matrix((1, 1, 1), _lps_from_ras(affine()), unit))
+            return GridMetadata.of(Grid.from_matrix((1, 1, 1), _lps_from_ras(affine()), unit))
     if int(header["sform_code"]) > 0 and header.get_sform()[:3, :3].any():  # all zeros: written by tools that mean none
         raise GridError(f"{path}: the sform {header.get_sform()[:3, :3].tolist()} is singular or not finite; repair the header.")
     x, y, z = (abs(float(v)) for v in header["pixdim"][1:4])
-    return Frame((z, y, x), unit=unit)
+    return GridMetadata((z, y, x), unit=unit)
 
 
 def ras_from_lps(matrix: NDArray[Any]) -> NDArray[np.float64]:
@@ -146,7 +146,7 @@ def _regular(affine: NDArray[Any]) -> bool:
 
 
 def _checked_header(path: str, kind: Any, block: bytes) -> Any:
-    with reading(path):
+    with read_errors(path):
         header = kind.from_fileobj(io.BytesIO(block), check=False)
         shape = header.get_data_shape()
         header.get_data_dtype()

@@ -9,9 +9,9 @@ import numpy as np
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.formats.nifti import NiftiVoxels, frame_of, read_header
+from daskreg.storage.formats.nifti import NiftiVoxels, header_grid, read_header
 from daskreg.storage.fs.address import parse_address
-from daskreg.storage.fs.errors import reading, require
+from daskreg.storage.fs.errors import read_errors, require_exists
 
 VECTORS = (1006, 1007)  # NIfTI's codes: displacement vector, vector
 
@@ -19,7 +19,7 @@ VECTORS = (1006, 1007)  # NIfTI's codes: displacement vector, vector
 def is_displacement(address: str | Path) -> bool:
     """Whether a NIfTI file holds a displacement field, and not an image. Raises NotFound and Unreadable."""
     path = parse_address(address).path
-    require(path)
+    require_exists(path)
     header = read_header(path)
     return int(header["intent_code"]) in VECTORS and NiftiVoxels(path, header).shape[:2] == (3, 1)
 
@@ -31,7 +31,7 @@ def read_displacement_nifti(address: str | Path) -> tuple[Grid, da.Array]:
     intent 1006 ITK turns them from RAS, and so does this. Raises NotFound, Unreadable.
     """
     path = parse_address(address).path
-    require(path)
+    require_exists(path)
     header = read_header(path)
     voxels = NiftiVoxels(path, header)
     if voxels.ndim != 5 or voxels.shape[:2] != (3, 1):
@@ -41,8 +41,8 @@ def read_displacement_nifti(address: str | Path) -> tuple[Grid, da.Array]:
     intent = int(header["intent_code"])
     if intent not in VECTORS:
         raise Unreadable(f"{path} has NIfTI intent {intent}; 1007 (vector), as ITK and ANTs write displacements, was expected.")
-    with reading(path):
-        grid = frame_of(header, path).grid(voxels.shape[2:])
+    with read_errors(path):
+        grid = header_grid(header, path).grid(voxels.shape[2:])
     whole = path.lower().endswith(".gz")  # a compressed file is read once from its start
     chunks = voxels.shape if whole else (1, 1, max(1, min(voxels.shape[2], 64)), *voxels.shape[3:])
     stored = da.from_array(voxels, chunks=chunks, name=False, meta=np.empty((0,) * 5, voxels.dtype))[:, 0]

@@ -9,15 +9,15 @@ import zarr
 from daskreg.errors import ConfigError, NotFound, Unreadable
 from daskreg.storage.axes import guessed_axes, spatial
 from daskreg.storage.fs.address import Address, parent
-from daskreg.storage.image_record import Found, Level
+from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.zarr import ngff
 from daskreg.storage.zarr.multiscale import Multiscale
-from daskreg.storage.zarr.nodes import attributes, children, dimension_names, lazy, member, open_node
+from daskreg.storage.zarr.nodes import attributes, children, dimension_names, lazy_array, open_member, open_node
 
 DEPTH = 4  # how many folders above an array are searched for the multiscales metadata it belongs to
 
 
-def find_zarr(address: Address) -> Found:
+def find_zarr(address: Address) -> ImageRecord:
     """What is at an address.
 
     Raises NotFound, Unreadable, and ConfigError for a level where there are none.
@@ -30,7 +30,7 @@ def find_zarr(address: Address) -> Found:
     return _level_of_parent(node, address) or _bare(node, address)
 
 
-def _in_group(group: zarr.Group, address: Address) -> Found:
+def _in_group(group: zarr.Group, address: Address) -> ImageRecord:
     multiscale = ngff.parse(address.node, attributes(group))
     if multiscale is None:
         raise Unreadable(_no_image(group, address))
@@ -41,33 +41,33 @@ def _in_group(group: zarr.Group, address: Address) -> Found:
     return _found(group, multiscale, level, address)
 
 
-def _found(group: zarr.Group, multiscale: Multiscale, level: int, address: Address) -> Found:
-    array = member(group, multiscale.datasets[level].path, address.node)
+def _found(group: zarr.Group, multiscale: Multiscale, level: int, address: Address) -> ImageRecord:
+    array = open_member(group, multiscale.datasets[level].path, address.node)
     if array.ndim != len(multiscale.axes):
         raise Unreadable(f"{address.node}: level {level} has {array.ndim} axes, its metadata names {len(multiscale.axes)}.")
-    return Found(
+    return ImageRecord(
         address.text,
         f"OME-Zarr {multiscale.version}, Zarr v{array.metadata.zarr_format}",
-        lazy(array, address.node),
+        lazy_array(array, address.node),
         multiscale.axes,
-        multiscale.frame(address.node, level),
+        multiscale.grid_metadata(address.node, level),
         array.shards or array.chunks,
         _levels(group, multiscale, address.node),
         multiscale.channels,
     )
 
 
-def _levels(group: zarr.Group, multiscale: Multiscale, name: str) -> tuple[Level, ...]:
+def _levels(group: zarr.Group, multiscale: Multiscale, name: str) -> tuple[Resolution, ...]:
     order = spatial(multiscale.axes) or range(len(multiscale.axes))
     levels = []
     for dataset in multiscale.datasets:
-        shape = member(group, dataset.path, name).shape
+        shape = open_member(group, dataset.path, name).shape
         if len(shape) == len(multiscale.axes):
-            levels.append(Level(dataset.path, tuple(shape[i] for i in order), tuple(dataset.scale[i] for i in order)))
+            levels.append(Resolution(dataset.path, tuple(shape[i] for i in order), tuple(dataset.scale[i] for i in order)))
     return tuple(levels)
 
 
-def _level_of_parent(array: zarr.Array[Any], address: Address) -> Found | None:
+def _level_of_parent(array: zarr.Array[Any], address: Address) -> ImageRecord | None:
     """The array as a level of the multiscale image it lies in, None when it lies in none."""
     above = address.node
     for _ in range(DEPTH):
@@ -80,7 +80,7 @@ def _level_of_parent(array: zarr.Array[Any], address: Address) -> Found | None:
     return None
 
 
-def _as_level(above: str, address: Address) -> Found | None:
+def _as_level(above: str, address: Address) -> ImageRecord | None:
     try:
         group = open_node(above)
     except (NotFound, Unreadable):
@@ -90,10 +90,10 @@ def _as_level(above: str, address: Address) -> Found | None:
     return None if multiscale is None or level is None else _found(group, multiscale, level, address)  # type: ignore[arg-type]
 
 
-def _bare(array: zarr.Array[Any], address: Address) -> Found:
+def _bare(array: zarr.Array[Any], address: Address) -> ImageRecord:
     axes = guessed_axes(dimension_names(array), array.ndim)
     form = f"Zarr v{array.metadata.zarr_format} array"
-    return Found(address.text, form, lazy(array, address.node), axes, None, array.shards or array.chunks)
+    return ImageRecord(address.text, form, lazy_array(array, address.node), axes, None, array.shards or array.chunks)
 
 
 def _no_image(group: zarr.Group, address: Address) -> str:

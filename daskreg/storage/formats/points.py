@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, OutputError, Unreadable
-from daskreg.storage.fs.atomic import replacing
-from daskreg.storage.fs.errors import reading, require
+from daskreg.storage.fs.atomic import atomic_output
+from daskreg.storage.fs.errors import read_errors, require_exists
 
 TABLES = (".csv", ".tsv", ".txt")
 MESHES = (".ply", ".vtk", ".vtu", ".obj", ".off", ".stl")
@@ -49,7 +49,7 @@ def read_points(path: str | Path, order: str | None = None) -> PointFile:
     if order not in (None, "xyz", "zyx"):
         raise ConfigError(f"order {order!r}: 'xyz' or 'zyx' was expected.")
     name = str(path).lower()
-    require(str(path))
+    require_exists(str(path))
     if name.endswith(".npy"):
         return _of_array(str(path), order or "zyx")
     if name.endswith(MESHES):
@@ -70,18 +70,18 @@ def write_points(path: str | Path, file: PointFile, *, overwrite: bool = False) 
         raise OutputError(f"{path}: points are written as {', '.join((*TABLES, '.npy', *MESHES))}; choose one of these endings.")
     if name.endswith(MESHES) != (file.mesh is not None):
         raise OutputError(f"{path}: a mesh becomes a mesh ({', '.join(MESHES)}), points become points; choose another ending.")
-    with replacing(str(path), overwrite) as place:
+    with atomic_output(str(path), overwrite) as temporary:
         if name.endswith(".npy"):
-            with open(place, "wb") as raw:
+            with open(temporary, "wb") as raw:
                 np.save(raw, values)
         elif file.mesh is not None:
-            _write_mesh(place, str(path), file)
+            _write_mesh(temporary, str(path), file)
         else:
-            _write_table(place, file, "\t" if name.endswith(".tsv") else ",")
+            _write_table(temporary, file, "\t" if name.endswith(".tsv") else ",")
 
 
 def _of_array(path: str, order: str) -> PointFile:
-    with reading(path):
+    with read_errors(path):
         values = np.load(path, allow_pickle=False)
     if values.ndim != 2 or values.shape[1] != 3 or values.dtype.kind not in "iuf":
         raise Unreadable(f"{path} holds {values.dtype} of shape {values.shape}; real numbers of shape (N, 3) were expected.")
@@ -91,7 +91,7 @@ def _of_array(path: str, order: str) -> PointFile:
 
 def _of_mesh(path: str) -> PointFile:
     meshio = _meshio()
-    with reading(path):
+    with read_errors(path):
         mesh = meshio.read(path)
     points = np.asarray(mesh.points, float)
     if points.ndim != 2 or points.shape[1] != 3:
@@ -99,12 +99,12 @@ def _of_mesh(path: str) -> PointFile:
     return PointFile(_finite(path, points[:, ::-1].copy()), "xyz", mesh=mesh)
 
 
-def _write_mesh(place: str, path: str, file: PointFile) -> None:
+def _write_mesh(temporary: str, path: str, file: PointFile) -> None:
     meshio = _meshio()
     mesh = file.mesh
     moved = meshio.Mesh(file.points[:, ::-1].copy(), mesh.cells, mesh.point_data, mesh.cell_data, mesh.field_data)
     ending = meshio.extension_to_filetypes[Path(path).suffix.lower()][0]
-    meshio.write(place, moved, file_format=ending)
+    meshio.write(temporary, moved, file_format=ending)
 
 
 def _meshio() -> Any:
@@ -116,7 +116,7 @@ def _meshio() -> Any:
 
 
 def _of_table(path: str, order: str) -> PointFile:
-    with reading(path):
+    with read_errors(path):
         text = Path(path).read_text(encoding="utf-8-sig")
     lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
     lines = [(n, line) for n, line in lines if line and line[0] != "#"]
@@ -170,8 +170,8 @@ def _finite(path: str, points: Points) -> Points:
     return np.ascontiguousarray(points)
 
 
-def _write_table(place: str, file: PointFile, separator: str) -> None:
-    with open(place, "w", encoding="utf-8", newline="") as raw:
+def _write_table(temporary: str, file: PointFile, separator: str) -> None:
+    with open(temporary, "w", encoding="utf-8", newline="") as raw:
         table = csv.writer(raw, delimiter=separator, lineterminator="\n")
         if file.header:
             table.writerow(file.header)

@@ -1,4 +1,4 @@
-"""Outputs that are whole or not there: written beside their place, then renamed into it."""
+"""Outputs that are complete or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ import fsspec
 
 from daskreg.errors import OutputError, OutputExists
 from daskreg.storage.fs.address import is_remote, parse_address
-from daskreg.storage.fs.errors import writing
+from daskreg.storage.fs.errors import write_errors
 from daskreg.storage.zarr.nodes import METADATA
 
 
 @contextmanager
-def replacing(path: str, overwrite: bool = False) -> Iterator[str]:
+def atomic_output(path: str, overwrite: bool = False) -> Iterator[str]:
     """A sibling path to write to, renamed to ``path`` when the block ends well and deleted when it does not.
 
-    Remote stores cannot rename: there the block writes in place, metadata last.
+    Remote stores cannot rename: there the block writes to the path itself, metadata last.
     Raises OutputExists, OutOfSpace, OutputError.
     """
-    require_place(path, overwrite)
+    require_writable(path, overwrite)
     if is_remote(path):
-        with writing(path):
+        with write_errors(path):
             if exists(path):
                 remove(path)
             yield path
         return
-    place = os.path.realpath(path)
-    temporary = beside(place, f"part-{os.getpid()}-{uuid4().hex[:8]}")  # its own, should an earlier attempt still be writing
+    target = os.path.realpath(path)
+    temporary = hidden_sibling(target, f"part-{os.getpid()}-{uuid4().hex[:8]}")
     try:
-        with writing(path):
+        with write_errors(path):
             yield temporary
-            _swap(temporary, place)
+            _swap(temporary, target)
     except OutputError as error:
         _discard(temporary)
         raise type(error)(str(error).replace(temporary, path)) from error  # nobody knows the temporary name
@@ -54,27 +54,27 @@ def _discard(path: str) -> None:
         remove(path)
 
 
-def require_place(path: str, overwrite: bool) -> None:
+def require_writable(path: str, overwrite: bool) -> None:
     """Raises OutputExists when something is there that may not go, OutputError when it has no folder to be in."""
     if exists(path):
         if not overwrite:
             raise OutputExists(f"{path} exists already; choose another name, or replace it with --overwrite (overwrite=True).")
-        _require_ours(path)
+        _require_zarr_store(path)
     folder = os.path.dirname(os.path.abspath(path))
     if not is_remote(path) and not os.path.isdir(folder):
         raise OutputError(f"{path} cannot be written: the folder {folder} does not exist; create it first.")
 
 
-def require_apart(output: str | Path, *sources: Any) -> None:
+def require_distinct(output: str | Path, *sources: Any) -> None:
     """Raises OutputError when the output is, or holds, one of the addresses that it is made from (arrays and None are none).
 
     Overwriting takes away what is still to be read: chunks that are gone read as 0.
     """
-    place = _resolved(parse_address(output).path)
+    target = _resolved(parse_address(output).path)
     for source in sources:
         if isinstance(source, str | Path):
-            theirs = _resolved(parse_address(source).path)
-            if theirs == place or theirs.startswith(place + "/"):
+            source_path = _resolved(parse_address(source).path)
+            if source_path == target or source_path.startswith(target + "/"):
                 raise OutputError(f"{output} is, or holds, an input of this command ({source}); choose another output.")
 
 
@@ -86,7 +86,7 @@ def exists(path: str) -> bool:
     """Whether anything is at a local or remote path."""
     if not is_remote(path):
         return os.path.lexists(path)
-    with writing(path):
+    with write_errors(path):
         system, inner = _remote(path)
         return bool(system.exists(inner))
 
@@ -103,7 +103,7 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
-def names(path: str) -> list[str]:
+def list_names(path: str) -> list[str]:
     """What is in a folder; nothing where there is none."""
     if not is_remote(path):
         return os.listdir(path) if os.path.isdir(path) else []
@@ -112,7 +112,7 @@ def names(path: str) -> list[str]:
     return [n.rstrip("/").rpartition("/")[2] for n in system.ls(inner, detail=False)] if system.exists(inner) else []
 
 
-def get_text(path: str) -> str | None:
+def read_text(path: str) -> str | None:
     """What a small file says, None where there is none."""
     try:
         if is_remote(path):
@@ -124,7 +124,7 @@ def get_text(path: str) -> str | None:
         return None
 
 
-def put_text(path: str, text: str) -> None:
+def replace_text(path: str, text: str) -> None:
     """Replace a small file in one step that survives a power cut: all of the old text or all of the new."""
     if is_remote(path):
         system, inner = _remote(path)
@@ -152,29 +152,29 @@ def sync(path: str) -> None:
         os.close(handle)
 
 
-def beside(path: str, word: str) -> str:
+def hidden_sibling(path: str, word: str) -> str:
     """A hidden sibling of a local path."""
     folder, name = os.path.split(path.rstrip("/"))
     return os.path.join(folder, f".{name}.{word}")
 
 
-def _swap(temporary: str, place: str) -> None:
+def _swap(temporary: str, target: str) -> None:
     """A folder cannot be renamed over a folder: the old one steps aside for a moment."""
-    if not os.path.isdir(place):
-        os.replace(temporary, place)
+    if not os.path.isdir(target):
+        os.replace(temporary, target)
         return
-    old = beside(place, f"old-{os.getpid()}")
-    os.rename(place, old)
+    old = hidden_sibling(target, f"old-{os.getpid()}")
+    os.rename(target, old)
     try:
-        os.rename(temporary, place)
+        os.rename(temporary, target)
     except BaseException:  # Ctrl-C between the two
-        if not os.path.lexists(place):
-            os.rename(old, place)
+        if not os.path.lexists(target):
+            os.rename(old, target)
         raise
     remove(old)
 
 
-def _require_ours(path: str) -> None:
+def _require_zarr_store(path: str) -> None:
     """Overwriting deletes: never a folder that is no Zarr store."""
     inside = set(os.listdir(path)) if not is_remote(path) and os.path.isdir(path) else set()
     if inside and not inside & set(METADATA):

@@ -16,14 +16,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
+def read_errors(name: str) -> Iterator[None]:
     """Raises NotFound or Unreadable, with ``name``, for whatever goes wrong inside."""
     try:
         yield
     except (DaskregError, MemoryError):
         raise
     except FileNotFoundError as error:
-        raise missing(name) from error
+        raise not_found(name) from error
     except PermissionError as error:
         raise Unreadable(f"{name} may not be read: {reason(error)}; ask its owner for read permission.") from error
     except ImportError as error:
@@ -33,7 +33,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(name: str) -> Iterator[None]:
+def write_errors(name: str) -> Iterator[None]:
     """Raises OutOfSpace or OutputError, with ``name``, for what the system refuses inside."""
     try:
         yield
@@ -48,14 +48,14 @@ def writing(name: str) -> Iterator[None]:
         raise OutputError(f"{name} cannot be written: {reason(error)}.") from error
 
 
-def missing(path: str) -> NotFound:
+def not_found(path: str) -> NotFound:
     """The error for a path that is not there, with the nearest name beside it; of a link, with what it points to."""
     if not is_remote(path) and os.path.islink(path):
         return NotFound(f"{path} is a link to {os.readlink(path)}, which does not exist; bring that back, or change the link.")
     return NotFound(f"{path or 'an empty path'} does not exist{_beside(path)}.")
 
 
-def require(path: str) -> None:
+def require_exists(path: str) -> None:
     """Raises NotFound for a local path that is not there, Unreadable for one that may not be looked at."""
     if is_remote(path):
         return
@@ -64,7 +64,7 @@ def require(path: str) -> None:
     except PermissionError as error:
         raise Unreadable(f"{path} may not be read: {reason(error)}; ask its owner for read permission.") from error
     except (OSError, ValueError) as error:
-        raise missing(path) from error
+        raise not_found(path) from error
 
 
 def reason(error: BaseException) -> str:

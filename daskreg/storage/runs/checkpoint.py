@@ -19,8 +19,8 @@ from daskreg.errors import OutputError, Unreadable
 from daskreg.grid.partition import Span
 from daskreg.storage.axes import SPACE
 from daskreg.storage.fs.address import is_remote, join
-from daskreg.storage.fs.atomic import exists, get_text, names, put_text, remove, sync
-from daskreg.storage.fs.errors import reading, reason, writing
+from daskreg.storage.fs.atomic import exists, list_names, read_text, remove, replace_text, sync
+from daskreg.storage.fs.errors import read_errors, reason, write_errors
 
 FOLDER = "checkpoint"
 LATEST = "latest.json"
@@ -56,7 +56,7 @@ class CheckpointStore:
         last = self.latest()
         if last is not None and number <= last[0]:
             raise ValueError(f"checkpoint {number} was asked for after {last[0]}; numbers must grow.")
-        with writing(self.path):
+        with write_errors(self.path):
             self._sweep(last[0] if last else None)
             group = zarr.open_group(self.path, mode="a", zarr_format=3).create_group(str(number))
             for name, shape in fields.items():
@@ -70,7 +70,7 @@ class CheckpointStore:
         Raises ValueError for another shape or type or planes outside, OutOfSpace, OutputError.
         """
         where = self._where(number, name)
-        with writing(where):
+        with write_errors(where):
             array = self._array(number, name)
             _require_planes(where, array, Span(first, first + planes.shape[1]))
             _require_like(where, array, planes)
@@ -86,23 +86,23 @@ class CheckpointStore:
         Raises OutputError when a plane has not been written, and OutOfSpace; then the checkpoint before still counts.
         """
         plain = json.loads(json.dumps(state, default=_plain))
-        with writing(self.path):
+        with write_errors(self.path):
             self._require_whole(number)
-            put_text(join(self.path, LATEST), _json({"number": number, "crc32": _checksum(plain), "state": plain}))
+            replace_text(join(self.path, LATEST), _json({"number": number, "crc32": _checksum(plain), "state": plain}))
             self._sweep(number)
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """Number and state of the checkpoint that counts, None where there is none. Raises Unreadable."""
-        place = join(self.path, LATEST)
-        with reading(place):
-            text = get_text(place)
-        return None if text is None else _parse(place, text)
+        path = join(self.path, LATEST)
+        with read_errors(path):
+            text = read_text(path)
+        return None if text is None else _parse(path, text)
 
     def read(self, number: int, name: str, span: Span) -> NDArray[np.float32]:
         """Planes of a field, (C, len(span), Y, X). Raises Unreadable, naming the chunk, and ValueError for planes outside."""
         where = self._where(number, name)
         try:
-            with reading(where):
+            with read_errors(where):
                 array = self._array(number, name)
         except Exception as error:
             raise Unreadable(f"{where} cannot be opened: {reason(error)}; {REPEAT}.") from error
@@ -115,7 +115,7 @@ class CheckpointStore:
 
     def remove(self) -> None:
         """Delete all checkpoints; first the word that there is one. Raises OutputError."""
-        with writing(self.path):
+        with write_errors(self.path):
             remove(join(self.path, LATEST))
             remove(self.path)
         self._arrays.clear()
@@ -147,7 +147,7 @@ class CheckpointStore:
 
     def _sweep(self, number: int | None) -> None:
         """Delete all that is neither checkpoint ``number`` nor ours to keep."""
-        for name in names(self.path):
+        for name in list_names(self.path):
             if name not in ("zarr.json", LATEST, str(number)):
                 remove(join(self.path, name))
 
@@ -194,9 +194,9 @@ def _key(array: zarr.Array[Any], z: int) -> str:
 
 def _missing(array: zarr.Array[Any], where: str, span: Span) -> list[int]:
     """Planes without a chunk; Zarr would read them as zeros."""
-    there = set(names(where))
+    listed = set(list_names(where))
     # a network file system may list an old state of the folder: what it lacks is asked for by name
-    return [z for z in range(span.start, span.stop) if (k := _key(array, z)) not in there and not exists(join(where, k))]
+    return [z for z in range(span.start, span.stop) if (k := _key(array, z)) not in listed and not exists(join(where, k))]
 
 
 def _require_planes(where: str, array: zarr.Array[Any], span: Span) -> None:
@@ -213,10 +213,10 @@ def _require_like(where: str, array: zarr.Array[Any], planes: NDArray[Any]) -> N
 def _sync_tree(path: str, below: str) -> None:
     """Metadata and folder entries reach the disk before any pointer does."""
     for folder, _, files in os.walk(join(path, below)):
-        for place in [*(os.path.join(folder, name) for name in files), folder]:
-            sync(place)
-    for place in (join(path, "zarr.json"), path, os.path.dirname(path)):
-        sync(place)
+        for entry in [*(os.path.join(folder, name) for name in files), folder]:
+            sync(entry)
+    for entry in (join(path, "zarr.json"), path, os.path.dirname(path)):
+        sync(entry)
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -236,12 +236,12 @@ def _checksum(state: dict[str, Any]) -> int:
     return zlib.crc32(_json(state).encode())
 
 
-def _parse(place: str, text: str) -> tuple[int, dict[str, Any]]:
+def _parse(path: str, text: str) -> tuple[int, dict[str, Any]]:
     try:
         tree = json.loads(text)
         number, crc, state = int(tree["number"]), tree["crc32"], dict(tree["state"])
     except (ValueError, KeyError, TypeError) as error:
-        raise Unreadable(f"{place} is damaged: {reason(error)}; the run cannot be continued: {REPEAT}.") from error
+        raise Unreadable(f"{path} is damaged: {reason(error)}; the run cannot be continued: {REPEAT}.") from error
     if _checksum(state) != crc:
-        raise Unreadable(f"{place} is damaged: its checksum does not match; the run cannot be continued: {REPEAT}.")
+        raise Unreadable(f"{path} is damaged: its checksum does not match; the run cannot be continued: {REPEAT}.")
     return number, state

@@ -20,17 +20,17 @@ from daskreg.errors import IncompleteRun, NotFound, OutputExists, Unreadable
 from daskreg.grid import Grid, Region
 from daskreg.storage.axes import SPACE
 from daskreg.storage.fs.address import is_remote, join, parse_address
-from daskreg.storage.fs.atomic import beside, exists, put_text, remove, require_place
-from daskreg.storage.fs.errors import reading, writing
-from daskreg.storage.image_record import Level
+from daskreg.storage.fs.atomic import exists, hidden_sibling, remove, replace_text, require_writable
+from daskreg.storage.fs.errors import read_errors, write_errors
+from daskreg.storage.image_record import Resolution
 from daskreg.storage.images import Volume
 from daskreg.storage.runs.checkpoint import CheckpointStore
 from daskreg.storage.zarr import ngff, ngff05, ngff06
-from daskreg.storage.zarr.codecs import quick
+from daskreg.storage.zarr.codecs import with_zarrs_codecs
 from daskreg.storage.zarr.multiscale import grid_attributes, grid_from_attributes
-from daskreg.storage.zarr.nodes import attributes, lazy, open_node
+from daskreg.storage.zarr.nodes import attributes, lazy_array, open_node
 from daskreg.storage.zarr.pyramid import CHUNK, Factors, coarsen, new_array, pyramid, steps
-from daskreg.storage.zarr.vector_frames import along_grid, along_world, turn_of
+from daskreg.storage.zarr.vector_frames import to_grid_axes, to_world_axes, vector_frame
 
 FORMAT = 2  # 1 kept the displacement along the world's axes, as NGFF 0.5
 READABLE = (1, 2)
@@ -56,7 +56,7 @@ class RunStore:
 
     path: str
     _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, compare=False, repr=False)
-    _turns: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # read once a process
+    _vector_frames: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # read once a process
 
     @classmethod
     def create(
@@ -67,21 +67,21 @@ class RunStore:
         recipe: JSON from which the run can be continued: addresses of the inputs and the configuration.
         Raises OutputExists, OutputError, OutOfSpace.
         """
-        place = _place(path)
-        _refuse_existing(place, overwrite)
-        require_place(place, overwrite)
+        target = _clean_path(path)
+        _refuse_existing(target, overwrite)
+        require_writable(target, overwrite)
         state = _new_state(fixed, moving) | ({"recipe": _plain(recipe)} if recipe is not None else {})
-        with writing(place):
-            if exists(place):
-                state["replaces"] = _set_aside(place)
-            group = zarr.create_group(place, zarr_format=3, attributes={"daskreg": state})
+        with write_errors(target):
+            if exists(target):
+                state["replaces"] = _set_aside(target)
+            group = zarr.create_group(target, zarr_format=3, attributes={"daskreg": state})
             group.create_group("transform", attributes=_transform_attributes(np.eye(4)))
-        return cls(place)
+        return cls(target)
 
     @classmethod
     def attach(cls, path: str | Path) -> RunStore:
         """A run, complete or not, to write to or look at. Raises NotFound, and Unreadable when it is none."""
-        store = cls(_place(path))
+        store = cls(_clean_path(path))
         _ = store.state
         return store
 
@@ -94,7 +94,7 @@ class RunStore:
         store = cls.attach(path)
         state = store.state
         _refuse_resuming(store.path, state)
-        with writing(store.path):
+        with write_errors(store.path):
             _set_root(store.path, _taken_over(state))
             for name in (MOVED, DISPLACEMENT):
                 remove(join(store.path, name))
@@ -149,7 +149,7 @@ class RunStore:
     @property
     def affine(self) -> NDArray[np.float64]:
         """(4, 4) world -> world, fixed to moving points, order z, y, x, 1; the identity until it is set."""
-        with reading(self.path):
+        with read_errors(self.path):
             return np.asarray(self._group["transform"].attrs["daskreg"]["affine"], float)  # type: ignore[call-overload, index]
 
     def set_affine(self, matrix: ArrayLike) -> None:
@@ -157,7 +157,7 @@ class RunStore:
         affine = np.asarray(matrix, float)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise ValueError(f"an affine of shape {affine.shape} was given; (4, 4) finite numbers were expected.")
-        with writing(self.path):
+        with write_errors(self.path):
             self._group["transform"].attrs.update(_transform_attributes(affine))
 
     def create_image(self, name: str, grid: Grid, dtype: Any = np.float32, components: int = 0, chunk: int = CHUNK) -> None:
@@ -166,7 +166,7 @@ class RunStore:
         One that is there already, with all its levels, goes.
         """
         self._forget(name)
-        with writing(self.path):
+        with write_errors(self.path):
             remove(join(self.path, name))
             group = self._group.require_group(name)
             array = new_array(group, "0", grid.shape, dtype, components, chunk)
@@ -193,8 +193,8 @@ class RunStore:
         if voxels.shape != lead + region.shape:
             raise ValueError(f"{name}: voxels of shape {voxels.shape} were given for {lead + region.shape}.")
         if name == DISPLACEMENT:
-            voxels = along_grid(voxels, self._turn)
-        with writing(join(self.path, name)):
+            voxels = to_grid_axes(voxels, self._vector_frame)
+        with write_errors(join(self.path, name)):
             array[(slice(None),) * len(lead) + region.slices] = voxels
 
     def build_pyramid(self, name: str) -> None:
@@ -202,7 +202,7 @@ class RunStore:
         grid, below = self._image_grid(name), self._array(name, 0)
         factors = pyramid(grid)
         components = below.shape[0] if below.ndim == 4 else 0
-        with writing(join(self.path, name)):
+        with write_errors(join(self.path, name)):
             group = self._group.require_group(name)
             for k, step in enumerate(steps(factors), 1):
                 level = new_array(group, str(k), grid.coarsen(factors[k]).shape, below.dtype, components, self.chunk(name)[-1])
@@ -213,13 +213,13 @@ class RunStore:
     def read_image(self, name: str, level: int = 0) -> Volume:
         """A scalar image, lazily. Raises NotFound and Unreadable."""
         array, grids = self._array(name, level), self._level_grids(name)
-        levels = tuple(Level(str(k), g.shape, g.spacing) for k, g in enumerate(grids))
+        levels = tuple(Resolution(str(k), g.shape, g.spacing) for k, g in enumerate(grids))
         where = join(self.path, name)
-        return Volume(lazy(array, where), grids[level], where, "OME-Zarr 0.5, Zarr v3", levels)
+        return Volume(lazy_array(array, where), grids[level], where, "OME-Zarr 0.5, Zarr v3", levels)
 
     def displacement(self, level: int = 0) -> da.Array:
         """(3, Z, Y, X) float32, world units, components z, y, x, lazily. Raises NotFound when the run has none."""
-        return along_world(lazy(self._array(DISPLACEMENT, level), join(self.path, DISPLACEMENT)), self._turn)
+        return to_world_axes(lazy_array(self._array(DISPLACEMENT, level), join(self.path, DISPLACEMENT)), self._vector_frame)
 
     def displacement_grid(self, level: int = 0) -> Grid:
         """The grid of a level of the displacement. Raises NotFound."""
@@ -231,7 +231,7 @@ class RunStore:
         replaced = state.pop("replaces", None)
         CheckpointStore(self.path).remove()
         state |= {"provenance": _plain(provenance), "complete": True, "finished": _now()}
-        with writing(self.path):
+        with write_errors(self.path):
             _set_root(self.path, state, self._scene())
             if replaced:
                 remove(os.path.join(os.path.dirname(self.path), replaced))
@@ -240,13 +240,13 @@ class RunStore:
         """The run stops here and can be continued from its checkpoint. Raises ValueError when it has none."""
         if CheckpointStore(self.path).latest() is None:
             raise ValueError(f"{self.path} has no checkpoint to continue from; abandon() it.")
-        with writing(self.path):
+        with write_errors(self.path):
             _set_root(self.path, self.state | {"stopped": _now(), "resumable": True})
 
     def abandon(self) -> None:
         """Delete the run and put back what it was to replace."""
         replaced = self.state.get("replaces")
-        with writing(self.path):
+        with write_errors(self.path):
             remove(self.path)
             if replaced:
                 os.rename(os.path.join(os.path.dirname(self.path), replaced), self.path)
@@ -265,20 +265,20 @@ class RunStore:
         return int(self.state["format"])
 
     @property
-    def _turn(self) -> NDArray[np.float64] | None:
+    def _vector_frame(self) -> NDArray[np.float64] | None:
         """The direction of the axes that a stored displacement lies along, None where they are the world's."""
-        if "turn" not in self._turns:
-            self._turns["turn"] = None if self._format == 1 else turn_of(self.fixed_grid)
-        turn: NDArray[np.float64] | None = self._turns["turn"]
-        return turn
+        if "frame" not in self._vector_frames:
+            self._vector_frames["frame"] = None if self._format == 1 else vector_frame(self.fixed_grid)
+        frame: NDArray[np.float64] | None = self._vector_frames["frame"]
+        return frame
 
     @property
     def _group(self) -> zarr.Group:
-        with reading(self.path):
+        with read_errors(self.path):
             return zarr.open_group(self.path, mode="r+")
 
     def _grid(self, which: str) -> Grid:
-        with reading(self.path):
+        with read_errors(self.path):
             return grid_from_attributes(self.state[which])
 
     def _array(self, name: str, level: int) -> zarr.Array[Any]:
@@ -288,7 +288,7 @@ class RunStore:
             node = self._group.get(key)
             if not isinstance(node, zarr.Array):
                 raise NotFound(f"{self.path} has no image {key!r}; it has {', '.join(self._group.group_keys())}.")
-            self._arrays[key] = quick(node)
+            self._arrays[key] = with_zarrs_codecs(node)
         return self._arrays[key]
 
     def _forget(self, name: str) -> None:
@@ -296,7 +296,7 @@ class RunStore:
             del self._arrays[key]
 
     def _image_grid(self, name: str) -> Grid:
-        with reading(join(self.path, name)):
+        with read_errors(join(self.path, name)):
             return grid_from_attributes(self._group[name].attrs["daskreg"]["grid"])  # type: ignore[call-overload, index, arg-type]
 
     def _level_grids(self, name: str) -> list[Grid]:
@@ -310,11 +310,11 @@ class RunStore:
 
 def is_run(path: str | Path) -> bool:
     """Whether a store says that it is a run, complete or not. Raises NotFound and Unreadable."""
-    own = attributes(open_node(_place(path))).get("daskreg")
+    own = attributes(open_node(_clean_path(path))).get("daskreg")
     return isinstance(own, dict) and own.get("kind") == "run"
 
 
-def _place(path: str | Path) -> str:
+def _clean_path(path: str | Path) -> str:
     clean = parse_address(path).path
     return clean if is_remote(clean) else os.path.abspath(clean)
 
@@ -365,7 +365,7 @@ def _set_aside(path: str) -> str | None:
     if is_remote(path):
         remove(path)
         return None
-    aside = beside(path, "replaced")
+    aside = hidden_sibling(path, "replaced")
     if exists(aside):
         remove(path)  # a run that died while replacing the one that still stands aside
     else:
@@ -471,4 +471,4 @@ def _set_root(path: str, state: Mapping[str, Any], scene: Mapping[str, Any] | No
     with open(target, encoding="utf-8") as file:
         tree = json.load(file)
     tree["attributes"] |= {"daskreg": dict(state), **ome}
-    put_text(target, json.dumps(tree, indent=2))
+    replace_text(target, json.dumps(tree, indent=2))

@@ -17,7 +17,7 @@ from daskreg.grid import UNITS, Grid
 from daskreg.storage.axes import spatial
 from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.fs.address import is_remote, join, parent, parse_address
-from daskreg.storage.fs.errors import writing
+from daskreg.storage.fs.errors import write_errors
 from daskreg.storage.zarr import ngff, ngff06
 from daskreg.storage.zarr.nodes import attributes, open_node
 
@@ -68,27 +68,27 @@ def find_image(name: str, address: str | Path) -> LinkedImage:
         )
     if is_nifti(given.path) or is_remote(given.path):
         raise ConfigError(f"{given.path}: a scene links OME-Zarr archives of this file system; NIfTI files and URLs are not.")
-    place, tree = _image_above(given.node)
-    multiscale = ngff.parse(place, tree)
+    path, tree = _image_above(given.node)
+    multiscale = ngff.parse(path, tree)
     assert multiscale is not None
     if spatial(multiscale.axes) != tuple(range(len(multiscale.axes)))[-3:]:
         order = ", ".join(a.name for a in multiscale.axes)
-        raise ConfigError(f"{place} has the axes {order}; a scene links images whose last axes are z, y, x.")
-    frame = multiscale.frame(place, 0)
+        raise ConfigError(f"{path} has the axes {order}; a scene links images whose last axes are z, y, x.")
+    frame = multiscale.grid_metadata(path, 0)
     assert frame is not None
-    shape = zarr.open_array(join(place, multiscale.datasets[0].path), mode="r").shape[-3:]
+    shape = zarr.open_array(join(path, multiscale.datasets[0].path), mode="r").shape[-3:]
     lead = tuple(a.name for a in multiscale.axes[:-3])
-    return LinkedImage(f"{name}.ome.zarr", os.path.realpath(place), _system(tree), lead, frame.grid(shape))
+    return LinkedImage(f"{name}.ome.zarr", os.path.realpath(path), _system(tree), lead, frame.grid(shape))
 
 
 def _image_above(path: str) -> tuple[str, Mapping[str, Any]]:
-    here = path
+    folder = path
     for _ in range(DEPTH):
-        tree = attributes(open_node(here))
+        tree = attributes(open_node(folder))
         if ngff.holds_image(tree):
-            return here, tree
-        here = parent(here)
-        if not os.path.isfile(os.path.join(here, "zarr.json")) and not os.path.isfile(os.path.join(here, ".zgroup")):
+            return folder, tree
+        folder = parent(folder)
+        if not os.path.isfile(os.path.join(folder, "zarr.json")) and not os.path.isfile(os.path.join(folder, ".zgroup")):
             break
     raise ConfigError(f"{path} is no OME-Zarr image; a scene links images with multiscales metadata.")
 
@@ -105,7 +105,7 @@ def _system(tree: Mapping[str, Any]) -> str:
 def link_images(store: str, images: Sequence[LinkedImage]) -> None:
     """Put a link to each archive into a store, relative, so that both can be moved together. Raises OutputError."""
     for image in images:
-        with writing(join(store, image.name)):
+        with write_errors(join(store, image.name)):
             os.symlink(os.path.relpath(image.target, os.path.realpath(store)), join(store, image.name), target_is_directory=True)
 
 
@@ -124,28 +124,28 @@ def between_images(
     """
     before = np.eye(4) if fixed is None else fixed.to_world(unit)
     after = np.eye(4) if moving is None else np.asarray(np.linalg.inv(moving.to_world(unit)), np.float64)
-    told = ngff06.sequence(forward, before, after)
-    if len(told["transformations"]) == 1 and not (fixed and fixed.lead) and not (moving and moving.lead):
-        told = told["transformations"][0]  # as it is, a reader that knows no sequences can follow it
-    told = _with_lead(told, () if fixed is None else fixed.lead, () if moving is None else moving.lead)
+    transformation = ngff06.sequence(forward, before, after)
+    if len(transformation["transformations"]) == 1 and not (fixed and fixed.lead) and not (moving and moving.lead):
+        transformation = transformation["transformations"][0]  # as it is, a reader that knows no sequences can follow it
+    transformation = _with_lead(transformation, () if fixed is None else fixed.lead, () if moving is None else moving.lead)
     worlds = [n for n, image in (("fixed", fixed), ("moving", moving)) if image is None]
     ends = [{"name": n} if image is None else image.end for n, image in (("fixed", fixed), ("moving", moving))]
     scene: dict[str, Any] = {"coordinateSystems": [{"name": n, "axes": ngff06.space_axes(unit)} for n in worlds]}
     scene = {k: v for k, v in scene.items() if v}
-    scene["coordinateTransformations"] = [{"name": "fixed_to_moving", "input": ends[0], "output": ends[1], **told}]
+    scene["coordinateTransformations"] = [{"name": "fixed_to_moving", "input": ends[0], "output": ends[1], **transformation}]
     return {"version": ngff06.VERSION, "scene": scene}
 
 
-def _with_lead(told: dict[str, Any], before: tuple[str, ...], after: tuple[str, ...]) -> dict[str, Any]:
+def _with_lead(transformation: dict[str, Any], before: tuple[str, ...], after: tuple[str, ...]) -> dict[str, Any]:
     if not before and not after:
-        return told
+        return transformation
     if before == after:
         n = len(before)
         kept, space = list(range(n)), list(range(n, n + 3))
-        parts = [({"type": "identity"}, kept), (told, space)]
+        parts = [({"type": "identity"}, kept), (transformation, space)]
         return {"type": "byDimension", "transformations": [
             {"transformation": t, "inputAxes": axes, "outputAxes": axes} for t, axes in parts]}  # fmt: skip
-    steps = list(told["transformations"])
+    steps = list(transformation["transformations"])
     if before:
         steps.insert(0, {"type": "affine", "affine": np.eye(3, len(before) + 4, len(before)).tolist()})
     if after:

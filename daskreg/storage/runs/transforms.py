@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from daskreg.errors import IncompleteRun, NotFound, Unreadable
 from daskreg.grid import Grid, Region
 from daskreg.storage.fs.address import join, parse_address
-from daskreg.storage.fs.errors import reading, writing
+from daskreg.storage.fs.errors import read_errors, write_errors
 from daskreg.storage.runs.scenes import LinkedImage, between_images, find_image, link_images
 from daskreg.storage.zarr import ngff, ngff06
-from daskreg.storage.zarr.codecs import quick
+from daskreg.storage.zarr.codecs import with_zarrs_codecs
 from daskreg.storage.zarr.multiscale import grid_attributes, grid_from_attributes
-from daskreg.storage.zarr.nodes import attributes, lazy, member, open_node
+from daskreg.storage.zarr.nodes import attributes, lazy_array, open_member, open_node
 from daskreg.storage.zarr.pyramid import coarsen, new_array, pyramid, steps
-from daskreg.storage.zarr.vector_frames import along_grid, along_world, turn_of
+from daskreg.storage.zarr.vector_frames import to_grid_axes, to_world_axes, vector_frame
 
 FORMAT = 1
 FOLDER = "coordinateTransformations"
@@ -30,7 +30,7 @@ Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredLink:
     """One link ``W(x + d(x))`` as a store has it: W, (4, 4), world, z, y, x, 1; d, (3, Z, Y, X) on ``grid``, world units."""
 
     affine: Matrix
@@ -39,17 +39,17 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Contents:
+class TransformRecord:
     """A transform as a store has it: links in the order of application, unit of the world, grids as far as they are known.
 
-    told: what daskreg keeps with it;  images: paths below it of the fixed and the moving image, where its scene goes between them
+    metadata: what daskreg keeps with it;  images: paths below it of the fixed and the moving image, for a scene between images
     """
 
-    links: tuple[Stored, ...]
+    links: tuple[StoredLink, ...]
     unit: str | None
     fixed: Grid | None
     moving: Grid | None
-    told: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     images: tuple[str | None, str | None] = (None, None)
 
 
@@ -62,7 +62,7 @@ class TransformStore:
     @classmethod
     def create(cls, path: str, grids: Sequence[Grid | None]) -> TransformStore:
         """Empty fields on the grids of those links that have one. Raises OutputError, OutOfSpace."""
-        with writing(path):
+        with write_errors(path):
             group = zarr.create_group(path, zarr_format=3, attributes={"daskreg": {"kind": "transform", "complete": False}})
             for k, grid in enumerate(grids):
                 if grid is not None:
@@ -71,9 +71,9 @@ class TransformStore:
 
     def write(self, link: int, grid: Grid, region: Region, d: NDArray[Any]) -> None:
         """Whole chunks of a link's field: (3, Z, Y, X) of ``region``, world units, along the world's axes."""
-        with writing(self.path):
-            array = quick(zarr.open_array(join(self.path, f"{_field(link)}/0"), mode="r+"))
-            array[(slice(None), *region.slices)] = along_grid(d, turn_of(grid))
+        with write_errors(self.path):
+            array = with_zarrs_codecs(zarr.open_array(join(self.path, f"{_field(link)}/0"), mode="r+"))
+            array[(slice(None), *region.slices)] = to_grid_axes(d, vector_frame(grid))
 
     def finish(
         self,
@@ -81,11 +81,11 @@ class TransformStore:
         unit: str | None,
         fixed: Grid | None,
         moving: Grid | None,
-        told: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         backward: int = 0,
         images: tuple[LinkedImage | None, LinkedImage | None] = (None, None),
     ) -> None:
-        """Coarser levels, then the metadata; links: W and the field's grid of each; told: JSON that goes with it.
+        """Coarser levels, then the metadata; links: W and the field's grid of each; metadata: JSON that goes with it.
 
         backward: how many links, the last ones, are those of the inverse: with some, the scene's transformation is a bijection;
         images: the fixed and the moving archive, which the scene then goes between, instead of between two worlds.
@@ -100,9 +100,9 @@ class TransformStore:
             "unit": unit,
             "links": [{"affine": w.tolist(), "field": path} for w, _, path in forward],
             **{k: grid_attributes(g) for k, g in (("fixed", fixed), ("moving", moving)) if g is not None},
-            **told,
+            **metadata,
         }
-        with writing(self.path):
+        with write_errors(self.path):
             group = zarr.open_group(self.path, mode="r+")
             for _, grid, path in named:
                 if grid is not None and path is not None:
@@ -116,9 +116,9 @@ class TransformStore:
 def reopened(store: TransformStore, link: int, grid: Grid) -> da.Array:
     """The field of a link of a store that may not be finished, along the world's axes, lazily."""
     where = join(store.path, f"{_field(link)}/0")
-    with reading(where):
+    with read_errors(where):
         array = zarr.open_array(where, mode="r")
-    return along_world(lazy(array, where), turn_of(grid))
+    return to_world_axes(lazy_array(array, where), vector_frame(grid))
 
 
 def is_transform(address: str | Path) -> bool:
@@ -131,7 +131,7 @@ def is_transform(address: str | Path) -> bool:
     return isinstance(ome, Mapping) and "multiscales" not in ome and bool({"scene", "coordinateTransformations"} & set(ome))
 
 
-def read_transform(address: str | Path) -> Contents:
+def read_transform(address: str | Path) -> TransformRecord:
     """The transform in a store that ``TransformStore`` or another program wrote as NGFF 0.6, its fields lazily.
 
     In a scene of several transformations, or to choose one of them: the first, unless one is named ``fixed_to_moving``.
@@ -146,41 +146,41 @@ def read_transform(address: str | Path) -> Contents:
     return _foreign(path, node, tree)
 
 
-def _own(path: str, node: Any, own: Mapping[str, Any]) -> Contents:
+def _own(path: str, node: Any, own: Mapping[str, Any]) -> TransformRecord:
     if not own.get("complete"):
         raise IncompleteRun(f"{path} is incomplete: writing it did not finish; write it again.")
     if own.get("format") != FORMAT:
         raise Unreadable(
             f"{path} has transform format {own.get('format')}, {FORMAT} was expected; use the daskreg that wrote it."
         )
-    with reading(path):
+    with read_errors(path):
         grids = [grid_from_attributes(own[k]) if k in own else None for k in ("fixed", "moving")]
         links = tuple(_own_link(path, node, entry) for entry in own["links"])
-        return Contents(links, own["unit"], grids[0], grids[1], own)
+        return TransformRecord(links, own["unit"], grids[0], grids[1], own)
 
 
-def _own_link(path: str, node: Any, entry: Mapping[str, Any]) -> Stored:
+def _own_link(path: str, node: Any, entry: Mapping[str, Any]) -> StoredLink:
     affine, field = np.asarray(entry["affine"], float), entry["field"]
     if field is None:
-        return Stored(affine)
+        return StoredLink(affine)
     grid = grid_from_attributes(node[field].attrs["daskreg"]["grid"])
-    array = lazy(member(node, f"{field}/0", path), join(path, field))
-    return Stored(affine, grid, along_world(array, turn_of(grid)))
+    array = lazy_array(open_member(node, f"{field}/0", path), join(path, field))
+    return StoredLink(affine, grid, to_world_axes(array, vector_frame(grid)))
 
 
-def _foreign(path: str, node: Any, tree: Mapping[str, Any]) -> Contents:
+def _foreign(path: str, node: Any, tree: Mapping[str, Any]) -> TransformRecord:
     scene = _scene(tree)
     chosen = _chosen(scene)
     if chosen is None or not isinstance(node, zarr.Group):
         raise Unreadable(f"{path} holds no transform; a run, a daskreg transform or an OME-Zarr 0.6 scene was expected.")
     parts = ngff06.flattened(path, chosen)
-    links = [_foreign_field(path, node, part) if isinstance(part, str) else Stored(part) for part in parts]
+    links = [_foreign_field(path, node, part) if isinstance(part, str) else StoredLink(part) for part in parts]
     fixed, moving = (_image_at(path, end, chosen.get(end)) for end in ("input", "output"))
     unit = _unit_of(scene, chosen, fixed) or next((link.grid.unit for link in links if link.grid is not None), None)
     before = [] if fixed is None else _unless_identity(np.linalg.inv(fixed.to_world(unit)))
     after = [] if moving is None else _unless_identity(moving.to_world(unit))
     grids = [None if image is None else image.grid for image in (fixed, moving)]
-    return Contents((*before, *links, *after), unit, grids[0], grids[1], {}, _images(tree))
+    return TransformRecord((*before, *links, *after), unit, grids[0], grids[1], {}, _images(tree))
 
 
 def _images(tree: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -205,8 +205,8 @@ def _chosen(scene: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((t for t in found if t.get("name") == "fixed_to_moving"), found[0])  # type: ignore[no-any-return]
 
 
-def _unless_identity(matrix: Any) -> list[Stored]:
-    return [] if np.array_equal(matrix, np.eye(4)) else [Stored(np.asarray(matrix, np.float64))]
+def _unless_identity(matrix: Any) -> list[StoredLink]:
+    return [] if np.array_equal(matrix, np.eye(4)) else [StoredLink(np.asarray(matrix, np.float64))]
 
 
 def _image_at(path: str, name: str, end: Any) -> LinkedImage | None:
@@ -226,7 +226,7 @@ def _unit_of(scene: Mapping[str, Any], chosen: Mapping[str, Any], fixed: LinkedI
     return ngff06.unit_of(scene, system.get("name") if isinstance(system, Mapping) else system)
 
 
-def _foreign_field(path: str, node: zarr.Group, inner: str) -> Stored:
+def _foreign_field(path: str, node: zarr.Group, inner: str) -> StoredLink:
     where = join(path, inner)
     try:
         group = node[inner]
@@ -235,9 +235,9 @@ def _foreign_field(path: str, node: zarr.Group, inner: str) -> Stored:
     multiscale = ngff.parse(where, attributes(group))
     if multiscale is None or not isinstance(group, zarr.Group):
         raise Unreadable(f"{where} is no multiscale group; an OME-Zarr 0.6 displacement field was expected.")
-    array = member(group, multiscale.datasets[0].path, where)
+    array = open_member(group, multiscale.datasets[0].path, where)
     grid = ngff06.field_grid(where, multiscale, array.shape)
-    return Stored(np.eye(4), grid, lazy(array, where).astype(np.float32))
+    return StoredLink(np.eye(4), grid, lazy_array(array, where).astype(np.float32))
 
 
 def _field(link: int) -> str:
@@ -246,7 +246,7 @@ def _field(link: int) -> str:
 
 def _build(group: Any, grid: Grid, name: str) -> None:
     factors = pyramid(grid)
-    below = quick(group["0"])
+    below = with_zarrs_codecs(group["0"])
     for k, step in enumerate(steps(factors), 1):
         level = new_array(group, str(k), grid.coarsen(factors[k]).shape, np.float32, 3)
         coarsen(below, level, step)

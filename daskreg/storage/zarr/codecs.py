@@ -18,7 +18,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _FORKED.__setitem__(0, True))
 
 
-class Quick(ZarrsCodecPipeline):
+class ZarrsPipeline(ZarrsCodecPipeline):
     """zarrs, but the array's own way in a forked process, where an axis is dropped, and to refuse what may not be written."""
 
     def __getstate__(self) -> Any:
@@ -47,7 +47,7 @@ class Quick(ZarrsCodecPipeline):
         return self.python_impl
 
 
-def quick(array: zarr.Array[Any]) -> zarr.Array[Any]:
+def with_zarrs_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:
     """The same array, coded by zarrs; as it is where that does not know its store, order, type or codecs."""
     fortran = getattr(array.metadata, "order", "C") == "F"
     if not isinstance(array.store, LocalStore) or not array.dtype.isnative or fortran:
@@ -58,6 +58,6 @@ def quick(array: zarr.Array[Any]) -> zarr.Array[Any]:
         return array
     found = array.with_config({"order": "C"})  # of what is read, whatever the process prefers
     plain: Any = array.async_array.codec_pipeline
-    pipeline = Quick(array.metadata, array.store, coder, plain)
+    pipeline = ZarrsPipeline(array.metadata, array.store, coder, plain)
     object.__setattr__(found.async_array, "codec_pipeline", pipeline)
     return found

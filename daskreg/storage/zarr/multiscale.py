@@ -13,7 +13,7 @@ import numpy as np
 from daskreg.errors import GridError
 from daskreg.grid import IDENTITY, UNITS, Grid
 from daskreg.storage.axes import Axis, spatial
-from daskreg.storage.grid_metadata import Frame
+from daskreg.storage.grid_metadata import GridMetadata
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +48,18 @@ class Multiscale:
     grid: Grid | None = None
     sampled: bool = False
 
-    def frame(self, name: str, level: int) -> Frame | None:
+    def grid_metadata(self, name: str, level: int) -> GridMetadata | None:
         """Where the level's voxels are, None unless the spatial axes are z, y, x."""
         order = spatial(self.axes)
         if order is None:
             return None
         if self.grid is not None:
-            return _own_frame(self.grid, self._scale(level, order), self.sampled)
+            return _own_grid_metadata(self.grid, self._scale(level, order), self.sampled)
         units = _one_unit([self.axes[i].unit for i in order])
         scale = [s * k for s, k in zip(self._scale(level, order), units[1], strict=True)]
         shift = [s * k for s, k in zip(self._translation(name, level, order), units[1], strict=True)]
         direction = _direction(name, [self.axes[i].orientation for i in order])
-        return Frame(tuple(scale), tuple(shift), direction or IDENTITY, units[0], direction is not None)  # type: ignore[arg-type]
+        return GridMetadata(tuple(scale), tuple(shift), direction or IDENTITY, units[0], direction is not None)  # type: ignore[arg-type]
 
     def index(self, level: int | str) -> int | None:
         """The number of a level given by number or dataset path, None when there is no such level."""
@@ -79,8 +79,8 @@ class Multiscale:
         if level == 0:
             return (0.0, 0.0, 0.0)
         _warn_of_missing_translation(name, self.datasets[level].path)
-        first, fine, here = self._translation(name, 0, order), self._scale(0, order), self._scale(level, order)
-        return tuple(t + (b - a) / 2 for t, a, b in zip(first, fine, here, strict=True))
+        first, fine, coarse = self._translation(name, 0, order), self._scale(0, order), self._scale(level, order)
+        return tuple(t + (b - a) / 2 for t, a, b in zip(first, fine, coarse, strict=True))
 
 
 def level_grid(grid: Grid, factors: tuple[int, int, int], sampled: bool = False) -> Grid:
@@ -125,10 +125,10 @@ def channel_labels(ome: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(c.get("label", i)) if isinstance(c, Mapping) else str(i) for i, c in enumerate(channels))
 
 
-def _own_frame(grid: Grid, scale: Sequence[float], sampled: bool) -> Frame:
+def _own_grid_metadata(grid: Grid, scale: Sequence[float], sampled: bool) -> GridMetadata:
     """From the full grid, exactly: a level's scale tells its factors."""
     z, y, x = (max(1, round(b / a)) for a, b in zip(grid.spacing, scale, strict=True))
-    return Frame.of(level_grid(grid, (z, y, x), sampled))
+    return GridMetadata.of(level_grid(grid, (z, y, x), sampled))
 
 
 def _one_unit(units: Sequence[str | None]) -> tuple[str | None, tuple[float, ...]]:

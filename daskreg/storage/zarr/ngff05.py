@@ -58,7 +58,7 @@ def _validated(name: str, version: str, image: Mapping[str, Any]) -> Multiscale0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return model.model_validate(_mended(image))
+            return model.model_validate(_repaired(image))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(k) for k in first["loc"])
@@ -66,8 +66,8 @@ def _validated(name: str, version: str, image: Mapping[str, Any]) -> Multiscale0
         raise Unreadable(f"{name}: its OME-Zarr {version} metadata is invalid at multiscales[0].{where}: {message}.") from None
 
 
-def _mended(image: Mapping[str, Any]) -> dict[str, Any]:
-    """Small sins of writers: axis types left out, identity transformations, a version of its own."""
+def _repaired(image: Mapping[str, Any]) -> dict[str, Any]:
+    """Repair common omissions of writers: axis types left out, identity transformations, a version of its own."""
     tree = {k: v for k, v in image.items() if k != "version"}
     if isinstance(tree.get("axes"), list):
         tree["axes"] = [_with_type(a) for a in tree["axes"]]

@@ -55,11 +55,11 @@ def scene_attributes(
     forward, backward: W, grid and path of the field of every link ``W(x + d(x))``; with ``backward``, it is a bijection
     """
     systems = [{"name": name, "axes": space_axes(unit)} for name in ("fixed", "moving")]
-    told = sequence(forward)
+    transformation = sequence(forward)
     if backward:
-        told = {"type": "bijection", "forward": told, "inverse": sequence(backward)}
-    told = {"name": "fixed_to_moving", "input": {"name": "fixed"}, "output": {"name": "moving"}, **told}
-    return {"version": VERSION, "scene": {"coordinateSystems": systems, "coordinateTransformations": [told]}}
+        transformation = {"type": "bijection", "forward": transformation, "inverse": sequence(backward)}
+    transformation = {"name": "fixed_to_moving", "input": {"name": "fixed"}, "output": {"name": "moving"}, **transformation}
+    return {"version": VERSION, "scene": {"coordinateSystems": systems, "coordinateTransformations": [transformation]}}
 
 
 def sequence(
@@ -73,10 +73,10 @@ def sequence(
     pending = np.eye(4) if before is None else before
     for affine, grid, path in links:
         if path is not None and grid is not None:
-            turn = direction_of(grid)
-            steps += _affine(np.linalg.inv(turn) @ pending)
+            direction = direction_of(grid)
+            steps += _affine(np.linalg.inv(direction) @ pending)
             steps.append({"type": "displacements", "path": path, "interpolation": "linear"})
-            pending = affine @ turn
+            pending = affine @ direction
         else:
             pending = affine @ pending
     steps += _affine(pending if after is None else after @ pending)
@@ -89,9 +89,9 @@ def _affine(matrix: Matrix) -> list[dict[str, Any]]:
 
 def direction_of(grid: Grid) -> Matrix:
     """(4, 4): from the frame along a grid's axes to the world."""
-    turn = np.eye(4)
-    turn[:3, :3] = np.asarray(grid.direction)
-    return turn
+    direction = np.eye(4)
+    direction[:3, :3] = np.asarray(grid.direction)
+    return direction
 
 
 # --- read ---------------------------------------------------------------------------------------------------------------------

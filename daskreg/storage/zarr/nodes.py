@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from daskreg.errors import NotFound, Unreadable
 from daskreg.storage.fs.address import is_remote
-from daskreg.storage.fs.errors import reading, reason, require
-from daskreg.storage.zarr.codecs import quick
+from daskreg.storage.fs.errors import read_errors, reason, require_exists
+from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
 METADATA = ("zarr.json", ".zgroup", ".zarray")
 LARGEST = 128 << 20  # bytes a Dask chunk may have: a larger shard is read in parts
@@ -28,12 +28,12 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
 
     Raises NotFound when nothing is there, Unreadable when it is no Zarr or may not be read.
     """
-    require(path)
+    require_exists(path)
     if not is_remote(path) and os.path.isdir(path):
         _require_metadata(path)
     elif not is_remote(path) and not path.endswith(".zip"):
         raise Unreadable(f"{path} is a file; OME-Zarr, Zarr (a folder or .zip) and NIfTI (.nii, .nii.gz) are read.")
-    with reading(path):
+    with read_errors(path):
         return zarr.open(path, mode="r")
 
 
@@ -42,7 +42,7 @@ def attributes(node: zarr.Array[Any] | zarr.Group) -> dict[str, Any]:
     return dict(node.attrs)
 
 
-class Checked:
+class CheckedArray:
     """A Zarr array whose failed reads are Unreadable and name the voxels."""
 
     def __init__(self, array: zarr.Array[Any], name: str) -> None:
@@ -71,12 +71,12 @@ class Checked:
         return spans
 
 
-def lazy(array: zarr.Array[Any], name: str) -> da.Array:
+def lazy_array(array: zarr.Array[Any], name: str) -> da.Array:
     """A Dask array over a Zarr array: one Dask chunk a shard, or whole chunks of a handy size."""
     check_dtype(array.dtype, name)
     chunks = dask_chunks(array.shape, array.chunks, array.shards, array.dtype.itemsize)
     voxels: da.Array = da.from_array(
-        Checked(quick(array), name), chunks=chunks, name=False, meta=np.empty((0,) * array.ndim, array.dtype)
+        CheckedArray(with_zarrs_codecs(array), name), chunks=chunks, name=False, meta=np.empty((0,) * array.ndim, array.dtype)
     )
     return voxels
 
@@ -99,10 +99,10 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
         raise Unreadable(f"{name} holds {dtype} voxels; real numbers were expected: convert it first.")
 
 
-def member(group: zarr.Group, inner: str, name: str) -> zarr.Array[Any]:
+def open_member(group: zarr.Group, inner: str, name: str) -> zarr.Array[Any]:
     """The array at a path in a group. Raises NotFound and Unreadable."""
     try:
-        with reading(name):
+        with read_errors(name):
             node = group[inner]
     except (NotFound, KeyError) as error:
         raise NotFound(f"{name} has no array {inner!r}, which its metadata promises.") from error
@@ -130,7 +130,7 @@ def children(group: zarr.Group) -> Mapping[str, zarr.Array[Any] | zarr.Group]:
 
 
 def _require_metadata(path: str) -> None:
-    with reading(path):
+    with read_errors(path):
         found = set(os.listdir(path))
     if not found & set(METADATA):
         raise Unreadable(f"{path} is a folder without Zarr metadata ({', '.join(METADATA)}); a Zarr store was expected.")

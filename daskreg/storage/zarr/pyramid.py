@@ -16,7 +16,7 @@ from zarr.codecs import BloscCodec
 
 from daskreg.grid import Grid, Region
 from daskreg.storage.axes import SPACE
-from daskreg.storage.zarr.codecs import quick
+from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
 CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
 SOME = 8  # planes of means that are made at once: they stay in a processor's cache
@@ -62,7 +62,7 @@ def new_array(
         dimension_names=names + SPACE,
         fill_value=0,
     )
-    return quick(array)
+    return with_zarrs_codecs(array)
 
 
 def coarsen(source: zarr.Array[Any], target: zarr.Array[Any], step: Factors, *, labels: bool = False) -> None:
@@ -76,9 +76,9 @@ def coarsen(source: zarr.Array[Any], target: zarr.Array[Any], step: Factors, *, 
 def regions(array: zarr.Array[Any]) -> Iterator[Region]:
     """The chunks of an array, along z, y, x; all entries of its leading axes belong to each."""
     shape, chunks = array.shape[-3:], array.chunks[-3:]
-    for place in product(*(range(0, n, c) for n, c in zip(shape, chunks, strict=True))):
-        z, y, x = (min(a + c, n) for a, c, n in zip(place, chunks, shape, strict=True))
-        yield Region(place, (z, y, x))  # type: ignore[arg-type]
+    for start in product(*(range(0, n, c) for n, c in zip(shape, chunks, strict=True))):
+        z, y, x = (min(a + c, n) for a, c, n in zip(start, chunks, shape, strict=True))
+        yield Region(start, (z, y, x))  # type: ignore[arg-type]
 
 
 def block_mean(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:

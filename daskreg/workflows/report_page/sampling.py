@@ -13,7 +13,7 @@ from scipy.ndimage import map_coordinates, uniform_filter1d
 
 from daskreg.grid import Grid
 from daskreg.storage import RunStore, Volume, open_volume
-from daskreg.storage.fs.errors import reading
+from daskreg.storage.fs.errors import read_errors
 from daskreg.workflows.report_page.views import View
 
 Plane = NDArray[np.float32]
@@ -92,7 +92,7 @@ class Source:
 def read_planes(sources: Sequence[Source], views: Sequence[View]) -> list[list[Plane]]:
     """For each source its views, float32, zero outside the image; each stored chunk is decoded once. Raises Unreadable."""
     asked = [[source.plane(view) for view in views] for source in sources]
-    with reading("an image of the run"):
+    with read_errors("an image of the run"):
         boxes = dask.compute([[box for box, _ in row] for row in asked], scheduler="threads")[0]  # type: ignore[attr-defined, no-untyped-call]
     return [[_sampled(box, index) for box, (_, index) in zip(*pair, strict=True)] for pair in zip(boxes, asked, strict=True)]
 

@@ -9,8 +9,8 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
-from daskreg.storage.zarr.codecs import quick
-from daskreg.storage.zarr.nodes import lazy
+from daskreg.storage.zarr.codecs import with_zarrs_codecs
+from daskreg.storage.zarr.nodes import lazy_array
 
 SHAPE, CHUNKS = (33, 20, 17), (16, 8, 16)
 
@@ -31,8 +31,8 @@ def noise(dtype):
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "uint16", "int32", "uint64", "float16", "float32", "float64"])
 def test_either_reads_what_the_other_wrote(tmp_path, dtype, version):
     plain, voxels = stored(tmp_path / "a.zarr", dtype, zarr_format=version), noise(dtype)
-    fast = quick(plain)
-    assert coder(fast) == "Quick"
+    fast = with_zarrs_codecs(plain)
+    assert coder(fast) == "ZarrsPipeline"
     fast[...] = voxels
     np.testing.assert_array_equal(plain[...], voxels)
     plain[...] = voxels[::-1]
@@ -41,13 +41,13 @@ def test_either_reads_what_the_other_wrote(tmp_path, dtype, version):
 
 @pytest.mark.parametrize("codec", [BloscCodec(cname="lz4", shuffle="shuffle"), Crc32cCodec(), GzipCodec()], ids=type)
 def test_in_any_codec_and_after_a_journey_to_another_process(tmp_path, codec):
-    fast, voxels = quick(stored(tmp_path / "a.zarr", compressors=codec)), noise("float32")
+    fast, voxels = with_zarrs_codecs(stored(tmp_path / "a.zarr", compressors=codec)), noise("float32")
     pickle.loads(pickle.dumps(fast))[...] = voxels
     np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "a.zarr"))[...], voxels)
 
 
 def test_a_plane_and_a_list_of_planes_can_be_asked_for(tmp_path):
-    fast, voxels = quick(stored(tmp_path / "a.zarr")), noise("float32")
+    fast, voxels = with_zarrs_codecs(stored(tmp_path / "a.zarr")), noise("float32")
     fast[...] = voxels
     np.testing.assert_array_equal(fast[3], voxels[3])
     np.testing.assert_array_equal(fast.oindex[[1, 5, 30], :, 2], voxels[[1, 5, 30], :, 2])
@@ -62,7 +62,7 @@ def test_what_it_does_not_know_is_left_to_zarr(tmp_path, what):
         plain = stored(tmp_path / "a.zarr", zarr_format=2, compressors=numcodecs.LZMA())
     else:
         plain = zarr.create_array(zarr.storage.MemoryStore(), shape=SHAPE, chunks=CHUNKS, dtype="float32", fill_value=0)
-    fast, voxels = quick(plain), noise("float32")
+    fast, voxels = with_zarrs_codecs(plain), noise("float32")
     assert coder(fast) == "BatchedCodecPipeline"
     fast[...] = voxels
     np.testing.assert_array_equal(fast[...], voxels)
@@ -71,24 +71,24 @@ def test_what_it_does_not_know_is_left_to_zarr(tmp_path, what):
 def test_an_archive_in_fortran_order_is_read(tmp_path):
     array, voxels = stored(tmp_path / "a.zarr", zarr_format=2, order="F"), noise("float32")
     array[...] = voxels
-    np.testing.assert_array_equal(lazy(array, "a").compute(scheduler="sync"), voxels)
+    np.testing.assert_array_equal(lazy_array(array, "a").compute(scheduler="sync"), voxels)
 
 
 def test_an_archive_is_read_where_the_process_prefers_fortran_order(tmp_path):
     with zarr.config.set({"array.order": "F"}):
         array, voxels = stored(tmp_path / "a.zarr"), noise("float32")
         array[...] = voxels
-        np.testing.assert_array_equal(lazy(array, "a").compute(scheduler="sync"), voxels)
+        np.testing.assert_array_equal(lazy_array(array, "a").compute(scheduler="sync"), voxels)
 
 
 def test_a_volume_open_for_reading_only_is_not_written_to(tmp_path):
     stored(tmp_path / "a.zarr")
     with pytest.raises(ValueError, match="read-only"):
-        quick(zarr.open_array(str(tmp_path / "a.zarr"), mode="r"))[...] = 0
+        with_zarrs_codecs(zarr.open_array(str(tmp_path / "a.zarr"), mode="r"))[...] = 0
 
 
 def test_a_forked_process_reads_what_its_parent_has_read(tmp_path):
-    array = quick(stored(tmp_path / "a.zarr"))
+    array = with_zarrs_codecs(stored(tmp_path / "a.zarr"))
     array[...] = noise("float32")
     assert array[...].sum() > 0
     fork = multiprocessing.get_context("fork")
@@ -106,11 +106,11 @@ def test_one_plane_across_several_shards(tmp_path):
     plain, voxels = stored(tmp_path / "a.zarr", shards=(16, 8, 16)), noise("float32")
     plain[...] = voxels
     for k in range(SHAPE[0]):
-        np.testing.assert_array_equal(quick(plain)[k], voxels[k])
+        np.testing.assert_array_equal(with_zarrs_codecs(plain)[k], voxels[k])
 
 
 def test_an_empty_chunk_file_is_damage_and_not_zeros(tmp_path):
-    fast = quick(stored(tmp_path / "a.zarr"))
+    fast = with_zarrs_codecs(stored(tmp_path / "a.zarr"))
     fast[...] = noise("float32")
     (tmp_path / "a.zarr/c/0/0/0").write_bytes(b"")
     with pytest.raises(RuntimeError):
