@@ -18,11 +18,13 @@ import subprocess
 import sys
 from ast import literal_eval
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from daskreg.kernels.cubins import compiler, folder
-from daskreg.kernels.launch import DIGEST, DISABLED, KERNELS, SWEEPS
+from daskreg.kernels.compiler.cache import folder
+from daskreg.kernels.cubins import compiler
+from daskreg.kernels.launch import DISABLED, KERNELS, SWEEPS
 
 log = logging.getLogger(__name__)
 LIST = Path(__file__).with_name("usual.txt")
@@ -112,19 +114,26 @@ def _shares(room: int) -> list[tuple[int, int]]:
     return [(k, n) for k in range(n)] if n > 1 else []
 
 
+@cache
+def sources() -> str:
+    """Digest of what helpers compile: as long as it is the same, they need not look again."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(p.read_bytes() for p in [*files, LIST])).hexdigest()[:8]
+
+
 def _mark(share: int, shares: int) -> Path:
     """The file that says that a share has been compiled, for this compiler and kind of GPU."""
     from numba import cuda
 
-    key = hashlib.sha256(repr((DIGEST, compiler(), cuda.get_current_device().compute_capability)).encode()).hexdigest()[:16]
-    return folder() / f"ahead-{key}-{share}of{shares}"
+    key = hashlib.sha256(repr((sources(), compiler(), cuda.get_current_device().compute_capability)).encode()).hexdigest()[:16]
+    return folder("cuda") / f"ahead-{key}-{share}of{shares}"
 
 
 def main() -> None:
     """A helper: ``python -m daskreg.kernels.ahead SHARE SHARES PARENT``; between two kernels it sees whether its parent lives."""
     share, shares, parent = map(int, sys.argv[1:])
-    folder().mkdir(parents=True, exist_ok=True)
-    with open(folder() / f"ahead-{DIGEST}-{share}of{shares}.lock", "w") as lock:
+    folder("cuda").mkdir(parents=True, exist_ok=True)
+    with open(folder("cuda") / f"ahead-{sources()}-{share}of{shares}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where another does the same
         compiled(share, shares, lambda: os.getppid() == parent)
 

@@ -1,7 +1,7 @@
 """Compiled CUDA kernels kept on disk, so that only the first process on a machine waits for the compiler.
 
 Numba's own cache hashes what a kernel closes over, and formulas that are compiled already hash differently in every process.
-Here a kernel is known by its name, its constants, the compiler's options and the digest of all kernel sources. Each has a file
+Here a kernel is known by its name, its constants, the compiler's options and its digest. Each has a file
 of its own, which is there whole or not at all: processes that start together cannot take each other's. What cannot be read is
 compiled anew, what cannot be written is compiled again next time.
 """
@@ -10,27 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
 import sys
-from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from numba.core import config as settings
 
+from daskreg.kernels.compiler.cache import folder, read, write
+
 log = logging.getLogger(__name__)
 SEEN: list[tuple[Cubins, Any]] = []  # kernels that this process has launched or compiled, with their types, in order
-MOST = 400  # kernels that are kept, of 50 KB to 2 MB: a run needs some 30, an edited source makes all of them anew
-
-
-def folder() -> Path:
-    """Where kernels are kept: in ``NUMBA_CACHE_DIR``, as those of the CPU, else in the user's cache folder."""
-    base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "daskreg-cuda"
+MOST = 400  # kernels that are kept, of 50 KB to 2 MB: a run needs some 30
 
 
 class Cubins:
@@ -46,12 +39,12 @@ class Cubins:
     @property
     def cache_path(self) -> str:
         """As the dispatcher's statistics report it."""
-        return str(folder())
+        return str(folder("cuda"))
 
     def path(self, types: Any, machine: Any) -> Path:
         """The file of the form for some argument types on a kind of device."""
         key = hashlib.sha256(repr((self.identity, str(types), machine)).encode()).hexdigest()
-        return folder() / f"{self.name}-{key[:32]}.pickle"
+        return folder("cuda") / f"{self.name}-{key[:32]}.pickle"
 
     def load_overload(self, types: Any, context: Any) -> Any:
         """The compiled kernel, None where there is none."""
@@ -59,10 +52,7 @@ class Cubins:
         SEEN.append((self, types))
         try:
             path = self.path(types, context.codegen().magic_tuple())
-            parts = pickle.loads(path.read_bytes())
-            with suppress(OSError):  # a folder of someone else, which can be read
-                os.utime(path)  # those that were used last are kept
-            kernel = _kernel_class()._rebuild(**parts)
+            kernel = _kernel_class()._rebuild(**read(path))
             kernel.bind()  # here, where the compiler's lock is held: threads that launch at once would load it twice
             return kernel
         except FileNotFoundError:
@@ -74,7 +64,7 @@ class Cubins:
     def save_overload(self, types: Any, kernel: Any) -> None:
         """Keep a kernel, if that can be done."""
         try:
-            _write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), pickle.dumps(kernel._reduce_states()))
+            write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), pickle.dumps(kernel._reduce_states()), MOST)
         except Exception as problem:  # noqa: BLE001  # no room, no right to write, nothing to pickle: the kernel works all the same
             log.info("the kernel %s cannot be kept (%r).", self.name, problem)
 
@@ -94,22 +84,6 @@ def _kernel_class() -> Any:
     from numba.cuda import dispatcher
 
     return dispatcher._Kernel
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A file that appears whole; where there are too many, those go that were used longest ago."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    with suppress(OSError):  # other processes do the same
-        for old in sorted(path.parent.glob("*.pickle"), key=lambda p: p.stat().st_mtime)[:-MOST]:
-            old.unlink()
 
 
 def keep(dispatcher: Any, name: str, *identity: Any) -> Any:

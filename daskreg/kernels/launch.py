@@ -2,17 +2,14 @@
 
 A body is written once, in terms of ``index`` (the unsigned integer that addresses arrays: 64 bits on the CPU, which vectorises,
 32 on a GPU, where it saves registers) and of other formulas. The two launchers are generated as source, at module level, because
-that is what Numba can cache on disk; their names hold a digest of all kernel sources, so that an edit anywhere is a miss.
+that is what Numba can compile. Compiled code is kept on disk by the digest of what the compiler was given (``compiler/``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import os
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any
 
@@ -21,13 +18,16 @@ import numpy as np
 from numba import njit, uint32, uint64
 from numba.core import config as settings
 
-from daskreg.kernels.cubins import keep
+from daskreg.kernels import cubins
+from daskreg.kernels.compiler.cache import keep
+from daskreg.kernels.compiler.digest import digest
 
 DISABLED = bool(vars(settings)["DISABLE_JIT"])  # the CUDA simulator runs bodies as plain Python
 KERNELS: dict[str, Kernel] = {}
 SWEEPS: dict[str, Sweep] = {}
-_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
-DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in _SOURCES)).hexdigest()[:8]
+INLINED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
+LAUNCHED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "parallel": True}
+MODULE = "daskreg.kernels"  # of all that is compiled for a CPU: where compiled code is loaded, this is imported
 CPU, CUDA = 0, 1
 OVERHEAD = 2  # what a block costs before it marches, in planes
 ALONG = 4 if DISABLED else 128  # threads of a GPU that share a row of which sums are wanted
@@ -68,7 +68,7 @@ class Formula:
             return getattr(libdevice, self._native)
         if self._forms[device] is None:
             function = self._on_cuda() if device == CUDA and self._on_cuda else self.function
-            self._forms[device] = njit(nogil=True, error_model="numpy", forceinline=True)(specialise(function, device))
+            self._forms[device] = njit(**INLINED)(specialise(function, device))
         return self._forms[device]
 
 
@@ -94,7 +94,15 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
         from numba import cuda
 
         scope["cuda"] = cuda
-    return FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    made = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    return _identified(made, INLINED) if device == CPU and not DISABLED else made
+
+
+def _identified(function: FunctionType, options: dict[str, Any]) -> FunctionType:
+    """Let a function's name say what it is: code that other processes compiled holds functions of the same names."""
+    function.__name__ = function.__qualname__ = f"{function.__name__}_{digest(function, sorted(options.items()))[:16]}"
+    function.__module__ = function.__globals__["__name__"] = MODULE
+    return function
 
 
 class Kernel:
@@ -228,10 +236,7 @@ class RowKernel:
     def __call__(self, *arguments: Any) -> Any:
         """Run on the CPU."""
         if self._compiled is None:
-            made = specialise(self.function, CPU)
-            made.__name__ = made.__qualname__ = f"{self.function.__name__}_{DIGEST}"
-            made.__module__ = self.function.__module__
-            self._compiled = njit(parallel=True, nogil=True, cache=True, error_model="numpy")(made)
+            self._compiled = _launched(specialise(self.function, CPU), self.function.__name__)
         return self._compiled(*arguments)
 
 
@@ -256,7 +261,7 @@ class Sweep:
             body = _whole(self.factory(*constants), {"cuda": cuda})
             options = {name: v(*constants) if callable(v) else v for name, v in self.options.items()}
             made = cuda.jit(body, **({} if DISABLED else options))
-            self._forms[constants] = made if DISABLED else keep(made, self.name, DIGEST, constants)
+            self._forms[constants] = made if DISABLED else cubins.keep(made, self.name, digest(body), constants)
         return self._forms[constants]
 
     def __call__(
@@ -288,7 +293,7 @@ def _whole(function: Callable[..., Any], scope: dict[str, Any]) -> FunctionType:
 
     def part(value: Any) -> Any:
         if isinstance(value, Formula) and "<locals>" in value.function.__qualname__:
-            return njit(nogil=True, error_model="numpy", forceinline=True)(_whole(value.function, scope))
+            return njit(**INLINED)(_whole(value.function, scope))
         return value.form(CUDA) if isinstance(value, Formula) else value
 
     cells = tuple(CellType(part(c.cell_contents)) for c in made.__closure__ or ())
@@ -352,20 +357,27 @@ def stream() -> Any:
 
 
 def _define(source: str, name: str, body: Callable[..., Any], device: int) -> FunctionType:
-    """Compile generated source as if it stood in the body's own file: there Numba looks for the cache."""
-    kernel_body = njit(nogil=True, error_model="numpy", forceinline=True)(specialise(body, device))
-    scope: dict[str, Any] = {"__name__": body.__module__, "body": kernel_body, "prange": numba.prange, "float32": numba.float32,
+    """The function that generated source defines."""
+    kernel_body = njit(**INLINED)(specialise(body, device))
+    scope: dict[str, Any] = {"__name__": MODULE, "body": kernel_body, "prange": numba.prange, "float32": numba.float32,
                              "index": _INDEX[device], "uint32": uint32}  # fmt: skip
-    exec(compile(source, os.path.abspath(body.__code__.co_filename), "exec"), scope)
+    exec(compile(source, f"<launcher of {body.__name__}>", "exec"), scope)
     function = scope[name]
     assert isinstance(function, FunctionType)
     return function
 
 
 def _cpu_launcher(kernel: Kernel) -> Any:
-    name = f"{kernel.name}_{DIGEST}"
-    source = _cpu_source(kernel, name)
-    return njit(parallel=True, nogil=True, cache=True, error_model="numpy")(_define(source, name, kernel.body, CPU))
+    return _launched(_define(_cpu_source(kernel, kernel.name), kernel.name, kernel.body, CPU), kernel.name)
+
+
+def _launched(function: FunctionType, name: str) -> Any:
+    """A CPU launcher, compiled when it is first called, or found on disk."""
+    if DISABLED:
+        return njit(**LAUNCHED)(function)
+    key = digest(function, sorted(LAUNCHED.items()))
+    function.__name__ = function.__qualname__ = f"{name}_{key[:16]}"
+    return keep(njit(**LAUNCHED)(function), name, key)
 
 
 def _cpu_source(kernel: Kernel, name: str) -> str:
@@ -432,7 +444,7 @@ def _cuda_launcher(kernel: Kernel, absent: frozenset[str]) -> Any:
     function = _define(_cuda_source(kernel, name, absent), name, kernel.body, CUDA)
     function.__globals__["cuda"] = cuda
     made = cuda.jit(function)
-    return made if DISABLED else keep(made, name, DIGEST, sorted(absent))
+    return made if DISABLED else cubins.keep(made, name, digest(function), sorted(absent))
 
 
 def _cuda_source(kernel: Kernel, name: str, absent: frozenset[str]) -> str:

@@ -1,7 +1,8 @@
-"""A second process compiles nothing: generated launchers and hand-written row kernels come from the disk cache."""
+"""A second process compiles nothing, whatever environment or checkout it has; it compiles again only what was edited."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,23 +26,37 @@ print(json.dumps({name: count(function.stats) for name, function in made.items()
 """
 
 
+def process(checkout, cache):
+    """Hits and misses of a process that runs what lies in a folder."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(checkout)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, cwd=cache, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
-def hits_and_misses(tmp_path_factory):
-    """Of two processes, one after the other, with a cache directory that is empty at first."""
-    cache = tmp_path_factory.mktemp("cache")
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
-
-    def process():
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM], env=environment, cwd=cache, check=True, capture_output=True, text=True
-        )
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return process(), process()
+def cache(tmp_path_factory):
+    """A folder that a process of this checkout has filled."""
+    folder = tmp_path_factory.mktemp("cache")
+    assert process(ROOT, folder) == {"generated": [0, 1], "row": [0, 1]}
+    return folder
 
 
-@pytest.mark.parametrize("kind", ["generated", "row"])
-def test_a_second_process_finds_its_kernels_on_disk(hits_and_misses, kind):
-    first, second = hits_and_misses
-    assert first[kind] == [0, 1]
-    assert second[kind] == [1, 0]
+@pytest.fixture
+def copy(tmp_path):
+    """Another checkout."""
+    shutil.copytree(ROOT / "daskreg", tmp_path / "daskreg", ignore=shutil.ignore_patterns("__pycache__", "data"))
+    return tmp_path
+
+
+def test_a_second_process_of_another_checkout_compiles_nothing(cache, copy):
+    path = copy / "daskreg" / "kernels" / "difference.py"
+    path.write_text("# every line is further down\n" + path.read_text())
+    assert process(copy, cache) == {"generated": [1, 0], "row": [1, 0]}
+
+
+def test_a_kernel_is_compiled_again_whose_formula_was_edited(cache, copy):
+    path = copy / "daskreg" / "kernels" / "difference.py"
+    before = path.read_text()
+    path.write_text(before.replace("return weight[z, y, x]", "return weight[z, y, x] * ONE"))
+    assert path.read_text() != before
+    assert process(copy, cache) == {"generated": [0, 1], "row": [1, 0]}

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from daskreg.kernels.cubins import Cubins, folder, keep
+from daskreg.kernels.compiler.cache import folder
+from daskreg.kernels.cubins import Cubins, keep
 
 pytest.importorskip("numba_cuda")
 
@@ -51,7 +52,7 @@ def kernel(code: object = "cubin", machine: object = HOPPER) -> SimpleNamespace:
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    return folder()
+    return folder("cuda")
 
 
 def test_a_kernel_is_found_by_another_cache_of_the_same_identity(place: Path) -> None:

@@ -1,0 +1,174 @@
+"""Compiled CPU kernels kept on disk, in one folder for all processes, environments and checkouts of a user.
+
+A kernel is found by its digest, the types of its arguments, the processor, and the versions of what compiled it. Each form has a
+file of its own, which is there whole or not at all. A process that needs a kernel which another one is compiling waits for it.
+What cannot be read is compiled, what cannot be written is compiled again next time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import pickle
+import sys
+import time
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from numba.core import compiler as numba_compiler
+from numba.core import config as settings
+from numba.core.serialize import dumps
+
+log = logging.getLogger(__name__)
+MOST = 1000  # compiled CPU kernels that are kept, of some 100 KB: daskreg has about 100 forms
+PATIENCE = 180.0  # seconds that a process waits for another one's compiler
+POLL = 0.05  # seconds
+SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "USING_SVML", "BOUNDSCHECK", "DEBUGINFO_DEFAULT",
+            "PARFOR_MAX_TUPLE_SIZE", "LLVM_REFPRUNE_PASS", "EXTEND_VARIABLE_LIFETIMES")  # fmt: skip
+
+
+def folder(device: str) -> Path:
+    """Where compiled kernels are kept: in ``NUMBA_CACHE_DIR``, else in the user's cache folder. device: "cpu" or "cuda"."""
+    base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / f"daskreg-{device}"
+
+
+def write(path: Path, data: bytes, most: int) -> None:
+    """Write a file that appears whole, and delete those that were used longest ago where there are more than ``most``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    with suppress(OSError):  # other processes do the same
+        for old in sorted(path.parent.glob("*.pickle"), key=lambda p: p.stat().st_mtime)[:-most]:
+            old.unlink()
+
+
+def read(path: Path) -> Any:
+    """What a file holds; reading it makes it the one that was used last."""
+    data = pickle.loads(path.read_bytes())
+    with suppress(OSError):  # a folder of someone else, which can be read
+        os.utime(path)
+    return data
+
+
+class KernelCache:
+    """The compiled forms of one CPU kernel; stands in for the cache of Numba's dispatcher.
+
+    digest: of everything in daskreg that decides the machine code
+    """
+
+    def __init__(self, name: str, digest: str) -> None:
+        self.name, self.identity = name, (digest, *compiler())
+        self._lock: int | None = None
+
+    @property
+    def cache_path(self) -> str:
+        """As the dispatcher's statistics report it."""
+        return str(folder("cpu"))
+
+    def path(self, types: Any, machine: Any) -> Path:
+        """The file of the form for some argument types on a kind of processor."""
+        key = hashlib.sha256(repr((self.identity, str(types), machine)).encode()).hexdigest()
+        return folder("cpu") / f"{self.name}-{key[:32]}.pickle"
+
+    def load_overload(self, types: Any, context: Any) -> Any:
+        """The compiled kernel; None where there is none, and then no other process compiles it until it has been saved."""
+        context.refresh()
+        try:
+            path = self.path(types, context.codegen().magic_tuple())
+        except Exception as problem:  # noqa: BLE001  # no home folder
+            log.info("the kernel %s is not looked for on disk (%r).", self.name, problem)
+            return None
+        found = self._load(path, context)
+        if found is None and self._wait(path):
+            found = self._load(path, context)
+            if found is not None:
+                self._release(path)
+        return found
+
+    def _load(self, path: Path, context: Any) -> Any:
+        try:
+            return numba_compiler.CompileResult._rebuild(context, *read(path))
+        except FileNotFoundError:
+            return None
+        except Exception as problem:  # noqa: BLE001  # a file that is cut off or of another version raises almost anything
+            log.info("the kept kernel %s cannot be used (%r); it is compiled anew.", self.name, problem)
+            return None
+
+    def save_overload(self, types: Any, compiled: Any) -> None:
+        """Keep a kernel, if that can be done, and let other processes go on."""
+        path = None
+        try:
+            path = self.path(types, compiled.codegen.magic_tuple())
+            if not compiled.library.has_dynamic_globals and all(part.can_cache for part in compiled.lifted):
+                write(path, dumps(compiled._reduce()), MOST)
+        except Exception as problem:  # noqa: BLE001  # no room, no right to write, nothing to pickle: the kernel works all the same
+            log.info("the kernel %s cannot be kept (%r).", self.name, problem)
+        finally:
+            self._release(path)
+
+    def _wait(self, path: Path) -> bool:
+        """Become the only process that compiles a form; True if another one did meanwhile, or had it to do."""
+        self._release(None)  # the compiler failed last time, and nothing was saved
+        waited, end = False, time.monotonic() + PATIENCE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
+        except OSError:
+            return False
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                waited = True
+                time.sleep(POLL)
+                continue
+            self._lock = lock
+            return waited or path.exists()
+        os.close(lock)
+        return True
+
+    def _release(self, path: Path | None) -> None:
+        if self._lock is None:
+            return
+        if path is not None:
+            with suppress(OSError):
+                path.with_suffix(".lock").unlink()
+        os.close(self._lock)
+        self._lock = None
+
+    def flush(self) -> None:
+        """Part of a dispatcher's cache: files are written at once."""
+
+    enable = disable = flush
+
+
+@cache
+def compiler() -> tuple[Any, ...]:
+    """What makes other machine code of the same kernel: Python, the packages that compile, and their settings."""
+    switches = tuple((name, repr(vars(settings).get(name))) for name in SETTINGS)
+    return sys.version_info[:2], getattr(sys, "abiflags", ""), *map(_version, ("numba", "llvmlite", "numpy")), switches
+
+
+def _version(package: str) -> str:
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return ""
+
+
+def keep(dispatcher: Any, name: str, digest: str) -> Any:
+    """Let what ``njit`` made look on disk before it compiles."""
+    dispatcher._cache = KernelCache(name, digest)
+    return dispatcher
