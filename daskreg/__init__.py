@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable, Moments, Rigid, Search, SimilarityStage
     from daskreg.grid import Grid
+    from daskreg.lazy.load import load_transform
+    from daskreg.lazy.transform import Transform
     from daskreg.storage import Volume, open_volume
     from daskreg.workflows.apply import apply
     from daskreg.workflows.evaluate import evaluate
@@ -16,13 +18,11 @@ if TYPE_CHECKING:
     from daskreg.workflows.info import describe
     from daskreg.workflows.invert import invert
     from daskreg.workflows.jacobian import jacobian
-    from daskreg.workflows.load import load_transform
     from daskreg.workflows.points import points
     from daskreg.workflows.presets import PRESETS
     from daskreg.workflows.refine import refine
     from daskreg.workflows.register import Result, plan, register
     from daskreg.workflows.report import write_report
-    from daskreg.workflows.transform import Transform
     from daskreg.workflows.verify import verify
 
 __version__ = "0.1.0"
@@ -37,13 +37,13 @@ _HOMES = {
     "daskreg.workflows.info": ("describe",),
     "daskreg.workflows.invert": ("invert",),
     "daskreg.workflows.jacobian": ("jacobian",),
-    "daskreg.workflows.load": ("load_transform",),
+    "daskreg.lazy.load": ("load_transform",),
     "daskreg.workflows.points": ("points",),
     "daskreg.workflows.presets": ("PRESETS",),
     "daskreg.workflows.refine": ("refine",),
     "daskreg.workflows.register": ("Result", "plan", "register"),
     "daskreg.workflows.report": ("write_report",),
-    "daskreg.workflows.transform": ("Transform",),
+    "daskreg.lazy.transform": ("Transform",),
     "daskreg.workflows.verify": ("verify",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from daskreg.grid import Grid
+from daskreg.lazy.load import load_transform, place_of
+from daskreg.lazy.resample import Device, Interpolation, known_word, resampled, warn_apart
+from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume, open_stack, open_volume, write_image
 from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import Source
-from daskreg.workflows.load import load_transform, place_of
-from daskreg.workflows.resample import Device, Interpolation, known_word, resampled, warn_apart
-from daskreg.workflows.transform import Transform
 
 __all__ = ["Interpolation", "apply", "known_word", "load_transform"]
 

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, VoxelError
 from daskreg.grid import Grid
+from daskreg.lazy.blocks import block_of
+from daskreg.lazy.load import load_transform
+from daskreg.lazy.resample import resampled
+from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.images import Source
 from daskreg.transforms.composite import JacobianStatistics
-from daskreg.workflows.blocks import block_of
 from daskreg.workflows.landmarks import read_landmarks
-from daskreg.workflows.load import load_transform
-from daskreg.workflows.resample import resampled
-from daskreg.workflows.transform import Transform
 
 FEW = 1 << 16  # labels below this are counted in a table
 

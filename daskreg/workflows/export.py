@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, GridError, NotFound, OutputError
 from daskreg.grid import Grid, Region
+from daskreg.lazy.blocks import block_of, by_block
+from daskreg.lazy.load import load_transform, place_of
+from daskreg.lazy.resample import known_word
+from daskreg.lazy.save import made_by, write_transform
+from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, write_affine, write_displacement_nifti
 from daskreg.storage.formats.itk_composite import is_composite, write_composite
 from daskreg.storage.formats.itk_linear import LINEAR_ENDINGS
@@ -23,11 +28,6 @@ from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.runs.run import is_run
 from daskreg.storage.runs.scenes import LinkedImage, find_image
 from daskreg.transforms.composite import Link
-from daskreg.workflows.blocks import block_of, by_block
-from daskreg.workflows.keep import made_by, write_transform
-from daskreg.workflows.load import load_transform, place_of
-from daskreg.workflows.resample import known_word
-from daskreg.workflows.transform import Transform
 
 log = logging.getLogger("daskreg")
 Part = Literal["total", "warp", "affine"]

@@ -14,6 +14,7 @@ import numpy as np
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
+from daskreg.lazy.load import load_transform
 from daskreg.storage import VolumeInfo
 from daskreg.storage import describe as describe_image
 from daskreg.storage.formats.itk_composite import is_composite
@@ -26,7 +27,6 @@ from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.info import grid_rows, sentence
 from daskreg.storage.runs.transforms import is_transform, read_transform
 from daskreg.transforms.composite import Link
-from daskreg.workflows.load import load_transform
 
 CHEAP = 1 << 30  # bytes of a field up to which its largest displacement is looked for
 FIELD, COMPOSITE, LINEAR = "ITK displacement field, NIfTI", "ITK composite, HDF5", "ITK linear transform"

@@ -17,11 +17,11 @@ from daskreg.cluster import Client, futures_of
 from daskreg.config import Config, Deformable, Stage
 from daskreg.errors import ConfigError
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, cut_orders
+from daskreg.lazy.load import load_transform
+from daskreg.lazy.transform import Transform
 from daskreg.planning import Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
-from daskreg.workflows.load import load_transform
 from daskreg.workflows.presets import preset
-from daskreg.workflows.transform import Transform
 
 log = logging.getLogger("daskreg")
 

@@ -11,14 +11,14 @@ from typing import Any
 import dask
 
 from daskreg.grid import Grid, Region
+from daskreg.lazy.blocks import EDGE
+from daskreg.lazy.load import load_transform, place_of, stored_links
+from daskreg.lazy.save import made_by, require_room, write_transform
+from daskreg.lazy.transform import Determinant, Transform, merge_determinants, tally
 from daskreg.storage import RunStore
 from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.composite import JacobianStatistics, Link, blocks
 from daskreg.transforms.inverse import LIMIT, TOLERANCE, InverseField, RoundTrip, SolutionAccuracy
-from daskreg.workflows.blocks import EDGE
-from daskreg.workflows.keep import made_by, require_room, write_transform
-from daskreg.workflows.load import load_transform, place_of, stored_links
-from daskreg.workflows.transform import Determinant, Transform, merge_determinants, tally
 
 log = logging.getLogger("daskreg")
 

@@ -9,15 +9,15 @@ import dask
 import numpy as np
 
 from daskreg.grid import Grid, Region
+from daskreg.lazy.blocks import EDGE, Reader, block_of
+from daskreg.lazy.load import load_transform, place_of
+from daskreg.lazy.resample import known_word
+from daskreg.lazy.transform import Determinant, Transform, merge_determinants, tally
 from daskreg.storage import RunStore, Volume, open_volume, write_image
 from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import Source
 from daskreg.transforms.composite import JacobianStatistics, blocks
-from daskreg.workflows.blocks import EDGE, Reader, block_of
-from daskreg.workflows.load import load_transform, place_of
-from daskreg.workflows.resample import known_word
-from daskreg.workflows.transform import Determinant, Transform, merge_determinants, tally
 
 PARTS = ("total", "warp")
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, Unreadable
+from daskreg.lazy.resample import known_word
 from daskreg.storage.fs.errors import read_errors, require_exists
-from daskreg.workflows.resample import known_word
 
 COLUMNS = ("fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z")
 SEPARATOR = re.compile(r"\s*[,;\t]\s*|\s+")

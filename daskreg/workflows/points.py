@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.lazy.load import load_transform, place_of
+from daskreg.lazy.resample import known_word
+from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore
 from daskreg.storage.formats.points import read_points, write_points
 from daskreg.storage.fs.atomic import require_distinct, require_writable
-from daskreg.workflows.load import load_transform, place_of
-from daskreg.workflows.resample import known_word
-from daskreg.workflows.transform import Transform
 
 log = logging.getLogger("daskreg")
 SPACES = ("lps", "ras", "index")

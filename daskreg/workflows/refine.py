@@ -14,14 +14,14 @@ import numpy as np
 from daskreg.config import Config, Deformable
 from daskreg.errors import ConfigError
 from daskreg.grid import Grid, Region
+from daskreg.lazy.blocks import EDGE, Reader
+from daskreg.lazy.load import load_transform, place_of
+from daskreg.lazy.save import made_by, require_room, write_transform
+from daskreg.lazy.transform import Transform, merge_determinants, tally
 from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.images import Source
 from daskreg.transforms.composite import JacobianStatistics, blocks
-from daskreg.workflows.blocks import EDGE, Reader
-from daskreg.workflows.keep import made_by, require_room, write_transform
-from daskreg.workflows.load import load_transform, place_of
 from daskreg.workflows.register import register
-from daskreg.workflows.transform import Transform, merge_determinants, tally
 
 SPAN = re.compile(r"(\d+):(\d+)")
 

@@ -25,12 +25,12 @@ from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, NoOverlap, OutputError
 from daskreg.grid import Grid
 from daskreg.kernels.device import Kind
+from daskreg.lazy.begin import Beginning
 from daskreg.planning import Plan, voxels
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED
-from daskreg.workflows.begin import Beginning
 from daskreg.workflows.inputs import Inputs, address_of, open_inputs, staged
 from daskreg.workflows.resources import Resources, as_resources, parse_memory
 from daskreg.workflows.resume import kept_or_gone, recalled, require_same, resumed

@@ -12,12 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from daskreg.lazy.load import load_transform
 from daskreg.storage import open_volume, write_image
 from daskreg.workflows.apply import apply
 from daskreg.workflows.demo import demo_pair
 from daskreg.workflows.export import export
 from daskreg.workflows.invert import invert
-from daskreg.workflows.load import load_transform
 from tests.integration.test_transforms_outside import TURNED, affine_about, warp_on
 from tests.unit.workflows.runs import make_run
 

@@ -19,11 +19,11 @@ import daskreg
 from daskreg import cli
 from daskreg.cluster import device_of, gpu_bytes
 from daskreg.engine.report import Progress
+from daskreg.lazy.load import load_transform
 from daskreg.storage import CheckpointStore
 from daskreg.workflows import progress
 from daskreg.workflows import register as register_workflow
 from daskreg.workflows.demo import demo_pair
-from daskreg.workflows.load import load_transform
 from daskreg.workflows.resources import Resources
 from tests.unit.workflows.runs import FIXED as FIXED_GRID
 from tests.unit.workflows.runs import affine, displacement, make_run

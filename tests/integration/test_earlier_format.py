@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from daskreg.lazy.load import load_transform
 from daskreg.storage import RunStore
 from daskreg.workflows.export import export
-from daskreg.workflows.load import load_transform
 from daskreg.workflows.report import write_report
 
 

@@ -6,10 +6,10 @@ import pytest
 from daskreg import MSE, Affine, Deformable
 from daskreg.errors import ConfigError, OutputError, OutputExists
 from daskreg.grid import Grid, Region
+from daskreg.lazy.load import load_transform
+from daskreg.lazy.transform import Transform
 from daskreg.storage import open_volume
-from daskreg.workflows.load import load_transform
 from daskreg.workflows.refine import parse_region, refine
-from daskreg.workflows.transform import Transform
 from tests.phantoms import known_warp_pair, rotation, target_registration_error
 
 SHAPE = (48, 44, 52)

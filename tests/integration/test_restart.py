@@ -9,9 +9,9 @@ import SimpleITK as sitk
 import daskreg
 from daskreg import MSE, Affine, Deformable, Moments
 from daskreg.errors import ConfigError
+from daskreg.lazy.load import load_transform
 from daskreg.workflows.demo import demo_pair
 from daskreg.workflows.export import export
-from daskreg.workflows.load import load_transform
 
 FIXED, MOVING = demo_pair(3)
 STAGES = [Moments(), Affine(scales=(4,)), Deformable(similarity=MSE(), scales=(4, 2), iterations=(40, 20))]

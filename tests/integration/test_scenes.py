@@ -11,13 +11,13 @@ import zarr
 
 from daskreg.errors import ConfigError, OutputError, UnitsError, Unreadable
 from daskreg.grid import Grid
+from daskreg.lazy.load import load_transform
+from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, open_volume, write_image
 from daskreg.storage.runs.scenes import find_image
 from daskreg.workflows.demo import demo_pair
 from daskreg.workflows.export import export
 from daskreg.workflows.info import describe
-from daskreg.workflows.load import load_transform
-from daskreg.workflows.transform import Transform
 from tests.phantoms import rotation, smooth_field
 
 TURN = tuple(map(tuple, rotation((5, -8, 12))))

@@ -11,12 +11,12 @@ import zarr
 
 from daskreg.errors import IncompleteRun, NotFound, Unreadable
 from daskreg.grid import Grid
+from daskreg.lazy.load import load_transform
+from daskreg.lazy.transform import Transform
 from daskreg.storage import open_volume, write_image
 from daskreg.workflows.apply import apply
 from daskreg.workflows.demo import demo_pair
 from daskreg.workflows.export import export
-from daskreg.workflows.load import load_transform
-from daskreg.workflows.transform import Transform
 from tests.phantoms import rotation, smooth_field
 from tests.unit.workflows.runs import make_run
 

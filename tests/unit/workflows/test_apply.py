@@ -11,14 +11,14 @@ from daskreg.errors import ConfigError, IncompleteRun, OutputError, OutputExists
 from daskreg.grid import Grid, Region
 from daskreg.kernels.labels import sample_label
 from daskreg.kernels.sample import sample
+from daskreg.lazy import blocks as module
+from daskreg.lazy.blocks import block_of
+from daskreg.lazy.load import load_transform
+from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_stack, open_volume, write_image
 from daskreg.transforms.chain import sampling_bounds
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
-from daskreg.workflows import blocks as module
 from daskreg.workflows.apply import apply
-from daskreg.workflows.blocks import block_of
-from daskreg.workflows.load import load_transform
-from daskreg.workflows.transform import Transform
 from tests.phantoms import blobs, oblique_grid
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run, trilinear_by_hand
 

@@ -51,7 +51,7 @@ def test_the_true_warp_brings_labels_together(pair):
 def test_labels_may_be_floats_and_blocks_small(pair, monkeypatch):
     run, fixed, moving = pair
     whole = evaluate(run, fixed_labels=fixed, moving_labels=moving)
-    monkeypatch.setattr("daskreg.workflows.blocks.EDGE", 11)
+    monkeypatch.setattr("daskreg.lazy.blocks.EDGE", 11)
     floats = evaluate(run, fixed_labels=replace(fixed, data=fixed.data.astype(np.float32)), moving_labels=moving)
     assert floats == whole
     with pytest.raises(VoxelError, match=r"holds \d+\.5; labels are whole"):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from daskreg.errors import ConfigError, GridError, NotFound, OutOfSpace, OutputError, OutputExists
+from daskreg.lazy.transform import Transform
 from daskreg.storage import read_affine
 from daskreg.workflows.apply import load_transform
 from daskreg.workflows.export import displacement_field, export
-from daskreg.workflows.transform import Transform
 from tests.unit.workflows.runs import FIXED, affine, displacement, make_run
 
 

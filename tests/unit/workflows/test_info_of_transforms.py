@@ -7,13 +7,13 @@ import pytest
 import zarr
 
 from daskreg.errors import IncompleteRun, NotFound, Unreadable
+from daskreg.lazy.load import load_transform
 from daskreg.storage import VolumeInfo
 from daskreg.storage.formats.points import PointFile, write_points
 from daskreg.workflows import info
 from daskreg.workflows.export import export
 from daskreg.workflows.info import describe
 from daskreg.workflows.invert import invert
-from daskreg.workflows.load import load_transform
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run
 
 LARGEST = float(np.linalg.norm(displacement(), axis=0).max())

@@ -12,18 +12,18 @@ from dask.distributed import Client, LocalCluster
 from daskreg import Affine
 from daskreg.errors import ConfigError, OutputError, OutputExists
 from daskreg.grid import Grid, Region
+from daskreg.lazy import blocks, save
+from daskreg.lazy.load import load_transform
+from daskreg.lazy.transform import Transform
+from daskreg.reporting.certificate import certificate
 from daskreg.storage import open_volume
 from daskreg.transforms.composite import pieces
-from daskreg.workflows import blocks, keep
 from daskreg.workflows import invert as module
 from daskreg.workflows.apply import apply
 from daskreg.workflows.export import export
 from daskreg.workflows.invert import invert
 from daskreg.workflows.jacobian import jacobian
-from daskreg.workflows.load import load_transform
 from daskreg.workflows.register import register
-from daskreg.workflows.report import certificate
-from daskreg.workflows.transform import Transform
 from tests.reference import jacobian_determinant
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run
 
@@ -54,7 +54,7 @@ def test_what_has_no_certificate_is_not_taken_for_an_inverse(run, tmp_path):
 
 def keep_transform(run, path):
     """The transform itself, in a store of its own."""
-    keep.write_transform(load_transform(run), path)
+    save.write_transform(load_transform(run), path)
     return path
 
 
@@ -79,9 +79,9 @@ def test_an_inverse_is_written_with_its_certificate(run, tmp_path):
 
 def test_blocks_show_in_no_bit_of_the_inverse(run, tmp_path, monkeypatch):
     whole = invert(run, tmp_path / "whole.zarr")
-    monkeypatch.setattr("daskreg.workflows.transform.LARGE", 16)
+    monkeypatch.setattr("daskreg.lazy.transform.LARGE", 16)
     monkeypatch.setattr("daskreg.storage.runs.transforms.new_array.__defaults__", (0, 16, ()))
-    for place in (blocks, keep, module):
+    for place in (blocks, save, module):
         monkeypatch.setattr(place, "EDGE", 16)
     cut = invert(run, tmp_path / "cut.zarr")
     a, b = (zarr.open_array(tmp_path / name / "coordinateTransformations" / "1" / "0")[:] for name in ("whole.zarr", "cut.zarr"))
@@ -138,7 +138,7 @@ def test_blocks_show_in_no_bit_where_newton_is_needed(tmp_path, monkeypatch):
     grid, d = pressed()
     field = Transform.of(None, grid, d, grid).inverse().links[-1].displacement
     whole = field.solve(Region((0, 0, 0), field.grid.shape))[0]
-    monkeypatch.setattr("daskreg.workflows.transform.LARGE", 16)
+    monkeypatch.setattr("daskreg.lazy.transform.LARGE", 16)
     cut = Transform.of(None, grid, d, grid).inverse().links[-1].displacement
     for box in pieces(Region((0, 0, 0), field.grid.shape), 13):
         np.testing.assert_array_equal(cut.solve(box)[0], whole[(slice(None), *box.slices)])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from daskreg.errors import ConfigError, NotFound, OutputError, OutputExists, Unreadable
+from daskreg.lazy.transform import Transform
 from daskreg.workflows.points import points
-from daskreg.workflows.transform import Transform
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement
 
 INDEX = np.array([[3.0, 4.5, 5.0], [20.0, 30.0, 35.5], [11.25, 8.0, 17.0]])

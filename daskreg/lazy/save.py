@@ -13,13 +13,13 @@ import dask
 
 from daskreg.errors import OutputError
 from daskreg.grid import Region
+from daskreg.lazy.blocks import EDGE
+from daskreg.lazy.transform import Transform
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
 from daskreg.storage.runs.scenes import LinkedImage
 from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.composite import Link, blocks
-from daskreg.workflows.blocks import EDGE
-from daskreg.workflows.transform import Transform
 
 Fill = Callable[[Link, Region], tuple[Any, Any]]  # a box of a link's d, and what there is to tell of it
 

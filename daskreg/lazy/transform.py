@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from daskreg.errors import ConfigError, GridError, UnitsError
 from daskreg.grid import UNITS, Grid, Region, unit_name
+from daskreg.lazy.blocks import block_of, by_block
+from daskreg.lazy.resample import Device, Interpolation, known_word, resampled, warn_apart
 from daskreg.storage import Stack, Volume, open_stack, open_volume
 from daskreg.storage.images import Source
 from daskreg.transforms.chain import jacobian_determinant, sample_chain
 from daskreg.transforms.composite import JacobianStatistics, Link, blocks
 from daskreg.transforms.inverse import DisplacementBounds, InverseField, displacement_bounds, invert_links, merge_affines
-from daskreg.workflows.blocks import block_of, by_block
-from daskreg.workflows.resample import Device, Interpolation, known_word, resampled, warn_apart
 
 LARGE = 192  # voxels an axis of a block of determinants: their rim costs a chunk on every side
 Space = Literal["world", "index"]

@@ -17,11 +17,11 @@ from daskreg.kernels.cubic import sample_cubic
 from daskreg.kernels.labels import sample_label
 from daskreg.kernels.launch import Kernel
 from daskreg.kernels.sample import sample, sample_nearest
+from daskreg.lazy.blocks import Reader, block_of, by_block, together
 from daskreg.storage import Stack, Volume
 from daskreg.transforms.chain import MARGIN, Launch, launch, launch_on_cuda, local_coefficients, sample_chain, sampling_bounds
 from daskreg.transforms.composite import Link
 from daskreg.transforms.linear import linear_part
-from daskreg.workflows.blocks import Reader, block_of, by_block, together
 
 log = logging.getLogger("daskreg")
 Interpolation = Literal["linear", "nearest", "cubic", "label"]

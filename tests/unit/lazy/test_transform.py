@@ -9,10 +9,10 @@ from numba import cuda
 
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, UnitsError, Unreadable
 from daskreg.grid import Grid, Region
+from daskreg.lazy import blocks as module
+from daskreg.lazy.transform import Transform
 from daskreg.transforms.composite import Link
 from daskreg.transforms.inverse import InverseField, RoundTrip, SolutionAccuracy, displacement_bounds, lipschitz_bound
-from daskreg.workflows import blocks as module
-from daskreg.workflows.transform import Transform
 from tests.phantoms import blobs, rotation, smooth_field
 from tests.reference import jacobian_determinant
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, trilinear_by_hand
@@ -193,7 +193,7 @@ def test_the_determinant_is_that_of_the_whole_map(first):
 
 @pytest.mark.parametrize("block", [5, 128])
 def test_stretch_is_that_of_the_reference_whatever_the_blocks(block, monkeypatch):
-    monkeypatch.setattr("daskreg.workflows.transform.LARGE", block)
+    monkeypatch.setattr("daskreg.lazy.transform.LARGE", block)
     grid = Grid((9, 12, 7), (2.0, 1.0, 0.5))
     u = np.random.default_rng(0).normal(0, 0.4, (3, *grid.shape))
     transform = Transform.of(None, grid, u * np.array(grid.spacing).reshape(3, 1, 1, 1))

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from daskreg.workflows.report_page.sampling import Plane, Warp
+from daskreg.reporting.sampling import Plane, Warp
 
 Pixels = NDArray[np.uint8]
 LOG_FLOOR = 0.03  # logarithmic intensities: below this part of the range the curve is straight; lower lifts the noise

@@ -15,13 +15,15 @@ from numpy.testing import assert_allclose
 from daskreg.config import Affine, Config, Deformable
 from daskreg.errors import ConfigError, IncompleteRun, OutputError, OutputExists
 from daskreg.grid import Grid, Region
+from daskreg.lazy.load import load_transform
+from daskreg.lazy.transform import Transform
+from daskreg.reporting import charts, pictures, views
+from daskreg.reporting.numbers import duration, memory
+from daskreg.reporting.page import render
+from daskreg.reporting.sampling import Source, Warp, informative_slices, read_planes, shown_level
 from daskreg.storage import RunStore, write_image
 from daskreg.workflows.invert import invert
-from daskreg.workflows.load import load_transform
-from daskreg.workflows.report import duration, memory, render, write_report
-from daskreg.workflows.report_page import charts, pictures, views
-from daskreg.workflows.report_page.sampling import Source, Warp, informative_slices, read_planes, shown_level
-from daskreg.workflows.transform import Transform
+from daskreg.workflows.report import write_report
 
 GRID = Grid((10, 24, 32), (2.0, 1.0, 1.0), (-10.0, -12.0, -16.0), unit="millimeter", oriented=True)
 NETWORK = re.compile(r"""(?:src|href)\s*=\s*["'](?!data:|#)|url\((?!#)|@import|<script""")

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates, uniform_filter1d
 
 from daskreg.grid import Grid
+from daskreg.reporting.views import View
 from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.fs.errors import read_errors
-from daskreg.workflows.report_page.views import View
 
 Plane = NDArray[np.float32]
 LONGEST = 384  # voxels along the longest axis of the level that is shown

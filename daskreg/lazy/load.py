@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from daskreg.errors import Unreadable
+from daskreg.lazy.blocks import Reader
+from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, read_affine
 from daskreg.storage.formats.itk_composite import is_composite, read_composite
 from daskreg.storage.formats.itk_linear import LINEAR_ENDINGS
@@ -19,8 +21,6 @@ from daskreg.storage.runs.run import DISPLACEMENT, is_run
 from daskreg.storage.runs.transforms import StoredLink, TransformStore, read_transform, reopened
 from daskreg.transforms.composite import Link
 from daskreg.transforms.inverse import merge_affines
-from daskreg.workflows.blocks import Reader
-from daskreg.workflows.transform import Transform
 
 
 def load_transform(source: str | Path | RunStore) -> Transform:

@@ -1,0 +1,117 @@
+"""Commands that take a transform: apply, points, invert, jacobian, export."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from daskreg.cli.app import app
+from daskreg.cli.options import (
+    ADDRESS,
+    Device,
+    Interpolation,
+    Moves,
+    Overwrite,
+    Part,
+    Stretching,
+)
+
+
+@app.command()
+def apply(
+    transform: Moves,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help=ADDRESS)],
+    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz or .ome.zarr")],
+    interpolation: Annotated[Interpolation, typer.Option("--interpolation", help="label: for label maps")] = Interpolation.linear,
+    like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the output takes")] = None,
+    device: Annotated[
+        Device, typer.Option("--device", help="where kernels run; auto: on a GPU where there is one")
+    ] = Device.auto,
+    overwrite: Overwrite = False,
+) -> None:
+    """Bring IMAGE, which lies where the moving image lay, onto the fixed grid."""
+    from daskreg.workflows.apply import apply as workflow
+
+    given: dict[str, Any] = {"interpolation": interpolation.value, "device": device.value}
+    moved = workflow(transform, image, output, like=like, overwrite=overwrite, **given)
+    typer.echo(f"{output}: {' x '.join(map(str, moved.shape))} voxels, {moved.dtype}")
+
+
+@app.command()
+def points(
+    transform: Moves,
+    source: Annotated[str, typer.Argument(metavar="POINTS", help=".csv, .tsv or .txt with x, y, z; .npy (N, 3); or a mesh")],
+    output: Annotated[str, typer.Option("--output", "-o", help="the same kind of file")],
+    to: Annotated[str, typer.Option("--to", help="moving (from fixed points) or fixed (from moving points)")] = "moving",
+    space: Annotated[str, typer.Option("--space", help="lps or ras (world), or index (voxels of their own image)")] = "lps",
+    order: Annotated[str | None, typer.Option("--order", help="of unnamed columns: xyz (tables), zyx (.npy)")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Where POINTS of one image lie in the other."""
+    from daskreg.lazy.load import load_transform
+    from daskreg.workflows.points import points as workflow
+
+    moved = workflow(transform, source, output, to=to, space=space, order=order, overwrite=overwrite)
+    unit = "voxels" if space == "index" else load_transform(transform).unit or "no unit"
+    typer.echo(f"{output}: {len(moved)} points in the {to} image, {space}, {unit}")
+
+
+@app.command()
+def invert(
+    transform: Moves,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="INVERSE.zarr", help="an OME-NGFF 0.6 store")],
+    finer: Annotated[int, typer.Option("--finer", min=1, help="voxels of the inverse in one of the field, an axis")] = 1,
+    both: Annotated[bool, typer.Option("--both", help="keep the transform beside its inverse: a bijection")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """The transform from moving to fixed points, with a certificate of its error over all voxels."""
+    from daskreg.workflows.invert import invert as workflow
+
+    certificate = workflow(transform, output, finer=finer, both=both, overwrite=overwrite)
+    typer.echo("\n".join([str(output), *certificate.lines()]))
+
+
+@app.command()
+def jacobian(
+    transform: Moves,
+    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz or .ome.zarr")],
+    like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the map takes")] = None,
+    part: Annotated[
+        Stretching, typer.Option("--part", help="total, or warp: without the affine's determinant")
+    ] = Stretching.total,
+    overwrite: Overwrite = False,
+) -> None:
+    """The map of Jacobian determinants, and how many voxels fold."""
+    from daskreg.workflows.jacobian import jacobian as workflow
+
+    found = workflow(transform, output, like=like, part=part.value, overwrite=overwrite)
+    typer.echo(f"{output}: {found.line()}")
+
+
+@app.command()
+def export(
+    transform: Moves,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help=".nii.gz or .nii: one field; .h5: ITK composite; .zarr: NGFF 0.6 scene; .tfm, .mat, .txt: affine",
+        ),
+    ],
+    part: Annotated[Part, typer.Option("--part", help="total: warp and affine in one field")] = Part.total,
+    images: Annotated[bool, typer.Option("--images", help="link the run's OME-Zarr archives into the .zarr scene")] = False,
+    fixed: Annotated[str | None, typer.Option("--fixed", metavar="OME-ZARR", help="archive to link as the fixed image")] = None,
+    moving: Annotated[
+        str | None, typer.Option("--moving", metavar="OME-ZARR", help="archive to link as the moving image")
+    ] = None,
+    one_field: Annotated[bool, typer.Option("--one-field", help="affine and all in one field, in a .zarr too")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the transform for other programs: fields are phi(x) - x, LPS, mm, NIfTI intent 1007."""
+    from daskreg.workflows.export import export as workflow
+
+    ends: dict[str, Any] = {"images": images, "fixed": fixed, "moving": moving}
+    workflow(transform, output, part=part.value, **ends, one_field=one_field, overwrite=overwrite)
+    typer.echo(f"{output}: {part.value} of {transform}")

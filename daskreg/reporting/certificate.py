@@ -1,0 +1,43 @@
+"""What an inverse's certificate says, for the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from daskreg.errors import ConfigError
+from daskreg.grid import Grid
+from daskreg.storage.runs.transforms import read_transform
+
+
+def certificate(inverse: str | Path, fixed: Grid | None = None) -> dict[str, str]:
+    """What is certified of an inverse, for people. Raises ConfigError where nothing is, or where it leads to another grid."""
+    contents = read_transform(inverse)
+    found = contents.metadata.get("certificate")
+    if not isinstance(found, dict):
+        raise ConfigError(f"{inverse} has no certificate of an inverse; give what 'daskreg invert' wrote.")
+    if fixed is not None and contents.moving is not None and not _alike(fixed, contents.moving):
+        raise ConfigError(f"{inverse} is the inverse of another transform: it leads to another grid than this run's fixed image.")
+    solved, around = found.get("fixed_point"), found["beyond_limit_within"]
+    where = "" if around is None else f", all within {tuple(around['start'])} to {tuple(around['stop'])}"
+    facts = {
+        "there and back, mean": f"{found['mean']:.2g} voxel over {found['voxels']} voxels",
+        "largest": f"{found['largest']:.2g} voxel at {tuple(found['worst_voxel'])} (z, y, x)",
+        f"beyond {found['limit']:g} voxel": f"{found['beyond_limit']} voxels{where}",
+    }
+    other = found.get("back_and_there")  # older ones have none
+    if other:
+        facts["back and there, mean"] = f"{other['mean']:.2g} voxel, largest {other['largest']:.2g}"
+        facts["folded"] = f"{found['folded_voxels']} voxels"
+    if solved:
+        share = 100 * solved["unproven_voxels"] / solved["voxels"]
+        facts["fixed point, residual"] = f"at most {solved['residual']:.2g} voxel"
+        facts["proven error"] = f"at most {solved['bound']:.2g} voxel, without proof at {share:.2g} % of voxels"
+    return facts
+
+
+def _alike(a: Grid, b: Grid) -> bool:
+    if a.shape != b.shape or (a.unit is None) != (b.unit is None):
+        return False
+    return bool(np.allclose(a.index_to_world, b.to_unit(a.unit).index_to_world, rtol=1e-5, atol=1e-3 * min(a.spacing)))

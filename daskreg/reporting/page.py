@@ -1,0 +1,40 @@
+"""The page's text: numbers and pictures of a run, put into the template."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from daskreg.reporting import numbers, views
+from daskreg.reporting.charts import loss_panels
+from daskreg.reporting.images import images
+from daskreg.storage import RunStore
+
+TEMPLATE = "page.html.j2"
+
+
+def render(run: RunStore, measured: dict[str, Any] | None = None, inverse: dict[str, str] | None = None) -> str:
+    """The page's text. measured: ``Evaluation.as_dict()``; inverse: ``certificate``."""
+    told, grid = run.provenance, run.fixed_grid
+    context = {
+        **images(run, told),
+        "names": {role: numbers.short_name(told, role) for role in ("fixed", "moving")},
+        "run": run.path,
+        "finished": numbers.date(run.state.get("finished")),
+        "headline": numbers.headline(told, measured or {}, views.short_unit(grid.unit)),
+        "labels": numbers.label_rows(measured or {}),
+        "phases": numbers.phases(told),
+        "losses": loss_panels(told.get("levels", []), told.get("config", {}).get("stages", [])),
+        "levels": [numbers.level_row(v) for v in told.get("levels", [])],
+        "inputs": [numbers.input_row(role, v) for role, v in told.get("inputs", {}).items()],
+        "affine": numbers.affine(run),
+        "inverse": inverse or {},
+        "versions": told.get("versions", {}),
+        "machine": numbers.machine(told),
+        "config": numbers.recipe(told.get("config", {})),
+    }
+    source = (files("daskreg.reporting") / TEMPLATE).read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return page.from_string(source).render(context)
