@@ -165,7 +165,7 @@ def _minimise(stage: Linear, level: Level, loss: Lead, world: Matrix, report: Le
         nonlocal best
         value, slope = loss(model.matrix(q * unit))
         best = min(best, (value, q.copy()), key=lambda pair: pair[0])
-        return value, model.pull_back(q * unit, slope) * unit
+        return value, model.apply_jacobian_transpose(q * unit, slope) * unit
 
     options: Any = {"maxiter": level.iterations, "maxcor": 12, "maxls": 12, "gtol": 1e-9, "ftol": 1e-9}
     plateau = Plateau(stage.tolerance, stage.window)

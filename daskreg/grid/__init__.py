@@ -1,4 +1,4 @@
-"""Where voxels are: no arrays of voxels and no I/O."""
+"""The position of voxels: grids, regions, partitions and pyramid levels, without arrays of voxels and without I/O."""
 
 from daskreg.grid.grid import IDENTITY, UNITS, Grid, unit_name
 from daskreg.grid.partition import MINIMUM_PLANES, Partition, Span, cut_orders

@@ -1,4 +1,4 @@
-"""Where the voxels of an image are in the world: a frozen value, no arrays of voxels and no I/O."""
+"""The position of an image's voxels in the world: a frozen value, without arrays of voxels and without I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Matrix3 = tuple[Triple, Triple, Triple]
 
 IDENTITY: Matrix3 = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
-# metres a unit; the names are those of NGFF, and the short forms people type
+# metres per unit; the names are those of NGFF
 UNITS = {
     "angstrom": 1e-10,
     "nanometer": 1e-9,
@@ -45,13 +45,13 @@ def unit_name(unit: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Grid:
-    """An image's voxels in the world: ``world = origin + direction @ (spacing * index)``.
+    """The voxels of an image in the world: ``world = origin + direction @ (spacing * index)``.
 
     shape: voxels (z, y, x);  spacing: world units a voxel (z, y, x);  origin: centre of voxel 0, LPS, components z, y, x;
     direction: ``direction[i][j]`` is world component i of index axis j, both in the order z, y, x, unit columns;
-    unit: NGFF name of the unit of length, None when unknown;  oriented: whether the store said how its axes lie in LPS.
+    unit: NGFF name of the unit of length, None when unknown;  oriented: whether the store states its axes' orientation in LPS.
 
-    Raises GridError for a shape, spacing or direction that places no voxel.
+    Raises GridError for a shape, spacing or direction that defines no grid.
     """
 
     shape: tuple[int, int, int]
@@ -62,7 +62,7 @@ class Grid:
     oriented: bool = False
 
     def __post_init__(self) -> None:
-        """Plain Python numbers, checked once."""
+        """Convert to plain Python numbers, and check them."""
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
         object.__setattr__(self, "origin", tuple(float(s) for s in self.origin))
@@ -70,7 +70,7 @@ class Grid:
         object.__setattr__(self, "unit", unit_name(self.unit))
         _check_shape(self.shape)
         _check_spacing(self.spacing)
-        _check_frame(self.origin, np.asarray(self.direction))
+        _check_axes(self.origin, np.asarray(self.direction))
 
     @classmethod
     def from_matrix(cls, shape: tuple[int, ...], matrix: ArrayLike, unit: str | None = None, *, oriented: bool = True) -> Grid:
@@ -78,7 +78,7 @@ class Grid:
         m = np.asarray(matrix, float)
         spacing = np.linalg.norm(m[:3, :3], axis=0)
         if not np.isfinite(m).all() or (spacing == 0).any():
-            raise GridError(f"the header's matrix {np.round(m, 4).tolist()} places no voxels; repair the image's header.")
+            raise GridError(f"the header's matrix {np.round(m, 4).tolist()} defines no grid; repair the image's header.")
         return cls(tuple(shape), tuple(spacing), tuple(m[:3, 3]), _rows(m[:3, :3] / spacing), unit, oriented)  # type: ignore[arg-type]
 
     @property
@@ -141,12 +141,12 @@ class Grid:
 
     def permute(self, order: tuple[int, int, int]) -> Grid:
         """The same voxels with axis ``order[0]`` first, as ``transpose`` does to their array."""
-        turned = np.asarray(self.direction)[:, list(order)]
+        direction = np.asarray(self.direction)[:, list(order)]
         shape, spacing = ([values[a] for a in order] for values in (self.shape, self.spacing))
-        return replace(self, shape=tuple(shape), spacing=tuple(spacing), direction=_rows(turned))  # type: ignore[arg-type]
+        return replace(self, shape=tuple(shape), spacing=tuple(spacing), direction=_rows(direction))  # type: ignore[arg-type]
 
     def to_unit(self, unit: str | None) -> Grid:
-        """The same place measured in another unit of length.
+        """The same grid in another unit of length.
 
         Raises UnitsError when exactly one of the two units is unknown.
         """
@@ -167,7 +167,7 @@ class Grid:
         return self.to_world([[far[a] * ((k >> a) & 1) for a in range(3)] for k in range(8)])
 
     def __dask_tokenize__(self) -> object:
-        """Equal grids are equal keys."""
+        """Equal grids have equal tokens."""
         return ("daskreg.Grid", self.shape, self.spacing, self.origin, self.direction, self.unit)
 
 
@@ -189,7 +189,7 @@ def _check_spacing(spacing: Triple) -> None:
         raise GridError(f"spacing {spacing} (z, y, x) must be three positive numbers; give the true voxel size with --spacing.")
 
 
-def _check_frame(origin: Triple, direction: NDArray[np.float64]) -> None:
+def _check_axes(origin: Triple, direction: NDArray[np.float64]) -> None:
     if not np.isfinite(origin).all() or not np.isfinite(direction).all():
         raise GridError(f"origin {origin} or direction {direction.tolist()} is not finite; repair the image's header.")
     if direction.shape != (3, 3) or abs(np.linalg.det(direction)) < 1e-6:

@@ -1,4 +1,4 @@
-"""Who has which planes: near-equal slabs of a grid, one a rank."""
+"""Which rank owns which planes: slabs of a grid of nearly equal thickness, one for each rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from daskreg.grid.grid import Grid
 from daskreg.grid.region import Index
 
-MINIMUM_PLANES = 8  # a slab thinner than this costs more in halos than it saves in work
+MINIMUM_PLANES = 8  # of a slab: a thinner one costs more in halos than it saves in work
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Span:
         return Span(start, max(start, min(self.stop, other.stop)))
 
     def grow(self, halo: int) -> Span:
-        """Longer by ``halo`` planes at both ends; an empty span stays empty."""
+        """Extended by ``halo`` planes at both ends; an empty span stays empty."""
         return Span(self.start - halo, self.stop + halo) if len(self) else self
 
     def within(self, outer: Span) -> slice:
@@ -39,15 +39,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Partition:
-    """Planes of a grid cut into one slab a rank, no two differ by more than a plane; ranks without planes are idle."""
+    """Planes of a grid cut into one slab for each rank, equal to within a plane; ranks without planes are idle."""
 
     planes: int
     slabs: tuple[Span, ...]
 
     @classmethod
-    def of(cls, planes: int, ranks: int, fewest: int = MINIMUM_PLANES) -> Partition:
-        """``ranks`` slabs; fewer work where slabs would have less than ``fewest`` planes."""
-        working = max(1, min(ranks, planes // max(1, fewest)))
+    def of(cls, planes: int, ranks: int, minimum: int = MINIMUM_PLANES) -> Partition:
+        """``ranks`` slabs, some of them empty where slabs would have fewer than ``minimum`` planes."""
+        working = max(1, min(ranks, planes // max(1, minimum)))
         cuts = [planes * k // working for k in range(working + 1)] + [planes] * (ranks - working)
         return cls(planes, tuple(Span(a, b) for a, b in pairwise(cuts)))
 
@@ -66,15 +66,15 @@ class Partition:
         return tuple(len(s) for s in self.slabs)
 
     def around(self, rank: int, halo: int) -> Span:
-        """A rank's planes and ``halo`` more at both ends, as far as the grid goes."""
+        """A rank's planes and ``halo`` more at both ends, clipped to the grid."""
         return self.slabs[rank].grow(halo) & self.whole
 
 
 def cut_orders(fixed: Grid, moving: Grid) -> tuple[Index, Index]:
-    """Axes of both images, the one to cut along first: as stored, unless a fixed one is more than twice as long as z.
+    """Axis orders of both images, the axis to cut first: as stored, unless a fixed axis is more than twice as long as z.
 
-    The moving image follows: first comes its axis that lies along the fixed one's. Follows from the grids alone, so that the
-    number of ranks shows nowhere.
+    The first axis of the moving image is the one closest to the fixed image's. The orders follow from the grids alone, and so
+    do not depend on the number of ranks.
     """
     longest = max(range(3), key=lambda a: (fixed.shape[a], -a))
     first = longest if fixed.shape[longest] > 2 * fixed.shape[0] else 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 Index = tuple[int, int, int]
 
@@ -15,6 +16,11 @@ class Region:
 
     start: Index
     stop: Index
+
+    @classmethod
+    def of(cls, start: Iterable[int], stop: Iterable[int]) -> Region:
+        """A region from any three integers each, such as those of an array."""
+        return cls(_index(start), _index(stop))
 
     @property
     def shape(self) -> Index:
@@ -37,7 +43,7 @@ class Region:
         return self.shift(_index(-a for a in outer.start)).slices
 
     def shift(self, offset: Index) -> Region:
-        """Moved by ``offset`` voxels."""
+        """Translated by ``offset`` voxels."""
         return Region(
             _index(map(sum, zip(self.start, offset, strict=True))), _index(map(sum, zip(self.stop, offset, strict=True)))
         )
@@ -48,6 +54,11 @@ class Region:
         return Region(
             _index(a - k for a, k in zip(self.start, h, strict=True)), _index(b + k for b, k in zip(self.stop, h, strict=True))
         )
+
+    def split(self, edge: int) -> Iterator[Region]:
+        """Boxes of at most ``edge`` voxels along each axis that cover this one, z slowest."""
+        for start in product(*(range(a, b, edge) for a, b in zip(self.start, self.stop, strict=True))):
+            yield Region.of(start, (min(a + edge, n) for a, n in zip(start, self.stop, strict=True)))
 
     def __and__(self, other: Region) -> Region:
         """The voxels in both."""

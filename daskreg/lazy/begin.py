@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from daskreg.grid import Grid, Region, Span
 from daskreg.kernels.vectors import apply_matrix
 from daskreg.lazy.transform import Transform
-from daskreg.transforms.composite import Link
+from daskreg.transforms.link import Link
 
 DEPTH = 16  # planes computed together
 

@@ -19,8 +19,8 @@ from daskreg.storage.formats.nifti_field import read_displacement_nifti
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.runs.run import DISPLACEMENT, is_run
 from daskreg.storage.runs.transforms import StoredLink, TransformStore, read_transform, reopened
-from daskreg.transforms.composite import Link
-from daskreg.transforms.inverse import merge_affines
+from daskreg.transforms.chain import merge_affines
+from daskreg.transforms.link import Link
 
 
 def load_transform(source: str | Path | RunStore) -> Transform:
@@ -70,6 +70,8 @@ def _links(stored: Iterable[StoredLink]) -> list[Link]:
 def stored_links(store: TransformStore, links: Sequence[Link]) -> list[Link]:
     """The same links with their fields read from a store that is still being written."""
     return [
-        link if link.displacement is None else Link(np.asarray(link.affine), link.grid, Reader(reopened(store, k, link.place)))
+        link
+        if link.displacement is None
+        else Link(np.asarray(link.affine), link.grid, Reader(reopened(store, k, link.displacement_grid)))
         for k, link in enumerate(links)
     ]

@@ -19,15 +19,17 @@ from daskreg.kernels.launch import Kernel
 from daskreg.kernels.sample import sample, sample_nearest
 from daskreg.lazy.blocks import Reader, block_of, by_block, together
 from daskreg.storage import Stack, Volume
-from daskreg.transforms.chain import MARGIN, Launch, launch, launch_on_cuda, local_coefficients, sample_chain, sampling_bounds
-from daskreg.transforms.composite import Link
+from daskreg.transforms.bounds import INTERPOLATION_MARGIN, local_coefficients, sampling_bounds
+from daskreg.transforms.chain import sample_chain
+from daskreg.transforms.execution import Run, run_on_cpu, run_on_cuda
 from daskreg.transforms.linear import linear_part
+from daskreg.transforms.link import Link
 
 log = logging.getLogger("daskreg")
 Interpolation = Literal["linear", "nearest", "cubic", "label"]
 Device = Literal["cpu", "cuda"]
 KERNELS: dict[str, Kernel] = {"linear": sample, "nearest": sample_nearest, "cubic": sample_cubic, "label": sample_label}
-LAUNCHES: dict[str, Launch] = {"cpu": launch, "cuda": launch_on_cuda}
+RUNS: dict[str, Run] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
 SMOOTH = ("linear", "cubic")  # make values that no voxel has
 
 
@@ -55,7 +57,7 @@ def resampled(
     Raises ConfigError for an unknown interpolation or device.
     """
     known_word("interpolation", interpolation, list(KERNELS))
-    known_word("device", device, list(LAUNCHES))
+    known_word("device", device, list(RUNS))
     compute = Resampler(image, grid, links, unit, interpolation, device)
     lead, dtype = image.data.shape[:-3], image.dtype.newbyteorder("=")
     block = block_of(grid.shape, dtype.itemsize if planes else 0)
@@ -80,10 +82,12 @@ class Resampler:
 
     def __call__(self, box: Region, *lead: range) -> NDArray[Any]:
         """The voxels of ``box``, (.., Z, Y, X)."""
-        run = LAUNCHES[self.device]
+        run = RUNS[self.device]
         at = sample_chain(self.links, self.here, box, run)
-        matrix, linear = at.into(self.there)
-        near = sampling_bounds(matrix, linear, at.e, box, self.there.shape, MARGIN + (self.interpolation == "cubic"))
+        matrix, linear = at.in_voxels(self.there)
+        near = sampling_bounds(
+            matrix, linear, at.e, box, self.there.shape, INTERPOLATION_MARGIN + (self.interpolation == "cubic")
+        )
         moved = np.zeros((*map(len, lead), *box.shape), self.image.dtype)
         if near.size:
             place = (0, local_coefficients(matrix, box, near), linear_part(linear), at.e)
@@ -129,7 +133,7 @@ def warn_apart(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack
     if _apart(affine, here, image.grid.to_unit(unit)):
         log.warning("%s does not overlap the output grid in space; the result is 0 there. Is its header right?", image.name)
     for k, link in enumerate(links):
-        if link.displacement is not None and _apart(affine[:k], here, link.place):
+        if link.displacement is not None and _apart(affine[:k], here, link.displacement_grid):
             log.warning(
                 "part %d of the transform: its displacement does not overlap the output grid in space; nothing is displaced "
                 "there. Is its header right?", k + 1,
@@ -137,5 +141,5 @@ def warn_apart(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack
 
 
 def _apart(links: Sequence[Link], here: Grid, there: Grid) -> bool:
-    matrix = sample_chain(links, here, here.region).into(there)[0]
+    matrix = sample_chain(links, here, here.region).in_voxels(there)[0]
     return not sampling_bounds(matrix, matrix[:3, :3], None, here.region, there.shape).size

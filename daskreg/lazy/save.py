@@ -19,7 +19,7 @@ from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
 from daskreg.storage.runs.scenes import LinkedImage
 from daskreg.storage.runs.transforms import TransformStore
-from daskreg.transforms.composite import Link, blocks
+from daskreg.transforms.link import Link
 
 Fill = Callable[[Link, Region], tuple[Any, Any]]  # a box of a link's d, and what there is to tell of it
 
@@ -58,7 +58,7 @@ def write_transform(
     with atomic_output(path, overwrite) as place:
         back = () if backward is None else backward.links
         every = (*transform.links, *back)
-        grids = [None if link.displacement is None else link.place for link in every]
+        grids = [None if link.displacement is None else link.displacement_grid for link in every]
         store = TransformStore.create(place, grids)
         found = _filled(transform.links, 0, store, fill or _read)
         _filled(back, len(transform.links), store, _read)
@@ -81,7 +81,7 @@ def _filled(links: Sequence[Link], first: int, store: TransformStore, fill: Fill
         one(_Kept(store, fill, k, link), box)
         for k, link in enumerate(links, first)
         if link.displacement is not None
-        for box in blocks(link.place.shape, EDGE)
+        for box in link.displacement_grid.region.split(EDGE)
     ]
     return list(dask.compute(*tasks))  # type: ignore[attr-defined, no-untyped-call]
 
@@ -95,7 +95,7 @@ class _Kept:
 
 def _write(kept: _Kept, box: Region) -> Any:
     d, told = kept.fill(kept.link, box)
-    kept.store.write(kept.number, kept.link.place, box, d)
+    kept.store.write(kept.number, kept.link.displacement_grid, box, d)
     return told
 
 

@@ -17,9 +17,11 @@ from daskreg.lazy.blocks import block_of, by_block
 from daskreg.lazy.resample import Device, Interpolation, known_word, resampled, warn_apart
 from daskreg.storage import Stack, Volume, open_stack, open_volume
 from daskreg.storage.images import Source
-from daskreg.transforms.chain import jacobian_determinant, sample_chain
-from daskreg.transforms.composite import JacobianStatistics, Link, blocks
-from daskreg.transforms.inverse import DisplacementBounds, InverseField, displacement_bounds, invert_links, merge_affines
+from daskreg.transforms.chain import merge_affines, sample_chain
+from daskreg.transforms.inverse import DisplacementBounds, InverseField, invert_links
+from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics, jacobian_determinant
+from daskreg.transforms.link import Link
+from daskreg.transforms.point_inverse import invert_points
 
 LARGE = 192  # voxels an axis of a block of determinants: their rim costs a chunk on every side
 Space = Literal["world", "index"]
@@ -132,7 +134,7 @@ class Transform:
         """Folds and the range of the displacement's determinant over the whole fixed grid, block by block."""
         if self.is_affine:
             return JacobianStatistics()
-        return merge_determinants([tally(self.determinant(box)) for box in blocks(self.grid.shape, LARGE)])
+        return JacobianStatistics.merge([BlockStatistics.of(self.determinant(box)) for box in self.grid.region.split(LARGE)])
 
     def field(self, box: Region, components: Sequence[int] = (0, 1, 2)) -> NDArray[np.float32]:
         """``phi(x) - x`` at the voxels of a box of the fixed grid, (3, Z, Y, X) in the unit of the transform; some components."""
@@ -143,8 +145,8 @@ class Transform:
         out = np.empty((len(components), *box.shape), np.float32)
         for n, c in enumerate(components):  # summed in float64, for origins can be far
             total = (extra[c, 0] * z)[:, None, None] + (extra[c, 1] * y)[:, None] + (extra[c, 2] * x + extra[c, 3])
-            for k in np.flatnonzero(at.turn[c]) if at.e is not None else ():
-                total = total + at.turn[c, k] * at.e[k]  # type: ignore[index]
+            for k in np.flatnonzero(at.linear[c]) if at.e is not None else ():
+                total = total + at.linear[c, k] * at.e[k]  # type: ignore[index]
             out[n] = total
         return out
 
@@ -158,7 +160,7 @@ class Transform:
         """
         p = self._from(points, space, self.fixed)
         for link in self.links:
-            p = link.points(p)
+            p = link.transform_points(p)
         return self._to(p, space, self.moving)
 
     points = fixed_to_moving_points
@@ -175,7 +177,7 @@ class Transform:
         y = self._from(points, space, self.moving)
         flat, left = y.reshape(-1, 3), np.zeros(y.size // 3)
         for link in reversed(self.links):
-            flat, more = link.sources(flat)
+            flat, more = invert_points(link, flat)
             left = left + more
         return self._to(flat.reshape(y.shape), space, self.fixed), left.reshape(y.shape[:-1])
 
@@ -212,7 +214,7 @@ class Transform:
         if name is None or self.unit is None:
             raise UnitsError(f"one transform is in {self.unit or name}, the other states no unit of length; say it with unit=.")
         k = UNITS[self.unit] / UNITS[name]
-        return replace(self, links=tuple(link.scaled(k, name) for link in self.links), unit=name)
+        return replace(self, links=tuple(link.to_unit(name, k) for link in self.links), unit=name)
 
     def inverse(self, finer: int = 1) -> Transform:
         """From the moving to the fixed image. A displacement is read once now, and inverted where the result is read.
@@ -239,22 +241,10 @@ class Determinant:
         return jacobian_determinant(self.links, self.grid, box, whole=self.whole)
 
 
-def tally(determinant: NDArray[np.float32]) -> tuple[int, int, float, float, float]:
-    """Voxels, folded ones, least, most and sum of a block of determinants."""
-    folded = int((determinant <= 0).sum())
-    return determinant.size, folded, float(determinant.min()), float(determinant.max()), float(determinant.sum(dtype=np.float64))
-
-
-def merge_determinants(tallies: Sequence[tuple[int, int, float, float, float]]) -> JacobianStatistics:
-    """Of all blocks."""
-    size, folded, low, high, total = zip(*tallies, strict=True)
-    return JacobianStatistics(100 * sum(folded) / sum(size), min(low), max(high), sum(total) / sum(size))
-
-
 def bounds_of_blocks(link: Link, edge: int = LARGE) -> list[DisplacementBounds]:
     """How far every block of a displacement goes, a task a block."""
-    one = dask.delayed(displacement_bounds, pure=False)  # type: ignore[attr-defined]
-    tasks = [one(_Held(link), box) for box in blocks(link.place.shape, edge)]
+    one = dask.delayed(DisplacementBounds.of, pure=False)  # type: ignore[attr-defined]
+    tasks = [one(_Held(link), box) for box in link.displacement_grid.region.split(edge)]
     return list(dask.compute(*tasks))  # type: ignore[attr-defined, no-untyped-call]
 
 
@@ -262,4 +252,4 @@ class _Held:
     """A link that Dask does not look into."""
 
     def __init__(self, link: Link) -> None:
-        self.place, self.read = link.place, link.read
+        self.displacement_grid, self.read = link.displacement_grid, link.read

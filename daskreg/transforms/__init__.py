@@ -1,1 +1,1 @@
-"""Maps from fixed to moving points: siblings of the similarities and the optimisers."""
+"""Maps from fixed to moving points: linear maps, chains with displacements, inverses, determinants, and searches for a start."""

@@ -22,7 +22,7 @@ from daskreg.lazy.resample import resampled
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.images import Source
-from daskreg.transforms.composite import JacobianStatistics
+from daskreg.transforms.jacobian import JacobianStatistics
 from daskreg.workflows.landmarks import read_landmarks
 
 FEW = 1 << 16  # labels below this are counted in a table

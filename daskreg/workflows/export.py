@@ -27,7 +27,7 @@ from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.runs.run import is_run
 from daskreg.storage.runs.scenes import LinkedImage, find_image
-from daskreg.transforms.composite import Link
+from daskreg.transforms.link import Link
 
 log = logging.getLogger("daskreg")
 Part = Literal["total", "warp", "affine"]
@@ -139,7 +139,7 @@ def warp_alone(transform: Transform) -> Transform:
 def metric_links(transform: Transform) -> list[tuple[NDArray[np.float64], Grid | None, Any]]:
     """W, grid and d of every link in millimetres, for a file of ITK's."""
     metric = transform if transform.unit is None else transform.to_unit("millimeter")
-    return [(k.affine, None if k.displacement is None else k.place, k.displacement) for k in metric.links]
+    return [(k.affine, None if k.displacement is None else k.displacement_grid, k.displacement) for k in metric.links]
 
 
 def metric_affine(transform: Transform) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from daskreg.storage.fs.address import is_remote, join, parse_address
 from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.info import grid_rows, sentence
 from daskreg.storage.runs.transforms import is_transform, read_transform
-from daskreg.transforms.composite import Link
+from daskreg.transforms.link import Link
 
 CHEAP = 1 << 30  # bytes of a field up to which its largest displacement is looked for
 FIELD, COMPOSITE, LINEAR = "ITK displacement field, NIfTI", "ITK composite, HDF5", "ITK linear transform"
@@ -211,13 +211,13 @@ def _target(path: str) -> str:
 
 def _part(link: Link) -> PartInfo:
     affine = tuple(tuple(float(v) for v in row) for row in link.affine)
-    return PartInfo(affine) if link.displacement is None else PartInfo(affine, link.place, largest(link))
+    return PartInfo(affine) if link.displacement is None else PartInfo(affine, link.displacement_grid, largest(link))
 
 
 def largest(link: Link) -> float | None:
     """The length of a link's largest displacement, chunk by chunk, world units; None where d is larger than CHEAP bytes."""
     d: da.Array = link.displacement.data
-    if 12 * link.place.size > CHEAP:
+    if 12 * link.displacement_grid.size > CHEAP:
         return None
     (found,) = dask.compute(da.sqrt((d.astype(np.float32) ** 2).sum(axis=0)).max())  # type: ignore[attr-defined, no-untyped-call]
     return float(found)

@@ -14,11 +14,13 @@ from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE
 from daskreg.lazy.load import load_transform, place_of, stored_links
 from daskreg.lazy.save import made_by, require_room, write_transform
-from daskreg.lazy.transform import Determinant, Transform, merge_determinants, tally
+from daskreg.lazy.transform import Determinant, Transform
 from daskreg.storage import RunStore
 from daskreg.storage.runs.transforms import TransformStore
-from daskreg.transforms.composite import JacobianStatistics, Link, blocks
-from daskreg.transforms.inverse import LIMIT, TOLERANCE, InverseField, RoundTrip, SolutionAccuracy
+from daskreg.transforms.accuracy import ROUND_TRIP_LIMIT, RoundTrip, SolutionAccuracy
+from daskreg.transforms.inverse import SOLUTION_TOLERANCE, InverseField
+from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
+from daskreg.transforms.link import Link
 
 log = logging.getLogger("daskreg")
 
@@ -60,9 +62,9 @@ class Certificate:
         if s is not None:
             told["fixed_point"] = {
                 "what": "|w + u(q + w)| at the voxels q of the inverse, and the proven bound on its error, in voxels",
-                "tolerance": TOLERANCE, "residual": s.residual, "bound": s.bound, "voxels": s.voxels,
+                "tolerance": SOLUTION_TOLERANCE, "residual": s.residual, "bound": s.bound, "voxels": s.voxels,
                 "unproven_voxels": s.unproven, "unsolved_voxels": s.unsolved,
-                "unsolved_within": [{"start": list(b.start), "stop": list(b.stop)} for b in s.around],
+                "unsolved_within": [{"start": list(b.start), "stop": list(b.stop)} for b in s.unsolved_boxes],
             }  # fmt: skip
         return told
 
@@ -85,24 +87,27 @@ class Certificate:
         r, s = self.fixed_round_trip, self.solved
         text = []
         if s is not None and s.unsolved:
-            text.append(f"{s.unsolved} voxels of the inverse have no solution within {TOLERANCE:g} voxel: see unsolved_within")
+            text.append(
+                f"{s.unsolved} voxels of the inverse have no solution within {SOLUTION_TOLERANCE:g} voxel: see unsolved_within"
+            )
         if self.folded:
             text.append(f"{self.folded} voxels of the fixed image fold: folds have no inverse")
-        if r.around is not None:
+        if r.failed_box is not None:
             pressed = 1 / max(self.jacobian_statistics.smallest, 1e-6) if self.jacobian_statistics.smallest > 0 else 0
             why = f"; space is pressed together up to {pressed:.2g} times" if pressed >= 2 else ""
             text.append(
-                f"beyond {LIMIT:g} voxel at {r.failed} voxels, all within {r.around.start} to {r.around.stop}{why}: what lies "
-                "between its voxels the inverse interpolates, finer ones (--finer 2) leave half of that error"
+                f"beyond {ROUND_TRIP_LIMIT:g} voxel at {r.failed} voxels, all within {r.failed_box.start} to "
+                f"{r.failed_box.stop}{why}: what lies between its voxels the inverse interpolates, finer ones (--finer 2) "
+                "leave half of that error"
             )
         return text
 
 
 def _trip_dict(r: RoundTrip) -> dict[str, Any]:
-    around = None if r.around is None else {"start": list(r.around.start), "stop": list(r.around.stop)}
+    around = None if r.failed_box is None else {"start": list(r.failed_box.start), "stop": list(r.failed_box.stop)}
     return {
         "voxels": r.voxels, "mean": r.mean, "largest": r.largest, "worst_voxel": list(r.worst),
-        "limit": LIMIT, "beyond_limit": r.failed, "beyond_limit_within": around,
+        "limit": ROUND_TRIP_LIMIT, "beyond_limit": r.failed, "beyond_limit_within": around,
     }  # fmt: skip
 
 
@@ -134,7 +139,7 @@ def invert(
         there = (transform.moving or inverse_grid(inverse) or grid).to_unit(transform.unit)
         trips = round_trip(transform.links, back, grid), round_trip(back, transform.links, there, grid)
         certified.append(
-            Certificate(*trips, _jacobian_statistics(transform, grid), SolutionAccuracy.merged(found) if found else None)
+            Certificate(*trips, _jacobian_statistics(transform, grid), SolutionAccuracy.merge(found) if found else None)
         )
         return {"certificate": certified[0].as_dict()}
 
@@ -149,8 +154,8 @@ def round_trip(links: Sequence[Link], back: Sequence[Link], grid: Grid, within: 
     """There through ``links`` and back from every voxel of a grid, a task a block; see ``RoundTrip.of``."""
     held = _Pair(tuple(links), tuple(back), grid, within)
     one = dask.delayed(_tripped, pure=False)  # type: ignore[attr-defined]
-    parts = dask.compute(*(one(held, box) for box in blocks(grid.shape, EDGE)))  # type: ignore[attr-defined, no-untyped-call]
-    return RoundTrip.merged(list(parts))
+    parts = dask.compute(*(one(held, box) for box in grid.region.split(EDGE)))  # type: ignore[attr-defined, no-untyped-call]
+    return RoundTrip.merge(list(parts))
 
 
 def inverse_grid(inverse: Transform) -> Grid | None:
@@ -162,13 +167,13 @@ def _jacobian_statistics(transform: Transform, grid: Grid) -> JacobianStatistics
     if transform.is_affine:
         return JacobianStatistics()
     determinant = Determinant(transform.links, grid, whole=False)
-    one = dask.delayed(_tally, pure=False)  # type: ignore[attr-defined]
-    parts = dask.compute(*(one(determinant, box) for box in blocks(grid.shape, EDGE)))  # type: ignore[attr-defined, no-untyped-call]
-    return merge_determinants(list(parts))
+    one = dask.delayed(_block_statistics, pure=False)  # type: ignore[attr-defined]
+    parts = dask.compute(*(one(determinant, box) for box in grid.region.split(EDGE)))  # type: ignore[attr-defined, no-untyped-call]
+    return JacobianStatistics.merge(list(parts))
 
 
-def _tally(determinant: Determinant, box: Region) -> tuple[int, int, float, float, float]:
-    return tally(determinant(box))
+def _block_statistics(determinant: Determinant, box: Region) -> BlockStatistics:
+    return BlockStatistics.of(determinant(box))
 
 
 def _any_grid(transform: Transform) -> Grid:

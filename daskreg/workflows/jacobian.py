@@ -12,12 +12,12 @@ from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, Reader, block_of
 from daskreg.lazy.load import load_transform, place_of
 from daskreg.lazy.resample import known_word
-from daskreg.lazy.transform import Determinant, Transform, merge_determinants, tally
+from daskreg.lazy.transform import Determinant, Transform
 from daskreg.storage import RunStore, Volume, open_volume, write_image
 from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import Source
-from daskreg.transforms.composite import JacobianStatistics, blocks
+from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
 
 PARTS = ("total", "warp")
 
@@ -74,9 +74,9 @@ def _counted(output: str | Path, transform: Transform, grid: Grid, part: str) ->
         source = Determinant(transform.links, grid.to_unit(transform.unit), part == "total")
     else:
         source = _Written(open_volume(output))
-    one = dask.delayed(_tally, pure=False)  # type: ignore[attr-defined]
-    tasks = [one(source, box) for box in blocks(grid.shape, EDGE)]
-    return merge_determinants(list(dask.compute(*tasks)))  # type: ignore[attr-defined, no-untyped-call]
+    one = dask.delayed(_block_statistics, pure=False)  # type: ignore[attr-defined]
+    tasks = [one(source, box) for box in grid.region.split(EDGE)]
+    return JacobianStatistics.merge(list(dask.compute(*tasks)))  # type: ignore[attr-defined, no-untyped-call]
 
 
 class _Written:
@@ -89,5 +89,5 @@ class _Written:
         return np.asarray(self.reader[box.slices], np.float32)
 
 
-def _tally(source: Determinant | _Written, box: Region) -> tuple[int, int, float, float, float]:
-    return tally(source(box))
+def _block_statistics(source: Determinant | _Written, box: Region) -> BlockStatistics:
+    return BlockStatistics.of(source(box))

@@ -17,10 +17,10 @@ from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, Reader
 from daskreg.lazy.load import load_transform, place_of
 from daskreg.lazy.save import made_by, require_room, write_transform
-from daskreg.lazy.transform import Transform, merge_determinants, tally
+from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.images import Source
-from daskreg.transforms.composite import JacobianStatistics, blocks
+from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
 from daskreg.workflows.register import register
 
 SPAN = re.compile(r"(\d+):(\d+)")
@@ -125,4 +125,4 @@ def _require_part(box: Region, grid: Grid, blend: int, stages: Sequence[Any]) ->
 
 def _jacobian_statistics(transform: Transform, grid: Grid) -> JacobianStatistics:
     determinant = transform.jacobian(like=grid, whole=False)
-    return merge_determinants([tally(determinant[box.slices].compute()) for box in blocks(grid.shape, EDGE)])
+    return JacobianStatistics.merge([BlockStatistics.of(determinant[box.slices].compute()) for box in grid.region.split(EDGE)])

@@ -55,4 +55,4 @@ def test_the_gradient_is_the_central_difference_of_the_oracle(name, kind):
         (oracle(value, model.matrix(q + e)) - oracle(value, model.matrix(q - e))) / (2 * h) for e in np.eye(model.size) * h
     ]
     # float32 images and slopes; the background is exactly 0, so few voxels sit where a cell or the domain ends
-    np.testing.assert_allclose(model.pull_back(q, slope), numeric, atol=2e-3 * np.abs(numeric).max())
+    np.testing.assert_allclose(model.apply_jacobian_transpose(q, slope), numeric, atol=2e-3 * np.abs(numeric).max())

@@ -11,8 +11,10 @@ from daskreg.errors import AxesError, ConfigError, GridError, InputError, UnitsE
 from daskreg.grid import Grid, Region
 from daskreg.lazy import blocks as module
 from daskreg.lazy.transform import Transform
-from daskreg.transforms.composite import Link
-from daskreg.transforms.inverse import InverseField, RoundTrip, SolutionAccuracy, displacement_bounds, lipschitz_bound
+from daskreg.transforms.accuracy import RoundTrip, SolutionAccuracy
+from daskreg.transforms.inverse import DisplacementBounds, InverseField
+from daskreg.transforms.link import Link
+from daskreg.transforms.lipschitz import lipschitz_bound
 from tests.phantoms import blobs, rotation, smooth_field
 from tests.reference import jacobian_determinant
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, trilinear_by_hand
@@ -111,38 +113,38 @@ def test_the_inverse_resamples_as_points_say(first, second):
     assert moved.shape == MOVING.shape
 
 
-def test_there_and_back_is_where_one_was(first):
+def test_a_round_trip_returns_to_its_start(first):
     back = first.inverse()
     found = RoundTrip.of(first.links, back.links, FIXED, FIXED.region)
     assert found.mean < 0.01
     assert found.largest < 0.1
-    assert (found.voxels, found.failed, found.around) == (FIXED.size, 0, None)
+    assert (found.voxels, found.failed, found.failed_box) == (FIXED.size, 0, None)
     parts = [
         RoundTrip.of(first.links, back.links, FIXED, FIXED.region & Region((z, 0, 0), (z + 7, 99, 99))) for z in range(0, 30, 7)
     ]
-    merged = RoundTrip.merged(parts)
+    merged = RoundTrip.merge(parts)
     assert merged.largest == pytest.approx(found.largest, abs=1e-5)
     assert merged.total == pytest.approx(found.total, rel=1e-4)
 
 
-def test_a_fold_is_found_and_said_where():
+def test_a_round_trip_locates_folds():
     grid = Grid((24, 24, 24), unit="mm")
     d = np.zeros((3, *grid.shape), np.float32)
     d[2, 8:16, 8:16, 8:12] = 6  # jumps over what lies behind
     forward = Transform.of(None, grid, d)
     found = RoundTrip.of(forward.links, forward.inverse().links, grid, grid.region)
     assert found.failed > 0
-    assert found.around is not None
-    assert (np.array(found.around.start) >= 4).all()
-    assert (np.array(found.around.stop) <= 20).all()
-    assert all(a <= w < b for a, w, b in zip(found.around.start, found.worst, found.around.stop, strict=True))
+    assert found.failed_box is not None
+    assert (np.array(found.failed_box.start) >= 4).all()
+    assert (np.array(found.failed_box.stop) <= 20).all()
+    assert all(a <= w < b for a, w, b in zip(found.failed_box.start, found.worst, found.failed_box.stop, strict=True))
 
 
 def test_the_proven_bound_holds():
     """Against the true inverse in float64: the fixed point is off by no more than it says."""
     grid = Grid((26, 24, 22), (2.0, 1.0, 1.5), unit="mm")
     link = Link(np.eye(4), grid, warp_on(grid, 1.2))
-    field = InverseField(link, [displacement_bounds(link, grid.region)])
+    field = InverseField(link, [DisplacementBounds.of(link, grid.region)])
     v, residual, constant = field.solve(field.grid.region)
     assert constant.max() < 1
     bound = SolutionAccuracy.of(residual, constant, field.grid.region)
@@ -174,9 +176,9 @@ def test_steepness_bounds_every_difference_near_by():
 def test_blocks_change_the_inverse_by_rounding_only(monkeypatch):
     """A block's field begins elsewhere, not its values."""
     link = Link(np.eye(4), FIXED, displacement())
-    whole = InverseField(link, [displacement_bounds(link, FIXED.region)])
+    whole = InverseField(link, [DisplacementBounds.of(link, FIXED.region)])
     small = InverseField(
-        link, [displacement_bounds(link, FIXED.region & Region((z, 0, 0), (z + 8, 99, 99))) for z in range(0, 30, 8)]
+        link, [DisplacementBounds.of(link, FIXED.region & Region((z, 0, 0), (z + 8, 99, 99))) for z in range(0, 30, 8)]
     )
     assert small.grid == whole.grid
     box = Region((5, 6, 7), (15, 17, 19))

@@ -16,7 +16,7 @@ from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_stack, open_volume, write_image
-from daskreg.transforms.chain import sampling_bounds
+from daskreg.transforms.bounds import sampling_bounds
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 from daskreg.workflows.apply import apply
 from tests.phantoms import blobs, oblique_grid

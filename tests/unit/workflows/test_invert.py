@@ -17,7 +17,8 @@ from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.certificate import certificate
 from daskreg.storage import open_volume
-from daskreg.transforms.composite import pieces
+
+# gone
 from daskreg.workflows import invert as module
 from daskreg.workflows.apply import apply
 from daskreg.workflows.export import export
@@ -104,7 +105,7 @@ def test_what_is_pressed_together_thirtyfold_is_solved_at_every_voxel(tmp_path):
     transform = Transform.of(None, grid, d, grid)
     assert 0 < transform.determinant().min() < 0.05
     found = invert(transform, tmp_path / "i.zarr")
-    assert (found.solved.unsolved, found.solved.around, found.folded) == (0, (), 0)
+    assert (found.solved.unsolved, found.solved.unsolved_boxes, found.folded) == (0, (), 0)
     assert found.solved.residual < 1e-3
     assert found.moving_round_trip.mean < 0.01
     assert found.moving_round_trip.largest < 0.5
@@ -140,7 +141,7 @@ def test_blocks_show_in_no_bit_where_newton_is_needed(tmp_path, monkeypatch):
     whole = field.solve(Region((0, 0, 0), field.grid.shape))[0]
     monkeypatch.setattr("daskreg.lazy.transform.LARGE", 16)
     cut = Transform.of(None, grid, d, grid).inverse().links[-1].displacement
-    for box in pieces(Region((0, 0, 0), field.grid.shape), 13):
+    for box in field.grid.region.split(13):
         np.testing.assert_array_equal(cut.solve(box)[0], whole[(slice(None), *box.slices)])
 
 
@@ -151,7 +152,7 @@ def test_voxels_without_a_solution_are_counted_and_boxed(tmp_path):
     d[2, 8:16, 8:16, 8:12] = 6  # and jumps over what lies behind
     found = invert(Transform.of(None, grid, d, grid), tmp_path / "i.zarr")
     assert found.folded > 0
-    assert (found.solved.unsolved > 0) == bool(found.solved.around)
+    assert (found.solved.unsolved > 0) == bool(found.solved.unsolved_boxes)
     told = zarr.open_group(tmp_path / "i.zarr").attrs["daskreg"]["certificate"]
     assert told["folded_voxels"] == found.folded
     assert told["fixed_point"]["unsolved_voxels"] == found.solved.unsolved
@@ -212,7 +213,7 @@ def test_finer_voxels_leave_half_of_the_error(run, tmp_path):
     fine = invert(run, tmp_path / "fine.zarr", finer=2).fixed_round_trip
     assert fine.mean < 0.6 * coarse.mean
     assert fine.largest < 0.7 * coarse.largest
-    grids = [load_transform(tmp_path / name).links[-1].place for name in ("coarse.zarr", "fine.zarr")]
+    grids = [load_transform(tmp_path / name).links[-1].displacement_grid for name in ("coarse.zarr", "fine.zarr")]
     assert grids[1].shape == tuple(2 * n - 1 for n in grids[0].shape)
     np.testing.assert_allclose(grids[1].corners(), grids[0].corners(), atol=1e-9)
     with pytest.raises(ConfigError, match="finer 0"):

@@ -33,7 +33,7 @@ def save(store, number, values, ranks=1, state=None):
     """What ``ranks`` owners and rank 0 do."""
     store.begin(number, {name: v.shape for name, v in values.items()})
     for name, v in values.items():
-        partition = Partition.of(v.shape[1], ranks, fewest=1)
+        partition = Partition.of(v.shape[1], ranks, minimum=1)
         for slab in (partition[rank] for rank in reversed(range(ranks))):
             owner = pickle.loads(pickle.dumps(store))
             owner.write(number, name, slab.start, v[:, slab.within(partition.whole)])

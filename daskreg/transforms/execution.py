@@ -1,0 +1,42 @@
+"""Run a kernel outside a registration: on this machine's processor or on the current CUDA device, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from daskreg.errors import InputError
+from daskreg.kernels.launch import DISABLED, Kernel
+
+_LAUNCH_LOCK = Lock()  # kernels are parallel themselves, and not every threading layer of Numba allows two launches at once
+Run = Callable[..., Any]
+
+
+def run_on_cpu(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) -> Any:
+    """Run a kernel on this machine's processor."""
+    with _LAUNCH_LOCK:
+        return kernel(shape, *arguments)
+
+
+def run_on_cuda(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) -> Any:
+    """Run a kernel on the current CUDA device: arrays are copied there, the last one is copied back.
+
+    Raises InputError where Numba finds no device.
+    """
+    from numba import cuda
+
+    if not DISABLED and not cuda.is_available():
+        raise InputError(
+            "a GPU was asked for and this process sees none that Numba can use; install daskreg[cuda13] (or cuda12), look at "
+            'nvidia-smi, or use device="cpu".'
+        )
+    with _LAUNCH_LOCK:
+        copies = [cuda.to_device(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in arguments]
+        rows = kernel.on_cuda(shape, *copies)
+        if rows is not None:
+            return rows.copy_to_host()
+        copies[-1].copy_to_host(arguments[-1])
+    return None
