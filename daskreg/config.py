@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from daskreg.errors import ConfigError, NotFound
+from daskreg.errors import ConfigError, NotFound, closest
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -247,8 +246,8 @@ def _one(e: Any) -> str:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"; the nearest known name is {match[0]!r}" if match else f"; known are {', '.join(sorted(known))}"
+    near = closest(word, known)
+    return f"; the nearest known name is {near!r}" if near else f"; known are {', '.join(sorted(known))}"
 
 
 def _names() -> list[str]:

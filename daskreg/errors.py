@@ -22,8 +22,12 @@
         ├── Stopped               it was asked to stop, and can be continued if a checkpoint was made
         └── RankLost              a worker died or fell silent
 
-Messages say what was found, what was expected and what to do, in one sentence or two.
+Messages say what was found, what was expected and what to do, in one sentence or two. A misspelt name is answered with the
+known name closest to it: ``suggestion``, ``require_known``.
 """
+
+import difflib
+from collections.abc import Collection
 
 
 class DaskregError(Exception):
@@ -112,3 +116,20 @@ class Stopped(RunError):
 
 class RankLost(RunError):
     """A worker died or fell silent."""
+
+
+def closest(word: object, known: Collection[str], cutoff: float = 0.5) -> str | None:
+    """The known name most similar to ``word``; None where none is at least ``cutoff`` (0 to 1) similar."""
+    return next(iter(difflib.get_close_matches(str(word), known, 1, cutoff)), None)
+
+
+def suggestion(word: object, known: Collection[str]) -> str:
+    """The end of a sentence about an unknown name: ``did you mean 'linear'?``, or which names are known."""
+    near = closest(word, known)
+    return f"did you mean {near!r}?" if near else f"known are {', '.join(known)}."
+
+
+def require_known(kind: str, word: object, known: Collection[str]) -> None:
+    """Raises ConfigError, with a suggestion, unless ``word`` is one of the known names of this kind."""
+    if word not in known:
+        raise ConfigError(f"unknown {kind} {word!r}; {suggestion(word, known)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import ConfigError
+from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
 from daskreg.kernels.cubic import sample_cubic
 from daskreg.kernels.labels import sample_label
@@ -33,14 +32,6 @@ RUNS: dict[str, Run] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
 SMOOTH = ("linear", "cubic")  # make values that no voxel has
 
 
-def known_word(kind: str, word: object, known: Sequence[str]) -> None:
-    """Raises ConfigError, with the nearest known one, for a word that is not among the known."""
-    if word not in known:
-        near = difflib.get_close_matches(str(word), known, 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-        raise ConfigError(f"unknown {kind} {word!r}; {hint}")
-
-
 def resampled(
     image: Stack | Volume,
     grid: Grid,
@@ -56,8 +47,8 @@ def resampled(
     links: phi, in the world's unit ``unit``;  planes: blocks as a NIfTI file is written;  device: cpu or cuda.
     Raises ConfigError for an unknown interpolation or device.
     """
-    known_word("interpolation", interpolation, list(KERNELS))
-    known_word("device", device, list(RUNS))
+    require_known("interpolation", interpolation, list(KERNELS))
+    require_known("device", device, list(RUNS))
     compute = Resampler(image, grid, links, unit, interpolation, device)
     lead, dtype = image.data.shape[:-3], image.dtype.newbyteorder("=")
     block = block_of(grid.shape, dtype.itemsize if planes else 0)

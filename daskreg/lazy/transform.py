@@ -11,10 +11,10 @@ import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daskreg.errors import ConfigError, GridError, UnitsError
+from daskreg.errors import ConfigError, GridError, UnitsError, require_known
 from daskreg.grid import UNITS, Grid, Region, unit_name
 from daskreg.lazy.blocks import block_of, by_block
-from daskreg.lazy.resample import Device, Interpolation, known_word, resampled, warn_apart
+from daskreg.lazy.resample import Device, Interpolation, resampled, warn_apart
 from daskreg.storage import Stack, Volume, open_stack, open_volume
 from daskreg.storage.images import Source
 from daskreg.transforms.chain import merge_affines, sample_chain
@@ -182,7 +182,7 @@ class Transform:
         return self._to(flat.reshape(y.shape), space, self.fixed), left.reshape(y.shape[:-1])
 
     def _from(self, points: ArrayLike, space: Space, grid: Grid | None) -> Points:
-        known_word("space", space, ("world", "index"))
+        require_known("space", space, ("world", "index"))
         p = np.asarray(points, float)
         if p.shape[-1:] != (3,):
             raise ValueError(f"points of shape {p.shape} were given; (.., 3) in the order z, y, x was expected.")

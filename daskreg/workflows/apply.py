@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from daskreg.errors import require_known
 from daskreg.grid import Grid
 from daskreg.lazy.load import load_transform, place_of
-from daskreg.lazy.resample import Device, Interpolation, known_word, resampled, warn_apart
+from daskreg.lazy.resample import Device, Interpolation, resampled, warn_apart
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume, open_stack, open_volume, write_image
 from daskreg.storage.formats.nifti import is_nifti
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import Source
 
-__all__ = ["Interpolation", "apply", "known_word", "load_transform"]
+__all__ = ["Interpolation", "apply", "load_transform"]
 
 
 def apply(
@@ -56,7 +57,7 @@ def apply(
 
 def settled_device(wanted: str) -> Device:
     """Where kernels run, as ``register`` settles it. Raises ConfigError for another word, InputError where no GPU is."""
-    known_word("device", wanted, ("auto", "cpu", "cuda"))
+    require_known("device", wanted, ("auto", "cpu", "cuda"))
     if wanted == "cpu":
         return "cpu"
     from daskreg.cluster import device_of, existing  # a second that a processor need not wait for

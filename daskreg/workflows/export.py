@@ -12,11 +12,10 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import ConfigError, GridError, NotFound, OutputError
+from daskreg.errors import ConfigError, GridError, NotFound, OutputError, require_known
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import block_of, by_block
 from daskreg.lazy.load import load_transform, place_of
-from daskreg.lazy.resample import known_word
 from daskreg.lazy.save import made_by, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, write_affine, write_displacement_nifti
@@ -57,7 +56,7 @@ def export(
     one_field: all of the transform in one field on the fixed grid, in a .zarr too, for readers that follow no chains.
     Raises ConfigError, NotFound (no such part), OutputError when the ending does not suit the part.
     """
-    known_word("part", part, PARTS)
+    require_known("part", part, PARTS)
     require_distinct(output, place_of(run), fixed, moving)
     path = parse_address(output).path
     if part != "total" or not (is_composite(path) or path.lower().endswith(".zarr")):

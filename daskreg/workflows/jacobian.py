@@ -8,10 +8,10 @@ from pathlib import Path
 import dask
 import numpy as np
 
+from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, Reader, block_of
 from daskreg.lazy.load import load_transform, place_of
-from daskreg.lazy.resample import known_word
 from daskreg.lazy.transform import Determinant, Transform
 from daskreg.storage import RunStore, Volume, open_volume, write_image
 from daskreg.storage.formats.nifti import is_nifti
@@ -56,7 +56,7 @@ def jacobian(
     part: total, or warp: without the determinants of the affine maps (a mirrored affine makes every total negative).
     Central differences in world units, one-sided at the grid's faces. Raises InputError and OutputError in all their forms.
     """
-    known_word("part", part, PARTS)
+    require_known("part", part, PARTS)
     require_distinct(output, place_of(run), like)
     transform = run if isinstance(run, Transform) else load_transform(run)
     grid = transform.target(like)

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import ConfigError, Unreadable
-from daskreg.lazy.resample import known_word
+from daskreg.errors import ConfigError, Unreadable, require_known
 from daskreg.storage.fs.errors import read_errors, require_exists
 
 COLUMNS = ("fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z")
@@ -26,7 +25,7 @@ def read_landmarks(path: str | Path, space: str = "lps") -> tuple[Points, Points
     """
     if not isinstance(space, str):
         raise ConfigError(f"landmarks space {space!r}: 'lps' or 'ras' was expected.")
-    known_word("landmarks space", space.lower(), ("lps", "ras"))
+    require_known("landmarks space", space.lower(), ("lps", "ras"))
     require_exists(str(path))
     with read_errors(str(path)):
         text = Path(path).read_text(encoding="utf-8-sig")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.errors import require_known
 from daskreg.lazy.load import load_transform, place_of
-from daskreg.lazy.resample import known_word
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore
 from daskreg.storage.formats.points import read_points, write_points
@@ -37,8 +37,8 @@ def points(
     or index, voxels of the image that the points are in, both in the input and the output;  order: see ``read_points``.
     Raises InputError and OutputError in all their forms.
     """
-    known_word("image", to, ("moving", "fixed"))
-    known_word("space", space, SPACES)
+    require_known("image", to, ("moving", "fixed"))
+    require_known("space", space, SPACES)
     if output is not None:
         require_distinct(output, place_of(run))
         require_writable(str(output), overwrite)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-
 from daskreg.config import LNCC, MI, Affine, Config, Deformable, Moments, Rigid, Search
-from daskreg.errors import ConfigError
+from daskreg.errors import require_known
 
 WINDOW = LNCC(radius=3)
 # smoother at full resolution, where windows hold more noise than shape: 0.7 gave better overlap than 0.5, and a smoother Jacobian
@@ -37,9 +35,5 @@ PRESETS = {
 
 def preset(name: str) -> Config:
     """The configuration of that name. Raises ConfigError naming the nearest one."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 1, 0.5)
-        raise ConfigError(
-            f"unknown preset {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(PRESETS)}.")
-        )
+    require_known("preset", name, PRESETS)
     return PRESETS[name]

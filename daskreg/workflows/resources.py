@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from dask.utils import parse_bytes
 
-from daskreg.errors import ConfigError
+from daskreg.errors import ConfigError, closest
 from daskreg.grid import MINIMUM_PLANES
 from daskreg.planning import RESIDENCIES
 
@@ -55,8 +54,8 @@ def as_resources(given: Mapping[str, Any]) -> Resources:
     known = [f.name for f in fields(Resources)]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, *_NAMED], 1, 0.5)
-            raise ConfigError(f"register() has no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+            near = closest(name, [*known, *_NAMED])
+            raise ConfigError(f"register() has no argument {name!r}" + (f"; did you mean {near!r}?" if near else "."))
     use = Resources(**{**given, "memory": parse_memory(given.get("memory"))})
     if use.workers is not None and use.workers < 1:
         raise ConfigError(f"workers is {use.workers}; at least 1 was expected.")

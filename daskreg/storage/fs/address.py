@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from daskreg.errors import ConfigError
+from daskreg.errors import ConfigError, suggestion
 from daskreg.grid import unit_name
 
 KEYS = ("level", "channel", "time", "spacing", "unit", "array")
@@ -103,9 +102,7 @@ def _split(text: str) -> tuple[str, list[str]]:
 def _option(part: str, text: str) -> tuple[str, str]:
     key, equals, value = part.partition("=")
     if key not in KEYS:
-        near = difflib.get_close_matches(key, KEYS, 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}."
-        raise ConfigError(f"{text}: unknown key {key!r} behind '::'; {hint}")
+        raise ConfigError(f"{text}: unknown key {key!r} behind '::'; {suggestion(key, KEYS)}")
     if not equals or not value:
         raise ConfigError(f"{text}: {key!r} has no value; write it as '::{key}=VALUE'.")
     return key, value

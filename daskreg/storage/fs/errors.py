@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from daskreg.errors import DaskregError, NotFound, OutOfSpace, OutputError, Unreadable
+from daskreg.errors import DaskregError, NotFound, OutOfSpace, OutputError, Unreadable, closest
 from daskreg.storage.fs.address import is_remote
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -89,5 +88,5 @@ def _beside(path: str) -> str:
         names = os.listdir(folder or ".")
     except OSError:
         return f"; neither does the folder {folder}" if folder and not os.path.exists(folder) else ""
-    near = difflib.get_close_matches(name, names, 1, 0.6)
-    return f"; the nearest name there is {os.path.join(folder, near[0])}" if near else ""
+    near = closest(name, names, 0.6)
+    return f"; the nearest name there is {os.path.join(folder, near)}" if near else ""
