@@ -68,7 +68,7 @@ class Search(Stage):
 
     stage: Literal["search"] = "search"
     size: int = Field(96, ge=16, le=256)  # voxels along the longest axis of the coarse grid the search runs on
-    rotations: Literal["none", "right-angles", "fine"] = "none"  # 1, 24 or about 600 candidates
+    rotations: Literal["none", "right-angles", "fine"] = "none"  # 1, 24 or 648 candidates
     flips: bool = False  # also the mirrored candidates
     contrast: Literal["same", "any"] = "same"  # any: edges instead of intensities, for two modalities
     overlap: float = Field(0.25, gt=0, lt=1)  # least part of the smaller image that a candidate must cover

@@ -19,7 +19,8 @@ from daskreg.kernels.sample import sample
 from daskreg.planning import Level
 from daskreg.transforms.linear import index_map, linear_about, linear_part, to_fixed_point, transform_points, translation
 from daskreg.transforms.moments import axis_rotations, center_of_mass, principal_axes
-from daskreg.transforms.search import Candidate, Correlator, band_pass, rotations
+from daskreg.transforms.rotations import candidate_rotations
+from daskreg.transforms.search import Candidate, Correlator, band_pass
 
 Matrix = NDArray[np.float64]
 COARSE = 48  # voxels along the longest axis of the level on which starts are compared
@@ -94,7 +95,7 @@ def run_search(
     views = _Views(images, stage.size, world)
     edges = stage.contrast == "any"
     fixed, inside = views.fixed()
-    turns = rotations(stage.rotations, stage.flips)
+    turns = candidate_rotations(stage.rotations, stage.flips)
     correlator = Correlator(band_pass(fixed, inside, edges), inside, views.room(turns).shape, stage.overlap)
     room = views.room(turns)
     found: list[Candidate] = []

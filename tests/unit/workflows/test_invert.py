@@ -17,8 +17,6 @@ from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.certificate import certificate
 from daskreg.storage import open_volume
-
-# gone
 from daskreg.workflows import invert as module
 from daskreg.workflows.apply import apply
 from daskreg.workflows.export import export
