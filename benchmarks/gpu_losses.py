@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from daskreg.kernels import histogram, lncc
-from daskreg.kernels import histogram_march as mi
-from daskreg.kernels import lncc_march as march
-from daskreg.kernels.difference import COUNT
+from daskreg.kernels.weights import COUNT
+from daskreg.similarity.lncc import cpu as lncc
+from daskreg.similarity.lncc.cuda import factors, gradient
+from daskreg.similarity.lncc.cuda import windows as tiles
+from daskreg.similarity.mutual_information import cpu as histogram
+from daskreg.similarity.mutual_information import cuda as mi
 
 Array = NDArray[Any]
 SHAPE = (41, 45, 67)
@@ -64,10 +66,10 @@ def windows(name: str, radius: int, masked: bool, held: tuple[int, int, int], pl
             weight: Any, moved: Any, out: Any, totals: Any, unrolled: bool = False) -> None:  # fmt: skip
     """``lncc_center`` or ``lncc_factors_march``."""
     nz, ny, nx = held
-    blocks = march.window_blocks(radius, len(planes), ny, nx, depth)
+    blocks = tiles.window_blocks(radius, len(planes), ny, nx, depth)
     sizes = ints(planes.start, len(planes), ny, nx, nz, origin, depth)
-    kernel = getattr(march, name)
-    own, threads = (np.int32(planes.start), np.int32(planes.stop)), (march.window_threads(radius), 1, 1)
+    kernel = getattr(factors, name)
+    own, threads = (np.int32(planes.start), np.int32(planes.stop)), (tiles.window_threads(radius), 1, 1)
     constants, fields = (radius, masked, unrolled), (fixed, weight, moved, out, totals)
     kernel(constants, blocks, threads, *sizes, own, EPSILON, FLAT, *fields)
 
@@ -76,9 +78,11 @@ def slopes(radius: int, masked: bool, held: tuple[int, int, int], planes: range,
            weight: Any, moved: Any, unrolled: bool = False) -> None:  # fmt: skip
     """``lncc_slope_march``."""
     nz, ny, nx = held
-    blocks = march.slope_blocks(len(planes), ny, nx, depth)
+    blocks = gradient.slope_blocks(len(planes), ny, nx, depth)
     sizes = ints(planes.start, len(planes), ny, nx, nz, origin, depth)
-    march.lncc_slope_march((radius, masked, unrolled), blocks, (march.SLOPE_THREADS, 1, 1), *sizes, dkc, fixed, weight, moved)
+    gradient.lncc_slope_march(
+        (radius, masked, unrolled), blocks, (gradient.SLOPE_THREADS, 1, 1), *sizes, dkc, fixed, weight, moved
+    )
 
 
 def count(bins: int, masked: bool, begin: int, end: int, blocks: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:

@@ -18,12 +18,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from daskreg.kernels import adam as adam_kernel
-from daskreg.kernels import compose as compose_kernel
-from daskreg.kernels import difference as difference_kernel
-from daskreg.kernels import gaussian, march, passes
-from daskreg.kernels import sample as sampling
+from daskreg.kernels.adam import cpu as adam_cpu
+from daskreg.kernels.adam import cuda as adam_cuda
+from daskreg.kernels.composition import cpu as composition_cpu
+from daskreg.kernels.composition import cuda as composition_cuda
+from daskreg.kernels.sampling import cpu as sampling
+from daskreg.kernels.sampling import cuda as sampling_cuda
+from daskreg.kernels.smoothing import cpu as smoothing
 from daskreg.optimizers.adam import rates
+from daskreg.similarity.mse import cpu as mse_cpu
+from daskreg.similarity.mse import cuda as mse_cuda
 from daskreg.transforms.linear import linear_part, to_fixed_point
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_passes.json"
@@ -56,7 +60,7 @@ class Volume:
         self.v, self.d = noise(3, *shape) * 0.01, cupy.zeros((3, *shape), cupy.float32)
         self.longest, self.totals, self.clock = cupy.zeros(1, cupy.float32), cupy.zeros(2, cupy.int64), cupy.zeros(1, cupy.int32)
         self.nowhere, self.rates = cupy.empty(0, cupy.float32), cupy.asarray(rates((0.9, 0.99), 3, 0.1))[None]
-        self.norms = {s: [cupy.asarray(gaussian.gaussian_norms(k, s)) for k in shape] for s in (SIGMA, WARP)}
+        self.norms = {s: [cupy.asarray(smoothing.gaussian_norms(k, s)) for k in shape] for s in (SIGMA, WARP)}
 
     def flat(self, name: str) -> Any:
         array = getattr(self, name)
@@ -72,35 +76,35 @@ class Volume:
         return self.n, *place, self.flat("u"), size, self.flat("image")
 
     def _columns(self) -> tuple[Any, ...]:
-        depth, *grid = march.columns(self.n)
+        depth, *grid = sampling_cuda.columns(self.n)
         return *grid, depth
 
     def sample(self) -> None:
-        march.sample_march((True,), *self._columns(), *self._sampler(), (self.flat("moved"),), self.totals)
+        sampling_cuda.sample_march((True,), *self._columns(), *self._sampler(), (self.flat("moved"),), self.totals)
 
     def difference(self) -> None:
         fields = self.flat("fixed"), self.nowhere, self.flat("g")
-        march.sample_difference((), *self._columns(), *self._sampler(), fields, self.totals)
+        mse_cuda.sample_difference((), *self._columns(), *self._sampler(), fields, self.totals)
 
     def pull_back(self) -> None:
         fields = self.flat("moved"), self.flat("g")
-        march.pull_back_march((True,), *self._columns(), *self._sampler(), fields, self.totals)
+        sampling_cuda.pull_back_march((True,), *self._columns(), *self._sampler(), fields, self.totals)
 
     def _filter(self, sigma: float) -> tuple[Any, ...]:
-        return self.n, np.uint32(self.shape[0]), gaussian.gaussian_weights(sigma), *self.norms[sigma]
+        return self.n, np.uint32(self.shape[0]), smoothing.gaussian_weights(sigma), *self.norms[sigma]
 
     def adam(self) -> None:
         fields = [getattr(self, a).reshape(-1) for a in ("g", "m", "v", "d")]
-        radius = gaussian.radius_of(SIGMA)
-        length, *grid = passes.tiles(self.n, radius)
-        passes.smooth_adam((radius,), *grid, length, *self._filter(SIGMA), self.rates, self.clock, *fields, self.longest)
+        radius = smoothing.radius_of(SIGMA)
+        length, *grid = adam_cuda.tiles(self.n, radius)
+        adam_cuda.smooth_adam((radius,), *grid, length, *self._filter(SIGMA), self.rates, self.clock, *fields, self.longest)
 
     def compose(self) -> None:
         fields = [getattr(self, a).reshape(-1) for a in ("d", "u", "g")]
         place = (np.int32(0), np.int32(self.shape[0]), np.float32(HALF_STEP), self.longest)
-        radius = gaussian.radius_of(WARP)
-        length, *grid = passes.warps(self.n, radius)
-        passes.compose_smooth((radius,), *grid, length, *self._filter(WARP), *place, *fields)
+        radius = smoothing.radius_of(WARP)
+        length, *grid = composition_cuda.warps(self.n, radius)
+        composition_cuda.compose_smooth((radius,), *grid, length, *self._filter(WARP), *place, *fields)
 
     def host(self, *names: str) -> list[Any]:
         return [self.cupy.asnumpy(getattr(self, name)).copy() for name in names]
@@ -114,28 +118,28 @@ def check(shape: tuple[int, int, int] = (45, 50, 71)) -> dict[str, float]:
     place = (0, to_fixed_point(MATRIX), linear_part(MATRIX))
 
     def smooth(sigma: float, field: Any) -> None:
-        weights, tables = gaussian.gaussian_weights(sigma), [gaussian.gaussian_table(k, sigma) for k in shape]
-        gaussian.smooth_z(shape, tables[0], weights, field, scratch)
-        gaussian.smooth_y(shape, tables[1], weights, scratch, field)
+        weights, tables = smoothing.gaussian_weights(sigma), [smoothing.gaussian_table(k, sigma) for k in shape]
+        smoothing.smooth_z(shape, tables[0], weights, field, scratch)
+        smoothing.smooth_y(shape, tables[1], weights, scratch, field)
 
     smooth(SIGMA, g)
-    weights, table = gaussian.gaussian_weights(SIGMA), gaussian.gaussian_table(shape[2], SIGMA)
-    longest = adam_kernel.adam(shape, len(weights) // 2, table, weights, rates((0.9, 0.99), 3, 0.1), g, m, v, d)
+    weights, table = smoothing.gaussian_weights(SIGMA), smoothing.gaussian_table(shape[2], SIGMA)
+    longest = adam_cpu.adam(shape, len(weights) // 2, table, weights, rates((0.9, 0.99), 3, 0.1), g, m, v, d)
     volume.adam()
     for name, array in zip("mvd", (m, v, d), strict=True):
         found[f"smooth_adam {name}"] = _apart(volume.host(name)[0], array)
     found["longest"] = abs(float(volume.longest[0]) / float(longest.max()) - 1)
     scale = np.array([HALF_STEP / max(1.0, float(np.sqrt(longest.max())))], np.float32)
-    compose_kernel.compose(shape, 0, shape[0], scale, d, u, g)
+    composition_cpu.compose(shape, 0, shape[0], scale, d, u, g)
     smooth(WARP, g)
-    weights, table = gaussian.gaussian_weights(WARP), gaussian.gaussian_table(shape[2], WARP)
-    gaussian.smooth_x(shape, len(weights) // 2, table, weights, g, scratch)
+    weights, table = smoothing.gaussian_weights(WARP), smoothing.gaussian_table(shape[2], WARP)
+    smoothing.smooth_x(shape, len(weights) // 2, table, weights, g, scratch)
     volume.compose()
     found["compose_smooth"] = _apart(volume.host("g")[0], scratch)
     sampling.sample(shape, *place, u, 0, shape[0], image, moved)
     volume.sample()
     found["sample"] = _apart(volume.host("moved")[0], moved)
-    rows = difference_kernel.difference(shape, fixed, NOWHERE, moved)
+    rows = mse_cpu.difference(shape, fixed, NOWHERE, moved)
     sampling.pull_back(shape, *place, u, 0, image, moved, g)
     volume.difference()
     found["sample_difference"] = _apart(volume.host("g")[0], g)

@@ -39,8 +39,8 @@ from daskreg.engine.memory import trim
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Progress, Watch
 from daskreg.grid import Grid
+from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import Device
-from daskreg.kernels.launch import on_device
 from daskreg.planning import make_plan
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_rank.json"

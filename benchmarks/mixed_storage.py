@@ -33,7 +33,7 @@ from daskreg.engine import deformable
 from daskreg.engine.images import Image, normalise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Outcome, Watch
-from daskreg.kernels.sample import sample_nearest
+from daskreg.kernels.sampling.cpu import sample_nearest
 from daskreg.planning import Plan
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 from daskreg.workflows.inputs import open_inputs

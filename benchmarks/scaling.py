@@ -55,8 +55,8 @@ from daskreg.comm import Communicator, SingleRank, Timeouts, open_endpoint
 from daskreg.engine.route import Route
 from daskreg.engine.sampler import Resident, Ring
 from daskreg.grid import Partition, Span
-from daskreg.kernels.launch import use_threads
-from daskreg.kernels.sample import add_value_and_gradient
+from daskreg.kernels.compiler.launch import use_threads
+from daskreg.kernels.sampling.cpu import add_value_and_gradient
 from daskreg.planning import RESIDENCIES
 from daskreg.transforms.linear import linear_part, to_fixed_point
 from tests import phantoms

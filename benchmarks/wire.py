@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 import daskreg
 from daskreg.grid import Partition, Span
-from daskreg.kernels.gaussian import radius_of
+from daskreg.kernels.smoothing.cpu import radius_of
 from daskreg.planning import RESIDENCIES, Level
 from daskreg.similarity import make
 

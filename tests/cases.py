@@ -7,25 +7,37 @@ the check that all kernels compile for a GPU go through these tables, so a kerne
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-import daskreg.kernels
-from daskreg.kernels import adam as adam_kernel
-from daskreg.kernels import compose as compose_kernel
-from daskreg.kernels import difference as difference_kernel
-from daskreg.kernels import gaussian, histogram, histogram_march, lncc, lncc_march, march, passes
-from daskreg.kernels import sample as sample_kernel
-from daskreg.kernels.difference import COUNT
-from daskreg.kernels.gaussian import gaussian_table, gaussian_weights, shrink_table
-from daskreg.kernels.half import halves, packed, parted, singles
-from daskreg.kernels.launch import KERNELS, SWEEPS, Kernel, Sweep
-from daskreg.kernels.launch import box as whole_box
+from daskreg.kernels.adam import cpu as adam_cpu
+from daskreg.kernels.adam import cuda as adam_cuda
+from daskreg.kernels.adam.moments import packed, parted
+from daskreg.kernels.compiler.cooperative import SWEEPS, Sweep
+from daskreg.kernels.compiler.launch import KERNELS, Kernel
+from daskreg.kernels.compiler.launch import box as whole_box
+from daskreg.kernels.compiler.registry import import_kernels
+from daskreg.kernels.composition import cpu as composition_cpu
+from daskreg.kernels.composition import cuda as composition_cuda
+from daskreg.kernels.intensity_histogram import cpu as intensity_cpu
+from daskreg.kernels.intensity_histogram import cuda as intensity_cuda
+from daskreg.kernels.intrinsics.half import halves, singles
+from daskreg.kernels.sampling import cpu as sampling_cpu
+from daskreg.kernels.sampling import cuda as sampling_cuda
+from daskreg.kernels.smoothing import cpu as smoothing_cpu
+from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights
+from daskreg.kernels.smoothing.downsampling import shrink_table
+from daskreg.kernels.weights import COUNT
+from daskreg.similarity.lncc import cpu as lncc_cpu
+from daskreg.similarity.lncc.cuda import gradient as lncc_gradient
+from daskreg.similarity.lncc.cuda import windows as lncc_windows
+from daskreg.similarity.mse import cpu as mse_cpu
+from daskreg.similarity.mse import cuda as mse_cuda
+from daskreg.similarity.mutual_information import cpu as mi_cpu
+from daskreg.similarity.mutual_information import cuda as mi_cuda
 from daskreg.transforms.linear import linear_part, to_fixed_point
 
 Array = NDArray[np.float32]
@@ -78,8 +90,7 @@ def swept(function: Callable[[], Swept]) -> Callable[[], Swept]:
 
 def kernels() -> dict[str, Kernel]:
     """Every kernel of the package, by name: importing the modules registers them."""
-    for module in pkgutil.iter_modules(daskreg.kernels.__path__):
-        importlib.import_module(f"daskreg.kernels.{module.name}")
+    import_kernels()
     return dict(KERNELS)
 
 
@@ -402,17 +413,17 @@ def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False, half
     """``lncc_center`` or ``lncc_factors_march``; windows reach no further than the halo."""
     (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     out = empty(3, fixed.size) if exact else empty(fixed.size)
-    blocks = lncc_march.window_blocks(radius, *SHAPE, depth=4)
+    blocks = lncc_windows.window_blocks(radius, *SHAPE, depth=4)
     totals, own = np.zeros(2, np.int64), (np.int32(HALO), np.int32(HALO + SHAPE[0]))
 
     def plain() -> list[NDArray[Any]]:
         dkc, slope = empty(3, *TALL), there.copy()
-        rows = lncc.lncc_factors(INNER, radius, EPSILON, FLAT, fixed, weight, there, dkc)
-        lncc.lncc_slope(INNER, 0, dkc, fixed, weight, slope)
+        rows = lncc_cpu.lncc_factors(INNER, radius, EPSILON, FLAT, fixed, weight, there, dkc)
+        lncc_cpu.lncc_slope(INNER, 0, dkc, fixed, weight, slope)
         return [inner(dkc.reshape(3, -1) if exact else slope.reshape(-1)), rows.sum(axis=(1, 2))]
 
     arguments = *sizes(4), own, EPSILON, FLAT, *flat(kept, weight, there), out, totals
-    return Swept((radius, masked, unrolled, half), blocks, lncc_march.window_threads(radius), arguments, plain,
+    return Swept((radius, masked, unrolled, half), blocks, lncc_windows.window_threads(radius), arguments, plain,
                  lambda: [inner(out), counted_in_units(totals)])  # fmt: skip
 
 
@@ -448,12 +459,12 @@ def window_slope(radius: int, masked: bool, unrolled: bool = False, half: bool =
     out = there.reshape(-1).copy()
 
     def plain() -> list[NDArray[Any]]:
-        lncc.lncc_slope(INNER, radius, dkc, fixed, weight, there)
+        lncc_cpu.lncc_slope(INNER, radius, dkc, fixed, weight, there)
         return [inner(there.reshape(-1))]
 
     arguments = *sizes(4), dkc.reshape(3, -1), *flat(kept, weight), out
-    return Swept((radius, masked, unrolled, half), lncc_march.slope_blocks(*SHAPE, depth=4), lncc_march.SLOPE_THREADS, arguments,
-                 plain, lambda: [inner(out)])  # fmt: skip
+    blocks = lncc_gradient.slope_blocks(*SHAPE, depth=4)
+    return Swept((radius, masked, unrolled, half), blocks, lncc_gradient.SLOPE_THREADS, arguments, plain, lambda: [inner(out)])
 
 
 SWEPT["lncc_slope_march unrolled"] = lambda: window_slope(1, masked=False, unrolled=True)
@@ -473,12 +484,12 @@ def counted(bins: int, masked: bool, half: bool = False) -> Swept:
 
     def plain() -> list[NDArray[Any]]:
         counts = np.zeros((1, bins, bins), np.int64)
-        histogram.joint_histogram(INNER, counts, fixed, weight, there)
+        mi_cpu.joint_histogram(INNER, counts, fixed, weight, there)
         return [counts.reshape(-1)]
 
     arguments = *voxels(), *flat(kept, weight, there), totals
-    return Swept((bins, masked, half), (2, 1, 1), histogram_march.THREADS, arguments, plain, lambda: [totals],
-                 shared=histogram_march.histogram_shared(bins))  # fmt: skip
+    return Swept((bins, masked, half), (2, 1, 1), mi_cuda.THREADS, arguments, plain, lambda: [totals],
+                 shared=mi_cuda.histogram_shared(bins))  # fmt: skip
 
 
 def voxels() -> list[np.uint64]:
@@ -501,9 +512,9 @@ def information_table() -> Swept:
         p = (totals / totals.sum()).reshape(BINS, BINS)
         both = p.sum(axis=1, keepdims=True) * p.sum(axis=0, keepdims=True)
         ratio = np.log(np.where(p > 0, p, 1) / np.where(p > 0, both, 1))
-        return [ratio.reshape(-1), np.array([-(p * ratio).sum(), totals.sum() / histogram.FIXED_POINT])]
+        return [ratio.reshape(-1), np.array([-(p * ratio).sum(), totals.sum() / mi_cpu.FIXED_POINT])]
 
-    return Swept((BINS,), (1, 1, 1), histogram_march.TABLE_THREADS, (totals, table, value), plain, lambda: [table, value],
+    return Swept((BINS,), (1, 1, 1), mi_cuda.TABLE_THREADS, (totals, table, value), plain, lambda: [table, value],
                  double=True)  # fmt: skip
 
 
@@ -519,12 +530,12 @@ def looked_up(half: bool) -> Swept:
     out = empty(fixed.size)
 
     def plain() -> list[NDArray[Any]]:
-        histogram.information_slope(INNER, table, fixed, weight, there)
+        mi_cpu.information_slope(INNER, table, fixed, weight, there)
         return [inner(there.reshape(-1))]
 
     arguments = *voxels(), *flat(table, kept, weight, there.copy()), out
-    return Swept((BINS, True, 2, half), (2, 1, 1), histogram_march.SLOPE_THREADS, arguments, plain, lambda: [inner(out)],
-                 shared=histogram_march.slope_shared(BINS, 2))  # fmt: skip
+    return Swept((BINS, True, 2, half), (2, 1, 1), mi_cuda.SLOPE_THREADS, arguments, plain, lambda: [inner(out)],
+                 shared=mi_cuda.slope_shared(BINS, 2))  # fmt: skip
 
 
 SWEPT["information_slope_march of half"] = lambda: looked_up(half=True)
@@ -536,11 +547,11 @@ def intensity_march() -> Swept:
 
     def plain() -> list[NDArray[Any]]:
         counts = np.zeros((1, BINS), np.int64)
-        histogram.intensity_histogram(INNER, counts, *ends, volume)
+        intensity_cpu.intensity_histogram(INNER, counts, *ends, volume)
         return [counts.reshape(-1)]
 
     arguments = *voxels(), *ends, volume.reshape(-1), totals
-    return Swept((), (2, 1, 1), histogram_march.TALLIERS, arguments, plain, lambda: [totals])
+    return Swept((), (2, 1, 1), intensity_cuda.TALLIERS, arguments, plain, lambda: [totals])
 
 
 # --- sweeps of the sampler --------------------------------------------------------------------------------------------
@@ -553,7 +564,7 @@ def sampled(
 ) -> Swept:
     """A march through the points of ``tall`` over the whole moving image."""
     first, affine, linear, u = tall()
-    depth, blocks, threads = march.columns(EXTENT)
+    depth, blocks, threads = sampling_cuda.columns(EXTENT)
     size = tuple(np.int32(v) for v in (OTHER[0], 0, *OTHER))
     arguments = depth, EXTENT, np.int32(first), affine, linear, u.reshape(3, -1), size, whole_moving(half)[0].reshape(-1), fields
     arguments = *arguments, totals
@@ -581,7 +592,7 @@ def values(half: bool) -> Swept:
     out = empty(*TALL)
 
     def plain() -> list[NDArray[Any]]:
-        sample_kernel.sample(INNER, *tall(), 0, OTHER[0], whole_moving(half)[1], out)
+        sampling_cpu.sample(INNER, *tall(), 0, OTHER[0], whole_moving(half)[1], out)
         return [inner(out.reshape(-1))]
 
     return sampled((True,), (out.reshape(-1),), empty(2), plain, lambda: [inner(out.reshape(-1))], half=half)
@@ -602,9 +613,9 @@ def differences(mixed: bool) -> Swept:
 
     def plain() -> list[NDArray[Any]]:
         there, made = empty(*TALL), empty(3, *TALL)
-        sample_kernel.sample(INNER, *tall(), 0, OTHER[0], whole_moving(mixed)[1], there)
-        rows = difference_kernel.difference(INNER, fixed, weight, there)
-        sample_kernel.pull_back(INNER, *tall(), 0, whole_moving(mixed)[1], there, made)
+        sampling_cpu.sample(INNER, *tall(), 0, OTHER[0], whole_moving(mixed)[1], there)
+        rows = mse_cpu.difference(INNER, fixed, weight, there)
+        sampling_cpu.pull_back(INNER, *tall(), 0, whole_moving(mixed)[1], there, made)
         return [inner(made.reshape(3, -1)), rows.sum(axis=(1, 2))]
 
     fields, constants = (*flat(kept, weight), g.reshape(3, -1)), (True,) if mixed else ()
@@ -625,7 +636,7 @@ def pulled(mixed: bool) -> Swept:
 
     def plain() -> list[NDArray[Any]]:
         made = empty(3, *TALL)
-        sample_kernel.pull_back(INNER, *tall(), 0, whole_moving(mixed)[1], slope, made)
+        sampling_cpu.pull_back(INNER, *tall(), 0, whole_moving(mixed)[1], slope, made)
         return [inner(made.reshape(3, -1))]
 
     fields = (slope.reshape(-1), g.reshape(3, -1))
@@ -647,11 +658,11 @@ def differences_of(half: bool) -> Swept:
     count = int(np.prod(SHAPE))
 
     def plain() -> list[NDArray[Any]]:
-        rows = difference_kernel.difference(INNER, fixed, weight, there)
+        rows = mse_cpu.difference(INNER, fixed, weight, there)
         return [inner(there.reshape(-1)), rows.sum(axis=(1, 2))]
 
     arguments = *voxels(), *flat(kept, weight, there), totals
-    return Swept((), (-(-count // march.WIDE), 1, 1), march.WIDE, arguments, plain,
+    return Swept((), (-(-count // mse_cuda.WIDE), 1, 1), mse_cuda.WIDE, arguments, plain,
                  lambda: [inner(there.reshape(-1)), counted_in_units(totals)])  # fmt: skip
 
 
@@ -663,7 +674,7 @@ SWEPT["difference_march of half"] = lambda: differences_of(half=True)
 
 def filtered(sigma: float, planes: int, first: int) -> tuple[Any, ...]:
     """n, planes of the arrays, weights and norms of TALL arrays that begin with plane ``first`` of a grid of ``planes``."""
-    norms = [gaussian.gaussian_norms(n, sigma) for n in (planes, *SHAPE[1:])]
+    norms = [smoothing_cpu.gaussian_norms(n, sigma) for n in (planes, *SHAPE[1:])]
     return EXTENT, np.uint32(TALL[0]), gaussian_weights(sigma), norms[0][first : first + TALL[0]].copy(), *norms[1:]
 
 
@@ -671,9 +682,9 @@ def smoothed(sigma: float, planes: int, first: int, field: Array) -> Array:
     """The plain kernels' Gaussian of INNER."""
     scratch, out, w = empty(3, *TALL), empty(3, *TALL), gaussian_weights(sigma)
     tables = [gaussian_table(n, sigma) for n in (planes, *SHAPE[1:])]
-    gaussian.smooth_z(INNER, tables[0][first : first + TALL[0]], w, field, scratch)
-    gaussian.smooth_y(INNER, tables[1], w, scratch, field)
-    gaussian.smooth_x(INNER, len(w) // 2, tables[2], w, field, out)
+    smoothing_cpu.smooth_z(INNER, tables[0][first : first + TALL[0]], w, field, scratch)
+    smoothing_cpu.smooth_y(INNER, tables[1], w, scratch, field)
+    smoothing_cpu.smooth_x(INNER, len(w) // 2, tables[2], w, field, out)
     return out
 
 
@@ -687,10 +698,10 @@ def smooth_adam() -> Swept:
     def plain() -> list[NDArray[Any]]:
         smooth = smoothed(1.0, 15, 4, g)
         one = np.float32(1)
-        top = adam_kernel.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), rates(3), smooth, m, v, d)
+        top = adam_cpu.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), rates(3), smooth, m, v, d)
         return [*(inner(f.reshape(3, -1)) for f in fields), top.max().reshape(1)]
 
-    length, blocks, threads = passes.tiles(EXTENT, 2)
+    length, blocks, threads = adam_cuda.tiles(EXTENT, 2)
     arguments = length, *filtered(1.0, 15, 4), table, clock, *(f.reshape(-1) for f in (g, *fields)), longest
     return Swept((2,), blocks, threads, arguments, plain, lambda: [*(inner(f.reshape(3, -1)) for f in fields), longest])
 
@@ -708,10 +719,10 @@ def smooth_adam_mixed() -> Swept:
     def plain() -> list[NDArray[Any]]:
         smooth, (m, v), d = smoothed(1.0, 15, 4, floats(g)), parted(kept), empty(3, *TALL)
         one = np.float32(1)
-        top = adam_kernel.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), rates(3), smooth, m, v, d)
+        top = adam_cpu.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), rates(3), smooth, m, v, d)
         return [*(inner(f.reshape(3, -1)) for f in (m, v)), top.max().reshape(1)]
 
-    length, blocks, threads = passes.tiles(EXTENT, 2)
+    length, blocks, threads = adam_cuda.tiles(EXTENT, 2)
     state = g.reshape(-1), kept.reshape(-1), empty(0), np.int32(4)
     arguments = length, *filtered(1.0, 15, 4), table, clock, *state, longest
     return Swept((2, True), blocks, threads, arguments, plain,
@@ -740,10 +751,10 @@ def composition(mixed: bool) -> Swept:
         composed = empty(3, *TALL)
         step = np.array([0.5 / max(1, float(np.sqrt(longest[0])))], np.float32)
         around = (range(HALO - 1, HALO + SHAPE[0] + 1), *SHAPE[1:])
-        compose_kernel.compose(around, 0, 12, step, d, u, composed)
+        composition_cpu.compose(around, 0, 12, step, d, u, composed)
         return [inner(smoothed(0.5, 12, 0, composed).reshape(3, -1))]
 
-    length, blocks, threads = passes.warps(EXTENT, 1)
+    length, blocks, threads = composition_cuda.warps(EXTENT, 1)
     place = np.int32(0), np.int32(12), np.float32(0.5), longest
     arguments = length, *filtered(0.5, 12, 0), *place, given, *(f.reshape(-1) for f in (u, out))
     return Swept((1, mixed), blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])

@@ -27,9 +27,9 @@ from daskreg.engine.rank import Begin, Rank, State
 from daskreg.engine.report import Outcome, Watch
 from daskreg.errors import InputError
 from daskreg.grid import Grid, Index, Partition, Span
-from daskreg.kernels import ahead
+from daskreg.kernels.compiler import precompile
+from daskreg.kernels.compiler.launch import threads, use_threads
 from daskreg.kernels.device import CPU, Device, Kind, host
-from daskreg.kernels.launch import threads, use_threads
 from daskreg.planning import Plan
 from daskreg.storage import CheckpointStore, Volume
 
@@ -81,7 +81,7 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     device = Device(job.device)
     device.use()
     if device.kind == "cuda":
-        ahead.begin(device.memory - job.plan.peak_bytes)
+        precompile.begin(device.memory - job.plan.peak_bytes)
     clock, timeline = Clock(), list[tuple[str, float, float]]()
     images = read_images(job, comm)
     trim()  # of the chunks that were unpacked

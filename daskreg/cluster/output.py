@@ -16,9 +16,9 @@ from daskreg.engine.halo import Block, collect
 from daskreg.engine.reach import affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome
 from daskreg.grid import Grid, Index, Partition, Region, Span
+from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import CPU, Device, module_of, page_locked
-from daskreg.kernels.launch import on_device
-from daskreg.kernels.sample import sample
+from daskreg.kernels.sampling.cpu import sample
 from daskreg.planning import Plan
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED

@@ -22,8 +22,8 @@ from daskreg.engine.smoothing import Smoother
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
 from daskreg.errors import Diverged
-from daskreg.kernels.adam import adam
-from daskreg.kernels.compose import compose
+from daskreg.kernels.adam.cpu import adam
+from daskreg.kernels.composition.cpu import compose
 from daskreg.optimizers.adam import rates, step_scale
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level

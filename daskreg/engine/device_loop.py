@@ -24,14 +24,20 @@ from daskreg.engine.halo import finish
 from daskreg.engine.report import LevelReport, Progress, Watch
 from daskreg.engine.sampler import Resident, Ring, at_once
 from daskreg.errors import Diverged
-from daskreg.kernels import histogram_march, lncc_march, march, passes
+from daskreg.kernels.adam import cuda as adam_cuda
+from daskreg.kernels.compiler.formula import DISABLED
+from daskreg.kernels.compiler.launch import Shape
+from daskreg.kernels.compiler.launch import box as whole_box
+from daskreg.kernels.composition import cuda as composition_cuda
 from daskreg.kernels.device import host
-from daskreg.kernels.gaussian import gaussian_norms
-from daskreg.kernels.launch import DISABLED, Shape
-from daskreg.kernels.launch import box as whole_box
+from daskreg.kernels.smoothing.cpu import gaussian_norms
+from daskreg.kernels.smoothing.cuda import FARTHEST
 from daskreg.optimizers.adam import rates
 from daskreg.optimizers.stopping import Plateau
 from daskreg.similarity import LocalCorrelation, MutualInformation
+from daskreg.similarity.lncc.cuda import launch as lncc_cuda
+from daskreg.similarity.mse import cuda as mse_cuda
+from daskreg.similarity.mutual_information import cuda as mi_cuda
 
 LAG = 6  # iterations that are under way when the host decides: enough to keep the device busy
 LOOKS = ("look", "ring", "pull back", "difference")  # parts that read the moving image: captured anew when it has moved
@@ -237,11 +243,11 @@ class DeviceLoop(Loop):
     def _together(self, f: Fields, image: Resident) -> Callable[[Shape], None]:
         """Looks, compares and pulls back in one pass."""
         arguments = *self.place, f.u, image.origin, image.planes, image.image, self.fixed, self.weights.array, f.gradient
-        return lambda box: march.difference(box, *arguments, self.totals)
+        return lambda box: mse_cuda.difference(box, *arguments, self.totals)
 
     def _compare(self, boxes: list[Shape]) -> None:
         for box in boxes:
-            march.difference_of(box, self.fixed, self.weights.array, self.moved, self.totals)
+            mse_cuda.difference_of(box, self.fixed, self.weights.array, self.moved, self.totals)
 
     def _correlate(self, f: Fields) -> None:
         lncc = self.similarity
@@ -253,7 +259,7 @@ class DeviceLoop(Loop):
     def _exact(self, f: Fields, lncc: LocalCorrelation) -> None:
         box, own, weight = self.block.box(), whole_box(self.block.box()), self.weights.array
         lncc.look(lncc.windows(box, self.moved), _planes(own), self.fixed, weight, self.moved, f.windows, self.totals)
-        lncc_march.slope(own, lncc.origin, lncc.radius, f.windows, self.fixed, weight, self.moved)
+        lncc_cuda.slope(own, lncc.origin, lncc.radius, f.windows, self.fixed, weight, self.moved)
 
     def _centered(self, f: Fields, lncc: LocalCorrelation) -> None:
         """Into a slope of its own: neighbours still read moved."""
@@ -267,13 +273,13 @@ class DeviceLoop(Loop):
         self._play("count", partial(self._count, own, mi.bins))
         if self.comm.size > 1:
             self.counts.set(self.comm.sum_counts(host(self.counts)))
-        self._play("table", lambda: histogram_march.tabulate(mi.bins, self.counts, self.table, self.loss))
-        self._play("slope", lambda: histogram_march.slope(own, mi.bins, self.table, self.fixed, weight, self.moved))
+        self._play("table", lambda: mi_cuda.tabulate(mi.bins, self.counts, self.table, self.loss))
+        self._play("slope", lambda: mi_cuda.slope(own, mi.bins, self.table, self.fixed, weight, self.moved))
         self._pull_back(f, self.moved)
 
     def _count(self, own: tuple[int, int, int, int], bins: int) -> None:
         self.counts.fill(0)
-        histogram_march.count(own, bins, self.fixed, self.weights.array, self.moved, self.counts)
+        mi_cuda.count(own, bins, self.fixed, self.weights.array, self.moved, self.counts)
 
     def _step(self, f: Fields, t: int) -> bool:
         """Smooth, Adam, bound, compose, smooth (steps 2 to 6); False, and no step, where the images match from the start."""
@@ -301,12 +307,12 @@ class DeviceLoop(Loop):
     def _direct(self, f: Fields) -> None:
         """Adam's direction of the smoothed gradient, and how long it is (steps 2 to 4)."""
         g, w, b = self.gradient_filter, self.warp_filter, self.block
-        n, together = _extent(b.box(w.reach)), g.reach <= passes.FARTHEST
+        n, together = _extent(b.box(w.reach)), g.reach <= FARTHEST
         fields = f.stepped(f.gradient if together else f.smoothed(g, w.reach))
         reach, weights, norms = (g.reach, g.weights, self.norms[0]) if together else (0, (np.float32(1),), self.norms[2])
-        length, blocks, threads = passes.tiles(n, reach)
+        length, blocks, threads = adam_cuda.tiles(n, reach)
         filter_, constants = (n, np.uint32(len(b.held)), weights, *norms), (reach, *f.constants)
-        passes.smooth_adam(constants, blocks, threads, length, *filter_, self.rates, self.clock, *fields, self.longest)
+        adam_cuda.smooth_adam(constants, blocks, threads, length, *filter_, self.rates, self.clock, *fields, self.longest)
 
     def _compose(self, f: Fields) -> Any:
         """U after the step, smoothed (steps 5 and 6); u and g change roles where one pass does both. As ``_launch``."""
@@ -316,9 +322,9 @@ class DeviceLoop(Loop):
 
         def compose(box: Shape, reach: int, weights: Any, norms: list[Any]) -> None:
             n = _extent(box)
-            length, blocks, threads = passes.warps(n, reach)
+            length, blocks, threads = composition_cuda.warps(n, reach)
             filter_, constants = (n, np.uint32(len(b.held)), weights, *norms), (reach, *f.constants)
-            passes.compose_smooth(constants, blocks, threads, length, *filter_, *place, *fields)
+            composition_cuda.compose_smooth(constants, blocks, threads, length, *filter_, *place, *fields)
 
         if w.reach <= WIDEST:
             filtered = partial(compose, reach=w.reach, weights=w.weights, norms=self.norms[1])
@@ -331,11 +337,11 @@ class DeviceLoop(Loop):
         return None
 
     def _settle(self) -> None:
-        passes.settle((self._sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.losses)
+        adam_cuda.settle((self._sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.losses)
 
     @property
     def _sign(self) -> int:
-        """How the loss follows from the totals, see ``passes.settle``."""
+        """How the loss follows from the totals, see ``adam_cuda.settle``."""
         return {LocalCorrelation: -1, MutualInformation: 0}.get(type(self.similarity), 1)
 
     # ---------------------------------------------------------------- between ranks

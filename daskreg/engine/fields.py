@@ -15,9 +15,10 @@ from daskreg.engine.halo import Block, collect
 from daskreg.engine.memory import trim
 from daskreg.engine.smoothing import Smoother
 from daskreg.grid import Index, Span
-from daskreg.kernels.compose import upsample
+from daskreg.kernels.adam.moments import packed, parted
+from daskreg.kernels.composition.cpu import upsample
+from daskreg.kernels.conversion import narrow, widen
 from daskreg.kernels.device import Device, host, module_of
-from daskreg.kernels.half import narrow, packed, parted, widen
 from daskreg.planning import Level, needs_spare
 
 Array = NDArray[np.float32]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator, Pending
 from daskreg.grid import Index, Partition, Span
+from daskreg.kernels.compiler.launch import Shape, on_device
 from daskreg.kernels.device import CPU, Device, host, module_of, synchronise
-from daskreg.kernels.launch import Shape, on_device
 
 Array = NDArray[np.float32]
 

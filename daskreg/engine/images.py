@@ -16,11 +16,11 @@ from daskreg.engine.halo import collect
 from daskreg.engine.memory import trim
 from daskreg.errors import VoxelError
 from daskreg.grid import Grid, Index, Partition, Span
+from daskreg.kernels.compiler.launch import on_device, threads
 from daskreg.kernels.device import CPU, Device, host, module_of
-from daskreg.kernels.gaussian import shrink_table, shrink_x, shrink_y, shrink_z
-from daskreg.kernels.half import halves, singles
-from daskreg.kernels.histogram import intensity_histogram
-from daskreg.kernels.launch import on_device, threads
+from daskreg.kernels.intensity_histogram.cpu import intensity_histogram
+from daskreg.kernels.intrinsics.half import halves, singles
+from daskreg.kernels.smoothing.downsampling import shrink_table, shrink_x, shrink_y, shrink_z
 
 Array = NDArray[np.float32]
 BINS = 4096  # of the intensity histogram that percentiles come from: so intensities stay within +-4096, which float16 holds

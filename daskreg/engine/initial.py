@@ -15,7 +15,7 @@ from daskreg.engine.report import LevelReport, Watch
 from daskreg.errors import NoOverlap
 from daskreg.grid import Grid, Index, Span, shrink_factors
 from daskreg.kernels.device import CPU, Device
-from daskreg.kernels.sample import sample
+from daskreg.kernels.sampling.cpu import sample
 from daskreg.planning import Level
 from daskreg.transforms.linear import index_map, linear_about, linear_part, to_fixed_point, transform_points, translation
 from daskreg.transforms.moments import axis_rotations, center_of_mass, principal_axes

@@ -11,9 +11,9 @@ from daskreg.engine.images import Image
 from daskreg.engine.reach import Place, Reach, affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome
 from daskreg.engine.sampler import make_sampler
+from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import host, module_of
 from daskreg.kernels.jacobian import jacobian
-from daskreg.kernels.launch import on_device
 from daskreg.planning import Plan
 from daskreg.similarity import MutualInformation
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point

@@ -18,7 +18,7 @@ from daskreg.comm import Communicator
 from daskreg.engine.halo import Block
 from daskreg.grid import Index, Partition, Span
 from daskreg.kernels.device import host
-from daskreg.kernels.sample import span
+from daskreg.kernels.sampling.cpu import span
 from daskreg.planning.wire import EVERY
 
 Array = NDArray[np.float32]

@@ -21,11 +21,11 @@ from daskreg.engine.reach import Place, Reach
 from daskreg.engine.report import Trace
 from daskreg.engine.route import Route
 from daskreg.grid import Index, Partition, Span
+from daskreg.kernels.compiler.launch import Shape, on_device
+from daskreg.kernels.compiler.launch import box as whole_box
+from daskreg.kernels.conversion import narrow
 from daskreg.kernels.device import NOWHERE, module_of, synchronise
-from daskreg.kernels.half import narrow
-from daskreg.kernels.launch import Shape, on_device
-from daskreg.kernels.launch import box as whole_box
-from daskreg.kernels.sample import (
+from daskreg.kernels.sampling.cpu import (
     add_value,
     add_value_and_gradient,
     affine_sums,

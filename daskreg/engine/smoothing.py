@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.engine.halo import Block
-from daskreg.kernels.gaussian import gaussian_table, gaussian_weights, radius_of, smooth_x, smooth_y, smooth_z
-from daskreg.kernels.launch import Shape
+from daskreg.kernels.compiler.launch import Shape
+from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights, radius_of, smooth_x, smooth_y, smooth_z
 
 Array = NDArray[np.float32]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError
-from daskreg.kernels.launch import on_device
+from daskreg.kernels.compiler.launch import on_device
 
 _MARKS: dict[int, int] = {}
 Kind = Literal["cpu", "cuda"]

@@ -2,7 +2,8 @@
 
 from numba import float32, int32, int64
 
-from daskreg.kernels.launch import formula, voxelwise
+from daskreg.kernels.compiler.formula import formula
+from daskreg.kernels.compiler.launch import voxelwise
 
 index = int64  # replaced by the launcher
 ONE, HALF = float32(1), float32(0.5)

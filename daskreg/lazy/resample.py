@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
-from daskreg.kernels.cubic import sample_cubic
-from daskreg.kernels.labels import sample_label
-from daskreg.kernels.launch import Kernel
-from daskreg.kernels.sample import sample, sample_nearest
+from daskreg.kernels.compiler.launch import Kernel
+from daskreg.kernels.sampling.cpu import sample, sample_nearest
+from daskreg.kernels.sampling.cubic import sample_cubic
+from daskreg.kernels.sampling.labels import sample_label
 from daskreg.lazy.blocks import Reader, block_of, by_block, together
 from daskreg.storage import Stack, Volume
 from daskreg.transforms.bounds import INTERPOLATION_MARGIN, local_coefficients, sampling_bounds

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daskreg.config import Deformable, Optimised, Stage
-from daskreg.kernels.gaussian import radius_of
-from daskreg.kernels.passes import FARTHEST
+from daskreg.kernels.smoothing.cpu import radius_of
+from daskreg.kernels.smoothing.cuda import FARTHEST
 from daskreg.planning.wire import DRIFT, VALUE, VECTOR, reached, value_of
 from daskreg.similarity import make
 

@@ -10,7 +10,7 @@ from typing import Any
 from daskreg.config import Config, Deformable, Optimised
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
-from daskreg.kernels.gaussian import radius_of
+from daskreg.kernels.smoothing.cpu import radius_of
 from daskreg.planning.memory import Tally, input_bytes, level_tally, output_bytes
 from daskreg.planning.table import lines
 from daskreg.planning.wire import wire

@@ -11,7 +11,7 @@ import numpy as np
 
 from daskreg.config import MI, Deformable, Moments, Optimised, Search, Stage
 from daskreg.grid import Partition, Span
-from daskreg.kernels.gaussian import radius_of
+from daskreg.kernels.smoothing.cpu import radius_of
 from daskreg.similarity import make
 from daskreg.transforms.linear import index_map, translation
 

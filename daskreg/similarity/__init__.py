@@ -5,9 +5,9 @@ from __future__ import annotations
 from daskreg import config
 from daskreg.kernels.device import NOWHERE
 from daskreg.similarity.base import Similarity
-from daskreg.similarity.lncc import LocalCorrelation
-from daskreg.similarity.mse import MeanSquaredError
-from daskreg.similarity.mutual_information import MutualInformation
+from daskreg.similarity.lncc.loss import LocalCorrelation
+from daskreg.similarity.mse.loss import MeanSquaredError
+from daskreg.similarity.mutual_information.loss import MutualInformation
 
 __all__ = ["NOWHERE", "LocalCorrelation", "MeanSquaredError", "MutualInformation", "Similarity", "make"]
 

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.kernels.difference import COUNT
-from daskreg.kernels.launch import Shape
+from daskreg.kernels.compiler.launch import Shape
+from daskreg.kernels.weights import COUNT
 
 Volume = NDArray[np.float32]
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import Grid, Region
+from daskreg.kernels.sampling.field import sample_field
 from daskreg.kernels.vectors import apply_matrix
-from daskreg.kernels.warp import sample_field
 from daskreg.transforms.bounds import local_coefficients, sampling_bounds
 from daskreg.transforms.execution import Run, run_on_cpu
 from daskreg.transforms.linear import Matrix, linear_part

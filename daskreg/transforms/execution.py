@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from daskreg.errors import InputError
-from daskreg.kernels.launch import DISABLED, Kernel
+from daskreg.kernels.compiler.formula import DISABLED
+from daskreg.kernels.compiler.launch import Kernel
 
 _LAUNCH_LOCK = Lock()  # kernels are parallel themselves, and not every threading layer of Numba allows two launches at once
 Run = Callable[..., Any]

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import Grid, Region
+from daskreg.kernels.inversion import invert
 from daskreg.kernels.vectors import apply_matrix
-from daskreg.kernels.warp import invert
 from daskreg.transforms.chain import merge_affines
 from daskreg.transforms.execution import run_on_cpu
 from daskreg.transforms.linear import Matrix

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 import daskreg
-from daskreg.kernels import ahead
-from daskreg.kernels.cubins import SEEN
+from daskreg.kernels.compiler import precompile
+from daskreg.kernels.compiler.cubins import SEEN
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import hashlib, json
 from tests.gpu.test_loop import OnDevice, pair, stages
-from daskreg.kernels.launch import KERNELS, SWEEPS
+from daskreg.kernels.compiler.cooperative import SWEEPS
+from daskreg.kernels.compiler.launch import KERNELS
 
 made = OnDevice(*pair(), stages("lncc")).run(1)
 forms = [f for s in SWEEPS.values() for f in s._forms.values()]
@@ -43,10 +44,10 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
 
 
 def test_the_usual_registration_launches_listed_kernels_only(tmp_path: Path) -> None:
-    """Else benchmarks/usual_kernels.py is to be run again."""
+    """Else benchmarks/warm_up_signatures.py is to be run again."""
     data = ROOT / "daskreg" / "data"
     pair = (str(data / f"quickstart_{name}_T1_3mm.nii.gz") for name in ("mni2009c", "colin27"))
     before = len(SEEN)
     daskreg.register(*pair, daskreg.PRESETS["brain"], output=tmp_path / "run.zarr", device="cuda")
-    launched = {(k.name.removesuffix("_cuda"), str(k.identity[2]), ahead.spelled(types)) for k, types in SEEN[before:]}
-    assert launched <= {(name, str(constants), signature) for name, constants, signature in ahead.usual()}
+    launched = {(k.name.removesuffix("_cuda"), str(k.identity[2]), precompile.spelled(types)) for k, types in SEEN[before:]}
+    assert launched <= {(name, str(constants), signature) for name, constants, signature in precompile.usual()}

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json
 import numpy as np
-from daskreg.kernels.difference import difference
-from daskreg.kernels.lncc import march_slope
+from daskreg.similarity.mse.cpu import difference
+from daskreg.similarity.lncc.cpu import march_slope
 from daskreg.similarity import NOWHERE
 
 fixed, moved = np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32)
@@ -49,13 +49,13 @@ def copy(tmp_path):
 
 
 def test_a_second_process_of_another_checkout_compiles_nothing(cache, copy):
-    path = copy / "daskreg" / "kernels" / "difference.py"
+    path = copy / "daskreg" / "kernels" / "weights.py"
     path.write_text("# every line is further down\n" + path.read_text())
     assert process(copy, cache) == {"generated": [1, 0], "row": [1, 0]}
 
 
 def test_a_kernel_is_compiled_again_whose_formula_was_edited(cache, copy):
-    path = copy / "daskreg" / "kernels" / "difference.py"
+    path = copy / "daskreg" / "kernels" / "weights.py"
     before = path.read_text()
     path.write_text(before.replace("return weight[z, y, x]", "return weight[z, y, x] * ONE"))
     assert path.read_text() != before

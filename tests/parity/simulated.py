@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from daskreg.config import LNCC, MI, MSE, Config, Deformable
 from daskreg.engine import reach
-from daskreg.kernels.launch import Kernel, Sweep
+from daskreg.kernels.compiler.cooperative import Sweep
+from daskreg.kernels.compiler.launch import Kernel
 from tests.parity.outputs import share, teach_simulator
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration

@@ -11,7 +11,7 @@ from daskreg.engine.images import Image, normalise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid
-from daskreg.kernels.sample import sample
+from daskreg.kernels.sampling.cpu import sample
 from daskreg.planning import make_plan
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 

@@ -9,7 +9,7 @@ from daskreg.engine.images import Image, normalise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid, Partition
-from daskreg.kernels.launch import use_threads
+from daskreg.kernels.compiler.launch import use_threads
 from daskreg.planning import make_plan
 from tests.phantoms import rotation
 

@@ -18,8 +18,8 @@ from daskreg.engine.reach import Reach
 from daskreg.engine.report import SAVE, Watch
 from daskreg.engine.sampler import Ring
 from daskreg.grid import Partition, Span
-from daskreg.kernels import histogram_march
 from daskreg.kernels.device import host
+from daskreg.similarity.mutual_information import cuda as mi_cuda
 from tests.unit.engine.spread import on_ranks
 
 
@@ -168,11 +168,11 @@ def test_a_part_of_a_field_leaves_a_gpu_by_components():
 @pytest.mark.parametrize("room", [48, 64, 99, 163, 227])
 @pytest.mark.parametrize("bins", [8, 32, 37, 64, 110])
 def test_a_histogram_fits_into_what_a_gpu_has(monkeypatch, room, bins):
-    monkeypatch.setattr(histogram_march, "block_memory", lambda: room * 1024)
-    copies = histogram_march.copies_of(bins)
+    monkeypatch.setattr(mi_cuda, "block_memory", lambda: room * 1024)
+    copies = mi_cuda.copies_of(bins)
     assert copies & (copies - 1) == 0
     assert copies >= 1
-    assert histogram_march.histogram_shared(bins) <= room * 1024
+    assert mi_cuda.histogram_shared(bins) <= room * 1024
 
 
 @pytest.mark.parametrize("reach", range(8))

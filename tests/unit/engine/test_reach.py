@@ -13,8 +13,8 @@ from daskreg.engine.reach import Lookout, Reach, ahead, displaced_range, spans
 from daskreg.engine.route import Route
 from daskreg.engine.smoothing import Smoother
 from daskreg.grid import Partition, Span
-from daskreg.kernels.compose import compose
-from daskreg.kernels.sample import span
+from daskreg.kernels.composition.cpu import compose
+from daskreg.kernels.sampling.cpu import span
 from daskreg.optimizers.adam import step_scale
 from daskreg.planning.wire import EVERY
 from daskreg.transforms.linear import linear_part, to_fixed_point

@@ -11,7 +11,7 @@ from daskreg.engine.images import Image
 from daskreg.engine.reach import Lookout, Reach, affine_reach
 from daskreg.engine.sampler import MARGIN, Resident, make_sampler
 from daskreg.grid import Grid, Partition, Span
-from daskreg.kernels.launch import box
+from daskreg.kernels.compiler.launch import box
 from daskreg.planning import RESIDENCIES
 from daskreg.transforms.linear import index_gradient_by_plane, linear_part, to_fixed_point
 from tests.cases import image, vectors, weights

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from daskreg.kernels.adam import adam
-from daskreg.kernels.gaussian import gaussian_table, gaussian_weights
+from daskreg.kernels.adam.cpu import adam
+from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights
 from daskreg.optimizers.adam import step_scale
 from tests import reference
 from tests.cases import SHAPE, empty, rates, vectors

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from daskreg.kernels.compose import compose, upsample
+from daskreg.kernels.composition.cpu import compose, upsample
 from tests import reference
 from tests.cases import SHAPE, empty, vectors
 

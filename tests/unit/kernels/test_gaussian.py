@@ -7,7 +7,8 @@ from daskreg.engine.halo import Block
 from daskreg.engine.images import shrink
 from daskreg.engine.smoothing import Smoother
 from daskreg.grid import Partition, Span
-from daskreg.kernels.gaussian import radius_of, shrink_table, shrink_z
+from daskreg.kernels.smoothing.cpu import radius_of
+from daskreg.kernels.smoothing.downsampling import shrink_table, shrink_z
 from tests import reference
 from tests.cases import SHAPE, empty, image, vectors
 

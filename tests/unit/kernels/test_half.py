@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from daskreg.kernels.half import die, halves, joined, narrow, narrowed, packed, parted, singles, thrown, widen
-from daskreg.kernels.launch import CPU
+from daskreg.kernels.adam.moments import joined, packed, parted
+from daskreg.kernels.compiler.formula import CPU
+from daskreg.kernels.conversion import narrow, widen
+from daskreg.kernels.intrinsics.half import halves, narrowed, singles
+from daskreg.kernels.intrinsics.random_bits import die, thrown
 from tests.cases import bfloats, floats
 
 DICE = 1 << 10

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from daskreg.kernels.labels import sample_label
+from daskreg.kernels.sampling.labels import sample_label
 from daskreg.transforms.linear import linear_part, to_fixed_point
 from tests import reference
 from tests.cases import MATRIX, OTHER, SHAPE, image, vectors

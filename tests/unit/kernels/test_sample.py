@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from daskreg.kernels.sample import (
+from daskreg.kernels.sampling.cpu import (
     add_value,
     add_value_and_gradient,
     affine_sums,

@@ -9,8 +9,8 @@ import pytest
 
 from daskreg.errors import ConfigError, IncompleteRun, OutputError, OutputExists, UnitsError
 from daskreg.grid import Grid, Region
-from daskreg.kernels.labels import sample_label
-from daskreg.kernels.sample import sample
+from daskreg.kernels.sampling.cpu import sample
+from daskreg.kernels.sampling.labels import sample_label
 from daskreg.lazy import blocks as module
 from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import load_transform

@@ -1,0 +1,38 @@
+"""Adam's direction from a smoothed gradient: the last pass of the Gaussian and the update of the moments in one sweep."""
+
+import math
+
+from numba import float32, int64
+
+from daskreg.kernels.compiler.formula import formula
+from daskreg.kernels.compiler.launch import voxelwise
+from daskreg.kernels.smoothing.cpu import along_x
+
+index = int64  # replaced by the launcher
+ONE = float32(1)
+
+
+@formula
+def moment(beta, old, new):
+    """Running mean with decay beta."""
+    return beta * old + (ONE - beta) * new
+
+
+@voxelwise(sums=1, peak=True, rim=True)
+def adam(z, y, x, inside, reach, table, weights, rates, g, m, v, d):
+    """Smooth g along x, update m and v in place, write ``d = -m^ / (sqrt(v^) + eps)``; row maxima of |d|^2 (method, section 5).
+
+    reach, table, weights: as in ``smooth_x``;  rates: (5,) float32 beta1, beta2, 1/(1 - beta1^t), 1/(1 - beta2^t), eps;
+    g, m, v, d: (3, Z, Y, X) float32
+    """
+    length = float32(0)
+    for k in range(3):
+        c = index(k)
+        value = along_x(c, z, y, x, inside, reach, table, weights, g)
+        first = moment(rates[0], m[c, z, y, x], value)
+        second = moment(rates[1], v[c, z, y, x], value * value)
+        m[c, z, y, x], v[c, z, y, x] = first, second
+        step = -(first * rates[2]) / (math.sqrt(second * rates[3]) + rates[4])
+        d[c, z, y, x] = step
+        length += step * step
+    return (length,)

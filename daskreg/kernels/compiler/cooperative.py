@@ -1,0 +1,88 @@
+"""CUDA kernels written by hand, whose threads work together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CellType, FunctionType
+from typing import Any
+
+from numba import njit
+
+from daskreg.kernels.compiler import cubins
+from daskreg.kernels.compiler.digest import digest
+from daskreg.kernels.compiler.formula import CUDA, DISABLED, INLINED, Formula, specialise
+from daskreg.kernels.compiler.occupancy import stream
+
+SWEEPS: dict[str, Sweep] = {}
+STATIC_SHARED = 48 * 1024  # bytes a block may use without asking
+_ALLOWED: dict[tuple[Any, int], int] = {}  # dynamic shared memory asked for, by kernel and device
+
+
+class Sweep:
+    """A CUDA kernel written by hand, whose threads work together; checked against the plain kernels.
+
+    ``factory(*constants)`` returns its body: the compiler takes the constants (a radius, a number of bins) for literals, unrolls
+    loops over them, and keeps small local arrays in registers. Formulas that the factory makes are parts of the body. Scalar
+    fields are flat, (N,), vector fields (3, N): one 64-bit offset a voxel serves them all. ``options`` go to ``cuda.jit``; one
+    that is a function is asked for the constants' option.
+    """
+
+    def __init__(self, factory: Callable[..., Callable[..., Any]], options: dict[str, Any]) -> None:
+        self.name, self.factory, self.options, self.__doc__ = factory.__name__, factory, options, factory.__doc__
+        self._forms: dict[tuple[Any, ...], Any] = {}
+
+    def form(self, *constants: Any) -> Any:
+        """What ``cuda.jit`` makes of it for some constants; compiled for the types of its arguments when it is first launched."""
+        if constants not in self._forms:
+            from numba import cuda
+
+            body = _whole(self.factory(*constants), {"cuda": cuda})
+            options = {name: v(*constants) if callable(v) else v for name, v in self.options.items()}
+            made = cuda.jit(body, **({} if DISABLED else options))
+            self._forms[constants] = made if DISABLED else cubins.keep(made, self.name, digest(body), constants)
+        return self._forms[constants]
+
+    def __call__(
+        self, constants: tuple[Any, ...], blocks: tuple[int, ...], threads: tuple[int, ...], *arguments: Any, shared: int = 0
+    ) -> None:
+        """Launch on the current stream; blocks and threads with x first;  shared: bytes of dynamic shared memory a block."""
+        configured = self.form(*constants)[blocks, threads, stream(), shared]
+        if shared > STATIC_SHARED and not DISABLED and _allow_shared not in configured.pre_launch_callbacks:
+            configured.pre_launch_callbacks.append(_allow_shared)
+        configured(*arguments)
+
+
+def _allow_shared(kernel: Any, configured: Any) -> None:
+    """Raise a kernel's limit of dynamic shared memory, once a device; numba-cuda has no option for it."""
+    from numba.cuda.cudadrv import driver as driving
+
+    function = kernel._codelibrary.get_cufunc()
+    key = kernel, function.device.id
+    if _ALLOWED.get(key, 0) < configured.sharedmem:
+        attribute = vars(driving)["binding"].CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driving.driver.cuKernelSetAttribute(attribute, configured.sharedmem, function.handle, function.device.id)
+        _ALLOWED[key] = configured.sharedmem
+
+
+def _whole(function: Callable[..., Any], scope: dict[str, Any]) -> FunctionType:
+    """``specialise`` for CUDA, with the formulas that a factory made, too: they are parts of its body and share its globals."""
+    made = specialise(function, CUDA)
+    scope.update((name, made.__globals__[name]) for name in made.__code__.co_names if name in made.__globals__ and name != "cuda")
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Formula) and "<locals>" in value.function.__qualname__:
+            return njit(**INLINED)(_whole(value.function, scope))
+        return value.form(CUDA) if isinstance(value, Formula) else value
+
+    cells = tuple(CellType(part(c.cell_contents)) for c in made.__closure__ or ())
+    return FunctionType(made.__code__, scope, made.__name__, made.__defaults__, cells)
+
+
+def sweep(**options: Any) -> Callable[[Callable[..., Callable[..., Any]]], Sweep]:
+    """Make a kernel of a factory, see ``Sweep``."""
+
+    def register(factory: Callable[..., Callable[..., Any]]) -> Sweep:
+        made = SWEEPS[factory.__name__] = Sweep(factory, options)
+        return made
+
+    return register

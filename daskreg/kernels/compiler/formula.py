@@ -1,0 +1,78 @@
+"""Scalar functions that kernels call, compiled for the device that calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from numba import njit, uint32, uint64
+from numba.core import config as settings
+
+from daskreg.kernels.compiler.digest import digest
+
+DISABLED = bool(vars(settings)["DISABLE_JIT"])  # the CUDA simulator runs bodies as plain Python
+INLINED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
+MODULE = "daskreg.kernels"  # of all that is compiled for a CPU: where compiled code is loaded, this is imported
+CPU, CUDA = 0, 1
+INDEX = (int, int) if DISABLED else (uint64, uint32)
+
+
+class Formula:
+    """A scalar function that bodies may call, with one compiled form a device."""
+
+    def __init__(self, function: Callable[..., Any], native: str = "") -> None:
+        self.name, self.function = function.__name__, function
+        self._on_cuda: Callable[[], Callable[..., Any]] | None = None
+        self._native = native
+        self.__doc__ = function.__doc__
+        self._forms: list[Any] = [None, None]
+
+    def on_cuda(self, factory: Callable[[], Callable[..., Any]]) -> Formula:
+        """Use what ``factory`` makes on CUDA, where the operation itself differs (atomics); made only when it is needed."""
+        self._on_cuda = factory
+        return self
+
+    def form(self, device: int) -> Any:
+        """The function compiled for a device, on first use."""
+        if device == CUDA and self._native and not DISABLED:
+            from numba.cuda import libdevice
+
+            return getattr(libdevice, self._native)
+        if self._forms[device] is None:
+            function = self._on_cuda() if device == CUDA and self._on_cuda else self.function
+            self._forms[device] = njit(**INLINED)(specialise(function, device))
+        return self._forms[device]
+
+
+def formula(function: Callable[..., Any]) -> Formula:
+    """Let bodies call ``function``."""
+    return Formula(function)
+
+
+def native(name: str) -> Callable[[Callable[..., Any]], Formula]:
+    """Let bodies call a function that is one operation of CUDA's device library on CUDA."""
+    return lambda function: Formula(function, name)
+
+
+def specialise(function: Callable[..., Any], device: int) -> FunctionType:
+    """A copy whose ``index`` and formulas are those of the device."""
+    assert isinstance(function, FunctionType)
+    scope = dict(function.__globals__)
+    for name in function.__code__.co_names:
+        if isinstance(scope.get(name), Formula):
+            scope[name] = scope[name].form(device)
+    scope["index"] = INDEX[device]
+    if device == CUDA:
+        from numba import cuda
+
+        scope["cuda"] = cuda
+    made = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    return identified(made, INLINED) if device == CPU and not DISABLED else made
+
+
+def identified(function: FunctionType, options: dict[str, Any]) -> FunctionType:
+    """Let a function's name say what it is: code that other processes compiled holds functions of the same names."""
+    function.__name__ = function.__qualname__ = f"{function.__name__}_{digest(function, sorted(options.items()))[:16]}"
+    function.__module__ = function.__globals__["__name__"] = MODULE
+    return function

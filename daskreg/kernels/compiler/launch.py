@@ -1,0 +1,214 @@
+"""One formula, two devices: a body ``f(z, y, x, *arguments)`` becomes a CPU loop (``prange``) and a CUDA kernel (``cuda.grid``).
+
+A body is written once, in terms of ``index`` (the unsigned integer that addresses arrays: 64 bits on the CPU, which vectorises,
+32 on a GPU, where it saves registers) and of other formulas. The two launchers are generated as source, because that is what
+Numba can compile. Compiled code is kept on disk by the digest of what the compiler was given.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit, uint32
+from numba.core import config as settings
+
+from daskreg.kernels.compiler import cubins
+from daskreg.kernels.compiler.cache import keep
+from daskreg.kernels.compiler.digest import digest
+from daskreg.kernels.compiler.formula import CPU, CUDA, DISABLED, INDEX, INLINED, MODULE, specialise
+from daskreg.kernels.compiler.occupancy import stream
+from daskreg.kernels.compiler.source import ALONG, LEAST, cpu_source, cuda_source
+
+KERNELS: dict[str, Kernel] = {}
+LAUNCHED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "parallel": True}
+Shape = tuple[int | range, int, int]
+
+
+def box(shape: Shape) -> tuple[int, int, int, int]:
+    """First plane, planes, rows and columns of what a kernel is asked to do."""
+    z, ny, nx = shape
+    planes = z if isinstance(z, range) else range(int(z))
+    return planes.start, len(planes), int(ny), int(nx)
+
+
+class Kernel:
+    """One operation at every voxel of a box.
+
+    Called as ``kernel((nz, ny, nx), *arguments)``, or with the planes ``(range(a, b), ny, nx)`` of larger arrays; outputs last.
+    With ``sums=k`` the body returns a tuple of k float32 terms, and the call returns float32 row sums of shape (k, planes, ny):
+    whoever adds them up does so row by row, plane by plane, and the result does not depend on threads or on the partition
+    (``peak=True``: row maxima instead). ``rim=True`` bodies take
+    ``inside``, constant in the hot loop, after x: it is true where x is at least ``reach`` voxels (the first argument, an int)
+    from both ends of the row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integers, by
+    atomic formulas.
+    """
+
+    def __init__(self, body: Callable[..., Any], sums: int, peak: bool, rim: bool, scatter: bool, together: str) -> None:
+        self.name, self.body, self.sums, self.peak, self.together = body.__name__, body, sums, peak, together
+        self.rim, self.scatter = rim, scatter
+        self.__doc__ = body.__doc__
+        self._launchers: dict[tuple[int, frozenset[str]], Any] = {}
+        code = body.__code__
+        first = 4 if rim else 3
+        self.parameters = code.co_varnames[first : code.co_argcount]
+
+    def __call__(self, shape: Shape, *arguments: Any) -> Any:
+        """Run where the arrays are: on the CPU, or on the current CUDA device."""
+        if any(on_device(a) for a in arguments):
+            return named(self.together)(shape, *arguments) if self.together else self._on_device(shape, arguments)
+        n = box(shape)
+        if self.sums:
+            rows = np.full((self.sums, n[1], n[2]), LEAST if self.peak else 0, np.float32)
+            self.launcher(CPU)(n, rows, *arguments)
+            return rows
+        self.launcher(CPU)(n, *arguments)
+        return None
+
+    def launcher(self, device: int, arguments: tuple[Any, ...] = ()) -> Any:
+        """The CPU function or the CUDA kernel, made on first use; on CUDA one that has no place for arguments that are None."""
+        if device == CUDA:
+            return self.without(frozenset(p for p, a in zip(self.parameters, arguments) if a is None))
+        if (CPU, frozenset()) not in self._launchers:
+            self._launchers[CPU, frozenset()] = _cpu_launcher(self)
+        return self._launchers[CPU, frozenset()]
+
+    def without(self, absent: frozenset[str]) -> Any:
+        """The CUDA kernel that has no place for some arguments, made on first use."""
+        if (CUDA, absent) not in self._launchers:
+            self._launchers[CUDA, absent] = _cuda_launcher(self, absent)
+        return self._launchers[CUDA, absent]
+
+    def _on_device(self, shape: Shape, arguments: tuple[Any, ...]) -> Any:
+        import cupy
+
+        rows = self.on_cuda(shape, *arguments)
+        return None if rows is None else cupy.asarray(rows)
+
+    def on_cuda(self, shape: Shape, *arguments: Any) -> Any:
+        """Run the plain body on the current CUDA device or its simulator; row sums are a device array."""
+        whole = box(shape)
+        n = tuple(np.uint32(v) for v in whole)
+        rows = (_zeros((self.sums, *whole[1:3])),) if self.sums else ()
+        given = [a for a in arguments if a is not None]  # numba-cuda hands no None to a device
+        blocks, threads = _by_row(whole) if self.sums else _by_voxel(whole)
+        if whole[1] * whole[2]:
+            self.launcher(CUDA, arguments)[blocks, threads, stream()](n, *rows, *given)
+        return rows[0] if rows else None
+
+
+def _zeros(shape: tuple[int, ...]) -> Any:
+    """On the current device, made there, or as the simulator has it."""
+    from numba import cuda
+
+    if DISABLED:
+        return cuda.to_device(np.zeros(shape, np.float32))
+    import cupy
+
+    return cuda.as_cuda_array(cupy.zeros(shape, np.float32), sync=False)  # the kernel comes on the same stream
+
+
+def _by_voxel(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Blocks and threads, x first: a thread a voxel."""
+    threads = (4, 1, 1) if DISABLED else (64, 4, 1)
+    return tuple(max(1, -(-a // b)) for a, b in zip(n[:0:-1], threads, strict=True)), threads
+
+
+def _by_row(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Blocks and threads, x first: a block a row."""
+    return (n[2], n[1]), (ALONG,)
+
+
+@cache
+def named(path: str) -> Callable[..., Any]:
+    """The function ``package.module.function`` of daskreg.kernels; imported when it is wanted, so that a CPU never needs it."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(f"daskreg.kernels.{module}"), name)  # type: ignore[no-any-return]
+
+
+def on_device(array: Any) -> bool:
+    """Whether an array lies in a GPU's memory."""
+    return hasattr(array, "__cuda_array_interface__")
+
+
+def voxelwise(
+    sums: int = 0, *, peak: bool = False, rim: bool = False, scatter: bool = False, together: str = ""
+) -> Callable[[Callable[..., Any]], Kernel]:
+    """Make a kernel of a body, see ``Kernel``; ``together``: "package.module.function" of daskreg.kernels that takes its
+    arguments on a GPU.
+    """
+
+    def register(body: Callable[..., Any]) -> Kernel:
+        kernel = KERNELS[body.__name__] = Kernel(body, sums, peak, rim, scatter, together)
+        return kernel
+
+    return register
+
+
+def threads() -> int:
+    """How many threads a CPU launch may use now."""
+    return int(numba.get_num_threads())
+
+
+def use_threads(n: int) -> None:
+    """Let CPU launches from this thread use ``n`` threads (never more than the machine has)."""
+    numba.set_num_threads(max(1, min(n, vars(settings)["NUMBA_NUM_THREADS"])))
+
+
+class RowKernel:
+    """A CPU launcher written by hand, for an operation whose threads march along rows; cached like the generated ones."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.__doc__ = function, function.__doc__
+        self._compiled: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run on the CPU."""
+        if self._compiled is None:
+            self._compiled = _launched(specialise(self.function, CPU), self.function.__name__)
+        return self._compiled(*arguments)
+
+
+def _define(source: str, name: str, body: Callable[..., Any], device: int) -> FunctionType:
+    """The function that generated source defines."""
+    kernel_body = njit(**INLINED)(specialise(body, device))
+    scope: dict[str, Any] = {"__name__": MODULE, "body": kernel_body, "prange": numba.prange, "float32": numba.float32,
+                             "index": INDEX[device], "uint32": uint32}  # fmt: skip
+    exec(compile(source, f"<launcher of {body.__name__}>", "exec"), scope)
+    function = scope[name]
+    assert isinstance(function, FunctionType)
+    return function
+
+
+def _cpu_launcher(kernel: Kernel) -> Any:
+    return _launched(_define(cpu_source(kernel, kernel.name), kernel.name, kernel.body, CPU), kernel.name)
+
+
+def _launched(function: FunctionType, name: str) -> Any:
+    """A CPU launcher, compiled when it is first called, or found on disk."""
+    if DISABLED:
+        return njit(**LAUNCHED)(function)
+    key = digest(function, sorted(LAUNCHED.items()))
+    function.__name__ = function.__qualname__ = f"{name}_{key[:16]}"
+    return keep(njit(**LAUNCHED)(function), name, key)
+
+
+def _cuda_launcher(kernel: Kernel, absent: frozenset[str]) -> Any:
+    from numba import cuda
+
+    name = f"{kernel.name}_cuda"
+    function = _define(cuda_source(kernel, name, absent), name, kernel.body, CUDA)
+    function.__globals__["cuda"] = cuda
+    made = cuda.jit(function)
+    return made if DISABLED else cubins.keep(made, name, digest(function), sorted(absent))
+
+
+def offsets(box: tuple[int, int, int, int]) -> tuple[Any, Any]:
+    """Offsets of a box's first voxel and of the one behind its last, in flat arrays."""
+    first, planes, ny, nx = box
+    return np.uint64(first * ny * nx), np.uint64((first + planes) * ny * nx)

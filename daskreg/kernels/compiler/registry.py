@@ -1,0 +1,24 @@
+"""The complete list of kernels: importing the modules that define them registers them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+
+PACKAGES = ("daskreg.kernels", "daskreg.similarity")
+
+
+@cache
+def import_kernels() -> None:
+    """Import every module of the packages that define kernels."""
+    for package in PACKAGES:
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
+
+
+def source_files() -> list[Path]:
+    """The files of these packages, in one order."""
+    folders = [Path(path) for package in PACKAGES for path in importlib.import_module(package).__path__]
+    return sorted(file for folder in folders for file in folder.rglob("*.py"))

@@ -1,0 +1,112 @@
+"""The source of the generated launchers: loops over voxels around a body."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daskreg.kernels.compiler.formula import DISABLED
+
+if TYPE_CHECKING:
+    from daskreg.kernels.compiler.launch import Kernel
+
+ALONG = 4 if DISABLED else 128  # threads of a GPU that share a row of which sums are wanted
+LEAST = -3.0e38  # what row maxima begin with
+
+
+def cpu_source(kernel: Kernel, name: str) -> str:
+    """A function of that name that calls ``body`` at every voxel: threads share the rows."""
+    p = ", ".join(kernel.parameters)
+    if kernel.scatter:
+        return _scatter_source(kernel, name)
+    rows = "rows, " if kernel.sums else ""
+    lines = [
+        f"def {name}(n, {rows}{p}):",
+        "    z0, nz, ny, nx = n",
+        "    for zy in prange(nz * ny):",
+        "        row, y = index(zy // ny), index(zy % ny)",
+        "        z = index(row + index(z0))",
+        *(f"        s{k} = {_first(kernel)}" for k in range(kernel.sums)),
+    ]
+    if kernel.rim:
+        low, high = f"min({kernel.parameters[0]}, nx)", f"max({kernel.parameters[0]}, nx - {kernel.parameters[0]})"
+        parts = [("0", low, "False"), (low, f"nx - {kernel.parameters[0]}", "True"), (high, "nx", "False")]
+    else:
+        parts = [("0", "nx", "")]
+    for a, b, inside in parts:
+        lines.append(f"        for x in range({a}, {b}):")
+        call = f"body(z, y, index(x), {inside + ', ' if inside else ''}{p})"
+        lines.append(f"            {'t = ' if kernel.sums else ''}{call}")
+        lines += [f"            {_gather(kernel, k)}" for k in range(kernel.sums)]
+    lines += [f"        rows[{k}, row, y] = s{k}" for k in range(kernel.sums)]
+    return "\n".join(lines) + "\n"
+
+
+def _first(kernel: Kernel) -> str:
+    """What a row begins with."""
+    return f"float32({LEAST})" if kernel.peak else "float32(0)"
+
+
+def _gather(kernel: Kernel, k: int, terms: str = "t") -> str:
+    return f"s{k} = max(s{k}, {terms}[{k}])" if kernel.peak else f"s{k} += {terms}[{k}]"
+
+
+def _merge(kernel: Kernel, k: int) -> str:
+    """Two threads' parts."""
+    a, b = f"shared[{k}, t]", f"shared[{k}, t + half]"
+    return f"{a} = max({a}, {b})" if kernel.peak else f"{a} += {b}"
+
+
+def _scatter_source(kernel: Kernel, name: str) -> str:
+    first, rest = kernel.parameters[0], ", ".join(kernel.parameters[1:])
+    return f"""
+def {name}(n, {first}, {rest}):
+    z0, nz, ny, nx = n
+    tiles = {first}.shape[0]
+    for tile in prange(tiles):
+        mine = {first}[tile]
+        for zy in range(tile * nz * ny // tiles, (tile + 1) * nz * ny // tiles):
+            z, y = index(z0 + zy // ny), index(zy % ny)
+            for x in range(nx):
+                body(z, y, index(x), mine, {rest})
+"""
+
+
+def cuda_source(kernel: Kernel, name: str, absent: frozenset[str]) -> str:
+    """A CUDA kernel of that name: a thread a voxel, or a block a row where there are sums; without the arguments ``absent``."""
+    p = ", ".join(a for a in kernel.parameters if a not in absent)
+    passed = ["None" if a in absent else a for a in kernel.parameters]
+    q = ", ".join([f"{passed[0]}[0]", *passed[1:]] if kernel.scatter else passed)
+    inside = f"x >= uint32({kernel.parameters[0]}) and x + uint32({kernel.parameters[0]}) < n[3], " if kernel.rim else ""
+    if not kernel.sums:
+        return f"""
+def {name}(n, {p}):
+    x = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
+    y = uint32(cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y)
+    row = uint32(cuda.blockIdx.z * cuda.blockDim.z + cuda.threadIdx.z)
+    if row < n[1] and y < n[2] and x < n[3]:
+        body(uint32(row + n[0]), y, x, {inside}{q})
+"""
+    # a block a row: threads take every so many voxels, and what they have is brought together in one order
+    merged = [_merge(kernel, k) for k in range(kernel.sums)]
+    lines = [
+        f"def {name}(n, rows, {p}):",
+        f"    shared = cuda.shared.array(({kernel.sums}, {ALONG}), float32)",
+        "    t, y, row = uint32(cuda.threadIdx.x), uint32(cuda.blockIdx.x), uint32(cuda.blockIdx.y)",
+        "    z, x = uint32(row + n[0]), t",
+        *(f"    s{k} = {_first(kernel)}" for k in range(kernel.sums)),
+        "    while x < n[3]:",
+        f"        terms = body(z, y, x, {inside}{q})",
+        *(f"        {_gather(kernel, k, 'terms')}" for k in range(kernel.sums)),
+        f"        x = uint32(x + uint32({ALONG}))",
+        *(f"    shared[{k}, t] = s{k}" for k in range(kernel.sums)),
+        "    cuda.syncthreads()",
+        f"    half = uint32({ALONG // 2})",
+        "    while half > uint32(0):",
+        "        if t < half:",
+        *(f"            {line}" for line in merged),
+        "        cuda.syncthreads()",
+        "        half = uint32(half >> uint32(1))",
+        "    if t == uint32(0):",
+        *(f"        rows[{k}, row, y] = shared[{k}, 0]" for k in range(kernel.sums)),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,85 @@
+"""Composition of a small displacement into a large one, and the change of a displacement from one level to the next."""
+
+import math
+
+from numba import float32, int32, int64
+
+from daskreg.kernels.compiler.formula import formula
+from daskreg.kernels.compiler.launch import voxelwise
+
+index = int64  # replaced by the launcher
+ONE = float32(1)
+
+
+@formula
+def clamped(i, n):
+    """The nearest index of 0 .. n - 1."""
+    return min(max(i, int32(0)), n - int32(1))
+
+
+@formula
+def mix(w, a, b):
+    """(1 - w) a + w b."""
+    return (ONE - w) * a + w * b
+
+
+@formula
+def blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, wx):
+    """Trilinear value of component c between eight voxels given by two indices an axis."""
+    plane0 = mix(wy, mix(wx, u[c, k0, j0, i0], u[c, k0, j0, i1]), mix(wx, u[c, k0, j1, i0], u[c, k0, j1, i1]))
+    plane1 = mix(wy, mix(wx, u[c, k1, j0, i0], u[c, k1, j0, i1]), mix(wx, u[c, k1, j1, i0], u[c, k1, j1, i1]))
+    return mix(wz, plane0, plane1)
+
+
+@formula
+def bracket(i, d, n, lead):
+    """The two voxels of the global axis (0 .. n - 1) around i + d, clamped, as local indices, and the weight of the second."""
+    whole = math.floor(d)
+    k = i + int32(whole)
+    return index(clamped(k, n) - lead), index(clamped(k + int32(1), n) - lead), d - float32(whole)
+
+
+@voxelwise()
+def compose(z, y, x, first, planes, scale, d, u, composed):
+    """``composed(x) = s d(x) + u(x + s d(x))``, u looked up clamped to the *global* grid (method, section 5, step 5).
+
+    first: global plane of z = 0;  planes: of the global grid (ints);  scale: (1,) float32;
+    d, u, composed: (3, Z, Y, X) float32, voxels
+    """
+    s = scale[0]
+    dz, dy, dx = s * d[index(0), z, y, x], s * d[index(1), z, y, x], s * d[index(2), z, y, x]
+    k0, k1, wz = bracket(int32(z) + int32(first), dz, int32(planes), int32(first))
+    j0, j1, wy = bracket(int32(y), dy, int32(u.shape[2]), int32(0))
+    i0, i1, wx = bracket(int32(x), dx, int32(u.shape[3]), int32(0))
+    composed[index(0), z, y, x] = dz + blend(u, index(0), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+    composed[index(1), z, y, x] = dy + blend(u, index(1), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+    composed[index(2), z, y, x] = dx + blend(u, index(2), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+
+
+@formula
+def between(i, fine, coarse, n, origin):
+    """Where fine voxel i lies in a coarser level of n voxels: two coarse ones, less ``origin``, and the weight of the second.
+
+    Exactly: c = (i fine + (fine - 1)/2 - (coarse - 1)/2) / coarse, in integers over 2 coarse; fine and coarse are shrink factors.
+    """
+    twice = int32(2) * coarse
+    numerator = int32(2) * i * fine + fine - coarse
+    k = (numerator + int32(4) * twice) // twice - int32(4)  # floor division of a number that may be slightly negative
+    w = float32(numerator - k * twice) / float32(twice)
+    return index(clamped(k, n) - origin), index(clamped(k + int32(1), n) - origin), w
+
+
+@voxelwise()
+def upsample(z, y, x, first, origin, planes, fine, coarse, gain, u, finer):
+    """A displacement (or a moment of its gradient) on the next finer level, trilinear, clamped at the faces.
+
+    first: global plane of z = 0 in ``finer``;  origin: that of u's first plane;  planes: of the coarse global grid (ints);
+    fine, coarse: shrink factors of the two levels (3,) int32;
+    gain: (3,) float32, multiplies the components (coarse / fine for voxels);  u, finer: (3, Z, Y, X) float32
+    """
+    k0, k1, wz = between(int32(z) + int32(first), fine[0], coarse[0], int32(planes), int32(origin))
+    j0, j1, wy = between(int32(y), fine[1], coarse[1], int32(u.shape[2]), int32(0))
+    i0, i1, wx = between(int32(x), fine[2], coarse[2], int32(u.shape[3]), int32(0))
+    finer[index(0), z, y, x] = gain[0] * blend(u, index(0), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+    finer[index(1), z, y, x] = gain[1] * blend(u, index(1), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+    finer[index(2), z, y, x] = gain[2] * blend(u, index(2), k0, k1, j0, j1, i0, i1, wz, wy, wx)

@@ -1,0 +1,237 @@
+# ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
+"""The composition on a GPU, in one pass over memory with the Gaussian of the result; it marches as ``adam.cuda`` does."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import float32, int32, uint32, uint64
+
+from daskreg.kernels.adam.cuda import direction_of
+from daskreg.kernels.compiler.cooperative import sweep
+from daskreg.kernels.compiler.formula import DISABLED, formula
+from daskreg.kernels.compiler.occupancy import deep
+from daskreg.kernels.intrinsics.arithmetic import fused, lerp, root
+from daskreg.kernels.intrinsics.memory import fetch, store_vector
+from daskreg.kernels.smoothing.cuda import axis_sum, enter
+
+ONE, NIL = float32(1), float32(0)
+LANES, WARPS, ROWS = (6, 3, 2) if DISABLED else (32, 4, 4)  # of a block that composes: columns, warps, rows a warp
+LONGEST = 64  # planes a block composes at most: neighbours that march together find each other's planes in the cache
+PITCH = 8 if DISABLED else 64  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
+
+
+def warps(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
+    """Planes a block, blocks and threads of a composition, x first."""
+    _, nz, ny, nx = (int(v) for v in n)
+    ty, tx = WARPS * ROWS - 2 * radius, LANES - 2 * radius
+    across, down = -(-nx // tx), -(-ny // ty)
+    length = min(LONGEST, deep(nz, across * down, 4, radius))
+    return np.int32(length), (across, down, -(-nz // length)), (LANES, WARPS, 1)
+
+
+@formula
+def beside(d):
+    """Whether a point d away, |d| < 1, lies before its voxel, and the weight of the second of the two voxels around it."""
+    back = d < NIL
+    return uint32(back), d + ONE if back else d
+
+
+@formula
+def looked_up(near, a, b, wide, wz, wy, wx):
+    """Trilinear value in shared memory between the voxels from a on in one plane and from b on in the next."""
+    one, row = uint64(1), uint64(wide)
+    plane0 = lerp(lerp(near[a], near[a + one], wx), lerp(near[a + row], near[a + row + one], wx), wy)
+    plane1 = lerp(lerp(near[b], near[b + one], wx), lerp(near[b + row], near[b + row + one], wx), wy)
+    return lerp(plane0, plane1, wz)
+
+
+@formula
+def held(k, first, whole, edge):
+    """The plane of the arrays that is k, clamped to the global grid (and to what is there, where nobody looks)."""
+    return uint64(uint32(min(max(min(max(k + first, int32(0)), whole - int32(1)) - first, int32(0)), int32(edge) - int32(1))))
+
+
+@formula
+def across(value, weights, r):
+    """The filter along x among the lanes of a warp."""
+    total = weights[r] * value
+    for q in range(1, r + 1):
+        total = fused(weights[r - q], cuda.shfl_up_sync(0xFFFFFFFF, value, q), total)
+        total = fused(weights[r + q], cuda.shfl_down_sync(0xFFFFFFFF, value, q), total)
+    return total
+
+
+@formula
+def no_pace(d):
+    """Where a direction is stored as it is."""
+    return NIL
+
+
+@formula
+def pace_of(d):
+    """What a direction follows from, beside the moments."""
+    t = d[2][0]
+    return d[1][t, 2], d[1][t, 3], d[1][t, 4]
+
+
+@formula
+def as_stored(value, pace):
+    """A direction that is stored as it is."""
+    return value
+
+
+@formula
+def fetch_words(d, base, byte):
+    """What a direction follows from."""
+    return fetch(d[0], base, byte)
+
+
+@sweep(launch_bounds=lambda radius, mixed=False: (WARPS * 32, 4))
+def compose_smooth(radius, mixed=False):
+    """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes a voxel.
+
+    A warp owns ``ROWS`` rows of 32 columns, of which all are composed and those within ``radius`` of the end serve their
+    neighbours only. Three planes of u are in shared memory, clamped to the global grid: a step is less than a voxel. Along x
+    the filter asks the neighbouring lanes, along y shared memory, along z a ring of registers.
+    Arguments: length, n, edge, weights, norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane of the arrays' plane
+    0), whole (planes of the global grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,). ``mixed``: in
+    place of d the moments as ``smooth_adam`` left them, rates and clock, from which it follows once more.
+    """
+    r, taps, per = radius, 2 * radius + 1, ROWS
+    threads, high, lanes = WARPS * LANES, WARPS * ROWS, LANES
+    middle, rings, fetched = 3 * high * lanes, max(1, 3 * ROWS * (taps - 1)), 3 * ROWS
+    wider, pitch = lanes + 2, PITCH
+    near_by, area = wider * (high + 2), pitch * (high + 2)
+    parts, full = -(-near_by // threads), near_by // threads
+    stored, brought = 9 * area, 3 * parts
+    shuffled = not DISABLED
+    kind, none = (uint32, uint32(0)) if mixed else (float32, NIL)
+    take, begin, opened = (fetch_words, pace_of, direction_of) if mixed else (fetch, no_pace, as_stored)
+
+    @formula
+    def along(mid, thread, weights):
+        """The filter along x in shared memory, where lanes cannot be asked: the simulator."""
+        cuda.syncthreads()
+        row, i = int(thread) // lanes * per, int(thread) % lanes
+        sums = []
+        for e in range(per):
+            for c in range(3):
+                start = c * high * lanes + (row + e) * lanes
+                total = weights[r] * mid[start + i]
+                for q in range(1, r + 1):
+                    total += weights[r - q] * mid[start + max(i - q, 0)] + weights[r + q] * mid[start + min(i + q, lanes - 1)]
+                sums.append((start + i, total))
+        cuda.syncthreads()
+        for at, total in sums:
+            mid[at] = total
+        cuda.syncthreads()
+
+    def body(length, n, edge, weights, norm_z, norm_y, norm_x, first, whole, half_step, longest, d, u, composed):
+        mid = cuda.shared.array(middle, float32)
+        near = cuda.shared.array(stored, float32)
+        sums, ahead = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
+        coming, source = cuda.local.array(brought, float32), cuda.local.array(parts, uint32)
+        seat = cuda.local.array(parts, uint32)
+        real = cuda.local.array(per, int32)
+        i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
+        thread = uint32(j * uint32(lanes) + i)
+        left, top = (
+            int32(cuda.blockIdx.x) * int32(lanes - 2 * r) - int32(r),
+            int32(cuda.blockIdx.y) * int32(high - 2 * r) - int32(r),
+        )
+        col, row = left + int32(i), top + int32(j) * int32(per)
+        ny, nx = int32(n[2]), int32(n[3])
+        plane = uint64(n[2]) * uint64(n[3])
+        size, stride = plane * uint64(edge), uint32(uint32(4) * n[3])
+        place = uint32(uint32(4) * uint32(row * nx + col))
+        within = uint32(i - uint32(r)) < uint32(lanes - 2 * r)
+        norm = norm_x[min(max(col, int32(0)), nx - int32(1))]
+        scale, pace = half_step / max(ONE, root(longest[0])), begin(d)
+        low = int32(n[0]) + int32(cuda.blockIdx.z) * length
+        stop = min(low + length, int32(n[0] + n[1]))
+        k = low - int32(r)
+        for q in range(rings):
+            sums[q] = NIL
+        base = plane * uint64(uint32(max(k, int32(0))))
+        for e in range(per):
+            real[e] = int32(uint32(row + int32(e)) < n[2] and uint32(col) < n[3])
+            for c in range(3):
+                ahead[3 * e + c] = none
+                if real[e] and uint32(k) < edge:
+                    ahead[3 * e + c] = take(d, base + uint64(c) * size, uint32(place + uint32(e) * stride))
+        before, now = plane * held(k - int32(1), first, whole, edge), plane * held(k, first, whole, edge)
+        after = plane * held(k + int32(1), first, whole, edge)
+        for e in range(parts):
+            spot = uint32(thread + uint32(e * threads))
+            line, at_x = top + int32(spot // uint32(wider)) - int32(1), left + int32(spot % uint32(wider)) - int32(1)
+            line, at_x = min(max(line, int32(0)), ny - int32(1)), min(max(at_x, int32(0)), nx - int32(1))
+            source[e] = uint32(uint32(4) * uint32(line * nx + at_x))
+            seat[e] = uint32(spot // uint32(wider) * uint32(pitch) + spot % uint32(wider))
+            for c in range(3):
+                if e < full or spot < uint32(near_by):
+                    near[uint64(seat[e]) + uint64(c * area)] = fetch(u, before + uint64(c) * size, source[e])
+                    near[uint64(seat[e]) + uint64((3 + c) * area)] = fetch(u, now + uint64(c) * size, source[e])
+                    coming[3 * e + c] = fetch(u, after + uint64(c) * size, source[e])
+        below, level, above = uint32(0), uint32(3 * area), uint32(6 * area)
+        corner = uint32((j * uint32(per) + uint32(1)) * uint32(pitch) + i + uint32(1))
+        to = uint64(uint32(j * uint32(per * lanes) + i))
+        while k < stop + int32(r):
+            z = k - int32(r)
+            for e in range(parts):
+                if e < full or uint32(thread + uint32(e * threads)) < uint32(near_by):
+                    for c in range(3):
+                        near[uint64(uint32(above + seat[e])) + uint64(c * area)] = coming[3 * e + c]
+            cuda.syncthreads()
+            after = plane * held(k + int32(2), first, whole, edge)
+            for e in range(parts):
+                if e < full or uint32(thread + uint32(e * threads)) < uint32(near_by):
+                    for c in range(3):
+                        coming[3 * e + c] = fetch(u, after + uint64(c) * size, source[e])
+            there = uint32(k) < edge
+            for e in range(per):
+                dz, dy = scale * opened(ahead[3 * e], pace), scale * opened(ahead[3 * e + 1], pace)
+                dx = scale * opened(ahead[3 * e + 2], pace)
+                bz, wz = beside(dz)
+                by, wy = beside(dy)
+                bx, wx = beside(dx)
+                at = uint32(corner - by * uint32(pitch) - bx)
+                p0 = uint64(uint32(at + (below if bz else level))) + uint64(e * pitch)
+                p1 = uint64(uint32(at + (level if bz else above))) + uint64(e * pitch)
+                c0 = dz + looked_up(near, p0, p1, pitch, wz, wy, wx)
+                c1 = dy + looked_up(near, p0 + uint64(area), p1 + uint64(area), pitch, wz, wy, wx)
+                c2 = dx + looked_up(near, p0 + uint64(2 * area), p1 + uint64(2 * area), pitch, wz, wy, wx)
+                if not (there and real[e]):
+                    c0, c1, c2 = NIL, NIL, NIL
+                if shuffled:
+                    c0, c1, c2 = across(c0, weights, r), across(c1, weights, r), across(c2, weights, r)
+                line = to + uint64(e * lanes)
+                mid[line], mid[line + uint64(high * lanes)], mid[line + uint64(2 * high * lanes)] = c0, c1, c2
+            k += int32(1)
+            more = k < stop + int32(r) and uint32(k) < edge
+            base = plane * uint64(uint32(max(k, int32(0))))
+            for e in range(per):
+                for c in range(3):
+                    ahead[3 * e + c] = none
+                    if more and real[e]:
+                        ahead[3 * e + c] = take(d, base + uint64(c) * size, uint32(place + uint32(e) * stride))
+            cuda.syncthreads()
+            if not shuffled:
+                along(mid, thread, weights)
+            below, level, above = level, above, below
+            at_z = plane * uint64(uint32(max(z, int32(0))))
+            for e in range(per):
+                line = uint32(j * uint32(per) + uint32(e))
+                inner = uint32(line - uint32(r)) < uint32(high - 2 * r)
+                if inner:
+                    start = to + uint64(e * lanes) - uint64(r * lanes)
+                    a = enter(sums, 3 * e * (taps - 1), axis_sum(mid, start, lanes, weights, taps), weights, taps)
+                    start += uint64(high * lanes)
+                    b = enter(sums, (3 * e + 1) * (taps - 1), axis_sum(mid, start, lanes, weights, taps), weights, taps)
+                    start += uint64(high * lanes)
+                    c = enter(sums, (3 * e + 2) * (taps - 1), axis_sum(mid, start, lanes, weights, taps), weights, taps)
+                    if z >= low and within and real[e]:
+                        total = norm * norm_y[row + int32(e)] * norm_z[z]
+                        store_vector(composed, at_z, size, uint32(place + uint32(e) * stride), a * total, b * total, c * total)
+
+    return body

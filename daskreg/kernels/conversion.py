@@ -1,0 +1,24 @@
+"""Fields between float32 and bfloat16."""
+
+from __future__ import annotations
+
+from daskreg.kernels.compiler.launch import voxelwise
+from daskreg.kernels.intrinsics.half import narrowed, widened
+
+index = int  # replaced by the launcher
+
+
+@voxelwise()
+def widen(z, y, x, bits, values):
+    """Floats of bfloat16; bits: (3, Z, Y, X) uint16;  values: the same, float32."""
+    for k in range(3):
+        c = index(k)
+        values[c, z, y, x] = widened(bits[c, z, y, x])
+
+
+@voxelwise()
+def narrow(z, y, x, values, bits):
+    """``widen`` the other way, each to the nearest; values: (3, Z, Y, X) float32;  bits: the same, uint16."""
+    for k in range(3):
+        c = index(k)
+        bits[c, z, y, x] = narrowed(values[c, z, y, x])

@@ -1,0 +1,58 @@
+"""The histogram of an image's intensities on a GPU: a block counts in shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import float32, int32, int64, uint32, uint64
+
+from daskreg.kernels.compiler.cooperative import sweep
+from daskreg.kernels.compiler.formula import DISABLED
+from daskreg.kernels.compiler.launch import Shape, box, offsets
+from daskreg.kernels.compiler.occupancy import multiprocessors
+
+NIL = float32(0)
+offset = int if DISABLED else uint64  # of a voxel in a field
+wide = int if DISABLED else int64
+BINS = 4096  # of intensities, at most
+TALLIERS = 4 if DISABLED else 512  # threads of a block that counts them
+
+
+@sweep(launch_bounds=(512, 2))
+def intensity_march() -> Callable[..., None]:
+    """``intensity_histogram`` of flat voxels: a block counts in shared memory.
+
+    begin, end: uint64, the voxels;  low, width: float32;  image: (N,) float32;  totals: (B,) int64, to which counts are added
+    """
+    threads, most = TALLIERS, BINS
+
+    def body(begin, end, low, width, image, totals):
+        counts = cuda.shared.array(most, int32)  # noqa: F821
+        t, bins = uint32(cuda.threadIdx.x), uint32(totals.shape[0])  # noqa: F821
+        at = t
+        while at < bins:
+            counts[at] = int32(0)
+            at = uint32(at + uint32(threads))
+        cuda.syncthreads()  # noqa: F821
+        o = offset(begin) + offset(cuda.blockIdx.x) * offset(threads) + offset(t)  # noqa: F821
+        while o < end:
+            b = (image[o] - low) / width
+            cuda.atomic.add(counts, uint32(int32(min(max(b, NIL), float32(int32(bins) - int32(1))))), int32(1))  # noqa: F821
+            o = o + offset(cuda.gridDim.x) * offset(threads)  # noqa: F821
+        cuda.syncthreads()  # noqa: F821
+        at = t
+        while at < bins:
+            if counts[at] > int32(0):
+                cuda.atomic.add(totals, at, wide(counts[at]))  # noqa: F821
+            at = uint32(at + uint32(threads))
+
+    return body
+
+
+def intensities(shape: Shape, counts: Any, low: Any, width: Any, image: Any) -> None:
+    """``cpu.intensity_histogram``."""
+    begin, end = offsets(box(shape))
+    totals, blocks = counts.reshape(-1), (2 * multiprocessors(), 1, 1)
+    if end > begin:
+        intensity_march((), blocks, (TALLIERS, 1, 1), begin, end, low, width, image.reshape(-1), totals)

@@ -1,0 +1,123 @@
+"""Numbers in 16 bits: intensities as float16, gradients as bfloat16, by integer arithmetic.
+
+A bfloat16 is the upper half of a float32: its range, 8 bits of its fraction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import float32, int32, uint16, uint32
+
+from daskreg.kernels.compiler.formula import DISABLED, formula
+
+LOWER = 65535
+
+
+@formula
+def bits_of(value):
+    """The 32 bits of a float32."""
+    return np.float32(value).view(np.uint32)
+
+
+@bits_of.on_cuda
+def _bits_of() -> Callable[..., Any]:
+    if DISABLED:
+        return bits_of.function
+    from numba.cuda import libdevice
+
+    def bits_by_name(value):
+        return uint32(libdevice.float_as_int(value))
+
+    return bits_by_name
+
+
+@formula
+def single_of(bits):
+    """The float32 that 32 bits are."""
+    return np.uint32(bits).view(np.float32)
+
+
+@single_of.on_cuda
+def _single_of() -> Callable[..., Any]:
+    if DISABLED:
+        return single_of.function
+    from numba.cuda import libdevice
+
+    def single_by_name(bits):
+        return libdevice.int_as_float(int32(bits))
+
+    return single_by_name
+
+
+@formula
+def pixel(value):
+    """An intensity as float32: a float32 as it is, integers are the bits of a float16. Only on a GPU."""
+    return value if value.dtype == np.float32 else np.float32(np.uint16(value).view(np.float16))
+
+
+@pixel.on_cuda
+def _pixel() -> Callable[..., Any]:
+    """In one instruction."""
+    if DISABLED:
+        return pixel.function
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def convert(typing, value):
+        def generate(context, builder, signature, arguments):
+            if value == types.float32:
+                return arguments[0]
+            bits = arguments[0] if arguments[0].type.width == 16 else builder.trunc(arguments[0], ir.IntType(16))
+            function = ir.FunctionType(ir.FloatType(), [ir.IntType(16)])
+            return builder.asm(function, "cvt.f32.f16 $0, $1;", "=f,h", [bits], side_effect=False)
+
+        return types.float32(value), generate
+
+    def pixel_by_type(value):
+        return convert(value)
+
+    return pixel_by_type
+
+
+@formula
+def same(value):
+    """A number that is stored as it is."""
+    return value
+
+
+@formula
+def widened(bits):
+    """The float32 of a bfloat16's bits."""
+    return single_of(uint32(uint32(bits) << uint32(16)))
+
+
+@formula
+def narrowed(value):
+    """The bits of the bfloat16 nearest to a float32, to even where two are; the value must be finite."""
+    bits = uint32(bits_of(value))
+    return uint16(((int(bits) + 0x7FFF + (int(bits) >> 16 & 1)) >> 16) & LOWER)
+
+
+def stored_as(half: bool) -> tuple[Any, Any]:
+    """Type and zero of an intensity that a GPU's thread holds as it came."""
+    return (uint32, uint32(0)) if half else (float32, float32(0))
+
+
+def halved(field: Any) -> tuple[bool, ...]:
+    """The constant that tells a sweep that a field has 16 bits; none where it is float32."""
+    return (True,) if field.dtype == np.uint16 else ()
+
+
+def halves(voxels: Any) -> Any:
+    """Bits of float16, uint16, from float32: NumPy or CuPy; of at most 65504, to the nearest (11 bits of the fraction)."""
+    return voxels.astype(np.float16).view(np.uint16)
+
+
+def singles(bits: Any) -> Any:
+    """The float32 of bits of float16."""
+    return bits.view(np.float16).astype(np.float32)

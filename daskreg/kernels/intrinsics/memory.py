@@ -1,0 +1,285 @@
+"""Memory access that is one instruction on a GPU, and the plain formula that says what it means.
+
+A voxel is found from a 64-bit base that all threads of a block share, and 32 bits for where a thread looks beyond it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import int32, uint64
+
+from daskreg.kernels.compiler.formula import DISABLED, formula
+
+
+@formula
+def store_vector(field, base, size, byte, a, b, c):
+    """Three components, ``size`` voxels apart."""
+    store(field, base, byte, a)
+    store(field, base + size, byte, b)
+    store(field, base + uint64(2) * size, byte, c)
+
+
+@formula
+def load_four(array, at):
+    """``array[at : at + 4]``, array (N,) float32; ``at`` is a multiple of four, the array begins at a multiple of 16 bytes."""
+    return array[at], array[at + int32(1)], array[at + int32(2)], array[at + int32(3)]
+
+
+@formula
+def store_four(array, at, a, b, c, d):
+    """``array[at : at + 4] = a, b, c, d``, see ``load_four``."""
+    array[at], array[at + int32(1)], array[at + int32(2)], array[at + int32(3)] = a, b, c, d
+
+
+@formula
+def spot(array, base):
+    """Where ``array[base]`` is, array (N,) float32 in global memory, base: uint64; for ``get`` and ``put``."""
+    return array, base
+
+
+@formula
+def get(where, at):
+    """What is ``at`` (uint32) voxels beyond a spot."""
+    return where[0][where[1] + at]
+
+
+@formula
+def get_half(where, at):
+    """``get`` of an array of uint16, as uint32."""
+    return where[0][where[1] + at]
+
+
+@formula
+def put(where, at, value):
+    """Write ``at`` (uint32) voxels beyond a spot."""
+    where[0][where[1] + at] = value
+
+
+@formula
+def fetch(array, base, byte):
+    """``array[base + d]``, base: uint64, byte: uint32, the distance d in bytes.
+
+    array: (N,) float32, or uint16 or uint32, which both come as uint32
+    """
+    return array[int(base) + int(byte) // array.itemsize]
+
+
+@formula
+def store(array, base, byte, value):
+    """``array[base + d] = value``, see ``fetch``."""
+    array[int(base) + int(byte) // array.itemsize] = value
+
+
+@spot.on_cuda
+def _spot_address() -> Callable[..., Any]:
+    if DISABLED:
+        return spot.function
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def address(typing, array, base):
+        def generate(context, builder, signature, arguments):
+            made = context.make_array(signature.args[0])(context, builder, arguments[0])
+            wide = ir.IntType(64)
+            # the compiler must not see through it, or it adds base and distance up first, for each field and voxel anew
+            opaque = ir.FunctionType(wide, [wide])
+            address = builder.ptrtoint(builder.gep(made.data, [arguments[1]]), wide)
+            return builder.asm(opaque, "mov.u64 $0, $1;", "=l,l", [address], side_effect=False)
+
+        return types.uint64(array, types.uint64), generate
+
+    def spot_address(array, base):
+        return address(array, base)
+
+    return spot_address
+
+
+def _beyond(builder: Any, where: Any, at: Any, half: bool = False) -> Any:
+    """The pointer."""
+    from llvmlite import ir
+
+    wide, kind = ir.IntType(64), ir.IntType(16) if half else ir.FloatType()
+    return builder.inttoptr(
+        builder.add(where, builder.shl(builder.zext(at, wide), ir.Constant(wide, 1 if half else 2))), kind.as_pointer(1)
+    )
+
+
+@get.on_cuda
+def _get_beyond() -> Callable[..., Any]:
+    if DISABLED:
+        return get.function
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def load(typing, where, at):
+        def generate(context, builder, signature, arguments):
+            return builder.load(_beyond(builder, *arguments))
+
+        return types.float32(types.uint64, types.uint32), generate
+
+    def get_beyond(where, at):
+        return load(where, at)
+
+    return get_beyond
+
+
+@get_half.on_cuda
+def _get_half_beyond() -> Callable[..., Any]:
+    if DISABLED:
+        return get_half.function
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def load(typing, where, at):
+        def generate(context, builder, signature, arguments):
+            return builder.zext(builder.load(_beyond(builder, *arguments, half=True)), ir.IntType(32))
+
+        return types.uint32(types.uint64, types.uint32), generate
+
+    def get_half_beyond(where, at):
+        return load(where, at)
+
+    return get_half_beyond
+
+
+@put.on_cuda
+def _put_beyond() -> Callable[..., Any]:
+    if DISABLED:
+        return put.function
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def store(typing, where, at, value):
+        def generate(context, builder, signature, arguments):
+            builder.store(arguments[2], _beyond(builder, *arguments[:2]))
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, types.uint32, types.float32), generate
+
+    def put_beyond(where, at, value):
+        store(where, at, value)
+
+    return put_beyond
+
+
+def _unsigned(builder: Any, index: Any) -> Any:
+    """An index in 64 bits: LLVM takes shorter ones for signed."""
+    from llvmlite import ir
+
+    return index if index.type.width == 64 else builder.zext(index, ir.IntType(64))
+
+
+@load_four.on_cuda
+def _load_vector() -> Callable[..., Any]:
+    if DISABLED:
+        return load_four.function
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def load(typing, array, at):
+        def generate(context, builder, signature, arguments):
+            kind = signature.args[0]
+            made = context.make_array(kind)(context, builder, arguments[0])
+            pointer = builder.gep(made.data, [_unsigned(builder, arguments[1])])
+            value = builder.load(builder.bitcast(pointer, ir.VectorType(ir.FloatType(), 4).as_pointer()), align=16)
+            parts = [builder.extract_element(value, ir.Constant(ir.IntType(32), q)) for q in range(4)]
+            return cgutils.pack_array(builder, parts)
+
+        return types.UniTuple(types.float32, 4)(array, at), generate
+
+    def load_wide(array, at):
+        return load(array, at)
+
+    return load_wide
+
+
+@store_four.on_cuda
+def _store_vector() -> Callable[..., Any]:
+    if DISABLED:
+        return store_four.function
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def store(typing, array, at, a, b, c, d):
+        def generate(context, builder, signature, arguments):
+            made = context.make_array(signature.args[0])(context, builder, arguments[0])
+            pointer = builder.gep(made.data, [_unsigned(builder, arguments[1])])
+            vector = ir.VectorType(ir.FloatType(), 4)
+            value = ir.Constant(vector, ir.Undefined)
+            for q in range(4):
+                value = builder.insert_element(value, arguments[2 + q], ir.Constant(ir.IntType(32), q))
+            builder.store(value, builder.bitcast(pointer, vector.as_pointer()), align=16)
+
+        return types.void(array, at, a, b, c, d), generate
+
+    def store_wide(array, at, a, b, c, d):
+        store(array, at, a, b, c, d)
+
+    return store_wide
+
+
+@fetch.on_cuda
+def _fetch() -> Callable[..., Any]:
+    if DISABLED:
+        return fetch.function
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def near(typing, array, base, byte):
+        kind = types.float32 if array.dtype == types.float32 else types.uint32
+
+        def generate(context, builder, signature, arguments):
+            value = builder.load(_pointer(context, builder, signature, arguments))
+            return builder.zext(value, ir.IntType(32)) if array.dtype == types.uint16 else value
+
+        return kind(array, types.uint64, types.uint32), generate
+
+    def fetch_near(array, base, byte):
+        return near(array, base, byte)
+
+    return fetch_near
+
+
+@store.on_cuda
+def _store() -> Callable[..., Any]:
+    if DISABLED:
+        return store.function
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def near(typing, array, base, byte, value):
+        def generate(context, builder, signature, arguments):
+            builder.store(arguments[3], _pointer(context, builder, signature, arguments))
+
+        return types.void(array, types.uint64, types.uint32, array.dtype), generate
+
+    def store_near(array, base, byte, value):
+        near(array, base, byte, value)
+
+    return store_near
+
+
+def _pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """What the compiler turns into one instruction's address: base in a register of the block, distance in one of the thread."""
+    from llvmlite import ir
+
+    data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+    bytes_ = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+    near = builder.gep(bytes_, [builder.zext(arguments[2], ir.IntType(64))])
+    return builder.bitcast(near, data.type)

@@ -1,0 +1,111 @@
+"""The inverse of a displacement field."""
+
+import math
+
+from numba import float32, int32, int64
+
+from daskreg.kernels.compiler.formula import formula
+from daskreg.kernels.compiler.launch import voxelwise
+from daskreg.kernels.composition.cpu import blend, bracket
+
+index = int64  # replaced by the launcher
+ONE, NIL, HALF = float32(1), float32(0), float32(0.5)
+SLOW, FAR = float32(0.9), float32(1e30)
+SINGULAR = float32(1e-4)  # determinant below which a Newton step says nothing
+CELLS = float32(8)  # voxels of a step, for the cell that it was computed from is one
+HALVINGS = 12
+
+
+@formula
+def lattice(i, finer):
+    """Node i of a lattice ``finer`` times as dense, in whole voxels (downwards) and the rest."""
+    k = (i + int32(1024) * finer) // finer - int32(1024)  # floor division of a number that may be negative
+    return k, float32(i - k * finer) / float32(finer)
+
+
+@formula
+def beyond(u, gz, gy, gx, pz, py, px, first, size):
+    """``u(g + p)``, clamped at the faces of the global grid."""
+    k0, k1, fz = bracket(gz, pz, size[0], first[0])
+    j0, j1, fy = bracket(gy, py, size[1], first[1])
+    i0, i1, fx = bracket(gx, px, size[2], first[2])
+    return (blend(u, index(0), k0, k1, j0, j1, i0, i1, fz, fy, fx),
+            blend(u, index(1), k0, k1, j0, j1, i0, i1, fz, fy, fx),
+            blend(u, index(2), k0, k1, j0, j1, i0, i1, fz, fy, fx))  # fmt: skip
+
+
+@formula
+def slopes(u, c, k0, k1, j0, j1, i0, i1, wz, wy, wx):
+    """Derivatives along z, y and x of what ``blend`` interpolates."""
+    return (blend(u, c, k0, k1, j0, j1, i0, i1, ONE, wy, wx) - blend(u, c, k0, k1, j0, j1, i0, i1, NIL, wy, wx),
+            blend(u, c, k0, k1, j0, j1, i0, i1, wz, ONE, wx) - blend(u, c, k0, k1, j0, j1, i0, i1, wz, NIL, wx),
+            blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, ONE) - blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, NIL))  # fmt: skip
+
+
+@formula
+def newton(u, gz, gy, gx, pz, py, px, first, size, rz, ry, rx):
+    """``(I + Du)^-1 r`` at g + p, no longer than CELLS voxels; along ``(I + Du)^T r`` where that is nearly singular."""
+    k0, k1, fz = bracket(gz, pz, size[0], first[0])
+    j0, j1, fy = bracket(gy, py, size[1], first[1])
+    i0, i1, fx = bracket(gx, px, size[2], first[2])
+    a, b, c = slopes(u, index(0), k0, k1, j0, j1, i0, i1, fz, fy, fx)
+    d, e, f = slopes(u, index(1), k0, k1, j0, j1, i0, i1, fz, fy, fx)
+    g, h, i = slopes(u, index(2), k0, k1, j0, j1, i0, i1, fz, fy, fx)
+    a, e, i = a + ONE, e + ONE, i + ONE
+    det = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    sz, sy, sx = a * rz + d * ry + g * rx, b * rz + e * ry + h * rx, c * rz + f * ry + i * rx
+    if abs(det) > SINGULAR:
+        sz = ((e * i - f * h) * rz + (c * h - b * i) * ry + (b * f - c * e) * rx) / det
+        sy = ((f * g - d * i) * rz + (a * i - c * g) * ry + (c * d - a * f) * rx) / det
+        sx = ((d * h - e * g) * rz + (b * g - a * h) * ry + (a * e - b * d) * rx) / det
+    length = math.sqrt(sz * sz + sy * sy + sx * sx)
+    if length > CELLS:
+        sz, sy, sx = sz * CELLS / length, sy * CELLS / length, sx * CELLS / length
+    return sz, sy, sx, length
+
+
+@voxelwise()
+def invert(z, y, x, at, first, size, tolerance, rounds, finer, u, w, residual):
+    """W with ``w(q) = -u(q + w(q))``: q + w is the point that ``p + u(p)`` brings to q.
+
+    First by the fixed point of Chen et al., *A simple fixed-point approach to invert a deformation field* (Med. Phys. 2008),
+    for as long as its residual falls by a tenth a step; then by Newton's method with the derivative of the trilinear cell, its
+    step halved until the residual falls, until the step itself, an estimate of the error of w, is within the tolerance. The
+    fixed point needs ``|Du| < 1``; Newton needs ``det(I + Du) > 0``, however small.
+
+    at: node of z = y = x = 0 on a lattice ``finer`` (int) times as dense as the grid of u;  first: voxel of ``u[:, 0, 0, 0]``,
+    size: of the grid of u, which is clamped there;  these three (3,) int32;
+    tolerance: (1,) float32, voxels;  rounds: most steps of either (int);  u: (3, Z', Y', X') float32, voxels, all that q - u
+    can reach;  w: (3, Z, Y, X) float32, voxels;  residual: (Z, Y, X) float32, ``|w + u(q + w)|``
+    """
+    gz, qz = lattice(int32(z) + at[0], int32(finer))
+    gy, qy = lattice(int32(y) + at[1], int32(finer))
+    gx, qx = lattice(int32(x) + at[2], int32(finer))
+    wz, wy, wx = NIL, NIL, NIL
+    last = FAR
+    rz, ry, rx = beyond(u, gz, gy, gx, qz, qy, qx, first, size)
+    left = math.sqrt(rz * rz + ry * ry + rx * rx)
+    for _ in range(rounds):
+        if left <= tolerance[0] or left > SLOW * last:
+            break
+        last = left
+        wz, wy, wx = wz - rz, wy - ry, wx - rx
+        rz, ry, rx = beyond(u, gz, gy, gx, qz + wz, qy + wy, qx + wx, first, size)
+        rz, ry, rx = rz + wz, ry + wy, rx + wx
+        left = math.sqrt(rz * rz + ry * ry + rx * rx)
+    for _ in range(rounds):
+        sz, sy, sx, length = newton(u, gz, gy, gx, qz + wz, qy + wy, qx + wx, first, size, rz, ry, rx)
+        step, last = ONE, left
+        for _ in range(HALVINGS):
+            vz, vy, vx = wz - step * sz, wy - step * sy, wx - step * sx
+            tz, ty, tx = beyond(u, gz, gy, gx, qz + vz, qy + vy, qx + vx, first, size)
+            tz, ty, tx = tz + vz, ty + vy, tx + vx
+            now = math.sqrt(tz * tz + ty * ty + tx * tx)
+            if now < left:
+                wz, wy, wx, rz, ry, rx, left = vz, vy, vx, tz, ty, tx, now
+                break
+            step *= HALF
+        if left == last or length <= tolerance[0]:
+            break
+    w[index(0), z, y, x], w[index(1), z, y, x], w[index(2), z, y, x] = wz, wy, wx
+    residual[z, y, x] = left

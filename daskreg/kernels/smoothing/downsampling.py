@@ -1,0 +1,59 @@
+"""Downsampling by a factor along one axis after another, with the matching Gaussian."""
+
+import math
+
+import numpy as np
+from numba import float32, int32, int64
+from numpy.typing import NDArray
+
+from daskreg.kernels.compiler.launch import voxelwise
+from daskreg.kernels.smoothing.cpu import nearest
+
+index = int64  # replaced by the launcher
+NIL = float32(0)
+
+
+def shrink_table(n: int, factor: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Taps of Gaussian shrinking of an axis: first voxel of each coarse one (m,) int32, weights (m, taps) float32.
+
+    Coarse voxel i is centred at f i + (f - 1)/2; sigma is half a coarse voxel, cut at three sigma, renormalised at the ends.
+    """
+    m = -(-n // factor)
+    center = np.arange(m) * factor + (factor - 1) / 2
+    sigma = 0.5 * factor
+    first = np.ceil(center - 3 * sigma).astype(np.int32)
+    at = first[:, None] + np.arange(math.floor(6 * sigma) + 1)
+    near = np.abs(at - center[:, None]) <= 3 * sigma
+    weights = np.where((at >= 0) & (at < n) & near, np.exp(-((at - center[:, None]) ** 2) / (2 * sigma**2)), 0)
+    return first, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@voxelwise()
+def shrink_z(z, y, x, lead, first, table, image, smaller):
+    """Gaussian shrinking along z.
+
+    lead: global plane of ``image[0]``;  first: (m,) int32, global fine plane of each coarse one;  table: (m, taps) float32;
+    image, smaller: (Z, Y, X) float32
+    """
+    total = NIL
+    for t in range(table.shape[1]):
+        total += table[z, index(t)] * image[nearest(first[z] + int32(t) - int32(lead), image.shape[0]), y, x]
+    smaller[z, y, x] = total
+
+
+@voxelwise()
+def shrink_y(z, y, x, first, table, image, smaller):
+    """Gaussian shrinking along y, as ``shrink_z``."""
+    total = NIL
+    for t in range(table.shape[1]):
+        total += table[y, index(t)] * image[z, nearest(first[y] + int32(t), image.shape[1]), x]
+    smaller[z, y, x] = total
+
+
+@voxelwise()
+def shrink_x(z, y, x, first, table, image, smaller):
+    """Gaussian shrinking along x, as ``shrink_z``."""
+    total = NIL
+    for t in range(table.shape[1]):
+        total += table[x, index(t)] * image[z, y, nearest(first[x] + int32(t), image.shape[2])]
+    smaller[z, y, x] = total

@@ -1,0 +1,217 @@
+"""Local normalised cross-correlation over a cubic window (method, section 3).
+
+The plain bodies sum each window directly, on either device. On the CPU the same sums are made separably by threads that march
+along z with a ring of plane sums: 3 k additions a voxel instead of k^3, every window still summed from its own voxels in a fixed
+order, so that no rounding depends on where a block starts.
+"""
+
+import numpy as np
+from numba import float32, int32, int64, prange
+
+from daskreg.kernels.compiler.formula import formula
+from daskreg.kernels.compiler.launch import RowKernel, voxelwise
+from daskreg.kernels.intrinsics.arithmetic import quotient
+from daskreg.kernels.weights import weight_at
+
+index = int64  # replaced by the launcher
+ONE, NIL, TWO = float32(1), float32(0), float32(2)
+
+
+@formula
+def factors(n, f, m, ff, mm, fm, epsilon, flat):
+    """cc, D, K and K mu_M - D mu_F of a window from its sums of w, wF, wM, wFF, wMM, wFM; D and K without the centre's weight.
+
+    All are 0 where either variance is below ``flat``: where b c is as small as epsilon, contrast would be rewarded for its own
+    sake and identical images pulled apart.
+    """
+    count = n if n > NIL else ONE
+    mean_f, mean_m = quotient(f, count), quotient(m, count)
+    a = fm - mean_f * m
+    b, c = max(mm - mean_m * m, NIL), max(ff - mean_f * f, NIL)
+    inverse = quotient(ONE, b * c + epsilon)
+    inverse = inverse if min(b, c) >= flat * n else NIL
+    d = TWO * a * inverse
+    k = d * a * c * inverse
+    return a * a * inverse, d, k, k * mean_m - d * mean_f
+
+
+@formula
+def window_sums(z, y, x, radius, fixed, weight, moved):
+    """Sums of w, wF, wM, wFF, wMM, wFM over the window around a voxel."""
+    n, f, m, ff, mm, fm = NIL, NIL, NIL, NIL, NIL, NIL
+    kz, ky, kx = int32(z), int32(y), int32(x)
+    for k in range(max(kz - radius, 0), min(kz + radius + 1, fixed.shape[0])):
+        for j in range(max(ky - radius, 0), min(ky + radius + 1, fixed.shape[1])):
+            for i in range(max(kx - radius, 0), min(kx + radius + 1, fixed.shape[2])):
+                value = moved[index(k), index(j), index(i)]
+                w = weight_at(index(k), index(j), index(i), weight, value)
+                if w > NIL:
+                    still = fixed[index(k), index(j), index(i)]
+                    n, f, m = n + w, f + w * still, m + w * value
+                    ff, mm, fm = ff + w * still * still, mm + w * value * value, fm + w * still * value
+    return n, f, m, ff, mm, fm
+
+
+@voxelwise(sums=2)
+def lncc_factors(z, y, x, radius, epsilon, flat, fixed, weight, moved, dkc):
+    """Write w D, w K and w (K mu_M - D mu_F) of each window; row sums (w cc, w).
+
+    radius: int;  epsilon, flat: float32;  fixed, moved: (Z, Y, X) float32, moved NaN out of domain;  weight: the same or empty;
+    dkc: (3, Z, Y, X) float32. A window reads ``radius`` planes around, as far as the arrays go.
+    """
+    w = weight_at(z, y, x, weight, moved[z, y, x])
+    cc, d, k, c = NIL, NIL, NIL, NIL
+    if w > NIL:
+        n, f, m, ff, mm, fm = window_sums(z, y, x, radius, fixed, weight, moved)
+        cc, d, k, c = factors(n, f, m, ff, mm, fm, epsilon, flat)
+    dkc[index(0), z, y, x], dkc[index(1), z, y, x], dkc[index(2), z, y, x] = w * d, w * k, w * c
+    return w * cc, w
+
+
+@voxelwise()
+def lncc_slope(z, y, x, radius, dkc, fixed, weight, moved):
+    """Replace ``moved`` by ``-w (F sum D - M sum K + sum (K mu_M - D mu_F))``, windows of dkc: the exact gradient times N.
+
+    radius 0 is the centre-window gradient;  the rest as in ``lncc_factors``
+    """
+    value = moved[z, y, x]
+    w = weight_at(z, y, x, weight, value)
+    result = NIL
+    if w > NIL:
+        d, k, c = NIL, NIL, NIL
+        kz, ky, kx = int32(z), int32(y), int32(x)
+        for p in range(max(kz - radius, 0), min(kz + radius + 1, dkc.shape[1])):
+            for j in range(max(ky - radius, 0), min(ky + radius + 1, dkc.shape[2])):
+                for i in range(max(kx - radius, 0), min(kx + radius + 1, dkc.shape[3])):
+                    d += dkc[index(0), index(p), index(j), index(i)]
+                    k += dkc[index(1), index(p), index(j), index(i)]
+                    c += dkc[index(2), index(p), index(j), index(i)]
+        result = -w * (fixed[z, y, x] * d - value * k + c)
+    moved[z, y, x] = result
+
+
+@formula
+def product_line(line, y, still, value, weight, ones):
+    """Sum w, wF, wM, wFF, wMM, wFM over the window's rows of one plane into lines (6, X + 2 radius), whose ends stay zero."""
+    r, ny, masked = len(ones) // 2, still.shape[0], weight.shape[0] > 0
+    for x in range(still.shape[1]):
+        a, b, c, d, e, f = NIL, NIL, NIL, NIL, NIL, NIL
+        for t in range(len(ones)):
+            j = y + t - r
+            row, at = index(min(max(j, 0), ny - 1)), index(x)
+            m, s = value[row, at], still[row, at]
+            real = m == m
+            w = weight[row, at] if masked else ONE
+            w = w if real and 0 <= j < ny else NIL
+            m = m if real else NIL
+            wf, wm = w * s, w * m
+            a, b, c, d, e, f = a + w, b + wf, c + wm, d + wf * s, e + wm * m, f + wf * m
+        at = index(x + r)
+        line[index(0), at], line[index(1), at], line[index(2), at] = a, b, c
+        line[index(3), at], line[index(4), at], line[index(5), at] = d, e, f
+
+
+@formula
+def sum_line(line, y, source, ones):
+    """Sum the window's rows of one plane of a (3, Y, X) field into lines (3, X + 2 radius)."""
+    r, ny = len(ones) // 2, source.shape[1]
+    for q in range(3):
+        for x in range(source.shape[2]):
+            total = NIL
+            for t in range(len(ones)):
+                j = y + t - r
+                total += (ONE if 0 <= j < ny else NIL) * source[index(q), index(min(max(j, 0), ny - 1)), index(x)]
+            line[index(q), index(x + r)] = total
+
+
+@formula
+def box(ring, oldest, total, boxed, ones):
+    """Sum a ring of plane lines (k, Q, X + 2 radius), oldest first, then along x from left to right: (Q, X)."""
+    k = len(ones)
+    for q in range(total.shape[0]):
+        for x in range(total.shape[1]):
+            value = NIL
+            for t in range(len(ones)):
+                slot = oldest + t
+                value += ring[index(slot if slot < k else slot - k), index(q), index(x)]
+            total[index(q), index(x)] = value
+        for x in range(boxed.shape[1]):
+            value = NIL
+            for t in range(len(ones)):
+                value += total[index(q), index(x + t)]
+            boxed[index(q), index(x)] = value
+
+
+@formula
+def write_factors(boxed, value, mask, epsilon, flat, ds, ks, cs, sums):
+    """Factors of a row from its window sums; the row's sums of w cc and w."""
+    correlation, weights, masked = NIL, NIL, mask.shape[0] > 0
+    for x in range(value.shape[0]):
+        at = index(x)
+        w = (mask[at] if masked else ONE) if value[at] == value[at] else NIL
+        cc, d, k, c = factors(boxed[index(0), at], boxed[index(1), at], boxed[index(2), at],
+                              boxed[index(3), at], boxed[index(4), at], boxed[index(5), at], epsilon, flat)  # fmt: skip
+        ds[at], ks[at], cs[at] = w * d, w * k, w * c
+        boxed[index(0), at], boxed[index(1), at] = w * cc, w
+    for x in range(value.shape[0]):
+        correlation += boxed[index(0), index(x)]
+        weights += boxed[index(1), index(x)]
+    sums[0], sums[1] = correlation, weights
+
+
+@RowKernel
+def march_factors(n, rows, ones, epsilon, flat, fixed, weight, moved, dkc):
+    """``lncc_factors`` on the CPU, a thread a strip of constant y; ``ones`` is a tuple of 2 radius + 1 ones, unrolled."""
+    z0, nz, ny, nx = n
+    k, r = len(ones), len(ones) // 2
+    for y in prange(ny):
+        ring = np.zeros((k, 6, nx + 2 * r), np.float32)
+        total, boxed = np.empty((6, nx + 2 * r), np.float32), np.empty((6, nx), np.float32)
+        none2, none = np.empty((0, 0), np.float32), np.empty(0, np.float32)
+        for step in range(-r, nz + r):
+            line, plane = ring[(step + r) % k], step + z0
+            if 0 <= plane < fixed.shape[0]:
+                mask2 = weight[plane] if weight.shape[0] > 0 else none2
+                product_line(line, y, fixed[plane], moved[plane], mask2, ones)
+            else:
+                line[:] = NIL
+            row, z = step - r, step - r + z0
+            if row >= 0:
+                box(ring, row % k, total, boxed, ones)
+                mask = weight[z, y] if weight.shape[0] > 0 else none
+                write_factors(boxed, moved[z, y], mask, epsilon, flat, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, row, y])
+
+
+@formula
+def write_slope(boxed, still, mask, value):
+    """Replace a row of ``moved`` by the gradient."""
+    masked = mask.shape[0] > 0
+    for x in range(still.shape[0]):
+        at = index(x)
+        m = value[at]
+        real = m == m
+        w = (mask[at] if masked else ONE) if real else NIL
+        m = m if real else NIL
+        value[at] = -w * (still[at] * boxed[index(0), at] - m * boxed[index(1), at] + boxed[index(2), at])
+
+
+@RowKernel
+def march_slope(n, ones, dkc, fixed, weight, moved):
+    """``lncc_slope`` on the CPU, a thread a strip of constant y; ``ones`` is a tuple of 2 radius + 1 ones, unrolled."""
+    z0, nz, ny, nx = n
+    k, r = len(ones), len(ones) // 2
+    for y in prange(ny):
+        ring = np.zeros((k, 3, nx + 2 * r), np.float32)
+        total, boxed = np.empty((3, nx + 2 * r), np.float32), np.empty((3, nx), np.float32)
+        none = np.empty(0, np.float32)
+        for step in range(-r, nz + r):
+            line, plane = ring[(step + r) % k], step + z0
+            if 0 <= plane < dkc.shape[1]:
+                sum_line(line, y, dkc[:, plane], ones)
+            else:
+                line[:] = NIL
+            row, z = step - r, step - r + z0
+            if row >= 0:
+                box(ring, row % k, total, boxed, ones)
+                mask = weight[z, y] if weight.shape[0] > 0 else none
+                write_slope(boxed, fixed[z, y], mask, moved[z, y])

@@ -1,0 +1,1 @@
+"""Local correlation on a GPU."""

@@ -1,0 +1,59 @@
+"""Local correlation of arrays (Z, Y, X) on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from daskreg.kernels.compiler.occupancy import deep
+from daskreg.kernels.intrinsics.half import halved
+from daskreg.similarity.lncc.cuda.factors import lncc_center, lncc_factors_march
+from daskreg.similarity.lncc.cuda.gradient import SLOPE_THREADS, lncc_slope_march, slope_blocks, slope_bounds
+from daskreg.similarity.lncc.cuda.windows import window_blocks, window_bounds, window_threads
+
+UNROLLED = False  # not a copy of the code for each place of the ring
+
+
+def _sizes(box: tuple[int, int, int, int], held: int, origin: int, depth: int) -> tuple[Any, ...]:
+    return tuple(np.int32(v) for v in (*box, held, origin, depth))
+
+
+def windows(
+    box: tuple[int, int, int, int], origin: int, own: tuple[int, int], radius: int, epsilon: Any, flat: Any, fixed: Any,
+    weight: Any, moved: Any, out: Any, totals: Any
+) -> None:  # fmt: skip
+    """Window sums of a box: ``out`` (3, Z, Y, X) receives the factors, (Z, Y, X) the centre-window gradient.
+
+    origin: plane of the grid that the arrays begin with;  own: the planes of the arrays that count for totals (2,) int64
+    """
+    _, planes, ny, nx = box
+    if planes:
+        march = lncc_factors_march if out.ndim == 4 else lncc_center
+        flat_out = out.reshape(3, -1) if out.ndim == 4 else out.reshape(-1)
+        fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), flat_out, totals
+        span = np.int32(own[0]), np.int32(own[1])
+        across, down, _ = window_blocks(radius, planes, ny, nx, planes)
+        depth = deep(planes, across * down, window_bounds(radius, False, UNROLLED)[1], radius)
+        blocks, threads = window_blocks(radius, planes, ny, nx, depth), (window_threads(radius), 1, 1)
+        march(
+            (radius, weight.size > 0, UNROLLED, *halved(fixed)),
+            blocks,
+            threads,
+            *_sizes(box, moved.shape[0], origin, depth),
+            span,
+            epsilon,
+            flat,
+            *fields,
+        )
+
+
+def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fixed: Any, weight: Any, moved: Any) -> None:
+    """The exact gradient from the factors, in place of ``moved``."""
+    _, planes, ny, nx = box
+    if planes:
+        fields = dkc.reshape(3, -1), fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1)
+        across, down, _ = slope_blocks(planes, ny, nx, planes)
+        depth = deep(planes, across * down, slope_bounds(radius, False, UNROLLED)[1], radius)
+        blocks, sizes = slope_blocks(planes, ny, nx, depth), _sizes(box, moved.shape[0], origin, depth)
+        lncc_slope_march((radius, weight.size > 0, UNROLLED, *halved(fixed)), blocks, (SLOPE_THREADS, 1, 1), *sizes, *fields)

@@ -1,0 +1,147 @@
+"""Local correlation on a GPU: a block of threads owns a tile of the (y, x) plane and marches along z.
+
+Each plane comes into shared memory once, with the rim that a window needs. There a thread adds up windows along x, four
+neighbours at a time, then windows along y, ``rows`` neighbours at a time, and keeps the sums of the last 2 radius + 1 planes in
+registers: sums that neighbours share are formed once. A plane's place in that ring is its number in the whole grid modulo the
+ring's length, and the ring is added up from its first place to its last: the order of additions depends on where a voxel lies in
+the grid, and on nothing else.
+"""
+
+from __future__ import annotations
+
+from numba import int32, uint32, uint64
+
+from daskreg.kernels.compiler.formula import DISABLED, formula
+from daskreg.kernels.intrinsics.memory import load_four, store_four
+
+TILE_X = 32  # voxels of a row that a block owns
+GROUP = 4  # neighbours along x whose windows a thread adds up
+offset = int if DISABLED else uint64  # of a voxel in a field: a block may hold more than 2^31
+
+
+def tile_rows(radius: int) -> int:
+    """Rows that a block of ``lncc_center`` or ``lncc_factors_march`` owns; in ``lncc_slope_march`` it is always 16."""
+    return 16 if radius <= 4 else 8
+
+
+def rows_each(radius: int) -> int:
+    """Rows that a thread owns there: its ring must fit into registers."""
+    return 2 if radius <= 3 else 1
+
+
+def window_threads(radius: int) -> int:
+    """Threads of such a block, along x."""
+    return TILE_X * tile_rows(radius) // rows_each(radius)
+
+
+def window_blocks(radius: int, planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
+    """Blocks, x first, that march through ``depth`` planes each; there are blocks[0] * blocks[1] tiles a plane."""
+    return -(-nx // TILE_X), -(-ny // tile_rows(radius)), max(1, -(-planes // depth))
+
+
+def window_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False) -> tuple[int, int]:
+    """The most threads a block, the fewest blocks at once: 128 registers a thread, all there are for the largest windows."""
+    return window_threads(radius), 2 if radius <= 3 else 1
+
+
+@formula
+def place(at, t, threads, height, width, top, left, ny, nx):
+    """Where a thread finds what it brings into shared memory: offsets in a plane; bits, which of them lie in the grid."""
+    bits = uint32(0)
+    for s in range(len(at)):
+        e = uint32(t + uint32(s * threads))
+        row = int32(e // uint32(width))
+        y, x = int32(top + row), int32(left + int32(e % uint32(width)))
+        at[s] = uint32(uint32(max(y, int32(0))) * uint32(nx) + uint32(max(x, int32(0))))
+        if row < int32(height) and int32(0) <= y < ny and int32(0) <= x < nx:
+            bits |= uint32(1 << s)
+    return uint32(bits)
+
+
+@formula
+def sum_windows(a, first, radius, mid, to):
+    """Windows of four neighbours along x from ``a[first]`` on; what they share is added once."""
+    k = 2 * radius + 1
+    if k > 3:
+        common = a[first + 3]
+        for q in range(4, k):
+            common += a[first + q]
+        low = a[first + 1] + a[first + 2]
+        high = a[first + k] + a[first + k + 1]
+        store_four(mid, to, common + (a[first] + low), common + (low + a[first + k]), common + (a[first + 2] + high),
+                   common + (high + a[first + k + 2]))  # fmt: skip
+    else:
+        inner, outer = a[first + 1] + a[first + 2], a[first + 3] + a[first + 4]
+        store_four(mid, to, a[first] + inner, inner + a[first + 3], a[first + 2] + outer, outer + a[first + 5])
+
+
+@formula
+def read_row(raw, at, a):
+    """Neighbours along x into registers, four at a time."""
+    for q in range(0, len(a), 4):
+        a[q], a[q + 1], a[q + 2], a[q + 3] = load_four(raw, uint32(at + uint32(q)))
+
+
+@formula
+def sum_rows(mid, at, field, height, radius, rows, now):
+    """Windows along y of a field for the rows that a thread owns; what they share is added once."""
+    k, start = 2 * radius + 1, field * height * TILE_X
+    if rows == 2:
+        low = mid[uint32(at + uint32(start))]
+        common = mid[uint32(at + uint32(start + TILE_X))]
+        for q in range(2, k):
+            common += mid[uint32(at + uint32(start + q * TILE_X))]
+        now[2 * field] = low + common
+        now[2 * field + 1] = common + mid[uint32(at + uint32(start + k * TILE_X))]
+    else:
+        common = mid[uint32(at + uint32(start))]
+        for q in range(1, k):
+            common += mid[uint32(at + uint32(start + q * TILE_X))]
+        now[field] = common
+
+
+@formula
+def enter(ring, prefix, now, slot, k):
+    """Put a plane's sums into their place; ``now`` becomes the sums over the last k planes.
+
+    The planes of a round so far are added up as they come, those of the round before from its end: three additions a plane,
+    whatever k. Every index is a constant once the loops are unrolled, hence every place a register.
+    """
+    for q in range(len(prefix)):
+        ring[q * k + slot] = now[q]
+        if slot > 0:
+            now[q] = prefix[q] + now[q]
+        prefix[q] = now[q]
+        if slot < k - 1:
+            now[q] = prefix[q] + ring[q * k + slot + 1]
+        else:
+            for s in range(1, k):
+                ring[q * k + k - 1 - s] += ring[q * k + k - s]
+
+
+@formula
+def enter_four(ring, prefix, now, slot, k, place):
+    """``enter`` at a place not known before."""
+    if slot == uint32(place):
+        enter(ring, prefix, now, place, k)
+    elif k > place + 1 and slot == uint32(place + 1):
+        enter(ring, prefix, now, place + 1, k)
+    elif k > place + 2 and slot == uint32(place + 2):
+        enter(ring, prefix, now, place + 2, k)
+    elif k > place + 3 and slot == uint32(place + 3):
+        enter(ring, prefix, now, place + 3, k)
+
+
+@formula
+def enter_any(ring, prefix, now, slot, k):
+    """``enter`` at a place not known before."""
+    if k <= 4 or slot < uint32(4):
+        enter_four(ring, prefix, now, slot, k, 0)
+    elif k <= 8 or slot < uint32(8):
+        enter_four(ring, prefix, now, slot, k, 4)
+    elif k <= 12 or slot < uint32(12):
+        enter_four(ring, prefix, now, slot, k, 8)
+    elif k <= 16 or slot < uint32(16):
+        enter_four(ring, prefix, now, slot, k, 12)
+    else:
+        enter(ring, prefix, now, 16, k)

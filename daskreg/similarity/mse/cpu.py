@@ -1,0 +1,21 @@
+"""Mean squared difference."""
+
+from numba import float32
+
+from daskreg.kernels.compiler.launch import voxelwise
+from daskreg.kernels.weights import weight_at
+
+NIL, TWO = float32(0), float32(2)
+
+
+@voxelwise(sums=2)
+def difference(z, y, x, fixed, weight, moved):
+    """Replace ``moved`` by ``2 w (moved - fixed)``; row sums (w (moved - fixed)^2, w).
+
+    fixed, moved: (Z, Y, X) float32;  weight: the same or empty
+    """
+    value = moved[z, y, x]
+    w = weight_at(z, y, x, weight, value)
+    error = value - fixed[z, y, x] if w > NIL else NIL
+    moved[z, y, x] = TWO * w * error
+    return w * error * error, w

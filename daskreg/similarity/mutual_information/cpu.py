@@ -1,0 +1,119 @@
+"""Histograms in fixed-point integers, whose sums do not depend on their order, and the gradient of mutual information.
+
+Intensities are scaled to [0, 1]; the bin coordinate is ``c = 2 + I (B - 5)``, two padding bins at each end, so that the four bins
+a cubic B-spline touches always exist and their weights always sum to one.
+"""
+
+from collections.abc import Callable
+
+from numba import float32, int32, int64
+
+from daskreg.kernels.compiler.formula import formula
+from daskreg.kernels.compiler.launch import voxelwise
+from daskreg.kernels.weights import weight_at
+
+index = int64  # replaced by the launcher
+ONE, NIL, HALF, SIXTH, TWO_THIRDS = float32(1), float32(0), float32(0.5), float32(1 / 6), float32(2 / 3)
+FIXED_POINT = 2**20  # a voxel's weight, split over 4 x 4 bins
+COUNT = float32(FIXED_POINT)
+
+
+@formula
+def bin_coordinate(value, bins):
+    """First of the four bins touched, and the fraction of a bin beyond the second."""
+    c = float32(2) + min(max(value, NIL), ONE) * float32(int32(bins) - int32(5))
+    whole = int32(c)
+    return whole - int32(1), c - float32(whole)
+
+
+@formula
+def spline(w):
+    """Cubic B-spline weights of the four bins around a point a fraction w beyond the second; they sum to one."""
+    v = ONE - w
+    a, d = v * v * v * SIXTH, w * w * w * SIXTH
+    b = TWO_THIRDS - w * w * (ONE - HALF * w)
+    return a, b, TWO_THIRDS - v * v * (ONE - HALF * v), d
+
+
+@formula
+def spline_slope(w):
+    """Derivatives of ``spline``'s weights with respect to w."""
+    v = ONE - w
+    return -HALF * v * v, w * (float32(1.5) * w - float32(2)), v * (float32(2) - float32(1.5) * v), HALF * w * w
+
+
+@formula
+def deposit(counts, i, j, value):
+    """``counts[i, j] += value``, for threads that own their counts."""
+    counts[i, j] += value
+
+
+@deposit.on_cuda
+def _atomic_deposit() -> Callable[..., None]:
+    """``counts[i, j] += value`` for all threads of a GPU."""
+    from numba import cuda
+
+    def deposit_atomically(counts, i, j, value):
+        cuda.atomic.add(counts, (i, j), value)
+
+    return deposit_atomically
+
+
+@formula
+def add_row(counts, i, j, a, b, c, d):
+    """Four neighbouring bins of a row."""
+    deposit(counts, i, j, int64(a + HALF))
+    deposit(counts, i, index(j + index(1)), int64(b + HALF))
+    deposit(counts, i, index(j + index(2)), int64(c + HALF))
+    deposit(counts, i, index(j + index(3)), int64(d + HALF))
+
+
+@voxelwise(scatter=True)
+def joint_histogram(z, y, x, counts, fixed, weight, moved):
+    """``counts[i, j] += 2^20 w w_i(moved) w_j(fixed)``.
+
+    counts: (tiles, B, B) int64;  fixed, moved: (Z, Y, X) float32 in [0, 1], moved NaN out of domain;  weight: the same or empty
+    """
+    value = moved[z, y, x]
+    w = weight_at(z, y, x, weight, value)
+    if w > NIL:
+        i, at = bin_coordinate(value, counts.shape[1])
+        j, beside = bin_coordinate(fixed[z, y, x], counts.shape[1])
+        p, q, r, s = spline(at)
+        a, b, c, d = spline(beside)
+        k, col, w = index(i), index(j), w * COUNT
+        add_row(counts, k, col, w * p * a, w * p * b, w * p * c, w * p * d)
+        add_row(counts, index(k + index(1)), col, w * q * a, w * q * b, w * q * c, w * q * d)
+        add_row(counts, index(k + index(2)), col, w * r * a, w * r * b, w * r * c, w * r * d)
+        add_row(counts, index(k + index(3)), col, w * s * a, w * s * b, w * s * c, w * s * d)
+
+
+@formula
+def dot_row(table, i, j, a, b, c, d):
+    """Four neighbouring entries of a row times four weights."""
+    return (table[i, j] * a + table[i, index(j + index(1))] * b) + (
+        table[i, index(j + index(2))] * c + table[i, index(j + index(3))] * d
+    )
+
+
+@voxelwise()
+def information_slope(z, y, x, table, fixed, weight, moved):
+    """Replace ``moved`` by ``-w sum_ij T_ij w'_i(moved) w_j(fixed)``: N times the gradient of -MI (method, section 3).
+
+    table: (B, B) float32, T_ij = log(p_ij / (p_i p_j));  the rest as in ``joint_histogram``; 0 where the intensity is clamped
+    """
+    value = moved[z, y, x]
+    w = weight_at(z, y, x, weight, value)
+    result = NIL
+    if w > NIL and NIL < value < ONE:
+        i, at = bin_coordinate(value, table.shape[0])
+        j, beside = bin_coordinate(fixed[z, y, x], table.shape[0])
+        p, q, r, s = spline_slope(at)
+        a, b, c, d = spline(beside)
+        k, col = index(i), index(j)
+        total = p * dot_row(table, k, col, a, b, c, d) + q * dot_row(table, index(k + index(1)), col, a, b, c, d)
+        total += r * dot_row(table, index(k + index(2)), col, a, b, c, d) + s * dot_row(
+            table, index(k + index(3)), col, a, b, c, d
+        )
+        result = -w * total * float32(int32(table.shape[0]) - int32(5))
+    moved[z, y, x] = result

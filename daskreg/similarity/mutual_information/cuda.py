@@ -1,0 +1,299 @@
+"""Mutual information on a GPU: the joint histogram in shared memory, its table of logarithms, and the look-up.
+
+A block counts in 32-bit integers in shared memory, in several copies of the histogram, so that the threads of a warp, which often
+meet one bin (the background), add to different words: with 32 copies each lane has a bank of its own. Before a word can overflow
+the block adds its copies up into the totals, 64 bits wide. Integers: neither blocks nor ranks show in the sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from numba import float32, float64, int32, int64, uint32, uint64
+
+from daskreg.kernels.compiler.cooperative import STATIC_SHARED, sweep
+from daskreg.kernels.compiler.formula import DISABLED, formula
+from daskreg.kernels.compiler.launch import offsets
+from daskreg.kernels.compiler.occupancy import block_memory, multiprocessors
+from daskreg.kernels.intrinsics.half import halved, pixel, stored_as
+from daskreg.similarity.mutual_information.cpu import COUNT, FIXED_POINT, bin_coordinate, spline, spline_slope
+
+ONE, NIL = float32(1), float32(0)
+offset = int if DISABLED else uint64  # of a voxel in a field
+wide = int if DISABLED else int64
+THREADS = 32 if DISABLED else 1024  # of a block that counts: all that share a multiprocessor, hence one histogram
+TABLE_THREADS = 4 if DISABLED else 256
+AT_ONCE = 4  # voxels a thread loads before it uses them
+ROOM = 200 * 1024  # bytes of shared memory for a histogram, at most
+DEPOSITS = 2**32 // FIXED_POINT // 2 * 2  # voxels that may meet one word: none adds more than 4/9 of its weight to a bin
+SLOPE_THREADS = 4 if DISABLED else 512
+LOOKS = 4  # blocks that look up at once, a multiprocessor
+TABLES = 8  # copies of the table, as far as they fit
+
+
+def copies_of(bins: int) -> int:
+    """Copies of the histogram that fit into shared memory, a power of two."""
+    fit = max(1, min(ROOM, block_memory()) // (4 * bins * bins))
+    return min(32, 1 << (fit.bit_length() - 1))
+
+
+def histogram_shared(bins: int) -> int:
+    """Bytes of dynamic shared memory of ``joint_histogram_march``."""
+    return 4 * bins * bins * copies_of(bins)
+
+
+@formula
+def nearest(value):
+    """The nearest integer to a value in 0 .. 2^22."""
+    return int32(value + float32(0.5))
+
+
+@nearest.on_cuda
+def _nearest_by_bits() -> Callable[..., Any]:
+    """In two cheap instructions: the sum with 2^23 has the integer in its last bits."""
+    if DISABLED:
+        return nearest.function
+    from numba.cuda import libdevice
+
+    def nearest_by_bits(value):
+        return int32(libdevice.float_as_int(value + float32(8388608)) - int32(0x4B000000))
+
+    return nearest_by_bits
+
+
+@formula
+def add_deposits(add, counts, start, bins, copies, value, still, w):
+    """Add 2^20 w w_i(moved) w_j(fixed) to 4 x 4 bins of a copy that begins at ``start``: ``add(counts, index, value)``."""
+    i, at = bin_coordinate(value, bins)
+    j, beside = bin_coordinate(still, bins)
+    up, along = spline(at), spline(beside)
+    first, w = offset(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), w * COUNT
+    for p in range(4):
+        share = w * up[p]
+        for q in range(4):
+            add(counts, offset(first + offset((p * bins + q) * copies)), uint32(nearest(share * along[q])))
+
+
+def histogram_bounds(bins: int, masked: bool, half: bool = False) -> tuple[int, int]:
+    """The most threads a block, the fewest blocks at once."""
+    return THREADS, 1
+
+
+@sweep(launch_bounds=histogram_bounds)
+def joint_histogram_march(bins: int, masked: bool, half: bool = False) -> Callable[..., None]:
+    """``joint_histogram``: ``totals[i B + j] += 2^20 w w_i(moved) w_j(fixed)``.
+
+    Launch with about as many blocks, along x, as the device has multiprocessors, ``THREADS`` threads and
+    ``shared=histogram_shared(bins)``. begin, end: uint64, the voxels to count;  fixed, moved: (N,) float32 in [0, 1], moved NaN
+    out of domain;  weight: (N,) in [0, 1] where ``masked``, else (0,);  totals: (B B,) int64, to which the counts are added.
+    """
+    copies = copies_of(bins)
+    size = bins * bins
+    words = size * copies
+    kind, none = stored_as(half)
+    most = max(1, DEPOSITS * copies // (THREADS * AT_ONCE))  # turns of a block before it must empty its histogram
+
+    @formula
+    def add(counts, at, value):
+        cuda.atomic.add(counts, at, value)  # noqa: F821
+
+    @formula
+    def empty(counts, totals, t):
+        """Add the copies up, each thread beginning with another one (and with another bank), and clear them."""
+        cuda.syncthreads()  # noqa: F821
+        many = min(uint32(copies), uint32(cuda.blockDim.x))  # noqa: F821  # copies; unknown to the compiler, which must not unroll
+        at = t
+        while at < uint32(size):
+            total, c = offset(0), uint32(0)
+            while c < many:
+                place = uint32(at * uint32(copies) + (uint32(t + c) & uint32(copies - 1)))
+                total += offset(counts[place])
+                counts[place] = uint32(0)
+                c = uint32(c + uint32(1))
+            if total > offset(0):
+                cuda.atomic.add(totals, at, wide(total))  # noqa: F821
+            at = uint32(at + uint32(THREADS))
+        cuda.syncthreads()  # noqa: F821
+
+    def body(begin, end, fixed, weight, moved, totals):
+        counts = cuda.shared.array(0, uint32)  # noqa: F821
+        value = cuda.local.array(AT_ONCE, float32)  # noqa: F821
+        still = cuda.local.array(AT_ONCE, kind)  # noqa: F821
+        w = cuda.local.array(AT_ONCE, float32)  # noqa: F821
+        t = uint32(cuda.threadIdx.x)  # noqa: F821
+        start = uint32(t & uint32(copies - 1))
+        at = t
+        while at < uint32(words):
+            counts[at] = uint32(0)
+            at = uint32(at + uint32(THREADS))
+        cuda.syncthreads()  # noqa: F821
+        turn = offset(THREADS * AT_ONCE)
+        turns = offset(offset(offset(end - begin) + turn - offset(1)) // turn)
+        blocks, mine = offset(cuda.gridDim.x), offset(cuda.blockIdx.x)  # noqa: F821
+        now, last = offset(turns * mine // blocks), offset(turns * offset(mine + offset(1)) // blocks)
+        left = int32(most)
+        while now < last:
+            base = offset(begin + now * turn)
+            for s in range(AT_ONCE):
+                o = offset(base + offset(uint32(t + uint32(s * THREADS))))
+                value[s], still[s], w[s] = NIL, none, NIL
+                if o < end:
+                    value[s], still[s] = moved[o], fixed[o]
+                    w[s] = weight[o] if masked else ONE
+            for s in range(AT_ONCE):
+                if w[s] > NIL and value[s] == value[s]:
+                    add_deposits(add, counts, start, bins, copies, value[s], pixel(still[s]), w[s])
+            now, left = offset(now + offset(1)), int32(left - int32(1))
+            if left == int32(0):
+                empty(counts, totals, t)
+                left = int32(most)
+        empty(counts, totals, t)
+
+    return body
+
+
+@sweep()
+def information_table(bins: int) -> Callable[..., None]:
+    """T_ij = log(p_ij / (p_i p_j)), 0 where p_ij is, and the loss: one block of ``TABLE_THREADS`` threads; double precision.
+
+    totals: (B B,) int64;  table: (B B,) float32;  value: (2,) float64, minus the mutual information in nats and the number of
+    voxels behind it.
+    """
+    size, threads = bins * bins, TABLE_THREADS
+
+    def body(totals, table, value):
+        down = cuda.shared.array(bins, int64)  # noqa: F821
+        across = cuda.shared.array(bins, int64)  # noqa: F821
+        parts = cuda.shared.array(threads, float64)  # noqa: F821
+        t = uint32(cuda.threadIdx.x)  # noqa: F821
+        i = t
+        while i < uint32(bins):
+            row, column = wide(0), wide(0)
+            for j in range(bins):
+                row += totals[uint32(i * uint32(bins) + uint32(j))]
+                column += totals[uint32(uint32(j * bins) + i)]
+            down[i], across[i] = row, column
+            i = uint32(i + uint32(threads))
+        cuda.syncthreads()  # noqa: F821
+        everything = wide(0)
+        for j in range(bins):
+            everything += down[j]
+        n = float64(max(everything, wide(1)))
+        found = float64(0)
+        at = t
+        while at < uint32(size):
+            p, ratio = float64(totals[at]) / n, float64(0)
+            if p > float64(0):
+                i, j = uint32(at // uint32(bins)), uint32(at % uint32(bins))
+                ratio = math.log(p / (float64(down[i]) / n * (float64(across[j]) / n)))
+            table[at] = float32(ratio)
+            found += p * ratio
+            at = uint32(at + uint32(threads))
+        parts[t] = found
+        cuda.syncthreads()  # noqa: F821
+        if t == uint32(0):
+            total = float64(0)
+            for e in range(threads):
+                total += parts[e]
+            value[0], value[1] = -total, float64(everything) / float64(FIXED_POINT)
+
+    return body
+
+
+@formula
+def mi_slope(table, start, bins, copies, value, still, w):
+    """``-w sum_ij T_ij w'_i(moved) w_j(fixed)``, see ``information_slope``; 0 where w is, out of domain, and where clamped.
+
+    table: flat, T_ij at ``start + (i B + j) copies``.
+    """
+    result = NIL
+    if w > NIL and NIL < value < ONE:
+        i, at = bin_coordinate(value, bins)
+        j, beside = bin_coordinate(still, bins)
+        up, along = spline_slope(at), spline(beside)
+        first, total = offset(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), NIL
+        for p in range(4):
+            near = (
+                table[offset(first + offset(p * bins * copies))] * along[0]
+                + table[offset(first + offset((p * bins + 1) * copies))] * along[1]
+            )
+            far = (
+                table[offset(first + offset((p * bins + 2) * copies))] * along[2]
+                + table[offset(first + offset((p * bins + 3) * copies))] * along[3]
+            )
+            total += up[p] * (near + far)
+        result = -w * total * float32(bins - 5)
+    return result
+
+
+def slope_shared(bins: int, copies: int) -> int:
+    """Bytes of dynamic shared memory of ``information_slope_march``."""
+    return 4 * bins * bins * copies
+
+
+@sweep(launch_bounds=lambda bins, masked, copies, half=False: SLOPE_THREADS)
+def information_slope_march(bins: int, masked: bool, copies: int, half: bool = False) -> Callable[..., None]:
+    """``information_slope``, with the table in shared memory, in ``copies`` (1, 2, .. 32) for fewer collisions.
+
+    Launch with as many blocks, along x, as the device runs at once, ``SLOPE_THREADS`` threads and
+    ``shared=slope_shared(bins, copies)``. begin, end: uint64, the voxels;  table: (B B,) float32;  out: (N,) float32,
+    may be ``moved``;  the rest as in ``joint_histogram_march``.
+    """
+    size = bins * bins
+    words = size * copies
+    kind, none = stored_as(half)
+
+    def body(begin, end, table, fixed, weight, moved, out):
+        look = cuda.shared.array(0, float32)  # noqa: F821
+        value = cuda.local.array(AT_ONCE, float32)  # noqa: F821
+        still = cuda.local.array(AT_ONCE, kind)  # noqa: F821
+        w = cuda.local.array(AT_ONCE, float32)  # noqa: F821
+        t = uint32(cuda.threadIdx.x)  # noqa: F821
+        start = uint32(t & uint32(copies - 1))
+        at = t
+        while at < uint32(words):
+            look[at] = table[uint32(at // uint32(copies))]
+            at = uint32(at + uint32(SLOPE_THREADS))
+        cuda.syncthreads()  # noqa: F821
+        turn = offset(SLOPE_THREADS * AT_ONCE)
+        base = offset(begin + offset(cuda.blockIdx.x) * turn)  # noqa: F821
+        while base < end:
+            for s in range(AT_ONCE):
+                o = offset(base + offset(uint32(t + uint32(s * SLOPE_THREADS))))
+                value[s], still[s], w[s] = NIL, none, NIL
+                if o < end:
+                    value[s], still[s] = moved[o], fixed[o]
+                    w[s] = weight[o] if masked else ONE
+            for s in range(AT_ONCE):
+                o = offset(base + offset(uint32(t + uint32(s * SLOPE_THREADS))))
+                if o < end:
+                    out[o] = mi_slope(look, start, bins, copies, value[s], pixel(still[s]), w[s])
+            base = offset(base + offset(cuda.gridDim.x) * turn)  # noqa: F821
+
+    return body
+
+
+def count(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
+    """Add a box's joint counts to totals (B B,) int64."""
+    fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), totals
+    blocks, threads = (multiprocessors(), 1, 1), (THREADS, 1, 1)
+    shared = histogram_shared(bins)
+    joint_histogram_march((bins, weight.size > 0, *halved(fixed)), blocks, threads, *offsets(box), *fields, shared=shared)
+
+
+def tabulate(bins: int, totals: Any, table: Any, value: Any) -> None:
+    """Table of logarithms and loss from the counts."""
+    information_table((bins,), (1, 1, 1), (TABLE_THREADS, 1, 1), totals, table, value)
+
+
+def slope(box: tuple[int, int, int, int], bins: int, table: Any, fixed: Any, weight: Any, moved: Any) -> None:
+    """N times the gradient in place of ``moved``."""
+    copies = max(1, min(TABLES, 1 << (STATIC_SHARED // (4 * bins * bins)).bit_length() - 1)) if bins <= 110 else 1
+    flat = moved.reshape(-1)
+    fields = table, fixed.reshape(-1), weight.reshape(-1), flat, flat
+    blocks, threads = (LOOKS * multiprocessors(), 1, 1), (SLOPE_THREADS, 1, 1)
+    shared = slope_shared(bins, copies)
+    constants = bins, weight.size > 0, copies, *halved(fixed)
+    information_slope_march(constants, blocks, threads, *offsets(box), *fields, shared=shared)

@@ -1,0 +1,147 @@
+"""Compiled kernels kept on disk: found again, never mistaken for one another, never in the way."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from daskreg.kernels.compiler.cache import folder
+from daskreg.kernels.compiler.cubins import Cubins, keep
+
+pytest.importorskip("numba_cuda")
+
+
+class Library:
+    """Machine code that notes how often it was loaded into the device."""
+
+    def __init__(self, code: object = "cubin") -> None:
+        self.code, self.loaded = code, 0
+
+    def get_cufunc(self) -> SimpleNamespace:
+        self.loaded += 1
+        return SimpleNamespace(module=SimpleNamespace(initialized=True))
+
+
+PARTS = {"cooperative": False, "name": "entry", "signature": "types", "codelibrary": Library(), "debug": False, "lineinfo": False,
+         "call_helper": None, "extensions": []}  # fmt: skip
+PLAIN = {"debug": False, "opt": True, "lineinfo": False, "launch_bounds": None, "fastmath": False}
+HOPPER, AMPERE = ((13, 0), (9, 0)), ((13, 0), (8, 0))
+
+
+class Context:
+    """The part of a compiler's context that a cache uses."""
+
+    def __init__(self, machine: object) -> None:
+        self.machine = machine
+
+    def refresh(self) -> None:
+        """Nothing is stale."""
+
+    def codegen(self) -> SimpleNamespace:
+        return SimpleNamespace(magic_tuple=lambda: self.machine)
+
+
+def kernel(code: object = "cubin", machine: object = HOPPER) -> SimpleNamespace:
+    parts = {**PARTS, "codelibrary": Library(code)}
+    held = SimpleNamespace(codegen=SimpleNamespace(magic_tuple=lambda: machine))
+    return SimpleNamespace(_codelibrary=held, _reduce_states=lambda: parts)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    return folder("cuda")
+
+
+def test_a_kernel_is_found_by_another_cache_of_the_same_identity(place: Path) -> None:
+    Cubins("smooth", "digest", (3,)).save_overload(("float32",), kernel())
+    found = Cubins("smooth", "digest", (3,)).load_overload(("float32",), Context(HOPPER))
+    assert (found.entry_name, found._codelibrary.code) == ("entry", "cubin")
+    assert found._codelibrary.loaded == 1, "while the compiler's lock is held, or threads that launch at once load it twice"
+    assert [p.suffix for p in place.iterdir()] == [".pickle"], "nothing temporary is left"
+
+
+@pytest.mark.parametrize(
+    ("name", "identity", "types", "machine"),
+    [
+        ("other", ("digest", (3,)), ("float32",), HOPPER),
+        ("smooth", ("edited", (3,)), ("float32",), HOPPER),
+        ("smooth", ("digest", (4,)), ("float32",), HOPPER),
+        ("smooth", ("digest", (3,)), ("float64",), HOPPER),
+        ("smooth", ("digest", (3,)), ("float32",), AMPERE),
+    ],
+)
+def test_nothing_else_is_taken_for_it(name: str, identity: tuple[object, ...], types: tuple[str], machine: object) -> None:
+    Cubins("smooth", "digest", (3,)).save_overload(("float32",), kernel())
+    assert Cubins(name, *identity).load_overload(types, Context(machine)) is None
+
+
+def test_another_compiler_has_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    Cubins("smooth").save_overload((), kernel())
+    monkeypatch.setattr("daskreg.kernels.compiler.cubins.compiler", lambda: ("another",))
+    assert Cubins("smooth").load_overload((), Context(HOPPER)) is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"debug": True, "opt": False}, {"opt": False}, {"lineinfo": True}, {"launch_bounds": (32, 1)}, {"fastmath": True}]
+)
+def test_options_of_the_compiler_make_another_kernel(options: dict[str, Any]) -> None:
+    """``NUMBA_CUDA_DEBUGINFO`` and ``NUMBA_OPT`` are such, and what was compiled under them must not stay when they have gone."""
+
+    def kept(**given: Any) -> Cubins:
+        return keep(SimpleNamespace(targetoptions={**PLAIN, **given}), "smooth", "digest")._cache
+
+    kept(**options).save_overload((), kernel())
+    assert kept().load_overload((), Context(HOPPER)) is None
+    assert kept(**options).load_overload((), Context(HOPPER)) is not None
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a pickle", None])
+def test_a_damaged_file_is_compiled_anew(damage: bytes | None) -> None:
+    cache = Cubins("smooth")
+    cache.save_overload((), kernel())
+    path = cache.path((), HOPPER)
+    path.write_bytes(path.read_bytes()[:-9] if damage is None else damage)
+    assert cache.load_overload((), Context(HOPPER)) is None
+    cache.save_overload((), kernel())
+    assert cache.load_overload((), Context(HOPPER)) is not None
+
+
+def test_a_file_with_parts_this_version_does_not_know_is_compiled_anew() -> None:
+    cache, strange = Cubins("smooth"), kernel()
+    strange._reduce_states = lambda: {**PARTS, "unheard_of": 1}
+    cache.save_overload((), strange)
+    assert cache.load_overload((), Context(HOPPER)) is None
+
+
+def test_what_cannot_be_kept_does_no_harm(place: Path) -> None:
+    cache = Cubins("smooth")
+    cache.save_overload((), kernel(code=lambda: "no pickle holds this"))
+    assert cache.load_overload((), Context(HOPPER)) is None
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("a file where the folder should be")
+    cache.save_overload((), kernel())
+    assert cache.load_overload((), Context(HOPPER)) is None
+
+
+def test_a_write_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    Cubins("smooth").save_overload((), kernel())
+    assert list(place.iterdir()) == []
+
+
+def test_of_many_kernels_those_stay_that_were_used_last(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daskreg.kernels.compiler.cubins.MOST", 3)
+    caches = [Cubins(f"kernel{k}") for k in range(4)]
+    for age, cache in enumerate(caches[:3]):
+        cache.save_overload((), kernel())
+        os.utime(cache.path((), HOPPER), (age, age))
+    assert caches[0].load_overload((), Context(HOPPER)) is not None, "the oldest, but now the last used"
+    caches[3].save_overload((), kernel())
+    there = [cache.load_overload((), Context(HOPPER)) is not None for cache in caches]
+    assert there == [True, False, True, True]
