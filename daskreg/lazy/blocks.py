@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import Region
-from daskreg.storage.formats.nifti import SLAB
+from daskreg.storage.formats.streaming import SLAB
 from daskreg.storage.zarr.pyramid import CHUNK
 
 EDGE = 128  # voxels an axis of a block: two chunks, and 24 MiB of displacement
@@ -23,7 +23,7 @@ TOGETHER = 8  # channels of a block: they share its points
 
 
 def block_of(shape: tuple[int, int, int], itemsize: int = 0) -> tuple[int, int, int]:
-    """Voxels (z, y, x) of a block of the output; with ``itemsize`` (bytes a voxel) of the depth a NIfTI file is written by."""
+    """Voxels (z, y, x) of a block of the output; with ``itemsize`` (bytes a voxel) of the depth of slabs of a streamed file."""
     depth = _slab_depth(shape[1] * shape[2] * itemsize) if itemsize else EDGE
     edge = max(16, min(EDGE, math.isqrt(EDGE**3 // depth))) if depth > EDGE else EDGE
     return min(depth, shape[0]), min(edge, shape[1]), min(edge, shape[2])

@@ -44,7 +44,7 @@ def resampled(
 ) -> da.Array:
     """``image(phi(x))`` on ``grid``, lazily (.., Z, Y, X) in the image's type, one task a block.
 
-    links: phi, in the world's unit ``unit``;  planes: blocks as a NIfTI file is written;  device: cpu or cuda.
+    links: phi, in the world's unit ``unit``;  planes: blocks as a streamed file is written;  device: cpu or cuda.
     Raises ConfigError for an unknown interpolation or device.
     """
     require_known("interpolation", interpolation, list(KERNELS))

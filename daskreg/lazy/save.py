@@ -15,6 +15,7 @@ from daskreg.errors import OutputError
 from daskreg.grid import Region
 from daskreg.lazy.blocks import EDGE
 from daskreg.lazy.transform import Transform
+from daskreg.storage.formats.registry import transform_formats
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
 from daskreg.storage.runs.scenes import LinkedImage
@@ -27,9 +28,10 @@ Fill = Callable[[Link, Region], tuple[Any, Any]]  # a box of a link's d, and wha
 def require_room(output: str | Path, overwrite: bool, *sources: Any) -> None:
     """What ``write_transform`` would say after hours, at once: OutputExists; OutputError for the ending, the folder, a source."""
     path = parse_address(output).path
-    if not path.rstrip("/").lower().endswith(".zarr"):
+    if not any(f.in_blocks for f in transform_formats.by_ending(path)):
+        kept, others = (" or ".join(transform_formats.endings(writes=True, in_blocks=k)) for k in (True, False))
         raise OutputError(
-            f"{path}: a transform is kept as .zarr; choose that ending, and 'daskreg export' makes .nii.gz or .h5 of it."
+            f"{path}: a transform is kept as {kept}; choose that ending, and 'daskreg export' makes {others} of it."
         )
     require_distinct(output, *sources)
     require_writable(path, overwrite)
@@ -64,7 +66,7 @@ def write_transform(
         _filled(back, len(transform.links), store, _read)
         told = {**({} if made is None else {"made": made}), **({} if tell is None else tell(store, found))}
         links = [(link.affine, grid) for link, grid in zip(every, grids, strict=True)]
-        store.finish(links, transform.unit, transform.fixed, transform.moving, told, len(back), images)
+        store.finish(links, transform.unit, transform.fixed, transform.moving, told, len(back), images, path)
 
 
 def made_by(command: str, source: Any, **more: Any) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import numpy as np
 
 from daskreg.errors import ConfigError
 from daskreg.grid import Grid
-from daskreg.storage.runs.transforms import read_transform
+from daskreg.storage.transforms import open_transform
 
 
 def certificate(inverse: str | Path, fixed: Grid | None = None) -> dict[str, str]:
     """What is certified of an inverse, for people. Raises ConfigError where nothing is, or where it leads to another grid."""
-    contents = read_transform(inverse)
+    contents = open_transform(inverse)
     found = contents.metadata.get("certificate")
     if not isinstance(found, dict):
         raise ConfigError(f"{inverse} has no certificate of an inverse; give what 'daskreg invert' wrote.")

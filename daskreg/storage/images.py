@@ -1,4 +1,4 @@
-"""Images of every format as one value: lazy voxels on a grid."""
+"""Images of every format as one value, lazy voxels on a grid; and written."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, Unreadable
+from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import Grid, Region, Span, unit_name
 from daskreg.storage.axes import Axis, spatial
-from daskreg.storage.formats.nifti import find_nifti, is_nifti
-from daskreg.storage.formats.ome_zarr import find_zarr
+from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.address import Address, parse_address, parse_spacing
-from daskreg.storage.fs.errors import reason
+from daskreg.storage.fs.atomic import atomic_output
+from daskreg.storage.fs.errors import read_errors, reason
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.zarr.nodes import check_dtype
 
@@ -148,7 +148,9 @@ def open_volume(source: Source | Volume, *, grid: Grid | None = None, spacing: o
 
 def open_record(address: Address) -> ImageRecord:
     """What is at an address, as it is stored. Raises NotFound and Unreadable."""
-    return find_nifti(address) if is_nifti(address.path) else find_zarr(address)
+    format = image_formats.to_read(address.path)
+    with read_errors(address.path):
+        return format.open(address)
 
 
 def select(record: ImageRecord, address: Address, *, keep: bool = False) -> tuple[da.Array, tuple[Axis, ...]]:
@@ -237,3 +239,30 @@ def _fitting(grid: Grid, shape: tuple[int, ...], name: str) -> Grid:
     if grid.shape != shape:
         raise GridError(f"{name} has shape {shape}, the grid given for it {grid.shape}; they must be the same.")
     return grid
+
+
+def write_image(
+    address: str | Path,
+    data: NDArray[Any] | da.Array,
+    grid: Grid,
+    *,
+    labels: bool = False,
+    overwrite: bool = False,
+    axes: tuple[str, ...] = (),
+) -> None:
+    """Write voxels (Z, Y, X) by the address's ending: NIfTI and ITK's formats in millimetres, OME-Zarr with coarser levels.
+
+    axes: names of leading axes, t and c in this order; an OME-Zarr image alone can have them.  labels: coarser levels are what
+    most voxels of the level below are (see ``block_mode``), not means.
+    Raises OutputExists, OutputError, OutOfSpace, GridError.
+    """
+    path = parse_address(address).path
+    if tuple(data.shape[-3:]) != grid.shape or data.ndim != 3 + len(axes):
+        raise GridError(f"{path}: voxels of shape {tuple(data.shape)} do not fit a grid of {grid.shape}.")
+    format = image_formats.to_write(path)
+    if axes and not format.leading_axes:
+        able = " or ".join(image_formats.endings(writes=True, leading_axes=True))
+        raise OutputError(f"{path}: {data.shape[:-3]} images ({', '.join(axes)}) do not go into one file; write {able}.")
+    check_dtype(np.dtype(data.dtype), f"what is to be written to {path}")
+    with atomic_output(path, overwrite) as temporary:
+        format.write(temporary, data, grid, labels=labels, axes=axes)

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from daskreg.errors import InputError, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.formats.registry import image_formats
+from daskreg.storage.formats.run import Run
 from daskreg.storage.fs.address import Address, parse_address
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.images import Source, Volume, open_record, open_volume
 from daskreg.storage.runs.run import DISPLACEMENT, RunStore
-from daskreg.storage.zarr.nodes import attributes, open_node
 
 Numbers = tuple[float, ...]
 
@@ -64,11 +63,8 @@ def describe(source: Source | Volume) -> VolumeInfo:
     if not isinstance(source, str | Path):
         return _of_volume(open_volume(source))
     address = parse_address(source)
-    if not is_nifti(address.path):
-        node = open_node(address.node)
-        own = attributes(node).get("daskreg")
-        if isinstance(node, zarr.Group) and isinstance(own, dict) and own.get("kind") == "run":
-            return _of_run(address.node)
+    if not any(f.single_file for f in image_formats.by_ending(address.path)) and Run().sniff(address.node):
+        return _of_run(address.node)
     return _of_record(open_record(address), address)
 
 

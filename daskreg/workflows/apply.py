@@ -11,7 +11,8 @@ from daskreg.lazy.load import load_transform, place_of
 from daskreg.lazy.resample import Device, Interpolation, resampled, warn_apart
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume, open_stack, open_volume, write_image
-from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.formats.registry import image_formats
+from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import Source
 
@@ -31,8 +32,8 @@ def apply(
     """``moved(x) = image(phi(x))`` on the fixed grid or on that of ``like``, in the image's own type, 0 outside.
 
     image: an address, an array (Z, Y, X) or a Volume, of any grid: only world coordinates matter; all channels of an address
-    that chooses none;  output: ``.nii``, ``.nii.gz`` or ``.zarr`` (None: nothing is computed yet, one channel), of which the
-    first channel and time is returned;
+    that chooses none;  output: a file of any format that is written (None: nothing is computed yet, one channel), of
+    which the first channel and time is returned;
     interpolation: linear, nearest, cubic, or label (the one with the most weight around);  device: cpu, cuda, or auto (a GPU
     where this process, or every worker of the Dask client in hand, has one).
     Raises InputError and OutputError in all their forms.
@@ -44,7 +45,7 @@ def apply(
     stack = open_stack(image) if output is not None and isinstance(image, str | Path) else open_stack(open_volume(image))
     grid = transform.target(like)
     warn_apart(transform.links, transform.unit, grid, stack)
-    planes = output is not None and is_nifti(str(output))
+    planes = output is not None and image_formats.to_write(parse_address(output).path).streams_planes
     moved = resampled(stack, grid, transform.links, transform.unit, interpolation, planes=planes, device=kind)
     if output is None:
         return Volume(moved, grid, f"{stack.name}, moved")

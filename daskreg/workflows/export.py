@@ -13,19 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, GridError, NotFound, OutputError, require_known
-from daskreg.grid import Grid, Region
+from daskreg.grid import Region
 from daskreg.lazy.blocks import block_of, by_block
 from daskreg.lazy.load import load_transform, place_of
 from daskreg.lazy.save import made_by, write_transform
 from daskreg.lazy.transform import Transform
-from daskreg.storage import RunStore, write_affine, write_displacement_nifti
-from daskreg.storage.formats.itk_composite import is_composite, write_composite
-from daskreg.storage.formats.itk_linear import LINEAR_ENDINGS
-from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage import RunStore
+from daskreg.storage.formats.base import TransformFormat
+from daskreg.storage.formats.registry import transform_formats
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.runs.run import is_run
 from daskreg.storage.runs.scenes import LinkedImage, find_image
+from daskreg.storage.transform_record import StoredLink
+from daskreg.storage.transforms import write_links
 from daskreg.transforms.link import Link
 
 log = logging.getLogger("daskreg")
@@ -59,27 +60,46 @@ def export(
     require_known("part", part, PARTS)
     require_distinct(output, place_of(run), fixed, moving)
     path = parse_address(output).path
-    if part != "total" or not (is_composite(path) or path.lower().endswith(".zarr")):
-        _require_ending(path, part)
+    format = _format_for(path, part)
     ends = _archives(run, images, fixed, moving, path)
     transform = run if isinstance(run, Transform) else load_transform(run)
-    if part == "total" and transform.fixed is None and (one_field or is_nifti(path)):
+    if part == "total" and transform.fixed is None and (one_field or format.holds == "field"):
+        chains = " or ".join(transform_formats.endings(writes=True, holds="chain"))
         raise GridError(
             f"{path}: the transform names no fixed grid for a field to be on, a bare affine has none; "
-            "export its affine (--part affine), or all of it as .h5 or .zarr."
+            f"export its affine (--part affine), or all of it as {chains}."
         )
-    if part == "total" and path.lower().endswith(".zarr"):
+    if format.in_blocks:
         whole = flattened(transform) if one_field else transform
         write_transform(whole, output, overwrite=overwrite, made=made_by("export", place_of(run)), images=ends)
-        return
-    if part == "total" and is_composite(path):
-        write_composite(output, metric_links(transform), overwrite=overwrite)
-        return
+    else:
+        write_links(output, _links(transform, part, format), overwrite=overwrite)
+
+
+def _format_for(path: str, part: Part) -> TransformFormat:
+    """The format of the output. Raises OutputError when it does not hold the part."""
+    fits = {"affine": ("affine",), "warp": ("field",), "total": ("field", "chain")}[part]
+    for format in transform_formats.by_ending(path):
+        if format.writes and format.holds in fits:
+            return format
+    affines, fields, chains = (", ".join(transform_formats.endings(writes=True, holds=h)) for h in ("affine", "field", "chain"))
     if part == "affine":
-        write_affine(output, metric_affine(transform), overwrite=overwrite)
-        return
-    chosen = transform if part == "total" else warp_alone(transform)
-    write_displacement_nifti(output, displacement_field(chosen), chosen.grid.to_unit(transform.unit), overwrite=overwrite)
+        raise OutputError(f"{path}: an affine is written as {affines}; choose one of these endings, or another --part.")
+    raise OutputError(
+        f"{path}: part {part!r} is a displacement field, written as {fields} (the total also as {chains}); "
+        "choose such an ending, or --part affine."
+    )
+
+
+def _links(transform: Transform, part: Part, format: TransformFormat) -> list[StoredLink]:
+    """What is written: an affine map, a displacement field, or all links, in the unit of the format."""
+    if format.holds == "field":
+        chosen = transform if part == "total" else warp_alone(transform)
+        return [StoredLink(np.eye(4), chosen.grid.to_unit(transform.unit), displacement_field(chosen))]
+    metric = transform if transform.unit is None or format.unit is None else transform.to_unit(format.unit)
+    if format.holds == "affine":
+        return [StoredLink(metric.affine)]
+    return [StoredLink(k.affine, None if k.displacement is None else k.displacement_grid, k.displacement) for k in metric.links]
 
 
 def _archives(
@@ -88,8 +108,9 @@ def _archives(
     """What is to be linked at either end of a scene. Raises ConfigError where nothing can be."""
     if not (images or fixed or moving):
         return None, None
-    if not output.lower().endswith(".zarr"):
-        raise ConfigError(f"{output}: archives are linked below a scene, which is a .zarr; choose that ending.")
+    if not any(f.in_blocks for f in transform_formats.by_ending(output)):
+        scenes = " or ".join(transform_formats.endings(in_blocks=True))
+        raise ConfigError(f"{output}: archives are linked below a scene, which is a {scenes}; choose that ending.")
     found = [None if given is None else find_image(n, given) for n, given in (("fixed", fixed), ("moving", moving))]
     if images:
         known = _recorded(run)
@@ -135,17 +156,6 @@ def warp_alone(transform: Transform) -> Transform:
     return replace(transform, links=(Link(np.eye(4), first.grid, first.displacement),))
 
 
-def metric_links(transform: Transform) -> list[tuple[NDArray[np.float64], Grid | None, Any]]:
-    """W, grid and d of every link in millimetres, for a file of ITK's."""
-    metric = transform if transform.unit is None else transform.to_unit("millimeter")
-    return [(k.affine, None if k.displacement is None else k.displacement_grid, k.displacement) for k in metric.links]
-
-
-def metric_affine(transform: Transform) -> NDArray[np.float64]:
-    """W with its translation in millimetres, as exported images are; (4, 4), order z, y, x, 1."""
-    return transform.affine if transform.unit is None else transform.to_unit("millimeter").affine
-
-
 def displacement_field(transform: Transform) -> da.Array:
     """``phi(x) - x``, lazily (3, Z, Y, X) float32: in the transform's unit on the fixed grid, components z, y, x."""
     shape = transform.grid.shape
@@ -171,20 +181,10 @@ class _Sliced:
 
 
 class _Field:
-    """One component at a time: a NIfTI file holds one after the other."""
+    """One component at a time: files hold one after the other."""
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
 
     def __call__(self, box: Region, components: range) -> NDArray[np.float32]:
         return self.transform.field(box, components)
-
-
-def _require_ending(path: str, part: Part) -> None:
-    if part == "affine" and not path.lower().endswith(LINEAR_ENDINGS):
-        raise OutputError(f"{path}: an affine is written as .mat, .tfm or .txt; choose one of these endings, or another --part.")
-    if part != "affine" and not is_nifti(path):
-        raise OutputError(
-            f"{path}: part {part!r} is a displacement field, written as .nii or .nii.gz (the total also as .h5 or .zarr); "
-            "choose such an ending, or --part affine."
-        )

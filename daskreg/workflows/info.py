@@ -14,22 +14,19 @@ import numpy as np
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
-from daskreg.lazy.load import load_transform
+from daskreg.lazy.load import load_transform, transform_of
 from daskreg.storage import VolumeInfo
 from daskreg.storage import describe as describe_image
-from daskreg.storage.formats.itk_composite import is_composite
-from daskreg.storage.formats.itk_linear import INSIGHT, LINEAR_ENDINGS
-from daskreg.storage.formats.nifti import is_nifti
-from daskreg.storage.formats.nifti_field import is_displacement
-from daskreg.storage.formats.points import MESHES, TABLES, PointFile, read_points
+from daskreg.storage.formats.base import PointFormat, TransformFormat
+from daskreg.storage.formats.registry import identify, transform_formats
 from daskreg.storage.fs.address import is_remote, join, parse_address
-from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.info import grid_rows, sentence
-from daskreg.storage.runs.transforms import is_transform, read_transform
+from daskreg.storage.point_file import PointFile
+from daskreg.storage.points import read_points
+from daskreg.storage.transforms import open_transform
 from daskreg.transforms.link import Link
 
 CHEAP = 1 << 30  # bytes of a field up to which its largest displacement is looked for
-FIELD, COMPOSITE, LINEAR = "ITK displacement field, NIfTI", "ITK composite, HDF5", "ITK linear transform"
 
 
 class Told(Protocol):
@@ -154,32 +151,20 @@ def describe(source: str | Path) -> Told:
     Raises NotFound, Unreadable, IncompleteRun.
     """
     path = parse_address(source).path
-    name = path.lower()
-    if is_nifti(path):
-        return _of_transform(path, FIELD) if is_displacement(path) else describe_image(source)
-    if is_composite(path):
-        return _of_transform(path, COMPOSITE)
-    if name.endswith(LINEAR_ENDINGS) and not (name.endswith(".txt") and not _is_insight(path)):
-        return _of_transform(path, LINEAR)
-    if name.endswith((*TABLES, ".npy", *MESHES)):
+    format = identify(path)
+    if isinstance(format, PointFormat):
         return _of_points(path)
-    if is_transform(path):
-        return _of_transform(path, "")
+    if isinstance(format, TransformFormat) and not format.is_run:
+        return _of_transform(path)
     found = describe_image(source)
     return _with_largest(found) if found.run.get("complete") and found.run.get("displacement") else found
-
-
-def _is_insight(path: str) -> bool:
-    require_exists(path)
-    with read_errors(path), open(path, "rb") as file:
-        return file.read(len(INSIGHT)) == INSIGHT.encode()
 
 
 def _of_points(path: str) -> PointsInfo:
     try:
         file = read_points(path)
     except Unreadable as error:
-        if path.lower().endswith(".txt"):
+        if transform_formats.by_ending(path):
             load_transform(path)  # which says what else was expected
         raise error from None
     return PointsInfo(path, len(file.points), *_box(file), file.header)
@@ -192,16 +177,21 @@ def _box(file: PointFile) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(xyz.min(axis=0).tolist()), tuple(xyz.max(axis=0).tolist())
 
 
-def _of_transform(path: str, form: str) -> TransformInfo:
-    transform = load_transform(path)
-    found = None if form else read_transform(path)
-    told: Mapping[str, Any] = {} if found is None else found.metadata
-    images = (None, None) if found is None else found.images
-    fixed, moving = (None if inner is None else _target(join(path, inner)) for inner in images)
-    kind = form or ("daskreg transform, OME-NGFF 0.6 scene" if told else "OME-NGFF 0.6 scene")
-    parts = tuple(_part(link) for link in transform.links)
-    made, certificate = told.get("made"), told.get("certificate")
-    return TransformInfo(path, kind, transform.unit, parts, transform.fixed, transform.moving, (fixed, moving), made, certificate)
+def _of_transform(path: str) -> TransformInfo:
+    record = open_transform(path)
+    transform = transform_of(record)
+    images = [None if inner is None else _target(join(path, inner)) for inner in record.images]
+    return TransformInfo(
+        path,
+        record.format,
+        transform.unit,
+        tuple(_part(link) for link in transform.links),
+        transform.fixed,
+        transform.moving,
+        (images[0], images[1]),
+        record.metadata.get("made"),
+        record.metadata.get("certificate"),
+    )
 
 
 def _target(path: str) -> str:

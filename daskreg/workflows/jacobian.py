@@ -14,7 +14,8 @@ from daskreg.lazy.blocks import EDGE, Reader, block_of
 from daskreg.lazy.load import load_transform, place_of
 from daskreg.lazy.transform import Determinant, Transform
 from daskreg.storage import RunStore, Volume, open_volume, write_image
-from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.formats.registry import image_formats
+from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import Source
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
@@ -51,7 +52,7 @@ def jacobian(
     part: str = "total",
     overwrite: bool = False,
 ) -> Folds:
-    """Write ``det(D phi)`` on the fixed grid or that of ``like`` as .nii, .nii.gz or .zarr, float32, block by block; count folds.
+    """Write ``det(D phi)`` on the fixed grid or that of ``like`` to an image file, float32, block by block; count folds.
 
     part: total, or warp: without the determinants of the affine maps (a mirrored affine makes every total negative).
     Central differences in world units, one-sided at the grid's faces. Raises InputError and OutputError in all their forms.
@@ -61,16 +62,17 @@ def jacobian(
     transform = run if isinstance(run, Transform) else load_transform(run)
     grid = transform.target(like)
     determinants = transform.jacobian(like=grid, whole=part == "total")
-    if is_nifti(str(output)):
+    streamed = image_formats.to_write(parse_address(output).path).streams_planes
+    if streamed:
         determinants = determinants.rechunk(block_of(grid.shape, 4))
     write_image(output, determinants, grid, overwrite=overwrite)
-    return Folds(_counted(output, transform, grid, part), grid.size)
+    return Folds(_counted(output, transform, grid, part, streamed), grid.size)
 
 
-def _counted(output: str | Path, transform: Transform, grid: Grid, part: str) -> JacobianStatistics:
-    """From what was written; a NIfTI file is slow to read in boxes, so there the blocks are computed again."""
+def _counted(output: str | Path, transform: Transform, grid: Grid, part: str, streamed: bool) -> JacobianStatistics:
+    """From what was written; a streamed file is slow to read in boxes, so there the blocks are computed again."""
     source: Determinant | _Written
-    if is_nifti(str(output)):
+    if streamed:
         source = Determinant(transform.links, grid.to_unit(transform.unit), part == "total")
     else:
         source = _Written(open_volume(output))

@@ -12,8 +12,8 @@ from daskreg.errors import require_known
 from daskreg.lazy.load import load_transform, place_of
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore
-from daskreg.storage.formats.points import read_points, write_points
 from daskreg.storage.fs.atomic import require_distinct, require_writable
+from daskreg.storage.points import read_points, write_points
 
 log = logging.getLogger("daskreg")
 SPACES = ("lps", "ras", "index")

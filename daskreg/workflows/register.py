@@ -28,7 +28,7 @@ from daskreg.kernels.device import Kind
 from daskreg.lazy.begin import Beginning
 from daskreg.planning import Plan, voxels
 from daskreg.storage import RunStore, Volume
-from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED
 from daskreg.workflows.inputs import Inputs, address_of, open_inputs, staged
@@ -195,7 +195,7 @@ def _checked_plan(inputs: Inputs, use: Resources) -> Plan:
 
 def _new_store(output: str | Path | None, inputs: Inputs, recipe: dict[str, Any], overwrite: bool) -> RunStore:
     path = _temporary() if output is None else output
-    if is_nifti(str(path)):
+    if any(f.single_file for f in image_formats.by_ending(str(path))):
         raise OutputError(f"{path}: a run is a Zarr store; name it .zarr, and 'daskreg export' makes a field of it.")
     told = inputs.config
     require_distinct(path, *recipe.values(), told.fixed_mask, told.moving_mask, told.initial_transform)

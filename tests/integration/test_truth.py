@@ -10,7 +10,7 @@ import pytest
 from scipy.ndimage import binary_dilation, map_coordinates
 
 from daskreg import LNCC, MI, MSE, Affine, Config, Deformable, Grid, Rigid, open_volume, register
-from daskreg.storage import write_affine
+from daskreg.storage.transforms import write_affine
 from tests.phantoms import (
     body_mask,
     known_warp_pair,

@@ -21,7 +21,8 @@ from daskreg.config import Config, Search
 from daskreg.errors import ConfigError, InputError
 from daskreg.grid import Grid
 from daskreg.planning import RESIDENCIES
-from daskreg.storage import open_volume, write_affine, write_image
+from daskreg.storage import open_volume, write_image
+from daskreg.storage.transforms import write_affine
 from daskreg.workflows.demo import demo_pair
 from tests.integration.workers import COMMS, SOCKETS, addresses, cluster, require, run, same
 from tests.phantoms import body_mask, known_warp_pair, rotation, turned

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
+from daskreg.storage.formats.base import TransformFormat, first_bytes
 from daskreg.storage.formats.itk_linear import AFFINE, affine_parameters, linear_matrix
 from daskreg.storage.fs.address import parse_address
-from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.errors import read_errors, require_exists
-from daskreg.storage.runs.transforms import StoredLink
+from daskreg.storage.transform_record import StoredLink, TransformRecord
 
-ENDINGS = (".h5", ".hdf5")
 FIELD = "DisplacementFieldTransform"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 GROUP = "TransformGroup"
 PLANES = 16 << 20  # bytes of a field that are read or written together
 PARAMETERS = ("TransformParameters", "TranformParameters")  # ITK 4 misspelt them
@@ -29,9 +29,30 @@ FIXED = ("TransformFixedParameters", "TranformFixedParameters")
 Matrix = NDArray[np.float64]
 
 
-def is_composite(path: str) -> bool:
-    """By its ending."""
-    return path.lower().endswith(ENDINGS)
+class ItkComposite(TransformFormat):
+    """A composite transform of ITK and ANTs: a chain of affine maps and displacement fields."""
+
+    name = "ITK composite, HDF5"
+    endings = (".h5", ".hdf5")
+    unit = "millimeter"
+
+    def sniff(self, path: str) -> bool:
+        """By its group of transforms."""
+        if first_bytes(path, len(SIGNATURE)) != SIGNATURE:
+            return False
+        with h5py.File(path, "r") as file:
+            return GROUP in file
+
+    def open(self, path: str) -> TransformRecord:
+        """See ``read_composite``."""
+        links = read_composite(path)
+        first = next((link.grid for link in links if link.grid is not None), None)
+        return TransformRecord(tuple(links), self.unit, first, format=self.name)
+
+    def write(self, path: str, links: Sequence[StoredLink]) -> None:
+        """Fields plane by plane, in double precision as is ITK's default."""
+        with h5py.File(path, "w") as file:
+            _write_links(file, links)
 
 
 def read_composite(address: str | Path) -> list[StoredLink]:
@@ -102,26 +123,15 @@ class _Planes:
         return np.asarray(whole[(slice(None), *index[1:])] if isinstance(index, tuple) else whole)
 
 
-def write_composite(address: str | Path, links: Sequence[tuple[Matrix, Grid | None, Any]], *, overwrite: bool = False) -> None:
-    """Write links ``W(x + d(x))`` (W, grid and d, sliced as (3, Z, Y, X)), LPS, z, y, x, millimetres, as ITK's composite.
-
-    Fields go plane by plane, in double precision as ITK's default. Raises OutputExists, OutputError, OutOfSpace.
-    """
-    path = parse_address(address).path
-    with atomic_output(path, overwrite) as temporary, h5py.File(temporary, "w") as file:
-        for name, value in (
-            ("HDFVersion", h5py.version.hdf5_version),
-            ("ITKVersion", "5.4"),
-            ("OSName", "-"),
-            ("OSVersion", "-"),
-        ):
-            _text(file, name, value)
-        _text(file, f"{GROUP}/0/TransformType", "CompositeTransform_double_3_3")
-        number = 1
-        for affine, grid, field in reversed(links):
-            number = _write_affine(file, number, affine)
-            if grid is not None:
-                number = _write_field(file, number, grid, field)
+def _write_links(file: Any, links: Sequence[StoredLink]) -> None:
+    for name, value in (("HDFVersion", h5py.version.hdf5_version), ("ITKVersion", "5.4"), ("OSName", "-"), ("OSVersion", "-")):
+        _text(file, name, value)
+    _text(file, f"{GROUP}/0/TransformType", "CompositeTransform_double_3_3")
+    number = 1
+    for link in reversed(links):
+        number = _write_affine(file, number, link.affine)
+        if link.grid is not None and link.field is not None:
+            number = _write_field(file, number, link.grid, link.field)
 
 
 def _text(file: Any, name: str, value: str) -> None:

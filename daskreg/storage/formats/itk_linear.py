@@ -1,4 +1,4 @@
-"""Transforms as ITK, ANTs and SimpleITK read and write them: affines as text or .mat, displacements as NIfTI."""
+"""Linear transforms as ITK, ANTs and SimpleITK read and write them: text or .mat."""
 
 from __future__ import annotations
 
@@ -6,67 +6,48 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import dask.array as da
 import fsspec
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.io import loadmat, savemat
 from scipy.spatial.transform import Rotation
 
-from daskreg.errors import GridError, OutputError, Unreadable
-from daskreg.grid import Grid
-from daskreg.storage.formats.nifti import is_nifti
+from daskreg.errors import OutputError, Unreadable
+from daskreg.storage.formats.base import TransformFormat, first_bytes
+from daskreg.storage.formats.streaming import open_output
 from daskreg.storage.fs.address import is_remote, parse_address
-from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.errors import read_errors, require_exists
-from daskreg.storage.write import header_bytes, millimetres, nifti_header, opened, slabs
+from daskreg.storage.transform_record import StoredLink, TransformRecord
 
 AFFINE = "AffineTransform_double_3_3"
 TEXT = (".tfm", ".txt")
 INSIGHT = "#Insight Transform File"  # with which its text files begin
-LINEAR_ENDINGS = (".mat", *TEXT)
-VECTOR = 1007  # NIFTI_INTENT_VECTOR: ITK leaves the components alone (with DISPVECT, 1006, it turns them from RAS to LPS)
 Matrix = NDArray[np.float64]
 
 
-def write_displacement_nifti(address: str | Path, field: NDArray[Any] | da.Array, grid: Grid, *, overwrite: bool = False) -> None:
-    """Write a displacement (3, Z, Y, X), LPS, components z, y, x, in the grid's unit, as ITK's 5D vector NIfTI.
+class ItkLinear(TransformFormat):
+    """An affine map as ITK, ANTs and SimpleITK keep it: text or a MATLAB 4 file. Several, and of other kinds, are read."""
 
-    On disk (X, Y, Z, 1, 3) float32, LPS, components x, y, z, in millimetres, as ``write_image`` writes images.
-    Raises OutputExists, OutputError, OutOfSpace, GridError.
-    """
-    path = parse_address(address).path
-    if not is_nifti(path):
-        raise OutputError(f"{path}: a displacement field is written as .nii or .nii.gz; choose one of these endings.")
-    if tuple(field.shape) != (3, *grid.shape):
-        raise GridError(f"{path}: a displacement of shape {tuple(field.shape)} was given; {(3, *grid.shape)} was expected.")
-    header = nifti_header(grid, (3, 1, *grid.shape), np.dtype("<f4"))
-    header["intent_code"] = VECTOR
-    scale = np.float32(millimetres(grid))
-    with atomic_output(path, overwrite) as temporary, opened(temporary, path) as file:
-        file.write(header_bytes(header))
-        for component in (2, 1, 0):  # the file has x first, one component after the other
-            for slab in slabs(field[component]):
-                file.write((np.ascontiguousarray(slab, "<f4") * scale).tobytes())
+    name = "ITK linear transform"
+    endings = (".mat", *TEXT)
+    holds = "affine"
+    unit = "millimeter"
 
+    def sniff(self, path: str) -> bool:
+        """By the first line of a text file."""
+        return first_bytes(path, len(INSIGHT)) == INSIGHT.encode()
 
-def write_affine(address: str | Path, matrix: ArrayLike, *, overwrite: bool = False) -> None:
-    """Write a (4, 4) world affine, fixed to moving points, LPS, order z, y, x, 1, as ITK's .tfm or .txt text, or .mat.
+    def open(self, path: str) -> TransformRecord:
+        """See ``read_affine``."""
+        return TransformRecord((StoredLink(read_affine(path)),), self.unit, format=self.name)
 
-    ITK thinks in millimetres: give the translation so. Raises OutputExists, OutputError, OutOfSpace.
-    """
-    path = parse_address(address).path
-    parameters = affine_parameters(np.asarray(matrix, float))
-    if path.lower().endswith(TEXT):
-        content = _text(parameters).encode()
-    elif path.lower().endswith(".mat"):
-        content = _mat(parameters)
-    else:
-        raise OutputError(f"{path}: an affine is written as .tfm, .txt or .mat; choose one of these endings.")
-    with atomic_output(path, overwrite) as temporary, opened(temporary, path) as file:
-        file.write(content)
+    def write(self, path: str, links: Sequence[StoredLink]) -> None:
+        """As AffineTransform, text or .mat by the ending."""
+        (link,) = links
+        parameters = affine_parameters(np.asarray(link.affine, float))
+        with open_output(path) as file:
+            file.write(_text(parameters).encode() if path.lower().endswith(TEXT) else _mat(parameters))
 
 
 def read_affine(address: str | Path) -> Matrix:

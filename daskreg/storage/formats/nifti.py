@@ -16,25 +16,50 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import ConfigError, GridError, Unreadable
-from daskreg.grid import Grid
+from daskreg.errors import ConfigError, GridError, InputError, Unreadable
+from daskreg.grid import UNITS, Grid
 from daskreg.storage.axes import Axis
+from daskreg.storage.formats.base import Array, ImageFormat
+from daskreg.storage.formats.streaming import SLAB, open_output, slabs
 from daskreg.storage.fs.address import Address, is_remote
 from daskreg.storage.fs.errors import read_errors, reason, require_exists
 from daskreg.storage.grid_metadata import GridMetadata
 from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.zarr.nodes import check_dtype
 
-ENDINGS = (".nii", ".nii.gz")
 AXES = tuple(Axis(n, k) for n, k in (("c", "channel"), ("t", "time"), ("z", "space"), ("y", "space"), ("x", "space")))
-UNITS = {0: "millimeter", 1: "meter", 2: "millimeter", 3: "micrometer"}  # NIfTI's codes; 0, unknown, means mm to everyone
-SLAB = 32 << 20  # bytes of a Dask chunk of an uncompressed file
+UNIT_CODES = {0: "millimeter", 1: "meter", 2: "millimeter", 3: "micrometer"}  # NIfTI's codes; 0, unknown, means mm to everyone
+LARGEST_NIFTI1 = 32767  # voxels an axis: its header keeps 16 bits
+MILLIMETRES = 2  # NIfTI's code
 RAS = np.array([1.0, -1.0, -1.0, 1.0])  # of world components z, y, x, 1: NIfTI's y and x point the other way
 
 
-def is_nifti(path: str) -> bool:
-    """By its ending."""
-    return path.lower().endswith(ENDINGS)
+class NiftiImage(ImageFormat):
+    """NIfTI-1 and NIfTI-2 in one file, compressed or not."""
+
+    name = "NIfTI"
+    endings = (".nii.gz", ".nii")
+    streams_planes = True
+
+    def sniff(self, path: str) -> bool:
+        """By the header, compressed or not."""
+        try:
+            read_header(path)
+        except InputError:
+            return False
+        return True
+
+    def open(self, address: Address) -> ImageRecord:
+        """See ``open_nifti``."""
+        return open_nifti(address)
+
+    def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[str, ...] = ()) -> None:
+        """RAS, sform and qform, millimetres where the grid has a unit."""
+        dtype = _stored_dtype(np.dtype(data.dtype))
+        with open_output(path) as file:
+            file.write(header_bytes(nifti_header(grid, grid.shape, dtype)))
+            for slab in slabs(data):
+                file.write(np.ascontiguousarray(slab, dtype).tobytes())
 
 
 class NiftiVoxels:
@@ -85,7 +110,7 @@ class NiftiVoxels:
         return voxels.astype(np.float64) if self.scaled else voxels
 
 
-def find_nifti(address: Address) -> ImageRecord:
+def open_nifti(address: Address) -> ImageRecord:
     """What is in a NIfTI file. Raises NotFound, Unreadable, and ConfigError for keys that a file has no use for."""
     if address.level is not None or address.array is not None:
         raise ConfigError(f"{address.text}: a NIfTI file has no levels and no arrays inside; leave the key out.")
@@ -117,7 +142,7 @@ def read_header(path: str) -> Any:
 
 def header_grid(header: Any, path: str = "the image") -> GridMetadata:
     """Where a header says the voxels are: sform where coded, else qform, else its pixdim without an orientation."""
-    unit = UNITS.get(int(header["xyzt_units"]) & 7, "millimeter")
+    unit = UNIT_CODES.get(int(header["xyzt_units"]) & 7, "millimeter")
     for coded, affine in ((header["sform_code"], header.get_sform), (header["qform_code"], header.get_qform)):
         if int(coded) > 0 and _regular(affine()):
             return GridMetadata.of(Grid.from_matrix((1, 1, 1), _lps_from_ras(affine()), unit))
@@ -125,6 +150,33 @@ def header_grid(header: Any, path: str = "the image") -> GridMetadata:
         raise GridError(f"{path}: the sform {header.get_sform()[:3, :3].tolist()} is singular or not finite; repair the header.")
     x, y, z = (abs(float(v)) for v in header["pixdim"][1:4])
     return GridMetadata((z, y, x), unit=unit)
+
+
+def nifti_header(grid: Grid, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """A nibabel header for an array whose reversed axes begin with the grid's x, y, z; ``shape`` is (.., Z, Y, X)."""
+    kind = nib.Nifti2Header if max(shape) > LARGEST_NIFTI1 else nib.Nifti1Header
+    header = kind()  # type: ignore[no-untyped-call]
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape[::-1])
+    metric = grid if grid.unit is None else grid.to_unit("millimeter")
+    affine = ras_from_lps(metric.index_to_world)
+    header.set_qform(affine, 1, strip_shears=True)
+    header.set_sform(affine, 1)
+    header["xyzt_units"] = 0 if grid.unit is None else MILLIMETRES
+    header["vox_offset"] = header.single_vox_offset
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["magic"] = header.single_magic
+    return header
+
+
+def header_bytes(header: Any) -> bytes:
+    """The header and the empty extension behind it."""
+    return bytes(header.binaryblock).ljust(int(header.single_vox_offset), b"\0")
+
+
+def millimetres(grid: Grid) -> float:
+    """Millimetres in the grid's unit; 1 where it has none."""
+    return 1.0 if grid.unit is None else UNITS[grid.unit] / UNITS["millimeter"]
 
 
 def ras_from_lps(matrix: NDArray[Any]) -> NDArray[np.float64]:
@@ -204,3 +256,9 @@ def _opened(path: str) -> Iterator[BinaryIO]:
                 yield cast(BinaryIO, unpacked)
             except (EOFError, gzip.BadGzipFile) as error:
                 raise Unreadable(f"{path} is cut short or damaged: {reason(error)}; copy it again.") from error
+
+
+def _stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """NIfTI has neither booleans nor half floats."""
+    small = {"bool": np.uint8, "float16": np.float32}
+    return np.dtype(small.get(dtype.name, dtype)).newbyteorder("<")

@@ -1,19 +1,59 @@
-"""Displacement fields that ITK, ANTs and others keep as NIfTI, read lazily."""
+"""Displacement fields that ITK, ANTs and others keep as NIfTI, read lazily and written slab by slab."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
+from numpy.typing import NDArray
 
-from daskreg.errors import Unreadable
+from daskreg.errors import InputError, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.formats.nifti import NiftiVoxels, header_grid, read_header
+from daskreg.storage.formats.base import TransformFormat
+from daskreg.storage.formats.nifti import (
+    NiftiImage,
+    NiftiVoxels,
+    header_bytes,
+    header_grid,
+    millimetres,
+    nifti_header,
+    read_header,
+)
+from daskreg.storage.formats.streaming import open_output, slabs
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.errors import read_errors, require_exists
+from daskreg.storage.transform_record import StoredLink, TransformRecord
 
 VECTORS = (1006, 1007)  # NIfTI's codes: displacement vector, vector
+
+
+class NiftiField(TransformFormat):
+    """A displacement field (X, Y, Z, 1, 3), as ITK and ANTs write it."""
+
+    name = "ITK displacement field, NIfTI"
+    endings = NiftiImage.endings
+    holds = "field"
+
+    def sniff(self, path: str) -> bool:
+        """By the intent of the header."""
+        try:
+            return is_displacement(path)
+        except InputError:
+            return False
+
+    def open(self, path: str) -> TransformRecord:
+        """The field on its grid, in millimetres."""
+        grid, field = read_displacement_nifti(path)
+        return TransformRecord((StoredLink(np.eye(4), grid, field),), grid.unit, grid, format=self.name)
+
+    def write(self, path: str, links: Sequence[StoredLink]) -> None:
+        """On disk (X, Y, Z, 1, 3) float32, LPS, components x, y, z, in millimetres, as ``NiftiImage`` writes images."""
+        (link,) = links
+        assert link.grid is not None
+        _write_field(path, link.field, link.grid)
 
 
 def is_displacement(address: str | Path) -> bool:
@@ -49,3 +89,15 @@ def read_displacement_nifti(address: str | Path) -> tuple[Grid, da.Array]:
     sign = [1, 1, 1] if intent == VECTORS[1] else [1, -1, -1]  # of z, y, x
     parts = [stored[c] * np.float32(s) for c, s in zip((2, 1, 0), sign, strict=True)]
     return grid.to_unit("millimeter"), da.stack(parts).astype(np.float32).rechunk({0: 3})
+
+
+def _write_field(path: str, field: NDArray[Any] | da.Array, grid: Grid) -> None:
+    """A displacement (3, Z, Y, X), LPS, components z, y, x, in the grid's unit."""
+    header = nifti_header(grid, (3, 1, *grid.shape), np.dtype("<f4"))
+    header["intent_code"] = VECTORS[1]  # ITK leaves its components alone; those of 1006 it rotates from RAS to LPS
+    scale = np.float32(millimetres(grid))
+    with open_output(path) as file:
+        file.write(header_bytes(header))
+        for component in (2, 1, 0):  # the file has x first, one component after the other
+            for slab in slabs(field[component]):
+                file.write((np.ascontiguousarray(slab, "<f4") * scale).tobytes())

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import dask.array as da
+import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, NotFound, Unreadable
+from daskreg.grid import Grid
 from daskreg.storage.axes import guessed_axes, spatial
-from daskreg.storage.fs.address import Address, parent
+from daskreg.storage.formats.base import Array, ImageFormat
+from daskreg.storage.fs.address import Address, is_remote, parent
 from daskreg.storage.image_record import ImageRecord, Resolution
-from daskreg.storage.zarr import ngff
+from daskreg.storage.zarr import ngff, ngff05
 from daskreg.storage.zarr.multiscale import Multiscale
 from daskreg.storage.zarr.nodes import attributes, children, dimension_names, lazy_array, open_member, open_node
+from daskreg.storage.zarr.pyramid import CHUNK, coarsen, new_array, pyramid, steps
 
 DEPTH = 4  # how many folders above an array are searched for the multiscales metadata it belongs to
 
 
-def find_zarr(address: Address) -> ImageRecord:
+class ZarrImage(ImageFormat):
+    """OME-Zarr 0.4, 0.5 and 0.6, one level of it, or a bare Zarr array; written as OME-Zarr 0.5."""
+
+    name = "OME-Zarr"
+    endings = (".ome.zarr", ".zarr")
+    leading_axes = True
+    multiscale = True
+    single_file = False
+    linkable = True
+
+    def sniff(self, path: str) -> bool:
+        """Folders, zip files and URLs."""
+        return is_remote(path) or os.path.isdir(path) or path.endswith(".zip")
+
+    def open(self, address: Address) -> ImageRecord:
+        """See ``open_zarr``."""
+        return open_zarr(address)
+
+    def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[str, ...] = ()) -> None:
+        """As NGFF 0.5 with coarser levels, chunk by chunk."""
+        _write(path, data, grid, labels, axes)
+
+
+def open_zarr(address: Address) -> ImageRecord:
     """What is at an address.
 
     Raises NotFound, Unreadable, and ConfigError for a level where there are none.
@@ -109,3 +139,31 @@ def _no_image(group: zarr.Group, address: Address) -> str:
     if arrays:
         return f"{name} has no multiscales metadata; choose an array with '::array={arrays[0]}' (there are {', '.join(arrays)})."
     return f"{name} is a Zarr group without an image in it; an OME-Zarr image or a Zarr array was expected."
+
+
+def _write(path: str, data: NDArray[Any] | da.Array, grid: Grid, labels: bool, axes: tuple[str, ...]) -> None:
+    factors = pyramid(grid)
+    dtype = np.dtype(np.uint8) if data.dtype == bool else np.dtype(data.dtype).newbyteorder("=")
+    group = zarr.create_group(path, zarr_format=3)
+    lead = tuple(zip(axes, data.shape[:-3], strict=True))
+    below = new_array(group, "0", grid.shape, dtype, lead=lead)
+    _store(data, below)
+    for k, step in enumerate(steps(factors), 1):
+        level = new_array(group, str(k), grid.coarsen(factors[k]).shape, dtype, lead=lead)
+        coarsen(below, level, step, labels=labels)
+        below = level
+    name = path.rpartition("/")[2].removesuffix(".zarr").removesuffix(".ome")
+    kind = "mode" if labels else "mean"
+    attributes = ngff05.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, kind, lead=axes)
+    group.attrs.update(attributes)  # last: without it no reader takes the group for an image
+
+
+def _store(data: NDArray[Any] | da.Array, array: zarr.Array[Any]) -> None:
+    """Dask chunks are, or become, whole stored ones: two writers of one chunk lose each other's voxels."""
+    lazy = data if isinstance(data, da.Array) else da.from_array(data, chunks=_blocks(array), name=False)
+    whole = all(all(n % c == 0 for n in axis[:-1]) for axis, c in zip(lazy.chunks, array.chunks, strict=True))
+    da.store(lazy if whole else lazy.rechunk(array.chunks), array, lock=False)  # type: ignore[arg-type]
+
+
+def _blocks(array: zarr.Array[Any]) -> tuple[int, ...]:
+    return (*array.chunks[:-3], CHUNK, CHUNK, CHUNK)

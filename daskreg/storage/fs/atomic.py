@@ -21,8 +21,10 @@ from daskreg.storage.zarr.nodes import METADATA
 
 @contextmanager
 def atomic_output(path: str, overwrite: bool = False) -> Iterator[str]:
-    """A sibling path to write to, renamed to ``path`` when the block ends well and deleted when it does not.
+    """A path of the same name in a folder beside ``path``, moved there when the block ends well and deleted when it does not.
 
+    What else the block writes into that folder (the voxels of a header, say) is moved first, and replaces files only with
+    ``overwrite``.
     Remote stores cannot rename: there the block writes to the path itself, metadata last.
     Raises OutputExists, OutOfSpace, OutputError.
     """
@@ -34,16 +36,18 @@ def atomic_output(path: str, overwrite: bool = False) -> Iterator[str]:
             yield path
         return
     target = os.path.realpath(path)
-    temporary = hidden_sibling(target, f"part-{os.getpid()}-{uuid4().hex[:8]}")
+    folder = hidden_sibling(target, f"part-{os.getpid()}-{uuid4().hex[:8]}")  # unique: an earlier attempt may still be writing
+    temporary = os.path.join(folder, os.path.basename(path.rstrip("/")))
     try:
         with write_errors(path):
+            os.mkdir(folder)
             yield temporary
-            _swap(temporary, target)
+            _publish(temporary, target, overwrite)
     except OutputError as error:
-        _discard(temporary)
+        _discard(folder)
         raise type(error)(str(error).replace(temporary, path)) from error  # nobody knows the temporary name
     except BaseException:
-        _discard(temporary)
+        _discard(folder)
         raise
 
 
@@ -156,6 +160,22 @@ def hidden_sibling(path: str, word: str) -> str:
     """A hidden sibling of a local path."""
     folder, name = os.path.split(path.rstrip("/"))
     return os.path.join(folder, f".{name}.{word}")
+
+
+def _publish(temporary: str, target: str, overwrite: bool) -> None:
+    """Move what is complete, the target last."""
+    folder, name = os.path.split(temporary)
+    parent = os.path.dirname(target)
+    others = [n for n in sorted(os.listdir(folder)) if n != name]
+    for other in others:
+        if os.path.lexists(os.path.join(parent, other)) and not overwrite:
+            raise OutputExists(
+                f"{os.path.join(parent, other)} exists already; choose another name, or replace it with --overwrite."
+            )
+    for other in others:
+        os.replace(os.path.join(folder, other), os.path.join(parent, other))
+    _swap(temporary, target)
+    os.rmdir(folder)
 
 
 def _swap(temporary: str, target: str) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError, UnitsError
 from daskreg.grid import UNITS, Grid
 from daskreg.storage.axes import spatial
-from daskreg.storage.formats.nifti import is_nifti
+from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.address import is_remote, join, parent, parse_address
 from daskreg.storage.fs.errors import write_errors
 from daskreg.storage.zarr import ngff, ngff06
@@ -58,16 +58,16 @@ class LinkedImage:
 def find_image(name: str, address: str | Path) -> LinkedImage:
     """The archive at an address, or the one that the array there is a level of, to be linked as ``<name>.ome.zarr``.
 
-    Raises ConfigError for what no scene can link: NIfTI and bare arrays, remote stores, a voxel size given by hand, axes stored
-    in another order than z, y, x; NotFound and Unreadable.
+    Raises ConfigError for what no scene can link: other files, bare arrays, remote stores, a voxel size given by hand, axes
+    stored in another order than z, y, x; NotFound and Unreadable.
     """
     given = parse_address(address)
     if given.spacing is not None or given.unit is not None:
         raise ConfigError(
             f"{address}: a scene links an archive as it is; it cannot say another spacing or unit than the archive."
         )
-    if is_nifti(given.path) or is_remote(given.path):
-        raise ConfigError(f"{given.path}: a scene links OME-Zarr archives of this file system; NIfTI files and URLs are not.")
+    if is_remote(given.path) or any(not f.linkable for f in image_formats.by_ending(given.path)):
+        raise ConfigError(f"{given.path}: a scene links OME-Zarr archives of this file system; other files and URLs are not.")
     path, tree = _image_above(given.node)
     multiscale = ngff.parse(path, tree)
     assert multiscale is not None
@@ -102,11 +102,16 @@ def _system(tree: Mapping[str, Any]) -> str:
     return str(output["name"] if isinstance(output, Mapping) else output)
 
 
-def link_images(store: str, images: Sequence[LinkedImage]) -> None:
-    """Put a link to each archive into a store, relative, so that both can be moved together. Raises OutputError."""
+def link_images(store: str, images: Sequence[LinkedImage], location: str) -> None:
+    """Put a link to each archive into a store, relative, so that both can be moved together. Raises OutputError.
+
+    location: where the store will be when it is complete
+    """
     for image in images:
         with write_errors(join(store, image.name)):
-            os.symlink(os.path.relpath(image.target, os.path.realpath(store)), join(store, image.name), target_is_directory=True)
+            os.symlink(
+                os.path.relpath(image.target, os.path.realpath(location)), join(store, image.name), target_is_directory=True
+            )
 
 
 def between_images(

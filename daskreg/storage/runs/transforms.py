@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
@@ -12,45 +11,20 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from daskreg.errors import IncompleteRun, NotFound, Unreadable
 from daskreg.grid import Grid, Region
-from daskreg.storage.fs.address import join, parse_address
+from daskreg.storage.fs.address import join
 from daskreg.storage.fs.errors import read_errors, write_errors
-from daskreg.storage.runs.scenes import LinkedImage, between_images, find_image, link_images
-from daskreg.storage.zarr import ngff, ngff06
+from daskreg.storage.runs.scenes import LinkedImage, between_images, link_images
+from daskreg.storage.zarr import ngff06
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
-from daskreg.storage.zarr.multiscale import grid_attributes, grid_from_attributes
-from daskreg.storage.zarr.nodes import attributes, lazy_array, open_member, open_node
+from daskreg.storage.zarr.multiscale import grid_attributes
+from daskreg.storage.zarr.nodes import lazy_array
 from daskreg.storage.zarr.pyramid import coarsen, new_array, pyramid, steps
 from daskreg.storage.zarr.vector_frames import to_grid_axes, to_world_axes, vector_frame
 
 FORMAT = 1
 FOLDER = "coordinateTransformations"
 Matrix = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class StoredLink:
-    """One link ``W(x + d(x))`` as a store has it: W, (4, 4), world, z, y, x, 1; d, (3, Z, Y, X) on ``grid``, world units."""
-
-    affine: Matrix
-    grid: Grid | None = None
-    field: da.Array | None = None
-
-
-@dataclass(frozen=True)
-class TransformRecord:
-    """A transform as a store has it: links in the order of application, unit of the world, grids as far as they are known.
-
-    metadata: what daskreg keeps with it;  images: paths below it of the fixed and the moving image, for a scene between images
-    """
-
-    links: tuple[StoredLink, ...]
-    unit: str | None
-    fixed: Grid | None
-    moving: Grid | None
-    metadata: Mapping[str, Any]
-    images: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -84,11 +58,13 @@ class TransformStore:
         metadata: Mapping[str, Any],
         backward: int = 0,
         images: tuple[LinkedImage | None, LinkedImage | None] = (None, None),
+        location: str | None = None,
     ) -> None:
         """Coarser levels, then the metadata; links: W and the field's grid of each; metadata: JSON that goes with it.
 
         backward: how many links, the last ones, are those of the inverse: with some, the scene's transformation is a bijection;
-        images: the fixed and the moving archive, which the scene then goes between, instead of between two worlds.
+        images: the fixed and the moving archive, which the scene then goes between, instead of between two worlds;
+        location: where the store will be when it is complete, if not here.
         """
         paths = [None if grid is None else _field(k) for k, (_, grid) in enumerate(links)]
         named = [(w, grid, path) for (w, grid), path in zip(links, paths, strict=True)]
@@ -108,7 +84,7 @@ class TransformStore:
                 if grid is not None and path is not None:
                     _build(group[path], grid, path)
             linked = [image for image in images if image is not None]
-            link_images(self.path, linked)
+            link_images(self.path, linked, location or self.path)
             scene = between_images(forward, unit, *images) if linked else ngff06.scene_attributes(forward, unit, back)
             group.attrs.put({"ome": scene, "daskreg": own})
 
@@ -119,125 +95,6 @@ def reopened(store: TransformStore, link: int, grid: Grid) -> da.Array:
     with read_errors(where):
         array = zarr.open_array(where, mode="r")
     return to_world_axes(lazy_array(array, where), vector_frame(grid))
-
-
-def is_transform(address: str | Path) -> bool:
-    """Whether a store is a transform, finished or not, or a scene. Raises NotFound and Unreadable."""
-    node = open_node(parse_address(address).path)
-    tree = attributes(node)
-    own, ome = tree.get("daskreg"), tree.get("ome")
-    if isinstance(own, Mapping):
-        return own.get("kind") == "transform"
-    return isinstance(ome, Mapping) and "multiscales" not in ome and bool({"scene", "coordinateTransformations"} & set(ome))
-
-
-def read_transform(address: str | Path) -> TransformRecord:
-    """The transform in a store that ``TransformStore`` or another program wrote as NGFF 0.6, its fields lazily.
-
-    In a scene of several transformations, or to choose one of them: the first, unless one is named ``fixed_to_moving``.
-    Raises NotFound, Unreadable, and IncompleteRun for one that was not finished.
-    """
-    path = parse_address(address).path
-    node = open_node(path)
-    tree = attributes(node)
-    own = tree.get("daskreg")
-    if isinstance(own, Mapping) and own.get("kind") == "transform":
-        return replace(_own(path, node, own), images=_images(tree))
-    return _foreign(path, node, tree)
-
-
-def _own(path: str, node: Any, own: Mapping[str, Any]) -> TransformRecord:
-    if not own.get("complete"):
-        raise IncompleteRun(f"{path} is incomplete: writing it did not finish; write it again.")
-    if own.get("format") != FORMAT:
-        raise Unreadable(
-            f"{path} has transform format {own.get('format')}, {FORMAT} was expected; use the daskreg that wrote it."
-        )
-    with read_errors(path):
-        grids = [grid_from_attributes(own[k]) if k in own else None for k in ("fixed", "moving")]
-        links = tuple(_own_link(path, node, entry) for entry in own["links"])
-        return TransformRecord(links, own["unit"], grids[0], grids[1], own)
-
-
-def _own_link(path: str, node: Any, entry: Mapping[str, Any]) -> StoredLink:
-    affine, field = np.asarray(entry["affine"], float), entry["field"]
-    if field is None:
-        return StoredLink(affine)
-    grid = grid_from_attributes(node[field].attrs["daskreg"]["grid"])
-    array = lazy_array(open_member(node, f"{field}/0", path), join(path, field))
-    return StoredLink(affine, grid, to_world_axes(array, vector_frame(grid)))
-
-
-def _foreign(path: str, node: Any, tree: Mapping[str, Any]) -> TransformRecord:
-    scene = _scene(tree)
-    chosen = _chosen(scene)
-    if chosen is None or not isinstance(node, zarr.Group):
-        raise Unreadable(f"{path} holds no transform; a run, a daskreg transform or an OME-Zarr 0.6 scene was expected.")
-    parts = ngff06.flattened(path, chosen)
-    links = [_foreign_field(path, node, part) if isinstance(part, str) else StoredLink(part) for part in parts]
-    fixed, moving = (_image_at(path, end, chosen.get(end)) for end in ("input", "output"))
-    unit = _unit_of(scene, chosen, fixed) or next((link.grid.unit for link in links if link.grid is not None), None)
-    before = [] if fixed is None else _unless_identity(np.linalg.inv(fixed.to_world(unit)))
-    after = [] if moving is None else _unless_identity(moving.to_world(unit))
-    grids = [None if image is None else image.grid for image in (fixed, moving)]
-    return TransformRecord((*before, *links, *after), unit, grids[0], grids[1], {}, _images(tree))
-
-
-def _images(tree: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Which images a scene's transformation goes between; None for a system of the scene's own."""
-    chosen = _chosen(_scene(tree)) or {}
-    ends = (chosen.get("input"), chosen.get("output"))
-    fixed, moving = (end.get("path") if isinstance(end, Mapping) else None for end in ends)
-    return fixed, moving
-
-
-def _scene(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    ome = tree.get("ome")
-    scene = ome.get("scene", ome) if isinstance(ome, Mapping) else None
-    return scene if isinstance(scene, Mapping) else {}
-
-
-def _chosen(scene: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The transformation named ``fixed_to_moving``, or else the first."""
-    found = scene.get("coordinateTransformations")
-    if not isinstance(found, list) or not found:
-        return None
-    return next((t for t in found if t.get("name") == "fixed_to_moving"), found[0])  # type: ignore[no-any-return]
-
-
-def _unless_identity(matrix: Any) -> list[StoredLink]:
-    return [] if np.array_equal(matrix, np.eye(4)) else [StoredLink(np.asarray(matrix, np.float64))]
-
-
-def _image_at(path: str, name: str, end: Any) -> LinkedImage | None:
-    """The image that an end of a scene's transformation names by its path; None where it is a system of the scene."""
-    inner = end.get("path") if isinstance(end, Mapping) else None
-    if inner is None:
-        return None
-    if not isinstance(inner, str) or any(part in ("", ".", "..") for part in inner.split("/")):
-        raise Unreadable(f"{path}: its transformation names the image {inner!r}; a path below the scene was expected.")
-    return find_image(name, join(path, inner))
-
-
-def _unit_of(scene: Mapping[str, Any], chosen: Mapping[str, Any], fixed: LinkedImage | None) -> str | None:
-    if fixed is not None:
-        return fixed.grid.unit
-    system = chosen.get("input")
-    return ngff06.unit_of(scene, system.get("name") if isinstance(system, Mapping) else system)
-
-
-def _foreign_field(path: str, node: zarr.Group, inner: str) -> StoredLink:
-    where = join(path, inner)
-    try:
-        group = node[inner]
-    except KeyError:
-        raise NotFound(f"{path} has no field {inner!r}, which its scene promises.") from None
-    multiscale = ngff.parse(where, attributes(group))
-    if multiscale is None or not isinstance(group, zarr.Group):
-        raise Unreadable(f"{where} is no multiscale group; an OME-Zarr 0.6 displacement field was expected.")
-    array = open_member(group, multiscale.datasets[0].path, where)
-    grid = ngff06.field_grid(where, multiscale, array.shape)
-    return StoredLink(np.eye(4), grid, lazy_array(array, where).astype(np.float32))
 
 
 def _field(link: int) -> str:

@@ -32,7 +32,7 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
     if not is_remote(path) and os.path.isdir(path):
         _require_metadata(path)
     elif not is_remote(path) and not path.endswith(".zip"):
-        raise Unreadable(f"{path} is a file; OME-Zarr, Zarr (a folder or .zip) and NIfTI (.nii, .nii.gz) are read.")
+        raise Unreadable(f"{path} is a file; a Zarr store, a folder or a .zip, was expected.")
     with read_errors(path):
         return zarr.open(path, mode="r")
 

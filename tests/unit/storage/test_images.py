@@ -252,7 +252,7 @@ def test_what_is_no_zarr_is_unreadable(tmp_path):
     (tmp_path / "a.tif").write_bytes(b"II*")
     (tmp_path / "b.zarr").mkdir()
     (tmp_path / "b.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_')
-    for name, says in (("folder", "without Zarr metadata"), ("a.tif", "is a file"), ("b.zarr", "cannot be read")):
+    for name, says in (("folder", "without Zarr metadata"), ("a.tif", "no known image format"), ("b.zarr", "cannot be read")):
         with pytest.raises(Unreadable, match=says):
             open_volume(tmp_path / name)
 

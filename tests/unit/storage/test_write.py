@@ -99,7 +99,9 @@ def test_a_full_disk_leaves_the_old_output_and_nothing_else(tmp_path, monkeypatc
     def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("daskreg.storage.write.slabs" if "nii" in ending else "daskreg.storage.write._store", fail)
+    monkeypatch.setattr(
+        "daskreg.storage.formats.nifti.slabs" if "nii" in ending else "daskreg.storage.formats.ome_zarr._store", fail
+    )
     with pytest.raises(kind, match="a\\."):
         write_image(path, image() + 1, GRID, overwrite=True)
     np.testing.assert_array_equal(open_volume(path).read(), image())

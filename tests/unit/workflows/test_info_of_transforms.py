@@ -9,7 +9,8 @@ import zarr
 from daskreg.errors import IncompleteRun, NotFound, Unreadable
 from daskreg.lazy.load import load_transform
 from daskreg.storage import VolumeInfo
-from daskreg.storage.formats.points import PointFile, write_points
+from daskreg.storage.point_file import PointFile
+from daskreg.storage.points import write_points
 from daskreg.workflows import info
 from daskreg.workflows.export import export
 from daskreg.workflows.info import describe

@@ -7,7 +7,9 @@ import SimpleITK as sitk
 
 from daskreg.errors import GridError, NotFound, OutputError, OutputExists, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage import read_affine, write_affine, write_displacement_nifti, write_image
+from daskreg.storage import write_image
+from daskreg.storage.transform_record import StoredLink
+from daskreg.storage.transforms import read_affine, write_affine, write_links
 
 AFFINE = np.array([[1.1, 0.02, -0.1, 5.0], [0.03, 0.9, 0.2, -7.0], [0.05, -0.04, 1.05, 2.0], [0, 0, 0, 1]])
 POINT = np.array([3.0, -4.0, 10.0])  # z, y, x
@@ -103,6 +105,10 @@ def test_affines_are_not_overwritten_unasked(tmp_path):
         write_affine(tmp_path / "a.csv", AFFINE)
 
 
+def write_field(path, field, grid):
+    write_links(path, [StoredLink(np.eye(4), grid, field)])
+
+
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
 @pytest.mark.parametrize(("unit", "scale"), [("millimeter", 1.0), ("micrometer", 1e-3), (None, 1.0)])
 @pytest.mark.parametrize("lazy", [False, True])
@@ -110,7 +116,7 @@ def test_itk_moves_a_point_by_the_displacement_that_was_written(tmp_path, ending
     grid = Grid((9, 10, 11), (2.0, 1.0, 1.5), (5.0, -6.0, 7.0), OBLIQUE, unit, True)
     field = np.random.default_rng(0).normal(size=(3, *grid.shape)).astype(np.float32)
     path = str(tmp_path / f"warp.{ending}")
-    write_displacement_nifti(path, da.from_array(field, chunks=(3, 4, 4, 4)) if lazy else field, grid)
+    write_field(path, da.from_array(field, chunks=(3, 4, 4, 4)) if lazy else field, grid)
     image = sitk.ReadImage(path, sitk.sitkVectorFloat64)
     assert image.GetNumberOfComponentsPerPixel() == 3
     assert image.GetDimension() == 3
@@ -123,7 +129,7 @@ def test_itk_moves_a_point_by_the_displacement_that_was_written(tmp_path, ending
 
 def test_displacement_and_image_stand_on_the_same_voxels_for_itk(tmp_path):
     grid = Grid((9, 10, 11), (2.0, 1.0, 1.5), (5.0, -6.0, 7.0), OBLIQUE, "micrometer", True)
-    write_displacement_nifti(tmp_path / "w.nii.gz", np.zeros((3, 9, 10, 11), np.float32), grid)
+    write_field(tmp_path / "w.nii.gz", np.zeros((3, 9, 10, 11), np.float32), grid)
     write_image(tmp_path / "i.nii.gz", np.zeros((9, 10, 11), np.float32), grid)
     warp, image = (sitk.ReadImage(str(tmp_path / n)) for n in ("w.nii.gz", "i.nii.gz"))
     for ask in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
@@ -132,6 +138,6 @@ def test_displacement_and_image_stand_on_the_same_voxels_for_itk(tmp_path):
 
 def test_a_displacement_of_the_wrong_shape_is_refused(tmp_path):
     with pytest.raises(GridError, match="was expected"):
-        write_displacement_nifti(tmp_path / "w.nii", np.zeros((9, 10, 11, 3), np.float32), Grid((9, 10, 11)))
+        write_field(tmp_path / "w.nii", np.zeros((9, 10, 11, 3), np.float32), Grid((9, 10, 11)))
     with pytest.raises(OutputError, match="endings"):
-        write_displacement_nifti(tmp_path / "w.mha", np.zeros((3, 9, 10, 11), np.float32), Grid((9, 10, 11)))
+        write_field(tmp_path / "w.mha", np.zeros((3, 9, 10, 11), np.float32), Grid((9, 10, 11)))

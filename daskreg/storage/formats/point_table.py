@@ -1,0 +1,92 @@
+"""Points in tables: text with a row a point."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from daskreg.errors import Unreadable
+from daskreg.storage.formats.base import PointFormat
+from daskreg.storage.point_file import PointFile
+
+SEPARATORS = "\t;,"  # the first of them that the first row has is the table's; without one blanks are
+
+
+class PointTable(PointFormat):
+    """A table whose header names x, y and z among other columns, or three columns without a header."""
+
+    name = "table of points"
+    endings = (".csv", ".tsv", ".txt")
+
+    def open(self, path: str, order: str | None) -> PointFile:
+        """Columns without names are x, y, z by default."""
+        return _read(path, order or "xyz")
+
+    def write(self, path: str, file: PointFile) -> None:
+        """Separated by commas, in .tsv by tabs."""
+        _write(path, file, "\t" if path.lower().endswith(".tsv") else ",")
+
+
+def _read(path: str, order: str) -> PointFile:
+    text = Path(path).read_text(encoding="utf-8-sig")
+    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
+    lines = [(n, line) for n, line in lines if line and line[0] != "#"]
+    separator = next((s for s in SEPARATORS if lines and s in lines[0][1]), " ")
+    rows = [(n, _cells(line, separator)) for n, line in lines]
+    header: tuple[str, ...] = ()
+    columns = (0, 1, 2) if order == "xyz" else (2, 1, 0)
+    if rows and not any(_is_number(c) for c in rows[0][1]):
+        header, columns, rows = rows[0][1], _columns(path, rows[0][1]), rows[1:]
+    if not rows and not header:
+        raise Unreadable(f"{path} is empty; a header with the columns x, y, z was expected, or three numbers a row.")
+    xyz = np.array([_numbers(path, n, cells, columns, not header) for n, cells in rows]).reshape(-1, 3)
+    return PointFile(xyz[:, ::-1].copy(), order, header, tuple(cells for _, cells in rows), columns)
+
+
+def _cells(line: str, separator: str) -> tuple[str, ...]:
+    """Of one row; a quoted cell keeps the separators that are in it."""
+    plain = " ".join(line.split()) if separator == " " else line
+    return tuple(c.strip().strip("'") for c in next(csv.reader([plain], delimiter=separator, skipinitialspace=True)))
+
+
+def _columns(path: str, header: tuple[str, ...]) -> tuple[int, int, int]:
+    names = [c.lower() for c in header]
+    if not {"x", "y", "z"} <= set(names):
+        raise Unreadable(f"{path} has the columns {', '.join(header)}; x, y and z were expected among them: rename them.")
+    return names.index("x"), names.index("y"), names.index("z")
+
+
+def _numbers(path: str, row: int, cells: tuple[str, ...], columns: tuple[int, int, int], bare: bool) -> list[float]:
+    try:
+        values = [float(cells[k]) for k in columns]
+    except (ValueError, IndexError):
+        values = [float("nan")]
+    if not np.isfinite(values).all() or (bare and len(cells) != 3):
+        raise Unreadable(f"{path}, row {row}: found {', '.join(cells)!r}; three finite numbers x, y, z were expected.")
+    return values
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _write(path: str, file: PointFile, separator: str) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as raw:
+        table = csv.writer(raw, delimiter=separator, lineterminator="\n")
+        if file.header:
+            table.writerow(file.header)
+        for k, (z, y, x) in enumerate(file.points):
+            cells = list(file.rows[k]) if file.rows else [""] * 3
+            for column, value in zip(file.columns if file.rows else _order(file.order), (x, y, z), strict=True):
+                cells[column] = repr(float(value))
+            table.writerow(cells)
+
+
+def _order(order: str) -> tuple[int, int, int]:
+    return (0, 1, 2) if order == "xyz" else (2, 1, 0)

@@ -1,0 +1,35 @@
+"""RUN.zarr as a transform."""
+
+from __future__ import annotations
+
+from daskreg.errors import InputError
+from daskreg.storage.formats.base import TransformFormat
+from daskreg.storage.runs.run import DISPLACEMENT, RunStore, is_run
+from daskreg.storage.transform_record import StoredLink, TransformRecord
+
+
+class Run(TransformFormat):
+    """What ``daskreg register`` writes."""
+
+    name = "daskreg run"
+    endings = (".zarr",)
+    writes = False
+    is_run = True
+
+    def sniff(self, path: str) -> bool:
+        """By the attributes of the root."""
+        try:
+            return is_run(path)
+        except InputError:
+            return False
+
+    def open(self, path: str) -> TransformRecord:
+        """The transform of a complete run. Raises NotFound, Unreadable and IncompleteRun."""
+        return run_record(RunStore.open(path))
+
+
+def run_record(store: RunStore) -> TransformRecord:
+    """The transform of a run."""
+    grid = store.fixed_grid
+    field = store.displacement() if store.has(DISPLACEMENT) else None
+    return TransformRecord((StoredLink(store.affine, grid, field),), grid.unit, grid, store.moving_grid, Run.name)

@@ -1,0 +1,83 @@
+"""Transforms read from files of any format, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from daskreg.errors import GridError, OutputError, Unreadable
+from daskreg.storage.formats.base import TransformFormat
+from daskreg.storage.formats.registry import transform_formats
+from daskreg.storage.fs.address import parse_address
+from daskreg.storage.fs.atomic import atomic_output
+from daskreg.storage.fs.errors import read_errors
+from daskreg.storage.transform_record import StoredLink, TransformRecord
+
+CONTENT = {"affine": "one affine map", "field": "one displacement field", "chain": "a chain of maps"}
+
+
+def open_transform(address: str | Path) -> TransformRecord:
+    """The transform in a file or store of any format, its displacements lazily. Raises NotFound, Unreadable, IncompleteRun."""
+    path = parse_address(address).path
+    format = transform_formats.to_read(path)
+    with read_errors(path):
+        return format.open(path)
+
+
+def write_links(address: str | Path, links: Sequence[StoredLink], *, overwrite: bool = False) -> None:
+    """Write links, in the order of application and in the unit of the format, by the address's ending.
+
+    Raises OutputExists, OutputError (also for what the format does not hold), OutOfSpace, GridError.
+    """
+    path = parse_address(address).path
+    format = transform_formats.to_write(path)
+    if format.in_blocks or not _holds(format, links):
+        able = ", ".join(transform_formats.endings(writes=True, holds=_needed(links), in_blocks=False))
+        raise OutputError(f"{path}: {_needed_words(links)} was given; choose one of the endings {able}.")
+    for link in links:
+        if link.field is not None and (link.grid is None or tuple(link.field.shape) != (3, *link.grid.shape)):
+            expected = None if link.grid is None else (3, *link.grid.shape)
+            raise GridError(f"{path}: a displacement of shape {tuple(link.field.shape)} was given; {expected} was expected.")
+    with atomic_output(path, overwrite) as temporary:
+        format.write(temporary, links)
+
+
+def read_affine(address: str | Path) -> NDArray[np.float64]:
+    """The (4, 4) world affine, fixed to moving points, LPS, order z, y, x, 1, of a file that holds nothing else.
+
+    Raises NotFound, Unreadable.
+    """
+    total = np.eye(4)
+    for link in open_transform(address).links:
+        if link.field is not None:
+            raise Unreadable(f"{address} holds a displacement field; an affine map was expected.")
+        total = link.affine @ total
+    return total
+
+
+def write_affine(address: str | Path, matrix: ArrayLike, *, overwrite: bool = False) -> None:
+    """Write a (4, 4) world affine, fixed to moving points, LPS, order z, y, x, 1; ITK's formats want it in millimetres.
+
+    Raises OutputExists, OutputError, OutOfSpace.
+    """
+    write_links(address, [StoredLink(np.asarray(matrix, float))], overwrite=overwrite)
+
+
+def _needed(links: Sequence[StoredLink]) -> str:
+    if len(links) != 1:
+        return "chain"
+    (link,) = links
+    if link.field is None:
+        return "affine"
+    return "field" if np.array_equal(link.affine, np.eye(4)) else "chain"
+
+
+def _holds(format: TransformFormat, links: Sequence[StoredLink]) -> bool:
+    return format.holds in ("chain", _needed(links))
+
+
+def _needed_words(links: Sequence[StoredLink]) -> str:
+    return CONTENT[_needed(links)]
