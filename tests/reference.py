@@ -317,7 +317,7 @@ LossGradient = Callable[[Array, Array, Array], Array]
 
 
 class Deformable:
-    """Adam on a composed warp at one level, S = A: ``step()`` is method section 5, points 1 to 6.
+    """Adam on a composed warp at one level, S = A: ``step()`` is method section 5, steps 1 to 6.
 
     fixed: (Z, Y, X);  moving: (Z', Y', X');  affine: (3, 4);  gradient(fixed, moved, w) is dC/dmoved of a mean loss;
     w: fixed weights (Z, Y, X), ones when None. State: u, m, v (3, Z, Y, X), t iterations done.

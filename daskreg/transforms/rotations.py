@@ -37,8 +37,8 @@ def rotation_grid() -> list[Matrix]:
     """648 rotations such that none is further than 21 degrees from one of them; the 24 right-angle rotations come first.
 
     Each right-angle rotation is composed with the 27 points of a body-centred cubic lattice of Rodrigues vectors around the
-    identity, after Karney, *Quaternions in molecular modeling*, J. Mol. Graph. Model. 25 (2007), section 8 (arXiv
-    physics/0506177). Balls of a radius of 17.6 degrees around 648 rotations have the volume of the whole group, so no set of
+    identity, after Karney, *Quaternions in molecular modeling*, J. Mol. Graph. Model. 25 (2007), arXiv
+    physics/0506177. Balls of a radius of 17.6 degrees around 648 rotations have the volume of the whole group, so no set of
     this size can do with less.
     """
     return [cube @ local for local in _local_rotations() for cube in right_angle_rotations()]

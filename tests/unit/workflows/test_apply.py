@@ -98,7 +98,7 @@ def test_the_footprint_holds_every_point_and_little_more():
 
 
 def test_a_bump_inside_a_block_is_read_though_no_corner_shows_it():
-    """Method, section 8, trap 4: corners and faces at rest, ten voxels in the middle."""
+    """The displacement is zero at corners and faces, and ten voxels in the middle (method, section 7.1)."""
     grid = Grid((64, 64, 64), unit="mm")
     z, y, x = (np.indices(grid.shape) - 31.5) / 8
     d = np.zeros((3, *grid.shape), np.float32)
