@@ -2,8 +2,8 @@
 
 It covers the bytecode and constants of a function, its default arguments and closure, and the values of the globals that it
 loads: numbers, tuples, arrays, and other functions with theirs. It does not cover file paths, line numbers, docstrings, or the
-names of globals and local variables, so a kernel that is moved, documented or renamed keeps its digest. It is equal in every
-process. Argument names are covered, because calls may use them.
+names of functions and variables, so a kernel that is moved, documented or renamed keeps its digest. Argument names are covered
+where a function calls with keywords. The digest is equal in every process.
 
 What the digest does not know (compiler version, types of the arguments, processor) is part of the cache's own key.
 """
@@ -23,15 +23,19 @@ LIBRARIES = frozenset(
 )  # known by name: their versions are in the cache's key
 FLAGS = 0x04 | 0x08 | 0x20  # of code: *args, **kwargs, generator; others depend on the module, as ``from __future__`` does
 
+KEYWORD_CALLS = frozenset({"KW_NAMES", "CALL_KW", "CALL_FUNCTION_EX"})  # of Python 3.11 and 3.12, of 3.13, of all
+
 
 def digest(*values: Any) -> str:
     """Hash of values, functions by their content: 32 hexadecimal digits.
 
     Raises TypeError where a function loads a global or closes over a value that has no stable content.
     """
-    hashed = hashlib.sha256()
-    for part in _Parts().of(values):
+    hashed, parts = hashlib.sha256(), _Parts()
+    for part in parts.of(values):
         hashed.update(part.encode() + b"\0")
+    if parts.keywords:
+        hashed.update(repr(parts.arguments).encode())
     return hashed.hexdigest()[:32]
 
 
@@ -46,6 +50,8 @@ class _Parts:
     def __init__(self) -> None:
         self.met: dict[int, int] = {}
         self.held: list[Any] = []  # an id is unique only while its object lives
+        self.keywords = False  # whether any function calls with keywords
+        self.arguments: list[tuple[str, ...]] = []
 
     def of(self, value: Any) -> Iterator[str]:
         """The strings of one value."""
@@ -109,9 +115,9 @@ class _Parts:
         yield from self.of(tuple(cell.cell_contents for cell in function.__closure__ or ()))
 
     def _code(self, code: CodeType, scope: dict[str, Any], doc: str | None = None) -> Iterator[str]:
-        arguments = code.co_argcount + code.co_kwonlyargcount
         yield f"code {code.co_code.hex()} {code.co_exceptiontable.hex()} {code.co_flags & FLAGS}"
-        yield f"arguments {code.co_argcount} {code.co_posonlyargcount} {code.co_varnames[:arguments]}"
+        yield f"arguments {code.co_argcount} {code.co_posonlyargcount} {code.co_kwonlyargcount}"
+        self.arguments.append(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
         yield f"cells {len(code.co_cellvars)} {len(code.co_freevars)}"
         constants = code.co_consts
         if doc is not None and constants and constants[0] == doc:
@@ -121,8 +127,10 @@ class _Parts:
                 yield from self._code(constant, scope)
             else:
                 yield from self.of(constant)
-        loaded = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-        attributes = {i.argval for i in dis.get_instructions(code) if i.opname not in ("LOAD_GLOBAL", "LOAD_NAME")}
+        instructions = list(dis.get_instructions(code))
+        self.keywords |= any(i.opname in KEYWORD_CALLS for i in instructions)
+        loaded = {i.argval for i in instructions if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+        attributes = {i.argval for i in instructions if i.opname not in ("LOAD_GLOBAL", "LOAD_NAME")}
         for name in code.co_names:
             yield name if name in attributes else ""
             if name in loaded:

@@ -39,9 +39,10 @@ def function(source=SOURCE, file="here.py", helper=HELPER, **scope):
         function(SOURCE.replace("What it does", "Says more")),
         function(SOURCE.replace("scaled", "renamed")),
         function(SOURCE.replace("FACTOR", "WEIGHT"), WEIGHT=SCOPE["FACTOR"]),
+        function(SOURCE.replace("a, b=2", "c, b=2").replace("(a)", "(c)")),
         function("from __future__ import annotations\n" + SOURCE),
     ],
-    ids=["lines", "file", "docstring", "local name", "global's name", "future"],
+    ids=["lines", "file", "docstring", "local name", "global's name", "argument's name", "future"],
 )
 def test_what_compiles_to_the_same_code_has_the_same_digest(other):
     assert digest(other) == digest(function())
@@ -54,7 +55,6 @@ def test_what_compiles_to_the_same_code_has_the_same_digest(other):
         function(SOURCE.replace("b=2", "b=2.0")),
         function(SOURCE.replace("* FACTOR", "- FACTOR")),
         function(SOURCE.replace("TAPS[0]", "TAPS[1]")),
-        function(SOURCE.replace("a, b=2", "c, b=2").replace("(a)", "(c)")),
         function(FACTOR=np.float32(4)),
         function(FACTOR=np.float64(3)),
         function(FACTOR=3),
@@ -63,11 +63,19 @@ def test_what_compiles_to_the_same_code_has_the_same_digest(other):
         function(helper=HELPER.replace("1", "2")),
         function(helper=HELPER.replace("def", "K = 1\ndef").replace("+ 1", "+ K")),
     ],
-    ids=["default", "default's type", "operation", "index", "argument's name", "global", "global's precision", "global's type",
+    ids=["default", "default's type", "operation", "index", "global", "global's precision", "global's type",
          "tuple", "array", "callee", "callee's global"],
 )  # fmt: skip
 def test_what_compiles_to_other_code_has_another_digest(other):
     assert digest(other) != digest(function())
+
+
+def test_names_of_arguments_count_where_a_call_uses_them():
+    source, helper = SOURCE.replace("helper(a)", "helper(a=a, b=b)"), "def helper(a, b):\n    return a - b\n"
+    other = "def helper(b, a):\n    return b - a\n"  # the same code
+    assert digest(function(source, helper=helper)) != digest(function(source, helper=other))
+    source = SOURCE.replace("helper(a)", "helper(a, b)")
+    assert digest(function(source, helper=helper)) == digest(function(source, helper=other))
 
 
 def closing_over(value, step):
