@@ -25,7 +25,7 @@ from daskreg.engine.report import LevelReport, Progress, Watch
 from daskreg.engine.sampler import Resident, Ring, at_once
 from daskreg.errors import Diverged
 from daskreg.kernels.adam import cuda as adam_cuda
-from daskreg.kernels.compiler.formula import DISABLED
+from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.composition import cuda as composition_cuda
@@ -141,7 +141,7 @@ class DeviceLoop(Loop):
 
     def _advance(self, fields: Fields, k: int) -> int:
         """Start iteration k, or two where a graph can; how many, 0 where the images match from the start."""
-        pair = not DISABLED and self.comm.size == 1 and k % 2 == 0 and self.launched > 0 and k + 2 <= self.level.iterations
+        pair = not SIMULATED and self.comm.size == 1 and k % 2 == 0 and self.launched > 0 and k + 2 <= self.level.iterations
         if pair:
             self._replay("pair", partial(self._twice, fields))
         else:
@@ -161,7 +161,7 @@ class DeviceLoop(Loop):
     def _play(self, name: str, launches: Callable[[], Any]) -> None:
         """A part of an iteration without messages, whose arrays are those of every other iteration."""
         plain = self.fresh if name.startswith(LOOKS) else 1
-        if self.comm.size == 1 or DISABLED or self.launched <= plain:
+        if self.comm.size == 1 or SIMULATED or self.launched <= plain:
             launches()
         else:
             self._replay(name, launches)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from daskreg.errors import InputError
-from daskreg.kernels.compiler.formula import DISABLED
+from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.launch import Kernel
 
 _LAUNCH_LOCK = Lock()  # kernels are parallel themselves, and not every threading layer of Numba allows two launches at once
@@ -29,7 +29,7 @@ def run_on_cuda(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) ->
     """
     from numba import cuda
 
-    if not DISABLED and not cuda.is_available():
+    if not SIMULATED and not cuda.is_available():
         raise InputError(
             "a GPU was asked for and this process sees none that Numba can use; install daskreg[cuda13] (or cuda12), look at "
             'nvidia-smi, or use device="cpu".'

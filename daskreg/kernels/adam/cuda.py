@@ -13,9 +13,9 @@ import numpy as np
 from numba import float32, float64, int32, int64, uint32, uint64
 
 from daskreg.kernels.adam.moments import first_moment, joined, second_moment
+from daskreg.kernels.compiler.configuration import block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import sweep
-from daskreg.kernels.compiler.formula import DISABLED, formula
-from daskreg.kernels.compiler.occupancy import deep
+from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.arithmetic import fused, lerp, quotient, root
 from daskreg.kernels.intrinsics.half import same, widened
 from daskreg.kernels.intrinsics.memory import fetch, store_vector
@@ -23,7 +23,7 @@ from daskreg.kernels.intrinsics.random_bits import die, thrown
 from daskreg.kernels.smoothing.cuda import axis_sum, enter
 
 NIL = float32(0)
-TILE = (4, 4) if DISABLED else (8, 64)  # threads along y and x of kernels with neighbours
+TILE = block_size(8), block_size(64)  # threads along y and x of kernels with neighbours
 
 
 def tiles(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
@@ -31,7 +31,7 @@ def tiles(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int]
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = TILE
     across, down = -(-nx // tx), -(-ny // ty)
-    length = deep(nz, across * down, 2, radius)
+    length = planes_per_block(nz, across * down, 2, radius)
     return np.int32(length), (across, down, -(-nz // length)), (tx, ty, 1)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from numba import njit
 
 from daskreg.kernels.compiler import cubins
+from daskreg.kernels.compiler.configuration import SIMULATED, stream
 from daskreg.kernels.compiler.digest import digest
-from daskreg.kernels.compiler.formula import CUDA, DISABLED, INLINED, Formula, specialise
-from daskreg.kernels.compiler.occupancy import stream
+from daskreg.kernels.compiler.formula import CUDA, INLINED, Formula, specialise
 
 SWEEPS: dict[str, Sweep] = {}
 STATIC_SHARED = 48 * 1024  # bytes a block may use without asking
@@ -38,8 +38,8 @@ class Sweep:
 
             body = _whole(self.factory(*constants), {"cuda": cuda})
             options = {name: v(*constants) if callable(v) else v for name, v in self.options.items()}
-            made = cuda.jit(body, **({} if DISABLED else options))
-            self._forms[constants] = made if DISABLED else cubins.keep(made, self.name, digest(body), constants)
+            made = cuda.jit(body, **({} if SIMULATED else options))
+            self._forms[constants] = made if SIMULATED else cubins.keep(made, self.name, digest(body), constants)
         return self._forms[constants]
 
     def __call__(
@@ -47,7 +47,7 @@ class Sweep:
     ) -> None:
         """Launch on the current stream; blocks and threads with x first;  shared: bytes of dynamic shared memory a block."""
         configured = self.form(*constants)[blocks, threads, stream(), shared]
-        if shared > STATIC_SHARED and not DISABLED and _allow_shared not in configured.pre_launch_callbacks:
+        if shared > STATIC_SHARED and not SIMULATED and _allow_shared not in configured.pre_launch_callbacks:
             configured.pre_launch_callbacks.append(_allow_shared)
         configured(*arguments)
 

@@ -7,15 +7,14 @@ from types import FunctionType
 from typing import Any
 
 from numba import njit, uint32, uint64
-from numba.core import config as settings
 
+from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.digest import digest
 
-DISABLED = bool(vars(settings)["DISABLE_JIT"])  # the CUDA simulator runs bodies as plain Python
 INLINED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
 MODULE = "daskreg.kernels"  # of all that is compiled for a CPU: where compiled code is loaded, this is imported
 CPU, CUDA = 0, 1
-INDEX = (int, int) if DISABLED else (uint64, uint32)
+INDEX = (int, int) if SIMULATED else (uint64, uint32)
 
 
 class Formula:
@@ -23,24 +22,28 @@ class Formula:
 
     def __init__(self, function: Callable[..., Any], native: str = "") -> None:
         self.name, self.function = function.__name__, function
-        self._on_cuda: Callable[[], Callable[..., Any]] | None = None
+        self._factory: Callable[[], Callable[..., Any]] | None = None
         self._native = native
         self.__doc__ = function.__doc__
         self._forms: list[Any] = [None, None]
 
     def on_cuda(self, factory: Callable[[], Callable[..., Any]]) -> Formula:
-        """Use what ``factory`` makes on CUDA, where the operation itself differs (atomics); made only when it is needed."""
-        self._on_cuda = factory
+        """Use what ``factory`` returns on CUDA, where the operation itself differs (atomics); called when it is needed."""
+        self._factory = factory
         return self
+
+    def intrinsic(self, factory: Callable[[], Callable[..., Any]]) -> Formula:
+        """As ``on_cuda``, for instructions that the simulator has not: there the function itself is used."""
+        return self if SIMULATED else self.on_cuda(factory)
 
     def form(self, device: int) -> Any:
         """The function compiled for a device, on first use."""
-        if device == CUDA and self._native and not DISABLED:
+        if device == CUDA and self._native and not SIMULATED:
             from numba.cuda import libdevice
 
             return getattr(libdevice, self._native)
         if self._forms[device] is None:
-            function = self._on_cuda() if device == CUDA and self._on_cuda else self.function
+            function = self._factory() if device == CUDA and self._factory else self.function
             self._forms[device] = njit(**INLINED)(specialise(function, device))
         return self._forms[device]
 
@@ -68,7 +71,7 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
 
         scope["cuda"] = cuda
     made = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
-    return identified(made, INLINED) if device == CPU and not DISABLED else made
+    return identified(made, INLINED) if device == CPU and not SIMULATED else made
 
 
 def identified(function: FunctionType, options: dict[str, Any]) -> FunctionType:

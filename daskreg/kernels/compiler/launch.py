@@ -20,9 +20,9 @@ from numba.core import config as settings
 
 from daskreg.kernels.compiler import cubins
 from daskreg.kernels.compiler.cache import keep
+from daskreg.kernels.compiler.configuration import SIMULATED, block_size, stream
 from daskreg.kernels.compiler.digest import digest
-from daskreg.kernels.compiler.formula import CPU, CUDA, DISABLED, INDEX, INLINED, MODULE, specialise
-from daskreg.kernels.compiler.occupancy import stream
+from daskreg.kernels.compiler.formula import CPU, CUDA, INDEX, INLINED, MODULE, specialise
 from daskreg.kernels.compiler.source import ALONG, LEAST, cpu_source, cuda_source
 
 KERNELS: dict[str, Kernel] = {}
@@ -106,7 +106,7 @@ def _zeros(shape: tuple[int, ...]) -> Any:
     """On the current device, made there, or as the simulator has it."""
     from numba import cuda
 
-    if DISABLED:
+    if SIMULATED:
         return cuda.to_device(np.zeros(shape, np.float32))
     import cupy
 
@@ -115,7 +115,7 @@ def _zeros(shape: tuple[int, ...]) -> Any:
 
 def _by_voxel(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Blocks and threads, x first: a thread a voxel."""
-    threads = (4, 1, 1) if DISABLED else (64, 4, 1)
+    threads = block_size(64), block_size(4, least=1), 1
     return tuple(max(1, -(-a // b)) for a, b in zip(n[:0:-1], threads, strict=True)), threads
 
 
@@ -191,7 +191,7 @@ def _cpu_launcher(kernel: Kernel) -> Any:
 
 def _launched(function: FunctionType, name: str) -> Any:
     """A CPU launcher, compiled when it is first called, or found on disk."""
-    if DISABLED:
+    if SIMULATED:
         return njit(**LAUNCHED)(function)
     key = digest(function, sorted(LAUNCHED.items()))
     function.__name__ = function.__qualname__ = f"{name}_{key[:16]}"
@@ -205,7 +205,7 @@ def _cuda_launcher(kernel: Kernel, absent: frozenset[str]) -> Any:
     function = _define(cuda_source(kernel, name, absent), name, kernel.body, CUDA)
     function.__globals__["cuda"] = cuda
     made = cuda.jit(function)
-    return made if DISABLED else cubins.keep(made, name, digest(function), sorted(absent))
+    return made if SIMULATED else cubins.keep(made, name, digest(function), sorted(absent))
 
 
 def offsets(box: tuple[int, int, int, int]) -> tuple[Any, Any]:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from daskreg.kernels.compiler.cache import folder
+from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.cooperative import SWEEPS
 from daskreg.kernels.compiler.cubins import compiler
-from daskreg.kernels.compiler.formula import DISABLED
 from daskreg.kernels.compiler.launch import KERNELS
 from daskreg.kernels.compiler.registry import import_kernels, source_files
 
@@ -109,7 +109,7 @@ def _spelled(kind: Any) -> str:
 
 
 def _shares(room: int) -> list[tuple[int, int]]:
-    if DISABLED or getattr(sys, "frozen", False) or not hasattr(os, "sched_getaffinity"):
+    if SIMULATED or getattr(sys, "frozen", False) or not hasattr(os, "sched_getaffinity"):
         return []  # nothing to compile, no Python to start, no way to count cores
     n = min(HELPERS, len(os.sched_getaffinity(0)) - 1, room // ROOM)
     return [(k, n) for k in range(n)] if n > 1 else []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from daskreg.kernels.compiler.formula import DISABLED
+from daskreg.kernels.compiler.configuration import block_size
 
 if TYPE_CHECKING:
     from daskreg.kernels.compiler.launch import Kernel
 
-ALONG = 4 if DISABLED else 128  # threads of a GPU that share a row of which sums are wanted
+ALONG = block_size(128)  # threads of a GPU that share a row of which sums are wanted
 LEAST = -3.0e38  # what row maxima begin with
 
 

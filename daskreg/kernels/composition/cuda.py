@@ -8,17 +8,18 @@ import numpy as np
 from numba import float32, int32, uint32, uint64
 
 from daskreg.kernels.adam.cuda import direction_of
+from daskreg.kernels.compiler.configuration import WARP_SHUFFLE, block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import sweep
-from daskreg.kernels.compiler.formula import DISABLED, formula
-from daskreg.kernels.compiler.occupancy import deep
+from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.arithmetic import fused, lerp, root
 from daskreg.kernels.intrinsics.memory import fetch, store_vector
 from daskreg.kernels.smoothing.cuda import axis_sum, enter
 
 ONE, NIL = float32(1), float32(0)
-LANES, WARPS, ROWS = (6, 3, 2) if DISABLED else (32, 4, 4)  # of a block that composes: columns, warps, rows a warp
+LANES, WARPS = block_size(32, least=6), block_size(4, least=3)  # of a block: columns, warps
+ROWS = block_size(4, least=2)  # that a warp computes
 LONGEST = 64  # planes a block composes at most: neighbours that march together find each other's planes in the cache
-PITCH = 8 if DISABLED else 64  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
+PITCH = block_size(64, least=8)  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
 
 
 def warps(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
@@ -26,7 +27,7 @@ def warps(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int]
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = WARPS * ROWS - 2 * radius, LANES - 2 * radius
     across, down = -(-nx // tx), -(-ny // ty)
-    length = min(LONGEST, deep(nz, across * down, 4, radius))
+    length = min(LONGEST, planes_per_block(nz, across * down, 4, radius))
     return np.int32(length), (across, down, -(-nz // length)), (LANES, WARPS, 1)
 
 
@@ -105,13 +106,13 @@ def compose_smooth(radius, mixed=False):
     near_by, area = wider * (high + 2), pitch * (high + 2)
     parts, full = -(-near_by // threads), near_by // threads
     stored, brought = 9 * area, 3 * parts
-    shuffled = not DISABLED
+    shuffled = WARP_SHUFFLE
     kind, none = (uint32, uint32(0)) if mixed else (float32, NIL)
     take, begin, opened = (fetch_words, pace_of, direction_of) if mixed else (fetch, no_pace, as_stored)
 
     @formula
     def along(mid, thread, weights):
-        """The filter along x in shared memory, where lanes cannot be asked: the simulator."""
+        """The filter along x in shared memory, without warp shuffles."""
         cuda.syncthreads()
         row, i = int(thread) // lanes * per, int(thread) % lanes
         sums = []

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import float32, int32, int64, uint32, uint64
+from numba import float32, int32, uint32
 
+from daskreg.kernels.compiler.configuration import COUNTER, OFFSET, block_size, multiprocessors
 from daskreg.kernels.compiler.cooperative import sweep
-from daskreg.kernels.compiler.formula import DISABLED
 from daskreg.kernels.compiler.launch import Shape, box, offsets
-from daskreg.kernels.compiler.occupancy import multiprocessors
 
 NIL = float32(0)
-offset = int if DISABLED else uint64  # of a voxel in a field
-wide = int if DISABLED else int64
 BINS = 4096  # of intensities, at most
-TALLIERS = 4 if DISABLED else 512  # threads of a block that counts them
+TALLIERS = block_size(512)  # threads of a block that counts them
 
 
 @sweep(launch_bounds=(512, 2))
@@ -35,16 +32,16 @@ def intensity_march() -> Callable[..., None]:
             counts[at] = int32(0)
             at = uint32(at + uint32(threads))
         cuda.syncthreads()  # noqa: F821
-        o = offset(begin) + offset(cuda.blockIdx.x) * offset(threads) + offset(t)  # noqa: F821
+        o = OFFSET(begin) + OFFSET(cuda.blockIdx.x) * OFFSET(threads) + OFFSET(t)  # noqa: F821
         while o < end:
             b = (image[o] - low) / width
             cuda.atomic.add(counts, uint32(int32(min(max(b, NIL), float32(int32(bins) - int32(1))))), int32(1))  # noqa: F821
-            o = o + offset(cuda.gridDim.x) * offset(threads)  # noqa: F821
+            o = o + OFFSET(cuda.gridDim.x) * OFFSET(threads)  # noqa: F821
         cuda.syncthreads()  # noqa: F821
         at = t
         while at < bins:
             if counts[at] > int32(0):
-                cuda.atomic.add(totals, at, wide(counts[at]))  # noqa: F821
+                cuda.atomic.add(totals, at, COUNTER(counts[at]))  # noqa: F821
             at = uint32(at + uint32(threads))
 
     return body

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import float32, int32, uint16, uint32
 
-from daskreg.kernels.compiler.formula import DISABLED, formula
+from daskreg.kernels.compiler.formula import formula
 
 LOWER = 65535
 
@@ -22,10 +22,8 @@ def bits_of(value):
     return np.float32(value).view(np.uint32)
 
 
-@bits_of.on_cuda
+@bits_of.intrinsic
 def _bits_of() -> Callable[..., Any]:
-    if DISABLED:
-        return bits_of.function
     from numba.cuda import libdevice
 
     def bits_by_name(value):
@@ -40,10 +38,8 @@ def single_of(bits):
     return np.uint32(bits).view(np.float32)
 
 
-@single_of.on_cuda
+@single_of.intrinsic
 def _single_of() -> Callable[..., Any]:
-    if DISABLED:
-        return single_of.function
     from numba.cuda import libdevice
 
     def single_by_name(bits):
@@ -58,11 +54,9 @@ def pixel(value):
     return value if value.dtype == np.float32 else np.float32(np.uint16(value).view(np.float16))
 
 
-@pixel.on_cuda
+@pixel.intrinsic
 def _pixel() -> Callable[..., Any]:
     """In one instruction."""
-    if DISABLED:
-        return pixel.function
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic

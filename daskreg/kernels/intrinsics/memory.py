@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import int32, uint64
 
-from daskreg.kernels.compiler.formula import DISABLED, formula
+from daskreg.kernels.compiler.formula import formula
 
 
 @formula
@@ -72,10 +72,8 @@ def store(array, base, byte, value):
     array[int(base) + int(byte) // array.itemsize] = value
 
 
-@spot.on_cuda
+@spot.intrinsic
 def _spot_address() -> Callable[..., Any]:
-    if DISABLED:
-        return spot.function
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -108,10 +106,8 @@ def _beyond(builder: Any, where: Any, at: Any, half: bool = False) -> Any:
     )
 
 
-@get.on_cuda
+@get.intrinsic
 def _get_beyond() -> Callable[..., Any]:
-    if DISABLED:
-        return get.function
     from numba import types
     from numba.extending import intrinsic
 
@@ -128,10 +124,8 @@ def _get_beyond() -> Callable[..., Any]:
     return get_beyond
 
 
-@get_half.on_cuda
+@get_half.intrinsic
 def _get_half_beyond() -> Callable[..., Any]:
-    if DISABLED:
-        return get_half.function
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -149,10 +143,8 @@ def _get_half_beyond() -> Callable[..., Any]:
     return get_half_beyond
 
 
-@put.on_cuda
+@put.intrinsic
 def _put_beyond() -> Callable[..., Any]:
-    if DISABLED:
-        return put.function
     from numba import types
     from numba.extending import intrinsic
 
@@ -177,10 +169,8 @@ def _unsigned(builder: Any, index: Any) -> Any:
     return index if index.type.width == 64 else builder.zext(index, ir.IntType(64))
 
 
-@load_four.on_cuda
+@load_four.intrinsic
 def _load_vector() -> Callable[..., Any]:
-    if DISABLED:
-        return load_four.function
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -204,10 +194,8 @@ def _load_vector() -> Callable[..., Any]:
     return load_wide
 
 
-@store_four.on_cuda
+@store_four.intrinsic
 def _store_vector() -> Callable[..., Any]:
-    if DISABLED:
-        return store_four.function
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -231,10 +219,8 @@ def _store_vector() -> Callable[..., Any]:
     return store_wide
 
 
-@fetch.on_cuda
+@fetch.intrinsic
 def _fetch() -> Callable[..., Any]:
-    if DISABLED:
-        return fetch.function
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -255,10 +241,8 @@ def _fetch() -> Callable[..., Any]:
     return fetch_near
 
 
-@store.on_cuda
+@store.intrinsic
 def _store() -> Callable[..., Any]:
-    if DISABLED:
-        return store.function
     from numba import types
     from numba.extending import intrinsic
 

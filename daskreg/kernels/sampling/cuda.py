@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numba import float32, int32, int64, uint32, uint64
 
+from daskreg.kernels.compiler.configuration import block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import sweep
-from daskreg.kernels.compiler.formula import DISABLED, formula
+from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import box
-from daskreg.kernels.compiler.occupancy import deep
 from daskreg.kernels.intrinsics.arithmetic import dot3, floor, lerp, product
 from daskreg.kernels.intrinsics.half import halved, narrowed, pixel, same
 
 ONE, NIL, NAN = float32(1), float32(0), float32(float("nan"))
 UNIT = float32(2.0**-24)  # 24 bits of the fraction are what a float32 holds
-COLUMNS = (2, 4) if DISABLED else (4, 64)  # threads along y and x
+COLUMNS = block_size(4, least=2), block_size(64)  # threads along y and x
 RESIDENT, MOST = 4, 16  # blocks on a multiprocessor, planes a block at most
 
 
@@ -28,7 +28,7 @@ def columns(n: Sequence[Any]) -> tuple[np.uint32, tuple[int, int, int], tuple[in
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = COLUMNS
     across, down = -(-nx // tx), -(-ny // ty)
-    depth = min(MOST, deep(nz, across * down, RESIDENT))
+    depth = min(MOST, planes_per_block(nz, across * down, RESIDENT))
     return np.uint32(depth), (across, down, -(-nz // depth)), (tx, ty, 1)
 
 

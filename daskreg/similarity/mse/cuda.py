@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numba import float32, int64, uint32, uint64
 
+from daskreg.kernels.compiler.configuration import block_size
 from daskreg.kernels.compiler.cooperative import sweep
-from daskreg.kernels.compiler.formula import DISABLED, formula
+from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import Shape, box
 from daskreg.kernels.intrinsics.arithmetic import counted
 from daskreg.kernels.intrinsics.half import halved, pixel
@@ -15,7 +16,7 @@ from daskreg.kernels.sampling.cuda import around, inclined, interior, launch, ma
 from daskreg.kernels.weights import COUNT
 
 ONE, NIL, TWO = float32(1), float32(0), float32(2)
-WIDE = 4 if DISABLED else 256  # threads of a block that takes voxels as they come
+WIDE = block_size(256)  # threads of a block that takes voxels as they come
 
 
 def _difference_at(mixed):

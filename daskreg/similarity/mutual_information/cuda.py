@@ -11,24 +11,22 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from numba import float32, float64, int32, int64, uint32, uint64
+from numba import float32, float64, int32, int64, uint32
 
+from daskreg.kernels.compiler.configuration import COUNTER, OFFSET, block_memory, block_size, multiprocessors
 from daskreg.kernels.compiler.cooperative import STATIC_SHARED, sweep
-from daskreg.kernels.compiler.formula import DISABLED, formula
+from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import offsets
-from daskreg.kernels.compiler.occupancy import block_memory, multiprocessors
 from daskreg.kernels.intrinsics.half import halved, pixel, stored_as
 from daskreg.similarity.mutual_information.cpu import COUNT, FIXED_POINT, bin_coordinate, spline, spline_slope
 
 ONE, NIL = float32(1), float32(0)
-offset = int if DISABLED else uint64  # of a voxel in a field
-wide = int if DISABLED else int64
-THREADS = 32 if DISABLED else 1024  # of a block that counts: all that share a multiprocessor, hence one histogram
-TABLE_THREADS = 4 if DISABLED else 256
+THREADS = block_size(1024, least=32)  # of a block that counts: all that share a multiprocessor, hence one histogram
+TABLE_THREADS = block_size(256)
 AT_ONCE = 4  # voxels a thread loads before it uses them
 ROOM = 200 * 1024  # bytes of shared memory for a histogram, at most
 DEPOSITS = 2**32 // FIXED_POINT // 2 * 2  # voxels that may meet one word: none adds more than 4/9 of its weight to a bin
-SLOPE_THREADS = 4 if DISABLED else 512
+SLOPE_THREADS = block_size(512)
 LOOKS = 4  # blocks that look up at once, a multiprocessor
 TABLES = 8  # copies of the table, as far as they fit
 
@@ -50,11 +48,9 @@ def nearest(value):
     return int32(value + float32(0.5))
 
 
-@nearest.on_cuda
+@nearest.intrinsic
 def _nearest_by_bits() -> Callable[..., Any]:
     """In two cheap instructions: the sum with 2^23 has the integer in its last bits."""
-    if DISABLED:
-        return nearest.function
     from numba.cuda import libdevice
 
     def nearest_by_bits(value):
@@ -69,11 +65,11 @@ def add_deposits(add, counts, start, bins, copies, value, still, w):
     i, at = bin_coordinate(value, bins)
     j, beside = bin_coordinate(still, bins)
     up, along = spline(at), spline(beside)
-    first, w = offset(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), w * COUNT
+    first, w = OFFSET(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), w * COUNT
     for p in range(4):
         share = w * up[p]
         for q in range(4):
-            add(counts, offset(first + offset((p * bins + q) * copies)), uint32(nearest(share * along[q])))
+            add(counts, OFFSET(first + OFFSET((p * bins + q) * copies)), uint32(nearest(share * along[q])))
 
 
 def histogram_bounds(bins: int, masked: bool, half: bool = False) -> tuple[int, int]:
@@ -106,14 +102,14 @@ def joint_histogram_march(bins: int, masked: bool, half: bool = False) -> Callab
         many = min(uint32(copies), uint32(cuda.blockDim.x))  # noqa: F821  # copies; unknown to the compiler, which must not unroll
         at = t
         while at < uint32(size):
-            total, c = offset(0), uint32(0)
+            total, c = OFFSET(0), uint32(0)
             while c < many:
                 place = uint32(at * uint32(copies) + (uint32(t + c) & uint32(copies - 1)))
-                total += offset(counts[place])
+                total += OFFSET(counts[place])
                 counts[place] = uint32(0)
                 c = uint32(c + uint32(1))
-            if total > offset(0):
-                cuda.atomic.add(totals, at, wide(total))  # noqa: F821
+            if total > OFFSET(0):
+                cuda.atomic.add(totals, at, COUNTER(total))  # noqa: F821
             at = uint32(at + uint32(THREADS))
         cuda.syncthreads()  # noqa: F821
 
@@ -129,15 +125,15 @@ def joint_histogram_march(bins: int, masked: bool, half: bool = False) -> Callab
             counts[at] = uint32(0)
             at = uint32(at + uint32(THREADS))
         cuda.syncthreads()  # noqa: F821
-        turn = offset(THREADS * AT_ONCE)
-        turns = offset(offset(offset(end - begin) + turn - offset(1)) // turn)
-        blocks, mine = offset(cuda.gridDim.x), offset(cuda.blockIdx.x)  # noqa: F821
-        now, last = offset(turns * mine // blocks), offset(turns * offset(mine + offset(1)) // blocks)
+        turn = OFFSET(THREADS * AT_ONCE)
+        turns = OFFSET(OFFSET(OFFSET(end - begin) + turn - OFFSET(1)) // turn)
+        blocks, mine = OFFSET(cuda.gridDim.x), OFFSET(cuda.blockIdx.x)  # noqa: F821
+        now, last = OFFSET(turns * mine // blocks), OFFSET(turns * OFFSET(mine + OFFSET(1)) // blocks)
         left = int32(most)
         while now < last:
-            base = offset(begin + now * turn)
+            base = OFFSET(begin + now * turn)
             for s in range(AT_ONCE):
-                o = offset(base + offset(uint32(t + uint32(s * THREADS))))
+                o = OFFSET(base + OFFSET(uint32(t + uint32(s * THREADS))))
                 value[s], still[s], w[s] = NIL, none, NIL
                 if o < end:
                     value[s], still[s] = moved[o], fixed[o]
@@ -145,7 +141,7 @@ def joint_histogram_march(bins: int, masked: bool, half: bool = False) -> Callab
             for s in range(AT_ONCE):
                 if w[s] > NIL and value[s] == value[s]:
                     add_deposits(add, counts, start, bins, copies, value[s], pixel(still[s]), w[s])
-            now, left = offset(now + offset(1)), int32(left - int32(1))
+            now, left = OFFSET(now + OFFSET(1)), int32(left - int32(1))
             if left == int32(0):
                 empty(counts, totals, t)
                 left = int32(most)
@@ -170,17 +166,17 @@ def information_table(bins: int) -> Callable[..., None]:
         t = uint32(cuda.threadIdx.x)  # noqa: F821
         i = t
         while i < uint32(bins):
-            row, column = wide(0), wide(0)
+            row, column = COUNTER(0), COUNTER(0)
             for j in range(bins):
                 row += totals[uint32(i * uint32(bins) + uint32(j))]
                 column += totals[uint32(uint32(j * bins) + i)]
             down[i], across[i] = row, column
             i = uint32(i + uint32(threads))
         cuda.syncthreads()  # noqa: F821
-        everything = wide(0)
+        everything = COUNTER(0)
         for j in range(bins):
             everything += down[j]
-        n = float64(max(everything, wide(1)))
+        n = float64(max(everything, COUNTER(1)))
         found = float64(0)
         at = t
         while at < uint32(size):
@@ -213,15 +209,15 @@ def mi_slope(table, start, bins, copies, value, still, w):
         i, at = bin_coordinate(value, bins)
         j, beside = bin_coordinate(still, bins)
         up, along = spline_slope(at), spline(beside)
-        first, total = offset(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), NIL
+        first, total = OFFSET(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), NIL
         for p in range(4):
             near = (
-                table[offset(first + offset(p * bins * copies))] * along[0]
-                + table[offset(first + offset((p * bins + 1) * copies))] * along[1]
+                table[OFFSET(first + OFFSET(p * bins * copies))] * along[0]
+                + table[OFFSET(first + OFFSET((p * bins + 1) * copies))] * along[1]
             )
             far = (
-                table[offset(first + offset((p * bins + 2) * copies))] * along[2]
-                + table[offset(first + offset((p * bins + 3) * copies))] * along[3]
+                table[OFFSET(first + OFFSET((p * bins + 2) * copies))] * along[2]
+                + table[OFFSET(first + OFFSET((p * bins + 3) * copies))] * along[3]
             )
             total += up[p] * (near + far)
         result = -w * total * float32(bins - 5)
@@ -257,20 +253,20 @@ def information_slope_march(bins: int, masked: bool, copies: int, half: bool = F
             look[at] = table[uint32(at // uint32(copies))]
             at = uint32(at + uint32(SLOPE_THREADS))
         cuda.syncthreads()  # noqa: F821
-        turn = offset(SLOPE_THREADS * AT_ONCE)
-        base = offset(begin + offset(cuda.blockIdx.x) * turn)  # noqa: F821
+        turn = OFFSET(SLOPE_THREADS * AT_ONCE)
+        base = OFFSET(begin + OFFSET(cuda.blockIdx.x) * turn)  # noqa: F821
         while base < end:
             for s in range(AT_ONCE):
-                o = offset(base + offset(uint32(t + uint32(s * SLOPE_THREADS))))
+                o = OFFSET(base + OFFSET(uint32(t + uint32(s * SLOPE_THREADS))))
                 value[s], still[s], w[s] = NIL, none, NIL
                 if o < end:
                     value[s], still[s] = moved[o], fixed[o]
                     w[s] = weight[o] if masked else ONE
             for s in range(AT_ONCE):
-                o = offset(base + offset(uint32(t + uint32(s * SLOPE_THREADS))))
+                o = OFFSET(base + OFFSET(uint32(t + uint32(s * SLOPE_THREADS))))
                 if o < end:
                     out[o] = mi_slope(look, start, bins, copies, value[s], pixel(still[s]), w[s])
-            base = offset(base + offset(cuda.gridDim.x) * turn)  # noqa: F821
+            base = OFFSET(base + OFFSET(cuda.gridDim.x) * turn)  # noqa: F821
 
     return body
 

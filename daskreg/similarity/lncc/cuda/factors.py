@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from numba import float32, int32, uint32
 
+from daskreg.kernels.compiler.configuration import OFFSET
 from daskreg.kernels.compiler.cooperative import sweep
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.arithmetic import counted
@@ -19,7 +20,6 @@ from daskreg.similarity.lncc.cuda.windows import (
     TILE_X,
     enter,
     enter_any,
-    offset,
     place,
     read_row,
     rows_each,
@@ -205,7 +205,7 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool, half: bool) ->
         if done > start + int32(1):
             finish(parts, totals, own, done - int32(2), t, threads)
         product_windows(raw, size, width, t, radius, lead, height, masked or lacking, masked, a, b, w, p, mid)
-        back = offset(max(done, int32(0))) * floor
+        back = OFFSET(max(done, int32(0))) * floor
         from_f, from_m = spot(fixed, back), spot(moved, back)
         from_w = spot(weight, back) if masked else from_f
         for q in range(rows):
@@ -215,7 +215,7 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool, half: bool) ->
                 own_w[q] = get(from_w, own_at[q]) if masked else ONE
         coming = int32(z + int32(1))
         there = bits if int32(0) <= coming < min(held, end) else uint32(0)
-        fetch_pair(load, none, offset(max(coming, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
+        fetch_pair(load, none, OFFSET(max(coming, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
         cuda.syncthreads()  # noqa: F821
         for field in range(5):
             sum_rows(mid, below, field, height, radius, rows, now)
@@ -289,7 +289,7 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool, half: bool) ->
         stop = int32(min(int32(start + depth), int32(first + planes)))
         lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
         x, y, below = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
-        floor, end = offset(ny) * offset(nx), int32(stop + int32(radius))
+        floor, end = OFFSET(ny) * OFFSET(nx), int32(stop + int32(radius))
         bits = place(at, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
         for q in range(rows):
             own_at[q] = uint32(uint32(y + int32(q)) * uint32(nx) + uint32(x))
@@ -303,7 +303,7 @@ def march(radius: int, masked: bool, unrolled: bool, exact: bool, half: bool) ->
                 counts[uint32(t + uint32(q * threads))] = NIL
         z, flags = int32(start - int32(radius)), uint32(0)  # the plane that comes in
         there = bits if int32(0) <= z < held else uint32(0)
-        fetch_pair(load, none, offset(max(z, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
+        fetch_pair(load, none, OFFSET(max(z, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask)
         slot = uint32(int32(origin + z + int32(k)) % int32(k))
         grid = start, end, ny, nx, held, floor
         thread = t, x, y, below, bits

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from numba import float32, int32, uint32
 
+from daskreg.kernels.compiler.configuration import OFFSET
 from daskreg.kernels.compiler.cooperative import sweep
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.half import pixel, stored_as
@@ -15,7 +16,6 @@ from daskreg.similarity.lncc.cuda.windows import (
     TILE_X,
     enter,
     enter_any,
-    offset,
     place,
     read_row,
     sum_rows,
@@ -105,7 +105,7 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool, half: bool = Fal
             stage_three(raw, t, threads, size, values)
             cuda.syncthreads()  # noqa: F821
             field_windows(raw, size, width, t, radius, lead, height, a, mid)
-            back = offset(max(done, int32(0))) * floor
+            back = OFFSET(max(done, int32(0))) * floor
             from_f, from_m = spot(fixed, back), spot(moved, back)
             from_w = spot(weight, back) if masked else from_f
             for q in range(rows):
@@ -116,7 +116,7 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool, half: bool = Fal
                         own_w[q] = get(from_w, own_at[q])
             coming = int32(z + int32(1))
             there = bits if int32(0) <= coming < min(held, end) else uint32(0)
-            fetch_three(offset(max(coming, int32(0))) * floor, at, there, fields, values)
+            fetch_three(OFFSET(max(coming, int32(0))) * floor, at, there, fields, values)
             cuda.syncthreads()  # noqa: F821
             for field in range(3):
                 sum_rows(mid, below, field, height, radius, rows, now)
@@ -156,7 +156,7 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool, half: bool = Fal
         stop = int32(min(int32(start + depth), int32(first + planes)))
         lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
         x, y, below = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
-        floor, end = offset(ny) * offset(nx), int32(stop + int32(radius))
+        floor, end = OFFSET(ny) * OFFSET(nx), int32(stop + int32(radius))
         bits = place(at, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
         for q in range(rows):
             own_at[q] = uint32(uint32(y + int32(q)) * uint32(nx) + uint32(x))
@@ -166,7 +166,7 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool, half: bool = Fal
             prefix[q] = NIL
         z = int32(start - int32(radius))  # the plane that comes in
         there, fields = bits if int32(0) <= z < held else uint32(0), three_fields(dkc)
-        fetch_three(offset(max(z, int32(0))) * floor, at, there, fields, values)
+        fetch_three(OFFSET(max(z, int32(0))) * floor, at, there, fields, values)
         slot = uint32(int32(origin + z + int32(k)) % int32(k))
         grid, thread = (start, end, ny, nx, held, floor), (t, x, y, below, bits)
         arrays, tiles = (fields, fixed, weight, moved), (raw, mid)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from daskreg.kernels.compiler.occupancy import deep
+from daskreg.kernels.compiler.configuration import planes_per_block
 from daskreg.kernels.intrinsics.half import halved
 from daskreg.similarity.lncc.cuda.factors import lncc_center, lncc_factors_march
 from daskreg.similarity.lncc.cuda.gradient import SLOPE_THREADS, lncc_slope_march, slope_blocks, slope_bounds
@@ -34,7 +34,7 @@ def windows(
         fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), flat_out, totals
         span = np.int32(own[0]), np.int32(own[1])
         across, down, _ = window_blocks(radius, planes, ny, nx, planes)
-        depth = deep(planes, across * down, window_bounds(radius, False, UNROLLED)[1], radius)
+        depth = planes_per_block(planes, across * down, window_bounds(radius, False, UNROLLED)[1], radius)
         blocks, threads = window_blocks(radius, planes, ny, nx, depth), (window_threads(radius), 1, 1)
         march(
             (radius, weight.size > 0, UNROLLED, *halved(fixed)),
@@ -54,6 +54,6 @@ def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fi
     if planes:
         fields = dkc.reshape(3, -1), fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1)
         across, down, _ = slope_blocks(planes, ny, nx, planes)
-        depth = deep(planes, across * down, slope_bounds(radius, False, UNROLLED)[1], radius)
+        depth = planes_per_block(planes, across * down, slope_bounds(radius, False, UNROLLED)[1], radius)
         blocks, sizes = slope_blocks(planes, ny, nx, depth), _sizes(box, moved.shape[0], origin, depth)
         lncc_slope_march((radius, weight.size > 0, UNROLLED, *halved(fixed)), blocks, (SLOPE_THREADS, 1, 1), *sizes, *fields)

@@ -9,14 +9,13 @@ the grid, and on nothing else.
 
 from __future__ import annotations
 
-from numba import int32, uint32, uint64
+from numba import int32, uint32
 
-from daskreg.kernels.compiler.formula import DISABLED, formula
+from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.memory import load_four, store_four
 
 TILE_X = 32  # voxels of a row that a block owns
 GROUP = 4  # neighbours along x whose windows a thread adds up
-offset = int if DISABLED else uint64  # of a voxel in a field: a block may hold more than 2^31
 
 
 def tile_rows(radius: int) -> int:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numba import float32, njit
 
+from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.digest import digest
-from daskreg.kernels.compiler.formula import CPU, DISABLED, specialise
+from daskreg.kernels.compiler.formula import CPU, specialise
 from tests.cases import kernels
 
 ROOT = Path(__file__).parents[4]
@@ -93,7 +94,7 @@ def test_closures_count():
     assert len({digest(closing_over(*v)) for v in [(1, 2), (2, 2), (1, 3), (1.0, 2)]}) == 4
 
 
-@pytest.mark.skipif(DISABLED, reason="nothing is compiled")
+@pytest.mark.skipif(SIMULATED, reason="nothing is compiled")
 def test_options_of_what_is_called_count():
     plain = njit(error_model="numpy")(function())
     assert digest(plain) == digest(njit(error_model="numpy")(function()))

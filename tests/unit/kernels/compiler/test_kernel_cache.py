@@ -10,9 +10,9 @@ from numba import njit
 
 from daskreg.kernels.compiler import cache
 from daskreg.kernels.compiler.cache import KernelCache, folder, keep
-from daskreg.kernels.compiler.formula import DISABLED
+from daskreg.kernels.compiler.configuration import SIMULATED
 
-pytestmark = pytest.mark.skipif(DISABLED, reason="nothing is compiled")
+pytestmark = pytest.mark.skipif(SIMULATED, reason="nothing is compiled")
 
 
 @pytest.fixture(autouse=True)

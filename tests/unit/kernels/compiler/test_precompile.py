@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from daskreg.kernels.compiler import precompile
-from daskreg.kernels.compiler.formula import DISABLED
+from daskreg.kernels.compiler.configuration import SIMULATED
 
-pytestmark = pytest.mark.skipif(DISABLED, reason="the simulator compiles nothing")
+pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing")
 USUAL = list(precompile.usual())
 
 
