@@ -19,7 +19,7 @@ import numpy as np
 import zarr
 
 from daskreg import Grid, Transform, apply, open_volume
-from daskreg.cluster.job import peak_bytes
+from daskreg.machine import peak_bytes
 
 CHUNK = 256
 VOXEL = 0.5  # micrometres

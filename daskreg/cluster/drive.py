@@ -15,6 +15,7 @@ from typing import Any, Literal
 from distributed import Client, Lock, Worker, get_worker, wait
 from distributed.client import Future, FuturesCancelledError
 
+from daskreg import machine
 from daskreg.cluster.job import Job, execute
 from daskreg.cluster.session import workers_of
 from daskreg.comm import Endpoint, SingleRank, Timeouts, Transport, available_transports, open_endpoint, use_shared_memory
@@ -307,7 +308,7 @@ def _on_each(
 
 async def _take_seat(gang: Gang, dask_worker: Worker) -> Any:
     rank = gang.addresses.index(dask_worker.address)
-    cores = max(1, len(os.sched_getaffinity(0)) // gang.hosts.count(gang.hosts[rank]))
+    cores = max(1, machine.cores().value // gang.hosts.count(gang.hosts[rank]))
     seat = _seats[gang.run] = Seat(rank, cores, Timeouts(deadline=gang.deadline), gang.hosts)
     if len(gang.addresses) == 1:
         return None

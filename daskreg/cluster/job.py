@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import platform
-import resource
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg import machine
 from daskreg.cluster.output import write_result
+from daskreg.cluster.process_size import running_bytes, start_bytes
 from daskreg.comm import Communicator
 from daskreg.config import Config
 from daskreg.engine.images import Image, check_mask, normalise
@@ -82,6 +81,7 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     device.use()
     if device.kind == "cuda":
         precompile.begin(device.memory - job.plan.peak_bytes)
+    memory = memory_record(job)
     clock, timeline = Clock(), list[tuple[str, float, float]]()
     images = read_images(job, comm)
     trim()  # of the chunks that were unpacked
@@ -100,10 +100,20 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     write_result(job.output, job.plan, job.order, job.moving, outcome, comm)
     clock.phase("write")
     levels = [report.as_dict() for report in outcome.levels]
-    here = {**machine(device), "traffic": dict(comm.traffic), "timeline": timeline}
+    here = {**describe_machine(device), **memory, "traffic": dict(comm.traffic), "timeline": timeline}
     blocks = [[slab.start, slab.stop] for slab in job.plan.partition.slabs]
-    plan = {"blocks": blocks, "projected_bytes": job.plan.peak_bytes}
+    plan = {"blocks": blocks, "planned_bytes": job.plan.peak_bytes}
     return {"levels": levels, "metrics": metrics, "seconds": clock.seconds, "machine": here, "plan": plan}
+
+
+def memory_record(job: Job) -> dict[str, int]:
+    """What this process has in RAM before it allocates, and its projected peak: from that on a CPU, the plan's on a GPU."""
+    if job.device == "cuda":
+        return {"start_bytes": machine.resident_bytes(), "projected_bytes": job.plan.peak_bytes}
+    start = start_bytes()
+    projected = replace(job.plan, process=running_bytes(start)).peak_bytes
+    earlier = machine.peak_bytes()  # of a run before, or of the caller's work in this process
+    return {"start_bytes": start, "projected_bytes": max(projected, earlier)}
 
 
 def measure(job: Job, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, Any]:
@@ -194,16 +204,7 @@ def _ahead(read: Callable[[Span], NDArray[np.float32]], planes: Span) -> Iterato
             yield part, found
 
 
-def peak_bytes() -> int:
-    """Most memory this process has held; Linux's own mark, since ``ru_maxrss`` there begins with the parent's."""
-    try:
-        marks = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(marks["VmHWM"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def machine(device: Device = CPU) -> dict[str, Any]:
+def describe_machine(device: Device = CPU) -> dict[str, Any]:
     """Where it ran, and how much memory the process took at most, the GPU's apart."""
     gpu = {"gpu": device.name, "gpu_peak_bytes": device.mark()} if device.kind == "cuda" else {}
     return gpu | {
@@ -211,5 +212,5 @@ def machine(device: Device = CPU) -> dict[str, Any]:
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "threads": threads(),
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": machine.peak_bytes(),
     }

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import distributed
-import psutil
 from distributed import Client, LocalCluster
 
+from daskreg import machine
 from daskreg.cluster import leave
 from daskreg.errors import InputError, RunError
 from daskreg.kernels.device import Kind, gpu_memory, gpu_place, gpus
+from daskreg.machine import Limit
 
 log = logging.getLogger("daskreg")
 
@@ -70,14 +71,28 @@ def worker_count(client: Client) -> int:
     return len(workers_of(client))
 
 
-def worker_memory(client: Client | None, workers: int) -> int:
-    """Bytes the smallest worker may use: its own limit, or its share of its machine."""
+def memory_limit(client: Client | None, workers: int) -> Limit:
+    """Bytes the smallest worker may use: its own limit in Dask, or its share of what its machine, container or job has."""
     if client is None:
-        return _memory() // workers
-    found = workers_of(client)
-    hosts, total = [w["host"] for w in found.values()], client.run(_memory)
-    limits = [int(w.get("memory_limit") or total[a] // hosts.count(w["host"])) for a, w in found.items() if a in total]
-    return min(limits, default=_memory() // workers)
+        return _share(machine.memory(), workers)
+    known, found = workers_of(client), client.run(machine.memory)
+    groups = Counter((known[a]["host"], found[a].source) for a in found if a in known)
+    limits = [_memory_of(known[a], found[a], groups[known[a]["host"], found[a].source]) for a in found if a in known]
+    return min(limits, key=lambda limit: limit.value, default=_share(machine.memory(), workers))
+
+
+def _memory_of(worker: dict[str, Any], limit: Limit, sharing: int) -> Limit:
+    """What one worker may use of a limit that so many share."""
+    own = int(worker.get("memory_limit") or 0)
+    if not own:
+        return _share(limit, sharing)
+    return Limit(own, f"the memory limit of the Dask worker {worker.get('name')}") if own <= limit.value else limit
+
+
+def _share(limit: Limit, sharing: int) -> Limit:
+    if sharing == 1:
+        return limit
+    return Limit(limit.value // sharing, f"1/{sharing} of {limit.source}, {limit.value / 2**30:.1f} GiB")
 
 
 def device_of(client: Client | None, wanted: str, workers: int = 1) -> Kind:
@@ -103,12 +118,13 @@ def gpu_workers() -> int:
     return max(1, gpus())
 
 
-def gpu_bytes(client: Client | None) -> int:
+def gpu_limit(client: Client | None) -> Limit:
     """Free bytes of the fullest GPU among the workers', a worker's share where several have the same."""
     if client is None:
-        return gpu_memory()
+        return Limit(gpu_memory(), "free on the GPU")
     places, free = client.run(gpu_place), client.run(gpu_memory)
-    return min(int(free[a]) // list(places.values()).count(place) for a, place in places.items())
+    least = min(int(free[a]) // list(places.values()).count(place) for a, place in places.items())
+    return Limit(least, "free on the fullest GPU")
 
 
 def _gpu_cluster(workers: int) -> Any:
@@ -123,10 +139,6 @@ def _gpu_cluster(workers: int) -> Any:
         raise InputError("several GPUs need dask-cuda; pip install 'daskreg[cuda13]' (or cuda12), or use --workers 1.") from None
     # Dask itself stays on TCP: it only says what is to be done; ranks talk over UCX
     return LocalCUDACluster(n_workers=workers, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL)
-
-
-def _memory() -> int:
-    return int(psutil.virtual_memory().total)
 
 
 def _current() -> Client | None:
@@ -147,7 +159,7 @@ def _cluster(workers: int, threads: int | None) -> LocalCluster:
     logging.getLogger("distributed").setLevel(
         logging.CRITICAL
     )  # of a cluster nobody asked for, only failures matter: ours are raised
-    cores = threads or len(os.sched_getaffinity(0))
+    cores = threads or machine.cores().value
     return LocalCluster(
         n_workers=workers,
         threads_per_worker=1,

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 FIELDS = 60  # u, m, v and two buffers of three float32 each
 MIXED = 36  # u, both moments and a buffer of three times 32 bits each
-PROCESS_BYTES = 370 << 20  # interpreter, libraries, compiled kernels, and a cluster of our own in the same process
-WORKER_BYTES = 340 << 20  # the same without it
 CHUNK = 64  # planes that are written together
 
 
@@ -64,8 +62,8 @@ def needs_spare(stage: Deformable, level: Level, workers: int) -> bool:
 
 
 def process_bytes(plan: Plan) -> int:
-    """What a worker's process takes without arrays."""
-    return PROCESS_BYTES if plan.workers == 1 else WORKER_BYTES
+    """What a worker's process takes without arrays, as measured or estimated by whoever made the plan."""
+    return plan.process
 
 
 def _slabs(plan: Plan, numbers: Sequence[int] = (VALUE, VALUE)) -> int:

@@ -50,7 +50,8 @@ class Plan:
     """Both grids in one unit, the configuration, and the levels of each stage (none for moments and search).
 
     masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for no limit;
-    fewest: planes that a rank's slab has at least;  unpacked: bytes of the largest chunk of each image.
+    fewest: planes that a rank's slab has at least;  unpacked: bytes of the largest chunk of each image;  process: bytes of a
+    worker's process without arrays.
     """
 
     fixed: Grid
@@ -62,6 +63,7 @@ class Plan:
     memory: int | None = None
     fewest: int = MINIMUM_PLANES
     unpacked: tuple[int, int] = (0, 0)
+    process: int = 0
 
     @property
     def deformable(self) -> bool:
@@ -114,19 +116,19 @@ class Plan:
         """A table for people: one line a level, then memory, disk and time; ``device``: cpu or cuda, whose speed is assumed."""
         return lines(self, device=device)
 
-    def validate(self, memory: int) -> None:
-        """Raise PlanTooLarge, before anything is read, when a worker needs more than ``memory`` bytes."""
+    def validate(self, memory: int, source: str = "") -> None:
+        """Raise PlanTooLarge when a worker needs more than ``memory`` bytes; source: what limits them."""
         if self.peak_bytes > memory:
             shapes = f"fixed {self.fixed.shape}, moving {self.moving.shape}, {self.workers} worker{'s' * (self.workers > 1)}"
             raise PlanTooLarge(
                 f"this run needs {self.peak_bytes / 2**30:.1f} GiB a worker ({shapes}), "
-                f"a worker has {memory / 2**30:.1f} GiB; {self.remedy(memory)}"
+                f"a worker has {memory / 2**30:.1f} GiB{f' ({source})' * bool(source)}; {self.remedy(memory)}"
             )
 
     def remedy(self, memory: int) -> str:
         """What would fit."""
         for workers in range(self.workers + 1, 257):
-            given: dict[str, Any] = {"masks": self.masks, "unpacked": self.unpacked, "memory": memory}
+            given: dict[str, Any] = {"masks": self.masks, "unpacked": self.unpacked, "memory": memory, "process": self.process}
             more = make_plan(self.fixed, self.moving, self.config, workers=workers, **given)
             if more.peak_bytes <= memory:
                 return (
@@ -147,16 +149,17 @@ def make_plan(
     residency: str = "auto",
     fewest: int = MINIMUM_PLANES,
     unpacked: tuple[int, int] = (0, 0),
+    process: int = 0,
 ) -> Plan:
     """Levels of every stage, cut into a block a worker. Raises UnitsError when the images' units cannot be brought together.
 
     residency: of the moving image, ``auto`` takes the first of replicate, window and ring that fits into ``memory`` bytes;
-    masks, fewest, unpacked: see ``Plan``.
+    masks, fewest, unpacked, process: see ``Plan``.
     """
     moving = moving.to_unit(fixed.unit)
     cut = _Cut(workers, fewest, "replicate" if residency == "auto" else residency)
     levels = tuple(cut.levels(fixed, moving, s) if isinstance(s, Optimised) else () for s in config.stages)
-    plan = Plan(fixed, moving, config, levels, masks, workers, memory, fewest, unpacked)
+    plan = Plan(fixed, moving, config, levels, masks, workers, memory, fewest, unpacked, process)
     return _settled(plan) if residency == "auto" and workers > 1 and memory is not None else plan
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from daskreg import machine
 from daskreg.config import Deformable, Optimised
 from daskreg.planning.memory import checkpoint_bytes, disk_bytes
 
@@ -42,7 +42,7 @@ SPEEDS = {
 
 def lines(plan: Plan, cores: int | None = None, device: str = "cpu") -> list[str]:
     """One line a level, then what the whole run needs; ``cores``: of a worker, its share of this machine by default."""
-    share = 1 if device == "cuda" else cores or max(1, len(os.sched_getaffinity(0)) // plan.workers)
+    share = 1 if device == "cuda" else cores or max(1, machine.cores().value // plan.workers)
     head = f"{'stage':<11}{'scale':>5}{'fixed':>17}{'moving':>17}{'iter':>6}{'blocks':>13}  {'residency':<10}"
     rows = [head + f"{'images':>9}{'moving':>9}{'fields':>9}{'wire/iter':>11}{'time':>9}"]
     for k, levels in enumerate(plan.levels):

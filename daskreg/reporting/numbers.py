@@ -137,6 +137,8 @@ def machine(told: dict[str, Any]) -> dict[str, str]:
     found = dict(told.get("machine", {}))
     if "peak_bytes" in found:
         found["peak memory"] = memory(found.pop("peak_bytes"))
+    for name in ("start_bytes", "projected_bytes"):
+        found.pop(name, None)
     return {k: str(v) for k, v in found.items()}
 
 

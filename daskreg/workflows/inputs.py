@@ -56,10 +56,23 @@ class Inputs:
         masks = [None if mask is None else mask.permute(o) for mask, o in zip(self.masks, (f, m), strict=True)]
         return self.fixed.permute(f), self.moving.permute(m), masks[0], masks[1]
 
-    def plan(self, workers: int = 1, memory: int | None = None, residency: str = "auto", fewest: int = MINIMUM_PLANES) -> Plan:
+    def plan(
+        self,
+        workers: int = 1,
+        memory: int | None = None,
+        residency: str = "auto",
+        fewest: int = MINIMUM_PLANES,
+        process: int = 0,
+    ) -> Plan:
         """What will run on so many workers."""
         masked = (self.masks[0] is not None, self.masks[1] is not None)
-        given: dict[str, Any] = {"workers": workers, "memory": memory, "residency": residency, "fewest": fewest}
+        given: dict[str, Any] = {
+            "workers": workers,
+            "memory": memory,
+            "residency": residency,
+            "fewest": fewest,
+            "process": process,
+        }
         given["unpacked"] = tuple(_largest_chunk(volume) for volume in (self.fixed, self.moving))
         f, m = self.orders
         return make_plan(self.fixed.grid.permute(f), self.moving.grid.permute(m), self.config, masks=masked, **given)

@@ -19,7 +19,18 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.cluster import Job, device_of, embedded, existing, gpu_bytes, gpu_workers, run_job, worker_count, worker_memory
+from daskreg.cluster import (
+    Job,
+    device_of,
+    embedded,
+    estimated_bytes,
+    existing,
+    gpu_limit,
+    gpu_workers,
+    memory_limit,
+    run_job,
+    worker_count,
+)
 from daskreg.config import Config, Search, Stage
 from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, NoOverlap, OutputError
@@ -41,6 +52,7 @@ if TYPE_CHECKING:
     from daskreg.cluster import Client
 
 log = logging.getLogger("daskreg")
+GIVEN = "as asked for"  # in place of what limits memory
 LOCAL = (None, "local", "cuda")  # clusters of our own; cuda: a worker for each GPU
 PACKAGES = ("daskreg", "numpy", "numba", "dask", "distributed", "zarr", "scipy", "nibabel")
 
@@ -94,9 +106,10 @@ def plan(
     memory: bytes a worker may use, or text such as "48GB".  Raises InputError, and PlanTooLarge where it does not fit.
     """
     limit = parse_memory(memory)
-    found = open_inputs(fixed, moving, config, fixed_mask, moving_mask, spacing).plan(workers, limit, residency)
+    inputs = open_inputs(fixed, moving, config, fixed_mask, moving_mask, spacing)
+    found = inputs.plan(workers, limit, residency, process=estimated_bytes(None, workers))
     if limit is not None:
-        found.validate(limit)
+        found.validate(limit, GIVEN)
     return found
 
 
@@ -138,9 +151,9 @@ def register(
         raise ConfigError(f"{nothing}two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
     asked = open_inputs(fixed, moving, config or "brain", fixed_mask, moving_mask, spacing)
     with existing(client, None if cluster in LOCAL else cluster) as there:
-        use = _settled(use, there, cluster)
+        use, limited_by = _settled(use, there, cluster)
         inputs = _able(asked, use)
-        planned = _checked_plan(inputs, use)
+        planned = _checked_plan(inputs, use, estimated_bytes(there, use.count, _kind(use)), limited_by)
         if store is None:
             addresses = {
                 "fixed": fixed,
@@ -160,14 +173,17 @@ def register(
     return Result(RunStore.open(store.path))
 
 
-def _settled(use: Resources, there: Client | None, cluster: str | None) -> Resources:
-    """With the device, the workers and their memory filled in."""
+def _settled(use: Resources, there: Client | None, cluster: str | None) -> tuple[Resources, str]:
+    """With the device, the workers and their memory filled in; what limits the memory."""
     if cluster == "cuda" and use.device == "cpu":
         raise ConfigError("--cluster cuda has a worker for each GPU and --device is cpu; leave one of them out.")
     usual = worker_count(there) if there else gpu_workers() if cluster == "cuda" else 1  # before any worker is asked: it waits
     kind = device_of(there, "cuda" if cluster == "cuda" else use.device, use.workers or usual)
-    memory = (lambda _: gpu_bytes(there)) if kind == "cuda" else (lambda n: worker_memory(there, n))
-    return replace(use, device=kind).settled(usual, memory)
+    use = replace(use, device=kind, workers=use.workers or usual)
+    if use.memory is not None:
+        return use, GIVEN
+    limit = gpu_limit(there) if kind == "cuda" else memory_limit(there, use.count)
+    return replace(use, memory=limit.value), limit.source
 
 
 def _able(inputs: Inputs, use: Resources) -> Inputs:
@@ -183,12 +199,12 @@ def _kind(use: Resources) -> Kind:
     return "cuda" if use.device == "cuda" else "cpu"
 
 
-def _checked_plan(inputs: Inputs, use: Resources) -> Plan:
+def _checked_plan(inputs: Inputs, use: Resources, process: int, limited_by: str) -> Plan:
     """The plan, once it is clear that it fits and that the images meet."""
-    planned = inputs.plan(use.count, use.memory, use.residency, use.fewest)
+    planned = inputs.plan(use.count, use.memory, use.residency, use.fewest, process)
     require_overlap(planned, first_affine(inputs))
     assert use.memory is not None
-    planned.validate(use.memory)
+    planned.validate(use.memory, limited_by)
     log.info("fixed %s, moving %s", voxels(planned.fixed), voxels(planned.moving))
     return planned
 
@@ -220,7 +236,7 @@ def _run(
         begin = None if inputs.start is None or inputs.start.is_affine else Beginning(inputs.start)
 
         def job(n: int) -> Job:
-            cut = planned if n == use.count else inputs.plan(n, use.memory, use.residency, use.fewest)
+            cut = planned if n == use.count else inputs.plan(n, use.memory, use.residency, use.fewest, planned.process)
             start, order = first_affine(inputs), inputs.orders[0]
             options: dict[str, Any] = {"threads": use.threads, "checkpoint": use.checkpoint, "resume": resume, "trace": use.trace,
                                        "device": _kind(use)}  # fmt: skip
@@ -250,6 +266,7 @@ def merged(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "metrics": told[0]["metrics"],
         "seconds": seconds,
         "machine": {**machines[0], "peak_bytes": max(m["peak_bytes"] for m in machines)},
+        "projected_bytes": max(m["projected_bytes"] for m in machines),
         "ranks": machines,
         **told[0]["plan"],
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from dask.utils import parse_bytes
@@ -42,11 +42,6 @@ class Resources:
     def count(self) -> int:
         """Workers, once settled."""
         return self.workers or 1
-
-    def settled(self, there: int, memory_of: Callable[[int], int]) -> Resources:
-        """With what is not given filled in: the workers that are there, the memory of each of so many."""
-        workers = self.workers or there
-        return replace(self, workers=workers, memory=self.memory or memory_of(workers))
 
 
 def as_resources(given: Mapping[str, Any]) -> Resources:

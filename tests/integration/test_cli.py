@@ -17,9 +17,10 @@ from rich.console import Console
 
 import daskreg
 from daskreg import cli
-from daskreg.cluster import device_of, gpu_bytes
+from daskreg.cluster import device_of, gpu_limit
 from daskreg.engine.report import Progress
 from daskreg.lazy.load import load_transform
+from daskreg.machine import Limit
 from daskreg.storage import CheckpointStore
 from daskreg.workflows import progress
 from daskreg.workflows import register as register_workflow
@@ -291,18 +292,18 @@ def test_the_workers_of_a_cluster_are_waited_for_before_they_are_asked_for_gpus(
     def noted(name, answer):
         return lambda *_: asked.append(name) or answer
 
-    for name, answer in (("worker_count", 3), ("device_of", "cpu"), ("worker_memory", 1 << 30)):
+    for name, answer in (("worker_count", 3), ("device_of", "cpu"), ("memory_limit", Limit(1 << 30, "here"))):
         monkeypatch.setattr(register_workflow, name, noted(name, answer))
-    use = register_workflow._settled(Resources(), object(), "tcp://here:1")
-    assert asked == ["worker_count", "device_of", "worker_memory"]
-    assert (use.workers, use.device) == (3, "cpu")
+    use, limited_by = register_workflow._settled(Resources(), object(), "tcp://here:1")
+    assert asked == ["worker_count", "device_of", "memory_limit"]
+    assert (use.workers, use.device, use.memory, limited_by) == (3, "cpu", 1 << 30, "here")
 
 
 def test_workers_that_share_a_gpu_share_its_memory():
     places = {"a": "here 1", "b": "here 1", "c": "here 2"}
     free = {"a": 80, "b": 70, "c": 50}
     client = SimpleNamespace(run=lambda function: {"gpu_place": places, "gpu_memory": free}[function.__name__])
-    assert gpu_bytes(client) == 35
+    assert gpu_limit(client).value == 35
 
 
 def test_a_cluster_of_gpus_is_not_for_the_processor(capsys, tmp_path):

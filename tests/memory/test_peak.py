@@ -1,4 +1,4 @@
-"""What a run takes at its peak, measured in a process of its own."""
+"""The peak of a run, measured in a process of its own."""
 
 import json
 import os
@@ -16,25 +16,20 @@ ROOT = Path(__file__).parents[2]
 SHAPE = (128, 160, 128)
 PROGRAM = """
 import json
-import resource
 import sys
 
-from daskreg import LNCC, MSE, Deformable, plan, register
+from daskreg import LNCC, MSE, Deformable, machine, plan, register
 
 stages = [Deformable(similarity={"mse": MSE(), "lncc": LNCC()}[sys.argv[1]], scales=(2, 1), iterations=(2, 2))]
 planned = plan("fixed.zarr", "moving.zarr", stages)
-register("fixed.zarr", "moving.zarr", stages, output="run.zarr", threads=2)
-if sys.platform == "linux":  # where ru_maxrss starts from what the process that started this one had in memory
-    status = open("/proc/self/status").read()
-    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-else:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"peak": peak, "planned": planned.peak_bytes, "voxels": planned.fixed.size}))
+result = register("fixed.zarr", "moving.zarr", stages, output="run.zarr", threads=2)
+found = {"peak": machine.peak_bytes(), "planned": planned.peak_bytes, "voxels": planned.fixed.size}
+print(json.dumps({**found, "start": result.report["machine"]["start_bytes"]}))
 """
 
 
 def measured(folder, shape, similarity):
-    """Peak, projected peak and voxels of a run on noise, whose images no other process has in memory."""
+    """Peak, planned peak, size at the rank's start and voxels of a run on noise, whose images no other process has in memory."""
     folder.mkdir()
     for seed, role in enumerate(("fixed", "moving")):
         write_image(folder / f"{role}.zarr", np.random.default_rng(seed).random(shape, np.float32), Grid(shape))
@@ -46,9 +41,9 @@ def measured(folder, shape, similarity):
 
 
 @pytest.mark.parametrize("similarity", [pytest.param("mse", marks=pytest.mark.slow), "lncc"])
-def test_the_peak_is_under_the_budget_and_under_the_plan(tmp_path, similarity):
-    """72 bytes a voxel, both images included, and 400 MB for interpreter, libraries and kernels that are compiled already."""
+def test_the_peak_is_below_the_budget_and_the_plan(tmp_path, similarity):
+    """72 bytes a voxel, both images included; a sixth of the process's size at its start for kernels, threads, the allocator."""
     measured(tmp_path / "small", (16, 16, 16), similarity)  # fills the kernels' cache: the compiler alone takes 100 MB
     found = measured(tmp_path / "large", SHAPE, similarity)
-    assert found["peak"] < 72 * found["voxels"] + 400e6
+    assert found["peak"] < 72 * found["voxels"] + found["start"] * 7 / 6
     assert found["peak"] < found["planned"]

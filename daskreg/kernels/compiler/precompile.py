@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from daskreg import machine
 from daskreg.kernels.compiler.cache import folder
 from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.cooperative import SWEEPS
@@ -109,9 +110,9 @@ def _spelled(kind: Any) -> str:
 
 
 def _shares(room: int) -> list[tuple[int, int]]:
-    if SIMULATED or getattr(sys, "frozen", False) or not hasattr(os, "sched_getaffinity"):
-        return []  # nothing to compile, no Python to start, no way to count cores
-    n = min(HELPERS, len(os.sched_getaffinity(0)) - 1, room // ROOM)
+    if SIMULATED or getattr(sys, "frozen", False):
+        return []  # nothing to compile, no Python to start
+    n = min(HELPERS, machine.cores().value - 1, room // ROOM)
     return [(k, n) for k in range(n)] if n > 1 else []
 
 

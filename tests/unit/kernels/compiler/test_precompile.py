@@ -106,5 +106,5 @@ def test_two_helpers_do_not_do_the_same(machine, monkeypatch):
     ("cores", "room", "helpers"), [(1, 80, 0), (2, 80, 0), (4, 80, 3), (64, 80, 8), (64, 4, 4), (64, 1, 0), (64, -3, 0)]
 )
 def test_helpers_leave_a_core_and_what_is_planned_of_the_gpu(monkeypatch, cores, room, helpers):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(precompile.machine, "cores", lambda: precompile.machine.Limit(cores, "here"))
     assert len(precompile._shares(room * precompile.ROOM)) == helpers

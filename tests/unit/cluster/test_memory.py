@@ -1,0 +1,78 @@
+"""What a worker may use and what its process takes: found on the workers, or estimated from this process."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from daskreg import machine
+from daskreg.cluster import process_size, session
+from daskreg.cluster.process_size import estimated_bytes, running_bytes, start_bytes
+from daskreg.cluster.session import memory_limit
+from daskreg.errors import PlanTooLarge
+from daskreg.machine import Limit
+from daskreg.workflows import register as workflow
+
+GIB = 1 << 30
+
+
+def client(monkeypatch, **workers):
+    """A client of workers that are given as (host, Dask's limit, the limit of its process)."""
+    known = {a: {"host": host, "memory_limit": own, "name": a} for a, (host, own, _) in workers.items()}
+    monkeypatch.setattr(session, "workers_of", lambda _: known)
+    return SimpleNamespace(run=lambda _: {a: limit for a, (*_, limit) in workers.items()})
+
+
+def test_a_worker_on_its_own_may_use_its_machine(monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: Limit(8 * GIB, "the physical memory"))
+    assert memory_limit(None, 1) == Limit(8 * GIB, "the physical memory")
+    assert memory_limit(None, 2) == Limit(4 * GIB, "1/2 of the physical memory, 8.0 GiB")
+
+
+def test_the_smallest_worker_counts(monkeypatch):
+    found = client(monkeypatch, a=("here", 0, Limit(8 * GIB, "x")), b=("there", 0, Limit(6 * GIB, "y")))
+    assert memory_limit(found, 2) == Limit(6 * GIB, "y")
+
+
+def test_workers_of_one_container_share_it_and_those_of_several_do_not(monkeypatch):
+    """Two on a machine with a common limit, two with a cgroup each."""
+    together = client(monkeypatch, a=("here", 0, Limit(8 * GIB, "x")), b=("here", 0, Limit(8 * GIB, "x")))
+    assert memory_limit(together, 2) == Limit(4 * GIB, "1/2 of x, 8.0 GiB")
+    apart = client(monkeypatch, a=("here", 0, Limit(8 * GIB, "job 1")), b=("here", 0, Limit(8 * GIB, "job 2")))
+    assert memory_limit(apart, 2).value == 8 * GIB
+
+
+def test_the_limit_of_dask_counts_where_the_machine_has_as_much(monkeypatch):
+    found = client(monkeypatch, a=("here", 5 * GIB, Limit(8 * GIB, "x")), b=("here", 5 * GIB, Limit(8 * GIB, "x")))
+    assert memory_limit(found, 2) == Limit(5 * GIB, "the memory limit of the Dask worker a")
+    found = client(monkeypatch, a=("here", 9 * GIB, Limit(8 * GIB, "x")))
+    assert memory_limit(found, 1) == Limit(8 * GIB, "x")
+
+
+def test_a_plan_that_does_not_fit_says_what_the_limit_is_and_where_it_comes_from(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "memory", lambda: Limit(GIB // 4, "the cgroup limit /sys/fs/cgroup/job_7/memory.max"))
+    from daskreg.workflows.demo import demo_pair
+
+    with pytest.raises(PlanTooLarge, match=r"a worker has 0\.2 GiB \(the cgroup limit /sys/fs/cgroup/job_7/memory.max\)"):
+        workflow.register(*demo_pair(3), output=tmp_path / "run.zarr")
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_workers_that_are_there_are_measured():
+    found = SimpleNamespace(run=lambda function: {"a": 300, "b": 360} if function is start_bytes else {})
+    assert estimated_bytes(found, 2) == running_bytes(360) == 420
+
+
+def test_without_workers_the_size_of_this_process_counts(monkeypatch):
+    monkeypatch.setattr(machine, "resident_bytes", lambda: 400 << 20)
+    assert estimated_bytes(None, 1) == estimated_bytes(None, 4) == 600 << 20
+
+
+def test_data_of_the_caller_counts_for_a_worker_in_this_process_only(monkeypatch):
+    monkeypatch.setattr(machine, "resident_bytes", lambda: 8 * GIB)
+    monkeypatch.setattr(process_size, "_in_new_process", lambda: 300 << 20)
+    assert estimated_bytes(None, 1) == 8 * GIB + (256 << 20)
+    assert estimated_bytes(None, 4) == 450 << 20
+
+
+def test_a_new_process_is_measured_with_what_a_rank_imports():
+    assert 100 << 20 < process_size._in_new_process() < start_bytes() * 2
