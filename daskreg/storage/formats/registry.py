@@ -22,6 +22,7 @@ GROUP = "daskreg.formats"
 # modules are imported when a path of their kind is first asked for; of several formats that know a path, the first is taken
 IMAGES = (
     "daskreg.storage.formats.nifti:NiftiImage",
+    "daskreg.storage.formats.itk_image:ItkImage",
     "daskreg.storage.formats.ome_zarr:ZarrImage",
 )
 TRANSFORMS = (
