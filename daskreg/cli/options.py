@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-ADDRESS = "NIfTI, OME-Zarr or Zarr; a path or URL, with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um' behind it as needed"
+ADDRESS = (
+    "NIfTI, MetaImage, NRRD, OME-Zarr or Zarr; a path or URL, "
+    "with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um' behind it as needed"
+)
 
 
 class Device(StrEnum):

@@ -22,7 +22,7 @@ from daskreg.cli.options import (
 def apply(
     transform: Moves,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help=ADDRESS)],
-    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz or .ome.zarr")],
+    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz, .mha, .nrrd or .ome.zarr")],
     interpolation: Annotated[Interpolation, typer.Option("--interpolation", help="label: for label maps")] = Interpolation.linear,
     like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the output takes")] = None,
     device: Annotated[
@@ -75,7 +75,7 @@ def invert(
 @app.command()
 def jacobian(
     transform: Moves,
-    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz or .ome.zarr")],
+    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz, .mha, .nrrd or .ome.zarr")],
     like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the map takes")] = None,
     part: Annotated[
         Stretching, typer.Option("--part", help="total, or warp: without the affine's determinant")

@@ -21,7 +21,7 @@ def images(tmp_path_factory):
 
 
 def register(folder, capsys, fixed, moving, output):
-    given = [folder / fixed, folder / moving, "-o", folder / output]  # of absolute paths the folder is dropped
+    given = [folder / fixed, folder / moving, "-o", folder / output]  # an absolute path replaces the folder
     code, _, err = run(capsys, "register", *given, "--config", folder / "quick.yaml", "--device", "cpu")
     assert code == 0, err
     return RunStore.open(folder / output)

@@ -1,0 +1,61 @@
+"""The example of docs/extend/format.md runs as it stands, and the rest of daskreg takes its format."""
+
+import os
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from daskreg.errors import Unreadable
+from daskreg.grid import Grid
+from daskreg.storage import describe, open_volume, write_image
+from daskreg.storage.formats.registry import image_formats
+from daskreg.workflows.apply import apply
+from daskreg.workflows.jacobian import jacobian
+from tests.unit.workflows.runs import FIXED, affine, displacement, make_run
+
+PAGE = Path(__file__).parents[3] / "docs" / "extend" / "format.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """The page's first block as a module: its functions can be pickled."""
+    module = types.ModuleType("plain_example")
+    monkeypatch.setitem(sys.modules, "plain_example", module)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(BLOCKS[0], str(PAGE), "exec"), vars(module))
+    yield module
+    image_formats.unregister(module.PlainImage)
+
+
+def test_the_example_runs_as_it_stands(example, tmp_path):
+    exec(compile(BLOCKS[1], str(PAGE), "exec"), vars(example))
+    assert os.listdir(tmp_path) == ["ones.plain"]
+    assert describe("ones.plain").lines()[1].split() == ["format", "PLAIN"]
+
+
+def test_the_example_takes_and_makes_images_as_other_formats_do(example, tmp_path):
+    values = np.random.default_rng(0).normal(size=FIXED.shape).astype(np.float32)
+    run = make_run(tmp_path / "run.zarr", affine(), displacement())
+    straight = Grid(FIXED.shape, FIXED.spacing, FIXED.origin, unit=FIXED.unit)
+    for ending in ("plain", "nii"):
+        write_image(f"moving.{ending}", values, straight)
+        apply(run, f"moving.{ending}", f"moved.{ending}", like=f"moving.{ending}")
+        jacobian(run, f"determinant.{ending}", like=f"moving.{ending}")
+    for name in ("moved", "determinant"):
+        np.testing.assert_array_equal(open_volume(f"{name}.plain").read(), open_volume(f"{name}.nii").read())
+
+
+def test_the_example_refuses_what_is_damaged(example, tmp_path):
+    write_image("a.plain", np.ones((3, 4, 5), np.float32), Grid((3, 4, 5)))
+    whole = (tmp_path / "a.plain").read_bytes()
+    (tmp_path / "a.plain").write_bytes(whole[:-1])
+    with pytest.raises(Unreadable, match="cut short"):
+        open_volume("a.plain")
+    (tmp_path / "a.plain").write_bytes(b"{")
+    with pytest.raises(Unreadable, match=r"a\.plain cannot be read"):
+        open_volume("a.plain")
