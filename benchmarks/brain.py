@@ -1,10 +1,10 @@
-"""Brain, labelled: the OASIS atlas onto the MNI152 brain, 1 mm, twelve structures, against greedy, ANTs SyN and FireANTs.
+"""Labelled brains: the OASIS atlas onto the MNI152 brain, 1 mm, twelve structures, against greedy, ANTs SyN and FireANTs.
 
     python benchmarks/brain.py --data DIR --opponents greedy,ants,fireants --threads 2
 
-Prints one JSON line a program and writes ``benchmarks/results/brain.json``. Dice is measured by one function for everybody,
-on labels warped to the fixed grid with nearest neighbour; ``folded_percent`` on the exported total warp, central differences;
-``wall`` counts process start, imports, reading and writing; ``peak_rss`` is in bytes.
+Prints one JSON line per program and writes ``benchmarks/results/brain.json``. Dice is measured by one function for all
+programs, on labels warped to the fixed grid with nearest neighbour. ``folded_percent`` is measured on the exported total
+displacement, by central differences. ``wall`` includes process start, imports, reading and writing. ``peak_rss`` is in bytes.
 """
 
 from __future__ import annotations

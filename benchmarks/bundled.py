@@ -1,4 +1,4 @@
-"""The bundled pair, Colin27 onto MNI152 2009c at 2 mm: times, memory and folds beside the other programs; needs no other data.
+"""The bundled pair, Colin27 onto MNI152 2009c at 2 mm: times, memory and folds, against other programs. Needs no other data.
 
 python benchmarks/bundled.py --opponents greedy,ants
 """

@@ -1,11 +1,12 @@
-"""The time that ``daskreg plan`` announces for the levels of a run, beside what they take.
+"""The time that ``daskreg plan`` estimates for the levels of a run, and the time that they take.
 
     python benchmarks/estimate.py --data DIR    # also on DIR's brain pair
 
-``estimated``: seconds, of all levels;  ``measured``: of a run whose levels do not stop on a plateau, which is what the estimate
-is for;  ``usual``: of the run as the preset has it;  ``error``: estimated / measured - 1;  ``levels``: stage, scale, iterations
-made, estimated and measured seconds, the least of three runs: whatever else a machine does only adds to it. One worker with
-all cores. Writes ``benchmarks/results/estimate.json``.
+``estimated``: seconds of all levels;  ``measured``: of a run whose levels do not stop on a plateau, which is what the
+estimate is for;  ``usual``: of the run with the preset unchanged;  ``error``: estimated / measured - 1;  ``levels``: stage,
+scale, iterations, estimated and measured seconds, the least of three runs, since other work on the machine only adds to it.
+One worker with all cores.
+Writes ``benchmarks/results/estimate.json``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def endless(config: Config) -> Config:
 
 
 def took(pair: Pair, config: Config, output: Path) -> list[dict[str, Any]]:
-    """What runs report of their levels, the initial stages apart; of each level the fastest."""
+    """Seconds that runs report for their levels, without the initial stages: the least of each level."""
     use: dict[str, Any] = {"output": output, "overwrite": True, "checkpoint": None, "threads": scaling.CORES}
     runs = [daskreg.register(*pair, config, **use).report["levels"] for _ in range(REPEATS)]
     found = [min(same, key=lambda level: float(level["seconds"])) for same in zip(*runs, strict=True)]
@@ -46,7 +47,7 @@ def took(pair: Pair, config: Config, output: Path) -> list[dict[str, Any]]:
 
 
 def row_of(name: str, pair: Pair, config: Config, output: Path) -> dict[str, Any]:
-    """Both kinds of runs."""
+    """A row from both kinds of runs."""
     found, usual = took(pair, endless(config), output), took(pair, config, output)
     plan = daskreg.plan(*pair, config)
     told = [seconds(plan, k, level, scaling.CORES) for k, levels in enumerate(plan.levels) for level in levels]
@@ -63,7 +64,7 @@ def row_of(name: str, pair: Pair, config: Config, output: Path) -> dict[str, Any
 
 
 def main() -> None:
-    """The bundled pair, and the brain pair where there is one."""
+    """Measure the bundled pair, and the brain pair where it is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=None, help="folder of the brain pair")
     parser.add_argument("--preset", default="brain")

@@ -1,15 +1,15 @@
-"""The gigavoxel run: affine and deformable, two contrasts, a known deformation, from OME-Zarr to OME-Zarr.
+"""A gigavoxel registration: affine and deformable, two contrasts, a known deformation, from OME-Zarr to OME-Zarr.
 
     python benchmarks/gigavoxel.py --shape 96x96x70                                     # small, on a CPU
     python benchmarks/gigavoxel.py --shape 1152x1152x1104 --device cuda                 # what one H200 holds
     python benchmarks/gigavoxel.py --shape 1760x1760x1278 --cluster cuda --workers 4    # 11.9 billion displacement parameters
 
-Fixed at 0.1 mm, moving at 0.25 mm (a cube around it, 800^3 for the largest). Both are one analytic texture, evaluated block by
-block (on the GPU where there is one) and written as OME-Zarr; the moving image through another contrast and through psi,
-moving to fixed points, a rotation, a scale and waves of which the true map fixed to moving is the inverse, by fixed point to
-1e-6 mm. ``tre``: distance of found and true map at voxel centres inside the body, mm. ``optimise``: the stages' own seconds;
-``seconds``: phases of the whole run.
-Prints one JSON line and appends it to ``gigavoxel.json``.
+The fixed image has a spacing of 0.1 mm, the moving one of 0.25 mm (a cube around it, 800^3 for the largest). Both are one
+analytic texture, evaluated block by block (on the GPU where there is one) and written as OME-Zarr. The moving image has
+another contrast, and is deformed by psi, which maps moving to fixed points: a rotation, a scale and waves. The true map from
+fixed to moving points is its inverse, by fixed-point iteration to 1e-6 mm. ``tre``: distance of the found and the true map at
+voxel centres inside the body, mm. ``optimise``: seconds of the stages. ``seconds``: phases of the whole run. Prints one JSON
+line and appends it to ``gigavoxel.json``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BENDS = RNG.uniform(-1, 1, (3, 3)), RNG.uniform(0, 2 * np.pi, (3, 3))
 
 
 class Truth:
-    """The texture and psi of a fixed image of some extent (mm; z, y, x)."""
+    """The texture and psi of a fixed image of a given extent (mm; z, y, x)."""
 
     def __init__(self, extent: np.ndarray) -> None:
         self.extent, self.center = extent, extent / 2
@@ -85,7 +85,7 @@ class Truth:
 
 
 def volume(truth: Truth, grid: Grid, moving: bool, gpu: bool) -> da.Array:
-    """uint16, a block a task."""
+    """uint16, one task per block."""
 
     def block(block_info: Any = None) -> np.ndarray:
         import cupy
@@ -120,7 +120,7 @@ def stages(shape: tuple[int, ...]) -> Config:
 
 
 def errors(truth: Truth, result: Any, grid: Grid) -> np.ndarray:
-    """mm, at voxel centres of random chunks."""
+    """Errors in mm, at voxel centres of random chunks."""
     field, rng, found = result.displacement, np.random.default_rng(0), []
     for _ in range(60):
         corner = [int(rng.integers(0, max(1, n - 8))) for n in grid.shape]
@@ -136,7 +136,7 @@ def errors(truth: Truth, result: Any, grid: Grid) -> np.ndarray:
 
 
 def told(progress: Any) -> None:
-    """A line at the end of a level."""
+    """Print a line at the end of a level."""
     if progress.iteration == progress.iterations:
         print(f"{time.strftime('%X')} {progress.stage} {progress.scale}: {progress.loss:.4f}", file=sys.stderr, flush=True)
 

@@ -1,11 +1,11 @@
-"""Whole runs on the CPU and on a GPU: the same overlap, the same loss, and twice the same bits on the GPU.
+"""Whole runs on a CPU and on a GPU: Dice and loss agree, and two runs on the GPU give the same bits.
 
     python benchmarks/gpu_agreement.py --data DIR                     # labelled brains, 1 mm; needs a GPU
 
-The OASIS atlas onto the MNI152 brain as in ``brain.py``: mean Dice of twelve structures, the last loss of every level, and how
-far the two displacements lie apart (mm); ``cuda_mixed``: in mixed storage. Sums are rounded differently on the two devices and a
-level may stop an iteration earlier on one, so displacements differ where the images do not decide; overlap must not. Prints a
-JSON line a run and writes ``gpu_agreement.json``.
+The OASIS atlas onto the MNI152 brain as in ``brain.py``: mean Dice of twelve structures, the last loss of every level, and
+the distance of the two displacements (mm). ``cuda_mixed`` is with mixed storage. Sums are rounded differently on the two
+devices, and a level may stop an iteration earlier on one of them, so displacements differ where the images do not determine
+them; the Dice must not. Prints one JSON line per run and writes ``gpu_agreement.json``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_agre
 
 
 def register(device: str, work: Path, data: Path, more: list[str]) -> tuple[dict[str, Any], RunStore]:
-    """One run: what it cost and how well it fits."""
+    """Register once: cost and accuracy."""
     store, log, labels = work / f"{device}.zarr", work / "log.txt", work / f"{device}.nii.gz"
     threads = os.cpu_count() or 1
     images = data / PAIR.fixed, data / PAIR.moving
@@ -55,7 +55,7 @@ def register(device: str, work: Path, data: Path, more: list[str]) -> tuple[dict
 
 
 def mixed(name: str, path: Path) -> Path:
-    """A preset as a recipe whose deformable stages have mixed storage."""
+    """A preset as a recipe whose deformable stages use mixed storage."""
     tree = preset(name).model_dump(mode="json")
     stages = [{**s, "storage": "mixed"} if s["stage"] == "deformable" else s for s in tree["stages"]]
     path.write_text(yaml.safe_dump({**tree, "stages": stages}))
@@ -63,7 +63,7 @@ def mixed(name: str, path: Path) -> Path:
 
 
 def apart(a: RunStore, b: RunStore) -> dict[str, Any]:
-    """Millimetres between two displacements."""
+    """Distances between two displacements, mm."""
     x, y = (np.asarray(r.displacement(), np.float32) for r in (a, b))
     length, size = np.linalg.norm(x - y, axis=0), np.linalg.norm(y, axis=0)
     found = {"mean": length.mean(), "median": np.median(length), "p99": np.percentile(length, 99), "of_mean": size.mean()}

@@ -1,15 +1,15 @@
-"""What an iteration of the deformable stage costs on one GPU, in time and memory, and a whole schedule.
+"""Time and memory of an iteration of the deformable stage on one GPU, and the time of a whole schedule.
 
     python benchmarks/gpu_iterations.py 256 512                 # edges; needs a GPU with CuPy and numba-cuda
     python benchmarks/gpu_iterations.py 512 --losses mse,mi --storages mixed
     python benchmarks/gpu_iterations.py 256 512 --fireants      # FireANTs from PyPI (plain PyTorch) in the same process
 
-Two smooth noisy volumes a few voxels apart, windows of 7; ``storage``: of images and fields, float32 or mixed. ``ms``: an
-iteration at full resolution, from the wall clock of a level of 64 iterations less that of one of 32, so that what a level costs
-once does not count;  ``bytes_per_voxel``: the most that CuPy's pool held, all of it;  ``schedule``: seconds of a run at scales 4,
-2, 1 with 200, 100, 50 iterations, no level stopping early, from images on the device to a displacement there, kernels compiled
-before;  ``fireants_ms``: an iteration of its GreedyRegistration in float32, the same filters, Adam, the same window, timed in the
-same way. Prints a JSON line a case and writes ``gpu_iterations.json``.
+Two smooth noisy volumes a few voxels apart, windows of 7. ``storage``: of images and fields, float32 or mixed. ``ms``: one
+iteration at full resolution, the wall time of a level of 64 iterations minus that of one of 32, which excludes the fixed cost
+of a level. ``bytes_per_voxel``: the peak of CuPy's pool. ``schedule``: seconds of a run at scales 4, 2, 1 with 200, 100, 50
+iterations, without early stops, from images on the device to a displacement there, with compiled kernels. ``fireants_ms``:
+one iteration of its GreedyRegistration in float32, with the same filters, Adam and window, timed in the same way. Prints one
+JSON line per case and writes ``gpu_iterations.json``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ FIREANTS = {  # fused extension, its better path, H200, milliseconds: measured e
 
 
 def volumes(edge: int) -> tuple[Any, Any]:
-    """Fixed and moving, in [0, 1], in the machine's memory: a run has its own on the device, and may round them."""
+    """Fixed and moving, in [0, 1], in host memory: each run copies them to the device, and may round them."""
     import cupy
     from cupyx.scipy.ndimage import gaussian_filter, shift
 
@@ -110,7 +110,7 @@ def schedule(edge: int, name: str, images: tuple[Any, Any], storage: Any) -> dic
 
 
 def fireants(edge: int, name: str, images: tuple[Any, Any]) -> dict[str, Any]:
-    """Milliseconds an iteration of FireANTs and the most that PyTorch held; or what it said instead."""
+    """Milliseconds per iteration of FireANTs and the peak memory of PyTorch, or its error message."""
     import torch
 
     kind = {"mse": "mse", "lncc exact": "cc", "mi": "mi"}.get(name)

@@ -1,11 +1,11 @@
-"""How fast a GPU finds losses and their gradients, and whether it agrees with the plain kernels.
+"""Speed of the GPU kernels of losses and gradients, and their agreement with the plain kernels.
 
     python benchmarks/gpu_losses.py 256 512        # edges of the volume; needs a GPU with CuPy and numba-cuda
 
-Every kernel is first compared with the plain one on the CPU, on an odd shape, with and without a mask, with voxels out of domain,
-and with slabs of planes: they must have the same bits wherever they begin. ``bytes``: what a kernel must move a voxel;
-``of_copy``: that over the time, as a fraction of a copy's bandwidth. Prints a JSON line a case and writes ``gpu_losses.json`` to
-$OUT, or to ``benchmarks/results/``.
+Every kernel is first compared with the plain one on the CPU: on an odd shape, with and without a mask, with voxels out of the
+domain, and with slabs of planes, which must have the same bits wherever they begin. ``bytes``: what a kernel must move per
+voxel; ``of_copy``: that divided by the time, as a fraction of the bandwidth of a copy. Prints one JSON line per case and
+writes ``gpu_losses.json`` to $OUT, or to ``benchmarks/results/``.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def make_table(bins: int, totals: Any, table: Any, value: Any) -> None:
 
 
 class Small:
-    """Host arrays of an odd shape, with voxels out of domain in a corner, a band and here and there."""
+    """Host arrays of an odd shape, with voxels out of the domain in a corner, a band and scattered."""
 
     def __init__(self, masked: bool) -> None:
         random = np.random.default_rng(0)
@@ -255,7 +255,7 @@ class Large:
 
 
 def milliseconds(call: Callable[[], None], repeats: int = 10, launches: int = 4) -> float:
-    """Median over ``repeats`` of the mean of a few launches, so that the host's part does not show."""
+    """Median over ``repeats`` of the mean of several launches, which hides the cost on the host."""
     import cupy
 
     for _ in range(2):
@@ -325,7 +325,7 @@ def main() -> None:
 
 
 def attempt(name: str, call: Callable[[], None]) -> None:
-    """Go on whatever happens: the other kernels are still of interest."""
+    """Continue after an error: the other kernels are still measured."""
     try:
         call()
     except Exception:  # noqa: BLE001

@@ -1,9 +1,9 @@
-"""Each pass of an iteration on a GPU: does it agree with the plain kernels of the CPU, and how far is it from a copy's bandwidth?
+"""Each pass of an iteration on a GPU: agreement with the plain kernels of the CPU, and speed relative to a copy.
 
     python benchmarks/gpu_passes.py 256 512        # edges of the volume; needs a GPU with CuPy and numba-cuda
 
-``bytes``: what a pass must move a voxel;  ``of_copy``: that over its time, as a fraction of a copy's bandwidth. Prints a JSON
-line a pass and writes ``gpu_passes.json`` to $OUT, or to ``benchmarks/results/``.
+``bytes``: what a pass must move per voxel;  ``of_copy``: that divided by its time, as a fraction of the bandwidth of a copy.
+Prints one JSON line per pass and writes ``gpu_passes.json`` to $OUT, or to ``benchmarks/results/``.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Volume:
 
 
 def check(shape: tuple[int, int, int] = (45, 50, 71)) -> dict[str, float]:
-    """Largest difference from the plain kernels on the CPU, over the largest value."""
+    """Largest difference from the plain kernels on the CPU, relative to the largest value."""
     found, volume = {}, Volume(shape)
     image, fixed, u, g, m, v = volume.host("image", "fixed", "u", "g", "m", "v")
     moved, scratch, d = np.empty(shape, np.float32), np.zeros_like(u), np.zeros_like(u)
@@ -156,7 +156,7 @@ def _apart(a: Any, b: Any) -> float:
 
 
 def milliseconds(call: Any, repeats: int = 10) -> float:
-    """Median of the device's own clock."""
+    """Median by the device's clock."""
     import cupy
 
     for _ in range(2):
@@ -194,7 +194,7 @@ def times(edge: int) -> list[dict[str, Any]]:
 
 
 def captured(call: Any) -> Any:
-    """The call as a graph: what a launch costs the host does not count."""
+    """The call as a graph, which hides the cost of launches on the host."""
     import cupy
 
     call()

@@ -1,11 +1,12 @@
-"""Several worker processes on one GPU: the bits of one process, and what an iteration takes there.
+"""Several worker processes on one GPU: the result has the bits of one process, and the time of an iteration.
 
     python benchmarks/gpu_processes.py 256                  # edge; needs a GPU, and the extra ucx for planes from GPU to GPU
-    python benchmarks/gpu_processes.py 48 --device cpu      # the same on a processor
+    python benchmarks/gpu_processes.py 48 --device cpu      # the same on a CPU
 
-Affine and deformable (LNCC) of a smooth noisy volume a few voxels away from another, on one worker in this process, then on two
-and three Dask workers, in every residency. Processes take turns on a GPU, so times say nothing of several GPUs. Prints a JSON
-line a run: seconds of each level of the deformable stage, and ``identical``: the displacement has the bits of one process.
+Affine and deformable (LNCC) registration of two smooth noisy volumes a few voxels apart, on one worker in this process, then
+on two and three Dask workers, with every residency. Processes share a GPU by time slices, so the times say nothing about
+several GPUs. Prints one JSON line per run: seconds of each level of the deformable stage, and ``identical``: the displacement
+has the bits of one process.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""What an iteration takes a rank that has others around it, on one GPU: those and the link to them are simulated.
+"""The time of an iteration of one rank among several, on one GPU: its neighbours and the link to them are simulated.
 
     python benchmarks/gpu_rank.py 512 700                            # edges of a block; needs a GPU with CuPy and numba-cuda
     python benchmarks/gpu_rank.py 256x1024x1024 --losses lncc,mi     # the block of one of four ranks of 1024^3
-    python benchmarks/gpu_rank.py 32 --device cpu --iterations 4,8   # shows that it runs
+    python benchmarks/gpu_rank.py 32 --device cpu --iterations 4,8   # a short run on a CPU
 
-One rank between others does all that it does in a run: computes halos, launches pass by pass, sends, receives, waits for what it
-needs. All ranks are alike: what comes from one side is what it sends to the other. A message is there ``--latency`` plus its
-bytes over ``--bandwidth`` after both sides gave it to the link, and its copy shares the GPU's memory with the kernels, as a copy
-over NVLink would; a sum takes ``--sum``, as over memory that ranks of one machine share. So a row says what the program makes of
-links and neighbours that are never late; it does not say that they are.
-``alone``: a run of one rank of the same own planes, graphs and all;  ``ms``: an iteration, both from levels of two lengths, so
-that what a level costs once does not count;  ``efficiency``: alone / ms;  ``waits``: ms an iteration of waiting, by what for, as
-the host sees it: not lost as long as the device has work;  ``bytes``, ``alone_bytes``: of GPU memory a voxel of the block.
-Prints a JSON line a row and writes ``gpu_rank.json``.
+The rank does all that a rank does in a run: it computes halos, launches pass by pass, sends, receives and waits. All ranks
+are alike: what comes from one side is what it sends to the other. A message arrives ``--latency`` plus its bytes over
+``--bandwidth`` after both sides have posted it, and its copy shares the GPU's memory with the kernels, as a copy over NVLink
+would. A sum takes ``--sum``, as over shared memory of one machine. A row therefore describes the program with links and
+neighbours that are never late. ``alone``: a run of one rank with the same planes, including graphs;  ``ms``: one iteration,
+from levels of two lengths, which excludes the fixed cost of a level;  ``efficiency``: alone / ms;  ``waits``: ms per
+iteration that the host waits, by cause, which costs nothing while the device has work;  ``bytes``, ``alone_bytes``: GPU
+memory per voxel of the block.
+Prints one JSON line per row and writes ``gpu_rank.json``.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Mirror(Communicator):
         return self._meet((self.rank - source) % self.size, self.asked, self.here, _Message(self, into, "receive"))
 
     def _meet(self, places: int, mine: Any, theirs: Any, message: _Message) -> _Message:
-        """Start the transfer, so many places ahead, when both sides have given their arrays."""
+        """Start the transfer once both sides have given their arrays."""
         if not theirs[places]:
             mine[places].append(message)
             return message
@@ -111,7 +111,7 @@ class Mirror(Communicator):
 
 
 class Peak(Watch):
-    """The most that CuPy's pool held while the loop ran."""
+    """The peak of CuPy's pool while the loop ran."""
 
     held = 0
 
@@ -135,7 +135,7 @@ class _Message:
 
 
 def volume(shape: tuple[int, ...], xp: Any) -> tuple[Any, Any]:
-    """Fixed and moving, in [0, 1], a few voxels apart, periodic along z as far as it goes."""
+    """Fixed and moving, in [0, 1], a few voxels apart, periodic along z."""
     from scipy import ndimage
 
     if xp is not np:
@@ -163,7 +163,7 @@ def images(shape: tuple[int, ...], ranks: int, rims: tuple[int, int], xp: Any) -
 def run(
     shape: tuple[int, ...], stage: Deformable, given: argparse.Namespace, ranks: int, residency: str
 ) -> tuple[float, Any, int]:
-    """Seconds of the stage's level, the waits, and the most that CuPy's pool held meanwhile."""
+    """Seconds of the stage's level, the waits, and the peak of CuPy's pool."""
     xp: Any = np
     if given.device == "cuda":
         import cupy as xp
@@ -185,7 +185,7 @@ def run(
 def measured(
     shape: tuple[int, ...], name: str, given: argparse.Namespace, ranks: int, residency: str
 ) -> tuple[float, dict[str, float], float]:
-    """Milliseconds an iteration, those of waiting, bytes of GPU memory a voxel of the block."""
+    """Milliseconds per iteration, those of waiting, and bytes of GPU memory per voxel of the block."""
     times = [int(n) for n in given.iterations.split(",")]
 
     def level(iterations: int) -> Deformable:
@@ -212,7 +212,7 @@ def block_of(text: str) -> tuple[int, ...]:
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("blocks", nargs="*", default=["256"], help="edges, or planes x rows x columns")
     parser.add_argument("--losses", default=",".join(LOSSES))

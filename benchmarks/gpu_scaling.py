@@ -1,14 +1,14 @@
-"""Weak and strong scaling over the GPUs of one machine, through dask-cuda: what an iteration takes, and that no bit changes.
+"""Weak and strong scaling over the GPUs of one machine, through dask-cuda: the time of an iteration, and equal bits.
 
     python benchmarks/gpu_scaling.py --gpus 1,2,4 --weak 512,700 --strong 1024        # needs as many GPUs
-    python benchmarks/gpu_scaling.py --gpus 1,2 --weak 48 --strong 64 --device cpu    # worker processes instead, to see it run
+    python benchmarks/gpu_scaling.py --gpus 1,2 --weak 48 --strong 64 --device cpu    # worker processes instead, as a check
 
-Weak: a cube of that edge for each GPU, one upon the other; strong: one cube in all. Analytic textures of gigavoxel.py, at the
-same voxel size, one moved by its known map; deformable stage at full resolution. ``ms``: an iteration, from levels of two
-lengths, so that what a level costs once does not count;  ``efficiency``: of the first number of GPUs, times how many more there
-are where the volume is the same;  ``gpu_bytes``: the most that any GPU held;  ``predicted``: what gpu_rank.py measured of a rank
-among simulated others, where its results have that block;  ``digest``: of the displacement's bytes. Prints a JSON line a row and
-writes ``gpu_scaling.json``.
+Weak: one cube of that edge per GPU, stacked; strong: one cube in total. The textures are those of gigavoxel.py, at the same
+voxel size, one deformed by its known map; deformable stage at full resolution. ``ms``: one iteration, from levels of two
+lengths, which excludes the fixed cost of a level;  ``efficiency``: relative to the first number of GPUs, and to the ratio of
+GPUs where the volume is the same;  ``gpu_bytes``: the peak of any GPU;  ``predicted``: the measurement of gpu_rank.py for
+that block, where there is one;  ``digest``: of the bytes of the displacement. Prints one JSON line per row and writes
+``gpu_scaling.json``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OUT = Path(os.environ.get("OUT", RESULTS)) / "gpu_scaling.json"
 
 @contextmanager
 def cluster(workers: int, device: str) -> Iterator[Client]:
-    """A worker for each of so many GPUs, or as many processes."""
+    """One worker for each of the GPUs, or as many processes."""
     if device == "cuda":
         from dask_cuda import LocalCUDACluster
 
@@ -58,7 +58,7 @@ def cluster(workers: int, device: str) -> Iterator[Client]:
 
 
 def written(folder: str, shape: tuple[int, int, int], gpu: bool) -> tuple[str, str]:
-    """Both images as OME-Zarr."""
+    """Write both images as OME-Zarr."""
     truth, grid = Truth(np.array(shape) * FINE), Grid(shape, (FINE,) * 3, unit="millimeter")
     places = f"{folder}/fixed.ome.zarr", f"{folder}/moving.ome.zarr"
     with dask.config.set(scheduler="threads"):
@@ -68,7 +68,7 @@ def written(folder: str, shape: tuple[int, int, int], gpu: bool) -> tuple[str, s
 
 
 def measured(images: tuple[str, str], client: Client, name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds an iteration, memory, and what came out."""
+    """Milliseconds per iteration, memory, and the digest of the result."""
     times = [int(n) for n in given.iterations.split(",")]
     seconds, found = [], None
     for n in (times[0], *times):  # the first one compiles
@@ -88,7 +88,7 @@ def measured(images: tuple[str, str], client: Client, name: str, given: argparse
 
 
 def predicted(block: tuple[int, ...], name: str, given: argparse.Namespace) -> float | None:
-    """What gpu_rank.py has of such a rank."""
+    """The measurement of gpu_rank.py for such a rank."""
     path = RESULTS / "gpu_rank.json"
     for row in json.loads(path.read_text()) if path.exists() else []:
         edges = [int(n) for n in row["block"].split("x")]
@@ -99,7 +99,7 @@ def predicted(block: tuple[int, ...], name: str, given: argparse.Namespace) -> f
 
 
 def rows_of(shape_of: Any, case: str, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each loss and number of GPUs; ``shape_of``: the volume's shape for so many."""
+    """A row for each loss and number of GPUs; ``shape_of``: the shape of the volume for that number."""
     numbers, first = [int(n) for n in given.gpus.split(",")], dict[str, float]()
     for gpus in numbers:
         shape = shape_of(gpus)

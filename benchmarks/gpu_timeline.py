@@ -1,10 +1,10 @@
-"""What a GPU does when, in two iterations of a rank among others: kernels, planes on their way, and gaps.
+"""A timeline of two iterations of one rank among several: kernels, transfers and gaps.
 
     python benchmarks/gpu_timeline.py 512 --losses "lncc center"    # records; needs a GPU and PyTorch
-    python benchmarks/gpu_timeline.py --draw                           # draws what was recorded; needs matplotlib
+    python benchmarks/gpu_timeline.py --draw                           # draws the records; needs matplotlib
 
-The rank, its neighbours and their link are those of gpu_rank.py. ``idle``: ms an iteration without a kernel;  ``moving``: ms in
-which planes move;  ``hidden``: part of that time beside a kernel. The profiler slows the host, so that gaps are longer than in
+The rank, its neighbours and their link are those of gpu_rank.py. ``idle``: ms per iteration without a kernel;  ``moving``: ms
+with a transfer;  ``hidden``: fraction of that time beside a kernel. The profiler slows the host, so gaps are longer than in
 gpu_rank.py. Writes ``gpu_timeline.json``, and from it ``gpu_timeline.png``.
 """
 

@@ -1,9 +1,9 @@
-"""A known analytic warp, whose error is exact: how close each loss comes, by the stages that a user gets without tuning.
+"""A known analytic warp with an exact error: the accuracy of each loss, with default stages.
 
     python benchmarks/known_warp.py
 
-fixed(x) = moving(warp(x)) by evaluation of one analytic texture, so that no interpolation blurs the truth; for mutual information
-the fixed image goes through a non-monotonic contrast. ``tre_mean`` and ``tre_p95`` are in voxels, inside the body.
+fixed(x) = moving(warp(x)) is evaluated from one analytic texture, so no interpolation blurs the truth. For mutual information
+the fixed image has a non-monotonic contrast. ``tre_mean`` and ``tre_p95`` are in voxels, inside the body.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CASES = {
 
 
 def main() -> None:
-    """One row a loss."""
+    """One row per loss."""
     rows: list[dict[str, object]] = []
     shape = (SIZE,) * 3
     for name, (stages, contrast) in CASES.items():

@@ -1,8 +1,8 @@
-"""One labelled pair, every program: the same Dice on the fixed grid, the same count of folds, wall time with process start.
+"""One labelled pair and every program: the same Dice on the fixed grid, the same count of folds, wall time with process start.
 
-``dice`` is of labels resampled by nearest neighbour, for everybody; ``dice_label`` is of daskreg's label interpolation.
+``dice`` is of labels resampled by nearest neighbour, for all programs; ``dice_label`` is of daskreg's label interpolation.
 
-The loop over programs is shared by every benchmark of real pairs; not a benchmark of its own.
+The loop over programs is shared by all benchmarks of real pairs. This is not a benchmark by itself.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def same_ids(ids: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], tuple[int
 
 
 def options(doc: str | None, out: str, known: str = "greedy,ants,fireants") -> argparse.ArgumentParser:
-    """The options that every benchmark of real pairs has."""
+    """Options of every benchmark of real pairs."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the volumes")
     parser.add_argument("--opponents", default="", help=f"comma-separated, of {known}; none by default")
@@ -65,13 +65,13 @@ def options(doc: str | None, out: str, known: str = "greedy,ants,fireants") -> a
 
 
 def run(pairs: list[Pair], args: argparse.Namespace, preset: str = "brain") -> list[dict[str, Any]]:
-    """Measure every labelled pair with every program asked for."""
+    """Measure every labelled pair with every selected program."""
     own: Own = functools.partial(_daskreg, preset=preset)
     return run_programs(pairs, args, lambda p, w: _before(p, w, args), own, _opponent)
 
 
 def run_programs(pairs: list[Pair], args: argparse.Namespace, before: Step, own: Own, theirs: Theirs) -> list[dict[str, Any]]:
-    """One row a pair and program: 'before', daskreg, the opponents asked for; a program that fails is a row with its error."""
+    """One row per pair and program: 'before', daskreg, the selected opponents. A failed program gives a row with its error."""
     rows: list[dict[str, Any]] = []
     steps = _steps(args, before, own, theirs)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""What every benchmark measures with: one clock, one Dice, one count of folds, for daskreg and for its opponents alike."""
+"""Measurements that all benchmarks share: one clock, one Dice, one count of folds, for daskreg and the other programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's world is RAS
 
 @dataclass(frozen=True)
 class Run:
-    """seconds: wall time with process start;  peak_rss: bytes, the process and its children together;  out: what it printed."""
+    """seconds: wall time with process start;  peak_rss: bytes of the process and its children together;  out: what it printed."""
 
     seconds: float
     peak_rss: int
@@ -82,7 +82,7 @@ def _tree_rss(pid: int) -> int:
 
 
 def daskreg(*arguments: object, log: Path, threads: int = 2) -> Run:
-    """One daskreg command line with this interpreter. Raises RuntimeError when it fails."""
+    """Run one daskreg command line with this interpreter. Raises RuntimeError when it fails."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {"NUMBA_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     return watched([sys.executable, "-m", "daskreg.cli", *map(str, arguments)], log, env)
@@ -112,7 +112,7 @@ def labels(path: Path | str) -> NDArray[np.int32]:
 
 
 def labels_on(path: Path | str, grid: Path | str) -> NDArray[np.int32]:
-    """A label image on the grid of another image, nearest neighbour, 0 outside, placed by the headers alone."""
+    """A label image on the grid of another image, nearest neighbour, 0 outside, positioned by the headers alone."""
     image, like = nib.load(path), nib.load(grid)
     m = np.linalg.inv(image.affine) @ like.affine
     if image.shape[:3] == like.shape[:3] and np.allclose(m, np.eye(4), atol=1e-4):
@@ -139,7 +139,7 @@ def folded_percent(warp: Path | str) -> float:
 
 
 def _folds(d: NDArray[np.float32], world: NDArray[np.float64]) -> float:
-    """Slab by slab: nine derivatives of a whole volume would be the benchmark's own memory peak."""
+    """Slab by slab, since nine derivatives of a whole volume would dominate the peak memory."""
     to_world, inner, folds = np.linalg.inv(world), (slice(1, -1), slice(1, -1)), 0
     for i in range(1, d.shape[0] - 1):
         along = (d[i + 1][inner] - d[i - 1][inner], d[i, 2:, 1:-1] - d[i, :-2, 1:-1], d[i, 1:-1, 2:] - d[i, 1:-1, :-2])
@@ -149,7 +149,7 @@ def _folds(d: NDArray[np.float32], world: NDArray[np.float64]) -> float:
 
 
 def machine() -> str:
-    """The processor, its cores seen here and the system, in one line."""
+    """The processor, the cores available to this process and the system, in one line."""
     memory = psutil.virtual_memory().total / 2**30
     return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
 

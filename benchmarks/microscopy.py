@@ -1,13 +1,13 @@
-"""Two rounds of one tissue under the light-sheet microscope, OME-Zarr 0.4 and 0.5: daskreg's preset against greedy.
+"""Two rounds of one tissue under a light-sheet microscope, OME-Zarr 0.4 and 0.5: daskreg's preset against greedy.
 
     python benchmarks/microscopy.py --data DIR --opponents greedy
 
 NCC: Pearson correlation of the raw intensities over the voxels where moved is defined, that is above zero: no voxel of the
 moving image is below 196, so zero means that no interpolation neighbour lies inside it. LNCC: mean over the same voxels of
-``cov(F, M)^2 / (var F var M)`` in 7x7x7 windows, whose voxels are weighted by that mask (borders mirrored, windows without
-variance count 0). Unregistered, voxel on voxel, that gives .059 / .077. Moved voxels at the rim are mixed with zeros; a mask of
-whole voxels only would raise greedy's NCC by about .02. From identity greedy fails, so the right shift is given to it by hand;
-daskreg has to find the shift itself.
+``cov(F, M)^2 / (var F var M)`` in 7x7x7 windows weighted by that mask (mirrored borders; windows without variance count 0).
+Without registration, voxel on voxel, these are .059 / .077. Moved voxels at the border are mixed with zeros; a mask of whole
+voxels would raise greedy's NCC by about .02. greedy fails from the identity, so it starts from the correct shift; daskreg has
+to find it.
 Writes ``benchmarks/results/microscopy.json``.
 """
 
@@ -35,7 +35,7 @@ WINDOW = 7
 
 
 def scores(fixed: Array, moved: Array) -> dict[str, float]:
-    """NCC and mean squared LNCC, both images (Z, Y, X); and the share of the fixed grid on which moved is defined."""
+    """NCC and mean squared LNCC of two images (Z, Y, X), and the fraction of the fixed grid on which moved is defined."""
     defined = moved > 0
     box = find_objects(defined.astype(np.uint8))[0]
     f, m, w = fixed[box].astype(float), moved[box].astype(float), defined[box].astype(float)
@@ -70,7 +70,7 @@ def read(path: Path) -> Array:
 
 
 def to_nifti(volume: Array, path: Path) -> str:
-    """Written with micrometres standing as mm, LPS, so that index and world axes agree with the store's."""
+    """Write with micrometres as mm, LPS, so that index and world axes agree with those of the store."""
     z, y, x = SPACING
     nib.save(nib.Nifti1Image(volume.T.astype(np.float32), np.diag([-x, -y, z, 1.0])), path)
     return str(path)
@@ -100,7 +100,7 @@ def before(pair: Pair, data: Path) -> dict[str, Any]:
 
 
 def _opponent(name: str, pair: Pair, work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """From the right shift, which only greedy is set up for."""
+    """From the correct shift, which is only prepared for greedy."""
     if name != "greedy":
         raise RuntimeError(f"{name} is not set up for this case; only greedy is.")
     fixed = read(args.data / pair.fixed)
@@ -127,7 +127,7 @@ def _daskreg(pair: Pair, work: Path, args: argparse.Namespace) -> dict[str, Any]
 
 
 def main() -> None:
-    """Measure the start, daskreg and greedy where asked for."""
+    """Measure the start, daskreg, and greedy where selected."""
     parser = options(__doc__, "microscopy.json", "greedy")
     parser.add_argument("--greedy-affine-metric", default="NMI", help="of greedy's affine stage")
     args = parser.parse_args()

@@ -1,12 +1,13 @@
-"""What mixed storage costs in accuracy: the deformable stage in float32 and, emulated on a processor, with rounded fields.
+"""The cost of mixed storage in accuracy: the deformable stage in float32 and, emulated on a CPU, with rounded fields.
 
     python benchmarks/mixed_storage.py                   # the bundled pair at 2 mm: each loss
     python benchmarks/mixed_storage.py --data DIR        # also the labelled pair at 1 mm (OASIS to MNI), Dice of 12 structures
 
-Emulated: images rounded to float16, the gradient to bfloat16, Adam's m to bfloat16, v to 8 bits of fraction up or down at random,
-the direction from the rounded moments. ``control`` is float32 with the gradient's last two bits cut off: how far a registration
-goes apart by itself. ``loss``: relative difference of the last loss at full resolution;  ``mean``, ``p99``: distance of the two
-displacements, voxels;  ``length``: mean length of the displacement. Prints a JSON line a case, writes ``mixed_storage.json``.
+Emulated: images rounded to float16, the gradient to bfloat16, Adam's m to bfloat16, v stochastically to 8 bits of fraction,
+and the direction from the rounded moments. ``control`` is float32 without the last two bits of the gradient: how much a
+registration diverges by itself. ``loss``: relative difference of the last loss at full resolution;  ``mean``, ``p99``:
+distance of the two displacements, voxels;  ``length``: mean length of the displacement. Prints one JSON line per case and
+writes ``mixed_storage.json``.
 """
 
 from __future__ import annotations
@@ -46,21 +47,21 @@ Array = NDArray[np.float32]
 
 
 def nearest(values: Array, bits: int) -> Array:
-    """Without the last ``bits`` of 32, to the nearest, to even."""
+    """Round off the last ``bits`` of 32, to nearest, ties to even."""
     whole = values.view(np.uint32)
     half = np.uint32((1 << bits - 1) - 1) + (whole >> np.uint32(bits) & np.uint32(1))
     return ((whole + half) >> np.uint32(bits) << np.uint32(bits)).view(np.float32)
 
 
 def up_or_down(values: Array, bits: int, rng: np.random.Generator) -> Array:
-    """The same, at random with the odds of where a value lies."""
+    """The same, stochastically, with the probabilities of the value between both."""
     whole = values.view(np.uint32) + rng.integers(0, 1 << bits, values.shape, np.uint32)
     return (whole >> np.uint32(bits) << np.uint32(bits)).view(np.float32)
 
 
 @contextmanager
 def rounded(kind: str) -> Iterator[None]:
-    """Let the loop store as ``kind`` says: float32, control, mixed, or mixed nearest (v to the nearest, too)."""
+    """Make the loop store as ``kind`` says: float32, control, mixed, or mixed nearest (v to nearest, too)."""
     plain_adam, plain_gradient, rng = deformable.adam, deformable.Loop.gradient, np.random.default_rng(0)
 
     def gradient(self: Any, fields: Any) -> float:
@@ -110,7 +111,7 @@ def dice(plan: Plan, found: Outcome, data: Path, config: Config) -> float:
 
 
 def compared(name: str, fixed: Path, moving: Path, config: Config, data: Path | None = None) -> Iterator[dict[str, Any]]:
-    """A row a kind of storage."""
+    """One row per kind of storage."""
     plan, expected = run(fixed, moving, config, "float32")
     u, loss = expected.displacement, expected.levels[-1].losses[-1]
     length = round(float(np.sqrt(np.square(u).sum(axis=0)).mean()), 2)

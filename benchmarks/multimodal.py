@@ -2,8 +2,8 @@
 
     python benchmarks/multimodal.py --data DIR --opponents greedy,simpleitk,ants
 
-Target registration error: the distance in mm, in the T1's world, between the landmark in the T1 and its partner in the EPI
-carried through the program's map (fixed to moving). Prints mean, median and maximum a program and writes
+Target registration error: the distance in mm, in the T1's world, between a landmark in the T1 and its partner in the EPI
+mapped by the program (fixed to moving). Prints mean, median and maximum of each program and writes
 ``benchmarks/results/multimodal.json``.
 """
 
@@ -75,7 +75,7 @@ def _daskreg(pair: Pair, work: Path, args: argparse.Namespace) -> dict[str, Any]
 
 
 def _as_daskreg_reads(source: Path, target: Path) -> Path:
-    """Fixed point, then moving point, LPS mm, columns named and in the order x, y, z."""
+    """Fixed point, then moving point, LPS mm, with named columns in the order x, y, z."""
     p = np.loadtxt(source, delimiter=",", comments="#")
     lps = np.hstack([p[:, 3:], p[:, :3]]) * [-1, -1, 1, -1, -1, 1]
     header = "fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z"
@@ -84,7 +84,7 @@ def _as_daskreg_reads(source: Path, target: Path) -> Path:
 
 
 def main() -> None:
-    """Measure the start, daskreg and the opponents asked for."""
+    """Measure the start, daskreg and the selected opponents."""
     parser = options(__doc__, "multimodal.json", "greedy,simpleitk,ants")
     parser.add_argument("--preset", default="rigid", help="daskreg's preset")
     args = parser.parse_args()

@@ -1,12 +1,12 @@
-"""The other registration programs, each behind one function, run in an environment of their own.
+"""The other registration programs, each behind one function, run in their own environment.
 
 ``python benchmarks/opponents.py install DIR`` makes that environment from ``opponents.txt``. The functions below start
-``DIR/bin/python`` with this same file as a subprocess, so process start, imports and reading are in the wall time and nothing
+``DIR/bin/python`` with this same file as a subprocess, so wall time includes process start, imports and reading, and nothing
 of theirs is loaded beside daskreg. Opponents are only run: FireANTs' licence forbids copying its code, greedy's is the GPL.
 
-Each returns a dict: ``seconds`` by phase, ``wall`` (process start included), ``peak_rss`` (bytes, the process and its children),
-``labels`` and ``moved`` (paths by phase: 'affine', 'deformable'), ``warp`` (total field as ITK reads it: mm, LPS, components
-x, y, z, on the fixed grid), ``matrix`` (the linear stage, in the program's own format) and ``version``.
+Each returns a dict: ``seconds`` by phase, ``wall`` (process start included), ``peak_rss`` (bytes, the process and its
+children), ``labels`` and ``moved`` (paths by phase: 'affine', 'deformable'), ``warp`` (total field as ITK reads it: mm, LPS,
+components x, y, z, on the fixed grid), ``matrix`` (the linear stage, in the program's own format) and ``version``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def fireants(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
 
 
 def fireants_cuda(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
-    """The same on a GPU: what PyPI has, plain PyTorch, not its fused extension."""
+    """The same on a GPU: the wheel from PyPI, plain PyTorch, without its fused extension."""
     return {**_start("fireants", replace(job, device="cuda"), home), "device": "cuda"}
 
 
@@ -104,7 +104,7 @@ def _limits(threads: int) -> dict[str, str]:
 
 
 def install(home: Path) -> None:
-    """Make the opponents' environment in ``home``; a few GB, torch being most of it."""
+    """Make the opponents' environment in ``home``: a few GB, mostly torch."""
     venv.create(home, with_pip=True)
     subprocess.run([home / "bin" / "python", "-m", "pip", "install", "-r", HERE / "opponents.txt"], check=True)
 
@@ -183,7 +183,7 @@ def _ants(job: Job, clock: Clock) -> dict[str, Any]:
 
 
 def _fireants(job: Job, clock: Clock) -> dict[str, Any]:
-    """Settings of the published brain experiments where a CPU allows them: scales 4, 2, 1, Adam at 0.5, window 5."""
+    """Settings of the published brain experiments as far as a CPU allows: scales 4, 2, 1, Adam at 0.5, window 5."""
     import torch
 
     torch.set_num_threads(job.threads)

@@ -1,9 +1,9 @@
-"""More pairs of brains, so that tuning follows principle and not one pair: both directions, one subject, whole heads.
+"""More pairs of brains, so that tuning does not fit a single pair: both directions, one subject, whole heads.
 
     python benchmarks/pairs.py --data DIR --opponents greedy --only s1->mni,mni->oasis
 
-Writes ``benchmarks/results/pairs.json``; columns as in ``brain.py``. Where one of the images has no labels (the
-MNI 2009c template), only times and folds are measured.
+Writes ``benchmarks/results/pairs.json``; columns as in ``brain.py``. Where one of the images has no labels (the MNI 2009c
+template), only times and folds are measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAIRS = [
 
 
 def main() -> None:
-    """Measure the pairs chosen with ``--only``, or all."""
+    """Measure the pairs selected by ``--only``, or all."""
     parser = options(__doc__, "pairs.json")
     parser.add_argument("--only", default="", help=f"comma-separated, of {', '.join(p.case for p in PAIRS)}")
     args = parser.parse_args()

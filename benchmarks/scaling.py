@@ -1,18 +1,17 @@
-"""How the time of an iteration goes with workers: strong and weak scaling, the links, and one worker beside the engine before.
+"""The time of an iteration by the number of workers: strong and weak scaling, the links, and the engine before it had ranks.
 
     python benchmarks/scaling.py                    # everything, on this machine
     python benchmarks/scaling.py --parts strong,weak --sizes 1,2,4
     python benchmarks/scaling.py --parts before --data DIR    # also on DIR's brain pair
 
-Every worker has one thread, so that the base, one worker of one thread, is fair; the row with more threads says what they would
-do without any ranks. ``seconds``: of one iteration at the finest level, halos and sums included, the least of ``runs``: whatever
-else a machine does only adds to it.
-``efficiency``: of the time that ideal workers need; ``efficiency_of_cores``: where there are more workers than cores, of the
-time that ideal workers need on those cores, which is all that this machine can show. Runs alternate, so that a slow minute hits
-all alike. Rows by ``part``: ``strong`` (one volume), ``weak`` (one block a worker), ``link`` (both ways at once between two
-workers; seconds = latency + bytes / bandwidth), ``kernels`` (seconds a voxel of the samplers), ``crowded`` (how much slower a run
-of one rank is while every other core has another such run: memory is shared, no bytes are), ``before`` (whole command lines of
-this engine on one worker and of revision e36090b, the last without ranks).
+Every worker has one thread, so that the base, one worker of one thread, is fair; the row with more threads shows what they do
+without ranks. ``seconds``: one iteration at the finest level, halos and sums included, the least of ``runs``, since other
+work on the machine only adds to it. ``efficiency``: relative to ideal workers; ``efficiency_of_cores``: where there are more
+workers than cores, relative to ideal workers on those cores, which is all that this machine can show. Runs alternate, so that
+a slow minute affects all alike. Rows by ``part``: ``strong`` (one volume), ``weak`` (one block per worker), ``link`` (both
+ways at once between two workers; seconds = latency + bytes / bandwidth), ``kernels`` (seconds per voxel of the samplers),
+``crowded`` (slowdown of a run of one rank while every other core has another such run, which share only memory bandwidth),
+``before`` (whole command lines of this engine on one worker and of revision e36090b, the last without ranks).
 Writes ``benchmarks/results/scaling.json``, which ``scaling_model.py`` reads.
 """
 
@@ -73,7 +72,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
+    """Versions on which the figures depend."""
     found = {"daskreg": daskreg.__version__, "python": ".".join(map(str, sys.version_info[:3]))}
     for name in ("numpy", "numba", "dask", "distributed", "ucxx-cu13", "ucxx-cu12"):
         try:
@@ -85,7 +84,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def cluster(workers: int) -> Iterator[Client]:
-    """Worker processes of one thread each on this machine; a run takes as many of them as it asks for."""
+    """Worker processes of one thread each on this machine; a run takes as many of them as it needs."""
     with (
         LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0, preload=leave.NAME
@@ -104,12 +103,12 @@ def pair(shape: Shape) -> tuple[Volume, Volume]:
 
 
 def stages(loss: str, iterations: int) -> list[Any]:
-    """Full resolution alone, and just so many iterations."""
+    """Full resolution alone, with a fixed number of iterations."""
     return [Deformable(similarity=LOSSES[loss], scales=(1,), iterations=(iterations,), tolerance=0)]
 
 
 def register(client: Client | None, images: tuple[Any, Any], loss: str, iterations: int, **use: Any) -> daskreg.Result:
-    """A run whose result nobody keeps. Raises RuntimeError when a level ended early: its figures would not compare."""
+    """A run whose result is discarded. Raises RuntimeError when a level ended early, since its figures would not compare."""
     result = daskreg.register(*images, stages(loss, iterations), client=client, checkpoint=None, **{"threads": 1, **use})
     done = len(result.report["levels"][-1]["losses"])
     if done != iterations:
@@ -138,7 +137,7 @@ class Spec:
         return f"{self.part}, {self.loss}, {size}, {many}, {self.residency}"
 
     def ideal(self, cores: float) -> float:
-        """By what the base's time is divided where nothing is lost, with so many cores."""
+        """The factor by which the time of the base is divided without losses, on a number of cores."""
         wanted = self.workers * self.threads
         return min(wanted, cores) / (1 if self.part == "strong" else wanted)
 
@@ -256,7 +255,7 @@ def links(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 
 def kernels(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Seconds a voxel, one thread: value and gradient from planes at hand, from a ring of one, and of one more shard."""
+    """Seconds per voxel, one thread: value and gradient from resident planes, from a ring of one shard, and of one more shard."""
     use_threads(1)
     box, (_, moving) = args.shape, pair(args.shape)
     place = (0, to_fixed_point(np.eye(4)), linear_part(np.eye(4)))
@@ -318,7 +317,7 @@ def crowded(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 
 def before(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Both engines, one worker with all cores, command line for command line, in turn."""
+    """Both engines, one worker with all cores, the same command lines, in alternation."""
     pairs = {"bundled 2 mm": [measure.ROOT / "daskreg" / "data" / name for name in BUNDLED]}
     if args.data:
         pairs["oasis->mni 1 mm"] = [args.data / name for name in BRAIN]
@@ -365,7 +364,7 @@ def _command(tree: Path, images: list[Path], work: Path) -> Figures:
 
 
 def _report(run: Path) -> dict[str, Any]:
-    """What the run says of itself, read without either engine."""
+    """The run's own report, read without either engine."""
     attributes: dict[str, Any] = json.loads((run / "zarr.json").read_text())["attributes"]
     found: dict[str, Any] = attributes["daskreg"]["provenance"]
     return found
@@ -398,7 +397,7 @@ def sizes_of(text: str) -> list[int]:
 
 
 def main() -> None:
-    """The parts asked for."""
+    """Measure the selected parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=listed(PARTS), default=list(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--losses", type=listed(list(LOSSES)), default=["lncc", "mse", "mi"], help="the first in full")

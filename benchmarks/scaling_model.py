@@ -1,28 +1,29 @@
-"""Seconds an iteration on 2 to 64 GPUs, predicted; and the same model with this machine's figures beside what was measured here.
+"""Predicted seconds per iteration on 2 to 64 GPUs, and the same model with the figures of this machine beside its measurements.
 
     python benchmarks/scaling_model.py                     # both tables
     python benchmarks/scaling_model.py --drift 32 --latency 2e-5 --between 25e9
 
 An iteration is
-    compute   voxels of the block and of the halo that both sides compute, times seconds a voxel
-  + halos     latency + bytes / bandwidth of the two exchanges that are waited for: moved (where the loss has a reach), g; on GPUs
-              what a pass over the block does not cover, since the planes that travel are computed first
-  + hidden    what of u's halo the sampler does not cover (a part ``overlap`` of the shorter one is covered)
-  + ring      of the planes that read more than the own shard what a pass for every shard costs more than sampling at once, and
-              of each transfer what the pass before does not cover, the first pass being that over all of the block;
+    compute   voxels of the block and of the halo that both sides compute, times seconds per voxel
+  + halos     latency + bytes / bandwidth of the two blocking exchanges: moved (where the loss has a reach) and g; on GPUs
+              what a pass over the block does not cover, since the planes that are sent are computed first
+  + hidden    what the sampler does not cover of the halo of u (a fraction ``overlap`` of the shorter one is covered)
+  + ring      for the planes that read more than their own shard, the extra cost of one pass per shard over sampling at once, and
+              what the previous pass does not cover of each transfer, the first pass being that over the whole block;
               ``all shards``: the worst case, every plane reads every shard
   + sums      two gathers of ceil(log2 n) rounds: the loss, and the longest step; on GPUs of one host one over shared memory, two
               with MI
-Every transfer of the ring is taken to be posted a pass ahead. The slowest rank is one between two others, on the slowest link.
-Seconds a voxel: measured ones where ``--kernels`` has them, else the budget, bytes a voxel and iteration over the copy bandwidth,
-a floor that no program reaches; ``source`` says which.
+Every transfer of the ring is assumed to be posted one pass ahead. The slowest rank is one between two others, on the slowest
+link. Seconds per voxel are measured where ``--kernels`` has them, else the budget: bytes per voxel and iteration over the
+copy bandwidth, a floor that no program reaches; ``source`` says which.
 
-``--kernels`` (benchmarks/results/gpu_iterations.json): what gpu_iterations.py wrote on an H200, the largest volume of each loss.
-``--scaling`` (benchmarks/results/scaling.json): the rows of all parts but before, as scaling.py writes them.
+``--kernels`` (benchmarks/results/gpu_iterations.json): results of gpu_iterations.py on an H200, the largest volume of each
+loss.
+``--scaling`` (benchmarks/results/scaling.json): the rows of all parts except before, as scaling.py writes them.
 ``--timeline`` (benchmarks/results/timeline.json): the mean of ``hidden_of_bare`` over ucx is the ``overlap`` on this machine.
 
-Writes ``benchmarks/results/scaling_model.json``: ``predicted`` rows and ``checked`` rows (``error`` = predicted / measured - 1).
-Not in the model: launches (1.2 us each in a graph), checkpoints, imbalance of affine maps, two programs on one link.
+Writes ``benchmarks/results/scaling_model.json``: ``predicted`` rows and ``checked`` rows (``error`` = predicted / measured -
+1). Not in the model: launches (1.2 us each in a graph), checkpoints, imbalance of affine maps, two programs on one link.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Seconds a voxel for value and gradient: from planes at hand; from the first shard of a ring; from each further shard."""
+    """Seconds per voxel for value and gradient: from resident planes; from the first shard of a ring; from each further shard."""
 
     resident: float
     first: float
@@ -134,7 +135,7 @@ class Machine:
     sum: float | None = None
 
     def link(self, ranks: int) -> Link:
-        """The slowest there is between two of so many."""
+        """The slowest link between two of the ranks."""
         return self.near if ranks <= self.host else self.far
 
     def slower(self, ranks: int) -> float:
@@ -157,7 +158,7 @@ class Case:
         return self.shape[0] * (ranks if self.weak else 1)
 
     def coarse(self, scale: int) -> Case:
-        """At a coarser level."""
+        """The same at a coarser level."""
         z, y, x = (-(-n // scale) for n in self.shape)
         return replace(self, shape=(z, y, x))
 
@@ -187,7 +188,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Block:
-    """What one rank between two others has to do in an iteration."""
+    """The work of one rank between two others in an iteration."""
 
     machine: Machine
     loss: Loss
@@ -216,7 +217,7 @@ class Block:
         return self.machine.link(self.ranks)
 
     def predict(self) -> Iteration:
-        """See the top of the file."""
+        """See the docstring of the module."""
         if self.ranks == 1:
             return Iteration(self._compute(), 0.0, 0.0, 0.0, 0.0, self._held())
         looking = self.voxels * self.machine.sampling.resident * self.machine.slower(self.ranks)
@@ -309,7 +310,7 @@ def here(rows: Sequence[dict[str, Any]], timeline: Sequence[dict[str, Any]]) -> 
 
 
 def crowding(rows: Sequence[dict[str, Any]]) -> float:
-    """How much slower a core is beside the others, ranks or not."""
+    """Slowdown of a core beside the others, with or without ranks."""
     found = [r["crowded"] for r in rows if r.get("part") == "crowded"]
     return max(1.0, mean(found)) if found else 1.0
 

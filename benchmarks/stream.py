@@ -1,8 +1,10 @@
-"""Apply a transform to a volume much larger than memory: seconds, and the peak of the process.
+"""Apply a transform to a volume much larger than memory: seconds, and the peak memory of the process.
 
-``python benchmarks/stream.py --gigabytes 64`` makes a uint16 Zarr array of so many gigabytes in which a texture fills a chunk in
-eight (the others are zero and take no disk), warps it with a displacement of up to 20 voxels on a grid 16 times coarser in each
-axis, and reads pieces back to compare them with the texture's own formula: trilinear interpolation is off by up to 4 in 1800.
+    python benchmarks/stream.py --gigabytes 64
+
+Makes a uint16 Zarr array in which a texture fills one chunk in eight (the others are zero and take no disk), warps it with a
+displacement of up to 20 voxels on a grid 16 times coarser in each axis, and compares pieces with the formula of the texture:
+trilinear interpolation is off by up to 4 in 1800.
 """
 
 from __future__ import annotations

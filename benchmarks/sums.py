@@ -1,10 +1,10 @@
-"""What a sum over the ranks of one machine takes: through shared memory, and by messages over UCX and TCP.
+"""The time of a sum over the ranks of one machine: through shared memory, and by messages over UCX and TCP.
 
     python benchmarks/sums.py                       # two worker processes
-    python benchmarks/sums.py --workers 2,3,4       # not more than there are cores, if it is to say something
+    python benchmarks/sums.py --workers 2,3,4       # at most as many as there are cores
 
-Six float64 of each rank to all, as in every iteration on GPUs; ``us``: microseconds a sum, the mean of 1000 in a row, of the
-slowest rank, while all ranks wait busily, as they do on GPUs. Prints a JSON line a row and writes ``sums.json``.
+Each rank contributes six float64, as in every iteration on GPUs. ``us``: microseconds per sum, the mean of 1000 in a row, of
+the slowest rank, while all ranks are in a busy wait, as on GPUs. Prints one JSON line per row and writes ``sums.json``.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""What a rank does when, in the ring: how much of the transfers is hidden behind sampling, over UCX and over TCP.
+"""A timeline of the ranks of a ring: the fraction of transfers hidden behind sampling, over UCX and TCP.
 
     python benchmarks/timeline.py
     python benchmarks/timeline.py --turns 45 --workers 2 --comms ucx
 
-Two pairs: as they lie, where a block reaches only the planes next to its own; and the moving grid turned by 45 degrees in its
-header, where every block reaches most of every shard and the ring has to carry them (``--turns``, degrees).
-Of each rank, seconds an iteration: ``sample``; ``transfer``, from posting a message to having it; ``wait``, the end of the
-transfer that nothing covered, of which ``late`` is the time until the last other rank began the iteration: no link can hide
-that. ``hidden``: 1 - wait / transfer. A transfer that is over is seen only when the sampling beside it is, so that it
-looks long; ``hidden_of_bare`` therefore sets the wait without ``late`` against the time that as many bytes take between two idle
-workers (``bare``), and says nothing where the wait is longer than that (0).
-Clocks are those of one machine, so that the ranks' times can be laid side by side. With more workers than cores a wait is also
-the turn of another process. Writes ``benchmarks/results/timeline.json`` and ``timeline.png``.
+Two pairs: one as stored, where a block reaches only the planes next to its own; and one with the moving grid rotated by 45
+degrees in its header, where every block reaches most of every shard, which the ring has to send (``--turns``, degrees). For
+each rank, in seconds per iteration: ``sample``; ``transfer``, from posting a message to its arrival; ``wait``, the part of
+the transfer that nothing covered, of which ``late`` is the time until the last other rank began the iteration, which no link
+can hide. ``hidden``: 1 - wait / transfer. The end of a transfer is only noticed when the sampling beside it ends, so it
+appears long; ``hidden_of_bare`` therefore relates the wait without ``late`` to the time that the same bytes take between two
+idle workers (``bare``), and is 0 where the wait is longer than that. All ranks use the clock of one machine. With more
+workers than cores, a wait includes time slices of other processes. Writes ``benchmarks/results/timeline.json`` and
+``timeline.png``.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _messages(mine: Sequence[Iteration]) -> float:
 
 
 def images(shape: scaling.Shape, degrees: float) -> tuple[Any, Any]:
-    """Fixed and moving; the moving grid turned about its centre and the x axis, what its voxels hold stays."""
+    """Fixed and moving; the moving grid is rotated about its centre and the x axis, its voxel values are unchanged."""
     fixed, moving = scaling.pair(shape)
     turn, middle = rotation((0.0, 0.0, degrees)), (np.asarray(shape) - 1) / 2
     origin = middle - turn @ middle
@@ -115,7 +115,7 @@ def traced(client: Client, args: argparse.Namespace, workers: int, degrees: floa
 
 
 def row_of(args: argparse.Namespace, client: Client, ranks: Ranks, size: int, comm: str) -> dict[str, Any]:
-    """Figures of all ranks, and of the mean rank, which what is hidden is said of."""
+    """Figures of all ranks, and of the mean rank, to which the hidden fractions refer."""
     each = summary(ranks)
     mean = {name: float(np.mean([r[name] for r in each])) for name in each[0]}
     each_message = max(1, int(size / max(1.0, *(r["messages"] for r in each))))
@@ -175,7 +175,7 @@ def rows_of(args: argparse.Namespace, client: Client, drawn: list[tuple[Ranks, s
 
 
 def main() -> None:
-    """All that was asked for, on one cluster."""
+    """Run the selected cases on one cluster."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comms", type=scaling.listed(("ucx", "tcp")), default=["ucx", "tcp"])
     parser.add_argument("--workers", type=lambda text: [int(n) for n in text.split(",")], default=[2, 3])

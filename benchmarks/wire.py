@@ -1,16 +1,16 @@
-"""Bytes that a rank sends in an iteration, by purpose, beside the least that has to cross and what the plan says.
+"""Bytes that a rank sends per iteration, by purpose, compared with the minimum and with the plan.
 
     python benchmarks/wire.py
     python benchmarks/wire.py --losses lncc --workers 3 --residencies ring
 
-Measured: what two runs that differ in their iterations alone have sent, divided by those iterations; all else cancels. ``window``
-in the loop is told from the window that measures the result by the run with ``replicate``, whose result is the same bit for bit
-and which has no other.
-Least: of each operation the planes of others that it reads, exchanged once (moved for the loss's reach, g for its filter, one
-plane of u for the composition, u for its filter); of the moving image the planes that the block's displacement reaches, every
-iteration in the ring, the newly reached ones in a window, none where all is held; of the sums two numbers or the joint histogram,
-and the longest step, each reduced once: 2 (n - 1) / n of it.
-Figures are bytes of the rank that sends most (``most``) and of the mean rank (``mean``). ``plan`` is what the plan tells a user.
+Measured: the difference of two runs with different numbers of iterations, divided by that difference, so that everything else
+cancels. The ``window`` of the loop is separated from the window of the final metrics by the run with ``replicate``, whose
+result is the same bit for bit and which has no other. Minimum: the planes of other ranks that each operation reads, exchanged
+once (moved for the reach of the loss, g for its filter, one plane of u for the composition, u for its filter); of the moving
+image the planes that the displacement of the block reaches, every iteration in the ring, the newly reached ones in a window,
+none with replicate; of the sums two numbers or the joint histogram, and the longest step, each reduced once: 2 (n - 1) / n of
+it. Figures are bytes of the rank that sends most (``most``) and of the mean rank (``mean``). ``plan`` is what the plan
+states.
 Writes ``benchmarks/results/wire.json``.
 """
 
@@ -42,7 +42,7 @@ VALUE, VECTOR = 4, 12  # bytes of a float32 and of three
 
 @dataclass(frozen=True)
 class Bytes:
-    """What a rank sends in an iteration: planes around blocks, planes of the moving image, sums."""
+    """What a rank sends per iteration: planes around blocks, planes of the moving image, sums."""
 
     halo: float = 0.0
     moving: float = 0.0
@@ -118,7 +118,7 @@ class Ended:
 
 
 def run(client: Client, shape: scaling.Shape, loss: str, iterations: int, workers: int, residency: str, comm: str) -> Ended:
-    """Only the bytes count here, and they do not depend on how busy the machine is."""
+    """Only the bytes count here; they do not depend on the load of the machine."""
     use = {"workers": workers, "residency": residency, "comm": comm}
     result = scaling.register(client, scaling.pair(shape), loss, iterations, **use)
     assert result.displacement is not None
@@ -140,7 +140,7 @@ def sent(runs: tuple[Ended, Ended], still: tuple[Ended, Ended], iterations: int)
 
 
 def rows_of(args: argparse.Namespace, client: Client) -> Iterator[dict[str, Any]]:
-    """One for each loss, number of workers and residency."""
+    """One row for each loss, number of workers and residency."""
     counted = args.iterations[1] - args.iterations[0]
     for loss, workers in itertools.product(args.losses, args.workers):
 
@@ -164,7 +164,7 @@ def rows_of(args: argparse.Namespace, client: Client) -> Iterator[dict[str, Any]
 
 
 def compared(measured: list[Bytes], ideal: list[Bytes], planned: int) -> dict[str, Any]:
-    """Measured and least of the rank that sends most and of the mean rank; above 1, ``of_plan`` is more than was announced."""
+    """Measured and minimum of the rank that sends most and of the mean rank; ``of_plan`` above 1 is more than was planned."""
     busiest = max(range(len(measured)), key=lambda r: measured[r].total)
     found: dict[str, Any] = {}
     for name, of in (("measured", measured), ("least", ideal)):
@@ -188,7 +188,7 @@ def numbers_of(fewest: int) -> Callable[[str], list[int]]:
 
 
 def main() -> None:
-    """All that was asked for, on one cluster."""
+    """Run the selected cases on one cluster."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--losses", type=scaling.listed(list(scaling.LOSSES)), default=list(scaling.LOSSES))
     parser.add_argument("--workers", type=numbers_of(2), default=[2, 3, 4])
