@@ -86,8 +86,8 @@ def registry() -> dict[str, Any]:
     found: dict[str, Any] = table.kernels()
     if not found:
         raise SystemExit("daskreg.kernels registered no kernel: there is nothing to check, which cannot be right.")
-    special = {name: table.sweeps()[name.partition(" ")[0]] for name in table.SWEPT}
-    return {**found, **table.sweeps(), **{name: table.kernel_of(name) for name in table.CASES}, **special}
+    special = {name: table.cooperative_kernels()[name.partition(" ")[0]] for name in table.COOPERATIVE_CASES}
+    return {**found, **table.cooperative_kernels(), **{name: table.kernel_of(name) for name in table.CASES}, **special}
 
 
 def cases() -> ModuleType:
@@ -119,7 +119,7 @@ def signature(name: str, kernel: Any) -> tuple[Any, ...]:
     from numba import typeof, types
 
     if hasattr(kernel, "factory"):
-        return tuple(typeof(a) for a in swept(name).arguments)
+        return tuple(typeof(a) for a in cooperative_case(name).arguments)
     case = cases().CASES.get(name)
     if case is None:
         raise LookupError("no case, so no types to compile for; add one to tests/cases.py.")
@@ -128,11 +128,11 @@ def signature(name: str, kernel: Any) -> tuple[Any, ...]:
     return (types.UniTuple(types.uint32, 4), *rows, *(typeof(a) for a in arguments if a is not None))
 
 
-def swept(name: str) -> Any:
-    """The case of a sweep."""
-    if name not in cases().SWEPT:
+def cooperative_case(name: str) -> Any:
+    """The case of a cooperative kernel."""
+    if name not in cases().COOPERATIVE_CASES:
         raise LookupError("no case, so neither constants nor types to compile for; add one to tests/cases.py.")
-    return cases().SWEPT[name]()
+    return cases().COOPERATIVE_CASES[name]()
 
 
 def compile_one(name: str, kernel: Any, architecture: str) -> Compiled:
@@ -140,7 +140,7 @@ def compile_one(name: str, kernel: Any, architecture: str) -> Compiled:
     from numba import cuda, types
 
     if hasattr(kernel, "factory"):
-        launcher, double = kernel.form(*swept(name).constants), swept(name).double
+        launcher, double = kernel.form(*cooperative_case(name).constants), cooperative_case(name).double
     else:
         launcher, double = kernel.launcher(1, cases().CASES[name]()[1:]), False
     ptx, _ = cuda.compile(

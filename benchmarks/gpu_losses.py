@@ -64,7 +64,7 @@ def processors() -> int:
 
 def windows(name: str, radius: int, masked: bool, held: tuple[int, int, int], planes: range, origin: int, depth: int, fixed: Any,
             weight: Any, moved: Any, out: Any, totals: Any, unrolled: bool = False) -> None:  # fmt: skip
-    """``lncc_center`` or ``lncc_factors_march``."""
+    """``lncc_center_tiled`` or ``lncc_factors_tiled``."""
     nz, ny, nx = held
     blocks = tiles.window_blocks(radius, len(planes), ny, nx, depth)
     sizes = ints(planes.start, len(planes), ny, nx, nz, origin, depth)
@@ -76,24 +76,25 @@ def windows(name: str, radius: int, masked: bool, held: tuple[int, int, int], pl
 
 def slopes(radius: int, masked: bool, held: tuple[int, int, int], planes: range, origin: int, depth: int, dkc: Any, fixed: Any,
            weight: Any, moved: Any, unrolled: bool = False) -> None:  # fmt: skip
-    """``lncc_slope_march``."""
+    """``lncc_gradient_tiled``."""
     nz, ny, nx = held
-    blocks = gradient.slope_blocks(len(planes), ny, nx, depth)
+    blocks = gradient.gradient_blocks(len(planes), ny, nx, depth)
     sizes = ints(planes.start, len(planes), ny, nx, nz, origin, depth)
-    gradient.lncc_slope_march(
-        (radius, masked, unrolled), blocks, (gradient.SLOPE_THREADS, 1, 1), *sizes, dkc, fixed, weight, moved
+    gradient.lncc_gradient_tiled(
+        (radius, masked, unrolled), blocks, (gradient.GRADIENT_THREADS, 1, 1), *sizes, dkc, fixed, weight, moved
     )
 
 
 def count(bins: int, masked: bool, begin: int, end: int, blocks: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
-    mi.joint_histogram_march((bins, masked), (blocks, 1, 1), (mi.THREADS, 1, 1), np.uint64(begin), np.uint64(end), fixed, weight,
-                             moved, totals, shared=mi.histogram_shared(bins))  # fmt: skip
+    mi.joint_histogram_shared((bins, masked), (blocks, 1, 1), (mi.THREADS, 1, 1), np.uint64(begin), np.uint64(end), fixed, weight,
+                             moved, totals, shared=mi.histogram_bytes(bins))  # fmt: skip
 
 
 def look_up(bins: int, masked: bool, copies: int, begin: int, end: int, blocks: int, table: Any, fixed: Any, weight: Any,
             moved: Any, out: Any) -> None:  # fmt: skip
-    mi.information_slope_march((bins, masked, copies), (blocks, 1, 1), (mi.SLOPE_THREADS, 1, 1), np.uint64(begin), np.uint64(end),
-                               table, fixed, weight, moved, out, shared=mi.slope_shared(bins, copies))  # fmt: skip
+    grid, fields = ((blocks, 1, 1), (mi.GRADIENT_THREADS, 1, 1)), (table, fixed, weight, moved, out)
+    shared = mi.table_bytes(bins, copies)
+    mi.information_gradient_shared((bins, masked, copies), *grid, np.uint64(begin), np.uint64(end), *fields, shared=shared)
 
 
 def make_table(bins: int, totals: Any, table: Any, value: Any) -> None:
@@ -132,7 +133,7 @@ def check_windows(name: str, radius: int, masked: bool, unrolled: bool = False) 
     dkc, want = np.zeros((3, *SHAPE), np.float32), small.moved.copy()
     rows = lncc.lncc_factors(SHAPE, radius, EPSILON, FLAT, small.fixed, small.weight, small.moved, dkc)
     lncc.lncc_slope(SHAPE, 0, dkc, small.fixed, small.weight, want)
-    exact = name == "lncc_factors_march"
+    exact = name == "lncc_factors_tiled"
 
     def run(held: range, inner: range, depth: int) -> tuple[Array, Array]:
         size = (3, len(held), *SHAPE[1:]) if exact else (len(held), *SHAPE[1:])
@@ -229,7 +230,7 @@ class Large:
     def windows(self, name: str, radius: int, depth: int, masked: bool = False, partly: bool = False,
                 unrolled: bool = False) -> Callable[[], None]:  # fmt: skip
         totals = self.cupy.zeros(2, self.cupy.int64)
-        out = self.out3 if name == "lncc_factors_march" else self.out
+        out = self.out3 if name == "lncc_factors_tiled" else self.out
         moved, weight = self.partly if partly else self.moved, self.noise if masked else self.nothing
         fields = [self.on(a) for a in (self.head, weight, moved, out, totals)]
         return lambda: windows(name, radius, masked, (self.edge,) * 3, range(self.edge), 0, depth, *fields, unrolled)
@@ -278,34 +279,34 @@ Case = tuple[str, Callable[[], dict[str, Any]] | None, int, Callable[[Large], Ca
 
 def cases() -> list[Case]:
     found: list[Case] = []
-    for name, size in (("lncc_center", 12), ("lncc_factors_march", 20)):
+    for name, size in (("lncc_center_tiled", 12), ("lncc_factors_tiled", 20)):
         check = lambda n=name: check_windows(n, 3, False)  # noqa: E731
         found.append((f"{name} 3 depth 64", check, size, lambda v, n=name: v.windows(n, 3, 64)))
-        if name == "lncc_center":
+        if name == "lncc_center_tiled":
             found.append((f"{name} 3 depth 32", None, size, lambda v, n=name: v.windows(n, 3, 32)))
         found.append((f"{name} 3 depth 128", None, size, lambda v, n=name: v.windows(n, 3, 128)))
         found.append((f"{name} 3 partly out of domain", None, size, lambda v, n=name: v.windows(n, 3, 64, partly=True)))
-        if name == "lncc_center":
+        if name == "lncc_center_tiled":
             found.append((f"{name} 3 unrolled depth 64", lambda n=name: check_windows(n, 3, False, True), size,
                           lambda v, n=name: v.windows(n, 3, 64, unrolled=True)))  # fmt: skip
-    found.append(("lncc_slope_march 3 depth 64", lambda: check_slopes(3, False), 24, lambda v: v.slopes(3, 64)))
-    found.append(("lncc_slope_march 3 depth 128", None, 24, lambda v: v.slopes(3, 128)))
-    found.append(("lncc_slope_march 3 unrolled depth 64", None, 24, lambda v: v.slopes(3, 64, True)))
+    found.append(("lncc_gradient_tiled 3 depth 64", lambda: check_slopes(3, False), 24, lambda v: v.slopes(3, 64)))
+    found.append(("lncc_gradient_tiled 3 depth 128", None, 24, lambda v: v.slopes(3, 128)))
+    found.append(("lncc_gradient_tiled 3 unrolled depth 64", None, 24, lambda v: v.slopes(3, 64, True)))
     m = processors()
     for smooth in (True, False):
         kind = "head" if smooth else "noise"
         test = (lambda: check_information(32, False, 1)) if smooth else None
-        found.append((f"joint_histogram_march 32 {kind}", test, 8, lambda v, s=smooth: v.count(32, s, m)))
+        found.append((f"joint_histogram_shared 32 {kind}", test, 8, lambda v, s=smooth: v.count(32, s, m)))
         for copies, each in ((1, 4), (1, 3), (8, 4), (32, 1)):
-            found.append((f"information_slope_march 32 {kind} copies {copies} blocks {each} a multiprocessor", None, 12,
+            found.append((f"information_gradient_shared 32 {kind} copies {copies} blocks {each} a multiprocessor", None, 12,
                           lambda v, s=smooth, c=copies, b=each: v.look_up(32, s, c, b * m)))  # fmt: skip
     found.append(("information_table 32", None, 0, lambda v: v.table(32)))
-    found.append(("lncc_center 2 depth 64", lambda: check_windows("lncc_center", 2, False), 12,
-                  lambda v: v.windows("lncc_center", 2, 64)))  # fmt: skip
-    found.append(("lncc_center 3 masked", lambda: check_windows("lncc_center", 3, True), 16,
-                  lambda v: v.windows("lncc_center", 3, 64, masked=True)))  # fmt: skip
-    found.append(("joint_histogram_march 64 head", lambda: check_information(64, True, 2), 8, lambda v: v.count(64, True, m)))
-    found.append(("lncc_center 4 depth 64", None, 12, lambda v: v.windows("lncc_center", 4, 64)))
+    found.append(("lncc_center_tiled 2 depth 64", lambda: check_windows("lncc_center_tiled", 2, False), 12,
+                  lambda v: v.windows("lncc_center_tiled", 2, 64)))  # fmt: skip
+    found.append(("lncc_center_tiled 3 masked", lambda: check_windows("lncc_center_tiled", 3, True), 16,
+                  lambda v: v.windows("lncc_center_tiled", 3, 64, masked=True)))  # fmt: skip
+    found.append(("joint_histogram_shared 64 head", lambda: check_information(64, True, 2), 8, lambda v: v.count(64, True, m)))
+    found.append(("lncc_center_tiled 4 depth 64", None, 12, lambda v: v.windows("lncc_center_tiled", 4, 64)))
     return found
 
 

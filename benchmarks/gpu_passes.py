@@ -76,19 +76,19 @@ class Volume:
         return self.n, *place, self.flat("u"), size, self.flat("image")
 
     def _columns(self) -> tuple[Any, ...]:
-        depth, *grid = sampling_cuda.columns(self.n)
+        depth, *grid = sampling_cuda.column_blocks(self.n)
         return *grid, depth
 
     def sample(self) -> None:
-        sampling_cuda.sample_march((True,), *self._columns(), *self._sampler(), (self.flat("moved"),), self.totals)
+        sampling_cuda.sample_columns((True,), *self._columns(), *self._sampler(), (self.flat("moved"),), self.totals)
 
     def difference(self) -> None:
         fields = self.flat("fixed"), self.nowhere, self.flat("g")
-        mse_cuda.sample_difference((), *self._columns(), *self._sampler(), fields, self.totals)
+        mse_cuda.mse_columns((), *self._columns(), *self._sampler(), fields, self.totals)
 
     def pull_back(self) -> None:
         fields = self.flat("moved"), self.flat("g")
-        sampling_cuda.pull_back_march((True,), *self._columns(), *self._sampler(), fields, self.totals)
+        sampling_cuda.pull_back_columns((True,), *self._columns(), *self._sampler(), fields, self.totals)
 
     def _filter(self, sigma: float) -> tuple[Any, ...]:
         return self.n, np.uint32(self.shape[0]), smoothing.gaussian_weights(sigma), *self.norms[sigma]
@@ -142,7 +142,7 @@ def check(shape: tuple[int, int, int] = (45, 50, 71)) -> dict[str, float]:
     rows = mse_cpu.difference(shape, fixed, NOWHERE, moved)
     sampling.pull_back(shape, *place, u, 0, image, moved, g)
     volume.difference()
-    found["sample_difference"] = _apart(volume.host("g")[0], g)
+    found["mse_columns"] = _apart(volume.host("g")[0], g)
     found["loss"] = abs(float(volume.totals[0]) / float(volume.totals[1]) / float(rows[0].sum() / rows[1].sum()) - 1)
     volume.moved = volume.cupy.asarray(moved)
     volume.pull_back()
@@ -177,7 +177,7 @@ def times(edge: int) -> list[dict[str, Any]]:
     calls: dict[str, tuple[Any, int]] = {
         "copy": (lambda: volume.cupy.copyto(volume.d, volume.g), 24),
         "sample": (volume.sample, 20),
-        "sample_difference": (volume.difference, 32),
+        "mse_columns": (volume.difference, 32),
         "pull_back": (volume.pull_back, 32),
         "smooth_adam": (volume.adam, 72),
         "compose_smooth": (volume.compose, 36),

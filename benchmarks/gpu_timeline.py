@@ -26,7 +26,8 @@ OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_time
 SHOWN = 2  # iterations
 PASSES = {  # of a kernel's name, as it is mangled
     "smooth_adam": "smooth, Adam", "compose_smooth": "compose, smooth", "settle": "settle", "histogram": "histogram",
-    "information": "histogram", "march": "sample, windows, pull back", "sample": "sample",
+    "information": "histogram", "column_body": "sample, windows, pull back", "window_body": "sample, windows, pull back",
+    "lncc": "sample, windows, pull back", "sample": "sample",
 }  # fmt: skip
 Event = dict[str, Any]
 

@@ -18,7 +18,7 @@ import daskreg
 from daskreg import LNCC, MI, MSE, Affine, Deformable
 from daskreg.config import Config
 from daskreg.kernels.compiler import precompile
-from daskreg.kernels.compiler.cubins import SEEN
+from daskreg.kernels.compiler.cubins import LAUNCHED
 from daskreg.workflows.presets import PRESETS
 
 DATA = Path(__file__).parents[1] / "daskreg" / "data"
@@ -43,12 +43,12 @@ def main() -> None:
             output = f"{folder}/{interpolation}.nii.gz"
             daskreg.apply(f"{folder}/run.zarr", image, output, interpolation=interpolation, device="cuda")
     lines = dict.fromkeys(
-        f"{kept.name.removesuffix('_cuda')}\t{kept.identity[2]!r}\t{precompile.spelled(types)}"
-        for kept, types in SEEN
-        if precompile.types_of(precompile.spelled(types)) == tuple(types)
+        f"{kept.name.removesuffix('_cuda')}\t{kept.identity[2]!r}\t{precompile.format_types(types)}"
+        for kept, types in LAUNCHED
+        if precompile.parse_types(precompile.format_types(types)) == tuple(types)
     )
-    Path(sys.argv[1] if len(sys.argv) > 1 else precompile.LIST).write_text("".join(f"{line}\n" for line in lines))
-    print(len(lines), "kernels of", len({(kept.name, str(kept.identity), str(types)) for kept, types in SEEN}))
+    Path(sys.argv[1] if len(sys.argv) > 1 else precompile.SIGNATURES).write_text("".join(f"{line}\n" for line in lines))
+    print(len(lines), "kernels of", len({(kept.name, str(kept.identity), str(types)) for kept, types in LAUNCHED}))
 
 
 if __name__ == "__main__":

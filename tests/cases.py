@@ -1,8 +1,9 @@
 """Arguments for every kernel, on volumes awkward enough to matter: odd sizes, halo planes, far indices, points out of the image.
 
 ``CASES[name]()`` is ``(shape, *arguments)``, made afresh because kernels write to their arguments; a name is the kernel's, or
-that, a space and what is special. ``SWEPT[name]()`` says the same of a sweep, and what it must agree with. The parity tests and
-the check that all kernels compile for a GPU go through these tables, so a kernel without a case fails both.
+that, a space and what is special. ``COOPERATIVE_CASES[name]()`` is the same for a cooperative kernel, with what it must agree
+with. The parity tests and the check that all kernels compile for a GPU go through these tables, so a kernel without a case
+fails both.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from daskreg.kernels.adam import cpu as adam_cpu
 from daskreg.kernels.adam import cuda as adam_cuda
 from daskreg.kernels.adam.moments import packed, parted
-from daskreg.kernels.compiler.cooperative import SWEEPS, Sweep
+from daskreg.kernels.compiler.cooperative import COOPERATIVE_KERNELS, CooperativeKernel
 from daskreg.kernels.compiler.launch import KERNELS, Kernel
 from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.compiler.registry import import_kernels
@@ -60,8 +61,8 @@ MATRIX = np.array(
 CASES: dict[str, Callable[[], Case]] = {}
 
 
-class Swept(NamedTuple):
-    """How to launch a sweep, and what it must agree with."""
+class CooperativeCase(NamedTuple):
+    """How to launch a cooperative kernel, and what it must agree with."""
 
     constants: tuple[Any, ...]
     blocks: tuple[int, int, int]
@@ -73,18 +74,18 @@ class Swept(NamedTuple):
     double: bool = False  # whether it may use float64
 
 
-SWEPT: dict[str, Callable[[], Swept]] = {}
+COOPERATIVE_CASES: dict[str, Callable[[], CooperativeCase]] = {}
 
 
-def sweeps() -> dict[str, Sweep]:
-    """Every sweep of the package, by name."""
+def cooperative_kernels() -> dict[str, CooperativeKernel]:
+    """Every cooperative kernel of the package, by name."""
     kernels()
-    return dict(SWEEPS)
+    return dict(COOPERATIVE_KERNELS)
 
 
-def swept(function: Callable[[], Swept]) -> Callable[[], Swept]:
-    """Enter the case of the sweep that has the function's name."""
-    SWEPT[function.__name__] = function
+def cooperative_case(function: Callable[[], CooperativeCase]) -> Callable[[], CooperativeCase]:
+    """Register the case of the cooperative kernel that has the function's name."""
+    COOPERATIVE_CASES[function.__name__] = function
     return function
 
 
@@ -386,7 +387,7 @@ def narrow() -> Case:
     return INNER, vectors(*TALL), np.zeros((3, *TALL), np.uint16)
 
 
-# --- sweeps -----------------------------------------------------------------------------------------------------------
+# --- cooperative kernels ----------------------------------------------------------------------------------------------
 
 
 def sizes(depth: int) -> list[np.int32]:
@@ -395,7 +396,7 @@ def sizes(depth: int) -> list[np.int32]:
 
 
 def flat(*fields: NDArray[Any]) -> list[NDArray[Any]]:
-    """Scalar fields as sweeps take them."""
+    """Scalar fields as cooperative kernels take them."""
     return [f.reshape(-1) for f in fields]
 
 
@@ -409,8 +410,8 @@ def counted_in_units(totals: NDArray[np.int64]) -> Array:
     return (totals / COUNT).astype(np.float32)
 
 
-def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False, half: bool = False) -> Swept:
-    """``lncc_center`` or ``lncc_factors_march``; windows reach no further than the halo."""
+def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False, half: bool = False) -> CooperativeCase:
+    """``lncc_center_tiled`` or ``lncc_factors_tiled``; windows reach no further than the halo."""
     (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     out = empty(3, fixed.size) if exact else empty(fixed.size)
     blocks = lncc_windows.window_blocks(radius, *SHAPE, depth=4)
@@ -423,37 +424,37 @@ def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False, half
         return [inner(dkc.reshape(3, -1) if exact else slope.reshape(-1)), rows.sum(axis=(1, 2))]
 
     arguments = *sizes(4), own, EPSILON, FLAT, *flat(kept, weight, there), out, totals
-    return Swept((radius, masked, unrolled, half), blocks, lncc_windows.window_threads(radius), arguments, plain,
+    return CooperativeCase((radius, masked, unrolled, half), blocks, lncc_windows.window_threads(radius), arguments, plain,
                  lambda: [inner(out), counted_in_units(totals)])  # fmt: skip
 
 
-@swept
-def lncc_center() -> Swept:
+@cooperative_case
+def lncc_center_tiled() -> CooperativeCase:
     return windows(2, True, exact=False)
 
 
-@swept
-def lncc_factors_march() -> Swept:
+@cooperative_case
+def lncc_factors_tiled() -> CooperativeCase:
     return windows(2, True, exact=True)
 
 
-SWEPT["lncc_center without a mask"] = lambda: windows(2, False, exact=False)
-SWEPT["lncc_center of radius 3"] = lambda: windows(3, False, exact=False)
-SWEPT["lncc_center unrolled"] = lambda: windows(2, False, exact=False, unrolled=True)
-SWEPT["lncc_center of half"] = lambda: windows(3, False, exact=False, half=True)
-SWEPT["lncc_factors_march of half"] = lambda: windows(2, True, exact=True, half=True)
-SWEPT["lncc_factors_march of radius 1"] = lambda: windows(1, False, exact=True)
-SWEPT["lncc_factors_march of radius 3"] = lambda: windows(3, False, exact=True)
-SWEPT["lncc_factors_march of radius 4"] = lambda: windows(4, False, exact=True)
+COOPERATIVE_CASES["lncc_center_tiled without a mask"] = lambda: windows(2, False, exact=False)
+COOPERATIVE_CASES["lncc_center_tiled of radius 3"] = lambda: windows(3, False, exact=False)
+COOPERATIVE_CASES["lncc_center_tiled unrolled"] = lambda: windows(2, False, exact=False, unrolled=True)
+COOPERATIVE_CASES["lncc_center_tiled of half"] = lambda: windows(3, False, exact=False, half=True)
+COOPERATIVE_CASES["lncc_factors_tiled of half"] = lambda: windows(2, True, exact=True, half=True)
+COOPERATIVE_CASES["lncc_factors_tiled of radius 1"] = lambda: windows(1, False, exact=True)
+COOPERATIVE_CASES["lncc_factors_tiled of radius 3"] = lambda: windows(3, False, exact=True)
+COOPERATIVE_CASES["lncc_factors_tiled of radius 4"] = lambda: windows(4, False, exact=True)
 
 
-@swept
-def lncc_slope_march() -> Swept:
+@cooperative_case
+def lncc_gradient_tiled() -> CooperativeCase:
     return window_slope(2, masked=True)
 
 
-def window_slope(radius: int, masked: bool, unrolled: bool = False, half: bool = False) -> Swept:
-    """``lncc_slope_march``, which replaces ``moved``."""
+def window_slope(radius: int, masked: bool, unrolled: bool = False, half: bool = False) -> CooperativeCase:
+    """``lncc_gradient_tiled``, which replaces ``moved``."""
     dkc, weight, there = vectors(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     kept, fixed = stored(image(*TALL), half)
     out = there.reshape(-1).copy()
@@ -463,22 +464,24 @@ def window_slope(radius: int, masked: bool, unrolled: bool = False, half: bool =
         return [inner(there.reshape(-1))]
 
     arguments = *sizes(4), dkc.reshape(3, -1), *flat(kept, weight), out
-    blocks = lncc_gradient.slope_blocks(*SHAPE, depth=4)
-    return Swept((radius, masked, unrolled, half), blocks, lncc_gradient.SLOPE_THREADS, arguments, plain, lambda: [inner(out)])
+    blocks = lncc_gradient.gradient_blocks(*SHAPE, depth=4)
+    return CooperativeCase(
+        (radius, masked, unrolled, half), blocks, lncc_gradient.GRADIENT_THREADS, arguments, plain, lambda: [inner(out)]
+    )
 
 
-SWEPT["lncc_slope_march unrolled"] = lambda: window_slope(1, masked=False, unrolled=True)
-SWEPT["lncc_slope_march of radius 3"] = lambda: window_slope(3, masked=False)
-SWEPT["lncc_slope_march of half"] = lambda: window_slope(2, masked=True, half=True)
+COOPERATIVE_CASES["lncc_gradient_tiled unrolled"] = lambda: window_slope(1, masked=False, unrolled=True)
+COOPERATIVE_CASES["lncc_gradient_tiled of radius 3"] = lambda: window_slope(3, masked=False)
+COOPERATIVE_CASES["lncc_gradient_tiled of half"] = lambda: window_slope(2, masked=True, half=True)
 
 
-@swept
-def joint_histogram_march() -> Swept:
+@cooperative_case
+def joint_histogram_shared() -> CooperativeCase:
     return counted(BINS, masked=True)
 
 
-def counted(bins: int, masked: bool, half: bool = False) -> Swept:
-    """``joint_histogram_march``."""
+def counted(bins: int, masked: bool, half: bool = False) -> CooperativeCase:
+    """``joint_histogram_shared``."""
     (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     totals = np.zeros(bins * bins, np.int64)
 
@@ -488,8 +491,8 @@ def counted(bins: int, masked: bool, half: bool = False) -> Swept:
         return [counts.reshape(-1)]
 
     arguments = *voxels(), *flat(kept, weight, there), totals
-    return Swept((bins, masked, half), (2, 1, 1), mi_cuda.THREADS, arguments, plain, lambda: [totals],
-                 shared=mi_cuda.histogram_shared(bins))  # fmt: skip
+    return CooperativeCase((bins, masked, half), (2, 1, 1), mi_cuda.THREADS, arguments, plain, lambda: [totals],
+                 shared=mi_cuda.histogram_bytes(bins))  # fmt: skip
 
 
 def voxels() -> list[np.uint64]:
@@ -498,12 +501,12 @@ def voxels() -> list[np.uint64]:
     return [np.uint64(HALO * floor), np.uint64((HALO + SHAPE[0]) * floor)]
 
 
-SWEPT["joint_histogram_march of 32 bins"] = lambda: counted(32, masked=False)
-SWEPT["joint_histogram_march of half"] = lambda: counted(BINS, masked=True, half=True)
+COOPERATIVE_CASES["joint_histogram_shared of 32 bins"] = lambda: counted(32, masked=False)
+COOPERATIVE_CASES["joint_histogram_shared of half"] = lambda: counted(BINS, masked=True, half=True)
 
 
-@swept
-def information_table() -> Swept:
+@cooperative_case
+def information_table() -> CooperativeCase:
     totals = (image(BINS, BINS, seed=6) * 1e6).astype(np.int64).reshape(-1)
     totals[:40] = 0
     table, value = empty(BINS * BINS), np.zeros(2)
@@ -514,17 +517,17 @@ def information_table() -> Swept:
         ratio = np.log(np.where(p > 0, p, 1) / np.where(p > 0, both, 1))
         return [ratio.reshape(-1), np.array([-(p * ratio).sum(), totals.sum() / mi_cpu.FIXED_POINT])]
 
-    return Swept((BINS,), (1, 1, 1), mi_cuda.TABLE_THREADS, (totals, table, value), plain, lambda: [table, value],
+    return CooperativeCase((BINS,), (1, 1, 1), mi_cuda.TABLE_THREADS, (totals, table, value), plain, lambda: [table, value],
                  double=True)  # fmt: skip
 
 
-@swept
-def information_slope_march() -> Swept:
+@cooperative_case
+def information_gradient_shared() -> CooperativeCase:
     return looked_up(half=False)
 
 
-def looked_up(half: bool) -> Swept:
-    """``information_slope_march``."""
+def looked_up(half: bool) -> CooperativeCase:
+    """``information_gradient_shared``."""
     table, weight, there = image(BINS, BINS, seed=6) - np.float32(0.5), weights(*TALL), moved(*TALL)
     kept, fixed = stored(image(*TALL), half)
     out = empty(fixed.size)
@@ -534,15 +537,15 @@ def looked_up(half: bool) -> Swept:
         return [inner(there.reshape(-1))]
 
     arguments = *voxels(), *flat(table, kept, weight, there.copy()), out
-    return Swept((BINS, True, 2, half), (2, 1, 1), mi_cuda.SLOPE_THREADS, arguments, plain, lambda: [inner(out)],
-                 shared=mi_cuda.slope_shared(BINS, 2))  # fmt: skip
+    return CooperativeCase((BINS, True, 2, half), (2, 1, 1), mi_cuda.GRADIENT_THREADS, arguments, plain, lambda: [inner(out)],
+                 shared=mi_cuda.table_bytes(BINS, 2))  # fmt: skip
 
 
-SWEPT["information_slope_march of half"] = lambda: looked_up(half=True)
+COOPERATIVE_CASES["information_gradient_shared of half"] = lambda: looked_up(half=True)
 
 
-@swept
-def intensity_march() -> Swept:
+@cooperative_case
+def intensity_histogram_shared() -> CooperativeCase:
     volume, totals, ends = image(*TALL), np.zeros(BINS, np.int64), (np.float32(0.1), np.float32(0.8 / BINS))
 
     def plain() -> list[NDArray[Any]]:
@@ -551,24 +554,24 @@ def intensity_march() -> Swept:
         return [counts.reshape(-1)]
 
     arguments = *voxels(), *ends, volume.reshape(-1), totals
-    return Swept((), (2, 1, 1), intensity_cuda.TALLIERS, arguments, plain, lambda: [totals])
+    return CooperativeCase((), (2, 1, 1), intensity_cuda.THREADS, arguments, plain, lambda: [totals])
 
 
-# --- sweeps of the sampler --------------------------------------------------------------------------------------------
+# --- cooperative sampling ---------------------------------------------------------------------------------------------
 
 EXTENT = tuple(np.uint32(v) for v in whole_box(INNER))
 
 
 def sampled(
     constants: tuple[Any, ...], fields: tuple[NDArray[Any], ...], totals: NDArray[Any], *results: Any, half: bool = False
-) -> Swept:
-    """A march through the points of ``tall`` over the whole moving image."""
+) -> CooperativeCase:
+    """Arguments of a sampling kernel at the points of ``tall``, over the whole moving image."""
     first, affine, linear, u = tall()
-    depth, blocks, threads = sampling_cuda.columns(EXTENT)
+    depth, blocks, threads = sampling_cuda.column_blocks(EXTENT)
     size = tuple(np.int32(v) for v in (OTHER[0], 0, *OTHER))
     arguments = depth, EXTENT, np.int32(first), affine, linear, u.reshape(3, -1), size, whole_moving(half)[0].reshape(-1), fields
     arguments = *arguments, totals
-    return Swept(constants, blocks, threads, arguments, *results)
+    return CooperativeCase(constants, blocks, threads, arguments, *results)
 
 
 def whole_moving(half: bool) -> tuple[NDArray[Any], Array]:
@@ -582,13 +585,13 @@ def gradient(mixed: bool) -> tuple[NDArray[Any], Callable[[], NDArray[Any]]]:
     return g, lambda: inner((floats(g) if mixed else g).reshape(3, -1))
 
 
-@swept
-def sample_march() -> Swept:
+@cooperative_case
+def sample_columns() -> CooperativeCase:
     return values(half=False)
 
 
-def values(half: bool) -> Swept:
-    """``sample_march``."""
+def values(half: bool) -> CooperativeCase:
+    """``sample_columns``."""
     out = empty(*TALL)
 
     def plain() -> list[NDArray[Any]]:
@@ -598,16 +601,16 @@ def values(half: bool) -> Swept:
     return sampled((True,), (out.reshape(-1),), empty(2), plain, lambda: [inner(out.reshape(-1))], half=half)
 
 
-SWEPT["sample_march of half"] = lambda: values(half=True)
+COOPERATIVE_CASES["sample_columns of half"] = lambda: values(half=True)
 
 
-@swept
-def sample_difference() -> Swept:
+@cooperative_case
+def mse_columns() -> CooperativeCase:
     return differences(mixed=False)
 
 
-def differences(mixed: bool) -> Swept:
-    """``sample_difference``."""
+def differences(mixed: bool) -> CooperativeCase:
+    """``mse_columns``."""
     (kept, fixed), weight, totals = stored(image(*TALL), mixed), weights(*TALL), np.zeros(2, np.int64)
     g, found = gradient(mixed)
 
@@ -622,16 +625,16 @@ def differences(mixed: bool) -> Swept:
     return sampled(constants, fields, totals, plain, lambda: [found(), counted_in_units(totals)], half=mixed)
 
 
-SWEPT["sample_difference mixed"] = lambda: differences(mixed=True)
+COOPERATIVE_CASES["mse_columns mixed"] = lambda: differences(mixed=True)
 
 
-@swept
-def pull_back_march() -> Swept:
+@cooperative_case
+def pull_back_columns() -> CooperativeCase:
     return pulled(mixed=False)
 
 
-def pulled(mixed: bool) -> Swept:
-    """``pull_back_march``."""
+def pulled(mixed: bool) -> CooperativeCase:
+    """``pull_back_columns``."""
     slope, (g, found) = image(*TALL, seed=5) - np.float32(0.5), gradient(mixed)
 
     def plain() -> list[NDArray[Any]]:
@@ -643,16 +646,16 @@ def pulled(mixed: bool) -> Swept:
     return sampled((True, mixed), fields, empty(2), plain, lambda: [found()], half=mixed)
 
 
-SWEPT["pull_back_march mixed"] = lambda: pulled(mixed=True)
+COOPERATIVE_CASES["pull_back_columns mixed"] = lambda: pulled(mixed=True)
 
 
-@swept
-def difference_march() -> Swept:
+@cooperative_case
+def mse_of_values() -> CooperativeCase:
     return differences_of(half=False)
 
 
-def differences_of(half: bool) -> Swept:
-    """``difference_march``."""
+def differences_of(half: bool) -> CooperativeCase:
+    """``mse_of_values``."""
     (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL), moved(*TALL)
     totals = np.zeros(2, np.int64)
     count = int(np.prod(SHAPE))
@@ -662,14 +665,14 @@ def differences_of(half: bool) -> Swept:
         return [inner(there.reshape(-1)), rows.sum(axis=(1, 2))]
 
     arguments = *voxels(), *flat(kept, weight, there), totals
-    return Swept((), (-(-count // mse_cuda.WIDE), 1, 1), mse_cuda.WIDE, arguments, plain,
+    return CooperativeCase((), (-(-count // mse_cuda.THREADS), 1, 1), mse_cuda.THREADS, arguments, plain,
                  lambda: [inner(there.reshape(-1)), counted_in_units(totals)])  # fmt: skip
 
 
-SWEPT["difference_march of half"] = lambda: differences_of(half=True)
+COOPERATIVE_CASES["mse_of_values of half"] = lambda: differences_of(half=True)
 
 
-# --- sweeps of the step -----------------------------------------------------------------------------------------------
+# --- cooperative smoothing --------------------------------------------------------------------------------------------
 
 
 def filtered(sigma: float, planes: int, first: int) -> tuple[Any, ...]:
@@ -688,8 +691,8 @@ def smoothed(sigma: float, planes: int, first: int, field: Array) -> Array:
     return out
 
 
-@swept
-def smooth_adam() -> Swept:
+@cooperative_case
+def smooth_adam() -> CooperativeCase:
     """Planes 4 to 14, the last, of a grid of 15."""
     g, m, v, d = vectors(*TALL), vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)), empty(3, *TALL)
     longest, clock, table = empty(1), np.array([1], np.int32), np.stack([rates(2), rates(3)])
@@ -703,7 +706,7 @@ def smooth_adam() -> Swept:
 
     length, blocks, threads = adam_cuda.tiles(EXTENT, 2)
     arguments = length, *filtered(1.0, 15, 4), table, clock, *(f.reshape(-1) for f in (g, *fields)), longest
-    return Swept((2,), blocks, threads, arguments, plain, lambda: [*(inner(f.reshape(3, -1)) for f in fields), longest])
+    return CooperativeCase((2,), blocks, threads, arguments, plain, lambda: [*(inner(f.reshape(3, -1)) for f in fields), longest])
 
 
 def words() -> NDArray[np.uint32]:
@@ -711,7 +714,7 @@ def words() -> NDArray[np.uint32]:
     return packed(vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)))
 
 
-def smooth_adam_mixed() -> Swept:
+def smooth_adam_mixed() -> CooperativeCase:
     """The same as ``smooth_adam``; what is stored is at most a unit of a bfloat16 away from what is not rounded."""
     g, kept, longest = bfloats(vectors(*TALL)), words(), empty(1)
     clock, table = np.array([1], np.int32), np.stack([rates(2), rates(3)])
@@ -725,20 +728,20 @@ def smooth_adam_mixed() -> Swept:
     length, blocks, threads = adam_cuda.tiles(EXTENT, 2)
     state = g.reshape(-1), kept.reshape(-1), empty(0), np.int32(4)
     arguments = length, *filtered(1.0, 15, 4), table, clock, *state, longest
-    return Swept((2, True), blocks, threads, arguments, plain,
+    return CooperativeCase((2, True), blocks, threads, arguments, plain,
                  lambda: [*(inner(f.reshape(3, -1)) for f in parted(kept)), longest])  # fmt: skip
 
 
-SWEPT["smooth_adam mixed"] = smooth_adam_mixed
+COOPERATIVE_CASES["smooth_adam mixed"] = smooth_adam_mixed
 
 
-@swept
-def compose_smooth() -> Swept:
+@cooperative_case
+def compose_smooth() -> CooperativeCase:
     """Planes 0 to 10 of a grid of 12, a plane of which is not here."""
     return composition(mixed=False)
 
 
-def composition(mixed: bool) -> Swept:
+def composition(mixed: bool) -> CooperativeCase:
     """``compose_smooth``."""
     u, d, out, longest = vectors(*TALL, size=4), vectors(*TALL, seed=9), empty(3, *TALL), np.array([2.25], np.float32)
     given: Any = d.reshape(-1)
@@ -757,16 +760,16 @@ def composition(mixed: bool) -> Swept:
     length, blocks, threads = composition_cuda.warps(EXTENT, 1)
     place = np.int32(0), np.int32(12), np.float32(0.5), longest
     arguments = length, *filtered(0.5, 12, 0), *place, given, *(f.reshape(-1) for f in (u, out))
-    return Swept((1, mixed), blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
+    return CooperativeCase((1, mixed), blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
 
 
-SWEPT["compose_smooth mixed"] = lambda: composition(mixed=True)
+COOPERATIVE_CASES["compose_smooth mixed"] = lambda: composition(mixed=True)
 
 
-@swept
-def settle() -> Swept:
+@cooperative_case
+def settle() -> CooperativeCase:
     clock, totals, longest = np.array([1], np.int32), np.array([3 << 27, 3 << 28], np.int64), np.array([2.0], np.float32)
     loss, losses = np.array([7.0, 0.0]), np.zeros(3)
     arguments = clock, totals, longest, loss, losses
     ends = [np.array([2], np.int32), np.zeros(2, np.int64), empty(1), np.array([0, -0.5, 0])]
-    return Swept((-1,), (1, 1, 1), 1, arguments, lambda: ends, lambda: [clock, totals, longest, losses], double=True)
+    return CooperativeCase((-1,), (1, 1, 1), 1, arguments, lambda: ends, lambda: [clock, totals, longest, losses], double=True)

@@ -80,7 +80,7 @@ def execute(job: Job, comm: Communicator, watch: Watch, cores: int) -> dict[str,
     device = Device(job.device)
     device.use()
     if device.kind == "cuda":
-        precompile.begin(device.memory - job.plan.peak_bytes)
+        precompile.start_helpers(device.memory - job.plan.peak_bytes)
     memory = memory_record(job)
     clock, timeline = Clock(), list[tuple[str, float, float]]()
     images = read_images(job, comm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from daskreg.kernels.compiler.launch import voxelwise
-from daskreg.kernels.intrinsics.half import narrowed, widened
+from daskreg.kernels.intrinsics.half import from_bfloat16, to_bfloat16
 
 index = int  # replaced by the launcher
 
@@ -13,7 +13,7 @@ def widen(z, y, x, bits, values):
     """Floats of bfloat16; bits: (3, Z, Y, X) uint16;  values: the same, float32."""
     for k in range(3):
         c = index(k)
-        values[c, z, y, x] = widened(bits[c, z, y, x])
+        values[c, z, y, x] = from_bfloat16(bits[c, z, y, x])
 
 
 @voxelwise()
@@ -21,4 +21,4 @@ def narrow(z, y, x, values, bits):
     """``widen`` the other way, each to the nearest; values: (3, Z, Y, X) float32;  bits: the same, uint16."""
     for k in range(3):
         c = index(k)
-        bits[c, z, y, x] = narrowed(values[c, z, y, x])
+        bits[c, z, y, x] = to_bfloat16(values[c, z, y, x])

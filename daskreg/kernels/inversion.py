@@ -6,51 +6,51 @@ from numba import float32, int32, int64
 
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import voxelwise
-from daskreg.kernels.composition.cpu import blend, bracket
+from daskreg.kernels.composition.cpu import blend, neighbours
 
 index = int64  # replaced by the launcher
-ONE, NIL, HALF = float32(1), float32(0), float32(0.5)
-SLOW, FAR = float32(0.9), float32(1e30)
+ONE, ZERO, HALF = float32(1), float32(0), float32(0.5)
+SLOW_CONVERGENCE, LARGE = float32(0.9), float32(1e30)
 SINGULAR = float32(1e-4)  # determinant below which a Newton step says nothing
-CELLS = float32(8)  # voxels of a step, for the cell that it was computed from is one
-HALVINGS = 12
+MAX_STEP = float32(8)  # voxels of a step, for the cell that it was computed from is one
+MAX_HALVINGS = 12
 
 
 @formula
-def lattice(i, finer):
+def lattice_node(i, finer):
     """Node i of a lattice ``finer`` times as dense, in whole voxels (downwards) and the rest."""
     k = (i + int32(1024) * finer) // finer - int32(1024)  # floor division of a number that may be negative
     return k, float32(i - k * finer) / float32(finer)
 
 
 @formula
-def beyond(u, gz, gy, gx, pz, py, px, first, size):
+def displacement_at(u, gz, gy, gx, pz, py, px, first, size):
     """``u(g + p)``, clamped at the faces of the global grid."""
-    k0, k1, fz = bracket(gz, pz, size[0], first[0])
-    j0, j1, fy = bracket(gy, py, size[1], first[1])
-    i0, i1, fx = bracket(gx, px, size[2], first[2])
+    k0, k1, fz = neighbours(gz, pz, size[0], first[0])
+    j0, j1, fy = neighbours(gy, py, size[1], first[1])
+    i0, i1, fx = neighbours(gx, px, size[2], first[2])
     return (blend(u, index(0), k0, k1, j0, j1, i0, i1, fz, fy, fx),
             blend(u, index(1), k0, k1, j0, j1, i0, i1, fz, fy, fx),
             blend(u, index(2), k0, k1, j0, j1, i0, i1, fz, fy, fx))  # fmt: skip
 
 
 @formula
-def slopes(u, c, k0, k1, j0, j1, i0, i1, wz, wy, wx):
+def cell_derivatives(u, c, k0, k1, j0, j1, i0, i1, wz, wy, wx):
     """Derivatives along z, y and x of what ``blend`` interpolates."""
-    return (blend(u, c, k0, k1, j0, j1, i0, i1, ONE, wy, wx) - blend(u, c, k0, k1, j0, j1, i0, i1, NIL, wy, wx),
-            blend(u, c, k0, k1, j0, j1, i0, i1, wz, ONE, wx) - blend(u, c, k0, k1, j0, j1, i0, i1, wz, NIL, wx),
-            blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, ONE) - blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, NIL))  # fmt: skip
+    return (blend(u, c, k0, k1, j0, j1, i0, i1, ONE, wy, wx) - blend(u, c, k0, k1, j0, j1, i0, i1, ZERO, wy, wx),
+            blend(u, c, k0, k1, j0, j1, i0, i1, wz, ONE, wx) - blend(u, c, k0, k1, j0, j1, i0, i1, wz, ZERO, wx),
+            blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, ONE) - blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, ZERO))  # fmt: skip
 
 
 @formula
-def newton(u, gz, gy, gx, pz, py, px, first, size, rz, ry, rx):
+def newton_step(u, gz, gy, gx, pz, py, px, first, size, rz, ry, rx):
     """``(I + Du)^-1 r`` at g + p, no longer than CELLS voxels; along ``(I + Du)^T r`` where that is nearly singular."""
-    k0, k1, fz = bracket(gz, pz, size[0], first[0])
-    j0, j1, fy = bracket(gy, py, size[1], first[1])
-    i0, i1, fx = bracket(gx, px, size[2], first[2])
-    a, b, c = slopes(u, index(0), k0, k1, j0, j1, i0, i1, fz, fy, fx)
-    d, e, f = slopes(u, index(1), k0, k1, j0, j1, i0, i1, fz, fy, fx)
-    g, h, i = slopes(u, index(2), k0, k1, j0, j1, i0, i1, fz, fy, fx)
+    k0, k1, fz = neighbours(gz, pz, size[0], first[0])
+    j0, j1, fy = neighbours(gy, py, size[1], first[1])
+    i0, i1, fx = neighbours(gx, px, size[2], first[2])
+    a, b, c = cell_derivatives(u, index(0), k0, k1, j0, j1, i0, i1, fz, fy, fx)
+    d, e, f = cell_derivatives(u, index(1), k0, k1, j0, j1, i0, i1, fz, fy, fx)
+    g, h, i = cell_derivatives(u, index(2), k0, k1, j0, j1, i0, i1, fz, fy, fx)
     a, e, i = a + ONE, e + ONE, i + ONE
     det = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
     sz, sy, sx = a * rz + d * ry + g * rx, b * rz + e * ry + h * rx, c * rz + f * ry + i * rx
@@ -59,8 +59,8 @@ def newton(u, gz, gy, gx, pz, py, px, first, size, rz, ry, rx):
         sy = ((f * g - d * i) * rz + (a * i - c * g) * ry + (c * d - a * f) * rx) / det
         sx = ((d * h - e * g) * rz + (b * g - a * h) * ry + (a * e - b * d) * rx) / det
     length = math.sqrt(sz * sz + sy * sy + sx * sx)
-    if length > CELLS:
-        sz, sy, sx = sz * CELLS / length, sy * CELLS / length, sx * CELLS / length
+    if length > MAX_STEP:
+        sz, sy, sx = sz * MAX_STEP / length, sy * MAX_STEP / length, sx * MAX_STEP / length
     return sz, sy, sx, length
 
 
@@ -78,27 +78,27 @@ def invert(z, y, x, at, first, size, tolerance, rounds, finer, u, w, residual):
     tolerance: (1,) float32, voxels;  rounds: most steps of either (int);  u: (3, Z', Y', X') float32, voxels, all that q - u
     can reach;  w: (3, Z, Y, X) float32, voxels;  residual: (Z, Y, X) float32, ``|w + u(q + w)|``
     """
-    gz, qz = lattice(int32(z) + at[0], int32(finer))
-    gy, qy = lattice(int32(y) + at[1], int32(finer))
-    gx, qx = lattice(int32(x) + at[2], int32(finer))
-    wz, wy, wx = NIL, NIL, NIL
-    last = FAR
-    rz, ry, rx = beyond(u, gz, gy, gx, qz, qy, qx, first, size)
+    gz, qz = lattice_node(int32(z) + at[0], int32(finer))
+    gy, qy = lattice_node(int32(y) + at[1], int32(finer))
+    gx, qx = lattice_node(int32(x) + at[2], int32(finer))
+    wz, wy, wx = ZERO, ZERO, ZERO
+    last = LARGE
+    rz, ry, rx = displacement_at(u, gz, gy, gx, qz, qy, qx, first, size)
     left = math.sqrt(rz * rz + ry * ry + rx * rx)
     for _ in range(rounds):
-        if left <= tolerance[0] or left > SLOW * last:
+        if left <= tolerance[0] or left > SLOW_CONVERGENCE * last:
             break
         last = left
         wz, wy, wx = wz - rz, wy - ry, wx - rx
-        rz, ry, rx = beyond(u, gz, gy, gx, qz + wz, qy + wy, qx + wx, first, size)
+        rz, ry, rx = displacement_at(u, gz, gy, gx, qz + wz, qy + wy, qx + wx, first, size)
         rz, ry, rx = rz + wz, ry + wy, rx + wx
         left = math.sqrt(rz * rz + ry * ry + rx * rx)
     for _ in range(rounds):
-        sz, sy, sx, length = newton(u, gz, gy, gx, qz + wz, qy + wy, qx + wx, first, size, rz, ry, rx)
+        sz, sy, sx, length = newton_step(u, gz, gy, gx, qz + wz, qy + wy, qx + wx, first, size, rz, ry, rx)
         step, last = ONE, left
-        for _ in range(HALVINGS):
+        for _ in range(MAX_HALVINGS):
             vz, vy, vx = wz - step * sz, wy - step * sy, wx - step * sx
-            tz, ty, tx = beyond(u, gz, gy, gx, qz + vz, qy + vy, qx + vx, first, size)
+            tz, ty, tx = displacement_at(u, gz, gy, gx, qz + vz, qy + vy, qx + vx, first, size)
             tz, ty, tx = tz + vz, ty + vy, tx + vx
             now = math.sqrt(tz * tz + ty * ty + tx * tx)
             if now < left:

@@ -4,7 +4,7 @@ from numba import float32
 
 from daskreg.kernels.compiler.formula import formula
 
-ONE, NIL = float32(1), float32(0)
+ONE, ZERO = float32(1), float32(0)
 COUNT = 2**28  # of a term and of a weight: what a GPU counts in, as sums of integers do not depend on their order
 
 
@@ -12,5 +12,5 @@ COUNT = 2**28  # of a term and of a weight: what a GPU counts in, as sums of int
 def weight_at(z, y, x, weight, value):
     """0 out of domain (``moved`` is NaN there), else the mask; an empty (0, 0, 0) mask is 1 everywhere."""
     if value != value:
-        return NIL
+        return ZERO
     return weight[z, y, x] if weight.shape[0] > 0 else ONE

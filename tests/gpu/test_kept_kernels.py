@@ -10,18 +10,18 @@ import pytest
 
 import daskreg
 from daskreg.kernels.compiler import precompile
-from daskreg.kernels.compiler.cubins import SEEN
+from daskreg.kernels.compiler.cubins import LAUNCHED
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import hashlib, json
 from tests.gpu.test_loop import OnDevice, pair, stages
-from daskreg.kernels.compiler.cooperative import SWEEPS
+from daskreg.kernels.compiler.cooperative import COOPERATIVE_KERNELS
 from daskreg.kernels.compiler.launch import KERNELS
 
 made = OnDevice(*pair(), stages("lncc")).run(1)
-forms = [f for s in SWEEPS.values() for f in s._forms.values()]
+forms = [f for s in COOPERATIVE_KERNELS.values() for f in s._forms.values()]
 forms += [f for k in KERNELS.values() for (device, _), f in k._launchers.items() if device == 1]
 count = lambda name: sum(sum(getattr(f.stats, name).values()) for f in forms)
 digest = hashlib.sha256(made.displacement.tobytes()).hexdigest()
@@ -47,7 +47,9 @@ def test_the_usual_registration_launches_listed_kernels_only(tmp_path: Path) -> 
     """Else benchmarks/warm_up_signatures.py is to be run again."""
     data = ROOT / "daskreg" / "data"
     pair = (str(data / f"quickstart_{name}_T1_3mm.nii.gz") for name in ("mni2009c", "colin27"))
-    before = len(SEEN)
+    before = len(LAUNCHED)
     daskreg.register(*pair, daskreg.PRESETS["brain"], output=tmp_path / "run.zarr", device="cuda")
-    launched = {(k.name.removesuffix("_cuda"), str(k.identity[2]), precompile.spelled(types)) for k, types in SEEN[before:]}
-    assert launched <= {(name, str(constants), signature) for name, constants, signature in precompile.usual()}
+    launched = {
+        (k.name.removesuffix("_cuda"), str(k.identity[2]), precompile.format_types(types)) for k, types in LAUNCHED[before:]
+    }
+    assert launched <= {(name, str(constants), signature) for name, constants, signature in precompile.warm_up_signatures()}

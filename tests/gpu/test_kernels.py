@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from numba import cuda
 
-from tests.cases import CASES, SWEPT
+from tests.cases import CASES, COOPERATIVE_CASES
 from tests.parity.outputs import outputs, written
 
 pytestmark = pytest.mark.gpu
 RELATIVE, ABSOLUTE, LOOSER, UNIT = 2e-5, 2e-6, 5, 2**-7  # the first two and the last as in tests/parity
 RESTING = sorted(name for name in CASES if any(a is None for a in CASES[name]()))
-NAMES = sorted({*CASES, *SWEPT} - set(RESTING))
-UNITS = {"joint_histogram": 4, "joint_histogram_march": 16}  # of fixed point, where a device may round a voxel the other way
+NAMES = sorted({*CASES, *COOPERATIVE_CASES} - set(RESTING))
+UNITS = {"joint_histogram": 4, "joint_histogram_shared": 16}  # of fixed point, where a device may round a voxel the other way
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def both():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_device_agrees_with_the_cpu(both, name):
-    looser = LOOSER if name in SWEPT else 1  # other orders of addition, approximate division
+    looser = LOOSER if name in COOPERATIVE_CASES else 1  # other orders of addition, approximate division
     for a, b in zip(both[0][name], both[1][name], strict=True):
         if a.dtype.kind == "f":
             most = looser * ABSOLUTE * max(1.0, float(np.nanmax(np.abs(a))))

@@ -17,14 +17,14 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.cases import CASES, SWEPT, kernel_of, sweeps
+from tests.cases import CASES, COOPERATIVE_CASES, cooperative_kernels, kernel_of
 
 SIMULATED = {"NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
 SIDES = 2  # processes that simulate a GPU at once
 Outputs = dict[str, list[NDArray[Any]]]
 
 
-def outputs(device: str, names: Iterable[str] = (*CASES, *SWEPT)) -> Outputs:
+def outputs(device: str, names: Iterable[str] = (*CASES, *COOPERATIVE_CASES)) -> Outputs:
     """By case: the kernel's row sums, if any, and each array among its arguments after the call."""
     if device == "cuda" and numba.config.DISABLE_JIT:
         teach_simulator()
@@ -59,8 +59,8 @@ def teach_simulator() -> None:
 
 def written(name: str, device: str) -> list[NDArray[Any]]:
     """What one case holds after the call."""
-    if name in SWEPT:
-        return swept_over(name, device)
+    if name in COOPERATIVE_CASES:
+        return cooperative_outputs(name, device)
     shape, *arguments = CASES[name]()
     kernel = kernel_of(name)
     rows = (kernel if device == "cpu" else kernel.on_cuda)(shape, *arguments)
@@ -68,14 +68,14 @@ def written(name: str, device: str) -> list[NDArray[Any]]:
     return arrays if rows is None else [rows if device == "cpu" else rows.copy_to_host(), *arrays]
 
 
-def swept_over(name: str, device: str) -> list[NDArray[Any]]:
-    """What a sweep wrote, or what the plain kernels do in its place."""
-    case = SWEPT[name]()
+def cooperative_outputs(name: str, device: str) -> list[NDArray[Any]]:
+    """What a cooperative kernel wrote, or what the plain kernels compute in its place."""
+    case = COOPERATIVE_CASES[name]()
     if device == "cpu":
         return case.plain()
-    sweep = sweeps()[name.partition(" ")[0]]
+    kernel = cooperative_kernels()[name.partition(" ")[0]]
     threads = case.threads if isinstance(case.threads, tuple) else (case.threads, 1, 1)
-    sweep(case.constants, case.blocks, threads, *case.arguments, shared=case.shared)
+    kernel(case.constants, case.blocks, threads, *case.arguments, shared=case.shared)
     return case.found()
 
 
@@ -113,5 +113,5 @@ def share(names: Iterable[str], part: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    made = outputs(sys.argv[1], share((*CASES, *SWEPT), sys.argv[3]))
+    made = outputs(sys.argv[1], share((*CASES, *COOPERATIVE_CASES), sys.argv[3]))
     np.savez(sys.argv[2], **{f"{name}:{k:02}": array for name, arrays in made.items() for k, array in enumerate(arrays)})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from daskreg.config import LNCC, MI, MSE, Config, Deformable
 from daskreg.engine import reach
-from daskreg.kernels.compiler.cooperative import Sweep
+from daskreg.kernels.compiler.cooperative import CooperativeKernel
 from daskreg.kernels.compiler.launch import Kernel
 from tests.parity.outputs import share, teach_simulator
 from tests.phantoms import blobs
@@ -81,7 +81,7 @@ def install() -> None:
     cuda = SimpleNamespace(Event=Stream, Stream=Stream, get_current_stream=lambda: stream, runtime=runtime)
     vars(cupy).update(asarray=asarray, cuda=cuda, get_default_memory_pool=lambda: pool)
     sys.modules["cupy"] = cupy
-    for kind, call in ((Sweep, "__call__"), (Kernel, "on_cuda")):
+    for kind, call in ((CooperativeKernel, "__call__"), (Kernel, "on_cuda")):
         setattr(kind, call, one_at_a_time(getattr(kind, call)))
 
 

@@ -7,12 +7,12 @@ import numba
 import numpy as np
 import pytest
 
-from tests.cases import CASES, SWEPT, kernels, sweeps
+from tests.cases import CASES, COOPERATIVE_CASES, cooperative_kernels, kernels
 from tests.parity.outputs import elsewhere, outputs
 
 # float32 rounding of a sum of a few hundred terms; a device may fuse multiply and add
 RELATIVE, ABSOLUTE = 2e-5, 2e-6
-UNIT = 2**-7  # of a bfloat16, to which sweeps of mixed storage round their results
+UNIT = 2**-7  # of a bfloat16, to which kernels with mixed storage round their results
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,10 @@ def both(tmp_path_factory):
 
 def test_every_kernel_has_a_case():
     assert {name.partition(" ")[0] for name in CASES} == set(kernels())
-    assert {name.partition(" ")[0] for name in SWEPT} == set(sweeps())
+    assert {name.partition(" ")[0] for name in COOPERATIVE_CASES} == set(cooperative_kernels())
 
 
-@pytest.mark.parametrize("name", sorted((*CASES, *SWEPT)))
+@pytest.mark.parametrize("name", sorted((*CASES, *COOPERATIVE_CASES)))
 def test_the_cuda_kernel_agrees_with_the_cpu(both, name):
     cpu, cuda = both[0][name], both[1][name]
     assert len(cpu) == len(cuda)

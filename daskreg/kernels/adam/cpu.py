@@ -6,14 +6,14 @@ from numba import float32, int64
 
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import voxelwise
-from daskreg.kernels.smoothing.cpu import along_x
+from daskreg.kernels.smoothing.cpu import filter_x
 
 index = int64  # replaced by the launcher
 ONE = float32(1)
 
 
 @formula
-def moment(beta, old, new):
+def update_moment(beta, old, new):
     """Running mean with decay beta."""
     return beta * old + (ONE - beta) * new
 
@@ -28,9 +28,9 @@ def adam(z, y, x, inside, reach, table, weights, rates, g, m, v, d):
     length = float32(0)
     for k in range(3):
         c = index(k)
-        value = along_x(c, z, y, x, inside, reach, table, weights, g)
-        first = moment(rates[0], m[c, z, y, x], value)
-        second = moment(rates[1], v[c, z, y, x], value * value)
+        value = filter_x(c, z, y, x, inside, reach, table, weights, g)
+        first = update_moment(rates[0], m[c, z, y, x], value)
+        second = update_moment(rates[1], v[c, z, y, x], value * value)
         m[c, z, y, x], v[c, z, y, x] = first, second
         step = -(first * rates[2]) / (math.sqrt(second * rates[3]) + rates[4])
         d[c, z, y, x] = step

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numba import float32, float64, int32, int64, uint32, uint64
 
-from daskreg.kernels.adam.moments import first_moment, joined, second_moment
+from daskreg.kernels.adam.moments import first_moment, pack_word, second_moment
 from daskreg.kernels.compiler.configuration import block_size, planes_per_block
-from daskreg.kernels.compiler.cooperative import sweep
+from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.arithmetic import fused, lerp, quotient, root
-from daskreg.kernels.intrinsics.half import same, widened
-from daskreg.kernels.intrinsics.memory import fetch, store_vector
-from daskreg.kernels.intrinsics.random_bits import die, thrown
-from daskreg.kernels.smoothing.cuda import axis_sum, enter
+from daskreg.kernels.intrinsics.arithmetic import divide_fast, fma, lerp, sqrt_fast
+from daskreg.kernels.intrinsics.half import from_bfloat16, identity
+from daskreg.kernels.intrinsics.memory import load_bytes, store_components
+from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
+from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
 
-NIL = float32(0)
+ZERO = float32(0)
 TILE = block_size(8), block_size(64)  # threads along y and x of kernels with neighbours
 
 
@@ -38,64 +38,64 @@ def tiles(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int]
 @formula
 def direction(m, v, c1, c2, eps):
     """A component of Adam's direction."""
-    return -quotient(m * c1, root(v * c2) + eps)
+    return -divide_fast(m * c1, sqrt_fast(v * c2) + eps)
 
 
 @formula
-def direction_of(word, pace):
+def packed_direction(word, pace):
     """The same from what the moments are stored as; pace: both bias corrections and epsilon."""
     return direction(first_moment(word), second_moment(word), pace[0], pace[1], pace[2])
 
 
 @formula
-def read_nothing(array, base, byte):
+def no_second_moment(array, base, byte):
     """In mixed storage v comes with m."""
     return uint32(0)
 
 
 @formula
-def step_moments(m, v, d, at, size, byte, voxel, t, kept, s0, s1, s2, pace):
+def update_moments(m, v, d, at, size, byte, voxel, t, kept, s0, s1, s2, pace):
     """Moments and direction from what was stored and the smoothed gradient; |d|^2."""
     m0, m1, m2, v0, v1, v2 = kept
     b1, b2, c1, c2, eps = pace
     m0, m1, m2 = lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1)
     v0, v1, v2 = lerp(s0 * s0, v0, b2), lerp(s1 * s1, v1, b2), lerp(s2 * s2, v2, b2)
     d0, d1, d2 = direction(m0, v0, c1, c2, eps), direction(m1, v1, c1, c2, eps), direction(m2, v2, c1, c2, eps)
-    store_vector(m, at, size, byte, m0, m1, m2)
-    store_vector(v, at, size, byte, v0, v1, v2)
-    store_vector(d, at, size, byte, d0, d1, d2)
-    return fused(d2, d2, fused(d1, d1, d0 * d0))
+    store_components(m, at, size, byte, m0, m1, m2)
+    store_components(v, at, size, byte, v0, v1, v2)
+    store_components(d, at, size, byte, d0, d1, d2)
+    return fma(d2, d2, fma(d1, d1, d0 * d0))
 
 
 @formula
-def step_words(words, nothing, first, at, size, byte, voxel, t, kept, s0, s1, s2, pace):
+def update_packed_moments(words, nothing, first, at, size, byte, voxel, t, kept, s0, s1, s2, pace):
     """``step_moments`` in mixed storage: the direction is that of the moments as they are stored."""
     b1, b2, c1, c2, eps = pace
-    later, dice = (c1, c2, eps), thrown(voxel, t)
+    later, dice = (c1, c2, eps), random_bits(voxel, t)
     m, v = lerp(s0, first_moment(kept[0]), b1), lerp(s0 * s0, second_moment(kept[0]), b2)
-    w0 = joined(m, v, die(dice, 0))
+    w0 = pack_word(m, v, component_bits(dice, 0))
     m, v = lerp(s1, first_moment(kept[1]), b1), lerp(s1 * s1, second_moment(kept[1]), b2)
-    w1 = joined(m, v, die(dice, 1))
+    w1 = pack_word(m, v, component_bits(dice, 1))
     m, v = lerp(s2, first_moment(kept[2]), b1), lerp(s2 * s2, second_moment(kept[2]), b2)
-    w2 = joined(m, v, die(dice, 2))
-    store_vector(words, at, size, byte, w0, w1, w2)
-    d0, d1, d2 = direction_of(w0, later), direction_of(w1, later), direction_of(w2, later)
-    return fused(d2, d2, fused(d1, d1, d0 * d0))
+    w2 = pack_word(m, v, component_bits(dice, 2))
+    store_components(words, at, size, byte, w0, w1, w2)
+    d0, d1, d2 = packed_direction(w0, later), packed_direction(w1, later), packed_direction(w2, later)
+    return fma(d2, d2, fma(d1, d1, d0 * d0))
 
 
 @formula
-def numbered(first, z, plane, byte):
+def voxel_number(first, z, plane, byte):
     """A voxel's number in the grid, 32 bits of it; z: plane of the arrays, of which the first is ``first``."""
     return uint32(uint32(uint32(int32(z) + first) * uint32(plane)) + uint32(byte >> uint32(2)))
 
 
 @formula
-def unnumbered(first, z, plane, byte):
+def no_voxel_number(first, z, plane, byte):
     """Where nobody asks."""
     return uint32(0)
 
 
-@sweep(launch_bounds=lambda radius, mixed=False: (512, 2))
+@cooperative_kernel(launch_bounds=lambda radius, mixed=False: (512, 2))
 def smooth_adam(radius, mixed=False):
     """Gaussian of g, Adam's moments in place, direction d, the longest |d|^2: 72 bytes a voxel, 30 in mixed storage.
 
@@ -110,9 +110,11 @@ def smooth_adam(radius, mixed=False):
     loads, rows = -(-(wide * high) // threads), -(-(3 * high) // ty)
     full = wide * high // threads  # loads that every thread has
     tile, middle, rings, fetched = 3 * high * wide, 3 * high * tx, max(1, 3 * (taps - 1)), 3 * loads
-    kind, none, width = (uint32, uint32(0), 2) if mixed else (float32, NIL, 4)  # of g as it is stored
-    opened, beside_m, step = (widened, read_nothing, step_words) if mixed else (same, fetch, step_moments)
-    number = numbered if mixed else unnumbered
+    kind, none, width = (uint32, uint32(0), 2) if mixed else (float32, ZERO, 4)  # of g as it is stored
+    opened, beside_m, step = (
+        (from_bfloat16, no_second_moment, update_packed_moments) if mixed else (identity, load_bytes, update_moments)
+    )
+    number = voxel_number if mixed else no_voxel_number
 
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, rates, clock, g, m, v, d, longest):
         raw = cuda.shared.array(tile, float32)
@@ -138,16 +140,16 @@ def smooth_adam(radius, mixed=False):
         pace = rates[t, 0], rates[t, 1], rates[t, 2], rates[t, 3], rates[t, 4]
         low = int32(n[0]) + int32(cuda.blockIdx.z) * length
         stop = min(low + length, int32(n[0] + n[1]))
-        most = NIL
+        most = ZERO
         for q in range(rings):
-            sums[q] = NIL
+            sums[q] = ZERO
         k = low - int32(r)
         base = plane * uint64(uint32(max(k, int32(0))))
         for e in range(loads):
             for c in range(3):
                 ahead[3 * e + c] = none
                 if inside[e] and uint32(k) < edge:
-                    ahead[3 * e + c] = fetch(g, base + uint64(c) * size, place[e])
+                    ahead[3 * e + c] = load_bytes(g, base + uint64(c) * size, place[e])
         while k < stop + int32(r):
             for e in range(loads):
                 spot = uint32(thread + uint32(e * threads))
@@ -160,7 +162,7 @@ def smooth_adam(radius, mixed=False):
             at = plane * uint64(uint32(max(z, int32(0))))
             m0, m1, m2, v0, v1, v2 = none, none, none, none, none, none
             if done:
-                m0, m1, m2 = fetch(m, at, mine), fetch(m, at + size, mine), fetch(m, at + uint64(2) * size, mine)
+                m0, m1, m2 = load_bytes(m, at, mine), load_bytes(m, at + size, mine), load_bytes(m, at + uint64(2) * size, mine)
                 v0, v1, v2 = beside_m(v, at, mine), beside_m(v, at + size, mine), beside_m(v, at + uint64(2) * size, mine)
             k += int32(1)
             more = k < stop + int32(r) and uint32(k) < edge
@@ -169,17 +171,17 @@ def smooth_adam(radius, mixed=False):
                 for c in range(3):
                     ahead[3 * e + c] = none
                     if more and inside[e]:
-                        ahead[3 * e + c] = fetch(g, base + uint64(c) * size, place[e])
+                        ahead[3 * e + c] = load_bytes(g, base + uint64(c) * size, place[e])
             for s in range(rows):
                 line = uint32(j + uint32(s * ty))
                 if (s + 1) * ty <= 3 * high or line < uint32(3 * high):
-                    total = axis_sum(raw, uint64(uint32(j * uint32(wide) + i)) + uint64(s * ty * wide), 1, weights, taps)
+                    total = filter_sum(raw, uint64(uint32(j * uint32(wide) + i)) + uint64(s * ty * wide), 1, weights, taps)
                     mid[uint64(thread) + uint64(s * ty * tx)] = total
             cuda.syncthreads()
-            s0 = enter(sums, 0, axis_sum(mid, uint64(thread), tx, weights, taps), weights, taps)
-            s1 = enter(sums, taps - 1, axis_sum(mid, uint64(thread) + uint64(high * tx), tx, weights, taps), weights, taps)
-            s2 = enter(
-                sums, 2 * taps - 2, axis_sum(mid, uint64(thread) + uint64(2 * high * tx), tx, weights, taps), weights, taps
+            s0 = push_plane(sums, 0, filter_sum(mid, uint64(thread), tx, weights, taps), weights, taps)
+            s1 = push_plane(sums, taps - 1, filter_sum(mid, uint64(thread) + uint64(high * tx), tx, weights, taps), weights, taps)
+            s2 = push_plane(
+                sums, 2 * taps - 2, filter_sum(mid, uint64(thread) + uint64(2 * high * tx), tx, weights, taps), weights, taps
             )
             if done:
                 scale = norm * norm_z[z]
@@ -201,7 +203,7 @@ def smooth_adam(radius, mixed=False):
     return body
 
 
-@sweep()
+@cooperative_kernel()
 def settle(sign):
     """End an iteration: the loss is noted, sums and clock are made ready for the next. One thread.
 
@@ -212,6 +214,6 @@ def settle(sign):
     def body(clock, totals, longest, loss, losses):
         t = clock[0]
         losses[t] = loss[0] if sign == 0 else float64(sign) * float64(totals[0]) / max(float64(totals[1]), float64(1))
-        totals[0], totals[1], longest[0], clock[0] = int64(0), int64(0), NIL, t + int32(1)
+        totals[0], totals[1], longest[0], clock[0] = int64(0), int64(0), ZERO, t + int32(1)
 
     return body

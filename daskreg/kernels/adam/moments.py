@@ -10,7 +10,7 @@ import numpy as np
 from numba import uint32
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.half import bits_of, single_of
+from daskreg.kernels.intrinsics.half import bits_to_float, float_to_bits
 
 UPPER, LOWER = 0xFFFF0000, 0xFFFF
 
@@ -18,19 +18,19 @@ UPPER, LOWER = 0xFFFF0000, 0xFFFF
 @formula
 def first_moment(word):
     """M of a voxel and component."""
-    return single_of(uint32(word & uint32(UPPER)))
+    return bits_to_float(uint32(word & uint32(UPPER)))
 
 
 @formula
 def second_moment(word):
     """V of a voxel and component."""
-    return single_of(uint32(uint32(word & uint32(LOWER)) << uint32(15)))
+    return bits_to_float(uint32(uint32(word & uint32(LOWER)) << uint32(15)))
 
 
 @formula
-def joined(m, v, dice):
+def pack_word(m, v, dice):
     """Both moments in a word: m to the nearest, v up or down by the dice (0 .. 2^10 - 1), with the odds of where it lies."""
-    a, b = int(uint32(bits_of(m))), int(uint32(bits_of(v)))
+    a, b = int(uint32(float_to_bits(m))), int(uint32(float_to_bits(v)))
     upper = (a + 0x7FFF + (a >> 16 & 1)) & UPPER
     lower = (b + int(dice) * 32 + 16) >> 15 & LOWER
     return uint32(upper | lower)

@@ -26,9 +26,9 @@ from numba.core import config as settings
 from numba.core.serialize import dumps
 
 log = logging.getLogger(__name__)
-MOST = 1000  # compiled CPU kernels that are kept, of some 100 KB: daskreg has about 100 forms
-PATIENCE = 180.0  # seconds that a process waits for another one's compiler
-POLL = 0.05  # seconds
+MAX_FILES = 1000  # compiled CPU kernels that are kept, of some 100 KB: daskreg has about 100 forms
+WAIT_TIMEOUT = 180.0  # seconds that a process waits for another one's compiler
+POLL_INTERVAL = 0.05  # seconds
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "USING_SVML", "BOUNDSCHECK", "DEBUGINFO_DEFAULT",
             "PARFOR_MAX_TUPLE_SIZE", "LLVM_REFPRUNE_PASS", "EXTEND_VARIABLE_LIFETIMES")  # fmt: skip
 
@@ -113,7 +113,7 @@ class KernelCache:
         try:
             path = self.path(types, compiled.codegen.magic_tuple())
             if not compiled.library.has_dynamic_globals and all(part.can_cache for part in compiled.lifted):
-                write(path, dumps(compiled._reduce()), MOST)
+                write(path, dumps(compiled._reduce()), MAX_FILES)
         except Exception as problem:  # noqa: BLE001  # no room, no right to write, nothing to pickle: the kernel works all the same
             log.info("the kernel %s cannot be kept (%r).", self.name, problem)
         finally:
@@ -122,7 +122,7 @@ class KernelCache:
     def _wait(self, path: Path) -> bool:
         """Become the only process that compiles a form; True if another one did meanwhile, or had it to do."""
         self._release(None)  # the compiler failed last time, and nothing was saved
-        waited, end = False, time.monotonic() + PATIENCE
+        waited, end = False, time.monotonic() + WAIT_TIMEOUT
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
@@ -133,7 +133,7 @@ class KernelCache:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 waited = True
-                time.sleep(POLL)
+                time.sleep(POLL_INTERVAL)
                 continue
             self._lock = lock
             return waited or path.exists()
@@ -168,7 +168,7 @@ def _version(package: str) -> str:
     return ""
 
 
-def keep(dispatcher: Any, name: str, digest: str) -> Any:
+def attach_cache(dispatcher: Any, name: str, digest: str) -> Any:
     """Let what ``njit`` made look on disk before it compiles."""
     dispatcher._cache = KernelCache(name, digest)
     return dispatcher

@@ -11,14 +11,14 @@ from numba import njit
 from daskreg.kernels.compiler import cubins
 from daskreg.kernels.compiler.configuration import SIMULATED, stream
 from daskreg.kernels.compiler.digest import digest
-from daskreg.kernels.compiler.formula import CUDA, INLINED, Formula, specialise
+from daskreg.kernels.compiler.formula import CUDA, FUNCTION_OPTIONS, Formula, specialise
 
-SWEEPS: dict[str, Sweep] = {}
+COOPERATIVE_KERNELS: dict[str, CooperativeKernel] = {}
 STATIC_SHARED = 48 * 1024  # bytes a block may use without asking
-_ALLOWED: dict[tuple[Any, int], int] = {}  # dynamic shared memory asked for, by kernel and device
+_SHARED_LIMITS: dict[tuple[Any, int], int] = {}  # dynamic shared memory asked for, by kernel and device
 
 
-class Sweep:
+class CooperativeKernel:
     """A CUDA kernel written by hand, whose threads work together; checked against the plain kernels.
 
     ``factory(*constants)`` returns its body: the compiler takes the constants (a radius, a number of bins) for literals, unrolls
@@ -36,10 +36,10 @@ class Sweep:
         if constants not in self._forms:
             from numba import cuda
 
-            body = _whole(self.factory(*constants), {"cuda": cuda})
+            body = specialise_body(self.factory(*constants), {"cuda": cuda})
             options = {name: v(*constants) if callable(v) else v for name, v in self.options.items()}
             made = cuda.jit(body, **({} if SIMULATED else options))
-            self._forms[constants] = made if SIMULATED else cubins.keep(made, self.name, digest(body), constants)
+            self._forms[constants] = made if SIMULATED else cubins.attach_cache(made, self.name, digest(body), constants)
         return self._forms[constants]
 
     def __call__(
@@ -58,31 +58,31 @@ def _allow_shared(kernel: Any, configured: Any) -> None:
 
     function = kernel._codelibrary.get_cufunc()
     key = kernel, function.device.id
-    if _ALLOWED.get(key, 0) < configured.sharedmem:
+    if _SHARED_LIMITS.get(key, 0) < configured.sharedmem:
         attribute = vars(driving)["binding"].CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         driving.driver.cuKernelSetAttribute(attribute, configured.sharedmem, function.handle, function.device.id)
-        _ALLOWED[key] = configured.sharedmem
+        _SHARED_LIMITS[key] = configured.sharedmem
 
 
-def _whole(function: Callable[..., Any], scope: dict[str, Any]) -> FunctionType:
+def specialise_body(function: Callable[..., Any], scope: dict[str, Any]) -> FunctionType:
     """``specialise`` for CUDA, with the formulas that a factory made, too: they are parts of its body and share its globals."""
     made = specialise(function, CUDA)
     scope.update((name, made.__globals__[name]) for name in made.__code__.co_names if name in made.__globals__ and name != "cuda")
 
     def part(value: Any) -> Any:
         if isinstance(value, Formula) and "<locals>" in value.function.__qualname__:
-            return njit(**INLINED)(_whole(value.function, scope))
+            return njit(**FUNCTION_OPTIONS)(specialise_body(value.function, scope))
         return value.form(CUDA) if isinstance(value, Formula) else value
 
     cells = tuple(CellType(part(c.cell_contents)) for c in made.__closure__ or ())
     return FunctionType(made.__code__, scope, made.__name__, made.__defaults__, cells)
 
 
-def sweep(**options: Any) -> Callable[[Callable[..., Callable[..., Any]]], Sweep]:
-    """Make a kernel of a factory, see ``Sweep``."""
+def cooperative_kernel(**options: Any) -> Callable[[Callable[..., Callable[..., Any]]], CooperativeKernel]:
+    """Make a kernel of a factory, see ``CooperativeKernel``."""
 
-    def register(factory: Callable[..., Callable[..., Any]]) -> Sweep:
-        made = SWEEPS[factory.__name__] = Sweep(factory, options)
+    def register(factory: Callable[..., Callable[..., Any]]) -> CooperativeKernel:
+        made = COOPERATIVE_KERNELS[factory.__name__] = CooperativeKernel(factory, options)
         return made
 
     return register

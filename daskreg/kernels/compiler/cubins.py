@@ -22,11 +22,11 @@ from numba.core import config as settings
 from daskreg.kernels.compiler.cache import folder, read, write
 
 log = logging.getLogger(__name__)
-SEEN: list[tuple[Cubins, Any]] = []  # kernels that this process has launched or compiled, with their types, in order
-MOST = 400  # kernels that are kept, of 50 KB to 2 MB: a run needs some 30
+LAUNCHED: list[tuple[CudaKernelCache, Any]] = []  # kernels that this process has launched or compiled, with their types, in order
+MAX_FILES = 400  # kernels that are kept, of 50 KB to 2 MB: a run needs some 30
 
 
-class Cubins:
+class CudaKernelCache:
     """The forms of one kernel, by the types of their arguments; stands in for a dispatcher's cache.
 
     identity: whatever else decides what the compiler makes of the kernel.
@@ -49,7 +49,7 @@ class Cubins:
     def load_overload(self, types: Any, context: Any) -> Any:
         """The compiled kernel, None where there is none."""
         context.refresh()
-        SEEN.append((self, types))
+        LAUNCHED.append((self, types))
         try:
             path = self.path(types, context.codegen().magic_tuple())
             kernel = _kernel_class()._rebuild(**read(path))
@@ -64,7 +64,7 @@ class Cubins:
     def save_overload(self, types: Any, kernel: Any) -> None:
         """Keep a kernel, if that can be done."""
         try:
-            write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), pickle.dumps(kernel._reduce_states()), MOST)
+            write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), pickle.dumps(kernel._reduce_states()), MAX_FILES)
         except Exception as problem:  # noqa: BLE001  # no room, no right to write, nothing to pickle: the kernel works all the same
             log.info("the kernel %s cannot be kept (%r).", self.name, problem)
 
@@ -86,8 +86,8 @@ def _kernel_class() -> Any:
     return dispatcher._Kernel
 
 
-def keep(dispatcher: Any, name: str, *identity: Any) -> Any:
+def attach_cache(dispatcher: Any, name: str, *identity: Any) -> Any:
     """Let what ``cuda.jit`` made look on disk before it compiles; options, some from the environment, make another kernel."""
     options = sorted(dispatcher.targetoptions.items())
-    dispatcher._cache = Cubins(name, *identity, options, vars(settings)["FORCE_CUDA_CC"])
+    dispatcher._cache = CudaKernelCache(name, *identity, options, vars(settings)["FORCE_CUDA_CC"])
     return dispatcher

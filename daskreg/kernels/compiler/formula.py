@@ -11,7 +11,7 @@ from numba import njit, uint32, uint64
 from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.digest import digest
 
-INLINED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
+FUNCTION_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
 MODULE = "daskreg.kernels"  # of all that is compiled for a CPU: where compiled code is loaded, this is imported
 CPU, CUDA = 0, 1
 INDEX = (int, int) if SIMULATED else (uint64, uint32)
@@ -44,7 +44,7 @@ class Formula:
             return getattr(libdevice, self._native)
         if self._forms[device] is None:
             function = self._factory() if device == CUDA and self._factory else self.function
-            self._forms[device] = njit(**INLINED)(specialise(function, device))
+            self._forms[device] = njit(**FUNCTION_OPTIONS)(specialise(function, device))
         return self._forms[device]
 
 
@@ -71,7 +71,7 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
 
         scope["cuda"] = cuda
     made = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
-    return identified(made, INLINED) if device == CPU and not SIMULATED else made
+    return identified(made, FUNCTION_OPTIONS) if device == CPU and not SIMULATED else made
 
 
 def identified(function: FunctionType, options: dict[str, Any]) -> FunctionType:

@@ -19,14 +19,14 @@ from numba import njit, uint32
 from numba.core import config as settings
 
 from daskreg.kernels.compiler import cubins
-from daskreg.kernels.compiler.cache import keep
+from daskreg.kernels.compiler.cache import attach_cache
 from daskreg.kernels.compiler.configuration import SIMULATED, block_size, stream
 from daskreg.kernels.compiler.digest import digest
-from daskreg.kernels.compiler.formula import CPU, CUDA, INDEX, INLINED, MODULE, specialise
-from daskreg.kernels.compiler.source import ALONG, LEAST, cpu_source, cuda_source
+from daskreg.kernels.compiler.formula import CPU, CUDA, FUNCTION_OPTIONS, INDEX, MODULE, specialise
+from daskreg.kernels.compiler.source import LOWEST, ROW_THREADS, cpu_source, cuda_source
 
 KERNELS: dict[str, Kernel] = {}
-LAUNCHED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "parallel": True}
+LAUNCHER_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "parallel": True}
 Shape = tuple[int | range, int, int]
 
 
@@ -61,10 +61,10 @@ class Kernel:
     def __call__(self, shape: Shape, *arguments: Any) -> Any:
         """Run where the arrays are: on the CPU, or on the current CUDA device."""
         if any(on_device(a) for a in arguments):
-            return named(self.together)(shape, *arguments) if self.together else self._on_device(shape, arguments)
+            return import_function(self.together)(shape, *arguments) if self.together else self._on_device(shape, arguments)
         n = box(shape)
         if self.sums:
-            rows = np.full((self.sums, n[1], n[2]), LEAST if self.peak else 0, np.float32)
+            rows = np.full((self.sums, n[1], n[2]), LOWEST if self.peak else 0, np.float32)
             self.launcher(CPU)(n, rows, *arguments)
             return rows
         self.launcher(CPU)(n, *arguments)
@@ -121,11 +121,11 @@ def _by_voxel(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int,
 
 def _by_row(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Blocks and threads, x first: a block a row."""
-    return (n[2], n[1]), (ALONG,)
+    return (n[2], n[1]), (ROW_THREADS,)
 
 
 @cache
-def named(path: str) -> Callable[..., Any]:
+def import_function(path: str) -> Callable[..., Any]:
     """The function ``package.module.function`` of daskreg.kernels; imported when it is wanted, so that a CPU never needs it."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(f"daskreg.kernels.{module}"), name)  # type: ignore[no-any-return]
@@ -176,7 +176,7 @@ class RowKernel:
 
 def _define(source: str, name: str, body: Callable[..., Any], device: int) -> FunctionType:
     """The function that generated source defines."""
-    kernel_body = njit(**INLINED)(specialise(body, device))
+    kernel_body = njit(**FUNCTION_OPTIONS)(specialise(body, device))
     scope: dict[str, Any] = {"__name__": MODULE, "body": kernel_body, "prange": numba.prange, "float32": numba.float32,
                              "index": INDEX[device], "uint32": uint32}  # fmt: skip
     exec(compile(source, f"<launcher of {body.__name__}>", "exec"), scope)
@@ -192,10 +192,10 @@ def _cpu_launcher(kernel: Kernel) -> Any:
 def _launched(function: FunctionType, name: str) -> Any:
     """A CPU launcher, compiled when it is first called, or found on disk."""
     if SIMULATED:
-        return njit(**LAUNCHED)(function)
-    key = digest(function, sorted(LAUNCHED.items()))
+        return njit(**LAUNCHER_OPTIONS)(function)
+    key = digest(function, sorted(LAUNCHER_OPTIONS.items()))
     function.__name__ = function.__qualname__ = f"{name}_{key[:16]}"
-    return keep(njit(**LAUNCHED)(function), name, key)
+    return attach_cache(njit(**LAUNCHER_OPTIONS)(function), name, key)
 
 
 def _cuda_launcher(kernel: Kernel, absent: frozenset[str]) -> Any:
@@ -205,7 +205,7 @@ def _cuda_launcher(kernel: Kernel, absent: frozenset[str]) -> Any:
     function = _define(cuda_source(kernel, name, absent), name, kernel.body, CUDA)
     function.__globals__["cuda"] = cuda
     made = cuda.jit(function)
-    return made if SIMULATED else cubins.keep(made, name, digest(function), sorted(absent))
+    return made if SIMULATED else cubins.attach_cache(made, name, digest(function), sorted(absent))
 
 
 def offsets(box: tuple[int, int, int, int]) -> tuple[Any, Any]:

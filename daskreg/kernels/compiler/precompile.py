@@ -24,26 +24,26 @@ from typing import Any
 from daskreg import machine
 from daskreg.kernels.compiler.cache import folder
 from daskreg.kernels.compiler.configuration import SIMULATED
-from daskreg.kernels.compiler.cooperative import SWEEPS
+from daskreg.kernels.compiler.cooperative import COOPERATIVE_KERNELS
 from daskreg.kernels.compiler.cubins import compiler
 from daskreg.kernels.compiler.launch import KERNELS
 from daskreg.kernels.compiler.registry import import_kernels, source_files
 
 log = logging.getLogger(__name__)
-LIST = Path(__file__).with_name("signatures.txt")
-HELPERS = 8  # more have little left to share
-ROOM = 600 << 20  # bytes of a GPU that each takes while it works
-Usual = tuple[str, Any, str]  # a kernel's name, its constants or (a list) the arguments it does without, its signature
+SIGNATURES = Path(__file__).with_name("signatures.txt")
+MAX_HELPERS = 8  # more have little left to share
+HELPER_MEMORY = 600 << 20  # bytes of a GPU that each takes while it works
+Signature = tuple[str, Any, str]  # a kernel's name, its constants or (a list) the arguments it does without, its signature
 _STARTED: list[subprocess.Popen[bytes]] = []  # by this process
 
 
-def begin(room: int) -> None:
+def start_helpers(room: int) -> None:
     """Start helpers for the current GPU, as many as have ``room`` (bytes), unless they have been there, and once a process."""
     if _STARTED:
         return
     try:
         for k, n in _shares(room):
-            if not _mark(k, n).exists():
+            if not _marker(k, n).exists():
                 _STARTED.append(_helper(k, n))
     except Exception as problem:  # noqa: BLE001  # no folder, no right to look into it, no room for a process: all the same
         log.info("no helpers compile kernels ahead (%r).", problem)
@@ -54,22 +54,22 @@ def _helper(share: int, shares: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def usual() -> Iterator[Usual]:
+def warm_up_signatures() -> Iterator[Signature]:
     """What ``signatures.txt`` names."""
-    for line in LIST.read_text().splitlines():
+    for line in SIGNATURES.read_text().splitlines():
         name, constants, signature = line.split("\t")
         yield name, literal_eval(constants), signature
 
 
-def dispatcher(name: str, constants: Any) -> Any:
+def find_kernel(name: str, constants: Any) -> Any:
     """The kernel of that name for some constants. Raises KeyError where there is none."""
     import_kernels()
     if isinstance(constants, list):
         return KERNELS[name].without(frozenset(constants))
-    return SWEEPS[name].form(*constants)
+    return COOPERATIVE_KERNELS[name].form(*constants)
 
 
-def types_of(signature: str) -> tuple[Any, ...]:
+def parse_types(signature: str) -> tuple[Any, ...]:
     """Numba's types in a signature as ``spelled`` writes it."""
     from numba.core import sigutils
 
@@ -77,56 +77,58 @@ def types_of(signature: str) -> tuple[Any, ...]:
     return found
 
 
-def spelled(types: tuple[Any, ...]) -> str:
+def format_types(types: tuple[Any, ...]) -> str:
     """Types as a signature that Numba reads."""
-    return f"void({', '.join(map(_spelled, types))})"
+    return f"void({', '.join(map(_format_type, types))})"
 
 
-def compiled(share: int, shares: int, wanted: Callable[[], bool]) -> None:
+def compile_share(share: int, shares: int, wanted: Callable[[], bool]) -> None:
     """Compile every so-manyth usual kernel and keep it, as long as that is wanted."""
     whole = True
-    for name, constants, signature in list(usual())[share::shares]:
+    for name, constants, signature in list(warm_up_signatures())[share::shares]:
         if not wanted():
             return
         try:
-            dispatcher(name, constants).compile(types_of(signature))
+            find_kernel(name, constants).compile(parse_types(signature))
         except Exception:  # noqa: BLE001  # whoever needs the kernel will see what is wrong
             whole = False
     if whole:
-        _mark(share, shares).touch()
+        _marker(share, shares).touch()
 
 
-def _spelled(kind: Any) -> str:
+def _format_type(kind: Any) -> str:
     from numba import types
 
     if isinstance(kind, types.Array):
         axes = [":"] * (kind.ndim - 1) + ["::1" if kind.layout == "C" else ":"]
         return f"{kind.dtype}[{','.join(axes)}]"
     if isinstance(kind, types.UniTuple):
-        return f"UniTuple({_spelled(kind.dtype)}, {kind.count})"
+        return f"UniTuple({_format_type(kind.dtype)}, {kind.count})"
     if isinstance(kind, types.Tuple):
-        return f"Tuple(({', '.join(map(_spelled, kind.types))}))"
+        return f"Tuple(({', '.join(map(_format_type, kind.types))}))"
     return str(kind)
 
 
 def _shares(room: int) -> list[tuple[int, int]]:
     if SIMULATED or getattr(sys, "frozen", False):
         return []  # nothing to compile, no Python to start
-    n = min(HELPERS, machine.cores().value - 1, room // ROOM)
+    n = min(MAX_HELPERS, machine.cores().value - 1, room // HELPER_MEMORY)
     return [(k, n) for k in range(n)] if n > 1 else []
 
 
 @cache
-def sources() -> str:
+def source_digest() -> str:
     """Digest of what helpers compile: as long as it is the same, they need not look again."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in [*source_files(), LIST])).hexdigest()[:8]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in [*source_files(), SIGNATURES])).hexdigest()[:8]
 
 
-def _mark(share: int, shares: int) -> Path:
+def _marker(share: int, shares: int) -> Path:
     """The file that says that a share has been compiled, for this compiler and kind of GPU."""
     from numba import cuda
 
-    key = hashlib.sha256(repr((sources(), compiler(), cuda.get_current_device().compute_capability)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((source_digest(), compiler(), cuda.get_current_device().compute_capability)).encode()).hexdigest()[
+        :16
+    ]
     return folder("cuda") / f"ahead-{key}-{share}of{shares}"
 
 
@@ -134,9 +136,9 @@ def main() -> None:
     """A helper: ``python -m daskreg.kernels.compiler.precompile SHARE SHARES PARENT``; it ends when its parent has ended."""
     share, shares, parent = map(int, sys.argv[1:])
     folder("cuda").mkdir(parents=True, exist_ok=True)
-    with open(folder("cuda") / f"ahead-{sources()}-{share}of{shares}.lock", "w") as lock:
+    with open(folder("cuda") / f"ahead-{source_digest()}-{share}of{shares}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where another does the same
-        compiled(share, shares, lambda: os.getppid() == parent)
+        compile_share(share, shares, lambda: os.getppid() == parent)
 
 
 if __name__ == "__main__":

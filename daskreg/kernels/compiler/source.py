@@ -9,8 +9,8 @@ from daskreg.kernels.compiler.configuration import block_size
 if TYPE_CHECKING:
     from daskreg.kernels.compiler.launch import Kernel
 
-ALONG = block_size(128)  # threads of a GPU that share a row of which sums are wanted
-LEAST = -3.0e38  # what row maxima begin with
+ROW_THREADS = block_size(128)  # threads of a GPU that share a row of which sums are wanted
+LOWEST = -3.0e38  # what row maxima begin with
 
 
 def cpu_source(kernel: Kernel, name: str) -> str:
@@ -25,7 +25,7 @@ def cpu_source(kernel: Kernel, name: str) -> str:
         "    for zy in prange(nz * ny):",
         "        row, y = index(zy // ny), index(zy % ny)",
         "        z = index(row + index(z0))",
-        *(f"        s{k} = {_first(kernel)}" for k in range(kernel.sums)),
+        *(f"        s{k} = {_initial(kernel)}" for k in range(kernel.sums)),
     ]
     if kernel.rim:
         low, high = f"min({kernel.parameters[0]}, nx)", f"max({kernel.parameters[0]}, nx - {kernel.parameters[0]})"
@@ -36,17 +36,17 @@ def cpu_source(kernel: Kernel, name: str) -> str:
         lines.append(f"        for x in range({a}, {b}):")
         call = f"body(z, y, index(x), {inside + ', ' if inside else ''}{p})"
         lines.append(f"            {'t = ' if kernel.sums else ''}{call}")
-        lines += [f"            {_gather(kernel, k)}" for k in range(kernel.sums)]
+        lines += [f"            {_accumulate(kernel, k)}" for k in range(kernel.sums)]
     lines += [f"        rows[{k}, row, y] = s{k}" for k in range(kernel.sums)]
     return "\n".join(lines) + "\n"
 
 
-def _first(kernel: Kernel) -> str:
+def _initial(kernel: Kernel) -> str:
     """What a row begins with."""
-    return f"float32({LEAST})" if kernel.peak else "float32(0)"
+    return f"float32({LOWEST})" if kernel.peak else "float32(0)"
 
 
-def _gather(kernel: Kernel, k: int, terms: str = "t") -> str:
+def _accumulate(kernel: Kernel, k: int, terms: str = "t") -> str:
     return f"s{k} = max(s{k}, {terms}[{k}])" if kernel.peak else f"s{k} += {terms}[{k}]"
 
 
@@ -90,17 +90,17 @@ def {name}(n, {p}):
     merged = [_merge(kernel, k) for k in range(kernel.sums)]
     lines = [
         f"def {name}(n, rows, {p}):",
-        f"    shared = cuda.shared.array(({kernel.sums}, {ALONG}), float32)",
+        f"    shared = cuda.shared.array(({kernel.sums}, {ROW_THREADS}), float32)",
         "    t, y, row = uint32(cuda.threadIdx.x), uint32(cuda.blockIdx.x), uint32(cuda.blockIdx.y)",
         "    z, x = uint32(row + n[0]), t",
-        *(f"    s{k} = {_first(kernel)}" for k in range(kernel.sums)),
+        *(f"    s{k} = {_initial(kernel)}" for k in range(kernel.sums)),
         "    while x < n[3]:",
         f"        terms = body(z, y, x, {inside}{q})",
-        *(f"        {_gather(kernel, k, 'terms')}" for k in range(kernel.sums)),
-        f"        x = uint32(x + uint32({ALONG}))",
+        *(f"        {_accumulate(kernel, k, 'terms')}" for k in range(kernel.sums)),
+        f"        x = uint32(x + uint32({ROW_THREADS}))",
         *(f"    shared[{k}, t] = s{k}" for k in range(kernel.sums)),
         "    cuda.syncthreads()",
-        f"    half = uint32({ALONG // 2})",
+        f"    half = uint32({ROW_THREADS // 2})",
         "    while half > uint32(0):",
         "        if t < half:",
         *(f"            {line}" for line in merged),

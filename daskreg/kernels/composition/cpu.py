@@ -12,13 +12,13 @@ ONE = float32(1)
 
 
 @formula
-def clamped(i, n):
+def clamp(i, n):
     """The nearest index of 0 .. n - 1."""
     return min(max(i, int32(0)), n - int32(1))
 
 
 @formula
-def mix(w, a, b):
+def lerp(w, a, b):
     """(1 - w) a + w b."""
     return (ONE - w) * a + w * b
 
@@ -26,17 +26,17 @@ def mix(w, a, b):
 @formula
 def blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, wx):
     """Trilinear value of component c between eight voxels given by two indices an axis."""
-    plane0 = mix(wy, mix(wx, u[c, k0, j0, i0], u[c, k0, j0, i1]), mix(wx, u[c, k0, j1, i0], u[c, k0, j1, i1]))
-    plane1 = mix(wy, mix(wx, u[c, k1, j0, i0], u[c, k1, j0, i1]), mix(wx, u[c, k1, j1, i0], u[c, k1, j1, i1]))
-    return mix(wz, plane0, plane1)
+    plane0 = lerp(wy, lerp(wx, u[c, k0, j0, i0], u[c, k0, j0, i1]), lerp(wx, u[c, k0, j1, i0], u[c, k0, j1, i1]))
+    plane1 = lerp(wy, lerp(wx, u[c, k1, j0, i0], u[c, k1, j0, i1]), lerp(wx, u[c, k1, j1, i0], u[c, k1, j1, i1]))
+    return lerp(wz, plane0, plane1)
 
 
 @formula
-def bracket(i, d, n, lead):
+def neighbours(i, d, n, lead):
     """The two voxels of the global axis (0 .. n - 1) around i + d, clamped, as local indices, and the weight of the second."""
     whole = math.floor(d)
     k = i + int32(whole)
-    return index(clamped(k, n) - lead), index(clamped(k + int32(1), n) - lead), d - float32(whole)
+    return index(clamp(k, n) - lead), index(clamp(k + int32(1), n) - lead), d - float32(whole)
 
 
 @voxelwise()
@@ -48,16 +48,16 @@ def compose(z, y, x, first, planes, scale, d, u, composed):
     """
     s = scale[0]
     dz, dy, dx = s * d[index(0), z, y, x], s * d[index(1), z, y, x], s * d[index(2), z, y, x]
-    k0, k1, wz = bracket(int32(z) + int32(first), dz, int32(planes), int32(first))
-    j0, j1, wy = bracket(int32(y), dy, int32(u.shape[2]), int32(0))
-    i0, i1, wx = bracket(int32(x), dx, int32(u.shape[3]), int32(0))
+    k0, k1, wz = neighbours(int32(z) + int32(first), dz, int32(planes), int32(first))
+    j0, j1, wy = neighbours(int32(y), dy, int32(u.shape[2]), int32(0))
+    i0, i1, wx = neighbours(int32(x), dx, int32(u.shape[3]), int32(0))
     composed[index(0), z, y, x] = dz + blend(u, index(0), k0, k1, j0, j1, i0, i1, wz, wy, wx)
     composed[index(1), z, y, x] = dy + blend(u, index(1), k0, k1, j0, j1, i0, i1, wz, wy, wx)
     composed[index(2), z, y, x] = dx + blend(u, index(2), k0, k1, j0, j1, i0, i1, wz, wy, wx)
 
 
 @formula
-def between(i, fine, coarse, n, origin):
+def coarse_neighbours(i, fine, coarse, n, origin):
     """Where fine voxel i lies in a coarser level of n voxels: two coarse ones, less ``origin``, and the weight of the second.
 
     Exactly: c = (i fine + (fine - 1)/2 - (coarse - 1)/2) / coarse, in integers over 2 coarse; fine and coarse are shrink factors.
@@ -66,7 +66,7 @@ def between(i, fine, coarse, n, origin):
     numerator = int32(2) * i * fine + fine - coarse
     k = (numerator + int32(4) * twice) // twice - int32(4)  # floor division of a number that may be slightly negative
     w = float32(numerator - k * twice) / float32(twice)
-    return index(clamped(k, n) - origin), index(clamped(k + int32(1), n) - origin), w
+    return index(clamp(k, n) - origin), index(clamp(k + int32(1), n) - origin), w
 
 
 @voxelwise()
@@ -77,9 +77,9 @@ def upsample(z, y, x, first, origin, planes, fine, coarse, gain, u, finer):
     fine, coarse: shrink factors of the two levels (3,) int32;
     gain: (3,) float32, multiplies the components (coarse / fine for voxels);  u, finer: (3, Z, Y, X) float32
     """
-    k0, k1, wz = between(int32(z) + int32(first), fine[0], coarse[0], int32(planes), int32(origin))
-    j0, j1, wy = between(int32(y), fine[1], coarse[1], int32(u.shape[2]), int32(0))
-    i0, i1, wx = between(int32(x), fine[2], coarse[2], int32(u.shape[3]), int32(0))
+    k0, k1, wz = coarse_neighbours(int32(z) + int32(first), fine[0], coarse[0], int32(planes), int32(origin))
+    j0, j1, wy = coarse_neighbours(int32(y), fine[1], coarse[1], int32(u.shape[2]), int32(0))
+    i0, i1, wx = coarse_neighbours(int32(x), fine[2], coarse[2], int32(u.shape[3]), int32(0))
     finer[index(0), z, y, x] = gain[0] * blend(u, index(0), k0, k1, j0, j1, i0, i1, wz, wy, wx)
     finer[index(1), z, y, x] = gain[1] * blend(u, index(1), k0, k1, j0, j1, i0, i1, wz, wy, wx)
     finer[index(2), z, y, x] = gain[2] * blend(u, index(2), k0, k1, j0, j1, i0, i1, wz, wy, wx)

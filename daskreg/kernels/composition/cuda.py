@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 from numba import float32, int32, uint32, uint64
 
-from daskreg.kernels.adam.cuda import direction_of
+from daskreg.kernels.adam.cuda import packed_direction
 from daskreg.kernels.compiler.configuration import WARP_SHUFFLE, block_size, planes_per_block
-from daskreg.kernels.compiler.cooperative import sweep
+from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.arithmetic import fused, lerp, root
-from daskreg.kernels.intrinsics.memory import fetch, store_vector
-from daskreg.kernels.smoothing.cuda import axis_sum, enter
+from daskreg.kernels.intrinsics.arithmetic import fma, lerp, sqrt_fast
+from daskreg.kernels.intrinsics.memory import load_bytes, store_components
+from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
 
-ONE, NIL = float32(1), float32(0)
+ONE, ZERO = float32(1), float32(0)
 LANES, WARPS = block_size(32, least=6), block_size(4, least=3)  # of a block: columns, warps
 ROWS = block_size(4, least=2)  # that a warp computes
-LONGEST = 64  # planes a block composes at most: neighbours that march together find each other's planes in the cache
-PITCH = block_size(64, least=8)  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
+MAX_PLANES = 64  # planes a block composes at most: neighbours that march together find each other's planes in the cache
+SHARED_PITCH = block_size(64, least=8)  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
 
 
 def warps(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
@@ -27,19 +27,19 @@ def warps(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int]
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = WARPS * ROWS - 2 * radius, LANES - 2 * radius
     across, down = -(-nx // tx), -(-ny // ty)
-    length = min(LONGEST, planes_per_block(nz, across * down, 4, radius))
+    length = min(MAX_PLANES, planes_per_block(nz, across * down, 4, radius))
     return np.int32(length), (across, down, -(-nz // length)), (LANES, WARPS, 1)
 
 
 @formula
-def beside(d):
+def lower_neighbour(d):
     """Whether a point d away, |d| < 1, lies before its voxel, and the weight of the second of the two voxels around it."""
-    back = d < NIL
+    back = d < ZERO
     return uint32(back), d + ONE if back else d
 
 
 @formula
-def looked_up(near, a, b, wide, wz, wy, wx):
+def interpolate_shared(near, a, b, wide, wz, wy, wx):
     """Trilinear value in shared memory between the voxels from a on in one plane and from b on in the next."""
     one, row = uint64(1), uint64(wide)
     plane0 = lerp(lerp(near[a], near[a + one], wx), lerp(near[a + row], near[a + row + one], wx), wy)
@@ -48,47 +48,47 @@ def looked_up(near, a, b, wide, wz, wy, wx):
 
 
 @formula
-def held(k, first, whole, edge):
+def clamped_plane(k, first, whole, edge):
     """The plane of the arrays that is k, clamped to the global grid (and to what is there, where nobody looks)."""
     return uint64(uint32(min(max(min(max(k + first, int32(0)), whole - int32(1)) - first, int32(0)), int32(edge) - int32(1))))
 
 
 @formula
-def across(value, weights, r):
+def filter_lanes(value, weights, r):
     """The filter along x among the lanes of a warp."""
     total = weights[r] * value
     for q in range(1, r + 1):
-        total = fused(weights[r - q], cuda.shfl_up_sync(0xFFFFFFFF, value, q), total)
-        total = fused(weights[r + q], cuda.shfl_down_sync(0xFFFFFFFF, value, q), total)
+        total = fma(weights[r - q], cuda.shfl_up_sync(0xFFFFFFFF, value, q), total)
+        total = fma(weights[r + q], cuda.shfl_down_sync(0xFFFFFFFF, value, q), total)
     return total
 
 
 @formula
-def no_pace(d):
+def no_corrections(d):
     """Where a direction is stored as it is."""
-    return NIL
+    return ZERO
 
 
 @formula
-def pace_of(d):
+def load_corrections(d):
     """What a direction follows from, beside the moments."""
     t = d[2][0]
     return d[1][t, 2], d[1][t, 3], d[1][t, 4]
 
 
 @formula
-def as_stored(value, pace):
+def stored_direction(value, pace):
     """A direction that is stored as it is."""
     return value
 
 
 @formula
-def fetch_words(d, base, byte):
+def load_moments(d, base, byte):
     """What a direction follows from."""
-    return fetch(d[0], base, byte)
+    return load_bytes(d[0], base, byte)
 
 
-@sweep(launch_bounds=lambda radius, mixed=False: (WARPS * 32, 4))
+@cooperative_kernel(launch_bounds=lambda radius, mixed=False: (WARPS * 32, 4))
 def compose_smooth(radius, mixed=False):
     """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes a voxel.
 
@@ -102,13 +102,15 @@ def compose_smooth(radius, mixed=False):
     r, taps, per = radius, 2 * radius + 1, ROWS
     threads, high, lanes = WARPS * LANES, WARPS * ROWS, LANES
     middle, rings, fetched = 3 * high * lanes, max(1, 3 * ROWS * (taps - 1)), 3 * ROWS
-    wider, pitch = lanes + 2, PITCH
+    wider, pitch = lanes + 2, SHARED_PITCH
     near_by, area = wider * (high + 2), pitch * (high + 2)
     parts, full = -(-near_by // threads), near_by // threads
     stored, brought = 9 * area, 3 * parts
     shuffled = WARP_SHUFFLE
-    kind, none = (uint32, uint32(0)) if mixed else (float32, NIL)
-    take, begin, opened = (fetch_words, pace_of, direction_of) if mixed else (fetch, no_pace, as_stored)
+    kind, none = (uint32, uint32(0)) if mixed else (float32, ZERO)
+    take, begin, opened = (
+        (load_moments, load_corrections, packed_direction) if mixed else (load_bytes, no_corrections, stored_direction)
+    )
 
     @formula
     def along(mid, thread, weights):
@@ -148,12 +150,12 @@ def compose_smooth(radius, mixed=False):
         place = uint32(uint32(4) * uint32(row * nx + col))
         within = uint32(i - uint32(r)) < uint32(lanes - 2 * r)
         norm = norm_x[min(max(col, int32(0)), nx - int32(1))]
-        scale, pace = half_step / max(ONE, root(longest[0])), begin(d)
+        scale, pace = half_step / max(ONE, sqrt_fast(longest[0])), begin(d)
         low = int32(n[0]) + int32(cuda.blockIdx.z) * length
         stop = min(low + length, int32(n[0] + n[1]))
         k = low - int32(r)
         for q in range(rings):
-            sums[q] = NIL
+            sums[q] = ZERO
         base = plane * uint64(uint32(max(k, int32(0))))
         for e in range(per):
             real[e] = int32(uint32(row + int32(e)) < n[2] and uint32(col) < n[3])
@@ -161,8 +163,8 @@ def compose_smooth(radius, mixed=False):
                 ahead[3 * e + c] = none
                 if real[e] and uint32(k) < edge:
                     ahead[3 * e + c] = take(d, base + uint64(c) * size, uint32(place + uint32(e) * stride))
-        before, now = plane * held(k - int32(1), first, whole, edge), plane * held(k, first, whole, edge)
-        after = plane * held(k + int32(1), first, whole, edge)
+        before, now = plane * clamped_plane(k - int32(1), first, whole, edge), plane * clamped_plane(k, first, whole, edge)
+        after = plane * clamped_plane(k + int32(1), first, whole, edge)
         for e in range(parts):
             spot = uint32(thread + uint32(e * threads))
             line, at_x = top + int32(spot // uint32(wider)) - int32(1), left + int32(spot % uint32(wider)) - int32(1)
@@ -171,9 +173,9 @@ def compose_smooth(radius, mixed=False):
             seat[e] = uint32(spot // uint32(wider) * uint32(pitch) + spot % uint32(wider))
             for c in range(3):
                 if e < full or spot < uint32(near_by):
-                    near[uint64(seat[e]) + uint64(c * area)] = fetch(u, before + uint64(c) * size, source[e])
-                    near[uint64(seat[e]) + uint64((3 + c) * area)] = fetch(u, now + uint64(c) * size, source[e])
-                    coming[3 * e + c] = fetch(u, after + uint64(c) * size, source[e])
+                    near[uint64(seat[e]) + uint64(c * area)] = load_bytes(u, before + uint64(c) * size, source[e])
+                    near[uint64(seat[e]) + uint64((3 + c) * area)] = load_bytes(u, now + uint64(c) * size, source[e])
+                    coming[3 * e + c] = load_bytes(u, after + uint64(c) * size, source[e])
         below, level, above = uint32(0), uint32(3 * area), uint32(6 * area)
         corner = uint32((j * uint32(per) + uint32(1)) * uint32(pitch) + i + uint32(1))
         to = uint64(uint32(j * uint32(per * lanes) + i))
@@ -184,28 +186,28 @@ def compose_smooth(radius, mixed=False):
                     for c in range(3):
                         near[uint64(uint32(above + seat[e])) + uint64(c * area)] = coming[3 * e + c]
             cuda.syncthreads()
-            after = plane * held(k + int32(2), first, whole, edge)
+            after = plane * clamped_plane(k + int32(2), first, whole, edge)
             for e in range(parts):
                 if e < full or uint32(thread + uint32(e * threads)) < uint32(near_by):
                     for c in range(3):
-                        coming[3 * e + c] = fetch(u, after + uint64(c) * size, source[e])
+                        coming[3 * e + c] = load_bytes(u, after + uint64(c) * size, source[e])
             there = uint32(k) < edge
             for e in range(per):
                 dz, dy = scale * opened(ahead[3 * e], pace), scale * opened(ahead[3 * e + 1], pace)
                 dx = scale * opened(ahead[3 * e + 2], pace)
-                bz, wz = beside(dz)
-                by, wy = beside(dy)
-                bx, wx = beside(dx)
+                bz, wz = lower_neighbour(dz)
+                by, wy = lower_neighbour(dy)
+                bx, wx = lower_neighbour(dx)
                 at = uint32(corner - by * uint32(pitch) - bx)
                 p0 = uint64(uint32(at + (below if bz else level))) + uint64(e * pitch)
                 p1 = uint64(uint32(at + (level if bz else above))) + uint64(e * pitch)
-                c0 = dz + looked_up(near, p0, p1, pitch, wz, wy, wx)
-                c1 = dy + looked_up(near, p0 + uint64(area), p1 + uint64(area), pitch, wz, wy, wx)
-                c2 = dx + looked_up(near, p0 + uint64(2 * area), p1 + uint64(2 * area), pitch, wz, wy, wx)
+                c0 = dz + interpolate_shared(near, p0, p1, pitch, wz, wy, wx)
+                c1 = dy + interpolate_shared(near, p0 + uint64(area), p1 + uint64(area), pitch, wz, wy, wx)
+                c2 = dx + interpolate_shared(near, p0 + uint64(2 * area), p1 + uint64(2 * area), pitch, wz, wy, wx)
                 if not (there and real[e]):
-                    c0, c1, c2 = NIL, NIL, NIL
+                    c0, c1, c2 = ZERO, ZERO, ZERO
                 if shuffled:
-                    c0, c1, c2 = across(c0, weights, r), across(c1, weights, r), across(c2, weights, r)
+                    c0, c1, c2 = filter_lanes(c0, weights, r), filter_lanes(c1, weights, r), filter_lanes(c2, weights, r)
                 line = to + uint64(e * lanes)
                 mid[line], mid[line + uint64(high * lanes)], mid[line + uint64(2 * high * lanes)] = c0, c1, c2
             k += int32(1)
@@ -226,13 +228,15 @@ def compose_smooth(radius, mixed=False):
                 inner = uint32(line - uint32(r)) < uint32(high - 2 * r)
                 if inner:
                     start = to + uint64(e * lanes) - uint64(r * lanes)
-                    a = enter(sums, 3 * e * (taps - 1), axis_sum(mid, start, lanes, weights, taps), weights, taps)
+                    a = push_plane(sums, 3 * e * (taps - 1), filter_sum(mid, start, lanes, weights, taps), weights, taps)
                     start += uint64(high * lanes)
-                    b = enter(sums, (3 * e + 1) * (taps - 1), axis_sum(mid, start, lanes, weights, taps), weights, taps)
+                    b = push_plane(sums, (3 * e + 1) * (taps - 1), filter_sum(mid, start, lanes, weights, taps), weights, taps)
                     start += uint64(high * lanes)
-                    c = enter(sums, (3 * e + 2) * (taps - 1), axis_sum(mid, start, lanes, weights, taps), weights, taps)
+                    c = push_plane(sums, (3 * e + 2) * (taps - 1), filter_sum(mid, start, lanes, weights, taps), weights, taps)
                     if z >= low and within and real[e]:
                         total = norm * norm_y[row + int32(e)] * norm_z[z]
-                        store_vector(composed, at_z, size, uint32(place + uint32(e) * stride), a * total, b * total, c * total)
+                        store_components(
+                            composed, at_z, size, uint32(place + uint32(e) * stride), a * total, b * total, c * total
+                        )
 
     return body

@@ -8,16 +8,16 @@ from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import voxelwise
 
 index = int64  # replaced by the launcher
-NIL = float32(0)
+ZERO = float32(0)
 
 
 @formula
-def tally(counts, i):
+def increment(counts, i):
     """``counts[i] += 1``, for threads that own their counts."""
     counts[i] += int64(1)
 
 
-@tally.on_cuda
+@increment.on_cuda
 def _atomic_tally() -> Callable[..., None]:
     """``counts[i] += 1`` for all threads of a GPU."""
     from numba import cuda
@@ -28,11 +28,11 @@ def _atomic_tally() -> Callable[..., None]:
     return tally_atomically
 
 
-@voxelwise(scatter=True, together="intensity_histogram.cuda.intensities")
+@voxelwise(scatter=True, together="intensity_histogram.cuda.count_intensities")
 def intensity_histogram(z, y, x, counts, low, width, image):
     """``counts[b] += 1``, b = (I - low) / width clamped to the bins.
 
     counts: (tiles, bins) int64;  low, width: float32, intensities;  image: (Z, Y, X) float32, finite
     """
     b = (image[z, y, x] - low) / width
-    tally(counts, index(int32(min(max(b, NIL), float32(int32(counts.shape[0]) - int32(1))))))
+    increment(counts, index(int32(min(max(b, ZERO), float32(int32(counts.shape[0]) - int32(1))))))

@@ -8,21 +8,21 @@ from typing import Any
 from numba import float32, int32, uint32
 
 from daskreg.kernels.compiler.configuration import COUNTER, OFFSET, block_size, multiprocessors
-from daskreg.kernels.compiler.cooperative import sweep
+from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.launch import Shape, box, offsets
 
-NIL = float32(0)
-BINS = 4096  # of intensities, at most
-TALLIERS = block_size(512)  # threads of a block that counts them
+ZERO = float32(0)
+MAX_BINS = 4096  # of intensities, at most
+THREADS = block_size(512)  # threads of a block that counts them
 
 
-@sweep(launch_bounds=(512, 2))
-def intensity_march() -> Callable[..., None]:
+@cooperative_kernel(launch_bounds=(512, 2))
+def intensity_histogram_shared() -> Callable[..., None]:
     """``intensity_histogram`` of flat voxels: a block counts in shared memory.
 
     begin, end: uint64, the voxels;  low, width: float32;  image: (N,) float32;  totals: (B,) int64, to which counts are added
     """
-    threads, most = TALLIERS, BINS
+    threads, most = THREADS, MAX_BINS
 
     def body(begin, end, low, width, image, totals):
         counts = cuda.shared.array(most, int32)  # noqa: F821
@@ -35,7 +35,7 @@ def intensity_march() -> Callable[..., None]:
         o = OFFSET(begin) + OFFSET(cuda.blockIdx.x) * OFFSET(threads) + OFFSET(t)  # noqa: F821
         while o < end:
             b = (image[o] - low) / width
-            cuda.atomic.add(counts, uint32(int32(min(max(b, NIL), float32(int32(bins) - int32(1))))), int32(1))  # noqa: F821
+            cuda.atomic.add(counts, uint32(int32(min(max(b, ZERO), float32(int32(bins) - int32(1))))), int32(1))  # noqa: F821
             o = o + OFFSET(cuda.gridDim.x) * OFFSET(threads)  # noqa: F821
         cuda.syncthreads()  # noqa: F821
         at = t
@@ -47,9 +47,9 @@ def intensity_march() -> Callable[..., None]:
     return body
 
 
-def intensities(shape: Shape, counts: Any, low: Any, width: Any, image: Any) -> None:
+def count_intensities(shape: Shape, counts: Any, low: Any, width: Any, image: Any) -> None:
     """``cpu.intensity_histogram``."""
     begin, end = offsets(box(shape))
     totals, blocks = counts.reshape(-1), (2 * multiprocessors(), 1, 1)
     if end > begin:
-        intensity_march((), blocks, (TALLIERS, 1, 1), begin, end, low, width, image.reshape(-1), totals)
+        intensity_histogram_shared((), blocks, (THREADS, 1, 1), begin, end, low, width, image.reshape(-1), totals)

@@ -8,59 +8,59 @@ from numba import float32, int32
 
 from daskreg.kernels.compiler.formula import formula, native
 
-ONE, NIL, TINY = float32(1), float32(0), float32(1e-36)
+ONE, ZERO, TINY = float32(1), float32(0), float32(1e-36)
 
 
 @native("fmaf_rn")
-def fused(a, b, c):
+def fma(a, b, c):
     """A b + c, on a GPU rounded once."""
     return a * b + c
 
 
 @native("float2int_rd")
-def floor(a):
+def floor_int32(a):
     """The largest whole number not above a, as int32."""
     return int32(a // ONE)
 
 
 @native("fast_fdividef")
-def quotient(a, b):
+def divide_fast(a, b):
     """A / b, on a GPU to the last bits but two."""
     return a / b
 
 
 @native("float2ll_rn")
-def counted(a):
+def round_int64(a):
     """The whole number nearest to a, as int64: sums of such do not depend on their order."""
     return round(a)
 
 
 @native("rsqrtf")
-def reciprocal_root(a):
+def rsqrt(a):
     """1 / sqrt(a), on a GPU to the last bits but two."""
     return a ** float32(-0.5)
 
 
 @formula
-def product(a, b):
+def rounded_product(a, b):
     """A b, rounded before anything is added to it, and never -0."""
-    return fused(a, b, NIL)
+    return fma(a, b, ZERO)
 
 
 @formula
 def lerp(a, b, w):
     """A + w (b - a)."""
-    return fused(w, b - a, a)
+    return fma(w, b - a, a)
 
 
 @formula
 def dot3(a, b, c, x, y, z):
     """A x + b y + c z."""
-    return fused(c, z, fused(b, y, a * x))
+    return fma(c, z, fma(b, y, a * x))
 
 
 @formula
-def root(a):
+def sqrt_fast(a):
     """The square root of a; of 1e-36 where a is less."""
     b = max(a, TINY)
-    return b * reciprocal_root(b)
+    return b * rsqrt(b)

@@ -17,12 +17,12 @@ LOWER = 65535
 
 
 @formula
-def bits_of(value):
+def float_to_bits(value):
     """The 32 bits of a float32."""
     return np.float32(value).view(np.uint32)
 
 
-@bits_of.intrinsic
+@float_to_bits.intrinsic
 def _bits_of() -> Callable[..., Any]:
     from numba.cuda import libdevice
 
@@ -33,12 +33,12 @@ def _bits_of() -> Callable[..., Any]:
 
 
 @formula
-def single_of(bits):
+def bits_to_float(bits):
     """The float32 that 32 bits are."""
     return np.uint32(bits).view(np.float32)
 
 
-@single_of.intrinsic
+@bits_to_float.intrinsic
 def _single_of() -> Callable[..., Any]:
     from numba.cuda import libdevice
 
@@ -49,12 +49,12 @@ def _single_of() -> Callable[..., Any]:
 
 
 @formula
-def pixel(value):
+def as_float32(value):
     """An intensity as float32: a float32 as it is, integers are the bits of a float16. Only on a GPU."""
     return value if value.dtype == np.float32 else np.float32(np.uint16(value).view(np.float16))
 
 
-@pixel.intrinsic
+@as_float32.intrinsic
 def _pixel() -> Callable[..., Any]:
     """In one instruction."""
     from llvmlite import ir
@@ -79,30 +79,30 @@ def _pixel() -> Callable[..., Any]:
 
 
 @formula
-def same(value):
+def identity(value):
     """A number that is stored as it is."""
     return value
 
 
 @formula
-def widened(bits):
+def from_bfloat16(bits):
     """The float32 of a bfloat16's bits."""
-    return single_of(uint32(uint32(bits) << uint32(16)))
+    return bits_to_float(uint32(uint32(bits) << uint32(16)))
 
 
 @formula
-def narrowed(value):
+def to_bfloat16(value):
     """The bits of the bfloat16 nearest to a float32, to even where two are; the value must be finite."""
-    bits = uint32(bits_of(value))
+    bits = uint32(float_to_bits(value))
     return uint16(((int(bits) + 0x7FFF + (int(bits) >> 16 & 1)) >> 16) & LOWER)
 
 
-def stored_as(half: bool) -> tuple[Any, Any]:
+def storage_type(half: bool) -> tuple[Any, Any]:
     """Type and zero of an intensity that a GPU's thread holds as it came."""
     return (uint32, uint32(0)) if half else (float32, float32(0))
 
 
-def halved(field: Any) -> tuple[bool, ...]:
+def half_constants(field: Any) -> tuple[bool, ...]:
     """The constant that tells a sweep that a field has 16 bits; none where it is float32."""
     return (True,) if field.dtype == np.uint16 else ()
 

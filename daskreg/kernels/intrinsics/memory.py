@@ -14,51 +14,51 @@ from daskreg.kernels.compiler.formula import formula
 
 
 @formula
-def store_vector(field, base, size, byte, a, b, c):
+def store_components(field, base, size, byte, a, b, c):
     """Three components, ``size`` voxels apart."""
-    store(field, base, byte, a)
-    store(field, base + size, byte, b)
-    store(field, base + uint64(2) * size, byte, c)
+    store_bytes(field, base, byte, a)
+    store_bytes(field, base + size, byte, b)
+    store_bytes(field, base + uint64(2) * size, byte, c)
 
 
 @formula
-def load_four(array, at):
+def load_vector(array, at):
     """``array[at : at + 4]``, array (N,) float32; ``at`` is a multiple of four, the array begins at a multiple of 16 bytes."""
     return array[at], array[at + int32(1)], array[at + int32(2)], array[at + int32(3)]
 
 
 @formula
-def store_four(array, at, a, b, c, d):
+def store_vector(array, at, a, b, c, d):
     """``array[at : at + 4] = a, b, c, d``, see ``load_four``."""
     array[at], array[at + int32(1)], array[at + int32(2)], array[at + int32(3)] = a, b, c, d
 
 
 @formula
-def spot(array, base):
+def address(array, base):
     """Where ``array[base]`` is, array (N,) float32 in global memory, base: uint64; for ``get`` and ``put``."""
     return array, base
 
 
 @formula
-def get(where, at):
+def load(where, at):
     """What is ``at`` (uint32) voxels beyond a spot."""
     return where[0][where[1] + at]
 
 
 @formula
-def get_half(where, at):
+def load_uint16(where, at):
     """``get`` of an array of uint16, as uint32."""
     return where[0][where[1] + at]
 
 
 @formula
-def put(where, at, value):
+def store(where, at, value):
     """Write ``at`` (uint32) voxels beyond a spot."""
     where[0][where[1] + at] = value
 
 
 @formula
-def fetch(array, base, byte):
+def load_bytes(array, base, byte):
     """``array[base + d]``, base: uint64, byte: uint32, the distance d in bytes.
 
     array: (N,) float32, or uint16 or uint32, which both come as uint32
@@ -67,12 +67,12 @@ def fetch(array, base, byte):
 
 
 @formula
-def store(array, base, byte, value):
+def store_bytes(array, base, byte, value):
     """``array[base + d] = value``, see ``fetch``."""
     array[int(base) + int(byte) // array.itemsize] = value
 
 
-@spot.intrinsic
+@address.intrinsic
 def _spot_address() -> Callable[..., Any]:
     from llvmlite import ir
     from numba import types
@@ -106,7 +106,7 @@ def _beyond(builder: Any, where: Any, at: Any, half: bool = False) -> Any:
     )
 
 
-@get.intrinsic
+@load.intrinsic
 def _get_beyond() -> Callable[..., Any]:
     from numba import types
     from numba.extending import intrinsic
@@ -124,7 +124,7 @@ def _get_beyond() -> Callable[..., Any]:
     return get_beyond
 
 
-@get_half.intrinsic
+@load_uint16.intrinsic
 def _get_half_beyond() -> Callable[..., Any]:
     from llvmlite import ir
     from numba import types
@@ -143,7 +143,7 @@ def _get_half_beyond() -> Callable[..., Any]:
     return get_half_beyond
 
 
-@put.intrinsic
+@store.intrinsic
 def _put_beyond() -> Callable[..., Any]:
     from numba import types
     from numba.extending import intrinsic
@@ -169,7 +169,7 @@ def _unsigned(builder: Any, index: Any) -> Any:
     return index if index.type.width == 64 else builder.zext(index, ir.IntType(64))
 
 
-@load_four.intrinsic
+@load_vector.intrinsic
 def _load_vector() -> Callable[..., Any]:
     from llvmlite import ir
     from numba import types
@@ -194,7 +194,7 @@ def _load_vector() -> Callable[..., Any]:
     return load_wide
 
 
-@store_four.intrinsic
+@store_vector.intrinsic
 def _store_vector() -> Callable[..., Any]:
     from llvmlite import ir
     from numba import types
@@ -219,7 +219,7 @@ def _store_vector() -> Callable[..., Any]:
     return store_wide
 
 
-@fetch.intrinsic
+@load_bytes.intrinsic
 def _fetch() -> Callable[..., Any]:
     from llvmlite import ir
     from numba import types
@@ -241,7 +241,7 @@ def _fetch() -> Callable[..., Any]:
     return fetch_near
 
 
-@store.intrinsic
+@store_bytes.intrinsic
 def _store() -> Callable[..., Any]:
     from numba import types
     from numba.extending import intrinsic

@@ -15,28 +15,28 @@ from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import voxelwise
 
 index = int64  # replaced by the launcher
-ONE, NIL, HALF = float32(1), float32(0), float32(0.5)
+ONE, ZERO, HALF = float32(1), float32(0), float32(0.5)
 UNIT = float32(2.0**-24)  # 24 bits of the fraction are what a float32 holds
 NAN = float32(math.nan)
 
 
 @formula
-def exactly(line, z, y, x, affine):
+def affine_coordinate(line, z, y, x, affine):
     """Component ``line`` of A x + t as whole voxels and the rest: (int32, float32 in [0, 1])."""
     fixed = affine[4 * line + 0] * z + affine[4 * line + 1] * y + affine[4 * line + 2] * x + affine[4 * line + 3]
     return int32(fixed >> int64(32)), float32((fixed >> int64(8)) & int64(0xFFFFFF)) * UNIT
 
 
 @formula
-def displaced(line, z, y, x, affine, linear, uz, uy, ux):
+def displaced_coordinate(line, z, y, x, affine, linear, uz, uy, ux):
     """Component ``line`` of A x + t + S u, likewise."""
-    whole, rest = exactly(line, z, y, x, affine)
+    whole, rest = affine_coordinate(line, z, y, x, affine)
     rest += linear[3 * line + 0] * uz + linear[3 * line + 1] * uy + linear[3 * line + 2] * ux
     more = math.floor(rest)
     return whole + int32(more), rest - float32(more)
 
 
-@displaced.on_cuda
+@displaced_coordinate.on_cuda
 def _displaced() -> Callable[..., Any]:
     from daskreg.kernels.sampling.cuda import displaced_on_cuda
 
@@ -44,54 +44,54 @@ def _displaced() -> Callable[..., Any]:
 
 
 @formula
-def point(z, y, x, first, affine, linear, u):
+def sampling_point(z, y, x, first, affine, linear, u):
     """p(x) = A x + t + S u(x) as (k, j, i, wz, wy, wx); u None is 0 everywhere."""
     gz, gy, gx = int64(z) + int64(first), int64(y), int64(x)
     if u is None:
-        k, wz = exactly(0, gz, gy, gx, affine)
-        j, wy = exactly(1, gz, gy, gx, affine)
-        i, wx = exactly(2, gz, gy, gx, affine)
+        k, wz = affine_coordinate(0, gz, gy, gx, affine)
+        j, wy = affine_coordinate(1, gz, gy, gx, affine)
+        i, wx = affine_coordinate(2, gz, gy, gx, affine)
     else:
         uz, uy, ux = u[index(0), z, y, x], u[index(1), z, y, x], u[index(2), z, y, x]
-        k, wz = displaced(0, gz, gy, gx, affine, linear, uz, uy, ux)
-        j, wy = displaced(1, gz, gy, gx, affine, linear, uz, uy, ux)
-        i, wx = displaced(2, gz, gy, gx, affine, linear, uz, uy, ux)
+        k, wz = displaced_coordinate(0, gz, gy, gx, affine, linear, uz, uy, ux)
+        j, wy = displaced_coordinate(1, gz, gy, gx, affine, linear, uz, uy, ux)
+        i, wx = displaced_coordinate(2, gz, gy, gx, affine, linear, uz, uy, ux)
     return k, j, i, wz, wy, wx
 
 
 @formula
-def clamped(i, n):
+def clamp(i, n):
     """The nearest index of 0 .. n - 1."""
     return index(min(max(i, int32(0)), int32(n) - int32(1)))
 
 
 @formula
-def present(i, n):
+def in_range(i, n):
     """1 for a voxel of the axis, 0 beyond its ends."""
-    return ONE if int32(0) <= i < int32(n) else NIL
+    return ONE if int32(0) <= i < int32(n) else ZERO
 
 
 @formula
-def touches(image, planes, k, j, i):
+def touches_image(image, planes, k, j, i):
     """Whether any of the eight corners is a voxel of the whole image, which has ``planes`` planes."""
     one = int32(1)
     return (-one <= k < int32(planes)) & (-one <= j < int32(image.shape[1])) & (-one <= i < int32(image.shape[2]))
 
 
 @formula
-def corners(image, k, j, i):
+def corner_values(image, k, j, i):
     """The eight voxels around a point, x fastest; beyond the edge the nearest one, which a zero weight will silence."""
-    k0, j0, i0 = clamped(k, image.shape[0]), clamped(j, image.shape[1]), clamped(i, image.shape[2])
+    k0, j0, i0 = clamp(k, image.shape[0]), clamp(j, image.shape[1]), clamp(i, image.shape[2])
     one = int32(1)
-    k1, j1, i1 = clamped(k + one, image.shape[0]), clamped(j + one, image.shape[1]), clamped(i + one, image.shape[2])
+    k1, j1, i1 = clamp(k + one, image.shape[0]), clamp(j + one, image.shape[1]), clamp(i + one, image.shape[2])
     return (image[k0, j0, i0], image[k0, j0, i1], image[k0, j1, i0], image[k0, j1, i1],
             image[k1, j0, i0], image[k1, j0, i1], image[k1, j1, i0], image[k1, j1, i1])  # fmt: skip
 
 
 @formula
-def weights_of(i, w, n):
+def corner_weights(i, w, n):
     """Weights of the two voxels around a point on an axis, 0 beyond its ends."""
-    return (ONE - w) * present(i, n), w * present(i + int32(1), n)
+    return (ONE - w) * in_range(i, n), w * in_range(i + int32(1), n)
 
 
 @formula
@@ -100,13 +100,13 @@ def trilinear(image, k, j, i, wz, wy, wx):
 
     Beginning with 0, as a sum over shards does, keeps even the sign of a zero the same.
     """
-    a, b, c, d, e, f, g, h = corners(image, k, j, i)
-    z0, z1 = weights_of(k, wz, image.shape[0])
-    y0, y1 = weights_of(j, wy, image.shape[1])
-    x0, x1 = weights_of(i, wx, image.shape[2])
+    a, b, c, d, e, f, g, h = corner_values(image, k, j, i)
+    z0, z1 = corner_weights(k, wz, image.shape[0])
+    y0, y1 = corner_weights(j, wy, image.shape[1])
+    x0, x1 = corner_weights(i, wx, image.shape[2])
     plane0 = y0 * (x0 * a + x1 * b) + y1 * (x0 * c + x1 * d)
     plane1 = y0 * (x0 * e + x1 * f) + y1 * (x0 * g + x1 * h)
-    return NIL + (z0 * plane0 + z1 * plane1)
+    return ZERO + (z0 * plane0 + z1 * plane1)
 
 
 @trilinear.on_cuda
@@ -119,20 +119,20 @@ def _trilinear() -> Callable[..., Any]:
 @formula
 def trilinear_gradient(image, k, j, i, wz, wy, wx):
     """Derivatives of ``trilinear`` along z, y, x, in intensity a voxel."""
-    a, b, c, d, e, f, g, h = corners(image, k, j, i)
-    z0, z1 = weights_of(k, wz, image.shape[0])
-    y0, y1 = weights_of(j, wy, image.shape[1])
-    x0, x1 = weights_of(i, wx, image.shape[2])
+    a, b, c, d, e, f, g, h = corner_values(image, k, j, i)
+    z0, z1 = corner_weights(k, wz, image.shape[0])
+    y0, y1 = corner_weights(j, wy, image.shape[1])
+    x0, x1 = corner_weights(i, wx, image.shape[2])
     one = int32(1)
-    pz0, pz1 = present(k, image.shape[0]), present(k + one, image.shape[0])
-    py0, py1 = present(j, image.shape[1]), present(j + one, image.shape[1])
-    px0, px1 = present(i, image.shape[2]), present(i + one, image.shape[2])
+    pz0, pz1 = in_range(k, image.shape[0]), in_range(k + one, image.shape[0])
+    py0, py1 = in_range(j, image.shape[1]), in_range(j + one, image.shape[1])
+    px0, px1 = in_range(i, image.shape[2]), in_range(i + one, image.shape[2])
     row00, row01, row10, row11 = x0 * a + x1 * b, x0 * c + x1 * d, x0 * e + x1 * f, x0 * g + x1 * h
     dz = pz1 * (y0 * row10 + y1 * row11) - pz0 * (y0 * row00 + y1 * row01)
     dy = z0 * (py1 * row01 - py0 * row00) + z1 * (py1 * row11 - py0 * row10)
     dx0 = y0 * (px1 * b - px0 * a) + y1 * (px1 * d - px0 * c)
     dx1 = y0 * (px1 * f - px0 * e) + y1 * (px1 * h - px0 * g)
-    return NIL + dz, NIL + dy, NIL + (z0 * dx0 + z1 * dx1)
+    return ZERO + dz, ZERO + dy, ZERO + (z0 * dx0 + z1 * dx1)
 
 
 @trilinear_gradient.on_cuda
@@ -150,14 +150,14 @@ def sample(z, y, x, first, affine, linear, u, origin, planes, image, moved):
     linear: S, 9 float32;  u: (3, Z, Y, X) float32, voxels, or None;  origin: plane of the whole image that is ``image[0]``,
     planes: how many the whole has (ints);  image: (Z', Y', X') float32, all planes that are reached;  moved: (Z, Y, X) float32
     """
-    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
-    moved[z, y, x] = trilinear(image, k - int32(origin), j, i, wz, wy, wx) if touches(image, planes, k, j, i) else NAN
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
+    moved[z, y, x] = trilinear(image, k - int32(origin), j, i, wz, wy, wx) if touches_image(image, planes, k, j, i) else NAN
 
 
 @voxelwise()
 def sample_nearest(z, y, x, first, affine, linear, u, image, moved):
     """As ``sample``, but the value of the nearest voxel (half goes up), untouched out of ``image``; any dtype."""
-    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     k, j, i = k + int32(wz >= HALF), j + int32(wy >= HALF), i + int32(wx >= HALF)
     if 0 <= k < image.shape[0] and 0 <= j < image.shape[1] and 0 <= i < image.shape[2]:
         moved[z, y, x] = image[index(k), index(j), index(i)]
@@ -168,7 +168,7 @@ def weigh(z, y, x, first, affine, linear, u, origin, fixed_mask, moving_mask, we
     """``weight(x) = fixed_mask(x) moving_mask(p(x))``; an empty (0, 0, 0) mask is 1 everywhere; arguments as in ``sample``."""
     w = ONE
     if moving_mask.shape[0] > 0:
-        k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+        k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
         w = trilinear(moving_mask, k - int32(origin), j, i, wz, wy, wx)
     if fixed_mask.shape[0] > 0:
         w *= fixed_mask[z, y, x]
@@ -176,16 +176,16 @@ def weigh(z, y, x, first, affine, linear, u, origin, fixed_mask, moving_mask, we
 
 
 @formula
-def turned(line, linear, r, dz, dy, dx):
+def jacobian_transpose(line, linear, r, dz, dy, dx):
     """Component ``line`` of r S^T (dz, dy, dx)."""
     return r * (linear[line] * dz + linear[3 + line] * dy + linear[6 + line] * dx)
 
 
-@turned.on_cuda
+@jacobian_transpose.on_cuda
 def _turned() -> Callable[..., Any]:
-    from daskreg.kernels.sampling.cuda import turned_on_cuda
+    from daskreg.kernels.sampling.cuda import jacobian_transpose_on_cuda
 
-    return turned_on_cuda
+    return jacobian_transpose_on_cuda
 
 
 @voxelwise(together="sampling.cuda.pull_back")
@@ -195,11 +195,11 @@ def pull_back(z, y, x, first, affine, linear, u, origin, image, slope, g):
     slope: (Z, Y, X) float32, dC/dmoved, 0 out of domain;  g: (3, Z, Y, X) float32;  the rest as in ``sample``
     """
     r = slope[z, y, x]
-    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     dz, dy, dx = trilinear_gradient(image, k - int32(origin), j, i, wz, wy, wx)
-    g[index(0), z, y, x] = turned(0, linear, r, dz, dy, dx)
-    g[index(1), z, y, x] = turned(1, linear, r, dz, dy, dx)
-    g[index(2), z, y, x] = turned(2, linear, r, dz, dy, dx)
+    g[index(0), z, y, x] = jacobian_transpose(0, linear, r, dz, dy, dx)
+    g[index(1), z, y, x] = jacobian_transpose(1, linear, r, dz, dy, dx)
+    g[index(2), z, y, x] = jacobian_transpose(2, linear, r, dz, dy, dx)
 
 
 @voxelwise(sums=6)
@@ -209,7 +209,7 @@ def affine_sums(z, y, x, first, affine, linear, u, origin, image, slope):
     Returns (dt_z, dt_y, dt_x, x dt_z, x dt_y, x dt_x); arguments as in ``pull_back``
     """
     r = slope[z, y, x]
-    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     dz, dy, dx = trilinear_gradient(image, k - int32(origin), j, i, wz, wy, wx)
     along = float32(int32(x))
     return r * dz, r * dy, r * dx, along * (r * dz), along * (r * dy), along * (r * dx)
@@ -218,21 +218,21 @@ def affine_sums(z, y, x, first, affine, linear, u, origin, image, slope):
 @voxelwise()
 def outline(z, y, x, first, affine, linear, u, planes, image, moved):
     """``moved = 0`` where p is in the domain, NaN elsewhere: what a sum over shards begins with; arguments as in ``sample``."""
-    k, j, i, _, _, _ = point(z, y, x, first, affine, linear, u)
-    moved[z, y, x] = NIL if touches(image, planes, k, j, i) else NAN
+    k, j, i, _, _, _ = sampling_point(z, y, x, first, affine, linear, u)
+    moved[z, y, x] = ZERO if touches_image(image, planes, k, j, i) else NAN
 
 
 @voxelwise()
 def add_value(z, y, x, first, affine, linear, u, origin, image, moved):
     """Add to ``moved`` the part of the trilinear value at p that lies in the shard ``image``; arguments as in ``sample``."""
-    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     moved[z, y, x] += trilinear(image, k - int32(origin), j, i, wz, wy, wx)
 
 
 @voxelwise()
 def add_value_and_gradient(z, y, x, first, affine, linear, u, origin, image, moved, g):
     """Add the shard's part of value and of grad image at p to ``moved`` and ``g`` (3, Z, Y, X): one pass round the ring."""
-    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     moved[z, y, x] += trilinear(image, k - int32(origin), j, i, wz, wy, wx)
     dz, dy, dx = trilinear_gradient(image, k - int32(origin), j, i, wz, wy, wx)
     g[index(0), z, y, x] += dz
@@ -244,9 +244,9 @@ def add_value_and_gradient(z, y, x, first, affine, linear, u, origin, image, mov
 def turn(z, y, x, linear, slope, g):
     """``g = S^T (slope g)`` in place: ``pull_back`` where g holds grad image already."""
     r, dz, dy, dx = slope[z, y, x], g[index(0), z, y, x], g[index(1), z, y, x], g[index(2), z, y, x]
-    g[index(0), z, y, x] = turned(0, linear, r, dz, dy, dx)
-    g[index(1), z, y, x] = turned(1, linear, r, dz, dy, dx)
-    g[index(2), z, y, x] = turned(2, linear, r, dz, dy, dx)
+    g[index(0), z, y, x] = jacobian_transpose(0, linear, r, dz, dy, dx)
+    g[index(1), z, y, x] = jacobian_transpose(1, linear, r, dz, dy, dx)
+    g[index(2), z, y, x] = jacobian_transpose(2, linear, r, dz, dy, dx)
 
 
 @voxelwise(sums=6)
@@ -262,8 +262,10 @@ def span(z, y, x, first, affine, linear, u):
     """Row maxima of (p_z, -p_z), moving voxels: which planes of the moving image a block reads."""
     gz, gy, gx = int64(z) + int64(first), int64(y), int64(x)
     if u is None:
-        k, w = exactly(0, gz, gy, gx, affine)
+        k, w = affine_coordinate(0, gz, gy, gx, affine)
     else:
-        k, w = displaced(0, gz, gy, gx, affine, linear, u[index(0), z, y, x], u[index(1), z, y, x], u[index(2), z, y, x])
+        k, w = displaced_coordinate(
+            0, gz, gy, gx, affine, linear, u[index(0), z, y, x], u[index(1), z, y, x], u[index(2), z, y, x]
+        )
     at = float32(k) + w
     return at, -at

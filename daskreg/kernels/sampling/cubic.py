@@ -6,39 +6,39 @@ from numba import float32, int32
 
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import voxelwise
-from daskreg.kernels.sampling.cpu import clamped, point, present, touches
+from daskreg.kernels.sampling.cpu import clamp, in_range, sampling_point, touches_image
 
-ONE, NIL, HALF, TWO = float32(1), float32(0), float32(0.5), float32(2)
+ONE, ZERO, HALF, TWO = float32(1), float32(0), float32(0.5), float32(2)
 ONE_AND_A_HALF, TWO_AND_A_HALF = float32(1.5), float32(2.5)
 TWO_I = int32(2)
 NAN = float32(math.nan)
 
 
 @formula
-def keys(k, w, n):
+def keys_weights(k, w, n):
     """Weights of the four voxels around k + w (R. Keys, *Cubic convolution interpolation*, 1981, a = -1/2), 0 off the axis."""
     one = int32(1)
     return (
-        present(k - one, n) * (((TWO - w) * w - ONE) * w * HALF),
-        present(k, n) * ((ONE_AND_A_HALF * w - TWO_AND_A_HALF) * w * w + ONE),
-        present(k + one, n) * (((TWO - ONE_AND_A_HALF * w) * w + HALF) * w),
-        present(k + TWO_I, n) * ((w - ONE) * w * w * HALF),
+        in_range(k - one, n) * (((TWO - w) * w - ONE) * w * HALF),
+        in_range(k, n) * ((ONE_AND_A_HALF * w - TWO_AND_A_HALF) * w * w + ONE),
+        in_range(k + one, n) * (((TWO - ONE_AND_A_HALF * w) * w + HALF) * w),
+        in_range(k + TWO_I, n) * ((w - ONE) * w * w * HALF),
     )
 
 
 @formula
 def tricubic(image, k, j, i, wz, wy, wx):
     """Value at whole (k, j, i) + fraction w from 64 voxels; those beyond the edge count as 0."""
-    vz, vy, vx = keys(k, wz, image.shape[0]), keys(j, wy, image.shape[1]), keys(i, wx, image.shape[2])
-    total = NIL
+    vz, vy, vx = keys_weights(k, wz, image.shape[0]), keys_weights(j, wy, image.shape[1]), keys_weights(i, wx, image.shape[2])
+    total = ZERO
     for a in range(4):
-        ka = clamped(k + int32(a) - int32(1), image.shape[0])
-        plane = NIL
+        ka = clamp(k + int32(a) - int32(1), image.shape[0])
+        plane = ZERO
         for b in range(4):
-            jb = clamped(j + int32(b) - int32(1), image.shape[1])
-            row = NIL
+            jb = clamp(j + int32(b) - int32(1), image.shape[1])
+            row = ZERO
             for c in range(4):
-                row += vx[c] * image[ka, jb, clamped(i + int32(c) - int32(1), image.shape[2])]
+                row += vx[c] * image[ka, jb, clamp(i + int32(c) - int32(1), image.shape[2])]
             plane += vy[b] * row
         total += vz[a] * plane
     return total
@@ -47,5 +47,5 @@ def tricubic(image, k, j, i, wz, wy, wx):
 @voxelwise()
 def sample_cubic(z, y, x, first, affine, linear, u, image, moved):
     """``moved(x) = image(A x + t + S u(x))`` by cubic convolution, NaN out of domain; arguments as in ``sample_nearest``."""
-    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
-    moved[z, y, x] = tricubic(image, k, j, i, wz, wy, wx) if touches(image, image.shape[0], k, j, i) else NAN
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
+    moved[z, y, x] = tricubic(image, k, j, i, wz, wy, wx) if touches_image(image, image.shape[0], k, j, i) else NAN

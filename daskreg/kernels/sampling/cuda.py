@@ -11,150 +11,168 @@ import numpy as np
 from numba import float32, int32, int64, uint32, uint64
 
 from daskreg.kernels.compiler.configuration import block_size, planes_per_block
-from daskreg.kernels.compiler.cooperative import sweep
+from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import box
-from daskreg.kernels.intrinsics.arithmetic import dot3, floor, lerp, product
-from daskreg.kernels.intrinsics.half import halved, narrowed, pixel, same
+from daskreg.kernels.intrinsics.arithmetic import dot3, floor_int32, lerp, rounded_product
+from daskreg.kernels.intrinsics.half import as_float32, half_constants, identity, to_bfloat16
 
-ONE, NIL, NAN = float32(1), float32(0), float32(float("nan"))
+ONE, ZERO, NAN = float32(1), float32(0), float32(float("nan"))
 UNIT = float32(2.0**-24)  # 24 bits of the fraction are what a float32 holds
-COLUMNS = block_size(4, least=2), block_size(64)  # threads along y and x
-RESIDENT, MOST = 4, 16  # blocks on a multiprocessor, planes a block at most
+TILE = block_size(4, least=2), block_size(64)  # threads along y and x
+RESIDENT_BLOCKS, MAX_DEPTH = 4, 16  # blocks on a multiprocessor, planes a block at most
 
 
-def columns(n: Sequence[Any]) -> tuple[np.uint32, tuple[int, int, int], tuple[int, int, int]]:
+def column_blocks(n: Sequence[Any]) -> tuple[np.uint32, tuple[int, int, int], tuple[int, int, int]]:
     """Planes a block, blocks and threads of a kernel without neighbours, x first."""
     _, nz, ny, nx = (int(v) for v in n)
-    ty, tx = COLUMNS
+    ty, tx = TILE
     across, down = -(-nx // tx), -(-ny // ty)
-    depth = min(MOST, planes_per_block(nz, across * down, RESIDENT))
+    depth = min(MAX_DEPTH, planes_per_block(nz, across * down, RESIDENT_BLOCKS))
     return np.uint32(depth), (across, down, -(-nz // depth)), (tx, ty, 1)
 
 
 @formula
-def located(fixed, sz, sy, sx, uz, uy, ux):
+def sampling_coordinate(fixed, sz, sy, sx, uz, uy, ux):
     """A component of A x + t (64-bit fixed point) + S u as whole and fraction."""
     rest = float32(int32(uint32(fixed) >> uint32(8))) * UNIT + dot3(sz, sy, sx, uz, uy, ux)
-    more = floor(rest)
+    more = floor_int32(rest)
     return int32(fixed >> int64(32)) + more, rest - float32(more)
 
 
 @formula
-def touching(whole, rows, cols, k, j, i):
+def touches_image(whole, rows, cols, k, j, i):
     """Whether any of the eight corners is a voxel of the whole image."""
     one = int32(1)
     return (uint32(k + one) <= uint32(whole)) & (uint32(j + one) <= uint32(rows)) & (uint32(i + one) <= uint32(cols))
 
 
 @formula
-def voxel(image, planes, rows, cols, k, j, i):
+def flat_voxel(image, planes, rows, cols, k, j, i):
     """A voxel of a flat image, 0 beyond it."""
     if uint32(k) < uint32(planes) and uint32(j) < uint32(rows) and uint32(i) < uint32(cols):
-        return pixel(image[uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))])
-    return NIL
+        return as_float32(image[uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))])
+    return ZERO
 
 
 @formula
-def interior(planes, rows, cols, k, j, i):
+def is_interior(planes, rows, cols, k, j, i):
     """Whether all eight corners are voxels of an image."""
     one = int32(1)
     return (uint32(k) < uint32(planes - one)) & (uint32(j) < uint32(rows - one)) & (uint32(i) < uint32(cols - one))
 
 
 @formula
-def around(image, planes, rows, cols, k, j, i):
+def flat_corners(image, planes, rows, cols, k, j, i):
     """The eight voxels around a point, x fastest, 0 beyond the image."""
     one = int32(1)
     k1, j1, i1 = k + one, j + one, i + one
-    if interior(planes, rows, cols, k, j, i):
+    if is_interior(planes, rows, cols, k, j, i):
         a = uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))
         c = a + uint64(uint32(cols))
         e = a + uint64(uint32(rows * cols))
         g = c + uint64(uint32(rows * cols))
-        return (pixel(image[a]), pixel(image[a + uint64(1)]), pixel(image[c]), pixel(image[c + uint64(1)]),
-                pixel(image[e]), pixel(image[e + uint64(1)]), pixel(image[g]), pixel(image[g + uint64(1)]))  # fmt: skip
-    return (voxel(image, planes, rows, cols, k, j, i), voxel(image, planes, rows, cols, k, j, i1),
-            voxel(image, planes, rows, cols, k, j1, i), voxel(image, planes, rows, cols, k, j1, i1),
-            voxel(image, planes, rows, cols, k1, j, i), voxel(image, planes, rows, cols, k1, j, i1),
-            voxel(image, planes, rows, cols, k1, j1, i), voxel(image, planes, rows, cols, k1, j1, i1))  # fmt: skip
+        return (
+            as_float32(image[a]),
+            as_float32(image[a + uint64(1)]),
+            as_float32(image[c]),
+            as_float32(image[c + uint64(1)]),
+            as_float32(image[e]),
+            as_float32(image[e + uint64(1)]),
+            as_float32(image[g]),
+            as_float32(image[g + uint64(1)]),
+        )
+    return (flat_voxel(image, planes, rows, cols, k, j, i), flat_voxel(image, planes, rows, cols, k, j, i1),
+            flat_voxel(image, planes, rows, cols, k, j1, i), flat_voxel(image, planes, rows, cols, k, j1, i1),
+            flat_voxel(image, planes, rows, cols, k1, j, i), flat_voxel(image, planes, rows, cols, k1, j, i1),
+            flat_voxel(image, planes, rows, cols, k1, j1, i), flat_voxel(image, planes, rows, cols, k1, j1, i1))  # fmt: skip
 
 
 @formula
-def mixed(corners, wz, wy, wx):
+def interpolate(corners, wz, wy, wx):
     """Trilinear value: what the two planes along z give, each rounded before they are added."""
     a, b, c, d, e, f, g, h = corners
     plane0, plane1 = lerp(lerp(a, b, wx), lerp(c, d, wx), wy), lerp(lerp(e, f, wx), lerp(g, h, wx), wy)
-    return product(ONE - wz, plane0) + product(wz, plane1)
+    return rounded_product(ONE - wz, plane0) + rounded_product(wz, plane1)
 
 
 @formula
-def inclined(corners, wz, wy, wx):
+def interpolate_gradient(corners, wz, wy, wx):
     """Trilinear value and its derivatives along z, y, x."""
     a, b, c, d, e, f, g, h = corners
     row00, row01, row10, row11 = lerp(a, b, wx), lerp(c, d, wx), lerp(e, f, wx), lerp(g, h, wx)
     plane0, plane1, vz = lerp(row00, row01, wy), lerp(row10, row11, wy), ONE - wz
-    value = product(vz, plane0) + product(wz, plane1)
-    dy = product(vz, row01 - row00) + product(wz, row11 - row10)
-    dx = product(vz, lerp(b - a, d - c, wy)) + product(wz, lerp(f - e, h - g, wy))
+    value = rounded_product(vz, plane0) + rounded_product(wz, plane1)
+    dy = rounded_product(vz, row01 - row00) + rounded_product(wz, row11 - row10)
+    dx = rounded_product(vz, lerp(b - a, d - c, wy)) + rounded_product(wz, lerp(f - e, h - g, wy))
     return value, plane1 - plane0, dy, dx
 
 
 @formula
-def voxel_of(image, k, j, i):
+def voxel_value(image, k, j, i):
     """A voxel of an image (Z, Y, X), 0 beyond it."""
     if uint32(k) < uint32(image.shape[0]) and uint32(j) < uint32(image.shape[1]) and uint32(i) < uint32(image.shape[2]):
-        return pixel(image[uint32(k), uint32(j), uint32(i)])
-    return NIL
+        return as_float32(image[uint32(k), uint32(j), uint32(i)])
+    return ZERO
 
 
 @formula
-def around_in(image, k, j, i):
+def corner_values(image, k, j, i):
     """``around`` for an image (Z, Y, X)."""
     one = int32(1)
     k1, j1, i1 = k + one, j + one, i + one
-    a, b, c, d = voxel_of(image, k, j, i), voxel_of(image, k, j, i1), voxel_of(image, k, j1, i), voxel_of(image, k, j1, i1)
-    e, f, g, h = voxel_of(image, k1, j, i), voxel_of(image, k1, j, i1), voxel_of(image, k1, j1, i), voxel_of(image, k1, j1, i1)
+    a, b, c, d = (
+        voxel_value(image, k, j, i),
+        voxel_value(image, k, j, i1),
+        voxel_value(image, k, j1, i),
+        voxel_value(image, k, j1, i1),
+    )
+    e, f, g, h = (
+        voxel_value(image, k1, j, i),
+        voxel_value(image, k1, j, i1),
+        voxel_value(image, k1, j1, i),
+        voxel_value(image, k1, j1, i1),
+    )
     return a, b, c, d, e, f, g, h
 
 
 def displaced_on_cuda(line, z, y, x, affine, linear, uz, uy, ux):
     """What ``sample.displaced`` is on a GPU: ``located`` from indices."""
     fixed = affine[4 * line + 0] * z + affine[4 * line + 1] * y + affine[4 * line + 2] * x + affine[4 * line + 3]
-    return located(fixed, linear[3 * line], linear[3 * line + 1], linear[3 * line + 2], uz, uy, ux)
+    return sampling_coordinate(fixed, linear[3 * line], linear[3 * line + 1], linear[3 * line + 2], uz, uy, ux)
 
 
 def trilinear_on_cuda(image, k, j, i, wz, wy, wx):
     """What ``sample.trilinear`` is on a GPU; image: (Z, Y, X)."""
-    return mixed(around_in(image, k, j, i), wz, wy, wx)
+    return interpolate(corner_values(image, k, j, i), wz, wy, wx)
 
 
 def gradient_on_cuda(image, k, j, i, wz, wy, wx):
     """What ``sample.trilinear_gradient`` is on a GPU; image: (Z, Y, X)."""
-    _, dz, dy, dx = inclined(around_in(image, k, j, i), wz, wy, wx)
+    _, dz, dy, dx = interpolate_gradient(corner_values(image, k, j, i), wz, wy, wx)
     return dz, dy, dx
 
 
-def turned_on_cuda(line, linear, r, dz, dy, dx):
+def jacobian_transpose_on_cuda(line, linear, r, dz, dy, dx):
     """What ``sample.turned`` is on a GPU."""
     return r * dot3(linear[line], linear[3 + line], linear[6 + line], dz, dy, dx)
 
 
 @formula
-def value_at(at, point, linear, size, image, fields, a, b):
+def store_value(at, point, linear, size, image, fields, a, b):
     """``moved = image(p)``, NaN out of domain."""
     k, j, i, wz, wy, wx = point
     value, here = NAN, k - size[1]
     # most points are inside: the one question they need comes first
-    if interior(size[2], size[3], size[4], here, j, i) or touching(size[0], size[3], size[4], k, j, i):
-        value = mixed(around(image, size[2], size[3], size[4], here, j, i), wz, wy, wx)
+    if is_interior(size[2], size[3], size[4], here, j, i) or touches_image(size[0], size[3], size[4], k, j, i):
+        value = interpolate(flat_corners(image, size[2], size[3], size[4], here, j, i), wz, wy, wx)
     fields[0][at] = value
     return a, b
 
 
-def turn_into_field(mixed):
+def gradient_store(mixed):
     """``g = r S^T (dz, dy, dx)``; ``mixed``: g is uint16, bfloat16's bits."""
-    stored = narrowed if mixed else same
+    stored = to_bfloat16 if mixed else identity
 
     @formula
     def turn_into(g, at, linear, r, dz, dy, dx):
@@ -165,24 +183,24 @@ def turn_into_field(mixed):
     return turn_into
 
 
-def _pulled_at(mixed):
+def pull_back_visitor(mixed):
     """``g = S^T (slope grad image(p))``; slope and g[0] may be the same memory, where g is not ``mixed``."""
-    turn_into = turn_into_field(mixed)
+    turn_into = gradient_store(mixed)
 
     @formula
     def pulled_at(at, point, linear, size, image, fields, a, b):
         k, j, i, wz, wy, wx = point
         slope, g = fields
-        r, dz, dy, dx = slope[at], NIL, NIL, NIL
-        if r != NIL:
-            _, dz, dy, dx = inclined(around(image, size[2], size[3], size[4], k - size[1], j, i), wz, wy, wx)
+        r, dz, dy, dx = slope[at], ZERO, ZERO, ZERO
+        if r != ZERO:
+            _, dz, dy, dx = interpolate_gradient(flat_corners(image, size[2], size[3], size[4], k - size[1], j, i), wz, wy, wx)
         turn_into(g, at, linear, r, dz, dy, dx)
         return a, b
 
     return pulled_at
 
 
-def tally_of(threads):
+def block_sum(threads):
     """Add what all threads of a block counted to totals (2,) int64."""
 
     @formula
@@ -204,7 +222,7 @@ def tally_of(threads):
     return tally
 
 
-def march_along_z(visit, displaced, summed):
+def column_body(visit, displaced, summed):
     """A kernel that marches along z over sampling points and calls ``visit`` at each.
 
     Arguments: depth (planes a block; uint32), n (first plane within the arrays, planes, rows, columns; uint32), first (global
@@ -212,8 +230,8 @@ def march_along_z(visit, displaced, summed):
     ``displaced``), size (planes of the whole image, the one that comes first here, planes here, rows, columns; int32), image
     (flat; float32, or uint16: float16's bits), fields (of ``visit``), totals (2,) int64.
     """
-    use, count = visit, COLUMNS[0] * COLUMNS[1]
-    tally = tally_of(count)
+    use, count = visit, TILE[0] * TILE[1]
+    tally = block_sum(count)
 
     def body(depth, n, first, affine, linear, u, size, image, fields, totals):
         x = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
@@ -229,12 +247,12 @@ def march_along_z(visit, displaced, summed):
             plane = uint64(n[2]) * uint64(n[3])
             at = plane * (uint64(n[0]) + uint64(step)) + uint64(y) * uint64(n[3]) + uint64(x)
             while step < stop:
-                uz, uy, ux = NIL, NIL, NIL
+                uz, uy, ux = ZERO, ZERO, ZERO
                 if displaced:
                     uz, uy, ux = u[0, at], u[1, at], u[2, at]
-                k, wz = located(fz, linear[0], linear[1], linear[2], uz, uy, ux)
-                j, wy = located(fy, linear[3], linear[4], linear[5], uz, uy, ux)
-                i, wx = located(fx, linear[6], linear[7], linear[8], uz, uy, ux)
+                k, wz = sampling_coordinate(fz, linear[0], linear[1], linear[2], uz, uy, ux)
+                j, wy = sampling_coordinate(fy, linear[3], linear[4], linear[5], uz, uy, ux)
+                i, wx = sampling_coordinate(fx, linear[6], linear[7], linear[8], uz, uy, ux)
                 a, b = use(at, (k, j, i, wz, wy, wx), linear, size, image, fields, a, b)
                 fz, fy, fx = fz + affine[0], fy + affine[4], fx + affine[8]
                 at += plane
@@ -245,19 +263,19 @@ def march_along_z(visit, displaced, summed):
     return body
 
 
-@sweep(launch_bounds=(256, 6))
-def sample_march(displaced):
+@cooperative_kernel(launch_bounds=(256, 6))
+def sample_columns(displaced):
     """``moved(x) = image(A x + t + S u(x))``, NaN out of domain; fields (moved,); 20 bytes a voxel."""
-    return march_along_z(value_at, displaced, False)
+    return column_body(store_value, displaced, False)
 
 
-@sweep(launch_bounds=lambda displaced, mixed=False: (256, 6))
-def pull_back_march(displaced, mixed=False):
+@cooperative_kernel(launch_bounds=lambda displaced, mixed=False: (256, 6))
+def pull_back_columns(displaced, mixed=False):
     """G from dC/dmoved; fields (slope, g); 32 bytes a voxel, 24 ``mixed``."""
-    return march_along_z(_pulled_at(mixed), displaced, False)
+    return column_body(pull_back_visitor(mixed), displaced, False)
 
 
-def launch(march, constants, box, place, u, image, origin, planes, fields, totals=None):
+def launch_columns(march, constants, box, place, u, image, origin, planes, fields, totals=None):
     """A sampling sweep on arrays as the plain kernels take them; ``place``: first plane, A and t, S."""
     n = tuple(np.uint32(v) for v in box)
     size = tuple(np.int32(v) for v in (planes, origin, *image.shape))
@@ -266,18 +284,18 @@ def launch(march, constants, box, place, u, image, origin, planes, fields, total
     u = values.reshape(1, -1) if u is None else u.reshape(3, -1)  # not read where there is no displacement
     if box[1]:
         sums = values if totals is None else totals
-        depth, blocks, threads = columns(n)
+        depth, blocks, threads = column_blocks(n)
         march(constants, blocks, threads, depth, n, np.int32(first), affine, linear, u, size, values, fields, sums)
 
 
 def sample(shape, first, affine, linear, u, origin, planes, image, moved):
     """``sampling.cpu.sample``."""
     place, fields = (first, affine, linear), (moved.reshape(-1),)
-    launch(sample_march, (u is not None,), box(shape), place, u, image, origin, planes, fields)
+    launch_columns(sample_columns, (u is not None,), box(shape), place, u, image, origin, planes, fields)
 
 
 def pull_back(shape, first, affine, linear, u, origin, image, slope, g):
     """``sampling.cpu.pull_back``."""
     place, fields = (first, affine, linear), (slope.reshape(-1), g.reshape(3, -1))
-    constants = (u is not None, *halved(g))
-    launch(pull_back_march, constants, box(shape), place, u, image, origin, image.shape[0], fields)
+    constants = (u is not None, *half_constants(g))
+    launch_columns(pull_back_columns, constants, box(shape), place, u, image, origin, image.shape[0], fields)

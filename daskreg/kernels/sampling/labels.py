@@ -4,10 +4,10 @@ from numba import float32, int32, int64
 
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import voxelwise
-from daskreg.kernels.sampling.cpu import point
+from daskreg.kernels.sampling.cpu import sampling_point
 
 index = int64  # replaced by the launcher
-ONE, NIL = float32(1), float32(0)
+ONE, ZERO = float32(1), float32(0)
 
 
 @formula
@@ -19,11 +19,11 @@ def label_at(image, k, j, i):
 
 
 @formula
-def share(label, v, w):
+def label_weight(label, v, w):
     """Summed weight of the corners that hold ``label``; always in the same order, so that equal shares are equal bits."""
-    total = NIL
+    total = ZERO
     for c in range(8):
-        total += w[c] if v[c] == label else NIL
+        total += w[c] if v[c] == label else ZERO
     return total
 
 
@@ -33,17 +33,17 @@ def sample_label(z, y, x, first, affine, linear, u, image, moved):
 
     Corners out of the image count as label 0. image, moved: (.., .., ..) of one integer type;  the rest as in ``sample``
     """
-    k, j, i, wz, wy, wx = point(z, y, x, first, affine, linear, u)
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     k1, j1, i1 = k + int32(1), j + int32(1), i + int32(1)
     v = (label_at(image, k, j, i), label_at(image, k, j, i1), label_at(image, k, j1, i), label_at(image, k, j1, i1),
          label_at(image, k1, j, i), label_at(image, k1, j, i1), label_at(image, k1, j1, i),
          label_at(image, k1, j1, i1))  # fmt: skip
     vz, vy, vx = ONE - wz, ONE - wy, ONE - wx
     w = (vz * vy * vx, vz * vy * wx, vz * wy * vx, vz * wy * wx, wz * vy * vx, wz * vy * wx, wz * wy * vx, wz * wy * wx)
-    best, most = v[0], share(v[0], v, w)
+    best, most = v[0], label_weight(v[0], v, w)
     for c in range(1, 8):
         if v[c] != best:  # deep inside a structure there is nothing to compare
-            weight = share(v[c], v, w)
+            weight = label_weight(v[c], v, w)
             if weight > most or (weight == most and v[c] < best):
                 best, most = v[c], weight
     moved[z, y, x] = best

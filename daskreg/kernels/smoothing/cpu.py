@@ -14,7 +14,7 @@ from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import voxelwise
 
 index = int64  # replaced by the launcher
-NIL = float32(0)
+ZERO = float32(0)
 
 
 def radius_of(sigma: float) -> int:
@@ -50,21 +50,21 @@ def gaussian_norms(n: int, sigma: float) -> NDArray[np.float32]:
 
 
 @formula
-def nearest(i, n):
+def clamp(i, n):
     """The nearest index of 0 .. n - 1."""
     return index(min(max(i, int32(0)), int32(n) - int32(1)))
 
 
 @formula
-def along_x(c, z, y, x, inside, reach, table, weights, source):
+def filter_x(c, z, y, x, inside, reach, table, weights, source):
     """Smoothed value along x at one voxel of component c."""
-    total = NIL
+    total = ZERO
     if inside:
         for t in range(len(weights)):
             total += weights[t] * source[c, z, y, index(index(x + index(t)) - index(reach))]
     else:
         for t in range(len(weights)):
-            total += table[x, index(t)] * source[c, z, y, nearest(int32(x) + int32(t) - int32(reach), source.shape[3])]
+            total += table[x, index(t)] * source[c, z, y, clamp(int32(x) + int32(t) - int32(reach), source.shape[3])]
     return total
 
 
@@ -77,9 +77,9 @@ def smooth_z(z, y, x, table, weights, source, smoothed):
     """
     reach = int32(len(weights) // 2)
     for c in range(3):
-        total = NIL
+        total = ZERO
         for t in range(len(weights)):
-            k = nearest(int32(z) + int32(t) - reach, source.shape[1])
+            k = clamp(int32(z) + int32(t) - reach, source.shape[1])
             total += table[z, index(t)] * source[index(c), k, y, x]
         smoothed[index(c), z, y, x] = total
 
@@ -89,9 +89,9 @@ def smooth_y(z, y, x, table, weights, source, smoothed):
     """Gaussian along y; table: (Y, taps) float32;  weights: tuple of taps;  source, smoothed: (3, Z, Y, X) float32."""
     reach = int32(len(weights) // 2)
     for c in range(3):
-        total = NIL
+        total = ZERO
         for t in range(len(weights)):
-            total += table[y, index(t)] * source[index(c), z, nearest(int32(y) + int32(t) - reach, source.shape[2]), x]
+            total += table[y, index(t)] * source[index(c), z, clamp(int32(y) + int32(t) - reach, source.shape[2]), x]
         smoothed[index(c), z, y, x] = total
 
 
@@ -103,4 +103,4 @@ def smooth_x(z, y, x, inside, reach, table, weights, source, smoothed):
     source, smoothed: (3, Z, Y, X) float32
     """
     for c in range(3):
-        smoothed[index(c), z, y, x] = along_x(index(c), z, y, x, inside, reach, table, weights, source)
+        smoothed[index(c), z, y, x] = filter_x(index(c), z, y, x, inside, reach, table, weights, source)

@@ -7,10 +7,10 @@ from numba import float32, int32, int64
 from numpy.typing import NDArray
 
 from daskreg.kernels.compiler.launch import voxelwise
-from daskreg.kernels.smoothing.cpu import nearest
+from daskreg.kernels.smoothing.cpu import clamp
 
 index = int64  # replaced by the launcher
-NIL = float32(0)
+ZERO = float32(0)
 
 
 def shrink_table(n: int, factor: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -35,25 +35,25 @@ def shrink_z(z, y, x, lead, first, table, image, smaller):
     lead: global plane of ``image[0]``;  first: (m,) int32, global fine plane of each coarse one;  table: (m, taps) float32;
     image, smaller: (Z, Y, X) float32
     """
-    total = NIL
+    total = ZERO
     for t in range(table.shape[1]):
-        total += table[z, index(t)] * image[nearest(first[z] + int32(t) - int32(lead), image.shape[0]), y, x]
+        total += table[z, index(t)] * image[clamp(first[z] + int32(t) - int32(lead), image.shape[0]), y, x]
     smaller[z, y, x] = total
 
 
 @voxelwise()
 def shrink_y(z, y, x, first, table, image, smaller):
     """Gaussian shrinking along y, as ``shrink_z``."""
-    total = NIL
+    total = ZERO
     for t in range(table.shape[1]):
-        total += table[y, index(t)] * image[z, nearest(first[y] + int32(t), image.shape[1]), x]
+        total += table[y, index(t)] * image[z, clamp(first[y] + int32(t), image.shape[1]), x]
     smaller[z, y, x] = total
 
 
 @voxelwise()
 def shrink_x(z, y, x, first, table, image, smaller):
     """Gaussian shrinking along x, as ``shrink_z``."""
-    total = NIL
+    total = ZERO
     for t in range(table.shape[1]):
-        total += table[x, index(t)] * image[z, y, nearest(first[x] + int32(t), image.shape[2])]
+        total += table[x, index(t)] * image[z, y, clamp(first[x] + int32(t), image.shape[2])]
     smaller[z, y, x] = total

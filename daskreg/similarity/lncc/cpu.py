@@ -10,11 +10,11 @@ from numba import float32, int32, int64, prange
 
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import RowKernel, voxelwise
-from daskreg.kernels.intrinsics.arithmetic import quotient
+from daskreg.kernels.intrinsics.arithmetic import divide_fast
 from daskreg.kernels.weights import weight_at
 
 index = int64  # replaced by the launcher
-ONE, NIL, TWO = float32(1), float32(0), float32(2)
+ONE, ZERO, TWO = float32(1), float32(0), float32(2)
 
 
 @formula
@@ -24,12 +24,12 @@ def factors(n, f, m, ff, mm, fm, epsilon, flat):
     All are 0 where either variance is below ``flat``: where b c is as small as epsilon, contrast would be rewarded for its own
     sake and identical images pulled apart.
     """
-    count = n if n > NIL else ONE
-    mean_f, mean_m = quotient(f, count), quotient(m, count)
+    count = n if n > ZERO else ONE
+    mean_f, mean_m = divide_fast(f, count), divide_fast(m, count)
     a = fm - mean_f * m
-    b, c = max(mm - mean_m * m, NIL), max(ff - mean_f * f, NIL)
-    inverse = quotient(ONE, b * c + epsilon)
-    inverse = inverse if min(b, c) >= flat * n else NIL
+    b, c = max(mm - mean_m * m, ZERO), max(ff - mean_f * f, ZERO)
+    inverse = divide_fast(ONE, b * c + epsilon)
+    inverse = inverse if min(b, c) >= flat * n else ZERO
     d = TWO * a * inverse
     k = d * a * c * inverse
     return a * a * inverse, d, k, k * mean_m - d * mean_f
@@ -38,14 +38,14 @@ def factors(n, f, m, ff, mm, fm, epsilon, flat):
 @formula
 def window_sums(z, y, x, radius, fixed, weight, moved):
     """Sums of w, wF, wM, wFF, wMM, wFM over the window around a voxel."""
-    n, f, m, ff, mm, fm = NIL, NIL, NIL, NIL, NIL, NIL
+    n, f, m, ff, mm, fm = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
     kz, ky, kx = int32(z), int32(y), int32(x)
     for k in range(max(kz - radius, 0), min(kz + radius + 1, fixed.shape[0])):
         for j in range(max(ky - radius, 0), min(ky + radius + 1, fixed.shape[1])):
             for i in range(max(kx - radius, 0), min(kx + radius + 1, fixed.shape[2])):
                 value = moved[index(k), index(j), index(i)]
                 w = weight_at(index(k), index(j), index(i), weight, value)
-                if w > NIL:
+                if w > ZERO:
                     still = fixed[index(k), index(j), index(i)]
                     n, f, m = n + w, f + w * still, m + w * value
                     ff, mm, fm = ff + w * still * still, mm + w * value * value, fm + w * still * value
@@ -60,8 +60,8 @@ def lncc_factors(z, y, x, radius, epsilon, flat, fixed, weight, moved, dkc):
     dkc: (3, Z, Y, X) float32. A window reads ``radius`` planes around, as far as the arrays go.
     """
     w = weight_at(z, y, x, weight, moved[z, y, x])
-    cc, d, k, c = NIL, NIL, NIL, NIL
-    if w > NIL:
+    cc, d, k, c = ZERO, ZERO, ZERO, ZERO
+    if w > ZERO:
         n, f, m, ff, mm, fm = window_sums(z, y, x, radius, fixed, weight, moved)
         cc, d, k, c = factors(n, f, m, ff, mm, fm, epsilon, flat)
     dkc[index(0), z, y, x], dkc[index(1), z, y, x], dkc[index(2), z, y, x] = w * d, w * k, w * c
@@ -76,9 +76,9 @@ def lncc_slope(z, y, x, radius, dkc, fixed, weight, moved):
     """
     value = moved[z, y, x]
     w = weight_at(z, y, x, weight, value)
-    result = NIL
-    if w > NIL:
-        d, k, c = NIL, NIL, NIL
+    result = ZERO
+    if w > ZERO:
+        d, k, c = ZERO, ZERO, ZERO
         kz, ky, kx = int32(z), int32(y), int32(x)
         for p in range(max(kz - radius, 0), min(kz + radius + 1, dkc.shape[1])):
             for j in range(max(ky - radius, 0), min(ky + radius + 1, dkc.shape[2])):
@@ -91,19 +91,19 @@ def lncc_slope(z, y, x, radius, dkc, fixed, weight, moved):
 
 
 @formula
-def product_line(line, y, still, value, weight, ones):
+def sum_products(line, y, still, value, weight, ones):
     """Sum w, wF, wM, wFF, wMM, wFM over the window's rows of one plane into lines (6, X + 2 radius), whose ends stay zero."""
     r, ny, masked = len(ones) // 2, still.shape[0], weight.shape[0] > 0
     for x in range(still.shape[1]):
-        a, b, c, d, e, f = NIL, NIL, NIL, NIL, NIL, NIL
+        a, b, c, d, e, f = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
         for t in range(len(ones)):
             j = y + t - r
             row, at = index(min(max(j, 0), ny - 1)), index(x)
             m, s = value[row, at], still[row, at]
             real = m == m
             w = weight[row, at] if masked else ONE
-            w = w if real and 0 <= j < ny else NIL
-            m = m if real else NIL
+            w = w if real and 0 <= j < ny else ZERO
+            m = m if real else ZERO
             wf, wm = w * s, w * m
             a, b, c, d, e, f = a + w, b + wf, c + wm, d + wf * s, e + wm * m, f + wf * m
         at = index(x + r)
@@ -112,31 +112,31 @@ def product_line(line, y, still, value, weight, ones):
 
 
 @formula
-def sum_line(line, y, source, ones):
+def sum_fields(line, y, source, ones):
     """Sum the window's rows of one plane of a (3, Y, X) field into lines (3, X + 2 radius)."""
     r, ny = len(ones) // 2, source.shape[1]
     for q in range(3):
         for x in range(source.shape[2]):
-            total = NIL
+            total = ZERO
             for t in range(len(ones)):
                 j = y + t - r
-                total += (ONE if 0 <= j < ny else NIL) * source[index(q), index(min(max(j, 0), ny - 1)), index(x)]
+                total += (ONE if 0 <= j < ny else ZERO) * source[index(q), index(min(max(j, 0), ny - 1)), index(x)]
             line[index(q), index(x + r)] = total
 
 
 @formula
-def box(ring, oldest, total, boxed, ones):
+def sum_window(ring, oldest, total, boxed, ones):
     """Sum a ring of plane lines (k, Q, X + 2 radius), oldest first, then along x from left to right: (Q, X)."""
     k = len(ones)
     for q in range(total.shape[0]):
         for x in range(total.shape[1]):
-            value = NIL
+            value = ZERO
             for t in range(len(ones)):
                 slot = oldest + t
                 value += ring[index(slot if slot < k else slot - k), index(q), index(x)]
             total[index(q), index(x)] = value
         for x in range(boxed.shape[1]):
-            value = NIL
+            value = ZERO
             for t in range(len(ones)):
                 value += total[index(q), index(x + t)]
             boxed[index(q), index(x)] = value
@@ -145,10 +145,10 @@ def box(ring, oldest, total, boxed, ones):
 @formula
 def write_factors(boxed, value, mask, epsilon, flat, ds, ks, cs, sums):
     """Factors of a row from its window sums; the row's sums of w cc and w."""
-    correlation, weights, masked = NIL, NIL, mask.shape[0] > 0
+    correlation, weights, masked = ZERO, ZERO, mask.shape[0] > 0
     for x in range(value.shape[0]):
         at = index(x)
-        w = (mask[at] if masked else ONE) if value[at] == value[at] else NIL
+        w = (mask[at] if masked else ONE) if value[at] == value[at] else ZERO
         cc, d, k, c = factors(boxed[index(0), at], boxed[index(1), at], boxed[index(2), at],
                               boxed[index(3), at], boxed[index(4), at], boxed[index(5), at], epsilon, flat)  # fmt: skip
         ds[at], ks[at], cs[at] = w * d, w * k, w * c
@@ -172,12 +172,12 @@ def march_factors(n, rows, ones, epsilon, flat, fixed, weight, moved, dkc):
             line, plane = ring[(step + r) % k], step + z0
             if 0 <= plane < fixed.shape[0]:
                 mask2 = weight[plane] if weight.shape[0] > 0 else none2
-                product_line(line, y, fixed[plane], moved[plane], mask2, ones)
+                sum_products(line, y, fixed[plane], moved[plane], mask2, ones)
             else:
-                line[:] = NIL
+                line[:] = ZERO
             row, z = step - r, step - r + z0
             if row >= 0:
-                box(ring, row % k, total, boxed, ones)
+                sum_window(ring, row % k, total, boxed, ones)
                 mask = weight[z, y] if weight.shape[0] > 0 else none
                 write_factors(boxed, moved[z, y], mask, epsilon, flat, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, row, y])
 
@@ -190,8 +190,8 @@ def write_slope(boxed, still, mask, value):
         at = index(x)
         m = value[at]
         real = m == m
-        w = (mask[at] if masked else ONE) if real else NIL
-        m = m if real else NIL
+        w = (mask[at] if masked else ONE) if real else ZERO
+        m = m if real else ZERO
         value[at] = -w * (still[at] * boxed[index(0), at] - m * boxed[index(1), at] + boxed[index(2), at])
 
 
@@ -207,11 +207,11 @@ def march_slope(n, ones, dkc, fixed, weight, moved):
         for step in range(-r, nz + r):
             line, plane = ring[(step + r) % k], step + z0
             if 0 <= plane < dkc.shape[1]:
-                sum_line(line, y, dkc[:, plane], ones)
+                sum_fields(line, y, dkc[:, plane], ones)
             else:
-                line[:] = NIL
+                line[:] = ZERO
             row, z = step - r, step - r + z0
             if row >= 0:
-                box(ring, row % k, total, boxed, ones)
+                sum_window(ring, row % k, total, boxed, ones)
                 mask = weight[z, y] if weight.shape[0] > 0 else none
                 write_slope(boxed, fixed[z, y], mask, moved[z, y])

@@ -5,7 +5,7 @@ from numba import float32
 from daskreg.kernels.compiler.launch import voxelwise
 from daskreg.kernels.weights import weight_at
 
-NIL, TWO = float32(0), float32(2)
+ZERO, TWO = float32(0), float32(2)
 
 
 @voxelwise(sums=2)
@@ -16,6 +16,6 @@ def difference(z, y, x, fixed, weight, moved):
     """
     value = moved[z, y, x]
     w = weight_at(z, y, x, weight, value)
-    error = value - fixed[z, y, x] if w > NIL else NIL
+    error = value - fixed[z, y, x] if w > ZERO else ZERO
     moved[z, y, x] = TWO * w * error
     return w * error * error, w

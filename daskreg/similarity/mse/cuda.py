@@ -7,66 +7,75 @@ import numpy as np
 from numba import float32, int64, uint32, uint64
 
 from daskreg.kernels.compiler.configuration import block_size
-from daskreg.kernels.compiler.cooperative import sweep
+from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import Shape, box
-from daskreg.kernels.intrinsics.arithmetic import counted
-from daskreg.kernels.intrinsics.half import halved, pixel
-from daskreg.kernels.sampling.cuda import around, inclined, interior, launch, march_along_z, tally_of, touching, turn_into_field
+from daskreg.kernels.intrinsics.arithmetic import round_int64
+from daskreg.kernels.intrinsics.half import as_float32, half_constants
+from daskreg.kernels.sampling.cuda import (
+    block_sum,
+    column_body,
+    flat_corners,
+    gradient_store,
+    interpolate_gradient,
+    is_interior,
+    launch_columns,
+    touches_image,
+)
 from daskreg.kernels.weights import COUNT
 
-ONE, NIL, TWO = float32(1), float32(0), float32(2)
-WIDE = block_size(256)  # threads of a block that takes voxels as they come
+ONE, ZERO, TWO = float32(1), float32(0), float32(2)
+THREADS = block_size(256)  # threads of a block that takes voxels as they come
 
 
-def _difference_at(mixed):
+def difference_visitor(mixed):
     """Squared difference and weight, counted; g in the same look."""
-    turn_into = turn_into_field(mixed)
+    turn_into = gradient_store(mixed)
 
     @formula
     def difference_at(at, point, linear, size, image, fields, a, b):
         k, j, i, wz, wy, wx = point
         fixed, weight, g = fields
-        r, dz, dy, dx, here = NIL, NIL, NIL, NIL, k - size[1]
-        if interior(size[2], size[3], size[4], here, j, i) or touching(size[0], size[3], size[4], k, j, i):
-            value, dz, dy, dx = inclined(around(image, size[2], size[3], size[4], here, j, i), wz, wy, wx)
+        r, dz, dy, dx, here = ZERO, ZERO, ZERO, ZERO, k - size[1]
+        if is_interior(size[2], size[3], size[4], here, j, i) or touches_image(size[0], size[3], size[4], k, j, i):
+            value, dz, dy, dx = interpolate_gradient(flat_corners(image, size[2], size[3], size[4], here, j, i), wz, wy, wx)
             w = weight[at] if weight.shape[0] > 0 else ONE
-            error = value - pixel(fixed[at])
+            error = value - as_float32(fixed[at])
             r = w * error
-            a += counted(r * error * float32(COUNT))
-            b += counted(w * float32(COUNT))
+            a += round_int64(r * error * float32(COUNT))
+            b += round_int64(w * float32(COUNT))
         turn_into(g, at, linear, TWO * r, dz, dy, dx)
         return a, b
 
     return difference_at
 
 
-@sweep(launch_bounds=lambda mixed=False: (256, 4))
-def sample_difference(mixed=False):
+@cooperative_kernel(launch_bounds=lambda mixed=False: (256, 4))
+def mse_columns(mixed=False):
     """Squared difference, counted, with its gradient g; fields (fixed, weight or empty, g); 32 bytes a voxel, 22 ``mixed``."""
-    return march_along_z(_difference_at(mixed), True, True)
+    return column_body(difference_visitor(mixed), True, True)
 
 
-@sweep()
-def difference_march():
-    """Replace ``moved`` by ``2 w (moved - fixed)``, count squared difference and weight: what ``sample_difference`` does, from
+@cooperative_kernel()
+def mse_of_values():
+    """Replace ``moved`` by ``2 w (moved - fixed)``, count squared difference and weight: what ``mse_columns`` does, from
     values.
 
     Arguments: start, stop (offsets; uint64), fixed, weight (or empty), moved (N,), totals (2,) int64.
     """
-    threads, tally = WIDE, tally_of(WIDE)
+    threads, tally = THREADS, block_sum(THREADS)
 
     def body(start, stop, fixed, weight, moved, totals):
         t = uint32(cuda.threadIdx.x)
         at = start + uint64(cuda.blockIdx.x) * uint64(threads) + uint64(t)
         a, b = int64(0), int64(0)
         if at < stop:
-            value, r = moved[at], NIL
+            value, r = moved[at], ZERO
             if value == value:
                 w = weight[at] if weight.shape[0] > 0 else ONE
-                error = value - pixel(fixed[at])
+                error = value - as_float32(fixed[at])
                 r = w * error
-                a, b = counted(r * error * float32(COUNT)), counted(w * float32(COUNT))
+                a, b = round_int64(r * error * float32(COUNT)), round_int64(w * float32(COUNT))
             moved[at] = TWO * r
         tally(cuda.shared.array((2, threads), int64), a, b, totals)
 
@@ -79,7 +88,7 @@ def difference(
 ) -> None:  # fmt: skip
     """Sampling, squared difference and gradient: adds to totals (2,) int64, fills g."""
     place, fields = (first, affine, linear), (fixed.reshape(-1), weight.reshape(-1), g.reshape(3, -1))
-    launch(sample_difference, halved(g), box(shape), place, u, image, origin, planes, fields, totals)
+    launch_columns(mse_columns, half_constants(g), box(shape), place, u, image, origin, planes, fields, totals)
 
 
 def difference_of(shape: Shape, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
@@ -88,4 +97,4 @@ def difference_of(shape: Shape, fixed: Any, weight: Any, moved: Any, totals: Any
     start, stop = first * ny * nx, (first + planes) * ny * nx
     if stop > start:
         flat = [a.reshape(-1) for a in (fixed, weight, moved)]
-        difference_march((), (-(-(stop - start) // WIDE),), (WIDE,), np.uint64(start), np.uint64(stop), *flat, totals)
+        mse_of_values((), (-(-(stop - start) // THREADS),), (THREADS,), np.uint64(start), np.uint64(stop), *flat, totals)

@@ -13,15 +13,15 @@ from daskreg.kernels.compiler.launch import voxelwise
 from daskreg.kernels.weights import weight_at
 
 index = int64  # replaced by the launcher
-ONE, NIL, HALF, SIXTH, TWO_THIRDS = float32(1), float32(0), float32(0.5), float32(1 / 6), float32(2 / 3)
+ONE, ZERO, HALF, SIXTH, TWO_THIRDS = float32(1), float32(0), float32(0.5), float32(1 / 6), float32(2 / 3)
 FIXED_POINT = 2**20  # a voxel's weight, split over 4 x 4 bins
-COUNT = float32(FIXED_POINT)
+SCALE = float32(FIXED_POINT)
 
 
 @formula
 def bin_coordinate(value, bins):
     """First of the four bins touched, and the fraction of a bin beyond the second."""
-    c = float32(2) + min(max(value, NIL), ONE) * float32(int32(bins) - int32(5))
+    c = float32(2) + min(max(value, ZERO), ONE) * float32(int32(bins) - int32(5))
     whole = int32(c)
     return whole - int32(1), c - float32(whole)
 
@@ -36,19 +36,19 @@ def spline(w):
 
 
 @formula
-def spline_slope(w):
+def spline_derivative(w):
     """Derivatives of ``spline``'s weights with respect to w."""
     v = ONE - w
     return -HALF * v * v, w * (float32(1.5) * w - float32(2)), v * (float32(2) - float32(1.5) * v), HALF * w * w
 
 
 @formula
-def deposit(counts, i, j, value):
+def add_to_bin(counts, i, j, value):
     """``counts[i, j] += value``, for threads that own their counts."""
     counts[i, j] += value
 
 
-@deposit.on_cuda
+@add_to_bin.on_cuda
 def _atomic_deposit() -> Callable[..., None]:
     """``counts[i, j] += value`` for all threads of a GPU."""
     from numba import cuda
@@ -60,12 +60,12 @@ def _atomic_deposit() -> Callable[..., None]:
 
 
 @formula
-def add_row(counts, i, j, a, b, c, d):
+def add_to_row(counts, i, j, a, b, c, d):
     """Four neighbouring bins of a row."""
-    deposit(counts, i, j, int64(a + HALF))
-    deposit(counts, i, index(j + index(1)), int64(b + HALF))
-    deposit(counts, i, index(j + index(2)), int64(c + HALF))
-    deposit(counts, i, index(j + index(3)), int64(d + HALF))
+    add_to_bin(counts, i, j, int64(a + HALF))
+    add_to_bin(counts, i, index(j + index(1)), int64(b + HALF))
+    add_to_bin(counts, i, index(j + index(2)), int64(c + HALF))
+    add_to_bin(counts, i, index(j + index(3)), int64(d + HALF))
 
 
 @voxelwise(scatter=True)
@@ -76,16 +76,16 @@ def joint_histogram(z, y, x, counts, fixed, weight, moved):
     """
     value = moved[z, y, x]
     w = weight_at(z, y, x, weight, value)
-    if w > NIL:
+    if w > ZERO:
         i, at = bin_coordinate(value, counts.shape[1])
         j, beside = bin_coordinate(fixed[z, y, x], counts.shape[1])
         p, q, r, s = spline(at)
         a, b, c, d = spline(beside)
-        k, col, w = index(i), index(j), w * COUNT
-        add_row(counts, k, col, w * p * a, w * p * b, w * p * c, w * p * d)
-        add_row(counts, index(k + index(1)), col, w * q * a, w * q * b, w * q * c, w * q * d)
-        add_row(counts, index(k + index(2)), col, w * r * a, w * r * b, w * r * c, w * r * d)
-        add_row(counts, index(k + index(3)), col, w * s * a, w * s * b, w * s * c, w * s * d)
+        k, col, w = index(i), index(j), w * SCALE
+        add_to_row(counts, k, col, w * p * a, w * p * b, w * p * c, w * p * d)
+        add_to_row(counts, index(k + index(1)), col, w * q * a, w * q * b, w * q * c, w * q * d)
+        add_to_row(counts, index(k + index(2)), col, w * r * a, w * r * b, w * r * c, w * r * d)
+        add_to_row(counts, index(k + index(3)), col, w * s * a, w * s * b, w * s * c, w * s * d)
 
 
 @formula
@@ -104,11 +104,11 @@ def information_slope(z, y, x, table, fixed, weight, moved):
     """
     value = moved[z, y, x]
     w = weight_at(z, y, x, weight, value)
-    result = NIL
-    if w > NIL and NIL < value < ONE:
+    result = ZERO
+    if w > ZERO and ZERO < value < ONE:
         i, at = bin_coordinate(value, table.shape[0])
         j, beside = bin_coordinate(fixed[z, y, x], table.shape[0])
-        p, q, r, s = spline_slope(at)
+        p, q, r, s = spline_derivative(at)
         a, b, c, d = spline(beside)
         k, col = index(i), index(j)
         total = p * dot_row(table, k, col, a, b, c, d) + q * dot_row(table, index(k + index(1)), col, a, b, c, d)

@@ -14,41 +14,41 @@ from typing import Any
 from numba import float32, float64, int32, int64, uint32
 
 from daskreg.kernels.compiler.configuration import COUNTER, OFFSET, block_memory, block_size, multiprocessors
-from daskreg.kernels.compiler.cooperative import STATIC_SHARED, sweep
+from daskreg.kernels.compiler.cooperative import STATIC_SHARED, cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import offsets
-from daskreg.kernels.intrinsics.half import halved, pixel, stored_as
-from daskreg.similarity.mutual_information.cpu import COUNT, FIXED_POINT, bin_coordinate, spline, spline_slope
+from daskreg.kernels.intrinsics.half import as_float32, half_constants, storage_type
+from daskreg.similarity.mutual_information.cpu import FIXED_POINT, SCALE, bin_coordinate, spline, spline_derivative
 
-ONE, NIL = float32(1), float32(0)
+ONE, ZERO = float32(1), float32(0)
 THREADS = block_size(1024, least=32)  # of a block that counts: all that share a multiprocessor, hence one histogram
 TABLE_THREADS = block_size(256)
-AT_ONCE = 4  # voxels a thread loads before it uses them
-ROOM = 200 * 1024  # bytes of shared memory for a histogram, at most
-DEPOSITS = 2**32 // FIXED_POINT // 2 * 2  # voxels that may meet one word: none adds more than 4/9 of its weight to a bin
-SLOPE_THREADS = block_size(512)
-LOOKS = 4  # blocks that look up at once, a multiprocessor
-TABLES = 8  # copies of the table, as far as they fit
+VOXELS_PER_LOAD = 4  # voxels a thread loads before it uses them
+MAX_HISTOGRAM_BYTES = 200 * 1024  # bytes of shared memory for a histogram, at most
+MAX_ADDITIONS = 2**32 // FIXED_POINT // 2 * 2  # voxels that may meet one word: none adds more than 4/9 of its weight to a bin
+GRADIENT_THREADS = block_size(512)
+BLOCKS_PER_MULTIPROCESSOR = 4  # blocks that look up at once, a multiprocessor
+MAX_TABLE_COPIES = 8  # copies of the table, as far as they fit
 
 
-def copies_of(bins: int) -> int:
+def histogram_copies(bins: int) -> int:
     """Copies of the histogram that fit into shared memory, a power of two."""
-    fit = max(1, min(ROOM, block_memory()) // (4 * bins * bins))
+    fit = max(1, min(MAX_HISTOGRAM_BYTES, block_memory()) // (4 * bins * bins))
     return min(32, 1 << (fit.bit_length() - 1))
 
 
-def histogram_shared(bins: int) -> int:
-    """Bytes of dynamic shared memory of ``joint_histogram_march``."""
-    return 4 * bins * bins * copies_of(bins)
+def histogram_bytes(bins: int) -> int:
+    """Bytes of dynamic shared memory of ``joint_histogram_shared``."""
+    return 4 * bins * bins * histogram_copies(bins)
 
 
 @formula
-def nearest(value):
+def round_nearest(value):
     """The nearest integer to a value in 0 .. 2^22."""
     return int32(value + float32(0.5))
 
 
-@nearest.intrinsic
+@round_nearest.intrinsic
 def _nearest_by_bits() -> Callable[..., Any]:
     """In two cheap instructions: the sum with 2^23 has the integer in its last bits."""
     from numba.cuda import libdevice
@@ -60,16 +60,16 @@ def _nearest_by_bits() -> Callable[..., Any]:
 
 
 @formula
-def add_deposits(add, counts, start, bins, copies, value, still, w):
+def add_spline_weights(add, counts, start, bins, copies, value, still, w):
     """Add 2^20 w w_i(moved) w_j(fixed) to 4 x 4 bins of a copy that begins at ``start``: ``add(counts, index, value)``."""
     i, at = bin_coordinate(value, bins)
     j, beside = bin_coordinate(still, bins)
     up, along = spline(at), spline(beside)
-    first, w = OFFSET(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), w * COUNT
+    first, w = OFFSET(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), w * SCALE
     for p in range(4):
         share = w * up[p]
         for q in range(4):
-            add(counts, OFFSET(first + OFFSET((p * bins + q) * copies)), uint32(nearest(share * along[q])))
+            add(counts, OFFSET(first + OFFSET((p * bins + q) * copies)), uint32(round_nearest(share * along[q])))
 
 
 def histogram_bounds(bins: int, masked: bool, half: bool = False) -> tuple[int, int]:
@@ -77,19 +77,19 @@ def histogram_bounds(bins: int, masked: bool, half: bool = False) -> tuple[int, 
     return THREADS, 1
 
 
-@sweep(launch_bounds=histogram_bounds)
-def joint_histogram_march(bins: int, masked: bool, half: bool = False) -> Callable[..., None]:
+@cooperative_kernel(launch_bounds=histogram_bounds)
+def joint_histogram_shared(bins: int, masked: bool, half: bool = False) -> Callable[..., None]:
     """``joint_histogram``: ``totals[i B + j] += 2^20 w w_i(moved) w_j(fixed)``.
 
     Launch with about as many blocks, along x, as the device has multiprocessors, ``THREADS`` threads and
     ``shared=histogram_shared(bins)``. begin, end: uint64, the voxels to count;  fixed, moved: (N,) float32 in [0, 1], moved NaN
     out of domain;  weight: (N,) in [0, 1] where ``masked``, else (0,);  totals: (B B,) int64, to which the counts are added.
     """
-    copies = copies_of(bins)
+    copies = histogram_copies(bins)
     size = bins * bins
     words = size * copies
-    kind, none = stored_as(half)
-    most = max(1, DEPOSITS * copies // (THREADS * AT_ONCE))  # turns of a block before it must empty its histogram
+    kind, none = storage_type(half)
+    most = max(1, MAX_ADDITIONS * copies // (THREADS * VOXELS_PER_LOAD))  # turns of a block before it must empty its histogram
 
     @formula
     def add(counts, at, value):
@@ -115,9 +115,9 @@ def joint_histogram_march(bins: int, masked: bool, half: bool = False) -> Callab
 
     def body(begin, end, fixed, weight, moved, totals):
         counts = cuda.shared.array(0, uint32)  # noqa: F821
-        value = cuda.local.array(AT_ONCE, float32)  # noqa: F821
-        still = cuda.local.array(AT_ONCE, kind)  # noqa: F821
-        w = cuda.local.array(AT_ONCE, float32)  # noqa: F821
+        value = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
+        still = cuda.local.array(VOXELS_PER_LOAD, kind)  # noqa: F821
+        w = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
         start = uint32(t & uint32(copies - 1))
         at = t
@@ -125,22 +125,22 @@ def joint_histogram_march(bins: int, masked: bool, half: bool = False) -> Callab
             counts[at] = uint32(0)
             at = uint32(at + uint32(THREADS))
         cuda.syncthreads()  # noqa: F821
-        turn = OFFSET(THREADS * AT_ONCE)
+        turn = OFFSET(THREADS * VOXELS_PER_LOAD)
         turns = OFFSET(OFFSET(OFFSET(end - begin) + turn - OFFSET(1)) // turn)
         blocks, mine = OFFSET(cuda.gridDim.x), OFFSET(cuda.blockIdx.x)  # noqa: F821
         now, last = OFFSET(turns * mine // blocks), OFFSET(turns * OFFSET(mine + OFFSET(1)) // blocks)
         left = int32(most)
         while now < last:
             base = OFFSET(begin + now * turn)
-            for s in range(AT_ONCE):
+            for s in range(VOXELS_PER_LOAD):
                 o = OFFSET(base + OFFSET(uint32(t + uint32(s * THREADS))))
-                value[s], still[s], w[s] = NIL, none, NIL
+                value[s], still[s], w[s] = ZERO, none, ZERO
                 if o < end:
                     value[s], still[s] = moved[o], fixed[o]
                     w[s] = weight[o] if masked else ONE
-            for s in range(AT_ONCE):
-                if w[s] > NIL and value[s] == value[s]:
-                    add_deposits(add, counts, start, bins, copies, value[s], pixel(still[s]), w[s])
+            for s in range(VOXELS_PER_LOAD):
+                if w[s] > ZERO and value[s] == value[s]:
+                    add_spline_weights(add, counts, start, bins, copies, value[s], as_float32(still[s]), w[s])
             now, left = OFFSET(now + OFFSET(1)), int32(left - int32(1))
             if left == int32(0):
                 empty(counts, totals, t)
@@ -150,7 +150,7 @@ def joint_histogram_march(bins: int, masked: bool, half: bool = False) -> Callab
     return body
 
 
-@sweep()
+@cooperative_kernel()
 def information_table(bins: int) -> Callable[..., None]:
     """T_ij = log(p_ij / (p_i p_j)), 0 where p_ij is, and the loss: one block of ``TABLE_THREADS`` threads; double precision.
 
@@ -199,17 +199,17 @@ def information_table(bins: int) -> Callable[..., None]:
 
 
 @formula
-def mi_slope(table, start, bins, copies, value, still, w):
+def gradient_at(table, start, bins, copies, value, still, w):
     """``-w sum_ij T_ij w'_i(moved) w_j(fixed)``, see ``information_slope``; 0 where w is, out of domain, and where clamped.
 
     table: flat, T_ij at ``start + (i B + j) copies``.
     """
-    result = NIL
-    if w > NIL and NIL < value < ONE:
+    result = ZERO
+    if w > ZERO and ZERO < value < ONE:
         i, at = bin_coordinate(value, bins)
         j, beside = bin_coordinate(still, bins)
-        up, along = spline_slope(at), spline(beside)
-        first, total = OFFSET(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), NIL
+        up, along = spline_derivative(at), spline(beside)
+        first, total = OFFSET(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), ZERO
         for p in range(4):
             near = (
                 table[OFFSET(first + OFFSET(p * bins * copies))] * along[0]
@@ -224,48 +224,48 @@ def mi_slope(table, start, bins, copies, value, still, w):
     return result
 
 
-def slope_shared(bins: int, copies: int) -> int:
-    """Bytes of dynamic shared memory of ``information_slope_march``."""
+def table_bytes(bins: int, copies: int) -> int:
+    """Bytes of dynamic shared memory of ``information_gradient_shared``."""
     return 4 * bins * bins * copies
 
 
-@sweep(launch_bounds=lambda bins, masked, copies, half=False: SLOPE_THREADS)
-def information_slope_march(bins: int, masked: bool, copies: int, half: bool = False) -> Callable[..., None]:
+@cooperative_kernel(launch_bounds=lambda bins, masked, copies, half=False: GRADIENT_THREADS)
+def information_gradient_shared(bins: int, masked: bool, copies: int, half: bool = False) -> Callable[..., None]:
     """``information_slope``, with the table in shared memory, in ``copies`` (1, 2, .. 32) for fewer collisions.
 
     Launch with as many blocks, along x, as the device runs at once, ``SLOPE_THREADS`` threads and
     ``shared=slope_shared(bins, copies)``. begin, end: uint64, the voxels;  table: (B B,) float32;  out: (N,) float32,
-    may be ``moved``;  the rest as in ``joint_histogram_march``.
+    may be ``moved``;  the rest as in ``joint_histogram_shared``.
     """
     size = bins * bins
     words = size * copies
-    kind, none = stored_as(half)
+    kind, none = storage_type(half)
 
     def body(begin, end, table, fixed, weight, moved, out):
         look = cuda.shared.array(0, float32)  # noqa: F821
-        value = cuda.local.array(AT_ONCE, float32)  # noqa: F821
-        still = cuda.local.array(AT_ONCE, kind)  # noqa: F821
-        w = cuda.local.array(AT_ONCE, float32)  # noqa: F821
+        value = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
+        still = cuda.local.array(VOXELS_PER_LOAD, kind)  # noqa: F821
+        w = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
         start = uint32(t & uint32(copies - 1))
         at = t
         while at < uint32(words):
             look[at] = table[uint32(at // uint32(copies))]
-            at = uint32(at + uint32(SLOPE_THREADS))
+            at = uint32(at + uint32(GRADIENT_THREADS))
         cuda.syncthreads()  # noqa: F821
-        turn = OFFSET(SLOPE_THREADS * AT_ONCE)
+        turn = OFFSET(GRADIENT_THREADS * VOXELS_PER_LOAD)
         base = OFFSET(begin + OFFSET(cuda.blockIdx.x) * turn)  # noqa: F821
         while base < end:
-            for s in range(AT_ONCE):
-                o = OFFSET(base + OFFSET(uint32(t + uint32(s * SLOPE_THREADS))))
-                value[s], still[s], w[s] = NIL, none, NIL
+            for s in range(VOXELS_PER_LOAD):
+                o = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
+                value[s], still[s], w[s] = ZERO, none, ZERO
                 if o < end:
                     value[s], still[s] = moved[o], fixed[o]
                     w[s] = weight[o] if masked else ONE
-            for s in range(AT_ONCE):
-                o = OFFSET(base + OFFSET(uint32(t + uint32(s * SLOPE_THREADS))))
+            for s in range(VOXELS_PER_LOAD):
+                o = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
                 if o < end:
-                    out[o] = mi_slope(look, start, bins, copies, value[s], pixel(still[s]), w[s])
+                    out[o] = gradient_at(look, start, bins, copies, value[s], as_float32(still[s]), w[s])
             base = OFFSET(base + OFFSET(cuda.gridDim.x) * turn)  # noqa: F821
 
     return body
@@ -275,8 +275,10 @@ def count(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: Any, mo
     """Add a box's joint counts to totals (B B,) int64."""
     fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), totals
     blocks, threads = (multiprocessors(), 1, 1), (THREADS, 1, 1)
-    shared = histogram_shared(bins)
-    joint_histogram_march((bins, weight.size > 0, *halved(fixed)), blocks, threads, *offsets(box), *fields, shared=shared)
+    shared = histogram_bytes(bins)
+    joint_histogram_shared(
+        (bins, weight.size > 0, *half_constants(fixed)), blocks, threads, *offsets(box), *fields, shared=shared
+    )
 
 
 def tabulate(bins: int, totals: Any, table: Any, value: Any) -> None:
@@ -286,10 +288,10 @@ def tabulate(bins: int, totals: Any, table: Any, value: Any) -> None:
 
 def slope(box: tuple[int, int, int, int], bins: int, table: Any, fixed: Any, weight: Any, moved: Any) -> None:
     """N times the gradient in place of ``moved``."""
-    copies = max(1, min(TABLES, 1 << (STATIC_SHARED // (4 * bins * bins)).bit_length() - 1)) if bins <= 110 else 1
+    copies = max(1, min(MAX_TABLE_COPIES, 1 << (STATIC_SHARED // (4 * bins * bins)).bit_length() - 1)) if bins <= 110 else 1
     flat = moved.reshape(-1)
     fields = table, fixed.reshape(-1), weight.reshape(-1), flat, flat
-    blocks, threads = (LOOKS * multiprocessors(), 1, 1), (SLOPE_THREADS, 1, 1)
-    shared = slope_shared(bins, copies)
-    constants = bins, weight.size > 0, copies, *halved(fixed)
-    information_slope_march(constants, blocks, threads, *offsets(box), *fields, shared=shared)
+    blocks, threads = (BLOCKS_PER_MULTIPROCESSOR * multiprocessors(), 1, 1), (GRADIENT_THREADS, 1, 1)
+    shared = table_bytes(bins, copies)
+    constants = bins, weight.size > 0, copies, *half_constants(fixed)
+    information_gradient_shared(constants, blocks, threads, *offsets(box), *fields, shared=shared)

@@ -169,10 +169,10 @@ def test_a_part_of_a_field_leaves_a_gpu_by_components():
 @pytest.mark.parametrize("bins", [8, 32, 37, 64, 110])
 def test_a_histogram_fits_into_what_a_gpu_has(monkeypatch, room, bins):
     monkeypatch.setattr(mi_cuda, "block_memory", lambda: room * 1024)
-    copies = mi_cuda.copies_of(bins)
+    copies = mi_cuda.histogram_copies(bins)
     assert copies & (copies - 1) == 0
     assert copies >= 1
-    assert mi_cuda.histogram_shared(bins) <= room * 1024
+    assert mi_cuda.histogram_bytes(bins) <= room * 1024
 
 
 @pytest.mark.parametrize("reach", range(8))

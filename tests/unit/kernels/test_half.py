@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from daskreg.kernels.adam.moments import joined, packed, parted
+from daskreg.kernels.adam.moments import pack_word, packed, parted
 from daskreg.kernels.compiler.formula import CPU
 from daskreg.kernels.conversion import narrow, widen
-from daskreg.kernels.intrinsics.half import halves, narrowed, singles
-from daskreg.kernels.intrinsics.random_bits import die, thrown
+from daskreg.kernels.intrinsics.half import halves, singles, to_bfloat16
+from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
 from tests.cases import bfloats, floats
 
 DICE = 1 << 10
@@ -21,7 +21,7 @@ def numbers(count=4000):
 
 def test_a_bfloat16_is_the_nearest_one_and_even_where_two_are():
     values = np.concatenate([numbers(), [0, 1, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8]]).astype(np.float32)
-    made = np.array([narrowed.form(CPU)(v) for v in values], np.uint16)
+    made = np.array([to_bfloat16.form(CPU)(v) for v in values], np.uint16)
     np.testing.assert_array_equal(made, bfloats(values))
     assert np.abs(floats(made) - values).max(where=values != 0, initial=0) > 0
     np.testing.assert_allclose(floats(made), values, rtol=2**-8)
@@ -40,7 +40,7 @@ def test_whole_fields_are_rounded_likewise():
 def test_moments_come_out_of_a_word_and_go_back_into_it_bit_for_bit():
     """What a checkpoint holds is what was stored, so that a run goes on as if nothing had happened."""
     m, v = numbers(), np.abs(numbers()[::-1])
-    words = np.array([joined.form(CPU)(a, b, np.uint32(DICE // 2)) for a, b in zip(m, v, strict=True)], np.uint32)
+    words = np.array([pack_word.form(CPU)(a, b, np.uint32(DICE // 2)) for a, b in zip(m, v, strict=True)], np.uint32)
     kept = parted(words)
     np.testing.assert_array_equal(packed(*kept), words)
     np.testing.assert_allclose(kept[0], m, rtol=2**-8)
@@ -51,14 +51,14 @@ def test_moments_come_out_of_a_word_and_go_back_into_it_bit_for_bit():
 def test_the_second_moment_is_right_on_average(part):
     """So that increments far below the last place add up, whatever the decay."""
     value = np.float32(1 + part * 2**-8)
-    words = [joined.form(CPU)(np.float32(0), value, np.uint32(dice)) for dice in range(DICE)]
+    words = [pack_word.form(CPU)(np.float32(0), value, np.uint32(dice)) for dice in range(DICE)]
     found = parted(np.array(words, np.uint32))[1]
     assert set(np.unique(found)) <= {np.float32(1), np.float32(1 + 2**-8)}
     assert abs(float(found.mean()) - float(value)) < 2**-8 / DICE
 
 
 def test_dice_are_even_and_differ_between_voxels_iterations_and_components():
-    throw, one = thrown.form(CPU), die.form(CPU)
+    throw, one = random_bits.form(CPU), component_bits.form(CPU)
     dice = np.array(
         [[one(np.uint32(throw(np.uint32(k), np.int32(t))), c) for c in range(3)] for k in range(3000) for t in (1, 2)]
     )

@@ -7,52 +7,52 @@ from collections.abc import Callable
 from numba import float32, int32, uint32
 
 from daskreg.kernels.compiler.configuration import OFFSET
-from daskreg.kernels.compiler.cooperative import sweep
+from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.half import pixel, stored_as
-from daskreg.kernels.intrinsics.memory import get, get_half, put, spot
+from daskreg.kernels.intrinsics.half import as_float32, storage_type
+from daskreg.kernels.intrinsics.memory import address, load, load_uint16, store
 from daskreg.similarity.lncc.cuda.windows import (
     GROUP,
     TILE_X,
-    enter,
-    enter_any,
-    place,
-    read_row,
-    sum_rows,
-    sum_windows,
+    load_row,
+    push_plane,
+    push_plane_any,
+    sum_x,
+    sum_y,
+    tile_offsets,
     tile_rows,
     window_blocks,
     window_threads,
 )
 
-ONE, NIL = float32(1), float32(0)
-SLOPE_THREADS = window_threads(1)
+ONE, ZERO = float32(1), float32(0)
+GRADIENT_THREADS = window_threads(1)
 
 
-def slope_blocks(planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
-    """The same for ``lncc_slope_march``, of ``SLOPE_THREADS`` threads."""
+def gradient_blocks(planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
+    """The same for ``lncc_gradient_tiled``, of ``SLOPE_THREADS`` threads."""
     return window_blocks(1, planes, ny, nx, depth)
 
 
 @formula
-def three_fields(out):
+def vector_output(out):
     """Where the components of a vector go."""
     return out[0], out[1], out[2]
 
 
 @formula
-def fetch_three(base, at, bits, fields, values):
+def load_fields(base, at, bits, fields, values):
     """Load a plane of three fields into registers; zeros out of the grid."""
-    a, b, c = spot(fields[0], base), spot(fields[1], base), spot(fields[2], base)
+    a, b, c = address(fields[0], base), address(fields[1], base), address(fields[2], base)
     k = len(at)
     for s in range(k):
-        values[s], values[k + s], values[2 * k + s] = NIL, NIL, NIL
+        values[s], values[k + s], values[2 * k + s] = ZERO, ZERO, ZERO
         if uint32(bits & uint32(1 << s)) != uint32(0):
-            values[s], values[k + s], values[2 * k + s] = get(a, at[s]), get(b, at[s]), get(c, at[s])
+            values[s], values[k + s], values[2 * k + s] = load(a, at[s]), load(b, at[s]), load(c, at[s])
 
 
 @formula
-def stage_three(raw, t, threads, size, values):
+def write_shared_fields(raw, t, threads, size, values):
     """Put them into shared memory."""
     for q in range(3):
         for s in range(len(values) // 3):
@@ -60,36 +60,36 @@ def stage_three(raw, t, threads, size, values):
 
 
 @formula
-def field_windows(raw, size, width, t, radius, lead, height, a, mid):
+def sum_fields_x(raw, size, width, t, radius, lead, height, a, mid):
     """Windows along x of three fields: a thread four neighbours of a row."""
     row, group = uint32(t >> uint32(3)), uint32(t & uint32(7))
     if row < uint32(height):
         at = uint32(row * uint32(width) + group * uint32(GROUP))
         to = uint32(row * uint32(TILE_X) + group * uint32(GROUP))
         for q in range(3):
-            read_row(raw, uint32(at + uint32(q * size)), a)
-            sum_windows(a, lead, radius, mid, uint32(to + uint32(q * height * TILE_X)))
+            load_row(raw, uint32(at + uint32(q * size)), a)
+            sum_x(a, lead, radius, mid, uint32(to + uint32(q * height * TILE_X)))
 
 
-def slope_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False) -> tuple[int, int]:
+def gradient_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False) -> tuple[int, int]:
     """See ``window_bounds``."""
-    return SLOPE_THREADS, 3 if radius <= 2 else 2 if radius <= 5 else 1
+    return GRADIENT_THREADS, 3 if radius <= 2 else 2 if radius <= 5 else 1
 
 
-@sweep(launch_bounds=slope_bounds)
-def lncc_slope_march(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
+@cooperative_kernel(launch_bounds=gradient_bounds)
+def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
     """``lncc_slope``: the exact gradient times N in place of ``moved``.
 
-    Launch with blocks ``slope_blocks`` and threads ``SLOPE_THREADS``. Arguments as in ``lncc_factors_march``, which wrote
+    Launch with blocks ``slope_blocks`` and threads ``SLOPE_THREADS``. Arguments as in ``lncc_factors_tiled``, which wrote
     dkc: (3, N), without epsilon, flat and sums.
     """
-    (kind, none), load = stored_as(half), get_half if half else get  # F as it is stored
-    k, rows, threads, tall = 2 * radius + 1, 2, SLOPE_THREADS, tile_rows(1)
+    (kind, none), load_fixed = storage_type(half), load_uint16 if half else load  # F as it is stored
+    k, rows, threads, tall = 2 * radius + 1, 2, GRADIENT_THREADS, tile_rows(1)
     pad = -(-radius // GROUP) * GROUP
     width, height, reach, lead = TILE_X + 2 * pad, tall + 2 * radius, GROUP + 2 * pad, pad - radius
     slots = -(-width * height // threads)
     size = slots * threads
-    put_in = enter if unrolled else enter_any
+    put_in = push_plane if unrolled else push_plane_any
     raws, mids, kept, places, loaded = 3 * size, 3 * height * TILE_X, 3 * rows, 3 * rows * k, 3 * slots
 
     @formula
@@ -102,29 +102,29 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool, half: bool = Fal
         at, own_at, values, a, ring, prefix, now, own_f, own_m, own_w = registers
         if z < end and z >= int32(start - int32(radius)):
             done = int32(z - int32(radius))
-            stage_three(raw, t, threads, size, values)
+            write_shared_fields(raw, t, threads, size, values)
             cuda.syncthreads()  # noqa: F821
-            field_windows(raw, size, width, t, radius, lead, height, a, mid)
+            sum_fields_x(raw, size, width, t, radius, lead, height, a, mid)
             back = OFFSET(max(done, int32(0))) * floor
-            from_f, from_m = spot(fixed, back), spot(moved, back)
-            from_w = spot(weight, back) if masked else from_f
+            from_f, from_m = address(fixed, back), address(moved, back)
+            from_w = address(weight, back) if masked else from_f
             for q in range(rows):
-                own_f[q], own_m[q], own_w[q] = none, NIL, ONE
+                own_f[q], own_m[q], own_w[q] = none, ZERO, ONE
                 if done >= start and x < nx and int32(y + int32(q)) < ny:
-                    own_f[q], own_m[q] = load(from_f, own_at[q]), get(from_m, own_at[q])
+                    own_f[q], own_m[q] = load_fixed(from_f, own_at[q]), load(from_m, own_at[q])
                     if masked:
-                        own_w[q] = get(from_w, own_at[q])
+                        own_w[q] = load(from_w, own_at[q])
             coming = int32(z + int32(1))
             there = bits if int32(0) <= coming < min(held, end) else uint32(0)
-            fetch_three(OFFSET(max(coming, int32(0))) * floor, at, there, fields, values)
+            load_fields(OFFSET(max(coming, int32(0))) * floor, at, there, fields, values)
             cuda.syncthreads()  # noqa: F821
             for field in range(3):
-                sum_rows(mid, below, field, height, radius, rows, now)
+                sum_y(mid, below, field, height, radius, rows, now)
             put_in(ring, prefix, now, slot, k)
             for q in range(rows):
                 if done >= start and x < nx and int32(y + int32(q)) < ny:
-                    slope = -(own_w[q] * (pixel(own_f[q]) * now[q] - own_m[q] * now[rows + q] + now[2 * rows + q]))
-                    put(from_m, own_at[q], slope if own_m[q] == own_m[q] else NIL)
+                    slope = -(own_w[q] * (as_float32(own_f[q]) * now[q] - own_m[q] * now[rows + q] + now[2 * rows + q]))
+                    store(from_m, own_at[q], slope if own_m[q] == own_m[q] else ZERO)
 
     @formula
     def steps(slot, z, *block):
@@ -157,16 +157,16 @@ def lncc_slope_march(radius: int, masked: bool, unrolled: bool, half: bool = Fal
         lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
         x, y, below = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
         floor, end = OFFSET(ny) * OFFSET(nx), int32(stop + int32(radius))
-        bits = place(at, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
+        bits = tile_offsets(at, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
         for q in range(rows):
             own_at[q] = uint32(uint32(y + int32(q)) * uint32(nx) + uint32(x))
         for q in range(places):
-            ring[q] = NIL
+            ring[q] = ZERO
         for q in range(kept):
-            prefix[q] = NIL
+            prefix[q] = ZERO
         z = int32(start - int32(radius))  # the plane that comes in
-        there, fields = bits if int32(0) <= z < held else uint32(0), three_fields(dkc)
-        fetch_three(OFFSET(max(z, int32(0))) * floor, at, there, fields, values)
+        there, fields = bits if int32(0) <= z < held else uint32(0), vector_output(dkc)
+        load_fields(OFFSET(max(z, int32(0))) * floor, at, there, fields, values)
         slot = uint32(int32(origin + z + int32(k)) % int32(k))
         grid, thread = (start, end, ny, nx, held, floor), (t, x, y, below, bits)
         arrays, tiles = (fields, fixed, weight, moved), (raw, mid)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from daskreg.kernels.compiler.configuration import planes_per_block
-from daskreg.kernels.intrinsics.half import halved
-from daskreg.similarity.lncc.cuda.factors import lncc_center, lncc_factors_march
-from daskreg.similarity.lncc.cuda.gradient import SLOPE_THREADS, lncc_slope_march, slope_blocks, slope_bounds
+from daskreg.kernels.intrinsics.half import half_constants
+from daskreg.similarity.lncc.cuda.factors import lncc_center_tiled, lncc_factors_tiled
+from daskreg.similarity.lncc.cuda.gradient import GRADIENT_THREADS, gradient_blocks, gradient_bounds, lncc_gradient_tiled
 from daskreg.similarity.lncc.cuda.windows import window_blocks, window_bounds, window_threads
 
 UNROLLED = False  # not a copy of the code for each place of the ring
@@ -29,7 +29,7 @@ def windows(
     """
     _, planes, ny, nx = box
     if planes:
-        march = lncc_factors_march if out.ndim == 4 else lncc_center
+        march = lncc_factors_tiled if out.ndim == 4 else lncc_center_tiled
         flat_out = out.reshape(3, -1) if out.ndim == 4 else out.reshape(-1)
         fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), flat_out, totals
         span = np.int32(own[0]), np.int32(own[1])
@@ -37,7 +37,7 @@ def windows(
         depth = planes_per_block(planes, across * down, window_bounds(radius, False, UNROLLED)[1], radius)
         blocks, threads = window_blocks(radius, planes, ny, nx, depth), (window_threads(radius), 1, 1)
         march(
-            (radius, weight.size > 0, UNROLLED, *halved(fixed)),
+            (radius, weight.size > 0, UNROLLED, *half_constants(fixed)),
             blocks,
             threads,
             *_sizes(box, moved.shape[0], origin, depth),
@@ -53,7 +53,9 @@ def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fi
     _, planes, ny, nx = box
     if planes:
         fields = dkc.reshape(3, -1), fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1)
-        across, down, _ = slope_blocks(planes, ny, nx, planes)
-        depth = planes_per_block(planes, across * down, slope_bounds(radius, False, UNROLLED)[1], radius)
-        blocks, sizes = slope_blocks(planes, ny, nx, depth), _sizes(box, moved.shape[0], origin, depth)
-        lncc_slope_march((radius, weight.size > 0, UNROLLED, *halved(fixed)), blocks, (SLOPE_THREADS, 1, 1), *sizes, *fields)
+        across, down, _ = gradient_blocks(planes, ny, nx, planes)
+        depth = planes_per_block(planes, across * down, gradient_bounds(radius, False, UNROLLED)[1], radius)
+        blocks, sizes = gradient_blocks(planes, ny, nx, depth), _sizes(box, moved.shape[0], origin, depth)
+        lncc_gradient_tiled(
+            (radius, weight.size > 0, UNROLLED, *half_constants(fixed)), blocks, (GRADIENT_THREADS, 1, 1), *sizes, *fields
+        )

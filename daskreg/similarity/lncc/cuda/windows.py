@@ -12,25 +12,25 @@ from __future__ import annotations
 from numba import int32, uint32
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.memory import load_four, store_four
+from daskreg.kernels.intrinsics.memory import load_vector, store_vector
 
 TILE_X = 32  # voxels of a row that a block owns
 GROUP = 4  # neighbours along x whose windows a thread adds up
 
 
 def tile_rows(radius: int) -> int:
-    """Rows that a block of ``lncc_center`` or ``lncc_factors_march`` owns; in ``lncc_slope_march`` it is always 16."""
+    """Rows that a block of ``lncc_center_tiled`` or ``lncc_factors_tiled`` owns; in ``lncc_gradient_tiled`` it is always 16."""
     return 16 if radius <= 4 else 8
 
 
-def rows_each(radius: int) -> int:
+def rows_per_thread(radius: int) -> int:
     """Rows that a thread owns there: its ring must fit into registers."""
     return 2 if radius <= 3 else 1
 
 
 def window_threads(radius: int) -> int:
     """Threads of such a block, along x."""
-    return TILE_X * tile_rows(radius) // rows_each(radius)
+    return TILE_X * tile_rows(radius) // rows_per_thread(radius)
 
 
 def window_blocks(radius: int, planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
@@ -44,7 +44,7 @@ def window_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False)
 
 
 @formula
-def place(at, t, threads, height, width, top, left, ny, nx):
+def tile_offsets(at, t, threads, height, width, top, left, ny, nx):
     """Where a thread finds what it brings into shared memory: offsets in a plane; bits, which of them lie in the grid."""
     bits = uint32(0)
     for s in range(len(at)):
@@ -58,7 +58,7 @@ def place(at, t, threads, height, width, top, left, ny, nx):
 
 
 @formula
-def sum_windows(a, first, radius, mid, to):
+def sum_x(a, first, radius, mid, to):
     """Windows of four neighbours along x from ``a[first]`` on; what they share is added once."""
     k = 2 * radius + 1
     if k > 3:
@@ -67,22 +67,22 @@ def sum_windows(a, first, radius, mid, to):
             common += a[first + q]
         low = a[first + 1] + a[first + 2]
         high = a[first + k] + a[first + k + 1]
-        store_four(mid, to, common + (a[first] + low), common + (low + a[first + k]), common + (a[first + 2] + high),
+        store_vector(mid, to, common + (a[first] + low), common + (low + a[first + k]), common + (a[first + 2] + high),
                    common + (high + a[first + k + 2]))  # fmt: skip
     else:
         inner, outer = a[first + 1] + a[first + 2], a[first + 3] + a[first + 4]
-        store_four(mid, to, a[first] + inner, inner + a[first + 3], a[first + 2] + outer, outer + a[first + 5])
+        store_vector(mid, to, a[first] + inner, inner + a[first + 3], a[first + 2] + outer, outer + a[first + 5])
 
 
 @formula
-def read_row(raw, at, a):
+def load_row(raw, at, a):
     """Neighbours along x into registers, four at a time."""
     for q in range(0, len(a), 4):
-        a[q], a[q + 1], a[q + 2], a[q + 3] = load_four(raw, uint32(at + uint32(q)))
+        a[q], a[q + 1], a[q + 2], a[q + 3] = load_vector(raw, uint32(at + uint32(q)))
 
 
 @formula
-def sum_rows(mid, at, field, height, radius, rows, now):
+def sum_y(mid, at, field, height, radius, rows, now):
     """Windows along y of a field for the rows that a thread owns; what they share is added once."""
     k, start = 2 * radius + 1, field * height * TILE_X
     if rows == 2:
@@ -100,7 +100,7 @@ def sum_rows(mid, at, field, height, radius, rows, now):
 
 
 @formula
-def enter(ring, prefix, now, slot, k):
+def push_plane(ring, prefix, now, slot, k):
     """Put a plane's sums into their place; ``now`` becomes the sums over the last k planes.
 
     The planes of a round so far are added up as they come, those of the round before from its end: three additions a plane,
@@ -119,28 +119,28 @@ def enter(ring, prefix, now, slot, k):
 
 
 @formula
-def enter_four(ring, prefix, now, slot, k, place):
+def push_plane_among_four(ring, prefix, now, slot, k, place):
     """``enter`` at a place not known before."""
     if slot == uint32(place):
-        enter(ring, prefix, now, place, k)
+        push_plane(ring, prefix, now, place, k)
     elif k > place + 1 and slot == uint32(place + 1):
-        enter(ring, prefix, now, place + 1, k)
+        push_plane(ring, prefix, now, place + 1, k)
     elif k > place + 2 and slot == uint32(place + 2):
-        enter(ring, prefix, now, place + 2, k)
+        push_plane(ring, prefix, now, place + 2, k)
     elif k > place + 3 and slot == uint32(place + 3):
-        enter(ring, prefix, now, place + 3, k)
+        push_plane(ring, prefix, now, place + 3, k)
 
 
 @formula
-def enter_any(ring, prefix, now, slot, k):
+def push_plane_any(ring, prefix, now, slot, k):
     """``enter`` at a place not known before."""
     if k <= 4 or slot < uint32(4):
-        enter_four(ring, prefix, now, slot, k, 0)
+        push_plane_among_four(ring, prefix, now, slot, k, 0)
     elif k <= 8 or slot < uint32(8):
-        enter_four(ring, prefix, now, slot, k, 4)
+        push_plane_among_four(ring, prefix, now, slot, k, 4)
     elif k <= 12 or slot < uint32(12):
-        enter_four(ring, prefix, now, slot, k, 8)
+        push_plane_among_four(ring, prefix, now, slot, k, 8)
     elif k <= 16 or slot < uint32(16):
-        enter_four(ring, prefix, now, slot, k, 12)
+        push_plane_among_four(ring, prefix, now, slot, k, 12)
     else:
-        enter(ring, prefix, now, 16, k)
+        push_plane(ring, prefix, now, 16, k)

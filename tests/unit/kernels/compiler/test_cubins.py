@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from daskreg.kernels.compiler.cache import folder
-from daskreg.kernels.compiler.cubins import Cubins, keep
+from daskreg.kernels.compiler.cubins import CudaKernelCache, attach_cache
 
 pytest.importorskip("numba_cuda")
 
@@ -56,8 +56,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_kernel_is_found_by_another_cache_of_the_same_identity(place: Path) -> None:
-    Cubins("smooth", "digest", (3,)).save_overload(("float32",), kernel())
-    found = Cubins("smooth", "digest", (3,)).load_overload(("float32",), Context(HOPPER))
+    CudaKernelCache("smooth", "digest", (3,)).save_overload(("float32",), kernel())
+    found = CudaKernelCache("smooth", "digest", (3,)).load_overload(("float32",), Context(HOPPER))
     assert (found.entry_name, found._codelibrary.code) == ("entry", "cubin")
     assert found._codelibrary.loaded == 1, "while the compiler's lock is held, or threads that launch at once load it twice"
     assert [p.suffix for p in place.iterdir()] == [".pickle"], "nothing temporary is left"
@@ -74,14 +74,14 @@ def test_a_kernel_is_found_by_another_cache_of_the_same_identity(place: Path) ->
     ],
 )
 def test_nothing_else_is_taken_for_it(name: str, identity: tuple[object, ...], types: tuple[str], machine: object) -> None:
-    Cubins("smooth", "digest", (3,)).save_overload(("float32",), kernel())
-    assert Cubins(name, *identity).load_overload(types, Context(machine)) is None
+    CudaKernelCache("smooth", "digest", (3,)).save_overload(("float32",), kernel())
+    assert CudaKernelCache(name, *identity).load_overload(types, Context(machine)) is None
 
 
 def test_another_compiler_has_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    Cubins("smooth").save_overload((), kernel())
+    CudaKernelCache("smooth").save_overload((), kernel())
     monkeypatch.setattr("daskreg.kernels.compiler.cubins.compiler", lambda: ("another",))
-    assert Cubins("smooth").load_overload((), Context(HOPPER)) is None
+    assert CudaKernelCache("smooth").load_overload((), Context(HOPPER)) is None
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_another_compiler_has_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch
 def test_options_of_the_compiler_make_another_kernel(options: dict[str, Any]) -> None:
     """``NUMBA_CUDA_DEBUGINFO`` and ``NUMBA_OPT`` are such, and what was compiled under them must not stay when they have gone."""
 
-    def kept(**given: Any) -> Cubins:
-        return keep(SimpleNamespace(targetoptions={**PLAIN, **given}), "smooth", "digest")._cache
+    def kept(**given: Any) -> CudaKernelCache:
+        return attach_cache(SimpleNamespace(targetoptions={**PLAIN, **given}), "smooth", "digest")._cache
 
     kept(**options).save_overload((), kernel())
     assert kept().load_overload((), Context(HOPPER)) is None
@@ -100,7 +100,7 @@ def test_options_of_the_compiler_make_another_kernel(options: dict[str, Any]) ->
 
 @pytest.mark.parametrize("damage", [b"", b"not a pickle", None])
 def test_a_damaged_file_is_compiled_anew(damage: bytes | None) -> None:
-    cache = Cubins("smooth")
+    cache = CudaKernelCache("smooth")
     cache.save_overload((), kernel())
     path = cache.path((), HOPPER)
     path.write_bytes(path.read_bytes()[:-9] if damage is None else damage)
@@ -110,14 +110,14 @@ def test_a_damaged_file_is_compiled_anew(damage: bytes | None) -> None:
 
 
 def test_a_file_with_parts_this_version_does_not_know_is_compiled_anew() -> None:
-    cache, strange = Cubins("smooth"), kernel()
+    cache, strange = CudaKernelCache("smooth"), kernel()
     strange._reduce_states = lambda: {**PARTS, "unheard_of": 1}
     cache.save_overload((), strange)
     assert cache.load_overload((), Context(HOPPER)) is None
 
 
 def test_what_cannot_be_kept_does_no_harm(place: Path) -> None:
-    cache = Cubins("smooth")
+    cache = CudaKernelCache("smooth")
     cache.save_overload((), kernel(code=lambda: "no pickle holds this"))
     assert cache.load_overload((), Context(HOPPER)) is None
     place.parent.mkdir(exist_ok=True)
@@ -131,13 +131,13 @@ def test_a_write_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    Cubins("smooth").save_overload((), kernel())
+    CudaKernelCache("smooth").save_overload((), kernel())
     assert list(place.iterdir()) == []
 
 
 def test_of_many_kernels_those_stay_that_were_used_last(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskreg.kernels.compiler.cubins.MOST", 3)
-    caches = [Cubins(f"kernel{k}") for k in range(4)]
+    monkeypatch.setattr("daskreg.kernels.compiler.cubins.MAX_FILES", 3)
+    caches = [CudaKernelCache(f"kernel{k}") for k in range(4)]
     for age, cache in enumerate(caches[:3]):
         cache.save_overload((), kernel())
         os.utime(cache.path((), HOPPER), (age, age))

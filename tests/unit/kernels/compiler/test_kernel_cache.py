@@ -9,7 +9,7 @@ import pytest
 from numba import njit
 
 from daskreg.kernels.compiler import cache
-from daskreg.kernels.compiler.cache import KernelCache, folder, keep
+from daskreg.kernels.compiler.cache import KernelCache, attach_cache, folder
 from daskreg.kernels.compiler.configuration import SIMULATED
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="nothing is compiled")
@@ -29,7 +29,7 @@ def kernel(name="double", digest="1"):
 
     double.__module__ = "daskreg.kernels"
     double.__globals__["__name__"] = __name__
-    return keep(njit(double), name, digest)
+    return attach_cache(njit(double), name, digest)
 
 
 def loaded(made, value=2):
@@ -84,7 +84,7 @@ def test_a_write_that_fails_leaves_nothing(place, monkeypatch):
 
 
 def test_of_many_kernels_those_stay_that_were_used_last(place, monkeypatch):
-    monkeypatch.setattr(cache, "MOST", 2)
+    monkeypatch.setattr(cache, "MAX_FILES", 2)
     loaded(kernel("a"))
     loaded(kernel("b"))
     for path, age in zip(sorted(place.iterdir()), (1, 2), strict=True):
@@ -113,7 +113,7 @@ def test_a_process_waits_for_the_one_that_compiles_the_same(monkeypatch):
 
     thread = threading.Thread(target=wait)
     thread.start()
-    time.sleep(3 * cache.POLL)
+    time.sleep(3 * cache.POLL_INTERVAL)
     assert not made
     path = first.path((), Context.magic_tuple())
     path.write_text("compiled")
@@ -125,7 +125,7 @@ def test_a_process_waits_for_the_one_that_compiles_the_same(monkeypatch):
 
 
 def test_it_does_not_wait_for_ever(monkeypatch, place):
-    monkeypatch.setattr(cache, "PATIENCE", 2 * cache.POLL)
+    monkeypatch.setattr(cache, "WAIT_TIMEOUT", 2 * cache.POLL_INTERVAL)
     first = KernelCache("a", "1")
     place.mkdir()
     assert not first._wait(place / "a.pickle")

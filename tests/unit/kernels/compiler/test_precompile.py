@@ -10,7 +10,7 @@ from daskreg.kernels.compiler import precompile
 from daskreg.kernels.compiler.configuration import SIMULATED
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing")
-USUAL = list(precompile.usual())
+USUAL = list(precompile.warm_up_signatures())
 
 
 @pytest.fixture
@@ -19,15 +19,15 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(precompile, "_shares", lambda room: [(k, 4) for k in range(4)])
     monkeypatch.setattr(precompile, "_STARTED", [])
-    monkeypatch.setattr(precompile, "_mark", lambda k, n: tmp_path / f"ahead-{k}of{n}")
+    monkeypatch.setattr(precompile, "_marker", lambda k, n: tmp_path / f"ahead-{k}of{n}")
     return tmp_path
 
 
 @pytest.mark.parametrize(("name", "constants", "signature"), USUAL, ids=[f"{u[0]} {u[1]}" for u in USUAL])
 def test_what_is_listed_can_be_asked_for(name, constants, signature):
-    kernel, types = precompile.dispatcher(name, constants), precompile.types_of(signature)
+    kernel, types = precompile.find_kernel(name, constants), precompile.parse_types(signature)
     assert kernel.py_func.__code__.co_argcount == len(types)  # else benchmarks/warm_up_signatures.py is to be run again
-    assert precompile.spelled(types) == signature
+    assert precompile.format_types(types) == signature
 
 
 def test_no_kernel_is_listed_twice():
@@ -36,9 +36,9 @@ def test_no_kernel_is_listed_twice():
 
 def test_what_is_no_longer_there_is_missed():
     with pytest.raises(KeyError):
-        precompile.dispatcher("gone", ())
+        precompile.find_kernel("gone", ())
     with pytest.raises(KeyError):
-        precompile.dispatcher("gone", [])
+        precompile.find_kernel("gone", [])
 
 
 class Compiler:
@@ -58,20 +58,22 @@ class Compiler:
 
 
 def test_helpers_share_the_list_and_one_kernel_stops_none(machine, monkeypatch):
-    monkeypatch.setattr(precompile, "usual", lambda: iter([(n, (), "void()") for n in ("a", "b", "broken", "d", "e", "f", "g")]))
+    monkeypatch.setattr(
+        precompile, "warm_up_signatures", lambda: iter([(n, (), "void()") for n in ("a", "b", "broken", "d", "e", "f", "g")])
+    )
     made = []
     for k in range(2):
         compiler = Compiler()
-        monkeypatch.setattr(precompile, "dispatcher", compiler)
-        precompile.compiled(k, 2, lambda: True)
+        monkeypatch.setattr(precompile, "find_kernel", compiler)
+        precompile.compile_share(k, 2, lambda: True)
         made.append(compiler.made)
     assert made == [["a", "broken", "e", "g"], ["b", "d", "f"]]
     assert [p.name for p in machine.iterdir()] == ["ahead-1of2"]  # the other is tried again next time
 
 
 def test_a_helper_that_is_no_longer_wanted_has_not_finished(machine, monkeypatch):
-    monkeypatch.setattr(precompile, "dispatcher", Compiler())
-    precompile.compiled(0, 2, lambda: False)
+    monkeypatch.setattr(precompile, "find_kernel", Compiler())
+    precompile.compile_share(0, 2, lambda: False)
     assert not list(machine.iterdir())
 
 
@@ -79,8 +81,8 @@ def test_helpers_start_once_and_only_for_what_is_not_done(machine, monkeypatch):
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command[-3:-1]))
     (machine / "ahead-1of4").touch()
-    precompile.begin(0)
-    precompile.begin(0)
+    precompile.start_helpers(0)
+    precompile.start_helpers(0)
     assert started == [["0", "4"], ["2", "4"], ["3", "4"]]
 
 
@@ -88,16 +90,16 @@ def test_a_run_goes_on_without_helpers_where_none_can_start(machine, monkeypatch
     def refused(*_, **__):
         raise PermissionError("not here")
 
-    monkeypatch.setattr(precompile, "_mark", refused)
-    precompile.begin(0)
-    monkeypatch.setattr(precompile, "_mark", lambda k, n: machine / str(k))
+    monkeypatch.setattr(precompile, "_marker", refused)
+    precompile.start_helpers(0)
+    monkeypatch.setattr(precompile, "_marker", lambda k, n: machine / str(k))
     monkeypatch.setattr(subprocess, "Popen", refused)
-    precompile.begin(0)
+    precompile.start_helpers(0)
 
 
 def test_two_helpers_do_not_do_the_same(machine, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ahead", "0", "4", str(os.getpid())])
-    monkeypatch.setattr(precompile, "compiled", lambda *_: precompile.main())  # the second begins while the first is at it
+    monkeypatch.setattr(precompile, "compile_share", lambda *_: precompile.main())  # the second begins while the first is at it
     with pytest.raises(BlockingIOError):
         precompile.main()
 
@@ -107,4 +109,4 @@ def test_two_helpers_do_not_do_the_same(machine, monkeypatch):
 )
 def test_helpers_leave_a_core_and_what_is_planned_of_the_gpu(monkeypatch, cores, room, helpers):
     monkeypatch.setattr(precompile.machine, "cores", lambda: precompile.machine.Limit(cores, "here"))
-    assert len(precompile._shares(room * precompile.ROOM)) == helpers
+    assert len(precompile._shares(room * precompile.HELPER_MEMORY)) == helpers
