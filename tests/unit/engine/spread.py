@@ -1,4 +1,4 @@
-"""One image, one level, one run spread over ranks that are threads, each with a single thread for its kernels."""
+"""Images, levels and runs distributed over ranks that are threads, each with a single thread for its kernels."""
 
 from collections import namedtuple
 

@@ -1,4 +1,4 @@
-"""What the loop for GPUs knows, and when; and that nothing is sent or received that a GPU still works on. No GPU is needed."""
+"""The control flow of the GPU loop, and the order of its messages and device work. No GPU is needed."""
 
 import sys
 import threading
@@ -31,7 +31,7 @@ def loop(past, done=0):
 
 
 @pytest.mark.parametrize("k", range(0, 21, 2))
-def test_a_resumed_level_decides_by_the_losses_that_a_whole_run_decides_by(k):
+def test_a_resumed_level_decides_from_the_same_losses_as_a_whole_run(k):
     losses = [float(v) for v in range(20)]
     assert loop(losses, done=20)._known(k - LAG) == loop(losses)._known(k - LAG) == losses[: max(k - LAG, 0)]
 
@@ -87,7 +87,7 @@ def among_two(iterations, tolerance):
 
 @pytest.mark.parametrize(("iterations", "tolerance"), [(12, 0), (13, 0), (40, 1e-3)])
 @pytest.mark.parametrize("since", range(1, 14))
-def test_a_wish_for_a_checkpoint_is_met_at_once_or_kept_for_the_end_of_the_level(since, iterations, tolerance):
+def test_a_checkpoint_request_is_served_at_once_or_at_the_end_of_the_level(since, iterations, tolerance):
     kept, watch = [], Once(since)
     report = among_two(iterations, tolerance).run(
         SimpleNamespace(losses=[]), watch, lambda fields, report, asked: kept.append(len(report.losses))
@@ -98,7 +98,7 @@ def test_a_wish_for_a_checkpoint_is_met_at_once_or_kept_for_the_end_of_the_level
     assert watch.told == bool(kept)
 
 
-def test_what_still_works_on_an_array_is_waited_for_before_planes_come_into_it(monkeypatch):
+def test_work_on_an_array_ends_before_planes_are_received_into_it(monkeypatch):
     """A link that writes into a GPU's memory by itself does not know of the work that is under way there."""
     happened, plain = [], ThreadCommunicator.receive
 
@@ -121,7 +121,7 @@ def test_what_still_works_on_an_array_is_waited_for_before_planes_come_into_it(m
 
 
 @pytest.mark.parametrize(("direct", "waits"), [(True, 2), (False, 1)])
-def test_a_buffer_of_the_ring_is_read_before_the_next_shard_comes_into_it(monkeypatch, direct, waits):
+def test_a_ring_buffer_is_read_before_the_next_shard_is_received_into_it(monkeypatch, direct, waits):
     """Once for what is sent, and of four ranks each receives into the first of its two buffers twice."""
     waited, monkey = [], lambda array: waited.append(1)
     monkeypatch.setattr(sampler, "synchronise", monkey)
@@ -139,7 +139,7 @@ def test_a_buffer_of_the_ring_is_read_before_the_next_shard_comes_into_it(monkey
     assert len(waited) == 4 * waits
 
 
-def test_memory_is_handed_back_where_cupy_has_no_driver(monkeypatch):
+def test_memory_is_released_without_a_cupy_driver(monkeypatch):
     def refuse():
         raise RuntimeError("cudaErrorInsufficientDriver")
 
@@ -167,7 +167,7 @@ def test_a_part_of_a_field_leaves_a_gpu_by_components():
 
 @pytest.mark.parametrize("room", [48, 64, 99, 163, 227])
 @pytest.mark.parametrize("bins", [8, 32, 37, 64, 110])
-def test_a_histogram_fits_into_what_a_gpu_has(monkeypatch, room, bins):
+def test_a_histogram_fits_into_shared_memory(monkeypatch, room, bins):
     monkeypatch.setattr(mi_cuda, "block_memory", lambda: room * 1024)
     copies = mi_cuda.histogram_copies(bins)
     assert copies & (copies - 1) == 0
@@ -177,7 +177,7 @@ def test_a_histogram_fits_into_what_a_gpu_has(monkeypatch, room, bins):
 
 @pytest.mark.parametrize("reach", range(8))
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_edges_and_the_rest_are_the_own_planes_and_edges_are_what_neighbours_want(ranks, reach):
+def test_edges_are_the_planes_that_neighbours_want_and_complete_the_own_ones(ranks, reach):
     partition = Partition.of(13, ranks, 1)
     for rank in range(ranks):
         block = Block((13, 2, 2), partition, rank, 7)
@@ -192,7 +192,7 @@ def _within(planes):
     return range(planes.start, planes.stop)
 
 
-def test_planes_are_sent_when_the_event_behind_them_has_come_whatever_else_the_device_does(monkeypatch):
+def test_planes_are_sent_after_their_event_while_the_device_continues(monkeypatch):
     waited = []
     monkeypatch.setattr(halo, "synchronise", lambda array: waited.append("everything"))
     partition = Partition.of(4, 2, 1)

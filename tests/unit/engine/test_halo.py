@@ -1,4 +1,4 @@
-"""Planes that change hands: what arrives is what the whole array has there."""
+"""Exchanged planes: what arrives equals the planes of the whole array."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def tables(draw):
 
 @FEW
 @given(tables(), st.sampled_from([(), (3,)]))
-def test_whoever_owns_them_the_wanted_planes_arrive(table, components):
+def test_wanted_planes_arrive_from_any_owner(table, components):
     planes, owned, wanted = table
     everything = numbered(*components, planes, *PLANE)
 
@@ -44,7 +44,7 @@ def test_whoever_owns_them_the_wanted_planes_arrive(table, components):
 
 @FEW
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 15))
-def test_a_halo_of_any_width_is_filled_and_nothing_else_touched(planes, ranks, halo):
+def test_a_halo_of_any_width_is_filled_and_nothing_else_is_changed(planes, ranks, halo):
     """Wider than a block too; a scalar and a vector field in one message, in arrays that have room for more than is asked for."""
     partition = Partition.of(planes, ranks, 1)
     scalar, vector = numbered(planes, *PLANE), numbered(3, planes, *PLANE)
@@ -70,7 +70,7 @@ def test_a_halo_of_any_width_is_filled_and_nothing_else_touched(planes, ranks, h
     assert sent == lacking * 4 * numbered(*PLANE).nbytes
 
 
-def test_a_rank_that_wants_nothing_gets_nothing_and_still_gives():
+def test_a_rank_that_wants_nothing_still_sends():
     owned, wanted = [Span(0, 2), Span(2, 4)], [Span(0, 0), Span(0, 4)]
 
     def rank(comm):
@@ -81,7 +81,7 @@ def test_a_rank_that_wants_nothing_gets_nothing_and_still_gives():
 
 
 @pytest.mark.parametrize("rank", range(3))
-def test_a_block_knows_its_planes_by_both_numbers(rank):
+def test_a_block_numbers_its_planes_globally_and_locally(rank):
     block = Block((10, 4, 5), Partition.of(10, 3, 1), rank, 2)
     numbers = np.arange(10)[block.held.start : block.held.stop]
     own = list(range(block.own.start, block.own.stop))

@@ -1,4 +1,4 @@
-"""A level of an image and its intensities do not show on how many ranks they were made."""
+"""Levels and intensities of an image do not depend on the number of ranks."""
 
 import numpy as np
 import pytest
@@ -26,8 +26,8 @@ def held_spans(partition, rim):
     planes=st.integers(1, 40), factors=st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 3)),
     ranks=st.integers(2, 5), masked=st.booleans(), data=st.data(),
 )  # fmt: skip
-def test_any_planes_of_a_level_are_those_that_one_rank_makes(planes, factors, ranks, masked, data):
-    """Whatever the partition, the factors, and who wants what, for voxels and mask."""
+def test_planes_of_a_level_are_the_same_on_any_number_of_ranks(planes, factors, ranks, masked, data):
+    """For any partition, factors and wanted planes, for voxels and mask."""
     shape = (planes, 5, 4)
     whole = Image.whole(image(*shape), Grid(shape), weights(*shape) if masked else None)
     coarse = -(-planes // factors[0])
@@ -61,8 +61,8 @@ def test_a_preview_is_the_whole_level_on_rank_0(ranks, factors):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["linear", "log"])
 @pytest.mark.parametrize(("ranks", "rim"), [(2, 0), (3, 4), (5, 1), (14, 2)])
-def test_percentiles_and_scaled_voxels_are_those_of_one_rank(config, ranks, rim):
-    """Ranks count their own planes once, though others hold them too; some have none."""
+def test_percentiles_and_scaled_voxels_are_the_same_on_any_number_of_ranks(config, ranks, rim):
+    """Each rank counts only its own planes, although others hold them too; some ranks have none."""
     voxels = image(11, 6, 7) ** 3 * 4000 - 100
     one, partition = voxels.copy(), Partition.of(11, ranks, 1)
     ends = normalise(one, config, SingleRank(), "an image")

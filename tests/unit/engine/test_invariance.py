@@ -1,4 +1,4 @@
-"""Neither the number of ranks, nor where the moving image lives, nor where a run was interrupted shows: not by one bit."""
+"""The result does not depend on the number of ranks, the residency or interruptions, bit for bit."""
 
 from dataclasses import asdict
 from threading import Lock
@@ -64,19 +64,19 @@ def assert_nowhere_to_be_seen(case, choices):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_number_of_ranks_does_not_show(name):
+def test_the_result_does_not_depend_on_the_number_of_ranks(name):
     """Grids of different shape, spacing and direction; blocks thinner than the halo."""
     assert_nowhere_to_be_seen(registration(CASES[name]), RANKS)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_number_of_ranks_does_not_show_with_other_stages(name):
+def test_the_result_of_other_stages_does_not_depend_on_the_number_of_ranks(name):
     """Nor where some ranks have no planes."""
     assert_nowhere_to_be_seen(registration(OTHERS[name]), FEW if name == "all stages" else SOME)
 
 
 @pytest.mark.parametrize("similarity", [MSE(), LNCC(radius=2), MI(bins=16)], ids=["mse", "lncc", "mi"])
-def test_the_number_of_ranks_does_not_show_with_masks(similarity):
+def test_the_result_with_masks_does_not_depend_on_the_number_of_ranks(similarity):
     stages = Affine(similarity=similarity, scales=(2,), iterations=(3,)), deformable(similarity)
     assert_nowhere_to_be_seen(registration(stages, masked=True), SOME)
 
@@ -91,8 +91,8 @@ LONG = {  # planes, moving ones, what of the stage is unlike: most planes of a b
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", LONG)
-def test_a_ring_does_not_show_where_most_planes_read_the_own_shard(name, masked):
-    """Through two measurements of where blocks reach."""
+def test_a_ring_gives_the_same_bits_where_most_planes_read_their_own_shard(name, masked):
+    """Over two measurements of the reach."""
     planes, others, given = LONG[name]
     shapes = (planes, 6, 7), (others, 7, 6)
     stage = Deformable(scales=(1,), iterations=(2 * EVERY + 3,), tolerance=0, **given)
@@ -102,8 +102,8 @@ def test_a_ring_does_not_show_where_most_planes_read_the_own_shard(name, masked)
     assert_nowhere_to_be_seen(case, [(3, "ring"), (2, "ring"), (3, "window")])
 
 
-def test_the_cases_do_move():
-    """Else the bits above would agree for want of anything to disagree about."""
+def test_the_cases_are_not_trivial():
+    """Otherwise equal bits above would prove nothing."""
     result = registration(CASES["deformable, mse"]).run(1)
     assert np.abs(result.displacement).max() > 0.5
     assert np.abs(registration(CASES["affine, mse"]).run(1).affine - np.eye(4)).max() > 0.01
@@ -182,7 +182,7 @@ def test_a_run_resumed_anywhere_on_other_ranks_gives_the_same_bits(before, after
 
 
 @pytest.mark.parametrize("moment", [1, 4, 9, 13])
-def test_a_run_asked_to_stop_stops_on_every_rank_and_goes_on_from_there(moment):
+def test_a_stop_request_stops_every_rank_and_the_run_resumes_from_there(moment):
     """In the affine stage, at a level's end, in the midst of a level."""
     case, memory = registration(STAGES), Memory()
 

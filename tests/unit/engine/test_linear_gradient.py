@@ -1,4 +1,4 @@
-"""The derivative of a loss by the few parameters of a linear map."""
+"""The derivative of a loss with respect to the parameters of a linear map."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def oracle(value, world):
 
 @pytest.mark.parametrize("kind", PARAMETER_COUNTS)
 @pytest.mark.parametrize("name", ORACLES)
-def test_the_gradient_is_the_central_difference_of_the_oracle(name, kind):
+def test_the_gradient_is_the_central_difference_of_the_reference(name, kind):
     choice, value = ORACLES[name]
     start = np.eye(4)
     start[:3, 3] = MOVING.center - FIXED.center

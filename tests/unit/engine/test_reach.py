@@ -1,4 +1,4 @@
-"""Which planes are read is known to all ranks before they are, for as long as nothing is measured anew."""
+"""The bound on the planes that are read holds until the next measurement."""
 
 import numpy as np
 import pytest
@@ -72,8 +72,8 @@ def measured(place, u, reach, step):
     sigma=st.sampled_from([0.0, 0.5, 1.0, 2.0]), degrees=st.tuples(*[st.integers(-180, 180)] * 3), stretch=st.floats(0.3, 3),
     common=st.tuples(*[st.integers(-3, 3)] * 3),
 )  # fmt: skip
-def test_no_steps_between_two_measurements_leave_what_is_foreseen(seed, size, step, sigma, degrees, stretch, common):
-    """The longest steps allowed, all one way or every one another, of any displacement, under any linear map."""
+def test_steps_between_two_measurements_stay_within_the_bound(seed, size, step, sigma, degrees, stretch, common):
+    """The longest steps allowed, all in one direction or alternating, of any displacement, under any linear map."""
     place, smoother = place_of(turned(degrees, stretch)), Smoother(Block(SHAPE, Partition.of(SHAPE[0], 1)), sigma)
     u = vectors(*SHAPE, size=size, seed=seed)
     reach = measured(place, u, smoother.reach + 1, step)
@@ -84,8 +84,8 @@ def test_no_steps_between_two_measurements_leave_what_is_foreseen(seed, size, st
         assert_foreseen(reach, place, u)
 
 
-def test_a_longer_way_than_between_two_measurements_does_leave_it():
-    """Else the bound would be so wide that it says nothing."""
+def test_more_steps_than_between_two_measurements_exceed_the_bound():
+    """Otherwise the bound would be uselessly wide."""
     place, smoother = place_of(np.eye(4)), Smoother(Block(SHAPE, Partition.of(SHAPE[0], 1)), 0.5)
     u, d = np.zeros((2, 3, *SHAPE), np.float32)
     d[0] = 1
@@ -96,7 +96,7 @@ def test_a_longer_way_than_between_two_measurements_does_leave_it():
         assert_foreseen(reach, place, u)
 
 
-def test_a_bump_is_foreseen_where_it_can_come_to_and_nowhere_else():
+def test_a_bump_widens_the_bound_only_where_it_can_move_to():
     table = np.zeros((2, 100))
     table[0, 50] = 30
     reach = ahead(place_of(np.eye(4)), Partition.of(100, 1), (100, 4, 4), table, 2, 3, 0.5)
@@ -107,8 +107,8 @@ def test_a_bump_is_foreseen_where_it_can_come_to_and_nowhere_else():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-def test_a_diverging_displacement_leads_nowhere_that_no_plane_has_a_number(value):
-    """The loss is told a few iterations later; until then looks go on."""
+def test_a_diverging_displacement_gives_finite_planes(value):
+    """The loss is read a few iterations later; until then sampling continues."""
     u = np.zeros((3, *SHAPE), np.float32)
     u[0, 3, 2, 2] = value
     with np.errstate(all="ignore"):
@@ -116,8 +116,8 @@ def test_a_diverging_displacement_leads_nowhere_that_no_plane_has_a_number(value
         assert abs(needs.start) < 2**40 > abs(needs.stop)
 
 
-def test_all_ranks_foresee_the_same():
-    """Idle ones too; and what one rank alone foresees."""
+def test_all_ranks_compute_the_same_bound():
+    """Idle ones too; and the same as a single rank."""
     place, u, blocks = (
         place_of(turned((20, -30, 40))),
         vectors(*SHAPE, size=3),
@@ -148,8 +148,8 @@ LOOPS = {
 
 @pytest.mark.parametrize("residency", ["window", "ring"])
 @pytest.mark.parametrize("name", LOOPS)
-def test_no_look_reads_a_plane_that_was_not_foreseen(name, residency, monkeypatch):
-    """Every look of the loop, before and after every measurement: noise on noise, turned, at the longest step allowed."""
+def test_no_sample_reads_a_plane_outside_the_bound(name, residency, monkeypatch):
+    """In every iteration, before and after every measurement: noise on noise, rotated, at the longest step allowed."""
     rng, seen, make = np.random.default_rng(3), [], deformable.make_sampler
     stage = Deformable(similarity=MSE(), scales=(1,), iterations=(2 * EVERY + 5,), tolerance=0, **LOOPS[name])
     case = Registration(*(rng.random(s).astype(np.float32) for s in ((37, 8, 9), (33, 10, 7))), Config(stages=(stage,)))
@@ -184,7 +184,7 @@ def test_no_look_reads_a_plane_that_was_not_foreseen(name, residency, monkeypatc
 
 
 @pytest.mark.parametrize("done", [0, 3, EVERY])
-def test_it_is_measured_before_every_so_many_steps_from_where_a_level_is_taken_up(done):
+def test_the_displacement_is_measured_at_fixed_intervals_from_the_start_of_a_level(done):
     lookout = object.__new__(Lookout)
     lookout.since = done
     times = [t for t in range(done + 1, 40) if lookout.due(t)]
@@ -203,8 +203,8 @@ def reach_of(spans_, ranks):
 
 @settings(max_examples=200, deadline=None)
 @given(reads=REACHES, ranks=st.integers(1, 5), planes=st.integers(1, 22))
-def test_a_route_brings_every_plane_that_is_read_to_whom_reads_it(reads, ranks, planes):
-    """And sender and receiver agree."""
+def test_a_route_sends_every_plane_to_the_ranks_that_read_it(reads, ranks, planes):
+    """Sender and receiver agree."""
     reach, shards = reach_of(reads, ranks), Partition.of(planes, ranks, 1)
     routes = [Route.of(reach, shards, r) for r in range(ranks)]
     for r, route in enumerate(routes):

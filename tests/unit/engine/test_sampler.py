@@ -1,4 +1,4 @@
-"""Where the moving image lives does not show in what is read of it, and only what is reached travels."""
+"""The residency of the moving image does not change what is sampled, and only planes in reach are sent."""
 
 import numpy as np
 import pytest
@@ -157,7 +157,7 @@ SPLITS = {  # fixed planes and rows, moving planes, their place, ranks, and of e
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", SPLITS)
-def test_planes_that_read_the_own_shard_alone_do_not_show(name, masked):
+def test_planes_that_read_only_their_own_shard_give_the_same_bits(name, masked):
     planes, rows, there, place, ranks, expected = SPLITS[name]
     fixed, moving, inner = (planes, rows, 6), (there, rows, 5), [0] * ranks
     u, mask, matrix = vectors(*fixed, size=0.9), weights(*moving) if masked else None, lying(fixed, moving, **place)
@@ -184,13 +184,13 @@ def travelled(residency, matrix, u, looks=1, ranks=3):
 
 
 @pytest.mark.parametrize(("residency", "silent"), [("ring", [2]), ("window", [2])])
-def test_only_shards_that_somebody_reaches_are_sent(residency, silent):
+def test_only_shards_that_a_rank_reaches_are_sent(residency, silent):
     """All points fall between planes 1 and 2, which are rank 0's; rank 1 has the margin."""
     sent = travelled(residency, along_z(0.05, 1.2), np.zeros((3, *FIXED), np.float32))
     assert [rank for rank, n in enumerate(sent) if n == 0] == silent
 
 
-def test_of_a_shard_only_the_planes_in_reach_go_round():
+def test_only_the_planes_in_reach_of_a_shard_are_sent():
     """Fixed slabs meet at planes 3 and 7, moving ones at 4 and 9; each reads a plane before its own and two behind."""
     sent = travelled("ring", np.eye(4), np.zeros((3, *FIXED), np.float32))
     needs = [need.grow(MARGIN) for need in (Span(-1, 5), Span(2, 9), Span(6, 13))]
@@ -200,12 +200,12 @@ def test_of_a_shard_only_the_planes_in_reach_go_round():
 
 @pytest.mark.parametrize("residency", ["window", "ring"])
 def test_a_bump_in_the_middle_of_a_block_fetches_the_planes_it_reaches(residency):
-    """Neither corners nor faces of the block tell of it."""
+    """The block's corners and faces do not show it."""
     still, far = (travelled(residency, along_z(1, 0), bump(size)) for size in (0, 8))
     assert far[2] > still[2]
 
 
-def test_a_ring_goes_on_as_it_is_while_the_reach_stays_inside():
+def test_a_ring_keeps_its_route_while_the_reach_stays_inside():
     def rank(comm):
         shards = Partition.of(60, 3, 1)
         sampler = make_sampler("ring", piece(comm, image(60, *MOVING[1:]), Grid((60, *MOVING[1:])), shards), ONE, shards, comm)
@@ -254,7 +254,7 @@ def test_a_window_moves_when_the_reach_leaves_it_and_fetches_no_plane_twice(shif
 
 @FEW
 @given(degrees=st.tuples(*[st.integers(-180, 180)] * 3), ranks=st.integers(1, 12))
-def test_a_slab_s_corners_bound_what_it_reads_without_displacement(degrees, ranks):
+def test_the_corners_of_a_slab_bound_what_it_reads_without_displacement(degrees, ranks):
     matrix, partition = turned(*degrees), Partition.of(FIXED[0], ranks, 1)
     for slab, need in zip(partition.slabs, affine_reach(place_of(matrix), partition, FIXED).needs, strict=True):
         if len(slab):

@@ -1,4 +1,4 @@
-"""Mixed storage: what it takes, what it keeps, and that a processor goes on without it. No GPU is needed."""
+"""Mixed storage: its memory, its precision, and the fallback to float32 on a CPU. No GPU is needed."""
 
 import logging
 
@@ -45,7 +45,7 @@ def images(half):
 
 
 @pytest.mark.parametrize(("given", "count"), [({}, 44), ({"smooth_gradient": 5.0}, 56), ({"storage": "float32"}, 72)])
-def test_a_plan_counts_what_is_allocated(given, count):
+def test_a_plan_counts_the_allocated_bytes(given, count):
     made, mixed = plan(**given), given.get("storage", "mixed") == "mixed"
     level, voxels = made.levels[0][0], np.prod(SHAPE)
     spare = needs_spare(made.config.stages[0], level, 1)
@@ -55,7 +55,7 @@ def test_a_plan_counts_what_is_allocated(given, count):
 
 
 @pytest.mark.parametrize("residency", RESIDENCIES)
-def test_the_gradient_and_the_ring_take_half_the_wire(residency):
+def test_the_gradient_and_the_ring_send_half_the_bytes(residency):
     told = [wire(p, p.config.stages[0], p.levels[0][0]) for p in (plan(3, residency), plan(3, residency, storage="float32"))]
     plane, planes = SHAPE[1] * SHAPE[2], 3  # of the gradient: two taps of its filter and one of the warp's
     for mixed, single in zip(*told, strict=True):
@@ -63,7 +63,7 @@ def test_the_gradient_and_the_ring_take_half_the_wire(residency):
         assert single.halo - mixed.halo in {planes * plane * 6, 2 * planes * plane * 6}  # one neighbour, or two
 
 
-def test_views_of_one_buffer_do_not_meet_where_one_is_read_and_the_other_written():
+def test_views_of_one_buffer_do_not_overlap_between_reads_and_writes():
     fields = MixedFields.at_rest(block(), (1, 1, 1), spare=False)
     assert fields.gradient.shape == fields.g.shape
     assert np.shares_memory(fields.gradient, fields.g)
@@ -80,14 +80,14 @@ def test_moments_survive_a_checkpoint_bit_for_bit():
     assert all(a.dtype == np.float32 for a in fields.moments().values())
 
 
-def test_a_rounded_image_loses_nothing_on_the_way_there_and_back():
+def test_a_rounded_image_survives_a_round_trip_through_float16():
     single, half = images(half=False)[0], images(half=True)[0]
     assert half.voxels.nbytes * 2 == single.voxels.nbytes
     half.keep(half=False)
     np.testing.assert_array_equal(half.voxels, single.voxels)
 
 
-def test_on_processors_a_recipe_of_mixed_storage_runs_in_float32_and_says_so(tmp_path, caplog):
+def test_a_mixed_storage_recipe_runs_in_float32_on_a_cpu_with_a_warning(tmp_path, caplog):
     pair, results = (blobs((16, 15, 14), 1), blobs((16, 15, 14), 2)), []
     with caplog.at_level(logging.WARNING, "daskreg"):
         for storage in ("mixed", "float32"):

@@ -16,7 +16,7 @@ def planes(span):
 
 
 @given(SPANS, SPANS)
-def test_the_planes_in_both_are_those_in_each(a, b):
+def test_an_intersection_holds_the_planes_of_both_spans(a, b):
     assert planes(a & b) == planes(a) & planes(b)
     assert len(a & b) == len(planes(a & b))
 
@@ -40,7 +40,7 @@ def test_slabs_cover_all_planes_once_and_in_order(partition):
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 12))
-def test_slabs_are_near_equal_none_too_thin_and_the_rest_is_idle(n, ranks, fewest):
+def test_slabs_are_nearly_equal_and_at_least_of_the_minimum_thickness(n, ranks, fewest):
     lengths = Partition.of(n, ranks, fewest).lengths
     working = [k for k in lengths if k]
     assert len(lengths) == ranks
@@ -51,13 +51,13 @@ def test_slabs_are_near_equal_none_too_thin_and_the_rest_is_idle(n, ranks, fewes
 
 
 @given(PARTITIONS, st.integers(0, 400))
-def test_around_a_rank_are_the_planes_within_the_halo_as_far_as_the_grid_goes(partition, halo):
+def test_a_halo_is_clipped_to_the_grid(partition, halo):
     for rank, slab in enumerate(partition.slabs):
         assert planes(partition.around(rank, halo)) == planes(slab.grow(halo)) & set(range(partition.planes))
 
 
 def turned(shape, order):
-    """A grid whose axes lie along those of the world in another order."""
+    """A grid whose axes are those of the world in another order."""
     direction = np.eye(3)[:, list(order)]
     return Grid(shape, direction=tuple(map(tuple, direction)))
 
@@ -71,5 +71,5 @@ def test_the_cut_is_along_z_unless_an_axis_is_more_than_twice_as_long(shape, ord
 
 
 @pytest.mark.parametrize(("order", "first"), [((0, 1, 2), 0), ((1, 0, 2), 1), ((2, 0, 1), 1), ((1, 2, 0), 2)])
-def test_the_moving_image_is_cut_along_the_axis_that_lies_along_the_fixed_cut(order, first):
+def test_the_moving_image_is_cut_along_the_axis_closest_to_the_fixed_cut(order, first):
     assert cut_orders(Grid((30, 30, 30)), turned((30, 30, 30), order))[1][0] == first

@@ -1,4 +1,4 @@
-"""Where a plan puts the moving image, by what a worker may use; and what it refuses."""
+"""The residency that a plan chooses for the moving image, by memory limit; and what it refuses."""
 
 from dataclasses import replace
 
@@ -29,15 +29,15 @@ def needed(residency, **options):
     return plan.tally(1, plan.levels[1][-1]).total
 
 
-def test_less_memory_means_less_of_the_moving_image():
-    """With blocks thick enough that three shards are less than two windows."""
+def test_residencies_need_less_memory_from_replicate_to_window_to_ring():
+    """With blocks thick enough that three shards are smaller than two windows."""
     needs = [needed(residency, workers=16) for residency in RESIDENCIES]
     assert sorted(needs, reverse=True) == needs
     assert len(set(needs)) == 3
 
 
 @pytest.mark.parametrize("residency", RESIDENCIES)
-def test_auto_takes_the_first_that_fits(residency):
+def test_auto_chooses_the_first_residency_that_fits(residency):
     assert chosen(needed(residency))[-1] == residency
     k = RESIDENCIES.index(residency)
     assert chosen(needed(residency) - 1)[-1] == RESIDENCIES[min(k + 1, 2)]
@@ -48,11 +48,11 @@ def test_auto_chooses_for_each_level():
     assert chosen(needed("window")) == ["replicate", "replicate", "replicate", "window"]
 
 
-def test_auto_holds_all_of_it_where_memory_has_no_limit():
+def test_auto_replicates_without_a_memory_limit():
     assert set(chosen(None)) == {"replicate"}
 
 
-def test_where_nothing_fits_it_is_the_smallest_and_refused():
+def test_a_plan_that_does_not_fit_uses_the_smallest_residency_and_is_refused():
     least = min(RESIDENCIES, key=needed)
     plan = planned(memory=1 << 20)
     assert plan.levels[1][-1].residency == least
@@ -60,14 +60,14 @@ def test_where_nothing_fits_it_is_the_smallest_and_refused():
         plan.validate(1 << 20)
 
 
-def test_a_window_on_an_image_that_lies_across_saves_nothing():
-    """Every block reaches all of it, so that the ring is next."""
+def test_a_window_on_a_perpendicular_image_saves_nothing():
+    """Every block reaches all of the image, so the ring is next."""
     turn, middle = rotation((0, 0, 90)), (np.asarray(SHAPE) - 1) / 2
     across = Grid(SHAPE, direction=tuple(map(tuple, turn)), origin=tuple(middle - turn @ middle))
     assert chosen(needed("replicate", moving=across) - 1, moving=across)[-1] == "ring"
 
 
-def test_more_workers_need_less_each_and_the_refusal_says_how_many_fit():
+def test_a_refusal_states_how_many_workers_would_fit():
     plan = planned(workers=3, memory=2 << 30)
     with pytest.raises(PlanTooLarge, match=r"use (\d+) workers of that memory") as refused:
         plan.validate(2 << 30)
@@ -75,13 +75,13 @@ def test_more_workers_need_less_each_and_the_refusal_says_how_many_fit():
     assert planned(workers=told, memory=2 << 30).peak_bytes <= 2 << 30 < planned(workers=told - 1, memory=2 << 30).peak_bytes
 
 
-def test_no_worker_needs_room_for_a_whole_image_when_there_are_many():
-    """Else images could not grow with the workers."""
+def test_many_workers_need_less_than_a_whole_image_each():
+    """Otherwise images could not grow with the number of workers."""
     many = make_plan(Grid((8192, 1024, 1024)), Grid((8192, 1024, 1024)), Config(stages=STAGES), workers=128, memory=12 << 30)
     assert many.peak_bytes < 12 << 30 < many.moving.size * 4
 
 
-def test_a_chunk_that_is_unpacked_whole_counts():
+def test_a_chunk_that_is_decoded_whole_counts():
     plan = planned(memory=None)
     assert replace(plan, unpacked=(0, 62 << 30)).peak_bytes > 62 << 30
     assert replace(plan, unpacked=(1 << 20, 1 << 20)).peak_bytes == plan.peak_bytes

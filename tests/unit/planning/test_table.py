@@ -1,4 +1,4 @@
-"""What a plan says to people."""
+"""The human-readable table of a plan."""
 
 import pytest
 
@@ -14,13 +14,13 @@ def plan(edge, workers=1, **given):
 
 
 @pytest.mark.parametrize(("loss", "milliseconds"), [("mse", 6.5), ("lncc", 10.2), ("mi", 8.4)])
-def test_an_iteration_on_a_gpu_takes_what_was_measured_there(loss, milliseconds):
+def test_the_time_of_a_gpu_iteration_is_the_measured_one(loss, milliseconds):
     made = plan(512, similarity=loss)
     found = seconds(made, 0, made.levels[0][0], 1, "cuda") / 50 * 1e3
     assert found == pytest.approx(milliseconds, rel=0.07)
 
 
-def test_a_plan_for_a_gpu_says_so_and_is_faster():
+def test_a_plan_for_a_gpu_names_it_and_is_faster():
     made = plan(256)
     cpu, cuda = made.lines(), made.lines("cuda")
     assert "memory of a worker" in cpu[-3]
@@ -30,12 +30,12 @@ def test_a_plan_for_a_gpu_says_so_and_is_faster():
     assert len(cpu) == len(cuda)
 
 
-def test_several_workers_wait_for_messages():
+def test_several_workers_spend_time_on_messages():
     alone, four = plan(256), plan(256, workers=4)
     one, quarter = (seconds(p, 0, p.levels[0][0], 1, "cuda") for p in (alone, four))
     assert quarter > 50 * 6 * SPEEDS["cuda"].latency
     assert quarter < one
 
 
-def test_short_times_are_told_in_milliseconds():
+def test_short_times_are_in_milliseconds():
     assert [duration(s) for s in (0.004, 0.0994, 0.1, 11.6)] == ["4 ms", "99 ms", "0.1 s", "12 s"]

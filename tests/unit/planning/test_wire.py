@@ -1,4 +1,4 @@
-"""What a plan says that ranks send in an iteration is what their communicators count."""
+"""The bytes that a plan states for an iteration are those that the communicators count."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def steps():
 @pytest.mark.parametrize("residency", RESIDENCIES)
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_halos_and_sums_of_a_deformable_stage_are_known_to_the_byte(loss, ranks, residency):
+def test_planned_halos_and_sums_of_a_deformable_stage_are_exact(loss, ranks, residency):
     more, plan = counted(lambda n: deformable(LOSSES[loss], n), ranks, residency)
     for measured, told in zip(more, planned(plan), strict=True):
         assert measured["halo"] == steps() * told.halo > 0
@@ -60,7 +60,7 @@ def test_halos_and_sums_of_a_deformable_stage_are_known_to_the_byte(loss, ranks,
 
 
 @pytest.mark.parametrize("options", [{"masked": True}, {"shapes": ((13, 9, 8), MOVING)}], ids=["masks", "thin blocks"])
-def test_masks_and_blocks_thinner_than_a_halo_are_counted_too(options):
+def test_masks_and_blocks_thinner_than_a_halo_are_planned_exactly(options):
     more, plan = counted(lambda n: deformable(LNCC(radius=3), n, smooth_gradient=1.5, smooth_warp=1.0), 5, "ring", **options)
     for measured, told in zip(more, planned(plan), strict=True):
         assert measured["halo"] == steps() * told.halo > 0
@@ -69,8 +69,8 @@ def test_masks_and_blocks_thinner_than_a_halo_are_counted_too(options):
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_ring_carries_no_more_than_is_told_and_not_much_less(ranks, masked):
-    """A block is taken to reach DRIFT planes beyond its affine image at either end; these go to the neighbours."""
+def test_the_ring_sends_at_most_the_planned_bytes_and_not_much_less(ranks, masked):
+    """A block is assumed to reach DRIFT planes beyond its affine image at either end; these go to the neighbours."""
     more, plan = counted(lambda n: deformable(MSE(), n), ranks, "ring", masked=masked)
     plane = MOVING[1] * MOVING[2] * 4 * (1 + masked)
     for measured, told in zip(more, planned(plan), strict=True):
@@ -79,8 +79,8 @@ def test_the_ring_carries_no_more_than_is_told_and_not_much_less(ranks, masked):
 
 @pytest.mark.parametrize("residency", RESIDENCIES)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_what_an_affine_stage_sends_a_look_is_known_to_the_byte(loss, residency):
-    """How often L-BFGS looks nobody knows before; all that it sends is as many times what a look takes."""
+def test_the_planned_bytes_of_an_affine_evaluation_are_exact(loss, residency):
+    """The number of evaluations of L-BFGS is not known in advance; the total is a multiple of the bytes of one."""
     more, plan = counted(lambda n: Affine(similarity=LOSSES[loss], scales=(1,), iterations=(n,), tolerance=0), 3, residency)
     for measured, told in zip(more, planned(plan), strict=True):
         looks, rest = divmod(measured["sum"], told.sums)
@@ -106,8 +106,8 @@ def about_its_centre(shape, degrees):
 
 
 @pytest.mark.parametrize("degrees", [0, 20, 45, 90])
-def test_a_turned_image_is_known_to_be_reached_from_afar(degrees):
-    """Of four blocks, one in the middle reads its own planes turned: all of the image where they lie across."""
+def test_a_plan_reads_all_of_a_perpendicular_image(degrees):
+    """Of four blocks, one in the middle reads the same planes rotated: all of the image where they are perpendicular."""
     shape, angle = (256, 256, 32), np.deg2rad(degrees)
     plan = make_plan(Grid(shape), about_its_centre(shape, degrees), Config(stages=(deformable(MSE(), 1),)), workers=4)
     extent = 63 * np.cos(angle) + 255 * np.sin(angle)
@@ -115,7 +115,7 @@ def test_a_turned_image_is_known_to_be_reached_from_afar(degrees):
     assert min(256 - DRIFT, extent) <= longest <= min(256, extent + 2 * DRIFT + 3)
 
 
-def test_images_that_moments_bring_together_are_taken_to_lie_together():
+def test_a_plan_assumes_that_moments_align_the_centres():
     shape, there = (64, 8, 8), Grid((64, 8, 8), origin=(1000.0, 0.0, 0.0))
     recipe = Config.parse({"stages": ["moments", "deformable"]})
     plan = make_plan(Grid(shape), there, recipe, workers=2)
