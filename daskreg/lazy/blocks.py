@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import Region
-from daskreg.storage.formats.streaming import SLAB
+from daskreg.storage.formats.streaming import SLAB_BYTES
 from daskreg.storage.zarr.pyramid import CHUNK
 
 EDGE = 128  # voxels an axis of a block: two chunks, and 24 MiB of displacement
 KEPT = 256 << 20  # bytes up to which an image is decoded once and kept: a compressed file can only be read from its start
-MANY = 8  # times SLAB that a run of planes may be, if that saves decoding
+MANY = 8  # times SLAB_BYTES that a run of planes may be, if that saves decoding
 TOGETHER = 8  # channels of a block: they share its points
 
 
@@ -31,8 +31,8 @@ def block_of(shape: tuple[int, int, int], itemsize: int = 0) -> tuple[int, int, 
 
 def _slab_depth(plane: int) -> int:
     """Planes (of ``plane`` bytes) a slab: whole chunks of what is read where that is affordable, so each is decoded once."""
-    depth = max(1, SLAB // plane)
-    return -(-depth // CHUNK) * CHUNK if plane * CHUNK <= MANY * SLAB else depth
+    depth = max(1, SLAB_BYTES // plane)
+    return -(-depth // CHUNK) * CHUNK if plane * CHUNK <= MANY * SLAB_BYTES else depth
 
 
 def by_block(compute: Callable[..., Any], shape: tuple[int, ...], dtype: Any, block: tuple[int, ...]) -> da.Array:

@@ -16,7 +16,7 @@ from daskreg.grid import UNITS, Grid, Region, unit_name
 from daskreg.lazy.blocks import block_of, by_block
 from daskreg.lazy.resample import Device, Interpolation, resampled, warn_apart
 from daskreg.storage import Stack, Volume, open_stack, open_volume
-from daskreg.storage.images import Source
+from daskreg.storage.images import ImageSource
 from daskreg.transforms.chain import merge_affines, sample_chain
 from daskreg.transforms.inverse import DisplacementBounds, InverseField, invert_links
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics, jacobian_determinant
@@ -81,9 +81,9 @@ class Transform:
 
     def apply(
         self,
-        image: Source | Volume | Stack,
+        image: ImageSource | Volume | Stack,
         *,
-        like: Source | Volume | Grid | None = None,
+        like: ImageSource | Volume | Grid | None = None,
         interpolation: Interpolation = "linear",
         grid: Grid | None = None,
         device: Device = "cpu",
@@ -102,7 +102,7 @@ class Transform:
         warn_apart(self.links, self.unit, target, stack)
         return resampled(stack, target, self.links, self.unit, interpolation, device=device)
 
-    def target(self, like: Source | Volume | Grid | None = None) -> Grid:
+    def target(self, like: ImageSource | Volume | Grid | None = None) -> Grid:
         """The grid that ``like`` means: itself, an image's, or the fixed one."""
         return self.grid if like is None else like if isinstance(like, Grid) else open_volume(like).grid
 
@@ -115,7 +115,7 @@ class Transform:
             raise GridError(f"the array has shape {image.shape}, the moving grid {known}; say where its voxels are with grid=.")
         return self.moving
 
-    def jacobian(self, *, like: Source | Volume | Grid | None = None, whole: bool = True) -> da.Array:
+    def jacobian(self, *, like: ImageSource | Volume | Grid | None = None, whole: bool = True) -> da.Array:
         """``det(D phi)`` on the fixed grid or that of ``like``, a Dask array (Z, Y, X) float32; at most 0 where space folds.
 
         Central differences, one-sided at the grid's faces; chunks have a rim of one voxel, so their faces are exact.

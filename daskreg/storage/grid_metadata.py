@@ -1,13 +1,26 @@
-"""Where a store says its voxels are, before anyone has checked that."""
+"""The grid that a file states, before it is validated."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from daskreg.grid import IDENTITY, Grid
 from daskreg.grid.grid import Matrix3, Triple
+
+
+def triple(values: Iterable[float]) -> Triple:
+    """Three numbers as a tuple of floats. Raises ValueError for another count."""
+    z, y, x = (float(v) for v in values)
+    return z, y, x
+
+
+def matrix3(rows: Iterable[Iterable[float]]) -> Matrix3:
+    """Three rows of three numbers as tuples. Raises ValueError for another count."""
+    z, y, x = (triple(row) for row in rows)
+    return z, y, x
 
 
 @dataclass(frozen=True)
@@ -26,19 +39,19 @@ class GridMetadata:
 
     @classmethod
     def of(cls, grid: Grid) -> GridMetadata:
-        """The frame of a grid."""
+        """The metadata of a grid."""
         return cls(grid.spacing, (0.0, 0.0, 0.0), grid.direction, grid.unit, grid.oriented, grid.origin)
 
     def grid(self, shape: tuple[int, ...], spacing: Triple | None = None, unit: str | None = None) -> Grid:
-        """The grid of this frame; a given spacing rescales the image about the world's origin, a given unit renames.
+        """The grid; a given spacing rescales the image about the world's origin, a given unit renames.
 
         Raises GridError and UnitsError.
         """
         origin = np.asarray(self.origin if self.origin is not None else np.asarray(self.direction) @ np.asarray(self.translation))
         if spacing is not None:
             origin = self._rescaled(origin, spacing)
-        z, y, x = (float(v) for v in origin)
-        return Grid(shape, spacing or self.spacing, (z, y, x), self.direction, unit or self.unit, self.oriented)  # type: ignore[arg-type]
+        z, y, x = shape
+        return Grid((z, y, x), spacing or self.spacing, triple(origin), self.direction, unit or self.unit, self.oriented)
 
     def _rescaled(self, origin: object, spacing: Triple) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         direction = np.asarray(self.direction)

@@ -1,4 +1,4 @@
-"""An image as it is stored, before a channel, a level or a voxel size has been settled."""
+"""An image as it is stored, before a channel, a level or a voxel size is chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of every format as one value, lazy voxels on a grid; and written."""
+"""Images of every format: read as lazy voxels on a grid, and written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from daskreg.storage.fs.errors import read_errors, reason
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.zarr.nodes import check_dtype
 
-Source = str | Path | np.ndarray | da.Array
+ImageSource = str | Path | np.ndarray | da.Array
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Stack:
         return dtype
 
 
-def open_stack(source: Source | Volume, *, grid: Grid | None = None) -> Stack:
+def open_stack(source: ImageSource | Volume, *, grid: Grid | None = None) -> Stack:
     """All channels and time points at an address that it does not choose from, or an array (.., Z, Y, X) on ``grid``.
 
     Raises as ``open_volume`` does, and GridError for an array without a grid.
@@ -127,7 +127,9 @@ def _stacked(record: ImageRecord, data: da.Array, axes: tuple[Axis, ...], addres
     return Stack(data, _grid(record, data.shape[-3:], address, grid), record.name, tuple(axes[i].name for i in outer))
 
 
-def open_volume(source: Source | Volume, *, grid: Grid | None = None, spacing: object = None, unit: str | None = None) -> Volume:
+def open_volume(
+    source: ImageSource | Volume, *, grid: Grid | None = None, spacing: object = None, unit: str | None = None
+) -> Volume:
     """An image from an address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), or a Volume.
 
     grid: replaces what the store says;  spacing: world units a voxel, z, y, x or one number;  unit: of length.
@@ -154,7 +156,7 @@ def open_record(address: Address) -> ImageRecord:
 
 
 def select(record: ImageRecord, address: Address, *, keep: bool = False) -> tuple[da.Array, tuple[Axis, ...]]:
-    """The array with every axis taken away that is not spatial; with ``keep`` those stay that have many entries and no choice.
+    """The array without its other than spatial axes; ``keep`` keeps those with several entries of which none is chosen.
 
     Raises AxesError saying what to type.
     """
@@ -194,7 +196,8 @@ def _grid(record: ImageRecord, shape: tuple[int, ...], address: Address, grid: G
             f"{record.name} is a bare array that states no voxel size; give it with '::spacing=ZxYxX' behind the path "
             "(for example '::spacing=2x1x1,unit=um') or with --spacing."
         )
-    return Grid(shape, address.spacing, unit=address.unit)  # type: ignore[arg-type]
+    z, y, x = shape
+    return Grid((z, y, x), address.spacing, unit=address.unit)
 
 
 def _choice(record: ImageRecord, axis: Axis, length: int, chosen: int | str | None) -> int:

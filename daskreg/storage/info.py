@@ -15,7 +15,7 @@ from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.formats.run import Run
 from daskreg.storage.fs.address import Address, parse_address
 from daskreg.storage.image_record import ImageRecord, Resolution
-from daskreg.storage.images import Source, Volume, open_record, open_volume
+from daskreg.storage.images import ImageSource, Volume, open_record, open_volume
 from daskreg.storage.runs.run import DISPLACEMENT, RunStore
 
 Numbers = tuple[float, ...]
@@ -24,7 +24,7 @@ Numbers = tuple[float, ...]
 @dataclass(frozen=True)
 class VolumeInfo:
     """shape and chunks along ``axes`` as stored; spacing, origin (z, y, x) and direction as in Grid, None where unknown;
-    hint: what keeps it from being registered as it is, and what to type;  run: state of a RUN.zarr.
+    hint: why it cannot be registered as it is, and what to type;  run: state of a RUN.zarr.
     """
 
     name: str
@@ -58,7 +58,7 @@ class VolumeInfo:
         return [f"{k:<10} {v}" for k, v in rows]
 
 
-def describe(source: Source | Volume) -> VolumeInfo:
+def describe(source: ImageSource | Volume) -> VolumeInfo:
     """What is at an address, or in an array. Raises NotFound and Unreadable when nothing can be said."""
     if not isinstance(source, str | Path):
         return _of_volume(open_volume(source))

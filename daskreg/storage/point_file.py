@@ -27,8 +27,8 @@ class PointFile:
     columns: tuple[int, int, int] = (0, 1, 2)
     mesh: Any = None
 
-    def moved(self, points: Points) -> PointFile:
-        """The same file with other points."""
+    def with_points(self, points: Points) -> PointFile:
+        """A copy with other points."""
         return replace(self, points=points)
 
 

@@ -14,18 +14,18 @@ from daskreg.storage import RunStore, Volume, open_stack, open_volume, write_ima
 from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
-from daskreg.storage.images import Source
+from daskreg.storage.images import ImageSource
 
 __all__ = ["Interpolation", "apply", "load_transform"]
 
 
 def apply(
     run: str | Path | RunStore | Transform,
-    image: Source | Volume,
+    image: ImageSource | Volume,
     output: str | Path | None = None,
     *,
     interpolation: Interpolation = "linear",
-    like: Source | Volume | Grid | None = None,
+    like: ImageSource | Volume | Grid | None = None,
     overwrite: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "cpu",
 ) -> Volume:

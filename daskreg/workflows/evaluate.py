@@ -21,7 +21,7 @@ from daskreg.lazy.load import load_transform
 from daskreg.lazy.resample import resampled
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume, open_volume
-from daskreg.storage.images import Source
+from daskreg.storage.images import ImageSource
 from daskreg.transforms.jacobian import JacobianStatistics
 from daskreg.workflows.landmarks import read_landmarks
 
@@ -103,8 +103,8 @@ class Evaluation:
 def evaluate(
     run: str | Path | RunStore,
     *,
-    fixed_labels: Source | Volume | None = None,
-    moving_labels: Source | Volume | None = None,
+    fixed_labels: ImageSource | Volume | None = None,
+    moving_labels: ImageSource | Volume | None = None,
     landmarks: str | Path | None = None,
     landmarks_space: str = "lps",
     labels: Sequence[int] | None = None,

@@ -17,7 +17,7 @@ from daskreg.storage import RunStore, Volume, open_volume, write_image
 from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
-from daskreg.storage.images import Source
+from daskreg.storage.images import ImageSource
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
 
 PARTS = ("total", "warp")
@@ -48,7 +48,7 @@ def jacobian(
     run: str | Path | RunStore | Transform,
     output: str | Path,
     *,
-    like: Source | Volume | Grid | None = None,
+    like: ImageSource | Volume | Grid | None = None,
     part: str = "total",
     overwrite: bool = False,
 ) -> Folds:

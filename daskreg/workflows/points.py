@@ -50,7 +50,7 @@ def points(
     else:
         moved = _to_fixed(transform, file.points * sign, space, str(source)) * sign
     if output is not None:
-        write_points(output, file.moved(moved), overwrite=overwrite)
+        write_points(output, file.with_points(moved), overwrite=overwrite)
     return moved
 
 

@@ -19,7 +19,7 @@ from daskreg.lazy.load import load_transform, place_of
 from daskreg.lazy.save import made_by, require_room, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume, open_volume
-from daskreg.storage.images import Source
+from daskreg.storage.images import ImageSource
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
 from daskreg.workflows.register import register
 
@@ -43,8 +43,8 @@ class Refined:
 
 def refine(
     run: str | Path | RunStore | Transform,
-    fixed: Source | Volume,
-    moving: Source | Volume,
+    fixed: ImageSource | Volume,
+    moving: ImageSource | Volume,
     output: str | Path,
     region: Region | str,
     *,

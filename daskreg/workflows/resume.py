@@ -28,7 +28,7 @@ def kept_or_gone(store: RunStore) -> Iterator[None]:
         if CheckpointStore(store.path).latest() is None:
             store.abandon()
         else:
-            store.keep()
+            store.mark_resumable()
             error.add_note(f"What was reached is kept: continue with 'daskreg register --resume -o {store.path}'.")
         raise
 

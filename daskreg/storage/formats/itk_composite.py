@@ -1,4 +1,4 @@
-"""Composite transforms as ITK and ANTs keep them in HDF5: affine maps and displacement fields, the last one applied first."""
+"""Composite transforms of ITK and ANTs in HDF5: affine maps and displacement fields, the last one applied first."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from daskreg.storage.formats.base import TransformFormat, first_bytes
 from daskreg.storage.formats.itk_linear import AFFINE, affine_parameters, linear_matrix
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.errors import read_errors, require_exists
+from daskreg.storage.grid_metadata import matrix3, triple
 from daskreg.storage.transform_record import StoredLink, TransformRecord
 
-FIELD = "DisplacementFieldTransform"
+FIELD_TRANSFORM = "DisplacementFieldTransform"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-GROUP = "TransformGroup"
-PLANES = 16 << 20  # bytes of a field that are read or written together
+TRANSFORM_GROUP = "TransformGroup"
+FIELD_SLAB = 16 << 20  # bytes of a field that are read or written together
 PARAMETERS = ("TransformParameters", "TranformParameters")  # ITK 4 misspelt them
 FIXED = ("TransformFixedParameters", "TranformFixedParameters")
 Matrix = NDArray[np.float64]
@@ -41,7 +42,7 @@ class ItkComposite(TransformFormat):
         if first_bytes(path, len(SIGNATURE)) != SIGNATURE:
             return False
         with h5py.File(path, "r") as file:
-            return GROUP in file
+            return TRANSFORM_GROUP in file
 
     def open(self, path: str) -> TransformRecord:
         """See ``read_composite``."""
@@ -63,10 +64,10 @@ def read_composite(address: str | Path) -> list[StoredLink]:
     path = parse_address(address).path
     require_exists(path)
     with read_errors(path), h5py.File(path, "r") as file:
-        if GROUP not in file:
-            raise Unreadable(f"{path} is no ITK transform file: it has no {GROUP!r}.")
-        numbers = sorted(int(n) for n in file[GROUP])
-        links = [_read_one(path, file[f"{GROUP}/{n}"], n) for n in numbers]
+        if TRANSFORM_GROUP not in file:
+            raise Unreadable(f"{path} is no ITK transform file: it has no {TRANSFORM_GROUP!r}.")
+        numbers = sorted(int(n) for n in file[TRANSFORM_GROUP])
+        links = [_read_one(path, file[f"{TRANSFORM_GROUP}/{n}"], n) for n in numbers]
     return [link for link in reversed(links) if link is not None]
 
 
@@ -77,11 +78,11 @@ def _read_one(path: str, group: Any, number: int) -> StoredLink | None:
     fixed = np.asarray(_named(path, group, FIXED)[()], float)
     values = _named(path, group, PARAMETERS)
     base = kind.split("_")[0]
-    if base.endswith(FIELD):
+    if base.endswith(FIELD_TRANSFORM):
         grid = _grid(path, fixed)
         if values.size != 3 * grid.size:
             raise Unreadable(f"{path}: {kind} has {values.size} parameters; 3 x {grid.shape} were expected.")
-        planes = max(1, PLANES // (24 * grid.shape[1] * grid.shape[2]))
+        planes = max(1, FIELD_SLAB // (24 * grid.shape[1] * grid.shape[2]))
         source = da.from_array(_Planes(path, values.name, grid.shape), chunks=(planes, -1, -1, -1), name=False,
                                meta=np.empty((0,) * 4, np.float32))  # fmt: skip
         return StoredLink(np.eye(4), grid, da.moveaxis(source, 3, 0)[::-1])
@@ -102,12 +103,12 @@ def _grid(path: str, fixed: Matrix) -> Grid:
             f"{path}: a displacement field has {fixed.size} fixed parameters; 18, of three dimensions, were expected."
         )
     size, origin, spacing, rows = fixed[:3], fixed[3:6], fixed[6:9], fixed[9:].reshape(3, 3)
-    shape = tuple(int(n) for n in size[::-1])
-    return Grid(shape, tuple(spacing[::-1]), tuple(origin[::-1]), tuple(map(tuple, rows[::-1, ::-1])), "millimeter", True)  # type: ignore[arg-type]
+    z, y, x = (int(n) for n in size[::-1])
+    return Grid((z, y, x), triple(spacing[::-1]), triple(origin[::-1]), matrix3(rows[::-1, ::-1]), "millimeter", True)
 
 
 class _Planes:
-    """A field's parameters as an array (Z, Y, X, 3), components x, y, z, of which planes are read."""
+    """The parameters of a field as an array (Z, Y, X, 3), components x, y, z, read by planes."""
 
     def __init__(self, path: str, name: str, shape: tuple[int, int, int]) -> None:
         self.path, self.name, self.shape, self.ndim, self.dtype = path, name, (*shape, 3), 4, np.dtype(np.float32)
@@ -126,7 +127,7 @@ class _Planes:
 def _write_links(file: Any, links: Sequence[StoredLink]) -> None:
     for name, value in (("HDFVersion", h5py.version.hdf5_version), ("ITKVersion", "5.4"), ("OSName", "-"), ("OSVersion", "-")):
         _text(file, name, value)
-    _text(file, f"{GROUP}/0/TransformType", "CompositeTransform_double_3_3")
+    _text(file, f"{TRANSFORM_GROUP}/0/TransformType", "CompositeTransform_double_3_3")
     number = 1
     for link in reversed(links):
         number = _write_affine(file, number, link.affine)
@@ -141,7 +142,7 @@ def _text(file: Any, name: str, value: str) -> None:
 def _write_affine(file: Any, number: int, affine: Matrix) -> int:
     if np.array_equal(affine, np.eye(4)) and number > 1:
         return number
-    group = file.create_group(f"{GROUP}/{number}")
+    group = file.create_group(f"{TRANSFORM_GROUP}/{number}")
     _text(group, "TransformType", AFFINE)
     group["TransformFixedParameters"] = np.zeros(3)
     group["TransformParameters"] = affine_parameters(affine)
@@ -149,15 +150,15 @@ def _write_affine(file: Any, number: int, affine: Matrix) -> int:
 
 
 def _write_field(file: Any, number: int, grid: Grid, field: Any) -> int:
-    group = file.create_group(f"{GROUP}/{number}")
-    _text(group, "TransformType", f"{FIELD}_double_3_3")
+    group = file.create_group(f"{TRANSFORM_GROUP}/{number}")
+    _text(group, "TransformType", f"{FIELD_TRANSFORM}_double_3_3")
     direction = np.asarray(grid.direction)[::-1, ::-1]
     group["TransformFixedParameters"] = np.array(
         [*grid.shape[::-1], *grid.origin[::-1], *grid.spacing[::-1], *direction.ravel()], float
     )
     values = group.create_dataset("TransformParameters", (3 * grid.size,), np.float64)
     plane = 3 * grid.shape[1] * grid.shape[2]
-    depth = max(1, PLANES // (8 * plane))
+    depth = max(1, FIELD_SLAB // (8 * plane))
     for z in range(0, grid.shape[0], depth):
         stop = min(z + depth, grid.shape[0])
         d = np.asarray(field[:, z:stop, :, :], np.float64)

@@ -18,15 +18,15 @@ from daskreg.storage.axes import Axis
 from daskreg.storage.formats.base import Array, ImageFormat, first_bytes
 from daskreg.storage.formats.lazy import Box, lazy_voxels, slab_chunks
 from daskreg.storage.fs.address import Address, is_remote
-from daskreg.storage.grid_metadata import GridMetadata
+from daskreg.storage.grid_metadata import GridMetadata, matrix3, triple
 from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.zarr.nodes import check_dtype
 
-HEADER = 1 << 16  # bytes in which a header ends
+HEADER_BYTES = 1 << 16  # longer than any header
 NRRD, META = b"NRRD000", b"ElementDataFile"
 META_END = re.compile(rb"^ElementDataFile\s*=\s*(.*?)\r?\n", re.M)
 NRRD_END = re.compile(rb"\r?\n\r?\n")
-SPACE = (Axis("z", "space"), Axis("y", "space"), Axis("x", "space"))
+SPATIAL_AXES = (Axis("z", "space"), Axis("y", "space"), Axis("x", "space"))
 
 
 class ItkImage(ImageFormat):
@@ -38,7 +38,7 @@ class ItkImage(ImageFormat):
 
     def sniff(self, path: str) -> bool:
         """By the header."""
-        start = first_bytes(path, HEADER)
+        start = first_bytes(path, HEADER_BYTES)
         return start.startswith(NRRD) or (b"NDims" in start and META in start)
 
     def open(self, address: Address) -> ImageRecord:
@@ -76,7 +76,7 @@ class ItkImage(ImageFormat):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says before its voxels. shape: as NumPy orders them, components last;  encoding: raw, or another one;
+    """The metadata of a file. shape: as NumPy orders them, components last;  encoding: raw, or another one;
     offset: of the voxels in ``data_file``, None where ITK alone knows it.
     """
 
@@ -93,7 +93,7 @@ class Header:
 
 
 def _read_header(path: str) -> Header:
-    start = first_bytes(path, HEADER)
+    start = first_bytes(path, HEADER_BYTES)
     nrrd = start.startswith(NRRD)
     reader = _reader(path, nrrd)
     try:
@@ -116,17 +116,15 @@ def _read_header(path: str) -> Header:
 
 def _axes(dimension: int, components: int) -> tuple[Axis, ...]:
     outer = [Axis("t", "time")] if dimension == 4 else [Axis(f"axis{i}", "other") for i in range(dimension - 3)]
-    return (*outer, *SPACE[-dimension:], *((Axis("c", "channel"),) if components > 1 else ()))
+    return (*outer, *SPATIAL_AXES[-dimension:], *((Axis("c", "channel"),) if components > 1 else ()))
 
 
 def _grid_metadata(reader: Any, oriented: bool) -> GridMetadata:
     """The first three dimensions; ITK orders them x, y, z."""
     dimension = reader.GetDimension()
     direction = np.reshape(reader.GetDirection(), (dimension, dimension))[2::-1, 2::-1]
-    z, y, x = reader.GetSpacing()[2::-1]
-    rows = tuple(tuple(float(v) for v in row) for row in direction)
-    origin = tuple(float(v) for v in reader.GetOrigin()[2::-1])
-    return GridMetadata((z, y, x), direction=rows, unit="millimeter", oriented=oriented, origin=origin)  # type: ignore[arg-type]
+    spacing, origin = triple(reader.GetSpacing()[2::-1]), triple(reader.GetOrigin()[2::-1])
+    return GridMetadata(spacing, direction=matrix3(direction), unit="millimeter", oriented=oriented, origin=origin)
 
 
 def _is_oriented(start: bytes, nrrd: bool) -> bool:

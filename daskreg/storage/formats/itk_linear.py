@@ -22,7 +22,7 @@ from daskreg.storage.transform_record import StoredLink, TransformRecord
 
 AFFINE = "AffineTransform_double_3_3"
 TEXT = (".tfm", ".txt")
-INSIGHT = "#Insight Transform File"  # with which its text files begin
+INSIGHT = "#Insight Transform File"  # first line of a text file
 Matrix = NDArray[np.float64]
 
 
@@ -73,7 +73,7 @@ def _reordered(matrix: Matrix) -> Matrix:
 
 
 def affine_parameters(matrix: Matrix) -> Matrix:
-    """ITK's twelve, of a (4, 4) in z, y, x, 1: the 3 x 3 part row by row, then the translation. Raises OutputError."""
+    """ITK's parameters of a (4, 4) in z, y, x, 1: the 3 x 3 part row by row, then the translation. Raises OutputError."""
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise OutputError(f"an affine of shape {matrix.shape} cannot be written; (4, 4) finite numbers were expected.")
     xyz = _reordered(matrix)
@@ -87,7 +87,7 @@ def _text(parameters: Matrix) -> str:
 
 def _mat(parameters: Matrix) -> bytes:
     content = io.BytesIO()
-    savemat(content, {AFFINE: parameters[:, None], "fixed": np.zeros((3, 1))}, format="4")  # type: ignore[arg-type]
+    savemat(content, {AFFINE: parameters[:, None], "fixed": np.zeros((3, 1))}, format="4")  # type: ignore[arg-type]  # the stubs know paths only
     return content.getvalue()
 
 
@@ -96,7 +96,7 @@ Stage = tuple[str, list[float], list[float]]  # type, parameters, fixed paramete
 
 def _mat_stages(path: str, content: bytes) -> list[Stage]:
     with read_errors(path):
-        tree = {k: v for k, v in loadmat(io.BytesIO(content)).items() if k[:2] != "__"}  # type: ignore[arg-type]
+        tree = {k: v for k, v in loadmat(io.BytesIO(content)).items() if k[:2] != "__"}  # type: ignore[arg-type]  # likewise
     fixed = [float(v) for v in np.ravel(tree.pop("fixed", np.zeros(3)))]
     if len(tree) != 1:
         raise Unreadable(f"{path} holds the matrices {', '.join(tree) or 'none'}; one ITK transform and 'fixed' were expected.")

@@ -10,7 +10,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.storage.formats.streaming import SLAB
+from daskreg.storage.formats.streaming import SLAB_BYTES
 
 Box = tuple[slice, ...]  # start and stop of every axis
 Read = Callable[[Box], NDArray[Any]]
@@ -44,7 +44,7 @@ def lazy_voxels(read: Read, shape: Sequence[int], dtype: Any, chunks: Sequence[i
 
 
 def slab_chunks(shape: Sequence[int], itemsize: int, axis: int = -3) -> tuple[int, ...]:
-    """Chunks of whole planes of about SLAB bytes along ``axis``, of single entries along the axes before it."""
+    """Chunks of whole planes of about SLAB_BYTES along ``axis``, of single entries along the axes before it."""
     axis %= len(shape)
     plane = max(1, math.prod(shape[axis + 1 :]) * itemsize)
-    return (*(1 for _ in shape[:axis]), max(1, min(shape[axis], SLAB // plane)), *shape[axis + 1 :])
+    return (*(1 for _ in shape[:axis]), max(1, min(shape[axis], SLAB_BYTES // plane)), *shape[axis + 1 :])

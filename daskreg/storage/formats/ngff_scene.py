@@ -15,7 +15,7 @@ from daskreg.storage.formats.base import TransformFormat
 from daskreg.storage.fs.address import join, parse_address
 from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.runs.scenes import LinkedImage, find_image
-from daskreg.storage.runs.transforms import FORMAT
+from daskreg.storage.runs.transforms import TRANSFORM_FORMAT
 from daskreg.storage.transform_record import StoredLink, TransformRecord
 from daskreg.storage.zarr import ngff, ngff06
 from daskreg.storage.zarr.multiscale import grid_from_attributes
@@ -70,9 +70,9 @@ def read_transform(address: str | Path) -> TransformRecord:
 def _own(path: str, node: Any, own: Mapping[str, Any]) -> TransformRecord:
     if not own.get("complete"):
         raise IncompleteRun(f"{path} is incomplete: writing it did not finish; write it again.")
-    if own.get("format") != FORMAT:
+    if own.get("format") != TRANSFORM_FORMAT:
         raise Unreadable(
-            f"{path} has transform format {own.get('format')}, {FORMAT} was expected; use the daskreg that wrote it."
+            f"{path} has transform format {own.get('format')}, {TRANSFORM_FORMAT} was expected; use the daskreg that wrote it."
         )
     with read_errors(path):
         grids = [grid_from_attributes(own[k]) if k in own else None for k in ("fixed", "moving")]
@@ -123,7 +123,8 @@ def _chosen(scene: Mapping[str, Any]) -> Mapping[str, Any] | None:
     found = scene.get("coordinateTransformations")
     if not isinstance(found, list) or not found:
         return None
-    return next((t for t in found if t.get("name") == "fixed_to_moving"), found[0])  # type: ignore[no-any-return]
+    chosen: Mapping[str, Any] = next((t for t in found if t.get("name") == "fixed_to_moving"), found[0])
+    return chosen
 
 
 def _unless_identity(matrix: Any) -> list[StoredLink]:

@@ -1,4 +1,4 @@
-"""NIfTI files, read region by region and written slab by slab. RAS becomes LPS, (i, j, k) becomes (Z, Y, X), here."""
+"""NIfTI images, read by regions and written plane by plane; converts RAS to LPS and (i, j, k) to (Z, Y, X)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ from daskreg.errors import ConfigError, GridError, InputError, Unreadable
 from daskreg.grid import UNITS, Grid
 from daskreg.storage.axes import Axis
 from daskreg.storage.formats.base import Array, ImageFormat
-from daskreg.storage.formats.streaming import SLAB, open_output, slabs
+from daskreg.storage.formats.streaming import SLAB_BYTES, open_output, slabs
 from daskreg.storage.fs.address import Address, is_remote
 from daskreg.storage.fs.errors import read_errors, reason, require_exists
 from daskreg.storage.grid_metadata import GridMetadata
 from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.zarr.nodes import check_dtype
 
-AXES = tuple(Axis(n, k) for n, k in (("c", "channel"), ("t", "time"), ("z", "space"), ("y", "space"), ("x", "space")))
-UNIT_CODES = {0: "millimeter", 1: "meter", 2: "millimeter", 3: "micrometer"}  # NIfTI's codes; 0, unknown, means mm to everyone
+NIFTI_AXES = tuple(Axis(n, k) for n, k in (("c", "channel"), ("t", "time"), ("z", "space"), ("y", "space"), ("x", "space")))
+UNIT_CODES = {
+    0: "millimeter",
+    1: "meter",
+    2: "millimeter",
+    3: "micrometer",
+}  # 0, unknown: taken as mm by all readers
 LARGEST_NIFTI1 = 32767  # voxels an axis: its header keeps 16 bits
 MILLIMETRES = 2  # NIfTI's code
 RAS = np.array([1.0, -1.0, -1.0, 1.0])  # of world components z, y, x, 1: NIfTI's y and x point the other way
@@ -63,10 +68,10 @@ class NiftiImage(ImageFormat):
 
 
 class NiftiVoxels:
-    """The voxels of a file as an array (.., Z, Y, X) that reads what is asked for.
+    """The voxels of a file as an array (.., Z, Y, X), read when it is indexed.
 
-    An uncompressed file is read plane by plane; a compressed one is unpacked from the start and what is not wanted
-    is dropped, so memory stays at the region asked for.
+    An uncompressed file is read plane by plane; a compressed one is decompressed from its start, keeping only the planes asked
+    for in memory.
     """
 
     def __init__(self, path: str, header: Any) -> None:
@@ -111,7 +116,7 @@ class NiftiVoxels:
 
 
 def open_nifti(address: Address) -> ImageRecord:
-    """What is in a NIfTI file. Raises NotFound, Unreadable, and ConfigError for keys that a file has no use for."""
+    """The image in a NIfTI file. Raises NotFound, Unreadable, and ConfigError for keys that do not apply."""
     if address.level is not None or address.array is not None:
         raise ConfigError(f"{address.text}: a NIfTI file has no levels and no arrays inside; leave the key out.")
     require_exists(address.path)
@@ -122,7 +127,7 @@ def open_nifti(address: Address) -> ImageRecord:
     chunks = _chunks(voxels)
     data = da.from_array(voxels, chunks=chunks, name=False, meta=np.empty((0,) * voxels.ndim, voxels.dtype))
     form = "NIfTI-2" if header.sizeof_hdr == 540 else "NIfTI-1"
-    with read_errors(address.path):  # nibabel refuses some headers in its own words
+    with read_errors(address.path):  # nibabel raises its own exceptions for some headers
         frame = header_grid(header, address.path)
     return ImageRecord(address.text, form, data, _axes(voxels.shape), frame, chunks)
 
@@ -141,12 +146,12 @@ def read_header(path: str) -> Any:
 
 
 def header_grid(header: Any, path: str = "the image") -> GridMetadata:
-    """Where a header says the voxels are: sform where coded, else qform, else its pixdim without an orientation."""
+    """The grid that a header states: sform if coded, else qform, else pixdim without an orientation."""
     unit = UNIT_CODES.get(int(header["xyzt_units"]) & 7, "millimeter")
     for coded, affine in ((header["sform_code"], header.get_sform), (header["qform_code"], header.get_qform)):
         if int(coded) > 0 and _regular(affine()):
             return GridMetadata.of(Grid.from_matrix((1, 1, 1), _lps_from_ras(affine()), unit))
-    if int(header["sform_code"]) > 0 and header.get_sform()[:3, :3].any():  # all zeros: written by tools that mean none
+    if int(header["sform_code"]) > 0 and header.get_sform()[:3, :3].any():  # all zeros: written by tools that state none
         raise GridError(f"{path}: the sform {header.get_sform()[:3, :3].tolist()} is singular or not finite; repair the header.")
     x, y, z = (abs(float(v)) for v in header["pixdim"][1:4])
     return GridMetadata((z, y, x), unit=unit)
@@ -155,7 +160,7 @@ def header_grid(header: Any, path: str = "the image") -> GridMetadata:
 def nifti_header(grid: Grid, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     """A nibabel header for an array whose reversed axes begin with the grid's x, y, z; ``shape`` is (.., Z, Y, X)."""
     kind = nib.Nifti2Header if max(shape) > LARGEST_NIFTI1 else nib.Nifti1Header
-    header = kind()  # type: ignore[no-untyped-call]
+    header = kind()  # type: ignore[no-untyped-call]  # nibabel is partly typed
     header.set_data_dtype(dtype)
     header.set_data_shape(shape[::-1])
     metric = grid if grid.unit is None else grid.to_unit("millimeter")
@@ -210,7 +215,7 @@ def _checked_header(path: str, kind: Any, block: bytes) -> Any:
 
 
 def _check_length(voxels: NiftiVoxels) -> None:
-    """An uncompressed local file tells at once whether it is whole."""
+    """Raises Unreadable for an uncompressed local file that is shorter than its header states."""
     if voxels.path.lower().endswith(".gz") or is_remote(voxels.path):
         return
     wanted = voxels.offset + math.prod(voxels.shape) * voxels.stored.itemsize
@@ -220,9 +225,9 @@ def _check_length(voxels: NiftiVoxels) -> None:
 
 
 def _axes(shape: Sequence[int]) -> tuple[Axis, ...]:
-    """The fourth axis is time, the fifth holds components; what is further out has no name."""
-    extra = tuple(Axis(f"axis{i}", "other") for i in range(len(shape) - len(AXES)))
-    return extra + AXES[-len(shape) :]
+    """The fourth axis is time, the fifth holds components; further axes have no name."""
+    extra = tuple(Axis(f"axis{i}", "other") for i in range(len(shape) - len(NIFTI_AXES)))
+    return extra + NIFTI_AXES[-len(shape) :]
 
 
 def _chunks(voxels: NiftiVoxels) -> tuple[int, ...]:
@@ -230,7 +235,7 @@ def _chunks(voxels: NiftiVoxels) -> tuple[int, ...]:
     if voxels.path.lower().endswith(".gz") or voxels.ndim < 3:
         return voxels.shape
     plane = math.prod(voxels.shape[-2:]) * voxels.dtype.itemsize
-    slab = max(1, min(voxels.shape[-3], SLAB // max(plane, 1)))
+    slab = max(1, min(voxels.shape[-3], SLAB_BYTES // max(plane, 1)))
     return (*(1 for _ in voxels.shape[:-3]), slab, *voxels.shape[-2:])
 
 
@@ -259,6 +264,6 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 
 def _stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """NIfTI has neither booleans nor half floats."""
+    """The type on disk: NIfTI has neither booleans nor half floats."""
     small = {"bool": np.uint8, "float16": np.float32}
     return np.dtype(small.get(dtype.name, dtype)).newbyteorder("<")

@@ -17,11 +17,9 @@ from daskreg.storage.formats.base import Array, ImageFormat
 from daskreg.storage.fs.address import Address, is_remote, parent
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.zarr import ngff, ngff05
-from daskreg.storage.zarr.multiscale import Multiscale
+from daskreg.storage.zarr.multiscale import PARENT_FOLDERS, Multiscale
 from daskreg.storage.zarr.nodes import attributes, children, dimension_names, lazy_array, open_member, open_node
 from daskreg.storage.zarr.pyramid import CHUNK, coarsen, new_array, pyramid, steps
-
-DEPTH = 4  # how many folders above an array are searched for the multiscales metadata it belongs to
 
 
 class ZarrImage(ImageFormat):
@@ -68,10 +66,10 @@ def _in_group(group: zarr.Group, address: Address) -> ImageRecord:
     if level is None:
         paths = ", ".join(f"{i} ({d.path})" for i, d in enumerate(multiscale.datasets))
         raise NotFound(f"{address.node} has no level {address.level!r}; it has {paths}.")
-    return _found(group, multiscale, level, address)
+    return _record(group, multiscale, level, address)
 
 
-def _found(group: zarr.Group, multiscale: Multiscale, level: int, address: Address) -> ImageRecord:
+def _record(group: zarr.Group, multiscale: Multiscale, level: int, address: Address) -> ImageRecord:
     array = open_member(group, multiscale.datasets[level].path, address.node)
     if array.ndim != len(multiscale.axes):
         raise Unreadable(f"{address.node}: level {level} has {array.ndim} axes, its metadata names {len(multiscale.axes)}.")
@@ -98,15 +96,15 @@ def _levels(group: zarr.Group, multiscale: Multiscale, name: str) -> tuple[Resol
 
 
 def _level_of_parent(array: zarr.Array[Any], address: Address) -> ImageRecord | None:
-    """The array as a level of the multiscale image it lies in, None when it lies in none."""
+    """The array as a level of the multiscale image that contains it, None without one."""
     above = address.node
-    for _ in range(DEPTH):
+    for _ in range(PARENT_FOLDERS):
         below, above = above, parent(above)
         if above == below:
             return None
-        found = _as_level(above, address)
-        if found is not None:
-            return found
+        record = _as_level(above, address)
+        if record is not None:
+            return record
     return None
 
 
@@ -117,7 +115,9 @@ def _as_level(above: str, address: Address) -> ImageRecord | None:
         return None
     multiscale = ngff.parse(above, attributes(group)) if isinstance(group, zarr.Group) else None
     level = multiscale.index(address.node[len(above) :].strip("/")) if multiscale else None
-    return None if multiscale is None or level is None else _found(group, multiscale, level, address)  # type: ignore[arg-type]
+    if multiscale is None or level is None or not isinstance(group, zarr.Group):
+        return None
+    return _record(group, multiscale, level, address)
 
 
 def _bare(array: zarr.Array[Any], address: Address) -> ImageRecord:
@@ -155,14 +155,14 @@ def _write(path: str, data: NDArray[Any] | da.Array, grid: Grid, labels: bool, a
     name = path.rpartition("/")[2].removesuffix(".zarr").removesuffix(".ome")
     kind = "mode" if labels else "mean"
     attributes = ngff05.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, kind, lead=axes)
-    group.attrs.update(attributes)  # last: without it no reader takes the group for an image
+    group.attrs.update(attributes)  # last: without it the group is not an image
 
 
 def _store(data: NDArray[Any] | da.Array, array: zarr.Array[Any]) -> None:
-    """Dask chunks are, or become, whole stored ones: two writers of one chunk lose each other's voxels."""
+    """Store in Dask chunks that are whole Zarr chunks: two writers of the same chunk overwrite each other's voxels."""
     lazy = data if isinstance(data, da.Array) else da.from_array(data, chunks=_blocks(array), name=False)
     whole = all(all(n % c == 0 for n in axis[:-1]) for axis, c in zip(lazy.chunks, array.chunks, strict=True))
-    da.store(lazy if whole else lazy.rechunk(array.chunks), array, lock=False)  # type: ignore[arg-type]
+    da.store(lazy if whole else lazy.rechunk(array.chunks), array, lock=False)  # type: ignore[arg-type]  # a Zarr array takes slices as NumPy does
 
 
 def _blocks(array: zarr.Array[Any]) -> tuple[int, ...]:

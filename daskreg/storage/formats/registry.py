@@ -18,7 +18,7 @@ from daskreg.storage.fs.errors import require_exists
 
 log = logging.getLogger(__name__)
 
-GROUP = "daskreg.formats"
+ENTRY_POINT_GROUP = "daskreg.formats"
 # modules are imported when a path of their kind is first asked for; of several formats that know a path, the first is taken
 IMAGES = (
     "daskreg.storage.formats.nifti:NiftiImage",
@@ -141,7 +141,7 @@ def _load(line: str, base: type[Format]) -> Format:
 def _installed() -> tuple[Format, ...]:
     """Formats that other packages declare; one that cannot be loaded is left out with a warning."""
     found: list[Format] = []
-    for entry in entry_points(group=GROUP):
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:
             found.append(_instance(entry.load(), Format))
         except Exception as error:  # noqa: BLE001  # whatever another package raises must not stop daskreg from reading other formats

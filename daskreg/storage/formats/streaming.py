@@ -1,4 +1,4 @@
-"""Files written plane by plane: slabs computed when they are due, compressed where the name says so."""
+"""Files written plane by plane: slabs are computed when they are written; compressed if the name ends in .gz."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from daskreg.storage.fs.address import is_remote
 
-SLAB = 32 << 20  # bytes of planes that are read or written together
+SLAB_BYTES = 32 << 20  # bytes of planes that are read or written together
 GZIP_LEVEL = 4  # 9 takes five times as long and saves 2 %
 
 
 def slabs(data: NDArray[Any] | da.Array) -> Iterator[NDArray[Any]]:
-    """The array in runs of planes (z), each computed when it is due."""
+    """Slabs of planes (z) of an array, each computed when the loop reaches it."""
     plane = max(1, int(np.prod(data.shape[1:])) * np.dtype(data.dtype).itemsize)
-    depth = max(1, SLAB // plane)
+    depth = max(1, SLAB_BYTES // plane)
     if isinstance(data, da.Array):
-        depth = max(depth, int(data.chunksize[0]))  # a chunk is decoded once, not once a slab
+        depth = max(depth, int(data.chunksize[0]))  # whole chunks, so that each is computed once
     for z in range(0, data.shape[0], depth):
         slab = data[z : z + depth]
         yield slab.compute() if isinstance(slab, da.Array) else slab

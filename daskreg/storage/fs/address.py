@@ -10,14 +10,14 @@ from pathlib import Path
 from daskreg.errors import ConfigError, suggestion
 from daskreg.grid import unit_name
 
-KEYS = ("level", "channel", "time", "spacing", "unit", "array")
-OPTION = re.compile(r"[A-Za-z_]+=")
+OPTION_KEYS = ("level", "channel", "time", "spacing", "unit", "array")
+OPTION_PREFIX = re.compile(r"[A-Za-z_]+=")
 WORD = re.compile(r"[A-Za-z_]+")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where an image is, and which part of the store is meant.
+    """The location of an image, and the part of the store that is selected.
 
     path: local path or fsspec URL;  level: number or dataset path;  channel: number or label;  time: number;
     spacing: world units a voxel (z, y, x);  unit: NGFF name;  array: path inside the store.
@@ -34,12 +34,12 @@ class Address:
 
     @property
     def node(self) -> str:
-        """The path with ``array`` behind it."""
+        """The path including ``array``."""
         return join(self.path, self.array) if self.array else self.path
 
 
 def parse_address(source: str | Path) -> Address:
-    """The address that the text means.
+    """Parse an address.
 
     Raises ConfigError for an unknown key or an impossible value, UnitsError for an unknown unit.
     """
@@ -80,29 +80,29 @@ def is_remote(path: str) -> bool:
 
 
 def join(path: str, inner: str) -> str:
-    """A path inside a store."""
+    """Append a path inside a store."""
     return f"{path.rstrip('/')}/{inner.strip('/')}"
 
 
 def parent(path: str) -> str:
-    """One step up; the path itself at the top."""
+    """The parent folder; the path itself at the top."""
     head, _, tail = path.rstrip("/").rpartition("/")
     return path if not tail or head.endswith("/") or not head else head
 
 
 def _split(text: str) -> tuple[str, list[str]]:
-    """Options come off the end: '::' also chains fsspec URLs."""
+    """The path and its options, taken from the end: '::' also chains fsspec URLs."""
     parts = text.split("::")
     options: list[str] = []
-    while len(parts) > 1 and (OPTION.match(parts[-1]) or WORD.fullmatch(parts[-1]) or not parts[-1]):
+    while len(parts) > 1 and (OPTION_PREFIX.match(parts[-1]) or WORD.fullmatch(parts[-1]) or not parts[-1]):
         options[:0] = [p for p in parts.pop().split(",") if p]
     return "::".join(parts), options
 
 
 def _option(part: str, text: str) -> tuple[str, str]:
     key, equals, value = part.partition("=")
-    if key not in KEYS:
-        raise ConfigError(f"{text}: unknown key {key!r} behind '::'; {suggestion(key, KEYS)}")
+    if key not in OPTION_KEYS:
+        raise ConfigError(f"{text}: unknown key {key!r} behind '::'; {suggestion(key, OPTION_KEYS)}")
     if not equals or not value:
         raise ConfigError(f"{text}: {key!r} has no value; write it as '::{key}=VALUE'.")
     return key, value

@@ -16,7 +16,7 @@ import fsspec
 from daskreg.errors import OutputError, OutputExists
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.errors import write_errors
-from daskreg.storage.zarr.nodes import METADATA
+from daskreg.storage.zarr.nodes import METADATA_FILES
 
 
 @contextmanager
@@ -45,21 +45,21 @@ def atomic_output(path: str, overwrite: bool = False) -> Iterator[str]:
             _publish(temporary, target, overwrite)
     except OutputError as error:
         _discard(folder)
-        raise type(error)(str(error).replace(temporary, path)) from error  # nobody knows the temporary name
+        raise type(error)(str(error).replace(temporary, path)) from error  # users do not know the temporary name
     except BaseException:
         _discard(folder)
         raise
 
 
 def _discard(path: str) -> None:
-    """Delete what is half written, although threads may still be writing to it: what they add goes when they have ended."""
-    atexit.register(remove, path)  # which runs once all threads of Dask's pool have come to their end
+    """Delete partial output now, and again at exit: threads of Dask's pool may still be writing to it."""
+    atexit.register(remove, path)  # runs after the threads of the pool have ended
     with suppress(OSError):
         remove(path)
 
 
 def require_writable(path: str, overwrite: bool) -> None:
-    """Raises OutputExists when something is there that may not go, OutputError when it has no folder to be in."""
+    """Raises OutputExists for an existing path without ``overwrite``, OutputError when its folder does not exist."""
     if exists(path):
         if not overwrite:
             raise OutputExists(f"{path} exists already; choose another name, or replace it with --overwrite (overwrite=True).")
@@ -70,9 +70,9 @@ def require_writable(path: str, overwrite: bool) -> None:
 
 
 def require_distinct(output: str | Path, *sources: Any) -> None:
-    """Raises OutputError when the output is, or holds, one of the addresses that it is made from (arrays and None are none).
+    """Raises OutputError when the output is, or contains, one of its own inputs; sources other than addresses are ignored.
 
-    Overwriting takes away what is still to be read: chunks that are gone read as 0.
+    Overwriting would delete what is still to be read, and missing chunks read as 0.
     """
     target = _resolved(parse_address(output).path)
     for source in sources:
@@ -87,7 +87,7 @@ def _resolved(path: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether anything is at a local or remote path."""
+    """Whether a local or remote path exists."""
     if not is_remote(path):
         return os.path.lexists(path)
     with write_errors(path):
@@ -96,7 +96,7 @@ def exists(path: str) -> bool:
 
 
 def remove(path: str) -> None:
-    """A file or a whole store, if it is there."""
+    """Delete a file or a whole store, if it exists."""
     if is_remote(path):
         system, inner = _remote(path)
         if system.exists(inner):
@@ -108,7 +108,7 @@ def remove(path: str) -> None:
 
 
 def list_names(path: str) -> list[str]:
-    """What is in a folder; nothing where there is none."""
+    """Names in a folder; empty if it does not exist."""
     if not is_remote(path):
         return os.listdir(path) if os.path.isdir(path) else []
     system, inner = _remote(path)
@@ -117,7 +117,7 @@ def list_names(path: str) -> list[str]:
 
 
 def read_text(path: str) -> str | None:
-    """What a small file says, None where there is none."""
+    """The content of a small file, None if it does not exist."""
     try:
         if is_remote(path):
             system, inner = _remote(path)
@@ -129,7 +129,7 @@ def read_text(path: str) -> str | None:
 
 
 def replace_text(path: str, text: str) -> None:
-    """Replace a small file in one step that survives a power cut: all of the old text or all of the new."""
+    """Replace a small file atomically and durably."""
     if is_remote(path):
         system, inner = _remote(path)
         system.pipe_file(inner, text.encode())
@@ -148,7 +148,7 @@ def replace_text(path: str, text: str) -> None:
 
 
 def sync(path: str) -> None:
-    """A local file, or the entries of a folder, are on the disk when it returns."""
+    """Flush a local file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -157,13 +157,13 @@ def sync(path: str) -> None:
 
 
 def hidden_sibling(path: str, word: str) -> str:
-    """A hidden sibling of a local path."""
+    """A hidden path beside a local one."""
     folder, name = os.path.split(path.rstrip("/"))
     return os.path.join(folder, f".{name}.{word}")
 
 
 def _publish(temporary: str, target: str, overwrite: bool) -> None:
-    """Move what is complete, the target last."""
+    """Move complete output to its path, the target last."""
     folder, name = os.path.split(temporary)
     parent = os.path.dirname(target)
     others = [n for n in sorted(os.listdir(folder)) if n != name]
@@ -179,7 +179,7 @@ def _publish(temporary: str, target: str, overwrite: bool) -> None:
 
 
 def _swap(temporary: str, target: str) -> None:
-    """A folder cannot be renamed over a folder: the old one steps aside for a moment."""
+    """Replace the target; a folder cannot be renamed over a folder, so an old one is renamed first."""
     if not os.path.isdir(target):
         os.replace(temporary, target)
         return
@@ -195,9 +195,9 @@ def _swap(temporary: str, target: str) -> None:
 
 
 def _require_zarr_store(path: str) -> None:
-    """Overwriting deletes: never a folder that is no Zarr store."""
+    """Raises OutputError for a folder that is no Zarr store: overwriting would delete it."""
     inside = set(os.listdir(path)) if not is_remote(path) and os.path.isdir(path) else set()
-    if inside and not inside & set(METADATA):
+    if inside and not inside & set(METADATA_FILES):
         raise OutputError(f"{path} is a folder, neither image nor run, and is not overwritten; choose another name or remove it.")
 
 

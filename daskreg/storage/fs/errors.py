@@ -1,4 +1,4 @@
-"""What the file system, Zarr and codecs raise, said in our errors."""
+"""Exceptions of the file system, of Zarr and of codecs, translated to those of daskreg."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from daskreg.errors import DaskregError, NotFound, OutOfSpace, OutputError, Unreadable, closest
 from daskreg.storage.fs.address import is_remote
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def read_errors(name: str) -> Iterator[None]:
-    """Raises NotFound or Unreadable, with ``name``, for whatever goes wrong inside."""
+    """Translate exceptions of reading ``name`` to NotFound and Unreadable."""
     try:
         yield
     except (DaskregError, MemoryError):
@@ -33,14 +33,14 @@ def read_errors(name: str) -> Iterator[None]:
 
 @contextmanager
 def write_errors(name: str) -> Iterator[None]:
-    """Raises OutOfSpace or OutputError, with ``name``, for what the system refuses inside."""
+    """Translate operating-system errors of writing ``name`` to OutOfSpace and OutputError."""
     try:
         yield
     except (DaskregError, MemoryError):
         raise
     except (OSError, RuntimeError) as error:
         number = _number(error)
-        if number in FULL:
+        if number in DISK_FULL:
             raise OutOfSpace(f"{name}: no space left to write it; free space, or write to another disk.") from error
         if number is None and not isinstance(error, OSError):
             raise
@@ -48,14 +48,14 @@ def write_errors(name: str) -> Iterator[None]:
 
 
 def not_found(path: str) -> NotFound:
-    """The error for a path that is not there, with the nearest name beside it; of a link, with what it points to."""
+    """The error for a missing path, which suggests the most similar name in its folder; for a broken link, names its target."""
     if not is_remote(path) and os.path.islink(path):
         return NotFound(f"{path} is a link to {os.readlink(path)}, which does not exist; bring that back, or change the link.")
     return NotFound(f"{path or 'an empty path'} does not exist{_beside(path)}.")
 
 
 def require_exists(path: str) -> None:
-    """Raises NotFound for a local path that is not there, Unreadable for one that may not be looked at."""
+    """Raises NotFound for a missing local path, Unreadable for one without permission."""
     if is_remote(path):
         return
     try:
@@ -67,13 +67,13 @@ def require_exists(path: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an exception says, without the path it repeats."""
+    """The first line of an exception's message, without the path."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).strip().splitlines()[0].rstrip(".")[:200]
 
 
 def _number(error: Exception) -> int | None:
-    """The system's number of an error; zarrs says it in words."""
+    """The errno of an exception; zarrs states it in the message."""
     if isinstance(error, OSError):
         return error.errno
     said = re.search(r"\(os error (\d+)\)", str(error))

@@ -1,4 +1,4 @@
-"""The state of an unfinished run: a kill, a power cut or a full disk costs only what came after the last one."""
+"""Checkpoints of an unfinished run, which survive a kill, a power cut and a full disk."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from daskreg.storage.fs.address import is_remote, join
 from daskreg.storage.fs.atomic import exists, list_names, read_text, remove, replace_text, sync
 from daskreg.storage.fs.errors import read_errors, reason, write_errors
 
-FOLDER = "checkpoint"
+CHECKPOINT_FOLDER = "checkpoint"
 LATEST = "latest.json"
-THREADS = 4  # planes under way at once: each takes about twice its bytes beside the caller's array
+IO_THREADS = 4  # planes read or written at once: each takes about twice its bytes beside the caller's array
 REPEAT = "repeat the run with --overwrite"
 
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """Checkpoints of one run: arrays in ``RUN.zarr/checkpoint/<number>``, which one counts in ``latest.json``.
+    """Checkpoints of one run: arrays in ``RUN.zarr/checkpoint/<number>``, of which ``latest.json`` names the valid one.
 
-    Rank 0 calls ``begin``; each owner ``write``; once all have written, rank 0 ``commit``. Until the one rename in ``commit``
-    the checkpoint before is whole and counts, from then on the new one.
+    Rank 0 calls ``begin``, each owner of planes ``write``, and after all have written, rank 0 ``commit``. Its one rename makes
+    the new checkpoint valid; until then the previous one stays valid.
     """
 
     run_path: str
     _arrays: dict[tuple[int, str], zarr.Array[Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[type[CheckpointStore], tuple[str]]:
-        """Opened arrays stay in their process."""
+        """Pickled without the opened arrays."""
         return CheckpointStore, (self.run_path,)
 
     @property
     def path(self) -> str:
         """The folder of all checkpoints."""
-        return join(self.run_path, FOLDER)
+        return join(self.run_path, CHECKPOINT_FOLDER)
 
     def begin(self, number: int, fields: Mapping[str, tuple[int, ...]]) -> None:
-        """Empty float32 arrays (C, Z, Y, X), a chunk a plane; what an earlier attempt left half written goes.
+        """Empty float32 arrays (C, Z, Y, X), a chunk per plane; incomplete checkpoints are deleted.
 
         Raises ValueError unless ``number`` is above the committed one, OutOfSpace, OutputError.
         """
@@ -57,15 +57,15 @@ class CheckpointStore:
         if last is not None and number <= last[0]:
             raise ValueError(f"checkpoint {number} was asked for after {last[0]}; numbers must grow.")
         with write_errors(self.path):
-            self._sweep(last[0] if last else None)
+            self._delete_others(last[0] if last else None)
             group = zarr.open_group(self.path, mode="a", zarr_format=3).create_group(str(number))
             for name, shape in fields.items():
-                self._keep(number, name, _new(group, name, shape))
+                self._cache(number, name, _new(group, name, shape))
             if not is_remote(self.path):
                 _sync_tree(self.path, str(number))
 
     def write(self, number: int, name: str, first: int, planes: NDArray[np.float32]) -> None:
-        """Planes ``first <= z < first + n`` of a field, (C, n, Y, X), on the disk when it returns. A plane has one writer.
+        """Planes ``first <= z < first + n`` of a field, (C, n, Y, X), synced to disk. Each plane has one writer.
 
         Raises ValueError for another shape or type or planes outside, OutOfSpace, OutputError.
         """
@@ -73,26 +73,25 @@ class CheckpointStore:
         with write_errors(where):
             array = self._array(number, name)
             _require_planes(where, array, Span(first, first + planes.shape[1]))
-            _require_like(where, array, planes)
-            _each(planes.shape[1], lambda k: _write_plane(array, where, first + k, planes[:, k : k + 1]))
+            _require_shape(where, array, planes)
+            _in_threads(planes.shape[1], lambda k: _write_plane(array, where, first + k, planes[:, k : k + 1]))
             if not is_remote(where):
                 sync(where)
 
     def commit(self, number: int, state: Mapping[str, Any]) -> None:
-        """From here on checkpoint ``number`` counts; the others are deleted.
+        """Make checkpoint ``number`` the valid one and delete the others.
 
-        state: what JSON knows, and NumPy's numbers and arrays, which come back as numbers and lists, keys as text. Floats come
-        back bit for bit, infinite ones and that a number is NaN too.
-        Raises OutputError when a plane has not been written, and OutOfSpace; then the checkpoint before still counts.
+        state: JSON, and NumPy scalars and arrays, which are read back as numbers and lists. Floats are exact.
+        Raises OutputError when a plane has not been written, and OutOfSpace; the previous checkpoint then stays valid.
         """
-        plain = json.loads(json.dumps(state, default=_plain))
+        plain = json.loads(json.dumps(state, default=_to_json))
         with write_errors(self.path):
-            self._require_whole(number)
+            self._require_complete(number)
             replace_text(join(self.path, LATEST), _json({"number": number, "crc32": _checksum(plain), "state": plain}))
-            self._sweep(number)
+            self._delete_others(number)
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """Number and state of the checkpoint that counts, None where there is none. Raises Unreadable."""
+        """Number and state of the valid checkpoint, None without one. Raises Unreadable."""
         path = join(self.path, LATEST)
         with read_errors(path):
             text = read_text(path)
@@ -110,11 +109,11 @@ class CheckpointStore:
         for z in _missing(array, where, span):
             raise Unreadable(f"{where}: chunk {_key(array, z)} is missing; {REPEAT}.")
         planes = np.empty((array.shape[0], len(span), *array.shape[2:]), np.float32)
-        _each(len(span), lambda k: _read_plane(array, where, span.start + k, planes[:, k]))
+        _in_threads(len(span), lambda k: _read_plane(array, where, span.start + k, planes[:, k]))
         return planes
 
     def remove(self) -> None:
-        """Delete all checkpoints; first the word that there is one. Raises OutputError."""
+        """Delete all checkpoints, ``latest.json`` first. Raises OutputError."""
         with write_errors(self.path):
             remove(join(self.path, LATEST))
             remove(self.path)
@@ -124,18 +123,18 @@ class CheckpointStore:
         return join(self.path, f"{number}/{name}")
 
     def _array(self, number: int, name: str) -> zarr.Array[Any]:
-        """Opened once a process."""
+        """Opened once per process."""
         if (number, name) not in self._arrays:
-            self._keep(number, name, zarr.open_array(self._where(number, name), mode="r+"))
+            self._cache(number, name, zarr.open_array(self._where(number, name), mode="r+"))
         return self._arrays[number, name]
 
-    def _keep(self, number: int, name: str, array: zarr.Array[Any]) -> None:
+    def _cache(self, number: int, name: str, array: zarr.Array[Any]) -> None:
         for key in [k for k in self._arrays if k[0] != number]:
             del self._arrays[key]
-        # a plane of zeros is written as well: a chunk that is not there is always a loss
+        # planes of zeros are written too: a missing chunk is always an error
         self._arrays[number, name] = array.with_config({"write_empty_chunks": True})
 
-    def _require_whole(self, number: int) -> None:
+    def _require_complete(self, number: int) -> None:
         group = zarr.open_group(join(self.path, str(number)), mode="r")
         for name, array in group.arrays():
             missing = _missing(array, self._where(number, name), Span(0, array.shape[1]))
@@ -145,8 +144,8 @@ class CheckpointStore:
                     f"z = {missing[0]}; all owners must write before it is committed, so it was not."
                 )
 
-    def _sweep(self, number: int | None) -> None:
-        """Delete all that is neither checkpoint ``number`` nor ours to keep."""
+    def _delete_others(self, number: int | None) -> None:
+        """Delete everything but checkpoint ``number`` and the metadata."""
         for name in list_names(self.path):
             if name not in ("zarr.json", LATEST, str(number)):
                 remove(join(self.path, name))
@@ -156,18 +155,18 @@ def _new(group: zarr.Group, name: str, shape: tuple[int, ...]) -> zarr.Array[Any
     return group.create_array(
         name,
         shape=shape,
-        chunks=(shape[0], 1, *shape[2:]),  # any cut in z is between chunks, so each has one writer
+        chunks=(shape[0], 1, *shape[2:]),  # blocks end between planes, so each chunk has one writer
         dtype=np.float32,
         compressors=Crc32cCodec(),
         fill_value=0,
         dimension_names=("c", *SPACE),
-        chunk_key_encoding={"name": "default", "separator": "."},  # one folder to sync, not four a chunk
+        chunk_key_encoding={"name": "default", "separator": "."},  # one folder to sync instead of four per chunk
     )
 
 
-def _each(count: int, work: Callable[[int], None]) -> None:
-    """``work(0) ... work(count - 1)``, several at a time."""
-    with ThreadPoolExecutor(THREADS) as pool:
+def _in_threads(count: int, work: Callable[[int], None]) -> None:
+    """``work(0) ... work(count - 1)``, in several threads."""
+    with ThreadPoolExecutor(IO_THREADS) as pool:
         for _ in pool.map(work, range(count)):
             pass
 
@@ -188,14 +187,14 @@ def _read_plane(array: zarr.Array[Any], where: str, z: int, out: NDArray[np.floa
 
 
 def _key(array: zarr.Array[Any], z: int) -> str:
-    """The name of the chunk that is plane z."""
+    """The key of the chunk of plane z."""
     return str(array.metadata.encode_chunk_key((0, z, 0, 0)))
 
 
 def _missing(array: zarr.Array[Any], where: str, span: Span) -> list[int]:
-    """Planes without a chunk; Zarr would read them as zeros."""
+    """Planes without a chunk, which Zarr would read as zeros."""
     listed = set(list_names(where))
-    # a network file system may list an old state of the folder: what it lacks is asked for by name
+    # the listing of a network file system may be out of date: ask for each missing chunk by name
     return [z for z in range(span.start, span.stop) if (k := _key(array, z)) not in listed and not exists(join(where, k))]
 
 
@@ -204,14 +203,14 @@ def _require_planes(where: str, array: zarr.Array[Any], span: Span) -> None:
         raise ValueError(f"{where}: planes {span.start}:{span.stop} are not inside 0:{array.shape[1]}.")
 
 
-def _require_like(where: str, array: zarr.Array[Any], planes: NDArray[Any]) -> None:
+def _require_shape(where: str, array: zarr.Array[Any], planes: NDArray[Any]) -> None:
     expected = (array.shape[0], planes.shape[1], *array.shape[2:])
     if planes.shape != expected or planes.dtype != np.float32:
         raise ValueError(f"{where}: {planes.dtype} {planes.shape} was given; float32 {expected} was expected.")
 
 
 def _sync_tree(path: str, below: str) -> None:
-    """Metadata and folder entries reach the disk before any pointer does."""
+    """Sync metadata and folder entries before anything refers to them."""
     for folder, _, files in os.walk(join(path, below)):
         for entry in [*(os.path.join(folder, name) for name in files), folder]:
             sync(entry)
@@ -220,11 +219,11 @@ def _sync_tree(path: str, below: str) -> None:
 
 
 def _json(value: dict[str, Any]) -> str:
-    """The same text for the same value: floats as ``repr``, which is exact, and keys sorted."""
+    """Deterministic JSON: exact floats, sorted keys."""
     return json.dumps(value, sort_keys=True)
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +23,24 @@ from daskreg.storage.fs.errors import read_errors, write_errors
 from daskreg.storage.image_record import Resolution
 from daskreg.storage.images import Volume
 from daskreg.storage.runs.checkpoint import CheckpointStore
+from daskreg.storage.runs.run_state import (
+    READABLE_FORMATS,
+    RUN_FORMAT,
+    has_checkpoint,
+    incomplete_message,
+    new_state,
+    now,
+    require_resumable,
+    resumed_state,
+    to_json,
+)
 from daskreg.storage.zarr import ngff, ngff05, ngff06
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
-from daskreg.storage.zarr.multiscale import grid_attributes, grid_from_attributes
+from daskreg.storage.zarr.multiscale import grid_from_attributes
 from daskreg.storage.zarr.nodes import attributes, lazy_array, open_node
 from daskreg.storage.zarr.pyramid import CHUNK, Factors, coarsen, new_array, pyramid, steps
 from daskreg.storage.zarr.vector_frames import to_grid_axes, to_world_axes, vector_frame
 
-FORMAT = 2  # 1 kept the displacement along the world's axes, as NGFF 0.5
-READABLE = (1, 2)
 MOVED = "moved"
 DISPLACEMENT = "transform/displacement"
 MEANING = (
@@ -51,51 +58,51 @@ class RunStore:
     """One Zarr v3 group, an NGFF 0.6 scene: ``moved``, a 0.5 image, and ``transform/displacement``, a 0.6 field; affine and
     provenance are attributes.
 
-    Every process that writes opens it with ``attach``; each chunk has one writer. Only ``finish`` makes it complete.
+    Every process that writes opens it with ``attach``; each chunk has one writer. The run is complete after ``finish``.
     """
 
     path: str
     _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, compare=False, repr=False)
-    _vector_frames: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # read once a process
+    _vector_frames: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # read once per process
 
     @classmethod
     def create(
         cls, path: str | Path, *, fixed: Grid, moving: Grid, overwrite: bool = False, recipe: Mapping[str, Any] | None = None
     ) -> RunStore:
-        """A new, incomplete run. What it replaces stands aside until ``finish``.
+        """A new, incomplete run. What it replaces is renamed, and deleted by ``finish``.
 
         recipe: JSON from which the run can be continued: addresses of the inputs and the configuration.
         Raises OutputExists, OutputError, OutOfSpace.
         """
-        target = _clean_path(path)
-        _refuse_existing(target, overwrite)
+        target = _absolute(path)
+        _require_new(target, overwrite)
         require_writable(target, overwrite)
-        state = _new_state(fixed, moving) | ({"recipe": _plain(recipe)} if recipe is not None else {})
+        state = new_state(fixed, moving) | ({"recipe": to_json(recipe)} if recipe is not None else {})
         with write_errors(target):
             if exists(target):
-                state["replaces"] = _set_aside(target)
+                state["replaces"] = _move_aside(target)
             group = zarr.create_group(target, zarr_format=3, attributes={"daskreg": state})
             group.create_group("transform", attributes=_transform_attributes(np.eye(4)))
         return cls(target)
 
     @classmethod
     def attach(cls, path: str | Path) -> RunStore:
-        """A run, complete or not, to write to or look at. Raises NotFound, and Unreadable when it is none."""
-        store = cls(_clean_path(path))
+        """A run, complete or not, to write to or to inspect. Raises NotFound, and Unreadable for what is no run."""
+        store = cls(_absolute(path))
         _ = store.state
         return store
 
     @classmethod
     def resume(cls, path: str | Path) -> RunStore:
-        """Take over an incomplete run that has a checkpoint; images that it had begun to write are deleted.
+        """Continue an incomplete run that has a checkpoint; partly written images are deleted.
 
-        Raises NotFound, Unreadable, OutputExists when it is complete, IncompleteRun when it is going on or has no checkpoint.
+        Raises NotFound, Unreadable, OutputExists when it is complete, IncompleteRun when it is active or has no checkpoint.
         """
         store = cls.attach(path)
         state = store.state
-        _refuse_resuming(store.path, state)
+        require_resumable(store.path, state)
         with write_errors(store.path):
-            _set_root(store.path, _taken_over(state))
+            _set_root(store.path, resumed_state(state))
             for name in (MOVED, DISPLACEMENT):
                 remove(join(store.path, name))
         return store
@@ -105,19 +112,19 @@ class RunStore:
         """A complete run. Raises NotFound, Unreadable and IncompleteRun."""
         store = cls.attach(path)
         if not store.complete:
-            raise IncompleteRun(_incomplete(store.path, store.state))
+            raise IncompleteRun(incomplete_message(store.path, store.state))
         return store
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the root says about the run, read now. Raises NotFound and Unreadable."""
+        """The root attributes of the run, read now. Raises NotFound and Unreadable."""
         node = open_node(self.path)
         own = attributes(node).get("daskreg")
         if not isinstance(node, zarr.Group) or not isinstance(own, dict) or own.get("kind") != "run":
             raise Unreadable(f"{self.path} is not a daskreg run; a RUN.zarr that 'daskreg register' wrote was expected.")
-        if own.get("format") not in READABLE:
+        if own.get("format") not in READABLE_FORMATS:
             raise Unreadable(
-                f"{self.path} has run format {own.get('format')}, {FORMAT} or less was expected; use the daskreg that wrote it."
+                f"{self.path} has run format {own.get('format')}, {RUN_FORMAT} or less was expected; use a newer daskreg."
             )
         return own
 
@@ -128,12 +135,12 @@ class RunStore:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What ``finish`` was given."""
+        """Configuration, inputs, losses and times, as given to ``finish``."""
         return dict(self.state.get("provenance", {}))
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What ``create`` was given to continue the run from; empty where nothing was."""
+        """What the run can be continued from, as given to ``create``; empty without."""
         return dict(self.state.get("recipe", {}))
 
     @property
@@ -150,7 +157,7 @@ class RunStore:
     def affine(self) -> NDArray[np.float64]:
         """(4, 4) world -> world, fixed to moving points, order z, y, x, 1; the identity until it is set."""
         with read_errors(self.path):
-            return np.asarray(self._group["transform"].attrs["daskreg"]["affine"], float)  # type: ignore[call-overload, index]
+            return np.asarray(self._group["transform"].attrs["daskreg"]["affine"], float)  # type: ignore[call-overload, index]  # any JSON
 
     def set_affine(self, matrix: ArrayLike) -> None:
         """Store the affine part, (4, 4). Raises ValueError for another shape or numbers that are not finite."""
@@ -163,7 +170,7 @@ class RunStore:
     def create_image(self, name: str, grid: Grid, dtype: Any = np.float32, components: int = 0, chunk: int = CHUNK) -> None:
         """An empty image (Z, Y, X), or (components, Z, Y, X), level 0 only, cut into chunks of ``chunk`` voxels an axis.
 
-        One that is there already, with all its levels, goes.
+        An existing one is replaced, with all its levels.
         """
         self._forget(name)
         with write_errors(self.path):
@@ -174,11 +181,11 @@ class RunStore:
         self._arrays[f"{name}/0"] = array
 
     def has(self, name: str) -> bool:
-        """Whether the image is there."""
+        """Whether the run has an image of this name."""
         return name in self._group
 
     def chunk(self, name: str) -> tuple[int, int, int]:
-        """Voxels (z, y, x) of a chunk of level 0: what a writer's region must align to."""
+        """Voxels (z, y, x) of a chunk of level 0; regions that are written start and end at multiples of it."""
         z, y, x = self._array(name, 0).chunks[-3:]
         return z, y, x
 
@@ -226,25 +233,25 @@ class RunStore:
         return self._level_grids(DISPLACEMENT)[level]
 
     def finish(self, provenance: Mapping[str, Any]) -> None:
-        """Delete the checkpoints, write the provenance and, last, that the run is complete; delete what it replaced."""
+        """Delete the checkpoints, write the provenance, mark the run complete, and delete what it replaced."""
         state = self.state
         replaced = state.pop("replaces", None)
         CheckpointStore(self.path).remove()
-        state |= {"provenance": _plain(provenance), "complete": True, "finished": _now()}
+        state |= {"provenance": to_json(provenance), "complete": True, "finished": now()}
         with write_errors(self.path):
             _set_root(self.path, state, self._scene())
             if replaced:
                 remove(os.path.join(os.path.dirname(self.path), replaced))
 
-    def keep(self) -> None:
-        """The run stops here and can be continued from its checkpoint. Raises ValueError when it has none."""
+    def mark_resumable(self) -> None:
+        """Mark a stopped run that can be continued from its checkpoint. Raises ValueError when it has none."""
         if CheckpointStore(self.path).latest() is None:
             raise ValueError(f"{self.path} has no checkpoint to continue from; abandon() it.")
         with write_errors(self.path):
-            _set_root(self.path, self.state | {"stopped": _now(), "resumable": True})
+            _set_root(self.path, self.state | {"stopped": now(), "resumable": True})
 
     def abandon(self) -> None:
-        """Delete the run and put back what it was to replace."""
+        """Delete the run and restore what it would have replaced."""
         replaced = self.state.get("replaces")
         with write_errors(self.path):
             remove(self.path)
@@ -266,7 +273,7 @@ class RunStore:
 
     @property
     def _vector_frame(self) -> NDArray[np.float64] | None:
-        """The direction of the axes that a stored displacement lies along, None where they are the world's."""
+        """The direction of the axes that stored displacements are given along, None for those of the world."""
         if "frame" not in self._vector_frames:
             self._vector_frames["frame"] = None if self._format == 1 else vector_frame(self.fixed_grid)
         frame: NDArray[np.float64] | None = self._vector_frames["frame"]
@@ -282,7 +289,7 @@ class RunStore:
             return grid_from_attributes(self.state[which])
 
     def _array(self, name: str, level: int) -> zarr.Array[Any]:
-        """Opened once a process: a rank writes thousands of chunks."""
+        """Opened once per process: a rank writes thousands of chunks."""
         key = f"{name}/{level}"
         if key not in self._arrays:
             node = self._group.get(key)
@@ -297,7 +304,7 @@ class RunStore:
 
     def _image_grid(self, name: str) -> Grid:
         with read_errors(join(self.path, name)):
-            return grid_from_attributes(self._group[name].attrs["daskreg"]["grid"])  # type: ignore[call-overload, index, arg-type]
+            return grid_from_attributes(self._group[name].attrs["daskreg"]["grid"])  # type: ignore[call-overload, index, arg-type]  # any JSON
 
     def _level_grids(self, name: str) -> list[Grid]:
         where = join(self.path, name)
@@ -309,160 +316,54 @@ class RunStore:
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether a store says that it is a run, complete or not. Raises NotFound and Unreadable."""
-    own = attributes(open_node(_clean_path(path))).get("daskreg")
+    """Whether a store is a run, complete or not. Raises NotFound and Unreadable."""
+    own = attributes(open_node(_absolute(path))).get("daskreg")
     return isinstance(own, dict) and own.get("kind") == "run"
 
 
-def _clean_path(path: str | Path) -> str:
+def _absolute(path: str | Path) -> str:
     clean = parse_address(path).path
     return clean if is_remote(clean) else os.path.abspath(clean)
-
-
-def _new_state(fixed: Grid, moving: Grid) -> dict[str, Any]:
-    return {
-        "kind": "run",
-        "format": FORMAT,
-        "complete": False,
-        "started": _now(),
-        **_process(),
-        "fixed": grid_attributes(fixed),
-        "moving": grid_attributes(moving),
-    }
-
-
-def _process() -> dict[str, Any]:
-    """Who works on the run: enough to see later whether it still does."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": _process_start(os.getpid())}
-
-
-def _taken_over(state: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {k: v for k, v in state.items() if k not in ("stopped", "resumable")}
-    return kept | _process() | {"resumed": [*state.get("resumed", []), _now()]}
 
 
 def _transform_attributes(affine: NDArray[np.float64]) -> dict[str, Any]:
     return {"daskreg": {"meaning": MEANING, "order": "z, y, x, 1", "affine": affine.tolist(), "displacement": DISPLACEMENT}}
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _refuse_existing(path: str, overwrite: bool) -> None:
+def _require_new(path: str, overwrite: bool) -> None:
+    """Raises OutputExists, saying what is at the path."""
     if overwrite or not exists(path):
         return
     try:
         kind = "a complete run" if RunStore.attach(path).complete else "an incomplete run"
-        kind += " that --resume continues" if _continuable(path) else ""
+        kind += " that --resume continues" if has_checkpoint(path) else ""
     except (Unreadable, NotFound):
         kind = "something that is not a daskreg run"
     raise OutputExists(f"{path} exists already: {kind}; choose another name, or replace it with --overwrite (overwrite=True).")
 
 
-def _set_aside(path: str) -> str | None:
-    """The name of the sibling the old store now has; remote stores cannot be renamed, there it is deleted."""
+def _move_aside(path: str) -> str | None:
+    """Rename an existing store and return its new name; a remote store is deleted, it cannot be renamed."""
     if is_remote(path):
         remove(path)
         return None
     aside = hidden_sibling(path, "replaced")
     if exists(aside):
-        remove(path)  # a run that died while replacing the one that still stands aside
+        remove(path)  # of a run that died while it replaced the store that is still aside
     else:
         os.rename(path, aside)
     return os.path.basename(aside)
 
 
-def _refuse_resuming(path: str, state: Mapping[str, Any]) -> None:
-    if state.get("complete"):
-        raise OutputExists(f"{path} is complete: there is nothing to continue; open it, or repeat it with --overwrite.")
-    if _going_on(state):
-        raise IncompleteRun(
-            f"{path} cannot be continued: it is still going on (process {state['pid']}); wait for it, or stop it."
-        )
-    if CheckpointStore(path).latest() is None:
-        raise IncompleteRun(f"{path} cannot be continued: it stopped before its first checkpoint; repeat it with --overwrite.")
-
-
-def _incomplete(path: str, state: Mapping[str, Any]) -> str:
-    older = f" What it was to replace is kept in {state['replaces']} beside it." if state.get("replaces") else ""
-    started = state.get("started")
-    return f"{path} is incomplete: the run started {started} and {_fate(state)}; {_advice(path, state)}.{older}"
-
-
-def _fate(state: Mapping[str, Any]) -> str:
-    host, pid = state.get("host"), state.get("pid")
-    if state.get("stopped"):
-        return f"stopped {state['stopped']} with a checkpoint"
-    if host == socket.gethostname() and isinstance(pid, int):
-        return f"is still going (process {pid})" if _going_on(state) else f"died (process {pid} is gone)"
-    return f"died, or is still going on {host}"
-
-
-def _advice(path: str, state: Mapping[str, Any]) -> str:
-    if _going_on(state):
-        return "wait for it, or repeat it with --overwrite"
-    wait = "" if state.get("stopped") or state.get("host") == socket.gethostname() else "wait for it, "
-    resume = "continue it with 'daskreg register ... --resume', " if _continuable(path) else ""
-    return f"{wait}{resume}{'or ' if wait or resume else ''}repeat it with --overwrite"
-
-
-def _continuable(path: str) -> bool:
-    try:
-        return CheckpointStore(path).latest() is not None
-    except Unreadable:
-        return False
-
-
-def _going_on(state: Mapping[str, Any]) -> bool:
-    """Whether its process lives on this host."""
-    pid, born = state.get("pid"), state.get("pid_started")
-    if state.get("stopped") or state.get("host") != socket.gethostname() or not isinstance(pid, int):
-        return False
-    return _is_running(pid) and (born is None or born == _process_start(pid))  # numbers of processes come round again
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _process_start(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a process, None where /proc does not tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return int(fields[19])
-
-
 def _require_whole_chunks(name: str, region: Region, array: zarr.Array[Any]) -> None:
-    """One owner a chunk: two writers of one chunk lose each other's voxels."""
+    """One writer per chunk: two writers of the same chunk overwrite each other's voxels."""
     for axis, a, b, c, n in zip(SPACE, region.start, region.stop, array.chunks[-3:], array.shape[-3:], strict=True):
         if not 0 <= a < b <= n or a % c or (b % c and b != n):
             raise ValueError(f"{name}: {axis} {a}:{b} is not whole chunks of {c} voxels in an image of {n}.")
 
 
-def _plain(value: Any) -> Any:
-    """JSON without NaN; what JSON does not know becomes text."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
-
-
 def _set_root(path: str, state: Mapping[str, Any], scene: Mapping[str, Any] | None = None) -> None:
-    """Replace the root's attributes in one step that survives a power cut."""
+    """Replace the root attributes atomically."""
     ome = {"ome": dict(scene)} if scene is not None else {}
     if is_remote(path):
         zarr.open_group(path, mode="r+").attrs.put({"daskreg": dict(state), **ome})

@@ -1,4 +1,4 @@
-"""OME-NGFF 0.6 scenes with images in them: the untouched archives, linked below the scene."""
+"""OME-NGFF 0.6 scenes between images, which are linked below the scene and not modified."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.address import is_remote, join, parent, parse_address
 from daskreg.storage.fs.errors import write_errors
 from daskreg.storage.zarr import ngff, ngff06
+from daskreg.storage.zarr.multiscale import PARENT_FOLDERS
 from daskreg.storage.zarr.nodes import attributes, open_node
 
-INTRINSIC = "intrinsic"  # what ngff-zarr calls the one system of an image of 0.4 or 0.5, which has no names for systems
-DEPTH = 4  # how many folders above an array are searched for the image it is a level of
+INTRINSIC = "intrinsic"  # ngff-zarr's name for the coordinate system of a 0.4 or 0.5 image, which has none
 Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class LinkedImage:
-    """An OME-Zarr archive as an image of a scene.
+    """An OME-Zarr image that a scene refers to.
 
     name: its path below the scene;  target: where it is;  system: its coordinate system;  lead: its leading axes;
     grid: of its first level: the system lies along its direction, in its unit
@@ -42,11 +42,11 @@ class LinkedImage:
 
     @property
     def end(self) -> dict[str, str]:
-        """How a transformation names it."""
+        """The input or output of a transformation."""
         return {"path": self.name, "name": self.system}
 
     def to_world(self, unit: str | None) -> Matrix:
-        """(4, 4) from its own system to the world in a unit. Raises UnitsError where just one of the two is known."""
+        """(4, 4) from its own system to the world in ``unit``. Raises UnitsError when only one of the two units is known."""
         if (unit is None) != (self.grid.unit is None):
             raise UnitsError(
                 f"{self.target} is in {self.grid.unit or 'no unit'}, the transform in {unit or 'no unit'}; they cannot be linked."
@@ -83,7 +83,7 @@ def find_image(name: str, address: str | Path) -> LinkedImage:
 
 def _image_above(path: str) -> tuple[str, Mapping[str, Any]]:
     folder = path
-    for _ in range(DEPTH):
+    for _ in range(PARENT_FOLDERS):
         tree = attributes(open_node(folder))
         if ngff.holds_image(tree):
             return folder, tree
@@ -94,7 +94,7 @@ def _image_above(path: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _system(tree: Mapping[str, Any]) -> str:
-    """The system that the levels of an image are placed in."""
+    """The name of the coordinate system of an image's levels."""
     image = tree.get("ome", tree)["multiscales"][0]
     if "coordinateSystems" not in image:
         return INTRINSIC
@@ -103,7 +103,7 @@ def _system(tree: Mapping[str, Any]) -> str:
 
 
 def link_images(store: str, images: Sequence[LinkedImage], location: str) -> None:
-    """Put a link to each archive into a store, relative, so that both can be moved together. Raises OutputError.
+    """Create a relative symbolic link to each image in a store, so that they can be moved together. Raises OutputError.
 
     location: where the store will be when it is complete
     """
@@ -120,7 +120,7 @@ def between_images(
     fixed: LinkedImage | None,
     moving: LinkedImage | None,
 ) -> dict[str, Any]:
-    """A scene whose one transformation takes points of the fixed image to the moving image, each in its own system.
+    """A scene whose one transformation maps points of the fixed to the moving image, each in its own coordinate system.
 
     Where an image is None, that end is a system of the scene, the world, LPS. Leading axes that both images have are kept
     (byDimension); others are dropped before and are 0 after, by affine maps between spaces of different dimension.
@@ -131,7 +131,7 @@ def between_images(
     after = np.eye(4) if moving is None else np.asarray(np.linalg.inv(moving.to_world(unit)), np.float64)
     transformation = ngff06.sequence(forward, before, after)
     if len(transformation["transformations"]) == 1 and not (fixed and fixed.lead) and not (moving and moving.lead):
-        transformation = transformation["transformations"][0]  # as it is, a reader that knows no sequences can follow it
+        transformation = transformation["transformations"][0]  # for readers that do not support sequences
     transformation = _with_lead(transformation, () if fixed is None else fixed.lead, () if moving is None else moving.lead)
     worlds = [n for n, image in (("fixed", fixed), ("moving", moving)) if image is None]
     ends = [{"name": n} if image is None else image.end for n, image in (("fixed", fixed), ("moving", moving))]

@@ -1,4 +1,4 @@
-"""A transform in a Zarr store of its own: an OME-NGFF 0.6 scene with one multiscale group a displacement field."""
+"""A transform as a Zarr store: an OME-NGFF 0.6 scene with a multiscale group per displacement field."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from daskreg.storage.zarr.nodes import lazy_array
 from daskreg.storage.zarr.pyramid import coarsen, new_array, pyramid, steps
 from daskreg.storage.zarr.vector_frames import to_grid_axes, to_world_axes, vector_frame
 
-FORMAT = 1
-FOLDER = "coordinateTransformations"
+TRANSFORM_FORMAT = 1
+FIELDS_FOLDER = "coordinateTransformations"
 Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class TransformStore:
-    """A store being written: ``create``, every chunk of every field once (``write``, in any process), ``finish``."""
+    """A store while it is written: ``create``, ``write`` of each chunk of each field once, by any process, then ``finish``."""
 
     path: str
 
@@ -71,7 +71,7 @@ class TransformStore:
         forward, back = named[: len(named) - backward], named[len(named) - backward :]
         own = {
             "kind": "transform",
-            "format": FORMAT,
+            "format": TRANSFORM_FORMAT,
             "complete": True,
             "unit": unit,
             "links": [{"affine": w.tolist(), "field": path} for w, _, path in forward],
@@ -90,7 +90,7 @@ class TransformStore:
 
 
 def reopened(store: TransformStore, link: int, grid: Grid) -> da.Array:
-    """The field of a link of a store that may not be finished, along the world's axes, lazily."""
+    """The field of a link, along the world's axes, lazily, also from an unfinished store."""
     where = join(store.path, f"{_field(link)}/0")
     with read_errors(where):
         array = zarr.open_array(where, mode="r")
@@ -98,7 +98,7 @@ def reopened(store: TransformStore, link: int, grid: Grid) -> da.Array:
 
 
 def _field(link: int) -> str:
-    return f"{FOLDER}/{link}"
+    return f"{FIELDS_FOLDER}/{link}"
 
 
 def _build(group: Any, grid: Grid, name: str) -> None:

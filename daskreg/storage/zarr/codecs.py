@@ -1,7 +1,7 @@
-"""Chunks coded by zarrs: many at once and without Python's lock, where zarr-python hands one after another to a thread.
+"""The codec pipeline of zarrs, which codes many chunks at once without the GIL; zarr-python codes one after another.
 
-Unlike zarr-python it writes a chunk where it is, not beside it: daskreg writes each chunk once, into a store that does not count
-before it is complete.
+Unlike zarr-python it does not write a chunk under a temporary name first: daskreg writes each chunk once, into a store that
+is not valid before it is complete.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import zarr
 from zarr.storage import LocalStore
 from zarrs.pipeline import ZarrsCodecPipeline, get_codec_pipeline_impl
 
-_FORKED = [False]  # zarrs' threads stay behind in the parent
+_FORKED = [False]  # the threads of zarrs do not exist in a forked child
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _FORKED.__setitem__(0, True))
 
 
 class ZarrsPipeline(ZarrsCodecPipeline):
-    """zarrs, but the array's own way in a forked process, where an axis is dropped, and to refuse what may not be written."""
+    """zarrs, or the array's own pipeline in a forked process, where an axis is dropped, and for a read-only store."""
 
     def __getstate__(self) -> Any:
         return {"metadata": self.metadata, "store": self.store, "plain": self.python_impl}
@@ -30,7 +30,7 @@ class ZarrsPipeline(ZarrsCodecPipeline):
 
     async def read(self, batch_info: Any, out: Any, drop_axes: tuple[int, ...] = ()) -> None:
         """As Zarr's pipeline."""
-        if _FORKED[0] or drop_axes:  # zarrs loses its way where that meets several shards
+        if _FORKED[0] or drop_axes:  # zarrs fails for dropped axes across several shards
             await self._plain.read(batch_info, out, drop_axes)
         else:
             await super().read(batch_info, out, drop_axes)
@@ -48,16 +48,16 @@ class ZarrsPipeline(ZarrsCodecPipeline):
 
 
 def with_zarrs_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """The same array, coded by zarrs; as it is where that does not know its store, order, type or codecs."""
+    """The array with zarrs' pipeline; unchanged where zarrs does not support its store, memory order, type or codecs."""
     fortran = getattr(array.metadata, "order", "C") == "F"
     if not isinstance(array.store, LocalStore) or not array.dtype.isnative or fortran:
         return array
     try:
         coder = get_codec_pipeline_impl(array.metadata, array.store, strict=True)
-    except Exception:  # noqa: BLE001  # whatever it says of what it does not know
+    except Exception:  # noqa: BLE001  # zarrs raises several types for what it does not support
         return array
-    found = array.with_config({"order": "C"})  # of what is read, whatever the process prefers
+    fast = array.with_config({"order": "C"})  # of arrays read, whatever the process is configured to
     plain: Any = array.async_array.codec_pipeline
     pipeline = ZarrsPipeline(array.metadata, array.store, coder, plain)
-    object.__setattr__(found.async_array, "codec_pipeline", pipeline)
-    return found
+    object.__setattr__(fast.async_array, "codec_pipeline", pipeline)
+    return fast

@@ -12,10 +12,13 @@ import numpy as np
 
 from daskreg.errors import GridError
 from daskreg.grid import IDENTITY, UNITS, Grid
+from daskreg.grid.grid import Matrix3
 from daskreg.storage.axes import Axis, spatial
-from daskreg.storage.grid_metadata import GridMetadata
+from daskreg.storage.grid_metadata import GridMetadata, matrix3, triple
 
 log = logging.getLogger(__name__)
+
+PARENT_FOLDERS = 4  # searched above an array for the multiscales metadata that it belongs to
 
 # world axis (0 superior, 1 posterior, 2 left: LPS stored z, y, x) and sign that each word of RFC-4 runs along
 ORIENTATIONS = {
@@ -59,7 +62,7 @@ class Multiscale:
         scale = [s * k for s, k in zip(self._scale(level, order), units[1], strict=True)]
         shift = [s * k for s, k in zip(self._translation(name, level, order), units[1], strict=True)]
         direction = _direction(name, [self.axes[i].orientation for i in order])
-        return GridMetadata(tuple(scale), tuple(shift), direction or IDENTITY, units[0], direction is not None)  # type: ignore[arg-type]
+        return GridMetadata(triple(scale), triple(shift), direction or IDENTITY, units[0], direction is not None)
 
     def index(self, level: int | str) -> int | None:
         """The number of a level given by number or dataset path, None when there is no such level."""
@@ -139,7 +142,7 @@ def _one_unit(units: Sequence[str | None]) -> tuple[str | None, tuple[float, ...
     return stated, (1.0, 1.0, 1.0)
 
 
-def _direction(name: str, words: Sequence[str | None]) -> Any:
+def _direction(name: str, words: Sequence[str | None]) -> Matrix3 | None:
     """The direction matrix that three orientations state, None where they state none."""
     known = [ORIENTATIONS.get(w or "") for w in words]
     if not all(known):
@@ -151,7 +154,7 @@ def _direction(name: str, words: Sequence[str | None]) -> Any:
         matrix[row, column] = sign
     if abs(np.linalg.det(matrix)) != 1:
         raise GridError(f"{name}: two axes have the same orientation in {list(words)}; repair the store's metadata.")
-    return tuple(tuple(row) for row in matrix.tolist())
+    return matrix3(matrix)
 
 
 @cache  # once a store and level

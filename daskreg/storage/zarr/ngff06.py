@@ -1,4 +1,4 @@
-"""OME-NGFF 0.6: coordinate systems, displacement fields as multiscale groups, and scenes of transformations between them."""
+"""OME-NGFF 0.6, written and read: coordinate systems, multiscale displacement fields, and scenes of transformations."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from daskreg.errors import Unreadable
 from daskreg.grid import IDENTITY, UNITS, Grid
 from daskreg.storage.axes import KINDS, SPACE, Axis
+from daskreg.storage.grid_metadata import triple
 from daskreg.storage.zarr.multiscale import Dataset, Multiscale, grid_attributes
 
 VERSION = "0.6"
 PHYSICAL = "physical"  # a field's own system: along its grid's axes, in world units
 Matrix = NDArray[np.float64]
 Tree = Mapping[str, Any]
-
-
-# --- written ------------------------------------------------------------------------------------------------------------------
 
 
 def space_axes(unit: str | None) -> list[dict[str, Any]]:
@@ -92,9 +90,6 @@ def direction_of(grid: Grid) -> Matrix:
     direction = np.eye(4)
     direction[:3, :3] = np.asarray(grid.direction)
     return direction
-
-
-# --- read ---------------------------------------------------------------------------------------------------------------------
 
 
 def parse_image(name: str, image: Tree, channels: tuple[str, ...], grid: Grid | None) -> Multiscale:
@@ -203,4 +198,5 @@ def field_grid(name: str, multiscale: Multiscale, shape: Sequence[int], level: i
         raise Unreadable(f"{name} has shape {tuple(shape)}; a displacement field (3, Z, Y, X), vector axis first, was expected.")
     dataset = multiscale.datasets[level]
     unit = next((a.unit for a in multiscale.axes if a.kind == "space" and a.unit in UNITS), None)
-    return Grid(tuple(shape[1:]), dataset.scale[1:], (dataset.translation or (0.0,) * 4)[1:], IDENTITY, unit)  # type: ignore[arg-type]
+    shift = triple((dataset.translation or (0.0,) * 4)[1:])
+    return Grid((shape[1], shape[2], shape[3]), triple(dataset.scale[1:]), shift, IDENTITY, unit)

@@ -1,4 +1,4 @@
-"""Zarr nodes opened with our errors, and read lazily with errors that name the chunk."""
+"""Zarr arrays and groups, opened and read lazily; errors name the chunk."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from daskreg.storage.fs.address import is_remote
 from daskreg.storage.fs.errors import read_errors, reason, require_exists
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
-METADATA = ("zarr.json", ".zgroup", ".zarray")
-LARGEST = 128 << 20  # bytes a Dask chunk may have: a larger shard is read in parts
-SMALLEST = 4 << 20  # bytes below which neighbouring chunks are read together: graphs stay small
+METADATA_FILES = ("zarr.json", ".zgroup", ".zarray")
+MAX_DASK_CHUNK = 128 << 20  # bytes; larger shards are read in parts
+MIN_DASK_CHUNK = 4 << 20  # bytes; smaller chunks are read together, which keeps graphs small
 
 
 def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
     """The Zarr array or group at a path.
 
-    Raises NotFound when nothing is there, Unreadable when it is no Zarr or may not be read.
+    Raises NotFound, and Unreadable for what is no Zarr store or may not be read.
     """
     require_exists(path)
     if not is_remote(path) and os.path.isdir(path):
@@ -43,15 +43,15 @@ def attributes(node: zarr.Array[Any] | zarr.Group) -> dict[str, Any]:
 
 
 class CheckedArray:
-    """A Zarr array whose failed reads are Unreadable and name the voxels."""
+    """A Zarr array whose failed reads raise Unreadable with the indices of the damaged chunk."""
 
     def __init__(self, array: zarr.Array[Any], name: str) -> None:
-        """``name`` is what errors call it."""
+        """name: for errors."""
         self.array, self.name = array, name
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        """The voxels, decoded now. Raises Unreadable."""
+        """Decode the voxels of basic slices. Raises Unreadable."""
         try:
             return np.asarray(self.array[index])
         except MemoryError:
@@ -61,18 +61,18 @@ class CheckedArray:
             raise Unreadable(f"{self.name}: the chunk at {where} is damaged: {reason(error)}; restore it.") from error
 
     def _damaged(self, index: Any) -> Sequence[slice]:
-        """The first chunk inside ``index`` that cannot be read, the whole of it when each one can."""
+        """The first chunk inside ``index`` that cannot be read, all of ``index`` when each chunk can."""
         spans = _spans(index, self.shape)
         for box in product(*(_within(s, c) for s, c in zip(spans, self.array.chunks, strict=True))):
             try:
                 _ = self.array[box]
-            except Exception:  # noqa: BLE001 - the caller raises it, with this place
+            except Exception:  # noqa: BLE001 - the caller raises it, with these indices
                 return box
         return spans
 
 
 def lazy_array(array: zarr.Array[Any], name: str) -> da.Array:
-    """A Dask array over a Zarr array: one Dask chunk a shard, or whole chunks of a handy size."""
+    """A Dask array over a Zarr array: a Dask chunk per shard, or several whole chunks (``dask_chunks``)."""
     check_dtype(array.dtype, name)
     chunks = dask_chunks(array.shape, array.chunks, array.shards, array.dtype.itemsize)
     voxels: da.Array = da.from_array(
@@ -82,13 +82,13 @@ def lazy_array(array: zarr.Array[Any], name: str) -> da.Array:
 
 
 def dask_chunks(shape: Sequence[int], chunks: Sequence[int], shards: Sequence[int] | None, itemsize: int) -> tuple[int, ...]:
-    """Chunk lengths that are multiples of the stored ones, between SMALLEST and LARGEST bytes where that is possible."""
-    if shards is not None and math.prod(shards) * itemsize <= LARGEST:
+    """Multiples of the stored chunks, between MIN_DASK_CHUNK and MAX_DASK_CHUNK bytes where that is possible."""
+    if shards is not None and math.prod(shards) * itemsize <= MAX_DASK_CHUNK:
         chunks = shards
     length = [min(c, n) if n else 1 for c, n in zip(chunks, shape, strict=True)]
     whole = list(shards) if shards is not None else list(shape)
     for axis in reversed(range(len(length))):
-        while math.prod(length) * itemsize < SMALLEST and length[axis] < min(whole[axis], shape[axis]):
+        while math.prod(length) * itemsize < MIN_DASK_CHUNK and length[axis] < min(whole[axis], shape[axis]):
             length[axis] = min(2 * length[axis], whole[axis], shape[axis])
     return tuple(length)
 
@@ -116,13 +116,13 @@ def open_member(group: zarr.Group, inner: str, name: str) -> zarr.Array[Any]:
 
 
 def dimension_names(array: zarr.Array[Any]) -> Sequence[str | None] | None:
-    """What the array calls its axes, in Zarr v3 or in xarray's way."""
+    """Names of the axes, as in Zarr v3 or as xarray writes them."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     return names if isinstance(names, list | tuple) else None
 
 
 def children(group: zarr.Group) -> Mapping[str, zarr.Array[Any] | zarr.Group]:
-    """Direct members, empty where the store cannot list them."""
+    """Direct members; empty for a store without listing."""
     try:
         return dict(group.members())
     except (OSError, NotImplementedError, ValueError):
@@ -132,12 +132,12 @@ def children(group: zarr.Group) -> Mapping[str, zarr.Array[Any] | zarr.Group]:
 def _require_metadata(path: str) -> None:
     with read_errors(path):
         found = set(os.listdir(path))
-    if not found & set(METADATA):
-        raise Unreadable(f"{path} is a folder without Zarr metadata ({', '.join(METADATA)}); a Zarr store was expected.")
+    if not found & set(METADATA_FILES):
+        raise Unreadable(f"{path} is a folder without Zarr metadata ({', '.join(METADATA_FILES)}); a Zarr store was expected.")
 
 
 def _spans(index: Any, shape: Sequence[int]) -> list[slice]:
-    """Basic indexing as one plain slice an axis."""
+    """Basic indexing as a slice per axis."""
     parts = index if isinstance(index, tuple) else (index,)
     parts += (slice(None),) * (len(shape) - len(parts))
     return [
@@ -146,6 +146,6 @@ def _spans(index: Any, shape: Sequence[int]) -> list[slice]:
 
 
 def _within(span: slice, chunk: int) -> list[slice]:
-    """The span cut at chunk boundaries."""
+    """A slice divided at chunk boundaries."""
     starts = range(span.start // chunk * chunk, span.stop, chunk)
     return [slice(max(a, span.start), min(a + chunk, span.stop)) for a in starts]

@@ -19,17 +19,17 @@ from daskreg.storage.axes import SPACE
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
 CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
-SOME = 8  # planes of means that are made at once: they stay in a processor's cache
-COARSEST = 64  # voxels along the longest axis at which a pyramid stops
-FIELD: dict[str, Any] = {"cname": "lz4", "clevel": 5}
-IMAGE: dict[str, Any] = {"cname": "zstd", "clevel": 1}  # what higher levels save is not worth their time
+MEAN_PLANES = 8  # planes of means computed at once: they stay in the processor's cache
+COARSEST_LENGTH = 64  # voxels along the longest axis at which a pyramid stops
+FIELD_CODEC: dict[str, Any] = {"cname": "lz4", "clevel": 5}
+IMAGE_CODEC: dict[str, Any] = {"cname": "zstd", "clevel": 1}  # higher levels take longer and save little
 Factors = tuple[int, int, int]
 
 
 def pyramid(grid: Grid) -> list[Factors]:
     """Factors of each level from level 0, (1, 1, 1) first; an axis is halved only while its voxels are the finer ones."""
     levels = [(1, 1, 1)]
-    while max(grid.coarsen(levels[-1]).shape) > COARSEST:
+    while max(grid.coarsen(levels[-1]).shape) > COARSEST_LENGTH:
         step = _step(grid.coarsen(levels[-1]))
         z, y, x = (a * b for a, b in zip(levels[-1], step, strict=True))
         levels.append((z, y, x))
@@ -58,7 +58,7 @@ def new_array(
         shape=lengths + shape,
         chunks=(*(1 for _ in lead), *lengths[len(lead) :], *(min(chunk, n) for n in shape)),
         dtype=dtype,
-        compressors=BloscCodec(**(FIELD if components else IMAGE), shuffle="shuffle"),
+        compressors=BloscCodec(**(FIELD_CODEC if components else IMAGE_CODEC), shuffle="shuffle"),
         dimension_names=names + SPACE,
         fill_value=0,
     )
@@ -66,41 +66,41 @@ def new_array(
 
 
 def coarsen(source: zarr.Array[Any], target: zarr.Array[Any], step: Factors, *, labels: bool = False) -> None:
-    """Fill ``target`` with block means of ``source`` (of labels: what most voxels are), one task a target chunk."""
-    # Dask would take arrays that are arguments apart for every task, looking for something lazy in their metadata
-    chunk = dask.delayed(partial(_coarsen_chunk, source, target, step, labels), traverse=False)  # type: ignore[attr-defined]
+    """Fill ``target`` with block means (of labels: modes) of ``source``, one task per target chunk."""
+    # as arguments of a task, Dask would search the arrays' metadata for lazy values
+    chunk = dask.delayed(partial(_coarsen_chunk, source, target, step, labels), traverse=False)  # type: ignore[attr-defined]  # dask exports it lazily
     tasks = [chunk(r.start, r.stop) for r in regions(target)]
-    dask.compute(*tasks)  # type: ignore[attr-defined, no-untyped-call]
+    dask.compute(*tasks)  # type: ignore[attr-defined, no-untyped-call]  # dask exports it lazily
 
 
 def regions(array: zarr.Array[Any]) -> Iterator[Region]:
     """The chunks of an array, along z, y, x; all entries of its leading axes belong to each."""
     shape, chunks = array.shape[-3:], array.chunks[-3:]
-    for start in product(*(range(0, n, c) for n, c in zip(shape, chunks, strict=True))):
-        z, y, x = (min(a + c, n) for a, c, n in zip(start, chunks, shape, strict=True))
-        yield Region(start, (z, y, x))  # type: ignore[arg-type]
+    for az, ay, ax in product(*(range(0, n, c) for n, c in zip(shape, chunks, strict=True))):
+        z, y, x = (min(a + c, n) for a, c, n in zip((az, ay, ax), chunks, shape, strict=True))
+        yield Region((az, ay, ax), (z, y, x))
 
 
 def block_mean(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
     """Means over blocks of ``step`` voxels along the last three axes; blocks at the far edge may be smaller."""
     shape = tuple(-(-n // k) for n, k in zip(voxels.shape[-3:], step, strict=True))
     means = np.empty(voxels.shape[:-3] + shape, voxels.dtype)
-    for z in range(0, shape[0], SOME):
-        part = voxels[..., z * step[0] : (z + SOME) * step[0], :, :]
+    for z in range(0, shape[0], MEAN_PLANES):
+        part = voxels[..., z * step[0] : (z + MEAN_PLANES) * step[0], :, :]
         for axis, k in zip((-3, -2, -1), step, strict=True):
             part = _axis_mean(part, axis, k) if k > 1 else part
-        means[..., z : z + SOME, :, :] = np.rint(part) if voxels.dtype.kind in "iub" else part
+        means[..., z : z + MEAN_PLANES, :, :] = np.rint(part) if voxels.dtype.kind in "iub" else part
     return means
 
 
 def block_mode(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
-    """What most voxels are of blocks of ``step`` voxels along the last three axes; blocks at the far edge may be smaller.
+    """Most frequent values of blocks of ``step`` voxels along the last three axes; blocks at the far edge may be smaller.
 
-    Of labels that tie, the smallest, as where labels are interpolated.
+    The smallest of labels that are equally frequent, as where labels are interpolated.
     """
     lead, shape = voxels.shape[:-3], voxels.shape[-3:]
     spare = [(0, -n % k) for n, k in zip(shape, step, strict=True)]
-    whole = np.pad(voxels, [(0, 0)] * len(lead) + spare, mode="edge")  # twice the same voxel outvotes nothing new
+    whole = np.pad(voxels, [(0, 0)] * len(lead) + spare, mode="edge")  # repeated voxels do not change the mode
     nz, ny, nx = (-(-n // k) for n, k in zip(shape, step, strict=True))
     parts = whole.reshape(*lead, nz, step[0], ny, step[1], nx, step[2])
     members = [parts[..., :, a, :, b, :, c] for a, b, c in np.ndindex(step)]

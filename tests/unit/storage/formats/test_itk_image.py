@@ -71,7 +71,7 @@ def test_other_units_become_millimetres(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_planes_of_an_uncompressed_file_are_read_alone(tmp_path, ending, monkeypatch):
-    monkeypatch.setattr("daskreg.storage.formats.lazy.SLAB", 2 * 42 * 2)
+    monkeypatch.setattr("daskreg.storage.formats.lazy.SLAB_BYTES", 2 * 42 * 2)
     sitk.WriteImage(as_itk(voxels()), str(tmp_path / f"a.{ending}"))
     asked = []
     for name in ("_read_box", "_read_raw"):

@@ -330,9 +330,9 @@ def test_a_complete_run_has_no_checkpoint(path):
 def test_a_kept_run_says_how_to_go_on(path):
     run = RunStore.attach(path)
     with pytest.raises(ValueError, match="no checkpoint"):
-        run.keep()
+        run.mark_resumable()
     save(CheckpointStore(path), 1, {"u": field()})
-    run.keep()
+    run.mark_resumable()
     assert run.state["resumable"] is True
     advice = r"stopped 20.*; continue it with 'daskreg register \.\.\. --resume', or repeat it with --overwrite\."
     with pytest.raises(IncompleteRun, match=advice):
@@ -356,7 +356,7 @@ def test_a_killed_run_says_how_to_go_on(store):
 def test_a_resumed_run_goes_on_from_its_checkpoint(path):
     started(path, overwrite=True, recipe={"fixed": "f.nii", "config": {"rate": 0.1}})
     save(CheckpointStore(path), 1, {"u": field()}, state={"n": 1})
-    RunStore.attach(path).keep()
+    RunStore.attach(path).mark_resumable()
     run = RunStore.resume(path)
     assert run.recipe == {"fixed": "f.nii", "config": {"rate": 0.1}}
     assert CheckpointStore(run.path).latest() == (1, {"n": 1})
@@ -373,7 +373,7 @@ def test_images_of_the_earlier_attempt_go(path):
         run.create_image(name, GRID, components=3 if name == FIELD else 0)
         run.build_pyramid(name)
     save(CheckpointStore(path), 1, {"u": field()})
-    run.keep()
+    run.mark_resumable()
     again = RunStore.resume(path)
     assert not again.has("moved")
     assert not again.has(FIELD)
