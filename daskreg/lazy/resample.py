@@ -20,7 +20,7 @@ from daskreg.lazy.blocks import Reader, block_of, by_block, together
 from daskreg.storage import Stack, Volume
 from daskreg.transforms.bounds import INTERPOLATION_MARGIN, local_coefficients, sampling_bounds
 from daskreg.transforms.chain import sample_chain
-from daskreg.transforms.execution import Run, run_on_cpu, run_on_cuda
+from daskreg.transforms.execution import KernelRunner, run_on_cpu, run_on_cuda
 from daskreg.transforms.linear import linear_part
 from daskreg.transforms.link import Link
 
@@ -28,7 +28,7 @@ log = logging.getLogger("daskreg")
 Interpolation = Literal["linear", "nearest", "cubic", "label"]
 Device = Literal["cpu", "cuda"]
 KERNELS: dict[str, Kernel] = {"linear": sample, "nearest": sample_nearest, "cubic": sample_cubic, "label": sample_label}
-RUNS: dict[str, Run] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
+RUNS: dict[str, KernelRunner] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
 SMOOTH = ("linear", "cubic")  # make values that no voxel has
 
 

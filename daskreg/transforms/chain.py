@@ -12,7 +12,7 @@ from daskreg.grid import Grid, Region
 from daskreg.kernels.sampling.field import sample_field
 from daskreg.kernels.vectors import apply_matrix
 from daskreg.transforms.bounds import local_coefficients, sampling_bounds
-from daskreg.transforms.execution import Run, run_on_cpu
+from daskreg.transforms.execution import KernelRunner, run_on_cpu
 from daskreg.transforms.linear import Matrix, linear_part
 from daskreg.transforms.link import Link
 
@@ -43,7 +43,7 @@ class SampledMap:
         return self.e if np.array_equal(self.linear, np.eye(3)) else apply_matrix(self.linear, self.e)
 
 
-def sample_chain(links: Sequence[Link], grid: Grid, box: Region, run: Run = run_on_cpu) -> SampledMap:
+def sample_chain(links: Sequence[Link], grid: Grid, box: Region, run: KernelRunner = run_on_cpu) -> SampledMap:
     """The map of all links at the voxels of ``box`` of ``grid``; each displacement is read once, where they reach it."""
     at = SampledMap(grid.index_to_world, np.eye(3), None)
     for link in links:
@@ -53,14 +53,14 @@ def sample_chain(links: Sequence[Link], grid: Grid, box: Region, run: Run = run_
     return at
 
 
-def _add_displacement(at: SampledMap, link: Link, box: Region, run: Run) -> SampledMap:
+def _add_displacement(at: SampledMap, link: Link, box: Region, run: KernelRunner) -> SampledMap:
     d = _sample_displacement(at, link, box, run)
     if d is None:
         return at
     return SampledMap(at.matrix, np.eye(3), d if at.e is None else at.world_displacement() + d)
 
 
-def _sample_displacement(at: SampledMap, link: Link, box: Region, run: Run) -> Array | None:
+def _sample_displacement(at: SampledMap, link: Link, box: Region, run: KernelRunner) -> Array | None:
     """A link's d at the mapped voxels of a box, (3, Z, Y, X) world units; None where none of them is in its grid."""
     grid = link.displacement_grid
     matrix, linear = at.in_voxels(grid)

@@ -13,7 +13,7 @@ from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.launch import Kernel
 
 _LAUNCH_LOCK = Lock()  # kernels are parallel themselves, and not every threading layer of Numba allows two launches at once
-Run = Callable[..., Any]
+KernelRunner = Callable[..., Any]
 
 
 def run_on_cpu(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) -> Any:

@@ -12,13 +12,15 @@ from daskreg.grid import Grid, Region
 from daskreg.kernels.jacobian import jacobian
 from daskreg.kernels.vectors import apply_matrix
 from daskreg.transforms.chain import sample_chain
-from daskreg.transforms.execution import Run, run_on_cpu
+from daskreg.transforms.execution import KernelRunner, run_on_cpu
 from daskreg.transforms.link import Link
 
 Array = NDArray[np.float32]
 
 
-def jacobian_determinant(links: Sequence[Link], grid: Grid, box: Region, *, whole: bool = True, run: Run = run_on_cpu) -> Array:
+def jacobian_determinant(
+    links: Sequence[Link], grid: Grid, box: Region, *, whole: bool = True, run: KernelRunner = run_on_cpu
+) -> Array:
     """``det(D phi)`` at the voxels of a box of ``grid``, (Z, Y, X), by central differences, one-sided at the grid's faces.
 
     whole: False leaves the determinant of the affine links out. A halo of one voxel is computed with the box, so that the

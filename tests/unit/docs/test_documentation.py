@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = [p for folder in ("daskreg", "tests", "benchmarks") for p in sorted((ROOT / folder).rglob("*.py"))]
 METHOD = (ROOT / "docs" / "method.md").read_text()
 CITATION = re.compile(r"method(?:\.md)?[,)]? section (\d+(?:\.\d+)?)(?:, steps? (\d+)(?: to (\d+))?)?", re.IGNORECASE)
