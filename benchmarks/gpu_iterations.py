@@ -31,13 +31,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu_rank import Peak
 
 from daskreg.comm import SingleRank
-from daskreg.config import LNCC, MI, MSE, Config, Deformable
+from daskreg.config import Config, Deformable
 from daskreg.engine.images import Image
 from daskreg.engine.memory import trim
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
+from daskreg.similarity import LNCC, MI, MSE
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_iterations.json"
 LOSSES: dict[str, Any] = {

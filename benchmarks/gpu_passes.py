@@ -25,13 +25,14 @@ from daskreg.kernels.composition import cuda as composition_cuda
 from daskreg.kernels.sampling import cpu as sampling
 from daskreg.kernels.sampling import cuda as sampling_cuda
 from daskreg.kernels.smoothing import cpu as smoothing
-from daskreg.optimizers.adam import rates
+from daskreg.optimizers.adam import AdamOnCpu
 from daskreg.similarity.mse import cpu as mse_cpu
 from daskreg.similarity.mse import cuda as mse_cuda
 from daskreg.transforms.linear import linear_part, to_fixed_point
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_passes.json"
 NOWHERE = np.empty((0, 0, 0), np.float32)
+RATES = AdamOnCpu((0.9, 0.99)).coefficients(3, 1.0)
 MATRIX = np.eye(4)
 MATRIX[:3, :3] += 0.01 * np.random.default_rng(0).standard_normal((3, 3))
 MATRIX[:3, 3] = 0.3
@@ -59,7 +60,7 @@ class Volume:
         self.m = (noise(3, *shape) - 0.5) * 0.1
         self.v, self.d = noise(3, *shape) * 0.01, cupy.zeros((3, *shape), cupy.float32)
         self.longest, self.totals, self.clock = cupy.zeros(1, cupy.float32), cupy.zeros(2, cupy.int64), cupy.zeros(1, cupy.int32)
-        self.nowhere, self.rates = cupy.empty(0, cupy.float32), cupy.asarray(rates((0.9, 0.99), 3, 0.1))[None]
+        self.nowhere, self.rates = cupy.empty(0, cupy.float32), cupy.asarray(RATES)[None]
         self.norms = {s: [cupy.asarray(smoothing.gaussian_norms(k, s)) for k in shape] for s in (SIGMA, WARP)}
 
     def flat(self, name: str) -> Any:
@@ -124,7 +125,7 @@ def check(shape: tuple[int, int, int] = (45, 50, 71)) -> dict[str, float]:
 
     smooth(SIGMA, g)
     weights, table = smoothing.gaussian_weights(SIGMA), smoothing.gaussian_table(shape[2], SIGMA)
-    longest = adam_cpu.adam(shape, len(weights) // 2, table, weights, rates((0.9, 0.99), 3, 0.1), g, m, v, d)
+    longest = adam_cpu.adam(shape, len(weights) // 2, table, weights, RATES, g, m, v, d)
     volume.adam()
     for name, array in zip("mvd", (m, v, d), strict=True):
         found[f"smooth_adam {name}"] = _apart(volume.host(name)[0], array)

@@ -24,7 +24,8 @@ from scipy.ndimage import gaussian_filter, zoom
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import daskreg
-from daskreg.config import LNCC, Affine, Config, Deformable
+from daskreg.config import Affine, Config, Deformable
+from daskreg.similarity import LNCC
 
 CONFIG = Config(
     stages=(

@@ -33,7 +33,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from daskreg.comm import Communicator, SingleRank
-from daskreg.config import LNCC, MI, MSE, Config, Deformable
+from daskreg.config import Config, Deformable
 from daskreg.engine.images import Image
 from daskreg.engine.memory import trim
 from daskreg.engine.rank import Rank
@@ -42,6 +42,7 @@ from daskreg.grid import Grid
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import Device
 from daskreg.planning import make_plan
+from daskreg.similarity import LNCC, MI, MSE
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_rank.json"
 RANKS = 5  # the middle one is measured: windows of its neighbours do not end with the image

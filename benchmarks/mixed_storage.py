@@ -28,20 +28,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from brain import OASIS_TO_MNI, STRUCTURES
 
+import daskreg
 from daskreg.comm import SingleRank
-from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable, Moments
-from daskreg.engine import deformable
+from daskreg.config import Affine, Config, Deformable, Moments
+from daskreg.engine.evaluation import Evaluation
 from daskreg.engine.images import Image, normalise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Outcome, Watch
 from daskreg.kernels.sampling.cpu import sample_nearest
+from daskreg.optimizers import adam as optimizer
 from daskreg.planning import Plan
+from daskreg.similarity import LNCC, MI, MSE
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 from daskreg.workflows.inputs import open_inputs
 from daskreg.workflows.presets import preset
 
 OUT = Path(__file__).parent / "results" / "mixed_storage.json"
-BUNDLED = Path(deformable.__file__).parents[1] / "data"
+BUNDLED = Path(daskreg.__file__).parent / "data"
 LOSSES: dict[str, Any] = {"lncc": LNCC(radius=3), "mse": MSE(), "mi": MI()}
 Array = NDArray[np.float32]
 
@@ -62,12 +65,11 @@ def up_or_down(values: Array, bits: int, rng: np.random.Generator) -> Array:
 @contextmanager
 def rounded(kind: str) -> Iterator[None]:
     """Make the loop store as ``kind`` says: float32, control, mixed, or mixed nearest (v to nearest, too)."""
-    plain_adam, plain_gradient, rng = deformable.adam, deformable.Loop.gradient, np.random.default_rng(0)
+    plain_adam, plain_gradient, rng = optimizer.adam, Evaluation.gradient, np.random.default_rng(0)
 
-    def gradient(self: Any, fields: Any) -> float:
-        loss = plain_gradient(self, fields)
-        fields.g[...] = nearest(fields.g, 2 if kind == "control" else 16)
-        return loss
+    def gradient(self: Any, state: Any, backend: Any) -> None:
+        plain_gradient(self, state, backend)
+        state.g[...] = nearest(state.g, 2 if kind == "control" else 16)
 
     def adam(box: Any, reach: Any, table: Any, weights: Any, rates: Any, g: Any, m: Any, v: Any, d: Any) -> Any:
         longest = plain_adam(box, reach, table, weights, rates, g, m, v, d)
@@ -80,7 +82,7 @@ def rounded(kind: str) -> Iterator[None]:
     if kind == "float32":
         yield
         return
-    with mock.patch.object(deformable, "adam", adam), mock.patch.object(deformable.Loop, "gradient", gradient):
+    with mock.patch.object(optimizer, "adam", adam), mock.patch.object(Evaluation, "gradient", gradient):
         yield
 
 

@@ -34,7 +34,6 @@ import daskreg
 from daskreg.grid import Partition, Span
 from daskreg.kernels.smoothing.cpu import radius_of
 from daskreg.planning import RESIDENCIES, Level
-from daskreg.similarity import make
 
 Field = NDArray[np.float32]
 VALUE, VECTOR = 4, 12  # bytes of a float32 and of three
@@ -62,7 +61,7 @@ class Bytes:
 def least(level: Level, stage: Any, ends: tuple[Field, Field], iterations: int) -> list[Bytes]:
     """By rank; ends: the displacement (3, Z, Y, X), voxels, where the counted iterations begin and end."""
     n = len([s for s in level.partition.slabs if len(s)])
-    similarity = make(stage.similarity)
+    similarity = stage.similarity
     around = [(similarity.reach, VALUE), (radius_of(stage.smooth_gradient), VECTOR), (1, VECTOR)]
     around.append((radius_of(stage.smooth_warp), VECTOR))
     sums = 2 * (n - 1) / n * (8 * (stage.similarity.bins**2 if stage.similarity.kind == "mi" else 2) + 8)
@@ -159,7 +158,7 @@ def rows_of(args: argparse.Namespace, client: Client) -> Iterator[dict[str, Any]
             yield {
                 "case": f"{loss}, {workers} workers, {residency}", "program": "daskreg", "loss": loss, "workers": workers,
                 "residency": residency, "shape": args.shape, "iterations": args.iterations, "comm": args.comm,
-                **compared(sent(runs, still, counted), ideal, plan.wire(0, level)), "versions": scaling.versions(),
+                **compared(sent(runs, still, counted), ideal, plan.traffic(0, level)), "versions": scaling.versions(),
             }  # fmt: skip
 
 

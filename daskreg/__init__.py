@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable, Moments, Rigid, Search, SimilarityStage
+    from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search, SimilarityStage
     from daskreg.grid import Grid
     from daskreg.lazy.load import load_transform
     from daskreg.lazy.transform import Transform
+    from daskreg.similarity import LNCC, MI, MSE
     from daskreg.storage import Volume, open_volume
     from daskreg.workflows.apply import apply
     from daskreg.workflows.evaluate import evaluate
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "daskreg.config": ("LNCC", "MI", "MSE", "Affine", "Config", "Deformable", "Moments", "Rigid", "Search", "SimilarityStage"),
+    "daskreg.config": ("Affine", "Config", "Deformable", "Moments", "Rigid", "Search", "SimilarityStage"),
     "daskreg.grid": ("Grid",),
+    "daskreg.similarity": ("LNCC", "MI", "MSE"),
     "daskreg.storage": ("Volume", "open_volume"),
     "daskreg.workflows.apply": ("apply",),
     "daskreg.workflows.evaluate": ("evaluate",),

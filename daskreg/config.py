@@ -5,46 +5,47 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PlainSerializer, ValidationError, WrapValidator, field_validator, model_validator
 
 from daskreg.errors import ConfigError, NotFound, closest
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-class Model(BaseModel):
-    """Frozen; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from daskreg.parameters import Model, ModelParameters, OptimizerParameters, SimilarityParameters, Storage
+from daskreg.registry import MODELS, OPTIMIZERS, SIMILARITIES, Registry
 
 
-class MSE(Model):
-    """Mean squared difference of the normalised intensities: same contrast, same brightness."""
+def _tagged(registry: Registry, base: type[Model]) -> Any:
+    """The type of a field that takes parameters of any registered kind: an instance, a mapping with the key ``kind``, or the
+    kind alone.
+    """
+    kinds = tuple(registry.classes().values())
+    union = Annotated[Union[kinds], Field(discriminator="kind")] if len(kinds) > 1 else kinds[0]  # noqa: UP007  # made of a tuple
 
-    kind: Literal["mse"] = "mse"
+    def parse(value: Any, handler: Any) -> Any:
+        if isinstance(value, base):  # also of a kind that is not registered
+            return value
+        return handler({"kind": value} if isinstance(value, str) else value)
 
+    def dump(value: Any) -> Any:
+        return value.model_dump(mode="json")
 
-class LNCC(Model):
-    """Local normalised cross-correlation (squared): same structures, any local brightness."""
-
-    kind: Literal["lncc"] = "lncc"
-    radius: int = Field(2, ge=1, le=8)  # voxels of the level; the window is (2 radius + 1)^3
-    gradient: Literal["exact", "center"] = "exact"  # center: ANTs' shortcut, correlates 0.93 with the exact one
-    epsilon: Positive = 1e-12  # added to V^2 var(F) var(M), intensities scaled to [0, 1]: keeps 0/0 away
-    flat: float = Field(0.002, ge=0)  # of the intensity range: windows of less standard deviation say nothing
-
-
-class MI(Model):
-    """Mutual information after Mattes: any relation of the intensities."""
-
-    kind: Literal["mi"] = "mi"
-    bins: int = Field(32, ge=8, le=128)  # per image, two of them padding at each end
+    return Annotated[union, WrapValidator(parse), PlainSerializer(dump)]
 
 
-Similarity = Annotated[MSE | LNCC | MI, Field(discriminator="kind")]
+def parameters(registry: Registry, kind: str) -> Any:
+    """Those of a kind with their defaults."""
+    return registry.classes()[kind]()
+
+
+if TYPE_CHECKING:
+    AnySimilarity = SimilarityParameters
+    AnyOptimizer = OptimizerParameters
+    AnyModel = ModelParameters
+else:
+    AnySimilarity = _tagged(SIMILARITIES, SimilarityParameters)
+    AnyOptimizer = _tagged(OPTIMIZERS, OptimizerParameters)
+    AnyModel = _tagged(MODELS, ModelParameters)
 
 
 class Stage(Model):
@@ -77,17 +78,11 @@ class Search(Stage):
 class Optimised(Stage):
     """A stage that runs through levels."""
 
-    similarity: Similarity
+    similarity: AnySimilarity
     scales: tuple[int, ...]  # coarse to fine; k makes voxels k times the fixed image's finest spacing
     iterations: tuple[int, ...]  # at most, one a scale
     tolerance: float = Field(ge=0)  # stop a level when the loss falls less than this a step, relative; 0 never stops
     window: int = Field(10, ge=3)  # iterations over which that slope is taken
-
-    @field_validator("similarity", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        """``similarity: lncc`` is short for ``{kind: lncc}``."""
-        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("scales", "iterations", mode="before")
     @classmethod
@@ -120,7 +115,7 @@ class Optimised(Stage):
 class Linear(Optimised):
     """What rigid, similarity and affine share."""
 
-    similarity: Similarity = MI()
+    similarity: AnySimilarity = Field(default_factory=lambda: parameters(SIMILARITIES, "mi"))
     scales: tuple[int, ...] = (8, 4)
     iterations: tuple[int, ...] = (60, 40)
     tolerance: float = 1e-6  # a quasi-Newton step is dear, and near the optimum gains little by the loss yet much in place
@@ -148,18 +143,54 @@ class Affine(Linear):
 
 
 class Deformable(Optimised):
-    """A displacement at every voxel of the fixed image, Adam on a composed warp."""
+    """A displacement at every voxel of the fixed image.
+
+    Earlier names are read too: ``step``, in half voxels, for ``maximum_step``; ``betas`` for those of the optimizer Adam.
+    """
 
     stage: Literal["deformable"] = "deformable"
-    similarity: Similarity = LNCC()
+    similarity: AnySimilarity = Field(default_factory=lambda: parameters(SIMILARITIES, "lncc"))
     scales: tuple[int, ...] = (4, 2, 1)
     iterations: tuple[int, ...] = (200, 100, 50)
     tolerance: float = 1e-4
-    step: float = Field(0.5, gt=0, le=1)  # half voxels an iteration at most: 0.5 keeps Id + d invertible
+    maximum_step: float = Field(0.25, gt=0, le=0.5)  # voxels an iteration: 0.25 keeps Id + d invertible
     smooth_gradient: float = Field(1.0, ge=0)  # voxels of the level, Gaussian sigma of the gradient (fluid)
     smooth_warp: float = Field(0.5, ge=0)  # voxels of the level, Gaussian sigma of the displacement (elastic)
-    betas: tuple[float, float] = (0.9, 0.99)  # Adam's decay of first and second moment
-    storage: Literal["float32", "mixed"] = "float32"  # mixed: on a GPU images, gradient and moments take 16 bits a number
+    optimizer: AnyOptimizer = Field(default_factory=lambda: parameters(OPTIMIZERS, "adam"))
+    model: AnyModel = Field(default_factory=lambda: parameters(MODELS, "displacement"))
+    storage: Storage = "float32"  # mixed: on a GPU images, gradient and optimizer state take 16 bits a number
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, data: Any) -> Any:
+        """``step`` and ``betas``, as recipes and runs of earlier versions have them."""
+        if not isinstance(data, dict):
+            return data
+        tree = dict(data)
+        step, betas = tree.pop("step", None), tree.pop("betas", None)
+        for earlier, found, name in (("step", step, "maximum_step"), ("betas", betas, "optimizer")):
+            if found is not None and name in tree:
+                raise ValueError(f"{earlier!r} is an earlier name of {name!r}: give one of them")
+        if isinstance(step, int | float) and not isinstance(step, bool):
+            tree["maximum_step"] = step / 2
+        elif step is not None:
+            tree["maximum_step"] = step
+        if betas is not None:
+            tree["optimizer"] = {"kind": "adam", "betas": betas}
+        return tree
+
+    @model_validator(mode="after")
+    def _storable(self) -> Deformable:
+        if self.storage not in self.optimizer.storages:
+            raise ValueError(
+                f"storage {self.storage!r} does not go with optimizer {self.optimizer.kind!r}; use 'float32' or 'adam'"
+            )
+        return self
+
+    @property
+    def step(self) -> float:
+        """The earlier name of ``maximum_step``, in half voxels."""
+        return 2 * self.maximum_step
 
 
 AnyStage = Annotated[Moments | Search | Rigid | SimilarityStage | Affine | Deformable, Field(discriminator="stage")]
@@ -213,7 +244,7 @@ class Config(Model):
                 raise ConfigError(
                     f"{stage!r} is no stage; give an object such as Affine() or Deformable(similarity=LNCC(radius=3))."
                 )
-        return cls.parse({"stages": [s if isinstance(s, str) else s.model_dump() for s in stages]})
+        return cls.parse({"stages": stages})
 
     def dump(self) -> str:
         """The YAML text that ``load`` reads back to the same value."""
@@ -251,5 +282,6 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _names() -> list[str]:
-    kinds = (*get_args(get_args(AnyStage)[0]), *get_args(get_args(Similarity)[0]), Config)
+    registered = [kind for registry in (SIMILARITIES, OPTIMIZERS, MODELS) for kind in registry.classes().values()]
+    kinds = (*get_args(get_args(AnyStage)[0]), *registered, Config)
     return sorted({name for kind in kinds for name in kind.model_fields})

@@ -22,7 +22,7 @@ from daskreg.config import Config
 from daskreg.engine.images import Image, check_mask, normalise
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.memory import trim
-from daskreg.engine.rank import Begin, Rank, State
+from daskreg.engine.rank import InitialDisplacement, Rank, RunState
 from daskreg.engine.report import Outcome, Watch
 from daskreg.errors import InputError
 from daskreg.grid import Grid, Index, Partition, Span
@@ -57,7 +57,7 @@ class Job:
     trace: bool = False
     order: Index = (0, 1, 2)
     device: Kind = "cpu"
-    begin: Begin | None = None
+    begin: InitialDisplacement | None = None
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Keeper:
     def __init__(self, job: Job, comm: Communicator) -> None:
         self.comm, self.store, self.number = comm, CheckpointStore(job.output), 0
 
-    def save(self, state: State, fields: Mapping[str, tuple[Span, NDArray[np.float32]]], shape: Index | None) -> None:
+    def save(self, state: RunState, fields: Mapping[str, tuple[Span, NDArray[np.float32]]], shape: Index | None) -> None:
         """A whole checkpoint, or none: it counts from its commit on."""
         self.number += 1
         if self.comm.rank == 0:
@@ -152,7 +152,7 @@ class Keeper:
             return
         self.number, state = found
         fields = tuple(state["fields"]) if state["fields"] else None
-        rank.resume(State(**{**state, "fields": fields}), lambda name, span: self.store.read(self.number, name, span))
+        rank.resume(RunState(**{**state, "fields": fields}), lambda name, span: self.store.read(self.number, name, span))
 
 
 def read_images(job: Job, comm: Communicator) -> tuple[Image, Image]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block, collect
-from daskreg.engine.reach import affine_reach, displaced_range, spans
+from daskreg.engine.reach import SamplingMap, affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome
 from daskreg.grid import Grid, Index, Partition, Region, Span
 from daskreg.kernels.compiler.launch import on_device
@@ -22,7 +22,6 @@ from daskreg.kernels.sampling.cpu import sample
 from daskreg.planning import Plan
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED
-from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 
 PART = 256 << 20  # bytes of a row that are made and compressed at once
 BEHIND = 2  # parts that may wait to be compressed while a GPU makes the next
@@ -150,17 +149,16 @@ def resample(
     plan: Plan, affine: NDArray[np.float64], u: NDArray[np.float32] | None, row: Span, source: Source
 ) -> NDArray[np.float32]:
     """Planes of the moving image on the fixed grid, through the whole transform; 0 out of domain."""
-    matrix = index_map(affine, plan.fixed, plan.moving)
-    place = (row.start, to_fixed_point(matrix), linear_part(matrix))
+    mapping = SamplingMap.of(row.start, affine, plan.fixed, plan.moving)
     block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)), device=source.device)
     u = None if u is None else module_of(u).ascontiguousarray(u)
     if u is None:
-        reached = affine_reach(place, block.partition, block.shape).needs[0]
+        reached = affine_reach(mapping, block.partition, block.shape).needs[0]
     else:
-        reached = spans(np.array([displaced_range(block, place, u)]))[0]
+        reached = spans(np.array([displaced_range(block, mapping, u)]))[0]
     voxels, origin = source.planes(reached)
     moved = block.scalar()
-    sample(moved.shape, *place, u, origin, plan.moving.shape[0], voxels, moved)
+    sample(moved.shape, *mapping, u, origin, plan.moving.shape[0], voxels, moved)
     filled: NDArray[np.float32] = module_of(moved).nan_to_num(moved, copy=False, nan=0.0)
     return filled
 

@@ -8,16 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator, SingleRank
-from daskreg.config import LNCC, MI, Moments, Rigid, Search
+from daskreg.config import Moments, Rigid, Search
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss, run_linear
+from daskreg.engine.reach import SamplingMap
 from daskreg.engine.report import LevelReport, Watch
 from daskreg.errors import NoOverlap
 from daskreg.grid import Grid, Index, Span, shrink_factors
 from daskreg.kernels.device import CPU, Device
 from daskreg.kernels.sampling.cpu import sample
 from daskreg.planning import Level
-from daskreg.transforms.linear import index_map, linear_about, linear_part, to_fixed_point, transform_points, translation
+from daskreg.similarity import LNCC, MI
+from daskreg.transforms.linear import linear_about, transform_points, translation
 from daskreg.transforms.moments import axis_rotations, center_of_mass, principal_axes
 from daskreg.transforms.rotations import candidate_rotations
 from daskreg.transforms.search import Candidate, Correlator, band_pass
@@ -182,14 +184,14 @@ class _Views:
     def _sampled(self, image: Image, lattice: Grid, world: Matrix) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         factors = shrink_factors(image.grid, self.voxel)
         voxels, mask = whole(image, factors)
-        matrix = index_map(world, lattice, image.grid.coarsen(factors))
-        place = (0, to_fixed_point(matrix), linear_part(matrix), None, 0, voxels.shape[0])
+        mapping = SamplingMap.of(0, world, lattice, image.grid.coarsen(factors))
+        points = (*mapping, None, 0, voxels.shape[0])
         seen = np.empty(lattice.shape, np.float32)
-        sample(lattice.shape, *place, voxels, seen)
+        sample(lattice.shape, *points, voxels, seen)
         inside = np.isfinite(seen)
         if mask is not None:
             weight = np.empty(lattice.shape, np.float32)
-            sample(lattice.shape, *place, mask, weight)
+            sample(lattice.shape, *points, mask, weight)
             inside &= weight > 0.5
         return np.where(inside, seen, 0).astype(np.float32), inside
 

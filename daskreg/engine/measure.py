@@ -8,57 +8,66 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
-from daskreg.engine.reach import Place, Reach, affine_reach, displaced_range, spans
+from daskreg.engine.reach import Reach, SamplingMap, affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome
-from daskreg.engine.sampler import make_sampler
+from daskreg.engine.sampler import Sampler, make_sampler
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import host, module_of
 from daskreg.kernels.jacobian import jacobian
 from daskreg.planning import Plan
-from daskreg.similarity import MutualInformation
-from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
+from daskreg.similarity.base import Samples, Similarity
+from daskreg.similarity.mutual_information import MI
 
 Array = NDArray[np.float32]
-SLAB = 32  # planes looked at together
+SLAB = 32  # planes sampled together
+BINS = 32  # of the joint histogram
 FULL = (1, 1, 1)
 
 
 def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, float]:
-    """Correlation and mutual information (nats) of fixed and moved, over the fixed voxels that land in the moving image."""
-    block, matrix = outcome.block, index_map(outcome.affine, plan.fixed, plan.moving)
-    place = (block.first, to_fixed_point(matrix), linear_part(matrix))
+    """Correlation and mutual information (nats) of fixed and moved, over the fixed voxels mapped into the moving image."""
+    block = outcome.block
+    mapping = SamplingMap.of(block.first, outcome.affine, plan.fixed, plan.moving)
     fixed, _ = images[0].deliver(FULL, block.around(block.halo), comm)
     sampler = make_sampler("window", images[1], FULL, plan.shards, comm)
-    sampler.prepare(_reach(outcome, place, comm))
-    sums, counts, information = np.zeros((6, len(block.own))), np.zeros((32, 32), np.int64), MutualInformation(32)
+    sampler.prepare(_reach(outcome, mapping, comm))
+    information: Similarity = MI(bins=BINS).build(block.device.kind)
+    sums, counts = np.zeros((6, len(block.own))), np.zeros((BINS, BINS), np.int64)
     for z in range(0, len(block.own), SLAB):
-        box = range(z, min(z + SLAB, len(block.own)))
-        planes = range(box.start + block.inner.start, box.stop + block.inner.start)
-        still, u = fixed[planes.start : planes.stop], outcome.displacement
-        xp = module_of(still)
-        moved, nowhere = xp.empty(still.shape, np.float32), xp.empty((0, 0, 0), np.float32)
-        here = None if u is None else xp.ascontiguousarray(u[:, planes.start : planes.stop])
-        sampler.look((len(planes), *block.shape[1:]), (block.first + planes.start, *place[1:]), here, moved, None, None)
-        counts += host(information.partial((len(planes), *block.shape[1:]), still, nowhere, moved, moved)).astype(np.int64)
-        some = len(box) if on_device(still) else 1  # a plane stays in a processor's cache
-        for k in range(0, len(box), some):
-            sums[:, box.start + k : box.start + k + some] = host(_moments(still[k : k + some], moved[k : k + some]))
+        own = range(z, min(z + SLAB, len(block.own)))
+        s = _sampled(outcome, sampler, mapping, fixed, range(own.start + block.inner.start, own.stop + block.inner.start))
+        counts += host(information.partial(s)).astype(np.int64)
+        together = len(own) if on_device(s.fixed) else 1  # a plane stays in a CPU's cache
+        for k in range(0, len(own), together):
+            part = slice(k, k + together)
+            sums[:, own.start + k : own.start + k + together] = host(_moments(s.fixed[part], s.moved[part]))
     total = comm.sum_planes(sums, block.partition.lengths)
     mutual = -information.value(comm.sum_counts(counts))[0]
     return {"ncc": _correlation(total), "mi": mutual, "overlap": float(total[0]) / plan.fixed.size}
 
 
-def _reach(outcome: Outcome, place: Place, comm: Communicator) -> Reach:
+def _sampled(outcome: Outcome, sampler: Sampler, mapping: SamplingMap, fixed: Array, planes: range) -> Samples:
+    """Fixed and moved on some planes of the arrays."""
+    first, still, u = outcome.block.first + planes.start, fixed[planes.start : planes.stop], outcome.displacement
+    xp = module_of(still)
+    moved, ones = xp.empty(still.shape, np.float32), xp.empty((0, 0, 0), np.float32)
+    u = None if u is None else xp.ascontiguousarray(u[:, planes.start : planes.stop])
+    sampler.sample(still.shape, mapping._replace(first=first), u, moved, None, None)
+    return Samples(still.shape, first, still, ones, moved, moved)
+
+
+def _reach(outcome: Outcome, mapping: SamplingMap, comm: Communicator) -> Reach:
     block = outcome.block
     if outcome.displacement is None:
-        return affine_reach(place, block.partition, block.shape)
-    return Reach.of_slabs(block.partition, spans(comm.gather(np.array(displaced_range(block, place, outcome.displacement)))))
+        return affine_reach(mapping, block.partition, block.shape)
+    ranges = comm.gather(np.array(displaced_range(block, mapping, outcome.displacement)))
+    return Reach.of_slabs(block.partition, spans(ranges))
 
 
-def _moments(still: Array, moved: Array) -> Array:
+def _moments(fixed: Array, moved: Array) -> Array:
     """Sums (6, planes) that a correlation is made of: 1, F, M, FF, MM, FM where moved is in its domain."""
-    xp, inside = module_of(still), module_of(moved).isfinite(moved)
-    one, f, m = (xp.where(inside, v, 0).reshape(len(still), -1).astype(np.float64) for v in (1, still, moved))
+    xp, inside = module_of(fixed), module_of(moved).isfinite(moved)
+    one, f, m = (xp.where(inside, v, 0).reshape(len(fixed), -1).astype(np.float64) for v in (1, fixed, moved))
     sums: Array = xp.stack([v.sum(axis=1) for v in (one, f, m, f * f, m * m, f * m)])
     return sums
 

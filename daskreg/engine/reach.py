@@ -1,4 +1,4 @@
-"""Which planes of the moving image are read: measured now and then, and bounded for the iterations until the next time.
+"""Which planes of the moving image are read: measured at intervals, and bounded for the iterations until the next measurement.
 
 All ranks hold the same table, a row a plane of the level, so that each knows what every other one reads.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,34 @@ from scipy.ndimage import maximum_filter1d
 
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block
-from daskreg.grid import Index, Partition, Span
+from daskreg.grid import Grid, Index, Partition, Span
 from daskreg.kernels.device import host
 from daskreg.kernels.sampling.cpu import span
-from daskreg.planning.wire import EVERY
+from daskreg.planning import REACH_INTERVAL
+from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 
 Array = NDArray[np.float32]
-Place = tuple[int, tuple[np.int64, ...], tuple[np.float32, ...]]  # first plane, A and t, S
-NOWHERE = Span(0, 0)
-FARTHEST = 2.0**30  # voxels: where a diverging displacement is taken to lead
-UNMOVED = (np.int64(0),) * 12  # A and t of nothing but the displacement
+EMPTY = Span(0, 0)
+LARGEST = 2.0**30  # voxels: where a diverging displacement is taken to lead
+ZERO_AFFINE = (np.int64(0),) * 12  # A and t of nothing but the displacement
+
+
+class SamplingMap(NamedTuple):
+    """``p(x) = A x + t + S u(x)`` in voxels of the moving level, as kernels take it.
+
+    first: plane of the level that the arrays begin with;  affine: A and t by rows, 64-bit fixed point, 2^-32 voxel;  linear: S
+    by rows.
+    """
+
+    first: int
+    affine: tuple[np.int64, ...]
+    linear: tuple[np.float32, ...]
+
+    @classmethod
+    def of(cls, first: int, world: NDArray[np.float64], fixed: Grid, moving: Grid) -> SamplingMap:
+        """Of the world map from fixed to moving points, (4, 4), between two grids."""
+        matrix = index_map(world, fixed, moving)
+        return cls(first, to_fixed_point(matrix), linear_part(matrix))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +74,7 @@ class Reach:
         return Reach(self.partition, self.start - planes, self.stop + planes)
 
     def covers(self, other: Reach) -> bool:
-        """Whether no plane of the other one reads what this one does not foresee."""
+        """Whether no plane of the other one reads what this one does not cover."""
         return bool((self.start <= other.start).all() and (self.stop >= other.stop).all())
 
     @property
@@ -69,7 +87,7 @@ class Reach:
         start, stop = np.maximum(self.start[_at(planes)], shard.start), np.minimum(self.stop[_at(planes)], shard.stop)
         (found,) = np.nonzero(start < stop)
         if not len(found):
-            return NOWHERE, NOWHERE
+            return EMPTY, EMPTY
         return Span(planes.start + int(found[0]), planes.start + int(found[-1]) + 1), _hull(start[found], stop[found])
 
     def inner(self, slab: Span, shard: Span, image: Span) -> Span:
@@ -84,66 +102,69 @@ class Reach:
         return Span(slab.start + first, slab.start + last)
 
 
-class Lookout:
-    """Measures the displacement along the moving image's planes every ``EVERY`` iterations, on all ranks at the same ones.
+class ReachMonitor:
+    """Measures the displacement along the moving image's planes every ``REACH_INTERVAL`` iterations, on all ranks at the same
+    ones.
 
-    It counts from where a level is begun or taken up again: where a run was interrupted shows in when it measures, and in no bit.
-    reach: voxels within which a step mixes displacements;  step: of the stage, half voxels.
+    Iterations are counted from where a level starts or resumes: an interruption changes when it measures, and no result.
+    reach: voxels within which a step mixes displacements;  step: the longest step, voxels.
     """
 
-    def __init__(self, block: Block, place: Place, planes: Partition, reach: int, step: float, comm: Communicator) -> None:
-        self.block, self.place, self.partition, self.reach, self.step, self.comm = block, place, planes, reach, step, comm
+    def __init__(
+        self, block: Block, mapping: SamplingMap, planes: Partition, reach: int, step: float, comm: Communicator
+    ) -> None:
+        self.block, self.mapping, self.partition, self.reach, self.step, self.comm = block, mapping, planes, reach, step, comm
         self.since = 0
 
     def begin(self, u: Array, done: int) -> Reach:
         """Before the first look, after ``done`` iterations of the level."""
         self.since = done
-        return self.agreed(self.measured(u))
+        return self.combine(self.measure(u))
 
     def due(self, t: int) -> bool:
-        """Whether to measure the displacement before the level's t-th step; what was agreed on before holds up to it."""
-        return t - 1 > self.since and (t - 1 - self.since) % EVERY == 0
+        """Whether to measure the displacement before the level's t-th step; the bound known before holds up to it."""
+        return t - 1 > self.since and (t - 1 - self.since) % REACH_INTERVAL == 0
 
-    def measured(self, u: Array) -> Any:
+    def measure(self, u: Array) -> Any:
         """(2, own planes) float32: largest (S u)_z of every plane, moving voxels, and largest -(S u)_z; where u lies."""
         if not len(self.block.own):
             return np.empty((2, 0), np.float32)
-        return span(self.block.box(), self.place[0], UNMOVED, self.place[2], u).max(axis=2)
+        return span(self.block.box(), self.mapping.first, ZERO_AFFINE, self.mapping.linear, u).max(axis=2)
 
-    def agreed(self, mine: Any) -> Reach:
-        """What all planes can read from the displacement that was measured to ``EVERY`` steps after it."""
+    def combine(self, mine: Any) -> Reach:
+        """What all planes can read from the displacement that was measured to ``REACH_INTERVAL`` steps after it."""
         lengths = self.partition.lengths
         padded = np.zeros((2, max(lengths)))
         padded[:, : lengths[self.comm.rank]] = host(mine)
         parts = [part[:, :n] for part, n in zip(self.comm.gather(padded), lengths, strict=True)]
         table = np.concatenate(parts, axis=1)
-        return ahead(self.place, self.partition, self.block.shape, table, EVERY, self.reach, self.step)
+        return bound_reach(self.mapping, self.partition, self.block.shape, table, REACH_INTERVAL, self.reach, self.step)
 
 
-def ahead(
-    place: Place, partition: Partition, shape: Index, table: NDArray[np.float64], steps: int, reach: int, step: float
+def bound_reach(
+    mapping: SamplingMap, partition: Partition, shape: Index, table: NDArray[np.float64], steps: int, reach: int, step: float
 ) -> Reach:
     """What planes read from a displacement to ``steps`` steps after it; ``table``: (2, Z), largest q and -q, q = (S u)_z.
 
     A step replaces u(x) by a mean, with weights that sum to 1, of s d(y) + u(z), where z is at most ``reach`` voxels away from x
-    along each axis and |s d| <= step / 2. The same mean makes the new q(x) of (S s d(y))_z + q(z), whose first part is at most
-    |S_z| step / 2, |S_z| the sum of absolute values. So after j steps q(x) lies in the range of q over the planes at most j reach
-    away, widened by j |S_z| step / 2; and p_z(x) = (A x + t)_z + q(x) in that of x's own plane, widened by it.
+    along each axis and |s d| <= step. The same mean makes the new q(x) of (S s d(y))_z + q(z), whose first part is at most
+    |S_z| step, |S_z| the sum of absolute values. So after j steps q(x) lies in the range of q over the planes at most j reach
+    away, widened by j |S_z| step; and p_z(x) = (A x + t)_z + q(x) in that of x's own plane, widened by it.
     """
-    width, room = 2 * steps * reach + 1, steps * sum(abs(float(v)) for v in place[2][:3]) * step / 2
+    width, room = 2 * steps * reach + 1, steps * sum(abs(float(v)) for v in mapping.linear[:3]) * step
     most, least = (maximum_filter1d(np.nan_to_num(row), width, mode="nearest") for row in table)
-    low, high = _affine_range(place, shape)
+    low, high = _affine_range(mapping, shape)
     return Reach.between(partition, low - least - room, high + most + room)
 
 
-def affine_reach(place: Place, partition: Partition, shape: Index) -> Reach:
+def affine_reach(mapping: SamplingMap, partition: Partition, shape: Index) -> Reach:
     """What every plane of the level reads under A x + t: its corners bound it."""
-    return Reach.between(partition, *_affine_range(place, shape))
+    return Reach.between(partition, *_affine_range(mapping, shape))
 
 
-def displaced_range(block: Block, place: Place, u: Array) -> tuple[float, float]:
+def displaced_range(block: Block, mapping: SamplingMap, u: Array) -> tuple[float, float]:
     """Least and largest p_z over the own planes; (inf, -inf) for an idle rank."""
-    rows = host(span(block.box(), *place, u))
+    rows = host(span(block.box(), *mapping, u))
     return (-float(rows[1].max()), float(rows[0].max())) if rows.size else (math.inf, -math.inf)
 
 
@@ -153,22 +174,22 @@ def spans(ranges: NDArray[np.float64]) -> list[Span]:
     return [Span(int(start), int(stop)) for start, stop in found]
 
 
-def _affine_range(place: Place, shape: Index) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _affine_range(mapping: SamplingMap, shape: Index) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Least and largest (A x + t)_z of every plane."""
-    a, b, c, t = (float(v) / 2**32 for v in place[1][:4])
+    a, b, c, t = (float(v) / 2**32 for v in mapping.affine[:4])
     ends, along = [(0.0, b * (shape[1] - 1)), (0.0, c * (shape[2] - 1))], a * np.arange(shape[0], dtype=np.float64) + t
     return along + sum(min(e) for e in ends), along + sum(max(e) for e in ends)
 
 
 def _around(low: Any, high: Any) -> tuple[Any, Any]:
     """The planes on both sides of positions between low and high, first and last but one; a voxel of doubt is added."""
-    start, stop = (np.floor(np.clip(end, -FARTHEST, FARTHEST)).astype(np.int64) for end in (low, high))
+    start, stop = (np.floor(np.clip(end, -LARGEST, LARGEST)).astype(np.int64) for end in (low, high))
     return start - 1, stop + 3
 
 
 def _hull(start: NDArray[np.int64], stop: NDArray[np.int64]) -> Span:
     """From the first plane of any span to the last."""
-    return Span(int(start.min()), int(stop.max())) if len(start) else NOWHERE
+    return Span(int(start.min()), int(stop.max())) if len(start) else EMPTY
 
 
 def _at(planes: Span) -> slice:

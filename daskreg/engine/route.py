@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from daskreg.engine.reach import NOWHERE, Reach
+from daskreg.engine.reach import EMPTY, Reach
 from daskreg.grid import Partition, Span
 
 
@@ -14,14 +14,14 @@ class Route:
     """One rank's part; two ranks that read the same table agree on every message.
 
     inner: own planes of the level that read nothing but the own shard;  outer: the others, below and above these;
-    looking: by shard, those of each outer part that read any of it, from the first to the last;
+    sampling: by shard, those of each outer part that read any of it, from the first to the last;
     borrowed: by rank, planes of its shard that the outer ones read;  lent: by rank, planes of the own shard that its outer ones
     read. Nobody borrows from itself.
     """
 
     inner: Span
     outer: tuple[Span, ...]
-    looking: tuple[tuple[Span, ...], ...]
+    sampling: tuple[tuple[Span, ...], ...]
     borrowed: tuple[Span, ...]
     lent: tuple[Span, ...]
 
@@ -32,11 +32,11 @@ class Route:
         inner = [reach.inner(slab, shard, shards.whole) for slab, shard in zip(slabs, shards.slabs, strict=True)]
         outer = [tuple(_apart(slab, run)) for slab, run in zip(slabs, inner, strict=True)]
         met = [[reach.meeting(part, shard) for part in outer[rank]] for shard in shards.slabs]
-        looking = tuple(tuple(own for own, _ in pairs if len(own)) for pairs in met)
+        sampling = tuple(tuple(own for own, _ in pairs if len(own)) for pairs in met)
         borrowed = [_hull([read for _, read in pairs]) for pairs in met]
         lent = [_hull([reach.meeting(part, mine)[1] for part in parts]) for parts in outer]
-        borrowed[rank] = lent[rank] = NOWHERE
-        return cls(inner[rank], outer[rank], looking, tuple(borrowed), tuple(lent))
+        borrowed[rank] = lent[rank] = EMPTY
+        return cls(inner[rank], outer[rank], sampling, tuple(borrowed), tuple(lent))
 
 
 def _apart(slab: Span, inner: Span) -> Iterator[Span]:
@@ -48,4 +48,4 @@ def _apart(slab: Span, inner: Span) -> Iterator[Span]:
 def _hull(spans: list[Span]) -> Span:
     """From the first plane of any to the last."""
     held = [s for s in spans if len(s)]
-    return Span(min(s.start for s in held), max(s.stop for s in held)) if held else NOWHERE
+    return Span(min(s.start for s in held), max(s.stop for s in held)) if held else EMPTY

@@ -1,4 +1,4 @@
-"""The moving image as the loop reads it, wherever its planes live (method, section 6): all here, those in reach, or on their way.
+"""The moving image as a stage samples it, wherever its planes are (method, section 6): whole, those in reach, or in a ring.
 
 All give the same bits: a value is the sum of two planes' parts, and each part is computed alike wherever the plane comes from.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator, Pending
 from daskreg.engine.halo import Movement, collect, finish, receive, send
 from daskreg.engine.images import Image
-from daskreg.engine.reach import Place, Reach
+from daskreg.engine.reach import Reach, SamplingMap
 from daskreg.engine.report import Trace
 from daskreg.engine.route import Route
 from daskreg.grid import Index, Partition, Span
@@ -38,80 +38,108 @@ from daskreg.kernels.sampling.cpu import (
 )
 
 Array = NDArray[np.float32]
-Sight = tuple[Shape, Place, Array | None]  # box, place and displacement of a look
-Results = tuple[Array, Array | None, Array | None]  # moved, weight, gradient
-MARGIN = 4  # planes foreseen beyond what is in reach, so that it may grow
+Points = tuple[Shape, SamplingMap, Array | None]  # box, sampling map and displacement
+Outputs = tuple[Array, Array | None, Array | None]  # moved, weight, gradient of the image
+REACH_MARGIN = 4  # planes kept around those in reach, so that a reach that grows a little changes nothing
 
 
-def at_once(name: str, launches: Callable[[], None]) -> None:
-    """Launch kernels from here."""
+def launch_now(name: str, launches: Callable[[], None]) -> None:
+    """Launch kernels at once."""
     launches()
 
 
 class Sampler(ABC):
     """Values of the moving image, its mask and its gradient at p(x) = A x + t + S u(x) over a box of the block's planes."""
 
-    keeps_gradient = False  # whether ``look`` needs a buffer for the image's gradient until ``pull_back``
+    stores_gradient = False  # whether ``sample`` needs a buffer for the image's gradient until ``pull_back``
 
     def __init__(self, planes: int, masked: bool) -> None:
         self.planes, self.masked = planes, masked
-        self.play: Callable[[str, Callable[[], None]], None] = at_once  # what a look launches between two messages, by name
+        self.run: Callable[[str, Callable[[], None]], None] = (
+            launch_now  # launches what lies between two messages; a CUDA backend puts it into a graph
+        )
+
+    @property
+    @abstractmethod
+    def direct(self) -> Resident:
+        """The part of the image that planes are sampled from without messages."""
 
     @abstractmethod
     def prepare(self, reach: Reach) -> bool:
-        """Be ready for looks that read these planes; all ranks call it with the same. Whether looks now differ."""
+        """Be ready to sample these planes; all ranks call it with the same. Whether launches now have other arrays."""
 
     @abstractmethod
-    def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
-        """``moved``, NaN out of domain; ``weight``, where there is a mask; some of ``g`` is filled where ``keeps_gradient``."""
+    def sample(
+        self, box: Shape, mapping: SamplingMap, u: Array | None, moved: Array, weight: Array | None, g: Array | None
+    ) -> None:
+        """``moved``, NaN out of domain; ``weight``, where there is a mask; some of ``g`` is filled where ``stores_gradient``."""
 
     @abstractmethod
     def pull_back(
-        self, box: Shape, place: Place, u: Array | None, slope: Array, g: NDArray[Any], kept: Array | None = None
+        self,
+        box: Shape,
+        mapping: SamplingMap,
+        u: Array | None,
+        slope: Array,
+        g: NDArray[Any],
+        image_gradient: Array | None = None,
     ) -> None:
-        """``g``, dC/du as it is stored, from dC/dmoved; ``kept``: what ``look`` filled, where it is not g, to be overwritten."""
+        """``g``, dC/du as it is stored, from dC/dmoved; ``image_gradient``: what ``sample`` filled, if not g; overwritten."""
 
     @abstractmethod
-    def sums(self, box: Shape, place: Place, slope: Array, g: Array | None) -> Array:
-        """Row sums (6, Z, Y) behind dC/dA and dC/dt, without displacement; ``g``: what ``look`` filled."""
+    def sums(self, box: Shape, mapping: SamplingMap, slope: Array, g: Array | None) -> Array:
+        """Row sums (6, Z, Y) behind dC/dA and dC/dt, without displacement; ``g``: what ``sample`` filled."""
 
 
 class Resident(Sampler):
-    """``replicate``: every plane is here; and what a window does with the planes it has."""
+    """``replicate``: this rank holds every plane; also what a window does with the planes it holds."""
 
     def __init__(self, image: Array, mask: Array | None, planes: int, origin: int = 0) -> None:
         super().__init__(planes, mask is not None)
         self.image, self.mask, self.origin = image, mask, origin
 
+    @property
+    def direct(self) -> Resident:
+        """All of it."""
+        return self
+
     def prepare(self, reach: Reach) -> bool:
-        """Nothing is missing."""
+        """All planes are held."""
         return False
 
-    def look(self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None) -> None:
-        """One pass an image."""
-        sample(box, *place, u, self.origin, self.planes, self.image, moved)
+    def sample(
+        self, box: Shape, mapping: SamplingMap, u: Array | None, moved: Array, weight: Array | None, g: Array | None
+    ) -> None:
+        """One kernel an image."""
+        sample(box, *mapping, u, self.origin, self.planes, self.image, moved)
         if self.mask is not None and weight is not None:
-            nowhere = module_of(self.mask).empty((0, 0, 0), np.float32) if on_device(self.mask) else NOWHERE
-            weigh(box, *place, u, self.origin, nowhere, self.mask, weight)
+            ones = module_of(self.mask).empty((0, 0, 0), np.float32) if on_device(self.mask) else NOWHERE
+            weigh(box, *mapping, u, self.origin, ones, self.mask, weight)
 
     def pull_back(
-        self, box: Shape, place: Place, u: Array | None, slope: Array, g: NDArray[Any], kept: Array | None = None
+        self,
+        box: Shape,
+        mapping: SamplingMap,
+        u: Array | None,
+        slope: Array,
+        g: NDArray[Any],
+        image_gradient: Array | None = None,
     ) -> None:
-        """Looks at the image again: cheaper than to keep its gradient."""
-        pull_back(box, *place, u, self.origin, self.image, slope, g)
+        """Samples the image again: cheaper than to store its gradient."""
+        pull_back(box, *mapping, u, self.origin, self.image, slope, g)
 
-    def sums(self, box: Shape, place: Place, slope: Array, g: Array | None) -> Array:
+    def sums(self, box: Shape, mapping: SamplingMap, slope: Array, g: Array | None) -> Array:
         """In the same pass as the gradient."""
-        return affine_sums(box, *place, None, self.origin, self.image, slope)  # type: ignore[no-any-return]
+        return affine_sums(box, *mapping, None, self.origin, self.image, slope)  # type: ignore[no-any-return]
 
 
 class Window(Resident):
     """The planes that the block can reach and a margin; missing ones come from their owners when the reach leaves it."""
 
-    def __init__(self, image: Array, mask: Array | None, shards: Partition, home: Span, comm: Communicator) -> None:
+    def __init__(self, image: Array, mask: Array | None, shards: Partition, shard: Span, comm: Communicator) -> None:
         rank = comm.rank
         super().__init__(image[:0], None if mask is None else mask[:0], shards.planes)
-        self.home = [a[shards[rank].within(home)] for a in (image, mask) if a is not None]
+        self.shard = [a[shards[rank].within(shard)] for a in (image, mask) if a is not None]
         self.shards, self.comm = shards, comm
         self.windows = [Span(0, 0)] * comm.size
 
@@ -120,15 +148,15 @@ class Window(Resident):
         wanted = [self._moved(old, need) for old, need in zip(self.windows, reach.needs, strict=True)]
         if wanted == self.windows:
             return False
-        parts = [self._fetch(a, shard, wanted) for a, shard in zip((self.image, self.mask), self.home, strict=False)]
+        parts = [self._fetch(a, shard, wanted) for a, shard in zip((self.image, self.mask), self.shard, strict=False)]
         self.windows, self.origin = wanted, wanted[self.comm.rank].start
         self.image = parts[0]
         self.mask = parts[1] if len(parts) > 1 else None
         return True
 
     def _moved(self, window: Span, need: Span) -> Span:
-        need = need & Span(0, self.planes) or window or Span(0, 1)  # out of the image too, kernels look at some plane
-        return window if need & window == need else need.grow(MARGIN) & Span(0, self.planes)
+        need = need & Span(0, self.planes) or window or Span(0, 1)  # kernels need a plane even if no point is inside
+        return window if need & window == need else need.grow(REACH_MARGIN) & Span(0, self.planes)
 
     def _fetch(self, old: Array | None, shard: Array, wanted: list[Span]) -> Array:
         """The new window: what stays is copied, what lies below and above it comes from its owners."""
@@ -156,63 +184,69 @@ def _above(window: Span, stays: Span) -> Span:
 
 
 class Ring(Sampler):
-    """The own shard, like any image at hand, for the planes of the block that read nothing else; for the others shards go round,
-    and each rank adds up the parts of value and gradient that lie in the shard at hand.
+    """Each rank holds one shard of the image. Planes of the block that read the own shard alone are sampled as from a whole
+    image; for the others shards pass round the ring, and a rank accumulates the partial sums of value and gradient that lie in
+    each.
 
-    At step t a rank sends to the one t places ahead and receives from the one t places behind, only planes that can be reached,
-    and not at all where there are none. While one shard is sampled the next is on its way, into the other of two buffers.
+    At step t rank r sends to r + t and receives from r - t (modulo the number of ranks) the planes that can be reached, or
+    nothing. While one shard is sampled, the next is received into the other of two buffers.
     """
 
-    keeps_gradient = True
+    stores_gradient = True
 
     def __init__(
-        self, image: Array, mask: Array | None, shards: Partition, home: Span, comm: Communicator, trace: Trace | None
+        self, image: Array, mask: Array | None, shards: Partition, shard: Span, comm: Communicator, trace: Trace | None
     ) -> None:
         super().__init__(shards.planes, mask is not None)
-        self.home = [a[shards[comm.rank].within(home)] for a in (image, mask) if a is not None]
-        self.own = Resident(self.home[0], self.home[1] if self.masked else None, shards.planes, shards[comm.rank].start)
+        self.shard = [a[shards[comm.rank].within(shard)] for a in (image, mask) if a is not None]
+        self.own = Resident(self.shard[0], self.shard[1] if self.masked else None, shards.planes, shards[comm.rank].start)
         self.shards, self.comm, self.trace = shards, comm, trace
         size = (max(shards.lengths), *image.shape[1:])
         empty = module_of(image).empty
-        self.buffers = [[empty(size, a.dtype) for a in self.home] for _ in range(2)] if comm.size > 1 else []
+        self.buffers = [[empty(size, a.dtype) for a in self.shard] for _ in range(2)] if comm.size > 1 else []
         self.route: Route | None = None
         self.reach: Reach | None = None  # that the route is made for
-        synchronise(self.home[0])  # it is sent as it lies
+        synchronise(self.shard[0])  # it is sent from where it is
+
+    @property
+    def direct(self) -> Resident:
+        """The own shard."""
+        return self.own
 
     def prepare(self, reach: Reach) -> bool:
-        """Who borrows which planes of whom; as before, as long as that is enough."""
+        """Plan which planes go from rank to rank; the last plan stays while it covers the reach."""
         if self.reach is not None and self.reach.covers(reach):
             return False
-        self.reach = reach.grown(MARGIN)
+        self.reach = reach.grown(REACH_MARGIN)
         before, self.route = self.route, Route.of(self.reach, self.shards, self.comm.rank)
         return before != self.route
 
-    def look(
-        self, box: Shape, place: Place, u: Array | None, moved: Array, weight: Array | None, g: Array | None,
-        alone: Callable[[Shape], None] | None = None,
+    def sample(
+        self, box: Shape, mapping: SamplingMap, u: Array | None, moved: Array, weight: Array | None, g: Array | None,
+        fused: Callable[[Shape], None] | None = None,
     ) -> None:  # fmt: skip
-        """One pass round the ring; the planes that read the own shard alone while the first other one is on its way.
+        """One pass round the ring; planes that read the own shard alone are done while the first other shard is received.
 
-        alone: what is done there instead of a look.
+        fused: what is launched for these planes instead of sampling.
         """
-        sight = box, place, u
-        results = moved, weight if self.masked else None, g
-        alone = alone or partial(self.own.look, place=place, u=u, moved=moved, weight=results[1], g=None)
-        self.play("ring begins", partial(self._begin, sight, results))
+        points = box, mapping, u
+        outputs = moved, weight if self.masked else None, g
+        fused = fused or partial(self.own.sample, mapping=mapping, u=u, moved=moved, weight=outputs[1], g=None)
+        self.run("ring begins", partial(self._begin, points, outputs))
         for source, shard, origin in self._shards():
             start = time.perf_counter()
-            self.play(f"ring at {source}", partial(self._visit, source, shard, origin, sight, results, alone))
+            self.run(f"ring at {source}", partial(self._visit, source, shard, origin, points, outputs, fused))
             self._note("sample", start)
 
-    def apart(self, box: Shape, place: Place) -> list[Shape]:
-        """The planes that read other shards than the own."""
-        return [*_parts(box, place, self._route.outer)]
+    def outer(self, box: Shape, mapping: SamplingMap) -> list[Shape]:
+        """The planes of a box that read other shards than the own."""
+        return [*_parts(box, mapping, self._route.outer)]
 
-    def _begin(self, sight: Sight, results: Results) -> None:
-        """What the sums of the outer planes begin with."""
-        (box, place, u), (moved, weight, g) = sight, results
-        for part in _parts(box, place, self._route.outer):
-            outline(part, *place, u, self.planes, self.home[0], moved)
+    def _begin(self, points: Points, outputs: Outputs) -> None:
+        """Initialise the sums of the outer planes."""
+        (box, mapping, u), (moved, weight, g) = points, outputs
+        for part in _parts(box, mapping, self._route.outer):
+            outline(part, *mapping, u, self.planes, self.shard[0], moved)
             planes = slice(part[0].start, part[0].stop)
             if g is not None:
                 g[:, planes] = 0
@@ -220,56 +254,64 @@ class Ring(Sampler):
                 weight[planes] = 0
 
     def _visit(
-        self, source: int, shard: list[Array], origin: int, sight: Sight, results: Results, alone: Callable[[Shape], None]
+        self, source: int, shard: list[Array], origin: int, points: Points, outputs: Outputs, fused: Callable[[Shape], None]
     ) -> None:
-        """All that is to be seen in a rank's shard, whose first plane at hand is ``origin``."""
-        (box, place, u), (moved, weight, g) = sight, results
-        for part in _parts(box, place, self._route.looking[source]):
+        """Accumulate what lies in a rank's shard, whose first plane here is ``origin``."""
+        (box, mapping, u), (moved, weight, g) = points, outputs
+        for part in _parts(box, mapping, self._route.sampling[source]):
             if g is None:
-                add_value(part, *place, u, origin, shard[0], moved)
+                add_value(part, *mapping, u, origin, shard[0], moved)
             else:
-                add_value_and_gradient(part, *place, u, origin, shard[0], moved, g)
+                add_value_and_gradient(part, *mapping, u, origin, shard[0], moved, g)
             if weight is not None:
-                add_value(part, *place, u, origin, shard[1], weight)
+                add_value(part, *mapping, u, origin, shard[1], weight)
         if source == self.comm.rank:
-            for part in _parts(box, place, (self._route.inner,)):
-                alone(part)
+            for part in _parts(box, mapping, (self._route.inner,)):
+                fused(part)
 
     def pull_back(
-        self, box: Shape, place: Place, u: Array | None, slope: Array, g: NDArray[Any], kept: Array | None = None
+        self,
+        box: Shape,
+        mapping: SamplingMap,
+        u: Array | None,
+        slope: Array,
+        g: NDArray[Any],
+        image_gradient: Array | None = None,
     ) -> None:
-        """The gradient of the image is there already, except where the own shard is all that is read."""
-        for part in _parts(box, place, (self._route.inner,)):
-            self.own.pull_back(part, place, u, slope, g)
-        self.turn(box, place, slope, g, kept)
+        """The image's gradient was stored by ``sample``, except for planes that read the own shard alone."""
+        for part in _parts(box, mapping, (self._route.inner,)):
+            self.own.pull_back(part, mapping, u, slope, g)
+        self.pull_back_outer(box, mapping, slope, g, image_gradient)
 
-    def turn(self, box: Shape, place: Place, slope: Array, g: NDArray[Any], kept: Array | None = None) -> None:
-        """``pull_back`` of the planes that read other shards."""
-        kept = g if kept is None else kept
-        for part in self.apart(box, place):
-            turn(part, place[2], slope, kept)
-            if kept is not g:
-                narrow(part, kept, g)
+    def pull_back_outer(
+        self, box: Shape, mapping: SamplingMap, slope: Array, g: NDArray[Any], image_gradient: Array | None = None
+    ) -> None:
+        """``pull_back`` of the planes that read other shards: dC/du = S^T (dC/dmoved grad M)."""
+        image_gradient = g if image_gradient is None else image_gradient
+        for part in self.outer(box, mapping):
+            turn(part, mapping.linear, slope, image_gradient)
+            if image_gradient is not g:
+                narrow(part, image_gradient, g)
 
-    def sums(self, box: Shape, place: Place, slope: Array, g: Array | None) -> Array:
-        """Likewise, plane by plane."""
-        inner, outer = _parts(box, place, (self._route.inner,)), _parts(box, place, self._route.outer)
-        found = [(part[0].start, self.own.sums(part, place, slope, None)) for part in inner]
-        found += [(part[0].start, gradient_sums(part, slope, g)) for part in outer]
-        if not found:
+    def sums(self, box: Shape, mapping: SamplingMap, slope: Array, g: Array | None) -> Array:
+        """As ``Resident.sums`` for inner planes; from the stored gradient for the others."""
+        inner, outer = _parts(box, mapping, (self._route.inner,)), _parts(box, mapping, self._route.outer)
+        sums = [(part[0].start, self.own.sums(part, mapping, slope, None)) for part in inner]
+        sums += [(part[0].start, gradient_sums(part, slope, g)) for part in outer]
+        if not sums:
             return gradient_sums(box, slope, g)  # type: ignore[no-any-return]
-        rows = [rows for _, rows in sorted(found, key=lambda pair: pair[0])]
+        rows = [rows for _, rows in sorted(sums, key=lambda pair: pair[0])]
         return rows[0] if len(rows) == 1 else module_of(rows[0]).concatenate(rows, axis=1)
 
     @property
     def _route(self) -> Route:
-        assert self.route is not None, "prepare comes first"
+        assert self.route is not None, "call prepare first"
         return self.route
 
     def _shards(self) -> Iterator[tuple[int, list[Array], int]]:
         """Shards in the order of the ring, own first, each with the rank it comes from and the number of its first plane.
 
-        Before one is given out the next is on its way, and what the others wait for is sent a step earlier still.
+        The next receive is posted before a shard is yielded; what other ranks wait for is sent one step earlier still.
         """
         me, size = self.comm.rank, self.comm.size
         steps = [t for t in range(1, size) if len(self._route.borrowed[(me - t) % size])]
@@ -277,7 +319,7 @@ class Ring(Sampler):
         coming = [self._receive(steps[0], 0)] if steps else []
         self._send(due, steps[1] if len(steps) > 1 else size, sends)
         if len(self.shards[me]):
-            yield me, self.home, self.shards[me].start
+            yield me, self.shard, self.shards[me].start
         for k in range(len(steps)):
             if k + 1 < len(steps):
                 if k and self.comm.device_arrays:  # the buffer's last shard may still be read
@@ -292,32 +334,32 @@ class Ring(Sampler):
             yield (me - steps[k]) % size, *shard
         finish(sends)
 
-    def _receive(self, t: int, turn: int) -> tuple[Pending, tuple[list[Array], int], float]:
-        """Step t's planes, into the buffer whose turn it is."""
+    def _receive(self, t: int, step: int) -> tuple[Pending, tuple[list[Array], int], float]:
+        """Receive step t's planes into alternating buffers."""
         source = (self.comm.rank - t) % self.comm.size
         borrowed = self._route.borrowed[source]
-        into = [b[: len(borrowed)] for b in self.buffers[turn % 2]]
+        into = [b[: len(borrowed)] for b in self.buffers[step % 2]]
         return receive(self.comm, source, into), (into, borrowed.start), time.perf_counter()
 
     def _send(self, due: list[int], until: int, sends: list[Pending]) -> None:
-        """What others want up to a step, in the order of the steps."""
+        """Send what other ranks need up to a step, in the order of the steps."""
         while due and due[0] <= until:
             target = (self.comm.rank + due.pop(0)) % self.comm.size
             lent = self._route.lent[target]
             if len(lent):
                 at = lent.within(self.shards[self.comm.rank])
-                sends.append(send(self.comm, target, [a[at] for a in self.home], "ring"))
+                sends.append(send(self.comm, target, [a[at] for a in self.shard], "ring"))
 
     def _note(self, name: str, start: float) -> None:
         if self.trace is not None:
             self.trace(name, start, time.perf_counter())
 
 
-def _parts(box: Shape, place: Place, spans: Sequence[Span]) -> list[tuple[range, int, int]]:
-    """What of a kernel's box lies in spans of the level's planes; ``place`` begins with the number of its arrays' first plane."""
+def _parts(box: Shape, mapping: SamplingMap, spans: Sequence[Span]) -> list[tuple[range, int, int]]:
+    """What of a kernel's box lies in spans of the level's planes; ``mapping.first`` is the plane its arrays begin with."""
     first, planes, ny, nx = whole_box(box)
-    here = [Span(place[0] + first, place[0] + first + planes) & s for s in spans]
-    return [(range(s.start - place[0], s.stop - place[0]), ny, nx) for s in here if len(s)]
+    here = [Span(mapping.first + first, mapping.first + first + planes) & s for s in spans]
+    return [(range(s.start - mapping.first, s.stop - mapping.first), ny, nx) for s in here if len(s)]
 
 
 def make_sampler(
@@ -329,14 +371,14 @@ def make_sampler(
     trace: Trace | None = None,
     half: bool = False,
 ) -> Sampler:
-    """The moving image at a level, kept as ``residency`` says; ``half``: as the bits of float16."""
+    """The moving image at a level, held as ``residency`` says; ``half``: as the bits of float16."""
     if comm.size == 1 or residency == "replicate":
         whole = [shards.whole] * comm.size
         image, mask = moving.deliver(factors, whole, comm, half)
         return Resident(image, mask, shards.planes)
     image, mask = moving.deliver(factors, shards.slabs, comm, half)
-    home = shards[comm.rank]
-    return Window(image, mask, shards, home, comm) if residency == "window" else Ring(image, mask, shards, home, comm, trace)
+    shard = shards[comm.rank]
+    return Window(image, mask, shards, shard, comm) if residency == "window" else Ring(image, mask, shards, shard, comm, trace)
 
 
 __all__ = ["Ring", "Sampler", "Window", "collect", "make_sampler"]

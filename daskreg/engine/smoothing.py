@@ -1,26 +1,43 @@
-"""Separable smoothing of the loop's vector fields, with the tables of a level made once."""
+"""Separable smoothing of a level's vector fields, with the tables of the level made once."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.engine.halo import Block
 from daskreg.kernels.compiler.launch import Shape
-from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights, radius_of, smooth_x, smooth_y, smooth_z
+from daskreg.kernels.smoothing.cpu import (
+    gaussian_norms,
+    gaussian_table,
+    gaussian_weights,
+    radius_of,
+    smooth_x,
+    smooth_y,
+    smooth_z,
+)
 
 Array = NDArray[np.float32]
 
 
 class Smoother:
-    """A Gaussian of ``sigma`` voxels on a block's fields; sigma 0 copies."""
+    """A Gaussian of ``sigma`` voxels on a block's fields; sigma 0 copies.
+
+    tables, norms, ones: by axis z, y, x, on the block's device, z for the planes held: the weights of every voxel; 1 over the
+    sum of the weights that fall inside of the grid; the same for a filter of one tap.
+    """
 
     def __init__(self, block: Block, sigma: float) -> None:
-        self.reach = radius_of(sigma)
-        self.weights = gaussian_weights(sigma)
-        self.tables = [gaussian_table(n, sigma) for n in block.shape]
-        self.tables[0] = self.tables[0][block.held.start : block.held.stop]
-        self.tables = [block.device.put(t) for t in self.tables]
+        self.reach: int = radius_of(sigma)
+        self.weights: tuple[np.float32, ...] = gaussian_weights(sigma)
+        held, put = slice(block.held.start, block.held.stop), block.device.put
+        tables = [gaussian_table(n, sigma) for n in block.shape]
+        self.tables: list[Any] = [put(t) for t in (tables[0][held], *tables[1:])]
+        norms, ones = ([gaussian_norms(n, s) for n in block.shape] for s in (sigma, 0))
+        self.norms: list[Any] = [put(t) for t in (norms[0][held], *norms[1:])]
+        self.ones: list[Any] = [put(t) for t in (ones[0][held], *ones[1:])]
 
     def along_zy(self, box: Shape, field: Array, scratch: Array) -> None:
         """Smooth the planes of ``box`` in place along z and y; reads ``reach`` planes around them, overwrites ``scratch``."""

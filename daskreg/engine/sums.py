@@ -1,4 +1,4 @@
-"""Sums over planes and ranks, in an order that no partition shows in."""
+"""Sums over planes and ranks, in an order that does not depend on the partition."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.grid import Partition
 from daskreg.kernels.device import host
-from daskreg.similarity import Similarity
 
 
-def add_up(part: NDArray[np.generic], similarity: Similarity, comm: Communicator, partition: Partition) -> NDArray[np.generic]:
-    """A similarity's parts, summed over all planes of the global grid."""
+def add_up(part: NDArray[np.generic], comm: Communicator, partition: Partition) -> NDArray[np.generic]:
+    """A similarity's parts over all ranks: integer counts as they are, float32 rows (k, planes, Y) by plane, then over planes."""
     part = host(part)
-    if similarity.counts or np.issubdtype(part.dtype, np.integer):
+    if np.issubdtype(part.dtype, np.integer):
         return comm.sum_counts(part.astype(np.int64, copy=False))
-    rows = np.ascontiguousarray(part, np.float64)  # first: a sum that converts as it goes groups a row by where a buffer ends
+    rows = np.ascontiguousarray(part, np.float64)  # a sum that converts on the fly groups a row by its buffer
     return comm.sum_planes(rows.sum(axis=2), partition.lengths)

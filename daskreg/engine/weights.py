@@ -1,4 +1,4 @@
-"""The weight of each fixed voxel: its own mask times the moving one where it lands."""
+"""The weight of each fixed voxel: its own mask times the moving one where it is mapped to."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ Array = NDArray[np.float32]
 
 
 class Weights:
-    """Masks of a level; no array where there is no mask, none of its own where only the fixed image has one."""
+    """Masks of a level; no array where there is no mask, none of its own where only the fixed image has one.
 
-    def __init__(self, fixed: Array | None, moving: bool, block: Block) -> None:
+    moving: (Z, Y, X), filled by the sampler: the moving mask at p(x); None where the moving image has no mask.
+    """
+
+    def __init__(self, fixed: Array | None, masked: bool, block: Block) -> None:
         self.fixed, self.block = fixed, block
-        self.seen = block.scalar() if moving else None  # what the sampler writes: the moving mask at p
+        self.moving = block.scalar() if masked else None
 
     @property
     def array(self) -> Array:
-        """The weights: fixed mask times moving mask; empty for 1 everywhere."""
-        if self.seen is not None:
-            return self.seen
+        """Fixed mask times moving mask; empty for 1 everywhere."""
+        if self.moving is not None:
+            return self.moving
         return self.block.device.nowhere if self.fixed is None else self.fixed
 
     def combine(self) -> None:
-        """After a look: times the fixed mask."""
-        if self.seen is not None and self.fixed is not None:
-            self.seen[self.block.inner] *= self.fixed[self.block.inner]
+        """After sampling: multiply by the fixed mask."""
+        if self.moving is not None and self.fixed is not None:
+            self.moving[self.block.inner] *= self.fixed[self.block.inner]

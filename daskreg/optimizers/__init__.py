@@ -1,1 +1,1 @@
-"""Steps and when to stop."""
+"""Optimizers, one file each, and when a level has converged."""

@@ -1,21 +1,142 @@
-"""Adam on a displacement field, one step bounded in voxels (method, section 5)."""
+"""Adam on a displacement field (method, section 5; Kingma & Ba 2015, algorithm 1)."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import field_validator
+
+from daskreg.kernels.adam.cpu import adam
+from daskreg.kernels.adam.cuda import smooth_adam, tiles
+from daskreg.kernels.adam.moments import packed, parted
+from daskreg.kernels.compiler.launch import extent
+from daskreg.kernels.device import host
+from daskreg.kernels.smoothing.cuda import FARTHEST
+from daskreg.optimizers.base import Optimizer, State, Step
+from daskreg.parameters import DeviceKind, OptimizerParameters, Storage
 
 EPSILON = 0.1  # of a clear gradient: below it a voxel hardly moves, so that noise, and a perfect match, stay at rest
 
 
-def rates(betas: tuple[float, float], t: int, steep: float) -> NDArray[np.float32]:
-    """What the kernel needs in step t = 1, 2, ...: both decays, both bias corrections, epsilon (``steep``: a clear gradient)."""
-    b1, b2 = betas
-    return np.array([b1, b2, 1 / (1 - b1**t), 1 / (1 - b2**t), EPSILON * steep], np.float32)
+class Adam(OptimizerParameters):
+    """Adam: each component divided by the root of its mean square."""
+
+    kind: Literal["adam"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.99)  # decay of first and second moment
+
+    @field_validator("betas")
+    @classmethod
+    def _decay(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"each of betas must be at least 0 and below 1, such as {cls.model_fields['betas'].default}")
+        return betas
+
+    @property
+    def storages(self) -> tuple[Storage, ...]:
+        """Mixed: both moments in one word of 32 bits."""
+        return ("float32", "mixed")
+
+    @property
+    def fused_reach(self) -> int:
+        """As far as shared memory holds a filter's planes."""
+        return FARTHEST
+
+    def state_bytes(self, storage: Storage) -> int:
+        """Both moments."""
+        return 12 if storage == "mixed" else 24
+
+    def build(self, storage: Storage, device: DeviceKind) -> Optimizer:
+        """For a CPU, a GPU, or a GPU in mixed storage."""
+        if device == "cpu":
+            return AdamOnCpu(self.betas)
+        return MixedAdam(self.betas) if storage == "mixed" else AdamOnGpu(self.betas)
 
 
-def step_scale(largest_square: float, step: float) -> NDArray[np.float32]:
-    """Factor that keeps the longest vector at ``step`` half voxels or less: (1,) float32."""
-    return np.array([0.5 * step / max(1.0, math.sqrt(largest_square))], np.float32)
+class AdamOnCpu(Optimizer):
+    """State m and v, float32."""
+
+    fields = ("m", "v")
+
+    def __init__(self, betas: tuple[float, float]) -> None:
+        self.betas = betas
+
+    def init(self, zeros: Callable[..., Any]) -> State:
+        """At rest."""
+        return {"m": zeros(), "v": zeros()}
+
+    def coefficients(self, t: int, gradient_scale: float) -> NDArray[np.float32]:
+        """Both decays, both bias corrections, epsilon."""
+        b1, b2 = self.betas
+        return np.array([b1, b2, 1 / (1 - b1**t), 1 / (1 - b2**t), EPSILON * gradient_scale], np.float32)
+
+    def step(self, s: Step) -> None:
+        """The last axis of the filter in the same pass."""
+        f, g, row = s.filter, s.gradient, s.coefficients[int(s.clock[0])]
+        f.along_zy(s.box, g, s.direction)
+        rows = adam(s.box, f.reach, f.tables[2], f.weights, row, g, s.state["m"], s.state["v"], s.direction)
+        s.longest[0] = rows.max(initial=0.0)
+
+
+class AdamOnGpu(AdamOnCpu):
+    """Filter and update in one pass, as far as the filter fits into shared memory."""
+
+    asynchronous = True
+    constants: tuple[bool, ...] = ()
+
+    def step(self, s: Step) -> None:
+        """See ``kernels.adam.cuda.smooth_adam``."""
+        if not s.idle:
+            s.run("direction", partial(self._step, s))
+
+    def _step(self, s: Step) -> None:
+        f, n, fused = s.filter, extent(s.box), s.filter.reach <= FARTHEST
+        gradient = (s.gradient if fused else s.smoothed()).reshape(-1)
+        reach, weights, norms = (f.reach, f.weights, f.norms) if fused else (0, (np.float32(1),), s.filter.ones)
+        length, blocks, threads = tiles(n, reach)
+        arguments = (
+            length,
+            n,
+            np.uint32(s.planes),
+            weights,
+            *norms,
+            s.coefficients,
+            s.clock,
+            gradient,
+            *self._arrays(s),
+            s.longest,
+        )
+        smooth_adam((reach, *self.constants), blocks, threads, *arguments)
+
+    def _arrays(self, s: Step) -> tuple[Any, ...]:
+        """M, v and d as the kernel takes them."""
+        return s.state["m"].reshape(-1), s.state["v"].reshape(-1), s.direction.reshape(-1)
+
+
+class MixedAdam(AdamOnGpu):
+    """State ``moments``: both in words of 32 bits, stochastically rounded; the direction follows from them."""
+
+    constants = (True,)
+
+    def init(self, zeros: Callable[..., Any]) -> State:
+        """At rest."""
+        return {"moments": zeros(np.uint32)}
+
+    def saved(self, state: State, own: slice) -> Mapping[str, Any]:
+        """As float32, in the machine's memory, so that a checkpoint takes none of the GPU's."""
+        return dict(zip(self.fields, parted(host(state["moments"][:, own])), strict=True))
+
+    def restore(self, state: State, arrays: Mapping[str, Any], put: Callable[[Any], Any]) -> None:
+        """What ``saved`` gave comes back bit for bit."""
+        state["moments"][...] = put(packed(arrays["m"], arrays["v"]))
+
+    def stored_direction(self, s: Step) -> tuple[tuple[bool, ...], Any]:
+        """The moments, and what makes a direction of them."""
+        return self.constants, (s.state["moments"].reshape(-1), s.coefficients, s.clock)
+
+    def _arrays(self, s: Step) -> tuple[Any, ...]:
+        """Moments, nothing for v, and the plane that rounding depends on."""
+        return s.state["moments"].reshape(-1), s.direction.reshape(-1)[:0], np.int32(s.first)

@@ -5,24 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from daskreg.config import Deformable, Optimised, Stage
+from daskreg.config import Deformable, Optimised
 from daskreg.kernels.smoothing.cpu import radius_of
-from daskreg.kernels.smoothing.cuda import FARTHEST
-from daskreg.planning.wire import DRIFT, VALUE, VECTOR, reached, value_of
-from daskreg.similarity import make
+from daskreg.planning.layout import Layout, Level
+from daskreg.planning.traffic import REACH_MARGIN, VALUE, VECTOR, reached, value_bytes
 
-if TYPE_CHECKING:
-    from daskreg.planning.plan import Level, Plan
-
-FIELDS = 60  # u, m, v and two buffers of three float32 each
-MIXED = 36  # u, both moments and a buffer of three times 32 bits each
 CHUNK = 64  # planes that are written together
 
 
 @dataclass(frozen=True)
-class Tally:
+class MemoryUse:
     """Bytes of the largest rank during a level, by what they are for."""
 
     images: int
@@ -36,37 +29,43 @@ class Tally:
         return self.images + self.moving + self.fields + self.process
 
 
-def level_tally(plan: Plan, stage: Stage, level: Level) -> Tally:
-    """See ``Tally``."""
+def level_memory(plan: Layout, index: int, level: Level) -> MemoryUse:
+    """Of the stage with an index; see ``MemoryUse``."""
+    stage = plan.config.stages[index]
     assert isinstance(stage, Optimised)
     plane, planes = _plane(level.fixed.shape), max(level.partition.lengths)
     held = min(planes + 2 * level.halo, level.partition.planes) if plan.workers > 1 else planes
     fixed_mask, moving_mask = plan.masks
-    coarse, number = max(level.fixed_factors) > 1, value_of(stage)
+    coarse, number = max(level.fixed_factors) > 1, value_bytes(stage)
     own = [VALUE if max(factors) > 1 else number for factors in (level.fixed_factors, level.moving_factors)]
     images = _slabs(plan, own) + (held + (planes if plan.workers > 1 else 0)) * plane * (number + VALUE * fixed_mask) * coarse
     scalars = held * plane * VALUE * (1 + moving_mask)
-    return Tally(images, _moving(plan, level, number), scalars + held * plane * _vectors(plan, stage, level), process_bytes(plan))
+    return MemoryUse(
+        images, _moving(plan, level, number), scalars + held * plane * _vectors(plan, stage, level), process_bytes(plan)
+    )
 
 
-def _vectors(plan: Plan, stage: Optimised, level: Level) -> int:
-    """Bytes a voxel; of a linear stage only what LNCC writes to, and the gradient that a ring keeps."""
-    if isinstance(stage, Deformable):
-        return FIELDS if stage.storage == "float32" else MIXED + VECTOR * needs_spare(stage, level, plan.workers)
-    return VECTOR * ((make(stage.similarity).reach > 0) + (level.residency == "ring" and plan.workers > 1))
+def _vectors(plan: Layout, stage: Optimised, level: Level) -> int:
+    """Bytes a voxel: a deformable stage's state and buffers; a linear stage's scratch, and the gradient that a ring stores."""
+    ring = level.residency == "ring" and plan.workers > 1
+    if not isinstance(stage, Deformable):
+        return stage.similarity.scratch + VECTOR * ring
+    state = stage.model.state_bytes() + stage.optimizer.state_bytes(stage.storage)
+    gradient, direction = VECTOR, VECTOR if stage.storage == "float32" else VECTOR * needs_spare(stage, level, plan.workers)
+    return state + gradient + direction
 
 
 def needs_spare(stage: Deformable, level: Level, workers: int) -> bool:
-    """Whether mixed storage takes three float32 more: for the gradient that a ring gathers, or to smooth axis by axis."""
-    return (level.residency == "ring" and workers > 1) or radius_of(stage.smooth_gradient) > FARTHEST
+    """Whether mixed storage takes three float32 more: for the gradient that a ring stores, or to smooth axis by axis."""
+    return (level.residency == "ring" and workers > 1) or radius_of(stage.smooth_gradient) > stage.optimizer.fused_reach
 
 
-def process_bytes(plan: Plan) -> int:
+def process_bytes(plan: Layout) -> int:
     """What a worker's process takes without arrays, as measured or estimated by whoever made the plan."""
     return plan.process
 
 
-def _slabs(plan: Plan, numbers: Sequence[int] = (VALUE, VALUE)) -> int:
+def _slabs(plan: Layout, numbers: Sequence[int] = (VALUE, VALUE)) -> int:
     """Both images at full resolution, this rank's planes and the rim; ``numbers``: bytes of a voxel of each."""
     total = 0
     for grid, partition, rim, mask, number in zip(
@@ -77,7 +76,7 @@ def _slabs(plan: Plan, numbers: Sequence[int] = (VALUE, VALUE)) -> int:
     return total
 
 
-def _moving(plan: Plan, level: Level, number: int) -> int:
+def _moving(plan: Layout, level: Level, number: int) -> int:
     """The moving level beyond the full-resolution slab; ``number``: bytes of a voxel."""
     plane, each = _plane(level.moving.shape), number + VALUE * plan.masks[1]
     shard = max(level.shards.lengths)
@@ -90,12 +89,12 @@ def _moving(plan: Plan, level: Level, number: int) -> int:
     return (made + kept[level.residency]) * plane * each
 
 
-def input_bytes(plan: Plan) -> int:
+def input_bytes(plan: Layout) -> int:
     """Peak while the images are read: their slabs, and the chunk that is unpacked."""
     return _slabs(plan) + max(plan.unpacked) + process_bytes(plan)
 
 
-def output_bytes(plan: Plan) -> int:
+def output_bytes(plan: Layout) -> int:
     """Peak while the result is measured and written: the images' slabs, u, and what one row of chunks needs."""
     plane, across = _plane(plan.fixed.shape), _plane(plan.moving.shape)
     row = min(CHUNK, plan.fixed.shape[0])
@@ -107,15 +106,21 @@ def output_bytes(plan: Plan) -> int:
     return max(measure, write) + process_bytes(plan)
 
 
-def _source(plan: Plan, row: int) -> int:
+def _source(plan: Layout, row: int) -> int:
     """Bytes behind a voxel of a plane of the moving image while a row is written: its footprint, or all of a single chunk."""
     if plan.unpacked[1] >= plan.moving.size:
         return plan.moving.shape[0] * VALUE + plan.unpacked[1] // _plane(plan.moving.shape)
     ratio = plan.fixed.spacing[0] / plan.moving.spacing[0]
-    return min(plan.moving.shape[0], math.ceil(row * ratio) + 2 * DRIFT) * VALUE
+    return min(plan.moving.shape[0], math.ceil(row * ratio) + 2 * REACH_MARGIN) * VALUE
 
 
-def checkpoint_bytes(plan: Plan) -> int:
+def peak_bytes(plan: Layout) -> int:
+    """Projected peak of a worker's process: arrays of the largest level, and what any process needs."""
+    levels = [level_memory(plan, k, level).total for k, levels in enumerate(plan.levels) for level in levels]
+    return max([*levels, input_bytes(plan), output_bytes(plan)])
+
+
+def checkpoint_bytes(plan: Layout) -> int:
     """Disk for u, m, v, twice: the last good one survives while the next is written."""
     return 2 * 3 * VECTOR * plan.fixed.size if plan.deformable else 0
 
@@ -132,7 +137,7 @@ class Disk:
     written: int
 
 
-def disk_bytes(plan: Plan) -> Disk:
+def disk_bytes(plan: Layout) -> Disk:
     """Each image is read once by its owners (with their rims) and the moving one once more for the result."""
     rims = 2 * sum(r * _plane(g.shape) for r, g in zip(plan.rims, (plan.fixed, plan.moving), strict=True)) * (plan.workers - 1)
     read = (plan.fixed.size * (1 + plan.masks[0]) + plan.moving.size * (2 + plan.masks[1]) + rims) * VALUE

@@ -4,116 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from daskreg.config import Config, Deformable, Optimised
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
 from daskreg.kernels.smoothing.cpu import radius_of
-from daskreg.planning.memory import Tally, input_bytes, level_tally, output_bytes
+from daskreg.planning.layout import RESIDENCIES, Layout, Level
+from daskreg.planning.memory import MemoryUse, level_memory, peak_bytes
 from daskreg.planning.table import lines
-from daskreg.planning.wire import wire
-from daskreg.similarity import make
-
-RESIDENCIES = ("replicate", "window", "ring")
+from daskreg.planning.traffic import most_sent
 
 
 @dataclass(frozen=True)
-class Level:
-    """One level of a stage: how both images are shrunk, the grids that gives, and who has which planes of them.
+class Plan(Layout):
+    """A layout, and what it needs: memory, traffic, time."""
 
-    partition: of the fixed level;  shards: of the moving level;  residency: where a rank finds the moving planes it reads;
-    halo: planes around its own that a rank's arrays hold.
-    """
+    def memory_use(self, stage: int, level: Level) -> MemoryUse:
+        """Projected bytes of the largest rank while ``level`` of the stage with an index runs."""
+        return level_memory(self, stage, level)
 
-    scale: int
-    fixed_factors: Index
-    moving_factors: Index
-    fixed: Grid
-    moving: Grid
-    iterations: int
-    partition: Partition
-    shards: Partition
-    residency: str = "replicate"
-    halo: int = 0
-
-    @classmethod
-    def alone(cls, scale: int, f: Index, m: Index, fixed: Grid, moving: Grid, iterations: int) -> Level:
-        """For one rank, of the full-resolution grids ``fixed`` and ``moving``."""
-        a, b = fixed.coarsen(f), moving.coarsen(m)
-        return cls(scale, f, m, a, b, iterations, Partition.of(a.shape[0], 1), Partition.of(b.shape[0], 1))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Both grids in one unit, the configuration, and the levels of each stage (none for moments and search).
-
-    masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for no limit;
-    fewest: planes that a rank's slab has at least;  unpacked: bytes of the largest chunk of each image;  process: bytes of a
-    worker's process without arrays.
-    """
-
-    fixed: Grid
-    moving: Grid
-    config: Config
-    levels: tuple[tuple[Level, ...], ...]
-    masks: tuple[bool, bool] = (False, False)
-    workers: int = 1
-    memory: int | None = None
-    fewest: int = MINIMUM_PLANES
-    unpacked: tuple[int, int] = (0, 0)
-    process: int = 0
-
-    @property
-    def deformable(self) -> bool:
-        """Whether a displacement field comes out."""
-        return any(stage.name == "deformable" for stage in self.config.stages)
-
-    @cached_property
-    def partition(self) -> Partition:
-        """Of the fixed image at full resolution."""
-        return Partition.of(self.fixed.shape[0], self.workers, self.fewest)
-
-    @cached_property
-    def shards(self) -> Partition:
-        """Of the moving image at full resolution."""
-        return Partition.of(self.moving.shape[0], self.workers, self.fewest)
-
-    @property
-    def full(self) -> Level:
-        """Both images at full resolution, as the result is measured and written."""
-        whole = (1, 1, 1)
-        return Level(1, whole, whole, self.fixed, self.moving, 0, self.partition, self.shards)
-
-    @property
-    def rims(self) -> tuple[int, int]:
-        """Planes of fixed and moving image that a rank reads around its own: shrinking and the finest level's halo need them."""
-        if self.workers == 1:
-            return 0, 0
-        levels = [level for stage in self.levels for level in stage]
-        f = max((2 * lv.fixed_factors[0] + 2 for lv in levels if max(lv.fixed_factors) > 1), default=0)
-        m = max((2 * lv.moving_factors[0] + 2 for lv in levels if max(lv.moving_factors) > 1), default=0)
-        return max([f, *(lv.halo for lv in levels)]), m
-
-    def tally(self, stage: int, level: Level) -> Tally:
-        """Projected bytes of the largest rank while ``level`` runs."""
-        return level_tally(self, self.config.stages[stage], level)
-
-    def wire(self, stage: int, level: Level) -> int:
+    def traffic(self, stage: int, level: Level) -> int:
         """Bytes that the rank that sends most sends in an iteration."""
-        kind = self.config.stages[stage]
-        assert isinstance(kind, Optimised)
-        return max(sent.total for sent in wire(self, kind, level))
+        return most_sent(self, stage, level)
 
     @property
     def peak_bytes(self) -> int:
         """Projected peak of a worker's process: arrays of the largest level, and what any process needs."""
-        tallies = [self.tally(k, level).total for k, levels in enumerate(self.levels) for level in levels]
-        return max([*tallies, input_bytes(self), output_bytes(self)])
+        return peak_bytes(self)
 
     def lines(self, device: str = "cpu") -> list[str]:
-        """A table for people: one line a level, then memory, disk and time; ``device``: cpu or cuda, whose speed is assumed."""
+        """Human-readable table: one line a level, then memory, disk and time; ``device``: cpu or cuda, whose speed is assumed."""
         return lines(self, device=device)
 
     def validate(self, memory: int, source: str = "") -> None:
@@ -126,7 +47,7 @@ class Plan:
             )
 
     def remedy(self, memory: int) -> str:
-        """What would fit."""
+        """What would fit, for an error message."""
         for workers in range(self.workers + 1, 257):
             given: dict[str, Any] = {"masks": self.masks, "unpacked": self.unpacked, "memory": memory, "process": self.process}
             more = make_plan(self.fixed, self.moving, self.config, workers=workers, **given)
@@ -147,37 +68,37 @@ def make_plan(
     workers: int = 1,
     memory: int | None = None,
     residency: str = "auto",
-    fewest: int = MINIMUM_PLANES,
+    minimum_planes: int = MINIMUM_PLANES,
     unpacked: tuple[int, int] = (0, 0),
     process: int = 0,
 ) -> Plan:
     """Levels of every stage, cut into a block a worker. Raises UnitsError when the images' units cannot be brought together.
 
     residency: of the moving image, ``auto`` takes the first of replicate, window and ring that fits into ``memory`` bytes;
-    masks, fewest, unpacked, process: see ``Plan``.
+    masks, minimum_planes, unpacked, process: see ``Layout``.
     """
     moving = moving.to_unit(fixed.unit)
-    cut = _Cut(workers, fewest, "replicate" if residency == "auto" else residency)
+    cut = _Cut(workers, minimum_planes, "replicate" if residency == "auto" else residency)
     levels = tuple(cut.levels(fixed, moving, s) if isinstance(s, Optimised) else () for s in config.stages)
-    plan = Plan(fixed, moving, config, levels, masks, workers, memory, fewest, unpacked, process)
-    return _settled(plan) if residency == "auto" and workers > 1 and memory is not None else plan
+    plan = Plan(fixed, moving, config, levels, masks, workers, memory, minimum_planes, unpacked, process)
+    return _with_residency(plan) if residency == "auto" and workers > 1 and memory is not None else plan
 
 
-def _settled(plan: Plan) -> Plan:
+def _with_residency(plan: Plan) -> Plan:
     """Each level with the first residency that fits; where none does, with that of the fewest bytes."""
     return replace(plan, levels=tuple(tuple(_fitting(plan, k, lv) for lv in stage) for k, stage in enumerate(plan.levels)))
 
 
 def _fitting(plan: Plan, stage: int, level: Level) -> Level:
     assert plan.memory is not None
-    needs = {r: plan.tally(stage, replace(level, residency=r)).total for r in RESIDENCIES}
+    needs = {r: plan.memory_use(stage, replace(level, residency=r)).total for r in RESIDENCIES}
     return replace(level, residency=next((r for r in RESIDENCIES if needs[r] <= plan.memory), min(needs, key=needs.__getitem__)))
 
 
 @dataclass(frozen=True)
 class _Cut:
     workers: int
-    fewest: int
+    minimum_planes: int
     residency: str
 
     def levels(self, fixed: Grid, moving: Grid, stage: Optimised) -> tuple[Level, ...]:
@@ -186,24 +107,24 @@ class _Cut:
     def _level(self, fixed: Grid, moving: Grid, stage: Optimised, scale: int, iterations: int) -> Level:
         f, m = level_factors(fixed, moving, scale)
         a, b = fixed.coarsen(f), moving.coarsen(m)
-        slabs, shards = (Partition.of(g.shape[0], self.workers, self.fewest) for g in (a, b))
+        slabs, shards = (Partition.of(g.shape[0], self.workers, self.minimum_planes) for g in (a, b))
         return Level(scale, f, m, a, b, iterations, slabs, shards, self.residency, halo_of(stage))
 
 
 def halo_of(stage: Optimised) -> int:
     """Planes around its own that a rank needs of one array or another."""
-    window = make(stage.similarity).reach
+    window = stage.similarity.reach
     if not isinstance(stage, Deformable):
         return window
-    warp = radius_of(stage.smooth_warp)
-    return max(window, radius_of(stage.smooth_gradient) + warp, warp + 1)
+    model, warp = stage.model, stage.smooth_warp
+    return max(window, radius_of(stage.smooth_gradient) + model.direction_reach(warp), model.reach(warp))
 
 
-def by(shape: Index) -> str:
-    """Voxels for people."""
+def format_shape(shape: Index) -> str:
+    """``10 x 20 x 30``."""
     return " x ".join(map(str, shape))
 
 
-def voxels(grid: Grid) -> str:
+def format_grid(grid: Grid) -> str:
     """Shape and size for a log line."""
-    return f"{by(grid.shape)} ({math.prod(grid.shape) / 1e6:.1f} Mvoxel)"
+    return f"{format_shape(grid.shape)} ({math.prod(grid.shape) / 1e6:.1f} Mvoxel)"

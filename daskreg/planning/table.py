@@ -1,46 +1,43 @@
-"""A plan for people: what every level costs on every worker."""
+"""Human-readable table of a plan: what every level costs on every worker."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from daskreg import machine
 from daskreg.config import Deformable, Optimised
-from daskreg.planning.memory import checkpoint_bytes, disk_bytes
+from daskreg.planning.layout import Layout, Level
+from daskreg.planning.memory import checkpoint_bytes, disk_bytes, level_memory, peak_bytes
+from daskreg.planning.traffic import most_sent
 
-if TYPE_CHECKING:
-    from daskreg.planning.plan import Level, Plan
-
-SPREAD = 1.3  # of a deformable iteration for a look of a linear stage
-LOOKS = 2  # of a linear stage an iteration: two to four while it goes on, but it mostly ends early by itself
+EVALUATION = 1.3  # time of a linear stage's evaluation, in deformable iterations
+EVALUATIONS = 2  # of a linear stage an iteration: two to four while it goes on, but it mostly converges early
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """What a worker takes for its part: ``iteration``: seconds of a deformable iteration, of a core (a GPU) and megavoxel, by
-    loss;  launch, look: of an iteration, of a linear stage's look, at a level of no size;  link: bytes a second between two
-    workers;  latency: of a message that is waited for.
+    """Speeds of a device beside those that a similarity states: seconds of an iteration (launch) and of a linear stage's
+    evaluation at a level of no size;  link: bytes a second between two workers;  latency: seconds of a message that is waited
+    for.
     """
 
     name: str
-    iteration: dict[str, float]
     launch: float
-    look: float
+    evaluation: float
     link: float
     latency: float
 
 
 SPEEDS = {
     # two cores of an AMD EPYC, TCP within a machine (benchmarks/results: estimate.json; scaling.json, parts strong and link)
-    "cpu": Speeds("core", {"mse": 0.041, "lncc": 0.053, "mi": 0.070}, 1.0e-3, 1.0e-3, 1.7e9, 5.0e-4),
+    "cpu": Speeds("core", 1.0e-3, 1.0e-3, 1.7e9, 5.0e-4),
     # one H200 (gpu_iterations.json, float32, 512^3); a linear stage decides on the host; between GPUs an assumption, not measured
-    "cuda": Speeds("GPU like an H200", {"mse": 4.8e-5, "lncc": 7.6e-5, "mi": 6.3e-5}, 2.5e-4, 3.0e-3, 2.0e11, 1.0e-4),
+    "cuda": Speeds("GPU like an H200", 2.5e-4, 3.0e-3, 2.0e11, 1.0e-4),
 }
 
 
-def lines(plan: Plan, cores: int | None = None, device: str = "cpu") -> list[str]:
+def lines(plan: Layout, cores: int | None = None, device: str = "cpu") -> list[str]:
     """One line a level, then what the whole run needs; ``cores``: of a worker, its share of this machine by default."""
     share = 1 if device == "cuda" else cores or max(1, machine.cores().value // plan.workers)
     head = f"{'stage':<11}{'scale':>5}{'fixed':>17}{'moving':>17}{'iter':>6}{'blocks':>13}  {'residency':<10}"
@@ -51,7 +48,7 @@ def lines(plan: Plan, cores: int | None = None, device: str = "cpu") -> list[str
     disk = disk_bytes(plan)
     return [
         *rows,
-        f"memory of a {'GPU' if device == 'cuda' else 'worker'}: at most {size(plan.peak_bytes)}"
+        f"memory of a {'GPU' if device == 'cuda' else 'worker'}: at most {size(peak_bytes(plan))}"
         + (f" of {size(plan.memory)}" if plan.memory else ""),
         f"disk: reads {size(disk.read)}, writes {size(disk.written)}, checkpoints up to {size(checkpoint_bytes(plan))}",
         f"time: about {duration(total)} on {_many(plan.workers, 'worker')} of {_many(share, SPEEDS[device].name)}, "
@@ -64,21 +61,21 @@ def _many(n: int, what: str) -> str:
     return f"{n} {first}{'s' * (n != 1)}{' ' * bool(rest)}{rest}"
 
 
-def seconds(plan: Plan, stage: int, level: Level, cores: int, device: str = "cpu") -> float:
+def seconds(plan: Layout, stage: int, level: Level, cores: int, device: str = "cpu") -> float:
     """Estimated time of a level: the largest block's voxels, what it sends, and how often it waits."""
     kind, speeds = plan.config.stages[stage], SPEEDS[device]
     assert isinstance(kind, Optimised)
     voxels = max(level.partition.lengths) * level.fixed.shape[1] * level.fixed.shape[2] / 1e6
     deformable = isinstance(kind, Deformable)
-    passes, share, launch = (1, 1.0, speeds.launch) if deformable else (LOOKS, SPREAD, speeds.look)
-    work = speeds.iteration[kind.similarity.kind] * share * voxels / cores + launch
+    passes, share, launch = (1, 1.0, speeds.launch) if deformable else (EVALUATIONS, EVALUATION, speeds.evaluation)
+    work = kind.similarity.seconds[device] * share * voxels / cores + launch
     # halos of moved and g are waited for, and two sums
     waits = 2 + 2 * math.ceil(math.log2(plan.workers)) if plan.workers > 1 else 0
-    return level.iterations * passes * (work + plan.wire(stage, level) / speeds.link + waits * speeds.latency)
+    return level.iterations * passes * (work + most_sent(plan, stage, level) / speeds.link + waits * speeds.latency)
 
 
-def _line(plan: Plan, stage: int, level: Level, cores: int, device: str) -> str:
-    t, name = plan.tally(stage, level), plan.config.stages[stage].name
+def _line(plan: Layout, stage: int, level: Level, cores: int, device: str) -> str:
+    t, name = level_memory(plan, stage, level), plan.config.stages[stage].name
     fixed, moving = ("x".join(map(str, g.shape)) for g in (level.fixed, level.moving))
     working = [n for n in level.partition.lengths if n]
     blocks = f"{len(working)} of {max(working)}"
@@ -86,7 +83,7 @@ def _line(plan: Plan, stage: int, level: Level, cores: int, device: str) -> str:
     residency = level.residency if plan.workers > 1 else "-"
     return (
         start
-        + f"{residency:<10}{size(t.images):>9}{size(t.moving):>9}{size(t.fields):>9}{size(plan.wire(stage, level)):>11}"
+        + f"{residency:<10}{size(t.images):>9}{size(t.moving):>9}{size(t.fields):>9}{size(most_sent(plan, stage, level)):>11}"
         + (f"{duration(seconds(plan, stage, level, cores, device)):>9}")
     )
 

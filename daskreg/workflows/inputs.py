@@ -70,7 +70,7 @@ class Inputs:
             "workers": workers,
             "memory": memory,
             "residency": residency,
-            "fewest": fewest,
+            "minimum_planes": fewest,
             "process": process,
         }
         given["unpacked"] = tuple(_largest_chunk(volume) for volume in (self.fixed, self.moving))

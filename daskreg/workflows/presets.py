@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from daskreg.config import LNCC, MI, Affine, Config, Deformable, Moments, Rigid, Search
+from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search
 from daskreg.errors import require_known
+from daskreg.similarity import LNCC, MI
 
 WINDOW = LNCC(radius=3)
 # smoother at full resolution, where windows hold more noise than shape: 0.7 gave better overlap than 0.5, and a smoother Jacobian

@@ -37,7 +37,7 @@ from daskreg.errors import ConfigError, NoOverlap, OutputError
 from daskreg.grid import Grid
 from daskreg.kernels.device import Kind
 from daskreg.lazy.begin import Beginning
-from daskreg.planning import Plan, voxels
+from daskreg.planning import Plan, format_grid
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.atomic import require_distinct
@@ -205,7 +205,7 @@ def _checked_plan(inputs: Inputs, use: Resources, process: int, limited_by: str)
     require_overlap(planned, first_affine(inputs))
     assert use.memory is not None
     planned.validate(use.memory, limited_by)
-    log.info("fixed %s, moving %s", voxels(planned.fixed), voxels(planned.moving))
+    log.info("fixed %s, moving %s", format_grid(planned.fixed), format_grid(planned.moving))
     return planned
 
 

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from daskreg.comm import SingleRank
-from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable
+from daskreg.config import Affine, Config, Deformable
 from daskreg.engine.images import Image
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import SAVE, Watch
 from daskreg.grid import Grid
 from daskreg.kernels.device import Device, host
 from daskreg.planning import make_plan
+from daskreg.similarity import LNCC, MI, MSE
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, whole
 from tests.unit.engine.test_invariance import Asking, Memory, resumed

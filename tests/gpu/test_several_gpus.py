@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import daskreg
-from daskreg.config import LNCC, MI, Affine, Config, Deformable
+from daskreg.config import Affine, Config, Deformable
 from daskreg.kernels.device import gpus
+from daskreg.similarity import LNCC, MI
 from tests.phantoms import blobs
 
 pytestmark = pytest.mark.gpu

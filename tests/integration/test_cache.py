@@ -15,7 +15,7 @@ import json
 import numpy as np
 from daskreg.similarity.mse.cpu import difference
 from daskreg.similarity.lncc.cpu import march_slope
-from daskreg.similarity import NOWHERE
+from daskreg.kernels.device import NOWHERE
 
 fixed, moved = np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32)
 difference(fixed.shape, fixed, NOWHERE, moved)

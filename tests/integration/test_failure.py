@@ -158,29 +158,28 @@ class Delayed:
     """In place of the loop's gradient, on one worker: now and then something else takes the processor."""
 
     def __init__(self, seconds):
-        from daskreg.engine.deformable import Loop
+        from daskreg.engine.loop import Loop
 
-        self.real, self.seconds = Loop.gradient, seconds
+        self.real, self.seconds = Loop.iteration, seconds
 
-    def __call__(self, loop, fields):
-        loss = self.real(loop, fields)
-        if len(fields.losses) == 0 and loop.level.scale == 1:
+    def __call__(self, loop, state, backend, judge, t):
+        if t == 1 and loop.level.scale == 1:
             time.sleep(self.seconds)
             self.seconds = 0
-        return loss
+        return self.real(loop, state, backend, judge, t)
 
 
 def delay(seconds):
-    from daskreg.engine.deformable import Loop
+    from daskreg.engine.loop import Loop
 
     delayed = Delayed(seconds)
-    Loop.gradient = lambda loop, fields: delayed(loop, fields)
+    Loop.iteration = lambda loop, *arguments: delayed(loop, *arguments)
 
 
 def in_time():
-    from daskreg.engine.deformable import Loop
+    from daskreg.engine.loop import Loop
 
-    Loop.gradient = Loop.gradient.__closure__[0].cell_contents.real
+    Loop.iteration = Loop.iteration.__closure__[0].cell_contents.real
 
 
 def warn_after(seconds):

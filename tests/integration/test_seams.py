@@ -5,7 +5,7 @@ import pytest
 
 from daskreg import LNCC, Affine, Deformable, Moments, open_volume
 from daskreg.config import Config
-from daskreg.engine.deformable import Loop
+from daskreg.engine.loop import Loop
 from daskreg.grid import Partition
 from daskreg.kernels.jacobian import jacobian
 from daskreg.planning import make_plan
@@ -91,13 +91,13 @@ class Clamped:
 @pytest.mark.parametrize("missing", ["warp_halo", "gradient_halo", "window_halo"])
 def test_a_block_that_ends_at_its_own_planes_shows_as_a_seam(monkeypatch, missing, ranks):
     """The composition looked up at clamped edges, the gradient's filter, the windows of LNCC."""
-    whole = Loop._halos
+    whole = Loop.__init__
 
-    def halos(loop):
-        whole(loop)
-        setattr(loop, missing, Clamped(loop.block))
+    def initialise(loop, *arguments):
+        whole(loop, *arguments)
+        setattr(loop.evaluation if missing == "window_halo" else loop, missing, Clamped(loop.block))
 
-    monkeypatch.setattr(Loop, "_halos", halos)
+    monkeypatch.setattr(Loop, "__init__", initialise)
     u = Heads().run(ranks, "window").displacement
     at = faces(u.shape[1], ranks)
     assert stands_out(u, at) > LIMIT

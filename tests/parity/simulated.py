@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.config import LNCC, MI, MSE, Config, Deformable
+from daskreg.config import Config, Deformable
 from daskreg.engine import reach
 from daskreg.kernels.compiler.cooperative import CooperativeKernel
 from daskreg.kernels.compiler.launch import Kernel
+from daskreg.similarity import LNCC, MI, MSE
 from tests.parity.outputs import share, teach_simulator
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration
@@ -111,7 +112,7 @@ def found(device: str, part: str) -> dict[str, NDArray[Any]]:
         cases[f"mixed {name}"] = Deformable(scales=(1,), iterations=(2,), tolerance=0, storage="mixed", **given)
     for name, given in RINGS.items():
         cases[name] = Deformable(scales=(1,), iterations=(2,), tolerance=0, step=0.2, smooth_warp=0, **given)
-    reach.EVERY = 1  # so that what two iterations see is measured between them
+    reach.REACH_INTERVAL = 1  # so that what two iterations see is measured between them
     made = {}
     for name in share(cases, part):
         stage, shape = cases[name], LONG if name in RINGS else SHAPE

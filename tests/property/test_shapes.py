@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskreg.comm import SingleRank
-from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable
+from daskreg.config import Affine, Config, Deformable
 from daskreg.engine.images import Image, normalise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid
 from daskreg.kernels.sampling.cpu import sample
 from daskreg.planning import make_plan
+from daskreg.similarity import LNCC, MI, MSE
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 
 SHAPES = st.tuples(*[st.integers(1, 9)] * 3).filter(lambda shape: np.prod(shape) > 1)

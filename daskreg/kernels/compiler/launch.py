@@ -30,6 +30,11 @@ LAUNCHER_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "para
 Shape = tuple[int | range, int, int]
 
 
+def extent(shape: Shape) -> tuple[np.uint32, ...]:
+    """``box`` as cooperative kernels take it."""
+    return tuple(np.uint32(v) for v in box(shape))
+
+
 def box(shape: Shape) -> tuple[int, int, int, int]:
     """First plane, planes, rows and columns of what a kernel is asked to do."""
     z, ny, nx = shape

@@ -1,1 +1,53 @@
-"""Local normalised cross-correlation."""
+"""Local normalised cross-correlation: same structures, any local brightness."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import AliasChoices, Field
+
+from daskreg.parameters import DeviceKind, Positive, SimilarityParameters
+
+
+class LNCC(SimilarityParameters):
+    """Local normalised cross-correlation (squared): same structures, any local brightness."""
+
+    kind: Literal["lncc"] = "lncc"
+    radius: int = Field(2, ge=1, le=8)  # voxels of the level; the window is (2 radius + 1)^3
+    gradient: Literal["exact", "center"] = "exact"  # center: ANTs' shortcut, correlates 0.93 with the exact one
+    epsilon: Positive = 1e-12  # added to V^2 var(F) var(M), intensities scaled to [0, 1]: keeps 0/0 away
+    minimum_contrast: float = Field(
+        0.002, ge=0, validation_alias=AliasChoices("minimum_contrast", "flat")
+    )  # of the intensity range: windows whose standard deviation is less are left out
+    seconds: ClassVar[dict[str, float]] = {"cpu": 0.053, "cuda": 7.6e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
+
+    @property
+    def exact(self) -> bool:
+        """Whether the gradient is that of the loss, of all windows that a voxel is in."""
+        return self.gradient == "exact"
+
+    @property
+    def flat(self) -> float:
+        """The earlier name of ``minimum_contrast``."""
+        return self.minimum_contrast
+
+    @property
+    def reach(self) -> int:
+        """Windows of the voxels in the window."""
+        return 2 * self.radius if self.exact else self.radius
+
+    @property
+    def scratch(self) -> int:
+        """Three factors of each window, float32."""
+        return 12
+
+    @property
+    def gradient_scale(self) -> float:
+        """The exact gradient adds up as many windows as one has voxels."""
+        return 0.1 if self.exact else 0.1 / (2 * self.radius + 1) ** 3
+
+    def build(self, device: DeviceKind) -> Any:
+        """A ``daskreg.similarity.lncc.loss.LocalCorrelation``."""
+        from daskreg.similarity.lncc import loss
+
+        return loss.LocalCorrelation(self) if device == "cpu" else loss.LocalCorrelationOnGpu(self)

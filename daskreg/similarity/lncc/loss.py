@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.kernels.compiler.launch import Shape, on_device
 from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.device import host, module_of
-from daskreg.similarity.base import Similarity, Volume
+from daskreg.similarity.base import Evaluation, Samples, Similarity, ratio
+from daskreg.similarity.lncc import LNCC
 from daskreg.similarity.lncc.cpu import march_factors, march_slope
 from daskreg.similarity.lncc.cuda.launch import slope, windows
 
@@ -20,62 +21,84 @@ Box = tuple[int, int, int, int]
 class LocalCorrelation(Similarity):
     """Windows of (2 radius + 1)^3 voxels; the gradient is exact, or that of the centre window alone."""
 
-    def __init__(self, radius: int, epsilon: float = 1e-12, flat: float = 0.0, exact: bool = True) -> None:
-        self.radius, self.exact = radius, exact
-        self.epsilon, self.flat = np.float32(epsilon), np.float32(flat**2)
-        self.reach = 2 * radius if exact else radius
-        self.steep = 0.1 if exact else 0.1 / (2 * radius + 1) ** 3  # the exact gradient adds up as many windows as one has voxels
-        self._ones = (np.float32(1),) * (2 * radius + 1)
+    loss_sign = -1
 
-    def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
-        """Rows of (w cc, w); ``fields`` receives w D, w K, w (K mu_M - D mu_F)."""
-        first, planes, ny, _ = n = self.windows(box, moved)
-        if on_device(moved):
-            return self._counted(n, whole_box(box), fixed, weight, moved, fields)
+    def __init__(self, parameters: LNCC) -> None:
+        self.radius, self.exact, self.reach = parameters.radius, parameters.exact, parameters.reach
+        self.epsilon = np.float32(parameters.epsilon)
+        self.least_variance = np.float32(parameters.minimum_contrast**2)
+        self._ones = (np.float32(1),) * (2 * self.radius + 1)
+
+    def partial(self, s: Samples) -> NDArray[np.generic]:
+        """Rows of (w cc, w); ``scratch`` receives w D, w K, w (K mu_M - D mu_F)."""
+        first, planes, ny, _ = n = self.windows(s)
         rows = np.zeros((2, planes, ny), np.float32)
-        march_factors(n, rows, self._ones, self.epsilon, self.flat, fixed, weight, moved, fields)
-        own = whole_box(box)
+        march_factors(n, rows, self._ones, self.epsilon, self.least_variance, s.fixed, s.weight, s.moved, s.scratch)
+        own = whole_box(s.box)
         return rows[:, own[0] - first : own[0] - first + own[1]]
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
         """Minus the mean squared correlation."""
-        mean, n = self.ratio(total)
+        mean, n = ratio(total)
         return -mean, n
 
-    def finish(
-        self, box: Shape, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume
-    ) -> None:
-        """Window sums of ``fields``, or their centre."""
-        if on_device(moved):
-            self._finish_on_device(whole_box(box), fixed, weight, moved, fields)
-            return
+    def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
+        """Window sums of ``scratch``, or their centre."""
         ones = self._ones if self.exact else self._ones[:1]
-        march_slope(whole_box(box), ones, fields, fixed, weight, moved)
+        march_slope(whole_box(s.box), ones, s.scratch, s.fixed, s.weight, s.moved)
 
-    def _counted(
-        self, n: Box, own: tuple[int, ...], fixed: Volume, weight: Volume, moved: Volume, fields: Volume
-    ) -> NDArray[np.generic]:
-        """On a GPU: sums in units."""
-        totals = module_of(moved).zeros(2, np.int64)
-        span = own[0], own[0] + own[1]
-        self.look(n, span, fixed, weight, moved, fields, totals)
+    def windows(self, s: Samples) -> Box:
+        """The planes whose windows are needed: for the exact gradient also those that overlap the box from outside."""
+        first, planes, ny, nx = whole_box(s.box)
+        more = self.radius if self.exact and planes else 0
+        start, stop = max(0, first - more), min(s.moved.shape[0], first + planes + more)
+        return start, stop - start, ny, nx
+
+
+class LocalCorrelationOnGpu(LocalCorrelation):
+    """The same with sums that are counted, in kernels whose threads share planes."""
+
+    asynchronous = True
+
+    def partial(self, s: Samples) -> NDArray[np.generic]:
+        """Counts of (w cc, w)."""
+        totals = module_of(s.moved).zeros(2, np.int64)
+        self._factors(self.windows(s), s, s.scratch, totals, _planes(whole_box(s.box)))
         return host(totals)
 
-    def look(self, n: Box, own: tuple[int, int], fixed: Volume, weight: Volume, moved: Volume, out: Volume, totals: Any) -> None:
-        """On a GPU, ``lncc_march.windows``; nothing is waited for."""
-        windows(n, self.origin, own, self.radius, self.epsilon, self.flat, fixed, weight, moved, out, totals)
-
-    def _finish_on_device(self, n: Box, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> None:
+    def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
+        """As on a CPU; the centre window's gradient is computed once more, from ``moved`` as it still is."""
+        own = whole_box(s.box)
         if self.exact:
-            slope(n, self.origin, self.radius, fields, fixed, weight, moved)
+            self._sum_windows(own, s, s.scratch)
         else:
-            own, planes = fields[0], slice(n[0], n[0] + n[1])
-            self.look(n, (0, 0), fixed, weight, moved, own, module_of(moved).zeros(2, np.int64))
-            moved[planes] = own[planes]
+            target, planes = s.scratch[0], slice(own[0], own[0] + own[1])
+            self._factors(own, s, target, module_of(s.moved).zeros(2, np.int64), (0, 0))
+            s.moved[planes] = target[planes]
 
-    def windows(self, box: Shape, moved: Volume) -> Box:
-        """The planes whose windows are needed: for the exact gradient also those that overlap the box from outside."""
-        first, planes, ny, nx = whole_box(box)
-        more = self.radius if self.exact and planes else 0
-        start, stop = max(0, first - more), min(moved.shape[0], first + planes + more)
-        return start, stop - start, ny, nx
+    def evaluate(self, on: Evaluation) -> None:
+        """See ``Similarity.evaluate``. The centre window's gradient goes into ``slope``: neighbours still read ``moved``."""
+        on.sample()
+        on.run("windows", functools.partial(self._exact if self.exact else self._centered, on))
+        on.pull_back(on.samples.moved if self.exact else on.slope)
+
+    def _exact(self, on: Evaluation) -> None:
+        s, own = on.samples, whole_box(on.samples.box)
+        self._factors(self.windows(s), s, s.scratch, on.totals, _planes(own))
+        self._sum_windows(own, s, s.scratch)
+
+    def _centered(self, on: Evaluation) -> None:
+        own = whole_box(on.samples.box)
+        self._factors(own, on.samples, on.slope, on.totals, _planes(own))
+
+    def _factors(self, n: Box, s: Samples, out: Any, totals: Any, counted: tuple[int, int]) -> None:
+        """Factors of all windows of a box, or dC/dmoved of the centre window; totals of the planes from, to that are counted."""
+        windows(n, s.origin, counted, self.radius, self.epsilon, self.least_variance, s.fixed, s.weight, s.moved, out, totals)
+
+    def _sum_windows(self, own: Box, s: Samples, factors: Any) -> None:
+        slope(own, s.origin, self.radius, factors, s.fixed, s.weight, s.moved)
+
+
+def _planes(box: Box) -> tuple[int, int]:
+    """First plane of a box, and the one behind it."""
+    return box[0], box[0] + box[1]

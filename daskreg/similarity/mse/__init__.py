@@ -1,1 +1,25 @@
-"""Mean squared difference."""
+"""Mean squared error: same contrast, same brightness."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from daskreg.parameters import DeviceKind, SimilarityParameters
+
+
+class MSE(SimilarityParameters):
+    """Mean squared difference of the normalised intensities: same contrast, same brightness."""
+
+    kind: Literal["mse"] = "mse"
+    seconds: ClassVar[dict[str, float]] = {"cpu": 0.041, "cuda": 4.8e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
+
+    @property
+    def gradient_scale(self) -> float:
+        """See ``SimilarityParameters``."""
+        return 0.01
+
+    def build(self, device: DeviceKind) -> Any:
+        """A ``daskreg.similarity.mse.loss.MeanSquaredError``."""
+        from daskreg.similarity.mse import loss
+
+        return loss.MeanSquaredError() if device == "cpu" else loss.MeanSquaredErrorOnGpu()

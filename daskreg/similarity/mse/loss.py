@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.kernels.compiler.launch import Shape, on_device
+from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.device import host, module_of
-from daskreg.similarity.base import Similarity, Volume
+from daskreg.similarity.base import Evaluation, Samples, Similarity, ratio
 from daskreg.similarity.mse.cpu import difference
+from daskreg.similarity.mse.cuda import difference as sample_and_compare
 from daskreg.similarity.mse.cuda import difference_of
+
+# first plane, A and t, S, displacement, first plane of the image, planes of the whole image, image
+Sampling = tuple[int, Any, Any, Any, int, int, Any]
 
 
 class MeanSquaredError(Similarity):
     """One pass gives both value and gradient."""
 
-    steep = 0.01
-
-    def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
+    def partial(self, s: Samples) -> NDArray[np.generic]:
         """Rows of (w e^2, w); ``moved`` already becomes the gradient."""
-        if on_device(moved):
-            totals = module_of(moved).zeros(2, np.int64)
-            difference_of(box, fixed, weight, moved, totals)
-            return host(totals)
-        return difference(box, fixed, weight, moved)  # type: ignore[no-any-return]
+        return difference(s.box, s.fixed, s.weight, s.moved)  # type: ignore[no-any-return]
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
         """Sum of squares over sum of weights."""
-        return self.ratio(total)
+        return ratio(total)
 
-    def finish(
-        self, box: Shape, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume
-    ) -> None:
+    def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
         """Nothing is left to do."""
+
+
+class MeanSquaredErrorOnGpu(MeanSquaredError):
+    """Sums are counted; where the moving image has no mask, sampling, comparing and the gradient are one pass."""
+
+    asynchronous = True
+
+    def partial(self, s: Samples) -> NDArray[np.generic]:
+        """Counts of (w e^2, w); ``moved`` already becomes the gradient."""
+        totals = module_of(s.moved).zeros(2, np.int64)
+        difference_of(s.box, s.fixed, s.weight, s.moved, totals)
+        return host(totals)
+
+    def evaluate(self, on: Evaluation) -> None:
+        """See ``Similarity.evaluate``."""
+        compare = functools.partial(_compare, on)
+        if not on.masked:
+            on.sample_and_pull_back(functools.partial(_fused, on), compare)
+            return
+        on.sample()
+        on.run("difference", functools.partial(compare, on.samples.box))
+        on.pull_back(on.samples.moved)
+
+
+def _compare(on: Evaluation, box: Shape) -> None:
+    difference_of(box, on.samples.fixed, on.samples.weight, on.samples.moved, on.totals)
+
+
+def _fused(on: Evaluation, box: Shape, sampling: Sampling, gradient: Any) -> None:
+    sample_and_compare(box, *sampling, on.samples.fixed, on.samples.weight, gradient, on.totals)

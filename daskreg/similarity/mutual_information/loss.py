@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.kernels.compiler.launch import Shape, on_device, threads
 from daskreg.kernels.compiler.launch import box as whole_box
+from daskreg.kernels.compiler.launch import threads
 from daskreg.kernels.device import host, module_of
-from daskreg.similarity.base import Similarity, Volume
+from daskreg.similarity.base import Evaluation, Samples, Similarity
 from daskreg.similarity.mutual_information.cpu import FIXED_POINT, information_slope, joint_histogram
-from daskreg.similarity.mutual_information.cuda import count, slope
+from daskreg.similarity.mutual_information.cuda import count, slope, tabulate
 
 
 class MutualInformation(Similarity):
     """``C = -sum p log(p / (p_i p_j))`` over B x B bins, cubic B-spline Parzen windows for both images."""
 
-    counts = True
-    steep = 0.3
+    loss_sign = 0
 
     def __init__(self, bins: int) -> None:
         self.bins = bins
 
-    def partial(self, box: Shape, fixed: Volume, weight: Volume, moved: Volume, fields: Volume) -> NDArray[np.generic]:
+    def partial(self, s: Samples) -> NDArray[np.generic]:
         """The joint counts (B, B) int64: rows moved, columns fixed."""
-        if on_device(moved):
-            totals = module_of(moved).zeros(self.bins**2, np.int64)
-            count(whole_box(box), self.bins, fixed, weight, moved, totals)
-            return host(totals).reshape(self.bins, self.bins)
         tiles = np.zeros((threads(), self.bins, self.bins), np.int64)
-        joint_histogram(box, tiles, fixed, weight, moved)
+        joint_histogram(s.box, tiles, s.fixed, s.weight, s.moved)
         return np.asarray(tiles.sum(axis=0))
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
@@ -37,16 +34,47 @@ class MutualInformation(Similarity):
         p, n = _probabilities(total)
         return -float(np.sum(p * _log_ratio(p))), n
 
-    def finish(
-        self, box: Shape, total: NDArray[np.generic], fixed: Volume, weight: Volume, moved: Volume, fields: Volume
-    ) -> None:
+    def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
         """One look-up of 4 x 4 bins a voxel."""
         table = _log_ratio(_probabilities(total)[0]).astype(np.float32)
-        if on_device(moved):
-            on_gpu = module_of(moved).asarray(table.ravel())
-            slope(whole_box(box), self.bins, on_gpu, fixed, weight, moved)
-        else:
-            information_slope(box, table, fixed, weight, moved)
+        information_slope(s.box, table, s.fixed, s.weight, s.moved)
+
+
+class MutualInformationOnGpu(MutualInformation):
+    """The same with histograms in shared memory; in a deformable stage the table is made on the device too."""
+
+    asynchronous = True
+
+    def partial(self, s: Samples) -> NDArray[np.generic]:
+        """As on a CPU."""
+        totals = module_of(s.moved).zeros(self.bins**2, np.int64)
+        count(whole_box(s.box), self.bins, s.fixed, s.weight, s.moved, totals)
+        return host(totals).reshape(self.bins, self.bins)
+
+    def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
+        """As on a CPU."""
+        table = _log_ratio(_probabilities(total)[0]).astype(np.float32)
+        on_gpu = module_of(s.moved).asarray(table.ravel())
+        slope(whole_box(s.box), self.bins, on_gpu, s.fixed, s.weight, s.moved)
+
+    def evaluate(self, on: Evaluation) -> None:
+        """See ``Similarity.evaluate``."""
+        xp, size = module_of(on.samples.moved), self.bins**2
+        if not hasattr(self, "_counts"):
+            self._counts, self._table = xp.zeros(size, np.int64), xp.zeros(size, np.float32)
+        on.sample()
+        on.run("histogram", functools.partial(self._count, on.samples))
+        on.sum_counts(self._counts)
+        on.run("table", lambda: tabulate(self.bins, self._counts, self._table, on.loss))
+        on.run("slope", functools.partial(self._slope, on.samples))
+        on.pull_back(on.samples.moved)
+
+    def _count(self, s: Samples) -> None:
+        self._counts.fill(0)
+        count(whole_box(s.box), self.bins, s.fixed, s.weight, s.moved, self._counts)
+
+    def _slope(self, s: Samples) -> None:
+        slope(whole_box(s.box), self.bins, self._table, s.fixed, s.weight, s.moved)
 
 
 def _probabilities(total: NDArray[np.generic]) -> tuple[NDArray[np.float64], float]:

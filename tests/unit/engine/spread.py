@@ -57,7 +57,7 @@ class Registration:
 
     def plan(self, ranks, residency):
         masked = self.masks[0] is not None, self.masks[1] is not None
-        return make_plan(*self.grids, self.config, workers=ranks, residency=residency, fewest=1, masks=masked)
+        return make_plan(*self.grids, self.config, workers=ranks, residency=residency, minimum_planes=1, masks=masked)
 
     def images(self, plan, comm):
         for role, partition, rim in ((0, plan.partition, plan.rims[0]), (1, plan.shards, plan.rims[1])):

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from daskreg.comm import SingleRank
-from daskreg.config import LNCC, MI, MSE, Affine
+from daskreg.config import Affine
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.grid import Grid
 from daskreg.planning import Level
+from daskreg.similarity import LNCC, MI, MSE
 from daskreg.transforms.linear import PARAMETER_COUNTS, LinearModel, index_map
 from tests import reference
 from tests.phantoms import blobs, rotation
@@ -18,7 +19,7 @@ MOVING = Grid((15, 12, 16), (1.5, 1.7, 1.2), (-11.0, -10.0, 1.0), tuple(map(tupl
 UNIT = (0.0, 1.0)
 ORACLES = {
     "mse": (MSE(), reference.mse),
-    "lncc": (LNCC(epsilon=1e-5, flat=0), reference.lncc),
+    "lncc": (LNCC(epsilon=1e-5, minimum_contrast=0), reference.lncc),
     "mi": (MI(bins=16), lambda f, m, w: reference.mi(f, m, w, 16, UNIT, UNIT)),
 }
 

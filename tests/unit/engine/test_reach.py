@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskreg.comm import SingleRank
-from daskreg.config import MSE, Config, Deformable
-from daskreg.engine import deformable
+from daskreg.config import Config, Deformable
+from daskreg.engine import loop
 from daskreg.engine.halo import Block
-from daskreg.engine.reach import Lookout, Reach, ahead, displaced_range, spans
+from daskreg.engine.reach import Reach, ReachMonitor, SamplingMap, bound_reach, displaced_range, spans
 from daskreg.engine.route import Route
 from daskreg.engine.smoothing import Smoother
 from daskreg.grid import Partition, Span
 from daskreg.kernels.composition.cpu import compose
 from daskreg.kernels.sampling.cpu import span
-from daskreg.optimizers.adam import step_scale
-from daskreg.planning.wire import EVERY
+from daskreg.planning import REACH_INTERVAL
+from daskreg.similarity import MSE
 from daskreg.transforms.linear import linear_part, to_fixed_point
 from tests.cases import vectors
 from tests.phantoms import rotation
@@ -26,8 +26,8 @@ SHAPE = (23, 6, 7)
 FEW = settings(max_examples=40, deadline=None)
 
 
-def place_of(matrix, first=0):
-    return first, to_fixed_point(matrix), linear_part(matrix)
+def mapping_of(matrix, first=0):
+    return SamplingMap(first, to_fixed_point(matrix), linear_part(matrix))
 
 
 def turned(degrees, stretch=1.0):
@@ -36,14 +36,14 @@ def turned(degrees, stretch=1.0):
     return m
 
 
-def read(place, u):
+def read(mapping, u):
     """First and last plane of the image that each plane of u reads, both neighbours of a position counted."""
-    rows = span(u.shape[1:], *place, u)
+    rows = span(u.shape[1:], *mapping, u)
     return np.floor(-rows[1].max(axis=1)), np.floor(rows[0].max(axis=1)) + 1
 
 
-def assert_foreseen(reach, place, u, planes=slice(None)):
-    first, last = read(place, u)
+def assert_within(reach, mapping, u, planes=slice(None)):
+    first, last = read(mapping, u)
     assert (reach.start[planes] <= first).all()
     assert (reach.stop[planes] > last).all()
 
@@ -55,51 +55,51 @@ def stepped(u, d, step, smoother):
     """The displacement after a step along d whose longest vector is as long as ``step`` allows."""
     longest = np.sqrt((d**2).sum(axis=0).max())
     composed, smoothed = np.empty_like(u), np.empty_like(u)
-    compose(SHAPE, 0, SHAPE[0], step_scale(1.0, step), d / longest, u, composed)
+    compose(SHAPE, 0, SHAPE[0], np.array([step], np.float32), d / longest, u, composed)
     smoother.into(SHAPE, composed, np.empty_like(u), smoothed)
     return smoothed
 
 
-def measured(place, u, reach, step):
+def measured(mapping, u, reach, step):
     """As a rank that is alone."""
     block = Block(SHAPE, Partition.of(SHAPE[0], 1))
-    return Lookout(block, place, block.partition, reach, step, SingleRank()).begin(u, 0)
+    return ReachMonitor(block, mapping, block.partition, reach, step, SingleRank()).begin(u, 0)
 
 
 @FEW
 @given(
-    seed=st.integers(0, 999), size=st.sampled_from([0.0, 0.5, 8.0]), step=st.sampled_from([0.1, 0.5, 1.0]),
+    seed=st.integers(0, 999), size=st.sampled_from([0.0, 0.5, 8.0]), step=st.sampled_from([0.05, 0.25, 0.5]),
     sigma=st.sampled_from([0.0, 0.5, 1.0, 2.0]), degrees=st.tuples(*[st.integers(-180, 180)] * 3), stretch=st.floats(0.3, 3),
     common=st.tuples(*[st.integers(-3, 3)] * 3),
 )  # fmt: skip
 def test_steps_between_two_measurements_stay_within_the_bound(seed, size, step, sigma, degrees, stretch, common):
     """The longest steps allowed, all in one direction or alternating, of any displacement, under any linear map."""
-    place, smoother = place_of(turned(degrees, stretch)), Smoother(Block(SHAPE, Partition.of(SHAPE[0], 1)), sigma)
+    mapping, smoother = mapping_of(turned(degrees, stretch)), Smoother(Block(SHAPE, Partition.of(SHAPE[0], 1)), sigma)
     u = vectors(*SHAPE, size=size, seed=seed)
-    reach = measured(place, u, smoother.reach + 1, step)
-    assert_foreseen(reach, place, u)
-    for k in range(EVERY):
+    reach = measured(mapping, u, smoother.reach + 1, step)
+    assert_within(reach, mapping, u)
+    for k in range(REACH_INTERVAL):
         d = vectors(*SHAPE, seed=seed + k * (common == (0, 0, 0))) + np.reshape(common, (3, 1, 1, 1)).astype(np.float32)
         u = stepped(u, d, step, smoother)
-        assert_foreseen(reach, place, u)
+        assert_within(reach, mapping, u)
 
 
 def test_more_steps_than_between_two_measurements_exceed_the_bound():
     """Otherwise the bound would be uselessly wide."""
-    place, smoother = place_of(np.eye(4)), Smoother(Block(SHAPE, Partition.of(SHAPE[0], 1)), 0.5)
+    mapping, smoother = mapping_of(np.eye(4)), Smoother(Block(SHAPE, Partition.of(SHAPE[0], 1)), 0.5)
     u, d = np.zeros((2, 3, *SHAPE), np.float32)
     d[0] = 1
-    reach = measured(place, u, smoother.reach + 1, 1.0)
-    for _ in range(EVERY + 5):
-        u = stepped(u, d, 1.0, smoother)
+    reach = measured(mapping, u, smoother.reach + 1, 0.5)
+    for _ in range(REACH_INTERVAL + 5):
+        u = stepped(u, d, 0.5, smoother)
     with pytest.raises(AssertionError):
-        assert_foreseen(reach, place, u)
+        assert_within(reach, mapping, u)
 
 
 def test_a_bump_widens_the_bound_only_where_it_can_move_to():
     table = np.zeros((2, 100))
     table[0, 50] = 30
-    reach = ahead(place_of(np.eye(4)), Partition.of(100, 1), (100, 4, 4), table, 2, 3, 0.5)
+    reach = bound_reach(mapping_of(np.eye(4)), Partition.of(100, 1), (100, 4, 4), table, 2, 3, 0.25)
     stop, still = reach.stop - np.arange(100), 3  # the neighbour above, a voxel of doubt, half a voxel of two steps
     assert (stop[44:57] == 30 + still).all()
     assert (np.delete(stop, range(44, 57)) == still).all()
@@ -112,14 +112,14 @@ def test_a_diverging_displacement_gives_finite_planes(value):
     u = np.zeros((3, *SHAPE), np.float32)
     u[0, 3, 2, 2] = value
     with np.errstate(all="ignore"):
-        needs = measured(place_of(np.eye(4)), u, 2, 1.0).needs[0]
+        needs = measured(mapping_of(np.eye(4)), u, 2, 0.5).needs[0]
         assert abs(needs.start) < 2**40 > abs(needs.stop)
 
 
 def test_all_ranks_compute_the_same_bound():
     """Idle ones too; and the same as a single rank."""
-    place, u, blocks = (
-        place_of(turned((20, -30, 40))),
+    mapping, u, blocks = (
+        mapping_of(turned((20, -30, 40))),
         vectors(*SHAPE, size=3),
         Partition(SHAPE[0], Partition.of(SHAPE[0], 4).slabs),
     )
@@ -127,9 +127,9 @@ def test_all_ranks_compute_the_same_bound():
     def rank(comm):
         own = blocks[comm.rank]
         block = Block(SHAPE, blocks, comm.rank, 0)
-        return Lookout(block, place, blocks, 2, 0.5, comm).begin(np.ascontiguousarray(u[:, own.start : own.stop]), 0)
+        return ReachMonitor(block, mapping, blocks, 2, 0.25, comm).begin(np.ascontiguousarray(u[:, own.start : own.stop]), 0)
 
-    alone = measured(place, u, 2, 0.5)
+    alone = measured(mapping, u, 2, 0.25)
     for found in on_ranks(4, rank):
         np.testing.assert_array_equal(found.start, alone.start)
         np.testing.assert_array_equal(found.stop, alone.stop)
@@ -139,10 +139,10 @@ def test_all_ranks_compute_the_same_bound():
 # --- in the loop --------------------------------------------------------------------------------------------------------
 
 LOOPS = {
-    "short filter": {"smooth_warp": 0.5, "step": 1.0},
-    "long filter": {"smooth_warp": 1.0, "step": 1.0},
-    "longer filter than a block": {"smooth_warp": 2.0, "step": 0.7},
-    "no filter": {"smooth_warp": 0.0, "smooth_gradient": 0.0, "step": 1.0},
+    "short filter": {"smooth_warp": 0.5, "maximum_step": 0.5},
+    "long filter": {"smooth_warp": 1.0, "maximum_step": 0.5},
+    "longer filter than a block": {"smooth_warp": 2.0, "maximum_step": 0.35},
+    "no filter": {"smooth_warp": 0.0, "smooth_gradient": 0.0, "maximum_step": 0.5},
 }
 
 
@@ -150,45 +150,46 @@ LOOPS = {
 @pytest.mark.parametrize("name", LOOPS)
 def test_no_sample_reads_a_plane_outside_the_bound(name, residency, monkeypatch):
     """In every iteration, before and after every measurement: noise on noise, rotated, at the longest step allowed."""
-    rng, seen, make = np.random.default_rng(3), [], deformable.make_sampler
-    stage = Deformable(similarity=MSE(), scales=(1,), iterations=(2 * EVERY + 5,), tolerance=0, **LOOPS[name])
+    rng, seen, make = np.random.default_rng(3), [], loop.make_sampler
+    stage = Deformable(similarity=MSE(), scales=(1,), iterations=(2 * REACH_INTERVAL + 5,), tolerance=0, **LOOPS[name])
     case = Registration(*(rng.random(s).astype(np.float32) for s in ((37, 8, 9), (33, 10, 7))), Config(stages=(stage,)))
 
     def watched(*arguments):
         sampler, known = make(*arguments), []
-        prepare, look = sampler.prepare, sampler.look
+        prepare, sample = sampler.prepare, sampler.sample
 
         def prepared(reach):
             known.append(reach)
             return prepare(reach)
 
-        def looked(box, place, u, *rest):
-            first, own = place[0], slice(box[0].start, box[0].stop)
-            here = (first + own.start, *place[1:]), np.ascontiguousarray(u[:, own])
-            assert_foreseen(known[-1], *here, slice(own.start + first, own.stop + first))
+        def sampled(box, mapping, u, *rest, **more):
+            first, own = mapping.first, slice(box[0].start, box[0].stop)
+            here = mapping._replace(first=first + own.start), np.ascontiguousarray(u[:, own])
+            assert_within(known[-1], *here, slice(own.start + first, own.stop + first))
             seen.append((len(known), float(np.abs(u).max())))
-            look(box, place, u, *rest)
+            sample(box, mapping, u, *rest, **more)
 
-        sampler.prepare, sampler.look = prepared, looked
+        sampler.prepare, sampler.sample = prepared, sampled
         return sampler
 
-    monkeypatch.setattr(deformable, "make_sampler", watched)
+    monkeypatch.setattr(loop, "make_sampler", watched)
     case.run(3, residency)
     times = [n for n, _ in seen]
     assert [times.count(n) for n in (1, 2, 3)] == [
-        3 * (EVERY + 1),
-        3 * EVERY,
+        3 * (REACH_INTERVAL + 1),
+        3 * REACH_INTERVAL,
         3 * 4,
-    ]  # of 3 ranks, EVERY steps behind at most
+    ]  # of 3 ranks, REACH_INTERVAL steps behind at most
     assert max(size for _, size in seen) > 1
 
 
-@pytest.mark.parametrize("done", [0, 3, EVERY])
+@pytest.mark.parametrize("done", [0, 3, REACH_INTERVAL])
 def test_the_displacement_is_measured_at_fixed_intervals_from_the_start_of_a_level(done):
-    lookout = object.__new__(Lookout)
-    lookout.since = done
-    times = [t for t in range(done + 1, 40) if lookout.due(t)]
-    assert times == list(range(done + EVERY + 1, 40, EVERY))
+    block = Block(SHAPE, Partition.of(SHAPE[0], 1))
+    monitor = ReachMonitor(block, mapping_of(np.eye(4)), block.partition, 2, 0.25, SingleRank())
+    monitor.begin(np.zeros((3, *SHAPE), np.float32), done)
+    times = [t for t in range(done + 1, 40) if monitor.due(t)]
+    assert times == list(range(done + REACH_INTERVAL + 1, 40, REACH_INTERVAL))
 
 
 # --- who reads what -----------------------------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def test_a_route_sends_every_plane_to_the_ranks_that_read_it(reads, ranks, plane
             for s, shard in enumerate(shards.slabs):
                 there = wanted & set(range(shard.start, shard.stop))
                 if there and not inside:
-                    assert any(part.start <= z < part.stop for part in route.looking[s])
+                    assert any(part.start <= z < part.stop for part in route.sampling[s])
                     assert s == r or there <= set(range(route.borrowed[s].start, route.borrowed[s].stop))
         assert all(route.lent[q] == routes[q].borrowed[r] for q in range(ranks))
         assert not len(route.borrowed[r])
@@ -250,6 +251,6 @@ def test_a_slab_reads_what_its_planes_read():
 def test_the_range_of_a_block_is_that_of_all_its_voxels():
     u = np.zeros((3, *SHAPE), np.float32)
     u[0, 5, 3, 3] = 7.5
-    found = displaced_range(Block(SHAPE, Partition.of(SHAPE[0], 1)), place_of(np.eye(4)), u)
+    found = displaced_range(Block(SHAPE, Partition.of(SHAPE[0], 1)), mapping_of(np.eye(4)), u)
     assert found == (0.0, 22.0)
     assert spans(np.array([found, (np.inf, -np.inf)])) == [Span(-1, 25), Span(0, 0)]

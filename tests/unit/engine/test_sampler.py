@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from daskreg.comm import SingleRank
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
-from daskreg.engine.reach import Lookout, Reach, affine_reach
-from daskreg.engine.sampler import MARGIN, Resident, make_sampler
+from daskreg.engine.reach import Reach, ReachMonitor, SamplingMap, affine_reach
+from daskreg.engine.sampler import REACH_MARGIN, Resident, make_sampler
 from daskreg.grid import Grid, Partition, Span
 from daskreg.kernels.compiler.launch import box
 from daskreg.planning import RESIDENCIES
@@ -47,21 +47,21 @@ def bump(size):
     return u
 
 
-def place_of(matrix, first=0):
-    return first, to_fixed_point(matrix), linear_part(matrix)
+def mapping_of(matrix, first=0):
+    return SamplingMap(first, to_fixed_point(matrix), linear_part(matrix))
 
 
-def read(sampler, n, place, u, slope):
+def read(sampler, n, mapping, u, slope):
     """Values, weights, dC/du and the linear sums of the planes ``n``."""
     shape = slope.shape
     moved, weight, g, linear = np.zeros(shape, np.float32), np.zeros(shape, np.float32), *np.zeros((2, 3, *shape), np.float32)
-    sampler.look(n, place, u, moved, weight if sampler.masked else None, g if sampler.keeps_gradient else None)
+    sampler.sample(n, mapping, u, moved, weight if sampler.masked else None, g if sampler.stores_gradient else None)
     slope = np.where(np.isfinite(moved), slope, 0).astype(np.float32)
-    sampler.pull_back(n, place, u, slope, g)
+    sampler.pull_back(n, mapping, u, slope, g)
     rest = np.zeros(shape, np.float32)
-    sampler.look(n, place, None, rest, None, linear if sampler.keeps_gradient else None)
+    sampler.sample(n, mapping, None, rest, None, linear if sampler.stores_gradient else None)
     slope[np.isnan(rest)] = 0
-    sums = index_gradient_by_plane(sampler.sums(n, place, slope, linear), place[0] + box(n)[0])
+    sums = index_gradient_by_plane(sampler.sums(n, mapping, slope, linear), mapping.first + box(n)[0])
     planes = slice(box(n)[0], box(n)[0] + box(n)[1])
     return moved[planes], weight[planes], g[:, planes], rest[planes], sums
 
@@ -69,13 +69,13 @@ def read(sampler, n, place, u, slope):
 def at_once(matrix, u, mask, moving=MOVING):
     """All of it on one rank that holds the whole image."""
     sampler, fixed = Resident(image(*moving), mask, moving[0]), u.shape[1:]
-    return read(sampler, fixed, place_of(matrix), u, image(*fixed, seed=5) - np.float32(0.5))
+    return read(sampler, fixed, mapping_of(matrix), u, image(*fixed, seed=5) - np.float32(0.5))
 
 
-def seen(block, place, u, comm):
+def seen(block, mapping, u, comm):
     """What is read with the displacement u and without one."""
-    lookout = Lookout(block, place, block.partition, 0, 0.0, comm)
-    return lookout.agreed(np.maximum(lookout.measured(u), 0))
+    monitor = ReachMonitor(block, mapping, block.partition, 0, 0.0, comm)
+    return monitor.combine(np.maximum(monitor.measure(u), 0))
 
 
 def spread(ranks, residency, matrix, u, mask, moving=MOVING, inner=None):
@@ -87,11 +87,11 @@ def spread(ranks, residency, matrix, u, mask, moving=MOVING, inner=None):
         block = Block(fixed, blocks, comm.rank, HALO)
         sampler = make_sampler(residency, piece(comm, image(*moving), Grid(moving), shards, 0, mask), ONE, shards, comm)
         held = slice(block.held.start, block.held.stop)
-        place, mine = place_of(matrix, block.first), np.ascontiguousarray(u[:, held])
-        sampler.prepare(seen(block, place, mine, comm))
+        mapping, mine = mapping_of(matrix, block.first), np.ascontiguousarray(u[:, held])
+        sampler.prepare(seen(block, mapping, mine, comm))
         if inner is not None:
             inner[comm.rank] = len(sampler.route.inner)
-        return read(sampler, block.box(), place, mine, slope[held] - np.float32(0.5))
+        return read(sampler, block.box(), mapping, mine, slope[held] - np.float32(0.5))
 
     parts = list(zip(*on_ranks(ranks, rank), strict=True))
     axes = (0, 0, 1, 0, 1)
@@ -142,7 +142,8 @@ def lying(fixed, moving, drift=0.0, degrees=0.0):
     return m
 
 
-SPLITS = {  # fixed planes and rows, moving planes, their place, ranks, and of each rank whether any plane reads its shard alone
+# fixed planes and rows, moving planes, their placement, ranks, and of each rank whether any plane reads its shard alone
+SPLITS = {
     "alike": (60, 5, 60, {}, 3, [True] * 3),
     "shifted by half a block": (60, 5, 60, {"drift": 12.0}, 3, [True] * 3),
     "shifted by more than a block": (60, 5, 60, {"drift": -31.0}, 3, [True, True, False]),  # rank 1: out of the image
@@ -158,9 +159,9 @@ SPLITS = {  # fixed planes and rows, moving planes, their place, ranks, and of e
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", SPLITS)
 def test_planes_that_read_only_their_own_shard_give_the_same_bits(name, masked):
-    planes, rows, there, place, ranks, expected = SPLITS[name]
+    planes, rows, there, placement, ranks, expected = SPLITS[name]
     fixed, moving, inner = (planes, rows, 6), (there, rows, 5), [0] * ranks
-    u, mask, matrix = vectors(*fixed, size=0.9), weights(*moving) if masked else None, lying(fixed, moving, **place)
+    u, mask, matrix = vectors(*fixed, size=0.9), weights(*moving) if masked else None, lying(fixed, moving, **placement)
     assert_same_bits(spread(ranks, "ring", matrix, u, mask, moving, inner), at_once(matrix, u, mask, moving))
     assert [n > 0 for n in inner] == expected, inner
 
@@ -171,12 +172,12 @@ def travelled(residency, matrix, u, looks=1, ranks=3):
 
     def rank(comm):
         block = Block(FIXED, blocks, comm.rank)
-        place, mine = place_of(matrix, block.first), np.ascontiguousarray(u[:, block.own.start : block.own.stop])
+        mapping, mine = mapping_of(matrix, block.first), np.ascontiguousarray(u[:, block.own.start : block.own.stop])
         sampler = make_sampler(residency, piece(comm, image(*MOVING), Grid(MOVING), shards), ONE, shards, comm)
         before = comm.traffic.copy()
         for _ in range(looks):
-            sampler.prepare(seen(block, place, mine, comm))
-            sampler.look(block.box(), place, mine, block.scalar(), None, None)
+            sampler.prepare(seen(block, mapping, mine, comm))
+            sampler.sample(block.box(), mapping, mine, block.scalar(), None, None)
         sent = comm.traffic - before
         return sent["ring"] + sent["window"]
 
@@ -193,7 +194,7 @@ def test_only_shards_that_a_rank_reaches_are_sent(residency, silent):
 def test_only_the_planes_in_reach_of_a_shard_are_sent():
     """Fixed slabs meet at planes 3 and 7, moving ones at 4 and 9; each reads a plane before its own and two behind."""
     sent = travelled("ring", np.eye(4), np.zeros((3, *FIXED), np.float32))
-    needs = [need.grow(MARGIN) for need in (Span(-1, 5), Span(2, 9), Span(6, 13))]
+    needs = [need.grow(REACH_MARGIN) for need in (Span(-1, 5), Span(2, 9), Span(6, 13))]
     shards = Partition.of(MOVING[0], 3, 1).slabs
     assert sent == [sum(len(shard & need) for r, need in enumerate(needs) if r != k) * PLANE for k, shard in enumerate(shards)]
 
@@ -209,7 +210,7 @@ def test_a_ring_keeps_its_route_while_the_reach_stays_inside():
     def rank(comm):
         shards = Partition.of(60, 3, 1)
         sampler = make_sampler("ring", piece(comm, image(60, *MOVING[1:]), Grid((60, *MOVING[1:])), shards), ONE, shards, comm)
-        reaches = [Reach.of_slabs(shards, [s.grow(k) for s in shards.slabs]) for k in (2, 2 + MARGIN, 3 + MARGIN, 1)]
+        reaches = [Reach.of_slabs(shards, [s.grow(k) for s in shards.slabs]) for k in (2, 2 + REACH_MARGIN, 3 + REACH_MARGIN, 1)]
         return [(sampler.prepare(reach), sampler.route) for reach in reaches]
 
     for made in on_ranks(3, rank):
@@ -231,7 +232,7 @@ def test_a_window_moves_when_the_reach_leaves_it_and_fetches_no_plane_twice(shif
 
     def window(need, before):
         inside = need & Span(0, 60)
-        return before if inside & before == inside else inside.grow(MARGIN) & Span(0, 60)
+        return before if inside & before == inside else inside.grow(REACH_MARGIN) & Span(0, 60)
 
     def rank(comm):
         sampler = make_sampler("window", piece(comm, moving, Grid(moving.shape), shards), ONE, shards, comm)
@@ -256,7 +257,7 @@ def test_a_window_moves_when_the_reach_leaves_it_and_fetches_no_plane_twice(shif
 @given(degrees=st.tuples(*[st.integers(-180, 180)] * 3), ranks=st.integers(1, 12))
 def test_the_corners_of_a_slab_bound_what_it_reads_without_displacement(degrees, ranks):
     matrix, partition = turned(*degrees), Partition.of(FIXED[0], ranks, 1)
-    for slab, need in zip(partition.slabs, affine_reach(place_of(matrix), partition, FIXED).needs, strict=True):
+    for slab, need in zip(partition.slabs, affine_reach(mapping_of(matrix), partition, FIXED).needs, strict=True):
         if len(slab):
             points = np.moveaxis(np.indices(FIXED)[:, slab.start : slab.stop], 0, -1) @ matrix[0, :3] + matrix[0, 3]
             assert need.start <= np.floor(points.min())

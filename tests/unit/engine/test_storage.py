@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 import daskreg
-from daskreg.config import LNCC, MSE, Config, Deformable
-from daskreg.engine.fields import Fields, MixedFields
+from daskreg.config import Config, Deformable
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
+from daskreg.engine.state import MixedStateStore, StateStore
 from daskreg.grid import Grid, Partition
+from daskreg.optimizers.adam import Adam
 from daskreg.planning import RESIDENCIES, make_plan, needs_spare
-from daskreg.planning.wire import wire
+from daskreg.planning.traffic import traffic
+from daskreg.similarity import LNCC, MSE
 from tests.phantoms import blobs
 
 SHAPE = (12, 10, 9)
@@ -23,16 +25,22 @@ def stage(**given):
 
 
 def plan(workers=1, residency="replicate", **given):
-    return make_plan(Grid(SHAPE), Grid(SHAPE), Config(stages=(stage(**given),)), workers=workers, residency=residency, fewest=1)
+    return make_plan(
+        Grid(SHAPE), Grid(SHAPE), Config(stages=(stage(**given),)), workers=workers, residency=residency, minimum_planes=1
+    )
 
 
 def block():
     return Block(SHAPE, Partition.of(SHAPE[0], 1))
 
 
+def mixed_store(spare=False):
+    return MixedStateStore(block(), (1, 1, 1), Adam().build("mixed", "cuda"), spare)
+
+
 def allocated(fields, images):
     """Bytes of a level: fields, moved, and both images."""
-    arrays = fields.u, fields.m, fields.v, fields.g, fields.d, block().scalar(), *(image.voxels for image in images)
+    arrays = fields.u, *fields.optimizer_state.values(), fields.g, fields.d, block().scalar(), *(i.voxels for i in images)
     return sum(a.nbytes for a in arrays)
 
 
@@ -49,14 +57,14 @@ def test_a_plan_counts_the_allocated_bytes(given, count):
     made, mixed = plan(**given), given.get("storage", "mixed") == "mixed"
     level, voxels = made.levels[0][0], np.prod(SHAPE)
     spare = needs_spare(made.config.stages[0], level, 1)
-    fields = MixedFields.at_rest(block(), (1, 1, 1), spare) if mixed else Fields.zeros(block(), (1, 1, 1))
-    tally = made.tally(0, level)
-    assert allocated(fields, images(mixed)) == tally.images + tally.moving + tally.fields == count * voxels
+    fields = mixed_store(spare) if mixed else StateStore(block(), (1, 1, 1), Adam().build("float32", "cpu"))
+    use = made.memory_use(0, level)
+    assert allocated(fields, images(mixed)) == use.images + use.moving + use.fields == count * voxels
 
 
 @pytest.mark.parametrize("residency", RESIDENCIES)
 def test_the_gradient_and_the_ring_send_half_the_bytes(residency):
-    told = [wire(p, p.config.stages[0], p.levels[0][0]) for p in (plan(3, residency), plan(3, residency, storage="float32"))]
+    told = [traffic(p, p.config.stages[0], p.levels[0][0]) for p in (plan(3, residency), plan(3, residency, storage="float32"))]
     plane, planes = SHAPE[1] * SHAPE[2], 3  # of the gradient: two taps of its filter and one of the warp's
     for mixed, single in zip(*told, strict=True):
         assert mixed.ring * 2 == single.ring
@@ -64,20 +72,22 @@ def test_the_gradient_and_the_ring_send_half_the_bytes(residency):
 
 
 def test_views_of_one_buffer_do_not_overlap_between_reads_and_writes():
-    fields = MixedFields.at_rest(block(), (1, 1, 1), spare=False)
+    fields = mixed_store()
     assert fields.gradient.shape == fields.g.shape
     assert np.shares_memory(fields.gradient, fields.g)
     assert not np.shares_memory(fields.gradient, fields.slope)
-    assert fields.d.size == fields.v.size == 0
+    assert fields.d.size == 0
 
 
 def test_moments_survive_a_checkpoint_bit_for_bit():
-    fields, again = (MixedFields.at_rest(block(), (1, 1, 1), spare=False) for _ in range(2))
-    words = np.random.default_rng(0).integers(0, 2**32, fields.m.shape, np.uint32)
-    fields.m[...] = words & np.uint32(0xBFFFBFFF)  # neither NaN nor infinite
-    again.set_moments(**fields.moments())
-    np.testing.assert_array_equal(again.m, fields.m)
-    assert all(a.dtype == np.float32 for a in fields.moments().values())
+    fields, again = mixed_store(), mixed_store()
+    words = np.random.default_rng(0).integers(0, 2**32, fields.u.shape, np.uint32)
+    fields.optimizer_state["moments"][...] = words & np.uint32(0xBFFFBFFF)  # neither NaN nor infinite
+    saved = fields.saved(optimizer=True)
+    again.restore(saved.__getitem__, [1.0])
+    np.testing.assert_array_equal(again.optimizer_state["moments"], fields.optimizer_state["moments"])
+    assert sorted(saved) == ["m", "u", "v"]
+    assert all(a.dtype == np.float32 for a in saved.values())
 
 
 def test_a_rounded_image_survives_a_round_trip_through_float16():

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from daskreg.kernels.device import NOWHERE
 from daskreg.kernels.intensity_histogram.cpu import intensity_histogram
-from daskreg.similarity import NOWHERE
 from daskreg.similarity.mutual_information.cpu import FIXED_POINT, information_slope, joint_histogram
 from tests import reference
 from tests.cases import BINS, SHAPE, image, moved, weights

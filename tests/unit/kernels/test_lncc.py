@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from daskreg.kernels.compiler.launch import box
-from daskreg.similarity import NOWHERE
+from daskreg.kernels.device import NOWHERE
 from daskreg.similarity.lncc.cpu import lncc_factors, lncc_slope, march_factors, march_slope
 from tests import reference
 from tests.cases import EPSILON, FLAT, HALO, INNER, SHAPE, TALL, empty, image, moved, vectors, weights

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from daskreg.kernels.device import NOWHERE
 from daskreg.kernels.sampling.cpu import (
     add_value,
     add_value_and_gradient,
@@ -16,7 +17,6 @@ from daskreg.kernels.sampling.cpu import (
     turn,
     weigh,
 )
-from daskreg.similarity import NOWHERE
 from daskreg.transforms.linear import index_gradient_by_plane, linear_part, to_fixed_point
 from tests import reference
 from tests.cases import MATRIX, OTHER, SHAPE, empty, image, vectors, weights

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from daskreg.config import LNCC, MSE, Affine, Config, Deformable
+from daskreg.config import Affine, Config, Deformable
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid
 from daskreg.planning import RESIDENCIES, make_plan
+from daskreg.similarity import LNCC, MSE
 from tests.phantoms import rotation
 
 SHAPE = (512, 512, 512)
@@ -26,7 +27,7 @@ def chosen(memory, **options):
 def needed(residency, **options):
     """Bytes of the finest level."""
     plan = planned(residency=residency, **options)
-    return plan.tally(1, plan.levels[1][-1]).total
+    return plan.memory_use(1, plan.levels[1][-1]).total
 
 
 def test_residencies_need_less_memory_from_replicate_to_window_to_ring():

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from daskreg.comm import SingleRank
-from daskreg.config import LNCC, MI, MSE
 from daskreg.engine.sums import add_up
 from daskreg.grid import Partition
-from daskreg.similarity import NOWHERE, LocalCorrelation, make
+from daskreg.kernels.device import NOWHERE
+from daskreg.similarity import LNCC, MI, MSE
+from daskreg.similarity.base import Samples
 from tests import reference
 from tests.cases import empty, weights
 from tests.phantoms import blobs, known_warp_pair
@@ -21,9 +22,9 @@ BINS = 16
 # the loss, and how far float32 sums over this volume may be from float64: value relative, gradient relative to its largest
 CHOICES = {
     "mse": (MSE(), reference.mse, reference.mse_gradient, 1e-6, 1e-6),
-    "lncc exact": (LNCC(epsilon=1e-5, flat=0), reference.lncc, reference.lncc_gradient, 2e-5, 2e-4),
+    "lncc exact": (LNCC(epsilon=1e-5, minimum_contrast=0), reference.lncc, reference.lncc_gradient, 2e-5, 2e-4),
     "lncc center": (
-        LNCC(epsilon=1e-5, flat=0, gradient="center"),
+        LNCC(epsilon=1e-5, minimum_contrast=0, gradient="center"),
         reference.lncc,
         partial(reference.lncc_gradient, gradient="center"),
         2e-5,
@@ -51,10 +52,10 @@ def pair():
 
 def computed(choice, fixed, weight, moved):
     """Loss, N and N dC/dmoved as the loop computes them."""
-    similarity, fields, slope = make(choice), empty(3, *SHAPE), moved.copy()
-    total = add_up(similarity.partial(SHAPE, fixed, weight, slope, fields), similarity, SingleRank(), Partition.of(SHAPE[0], 1))
-    similarity.finish(SHAPE, total, fixed, weight, slope, fields)
-    return *similarity.value(total), slope
+    similarity, samples = choice.build("cpu"), Samples(SHAPE, 0, fixed, weight, moved.copy(), empty(3, *SHAPE))
+    total = add_up(similarity.partial(samples), SingleRank(), Partition.of(SHAPE[0], 1))
+    similarity.finish(samples, total)
+    return *similarity.value(total), samples.moved
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -108,12 +109,12 @@ def test_flat_windows_do_not_divide_by_zero():
 def test_a_clear_gradient_of_the_centre_window_is_as_many_times_smaller_as_the_window_has_voxels(radius):
     fixed, moving, *_ = known_warp_pair((24, 24, 24), 2.0, 0)
     fixed, moving = ((a - a.min()).astype(np.float32) / np.ptp(a).astype(np.float32) for a in (fixed, moving))
-    lengths, steep = [], []
-    for exact in (True, False):
-        loss, slope = LocalCorrelation(radius, flat=0.002, exact=exact), moving.copy()
-        fields = np.zeros((3, *fixed.shape), np.float32)
-        total = loss.partial(fixed.shape, fixed, NOWHERE, slope, fields)
-        loss.finish(fixed.shape, total, fixed, NOWHERE, slope, fields)
-        lengths.append(float(np.sqrt((slope**2).mean())))
-        steep.append(loss.steep)
-    assert 0.5 < (lengths[0] / lengths[1]) / (steep[0] / steep[1]) < 2
+    lengths, scales = [], []
+    for gradient in ("exact", "center"):
+        choice = LNCC(radius=radius, minimum_contrast=0.002, gradient=gradient)
+        loss = choice.build("cpu")
+        samples = Samples(fixed.shape, 0, fixed, NOWHERE, moving.copy(), np.zeros((3, *fixed.shape), np.float32))
+        loss.finish(samples, loss.partial(samples))
+        lengths.append(float(np.sqrt((samples.moved**2).mean())))
+        scales.append(choice.gradient_scale)
+    assert 0.5 < (lengths[0] / lengths[1]) / (scales[0] / scales[1]) < 2

@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from daskreg.config import LNCC, MI, MSE, Affine, Config, Deformable
+from daskreg.config import Affine, Config, Deformable
 from daskreg.grid import Grid, Span
-from daskreg.planning import RESIDENCIES, make_plan
-from daskreg.planning.wire import DRIFT, EVERY, reached, wire
+from daskreg.planning import REACH_INTERVAL, RESIDENCIES, make_plan
+from daskreg.planning.traffic import REACH_MARGIN, reached, traffic
+from daskreg.similarity import LNCC, MI, MSE
 from tests.phantoms import rotation
 from tests.unit.engine.spread import Registration, on_ranks
 
 FIXED, MOVING = (61, 11, 10), (57, 12, 9)
 LOSSES = {"mse": MSE(), "lncc": LNCC(), "center": LNCC(radius=3, gradient="center"), "mi": MI(bins=16)}
-ITERATIONS = 2, 2 + EVERY  # what the longer run sends more: so many iterations, one of which measures where blocks reach
+ITERATIONS = 2, 2 + REACH_INTERVAL  # what the longer run sends more: so many iterations, one of which measures where blocks reach
 
 
 def smooth(shape, seed):
@@ -40,7 +41,7 @@ def counted(make, ranks, residency, **options):
 
 
 def planned(plan):
-    return wire(plan, plan.config.stages[0], plan.levels[0][0])
+    return traffic(plan, plan.config.stages[0], plan.levels[0][0])
 
 
 def steps():
@@ -70,11 +71,11 @@ def test_masks_and_blocks_thinner_than_a_halo_are_planned_exactly(options):
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_ring_sends_at_most_the_planned_bytes_and_not_much_less(ranks, masked):
-    """A block is assumed to reach DRIFT planes beyond its affine image at either end; these go to the neighbours."""
+    """A block is assumed to reach REACH_MARGIN planes beyond its affine image at either end; these go to the neighbours."""
     more, plan = counted(lambda n: deformable(MSE(), n), ranks, "ring", masked=masked)
     plane = MOVING[1] * MOVING[2] * 4 * (1 + masked)
     for measured, told in zip(more, planned(plan), strict=True):
-        assert told.ring - 2 * (ranks - 1) * DRIFT * plane <= measured["ring"] / steps() <= told.ring
+        assert told.ring - 2 * (ranks - 1) * REACH_MARGIN * plane <= measured["ring"] / steps() <= told.ring
 
 
 @pytest.mark.parametrize("residency", RESIDENCIES)
@@ -93,7 +94,7 @@ def test_the_planned_bytes_of_an_affine_evaluation_are_exact(loss, residency):
 @pytest.mark.parametrize("residency", RESIDENCIES)
 def test_a_table_shows_the_rank_that_sends_most(residency):
     plan = case(deformable(LNCC(), 3)).plan(3, residency)
-    assert plan.wire(0, plan.levels[0][0]) == max(w.total for w in planned(plan))
+    assert plan.traffic(0, plan.levels[0][0]) == max(w.total for w in planned(plan))
 
 
 # --- which planes a block reaches ---------------------------------------------------------------------------------------
@@ -112,11 +113,11 @@ def test_a_plan_reads_all_of_a_perpendicular_image(degrees):
     plan = make_plan(Grid(shape), about_its_centre(shape, degrees), Config(stages=(deformable(MSE(), 1),)), workers=4)
     extent = 63 * np.cos(angle) + 255 * np.sin(angle)
     longest = max(map(len, reached(plan, plan.levels[0][0])))
-    assert min(256 - DRIFT, extent) <= longest <= min(256, extent + 2 * DRIFT + 3)
+    assert min(256 - REACH_MARGIN, extent) <= longest <= min(256, extent + 2 * REACH_MARGIN + 3)
 
 
 def test_a_plan_assumes_that_moments_align_the_centres():
     shape, there = (64, 8, 8), Grid((64, 8, 8), origin=(1000.0, 0.0, 0.0))
     recipe = Config.parse({"stages": ["moments", "deformable"]})
     plan = make_plan(Grid(shape), there, recipe, workers=2)
-    assert reached(plan, plan.levels[1][-1]) == [Span(0, 32 + DRIFT + 1), Span(32 - DRIFT, 64)]
+    assert reached(plan, plan.levels[1][-1]) == [Span(0, 32 + REACH_MARGIN + 1), Span(32 - REACH_MARGIN, 64)]

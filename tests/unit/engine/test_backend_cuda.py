@@ -1,4 +1,4 @@
-"""The control flow of the GPU loop, and the order of its messages and device work. No GPU is needed."""
+"""The control flow of the CUDA backend, and the order of its messages and device work. No GPU is needed."""
 
 import sys
 import threading
@@ -8,94 +8,98 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from daskreg.comm import SingleRank
 from daskreg.comm.local import ThreadCommunicator
+from daskreg.config import Deformable
 from daskreg.engine import halo, sampler
-from daskreg.engine.device_loop import LAG, DeviceLoop
+from daskreg.engine.backend_cuda import LAG, CudaBackend
 from daskreg.engine.halo import Block, Movement, finish
+from daskreg.engine.loop import Judge, iterate
 from daskreg.engine.memory import trim
 from daskreg.engine.reach import Reach
 from daskreg.engine.report import SAVE, Watch
 from daskreg.engine.sampler import Ring
-from daskreg.grid import Partition, Span
+from daskreg.grid import Grid, Partition, Span
 from daskreg.kernels.device import host
+from daskreg.planning import Level
 from daskreg.similarity.mutual_information import cuda as mi_cuda
 from tests.unit.engine.spread import on_ranks
 
 
-def loop(past, done=0):
-    """A loop that knows some losses."""
-    made = object.__new__(DeviceLoop)
-    made.past, made.done, made.marks = list(past), done, deque()
-    return made
+def level_of(iterations):
+    """A level of one plane, of which nothing is computed."""
+    grid = Grid((4, 4, 4))
+    return Level.alone(1, (1, 1, 1), (1, 1, 1), grid, grid, iterations)
 
 
-@pytest.mark.parametrize("k", range(0, 21, 2))
-def test_a_resumed_level_decides_from_the_same_losses_as_a_whole_run(k):
-    losses = [float(v) for v in range(20)]
-    assert loop(losses, done=20)._known(k - LAG) == loop(losses)._known(k - LAG) == losses[: max(k - LAG, 0)]
-
-
-def test_a_level_at_rest_waits_for_its_loss():
-    made = loop([])
-    made.comm, made.launched, made.level = SingleRank(), 0, SimpleNamespace(iterations=4)
-    made._gradient, made._step, marked = lambda fields: None, lambda fields, t: False, []
-    made._mark = marked.append
-    assert made._advance(None, 0) == 0
-    assert marked == [1]
-
-
-class Once(Watch):
+class Clocked(Watch):
     """Asks from an iteration on, until somebody has listened: as a clock does that starts again when it was read."""
 
-    def __init__(self, since):
-        self.since, self.now, self.told = since, 0, False
+    def __init__(self, since=10**9):
+        self.since, self.now, self.heard = since, 0, False
 
     def asked(self, *, level_end=False):
-        asks, self.told = self.now >= self.since and not self.told, self.told or self.now >= self.since
+        asks, self.heard = self.now >= self.since and not self.heard, self.heard or self.now >= self.since
         return SAVE * asks
 
 
-class Longest(np.ndarray):
+class Scalar(np.ndarray):
     """An array of a GPU, as far as it is written from here."""
 
     def set(self, values):
         self[...] = values
 
 
-def among_two(iterations, tolerance):
-    """A level of constant loss on one of two ranks, where nothing is computed but what ranks agree on."""
-    made, mine = loop([]), np.zeros(3, np.int64)
-    made.comm = SimpleNamespace(size=2, gather=lambda row: np.stack([row, row]), busy_wait=False)
-    made.level = SimpleNamespace(scale=1, iterations=iterations)
-    made.stage, made.similarity = SimpleNamespace(tolerance=tolerance, window=3), None
-    made.block = SimpleNamespace(shape=(4, 4, 4), device=SimpleNamespace(mark=lambda: None))
-    made.sums, made.longest, made.coming, made.told, made.launched = mine, np.zeros(1, np.float32).view(Longest), [], 0, 0
-    made.sampler = SimpleNamespace()
-    made._prepare, made.begin = lambda losses: None, lambda fields: setattr(made, "asked", 0.0)
-    made._event = lambda: SimpleNamespace(synchronize=lambda: None)
-    made._gradient = lambda fields: None
+class Pretended(CudaBackend):
+    """On one of two ranks of constant loss, without a device: only what ranks agree on is computed."""
 
-    def step(fields, t):
-        made.watch.now = t
-        made._heard(made._agree_on_length(t))
-        return True
+    def __init__(self, iterations, losses=(), watch=None, ranks=2):
+        comm = SimpleNamespace(size=ranks, gather=lambda row: np.stack([row] * ranks), busy_wait=False)
+        device = SimpleNamespace(mark=lambda: None)
+        super().__init__(SimpleNamespace(device=device), comm, watch or Clocked(), list(losses), iterations)
+        self.sums, self.longest = np.zeros(3, np.int64), np.zeros(1, np.float32).view(Scalar)
+        self.marks, self.launched, self.pairs, self.loss_sign, self.graphs = deque(), 0, False, 1, {}
 
-    made._step = step
-    return made
+    def event(self):
+        return SimpleNamespace(synchronize=lambda: None)
+
+    def run(self, name, launches, *, reads_moving=False):
+        """Nothing is on a device."""
+
+
+@pytest.mark.parametrize("k", range(0, 21, 2))
+def test_a_resumed_level_decides_from_the_same_losses_as_a_whole_run(k):
+    losses = [float(v) for v in range(20)]
+    whole = Pretended(40)
+    whole.past = list(losses)
+    assert Pretended(40, losses).known(k) == whole.known(k) == losses[: max(k - LAG, 0)]
+
+
+def test_a_level_at_rest_waits_for_its_loss():
+    backend = Pretended(4)
+    assert backend.advance(lambda t: "at rest", 0) == (1, "at rest")
+    assert [k for k, _ in backend.marks] == [1]
+
+
+def iterated(backend, stage, saved):
+    """A level whose iterations only agree."""
+
+    def iteration(t):
+        backend.watch.now = t
+        backend.settle(backend.agree(t))
+
+    judge = Judge(stage, level_of(backend.iterations), backend.watch, 0)
+    return iterate(backend.iterations, iteration, backend, judge, lambda losses, asked: saved.append(len(losses)))
 
 
 @pytest.mark.parametrize(("iterations", "tolerance"), [(12, 0), (13, 0), (40, 1e-3)])
 @pytest.mark.parametrize("since", range(1, 14))
 def test_a_checkpoint_request_is_served_at_once_or_at_the_end_of_the_level(since, iterations, tolerance):
-    kept, watch = [], Once(since)
-    report = among_two(iterations, tolerance).run(
-        SimpleNamespace(losses=[]), watch, lambda fields, report, asked: kept.append(len(report.losses))
-    )
+    saved, watch = [], Clocked(since)
+    k, reason = iterated(Pretended(iterations, watch=watch), Deformable(tolerance=tolerance, window=3), saved)
     first = since + since % 2
-    reached = len(report.losses) if report.stopped == "plateau" else iterations - 1
-    assert kept == [first] * (first <= reached)
-    assert watch.told == bool(kept)
+    reached = k if reason == "plateau" else iterations - 1
+    assert saved == [first] * (first <= reached)
+    assert watch.heard == bool(saved)
 
 
 def test_work_on_an_array_ends_before_planes_are_received_into_it(monkeypatch):

@@ -1,0 +1,179 @@
+"""What a rank holds of a level while the deformable stage runs there, and where: displacement, optimizer state and buffers.
+
+The loop asks for arrays by what they are used for, so that two uses can share memory, or live elsewhere than on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import Communicator
+from daskreg.config import Deformable, Stage
+from daskreg.engine.halo import Block, collect
+from daskreg.engine.memory import trim
+from daskreg.grid import Index, Span
+from daskreg.kernels.composition.cpu import upsample
+from daskreg.kernels.conversion import narrow, widen
+from daskreg.kernels.device import Device, module_of
+from daskreg.optimizers.base import Filter, Optimizer
+from daskreg.planning import Level, needs_spare
+
+Array = NDArray[np.float32]
+
+
+class StateStore:
+    """Fields of one level in float32, on the block's device: (3, planes held, Y, X) each.
+
+    u: displacement, voxels of the level;  optimizer_state: its fields by name;  g, d: buffers;  losses: of the iterations behind
+    the optimizer's state, empty where it is fresh;  factors: the level's shrink factors.
+    """
+
+    def __init__(self, block: Block, factors: Index, optimizer: Optimizer, spare: bool = True) -> None:
+        self.block, self.factors, self.optimizer = block, factors, optimizer
+        self.losses: list[float] = []
+        self.u, self.g = block.vector(), block.vector()
+        self.d = block.vector() if spare else block.device.xp.empty((3, 0, 0, 0), np.float32)
+        self.optimizer_state = optimizer.init(block.vector)
+
+    def refined(self, finer: Callable[[], StateStore], comm: Communicator) -> StateStore:
+        """On a finer level, whose store ``finer`` makes: u is upsampled, the optimizer starts afresh."""
+        u, empty = self.u, module_of(self.u).empty((3, 0, 0, 0), np.float32)
+        self.u = self.g = self.d = empty
+        self.optimizer_state = {}
+        trim()
+        made = finer()
+        refine(u, self.block, self.factors, made.block, made.factors, made.u, comm)
+        return made
+
+    def saved(self, *, optimizer: bool) -> dict[str, Array]:
+        """Own planes of u and, where asked for, of the optimizer's fields, as a checkpoint holds them: float32."""
+        own = self.block.inner
+        return {"u": self.u[:, own], **(self.optimizer.saved(self.optimizer_state, own) if optimizer else {})}
+
+    def restore(self, read: Callable[[str], Array], losses: list[float]) -> None:
+        """All planes from a checkpoint, by name; the optimizer's only where it had iterated."""
+        put = self.block.device.put
+        self.u[...] = put(read("u"))
+        self.losses = list(losses)
+        if losses:  # with the halo: it is computed by both sides alike
+            arrays: Mapping[str, Array] = {name: read(name) for name in self.optimizer.fields}
+            self.optimizer.restore(self.optimizer_state, arrays, put)
+
+    # ---------------------------------------------------------------- arrays by their use within an iteration
+
+    @property
+    def gradient(self) -> NDArray[Any]:
+        """dC/du as it is stored: (3, Z, Y, X)."""
+        return self.g
+
+    @property
+    def image_gradient(self) -> Array:
+        """Where a ring accumulates the moving image's gradient, from sampling to the loss: (3, Z, Y, X)."""
+        return self.g
+
+    @property
+    def similarity_scratch(self) -> Array:
+        """What a similarity keeps from its value to its gradient: (3, Z, Y, X)."""
+        return self.d
+
+    @property
+    def slope(self) -> Array:
+        """dC/dmoved where moved is still read, between sampling and the gradient: (Z, Y, X)."""
+        plane: Array = self.d[0]
+        return plane
+
+    @property
+    def filter_scratch(self) -> Array:
+        """What a filter of the composed displacement may overwrite: (3, Z, Y, X)."""
+        return self.d
+
+    def smoothed(self, filter_: Filter, reach: int) -> NDArray[Any]:
+        """The gradient smoothed axis by axis on the own planes and ``reach`` around them; d is overwritten."""
+        filter_.into(self.block.box(reach), self.g, self.d, self.d)
+        return self.d
+
+
+class MixedStateStore(StateStore):
+    """On a GPU: u float32, g a buffer of float32 of which the gradient, in bfloat16, takes the first half, and the optimizer's
+    state as it packs it: 36 bytes a voxel with Adam.
+
+    u and g are exchanged as elsewhere. Between sampling and the gradient g holds the similarity's scratch, or in its last third
+    the slope, which the gradient does not overlap. ``d`` has planes where a ring or a filter too wide for shared memory needs
+    them (``planning.needs_spare``), 12 bytes a voxel more.
+    """
+
+    @property
+    def gradient(self) -> NDArray[Any]:
+        """The bits of bfloat16, uint16."""
+        return _first_half(self.g)
+
+    @property
+    def image_gradient(self) -> Array:
+        """The spare field: scratch or slope are in g meanwhile."""
+        return self.d
+
+    @property
+    def similarity_scratch(self) -> Array:
+        """All of g."""
+        return self.g
+
+    @property
+    def slope(self) -> Array:
+        """The last third of g."""
+        third: Array = self.g[2]
+        return third
+
+    @property
+    def filter_scratch(self) -> Array:
+        """What was composed is in g, so u is free."""
+        return self.u
+
+    def smoothed(self, filter_: Filter, reach: int) -> NDArray[Any]:
+        """As ``StateStore.smoothed``, in float32; the result has 16 bits again."""
+        box, smooth = self.block.box(reach), _first_half(self.d)
+        widen(self.block.box(reach + filter_.reach), self.gradient, self.d)
+        filter_.into(box, self.d, self.g, self.g)
+        narrow(box, self.g, smooth)
+        return smooth
+
+
+def _first_half(field_: Array) -> NDArray[np.uint16]:
+    """As many numbers of 16 bits as a field has of 32, in its memory."""
+    return field_.reshape(-1).view(np.uint16)[: field_.size].reshape(field_.shape)
+
+
+def is_mixed(stage: Stage, device: Device) -> bool:
+    """Whether a stage runs in mixed storage: a CPU runs everything in float32."""
+    return isinstance(stage, Deformable) and stage.storage == "mixed" and device.kind == "cuda"
+
+
+def make_state(stage: Deformable, level: Level, block: Block) -> StateStore:
+    """Zeros, in the stage's storage."""
+    kind = block.device.kind
+    if not is_mixed(stage, block.device):
+        return StateStore(block, level.fixed_factors, stage.optimizer.build("float32", kind))
+    spare = needs_spare(stage, level, len(block.partition.slabs))
+    return MixedStateStore(block, level.fixed_factors, stage.optimizer.build("mixed", kind), spare)
+
+
+def refine(u: Array, coarse: Block, before: Index, fine: Block, after: Index, finer: Array, comm: Communicator) -> None:
+    """Upsample a displacement from shrink factors ``before`` to ``after``, in voxels of each; own planes of ``finer``."""
+    wanted = [_between(slab, after[0], before[0], coarse.shape[0]) for slab in fine.partition.slabs]
+    near, origin = (u, 0) if comm.size == 1 else (
+        collect(comm, coarse.partition.slabs, wanted, u, coarse.first, "levels"), wanted[comm.rank].start)  # fmt: skip
+    put = fine.device.put
+    gain = put(np.asarray(before, np.float32) / np.asarray(after, np.float32))
+    factors = put(np.asarray(after, np.int32)), put(np.asarray(before, np.int32))
+    upsample(fine.box(), fine.first, origin, coarse.shape[0], *factors, gain, near, finer)
+
+
+def _between(slab: Span, fine: int, coarse: int, planes: int) -> Span:
+    """The coarse planes between which fine ones lie."""
+    if not len(slab):
+        return Span(0, 0)
+    low, high = ((2 * i * fine + fine - coarse) // (2 * coarse) for i in (slab.start, slab.stop - 1))
+    return Span(min(max(low, 0), planes - 1), min(max(high + 1, 0), planes - 1) + 1)

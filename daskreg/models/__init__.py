@@ -1,0 +1,1 @@
+"""Transform models of the deformable stage, one file each."""

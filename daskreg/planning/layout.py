@@ -1,0 +1,90 @@
+"""What runs where: levels, partitions and residencies, as values without a method that computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from daskreg.config import Config
+from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition
+
+RESIDENCIES = ("replicate", "window", "ring")
+REACH_INTERVAL = 8  # iterations from one measurement of which moving planes are read to the next
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a stage: how both images are shrunk, the grids that gives, and who has which planes of them.
+
+    partition: of the fixed level;  shards: of the moving level;  residency: where a rank finds the moving planes it reads;
+    halo: planes around its own that a rank's arrays hold.
+    """
+
+    scale: int
+    fixed_factors: Index
+    moving_factors: Index
+    fixed: Grid
+    moving: Grid
+    iterations: int
+    partition: Partition
+    shards: Partition
+    residency: str = "replicate"
+    halo: int = 0
+
+    @classmethod
+    def alone(cls, scale: int, f: Index, m: Index, fixed: Grid, moving: Grid, iterations: int) -> Level:
+        """For one rank, of the full-resolution grids ``fixed`` and ``moving``."""
+        a, b = fixed.coarsen(f), moving.coarsen(m)
+        return cls(scale, f, m, a, b, iterations, Partition.of(a.shape[0], 1), Partition.of(b.shape[0], 1))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Both grids in one unit, the configuration, and the levels of each stage (none for moments and search).
+
+    masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for no limit;
+    minimum_planes: that a rank's slab has at least;  unpacked: bytes of the largest chunk of each image;  process: bytes of a
+    worker's process without arrays.
+    """
+
+    fixed: Grid
+    moving: Grid
+    config: Config
+    levels: tuple[tuple[Level, ...], ...]
+    masks: tuple[bool, bool] = (False, False)
+    workers: int = 1
+    memory: int | None = None
+    minimum_planes: int = MINIMUM_PLANES
+    unpacked: tuple[int, int] = (0, 0)
+    process: int = 0
+
+    @property
+    def deformable(self) -> bool:
+        """Whether a displacement field comes out."""
+        return any(stage.name == "deformable" for stage in self.config.stages)
+
+    @cached_property
+    def partition(self) -> Partition:
+        """Of the fixed image at full resolution."""
+        return Partition.of(self.fixed.shape[0], self.workers, self.minimum_planes)
+
+    @cached_property
+    def shards(self) -> Partition:
+        """Of the moving image at full resolution."""
+        return Partition.of(self.moving.shape[0], self.workers, self.minimum_planes)
+
+    @property
+    def full(self) -> Level:
+        """Both images at full resolution, as the result is measured and written."""
+        whole = (1, 1, 1)
+        return Level(1, whole, whole, self.fixed, self.moving, 0, self.partition, self.shards)
+
+    @property
+    def rims(self) -> tuple[int, int]:
+        """Planes of fixed and moving image that a rank reads around its own: shrinking and the finest level's halo need them."""
+        if self.workers == 1:
+            return 0, 0
+        levels = [level for stage in self.levels for level in stage]
+        f = max((2 * lv.fixed_factors[0] + 2 for lv in levels if max(lv.fixed_factors) > 1), default=0)
+        m = max((2 * lv.moving_factors[0] + 2 for lv in levels if max(lv.moving_factors) > 1), default=0)
+        return max([f, *(lv.halo for lv in levels)]), m

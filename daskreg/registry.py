@@ -1,0 +1,62 @@
+"""Names of similarities, optimisers and transform models, and where their classes are.
+
+A built-in one is a line in a table here; another package adds one through an entry point of the group, or passes an instance
+where a configuration takes one. Classes are imported when a configuration is first parsed; they import neither Numba nor Dask.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+log = logging.getLogger("daskreg")
+
+
+class Registry:
+    """Classes by the name that selects them in a configuration (their field ``kind``).
+
+    what: for messages;  group: of entry points, ``name = "package.module:Class"``;  builtin: the same as a table.
+    """
+
+    def __init__(self, what: str, group: str, builtin: Mapping[str, str]) -> None:
+        self.what, self.group, self.builtin = what, group, dict(builtin)
+        self._classes: dict[str, type[Any]] | None = None
+
+    def classes(self) -> dict[str, type[Any]]:
+        """All that can be imported, built-in ones first; an entry point never replaces one of them."""
+        if self._classes is None:
+            self._classes = self._found()
+        return self._classes
+
+    def _found(self) -> dict[str, type[Any]]:
+        found = {name: _load(path) for name, path in self.builtin.items()}
+        for point in entry_points(group=self.group):
+            if point.name in found:
+                continue
+            try:
+                found[point.name] = point.load()
+            except Exception as error:  # noqa: BLE001  # whatever another package's module raises: daskreg works without it
+                log.warning("the %s %r of %s cannot be imported: %s", self.what, point.name, point.value, error)
+        return found
+
+
+def _load(path: str) -> type[Any]:
+    module, _, name = path.partition(":")
+    loaded: type[Any] = getattr(import_module(module), name)
+    return loaded
+
+
+SIMILARITIES = Registry(
+    "similarity",
+    "daskreg.similarities",
+    {
+        "mse": "daskreg.similarity.mse:MSE",
+        "lncc": "daskreg.similarity.lncc:LNCC",
+        "mi": "daskreg.similarity.mutual_information:MI",
+    },
+)
+OPTIMIZERS = Registry("optimizer", "daskreg.optimizers", {"adam": "daskreg.optimizers.adam:Adam"})
+MODELS = Registry("transform model", "daskreg.models", {"displacement": "daskreg.models.displacement:Displacement"})
