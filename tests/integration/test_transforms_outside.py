@@ -1,4 +1,4 @@
-"""Transforms as other programs see them: SimpleITK and ngff-zarr, on the bundled heads, oblique, mirrored and anisotropic."""
+"""Transforms in SimpleITK and ngff-zarr, on the bundled heads, on oblique, mirrored and anisotropic grids."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ TURNED = Grid((40, 52, 36), (3.5, 3.0, 4.0), (-70.0, -95.0, 78.0), tuple(map(tup
 
 
 def warp_on(grid, voxels=2.5, bump=4.0):
-    """A smooth field, and a bump in the middle that no corner of any block shows, (3, Z, Y, X) world units."""
+    """A smooth field with a bump in the middle, away from the corners of all blocks, (3, Z, Y, X) world units."""
     u = smooth_field(grid.shape, voxels, seed=3).field(grid.shape)
     z, y, x = (np.indices(grid.shape) - (np.array(grid.shape) / 2 + 0.3).reshape(3, 1, 1, 1)) / 4
     u[1] += bump * np.exp(-(z**2 + y**2 + x**2))
@@ -47,14 +47,14 @@ def head(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chain(head):
-    """Two displacements on different grids, each with an affine behind it."""
+    """Two displacements on different grids, each followed by an affine."""
     moving = head[1].grid
     first = Transform.of(affine_about(TURNED), TURNED, warp_on(TURNED))
     return replace(first.then(Transform.of(None, moving, warp_on(moving, 1.5, 2.0), moving)), fixed=TURNED)
 
 
 def by_sitk(head, like, transform):
-    """The head through an ITK transform on the grid of a file, and where all of it is well inside."""
+    """The head resampled by an ITK transform on the grid of a file, and where its points are well inside."""
     moving, fixed = sitk.ReadImage(str(head[0]), sitk.sitkFloat64), sitk.ReadImage(str(like))
     ones = moving * 0 + 1
     eroded = sitk.ConstantPad(ones[1:-1, 1:-1, 1:-1], (1, 1, 1), (1, 1, 1))
@@ -64,7 +64,7 @@ def by_sitk(head, like, transform):
 
 
 def field_inside(transform, link, margin=1):
-    """Voxels whose points are inside the grid of a link when they meet it: ITK ends a field half a voxel later."""
+    """Voxels whose points are inside the grid of a link: ITK ends a field half a voxel later."""
     grid = transform.fixed
     p = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1)).reshape(-1, 3)
     for before in transform.links[:link]:
@@ -78,7 +78,7 @@ def relative(a, b, where):
     return np.abs(a - b)[where].mean() / np.abs(b[where]).mean()
 
 
-def test_a_composite_is_applied_alike_by_itk(chain, head, tmp_path):
+def test_itk_applies_a_composite_alike(chain, head, tmp_path):
     write_image(tmp_path / "like.nii.gz", np.zeros(TURNED.shape, np.float32), TURNED)
     export(chain, tmp_path / "chain.h5")
     itk = sitk.ReadTransform(str(tmp_path / "chain.h5"))
@@ -95,7 +95,7 @@ def test_a_composite_is_applied_alike_by_itk(chain, head, tmp_path):
     assert np.abs(chain.points(points) - wanted)[known].max() < 0.01 * 3
 
 
-def test_what_itk_writes_is_read(chain, tmp_path):
+def test_a_composite_written_by_itk_is_read(chain, tmp_path):
     """A composite of ITK's own, with a centred Euler transform, and back through our file."""
     export(chain, tmp_path / "chain.h5")
     itk = sitk.ReadTransform(str(tmp_path / "chain.h5"))
@@ -110,7 +110,7 @@ def test_what_itk_writes_is_read(chain, tmp_path):
     assert back.unit == "millimeter"
 
 
-def test_a_field_of_itk_is_read(chain, tmp_path):
+def test_a_displacement_field_written_by_itk_is_read(chain, tmp_path):
     export(chain, tmp_path / "total.nii.gz")
     itk = sitk.ReadImage(str(tmp_path / "total.nii.gz"), sitk.sitkVectorFloat64)
     sitk.WriteImage(sitk.Cast(itk, sitk.sitkVectorFloat32), str(tmp_path / "theirs.nii"))
@@ -131,7 +131,7 @@ def in_own_axes(volume):
     return ngff_zarr.to_ngff_image(volume.data.compute(), dims=["z", "y", "x"], scale=scale, translation=translation)
 
 
-def test_ngff_zarr_resamples_through_our_field_as_we_do(head, tmp_path):
+def test_ngff_zarr_resamples_through_a_field_alike(head, tmp_path):
     """The warp alone, on the oblique grid; the image lies along the same axes."""
     like = replace(TURNED, shape=(44, 50, 40), spacing=(3.0, 3.2, 3.6))
     image = replace(head[1], data=Transform.of(grid=like).apply(head[1]), grid=like)
@@ -153,7 +153,7 @@ def test_ngff_zarr_resamples_through_our_field_as_we_do(head, tmp_path):
     assert np.abs(theirs - ours)[inside].max() / np.ptp(ours) < 1e-3
 
 
-def test_a_chain_is_kept_and_read_back_as_it_was(chain, tmp_path):
+def test_a_stored_chain_is_read_back_unchanged(chain, tmp_path):
     export(chain, tmp_path / "chain.zarr")
     back = load_transform(tmp_path / "chain.zarr")
     assert (back.fixed, back.moving, back.unit) == (chain.fixed, chain.moving, chain.unit)
@@ -205,7 +205,7 @@ def test_a_scene_of_another_program_is_read(tmp_path):
         load_transform(tmp_path / "s.zarr")
 
 
-def test_what_is_no_transform_is_refused(head, tmp_path):
+def test_other_files_are_refused_as_transforms(head, tmp_path):
     with pytest.raises(Unreadable, match="not an image"):
         load_transform(head[0])
     zarr.create_group(tmp_path / "g.zarr", zarr_format=3)
@@ -219,14 +219,14 @@ def test_what_is_no_transform_is_refused(head, tmp_path):
         load_transform(tmp_path / "x.h5")
 
 
-def test_apply_takes_any_transform(chain, head, tmp_path):
+def test_apply_accepts_any_transform(chain, head, tmp_path):
     export(chain, tmp_path / "chain.h5")
     moved = apply(tmp_path / "chain.h5", head[0], tmp_path / "moved.ome.zarr", like=TURNED)
     ours = chain.apply(head[0]).compute().astype(float)
     assert np.abs(moved.data.compute() - ours).max() <= 1
 
 
-def test_labels_are_those_of_itk_s_own_vote(tmp_path):
+def test_label_interpolation_agrees_with_itk(tmp_path):
     """Real labels, 117 of them, through an oblique affine: ITK's label interpolator sums the same trilinear weights."""
     labels = Path(demo_pair(3)[1]).parent / "quickstart_colin27_labelsAAL_3mm.nii.gz"
     write_image(tmp_path / "like.nii.gz", np.zeros(TURNED.shape, np.float32), TURNED)
@@ -244,8 +244,8 @@ def test_labels_are_those_of_itk_s_own_vote(tmp_path):
     assert (nearest != theirs)[inside].mean() > 0.01
 
 
-def test_inside_the_moving_image_itk_and_we_differ_by_rounding_alone(head, tmp_path):
-    """Beyond its outermost voxels ITK repeats them for half a voxel, where we fade to 0 within one."""
+def test_inside_the_moving_image_itk_differs_by_rounding_only(head, tmp_path):
+    """Beyond the outermost voxels ITK repeats them for half a voxel, where daskreg fades to 0 within one."""
     float_head = replace(head[1], data=head[1].data.astype(np.float32) + 50)  # a rim that is not 0
     write_image(tmp_path / "moving.nii.gz", float_head.data, float_head.grid)
     write_image(tmp_path / "like.nii.gz", np.zeros(TURNED.shape, np.float32), TURNED)

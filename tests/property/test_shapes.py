@@ -1,4 +1,4 @@
-"""Awkward shapes: one voxel thick, smaller than a window or a filter, different in every axis."""
+"""Extreme shapes: one voxel thick, smaller than a window or a filter, different along every axis."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def registered(fixed_shape, moving_shape, similarity):
 
 
 def resampled(outcome, fixed, moving):
-    """The moving image through the whole transform, 0 out of domain."""
+    """The moving image resampled by the whole transform, 0 out of the domain."""
     matrix, moved = index_map(outcome.affine, fixed.grid, moving.grid), np.empty(fixed.grid.shape, np.float32)
     place = (0, to_fixed_point(matrix), linear_part(matrix))
     sample(moved.shape, *place, outcome.displacement, 0, moving.grid.shape[0], moving.voxels, moved)
