@@ -15,9 +15,9 @@ from daskreg.errors import OutputError
 from daskreg.grid import Region
 from daskreg.lazy.blocks import EDGE
 from daskreg.lazy.transform import Transform
-from daskreg.storage.formats.registry import transform_formats
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
+from daskreg.storage.registry import transform_formats
 from daskreg.storage.runs.scenes import LinkedImage
 from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.link import Link

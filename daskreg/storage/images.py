@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import Grid, Region, Span, unit_name
 from daskreg.storage.axes import Axis, spatial
-from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.address import Address, parse_address, parse_spacing
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.errors import read_errors, reason
 from daskreg.storage.image_record import ImageRecord, Resolution
+from daskreg.storage.registry import image_formats
 from daskreg.storage.zarr.nodes import check_dtype
 
 ImageSource = str | Path | np.ndarray | da.Array

@@ -11,11 +11,11 @@ import numpy as np
 
 from daskreg.errors import InputError, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.formats.run import Run
 from daskreg.storage.fs.address import Address, parse_address
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.images import ImageSource, Volume, open_record, open_volume
+from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.run import DISPLACEMENT, RunStore
 
 Numbers = tuple[float, ...]

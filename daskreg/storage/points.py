@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from daskreg.errors import ConfigError, OutputError
-from daskreg.storage.formats.registry import point_formats
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.point_file import PointFile
+from daskreg.storage.registry import point_formats
 
 
 def read_points(path: str | Path, order: str | None = None) -> PointFile:

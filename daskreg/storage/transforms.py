@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from daskreg.errors import GridError, OutputError, Unreadable
-from daskreg.storage.formats.base import TransformFormat
-from daskreg.storage.formats.registry import transform_formats
+from daskreg.storage.format import TransformFormat
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.errors import read_errors
+from daskreg.storage.registry import transform_formats
 from daskreg.storage.transform_record import StoredLink, TransformRecord
 
 CONTENT = {"affine": "one affine map", "field": "one displacement field", "chain": "a chain of maps"}

@@ -11,10 +11,10 @@ from daskreg.lazy.load import load_transform, place_of
 from daskreg.lazy.resample import Device, Interpolation, resampled, warn_apart
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume, open_stack, open_volume, write_image
-from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import ImageSource
+from daskreg.storage.registry import image_formats
 
 __all__ = ["Interpolation", "apply", "load_transform"]
 

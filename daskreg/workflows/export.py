@@ -19,10 +19,10 @@ from daskreg.lazy.load import load_transform, place_of
 from daskreg.lazy.save import made_by, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore
-from daskreg.storage.formats.base import TransformFormat
-from daskreg.storage.formats.registry import transform_formats
+from daskreg.storage.format import TransformFormat
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
+from daskreg.storage.registry import transform_formats
 from daskreg.storage.runs.run import is_run
 from daskreg.storage.runs.scenes import LinkedImage, find_image
 from daskreg.storage.transform_record import StoredLink

@@ -17,12 +17,12 @@ from daskreg.grid import Grid
 from daskreg.lazy.load import load_transform, transform_of
 from daskreg.storage import VolumeInfo
 from daskreg.storage import describe as describe_image
-from daskreg.storage.formats.base import PointFormat, TransformFormat
-from daskreg.storage.formats.registry import identify, transform_formats
+from daskreg.storage.format import PointFormat, TransformFormat
 from daskreg.storage.fs.address import is_remote, join, parse_address
 from daskreg.storage.info import grid_rows, sentence
 from daskreg.storage.point_file import PointFile
 from daskreg.storage.points import read_points
+from daskreg.storage.registry import identify, transform_formats
 from daskreg.storage.transforms import open_transform
 from daskreg.transforms.link import Link
 

@@ -14,10 +14,10 @@ from daskreg.lazy.blocks import EDGE, Reader, block_of
 from daskreg.lazy.load import load_transform, place_of
 from daskreg.lazy.transform import Determinant, Transform
 from daskreg.storage import RunStore, Volume, open_volume, write_image
-from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import ImageSource
+from daskreg.storage.registry import image_formats
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
 
 PARTS = ("total", "warp")

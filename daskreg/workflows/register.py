@@ -39,8 +39,8 @@ from daskreg.kernels.device import Kind
 from daskreg.lazy.begin import Beginning
 from daskreg.planning import Plan, format_grid
 from daskreg.storage import RunStore, Volume
-from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.atomic import require_distinct
+from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED
 from daskreg.workflows.inputs import Inputs, address_of, open_inputs, staged
 from daskreg.workflows.resources import Resources, as_resources, parse_memory

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.formats.base import TransformFormat, first_bytes
+from daskreg.storage.format import TransformFormat, first_bytes
 from daskreg.storage.formats.itk_linear import AFFINE, affine_parameters, linear_matrix
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.errors import read_errors, require_exists

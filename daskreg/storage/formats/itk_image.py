@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.axes import Axis
-from daskreg.storage.formats.base import Array, ImageFormat, first_bytes
+from daskreg.storage.format import Array, ImageFormat, first_bytes
 from daskreg.storage.formats.lazy import Box, lazy_voxels, slab_chunks
 from daskreg.storage.fs.address import Address, is_remote
 from daskreg.storage.grid_metadata import GridMetadata, matrix3, triple

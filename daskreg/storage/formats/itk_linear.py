@@ -14,7 +14,7 @@ from scipy.io import loadmat, savemat
 from scipy.spatial.transform import Rotation
 
 from daskreg.errors import OutputError, Unreadable
-from daskreg.storage.formats.base import TransformFormat, first_bytes
+from daskreg.storage.format import TransformFormat, first_bytes
 from daskreg.storage.formats.streaming import open_output
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.errors import read_errors, require_exists

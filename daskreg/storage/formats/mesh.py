@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from daskreg.errors import ConfigError, Unreadable
-from daskreg.storage.formats.base import PointFormat
+from daskreg.storage.format import PointFormat
 from daskreg.storage.point_file import PointFile, require_finite
 
 

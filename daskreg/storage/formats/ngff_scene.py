@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from daskreg.errors import IncompleteRun, InputError, NotFound, Unreadable
-from daskreg.storage.formats.base import TransformFormat
+from daskreg.storage.format import TransformFormat
 from daskreg.storage.fs.address import join, parse_address
 from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.runs.scenes import LinkedImage, find_image

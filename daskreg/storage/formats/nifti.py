@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError, GridError, InputError, Unreadable
 from daskreg.grid import UNITS, Grid
 from daskreg.storage.axes import Axis
-from daskreg.storage.formats.base import Array, ImageFormat
+from daskreg.storage.format import Array, ImageFormat
 from daskreg.storage.formats.streaming import SLAB_BYTES, open_output, slabs
 from daskreg.storage.fs.address import Address, is_remote
 from daskreg.storage.fs.errors import read_errors, reason, require_exists

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from daskreg.errors import InputError, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.formats.base import TransformFormat
+from daskreg.storage.format import TransformFormat
 from daskreg.storage.formats.nifti import (
     NiftiImage,
     NiftiVoxels,

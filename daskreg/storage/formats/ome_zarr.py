@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError, NotFound, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.axes import guessed_axes, spatial
-from daskreg.storage.formats.base import Array, ImageFormat
+from daskreg.storage.format import Array, ImageFormat
 from daskreg.storage.fs.address import Address, is_remote, parent
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.zarr import ngff, ngff05

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from daskreg.errors import Unreadable
-from daskreg.storage.formats.base import PointFormat
+from daskreg.storage.format import PointFormat
 from daskreg.storage.point_file import PointFile, require_finite
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from daskreg.errors import Unreadable
-from daskreg.storage.formats.base import PointFormat
+from daskreg.storage.format import PointFormat
 from daskreg.storage.point_file import PointFile
 
 SEPARATORS = "\t;,"  # the first of them that the first row has is the table's; without one blanks are

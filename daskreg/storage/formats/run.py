@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from daskreg.errors import InputError
-from daskreg.storage.formats.base import TransformFormat
+from daskreg.storage.format import TransformFormat
 from daskreg.storage.runs.run import DISPLACEMENT, RunStore, is_run
 from daskreg.storage.transform_record import StoredLink, TransformRecord
 

@@ -16,7 +16,8 @@ import fsspec
 from daskreg.errors import OutputError, OutputExists
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.errors import write_errors
-from daskreg.storage.zarr.nodes import METADATA_FILES
+
+METADATA_FILES = ("zarr.json", ".zgroup", ".zarray")  # one of them makes a folder a Zarr store
 
 
 @contextmanager

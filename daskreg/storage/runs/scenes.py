@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError, UnitsError
 from daskreg.grid import UNITS, Grid
 from daskreg.storage.axes import spatial
-from daskreg.storage.formats.registry import image_formats
 from daskreg.storage.fs.address import is_remote, join, parent, parse_address
 from daskreg.storage.fs.errors import write_errors
+from daskreg.storage.registry import image_formats
 from daskreg.storage.zarr import ngff, ngff06
 from daskreg.storage.zarr.multiscale import PARENT_FOLDERS
 from daskreg.storage.zarr.nodes import attributes, open_node

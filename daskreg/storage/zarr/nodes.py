@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from daskreg.errors import NotFound, Unreadable
 from daskreg.storage.fs.address import is_remote
+from daskreg.storage.fs.atomic import METADATA_FILES
 from daskreg.storage.fs.errors import read_errors, reason, require_exists
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
-METADATA_FILES = ("zarr.json", ".zgroup", ".zarray")
 MAX_DASK_CHUNK = 128 << 20  # bytes; larger shards are read in parts
 MIN_DASK_CHUNK = 4 << 20  # bytes; smaller chunks are read together, which keeps graphs small
 

@@ -12,7 +12,7 @@ import pytest
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import describe, open_volume, write_image
-from daskreg.storage.formats.registry import image_formats
+from daskreg.storage.registry import image_formats
 from daskreg.workflows.apply import apply
 from daskreg.workflows.jacobian import jacobian
 from tests.unit.workflows.runs import FIXED, affine, displacement, make_run

@@ -1,6 +1,6 @@
 """A format that nothing imports but a registry."""
 
-from daskreg.storage.formats.base import ImageFormat
+from daskreg.storage.format import ImageFormat
 
 
 class Late(ImageFormat):

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from daskreg.errors import OutputError, Unreadable
-from daskreg.storage.formats.base import Format, ImageFormat, PointFormat, TransformFormat
+from daskreg.storage.format import Format, ImageFormat, PointFormat, TransformFormat
 from daskreg.storage.fs.errors import require_exists
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """What daskreg asks of a file format: the classes that a format derives from.
 
-``daskreg.storage.formats.registry`` lists the formats; ``docs/extend/format.md`` adds one step by step.
+``daskreg.storage.registry`` lists the formats; ``docs/extend/format.md`` adds one step by step.
 """
 
 from __future__ import annotations

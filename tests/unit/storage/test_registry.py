@@ -8,11 +8,10 @@ import pytest
 
 from daskreg.errors import NotFound, OutputError, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage import open_volume, write_image
-from daskreg.storage.formats import registry
-from daskreg.storage.formats.base import ImageFormat, PointFormat
-from daskreg.storage.formats.registry import Registry, identify, image_formats, point_formats, register_format, transform_formats
+from daskreg.storage import open_volume, registry, write_image
+from daskreg.storage.format import ImageFormat, PointFormat
 from daskreg.storage.image_record import ImageRecord
+from daskreg.storage.registry import Registry, identify, image_formats, point_formats, register_format, transform_formats
 
 
 class Plain(ImageFormat):
@@ -42,8 +41,8 @@ def test_every_built_in_line_names_a_format_of_its_kind(formats):
 
 
 def test_formats_are_imported_when_they_are_asked_for():
-    late = Registry("image", ImageFormat, ["tests.unit.storage.formats.late:Late"])
-    assert "tests.unit.storage.formats.late" not in sys.modules
+    late = Registry("image", ImageFormat, ["tests.unit.storage.late_format:Late"])
+    assert "tests.unit.storage.late_format" not in sys.modules
     assert late.endings() == (".late",)
 
 
@@ -87,7 +86,7 @@ def test_an_exception_of_a_format_is_unreadable_and_names_the_file(tmp_path, pla
         open_volume(tmp_path / "a.plain")
 
 
-@pytest.mark.parametrize("value", ["tests.unit.storage.formats.test_registry:Plain", "no.such.package:Format", "os:path"])
+@pytest.mark.parametrize("value", ["tests.unit.storage.test_registry:Plain", "no.such.package:Format", "os:path"])
 def test_other_packages_declare_formats_and_a_broken_one_is_left_out(monkeypatch, caplog, value):
     registry._installed.cache_clear()
     monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("plain", value, group)])
