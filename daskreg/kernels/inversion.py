@@ -82,30 +82,30 @@ def invert(z, y, x, at, first, size, tolerance, rounds, finer, u, w, residual):
     gy, qy = lattice_node(int32(y) + at[1], int32(finer))
     gx, qx = lattice_node(int32(x) + at[2], int32(finer))
     wz, wy, wx = ZERO, ZERO, ZERO
-    last = LARGE
+    previous = LARGE
     rz, ry, rx = displacement_at(u, gz, gy, gx, qz, qy, qx, first, size)
-    left = math.sqrt(rz * rz + ry * ry + rx * rx)
+    error = math.sqrt(rz * rz + ry * ry + rx * rx)
     for _ in range(rounds):
-        if left <= tolerance[0] or left > SLOW_CONVERGENCE * last:
+        if error <= tolerance[0] or error > SLOW_CONVERGENCE * previous:
             break
-        last = left
+        previous = error
         wz, wy, wx = wz - rz, wy - ry, wx - rx
         rz, ry, rx = displacement_at(u, gz, gy, gx, qz + wz, qy + wy, qx + wx, first, size)
         rz, ry, rx = rz + wz, ry + wy, rx + wx
-        left = math.sqrt(rz * rz + ry * ry + rx * rx)
+        error = math.sqrt(rz * rz + ry * ry + rx * rx)
     for _ in range(rounds):
         sz, sy, sx, length = newton_step(u, gz, gy, gx, qz + wz, qy + wy, qx + wx, first, size, rz, ry, rx)
-        step, last = ONE, left
+        step, previous = ONE, error
         for _ in range(MAX_HALVINGS):
             vz, vy, vx = wz - step * sz, wy - step * sy, wx - step * sx
             tz, ty, tx = displacement_at(u, gz, gy, gx, qz + vz, qy + vy, qx + vx, first, size)
             tz, ty, tx = tz + vz, ty + vy, tx + vx
-            now = math.sqrt(tz * tz + ty * ty + tx * tx)
-            if now < left:
-                wz, wy, wx, rz, ry, rx, left = vz, vy, vx, tz, ty, tx, now
+            trial_error = math.sqrt(tz * tz + ty * ty + tx * tx)
+            if trial_error < error:
+                wz, wy, wx, rz, ry, rx, error = vz, vy, vx, tz, ty, tx, trial_error
                 break
             step *= HALF
-        if left == last or length <= tolerance[0]:
+        if error == previous or length <= tolerance[0]:
             break
     w[index(0), z, y, x], w[index(1), z, y, x], w[index(2), z, y, x] = wz, wy, wx
-    residual[z, y, x] = left
+    residual[z, y, x] = error

@@ -42,9 +42,9 @@ def direction(m, v, c1, c2, eps):
 
 
 @formula
-def packed_direction(word, pace):
+def packed_direction(word, corrections):
     """The same from what the moments are stored as; pace: both bias corrections and epsilon."""
-    return direction(first_moment(word), second_moment(word), pace[0], pace[1], pace[2])
+    return direction(first_moment(word), second_moment(word), corrections[0], corrections[1], corrections[2])
 
 
 @formula
@@ -54,32 +54,32 @@ def no_second_moment(array, base, byte):
 
 
 @formula
-def update_moments(m, v, d, at, size, byte, voxel, t, kept, s0, s1, s2, pace):
+def update_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
     """Moments and direction from what was stored and the smoothed gradient; |d|^2."""
-    m0, m1, m2, v0, v1, v2 = kept
-    b1, b2, c1, c2, eps = pace
+    m0, m1, m2, v0, v1, v2 = stored
+    b1, b2, c1, c2, eps = rates
     m0, m1, m2 = lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1)
     v0, v1, v2 = lerp(s0 * s0, v0, b2), lerp(s1 * s1, v1, b2), lerp(s2 * s2, v2, b2)
     d0, d1, d2 = direction(m0, v0, c1, c2, eps), direction(m1, v1, c1, c2, eps), direction(m2, v2, c1, c2, eps)
-    store_components(m, at, size, byte, m0, m1, m2)
-    store_components(v, at, size, byte, v0, v1, v2)
-    store_components(d, at, size, byte, d0, d1, d2)
+    store_components(m, base, size, byte, m0, m1, m2)
+    store_components(v, base, size, byte, v0, v1, v2)
+    store_components(d, base, size, byte, d0, d1, d2)
     return fma(d2, d2, fma(d1, d1, d0 * d0))
 
 
 @formula
-def update_packed_moments(words, nothing, first, at, size, byte, voxel, t, kept, s0, s1, s2, pace):
+def update_packed_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
     """``step_moments`` in mixed storage: the direction is that of the moments as they are stored."""
-    b1, b2, c1, c2, eps = pace
-    later, dice = (c1, c2, eps), random_bits(voxel, t)
-    m, v = lerp(s0, first_moment(kept[0]), b1), lerp(s0 * s0, second_moment(kept[0]), b2)
-    w0 = pack_word(m, v, component_bits(dice, 0))
-    m, v = lerp(s1, first_moment(kept[1]), b1), lerp(s1 * s1, second_moment(kept[1]), b2)
-    w1 = pack_word(m, v, component_bits(dice, 1))
-    m, v = lerp(s2, first_moment(kept[2]), b1), lerp(s2 * s2, second_moment(kept[2]), b2)
-    w2 = pack_word(m, v, component_bits(dice, 2))
-    store_components(words, at, size, byte, w0, w1, w2)
-    d0, d1, d2 = packed_direction(w0, later), packed_direction(w1, later), packed_direction(w2, later)
+    b1, b2, c1, c2, eps = rates
+    corrections, bits = (c1, c2, eps), random_bits(voxel, t)
+    m, v = lerp(s0, first_moment(stored[0]), b1), lerp(s0 * s0, second_moment(stored[0]), b2)
+    w0 = pack_word(m, v, component_bits(bits, 0))
+    m, v = lerp(s1, first_moment(stored[1]), b1), lerp(s1 * s1, second_moment(stored[1]), b2)
+    w1 = pack_word(m, v, component_bits(bits, 1))
+    m, v = lerp(s2, first_moment(stored[2]), b1), lerp(s2 * s2, second_moment(stored[2]), b2)
+    w2 = pack_word(m, v, component_bits(bits, 2))
+    store_components(words, base, size, byte, w0, w1, w2)
+    d0, d1, d2 = packed_direction(w0, corrections), packed_direction(w1, corrections), packed_direction(w2, corrections)
     return fma(d2, d2, fma(d1, d1, d0 * d0))
 
 
@@ -106,11 +106,11 @@ def smooth_adam(radius, mixed=False):
     but the global plane of the arrays' plane 0 (int32), on which rounding depends.
     """
     (ty, tx), r, taps = TILE, radius, 2 * radius + 1
-    threads, wide, high = ty * tx, tx + 2 * r, ty + 2 * r
-    loads, rows = -(-(wide * high) // threads), -(-(3 * high) // ty)
-    full = wide * high // threads  # loads that every thread has
-    tile, middle, rings, fetched = 3 * high * wide, 3 * high * tx, max(1, 3 * (taps - 1)), 3 * loads
-    kind, none, width = (uint32, uint32(0), 2) if mixed else (float32, ZERO, 4)  # of g as it is stored
+    threads, width, height = ty * tx, tx + 2 * r, ty + 2 * r
+    loads, rows = -(-(width * height) // threads), -(-(3 * height) // ty)
+    full = width * height // threads  # loads that every thread has
+    tile, middle, rings, fetched = 3 * height * width, 3 * height * tx, max(1, 3 * (taps - 1)), 3 * loads
+    kind, none, value_bytes = (uint32, uint32(0), 2) if mixed else (float32, ZERO, 4)  # of g as it is stored
     opened, beside_m, step = (
         (from_bfloat16, no_second_moment, update_packed_moments) if mixed else (identity, load_bytes, update_moments)
     )
@@ -119,77 +119,90 @@ def smooth_adam(radius, mixed=False):
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, rates, clock, g, m, v, d, longest):
         raw = cuda.shared.array(tile, float32)
         mid = cuda.shared.array(middle, float32)
-        sums, ahead = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
-        place, inside = cuda.local.array(loads, uint32), cuda.local.array(loads, int32)
+        sums, prefetched = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
+        byte_offsets, in_image = cuda.local.array(loads, uint32), cuda.local.array(loads, int32)
         i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
         thread = uint32(j * uint32(tx) + i)
         left, top = int32(cuda.blockIdx.x) * int32(tx), int32(cuda.blockIdx.y) * int32(ty)
         x, y = uint32(left + int32(i)), uint32(top + int32(j))
-        here = y < n[2] and x < n[3]
+        own_in_image = y < n[2] and x < n[3]
         for e in range(loads):
-            spot = uint32(thread + uint32(e * threads))
-            row, col = top + int32(spot // uint32(wide)) - int32(r), left + int32(spot % uint32(wide)) - int32(r)
-            real = spot < uint32(wide * high) and uint32(row) < n[2] and uint32(col) < n[3]
-            inside[e] = int32(real)
-            place[e] = uint32(uint32(width) * (uint32(row) * n[3] + uint32(col))) if real else uint32(0)
+            element = uint32(thread + uint32(e * threads))
+            row, col = top + int32(element // uint32(width)) - int32(r), left + int32(element % uint32(width)) - int32(r)
+            valid = element < uint32(width * height) and uint32(row) < n[2] and uint32(col) < n[3]
+            in_image[e] = int32(valid)
+            byte_offsets[e] = uint32(uint32(value_bytes) * (uint32(row) * n[3] + uint32(col))) if valid else uint32(0)
         plane = uint64(n[2]) * uint64(n[3])
         size = plane * uint64(edge)
-        mine = uint32(uint32(4) * (min(y, n[2] - uint32(1)) * n[3] + min(x, n[3] - uint32(1))))
+        own_byte = uint32(uint32(4) * (min(y, n[2] - uint32(1)) * n[3] + min(x, n[3] - uint32(1))))
         norm = norm_y[min(y, n[2] - uint32(1))] * norm_x[min(x, n[3] - uint32(1))]
         t = clock[0]
-        pace = rates[t, 0], rates[t, 1], rates[t, 2], rates[t, 3], rates[t, 4]
+        step_rates = rates[t, 0], rates[t, 1], rates[t, 2], rates[t, 3], rates[t, 4]
         low = int32(n[0]) + int32(cuda.blockIdx.z) * length
         stop = min(low + length, int32(n[0] + n[1]))
-        most = ZERO
+        longest_here = ZERO
         for q in range(rings):
             sums[q] = ZERO
         k = low - int32(r)
         base = plane * uint64(uint32(max(k, int32(0))))
         for e in range(loads):
             for c in range(3):
-                ahead[3 * e + c] = none
-                if inside[e] and uint32(k) < edge:
-                    ahead[3 * e + c] = load_bytes(g, base + uint64(c) * size, place[e])
+                prefetched[3 * e + c] = none
+                if in_image[e] and uint32(k) < edge:
+                    prefetched[3 * e + c] = load_bytes(g, base + uint64(c) * size, byte_offsets[e])
         while k < stop + int32(r):
             for e in range(loads):
-                spot = uint32(thread + uint32(e * threads))
-                if e < full or spot < uint32(wide * high):
+                element = uint32(thread + uint32(e * threads))
+                if e < full or element < uint32(width * height):
                     for c in range(3):
-                        raw[uint64(spot) + uint64(c * wide * high)] = opened(ahead[3 * e + c])
+                        raw[uint64(element) + uint64(c * width * height)] = opened(prefetched[3 * e + c])
             cuda.syncthreads()
             z = k - int32(r)
-            done = z >= low and here
-            at = plane * uint64(uint32(max(z, int32(0))))
+            done = z >= low and own_in_image
+            base_z = plane * uint64(uint32(max(z, int32(0))))
             m0, m1, m2, v0, v1, v2 = none, none, none, none, none, none
             if done:
-                m0, m1, m2 = load_bytes(m, at, mine), load_bytes(m, at + size, mine), load_bytes(m, at + uint64(2) * size, mine)
-                v0, v1, v2 = beside_m(v, at, mine), beside_m(v, at + size, mine), beside_m(v, at + uint64(2) * size, mine)
+                m0, m1, m2 = (
+                    load_bytes(m, base_z, own_byte),
+                    load_bytes(m, base_z + size, own_byte),
+                    load_bytes(m, base_z + uint64(2) * size, own_byte),
+                )
+                v0, v1, v2 = (
+                    beside_m(v, base_z, own_byte),
+                    beside_m(v, base_z + size, own_byte),
+                    beside_m(v, base_z + uint64(2) * size, own_byte),
+                )
             k += int32(1)
             more = k < stop + int32(r) and uint32(k) < edge
             base = plane * uint64(uint32(max(k, int32(0))))
             for e in range(loads):
                 for c in range(3):
-                    ahead[3 * e + c] = none
-                    if more and inside[e]:
-                        ahead[3 * e + c] = load_bytes(g, base + uint64(c) * size, place[e])
+                    prefetched[3 * e + c] = none
+                    if more and in_image[e]:
+                        prefetched[3 * e + c] = load_bytes(g, base + uint64(c) * size, byte_offsets[e])
             for s in range(rows):
                 line = uint32(j + uint32(s * ty))
-                if (s + 1) * ty <= 3 * high or line < uint32(3 * high):
-                    total = filter_sum(raw, uint64(uint32(j * uint32(wide) + i)) + uint64(s * ty * wide), 1, weights, taps)
+                if (s + 1) * ty <= 3 * height or line < uint32(3 * height):
+                    total = filter_sum(raw, uint64(uint32(j * uint32(width) + i)) + uint64(s * ty * width), 1, weights, taps)
                     mid[uint64(thread) + uint64(s * ty * tx)] = total
             cuda.syncthreads()
             s0 = push_plane(sums, 0, filter_sum(mid, uint64(thread), tx, weights, taps), weights, taps)
-            s1 = push_plane(sums, taps - 1, filter_sum(mid, uint64(thread) + uint64(high * tx), tx, weights, taps), weights, taps)
+            s1 = push_plane(
+                sums, taps - 1, filter_sum(mid, uint64(thread) + uint64(height * tx), tx, weights, taps), weights, taps
+            )
             s2 = push_plane(
-                sums, 2 * taps - 2, filter_sum(mid, uint64(thread) + uint64(2 * high * tx), tx, weights, taps), weights, taps
+                sums, 2 * taps - 2, filter_sum(mid, uint64(thread) + uint64(2 * height * tx), tx, weights, taps), weights, taps
             )
             if done:
                 scale = norm * norm_z[z]
                 s0, s1, s2 = s0 * scale, s1 * scale, s2 * scale
-                voxel = number(d, z, n[2] * n[3], mine)
-                most = max(most, step(m, v, d, at, size, mine, voxel, t, (m0, m1, m2, v0, v1, v2), s0, s1, s2, pace))
+                voxel = number(d, z, n[2] * n[3], own_byte)
+                longest_here = max(
+                    longest_here,
+                    step(m, v, d, base_z, size, own_byte, voxel, t, (m0, m1, m2, v0, v1, v2), s0, s1, s2, step_rates),
+                )
         cuda.syncthreads()
-        raw[thread] = most
+        raw[thread] = longest_here
         cuda.syncthreads()
         half = uint32(threads // 2)
         while half > uint32(0):

@@ -28,11 +28,11 @@ def second_moment(word):
 
 
 @formula
-def pack_word(m, v, dice):
+def pack_word(m, v, bits):
     """Both moments in a word: m to the nearest, v up or down by the dice (0 .. 2^10 - 1), with the odds of where it lies."""
     a, b = int(uint32(float_to_bits(m))), int(uint32(float_to_bits(v)))
     upper = (a + 0x7FFF + (a >> 16 & 1)) & UPPER
-    lower = (b + int(dice) * 32 + 16) >> 15 & LOWER
+    lower = (b + int(bits) * 32 + 16) >> 15 & LOWER
     return uint32(upper | lower)
 
 

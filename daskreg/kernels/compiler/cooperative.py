@@ -29,18 +29,18 @@ class CooperativeKernel:
 
     def __init__(self, factory: Callable[..., Callable[..., Any]], options: dict[str, Any]) -> None:
         self.name, self.factory, self.options, self.__doc__ = factory.__name__, factory, options, factory.__doc__
-        self._forms: dict[tuple[Any, ...], Any] = {}
+        self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def form(self, *constants: Any) -> Any:
         """What ``cuda.jit`` makes of it for some constants; compiled for the types of its arguments when it is first launched."""
-        if constants not in self._forms:
+        if constants not in self._compiled:
             from numba import cuda
 
             body = specialise_body(self.factory(*constants), {"cuda": cuda})
             options = {name: v(*constants) if callable(v) else v for name, v in self.options.items()}
             made = cuda.jit(body, **({} if SIMULATED else options))
-            self._forms[constants] = made if SIMULATED else cubins.attach_cache(made, self.name, digest(body), constants)
-        return self._forms[constants]
+            self._compiled[constants] = made if SIMULATED else cubins.attach_cache(made, self.name, digest(body), constants)
+        return self._compiled[constants]
 
     def __call__(
         self, constants: tuple[Any, ...], blocks: tuple[int, ...], threads: tuple[int, ...], *arguments: Any, shared: int = 0

@@ -39,11 +39,11 @@ def lower_neighbour(d):
 
 
 @formula
-def interpolate_shared(near, a, b, wide, wz, wy, wx):
+def interpolate_shared(shared, a, b, pitch, wz, wy, wx):
     """Trilinear value in shared memory between the voxels from a on in one plane and from b on in the next."""
-    one, row = uint64(1), uint64(wide)
-    plane0 = lerp(lerp(near[a], near[a + one], wx), lerp(near[a + row], near[a + row + one], wx), wy)
-    plane1 = lerp(lerp(near[b], near[b + one], wx), lerp(near[b + row], near[b + row + one], wx), wy)
+    one, row = uint64(1), uint64(pitch)
+    plane0 = lerp(lerp(shared[a], shared[a + one], wx), lerp(shared[a + row], shared[a + row + one], wx), wy)
+    plane1 = lerp(lerp(shared[b], shared[b + one], wx), lerp(shared[b + row], shared[b + row + one], wx), wy)
     return lerp(plane0, plane1, wz)
 
 
@@ -77,7 +77,7 @@ def load_corrections(d):
 
 
 @formula
-def stored_direction(value, pace):
+def stored_direction(value, corrections):
     """A direction that is stored as it is."""
     return value
 
@@ -99,16 +99,16 @@ def compose_smooth(radius, mixed=False):
     0), whole (planes of the global grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,). ``mixed``: in
     place of d the moments as ``smooth_adam`` left them, rates and clock, from which it follows once more.
     """
-    r, taps, per = radius, 2 * radius + 1, ROWS
-    threads, high, lanes = WARPS * LANES, WARPS * ROWS, LANES
-    middle, rings, fetched = 3 * high * lanes, max(1, 3 * ROWS * (taps - 1)), 3 * ROWS
-    wider, pitch = lanes + 2, SHARED_PITCH
-    near_by, area = wider * (high + 2), pitch * (high + 2)
-    parts, full = -(-near_by // threads), near_by // threads
-    stored, brought = 9 * area, 3 * parts
+    r, taps, rows = radius, 2 * radius + 1, ROWS
+    threads, height, lanes = WARPS * LANES, WARPS * ROWS, LANES
+    middle, rings, fetched = 3 * height * lanes, max(1, 3 * ROWS * (taps - 1)), 3 * ROWS
+    width, pitch = lanes + 2, SHARED_PITCH
+    plane_elements, area = width * (height + 2), pitch * (height + 2)
+    loads, full_loads = -(-plane_elements // threads), plane_elements // threads
+    shared_size, prefetch_size = 9 * area, 3 * loads
     shuffled = WARP_SHUFFLE
     kind, none = (uint32, uint32(0)) if mixed else (float32, ZERO)
-    take, begin, opened = (
+    load_direction, load_rates, decode = (
         (load_moments, load_corrections, packed_direction) if mixed else (load_bytes, no_corrections, stored_direction)
     )
 
@@ -116,11 +116,11 @@ def compose_smooth(radius, mixed=False):
     def along(mid, thread, weights):
         """The filter along x in shared memory, without warp shuffles."""
         cuda.syncthreads()
-        row, i = int(thread) // lanes * per, int(thread) % lanes
+        row, i = int(thread) // lanes * rows, int(thread) % lanes
         sums = []
-        for e in range(per):
+        for e in range(rows):
             for c in range(3):
-                start = c * high * lanes + (row + e) * lanes
+                start = c * height * lanes + (row + e) * lanes
                 total = weights[r] * mid[start + i]
                 for q in range(1, r + 1):
                     total += weights[r - q] * mid[start + max(i - q, 0)] + weights[r + q] * mid[start + min(i + q, lanes - 1)]
@@ -132,111 +132,117 @@ def compose_smooth(radius, mixed=False):
 
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, first, whole, half_step, longest, d, u, composed):
         mid = cuda.shared.array(middle, float32)
-        near = cuda.shared.array(stored, float32)
-        sums, ahead = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
-        coming, source = cuda.local.array(brought, float32), cuda.local.array(parts, uint32)
-        seat = cuda.local.array(parts, uint32)
-        real = cuda.local.array(per, int32)
+        shared_u = cuda.shared.array(shared_size, float32)
+        sums, prefetched_d = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
+        prefetched_u, byte_offsets = cuda.local.array(prefetch_size, float32), cuda.local.array(loads, uint32)
+        shared_offsets = cuda.local.array(loads, uint32)
+        in_image = cuda.local.array(rows, int32)
         i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
         thread = uint32(j * uint32(lanes) + i)
         left, top = (
             int32(cuda.blockIdx.x) * int32(lanes - 2 * r) - int32(r),
-            int32(cuda.blockIdx.y) * int32(high - 2 * r) - int32(r),
+            int32(cuda.blockIdx.y) * int32(height - 2 * r) - int32(r),
         )
-        col, row = left + int32(i), top + int32(j) * int32(per)
+        col, row = left + int32(i), top + int32(j) * int32(rows)
         ny, nx = int32(n[2]), int32(n[3])
         plane = uint64(n[2]) * uint64(n[3])
         size, stride = plane * uint64(edge), uint32(uint32(4) * n[3])
-        place = uint32(uint32(4) * uint32(row * nx + col))
-        within = uint32(i - uint32(r)) < uint32(lanes - 2 * r)
+        own_byte = uint32(uint32(4) * uint32(row * nx + col))
+        owned = uint32(i - uint32(r)) < uint32(lanes - 2 * r)
         norm = norm_x[min(max(col, int32(0)), nx - int32(1))]
-        scale, pace = half_step / max(ONE, sqrt_fast(longest[0])), begin(d)
+        scale, corrections = half_step / max(ONE, sqrt_fast(longest[0])), load_rates(d)
         low = int32(n[0]) + int32(cuda.blockIdx.z) * length
         stop = min(low + length, int32(n[0] + n[1]))
         k = low - int32(r)
         for q in range(rings):
             sums[q] = ZERO
         base = plane * uint64(uint32(max(k, int32(0))))
-        for e in range(per):
-            real[e] = int32(uint32(row + int32(e)) < n[2] and uint32(col) < n[3])
+        for e in range(rows):
+            in_image[e] = int32(uint32(row + int32(e)) < n[2] and uint32(col) < n[3])
             for c in range(3):
-                ahead[3 * e + c] = none
-                if real[e] and uint32(k) < edge:
-                    ahead[3 * e + c] = take(d, base + uint64(c) * size, uint32(place + uint32(e) * stride))
+                prefetched_d[3 * e + c] = none
+                if in_image[e] and uint32(k) < edge:
+                    prefetched_d[3 * e + c] = load_direction(d, base + uint64(c) * size, uint32(own_byte + uint32(e) * stride))
         before, now = plane * clamped_plane(k - int32(1), first, whole, edge), plane * clamped_plane(k, first, whole, edge)
         after = plane * clamped_plane(k + int32(1), first, whole, edge)
-        for e in range(parts):
-            spot = uint32(thread + uint32(e * threads))
-            line, at_x = top + int32(spot // uint32(wider)) - int32(1), left + int32(spot % uint32(wider)) - int32(1)
+        for e in range(loads):
+            element = uint32(thread + uint32(e * threads))
+            line, at_x = top + int32(element // uint32(width)) - int32(1), left + int32(element % uint32(width)) - int32(1)
             line, at_x = min(max(line, int32(0)), ny - int32(1)), min(max(at_x, int32(0)), nx - int32(1))
-            source[e] = uint32(uint32(4) * uint32(line * nx + at_x))
-            seat[e] = uint32(spot // uint32(wider) * uint32(pitch) + spot % uint32(wider))
+            byte_offsets[e] = uint32(uint32(4) * uint32(line * nx + at_x))
+            shared_offsets[e] = uint32(element // uint32(width) * uint32(pitch) + element % uint32(width))
             for c in range(3):
-                if e < full or spot < uint32(near_by):
-                    near[uint64(seat[e]) + uint64(c * area)] = load_bytes(u, before + uint64(c) * size, source[e])
-                    near[uint64(seat[e]) + uint64((3 + c) * area)] = load_bytes(u, now + uint64(c) * size, source[e])
-                    coming[3 * e + c] = load_bytes(u, after + uint64(c) * size, source[e])
+                if e < full_loads or element < uint32(plane_elements):
+                    shared_u[uint64(shared_offsets[e]) + uint64(c * area)] = load_bytes(
+                        u, before + uint64(c) * size, byte_offsets[e]
+                    )
+                    shared_u[uint64(shared_offsets[e]) + uint64((3 + c) * area)] = load_bytes(
+                        u, now + uint64(c) * size, byte_offsets[e]
+                    )
+                    prefetched_u[3 * e + c] = load_bytes(u, after + uint64(c) * size, byte_offsets[e])
         below, level, above = uint32(0), uint32(3 * area), uint32(6 * area)
-        corner = uint32((j * uint32(per) + uint32(1)) * uint32(pitch) + i + uint32(1))
-        to = uint64(uint32(j * uint32(per * lanes) + i))
+        corner = uint32((j * uint32(rows) + uint32(1)) * uint32(pitch) + i + uint32(1))
+        to = uint64(uint32(j * uint32(rows * lanes) + i))
         while k < stop + int32(r):
             z = k - int32(r)
-            for e in range(parts):
-                if e < full or uint32(thread + uint32(e * threads)) < uint32(near_by):
+            for e in range(loads):
+                if e < full_loads or uint32(thread + uint32(e * threads)) < uint32(plane_elements):
                     for c in range(3):
-                        near[uint64(uint32(above + seat[e])) + uint64(c * area)] = coming[3 * e + c]
+                        shared_u[uint64(uint32(above + shared_offsets[e])) + uint64(c * area)] = prefetched_u[3 * e + c]
             cuda.syncthreads()
             after = plane * clamped_plane(k + int32(2), first, whole, edge)
-            for e in range(parts):
-                if e < full or uint32(thread + uint32(e * threads)) < uint32(near_by):
+            for e in range(loads):
+                if e < full_loads or uint32(thread + uint32(e * threads)) < uint32(plane_elements):
                     for c in range(3):
-                        coming[3 * e + c] = load_bytes(u, after + uint64(c) * size, source[e])
-            there = uint32(k) < edge
-            for e in range(per):
-                dz, dy = scale * opened(ahead[3 * e], pace), scale * opened(ahead[3 * e + 1], pace)
-                dx = scale * opened(ahead[3 * e + 2], pace)
+                        prefetched_u[3 * e + c] = load_bytes(u, after + uint64(c) * size, byte_offsets[e])
+            plane_exists = uint32(k) < edge
+            for e in range(rows):
+                dz, dy = scale * decode(prefetched_d[3 * e], corrections), scale * decode(prefetched_d[3 * e + 1], corrections)
+                dx = scale * decode(prefetched_d[3 * e + 2], corrections)
                 bz, wz = lower_neighbour(dz)
                 by, wy = lower_neighbour(dy)
                 bx, wx = lower_neighbour(dx)
                 at = uint32(corner - by * uint32(pitch) - bx)
                 p0 = uint64(uint32(at + (below if bz else level))) + uint64(e * pitch)
                 p1 = uint64(uint32(at + (level if bz else above))) + uint64(e * pitch)
-                c0 = dz + interpolate_shared(near, p0, p1, pitch, wz, wy, wx)
-                c1 = dy + interpolate_shared(near, p0 + uint64(area), p1 + uint64(area), pitch, wz, wy, wx)
-                c2 = dx + interpolate_shared(near, p0 + uint64(2 * area), p1 + uint64(2 * area), pitch, wz, wy, wx)
-                if not (there and real[e]):
+                c0 = dz + interpolate_shared(shared_u, p0, p1, pitch, wz, wy, wx)
+                c1 = dy + interpolate_shared(shared_u, p0 + uint64(area), p1 + uint64(area), pitch, wz, wy, wx)
+                c2 = dx + interpolate_shared(shared_u, p0 + uint64(2 * area), p1 + uint64(2 * area), pitch, wz, wy, wx)
+                if not (plane_exists and in_image[e]):
                     c0, c1, c2 = ZERO, ZERO, ZERO
                 if shuffled:
                     c0, c1, c2 = filter_lanes(c0, weights, r), filter_lanes(c1, weights, r), filter_lanes(c2, weights, r)
                 line = to + uint64(e * lanes)
-                mid[line], mid[line + uint64(high * lanes)], mid[line + uint64(2 * high * lanes)] = c0, c1, c2
+                mid[line], mid[line + uint64(height * lanes)], mid[line + uint64(2 * height * lanes)] = c0, c1, c2
             k += int32(1)
             more = k < stop + int32(r) and uint32(k) < edge
             base = plane * uint64(uint32(max(k, int32(0))))
-            for e in range(per):
+            for e in range(rows):
                 for c in range(3):
-                    ahead[3 * e + c] = none
-                    if more and real[e]:
-                        ahead[3 * e + c] = take(d, base + uint64(c) * size, uint32(place + uint32(e) * stride))
+                    prefetched_d[3 * e + c] = none
+                    if more and in_image[e]:
+                        prefetched_d[3 * e + c] = load_direction(
+                            d, base + uint64(c) * size, uint32(own_byte + uint32(e) * stride)
+                        )
             cuda.syncthreads()
             if not shuffled:
                 along(mid, thread, weights)
             below, level, above = level, above, below
             at_z = plane * uint64(uint32(max(z, int32(0))))
-            for e in range(per):
-                line = uint32(j * uint32(per) + uint32(e))
-                inner = uint32(line - uint32(r)) < uint32(high - 2 * r)
-                if inner:
+            for e in range(rows):
+                line = uint32(j * uint32(rows) + uint32(e))
+                owned_row = uint32(line - uint32(r)) < uint32(height - 2 * r)
+                if owned_row:
                     start = to + uint64(e * lanes) - uint64(r * lanes)
                     a = push_plane(sums, 3 * e * (taps - 1), filter_sum(mid, start, lanes, weights, taps), weights, taps)
-                    start += uint64(high * lanes)
+                    start += uint64(height * lanes)
                     b = push_plane(sums, (3 * e + 1) * (taps - 1), filter_sum(mid, start, lanes, weights, taps), weights, taps)
-                    start += uint64(high * lanes)
+                    start += uint64(height * lanes)
                     c = push_plane(sums, (3 * e + 2) * (taps - 1), filter_sum(mid, start, lanes, weights, taps), weights, taps)
-                    if z >= low and within and real[e]:
+                    if z >= low and owned and in_image[e]:
                         total = norm * norm_y[row + int32(e)] * norm_z[z]
                         store_components(
-                            composed, at_z, size, uint32(place + uint32(e) * stride), a * total, b * total, c * total
+                            composed, at_z, size, uint32(own_byte + uint32(e) * stride), a * total, b * total, c * total
                         )
 
     return body

@@ -22,21 +22,21 @@ def intensity_histogram_shared() -> Callable[..., None]:
 
     begin, end: uint64, the voxels;  low, width: float32;  image: (N,) float32;  totals: (B,) int64, to which counts are added
     """
-    threads, most = THREADS, MAX_BINS
+    threads, max_bins = THREADS, MAX_BINS
 
     def body(begin, end, low, width, image, totals):
-        counts = cuda.shared.array(most, int32)  # noqa: F821
+        counts = cuda.shared.array(max_bins, int32)  # noqa: F821
         t, bins = uint32(cuda.threadIdx.x), uint32(totals.shape[0])  # noqa: F821
         at = t
         while at < bins:
             counts[at] = int32(0)
             at = uint32(at + uint32(threads))
         cuda.syncthreads()  # noqa: F821
-        o = OFFSET(begin) + OFFSET(cuda.blockIdx.x) * OFFSET(threads) + OFFSET(t)  # noqa: F821
-        while o < end:
-            b = (image[o] - low) / width
+        voxel = OFFSET(begin) + OFFSET(cuda.blockIdx.x) * OFFSET(threads) + OFFSET(t)  # noqa: F821
+        while voxel < end:
+            b = (image[voxel] - low) / width
             cuda.atomic.add(counts, uint32(int32(min(max(b, ZERO), float32(int32(bins) - int32(1))))), int32(1))  # noqa: F821
-            o = o + OFFSET(cuda.gridDim.x) * OFFSET(threads)  # noqa: F821
+            voxel = voxel + OFFSET(cuda.gridDim.x) * OFFSET(threads)  # noqa: F821
         cuda.syncthreads()  # noqa: F821
         at = t
         while at < bins:

@@ -24,6 +24,6 @@ def random_bits(voxel, t):
 
 
 @formula
-def component_bits(dice, component):
+def component_bits(bits, component):
     """Ten of thirty random bits."""
-    return uint32(uint32(dice >> uint32(BITS * component)) & uint32((1 << BITS) - 1))
+    return uint32(uint32(bits >> uint32(BITS * component)) & uint32((1 << BITS) - 1))

@@ -23,8 +23,8 @@ NAN = float32(math.nan)
 @formula
 def affine_coordinate(line, z, y, x, affine):
     """Component ``line`` of A x + t as whole voxels and the rest: (int32, float32 in [0, 1])."""
-    fixed = affine[4 * line + 0] * z + affine[4 * line + 1] * y + affine[4 * line + 2] * x + affine[4 * line + 3]
-    return int32(fixed >> int64(32)), float32((fixed >> int64(8)) & int64(0xFFFFFF)) * UNIT
+    coordinate = affine[4 * line + 0] * z + affine[4 * line + 1] * y + affine[4 * line + 2] * x + affine[4 * line + 3]
+    return int32(coordinate >> int64(32)), float32((coordinate >> int64(8)) & int64(0xFFFFFF)) * UNIT
 
 
 @formula
@@ -32,8 +32,8 @@ def displaced_coordinate(line, z, y, x, affine, linear, uz, uy, ux):
     """Component ``line`` of A x + t + S u, likewise."""
     whole, rest = affine_coordinate(line, z, y, x, affine)
     rest += linear[3 * line + 0] * uz + linear[3 * line + 1] * uy + linear[3 * line + 2] * ux
-    more = math.floor(rest)
-    return whole + int32(more), rest - float32(more)
+    carry = math.floor(rest)
+    return whole + int32(carry), rest - float32(carry)
 
 
 @displaced_coordinate.on_cuda

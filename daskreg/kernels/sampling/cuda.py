@@ -33,11 +33,11 @@ def column_blocks(n: Sequence[Any]) -> tuple[np.uint32, tuple[int, int, int], tu
 
 
 @formula
-def sampling_coordinate(fixed, sz, sy, sx, uz, uy, ux):
+def sampling_coordinate(coordinate, sz, sy, sx, uz, uy, ux):
     """A component of A x + t (64-bit fixed point) + S u as whole and fraction."""
-    rest = float32(int32(uint32(fixed) >> uint32(8))) * UNIT + dot3(sz, sy, sx, uz, uy, ux)
-    more = floor_int32(rest)
-    return int32(fixed >> int64(32)) + more, rest - float32(more)
+    rest = float32(int32(uint32(coordinate) >> uint32(8))) * UNIT + dot3(sz, sy, sx, uz, uy, ux)
+    carry = floor_int32(rest)
+    return int32(coordinate >> int64(32)) + carry, rest - float32(carry)
 
 
 @formula
@@ -138,8 +138,8 @@ def corner_values(image, k, j, i):
 
 def displaced_on_cuda(line, z, y, x, affine, linear, uz, uy, ux):
     """What ``sample.displaced`` is on a GPU: ``located`` from indices."""
-    fixed = affine[4 * line + 0] * z + affine[4 * line + 1] * y + affine[4 * line + 2] * x + affine[4 * line + 3]
-    return sampling_coordinate(fixed, linear[3 * line], linear[3 * line + 1], linear[3 * line + 2], uz, uy, ux)
+    coordinate = affine[4 * line + 0] * z + affine[4 * line + 1] * y + affine[4 * line + 2] * x + affine[4 * line + 3]
+    return sampling_coordinate(coordinate, linear[3 * line], linear[3 * line + 1], linear[3 * line + 2], uz, uy, ux)
 
 
 def trilinear_on_cuda(image, k, j, i, wz, wy, wx):
@@ -162,10 +162,10 @@ def jacobian_transpose_on_cuda(line, linear, r, dz, dy, dx):
 def store_value(at, point, linear, size, image, fields, a, b):
     """``moved = image(p)``, NaN out of domain."""
     k, j, i, wz, wy, wx = point
-    value, here = NAN, k - size[1]
+    value, local_k = NAN, k - size[1]
     # most points are inside: the one question they need comes first
-    if is_interior(size[2], size[3], size[4], here, j, i) or touches_image(size[0], size[3], size[4], k, j, i):
-        value = interpolate(flat_corners(image, size[2], size[3], size[4], here, j, i), wz, wy, wx)
+    if is_interior(size[2], size[3], size[4], local_k, j, i) or touches_image(size[0], size[3], size[4], k, j, i):
+        value = interpolate(flat_corners(image, size[2], size[3], size[4], local_k, j, i), wz, wy, wx)
     fields[0][at] = value
     return a, b
 
@@ -230,7 +230,7 @@ def column_body(visit, displaced, summed):
     ``displaced``), size (planes of the whole image, the one that comes first here, planes here, rows, columns; int32), image
     (flat; float32, or uint16: float16's bits), fields (of ``visit``), totals (2,) int64.
     """
-    use, count = visit, TILE[0] * TILE[1]
+    visitor, count = visit, TILE[0] * TILE[1]
     tally = block_sum(count)
 
     def body(depth, n, first, affine, linear, u, size, image, fields, totals):
@@ -253,7 +253,7 @@ def column_body(visit, displaced, summed):
                 k, wz = sampling_coordinate(fz, linear[0], linear[1], linear[2], uz, uy, ux)
                 j, wy = sampling_coordinate(fy, linear[3], linear[4], linear[5], uz, uy, ux)
                 i, wx = sampling_coordinate(fx, linear[6], linear[7], linear[8], uz, uy, ux)
-                a, b = use(at, (k, j, i, wz, wy, wx), linear, size, image, fields, a, b)
+                a, b = visitor(at, (k, j, i, wz, wy, wx), linear, size, image, fields, a, b)
                 fz, fy, fx = fz + affine[0], fy + affine[4], fx + affine[8]
                 at += plane
                 step = uint32(step + uint32(1))
@@ -275,7 +275,7 @@ def pull_back_columns(displaced, mixed=False):
     return column_body(pull_back_visitor(mixed), displaced, False)
 
 
-def launch_columns(march, constants, box, place, u, image, origin, planes, fields, totals=None):
+def launch_columns(kernel, constants, box, place, u, image, origin, planes, fields, totals=None):
     """A sampling sweep on arrays as the plain kernels take them; ``place``: first plane, A and t, S."""
     n = tuple(np.uint32(v) for v in box)
     size = tuple(np.int32(v) for v in (planes, origin, *image.shape))
@@ -285,7 +285,7 @@ def launch_columns(march, constants, box, place, u, image, origin, planes, field
     if box[1]:
         sums = values if totals is None else totals
         depth, blocks, threads = column_blocks(n)
-        march(constants, blocks, threads, depth, n, np.int32(first), affine, linear, u, size, values, fields, sums)
+        kernel(constants, blocks, threads, depth, n, np.int32(first), affine, linear, u, size, values, fields, sums)
 
 
 def sample(shape, first, affine, linear, u, origin, planes, image, moved):

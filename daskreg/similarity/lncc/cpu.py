@@ -43,12 +43,16 @@ def window_sums(z, y, x, radius, fixed, weight, moved):
     for k in range(max(kz - radius, 0), min(kz + radius + 1, fixed.shape[0])):
         for j in range(max(ky - radius, 0), min(ky + radius + 1, fixed.shape[1])):
             for i in range(max(kx - radius, 0), min(kx + radius + 1, fixed.shape[2])):
-                value = moved[index(k), index(j), index(i)]
-                w = weight_at(index(k), index(j), index(i), weight, value)
+                moved_value = moved[index(k), index(j), index(i)]
+                w = weight_at(index(k), index(j), index(i), weight, moved_value)
                 if w > ZERO:
-                    still = fixed[index(k), index(j), index(i)]
-                    n, f, m = n + w, f + w * still, m + w * value
-                    ff, mm, fm = ff + w * still * still, mm + w * value * value, fm + w * still * value
+                    fixed_value = fixed[index(k), index(j), index(i)]
+                    n, f, m = n + w, f + w * fixed_value, m + w * moved_value
+                    ff, mm, fm = (
+                        ff + w * fixed_value * fixed_value,
+                        mm + w * moved_value * moved_value,
+                        fm + w * fixed_value * moved_value,
+                    )
     return n, f, m, ff, mm, fm
 
 
@@ -91,19 +95,19 @@ def lncc_slope(z, y, x, radius, dkc, fixed, weight, moved):
 
 
 @formula
-def sum_products(line, y, still, value, weight, ones):
+def sum_products(line, y, fixed, moved, weight, ones):
     """Sum w, wF, wM, wFF, wMM, wFM over the window's rows of one plane into lines (6, X + 2 radius), whose ends stay zero."""
-    r, ny, masked = len(ones) // 2, still.shape[0], weight.shape[0] > 0
-    for x in range(still.shape[1]):
+    r, ny, masked = len(ones) // 2, fixed.shape[0], weight.shape[0] > 0
+    for x in range(fixed.shape[1]):
         a, b, c, d, e, f = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
         for t in range(len(ones)):
             j = y + t - r
             row, at = index(min(max(j, 0), ny - 1)), index(x)
-            m, s = value[row, at], still[row, at]
-            real = m == m
+            m, s = moved[row, at], fixed[row, at]
+            defined = m == m
             w = weight[row, at] if masked else ONE
-            w = w if real and 0 <= j < ny else ZERO
-            m = m if real else ZERO
+            w = w if defined and 0 <= j < ny else ZERO
+            m = m if defined else ZERO
             wf, wm = w * s, w * m
             a, b, c, d, e, f = a + w, b + wf, c + wm, d + wf * s, e + wm * m, f + wf * m
         at = index(x + r)
@@ -125,38 +129,38 @@ def sum_fields(line, y, source, ones):
 
 
 @formula
-def sum_window(ring, oldest, total, boxed, ones):
+def sum_window(ring, oldest, column_sums, sums, ones):
     """Sum a ring of plane lines (k, Q, X + 2 radius), oldest first, then along x from left to right: (Q, X)."""
     k = len(ones)
-    for q in range(total.shape[0]):
-        for x in range(total.shape[1]):
+    for q in range(column_sums.shape[0]):
+        for x in range(column_sums.shape[1]):
             value = ZERO
             for t in range(len(ones)):
                 slot = oldest + t
                 value += ring[index(slot if slot < k else slot - k), index(q), index(x)]
-            total[index(q), index(x)] = value
-        for x in range(boxed.shape[1]):
+            column_sums[index(q), index(x)] = value
+        for x in range(sums.shape[1]):
             value = ZERO
             for t in range(len(ones)):
-                value += total[index(q), index(x + t)]
-            boxed[index(q), index(x)] = value
+                value += column_sums[index(q), index(x + t)]
+            sums[index(q), index(x)] = value
 
 
 @formula
-def write_factors(boxed, value, mask, epsilon, flat, ds, ks, cs, sums):
+def write_factors(sums, moved, mask, epsilon, flat, ds, ks, cs, row_sums):
     """Factors of a row from its window sums; the row's sums of w cc and w."""
     correlation, weights, masked = ZERO, ZERO, mask.shape[0] > 0
-    for x in range(value.shape[0]):
+    for x in range(moved.shape[0]):
         at = index(x)
-        w = (mask[at] if masked else ONE) if value[at] == value[at] else ZERO
-        cc, d, k, c = factors(boxed[index(0), at], boxed[index(1), at], boxed[index(2), at],
-                              boxed[index(3), at], boxed[index(4), at], boxed[index(5), at], epsilon, flat)  # fmt: skip
+        w = (mask[at] if masked else ONE) if moved[at] == moved[at] else ZERO
+        cc, d, k, c = factors(sums[index(0), at], sums[index(1), at], sums[index(2), at],
+                              sums[index(3), at], sums[index(4), at], sums[index(5), at], epsilon, flat)  # fmt: skip
         ds[at], ks[at], cs[at] = w * d, w * k, w * c
-        boxed[index(0), at], boxed[index(1), at] = w * cc, w
-    for x in range(value.shape[0]):
-        correlation += boxed[index(0), index(x)]
-        weights += boxed[index(1), index(x)]
-    sums[0], sums[1] = correlation, weights
+        sums[index(0), at], sums[index(1), at] = w * cc, w
+    for x in range(moved.shape[0]):
+        correlation += sums[index(0), index(x)]
+        weights += sums[index(1), index(x)]
+    row_sums[0], row_sums[1] = correlation, weights
 
 
 @RowKernel
@@ -166,7 +170,7 @@ def march_factors(n, rows, ones, epsilon, flat, fixed, weight, moved, dkc):
     k, r = len(ones), len(ones) // 2
     for y in prange(ny):
         ring = np.zeros((k, 6, nx + 2 * r), np.float32)
-        total, boxed = np.empty((6, nx + 2 * r), np.float32), np.empty((6, nx), np.float32)
+        column_sums, sums = np.empty((6, nx + 2 * r), np.float32), np.empty((6, nx), np.float32)
         none2, none = np.empty((0, 0), np.float32), np.empty(0, np.float32)
         for step in range(-r, nz + r):
             line, plane = ring[(step + r) % k], step + z0
@@ -177,22 +181,22 @@ def march_factors(n, rows, ones, epsilon, flat, fixed, weight, moved, dkc):
                 line[:] = ZERO
             row, z = step - r, step - r + z0
             if row >= 0:
-                sum_window(ring, row % k, total, boxed, ones)
+                sum_window(ring, row % k, column_sums, sums, ones)
                 mask = weight[z, y] if weight.shape[0] > 0 else none
-                write_factors(boxed, moved[z, y], mask, epsilon, flat, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, row, y])
+                write_factors(sums, moved[z, y], mask, epsilon, flat, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, row, y])
 
 
 @formula
-def write_slope(boxed, still, mask, value):
+def write_gradient(sums, fixed, mask, moved):
     """Replace a row of ``moved`` by the gradient."""
     masked = mask.shape[0] > 0
-    for x in range(still.shape[0]):
+    for x in range(fixed.shape[0]):
         at = index(x)
-        m = value[at]
-        real = m == m
-        w = (mask[at] if masked else ONE) if real else ZERO
-        m = m if real else ZERO
-        value[at] = -w * (still[at] * boxed[index(0), at] - m * boxed[index(1), at] + boxed[index(2), at])
+        m = moved[at]
+        defined = m == m
+        w = (mask[at] if masked else ONE) if defined else ZERO
+        m = m if defined else ZERO
+        moved[at] = -w * (fixed[at] * sums[index(0), at] - m * sums[index(1), at] + sums[index(2), at])
 
 
 @RowKernel
@@ -202,7 +206,7 @@ def march_slope(n, ones, dkc, fixed, weight, moved):
     k, r = len(ones), len(ones) // 2
     for y in prange(ny):
         ring = np.zeros((k, 3, nx + 2 * r), np.float32)
-        total, boxed = np.empty((3, nx + 2 * r), np.float32), np.empty((3, nx), np.float32)
+        column_sums, sums = np.empty((3, nx + 2 * r), np.float32), np.empty((3, nx), np.float32)
         none = np.empty(0, np.float32)
         for step in range(-r, nz + r):
             line, plane = ring[(step + r) % k], step + z0
@@ -212,6 +216,6 @@ def march_slope(n, ones, dkc, fixed, weight, moved):
                 line[:] = ZERO
             row, z = step - r, step - r + z0
             if row >= 0:
-                sum_window(ring, row % k, total, boxed, ones)
+                sum_window(ring, row % k, column_sums, sums, ones)
                 mask = weight[z, y] if weight.shape[0] > 0 else none
-                write_slope(boxed, fixed[z, y], mask, moved[z, y])
+                write_gradient(sums, fixed[z, y], mask, moved[z, y])

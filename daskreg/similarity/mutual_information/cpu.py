@@ -77,10 +77,10 @@ def joint_histogram(z, y, x, counts, fixed, weight, moved):
     value = moved[z, y, x]
     w = weight_at(z, y, x, weight, value)
     if w > ZERO:
-        i, at = bin_coordinate(value, counts.shape[1])
-        j, beside = bin_coordinate(fixed[z, y, x], counts.shape[1])
-        p, q, r, s = spline(at)
-        a, b, c, d = spline(beside)
+        i, moved_fraction = bin_coordinate(value, counts.shape[1])
+        j, fixed_fraction = bin_coordinate(fixed[z, y, x], counts.shape[1])
+        p, q, r, s = spline(moved_fraction)
+        a, b, c, d = spline(fixed_fraction)
         k, col, w = index(i), index(j), w * SCALE
         add_to_row(counts, k, col, w * p * a, w * p * b, w * p * c, w * p * d)
         add_to_row(counts, index(k + index(1)), col, w * q * a, w * q * b, w * q * c, w * q * d)
@@ -106,10 +106,10 @@ def information_slope(z, y, x, table, fixed, weight, moved):
     w = weight_at(z, y, x, weight, value)
     result = ZERO
     if w > ZERO and ZERO < value < ONE:
-        i, at = bin_coordinate(value, table.shape[0])
-        j, beside = bin_coordinate(fixed[z, y, x], table.shape[0])
-        p, q, r, s = spline_derivative(at)
-        a, b, c, d = spline(beside)
+        i, moved_fraction = bin_coordinate(value, table.shape[0])
+        j, fixed_fraction = bin_coordinate(fixed[z, y, x], table.shape[0])
+        p, q, r, s = spline_derivative(moved_fraction)
+        a, b, c, d = spline(fixed_fraction)
         k, col = index(i), index(j)
         total = p * dot_row(table, k, col, a, b, c, d) + q * dot_row(table, index(k + index(1)), col, a, b, c, d)
         total += r * dot_row(table, index(k + index(2)), col, a, b, c, d) + s * dot_row(

@@ -60,16 +60,16 @@ def _nearest_by_bits() -> Callable[..., Any]:
 
 
 @formula
-def add_spline_weights(add, counts, start, bins, copies, value, still, w):
+def add_spline_weights(add, counts, start, bins, copies, moved_value, fixed_value, w):
     """Add 2^20 w w_i(moved) w_j(fixed) to 4 x 4 bins of a copy that begins at ``start``: ``add(counts, index, value)``."""
-    i, at = bin_coordinate(value, bins)
-    j, beside = bin_coordinate(still, bins)
-    up, along = spline(at), spline(beside)
+    i, moved_fraction = bin_coordinate(moved_value, bins)
+    j, fixed_fraction = bin_coordinate(fixed_value, bins)
+    moved_weights, fixed_weights = spline(moved_fraction), spline(fixed_fraction)
     first, w = OFFSET(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), w * SCALE
     for p in range(4):
-        share = w * up[p]
+        share = w * moved_weights[p]
         for q in range(4):
-            add(counts, OFFSET(first + OFFSET((p * bins + q) * copies)), uint32(round_nearest(share * along[q])))
+            add(counts, OFFSET(first + OFFSET((p * bins + q) * copies)), uint32(round_nearest(share * fixed_weights[q])))
 
 
 def histogram_bounds(bins: int, masked: bool, half: bool = False) -> tuple[int, int]:
@@ -89,21 +89,23 @@ def joint_histogram_shared(bins: int, masked: bool, half: bool = False) -> Calla
     size = bins * bins
     words = size * copies
     kind, none = storage_type(half)
-    most = max(1, MAX_ADDITIONS * copies // (THREADS * VOXELS_PER_LOAD))  # turns of a block before it must empty its histogram
+    max_rounds = max(
+        1, MAX_ADDITIONS * copies // (THREADS * VOXELS_PER_LOAD)
+    )  # turns of a block before it must empty its histogram
 
     @formula
     def add(counts, at, value):
         cuda.atomic.add(counts, at, value)  # noqa: F821
 
     @formula
-    def empty(counts, totals, t):
+    def flush(counts, totals, t):
         """Add the copies up, each thread beginning with another one (and with another bank), and clear them."""
         cuda.syncthreads()  # noqa: F821
-        many = min(uint32(copies), uint32(cuda.blockDim.x))  # noqa: F821  # copies; unknown to the compiler, which must not unroll
+        n_copies = min(uint32(copies), uint32(cuda.blockDim.x))  # noqa: F821  # copies; unknown to the compiler, which must not unroll
         at = t
         while at < uint32(size):
             total, c = OFFSET(0), uint32(0)
-            while c < many:
+            while c < n_copies:
                 place = uint32(at * uint32(copies) + (uint32(t + c) & uint32(copies - 1)))
                 total += OFFSET(counts[place])
                 counts[place] = uint32(0)
@@ -115,8 +117,8 @@ def joint_histogram_shared(bins: int, masked: bool, half: bool = False) -> Calla
 
     def body(begin, end, fixed, weight, moved, totals):
         counts = cuda.shared.array(0, uint32)  # noqa: F821
-        value = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
-        still = cuda.local.array(VOXELS_PER_LOAD, kind)  # noqa: F821
+        moved_values = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
+        fixed_values = cuda.local.array(VOXELS_PER_LOAD, kind)  # noqa: F821
         w = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
         start = uint32(t & uint32(copies - 1))
@@ -125,27 +127,27 @@ def joint_histogram_shared(bins: int, masked: bool, half: bool = False) -> Calla
             counts[at] = uint32(0)
             at = uint32(at + uint32(THREADS))
         cuda.syncthreads()  # noqa: F821
-        turn = OFFSET(THREADS * VOXELS_PER_LOAD)
-        turns = OFFSET(OFFSET(OFFSET(end - begin) + turn - OFFSET(1)) // turn)
-        blocks, mine = OFFSET(cuda.gridDim.x), OFFSET(cuda.blockIdx.x)  # noqa: F821
-        now, last = OFFSET(turns * mine // blocks), OFFSET(turns * OFFSET(mine + OFFSET(1)) // blocks)
-        left = int32(most)
-        while now < last:
-            base = OFFSET(begin + now * turn)
+        round_size = OFFSET(THREADS * VOXELS_PER_LOAD)
+        rounds = OFFSET(OFFSET(OFFSET(end - begin) + round_size - OFFSET(1)) // round_size)
+        blocks, block = OFFSET(cuda.gridDim.x), OFFSET(cuda.blockIdx.x)  # noqa: F821
+        current, last = OFFSET(rounds * block // blocks), OFFSET(rounds * OFFSET(block + OFFSET(1)) // blocks)
+        rounds_left = int32(max_rounds)
+        while current < last:
+            base = OFFSET(begin + current * round_size)
             for s in range(VOXELS_PER_LOAD):
-                o = OFFSET(base + OFFSET(uint32(t + uint32(s * THREADS))))
-                value[s], still[s], w[s] = ZERO, none, ZERO
-                if o < end:
-                    value[s], still[s] = moved[o], fixed[o]
-                    w[s] = weight[o] if masked else ONE
+                voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * THREADS))))
+                moved_values[s], fixed_values[s], w[s] = ZERO, none, ZERO
+                if voxel < end:
+                    moved_values[s], fixed_values[s] = moved[voxel], fixed[voxel]
+                    w[s] = weight[voxel] if masked else ONE
             for s in range(VOXELS_PER_LOAD):
-                if w[s] > ZERO and value[s] == value[s]:
-                    add_spline_weights(add, counts, start, bins, copies, value[s], as_float32(still[s]), w[s])
-            now, left = OFFSET(now + OFFSET(1)), int32(left - int32(1))
-            if left == int32(0):
-                empty(counts, totals, t)
-                left = int32(most)
-        empty(counts, totals, t)
+                if w[s] > ZERO and moved_values[s] == moved_values[s]:
+                    add_spline_weights(add, counts, start, bins, copies, moved_values[s], as_float32(fixed_values[s]), w[s])
+            current, rounds_left = OFFSET(current + OFFSET(1)), int32(rounds_left - int32(1))
+            if rounds_left == int32(0):
+                flush(counts, totals, t)
+                rounds_left = int32(max_rounds)
+        flush(counts, totals, t)
 
     return body
 
@@ -160,8 +162,8 @@ def information_table(bins: int) -> Callable[..., None]:
     size, threads = bins * bins, TABLE_THREADS
 
     def body(totals, table, value):
-        down = cuda.shared.array(bins, int64)  # noqa: F821
-        across = cuda.shared.array(bins, int64)  # noqa: F821
+        moved_marginal = cuda.shared.array(bins, int64)  # noqa: F821
+        fixed_marginal = cuda.shared.array(bins, int64)  # noqa: F821
         parts = cuda.shared.array(threads, float64)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
         i = t
@@ -170,56 +172,56 @@ def information_table(bins: int) -> Callable[..., None]:
             for j in range(bins):
                 row += totals[uint32(i * uint32(bins) + uint32(j))]
                 column += totals[uint32(uint32(j * bins) + i)]
-            down[i], across[i] = row, column
+            moved_marginal[i], fixed_marginal[i] = row, column
             i = uint32(i + uint32(threads))
         cuda.syncthreads()  # noqa: F821
-        everything = COUNTER(0)
+        total_count = COUNTER(0)
         for j in range(bins):
-            everything += down[j]
-        n = float64(max(everything, COUNTER(1)))
-        found = float64(0)
+            total_count += moved_marginal[j]
+        n = float64(max(total_count, COUNTER(1)))
+        information = float64(0)
         at = t
         while at < uint32(size):
             p, ratio = float64(totals[at]) / n, float64(0)
             if p > float64(0):
                 i, j = uint32(at // uint32(bins)), uint32(at % uint32(bins))
-                ratio = math.log(p / (float64(down[i]) / n * (float64(across[j]) / n)))
+                ratio = math.log(p / (float64(moved_marginal[i]) / n * (float64(fixed_marginal[j]) / n)))
             table[at] = float32(ratio)
-            found += p * ratio
+            information += p * ratio
             at = uint32(at + uint32(threads))
-        parts[t] = found
+        parts[t] = information
         cuda.syncthreads()  # noqa: F821
         if t == uint32(0):
             total = float64(0)
             for e in range(threads):
                 total += parts[e]
-            value[0], value[1] = -total, float64(everything) / float64(FIXED_POINT)
+            value[0], value[1] = -total, float64(total_count) / float64(FIXED_POINT)
 
     return body
 
 
 @formula
-def gradient_at(table, start, bins, copies, value, still, w):
+def gradient_at(table, start, bins, copies, moved_value, fixed_value, w):
     """``-w sum_ij T_ij w'_i(moved) w_j(fixed)``, see ``information_slope``; 0 where w is, out of domain, and where clamped.
 
     table: flat, T_ij at ``start + (i B + j) copies``.
     """
     result = ZERO
-    if w > ZERO and ZERO < value < ONE:
-        i, at = bin_coordinate(value, bins)
-        j, beside = bin_coordinate(still, bins)
-        up, along = spline_derivative(at), spline(beside)
+    if w > ZERO and ZERO < moved_value < ONE:
+        i, moved_fraction = bin_coordinate(moved_value, bins)
+        j, fixed_fraction = bin_coordinate(fixed_value, bins)
+        moved_weights, fixed_weights = spline_derivative(moved_fraction), spline(fixed_fraction)
         first, total = OFFSET(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), ZERO
         for p in range(4):
             near = (
-                table[OFFSET(first + OFFSET(p * bins * copies))] * along[0]
-                + table[OFFSET(first + OFFSET((p * bins + 1) * copies))] * along[1]
+                table[OFFSET(first + OFFSET(p * bins * copies))] * fixed_weights[0]
+                + table[OFFSET(first + OFFSET((p * bins + 1) * copies))] * fixed_weights[1]
             )
             far = (
-                table[OFFSET(first + OFFSET((p * bins + 2) * copies))] * along[2]
-                + table[OFFSET(first + OFFSET((p * bins + 3) * copies))] * along[3]
+                table[OFFSET(first + OFFSET((p * bins + 2) * copies))] * fixed_weights[2]
+                + table[OFFSET(first + OFFSET((p * bins + 3) * copies))] * fixed_weights[3]
             )
-            total += up[p] * (near + far)
+            total += moved_weights[p] * (near + far)
         result = -w * total * float32(bins - 5)
     return result
 
@@ -242,31 +244,33 @@ def information_gradient_shared(bins: int, masked: bool, copies: int, half: bool
     kind, none = storage_type(half)
 
     def body(begin, end, table, fixed, weight, moved, out):
-        look = cuda.shared.array(0, float32)  # noqa: F821
-        value = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
-        still = cuda.local.array(VOXELS_PER_LOAD, kind)  # noqa: F821
+        shared_table = cuda.shared.array(0, float32)  # noqa: F821
+        moved_values = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
+        fixed_values = cuda.local.array(VOXELS_PER_LOAD, kind)  # noqa: F821
         w = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
         start = uint32(t & uint32(copies - 1))
         at = t
         while at < uint32(words):
-            look[at] = table[uint32(at // uint32(copies))]
+            shared_table[at] = table[uint32(at // uint32(copies))]
             at = uint32(at + uint32(GRADIENT_THREADS))
         cuda.syncthreads()  # noqa: F821
-        turn = OFFSET(GRADIENT_THREADS * VOXELS_PER_LOAD)
-        base = OFFSET(begin + OFFSET(cuda.blockIdx.x) * turn)  # noqa: F821
+        round_size = OFFSET(GRADIENT_THREADS * VOXELS_PER_LOAD)
+        base = OFFSET(begin + OFFSET(cuda.blockIdx.x) * round_size)  # noqa: F821
         while base < end:
             for s in range(VOXELS_PER_LOAD):
-                o = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
-                value[s], still[s], w[s] = ZERO, none, ZERO
-                if o < end:
-                    value[s], still[s] = moved[o], fixed[o]
-                    w[s] = weight[o] if masked else ONE
+                voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
+                moved_values[s], fixed_values[s], w[s] = ZERO, none, ZERO
+                if voxel < end:
+                    moved_values[s], fixed_values[s] = moved[voxel], fixed[voxel]
+                    w[s] = weight[voxel] if masked else ONE
             for s in range(VOXELS_PER_LOAD):
-                o = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
-                if o < end:
-                    out[o] = gradient_at(look, start, bins, copies, value[s], as_float32(still[s]), w[s])
-            base = OFFSET(base + OFFSET(cuda.gridDim.x) * turn)  # noqa: F821
+                voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
+                if voxel < end:
+                    out[voxel] = gradient_at(
+                        shared_table, start, bins, copies, moved_values[s], as_float32(fixed_values[s]), w[s]
+                    )
+            base = OFFSET(base + OFFSET(cuda.gridDim.x) * round_size)  # noqa: F821
 
     return body
 

@@ -34,44 +34,44 @@ ONE, ZERO = float32(1), float32(0)
 
 
 @formula
-def load_planes(load_fixed, none, base, at, bits, masked, fixed, weight, moved, still, value, w):
+def load_planes(load_fixed, none, base, offsets, valid, masked, fixed, weight, moved, fixed_values, moved_values, weights):
     """Load a plane's voxels into registers, F as ``load`` finds it; zeros out of the grid."""
     from_f, from_m = address(fixed, base), address(moved, base)
     from_w = address(weight, base) if masked else from_f
-    for s in range(len(at)):
-        still[s], value[s] = none, ZERO
+    for s in range(len(offsets)):
+        fixed_values[s], moved_values[s] = none, ZERO
         if masked:
-            w[s] = ZERO
-        if uint32(bits & uint32(1 << s)) != uint32(0):
-            still[s], value[s] = load_fixed(from_f, at[s]), load(from_m, at[s])
+            weights[s] = ZERO
+        if uint32(valid & uint32(1 << s)) != uint32(0):
+            fixed_values[s], moved_values[s] = load_fixed(from_f, offsets[s]), load(from_m, offsets[s])
             if masked:
-                w[s] = load(from_w, at[s])
+                weights[s] = load(from_w, offsets[s])
 
 
 @formula
-def write_shared(raw, t, threads, size, masked, still, value, w):
+def write_shared(raw, t, threads, size, masked, fixed_values, moved_values, weights):
     """Put F, M and a mask into shared memory, zeros out of the domain; whether a voxel is out of it."""
-    lacks = int32(0)
-    for s in range(len(still)):
-        e, real = uint32(t + uint32(s * threads)), value[s] == value[s]
-        raw[e] = as_float32(still[s]) if real else ZERO
-        raw[uint32(e + uint32(size))] = value[s] if real else ZERO
+    missing = int32(0)
+    for s in range(len(fixed_values)):
+        e, defined = uint32(t + uint32(s * threads)), moved_values[s] == moved_values[s]
+        raw[e] = as_float32(fixed_values[s]) if defined else ZERO
+        raw[uint32(e + uint32(size))] = moved_values[s] if defined else ZERO
         if masked:
-            raw[uint32(e + uint32(2 * size))] = w[s] if real else ZERO
-        lacks = lacks if real else int32(1)
-    return lacks
+            raw[uint32(e + uint32(2 * size))] = weights[s] if defined else ZERO
+        missing = missing if defined else int32(1)
+    return missing
 
 
 @formula
-def write_shared_weights(raw, t, threads, size, bits, value):
+def write_shared_weights(raw, t, threads, size, valid, moved_values):
     """Put w into shared memory, where there is no mask: 1 in the grid and the domain."""
-    for s in range(len(value)):
-        there = uint32(bits & uint32(1 << s)) != uint32(0) and value[s] == value[s]
-        raw[uint32(t + uint32(2 * size + s * threads))] = ONE if there else ZERO
+    for s in range(len(moved_values)):
+        counts = uint32(valid & uint32(1 << s)) != uint32(0) and moved_values[s] == moved_values[s]
+        raw[uint32(t + uint32(2 * size + s * threads))] = ONE if counts else ZERO
 
 
 @formula
-def sum_products_x(raw, size, width, t, radius, lead, height, counted, masked, a, b, w, p, mid):
+def sum_products_x(raw, size, width, t, radius, lead, height, weighted, masked, a, b, w, p, mid):
     """Windows along x of F, M, FF, MM, FM and, where ``counted``, w: a thread four neighbours of a row."""
     row, group, plane = uint32(t >> uint32(3)), uint32(t & uint32(7)), height * TILE_X
     if row < uint32(height):
@@ -108,7 +108,7 @@ def sum_products_x(raw, size, width, t, radius, lead, height, counted, masked, a
             for q in range(len(a)):
                 p[q] = b[q] * b[q]
             sum_x(p, lead, radius, mid, to + uint32(3 * plane))
-        if counted:
+        if weighted:
             load_row(raw, at + uint32(2 * size), p)
             sum_x(p, lead, radius, mid, to + uint32(5 * plane))
 
@@ -120,17 +120,19 @@ def scalar_output(out):
 
 
 @formula
-def store_center_gradient(spots, at, w, still, value, d, k, c):
+def store_center_gradient(addresses, at, w, fixed_value, moved_value, d, k, c):
     """The centre window's share of the gradient times N."""
-    store(spots[0], at, -(w * (still * (w * d) - value * (w * k) + w * c)) if value == value else ZERO)
+    store(
+        addresses[0], at, -(w * (fixed_value * (w * d) - moved_value * (w * k) + w * c)) if moved_value == moved_value else ZERO
+    )
 
 
 @formula
-def store_factors(spots, at, w, still, value, d, k, c):
+def store_factors(addresses, at, w, fixed_value, moved_value, d, k, c):
     """What the exact gradient needs of a window."""
-    store(spots[0], at, w * d)
-    store(spots[1], at, w * k)
-    store(spots[2], at, w * c)
+    store(addresses[0], at, w * d)
+    store(addresses[1], at, w * k)
+    store(addresses[2], at, w * c)
 
 
 @formula
@@ -170,82 +172,95 @@ def window_extent(i, radius, n):
 def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bool) -> Callable[..., None]:
     """A body that finds the window sums of every voxel and stores what follows from them."""
     (kind, none), load_fixed = storage_type(half), load_uint16 if half else load  # F as it is stored
-    k, rows, threads, tall = 2 * radius + 1, rows_per_thread(radius), window_threads(radius), tile_rows(radius)
+    k, rows, threads, tile_height = 2 * radius + 1, rows_per_thread(radius), window_threads(radius), tile_rows(radius)
     pad = -(-radius // GROUP) * GROUP
-    width, height, reach, lead = TILE_X + 2 * pad, tall + 2 * radius, GROUP + 2 * pad, pad - radius
-    slots = -(-width * height // threads)
-    size = slots * threads
-    raws, mids, twice = 3 * size, 6 * height * TILE_X, 2 * threads
+    width, height, reach, lead = TILE_X + 2 * pad, tile_height + 2 * radius, GROUP + 2 * pad, pad - radius
+    loads = -(-width * height // threads)
+    size = loads * threads
+    raw_size, mid_size, terms_size = 3 * size, 6 * height * TILE_X, 2 * threads
     shared_counts = rows > 1  # where registers are short, the ring of w is in shared memory
-    spare = k * rows * threads if shared_counts else 1
-    kept = 5 * rows if shared_counts else 6 * rows
-    places, news, full = kept * k, 6 * rows, 2**k - 1
-    masks, reach_w = (slots, reach) if masked else (1, 1)
-    put_in = push_plane if unrolled else push_plane_any
+    counts_size = k * rows * threads if shared_counts else 1
+    prefix_size = 5 * rows if shared_counts else 6 * rows
+    ring_size, sums_size, all_flags = prefix_size * k, 6 * rows, 2**k - 1
+    mask_size, reach_w = (loads, reach) if masked else (1, 1)
+    push = push_plane if unrolled else push_plane_any
     store_results, output_fields = (store_factors, vector_output) if exact else (store_center_gradient, scalar_output)
 
     @formula
     def step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat):
         """A plane comes in; the voxels ``radius`` planes behind are done."""
-        start, end, ny, nx, held, floor = grid
-        t, x, y, below, bits = thread
+        start, end, ny, nx, held, plane_size = grid
+        t, x, y, column, valid = thread
         fixed, weight, moved, fields, totals, own = arrays
         raw, mid, terms, parts, counts = tiles
-        at, own_at, still, value, mask, a, b, w, p, ring, prefix, now, own_f, own_m, own_w, area = registers
+        offsets, own_offsets, fixed_values, moved_values, mask, a, b, w, p, ring, prefix, sums, own_f, own_m, own_w, area = (
+            registers
+        )
         if z >= end or z < int32(start - int32(radius)):
             return flags
         inside, done = int32(0) <= z < held, int32(z - int32(radius))
-        lacking = cuda.syncthreads_or(write_shared(raw, t, threads, size, masked, still, value, mask)) != int32(0)  # noqa: F821
-        flags = uint32(uint32(uint32(flags << uint32(1)) & uint32(full)) | uint32(1 if lacking else 0))
-        if lacking and not masked:
-            write_shared_weights(raw, t, threads, size, bits if inside else uint32(0), value)
+        missing = cuda.syncthreads_or(write_shared(raw, t, threads, size, masked, fixed_values, moved_values, mask)) != int32(0)  # noqa: F821
+        flags = uint32(uint32(uint32(flags << uint32(1)) & uint32(all_flags)) | uint32(1 if missing else 0))
+        if missing and not masked:
+            write_shared_weights(raw, t, threads, size, valid if inside else uint32(0), moved_values)
             cuda.syncthreads()  # noqa: F821
         # threads that have no windows to add up: the sums of the last plane, and of that before
         reduce_terms(terms, parts, done - int32(1), t, threads)
         if done > start + int32(1):
             add_totals(parts, totals, own, done - int32(2), t, threads)
-        sum_products_x(raw, size, width, t, radius, lead, height, masked or lacking, masked, a, b, w, p, mid)
-        back = OFFSET(max(done, int32(0))) * floor
-        from_f, from_m = address(fixed, back), address(moved, back)
-        from_w = address(weight, back) if masked else from_f
+        sum_products_x(raw, size, width, t, radius, lead, height, masked or missing, masked, a, b, w, p, mid)
+        base = OFFSET(max(done, int32(0))) * plane_size
+        from_f, from_m = address(fixed, base), address(moved, base)
+        from_w = address(weight, base) if masked else from_f
         for q in range(rows):
             own_f[q], own_m[q], own_w[q] = none, ZERO, ZERO
             if done >= start and x < nx and int32(y + int32(q)) < ny:
-                own_f[q], own_m[q] = load_fixed(from_f, own_at[q]), load(from_m, own_at[q])
-                own_w[q] = load(from_w, own_at[q]) if masked else ONE
-        coming = int32(z + int32(1))
-        there = bits if int32(0) <= coming < min(held, end) else uint32(0)
+                own_f[q], own_m[q] = load_fixed(from_f, own_offsets[q]), load(from_m, own_offsets[q])
+                own_w[q] = load(from_w, own_offsets[q]) if masked else ONE
+        next_plane = int32(z + int32(1))
+        next_valid = valid if int32(0) <= next_plane < min(held, end) else uint32(0)
         load_planes(
-            load_fixed, none, OFFSET(max(coming, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask
+            load_fixed,
+            none,
+            OFFSET(max(next_plane, int32(0))) * plane_size,
+            offsets,
+            next_valid,
+            masked,
+            fixed,
+            weight,
+            moved,
+            fixed_values,
+            moved_values,
+            mask,
         )
         cuda.syncthreads()  # noqa: F821
         for field in range(5):
-            sum_y(mid, below, field, height, radius, rows, now)
-        if masked or lacking:
-            sum_y(mid, below, 5, height, radius, rows, now)
+            sum_y(mid, column, field, height, radius, rows, sums)
+        if masked or missing:
+            sum_y(mid, column, 5, height, radius, rows, sums)
         else:
             for q in range(rows):
-                now[5 * rows + q] = area[q] if inside else ZERO
+                sums[5 * rows + q] = area[q] if inside else ZERO
         if shared_counts:
             for q in range(rows):
-                counts[uint32(t + uint32(uint32(uint32(slot * uint32(rows)) + uint32(q)) * uint32(threads)))] = now[5 * rows + q]
-        put_in(ring, prefix, now, slot, k)
+                counts[uint32(t + uint32(uint32(uint32(slot * uint32(rows)) + uint32(q)) * uint32(threads)))] = sums[5 * rows + q]
+        push(ring, prefix, sums, slot, k)
         if done >= start:
-            correlation, weights, deep = ZERO, ZERO, float32(window_extent(done, radius, held))
-            spots = address(fields[0], back), address(fields[1], back), address(fields[2], back)
+            correlation, weights, planes_in_window = ZERO, ZERO, float32(window_extent(done, radius, held))
+            addresses = address(fields[0], base), address(fields[1], base), address(fields[2], base)
             for q in range(rows):
-                n = deep * area[q]
+                n = planes_in_window * area[q]
                 if masked or flags != uint32(0):
-                    n = now[5 * rows + q]
+                    n = sums[5 * rows + q]
                     if shared_counts:
                         n = counts[uint32(t + uint32(q * threads))]
                         for s in range(1, k):
                             n += counts[uint32(t + uint32((s * rows + q) * threads))]
                 v = own_w[q] if own_m[q] == own_m[q] else ZERO
-                cc, d, g, c = factors(n, now[q], now[rows + q], now[2 * rows + q], now[3 * rows + q], now[4 * rows + q],
+                cc, d, g, c = factors(n, sums[q], sums[rows + q], sums[2 * rows + q], sums[3 * rows + q], sums[4 * rows + q],
                                       epsilon, flat)  # fmt: skip
                 if x < nx and int32(y + int32(q)) < ny:
-                    store_results(spots, own_at[q], v, as_float32(own_f[q]), own_m[q], d, g, c)
+                    store_results(addresses, own_offsets[q], v, as_float32(own_f[q]), own_m[q], d, g, c)
                 correlation += v * cc
                 weights += v
             terms[t], terms[uint32(t + uint32(threads))] = correlation, weights
@@ -264,56 +279,84 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
         return flags
 
     def body(first, planes, ny, nx, held, origin, depth, own, epsilon, flat, fixed, weight, moved, out, totals):
-        raw = cuda.shared.array(raws, float32, 16)  # noqa: F821
-        mid = cuda.shared.array(mids, float32, 16)  # noqa: F821
-        terms = cuda.shared.array(twice, float32)  # noqa: F821
+        raw = cuda.shared.array(raw_size, float32, 16)  # noqa: F821
+        mid = cuda.shared.array(mid_size, float32, 16)  # noqa: F821
+        terms = cuda.shared.array(terms_size, float32)  # noqa: F821
         parts = cuda.shared.array(128, float32)  # noqa: F821
-        counts = cuda.shared.array(spare, float32)  # noqa: F821
-        at = cuda.local.array(slots, uint32)  # noqa: F821
-        own_at = cuda.local.array(rows, uint32)  # noqa: F821
-        still = cuda.local.array(slots, kind)  # noqa: F821
-        value = cuda.local.array(slots, float32)  # noqa: F821
-        mask = cuda.local.array(masks, float32)  # noqa: F821
+        counts = cuda.shared.array(counts_size, float32)  # noqa: F821
+        offsets = cuda.local.array(loads, uint32)  # noqa: F821
+        own_offsets = cuda.local.array(rows, uint32)  # noqa: F821
+        fixed_values = cuda.local.array(loads, kind)  # noqa: F821
+        moved_values = cuda.local.array(loads, float32)  # noqa: F821
+        mask = cuda.local.array(mask_size, float32)  # noqa: F821
         a = cuda.local.array(reach, float32)  # noqa: F821
         b = cuda.local.array(reach, float32)  # noqa: F821
         w = cuda.local.array(reach_w, float32)  # noqa: F821
         p = cuda.local.array(reach, float32)  # noqa: F821
-        ring = cuda.local.array(places, float32)  # noqa: F821
-        prefix = cuda.local.array(kept, float32)  # noqa: F821
-        now = cuda.local.array(news, float32)  # noqa: F821
+        ring = cuda.local.array(ring_size, float32)  # noqa: F821
+        prefix = cuda.local.array(prefix_size, float32)  # noqa: F821
+        sums = cuda.local.array(sums_size, float32)  # noqa: F821
         own_f = cuda.local.array(rows, kind)  # noqa: F821
         own_m = cuda.local.array(rows, float32)  # noqa: F821
         own_w = cuda.local.array(rows, float32)  # noqa: F821
         area = cuda.local.array(rows, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
-        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tall)  # noqa: F821
+        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tile_height)  # noqa: F821
         start = int32(first + int32(cuda.blockIdx.z) * depth)  # noqa: F821
         stop = int32(min(int32(start + depth), int32(first + planes)))
         lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
-        x, y, below = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
-        floor, end = OFFSET(ny) * OFFSET(nx), int32(stop + int32(radius))
-        bits = tile_offsets(at, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
+        x, y, column = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
+        plane_size, end = OFFSET(ny) * OFFSET(nx), int32(stop + int32(radius))
+        valid = tile_offsets(offsets, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
         for q in range(rows):
-            own_at[q] = uint32(uint32(y + int32(q)) * uint32(nx) + uint32(x))
+            own_offsets[q] = uint32(uint32(y + int32(q)) * uint32(nx) + uint32(x))
             area[q] = float32(int32(window_extent(int32(y + int32(q)), radius, ny) * window_extent(x, radius, nx)))
-        for q in range(places):
+        for q in range(ring_size):
             ring[q] = ZERO
-        for q in range(kept):
+        for q in range(prefix_size):
             prefix[q] = ZERO
         if shared_counts:
             for q in range(k * rows):
                 counts[uint32(t + uint32(q * threads))] = ZERO
         z, flags = int32(start - int32(radius)), uint32(0)  # the plane that comes in
-        there = bits if int32(0) <= z < held else uint32(0)
+        first_valid = valid if int32(0) <= z < held else uint32(0)
         load_planes(
-            load_fixed, none, OFFSET(max(z, int32(0))) * floor, at, there, masked, fixed, weight, moved, still, value, mask
+            load_fixed,
+            none,
+            OFFSET(max(z, int32(0))) * plane_size,
+            offsets,
+            first_valid,
+            masked,
+            fixed,
+            weight,
+            moved,
+            fixed_values,
+            moved_values,
+            mask,
         )
         slot = uint32(int32(origin + z + int32(k)) % int32(k))
-        grid = start, end, ny, nx, held, floor
-        thread = t, x, y, below, bits
+        grid = start, end, ny, nx, held, plane_size
+        thread = t, x, y, column, valid
         arrays = fixed, weight, moved, output_fields(out), totals, own
         tiles = raw, mid, terms, parts, counts
-        registers = at, own_at, still, value, mask, a, b, w, p, ring, prefix, now, own_f, own_m, own_w, area
+        registers = (
+            offsets,
+            own_offsets,
+            fixed_values,
+            moved_values,
+            mask,
+            a,
+            b,
+            w,
+            p,
+            ring,
+            prefix,
+            sums,
+            own_f,
+            own_m,
+            own_w,
+            area,
+        )
         if unrolled:
             z = int32(z - int32(slot))  # where this round of the ring began
             while z < end:

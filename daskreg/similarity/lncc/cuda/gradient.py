@@ -41,14 +41,14 @@ def vector_output(out):
 
 
 @formula
-def load_fields(base, at, bits, fields, values):
+def load_fields(base, offsets, valid, fields, values):
     """Load a plane of three fields into registers; zeros out of the grid."""
     a, b, c = address(fields[0], base), address(fields[1], base), address(fields[2], base)
-    k = len(at)
+    k = len(offsets)
     for s in range(k):
         values[s], values[k + s], values[2 * k + s] = ZERO, ZERO, ZERO
-        if uint32(bits & uint32(1 << s)) != uint32(0):
-            values[s], values[k + s], values[2 * k + s] = load(a, at[s]), load(b, at[s]), load(c, at[s])
+        if uint32(valid & uint32(1 << s)) != uint32(0):
+            values[s], values[k + s], values[2 * k + s] = load(a, offsets[s]), load(b, offsets[s]), load(c, offsets[s])
 
 
 @formula
@@ -84,47 +84,47 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
     dkc: (3, N), without epsilon, flat and sums.
     """
     (kind, none), load_fixed = storage_type(half), load_uint16 if half else load  # F as it is stored
-    k, rows, threads, tall = 2 * radius + 1, 2, GRADIENT_THREADS, tile_rows(1)
+    k, rows, threads, tile_height = 2 * radius + 1, 2, GRADIENT_THREADS, tile_rows(1)
     pad = -(-radius // GROUP) * GROUP
-    width, height, reach, lead = TILE_X + 2 * pad, tall + 2 * radius, GROUP + 2 * pad, pad - radius
-    slots = -(-width * height // threads)
-    size = slots * threads
-    put_in = push_plane if unrolled else push_plane_any
-    raws, mids, kept, places, loaded = 3 * size, 3 * height * TILE_X, 3 * rows, 3 * rows * k, 3 * slots
+    width, height, reach, lead = TILE_X + 2 * pad, tile_height + 2 * radius, GROUP + 2 * pad, pad - radius
+    loads = -(-width * height // threads)
+    size = loads * threads
+    push = push_plane if unrolled else push_plane_any
+    raw_size, mid_size, prefix_size, ring_size, values_size = 3 * size, 3 * height * TILE_X, 3 * rows, 3 * rows * k, 3 * loads
 
     @formula
     def step(slot, z, grid, thread, arrays, tiles, registers):
         """A plane comes in; the voxels ``radius`` planes behind are done."""
-        start, end, ny, nx, held, floor = grid
-        t, x, y, below, bits = thread
+        start, end, ny, nx, held, plane_size = grid
+        t, x, y, column, valid = thread
         fields, fixed, weight, moved = arrays
         raw, mid = tiles
-        at, own_at, values, a, ring, prefix, now, own_f, own_m, own_w = registers
+        offsets, own_offsets, values, a, ring, prefix, sums, own_f, own_m, own_w = registers
         if z < end and z >= int32(start - int32(radius)):
             done = int32(z - int32(radius))
             write_shared_fields(raw, t, threads, size, values)
             cuda.syncthreads()  # noqa: F821
             sum_fields_x(raw, size, width, t, radius, lead, height, a, mid)
-            back = OFFSET(max(done, int32(0))) * floor
-            from_f, from_m = address(fixed, back), address(moved, back)
-            from_w = address(weight, back) if masked else from_f
+            base = OFFSET(max(done, int32(0))) * plane_size
+            from_f, from_m = address(fixed, base), address(moved, base)
+            from_w = address(weight, base) if masked else from_f
             for q in range(rows):
                 own_f[q], own_m[q], own_w[q] = none, ZERO, ONE
                 if done >= start and x < nx and int32(y + int32(q)) < ny:
-                    own_f[q], own_m[q] = load_fixed(from_f, own_at[q]), load(from_m, own_at[q])
+                    own_f[q], own_m[q] = load_fixed(from_f, own_offsets[q]), load(from_m, own_offsets[q])
                     if masked:
-                        own_w[q] = load(from_w, own_at[q])
-            coming = int32(z + int32(1))
-            there = bits if int32(0) <= coming < min(held, end) else uint32(0)
-            load_fields(OFFSET(max(coming, int32(0))) * floor, at, there, fields, values)
+                        own_w[q] = load(from_w, own_offsets[q])
+            next_plane = int32(z + int32(1))
+            next_valid = valid if int32(0) <= next_plane < min(held, end) else uint32(0)
+            load_fields(OFFSET(max(next_plane, int32(0))) * plane_size, offsets, next_valid, fields, values)
             cuda.syncthreads()  # noqa: F821
             for field in range(3):
-                sum_y(mid, below, field, height, radius, rows, now)
-            put_in(ring, prefix, now, slot, k)
+                sum_y(mid, column, field, height, radius, rows, sums)
+            push(ring, prefix, sums, slot, k)
             for q in range(rows):
                 if done >= start and x < nx and int32(y + int32(q)) < ny:
-                    slope = -(own_w[q] * (as_float32(own_f[q]) * now[q] - own_m[q] * now[rows + q] + now[2 * rows + q]))
-                    store(from_m, own_at[q], slope if own_m[q] == own_m[q] else ZERO)
+                    gradient = -(own_w[q] * (as_float32(own_f[q]) * sums[q] - own_m[q] * sums[rows + q] + sums[2 * rows + q]))
+                    store(from_m, own_offsets[q], gradient if own_m[q] == own_m[q] else ZERO)
 
     @formula
     def steps(slot, z, *block):
@@ -138,39 +138,39 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
             step(slot + 3, int32(z + int32(slot + 3)), *block)
 
     def body(first, planes, ny, nx, held, origin, depth, dkc, fixed, weight, moved):
-        raw = cuda.shared.array(raws, float32, 16)  # noqa: F821
-        mid = cuda.shared.array(mids, float32, 16)  # noqa: F821
-        at = cuda.local.array(slots, uint32)  # noqa: F821
-        own_at = cuda.local.array(rows, uint32)  # noqa: F821
-        values = cuda.local.array(loaded, float32)  # noqa: F821
+        raw = cuda.shared.array(raw_size, float32, 16)  # noqa: F821
+        mid = cuda.shared.array(mid_size, float32, 16)  # noqa: F821
+        offsets = cuda.local.array(loads, uint32)  # noqa: F821
+        own_offsets = cuda.local.array(rows, uint32)  # noqa: F821
+        values = cuda.local.array(values_size, float32)  # noqa: F821
         a = cuda.local.array(reach, float32)  # noqa: F821
-        ring = cuda.local.array(places, float32)  # noqa: F821
-        prefix = cuda.local.array(kept, float32)  # noqa: F821
-        now = cuda.local.array(kept, float32)  # noqa: F821
+        ring = cuda.local.array(ring_size, float32)  # noqa: F821
+        prefix = cuda.local.array(prefix_size, float32)  # noqa: F821
+        sums = cuda.local.array(prefix_size, float32)  # noqa: F821
         own_f = cuda.local.array(rows, kind)  # noqa: F821
         own_m = cuda.local.array(rows, float32)  # noqa: F821
         own_w = cuda.local.array(rows, float32)  # noqa: F821
         t = uint32(cuda.threadIdx.x)  # noqa: F821
-        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tall)  # noqa: F821
+        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tile_height)  # noqa: F821
         start = int32(first + int32(cuda.blockIdx.z) * depth)  # noqa: F821
         stop = int32(min(int32(start + depth), int32(first + planes)))
         lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
-        x, y, below = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
-        floor, end = OFFSET(ny) * OFFSET(nx), int32(stop + int32(radius))
-        bits = tile_offsets(at, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
+        x, y, column = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
+        plane_size, end = OFFSET(ny) * OFFSET(nx), int32(stop + int32(radius))
+        valid = tile_offsets(offsets, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
         for q in range(rows):
-            own_at[q] = uint32(uint32(y + int32(q)) * uint32(nx) + uint32(x))
-        for q in range(places):
+            own_offsets[q] = uint32(uint32(y + int32(q)) * uint32(nx) + uint32(x))
+        for q in range(ring_size):
             ring[q] = ZERO
-        for q in range(kept):
+        for q in range(prefix_size):
             prefix[q] = ZERO
         z = int32(start - int32(radius))  # the plane that comes in
-        there, fields = bits if int32(0) <= z < held else uint32(0), vector_output(dkc)
-        load_fields(OFFSET(max(z, int32(0))) * floor, at, there, fields, values)
+        first_valid, fields = valid if int32(0) <= z < held else uint32(0), vector_output(dkc)
+        load_fields(OFFSET(max(z, int32(0))) * plane_size, offsets, first_valid, fields, values)
         slot = uint32(int32(origin + z + int32(k)) % int32(k))
-        grid, thread = (start, end, ny, nx, held, floor), (t, x, y, below, bits)
+        grid, thread = (start, end, ny, nx, held, plane_size), (t, x, y, column, valid)
         arrays, tiles = (fields, fixed, weight, moved), (raw, mid)
-        registers = at, own_at, values, a, ring, prefix, now, own_f, own_m, own_w
+        registers = offsets, own_offsets, values, a, ring, prefix, sums, own_f, own_m, own_w
         if unrolled:
             z = int32(z - int32(slot))  # where this round of the ring began
             while z < end:

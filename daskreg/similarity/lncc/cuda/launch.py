@@ -15,7 +15,7 @@ from daskreg.similarity.lncc.cuda.windows import window_blocks, window_bounds, w
 UNROLLED = False  # not a copy of the code for each place of the ring
 
 
-def _sizes(box: tuple[int, int, int, int], held: int, origin: int, depth: int) -> tuple[Any, ...]:
+def _launch_sizes(box: tuple[int, int, int, int], held: int, origin: int, depth: int) -> tuple[Any, ...]:
     return tuple(np.int32(v) for v in (*box, held, origin, depth))
 
 
@@ -29,18 +29,18 @@ def windows(
     """
     _, planes, ny, nx = box
     if planes:
-        march = lncc_factors_tiled if out.ndim == 4 else lncc_center_tiled
+        kernel = lncc_factors_tiled if out.ndim == 4 else lncc_center_tiled
         flat_out = out.reshape(3, -1) if out.ndim == 4 else out.reshape(-1)
         fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), flat_out, totals
         span = np.int32(own[0]), np.int32(own[1])
         across, down, _ = window_blocks(radius, planes, ny, nx, planes)
         depth = planes_per_block(planes, across * down, window_bounds(radius, False, UNROLLED)[1], radius)
         blocks, threads = window_blocks(radius, planes, ny, nx, depth), (window_threads(radius), 1, 1)
-        march(
+        kernel(
             (radius, weight.size > 0, UNROLLED, *half_constants(fixed)),
             blocks,
             threads,
-            *_sizes(box, moved.shape[0], origin, depth),
+            *_launch_sizes(box, moved.shape[0], origin, depth),
             span,
             epsilon,
             flat,
@@ -55,7 +55,7 @@ def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fi
         fields = dkc.reshape(3, -1), fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1)
         across, down, _ = gradient_blocks(planes, ny, nx, planes)
         depth = planes_per_block(planes, across * down, gradient_bounds(radius, False, UNROLLED)[1], radius)
-        blocks, sizes = gradient_blocks(planes, ny, nx, depth), _sizes(box, moved.shape[0], origin, depth)
+        blocks, sizes = gradient_blocks(planes, ny, nx, depth), _launch_sizes(box, moved.shape[0], origin, depth)
         lncc_gradient_tiled(
             (radius, weight.size > 0, UNROLLED, *half_constants(fixed)), blocks, (GRADIENT_THREADS, 1, 1), *sizes, *fields
         )

@@ -44,17 +44,17 @@ def window_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False)
 
 
 @formula
-def tile_offsets(at, t, threads, height, width, top, left, ny, nx):
+def tile_offsets(offsets, t, threads, height, width, top, left, ny, nx):
     """Where a thread finds what it brings into shared memory: offsets in a plane; bits, which of them lie in the grid."""
-    bits = uint32(0)
-    for s in range(len(at)):
+    valid = uint32(0)
+    for s in range(len(offsets)):
         e = uint32(t + uint32(s * threads))
         row = int32(e // uint32(width))
         y, x = int32(top + row), int32(left + int32(e % uint32(width)))
-        at[s] = uint32(uint32(max(y, int32(0))) * uint32(nx) + uint32(max(x, int32(0))))
+        offsets[s] = uint32(uint32(max(y, int32(0))) * uint32(nx) + uint32(max(x, int32(0))))
         if row < int32(height) and int32(0) <= y < ny and int32(0) <= x < nx:
-            bits |= uint32(1 << s)
-    return uint32(bits)
+            valid |= uint32(1 << s)
+    return uint32(valid)
 
 
 @formula
@@ -75,14 +75,14 @@ def sum_x(a, first, radius, mid, to):
 
 
 @formula
-def load_row(raw, at, a):
+def load_row(raw, at, values):
     """Neighbours along x into registers, four at a time."""
-    for q in range(0, len(a), 4):
-        a[q], a[q + 1], a[q + 2], a[q + 3] = load_vector(raw, uint32(at + uint32(q)))
+    for q in range(0, len(values), 4):
+        values[q], values[q + 1], values[q + 2], values[q + 3] = load_vector(raw, uint32(at + uint32(q)))
 
 
 @formula
-def sum_y(mid, at, field, height, radius, rows, now):
+def sum_y(mid, at, field, height, radius, rows, sums):
     """Windows along y of a field for the rows that a thread owns; what they share is added once."""
     k, start = 2 * radius + 1, field * height * TILE_X
     if rows == 2:
@@ -90,57 +90,57 @@ def sum_y(mid, at, field, height, radius, rows, now):
         common = mid[uint32(at + uint32(start + TILE_X))]
         for q in range(2, k):
             common += mid[uint32(at + uint32(start + q * TILE_X))]
-        now[2 * field] = low + common
-        now[2 * field + 1] = common + mid[uint32(at + uint32(start + k * TILE_X))]
+        sums[2 * field] = low + common
+        sums[2 * field + 1] = common + mid[uint32(at + uint32(start + k * TILE_X))]
     else:
         common = mid[uint32(at + uint32(start))]
         for q in range(1, k):
             common += mid[uint32(at + uint32(start + q * TILE_X))]
-        now[field] = common
+        sums[field] = common
 
 
 @formula
-def push_plane(ring, prefix, now, slot, k):
+def push_plane(ring, prefix, sums, slot, k):
     """Put a plane's sums into their place; ``now`` becomes the sums over the last k planes.
 
     The planes of a round so far are added up as they come, those of the round before from its end: three additions a plane,
     whatever k. Every index is a constant once the loops are unrolled, hence every place a register.
     """
     for q in range(len(prefix)):
-        ring[q * k + slot] = now[q]
+        ring[q * k + slot] = sums[q]
         if slot > 0:
-            now[q] = prefix[q] + now[q]
-        prefix[q] = now[q]
+            sums[q] = prefix[q] + sums[q]
+        prefix[q] = sums[q]
         if slot < k - 1:
-            now[q] = prefix[q] + ring[q * k + slot + 1]
+            sums[q] = prefix[q] + ring[q * k + slot + 1]
         else:
             for s in range(1, k):
                 ring[q * k + k - 1 - s] += ring[q * k + k - s]
 
 
 @formula
-def push_plane_among_four(ring, prefix, now, slot, k, place):
+def push_plane_among_four(ring, prefix, sums, slot, k, first_slot):
     """``enter`` at a place not known before."""
-    if slot == uint32(place):
-        push_plane(ring, prefix, now, place, k)
-    elif k > place + 1 and slot == uint32(place + 1):
-        push_plane(ring, prefix, now, place + 1, k)
-    elif k > place + 2 and slot == uint32(place + 2):
-        push_plane(ring, prefix, now, place + 2, k)
-    elif k > place + 3 and slot == uint32(place + 3):
-        push_plane(ring, prefix, now, place + 3, k)
+    if slot == uint32(first_slot):
+        push_plane(ring, prefix, sums, first_slot, k)
+    elif k > first_slot + 1 and slot == uint32(first_slot + 1):
+        push_plane(ring, prefix, sums, first_slot + 1, k)
+    elif k > first_slot + 2 and slot == uint32(first_slot + 2):
+        push_plane(ring, prefix, sums, first_slot + 2, k)
+    elif k > first_slot + 3 and slot == uint32(first_slot + 3):
+        push_plane(ring, prefix, sums, first_slot + 3, k)
 
 
 @formula
-def push_plane_any(ring, prefix, now, slot, k):
+def push_plane_any(ring, prefix, sums, slot, k):
     """``enter`` at a place not known before."""
     if k <= 4 or slot < uint32(4):
-        push_plane_among_four(ring, prefix, now, slot, k, 0)
+        push_plane_among_four(ring, prefix, sums, slot, k, 0)
     elif k <= 8 or slot < uint32(8):
-        push_plane_among_four(ring, prefix, now, slot, k, 4)
+        push_plane_among_four(ring, prefix, sums, slot, k, 4)
     elif k <= 12 or slot < uint32(12):
-        push_plane_among_four(ring, prefix, now, slot, k, 8)
+        push_plane_among_four(ring, prefix, sums, slot, k, 8)
     elif k <= 16 or slot < uint32(16):
-        push_plane_among_four(ring, prefix, now, slot, k, 12)
+        push_plane_among_four(ring, prefix, sums, slot, k, 12)
     else:
-        push_plane(ring, prefix, now, 16, k)
+        push_plane(ring, prefix, sums, 16, k)
