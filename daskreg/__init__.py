@@ -1,5 +1,10 @@
 """3D image registration from a laptop-sized brain to a 10-gigavoxel archive, on Dask.
 
+Functions: ``register``, ``plan`` and ``verify`` take two images; ``apply``, ``points``, ``invert``, ``jacobian``, ``refine``,
+``export`` and ``evaluate`` take a transform; ``info`` any file; ``report`` a run; ``demo`` nothing. Each is also a command.
+Values: ``Config`` and its stages, ``Volume``, ``Grid``, ``Region``, ``Transform``; ``Plan``, ``Result``, and what the other
+functions return. Every deliberate failure is a ``DaskregError``; ``daskreg.errors`` draws the tree.
+
 The public API is imported when first used, so that ``daskreg --help`` does not wait for Numba.
 """
 
@@ -8,47 +13,83 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search, SimilarityStage
-    from daskreg.grid import Grid
+    from daskreg.engine.report import Progress
+    from daskreg.errors import (
+        AxesError,
+        ConfigError,
+        DaskregError,
+        Diverged,
+        GridError,
+        IncompleteRun,
+        InputError,
+        NoOverlap,
+        NotFound,
+        OutOfSpace,
+        OutputError,
+        OutputExists,
+        PlanTooLarge,
+        RankLost,
+        RunError,
+        Stopped,
+        UnitsError,
+        Unreadable,
+        VoxelError,
+    )
+    from daskreg.grid import Grid, Region
     from daskreg.lazy.load import load_transform
     from daskreg.lazy.transform import Transform
+    from daskreg.planning import Plan
     from daskreg.similarity import LNCC, MI, MSE
-    from daskreg.storage import Volume, open_volume
+    from daskreg.storage import RunStore, Volume, open_volume
     from daskreg.workflows.apply import apply
-    from daskreg.workflows.evaluate import evaluate
+    from daskreg.workflows.demo import demo, demo_pair
+    from daskreg.workflows.evaluate import Evaluation, evaluate
     from daskreg.workflows.export import export
-    from daskreg.workflows.info import describe
-    from daskreg.workflows.invert import invert
-    from daskreg.workflows.jacobian import jacobian
+    from daskreg.workflows.info import Info, describe, info
+    from daskreg.workflows.invert import Certificate, invert
+    from daskreg.workflows.jacobian import Folds, jacobian
+    from daskreg.workflows.plan import plan
     from daskreg.workflows.points import points
     from daskreg.workflows.presets import PRESETS
-    from daskreg.workflows.refine import refine
-    from daskreg.workflows.register import Result, plan, register
-    from daskreg.workflows.report import write_report
-    from daskreg.workflows.verify import verify
+    from daskreg.workflows.refine import Refined, refine
+    from daskreg.workflows.register import register
+    from daskreg.workflows.report import report, write_report
+    from daskreg.workflows.result import Report, Result
+    from daskreg.workflows.verify import Verdict, verify
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "daskreg.config": ("Affine", "Config", "Deformable", "Moments", "Rigid", "Search", "SimilarityStage"),
-    "daskreg.grid": ("Grid",),
-    "daskreg.similarity": ("LNCC", "MI", "MSE"),
-    "daskreg.storage": ("Volume", "open_volume"),
-    "daskreg.workflows.apply": ("apply",),
-    "daskreg.workflows.evaluate": ("evaluate",),
-    "daskreg.workflows.export": ("export",),
-    "daskreg.workflows.info": ("describe",),
-    "daskreg.workflows.invert": ("invert",),
-    "daskreg.workflows.jacobian": ("jacobian",),
+    "daskreg.engine.report": ("Progress",),
+    "daskreg.errors": (
+        "AxesError", "ConfigError", "DaskregError", "Diverged", "GridError", "IncompleteRun", "InputError", "NoOverlap",
+        "NotFound", "OutOfSpace", "OutputError", "OutputExists", "PlanTooLarge", "RankLost", "RunError", "Stopped",
+        "UnitsError", "Unreadable", "VoxelError",
+    ),
+    "daskreg.grid": ("Grid", "Region"),
     "daskreg.lazy.load": ("load_transform",),
+    "daskreg.lazy.transform": ("Transform",),
+    "daskreg.planning": ("Plan",),
+    "daskreg.similarity": ("LNCC", "MI", "MSE"),
+    "daskreg.storage": ("RunStore", "Volume", "open_volume"),
+    "daskreg.workflows.apply": ("apply",),
+    "daskreg.workflows.demo": ("demo", "demo_pair"),
+    "daskreg.workflows.evaluate": ("Evaluation", "evaluate"),
+    "daskreg.workflows.export": ("export",),
+    "daskreg.workflows.info": ("Info", "describe", "info"),
+    "daskreg.workflows.invert": ("Certificate", "invert"),
+    "daskreg.workflows.jacobian": ("Folds", "jacobian"),
+    "daskreg.workflows.plan": ("plan",),
     "daskreg.workflows.points": ("points",),
     "daskreg.workflows.presets": ("PRESETS",),
-    "daskreg.workflows.refine": ("refine",),
-    "daskreg.workflows.register": ("Result", "plan", "register"),
-    "daskreg.workflows.report": ("write_report",),
-    "daskreg.lazy.transform": ("Transform",),
-    "daskreg.workflows.verify": ("verify",),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+    "daskreg.workflows.refine": ("Refined", "refine"),
+    "daskreg.workflows.register": ("register",),
+    "daskreg.workflows.report": ("report", "write_report"),
+    "daskreg.workflows.result": ("Report", "Result"),
+    "daskreg.workflows.verify": ("Verdict", "verify"),
+}  # fmt: skip
+_MODULE = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "LNCC",
@@ -56,20 +97,53 @@ __all__ = [
     "MSE",
     "PRESETS",
     "Affine",
+    "AxesError",
+    "Certificate",
     "Config",
+    "ConfigError",
+    "DaskregError",
     "Deformable",
+    "Diverged",
+    "Evaluation",
+    "Folds",
     "Grid",
+    "GridError",
+    "IncompleteRun",
+    "Info",
+    "InputError",
     "Moments",
+    "NoOverlap",
+    "NotFound",
+    "OutOfSpace",
+    "OutputError",
+    "OutputExists",
+    "Plan",
+    "PlanTooLarge",
+    "Progress",
+    "RankLost",
+    "Refined",
+    "Region",
+    "Report",
     "Result",
     "Rigid",
+    "RunError",
+    "RunStore",
     "Search",
     "SimilarityStage",
+    "Stopped",
     "Transform",
+    "UnitsError",
+    "Unreadable",
+    "Verdict",
     "Volume",
+    "VoxelError",
     "apply",
+    "demo",
+    "demo_pair",
     "describe",
     "evaluate",
     "export",
+    "info",
     "invert",
     "jacobian",
     "load_transform",
@@ -78,15 +152,16 @@ __all__ = [
     "points",
     "refine",
     "register",
+    "report",
     "verify",
     "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE:
         raise AttributeError(f"module 'daskreg' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    value = globals()[name] = getattr(import_module(_MODULE[name]), name)
     return value
 
 

@@ -14,6 +14,8 @@ from daskreg.errors import ConfigError, NotFound, closest
 from daskreg.parameters import Model, ModelParameters, OptimizerParameters, SimilarityParameters, Storage
 from daskreg.registry import MODELS, OPTIMIZERS, SIMILARITIES, Registry
 
+DeviceName = Literal["auto", "cpu", "cuda"]  # where kernels run; auto: on GPUs where every worker has one
+
 
 def _tagged(registry: Registry, base: type[Model]) -> Any:
     """The type of a field that takes parameters of any registered kind: an instance, a mapping with the key ``kind``, or the
@@ -205,6 +207,14 @@ class Config(Model):
     initial_transform: str | None = None  # fixed to moving points: what `load_transform` reads
     fixed_mask: str | None = None
     moving_mask: str | None = None
+
+    @field_validator("percentiles")
+    @classmethod
+    def _rising_percentiles(cls, value: tuple[float, float]) -> tuple[float, float]:
+        low, high = value
+        if not 0 <= low < high <= 100:
+            raise ValueError("two percentages were expected, the first below the second, both from 0 to 100")
+        return value
 
     @property
     def in_float32(self) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,8 +22,25 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Residency(StrEnum):
+    """How a worker holds the moving image."""
+
+    auto = "auto"
+    replicate = "replicate"
+    window = "window"
+    ring = "ring"
+
+
+class Comm(StrEnum):
+    """How workers communicate."""
+
+    auto = "auto"
+    tcp = "tcp"
+    ucx = "ucx"
+
+
 class Interpolation(StrEnum):
-    """How values between voxels are made."""
+    """How values between voxels are computed."""
 
     linear = "linear"
     nearest = "nearest"
@@ -31,24 +49,47 @@ class Interpolation(StrEnum):
 
 
 class Part(StrEnum):
-    """What of the transform is exported."""
+    """The part of a transform that is exported."""
 
     total = "total"
     warp = "warp"
     affine = "affine"
 
 
-class Stretching(StrEnum):
-    """Of what the Jacobian is."""
+class JacobianPart(StrEnum):
+    """The part of a transform whose Jacobian is computed."""
 
     total = "total"
     warp = "warp"
 
 
-Run = Annotated[str, typer.Argument(metavar="RUN.zarr", help="what 'daskreg register' wrote")]
-Moves = Annotated[
+RunArgument = Annotated[str, typer.Argument(metavar="RUN.zarr", help="what 'daskreg register' wrote")]
+TransformArgument = Annotated[
     str, typer.Argument(metavar="TRANSFORM", help="RUN.zarr, another transform's .zarr, .nii.gz field, .h5, .mat, .tfm or .txt")
 ]
+FixedArgument = Annotated[str, typer.Argument(metavar="FIXED", help=ADDRESS)]
+MovingArgument = Annotated[str, typer.Argument(metavar="MOVING", help=ADDRESS)]
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a configuration; see --print-config")]
+PresetOption = Annotated[str | None, typer.Option("--preset", help="brain (default), multimodal, rigid or lightsheet")]
+FixedMask = Annotated[str | None, typer.Option("--fixed-mask", help="weights of the fixed image's voxels, on any grid")]
+MovingMask = Annotated[str | None, typer.Option("--moving-mask", help="weights of the moving image's voxels, on any grid")]
+InitialTransform = Annotated[
+    str | None, typer.Option("--initial-transform", help="RUN.zarr, field .nii.gz, .h5, .mat, .tfm: fixed to moving points")
+]
+Spacing = Annotated[str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays that state none")]
+Like = Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the output takes")]
+ImageOutput = Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz, .mha, .nrrd or .ome.zarr")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing output, once the new one is complete")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+FixedLabels = Annotated[str | None, typer.Option("--fixed-labels", help="label map on the fixed side")]
+MovingLabels = Annotated[str | None, typer.Option("--moving-labels", help="label map on the moving side")]
+Landmarks = Annotated[
+    str | None, typer.Option("--landmarks", metavar="CSV", help="fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z")
+]
+
+DeviceOption = Annotated[Device, typer.Option("--device", help="where kernels run; auto: on a GPU where every worker has one")]
 Cluster = Annotated[
     str, typer.Option("--cluster", help="local, cuda (a worker for each GPU here), or the address of a Dask scheduler")
 ]
@@ -57,7 +98,5 @@ Workers = Annotated[
     typer.Option("--workers", min=1, help="blocks the fixed image is cut into, one a worker (all of a cluster's; local: 1)"),
 ]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="48GB", help="what a worker may use (what it has by default)")]
-Residency = Annotated[
-    str, typer.Option("--residency", metavar="auto|replicate|window|ring", help="where a worker finds the moving image")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing output, once the new one is complete")]
+ResidencyOption = Annotated[Residency, typer.Option("--residency", help="how a worker holds the moving image")]
+CommOption = Annotated[Comm, typer.Option("--comm", help="how workers communicate")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,14 +11,29 @@ from daskreg.cli.app import app
 from daskreg.cli.options import (
     ADDRESS,
     Cluster,
+    Comm,
+    CommOption,
+    ConfigOption,
     Device,
+    DeviceOption,
+    FixedArgument,
+    FixedMask,
+    InitialTransform,
     Memory,
-    Moves,
+    MovingArgument,
+    MovingMask,
     Overwrite,
+    PresetOption,
     Residency,
+    ResidencyOption,
+    Spacing,
+    TransformArgument,
     Workers,
 )
 from daskreg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from daskreg.config import Config
 
 
 @app.command()
@@ -26,26 +41,19 @@ def register(
     fixed: Annotated[str | None, typer.Argument(metavar="FIXED", help=ADDRESS)] = None,
     moving: Annotated[str | None, typer.Argument(metavar="MOVING", help=ADDRESS)] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="RUN.zarr", help="where the result goes")] = None,
-    config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a recipe; see --print-config")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="brain (default), multimodal, rigid or lightsheet")] = None,
-    fixed_mask: Annotated[str | None, typer.Option("--fixed-mask", help="weights on the fixed grid")] = None,
-    moving_mask: Annotated[str | None, typer.Option("--moving-mask", help="weights on the moving grid")] = None,
-    initial_transform: Annotated[
-        str | None,
-        typer.Option("--initial-transform", help="RUN.zarr, field .nii.gz, .h5, .mat, .tfm: fixed to moving points"),
-    ] = None,
-    spacing: Annotated[
-        str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays that state none")
-    ] = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    fixed_mask: FixedMask = None,
+    moving_mask: MovingMask = None,
+    initial_transform: InitialTransform = None,
+    spacing: Spacing = None,
     cluster: Cluster = "local",
     workers: Workers = None,
+    device: DeviceOption = Device.auto,
     memory: Memory = None,
-    residency: Residency = "auto",
-    comm: Annotated[str, typer.Option("--comm", metavar="auto|tcp|ucx", help="how workers talk to each other")] = "auto",
+    residency: ResidencyOption = Residency.auto,
+    comm: CommOption = Comm.auto,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of a worker (default: its share)")] = None,
-    device: Annotated[
-        Device, typer.Option("--device", help="where kernels run; auto: on a GPU where every worker has one")
-    ] = Device.auto,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of an unfinished RUN.zarr")] = False,
     checkpoint: Annotated[
         float, typer.Option("--checkpoint-every", min=0, help="seconds between two (0: every iteration)")
@@ -57,88 +65,97 @@ def register(
     print_config: Annotated[bool, typer.Option("--print-config", help="print the effective configuration and stop")] = False,
 ) -> None:
     """Register MOVING onto FIXED: affine and displacement field, and the moved image, in RUN.zarr."""
-    from daskreg.storage import exists
-    from daskreg.workflows import progress
-    from daskreg.workflows import register as workflow
-
-    chosen = _config(config, preset, fixed_mask, moving_mask, initial_transform)
+    files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
+    chosen = _config(config, preset, files)
     if print_config:
         typer.echo(chosen.dump(), nl=False)
         return
     if (fixed is None or moving is None) and not resume:
         raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
+    given: dict[str, Any] = {"spacing": spacing, "memory": memory, "residency": residency.value, **files}
     if dry_run:
-        found = workflow.plan(fixed, moving, chosen, workers=workers or 1, memory=memory, residency=residency, spacing=spacing)
-        typer.echo("\n".join(found.lines(_speed(Device.cuda if cluster == "cuda" else device, workers or 1))))
+        assumed = Device.cuda if cluster == "cuda" else device
+        _print_plan(fixed, moving, chosen, workers, assumed, given)
         return
     if output is None:
         raise ConfigError("no output was named; add -o RUN.zarr.")
-    known = resume and config is None and preset is None and exists(str(output))  # an unfinished run knows its recipe
+    if resume and config is None and preset is None and _exists(output):
+        given["config"] = None  # an unfinished run knows its configuration
+    given |= {"comm": comm.value, "threads": threads, "checkpoint": checkpoint, "retries": retries, "deadline": deadline}
+    given |= {"cluster": None if cluster == "local" else cluster, "workers": workers, "device": device.value}
+    _register(fixed, moving, **{"config": chosen, "output": output, "overwrite": overwrite, "resume": resume, **given})
+
+
+def _register(*images: str | None, **given: Any) -> None:
+    """Run it with its progress on the terminal, and print a summary."""
+    from daskreg.workflows import progress
+    from daskreg.workflows.register import register as workflow
+
     with progress.shown() as watch:
-        result = workflow.register(
-            fixed, moving, None if known else chosen, output=output, cluster=None if cluster == "local" else cluster,
-            spacing=spacing, overwrite=overwrite, resume=resume, progress=watch, fixed_mask=fixed_mask,
-            moving_mask=moving_mask, workers=workers, memory=memory, residency=residency, comm=comm,
-            threads=threads, checkpoint=checkpoint, retries=retries, deadline=deadline, device=device.value,
-        )  # fmt: skip
+        result = workflow(*images, progress=watch, **given)
     for line in progress.summary(result.path, result.report):
         typer.echo(line)
 
 
 @app.command()
 def plan(
-    fixed: Annotated[str, typer.Argument(metavar="FIXED", help=ADDRESS)],
-    moving: Annotated[str, typer.Argument(metavar="MOVING", help=ADDRESS)],
-    config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a recipe")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="brain (default), multimodal, rigid or lightsheet")] = None,
+    fixed: FixedArgument,
+    moving: MovingArgument,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
     workers: Workers = None,
     memory: Memory = None,
-    residency: Residency = "auto",
+    residency: ResidencyOption = Residency.auto,
     device: Annotated[
         Device, typer.Option("--device", help="whose speed is assumed; cuda: an H200's, no GPU is needed")
     ] = Device.auto,
-    fixed_mask: Annotated[str | None, typer.Option("--fixed-mask", help="weights on the fixed grid")] = None,
-    moving_mask: Annotated[str | None, typer.Option("--moving-mask", help="weights on the moving grid")] = None,
-    spacing: Annotated[str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays without one")] = None,
+    fixed_mask: FixedMask = None,
+    moving_mask: MovingMask = None,
+    initial_transform: InitialTransform = None,
+    spacing: Spacing = None,
 ) -> None:
     """What a registration would need, level by level: blocks, memory, traffic, disk and time. Nothing is read or written."""
-    from daskreg.workflows import register as workflow
+    files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
+    given = {"memory": memory, "residency": residency.value, "spacing": spacing, **files}
+    _print_plan(fixed, moving, _config(config, preset, files), workers, device, given)
 
-    chosen = _config(config, preset, fixed_mask, moving_mask, None)
-    given: dict[str, Any] = {"workers": workers or 1, "memory": memory, "residency": residency, "spacing": spacing}
-    typer.echo("\n".join(workflow.plan(fixed, moving, chosen, **given).lines(_speed(device, workers or 1))))
+
+def _print_plan(fixed: Any, moving: Any, config: Config, workers: int | None, device: Device, given: dict[str, Any]) -> None:
+    from daskreg.workflows.plan import plan as workflow
+
+    typer.echo(str(workflow(fixed, moving, config, workers=workers or 1, device=device.value, **given)))
 
 
 @app.command()
 def verify(
-    fixed: Annotated[str, typer.Argument(metavar="FIXED", help=ADDRESS)],
-    moving: Annotated[str, typer.Argument(metavar="MOVING", help=ADDRESS)],
+    fixed: FixedArgument,
+    moving: MovingArgument,
     workers: Annotated[str, typer.Option("--workers", metavar="1,2,3", help="numbers of workers to compare")] = "1,2,3",
     residencies: Annotated[str, typer.Option("--residency", metavar="LIST", help="replicate,window,ring, or auto")] = "auto",
-    config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a recipe")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="brain (default), multimodal, rigid or lightsheet")] = None,
-    comm: Annotated[str, typer.Option("--comm", metavar="auto|tcp|ucx", help="how workers talk to each other")] = "auto",
-    spacing: Annotated[str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays without one")] = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    comm: CommOption = Comm.auto,
+    spacing: Spacing = None,
 ) -> None:
     """Register on different numbers of workers and compare: the results must be the same, bit for bit."""
     from daskreg.workflows.verify import verify as workflow
 
     counts = [_whole(n) for n in workers.split(",")]
-    chosen = _config(config, preset, None, None, None)
-    found = workflow(fixed, moving, chosen, counts, residencies.split(","), comm=comm, spacing=spacing, tell=typer.echo)
+    given: dict[str, Any] = {"residencies": residencies.split(","), "comm": comm.value, "spacing": spacing}
+    found = workflow(fixed, moving, _config(config, preset, {}), counts, echo=typer.echo, **given)
     if not found.same:
         raise typer.Exit(1)
 
 
 @app.command()
 def refine(
-    transform: Moves,
+    transform: TransformArgument,
     fixed: Annotated[str, typer.Argument(metavar="FIXED", help=f"of any resolution: {ADDRESS}")],
-    moving: Annotated[str, typer.Argument(metavar="MOVING", help=ADDRESS)],
+    moving: MovingArgument,
     output: Annotated[str, typer.Option("--output", "-o", metavar="REFINED.zarr", help="an OME-NGFF 0.6 store")],
     region: Annotated[str, typer.Option("--region", metavar="Z:Z,Y:Y,X:X", help="voxels of FIXED, as 10:90,0:64,32:96")],
     blend: Annotated[int, typer.Option("--blend", min=1, help="voxels along each face over which the change fades")] = 8,
-    config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a recipe of deformable stages")] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a configuration of deformable stages")] = None,
     workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -166,25 +183,24 @@ def demo(
         typer.echo(line)
 
 
-def _config(config: Path | None, preset: str | None, fixed_mask: str | None, moving_mask: str | None, start: str | None) -> Any:
+def _config(config: Path | None, preset: str | None, files: dict[str, str | None]) -> Config:
+    """The configuration that was chosen, with the masks and the initial transform that were given beside it."""
     from daskreg.config import Config
     from daskreg.workflows.presets import preset as named
 
     if config is not None and preset is not None:
-        raise ConfigError("--config and --preset were both given; a recipe holds everything, so give one of them.")
+        raise ConfigError("--config and --preset were both given; a configuration holds everything, so give one of them.")
     chosen = Config.load(config) if config else named(preset or "brain")
-    given = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": start}
-    return chosen.model_copy(update={k: v for k, v in given.items() if v is not None})
+    return chosen.model_copy(update={k: v for k, v in files.items() if v is not None})
 
 
-def _speed(device: Device, workers: int) -> str:
-    """Whose speed a plan assumes: a GPU's where one is asked for, or found for each worker."""
-    from daskreg.cluster import device_of
+def _exists(output: Path) -> bool:
+    from daskreg.storage import exists
 
-    return "cuda" if device is Device.cuda else device_of(None, device.value, workers)
+    return exists(str(output))
 
 
 def _whole(text: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
-        raise ConfigError(f"--workers {text!r} is no number of workers; write them like 1,2,3.")
+        raise ConfigError(f"--workers {text!r} is not a list of numbers of workers; write it like 1,2,3.")
     return int(text)

@@ -11,58 +11,61 @@ import typer
 from daskreg.cli.app import app
 from daskreg.cli.options import (
     ADDRESS,
+    AsJson,
+    FixedLabels,
+    Landmarks,
+    MovingLabels,
     Overwrite,
-    Run,
+    RunArgument,
+    TransformArgument,
 )
 
 
 @app.command()
 def evaluate(
-    run: Run,
-    fixed_labels: Annotated[str | None, typer.Option("--fixed-labels", help="label map on the fixed side")] = None,
-    moving_labels: Annotated[str | None, typer.Option("--moving-labels", help="label map on the moving side")] = None,
-    landmarks: Annotated[
-        str | None, typer.Option("--landmarks", metavar="CSV", help="fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z")
-    ] = None,
+    transform: TransformArgument,
+    fixed_labels: FixedLabels = None,
+    moving_labels: MovingLabels = None,
+    landmarks: Landmarks = None,
     landmarks_space: Annotated[str, typer.Option("--landmarks-space", help="lps or ras")] = "lps",
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Dice of labels, distance of landmarks, folds: before and after."""
     from daskreg.workflows.evaluate import evaluate as workflow
 
     found = workflow(
-        run, fixed_labels=fixed_labels, moving_labels=moving_labels, landmarks=landmarks, landmarks_space=landmarks_space
+        transform, fixed_labels=fixed_labels, moving_labels=moving_labels, landmarks=landmarks, landmarks_space=landmarks_space
     )
     typer.echo(json.dumps(found.as_dict()) if as_json else "\n".join(found.lines()))
 
 
 @app.command()
 def report(
-    run: Run,
+    run: RunArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="one self-contained page")],
-    fixed_labels: Annotated[str | None, typer.Option("--fixed-labels", help="label map on the fixed side")] = None,
-    moving_labels: Annotated[str | None, typer.Option("--moving-labels", help="label map on the moving side")] = None,
-    landmarks: Annotated[str | None, typer.Option("--landmarks", metavar="CSV", help="as for 'evaluate'")] = None,
+    fixed_labels: FixedLabels = None,
+    moving_labels: MovingLabels = None,
+    landmarks: Landmarks = None,
     inverse: Annotated[
         Path | None, typer.Option("--inverse", metavar="ZARR", help="what 'daskreg invert' wrote: its certificate is shown")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Show the result to a person: views, overlay, Jacobian, losses, numbers, configuration."""
-    from daskreg.workflows.report import write_report
+    """Write a page about a run: views, overlay, Jacobian, losses, numbers, configuration."""
+    from daskreg.workflows.report import report as workflow
 
     labels = {"fixed_labels": fixed_labels, "moving_labels": moving_labels}
-    write_report(run, output, **labels, landmarks=landmarks, inverse=inverse, overwrite=overwrite)
+    workflow(run, output, **labels, landmarks=landmarks, inverse=inverse, overwrite=overwrite)
     typer.echo(str(output))
 
 
 @app.command()
 def info(
     file: Annotated[str, typer.Argument(metavar="FILE", help=f"{ADDRESS}; a run, any transform, or points")],
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What daskreg understood of FILE: where voxels are, levels, channels; the parts of a transform; how many points."""
-    from daskreg.workflows.info import describe
+    from daskreg.workflows.info import info as workflow
 
-    found = describe(file)
+    found = workflow(file)
     typer.echo(json.dumps(found.as_dict(), default=str) if as_json else "\n".join(found.lines()))

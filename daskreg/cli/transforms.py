@@ -10,24 +10,25 @@ from daskreg.cli.app import app
 from daskreg.cli.options import (
     ADDRESS,
     Device,
+    DeviceOption,
+    ImageOutput,
     Interpolation,
-    Moves,
+    JacobianPart,
+    Like,
     Overwrite,
     Part,
-    Stretching,
+    TransformArgument,
 )
 
 
 @app.command()
 def apply(
-    transform: Moves,
+    transform: TransformArgument,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help=ADDRESS)],
-    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz, .mha, .nrrd or .ome.zarr")],
+    output: ImageOutput,
     interpolation: Annotated[Interpolation, typer.Option("--interpolation", help="label: for label maps")] = Interpolation.linear,
-    like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the output takes")] = None,
-    device: Annotated[
-        Device, typer.Option("--device", help="where kernels run; auto: on a GPU where there is one")
-    ] = Device.auto,
+    like: Like = None,
+    device: DeviceOption = Device.auto,
     overwrite: Overwrite = False,
 ) -> None:
     """Bring IMAGE, which lies where the moving image lay, onto the fixed grid."""
@@ -40,7 +41,7 @@ def apply(
 
 @app.command()
 def points(
-    transform: Moves,
+    transform: TransformArgument,
     source: Annotated[str, typer.Argument(metavar="POINTS", help=".csv, .tsv or .txt with x, y, z; .npy (N, 3); or a mesh")],
     output: Annotated[str, typer.Option("--output", "-o", help="the same kind of file")],
     to: Annotated[str, typer.Option("--to", help="moving (from fixed points) or fixed (from moving points)")] = "moving",
@@ -59,27 +60,29 @@ def points(
 
 @app.command()
 def invert(
-    transform: Moves,
+    transform: TransformArgument,
     output: Annotated[str, typer.Option("--output", "-o", metavar="INVERSE.zarr", help="an OME-NGFF 0.6 store")],
-    finer: Annotated[int, typer.Option("--finer", min=1, help="voxels of the inverse in one of the field, an axis")] = 1,
+    upsampling: Annotated[
+        int, typer.Option("--upsampling", "--finer", min=1, help="voxels of the inverse per voxel of the field, along each axis")
+    ] = 1,
     both: Annotated[bool, typer.Option("--both", help="keep the transform beside its inverse: a bijection")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """The transform from moving to fixed points, with a certificate of its error over all voxels."""
     from daskreg.workflows.invert import invert as workflow
 
-    certificate = workflow(transform, output, finer=finer, both=both, overwrite=overwrite)
+    certificate = workflow(transform, output, upsampling=upsampling, both=both, overwrite=overwrite)
     typer.echo("\n".join([str(output), *certificate.lines()]))
 
 
 @app.command()
 def jacobian(
-    transform: Moves,
-    output: Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz, .mha, .nrrd or .ome.zarr")],
-    like: Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the map takes")] = None,
+    transform: TransformArgument,
+    output: ImageOutput,
+    like: Like = None,
     part: Annotated[
-        Stretching, typer.Option("--part", help="total, or warp: without the affine's determinant")
-    ] = Stretching.total,
+        JacobianPart, typer.Option("--part", help="total, or warp: without the affine's determinant")
+    ] = JacobianPart.total,
     overwrite: Overwrite = False,
 ) -> None:
     """The map of Jacobian determinants, and how many voxels fold."""
@@ -91,7 +94,7 @@ def jacobian(
 
 @app.command()
 def export(
-    transform: Moves,
+    transform: TransformArgument,
     output: Annotated[
         str,
         typer.Option(

@@ -17,6 +17,8 @@ from daskreg.storage.transforms import open_transform
 from daskreg.transforms.chain import merge_affines
 from daskreg.transforms.link import Link
 
+TransformLike = str | Path | RunStore | Transform
+
 
 def load_transform(source: str | Path | RunStore) -> Transform:
     """A transform, fixed to moving points, its displacements lazily.
@@ -33,8 +35,13 @@ def transform_of(record: TransformRecord) -> Transform:
     return Transform(merge_affines(_links(record.links)), record.unit, record.fixed, record.moving)
 
 
-def place_of(source: str | Path | RunStore | Transform) -> str | Path | None:
-    """Where a transform is, None for one in memory."""
+def as_transform(source: TransformLike) -> Transform:
+    """A transform from itself, an open run or an address. Raises NotFound, Unreadable and IncompleteRun."""
+    return source if isinstance(source, Transform) else load_transform(source)
+
+
+def path_of(source: TransformLike) -> str | Path | None:
+    """The address of a transform; None for one in memory."""
     return source.path if isinstance(source, RunStore) else None if isinstance(source, Transform) else source
 
 

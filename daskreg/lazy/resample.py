@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
 from daskreg.kernels.compiler.launch import Kernel
+from daskreg.kernels.device import Kind
 from daskreg.kernels.sampling.cpu import sample, sample_nearest
 from daskreg.kernels.sampling.cubic import sample_cubic
 from daskreg.kernels.sampling.labels import sample_label
@@ -26,7 +27,6 @@ from daskreg.transforms.link import Link
 
 log = logging.getLogger("daskreg")
 Interpolation = Literal["linear", "nearest", "cubic", "label"]
-Device = Literal["cpu", "cuda"]
 KERNELS: dict[str, Kernel] = {"linear": sample, "nearest": sample_nearest, "cubic": sample_cubic, "label": sample_label}
 RUNS: dict[str, KernelRunner] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
 SMOOTH = ("linear", "cubic")  # make values that no voxel has
@@ -40,7 +40,7 @@ def resampled(
     interpolation: str,
     *,
     planes: bool = False,
-    device: str = "cpu",
+    device: Kind = "cpu",
 ) -> da.Array:
     """``image(phi(x))`` on ``grid``, lazily (.., Z, Y, X) in the image's type, one task a block.
 
@@ -65,7 +65,7 @@ class Resampler:
         links: Sequence[Link],
         unit: str | None,
         interpolation: str = "linear",
-        device: str = "cpu",
+        device: Kind = "cpu",
     ) -> None:
         self.here, self.there = grid.to_unit(unit), image.grid.to_unit(unit)
         self.interpolation, self.image, self.links = interpolation, Reader(image.data), tuple(links)

@@ -70,7 +70,7 @@ def write_transform(
 
 
 def made_by(command: str, source: Any, **more: Any) -> dict[str, Any]:
-    """How a transform came about, to be kept with it: the command, what it was made of, and when. source: see ``place_of``."""
+    """How a transform came about, to be kept with it: the command, what it was made of, and when. source: an address, or None."""
     path = None if source is None else parse_address(source).path
     place = path if path is None or is_remote(path) else os.path.abspath(path)
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -11,10 +11,13 @@ import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from daskreg.config import DeviceName
+from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, GridError, UnitsError, require_known
 from daskreg.grid import UNITS, Grid, Region, unit_name
 from daskreg.lazy.blocks import block_of, by_block
-from daskreg.lazy.resample import Device, Interpolation, resampled, warn_apart
+from daskreg.lazy.device import resolve_device
+from daskreg.lazy.resample import Interpolation, resampled, warn_apart
 from daskreg.storage import Stack, Volume, open_stack, open_volume
 from daskreg.storage.images import ImageSource
 from daskreg.transforms.chain import merge_affines, sample_chain
@@ -86,7 +89,7 @@ class Transform:
         like: ImageSource | Volume | Grid | None = None,
         interpolation: Interpolation = "linear",
         grid: Grid | None = None,
-        device: Device = "cpu",
+        device: DeviceName = "auto",
     ) -> da.Array:
         """``image(phi(x))`` as a Dask array (.., Z, Y, X) in the image's own type, 0 outside; nothing is read yet.
 
@@ -94,13 +97,15 @@ class Transform:
 
         image: a Volume, an address, or an array (.., Z, Y, X) on ``grid`` (default: the moving image's);  like: where to, default
         the fixed grid;  interpolation: linear, nearest, cubic (convolution, Keys 1981), label (the label with the most trilinear
-        weight);  device: cpu or cuda (needs numba-cuda and a GPU; voxels go there and back).
+        weight);  device: cpu, cuda, or auto (a GPU where this process, or every worker of the current Dask client, has one).
         Raises InputError in all its forms.
         """
         stack = image if isinstance(image, Stack) else open_stack(image, grid=self._grid_of(image, grid))
         target = self.target(like)
         warn_apart(self.links, self.unit, target, stack)
-        return resampled(stack, target, self.links, self.unit, interpolation, device=device)
+        # "cuda" is taken at its word: the array may be computed where there is a GPU, even if there is none here
+        kind = resolve_device(device) if device == "auto" else device
+        return resampled(stack, target, self.links, self.unit, interpolation, device=kind)
 
     def target(self, like: ImageSource | Volume | Grid | None = None) -> Grid:
         """The grid that ``like`` means: itself, an image's, or the fixed one."""
@@ -216,17 +221,20 @@ class Transform:
         k = UNITS[self.unit] / UNITS[name]
         return replace(self, links=tuple(link.to_unit(name, k) for link in self.links), unit=name)
 
-    def inverse(self, finer: int = 1) -> Transform:
+    @renamed_arguments(finer="upsampling")
+    def inverse(self, upsampling: int = 1) -> Transform:
         """From the moving to the fixed image. A displacement is read once now, and inverted where the result is read.
 
-        finer: voxels of the inverse in one of the displacement, along each axis; between them it is trilinear.
+        upsampling: voxels of the inverse per voxel of the displacement, along each axis; between them it is trilinear.
         ``daskreg invert`` writes it out, with a certificate of its error. Raises ConfigError for a singular affine.
         """
-        if finer < 1:
-            raise ConfigError(f"finer {finer}: a whole number of at least 1 was expected.")
+        if upsampling < 1:
+            raise ConfigError(f"upsampling {upsampling}: a whole number of at least 1 was expected.")
         if abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
             raise ConfigError("the affine part is singular: the transform flattens space and has no inverse.")
-        fields = [None if link.displacement is None else InverseField(link, bounds_of_blocks(link), finer) for link in self.links]
+        fields = [
+            None if link.displacement is None else InverseField(link, bounds_of_blocks(link), upsampling) for link in self.links
+        ]
         return Transform(invert_links(self.links, fields), self.unit, self.moving, self.fixed)
 
 

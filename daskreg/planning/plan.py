@@ -9,6 +9,7 @@ from typing import Any
 from daskreg.config import Config, Deformable, Optimised
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
+from daskreg.kernels.device import Kind
 from daskreg.kernels.smoothing.cpu import radius_of
 from daskreg.planning.layout import RESIDENCIES, Layout, Level
 from daskreg.planning.memory import MemoryUse, level_memory, peak_bytes
@@ -18,7 +19,9 @@ from daskreg.planning.traffic import most_sent
 
 @dataclass(frozen=True)
 class Plan(Layout):
-    """A layout, and what it needs: memory, traffic, time."""
+    """A layout, and what it needs: memory, traffic, time. device: whose speed ``lines`` assumes."""
+
+    device: Kind = "cpu"
 
     def memory_use(self, stage: int, level: Level) -> MemoryUse:
         """Projected bytes of the largest rank while ``level`` of the stage with an index runs."""
@@ -33,9 +36,12 @@ class Plan(Layout):
         """Projected peak of a worker's process: arrays of the largest level, and what any process needs."""
         return peak_bytes(self)
 
-    def lines(self, device: str = "cpu") -> list[str]:
-        """Human-readable table: one line a level, then memory, disk and time; ``device``: cpu or cuda, whose speed is assumed."""
-        return lines(self, device=device)
+    def lines(self, device: Kind | None = None) -> list[str]:
+        """Human-readable table: one line a level, then memory, disk and time. device: instead of the plan's."""
+        return lines(self, device=device or self.device)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
     def validate(self, memory: int, source: str = "") -> None:
         """Raise PlanTooLarge when a worker needs more than ``memory`` bytes; source: what limits them."""

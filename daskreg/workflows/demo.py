@@ -8,8 +8,9 @@ from pathlib import Path
 
 from daskreg.engine.report import Progress
 from daskreg.errors import OutputError, OutputExists
-from daskreg.workflows.register import Result, register
-from daskreg.workflows.report import write_report
+from daskreg.workflows.register import register
+from daskreg.workflows.report import report
+from daskreg.workflows.result import Result
 
 
 def demo_pair(millimetres: int = 2) -> tuple[str, str]:
@@ -20,11 +21,14 @@ def demo_pair(millimetres: int = 2) -> tuple[str, str]:
     )
 
 
-def demo(out: Path, *, overwrite: bool = False, progress: Callable[[Progress], None] | None = None) -> tuple[Result, Path]:
+def demo(
+    out: str | Path = "daskreg_demo", *, overwrite: bool = False, progress: Callable[[Progress], None] | None = None
+) -> tuple[Result, Path]:
     """Register the pair into ``out/run.zarr`` and write ``out/report.html``.
 
     Raises OutputExists when either is there and ``overwrite`` was not asked for.
     """
+    out = Path(out)
     page = out / "report.html"
     if page.exists() and not overwrite:
         raise OutputExists(f"{page} exists already; choose another --out, or replace it with --overwrite.")
@@ -33,5 +37,5 @@ def demo(out: Path, *, overwrite: bool = False, progress: Callable[[Progress], N
     except OSError as error:
         raise OutputError(f"{out} cannot be made: {error.strerror}; choose another --out.") from None
     result = register(*demo_pair(), "brain", output=out / "run.zarr", overwrite=overwrite, progress=progress)
-    write_report(result.path, page, overwrite=overwrite)
+    report(result.path, page, overwrite=overwrite)
     return result, page

@@ -14,13 +14,14 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, VoxelError
 from daskreg.grid import Grid
 from daskreg.lazy.blocks import block_of
-from daskreg.lazy.load import load_transform
+from daskreg.lazy.load import TransformLike, as_transform
 from daskreg.lazy.resample import resampled
 from daskreg.lazy.transform import Transform
-from daskreg.storage import RunStore, Volume, open_volume
+from daskreg.storage import Volume, open_volume
 from daskreg.storage.images import ImageSource
 from daskreg.transforms.jacobian import JacobianStatistics
 from daskreg.workflows.landmarks import read_landmarks
@@ -100,8 +101,9 @@ class Evaluation:
         return tree
 
 
+@renamed_arguments(run="transform")
 def evaluate(
-    run: str | Path | RunStore,
+    transform: TransformLike,
     *,
     fixed_labels: ImageSource | Volume | None = None,
     moving_labels: ImageSource | Volume | None = None,
@@ -109,7 +111,7 @@ def evaluate(
     landmarks_space: str = "lps",
     labels: Sequence[int] | None = None,
 ) -> Evaluation:
-    """Measure a run; labels and landmarks as far as they are given, folds always.
+    """Measure a transform; labels and landmarks as far as they are given, folds always.
 
     fixed_labels, moving_labels: label images, each of any grid;  labels: those to look at (all but 0 by default);
     landmarks: a CSV table of pairs in the unit of the fixed image, see ``read_landmarks``;  landmarks_space: lps or ras.
@@ -118,15 +120,13 @@ def evaluate(
     if (fixed_labels is None) != (moving_labels is None):
         have, lack = ("fixed", "moving") if moving_labels is None else ("moving", "fixed")
         raise ConfigError(f"labels of the {have} image were given, those of the {lack} image were not; Dice needs both.")
-    transform = load_transform(run)
+    phi = as_transform(transform)
     pairs = None if landmarks is None else read_landmarks(landmarks, landmarks_space)
     overlaps: Mapping[int, Overlap] = {}
     if fixed_labels is not None and moving_labels is not None:
-        overlaps = compare_labels(transform, open_volume(fixed_labels), open_volume(moving_labels), labels)
-    errors = None if pairs is None else target_errors(transform, *pairs)
-    return Evaluation(
-        transform.jacobian_statistics(), transform.grid.unit, overlaps, errors, 0 if pairs is None else len(pairs[0])
-    )
+        overlaps = compare_labels(phi, open_volume(fixed_labels), open_volume(moving_labels), labels)
+    errors = None if pairs is None else target_errors(phi, *pairs)
+    return Evaluation(phi.jacobian_statistics(), phi.grid.unit, overlaps, errors, 0 if pairs is None else len(pairs[0]))
 
 
 def target_errors(transform: Transform, fixed: NDArray[np.float64], moving: NDArray[np.float64]) -> tuple[Distances, Distances]:

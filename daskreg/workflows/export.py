@@ -12,10 +12,11 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, GridError, NotFound, OutputError, require_known
 from daskreg.grid import Region
 from daskreg.lazy.blocks import block_of, by_block
-from daskreg.lazy.load import load_transform, place_of
+from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.save import made_by, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore
@@ -34,8 +35,9 @@ Part = Literal["total", "warp", "affine"]
 PARTS = ("total", "warp", "affine")
 
 
+@renamed_arguments(run="transform")
 def export(
-    run: str | Path | RunStore | Transform,
+    transform: TransformLike,
     output: str | Path,
     *,
     part: Part = "total",
@@ -58,22 +60,22 @@ def export(
     Raises ConfigError, NotFound (no such part), OutputError when the ending does not suit the part.
     """
     require_known("part", part, PARTS)
-    require_distinct(output, place_of(run), fixed, moving)
+    require_distinct(output, path_of(transform), fixed, moving)
     path = parse_address(output).path
     format = _format_for(path, part)
-    ends = _archives(run, images, fixed, moving, path)
-    transform = run if isinstance(run, Transform) else load_transform(run)
-    if part == "total" and transform.fixed is None and (one_field or format.holds == "field"):
+    ends = _archives(transform, images, fixed, moving, path)
+    phi = as_transform(transform)
+    if part == "total" and phi.fixed is None and (one_field or format.holds == "field"):
         chains = " or ".join(transform_formats.endings(writes=True, holds="chain"))
         raise GridError(
             f"{path}: the transform names no fixed grid for a field to be on, a bare affine has none; "
             f"export its affine (--part affine), or all of it as {chains}."
         )
     if format.in_blocks:
-        whole = flattened(transform) if one_field else transform
-        write_transform(whole, output, overwrite=overwrite, made=made_by("export", place_of(run)), images=ends)
+        whole = flattened(phi) if one_field else phi
+        write_transform(whole, output, overwrite=overwrite, made=made_by("export", path_of(transform)), images=ends)
     else:
-        write_links(output, _links(transform, part, format), overwrite=overwrite)
+        write_links(output, _links(phi, part, format), overwrite=overwrite)
 
 
 def _format_for(path: str, part: Part) -> TransformFormat:
@@ -103,7 +105,7 @@ def _links(transform: Transform, part: Part, format: TransformFormat) -> list[St
 
 
 def _archives(
-    run: str | Path | RunStore | Transform, images: bool, fixed: str | Path | None, moving: str | Path | None, output: str
+    transform: TransformLike, images: bool, fixed: str | Path | None, moving: str | Path | None, output: str
 ) -> tuple[LinkedImage | None, LinkedImage | None]:
     """What is to be linked at either end of a scene. Raises ConfigError where nothing can be."""
     if not (images or fixed or moving):
@@ -113,7 +115,7 @@ def _archives(
         raise ConfigError(f"{output}: archives are linked below a scene, which is a {scenes}; choose that ending.")
     found = [None if given is None else find_image(n, given) for n, given in (("fixed", fixed), ("moving", moving))]
     if images:
-        known = _recorded(run)
+        known = _recorded(transform)
         require_distinct(output, *known.values())
         found = [image or _if_possible(n, known[n]) for n, image in zip(known, found, strict=True)]
     for image in found:
@@ -121,17 +123,17 @@ def _archives(
             raise OutputError(f"{output} is inside {image.target}, which it is to link: a circle; choose another output.")
     if not any(found):
         raise ConfigError(
-            f"none of the images of {place_of(run)} can be linked; name OME-Zarr archives with --fixed and --moving."
+            f"none of the images of {path_of(transform)} can be linked; name OME-Zarr archives with --fixed and --moving."
         )
     return found[0], found[1]
 
 
-def _recorded(run: str | Path | RunStore | Transform) -> dict[str, str | None]:
+def _recorded(transform: TransformLike) -> dict[str, str | None]:
     """Addresses of the images that a run was made from."""
-    place = place_of(run)
-    recipe = RunStore.open(place).recipe if place is not None and is_run(place) else {}
+    path = path_of(transform)
+    recipe = RunStore.open(path).recipe if path is not None and is_run(path) else {}
     if not recipe:
-        raise ConfigError(f"{place or 'the transform'} does not know its images; name them with --fixed and --moving.")
+        raise ConfigError(f"{path or 'the transform'} does not know its images; name them with --fixed and --moving.")
     spacing = "" if recipe.get("spacing") is None else "::spacing=1"  # refused as one in the address is
     return {n: None if recipe.get(n) is None else f"{recipe[n]}{spacing}" for n in ("fixed", "moving")}
 

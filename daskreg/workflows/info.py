@@ -29,8 +29,8 @@ from daskreg.transforms.link import Link
 CHEAP = 1 << 30  # bytes of a field up to which its largest displacement is looked for
 
 
-class Told(Protocol):
-    """What can be said of a file, for people and for scripts."""
+class Info(Protocol):
+    """What is known of a file, as text and as values."""
 
     def lines(self) -> list[str]:
         """A table, one fact a line."""
@@ -145,7 +145,7 @@ class PointsInfo:
         return [f"{k:<10} {v}" for k, v in rows]
 
 
-def describe(source: str | Path) -> Told:
+def info(source: str | Path) -> Info:
     """What daskreg understands of a file: an image, a run, a transform that ``daskreg apply`` takes, or points.
 
     Raises NotFound, Unreadable, IncompleteRun.
@@ -158,6 +158,9 @@ def describe(source: str | Path) -> Told:
         return _of_transform(path)
     found = describe_image(source)
     return _with_largest(found) if found.run.get("complete") and found.run.get("displacement") else found
+
+
+describe = info  # its former name
 
 
 def _of_points(path: str) -> PointsInfo:

@@ -1,4 +1,4 @@
-"""The images, masks and recipe of a run, opened and checked, not read."""
+"""The images, masks and configuration of a run: opened and checked, not read."""
 
 from __future__ import annotations
 
@@ -21,17 +21,56 @@ from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.planning import Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
+from daskreg.storage.images import ImageSource
+from daskreg.workflows.masks import RESAMPLED, open_mask
 from daskreg.workflows.presets import preset
 
 log = logging.getLogger("daskreg")
+IMAGES = ("fixed", "moving", "fixed_mask", "moving_mask")
+ImageLike = ImageSource | Volume
+Spacing = float | str | Sequence[float] | None  # world units a voxel, z, y, x, one number for all, or text as 2x1x1
+ConfigLike = Config | str | Sequence[Stage] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller asks to be registered: addresses, arrays or Volumes, nothing opened yet; None: not given."""
+
+    fixed: ImageLike | None = None
+    moving: ImageLike | None = None
+    config: ConfigLike | None = None
+    fixed_mask: ImageLike | None = None
+    moving_mask: ImageLike | None = None
+    spacing: Spacing = None
+    initial_transform: str | Path | None = None
+
+    @property
+    def chosen(self) -> Config:
+        """The configuration, ``brain`` by default, with the initial transform. Raises ConfigError."""
+        config = as_config("brain" if self.config is None else self.config)
+        if self.initial_transform is None:
+            return config
+        return config.model_copy(update={"initial_transform": str(self.initial_transform)})
+
+    def open(self) -> Inputs:
+        """Open everything a run reads. Raises InputError in all its forms."""
+        if self.fixed is None or self.moving is None:
+            raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
+        return open_inputs(self.fixed, self.moving, self.chosen, self.fixed_mask, self.moving_mask, self.spacing)
+
+    def recipe(self) -> dict[str, Any]:
+        """What an unfinished run keeps to be resumed: addresses, the configuration, and which images are arrays in memory."""
+        addresses = {name: address_of(getattr(self, name)) for name in (*IMAGES, "spacing")}
+        arrays = [name for name in IMAGES if getattr(self, name) is not None and addresses[name] is None]
+        return {**addresses, "config": self.chosen.model_dump(mode="json"), "arrays": arrays}
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The opened images and masks of a run, and how they are to be registered; nothing is read yet.
 
-    orders: axes of fixed and moving in the order in which a rank holds them, the one that is cut first; see ``cut_orders``;
-    start: the transform to start from, in the fixed image's unit.
+    masks: of the fixed and the moving image, each on its image's grid;  start: the transform to start from, in the fixed
+    image's unit.
     """
 
     fixed: Volume
@@ -42,7 +81,7 @@ class Inputs:
 
     @property
     def orders(self) -> tuple[Index, Index]:
-        """Follow from the grids."""
+        """Axes of fixed and moving in the order in which a rank holds them, the one that is cut first; see ``cut_orders``."""
         return cut_orders(self.fixed.grid, self.moving.grid)
 
     @property
@@ -61,21 +100,23 @@ class Inputs:
         workers: int = 1,
         memory: int | None = None,
         residency: str = "auto",
-        fewest: int = MINIMUM_PLANES,
+        minimum_planes: int = MINIMUM_PLANES,
         process: int = 0,
     ) -> Plan:
         """What will run on so many workers."""
         masked = (self.masks[0] is not None, self.masks[1] is not None)
-        given: dict[str, Any] = {
-            "workers": workers,
-            "memory": memory,
-            "residency": residency,
-            "minimum_planes": fewest,
-            "process": process,
-        }
+        given: dict[str, Any] = {"workers": workers, "memory": memory, "residency": residency}
+        given |= {"minimum_planes": minimum_planes, "process": process}
         given["unpacked"] = tuple(_largest_chunk(volume) for volume in (self.fixed, self.moving))
         f, m = self.orders
         return make_plan(self.fixed.grid.permute(f), self.moving.grid.permute(m), self.config, masks=masked, **given)
+
+    def for_device(self, kind: str) -> Inputs:
+        """The same in a precision that the device has: mixed storage is for GPUs, a CPU computes in float32."""
+        if kind == "cuda" or self.config.in_float32 == self.config:
+            return self
+        log.warning("storage: mixed is for GPUs; on a CPU the run is computed in float32.")
+        return replace(self, config=self.config.in_float32)
 
 
 def _largest_chunk(volume: Volume) -> int:
@@ -84,23 +125,26 @@ def _largest_chunk(volume: Volume) -> int:
 
 
 def open_inputs(
-    fixed: Any,
-    moving: Any,
-    config: Config | str | Sequence[Stage] | Mapping[str, Any],
-    fixed_mask: Any = None,
-    moving_mask: Any = None,
-    spacing: Any = None,
+    fixed: ImageLike,
+    moving: ImageLike,
+    config: ConfigLike,
+    fixed_mask: ImageLike | None = None,
+    moving_mask: ImageLike | None = None,
+    spacing: Spacing = None,
 ) -> Inputs:
-    """Open everything a run reads. Raises InputError in all its forms."""
+    """Open both images, their masks and the initial transform. Raises InputError in all its forms."""
     chosen = as_config(config)
     volumes = open_volume(fixed, spacing=spacing_for(fixed, spacing)), open_volume(moving, spacing=spacing_for(moving, spacing))
-    masks = _mask(fixed_mask, chosen.fixed_mask, volumes[0]), _mask(moving_mask, chosen.moving_mask, volumes[1])
+    masks = (
+        open_mask(chosen.fixed_mask if fixed_mask is None else fixed_mask, volumes[0], "fixed"),
+        open_mask(chosen.moving_mask if moving_mask is None else moving_mask, volumes[1], "moving"),
+    )
     _warn_orientation(*volumes)
-    start = initial(chosen.initial_transform, volumes[0].grid.unit)
-    return Inputs(*volumes, chosen if start is None else going_on(chosen, start), masks, start)
+    start = open_initial_transform(chosen.initial_transform, volumes[0].grid.unit)
+    return Inputs(*volumes, chosen if start is None else stages_after(chosen, start), masks, start)
 
 
-def initial(source: str | None, unit: str | None) -> Transform | None:
+def open_initial_transform(source: str | None, unit: str | None) -> Transform | None:
     """The transform that a configuration starts from, in a unit of length; None where it names none."""
     if source is None:
         return None
@@ -108,7 +152,7 @@ def initial(source: str | None, unit: str | None) -> Transform | None:
     return found.to_unit(unit) if unit is not None and found.unit is not None else found
 
 
-def going_on(config: Config, start: Transform) -> Config:
+def stages_after(config: Config, start: Transform) -> Config:
     """Only the deformable stages where the start has a displacement already: the others would begin before it.
 
     Raises ConfigError where there are none.
@@ -118,7 +162,8 @@ def going_on(config: Config, start: Transform) -> Config:
     kept = tuple(s for s in config.stages if isinstance(s, Deformable))
     if not kept:
         raise ConfigError(
-            f"{config.initial_transform} has a displacement, which only a deformable stage can start from; the recipe has none."
+            f"{config.initial_transform} has a displacement, which only a deformable stage can start from; "
+            "the configuration has none."
         )
     if len(kept) < len(config.stages):
         left = [s.stage for s in config.stages if not isinstance(s, Deformable)]
@@ -126,25 +171,18 @@ def going_on(config: Config, start: Transform) -> Config:
     return config.model_copy(update={"stages": kept})
 
 
-def spacing_for(source: Any, spacing: Any) -> Any:
+def spacing_for(source: ImageLike, spacing: Spacing) -> Spacing:
     """The general spacing, unless the address states its own."""
     return None if isinstance(source, str) and "spacing=" in source.partition("::")[2] else spacing
 
 
-def as_config(config: Config | str | Sequence[Stage] | Mapping[str, Any]) -> Config:
+def as_config(config: ConfigLike) -> Config:
     """A Config from itself, a preset's name, a list of stages or a plain tree."""
     if isinstance(config, Config):
         return config
     if isinstance(config, str):
         return preset(config)
     return Config.parse(config) if isinstance(config, Mapping) else Config.of_stages(config)
-
-
-def _mask(given: Any, configured: str | None, image: Volume) -> Volume | None:
-    mask = configured if given is None else given
-    if mask is None:
-        return None
-    return open_volume(mask, grid=image.grid) if not isinstance(mask, str | Path) else open_volume(mask)
 
 
 def _warn_orientation(fixed: Volume, moving: Volume) -> None:
@@ -154,23 +192,29 @@ def _warn_orientation(fixed: Volume, moving: Volume) -> None:
 
 
 @contextmanager
-def staged(inputs: Inputs, output: str, seat: Client | None) -> Iterator[Inputs]:
-    """Inputs that workers in other processes can read: arrays in memory go, for the time being, to a folder beside the output."""
+def staged(inputs: Inputs, output: str, client: Client | None) -> Iterator[Inputs]:
+    """Inputs that every worker can read, from a temporary folder beside the output where they cannot be read as they are.
+
+    client: of workers in other processes, which cannot read arrays in memory; None: they are in this one. Masks that are
+    resampled are computed here once, and not again by each rank.
+    """
     given = [inputs.fixed, inputs.moving, *inputs.masks]
-    if seat is None or is_remote(output) or not any(v is not None and v.format == "array" for v in given):
+    stage = (RESAMPLED,) if client is None else ("array", RESAMPLED)
+    if is_remote(output) or not any(v is not None and v.format in stage for v in given):
         yield inputs
         return
     with tempfile.TemporaryDirectory(prefix=".daskreg-inputs-", dir=Path(output).parent) as folder:
-        fixed, moving, *masks = (None if v is None else _stage(v, f"{folder}/{k}.ome.zarr", seat) for k, v in enumerate(given))
+        fixed, moving, *masks = (
+            v if v is None or v.format not in stage else _stage(v, f"{folder}/{k}.ome.zarr", client) for k, v in enumerate(given)
+        )
         assert fixed is not None
         assert moving is not None
         yield replace(inputs, fixed=fixed, moving=moving, masks=(masks[0], masks[1]))
 
 
-def _stage(volume: Volume, path: str, seat: Client) -> Volume:
-    if volume.format != "array":
-        return volume
-    with seat.as_current() if futures_of(volume.data) else dask.config.set(scheduler="threads"):
+def _stage(volume: Volume, path: str, client: Client | None) -> Volume:
+    on_cluster = client is not None and futures_of(volume.data)
+    with client.as_current() if client is not None and on_cluster else dask.config.set(scheduler="threads"):
         write_image(path, volume.data, volume.grid)
     return replace(open_volume(path, grid=volume.grid), name=volume.name)
 

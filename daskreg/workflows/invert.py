@@ -10,12 +10,12 @@ from typing import Any
 
 import dask
 
+from daskreg.deprecation import renamed_arguments
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE
-from daskreg.lazy.load import load_transform, place_of, stored_links
+from daskreg.lazy.load import TransformLike, as_transform, path_of, stored_links
 from daskreg.lazy.save import made_by, require_room, write_transform
 from daskreg.lazy.transform import Determinant, Transform
-from daskreg.storage import RunStore
 from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.accuracy import ROUND_TRIP_LIMIT, RoundTrip, SolutionAccuracy
 from daskreg.transforms.inverse import SOLUTION_TOLERANCE, InverseField
@@ -97,7 +97,7 @@ class Certificate:
             why = f"; space is pressed together up to {pressed:.2g} times" if pressed >= 2 else ""
             text.append(
                 f"beyond {ROUND_TRIP_LIMIT:g} voxel at {r.failed} voxels, all within {r.failed_box.start} to "
-                f"{r.failed_box.stop}{why}: what lies between its voxels the inverse interpolates, finer ones (--finer 2) "
+                f"{r.failed_box.stop}{why}: what lies between its voxels the inverse interpolates, more of them (--upsampling 2) "
                 "leave half of that error"
             )
         return text
@@ -116,34 +116,33 @@ def _gap(s: SolutionAccuracy) -> str:
     return f", but for {share:.2g} % of voxels, where it stretches too much for a proof" if s.unproven else ""
 
 
+@renamed_arguments(run="transform", finer="upsampling")
 def invert(
-    run: str | Path | RunStore | Transform, output: str | Path, *, finer: int = 1, both: bool = False, overwrite: bool = False
+    transform: TransformLike, output: str | Path, *, upsampling: int = 1, both: bool = False, overwrite: bool = False
 ) -> Certificate:
     """Write the inverse of a transform, from moving to fixed points, as an OME-NGFF 0.6 store, and say how exact it is.
 
     Each displacement d becomes v with ``v(q) = -d(q + v(q))`` on d's grid, grown to hold all x + d(x), by fixed point and, where
     that does not contract, by Newton's method; block by block with the halo that d can reach, on the Dask client in hand.
 
-    finer: voxels of the inverse in one of the displacement, along each axis; twice as many leave about half of the error;
+    upsampling: voxels of the inverse per voxel of the displacement, along each axis; 2 leaves about half of the error;
     both: keep the transform beside its inverse, as one bijection that needs no other file.
     Raises InputError and OutputError in all their forms.
     """
-    require_room(output, overwrite, place_of(run))
-    transform = run if isinstance(run, Transform) else load_transform(run)
-    inverse = transform.inverse(finer)
+    require_room(output, overwrite, path_of(transform))
+    phi = as_transform(transform)
+    inverse = phi.inverse(upsampling)
     certified: list[Certificate] = []
 
     def tell(store: TransformStore, found: list[Any]) -> dict[str, Any]:
         back = stored_links(store, inverse.links)
-        grid = (transform.fixed or _any_grid(transform)).to_unit(transform.unit)
-        there = (transform.moving or inverse_grid(inverse) or grid).to_unit(transform.unit)
-        trips = round_trip(transform.links, back, grid), round_trip(back, transform.links, there, grid)
-        certified.append(
-            Certificate(*trips, _jacobian_statistics(transform, grid), SolutionAccuracy.merge(found) if found else None)
-        )
+        grid = (phi.fixed or _any_grid(phi)).to_unit(phi.unit)
+        there = (phi.moving or inverse_grid(inverse) or grid).to_unit(phi.unit)
+        trips = round_trip(phi.links, back, grid), round_trip(back, phi.links, there, grid)
+        certified.append(Certificate(*trips, _jacobian_statistics(phi, grid), SolutionAccuracy.merge(found) if found else None))
         return {"certificate": certified[0].as_dict()}
 
-    made, backward = made_by("invert", place_of(run)), transform if both else None
+    made, backward = made_by("invert", path_of(transform)), phi if both else None
     write_transform(inverse, output, overwrite=overwrite, fill=_solved, tell=tell, backward=backward, made=made)
     for line in certified[0].warnings():
         log.warning("%s: %s", output, line)

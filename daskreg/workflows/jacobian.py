@@ -8,12 +8,13 @@ from pathlib import Path
 import dask
 import numpy as np
 
+from daskreg.deprecation import renamed_arguments
 from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, Reader, block_of
-from daskreg.lazy.load import load_transform, place_of
+from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.transform import Determinant, Transform
-from daskreg.storage import RunStore, Volume, open_volume, write_image
+from daskreg.storage import Volume, open_volume, write_image
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import ImageSource
@@ -44,8 +45,9 @@ class Folds:
         )
 
 
+@renamed_arguments(run="transform")
 def jacobian(
-    run: str | Path | RunStore | Transform,
+    transform: TransformLike,
     output: str | Path,
     *,
     like: ImageSource | Volume | Grid | None = None,
@@ -58,15 +60,15 @@ def jacobian(
     Central differences in world units, one-sided at the grid's faces. Raises InputError and OutputError in all their forms.
     """
     require_known("part", part, PARTS)
-    require_distinct(output, place_of(run), like)
-    transform = run if isinstance(run, Transform) else load_transform(run)
-    grid = transform.target(like)
-    determinants = transform.jacobian(like=grid, whole=part == "total")
+    require_distinct(output, path_of(transform), like)
+    phi = as_transform(transform)
+    grid = phi.target(like)
+    determinants = phi.jacobian(like=grid, whole=part == "total")
     streamed = image_formats.to_write(parse_address(output).path).streams_planes
     if streamed:
         determinants = determinants.rechunk(block_of(grid.shape, 4))
     write_image(output, determinants, grid, overwrite=overwrite)
-    return Folds(_counted(output, transform, grid, part, streamed), grid.size)
+    return Folds(_counted(output, phi, grid, part, streamed), grid.size)
 
 
 def _counted(output: str | Path, transform: Transform, grid: Grid, part: str, streamed: bool) -> JacobianStatistics:

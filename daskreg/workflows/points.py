@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deprecation import renamed_arguments
 from daskreg.errors import require_known
-from daskreg.lazy.load import load_transform, place_of
+from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.transform import Transform
-from daskreg.storage import RunStore
 from daskreg.storage.fs.atomic import require_distinct, require_writable
 from daskreg.storage.points import read_points, write_points
 
@@ -21,8 +21,9 @@ RAS = np.array([1.0, -1.0, -1.0])  # of world components z, y, x: y and x point 
 FAR = 0.01  # of the smallest voxel: a point whose source is further off is told of
 
 
+@renamed_arguments(run="transform")
 def points(
-    run: str | Path | RunStore | Transform,
+    transform: TransformLike,
     source: str | Path,
     output: str | Path | None = None,
     *,
@@ -40,15 +41,15 @@ def points(
     require_known("image", to, ("moving", "fixed"))
     require_known("space", space, SPACES)
     if output is not None:
-        require_distinct(output, place_of(run))
+        require_distinct(output, path_of(transform))
         require_writable(str(output), overwrite)
-    transform = run if isinstance(run, Transform) else load_transform(run)
+    phi = as_transform(transform)
     file = read_points(source, order)
     sign = RAS if space == "ras" else np.ones(3)
     if to == "moving":
-        moved = transform.fixed_to_moving_points(file.points * sign, "index" if space == "index" else "world") * sign
+        moved = phi.fixed_to_moving_points(file.points * sign, "index" if space == "index" else "world") * sign
     else:
-        moved = _to_fixed(transform, file.points * sign, space, str(source)) * sign
+        moved = _to_fixed(phi, file.points * sign, space, str(source)) * sign
     if output is not None:
         write_points(output, file.with_points(moved), overwrite=overwrite)
     return moved

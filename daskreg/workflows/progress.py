@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from daskreg.engine.report import Progress
+from daskreg.workflows.result import Report
 
 
 @contextmanager
@@ -56,7 +57,7 @@ class _Lines:
         self.bars.update(self.tasks[key], completed=now.iteration, total=now.iterations, loss=now.loss)
 
 
-def summary(path: str, report: dict[str, Any]) -> list[str]:
+def summary(path: str, report: Report) -> list[str]:
     """What to print when a run is done."""
     before, after = report["metrics"]["before"], report["metrics"]["after"]
     lines = [_level(level) for level in report["levels"]]

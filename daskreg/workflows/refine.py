@@ -6,22 +6,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import dask.array as da
 import numpy as np
 
 from daskreg.config import Config, Deformable
+from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, Reader
-from daskreg.lazy.load import load_transform, place_of
+from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.save import made_by, require_room, write_transform
 from daskreg.lazy.transform import Transform
-from daskreg.storage import RunStore, Volume, open_volume
+from daskreg.storage import Volume, open_volume
 from daskreg.storage.images import ImageSource
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
 from daskreg.workflows.register import register
+from daskreg.workflows.resources import ResourceKeywords
 
 SPAN = re.compile(r"(\d+):(\d+)")
 
@@ -41,8 +43,9 @@ class Refined:
         return f"correlation in the part {b['ncc']:.4f} -> {a['ncc']:.4f}; determinant {s.smallest:.3g} to {s.largest:.3g}"
 
 
+@renamed_arguments(run="transform")
 def refine(
-    run: str | Path | RunStore | Transform,
+    transform: TransformLike,
     fixed: ImageSource | Volume,
     moving: ImageSource | Volume,
     output: str | Path,
@@ -51,7 +54,7 @@ def refine(
     stages: Sequence[Deformable] = (Deformable(scales=(2, 1), iterations=(60, 40)),),
     blend: int = 8,
     overwrite: bool = False,
-    **resources: Any,
+    **resources: Unpack[ResourceKeywords],
 ) -> Refined:
     """Improve a transform in a part of the fixed image; outside of it nothing changes, not by a bit.
 
@@ -62,24 +65,24 @@ def refine(
     stages: deformable ones;  blend: voxels along each face over which the correction fades;  resources: as for ``register``.
     Raises InputError and OutputError in all their forms.
     """
-    require_room(output, overwrite, place_of(run), fixed, moving)
-    transform = run if isinstance(run, Transform) else load_transform(run)
+    require_room(output, overwrite, path_of(transform), fixed, moving)
+    phi = as_transform(transform)
     target, source = open_volume(fixed), open_volume(moving)
     box = parse_region(region) if isinstance(region, str) else region
     _require_part(box, target.grid, blend, stages)
     part = replace(target, data=target.data[box.slices], grid=target.grid.crop(box), levels=(), format="array")
     around = _grown(part.grid, blend)
     smooth = replace(source, data=source.data.astype(np.float32))
-    before = Volume(transform.apply(smooth, like=around), around, f"{source.name}, through the transform")
+    before = Volume(phi.apply(smooth, like=around, device="cpu"), around, f"{source.name}, through the transform")
     result = register(part, before, Config(stages=tuple(stages)), **resources)
-    unit = transform.unit if transform.unit is not None else part.grid.unit
+    unit = phi.unit if phi.unit is not None else part.grid.unit
     faded = Reader(result.displacement * window(part.grid.shape, blend))
     correction = Transform.of(None, part.grid, faded).to_unit(unit)
-    chain = Transform((*correction.links, *transform.links), unit, transform.fixed, transform.moving or source.grid)
+    chain = Transform((*correction.links, *phi.links), unit, phi.fixed, phi.moving or source.grid)
     where = [list(box.start), list(box.stop)]
-    made = made_by("refine", place_of(run), fixed=target.name, moving=source.name, region=where)
+    made = made_by("refine", path_of(transform), fixed=target.name, moving=source.name, region=where)
     write_transform(chain, output, overwrite=overwrite, made=made)
-    back = load_transform(output)
+    back = as_transform(output)
     metrics = result.report["metrics"]
     return Refined(back, metrics["before"], metrics["after"], _jacobian_statistics(back, part.grid))
 

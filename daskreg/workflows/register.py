@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import atexit
 import logging
-import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,235 +17,186 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.cluster import (
-    Job,
-    device_of,
-    embedded,
-    estimated_bytes,
-    existing,
-    gpu_limit,
-    gpu_workers,
-    memory_limit,
-    run_job,
-    worker_count,
-)
-from daskreg.config import Config, Search, Stage
+from daskreg.cluster import Job, embedded, existing, run_job
+from daskreg.config import DeviceName, Search
+from daskreg.deprecation import renamed_arguments
 from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, NoOverlap, OutputError
-from daskreg.grid import Grid
-from daskreg.kernels.device import Kind
 from daskreg.lazy.begin import Beginning
 from daskreg.planning import Plan, format_grid
-from daskreg.storage import RunStore, Volume
+from daskreg.storage import RunStore
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED
-from daskreg.workflows.inputs import Inputs, address_of, open_inputs, staged
-from daskreg.workflows.resources import Resources, as_resources, parse_memory
-from daskreg.workflows.resume import kept_or_gone, recalled, require_same, resumed
+from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spacing, staged
+from daskreg.workflows.plan import plan
+from daskreg.workflows.provenance import provenance
+from daskreg.workflows.resources import LOCAL, Allocation, Comm, Residency, Resources, allocate, parse_memory
+from daskreg.workflows.result import Report, Result, merge_reports
+from daskreg.workflows.resume import keep_checkpoint_or_remove, require_same_images, restore_request, unfinished_run
 
 if TYPE_CHECKING:
-    import dask.array as da
-
     from daskreg.cluster import Client
 
+__all__ = ["Result", "plan", "register"]
+
 log = logging.getLogger("daskreg")
-GIVEN = "as asked for"  # in place of what limits memory
-LOCAL = (None, "local", "cuda")  # clusters of our own; cuda: a worker for each GPU
-PACKAGES = ("daskreg", "numpy", "numba", "dask", "distributed", "zarr", "scipy", "nibabel")
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finished run: ``moved`` and the transform, lazily, and how it went."""
-
-    store: RunStore
-
-    @property
-    def path(self) -> str:
-        """Where the run is."""
-        return self.store.path
-
-    @property
-    def moved(self) -> Volume:
-        """The moving image on the fixed grid."""
-        return self.store.read_image("moved")
-
-    @property
-    def affine(self) -> NDArray[np.float64]:
-        """(4, 4) world map from fixed to moving points, order z, y, x, 1."""
-        return self.store.affine
-
-    @property
-    def displacement(self) -> da.Array | None:
-        """(3, Z, Y, X) world units, components z, y, x, applied before the affine map; None without a deformable stage."""
-        return self.store.displacement() if self.store.has(DISPLACEMENT) else None
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """Configuration, versions, inputs, losses and times."""
-        return self.store.provenance
-
-
-def plan(
-    fixed: Any,
-    moving: Any,
-    config: Config | str | Sequence[Stage] | Mapping[str, Any] = "brain",
-    *,
-    fixed_mask: Any = None,
-    moving_mask: Any = None,
-    workers: int = 1,
-    memory: int | str | None = None,
-    residency: str = "auto",
-    spacing: Any = None,
-) -> Plan:
-    """Levels, blocks, residency, memory and traffic of a registration that is not run; its ``lines()`` are for people.
-
-    memory: bytes a worker may use, or text such as "48GB".  Raises InputError, and PlanTooLarge where it does not fit.
-    """
-    limit = parse_memory(memory)
-    inputs = open_inputs(fixed, moving, config, fixed_mask, moving_mask, spacing)
-    found = inputs.plan(workers, limit, residency, process=estimated_bytes(None, workers))
-    if limit is not None:
-        found.validate(limit, GIVEN)
-    return found
-
-
+@renamed_arguments(fewest="minimum_planes")
 def register(
-    fixed: Any = None,
-    moving: Any = None,
-    config: Config | str | Sequence[Stage] | Mapping[str, Any] | None = None,
+    fixed: ImageLike | None = None,
+    moving: ImageLike | None = None,
+    config: ConfigLike | None = None,
     *,
     output: str | Path | None = None,
-    fixed_mask: Any = None,
-    moving_mask: Any = None,
-    client: Client | None = None,
-    cluster: str | None = None,
-    spacing: Any = None,
+    fixed_mask: ImageLike | None = None,
+    moving_mask: ImageLike | None = None,
+    initial_transform: str | Path | None = None,
+    spacing: Spacing = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
-    **resources: Any,
+    client: Client | None = None,
+    cluster: str | None = None,
+    workers: int | None = None,
+    device: DeviceName = Resources.device,
+    memory: int | str | None = None,
+    residency: Residency = Resources.residency,
+    comm: Comm = Resources.comm,
+    threads: int | None = None,
+    checkpoint: float | None = Resources.checkpoint,
+    retries: int = Resources.retries,
+    deadline: float = Resources.deadline,
+    minimum_planes: int = Resources.minimum_planes,
+    trace: bool = Resources.trace,
 ) -> Result:
     """Find the transform that brings ``moving`` onto ``fixed``, and resample it there.
 
-    fixed, moving: an address, a NumPy or Dask array (Z, Y, X), or a Volume (``open_volume(array, grid=...)``);
-    config: a Config, stages, or a preset's name (``brain`` by default);  output: where RUN.zarr goes (else a temporary place);
-    client: a Dask client to use; else the current one; else a small cluster of our own;  cluster: a scheduler's address, or
-    "cuda": a worker for each GPU here; resume: go on from the last checkpoint of an unfinished run at ``output``, which knows
-    its images and recipe; resources: workers, memory, residency, comm, threads, checkpoint, retries, deadline: see ``Resources``.
-    The result is the same, bit for bit, whatever the resources, and whether it was resumed or not.
+    The result is the same, bit for bit, whatever the resources (``client`` and all that follows it), and whether the run was
+    resumed or not. The method is that of Jena et al., *A Scalable Distributed Framework for Multimodal GigaVoxel Image
+    Registration*, arXiv 2509.25044.
 
-    The method is that of Jena et al., *A Scalable Distributed Framework for Multimodal GigaVoxel Image Registration*,
-    arXiv 2509.25044. Raises InputError, OutputError, PlanTooLarge before anything is computed, RunError while it runs.
+    Parameters
+    ----------
+    fixed, moving
+        An address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), or a Volume (``open_volume(array, grid=...)``).
+    config
+        A Config, a list of stages, or the name of a preset; ``brain`` by default.
+    output
+        Where RUN.zarr is written; by default a temporary folder that goes with the Python process.
+    fixed_mask, moving_mask
+        Weights of the voxels: an address or a Volume on any grid that overlaps the image, or an array (Z, Y, X) on its grid.
+    initial_transform
+        A transform from fixed to moving points to start from: an address that ``load_transform`` reads.
+    spacing
+        World units a voxel, (z, y, x) or one number, of arrays that state none.
+    overwrite
+        Replace an existing run, once the new one is complete.
+    resume
+        Go on from the last checkpoint of an unfinished run at ``output``, which knows its images, configuration and initial
+        transform; where nothing is, start. What is given besides must be the same.
+    progress
+        Called with a ``Progress`` after every iteration.
+    client, cluster
+        A Dask client, or a scheduler's address; ``"cuda"``: a worker for each GPU of this machine. By default the current
+        client; without one, workers that daskreg starts and stops.
+    workers, device, memory, residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace
+        workers: blocks the fixed image is cut into, one a worker (all of a cluster's; else 1);  device: ``"auto"`` takes GPUs
+        where every worker has one;  memory: what a worker may use, bytes or text such as "48GB";  residency: how a worker holds
+        the moving image;  comm: how workers communicate;  threads: CPU threads of a worker;  checkpoint: seconds between two,
+        None for none;  retries: how often a run that lost a worker goes on without it;  deadline: seconds after which a silent
+        worker counts as lost;  minimum_planes: of a worker's block;  trace: record when a worker sampled and waited.
+
+    Raises
+    ------
+    InputError, OutputError, PlanTooLarge
+        Before anything is computed.
+    RunError
+        While it runs.
     """
-    started, use = time.perf_counter(), as_resources(resources)
-    store = resumed(output) if resume else None
-    if store is not None:
-        given = recalled(store, fixed, moving, config, fixed_mask, moving_mask, spacing)
-        fixed, moving, config, fixed_mask, moving_mask, spacing = given
-    if fixed is None or moving is None:
-        nothing = f"there is no run at {output} to resume; " if resume else ""
-        raise ConfigError(f"{nothing}two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
-    asked = open_inputs(fixed, moving, config or "brain", fixed_mask, moving_mask, spacing)
-    with existing(client, None if cluster in LOCAL else cluster) as there:
-        use, limited_by = _settled(use, there, cluster)
-        inputs = _able(asked, use)
-        planned = _checked_plan(inputs, use, estimated_bytes(there, use.count, _kind(use)), limited_by)
+    started = time.perf_counter()
+    resources = Resources(
+        workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace
+    )
+    request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform)
+    store = unfinished_run(output) if resume else None
+    request = request if store is None else restore_request(store, request)
+    if resume and store is None and (fixed is None or moving is None):
+        raise ConfigError(f"there is no run at {output} to resume, and no two images to start one: give FIXED and MOVING.")
+    asked = request.open()
+    with existing(client, None if cluster in LOCAL else cluster) as found:
+        use = allocate(resources, found, cluster)
+        inputs = asked.for_device(use.device)
+        planned = _fitting_plan(inputs, use)
         if store is None:
-            addresses = {
-                "fixed": fixed,
-                "moving": moving,
-                "fixed_mask": fixed_mask,
-                "moving_mask": moving_mask,
-                "spacing": spacing,
-            }
-            store = _new_store(output, asked, {k: address_of(v) for k, v in addresses.items()}, overwrite)
+            store = _new_store(output, request, inputs, overwrite)
         else:
-            require_same(store, inputs.grids)
-        with kept_or_gone(store), nullcontext(there) if there else embedded(use.count, use.threads, _kind(use)) as seat:
-            apart = there is not None or use.count > 1
-            report = _run(inputs, planned, store, use, seat, resume, progress, apart)
+            require_same_images(store, inputs.grids)
+        run = _Run(inputs, planned, store, use, resume)
+        with keep_checkpoint_or_remove(store), nullcontext(found) if found else embedded(use.workers, threads, use.device) as at:
+            report = run.execute(at, progress, elsewhere=found is not None or use.workers > 1)
             report["seconds"]["total"] = time.perf_counter() - started
             store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report})
     return Result(RunStore.open(store.path))
 
 
-def _settled(use: Resources, there: Client | None, cluster: str | None) -> tuple[Resources, str]:
-    """With the device, the workers and their memory filled in; what limits the memory."""
-    if cluster == "cuda" and use.device == "cpu":
-        raise ConfigError("--cluster cuda has a worker for each GPU and --device is cpu; leave one of them out.")
-    usual = worker_count(there) if there else gpu_workers() if cluster == "cuda" else 1  # before any worker is asked: it waits
-    kind = device_of(there, "cuda" if cluster == "cuda" else use.device, use.workers or usual)
-    use = replace(use, device=kind, workers=use.workers or usual)
-    if use.memory is not None:
-        return use, GIVEN
-    limit = gpu_limit(there) if kind == "cuda" else memory_limit(there, use.count)
-    return replace(use, memory=limit.value), limit.source
+@dataclass(frozen=True)
+class _Run:
+    """A registration that is ready to start."""
+
+    inputs: Inputs
+    plan: Plan
+    store: RunStore
+    use: Allocation
+    resume: bool
+
+    def execute(self, client: Client, progress: Callable[[Progress], None] | None, *, elsewhere: bool) -> Report:
+        """All ranks, then the pyramids; the ranks' report. elsewhere: whether the workers are other processes."""
+        asked = self.use.options
+        with staged(self.inputs, self.store.path, client if elsewhere else None) as reachable:
+            volumes = reachable.cut()
+            options: dict[str, Any] = {"comm": asked.comm, "retries": asked.retries, "deadline": asked.deadline}
+            ranks = run_job(client, lambda workers: self._job(volumes, workers), self.use.workers, progress, **options)
+        report, built = merge_reports(ranks), time.perf_counter()
+        with client.as_current() if elsewhere else dask.config.set(scheduler="threads"):
+            build_pyramids(self.store)
+        report["seconds"]["write"] += time.perf_counter() - built
+        return report
+
+    def _job(self, volumes: tuple[Any, ...], workers: int) -> Job:
+        """What each of so many workers is given; fewer than planned where some were lost."""
+        fixed, moving, *masks = volumes
+        inputs, use, start = self.inputs, self.use, self.inputs.start
+        return Job(
+            self.plan if workers == use.workers else _plan(inputs, use, workers), fixed, moving, self.store.path,
+            first_affine(inputs), masks[0], masks[1], order=inputs.orders[0], threads=use.options.threads,
+            checkpoint=use.options.checkpoint, resume=self.resume, trace=use.options.trace, device=use.device,
+            begin=None if start is None or start.is_affine else Beginning(start),
+        )  # fmt: skip
 
 
-def _able(inputs: Inputs, use: Resources) -> Inputs:
-    """The same, in a storage that the device has: a recipe runs anywhere, and the run says what it did."""
-    if _kind(use) == "cuda" or inputs.config.in_float32 == inputs.config:
-        return inputs
-    log.warning("storage: mixed is for GPUs; on processors the run goes on in float32.")
-    return replace(inputs, config=inputs.config.in_float32)
+def _plan(inputs: Inputs, use: Allocation, workers: int) -> Plan:
+    return inputs.plan(workers, use.memory.value, use.options.residency, use.options.minimum_planes, use.process)
 
 
-def _kind(use: Resources) -> Kind:
-    """The device, once settled."""
-    return "cuda" if use.device == "cuda" else "cpu"
-
-
-def _checked_plan(inputs: Inputs, use: Resources, process: int, limited_by: str) -> Plan:
-    """The plan, once it is clear that it fits and that the images meet."""
-    planned = inputs.plan(use.count, use.memory, use.residency, use.fewest, process)
+def _fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
+    """The plan, once it is clear that it fits and that the images overlap."""
+    planned = _plan(inputs, use, use.workers)
     require_overlap(planned, first_affine(inputs))
-    assert use.memory is not None
-    planned.validate(use.memory, limited_by)
+    planned.validate(use.memory.value, use.memory.source)
     log.info("fixed %s, moving %s", format_grid(planned.fixed), format_grid(planned.moving))
     return planned
 
 
-def _new_store(output: str | Path | None, inputs: Inputs, recipe: dict[str, Any], overwrite: bool) -> RunStore:
+def _new_store(output: str | Path | None, request: Request, inputs: Inputs, overwrite: bool) -> RunStore:
     path = _temporary() if output is None else output
     if any(f.single_file for f in image_formats.by_ending(str(path))):
         raise OutputError(f"{path}: a run is a Zarr store; name it .zarr, and 'daskreg export' makes a field of it.")
-    told = inputs.config
-    require_distinct(path, *recipe.values(), told.fixed_mask, told.moving_mask, told.initial_transform)
-    recipe = {**recipe, "config": inputs.config.model_dump(mode="json")}
+    recipe, files = request.recipe(), (inputs.config.fixed_mask, inputs.config.moving_mask, inputs.config.initial_transform)
+    require_distinct(path, *(recipe[name] for name in ("fixed", "moving", "fixed_mask", "moving_mask")), *files)
     fixed, moving = inputs.grids
     return RunStore.create(path, fixed=fixed, moving=moving, overwrite=overwrite, recipe=recipe)
-
-
-def _run(
-    inputs: Inputs,
-    planned: Plan,
-    store: RunStore,
-    use: Resources,
-    seat: Client,
-    resume: bool,
-    progress: Callable[[Progress], None] | None,
-    apart: bool,
-) -> dict[str, Any]:
-    """All ranks, then the pyramids; what they report. apart: whether workers live in other processes."""
-    with staged(inputs, store.path, seat if apart else None) as reachable:
-        fixed, moving, *masks = reachable.cut()
-        begin = None if inputs.start is None or inputs.start.is_affine else Beginning(inputs.start)
-
-        def job(n: int) -> Job:
-            cut = planned if n == use.count else inputs.plan(n, use.memory, use.residency, use.fewest, planned.process)
-            start, order = first_affine(inputs), inputs.orders[0]
-            options: dict[str, Any] = {"threads": use.threads, "checkpoint": use.checkpoint, "resume": resume, "trace": use.trace,
-                                       "device": _kind(use)}  # fmt: skip
-            return Job(cut, fixed, moving, store.path, start, masks[0], masks[1], order=order, begin=begin, **options)
-
-        told = run_job(seat, job, use.count, progress, comm=use.comm, retries=use.retries, deadline=use.deadline)
-    report, built = merged(told), time.perf_counter()
-    with seat.as_current() if apart else dask.config.set(scheduler="threads"):
-        build_pyramids(store)
-    report["seconds"]["write"] += time.perf_counter() - built
-    return report
 
 
 def build_pyramids(store: RunStore) -> None:
@@ -257,35 +206,11 @@ def build_pyramids(store: RunStore) -> None:
             store.build_pyramid(name)
 
 
-def merged(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One report from those of all ranks: rank 0's, the slowest's seconds, the largest peak."""
-    machines = [t["machine"] for t in told]
-    seconds = {phase: max(t["seconds"].get(phase, 0.0) for t in told) for phase in told[0]["seconds"]}
-    return {
-        "levels": told[0]["levels"],
-        "metrics": told[0]["metrics"],
-        "seconds": seconds,
-        "machine": {**machines[0], "peak_bytes": max(m["peak_bytes"] for m in machines)},
-        "projected_bytes": max(m["projected_bytes"] for m in machines),
-        "ranks": machines,
-        **told[0]["plan"],
-    }
-
-
 def _temporary() -> Path:
     """A place for a run that nobody named; it goes when the interpreter does."""
     folder = tempfile.mkdtemp(prefix="daskreg-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder) / "run.zarr"
-
-
-def provenance(plan: Plan, fixed: Volume, moving: Volume) -> dict[str, Any]:
-    """What is known before the run: configuration, inputs, versions."""
-    return {
-        "config": plan.config.model_dump(mode="json"),
-        "inputs": {role: _described(v) for role, v in (("fixed", fixed), ("moving", moving))},
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-    }
 
 
 def first_affine(inputs: Inputs) -> NDArray[np.float64]:
@@ -308,16 +233,3 @@ def require_overlap(plan: Plan, start: NDArray[np.float64]) -> None:
             f"{np.round(plan.fixed.extent, 2).tolist()} and {np.round(plan.moving.extent, 2).tolist()} (z, y, x); "
             "repair a header, give --initial-transform, or put a 'search' stage first."
         )
-
-
-def _described(volume: Volume) -> dict[str, Any]:
-    grid: Grid = volume.grid
-    return {"name": volume.name, "format": volume.format, "dtype": str(volume.dtype), "shape": grid.shape,
-            "spacing": grid.spacing, "origin": grid.origin, "direction": grid.direction, "unit": grid.unit}  # fmt: skip
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"

@@ -7,17 +7,19 @@ from typing import Any
 
 from daskreg.reporting.certificate import certificate
 from daskreg.reporting.page import render
-from daskreg.storage import RunStore
+from daskreg.storage import RunStore, Volume
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
+from daskreg.storage.images import ImageSource
+from daskreg.workflows.result import Result
 
 
-def write_report(
-    run: Any,
+def report(
+    run: str | Path | RunStore | Result,
     output: str | Path,
     *,
-    fixed_labels: Any = None,
-    moving_labels: Any = None,
-    landmarks: Any = None,
+    fixed_labels: ImageSource | Volume | None = None,
+    moving_labels: ImageSource | Volume | None = None,
+    landmarks: str | Path | None = None,
     inverse: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -39,7 +41,10 @@ def write_report(
     return Path(output)
 
 
-def _store(run: Any) -> RunStore:
+write_report = report  # its former name
+
+
+def _store(run: str | Path | RunStore | Result) -> RunStore:
     return run if isinstance(run, RunStore) else RunStore.open(run if isinstance(run, str | Path) else run.path)
 
 

@@ -1,66 +1,120 @@
-"""What a run may use: workers, memory, links, time. None of it shows in the result."""
+"""The resources of a run: workers, device, memory, communication, time. None of them changes the result."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 from dask.utils import parse_bytes
 
-from daskreg.errors import ConfigError, closest
+from daskreg.cluster import Client, device_of, estimated_bytes, gpu_limit, gpu_workers, memory_limit, worker_count
+from daskreg.config import DeviceName
+from daskreg.errors import ConfigError, require_known
 from daskreg.grid import MINIMUM_PLANES
+from daskreg.kernels.device import Kind
+from daskreg.machine import Limit
 from daskreg.planning import RESIDENCIES
 
-_NAMED = ("output", "fixed_mask", "moving_mask", "client", "cluster", "spacing", "overwrite", "resume", "progress")
+GIVEN = "as asked for"  # in place of what limits memory
+LOCAL = (None, "local", "cuda")  # clusters that daskreg starts itself; cuda: a worker for each GPU
+LEAST = {"workers": 1, "memory": 1, "threads": 1, "checkpoint": 0, "retries": 0, "deadline": 0, "minimum_planes": 1}
+Residency = Literal["auto", "replicate", "window", "ring"]
+Comm = Literal["auto", "tcp", "ucx"]
+
+
+class RunKeywords(TypedDict, total=False):
+    """Keywords of ``register`` that other workflows pass on; see ``Resources``."""
+
+    client: Client | None
+    cluster: str | None
+    device: DeviceName
+    memory: int | str | None
+    comm: Comm
+    threads: int | None
+    retries: int
+    deadline: float
+    minimum_planes: int
+    trace: bool
+
+
+class ResourceKeywords(RunKeywords, total=False):
+    """All of them."""
+
+    workers: int | None
+    residency: Residency
+    checkpoint: float | None
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run may use, none of which shows in its result.
+    """What a run may use; the result is the same, bit for bit, whatever is chosen here.
 
-    workers: blocks the fixed image is cut into, None for one a worker of the cluster;  memory: bytes a worker may use, None for
-    what it has;  device: where kernels run;  residency: of the moving image, auto, replicate, window or ring;  comm: auto, tcp
-    or ucx;  threads: CPU threads of a worker;  checkpoint: seconds between two, None for none;  retries: how often a run that
-    lost a worker goes on without it; deadline: seconds after which a silent rank counts as lost;  fewest: planes that a rank's
-    block has at least;  trace: keep the times at which the ring sampled and waited.
+    workers: number of blocks the fixed image is cut into, one block a worker; None: the cluster's workers, else 1
+    device: where kernels run; auto: on GPUs where every worker has one
+    memory: bytes a worker may use; None: what it has
+    residency: how a worker holds the moving image: all of it (replicate), what its block can reach (window), or a share that
+        is passed round (ring); auto: the first of these that fits into the memory
+    comm: how workers communicate; auto: UCX where it is installed, else TCP
+    threads: CPU threads of a worker; None: its share of the machine's cores
+    checkpoint: seconds between two checkpoints; None: no checkpoints
+    retries: how often a run that lost a worker continues without it
+    deadline: seconds after which a silent worker counts as lost
+    minimum_planes: least number of planes in a worker's block
+    trace: record when a worker sampled and when it waited
+
+    Raises ConfigError for a value that is not possible.
     """
 
     workers: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     memory: int | None = None
-    residency: str = "auto"
-    comm: Literal["auto", "tcp", "ucx"] = "auto"
+    residency: Residency = "auto"
+    comm: Comm = "auto"
     threads: int | None = None
     checkpoint: float | None = 180.0
     retries: int = 1
     deadline: float = 600.0
-    fewest: int = MINIMUM_PLANES
+    minimum_planes: int = MINIMUM_PLANES
     trace: bool = False
 
-    @property
-    def count(self) -> int:
-        """Workers, once settled."""
-        return self.workers or 1
+    def __post_init__(self) -> None:
+        require_known("device", self.device, ("auto", "cpu", "cuda"))
+        require_known("residency", self.residency, ("auto", *RESIDENCIES))
+        require_known("comm", self.comm, ("auto", "tcp", "ucx"))
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; at least {least} was expected.")
 
 
-def as_resources(given: Mapping[str, Any]) -> Resources:
-    """Keyword arguments as Resources. Raises ConfigError naming an unknown one, and what cannot be."""
-    known = [f.name for f in fields(Resources)]
-    for name in given:
-        if name not in known:
-            near = closest(name, [*known, *_NAMED])
-            raise ConfigError(f"register() has no argument {name!r}" + (f"; did you mean {near!r}?" if near else "."))
-    use = Resources(**{**given, "memory": parse_memory(given.get("memory"))})
-    if use.workers is not None and use.workers < 1:
-        raise ConfigError(f"workers is {use.workers}; at least 1 was expected.")
-    if use.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device is {use.device!r}; auto, cpu or cuda were expected.")
-    if use.residency not in ("auto", *RESIDENCIES):
-        raise ConfigError(f"residency is {use.residency!r}; auto, {', '.join(RESIDENCIES)} were expected.")
-    if use.comm not in ("auto", "tcp", "ucx"):
-        raise ConfigError(f"comm is {use.comm!r}; auto, tcp or ucx were expected.")
-    return use
+@dataclass(frozen=True)
+class Allocation:
+    """Resources that are found: how many workers, where their kernels run, and what each may use.
+
+    memory: bytes of a worker, and what limits them;  process: bytes of a worker's process without arrays;  options: what was
+    asked for
+    """
+
+    workers: int
+    device: Kind
+    memory: Limit
+    process: int
+    options: Resources
+
+
+def allocate(asked: Resources, client: Client | None, cluster: str | None) -> Allocation:
+    """Resources on the workers of a client, or on this machine.
+
+    Raises InputError where the cluster has no worker or a GPU is missing, ConfigError where cluster and device disagree.
+    """
+    if cluster == "cuda" and asked.device == "cpu":
+        raise ConfigError("--cluster cuda has a worker for each GPU and --device is cpu; leave one of them out.")
+    # counted first, which waits for the first worker: without one there is nothing to ask for its device
+    available = worker_count(client) if client else gpu_workers() if cluster == "cuda" else 1
+    workers = asked.workers or available
+    kind = device_of(client, "cuda" if cluster == "cuda" else asked.device, workers)
+    limit = Limit(asked.memory, GIVEN) if asked.memory else gpu_limit(client) if kind == "cuda" else memory_limit(client, workers)
+    return Allocation(workers, kind, limit, estimated_bytes(client, workers, kind), asked)
 
 
 def parse_memory(text: int | str | None) -> int | None:
@@ -70,4 +124,4 @@ def parse_memory(text: int | str | None) -> int | None:
     try:
         return int(parse_bytes(text))
     except ValueError:
-        raise ConfigError(f"memory {text!r} is no amount of memory; write it like 48GB or 512MiB.") from None
+        raise ConfigError(f"memory {text!r} is not an amount of memory; write it like 48GB or 512MiB.") from None

@@ -1,24 +1,27 @@
-"""Going on where an unfinished run was."""
+"""Continuing an unfinished run from its last checkpoint."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from daskreg.config import Config
 from daskreg.errors import ConfigError, Diverged, InputError, NotFound
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, RunStore
-from daskreg.workflows.inputs import address_of, as_config
+from daskreg.workflows.inputs import Request, address_of, as_config
 
 log = logging.getLogger("daskreg")
+FILES = ("fixed_mask", "moving_mask", "initial_transform")
 
 
 @contextmanager
-def kept_or_gone(store: RunStore) -> Iterator[None]:
-    """A run that ends early keeps its last checkpoint, if there is one that another attempt can use; else nothing of it stays."""
+def keep_checkpoint_or_remove(store: RunStore) -> Iterator[None]:
+    """A run that ends early keeps its last checkpoint, if another attempt can use it; otherwise the run is removed."""
     try:
         yield
     except (InputError, Diverged):
@@ -29,12 +32,12 @@ def kept_or_gone(store: RunStore) -> Iterator[None]:
             store.abandon()
         else:
             store.mark_resumable()
-            error.add_note(f"What was reached is kept: continue with 'daskreg register --resume -o {store.path}'.")
+            error.add_note(f"The last checkpoint is kept: continue with 'daskreg register --resume -o {store.path}'.")
         raise
 
 
-def resumed(output: str | Path | None) -> RunStore | None:
-    """The unfinished run at ``output``; None where nothing is, so that a job that is started anew can say resume every time."""
+def unfinished_run(output: str | Path | None) -> RunStore | None:
+    """The unfinished run at ``output``; None where nothing is, so that a batch job can ask to resume every time."""
     if output is None:
         raise ConfigError("resume needs the output of the run that is to go on; add -o RUN.zarr.")
     try:
@@ -44,22 +47,44 @@ def resumed(output: str | Path | None) -> RunStore | None:
         return None
 
 
-def recalled(store: RunStore, *given: Any) -> list[Any]:
-    """What the run was started with, where it is not given again. Raises ConfigError where another recipe is."""
+def restore_request(store: RunStore, given: Request) -> Request:
+    """The request that the run was started with, its arrays in memory as they are given now.
+
+    Raises ConfigError where a mask, initial transform or configuration is given that is not the run's: a run is continued as it
+    was started.
+    """
     recipe = store.recipe
-    names = ("fixed", "moving", "config", "fixed_mask", "moving_mask", "spacing")
-    values = [recipe.get(name) if value is None else value for name, value in zip(names, given, strict=True)]
-    for name, value in (("fixed_mask", given[3]), ("moving_mask", given[4])):
-        if value is not None and address_of(value) != recipe.get(name):
-            raise ConfigError(f"{store.path} was started with another {name}; leave it out, or use --overwrite.")
-    if given[2] is not None and as_config(given[2]).model_dump(mode="json") != recipe.get("config"):
+    for name in FILES:
+        _require_same_file(store.path, name, getattr(given, name), recipe)
+    if given.config is not None and not _same_stages(as_config(given.config), recipe.get("config")):
         raise ConfigError(f"{store.path} was started with another configuration; leave it out to go on, or use --overwrite.")
-    if values[0] is None or values[1] is None:
-        raise ConfigError(f"{store.path} was started from arrays in memory; give the two images again to go on.")
-    return values
+    known = {name: recipe.get(name) for name in ("fixed", "moving", "config", "fixed_mask", "moving_mask", "spacing")}
+    found = replace(given, **{name: value for name, value in known.items() if getattr(given, name) is None})
+    lacking = [name for name in recipe.get("arrays", ("fixed", "moving")) if getattr(found, name) is None]
+    if lacking:
+        raise ConfigError(f"{store.path} was started from arrays in memory; give {' and '.join(lacking)} again to go on.")
+    return found
 
 
-def require_same(store: RunStore, grids: tuple[Grid, Grid]) -> None:
+def _require_same_file(run: str, name: str, value: Any, recipe: dict[str, Any]) -> None:
+    config = recipe.get("config") or {}
+    known = recipe.get(name) or config.get(name)
+    if value is not None and address_of(value) != known:
+        was = f"with the {name.replace('_', ' ')} {known}" if known else f"without {name.replace('_', ' ')}"
+        raise ConfigError(f"{run} was started {was}; leave {name} out to go on, or use --overwrite to start again.")
+
+
+def _same_stages(given: Config, recorded: Any) -> bool:
+    """Whether two configurations are equal, apart from the files they name."""
+    files = dict.fromkeys(FILES)
+    try:
+        known = Config.parse(recorded or {})
+    except ConfigError:  # of a version that had other names
+        return False
+    return given.model_copy(update=files) == known.model_copy(update=files)
+
+
+def require_same_images(store: RunStore, grids: tuple[Grid, Grid]) -> None:
     """Raises ConfigError when the images are not those of the run that is to go on."""
     for role, mine, its in (("fixed", grids[0], store.fixed_grid), ("moving", grids[1], store.moving_grid)):
         if mine != its:

@@ -6,12 +6,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from daskreg.config import Config
-from daskreg.workflows.register import Result, register
+from daskreg.deprecation import renamed_arguments
+from daskreg.workflows.inputs import ConfigLike, ImageLike, Spacing
+from daskreg.workflows.register import register
+from daskreg.workflows.resources import Residency, RunKeywords
+from daskreg.workflows.result import Result
 
 
 @dataclass(frozen=True)
@@ -51,29 +54,40 @@ class Verdict:
         return max(run.voxels for run in self.runs)
 
 
+@renamed_arguments(tell="echo")
 def verify(
-    fixed: Any,
-    moving: Any,
-    config: Config | str,
+    fixed: ImageLike,
+    moving: ImageLike,
+    config: ConfigLike = "brain",
     workers: Sequence[int] = (1, 2, 3),
-    residencies: Sequence[str] = ("auto",),
+    residencies: Sequence[Residency] = ("auto",),
     *,
-    tell: Callable[[str], None] = lambda line: None,
-    **options: Any,
+    fixed_mask: ImageLike | None = None,
+    moving_mask: ImageLike | None = None,
+    initial_transform: str | Path | None = None,
+    spacing: Spacing = None,
+    echo: Callable[[str], None] = lambda line: None,
+    **resources: Unpack[RunKeywords],
 ) -> Verdict:
-    """Register once for each number of workers and residency, in a temporary folder, and compare with the first."""
+    """Register once for each number of workers and residency, in a temporary folder, and compare with the first.
+
+    Images, configuration and resources are those of ``register``;  echo: called with a line for each comparison.
+    Raises what ``register`` raises.
+    """
+    options: dict[str, Any] = {"initial_transform": initial_transform, "spacing": spacing, **resources}
+    options |= {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "checkpoint": None}
     runs: list[Comparison] = []
     with tempfile.TemporaryDirectory(prefix="daskreg-verify-") as folder:
         first: Result | None = None
         for n in workers:
             for residency in residencies if n > 1 else residencies[:1]:
                 path = Path(folder) / f"{n}-{residency}.zarr"
-                result = register(fixed, moving, config, output=path, workers=n, residency=residency, checkpoint=None, **options)
+                result = register(fixed, moving, config, output=path, workers=n, residency=residency, **options)
                 first = first or result
                 runs.append(compare(first, result, n, residency))
-                tell(runs[-1].line())
+                echo(runs[-1].line())
     found = Verdict(tuple(runs))
-    tell(f"largest difference of the displacement: {found.voxels:g} voxel")
+    echo(f"largest difference of the displacement: {found.voxels:g} voxel")
     return found
 
 

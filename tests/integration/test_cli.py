@@ -22,10 +22,8 @@ from daskreg.engine.report import Progress
 from daskreg.lazy.load import load_transform
 from daskreg.machine import Limit
 from daskreg.storage import CheckpointStore
-from daskreg.workflows import progress
-from daskreg.workflows import register as register_workflow
+from daskreg.workflows import progress, resources
 from daskreg.workflows.demo import demo_pair
-from daskreg.workflows.resources import Resources
 from tests.unit.workflows.runs import FIXED as FIXED_GRID
 from tests.unit.workflows.runs import affine, displacement, make_run
 
@@ -292,11 +290,12 @@ def test_the_workers_of_a_cluster_are_waited_for_before_they_are_asked_for_gpus(
     def noted(name, answer):
         return lambda *_: asked.append(name) or answer
 
-    for name, answer in (("worker_count", 3), ("device_of", "cpu"), ("memory_limit", Limit(1 << 30, "here"))):
-        monkeypatch.setattr(register_workflow, name, noted(name, answer))
-    use, limited_by = register_workflow._settled(Resources(), object(), "tcp://here:1")
-    assert asked == ["worker_count", "device_of", "memory_limit"]
-    assert (use.workers, use.device, use.memory, limited_by) == (3, "cpu", 1 << 30, "here")
+    answers = {"worker_count": 3, "device_of": "cpu", "memory_limit": Limit(1 << 30, "here"), "estimated_bytes": 7}
+    for name, answer in answers.items():
+        monkeypatch.setattr(resources, name, noted(name, answer))
+    use = resources.allocate(resources.Resources(), object(), "tcp://here:1")
+    assert asked == list(answers)
+    assert (use.workers, use.device, use.memory) == (3, "cpu", Limit(1 << 30, "here"))
 
 
 def test_workers_that_share_a_gpu_share_its_memory():
@@ -312,14 +311,11 @@ def test_a_cluster_of_gpus_is_not_for_the_processor(capsys, tmp_path):
     assert "leave one of them out" in err
 
 
-def test_every_command_has_its_function(capsys):
-    import daskreg
-
-    named = {"report": "write_report", "info": "describe"}
-    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands} - {"demo"}
-    assert {named.get(c, c) for c in commands} <= set(daskreg.__all__)
-    for name in daskreg.__all__:
-        assert getattr(daskreg, name) is not None
+def test_every_command_has_its_function():
+    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    assert len(commands) == 13
+    for name in commands:
+        assert getattr(daskreg, name).__module__ == f"daskreg.workflows.{name}"
 
 
 def test_the_version_is_printed_without_a_command(capsys):

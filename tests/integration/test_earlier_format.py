@@ -9,7 +9,7 @@ import pytest
 from daskreg.lazy.load import load_transform
 from daskreg.storage import RunStore
 from daskreg.workflows.export import export
-from daskreg.workflows.report import write_report
+from daskreg.workflows.report import report
 
 
 @pytest.fixture(scope="module")
@@ -34,4 +34,4 @@ def test_it_becomes_a_scene_and_a_report(earlier, tmp_path):
     path, wanted = earlier
     export(path, tmp_path / "scene.zarr")
     np.testing.assert_allclose(load_transform(tmp_path / "scene.zarr").points(wanted["points"]), wanted["moved"], atol=1e-5)
-    assert write_report(path, tmp_path / "r.html").stat().st_size > 1000
+    assert report(path, tmp_path / "r.html").stat().st_size > 1000

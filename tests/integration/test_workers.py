@@ -85,7 +85,7 @@ def only_an_affine(folder):
 def blocks_thinner_than_their_halos(folder):
     """Two to three planes a block, filters and windows that read seven around it."""
     stages = [deformable(LNCC(radius=4), scales=(1,), smooth_gradient=2.5, smooth_warp=1.0)]
-    return Case(images((11, 26, 24), 5), stages, {"fewest": 1})
+    return Case(images((11, 26, 24), 5), stages, {"minimum_planes": 1})
 
 
 def blocks_that_are_idle(folder):

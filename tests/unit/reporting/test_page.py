@@ -23,7 +23,7 @@ from daskreg.reporting.page import render
 from daskreg.reporting.sampling import Source, Warp, informative_slices, read_planes, shown_level
 from daskreg.storage import RunStore, write_image
 from daskreg.workflows.invert import invert
-from daskreg.workflows.report import write_report
+from daskreg.workflows.report import report
 
 GRID = Grid((10, 24, 32), (2.0, 1.0, 1.0), (-10.0, -12.0, -16.0), unit="millimeter", oriented=True)
 NETWORK = re.compile(r"""(?:src|href)\s*=\s*["'](?!data:|#)|url\((?!#)|@import|<script""")
@@ -85,7 +85,7 @@ def inputs(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_the_page_holds_everything_and_loads_nothing(tmp_path: Path, inputs: tuple[str, str]) -> None:
-    page = write_report(make_run(tmp_path, names=inputs).path, tmp_path / "report.html")
+    page = report(make_run(tmp_path, names=inputs).path, tmp_path / "report.html")
     text = page.read_text(encoding="utf-8")
     assert not NETWORK.search(text)
     assert page.stat().st_size < 3e6
@@ -105,7 +105,7 @@ def test_the_page_holds_everything_and_loads_nothing(tmp_path: Path, inputs: tup
 
 
 def test_a_run_of_arrays_says_so_and_shows_moved(tmp_path: Path) -> None:
-    text = write_report(make_run(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8")
+    text = report(make_run(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "The fixed image was an array in memory" in text
     assert text.count("<img") == 3 + 6
 
@@ -115,26 +115,26 @@ def test_inputs_that_are_gone_or_replaced_are_named(tmp_path: Path, inputs: tupl
     Path(inputs[0]).unlink()
     smaller = replace(GRID, shape=(8, 8, 8))
     write_image(inputs[1], np.ones(smaller.shape, np.float32), smaller, overwrite=True)
-    text = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    text = report(run, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "The fixed image is not shown" in text
     assert "The moving image is not shown" in text
 
 
 def test_an_affine_run_has_no_deformation(tmp_path: Path) -> None:
-    text = write_report(make_run(tmp_path, deformable=False), tmp_path / "report.html").read_text(encoding="utf-8")
+    text = report(make_run(tmp_path, deformable=False), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Deformation" not in text
     assert "Folded" not in text
 
 
 def test_the_configuration_on_the_page_can_be_loaded(tmp_path: Path) -> None:
-    text = write_report(make_run(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8")
+    text = report(make_run(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(html.unescape(text.split("<summary>Configuration</summary><pre>")[1].split("</pre>")[0]))
     assert Config.load(recipe) == Config(stages=(Affine(), Deformable()))
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
-    text = write_report(make_run(tmp_path, names=("<b>&.nii", "array")), tmp_path / "report.html").read_text(encoding="utf-8")
+    text = report(make_run(tmp_path, names=("<b>&.nii", "array")), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<b>&.nii" not in text
     assert "&lt;b&gt;&amp;.nii" in text
 
@@ -143,26 +143,26 @@ def test_an_existing_page_stays_unless_overwritten(tmp_path: Path) -> None:
     run, page = make_run(tmp_path), tmp_path / "report.html"
     page.write_text("mine")
     with pytest.raises(OutputExists, match="--overwrite"):
-        write_report(run, page)
+        report(run, page)
     assert page.read_text() == "mine"
-    write_report(run, page, overwrite=True)
+    report(run, page, overwrite=True)
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "run.zarr"]
 
 
 def test_a_page_without_a_folder_and_an_unfinished_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
-        write_report(make_run(tmp_path), tmp_path / "no" / "report.html")
+        report(make_run(tmp_path), tmp_path / "no" / "report.html")
     unfinished = RunStore.create(tmp_path / "half.zarr", fixed=GRID, moving=GRID)
     with pytest.raises(IncompleteRun):
-        write_report(unfinished.path, tmp_path / "report.html")
+        report(unfinished.path, tmp_path / "report.html")
 
 
 def test_labels_appear_as_dice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     label = {"before": 0.25, "after": 0.625, "fixed_volume": 1.0, "moved_volume": 1.0, "missing": ""}
     measured = {"dice": {"before": 0.25, "after": 0.625, "labels": {"7": label}}}
     monkeypatch.setattr("daskreg.workflows.report._evaluated", lambda *_: measured)
-    text = write_report(make_run(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8")
+    text = report(make_run(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Dice, mean of 1" in text
     assert "0.250 → 0.625" in text
 
@@ -329,7 +329,7 @@ def test_the_page_does_not_take_the_place_of_the_inverse_it_shows(tmp_path):
     run = make_run(tmp_path)
     invert(run.path, tmp_path / "i.zarr")
     with pytest.raises(OutputError, match="is, or holds, an input"):
-        write_report(run.path, tmp_path / "i.zarr", inverse=tmp_path / "i.zarr", overwrite=True)
+        report(run.path, tmp_path / "i.zarr", inverse=tmp_path / "i.zarr", overwrite=True)
     assert load_transform(tmp_path / "i.zarr").moving == run.fixed_grid
 
 
@@ -338,6 +338,6 @@ def test_the_inverse_of_another_run_is_refused(tmp_path):
     away = replace(GRID, origin=(0.0, 0.0, 0.0))
     invert(Transform.of(np.eye(4), away, np.zeros((3, *away.shape), np.float32)), tmp_path / "i.zarr")
     with pytest.raises(ConfigError, match="inverse of another transform"):
-        write_report(run.path, tmp_path / "r.html", inverse=tmp_path / "i.zarr")
+        report(run.path, tmp_path / "r.html", inverse=tmp_path / "i.zarr")
     invert(run.path, tmp_path / "own.zarr")
-    write_report(run.path, tmp_path / "r.html", inverse=tmp_path / "own.zarr")
+    report(run.path, tmp_path / "r.html", inverse=tmp_path / "own.zarr")

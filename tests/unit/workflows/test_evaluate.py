@@ -8,8 +8,9 @@ import pytest
 
 from daskreg.errors import ConfigError, NotFound, VoxelError
 from daskreg.grid import Grid
+from daskreg.lazy.load import load_transform
 from daskreg.storage import open_volume
-from daskreg.workflows.apply import apply, load_transform
+from daskreg.workflows.apply import apply
 from daskreg.workflows.evaluate import evaluate
 from tests.phantoms import label_pair, smooth_field
 from tests.unit.workflows.runs import FIXED, affine, displacement, make_run

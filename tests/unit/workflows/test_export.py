@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from daskreg.errors import ConfigError, GridError, NotFound, OutOfSpace, OutputError, OutputExists
+from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage.transforms import read_affine
-from daskreg.workflows.apply import load_transform
 from daskreg.workflows.export import displacement_field, export
 from tests.unit.workflows.runs import FIXED, affine, displacement, make_run
 

@@ -108,7 +108,7 @@ def test_what_is_pressed_together_thirtyfold_is_solved_at_every_voxel(tmp_path):
     assert found.moving_round_trip.mean < 0.01
     assert found.moving_round_trip.largest < 0.5
     assert 20_000 < found.moving_round_trip.voxels < grid.size
-    finer = invert(transform, tmp_path / "finer.zarr", finer=3)
+    finer = invert(transform, tmp_path / "finer.zarr", upsampling=3)
     assert finer.fixed_round_trip.mean < 0.5 * found.fixed_round_trip.mean  # what is left is what interpolation leaves
     assert "pressed together" in found.warnings()[-1]
 
@@ -208,14 +208,14 @@ def test_the_determinant_on_another_grid_is_in_world_units(run, tmp_path):
 
 def test_finer_voxels_leave_half_of_the_error(run, tmp_path):
     coarse = invert(run, tmp_path / "coarse.zarr").fixed_round_trip
-    fine = invert(run, tmp_path / "fine.zarr", finer=2).fixed_round_trip
+    fine = invert(run, tmp_path / "fine.zarr", upsampling=2).fixed_round_trip
     assert fine.mean < 0.6 * coarse.mean
     assert fine.largest < 0.7 * coarse.largest
     grids = [load_transform(tmp_path / name).links[-1].displacement_grid for name in ("coarse.zarr", "fine.zarr")]
     assert grids[1].shape == tuple(2 * n - 1 for n in grids[0].shape)
     np.testing.assert_allclose(grids[1].corners(), grids[0].corners(), atol=1e-9)
-    with pytest.raises(ConfigError, match="finer 0"):
-        invert(run, tmp_path / "x.zarr", finer=0)
+    with pytest.raises(ConfigError, match="upsampling 0"):
+        invert(run, tmp_path / "x.zarr", upsampling=0)
 
 
 def test_both_ways_are_one_bijection(run, tmp_path):

@@ -1,0 +1,44 @@
+"""``daskreg plan``: what a registration would need, without running it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from daskreg.cluster import device_of, estimated_bytes
+from daskreg.config import DeviceName
+from daskreg.planning import Plan
+from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
+from daskreg.workflows.resources import GIVEN, Residency, Resources, parse_memory
+
+
+def plan(
+    fixed: ImageLike,
+    moving: ImageLike,
+    config: ConfigLike = "brain",
+    *,
+    fixed_mask: ImageLike | None = None,
+    moving_mask: ImageLike | None = None,
+    initial_transform: str | Path | None = None,
+    spacing: Spacing = None,
+    workers: int = 1,
+    device: DeviceName = "auto",
+    memory: int | str | None = None,
+    residency: Residency = "auto",
+) -> Plan:
+    """Levels, blocks, memory, communication and time of a registration that is not run; ``print(plan)`` is a table.
+
+    Parameters are those of ``register``. No voxel is read.
+
+    device: whose speed and precision are assumed; ``cuda`` stands for a GPU like an H200 and needs none here; ``auto`` for what
+    ``register`` would take on this machine;  memory: bytes a worker may use, or text such as "48GB"; None: no limit.
+    Raises InputError in all its forms, and PlanTooLarge where the run does not fit into the memory.
+    """
+    use = Resources(workers=workers, device=device, memory=parse_memory(memory), residency=residency)
+    inputs = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform).open()
+    kind = "cuda" if use.device == "cuda" else device_of(None, use.device, workers)
+    process = estimated_bytes(None, workers)
+    planned = inputs.for_device(kind).plan(workers, use.memory, use.residency, process=process)
+    if use.memory is not None:
+        planned.validate(use.memory, GIVEN)
+    return replace(planned, device=kind)

@@ -1,0 +1,93 @@
+"""What a registration returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.lazy.load import load_transform
+from daskreg.lazy.transform import Transform
+from daskreg.storage import RunStore, Volume
+from daskreg.storage.runs.run import DISPLACEMENT
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+
+class Report(TypedDict, total=False):
+    """The record of a run, as ``RUN.zarr`` keeps it.
+
+    config: the stages and their parameters, as ``Config.parse`` reads them;  inputs: name, format, dtype and grid of the fixed
+    and the moving image;  versions: of daskreg, its dependencies and Python
+    levels: stage, scale, shape, losses, seconds and reason to stop of each level, in order
+    metrics: correlation (ncc) and mutual information (mi) before and after, and statistics of the Jacobian
+    seconds: of each phase, of the slowest rank, and total;  machine, ranks: computer, peak bytes and bytes sent, of rank 0 and
+    of each rank;  blocks: first and last + 1 plane of each rank;  projected_bytes: what the plan expected a rank to need
+    """
+
+    config: dict[str, Any]
+    inputs: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    levels: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    seconds: dict[str, float]
+    machine: dict[str, Any]
+    ranks: list[dict[str, Any]]
+    blocks: list[list[int]]
+    projected_bytes: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: the moved image and the transform, lazily, and the record of the run."""
+
+    store: RunStore
+
+    @property
+    def path(self) -> str:
+        """Where the run is stored."""
+        return self.store.path
+
+    @property
+    def moved(self) -> Volume:
+        """The moving image on the fixed grid."""
+        return self.store.read_image("moved")
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4) world map from fixed to moving points, order z, y, x, 1."""
+        return self.store.affine
+
+    @property
+    def displacement(self) -> da.Array | None:
+        """(3, Z, Y, X) world units, components z, y, x, applied before the affine map; None without a deformable stage."""
+        return self.store.displacement() if self.store.has(DISPLACEMENT) else None
+
+    @property
+    def transform(self) -> Transform:
+        """Affine map and displacement as one transform, fixed to moving points, lazily."""
+        return load_transform(self.store)
+
+    @property
+    def report(self) -> Report:
+        """Configuration, versions, inputs, losses and times."""
+        return cast(Report, self.store.provenance)
+
+
+def merge_reports(ranks: Sequence[dict[str, Any]]) -> Report:
+    """One report from those of all ranks: levels and metrics of rank 0, the longest times, the largest peak."""
+    first, machines = ranks[0], [r["machine"] for r in ranks]
+    blocks: Report = first["plan"]
+    return {
+        **blocks,
+        "levels": first["levels"],
+        "metrics": first["metrics"],
+        "seconds": {phase: max(r["seconds"].get(phase, 0.0) for r in ranks) for phase in first["seconds"]},
+        "machine": {**machines[0], "peak_bytes": max(m["peak_bytes"] for m in machines)},
+        "projected_bytes": max(m["projected_bytes"] for m in machines),
+        "ranks": machines,
+    }

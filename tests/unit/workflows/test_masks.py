@@ -1,0 +1,111 @@
+"""Masks are brought onto their image's grid by their own; by index only where the grids are the same."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from daskreg.errors import GridError, NoOverlap
+from daskreg.grid import Grid
+from daskreg.storage import Volume, open_volume, write_image
+from daskreg.workflows.inputs import Request, staged
+from daskreg.workflows.masks import RESAMPLED, open_mask, same_grid
+
+GRID = Grid((6, 8, 10), spacing=(2.0, 1.0, 1.5), origin=(-4.0, 3.0, 10.0), unit="millimeter")
+IMAGE = open_volume(np.arange(480, dtype=np.float32).reshape(GRID.shape), grid=GRID)
+WEIGHTS = np.random.default_rng(3).random(GRID.shape).astype(np.float32)
+
+
+def mirrored(grid, axis):
+    """The same voxels stored the other way round along an axis."""
+    first = [0, 0, 0]
+    first[axis] = grid.shape[axis] - 1
+    flip = np.diag([-1.0 if a == axis else 1.0 for a in range(3)])
+    return replace(grid, origin=tuple(grid.to_world(first)), direction=tuple(map(tuple, np.asarray(grid.direction) @ flip)))
+
+
+def test_a_mask_on_the_same_grid_keeps_its_bits():
+    rounded = replace(GRID, origin=(-4.0000003, 3.0, 10.0))
+    for source in (WEIGHTS, Volume(open_volume(WEIGHTS).data, rounded, "m", "nifti"), open_volume(WEIGHTS)):
+        mask = open_mask(source, IMAGE, "fixed")
+        assert mask.grid == GRID
+        assert mask.format != RESAMPLED
+        np.testing.assert_array_equal(mask.read(), WEIGHTS)
+    assert open_mask(None, IMAGE, "fixed") is None
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, bool])
+def test_a_mirrored_mask_lies_where_its_header_says(axis, dtype):
+    weights = WEIGHTS if dtype == np.float32 else (WEIGHTS > 0.5).astype(dtype)
+    stored = open_volume(np.flip(weights, axis).copy(), grid=mirrored(GRID, axis))
+    mask = open_mask(stored, IMAGE, "fixed")
+    assert mask.format == RESAMPLED
+    np.testing.assert_allclose(mask.read(), weights.astype(np.float32), atol=1e-6)
+
+
+def test_a_mask_of_half_the_resolution_is_interpolated_if_it_is_soft_and_nearest_if_it_is_hard():
+    """Weights that rise linearly in the world come out as the same function of the world; labels stay labels."""
+    coarse = Grid((4, 5, 6), spacing=(4.0, 2.0, 3.0), origin=(-4.0, 3.0, 10.0), unit="millimeter")
+    z = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((1, 5, 6), np.float32)
+    soft = open_mask(open_volume(z, grid=coarse), IMAGE, "moving").read()
+    np.testing.assert_allclose(soft[:, 3, 4], np.arange(6) / 2, atol=1e-6)
+    hard = open_mask(open_volume(z.astype(np.uint8), grid=coarse), IMAGE, "moving").read()
+    assert set(np.unique(hard)) <= {0.0, 1.0, 2.0, 3.0}
+    np.testing.assert_array_equal(hard[::2, 3, 4], [0, 1, 2])
+
+
+def test_beyond_its_grid_a_mask_is_zero():
+    part = GRID.crop(GRID.region.grow(-2))
+    mask = open_mask(open_volume(np.ones(part.shape, np.uint8), grid=part), IMAGE, "fixed").read()
+    expected = np.zeros(GRID.shape, np.float32)
+    expected[2:-2, 2:-2, 2:-2] = 1
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_mask_without_a_unit_is_in_that_of_its_image():
+    mask = open_mask(Volume(open_volume(WEIGHTS).data, replace(GRID, unit=None), "m.zarr", "zarr"), IMAGE, "fixed")
+    np.testing.assert_array_equal(mask.read(), WEIGHTS)
+
+
+def test_a_mask_in_another_unit_is_converted():
+    scaled = GRID.to_unit("micrometer")
+    assert same_grid(scaled, GRID)
+    assert not same_grid(scaled, replace(GRID, spacing=(2.0, 1.0, 1.0)))
+
+
+def test_a_mask_that_does_not_overlap_is_refused():
+    far = open_volume(WEIGHTS, grid=replace(GRID, origin=(-4.0, 3.0, 210.0)))
+    with pytest.raises(NoOverlap, match=r"moving mask array does not overlap the moving image array in space: .* 200 millimeter"):
+        open_mask(far, IMAGE, "moving")
+    beside = replace(GRID, origin=(-4.0, 10.2, 23.6))
+    with pytest.raises(NoOverlap):
+        open_mask(open_volume(WEIGHTS, grid=beside), IMAGE, "moving")
+
+
+def test_an_array_of_another_shape_is_refused():
+    with pytest.raises(GridError, match=r"array has shape \(6, 8, 9\)"):
+        open_mask(WEIGHTS[:, :, 1:], IMAGE, "fixed")
+
+
+def test_a_resampled_mask_is_computed_once_before_the_ranks_read_it(tmp_path):
+    stored = open_volume(np.flip(WEIGHTS, 2).copy(), grid=mirrored(GRID, 2))
+    inputs = Request(IMAGE, IMAGE, "rigid", fixed_mask=stored, moving_mask=WEIGHTS).open()
+    with staged(inputs, str(tmp_path / "run.zarr"), None) as reachable:
+        assert [v.format for v in reachable.masks] != [RESAMPLED, "array"]
+        assert reachable.fixed is IMAGE
+        assert reachable.masks[0].grid == GRID
+        np.testing.assert_allclose(reachable.masks[0].read(), WEIGHTS, atol=1e-6)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mask_file_is_placed_by_its_header(tmp_path):
+    image = tmp_path / "image.nii.gz"
+    write_image(image, IMAGE.data, GRID)
+    header = nib.load(image)
+    flipped = header.affine @ np.diag([-1, 1, 1, 1])
+    flipped[:3, 3] += header.affine[:3, 0] * (GRID.shape[2] - 1)
+    nib.save(nib.Nifti1Image(WEIGHTS.T[::-1], flipped), tmp_path / "mask.nii.gz")
+    opened = Request(str(image), str(image), "rigid", fixed_mask=tmp_path / "mask.nii.gz").open()
+    np.testing.assert_allclose(opened.masks[0].read(), WEIGHTS, atol=1e-5)

@@ -1,0 +1,82 @@
+"""A run is resumed as it was started; what is given besides must be the same."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from daskreg import Affine, Config, Deformable
+from daskreg.errors import ConfigError
+from daskreg.grid import Grid
+from daskreg.storage import RunStore
+from daskreg.workflows.inputs import Request
+from daskreg.workflows.resume import require_same_images, restore_request
+
+GRID = Grid((8, 8, 8))
+STAGES = (Affine(), Deformable(scales=(2,), iterations=(5,)))
+ASKED = Request("f.zarr", "m.zarr", STAGES, fixed_mask="mask.nii", initial_transform="start.tfm")
+
+
+def started(tmp_path, request=ASKED, **recipe):
+    return RunStore.create(tmp_path / "run.zarr", fixed=GRID, moving=GRID, recipe={**request.recipe(), **recipe})
+
+
+def test_a_run_knows_what_it_was_started_with(tmp_path):
+    found = restore_request(started(tmp_path), Request())
+    assert (found.fixed, found.moving, found.fixed_mask, found.moving_mask) == ("f.zarr", "m.zarr", "mask.nii", None)
+    assert found.chosen == Config(stages=STAGES, initial_transform="start.tfm")
+
+
+def test_what_is_given_again_may_be_the_same(tmp_path):
+    found = restore_request(started(tmp_path), ASKED)
+    assert found.chosen == ASKED.chosen
+    assert found.fixed_mask == "mask.nii"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"initial_transform": "other.tfm"},
+            r"with the initial transform start\.tfm; leave initial_transform out",
+        ),
+        ({"fixed_mask": "other.nii"}, r"with the fixed mask mask\.nii"),
+        ({"moving_mask": "other.nii"}, "without moving mask"),
+        ({"config": "rigid"}, "another configuration"),
+    ],
+)
+def test_what_is_given_besides_is_refused_unless_it_is_the_same(tmp_path, given, words):
+    with pytest.raises(ConfigError, match=words):
+        restore_request(started(tmp_path), Request(**given))
+
+
+def test_a_mask_that_only_the_configuration_names_is_the_same_mask(tmp_path):
+    config = Config(stages=STAGES, moving_mask="weights.nii")
+    store = started(tmp_path, Request("f.zarr", "m.zarr", config))
+    assert restore_request(store, Request(moving_mask="weights.nii", config=config)).chosen == config
+
+
+def test_arrays_in_memory_must_be_given_again(tmp_path):
+    array = np.zeros(GRID.shape, np.float32)
+    store = started(tmp_path, Request("f.zarr", array, STAGES, moving_mask=array))
+    with pytest.raises(ConfigError, match="arrays in memory; give moving and moving_mask again"):
+        restore_request(store, Request())
+    found = restore_request(store, Request(moving=array, moving_mask=array))
+    assert found.moving is array
+
+
+def test_a_recipe_of_an_earlier_version_can_be_resumed(tmp_path):
+    """It does not say which images were arrays: both, where there is no address."""
+    recipe = {k: v for k, v in ASKED.recipe().items() if k != "arrays"}
+    store = RunStore.create(tmp_path / "run.zarr", fixed=GRID, moving=GRID, recipe=recipe)
+    assert restore_request(store, Request()).fixed == "f.zarr"
+    bare = RunStore.create(tmp_path / "bare.zarr", fixed=GRID, moving=GRID, recipe={**recipe, "fixed": None})
+    with pytest.raises(ConfigError, match="give fixed again"):
+        restore_request(bare, Request())
+
+
+def test_the_images_must_be_those_of_the_run(tmp_path):
+    store = started(tmp_path)
+    require_same_images(store, (GRID, GRID))
+    with pytest.raises(ConfigError, match=r"another moving image \(\(8, 8, 8\), not \(8, 8, 9\)\)"):
+        require_same_images(store, (GRID, replace(GRID, shape=(8, 8, 9))))
