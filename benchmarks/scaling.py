@@ -48,8 +48,8 @@ from distributed import Client, LocalCluster
 
 import daskreg
 from daskreg import LNCC, MI, MSE, Deformable
-from daskreg.cluster import leave
-from daskreg.cluster.session import workers_of
+from daskreg.cluster import preload
+from daskreg.cluster.workers import workers_of
 from daskreg.comm import Communicator, SingleRank, Timeouts, open_endpoint
 from daskreg.engine.route import Route
 from daskreg.engine.sampler import Resident, Ring
@@ -87,7 +87,7 @@ def cluster(workers: int) -> Iterator[Client]:
     """Worker processes of one thread each on this machine; a run takes as many of them as it needs."""
     with (
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0, preload=leave.NAME
+            n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0, preload=preload.MODULE
         ) as local,
         Client(local, set_as_default=False) as client,
     ):

@@ -1,12 +1,14 @@
-"""Workers: the only place that knows Dask's distributed side."""
+"""Runs on Dask clusters: the only place that imports ``distributed``."""
 
 from distributed import Client
 from distributed.client import futures_of
 
-from daskreg.cluster.drive import Cancelled, run_job
-from daskreg.cluster.job import Job
+from daskreg.cluster.clients import embedded_client, existing_client
 from daskreg.cluster.process_size import estimated_bytes
-from daskreg.cluster.session import device_of, embedded, existing, gpu_limit, gpu_workers, memory_limit, worker_count
+from daskreg.cluster.rank_actor import Cancelled
+from daskreg.cluster.rank_job import RankJob
+from daskreg.cluster.run import run_on_cluster
+from daskreg.cluster.workers import device_of, gpu_limit, gpu_workers, memory_limit, worker_count
 
-__all__ = ["Cancelled", "Client", "Job", "device_of", "embedded", "estimated_bytes", "existing", "futures_of", "gpu_limit",
-           "gpu_workers", "memory_limit", "run_job", "worker_count"]  # fmt: skip
+__all__ = ["Cancelled", "Client", "RankJob", "device_of", "embedded_client", "estimated_bytes", "existing_client", "futures_of",
+           "gpu_limit", "gpu_workers", "memory_limit", "run_on_cluster", "worker_count"]  # fmt: skip

@@ -15,7 +15,7 @@ def resolve_device(wanted: DeviceName) -> Kind:
     require_known("device", wanted, ("auto", "cpu", "cuda"))
     if wanted == "cpu":
         return "cpu"
-    from daskreg.cluster import device_of, existing  # importing distributed takes a second that the CPU need not wait for
+    from daskreg.cluster import device_of, existing_client  # importing distributed takes a second that the CPU need not wait for
 
-    with existing() as client:
+    with existing_client() as client:
         return device_of(client, wanted)

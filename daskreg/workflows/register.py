@@ -17,7 +17,7 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.cluster import Job, embedded, existing, run_job
+from daskreg.cluster import RankJob, embedded_client, existing_client, run_on_cluster
 from daskreg.config import DeviceName, Search
 from daskreg.deprecation import renamed_arguments
 from daskreg.engine.report import Progress
@@ -125,7 +125,7 @@ def register(
     if resume and store is None and (fixed is None or moving is None):
         raise ConfigError(f"there is no run at {output} to resume, and no two images to start one: give FIXED and MOVING.")
     asked = request.open()
-    with existing(client, None if cluster in LOCAL else cluster) as found:
+    with existing_client(client, None if cluster in LOCAL else cluster) as found:
         use = allocate(resources, found, cluster)
         inputs = asked.for_device(use.device)
         planned = _fitting_plan(inputs, use)
@@ -134,7 +134,10 @@ def register(
         else:
             require_same_images(store, inputs.grids)
         run = _Run(inputs, planned, store, use, resume)
-        with keep_checkpoint_or_remove(store), nullcontext(found) if found else embedded(use.workers, threads, use.device) as at:
+        with (
+            keep_checkpoint_or_remove(store),
+            nullcontext(found) if found else embedded_client(use.workers, threads, use.device) as at,
+        ):
             report = run.execute(at, progress, elsewhere=found is not None or use.workers > 1)
             report["seconds"]["total"] = time.perf_counter() - started
             store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report})
@@ -157,18 +160,18 @@ class _Run:
         with staged(self.inputs, self.store.path, client if elsewhere else None) as reachable:
             volumes = reachable.cut()
             options: dict[str, Any] = {"comm": asked.comm, "retries": asked.retries, "deadline": asked.deadline}
-            ranks = run_job(client, lambda workers: self._job(volumes, workers), self.use.workers, progress, **options)
+            ranks = run_on_cluster(client, lambda workers: self._job(volumes, workers), self.use.workers, progress, **options)
         report, built = merge_reports(ranks), time.perf_counter()
         with client.as_current() if elsewhere else dask.config.set(scheduler="threads"):
             build_pyramids(self.store)
         report["seconds"]["write"] += time.perf_counter() - built
         return report
 
-    def _job(self, volumes: tuple[Any, ...], workers: int) -> Job:
+    def _job(self, volumes: tuple[Any, ...], workers: int) -> RankJob:
         """What each of so many workers is given; fewer than planned where some were lost."""
         fixed, moving, *masks = volumes
         inputs, use, start = self.inputs, self.use, self.inputs.start
-        return Job(
+        return RankJob(
             self.plan if workers == use.workers else _plan(inputs, use, workers), fixed, moving, self.store.path,
             first_affine(inputs), masks[0], masks[1], order=inputs.orders[0], threads=use.options.threads,
             checkpoint=use.options.checkpoint, resume=self.resume, trace=use.options.trace, device=use.device,

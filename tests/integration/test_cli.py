@@ -222,7 +222,7 @@ def test_a_level_has_a_line_on_a_terminal():
 
 def without_gpus(monkeypatch):
     """A machine that has none."""
-    monkeypatch.setattr("daskreg.cluster.session.gpus", lambda: 0)
+    monkeypatch.setattr("daskreg.cluster.workers.gpus", lambda: 0)
 
 
 def test_a_gpu_that_is_not_there_is_named_before_anything_is_computed(capsys, tmp_path, monkeypatch):
@@ -250,7 +250,7 @@ def test_apply_settles_its_device_as_register_does(capsys, tmp_path, monkeypatch
     assert not (tmp_path / "m.nii").exists()
     assert run(capsys, "apply", tmp_path / "run.zarr", MOVING, "-o", tmp_path / "m.nii", "--device", "auto")[0] == 0
     asked = []
-    monkeypatch.setattr("daskreg.cluster.session.gpus", lambda: 1)
+    monkeypatch.setattr("daskreg.cluster.workers.gpus", lambda: 1)
     monkeypatch.setattr("daskreg.workflows.apply.resampled", lambda *_, device, **__: asked.append(device) or 1 / 0)
     for device in ("auto", "cuda", "cpu"):
         with pytest.raises(ZeroDivisionError):
@@ -261,7 +261,7 @@ def test_apply_settles_its_device_as_register_does(capsys, tmp_path, monkeypatch
 def test_where_no_gpu_is_the_device_is_the_processor(monkeypatch):
     without_gpus(monkeypatch)
     assert device_of(None, "auto") == "cpu"
-    monkeypatch.setattr("daskreg.cluster.session.gpus", lambda: 1)
+    monkeypatch.setattr("daskreg.cluster.workers.gpus", lambda: 1)
     assert device_of(None, "auto") == "cuda"
     assert device_of(None, "cpu") == "cpu"
     assert device_of(None, "auto", 2) == "cpu"
@@ -272,7 +272,7 @@ def test_where_no_gpu_is_the_device_is_the_processor(monkeypatch):
 )
 def test_a_plan_assumes_the_speed_of_what_the_run_would_take(capsys, monkeypatch, options, speed):
     """With two workers and one GPU that is the processor."""
-    monkeypatch.setattr("daskreg.cluster.session.gpus", lambda: 1)
+    monkeypatch.setattr("daskreg.cluster.workers.gpus", lambda: 1)
     for command in (("plan",), ("register", "--dry-run")):
         code, out, _ = run(capsys, *command, FIXED, MOVING, *options)
         assert code == 0

@@ -9,8 +9,8 @@ from distributed import Client
 from distributed.security import Security
 
 from daskreg import MSE, Affine, Deformable
-from daskreg.cluster import embedded
-from daskreg.cluster.session import workers_of
+from daskreg.cluster import embedded_client
+from daskreg.cluster.workers import workers_of
 from daskreg.errors import RunError
 from tests.integration.workers import SOCKETS, cluster, processes, run, same
 from tests.phantoms import known_warp_pair
@@ -74,7 +74,7 @@ def test_a_refresh_of_the_client_in_between_hides_no_worker(monkeypatch):
 
 def test_workers_of_our_own_leave_by_themselves(caplog):
     """Nobody has to kill them, and no process stays."""
-    with caplog.at_level("WARNING", "distributed.nanny"), embedded(2) as client:
+    with caplog.at_level("WARNING", "distributed.nanny"), embedded_client(2) as client:
         there = [psutil.Process(pid) for pid in processes(client)]
         assert len(there) == 2
     assert not any(p.is_running() for p in there)

@@ -19,7 +19,7 @@ import pytest
 import daskreg
 from daskreg import MSE, Deformable, Moments
 from daskreg.cli import main
-from daskreg.cluster import drive
+from daskreg.cluster import rank_actor
 from daskreg.comm import Timeouts
 from daskreg.config import Config
 from daskreg.errors import ConfigError, IncompleteRun, OutOfSpace, OutputExists, RankLost, VoxelError
@@ -37,17 +37,17 @@ OFTEN = 0.0  # seconds between two checkpoints: one an iteration, or a run whose
 
 
 @pytest.fixture(scope="module")
-def gang():
+def workers():
     with cluster(3) as found:
         yield found
 
 
 @pytest.fixture
-def client(gang):
+def client(workers):
     """Three workers that are there and idle: new ones have taken the place of those that were killed."""
-    gang.wait_for_workers(3, timeout=120)
-    yield gang
-    assert_idle(gang)
+    workers.wait_for_workers(3, timeout=120)
+    yield workers
+    assert_idle(workers)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(gang, images):
+def undisturbed(workers, images):
     """What every run in this file comes to."""
-    return run(gang, images / "fixed.zarr", images / "moving.zarr", STAGES, workers=1)
+    return run(workers, images / "fixed.zarr", images / "moving.zarr", STAGES, workers=1)
 
 
 def started(client, images, **options):
@@ -72,15 +72,15 @@ def started(client, images, **options):
 
 
 def assert_idle(client):
-    """No rank is left: every worker takes a task at once, and none has a seat or memory of a run."""
+    """No rank is left: every worker takes a task at once, and none has a rank of a run."""
     futures = [client.submit(os.getpid, workers=[a], pure=False, allow_other_workers=False) for a in addresses(client)]
     assert len(client.gather(futures)) == len(futures)
     assert not any(client.processing().values())
-    assert not any(client.run(seats).values())
+    assert not any(client.run(ranks).values())
 
 
-def seats():
-    return list(drive._seats)
+def ranks():
+    return rank_actor.running()
 
 
 class Once:
@@ -183,11 +183,11 @@ def in_time():
 
 
 def warn_after(seconds):
-    drive.Timeouts = partial(Timeouts, warn_after=seconds)
+    rank_actor.Timeouts = partial(Timeouts, warn_after=seconds)
 
 
 def warn_as_usual():
-    drive.Timeouts = Timeouts
+    rank_actor.Timeouts = Timeouts
 
 
 @pytest.mark.parametrize("comm", ["ucx", pytest.param("tcp", marks=pytest.mark.slow)])
@@ -300,14 +300,14 @@ class Interrupted(Exception):
 
 
 @pytest.fixture(scope="module")
-def unfinished(gang, images, tmp_path_factory):
+def unfinished(workers, images, tmp_path_factory):
     """A run that stopped after a checkpoint."""
     path = tmp_path_factory.mktemp("unfinished") / "run.zarr"
-    gang.wait_for_workers(3, timeout=120)
-    pids = processes(gang)
+    workers.wait_for_workers(3, timeout=120)
+    pids = processes(workers)
     watch = Once(lambda: os.kill(pids[0], signal.SIGKILL), 1, lambda: checkpointed(path))
     with pytest.raises(RankLost):
-        started(gang, images, output=path, workers=1, checkpoint=OFTEN, progress=watch)
+        started(workers, images, output=path, workers=1, checkpoint=OFTEN, progress=watch)
     return path
 
 

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from daskreg import machine
-from daskreg.cluster import process_size, session
+from daskreg.cluster import process_size
+from daskreg.cluster import workers as cluster_workers
 from daskreg.cluster.process_size import estimated_bytes, running_bytes, start_bytes
-from daskreg.cluster.session import memory_limit
+from daskreg.cluster.workers import memory_limit
 from daskreg.errors import PlanTooLarge
 from daskreg.machine import Limit
 from daskreg.workflows import register as workflow
@@ -18,7 +19,7 @@ GIB = 1 << 30
 def client(monkeypatch, **workers):
     """A client of workers that are given as (host, Dask's limit, the limit of its process)."""
     known = {a: {"host": host, "memory_limit": own, "name": a} for a, (host, own, _) in workers.items()}
-    monkeypatch.setattr(session, "workers_of", lambda _: known)
+    monkeypatch.setattr(cluster_workers, "workers_of", lambda _: known)
     return SimpleNamespace(run=lambda _: {a: limit for a, (*_, limit) in workers.items()})
 
 

@@ -1,4 +1,4 @@
-"""What a worker leaves behind: its rows of the displacement and of the moved image, on their way into the run."""
+"""Write a rank's rows of the displacement and of the moved image into the run."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from daskreg.planning import Plan
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED
 
-PART = 256 << 20  # bytes of a row that are made and compressed at once
-BEHIND = 2  # parts that may wait to be compressed while a GPU makes the next
+PART_BYTES = 256 << 20  # of a row, converted and compressed at once
+QUEUE_LENGTH = 2  # parts that may wait to be compressed while a GPU computes the next
 
 
 def write_result(path: str, plan: Plan, order: Index, moving: Volume, outcome: Outcome, comm: Communicator) -> None:
-    """Affine, displacement in world units and the moved image: rows of whole chunks, each written once, by one rank.
+    """Write affine map, displacement in world units and moved image: rows of whole chunks, each written once, by one rank.
 
     order: axes of the fixed image as it is stored, in the order in which the plan has them.
     """
-    store, grid, dtype = RunStore.attach(path), plan.fixed, moved_type(moving)
+    store, grid, dtype = RunStore.attach(path), plan.fixed, moved_dtype(moving)
     back = int(order.index(0)), int(order.index(1)), int(order.index(2))
     if comm.rank == 0:
         store.set_affine(outcome.affine)
@@ -41,53 +41,53 @@ def write_result(path: str, plan: Plan, order: Index, moving: Volume, outcome: O
         store.create_image(MOVED, grid.permute(back), dtype)
     comm.barrier()
     device, chunk = outcome.block.device, store.chunk(MOVED)
-    source = Source(moving, device)
-    with Output(store, back, chunk[order[1]]) as output:
-        for row, owner in rows(chunk[order[0]], outcome.block.partition):
-            u = _gathered(outcome, row, owner, comm)
+    reader = MovingReader(moving, device)
+    with ResultWriter(store, back, chunk[order[1]]) as writer:
+        for row, owner in chunk_rows(chunk[order[0]], outcome.block.partition):
+            u = _collect_row(outcome, row, owner, comm)
             if owner != comm.rank:
                 continue
             if u is not None:
-                output.put(DISPLACEMENT, row, u, in_world(grid, device))
-            output.put(MOVED, row, resample(plan, outcome.affine, u, row, source), lambda moved: as_type(moved, dtype))
+                writer.write(DISPLACEMENT, row, u, to_world(grid, device))
+            writer.write(MOVED, row, resample(plan, outcome.affine, u, row, reader), lambda moved: cast(moved, dtype))
     comm.barrier()
 
 
-def in_world(grid: Grid, device: Device) -> Callable[[Any], Any]:
-    """What makes world units of a displacement in voxels."""
+def to_world(grid: Grid, device: Device) -> Callable[[Any], Any]:
+    """A function that converts a displacement from voxels to world units."""
     matrix = device.put((np.asarray(grid.direction) * np.asarray(grid.spacing)).astype(np.float32))
     return lambda u: device.xp.tensordot(matrix, u, 1).astype(np.float32, copy=False)
 
 
-class Output:
-    """Rows of planes on their way into a run, a part at a time; what a GPU made is compressed while it makes the next.
+class ResultWriter:
+    """Writes rows of planes into a run, a part at a time; parts from a GPU are compressed while it computes the next.
 
-    back: where the axes are in what is stored;  rows: of a stored chunk.
+    back: position of each axis in the stored image;  rows: of a stored chunk.
     """
 
     def __init__(self, store: RunStore, back: Index, rows: int) -> None:
         self.store, self.back, self.rows = store, back, rows
         self._writer = ThreadPoolExecutor(1, "daskreg-output")
-        self._waiting: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> ResultWriter:
         return self
 
-    def __exit__(self, *problem: object) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
-            while self._waiting and problem[0] is None:
-                self._waiting.popleft().result()
+            while self._pending and error[0] is None:
+                self._pending.popleft().result()
         finally:
             self._writer.shutdown(cancel_futures=True)
 
-    def put(self, name: str, planes: Span, voxels: Any, finish: Callable[[Any], Any]) -> None:
-        """Planes (Z, Y, X), or (3, Z, Y, X), of the fixed grid; ``finish`` makes of a part what is stored.
+    def write(self, name: str, planes: Span, voxels: Any, convert: Callable[[Any], Any]) -> None:
+        """Planes (Z, Y, X), or (3, Z, Y, X), of the fixed grid; ``convert`` turns a part into what is stored.
 
-        Raises what writing raises, of earlier parts too.
+        Raises what writing raises, also for earlier parts.
         """
-        depth = max(self.rows, PART // (voxels.nbytes // voxels.shape[-2]) // self.rows * self.rows)
+        depth = max(self.rows, PART_BYTES // (voxels.nbytes // voxels.shape[-2]) // self.rows * self.rows)
         for y in range(0, voxels.shape[-2], depth):
-            part = finish(voxels[..., y : y + depth, :])
+            part = convert(voxels[..., y : y + depth, :])
             region = Region((planes.start, y, 0), (planes.stop, y + part.shape[-2], part.shape[-1]))
             lead = part.ndim - 3
             stored = part.transpose(*range(lead), *(lead + a for a in self.back))
@@ -97,9 +97,9 @@ class Output:
         if not on_device(part):
             self.store.write(name, region, part)
             return
-        while len(self._waiting) >= BEHIND:
-            self._waiting.popleft().result()
-        self._waiting.append(self._writer.submit(self.store.write, name, region, page_locked(part)))
+        while len(self._pending) >= QUEUE_LENGTH:
+            self._pending.popleft().result()
+        self._pending.append(self._writer.submit(self.store.write, name, region, page_locked(part)))
 
 
 def _permuted(region: Region, order: Index) -> Region:
@@ -107,8 +107,8 @@ def _permuted(region: Region, order: Index) -> Region:
     return Region((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def rows(depth: int, partition: Partition) -> list[tuple[Span, int]]:
-    """Rows of chunks, and for each the rank that writes it: who owns its middle plane."""
+def chunk_rows(depth: int, partition: Partition) -> list[tuple[Span, int]]:
+    """Rows of chunks, each with the rank that writes it: the owner of its middle plane."""
     whole = [Span(z, min(z + depth, partition.planes)) for z in range(0, partition.planes, depth)]
     return [(row, _owner(partition, (row.start + row.stop) // 2)) for row in whole]
 
@@ -117,8 +117,8 @@ def _owner(partition: Partition, plane: int) -> int:
     return next(rank for rank, slab in enumerate(partition.slabs) if slab.start <= plane < slab.stop)
 
 
-def _gathered(outcome: Outcome, row: Span, owner: int, comm: Communicator) -> NDArray[np.float32] | None:
-    """The displacement of a row of chunks, at its owner; every rank calls this for every row."""
+def _collect_row(outcome: Outcome, row: Span, owner: int, comm: Communicator) -> NDArray[np.float32] | None:
+    """The displacement of a row of chunks, on its owner; every rank calls this for every row."""
     if outcome.displacement is None:
         return None
     block = outcome.block
@@ -128,48 +128,47 @@ def _gathered(outcome: Outcome, row: Span, owner: int, comm: Communicator) -> ND
     return collect(comm, block.partition.slabs, wanted, outcome.displacement, block.first, "output")
 
 
-class Source:
-    """The moving image as it is stored, the planes that are asked for."""
+class MovingReader:
+    """Reads planes of the stored moving image."""
 
     def __init__(self, volume: Volume, device: Device = CPU) -> None:
         self.volume, self.device = volume, device
-        self._whole = (
-            device.put(volume.read()) if math.prod(volume.data.numblocks) == 1 else None
-        )  # one chunk: unpacked once, not once a row
+        # a single chunk is decompressed once, not once per row
+        self._whole = device.put(volume.read()) if math.prod(volume.data.numblocks) == 1 else None
 
     def planes(self, span: Span) -> tuple[NDArray[np.float32], int]:
-        """At least these planes, as far as the image goes, and the number of the first."""
+        """At least these planes, as far as they are in the image, and the index of the first."""
         if self._whole is not None:
             return self._whole, 0
-        here = span & Span(0, self.volume.shape[0])
-        return self.device.put(self.volume.planes(here)), here.start
+        inside = span & Span(0, self.volume.shape[0])
+        return self.device.put(self.volume.planes(inside)), inside.start
 
 
 def resample(
-    plan: Plan, affine: NDArray[np.float64], u: NDArray[np.float32] | None, row: Span, source: Source
+    plan: Plan, affine: NDArray[np.float64], u: NDArray[np.float32] | None, row: Span, reader: MovingReader
 ) -> NDArray[np.float32]:
-    """Planes of the moving image on the fixed grid, through the whole transform; 0 out of domain."""
+    """Planes of the moving image on the fixed grid, through the whole transform; 0 outside its domain."""
     mapping = SamplingMap.of(row.start, affine, plan.fixed, plan.moving)
-    block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)), device=source.device)
+    block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)), device=reader.device)
     u = None if u is None else module_of(u).ascontiguousarray(u)
     if u is None:
         reached = affine_reach(mapping, block.partition, block.shape).needs[0]
     else:
         reached = spans(np.array([displaced_range(block, mapping, u)]))[0]
-    voxels, origin = source.planes(reached)
+    voxels, origin = reader.planes(reached)
     moved = block.scalar()
     sample(moved.shape, *mapping, u, origin, plan.moving.shape[0], voxels, moved)
     filled: NDArray[np.float32] = module_of(moved).nan_to_num(moved, copy=False, nan=0.0)
     return filled
 
 
-def moved_type(moving: Volume) -> np.dtype[Any]:
-    """The stored type of the moved image: that of the moving one."""
+def moved_dtype(moving: Volume) -> np.dtype[Any]:
+    """The stored dtype of the moved image: that of the moving image, float32 for booleans."""
     return moving.dtype if moving.dtype != np.bool_ else np.dtype(np.float32)
 
 
-def as_type(voxels: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """In the stored type: integers rounded and kept in range."""
+def cast(voxels: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Convert to the stored dtype; integers are rounded and clipped."""
     if not np.issubdtype(dtype, np.integer):
         return voxels.astype(dtype, copy=False)
     limits, xp = np.iinfo(dtype), module_of(voxels)

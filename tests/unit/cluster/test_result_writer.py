@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from daskreg.cluster import output as module
-from daskreg.cluster.output import Output
+from daskreg.cluster import result_writer as module
+from daskreg.cluster.result_writer import ResultWriter
 from daskreg.grid import Span
 
 
@@ -49,36 +49,36 @@ def device(monkeypatch):
 @pytest.mark.parametrize("back", list(permutations(range(3))))
 @pytest.mark.parametrize("kind", [np.ndarray, OnDevice])
 def test_rows_come_out_as_they_went_in(monkeypatch, device, back, lead, kind):
-    monkeypatch.setattr(module, "PART", 700)
+    monkeypatch.setattr(module, "PART_BYTES", 700)
     voxels = np.random.default_rng(0).random((*lead, 12, 10, 6), np.float32)
     stored = voxels.transpose(*range(len(lead)), *(len(lead) + a for a in back))
     store = Store(stored.shape)
-    with Output(store, back, 4) as output:
+    with ResultWriter(store, back, 4) as writer:
         for z in (0, 8):
             row = Span(z, min(z + 8, 12))
-            output.put("moved", row, voxels[..., z : row.stop, :, :].view(kind), lambda part: 2 * part)
+            writer.write("moved", row, voxels[..., z : row.stop, :, :].view(kind), lambda part: 2 * part)
     np.testing.assert_array_equal(store.found, 2 * stored)
     assert len(store.calls) == 6  # three parts of 4, 4 and 2 rows, twice
     assert store.threads == {"MainThread" if kind is np.ndarray else "daskreg-output_0"}
 
 
 def test_a_part_is_at_least_one_row_of_chunks(monkeypatch):
-    monkeypatch.setattr(module, "PART", 1)
+    monkeypatch.setattr(module, "PART_BYTES", 1)
     store = Store((8, 10, 6))
-    with Output(store, (0, 1, 2), 4) as output:
-        output.put("moved", Span(0, 8), np.zeros((8, 10, 6), np.float32), lambda part: part)
+    with ResultWriter(store, (0, 1, 2), 4) as writer:
+        writer.write("moved", Span(0, 8), np.zeros((8, 10, 6), np.float32), lambda part: part)
     assert [region.start[1] for _, region in store.calls] == [0, 4, 8]
 
 
 def test_what_goes_wrong_behind_is_raised_and_nothing_more_is_written(device):
     store, planes = Store((8, 10, 6), fails=1), np.zeros((4, 10, 6), np.float32).view(OnDevice)
 
-    def put(output):
+    def put(writer):
         for z in (0, 4, 0, 4, 0, 4):
-            output.put("moved", Span(z, z + 4), planes, lambda part: part)
+            writer.write("moved", Span(z, z + 4), planes, lambda part: part)
 
-    with pytest.raises(OSError, match="no more"), Output(store, (0, 1, 2), 10) as output:
-        put(output)
+    with pytest.raises(OSError, match="no more"), ResultWriter(store, (0, 1, 2), 10) as writer:
+        put(writer)
     assert len(store.calls) == 1
     assert not [t for t in threading.enumerate() if t.name.startswith("daskreg-output")]
 
@@ -90,14 +90,14 @@ def test_few_parts_wait_at_once(device):
     planes = np.zeros((4, 10, 6), np.float32).view(OnDevice)
 
     def puts():
-        with Output(store, (0, 1, 2), 10) as output:
+        with ResultWriter(store, (0, 1, 2), 10) as writer:
             for _ in range(6):
-                output.put("moved", Span(0, 4), planes, lambda part: part)
+                writer.write("moved", Span(0, 4), planes, lambda part: part)
 
     maker = threading.Thread(target=puts)
     maker.start()
     maker.join(0.5)
-    assert len(device.copies) == module.BEHIND
+    assert len(device.copies) == module.QUEUE_LENGTH
     gate.set()
     maker.join(30)
     assert len(store.calls) == 6

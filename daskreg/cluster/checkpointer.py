@@ -1,0 +1,44 @@
+"""Checkpoints of a run: each rank writes its own planes, rank 0 commits once all have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import Communicator
+from daskreg.engine.rank import Rank, RunState
+from daskreg.grid import Index, Span
+from daskreg.kernels.device import host
+from daskreg.storage import CheckpointStore
+
+
+class Checkpointer:
+    """Saves the state of the ranks of a run, and restores it."""
+
+    def __init__(self, run: str, comm: Communicator) -> None:
+        self.comm, self.store, self.number = comm, CheckpointStore(run), 0
+
+    def save(self, state: RunState, fields: Mapping[str, tuple[Span, NDArray[np.float32]]], shape: Index | None) -> None:
+        """Write a checkpoint, on all ranks; it counts once rank 0 has committed it."""
+        self.number += 1
+        if self.comm.rank == 0:
+            self.store.begin(self.number, dict.fromkeys(fields, (3, *shape)) if shape else {})
+        self.comm.barrier()
+        for name, (own, planes) in fields.items():
+            if len(own):
+                self.store.write(self.number, name, own.start, host(planes))  # one field at a time is copied from a GPU
+        self.comm.barrier()
+        if self.comm.rank == 0:
+            self.store.commit(self.number, asdict(state))
+
+    def restore(self, rank: Rank) -> None:
+        """Set a rank to the last checkpoint, if there is one."""
+        found = self.store.latest()
+        if found is None:
+            return
+        self.number, state = found
+        fields = tuple(state["fields"]) if state["fields"] else None
+        rank.resume(RunState(**{**state, "fields": fields}), lambda name, span: self.store.read(self.number, name, span))

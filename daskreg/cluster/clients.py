@@ -1,0 +1,93 @@
+"""Find the Dask client to use, or start an embedded cluster."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import distributed
+from distributed import Client, LocalCluster
+
+from daskreg import machine
+from daskreg.cluster import preload
+from daskreg.cluster.logs import silenced, silenced_workers
+from daskreg.errors import InputError
+from daskreg.kernels.device import Kind, gpus
+
+log = logging.getLogger("daskreg")
+DASHBOARD = "127.0.0.1:0"  # a free port, for this machine only
+
+
+@contextmanager
+def existing_client(client: Client | None = None, address: str | None = None) -> Iterator[Client | None]:
+    """The client given, the one at an address, the current one, or None. Only a client made here is closed in the end.
+
+    Raises InputError when no scheduler answers at ``address``.
+    """
+    found = client or (None if address else _current())
+    if found is not None or not address:
+        yield found
+    else:
+        with _connect(address) as connected:
+            yield connected
+
+
+@contextmanager
+def embedded_client(workers: int = 1, threads: int | None = None, device: Kind = "cpu") -> Iterator[Client]:
+    """The client of a cluster on this machine that is started here and closed in the end.
+
+    One worker runs in this process, uses all cores and shares the compiled kernels; several are processes that share the cores,
+    or have a GPU each.
+    """
+    with silenced(), _start(workers, threads, device) as cluster, Client(cluster, set_as_default=False) as client:
+        log.info("dashboard: http://127.0.0.1:%s/status", client.dashboard_link.rpartition(":")[2].partition("/")[0])
+        yield client
+
+
+def _start(workers: int, threads: int | None, device: Kind) -> Any:
+    with silenced_workers():
+        return _gpu_cluster(workers) if device == "cuda" and workers > 1 else _cluster(workers, threads)
+
+
+def _current() -> Client | None:
+    try:
+        return distributed.get_client()
+    except ValueError:
+        return None
+
+
+def _connect(address: str) -> Client:
+    try:
+        return Client(address, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {address}: {error}; start one, or leave --cluster out.") from None
+
+
+def _cluster(workers: int, threads: int | None) -> LocalCluster:
+    cores = threads or machine.cores().value
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=workers > 1,
+        **({"preload": preload.MODULE} if workers > 1 else {}),
+        dashboard_address=DASHBOARD,
+        memory_limit=0,
+        resources={"cores": max(1, cores // workers)},
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def _gpu_cluster(workers: int) -> Any:
+    """A worker process for each GPU. Raises InputError where there are fewer."""
+    if workers > gpus():
+        raise InputError(
+            f"{workers} workers were asked for and there are {gpus()} GPUs; one worker needs one, so use --workers {gpus()}."
+        )
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError:
+        raise InputError("several GPUs need dask-cuda; pip install 'daskreg[cuda13]' (or cuda12), or use --workers 1.") from None
+    # Dask's own connections use TCP: it only hands out the work; ranks communicate over UCX
+    return LocalCUDACluster(n_workers=workers, dashboard_address=DASHBOARD, silence_logs=logging.CRITICAL)

@@ -1,0 +1,151 @@
+"""One rank on its worker: an object that lives as long as the run, communicates with the other ranks, and runs one job.
+
+The functions below are called on workers by the client, over Dask; the actor's ``run`` is a task in a thread of the worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from distributed import Worker, get_worker
+
+from daskreg.cluster.rank_group import RankGroup
+from daskreg.cluster.rank_job import RankJob, run_rank
+from daskreg.cluster.timeouts import LEVEL_END_CHECKPOINT_AGE, PROGRESS_INTERVAL
+from daskreg.comm import Communicator, Endpoint, SingleRank, Timeouts, open_endpoint, use_shared_memory
+from daskreg.engine.report import SAVE, STOP, Progress, Watch
+from daskreg.errors import RankLost, Stopped
+
+
+class Cancelled(Stopped):
+    """The run was stopped from outside, at once."""
+
+
+class RankActor:
+    """A rank of a run: its endpoint, its timeouts, and what it was asked for.
+
+    requested: 0, SAVE or STOP, see ``Watch.asked``.
+    """
+
+    def __init__(self, group: RankGroup, rank: int) -> None:
+        self.group, self.rank = group, rank
+        self.timeouts = Timeouts(deadline=group.deadline)
+        self.endpoint: Endpoint | None = None
+        self.requested = 0.0
+
+    async def open(self, worker: Worker) -> Any:
+        """Open the endpoint; its address, None where there is no other rank."""
+        if self.group.size == 1:
+            return None
+        group, rank = self.group, self.rank
+        self.endpoint = await open_endpoint(
+            group.transport, group.run, rank, group.names, self.timeouts, group.hosts[rank], security=worker.security
+        )
+        return self.endpoint.address
+
+    async def connect(self, addresses: Sequence[Any]) -> None:
+        """Connect to the endpoints of all ranks. Raises RankLost."""
+        assert self.endpoint is not None
+        await self.endpoint.connect(addresses, self.group.hosts)
+
+    @property
+    def communicator(self) -> Communicator:
+        """This rank's access to the others, for the thread that runs the job."""
+        return self.endpoint.communicator if self.endpoint else SingleRank()
+
+    def run(self, job: RankJob) -> dict[str, Any]:
+        """Run the job from its first stage to its last; returns the rank's report."""
+        watch = RankWatch(self, job.checkpoint)
+        self.timeouts.check, self.timeouts.on_slow = watch.check, watch.report_slow
+        comm = self.communicator
+        use_shared_memory(comm, self.group.hosts)
+        return run_rank(job, comm, watch, self.group.cores[self.rank])
+
+    async def release(self) -> None:
+        """Close the endpoint, which ends every wait."""
+        if self.endpoint is not None:
+            await self.endpoint.close()
+
+
+class RankWatch(Watch):
+    """Sends a rank's progress to the client, notices that its task was cancelled, and decides when a checkpoint is due."""
+
+    def __init__(self, actor: RankActor, checkpoint: float | None) -> None:
+        self.actor, self.checkpoint, self.worker = actor, checkpoint, get_worker()
+        self.task = self.worker.state.tasks[self.worker.get_current_task()]
+        self.last_progress, self.last_checkpoint = 0.0, time.monotonic()
+
+    def check(self) -> None:
+        """Raise Cancelled once the client no longer waits for this rank."""
+        if self.task.state != "executing":
+            raise Cancelled("the run was stopped before it finished.")
+
+    def report_slow(self, rank: int, seconds: float) -> None:
+        """Report a rank that this one has been waiting for."""
+        self._send("slow", {"rank": rank, "by": self.actor.rank, "seconds": seconds})
+
+    def __call__(self, progress: Progress) -> None:
+        """Called once an iteration; rank 0 reports at most ten times a second, and at the end of a level."""
+        self.check()
+        now = time.monotonic()
+        if self.actor.rank == 0 and (now - self.last_progress > PROGRESS_INTERVAL or progress.iteration == progress.iterations):
+            self.last_progress = now
+            self._send("progress", vars(progress))
+
+    def asked(self, *, level_end: bool = False) -> float:
+        """STOP when the client said so; SAVE when rank 0's clock does."""
+        requested = self.actor.requested
+        if self.checkpoint is None:
+            return STOP if requested >= STOP else 0.0
+        due = min(LEVEL_END_CHECKPOINT_AGE, self.checkpoint) if level_end else self.checkpoint
+        if self.actor.rank == 0 and time.monotonic() - self.last_checkpoint >= due:
+            self.last_checkpoint = time.monotonic()
+            return max(SAVE, requested)
+        return requested
+
+    def _send(self, kind: str, what: dict[str, Any]) -> None:
+        self.worker.log_event(self.actor.group.run, {kind: what})
+
+
+_actors: dict[str, RankActor] = {}  # by run, in the worker's process; a worker has at most one rank of a run
+
+
+async def create_actor(group: RankGroup, dask_worker: Worker) -> Any:
+    """Create this worker's rank of a group and open its endpoint; the endpoint's address."""
+    actor = _actors[group.run] = RankActor(group, group.addresses.index(dask_worker.address))
+    return await actor.open(dask_worker)
+
+
+async def connect_actor(run: str, addresses: Sequence[Any]) -> None:
+    """Connect this worker's rank to the endpoints of all ranks. Raises RankLost."""
+    await _actors[run].connect(addresses)
+
+
+def run_actor(job: RankJob, run: str, address: str, name: str) -> dict[str, Any]:
+    """Run a job on this worker's rank, as a task. Raises RankLost on any other worker than the rank's own.
+
+    Dask gives the task to another worker when the rank's own is lost.
+    """
+    actor = _actors.get(run)
+    if actor is None or get_worker().address != address:
+        raise RankLost(f"the worker of a rank ({name}) was lost; look at its log for the reason.")
+    return actor.run(job)
+
+
+def request(run: str, what: float) -> None:
+    """Ask this worker's rank to save its state, or to save it and stop."""
+    if (actor := _actors.get(run)) is not None:
+        actor.requested = what
+
+
+async def release_actor(run: str) -> None:
+    """Remove this worker's rank and close its endpoint."""
+    if (actor := _actors.pop(run, None)) is not None:
+        await actor.release()
+
+
+def running() -> list[str]:
+    """The runs that have a rank on this worker."""
+    return list(_actors)

@@ -1,0 +1,37 @@
+"""The workers of one run, as client and workers know them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from daskreg.comm import Transport
+
+
+@dataclass(frozen=True)
+class RankGroup:
+    """The ranks of one run and where they are.
+
+    run: a name that no other run has;  addresses, hosts, cores: of each rank's worker, its machine, the cores it may use;
+    transport: how ranks communicate;  deadline: seconds after which a silent rank counts as lost.
+    """
+
+    run: str
+    addresses: tuple[str, ...]
+    hosts: tuple[str, ...]
+    cores: tuple[int, ...]
+    transport: Transport
+    deadline: float
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.addresses)
+
+    def name(self, rank: int) -> str:
+        """Where a rank is, for messages."""
+        return f"{self.hosts[rank]}, worker {self.addresses[rank]}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Where each rank is, for messages."""
+        return tuple(self.name(r) for r in range(self.size))

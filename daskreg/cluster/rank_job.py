@@ -1,0 +1,124 @@
+"""What a rank does from its first stage to its last: read its planes, run the stages, write its part of the result.
+
+The only place where the engine meets paths.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.cluster.checkpointer import Checkpointer
+from daskreg.cluster.image_reader import read_images
+from daskreg.cluster.machine_record import machine_record, memory_record
+from daskreg.cluster.result_writer import write_result
+from daskreg.comm import Communicator
+from daskreg.engine.images import Image
+from daskreg.engine.measure import folding, likeness
+from daskreg.engine.memory import trim
+from daskreg.engine.rank import InitialDisplacement, Rank
+from daskreg.engine.report import Outcome, Watch
+from daskreg.grid import Index
+from daskreg.kernels.compiler import precompile
+from daskreg.kernels.compiler.launch import use_threads
+from daskreg.kernels.device import Device, Kind
+from daskreg.planning import Plan
+from daskreg.storage import Volume
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """A plan, its input volumes, and the run that receives the result.
+
+    checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: record a timeline of
+    the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them;
+    device: where kernels run, on a GPU worker the first GPU that it sees;  begin: the displacement to start from.
+    """
+
+    plan: Plan
+    fixed: Volume
+    moving: Volume
+    output: str
+    start: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    fixed_mask: Volume | None = None
+    moving_mask: Volume | None = None
+    threads: int | None = None
+    checkpoint: float | None = 180.0
+    resume: bool = False
+    trace: bool = False
+    order: Index = (0, 1, 2)
+    device: Kind = "cpu"
+    begin: InitialDisplacement | None = None
+
+
+@dataclass
+class PhaseTimer:
+    """Seconds spent in each phase of a run."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def end_phase(self, name: str) -> None:
+        """Add the time since the last call to ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def run_rank(job: RankJob, comm: Communicator, watch: Watch, cores: int) -> dict[str, Any]:
+    """Run one rank from reading to writing, on ``cores`` threads; returns its part of the provenance."""
+    device = _use_device(job, cores)
+    memory = memory_record(job.plan, job.device)
+    timer, timeline = PhaseTimer(), list[tuple[str, float, float]]()
+    images = read_images(job.plan, job.fixed, job.moving, (job.fixed_mask, job.moving_mask), comm, job.device)
+    trim()  # memory of the chunks that were decompressed
+    timer.end_phase("read")
+    outcome = _optimise(job, images, comm, watch, timeline)
+    timer.end_phase("optimise")
+    metrics = _metrics(job, outcome, images, comm)
+    timer.end_phase("measure")
+    del images
+    write_result(job.output, job.plan, job.order, job.moving, outcome, comm)
+    timer.end_phase("write")
+    levels = [report.as_dict() for report in outcome.levels]
+    record = {**machine_record(device), **memory, "traffic": dict(comm.traffic), "timeline": timeline}
+    blocks = [[slab.start, slab.stop] for slab in job.plan.partition.slabs]
+    plan = {"blocks": blocks, "planned_bytes": job.plan.peak_bytes}
+    return {"levels": levels, "metrics": metrics, "seconds": timer.seconds, "machine": record, "plan": plan}
+
+
+def _use_device(job: RankJob, cores: int) -> Device:
+    """Set the threads and the device of this process; on a GPU, start to compile the usual kernels."""
+    use_threads(job.threads or cores)
+    device = Device(job.device)
+    device.use()
+    if device.kind == "cuda":
+        precompile.start_helpers(device.memory - job.plan.peak_bytes)
+    return device
+
+
+def _optimise(
+    job: RankJob, images: tuple[Image, Image], comm: Communicator, watch: Watch, timeline: list[tuple[str, float, float]]
+) -> Outcome:
+    """All stages in order, from the start or from the last checkpoint."""
+    checkpointer = Checkpointer(job.output, comm)
+    save = checkpointer.save if job.checkpoint is not None else None
+    trace = (lambda *event: timeline.append(event)) if job.trace else None
+    rank = Rank(job.plan, images, job.start, comm, watch, save, trace, job.begin)
+    if job.resume:
+        checkpointer.restore(rank)
+    return rank.run()
+
+
+def _metrics(job: RankJob, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, Any]:
+    """Similarity of the images before and after, and statistics of the Jacobian determinant."""
+    block = replace(outcome.block, halo=0)
+    metrics: dict[str, Any] = {"before": likeness(job.plan, Outcome(job.start, None, [], block), images, comm)}
+    metrics["after"] = likeness(job.plan, outcome, images, comm)
+    if outcome.displacement is not None:
+        metrics["jacobian"] = folding(outcome.displacement, outcome.block, comm)
+    return metrics

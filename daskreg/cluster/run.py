@@ -1,0 +1,123 @@
+"""A run on a cluster: choose workers, lock them, run a rank on each, and start again from the last checkpoint if one is lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+from distributed import Client, Lock
+from distributed.client import Future
+
+from daskreg.cluster.bring_up import TransportChoice, cancel, form_group, release, start_actors, submit
+from daskreg.cluster.rank_job import RankJob
+from daskreg.cluster.supervision import handle_event, reports, stop_with_checkpoint
+from daskreg.cluster.timeouts import LOCK_WARNING_DELAY, RESPONSE_TIMEOUT, WORKER_START_TIMEOUT
+from daskreg.cluster.worker_calls import call_each
+from daskreg.cluster.workers import workers_of
+from daskreg.engine.report import Progress
+from daskreg.errors import InputError, RankLost
+
+log = logging.getLogger("daskreg")
+
+
+def run_on_cluster(
+    client: Client,
+    make_job: Callable[[int], RankJob],
+    workers: int = 1,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    comm: TransportChoice = "auto",
+    retries: int = 1,
+    deadline: float = 600.0,
+) -> list[dict[str, Any]]:
+    """Run a rank on each of ``workers`` workers; their reports, by rank.
+
+    make_job: the job for a number of workers;  retries: how often a run that lost a worker starts again, from its last
+    checkpoint, on those that remain;  deadline: seconds after which a silent rank counts as lost.
+    Raises whatever a rank raised, RankLost, and Stopped where the process was told to end.
+    """
+    members = choose_workers(client, workers)
+    job = make_job(len(members))
+    for left in range(retries, -1, -1):
+        try:
+            with locked(client, members):
+                return _attempt(client, job, members, progress, comm, deadline)
+        except RankLost as error:
+            if not left:
+                raise
+            remaining = remaining_workers(client, members)
+            log.warning("%s Starting again from the last checkpoint on %d of %d workers.", error, len(remaining), len(members))
+            members = remaining
+            job = replace(make_job(len(members)), resume=True)
+    raise AssertionError("unreachable")
+
+
+def _attempt(
+    client: Client,
+    job: RankJob,
+    members: Sequence[str],
+    progress: Callable[[Progress], None] | None,
+    comm: TransportChoice,
+    deadline: float,
+) -> list[dict[str, Any]]:
+    """One group of ranks from its start to its end."""
+    group = form_group(client, members, comm, deadline)
+    client.subscribe_topic(group.run, lambda event: handle_event(group, event[1], progress))
+    futures: list[Future[Any]] = []
+    try:
+        start_actors(client, group)
+        futures = submit(client, group, job)
+        return reports(client, group, futures)
+    except SystemExit:
+        stop_with_checkpoint(client, group, futures)
+        raise
+    finally:
+        cancel(client, group, futures)
+        client.unsubscribe_topic(group.run)
+        release(client, group)
+
+
+def choose_workers(client: Client, workers: int) -> list[str]:
+    """Addresses of as many workers as wanted. Raises InputError where there are fewer after ``WORKER_START_TIMEOUT``."""
+    try:
+        client.wait_for_workers(workers, timeout=WORKER_START_TIMEOUT)
+    except TimeoutError:
+        n = len(workers_of(client))
+        raise InputError(f"the Dask cluster has {n} workers, {workers} are needed; start more, or ask for fewer.") from None
+    return sorted(workers_of(client))[:workers]
+
+
+def remaining_workers(client: Client, members: Sequence[str]) -> list[str]:
+    """The workers that are still there and answer, and other ones in place of lost ones where the cluster has some."""
+    answers = call_each(client, sorted(workers_of(client)), os.getpid, seconds=RESPONSE_TIMEOUT)
+    alive = [address for address, answer in answers.items() if not isinstance(answer, BaseException)]
+    kept = [a for a in members if a in alive]
+    spare = [a for a in alive if a not in members]
+    return (kept + spare)[: len(members)] or choose_workers(client, 1)
+
+
+@contextmanager
+def locked(client: Client, members: Sequence[str]) -> Iterator[None]:
+    """Keep other runs from these workers: ranks that wait for a rank whose worker is busy would take it for lost.
+
+    A lock for each worker, acquired in one order by all runs, so that two runs cannot wait for each other. Locks have leases
+    that the scheduler takes back when a client stops renewing them. ``distributed.MultiLock`` has none: what a killed client
+    held, or waited for, would stay locked.
+    """
+    with ExitStack() as locks:
+        for address in sorted(members):
+            lock = Lock(f"daskreg-{address}", scheduler_rpc=client.scheduler, loop=client.loop)
+            if not lock.acquire(timeout=LOCK_WARNING_DELAY):
+                log.warning("worker %s is busy with another registration; waiting for it", address)
+                lock.acquire()
+            locks.callback(_unlock, lock)
+        yield
+
+
+def _unlock(lock: Lock) -> None:
+    with suppress(Exception):  # the scheduler may be gone, and the lock with it
+        lock.release()

@@ -1,0 +1,99 @@
+"""Watch the ranks of a run until all have ended, find the failure behind their failures, and ask them to stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from distributed import Client, wait
+from distributed.client import Future, FuturesCancelledError
+
+from daskreg.cluster.rank_actor import request
+from daskreg.cluster.rank_group import RankGroup
+from daskreg.cluster.timeouts import (
+    CHECKPOINT_TIMEOUT,
+    DONE_CHECK_INTERVAL,
+    FAILURE_TIMEOUT,
+    RESPONSE_TIMEOUT,
+    WORKER_CHECK_INTERVAL,
+)
+from daskreg.cluster.worker_calls import call_each, present
+from daskreg.cluster.workers import workers_of
+from daskreg.engine.report import STOP, Progress
+from daskreg.errors import RankLost, RunError, Stopped
+
+log = logging.getLogger("daskreg")
+Futures = Sequence[Future[Any]]
+
+
+def reports(client: Client, group: RankGroup, futures: Futures) -> list[dict[str, Any]]:
+    """What the ranks return, once all have ended. Raises the failure behind the first that is seen; a lost worker is one."""
+    while pending := [f for f in futures if not f.done()]:
+        with suppress(TimeoutError, FuturesCancelledError), client.as_current():
+            wait(pending, timeout=WORKER_CHECK_INTERVAL, return_when="FIRST_COMPLETED")
+        if _failed(futures):
+            break
+        require_workers(client, group, futures)
+    if _failed(futures):
+        raise root_cause(client, group, futures)
+    return [f.result() for f in futures]
+
+
+def root_cause(client: Client, group: RankGroup, futures: Futures) -> BaseException:
+    """The failure behind the failures: ranks that lost another one, or were stopped, only report its consequence."""
+    if any(f.status == "cancelled" for f in futures):
+        return RunError(
+            "the ranks were cancelled from outside: the Dask scheduler was lost, or somebody stopped them; look at its log."
+        )
+    own = [e for e in _errors(futures) if not isinstance(e, RankLost | Stopped)]
+    if own:
+        return own[0]
+    with suppress(TimeoutError), client.as_current():
+        wait(futures, timeout=FAILURE_TIMEOUT)
+    try:
+        require_workers(client, group, futures)
+    except RankLost as lost:
+        return lost
+    silent = [f"rank {rank} (" for rank, f in enumerate(futures) if not f.done()]
+    # a rank that waits for one that waits for the silent one names the wrong rank
+    return min(_errors(futures), key=lambda e: (isinstance(e, Stopped), not any(name in str(e) for name in silent)))
+
+
+def require_workers(client: Client, group: RankGroup, futures: Futures) -> None:
+    """Raise RankLost for a worker that is gone while its rank has not finished."""
+    try:
+        known = workers_of(client)
+    except RunError:  # the client tries to reach the scheduler again, and cancels the tasks when it gives up
+        return
+    for rank, address in enumerate(group.addresses):
+        if address not in known and futures[rank].status != "finished":
+            raise RankLost(f"rank {rank} ({group.name(rank)}) was lost; look at that worker's log for the reason.")
+
+
+def handle_event(group: RankGroup, event: dict[str, Any], progress: Callable[[Progress], None] | None) -> None:
+    """Pass on the progress that ranks report, and warn of a rank that is waited for."""
+    if "progress" in event and progress is not None:
+        progress(Progress(**event["progress"]))
+    if "slow" in event:
+        rank, by, seconds = event["slow"]["rank"], event["slow"]["by"], event["slow"]["seconds"]
+        log.warning("rank %d (%s) has kept rank %d waiting for %.0f s", rank, group.name(rank), by, seconds)
+
+
+def stop_with_checkpoint(client: Client, group: RankGroup, futures: Futures) -> None:
+    """Have all ranks write a checkpoint and end; returns when they have, or after ``CHECKPOINT_TIMEOUT``."""
+    log.warning("asked to stop: the ranks write a checkpoint first")
+    call_each(client, present(client, group), request, group.run, STOP, seconds=RESPONSE_TIMEOUT)
+    end = time.monotonic() + CHECKPOINT_TIMEOUT
+    while time.monotonic() < end and not all(f.done() for f in futures):
+        time.sleep(DONE_CHECK_INTERVAL)
+
+
+def _failed(futures: Futures) -> list[int]:
+    return [rank for rank, f in enumerate(futures) if f.status in ("error", "lost", "cancelled")]
+
+
+def _errors(futures: Futures) -> list[BaseException]:
+    return [e for e in (futures[rank].exception() for rank in _failed(futures)) if e is not None]

@@ -1,0 +1,90 @@
+"""What a cluster has: its workers, their memory and their GPUs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from distributed import Client
+
+from daskreg import machine
+from daskreg.errors import InputError, RunError
+from daskreg.kernels.device import Kind, gpu_memory, gpu_place, gpus
+from daskreg.machine import Limit
+
+
+def workers_of(client: Client) -> dict[str, Any]:
+    """What the scheduler knows now of each worker, by address. Raises RunError when it does not answer.
+
+    Not from ``client.scheduler_info``: the client refreshes that on its own, without the workers.
+    """
+    scheduler: Any = client.scheduler
+    try:
+        return dict(client.sync(scheduler.identity, n_workers=-1)["workers"])
+    except (OSError, RuntimeError) as error:  # RuntimeError: the client has given up and closed
+        raise RunError(f"the Dask scheduler does not answer: {error}; look at its log, then use --resume.") from error
+
+
+def worker_count(client: Client) -> int:
+    """How many workers a cluster has now. Raises InputError when none comes within a minute."""
+    if not workers_of(client):
+        try:
+            client.wait_for_workers(1, timeout=60)
+        except TimeoutError:
+            raise InputError("the Dask cluster has no worker; start at least one.") from None
+    return len(workers_of(client))
+
+
+def memory_limit(client: Client | None, workers: int) -> Limit:
+    """Bytes the smallest worker may use: its own limit in Dask, or its share of what its machine, container or job has."""
+    if client is None:
+        return _share(machine.memory(), workers)
+    known, found = workers_of(client), client.run(machine.memory)
+    groups = Counter((known[a]["host"], found[a].source) for a in found if a in known)
+    limits = [_own_memory(known[a], found[a], groups[known[a]["host"], found[a].source]) for a in found if a in known]
+    return min(limits, key=lambda limit: limit.value, default=_share(machine.memory(), workers))
+
+
+def _own_memory(worker: dict[str, Any], limit: Limit, sharing: int) -> Limit:
+    """What one worker may use of a limit that so many share."""
+    own = int(worker.get("memory_limit") or 0)
+    if not own:
+        return _share(limit, sharing)
+    return Limit(own, f"the memory limit of the Dask worker {worker.get('name')}") if own <= limit.value else limit
+
+
+def _share(limit: Limit, sharing: int) -> Limit:
+    if sharing == 1:
+        return limit
+    return Limit(limit.value // sharing, f"1/{sharing} of {limit.source}, {limit.value / 2**30:.1f} GiB")
+
+
+def device_of(client: Client | None, wanted: str, workers: int = 1) -> Kind:
+    """The device that kernels run on: the one asked for; with ``auto`` GPUs if every worker has one.
+
+    Without a client: if this machine has one for each of ``workers``. Raises InputError where a worker lacks the GPU asked for.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    found = {"this machine": gpus() // (workers if wanted == "auto" else 1)} if client is None else client.run(gpus)
+    lacking = [name for name, n in found.items() if not n]
+    if wanted == "cuda" and lacking:
+        raise InputError(
+            f"a GPU was asked for and {lacking[0]} has none that CuPy can use; install daskreg[cuda13] (or cuda12) there and "
+            "look at nvidia-smi, or use --device cpu."
+        )
+    return "cpu" if wanted == "auto" and (lacking or not found) else "cuda"
+
+
+def gpu_workers() -> int:
+    """Workers of a cluster with one for each GPU of this machine."""
+    return max(1, gpus())
+
+
+def gpu_limit(client: Client | None) -> Limit:
+    """Free bytes of the fullest GPU among the workers', a worker's share where several have the same."""
+    if client is None:
+        return Limit(gpu_memory(), "free on the GPU")
+    places, free = client.run(gpu_place), client.run(gpu_memory)
+    least = min(int(free[a]) // list(places.values()).count(place) for a, place in places.items())
+    return Limit(least, "free on the fullest GPU")

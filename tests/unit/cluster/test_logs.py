@@ -1,0 +1,146 @@
+"""Dask's loggers are silent while an embedded cluster lives, and as before afterwards."""
+
+import logging
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import ClassVar
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+
+from daskreg.cluster import clients, embedded_client, existing_client
+from daskreg.cluster.logs import silenced, silenced_workers
+
+
+def levels():
+    """Of all loggers, and of the handlers of Dask's."""
+    known = {name: x.level for name, x in logging.root.manager.loggerDict.items() if isinstance(x, logging.Logger)}
+    return known, [handler.level for handler in logging.getLogger("distributed").handlers]
+
+
+@pytest.fixture
+def chatty(monkeypatch):
+    """Loggers that a user has asked for, one below another; what they say ends up in a list."""
+    said = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            said.append(record.getMessage())
+
+    handler, names = Handler(), ("distributed", "distributed.scheduler", "dask_cuda", "distributed.worker.memory")
+    before = {name: logging.getLogger(name).level for name in names}
+    logging.getLogger("distributed.worker.memory").setLevel(logging.DEBUG)
+    for name in names[:3:2]:
+        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).addHandler(handler)
+    yield said
+    for name in names[:3:2]:
+        logging.getLogger(name).removeHandler(handler)
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def speak():
+    logging.getLogger("distributed.scheduler").info("a worker came")
+    logging.getLogger("distributed.worker.memory").debug("some memory")
+    logging.getLogger("dask_cuda").info("a GPU")
+
+
+def test_all_of_them_are_silent_inside_and_heard_again_outside(chatty):
+    before = levels()
+    with silenced():
+        speak()
+        assert chatty == []
+        logging.getLogger("distributed.scheduler").critical("no memory")
+    assert levels() == before
+    speak()
+    assert chatty == ["no memory", "a worker came", "some memory", "a GPU"]
+
+
+def test_the_last_of_several_clusters_restores_the_levels(chatty):
+    before = levels()
+    first, second = silenced(), silenced()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    speak()
+    assert chatty == []
+    second.__exit__(None, None, None)
+    assert levels() == before
+
+
+def test_clusters_of_several_threads_restore_the_levels(chatty):
+    def one(_):
+        with silenced():
+            speak()
+
+    before = levels()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(200)))
+    assert chatty == []
+    assert levels() == before
+
+
+def test_a_level_that_was_set_meanwhile_is_kept(chatty):
+    with silenced():
+        logging.getLogger("dask_cuda").setLevel(logging.DEBUG)
+    assert logging.getLogger("dask_cuda").level == logging.DEBUG
+
+
+def test_an_embedded_cluster_restores_the_levels(chatty):
+    before = levels()
+    with embedded_client(1):
+        speak()
+    assert chatty == []
+    after = levels()
+    assert {name: after[0][name] for name in before[0]} == before[0]
+    assert after[1] == before[1]
+
+
+def test_a_client_of_the_user_is_not_touched(chatty):
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=":0", threads_per_worker=1) as cluster,
+        Client(cluster, set_as_default=False) as mine,
+    ):
+        before = levels()
+        with existing_client(mine) as found:
+            assert found is mine
+            assert levels() == before
+    assert chatty  # Dask's own lines, as asked for
+
+
+class CudaCluster:
+    """In place of dask_cuda's: says as much as that one."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, **options):
+        speak()
+        self.environment = dask.config.get("distributed.nanny.pre-spawn-environ")
+        self.made.append(self)
+
+
+def test_a_cluster_of_gpus_is_started_in_silence(chatty, monkeypatch):
+    fake = ModuleType("dask_cuda")
+    fake.LocalCUDACluster = CudaCluster
+    monkeypatch.setitem(sys.modules, "dask_cuda", fake)
+    monkeypatch.setattr(clients, "gpus", lambda: 2)
+    before = dask.config.get("distributed.nanny.pre-spawn-environ")
+    with silenced():
+        found = clients._start(2, None, "cuda")
+    assert chatty == []
+    assert before.items() <= found.environment.items()
+    assert dask.config.get("distributed.nanny.pre-spawn-environ") == before
+
+
+def test_new_workers_are_silent_from_their_first_line():
+    with silenced_workers():
+        environment = dask.config.get("distributed.nanny.pre-spawn-environ")
+    program = "import logging, distributed; print(logging.getLogger('distributed.worker').getEffectiveLevel())"
+    found = subprocess.run(
+        [sys.executable, "-c", program], env={k: str(v) for k, v in environment.items()}, capture_output=True, text=True
+    )
+    assert found.stdout.split() == [str(logging.CRITICAL)]
