@@ -1,26 +1,26 @@
-"""Every failure daskreg raises on purpose.
+"""Every exception that daskreg raises on purpose.
 
 ::
 
     DaskregError
-    ├── InputError                what the user gave cannot be used (exit code 2)
+    ├── InputError                an input cannot be used (exit code 2)
     │   ├── NotFound              no such file, store, level or array
     │   ├── Unreadable            it exists, but cannot be decoded
     │   ├── AxesError             2D or 4D where 3D is needed
     │   ├── GridError             zero or negative spacing, singular direction
-    │   ├── UnitsError            units that cannot be brought together
+    │   ├── UnitsError            units that cannot be converted into each other
     │   ├── VoxelError            NaN, infinite, constant image, empty mask
-    │   ├── NoOverlap             the two images do not meet in space
+    │   ├── NoOverlap             two images, or an image and its mask, do not overlap in space
     │   ├── ConfigError           unknown key or impossible value in the configuration
-    │   └── IncompleteRun         a RUN.zarr whose run died or is still going
+    │   └── IncompleteRun         a RUN.zarr whose run failed or is still running
     ├── OutputError               the result cannot be written (exit code 2)
-    │   ├── OutputExists          something is already there, and overwriting was not asked for
+    │   ├── OutputExists          the output exists, and overwriting was not requested
     │   └── OutOfSpace            the disk or the quota is full
     ├── PlanTooLarge              the plan does not fit the machine (exit code 2)
     └── RunError                  the registration itself failed (exit code 1)
         ├── Diverged              the loss or the transform is no longer finite
-        ├── Stopped               it was asked to stop, and can be continued if a checkpoint was made
-        └── RankLost              a worker died or fell silent
+        ├── Stopped               it was interrupted; it can be resumed if it has a checkpoint
+        └── RankLost              a worker died or stopped responding
 
 Messages say what was found, what was expected and what to do, in one sentence or two. A misspelt name is answered with the
 known name closest to it: ``suggestion``, ``require_known``.
@@ -37,7 +37,7 @@ class DaskregError(Exception):
 
 
 class InputError(DaskregError):
-    """What the user gave cannot be used."""
+    """An input cannot be used."""
 
     exit_code = 2
 
@@ -61,7 +61,7 @@ class GridError(InputError):
 
 
 class UnitsError(InputError):
-    """Units that cannot be brought together."""
+    """Units that cannot be converted into each other."""
 
 
 class VoxelError(InputError):
@@ -69,7 +69,7 @@ class VoxelError(InputError):
 
 
 class NoOverlap(InputError):
-    """The two images do not meet in space."""
+    """Two images, or an image and its mask, do not overlap in space."""
 
 
 class ConfigError(InputError):
@@ -77,7 +77,7 @@ class ConfigError(InputError):
 
 
 class IncompleteRun(InputError):
-    """A run store whose run died or is still going."""
+    """A run store whose run failed or is still running."""
 
 
 class OutputError(DaskregError):
@@ -87,7 +87,7 @@ class OutputError(DaskregError):
 
 
 class OutputExists(OutputError, FileExistsError):
-    """Something is already there, and overwriting was not asked for."""
+    """The output exists, and overwriting was not requested."""
 
     __str__ = Exception.__str__
 
@@ -111,11 +111,11 @@ class Diverged(RunError):
 
 
 class Stopped(RunError):
-    """The run was asked to stop."""
+    """The run was interrupted."""
 
 
 class RankLost(RunError):
-    """A worker died or fell silent."""
+    """A worker died or stopped responding."""
 
 
 def closest(word: object, known: Collection[str], cutoff: float = 0.5) -> str | None:

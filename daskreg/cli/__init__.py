@@ -11,18 +11,18 @@ import typer
 
 from daskreg.cli import registration, results, transforms
 from daskreg.cli.app import app
-from daskreg.cli.signals import INTERRUPTED, TERMINATED, end, listen, terminate
+from daskreg.cli.signals import INTERRUPTED, TERMINATED, exit_after_timeout, handle, terminate
 from daskreg.errors import DaskregError
 
 __all__ = ["app", "main", "registration", "results", "transforms"]
 
 
 def main() -> None:
-    """Run the command line; every deliberate failure is one sentence on standard error and its exit code."""
-    listen(signal.SIGTERM, terminate)
+    """Run a command; a deliberate failure prints one sentence on standard error and exits with its code."""
+    handle(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job has none
-        listen(signal.SIGINT, signal.default_int_handler)
-    # of what a signal breaks off between two of Zarr's steps
+        handle(signal.SIGINT, signal.default_int_handler)
+    # a signal between two of Zarr's steps leaves coroutines behind
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     try:
         app()
@@ -33,5 +33,5 @@ def main() -> None:
         if stop.code in (INTERRUPTED, TERMINATED):
             kept = getattr(stop, "__notes__", ["nothing was written."])
             typer.echo(f"daskreg: stopped; {' '.join(kept)}", err=True)
-            threading.Thread(target=end, args=(stop.code,), daemon=True).start()
+            threading.Thread(target=exit_after_timeout, args=(stop.code,), daemon=True).start()
         raise

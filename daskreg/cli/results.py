@@ -1,4 +1,4 @@
-"""Commands that look at what is there: evaluate, report, info."""
+"""Commands that read results: evaluate, report, info."""
 
 from __future__ import annotations
 

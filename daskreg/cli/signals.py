@@ -1,4 +1,4 @@
-"""What a signal does to a command: it unwinds, so that nothing half-written stays, and the process ends."""
+"""Signal handling: a command unwinds, so that no partial output remains, and the process exits."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from typing import Any
 
 INTERRUPTED = 130  # what a shell calls Ctrl-C
 TERMINATED = 143  # and SIGTERM: batch systems send it before they kill
-PATIENCE = 10.0  # seconds that threads have to end after a signal: blocks being computed, a kernel being compiled
-MOMENT = 0.05  # seconds until a signal is heard that came at the wrong time
-DEAF = ("_gc_callback", "__del__")  # Dask's callback of the garbage collector, and the end of an object
+SHUTDOWN_TIMEOUT = 10.0  # seconds that threads have to finish after a signal: blocks being computed, a kernel being compiled
+RETRY_INTERVAL = 0.05  # seconds until a signal that arrived in an unsafe frame is handled
+UNSAFE_FRAMES = ("_gc_callback", "__del__")  # Python discards what is raised in Dask's garbage collector callback, and there
 
 
 def terminate(*_: Any) -> None:
-    """Unwind as Ctrl-C does, so that what is half written goes and what was replaced comes back."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the clearing up
+    """Unwind as Ctrl-C does: partial outputs are removed, and replaced ones restored."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleanup
     raise SystemExit(TERMINATED)
 
 
-def listen(number: int, stop: Callable[[int, FrameType | None], Any]) -> None:
-    """Let ``stop`` raise at a signal, a moment later where Python would swallow what is raised, but not for ever."""
-    later = iter(range(round(PATIENCE / MOMENT)))
+def handle(number: int, stop: Callable[[int, FrameType | None], Any]) -> None:
+    """Call ``stop``, which raises, at a signal; later where Python would discard the exception, up to SHUTDOWN_TIMEOUT."""
+    retries = iter(range(round(SHUTDOWN_TIMEOUT / RETRY_INTERVAL)))
 
-    def heard(_: int, frame: FrameType | None) -> None:
-        deaf = any(f.f_code.co_name in DEAF for f, _ in traceback.walk_stack(frame))
-        if deaf and next(later, None) is not None:
-            signal.signal(signal.SIGALRM, heard)
-            signal.setitimer(signal.ITIMER_REAL, MOMENT)
+    def received(_: int, frame: FrameType | None) -> None:
+        unsafe = any(f.f_code.co_name in UNSAFE_FRAMES for f, _ in traceback.walk_stack(frame))
+        if unsafe and next(retries, None) is not None:
+            signal.signal(signal.SIGALRM, received)
+            signal.setitimer(signal.ITIMER_REAL, RETRY_INTERVAL)
         else:
             stop(number, frame)
 
-    signal.signal(number, heard)
+    signal.signal(number, received)
 
 
-def end(code: int) -> None:
-    """At its end Python waits for all threads; one that the signal met while it was being started never hears that it may go."""
+def exit_after_timeout(code: int) -> None:
+    """Exit although threads are left, which Python waits for: one that was starting when the signal came never stops."""
     threading.main_thread().join()
-    time.sleep(PATIENCE)
+    time.sleep(SHUTDOWN_TIMEOUT)
     atexit._run_exitfuncs()
     os._exit(code)

@@ -40,9 +40,9 @@ def by_block(compute: Callable[..., Any], shape: tuple[int, ...], dtype: Any, bl
     chunks = da.core.normalize_chunks(block, shape, dtype=dtype)
 
     def _at(block_info: Any = None) -> NDArray[Any]:
-        place = np.array(block_info[None]["array-location"])
-        box = Region(tuple(place[-3:, 0]), tuple(place[-3:, 1]))
-        return np.asarray(compute(box, *(range(a, b) for a, b in place[:-3])))
+        location = np.array(block_info[None]["array-location"])
+        box = Region(tuple(location[-3:, 0]), tuple(location[-3:, 1]))
+        return np.asarray(compute(box, *(range(a, b) for a, b in location[:-3])))
 
     meta = np.empty((0,) * len(shape), dtype)
     lazy: da.Array = da.map_blocks(_at, chunks=chunks, dtype=dtype, meta=meta, name=f"daskreg-{uuid4().hex}")
@@ -75,9 +75,9 @@ class Reader:
         return self._whole
 
     def _decoded(self, data: da.Array) -> NDArray[Any]:
-        """In this thread: whoever asks may be one of many already."""
+        """In this thread: the caller may be one of many threads already."""
         return np.ascontiguousarray(data.compute(scheduler="synchronous"), self.dtype)
 
     def __reduce__(self) -> Any:
-        """Workers get the recipe, not the voxels."""
+        """Workers get the task graph, not the voxels."""
         return Reader, (self.data,)

@@ -29,7 +29,7 @@ log = logging.getLogger("daskreg")
 Interpolation = Literal["linear", "nearest", "cubic", "label"]
 KERNELS: dict[str, Kernel] = {"linear": sample, "nearest": sample_nearest, "cubic": sample_cubic, "label": sample_label}
 RUNS: dict[str, KernelRunner] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
-SMOOTH = ("linear", "cubic")  # make values that no voxel has
+SMOOTH = ("linear", "cubic")  # interpolate between values
 
 
 def resampled(
@@ -56,7 +56,7 @@ def resampled(
 
 
 class Resampler:
-    """Computes any block of a resampled image. Not a dataclass: Dask would look inside, and compute what is lazy there."""
+    """Computes any block of a resampled image. Not a dataclass, whose fields Dask would traverse and compute."""
 
     def __init__(
         self,
@@ -67,31 +67,31 @@ class Resampler:
         interpolation: str = "linear",
         device: Kind = "cpu",
     ) -> None:
-        self.here, self.there = grid.to_unit(unit), image.grid.to_unit(unit)
+        self.target, self.source = grid.to_unit(unit), image.grid.to_unit(unit)
         self.interpolation, self.image, self.links = interpolation, Reader(image.data), tuple(links)
         self.device = device
 
     def __call__(self, box: Region, *lead: range) -> NDArray[Any]:
         """The voxels of ``box``, (.., Z, Y, X)."""
         run = RUNS[self.device]
-        at = sample_chain(self.links, self.here, box, run)
-        matrix, linear = at.in_voxels(self.there)
+        at = sample_chain(self.links, self.target, box, run)
+        matrix, linear = at.in_voxels(self.source)
         near = sampling_bounds(
-            matrix, linear, at.e, box, self.there.shape, INTERPOLATION_MARGIN + (self.interpolation == "cubic")
+            matrix, linear, at.e, box, self.source.shape, INTERPOLATION_MARGIN + (self.interpolation == "cubic")
         )
         moved = np.zeros((*map(len, lead), *box.shape), self.image.dtype)
         if near.size:
-            place = (0, local_coefficients(matrix, box, near), linear_part(linear), at.e)
+            sampling_map = (0, local_coefficients(matrix, box, near), linear_part(linear), at.e)
             for k in np.ndindex(moved.shape[:-3]):
                 entry = tuple(r[i] for r, i in zip(lead, k, strict=True))
-                moved[k] = self._sampled(box, place, self.image[(*entry, *near.slices)], run)
+                moved[k] = self._sampled(box, sampling_map, self.image[(*entry, *near.slices)], run)
         return moved
 
-    def _sampled(self, box: Region, place: tuple[Any, ...], stored: NDArray[Any], run: Callable[..., Any]) -> NDArray[Any]:
+    def _sampled(self, box: Region, sampling_map: tuple[Any, ...], stored: NDArray[Any], run: Callable[..., Any]) -> NDArray[Any]:
         voxels = workable(stored, self.interpolation)
         moved = np.zeros(box.shape, voxels.dtype)
         extra = (0, voxels.shape[0]) if self.interpolation == "linear" else ()  # `sample` also takes shards of planes
-        run(KERNELS[self.interpolation], box.shape, *place, *extra, voxels, moved)
+        run(KERNELS[self.interpolation], box.shape, *sampling_map, *extra, voxels, moved)
         return as_stored(moved, self.image.dtype, self.interpolation)
 
 
@@ -119,18 +119,18 @@ def as_stored(moved: NDArray[Any], dtype: np.dtype[Any], interpolation: str) -> 
 
 def warn_apart(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack | Volume) -> None:
     """Boxes around boxes: what they keep apart does not meet, unless a displacement is larger than the image."""
-    here = grid.to_unit(unit)
+    target = grid.to_unit(unit)
     affine = [Link(link.affine) for link in links]
-    if _apart(affine, here, image.grid.to_unit(unit)):
+    if _apart(affine, target, image.grid.to_unit(unit)):
         log.warning("%s does not overlap the output grid in space; the result is 0 there. Is its header right?", image.name)
     for k, link in enumerate(links):
-        if link.displacement is not None and _apart(affine[:k], here, link.displacement_grid):
+        if link.displacement is not None and _apart(affine[:k], target, link.displacement_grid):
             log.warning(
                 "part %d of the transform: its displacement does not overlap the output grid in space; nothing is displaced "
                 "there. Is its header right?", k + 1,
             )  # fmt: skip
 
 
-def _apart(links: Sequence[Link], here: Grid, there: Grid) -> bool:
-    matrix = sample_chain(links, here, here.region).in_voxels(there)[0]
-    return not sampling_bounds(matrix, matrix[:3, :3], None, here.region, there.shape).size
+def _apart(links: Sequence[Link], target: Grid, source: Grid) -> bool:
+    matrix = sample_chain(links, target, target.region).in_voxels(source)[0]
+    return not sampling_bounds(matrix, matrix[:3, :3], None, target.region, source.shape).size

@@ -1,4 +1,4 @@
-"""Transforms written out: chunk by chunk, and complete or not there."""
+"""Write transforms, chunk by chunk; an output is complete or absent."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from daskreg.storage.runs.scenes import LinkedImage
 from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.link import Link
 
-Fill = Callable[[Link, Region], tuple[Any, Any]]  # a box of a link's d, and what there is to tell of it
+Fill = Callable[[Link, Region], tuple[Any, Any]]  # a box of a link's d, and a record of it
 
 
-def require_room(output: str | Path, overwrite: bool, *sources: Any) -> None:
-    """What ``write_transform`` would say after hours, at once: OutputExists; OutputError for the ending, the folder, a source."""
+def require_output(output: str | Path, overwrite: bool, *sources: Any) -> None:
+    """Raises at once what ``write_transform`` would raise after hours: OutputExists; OutputError for ending, folder or source."""
     path = parse_address(output).path
     if not any(f.in_blocks for f in transform_formats.by_ending(path)):
         kept, others = (" or ".join(transform_formats.endings(writes=True, in_blocks=k)) for k in (True, False))
@@ -43,44 +43,44 @@ def write_transform(
     *,
     overwrite: bool = False,
     fill: Fill | None = None,
-    tell: Callable[[TransformStore, list[Any]], Mapping[str, Any]] | None = None,
+    describe: Callable[[TransformStore, list[Any]], Mapping[str, Any]] | None = None,
     backward: Transform | None = None,
     made: Mapping[str, Any] | None = None,
     images: tuple[LinkedImage | None, LinkedImage | None] = (None, None),
 ) -> None:
-    """A transform as an OME-NGFF 0.6 store, a task a block of each displacement; nothing is there before all of it is.
+    """Write a transform as an OME-NGFF 0.6 store, a task a block of each displacement; the output appears when it is complete.
 
-    fill: computes a block (by default reads it), and something to tell of it;  tell: given the store without its metadata, and
-    what was told of all blocks, what the metadata say besides;  backward: the inverse, which makes of both a bijection;
+    fill: computes a block (by default reads it) and a record of it;  describe: given the store without its metadata and the
+    records of all blocks, returns further metadata;  backward: the inverse, which makes of both a bijection;
     made: how it came about, see ``made_by``;  images: archives to link below it, which its scene then goes between.
     Raises OutputExists, OutputError, OutOfSpace.
     """
-    require_room(output, overwrite)
+    require_output(output, overwrite)
     path = parse_address(output).path
-    with atomic_output(path, overwrite) as place:
+    with atomic_output(path, overwrite) as partial:
         back = () if backward is None else backward.links
         every = (*transform.links, *back)
         grids = [None if link.displacement is None else link.displacement_grid for link in every]
-        store = TransformStore.create(place, grids)
+        store = TransformStore.create(partial, grids)
         found = _filled(transform.links, 0, store, fill or _read)
         _filled(back, len(transform.links), store, _read)
-        told = {**({} if made is None else {"made": made}), **({} if tell is None else tell(store, found))}
+        metadata = {**({} if made is None else {"made": made}), **({} if describe is None else describe(store, found))}
         links = [(link.affine, grid) for link, grid in zip(every, grids, strict=True)]
-        store.finish(links, transform.unit, transform.fixed, transform.moving, told, len(back), images, path)
+        store.finish(links, transform.unit, transform.fixed, transform.moving, metadata, len(back), images, path)
 
 
 def made_by(command: str, source: Any, **more: Any) -> dict[str, Any]:
     """How a transform came about, to be kept with it: the command, what it was made of, and when. source: an address, or None."""
     path = None if source is None else parse_address(source).path
-    place = path if path is None or is_remote(path) else os.path.abspath(path)
+    address = path if path is None or is_remote(path) else os.path.abspath(path)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"command": command, "of": place, "version": version("daskreg"), "at": now, **more}
+    return {"command": command, "of": address, "version": version("daskreg"), "at": now, **more}
 
 
 def _filled(links: Sequence[Link], first: int, store: TransformStore, fill: Fill) -> list[Any]:
     one = dask.delayed(_write, pure=False)  # type: ignore[attr-defined]
     tasks = [
-        one(_Kept(store, fill, k, link), box)
+        one(_Block(store, fill, k, link), box)
         for k, link in enumerate(links, first)
         if link.displacement is not None
         for box in link.displacement_grid.region.split(EDGE)
@@ -88,17 +88,17 @@ def _filled(links: Sequence[Link], first: int, store: TransformStore, fill: Fill
     return list(dask.compute(*tasks))  # type: ignore[attr-defined, no-untyped-call]
 
 
-class _Kept:
-    """What a task needs, in a wrapping that Dask does not look into."""
+class _Block:
+    """What a task needs, in an object that Dask does not traverse."""
 
     def __init__(self, store: TransformStore, fill: Fill, number: int, link: Link) -> None:
         self.store, self.fill, self.number, self.link = store, fill, number, link
 
 
-def _write(kept: _Kept, box: Region) -> Any:
-    d, told = kept.fill(kept.link, box)
-    kept.store.write(kept.number, kept.link.displacement_grid, box, d)
-    return told
+def _write(task: _Block, box: Region) -> Any:
+    d, record = task.fill(task.link, box)
+    task.store.write(task.number, task.link.displacement_grid, box, d)
+    return record
 
 
 def _read(link: Link, box: Region) -> tuple[Any, None]:

@@ -12,7 +12,7 @@ from daskreg.storage.transforms import open_transform
 
 
 def certificate(inverse: str | Path, fixed: Grid | None = None) -> dict[str, str]:
-    """What is certified of an inverse, for people. Raises ConfigError where nothing is, or where it leads to another grid."""
+    """Human-readable facts of an inverse's certificate. Raises ConfigError where there is none, or for another fixed grid."""
     contents = open_transform(inverse)
     found = contents.metadata.get("certificate")
     if not isinstance(found, dict):

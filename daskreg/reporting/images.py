@@ -17,16 +17,16 @@ from daskreg.storage.runs.run import DISPLACEMENT
 log = logging.getLogger("daskreg")
 
 
-def images(run: RunStore, told: dict[str, Any]) -> dict[str, Any]:
-    """What the template asks for of all pictures. told: the run's provenance."""
+def images(run: RunStore, record: dict[str, Any]) -> dict[str, Any]:
+    """The template's variables for all pictures. record: the run's provenance."""
     level = shown_level(run)
     moved = run.read_image("moved", level)
     pixel = views.pixel_size(moved.grid)
     three = views.three_views(moved.grid, informative_slices(run, moved.grid), pixel)
-    sources, notes = _sources(run, told, pixel)
+    sources, notes = _sources(run, record, pixel)
     planes = dict(zip(["moved", *sources], read_planes([Source(moved.data, moved.grid), *sources.values()], three), strict=True))
     bar = views.bar_length(min(v.shape[1] for v in three) * pixel)
-    shades = _shades(planes, told.get("config", {}).get("intensity") == "log")
+    shades = _shades(planes, record.get("config", {}).get("intensity") == "log")
     return {
         "views": [_view(v, bar) for v in three],
         "widest": max(v.shape[1] for v in three),
@@ -41,11 +41,11 @@ def images(run: RunStore, told: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sources(run: RunStore, told: dict[str, Any], pixel: float) -> tuple[dict[str, Source], list[str]]:
-    """Both inputs as far as they are still there, and a sentence for each that is not."""
+def _sources(run: RunStore, record: dict[str, Any], pixel: float) -> tuple[dict[str, Source], list[str]]:
+    """The inputs that still exist, and a sentence for each that does not."""
     sources, notes = {}, []
     for role, grid in (("fixed", run.fixed_grid), ("moving", run.moving_grid)):
-        name = str(told.get("inputs", {}).get(role, {}).get("name", "array"))
+        name = str(record.get("inputs", {}).get(role, {}).get("name", "array"))
         if name == "array":
             notes.append(f"The {role} image was an array in memory and is not shown.")
             continue
@@ -78,7 +78,7 @@ def _columns(shades: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def _overlays(shades: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Before and after, in two colours and as a checkerboard; as far as the inputs are there."""
+    """Before and after, in two colours and as a checkerboard; for the inputs that exist."""
     if "fixed" not in shades:
         return []
     kinds = (("Overlay", pictures.overlay), ("Checkerboard", pictures.checkerboard))

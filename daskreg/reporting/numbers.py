@@ -18,11 +18,11 @@ from daskreg.storage import RunStore
 UNKNOWN = "–"
 
 
-def headline(told: dict[str, Any], measured: dict[str, Any], unit: str) -> list[dict[str, str]]:
+def headline(record: dict[str, Any], measured: dict[str, Any], unit: str) -> list[dict[str, str]]:
     """What a reader wants first; a card each."""
-    cards = _likeness(told.get("metrics", {})) + _quality(measured, unit) + _folding(told.get("metrics", {}))
-    machine = told.get("machine", {})
-    seconds, peak = told.get("seconds", {}).get("total"), machine.get("peak_bytes")
+    cards = _likeness(record.get("metrics", {})) + _quality(measured, unit) + _folding(record.get("metrics", {}))
+    machine = record.get("machine", {})
+    seconds, peak = record.get("seconds", {}).get("total"), machine.get("peak_bytes")
     cards += [_card("Time", duration(seconds), f"{machine.get('threads', UNKNOWN)} threads")] if seconds else []
     return cards + ([_card("Peak memory", memory(peak), "of the process")] if peak else [])
 
@@ -66,21 +66,21 @@ def _change(title: str, before: float | None, after: float | None, unit: str) ->
 
 def label_rows(measured: dict[str, Any]) -> list[dict[str, str]]:
     """Dice by label, as bars."""
-    return [_label_row(number, told) for number, told in measured.get("dice", {}).get("labels", {}).items()]
+    return [_label_row(number, record) for number, record in measured.get("dice", {}).get("labels", {}).items()]
 
 
-def _label_row(number: str, told: dict[str, Any]) -> dict[str, str]:
-    missing = told.get("missing")
-    text = f"{_number(told['before'])} → {_number(told['after'])}"
+def _label_row(number: str, record: dict[str, Any]) -> dict[str, str]:
+    missing = record.get("missing")
+    text = f"{_number(record['before'])} → {_number(record['after'])}"
     if missing:
         text = "in neither image" if missing == "both" else f"not in the {missing} image"
-    percent, was = (f"{100 * (told[k] or 0):.1f}" for k in ("after", "before"))
+    percent, was = (f"{100 * (record[k] or 0):.1f}" for k in ("after", "before"))
     return {"label": number, "text": text, "percent": percent, "was": was}
 
 
-def phases(told: dict[str, Any]) -> list[dict[str, str]]:
+def phases(record: dict[str, Any]) -> list[dict[str, str]]:
     """Where the time went; what the phases leave of the total is start and waiting."""
-    seconds = dict(told.get("seconds", {}))
+    seconds = dict(record.get("seconds", {}))
     total = seconds.pop("total", sum(seconds.values())) or 1.0
     seconds["start and wait"] = max(0.0, total - sum(seconds.values()))
     return [
@@ -98,10 +98,17 @@ def level_row(level: dict[str, Any]) -> list[str]:
     return [level["stage"], str(level["scale"]), size, count, *ends, seconds, level["stopped"]]
 
 
-def input_row(role: str, told: dict[str, Any]) -> list[str]:
+def input_row(role: str, record: dict[str, Any]) -> list[str]:
     """Role, name, format, type, shape and voxel size of an image."""
-    spacing = f"{product(told['spacing'])} {views.short_unit(told.get('unit'))}"
-    return [role, str(told["name"]), str(told.get("format", "")), str(told.get("dtype", "")), product(told["shape"]), spacing]
+    spacing = f"{product(record['spacing'])} {views.short_unit(record.get('unit'))}"
+    return [
+        role,
+        str(record["name"]),
+        str(record.get("format", "")),
+        str(record.get("dtype", "")),
+        product(record["shape"]),
+        spacing,
+    ]
 
 
 def affine(run: RunStore) -> dict[str, Any]:
@@ -132,9 +139,9 @@ def recipe(config: dict[str, Any]) -> str:
     return yaml.safe_dump({**config, "stages": stages}, sort_keys=False, default_flow_style=None, width=100)
 
 
-def machine(told: dict[str, Any]) -> dict[str, str]:
+def machine(record: dict[str, Any]) -> dict[str, str]:
     """What the run has recorded of the computer, its peak memory in words."""
-    found = dict(told.get("machine", {}))
+    found = dict(record.get("machine", {}))
     if "peak_bytes" in found:
         found["peak memory"] = memory(found.pop("peak_bytes"))
     for name in ("start_bytes", "projected_bytes"):
@@ -142,9 +149,9 @@ def machine(told: dict[str, Any]) -> dict[str, str]:
     return {k: str(v) for k, v in found.items()}
 
 
-def short_name(told: dict[str, Any], role: str) -> str:
+def short_name(record: dict[str, Any], role: str) -> str:
     """An image's file name, without its folder."""
-    name = str(told.get("inputs", {}).get(role, {}).get("name", "array"))
+    name = str(record.get("inputs", {}).get(role, {}).get("name", "array"))
     path, mark, options = name.partition("::")
     return path.rstrip("/").rpartition("/")[2] + mark + options
 

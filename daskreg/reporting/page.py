@@ -17,23 +17,23 @@ TEMPLATE = "page.html.j2"
 
 def render(run: RunStore, measured: dict[str, Any] | None = None, inverse: dict[str, str] | None = None) -> str:
     """The page's text. measured: ``Evaluation.as_dict()``; inverse: ``certificate``."""
-    told, grid = run.provenance, run.fixed_grid
+    record, grid = run.provenance, run.fixed_grid
     context = {
-        **images(run, told),
-        "names": {role: numbers.short_name(told, role) for role in ("fixed", "moving")},
+        **images(run, record),
+        "names": {role: numbers.short_name(record, role) for role in ("fixed", "moving")},
         "run": run.path,
         "finished": numbers.date(run.state.get("finished")),
-        "headline": numbers.headline(told, measured or {}, views.short_unit(grid.unit)),
+        "headline": numbers.headline(record, measured or {}, views.short_unit(grid.unit)),
         "labels": numbers.label_rows(measured or {}),
-        "phases": numbers.phases(told),
-        "losses": loss_panels(told.get("levels", []), told.get("config", {}).get("stages", [])),
-        "levels": [numbers.level_row(v) for v in told.get("levels", [])],
-        "inputs": [numbers.input_row(role, v) for role, v in told.get("inputs", {}).items()],
+        "phases": numbers.phases(record),
+        "losses": loss_panels(record.get("levels", []), record.get("config", {}).get("stages", [])),
+        "levels": [numbers.level_row(v) for v in record.get("levels", [])],
+        "inputs": [numbers.input_row(role, v) for role, v in record.get("inputs", {}).items()],
         "affine": numbers.affine(run),
         "inverse": inverse or {},
-        "versions": told.get("versions", {}),
-        "machine": numbers.machine(told),
-        "config": numbers.recipe(told.get("config", {})),
+        "versions": record.get("versions", {}),
+        "machine": numbers.machine(record),
+        "config": numbers.recipe(record.get("config", {})),
     }
     source = (files("daskreg.reporting") / TEMPLATE).read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)

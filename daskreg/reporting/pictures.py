@@ -92,7 +92,7 @@ class Scale:
         return ", ".join("#" + "".join(f"{int(v):02x}" for v in _bytes(s)) for s in stops)
 
     def ticks(self, count: int = 5) -> list[tuple[float, str]]:
-        """Places in percent and what is written there."""
+        """Positions in percent, and labels."""
         values = np.linspace(self.low, self.high, count)
         shown = 2.0**values if self.logarithmic else values
         return [(100.0 * k / (count - 1), f"{v:.2f}" if self.logarithmic else f"{v:.3g}") for k, v in enumerate(shown)]

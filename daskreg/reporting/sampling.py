@@ -130,9 +130,9 @@ class Warp:
         slab = [slice(None)] * 4
         slab[1 + view.axis] = slice(first, min(grid.shape[view.axis], at + 2))
         u = np.asarray(run.displacement(level)[tuple(slab)].compute(scheduler="threads"), np.float32)
-        here = np.asarray(at - first)
-        determinant = np.take(_determinant(u, grid), here, axis=view.axis)
-        return cls(view, np.asarray(np.take(u, here, axis=1 + view.axis)), np.asarray(determinant))
+        own = np.asarray(at - first)
+        determinant = np.take(_determinant(u, grid), own, axis=view.axis)
+        return cls(view, np.asarray(np.take(u, own, axis=1 + view.axis)), np.asarray(determinant))
 
     def on_page(self, plane: NDArray[np.floating]) -> Plane:
         """A map over the voxels (rows, columns) as pixels of the page."""

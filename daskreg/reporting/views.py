@@ -15,7 +15,7 @@ AXES = "zyx"
 # world axis z, y, x -> letters at its low and high end, in LPS
 LETTERS = (("I", "S"), ("A", "P"), ("R", "L"))
 PLANES = ("axial", "coronal", "sagittal")
-FEWEST = 192  # pixels along the longest axis: smaller images are drawn finer than their voxels
+MINIMUM_PIXELS = 192  # along the longest axis: smaller images are drawn with several pixels a voxel
 SHORT = {
     "millimeter": "mm",
     "micrometer": "µm",
@@ -78,11 +78,11 @@ class View:
 
     def on_page(self, index: NDArray[np.float64]) -> NDArray[np.float64]:
         """Page positions (column, row) in pixels of index coordinates, (..., 3) -> (..., 2)."""
-        place = []
+        position = []
         for axis, count, flip in ((self.right, self.shape[1], self.flipped[1]), (self.down, self.shape[0], self.flipped[0])):
             at = (index[..., axis] + 0.5) * self.grid.spacing[axis] / self.pixel
-            place.append(count - at if flip else at)
-        return np.stack(place, -1)
+            position.append(count - at if flip else at)
+        return np.stack(position, -1)
 
 
 def three_views(grid: Grid, slices: tuple[int, int, int], pixel: float) -> tuple[View, ...]:
@@ -93,7 +93,7 @@ def three_views(grid: Grid, slices: tuple[int, int, int], pixel: float) -> tuple
 def pixel_size(grid: Grid) -> float:
     """World units a pixel: the finest spacing, halved until the longest axis has enough pixels."""
     longest, pixel = float(max(grid.extent)), min(grid.spacing)
-    while longest / pixel < FEWEST:
+    while longest / pixel < MINIMUM_PIXELS:
         pixel /= 2
     return pixel
 

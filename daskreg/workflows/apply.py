@@ -34,7 +34,7 @@ def apply(
     that chooses none;  output: a file of any format that is written (None: nothing is computed yet, one channel), of
     which the first channel and time is returned;
     interpolation: linear, nearest, cubic, or label (the one with the most weight around);  device: cpu, cuda, or auto (a GPU
-    where this process, or every worker of the Dask client in hand, has one).
+    where this process, or every worker of the current Dask client, has one).
     Raises InputError and OutputError in all their forms.
     """
     kind = resolve_device(device)

@@ -74,11 +74,13 @@ class Evaluation:
     @property
     def dice(self) -> tuple[float, float]:
         """Mean Dice before and after, over the labels that at least one image has; nan without any."""
-        there = [o for o in self.labels.values() if o.missing != "both"]
-        return tuple(float(np.mean(d)) if d else float("nan") for d in ([o.before for o in there], [o.after for o in there]))  # type: ignore[return-value]
+        present = [o for o in self.labels.values() if o.missing != "both"]
+        if not present:
+            return float("nan"), float("nan")
+        return float(np.mean([o.before for o in present])), float(np.mean([o.after for o in present]))
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Human-readable summary."""
         s, unit = self.jacobian_statistics, self.unit or "units"
         text = [f"folded {s.folded_percent:.4g} % of voxels, Jacobian {s.smallest:.3f} to {s.largest:.3f}, mean {s.mean:.3f}"]
         if self.labels:
@@ -139,11 +141,11 @@ def compare_labels(
     transform: Transform, fixed: Volume, moving: Volume, labels: Sequence[int] | None = None
 ) -> dict[int, Overlap]:
     """Dice of each label on the grid of ``fixed``, counted block by block."""
-    still, other = whole_numbers(fixed), whole_numbers(moving)
-    grid, block = still.grid, block_of(still.grid.shape)
-    before, after = (resampled(other, grid, links, transform.unit, "label") for links in ((), transform.links))
-    f, b, a, both_b, both_a = _counted(_count_pairs, still.data.rechunk(block), before, after)
-    (m,) = _counted(_count_one, other.data)
+    fixed, moving = whole_numbers(fixed), whole_numbers(moving)
+    grid, block = fixed.grid, block_of(fixed.grid.shape)
+    before, after = (resampled(moving, grid, links, transform.unit, "label") for links in ((), transform.links))
+    f, b, a, both_b, both_a = _counted(_count_pairs, fixed.data.rechunk(block), before, after)
+    (m,) = _counted(_count_one, moving.data)
     names = sorted((set(f) | set(m)) - {0}) if labels is None else list(dict.fromkeys(labels))
     size = _voxel_volume(grid.to_unit(transform.grid.unit))
     return {

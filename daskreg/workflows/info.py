@@ -51,13 +51,11 @@ class PartInfo:
     largest: float | None = None
 
     def rows(self, number: int, unit: str) -> list[tuple[str, str]]:
-        """For people."""
+        """Human-readable summary."""
         rows = []
         if self.grid is not None:
             size = 12 * self.grid.size
-            found = (
-                f"largest {self.largest:.4g} {unit}" if self.largest is not None else f"not looked through ({size / 1e9:.1f} GB)"
-            )
+            found = f"largest {self.largest:.4g} {unit}" if self.largest is not None else f"not computed ({size / 1e9:.1f} GB)"
             rows.append((f"part {number}", f"displacement on {sentence(self.grid)}, {found}"))
         if self.grid is None or not np.array_equal(self.affine, np.eye(4)):
             text = "; ".join(" ".join(f"{v:.6g}" for v in row) for row in np.asarray(self.affine)[:3] + 0.0)
@@ -100,7 +98,7 @@ class TransformInfo:
         rows += [row for k, part in enumerate(self.parts, 1) for row in part.rows(k, unit)]
         grids = [(k, part.grid) for k, part in enumerate(self.parts, 1) if part.grid is not None]
         rows += [(f"{name} {k}" if len(grids) > 1 else name, text) for k, grid in grids for name, text in grid_rows(grid)[1:]]
-        rows += [(f"{name} at", place) for name, place in zip(("fixed", "moving"), self.images, strict=True) if place]
+        rows += [(f"{name} at", path) for name, path in zip(("fixed", "moving"), self.images, strict=True) if path]
         rows += _history(self.made) + _quality(self.certificate)
         return [f"{k:<10} {v}" for k, v in rows]
 
@@ -117,8 +115,8 @@ def _history(made: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 def _quality(certificate: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if not certificate:
         return []
-    told = f"there and back: mean {certificate['mean']:.2g}, largest {certificate['largest']:.2g} voxel"
-    return [("inverse", f"{told}; {certificate['beyond_limit']} of {certificate['voxels']} beyond {certificate['limit']:g}")]
+    text = f"there and back: mean {certificate['mean']:.2g}, largest {certificate['largest']:.2g} voxel"
+    return [("inverse", f"{text}; {certificate['beyond_limit']} of {certificate['voxels']} beyond {certificate['limit']:g}")]
 
 
 @dataclass(frozen=True)
@@ -219,5 +217,5 @@ def largest(link: Link) -> float | None:
 def _with_largest(found: VolumeInfo) -> VolumeInfo:
     (link,) = load_transform(found.name).links
     length = largest(link)
-    told = f"largest {length:.4g} {found.unit or '(no unit)'}" if length is not None else "not looked through"
-    return replace(found, run={**found.run, "displacement": told})
+    text = f"largest {length:.4g} {found.unit or '(no unit)'}" if length is not None else "not computed"
+    return replace(found, run={**found.run, "displacement": text})

@@ -14,7 +14,7 @@ from daskreg.deprecation import renamed_arguments
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE
 from daskreg.lazy.load import TransformLike, as_transform, path_of, stored_links
-from daskreg.lazy.save import made_by, require_room, write_transform
+from daskreg.lazy.save import made_by, require_output, write_transform
 from daskreg.lazy.transform import Determinant, Transform
 from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.accuracy import ROUND_TRIP_LIMIT, RoundTrip, SolutionAccuracy
@@ -30,7 +30,7 @@ class Certificate:
     """How well an inverse undoes a transform.
 
     fixed_round_trip: ``|phi^-1(phi(x)) - x|`` over all voxels x of the fixed grid, in its voxels, through the inverse as it is
-    stored: where space is pressed together much lies between two voxels of the inverse;  moving_round_trip:
+    stored: where space is compressed, much lies between two voxels of the inverse;  moving_round_trip:
     ``|phi(phi^-1(q)) - q|`` over the voxels q of the moving grid that come from inside the fixed one, in its voxels: what an
     image sees that is resampled through the inverse;  jacobian_statistics: of the displacement, at the voxels of the fixed grid;
     solved: the equation at the voxels of the inverse, before anything is interpolated; None where every link is affine
@@ -49,7 +49,7 @@ class Certificate:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         s = self.solved
-        told: dict[str, Any] = {
+        tree: dict[str, Any] = {
             "what": "|phi^-1(phi(x)) - x| over all voxels x of the fixed grid, in voxels",
             **_trip_dict(self.fixed_round_trip),
             "back_and_there": {
@@ -60,16 +60,16 @@ class Certificate:
             "smallest_determinant": self.jacobian_statistics.smallest,
         }
         if s is not None:
-            told["fixed_point"] = {
+            tree["fixed_point"] = {
                 "what": "|w + u(q + w)| at the voxels q of the inverse, and the proven bound on its error, in voxels",
                 "tolerance": SOLUTION_TOLERANCE, "residual": s.residual, "bound": s.bound, "voxels": s.voxels,
                 "unproven_voxels": s.unproven, "unsolved_voxels": s.unsolved,
                 "unsolved_within": [{"start": list(b.start), "stop": list(b.stop)} for b in s.unsolved_boxes],
             }  # fmt: skip
-        return told
+        return tree
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Human-readable summary."""
         r, q, s = self.fixed_round_trip, self.moving_round_trip, self.solved
         text = [
             f"there and back, over {r.voxels} voxels: mean {r.mean:.2g}, largest {r.largest:.2g} voxel at {r.worst} (z, y, x)",
@@ -93,12 +93,12 @@ class Certificate:
         if self.folded:
             text.append(f"{self.folded} voxels of the fixed image fold: folds have no inverse")
         if r.failed_box is not None:
-            pressed = 1 / max(self.jacobian_statistics.smallest, 1e-6) if self.jacobian_statistics.smallest > 0 else 0
-            why = f"; space is pressed together up to {pressed:.2g} times" if pressed >= 2 else ""
+            compression = 1 / max(self.jacobian_statistics.smallest, 1e-6) if self.jacobian_statistics.smallest > 0 else 0
+            why = f"; space is compressed up to {compression:.2g} times" if compression >= 2 else ""
             text.append(
                 f"beyond {ROUND_TRIP_LIMIT:g} voxel at {r.failed} voxels, all within {r.failed_box.start} to "
-                f"{r.failed_box.stop}{why}: what lies between its voxels the inverse interpolates, more of them (--upsampling 2) "
-                "leave half of that error"
+                f"{r.failed_box.stop}{why}: the inverse is interpolated between its voxels, --upsampling 2 "
+                "leaves half of that error"
             )
         return text
 
@@ -123,27 +123,27 @@ def invert(
     """Write the inverse of a transform, from moving to fixed points, as an OME-NGFF 0.6 store, and say how exact it is.
 
     Each displacement d becomes v with ``v(q) = -d(q + v(q))`` on d's grid, grown to hold all x + d(x), by fixed point and, where
-    that does not contract, by Newton's method; block by block with the halo that d can reach, on the Dask client in hand.
+    that does not contract, by Newton's method; block by block with the halo that d can reach, on the current Dask client.
 
     upsampling: voxels of the inverse per voxel of the displacement, along each axis; 2 leaves about half of the error;
     both: keep the transform beside its inverse, as one bijection that needs no other file.
     Raises InputError and OutputError in all their forms.
     """
-    require_room(output, overwrite, path_of(transform))
+    require_output(output, overwrite, path_of(transform))
     phi = as_transform(transform)
     inverse = phi.inverse(upsampling)
     certified: list[Certificate] = []
 
-    def tell(store: TransformStore, found: list[Any]) -> dict[str, Any]:
+    def certify(store: TransformStore, found: list[Any]) -> dict[str, Any]:
         back = stored_links(store, inverse.links)
         grid = (phi.fixed or _any_grid(phi)).to_unit(phi.unit)
-        there = (phi.moving or inverse_grid(inverse) or grid).to_unit(phi.unit)
-        trips = round_trip(phi.links, back, grid), round_trip(back, phi.links, there, grid)
+        target = (phi.moving or inverse_grid(inverse) or grid).to_unit(phi.unit)
+        trips = round_trip(phi.links, back, grid), round_trip(back, phi.links, target, grid)
         certified.append(Certificate(*trips, _jacobian_statistics(phi, grid), SolutionAccuracy.merge(found) if found else None))
         return {"certificate": certified[0].as_dict()}
 
     made, backward = made_by("invert", path_of(transform)), phi if both else None
-    write_transform(inverse, output, overwrite=overwrite, fill=_solved, tell=tell, backward=backward, made=made)
+    write_transform(inverse, output, overwrite=overwrite, fill=_solved, describe=certify, backward=backward, made=made)
     for line in certified[0].warnings():
         log.warning("%s: %s", output, line)
     return certified[0]
@@ -182,7 +182,7 @@ def _any_grid(transform: Transform) -> Grid:
 
 
 class _Pair:
-    """Not a dataclass: Dask would look inside."""
+    """Not a dataclass, whose fields Dask would traverse."""
 
     def __init__(self, links: tuple[Link, ...], back: tuple[Link, ...], grid: Grid, within: Grid | None) -> None:
         self.links, self.back, self.grid, self.within = links, back, grid, within

@@ -37,7 +37,7 @@ class Folds:
         return round(self.jacobian_statistics.folded_percent * self.voxels / 100)
 
     def line(self) -> str:
-        """For people."""
+        """Human-readable summary."""
         s = self.jacobian_statistics
         return (
             f"{self.folded} of {self.voxels} voxels fold ({s.folded_percent:.4g} %); determinant {s.smallest:.4g} to "
@@ -72,7 +72,7 @@ def jacobian(
 
 
 def _counted(output: str | Path, transform: Transform, grid: Grid, part: str, streamed: bool) -> JacobianStatistics:
-    """From what was written; a streamed file is slow to read in boxes, so there the blocks are computed again."""
+    """From what was written; a streamed file is slow to read in boxes: its blocks are computed again."""
     source: Determinant | _Written
     if streamed:
         source = Determinant(transform.links, grid.to_unit(transform.unit), part == "total")
@@ -84,7 +84,7 @@ def _counted(output: str | Path, transform: Transform, grid: Grid, part: str, st
 
 
 class _Written:
-    """Not a dataclass: Dask would look inside."""
+    """Not a dataclass, whose fields Dask would traverse."""
 
     def __init__(self, volume: Volume) -> None:
         self.reader = Reader(volume.data)

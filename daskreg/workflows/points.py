@@ -18,7 +18,7 @@ from daskreg.storage.points import read_points, write_points
 log = logging.getLogger("daskreg")
 SPACES = ("lps", "ras", "index")
 RAS = np.array([1.0, -1.0, -1.0])  # of world components z, y, x: y and x point the other way
-FAR = 0.01  # of the smallest voxel: a point whose source is further off is told of
+FAR = 0.01  # of the smallest voxel: a warning is logged where the image of a source is further from its point
 
 
 @renamed_arguments(run="transform")

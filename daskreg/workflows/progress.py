@@ -1,4 +1,4 @@
-"""One live line a level on a terminal, silence elsewhere, and the last words of a run."""
+"""Progress bars on a terminal, one a level, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from daskreg.workflows.result import Report
 
 @contextmanager
 def shown() -> Iterator[Callable[[Progress], None] | None]:
-    """A watcher that draws on a terminal; None where standard error is none."""
+    """A callback that draws progress bars; None where standard error is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -28,7 +28,7 @@ def shown() -> Iterator[Callable[[Progress], None] | None]:
 
 @contextmanager
 def lines(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A live line a level on ``console``."""
+    """A callback that draws a progress bar for each level on ``console``."""
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.5f}"),
                _Speed(), TimeRemainingColumn(compact=True))  # fmt: skip
     with Bars(*columns, console=console, refresh_per_second=8, speed_estimate_period=5) as bars:
@@ -36,7 +36,7 @@ def lines(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 
 class _Speed(ProgressColumn):
-    """Iterations a second; empty until two reports are there."""
+    """Iterations a second; empty before the second report."""
 
     def render(self, task: Task) -> Text:
         """The column's text."""
@@ -44,13 +44,13 @@ class _Speed(ProgressColumn):
 
 
 class _Lines:
-    """A line for each level, in the order in which they first report."""
+    """A progress bar for each level, in the order in which they first report."""
 
     def __init__(self, bars: Bars) -> None:
         self.bars, self.tasks = bars, dict[tuple[str, int], TaskID]()
 
     def __call__(self, now: Progress) -> None:
-        """Move the level's line."""
+        """Advance the level's bar."""
         key = now.stage, now.scale
         if key not in self.tasks:
             self.tasks[key] = self.bars.add_task(f"{now.stage:<10} scale {now.scale}", total=now.iterations, loss=now.loss)

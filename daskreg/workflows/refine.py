@@ -17,7 +17,7 @@ from daskreg.errors import ConfigError
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, Reader
 from daskreg.lazy.load import TransformLike, as_transform, path_of
-from daskreg.lazy.save import made_by, require_room, write_transform
+from daskreg.lazy.save import made_by, require_output, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_volume
 from daskreg.storage.images import ImageSource
@@ -38,7 +38,7 @@ class Refined:
     jacobian_statistics: JacobianStatistics
 
     def line(self) -> str:
-        """For people."""
+        """Human-readable summary."""
         b, a, s = self.before, self.after, self.jacobian_statistics
         return f"correlation in the part {b['ncc']:.4f} -> {a['ncc']:.4f}; determinant {s.smallest:.3g} to {s.largest:.3g}"
 
@@ -65,7 +65,7 @@ def refine(
     stages: deformable ones;  blend: voxels along each face over which the correction fades;  resources: as for ``register``.
     Raises InputError and OutputError in all their forms.
     """
-    require_room(output, overwrite, path_of(transform), fixed, moving)
+    require_output(output, overwrite, path_of(transform), fixed, moving)
     phi = as_transform(transform)
     target, source = open_volume(fixed), open_volume(moving)
     box = parse_region(region) if isinstance(region, str) else region

@@ -94,8 +94,8 @@ def register(
     overwrite
         Replace an existing run, once the new one is complete.
     resume
-        Go on from the last checkpoint of an unfinished run at ``output``, which knows its images, configuration and initial
-        transform; where nothing is, start. What is given besides must be the same.
+        Continue from the last checkpoint of an unfinished run at ``output``, with its images, configuration and initial
+        transform; start from the beginning where there is none. Arguments that are given again must be the same.
     progress
         Called with a ``Progress`` after every iteration.
     client, cluster
@@ -210,7 +210,7 @@ def build_pyramids(store: RunStore) -> None:
 
 
 def _temporary() -> Path:
-    """A place for a run that nobody named; it goes when the interpreter does."""
+    """A path for a run without an output; its folder is removed when the interpreter exits."""
     folder = tempfile.mkdtemp(prefix="daskreg-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder) / "run.zarr"

@@ -1,4 +1,4 @@
-"""``daskreg report``: a finished run as one self-contained page for a person."""
+"""``daskreg report``: a finished run as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def report(
     require_distinct(output, store.path, fixed_labels, moving_labels, landmarks, inverse)
     measured = _evaluated(store, fixed_labels, moving_labels, landmarks)
     text = render(store, measured, None if inverse is None else certificate(inverse, store.fixed_grid))
-    with atomic_output(str(output), overwrite) as place:
-        Path(place).write_text(text, encoding="utf-8")
+    with atomic_output(str(output), overwrite) as partial:
+        Path(partial).write_text(text, encoding="utf-8")
     return Path(output)
 
 

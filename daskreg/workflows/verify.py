@@ -30,7 +30,7 @@ class Comparison:
     bits: bool
 
     def line(self) -> str:
-        """For people."""
+        """Human-readable summary."""
         verdict = (
             "identical" if self.bits else f"differs by {self.voxels:.3g} voxel, affine {self.affine:.3g}, loss {self.losses:.3g}"
         )

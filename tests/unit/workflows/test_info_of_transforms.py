@@ -81,9 +81,9 @@ def test_a_chain_of_two_fields_and_a_scene_of_another_program(run, tmp_path):
 
 def test_large_fields_are_not_looked_through(run, tmp_path, monkeypatch):
     monkeypatch.setattr(info, "CHEAP", 100)
-    assert "not looked through" in "\n".join(describe(run.path).lines())
+    assert "not computed" in "\n".join(describe(run.path).lines())
     export(run.path, tmp_path / "t.zarr")
-    assert "not looked through" in "\n".join(describe(tmp_path / "t.zarr").lines())
+    assert "not computed" in "\n".join(describe(tmp_path / "t.zarr").lines())
 
 
 def test_runs_and_images_are_described_as_before(run):
