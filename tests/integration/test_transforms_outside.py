@@ -68,7 +68,7 @@ def field_inside(transform, link, margin=1):
     grid = transform.fixed
     p = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1)).reshape(-1, 3)
     for before in transform.links[:link]:
-        p = before.points(p)
+        p = before.transform_points(p)
     index = transform.links[link].displacement_grid.to_index(p)
     inside = ((index > margin) & (index < np.array(transform.links[link].displacement_grid.shape) - 1 - margin)).all(axis=1)
     return inside.reshape(grid.shape)
@@ -89,7 +89,7 @@ def test_itk_applies_a_composite_alike(chain, head, tmp_path):
     assert relative(ours, theirs, inside) < 0.005
     points = TURNED.to_world(np.random.default_rng(0).uniform(5, np.array(TURNED.shape) - 6, (200, 3)))
     wanted = np.array([itk.TransformPoint(p[::-1].tolist())[::-1] for p in points])
-    between = chain.links[1].displacement_grid.to_index(chain.links[0].points(points))
+    between = chain.links[1].displacement_grid.to_index(chain.links[0].transform_points(points))
     known = ((between > 0) & (between < np.array(chain.links[1].displacement_grid.shape) - 1)).all(axis=1)
     assert known.sum() > 50
     assert np.abs(chain.points(points) - wanted)[known].max() < 0.01 * 3
