@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from daskreg.kernels.weights import COUNT
+from daskreg.kernels.weights import FIXED_POINT_SCALE
 from daskreg.similarity.lncc import cpu as lncc
 from daskreg.similarity.lncc.cuda import factors, gradient
 from daskreg.similarity.lncc.cuda import windows as tiles
@@ -132,7 +132,7 @@ def check_windows(name: str, radius: int, masked: bool, unrolled: bool = False) 
     small = Small(masked)
     dkc, want = np.zeros((3, *SHAPE), np.float32), small.moved.copy()
     rows = lncc.lncc_factors(SHAPE, radius, EPSILON, FLAT, small.fixed, small.weight, small.moved, dkc)
-    lncc.lncc_slope(SHAPE, 0, dkc, small.fixed, small.weight, want)
+    lncc.lncc_gradient(SHAPE, 0, dkc, small.fixed, small.weight, want)
     exact = name == "lncc_factors_tiled"
 
     def run(held: range, inner: range, depth: int) -> tuple[Array, Array]:
@@ -153,13 +153,13 @@ def check_windows(name: str, radius: int, masked: bool, unrolled: bool = False) 
         left -= part_totals
     sums = rows.sum(axis=(1, 2), dtype=np.float64)
     return {"apart": apart(whole, dkc if exact else want), "slabs": bool(same) and not left.any(),
-            "sums": apart(totals / COUNT, sums)}  # fmt: skip
+            "sums": apart(totals / FIXED_POINT_SCALE, sums)}  # fmt: skip
 
 
 def check_slopes(radius: int, masked: bool) -> dict[str, Any]:
     small = Small(masked)
     dkc, want = np.random.default_rng(5).random((3, *SHAPE), np.float32), small.moved.copy()
-    lncc.lncc_slope(SHAPE, radius, dkc, small.fixed, small.weight, want)
+    lncc.lncc_gradient(SHAPE, radius, dkc, small.fixed, small.weight, want)
 
     def run(held: range, inner: range, depth: int) -> Array:
         fixed, weight, moved = small.cut(held)
@@ -189,7 +189,7 @@ def check_information(bins: int, masked: bool, copies: int) -> dict[str, Any]:
     found = totals.copy_to_host().reshape(bins, bins)
     p = found / found.sum()
     ratio = np.log(np.where(p > 0, p, 1) / np.where(p > 0, p.sum(1, keepdims=True) * p.sum(0, keepdims=True), 1))
-    histogram.information_slope(SHAPE, ratio.astype(np.float32), small.fixed, small.weight, slope)
+    histogram.information_gradient(SHAPE, ratio.astype(np.float32), small.fixed, small.weight, slope)
     look_up(bins, masked, copies, 0, n, 5, table, *fields, fields[2])
     return {"units": int(np.abs(found - want[0]).max()), "of": int(want.max()),
             "units a voxel": float(np.abs(found - want[0]).sum() / n),

@@ -31,7 +31,7 @@ from daskreg.similarity.mse import cuda as mse_cuda
 from daskreg.transforms.linear import linear_part, to_fixed_point
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_passes.json"
-NOWHERE = np.empty((0, 0, 0), np.float32)
+NO_MASK = np.empty((0, 0, 0), np.float32)
 RATES = AdamOnCpu((0.9, 0.99)).coefficients(3, 1.0)
 MATRIX = np.eye(4)
 MATRIX[:3, :3] += 0.01 * np.random.default_rng(0).standard_normal((3, 3))
@@ -60,7 +60,7 @@ class Volume:
         self.m = (noise(3, *shape) - 0.5) * 0.1
         self.v, self.d = noise(3, *shape) * 0.01, cupy.zeros((3, *shape), cupy.float32)
         self.longest, self.totals, self.clock = cupy.zeros(1, cupy.float32), cupy.zeros(2, cupy.int64), cupy.zeros(1, cupy.int32)
-        self.nowhere, self.rates = cupy.empty(0, cupy.float32), cupy.asarray(RATES)[None]
+        self.no_mask, self.rates = cupy.empty(0, cupy.float32), cupy.asarray(RATES)[None]
         self.norms = {s: [cupy.asarray(smoothing.gaussian_norms(k, s)) for k in shape] for s in (SIGMA, WARP)}
 
     def flat(self, name: str) -> Any:
@@ -77,14 +77,14 @@ class Volume:
         return self.n, *place, self.flat("u"), size, self.flat("image")
 
     def _columns(self) -> tuple[Any, ...]:
-        depth, *grid = sampling_cuda.column_blocks(self.n)
+        depth, *grid = sampling_cuda.launch_grid(self.n)
         return *grid, depth
 
     def sample(self) -> None:
         sampling_cuda.sample_columns((True,), *self._columns(), *self._sampler(), (self.flat("moved"),), self.totals)
 
     def difference(self) -> None:
-        fields = self.flat("fixed"), self.nowhere, self.flat("g")
+        fields = self.flat("fixed"), self.no_mask, self.flat("g")
         mse_cuda.mse_columns((), *self._columns(), *self._sampler(), fields, self.totals)
 
     def pull_back(self) -> None:
@@ -96,15 +96,15 @@ class Volume:
 
     def adam(self) -> None:
         fields = [getattr(self, a).reshape(-1) for a in ("g", "m", "v", "d")]
-        radius = smoothing.radius_of(SIGMA)
-        length, *grid = adam_cuda.tiles(self.n, radius)
+        radius = smoothing.gaussian_radius(SIGMA)
+        length, *grid = adam_cuda.launch_grid(self.n, radius)
         adam_cuda.smooth_adam((radius,), *grid, length, *self._filter(SIGMA), self.rates, self.clock, *fields, self.longest)
 
     def compose(self) -> None:
         fields = [getattr(self, a).reshape(-1) for a in ("d", "u", "g")]
         place = (np.int32(0), np.int32(self.shape[0]), np.float32(HALF_STEP), self.longest)
-        radius = smoothing.radius_of(WARP)
-        length, *grid = composition_cuda.warps(self.n, radius)
+        radius = smoothing.gaussian_radius(WARP)
+        length, *grid = composition_cuda.launch_grid(self.n, radius)
         composition_cuda.compose_smooth((radius,), *grid, length, *self._filter(WARP), *place, *fields)
 
     def host(self, *names: str) -> list[Any]:
@@ -140,7 +140,7 @@ def check(shape: tuple[int, int, int] = (45, 50, 71)) -> dict[str, float]:
     sampling.sample(shape, *place, u, 0, shape[0], image, moved)
     volume.sample()
     found["sample"] = _apart(volume.host("moved")[0], moved)
-    rows = mse_cpu.difference(shape, fixed, NOWHERE, moved)
+    rows = mse_cpu.squared_difference(shape, fixed, NO_MASK, moved)
     sampling.pull_back(shape, *place, u, 0, image, moved, g)
     volume.difference()
     found["mse_columns"] = _apart(volume.host("g")[0], g)

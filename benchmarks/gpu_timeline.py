@@ -25,8 +25,9 @@ from daskreg.config import Deformable
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_timeline.json"
 SHOWN = 2  # iterations
 PASSES = {  # of a kernel's name, as it is mangled
-    "smooth_adam": "smooth, Adam", "compose_smooth": "compose, smooth", "settle": "settle", "histogram": "histogram",
-    "information": "histogram", "column_body": "sample, windows, pull back", "window_body": "sample, windows, pull back",
+    "smooth_adam": "smooth, Adam", "compose_smooth": "compose, smooth", "finish_iteration": "finish iteration",
+    "histogram": "histogram", "information": "histogram",
+    "column_body": "sample, windows, pull back", "window_body": "sample, windows, pull back",
     "lncc": "sample, windows, pull back", "sample": "sample",
 }  # fmt: skip
 Event = dict[str, Any]
@@ -49,9 +50,9 @@ def recorded(shape: tuple[int, ...], name: str, residency: str, given: argparse.
 
 
 def _cut(events: list[Event]) -> list[Event]:
-    """From one ``settle``, which ends an iteration, to the one two iterations later."""
+    """From one ``finish_iteration``, which ends an iteration, to the one two iterations later."""
     events.sort(key=lambda e: e["ts"])
-    ends = [e for e in events if "settle" in e["name"]]
+    ends = [e for e in events if "finish_iteration" in e["name"]]
     first, last = ends[len(ends) // 2], ends[len(ends) // 2 + SHOWN]
     begin, end, stream = first["ts"] + first["dur"], last["ts"] + last["dur"], first["args"]["stream"]
     return [

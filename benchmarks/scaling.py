@@ -54,7 +54,7 @@ from daskreg.comm import Communicator, SingleRank, Timeouts, open_endpoint
 from daskreg.engine.route import Route
 from daskreg.engine.sampler import Resident, Ring
 from daskreg.grid import Partition, Span
-from daskreg.kernels.compiler.launch import use_threads
+from daskreg.kernels.compiler.launch import set_thread_count
 from daskreg.kernels.sampling.cpu import add_value_and_gradient
 from daskreg.planning import RESIDENCIES
 from daskreg.transforms.linear import linear_part, to_fixed_point
@@ -256,7 +256,7 @@ def links(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 def kernels(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Seconds per voxel, one thread: value and gradient from resident planes, from a ring of one shard, and of one more shard."""
-    use_threads(1)
+    set_thread_count(1)
     box, (_, moving) = args.shape, pair(args.shape)
     place = (0, to_fixed_point(np.eye(4)), linear_part(np.eye(4)))
     u, g = np.full((3, *box), 0.3, np.float32), np.zeros((3, *box), np.float32)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 import daskreg
 from daskreg.grid import Partition, Span
-from daskreg.kernels.smoothing.cpu import radius_of
+from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning import RESIDENCIES, Level
 
 Field = NDArray[np.float32]
@@ -62,8 +62,8 @@ def least(level: Level, stage: Any, ends: tuple[Field, Field], iterations: int) 
     """By rank; ends: the displacement (3, Z, Y, X), voxels, where the counted iterations begin and end."""
     n = len([s for s in level.partition.slabs if len(s)])
     similarity = stage.similarity
-    around = [(similarity.reach, VALUE), (radius_of(stage.smooth_gradient), VECTOR), (1, VECTOR)]
-    around.append((radius_of(stage.smooth_warp), VECTOR))
+    around = [(similarity.reach, VALUE), (gaussian_radius(stage.smooth_gradient), VECTOR), (1, VECTOR)]
+    around.append((gaussian_radius(stage.smooth_warp), VECTOR))
     sums = 2 * (n - 1) / n * (8 * (stage.similarity.bins**2 if stage.similarity.kind == "mi" else 2) + 8)
     plane = math.prod(level.fixed.shape[1:])
     moving = _moving(level, [reached(level.partition, u) for u in ends], iterations)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from daskreg.kernels.adam import cpu as adam_cpu
 from daskreg.kernels.adam import cuda as adam_cuda
-from daskreg.kernels.adam.moments import packed, parted
+from daskreg.kernels.adam.moments import pack_moments, unpack_moments
 from daskreg.kernels.compiler.cooperative import COOPERATIVE_KERNELS, CooperativeKernel
 from daskreg.kernels.compiler.launch import KERNELS, Kernel
 from daskreg.kernels.compiler.launch import box as whole_box
@@ -25,15 +25,15 @@ from daskreg.kernels.composition import cpu as composition_cpu
 from daskreg.kernels.composition import cuda as composition_cuda
 from daskreg.kernels.intensity_histogram import cpu as intensity_cpu
 from daskreg.kernels.intensity_histogram import cuda as intensity_cuda
-from daskreg.kernels.intrinsics.half import halves, singles
+from daskreg.kernels.intrinsics.half import from_float16_bits, to_float16_bits
 from daskreg.kernels.sampling import cpu as sampling_cpu
 from daskreg.kernels.sampling import cuda as sampling_cuda
 from daskreg.kernels.smoothing import cpu as smoothing_cpu
 from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights
-from daskreg.kernels.smoothing.downsampling import shrink_table
-from daskreg.kernels.weights import COUNT
+from daskreg.kernels.smoothing.downsampling import downsample_table
+from daskreg.kernels.weights import FIXED_POINT_SCALE
 from daskreg.similarity.lncc import cpu as lncc_cpu
-from daskreg.similarity.lncc.cuda import gradient as lncc_gradient
+from daskreg.similarity.lncc.cuda import gradient as lncc_gradient_cuda
 from daskreg.similarity.lncc.cuda import windows as lncc_windows
 from daskreg.similarity.mse import cpu as mse_cpu
 from daskreg.similarity.mse import cuda as mse_cuda
@@ -177,7 +177,7 @@ def sample_label() -> Case:
 
 
 @case
-def weigh() -> Case:
+def combine_masks() -> Case:
     return INNER, *tall(), 0, weights(*TALL), weights(*OTHER), empty(*TALL)
 
 
@@ -192,7 +192,7 @@ def affine_sums() -> Case:
 
 
 @case
-def outline() -> Case:
+def mark_domain() -> Case:
     return INNER, *tall(), OTHER[0], image(*OTHER), empty(*TALL)
 
 
@@ -207,7 +207,7 @@ def add_value_and_gradient() -> Case:
 
 
 @case
-def turn() -> Case:
+def apply_jacobian_transpose() -> Case:
     return INNER, linear_part(MATRIX), image(*TALL, seed=5) - np.float32(0.5), vectors(*TALL)
 
 
@@ -217,7 +217,7 @@ def gradient_sums() -> Case:
 
 
 @case
-def span() -> Case:
+def plane_range() -> Case:
     return INNER, *tall()
 
 
@@ -226,7 +226,7 @@ def at_rest(name: str, u: int = 4) -> Callable[[], Case]:
     return lambda: (lambda made: (*made[:u], None, *made[u + 1 :]))(CASES[name]())
 
 
-RESTING = ("sample", "weigh", "affine_sums", "outline", "add_value", "add_value_and_gradient", "span")
+RESTING = ("sample", "combine_masks", "affine_sums", "mark_domain", "add_value", "add_value_and_gradient", "plane_range")
 CASES |= {f"{name} at rest": at_rest(name) for name in RESTING}
 
 
@@ -266,7 +266,7 @@ def invert() -> Case:
 
 
 @case
-def difference() -> Case:
+def squared_difference() -> Case:
     return INNER, image(*TALL), weights(*TALL), moved(*TALL)
 
 
@@ -276,7 +276,7 @@ def lncc_factors() -> Case:
 
 
 @case
-def lncc_slope() -> Case:
+def lncc_gradient() -> Case:
     return INNER, 2, vectors(*TALL), image(*TALL), weights(*TALL), moved(*TALL)
 
 
@@ -286,7 +286,7 @@ def joint_histogram() -> Case:
 
 
 @case
-def information_slope() -> Case:
+def information_gradient() -> Case:
     return INNER, image(BINS, BINS, seed=6) - np.float32(0.5), image(*TALL), weights(*TALL), moved(*TALL)
 
 
@@ -314,18 +314,18 @@ def smooth_x() -> Case:
 
 
 @case
-def shrink_z() -> Case:
-    return (4, 8, 9), 0, *shrink_table(7, 2), image(*SHAPE), empty(4, 8, 9)
+def downsample_z() -> Case:
+    return (4, 8, 9), 0, *downsample_table(7, 2), image(*SHAPE), empty(4, 8, 9)
 
 
 @case
-def shrink_y() -> Case:
-    return (7, 4, 9), *shrink_table(8, 2), image(*SHAPE), empty(7, 4, 9)
+def downsample_y() -> Case:
+    return (7, 4, 9), *downsample_table(8, 2), image(*SHAPE), empty(7, 4, 9)
 
 
 @case
-def shrink_x() -> Case:
-    return (7, 8, 5), *shrink_table(9, 2), image(*SHAPE), empty(7, 8, 5)
+def downsample_x() -> Case:
+    return (7, 8, 5), *downsample_table(9, 2), image(*SHAPE), empty(7, 8, 5)
 
 
 # --- the deformable step ----------------------------------------------------------------------------------------------
@@ -374,16 +374,16 @@ def floats(bits: NDArray[np.uint16]) -> Array:
 
 def stored(voxels: Array, half: bool) -> tuple[NDArray[Any], Array]:
     """An image as a kernel gets it, and the values that gives: float32, or rounded to float16."""
-    return (halves(voxels), singles(halves(voxels))) if half else (voxels, voxels)
+    return (to_float16_bits(voxels), from_float16_bits(to_float16_bits(voxels))) if half else (voxels, voxels)
 
 
 @case
-def widen() -> Case:
+def decode_bfloat16() -> Case:
     return INNER, bfloats(vectors(*TALL)), empty(3, *TALL)
 
 
 @case
-def narrow() -> Case:
+def encode_bfloat16() -> Case:
     return INNER, vectors(*TALL), np.zeros((3, *TALL), np.uint16)
 
 
@@ -407,7 +407,7 @@ def inner(field: NDArray[Any]) -> NDArray[Any]:
 
 def counted_in_units(totals: NDArray[np.int64]) -> Array:
     """Sums from what was counted."""
-    return (totals / COUNT).astype(np.float32)
+    return (totals / FIXED_POINT_SCALE).astype(np.float32)
 
 
 def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False, half: bool = False) -> CooperativeCase:
@@ -420,7 +420,7 @@ def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False, half
     def plain() -> list[NDArray[Any]]:
         dkc, slope = empty(3, *TALL), there.copy()
         rows = lncc_cpu.lncc_factors(INNER, radius, EPSILON, FLAT, fixed, weight, there, dkc)
-        lncc_cpu.lncc_slope(INNER, 0, dkc, fixed, weight, slope)
+        lncc_cpu.lncc_gradient(INNER, 0, dkc, fixed, weight, slope)
         return [inner(dkc.reshape(3, -1) if exact else slope.reshape(-1)), rows.sum(axis=(1, 2))]
 
     arguments = *sizes(4), own, EPSILON, FLAT, *flat(kept, weight, there), out, totals
@@ -460,13 +460,13 @@ def window_slope(radius: int, masked: bool, unrolled: bool = False, half: bool =
     out = there.reshape(-1).copy()
 
     def plain() -> list[NDArray[Any]]:
-        lncc_cpu.lncc_slope(INNER, radius, dkc, fixed, weight, there)
+        lncc_cpu.lncc_gradient(INNER, radius, dkc, fixed, weight, there)
         return [inner(there.reshape(-1))]
 
     arguments = *sizes(4), dkc.reshape(3, -1), *flat(kept, weight), out
-    blocks = lncc_gradient.gradient_blocks(*SHAPE, depth=4)
+    blocks = lncc_gradient_cuda.gradient_blocks(*SHAPE, depth=4)
     return CooperativeCase(
-        (radius, masked, unrolled, half), blocks, lncc_gradient.GRADIENT_THREADS, arguments, plain, lambda: [inner(out)]
+        (radius, masked, unrolled, half), blocks, lncc_gradient_cuda.GRADIENT_THREADS, arguments, plain, lambda: [inner(out)]
     )
 
 
@@ -533,7 +533,7 @@ def looked_up(half: bool) -> CooperativeCase:
     out = empty(fixed.size)
 
     def plain() -> list[NDArray[Any]]:
-        mi_cpu.information_slope(INNER, table, fixed, weight, there)
+        mi_cpu.information_gradient(INNER, table, fixed, weight, there)
         return [inner(there.reshape(-1))]
 
     arguments = *voxels(), *flat(table, kept, weight, there.copy()), out
@@ -567,7 +567,7 @@ def sampled(
 ) -> CooperativeCase:
     """Arguments of a sampling kernel at the points of ``tall``, over the whole moving image."""
     first, affine, linear, u = tall()
-    depth, blocks, threads = sampling_cuda.column_blocks(EXTENT)
+    depth, blocks, threads = sampling_cuda.launch_grid(EXTENT)
     size = tuple(np.int32(v) for v in (OTHER[0], 0, *OTHER))
     arguments = depth, EXTENT, np.int32(first), affine, linear, u.reshape(3, -1), size, whole_moving(half)[0].reshape(-1), fields
     arguments = *arguments, totals
@@ -617,7 +617,7 @@ def differences(mixed: bool) -> CooperativeCase:
     def plain() -> list[NDArray[Any]]:
         there, made = empty(*TALL), empty(3, *TALL)
         sampling_cpu.sample(INNER, *tall(), 0, OTHER[0], whole_moving(mixed)[1], there)
-        rows = mse_cpu.difference(INNER, fixed, weight, there)
+        rows = mse_cpu.squared_difference(INNER, fixed, weight, there)
         sampling_cpu.pull_back(INNER, *tall(), 0, whole_moving(mixed)[1], there, made)
         return [inner(made.reshape(3, -1)), rows.sum(axis=(1, 2))]
 
@@ -661,7 +661,7 @@ def differences_of(half: bool) -> CooperativeCase:
     count = int(np.prod(SHAPE))
 
     def plain() -> list[NDArray[Any]]:
-        rows = mse_cpu.difference(INNER, fixed, weight, there)
+        rows = mse_cpu.squared_difference(INNER, fixed, weight, there)
         return [inner(there.reshape(-1)), rows.sum(axis=(1, 2))]
 
     arguments = *voxels(), *flat(kept, weight, there), totals
@@ -704,14 +704,14 @@ def smooth_adam() -> CooperativeCase:
         top = adam_cpu.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), rates(3), smooth, m, v, d)
         return [*(inner(f.reshape(3, -1)) for f in fields), top.max().reshape(1)]
 
-    length, blocks, threads = adam_cuda.tiles(EXTENT, 2)
+    length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
     arguments = length, *filtered(1.0, 15, 4), table, clock, *(f.reshape(-1) for f in (g, *fields)), longest
     return CooperativeCase((2,), blocks, threads, arguments, plain, lambda: [*(inner(f.reshape(3, -1)) for f in fields), longest])
 
 
 def words() -> NDArray[np.uint32]:
     """Moments of mixed storage."""
-    return packed(vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)))
+    return pack_moments(vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)))
 
 
 def smooth_adam_mixed() -> CooperativeCase:
@@ -720,16 +720,16 @@ def smooth_adam_mixed() -> CooperativeCase:
     clock, table = np.array([1], np.int32), np.stack([rates(2), rates(3)])
 
     def plain() -> list[NDArray[Any]]:
-        smooth, (m, v), d = smoothed(1.0, 15, 4, floats(g)), parted(kept), empty(3, *TALL)
+        smooth, (m, v), d = smoothed(1.0, 15, 4, floats(g)), unpack_moments(kept), empty(3, *TALL)
         one = np.float32(1)
         top = adam_cpu.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), rates(3), smooth, m, v, d)
         return [*(inner(f.reshape(3, -1)) for f in (m, v)), top.max().reshape(1)]
 
-    length, blocks, threads = adam_cuda.tiles(EXTENT, 2)
+    length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
     state = g.reshape(-1), kept.reshape(-1), empty(0), np.int32(4)
     arguments = length, *filtered(1.0, 15, 4), table, clock, *state, longest
     return CooperativeCase((2, True), blocks, threads, arguments, plain,
-                 lambda: [*(inner(f.reshape(3, -1)) for f in parted(kept)), longest])  # fmt: skip
+                 lambda: [*(inner(f.reshape(3, -1)) for f in unpack_moments(kept)), longest])  # fmt: skip
 
 
 COOPERATIVE_CASES["smooth_adam mixed"] = smooth_adam_mixed
@@ -746,7 +746,7 @@ def composition(mixed: bool) -> CooperativeCase:
     u, d, out, longest = vectors(*TALL, size=4), vectors(*TALL, seed=9), empty(3, *TALL), np.array([2.25], np.float32)
     given: Any = d.reshape(-1)
     if mixed:
-        (m, v), table = parted(words()), np.stack([rates(2, 0.1), rates(3, 0.1)])
+        (m, v), table = unpack_moments(words()), np.stack([rates(2, 0.1), rates(3, 0.1)])
         d = -(m * table[1, 2]) / (np.sqrt(v * table[1, 3]) + table[1, 4])
         longest[0], given = (d * d).sum(axis=0).max(), (words().reshape(-1), table, np.array([1], np.int32))
 
@@ -757,7 +757,7 @@ def composition(mixed: bool) -> CooperativeCase:
         composition_cpu.compose(around, 0, 12, step, d, u, composed)
         return [inner(smoothed(0.5, 12, 0, composed).reshape(3, -1))]
 
-    length, blocks, threads = composition_cuda.warps(EXTENT, 1)
+    length, blocks, threads = composition_cuda.launch_grid(EXTENT, 1)
     place = np.int32(0), np.int32(12), np.float32(0.5), longest
     arguments = length, *filtered(0.5, 12, 0), *place, given, *(f.reshape(-1) for f in (u, out))
     return CooperativeCase((1, mixed), blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
@@ -767,7 +767,7 @@ COOPERATIVE_CASES["compose_smooth mixed"] = lambda: composition(mixed=True)
 
 
 @cooperative_case
-def settle() -> CooperativeCase:
+def finish_iteration() -> CooperativeCase:
     clock, totals, longest = np.array([1], np.int32), np.array([3 << 27, 3 << 28], np.int64), np.array([2.0], np.float32)
     loss, losses = np.array([7.0, 0.0]), np.zeros(3)
     arguments = clock, totals, longest, loss, losses

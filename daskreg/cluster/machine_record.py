@@ -9,19 +9,19 @@ from typing import Any
 
 from daskreg import machine
 from daskreg.cluster.process_size import running_bytes, start_bytes
-from daskreg.kernels.compiler.launch import threads
+from daskreg.kernels.compiler.launch import thread_count
 from daskreg.kernels.device import Device, Kind
 from daskreg.planning import Plan
 
 
 def machine_record(device: Device) -> dict[str, Any]:
     """Host, processor and threads, and the peak memory of the process and of the GPU."""
-    gpu = {"gpu": device.name, "gpu_peak_bytes": device.mark()} if device.kind == "cuda" else {}
+    gpu = {"gpu": device.name, "gpu_peak_bytes": device.record_peak()} if device.kind == "cuda" else {}
     return gpu | {
         "host": socket.gethostname(),
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
-        "threads": threads(),
+        "threads": thread_count(),
         "peak_bytes": machine.peak_bytes(),
     }
 

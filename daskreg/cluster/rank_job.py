@@ -24,7 +24,7 @@ from daskreg.engine.rank import InitialDisplacement, Rank
 from daskreg.engine.report import Outcome, Watch
 from daskreg.grid import Index
 from daskreg.kernels.compiler import precompile
-from daskreg.kernels.compiler.launch import use_threads
+from daskreg.kernels.compiler.launch import set_thread_count
 from daskreg.kernels.device import Device, Kind
 from daskreg.planning import Plan
 from daskreg.storage import Volume
@@ -93,7 +93,7 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, cores: int) -> dict
 
 def _use_device(job: RankJob, cores: int) -> Device:
     """Set the threads and the device of this process; on a GPU, start to compile the usual kernels."""
-    use_threads(job.threads or cores)
+    set_thread_count(job.threads or cores)
     device = Device(job.device)
     device.use()
     if device.kind == "cuda":

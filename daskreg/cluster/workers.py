@@ -9,7 +9,7 @@ from distributed import Client
 
 from daskreg import machine
 from daskreg.errors import InputError, RunError
-from daskreg.kernels.device import Kind, gpu_memory, gpu_place, gpus
+from daskreg.kernels.device import Kind, gpu_identity, gpu_memory, gpus
 from daskreg.machine import Limit
 
 
@@ -85,6 +85,6 @@ def gpu_limit(client: Client | None) -> Limit:
     """Free bytes of the fullest GPU among the workers', a worker's share where several have the same."""
     if client is None:
         return Limit(gpu_memory(), "free on the GPU")
-    places, free = client.run(gpu_place), client.run(gpu_memory)
+    places, free = client.run(gpu_identity), client.run(gpu_memory)
     least = min(int(free[a]) // list(places.values()).count(place) for a, place in places.items())
     return Limit(least, "free on the fullest GPU")

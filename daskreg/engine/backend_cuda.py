@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from daskreg.engine.backend import Backend, Iteration
-from daskreg.kernels.adam.cuda import settle
+from daskreg.kernels.adam.cuda import finish_iteration
 from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.device import host
@@ -51,7 +51,7 @@ class CudaBackend(Backend):
     def close(self) -> None:
         """Graphs hold the level's buffers."""
         self.graphs, self.comm.busy_wait = {}, False
-        self.block.device.mark()
+        self.block.device.record_peak()
 
     # ---------------------------------------------------------------- losses
 
@@ -163,4 +163,4 @@ class CudaBackend(Backend):
             self.past.append(self.loss_sign * float(total) / max(float(count), 1.0))
 
     def _settle(self) -> None:
-        settle((self.loss_sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.on_device)
+        finish_iteration((self.loss_sign,), (1,), (1,), self.clock, self.totals, self.longest, self.loss, self.on_device)

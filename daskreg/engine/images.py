@@ -16,11 +16,11 @@ from daskreg.engine.halo import collect
 from daskreg.engine.memory import trim
 from daskreg.errors import VoxelError
 from daskreg.grid import Grid, Index, Partition, Span
-from daskreg.kernels.compiler.launch import on_device, threads
+from daskreg.kernels.compiler.launch import on_device, thread_count
 from daskreg.kernels.device import CPU, Device, host, module_of
 from daskreg.kernels.intensity_histogram.cpu import intensity_histogram
-from daskreg.kernels.intrinsics.half import halves, singles
-from daskreg.kernels.smoothing.downsampling import shrink_table, shrink_x, shrink_y, shrink_z
+from daskreg.kernels.intrinsics.half import from_float16_bits, to_float16_bits
+from daskreg.kernels.smoothing.downsampling import downsample_table, downsample_x, downsample_y, downsample_z
 
 Array = NDArray[np.float32]
 BINS = 4096  # of the intensity histogram that percentiles come from: so intensities stay within +-4096, which float16 holds
@@ -58,7 +58,7 @@ class Image:
     def round(self) -> None:
         """Let its values be such as float16 holds: what is kept in either way is then the same."""
         for z in range(0, len(self.voxels), SLAB):
-            self.voxels[z : z + SLAB] = singles(halves(self.voxels[z : z + SLAB]))
+            self.voxels[z : z + SLAB] = from_float16_bits(to_float16_bits(self.voxels[z : z + SLAB]))
 
     def keep(self, half: bool) -> None:
         """Hold full resolution as the bits of float16, or as float32 again; nothing is lost where it was rounded before."""
@@ -130,7 +130,7 @@ def as_asked(voxels: Array, half: bool) -> Array:
     """As bits of float16 or as float32, whichever they are."""
     if half == (voxels.dtype == np.uint16):
         return voxels
-    made: Array = halves(voxels) if half else singles(voxels)
+    made: Array = to_float16_bits(voxels) if half else from_float16_bits(voxels)
     return made
 
 
@@ -140,16 +140,16 @@ def shrink(image: Array, factors: Index, lead: int = 0, own: Span | None = None,
     lead: global plane of ``image[0]``;  own: coarse planes to make, of an image of ``planes`` (all by default).
     """
     if factors[0] > 1:
-        first, table = shrink_table(planes or image.shape[0], factors[0])
+        first, table = downsample_table(planes or image.shape[0], factors[0])
         rows = slice(None) if own is None else slice(own.start, own.stop)
         first, table = first[rows], table[rows]
         smaller = module_of(image).empty((len(first), *image.shape[1:]), np.float32)
-        shrink_z(smaller.shape, lead, first, table, image, smaller)
+        downsample_z(smaller.shape, lead, first, table, image, smaller)
         image = smaller
-    kernels: tuple[Any, ...] = (shrink_y, shrink_x)
+    kernels: tuple[Any, ...] = (downsample_y, downsample_x)
     for axis, kernel in enumerate(kernels, 1):
         if factors[axis] > 1:
-            first, table = shrink_table(image.shape[axis], factors[axis])
+            first, table = downsample_table(image.shape[axis], factors[axis])
             shape = tuple(len(first) if a == axis else n for a, n in enumerate(image.shape))
             smaller = module_of(image).empty(shape, np.float32)
             kernel(shape, first, table, image, smaller)
@@ -164,7 +164,7 @@ def normalise(image: Array, config: Config, comm: Communicator, name: str, own: 
     """
     mine = image[own]
     low, high = _range(mine, comm, name)
-    counts = module_of(image).zeros((1 if on_device(image) else threads(), BINS), np.int64)
+    counts = module_of(image).zeros((1 if on_device(image) else thread_count(), BINS), np.int64)
     width = np.float32((high - low) / BINS)
     intensity_histogram(mine.shape, counts, np.float32(low), width, mine)
     a, b = _percentiles(comm.sum_counts(host(counts.sum(axis=0))), config.percentiles, low, (high - low) / BINS)

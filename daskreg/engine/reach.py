@@ -18,7 +18,7 @@ from daskreg.comm import Communicator
 from daskreg.engine.halo import Block
 from daskreg.grid import Grid, Index, Partition, Span
 from daskreg.kernels.device import host
-from daskreg.kernels.sampling.cpu import span
+from daskreg.kernels.sampling.cpu import plane_range
 from daskreg.planning import REACH_INTERVAL
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 
@@ -129,7 +129,7 @@ class ReachMonitor:
         """(2, own planes) float32: largest (S u)_z of every plane, moving voxels, and largest -(S u)_z; where u lies."""
         if not len(self.block.own):
             return np.empty((2, 0), np.float32)
-        return span(self.block.box(), self.mapping.first, ZERO_AFFINE, self.mapping.linear, u).max(axis=2)
+        return plane_range(self.block.box(), self.mapping.first, ZERO_AFFINE, self.mapping.linear, u).max(axis=2)
 
     def combine(self, mine: Any) -> Reach:
         """What all planes can read from the displacement that was measured to ``REACH_INTERVAL`` steps after it."""
@@ -164,7 +164,7 @@ def affine_reach(mapping: SamplingMap, partition: Partition, shape: Index) -> Re
 
 def displaced_range(block: Block, mapping: SamplingMap, u: Array) -> tuple[float, float]:
     """Least and largest p_z over the own planes; (inf, -inf) for an idle rank."""
-    rows = host(span(block.box(), *mapping, u))
+    rows = host(plane_range(block.box(), *mapping, u))
     return (-float(rows[1].max()), float(rows[0].max())) if rows.size else (math.inf, -math.inf)
 
 

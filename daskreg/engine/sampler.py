@@ -23,18 +23,18 @@ from daskreg.engine.route import Route
 from daskreg.grid import Index, Partition, Span
 from daskreg.kernels.compiler.launch import Shape, on_device
 from daskreg.kernels.compiler.launch import box as whole_box
-from daskreg.kernels.conversion import narrow
-from daskreg.kernels.device import NOWHERE, module_of, synchronise
+from daskreg.kernels.conversion import encode_bfloat16
+from daskreg.kernels.device import NO_MASK, module_of, synchronise
 from daskreg.kernels.sampling.cpu import (
     add_value,
     add_value_and_gradient,
     affine_sums,
+    apply_jacobian_transpose,
+    combine_masks,
     gradient_sums,
-    outline,
+    mark_domain,
     pull_back,
     sample,
-    turn,
-    weigh,
 )
 
 Array = NDArray[np.float32]
@@ -113,8 +113,8 @@ class Resident(Sampler):
         """One kernel an image."""
         sample(box, *mapping, u, self.origin, self.planes, self.image, moved)
         if self.mask is not None and weight is not None:
-            ones = module_of(self.mask).empty((0, 0, 0), np.float32) if on_device(self.mask) else NOWHERE
-            weigh(box, *mapping, u, self.origin, ones, self.mask, weight)
+            ones = module_of(self.mask).empty((0, 0, 0), np.float32) if on_device(self.mask) else NO_MASK
+            combine_masks(box, *mapping, u, self.origin, ones, self.mask, weight)
 
     def pull_back(
         self,
@@ -246,7 +246,7 @@ class Ring(Sampler):
         """Initialise the sums of the outer planes."""
         (box, mapping, u), (moved, weight, g) = points, outputs
         for part in _parts(box, mapping, self._route.outer):
-            outline(part, *mapping, u, self.planes, self.shard[0], moved)
+            mark_domain(part, *mapping, u, self.planes, self.shard[0], moved)
             planes = slice(part[0].start, part[0].stop)
             if g is not None:
                 g[:, planes] = 0
@@ -289,9 +289,9 @@ class Ring(Sampler):
         """``pull_back`` of the planes that read other shards: dC/du = S^T (dC/dmoved grad M)."""
         image_gradient = g if image_gradient is None else image_gradient
         for part in self.outer(box, mapping):
-            turn(part, mapping.linear, slope, image_gradient)
+            apply_jacobian_transpose(part, mapping.linear, slope, image_gradient)
             if image_gradient is not g:
-                narrow(part, image_gradient, g)
+                encode_bfloat16(part, image_gradient, g)
 
     def sums(self, box: Shape, mapping: SamplingMap, slope: Array, g: Array | None) -> Array:
         """As ``Resident.sums`` for inner planes; from the stored gradient for the others."""

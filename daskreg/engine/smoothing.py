@@ -11,9 +11,9 @@ from daskreg.engine.halo import Block
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.smoothing.cpu import (
     gaussian_norms,
+    gaussian_radius,
     gaussian_table,
     gaussian_weights,
-    radius_of,
     smooth_x,
     smooth_y,
     smooth_z,
@@ -30,7 +30,7 @@ class Smoother:
     """
 
     def __init__(self, block: Block, sigma: float) -> None:
-        self.reach: int = radius_of(sigma)
+        self.reach: int = gaussian_radius(sigma)
         self.weights: tuple[np.float32, ...] = gaussian_weights(sigma)
         held, put = slice(block.held.start, block.held.stop), block.device.put
         tables = [gaussian_table(n, sigma) for n in block.shape]

@@ -17,7 +17,7 @@ from daskreg.engine.halo import Block, collect
 from daskreg.engine.memory import trim
 from daskreg.grid import Index, Span
 from daskreg.kernels.composition.cpu import upsample
-from daskreg.kernels.conversion import narrow, widen
+from daskreg.kernels.conversion import decode_bfloat16, encode_bfloat16
 from daskreg.kernels.device import Device, module_of
 from daskreg.optimizers.base import Filter, Optimizer
 from daskreg.planning import Level, needs_spare
@@ -135,9 +135,9 @@ class MixedStateStore(StateStore):
     def smoothed(self, filter_: Filter, reach: int) -> NDArray[Any]:
         """As ``StateStore.smoothed``, in float32; the result has 16 bits again."""
         box, smooth = self.block.box(reach), _first_half(self.d)
-        widen(self.block.box(reach + filter_.reach), self.gradient, self.d)
+        decode_bfloat16(self.block.box(reach + filter_.reach), self.gradient, self.d)
         filter_.into(box, self.d, self.g, self.g)
-        narrow(box, self.g, smooth)
+        encode_bfloat16(box, self.g, smooth)
         return smooth
 
 

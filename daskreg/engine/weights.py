@@ -25,7 +25,7 @@ class Weights:
         """Fixed mask times moving mask; empty for 1 everywhere."""
         if self.moving is not None:
             return self.moving
-        return self.block.device.nowhere if self.fixed is None else self.fixed
+        return self.block.device.no_mask if self.fixed is None else self.fixed
 
     def combine(self) -> None:
         """After sampling: multiply by the fixed mask."""

@@ -9,7 +9,7 @@ index = int  # replaced by the launcher
 
 
 @voxelwise()
-def widen(z, y, x, bits, values):
+def decode_bfloat16(z, y, x, bits, values):
     """Floats of bfloat16; bits: (3, Z, Y, X) uint16;  values: the same, float32."""
     for k in range(3):
         c = index(k)
@@ -17,7 +17,7 @@ def widen(z, y, x, bits, values):
 
 
 @voxelwise()
-def narrow(z, y, x, values, bits):
+def encode_bfloat16(z, y, x, values, bits):
     """``widen`` the other way, each to the nearest; values: (3, Z, Y, X) float32;  bits: the same, uint16."""
     for k in range(3):
         c = index(k)

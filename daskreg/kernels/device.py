@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError
 from daskreg.kernels.compiler.launch import on_device
 
-_MARKS: dict[int, int] = {}
+_PEAKS: dict[int, int] = {}
 Kind = Literal["cpu", "cuda"]
-NOWHERE: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
+NO_MASK: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Device:
         return self.xp.asarray(array)
 
     @property
-    def nowhere(self) -> Any:
+    def no_mask(self) -> Any:
         """An empty mask."""
-        return NOWHERE if self.kind == "cpu" else self.xp.empty((0, 0, 0), np.float32)
+        return NO_MASK if self.kind == "cpu" else self.xp.empty((0, 0, 0), np.float32)
 
     def use(self) -> None:
         """Let this thread work on it. Raises ConfigError where there is no such GPU, or what drives one is not installed."""
@@ -52,11 +52,11 @@ class Device:
         with cupy.cuda.Device(self.number):
             return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
 
-    def mark(self) -> int:
+    def record_peak(self) -> int:
         """Note how many bytes CuPy holds on a GPU; the most that were ever noted. 0 on a CPU."""
         if self.kind == "cuda":
-            _MARKS[self.number] = max(_MARKS.get(self.number, 0), int(_cupy().get_default_memory_pool().total_bytes()))
-        return _MARKS.get(self.number, 0) if self.kind == "cuda" else 0
+            _PEAKS[self.number] = max(_PEAKS.get(self.number, 0), int(_cupy().get_default_memory_pool().total_bytes()))
+        return _PEAKS.get(self.number, 0) if self.kind == "cuda" else 0
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ def gpu_memory() -> int:
     return Device("cuda").memory
 
 
-def gpu_place() -> str:
+def gpu_identity() -> str:
     """Names the first GPU that this process sees: processes of the same answer share one."""
     bus, seen = _cupy().cuda.Device(0).pci_bus_id, os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return f"{socket.gethostname()} {bus} {seen.partition(',')[0]}"  # parts of one GPU (MIG) differ in the last

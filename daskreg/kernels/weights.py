@@ -5,7 +5,7 @@ from numba import float32
 from daskreg.kernels.compiler.formula import formula
 
 ONE, ZERO = float32(1), float32(0)
-COUNT = 2**28  # of a term and of a weight: what a GPU counts in, as sums of integers do not depend on their order
+FIXED_POINT_SCALE = 2**28  # of a term and of a weight: what a GPU counts in, as sums of integers do not depend on their order
 
 
 @formula

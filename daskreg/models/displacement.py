@@ -11,8 +11,8 @@ import numpy as np
 from daskreg.kernels.compiler.launch import Shape, extent
 from daskreg.kernels.compiler.launch import box as box_of
 from daskreg.kernels.composition.cpu import compose
-from daskreg.kernels.composition.cuda import compose_smooth, warps
-from daskreg.kernels.smoothing.cpu import radius_of
+from daskreg.kernels.composition.cuda import compose_smooth, launch_grid
+from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.models.base import BlockLayout, Fields, Launcher, TransformModel
 from daskreg.parameters import DeviceKind, ModelParameters
 
@@ -28,11 +28,11 @@ class Displacement(ModelParameters):
 
     def reach(self, smooth_warp: float) -> int:
         """The filter's taps, and one plane: a step is shorter than a voxel."""
-        return radius_of(smooth_warp) + 1
+        return gaussian_radius(smooth_warp) + 1
 
     def direction_reach(self, smooth_warp: float) -> int:
         """The filter's taps."""
-        return radius_of(smooth_warp)
+        return gaussian_radius(smooth_warp)
 
     def state_bytes(self) -> int:
         """Three float32."""
@@ -78,6 +78,6 @@ class ComposedDisplacementOnGpu(TransformModel):
         self, box: Shape, *, fields: tuple[Any, Any, Any], longest: Any, constants: tuple[bool, ...], filter_: Taps
     ) -> None:
         n, p, (reach, weights, norms) = extent(box), self.layout, filter_
-        length, blocks, threads = warps(n, reach)
+        length, blocks, threads = launch_grid(n, reach)
         where = np.int32(p.first), np.int32(p.planes), np.float32(p.maximum_step), longest
         compose_smooth((reach, *constants), blocks, threads, length, n, np.uint32(p.held), weights, *norms, *where, *fields)

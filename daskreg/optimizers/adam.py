@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 
 from daskreg.kernels.adam.cpu import adam
-from daskreg.kernels.adam.cuda import smooth_adam, tiles
-from daskreg.kernels.adam.moments import packed, parted
+from daskreg.kernels.adam.cuda import launch_grid, smooth_adam
+from daskreg.kernels.adam.moments import pack_moments, unpack_moments
 from daskreg.kernels.compiler.launch import extent
 from daskreg.kernels.device import host
-from daskreg.kernels.smoothing.cuda import FARTHEST
+from daskreg.kernels.smoothing.cuda import MAX_RADIUS
 from daskreg.optimizers.base import Optimizer, State, Step
 from daskreg.parameters import DeviceKind, OptimizerParameters, Storage
 
@@ -43,7 +43,7 @@ class Adam(OptimizerParameters):
     @property
     def fused_reach(self) -> int:
         """As far as shared memory holds a filter's planes."""
-        return FARTHEST
+        return MAX_RADIUS
 
     def state_bytes(self, storage: Storage) -> int:
         """Both moments."""
@@ -93,10 +93,10 @@ class AdamOnGpu(AdamOnCpu):
             s.run("direction", partial(self._step, s))
 
     def _step(self, s: Step) -> None:
-        f, n, fused = s.filter, extent(s.box), s.filter.reach <= FARTHEST
+        f, n, fused = s.filter, extent(s.box), s.filter.reach <= MAX_RADIUS
         gradient = (s.gradient if fused else s.smoothed()).reshape(-1)
         reach, weights, norms = (f.reach, f.weights, f.norms) if fused else (0, (np.float32(1),), s.filter.ones)
-        length, blocks, threads = tiles(n, reach)
+        length, blocks, threads = launch_grid(n, reach)
         arguments = (
             length,
             n,
@@ -127,11 +127,11 @@ class MixedAdam(AdamOnGpu):
 
     def saved(self, state: State, own: slice) -> Mapping[str, Any]:
         """As float32, in the machine's memory, so that a checkpoint takes none of the GPU's."""
-        return dict(zip(self.fields, parted(host(state["moments"][:, own])), strict=True))
+        return dict(zip(self.fields, unpack_moments(host(state["moments"][:, own])), strict=True))
 
     def restore(self, state: State, arrays: Mapping[str, Any], put: Callable[[Any], Any]) -> None:
         """What ``saved`` gave comes back bit for bit."""
-        state["moments"][...] = put(packed(arrays["m"], arrays["v"]))
+        state["moments"][...] = put(pack_moments(arrays["m"], arrays["v"]))
 
     def stored_direction(self, s: Step) -> tuple[tuple[bool, ...], Any]:
         """The moments, and what makes a direction of them."""

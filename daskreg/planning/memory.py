@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daskreg.config import Deformable, Optimised
-from daskreg.kernels.smoothing.cpu import radius_of
+from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning.layout import Layout, Level
 from daskreg.planning.traffic import REACH_MARGIN, VALUE, VECTOR, reached, value_bytes
 
@@ -57,7 +57,7 @@ def _vectors(plan: Layout, stage: Optimised, level: Level) -> int:
 
 def needs_spare(stage: Deformable, level: Level, workers: int) -> bool:
     """Whether mixed storage takes three float32 more: for the gradient that a ring stores, or to smooth axis by axis."""
-    return (level.residency == "ring" and workers > 1) or radius_of(stage.smooth_gradient) > stage.optimizer.fused_reach
+    return (level.residency == "ring" and workers > 1) or gaussian_radius(stage.smooth_gradient) > stage.optimizer.fused_reach
 
 
 def process_bytes(plan: Layout) -> int:

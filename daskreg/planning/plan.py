@@ -10,7 +10,7 @@ from daskreg.config import Config, Deformable, Optimised
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
 from daskreg.kernels.device import Kind
-from daskreg.kernels.smoothing.cpu import radius_of
+from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning.layout import RESIDENCIES, Layout, Level
 from daskreg.planning.memory import MemoryUse, level_memory, peak_bytes
 from daskreg.planning.table import lines
@@ -123,7 +123,7 @@ def halo_of(stage: Optimised) -> int:
     if not isinstance(stage, Deformable):
         return window
     model, warp = stage.model, stage.smooth_warp
-    return max(window, radius_of(stage.smooth_gradient) + model.direction_reach(warp), model.reach(warp))
+    return max(window, gaussian_radius(stage.smooth_gradient) + model.direction_reach(warp), model.reach(warp))
 
 
 def format_shape(shape: Index) -> str:

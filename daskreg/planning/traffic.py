@@ -10,7 +10,7 @@ import numpy as np
 
 from daskreg.config import Deformable, Moments, Optimised, Search, Stage
 from daskreg.grid import Partition, Span
-from daskreg.kernels.smoothing.cpu import radius_of
+from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning.layout import REACH_INTERVAL, Layout, Level
 from daskreg.transforms.linear import index_map, translation
 
@@ -61,7 +61,7 @@ def _exchanges(plan: Layout, stage: Optimised) -> Iterator[tuple[int, int]]:
     """Planes around a block, and bytes a voxel of them: moved with its weights, the gradient, the displacement."""
     yield stage.similarity.reach, VALUE * (1 + plan.masks[1])
     if isinstance(stage, Deformable):
-        yield radius_of(stage.smooth_gradient) + stage.model.direction_reach(stage.smooth_warp), 3 * value_bytes(stage)
+        yield gaussian_radius(stage.smooth_gradient) + stage.model.direction_reach(stage.smooth_warp), 3 * value_bytes(stage)
         yield stage.model.reach(stage.smooth_warp), VECTOR
 
 

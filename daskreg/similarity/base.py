@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.kernels.weights import COUNT
+from daskreg.kernels.weights import FIXED_POINT_SCALE
 
 if TYPE_CHECKING:
     from daskreg.kernels.compiler.launch import Shape
@@ -115,5 +115,5 @@ class Similarity(ABC):
 
 def ratio(total: NDArray[np.generic]) -> tuple[float, float]:
     """First over second sum, and the second, whether they are sums or counted in units of 1 / COUNT."""
-    unit = COUNT if np.issubdtype(total.dtype, np.integer) else 1
+    unit = FIXED_POINT_SCALE if np.issubdtype(total.dtype, np.integer) else 1
     return float(total[0]) / max(float(total[1]), 1e-30), float(total[1]) / unit

@@ -13,14 +13,14 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json
 import numpy as np
-from daskreg.similarity.mse.cpu import difference
-from daskreg.similarity.lncc.cpu import march_slope
-from daskreg.kernels.device import NOWHERE
+from daskreg.similarity.mse.cpu import squared_difference
+from daskreg.similarity.lncc.cpu import gradient_rows
+from daskreg.kernels.device import NO_MASK
 
 fixed, moved = np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32)
-difference(fixed.shape, fixed, NOWHERE, moved)
-march_slope((0, *fixed.shape), (np.float32(1),), np.zeros((3, 2, 3, 4), np.float32), fixed, NOWHERE, moved)
-made = {"generated": difference.launcher(0), "row": march_slope._compiled}
+squared_difference(fixed.shape, fixed, NO_MASK, moved)
+gradient_rows((0, *fixed.shape), (np.float32(1),), np.zeros((3, 2, 3, 4), np.float32), fixed, NO_MASK, moved)
+made = {"generated": squared_difference.launcher(0), "row": gradient_rows._compiled}
 count = lambda stats: [sum(stats.cache_hits.values()), sum(stats.cache_misses.values())]
 print(json.dumps({name: count(function.stats) for name, function in made.items()}))
 """

@@ -301,7 +301,7 @@ def test_the_workers_of_a_cluster_are_waited_for_before_they_are_asked_for_gpus(
 def test_workers_that_share_a_gpu_share_its_memory():
     places = {"a": "here 1", "b": "here 1", "c": "here 2"}
     free = {"a": 80, "b": 70, "c": 50}
-    client = SimpleNamespace(run=lambda function: {"gpu_place": places, "gpu_memory": free}[function.__name__])
+    client = SimpleNamespace(run=lambda function: {"gpu_identity": places, "gpu_memory": free}[function.__name__])
     assert gpu_limit(client).value == 35
 
 

@@ -18,7 +18,7 @@ def update_moment(beta, old, new):
     return beta * old + (ONE - beta) * new
 
 
-@voxelwise(sums=1, peak=True, rim=True)
+@voxelwise(sums=1, maxima=True, border=True)
 def adam(z, y, x, inside, reach, table, weights, rates, g, m, v, d):
     """Smooth g along x, update m and v in place, write ``d = -m^ / (sqrt(v^) + eps)``; row maxima of |d|^2 (method, section 5).
 

@@ -26,7 +26,7 @@ ZERO = float32(0)
 TILE = block_size(8), block_size(64)  # threads along y and x of kernels with neighbours
 
 
-def tiles(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
+def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
     """Planes a block, blocks and threads of a filter, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = TILE
@@ -217,7 +217,7 @@ def smooth_adam(radius, mixed=False):
 
 
 @cooperative_kernel()
-def settle(sign):
+def finish_iteration(sign):
     """End an iteration: the loss is noted, sums and clock are made ready for the next. One thread.
 
     sign: of what is summed within the loss, 0 where the loss is known already.  Arguments: clock (1,) int32, totals (2,) int64,

@@ -36,11 +36,11 @@ def pack_word(m, v, bits):
     return uint32(upper | lower)
 
 
-def parted(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def unpack_moments(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both moments of words (uint32), float32; NumPy."""
     return (words & np.uint32(UPPER)).view(np.float32), ((words & np.uint32(LOWER)) << np.uint32(15)).view(np.float32)
 
 
-def packed(m: np.ndarray, v: np.ndarray) -> np.ndarray:
+def pack_moments(m: np.ndarray, v: np.ndarray) -> np.ndarray:
     """``parted`` the other way; moments that are not what words can hold are cut."""
     return (m.view(np.uint32) & np.uint32(UPPER)) | (v.view(np.uint32) >> np.uint32(15) & np.uint32(LOWER))

@@ -48,28 +48,28 @@ class Kernel:
     Called as ``kernel((nz, ny, nx), *arguments)``, or with the planes ``(range(a, b), ny, nx)`` of larger arrays; outputs last.
     With ``sums=k`` the body returns a tuple of k float32 terms, and the call returns float32 row sums of shape (k, planes, ny):
     whoever adds them up does so row by row, plane by plane, and the result does not depend on threads or on the partition
-    (``peak=True``: row maxima instead). ``rim=True`` bodies take
+    (``maxima=True``: row maxima instead). ``border=True`` bodies take
     ``inside``, constant in the hot loop, after x: it is true where x is at least ``reach`` voxels (the first argument, an int)
     from both ends of the row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integers, by
     atomic formulas.
     """
 
-    def __init__(self, body: Callable[..., Any], sums: int, peak: bool, rim: bool, scatter: bool, together: str) -> None:
-        self.name, self.body, self.sums, self.peak, self.together = body.__name__, body, sums, peak, together
-        self.rim, self.scatter = rim, scatter
+    def __init__(self, body: Callable[..., Any], sums: int, maxima: bool, border: bool, scatter: bool, cooperative: str) -> None:
+        self.name, self.body, self.sums, self.maxima, self.cooperative = body.__name__, body, sums, maxima, cooperative
+        self.border, self.scatter = border, scatter
         self.__doc__ = body.__doc__
         self._launchers: dict[tuple[int, frozenset[str]], Any] = {}
         code = body.__code__
-        first = 4 if rim else 3
+        first = 4 if border else 3
         self.parameters = code.co_varnames[first : code.co_argcount]
 
     def __call__(self, shape: Shape, *arguments: Any) -> Any:
         """Run where the arrays are: on the CPU, or on the current CUDA device."""
         if any(on_device(a) for a in arguments):
-            return import_function(self.together)(shape, *arguments) if self.together else self._on_device(shape, arguments)
+            return import_function(self.cooperative)(shape, *arguments) if self.cooperative else self._on_device(shape, arguments)
         n = box(shape)
         if self.sums:
-            rows = np.full((self.sums, n[1], n[2]), LOWEST if self.peak else 0, np.float32)
+            rows = np.full((self.sums, n[1], n[2]), LOWEST if self.maxima else 0, np.float32)
             self.launcher(CPU)(n, rows, *arguments)
             return rows
         self.launcher(CPU)(n, *arguments)
@@ -142,25 +142,25 @@ def on_device(array: Any) -> bool:
 
 
 def voxelwise(
-    sums: int = 0, *, peak: bool = False, rim: bool = False, scatter: bool = False, together: str = ""
+    sums: int = 0, *, maxima: bool = False, border: bool = False, scatter: bool = False, cooperative: str = ""
 ) -> Callable[[Callable[..., Any]], Kernel]:
-    """Make a kernel of a body, see ``Kernel``; ``together``: "package.module.function" of daskreg.kernels that takes its
+    """Make a kernel of a body, see ``Kernel``; ``cooperative``: "package.module.function" of daskreg.kernels that takes its
     arguments on a GPU.
     """
 
     def register(body: Callable[..., Any]) -> Kernel:
-        kernel = KERNELS[body.__name__] = Kernel(body, sums, peak, rim, scatter, together)
+        kernel = KERNELS[body.__name__] = Kernel(body, sums, maxima, border, scatter, cooperative)
         return kernel
 
     return register
 
 
-def threads() -> int:
+def thread_count() -> int:
     """How many threads a CPU launch may use now."""
     return int(numba.get_num_threads())
 
 
-def use_threads(n: int) -> None:
+def set_thread_count(n: int) -> None:
     """Let CPU launches from this thread use ``n`` threads (never more than the machine has)."""
     numba.set_num_threads(max(1, min(n, vars(settings)["NUMBA_NUM_THREADS"])))
 

@@ -27,7 +27,7 @@ def cpu_source(kernel: Kernel, name: str) -> str:
         "        z = index(row + index(z0))",
         *(f"        s{k} = {_initial(kernel)}" for k in range(kernel.sums)),
     ]
-    if kernel.rim:
+    if kernel.border:
         low, high = f"min({kernel.parameters[0]}, nx)", f"max({kernel.parameters[0]}, nx - {kernel.parameters[0]})"
         parts = [("0", low, "False"), (low, f"nx - {kernel.parameters[0]}", "True"), (high, "nx", "False")]
     else:
@@ -43,17 +43,17 @@ def cpu_source(kernel: Kernel, name: str) -> str:
 
 def _initial(kernel: Kernel) -> str:
     """What a row begins with."""
-    return f"float32({LOWEST})" if kernel.peak else "float32(0)"
+    return f"float32({LOWEST})" if kernel.maxima else "float32(0)"
 
 
 def _accumulate(kernel: Kernel, k: int, terms: str = "t") -> str:
-    return f"s{k} = max(s{k}, {terms}[{k}])" if kernel.peak else f"s{k} += {terms}[{k}]"
+    return f"s{k} = max(s{k}, {terms}[{k}])" if kernel.maxima else f"s{k} += {terms}[{k}]"
 
 
 def _merge(kernel: Kernel, k: int) -> str:
     """Two threads' parts."""
     a, b = f"shared[{k}, t]", f"shared[{k}, t + half]"
-    return f"{a} = max({a}, {b})" if kernel.peak else f"{a} += {b}"
+    return f"{a} = max({a}, {b})" if kernel.maxima else f"{a} += {b}"
 
 
 def _scatter_source(kernel: Kernel, name: str) -> str:
@@ -76,7 +76,7 @@ def cuda_source(kernel: Kernel, name: str, absent: frozenset[str]) -> str:
     p = ", ".join(a for a in kernel.parameters if a not in absent)
     passed = ["None" if a in absent else a for a in kernel.parameters]
     q = ", ".join([f"{passed[0]}[0]", *passed[1:]] if kernel.scatter else passed)
-    inside = f"x >= uint32({kernel.parameters[0]}) and x + uint32({kernel.parameters[0]}) < n[3], " if kernel.rim else ""
+    inside = f"x >= uint32({kernel.parameters[0]}) and x + uint32({kernel.parameters[0]}) < n[3], " if kernel.border else ""
     if not kernel.sums:
         return f"""
 def {name}(n, {p}):
@@ -86,7 +86,7 @@ def {name}(n, {p}):
     if row < n[1] and y < n[2] and x < n[3]:
         body(uint32(row + n[0]), y, x, {inside}{q})
 """
-    # a block a row: threads take every so many voxels, and what they have is brought together in one order
+    # a block a row: threads take every so many voxels, and what they have is brought cooperative in one order
     merged = [_merge(kernel, k) for k in range(kernel.sums)]
     lines = [
         f"def {name}(n, rows, {p}):",

@@ -22,7 +22,7 @@ MAX_PLANES = 64  # planes a block composes at most: neighbours that march togeth
 SHARED_PITCH = block_size(64, least=8)  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
 
 
-def warps(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
+def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
     """Planes a block, blocks and threads of a composition, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = WARPS * ROWS - 2 * radius, LANES - 2 * radius

@@ -28,7 +28,7 @@ def _atomic_tally() -> Callable[..., None]:
     return tally_atomically
 
 
-@voxelwise(scatter=True, together="intensity_histogram.cuda.count_intensities")
+@voxelwise(scatter=True, cooperative="intensity_histogram.cuda.count_intensities")
 def intensity_histogram(z, y, x, counts, low, width, image):
     """``counts[b] += 1``, b = (I - low) / width clamped to the bins.
 

@@ -107,11 +107,11 @@ def half_constants(field: Any) -> tuple[bool, ...]:
     return (True,) if field.dtype == np.uint16 else ()
 
 
-def halves(voxels: Any) -> Any:
+def to_float16_bits(voxels: Any) -> Any:
     """Bits of float16, uint16, from float32: NumPy or CuPy; of at most 65504, to the nearest (11 bits of the fraction)."""
     return voxels.astype(np.float16).view(np.uint16)
 
 
-def singles(bits: Any) -> Any:
+def from_float16_bits(bits: Any) -> Any:
     """The float32 of bits of float16."""
     return bits.view(np.float16).astype(np.float32)

@@ -142,7 +142,7 @@ def _trilinear_gradient() -> Callable[..., Any]:
     return gradient_on_cuda
 
 
-@voxelwise(together="sampling.cuda.sample")
+@voxelwise(cooperative="sampling.cuda.sample")
 def sample(z, y, x, first, affine, linear, u, origin, planes, image, moved):
     """``moved(x) = image(A x + t + S u(x))``, NaN out of domain.
 
@@ -164,7 +164,7 @@ def sample_nearest(z, y, x, first, affine, linear, u, image, moved):
 
 
 @voxelwise()
-def weigh(z, y, x, first, affine, linear, u, origin, fixed_mask, moving_mask, weight):
+def combine_masks(z, y, x, first, affine, linear, u, origin, fixed_mask, moving_mask, weight):
     """``weight(x) = fixed_mask(x) moving_mask(p(x))``; an empty (0, 0, 0) mask is 1 everywhere; arguments as in ``sample``."""
     w = ONE
     if moving_mask.shape[0] > 0:
@@ -188,7 +188,7 @@ def _turned() -> Callable[..., Any]:
     return jacobian_transpose_on_cuda
 
 
-@voxelwise(together="sampling.cuda.pull_back")
+@voxelwise(cooperative="sampling.cuda.pull_back")
 def pull_back(z, y, x, first, affine, linear, u, origin, image, slope, g):
     """``g = S^T (slope grad image(p))``: the gradient with respect to u from the one with respect to moved.
 
@@ -216,7 +216,7 @@ def affine_sums(z, y, x, first, affine, linear, u, origin, image, slope):
 
 
 @voxelwise()
-def outline(z, y, x, first, affine, linear, u, planes, image, moved):
+def mark_domain(z, y, x, first, affine, linear, u, planes, image, moved):
     """``moved = 0`` where p is in the domain, NaN elsewhere: what a sum over shards begins with; arguments as in ``sample``."""
     k, j, i, _, _, _ = sampling_point(z, y, x, first, affine, linear, u)
     moved[z, y, x] = ZERO if touches_image(image, planes, k, j, i) else NAN
@@ -241,7 +241,7 @@ def add_value_and_gradient(z, y, x, first, affine, linear, u, origin, image, mov
 
 
 @voxelwise()
-def turn(z, y, x, linear, slope, g):
+def apply_jacobian_transpose(z, y, x, linear, slope, g):
     """``g = S^T (slope g)`` in place: ``pull_back`` where g holds grad image already."""
     r, dz, dy, dx = slope[z, y, x], g[index(0), z, y, x], g[index(1), z, y, x], g[index(2), z, y, x]
     g[index(0), z, y, x] = jacobian_transpose(0, linear, r, dz, dy, dx)
@@ -257,8 +257,8 @@ def gradient_sums(z, y, x, slope, g):
     return r * dz, r * dy, r * dx, along * (r * dz), along * (r * dy), along * (r * dx)
 
 
-@voxelwise(sums=2, peak=True)
-def span(z, y, x, first, affine, linear, u):
+@voxelwise(sums=2, maxima=True)
+def plane_range(z, y, x, first, affine, linear, u):
     """Row maxima of (p_z, -p_z), moving voxels: which planes of the moving image a block reads."""
     gz, gy, gx = int64(z) + int64(first), int64(y), int64(x)
     if u is None:

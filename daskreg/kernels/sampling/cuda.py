@@ -23,7 +23,7 @@ TILE = block_size(4, least=2), block_size(64)  # threads along y and x
 RESIDENT_BLOCKS, MAX_DEPTH = 4, 16  # blocks on a multiprocessor, planes a block at most
 
 
-def column_blocks(n: Sequence[Any]) -> tuple[np.uint32, tuple[int, int, int], tuple[int, int, int]]:
+def launch_grid(n: Sequence[Any]) -> tuple[np.uint32, tuple[int, int, int], tuple[int, int, int]]:
     """Planes a block, blocks and threads of a kernel without neighbours, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = TILE
@@ -284,7 +284,7 @@ def launch_columns(kernel, constants, box, place, u, image, origin, planes, fiel
     u = values.reshape(1, -1) if u is None else u.reshape(3, -1)  # not read where there is no displacement
     if box[1]:
         sums = values if totals is None else totals
-        depth, blocks, threads = column_blocks(n)
+        depth, blocks, threads = launch_grid(n)
         kernel(constants, blocks, threads, depth, n, np.int32(first), affine, linear, u, size, values, fields, sums)
 
 

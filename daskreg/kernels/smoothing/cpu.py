@@ -17,14 +17,14 @@ index = int64  # replaced by the launcher
 ZERO = float32(0)
 
 
-def radius_of(sigma: float) -> int:
+def gaussian_radius(sigma: float) -> int:
     """Taps on each side: two sigma (5 taps for sigma 1, 3 for 0.5)."""
     return math.ceil(2 * sigma) if sigma > 0 else 0
 
 
 def gaussian_weights(sigma: float) -> tuple[np.float32, ...]:
     """Normalised taps, float32, as many as 2 radius + 1."""
-    r = radius_of(sigma)
+    r = gaussian_radius(sigma)
     taps = np.exp(-(np.arange(-r, r + 1) ** 2) / (2 * sigma**2)) if r else np.ones(1)
     return tuple(np.float32(v) for v in taps / taps.sum())
 
@@ -95,7 +95,7 @@ def smooth_y(z, y, x, table, weights, source, smoothed):
         smoothed[index(c), z, y, x] = total
 
 
-@voxelwise(rim=True)
+@voxelwise(border=True)
 def smooth_x(z, y, x, inside, reach, table, weights, source, smoothed):
     """Gaussian along x.
 

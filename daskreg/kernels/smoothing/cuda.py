@@ -5,7 +5,7 @@ from numba import uint64
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.arithmetic import fma
 
-FARTHEST = 9  # taps on one side of a filter that fit into shared memory
+MAX_RADIUS = 9  # taps on one side of a filter that fit into shared memory
 
 
 @formula

@@ -13,7 +13,7 @@ index = int64  # replaced by the launcher
 ZERO = float32(0)
 
 
-def shrink_table(n: int, factor: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def downsample_table(n: int, factor: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Taps of Gaussian shrinking of an axis: first voxel of each coarse one (m,) int32, weights (m, taps) float32.
 
     Coarse voxel i is centred at f i + (f - 1)/2; sigma is half a coarse voxel, cut at three sigma, renormalised at the ends.
@@ -29,7 +29,7 @@ def shrink_table(n: int, factor: int) -> tuple[NDArray[np.int32], NDArray[np.flo
 
 
 @voxelwise()
-def shrink_z(z, y, x, lead, first, table, image, smaller):
+def downsample_z(z, y, x, lead, first, table, image, smaller):
     """Gaussian shrinking along z.
 
     lead: global plane of ``image[0]``;  first: (m,) int32, global fine plane of each coarse one;  table: (m, taps) float32;
@@ -42,7 +42,7 @@ def shrink_z(z, y, x, lead, first, table, image, smaller):
 
 
 @voxelwise()
-def shrink_y(z, y, x, first, table, image, smaller):
+def downsample_y(z, y, x, first, table, image, smaller):
     """Gaussian shrinking along y, as ``shrink_z``."""
     total = ZERO
     for t in range(table.shape[1]):
@@ -51,7 +51,7 @@ def shrink_y(z, y, x, first, table, image, smaller):
 
 
 @voxelwise()
-def shrink_x(z, y, x, first, table, image, smaller):
+def downsample_x(z, y, x, first, table, image, smaller):
     """Gaussian shrinking along x, as ``shrink_z``."""
     total = ZERO
     for t in range(table.shape[1]):

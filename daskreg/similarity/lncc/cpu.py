@@ -73,7 +73,7 @@ def lncc_factors(z, y, x, radius, epsilon, flat, fixed, weight, moved, dkc):
 
 
 @voxelwise()
-def lncc_slope(z, y, x, radius, dkc, fixed, weight, moved):
+def lncc_gradient(z, y, x, radius, dkc, fixed, weight, moved):
     """Replace ``moved`` by ``-w (F sum D - M sum K + sum (K mu_M - D mu_F))``, windows of dkc: the exact gradient times N.
 
     radius 0 is the centre-window gradient;  the rest as in ``lncc_factors``
@@ -164,7 +164,7 @@ def write_factors(sums, moved, mask, epsilon, flat, ds, ks, cs, row_sums):
 
 
 @RowKernel
-def march_factors(n, rows, ones, epsilon, flat, fixed, weight, moved, dkc):
+def factor_rows(n, rows, ones, epsilon, flat, fixed, weight, moved, dkc):
     """``lncc_factors`` on the CPU, a thread a strip of constant y; ``ones`` is a tuple of 2 radius + 1 ones, unrolled."""
     z0, nz, ny, nx = n
     k, r = len(ones), len(ones) // 2
@@ -200,7 +200,7 @@ def write_gradient(sums, fixed, mask, moved):
 
 
 @RowKernel
-def march_slope(n, ones, dkc, fixed, weight, moved):
+def gradient_rows(n, ones, dkc, fixed, weight, moved):
     """``lncc_slope`` on the CPU, a thread a strip of constant y; ``ones`` is a tuple of 2 radius + 1 ones, unrolled."""
     z0, nz, ny, nx = n
     k, r = len(ones), len(ones) // 2

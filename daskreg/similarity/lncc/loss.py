@@ -12,8 +12,8 @@ from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.device import host, module_of
 from daskreg.similarity.base import Evaluation, Samples, Similarity, ratio
 from daskreg.similarity.lncc import LNCC
-from daskreg.similarity.lncc.cpu import march_factors, march_slope
-from daskreg.similarity.lncc.cuda.launch import slope, windows
+from daskreg.similarity.lncc.cpu import factor_rows, gradient_rows
+from daskreg.similarity.lncc.cuda.launch import compute_factors, compute_gradient
 
 Box = tuple[int, int, int, int]
 
@@ -33,7 +33,7 @@ class LocalCorrelation(Similarity):
         """Rows of (w cc, w); ``scratch`` receives w D, w K, w (K mu_M - D mu_F)."""
         first, planes, ny, _ = n = self.windows(s)
         rows = np.zeros((2, planes, ny), np.float32)
-        march_factors(n, rows, self._ones, self.epsilon, self.least_variance, s.fixed, s.weight, s.moved, s.scratch)
+        factor_rows(n, rows, self._ones, self.epsilon, self.least_variance, s.fixed, s.weight, s.moved, s.scratch)
         own = whole_box(s.box)
         return rows[:, own[0] - first : own[0] - first + own[1]]
 
@@ -45,7 +45,7 @@ class LocalCorrelation(Similarity):
     def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
         """Window sums of ``scratch``, or their centre."""
         ones = self._ones if self.exact else self._ones[:1]
-        march_slope(whole_box(s.box), ones, s.scratch, s.fixed, s.weight, s.moved)
+        gradient_rows(whole_box(s.box), ones, s.scratch, s.fixed, s.weight, s.moved)
 
     def windows(self, s: Samples) -> Box:
         """The planes whose windows are needed: for the exact gradient also those that overlap the box from outside."""
@@ -93,10 +93,12 @@ class LocalCorrelationOnGpu(LocalCorrelation):
 
     def _factors(self, n: Box, s: Samples, out: Any, totals: Any, counted: tuple[int, int]) -> None:
         """Factors of all windows of a box, or dC/dmoved of the centre window; totals of the planes from, to that are counted."""
-        windows(n, s.origin, counted, self.radius, self.epsilon, self.least_variance, s.fixed, s.weight, s.moved, out, totals)
+        compute_factors(
+            n, s.origin, counted, self.radius, self.epsilon, self.least_variance, s.fixed, s.weight, s.moved, out, totals
+        )
 
     def _sum_windows(self, own: Box, s: Samples, factors: Any) -> None:
-        slope(own, s.origin, self.radius, factors, s.fixed, s.weight, s.moved)
+        compute_gradient(own, s.origin, self.radius, factors, s.fixed, s.weight, s.moved)
 
 
 def _planes(box: Box) -> tuple[int, int]:

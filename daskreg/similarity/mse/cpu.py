@@ -9,7 +9,7 @@ ZERO, TWO = float32(0), float32(2)
 
 
 @voxelwise(sums=2)
-def difference(z, y, x, fixed, weight, moved):
+def squared_difference(z, y, x, fixed, weight, moved):
     """Replace ``moved`` by ``2 w (moved - fixed)``; row sums (w (moved - fixed)^2, w).
 
     fixed, moved: (Z, Y, X) float32;  weight: the same or empty

@@ -22,7 +22,7 @@ from daskreg.kernels.sampling.cuda import (
     launch_columns,
     touches_image,
 )
-from daskreg.kernels.weights import COUNT
+from daskreg.kernels.weights import FIXED_POINT_SCALE
 
 ONE, ZERO, TWO = float32(1), float32(0), float32(2)
 THREADS = block_size(256)  # threads of a block that takes voxels as they come
@@ -42,8 +42,8 @@ def difference_visitor(mixed):
             w = weight[at] if weight.shape[0] > 0 else ONE
             error = value - as_float32(fixed[at])
             r = w * error
-            a += round_int64(r * error * float32(COUNT))
-            b += round_int64(w * float32(COUNT))
+            a += round_int64(r * error * float32(FIXED_POINT_SCALE))
+            b += round_int64(w * float32(FIXED_POINT_SCALE))
         turn_into(g, at, linear, TWO * r, dz, dy, dx)
         return a, b
 
@@ -75,14 +75,14 @@ def mse_of_values():
                 w = weight[at] if weight.shape[0] > 0 else ONE
                 error = value - as_float32(fixed[at])
                 r = w * error
-                a, b = round_int64(r * error * float32(COUNT)), round_int64(w * float32(COUNT))
+                a, b = round_int64(r * error * float32(FIXED_POINT_SCALE)), round_int64(w * float32(FIXED_POINT_SCALE))
             moved[at] = TWO * r
         tally(cuda.shared.array((2, threads), int64), a, b, totals)
 
     return body
 
 
-def difference(
+def sample_and_compare(
     shape: Shape, first: int, affine: Any, linear: Any, u: Any, origin: int, planes: int, image: Any, fixed: Any, weight: Any,
     g: Any, totals: Any
 ) -> None:  # fmt: skip
@@ -91,7 +91,7 @@ def difference(
     launch_columns(mse_columns, half_constants(g), box(shape), place, u, image, origin, planes, fields, totals)
 
 
-def difference_of(shape: Shape, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
+def compare(shape: Shape, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
     """Difference of values: ``moved`` becomes the gradient, totals (2,) int64 are added to."""
     first, planes, ny, nx = box(shape)
     start, stop = first * ny * nx, (first + planes) * ny * nx

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.device import host, module_of
 from daskreg.similarity.base import Evaluation, Samples, Similarity, ratio
-from daskreg.similarity.mse.cpu import difference
-from daskreg.similarity.mse.cuda import difference as sample_and_compare
-from daskreg.similarity.mse.cuda import difference_of
+from daskreg.similarity.mse.cpu import squared_difference
+from daskreg.similarity.mse.cuda import compare
+from daskreg.similarity.mse.cuda import sample_and_compare as sample_and_compare
 
 # first plane, A and t, S, displacement, first plane of the image, planes of the whole image, image
 Sampling = tuple[int, Any, Any, Any, int, int, Any]
@@ -24,7 +24,7 @@ class MeanSquaredError(Similarity):
 
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """Rows of (w e^2, w); ``moved`` already becomes the gradient."""
-        return difference(s.box, s.fixed, s.weight, s.moved)  # type: ignore[no-any-return]
+        return squared_difference(s.box, s.fixed, s.weight, s.moved)  # type: ignore[no-any-return]
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
         """Sum of squares over sum of weights."""
@@ -42,7 +42,7 @@ class MeanSquaredErrorOnGpu(MeanSquaredError):
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """Counts of (w e^2, w); ``moved`` already becomes the gradient."""
         totals = module_of(s.moved).zeros(2, np.int64)
-        difference_of(s.box, s.fixed, s.weight, s.moved, totals)
+        compare(s.box, s.fixed, s.weight, s.moved, totals)
         return host(totals)
 
     def evaluate(self, on: Evaluation) -> None:
@@ -57,7 +57,7 @@ class MeanSquaredErrorOnGpu(MeanSquaredError):
 
 
 def _compare(on: Evaluation, box: Shape) -> None:
-    difference_of(box, on.samples.fixed, on.samples.weight, on.samples.moved, on.totals)
+    compare(box, on.samples.fixed, on.samples.weight, on.samples.moved, on.totals)
 
 
 def _fused(on: Evaluation, box: Shape, sampling: Sampling, gradient: Any) -> None:

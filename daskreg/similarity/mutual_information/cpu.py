@@ -97,7 +97,7 @@ def dot_row(table, i, j, a, b, c, d):
 
 
 @voxelwise()
-def information_slope(z, y, x, table, fixed, weight, moved):
+def information_gradient(z, y, x, table, fixed, weight, moved):
     """Replace ``moved`` by ``-w sum_ij T_ij w'_i(moved) w_j(fixed)``: N times the gradient of -MI (method, section 3).
 
     table: (B, B) float32, T_ij = log(p_ij / (p_i p_j));  the rest as in ``joint_histogram``; 0 where the intensity is clamped

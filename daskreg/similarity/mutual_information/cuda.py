@@ -275,7 +275,7 @@ def information_gradient_shared(bins: int, masked: bool, copies: int, half: bool
     return body
 
 
-def count(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
+def count_joint(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
     """Add a box's joint counts to totals (B B,) int64."""
     fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), totals
     blocks, threads = (multiprocessors(), 1, 1), (THREADS, 1, 1)
@@ -285,12 +285,12 @@ def count(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: Any, mo
     )
 
 
-def tabulate(bins: int, totals: Any, table: Any, value: Any) -> None:
+def compute_table(bins: int, totals: Any, table: Any, value: Any) -> None:
     """Table of logarithms and loss from the counts."""
     information_table((bins,), (1, 1, 1), (TABLE_THREADS, 1, 1), totals, table, value)
 
 
-def slope(box: tuple[int, int, int, int], bins: int, table: Any, fixed: Any, weight: Any, moved: Any) -> None:
+def compute_gradient(box: tuple[int, int, int, int], bins: int, table: Any, fixed: Any, weight: Any, moved: Any) -> None:
     """N times the gradient in place of ``moved``."""
     copies = max(1, min(MAX_TABLE_COPIES, 1 << (STATIC_SHARED // (4 * bins * bins)).bit_length() - 1)) if bins <= 110 else 1
     flat = moved.reshape(-1)

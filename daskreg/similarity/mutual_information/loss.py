@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.kernels.compiler.launch import box as whole_box
-from daskreg.kernels.compiler.launch import threads
+from daskreg.kernels.compiler.launch import thread_count
 from daskreg.kernels.device import host, module_of
 from daskreg.similarity.base import Evaluation, Samples, Similarity
-from daskreg.similarity.mutual_information.cpu import FIXED_POINT, information_slope, joint_histogram
-from daskreg.similarity.mutual_information.cuda import count, slope, tabulate
+from daskreg.similarity.mutual_information.cpu import FIXED_POINT, information_gradient, joint_histogram
+from daskreg.similarity.mutual_information.cuda import compute_gradient, compute_table, count_joint
 
 
 class MutualInformation(Similarity):
@@ -25,7 +25,7 @@ class MutualInformation(Similarity):
 
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """The joint counts (B, B) int64: rows moved, columns fixed."""
-        tiles = np.zeros((threads(), self.bins, self.bins), np.int64)
+        tiles = np.zeros((thread_count(), self.bins, self.bins), np.int64)
         joint_histogram(s.box, tiles, s.fixed, s.weight, s.moved)
         return np.asarray(tiles.sum(axis=0))
 
@@ -37,7 +37,7 @@ class MutualInformation(Similarity):
     def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
         """One look-up of 4 x 4 bins a voxel."""
         table = _log_ratio(_probabilities(total)[0]).astype(np.float32)
-        information_slope(s.box, table, s.fixed, s.weight, s.moved)
+        information_gradient(s.box, table, s.fixed, s.weight, s.moved)
 
 
 class MutualInformationOnGpu(MutualInformation):
@@ -48,14 +48,14 @@ class MutualInformationOnGpu(MutualInformation):
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """As on a CPU."""
         totals = module_of(s.moved).zeros(self.bins**2, np.int64)
-        count(whole_box(s.box), self.bins, s.fixed, s.weight, s.moved, totals)
+        count_joint(whole_box(s.box), self.bins, s.fixed, s.weight, s.moved, totals)
         return host(totals).reshape(self.bins, self.bins)
 
     def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
         """As on a CPU."""
         table = _log_ratio(_probabilities(total)[0]).astype(np.float32)
         on_gpu = module_of(s.moved).asarray(table.ravel())
-        slope(whole_box(s.box), self.bins, on_gpu, s.fixed, s.weight, s.moved)
+        compute_gradient(whole_box(s.box), self.bins, on_gpu, s.fixed, s.weight, s.moved)
 
     def evaluate(self, on: Evaluation) -> None:
         """See ``Similarity.evaluate``."""
@@ -65,16 +65,16 @@ class MutualInformationOnGpu(MutualInformation):
         on.sample()
         on.run("histogram", functools.partial(self._count, on.samples))
         on.sum_counts(self._counts)
-        on.run("table", lambda: tabulate(self.bins, self._counts, self._table, on.loss))
+        on.run("table", lambda: compute_table(self.bins, self._counts, self._table, on.loss))
         on.run("slope", functools.partial(self._slope, on.samples))
         on.pull_back(on.samples.moved)
 
     def _count(self, s: Samples) -> None:
         self._counts.fill(0)
-        count(whole_box(s.box), self.bins, s.fixed, s.weight, s.moved, self._counts)
+        count_joint(whole_box(s.box), self.bins, s.fixed, s.weight, s.moved, self._counts)
 
     def _slope(self, s: Samples) -> None:
-        slope(whole_box(s.box), self.bins, self._table, s.fixed, s.weight, s.moved)
+        compute_gradient(whole_box(s.box), self.bins, self._table, s.fixed, s.weight, s.moved)
 
 
 def _probabilities(total: NDArray[np.generic]) -> tuple[NDArray[np.float64], float]:

@@ -9,7 +9,7 @@ from daskreg.engine.images import Image, normalise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid, Partition
-from daskreg.kernels.compiler.launch import use_threads
+from daskreg.kernels.compiler.launch import set_thread_count
 from daskreg.planning import make_plan
 from tests.phantoms import rotation
 
@@ -20,7 +20,7 @@ def on_ranks(size, function):
     """``function(comm)`` on so many ranks."""
 
     def alone_on_a_core(comm):
-        use_threads(1)
+        set_thread_count(1)
         return function(comm)
 
     return run(size, alone_on_a_core)

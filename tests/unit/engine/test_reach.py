@@ -14,7 +14,7 @@ from daskreg.engine.route import Route
 from daskreg.engine.smoothing import Smoother
 from daskreg.grid import Partition, Span
 from daskreg.kernels.composition.cpu import compose
-from daskreg.kernels.sampling.cpu import span
+from daskreg.kernels.sampling.cpu import plane_range
 from daskreg.planning import REACH_INTERVAL
 from daskreg.similarity import MSE
 from daskreg.transforms.linear import linear_part, to_fixed_point
@@ -38,7 +38,7 @@ def turned(degrees, stretch=1.0):
 
 def read(mapping, u):
     """First and last plane of the image that each plane of u reads, both neighbours of a position counted."""
-    rows = span(u.shape[1:], *mapping, u)
+    rows = plane_range(u.shape[1:], *mapping, u)
     return np.floor(-rows[1].max(axis=1)), np.floor(rows[0].max(axis=1)) + 1
 
 

@@ -7,8 +7,8 @@ from daskreg.engine.halo import Block
 from daskreg.engine.images import shrink
 from daskreg.engine.smoothing import Smoother
 from daskreg.grid import Partition, Span
-from daskreg.kernels.smoothing.cpu import radius_of
-from daskreg.kernels.smoothing.downsampling import shrink_table, shrink_z
+from daskreg.kernels.smoothing.cpu import gaussian_radius
+from daskreg.kernels.smoothing.downsampling import downsample_table, downsample_z
 from tests import reference
 from tests.cases import SHAPE, empty, image, vectors
 
@@ -37,7 +37,7 @@ def test_a_constant_stays_what_it_is_at_the_border_too():
 @pytest.mark.parametrize(("start", "stop"), [(0, 3), (3, 4), (5, 7)])
 def test_smoothing_a_block_with_its_halo_gives_the_bits_of_the_whole(sigma, start, stop):
     field, rest = vectors(*SHAPE), (Span(0, start), Span(stop, SHAPE[0]))
-    block = Block(SHAPE, Partition(SHAPE[0], (rest[0], Span(start, stop), rest[1])), 1, radius_of(sigma))
+    block = Block(SHAPE, Partition(SHAPE[0], (rest[0], Span(start, stop), rest[1])), 1, gaussian_radius(sigma))
     held = np.ascontiguousarray(field[:, block.held.start : block.held.stop])
     part = np.empty_like(held)
     Smoother(block, sigma).into(block.box(), held, np.empty_like(held), part)
@@ -53,10 +53,10 @@ def test_shrinking_is_the_oracle(factors):
 
 
 def test_shrinking_a_block_gives_the_bits_of_the_whole():
-    first, table = shrink_table(SHAPE[0], 2)
+    first, table = downsample_table(SHAPE[0], 2)
     whole, plane = empty(4, *SHAPE[1:]), empty(1, *SHAPE[1:])
-    shrink_z(whole.shape, 0, first, table, image(*SHAPE), whole)
+    downsample_z(whole.shape, 0, first, table, image(*SHAPE), whole)
     for z, start in enumerate(np.maximum(first, 0)):
         block = image(*SHAPE)[start : first[z] + table.shape[1]]
-        shrink_z(plane.shape, int(start), first[z : z + 1], table[z : z + 1], block, plane)
+        downsample_z(plane.shape, int(start), first[z : z + 1], table[z : z + 1], block, plane)
         np.testing.assert_array_equal(plane[0], whole[z])

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from daskreg.kernels.adam.moments import pack_word, packed, parted
+from daskreg.kernels.adam.moments import pack_moments, pack_word, unpack_moments
 from daskreg.kernels.compiler.formula import CPU
-from daskreg.kernels.conversion import narrow, widen
-from daskreg.kernels.intrinsics.half import halves, singles, to_bfloat16
+from daskreg.kernels.conversion import decode_bfloat16, encode_bfloat16
+from daskreg.kernels.intrinsics.half import from_float16_bits, to_bfloat16, to_float16_bits
 from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
 from tests.cases import bfloats, floats
 
@@ -31,8 +31,8 @@ def test_a_bfloat16_is_the_nearest_one_and_even_where_two_are():
 def test_whole_fields_are_rounded_likewise():
     values = numbers(3 * 4 * 5 * 6).reshape(3, 4, 5, 6)
     bits, back = np.zeros(values.shape, np.uint16), np.zeros_like(values)
-    narrow(values.shape[1:], values, bits)
-    widen(values.shape[1:], bits, back)
+    encode_bfloat16(values.shape[1:], values, bits)
+    decode_bfloat16(values.shape[1:], bits, back)
     np.testing.assert_array_equal(bits, bfloats(values))
     np.testing.assert_array_equal(back, floats(bits))
 
@@ -41,8 +41,8 @@ def test_moments_come_out_of_a_word_and_go_back_into_it_bit_for_bit():
     """What a checkpoint holds is what was stored, so that a run goes on as if nothing had happened."""
     m, v = numbers(), np.abs(numbers()[::-1])
     words = np.array([pack_word.form(CPU)(a, b, np.uint32(DICE // 2)) for a, b in zip(m, v, strict=True)], np.uint32)
-    kept = parted(words)
-    np.testing.assert_array_equal(packed(*kept), words)
+    kept = unpack_moments(words)
+    np.testing.assert_array_equal(pack_moments(*kept), words)
     np.testing.assert_allclose(kept[0], m, rtol=2**-8)
     np.testing.assert_allclose(kept[1], v, rtol=2**-8)
 
@@ -52,7 +52,7 @@ def test_the_second_moment_is_right_on_average(part):
     """So that increments far below the last place add up, whatever the decay."""
     value = np.float32(1 + part * 2**-8)
     words = [pack_word.form(CPU)(np.float32(0), value, np.uint32(dice)) for dice in range(DICE)]
-    found = parted(np.array(words, np.uint32))[1]
+    found = unpack_moments(np.array(words, np.uint32))[1]
     assert set(np.unique(found)) <= {np.float32(1), np.float32(1 + 2**-8)}
     assert abs(float(found.mean()) - float(value)) < 2**-8 / DICE
 
@@ -68,5 +68,5 @@ def test_dice_are_even_and_differ_between_voxels_iterations_and_components():
 
 def test_intensities_keep_eleven_bits():
     values = np.random.default_rng(0).random(1000, np.float32)
-    np.testing.assert_allclose(singles(halves(values)), values, rtol=2**-11, atol=2**-25)
-    np.testing.assert_array_equal(halves(singles(halves(values))), halves(values))
+    np.testing.assert_allclose(from_float16_bits(to_float16_bits(values)), values, rtol=2**-11, atol=2**-25)
+    np.testing.assert_array_equal(to_float16_bits(from_float16_bits(to_float16_bits(values))), to_float16_bits(values))

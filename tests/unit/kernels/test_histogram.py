@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from daskreg.kernels.device import NOWHERE
+from daskreg.kernels.device import NO_MASK
 from daskreg.kernels.intensity_histogram.cpu import intensity_histogram
-from daskreg.similarity.mutual_information.cpu import FIXED_POINT, information_slope, joint_histogram
+from daskreg.similarity.mutual_information.cpu import FIXED_POINT, information_gradient, joint_histogram
 from tests import reference
 from tests.cases import BINS, SHAPE, image, moved, weights
 
@@ -28,7 +28,7 @@ def test_the_joint_histogram_is_the_oracle():
     assert counts.sum() / FIXED_POINT == pytest.approx(w.sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize("weight", [weights(*SHAPE), NOWHERE])
+@pytest.mark.parametrize("weight", [weights(*SHAPE), NO_MASK])
 @pytest.mark.parametrize("tiles", [2, 5, 56])
 def test_the_integers_do_not_depend_on_the_number_of_tiles(tiles, weight):
     np.testing.assert_array_equal(counted(tiles, weight), counted(1, weight))
@@ -37,7 +37,7 @@ def test_the_integers_do_not_depend_on_the_number_of_tiles(tiles, weight):
 def test_intensities_beyond_the_range_count_in_the_last_bins():
     values = np.full(SHAPE, -3, np.float32)
     values[:3] = 7
-    counts = counted(1, NOWHERE, values)
+    counts = counted(1, NO_MASK, values)
     assert set(np.flatnonzero(counts.sum(axis=1))) == {1, 2, 3, BINS - 4, BINS - 3, BINS - 2}
 
 
@@ -46,7 +46,7 @@ def test_the_slope_is_the_oracle_and_zero_where_clamped():
     values = moved(*SHAPE)
     values[0, 0, :4] = [-0.5, 0, 1, 1.5]
     inside, found = np.isfinite(values), values.copy()
-    information_slope(SHAPE, table, image(*SHAPE), weights(*SHAPE), found)
+    information_gradient(SHAPE, table, image(*SHAPE), weights(*SHAPE), found)
     slope = reference.parzen_slope(np.where(inside, values, -1).astype(float), BINS, UNIT)
     expected = -np.einsum(
         "ij,izyx,jzyx->zyx", table.astype(float), slope, reference.parzen(image(*SHAPE).astype(float), BINS, UNIT)

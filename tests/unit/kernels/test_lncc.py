@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from daskreg.kernels.compiler.launch import box
-from daskreg.kernels.device import NOWHERE
-from daskreg.similarity.lncc.cpu import lncc_factors, lncc_slope, march_factors, march_slope
+from daskreg.kernels.device import NO_MASK
+from daskreg.similarity.lncc.cpu import factor_rows, gradient_rows, lncc_factors, lncc_gradient
 from tests import reference
 from tests.cases import EPSILON, FLAT, HALO, INNER, SHAPE, TALL, empty, image, moved, vectors, weights
 
@@ -27,7 +27,7 @@ def marched(radius, inner=SHAPE, shape=SHAPE, weight=None):
     n = box(inner)
     rows, dkc = empty(2, *n[1:3]), empty(3, *shape)
     weight = weights(*shape) if weight is None else weight
-    march_factors(n, rows, ones(radius), EPSILON, FLAT, image(*shape), weight, moved(*shape), dkc)
+    factor_rows(n, rows, ones(radius), EPSILON, FLAT, image(*shape), weight, moved(*shape), dkc)
     return rows, dkc
 
 
@@ -68,7 +68,7 @@ def test_the_plain_factors_are_the_oracle(radius):
 
 
 @pytest.mark.parametrize("radius", RADII)
-@pytest.mark.parametrize("weight", [weights(*TALL), NOWHERE], ids=["masked", "unmasked"])
+@pytest.mark.parametrize("weight", [weights(*TALL), NO_MASK], ids=["masked", "unmasked"])
 def test_marching_gives_the_plain_factors(radius, weight):
     for found, expected in zip(marched(radius, INNER, TALL, weight), plain(radius, INNER, TALL, weight), strict=True):
         assert_close(found, expected)
@@ -86,7 +86,7 @@ def test_a_block_of_marched_factors_with_its_halo_has_the_bits_of_the_whole(star
     held, inner = cut(start, stop)
     still, mask, values = (np.ascontiguousarray(a[held]) for a in (image(*SHAPE), weights(*SHAPE), moved(*SHAPE)))
     some, part = empty(2, stop - start, 8), empty(3, *still.shape)
-    march_factors(box(inner), some, ones(2), EPSILON, FLAT, still, mask, values, part)
+    factor_rows(box(inner), some, ones(2), EPSILON, FLAT, still, mask, values, part)
     np.testing.assert_array_equal(some, rows[:, start:stop])
     np.testing.assert_array_equal(part[:, inner[0].start : inner[0].stop], dkc[:, start:stop])
 
@@ -97,15 +97,15 @@ def slopes(radius, inner, shape, dkc, weight):
     for marching in (False, True):
         values = moved(*shape)
         if marching:
-            march_slope(box(inner), ones(radius), dkc, image(*shape), weight, values)
+            gradient_rows(box(inner), ones(radius), dkc, image(*shape), weight, values)
         else:
-            lncc_slope(inner, radius, dkc, image(*shape), weight, values)
+            lncc_gradient(inner, radius, dkc, image(*shape), weight, values)
         both.append(values)
     return both
 
 
 @pytest.mark.parametrize("radius", [0, *RADII])
-@pytest.mark.parametrize("weight", [weights(*TALL), NOWHERE], ids=["masked", "unmasked"])
+@pytest.mark.parametrize("weight", [weights(*TALL), NO_MASK], ids=["masked", "unmasked"])
 def test_marching_gives_the_plain_slope(radius, weight):
     expected, found = (v[HALO:-HALO] for v in slopes(radius, INNER, TALL, vectors(*TALL), weight))
     assert_close(found, expected)
@@ -124,5 +124,5 @@ def test_a_block_of_the_marched_slope_with_its_halo_has_the_bits_of_the_whole(st
     held, inner = cut(start, stop)
     dkc = np.ascontiguousarray(vectors(*SHAPE)[:, held])
     still, mask, values = (np.ascontiguousarray(a[held]) for a in (image(*SHAPE), weights(*SHAPE), moved(*SHAPE)))
-    march_slope(box(inner), ones(2), dkc, still, mask, values)
+    gradient_rows(box(inner), ones(2), dkc, still, mask, values)
     np.testing.assert_array_equal(values[inner[0].start : inner[0].stop], whole[start:stop])

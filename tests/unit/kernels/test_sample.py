@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from daskreg.kernels.device import NOWHERE
+from daskreg.kernels.device import NO_MASK
 from daskreg.kernels.sampling.cpu import (
     add_value,
     add_value_and_gradient,
     affine_sums,
+    apply_jacobian_transpose,
+    combine_masks,
     gradient_sums,
-    outline,
+    mark_domain,
+    plane_range,
     pull_back,
     sample,
     sample_nearest,
-    span,
-    turn,
-    weigh,
 )
 from daskreg.transforms.linear import index_gradient_by_plane, linear_part, to_fixed_point
 from tests import reference
@@ -145,10 +145,10 @@ def test_weights_are_the_fixed_mask_times_the_moving_one_where_it_lands(oracle):
     found = empty(*SHAPE)
     p = reference.sampling_points(SHAPE, MATRIX[:3], None, u.astype(float))
     landed = reference.trilinear(moving.astype(float), p)[0]
-    for mask in (still, NOWHERE):
-        weigh(SHAPE, *PLACE, u, 0, mask, moving, found)
+    for mask in (still, NO_MASK):
+        combine_masks(SHAPE, *PLACE, u, 0, mask, moving, found)
         np.testing.assert_allclose(found, landed * (still if mask.size else 1), atol=TOLERANCE)
-    weigh(SHAPE, *PLACE, None, 0, still, moving, found)
+    combine_masks(SHAPE, *PLACE, None, 0, still, moving, found)
     landed = reference.trilinear(moving.astype(float), reference.sampling_points(SHAPE, MATRIX[:3]))[0]
     np.testing.assert_allclose(found, landed * still, atol=TOLERANCE)
 
@@ -158,7 +158,7 @@ def test_parts_of_value_and_gradient_add_up_to_the_bits_of_the_whole(oracle):
     u, image_, slope = oracle[3], image(*OTHER), image(*SHAPE, seed=5) - np.float32(0.5)
     moved, value, g, whole = empty(*SHAPE), empty(*SHAPE), empty(3, *SHAPE), empty(3, *SHAPE)
     for target in (moved, value):
-        outline(SHAPE, *PLACE, u, OTHER[0], image_, target)
+        mark_domain(SHAPE, *PLACE, u, OTHER[0], image_, target)
     for start, stop in ((1, 4), (4, 6), (0, 1)):
         part = np.ascontiguousarray(image_[start:stop])
         add_value(SHAPE, *PLACE, u, start, part, value)
@@ -167,7 +167,7 @@ def test_parts_of_value_and_gradient_add_up_to_the_bits_of_the_whole(oracle):
     np.testing.assert_array_equal(value, moved)
     slope[np.isnan(moved)] = 0
     np.testing.assert_array_equal(gradient_sums(SHAPE, slope, g), affine_sums(SHAPE, *PLACE, u, 0, image_, slope))
-    turn(SHAPE, PLACE[2], slope, g)
+    apply_jacobian_transpose(SHAPE, PLACE[2], slope, g)
     pull_back(SHAPE, *PLACE, u, 0, image_, slope, whole)
     np.testing.assert_array_equal(g, whole)
 
@@ -175,7 +175,7 @@ def test_parts_of_value_and_gradient_add_up_to_the_bits_of_the_whole(oracle):
 def test_the_span_of_a_block_is_its_points_least_and_largest_plane(oracle):
     u = oracle[3]
     for displacement in (u, None):
-        rows = span((range(2, 5), *SHAPE[1:]), *PLACE, displacement)
+        rows = plane_range((range(2, 5), *SHAPE[1:]), *PLACE, displacement)
         given = None if displacement is None else u.astype(float)
         p = reference.sampling_points(SHAPE, MATRIX[:3], None, given)[0, 2:5]
         np.testing.assert_allclose(rows, [p.max(axis=2), -p.min(axis=2)], atol=2e-6)

@@ -8,7 +8,7 @@ import pytest
 from daskreg.comm import SingleRank
 from daskreg.engine.sums import add_up
 from daskreg.grid import Partition
-from daskreg.kernels.device import NOWHERE
+from daskreg.kernels.device import NO_MASK
 from daskreg.similarity import LNCC, MI, MSE
 from daskreg.similarity.base import Samples
 from tests import reference
@@ -63,7 +63,7 @@ def computed(choice, fixed, weight, moved):
 def test_value_and_gradient_are_the_oracle(name, masked):
     choice, value, gradient, value_tolerance, tolerance = CHOICES[name]
     fixed, moved = pair()
-    weight = weights(*SHAPE) if masked else NOWHERE
+    weight = weights(*SHAPE) if masked else NO_MASK
     w = np.where(np.isfinite(moved), weight if masked else 1, 0).astype(float)
     loss, n, slope = computed(choice, fixed, weight, moved)
     known = np.nan_to_num(moved)
@@ -100,7 +100,7 @@ def test_without_any_weight_there_is_neither_loss_nor_slope(name):
 
 def test_flat_windows_do_not_divide_by_zero():
     flat = np.full(SHAPE, 0.5, np.float32)
-    loss, _, slope = computed(LNCC(), flat, NOWHERE, flat)
+    loss, _, slope = computed(LNCC(), flat, NO_MASK, flat)
     assert loss == 0
     assert not slope.any()
 
@@ -113,7 +113,7 @@ def test_a_clear_gradient_of_the_centre_window_is_as_many_times_smaller_as_the_w
     for gradient in ("exact", "center"):
         choice = LNCC(radius=radius, minimum_contrast=0.002, gradient=gradient)
         loss = choice.build("cpu")
-        samples = Samples(fixed.shape, 0, fixed, NOWHERE, moving.copy(), np.zeros((3, *fixed.shape), np.float32))
+        samples = Samples(fixed.shape, 0, fixed, NO_MASK, moving.copy(), np.zeros((3, *fixed.shape), np.float32))
         loss.finish(samples, loss.partial(samples))
         lengths.append(float(np.sqrt((samples.moved**2).mean())))
         scales.append(choice.gradient_scale)

@@ -12,7 +12,7 @@ from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.arithmetic import round_int64
 from daskreg.kernels.intrinsics.half import as_float32, storage_type
 from daskreg.kernels.intrinsics.memory import address, load, load_uint16, store
-from daskreg.kernels.weights import COUNT
+from daskreg.kernels.weights import FIXED_POINT_SCALE
 from daskreg.similarity.lncc.cpu import factors
 from daskreg.similarity.lncc.cuda.gradient import vector_output
 from daskreg.similarity.lncc.cuda.windows import (
@@ -159,7 +159,7 @@ def add_totals(parts, totals, own, plane, t, threads):
             b += parts[uint32(at + uint32(e + 1))]
             c += parts[uint32(at + uint32(e + 2))]
             d += parts[uint32(at + uint32(e + 3))]
-        cuda.atomic.add(totals, q, round_int64(((a + b) + (c + d)) * float32(COUNT)))  # noqa: F821
+        cuda.atomic.add(totals, q, round_int64(((a + b) + (c + d)) * float32(FIXED_POINT_SCALE)))  # noqa: F821
 
 
 @formula

@@ -19,7 +19,7 @@ def _launch_sizes(box: tuple[int, int, int, int], held: int, origin: int, depth:
     return tuple(np.int32(v) for v in (*box, held, origin, depth))
 
 
-def windows(
+def compute_factors(
     box: tuple[int, int, int, int], origin: int, own: tuple[int, int], radius: int, epsilon: Any, flat: Any, fixed: Any,
     weight: Any, moved: Any, out: Any, totals: Any
 ) -> None:  # fmt: skip
@@ -48,7 +48,9 @@ def windows(
         )
 
 
-def slope(box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fixed: Any, weight: Any, moved: Any) -> None:
+def compute_gradient(
+    box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fixed: Any, weight: Any, moved: Any
+) -> None:
     """The exact gradient from the factors, in place of ``moved``."""
     _, planes, ny, nx = box
     if planes:
