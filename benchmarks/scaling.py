@@ -21,7 +21,6 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import tarfile
@@ -47,7 +46,7 @@ sys.path.insert(0, str(measure.ROOT))
 from distributed import Client, LocalCluster
 
 import daskreg
-from daskreg import LNCC, MI, MSE, Deformable
+from daskreg import LNCC, MI, MSE, Deformable, machine
 from daskreg.cluster import preload
 from daskreg.cluster.workers import workers_of
 from daskreg.comm import Communicator, SingleRank, Timeouts, open_endpoint
@@ -68,7 +67,7 @@ BEFORE = "e36090b"  # the last revision whose engine knows no ranks
 BUNDLED = ("quickstart_mni2009c_T1_2mm.nii.gz", "quickstart_colin27_T1_2mm.nii.gz")
 BRAIN = ("mni152nlin6_T1_brain_1mm.nii.gz", "multipropreg_oasisatlas_T1_1mm.nii.gz")
 MESSAGES = (8, 1 << 12, 1 << 16, 1 << 20, 1 << 23, 1 << 26)  # bytes
-CORES = len(os.sched_getaffinity(0))
+CORES = machine.cores().value
 
 
 def versions() -> dict[str, str]:

@@ -67,20 +67,24 @@ class Communicator(ABC):
             message.wait()
 
     def gather(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Arrays of one shape from all ranks, stacked by rank, on every rank.
-
-        Up to ``DIRECT_RANKS`` ranks send to each other at once; more use Bruck's algorithm, in ceil(log2 size) rounds.
-        """
+        """Arrays of one shape from all ranks, stacked by rank, on every rank."""
         if self.shared_gather is not None and (gathered := self.shared_gather(array)) is not None:
             self.traffic["sum"] += (self.size - 1) * array.nbytes
             return gathered
+        return self._gather_directly(array) if self.size <= DIRECT_RANKS else self._gather_in_rounds(array)
+
+    def _gather_directly(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Every rank sends to every other at once."""
         blocks = np.empty((self.size, *array.shape), array.dtype)
-        if self.size <= DIRECT_RANKS:
-            others = [r for r in range(self.size) if r != self.rank]
-            blocks[self.rank] = array
-            own = np.ascontiguousarray(array)
-            self.exchange([(r, [own]) for r in others], [(r, [blocks[r, ...]]) for r in others], "sum")
-            return blocks
+        blocks[self.rank] = array
+        own = np.ascontiguousarray(array)
+        others = [r for r in range(self.size) if r != self.rank]
+        self.exchange([(r, [own]) for r in others], [(r, [blocks[r, ...]]) for r in others], "sum")
+        return blocks
+
+    def _gather_in_rounds(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Bruck's algorithm: ceil(log2 size) rounds, in each of which a rank sends all that it has."""
+        blocks = np.empty((self.size, *array.shape), array.dtype)
         blocks[0] = array
         held = 1
         while held < self.size:

@@ -37,7 +37,7 @@ def plan(
     use = Resources(workers=workers, device=device, memory=parse_memory(memory), residency=residency)
     inputs = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform).open()
     kind = "cuda" if use.device == "cuda" else device_of(None, use.device, workers)
-    process = estimated_bytes(None, workers)
+    process = estimated_bytes(None, workers, kind)
     planned = inputs.for_device(kind).plan(workers, use.memory, use.residency, process=process)
     if use.memory is not None:
         planned.validate(use.memory, GIVEN)

@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+import threading
+import time
 
+import dask
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, Lock
 from distributed.security import Security
 
 from daskreg import MSE, Affine, Deformable
 from daskreg.cluster import embedded_client
+from daskreg.cluster import run as cluster_run
 from daskreg.cluster.workers import workers_of
 from daskreg.errors import RunError
 from tests.integration.workers import SOCKETS, cluster, processes, run, same
@@ -24,7 +28,7 @@ def images():
     return known_warp_pair((34, 28, 30), 2.0, 0)[:2]
 
 
-def test_ranks_of_an_encrypted_cluster_talk_over_tls(images):
+def test_ranks_of_an_encrypted_cluster_use_tls(images):
     """Self-made certificates, which everybody needs; the result is that of one worker."""
     security = Security.temporary()
     with cluster(2, security=security, protocol="tls://") as client:
@@ -57,7 +61,7 @@ def noted_link():
     return tcp.listened_at
 
 
-def test_a_refresh_of_the_client_in_between_hides_no_worker(monkeypatch):
+def test_workers_are_known_while_the_client_refreshes_its_own_list(monkeypatch):
     """The client asks for all but the workers from time to time, on a thread of its own."""
     with cluster(1) as client:
         real = client.sync
@@ -72,7 +76,56 @@ def test_a_refresh_of_the_client_in_between_hides_no_worker(monkeypatch):
         assert len(workers_of(client)) == 1
 
 
-def test_workers_of_our_own_leave_by_themselves(caplog):
+def test_a_run_that_waits_for_another_on_its_worker_warns(monkeypatch, caplog):
+    monkeypatch.setattr(cluster_run, "LOCK_WARNING_DELAY", 0.2)
+    entered = []
+
+    def second(client, members):
+        with cluster_run.locked(client, members):
+            entered.append(time.monotonic())
+
+    with cluster(2) as client, Client(client.scheduler.address, set_as_default=False) as other:
+        members = sorted(workers_of(client))
+        with cluster_run.locked(client, members):
+            thread = threading.Thread(target=second, args=(other, members[::-1]))
+            thread.start()
+            time.sleep(1.0)
+            released = time.monotonic()
+        thread.join(30)
+    assert entered
+    assert entered[0] > released
+    assert f"worker {members[0]} is busy with another registration; waiting for it" in caplog.text
+
+
+HOLDS_A_LOCK = """
+import sys, time
+from distributed import Client
+from daskreg.cluster.run import locked
+
+client = Client(sys.argv[1], set_as_default=False)
+with locked(client, sys.argv[2:]):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_client_loses_its_locks():
+    leases = {"distributed.scheduler.locks": {"lease-timeout": "2s", "lease-validation-interval": "200ms"}}
+    with dask.config.set(leases), cluster(1) as client:
+        members = sorted(workers_of(client))
+        command = [sys.executable, "-c", HOLDS_A_LOCK, client.scheduler.address, *members]
+        holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert holder.stdout.readline() == "locked\n"
+        time.sleep(3)  # longer than a lease, which the client renews
+        lock = Lock(f"daskreg-{members[0]}", scheduler_rpc=client.scheduler, loop=client.loop)
+        assert not lock.acquire(timeout=0.2)
+        holder.kill()
+        holder.communicate()
+        with cluster_run.locked(client, members):
+            assert members
+
+
+def test_embedded_workers_exit_without_being_killed(caplog):
     """Nobody has to kill them, and no process stays."""
     with caplog.at_level("WARNING", "distributed.nanny"), embedded_client(2) as client:
         there = [psutil.Process(pid) for pid in processes(client)]
@@ -82,7 +135,7 @@ def test_workers_of_our_own_leave_by_themselves(caplog):
 
 
 @pytest.mark.slow
-def test_a_run_whose_scheduler_is_gone_ends_and_says_so(images):
+def test_a_run_whose_scheduler_is_lost_raises(images):
     """A cluster whose parts are processes of their own, as on a batch system."""
     program = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
     started = [scheduler := subprocess.Popen(program, stderr=subprocess.PIPE, text=True)]

@@ -112,7 +112,7 @@ def chance(request):
 
 
 @pytest.mark.parametrize(("comm", "kept"), [("tcp", True), ("ucx", False)])
-def test_a_killed_worker_is_named_and_the_run_kept_if_it_can_go_on(client, images, tmp_path, chance, comm, kept):
+def test_a_killed_worker_is_named_and_a_run_with_a_checkpoint_is_kept(client, images, tmp_path, chance, comm, kept):
     require(comm)
     path, rank, iteration = tmp_path / "run.zarr", chance.randrange(3), chance.randrange(1, 100)
     there, pids = addresses(client), processes(client)
@@ -126,7 +126,7 @@ def test_a_killed_worker_is_named_and_the_run_kept_if_it_can_go_on(client, image
 
 
 @pytest.mark.parametrize("comm", ["ucx", pytest.param("tcp", marks=pytest.mark.slow)])
-def test_a_run_goes_on_without_a_killed_worker(client, images, undisturbed, tmp_path, chance, caplog, comm):
+def test_a_run_continues_without_a_killed_worker(client, images, undisturbed, tmp_path, chance, caplog, comm):
     require(comm)
     path, rank, iteration = tmp_path / "run.zarr", chance.randrange(3), chance.randrange(1, 100)
     pids = processes(client)
@@ -142,7 +142,7 @@ def test_a_run_goes_on_without_a_killed_worker(client, images, undisturbed, tmp_
 
 
 @pytest.mark.parametrize("comm", ["tcp", pytest.param("ucx", marks=pytest.mark.slow)])
-def test_a_worker_that_stands_still_is_lost_after_the_deadline(client, images, tmp_path, comm):
+def test_a_stopped_worker_is_lost_after_the_deadline(client, images, tmp_path, comm):
     require(comm)
     there, pids = addresses(client), processes(client)
     watch = Once(lambda: os.kill(pids[2], signal.SIGSTOP))
@@ -235,7 +235,7 @@ def command(images, tmp_path):
         child.communicate()
 
 
-def test_a_run_whose_driver_and_workers_were_killed_can_be_resumed_on_others(client, images, undisturbed, command):
+def test_a_run_whose_client_and_workers_were_killed_resumes_on_others(client, images, undisturbed, command):
     child, path = command(1)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -244,7 +244,7 @@ def test_a_run_whose_driver_and_workers_were_killed_can_be_resumed_on_others(cli
 
 
 @pytest.mark.slow
-def test_sigterm_makes_a_checkpoint_that_can_be_resumed_on_others(client, images, undisturbed, command):
+def test_sigterm_writes_a_checkpoint_that_resumes_on_others(client, images, undisturbed, command):
     child, path = command(2)
     before = CheckpointStore(str(path)).latest()
     os.kill(child.pid, signal.SIGTERM)
@@ -278,7 +278,7 @@ def free_disk():
     checkpoint._write_plane = checkpoint._write_plane.real
 
 
-def test_a_full_disk_costs_what_came_after_the_last_checkpoint(client, images, undisturbed, tmp_path):
+def test_a_full_disk_keeps_the_last_checkpoint(client, images, undisturbed, tmp_path):
     path, one = tmp_path / "run.zarr", addresses(client)[1:2]
     client.run(fill_disk, workers=one)
     try:
@@ -325,14 +325,14 @@ def stopped(unfinished, tmp_path):
         ({"fixed": "other.zarr"}, "another fixed image"),
     ],
 )
-def test_a_run_is_not_resumed_with_another_recipe(client, images, stopped, given, words):
+def test_a_run_does_not_resume_with_another_configuration_or_image(client, images, stopped, given, words):
     given = {k: str(images / v) if isinstance(v, str) else v for k, v in given.items()}
     with pytest.raises(ConfigError, match=words):
         daskreg.register(**given, output=stopped, resume=True, client=client)
     assert checkpointed(stopped)
 
 
-def test_a_run_that_has_no_checkpoint_or_is_complete_is_not_resumed(client, images, undisturbed, stopped, tmp_path):
+def test_a_run_that_is_complete_or_has_no_checkpoint_does_not_resume(client, images, undisturbed, stopped, tmp_path):
     with pytest.raises(OutputExists, match="is complete"):
         daskreg.register(output=undisturbed.path, resume=True, client=client)
     shutil.rmtree(stopped / "checkpoint")
@@ -340,7 +340,7 @@ def test_a_run_that_has_no_checkpoint_or_is_complete_is_not_resumed(client, imag
         daskreg.register(output=stopped, resume=True, client=client)
 
 
-def test_a_run_is_resumed_as_often_as_needed(client, undisturbed, stopped):
+def test_a_run_resumes_a_second_time(client, undisturbed, stopped):
     found = daskreg.register(output=stopped, resume=True, client=client, workers=2, comm="tcp")
     assert same(undisturbed, found).bits
 
@@ -348,7 +348,7 @@ def test_a_run_is_resumed_as_often_as_needed(client, undisturbed, stopped):
 # --- a voxel is bad -------------------------------------------------------------------------------------------------------
 
 
-def test_a_bad_voxel_of_one_rank_is_no_lost_rank(client, images, tmp_path, monkeypatch, capsys):
+def test_an_invalid_voxel_on_one_rank_is_not_reported_as_a_lost_rank(client, images, tmp_path, monkeypatch, capsys):
     """It lies in the last block; the others are told of it, and the sentence is about the voxel."""
     path = tmp_path / "run.zarr"
     with pytest.raises(VoxelError, match=r"the moving image .* has 1 voxels that are NaN or infinite"):

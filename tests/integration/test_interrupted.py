@@ -64,7 +64,7 @@ def ended(child):
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_what_is_interrupted_leaves_nothing_and_what_it_was_to_replace(inputs, tmp_path, name, older):
+def test_an_interrupted_command_leaves_no_output_and_keeps_what_it_was_to_replace(inputs, tmp_path, name, older):
     words = [str(inputs / w) if w in ("run.zarr", "fine.ome.zarr") else w for w in COMMANDS[name]]
     output = tmp_path / words[words.index("-o") + 1]
     if older:

@@ -37,7 +37,7 @@ def second(first):
     return again(first.path)
 
 
-def test_it_goes_on_where_the_first_one_stopped(first, second):
+def test_it_continues_where_the_first_run_stopped(first, second):
     before, after = deformable(first)[-1], deformable(second)[0]
     assert after[0] == pytest.approx(before[-1], rel=0.1)  # a coarse level sees the full field through its own voxels
     assert after[-1] < after[0] < 0.7 * deformable(first)[0][0]
@@ -46,11 +46,11 @@ def test_it_goes_on_where_the_first_one_stopped(first, second):
     assert np.abs(moved).max() < 4 * 0.5 * 6  # four steps of at most half a voxel of the level
 
 
-def test_two_workers_start_from_the_same_bits(first, second):
+def test_two_workers_start_bitwise_alike(first, second):
     np.testing.assert_array_equal(np.asarray(again(first.path, workers=2).displacement), np.asarray(second.displacement))
 
 
-def test_linear_stages_are_left_out_and_that_is_said(first, caplog):
+def test_linear_stages_are_skipped_with_a_message(first, caplog):
     with caplog.at_level(logging.INFO, "daskreg"):
         result = again(first.path, stages=[Moments(), Affine(), Deformable(similarity=MSE(), scales=(4,), iterations=(1,))])
     assert "without the stages moments, affine" in caplog.text
@@ -61,13 +61,13 @@ def test_linear_stages_are_left_out_and_that_is_said(first, caplog):
 
 
 @pytest.mark.parametrize("name", ["composite.h5", "total.nii.gz"])
-def test_files_of_itk_are_starts_too(first, second, tmp_path, name):
+def test_itk_files_are_initial_transforms(first, second, tmp_path, name):
     export(first.path, tmp_path / name)
     after = deformable(again(tmp_path / name, iterations=1))[0]
     assert after[0] == pytest.approx(deformable(second)[0][0], rel=0.02)
 
 
-def test_an_affine_of_itk_starts_linear_stages(first, tmp_path):
+def test_an_itk_affine_starts_linear_stages(first, tmp_path):
     t = sitk.AffineTransform(3)
     t.SetTranslation((2.0, -3.0, 1.0))
     sitk.WriteTransform(t, str(tmp_path / "start.tfm"))

@@ -203,7 +203,7 @@ def test_the_runs_that_are_compared_do_something(alone):
             assert np.abs(np.asarray(found.displacement)).max() > 0.3, make
 
 
-def test_all_pairs_of_workers_residency_and_connection_meet():
+def test_every_pair_of_workers_residency_and_transport_is_covered():
     met = {pair for _, *choice in spread() for pair in itertools.combinations(enumerate(choice), 2)}
     assert len(met) == 3 * 3 + 3 * 2 + 3 * 2
 
@@ -212,7 +212,7 @@ def test_all_pairs_of_workers_residency_and_connection_meet():
 @pytest.mark.parametrize("comm", COMMS)
 @pytest.mark.parametrize("residency", RESIDENCIES)
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
-def test_every_case_with_every_residency_and_connection(client, alone, make, residency, comm):
+def test_every_case_with_every_residency_and_transport(client, alone, make, residency, comm):
     require(comm)
     case, first = alone(make)
     for workers in (2, 3, 4):
@@ -220,7 +220,7 @@ def test_every_case_with_every_residency_and_connection(client, alone, make, res
         assert same(first, found).bits, same(first, found).line()
 
 
-def test_a_turned_image_needs_planes_from_afar(client, alone):
+def test_a_rotated_image_needs_planes_of_distant_shards(client, alone):
     """With blocks across the shards, the ring carries planes that a block's own place in the row would not need."""
     case, _ = alone(a_quarter_turn)
     carried = {}
@@ -269,7 +269,7 @@ def scheduler(client, monkeypatch):
     client.cluster.scheduler.remove_plugin(name=plugin.name)
 
 
-def test_the_scheduler_sees_a_task_a_worker_and_no_voxels(client, scheduler):
+def test_the_scheduler_sees_one_task_per_worker_and_no_voxels(client, scheduler):
     """However many iterations: heartbeats and progress are small, so whatever is large must be few planes of the image."""
     tasks, messages = scheduler
     fixed, moving = images((64, 64, 64), 13)
@@ -294,7 +294,7 @@ def pretend(usable):
     ucx.usable = usable
 
 
-def test_ucx_is_refused_where_a_worker_cannot_and_auto_takes_tcp(client):
+def test_ucx_is_refused_if_a_worker_lacks_it_and_auto_uses_tcp(client):
     require("ucx")
     fixed, moving = images((24, 20, 20), 14)
     one = addresses(client)[:1]
@@ -307,7 +307,7 @@ def test_ucx_is_refused_where_a_worker_cannot_and_auto_takes_tcp(client):
         client.run(pretend, lambda: True, workers=one)
 
 
-def test_an_unknown_connection_is_refused(client):
+def test_an_unknown_transport_is_refused(client):
     with pytest.raises(ConfigError, match="auto, tcp or ucx"):
         run(client, *images((24, 20, 20), 14), [affine(MSE())], comm="mpi")
 
@@ -339,7 +339,7 @@ def command(monkeypatch, capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def test_verify_says_that_all_are_identical(tmp_path, monkeypatch, capsys):
+def test_verify_reports_identical_results(tmp_path, monkeypatch, capsys):
     (tmp_path / "quick.yaml").write_text(QUICK)
     options = ["--workers", "1,2", "--residency", "ring,window", "--config", tmp_path / "quick.yaml"]
     code, out, _ = command(monkeypatch, capsys, "verify", *demo_pair(3), *options)
@@ -353,7 +353,7 @@ def test_verify_says_that_all_are_identical(tmp_path, monkeypatch, capsys):
     assert "largest difference of the displacement: 0 voxel" in out
 
 
-def test_verify_says_where_they_differ_and_fails(tmp_path, monkeypatch, capsys):
+def test_verify_reports_differences_and_fails(tmp_path, monkeypatch, capsys):
     """Another recipe on the second run stands for an engine that gets it wrong."""
     from daskreg.workflows import verify
 
@@ -372,7 +372,7 @@ def test_verify_says_where_they_differ_and_fails(tmp_path, monkeypatch, capsys):
 # --- where images are ---------------------------------------------------------------------------------------------------
 
 
-def test_the_chunks_of_the_stored_images_do_not_show(client, alone, tmp_path):
+def test_the_result_does_not_depend_on_the_chunks_of_the_images(client, alone, tmp_path):
     """NumPy arrays, NIfTI, and OME-Zarr in chunks that have nothing to do with the blocks."""
     case, first = alone(local_correlation)
     kinds = {"small.zarr": 7, "flat.zarr": (3, 29, 31), "deep.zarr": (34, 5, 4), "whole.nii.gz": None}

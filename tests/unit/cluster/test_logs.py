@@ -49,7 +49,7 @@ def speak():
     logging.getLogger("dask_cuda").info("a GPU")
 
 
-def test_all_of_them_are_silent_inside_and_heard_again_outside(chatty):
+def test_loggers_are_silent_inside_and_as_before_outside(chatty):
     before = levels()
     with silenced():
         speak()
@@ -123,7 +123,7 @@ class CudaCluster:
         self.made.append(self)
 
 
-def test_a_cluster_of_gpus_is_started_in_silence(chatty, monkeypatch):
+def test_a_cuda_cluster_starts_without_log_messages(chatty, monkeypatch):
     fake = ModuleType("dask_cuda")
     fake.LocalCUDACluster = CudaCluster
     monkeypatch.setitem(sys.modules, "dask_cuda", fake)
@@ -136,7 +136,7 @@ def test_a_cluster_of_gpus_is_started_in_silence(chatty, monkeypatch):
     assert dask.config.get("distributed.nanny.pre-spawn-environ") == before
 
 
-def test_new_workers_are_silent_from_their_first_line():
+def test_new_worker_processes_log_critical_messages_only():
     with silenced_workers():
         environment = dask.config.get("distributed.nanny.pre-spawn-environ")
     program = "import logging, distributed; print(logging.getLogger('distributed.worker').getEffectiveLevel())"

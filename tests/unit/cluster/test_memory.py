@@ -23,7 +23,7 @@ def client(monkeypatch, **workers):
     return SimpleNamespace(run=lambda _: {a: limit for a, (*_, limit) in workers.items()})
 
 
-def test_a_worker_on_its_own_may_use_its_machine(monkeypatch):
+def test_a_single_worker_may_use_the_whole_limit(monkeypatch):
     monkeypatch.setattr(machine, "memory", lambda: Limit(8 * GIB, "the physical memory"))
     assert memory_limit(None, 1) == Limit(8 * GIB, "the physical memory")
     assert memory_limit(None, 2) == Limit(4 * GIB, "1/2 of the physical memory, 8.0 GiB")
@@ -42,14 +42,14 @@ def test_workers_of_one_container_share_it_and_those_of_several_do_not(monkeypat
     assert memory_limit(apart, 2).value == 8 * GIB
 
 
-def test_the_limit_of_dask_counts_where_the_machine_has_as_much(monkeypatch):
+def test_dasks_own_limit_counts_up_to_that_of_the_machine(monkeypatch):
     found = client(monkeypatch, a=("here", 5 * GIB, Limit(8 * GIB, "x")), b=("here", 5 * GIB, Limit(8 * GIB, "x")))
     assert memory_limit(found, 2) == Limit(5 * GIB, "the memory limit of the Dask worker a")
     found = client(monkeypatch, a=("here", 9 * GIB, Limit(8 * GIB, "x")))
     assert memory_limit(found, 1) == Limit(8 * GIB, "x")
 
 
-def test_a_plan_that_does_not_fit_says_what_the_limit_is_and_where_it_comes_from(monkeypatch, tmp_path):
+def test_a_plan_that_does_not_fit_names_the_limit_and_its_source(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "memory", lambda: Limit(GIB // 4, "the cgroup limit /sys/fs/cgroup/job_7/memory.max"))
     from daskreg.workflows.demo import demo_pair
 
@@ -58,7 +58,7 @@ def test_a_plan_that_does_not_fit_says_what_the_limit_is_and_where_it_comes_from
     assert not (tmp_path / "run.zarr").exists()
 
 
-def test_workers_that_are_there_are_measured():
+def test_existing_workers_are_measured():
     found = SimpleNamespace(run=lambda function: {"a": 300, "b": 360} if function is start_bytes else {})
     assert estimated_bytes(found, 2) == running_bytes(360) == 420
 

@@ -48,7 +48,7 @@ def device(monkeypatch):
 @pytest.mark.parametrize("lead", [(), (3,)])
 @pytest.mark.parametrize("back", list(permutations(range(3))))
 @pytest.mark.parametrize("kind", [np.ndarray, OnDevice])
-def test_rows_come_out_as_they_went_in(monkeypatch, device, back, lead, kind):
+def test_rows_are_stored_unchanged_in_the_stored_axis_order(monkeypatch, device, back, lead, kind):
     monkeypatch.setattr(module, "PART_BYTES", 700)
     voxels = np.random.default_rng(0).random((*lead, 12, 10, 6), np.float32)
     stored = voxels.transpose(*range(len(lead)), *(len(lead) + a for a in back))
@@ -70,7 +70,7 @@ def test_a_part_is_at_least_one_row_of_chunks(monkeypatch):
     assert [region.start[1] for _, region in store.calls] == [0, 4, 8]
 
 
-def test_what_goes_wrong_behind_is_raised_and_nothing_more_is_written(device):
+def test_an_error_in_the_writer_thread_is_raised_and_ends_writing(device):
     store, planes = Store((8, 10, 6), fails=1), np.zeros((4, 10, 6), np.float32).view(OnDevice)
 
     def put(writer):
@@ -83,7 +83,7 @@ def test_what_goes_wrong_behind_is_raised_and_nothing_more_is_written(device):
     assert not [t for t in threading.enumerate() if t.name.startswith("daskreg-output")]
 
 
-def test_few_parts_wait_at_once(device):
+def test_the_queue_of_parts_is_bounded(device):
     gate, store = threading.Event(), Store((4, 10, 6))
     plain = store.write
     store.write = lambda *given: (gate.wait(30), plain(*given))

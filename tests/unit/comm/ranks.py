@@ -52,7 +52,7 @@ class Ranks:
         addresses = {r: a for part in found.values() for r, a in part.items()}
         self._everywhere(_connect, self.run, each=([addresses[r] for r in range(size)], ["host"] * size))
 
-    def do(self, part: Part) -> list[Any]:
+    def run_part(self, part: Part) -> list[Any]:
         """What each rank returned or raised."""
         found = self._everywhere(_work, self.run, each=(part,))
         by_rank = {r: a[r] if isinstance(a, dict) else a for w, a in found.items() for r in self.mine[w]}
@@ -73,11 +73,11 @@ class Ranks:
         return {w: a.get(w) if isinstance(a, dict) else a for w, a in zip(self.mine, found, strict=True)}
 
 
-def spread(client: Client, kind: str, size: int, part: Part) -> list[Any]:
+def run_on_workers(client: Client, kind: str, size: int, part: Part) -> list[Any]:
     """One run; the first failure is raised."""
     group = Ranks(client, kind, size)
     try:
-        results = group.do(part)
+        results = group.run_part(part)
     finally:
         group.close()
     for result in results:
@@ -86,12 +86,14 @@ def spread(client: Client, kind: str, size: int, part: Part) -> list[Any]:
     return results
 
 
-def bare(kind: str, size: int, part: Part, *, apart: bool, deadline: float) -> list[Any]:
+def run_in_processes(kind: str, size: int, part: Part, *, apart: bool, deadline: float) -> list[Any]:
     """What each rank, a process of its own, returned or raised; None of one that died."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["daskreg.comm.tcp", *(["daskreg.comm.ucx"] if kind == "ucx" else [])])
     pipes = [context.Pipe() for _ in range(size)]
-    processes = [context.Process(target=_one, args=(pipes[r][1], kind, r, size, part, apart, deadline)) for r in range(size)]
+    processes = [
+        context.Process(target=_rank_process, args=(pipes[r][1], kind, r, size, part, apart, deadline)) for r in range(size)
+    ]
     for process, (_, theirs) in zip(processes, pipes, strict=True):
         process.start()
         theirs.close()
@@ -120,7 +122,7 @@ def _received(pipe: Connection) -> Any:
         return None
 
 
-def _one(pipe: Connection, kind: str, rank: int, size: int, part: Part, apart: bool, deadline: float) -> None:
+def _rank_process(pipe: Connection, kind: str, rank: int, size: int, part: Part, apart: bool, deadline: float) -> None:
     async def main() -> None:
         names = [f"process {r}" for r in range(size)]
         endpoint = await open_endpoint(kind, "bare", rank, names, Timeouts(deadline=deadline), "127.0.0.1")

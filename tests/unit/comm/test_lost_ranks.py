@@ -9,7 +9,7 @@ import pytest
 
 from daskreg.comm import Timeouts, open_endpoint
 from daskreg.errors import RankLost
-from tests.unit.comm.ranks import bare
+from tests.unit.comm.ranks import run_in_processes
 
 
 def die(comm):
@@ -42,10 +42,10 @@ def die_while_sent_to(comm):
         ("ucx", False, 1.5, "was silent"),  # in shared memory nobody tells of a death
     ],
 )
-def test_a_killed_process_is_named_by_all_who_wait_for_it(kind, apart, deadline, what, part):
+def test_every_waiting_rank_names_a_killed_process(kind, apart, deadline, what, part):
     if kind == "ucx":
         pytest.importorskip("ucxx")
-    found = bare(kind, 3, part, apart=apart, deadline=deadline)
+    found = run_in_processes(kind, 3, part, apart=apart, deadline=deadline)
     assert found[1] is None
     for rank in (0, 2):
         assert isinstance(found[rank], RankLost), found

@@ -9,11 +9,11 @@ import pytest
 from distributed import Client, LocalCluster
 
 from daskreg.comm import SingleRank, available_transports, local
-from tests.unit.comm.ranks import Ranks, spread
+from tests.unit.comm.ranks import Ranks, run_on_workers
 
-TALKING = ["threads", "tcp", "ucx"]
+BACKENDS = ["threads", "tcp", "ucx"]
 SIZES = 1, 2, 3, 5
-ALL = [("alone", 1), *((kind, size) for kind in TALKING for size in SIZES)]
+ALL = [("single", 1), *((kind, size) for kind in BACKENDS for size in SIZES)]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def ranks(request):
     """``ranks(kind, size, part)``: what ``part(communicator)`` returned on each."""
 
     def run(kind, size, part):
-        if kind == "alone":
+        if kind == "single":
             return [part(SingleRank())]
         if kind == "threads":
             return local.run(size, part)
         if kind == "ucx":
             pytest.importorskip("ucxx")
-        return spread(request.getfixturevalue("client"), kind, size, part)
+        return run_on_workers(request.getfixturevalue("client"), kind, size, part)
 
     return run
 
@@ -63,8 +63,8 @@ def round_the_ring(comm, sizes):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("kind", TALKING)
-def test_arrays_of_any_shape_and_type_arrive_as_they_were(ranks, kind):
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_arrays_of_any_shape_and_dtype_arrive_unchanged(ranks, kind):
     ranks(kind, 3, partial(round_the_ring, sizes=[0, 1, 2, 400]))
 
 
@@ -76,8 +76,8 @@ def large(comm):
     return all((a - b == other - comm.rank).all() for a, b in zip(into, sent, strict=True)), dict(comm.traffic)
 
 
-@pytest.mark.parametrize("kind", TALKING)
-def test_large_and_small_arrays_travel_in_one_message_and_are_counted(ranks, kind):
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_large_and_small_arrays_are_one_message_and_counted_as_traffic(ranks, kind):
     assert ranks(kind, 2, large) == [(True, {"large": 4 * 2_300_005})] * 2
 
 
@@ -99,8 +99,8 @@ def in_order(comm):
     return [int(a[0]) for a in into], float(last)
 
 
-@pytest.mark.parametrize("kind", TALKING)
-def test_messages_keep_their_order_whatever_the_order_of_the_waits(ranks, kind):
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_messages_arrive_in_order_for_any_order_of_waits(ranks, kind):
     assert ranks(kind, 2, in_order)[0] == (list(range(20)), 20.0)
 
 
@@ -118,8 +118,8 @@ def reuse(comm):
     return [bool((a == n).all()) for n, a in enumerate(into)]
 
 
-@pytest.mark.parametrize("kind", TALKING)
-def test_a_sent_array_may_be_changed_once_the_wait_is_over(ranks, kind):
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_sent_array_may_be_changed_after_the_wait(ranks, kind):
     assert ranks(kind, 2, reuse)[0] == [True] * 5
 
 
@@ -139,8 +139,8 @@ def early_and_late(comm):
     return bool((into[0] == other).all() and (into[1] == other).all())
 
 
-@pytest.mark.parametrize("kind", TALKING)
-def test_ranks_need_not_be_equally_fast(ranks, kind):
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_messages_may_be_sent_before_or_after_they_are_asked_for(ranks, kind):
     assert ranks(kind, 2, early_and_late) == [True, True]
 
 
@@ -161,8 +161,8 @@ def waits_for_a_slow_one(comm):
     return told, float(answer[0])
 
 
-@pytest.mark.parametrize("kind", TALKING)
-def test_a_slow_rank_is_reported_once_and_left_alive(ranks, kind):
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_slow_rank_is_reported_once_and_not_lost(ranks, kind):
     assert ranks(kind, 2, waits_for_a_slow_one)[0] == ([1], 7.0)
 
 
@@ -175,11 +175,11 @@ def stop():
 
 
 @pytest.mark.parametrize("kind", ["tcp", "ucx"])
-def test_a_stopped_run_ends_a_wait(client, kind):
+def test_stopping_a_run_ends_a_wait(client, kind):
     if kind == "ucx":
         pytest.importorskip("ucxx")
     group = Ranks(client, kind, 2)
-    found = group.do(give_up)
+    found = group.run_part(give_up)
     group.close()
     assert found == ["stopped", None]
 
@@ -210,7 +210,7 @@ def together(comm):
 
 
 @pytest.mark.parametrize(("kind", "size"), ALL)
-def test_all_ranks_together(ranks, kind, size):
+def test_collective_operations(ranks, kind, size):
     assert ranks(kind, size, together) == [True] * size
 
 
@@ -224,17 +224,17 @@ def planes(comm):
 
 
 @pytest.mark.parametrize(("kind", "size"), ALL)
-def test_a_sum_over_planes_has_the_same_bits_however_they_are_split(ranks, kind, size):
+def test_a_sum_over_planes_is_bitwise_the_same_for_any_partition(ranks, kind, size):
     assert set(ranks(kind, size, planes)) == {np.ascontiguousarray(PLANES).sum(axis=1).tobytes()}
 
 
 @pytest.mark.parametrize("kind", ["tcp", "ucx"])
-def test_two_runs_share_processes_and_do_not_meet(client, kind):
+def test_messages_of_two_runs_in_the_same_processes_stay_apart(client, kind):
     if kind == "ucx":
         pytest.importorskip("ucxx")
     groups = [Ranks(client, kind, 3), Ranks(client, kind, 2)]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda group: group.do(partial(round_the_ring, sizes=[3, 50] * 5)), groups))
+        found = list(pool.map(lambda group: group.run_part(partial(round_the_ring, sizes=[3, 50] * 5)), groups))
     for group in groups:
         group.close()
     assert found == [[None] * 3, [None] * 2]
@@ -247,7 +247,7 @@ def disagree(comm):
         comm.receive(0, [np.zeros(4)]).wait()
 
 
-def test_arrays_of_another_shape_than_agreed_are_refused(ranks):
+def test_a_message_of_another_shape_raises(ranks):
     with pytest.raises(ValueError, match=r"\(3,\).*\(4,\).*same plan"):
         ranks("threads", 2, disagree)
 
@@ -256,7 +256,7 @@ def test_tcp_is_always_available():
     assert available_transports()[-1] == "tcp"
 
 
-def test_the_first_thread_to_fail_stops_the_others_and_its_error_is_raised():
+def test_the_first_thread_that_fails_stops_the_others_and_its_error_is_raised():
     seen = []
 
     def part(comm):
@@ -274,12 +274,12 @@ def test_the_first_thread_to_fail_stops_the_others_and_its_error_is_raised():
     assert all("rank 2 (thread 2) was lost: ZeroDivisionError: here" in message for message in seen)
 
 
-def test_a_thread_that_has_ended_is_not_waited_for():
+def test_waiting_for_a_thread_that_has_ended_raises():
     with pytest.raises(Exception, match=r"rank 1 \(thread 1\) was lost: it ended"):
         local.run(2, lambda comm: comm.rank == 0 and comm.receive(1, [np.empty(1)]).wait())
 
 
-def test_threads_can_be_started_by_hand():
+def test_communicators_for_threads_of_the_caller():
     first, second = local.communicators(2)
     first.send(1, [np.arange(3)]).wait()
     into = np.empty(3, int)

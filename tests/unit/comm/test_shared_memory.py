@@ -12,7 +12,7 @@ import pytest
 from daskreg.comm import Timeouts, local, shared_memory, use_shared_memory
 from daskreg.comm.shared_memory import HEADER, SLOT_BYTES, TOKEN_BYTES, SharedMemoryAllgather
 from daskreg.errors import RankLost
-from tests.unit.comm.ranks import bare
+from tests.unit.comm.ranks import run_in_processes
 
 
 def shared(part, comm, hosts=None):
@@ -34,7 +34,7 @@ def sums(comm, rounds=60):
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_ranks_of_one_machine_gather_what_messages_would_bring(size):
+def test_shared_memory_gathers_the_same_as_messages(size):
     before = len(os.listdir("/proc/self/fd"))
     there, plain = local.run(size, partial(shared, sums)), local.run(size, sums)
     assert [used for used, _, _ in there] == [True] * size
@@ -43,7 +43,7 @@ def test_ranks_of_one_machine_gather_what_messages_would_bring(size):
     assert len(os.listdir("/proc/self/fd")) <= before + size  # what is still mapped
 
 
-def test_it_counts_as_traffic_what_the_messages_it_saves_would_have_carried():
+def test_shared_memory_counts_the_traffic_of_the_messages_it_replaces():
     def one(comm):
         comm.gather(np.zeros(6))
         return comm.traffic["sum"]
@@ -59,21 +59,21 @@ def test_it_counts_as_traffic_what_the_messages_it_saves_would_have_carried():
 
 
 @pytest.mark.parametrize("kind", ["tcp", "ucx"])
-def test_processes_share_it(kind):
+def test_processes_gather_through_shared_memory(kind):
     if kind == "ucx":
         pytest.importorskip("ucxx")
-    for used, found, _ in bare(kind, 3, partial(shared, sums), apart=False, deadline=30):
+    for used, found, _ in run_in_processes(kind, 3, partial(shared, sums), apart=False, deadline=30):
         assert used
         assert found == {2.0}
 
 
-def test_ranks_of_several_machines_have_none():
+def test_ranks_of_several_machines_use_messages():
     for used, _, _ in local.run(2, partial(shared, sums, hosts=["here", "there"])):
         assert not used
 
 
 @pytest.mark.parametrize("broken", ["_create", "_map"])
-def test_where_one_rank_cannot_have_it_nobody_has(monkeypatch, broken):
+def test_all_ranks_use_messages_if_one_cannot_map_the_memory(monkeypatch, broken):
     plain, calls = getattr(shared_memory, broken), []
 
     def once(*given):
@@ -86,7 +86,7 @@ def test_where_one_rank_cannot_have_it_nobody_has(monkeypatch, broken):
         assert found == {2.0}
 
 
-def test_without_room_in_shared_memory_there_is_none(monkeypatch):
+def test_a_full_shared_memory_file_system_leaves_no_file_open(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -96,7 +96,7 @@ def test_without_room_in_shared_memory_there_is_none(monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_other_memory_at_the_same_place_is_not_taken_for_it():
+def test_another_file_at_the_same_path_is_not_mapped():
     mine, other = shared_memory._create(4096), shared_memory._create(4096)
     place = shared_memory._describe(mine)
     assert shared_memory._map(place, 4096) is not None
@@ -108,7 +108,7 @@ def test_other_memory_at_the_same_place_is_not_taken_for_it():
     os.close(other)
 
 
-def test_a_row_that_is_half_written_or_of_another_sum_does_not_count():
+def test_a_slot_that_is_partly_written_or_of_another_gather_is_not_valid():
     comm = local.communicators(2)[0]
     made = SharedMemoryAllgather(bytearray(4 * (HEADER.size + SLOT_BYTES)), comm)
     made.number = 1
@@ -128,7 +128,7 @@ def test_a_silent_rank_is_lost_after_the_deadline():
         SharedMemoryAllgather(bytearray(4 * (HEADER.size + SLOT_BYTES)), comm).gather(np.zeros(3))
 
 
-def test_a_rank_that_fails_is_no_silent_one():
+def test_a_failed_rank_ends_the_wait_before_the_deadline():
     """The others know at once, as over messages."""
 
     def part(comm):
@@ -148,7 +148,7 @@ def test_a_rank_that_fails_is_no_silent_one():
     [np.zeros(4), np.zeros((3, 1)), np.zeros(3, np.int64), np.zeros(SLOT_BYTES)],
     ids=["longer", "shape", "type", "no room"],
 )
-def test_arrays_that_differ_are_told(others):
+def test_arrays_that_differ_between_ranks_raise(others):
     def part(comm):
         use_shared_memory(comm, ["here"] * 2)
         comm.gather((np.zeros(3), others)[comm.rank])

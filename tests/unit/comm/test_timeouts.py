@@ -22,7 +22,7 @@ class Stopped(Exception):
     pass
 
 
-def test_what_is_ready_is_not_waited_for():
+def test_a_result_that_is_ready_is_returned_without_a_check():
     def check():
         raise Stopped
 
@@ -31,12 +31,12 @@ def test_what_is_ready_is_not_waited_for():
     assert ready.asked == 1
 
 
-def test_a_silent_rank_is_lost_after_the_deadline_and_named():
+def test_a_silent_rank_raises_with_its_name_after_the_deadline():
     with pytest.raises(RankLost, match=r"rank 3 \(there\) was silent"):
         Timeouts(deadline=0.0).wait(lambda seconds: False, 3, "there")
 
 
-def test_a_slow_rank_is_reported_once_a_wait():
+def test_a_slow_rank_is_reported_once_per_wait():
     told = []
     timeouts = Timeouts(warn_after=0.0, on_slow=lambda rank, seconds: told.append((rank, seconds > 0)))
     timeouts.wait(Later(9), 2, "there")
@@ -51,7 +51,7 @@ def test_a_rank_that_is_not_slow_yet_is_not_reported():
     assert told == []
 
 
-def test_the_check_is_made_between_two_questions_and_ends_the_wait():
+def test_the_check_runs_between_two_polls_and_ends_the_wait():
     ready, calls = Later(100), []
 
     def check():
