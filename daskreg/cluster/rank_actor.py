@@ -11,9 +11,10 @@ from typing import Any
 
 from distributed import Worker, get_worker
 
+from daskreg.cluster.checkpoint_schedule import CheckpointSchedule
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.rank_job import RankJob, run_rank
-from daskreg.cluster.timeouts import LEVEL_END_CHECKPOINT_AGE, PROGRESS_INTERVAL
+from daskreg.cluster.timeouts import PROGRESS_INTERVAL
 from daskreg.comm import Communicator, Endpoint, SingleRank, Timeouts, open_endpoint, use_shared_memory
 from daskreg.engine.report import SAVE, STOP, Progress, Watch
 from daskreg.errors import RankLost, Stopped
@@ -73,9 +74,9 @@ class RankWatch(Watch):
     """Sends a rank's progress to the client, notices that its task was cancelled, and decides when a checkpoint is due."""
 
     def __init__(self, actor: RankActor, checkpoint: float | None) -> None:
-        self.actor, self.checkpoint, self.worker = actor, checkpoint, get_worker()
+        self.actor, self.schedule, self.worker = actor, CheckpointSchedule(checkpoint), get_worker()
         self.task = self.worker.state.tasks[self.worker.get_current_task()]
-        self.last_progress, self.last_checkpoint = 0.0, time.monotonic()
+        self.last_progress = 0.0
 
     def check(self) -> None:
         """Raise Cancelled once the client no longer waits for this rank."""
@@ -97,13 +98,16 @@ class RankWatch(Watch):
     def asked(self, *, level_end: bool = False) -> float:
         """STOP when the client said so; SAVE when rank 0's clock does."""
         requested = self.actor.requested
-        if self.checkpoint is None:
+        if self.schedule.interval is None:
             return STOP if requested >= STOP else 0.0
-        due = min(LEVEL_END_CHECKPOINT_AGE, self.checkpoint) if level_end else self.checkpoint
-        if self.actor.rank == 0 and time.monotonic() - self.last_checkpoint >= due:
-            self.last_checkpoint = time.monotonic()
+        if self.actor.rank == 0 and self.schedule.due(level_end=level_end):
             return max(SAVE, requested)
         return requested
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint was written; report where that takes longer than the interval allows."""
+        if self.schedule.written(seconds) and self.actor.rank == 0:
+            self._send("slow_checkpoint", {"seconds": seconds, "every": self.schedule.effective_interval})
 
     def _send(self, kind: str, what: dict[str, Any]) -> None:
         self.worker.log_event(self.actor.group.run, {kind: what})

@@ -74,12 +74,15 @@ def require_workers(client: Client, group: RankGroup, futures: Futures) -> None:
 
 
 def handle_event(group: RankGroup, event: dict[str, Any], progress: Callable[[Progress], None] | None) -> None:
-    """Pass on the progress that ranks report, and warn of a rank that is waited for."""
+    """Pass on the progress that ranks report, and warn of a rank that is waited for and of slow checkpoints."""
     if "progress" in event and progress is not None:
         progress(Progress(**event["progress"]))
     if "slow" in event:
         rank, by, seconds = event["slow"]["rank"], event["slow"]["by"], event["slow"]["seconds"]
         log.warning("rank %d (%s) has kept rank %d waiting for %.0f s", rank, group.name(rank), by, seconds)
+    if "slow_checkpoint" in event:
+        found = event["slow_checkpoint"]
+        log.warning("a checkpoint takes %.1f s to write; the next ones are %.0f s apart", found["seconds"], found["every"])
 
 
 def stop_with_checkpoint(client: Client, group: RankGroup, futures: Futures) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,13 +161,15 @@ class Rank:
     def _checkpoint(self, *, optimizer: bool = False) -> None:
         if self.save is None:
             return
+        start = time.perf_counter()
         self.at.world = self.world.tolist()
         self.at.reports = [r.as_dict() for r in self.reports]
         if self.store is None:
             self.save(self.at, {}, None)
-            return
-        block = self.store.block
-        self.save(self.at, {n: (block.own, a) for n, a in self.store.saved(optimizer=optimizer).items()}, block.shape)
+        else:
+            block, fields = self.store.block, self.store.saved(optimizer=optimizer)
+            self.save(self.at, {name: (block.own, array) for name, array in fields.items()}, block.shape)
+        self.watch.saved(time.perf_counter() - start)
 
     def _stop_if(self, asked: float) -> None:
         if asked >= STOP:

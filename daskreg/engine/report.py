@@ -54,6 +54,9 @@ class Watch:
         """0, SAVE or STOP: the ranks act on the largest answer, at the same iteration or the same level's end."""
         return 0.0
 
+    def saved(self, seconds: float) -> None:
+        """The state was saved, which took so many seconds."""
+
 
 @dataclass
 class Outcome:
