@@ -74,3 +74,22 @@ def test_modules_that_pages_name_exist(page):
     """``engine/rank.py`` and the like are files of the package, of the tests or of the repository."""
     named = set(re.findall(r"`((?:[\w.]+/)+\w+\.py)`", page.read_text()))
     assert [n for n in sorted(named) if not any((base / n).exists() for base in (ROOT, ROOT / "daskreg"))] == []
+
+
+def test_the_architecture_lists_every_package():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    parts = {p.stem for p in (ROOT / "daskreg").glob("*.py")} - {"__init__", "__main__"}
+    packages = {p.parent.name for p in (ROOT / "daskreg").glob("*/__init__.py")}
+    tree, imports = text.split("```")[1], re.search(r"^`(cli > .*)`$", text, re.MULTILINE)
+    assert {name for name in packages if f"  {name}/" not in tree} == set()
+    assert {name for name in parts if f"{name}.py" not in tree} == set()
+    assert set(re.findall(r"\w+", imports[1])) == packages | parts
+
+
+def test_the_classes_that_the_architecture_names_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text[text.index("## Responsibilities") : text.index("## Kernels")]
+    listed = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`([A-Z][a-z]\w*)`", table))
+    assert named
+    assert named <= listed
