@@ -1,4 +1,4 @@
-"""The deformable loop for a GPU under Numba's simulator: ``python -m tests.parity.simulated {cpu,cuda} FILE.npz K/N``.
+"""The deformable loop for a GPU under Numba's simulator: ``python -m tests.parity.simulated {cpu,cuda} FOLDER NAME...``.
 
 Arrays of "the device" are NumPy's, of a class that says it is on one, and a module with CuPy's names makes them.
 """
@@ -18,7 +18,8 @@ from daskreg.engine import reach
 from daskreg.kernels.compiler.cooperative import CooperativeKernel
 from daskreg.kernels.compiler.launch import Kernel
 from daskreg.similarity import LNCC, MI, MSE
-from tests.parity.outputs import share, teach_simulator
+from tests.parity.background import serve
+from tests.parity.simulator import prepare_simulator
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration
 
@@ -40,6 +41,20 @@ RINGS: dict[str, dict[str, Any]] = {  # on as many planes, in a ring; steps and 
     "mixed ring of center": {"similarity": LNCC(radius=1, gradient="center"), "storage": "mixed"},
 }
 TWICE = {"mse": "window", "mixed center": "window", "mixed mse": "ring"} | dict.fromkeys(RINGS, "ring")  # also on two ranks
+ON_TWO = " on two ranks"
+
+
+def stages() -> dict[str, Deformable]:
+    """One stage a case: each loss, ``MIXED`` and ``RINGS``."""
+    short: dict[str, Any] = {"scales": (1,), "iterations": (2,), "tolerance": 0}
+    return {
+        **{name: Deformable(similarity=loss, **short) for name, loss in LOSSES.items()},
+        **{f"mixed {name}": Deformable(storage="mixed", **short, **given) for name, given in MIXED.items()},
+        **{name: Deformable(step=0.2, smooth_warp=0, **short, **given) for name, given in RINGS.items()},
+    }
+
+
+NAMES = [name + ranks for name in stages() for ranks in (["", ON_TWO] if name in TWICE else [""])]
 
 
 class Array(np.ndarray):
@@ -105,26 +120,19 @@ class OnDevice(Registration):
             yield image
 
 
-def found(device: str, part: str) -> dict[str, NDArray[Any]]:
-    """Of part "k/n" of the cases: losses and displacement by loss, by ``MIXED`` and by ``RINGS``; some on two ranks."""
-    cases = {name: Deformable(similarity=loss, scales=(1,), iterations=(2,), tolerance=0) for name, loss in LOSSES.items()}
-    for name, given in MIXED.items():
-        cases[f"mixed {name}"] = Deformable(scales=(1,), iterations=(2,), tolerance=0, storage="mixed", **given)
-    for name, given in RINGS.items():
-        cases[name] = Deformable(scales=(1,), iterations=(2,), tolerance=0, step=0.2, smooth_warp=0, **given)
-    reach.REACH_INTERVAL = 1  # so that what two iterations see is measured between them
-    made = {}
-    for name in share(cases, part):
-        stage, shape = cases[name], LONG if name in RINGS else SHAPE
-        case = (OnDevice if device == "cuda" else Registration)(blobs(shape, 1), blobs(shape, 2), Config(stages=(stage,)))
-        for ranks in (1, 2) if name in TWICE else (1,):
-            run, prefix = case.run(ranks, TWICE.get(name, "replicate")), name if ranks == 1 else f"{name} on two ranks"
-            made[f"{prefix} losses"], made[f"{prefix} u"] = np.array(run.losses[-1]), np.array(run.displacement)
-    return made
+def found(name: str, device: str) -> dict[str, NDArray[Any]]:
+    """Losses and displacement of one of ``NAMES``."""
+    stage = name.removesuffix(ON_TWO)
+    ranks, shape = 2 if name.endswith(ON_TWO) else 1, LONG if stage in RINGS else SHAPE
+    kind = OnDevice if device == "cuda" else Registration
+    case = kind(blobs(shape, 1), blobs(shape, 2), Config(stages=(stages()[stage],)))
+    run = case.run(ranks, TWICE.get(stage, "replicate"))
+    return {"losses": np.array(run.losses[-1]), "u": np.array(run.displacement)}
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "cuda":
-        teach_simulator()
+        prepare_simulator()
         install()
-    np.savez(sys.argv[2], **found(*sys.argv[1::2]))  # type: ignore[arg-type]
+    reach.REACH_INTERVAL = 1  # so that what two iterations see is measured between them
+    serve(found)

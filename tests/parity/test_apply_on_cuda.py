@@ -1,15 +1,20 @@
 """``Transform.apply(device="cuda")`` gives what the CPU gives; here in the simulator, in a process of its own."""
 
-import os
 import subprocess
 import sys
 
 import numpy as np
 
+from tests.parity.background import ROOT, environment
+
 SCRIPT = """
 import sys
 import numpy as np
 from daskreg import Grid, Transform
+from tests.parity.simulator import prepare_simulator
+
+if sys.argv[1] == "cuda":
+    prepare_simulator()
 
 grid, rng = Grid((7, 6, 8), (1.2, 1.0, 0.9), unit="mm"), np.random.default_rng(0)
 d = rng.normal(0, 0.4, (3, *grid.shape)).astype(np.float32)
@@ -21,10 +26,9 @@ np.savez(sys.argv[2], **{k: chain.apply(image, interpolation=k, device=sys.argv[
 
 
 def test_the_device_changes_nothing_but_rounding(tmp_path):
-    simulated = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
-    real = {k: v for k, v in os.environ.items() if k not in ("NUMBA_ENABLE_CUDASIM", "NUMBA_DISABLE_JIT")}
-    for device, environment in (("cpu", real), ("cuda", simulated)):
-        subprocess.run([sys.executable, "-c", SCRIPT, device, str(tmp_path / f"{device}.npz")], env=environment, check=True)
+    for device in ("cpu", "cuda"):
+        command = [sys.executable, "-c", SCRIPT, device, str(tmp_path / f"{device}.npz")]
+        subprocess.run(command, env=environment(device), cwd=ROOT, check=True)
     cpu, cuda = (np.load(tmp_path / f"{d}.npz") for d in ("cpu", "cuda"))
     for kind in cpu.files:
         assert len(np.unique(cpu[kind])) > 3

@@ -3,12 +3,16 @@
 Under the simulator the CPU's results come from another process, without it the simulator's do: either way both are compared.
 """
 
+from functools import cache, partial
+
 import numba
 import numpy as np
 import pytest
 
 from tests.cases import CASES, COOPERATIVE_CASES, cooperative_kernels, kernels
-from tests.parity.outputs import elsewhere, outputs
+from tests.parity.background import Background, wanted
+from tests.parity.outputs import written
+from tests.parity.simulator import prepare_simulator
 
 # float32 rounding of a sum of a few hundred terms; a device may fuse multiply and add
 RELATIVE, ABSOLUTE = 2e-5, 2e-6
@@ -16,12 +20,14 @@ UNIT = 2**-7  # of a bfloat16, to which kernels with mixed storage round their r
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Results of the CPU and of the CUDA kernels."""
-    path = tmp_path_factory.mktemp("parity") / "outputs.npz"
-    if numba.config.DISABLE_JIT:
-        return elsewhere("cpu", path), outputs("cuda")
-    return outputs("cpu"), elsewhere("cuda", path)
+def both(request, tmp_path_factory):
+    """What kernels wrote on the CPU and on the CUDA device, by case; tests wait for their own."""
+    here, there = ("cuda", "cpu") if numba.config.DISABLE_JIT else ("cpu", "cuda")
+    names = wanted(request, (*CASES, *COOPERATIVE_CASES))
+    with Background("tests.parity.outputs", there, names, tmp_path_factory.mktemp(there)) as other:
+        if here == "cuda":
+            prepare_simulator()
+        yield {here: cache(partial(written, device=here)), there: lambda name: list(other[name].values())}
 
 
 def test_every_kernel_has_a_case():
@@ -31,7 +37,7 @@ def test_every_kernel_has_a_case():
 
 @pytest.mark.parametrize("name", sorted((*CASES, *COOPERATIVE_CASES)))
 def test_the_cuda_kernel_agrees_with_the_cpu(both, name):
-    cpu, cuda = both[0][name], both[1][name]
+    cpu, cuda = both["cpu"](name), both["cuda"](name)
     assert len(cpu) == len(cuda)
     for a, b in zip(cpu, cuda, strict=True):
         if a.dtype.kind == "f":
@@ -45,7 +51,7 @@ def test_the_cuda_kernel_agrees_with_the_cpu(both, name):
 def test_the_case_makes_the_kernel_write(both, name):
     _, *before = CASES[name]()
     before = [a for a in before if isinstance(a, np.ndarray)]
-    after = both[0][name]
+    after = both["cpu"](name)
     changed = len(after) > len(before) or any(
         not np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(before, after, strict=True)
     )
