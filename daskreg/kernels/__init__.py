@@ -1,1 +1,1 @@
-"""What happens at a voxel: one file an operation, one body for CPU and CUDA."""
+"""Operations on voxels: one package per operation, one body for CPU and CUDA, cooperative CUDA kernels beside it."""

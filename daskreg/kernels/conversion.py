@@ -1,4 +1,4 @@
-"""Fields between float32 and bfloat16."""
+"""Conversion of fields between float32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ index = int  # replaced by the launcher
 
 @voxelwise()
 def decode_bfloat16(z, y, x, bits, values):
-    """Floats of bfloat16; bits: (3, Z, Y, X) uint16;  values: the same, float32."""
+    """Float32 values of bfloat16; bits: (3, Z, Y, X) uint16;  values: the same shape, float32."""
     for k in range(3):
         c = index(k)
         values[c, z, y, x] = from_bfloat16(bits[c, z, y, x])
@@ -18,7 +18,7 @@ def decode_bfloat16(z, y, x, bits, values):
 
 @voxelwise()
 def encode_bfloat16(z, y, x, values, bits):
-    """``widen`` the other way, each to the nearest; values: (3, Z, Y, X) float32;  bits: the same, uint16."""
+    """Float32 values rounded to the nearest bfloat16; values: (3, Z, Y, X) float32;  bits: the same shape, uint16."""
     for k in range(3):
         c = index(k)
         bits[c, z, y, x] = to_bfloat16(values[c, z, y, x])

@@ -1,4 +1,4 @@
-"""Where a rank's arrays live: in the machine's memory, or in a GPU's."""
+"""The device of a rank's arrays: the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from daskreg.kernels.compiler.launch import on_device
 
 _PEAKS: dict[int, int] = {}
 Kind = Literal["cpu", "cuda"]
-NO_MASK: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)  # a mask that is 1 everywhere
+NO_MASK: NDArray[np.float32] = np.empty((0, 0, 0), np.float32)  # means a mask that is 1 everywhere
 
 
 @dataclass(frozen=True)
 class Device:
-    """Makes arrays. ``number``: of the GPU among those that this process sees."""
+    """Creates arrays on a device. ``number``: of the GPU, among those visible to this process."""
 
     kind: Kind = "cpu"
     number: int = 0
@@ -32,7 +32,7 @@ class Device:
         return np if self.kind == "cpu" else _cupy()
 
     def put(self, array: Any) -> Any:
-        """An array of the machine's memory there; itself where it is there already."""
+        """Copy a host array to the device; an array that is there already is returned unchanged."""
         return self.xp.asarray(array)
 
     @property
@@ -41,26 +41,26 @@ class Device:
         return NO_MASK if self.kind == "cpu" else self.xp.empty((0, 0, 0), np.float32)
 
     def use(self) -> None:
-        """Let this thread work on it. Raises ConfigError where there is no such GPU, or what drives one is not installed."""
+        """Make it the current device of this thread. Raises ConfigError if there is no such GPU or CuPy is not installed."""
         if self.kind == "cuda":
             _select(self.number)
 
     @property
     def memory(self) -> int:
-        """Bytes free on a GPU now, what daskreg itself holds for reuse counted as free."""
+        """Free bytes of a GPU, including what CuPy's pool holds for reuse."""
         cupy = _cupy()
         with cupy.cuda.Device(self.number):
             return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
 
     def record_peak(self) -> int:
-        """Note how many bytes CuPy holds on a GPU; the most that were ever noted. 0 on a CPU."""
+        """Record how many bytes CuPy holds on a GPU; returns the maximum recorded so far, 0 on a CPU."""
         if self.kind == "cuda":
             _PEAKS[self.number] = max(_PEAKS.get(self.number, 0), int(_cupy().get_default_memory_pool().total_bytes()))
         return _PEAKS.get(self.number, 0) if self.kind == "cuda" else 0
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Human-readable name."""
         return "CPU" if self.kind == "cpu" else str(_cupy().cuda.runtime.getDeviceProperties(self.number)["name"].decode())
 
 
@@ -68,7 +68,7 @@ CPU = Device()
 
 
 def gpus() -> int:
-    """How many GPUs this process could use; 0 without CuPy, numba-cuda or a driver."""
+    """Number of usable GPUs; 0 without CuPy, numba-cuda or a driver."""
     if find_spec("numba_cuda") is None:
         return 0
     try:
@@ -80,18 +80,18 @@ def gpus() -> int:
 
 
 def gpu_memory() -> int:
-    """Bytes free on the first GPU that this process sees."""
+    """Free bytes of the first visible GPU."""
     return Device("cuda").memory
 
 
 def gpu_identity() -> str:
-    """Names the first GPU that this process sees: processes of the same answer share one."""
+    """Identifies the first visible GPU: processes with equal answers share one."""
     bus, seen = _cupy().cuda.Device(0).pci_bus_id, os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return f"{socket.gethostname()} {bus} {seen.partition(',')[0]}"  # parts of one GPU (MIG) differ in the last
 
 
 def host(array: Any) -> NDArray[Any]:
-    """An array in the machine's memory."""
+    """A copy in host memory, or the array itself if it is there."""
     if on_device(array) and array.ndim == 4 and not array.flags.c_contiguous:  # on the GPU a copy would be a field more
         whole = np.empty(array.shape, array.dtype)
         for component, part in zip(whole, array, strict=True):
@@ -102,7 +102,7 @@ def host(array: Any) -> NDArray[Any]:
 
 
 def page_locked(array: Any) -> NDArray[Any]:
-    """A GPU's array in memory of the machine that it copies to ten times as fast; CuPy keeps that for the next such array."""
+    """A copy of a GPU array in page-locked host memory, ten times as fast; CuPy reuses the memory for the next such array."""
     import cupyx
 
     found: NDArray[Any] = cupyx.empty_pinned(array.shape, array.dtype)
@@ -111,12 +111,12 @@ def page_locked(array: Any) -> NDArray[Any]:
 
 
 def module_of(array: Any) -> Any:
-    """NumPy or CuPy, whichever made it."""
+    """NumPy or CuPy, by the array's type."""
     return _cupy() if on_device(array) else np
 
 
 def synchronise(array: Any) -> None:
-    """Wait until what was asked for of an array's device is done."""
+    """Wait until the work queued on an array's device is done."""
     if on_device(array):
         _cupy().cuda.get_current_stream().synchronize()
 

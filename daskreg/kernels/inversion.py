@@ -10,15 +10,16 @@ from daskreg.kernels.composition.cpu import blend, neighbours
 
 index = int64  # replaced by the launcher
 ONE, ZERO, HALF = float32(1), float32(0), float32(0.5)
-SLOW_CONVERGENCE, LARGE = float32(0.9), float32(1e30)
-SINGULAR = float32(1e-4)  # determinant below which a Newton step says nothing
-MAX_STEP = float32(8)  # voxels of a step, for the cell that it was computed from is one
+SLOW_CONVERGENCE = float32(0.9)  # ratio of residuals above which the fixed point gives way to Newton's method
+LARGE = float32(1e30)
+SINGULAR = float32(1e-4)  # determinant below which a Newton step is useless
+MAX_STEP = float32(8)  # voxels: the derivative of one cell does not hold far from it
 MAX_HALVINGS = 12
 
 
 @formula
 def lattice_node(i, finer):
-    """Node i of a lattice ``finer`` times as dense, in whole voxels (downwards) and the rest."""
+    """Node i of a lattice ``finer`` times as dense, as a whole number of voxels (rounded down) and a fraction."""
     k = (i + int32(1024) * finer) // finer - int32(1024)  # floor division of a number that may be negative
     return k, float32(i - k * finer) / float32(finer)
 
@@ -36,7 +37,7 @@ def displacement_at(u, gz, gy, gx, pz, py, px, first, size):
 
 @formula
 def cell_derivatives(u, c, k0, k1, j0, j1, i0, i1, wz, wy, wx):
-    """Derivatives along z, y and x of what ``blend`` interpolates."""
+    """Derivatives along z, y and x of the interpolation in ``blend``."""
     return (blend(u, c, k0, k1, j0, j1, i0, i1, ONE, wy, wx) - blend(u, c, k0, k1, j0, j1, i0, i1, ZERO, wy, wx),
             blend(u, c, k0, k1, j0, j1, i0, i1, wz, ONE, wx) - blend(u, c, k0, k1, j0, j1, i0, i1, wz, ZERO, wx),
             blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, ONE) - blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, ZERO))  # fmt: skip
@@ -44,7 +45,7 @@ def cell_derivatives(u, c, k0, k1, j0, j1, i0, i1, wz, wy, wx):
 
 @formula
 def newton_step(u, gz, gy, gx, pz, py, px, first, size, rz, ry, rx):
-    """``(I + Du)^-1 r`` at g + p, no longer than CELLS voxels; along ``(I + Du)^T r`` where that is nearly singular."""
+    """``(I + Du)^-1 r`` at g + p, at most MAX_STEP voxels long; along ``(I + Du)^T r`` where I + Du is nearly singular."""
     k0, k1, fz = neighbours(gz, pz, size[0], first[0])
     j0, j1, fy = neighbours(gy, py, size[1], first[1])
     i0, i1, fx = neighbours(gx, px, size[2], first[2])
@@ -66,17 +67,17 @@ def newton_step(u, gz, gy, gx, pz, py, px, first, size, rz, ry, rx):
 
 @voxelwise()
 def invert(z, y, x, at, first, size, tolerance, rounds, finer, u, w, residual):
-    """W with ``w(q) = -u(q + w(q))``: q + w is the point that ``p + u(p)`` brings to q.
+    """W with ``w(q) = -u(q + w(q))``: q + w is the point that ``p + u(p)`` maps to q.
 
-    First by the fixed point of Chen et al., *A simple fixed-point approach to invert a deformation field* (Med. Phys. 2008),
-    for as long as its residual falls by a tenth a step; then by Newton's method with the derivative of the trilinear cell, its
-    step halved until the residual falls, until the step itself, an estimate of the error of w, is within the tolerance. The
-    fixed point needs ``|Du| < 1``; Newton needs ``det(I + Du) > 0``, however small.
+        First the fixed-point iteration of Chen et al., *A simple fixed-point approach to invert a deformation field* (Med.
+    Phys. 2008), while its residual falls by at least a tenth per step. Then Newton's method with the derivative of the
+    trilinear cell: the step is halved until the residual falls, and the iteration ends when the step, an estimate of the error
+    of w, is within the tolerance. The fixed point needs ``|Du| < 1``; Newton needs ``det(I + Du) > 0``, however small.
 
-    at: node of z = y = x = 0 on a lattice ``finer`` (int) times as dense as the grid of u;  first: voxel of ``u[:, 0, 0, 0]``,
-    size: of the grid of u, which is clamped there;  these three (3,) int32;
-    tolerance: (1,) float32, voxels;  rounds: most steps of either (int);  u: (3, Z', Y', X') float32, voxels, all that q - u
-    can reach;  w: (3, Z, Y, X) float32, voxels;  residual: (Z, Y, X) float32, ``|w + u(q + w)|``
+        at: node at z = y = x = 0 on a lattice ``finer`` (int) times as dense as the grid of u;  first: voxel at ``u[:, 0, 0,
+    0]``, size: of the grid of u, at whose faces u is clamped;  these three are (3,) int32; tolerance: (1,) float32, voxels;
+    rounds: most steps of either method (int);  u: (3, Z', Y', X') float32, voxels, everything that q - u can reach;  w: (3, Z,
+    Y, X) float32, voxels;  residual: (Z, Y, X) float32, ``|w + u(q + w)|``
     """
     gz, qz = lattice_node(int32(z) + at[0], int32(finer))
     gy, qy = lattice_node(int32(y) + at[1], int32(finer))

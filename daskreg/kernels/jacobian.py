@@ -1,4 +1,4 @@
-"""How a displacement stretches space."""
+"""The Jacobian determinant of a displacement field."""
 
 from numba import float32, int32, int64
 
@@ -23,7 +23,7 @@ def neighbours(i, n):
 
 @voxelwise()
 def jacobian(z, y, x, lead, u, determinant):
-    """``det(I + Du)``, central differences; at most 0 where space folds.
+    """``det(I + Du)`` with central differences; not positive where the map folds.
 
     lead: planes of u before z = 0 (its halo, int);  u: (3, Z, Y, X) float32, voxels;  determinant: (Z, Y, X) float32
     """

@@ -1,4 +1,4 @@
-"""Apply a matrix to every vector of a field."""
+"""A matrix applied to every vector of a field."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def apply_matrix(matrix: NDArray[np.float64], field: NDArray[Any]) -> NDArray[np.float32]:
-    """Apply a matrix (3, 3) to every vector of (3, Z, Y, X): float32 sums in a fixed order, independent of the block."""
+    """Apply a matrix (3, 3) to every vector of (3, Z, Y, X), with float32 sums in one order, whatever the block."""
     out = np.empty(field.shape, np.float32)
     for row, total in zip(matrix.astype(np.float32), out, strict=True):
         np.multiply(field[0], row[0], out=total)

@@ -1,4 +1,4 @@
-"""Adam's direction from a smoothed gradient: the last pass of the Gaussian and the update of the moments in one sweep."""
+"""The last axis of the Gaussian of the gradient and Adam's update in one pass."""
 
 import math
 
@@ -14,7 +14,7 @@ ONE = float32(1)
 
 @formula
 def update_moment(beta, old, new):
-    """Running mean with decay beta."""
+    """Running mean with the decay beta."""
     return beta * old + (ONE - beta) * new
 
 

@@ -1,9 +1,9 @@
 # ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
 """Adam's step on a GPU, in one pass over memory with the Gaussian of the gradient.
 
-A block of threads owns a tile of the (y, x) plane and marches along z. Each plane comes into shared memory once, with the rim
-that a filter needs, while the next one is on its way into registers; sums along z live in a ring of registers. A voxel is
-computed from its own neighbours in one order, whatever block it falls into, so that neither tiles nor ranks show.
+A block of threads owns a tile of the (y, x) plane and moves along z. Each plane is loaded into shared memory once, with the
+border that the filter needs, while the next plane is being loaded into registers; sums along z are kept in registers. A voxel is
+computed from its own neighbours in a fixed order, so results do not depend on tiles or ranks.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
 from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
 
 ZERO = float32(0)
-TILE = block_size(8), block_size(64)  # threads along y and x of kernels with neighbours
+TILE = block_size(8), block_size(64)  # threads of a block along y and x
 
 
 def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
-    """Planes a block, blocks and threads of a filter, x first."""
+    """Planes per block, blocks and threads of ``smooth_adam``, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = TILE
     across, down = -(-nx // tx), -(-ny // ty)
@@ -43,19 +43,19 @@ def direction(m, v, c1, c2, eps):
 
 @formula
 def packed_direction(word, corrections):
-    """The same from what the moments are stored as; pace: both bias corrections and epsilon."""
+    """``direction`` from packed moments; corrections: both bias corrections and epsilon."""
     return direction(first_moment(word), second_moment(word), corrections[0], corrections[1], corrections[2])
 
 
 @formula
 def no_second_moment(array, base, byte):
-    """In mixed storage v comes with m."""
+    """In mixed storage v is loaded with m."""
     return uint32(0)
 
 
 @formula
 def update_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
-    """Moments and direction from what was stored and the smoothed gradient; |d|^2."""
+    """Update stored moments with the smoothed gradient, store moments and direction; returns |d|^2."""
     m0, m1, m2, v0, v1, v2 = stored
     b1, b2, c1, c2, eps = rates
     m0, m1, m2 = lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1)
@@ -69,7 +69,7 @@ def update_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, rate
 
 @formula
 def update_packed_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
-    """``step_moments`` in mixed storage: the direction is that of the moments as they are stored."""
+    """``update_moments`` in mixed storage: the direction follows from the rounded moments."""
     b1, b2, c1, c2, eps = rates
     corrections, bits = (c1, c2, eps), random_bits(voxel, t)
     m, v = lerp(s0, first_moment(stored[0]), b1), lerp(s0 * s0, second_moment(stored[0]), b2)
@@ -85,25 +85,25 @@ def update_packed_moments(words, nothing, first, base, size, byte, voxel, t, sto
 
 @formula
 def voxel_number(first, z, plane, byte):
-    """A voxel's number in the grid, 32 bits of it; z: plane of the arrays, of which the first is ``first``."""
+    """The number of a voxel in the grid, modulo 2^32; z: plane of the arrays, the first of which is global plane ``first``."""
     return uint32(uint32(uint32(int32(z) + first) * uint32(plane)) + uint32(byte >> uint32(2)))
 
 
 @formula
 def no_voxel_number(first, z, plane, byte):
-    """Where nobody asks."""
+    """Where rounding needs none."""
     return uint32(0)
 
 
 @cooperative_kernel(launch_bounds=lambda radius, mixed=False: (512, 2))
 def smooth_adam(radius, mixed=False):
-    """Gaussian of g, Adam's moments in place, direction d, the longest |d|^2: 72 bytes a voxel, 30 in mixed storage.
+    """Gaussian of g, Adam's moments in place, direction d, maximum of |d|^2: 72 bytes per voxel, 30 in mixed storage.
 
-    Arguments: length (planes a block; int32), n (first plane within the arrays, planes, rows, columns; uint32), edge (planes
-    of the arrays), weights (taps), norms along z (planes of the arrays), y, x: 1 / the weights' sum within the global grid;
-    rates (T, 5), clock (1,) int32: which row counts; g, m, v, d (3 N,); longest (1,) float32, raised to the largest |d|^2.
-    ``mixed``: g is uint16, bfloat16's bits; m: both moments, uint32 as ``half.joined`` makes them; v: not looked at;  d: none,
-    but the global plane of the arrays' plane 0 (int32), on which rounding depends.
+        Arguments: length (planes per block; int32), n (first plane within the arrays, planes, rows, columns; uint32), edge
+    (planes of the arrays), weights (taps), norms along z (planes of the arrays), y, x: 1 / the sum of the weights inside the
+    global grid; rates (T, 5), clock (1,) int32: the row that counts; g, m, v, d (3 N,); longest (1,) float32, raised to the
+    maximum of |d|^2. ``mixed``: g is uint16, the bits of bfloat16; m: both moments, uint32 as in ``moments.pack_word``; v: not
+    read;  d: not an array but the global plane at plane 0 of the arrays (int32), on which stochastic rounding depends.
     """
     (ty, tx), r, taps = TILE, radius, 2 * radius + 1
     threads, width, height = ty * tx, tx + 2 * r, ty + 2 * r
@@ -218,9 +218,9 @@ def smooth_adam(radius, mixed=False):
 
 @cooperative_kernel()
 def finish_iteration(sign):
-    """End an iteration: the loss is noted, sums and clock are made ready for the next. One thread.
+    """End an iteration: record the loss, clear the sums, advance the clock. One thread.
 
-    sign: of what is summed within the loss, 0 where the loss is known already.  Arguments: clock (1,) int32, totals (2,) int64,
+    sign: of the sum in the loss, 0 where the loss is known already.  Arguments: clock (1,) int32, totals (2,) int64,
     longest (1,) float32, loss (1,) float64, losses (T,) float64.
     """
 

@@ -1,7 +1,7 @@
-"""Adam's moments in mixed storage: both moments of a voxel share a word of 32 bits.
+"""Adam's moments in mixed storage: both moments of a voxel share a word of 32 bits, so that one load reads both.
 
-m is in the upper half, a bfloat16. v is in the lower one: as it is never negative, the place of its sign holds one bit more of
-the fraction. One load brings both.
+m is a bfloat16 in the upper half. v is in the lower half: it is never negative, so the bit of the sign holds one more bit of the
+fraction.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def second_moment(word):
 
 @formula
 def pack_word(m, v, bits):
-    """Both moments in a word: m to the nearest, v up or down by the dice (0 .. 2^10 - 1), with the odds of where it lies."""
+    """Both moments in a word: m rounded to nearest, v rounded stochastically by ``bits`` (0 .. 2^10 - 1)."""
     a, b = int(uint32(float_to_bits(m))), int(uint32(float_to_bits(v)))
     upper = (a + 0x7FFF + (a >> 16 & 1)) & UPPER
     lower = (b + int(bits) * 32 + 16) >> 15 & LOWER
@@ -37,10 +37,10 @@ def pack_word(m, v, bits):
 
 
 def unpack_moments(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both moments of words (uint32), float32; NumPy."""
+    """Both moments of words (uint32) as float32; NumPy."""
     return (words & np.uint32(UPPER)).view(np.float32), ((words & np.uint32(LOWER)) << np.uint32(15)).view(np.float32)
 
 
 def pack_moments(m: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """``parted`` the other way; moments that are not what words can hold are cut."""
+    """The inverse of ``unpack_moments``; bits that do not fit into words are dropped."""
     return (m.view(np.uint32) & np.uint32(UPPER)) | (v.view(np.uint32) >> np.uint32(15) & np.uint32(LOWER))

@@ -1,8 +1,8 @@
-"""Compiled CPU kernels kept on disk, in one folder for all processes, environments and checkouts of a user.
+"""Compiled CPU kernels cached on disk, in one folder for all processes, environments and checkouts of a user.
 
-A kernel is found by its digest, the types of its arguments, the processor, and the versions of what compiled it. Each form has a
-file of its own, which is there whole or not at all. A process that needs a kernel which another one is compiling waits for it.
-What cannot be read is compiled, what cannot be written is compiled again next time.
+A kernel is identified by its digest, the types of its arguments, the processor, and the versions and settings of the compiler.
+Each compiled form has a file of its own, which appears whole or not at all. A process that needs a kernel that another one is
+compiling waits for it. A file that cannot be read is ignored; a kernel that cannot be written is compiled again next time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numba.core import config as settings
 from numba.core.serialize import dumps
 
 log = logging.getLogger(__name__)
-MAX_FILES = 1000  # compiled CPU kernels that are kept, of some 100 KB: daskreg has about 100 forms
+MAX_FILES = 1000  # files of about 100 KB; daskreg has about 100 compiled forms
 WAIT_TIMEOUT = 180.0  # seconds that a process waits for another one's compiler
 POLL_INTERVAL = 0.05  # seconds
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "USING_SVML", "BOUNDSCHECK", "DEBUGINFO_DEFAULT",
@@ -34,13 +34,13 @@ SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "USING_SVML"
 
 
 def folder(device: str) -> Path:
-    """Where compiled kernels are kept: in ``NUMBA_CACHE_DIR``, else in the user's cache folder. device: "cpu" or "cuda"."""
+    """The folder of compiled kernels: in ``NUMBA_CACHE_DIR``, else in the user's cache folder. device: "cpu" or "cuda"."""
     base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / f"daskreg-{device}"
 
 
 def write(path: Path, data: bytes, most: int) -> None:
-    """Write a file that appears whole, and delete those that were used longest ago where there are more than ``most``."""
+    """Write a file that appears whole, and delete the least recently used ones beyond ``most``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
         try:
@@ -56,7 +56,7 @@ def write(path: Path, data: bytes, most: int) -> None:
 
 
 def read(path: Path) -> Any:
-    """What a file holds; reading it makes it the one that was used last."""
+    """Read a file and mark it as used."""
     data = pickle.loads(path.read_bytes())
     with suppress(OSError):  # a folder of someone else, which can be read
         os.utime(path)
@@ -64,9 +64,9 @@ def read(path: Path) -> Any:
 
 
 class KernelCache:
-    """The compiled forms of one CPU kernel; stands in for the cache of Numba's dispatcher.
+    """The compiled forms of one CPU kernel; replaces the cache of Numba's dispatcher.
 
-    digest: of everything in daskreg that decides the machine code
+    digest: of everything in daskreg that determines the machine code
     """
 
     def __init__(self, name: str, digest: str) -> None:
@@ -75,16 +75,16 @@ class KernelCache:
 
     @property
     def cache_path(self) -> str:
-        """As the dispatcher's statistics report it."""
+        """As reported by the dispatcher's statistics."""
         return str(folder("cpu"))
 
     def path(self, types: Any, machine: Any) -> Path:
-        """The file of the form for some argument types on a kind of processor."""
+        """The file for some argument types and a kind of processor."""
         key = hashlib.sha256(repr((self.identity, str(types), machine)).encode()).hexdigest()
         return folder("cpu") / f"{self.name}-{key[:32]}.pickle"
 
     def load_overload(self, types: Any, context: Any) -> Any:
-        """The compiled kernel; None where there is none, and then no other process compiles it until it has been saved."""
+        """The compiled kernel, or None; then other processes wait until this one has saved it."""
         context.refresh()
         try:
             path = self.path(types, context.codegen().magic_tuple())
@@ -108,7 +108,7 @@ class KernelCache:
             return None
 
     def save_overload(self, types: Any, compiled: Any) -> None:
-        """Keep a kernel, if that can be done, and let other processes go on."""
+        """Write a kernel, if possible, and let waiting processes continue."""
         path = None
         try:
             path = self.path(types, compiled.codegen.magic_tuple())
@@ -120,7 +120,7 @@ class KernelCache:
             self._release(path)
 
     def _wait(self, path: Path) -> bool:
-        """Become the only process that compiles a form; True if another one did meanwhile, or had it to do."""
+        """Lock a form for compilation; True if the cache should be read again, because another process may have saved it."""
         self._release(None)  # the compiler failed last time, and nothing was saved
         waited, end = False, time.monotonic() + WAIT_TIMEOUT
         try:
@@ -150,14 +150,14 @@ class KernelCache:
         self._lock = None
 
     def flush(self) -> None:
-        """Part of a dispatcher's cache: files are written at once."""
+        """Part of the interface of a dispatcher's cache: files are written at once."""
 
     enable = disable = flush
 
 
 @cache
 def compiler() -> tuple[Any, ...]:
-    """What makes other machine code of the same kernel: Python, the packages that compile, and their settings."""
+    """What determines machine code besides the source: Python, the compiler's packages, and their settings."""
     switches = tuple((name, repr(vars(settings).get(name))) for name in SETTINGS)
     return sys.version_info[:2], getattr(sys, "abiflags", ""), *map(_version, ("numba", "llvmlite", "numpy")), switches
 
@@ -169,6 +169,6 @@ def _version(package: str) -> str:
 
 
 def attach_cache(dispatcher: Any, name: str, digest: str) -> Any:
-    """Let what ``njit`` made look on disk before it compiles."""
+    """Let a function made by ``njit`` look on disk before it compiles."""
     dispatcher._cache = KernelCache(name, digest)
     return dispatcher

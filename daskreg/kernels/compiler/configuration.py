@@ -1,7 +1,7 @@
-"""Launch configurations: how many threads a block has and how many planes it takes, on a GPU and in the CUDA simulator.
+"""Launch configurations: threads per block and planes per block, on a GPU and in the CUDA simulator.
 
-The simulator runs bodies as plain Python and every thread of a block as one of the operating system. What differs there is kept
-in this package: ``block_size``, ``OFFSET``, ``COUNTER``, ``WARP_SHUFFLE``, and ``Formula.on_cuda``.
+The simulator runs bodies as plain Python, with an operating system thread for every thread of a block. All differences are kept
+in this package: ``block_size``, ``OFFSET``, ``COUNTER``, ``WARP_SHUFFLE`` and ``Formula.intrinsic``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def block_size(threads: int, least: int = 4) -> int:
 def planes_per_block(planes: int, tiles: int, resident: int, reach: int = 0) -> int:
     """Planes along z that a block computes, so that blocks fill the device evenly; results do not depend on it.
 
-    tiles: blocks a plane;  resident: blocks that a multiprocessor runs at once;  reach: planes read before and behind.
+    tiles: blocks per plane;  resident: blocks that a multiprocessor runs at once;  reach: planes read on each side.
     """
     at_once = resident * multiprocessors()
     candidates = {-(-planes // n) for n in range(1, planes + 1) if planes / n >= 4 or n == 1} or {1}
@@ -37,18 +37,18 @@ def planes_per_block(planes: int, tiles: int, resident: int, reach: int = 0) -> 
 
 @cache
 def multiprocessors() -> int:
-    """Of the current device; 2 in the simulator and where there is none."""
+    """Of the current device; 2 in the simulator and without a device."""
     return _of_device("MultiProcessorCount", 2)
 
 
 @cache
 def block_memory() -> int:
-    """Bytes of shared memory that a block may ask for on the current device; those of an H100 where there is none."""
+    """Most bytes of shared memory per block on the current device; those of an H100 without a device."""
     return _of_device("MaxSharedMemoryPerBlockOptin", 227 * 1024)
 
 
 def _of_device(attribute: str, otherwise: int) -> int:
-    """What the current device has; in the simulator, and where there is none, what is given."""
+    """An attribute of the current device; a default in the simulator and without a device."""
     try:
         import cupy
 
@@ -58,7 +58,7 @@ def _of_device(attribute: str, otherwise: int) -> int:
 
 
 def stream() -> Any:
-    """CuPy's current stream, as Numba knows it; the default one in the simulator and where there is no CuPy."""
+    """CuPy's current stream for Numba; the default stream in the simulator and without CuPy."""
     if SIMULATED:
         return 0
     try:

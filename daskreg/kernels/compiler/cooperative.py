@@ -1,4 +1,4 @@
-"""CUDA kernels written by hand, whose threads work together."""
+"""CUDA kernels written by hand, in which the threads of a block cooperate."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from daskreg.kernels.compiler.digest import digest
 from daskreg.kernels.compiler.formula import CUDA, FUNCTION_OPTIONS, Formula, specialise
 
 COOPERATIVE_KERNELS: dict[str, CooperativeKernel] = {}
-STATIC_SHARED = 48 * 1024  # bytes a block may use without asking
-_SHARED_LIMITS: dict[tuple[Any, int], int] = {}  # dynamic shared memory asked for, by kernel and device
+STATIC_SHARED = 48 * 1024  # bytes per block that need no attribute
+_SHARED_LIMITS: dict[tuple[Any, int], int] = {}  # dynamic shared memory allowed, by kernel and device
 
 
 class CooperativeKernel:
-    """A CUDA kernel written by hand, whose threads work together; checked against the plain kernels.
+    """A CUDA kernel written by hand, in which threads cooperate; tests compare it with plain kernels.
 
-    ``factory(*constants)`` returns its body: the compiler takes the constants (a radius, a number of bins) for literals, unrolls
-    loops over them, and keeps small local arrays in registers. Formulas that the factory makes are parts of the body. Scalar
-    fields are flat, (N,), vector fields (3, N): one 64-bit offset a voxel serves them all. ``options`` go to ``cuda.jit``; one
-    that is a function is asked for the constants' option.
+    ``factory(*constants)`` returns the body. The constants (a radius, a number of bins) are literals for the compiler, which
+    unrolls
+    loops over them and keeps small local arrays in registers. Formulas that the factory defines are parts of the body. Scalar
+    fields are flat, (N,), vector fields (3, N), so one 64-bit offset per voxel addresses them all. ``options`` are passed to
+    ``cuda.jit``; an option that is a function is called with the constants.
     """
 
     def __init__(self, factory: Callable[..., Callable[..., Any]], options: dict[str, Any]) -> None:
@@ -32,7 +33,7 @@ class CooperativeKernel:
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def form(self, *constants: Any) -> Any:
-        """What ``cuda.jit`` makes of it for some constants; compiled for the types of its arguments when it is first launched."""
+        """The CUDA kernel for some constants; compiled for the types of its arguments at its first launch."""
         if constants not in self._compiled:
             from numba import cuda
 
@@ -45,7 +46,7 @@ class CooperativeKernel:
     def __call__(
         self, constants: tuple[Any, ...], blocks: tuple[int, ...], threads: tuple[int, ...], *arguments: Any, shared: int = 0
     ) -> None:
-        """Launch on the current stream; blocks and threads with x first;  shared: bytes of dynamic shared memory a block."""
+        """Launch on the current stream; blocks and threads x first;  shared: dynamic shared memory per block in bytes."""
         configured = self.form(*constants)[blocks, threads, stream(), shared]
         if shared > STATIC_SHARED and not SIMULATED and _allow_shared not in configured.pre_launch_callbacks:
             configured.pre_launch_callbacks.append(_allow_shared)
@@ -53,7 +54,7 @@ class CooperativeKernel:
 
 
 def _allow_shared(kernel: Any, configured: Any) -> None:
-    """Raise a kernel's limit of dynamic shared memory, once a device; numba-cuda has no option for it."""
+    """Raise a kernel's limit of dynamic shared memory, once per device; numba-cuda has no option for it."""
     from numba.cuda.cudadrv import driver as driving
 
     function = kernel._codelibrary.get_cufunc()
@@ -65,7 +66,7 @@ def _allow_shared(kernel: Any, configured: Any) -> None:
 
 
 def specialise_body(function: Callable[..., Any], scope: dict[str, Any]) -> FunctionType:
-    """``specialise`` for CUDA, with the formulas that a factory made, too: they are parts of its body and share its globals."""
+    """``specialise`` for CUDA, including formulas that a factory defined: they are parts of its body and share its globals."""
     made = specialise(function, CUDA)
     scope.update((name, made.__globals__[name]) for name in made.__code__.co_names if name in made.__globals__ and name != "cuda")
 

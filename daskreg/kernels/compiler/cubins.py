@@ -1,9 +1,8 @@
-"""Compiled CUDA kernels kept on disk, so that only the first process on a machine waits for the compiler.
+"""Compiled CUDA kernels cached on disk, so that only the first process on a machine waits for the compiler.
 
-Numba's own cache hashes what a kernel closes over, and formulas that are compiled already hash differently in every process.
-Here a kernel is known by its name, its constants, the compiler's options and its digest. Each has a file
-of its own, which is there whole or not at all: processes that start together cannot take each other's. What cannot be read is
-compiled anew, what cannot be written is compiled again next time.
+Numba's own cache hashes what a kernel closes over, and compiled functions hash differently in every process. Here a kernel is
+identified by its digest, its constants and the compiler's options. Each kernel has a file of its own, which appears whole or not
+at all. A file that cannot be read is ignored; a kernel that cannot be written is compiled again next time.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ MAX_FILES = 400  # kernels that are kept, of 50 KB to 2 MB: a run needs some 30
 
 
 class CudaKernelCache:
-    """The forms of one kernel, by the types of their arguments; stands in for a dispatcher's cache.
+    """The compiled forms of one kernel, by argument types; replaces the cache of Numba's dispatcher.
 
-    identity: whatever else decides what the compiler makes of the kernel.
+    identity: whatever else determines the machine code
     """
 
     def __init__(self, name: str, *identity: Any) -> None:
@@ -38,16 +37,16 @@ class CudaKernelCache:
 
     @property
     def cache_path(self) -> str:
-        """As the dispatcher's statistics report it."""
+        """As reported by the dispatcher's statistics."""
         return str(folder("cuda"))
 
     def path(self, types: Any, machine: Any) -> Path:
-        """The file of the form for some argument types on a kind of device."""
+        """The file for some argument types and a kind of device."""
         key = hashlib.sha256(repr((self.identity, str(types), machine)).encode()).hexdigest()
         return folder("cuda") / f"{self.name}-{key[:32]}.pickle"
 
     def load_overload(self, types: Any, context: Any) -> Any:
-        """The compiled kernel, None where there is none."""
+        """The compiled kernel, or None."""
         context.refresh()
         LAUNCHED.append((self, types))
         try:
@@ -62,21 +61,21 @@ class CudaKernelCache:
             return None
 
     def save_overload(self, types: Any, kernel: Any) -> None:
-        """Keep a kernel, if that can be done."""
+        """Write a kernel, if possible."""
         try:
             write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), pickle.dumps(kernel._reduce_states()), MAX_FILES)
         except Exception as problem:  # noqa: BLE001  # no room, no right to write, nothing to pickle: the kernel works all the same
             log.info("the kernel %s cannot be kept (%r).", self.name, problem)
 
     def flush(self) -> None:
-        """Part of a dispatcher's cache: files are written at once."""
+        """Part of the interface of a dispatcher's cache: files are written at once."""
 
     enable = disable = flush
 
 
 @cache
 def compiler() -> tuple[Any, ...]:
-    """What makes other kernels of the same source."""
+    """What determines the machine code of a kernel besides its source."""
     return sys.version_info[:2], version("numba"), version("numba-cuda")
 
 
@@ -87,7 +86,9 @@ def _kernel_class() -> Any:
 
 
 def attach_cache(dispatcher: Any, name: str, *identity: Any) -> Any:
-    """Let what ``cuda.jit`` made look on disk before it compiles; options, some from the environment, make another kernel."""
+    """Let a kernel made by ``cuda.jit`` look on disk before it compiles; its options, some from the environment, are part of
+    its key.
+    """
     options = sorted(dispatcher.targetoptions.items())
     dispatcher._cache = CudaKernelCache(name, *identity, options, vars(settings)["FORCE_CUDA_CC"])
     return dispatcher

@@ -1,4 +1,4 @@
-"""Scalar functions that kernels call, compiled for the device that calls them."""
+"""Scalar functions that kernels call, compiled for each device."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.digest import digest
 
 FUNCTION_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
-MODULE = "daskreg.kernels"  # of all that is compiled for a CPU: where compiled code is loaded, this is imported
+MODULE = "daskreg.kernels"  # module of all functions compiled for a CPU; it is imported when compiled code is loaded
 CPU, CUDA = 0, 1
 INDEX = (int, int) if SIMULATED else (uint64, uint32)
 
 
 class Formula:
-    """A scalar function that bodies may call, with one compiled form a device."""
+    """A scalar function that bodies may call, with one compiled function per device."""
 
     def __init__(self, function: Callable[..., Any], native: str = "") -> None:
         self.name, self.function = function.__name__, function
@@ -37,7 +37,7 @@ class Formula:
         return self if SIMULATED else self.on_cuda(factory)
 
     def form(self, device: int) -> Any:
-        """The function compiled for a device, on first use."""
+        """The compiled function for a device."""
         if device == CUDA and self._native and not SIMULATED:
             from numba.cuda import libdevice
 
@@ -54,12 +54,12 @@ def formula(function: Callable[..., Any]) -> Formula:
 
 
 def native(name: str) -> Callable[[Callable[..., Any]], Formula]:
-    """Let bodies call a function that is one operation of CUDA's device library on CUDA."""
+    """Let bodies call a function that is an operation of CUDA's libdevice on CUDA."""
     return lambda function: Formula(function, name)
 
 
 def specialise(function: Callable[..., Any], device: int) -> FunctionType:
-    """A copy whose ``index`` and formulas are those of the device."""
+    """A copy of a function whose ``index`` and formulas are those of the device."""
     assert isinstance(function, FunctionType)
     scope = dict(function.__globals__)
     for name in function.__code__.co_names:
@@ -75,7 +75,7 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
 
 
 def identified(function: FunctionType, options: dict[str, Any]) -> FunctionType:
-    """Let a function's name say what it is: code that other processes compiled holds functions of the same names."""
+    """Append the digest to the function's name: code compiled by other processes contains functions of the same names."""
     function.__name__ = function.__qualname__ = f"{function.__name__}_{digest(function, sorted(options.items()))[:16]}"
     function.__module__ = function.__globals__["__name__"] = MODULE
     return function

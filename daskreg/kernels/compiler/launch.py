@@ -1,8 +1,8 @@
 """One formula, two devices: a body ``f(z, y, x, *arguments)`` becomes a CPU loop (``prange``) and a CUDA kernel (``cuda.grid``).
 
-A body is written once, in terms of ``index`` (the unsigned integer that addresses arrays: 64 bits on the CPU, which vectorises,
-32 on a GPU, where it saves registers) and of other formulas. The two launchers are generated as source, because that is what
-Numba can compile. Compiled code is kept on disk by the digest of what the compiler was given.
+A body is written once, in terms of ``index`` (the unsigned integer type of array indices: 64 bits on a CPU, which vectorises, 32
+bits on a GPU, where it saves registers) and of formulas. Both launchers are generated as source code, because Numba compiles
+functions. Compiled code is cached on disk by the digest of what the compiler gets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def extent(shape: Shape) -> tuple[np.uint32, ...]:
 
 
 def box(shape: Shape) -> tuple[int, int, int, int]:
-    """First plane, planes, rows and columns of what a kernel is asked to do."""
+    """First plane, number of planes, rows and columns of a launch."""
     z, ny, nx = shape
     planes = z if isinstance(z, range) else range(int(z))
     return planes.start, len(planes), int(ny), int(nx)
@@ -45,13 +45,15 @@ def box(shape: Shape) -> tuple[int, int, int, int]:
 class Kernel:
     """One operation at every voxel of a box.
 
-    Called as ``kernel((nz, ny, nx), *arguments)``, or with the planes ``(range(a, b), ny, nx)`` of larger arrays; outputs last.
-    With ``sums=k`` the body returns a tuple of k float32 terms, and the call returns float32 row sums of shape (k, planes, ny):
-    whoever adds them up does so row by row, plane by plane, and the result does not depend on threads or on the partition
-    (``maxima=True``: row maxima instead). ``border=True`` bodies take
-    ``inside``, constant in the hot loop, after x: it is true where x is at least ``reach`` voxels (the first argument, an int)
-    from both ends of the row. ``scatter=True`` bodies write to their first argument, a stack (tiles, ...) of integers, by
-    atomic formulas.
+    Call as ``kernel((nz, ny, nx), *arguments)``, or with the planes ``(range(a, b), ny, nx)`` of larger arrays; outputs come
+    last.
+    ``sums=k``: the body returns a tuple of k float32 terms, and the call returns float32 row sums of shape (k, planes, ny), or
+    row
+    maxima with ``maxima=True``. The caller adds them up row by row and plane by plane, so the result does not depend on threads
+    or on
+    the partition. ``border=True``: the body takes ``inside`` after x, a constant in the hot loop; it is true where x is at least
+    ``reach`` voxels (the first argument, an int) from both ends of the row. ``scatter=True``: the body adds to its first
+    argument, a stack (tiles, ...) of integers, with atomic formulas. ``cooperative``: see ``voxelwise``.
     """
 
     def __init__(self, body: Callable[..., Any], sums: int, maxima: bool, border: bool, scatter: bool, cooperative: str) -> None:
@@ -76,7 +78,7 @@ class Kernel:
         return None
 
     def launcher(self, device: int, arguments: tuple[Any, ...] = ()) -> Any:
-        """The CPU function or the CUDA kernel, made on first use; on CUDA one that has no place for arguments that are None."""
+        """The compiled CPU function or CUDA kernel; the CUDA kernel has no parameters for arguments that are None."""
         if device == CUDA:
             return self.without(frozenset(p for p, a in zip(self.parameters, arguments) if a is None))
         if (CPU, frozenset()) not in self._launchers:
@@ -84,7 +86,7 @@ class Kernel:
         return self._launchers[CPU, frozenset()]
 
     def without(self, absent: frozenset[str]) -> Any:
-        """The CUDA kernel that has no place for some arguments, made on first use."""
+        """The CUDA kernel without parameters for some arguments."""
         if (CUDA, absent) not in self._launchers:
             self._launchers[CUDA, absent] = _cuda_launcher(self, absent)
         return self._launchers[CUDA, absent]
@@ -96,7 +98,7 @@ class Kernel:
         return None if rows is None else cupy.asarray(rows)
 
     def on_cuda(self, shape: Shape, *arguments: Any) -> Any:
-        """Run the plain body on the current CUDA device or its simulator; row sums are a device array."""
+        """Run the plain body on the current CUDA device or in the simulator; row sums are returned as a device array."""
         whole = box(shape)
         n = tuple(np.uint32(v) for v in whole)
         rows = (_zeros((self.sums, *whole[1:3])),) if self.sums else ()
@@ -108,7 +110,7 @@ class Kernel:
 
 
 def _zeros(shape: tuple[int, ...]) -> Any:
-    """On the current device, made there, or as the simulator has it."""
+    """An array on the current device, or in the simulator."""
     from numba import cuda
 
     if SIMULATED:
@@ -119,33 +121,34 @@ def _zeros(shape: tuple[int, ...]) -> Any:
 
 
 def _by_voxel(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Blocks and threads, x first: a thread a voxel."""
+    """Blocks and threads, x first, for one thread per voxel."""
     threads = block_size(64), block_size(4, least=1), 1
     return tuple(max(1, -(-a // b)) for a, b in zip(n[:0:-1], threads, strict=True)), threads
 
 
 def _by_row(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Blocks and threads, x first: a block a row."""
+    """Blocks and threads, x first, for one block per row."""
     return (n[2], n[1]), (ROW_THREADS,)
 
 
 @cache
 def import_function(path: str) -> Callable[..., Any]:
-    """The function ``package.module.function`` of daskreg.kernels; imported when it is wanted, so that a CPU never needs it."""
+    """The function ``package.module.function`` of daskreg.kernels; imported on first use, so that a CPU does not import it."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(f"daskreg.kernels.{module}"), name)  # type: ignore[no-any-return]
 
 
 def on_device(array: Any) -> bool:
-    """Whether an array lies in a GPU's memory."""
+    """Whether an array is in a GPU's memory."""
     return hasattr(array, "__cuda_array_interface__")
 
 
 def voxelwise(
     sums: int = 0, *, maxima: bool = False, border: bool = False, scatter: bool = False, cooperative: str = ""
 ) -> Callable[[Callable[..., Any]], Kernel]:
-    """Make a kernel of a body, see ``Kernel``; ``cooperative``: "package.module.function" of daskreg.kernels that takes its
-    arguments on a GPU.
+    """Make a kernel of a body, see ``Kernel``.
+
+    cooperative: "package.module.function" of daskreg.kernels, which is called instead of the plain body on a GPU
     """
 
     def register(body: Callable[..., Any]) -> Kernel:
@@ -156,17 +159,17 @@ def voxelwise(
 
 
 def thread_count() -> int:
-    """How many threads a CPU launch may use now."""
+    """The number of threads of a CPU launch."""
     return int(numba.get_num_threads())
 
 
 def set_thread_count(n: int) -> None:
-    """Let CPU launches from this thread use ``n`` threads (never more than the machine has)."""
+    """Use ``n`` threads for CPU launches from this thread, at most as many as the machine has."""
     numba.set_num_threads(max(1, min(n, vars(settings)["NUMBA_NUM_THREADS"])))
 
 
 class RowKernel:
-    """A CPU launcher written by hand, for an operation whose threads march along rows; cached like the generated ones."""
+    """A CPU launcher written by hand, for operations in which a thread computes rows along z; cached like generated ones."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.__doc__ = function, function.__doc__
@@ -195,7 +198,7 @@ def _cpu_launcher(kernel: Kernel) -> Any:
 
 
 def _launched(function: FunctionType, name: str) -> Any:
-    """A CPU launcher, compiled when it is first called, or found on disk."""
+    """A CPU launcher, compiled when it is first called, or loaded from disk."""
     if SIMULATED:
         return njit(**LAUNCHER_OPTIONS)(function)
     key = digest(function, sorted(LAUNCHER_OPTIONS.items()))
@@ -214,6 +217,6 @@ def _cuda_launcher(kernel: Kernel, absent: frozenset[str]) -> Any:
 
 
 def offsets(box: tuple[int, int, int, int]) -> tuple[Any, Any]:
-    """Offsets of a box's first voxel and of the one behind its last, in flat arrays."""
+    """Offsets in flat arrays of the first voxel of a box, and of the one after its last."""
     first, planes, ny, nx = box
     return np.uint64(first * ny * nx), np.uint64((first + planes) * ny * nx)

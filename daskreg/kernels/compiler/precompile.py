@@ -31,14 +31,16 @@ from daskreg.kernels.compiler.registry import import_kernels, source_files
 
 log = logging.getLogger(__name__)
 SIGNATURES = Path(__file__).with_name("signatures.txt")
-MAX_HELPERS = 8  # more have little left to share
-HELPER_MEMORY = 600 << 20  # bytes of a GPU that each takes while it works
-Signature = tuple[str, Any, str]  # a kernel's name, its constants or (a list) the arguments it does without, its signature
+MAX_HELPERS = 8  # more would not save time
+HELPER_MEMORY = 600 << 20  # bytes of GPU memory per helper
+Signature = tuple[str, Any, str]  # name, constants (or a list of absent arguments), types
 _STARTED: list[subprocess.Popen[bytes]] = []  # by this process
 
 
 def start_helpers(room: int) -> None:
-    """Start helpers for the current GPU, as many as have ``room`` (bytes), unless they have been there, and once a process."""
+    """Start helpers for the current GPU, once per process: as many as fit into ``room`` bytes, without those that have finished
+    before.
+    """
     if _STARTED:
         return
     try:
@@ -46,7 +48,7 @@ def start_helpers(room: int) -> None:
             if not _marker(k, n).exists():
                 _STARTED.append(_helper(k, n))
     except Exception as problem:  # noqa: BLE001  # no folder, no right to look into it, no room for a process: all the same
-        log.info("no helpers compile kernels ahead (%r).", problem)
+        log.info("kernels are not precompiled (%r).", problem)
 
 
 def _helper(share: int, shares: int) -> subprocess.Popen[bytes]:
@@ -55,14 +57,14 @@ def _helper(share: int, shares: int) -> subprocess.Popen[bytes]:
 
 
 def warm_up_signatures() -> Iterator[Signature]:
-    """What ``signatures.txt`` names."""
+    """The lines of ``signatures.txt``."""
     for line in SIGNATURES.read_text().splitlines():
         name, constants, signature = line.split("\t")
         yield name, literal_eval(constants), signature
 
 
 def find_kernel(name: str, constants: Any) -> Any:
-    """The kernel of that name for some constants. Raises KeyError where there is none."""
+    """The kernel of that name for some constants. Raises KeyError if there is none."""
     import_kernels()
     if isinstance(constants, list):
         return KERNELS[name].without(frozenset(constants))
@@ -70,7 +72,7 @@ def find_kernel(name: str, constants: Any) -> Any:
 
 
 def parse_types(signature: str) -> tuple[Any, ...]:
-    """Numba's types in a signature as ``spelled`` writes it."""
+    """Numba's types in a signature written by ``format_types``."""
     from numba.core import sigutils
 
     found: tuple[Any, ...] = sigutils.normalize_signature(signature)[0]
@@ -78,12 +80,12 @@ def parse_types(signature: str) -> tuple[Any, ...]:
 
 
 def format_types(types: tuple[Any, ...]) -> str:
-    """Types as a signature that Numba reads."""
+    """Types as a signature that Numba parses."""
     return f"void({', '.join(map(_format_type, types))})"
 
 
 def compile_share(share: int, shares: int, wanted: Callable[[], bool]) -> None:
-    """Compile every so-manyth usual kernel and keep it, as long as that is wanted."""
+    """Compile and cache every ``shares``-th kernel of the list, while ``wanted()``."""
     whole = True
     for name, constants, signature in list(warm_up_signatures())[share::shares]:
         if not wanted():
@@ -118,25 +120,25 @@ def _shares(room: int) -> list[tuple[int, int]]:
 
 @cache
 def source_digest() -> str:
-    """Digest of what helpers compile: as long as it is the same, they need not look again."""
+    """Digest of what helpers compile: while it is unchanged, they need not check again."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in [*source_files(), SIGNATURES])).hexdigest()[:8]
 
 
 def _marker(share: int, shares: int) -> Path:
-    """The file that says that a share has been compiled, for this compiler and kind of GPU."""
+    """The file that marks a share as compiled, for this compiler and kind of GPU."""
     from numba import cuda
 
     key = hashlib.sha256(repr((source_digest(), compiler(), cuda.get_current_device().compute_capability)).encode()).hexdigest()[
         :16
     ]
-    return folder("cuda") / f"ahead-{key}-{share}of{shares}"
+    return folder("cuda") / f"precompile-{key}-{share}of{shares}"
 
 
 def main() -> None:
     """A helper: ``python -m daskreg.kernels.compiler.precompile SHARE SHARES PARENT``; it ends when its parent has ended."""
     share, shares, parent = map(int, sys.argv[1:])
     folder("cuda").mkdir(parents=True, exist_ok=True)
-    with open(folder("cuda") / f"ahead-{source_digest()}-{share}of{shares}.lock", "w") as lock:
+    with open(folder("cuda") / f"precompile-{source_digest()}-{share}of{shares}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where another does the same
         compile_share(share, shares, lambda: os.getppid() == parent)
 

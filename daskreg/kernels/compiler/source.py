@@ -1,4 +1,4 @@
-"""The source of the generated launchers: loops over voxels around a body."""
+"""Source code of generated launchers: loops over voxels around a body."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from daskreg.kernels.compiler.configuration import block_size
 if TYPE_CHECKING:
     from daskreg.kernels.compiler.launch import Kernel
 
-ROW_THREADS = block_size(128)  # threads of a GPU that share a row of which sums are wanted
-LOWEST = -3.0e38  # what row maxima begin with
+ROW_THREADS = block_size(128)  # threads of a block that sums a row
+LOWEST = -3.0e38  # initial value of row maxima
 
 
 def cpu_source(kernel: Kernel, name: str) -> str:
-    """A function of that name that calls ``body`` at every voxel: threads share the rows."""
+    """A function of that name that calls ``body`` at every voxel; threads share the rows."""
     p = ", ".join(kernel.parameters)
     if kernel.scatter:
         return _scatter_source(kernel, name)
@@ -42,7 +42,7 @@ def cpu_source(kernel: Kernel, name: str) -> str:
 
 
 def _initial(kernel: Kernel) -> str:
-    """What a row begins with."""
+    """Initial value of a row's sum or maximum."""
     return f"float32({LOWEST})" if kernel.maxima else "float32(0)"
 
 
@@ -51,7 +51,7 @@ def _accumulate(kernel: Kernel, k: int, terms: str = "t") -> str:
 
 
 def _merge(kernel: Kernel, k: int) -> str:
-    """Two threads' parts."""
+    """Combine the results of two threads."""
     a, b = f"shared[{k}, t]", f"shared[{k}, t + half]"
     return f"{a} = max({a}, {b})" if kernel.maxima else f"{a} += {b}"
 
@@ -72,7 +72,7 @@ def {name}(n, {first}, {rest}):
 
 
 def cuda_source(kernel: Kernel, name: str, absent: frozenset[str]) -> str:
-    """A CUDA kernel of that name: a thread a voxel, or a block a row where there are sums; without the arguments ``absent``."""
+    """A CUDA kernel of that name without the arguments ``absent``: one thread per voxel, or one block per row for sums."""
     p = ", ".join(a for a in kernel.parameters if a not in absent)
     passed = ["None" if a in absent else a for a in kernel.parameters]
     q = ", ".join([f"{passed[0]}[0]", *passed[1:]] if kernel.scatter else passed)
@@ -86,7 +86,7 @@ def {name}(n, {p}):
     if row < n[1] and y < n[2] and x < n[3]:
         body(uint32(row + n[0]), y, x, {inside}{q})
 """
-    # a block a row: threads take every so many voxels, and what they have is brought cooperative in one order
+    # one block per row: each thread sums every n-th voxel, then the threads' sums are added in a fixed order
     merged = [_merge(kernel, k) for k in range(kernel.sums)]
     lines = [
         f"def {name}(n, rows, {p}):",

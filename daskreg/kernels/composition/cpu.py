@@ -1,4 +1,4 @@
-"""Composition of a small displacement into a large one, and the change of a displacement from one level to the next."""
+"""Composition of a small displacement with a large one, and upsampling of a displacement to the next finer level."""
 
 import math
 
@@ -13,7 +13,7 @@ ONE = float32(1)
 
 @formula
 def clamp(i, n):
-    """The nearest index of 0 .. n - 1."""
+    """The index in 0 .. n - 1 nearest to i."""
     return min(max(i, int32(0)), n - int32(1))
 
 
@@ -25,7 +25,7 @@ def lerp(w, a, b):
 
 @formula
 def blend(u, c, k0, k1, j0, j1, i0, i1, wz, wy, wx):
-    """Trilinear value of component c between eight voxels given by two indices an axis."""
+    """Trilinear value of component c between eight voxels, given by two indices per axis."""
     plane0 = lerp(wy, lerp(wx, u[c, k0, j0, i0], u[c, k0, j0, i1]), lerp(wx, u[c, k0, j1, i0], u[c, k0, j1, i1]))
     plane1 = lerp(wy, lerp(wx, u[c, k1, j0, i0], u[c, k1, j0, i1]), lerp(wx, u[c, k1, j1, i0], u[c, k1, j1, i1]))
     return lerp(wz, plane0, plane1)
@@ -41,9 +41,9 @@ def neighbours(i, d, n, lead):
 
 @voxelwise()
 def compose(z, y, x, first, planes, scale, d, u, composed):
-    """``composed(x) = s d(x) + u(x + s d(x))``, u looked up clamped to the *global* grid (method, section 5, step 5).
+    """``composed(x) = s d(x) + u(x + s d(x))``, u clamped at the faces of the *global* grid (method, section 5, step 5).
 
-    first: global plane of z = 0;  planes: of the global grid (ints);  scale: (1,) float32;
+    first: global plane at z = 0;  planes: of the global grid (ints);  scale: (1,) float32;
     d, u, composed: (3, Z, Y, X) float32, voxels
     """
     s = scale[0]
@@ -58,9 +58,10 @@ def compose(z, y, x, first, planes, scale, d, u, composed):
 
 @formula
 def coarse_neighbours(i, fine, coarse, n, origin):
-    """Where fine voxel i lies in a coarser level of n voxels: two coarse ones, less ``origin``, and the weight of the second.
+    """The two voxels of a coarser level with n voxels around fine voxel i, minus ``origin``, and the weight of the second.
 
-    Exactly: c = (i fine + (fine - 1)/2 - (coarse - 1)/2) / coarse, in integers over 2 coarse; fine and coarse are shrink factors.
+    The position is c = (i fine + (fine - 1)/2 - (coarse - 1)/2) / coarse, exact as a ratio of integers; fine and coarse are
+    downsampling factors.
     """
     twice = int32(2) * coarse
     numerator = int32(2) * i * fine + fine - coarse
@@ -73,9 +74,9 @@ def coarse_neighbours(i, fine, coarse, n, origin):
 def upsample(z, y, x, first, origin, planes, fine, coarse, gain, u, finer):
     """A displacement (or a moment of its gradient) on the next finer level, trilinear, clamped at the faces.
 
-    first: global plane of z = 0 in ``finer``;  origin: that of u's first plane;  planes: of the coarse global grid (ints);
-    fine, coarse: shrink factors of the two levels (3,) int32;
-    gain: (3,) float32, multiplies the components (coarse / fine for voxels);  u, finer: (3, Z, Y, X) float32
+    first: global plane at z = 0 of ``finer``;  origin: global plane at the first plane of u;  planes: of the coarse global grid
+    (ints);  fine, coarse: downsampling factors of the two levels (3,) int32;  gain: (3,) float32, multiplies the components
+    (coarse / fine for voxels);  u, finer: (3, Z, Y, X) float32
     """
     k0, k1, wz = coarse_neighbours(int32(z) + int32(first), fine[0], coarse[0], int32(planes), int32(origin))
     j0, j1, wy = coarse_neighbours(int32(y), fine[1], coarse[1], int32(u.shape[2]), int32(0))

@@ -1,5 +1,8 @@
 # ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
-"""The composition on a GPU, in one pass over memory with the Gaussian of the result; it marches as ``adam.cuda`` does."""
+"""Composition on a GPU, in one pass over memory with the Gaussian of the result.
+
+Blocks move along z as those of ``adam.cuda`` do.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +20,13 @@ from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
 
 ONE, ZERO = float32(1), float32(0)
 LANES, WARPS = block_size(32, least=6), block_size(4, least=3)  # of a block: columns, warps
-ROWS = block_size(4, least=2)  # that a warp computes
-MAX_PLANES = 64  # planes a block composes at most: neighbours that march together find each other's planes in the cache
-SHARED_PITCH = block_size(64, least=8)  # of rows in shared memory: lanes that look into different rows and planes meet in no bank
+ROWS = block_size(4, least=2)  # per warp
+MAX_PLANES = 64  # most planes per block: neighbouring blocks that advance together find each other's planes in the cache
+SHARED_PITCH = block_size(64, least=8)  # of rows in shared memory: lanes that read different rows and planes use different banks
 
 
 def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
-    """Planes a block, blocks and threads of a composition, x first."""
+    """Planes per block, blocks and threads of ``compose_smooth``, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = WARPS * ROWS - 2 * radius, LANES - 2 * radius
     across, down = -(-nx // tx), -(-ny // ty)
@@ -33,7 +36,7 @@ def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int
 
 @formula
 def lower_neighbour(d):
-    """Whether a point d away, |d| < 1, lies before its voxel, and the weight of the second of the two voxels around it."""
+    """For a point at distance d, |d| < 1: 1 if its cell begins one voxel earlier, and the weight of the cell's second voxel."""
     back = d < ZERO
     return uint32(back), d + ONE if back else d
 
@@ -49,13 +52,13 @@ def interpolate_shared(shared, a, b, pitch, wz, wy, wx):
 
 @formula
 def clamped_plane(k, first, whole, edge):
-    """The plane of the arrays that is k, clamped to the global grid (and to what is there, where nobody looks)."""
+    """Plane k of the arrays, clamped to the global grid and to the planes that the arrays have."""
     return uint64(uint32(min(max(min(max(k + first, int32(0)), whole - int32(1)) - first, int32(0)), int32(edge) - int32(1))))
 
 
 @formula
 def filter_lanes(value, weights, r):
-    """The filter along x among the lanes of a warp."""
+    """The filter along x by exchange between the lanes of a warp."""
     total = weights[r] * value
     for q in range(1, r + 1):
         total = fma(weights[r - q], cuda.shfl_up_sync(0xFFFFFFFF, value, q), total)
@@ -65,13 +68,13 @@ def filter_lanes(value, weights, r):
 
 @formula
 def no_corrections(d):
-    """Where a direction is stored as it is."""
+    """Where the direction itself is stored."""
     return ZERO
 
 
 @formula
 def load_corrections(d):
-    """What a direction follows from, beside the moments."""
+    """What the direction depends on besides the moments: bias corrections and epsilon."""
     t = d[2][0]
     return d[1][t, 2], d[1][t, 3], d[1][t, 4]
 
@@ -84,20 +87,20 @@ def stored_direction(value, corrections):
 
 @formula
 def load_moments(d, base, byte):
-    """What a direction follows from."""
+    """Moments, from which the direction follows."""
     return load_bytes(d[0], base, byte)
 
 
 @cooperative_kernel(launch_bounds=lambda radius, mixed=False: (WARPS * 32, 4))
 def compose_smooth(radius, mixed=False):
-    """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes a voxel.
+    """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes per voxel.
 
-    A warp owns ``ROWS`` rows of 32 columns, of which all are composed and those within ``radius`` of the end serve their
-    neighbours only. Three planes of u are in shared memory, clamped to the global grid: a step is less than a voxel. Along x
-    the filter asks the neighbouring lanes, along y shared memory, along z a ring of registers.
-    Arguments: length, n, edge, weights, norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane of the arrays' plane
-    0), whole (planes of the global grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,). ``mixed``: in
-    place of d the moments as ``smooth_adam`` left them, rates and clock, from which it follows once more.
+        A warp computes ``ROWS`` rows of 32 columns; the ``radius`` columns at each end are computed for their neighbours only.
+    Three planes of u are in shared memory, clamped to the global grid, because a step is shorter than a voxel. The filter along
+    x exchanges values between lanes, along y it uses shared memory, along z registers. Arguments: length, n, edge, weights,
+    norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane at plane 0 of the arrays), whole (planes of the global
+    grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,). ``mixed``: instead of d the moments, rates
+    and clock of ``smooth_adam``, from which the direction is computed again.
     """
     r, taps, rows = radius, 2 * radius + 1, ROWS
     threads, height, lanes = WARPS * LANES, WARPS * ROWS, LANES

@@ -1,4 +1,4 @@
-"""The histogram of an image's intensities."""
+"""Histogram of an image's intensities."""
 
 from collections.abc import Callable
 
@@ -13,24 +13,24 @@ ZERO = float32(0)
 
 @formula
 def increment(counts, i):
-    """``counts[i] += 1``, for threads that own their counts."""
+    """``counts[i] += 1``, for threads with counts of their own."""
     counts[i] += int64(1)
 
 
 @increment.on_cuda
-def _atomic_tally() -> Callable[..., None]:
+def _atomic_increment() -> Callable[..., None]:
     """``counts[i] += 1`` for all threads of a GPU."""
     from numba import cuda
 
-    def tally_atomically(counts, i):
+    def increment_atomically(counts, i):
         cuda.atomic.add(counts, i, int64(1))
 
-    return tally_atomically
+    return increment_atomically
 
 
 @voxelwise(scatter=True, cooperative="intensity_histogram.cuda.count_intensities")
 def intensity_histogram(z, y, x, counts, low, width, image):
-    """``counts[b] += 1``, b = (I - low) / width clamped to the bins.
+    """``counts[b] += 1``, b = (I - low) / width, clamped to the bins.
 
     counts: (tiles, bins) int64;  low, width: float32, intensities;  image: (Z, Y, X) float32, finite
     """

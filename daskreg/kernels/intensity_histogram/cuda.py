@@ -1,4 +1,4 @@
-"""The histogram of an image's intensities on a GPU: a block counts in shared memory."""
+"""Histogram of an image's intensities on a GPU: blocks count in shared memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.launch import Shape, box, offsets
 
 ZERO = float32(0)
-MAX_BINS = 4096  # of intensities, at most
+MAX_BINS = 4096  # most bins of a histogram
 THREADS = block_size(512)  # threads of a block that counts them
 
 
 @cooperative_kernel(launch_bounds=(512, 2))
 def intensity_histogram_shared() -> Callable[..., None]:
-    """``intensity_histogram`` of flat voxels: a block counts in shared memory.
+    """``intensity_histogram`` of flat voxels: each block counts in shared memory.
 
-    begin, end: uint64, the voxels;  low, width: float32;  image: (N,) float32;  totals: (B,) int64, to which counts are added
+    begin, end: uint64, the voxels;  low, width: float32;  image: (N,) float32;  totals: (B,) int64, to which the counts are added
     """
     threads, max_bins = THREADS, MAX_BINS
 
@@ -48,7 +48,7 @@ def intensity_histogram_shared() -> Callable[..., None]:
 
 
 def count_intensities(shape: Shape, counts: Any, low: Any, width: Any, image: Any) -> None:
-    """``cpu.intensity_histogram``."""
+    """``intensity_histogram.cpu.intensity_histogram`` on the current device."""
     begin, end = offsets(box(shape))
     totals, blocks = counts.reshape(-1), (2 * multiprocessors(), 1, 1)
     if end > begin:

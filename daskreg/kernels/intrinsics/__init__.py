@@ -1,1 +1,1 @@
-"""Operations that are one instruction on a GPU, each with the plain formula that says what it means."""
+"""Operations that are one instruction on a GPU, each with a plain formula that defines it."""

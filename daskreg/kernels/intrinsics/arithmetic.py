@@ -1,7 +1,7 @@
-"""Operations whose rounding is spelled out.
+"""Arithmetic with explicit rounding.
 
-On a GPU the compiler may fuse a multiplication into an addition, in one kernel this way and in another that way, and a ring of
-shards would not give the bits that a resident image gives. A CPU fuses nothing unless it is asked to.
+A GPU compiler may fuse a multiplication and an addition in one kernel and not in another, so a ring of shards would not give the
+bits of a resident image. On a CPU nothing is fused unless requested.
 """
 
 from numba import float32, int32
@@ -13,37 +13,37 @@ ONE, ZERO, TINY = float32(1), float32(0), float32(1e-36)
 
 @native("fmaf_rn")
 def fma(a, b, c):
-    """A b + c, on a GPU rounded once."""
+    """A b + c, rounded once on a GPU."""
     return a * b + c
 
 
 @native("float2int_rd")
 def floor_int32(a):
-    """The largest whole number not above a, as int32."""
+    """The largest integer not above a, as int32."""
     return int32(a // ONE)
 
 
 @native("fast_fdividef")
 def divide_fast(a, b):
-    """A / b, on a GPU to the last bits but two."""
+    """A / b, on a GPU with an error of at most two units in the last place."""
     return a / b
 
 
 @native("float2ll_rn")
 def round_int64(a):
-    """The whole number nearest to a, as int64: sums of such do not depend on their order."""
+    """The integer nearest to a, as int64: sums of integers do not depend on their order."""
     return round(a)
 
 
 @native("rsqrtf")
 def rsqrt(a):
-    """1 / sqrt(a), on a GPU to the last bits but two."""
+    """1 / sqrt(a), on a GPU with an error of at most two units in the last place."""
     return a ** float32(-0.5)
 
 
 @formula
 def rounded_product(a, b):
-    """A b, rounded before anything is added to it, and never -0."""
+    """A b, rounded before anything is added to it; never -0."""
     return fma(a, b, ZERO)
 
 
@@ -61,6 +61,6 @@ def dot3(a, b, c, x, y, z):
 
 @formula
 def sqrt_fast(a):
-    """The square root of a; of 1e-36 where a is less."""
+    """The square root of a, or of 1e-36 where a is smaller."""
     b = max(a, TINY)
     return b * rsqrt(b)

@@ -1,6 +1,6 @@
 """Numbers in 16 bits: intensities as float16, gradients as bfloat16, by integer arithmetic.
 
-A bfloat16 is the upper half of a float32: its range, 8 bits of its fraction.
+A bfloat16 is the upper half of a float32: its range, with 8 bits of its fraction.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _bits_of() -> Callable[..., Any]:
 
 @formula
 def bits_to_float(bits):
-    """The float32 that 32 bits are."""
+    """The float32 with these 32 bits."""
     return np.uint32(bits).view(np.float32)
 
 
@@ -50,13 +50,13 @@ def _single_of() -> Callable[..., Any]:
 
 @formula
 def as_float32(value):
-    """An intensity as float32: a float32 as it is, integers are the bits of a float16. Only on a GPU."""
+    """An intensity as float32: a float32 unchanged, an integer as the bits of a float16. For GPUs only."""
     return value if value.dtype == np.float32 else np.float32(np.uint16(value).view(np.float16))
 
 
 @as_float32.intrinsic
 def _pixel() -> Callable[..., Any]:
-    """In one instruction."""
+    """One conversion instruction."""
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -80,7 +80,7 @@ def _pixel() -> Callable[..., Any]:
 
 @formula
 def identity(value):
-    """A number that is stored as it is."""
+    """A number that is stored unchanged."""
     return value
 
 
@@ -92,26 +92,26 @@ def from_bfloat16(bits):
 
 @formula
 def to_bfloat16(value):
-    """The bits of the bfloat16 nearest to a float32, to even where two are; the value must be finite."""
+    """The bits of the bfloat16 nearest to a finite float32, ties to even."""
     bits = uint32(float_to_bits(value))
     return uint16(((int(bits) + 0x7FFF + (int(bits) >> 16 & 1)) >> 16) & LOWER)
 
 
 def storage_type(half: bool) -> tuple[Any, Any]:
-    """Type and zero of an intensity that a GPU's thread holds as it came."""
+    """Type and zero of an intensity in a register, before conversion to float32."""
     return (uint32, uint32(0)) if half else (float32, float32(0))
 
 
 def half_constants(field: Any) -> tuple[bool, ...]:
-    """The constant that tells a sweep that a field has 16 bits; none where it is float32."""
+    """The constants that tell a cooperative kernel that a field has 16 bits; empty for float32."""
     return (True,) if field.dtype == np.uint16 else ()
 
 
 def to_float16_bits(voxels: Any) -> Any:
-    """Bits of float16, uint16, from float32: NumPy or CuPy; of at most 65504, to the nearest (11 bits of the fraction)."""
+    """Bits of float16 (uint16) of float32 values up to 65504, rounded to nearest (11 bits of the fraction); NumPy or CuPy."""
     return voxels.astype(np.float16).view(np.uint16)
 
 
 def from_float16_bits(bits: Any) -> Any:
-    """The float32 of bits of float16."""
+    """The float32 values of bits of float16."""
     return bits.view(np.float16).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Memory access that is one instruction on a GPU, and the plain formula that says what it means.
+"""Memory access that is one instruction on a GPU, with plain formulas that define it.
 
-A voxel is found from a 64-bit base that all threads of a block share, and 32 bits for where a thread looks beyond it.
+A voxel is addressed by a 64-bit base shared by all threads of a block, and a 32-bit offset per thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from daskreg.kernels.compiler.formula import formula
 
 @formula
 def store_components(field, base, size, byte, a, b, c):
-    """Three components, ``size`` voxels apart."""
+    """Store three components, ``size`` voxels apart."""
     store_bytes(field, base, byte, a)
     store_bytes(field, base + size, byte, b)
     store_bytes(field, base + uint64(2) * size, byte, c)
@@ -23,37 +23,37 @@ def store_components(field, base, size, byte, a, b, c):
 
 @formula
 def load_vector(array, at):
-    """``array[at : at + 4]``, array (N,) float32; ``at`` is a multiple of four, the array begins at a multiple of 16 bytes."""
+    """``array[at : at + 4]``, array (N,) float32; ``at`` is a multiple of four, the array is aligned to 16 bytes."""
     return array[at], array[at + int32(1)], array[at + int32(2)], array[at + int32(3)]
 
 
 @formula
 def store_vector(array, at, a, b, c, d):
-    """``array[at : at + 4] = a, b, c, d``, see ``load_four``."""
+    """``array[at : at + 4] = a, b, c, d``, see ``load_vector``."""
     array[at], array[at + int32(1)], array[at + int32(2)], array[at + int32(3)] = a, b, c, d
 
 
 @formula
 def address(array, base):
-    """Where ``array[base]`` is, array (N,) float32 in global memory, base: uint64; for ``get`` and ``put``."""
+    """The address of ``array[base]``, array (N,) float32 in global memory, base: uint64; for ``load`` and ``store``."""
     return array, base
 
 
 @formula
 def load(where, at):
-    """What is ``at`` (uint32) voxels beyond a spot."""
+    """The float32 ``at`` (uint32) voxels after an address."""
     return where[0][where[1] + at]
 
 
 @formula
 def load_uint16(where, at):
-    """``get`` of an array of uint16, as uint32."""
+    """``load`` from an array of uint16, as uint32."""
     return where[0][where[1] + at]
 
 
 @formula
 def store(where, at, value):
-    """Write ``at`` (uint32) voxels beyond a spot."""
+    """Store a value ``at`` (uint32) voxels after an address."""
     where[0][where[1] + at] = value
 
 
@@ -61,14 +61,14 @@ def store(where, at, value):
 def load_bytes(array, base, byte):
     """``array[base + d]``, base: uint64, byte: uint32, the distance d in bytes.
 
-    array: (N,) float32, or uint16 or uint32, which both come as uint32
+    array: (N,) float32, or uint16 or uint32, which both are returned as uint32
     """
     return array[int(base) + int(byte) // array.itemsize]
 
 
 @formula
 def store_bytes(array, base, byte, value):
-    """``array[base + d] = value``, see ``fetch``."""
+    """``array[base + d] = value``, see ``load_bytes``."""
     array[int(base) + int(byte) // array.itemsize] = value
 
 
@@ -83,7 +83,7 @@ def _spot_address() -> Callable[..., Any]:
         def generate(context, builder, signature, arguments):
             made = context.make_array(signature.args[0])(context, builder, arguments[0])
             wide = ir.IntType(64)
-            # the compiler must not see through it, or it adds base and distance up first, for each field and voxel anew
+            # opaque to the compiler, which would otherwise add base and distance anew for each field and voxel
             opaque = ir.FunctionType(wide, [wide])
             address = builder.ptrtoint(builder.gep(made.data, [arguments[1]]), wide)
             return builder.asm(opaque, "mov.u64 $0, $1;", "=l,l", [address], side_effect=False)
@@ -97,7 +97,7 @@ def _spot_address() -> Callable[..., Any]:
 
 
 def _beyond(builder: Any, where: Any, at: Any, half: bool = False) -> Any:
-    """The pointer."""
+    """The pointer to an element ``at`` voxels after an address."""
     from llvmlite import ir
 
     wide, kind = ir.IntType(64), ir.IntType(16) if half else ir.FloatType()
@@ -163,7 +163,7 @@ def _put_beyond() -> Callable[..., Any]:
 
 
 def _unsigned(builder: Any, index: Any) -> Any:
-    """An index in 64 bits: LLVM takes shorter ones for signed."""
+    """An index as 64 bits: LLVM would interpret shorter ones as signed."""
     from llvmlite import ir
 
     return index if index.type.width == 64 else builder.zext(index, ir.IntType(64))
@@ -260,7 +260,7 @@ def _store() -> Callable[..., Any]:
 
 
 def _pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """What the compiler turns into one instruction's address: base in a register of the block, distance in one of the thread."""
+    """The pointer, in a form that the compiler turns into one address: base in a uniform register, distance in one per thread."""
     from llvmlite import ir
 
     data = context.make_array(signature.args[0])(context, builder, arguments[0]).data

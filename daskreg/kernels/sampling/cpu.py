@@ -1,8 +1,8 @@
-"""The composite implicit sampler: ``moved(x) = M(A x + t + S u(x))``; neither grid nor p is ever stored (method, section 2).
+"""Composite implicit sampling: ``moved(x) = M(A x + t + S u(x))``, without storing a grid or p (method, section 2).
 
-A x + t is formed from global indices in 64-bit fixed point (units of 2^-32 voxel), exactly and whatever the block, and split
-into whole and fraction; float32 would lose 1e-3 voxel at index 30 000. There is no branch: interior and rim compute alike, and a
-CPU's vector units can gather. On a GPU every rounding is spelled out (``march``).
+A x + t is computed from global indices in 64-bit fixed point (units of 2^-32 voxel), exactly and independently of the block, and
+then split into a whole and a fractional part; float32 would lose 1e-3 voxel at index 30 000. The formulas have no branches for
+the border, so a CPU can vectorise them with gather instructions. On a GPU every rounding is explicit, see ``sampling.cuda``.
 """
 
 import math
@@ -16,20 +16,20 @@ from daskreg.kernels.compiler.launch import voxelwise
 
 index = int64  # replaced by the launcher
 ONE, ZERO, HALF = float32(1), float32(0), float32(0.5)
-UNIT = float32(2.0**-24)  # 24 bits of the fraction are what a float32 holds
+UNIT = float32(2.0**-24)  # a float32 holds 24 bits of the fraction
 NAN = float32(math.nan)
 
 
 @formula
 def affine_coordinate(line, z, y, x, affine):
-    """Component ``line`` of A x + t as whole voxels and the rest: (int32, float32 in [0, 1])."""
+    """Component ``line`` of A x + t as a whole number of voxels and a fraction: (int32, float32 in [0, 1])."""
     coordinate = affine[4 * line + 0] * z + affine[4 * line + 1] * y + affine[4 * line + 2] * x + affine[4 * line + 3]
     return int32(coordinate >> int64(32)), float32((coordinate >> int64(8)) & int64(0xFFFFFF)) * UNIT
 
 
 @formula
 def displaced_coordinate(line, z, y, x, affine, linear, uz, uy, ux):
-    """Component ``line`` of A x + t + S u, likewise."""
+    """Component ``line`` of A x + t + S u, as in ``affine_coordinate``."""
     whole, rest = affine_coordinate(line, z, y, x, affine)
     rest += linear[3 * line + 0] * uz + linear[3 * line + 1] * uy + linear[3 * line + 2] * ux
     carry = math.floor(rest)
@@ -45,7 +45,7 @@ def _displaced() -> Callable[..., Any]:
 
 @formula
 def sampling_point(z, y, x, first, affine, linear, u):
-    """p(x) = A x + t + S u(x) as (k, j, i, wz, wy, wx); u None is 0 everywhere."""
+    """p(x) = A x + t + S u(x) as (k, j, i, wz, wy, wx); u None means zero everywhere."""
     gz, gy, gx = int64(z) + int64(first), int64(y), int64(x)
     if u is None:
         k, wz = affine_coordinate(0, gz, gy, gx, affine)
@@ -61,13 +61,13 @@ def sampling_point(z, y, x, first, affine, linear, u):
 
 @formula
 def clamp(i, n):
-    """The nearest index of 0 .. n - 1."""
+    """The index in 0 .. n - 1 nearest to i."""
     return index(min(max(i, int32(0)), int32(n) - int32(1)))
 
 
 @formula
 def in_range(i, n):
-    """1 for a voxel of the axis, 0 beyond its ends."""
+    """1 if i is a voxel of the axis, 0 outside."""
     return ONE if int32(0) <= i < int32(n) else ZERO
 
 
@@ -80,7 +80,7 @@ def touches_image(image, planes, k, j, i):
 
 @formula
 def corner_values(image, k, j, i):
-    """The eight voxels around a point, x fastest; beyond the edge the nearest one, which a zero weight will silence."""
+    """The eight voxels around a point, x fastest; outside the image the nearest voxel, whose weight is zero."""
     k0, j0, i0 = clamp(k, image.shape[0]), clamp(j, image.shape[1]), clamp(i, image.shape[2])
     one = int32(1)
     k1, j1, i1 = clamp(k + one, image.shape[0]), clamp(j + one, image.shape[1]), clamp(i + one, image.shape[2])
@@ -90,15 +90,16 @@ def corner_values(image, k, j, i):
 
 @formula
 def corner_weights(i, w, n):
-    """Weights of the two voxels around a point on an axis, 0 beyond its ends."""
+    """Weights of the two voxels around a point along an axis, 0 outside the image."""
     return (ONE - w) * in_range(i, n), w * in_range(i + int32(1), n)
 
 
 @formula
 def trilinear(image, k, j, i, wz, wy, wx):
-    """Value at whole (k, j, i) + fraction w; the products of the two planes along z are what shards of planes add up.
+    """Value at the voxel (k, j, i) plus the fraction w.
 
-    Beginning with 0, as a sum over shards does, keeps even the sign of a zero the same.
+    The value is 0 + (a + b), where a and b come from the two planes along z. Ranks that hold one of the planes add a or b to 0,
+    so the result is the same bit for bit, including the sign of zero.
     """
     a, b, c, d, e, f, g, h = corner_values(image, k, j, i)
     z0, z1 = corner_weights(k, wz, image.shape[0])
@@ -118,7 +119,7 @@ def _trilinear() -> Callable[..., Any]:
 
 @formula
 def trilinear_gradient(image, k, j, i, wz, wy, wx):
-    """Derivatives of ``trilinear`` along z, y, x, in intensity a voxel."""
+    """Derivatives of ``trilinear`` along z, y, x, in intensity per voxel."""
     a, b, c, d, e, f, g, h = corner_values(image, k, j, i)
     z0, z1 = corner_weights(k, wz, image.shape[0])
     y0, y1 = corner_weights(j, wy, image.shape[1])
@@ -144,11 +145,12 @@ def _trilinear_gradient() -> Callable[..., Any]:
 
 @voxelwise(cooperative="sampling.cuda.sample")
 def sample(z, y, x, first, affine, linear, u, origin, planes, image, moved):
-    """``moved(x) = image(A x + t + S u(x))``, NaN out of domain.
+    """``moved(x) = image(A x + t + S u(x))``, NaN outside the domain.
 
-    first: plane of the global grid that is z = 0 here (int);  affine: 12 int64, rows of (A t), units of 2^-32 voxel;
-    linear: S, 9 float32;  u: (3, Z, Y, X) float32, voxels, or None;  origin: plane of the whole image that is ``image[0]``,
-    planes: how many the whole has (ints);  image: (Z', Y', X') float32, all planes that are reached;  moved: (Z, Y, X) float32
+    first: plane of the global grid at z = 0 (int);  affine: 12 int64, rows of (A t) in units of 2^-32 voxel;
+    linear: S, 9 float32;  u: (3, Z, Y, X) float32, voxels, or None;  origin: plane of the whole image at ``image[0]``,
+    planes: number of planes of the whole image (ints);  image: (Z', Y', X') float32, all planes that are read;
+    moved: (Z, Y, X) float32
     """
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     moved[z, y, x] = trilinear(image, k - int32(origin), j, i, wz, wy, wx) if touches_image(image, planes, k, j, i) else NAN
@@ -156,7 +158,10 @@ def sample(z, y, x, first, affine, linear, u, origin, planes, image, moved):
 
 @voxelwise()
 def sample_nearest(z, y, x, first, affine, linear, u, image, moved):
-    """As ``sample``, but the value of the nearest voxel (half goes up), untouched out of ``image``; any dtype."""
+    """Sample the nearest voxel (a half rounds up), for any dtype; voxels outside ``image`` are left unchanged.
+
+    Arguments as in ``sample``.
+    """
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     k, j, i = k + int32(wz >= HALF), j + int32(wy >= HALF), i + int32(wx >= HALF)
     if 0 <= k < image.shape[0] and 0 <= j < image.shape[1] and 0 <= i < image.shape[2]:
@@ -165,7 +170,7 @@ def sample_nearest(z, y, x, first, affine, linear, u, image, moved):
 
 @voxelwise()
 def combine_masks(z, y, x, first, affine, linear, u, origin, fixed_mask, moving_mask, weight):
-    """``weight(x) = fixed_mask(x) moving_mask(p(x))``; an empty (0, 0, 0) mask is 1 everywhere; arguments as in ``sample``."""
+    """``weight(x) = fixed_mask(x) moving_mask(p(x))``; an empty (0, 0, 0) mask is 1 everywhere. Arguments as in ``sample``."""
     w = ONE
     if moving_mask.shape[0] > 0:
         k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
@@ -190,9 +195,9 @@ def _turned() -> Callable[..., Any]:
 
 @voxelwise(cooperative="sampling.cuda.pull_back")
 def pull_back(z, y, x, first, affine, linear, u, origin, image, slope, g):
-    """``g = S^T (slope grad image(p))``: the gradient with respect to u from the one with respect to moved.
+    """``g = S^T (slope grad image(p))``: the gradient with respect to u from the gradient with respect to moved.
 
-    slope: (Z, Y, X) float32, dC/dmoved, 0 out of domain;  g: (3, Z, Y, X) float32;  the rest as in ``sample``
+    slope: (Z, Y, X) float32, dC/dmoved, 0 outside the domain;  g: (3, Z, Y, X) float32;  other arguments as in ``sample``
     """
     r = slope[z, y, x]
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
@@ -204,9 +209,9 @@ def pull_back(z, y, x, first, affine, linear, u, origin, image, slope, g):
 
 @voxelwise(sums=6)
 def affine_sums(z, y, x, first, affine, linear, u, origin, image, slope):
-    """Row sums of ``slope grad image(p)``, and of the same times x: with the row's z and y, all of dC/dA and dC/dt.
+    """Row sums of ``slope grad image(p)`` and of its product with x; with the z and y of the row they give dC/dA and dC/dt.
 
-    Returns (dt_z, dt_y, dt_x, x dt_z, x dt_y, x dt_x); arguments as in ``pull_back``
+    Returns (dt_z, dt_y, dt_x, x dt_z, x dt_y, x dt_x). Arguments as in ``pull_back``.
     """
     r = slope[z, y, x]
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
@@ -217,21 +222,21 @@ def affine_sums(z, y, x, first, affine, linear, u, origin, image, slope):
 
 @voxelwise()
 def mark_domain(z, y, x, first, affine, linear, u, planes, image, moved):
-    """``moved = 0`` where p is in the domain, NaN elsewhere: what a sum over shards begins with; arguments as in ``sample``."""
+    """``moved = 0`` where p is in the domain, else NaN: the start of a sum over shards. Arguments as in ``sample``."""
     k, j, i, _, _, _ = sampling_point(z, y, x, first, affine, linear, u)
     moved[z, y, x] = ZERO if touches_image(image, planes, k, j, i) else NAN
 
 
 @voxelwise()
 def add_value(z, y, x, first, affine, linear, u, origin, image, moved):
-    """Add to ``moved`` the part of the trilinear value at p that lies in the shard ``image``; arguments as in ``sample``."""
+    """Add the contribution of the shard ``image`` to the trilinear value at p to ``moved``. Arguments as in ``sample``."""
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     moved[z, y, x] += trilinear(image, k - int32(origin), j, i, wz, wy, wx)
 
 
 @voxelwise()
 def add_value_and_gradient(z, y, x, first, affine, linear, u, origin, image, moved, g):
-    """Add the shard's part of value and of grad image at p to ``moved`` and ``g`` (3, Z, Y, X): one pass round the ring."""
+    """Add the shard's contributions to the value and to grad image at p to ``moved`` and to ``g`` (3, Z, Y, X)."""
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     moved[z, y, x] += trilinear(image, k - int32(origin), j, i, wz, wy, wx)
     dz, dy, dx = trilinear_gradient(image, k - int32(origin), j, i, wz, wy, wx)
@@ -242,7 +247,7 @@ def add_value_and_gradient(z, y, x, first, affine, linear, u, origin, image, mov
 
 @voxelwise()
 def apply_jacobian_transpose(z, y, x, linear, slope, g):
-    """``g = S^T (slope g)`` in place: ``pull_back`` where g holds grad image already."""
+    """``g = S^T (slope g)`` in place: ``pull_back`` where g already contains grad image."""
     r, dz, dy, dx = slope[z, y, x], g[index(0), z, y, x], g[index(1), z, y, x], g[index(2), z, y, x]
     g[index(0), z, y, x] = jacobian_transpose(0, linear, r, dz, dy, dx)
     g[index(1), z, y, x] = jacobian_transpose(1, linear, r, dz, dy, dx)
@@ -251,7 +256,7 @@ def apply_jacobian_transpose(z, y, x, linear, slope, g):
 
 @voxelwise(sums=6)
 def gradient_sums(z, y, x, slope, g):
-    """``affine_sums`` where g holds grad image already."""
+    """``affine_sums`` where g already contains grad image."""
     r, dz, dy, dx = slope[z, y, x], g[index(0), z, y, x], g[index(1), z, y, x], g[index(2), z, y, x]
     along = float32(int32(x))
     return r * dz, r * dy, r * dx, along * (r * dz), along * (r * dy), along * (r * dx)
@@ -259,7 +264,7 @@ def gradient_sums(z, y, x, slope, g):
 
 @voxelwise(sums=2, maxima=True)
 def plane_range(z, y, x, first, affine, linear, u):
-    """Row maxima of (p_z, -p_z), moving voxels: which planes of the moving image a block reads."""
+    """Row maxima of (p_z, -p_z), in moving voxels: the planes of the moving image that a block reads."""
     gz, gy, gx = int64(z) + int64(first), int64(y), int64(x)
     if u is None:
         k, w = affine_coordinate(0, gz, gy, gx, affine)

@@ -1,4 +1,4 @@
-"""Cubic convolution: smoother than trilinear, through the voxels' own values, and with a reach of two voxels."""
+"""Cubic convolution: smoother than trilinear interpolation, exact at voxels, with a support of two voxels on each side."""
 
 import math
 
@@ -16,7 +16,7 @@ NAN = float32(math.nan)
 
 @formula
 def keys_weights(k, w, n):
-    """Weights of the four voxels around k + w (R. Keys, *Cubic convolution interpolation*, 1981, a = -1/2), 0 off the axis."""
+    """Weights of the four voxels around k + w (R. Keys, *Cubic convolution interpolation*, 1981, a = -1/2); 0 outside."""
     one = int32(1)
     return (
         in_range(k - one, n) * (((TWO - w) * w - ONE) * w * HALF),
@@ -28,7 +28,7 @@ def keys_weights(k, w, n):
 
 @formula
 def tricubic(image, k, j, i, wz, wy, wx):
-    """Value at whole (k, j, i) + fraction w from 64 voxels; those beyond the edge count as 0."""
+    """Value at the voxel (k, j, i) plus the fraction w, from 64 voxels; voxels outside the image count as 0."""
     vz, vy, vx = keys_weights(k, wz, image.shape[0]), keys_weights(j, wy, image.shape[1]), keys_weights(i, wx, image.shape[2])
     total = ZERO
     for a in range(4):
@@ -46,6 +46,6 @@ def tricubic(image, k, j, i, wz, wy, wx):
 
 @voxelwise()
 def sample_cubic(z, y, x, first, affine, linear, u, image, moved):
-    """``moved(x) = image(A x + t + S u(x))`` by cubic convolution, NaN out of domain; arguments as in ``sample_nearest``."""
+    """``moved(x) = image(A x + t + S u(x))`` by cubic convolution, NaN outside the domain. Arguments as in ``sample_nearest``."""
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     moved[z, y, x] = tricubic(image, k, j, i, wz, wy, wx) if touches_image(image, image.shape[0], k, j, i) else NAN

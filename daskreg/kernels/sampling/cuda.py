@@ -1,7 +1,7 @@
 # ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
-"""The composite implicit sampler on a GPU: threads march along z, so that A x + t is an addition a voxel.
+"""Composite implicit sampling on a GPU: each thread computes a column of voxels along z, so A x + t costs one addition per voxel.
 
-All of it computes what ``sampling.cpu`` computes, from flat arrays and with every rounding spelled out.
+The results are those of ``sampling.cpu``; arrays are flat and every rounding is explicit.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from daskreg.kernels.intrinsics.arithmetic import dot3, floor_int32, lerp, round
 from daskreg.kernels.intrinsics.half import as_float32, half_constants, identity, to_bfloat16
 
 ONE, ZERO, NAN = float32(1), float32(0), float32(float("nan"))
-UNIT = float32(2.0**-24)  # 24 bits of the fraction are what a float32 holds
+UNIT = float32(2.0**-24)  # a float32 holds 24 bits of the fraction
 TILE = block_size(4, least=2), block_size(64)  # threads along y and x
-RESIDENT_BLOCKS, MAX_DEPTH = 4, 16  # blocks on a multiprocessor, planes a block at most
+RESIDENT_BLOCKS, MAX_DEPTH = 4, 16  # blocks per multiprocessor, most planes per block
 
 
 def launch_grid(n: Sequence[Any]) -> tuple[np.uint32, tuple[int, int, int], tuple[int, int, int]]:
-    """Planes a block, blocks and threads of a kernel without neighbours, x first."""
+    """Planes per block, blocks and threads of a column kernel, x first."""
     _, nz, ny, nx = (int(v) for v in n)
     ty, tx = TILE
     across, down = -(-nx // tx), -(-ny // ty)
@@ -34,7 +34,7 @@ def launch_grid(n: Sequence[Any]) -> tuple[np.uint32, tuple[int, int, int], tupl
 
 @formula
 def sampling_coordinate(coordinate, sz, sy, sx, uz, uy, ux):
-    """A component of A x + t (64-bit fixed point) + S u as whole and fraction."""
+    """A component of A x + t (64-bit fixed point) + S u as a whole number and a fraction."""
     rest = float32(int32(uint32(coordinate) >> uint32(8))) * UNIT + dot3(sz, sy, sx, uz, uy, ux)
     carry = floor_int32(rest)
     return int32(coordinate >> int64(32)) + carry, rest - float32(carry)
@@ -49,7 +49,7 @@ def touches_image(whole, rows, cols, k, j, i):
 
 @formula
 def flat_voxel(image, planes, rows, cols, k, j, i):
-    """A voxel of a flat image, 0 beyond it."""
+    """A voxel of a flat image, 0 outside."""
     if uint32(k) < uint32(planes) and uint32(j) < uint32(rows) and uint32(i) < uint32(cols):
         return as_float32(image[uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))])
     return ZERO
@@ -57,14 +57,14 @@ def flat_voxel(image, planes, rows, cols, k, j, i):
 
 @formula
 def is_interior(planes, rows, cols, k, j, i):
-    """Whether all eight corners are voxels of an image."""
+    """Whether all eight corners are voxels of the image."""
     one = int32(1)
     return (uint32(k) < uint32(planes - one)) & (uint32(j) < uint32(rows - one)) & (uint32(i) < uint32(cols - one))
 
 
 @formula
 def flat_corners(image, planes, rows, cols, k, j, i):
-    """The eight voxels around a point, x fastest, 0 beyond the image."""
+    """The eight voxels around a point, x fastest, 0 outside the image."""
     one = int32(1)
     k1, j1, i1 = k + one, j + one, i + one
     if is_interior(planes, rows, cols, k, j, i):
@@ -90,7 +90,7 @@ def flat_corners(image, planes, rows, cols, k, j, i):
 
 @formula
 def interpolate(corners, wz, wy, wx):
-    """Trilinear value: what the two planes along z give, each rounded before they are added."""
+    """Trilinear value: the contributions of the two planes along z are rounded before they are added."""
     a, b, c, d, e, f, g, h = corners
     plane0, plane1 = lerp(lerp(a, b, wx), lerp(c, d, wx), wy), lerp(lerp(e, f, wx), lerp(g, h, wx), wy)
     return rounded_product(ONE - wz, plane0) + rounded_product(wz, plane1)
@@ -110,7 +110,7 @@ def interpolate_gradient(corners, wz, wy, wx):
 
 @formula
 def voxel_value(image, k, j, i):
-    """A voxel of an image (Z, Y, X), 0 beyond it."""
+    """A voxel of an image (Z, Y, X), 0 outside."""
     if uint32(k) < uint32(image.shape[0]) and uint32(j) < uint32(image.shape[1]) and uint32(i) < uint32(image.shape[2]):
         return as_float32(image[uint32(k), uint32(j), uint32(i)])
     return ZERO
@@ -118,7 +118,7 @@ def voxel_value(image, k, j, i):
 
 @formula
 def corner_values(image, k, j, i):
-    """``around`` for an image (Z, Y, X)."""
+    """``flat_corners`` of an image (Z, Y, X)."""
     one = int32(1)
     k1, j1, i1 = k + one, j + one, i + one
     a, b, c, d = (
@@ -137,33 +137,33 @@ def corner_values(image, k, j, i):
 
 
 def displaced_on_cuda(line, z, y, x, affine, linear, uz, uy, ux):
-    """What ``sample.displaced`` is on a GPU: ``located`` from indices."""
+    """``sampling.cpu.displaced_coordinate`` with explicit rounding."""
     coordinate = affine[4 * line + 0] * z + affine[4 * line + 1] * y + affine[4 * line + 2] * x + affine[4 * line + 3]
     return sampling_coordinate(coordinate, linear[3 * line], linear[3 * line + 1], linear[3 * line + 2], uz, uy, ux)
 
 
 def trilinear_on_cuda(image, k, j, i, wz, wy, wx):
-    """What ``sample.trilinear`` is on a GPU; image: (Z, Y, X)."""
+    """``sampling.cpu.trilinear`` with explicit rounding; image: (Z, Y, X)."""
     return interpolate(corner_values(image, k, j, i), wz, wy, wx)
 
 
 def gradient_on_cuda(image, k, j, i, wz, wy, wx):
-    """What ``sample.trilinear_gradient`` is on a GPU; image: (Z, Y, X)."""
+    """``sampling.cpu.trilinear_gradient`` with explicit rounding; image: (Z, Y, X)."""
     _, dz, dy, dx = interpolate_gradient(corner_values(image, k, j, i), wz, wy, wx)
     return dz, dy, dx
 
 
 def jacobian_transpose_on_cuda(line, linear, r, dz, dy, dx):
-    """What ``sample.turned`` is on a GPU."""
+    """``sampling.cpu.jacobian_transpose`` with explicit rounding."""
     return r * dot3(linear[line], linear[3 + line], linear[6 + line], dz, dy, dx)
 
 
 @formula
 def store_value(at, point, linear, size, image, fields, a, b):
-    """``moved = image(p)``, NaN out of domain."""
+    """``moved = image(p)``, NaN outside the domain."""
     k, j, i, wz, wy, wx = point
     value, local_k = NAN, k - size[1]
-    # most points are inside: the one question they need comes first
+    # most points are interior, so this test comes first
     if is_interior(size[2], size[3], size[4], local_k, j, i) or touches_image(size[0], size[3], size[4], k, j, i):
         value = interpolate(flat_corners(image, size[2], size[3], size[4], local_k, j, i), wz, wy, wx)
     fields[0][at] = value
@@ -171,7 +171,7 @@ def store_value(at, point, linear, size, image, fields, a, b):
 
 
 def gradient_store(mixed):
-    """``g = r S^T (dz, dy, dx)``; ``mixed``: g is uint16, bfloat16's bits."""
+    """Returns a formula that stores ``g = r S^T (dz, dy, dx)``; ``mixed``: g is uint16, the bits of bfloat16."""
     stored = to_bfloat16 if mixed else identity
 
     @formula
@@ -184,7 +184,7 @@ def gradient_store(mixed):
 
 
 def pull_back_visitor(mixed):
-    """``g = S^T (slope grad image(p))``; slope and g[0] may be the same memory, where g is not ``mixed``."""
+    """Returns the visitor of ``pull_back_columns``; slope and g[0] may be the same memory, unless g is ``mixed``."""
     turn_into = gradient_store(mixed)
 
     @formula
@@ -201,7 +201,7 @@ def pull_back_visitor(mixed):
 
 
 def block_sum(threads):
-    """Add what all threads of a block counted to totals (2,) int64."""
+    """Returns a formula that adds the two counts of all threads of a block to totals (2,) int64."""
 
     @formula
     def tally(shared, a, b, totals):
@@ -223,12 +223,12 @@ def block_sum(threads):
 
 
 def column_body(visit, displaced, summed):
-    """A kernel that marches along z over sampling points and calls ``visit`` at each.
+    """Body of a kernel whose threads compute columns along z and call ``visit`` at each sampling point.
 
-    Arguments: depth (planes a block; uint32), n (first plane within the arrays, planes, rows, columns; uint32), first (global
-    plane of the arrays' plane 0, int32), affine (12 int64), linear (9 float32), u (3, N) in voxels (not read where not
-    ``displaced``), size (planes of the whole image, the one that comes first here, planes here, rows, columns; int32), image
-    (flat; float32, or uint16: float16's bits), fields (of ``visit``), totals (2,) int64.
+    Arguments: depth (planes per block; uint32), n (first plane within the arrays, planes, rows, columns; uint32), first (global
+    plane at plane 0 of the arrays, int32), affine (12 int64), linear (9 float32), u (3, N) in voxels (not read unless
+    ``displaced``), size (planes of the whole image, the plane at ``image[0]``, planes in ``image``, rows, columns; int32), image
+    (flat; float32, or uint16 with the bits of float16), fields (of ``visit``), totals (2,) int64.
     """
     visitor, count = visit, TILE[0] * TILE[1]
     tally = block_sum(count)
@@ -265,18 +265,18 @@ def column_body(visit, displaced, summed):
 
 @cooperative_kernel(launch_bounds=(256, 6))
 def sample_columns(displaced):
-    """``moved(x) = image(A x + t + S u(x))``, NaN out of domain; fields (moved,); 20 bytes a voxel."""
+    """``moved(x) = image(A x + t + S u(x))``, NaN outside the domain; fields (moved,); 20 bytes per voxel."""
     return column_body(store_value, displaced, False)
 
 
 @cooperative_kernel(launch_bounds=lambda displaced, mixed=False: (256, 6))
 def pull_back_columns(displaced, mixed=False):
-    """G from dC/dmoved; fields (slope, g); 32 bytes a voxel, 24 ``mixed``."""
+    """G from dC/dmoved; fields (slope, g); 32 bytes per voxel, 24 if ``mixed``."""
     return column_body(pull_back_visitor(mixed), displaced, False)
 
 
 def launch_columns(kernel, constants, box, place, u, image, origin, planes, fields, totals=None):
-    """A sampling sweep on arrays as the plain kernels take them; ``place``: first plane, A and t, S."""
+    """Launch a column kernel on arrays as the plain kernels take them; ``place``: first plane, A and t, S."""
     n = tuple(np.uint32(v) for v in box)
     size = tuple(np.int32(v) for v in (planes, origin, *image.shape))
     first, affine, linear = place
@@ -289,13 +289,13 @@ def launch_columns(kernel, constants, box, place, u, image, origin, planes, fiel
 
 
 def sample(shape, first, affine, linear, u, origin, planes, image, moved):
-    """``sampling.cpu.sample``."""
+    """``sampling.cpu.sample`` on the current device."""
     place, fields = (first, affine, linear), (moved.reshape(-1),)
     launch_columns(sample_columns, (u is not None,), box(shape), place, u, image, origin, planes, fields)
 
 
 def pull_back(shape, first, affine, linear, u, origin, image, slope, g):
-    """``sampling.cpu.pull_back``."""
+    """``sampling.cpu.pull_back`` on the current device."""
     place, fields = (first, affine, linear), (slope.reshape(-1), g.reshape(3, -1))
     constants = (u is not None, *half_constants(g))
     launch_columns(pull_back_columns, constants, box(shape), place, u, image, origin, image.shape[0], fields)

@@ -1,4 +1,4 @@
-"""A displacement field at a block's points."""
+"""Sampling of a displacement field."""
 
 from numba import int64
 
@@ -10,9 +10,9 @@ index = int64  # replaced by the launcher
 
 @voxelwise()
 def sample_field(z, y, x, affine, linear, u, field, values):
-    """``values(x) = field(A x + t + S u(x))``, trilinear, zero outside.
+    """``values(x) = field(A x + t + S u(x))``, trilinear, zero outside the field.
 
-    field: (3, Z', Y', X') float32;  values: (3, Z, Y, X) float32;  the rest as in ``sample``
+    field: (3, Z', Y', X') float32;  values: (3, Z, Y, X) float32;  other arguments as in ``sample``
     """
     k, j, i, wz, wy, wx = sampling_point(z, y, x, 0, affine, linear, u)
     values[index(0), z, y, x] = trilinear(field[index(0)], k, j, i, wz, wy, wx)

@@ -1,4 +1,4 @@
-"""Resampling of labels: the label with the most weight, never a number in between."""
+"""Resampling of label images: the label with the largest weight, never an interpolated number."""
 
 from numba import float32, int32, int64
 
@@ -12,7 +12,7 @@ ONE, ZERO = float32(1), float32(0)
 
 @formula
 def label_at(image, k, j, i):
-    """The voxel of the image, 0 beyond its edge, in its own type: identities beyond 2^24 stay what they are."""
+    """The voxel in the image's dtype, so that labels above 2^24 stay exact; 0 outside the image."""
     if 0 <= k < image.shape[0] and 0 <= j < image.shape[1] and 0 <= i < image.shape[2]:
         return image[index(k), index(j), index(i)]
     return image.dtype.type(0)
@@ -20,7 +20,7 @@ def label_at(image, k, j, i):
 
 @formula
 def label_weight(label, v, w):
-    """Summed weight of the corners that hold ``label``; always in the same order, so that equal shares are equal bits."""
+    """Sum of the weights of corners with this label, always in the same order, so that equal weights are bitwise equal."""
     total = ZERO
     for c in range(8):
         total += w[c] if v[c] == label else ZERO
@@ -29,9 +29,9 @@ def label_weight(label, v, w):
 
 @voxelwise()
 def sample_label(z, y, x, first, affine, linear, u, image, moved):
-    """The label with the largest summed trilinear weight among the eight corners of p(x); of equals the smallest.
+    """The label with the largest sum of trilinear weights among the eight corners of p(x); the smallest one on a tie.
 
-    Corners out of the image count as label 0. image, moved: (.., .., ..) of one integer type;  the rest as in ``sample``
+    Corners outside the image count as label 0. image, moved: three axes, one integer dtype;  other arguments as in ``sample``
     """
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
     k1, j1, i1 = k + int32(1), j + int32(1), i + int32(1)

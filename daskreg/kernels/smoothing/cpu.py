@@ -1,7 +1,7 @@
-"""Separable Gaussian smoothing of vector fields, borders renormalised, and the Gaussian shrinking of images.
+"""Separable Gaussian smoothing of vector fields, renormalised at the borders.
 
-Weights come as a table, a row a voxel of the global axis (zero where a tap falls outside, the rest renormalised), so that no
-voxel needs a border formula of its own; along x, where memory is contiguous, the interior reads its constant row from registers.
+Weights come as a table with a row per voxel of the global axis: zero where a tap falls outside, the others renormalised. So no
+voxel needs a border formula. Along x, where memory is contiguous, the interior uses constant weights held in registers.
 """
 
 import math
@@ -23,7 +23,7 @@ def gaussian_radius(sigma: float) -> int:
 
 
 def gaussian_weights(sigma: float) -> tuple[np.float32, ...]:
-    """Normalised taps, float32, as many as 2 radius + 1."""
+    """Normalised weights, 2 radius + 1 float32."""
     r = gaussian_radius(sigma)
     taps = np.exp(-(np.arange(-r, r + 1) ** 2) / (2 * sigma**2)) if r else np.ones(1)
     return tuple(np.float32(v) for v in taps / taps.sum())
@@ -41,7 +41,7 @@ def gaussian_table(n: int, sigma: float) -> NDArray[np.float32]:
 
 
 def gaussian_norms(n: int, sigma: float) -> NDArray[np.float32]:
-    """(n,): 1 over the sum of the taps that fall within an axis; exactly 1 where all do."""
+    """(n,): 1 / the sum of the weights inside the axis; exactly 1 where all are inside."""
     weights = np.array(gaussian_weights(sigma), np.float64)
     r = len(weights) // 2
     at = np.arange(n)[:, None] + np.arange(-r, r + 1)
@@ -51,13 +51,13 @@ def gaussian_norms(n: int, sigma: float) -> NDArray[np.float32]:
 
 @formula
 def clamp(i, n):
-    """The nearest index of 0 .. n - 1."""
+    """The index in 0 .. n - 1 nearest to i."""
     return index(min(max(i, int32(0)), int32(n) - int32(1)))
 
 
 @formula
 def filter_x(c, z, y, x, inside, reach, table, weights, source):
-    """Smoothed value along x at one voxel of component c."""
+    """The filtered value along x at one voxel of component c."""
     total = ZERO
     if inside:
         for t in range(len(weights)):
@@ -72,7 +72,7 @@ def filter_x(c, z, y, x, inside, reach, table, weights, source):
 def smooth_z(z, y, x, table, weights, source, smoothed):
     """Gaussian along z.
 
-    table: (Z, taps) float32, this block's rows;  weights: tuple of taps, whose number the compiler unrolls;
+    table: (Z, taps) float32, the rows of this block;  weights: tuple of taps, so that the compiler unrolls the loop;
     source, smoothed: (3, Z, Y, X) float32
     """
     reach = int32(len(weights) // 2)
@@ -99,7 +99,7 @@ def smooth_y(z, y, x, table, weights, source, smoothed):
 def smooth_x(z, y, x, inside, reach, table, weights, source, smoothed):
     """Gaussian along x.
 
-    reach: taps on each side;  table: (X, taps) float32;  weights: tuple of the interior's taps;
+    reach: taps on each side;  table: (X, taps) float32;  weights: tuple of interior taps;
     source, smoothed: (3, Z, Y, X) float32
     """
     for c in range(3):

@@ -1,16 +1,16 @@
-"""Parts of a Gaussian filter for kernels that march along z."""
+"""Parts of a Gaussian filter for kernels whose blocks move along z plane by plane."""
 
 from numba import uint64
 
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.arithmetic import fma
 
-MAX_RADIUS = 9  # taps on one side of a filter that fit into shared memory
+MAX_RADIUS = 9  # most taps on each side for which a filter fits into shared memory
 
 
 @formula
 def filter_sum(line, at, stride, weights, taps):
-    """Left to right. Offsets have 64 bits, so that those known to the compiler go into the instruction."""
+    """Weighted sum of neighbours, from left to right. 64-bit offsets let constant ones become part of the instruction."""
     total = weights[0] * line[at]
     for t in range(1, taps):
         total = fma(weights[t], line[at + uint64(t) * uint64(stride)], total)
@@ -19,7 +19,10 @@ def filter_sum(line, at, stride, weights, taps):
 
 @formula
 def push_plane(sums, start, value, weights, taps):
-    """A plane's value comes in: the sum over the last ``taps`` planes; ``sums`` keeps what later ones have so far."""
+    """Add a plane to a filter along z and return the sum over the last ``taps`` planes.
+
+    ``sums`` holds the partial sums of later outputs, from index ``start`` on.
+    """
     total = fma(weights[taps - 1], value, sums[start + taps - 2]) if taps > 1 else weights[0] * value
     for q in range(taps - 2):
         at = taps - 2 - q

@@ -1,4 +1,4 @@
-"""Downsampling by a factor along one axis after another, with the matching Gaussian."""
+"""Gaussian downsampling of images by an integer factor, axis by axis."""
 
 import math
 
@@ -14,9 +14,10 @@ ZERO = float32(0)
 
 
 def downsample_table(n: int, factor: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Taps of Gaussian shrinking of an axis: first voxel of each coarse one (m,) int32, weights (m, taps) float32.
+    """Taps along an axis: the first fine voxel of each coarse voxel (m,) int32, and weights (m, taps) float32.
 
-    Coarse voxel i is centred at f i + (f - 1)/2; sigma is half a coarse voxel, cut at three sigma, renormalised at the ends.
+    Coarse voxel i is centred at f i + (f - 1)/2; sigma is half a coarse voxel, truncated at three sigma, renormalised at the
+    ends.
     """
     m = -(-n // factor)
     center = np.arange(m) * factor + (factor - 1) / 2
@@ -30,9 +31,9 @@ def downsample_table(n: int, factor: int) -> tuple[NDArray[np.int32], NDArray[np
 
 @voxelwise()
 def downsample_z(z, y, x, lead, first, table, image, smaller):
-    """Gaussian shrinking along z.
+    """Gaussian downsampling along z.
 
-    lead: global plane of ``image[0]``;  first: (m,) int32, global fine plane of each coarse one;  table: (m, taps) float32;
+    lead: global plane at ``image[0]``;  first: (m,) int32, global fine plane of each coarse plane;  table: (m, taps) float32;
     image, smaller: (Z, Y, X) float32
     """
     total = ZERO
@@ -43,7 +44,7 @@ def downsample_z(z, y, x, lead, first, table, image, smaller):
 
 @voxelwise()
 def downsample_y(z, y, x, first, table, image, smaller):
-    """Gaussian shrinking along y, as ``shrink_z``."""
+    """Gaussian downsampling along y, as ``downsample_z``."""
     total = ZERO
     for t in range(table.shape[1]):
         total += table[y, index(t)] * image[z, clamp(first[y] + int32(t), image.shape[1]), x]
@@ -52,7 +53,7 @@ def downsample_y(z, y, x, first, table, image, smaller):
 
 @voxelwise()
 def downsample_x(z, y, x, first, table, image, smaller):
-    """Gaussian shrinking along x, as ``shrink_z``."""
+    """Gaussian downsampling along x, as ``downsample_z``."""
     total = ZERO
     for t in range(table.shape[1]):
         total += table[x, index(t)] * image[z, y, clamp(first[x] + int32(t), image.shape[2])]

@@ -1,8 +1,8 @@
 """Local normalised cross-correlation over a cubic window (method, section 3).
 
-The plain bodies sum each window directly, on either device. On the CPU the same sums are made separably by threads that march
-along z with a ring of plane sums: 3 k additions a voxel instead of k^3, every window still summed from its own voxels in a fixed
-order, so that no rounding depends on where a block starts.
+The plain bodies sum each window directly, on either device. On a CPU ``factor_rows`` and ``gradient_rows`` compute the same sums
+separably: threads move along z with a ring of plane sums, 3 k additions per voxel instead of k^3. Every window is still summed
+from its own voxels in a fixed order, so rounding does not depend on where a block starts.
 """
 
 import numpy as np
@@ -19,10 +19,10 @@ ONE, ZERO, TWO = float32(1), float32(0), float32(2)
 
 @formula
 def factors(n, f, m, ff, mm, fm, epsilon, flat):
-    """cc, D, K and K mu_M - D mu_F of a window from its sums of w, wF, wM, wFF, wMM, wFM; D and K without the centre's weight.
+    """Cc, D, K and K mu_M - D mu_F of a window from its sums of w, wF, wM, wFF, wMM, wFM; without the weight of the centre.
 
-    All are 0 where either variance is below ``flat``: where b c is as small as epsilon, contrast would be rewarded for its own
-    sake and identical images pulled apart.
+    All are 0 where either variance is below ``flat``. Where b c is as small as epsilon, contrast itself would be rewarded, and
+    identical images would be pulled apart.
     """
     count = n if n > ZERO else ONE
     mean_f, mean_m = divide_fast(f, count), divide_fast(m, count)
@@ -60,8 +60,8 @@ def window_sums(z, y, x, radius, fixed, weight, moved):
 def lncc_factors(z, y, x, radius, epsilon, flat, fixed, weight, moved, dkc):
     """Write w D, w K and w (K mu_M - D mu_F) of each window; row sums (w cc, w).
 
-    radius: int;  epsilon, flat: float32;  fixed, moved: (Z, Y, X) float32, moved NaN out of domain;  weight: the same or empty;
-    dkc: (3, Z, Y, X) float32. A window reads ``radius`` planes around, as far as the arrays go.
+    radius: int;  epsilon, flat: float32;  fixed, moved: (Z, Y, X) float32, moved NaN outside the domain;  weight: the same
+    shape or empty;  dkc: (3, Z, Y, X) float32. A window reads ``radius`` planes on each side, as far as the arrays have them.
     """
     w = weight_at(z, y, x, weight, moved[z, y, x])
     cc, d, k, c = ZERO, ZERO, ZERO, ZERO
@@ -74,9 +74,10 @@ def lncc_factors(z, y, x, radius, epsilon, flat, fixed, weight, moved, dkc):
 
 @voxelwise()
 def lncc_gradient(z, y, x, radius, dkc, fixed, weight, moved):
-    """Replace ``moved`` by ``-w (F sum D - M sum K + sum (K mu_M - D mu_F))``, windows of dkc: the exact gradient times N.
+    """Replace ``moved`` by ``-w (F sum D - M sum K + sum (K mu_M - D mu_F))``, sums over windows of dkc: N times the exact
+    gradient.
 
-    radius 0 is the centre-window gradient;  the rest as in ``lncc_factors``
+    radius 0 gives the centre-window gradient;  other arguments as in ``lncc_factors``
     """
     value = moved[z, y, x]
     w = weight_at(z, y, x, weight, value)
@@ -165,7 +166,7 @@ def write_factors(sums, moved, mask, epsilon, flat, ds, ks, cs, row_sums):
 
 @RowKernel
 def factor_rows(n, rows, ones, epsilon, flat, fixed, weight, moved, dkc):
-    """``lncc_factors`` on the CPU, a thread a strip of constant y; ``ones`` is a tuple of 2 radius + 1 ones, unrolled."""
+    """``lncc_factors`` on a CPU, a thread per row y; ``ones``: tuple of 2 radius + 1 ones, so that loops are unrolled."""
     z0, nz, ny, nx = n
     k, r = len(ones), len(ones) // 2
     for y in prange(ny):
@@ -201,7 +202,7 @@ def write_gradient(sums, fixed, mask, moved):
 
 @RowKernel
 def gradient_rows(n, ones, dkc, fixed, weight, moved):
-    """``lncc_slope`` on the CPU, a thread a strip of constant y; ``ones`` is a tuple of 2 radius + 1 ones, unrolled."""
+    """``lncc_gradient`` on a CPU, a thread per row y; ``ones``: tuple of 2 radius + 1 ones, so that loops are unrolled."""
     z0, nz, ny, nx = n
     k, r = len(ones), len(ones) // 2
     for y in prange(ny):

@@ -12,7 +12,7 @@ ZERO, TWO = float32(0), float32(2)
 def squared_difference(z, y, x, fixed, weight, moved):
     """Replace ``moved`` by ``2 w (moved - fixed)``; row sums (w (moved - fixed)^2, w).
 
-    fixed, moved: (Z, Y, X) float32;  weight: the same or empty
+    fixed, moved: (Z, Y, X) float32;  weight: the same shape or empty
     """
     value = moved[z, y, x]
     w = weight_at(z, y, x, weight, value)

@@ -1,5 +1,5 @@
 # ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
-"""Mean squared difference on a GPU: in one pass with the sampler, or from values."""
+"""Mean squared difference on a GPU: in one pass with the sampler, or of sampled values."""
 
 from typing import Any
 
@@ -25,11 +25,11 @@ from daskreg.kernels.sampling.cuda import (
 from daskreg.kernels.weights import FIXED_POINT_SCALE
 
 ONE, ZERO, TWO = float32(1), float32(0), float32(2)
-THREADS = block_size(256)  # threads of a block that takes voxels as they come
+THREADS = block_size(256)  # threads of a block of ``mse_of_values``
 
 
 def difference_visitor(mixed):
-    """Squared difference and weight, counted; g in the same look."""
+    """Returns the visitor of ``mse_columns``."""
     turn_into = gradient_store(mixed)
 
     @formula
@@ -52,14 +52,13 @@ def difference_visitor(mixed):
 
 @cooperative_kernel(launch_bounds=lambda mixed=False: (256, 4))
 def mse_columns(mixed=False):
-    """Squared difference, counted, with its gradient g; fields (fixed, weight or empty, g); 32 bytes a voxel, 22 ``mixed``."""
+    """Sum of squared differences and its gradient g; fields (fixed, weight or empty, g); 32 bytes per voxel, 22 if ``mixed``."""
     return column_body(difference_visitor(mixed), True, True)
 
 
 @cooperative_kernel()
 def mse_of_values():
-    """Replace ``moved`` by ``2 w (moved - fixed)``, count squared difference and weight: what ``mse_columns`` does, from
-    values.
+    """Replace ``moved`` by ``2 w (moved - fixed)``, add up squared differences and weights: ``mse_columns`` for sampled values.
 
     Arguments: start, stop (offsets; uint64), fixed, weight (or empty), moved (N,), totals (2,) int64.
     """
@@ -86,13 +85,13 @@ def sample_and_compare(
     shape: Shape, first: int, affine: Any, linear: Any, u: Any, origin: int, planes: int, image: Any, fixed: Any, weight: Any,
     g: Any, totals: Any
 ) -> None:  # fmt: skip
-    """Sampling, squared difference and gradient: adds to totals (2,) int64, fills g."""
+    """Sampling, squared difference and gradient: adds to totals (2,) int64, writes g."""
     place, fields = (first, affine, linear), (fixed.reshape(-1), weight.reshape(-1), g.reshape(3, -1))
     launch_columns(mse_columns, half_constants(g), box(shape), place, u, image, origin, planes, fields, totals)
 
 
 def compare(shape: Shape, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
-    """Difference of values: ``moved`` becomes the gradient, totals (2,) int64 are added to."""
+    """Squared difference of sampled values: ``moved`` becomes the gradient, the sums are added to totals (2,) int64."""
     first, planes, ny, nx = box(shape)
     start, stop = first * ny * nx, (first + planes) * ny * nx
     if stop > start:

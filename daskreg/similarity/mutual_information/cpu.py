@@ -1,7 +1,7 @@
-"""Histograms in fixed-point integers, whose sums do not depend on their order, and the gradient of mutual information.
+"""Joint histograms in fixed-point integers, whose sums do not depend on their order, and the gradient of mutual information.
 
-Intensities are scaled to [0, 1]; the bin coordinate is ``c = 2 + I (B - 5)``, two padding bins at each end, so that the four bins
-a cubic B-spline touches always exist and their weights always sum to one.
+Intensities are scaled to [0, 1]. The bin coordinate is ``c = 2 + I (B - 5)``, with two padding bins at each end, so the four bins
+of a cubic B-spline always exist and their weights sum to one.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from daskreg.kernels.weights import weight_at
 
 index = int64  # replaced by the launcher
 ONE, ZERO, HALF, SIXTH, TWO_THIRDS = float32(1), float32(0), float32(0.5), float32(1 / 6), float32(2 / 3)
-FIXED_POINT = 2**20  # a voxel's weight, split over 4 x 4 bins
+FIXED_POINT = 2**20  # counts per voxel of weight 1, split over 4 x 4 bins
 SCALE = float32(FIXED_POINT)
 
 
 @formula
 def bin_coordinate(value, bins):
-    """First of the four bins touched, and the fraction of a bin beyond the second."""
+    """The first of the four bins, and the fraction of a bin after the second."""
     c = float32(2) + min(max(value, ZERO), ONE) * float32(int32(bins) - int32(5))
     whole = int32(c)
     return whole - int32(1), c - float32(whole)
@@ -28,7 +28,7 @@ def bin_coordinate(value, bins):
 
 @formula
 def spline(w):
-    """Cubic B-spline weights of the four bins around a point a fraction w beyond the second; they sum to one."""
+    """Cubic B-spline weights of the four bins around a point a fraction w after the second; they sum to one."""
     v = ONE - w
     a, d = v * v * v * SIXTH, w * w * w * SIXTH
     b = TWO_THIRDS - w * w * (ONE - HALF * w)
@@ -37,14 +37,14 @@ def spline(w):
 
 @formula
 def spline_derivative(w):
-    """Derivatives of ``spline``'s weights with respect to w."""
+    """Derivatives of the weights of ``spline`` with respect to w."""
     v = ONE - w
     return -HALF * v * v, w * (float32(1.5) * w - float32(2)), v * (float32(2) - float32(1.5) * v), HALF * w * w
 
 
 @formula
 def add_to_bin(counts, i, j, value):
-    """``counts[i, j] += value``, for threads that own their counts."""
+    """``counts[i, j] += value``, for threads with counts of their own."""
     counts[i, j] += value
 
 
@@ -61,7 +61,7 @@ def _atomic_deposit() -> Callable[..., None]:
 
 @formula
 def add_to_row(counts, i, j, a, b, c, d):
-    """Four neighbouring bins of a row."""
+    """Add to four neighbouring bins of a row."""
     add_to_bin(counts, i, j, int64(a + HALF))
     add_to_bin(counts, i, index(j + index(1)), int64(b + HALF))
     add_to_bin(counts, i, index(j + index(2)), int64(c + HALF))
@@ -72,7 +72,8 @@ def add_to_row(counts, i, j, a, b, c, d):
 def joint_histogram(z, y, x, counts, fixed, weight, moved):
     """``counts[i, j] += 2^20 w w_i(moved) w_j(fixed)``.
 
-    counts: (tiles, B, B) int64;  fixed, moved: (Z, Y, X) float32 in [0, 1], moved NaN out of domain;  weight: the same or empty
+    counts: (tiles, B, B) int64;  fixed, moved: (Z, Y, X) float32 in [0, 1], moved NaN outside the domain;
+    weight: the same shape or empty
     """
     value = moved[z, y, x]
     w = weight_at(z, y, x, weight, value)
@@ -90,7 +91,7 @@ def joint_histogram(z, y, x, counts, fixed, weight, moved):
 
 @formula
 def dot_row(table, i, j, a, b, c, d):
-    """Four neighbouring entries of a row times four weights."""
+    """Dot product of four neighbouring entries of a row with four weights."""
     return (table[i, j] * a + table[i, index(j + index(1))] * b) + (
         table[i, index(j + index(2))] * c + table[i, index(j + index(3))] * d
     )
@@ -100,7 +101,8 @@ def dot_row(table, i, j, a, b, c, d):
 def information_gradient(z, y, x, table, fixed, weight, moved):
     """Replace ``moved`` by ``-w sum_ij T_ij w'_i(moved) w_j(fixed)``: N times the gradient of -MI (method, section 3).
 
-    table: (B, B) float32, T_ij = log(p_ij / (p_i p_j));  the rest as in ``joint_histogram``; 0 where the intensity is clamped
+        table: (B, B) float32, T_ij = log(p_ij / (p_i p_j));  other arguments as in ``joint_histogram``; 0 where the intensity
+    is clamped
     """
     value = moved[z, y, x]
     w = weight_at(z, y, x, weight, value)

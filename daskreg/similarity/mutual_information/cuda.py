@@ -1,8 +1,8 @@
-"""Mutual information on a GPU: the joint histogram in shared memory, its table of logarithms, and the look-up.
+"""Mutual information on a GPU: the joint histogram in shared memory, its table of logarithms, and the gradient.
 
-A block counts in 32-bit integers in shared memory, in several copies of the histogram, so that the threads of a warp, which often
-meet one bin (the background), add to different words: with 32 copies each lane has a bank of its own. Before a word can overflow
-the block adds its copies up into the totals, 64 bits wide. Integers: neither blocks nor ranks show in the sum.
+A block counts in 32-bit integers in shared memory, in several copies of the histogram. Threads of a warp often meet the same bin
+(the background); with copies they add to different words, and with 32 copies each lane uses its own bank. Before a word can
+overflow, the block adds its copies to the 64-bit totals. Sums of integers do not depend on blocks or ranks.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from daskreg.kernels.intrinsics.half import as_float32, half_constants, storage_
 from daskreg.similarity.mutual_information.cpu import FIXED_POINT, SCALE, bin_coordinate, spline, spline_derivative
 
 ONE, ZERO = float32(1), float32(0)
-THREADS = block_size(1024, least=32)  # of a block that counts: all that share a multiprocessor, hence one histogram
+THREADS = block_size(1024, least=32)  # of a block that counts: as many as a multiprocessor has, so that all share one histogram
 TABLE_THREADS = block_size(256)
-VOXELS_PER_LOAD = 4  # voxels a thread loads before it uses them
-MAX_HISTOGRAM_BYTES = 200 * 1024  # bytes of shared memory for a histogram, at most
-MAX_ADDITIONS = 2**32 // FIXED_POINT // 2 * 2  # voxels that may meet one word: none adds more than 4/9 of its weight to a bin
+VOXELS_PER_LOAD = 4  # loads in flight per thread
+MAX_HISTOGRAM_BYTES = 200 * 1024  # of shared memory
+MAX_ADDITIONS = (
+    2**32 // FIXED_POINT // 2 * 2
+)  # additions to a word before it could overflow: a voxel adds at most 4/9 of its weight to a bin
 GRADIENT_THREADS = block_size(512)
-BLOCKS_PER_MULTIPROCESSOR = 4  # blocks that look up at once, a multiprocessor
-MAX_TABLE_COPIES = 8  # copies of the table, as far as they fit
+BLOCKS_PER_MULTIPROCESSOR = 4  # of ``information_gradient_shared``
+MAX_TABLE_COPIES = 8  # as far as they fit into static shared memory
 
 
 def histogram_copies(bins: int) -> int:
@@ -38,7 +40,7 @@ def histogram_copies(bins: int) -> int:
 
 
 def histogram_bytes(bins: int) -> int:
-    """Bytes of dynamic shared memory of ``joint_histogram_shared``."""
+    """Dynamic shared memory of ``joint_histogram_shared`` in bytes."""
     return 4 * bins * bins * histogram_copies(bins)
 
 
@@ -50,7 +52,7 @@ def round_nearest(value):
 
 @round_nearest.intrinsic
 def _nearest_by_bits() -> Callable[..., Any]:
-    """In two cheap instructions: the sum with 2^23 has the integer in its last bits."""
+    """Two cheap instructions: the sum with 2^23 has the integer in its last bits."""
     from numba.cuda import libdevice
 
     def nearest_by_bits(value):
@@ -61,7 +63,7 @@ def _nearest_by_bits() -> Callable[..., Any]:
 
 @formula
 def add_spline_weights(add, counts, start, bins, copies, moved_value, fixed_value, w):
-    """Add 2^20 w w_i(moved) w_j(fixed) to 4 x 4 bins of a copy that begins at ``start``: ``add(counts, index, value)``."""
+    """Add 2^20 w w_i(moved) w_j(fixed) to 4 x 4 bins of the copy at ``start``, with ``add(counts, index, value)``."""
     i, moved_fraction = bin_coordinate(moved_value, bins)
     j, fixed_fraction = bin_coordinate(fixed_value, bins)
     moved_weights, fixed_weights = spline(moved_fraction), spline(fixed_fraction)
@@ -73,7 +75,7 @@ def add_spline_weights(add, counts, start, bins, copies, moved_value, fixed_valu
 
 
 def histogram_bounds(bins: int, masked: bool, half: bool = False) -> tuple[int, int]:
-    """The most threads a block, the fewest blocks at once."""
+    """Most threads per block, fewest blocks per multiprocessor."""
     return THREADS, 1
 
 
@@ -81,17 +83,15 @@ def histogram_bounds(bins: int, masked: bool, half: bool = False) -> tuple[int, 
 def joint_histogram_shared(bins: int, masked: bool, half: bool = False) -> Callable[..., None]:
     """``joint_histogram``: ``totals[i B + j] += 2^20 w w_i(moved) w_j(fixed)``.
 
-    Launch with about as many blocks, along x, as the device has multiprocessors, ``THREADS`` threads and
-    ``shared=histogram_shared(bins)``. begin, end: uint64, the voxels to count;  fixed, moved: (N,) float32 in [0, 1], moved NaN
-    out of domain;  weight: (N,) in [0, 1] where ``masked``, else (0,);  totals: (B B,) int64, to which the counts are added.
+    Launch with about as many blocks along x as the device has multiprocessors, ``THREADS`` threads and
+    ``shared=histogram_bytes(bins)``. begin, end: uint64, the voxels to count;  fixed, moved: (N,) float32 in [0, 1], moved NaN
+    outside the domain;  weight: (N,) in [0, 1] if ``masked``, else (0,);  totals: (B B,) int64, to which the counts are added.
     """
     copies = histogram_copies(bins)
     size = bins * bins
     words = size * copies
     kind, none = storage_type(half)
-    max_rounds = max(
-        1, MAX_ADDITIONS * copies // (THREADS * VOXELS_PER_LOAD)
-    )  # turns of a block before it must empty its histogram
+    max_rounds = max(1, MAX_ADDITIONS * copies // (THREADS * VOXELS_PER_LOAD))  # before a block must flush its histogram
 
     @formula
     def add(counts, at, value):
@@ -99,9 +99,9 @@ def joint_histogram_shared(bins: int, masked: bool, half: bool = False) -> Calla
 
     @formula
     def flush(counts, totals, t):
-        """Add the copies up, each thread beginning with another one (and with another bank), and clear them."""
+        """Add up and clear the copies; each thread starts with a different copy, hence a different bank."""
         cuda.syncthreads()  # noqa: F821
-        n_copies = min(uint32(copies), uint32(cuda.blockDim.x))  # noqa: F821  # copies; unknown to the compiler, which must not unroll
+        n_copies = min(uint32(copies), uint32(cuda.blockDim.x))  # noqa: F821  # not a constant for the compiler, which must not unroll
         at = t
         while at < uint32(size):
             total, c = OFFSET(0), uint32(0)
@@ -154,10 +154,10 @@ def joint_histogram_shared(bins: int, masked: bool, half: bool = False) -> Calla
 
 @cooperative_kernel()
 def information_table(bins: int) -> Callable[..., None]:
-    """T_ij = log(p_ij / (p_i p_j)), 0 where p_ij is, and the loss: one block of ``TABLE_THREADS`` threads; double precision.
+    """T_ij = log(p_ij / (p_i p_j)), 0 where p_ij is 0, and the loss: one block of ``TABLE_THREADS`` threads, in double precision.
 
-    totals: (B B,) int64;  table: (B B,) float32;  value: (2,) float64, minus the mutual information in nats and the number of
-    voxels behind it.
+    totals: (B B,) int64;  table: (B B,) float32;  value: (2,) float64, minus the mutual information in nats, and the number of
+    voxels counted.
     """
     size, threads = bins * bins, TABLE_THREADS
 
@@ -202,9 +202,10 @@ def information_table(bins: int) -> Callable[..., None]:
 
 @formula
 def gradient_at(table, start, bins, copies, moved_value, fixed_value, w):
-    """``-w sum_ij T_ij w'_i(moved) w_j(fixed)``, see ``information_slope``; 0 where w is, out of domain, and where clamped.
+    """``-w sum_ij T_ij w'_i(moved) w_j(fixed)``, see ``information_gradient``; 0 where w is 0, outside the domain, and where
+    clamped.
 
-    table: flat, T_ij at ``start + (i B + j) copies``.
+        table: flat, T_ij at ``start + (i B + j) copies``.
     """
     result = ZERO
     if w > ZERO and ZERO < moved_value < ONE:
@@ -227,17 +228,17 @@ def gradient_at(table, start, bins, copies, moved_value, fixed_value, w):
 
 
 def table_bytes(bins: int, copies: int) -> int:
-    """Bytes of dynamic shared memory of ``information_gradient_shared``."""
+    """Dynamic shared memory of ``information_gradient_shared`` in bytes."""
     return 4 * bins * bins * copies
 
 
 @cooperative_kernel(launch_bounds=lambda bins, masked, copies, half=False: GRADIENT_THREADS)
 def information_gradient_shared(bins: int, masked: bool, copies: int, half: bool = False) -> Callable[..., None]:
-    """``information_slope``, with the table in shared memory, in ``copies`` (1, 2, .. 32) for fewer collisions.
+    """``information_gradient`` with the table in shared memory, in ``copies`` (1, 2, .. 32) for fewer bank conflicts.
 
-    Launch with as many blocks, along x, as the device runs at once, ``SLOPE_THREADS`` threads and
-    ``shared=slope_shared(bins, copies)``. begin, end: uint64, the voxels;  table: (B B,) float32;  out: (N,) float32,
-    may be ``moved``;  the rest as in ``joint_histogram_shared``.
+    Launch with as many blocks along x as the device runs at once, ``GRADIENT_THREADS`` threads and
+    ``shared=table_bytes(bins, copies)``. begin, end: uint64, the voxels;  table: (B B,) float32;  out: (N,) float32,
+    may be ``moved``;  other arguments as in ``joint_histogram_shared``.
     """
     size = bins * bins
     words = size * copies
@@ -276,7 +277,7 @@ def information_gradient_shared(bins: int, masked: bool, copies: int, half: bool
 
 
 def count_joint(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
-    """Add a box's joint counts to totals (B B,) int64."""
+    """Add the joint counts of a box to totals (B B,) int64."""
     fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), totals
     blocks, threads = (multiprocessors(), 1, 1), (THREADS, 1, 1)
     shared = histogram_bytes(bins)
@@ -286,12 +287,12 @@ def count_joint(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: A
 
 
 def compute_table(bins: int, totals: Any, table: Any, value: Any) -> None:
-    """Table of logarithms and loss from the counts."""
+    """The table of logarithms and the loss, from the counts."""
     information_table((bins,), (1, 1, 1), (TABLE_THREADS, 1, 1), totals, table, value)
 
 
 def compute_gradient(box: tuple[int, int, int, int], bins: int, table: Any, fixed: Any, weight: Any, moved: Any) -> None:
-    """N times the gradient in place of ``moved``."""
+    """Replace ``moved`` by N times the gradient."""
     copies = max(1, min(MAX_TABLE_COPIES, 1 << (STATIC_SHARED // (4 * bins * bins)).bit_length() - 1)) if bins <= 110 else 1
     flat = moved.reshape(-1)
     fields = table, fixed.reshape(-1), weight.reshape(-1), flat, flat

@@ -1,1 +1,1 @@
-"""Local correlation on a GPU."""
+"""Local normalised cross-correlation on a GPU."""

@@ -1,4 +1,4 @@
-"""Window sums of a plane after another, and what the loss and its gradient need of them."""
+"""Window sums of plane after plane, and from them the loss with the factors of its gradient, or the centre-window gradient."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ONE, ZERO = float32(1), float32(0)
 
 @formula
 def load_planes(load_fixed, none, base, offsets, valid, masked, fixed, weight, moved, fixed_values, moved_values, weights):
-    """Load a plane's voxels into registers, F as ``load`` finds it; zeros out of the grid."""
+    """Load the voxels of a plane into registers, fixed ones with ``load_fixed``; zero outside the grid."""
     from_f, from_m = address(fixed, base), address(moved, base)
     from_w = address(weight, base) if masked else from_f
     for s in range(len(offsets)):
@@ -50,7 +50,7 @@ def load_planes(load_fixed, none, base, offsets, valid, masked, fixed, weight, m
 
 @formula
 def write_shared(raw, t, threads, size, masked, fixed_values, moved_values, weights):
-    """Put F, M and a mask into shared memory, zeros out of the domain; whether a voxel is out of it."""
+    """Write fixed, moved and mask to shared memory, zero outside the domain; returns whether a voxel is outside."""
     missing = int32(0)
     for s in range(len(fixed_values)):
         e, defined = uint32(t + uint32(s * threads)), moved_values[s] == moved_values[s]
@@ -64,7 +64,7 @@ def write_shared(raw, t, threads, size, masked, fixed_values, moved_values, weig
 
 @formula
 def write_shared_weights(raw, t, threads, size, valid, moved_values):
-    """Put w into shared memory, where there is no mask: 1 in the grid and the domain."""
+    """Without a mask, write the weights to shared memory: 1 inside the grid and the domain."""
     for s in range(len(moved_values)):
         counts = uint32(valid & uint32(1 << s)) != uint32(0) and moved_values[s] == moved_values[s]
         raw[uint32(t + uint32(2 * size + s * threads))] = ONE if counts else ZERO
@@ -72,7 +72,7 @@ def write_shared_weights(raw, t, threads, size, valid, moved_values):
 
 @formula
 def sum_products_x(raw, size, width, t, radius, lead, height, weighted, masked, a, b, w, p, mid):
-    """Windows along x of F, M, FF, MM, FM and, where ``counted``, w: a thread four neighbours of a row."""
+    """Sums along x of F, M, FF, MM, FM and, if ``weighted``, w: each thread four neighbours of a row."""
     row, group, plane = uint32(t >> uint32(3)), uint32(t & uint32(7)), height * TILE_X
     if row < uint32(height):
         at = uint32(row * uint32(width) + group * uint32(GROUP))
@@ -115,13 +115,13 @@ def sum_products_x(raw, size, width, t, radius, lead, height, weighted, masked, 
 
 @formula
 def scalar_output(out):
-    """Where a scalar goes."""
+    """The output of a scalar field, for ``store_results``."""
     return out, out, out
 
 
 @formula
 def store_center_gradient(addresses, at, w, fixed_value, moved_value, d, k, c):
-    """The centre window's share of the gradient times N."""
+    """N times the centre-window gradient."""
     store(
         addresses[0], at, -(w * (fixed_value * (w * d) - moved_value * (w * k) + w * c)) if moved_value == moved_value else ZERO
     )
@@ -129,7 +129,7 @@ def store_center_gradient(addresses, at, w, fixed_value, moved_value, d, k, c):
 
 @formula
 def store_factors(addresses, at, w, fixed_value, moved_value, d, k, c):
-    """What the exact gradient needs of a window."""
+    """The factors of the exact gradient."""
     store(addresses[0], at, w * d)
     store(addresses[1], at, w * k)
     store(addresses[2], at, w * c)
@@ -137,7 +137,7 @@ def store_factors(addresses, at, w, fixed_value, moved_value, d, k, c):
 
 @formula
 def reduce_terms(terms, parts, plane, t, threads):
-    """The last 64 threads add up what all threads left for a plane, two sums of ``threads`` terms, to 32 parts each."""
+    """The last 64 threads reduce the terms of all threads for a plane, two sums of ``threads`` terms, to 32 parts each."""
     if t >= uint32(threads - 64):
         e = uint32(t - uint32(threads - 64))
         start = uint32((e >> uint32(5)) * uint32(threads) + (e & uint32(31)))
@@ -149,7 +149,7 @@ def reduce_terms(terms, parts, plane, t, threads):
 
 @formula
 def add_totals(parts, totals, own, plane, t, threads):
-    """The last two threads add up the parts, in four chains, and count them where the plane is one of ``own``."""
+    """The last two threads add up the parts in four chains, and add them to the totals if the plane is one of ``own``."""
     if t >= uint32(threads - 2) and own[0] <= plane < own[1]:
         q = uint32(t - uint32(threads - 2))
         at = uint32((uint32(plane) & uint32(1)) * uint32(64) + q * uint32(32))
@@ -164,21 +164,21 @@ def add_totals(parts, totals, own, plane, t, threads):
 
 @formula
 def window_extent(i, radius, n):
-    """How many of a window's voxels around i lie in 0 .. n - 1."""
+    """How many voxels of a window around i are in 0 .. n - 1."""
     last, low = min(int32(i + int32(radius)), int32(n - int32(1))), max(int32(i - int32(radius)), int32(0))
     return int32(last - low + int32(1))
 
 
 def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bool) -> Callable[..., None]:
-    """A body that finds the window sums of every voxel and stores what follows from them."""
-    (kind, none), load_fixed = storage_type(half), load_uint16 if half else load  # F as it is stored
+    """The body of a kernel that computes the window sums of every voxel and stores what follows from them."""
+    (kind, none), load_fixed = storage_type(half), load_uint16 if half else load  # of the stored fixed image
     k, rows, threads, tile_height = 2 * radius + 1, rows_per_thread(radius), window_threads(radius), tile_rows(radius)
     pad = -(-radius // GROUP) * GROUP
     width, height, reach, lead = TILE_X + 2 * pad, tile_height + 2 * radius, GROUP + 2 * pad, pad - radius
     loads = -(-width * height // threads)
     size = loads * threads
     raw_size, mid_size, terms_size = 3 * size, 6 * height * TILE_X, 2 * threads
-    shared_counts = rows > 1  # where registers are short, the ring of w is in shared memory
+    shared_counts = rows > 1  # where registers are scarce, the ring of w is in shared memory
     counts_size = k * rows * threads if shared_counts else 1
     prefix_size = 5 * rows if shared_counts else 6 * rows
     ring_size, sums_size, all_flags = prefix_size * k, 6 * rows, 2**k - 1
@@ -188,7 +188,7 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
 
     @formula
     def step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat):
-        """A plane comes in; the voxels ``radius`` planes behind are done."""
+        """Add a plane; the voxels ``radius`` planes earlier are complete."""
         start, end, ny, nx, held, plane_size = grid
         t, x, y, column, valid = thread
         fixed, weight, moved, fields, totals, own = arrays
@@ -204,7 +204,7 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
         if missing and not masked:
             write_shared_weights(raw, t, threads, size, valid if inside else uint32(0), moved_values)
             cuda.syncthreads()  # noqa: F821
-        # threads that have no windows to add up: the sums of the last plane, and of that before
+        # done by threads without windows: sums of the last plane, and of the one before
         reduce_terms(terms, parts, done - int32(1), t, threads)
         if done > start + int32(1):
             add_totals(parts, totals, own, done - int32(2), t, threads)
@@ -268,7 +268,7 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
 
     @formula
     def steps(slot, z, flags, *block):
-        """Four planes, as far as the ring has places for them."""
+        """Four planes, as far as the ring has slots for them."""
         flags = step(slot, int32(z + int32(slot)), flags, *block)
         if k > slot + 1:
             flags = step(slot + 1, int32(z + int32(slot + 1)), flags, *block)
@@ -318,7 +318,7 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
         if shared_counts:
             for q in range(k * rows):
                 counts[uint32(t + uint32(q * threads))] = ZERO
-        z, flags = int32(start - int32(radius)), uint32(0)  # the plane that comes in
+        z, flags = int32(start - int32(radius)), uint32(0)  # the plane to add
         first_valid = valid if int32(0) <= z < held else uint32(0)
         load_planes(
             load_fixed,
@@ -339,24 +339,8 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
         thread = t, x, y, column, valid
         arrays = fixed, weight, moved, output_fields(out), totals, own
         tiles = raw, mid, terms, parts, counts
-        registers = (
-            offsets,
-            own_offsets,
-            fixed_values,
-            moved_values,
-            mask,
-            a,
-            b,
-            w,
-            p,
-            ring,
-            prefix,
-            sums,
-            own_f,
-            own_m,
-            own_w,
-            area,
-        )
+        registers = (offsets, own_offsets, fixed_values, moved_values, mask, a, b, w, p, ring, prefix, sums,
+                     own_f, own_m, own_w, area)  # fmt: skip
         if unrolled:
             z = int32(z - int32(slot))  # where this round of the ring began
             while z < end:
@@ -388,28 +372,24 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
 
 @cooperative_kernel(launch_bounds=window_bounds)
 def lncc_center_tiled(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
-    """The centre-window gradient times N, and sums: ``lncc_factors``, then ``lncc_slope`` with radius 0.
+    """N times the centre-window gradient, and sums: ``lncc_factors``, then ``lncc_gradient`` with radius 0.
 
-    Launch with blocks ``window_blocks`` and threads ``window_threads``; ``unrolled``: a copy of the code for each place of the
-    ring, which spares a branch a plane, not another result. first, planes, ny, nx: int32, the box among the arrays'
-    ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
-    flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  slope: (N,),
-    another array than moved;
-    own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of
-    2^-28.
+    Launch with ``window_blocks`` and ``window_threads``. ``unrolled``: code for each slot of the ring, which saves a branch per
+    plane
+    and does not change results. first, planes, ny, nx: int32, the box within the ``held`` planes of the arrays, the first of
+    which is
+    global plane ``origin``;  depth: int32, planes per block;  epsilon, flat: float32;  fixed, moved: (N,) float32, moved NaN
+    outside
+    the domain;  weight: (N,) if ``masked``, else (0,);  slope: (N,), another array than moved;  own: (2,) int32, first and last
+    plus one of the planes that count;  totals: (2,) int64, to which w cc and w are added in units of 2^-28.
     """
     return window_body(radius, masked, unrolled, False, half)
 
 
 @cooperative_kernel(launch_bounds=window_bounds)
 def lncc_factors_tiled(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
-    """``lncc_factors``: w D, w K and w (K mu_M - D mu_F) of each window, and sums.
+    """``lncc_factors``: w D, w K and w (K mu_M - D mu_F) of each window into dkc (3, N), and sums.
 
-    Launch with blocks ``window_blocks`` and threads ``window_threads``; ``unrolled``: a copy of the code for each place of the
-    ring, which spares a branch a plane, not another result. first, planes, ny, nx: int32, the box among the arrays'
-    ``held`` planes, of which the first is plane ``origin`` of the grid;  depth: int32, planes a block marches through;  epsilon,
-    flat: float32;  fixed, moved: (N,) float32, moved NaN out of domain;  weight: (N,) where ``masked``, else (0,);  dkc: (3, N);
-    own: (2,) int32, first and last but one plane that count;  totals: (2,) int64, to which w cc and w are added in units of
-    2^-28.
+    Launch and other arguments as in ``lncc_center_tiled``.
     """
     return window_body(radius, masked, unrolled, True, half)

@@ -1,4 +1,4 @@
-"""The exact gradient: windows of the factors."""
+"""The exact gradient: window sums of the factors."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ GRADIENT_THREADS = window_threads(1)
 
 
 def gradient_blocks(planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
-    """The same for ``lncc_gradient_tiled``, of ``SLOPE_THREADS`` threads."""
+    """Blocks of ``lncc_gradient_tiled``, with ``GRADIENT_THREADS`` threads each, for ``depth`` planes each."""
     return window_blocks(1, planes, ny, nx, depth)
 
 
 @formula
 def vector_output(out):
-    """Where the components of a vector go."""
+    """The components of a vector field, for ``store_results``."""
     return out[0], out[1], out[2]
 
 
 @formula
 def load_fields(base, offsets, valid, fields, values):
-    """Load a plane of three fields into registers; zeros out of the grid."""
+    """Load a plane of three fields into registers; zero outside the grid."""
     a, b, c = address(fields[0], base), address(fields[1], base), address(fields[2], base)
     k = len(offsets)
     for s in range(k):
@@ -53,7 +53,7 @@ def load_fields(base, offsets, valid, fields, values):
 
 @formula
 def write_shared_fields(raw, t, threads, size, values):
-    """Put them into shared memory."""
+    """Write them to shared memory."""
     for q in range(3):
         for s in range(len(values) // 3):
             raw[uint32(t + uint32(q * size + s * threads))] = values[q * (len(values) // 3) + s]
@@ -61,7 +61,7 @@ def write_shared_fields(raw, t, threads, size, values):
 
 @formula
 def sum_fields_x(raw, size, width, t, radius, lead, height, a, mid):
-    """Windows along x of three fields: a thread four neighbours of a row."""
+    """Sums along x of three fields: each thread four neighbours of a row."""
     row, group = uint32(t >> uint32(3)), uint32(t & uint32(7))
     if row < uint32(height):
         at = uint32(row * uint32(width) + group * uint32(GROUP))
@@ -78,12 +78,12 @@ def gradient_bounds(radius: int, masked: bool, unrolled: bool, half: bool = Fals
 
 @cooperative_kernel(launch_bounds=gradient_bounds)
 def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
-    """``lncc_slope``: the exact gradient times N in place of ``moved``.
+    """``lncc_gradient``: replace ``moved`` by N times the exact gradient.
 
-    Launch with blocks ``slope_blocks`` and threads ``SLOPE_THREADS``. Arguments as in ``lncc_factors_tiled``, which wrote
-    dkc: (3, N), without epsilon, flat and sums.
+    Launch with ``gradient_blocks`` and ``GRADIENT_THREADS``. Arguments as in ``lncc_factors_tiled``, which wrote dkc (3, N),
+    without epsilon, flat and sums.
     """
-    (kind, none), load_fixed = storage_type(half), load_uint16 if half else load  # F as it is stored
+    (kind, none), load_fixed = storage_type(half), load_uint16 if half else load  # of the stored fixed image
     k, rows, threads, tile_height = 2 * radius + 1, 2, GRADIENT_THREADS, tile_rows(1)
     pad = -(-radius // GROUP) * GROUP
     width, height, reach, lead = TILE_X + 2 * pad, tile_height + 2 * radius, GROUP + 2 * pad, pad - radius
@@ -94,7 +94,7 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
 
     @formula
     def step(slot, z, grid, thread, arrays, tiles, registers):
-        """A plane comes in; the voxels ``radius`` planes behind are done."""
+        """Add a plane; the voxels ``radius`` planes earlier are complete."""
         start, end, ny, nx, held, plane_size = grid
         t, x, y, column, valid = thread
         fields, fixed, weight, moved = arrays
@@ -128,7 +128,7 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
 
     @formula
     def steps(slot, z, *block):
-        """Four planes, as far as the ring has places for them."""
+        """Four planes, as far as the ring has slots for them."""
         step(slot, int32(z + int32(slot)), *block)
         if k > slot + 1:
             step(slot + 1, int32(z + int32(slot + 1)), *block)
@@ -164,7 +164,7 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
             ring[q] = ZERO
         for q in range(prefix_size):
             prefix[q] = ZERO
-        z = int32(start - int32(radius))  # the plane that comes in
+        z = int32(start - int32(radius))  # the plane to add
         first_valid, fields = valid if int32(0) <= z < held else uint32(0), vector_output(dkc)
         load_fields(OFFSET(max(z, int32(0))) * plane_size, offsets, first_valid, fields, values)
         slot = uint32(int32(origin + z + int32(k)) % int32(k))

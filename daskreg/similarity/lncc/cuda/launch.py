@@ -12,7 +12,7 @@ from daskreg.similarity.lncc.cuda.factors import lncc_center_tiled, lncc_factors
 from daskreg.similarity.lncc.cuda.gradient import GRADIENT_THREADS, gradient_blocks, gradient_bounds, lncc_gradient_tiled
 from daskreg.similarity.lncc.cuda.windows import window_blocks, window_bounds, window_threads
 
-UNROLLED = False  # not a copy of the code for each place of the ring
+UNROLLED = False  # no separate code for each slot of the ring
 
 
 def _launch_sizes(box: tuple[int, int, int, int], held: int, origin: int, depth: int) -> tuple[Any, ...]:
@@ -25,7 +25,7 @@ def compute_factors(
 ) -> None:  # fmt: skip
     """Window sums of a box: ``out`` (3, Z, Y, X) receives the factors, (Z, Y, X) the centre-window gradient.
 
-    origin: plane of the grid that the arrays begin with;  own: the planes of the arrays that count for totals (2,) int64
+    origin: global plane at the first plane of the arrays;  own: the planes of the arrays that count for totals (2,) int64
     """
     _, planes, ny, nx = box
     if planes:
@@ -51,7 +51,7 @@ def compute_factors(
 def compute_gradient(
     box: tuple[int, int, int, int], origin: int, radius: int, dkc: Any, fixed: Any, weight: Any, moved: Any
 ) -> None:
-    """The exact gradient from the factors, in place of ``moved``."""
+    """Replace ``moved`` by the exact gradient from the factors."""
     _, planes, ny, nx = box
     if planes:
         fields = dkc.reshape(3, -1), fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1)

@@ -1,10 +1,9 @@
-"""Local correlation on a GPU: a block of threads owns a tile of the (y, x) plane and marches along z.
+"""Window sums on a GPU: a block of threads owns a tile of the (y, x) plane and moves along z.
 
-Each plane comes into shared memory once, with the rim that a window needs. There a thread adds up windows along x, four
-neighbours at a time, then windows along y, ``rows`` neighbours at a time, and keeps the sums of the last 2 radius + 1 planes in
-registers: sums that neighbours share are formed once. A plane's place in that ring is its number in the whole grid modulo the
-ring's length, and the ring is added up from its first place to its last: the order of additions depends on where a voxel lies in
-the grid, and on nothing else.
+Each plane is loaded into shared memory once, with the border that a window needs. A thread sums windows along x, four neighbours
+at a time, then windows along y, ``rows`` neighbours at a time, and keeps the sums of the last 2 radius + 1 planes in registers;
+sums that neighbours share are computed once. A plane's slot in this ring is its global number modulo the length of the ring, and
+the ring is summed from its first slot to its last: the order of additions depends on a voxel's place in the grid only.
 """
 
 from __future__ import annotations
@@ -14,38 +13,38 @@ from numba import int32, uint32
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.memory import load_vector, store_vector
 
-TILE_X = 32  # voxels of a row that a block owns
-GROUP = 4  # neighbours along x whose windows a thread adds up
+TILE_X = 32  # voxels of a tile along x
+GROUP = 4  # neighbours along x per thread
 
 
 def tile_rows(radius: int) -> int:
-    """Rows that a block of ``lncc_center_tiled`` or ``lncc_factors_tiled`` owns; in ``lncc_gradient_tiled`` it is always 16."""
+    """Rows of a tile of ``lncc_center_tiled`` and ``lncc_factors_tiled``; those of ``lncc_gradient_tiled`` have 16."""
     return 16 if radius <= 4 else 8
 
 
 def rows_per_thread(radius: int) -> int:
-    """Rows that a thread owns there: its ring must fit into registers."""
+    """Rows per thread in these kernels: the ring must fit into registers."""
     return 2 if radius <= 3 else 1
 
 
 def window_threads(radius: int) -> int:
-    """Threads of such a block, along x."""
+    """Threads of their blocks, along x."""
     return TILE_X * tile_rows(radius) // rows_per_thread(radius)
 
 
 def window_blocks(radius: int, planes: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
-    """Blocks, x first, that march through ``depth`` planes each; there are blocks[0] * blocks[1] tiles a plane."""
+    """Blocks, x first, for ``depth`` planes each; there are blocks[0] * blocks[1] tiles per plane."""
     return -(-nx // TILE_X), -(-ny // tile_rows(radius)), max(1, -(-planes // depth))
 
 
 def window_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False) -> tuple[int, int]:
-    """The most threads a block, the fewest blocks at once: 128 registers a thread, all there are for the largest windows."""
+    """Most threads per block, fewest blocks per multiprocessor: 128 registers per thread, or all for the largest windows."""
     return window_threads(radius), 2 if radius <= 3 else 1
 
 
 @formula
 def tile_offsets(offsets, t, threads, height, width, top, left, ny, nx):
-    """Where a thread finds what it brings into shared memory: offsets in a plane; bits, which of them lie in the grid."""
+    """Offsets in a plane of the voxels that a thread loads into shared memory; returns bits that say which are in the grid."""
     valid = uint32(0)
     for s in range(len(offsets)):
         e = uint32(t + uint32(s * threads))
@@ -59,7 +58,7 @@ def tile_offsets(offsets, t, threads, height, width, top, left, ny, nx):
 
 @formula
 def sum_x(a, first, radius, mid, to):
-    """Windows of four neighbours along x from ``a[first]`` on; what they share is added once."""
+    """Sums along x of four neighbouring windows from ``a[first]`` on; what they share is added once."""
     k = 2 * radius + 1
     if k > 3:
         common = a[first + 3]
@@ -76,14 +75,14 @@ def sum_x(a, first, radius, mid, to):
 
 @formula
 def load_row(raw, at, values):
-    """Neighbours along x into registers, four at a time."""
+    """Load neighbours along x into registers, four at a time."""
     for q in range(0, len(values), 4):
         values[q], values[q + 1], values[q + 2], values[q + 3] = load_vector(raw, uint32(at + uint32(q)))
 
 
 @formula
 def sum_y(mid, at, field, height, radius, rows, sums):
-    """Windows along y of a field for the rows that a thread owns; what they share is added once."""
+    """Sums along y of a field for the rows of a thread; what they share is added once."""
     k, start = 2 * radius + 1, field * height * TILE_X
     if rows == 2:
         low = mid[uint32(at + uint32(start))]
@@ -101,10 +100,10 @@ def sum_y(mid, at, field, height, radius, rows, sums):
 
 @formula
 def push_plane(ring, prefix, sums, slot, k):
-    """Put a plane's sums into their place; ``now`` becomes the sums over the last k planes.
+    """Put the sums of a plane into its slot; ``sums`` becomes the sums over the last k planes.
 
-    The planes of a round so far are added up as they come, those of the round before from its end: three additions a plane,
-    whatever k. Every index is a constant once the loops are unrolled, hence every place a register.
+    Planes of the current round are added as they come, those of the previous round from its end: three additions per plane,
+    whatever k. All indices are constants once loops are unrolled, so every slot is a register.
     """
     for q in range(len(prefix)):
         ring[q * k + slot] = sums[q]
@@ -120,7 +119,7 @@ def push_plane(ring, prefix, sums, slot, k):
 
 @formula
 def push_plane_among_four(ring, prefix, sums, slot, k, first_slot):
-    """``enter`` at a place not known before."""
+    """``push_plane`` for a slot known at run time, one of four."""
     if slot == uint32(first_slot):
         push_plane(ring, prefix, sums, first_slot, k)
     elif k > first_slot + 1 and slot == uint32(first_slot + 1):
@@ -133,7 +132,7 @@ def push_plane_among_four(ring, prefix, sums, slot, k, first_slot):
 
 @formula
 def push_plane_any(ring, prefix, sums, slot, k):
-    """``enter`` at a place not known before."""
+    """``push_plane`` for a slot known at run time."""
     if k <= 4 or slot < uint32(4):
         push_plane_among_four(ring, prefix, sums, slot, k, 0)
     elif k <= 8 or slot < uint32(8):

@@ -19,7 +19,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(precompile, "_shares", lambda room: [(k, 4) for k in range(4)])
     monkeypatch.setattr(precompile, "_STARTED", [])
-    monkeypatch.setattr(precompile, "_marker", lambda k, n: tmp_path / f"ahead-{k}of{n}")
+    monkeypatch.setattr(precompile, "_marker", lambda k, n: tmp_path / f"precompile-{k}of{n}")
     return tmp_path
 
 
@@ -68,7 +68,7 @@ def test_helpers_share_the_list_and_one_kernel_stops_none(machine, monkeypatch):
         precompile.compile_share(k, 2, lambda: True)
         made.append(compiler.made)
     assert made == [["a", "broken", "e", "g"], ["b", "d", "f"]]
-    assert [p.name for p in machine.iterdir()] == ["ahead-1of2"]  # the other is tried again next time
+    assert [p.name for p in machine.iterdir()] == ["precompile-1of2"]  # the other is tried again next time
 
 
 def test_a_helper_that_is_no_longer_wanted_has_not_finished(machine, monkeypatch):
@@ -80,7 +80,7 @@ def test_a_helper_that_is_no_longer_wanted_has_not_finished(machine, monkeypatch
 def test_helpers_start_once_and_only_for_what_is_not_done(machine, monkeypatch):
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command[-3:-1]))
-    (machine / "ahead-1of4").touch()
+    (machine / "precompile-1of4").touch()
     precompile.start_helpers(0)
     precompile.start_helpers(0)
     assert started == [["0", "4"], ["2", "4"], ["3", "4"]]
@@ -98,7 +98,7 @@ def test_a_run_goes_on_without_helpers_where_none_can_start(machine, monkeypatch
 
 
 def test_two_helpers_do_not_do_the_same(machine, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ahead", "0", "4", str(os.getpid())])
+    monkeypatch.setattr(sys, "argv", ["precompile", "0", "4", str(os.getpid())])
     monkeypatch.setattr(precompile, "compile_share", lambda *_: precompile.main())  # the second begins while the first is at it
     with pytest.raises(BlockingIOError):
         precompile.main()
