@@ -50,7 +50,7 @@ from daskreg import LNCC, MI, MSE, Deformable, machine
 from daskreg.cluster import preload
 from daskreg.cluster.workers import workers_of
 from daskreg.comm import Communicator, SingleRank, Timeouts, open_endpoint
-from daskreg.engine.route import Route
+from daskreg.engine.ring_schedule import RingSchedule
 from daskreg.engine.sampler import Resident, Ring
 from daskreg.grid import Partition, Span
 from daskreg.kernels.compiler.launch import set_thread_count
@@ -262,7 +262,8 @@ def kernels(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     moved = np.empty(box, np.float32)
     whole = Partition.of(box[0], 1)
     none, ring = Span(0, 0), Ring(moving, None, whole, whole.whole, SingleRank(), None)
-    ring.route = Route(none, (whole.whole,), ((whole.whole,),), (none,), (none,))  # as if every plane read other shards too
+    # as if every plane read other shards too
+    ring.schedule = RingSchedule(none, (whole.whole,), ((whole.whole,),), (none,), (none,))
     samplers = {
         "resident": Resident(moving, None, box[0]),
         "ring_first": ring,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
-from daskreg.engine.halo import Block, collect
+from daskreg.engine.halo import Block, gather_planes
 from daskreg.engine.reach import SamplingMap, affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome
 from daskreg.grid import Grid, Index, Partition, Region, Span
@@ -125,7 +125,7 @@ def _collect_row(outcome: Outcome, row: Span, owner: int, comm: Communicator) ->
     if block.own & row == row and owner == comm.rank:
         return outcome.displacement[:, row.within(block.held)]
     wanted = [row if r == owner else Span(0, 0) for r in range(comm.size)]
-    return collect(comm, block.partition.slabs, wanted, outcome.displacement, block.first, "output")
+    return gather_planes(comm, block.partition.slabs, wanted, outcome.displacement, block.first, "output")
 
 
 class MovingReader:

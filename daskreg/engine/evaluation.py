@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.engine.backend import Backend
-from daskreg.engine.halo import Block, Movement, finish
+from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.reach import SamplingMap
 from daskreg.engine.sampler import Ring, Sampler
 from daskreg.engine.state import StateStore
@@ -75,7 +75,7 @@ class Evaluation:
         self.run("weights", self.weights.combine)
         if self.similarity.reach:
             arrays = [self.moved] if seen is None else [self.moved, seen]
-            finish(self.window_halo.start(*((a, self.block.first) for a in arrays), after=event))
+            wait_all(self.window_halo.start(*((a, self.block.first) for a in arrays), after=event))
 
     def run(self, name: str, launches: Callable[[], Any]) -> None:
         """See ``Backend.run``."""

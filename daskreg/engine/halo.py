@@ -1,4 +1,4 @@
-"""One rank's part of a level, and planes that change hands: planned once from who owns and wants what, run on plain arrays."""
+"""One rank's part of a level, and planes sent between ranks: planned once from who owns and wants which, run on arrays."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ class Block:
 
 
 class Movement:
-    """Each rank owns some planes and wants some: what it sends to whom, what it receives from whom.
+    """Planes that ranks send each other, from which planes each rank owns and wants.
 
-    Ranks read the same tables, so that both sides of a message know it without asking.
+    All ranks build it from the same tables, so that sender and receiver agree on every message.
     """
 
     def __init__(self, comm: Communicator, owned: Sequence[Span], wanted: Sequence[Span], purpose: str = "halo") -> None:
@@ -110,21 +110,21 @@ class Movement:
 
 
 @dataclass
-class Landing:
-    """A message for a GPU that comes through the machine's memory."""
+class StagedReceive:
+    """A message to a GPU's array that is received in the machine's memory first."""
 
     message: Pending
     staged: list[Array]
     into: Sequence[Array]
-    landed: bool = False
+    done: bool = False
 
     def wait(self) -> None:
         """Until it is on the GPU."""
-        if not self.landed:
+        if not self.done:
             self.message.wait()
             for array, target in zip(self.staged, self.into, strict=True):
                 target[...] = module_of(target).asarray(array)
-            self.landed = True
+            self.done = True
 
 
 def receive(comm: Communicator, source: int, into: Sequence[Array]) -> Pending:
@@ -132,7 +132,7 @@ def receive(comm: Communicator, source: int, into: Sequence[Array]) -> Pending:
     if comm.device_arrays or not any(on_device(a) for a in into):
         return comm.receive(source, into)
     staged = [np.empty(a.shape, a.dtype) for a in into]
-    return Landing(comm.receive(source, staged), staged, into)
+    return StagedReceive(comm.receive(source, staged), staged, into)
 
 
 def send(comm: Communicator, to: int, arrays: Sequence[Array], purpose: str) -> Pending:
@@ -145,8 +145,8 @@ def _address(array: Array) -> int:
     return int(array.data.ptr if on_device(array) else array.ctypes.data)  # type: ignore[attr-defined]
 
 
-def finish(pending: list[Pending]) -> None:
-    """Wait for all messages, and forget them."""
+def wait_all(pending: list[Pending]) -> None:
+    """Wait for all messages, and empty the list."""
     while pending:
         pending.pop(0).wait()
 
@@ -160,9 +160,11 @@ def _planes(fields: Sequence[tuple[Array, int]], span: Span) -> list[Array]:
     return parts
 
 
-def collect(comm: Communicator, owned: Sequence[Span], wanted: Sequence[Span], source: Array, first: int, purpose: str) -> Array:
+def gather_planes(
+    comm: Communicator, owned: Sequence[Span], wanted: Sequence[Span], source: Array, first: int, purpose: str
+) -> Array:
     """The wanted planes of an array that is spread over the ranks; ``first``: global number of the source's first plane."""
     mine = wanted[comm.rank]
     target = module_of(source).empty((*source.shape[:-3], len(mine), *source.shape[-2:]), source.dtype)
-    finish(Movement(comm, owned, wanted, purpose).between([(source, first)], [(target, mine.start)]))
+    wait_all(Movement(comm, owned, wanted, purpose).between([(source, first)], [(target, mine.start)]))
     return target  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Config
-from daskreg.engine.halo import collect
+from daskreg.engine.halo import gather_planes
 from daskreg.engine.memory import trim
 from daskreg.errors import VoxelError
 from daskreg.grid import Grid, Index, Partition, Span
@@ -33,7 +33,7 @@ class Image:
     """A rank's planes of an image, scaled to [0, 1], and a rim around them that shrinking reads.
 
     grid, partition: of the whole image at full resolution;  held: the planes in ``voxels`` and ``mask``;  voxels: float32, or,
-    between ``keep`` and ``keep``, the bits of float16.
+    between two calls of ``hold``, the bits of float16.
     """
 
     voxels: Array
@@ -43,7 +43,7 @@ class Image:
     mask: Array | None = None
     rank: int = 0
     rim: int = 0
-    _kept: dict[Index, tuple[Array, Array | None]] = field(default_factory=dict)
+    _levels: dict[Index, tuple[Array, Array | None]] = field(default_factory=dict)
 
     @property
     def device(self) -> Device:
@@ -56,85 +56,87 @@ class Image:
         return cls(voxels, grid, Partition.of(grid.shape[0], 1), Span(0, grid.shape[0]), mask)
 
     def round(self) -> None:
-        """Let its values be such as float16 holds: what is kept in either way is then the same."""
+        """Round the values to what float16 represents: conversion is lossless from then on."""
         for z in range(0, len(self.voxels), SLAB):
             self.voxels[z : z + SLAB] = from_float16_bits(to_float16_bits(self.voxels[z : z + SLAB]))
 
-    def keep(self, half: bool) -> None:
-        """Hold full resolution as the bits of float16, or as float32 again; nothing is lost where it was rounded before."""
+    def hold(self, *, half: bool) -> None:
+        """Hold full resolution as the bits of float16, or as float32 again; lossless after ``round``."""
         if half != (self.voxels.dtype == np.uint16):
-            self.voxels = as_asked(self.voxels, half)
-            trim()  # nothing that comes has that size
+            self.voxels = converted(self.voxels, half)
+            trim()  # no array that follows has that size
 
-    def deliver(
+    def gather_level(
         self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False
     ) -> tuple[Array, Array | None]:
-        """Voxels and mask at a level: the planes that this rank wants, from whoever makes them; ``half``: as bits of float16."""
-        if factors == (1, 1, 1) and factors not in self._kept:
+        """Voxels and mask of a level: the planes that this rank wants, from the ranks that compute them; ``half``: as bits of
+        float16.
+        """
+        if factors == (1, 1, 1) and factors not in self._levels:
             ranks = range(len(self.partition.slabs))
             if all(len(w) == 0 or self._holds(r) & w == w for r, w in zip(ranks, wanted, strict=True)):
-                here = wanted[self.rank].within(self.held) if len(wanted[self.rank]) else slice(0, 0)
-                return as_asked(self.voxels[here], half), None if self.mask is None else self.mask[here]
-        owned = self._makers(factors[0])
-        made, mask = self._made(factors, owned[self.rank], half)
+                planes = wanted[self.rank].within(self.held) if len(wanted[self.rank]) else slice(0, 0)
+                return converted(self.voxels[planes], half), None if self.mask is None else self.mask[planes]
+        owned = self._level_owners(factors[0])
+        voxels, mask = self._own_level(factors, owned[self.rank], half)
         if comm.size == 1:
-            return made, mask
+            return voxels, mask
         first = owned[self.rank].start
-        voxels = collect(comm, owned, wanted, made, first, "images")
-        return voxels, None if mask is None else collect(comm, owned, wanted, mask, first, "images")
+        mask = None if mask is None else gather_planes(comm, owned, wanted, mask, first, "images")
+        return gather_planes(comm, owned, wanted, voxels, first, "images"), mask
 
     def preview(self, levels: Iterable[Index], comm: Communicator) -> Image:
         """Whole coarse levels on rank 0, for stages that one rank runs for all."""
         wanted = [Span(0, self.grid.shape[0] + 1) if r == 0 else Span(0, 0) for r in range(comm.size)]
-        seen = Image(host(self.voxels[:0]), self.grid, Partition.of(self.grid.shape[0], 1), Span(0, 0))
+        whole = Image(host(self.voxels[:0]), self.grid, Partition.of(self.grid.shape[0], 1), Span(0, 0))
         for factors in sorted(set(levels)):
             planes = self.grid.coarsen(factors).shape[0]
-            voxels, mask = self.deliver(factors, [w & Span(0, planes) for w in wanted], comm)
-            seen._kept[factors] = host(voxels), None if mask is None else host(mask)
-        return seen
+            voxels, mask = self.gather_level(factors, [w & Span(0, planes) for w in wanted], comm)
+            whole._levels[factors] = host(voxels), None if mask is None else host(mask)
+        return whole
 
-    def on(self, device: Device) -> Image:
+    def to(self, device: Device) -> Image:
         """A preview with its levels on a device."""
         put = device.put
-        kept = {factors: (put(voxels), None if mask is None else put(mask)) for factors, (voxels, mask) in self._kept.items()}
-        return replace(self, voxels=put(self.voxels), _kept=kept)
+        kept = {factors: (put(voxels), None if mask is None else put(mask)) for factors, (voxels, mask) in self._levels.items()}
+        return replace(self, voxels=put(self.voxels), _levels=kept)
 
     def _holds(self, rank: int) -> Span:
         return self.partition.around(rank, self.rim)
 
-    def _makers(self, factor: int) -> list[Span]:
-        """Which coarse planes each rank makes: those whose middle is one of its planes."""
+    def _level_owners(self, factor: int) -> list[Span]:
+        """Coarse planes that each rank computes: those whose centre is one of its planes."""
         m = -(-self.partition.planes // factor)
         slabs = self.partition.slabs
         starts = [min(m, max(0, -(-(s.start - factor // 2) // factor))) for s in slabs] + [m]
         starts = [a if len(s) else m for s, a in zip(slabs, starts)] + [m]
         return [Span(a, b) for a, b in pairwise(starts)]
 
-    def _made(self, factors: Index, own: Span, half: bool) -> tuple[Array, Array | None]:
-        if factors == (1, 1, 1) and factors not in self._kept:
-            here = own.within(self.held) if len(own) else slice(0, 0)
-            return as_asked(self.voxels[here], half), None if self.mask is None else self.mask[here]
-        if factors not in self._kept or half != (self._kept[factors][0].dtype == np.uint16):
-            mask = None if self.mask is None else self._shrunk(self.mask, factors, own)
-            voxels = as_asked(self.voxels, False)
-            self._kept = {factors: (as_asked(self._shrunk(voxels, factors, own), half), mask)}
-        return self._kept[factors]
+    def _own_level(self, factors: Index, own: Span, half: bool) -> tuple[Array, Array | None]:
+        if factors == (1, 1, 1) and factors not in self._levels:
+            planes = own.within(self.held) if len(own) else slice(0, 0)
+            return converted(self.voxels[planes], half), None if self.mask is None else self.mask[planes]
+        if factors not in self._levels or half != (self._levels[factors][0].dtype == np.uint16):
+            mask = None if self.mask is None else self._downsampled(self.mask, factors, own)
+            voxels = converted(self.voxels, False)
+            self._levels = {factors: (converted(self._downsampled(voxels, factors, own), half), mask)}
+        return self._levels[factors]
 
-    def _shrunk(self, voxels: Array, factors: Index, own: Span) -> Array:
+    def _downsampled(self, voxels: Array, factors: Index, own: Span) -> Array:
         if factors[0] == 1:
             voxels = voxels[own.within(self.held)] if len(own) else voxels[:0]
-        return shrink(voxels, factors, self.held.start, own, self.grid.shape[0])
+        return downsample(voxels, factors, self.held.start, own, self.grid.shape[0])
 
 
-def as_asked(voxels: Array, half: bool) -> Array:
+def converted(voxels: Array, half: bool) -> Array:
     """As bits of float16 or as float32, whichever they are."""
     if half == (voxels.dtype == np.uint16):
         return voxels
-    made: Array = to_float16_bits(voxels) if half else from_float16_bits(voxels)
-    return made
+    result: Array = to_float16_bits(voxels) if half else from_float16_bits(voxels)
+    return result
 
 
-def shrink(image: Array, factors: Index, lead: int = 0, own: Span | None = None, planes: int | None = None) -> Array:
+def downsample(image: Array, factors: Index, lead: int = 0, own: Span | None = None, planes: int | None = None) -> Array:
     """Gaussian then resample, one axis after the other.
 
     lead: global plane of ``image[0]``;  own: coarse planes to make, of an image of ``planes`` (all by default).

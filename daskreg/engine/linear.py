@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from daskreg.comm import Communicator
 from daskreg.config import Linear
-from daskreg.engine.halo import Block, Movement, finish
+from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, SamplingMap, affine_reach
 from daskreg.engine.report import STOP, LevelReport, Progress, Watch
@@ -47,7 +47,7 @@ class LinearLoss:
         fixed, moving = images
         self.similarity: Similarity = stage.similarity.build(fixed.device.kind)
         self.block = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
-        self.fixed, self.mask = fixed.deliver(level.fixed_factors, self.block.around(self.block.halo), comm)
+        self.fixed, self.mask = fixed.gather_level(level.fixed_factors, self.block.around(self.block.halo), comm)
         self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm)
         self.weights = Weights(self.mask, self.sampler.masked, self.block)
         self.moved = self.block.scalar()
@@ -70,7 +70,7 @@ class LinearLoss:
         mapping = self.sample(world)
         if self.similarity.reach:
             fields = [self.moved] if self.weights.moving is None else [self.moved, self.weights.moving]
-            finish(self.window_halo.start(*((f, self.block.first) for f in fields)))
+            wait_all(self.window_halo.start(*((f, self.block.first) for f in fields)))
         total = add_up(self.similarity.partial(self._samples()), self.comm, self.block.partition)
         loss, n = self.similarity.value(total)
         return loss, n, total, mapping

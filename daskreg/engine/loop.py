@@ -17,7 +17,7 @@ from daskreg.comm import Communicator, Pending
 from daskreg.config import Deformable
 from daskreg.engine.backend import Backend, CpuBackend, Iteration
 from daskreg.engine.evaluation import Evaluation
-from daskreg.engine.halo import Block, Movement, finish
+from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import ReachMonitor, SamplingMap
 from daskreg.engine.report import LevelReport, Progress, Trace, Watch
@@ -52,7 +52,7 @@ class Loop:
         self.block = b = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
         mapping = SamplingMap.of(b.first, world, level.fixed, level.moving)
         half = is_mixed(stage, b.device)
-        voxels, mask = fixed.deliver(level.fixed_factors, b.around(b.halo), comm, half)
+        voxels, mask = fixed.gather_level(level.fixed_factors, b.around(b.halo), comm, half)
         self.gradient_filter = Smoother(b, stage.smooth_gradient)
         self.direction_reach = stage.model.direction_reach(stage.smooth_warp)
         gradient_reach = self.gradient_filter.reach + self.direction_reach
@@ -94,7 +94,7 @@ class Loop:
             self.begin(state, backend)
             iteration = partial(self.iteration, state, backend, judge)
             k, reason = iterate(self.level.iterations, iteration, backend, judge, partial(self._save, state, report, save))
-            finish(self.coming)
+            wait_all(self.coming)
             report.losses, report.stopped = backend.losses(k), reason
         finally:
             backend.close()
@@ -140,8 +140,8 @@ class Loop:
         save(state, report, asked)
 
     def _receive_halos(self, state: StateStore) -> None:
-        finish(self.gradient_halo.start((state.gradient, self.block.first), after=self.evaluation.gradient_event))
-        finish(self.coming)
+        wait_all(self.gradient_halo.start((state.gradient, self.block.first), after=self.evaluation.gradient_event))
+        wait_all(self.coming)
 
 
 def iterate(

@@ -28,7 +28,7 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
     """Correlation and mutual information (nats) of fixed and moved, over the fixed voxels mapped into the moving image."""
     block = outcome.block
     mapping = SamplingMap.of(block.first, outcome.affine, plan.fixed, plan.moving)
-    fixed, _ = images[0].deliver(FULL, block.around(block.halo), comm)
+    fixed, _ = images[0].gather_level(FULL, block.around(block.halo), comm)
     sampler = make_sampler("window", images[1], FULL, plan.shards, comm)
     sampler.prepare(_reach(outcome, mapping, comm))
     information: Similarity = MI(bins=BINS).build(block.device.kind)

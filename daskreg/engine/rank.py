@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
-from daskreg.engine.halo import Block, Movement, finish
+from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
 from daskreg.engine.linear import Halted, run_linear
@@ -110,7 +110,7 @@ class Rank:
         """In 16 bits where a level of mixed storage reads them as they are."""
         half = is_mixed(stage, self.images[0].device)
         for image, factors in zip(self.images, (level.fixed_factors, level.moving_factors), strict=True):
-            image.keep(half and max(factors) == 1)
+            image.hold(half=half and max(factors) == 1)
 
     def _level(self, stage: Any, level: Level) -> None:
         self._hold_images(stage, level)
@@ -184,10 +184,10 @@ class Rank:
         u, factors, block = self.store.u, self.store.factors, self.store.block
         self.store = None
         for image in self.images:
-            image.keep(half=False)  # now that there is room again
+            image.hold(half=False)  # now that there is room again
         if max(factors) == 1 and block.partition == whole.partition:
             return Outcome(self.world, u, self.reports, block)
         finest = whole.vector()
         refine(u, block, factors, whole, (1, 1, 1), finest, self.comm)
-        finish(Movement(self.comm, whole.partition.slabs, whole.around(1)).start((finest, whole.first)))
+        wait_all(Movement(self.comm, whole.partition.slabs, whole.around(1)).start((finest, whole.first)))
         return Outcome(self.world, finest, self.reports, whole)

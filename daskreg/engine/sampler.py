@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator, Pending
-from daskreg.engine.halo import Movement, collect, finish, receive, send
+from daskreg.engine.halo import Movement, receive, send, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, SamplingMap
 from daskreg.engine.report import Trace
-from daskreg.engine.route import Route
+from daskreg.engine.ring_schedule import RingSchedule
 from daskreg.grid import Index, Partition, Span
 from daskreg.kernels.compiler.launch import Shape, on_device
 from daskreg.kernels.compiler.launch import box as whole_box
@@ -171,7 +171,7 @@ class Window(Resident):
             lacking = [side(new, new & was) for new, was in zip(wanted, self.windows, strict=True)]
             movement = Movement(self.comm, owned, lacking, "window")
             pending += movement.between([(shard, owned[rank].start)], [(target, mine.start)])
-        finish(pending)
+        wait_all(pending)
         return target  # type: ignore[no-any-return]
 
 
@@ -204,7 +204,7 @@ class Ring(Sampler):
         size = (max(shards.lengths), *image.shape[1:])
         empty = module_of(image).empty
         self.buffers = [[empty(size, a.dtype) for a in self.shard] for _ in range(2)] if comm.size > 1 else []
-        self.route: Route | None = None
+        self.schedule: RingSchedule | None = None
         self.reach: Reach | None = None  # that the route is made for
         synchronise(self.shard[0])  # it is sent from where it is
 
@@ -218,8 +218,8 @@ class Ring(Sampler):
         if self.reach is not None and self.reach.covers(reach):
             return False
         self.reach = reach.grown(REACH_MARGIN)
-        before, self.route = self.route, Route.of(self.reach, self.shards, self.comm.rank)
-        return before != self.route
+        before, self.schedule = self.schedule, RingSchedule.of(self.reach, self.shards, self.comm.rank)
+        return before != self.schedule
 
     def sample(
         self, box: Shape, mapping: SamplingMap, u: Array | None, moved: Array, weight: Array | None, g: Array | None,
@@ -240,12 +240,12 @@ class Ring(Sampler):
 
     def outer(self, box: Shape, mapping: SamplingMap) -> list[Shape]:
         """The planes of a box that read other shards than the own."""
-        return [*_parts(box, mapping, self._route.outer)]
+        return [*_parts(box, mapping, self._planned.outer)]
 
     def _begin(self, points: Points, outputs: Outputs) -> None:
         """Initialise the sums of the outer planes."""
         (box, mapping, u), (moved, weight, g) = points, outputs
-        for part in _parts(box, mapping, self._route.outer):
+        for part in _parts(box, mapping, self._planned.outer):
             mark_domain(part, *mapping, u, self.planes, self.shard[0], moved)
             planes = slice(part[0].start, part[0].stop)
             if g is not None:
@@ -258,7 +258,7 @@ class Ring(Sampler):
     ) -> None:
         """Accumulate what lies in a rank's shard, whose first plane here is ``origin``."""
         (box, mapping, u), (moved, weight, g) = points, outputs
-        for part in _parts(box, mapping, self._route.sampling[source]):
+        for part in _parts(box, mapping, self._planned.sampling[source]):
             if g is None:
                 add_value(part, *mapping, u, origin, shard[0], moved)
             else:
@@ -266,7 +266,7 @@ class Ring(Sampler):
             if weight is not None:
                 add_value(part, *mapping, u, origin, shard[1], weight)
         if source == self.comm.rank:
-            for part in _parts(box, mapping, (self._route.inner,)):
+            for part in _parts(box, mapping, (self._planned.inner,)):
                 fused(part)
 
     def pull_back(
@@ -279,7 +279,7 @@ class Ring(Sampler):
         image_gradient: Array | None = None,
     ) -> None:
         """The image's gradient was stored by ``sample``, except for planes that read the own shard alone."""
-        for part in _parts(box, mapping, (self._route.inner,)):
+        for part in _parts(box, mapping, (self._planned.inner,)):
             self.own.pull_back(part, mapping, u, slope, g)
         self.pull_back_outer(box, mapping, slope, g, image_gradient)
 
@@ -295,7 +295,7 @@ class Ring(Sampler):
 
     def sums(self, box: Shape, mapping: SamplingMap, slope: Array, g: Array | None) -> Array:
         """As ``Resident.sums`` for inner planes; from the stored gradient for the others."""
-        inner, outer = _parts(box, mapping, (self._route.inner,)), _parts(box, mapping, self._route.outer)
+        inner, outer = _parts(box, mapping, (self._planned.inner,)), _parts(box, mapping, self._planned.outer)
         sums = [(part[0].start, self.own.sums(part, mapping, slope, None)) for part in inner]
         sums += [(part[0].start, gradient_sums(part, slope, g)) for part in outer]
         if not sums:
@@ -304,9 +304,9 @@ class Ring(Sampler):
         return rows[0] if len(rows) == 1 else module_of(rows[0]).concatenate(rows, axis=1)
 
     @property
-    def _route(self) -> Route:
-        assert self.route is not None, "call prepare first"
-        return self.route
+    def _planned(self) -> RingSchedule:
+        assert self.schedule is not None, "call prepare first"
+        return self.schedule
 
     def _shards(self) -> Iterator[tuple[int, list[Array], int]]:
         """Shards in the order of the ring, own first, each with the rank it comes from and the number of its first plane.
@@ -314,7 +314,7 @@ class Ring(Sampler):
         The next receive is posted before a shard is yielded; what other ranks wait for is sent one step earlier still.
         """
         me, size = self.comm.rank, self.comm.size
-        steps = [t for t in range(1, size) if len(self._route.borrowed[(me - t) % size])]
+        steps = [t for t in range(1, size) if len(self._planned.received[(me - t) % size])]
         due, sends = list(range(1, size)), list[Pending]()
         coming = [self._receive(steps[0], 0)] if steps else []
         self._send(due, steps[1] if len(steps) > 1 else size, sends)
@@ -332,22 +332,22 @@ class Ring(Sampler):
             self._note("wait", waiting)
             self._note("transfer", started)
             yield (me - steps[k]) % size, *shard
-        finish(sends)
+        wait_all(sends)
 
     def _receive(self, t: int, step: int) -> tuple[Pending, tuple[list[Array], int], float]:
         """Receive step t's planes into alternating buffers."""
         source = (self.comm.rank - t) % self.comm.size
-        borrowed = self._route.borrowed[source]
-        into = [b[: len(borrowed)] for b in self.buffers[step % 2]]
-        return receive(self.comm, source, into), (into, borrowed.start), time.perf_counter()
+        planes = self._planned.received[source]
+        into = [b[: len(planes)] for b in self.buffers[step % 2]]
+        return receive(self.comm, source, into), (into, planes.start), time.perf_counter()
 
     def _send(self, due: list[int], until: int, sends: list[Pending]) -> None:
         """Send what other ranks need up to a step, in the order of the steps."""
         while due and due[0] <= until:
             target = (self.comm.rank + due.pop(0)) % self.comm.size
-            lent = self._route.lent[target]
-            if len(lent):
-                at = lent.within(self.shards[self.comm.rank])
+            planes = self._planned.sent[target]
+            if len(planes):
+                at = planes.within(self.shards[self.comm.rank])
                 sends.append(send(self.comm, target, [a[at] for a in self.shard], "ring"))
 
     def _note(self, name: str, start: float) -> None:
@@ -374,11 +374,8 @@ def make_sampler(
     """The moving image at a level, held as ``residency`` says; ``half``: as the bits of float16."""
     if comm.size == 1 or residency == "replicate":
         whole = [shards.whole] * comm.size
-        image, mask = moving.deliver(factors, whole, comm, half)
+        image, mask = moving.gather_level(factors, whole, comm, half)
         return Resident(image, mask, shards.planes)
-    image, mask = moving.deliver(factors, shards.slabs, comm, half)
+    image, mask = moving.gather_level(factors, shards.slabs, comm, half)
     shard = shards[comm.rank]
     return Window(image, mask, shards, shard, comm) if residency == "window" else Ring(image, mask, shards, shard, comm, trace)
-
-
-__all__ = ["Ring", "Sampler", "Window", "collect", "make_sampler"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Stage
-from daskreg.engine.halo import Block, collect
+from daskreg.engine.halo import Block, gather_planes
 from daskreg.engine.memory import trim
 from daskreg.grid import Index, Span
 from daskreg.kernels.composition.cpu import upsample
@@ -164,7 +164,7 @@ def refine(u: Array, coarse: Block, before: Index, fine: Block, after: Index, fi
     """Upsample a displacement from shrink factors ``before`` to ``after``, in voxels of each; own planes of ``finer``."""
     wanted = [_between(slab, after[0], before[0], coarse.shape[0]) for slab in fine.partition.slabs]
     near, origin = (u, 0) if comm.size == 1 else (
-        collect(comm, coarse.partition.slabs, wanted, u, coarse.first, "levels"), wanted[comm.rank].start)  # fmt: skip
+        gather_planes(comm, coarse.partition.slabs, wanted, u, coarse.first, "levels"), wanted[comm.rank].start)  # fmt: skip
     put = fine.device.put
     gain = put(np.asarray(before, np.float32) / np.asarray(after, np.float32))
     factors = put(np.asarray(after, np.int32)), put(np.asarray(before, np.int32))

@@ -12,7 +12,7 @@ from daskreg.comm.local import ThreadCommunicator
 from daskreg.config import Deformable
 from daskreg.engine import halo, sampler
 from daskreg.engine.backend_cuda import LAG, CudaBackend
-from daskreg.engine.halo import Block, Movement, finish
+from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.loop import Judge, iterate
 from daskreg.engine.memory import trim
 from daskreg.engine.reach import Reach
@@ -116,7 +116,7 @@ def test_work_on_an_array_ends_before_planes_are_received_into_it(monkeypatch):
     def rank(comm):
         block = Block((4, 2, 3), partition, comm.rank, 1)
         wanted = [Span(0, 3), Span(2, 4)]  # rank 0 only receives, rank 1 only sends
-        finish(Movement(comm, partition.slabs, wanted).start((block.scalar(), block.first)))
+        wait_all(Movement(comm, partition.slabs, wanted).start((block.scalar(), block.first)))
 
     on_ranks(2, rank)
     assert len(happened) == 3
@@ -204,7 +204,7 @@ def test_planes_are_sent_after_their_event_while_the_device_continues(monkeypatc
     def rank(comm):
         block, event = Block((4, 2, 3), partition, comm.rank, 1), SimpleNamespace(synchronize=lambda: waited.append("event"))
         halos = Movement(comm, partition.slabs, [partition.around(r, 1) for r in range(2)])
-        finish(halos.start((block.scalar(), block.first), after=event))
+        wait_all(halos.start((block.scalar(), block.first), after=event))
 
     on_ranks(2, rank)
     assert waited == ["event"] * 2

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskreg.engine.halo import Block, Movement, collect, finish
+from daskreg.engine.halo import Block, Movement, gather_planes, wait_all
 from daskreg.grid import Partition, Span
 from tests.unit.engine.spread import cut, on_ranks
 
@@ -36,7 +36,7 @@ def test_wanted_planes_arrive_from_any_owner(table, components):
 
     def rank(comm):
         mine = owned[comm.rank]
-        return collect(comm, owned, wanted, everything[..., mine.start : mine.stop, :, :].copy(), mine.start, "levels")
+        return gather_planes(comm, owned, wanted, everything[..., mine.start : mine.stop, :, :].copy(), mine.start, "levels")
 
     for span, came in zip(wanted, on_ranks(len(owned), rank), strict=True):
         np.testing.assert_array_equal(came, everything[..., span.start : span.stop, :, :])
@@ -55,7 +55,7 @@ def test_a_halo_of_any_width_is_filled_and_nothing_else_is_changed(planes, ranks
         for field, whole in zip(fields, (scalar, vector), strict=True):
             field[...] = np.nan
             field[..., block.inner, :, :] = whole[..., block.own.start : block.own.stop, :, :]
-        finish(Movement(comm, partition.slabs, block.around(halo)).start(*((f, block.first) for f in fields)))
+        wait_all(Movement(comm, partition.slabs, block.around(halo)).start(*((f, block.first) for f in fields)))
         return block, fields, comm.traffic
 
     sent = 0

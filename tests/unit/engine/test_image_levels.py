@@ -31,7 +31,7 @@ def test_planes_of_a_level_are_the_same_on_any_number_of_ranks(planes, factors, 
     shape = (planes, 5, 4)
     whole = Image.whole(image(*shape), Grid(shape), weights(*shape) if masked else None)
     coarse = -(-planes // factors[0])
-    expected = whole.deliver(factors, [Span(0, coarse)], SingleRank())
+    expected = whole.gather_level(factors, [Span(0, coarse)], SingleRank())
     ends = st.integers(0, coarse)
     wanted = [Span(*sorted(data.draw(st.tuples(ends, ends)))) for _ in range(ranks)]
     partition = Partition.of(planes, ranks, 1)
@@ -39,7 +39,7 @@ def test_planes_of_a_level_are_the_same_on_any_number_of_ranks(planes, factors, 
 
     def rank(comm):
         mine = piece(comm, whole.voxels, whole.grid, partition, rim, whole.mask)
-        return mine.deliver(factors, wanted, comm)
+        return mine.gather_level(factors, wanted, comm)
 
     for span, came in zip(wanted, on_ranks(ranks, rank), strict=True):
         for found, level in zip(came, expected, strict=True):
@@ -55,8 +55,8 @@ def test_a_preview_is_the_whole_level_on_rank_0(ranks, factors):
     whole, partition = Image.whole(image(*shape), Grid(shape)), Partition.of(17, ranks, 1)
     coarse = Span(0, whole.grid.coarsen(factors).shape[0])
     seen = on_ranks(ranks, lambda comm: piece(comm, whole.voxels, whole.grid, partition, 8).preview([factors], comm))
-    found, _ = seen[0].deliver(factors, [coarse], SingleRank())
-    np.testing.assert_array_equal(found, whole.deliver(factors, [coarse], SingleRank())[0])
+    found, _ = seen[0].gather_level(factors, [coarse], SingleRank())
+    np.testing.assert_array_equal(found, whole.gather_level(factors, [coarse], SingleRank())[0])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["linear", "log"])

@@ -10,7 +10,7 @@ from daskreg.config import Config, Deformable
 from daskreg.engine import loop
 from daskreg.engine.halo import Block
 from daskreg.engine.reach import Reach, ReachMonitor, SamplingMap, bound_reach, displaced_range, spans
-from daskreg.engine.route import Route
+from daskreg.engine.ring_schedule import RingSchedule
 from daskreg.engine.smoothing import Smoother
 from daskreg.grid import Partition, Span
 from daskreg.kernels.composition.cpu import compose
@@ -207,7 +207,7 @@ def reach_of(spans_, ranks):
 def test_a_route_sends_every_plane_to_the_ranks_that_read_it(reads, ranks, planes):
     """Sender and receiver agree."""
     reach, shards = reach_of(reads, ranks), Partition.of(planes, ranks, 1)
-    routes = [Route.of(reach, shards, r) for r in range(ranks)]
+    routes = [RingSchedule.of(reach, shards, r) for r in range(ranks)]
     for r, route in enumerate(routes):
         own = [z for part in (route.inner, *route.outer) for z in range(part.start, part.stop)]
         slab = reach.partition[r]
@@ -220,9 +220,9 @@ def test_a_route_sends_every_plane_to_the_ranks_that_read_it(reads, ranks, plane
                 there = wanted & set(range(shard.start, shard.stop))
                 if there and not inside:
                     assert any(part.start <= z < part.stop for part in route.sampling[s])
-                    assert s == r or there <= set(range(route.borrowed[s].start, route.borrowed[s].stop))
-        assert all(route.lent[q] == routes[q].borrowed[r] for q in range(ranks))
-        assert not len(route.borrowed[r])
+                    assert s == r or there <= set(range(route.received[s].start, route.received[s].stop))
+        assert all(route.sent[q] == routes[q].received[r] for q in range(ranks))
+        assert not len(route.received[r])
 
 
 def reads_of(pair):

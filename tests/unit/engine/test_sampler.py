@@ -90,7 +90,7 @@ def spread(ranks, residency, matrix, u, mask, moving=MOVING, inner=None):
         mapping, mine = mapping_of(matrix, block.first), np.ascontiguousarray(u[:, held])
         sampler.prepare(seen(block, mapping, mine, comm))
         if inner is not None:
-            inner[comm.rank] = len(sampler.route.inner)
+            inner[comm.rank] = len(sampler.schedule.inner)
         return read(sampler, block.box(), mapping, mine, slope[held] - np.float32(0.5))
 
     parts = list(zip(*on_ranks(ranks, rank), strict=True))
@@ -206,12 +206,12 @@ def test_a_bump_in_the_middle_of_a_block_fetches_the_planes_it_reaches(residency
     assert far[2] > still[2]
 
 
-def test_a_ring_keeps_its_route_while_the_reach_stays_inside():
+def test_a_ring_keeps_its_schedule_while_the_reach_stays_inside():
     def rank(comm):
         shards = Partition.of(60, 3, 1)
         sampler = make_sampler("ring", piece(comm, image(60, *MOVING[1:]), Grid((60, *MOVING[1:])), shards), ONE, shards, comm)
         reaches = [Reach.of_slabs(shards, [s.grow(k) for s in shards.slabs]) for k in (2, 2 + REACH_MARGIN, 3 + REACH_MARGIN, 1)]
-        return [(sampler.prepare(reach), sampler.route) for reach in reaches]
+        return [(sampler.prepare(reach), sampler.schedule) for reach in reaches]
 
     for made in on_ranks(3, rank):
         assert [changed for changed, _ in made] == [True, False, True, False]

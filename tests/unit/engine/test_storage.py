@@ -48,7 +48,7 @@ def images(half):
     made = [Image.whole(blobs(SHAPE, seed), Grid(SHAPE)) for seed in (1, 2)]
     for image in made:
         image.round()
-        image.keep(half)
+        image.hold(half=half)
     return made
 
 
@@ -93,7 +93,7 @@ def test_moments_survive_a_checkpoint_bit_for_bit():
 def test_a_rounded_image_survives_a_round_trip_through_float16():
     single, half = images(half=False)[0], images(half=True)[0]
     assert half.voxels.nbytes * 2 == single.voxels.nbytes
-    half.keep(half=False)
+    half.hold(half=False)
     np.testing.assert_array_equal(half.voxels, single.voxels)
 
 
@@ -106,5 +106,5 @@ def test_a_mixed_storage_recipe_runs_in_float32_on_a_cpu_with_a_warning(tmp_path
     np.testing.assert_array_equal(*(r.displacement.compute() for r in results))
     assert [r.report["config"]["stages"][0]["storage"] for r in results] == ["float32", "float32"]
     assert [r.message for r in caplog.records if "storage" in r.message] == [
-        "storage: mixed is for GPUs; on processors the run goes on in float32."
+        "storage: mixed is for GPUs; on a CPU the run is computed in float32."
     ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from daskreg.engine.halo import Block
-from daskreg.engine.images import shrink
+from daskreg.engine.images import downsample
 from daskreg.engine.smoothing import Smoother
 from daskreg.grid import Partition, Span
 from daskreg.kernels.smoothing.cpu import gaussian_radius
@@ -46,7 +46,7 @@ def test_smoothing_a_block_with_its_halo_gives_the_bits_of_the_whole(sigma, star
 
 @pytest.mark.parametrize("factors", [(2, 2, 2), (1, 3, 2), (7, 4, 1), (1, 1, 1)])
 def test_shrinking_is_the_oracle(factors):
-    small = shrink(image(*SHAPE), factors)
+    small = downsample(image(*SHAPE), factors)
     expected = reference.downsample(image(*SHAPE).astype(float), factors)
     assert small.shape == expected.shape
     np.testing.assert_allclose(small, expected, atol=TOLERANCE)

@@ -1,4 +1,4 @@
-"""What goes round a ring: the planes that each rank lends and borrows, and which of its own planes look at them."""
+"""What passes round a ring: the planes that each rank sends and receives, and which of its own planes sample them."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from daskreg.grid import Partition, Span
 
 
 @dataclass(frozen=True)
-class Route:
+class RingSchedule:
     """One rank's part; two ranks that read the same table agree on every message.
 
     inner: own planes of the level that read nothing but the own shard;  outer: the others, below and above these;
     sampling: by shard, those of each outer part that read any of it, from the first to the last;
-    borrowed: by rank, planes of its shard that the outer ones read;  lent: by rank, planes of the own shard that its outer ones
-    read. Nobody borrows from itself.
+    received: by rank, planes of its shard that the outer ones read;  sent: by rank, planes of the own shard that its outer ones
+    read. A rank receives nothing from itself.
     """
 
     inner: Span
     outer: tuple[Span, ...]
     sampling: tuple[tuple[Span, ...], ...]
-    borrowed: tuple[Span, ...]
-    lent: tuple[Span, ...]
+    received: tuple[Span, ...]
+    sent: tuple[Span, ...]
 
     @classmethod
-    def of(cls, reach: Reach, shards: Partition, rank: int) -> Route:
+    def of(cls, reach: Reach, shards: Partition, rank: int) -> RingSchedule:
         """Where planes read what ``reach`` says, and every rank has a slab of the level and a shard."""
         slabs, mine = reach.partition.slabs, shards[rank]
         inner = [reach.inner(slab, shard, shards.whole) for slab, shard in zip(slabs, shards.slabs, strict=True)]
-        outer = [tuple(_apart(slab, run)) for slab, run in zip(slabs, inner, strict=True)]
+        outer = [tuple(_outside(slab, run)) for slab, run in zip(slabs, inner, strict=True)]
         met = [[reach.meeting(part, shard) for part in outer[rank]] for shard in shards.slabs]
         sampling = tuple(tuple(own for own, _ in pairs if len(own)) for pairs in met)
-        borrowed = [_hull([read for _, read in pairs]) for pairs in met]
-        lent = [_hull([reach.meeting(part, mine)[1] for part in parts]) for parts in outer]
-        borrowed[rank] = lent[rank] = EMPTY
-        return cls(inner[rank], outer[rank], sampling, tuple(borrowed), tuple(lent))
+        received = [_hull([read for _, read in pairs]) for pairs in met]
+        sent = [_hull([reach.meeting(part, mine)[1] for part in parts]) for parts in outer]
+        received[rank] = sent[rank] = EMPTY
+        return cls(inner[rank], outer[rank], sampling, tuple(received), tuple(sent))
 
 
-def _apart(slab: Span, inner: Span) -> Iterator[Span]:
+def _outside(slab: Span, inner: Span) -> Iterator[Span]:
     """What of a slab lies below and above a run of its planes; all of it where there is none."""
     ends = [Span(slab.start, inner.start), Span(inner.stop, slab.stop)] if len(inner) else [slab]
     yield from (part for part in ends if len(part))
