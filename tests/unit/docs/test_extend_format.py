@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import describe, open_volume, write_image
-from daskreg.storage.registry import image_formats
+from daskreg.storage.format import Format, ImageFormat, PointFormat, TransformFormat
+from daskreg.storage.registry import image_formats, point_formats, transform_formats
 from daskreg.workflows.apply import apply
 from daskreg.workflows.jacobian import jacobian
 from tests.unit.workflows.runs import FIXED, affine, displacement, make_run
@@ -32,6 +34,18 @@ def example(tmp_path, monkeypatch):
     image_formats.unregister(module.PlainImage)
 
 
+def test_the_page_on_file_formats_names_every_ending():
+    page = (PAGE.parents[1] / "formats.md").read_text(encoding="utf-8")
+    built_in = [e for r in (image_formats, transform_formats, point_formats) for e in r.endings()]
+    assert [e for e in built_in if f"`{e}`" not in page] == []
+
+
+def test_the_page_on_extending_names_every_capability():
+    page = PAGE.read_text(encoding="utf-8")
+    declared = [n for kind in (Format, ImageFormat, TransformFormat, PointFormat) for n in vars(kind).get("__annotations__", ())]
+    assert [n for n in declared if f"`{n}`" not in page and f"{n} =" not in page] == []
+
+
 def test_the_example_runs_as_it_stands(example, tmp_path):
     exec(compile(BLOCKS[1], str(PAGE), "exec"), vars(example))
     assert os.listdir(tmp_path) == ["ones.plain"]
@@ -48,6 +62,22 @@ def test_the_example_takes_and_makes_images_as_other_formats_do(example, tmp_pat
         jacobian(run, f"determinant.{ending}", like=f"moving.{ending}")
     for name in ("moved", "determinant"):
         np.testing.assert_array_equal(open_volume(f"{name}.plain").read(), open_volume(f"{name}.nii").read())
+
+
+def test_an_installed_package_adds_the_example_to_the_command_line(tmp_path):
+    source = BLOCKS[0].replace("@register_format\n", "")
+    (tmp_path / "site" / "plain-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "plain.py").write_text(source)
+    (tmp_path / "site" / "plain-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: plain\nVersion: 1.0\n")
+    declared = "[daskreg.formats]\nplain = plain:PlainImage\n"
+    (tmp_path / "site" / "plain-1.0.dist-info" / "entry_points.txt").write_text(declared)
+    header = b'{"plain":1,"shape":[2,3,4],"spacing":[2,1,1],"origin":[0,0,0]}\n'
+    (tmp_path / "a.plain").write_bytes(header + bytes(96))
+    paths = os.pathsep.join([str(tmp_path / "site"), str(PAGE.parents[2])])
+    command = [sys.executable, "-m", "daskreg.cli", "info", str(tmp_path / "a.plain")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "PLAIN" in done.stdout
 
 
 def test_the_example_refuses_what_is_damaged(example, tmp_path):
