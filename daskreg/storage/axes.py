@@ -26,11 +26,11 @@ def spatial(axes: Sequence[Axis]) -> tuple[int, ...] | None:
         return None
     if all(s in names for s in SPACE):
         return tuple(names.index(s) for s in SPACE)
-    return tuple(i for i, n in enumerate(names) if n)  # names of their own: taken in the order stored
+    return tuple(i for i, n in enumerate(names) if n)  # other names: in the order stored
 
 
 def guessed_axes(names: Sequence[str | None] | None, ndim: int) -> tuple[Axis, ...]:
-    """Axes of an array without metadata: by its dimension names where they tell, else t, c, z, y, x from the end."""
+    """Axes of an array without metadata: by its dimension names where these are known, else t, c, z, y, x from the end."""
     known = [str(n).lower() for n in names or ()]
     if len(known) != ndim or not set(SPACE[-min(ndim, 3) :]) <= set(known):
         known = list(("t", "c", *SPACE)[-ndim:]) if ndim <= 5 else [f"axis{i}" for i in range(ndim)]

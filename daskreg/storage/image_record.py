@@ -21,7 +21,7 @@ class Resolution:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """data: all axes as stored, lazily;  grid_metadata: where the voxels are (z, y, x), None when the store does not say;
+    """data: all axes as stored, lazily;  grid_metadata: the stated grid (z, y, x), None without one;
     chunks: as stored;  channels: labels.
     """
 

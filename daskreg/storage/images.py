@@ -25,7 +25,7 @@ ImageSource = str | Path | np.ndarray | da.Array
 
 @dataclass(frozen=True)
 class Volume:
-    """An image: lazy voxels ``data`` (Z, Y, X) of any real type, and the grid they stand on.
+    """An image: lazy voxels ``data`` (Z, Y, X) of any real type, and their grid.
 
     name: the address as given;  format: how it is stored;  levels: resolutions in the store;  channels: their labels.
     """
@@ -95,7 +95,7 @@ class Stack:
 
 
 def open_stack(source: ImageSource | Volume, *, grid: Grid | None = None) -> Stack:
-    """All channels and time points at an address that it does not choose from, or an array (.., Z, Y, X) on ``grid``.
+    """The channels and time points at an address that chooses none, or an array (.., Z, Y, X) on ``grid``.
 
     Raises as ``open_volume`` does, and GridError for an array without a grid.
     """
@@ -105,18 +105,18 @@ def open_stack(source: ImageSource | Volume, *, grid: Grid | None = None) -> Sta
         address = parse_address(source)
         record = open_record(address)
         data, axes = select(record, address, keep=True)
-        return _stacked(record, data, axes, address, grid)
+        return _stack(record, data, axes, address, grid)
     if not isinstance(source, np.ndarray | da.Array) or source.ndim < 3:
         raise AxesError(f"an array (.., Z, Y, X) was expected, {getattr(source, 'shape', type(source).__name__)} was given.")
     if grid is None:
-        raise GridError("an array does not say where its voxels are; give grid=, or open_volume(array, grid=...).")
+        raise GridError("an array has no grid; give grid=, or open_volume(array, grid=...).")
     check_dtype(source.dtype, "the array")
     data = source if isinstance(source, da.Array) else da.from_array(source, name=False)
     names = ("t", "c")[-(data.ndim - 3) :] if 3 < data.ndim <= 5 else tuple(f"axis{i}" for i in range(data.ndim - 3))
-    return Stack(data, _fitting(grid, data.shape[-3:], "the array"), "array", names)
+    return Stack(data, _require_shape(grid, data.shape[-3:], "the array"), "array", names)
 
 
-def _stacked(record: ImageRecord, data: da.Array, axes: tuple[Axis, ...], address: Address, grid: Grid | None) -> Stack:
+def _stack(record: ImageRecord, data: da.Array, axes: tuple[Axis, ...], address: Address, grid: Grid | None) -> Stack:
     inner = spatial(axes)
     if inner is None:
         raise AxesError(
@@ -132,12 +132,12 @@ def open_volume(
 ) -> Volume:
     """An image from an address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), or a Volume.
 
-    grid: replaces what the store says;  spacing: world units a voxel, z, y, x or one number;  unit: of length.
+    grid: replaces that of the file;  spacing: world units a voxel, z, y, x or one number;  unit: of length.
 
     Raises NotFound, Unreadable, AxesError, GridError, UnitsError, ConfigError: each says what to do.
     """
     if isinstance(source, Volume):
-        return _regridded(source, grid, spacing, unit)
+        return _with_grid(source, grid, spacing, unit)
     if not isinstance(source, str | Path):
         return _of_array(source, grid, spacing, unit)
     address = parse_address(source)
@@ -145,11 +145,11 @@ def open_volume(
         address = replace(address, spacing=parse_spacing(spacing))
     if unit is not None:
         address = replace(address, unit=unit_name(unit))
-    return _placed(open_record(address), address, grid)
+    return _volume(open_record(address), address, grid)
 
 
 def open_record(address: Address) -> ImageRecord:
-    """What is at an address, as it is stored. Raises NotFound and Unreadable."""
+    """The image at an address, as it is stored. Raises NotFound and Unreadable."""
     format = image_formats.to_read(address.path)
     with read_errors(address.path):
         return format.open(address)
@@ -166,12 +166,12 @@ def select(record: ImageRecord, address: Address, *, keep: bool = False) -> tupl
             at = axes.index(axis)
             if keep and chosen is None and data.shape[at] > 1:
                 continue
-            data = data[(slice(None),) * at + (_choice(record, axis, data.shape[at], chosen),)]
+            data = data[(slice(None),) * at + (_chosen_index(record, axis, data.shape[at], chosen),)]
             axes.pop(at)
     return data, tuple(axes)
 
 
-def _placed(record: ImageRecord, address: Address, grid: Grid | None) -> Volume:
+def _volume(record: ImageRecord, address: Address, grid: Grid | None) -> Volume:
     data, axes = select(record, address)
     order = spatial(axes)
     if order is None:
@@ -185,7 +185,7 @@ def _placed(record: ImageRecord, address: Address, grid: Grid | None) -> Volume:
 
 def _grid(record: ImageRecord, shape: tuple[int, ...], address: Address, grid: Grid | None) -> Grid:
     if grid is not None:
-        return _fitting(grid, shape, record.name)
+        return _require_shape(grid, shape, record.name)
     if record.grid_metadata is not None:
         try:
             return record.grid_metadata.grid(shape, address.spacing, address.unit)
@@ -200,7 +200,7 @@ def _grid(record: ImageRecord, shape: tuple[int, ...], address: Address, grid: G
     return Grid((z, y, x), address.spacing, unit=address.unit)
 
 
-def _choice(record: ImageRecord, axis: Axis, length: int, chosen: int | str | None) -> int:
+def _chosen_index(record: ImageRecord, axis: Axis, length: int, chosen: int | str | None) -> int:
     """The index to take along an axis that is not spatial."""
     if chosen is None and length == 1:
         return 0
@@ -227,18 +227,18 @@ def _of_array(source: Any, grid: Grid | None, spacing: object, unit: str | None)
     data = source if isinstance(source, da.Array) else da.from_array(source, name=False)
     if any(np.isnan(n) for n in data.shape):
         raise AxesError("the Dask array has unknown chunk sizes; call compute_chunk_sizes() first.")
-    return _regridded(Volume(data, grid or Grid(data.shape), "array"), grid, spacing, unit)
+    return _with_grid(Volume(data, grid or Grid(data.shape), "array"), grid, spacing, unit)
 
 
-def _regridded(volume: Volume, grid: Grid | None, spacing: object, unit: str | None) -> Volume:
+def _with_grid(volume: Volume, grid: Grid | None, spacing: object, unit: str | None) -> Volume:
     if grid is not None:
-        volume = replace(volume, grid=_fitting(grid, volume.data.shape, volume.name))
+        volume = replace(volume, grid=_require_shape(grid, volume.data.shape, volume.name))
     if spacing is not None:
         volume = replace(volume, grid=replace(volume.grid, spacing=parse_spacing(spacing)))
     return volume if unit is None else replace(volume, grid=replace(volume.grid, unit=unit_name(unit)))
 
 
-def _fitting(grid: Grid, shape: tuple[int, ...], name: str) -> Grid:
+def _require_shape(grid: Grid, shape: tuple[int, ...], name: str) -> Grid:
     if grid.shape != shape:
         raise GridError(f"{name} has shape {shape}, the grid given for it {grid.shape}; they must be the same.")
     return grid
@@ -255,8 +255,8 @@ def write_image(
 ) -> None:
     """Write voxels (Z, Y, X) by the address's ending: NIfTI and ITK's formats in millimetres, OME-Zarr with coarser levels.
 
-    axes: names of leading axes, t and c in this order; an OME-Zarr image alone can have them.  labels: coarser levels are what
-    most voxels of the level below are (see ``block_mode``), not means.
+    axes: names of leading axes, t and c in this order; an OME-Zarr image alone can have them.  labels: coarser levels are modes
+    of the level below (see ``block_mode``), not means.
     Raises OutputExists, OutputError, OutOfSpace, GridError.
     """
     path = parse_address(address).path

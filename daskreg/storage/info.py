@@ -1,4 +1,4 @@
-"""What is at an address, as text and as JSON: also where it could not be registered as it is."""
+"""Description of an image or run as text and as JSON, also of one that cannot be registered as it is."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ class VolumeInfo:
     run: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """As JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """A table, one fact a line."""
+        """Human-readable summary, a fact per line."""
         rows = [("image", self.name), ("format", self.format)]
         rows += _array_rows(self) if self.shape else []
         rows += _grid_rows(self) if self.spacing else []
-        rows += [(f"level {i}", f"{_by(v.shape)} at {_by(v.spacing)}  ({v.path})") for i, v in enumerate(self.levels)]
-        rows += [(k.replace("_", " "), _short(v)) for k, v in self.run.items()]
+        rows += [(f"level {i}", f"{_joined(v.shape)} at {_joined(v.spacing)}  ({v.path})") for i, v in enumerate(self.levels)]
+        rows += [(k.replace("_", " "), _text(v)) for k, v in self.run.items()]
         rows += [("hint", self.hint)] if self.hint else []
         return [f"{k:<10} {v}" for k, v in rows]
 
 
 def describe(source: ImageSource | Volume) -> VolumeInfo:
-    """What is at an address, or in an array. Raises NotFound and Unreadable when nothing can be said."""
+    """Describe what is at an address, or an array. Raises NotFound and Unreadable."""
     if not isinstance(source, str | Path):
         return _of_volume(open_volume(source))
     address = parse_address(source)
@@ -91,7 +91,7 @@ def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
 
 
 def _shared_grid(record: ImageRecord, address: Address) -> Grid | None:
-    """All channels and times share one grid."""
+    """The grid of all channels and time points, where the image cannot be opened without choosing one."""
     space = [n for n, a in zip(record.data.shape, record.axes, strict=True) if a.kind == "space"]
     if record.grid_metadata is None or len(space) != 3:
         return None
@@ -128,8 +128,8 @@ def _of_run(path: str) -> VolumeInfo:
         "complete": store.complete,
         "started": state.get("started"),
         "finished": state.get("finished"),
-        "fixed": sentence(grid),
-        "moving": sentence(store.moving_grid),
+        "fixed": grid_summary(grid),
+        "moving": grid_summary(store.moving_grid),
         "affine": [[round(float(v), 6) for v in row] for row in store.affine],
         "displacement": store.has(DISPLACEMENT),
         "moved": store.has("moved"),
@@ -156,12 +156,15 @@ def _grid_fields(grid: Grid) -> dict[str, Any]:
 
 
 def _array_rows(info: VolumeInfo) -> list[tuple[str, str]]:
-    rows = [("shape", f"{_by(info.shape)}  ({', '.join(info.axes)})"), ("voxels", f"{info.dtype}, chunks {_by(info.chunks)}")]
+    rows = [
+        ("shape", f"{_joined(info.shape)}  ({', '.join(info.axes)})"),
+        ("voxels", f"{info.dtype}, chunks {_joined(info.chunks)}"),
+    ]
     return rows + ([("channels", ", ".join(info.channels))] if info.channels else [])
 
 
 def grid_rows(grid: Grid) -> list[tuple[str, str]]:
-    """Spacing, origin and direction."""
+    """Spacing, origin and direction, as rows of a table."""
     return _grid_rows(VolumeInfo("", "", **_grid_fields(grid)))
 
 
@@ -169,24 +172,24 @@ def _grid_rows(info: VolumeInfo) -> list[tuple[str, str]]:
     unit = info.unit or "(no unit)"
     stated = "" if info.oriented else "  (not stated: taken as LPS)"
     return [
-        ("spacing", f"{_by(info.spacing or ())} {unit}  (z x y x x)"),
-        ("origin", f"{_by(info.origin or (), ', ')} {unit}  (z, y, x; LPS)"),
-        ("direction", f"{_short(info.direction)}{stated}"),
+        ("spacing", f"{_joined(info.spacing or ())} {unit}  (z x y x x)"),
+        ("origin", f"{_joined(info.origin or (), ', ')} {unit}  (z, y, x; LPS)"),
+        ("direction", f"{_text(info.direction)}{stated}"),
     ]
 
 
-def sentence(grid: Grid) -> str:
-    """Shape and spacing."""
-    return f"{_by(grid.shape)} at {_by(grid.spacing)} {grid.unit or '(no unit)'}"
+def grid_summary(grid: Grid) -> str:
+    """Shape and spacing in one line."""
+    return f"{_joined(grid.shape)} at {_joined(grid.spacing)} {grid.unit or '(no unit)'}"
 
 
-def _by(values: Sequence[float], between: str = " x ") -> str:
+def _joined(values: Sequence[float], between: str = " x ") -> str:
     return between.join(f"{v:.6g}" for v in values)
 
 
-def _short(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return "; ".join(_by(row, " ") for row in np.asarray(value) + 0.0)
+        return "; ".join(_joined(row, " ") for row in np.asarray(value) + 0.0)
     return "-" if value is None else str(value)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from daskreg.errors import GridError, OutputError, Unreadable
-from daskreg.storage.format import TransformFormat
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.errors import read_errors
@@ -34,9 +34,10 @@ def write_links(address: str | Path, links: Sequence[StoredLink], *, overwrite: 
     """
     path = parse_address(address).path
     format = transform_formats.to_write(path)
-    if format.in_blocks or not _holds(format, links):
-        able = ", ".join(transform_formats.endings(writes=True, holds=_needed(links), in_blocks=False))
-        raise OutputError(f"{path}: {_needed_words(links)} was given; choose one of the endings {able}.")
+    content = _content(links)
+    if format.in_blocks or format.holds not in ("chain", content):
+        able = ", ".join(transform_formats.endings(writes=True, holds=content, in_blocks=False))
+        raise OutputError(f"{path}: {CONTENT[content]} was given; choose one of the endings {able}.")
     for link in links:
         if link.field is not None and (link.grid is None or tuple(link.field.shape) != (3, *link.grid.shape)):
             expected = None if link.grid is None else (3, *link.grid.shape)
@@ -66,18 +67,11 @@ def write_affine(address: str | Path, matrix: ArrayLike, *, overwrite: bool = Fa
     write_links(address, [StoredLink(np.asarray(matrix, float))], overwrite=overwrite)
 
 
-def _needed(links: Sequence[StoredLink]) -> str:
+def _content(links: Sequence[StoredLink]) -> Literal["affine", "field", "chain"]:
+    """What a format must hold to store the links."""
     if len(links) != 1:
         return "chain"
     (link,) = links
     if link.field is None:
         return "affine"
     return "field" if np.array_equal(link.affine, np.eye(4)) else "chain"
-
-
-def _holds(format: TransformFormat, links: Sequence[StoredLink]) -> bool:
-    return format.holds in ("chain", _needed(links))
-
-
-def _needed_words(links: Sequence[StoredLink]) -> str:
-    return CONTENT[_needed(links)]

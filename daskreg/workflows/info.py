@@ -19,7 +19,7 @@ from daskreg.storage import VolumeInfo
 from daskreg.storage import describe as describe_image
 from daskreg.storage.format import PointFormat, TransformFormat
 from daskreg.storage.fs.address import is_remote, join, parse_address
-from daskreg.storage.info import grid_rows, sentence
+from daskreg.storage.info import grid_rows, grid_summary
 from daskreg.storage.point_file import PointFile
 from daskreg.storage.points import read_points
 from daskreg.storage.registry import identify, transform_formats
@@ -56,7 +56,7 @@ class PartInfo:
         if self.grid is not None:
             size = 12 * self.grid.size
             found = f"largest {self.largest:.4g} {unit}" if self.largest is not None else f"not computed ({size / 1e9:.1f} GB)"
-            rows.append((f"part {number}", f"displacement on {sentence(self.grid)}, {found}"))
+            rows.append((f"part {number}", f"displacement on {grid_summary(self.grid)}, {found}"))
         if self.grid is None or not np.array_equal(self.affine, np.eye(4)):
             text = "; ".join(" ".join(f"{v:.6g}" for v in row) for row in np.asarray(self.affine)[:3] + 0.0)
             rows.append((f"part {number}" if not rows else "", f"affine {text}  (z, y, x, 1; {unit})"))
@@ -92,8 +92,8 @@ class TransformInfo:
             ("transform", self.name),
             ("format", self.format),
             ("maps", f"points of the fixed to points of the moving image; world, LPS, {unit}"),
-            ("fixed", sentence(self.fixed) if self.fixed else "not stated: say where to with --like"),
-            ("moving", sentence(self.moving) if self.moving else "not stated"),
+            ("fixed", grid_summary(self.fixed) if self.fixed else "not stated: say where to with --like"),
+            ("moving", grid_summary(self.moving) if self.moving else "not stated"),
         ]
         rows += [row for k, part in enumerate(self.parts, 1) for row in part.rows(k, unit)]
         grids = [(k, part.grid) for k, part in enumerate(self.parts, 1) if part.grid is not None]

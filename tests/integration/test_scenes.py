@@ -53,7 +53,7 @@ def archives(tmp_path):
     return places
 
 
-def test_ngff_zarr_resamples_from_the_scene_as_we_do_and_the_archives_stay_as_they_were(archives, tmp_path):
+def test_ngff_zarr_resamples_from_the_scene_as_daskreg_does_and_archives_are_unchanged(archives, tmp_path):
     fixed, moving = map(open_volume, archives)
     before = checksums(*archives)
     transform = warp(fixed.grid, moving.grid)
@@ -74,7 +74,7 @@ def test_ngff_zarr_resamples_from_the_scene_as_we_do_and_the_archives_stay_as_th
 
 
 @pytest.mark.parametrize("one_field", [True, False])
-def test_a_scene_is_read_back_from_its_own_words_alone(archives, tmp_path, one_field):
+def test_a_scene_is_read_from_its_ngff_metadata_alone(archives, tmp_path, one_field):
     fixed, moving = map(open_volume, archives)
     transform = warp(fixed.grid, moving.grid)
     export(transform, tmp_path / "scene.zarr", fixed=archives[0], moving=archives[1], one_field=one_field)
@@ -129,7 +129,7 @@ def test_a_run_knows_its_archives_and_links_what_can_be_linked(archives, tmp_pat
     assert load_transform(tmp_path / "b.zarr").fixed == FIXED
 
 
-def test_what_cannot_be_linked_is_said(archives, tmp_path):
+def test_what_cannot_be_linked_is_refused(archives, tmp_path):
     run = finished(tmp_path / "run.zarr", demo_pair(3)[0], demo_pair(3)[1], FIXED)
     spaced = finished(tmp_path / "spaced.zarr", archives[0], archives[1], FIXED, spacing=[1, 1, 1])
     bare = Transform.of(np.eye(4), FIXED)

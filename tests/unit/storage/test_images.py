@@ -17,7 +17,7 @@ LEVELS = [dataset("0", (2.0, 1.0, 0.5), (10.0, 20.0, 30.0)), dataset("s1", (4.0,
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_ome_zarr_says_where_its_voxels_are(tmp_path, version):
+def test_the_grid_of_ome_zarr_is_read(tmp_path, version):
     v = open_volume(simple(tmp_path / "a.zarr", version=version))
     assert v.grid == Grid((6, 7, 8), (2.0, 1.0, 0.5), (10.0, 20.0, 30.0), unit="um")
     assert not v.grid.oriented
@@ -60,14 +60,14 @@ def test_a_level_is_chosen_by_number_name_or_path(tmp_path, address, caplog):
     assert [level.path for level in v.levels] == ["0", "s1"]
 
 
-def test_both_places_for_transformations_are_composed(tmp_path):
+def test_transformations_of_datasets_and_of_the_multiscale_are_composed(tmp_path):
     outer = [{"type": "scale", "scale": [2, 2, 2]}, {"type": "translation", "translation": [1, 1, 1]}]
     v = open_volume(simple(tmp_path / "a.zarr", outer=outer))
     assert v.grid.spacing == (4.0, 2.0, 1.0)
     assert v.grid.origin == (21.0, 41.0, 61.0)
 
 
-def test_axes_of_another_order_are_turned(tmp_path):
+def test_axes_are_transposed_to_z_y_x(tmp_path):
     path = ome_zarr(tmp_path / "a.zarr", [voxels()], [dataset("0", (2.0, 1.0, 0.5), (1, 2, 3))], axis_list=axes("xzy"))
     v = open_volume(path)
     assert v.grid == Grid((7, 8, 6), (1.0, 0.5, 2.0), (2.0, 3.0, 1.0), unit="um")
@@ -80,7 +80,7 @@ def oriented(words, key="orientation"):
 
 
 @pytest.mark.parametrize("key", ["orientation", "anatomicalOrientation"])
-def test_anatomical_orientations_turn_the_grid(tmp_path, key):
+def test_anatomical_orientations_set_the_direction(tmp_path, key):
     words = ["superior-to-inferior", "anterior-to-posterior", "left-to-right"]
     g = open_volume(simple(tmp_path / "a.zarr", axis_list=oriented(words, key))).grid
     assert g.oriented
@@ -94,7 +94,7 @@ def test_two_axes_cannot_have_one_orientation(tmp_path):
         open_volume(path)
 
 
-def test_unknown_orientations_are_said_and_ignored(tmp_path, caplog):
+def test_unknown_orientations_are_ignored_with_a_warning(tmp_path, caplog):
     path = simple(tmp_path / "a.zarr", axis_list=oriented(["dorsal-to-ventral", "left-to-right", "up"]))
     assert not open_volume(path).grid.oriented
     assert "ignored" in caplog.text
@@ -109,7 +109,7 @@ def test_missing_units_are_no_unit_and_mixed_ones_become_one(tmp_path):
     assert g.to_unit("um").spacing == pytest.approx((2e-3, 1.0, 0.5))
 
 
-def test_odd_units_are_refused_unless_the_user_says_which(tmp_path):
+def test_unknown_units_are_refused_unless_a_unit_is_given(tmp_path):
     path = simple(tmp_path / "a.zarr", axis_list=axes(unit="parsec"))
     with pytest.raises(UnitsError, match="parsec"):
         open_volume(path)
@@ -167,7 +167,7 @@ def test_a_bare_array_needs_a_voxel_size(tmp_path, form):
         open_volume(path, grid=Grid((6, 7, 9)))
 
 
-def test_named_dimensions_of_a_bare_array_are_honoured(tmp_path):
+def test_named_dimensions_of_a_bare_array_are_used(tmp_path):
     zarr.create_array(str(tmp_path / "a.zarr"), data=voxels(), dimension_names=("x", "y", "z"))
     v = open_volume(tmp_path / "a.zarr", spacing=1)
     np.testing.assert_array_equal(v.read(), voxels().T)
@@ -192,7 +192,7 @@ def test_complex_voxels_are_refused(tmp_path):
         open_volume(tmp_path / "a.zarr", spacing=1)
 
 
-def test_arrays_stand_on_a_unit_grid_unless_told():
+def test_arrays_have_a_unit_grid_by_default():
     for data in (voxels(), da.from_array(voxels(), chunks=3)):
         v = open_volume(data)
         assert v.grid == Grid((6, 7, 8))
@@ -202,7 +202,7 @@ def test_arrays_stand_on_a_unit_grid_unless_told():
         open_volume([1, 2])
 
 
-def test_a_missing_path_is_told_at_once_with_the_nearest_name(tmp_path):
+def test_a_missing_path_is_refused_with_the_most_similar_name(tmp_path):
     simple(tmp_path / "fixed.zarr")
     start = time.monotonic()
     with pytest.raises(NotFound, match=r"the nearest name there is .*fixed.zarr"):
@@ -223,12 +223,12 @@ def test_levels_and_arrays_that_are_not_there_are_not_found(tmp_path, address):
         open_volume(simple(tmp_path / "a.zarr") + address)
 
 
-def test_a_level_of_a_single_array_is_a_mistake(tmp_path):
+def test_a_level_of_a_single_array_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no levels"):
         open_volume(simple(tmp_path / "a.zarr") + "/0::level=1")
 
 
-def test_a_promised_level_that_is_missing_is_named(tmp_path):
+def test_a_missing_level_is_named(tmp_path):
     path = ome_zarr(tmp_path / "a.zarr", [voxels()], LEVELS)
     with pytest.raises(NotFound, match="s1"):
         open_volume(path)

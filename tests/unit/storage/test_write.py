@@ -72,7 +72,7 @@ def test_pyramids_halve_the_fine_axes_first_and_stop():
 
 
 @pytest.mark.parametrize("ending", ["nii.gz", "zarr"])
-def test_nothing_is_overwritten_unasked(tmp_path, ending):
+def test_nothing_is_overwritten_without_overwrite(tmp_path, ending):
     path = str(tmp_path / f"a.{ending}")
     write_image(path, image(), GRID)
     with pytest.raises(OutputExists, match="--overwrite"):
@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_the_old_output_and_nothing_else(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == [f"a.{ending}"]
 
 
-def test_places_and_shapes_that_cannot_be_are_refused(tmp_path):
+def test_impossible_paths_and_shapes_are_refused(tmp_path):
     with pytest.raises(OutputError, match="create it first"):
         write_image(tmp_path / "none" / "a.nii", image(), GRID)
     with pytest.raises(OutputError, match="ending"):
@@ -128,7 +128,7 @@ def majority_by_hand(labels, step):
 
 @pytest.mark.parametrize("step", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (1, 1, 1)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, np.float32])
-def test_labels_are_outvoted_block_by_block(step, dtype):
+def test_labels_of_a_block_become_the_most_frequent_one(step, dtype):
     labels = np.random.default_rng(0).integers(0, 3, (7, 8, 9)).astype(dtype)
     found = block_mode(np.stack([labels, labels[::-1]]), step)
     assert found.dtype == dtype
@@ -136,7 +136,7 @@ def test_labels_are_outvoted_block_by_block(step, dtype):
     np.testing.assert_array_equal(found[1], majority_by_hand(labels[::-1], step))
 
 
-def test_levels_of_labels_are_votes_of_the_level_below_at_the_centres_of_their_blocks(tmp_path):
+def test_levels_of_labels_are_modes_of_the_level_below_at_block_centres(tmp_path):
     grid = Grid((140, 150, 133), (1.0, 1.0, 1.0), (5.0, 6.0, 7.0), unit="mm")
     labels = np.random.default_rng(0).integers(0, 3, (20, 22, 19)).astype(np.uint16).repeat(7, 0).repeat(7, 1).repeat(7, 2)
     labels = np.ascontiguousarray(labels[:140, :150, :133])

@@ -95,7 +95,7 @@ def test_a_missing_transform_is_not_found(tmp_path):
         read_affine(tmp_path / "none.tfm")
 
 
-def test_affines_are_not_overwritten_unasked(tmp_path):
+def test_affines_are_overwritten_only_with_overwrite(tmp_path):
     write_affine(tmp_path / "a.tfm", AFFINE)
     with pytest.raises(OutputExists):
         write_affine(tmp_path / "a.tfm", AFFINE)
@@ -127,7 +127,7 @@ def test_itk_moves_a_point_by_the_displacement_that_was_written(tmp_path, ending
         np.testing.assert_allclose(by_itk(transform, point), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_displacement_and_image_stand_on_the_same_voxels_for_itk(tmp_path):
+def test_displacement_and_image_have_the_same_grid_in_itk(tmp_path):
     grid = Grid((9, 10, 11), (2.0, 1.0, 1.5), (5.0, -6.0, 7.0), OBLIQUE, "micrometer", True)
     write_field(tmp_path / "w.nii.gz", np.zeros((3, 9, 10, 11), np.float32), grid)
     write_image(tmp_path / "i.nii.gz", np.zeros((9, 10, 11), np.float32), grid)

@@ -50,7 +50,7 @@ def test_what_itk_wrote_is_read_as_itk_reads_it(tmp_path, ending, compressed, dt
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("dtype", [*TYPES, "bool", "float16", ">i2", ">f8"])
 @pytest.mark.parametrize("lazy", [False, True])
-def test_what_is_written_is_read_by_itk_and_by_us(tmp_path, ending, dtype, lazy):
+def test_what_is_written_is_read_by_itk_and_by_daskreg(tmp_path, ending, dtype, lazy):
     path, data = str(tmp_path / f"a.{ending}"), voxels(dtype)
     write_image(path, da.from_array(data, chunks=3) if lazy else data, GRID)
     image = sitk.ReadImage(path)
@@ -118,7 +118,7 @@ def test_time_points_are_chosen_and_flat_images_refused(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_file_that_is_cut_short_is_unreadable_in_a_sentence(tmp_path, ending, compressed, capfd):
+def test_a_truncated_file_is_unreadable(tmp_path, ending, compressed, capfd):
     path = str(tmp_path / f"a.{ending}")
     sitk.WriteImage(as_itk(voxels("float64")), path, compressed)
     data = next(p for p in tmp_path.iterdir() if "raw" in p.name) if len(os.listdir(tmp_path)) > 1 else tmp_path / f"a.{ending}"
@@ -162,7 +162,7 @@ def test_a_header_without_a_direction_is_not_oriented(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_an_output_is_whole_or_not_there(tmp_path, ending, monkeypatch):
+def test_an_output_is_complete_or_absent(tmp_path, ending, monkeypatch):
     path = tmp_path / f"a.{ending}"
     write_image(path, voxels(), GRID)
     names = sorted(os.listdir(tmp_path))
@@ -183,7 +183,7 @@ def test_an_output_is_whole_or_not_there(tmp_path, ending, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == names
 
 
-def test_the_voxels_of_another_header_are_not_replaced_unasked(tmp_path):
+def test_a_data_file_of_another_header_is_not_replaced_without_overwrite(tmp_path):
     write_image(tmp_path / "a.mhd", voxels(), GRID)
     with pytest.raises(OutputExists, match=r"a\.raw exists already"):
         write_image(tmp_path / "a.nhdr", voxels() + 1, GRID)
@@ -206,7 +206,7 @@ def test_without_simpleitk_the_extra_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_lazy_voxels_travel_to_other_processes(tmp_path, ending):
+def test_lazy_voxels_can_be_pickled(tmp_path, ending):
     write_image(tmp_path / f"a.{ending}", voxels(), GRID)
     again = pickle.loads(pickle.dumps(open_volume(tmp_path / f"a.{ending}")))
     np.testing.assert_array_equal(again.data[1:3].compute(), voxels()[1:3])

@@ -53,7 +53,7 @@ def test_without_a_coded_form_only_the_voxel_size_is_known(tmp_path):
 
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
 @pytest.mark.parametrize("dtype", [np.int16, np.int32])
-def test_the_scale_of_intensities_is_honoured(tmp_path, ending, dtype):
+def test_slope_and_intercept_are_applied(tmp_path, ending, dtype):
     image = nib.Nifti1Image(DATA.astype(dtype), LIA)
     image.header.set_slope_inter(0.5, 3)
     nib.save(image, tmp_path / f"a.{ending}")
@@ -62,7 +62,7 @@ def test_the_scale_of_intensities_is_honoured(tmp_path, ending, dtype):
 
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
 @pytest.mark.parametrize("place", ["local", "memory"])
-def test_regions_of_files_near_and_far(tmp_path, ending, place):
+def test_regions_of_local_and_remote_files_are_read(tmp_path, ending, place):
     path = save(tmp_path / f"a.{ending}")
     if place == "memory":
         url = f"memory://{tmp_path.name}/a.{ending}"
@@ -120,7 +120,7 @@ def test_damaged_files_are_unreadable(tmp_path):
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "int16", "bool", "float16", "float64", "uint16"])
-def test_itk_and_we_read_what_was_written(tmp_path, ending, lazy, dtype):
+def test_itk_and_daskreg_read_what_was_written(tmp_path, ending, lazy, dtype):
     grid = Grid((4, 5, 6), (2.0, 1.0, 1.5), (5.0, -6.0, 7.0), ((0, 0, 1), (-1, 0, 0), (0, 1, 0)), "micrometer", True)
     data = (np.arange(120).reshape(4, 5, 6) % 2).astype(dtype)
     path = str(tmp_path / f"a.{ending}")

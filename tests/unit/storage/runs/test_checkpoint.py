@@ -137,7 +137,7 @@ def test_a_checkpoint_with_a_hole_is_not_committed(path):
     np.testing.assert_array_equal(CheckpointStore(path).read(1, "u", Span(0, 11)), field(1))
 
 
-def test_wrong_calls_are_mistakes(store):
+def test_wrong_arguments_raise_value_error(store):
     save(store, 3, {"u": field()})
     with pytest.raises(ValueError, match="numbers must grow"):
         store.begin(3, {"u": SHAPE})
@@ -327,7 +327,7 @@ def test_a_complete_run_has_no_checkpoint(path):
     store.remove()
 
 
-def test_a_kept_run_says_how_to_go_on(path):
+def test_a_resumable_run_says_how_to_continue(path):
     run = RunStore.attach(path)
     with pytest.raises(ValueError, match="no checkpoint"):
         run.mark_resumable()
@@ -341,7 +341,7 @@ def test_a_kept_run_says_how_to_go_on(path):
         started(path)
 
 
-def test_a_killed_run_says_how_to_go_on(store):
+def test_a_killed_run_says_how_to_continue(store):
     pretend_dead(store.run_path)
     with pytest.raises(IncompleteRun, match=r"died .*gone\); repeat it with --overwrite"):
         RunStore.open(store.run_path)
@@ -353,7 +353,7 @@ def test_a_killed_run_says_how_to_go_on(store):
         RunStore.open(store.run_path)
 
 
-def test_a_resumed_run_goes_on_from_its_checkpoint(path):
+def test_a_resumed_run_continues_from_its_checkpoint(path):
     started(path, overwrite=True, recipe={"fixed": "f.nii", "config": {"rate": 0.1}})
     save(CheckpointStore(path), 1, {"u": field()}, state={"n": 1})
     RunStore.attach(path).mark_resumable()
@@ -367,7 +367,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(path):
     assert RunStore.open(path).provenance == {"again": True}
 
 
-def test_images_of_the_earlier_attempt_go(path):
+def test_images_of_the_earlier_attempt_are_deleted(path):
     run = RunStore.attach(path)
     for name in ("moved", FIELD):
         run.create_image(name, GRID, components=3 if name == FIELD else 0)
@@ -410,7 +410,7 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
         RunStore.resume(path)
 
 
-def test_a_process_number_that_came_round_again_is_another_process(store):
+def test_a_reused_process_id_is_another_process(store):
     save(store, 1, {"u": field()})
     edit(store.run_path, pid_started=1)
     if os.path.exists("/proc/self/stat"):

@@ -88,7 +88,7 @@ def test_a_run_whose_process_is_gone_died(tmp_path):
         RunStore.open(tmp_path / "r.zarr")
 
 
-def test_runs_are_not_overwritten_unasked(path):
+def test_runs_are_not_overwritten_without_overwrite(path):
     started(path)
     with pytest.raises(OutputExists, match=r"an incomplete run.*--overwrite"):
         started(path)
@@ -99,7 +99,7 @@ def test_runs_are_not_overwritten_unasked(path):
     assert RunStore.open(path).provenance == {"second": True}
 
 
-def test_an_abandoned_run_gives_back_what_it_was_to_replace(tmp_path):
+def test_an_abandoned_run_restores_what_it_would_have_replaced(tmp_path):
     path = tmp_path / "r.zarr"
     started(path).finish({"first": True})
     again = started(path, overwrite=True)
@@ -114,7 +114,7 @@ def test_an_abandoned_run_gives_back_what_it_was_to_replace(tmp_path):
     assert os.listdir(tmp_path) == ["r.zarr"]
 
 
-def test_other_peoples_folders_are_kept(tmp_path):
+def test_folders_of_others_are_not_deleted(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.txt").write_text("x")
     with pytest.raises(OutputExists, match="not a daskreg run"):
@@ -135,7 +135,7 @@ def test_a_writer_owns_whole_chunks(tmp_path, start, stop):
         started(tmp_path / "r.zarr").write("moved", r, np.zeros(r.shape, np.float32))
 
 
-def test_voxels_of_another_shape_are_a_mistake(tmp_path):
+def test_voxels_of_another_shape_raise_value_error(tmp_path):
     run = started(tmp_path / "r.zarr")
     with pytest.raises(ValueError, match="shape"):
         run.write(FIELD, FIXED.region, np.zeros(FIXED.shape, np.float32))

@@ -40,13 +40,13 @@ def test_either_reads_what_the_other_wrote(tmp_path, dtype, version):
 
 
 @pytest.mark.parametrize("codec", [BloscCodec(cname="lz4", shuffle="shuffle"), Crc32cCodec(), GzipCodec()], ids=type)
-def test_in_any_codec_and_after_a_journey_to_another_process(tmp_path, codec):
+def test_any_codec_is_read_also_after_pickling(tmp_path, codec):
     fast, voxels = with_zarrs_codecs(stored(tmp_path / "a.zarr", compressors=codec)), noise("float32")
     pickle.loads(pickle.dumps(fast))[...] = voxels
     np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "a.zarr"))[...], voxels)
 
 
-def test_a_plane_and_a_list_of_planes_can_be_asked_for(tmp_path):
+def test_single_planes_and_lists_of_planes_are_read(tmp_path):
     fast, voxels = with_zarrs_codecs(stored(tmp_path / "a.zarr")), noise("float32")
     fast[...] = voxels
     np.testing.assert_array_equal(fast[3], voxels[3])
@@ -55,7 +55,7 @@ def test_a_plane_and_a_list_of_planes_can_be_asked_for(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("what", ["order of bytes", "codec", "store"])
-def test_what_it_does_not_know_is_left_to_zarr(tmp_path, what):
+def test_unsupported_arrays_are_left_to_zarr(tmp_path, what):
     if what == "order of bytes":
         plain = stored(tmp_path / "a.zarr", ">f4", zarr_format=2)
     elif what == "codec":
@@ -74,7 +74,7 @@ def test_an_archive_in_fortran_order_is_read(tmp_path):
     np.testing.assert_array_equal(lazy_array(array, "a").compute(scheduler="sync"), voxels)
 
 
-def test_an_archive_is_read_where_the_process_prefers_fortran_order(tmp_path):
+def test_an_array_is_read_when_zarr_is_configured_for_fortran_order(tmp_path):
     with zarr.config.set({"array.order": "F"}):
         array, voxels = stored(tmp_path / "a.zarr"), noise("float32")
         array[...] = voxels
