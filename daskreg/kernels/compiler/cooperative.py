@@ -22,10 +22,9 @@ class CooperativeKernel:
     """A CUDA kernel written by hand, in which threads cooperate; tests compare it with plain kernels.
 
     ``factory(*constants)`` returns the body. The constants (a radius, a number of bins) are literals for the compiler, which
-    unrolls
-    loops over them and keeps small local arrays in registers. Formulas that the factory defines are parts of the body. Scalar
-    fields are flat, (N,), vector fields (3, N), so one 64-bit offset per voxel addresses them all. ``options`` are passed to
-    ``cuda.jit``; an option that is a function is called with the constants.
+    unrolls loops over them and keeps small local arrays in registers. Formulas that the factory defines are parts of the body.
+    Scalar fields are flat, (N,), vector fields (3, N), so one 64-bit offset per voxel addresses them all. ``options`` are
+    passed to ``cuda.jit``; an option that is a function is called with the constants.
     """
 
     def __init__(self, factory: Callable[..., Callable[..., Any]], options: dict[str, Any]) -> None:

@@ -46,14 +46,11 @@ class Kernel:
     """One operation at every voxel of a box.
 
     Call as ``kernel((nz, ny, nx), *arguments)``, or with the planes ``(range(a, b), ny, nx)`` of larger arrays; outputs come
-    last.
-    ``sums=k``: the body returns a tuple of k float32 terms, and the call returns float32 row sums of shape (k, planes, ny), or
-    row
-    maxima with ``maxima=True``. The caller adds them up row by row and plane by plane, so the result does not depend on threads
-    or on
-    the partition. ``border=True``: the body takes ``inside`` after x, a constant in the hot loop; it is true where x is at least
-    ``reach`` voxels (the first argument, an int) from both ends of the row. ``scatter=True``: the body adds to its first
-    argument, a stack (tiles, ...) of integers, with atomic formulas. ``cooperative``: see ``voxelwise``.
+    last. ``sums=k``: the body returns a tuple of k float32 terms, and the call returns float32 row sums of shape (k, planes,
+    ny), or row maxima with ``maxima=True``. The caller adds them up row by row and plane by plane, so the result does not
+    depend on threads or on the partition. ``border=True``: the body takes ``inside`` after x, a constant in the hot loop; it is
+    true where x is at least ``reach`` voxels (the first argument, an int) from both ends of the row. ``scatter=True``: the body
+    adds to its first argument, a stack (tiles, ...) of integers, with atomic formulas. ``cooperative``: see ``voxelwise``.
     """
 
     def __init__(self, body: Callable[..., Any], sums: int, maxima: bool, border: bool, scatter: bool, cooperative: str) -> None:

@@ -375,13 +375,11 @@ def lncc_center_tiled(radius: int, masked: bool, unrolled: bool, half: bool = Fa
     """N times the centre-window gradient, and sums: ``lncc_factors``, then ``lncc_gradient`` with radius 0.
 
     Launch with ``window_blocks`` and ``window_threads``. ``unrolled``: code for each slot of the ring, which saves a branch per
-    plane
-    and does not change results. first, planes, ny, nx: int32, the box within the ``held`` planes of the arrays, the first of
-    which is
-    global plane ``origin``;  depth: int32, planes per block;  epsilon, flat: float32;  fixed, moved: (N,) float32, moved NaN
-    outside
-    the domain;  weight: (N,) if ``masked``, else (0,);  slope: (N,), another array than moved;  own: (2,) int32, first and last
-    plus one of the planes that count;  totals: (2,) int64, to which w cc and w are added in units of 2^-28.
+    plane and does not change results. first, planes, ny, nx: int32, the box within the ``held`` planes of the arrays, the first
+    of which is global plane ``origin``;  depth: int32, planes per block;  epsilon, flat: float32;  fixed, moved: (N,) float32,
+    moved NaN outside the domain;  weight: (N,) if ``masked``, else (0,);  slope: (N,), another array than moved;  own: (2,)
+    int32, first and last plus one of the planes that count;  totals: (2,) int64, to which w cc and w are added in units of
+    2^-28.
     """
     return window_body(radius, masked, unrolled, False, half)
 
