@@ -75,7 +75,7 @@ def gpus() -> int:
         import cupy
 
         return int(cupy.cuda.runtime.getDeviceCount())
-    except Exception:  # noqa: BLE001  # CuPy without its libraries, a driver too old, no device: all mean that there is none
+    except Exception:  # noqa: BLE001  # CuPy without its libraries, an old driver, no device
         return 0
 
 
@@ -87,12 +87,14 @@ def gpu_memory() -> int:
 def gpu_identity() -> str:
     """Identifies the first visible GPU: processes with equal answers share one."""
     bus, seen = _cupy().cuda.Device(0).pci_bus_id, os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return f"{socket.gethostname()} {bus} {seen.partition(',')[0]}"  # parts of one GPU (MIG) differ in the last
+    return f"{socket.gethostname()} {bus} {seen.partition(',')[0]}"  # MIG instances of one GPU differ in the last part
 
 
 def host(array: Any) -> NDArray[Any]:
     """A copy in host memory, or the array itself if it is there."""
-    if on_device(array) and array.ndim == 4 and not array.flags.c_contiguous:  # on the GPU a copy would be a field more
+    if (
+        on_device(array) and array.ndim == 4 and not array.flags.c_contiguous
+    ):  # a contiguous copy on the GPU would take another field
         whole = np.empty(array.shape, array.dtype)
         for component, part in zip(whole, array, strict=True):
             component[...] = part.get()
@@ -126,7 +128,7 @@ def _cupy() -> Any:
         import cupy
     except ImportError:
         raise ConfigError(
-            "a GPU was asked for and CuPy is not installed; pip install 'daskreg[cuda13]' (or cuda12), or use --device cpu."
+            "a GPU was requested and CuPy is not installed; pip install 'daskreg[cuda13]' (or cuda12), or use --device cpu."
         ) from None
     return cupy
 
@@ -137,10 +139,10 @@ def _select(number: int) -> None:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise ConfigError(
-            f"a GPU was asked for and CUDA finds none ({error}); look at nvidia-smi, or use --device cpu."
+            f"a GPU was requested and CUDA finds none ({error}); look at nvidia-smi, or use --device cpu."
         ) from None
     if number >= count:
-        raise ConfigError(f"GPU {number} was asked for, this process sees {count}; look at CUDA_VISIBLE_DEVICES.")
+        raise ConfigError(f"GPU {number} was requested and this process sees {count}; look at CUDA_VISIBLE_DEVICES.")
     from numba import cuda
 
     cupy.cuda.Device(number).use()

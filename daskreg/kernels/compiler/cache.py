@@ -27,7 +27,7 @@ from numba.core.serialize import dumps
 
 log = logging.getLogger(__name__)
 MAX_FILES = 1000  # files of about 100 KB; daskreg has about 100 compiled forms
-WAIT_TIMEOUT = 180.0  # seconds that a process waits for another one's compiler
+WAIT_TIMEOUT = 180.0  # seconds that a process waits for another one to compile
 POLL_INTERVAL = 0.05  # seconds
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "USING_SVML", "BOUNDSCHECK", "DEBUGINFO_DEFAULT",
             "PARFOR_MAX_TUPLE_SIZE", "LLVM_REFPRUNE_PASS", "EXTEND_VARIABLE_LIFETIMES")  # fmt: skip
@@ -58,7 +58,7 @@ def write(path: Path, data: bytes, most: int) -> None:
 def read(path: Path) -> Any:
     """Read a file and mark it as used."""
     data = pickle.loads(path.read_bytes())
-    with suppress(OSError):  # a folder of someone else, which can be read
+    with suppress(OSError):  # a readable folder of another user
         os.utime(path)
     return data
 
@@ -89,7 +89,7 @@ class KernelCache:
         try:
             path = self.path(types, context.codegen().magic_tuple())
         except Exception as problem:  # noqa: BLE001  # no home folder
-            log.info("the kernel %s is not looked for on disk (%r).", self.name, problem)
+            log.info("there is no cache for the kernel %s (%r).", self.name, problem)
             return None
         found = self._load(path, context)
         if found is None and self._wait(path):
@@ -103,8 +103,8 @@ class KernelCache:
             return numba_compiler.CompileResult._rebuild(context, *read(path))
         except FileNotFoundError:
             return None
-        except Exception as problem:  # noqa: BLE001  # a file that is cut off or of another version raises almost anything
-            log.info("the kept kernel %s cannot be used (%r); it is compiled anew.", self.name, problem)
+        except Exception as problem:  # noqa: BLE001  # a truncated file or one of another version can raise anything
+            log.info("the cached kernel %s cannot be used (%r); it is compiled again.", self.name, problem)
             return None
 
     def save_overload(self, types: Any, compiled: Any) -> None:
@@ -114,8 +114,8 @@ class KernelCache:
             path = self.path(types, compiled.codegen.magic_tuple())
             if not compiled.library.has_dynamic_globals and all(part.can_cache for part in compiled.lifted):
                 write(path, dumps(compiled._reduce()), MAX_FILES)
-        except Exception as problem:  # noqa: BLE001  # no room, no right to write, nothing to pickle: the kernel works all the same
-            log.info("the kernel %s cannot be kept (%r).", self.name, problem)
+        except Exception as problem:  # noqa: BLE001  # no space, no permission, not picklable: the kernel works all the same
+            log.info("the kernel %s cannot be cached (%r).", self.name, problem)
         finally:
             self._release(path)
 

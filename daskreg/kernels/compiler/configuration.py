@@ -53,7 +53,7 @@ def _of_device(attribute: str, otherwise: int) -> int:
         import cupy
 
         return otherwise if SIMULATED else int(cupy.cuda.Device().attributes[attribute])
-    except Exception:  # noqa: BLE001  # as in ``device.gpus``: all mean that there is no device
+    except Exception:  # noqa: BLE001  # as in ``device.gpus``: there is no device
         return otherwise
 
 

@@ -21,8 +21,8 @@ from numba.core import config as settings
 from daskreg.kernels.compiler.cache import folder, read, write
 
 log = logging.getLogger(__name__)
-LAUNCHED: list[tuple[CudaKernelCache, Any]] = []  # kernels that this process has launched or compiled, with their types, in order
-MAX_FILES = 400  # kernels that are kept, of 50 KB to 2 MB: a run needs some 30
+LAUNCHED: list[tuple[CudaKernelCache, Any]] = []  # kernels launched or compiled by this process, with their types
+MAX_FILES = 400  # files of 50 KB to 2 MB; a run needs about 30
 
 
 class CudaKernelCache:
@@ -52,20 +52,20 @@ class CudaKernelCache:
         try:
             path = self.path(types, context.codegen().magic_tuple())
             kernel = _kernel_class()._rebuild(**read(path))
-            kernel.bind()  # here, where the compiler's lock is held: threads that launch at once would load it twice
+            kernel.bind()  # while the compiler's lock is held: threads that launch at once would load it twice
             return kernel
         except FileNotFoundError:
             return None
-        except Exception as problem:  # noqa: BLE001  # a file that is cut off or of another version raises almost anything
-            log.info("the kept kernel %s cannot be used (%r); it is compiled anew.", self.name, problem)
+        except Exception as problem:  # noqa: BLE001  # a truncated file or one of another version can raise anything
+            log.info("the cached kernel %s cannot be used (%r); it is compiled again.", self.name, problem)
             return None
 
     def save_overload(self, types: Any, kernel: Any) -> None:
         """Write a kernel, if possible."""
         try:
             write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), pickle.dumps(kernel._reduce_states()), MAX_FILES)
-        except Exception as problem:  # noqa: BLE001  # no room, no right to write, nothing to pickle: the kernel works all the same
-            log.info("the kernel %s cannot be kept (%r).", self.name, problem)
+        except Exception as problem:  # noqa: BLE001  # no space, no permission, not picklable: the kernel works all the same
+            log.info("the kernel %s cannot be cached (%r).", self.name, problem)
 
     def flush(self) -> None:
         """Part of the interface of a dispatcher's cache: files are written at once."""

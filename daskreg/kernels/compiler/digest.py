@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-LIBRARIES = frozenset(
-    {"math", "cmath", "numpy", "numba", "llvmlite", "operator"}
-)  # known by name: their versions are in the cache's key
-FLAGS = 0x04 | 0x08 | 0x20  # of code: *args, **kwargs, generator; others depend on the module, as ``from __future__`` does
+# known by name: their versions are in the cache's key
+LIBRARIES = frozenset({"math", "cmath", "numpy", "numba", "llvmlite", "operator"})
+FLAGS = 0x04 | 0x08 | 0x20  # *args, **kwargs, generator; other flags depend on the module, such as ``from __future__``
 
-KEYWORD_CALLS = frozenset({"KW_NAMES", "CALL_KW", "CALL_FUNCTION_EX"})  # of Python 3.11 and 3.12, of 3.13, of all
+KEYWORD_CALLS = frozenset({"KW_NAMES", "CALL_KW", "CALL_FUNCTION_EX"})  # Python 3.11 and 3.12, Python 3.13, all versions
 
 
 def digest(*values: Any) -> str:

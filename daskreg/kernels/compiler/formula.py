@@ -33,7 +33,7 @@ class Formula:
         return self
 
     def intrinsic(self, factory: Callable[[], Callable[..., Any]]) -> Formula:
-        """As ``on_cuda``, for instructions that the simulator has not: there the function itself is used."""
+        """As ``on_cuda``, for instructions that the simulator lacks: it uses the function itself."""
         return self if SIMULATED else self.on_cuda(factory)
 
     def form(self, device: int) -> Any:

@@ -99,7 +99,7 @@ class Kernel:
         whole = box(shape)
         n = tuple(np.uint32(v) for v in whole)
         rows = (_zeros((self.sums, *whole[1:3])),) if self.sums else ()
-        given = [a for a in arguments if a is not None]  # numba-cuda hands no None to a device
+        given = [a for a in arguments if a is not None]  # numba-cuda cannot pass None
         blocks, threads = _by_row(whole) if self.sums else _by_voxel(whole)
         if whole[1] * whole[2]:
             self.launcher(CUDA, arguments)[blocks, threads, stream()](n, *rows, *given)
@@ -114,7 +114,7 @@ def _zeros(shape: tuple[int, ...]) -> Any:
         return cuda.to_device(np.zeros(shape, np.float32))
     import cupy
 
-    return cuda.as_cuda_array(cupy.zeros(shape, np.float32), sync=False)  # the kernel comes on the same stream
+    return cuda.as_cuda_array(cupy.zeros(shape, np.float32), sync=False)  # the kernel runs on the same stream
 
 
 def _by_voxel(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,9 +2,9 @@
 
 Numba compiles in Python, one kernel after another: most of a minute in front of the first registration. ``signatures.txt`` lists
 the kernels of usual registrations with the types of their arguments, in the order in which they are launched. Helper processes
-share them out and keep what they compiled (``cubins.py``); whoever launches a kernel finds it there, or compiles it. A list that
-is out of date, or a helper that finds no room on the GPU, costs seconds and nothing else. ``benchmarks/warm_up_signatures.py``
-writes the list.
+share them out and cache what they compile (``cubins.py``); a process that launches a kernel loads it from there, or compiles it.
+A list that is out of date, or a helper without memory on the GPU, costs seconds and nothing else.
+``benchmarks/warm_up_signatures.py`` writes the list.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def start_helpers(room: int) -> None:
         for k, n in _shares(room):
             if not _marker(k, n).exists():
                 _STARTED.append(_helper(k, n))
-    except Exception as problem:  # noqa: BLE001  # no folder, no right to look into it, no room for a process: all the same
+    except Exception as problem:  # noqa: BLE001  # no folder, no permission, no memory for a process: kernels are compiled when needed
         log.info("kernels are not precompiled (%r).", problem)
 
 
@@ -92,7 +92,7 @@ def compile_share(share: int, shares: int, wanted: Callable[[], bool]) -> None:
             return
         try:
             find_kernel(name, constants).compile(parse_types(signature))
-        except Exception:  # noqa: BLE001  # whoever needs the kernel will see what is wrong
+        except Exception:  # noqa: BLE001  # the error appears again in the process that needs the kernel
             whole = False
     if whole:
         _marker(share, shares).touch()
@@ -113,7 +113,7 @@ def _format_type(kind: Any) -> str:
 
 def _shares(room: int) -> list[tuple[int, int]]:
     if SIMULATED or getattr(sys, "frozen", False):
-        return []  # nothing to compile, no Python to start
+        return []  # nothing to compile, or no Python interpreter to start
     n = min(MAX_HELPERS, machine.cores().value - 1, room // HELPER_MEMORY)
     return [(k, n) for k in range(n)] if n > 1 else []
 
@@ -139,7 +139,7 @@ def main() -> None:
     share, shares, parent = map(int, sys.argv[1:])
     folder("cuda").mkdir(parents=True, exist_ok=True)
     with open(folder("cuda") / f"precompile-{source_digest()}-{share}of{shares}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where another does the same
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if another helper has this share
         compile_share(share, shares, lambda: os.getppid() == parent)
 
 

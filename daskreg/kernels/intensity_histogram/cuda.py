@@ -13,7 +13,7 @@ from daskreg.kernels.compiler.launch import Shape, box, offsets
 
 ZERO = float32(0)
 MAX_BINS = 4096  # most bins of a histogram
-THREADS = block_size(512)  # threads of a block that counts them
+THREADS = block_size(512)  # of a block
 
 
 @cooperative_kernel(launch_bounds=(512, 2))

@@ -281,7 +281,7 @@ def launch_columns(kernel, constants, box, place, u, image, origin, planes, fiel
     size = tuple(np.int32(v) for v in (planes, origin, *image.shape))
     first, affine, linear = place
     values = image.reshape(-1)
-    u = values.reshape(1, -1) if u is None else u.reshape(3, -1)  # not read where there is no displacement
+    u = values.reshape(1, -1) if u is None else u.reshape(3, -1)  # not read without a displacement
     if box[1]:
         sums = values if totals is None else totals
         depth, blocks, threads = launch_grid(n)

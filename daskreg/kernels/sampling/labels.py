@@ -42,7 +42,7 @@ def sample_label(z, y, x, first, affine, linear, u, image, moved):
     w = (vz * vy * vx, vz * vy * wx, vz * wy * vx, vz * wy * wx, wz * vy * vx, wz * vy * wx, wz * wy * vx, wz * wy * wx)
     best, most = v[0], label_weight(v[0], v, w)
     for c in range(1, 8):
-        if v[c] != best:  # deep inside a structure there is nothing to compare
+        if v[c] != best:  # inside a structure all corners are equal
             weight = label_weight(v[c], v, w)
             if weight > most or (weight == most and v[c] < best):
                 best, most = v[c], weight

@@ -25,9 +25,8 @@ THREADS = block_size(1024, least=32)  # of a block that counts: as many as a mul
 TABLE_THREADS = block_size(256)
 VOXELS_PER_LOAD = 4  # loads in flight per thread
 MAX_HISTOGRAM_BYTES = 200 * 1024  # of shared memory
-MAX_ADDITIONS = (
-    2**32 // FIXED_POINT // 2 * 2
-)  # additions to a word before it could overflow: a voxel adds at most 4/9 of its weight to a bin
+# additions to a word before it could overflow: a voxel adds at most 4/9 of its weight to a bin
+MAX_ADDITIONS = 2**32 // FIXED_POINT // 2 * 2
 GRADIENT_THREADS = block_size(512)
 BLOCKS_PER_MULTIPROCESSOR = 4  # of ``information_gradient_shared``
 MAX_TABLE_COPIES = 8  # as far as they fit into static shared memory
