@@ -1,4 +1,4 @@
-"""The plain bodies of local correlation against the oracle, and the marching ones of the CPU against the plain ones."""
+"""The plain bodies of local correlation against the oracle, and the row kernels of the CPU against the plain ones."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ def plain(radius, inner=SHAPE, shape=SHAPE, weight=None):
     return lncc_factors(inner, radius, EPSILON, FLAT, image(*shape), weight, moved(*shape), dkc), dkc
 
 
-def marched(radius, inner=SHAPE, shape=SHAPE, weight=None):
-    """The same by the marching one."""
+def by_row_kernel(radius, inner=SHAPE, shape=SHAPE, weight=None):
+    """The same by the row kernel."""
     n = box(inner)
     rows, dkc = empty(2, *n[1:3]), empty(3, *shape)
     weight = weights(*shape) if weight is None else weight
@@ -69,20 +69,20 @@ def test_the_plain_factors_are_the_oracle(radius):
 
 @pytest.mark.parametrize("radius", RADII)
 @pytest.mark.parametrize("weight", [weights(*TALL), NO_MASK], ids=["masked", "unmasked"])
-def test_marching_gives_the_plain_factors(radius, weight):
-    for found, expected in zip(marched(radius, INNER, TALL, weight), plain(radius, INNER, TALL, weight), strict=True):
+def test_row_kernels_give_the_plain_factors(radius, weight):
+    for found, expected in zip(by_row_kernel(radius, INNER, TALL, weight), plain(radius, INNER, TALL, weight), strict=True):
         assert_close(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 9), (7, 1, 9), (7, 8, 1), (2, 3, 2)])
-def test_marching_through_thin_blocks_gives_the_plain_factors(shape):
-    for found, expected in zip(marched(2, shape, shape), plain(2, shape, shape), strict=True):
+def test_row_kernels_of_thin_blocks_give_the_plain_factors(shape):
+    for found, expected in zip(by_row_kernel(2, shape, shape), plain(2, shape, shape), strict=True):
         assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("start", "stop"), BLOCKS)
-def test_a_block_of_marched_factors_with_its_halo_has_the_bits_of_the_whole(start, stop):
-    rows, dkc = marched(2)
+def test_factors_of_a_block_with_its_halo_has_the_bits_of_the_whole(start, stop):
+    rows, dkc = by_row_kernel(2)
     held, inner = cut(start, stop)
     still, mask, values = (np.ascontiguousarray(a[held]) for a in (image(*SHAPE), weights(*SHAPE), moved(*SHAPE)))
     some, part = empty(2, stop - start, 8), empty(3, *still.shape)
@@ -92,11 +92,11 @@ def test_a_block_of_marched_factors_with_its_halo_has_the_bits_of_the_whole(star
 
 
 def slopes(radius, inner, shape, dkc, weight):
-    """The slope by the plain body and by the marching one."""
+    """The slope by the plain body and by the row kernel."""
     both = []
-    for marching in (False, True):
+    for by_rows in (False, True):
         values = moved(*shape)
-        if marching:
+        if by_rows:
             gradient_rows(box(inner), ones(radius), dkc, image(*shape), weight, values)
         else:
             lncc_gradient(inner, radius, dkc, image(*shape), weight, values)
@@ -106,20 +106,20 @@ def slopes(radius, inner, shape, dkc, weight):
 
 @pytest.mark.parametrize("radius", [0, *RADII])
 @pytest.mark.parametrize("weight", [weights(*TALL), NO_MASK], ids=["masked", "unmasked"])
-def test_marching_gives_the_plain_slope(radius, weight):
+def test_row_kernels_give_the_plain_gradient(radius, weight):
     expected, found = (v[HALO:-HALO] for v in slopes(radius, INNER, TALL, vectors(*TALL), weight))
     assert_close(found, expected)
     assert not found[np.isnan(moved(*TALL)[HALO:-HALO])].any()
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 9), (7, 1, 9), (7, 8, 1)])
-def test_marching_through_thin_blocks_gives_the_plain_slope(shape):
+def test_row_kernels_of_thin_blocks_give_the_plain_gradient(shape):
     expected, found = slopes(2, shape, shape, vectors(*shape), weights(*shape))
     assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("start", "stop"), BLOCKS)
-def test_a_block_of_the_marched_slope_with_its_halo_has_the_bits_of_the_whole(start, stop):
+def test_the_gradient_of_a_block_with_its_halo_has_the_bits_of_the_whole(start, stop):
     whole = slopes(2, SHAPE, SHAPE, vectors(*SHAPE), weights(*SHAPE))[1]
     held, inner = cut(start, stop)
     dkc = np.ascontiguousarray(vectors(*SHAPE)[:, held])
