@@ -41,8 +41,9 @@ class ImageFormat(Format):
     """A format of images.
 
     streams_planes: a written file takes planes (z) in their order, as they are computed, and is slow to read in boxes;
-    leading_axes: holds time and channel axes;  directions, units: states the direction of the axes, the unit of length;
-    multiscale: keeps coarser levels;  single_file: is one file (or a few), not a Zarr store;
+    leading_axes: holds time and channel axes;  directions: states the direction of the axes, without which an image along other
+    axes than those of the world is refused;  units: states the unit of length, without which grids to write are in millimetres;
+    single_file: is one file (or a few), not a Zarr store;
     linkable: an image that an OME-NGFF scene can link.
     """
 
@@ -50,7 +51,6 @@ class ImageFormat(Format):
     leading_axes: ClassVar[bool] = False
     directions: ClassVar[bool] = True
     units: ClassVar[bool] = True
-    multiscale: ClassVar[bool] = False
     single_file: ClassVar[bool] = True
     linkable: ClassVar[bool] = False
 

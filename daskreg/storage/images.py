@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, OutputError, Unreadable
-from daskreg.grid import Grid, Region, Span, unit_name
+from daskreg.grid import IDENTITY, Grid, Region, Span, unit_name
 from daskreg.storage.axes import Axis, spatial
 from daskreg.storage.fs.address import Address, parse_address, parse_spacing
 from daskreg.storage.fs.atomic import atomic_output
@@ -263,9 +263,13 @@ def write_image(
     if tuple(data.shape[-3:]) != grid.shape or data.ndim != 3 + len(axes):
         raise GridError(f"{path}: voxels of shape {tuple(data.shape)} do not fit a grid of {grid.shape}.")
     format = image_formats.to_write(path)
+    if grid.direction != IDENTITY and not format.directions:
+        able = " or ".join(image_formats.endings(writes=True, directions=True))
+        raise OutputError(f"{path}: {format.name} states no direction of the axes, the grid has one; write {able}.")
     if axes and not format.leading_axes:
         able = " or ".join(image_formats.endings(writes=True, leading_axes=True))
         raise OutputError(f"{path}: {data.shape[:-3]} images ({', '.join(axes)}) do not go into one file; write {able}.")
     check_dtype(np.dtype(data.dtype), f"what is to be written to {path}")
+    metric = grid if format.units or grid.unit is None else grid.to_unit("millimeter")
     with atomic_output(path, overwrite) as temporary:
-        format.write(temporary, data, grid, labels=labels, axes=axes)
+        format.write(temporary, data, metric, labels=labels, axes=axes)

@@ -40,7 +40,7 @@ POINTS = (
 F = TypeVar("F", bound=Format)
 
 
-class Registry(Generic[F]):
+class FormatRegistry(Generic[F]):
     """The formats of one kind. kind: in words;  base: the class they derive from;  built_in: ``module:Class`` of each."""
 
     def __init__(self, kind: str, base: type[Format], built_in: Sequence[str]) -> None:
@@ -102,9 +102,9 @@ class Registry(Generic[F]):
         raise OutputError(f"{path}: the ending tells the format of {self.kind} files; choose one of the endings {known}.")
 
 
-image_formats: Registry[ImageFormat] = Registry("image", ImageFormat, IMAGES)
-transform_formats: Registry[TransformFormat] = Registry("transform", TransformFormat, TRANSFORMS)
-point_formats: Registry[PointFormat] = Registry("point", PointFormat, POINTS)
+image_formats: FormatRegistry[ImageFormat] = FormatRegistry("image", ImageFormat, IMAGES)
+transform_formats: FormatRegistry[TransformFormat] = FormatRegistry("transform", TransformFormat, TRANSFORMS)
+point_formats: FormatRegistry[PointFormat] = FormatRegistry("point", PointFormat, POINTS)
 
 
 def register_format(format: type[Format]) -> type[Format]:

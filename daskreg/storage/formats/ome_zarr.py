@@ -28,7 +28,6 @@ class ZarrImage(ImageFormat):
     name = "OME-Zarr"
     endings = (".ome.zarr", ".zarr")
     leading_axes = True
-    multiscale = True
     single_file = False
     linkable = True
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from daskreg.errors import Unreadable
+from daskreg.errors import OutputError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import describe, open_volume, write_image
 from daskreg.storage.format import Format, ImageFormat, PointFormat, TransformFormat
@@ -78,6 +78,16 @@ def test_an_installed_package_adds_the_example_to_the_command_line(tmp_path):
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "PLAIN" in done.stdout
+
+
+def test_capabilities_are_kept_when_the_example_is_written(example):
+    micrometres = Grid((3, 4, 5), (2000.0, 1000.0, 1000.0), unit="micrometer")
+    write_image("a.plain", np.ones((3, 4, 5), np.float32), micrometres)
+    assert open_volume("a.plain").grid == Grid((3, 4, 5), (2.0, 1.0, 1.0), unit="millimeter")
+    with pytest.raises(OutputError, match=r"PLAIN states no direction of the axes.*write \.nii"):
+        write_image("b.plain", np.ones(FIXED.shape, np.float32), FIXED)
+    with pytest.raises(OutputError, match=r"do not go into one file"):
+        write_image("c.plain", np.ones((2, 3, 4, 5), np.float32), micrometres, axes=("c",))
 
 
 def test_the_example_refuses_what_is_damaged(example, tmp_path):

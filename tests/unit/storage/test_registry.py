@@ -11,7 +11,7 @@ from daskreg.grid import Grid
 from daskreg.storage import open_volume, registry, write_image
 from daskreg.storage.format import ImageFormat, PointFormat
 from daskreg.storage.image_record import ImageRecord
-from daskreg.storage.registry import Registry, identify, image_formats, point_formats, register_format, transform_formats
+from daskreg.storage.registry import FormatRegistry, identify, image_formats, point_formats, register_format, transform_formats
 
 
 class Plain(ImageFormat):
@@ -41,7 +41,7 @@ def test_every_built_in_line_names_a_format_of_its_kind(formats):
 
 
 def test_formats_are_imported_when_they_are_asked_for():
-    late = Registry("image", ImageFormat, ["tests.unit.storage.late_format:Late"])
+    late = FormatRegistry("image", ImageFormat, ["tests.unit.storage.late_format:Late"])
     assert "tests.unit.storage.late_format" not in sys.modules
     assert late.endings() == (".late",)
 
