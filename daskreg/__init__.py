@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from daskreg.grid import Grid, Region
     from daskreg.lazy.load import load_transform
     from daskreg.lazy.transform import Transform
+    from daskreg.optimizers.adam import Adam
+    from daskreg.optimizers.sgd import SGD
     from daskreg.planning import Plan
     from daskreg.similarity import LNCC, MI, MSE
     from daskreg.storage import RunStore, Volume, open_volume
@@ -70,6 +72,8 @@ _MODULES = {
     "daskreg.grid": ("Grid", "Region"),
     "daskreg.lazy.load": ("load_transform",),
     "daskreg.lazy.transform": ("Transform",),
+    "daskreg.optimizers.adam": ("Adam",),
+    "daskreg.optimizers.sgd": ("SGD",),
     "daskreg.planning": ("Plan",),
     "daskreg.similarity": ("LNCC", "MI", "MSE"),
     "daskreg.storage": ("RunStore", "Volume", "open_volume"),
@@ -96,6 +100,8 @@ __all__ = [
     "MI",
     "MSE",
     "PRESETS",
+    "SGD",
+    "Adam",
     "Affine",
     "AxesError",
     "Certificate",

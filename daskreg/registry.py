@@ -58,5 +58,12 @@ SIMILARITIES = Registry(
         "mi": "daskreg.similarity.mutual_information:MI",
     },
 )
-OPTIMIZERS = Registry("optimizer", "daskreg.optimizers", {"adam": "daskreg.optimizers.adam:Adam"})
+OPTIMIZERS = Registry(
+    "optimizer",
+    "daskreg.optimizers",
+    {
+        "adam": "daskreg.optimizers.adam:Adam",
+        "sgd": "daskreg.optimizers.sgd:SGD",
+    },
+)
 MODELS = Registry("transform model", "daskreg.models", {"displacement": "daskreg.models.displacement:Displacement"})

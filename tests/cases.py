@@ -32,6 +32,7 @@ from daskreg.kernels.smoothing import cpu as smoothing_cpu
 from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights
 from daskreg.kernels.smoothing.downsampling import downsample_table
 from daskreg.kernels.weights import FIXED_POINT_SCALE
+from daskreg.optimizers.sgd import SGD
 from daskreg.similarity.lncc import cpu as lncc_cpu
 from daskreg.similarity.lncc.cuda import gradient as lncc_gradient_cuda
 from daskreg.similarity.lncc.cuda import windows as lncc_windows
@@ -336,6 +337,13 @@ def adam() -> Case:
     moments = vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8))
     return (INNER, 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), rates(3), vectors(*TALL), *moments,
             empty(3, *TALL))  # fmt: skip
+
+
+@case
+def momentum_step() -> Case:
+    optimizer = SGD().build("float32", "cpu")
+    rows = np.stack([optimizer.coefficients(t, 0.1) for t in (1, 2, 3)])
+    return INNER, rows, np.array([1], np.int32), vectors(*TALL, seed=7), vectors(*TALL)
 
 
 @case

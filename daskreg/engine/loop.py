@@ -31,7 +31,6 @@ from daskreg.optimizers.base import Filter
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
 
-AT_REST = 1 / 3  # length of the longest first direction when no voxel has more than a twentieth of a clear gradient
 Save = Callable[[StateStore, LevelReport, float], None]
 
 
@@ -124,7 +123,7 @@ class Loop:
         state.optimizer.step(step)  # steps 2 and 3
         reach = None if reach is None else host(reach)  # one wait for this and what follows
         agreed = backend.agree(t)  # step 4
-        if t == 1 and float(backend.longest[0]) < AT_REST**2:
+        if t == 1 and float(backend.longest[0]) < state.optimizer.at_rest**2:
             backend.settle(agreed)
             return "at rest"
         event = self.model.update(state, state.optimizer.stored_direction(step), backend)  # steps 5 and 6

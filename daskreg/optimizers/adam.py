@@ -60,6 +60,7 @@ class AdamOnCpu(Optimizer):
     """State m and v, float32."""
 
     fields = ("m", "v")
+    at_rest = 1 / 3  # 0.05 / (0.05 + EPSILON)
 
     def __init__(self, betas: tuple[float, float]) -> None:
         self.betas = betas

@@ -61,6 +61,7 @@ class Optimizer(ABC):
     """
 
     asynchronous: bool = False  # whether ``step`` never waits for a GPU
+    at_rest: float = 1 / 20  # length of the longest first direction where no voxel has more than 1/20 of a clear gradient
     fields: tuple[str, ...] = ()  # of a checkpoint, (3, Z, Y, X) float32 each
 
     @abstractmethod

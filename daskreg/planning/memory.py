@@ -121,8 +121,9 @@ def peak_bytes(plan: Layout) -> int:
 
 
 def checkpoint_bytes(plan: Layout) -> int:
-    """Disk for u, m, v, twice: the last good one survives while the next is written."""
-    return 2 * 3 * VECTOR * plan.fixed.size if plan.deformable else 0
+    """Disk for u and the optimizer's fields in float32, twice: the last good one survives while the next is written."""
+    states = [s.optimizer.state_bytes("float32") for s in plan.config.stages if isinstance(s, Deformable)]
+    return 2 * (VECTOR + max(states)) * plan.fixed.size if states else 0
 
 
 def _plane(shape: tuple[int, int, int]) -> int:

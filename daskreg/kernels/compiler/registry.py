@@ -7,7 +7,7 @@ import pkgutil
 from functools import cache
 from pathlib import Path
 
-PACKAGES = ("daskreg.kernels", "daskreg.similarity")
+PACKAGES = ("daskreg.kernels", "daskreg.similarity", "daskreg.optimizers", "daskreg.models")
 
 
 @cache
