@@ -195,7 +195,7 @@ def stopped(sign, folder):
         while True:
             said += os.read(ours, 65536)
     os.close(ours)
-    assert child.wait(timeout=60) == 128 + sign
+    assert child.wait(timeout=240) == 128 + sign
     return said.decode()
 
 

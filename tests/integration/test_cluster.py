@@ -89,9 +89,10 @@ def test_a_run_that_waits_for_another_on_its_worker_warns(monkeypatch, caplog):
         with cluster_run.locked(client, members):
             thread = threading.Thread(target=second, args=(other, members[::-1]))
             thread.start()
-            time.sleep(1.0)
+            while "is busy with another registration" not in caplog.text:
+                time.sleep(0.05)
             released = time.monotonic()
-        thread.join(30)
+        thread.join()
     assert entered
     assert entered[0] > released
     assert f"worker {members[0]} is busy with another registration; waiting for it" in caplog.text
@@ -110,17 +111,18 @@ with locked(client, sys.argv[2:]):
 
 
 def test_a_killed_client_loses_its_locks():
-    leases = {"distributed.scheduler.locks": {"lease-timeout": "2s", "lease-validation-interval": "200ms"}}
+    leases = {"distributed.scheduler.locks": {"lease-timeout": "5s", "lease-validation-interval": "200ms"}}
     with dask.config.set(leases), cluster(1) as client:
         members = sorted(workers_of(client))
         command = [sys.executable, "-c", HOLDS_A_LOCK, client.scheduler.address, *members]
-        holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert holder.stdout.readline() == "locked\n"
-        time.sleep(3)  # longer than a lease, which the client renews
-        lock = Lock(f"daskreg-{members[0]}", scheduler_rpc=client.scheduler, loop=client.loop)
-        assert not lock.acquire(timeout=0.2)
-        holder.kill()
-        holder.communicate()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+            try:
+                assert holder.stdout.readline() == "locked\n"
+                time.sleep(6)  # longer than a lease, which the client renews
+                lock = Lock(f"daskreg-{members[0]}", scheduler_rpc=client.scheduler, loop=client.loop)
+                assert not lock.acquire(timeout=0.2)
+            finally:
+                holder.kill()
         with cluster_run.locked(client, members):
             assert members
 

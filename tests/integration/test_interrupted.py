@@ -44,7 +44,7 @@ COMMANDS = {
 
 def begun(child, folder, before):
     """Whether something is being written, or registered."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     os.set_blocking(child.stderr.fileno(), False)
     while time.monotonic() < deadline and child.poll() is None:
         if set(os.listdir(folder)) - before or b"dashboard" in (child.stderr.read() or b""):
@@ -56,7 +56,7 @@ def begun(child, folder, before):
 def ended(child):
     """What it said on standard error; where its threads are, if it does not end."""
     try:
-        return child.communicate(timeout=60)[1]
+        return child.communicate(timeout=120)[1]
     except subprocess.TimeoutExpired:
         child.send_signal(signal.SIGABRT)
         return child.communicate()[1]

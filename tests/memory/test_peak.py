@@ -35,7 +35,7 @@ def measured(folder, shape, similarity):
         write_image(folder / f"{role}.zarr", np.random.default_rng(seed).random(shape, np.float32), Grid(shape))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, similarity],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True, timeout=280,
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -53,7 +53,7 @@ def measured(folder, shape, *arguments):
     (folder / "program.py").write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, "program.py", *map(str, arguments)],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True, timeout=280,
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -89,7 +89,7 @@ def run_on_workers(client: Client, kind: str, size: int, part: Part) -> list[Any
 def run_in_processes(kind: str, size: int, part: Part, *, apart: bool, deadline: float) -> list[Any]:
     """What each rank, a process of its own, returned or raised; None of one that died."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["daskreg.comm.tcp", *(["daskreg.comm.ucx"] if kind == "ucx" else [])])
+    context.set_forkserver_preload(["daskreg.comm.tcp", "daskreg.comm.ucx", "pytest", __name__])  # before its first start
     pipes = [context.Pipe() for _ in range(size)]
     processes = [
         context.Process(target=_rank_process, args=(pipes[r][1], kind, r, size, part, apart, deadline)) for r in range(size)
@@ -98,12 +98,18 @@ def run_in_processes(kind: str, size: int, part: Part, *, apart: bool, deadline:
         process.start()
         theirs.close()
     ours = [pipe for pipe, _ in pipes]
-    _send(ours, [_received(pipe) for pipe in ours])
-    _send(ours, [_received(pipe) for pipe in ours])
-    results = [_received(pipe) for pipe in ours]
-    _send(ours, "close")
-    for process in processes:
-        process.join()
+    try:
+        _send(ours, [_received(pipe) for pipe in ours])
+        _send(ours, [_received(pipe) for pipe in ours])
+        results = [_received(pipe) for pipe in ours]
+        _send(ours, "close")
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
+    finally:
+        for process in processes:
+            process.join()
     return results
 
 

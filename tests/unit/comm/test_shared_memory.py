@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import time
 from functools import partial
 
 import numpy as np
@@ -137,10 +137,8 @@ def test_a_failed_rank_ends_the_wait_before_the_deadline():
             raise OSError("disk full")
         comm.gather(np.zeros(3))
 
-    start = time.monotonic()
     with pytest.raises(OSError, match="disk full"):
-        local.run(3, part, timeouts=Timeouts(deadline=20))
-    assert time.monotonic() - start < 2
+        local.run(3, part, timeouts=Timeouts(deadline=math.inf))
 
 
 @pytest.mark.parametrize(

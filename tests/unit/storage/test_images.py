@@ -202,9 +202,9 @@ def test_arrays_have_a_unit_grid_by_default():
         open_volume([1, 2])
 
 
-def test_a_missing_path_is_refused_with_the_most_similar_name(tmp_path):
+def test_a_missing_path_is_refused_at_once_with_the_most_similar_name(tmp_path, monkeypatch):
     simple(tmp_path / "fixed.zarr")
-    start = time.monotonic()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("a retry"))
     with pytest.raises(NotFound, match=r"the nearest name there is .*fixed.zarr"):
         open_volume(tmp_path / "fixd.zarr")
     (tmp_path / "gone.zarr").symlink_to("elsewhere.zarr")
@@ -214,7 +214,6 @@ def test_a_missing_path_is_refused_with_the_most_similar_name(tmp_path):
         open_volume(tmp_path / "none" / "a.nii.gz")
     with pytest.raises(NotFound):
         open_volume("memory://nothing/here.zarr")
-    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("address", ["::level=7", "::level=s9", "::array=9"])

@@ -272,7 +272,7 @@ def failures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("failures")
     save(CheckpointStore(started(folder / "0.zarr").path), 1, {"u": np.full((3, 2, 2, 2), 1, np.float32)}, state={"n": 1})
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FAILING, str(folder)]
-    return folder, subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    return folder, subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
