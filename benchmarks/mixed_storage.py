@@ -31,7 +31,7 @@ from brain import OASIS_TO_MNI, STRUCTURES
 import daskreg
 from daskreg.comm import SingleRank
 from daskreg.config import Affine, Config, Deformable, Moments
-from daskreg.engine.evaluation import Evaluation
+from daskreg.engine.evaluation import LossEvaluation
 from daskreg.engine.images import Image, normalise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Outcome, Watch
@@ -65,7 +65,7 @@ def up_or_down(values: Array, bits: int, rng: np.random.Generator) -> Array:
 @contextmanager
 def rounded(kind: str) -> Iterator[None]:
     """Make the loop store as ``kind`` says: float32, control, mixed, or mixed nearest (v to nearest, too)."""
-    plain_adam, plain_gradient, rng = optimizer.adam, Evaluation.gradient, np.random.default_rng(0)
+    plain_adam, plain_gradient, rng = optimizer.adam, LossEvaluation.gradient, np.random.default_rng(0)
 
     def gradient(self: Any, state: Any, backend: Any) -> None:
         plain_gradient(self, state, backend)
@@ -82,7 +82,7 @@ def rounded(kind: str) -> Iterator[None]:
     if kind == "float32":
         yield
         return
-    with mock.patch.object(optimizer, "adam", adam), mock.patch.object(Evaluation, "gradient", gradient):
+    with mock.patch.object(optimizer, "adam", adam), mock.patch.object(LossEvaluation, "gradient", gradient):
         yield
 
 

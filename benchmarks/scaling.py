@@ -50,6 +50,7 @@ from daskreg import LNCC, MI, MSE, Deformable, machine
 from daskreg.cluster import preload
 from daskreg.cluster.workers import workers_of
 from daskreg.comm import Communicator, SingleRank, Timeouts, open_endpoint
+from daskreg.engine.reach import SamplingMap
 from daskreg.engine.ring_schedule import RingSchedule
 from daskreg.engine.sampler import Resident, Ring
 from daskreg.grid import Partition, Span
@@ -257,7 +258,7 @@ def kernels(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Seconds per voxel, one thread: value and gradient from resident planes, from a ring of one shard, and of one more shard."""
     set_thread_count(1)
     box, (_, moving) = args.shape, pair(args.shape)
-    place = (0, to_fixed_point(np.eye(4)), linear_part(np.eye(4)))
+    mapping = SamplingMap(0, to_fixed_point(np.eye(4)), linear_part(np.eye(4)))
     u, g = np.full((3, *box), 0.3, np.float32), np.zeros((3, *box), np.float32)
     moved = np.empty(box, np.float32)
     whole = Partition.of(box[0], 1)
@@ -270,11 +271,11 @@ def kernels(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     }
 
     def value_and_gradient(sampler: Resident | Ring) -> None:
-        sampler.look(box, place, u, moved, None, g)
-        sampler.pull_back(box, place, u, moved, g)
+        sampler.sample(box, mapping, u, moved, None, g)
+        sampler.pull_back(box, mapping, u, moved, g)
 
     jobs: dict[str, Callable[[], Any]] = {k: lambda s=s: value_and_gradient(s) for k, s in samplers.items()}  # type: ignore[misc]
-    jobs["ring_pass"] = lambda: add_value_and_gradient(box, *place, u, 0, moving, moved, g)
+    jobs["ring_pass"] = lambda: add_value_and_gradient(box, *mapping, u, 0, moving, moved, g)
     took = {name: _best_of(job, 7) / moved.size for name, job in jobs.items()}
     copy = 2 * moving.nbytes / _best_of(lambda: np.copyto(moved, moving), 7)
     row = {"case": "samplers, one thread", "program": "daskreg", "part": "kernels", "shape": box, "seconds_per_voxel": took}

@@ -14,7 +14,7 @@ ADDRESS = (
 )
 
 
-class Device(StrEnum):
+class DeviceName(StrEnum):
     """Where kernels run."""
 
     auto = "auto"
@@ -89,7 +89,9 @@ Landmarks = Annotated[
     str | None, typer.Option("--landmarks", metavar="CSV", help="fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z")
 ]
 
-DeviceOption = Annotated[Device, typer.Option("--device", help="where kernels run; auto: on a GPU where every worker has one")]
+DeviceOption = Annotated[
+    DeviceName, typer.Option("--device", help="where kernels run; auto: on a GPU where every worker has one")
+]
 Cluster = Annotated[
     str, typer.Option("--cluster", help="local, cuda (a worker for each GPU here), or the address of a Dask scheduler")
 ]

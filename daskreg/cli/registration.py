@@ -14,7 +14,7 @@ from daskreg.cli.options import (
     Comm,
     CommOption,
     ConfigOption,
-    Device,
+    DeviceName,
     DeviceOption,
     FixedArgument,
     FixedMask,
@@ -49,7 +49,7 @@ def register(
     spacing: Spacing = None,
     cluster: Cluster = "local",
     workers: Workers = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = DeviceName.auto,
     memory: Memory = None,
     residency: ResidencyOption = Residency.auto,
     comm: CommOption = Comm.auto,
@@ -74,7 +74,7 @@ def register(
         raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
     given: dict[str, Any] = {"spacing": spacing, "memory": memory, "residency": residency.value, **files}
     if dry_run:
-        assumed = Device.cuda if cluster == "cuda" else device
+        assumed = DeviceName.cuda if cluster == "cuda" else device
         _print_plan(fixed, moving, chosen, workers, assumed, given)
         return
     if output is None:
@@ -107,8 +107,8 @@ def plan(
     memory: Memory = None,
     residency: ResidencyOption = Residency.auto,
     device: Annotated[
-        Device, typer.Option("--device", help="whose speed is assumed; cuda: an H200's, no GPU is needed")
-    ] = Device.auto,
+        DeviceName, typer.Option("--device", help="whose speed is assumed; cuda: an H200's, no GPU is needed")
+    ] = DeviceName.auto,
     fixed_mask: FixedMask = None,
     moving_mask: MovingMask = None,
     initial_transform: InitialTransform = None,
@@ -120,7 +120,7 @@ def plan(
     _print_plan(fixed, moving, _config(config, preset, files), workers, device, given)
 
 
-def _print_plan(fixed: Any, moving: Any, config: Config, workers: int | None, device: Device, given: dict[str, Any]) -> None:
+def _print_plan(fixed: Any, moving: Any, config: Config, workers: int | None, device: DeviceName, given: dict[str, Any]) -> None:
     from daskreg.workflows.plan import plan as workflow
 
     typer.echo(str(workflow(fixed, moving, config, workers=workers or 1, device=device.value, **given)))

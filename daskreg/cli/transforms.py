@@ -9,7 +9,7 @@ import typer
 from daskreg.cli.app import app
 from daskreg.cli.options import (
     ADDRESS,
-    Device,
+    DeviceName,
     DeviceOption,
     ImageOutput,
     Interpolation,
@@ -28,7 +28,7 @@ def apply(
     output: ImageOutput,
     interpolation: Annotated[Interpolation, typer.Option("--interpolation", help="label: for label maps")] = Interpolation.linear,
     like: Like = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = DeviceName.auto,
     overwrite: Overwrite = False,
 ) -> None:
     """Bring IMAGE, which lies where the moving image lay, onto the fixed grid."""

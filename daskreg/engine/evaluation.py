@@ -24,7 +24,7 @@ from daskreg.similarity.base import Samples, Similarity
 Array = NDArray[np.float32]
 
 
-class Evaluation:
+class LossEvaluation:
     """What a level needs to evaluate its similarity at a displacement (method, section 5, step 1).
 
     gradient_reach: planes around its own of which a rank needs the gradient of its neighbours.
@@ -56,7 +56,7 @@ class Evaluation:
         self.gradient_event = None
         self.similarity.evaluate(self)
 
-    # ---------------------------------------------------------------- what ``similarity.base.Evaluation`` promises
+    # ---------------------------------------------------------------- what ``similarity.base.LossContext`` promises
 
     @property
     def masked(self) -> bool:
@@ -64,7 +64,7 @@ class Evaluation:
         return self.weights.moving is not None
 
     def sample(self) -> None:
-        """See ``similarity.base.Evaluation``."""
+        """See ``similarity.base.LossContext``."""
         s, f, seen = self.sampler, self.state, self.weights.moving
         sample = partial(s.sample, mapping=self.mapping, u=f.u, moved=self.moved, weight=seen, g=f.image_gradient)
         event = None
@@ -86,12 +86,12 @@ class Evaluation:
         return add_up(part, self.comm, self.block.partition)
 
     def sum_counts(self, counts: Any) -> None:
-        """See ``similarity.base.Evaluation``."""
+        """See ``similarity.base.LossContext``."""
         if self.comm.size > 1:
             counts.set(self.comm.sum_counts(host(counts)))
 
     def pull_back(self, slope: Any) -> None:
-        """See ``similarity.base.Evaluation``."""
+        """See ``similarity.base.LossContext``."""
         f = self.state
         pull = partial(
             self.sampler.pull_back, mapping=self.mapping, u=f.u, slope=slope, g=f.gradient, image_gradient=f.image_gradient
@@ -99,7 +99,7 @@ class Evaluation:
         self._launch_gradient("pull back", pull)
 
     def sample_and_pull_back(self, fused: Callable[..., None], compare: Callable[[Shape], None]) -> None:
-        """See ``similarity.base.Evaluation``."""
+        """See ``similarity.base.LossContext``."""
         s, f = self.sampler, self.state
         image = s.direct  # the part of the image that planes are sampled from without messages
         sampling = *self.mapping, f.u, image.origin, image.planes, image.image
@@ -113,7 +113,7 @@ class Evaluation:
         self._launch_gradient("pull back", outer)
 
     def finished(self, loss: float) -> None:
-        """See ``similarity.base.Evaluation``."""
+        """See ``similarity.base.LossContext``."""
         self.backend.record(loss)
 
     def _compare_outer(self, ring: Ring, compare: Callable[[Shape], None]) -> None:

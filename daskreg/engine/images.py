@@ -23,7 +23,9 @@ from daskreg.kernels.intrinsics.half import from_float16_bits, to_float16_bits
 from daskreg.kernels.smoothing.downsampling import downsample_table, downsample_x, downsample_y, downsample_z
 
 Array = NDArray[np.float32]
-BINS = 4096  # of the intensity histogram that percentiles come from: so intensities stay within +-4096, which float16 holds
+INTENSITY_BINS = (
+    4096  # of the intensity histogram that percentiles come from: so intensities stay within +-4096, which float16 holds
+)
 SLAB = 32  # planes rounded together
 LOG_FLOOR = 0.01  # logarithmic intensities: below this part of the range the curve is straight
 
@@ -166,10 +168,10 @@ def normalise(image: Array, config: Config, comm: Communicator, name: str, own: 
     """
     mine = image[own]
     low, high = _range(mine, comm, name)
-    counts = module_of(image).zeros((1 if on_device(image) else thread_count(), BINS), np.int64)
-    width = np.float32((high - low) / BINS)
+    counts = module_of(image).zeros((1 if on_device(image) else thread_count(), INTENSITY_BINS), np.int64)
+    width = np.float32((high - low) / INTENSITY_BINS)
     intensity_histogram(mine.shape, counts, np.float32(low), width, mine)
-    a, b = _percentiles(comm.sum_counts(host(counts.sum(axis=0))), config.percentiles, low, (high - low) / BINS)
+    a, b = _percentiles(comm.sum_counts(host(counts.sum(axis=0))), config.percentiles, low, (high - low) / INTENSITY_BINS)
     image -= np.float32(a)
     image *= np.float32(1 / (b - a))
     if config.intensity == "log":
@@ -197,7 +199,7 @@ def _percentiles(counts: NDArray[np.int64], percents: tuple[float, float], low: 
     """Bin edges below and above the percentiles of a histogram; apart by at least one bin."""
     share = np.cumsum(counts) / max(int(counts.sum()), 1) * 100
     first = int(np.searchsorted(share, percents[0], side="right")) if percents[0] > 0 else 0
-    last = max(int(np.searchsorted(share, percents[1], side="left")) if percents[1] < 100 else BINS - 1, first)
+    last = max(int(np.searchsorted(share, percents[1], side="left")) if percents[1] < 100 else INTENSITY_BINS - 1, first)
     return low + first * width, low + (last + 1) * width
 
 

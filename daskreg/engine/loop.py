@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator, Pending
 from daskreg.config import Deformable
 from daskreg.engine.backend import Backend, CpuBackend, Iteration
-from daskreg.engine.evaluation import Evaluation
+from daskreg.engine.evaluation import LossEvaluation
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import ReachMonitor, SamplingMap
@@ -57,7 +57,7 @@ class Loop:
         gradient_reach = self.gradient_filter.reach + self.direction_reach
         self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm, trace, half)
         similarity = stage.similarity.build(b.device.kind)
-        self.evaluation = Evaluation(similarity, b, voxels, mask, self.sampler, mapping, comm, gradient_reach)
+        self.evaluation = LossEvaluation(similarity, b, voxels, mask, self.sampler, mapping, comm, gradient_reach)
         self.model = self._model()
         self.gradient_halo = Movement(comm, b.partition.slabs, b.around(gradient_reach))
         self._displacement(mapping)

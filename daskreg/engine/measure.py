@@ -20,7 +20,7 @@ from daskreg.similarity.mutual_information import MI
 
 Array = NDArray[np.float32]
 SLAB = 32  # planes sampled together
-BINS = 32  # of the joint histogram
+MUTUAL_INFORMATION_BINS = 32  # of the joint histogram
 FULL = (1, 1, 1)
 
 
@@ -31,8 +31,8 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
     fixed, _ = images[0].gather_level(FULL, block.around(block.halo), comm)
     sampler = make_sampler("window", images[1], FULL, plan.shards, comm)
     sampler.prepare(_reach(outcome, mapping, comm))
-    information: Similarity = MI(bins=BINS).build(block.device.kind)
-    sums, counts = np.zeros((6, len(block.own))), np.zeros((BINS, BINS), np.int64)
+    information: Similarity = MI(bins=MUTUAL_INFORMATION_BINS).build(block.device.kind)
+    sums, counts = np.zeros((6, len(block.own))), np.zeros((MUTUAL_INFORMATION_BINS, MUTUAL_INFORMATION_BINS), np.int64)
     for z in range(0, len(block.own), SLAB):
         own = range(z, min(z + SLAB, len(block.own)))
         s = _sampled(outcome, sampler, mapping, fixed, range(own.start + block.inner.start, own.stop + block.inner.start))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from daskreg.config import Deformable, Optimised
 from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning.layout import Layout, Level
-from daskreg.planning.traffic import REACH_MARGIN, VALUE, VECTOR, reached, value_bytes
+from daskreg.planning.traffic import ASSUMED_DRIFT, VALUE, VECTOR, reached, value_bytes
 
 CHUNK = 64  # planes that are written together
 
@@ -111,7 +111,7 @@ def _source(plan: Layout, row: int) -> int:
     if plan.unpacked[1] >= plan.moving.size:
         return plan.moving.shape[0] * VALUE + plan.unpacked[1] // _plane(plan.moving.shape)
     ratio = plan.fixed.spacing[0] / plan.moving.spacing[0]
-    return min(plan.moving.shape[0], math.ceil(row * ratio) + 2 * REACH_MARGIN) * VALUE
+    return min(plan.moving.shape[0], math.ceil(row * ratio) + 2 * ASSUMED_DRIFT) * VALUE
 
 
 def peak_bytes(plan: Layout) -> int:

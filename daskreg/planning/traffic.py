@@ -16,7 +16,7 @@ from daskreg.transforms.linear import index_map, translation
 
 VALUE, VECTOR = 4, 12  # float32, three of them
 HALF = 2  # float16, bfloat16
-REACH_MARGIN = 16  # planes by which a block's reach is taken to exceed its affine image
+ASSUMED_DRIFT = 16  # planes by which a block's reach is taken to exceed its affine image
 NUMBER = 8  # float64, int64
 
 
@@ -96,7 +96,7 @@ def _sums(plan: Layout, stage: Optimised, level: Level) -> int:
 
 
 def reached(plan: Layout, level: Level) -> list[Span]:
-    """Planes of the moving level that each block is taken to read: the headers' image of the slab, and REACH_MARGIN around it.
+    """Planes of the moving level that each block is taken to read: the headers' image of the slab, and ASSUMED_DRIFT around it.
 
     Where the first stage brings the centres together, as after it.
     """
@@ -112,4 +112,4 @@ def _image(row: np.ndarray, slab: Span, y: int, x: int) -> Span:
     """Planes between which the corners of a slab fall."""
     ends = [(row[0] * slab.start, row[0] * (slab.stop - 1)), (0.0, row[1] * (y - 1)), (0.0, row[2] * (x - 1))]
     low, high = (float(row[3]) + sum(pick(e) for e in ends) for pick in (min, max))
-    return Span(math.floor(low) - REACH_MARGIN, math.floor(high) + 2 + REACH_MARGIN)
+    return Span(math.floor(low) - ASSUMED_DRIFT, math.floor(high) + 2 + ASSUMED_DRIFT)

@@ -59,8 +59,8 @@ def _sources(run: RunStore, record: dict[str, Any], pixel: float) -> tuple[dict[
 
 def _shades(planes: dict[str, list[Plane]], logarithmic: bool) -> dict[str, list[Any]]:
     """Planes in [0, 1]: moving and moved through one window, so that they compare."""
-    theirs = pictures.Window.of([*planes["moved"], *planes.get("moving", [])], logarithmic)
-    own = pictures.Window.of(planes["fixed"], logarithmic) if "fixed" in planes else theirs
+    theirs = pictures.IntensityWindow.of([*planes["moved"], *planes.get("moving", [])], logarithmic)
+    own = pictures.IntensityWindow.of(planes["fixed"], logarithmic) if "fixed" in planes else theirs
     return {name: [(own if name == "fixed" else theirs)(p) for p in some] for name, some in planes.items()}
 
 

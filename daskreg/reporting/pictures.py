@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from daskreg.reporting.sampling import Plane, Warp
 
 Pixels = NDArray[np.uint8]
-LOG_FLOOR = 0.03  # logarithmic intensities: below this part of the range the curve is straight; lower lifts the noise
+SHOWN_FLOOR = 0.03  # logarithmic intensities: below this part of the range the curve is straight; lower lifts the noise
 TILES = 8  # of the checkerboard, along the longer edge
 LINES = 22  # of the deformed grid, along the longer edge
 FOLDED = (255, 221, 0)  # yellow is in no part of the diverging colours
@@ -29,7 +29,7 @@ def data_uri(pixels: Pixels) -> str:
 
 
 @dataclass(frozen=True)
-class Window:
+class IntensityWindow:
     """Intensities ``low`` and ``high`` become black and white, along a logarithm if asked for."""
 
     low: float
@@ -37,7 +37,7 @@ class Window:
     logarithmic: bool = False
 
     @classmethod
-    def of(cls, planes: Sequence[Plane], logarithmic: bool = False) -> Window:
+    def of(cls, planes: Sequence[Plane], logarithmic: bool = False) -> IntensityWindow:
         """From the percentiles 1 (10 for a logarithm, which lifts the background) and 99.7 of what is not zero."""
         voxels = np.concatenate([p[p != 0] for p in planes]) if any(p.any() for p in planes) else np.zeros(1)
         low, high = np.percentile(voxels, (10 if logarithmic else 1, 99.7))
@@ -48,7 +48,7 @@ class Window:
     def __call__(self, plane: Plane) -> NDArray[np.float64]:
         """In [0, 1]."""
         value = np.clip((plane - self.low) / (self.high - self.low), 0, 1)
-        return np.asarray(np.log1p(value / LOG_FLOOR) / np.log1p(1 / LOG_FLOOR) if self.logarithmic else value, np.float64)
+        return np.asarray(np.log1p(value / SHOWN_FLOOR) / np.log1p(1 / SHOWN_FLOOR) if self.logarithmic else value, np.float64)
 
 
 def gray(value: NDArray[np.float64]) -> Pixels:

@@ -37,7 +37,7 @@ class Samples:
     scratch: Volume
 
 
-class Evaluation(Protocol):
+class LossContext(Protocol):
     """One evaluation in a deformable stage, as ``Similarity.evaluate`` sees it: arrays, and steps that involve other parts.
 
     Every launch of a kernel goes through ``run``, which may record it for a CUDA graph.
@@ -87,7 +87,7 @@ class Similarity(ABC):
 
     reach: int = 0  # voxels around x that the value at x reads
     asynchronous: bool = False  # whether ``evaluate`` never waits for a GPU
-    loss_sign: int = 1  # of ``Evaluation.totals[0] / totals[1]`` in the loss; 0 where the loss is in ``Evaluation.loss``
+    loss_sign: int = 1  # of ``LossContext.totals[0] / totals[1]`` in the loss; 0 where the loss is in ``LossContext.loss``
 
     @abstractmethod
     def partial(self, s: Samples) -> NDArray[np.generic]:
@@ -104,7 +104,7 @@ class Similarity(ABC):
     def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
         """Replace ``s.moved`` by N dC/dmoved."""
 
-    def evaluate(self, on: Evaluation) -> None:
+    def evaluate(self, on: LossContext) -> None:
         """Loss and N dC/du in a deformable stage."""
         on.sample()
         total = on.total(self.partial(on.samples))

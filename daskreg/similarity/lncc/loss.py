@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.device import host, module_of
-from daskreg.similarity.base import Evaluation, Samples, Similarity, ratio
+from daskreg.similarity.base import LossContext, Samples, Similarity, ratio
 from daskreg.similarity.lncc import LNCC
 from daskreg.similarity.lncc.cpu import factor_rows, gradient_rows
 from daskreg.similarity.lncc.cuda.launch import compute_factors, compute_gradient
@@ -76,18 +76,18 @@ class LocalCorrelationOnGpu(LocalCorrelation):
             self._factors(own, s, target, module_of(s.moved).zeros(2, np.int64), (0, 0))
             s.moved[planes] = target[planes]
 
-    def evaluate(self, on: Evaluation) -> None:
+    def evaluate(self, on: LossContext) -> None:
         """See ``Similarity.evaluate``. The centre window's gradient goes into ``slope``: neighbours still read ``moved``."""
         on.sample()
         on.run("windows", functools.partial(self._exact if self.exact else self._centered, on))
         on.pull_back(on.samples.moved if self.exact else on.slope)
 
-    def _exact(self, on: Evaluation) -> None:
+    def _exact(self, on: LossContext) -> None:
         s, own = on.samples, whole_box(on.samples.box)
         self._factors(self.windows(s), s, s.scratch, on.totals, _planes(own))
         self._sum_windows(own, s, s.scratch)
 
-    def _centered(self, on: Evaluation) -> None:
+    def _centered(self, on: LossContext) -> None:
         own = whole_box(on.samples.box)
         self._factors(own, on.samples, on.slope, on.totals, _planes(own))
 

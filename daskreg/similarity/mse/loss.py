@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.device import host, module_of
-from daskreg.similarity.base import Evaluation, Samples, Similarity, ratio
+from daskreg.similarity.base import LossContext, Samples, Similarity, ratio
 from daskreg.similarity.mse.cpu import squared_difference
 from daskreg.similarity.mse.cuda import compare
 from daskreg.similarity.mse.cuda import sample_and_compare as sample_and_compare
@@ -45,7 +45,7 @@ class MeanSquaredErrorOnGpu(MeanSquaredError):
         compare(s.box, s.fixed, s.weight, s.moved, totals)
         return host(totals)
 
-    def evaluate(self, on: Evaluation) -> None:
+    def evaluate(self, on: LossContext) -> None:
         """See ``Similarity.evaluate``."""
         compare = functools.partial(_compare, on)
         if not on.masked:
@@ -56,9 +56,9 @@ class MeanSquaredErrorOnGpu(MeanSquaredError):
         on.pull_back(on.samples.moved)
 
 
-def _compare(on: Evaluation, box: Shape) -> None:
+def _compare(on: LossContext, box: Shape) -> None:
     compare(box, on.samples.fixed, on.samples.weight, on.samples.moved, on.totals)
 
 
-def _fused(on: Evaluation, box: Shape, sampling: Sampling, gradient: Any) -> None:
+def _fused(on: LossContext, box: Shape, sampling: Sampling, gradient: Any) -> None:
     sample_and_compare(box, *sampling, on.samples.fixed, on.samples.weight, gradient, on.totals)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.compiler.launch import thread_count
 from daskreg.kernels.device import host, module_of
-from daskreg.similarity.base import Evaluation, Samples, Similarity
+from daskreg.similarity.base import LossContext, Samples, Similarity
 from daskreg.similarity.mutual_information.cpu import FIXED_POINT, information_gradient, joint_histogram
 from daskreg.similarity.mutual_information.cuda import compute_gradient, compute_table, count_joint
 
@@ -57,7 +57,7 @@ class MutualInformationOnGpu(MutualInformation):
         on_gpu = module_of(s.moved).asarray(table.ravel())
         compute_gradient(whole_box(s.box), self.bins, on_gpu, s.fixed, s.weight, s.moved)
 
-    def evaluate(self, on: Evaluation) -> None:
+    def evaluate(self, on: LossContext) -> None:
         """See ``Similarity.evaluate``."""
         xp, size = module_of(on.samples.moved), self.bins**2
         if not hasattr(self, "_counts"):

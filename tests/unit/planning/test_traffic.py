@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from daskreg.config import Affine, Config, Deformable
 from daskreg.grid import Grid, Span
 from daskreg.planning import REACH_INTERVAL, RESIDENCIES, make_plan
-from daskreg.planning.traffic import REACH_MARGIN, reached, traffic
+from daskreg.planning.traffic import ASSUMED_DRIFT, reached, traffic
 from daskreg.similarity import LNCC, MI, MSE
 from tests.phantoms import rotation
 from tests.unit.engine.spread import Registration, on_ranks
@@ -71,11 +71,11 @@ def test_masks_and_blocks_thinner_than_a_halo_are_planned_exactly(options):
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_ring_sends_at_most_the_planned_bytes_and_not_much_less(ranks, masked):
-    """A block is assumed to reach REACH_MARGIN planes beyond its affine image at either end; these go to the neighbours."""
+    """A block is assumed to reach ASSUMED_DRIFT planes beyond its affine image at either end; these go to the neighbours."""
     more, plan = counted(lambda n: deformable(MSE(), n), ranks, "ring", masked=masked)
     plane = MOVING[1] * MOVING[2] * 4 * (1 + masked)
     for measured, told in zip(more, planned(plan), strict=True):
-        assert told.ring - 2 * (ranks - 1) * REACH_MARGIN * plane <= measured["ring"] / steps() <= told.ring
+        assert told.ring - 2 * (ranks - 1) * ASSUMED_DRIFT * plane <= measured["ring"] / steps() <= told.ring
 
 
 @pytest.mark.parametrize("residency", RESIDENCIES)
@@ -113,11 +113,11 @@ def test_a_plan_reads_all_of_a_perpendicular_image(degrees):
     plan = make_plan(Grid(shape), about_its_centre(shape, degrees), Config(stages=(deformable(MSE(), 1),)), workers=4)
     extent = 63 * np.cos(angle) + 255 * np.sin(angle)
     longest = max(map(len, reached(plan, plan.levels[0][0])))
-    assert min(256 - REACH_MARGIN, extent) <= longest <= min(256, extent + 2 * REACH_MARGIN + 3)
+    assert min(256 - ASSUMED_DRIFT, extent) <= longest <= min(256, extent + 2 * ASSUMED_DRIFT + 3)
 
 
 def test_a_plan_assumes_that_moments_align_the_centres():
     shape, there = (64, 8, 8), Grid((64, 8, 8), origin=(1000.0, 0.0, 0.0))
     recipe = Config.parse({"stages": ["moments", "deformable"]})
     plan = make_plan(Grid(shape), there, recipe, workers=2)
-    assert reached(plan, plan.levels[1][-1]) == [Span(0, 32 + REACH_MARGIN + 1), Span(32 - REACH_MARGIN, 64)]
+    assert reached(plan, plan.levels[1][-1]) == [Span(0, 32 + ASSUMED_DRIFT + 1), Span(32 - ASSUMED_DRIFT, 64)]

@@ -294,7 +294,7 @@ def test_equal_images_overlay_in_grey() -> None:
 @pytest.mark.parametrize("voxels", [np.zeros((4, 4)), np.full((4, 4), 7.0), np.full((4, 4), -3.0)])
 @pytest.mark.parametrize("logarithmic", [False, True])
 def test_a_constant_image_has_a_window(voxels: np.ndarray[Any, Any], logarithmic: bool) -> None:
-    shade = pictures.Window.of([voxels.astype(np.float32)], logarithmic)(voxels.astype(np.float32))
+    shade = pictures.IntensityWindow.of([voxels.astype(np.float32)], logarithmic)(voxels.astype(np.float32))
     assert np.isfinite(shade).all()
 
 
