@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 
 from daskreg import machine
 from daskreg.cluster import preload
-from daskreg.cluster.logs import silenced, silenced_workers
+from daskreg.cluster.logs import silenced
 from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpus
 
@@ -47,8 +47,7 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
 
 
 def _start(workers: int, threads: int | None, device: Kind) -> Any:
-    with silenced_workers():
-        return _gpu_cluster(workers) if device == "cuda" and workers > 1 else _cluster(workers, threads)
+    return _gpu_cluster(workers) if device == "cuda" and workers > 1 else _cluster(workers, threads)
 
 
 def _current() -> Client | None:

@@ -6,12 +6,8 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import dask
 
 ROOTS = "distributed", "dask_cuda"
-IN_WORKERS = {f"DASK_LOGGING__{root.upper()}": "critical" for root in ROOTS}  # read when ``distributed`` is imported
 LEVEL = logging.CRITICAL
 
 _lock = threading.Lock()
@@ -40,12 +36,6 @@ def silenced() -> Iterator[None]:
             _users -= 1
             if not _users:
                 _restore()
-
-
-def silenced_workers() -> Any:
-    """A context in which worker processes are started with only critical messages."""
-    environment = {**dask.config.get("distributed.nanny.pre-spawn-environ", {}), **IN_WORKERS}
-    return dask.config.set({"distributed.nanny.pre-spawn-environ": environment})
 
 
 def _loggers() -> list[logging.Logger]:

@@ -319,7 +319,7 @@ def stopped(unfinished, tmp_path):
     ("given", "words"),
     [
         ({"config": [MSE]}, "no stage"),
-        ({"config": [*STAGES[:1], STAGES[1].model_copy(update={"step": 0.4})]}, "another configuration"),
+        ({"config": [*STAGES[:1], STAGES[1].model_copy(update={"maximum_step": 0.2})]}, "another configuration"),
         ({"moving": "other.zarr"}, r"another moving image \(\(40, 32, 32\), not \(39, 32, 32\)\)"),
         ({"fixed": "other.zarr"}, "another fixed image"),
     ],

@@ -1,18 +1,18 @@
 """Dask's loggers are silent while an embedded cluster lives, and as before afterwards."""
 
 import logging
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
 
-import dask
 import pytest
 from distributed import Client, LocalCluster
 
 from daskreg.cluster import clients, embedded_client, existing_client
-from daskreg.cluster.logs import silenced, silenced_workers
+from daskreg.cluster.logs import silenced
 
 
 def levels():
@@ -115,12 +115,9 @@ def test_a_client_of_the_user_is_not_touched(chatty):
 class CudaCluster:
     """In place of dask_cuda's: says as much as that one."""
 
-    made: ClassVar[list] = []
-
     def __init__(self, **options):
         speak()
-        self.environment = dask.config.get("distributed.nanny.pre-spawn-environ")
-        self.made.append(self)
+        self.options = options
 
 
 def test_a_cuda_cluster_starts_without_log_messages(chatty, monkeypatch):
@@ -128,19 +125,33 @@ def test_a_cuda_cluster_starts_without_log_messages(chatty, monkeypatch):
     fake.LocalCUDACluster = CudaCluster
     monkeypatch.setitem(sys.modules, "dask_cuda", fake)
     monkeypatch.setattr(clients, "gpus", lambda: 2)
-    before = dask.config.get("distributed.nanny.pre-spawn-environ")
     with silenced():
         found = clients._start(2, None, "cuda")
     assert chatty == []
-    assert before.items() <= found.environment.items()
-    assert dask.config.get("distributed.nanny.pre-spawn-environ") == before
+    assert found.options["silence_logs"] == logging.CRITICAL  # which it hands on to its workers
 
 
-def test_new_worker_processes_log_critical_messages_only():
-    with silenced_workers():
-        environment = dask.config.get("distributed.nanny.pre-spawn-environ")
-    program = "import logging, distributed; print(logging.getLogger('distributed.worker').getEffectiveLevel())"
-    found = subprocess.run(
-        [sys.executable, "-c", program], env={k: str(v) for k, v in environment.items()}, capture_output=True, text=True
+PROGRAM = """
+import logging, os
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    from daskreg.cluster import embedded_client
+
+    before = set(os.environ)
+    with embedded_client(2) as client:
+        print(len(client.run(os.getpid)))
+    print(sorted(name for name in set(os.environ) - before if "LOG" in name))
+"""
+
+
+def test_a_program_that_logs_everything_shows_nothing_of_an_embedded_cluster(tmp_path):
+    """It has a handler at the root, as the command line has, before ``distributed`` is imported."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(Path(clients.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert found.stdout.split() == [str(logging.CRITICAL)]
+    assert done.stdout.split("\n")[:2] == ["2", "[]"]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("INFO:daskreg:dashboard")]
+    assert lines == []
