@@ -122,23 +122,17 @@ class KernelCache:
     def _wait(self, path: Path) -> bool:
         """Lock a form for compilation; True if the cache should be read again, because another process may have saved it."""
         self._release(None)  # the compiler failed last time, and nothing was saved
-        waited, end = False, time.monotonic() + WAIT_TIMEOUT
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
         except OSError:
             return False
-        while time.monotonic() < end:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                waited = True
-                time.sleep(POLL_INTERVAL)
-                continue
-            self._lock = lock
-            return waited or path.exists()
-        os.close(lock)
-        return True
+        waited = _locked(lock)
+        if waited is None:
+            os.close(lock)
+            return True
+        self._lock = lock
+        return waited or path.exists()
 
     def _release(self, path: Path | None) -> None:
         if self._lock is None:
@@ -153,6 +147,22 @@ class KernelCache:
         """Part of the interface of a dispatcher's cache: files are written at once."""
 
     enable = disable = flush
+
+
+def _locked(file: int) -> bool | None:
+    """Lock a file, with whether that took waiting; None without a lock, after a time or on a file system that has none."""
+    end, waited = time.monotonic() + WAIT_TIMEOUT, False
+    while time.monotonic() < end:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = True
+            time.sleep(POLL_INTERVAL)
+        except OSError:
+            return None
+        else:
+            return waited
+    return None
 
 
 @cache

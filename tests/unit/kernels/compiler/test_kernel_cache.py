@@ -132,3 +132,11 @@ def test_it_does_not_wait_for_ever(monkeypatch, place):
     assert KernelCache("a", "1")._wait(place / "a.pickle")
     assert not first._wait(place / "a.pickle"), "a compiler that failed is asked again"
     first._release(None)
+
+
+def test_a_file_system_without_locks_does_no_harm(monkeypatch):
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(cache.fcntl, "flock", unsupported)
+    assert [loaded(kernel()), loaded(kernel())] == [False, True]
