@@ -1,4 +1,4 @@
-"""The application that the commands belong to, and the options in front of them."""
+"""The Typer application and its global options."""
 
 from __future__ import annotations
 

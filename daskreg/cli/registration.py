@@ -87,7 +87,7 @@ def register(
 
 
 def _register(*images: str | None, **given: Any) -> None:
-    """Run it with its progress on the terminal, and print a summary."""
+    """Register, with progress on the terminal, and print a summary."""
     from daskreg.workflows import progress
     from daskreg.workflows.register import register as workflow
 
@@ -184,7 +184,7 @@ def demo(
 
 
 def _config(config: Path | None, preset: str | None, files: dict[str, str | None]) -> Config:
-    """The configuration that was chosen, with the masks and the initial transform that were given beside it."""
+    """The chosen configuration, with masks and initial transform from other options."""
     from daskreg.config import Config
     from daskreg.workflows.presets import preset as named
 

@@ -30,7 +30,7 @@ def evaluate(
     landmarks_space: Annotated[str, typer.Option("--landmarks-space", help="lps or ras")] = "lps",
     as_json: AsJson = False,
 ) -> None:
-    """Dice of labels, distance of landmarks, folds: before and after."""
+    """Dice of labels and distances of landmarks, before and after, and folds."""
     from daskreg.workflows.evaluate import evaluate as workflow
 
     found = workflow(
@@ -64,7 +64,7 @@ def info(
     file: Annotated[str, typer.Argument(metavar="FILE", help=f"{ADDRESS}; a run, any transform, or points")],
     as_json: AsJson = False,
 ) -> None:
-    """What daskreg understood of FILE: where voxels are, levels, channels; the parts of a transform; how many points."""
+    """Describe FILE: grid, levels and channels of an image; parts of a transform; number of points."""
     from daskreg.workflows.info import info as workflow
 
     found = workflow(file)

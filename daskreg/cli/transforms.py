@@ -31,7 +31,7 @@ def apply(
     device: DeviceOption = DeviceName.auto,
     overwrite: Overwrite = False,
 ) -> None:
-    """Bring IMAGE, which lies where the moving image lay, onto the fixed grid."""
+    """Resample IMAGE, in the space of the moving image, on the fixed grid."""
     from daskreg.workflows.apply import apply as workflow
 
     given: dict[str, Any] = {"interpolation": interpolation.value, "device": device.value}
@@ -49,7 +49,7 @@ def points(
     order: Annotated[str | None, typer.Option("--order", help="of unnamed columns: xyz (tables), zyx (.npy)")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Where POINTS of one image lie in the other."""
+    """Map POINTS from one image to the other."""
     from daskreg.lazy.load import load_transform
     from daskreg.workflows.points import points as workflow
 
@@ -68,7 +68,7 @@ def invert(
     both: Annotated[bool, typer.Option("--both", help="keep the transform beside its inverse: a bijection")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """The transform from moving to fixed points, with a certificate of its error over all voxels."""
+    """Write the inverse transform, with a certificate of its error at every voxel."""
     from daskreg.workflows.invert import invert as workflow
 
     certificate = workflow(transform, output, upsampling=upsampling, both=both, overwrite=overwrite)
@@ -85,7 +85,7 @@ def jacobian(
     ] = JacobianPart.total,
     overwrite: Overwrite = False,
 ) -> None:
-    """The map of Jacobian determinants, and how many voxels fold."""
+    """Write the map of Jacobian determinants, and count folded voxels."""
     from daskreg.workflows.jacobian import jacobian as workflow
 
     found = workflow(transform, output, like=like, part=part.value, overwrite=overwrite)
@@ -112,7 +112,7 @@ def export(
     one_field: Annotated[bool, typer.Option("--one-field", help="affine and all in one field, in a .zarr too")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the transform for other programs: fields are phi(x) - x, LPS, mm, NIfTI intent 1007."""
+    """Write a transform for other programs: fields are phi(x) - x, LPS, mm, NIfTI intent 1007."""
     from daskreg.workflows.export import export as workflow
 
     ends: dict[str, Any] = {"images": images, "fixed": fixed, "moving": moving}

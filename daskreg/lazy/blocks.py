@@ -1,13 +1,14 @@
-"""Lazy arrays computed block by block, and lazy arrays read box by box."""
+"""Dask arrays that are computed block by block, and Dask arrays that are read box by box."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
+import dask
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +17,24 @@ from daskreg.grid import Region
 from daskreg.storage.formats.streaming import SLAB_BYTES
 from daskreg.storage.zarr.pyramid import CHUNK
 
+T = TypeVar("T")
 EDGE = 128  # voxels an axis of a block: two chunks, and 24 MiB of displacement
-KEPT = 256 << 20  # bytes up to which an image is decoded once and kept: a compressed file can only be read from its start
-MANY = 8  # times SLAB_BYTES that a run of planes may be, if that saves decoding
-TOGETHER = 8  # channels of a block: they share its points
+CACHED_BYTES = 256 << 20  # bytes up to which an image is decoded once and kept: a compressed file can only be read from its start
+MAXIMUM_SLABS = 8  # times SLAB_BYTES that the planes of a block may take, if that saves decoding
+CHANNELS = 8  # of a block: they share its points
 
 
 def block_of(shape: tuple[int, int, int], itemsize: int = 0) -> tuple[int, int, int]:
-    """Voxels (z, y, x) of a block of the output; with ``itemsize`` (bytes a voxel) of the depth of slabs of a streamed file."""
+    """Shape (z, y, x) of the blocks of an output. itemsize: bytes a voxel of a streamed file, whose slabs give the depth."""
     depth = _slab_depth(shape[1] * shape[2] * itemsize) if itemsize else EDGE
     edge = max(16, min(EDGE, math.isqrt(EDGE**3 // depth))) if depth > EDGE else EDGE
     return min(depth, shape[0]), min(edge, shape[1]), min(edge, shape[2])
 
 
 def _slab_depth(plane: int) -> int:
-    """Planes (of ``plane`` bytes) a slab: whole chunks of what is read where that is affordable, so each is decoded once."""
+    """Planes a slab, of ``plane`` bytes each: whole chunks of the input where affordable, so that each is decoded once."""
     depth = max(1, SLAB_BYTES // plane)
-    return -(-depth // CHUNK) * CHUNK if plane * CHUNK <= MANY * SLAB_BYTES else depth
+    return -(-depth // CHUNK) * CHUNK if plane * CHUNK <= MAXIMUM_SLABS * SLAB_BYTES else depth
 
 
 def by_block(compute: Callable[..., Any], shape: tuple[int, ...], dtype: Any, block: tuple[int, ...]) -> da.Array:
@@ -49,9 +51,24 @@ def by_block(compute: Callable[..., Any], shape: tuple[int, ...], dtype: Any, bl
     return lazy
 
 
-def together(lead: tuple[int, ...]) -> tuple[int, ...]:
-    """How many entries of the leading axes are in one block."""
-    return (*(1 for _ in lead[:-1]), min(TOGETHER, lead[-1])) if lead else ()
+def compute_blocks(compute: Callable[[Region], T], region: Region, edge: int) -> list[T]:
+    """``compute(box)`` for every box of at most ``edge`` voxels an axis, a task each, on the current Dask client or scheduler."""
+    return compute_tasks((compute, box) for box in region.split(edge))
+
+
+def compute_tasks(tasks: Iterable[tuple[Callable[[Region], T], Region]]) -> list[T]:
+    """``compute(box)`` for every pair, a task each, as ``compute_blocks`` does.
+
+    The functions are sent as they are: Dask does not look for lazy arrays within them.
+    """
+    # Dask does not declare the types of these two
+    delayed = [dask.delayed(compute, pure=False, traverse=False)(box) for compute, box in tasks]  # type: ignore[attr-defined]
+    return list(dask.compute(*delayed))  # type: ignore[attr-defined, no-untyped-call]
+
+
+def leading_block(lead: tuple[int, ...]) -> tuple[int, ...]:
+    """Entries of the leading axes in a block: several channels share the points that they are sampled at."""
+    return (*(1 for _ in lead[:-1]), min(CHANNELS, lead[-1])) if lead else ()
 
 
 class Reader:
@@ -64,7 +81,7 @@ class Reader:
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """The voxels of basic slices, in C order. Raises Unreadable."""
-        if self.data.nbytes <= KEPT:
+        if self.data.nbytes <= CACHED_BYTES:
             return np.ascontiguousarray(self._kept()[index])
         return self._decoded(self.data[index])
 

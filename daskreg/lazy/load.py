@@ -1,4 +1,4 @@
-"""Transforms from files: runs, NGFF 0.6 scenes, and what ITK and ANTs write."""
+"""Read transforms: runs, OME-NGFF 0.6 scenes, and files of ITK and ANTs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TransformLike = str | Path | RunStore | Transform
 
 
 def load_transform(source: str | Path | RunStore) -> Transform:
-    """A transform, fixed to moving points, its displacements lazily.
+    """Open a transform from fixed to moving points; its displacements are lazy.
 
     source: a RUN.zarr, a transform.zarr or any OME-NGFF 0.6 scene, or a displacement field, affine map or composite of ITK, in
     millimetres: any file that ``daskreg.storage.formats`` knows as a transform.

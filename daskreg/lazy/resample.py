@@ -1,4 +1,4 @@
-"""An image through a chain of maps, any block of it, sampled once."""
+"""Resample an image through a chain of maps, block by block; the chain is interpolated once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from daskreg.kernels.device import Kind
 from daskreg.kernels.sampling.cpu import sample, sample_nearest
 from daskreg.kernels.sampling.cubic import sample_cubic
 from daskreg.kernels.sampling.labels import sample_label
-from daskreg.lazy.blocks import Reader, block_of, by_block, together
+from daskreg.lazy.blocks import Reader, block_of, by_block, leading_block
 from daskreg.storage import Stack, Volume
 from daskreg.transforms.bounds import INTERPOLATION_MARGIN, local_coefficients, sampling_bounds
 from daskreg.transforms.chain import sample_chain
@@ -52,7 +52,7 @@ def resampled(
     compute = Resampler(image, grid, links, unit, interpolation, device)
     lead, dtype = image.data.shape[:-3], image.dtype.newbyteorder("=")
     block = block_of(grid.shape, dtype.itemsize if planes else 0)
-    return by_block(compute, (*lead, *grid.shape), dtype, (*together(lead), *block))
+    return by_block(compute, (*lead, *grid.shape), dtype, (*leading_block(lead), *block))
 
 
 class Resampler:
@@ -88,15 +88,15 @@ class Resampler:
         return moved
 
     def _sampled(self, box: Region, sampling_map: tuple[Any, ...], stored: NDArray[Any], run: Callable[..., Any]) -> NDArray[Any]:
-        voxels = workable(stored, self.interpolation)
+        voxels = to_kernel_dtype(stored, self.interpolation)
         moved = np.zeros(box.shape, voxels.dtype)
         extra = (0, voxels.shape[0]) if self.interpolation == "linear" else ()  # `sample` also takes shards of planes
         run(KERNELS[self.interpolation], box.shape, *sampling_map, *extra, voxels, moved)
-        return as_stored(moved, self.image.dtype, self.interpolation)
+        return to_image_dtype(moved, self.image.dtype, self.interpolation)
 
 
-def workable(voxels: NDArray[Any], interpolation: str) -> NDArray[Any]:
-    """In a type the kernels know: floats to interpolate, wide enough for the numbers; else the very bits."""
+def to_kernel_dtype(voxels: NDArray[Any], interpolation: str) -> NDArray[Any]:
+    """Voxels in a type that kernels take: floats wide enough for the values to interpolate; otherwise the same bits."""
     if interpolation in SMOOTH:
         return voxels.astype(np.float32 if voxels.dtype.itemsize <= 2 or voxels.dtype == np.float32 else np.float64, copy=False)
     if voxels.dtype == bool:
@@ -104,8 +104,8 @@ def workable(voxels: NDArray[Any], interpolation: str) -> NDArray[Any]:
     return voxels.astype(np.float32) if voxels.dtype == np.float16 else voxels
 
 
-def as_stored(moved: NDArray[Any], dtype: np.dtype[Any], interpolation: str) -> NDArray[Any]:
-    """Back in the image's type: interpolated integers rounded and clipped, out of domain 0."""
+def to_image_dtype(moved: NDArray[Any], dtype: np.dtype[Any], interpolation: str) -> NDArray[Any]:
+    """Results in the image's type: interpolated integers are rounded and clipped, values outside the image are 0."""
     if interpolation not in SMOOTH:
         return moved.astype(dtype, copy=False)
     moved[np.isnan(moved)] = 0
@@ -117,8 +117,11 @@ def as_stored(moved: NDArray[Any], dtype: np.dtype[Any], interpolation: str) -> 
     return np.clip(np.rint(moved, out=moved), moved.dtype.type(low), top, out=moved).astype(dtype)
 
 
-def warn_apart(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack | Volume) -> None:
-    """Boxes around boxes: what they keep apart does not meet, unless a displacement is larger than the image."""
+def warn_without_overlap(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack | Volume) -> None:
+    """Log a warning where the image, or a displacement, does not overlap the output grid.
+
+    Bounding boxes are compared, without displacements: one larger than the image could still bring them together.
+    """
     target = grid.to_unit(unit)
     affine = [Link(link.affine) for link in links]
     if _apart(affine, target, image.grid.to_unit(unit)):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import dask
-
 from daskreg.errors import OutputError
 from daskreg.grid import Region
-from daskreg.lazy.blocks import EDGE
+from daskreg.lazy.blocks import EDGE, compute_tasks
 from daskreg.lazy.transform import Transform
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
@@ -52,16 +51,16 @@ def write_transform(
 
     fill: computes a block (by default reads it) and a record of it;  describe: given the store without its metadata and the
     records of all blocks, returns further metadata;  backward: the inverse, which makes of both a bijection;
-    made: how it came about, see ``made_by``;  images: archives to link below it, which its scene then goes between.
+    made: its history, see ``history_of``;  images: archives to link below it, the two ends of its scene.
     Raises OutputExists, OutputError, OutOfSpace.
     """
     require_output(output, overwrite)
     path = parse_address(output).path
-    with atomic_output(path, overwrite) as partial:
+    with atomic_output(path, overwrite) as unfinished:
         back = () if backward is None else backward.links
         every = (*transform.links, *back)
         grids = [None if link.displacement is None else link.displacement_grid for link in every]
-        store = TransformStore.create(partial, grids)
+        store = TransformStore.create(unfinished, grids)
         found = _filled(transform.links, 0, store, fill or _read)
         _filled(back, len(transform.links), store, _read)
         metadata = {**({} if made is None else {"made": made}), **({} if describe is None else describe(store, found))}
@@ -69,8 +68,8 @@ def write_transform(
         store.finish(links, transform.unit, transform.fixed, transform.moving, metadata, len(back), images, path)
 
 
-def made_by(command: str, source: Any, **more: Any) -> dict[str, Any]:
-    """How a transform came about, to be kept with it: the command, what it was made of, and when. source: an address, or None."""
+def history_of(command: str, source: Any, **more: Any) -> dict[str, Any]:
+    """The history of a transform, stored with it: command, source, version and time. source: an address, or None."""
     path = None if source is None else parse_address(source).path
     address = path if path is None or is_remote(path) else os.path.abspath(path)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -78,26 +77,18 @@ def made_by(command: str, source: Any, **more: Any) -> dict[str, Any]:
 
 
 def _filled(links: Sequence[Link], first: int, store: TransformStore, fill: Fill) -> list[Any]:
-    one = dask.delayed(_write, pure=False)  # type: ignore[attr-defined]
-    tasks = [
-        one(_Block(store, fill, k, link), box)
-        for k, link in enumerate(links, first)
+    """Write all blocks of all displacements; their records. first: number of the first link in the store."""
+    return compute_tasks(
+        (partial(_write, store, fill, number, link), box)
+        for number, link in enumerate(links, first)
         if link.displacement is not None
         for box in link.displacement_grid.region.split(EDGE)
-    ]
-    return list(dask.compute(*tasks))  # type: ignore[attr-defined, no-untyped-call]
+    )
 
 
-class _Block:
-    """What a task needs, in an object that Dask does not traverse."""
-
-    def __init__(self, store: TransformStore, fill: Fill, number: int, link: Link) -> None:
-        self.store, self.fill, self.number, self.link = store, fill, number, link
-
-
-def _write(task: _Block, box: Region) -> Any:
-    d, record = task.fill(task.link, box)
-    task.store.write(task.number, task.link.displacement_grid, box, d)
+def _write(store: TransformStore, fill: Fill, number: int, link: Link, box: Region) -> Any:
+    d, record = fill(link, box)
+    store.write(number, link.displacement_grid, box, d)
     return record
 
 

@@ -1,12 +1,12 @@
-"""A transform as a value: kept in files, applied lazily, chained, inverted, and asked about points."""
+"""A transform as a value: applied to images and points, chained, inverted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
-import dask
 import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,9 +15,9 @@ from daskreg.config import DeviceName
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, GridError, UnitsError, require_known
 from daskreg.grid import UNITS, Grid, Region, unit_name
-from daskreg.lazy.blocks import block_of, by_block
+from daskreg.lazy.blocks import block_of, by_block, compute_blocks
 from daskreg.lazy.device import resolve_device
-from daskreg.lazy.resample import Interpolation, resampled, warn_apart
+from daskreg.lazy.resample import Interpolation, resampled, warn_without_overlap
 from daskreg.storage import Stack, Volume, open_stack, open_volume
 from daskreg.storage.images import ImageSource
 from daskreg.transforms.chain import merge_affines, sample_chain
@@ -35,8 +35,8 @@ Points = NDArray[np.float64]
 class Transform:
     """Maps points of the fixed image to points of the moving image: ``phi = link_n o ... o link_1``, each ``W(x + d(x))``.
 
-    links: in the order in which a point goes through them, all in the world unit ``unit`` (None: unknown; LPS, z, y, x);
-    fixed, moving: grids of the two images as far as they are known, in any unit.
+    links: in the order in which they are applied to a point, all in the world unit ``unit`` (None: unknown; LPS, z, y, x);
+    fixed, moving: grids of the two images, in any unit; None: unknown.
     """
 
     links: tuple[Link, ...]
@@ -93,26 +93,27 @@ class Transform:
     ) -> da.Array:
         """``image(phi(x))`` as a Dask array (.., Z, Y, X) in the image's own type, 0 outside; nothing is read yet.
 
-        A block reads what its voxels reach, no more, and the whole chain is sampled once.
+        A block reads only the voxels it needs, and a chain is interpolated once.
 
-        image: a Volume, an address, or an array (.., Z, Y, X) on ``grid`` (default: the moving image's);  like: where to, default
-        the fixed grid;  interpolation: linear, nearest, cubic (convolution, Keys 1981), label (the label with the most trilinear
-        weight);  device: cpu, cuda, or auto (a GPU where this process, or every worker of the current Dask client, has one).
+        image: a Volume, an address, or an array (.., Z, Y, X) on ``grid`` (default: the moving image's);  like: the output grid,
+        by default the fixed one;  interpolation: linear, nearest, cubic (convolution, Keys 1981), label (the label with the
+        largest trilinear weight);  device: cpu, cuda, or auto (a GPU where this process, or every worker of the current Dask
+        client, has one).
         Raises InputError in all its forms.
         """
         stack = image if isinstance(image, Stack) else open_stack(image, grid=self._grid_of(image, grid))
         target = self.target(like)
-        warn_apart(self.links, self.unit, target, stack)
+        warn_without_overlap(self.links, self.unit, target, stack)
         # "cuda" is taken at its word: the array may be computed where there is a GPU, even if there is none here
         kind = resolve_device(device) if device == "auto" else device
         return resampled(stack, target, self.links, self.unit, interpolation, device=kind)
 
     def target(self, like: ImageSource | Volume | Grid | None = None) -> Grid:
-        """The grid that ``like`` means: itself, an image's, or the fixed one."""
+        """The output grid: ``like`` itself, the grid of an image, or the fixed grid by default."""
         return self.grid if like is None else like if isinstance(like, Grid) else open_volume(like).grid
 
     def _grid_of(self, image: Any, grid: Grid | None) -> Grid | None:
-        """The grid of a bare array: the one given, or the moving image's where the shape is its."""
+        """The grid of an array: the one given, or the moving grid where the shapes agree. Raises GridError."""
         if grid is not None or getattr(image, "ndim", 0) < 3:
             return grid
         if self.moving is None or tuple(image.shape[-3:]) != self.moving.shape:
@@ -123,15 +124,15 @@ class Transform:
     def jacobian(self, *, like: ImageSource | Volume | Grid | None = None, whole: bool = True) -> da.Array:
         """``det(D phi)`` on the fixed grid or that of ``like``, a Dask array (Z, Y, X) float32; at most 0 where space folds.
 
-        Central differences, one-sided at the grid's faces; chunks have a rim of one voxel, so their faces are exact.
-        whole: False leaves the determinants of the affine maps out.
+        Central differences, one-sided at the grid's faces; chunks overlap by one voxel, so that they are exact at their faces.
+        whole: whether to include the determinants of the affine maps.
         """
         grid = self.target(like).to_unit(self.unit)
         compute = Determinant(self.links, grid, whole)
         return by_block(compute, grid.shape, np.dtype(np.float32), block_of(grid.shape))
 
     def determinant(self, box: Region | None = None) -> NDArray[np.float32]:
-        """The displacement's part of ``jacobian`` in a box of the fixed grid (all of it by default), now, (Z, Y, X)."""
+        """The displacement's part of ``jacobian`` in a box of the fixed grid (all of it by default), computed, (Z, Y, X)."""
         grid = self.grid.to_unit(self.unit)
         return jacobian_determinant(self.links, grid, box or grid.region, whole=False)
 
@@ -151,7 +152,7 @@ class Transform:
         for n, c in enumerate(components):  # summed in float64, for origins can be far
             total = (extra[c, 0] * z)[:, None, None] + (extra[c, 1] * y)[:, None] + (extra[c, 2] * x + extra[c, 3])
             for k in np.flatnonzero(at.linear[c]) if at.e is not None else ():
-                total = total + at.linear[c, k] * at.e[k]  # type: ignore[index]
+                total = total + at.linear[c, k] * at.e[k]  # type: ignore[index]  # only where there is an e
             out[n] = total
         return out
 
@@ -173,12 +174,12 @@ class Transform:
     def moving_to_fixed_points(self, points: ArrayLike, space: Space = "world") -> Points:
         """Where points (.., 3), z, y, x, of the moving image lie in the fixed image, by fixed point, within 1e-4 voxel.
 
-        Points that nothing is brought to (folds) come back as near as the fixed point gets: see ``sources``.
+        Points without a source (in folds) are returned as near as the iteration gets: see ``sources``.
         """
         return self.sources(points, space)[0]
 
     def sources(self, points: ArrayLike, space: Space = "world") -> tuple[Points, Points]:
-        """``moving_to_fixed_points``, and how far at most each point is from the image of its source, (..,) world units."""
+        """``moving_to_fixed_points``, and a bound on each point's distance from the image of its source, (..,) world units."""
         y = self._from(points, space, self.moving)
         flat, left = y.reshape(-1, 3), np.zeros(y.size // 3)
         for link in reversed(self.links):
@@ -204,7 +205,7 @@ class Transform:
     # --- other transforms -----------------------------------------------------------------------------------------------------
 
     def then(self, other: Transform) -> Transform:
-        """First this transform, then ``other``: from this one's fixed to the other's moving image.
+        """The chain of this transform and then ``other``: from this one's fixed to the other's moving image.
 
         Raises UnitsError when only one of the two states its unit.
         """
@@ -212,7 +213,7 @@ class Transform:
         return Transform(merge_affines([*self.links, *same.links]), self.unit, self.fixed, same.moving)
 
     def to_unit(self, unit: str | None) -> Transform:
-        """The same transform measured in another unit of length. Raises UnitsError when one of the two is unknown."""
+        """The same transform in another unit of length. Raises UnitsError when one of the two is unknown."""
         name = unit_name(unit)
         if name == self.unit:
             return self
@@ -223,7 +224,7 @@ class Transform:
 
     @renamed_arguments(finer="upsampling")
     def inverse(self, upsampling: int = 1) -> Transform:
-        """From the moving to the fixed image. A displacement is read once now, and inverted where the result is read.
+        """The transform from the moving to the fixed image. Displacements are read once now, and inverted where it is read.
 
         upsampling: voxels of the inverse per voxel of the displacement, along each axis; between them it is trilinear.
         ``daskreg invert`` writes it out, with a certificate of its error. Raises ConfigError for a singular affine.
@@ -239,7 +240,7 @@ class Transform:
 
 
 class Determinant:
-    """Any box of a map of determinants. Not a dataclass: Dask would look inside."""
+    """Computes any box of a map of Jacobian determinants."""
 
     def __init__(self, links: Sequence[Link], grid: Grid, whole: bool) -> None:
         self.links, self.grid, self.whole = tuple(links), grid, whole
@@ -249,15 +250,15 @@ class Determinant:
         return jacobian_determinant(self.links, self.grid, box, whole=self.whole)
 
 
+def jacobian_statistics(determinant: Callable[[Region], NDArray[np.float32]], region: Region, edge: int) -> JacobianStatistics:
+    """Folds and the range of a map of determinants that is computed or read box by box, a task a block."""
+    return JacobianStatistics.merge(compute_blocks(partial(_block_statistics, determinant), region, edge))
+
+
+def _block_statistics(determinant: Callable[[Region], NDArray[np.float32]], box: Region) -> BlockStatistics:
+    return BlockStatistics.of(determinant(box))
+
+
 def bounds_of_blocks(link: Link, edge: int = LARGE) -> list[DisplacementBounds]:
-    """How far every block of a displacement goes, a task a block."""
-    one = dask.delayed(DisplacementBounds.of, pure=False)  # type: ignore[attr-defined]
-    tasks = [one(_Held(link), box) for box in link.displacement_grid.region.split(edge)]
-    return list(dask.compute(*tasks))  # type: ignore[attr-defined, no-untyped-call]
-
-
-class _Held:
-    """A link that Dask does not look into."""
-
-    def __init__(self, link: Link) -> None:
-        self.displacement_grid, self.read = link.displacement_grid, link.read
+    """Bounds of every block of a displacement, a task a block."""
+    return compute_blocks(partial(DisplacementBounds.of, link), link.displacement_grid.region, edge)

@@ -1,1 +1,1 @@
-"""The parts of the report's page: which slices, their voxels, pictures of them, curves, and the template."""
+"""The HTML report of a run: slices, pictures, loss curves, numbers and the page's template."""

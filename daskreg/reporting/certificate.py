@@ -1,4 +1,4 @@
-"""What an inverse's certificate says, for the page."""
+"""The certificate of an inverse, as text for the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss curves, one panel a stage, as SVG that takes its ink from the page."""
+"""Loss curves, one panel a stage, as SVG in the page's text colour."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def loss_panels(levels: Sequence[Level], stages: Sequence[Mapping[str, Any]]) ->
 
 
 def grouped(levels: Sequence[Level]) -> Iterator[list[Level]]:
-    """The levels of one stage together; the same stage again starts anew where the scale grows."""
+    """Levels grouped by stage; a stage that is repeated starts a new group where the scale grows."""
     group: list[Level] = []
     for level in levels:
         if group and (level["stage"] != group[-1]["stage"] or level["scale"] > group[-1]["scale"]):
@@ -45,12 +45,12 @@ def grouped(levels: Sequence[Level]) -> Iterator[list[Level]]:
 
 
 def losses(level: Level) -> list[float]:
-    """Those that are numbers."""
+    """The losses of a level that are numbers."""
     return [float(v) for v in level["losses"] if v is not None]
 
 
 def _panel(group: Sequence[Level], ylabel: str, salt: str) -> str:
-    """A plot for each level, with its own axis: losses of two resolutions do not compare."""
+    """A plot for each level, with its own axis: losses of two resolutions are not comparable."""
     curves = [(level["scale"], losses(level)) for level in group if len(losses(level)) > 0]
     figure = Figure(figsize=(0.3 + 2.3 * len(curves), 2.5), layout="constrained")
     for k, (axes, (scale, values)) in enumerate(zip(figure.subplots(1, len(curves), squeeze=False)[0], curves)):
@@ -74,7 +74,7 @@ def _style(axes: Any) -> None:
 
 
 def _svg(figure: Figure, salt: str) -> str:
-    """Without XML header and date, text as text, ids that differ between panels, width left to the page."""
+    """The SVG without XML header, date and size, with text as text and ids that are unique on the page."""
     file = io.StringIO()
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif", "axes.unicode_minus": True}
     with mpl.rc_context(style):

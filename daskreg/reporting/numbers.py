@@ -19,7 +19,7 @@ UNKNOWN = "–"
 
 
 def headline(record: dict[str, Any], measured: dict[str, Any], unit: str) -> list[dict[str, str]]:
-    """What a reader wants first; a card each."""
+    """The most important figures, a card each."""
     cards = _likeness(record.get("metrics", {})) + _quality(measured, unit) + _folding(record.get("metrics", {}))
     machine = record.get("machine", {})
     seconds, peak = record.get("seconds", {}).get("total"), machine.get("peak_bytes")
@@ -79,7 +79,7 @@ def _label_row(number: str, record: dict[str, Any]) -> dict[str, str]:
 
 
 def phases(record: dict[str, Any]) -> list[dict[str, str]]:
-    """Where the time went; what the phases leave of the total is start and waiting."""
+    """Seconds of each phase; the rest of the total is start and wait."""
     seconds = dict(record.get("seconds", {}))
     total = seconds.pop("total", sum(seconds.values())) or 1.0
     seconds["start and wait"] = max(0.0, total - sum(seconds.values()))

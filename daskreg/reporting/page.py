@@ -1,4 +1,4 @@
-"""The page's text: numbers and pictures of a run, put into the template."""
+"""Render the page: numbers and pictures of a run, filled into the template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPLATE = "page.html.j2"
 
 
 def render(run: RunStore, measured: dict[str, Any] | None = None, inverse: dict[str, str] | None = None) -> str:
-    """The page's text. measured: ``Evaluation.as_dict()``; inverse: ``certificate``."""
+    """The page's HTML. measured: ``Evaluation.as_dict()``; inverse: the result of ``certificate``."""
     record, grid = run.provenance, run.fixed_grid
     context = {
         **images(run, record),

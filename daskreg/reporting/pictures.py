@@ -1,4 +1,4 @@
-"""Planes as pictures: window levels, overlays, colour maps, and the grid that a displacement bends."""
+"""Pictures of planes: intensity windows, overlays, colour maps and deformed grids."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data_uri(pixels: Pixels) -> str:
 
 @dataclass(frozen=True)
 class IntensityWindow:
-    """Intensities ``low`` and ``high`` become black and white, along a logarithm if asked for."""
+    """Maps intensities ``low`` to black and ``high`` to white, linearly or logarithmically."""
 
     low: float
     high: float
@@ -62,7 +62,7 @@ def overlay(fixed: NDArray[np.float64], moved: NDArray[np.float64]) -> Pixels:
 
 
 def checkerboard(fixed: NDArray[np.float64], moved: NDArray[np.float64]) -> Pixels:
-    """Tiles of fixed and moved in turn."""
+    """Alternating tiles of fixed and moved."""
     tile = max(1, -(-max(fixed.shape) // TILES))
     rows, columns = np.indices(fixed.shape) // tile
     return gray(np.where((rows + columns) % 2 == 0, fixed, moved))
@@ -108,7 +108,7 @@ def jacobian_scale(warps: Sequence[Warp]) -> Scale:
 
 
 def magnitude_scale(warps: Sequence[Warp]) -> Scale:
-    """From zero to the longest displacement but for a thousandth of the pixels."""
+    """From zero to the 99.9th percentile of the lengths."""
     lengths = np.concatenate([np.linalg.norm(w.u, axis=0).ravel() for w in warps])
     return Scale("magma", 0.0, max(float(np.percentile(lengths, 99.9)), 1e-6))
 

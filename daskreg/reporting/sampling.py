@@ -52,7 +52,7 @@ def _slice(energy: NDArray[np.float64], axis: int, length: int) -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """An image that may be asked for planes. data: (Z, Y, X), lazily."""
+    """An image of which planes are sampled. data: (Z, Y, X), lazily."""
 
     data: da.Array
     grid: Grid
@@ -72,7 +72,7 @@ class Source:
         fine, coarse = volume.levels[0], volume.levels[level]
         factors = np.divide(coarse.spacing, fine.spacing)
         spacing, origin = np.asarray(grid.spacing) * factors, grid.to_world((factors - 1) / 2)
-        smaller = replace(grid, shape=coarse.shape, spacing=tuple(spacing), origin=tuple(origin))  # type: ignore[arg-type]
+        smaller = replace(grid, shape=coarse.shape, spacing=tuple(spacing), origin=tuple(origin))  # type: ignore[arg-type]  # three each
         return cls(open_volume(f"{name}{',' if '::' in name else '::'}level={level}", grid=smaller).data, smaller)
 
     def plane(self, view: View) -> tuple[da.Array, NDArray[np.float64]]:
@@ -93,6 +93,7 @@ def read_planes(sources: Sequence[Source], views: Sequence[View]) -> list[list[P
     """For each source its views, float32, zero outside the image; each stored chunk is decoded once. Raises Unreadable."""
     asked = [[source.plane(view) for view in views] for source in sources]
     with read_errors("an image of the run"):
+        # Dask does not declare its type
         boxes = dask.compute([[box for box, _ in row] for row in asked], scheduler="threads")[0]  # type: ignore[attr-defined, no-untyped-call]
     return [[_sampled(box, index) for box, (_, index) in zip(*pair, strict=True)] for pair in zip(boxes, asked, strict=True)]
 

@@ -9,7 +9,7 @@ from daskreg.deprecation import renamed_arguments
 from daskreg.grid import Grid
 from daskreg.lazy.device import resolve_device
 from daskreg.lazy.load import TransformLike, as_transform, path_of
-from daskreg.lazy.resample import Interpolation, resampled, warn_apart
+from daskreg.lazy.resample import Interpolation, resampled, warn_without_overlap
 from daskreg.storage import Volume, open_stack, open_volume, write_image
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
@@ -43,7 +43,7 @@ def apply(
     phi = as_transform(transform)
     stack = open_stack(image) if output is not None and isinstance(image, str | Path) else open_stack(open_volume(image))
     grid = phi.target(like)
-    warn_apart(phi.links, phi.unit, grid, stack)
+    warn_without_overlap(phi.links, phi.unit, grid, stack)
     planes = output is not None and image_formats.to_write(parse_address(output).path).streams_planes
     moved = resampled(stack, grid, phi.links, phi.unit, interpolation, planes=planes, device=kind)
     if output is None:

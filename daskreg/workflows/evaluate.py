@@ -1,4 +1,4 @@
-"""``daskreg evaluate``: how good a finished run is, by labels, by landmarks, and by how it stretches space."""
+"""``daskreg evaluate``: the accuracy of a transform by labels and landmarks, and its Jacobian."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Distances:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; before: by the headers alone, after: through the run's transform.
+    """Overlap, distances and Jacobian of a transform; before: by the headers alone, after: through the transform.
 
     labels: by identity, empty without labels;  errors: distances before and after of ``landmarks`` pairs, None without any
     """

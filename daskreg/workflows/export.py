@@ -17,7 +17,7 @@ from daskreg.errors import ConfigError, GridError, NotFound, OutputError, requir
 from daskreg.grid import Region
 from daskreg.lazy.blocks import block_of, by_block
 from daskreg.lazy.load import TransformLike, as_transform, path_of
-from daskreg.lazy.save import made_by, write_transform
+from daskreg.lazy.save import history_of, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore
 from daskreg.storage.format import TransformFormat
@@ -73,7 +73,7 @@ def export(
         )
     if format.in_blocks:
         whole = flattened(phi) if one_field else phi
-        write_transform(whole, output, overwrite=overwrite, made=made_by("export", path_of(transform)), images=ends)
+        write_transform(whole, output, overwrite=overwrite, made=history_of("export", path_of(transform)), images=ends)
     else:
         write_links(output, _links(phi, part, format), overwrite=overwrite)
 

@@ -1,4 +1,4 @@
-"""``daskreg info``: what is at an address, be it an image, a run, a transform or points."""
+"""``daskreg info``: describe an image, a run, a transform or points."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import dask
 import dask.array as da
 import numpy as np
 
@@ -30,7 +29,7 @@ CHEAP = 1 << 30  # bytes of a field up to which its largest displacement is look
 
 
 class Info(Protocol):
-    """What is known of a file, as text and as values."""
+    """The description of a file, as text and as values."""
 
     def lines(self) -> list[str]:
         """A table, one fact a line."""
@@ -144,7 +143,7 @@ class PointsInfo:
 
 
 def info(source: str | Path) -> Info:
-    """What daskreg understands of a file: an image, a run, a transform that ``daskreg apply`` takes, or points.
+    """Describe a file: an image, a run, a transform that ``daskreg apply`` takes, or points.
 
     Raises NotFound, Unreadable, IncompleteRun.
     """
@@ -196,7 +195,7 @@ def _of_transform(path: str) -> TransformInfo:
 
 
 def _target(path: str) -> str:
-    """Where an image of a scene really is."""
+    """The target of a link to an image of a scene."""
     return path if is_remote(path) else os.path.realpath(path)
 
 
@@ -210,8 +209,7 @@ def largest(link: Link) -> float | None:
     d: da.Array = link.displacement.data
     if 12 * link.displacement_grid.size > CHEAP:
         return None
-    (found,) = dask.compute(da.sqrt((d.astype(np.float32) ** 2).sum(axis=0)).max())  # type: ignore[attr-defined, no-untyped-call]
-    return float(found)
+    return float(da.sqrt((d.astype(np.float32) ** 2).sum(axis=0)).max().compute())
 
 
 def _with_largest(found: VolumeInfo) -> VolumeInfo:

@@ -34,7 +34,7 @@ ConfigLike = Config | str | Sequence[Stage] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller asks to be registered: addresses, arrays or Volumes, nothing opened yet; None: not given."""
+    """The arguments of a registration: addresses, arrays or Volumes, not opened yet; None: not given."""
 
     fixed: ImageLike | None = None
     moving: ImageLike | None = None
@@ -59,7 +59,7 @@ class Request:
         return open_inputs(self.fixed, self.moving, self.chosen, self.fixed_mask, self.moving_mask, self.spacing)
 
     def recipe(self) -> dict[str, Any]:
-        """What an unfinished run keeps to be resumed: addresses, the configuration, and which images are arrays in memory."""
+        """What is stored with a run to resume it: addresses, the configuration, and which images are arrays in memory."""
         addresses = {name: address_of(getattr(self, name)) for name in (*IMAGES, "spacing")}
         arrays = [name for name in IMAGES if getattr(self, name) is not None and addresses[name] is None]
         return {**addresses, "config": self.chosen.model_dump(mode="json"), "arrays": arrays}
@@ -67,7 +67,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The opened images and masks of a run, and how they are to be registered; nothing is read yet.
+    """The opened images, masks, configuration and initial transform of a run; no voxel is read yet.
 
     masks: of the fixed and the moving image, each on its image's grid;  start: the transform to start from, in the fixed
     image's unit.
@@ -103,7 +103,7 @@ class Inputs:
         minimum_planes: int = MINIMUM_PLANES,
         process: int = 0,
     ) -> Plan:
-        """What will run on so many workers."""
+        """The plan for a number of workers."""
         masked = (self.masks[0] is not None, self.masks[1] is not None)
         given: dict[str, Any] = {"workers": workers, "memory": memory, "residency": residency}
         given |= {"minimum_planes": minimum_planes, "process": process}
@@ -220,5 +220,5 @@ def _stage(volume: Volume, path: str, client: Client | None) -> Volume:
 
 
 def address_of(source: Any) -> Any:
-    """What can be written down of an input: its address."""
+    """The address of an input, or a number; None for an array in memory."""
     return str(source) if isinstance(source, str | Path) else source if isinstance(source, int | float | list | tuple) else None

@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dask
-
 from daskreg.deprecation import renamed_arguments
 from daskreg.grid import Grid, Region
-from daskreg.lazy.blocks import EDGE
+from daskreg.lazy.blocks import EDGE, compute_blocks
 from daskreg.lazy.load import TransformLike, as_transform, path_of, stored_links
-from daskreg.lazy.save import made_by, require_output, write_transform
-from daskreg.lazy.transform import Determinant, Transform
+from daskreg.lazy.save import history_of, require_output, write_transform
+from daskreg.lazy.transform import Determinant, Transform, jacobian_statistics
 from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.accuracy import ROUND_TRIP_LIMIT, RoundTrip, SolutionAccuracy
 from daskreg.transforms.inverse import SOLUTION_TOLERANCE, InverseField
-from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
+from daskreg.transforms.jacobian import JacobianStatistics
 from daskreg.transforms.link import Link
 
 log = logging.getLogger("daskreg")
@@ -142,7 +141,7 @@ def invert(
         certified.append(Certificate(*trips, _jacobian_statistics(phi, grid), SolutionAccuracy.merge(found) if found else None))
         return {"certificate": certified[0].as_dict()}
 
-    made, backward = made_by("invert", path_of(transform)), phi if both else None
+    made, backward = history_of("invert", path_of(transform)), phi if both else None
     write_transform(inverse, output, overwrite=overwrite, fill=_solved, describe=certify, backward=backward, made=made)
     for line in certified[0].warnings():
         log.warning("%s: %s", output, line)
@@ -151,10 +150,12 @@ def invert(
 
 def round_trip(links: Sequence[Link], back: Sequence[Link], grid: Grid, within: Grid | None = None) -> RoundTrip:
     """There through ``links`` and back from every voxel of a grid, a task a block; see ``RoundTrip.of``."""
-    held = _Pair(tuple(links), tuple(back), grid, within)
-    one = dask.delayed(_tripped, pure=False)  # type: ignore[attr-defined]
-    parts = dask.compute(*(one(held, box) for box in grid.region.split(EDGE)))  # type: ignore[attr-defined, no-untyped-call]
-    return RoundTrip.merge(list(parts))
+    trip = partial(_round_trip, tuple(links), tuple(back), grid, within)
+    return RoundTrip.merge(compute_blocks(trip, grid.region, EDGE))
+
+
+def _round_trip(links: Sequence[Link], back: Sequence[Link], grid: Grid, within: Grid | None, box: Region) -> RoundTrip:
+    return RoundTrip.of(links, back, grid, box, within)
 
 
 def inverse_grid(inverse: Transform) -> Grid | None:
@@ -165,31 +166,13 @@ def inverse_grid(inverse: Transform) -> Grid | None:
 def _jacobian_statistics(transform: Transform, grid: Grid) -> JacobianStatistics:
     if transform.is_affine:
         return JacobianStatistics()
-    determinant = Determinant(transform.links, grid, whole=False)
-    one = dask.delayed(_block_statistics, pure=False)  # type: ignore[attr-defined]
-    parts = dask.compute(*(one(determinant, box) for box in grid.region.split(EDGE)))  # type: ignore[attr-defined, no-untyped-call]
-    return JacobianStatistics.merge(list(parts))
-
-
-def _block_statistics(determinant: Determinant, box: Region) -> BlockStatistics:
-    return BlockStatistics.of(determinant(box))
+    return jacobian_statistics(Determinant(transform.links, grid, whole=False), grid.region, EDGE)
 
 
 def _any_grid(transform: Transform) -> Grid:
     """A bare affine has no grid: a cube about the origin serves."""
     grids = [link.grid for link in transform.links if link.grid is not None]
     return grids[0] if grids else Grid((16, 16, 16), (16.0,) * 3, (-120.0,) * 3, unit=transform.unit)
-
-
-class _Pair:
-    """Not a dataclass, whose fields Dask would traverse."""
-
-    def __init__(self, links: tuple[Link, ...], back: tuple[Link, ...], grid: Grid, within: Grid | None) -> None:
-        self.links, self.back, self.grid, self.within = links, back, grid, within
-
-
-def _tripped(pair: _Pair, box: Region) -> RoundTrip:
-    return RoundTrip.of(pair.links, pair.back, pair.grid, box, pair.within)
 
 
 def _solved(link: Link, box: Region) -> tuple[Any, SolutionAccuracy]:

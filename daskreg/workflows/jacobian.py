@@ -1,32 +1,32 @@
-"""``daskreg jacobian``: the map of determinants, streamed, and the count of folds."""
+"""``daskreg jacobian``: write the map of Jacobian determinants, and count folds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import dask
 import numpy as np
+from numpy.typing import NDArray
 
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, Reader, block_of
 from daskreg.lazy.load import TransformLike, as_transform, path_of
-from daskreg.lazy.transform import Determinant, Transform
+from daskreg.lazy.transform import Determinant, Transform, jacobian_statistics
 from daskreg.storage import Volume, open_volume, write_image
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import ImageSource
 from daskreg.storage.registry import image_formats
-from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
+from daskreg.transforms.jacobian import JacobianStatistics
 
 PARTS = ("total", "warp")
 
 
 @dataclass(frozen=True)
 class Folds:
-    """jacobian_statistics: folds and range of the map that was written;  voxels: how many it has."""
+    """Folds of a Jacobian map. jacobian_statistics: folds and range of the determinant;  voxels: of the map."""
 
     jacobian_statistics: JacobianStatistics
     voxels: int
@@ -78,20 +78,14 @@ def _counted(output: str | Path, transform: Transform, grid: Grid, part: str, st
         source = Determinant(transform.links, grid.to_unit(transform.unit), part == "total")
     else:
         source = _Written(open_volume(output))
-    one = dask.delayed(_block_statistics, pure=False)  # type: ignore[attr-defined]
-    tasks = [one(source, box) for box in grid.region.split(EDGE)]
-    return JacobianStatistics.merge(list(dask.compute(*tasks)))  # type: ignore[attr-defined, no-untyped-call]
+    return jacobian_statistics(source, grid.region, EDGE)
 
 
 class _Written:
-    """Not a dataclass, whose fields Dask would traverse."""
+    """Any box of a map of determinants that is stored."""
 
     def __init__(self, volume: Volume) -> None:
         self.reader = Reader(volume.data)
 
-    def __call__(self, box: Region) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def __call__(self, box: Region) -> NDArray[np.float32]:
         return np.asarray(self.reader[box.slices], np.float32)
-
-
-def _block_statistics(source: Determinant | _Written, box: Region) -> BlockStatistics:
-    return BlockStatistics.of(source(box))

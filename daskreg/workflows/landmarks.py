@@ -1,4 +1,4 @@
-"""Pairs of points from a table."""
+"""Read pairs of landmarks from a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks: weights of an image's voxels, brought onto its grid by their own."""
+"""Masks: weights of voxels, resampled onto the grid of their image."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_mask(source: ImageSource | Volume | None, image: Volume, role: str) -> 
 
 
 def _opened(source: ImageSource | Volume, grid: Grid) -> Volume:
-    """With its own grid where it has one."""
+    """The mask with its own grid where it has one, otherwise on the image's."""
     if isinstance(source, str | Path):
         return open_volume(source)
     if isinstance(source, Volume) and (source.format != "array" or source.grid != Grid(source.shape)):
@@ -58,7 +58,7 @@ def same_grid(a: Grid, b: Grid) -> bool:
 
 
 def _require_overlap(mask: Volume, image: Volume, role: str) -> None:
-    """Boxes along the axes of either grid: apart in one of them is apart."""
+    """Compare the boxes around each grid along the axes of the other. Raises NoOverlap."""
     theirs = mask.grid.to_unit(image.grid.unit)
     if _apart(theirs, image.grid) or _apart(image.grid, theirs):
         away = np.linalg.norm(theirs.center - image.grid.center)

@@ -1,4 +1,4 @@
-"""``daskreg points``: where points of one image lie in the other."""
+"""``daskreg points``: map points from one image to the other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def points(
     order: str | None = None,
     overwrite: bool = False,
 ) -> NDArray[np.float64]:
-    """Take the points of a file to the other image; write them to ``output`` if it is given; return them, (N, 3), z, y, x.
+    """Map the points of a file to the other image; write them to ``output`` if it is given; return them, (N, 3), z, y, x.
 
     to: moving (the points are in the fixed image) or fixed;  space: lps or ras, world coordinates in the unit of the transform,
     or index, voxels of the image that the points are in, both in the input and the output;  order: see ``read_points``.

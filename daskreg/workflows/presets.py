@@ -1,4 +1,4 @@
-"""Configurations by name, each chosen by measurement (``benchmarks/``)."""
+"""Named configurations, chosen by measurements (``benchmarks/``)."""
 
 from __future__ import annotations
 

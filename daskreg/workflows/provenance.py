@@ -1,4 +1,4 @@
-"""What a run records of where it came from: configuration, inputs, versions."""
+"""The provenance of a run: configuration, inputs, versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``daskreg refine``: a part of the fixed image registered again, at its own resolution, and blended back without a seam."""
+"""``daskreg refine``: register a region of the fixed image again, at its own resolution, and blend the correction in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from daskreg.errors import ConfigError
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, Reader
 from daskreg.lazy.load import TransformLike, as_transform, path_of
-from daskreg.lazy.save import made_by, require_output, write_transform
+from daskreg.lazy.save import history_of, require_output, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_volume
 from daskreg.storage.images import ImageSource
@@ -30,7 +30,10 @@ SPAN = re.compile(r"(\d+):(\d+)")
 
 @dataclass(frozen=True)
 class Refined:
-    """transform: the chain, correction first;  before, after: likeness in the part;  jacobian_statistics: of the chain there."""
+    """A refined transform, and its accuracy in the region.
+
+    transform: the chain, correction first;  before, after: correlation and mutual information;  jacobian_statistics: of the chain
+    """
 
     transform: Transform
     before: dict[str, float]
@@ -56,10 +59,10 @@ def refine(
     overwrite: bool = False,
     **resources: Unpack[ResourceKeywords],
 ) -> Refined:
-    """Improve a transform in a part of the fixed image; outside of it nothing changes, not by a bit.
+    """Improve a transform in a region of the fixed image; outside of it no bit changes.
 
-    The moving image is brought there through the transform, registered again, and the correction c that this finds fades to 0
-    towards the faces of the part: phi_new(x) = phi(x + c(x)), written as a chain of two fields and sampled as one.
+    The moving image is resampled through the transform and registered again in the region. The correction c that this finds fades
+    to 0 towards the region's faces: phi_new(x) = phi(x + c(x)), written as a chain of two fields and sampled as one.
 
     fixed: of any resolution, a finer level's too;  region: voxels of ``fixed``, or text (z, y, x) as in 10:90,0:64,32:96;
     stages: deformable ones;  blend: voxels along each face over which the correction fades;  resources: as for ``register``.
@@ -80,7 +83,7 @@ def refine(
     correction = Transform.of(None, part.grid, faded).to_unit(unit)
     chain = Transform((*correction.links, *phi.links), unit, phi.fixed, phi.moving or source.grid)
     where = [list(box.start), list(box.stop)]
-    made = made_by("refine", path_of(transform), fixed=target.name, moving=source.name, region=where)
+    made = history_of("refine", path_of(transform), fixed=target.name, moving=source.name, region=where)
     write_transform(chain, output, overwrite=overwrite, made=made)
     back = as_transform(output)
     metrics = result.report["metrics"]
@@ -93,7 +96,7 @@ def parse_region(text: str) -> Region:
     if len(spans) != 3 or not all(spans):
         raise ConfigError(f"region {text!r}: three spans of voxels (z, y, x) were expected, as in 10:90,0:64,32:96.")
     ends = [(int(s[1]), int(s[2])) for s in spans if s]
-    return Region(tuple(a for a, _ in ends), tuple(b for _, b in ends))  # type: ignore[arg-type]
+    return Region.of((a for a, _ in ends), (b for _, b in ends))
 
 
 def window(shape: tuple[int, int, int], blend: int) -> da.Array:

@@ -1,4 +1,4 @@
-"""``daskreg register``: two images in, a run out."""
+"""``daskreg register``: register two images and write a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from daskreg.config import DeviceName, Search
 from daskreg.deprecation import renamed_arguments
 from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, NoOverlap, OutputError
-from daskreg.lazy.begin import Beginning
+from daskreg.lazy.initial_displacement import InitialDisplacement
 from daskreg.planning import Plan, format_grid
 from daskreg.storage import RunStore
 from daskreg.storage.fs.atomic import require_distinct
@@ -168,14 +168,14 @@ class _Run:
         return report
 
     def _job(self, volumes: tuple[Any, ...], workers: int) -> RankJob:
-        """What each of so many workers is given; fewer than planned where some were lost."""
+        """The job of each worker; their number is smaller than planned where some were lost."""
         fixed, moving, *masks = volumes
         inputs, use, start = self.inputs, self.use, self.inputs.start
         return RankJob(
             self.plan if workers == use.workers else _plan(inputs, use, workers), fixed, moving, self.store.path,
             first_affine(inputs), masks[0], masks[1], order=inputs.orders[0], threads=use.options.threads,
             checkpoint=use.options.checkpoint, resume=self.resume, trace=use.options.trace, device=use.device,
-            begin=None if start is None or start.is_affine else Beginning(start),
+            begin=None if start is None or start.is_affine else InitialDisplacement(start),
         )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def _plan(inputs: Inputs, use: Allocation, workers: int) -> Plan:
 
 
 def _fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
-    """The plan, once it is clear that it fits and that the images overlap."""
+    """The plan, checked: it fits into the memory, and the images overlap."""
     planned = _plan(inputs, use, use.workers)
     require_overlap(planned, first_affine(inputs))
     planned.validate(use.memory.value, use.memory.source)

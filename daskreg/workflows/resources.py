@@ -23,7 +23,7 @@ Comm = Literal["auto", "tcp", "ucx"]
 
 
 class RunKeywords(TypedDict, total=False):
-    """Keywords of ``register`` that other workflows pass on; see ``Resources``."""
+    """Keywords of ``register`` that ``verify`` passes on; see ``Resources``."""
 
     client: Client | None
     cluster: str | None
@@ -38,7 +38,7 @@ class RunKeywords(TypedDict, total=False):
 
 
 class ResourceKeywords(RunKeywords, total=False):
-    """All of them."""
+    """Keywords of ``register`` for all resources; see ``Resources``."""
 
     workers: int | None
     residency: Residency
@@ -47,7 +47,7 @@ class ResourceKeywords(RunKeywords, total=False):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run may use; the result is the same, bit for bit, whatever is chosen here.
+    """What a run may use; none of it changes the result.
 
     workers: number of blocks the fixed image is cut into, one block a worker; None: the cluster's workers, else 1
     device: where kernels run; auto: on GPUs where every worker has one
@@ -89,7 +89,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Resources that are found: how many workers, where their kernels run, and what each may use.
+    """The resources that a run has: number of workers, their device and memory.
 
     memory: bytes of a worker, and what limits them;  process: bytes of a worker's process without arrays;  options: what was
     asked for

@@ -63,14 +63,14 @@ def test_blocks_change_no_bit(run, image, interpolation, monkeypatch):
     stored = replace(image, data=(image.data * 1000).astype(np.int32))
     whole = voxels(apply(run, stored, interpolation=interpolation))
     monkeypatch.setattr(module, "EDGE", 13)
-    monkeypatch.setattr(module, "KEPT", 0)
+    monkeypatch.setattr(module, "CACHED_BYTES", 0)
     small = apply(run, stored, interpolation=interpolation)
     assert small.data.numblocks == (3, 3, 4)
     np.testing.assert_array_equal(voxels(small), whole)
 
 
 def test_a_block_reads_only_what_it_can_reach(run, image, monkeypatch):
-    monkeypatch.setattr(module, "KEPT", 0)
+    monkeypatch.setattr(module, "CACHED_BYTES", 0)
     monkeypatch.setattr(module, "EDGE", 8)
     seen = []
 

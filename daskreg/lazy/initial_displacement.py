@@ -1,4 +1,4 @@
-"""Where a registration that does not start at rest begins."""
+"""The displacement that a registration with an initial transform starts from."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from daskreg.transforms.link import Link
 DEPTH = 16  # planes computed together
 
 
-class Beginning:
-    """The displacement u of a level with ``W (x + u(x)) = phi(x)``, phi an earlier transform: what a rank begins with."""
+class InitialDisplacement:
+    """The displacement u of a level with ``W (x + u(x)) = phi(x)``, phi the initial transform; sent to every rank."""
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
