@@ -1,0 +1,72 @@
+"""A plan says what a run would take, without reading a voxel."""
+
+import logging
+
+import numpy as np
+import pytest
+
+import daskreg
+from daskreg import Affine, Deformable
+from daskreg.errors import ConfigError, NoOverlap, PlanTooLarge
+from daskreg.grid import Grid
+from daskreg.lazy.transform import Transform
+from daskreg.storage import Volume, open_volume
+
+GRID = Grid((64, 64, 64), unit="millimeter")
+STAGES = (Affine(scales=(2,), iterations=(5,)), Deformable(scales=(2, 1), iterations=(5, 5)))
+
+
+@pytest.fixture
+def image():
+    """Its voxels cannot be read."""
+    unreadable = open_volume(np.zeros(GRID.shape, np.float32)).data.map_blocks(lambda v: 1 / 0, dtype=np.float32)
+    return Volume(unreadable, GRID, "image")
+
+
+@pytest.fixture(autouse=True)
+def one_gpu(monkeypatch):
+    monkeypatch.setattr("daskreg.cluster.workers.gpus", lambda: 1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "found"), [(1, "auto", "cuda"), (2, "auto", "cpu"), (2, "cuda", "cuda"), (1, "cpu", "cpu")]
+)
+def test_the_device_is_the_one_that_a_run_would_take(image, workers, device, found):
+    plan = daskreg.plan(image, image, STAGES, workers=workers, device=device)
+    assert plan.device == found
+    assert ("GPU" in str(plan)) == (found == "cuda")
+    assert str(plan) == "\n".join(plan.lines())
+    assert plan.lines("cpu" if found == "cuda" else "cuda") != plan.lines()
+
+
+def test_mixed_storage_is_planned_on_a_gpu_only(image, caplog):
+    mixed = [Deformable(scales=(1,), iterations=(5,), storage="mixed")]
+    on_gpu = daskreg.plan(image, image, mixed, device="cuda")
+    assert on_gpu.config.stages[0].storage == "mixed"
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        on_cpu = daskreg.plan(image, image, mixed, device="cpu")
+    assert on_cpu.config.stages[0].storage == "float32"
+    assert "computed in float32" in caplog.text
+    assert on_cpu.memory_use(0, on_cpu.levels[0][0]).total > on_gpu.memory_use(0, on_gpu.levels[0][0]).total
+
+
+def test_an_initial_transform_with_a_displacement_leaves_the_deformable_stages(image, tmp_path):
+    field = Transform.of(None, GRID, np.zeros((3, *GRID.shape), np.float32))
+    daskreg.export(field, tmp_path / "start.nii.gz")
+    plan = daskreg.plan(image, image, STAGES, initial_transform=tmp_path / "start.nii.gz")
+    assert [stage.name for stage in plan.config.stages] == ["deformable"]
+    with pytest.raises(ConfigError, match="only a deformable stage"):
+        daskreg.plan(image, image, STAGES[:1], initial_transform=tmp_path / "start.nii.gz")
+
+
+def test_masks_that_do_not_overlap_are_refused_before_anything_runs(image):
+    far = open_volume(np.ones(GRID.shape, np.uint8), grid=Grid(GRID.shape, origin=(500.0, 0.0, 0.0), unit="millimeter"))
+    with pytest.raises(NoOverlap, match="fixed mask"):
+        daskreg.plan(image, image, STAGES, fixed_mask=far)
+    with pytest.raises(NoOverlap, match="moving mask"):
+        daskreg.register(image, image, STAGES, moving_mask=far)
+
+
+def test_what_does_not_fit_is_refused_with_what_would(image):
+    with pytest.raises(PlanTooLarge, match="as asked for"):
+        daskreg.plan(image, image, STAGES, memory="1MB", device="cpu")
