@@ -40,3 +40,8 @@ def test_every_class_is_listed_with_its_module_and_meaning():
     run = subprocess.run([sys.executable, ".ci/glossary.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert all(len(row) == 3 and row[2].rstrip(".") for row in rows(CLASSES))
+
+
+def test_a_class_name_has_one_meaning():
+    names = [row[0] for row in rows(CLASSES)]
+    assert sorted(names) == sorted(set(names))
