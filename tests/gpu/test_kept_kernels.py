@@ -21,7 +21,7 @@ from daskreg.kernels.compiler.cooperative import COOPERATIVE_KERNELS
 from daskreg.kernels.compiler.launch import KERNELS
 
 made = OnDevice(*pair(), stages("lncc")).run(1)
-forms = [f for s in COOPERATIVE_KERNELS.values() for f in s._forms.values()]
+forms = [f for s in COOPERATIVE_KERNELS.values() for f in s._compiled.values()]
 forms += [f for k in KERNELS.values() for (device, _), f in k._launchers.items() if device == 1]
 count = lambda name: sum(sum(getattr(f.stats, name).values()) for f in forms)
 digest = hashlib.sha256(made.displacement.tobytes()).hexdigest()
