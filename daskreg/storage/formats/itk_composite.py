@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.format import TransformFormat, first_bytes
 from daskreg.storage.formats.itk_linear import AFFINE, affine_parameters, linear_matrix
+from daskreg.storage.formats.lazy import Box, lazy_voxels
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.grid_metadata import matrix3, triple
@@ -83,8 +84,8 @@ def _read_one(path: str, group: Any, number: int) -> StoredLink | None:
         if values.size != 3 * grid.size:
             raise Unreadable(f"{path}: {kind} has {values.size} parameters; 3 x {grid.shape} were expected.")
         planes = max(1, FIELD_SLAB // (24 * grid.shape[1] * grid.shape[2]))
-        source = da.from_array(_Planes(path, values.name, grid.shape), chunks=(planes, -1, -1, -1), name=False,
-                               meta=np.empty((0,) * 4, np.float32))  # fmt: skip
+        read = partial(_read_planes, path, values.name, grid.shape)
+        source = lazy_voxels(read, (*grid.shape, 3), np.float32, (planes, *grid.shape[1:], 3))
         return StoredLink(np.eye(4), grid, da.moveaxis(source, 3, 0)[::-1])
     return StoredLink(linear_matrix(path, kind, np.asarray(values[()], float).tolist(), fixed.tolist()))
 
@@ -107,21 +108,12 @@ def _grid(path: str, fixed: Matrix) -> Grid:
     return Grid((z, y, x), triple(spacing[::-1]), triple(origin[::-1]), matrix3(rows[::-1, ::-1]), "millimeter", True)
 
 
-class _Planes:
-    """The parameters of a field as an array (Z, Y, X, 3), components x, y, z, read by planes."""
-
-    def __init__(self, path: str, name: str, shape: tuple[int, int, int]) -> None:
-        self.path, self.name, self.shape, self.ndim, self.dtype = path, name, (*shape, 3), 4, np.dtype(np.float32)
-
-    def __getitem__(self, index: Any) -> NDArray[np.float32]:
-        """The voxels of basic slices. Raises Unreadable."""
-        z = index[0] if isinstance(index, tuple) else index
-        start, stop, _ = z.indices(self.shape[0])
-        plane = math.prod(self.shape[1:])
-        with read_errors(self.path), h5py.File(self.path, "r") as file:
-            values = file[self.name][start * plane : stop * plane].astype(np.float32)
-        whole = values.reshape(stop - start, *self.shape[1:])
-        return np.asarray(whole[(slice(None), *index[1:])] if isinstance(index, tuple) else whole)
+def _read_planes(path: str, name: str, shape: tuple[int, int, int], box: Box) -> NDArray[np.float32]:
+    """A box of the parameters of a field, (Z, Y, X, 3), components x, y, z, of which whole planes are read."""
+    start, stop, plane = box[0].start, box[0].stop, 3 * shape[1] * shape[2]
+    with read_errors(path), h5py.File(path, "r") as file:
+        values = file[name][start * plane : stop * plane].astype(np.float32)
+    return np.asarray(values.reshape(stop - start, *shape[1:], 3)[(slice(None), *box[1:])])
 
 
 def _write_links(file: Any, links: Sequence[StoredLink]) -> None:

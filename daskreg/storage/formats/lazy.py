@@ -23,14 +23,14 @@ class BoxVoxels:
         self.read, self.shape, self.dtype, self.ndim = read, tuple(shape), np.dtype(dtype), len(shape)
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        """The voxels of integers and of slices with positive steps."""
+        """The voxels of integers and slices."""
         parts = index if isinstance(index, tuple) else (index,)
         parts += (slice(None),) * (self.ndim - len(parts))
         spans = [
-            range(*p.indices(n)) if isinstance(p, slice) else range(int(p), int(p) + 1)
+            range(*p.indices(n)) if isinstance(p, slice) else range(n)[int(p) :][:1]
             for p, n in zip(parts, self.shape, strict=True)
         ]
-        box = tuple(slice(r.start, r[-1] + 1) if r else slice(0, 0) for r in spans)
+        box = tuple(slice(min(r), max(r) + 1) if r else slice(0, 0) for r in spans)
         steps = tuple(slice(None, None, r.step) if isinstance(p, slice) else 0 for p, r in zip(parts, spans, strict=True))
         return self.read(box)[steps]
 
