@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from daskreg.optimizers.adam import Adam
     from daskreg.optimizers.sgd import SGD
     from daskreg.planning import Plan
-    from daskreg.similarity import LNCC, MI, MSE
+    from daskreg.similarity import LNCC, MI, MSE, NGF
     from daskreg.storage import RunStore, Volume, open_volume
     from daskreg.workflows.apply import apply
     from daskreg.workflows.demo import demo, demo_pair
@@ -75,7 +75,7 @@ _MODULES = {
     "daskreg.optimizers.adam": ("Adam",),
     "daskreg.optimizers.sgd": ("SGD",),
     "daskreg.planning": ("Plan",),
-    "daskreg.similarity": ("LNCC", "MI", "MSE"),
+    "daskreg.similarity": ("LNCC", "MI", "MSE", "NGF"),
     "daskreg.storage": ("RunStore", "Volume", "open_volume"),
     "daskreg.workflows.apply": ("apply",),
     "daskreg.workflows.demo": ("demo", "demo_pair"),
@@ -99,6 +99,7 @@ __all__ = [
     "LNCC",
     "MI",
     "MSE",
+    "NGF",
     "PRESETS",
     "SGD",
     "Adam",

@@ -29,6 +29,7 @@ class SimilarityParameters(Model):
     """Parameters of a similarity, what a plan has to know of it, and how it is made."""
 
     kind: str  # a Literal in each class: the word that selects it in a configuration
+    label: ClassVar[str] = "loss"  # of the loss in a chart
     seconds: ClassVar[Mapping[str, float]] = {
         "cpu": 0.07,
         "cuda": 1e-4,

@@ -56,6 +56,7 @@ SIMILARITIES = Registry(
         "mse": "daskreg.similarity.mse:MSE",
         "lncc": "daskreg.similarity.lncc:LNCC",
         "mi": "daskreg.similarity.mutual_information:MI",
+        "ngf": "daskreg.similarity.ngf:NGF",
     },
 )
 OPTIMIZERS = Registry(

@@ -282,6 +282,27 @@ def lncc_gradient() -> Case:
 
 
 @case
+def ngf_factors() -> Case:
+    """With two planes around the block, of which the one next to it is asked for too."""
+    around = (range(HALO - 1, HALO + SHAPE[0] + 1), *SHAPE[1:])
+    return around, np.float32(4e-4), image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
+
+
+@case
+def ngf_slope() -> Case:
+    return INNER, vectors(*TALL), moved(*TALL)
+
+
+def ngf_factors_at_ends() -> Case:
+    """All planes of the arrays, so that differences are one-sided on both faces."""
+    return TALL, np.float32(4e-4), image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
+
+
+CASES["ngf_factors at all ends"] = ngf_factors_at_ends
+CASES["ngf_slope at all ends"] = lambda: (TALL, vectors(*TALL), moved(*TALL))
+
+
+@case
 def joint_histogram() -> Case:
     return INNER, np.zeros((1, BINS, BINS), np.int64), image(*TALL), weights(*TALL), moved(*TALL)
 

@@ -187,6 +187,29 @@ def known_warp_pair(
     return np.asarray(fixed, np.float32), np.asarray(moving if contrast is None else contrast(moving), np.float32), warp
 
 
+def unrelated_contrasts(shape: Shape, seed: int = 0, regions: int = 180) -> tuple[Image, Image, Array]:
+    """fixed, moving (Z, Y, X) float32 and the rigid map (4, 4), fixed to moving voxels, of one set of regions.
+
+    Each region has one of four intensities in either image, drawn independently. The moving image also has a multiplicative bias
+    along z, and is inverted in half of the volume. Edges are all that both images share; regions fill the field of view.
+    """
+    rng = np.random.default_rng(seed)
+    centers = rng.uniform(-8, np.asarray(shape) + 8.0, (regions, 3))
+    first, second = np.linspace(0.2, 0.9, 4)[rng.integers(4, size=(2, regions))]
+    grid, middle = np.indices(shape).astype(float), (np.asarray(shape) - 1) / 2
+    truth = np.eye(4)
+    truth[:3, :3] = rotation((3, -4, 5))
+    truth[:3, 3] = middle - truth[:3, :3] @ middle + (1.5, -2, 2.5)
+    points = np.tensordot(truth[:3, :3], grid, 1) + truth[:3, 3].reshape(3, 1, 1, 1)
+    fixed, moving = (
+        values[np.argmin([((p - c.reshape(3, 1, 1, 1)) ** 2).sum(axis=0) for c in centers], axis=0)]
+        for values, p in ((first, points), (second, grid))
+    )
+    z, _, x = grid / np.reshape(shape, (3, 1, 1, 1))
+    moving = np.where(x > 0.5, 1.1 - moving, moving) * (0.6 + 0.8 * z)
+    return *(np.asarray(gaussian_filter(a, 0.7), np.float32) for a in (fixed, moving)), truth
+
+
 def body_mask(shape: Shape, warp: Warp | None = None) -> NDArray[np.bool_]:
     """Where a ``known_warp_pair``'s fixed image has texture at full contrast, (Z, Y, X)."""
     grid = np.indices(shape).astype(float)

@@ -228,6 +228,42 @@ def mi_gradient(fixed: Array, moved: Array, w: Array, bins: int, range_f: Range,
     return -w / w.sum() * np.einsum("ij,izyx,jzyx->zyx", t, slope, weight, optimize=True)
 
 
+def _differences(shape: Shape) -> list[Array]:
+    """A matrix an axis: central differences, one-sided on its first and last row."""
+    return [np.gradient(np.eye(n), axis=0) if n > 1 else np.zeros((1, 1)) for n in shape]
+
+
+def _along(axis: int, matrix: Array, a: Array) -> Array:
+    return np.moveaxis(np.tensordot(matrix, a, (1, axis)), 0, axis)
+
+
+def ngf_weights(w: Array) -> Array:
+    """The weights of voxels whose differences read voxels of positive weight alone."""
+    known = w > 0
+    for axis, matrix in enumerate(_differences(w.shape)):
+        known &= _along(axis, np.abs(matrix), w == 0.0) == 0
+    return w * known
+
+
+def _ngf_terms(fixed: Array, moved: Array, w: Array, eta: float) -> tuple[Array, Array, Array]:
+    f, m = (np.stack([_along(k, d, a) for k, d in enumerate(_differences(w.shape))]) for a in (fixed, moved))
+    a, b, c = (f * m).sum(axis=0), (f * f).sum(axis=0) + eta**2, (m * m).sum(axis=0) + eta**2
+    return a * a / (b * c), 2 * a / (b * c) * (f - a / c * m), ngf_weights(w)
+
+
+def ngf(fixed: Array, moved: Array, w: Array, eta: float = 0.01) -> float:
+    """``-sum w <n(F), n(M)>^2 / sum w`` with ``n(I) = grad I / sqrt(|grad I|^2 + eta^2)``."""
+    square, _, w = _ngf_terms(*_double(fixed, moved, w), eta)
+    return float(-(w * square).sum() / max(w.sum(), 1e-300))
+
+
+def ngf_gradient(fixed: Array, moved: Array, w: Array, eta: float = 0.01) -> Array:
+    """``dC/dmoved`` of ``ngf``."""
+    _, slope, w = _ngf_terms(*_double(fixed, moved, w), eta)
+    back = sum(_along(k, d.T, w * slope[k]) for k, d in enumerate(_differences(w.shape)))
+    return np.asarray(-back / max(w.sum(), 1e-300))
+
+
 # --- filters: one matrix an axis --------------------------------------------------------------------------------------
 
 

@@ -11,9 +11,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from daskreg.registry import SIMILARITIES
+
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 COLOURS = ("#4c8fd0", "#e0822f", "#3fa46a", "#b0699f", "#c2a227", "#5bb3b8")
-NAMES = {"mi": "− mutual information", "lncc": "− LNCC", "mse": "mean squared difference"}
 Level = Mapping[str, Any]
 
 
@@ -25,11 +26,17 @@ def loss_panels(levels: Sequence[Level], stages: Sequence[Mapping[str, Any]]) ->
     return [
         {
             "title": str(g[0]["stage"]),
-            "svg": _panel(g, NAMES.get(kind, "loss"), f"p{i}"),
+            "svg": _panel(g, _loss_label(kind), f"p{i}"),
             "plots": sum(bool(losses(v)) for v in g),
         }
         for i, (g, kind) in enumerate(zip(curves, kinds))
     ]
+
+
+def _loss_label(kind: str) -> str:
+    """What the similarity calls its loss; a run may have one that is not installed here."""
+    known = SIMILARITIES.classes().get(kind)
+    return str(known.label) if known else "loss"
 
 
 def grouped(levels: Sequence[Level]) -> Iterator[list[Level]]:

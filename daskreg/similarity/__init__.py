@@ -3,5 +3,6 @@
 from daskreg.similarity.lncc import LNCC
 from daskreg.similarity.mse import MSE
 from daskreg.similarity.mutual_information import MI
+from daskreg.similarity.ngf import NGF
 
-__all__ = ["LNCC", "MI", "MSE"]
+__all__ = ["LNCC", "MI", "MSE", "NGF"]

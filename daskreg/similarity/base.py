@@ -87,7 +87,7 @@ class Similarity(ABC):
 
     reach: int = 0  # voxels around x that the value at x reads
     asynchronous: bool = False  # whether ``evaluate`` never waits for a GPU
-    loss_sign: int = 1  # of ``LossContext.totals[0] / totals[1]`` in the loss; 0 where the loss is in ``LossContext.loss``
+    loss_sign: int = 0  # 0: the loss is in ``LossContext.loss``; else it is this times ``LossContext.totals[0] / totals[1]``
 
     @abstractmethod
     def partial(self, s: Samples) -> NDArray[np.generic]:

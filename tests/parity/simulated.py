@@ -17,13 +17,13 @@ from daskreg.config import Config, Deformable
 from daskreg.engine import reach
 from daskreg.kernels.compiler.cooperative import CooperativeKernel
 from daskreg.kernels.compiler.launch import Kernel
-from daskreg.similarity import LNCC, MI, MSE
+from daskreg.similarity import LNCC, MI, MSE, NGF
 from tests.parity.background import serve
 from tests.parity.simulator import prepare_simulator
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration
 
-LOSSES: dict[str, Any] = {"mse": MSE(), "lncc": LNCC(radius=1), "mi": MI(bins=8)}
+LOSSES: dict[str, Any] = {"mse": MSE(), "lncc": LNCC(radius=1), "mi": MI(bins=8), "ngf": NGF()}
 # in mixed storage on the device: each loss, LNCC's other gradient, and filters that go axis by axis
 MIXED: dict[str, dict[str, Any]] = {
     **{name: {"similarity": loss} for name, loss in LOSSES.items()},

@@ -70,6 +70,19 @@ def test_exact_lncc_gradient_is_the_finite_difference(images: tuple[Array, Array
     assert_gradient(ref.lncc_gradient(fixed, moved, w, radius, 1e-3), expected)
 
 
+def test_ngf_gradient_is_the_finite_difference(images: tuple[Array, Array, Array]) -> None:
+    fixed, moved, w = images
+    assert_gradient(ref.ngf_gradient(fixed, moved, w, 0.1), finite_difference(lambda m: ref.ngf(fixed, m, w, 0.1), moved))
+
+
+def test_ngf_is_minus_one_of_equal_edges_and_zero_of_crossing_ones() -> None:
+    z, y, _ = ref.voxel_indices((5, 6, 7))
+    w = np.ones(z.shape)
+    assert ref.ngf(z, 3 - 2 * z, w, 1e-6) == pytest.approx(-1)
+    assert ref.ngf(z, y, w, 1e-6) == 0
+    assert ref.ngf(z, np.zeros_like(z), w) == 0
+
+
 def test_center_lncc_gradient_is_that_of_the_own_window_alone(images: tuple[Array, Array, Array]) -> None:
     fixed, moved, w = images
     q = (3, 4, 5)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numba import float32, int32, uint16, uint32
 
-from daskreg.kernels.compiler.formula import formula
+from daskreg.kernels.compiler.configuration import SIMULATED
+from daskreg.kernels.compiler.formula import Formula, formula
 
 LOWER = 65535
 
@@ -48,10 +49,18 @@ def _single_of() -> Callable[..., Any]:
     return single_by_name
 
 
-@formula
-def as_float32(value):
-    """An intensity as float32: a float32 unchanged, an integer as the bits of a float16. For GPUs only."""
+def _decoded(value):
+    """As the simulator computes it, where a value knows its type."""
     return value if value.dtype == np.float32 else np.float32(np.uint16(value).view(np.float16))
+
+
+def _unchanged(value):
+    """On a CPU, which stores float32 alone."""
+    return value
+
+
+as_float32 = Formula(_decoded if SIMULATED else _unchanged)
+as_float32.__doc__ = "An intensity as float32: a float32 as it is; integers, on a GPU, are the bits of a float16."
 
 
 @as_float32.intrinsic

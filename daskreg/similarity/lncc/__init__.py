@@ -19,6 +19,7 @@ class LNCC(SimilarityParameters):
     minimum_contrast: float = Field(
         0.002, ge=0, validation_alias=AliasChoices("minimum_contrast", "flat")
     )  # of the intensity range: windows whose standard deviation is less are left out
+    label: ClassVar[str] = "− LNCC"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.053, "cuda": 7.6e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 
     @property

@@ -11,6 +11,7 @@ class MSE(SimilarityParameters):
     """Mean squared difference of the normalised intensities: same contrast, same brightness."""
 
     kind: Literal["mse"] = "mse"
+    label: ClassVar[str] = "mean squared difference"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.041, "cuda": 4.8e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 
     @property

@@ -38,6 +38,7 @@ class MeanSquaredErrorOnGpu(MeanSquaredError):
     """Sums are counted; where the moving image has no mask, sampling, comparing and the gradient are one pass."""
 
     asynchronous = True
+    loss_sign = 1
 
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """Counts of (w e^2, w); ``moved`` already becomes the gradient."""

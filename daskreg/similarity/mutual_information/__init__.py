@@ -14,6 +14,7 @@ class MI(SimilarityParameters):
 
     kind: Literal["mi"] = "mi"
     bins: int = Field(32, ge=8, le=128)  # per image, two of them padding at each end
+    label: ClassVar[str] = "− mutual information"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.070, "cuda": 6.3e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 
     def summed(self, planes: int) -> int:

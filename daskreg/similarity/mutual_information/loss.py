@@ -18,8 +18,6 @@ from daskreg.similarity.mutual_information.cuda import compute_gradient, compute
 class MutualInformation(Similarity):
     """``C = -sum p log(p / (p_i p_j))`` over B x B bins, cubic B-spline Parzen windows for both images."""
 
-    loss_sign = 0
-
     def __init__(self, bins: int) -> None:
         self.bins = bins
 

@@ -13,14 +13,20 @@ from daskreg.engine.report import SAVE, STOP, Watch
 from daskreg.errors import Stopped
 from daskreg.grid import Grid
 from daskreg.planning import REACH_INTERVAL, RESIDENCIES
-from daskreg.similarity import LNCC, MI, MSE
+from daskreg.similarity import LNCC, MI, MSE, NGF
 from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, whole
 
 FIXED, MOVING = (17, 12, 11), (15, 13, 12)
 RANKS = [(n, residency) for n in (2, 3, 4, 5) for residency in RESIDENCIES]
 SOME = [(2, "window"), (3, "replicate"), (5, "window"), (21, "ring")]
 FEW = [(3, "ring"), (5, "window")]
-SIMILARITIES = {"mse": MSE(), "lncc exact": LNCC(radius=2), "lncc center": LNCC(radius=3, gradient="center"), "mi": MI(bins=16)}
+SIMILARITIES = {
+    "mse": MSE(),
+    "lncc exact": LNCC(radius=2),
+    "lncc center": LNCC(radius=3, gradient="center"),
+    "mi": MI(bins=16),
+    "ngf": NGF(),
+}
 
 
 def texture(shape, seed):
@@ -75,7 +81,7 @@ def test_the_result_of_other_stages_does_not_depend_on_the_number_of_ranks(name)
     assert_nowhere_to_be_seen(registration(OTHERS[name]), FEW if name == "all stages" else SOME)
 
 
-@pytest.mark.parametrize("similarity", [MSE(), LNCC(radius=2), MI(bins=16)], ids=["mse", "lncc", "mi"])
+@pytest.mark.parametrize("similarity", [MSE(), LNCC(radius=2), MI(bins=16), NGF()], ids=["mse", "lncc", "mi", "ngf"])
 def test_the_result_with_masks_does_not_depend_on_the_number_of_ranks(similarity):
     stages = Affine(similarity=similarity, scales=(2,), iterations=(3,)), deformable(similarity)
     assert_nowhere_to_be_seen(registration(stages, masked=True), SOME)
@@ -85,6 +91,7 @@ LONG = {  # planes, moving ones, what of the stage is unlike: most planes of a b
     "alike": (50, 48, {"similarity": LNCC(radius=1)}),
     "centre": (50, 48, {"similarity": LNCC(radius=2, gradient="center")}),
     "finer": (40, 90, {"similarity": MSE(), "step": 1.0}),
+    "edges": (50, 48, {"similarity": NGF()}),
     "coarser": (60, 21, {"similarity": MI(bins=16)}),
 }
 

@@ -9,7 +9,7 @@ from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.grid import Grid
 from daskreg.planning import Level
-from daskreg.similarity import LNCC, MI, MSE
+from daskreg.similarity import LNCC, MI, MSE, NGF
 from daskreg.transforms.linear import PARAMETER_COUNTS, LinearModel, index_map
 from tests import reference
 from tests.phantoms import blobs, rotation
@@ -21,6 +21,7 @@ ORACLES = {
     "mse": (MSE(), reference.mse),
     "lncc": (LNCC(epsilon=1e-5, minimum_contrast=0), reference.lncc),
     "mi": (MI(bins=16), lambda f, m, w: reference.mi(f, m, w, 16, UNIT, UNIT)),
+    "ngf": (NGF(eta=0.1), lambda f, m, w: reference.ngf(f, m, w, 0.1)),
 }
 
 

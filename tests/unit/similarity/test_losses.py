@@ -9,7 +9,7 @@ from daskreg.comm import SingleRank
 from daskreg.engine.sums import add_up
 from daskreg.grid import Partition
 from daskreg.kernels.device import NO_MASK
-from daskreg.similarity import LNCC, MI, MSE
+from daskreg.similarity import LNCC, MI, MSE, NGF
 from daskreg.similarity.base import Samples
 from tests import reference
 from tests.cases import empty, weights
@@ -37,7 +37,9 @@ CHOICES = {
         1e-5,
         1e-4,
     ),
+    "ngf": (NGF(), reference.ngf, reference.ngf_gradient, 1e-5, 1e-5),
 }
+COUNTED = {"ngf": reference.ngf_weights}  # losses that leave out voxels of weight
 
 
 def pair():
@@ -66,15 +68,15 @@ def test_value_and_gradient_are_the_oracle(name, masked):
     weight = weights(*SHAPE) if masked else NO_MASK
     w = np.where(np.isfinite(moved), weight if masked else 1, 0).astype(float)
     loss, n, slope = computed(choice, fixed, weight, moved)
-    known = np.nan_to_num(moved)
-    assert n == pytest.approx(w.sum(), rel=1e-5)
+    known, counted = np.nan_to_num(moved), COUNTED.get(name, np.asarray)(w)
+    assert n == pytest.approx(counted.sum(), rel=1e-5)
     assert loss == pytest.approx(value(fixed, known, w), rel=value_tolerance)
-    expected = gradient(fixed, known, w) * w.sum()
+    expected = gradient(fixed, known, w) * counted.sum()
     np.testing.assert_allclose(slope, expected, atol=tolerance * np.abs(expected).max())
     assert not slope[w == 0].any()
 
 
-@pytest.mark.parametrize("name", ["mse", "lncc exact", "mi"])
+@pytest.mark.parametrize("name", ["mse", "lncc exact", "mi", "ngf"])
 def test_the_oracle_s_value_falls_along_the_computed_gradient(name):
     """Central differences of the float64 loss in random directions equal the float32 gradient's slope."""
     choice, value, _, _, tolerance = CHOICES[name]
