@@ -54,12 +54,14 @@ def register(
     residency: ResidencyOption = Residency.auto,
     comm: CommOption = Comm.auto,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of a worker (default: its share)")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of an unfinished RUN.zarr")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint of an unfinished RUN.zarr")] = False,
     checkpoint: Annotated[
         float, typer.Option("--checkpoint-every", min=0, help="seconds between two (0: every iteration)")
     ] = 180.0,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="how often to go on without a lost worker")] = 1,
-    deadline: Annotated[float, typer.Option("--deadline", help="seconds after which a silent worker counts as lost")] = 600.0,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="how often to continue without a lost worker")] = 1,
+    deadline: Annotated[
+        float, typer.Option("--deadline", help="seconds after which a worker without response counts as lost")
+    ] = 600.0,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the effective configuration and stop")] = False,

@@ -84,7 +84,7 @@ def register(
     config
         A Config, a list of stages, or the name of a preset; ``brain`` by default.
     output
-        Where RUN.zarr is written; by default a temporary folder that goes with the Python process.
+        Where RUN.zarr is written; by default a temporary folder that is removed with the Python process.
     fixed_mask, moving_mask
         Weights of the voxels: an address or a Volume on any grid that overlaps the image, or an array (Z, Y, X) on its grid.
     initial_transform
@@ -105,7 +105,7 @@ def register(
         workers: blocks the fixed image is cut into, one a worker (all of a cluster's; else 1);  device: ``"auto"`` takes GPUs
         where every worker has one;  memory: what a worker may use, bytes or text such as "48GB";  residency: how a worker holds
         the moving image;  comm: how workers communicate;  threads: CPU threads of a worker;  checkpoint: seconds between two,
-        None for none;  retries: how often a run that lost a worker goes on without it;  deadline: seconds after which a silent
+        None for none;  retries: how often a run continues without a lost worker;  deadline: seconds after which a silent
         worker counts as lost;  minimum_planes: of a worker's block;  trace: record when a worker sampled and waited.
 
     Raises

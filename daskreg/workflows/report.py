@@ -26,8 +26,8 @@ def report(
     """Write the page about ``run`` (a path, a RunStore or the Result of ``register``) to ``output``; returns where it is.
 
     fixed_labels, moving_labels, landmarks: as for ``evaluate``; without them the page has no Dice and no distances.
-    inverse: what ``daskreg invert`` wrote of this run: its certificate goes onto the page.
-    The inputs are looked for under the names they had; without them the page says so and shows ``moved`` alone.
+    inverse: the inverse that ``daskreg invert`` wrote of this run; the page shows its certificate.
+    Inputs are opened at their recorded addresses; the page says which are missing, and shows ``moved`` alone.
 
     Raises OutputExists, OutputError, OutOfSpace; NotFound, Unreadable and IncompleteRun for the run.
     """

@@ -58,7 +58,7 @@ class Resources:
     threads: CPU threads of a worker; None: its share of the machine's cores
     checkpoint: seconds between two checkpoints; None: no checkpoints
     retries: how often a run that lost a worker continues without it
-    deadline: seconds after which a silent worker counts as lost
+    deadline: seconds after which a worker without response counts as lost
     minimum_planes: least number of planes in a worker's block
     trace: record when a worker sampled and when it waited
 

@@ -39,7 +39,7 @@ def keep_checkpoint_or_remove(store: RunStore) -> Iterator[None]:
 def unfinished_run(output: str | Path | None) -> RunStore | None:
     """The unfinished run at ``output``; None where nothing is, so that a batch job can ask to resume every time."""
     if output is None:
-        raise ConfigError("resume needs the output of the run that is to go on; add -o RUN.zarr.")
+        raise ConfigError("resume needs the output of the run to continue; add -o RUN.zarr.")
     try:
         return RunStore.resume(output)
     except NotFound:
@@ -57,12 +57,12 @@ def restore_request(store: RunStore, given: Request) -> Request:
     for name in FILES:
         _require_same_file(store.path, name, getattr(given, name), recipe)
     if given.config is not None and not _same_stages(as_config(given.config), recipe.get("config")):
-        raise ConfigError(f"{store.path} was started with another configuration; leave it out to go on, or use --overwrite.")
+        raise ConfigError(f"{store.path} was started with another configuration; leave it out to continue, or use --overwrite.")
     known = {name: recipe.get(name) for name in ("fixed", "moving", "config", "fixed_mask", "moving_mask", "spacing")}
     found = replace(given, **{name: value for name, value in known.items() if getattr(given, name) is None})
     lacking = [name for name in recipe.get("arrays", ("fixed", "moving")) if getattr(found, name) is None]
     if lacking:
-        raise ConfigError(f"{store.path} was started from arrays in memory; give {' and '.join(lacking)} again to go on.")
+        raise ConfigError(f"{store.path} was started from arrays in memory; give {' and '.join(lacking)} again to continue.")
     return found
 
 
@@ -71,7 +71,7 @@ def _require_same_file(run: str, name: str, value: Any, recipe: dict[str, Any]) 
     known = recipe.get(name) or config.get(name)
     if value is not None and address_of(value) != known:
         was = f"with the {name.replace('_', ' ')} {known}" if known else f"without {name.replace('_', ' ')}"
-        raise ConfigError(f"{run} was started {was}; leave {name} out to go on, or use --overwrite to start again.")
+        raise ConfigError(f"{run} was started {was}; leave {name} out to continue, or use --overwrite to start again.")
 
 
 def _same_stages(given: Config, recorded: Any) -> bool:
@@ -85,7 +85,7 @@ def _same_stages(given: Config, recorded: Any) -> bool:
 
 
 def require_same_images(store: RunStore, grids: tuple[Grid, Grid]) -> None:
-    """Raises ConfigError when the images are not those of the run that is to go on."""
+    """Raises ConfigError when the images are not those of the run."""
     for role, mine, its in (("fixed", grids[0], store.fixed_grid), ("moving", grids[1], store.moving_grid)):
         if mine != its:
             raise ConfigError(

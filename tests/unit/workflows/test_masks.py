@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from daskreg import MSE, Deformable, register
 from daskreg.errors import GridError, NoOverlap
 from daskreg.grid import Grid
 from daskreg.storage import Volume, open_volume, write_image
@@ -109,3 +110,17 @@ def test_a_mask_file_is_placed_by_its_header(tmp_path):
     nib.save(nib.Nifti1Image(WEIGHTS.T[::-1], flipped), tmp_path / "mask.nii.gz")
     opened = Request(str(image), str(image), "rigid", fixed_mask=tmp_path / "mask.nii.gz").open()
     np.testing.assert_allclose(opened.masks[0].read(), WEIGHTS, atol=1e-5)
+
+
+def test_a_registration_does_not_depend_on_how_its_mask_is_stored():
+    """Mirrored and in another unit, the mask weights the same voxels: the result is the same, bit for bit."""
+    rng = np.random.default_rng(5)
+    grid = Grid((16, 18, 20), spacing=(1.0, 1.5, 1.0), unit="millimeter")
+    fixed, moving = (open_volume(rng.random(grid.shape, np.float32), grid=grid) for _ in range(2))
+    weights = (rng.random(grid.shape) > 0.3).astype(np.uint8)
+    stored = open_volume(np.flip(weights, 1).copy(), grid=mirrored(grid, 1).to_unit("micrometer"))
+    stages = [Deformable(similarity=MSE(), scales=(1,), iterations=(3,))]
+    given = {"device": "cpu", "checkpoint": None}
+    direct, placed = (register(fixed, moving, stages, fixed_mask=mask, **given) for mask in (weights, stored))
+    assert placed.report["levels"][0]["losses"] == direct.report["levels"][0]["losses"]
+    np.testing.assert_array_equal(placed.displacement, direct.displacement)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from daskreg import Affine, Config, Deformable
+from daskreg.cli import main
 from daskreg.errors import ConfigError
 from daskreg.grid import Grid
 from daskreg.storage import RunStore
@@ -80,3 +81,14 @@ def test_the_images_must_be_those_of_the_run(tmp_path):
     require_same_images(store, (GRID, GRID))
     with pytest.raises(ConfigError, match=r"another moving image \(\(8, 8, 8\), not \(8, 8, 9\)\)"):
         require_same_images(store, (GRID, replace(GRID, shape=(8, 8, 9))))
+
+
+def test_the_command_line_refuses_another_initial_transform(tmp_path, monkeypatch, capsys):
+    store = started(tmp_path)
+    monkeypatch.setattr("daskreg.workflows.register.unfinished_run", lambda output: store)
+    command = ["daskreg", "register", "--resume", "-o", store.path, "--initial-transform", "other.tfm"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "was started with the initial transform start.tfm" in capsys.readouterr().err
