@@ -27,7 +27,7 @@ class StoredLink:
 class TransformRecord:
     """Links in the order of application, the unit of the world (None: unknown), and the grids of both images where known.
 
-    format: how it is stored;  metadata: what daskreg keeps with it;
+    format: how it is stored, by default the name of its format;  metadata: what daskreg keeps with it;
     images: paths below it of the fixed and the moving image, for a scene between images
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,8 @@ def open_transform(address: str | Path) -> TransformRecord:
     path = parse_address(address).path
     format = transform_formats.to_read(path)
     with read_errors(path):
-        return format.open(path)
+        record = format.open(path)
+    return record if record.format else replace(record, format=format.name)
 
 
 def write_links(address: str | Path, links: Sequence[StoredLink], *, overwrite: bool = False) -> None:

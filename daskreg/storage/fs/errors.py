@@ -26,7 +26,7 @@ def read_errors(name: str) -> Iterator[None]:
     except PermissionError as error:
         raise Unreadable(f"{name} may not be read: {reason(error)}; ask its owner for read permission.") from error
     except ImportError as error:
-        raise Unreadable(f"{name}: {reason(error)}; install the package that serves this kind of URL.") from error
+        raise Unreadable(f"{name}: {reason(error)}; install the missing package.") from error
     except Exception as error:
         raise Unreadable(f"{name} cannot be read: {reason(error)}.") from error
 
