@@ -183,10 +183,9 @@ class Deformable(Optimised):
 
     @model_validator(mode="after")
     def _storable(self) -> Deformable:
-        if self.storage not in self.optimizer.storages:
-            raise ValueError(
-                f"storage {self.storage!r} does not go with optimizer {self.optimizer.kind!r}; use 'float32' or 'adam'"
-            )
+        for what, part, usual in (("optimizer", self.optimizer, "adam"), ("model", self.model, "displacement")):
+            if self.storage not in part.storages:
+                raise ValueError(f"storage {self.storage!r} does not go with {what} {part.kind!r}; use 'float32' or {usual!r}")
         return self
 
     @property

@@ -88,6 +88,11 @@ class ModelParameters(Model):
 
     kind: str
 
+    @property
+    def storages(self) -> tuple[Storage, ...]:
+        """In which an update can read the direction on a GPU."""
+        return ("float32",)
+
     @abstractmethod
     def reach(self, smooth_warp: float) -> int:
         """Planes around its own whose displacement an update of a rank's planes reads."""

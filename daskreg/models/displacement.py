@@ -14,7 +14,7 @@ from daskreg.kernels.composition.cpu import compose
 from daskreg.kernels.composition.cuda import compose_smooth, launch_grid
 from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.models.base import BlockLayout, Fields, Launcher, TransformModel
-from daskreg.parameters import DeviceKind, ModelParameters
+from daskreg.parameters import DeviceKind, ModelParameters, Storage
 
 FUSED_REACH = 2  # taps on one side of the filter that the fused kernel takes; wider filters are applied axis by axis
 
@@ -25,6 +25,11 @@ class Displacement(ModelParameters):
     """``u <- G (s d + u o (Id + s d))``: composition with a small step keeps the map invertible."""
 
     kind: Literal["displacement"] = "displacement"
+
+    @property
+    def storages(self) -> tuple[Storage, ...]:
+        """Mixed: the direction comes from the optimizer's state."""
+        return ("float32", "mixed")
 
     def reach(self, smooth_warp: float) -> int:
         """The filter's taps, and one plane: a step is shorter than a voxel."""

@@ -17,6 +17,7 @@ from daskreg.config import Config, Deformable
 from daskreg.engine import reach
 from daskreg.kernels.compiler.cooperative import CooperativeKernel
 from daskreg.kernels.compiler.launch import Kernel
+from daskreg.optimizers.sgd import SGD
 from daskreg.similarity import LNCC, MI, MSE, NGF
 from tests.parity.background import serve
 from tests.parity.simulator import prepare_simulator
@@ -24,6 +25,7 @@ from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration
 
 LOSSES: dict[str, Any] = {"mse": MSE(), "lncc": LNCC(radius=1), "mi": MI(bins=8), "ngf": NGF()}
+OTHERS: dict[str, dict[str, Any]] = {"sgd": {"similarity": MSE(), "optimizer": SGD()}}
 # in mixed storage on the device: each loss, LNCC's other gradient, and filters that go axis by axis
 MIXED: dict[str, dict[str, Any]] = {
     **{name: {"similarity": loss} for name, loss in LOSSES.items()},
@@ -40,7 +42,9 @@ RINGS: dict[str, dict[str, Any]] = {  # on as many planes, in a ring; steps and 
     "ring of lncc": {"similarity": LNCC(radius=1)},
     "mixed ring of center": {"similarity": LNCC(radius=1, gradient="center"), "storage": "mixed"},
 }
-TWICE = {"mse": "window", "mixed center": "window", "mixed mse": "ring"} | dict.fromkeys(RINGS, "ring")  # also on two ranks
+TWICE = {"mse": "window", "mixed center": "window", "mixed mse": "ring", "ngf": "ring", "sgd": "window"} | dict.fromkeys(
+    RINGS, "ring"
+)  # also on two ranks
 ON_TWO = " on two ranks"
 
 
@@ -49,6 +53,7 @@ def stages() -> dict[str, Deformable]:
     short: dict[str, Any] = {"scales": (1,), "iterations": (2,), "tolerance": 0}
     return {
         **{name: Deformable(similarity=loss, **short) for name, loss in LOSSES.items()},
+        **{name: Deformable(**short, **given) for name, given in OTHERS.items()},
         **{f"mixed {name}": Deformable(storage="mixed", **short, **given) for name, given in MIXED.items()},
         **{name: Deformable(step=0.2, smooth_warp=0, **short, **given) for name, given in RINGS.items()},
     }

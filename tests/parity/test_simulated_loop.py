@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.parity.background import Background
-from tests.parity.simulated import LOSSES, MIXED, NAMES, ON_TWO, TWICE
+from tests.parity.simulated import LOSSES, MIXED, NAMES, ON_TWO, OTHERS, TWICE
 
 MODULE = "tests.parity.simulated"
 
@@ -17,9 +17,9 @@ def both(tmp_path_factory):
         yield cpu, cuda
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_the_device_loop_gives_the_losses_and_the_displacement_of_the_cpu(both, loss):
-    cpu, cuda = (side[loss] for side in both)
+@pytest.mark.parametrize("case", [*LOSSES, *OTHERS])
+def test_the_device_loop_gives_the_losses_and_the_displacement_of_the_cpu(both, case):
+    cpu, cuda = (side[case] for side in both)
     np.testing.assert_allclose(cuda["losses"], cpu["losses"], rtol=1e-5)
     assert np.abs(cpu["u"]).max() > 0.1
     np.testing.assert_allclose(cuda["u"], cpu["u"], atol=1e-4)
