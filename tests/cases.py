@@ -139,7 +139,7 @@ def kernel_of(name: str) -> Kernel:
     return kernels()[name.partition(" ")[0]]
 
 
-def place(halo: int = 0) -> tuple[Any, ...]:
+def sampling_map(halo: int = 0) -> tuple[Any, ...]:
     """first, affine, linear of a block far up the z axis, whose points still meet the image; its arrays begin with a halo."""
     matrix = MATRIX.copy()
     matrix[:3, 3] -= matrix[:3, 0] * FIRST
@@ -150,7 +150,7 @@ def tall() -> tuple[Any, ...]:
     """The same points with the block's first plane behind a halo; displacements that are NaN where nothing may read them."""
     u = vectors(*TALL, size=3)
     u[:, :HALO] = u[:, -HALO:] = np.nan
-    return *place(HALO), u
+    return *sampling_map(HALO), u
 
 
 def shard(whole: NDArray[Any]) -> tuple[int, NDArray[Any]]:
@@ -168,13 +168,13 @@ def sample() -> Case:
 
 @case
 def sample_nearest() -> Case:
-    return SHAPE, *place(), vectors(*SHAPE, size=3), image(*OTHER), empty(*SHAPE)
+    return SHAPE, *sampling_map(), vectors(*SHAPE, size=3), image(*OTHER), empty(*SHAPE)
 
 
 @case
 def sample_label() -> Case:
     labels = (image(*OTHER) * 4).astype(np.uint16)
-    return SHAPE, *place(), vectors(*SHAPE, size=3), labels, np.zeros(SHAPE, np.uint16)
+    return SHAPE, *sampling_map(), vectors(*SHAPE, size=3), labels, np.zeros(SHAPE, np.uint16)
 
 
 @case
@@ -247,7 +247,7 @@ CASES["sample of a window"] = sample_window
 
 @case
 def sample_cubic() -> Case:
-    return SHAPE, *place(), vectors(*SHAPE, size=3), image(*OTHER), empty(*SHAPE)
+    return SHAPE, *sampling_map(), vectors(*SHAPE, size=3), image(*OTHER), empty(*SHAPE)
 
 
 @case

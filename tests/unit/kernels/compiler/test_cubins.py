@@ -50,17 +50,17 @@ def kernel(code: object = "cubin", machine: object = HOPPER) -> SimpleNamespace:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     return folder("cuda")
 
 
-def test_a_kernel_is_found_by_another_cache_of_the_same_identity(place: Path) -> None:
+def test_a_kernel_is_found_by_another_cache_of_the_same_identity(cache_folder: Path) -> None:
     CudaKernelCache("smooth", "digest", (3,)).save_overload(("float32",), kernel())
     found = CudaKernelCache("smooth", "digest", (3,)).load_overload(("float32",), Context(HOPPER))
     assert (found.entry_name, found._codelibrary.code) == ("entry", "cubin")
     assert found._codelibrary.loaded == 1, "while the compiler's lock is held, or threads that launch at once load it twice"
-    assert [p.suffix for p in place.iterdir()] == [".pickle"], "nothing temporary is left"
+    assert [p.suffix for p in cache_folder.iterdir()] == [".pickle"], "nothing temporary is left"
 
 
 @pytest.mark.parametrize(
@@ -116,26 +116,26 @@ def test_a_file_with_parts_this_version_does_not_know_is_compiled_anew() -> None
     assert cache.load_overload((), Context(HOPPER)) is None
 
 
-def test_what_cannot_be_kept_does_no_harm(place: Path) -> None:
+def test_what_cannot_be_kept_does_no_harm(cache_folder: Path) -> None:
     cache = CudaKernelCache("smooth")
     cache.save_overload((), kernel(code=lambda: "no pickle holds this"))
     assert cache.load_overload((), Context(HOPPER)) is None
-    place.parent.mkdir(exist_ok=True)
-    place.write_text("a file where the folder should be")
+    cache_folder.parent.mkdir(exist_ok=True)
+    cache_folder.write_text("a file where the folder should be")
     cache.save_overload((), kernel())
     assert cache.load_overload((), Context(HOPPER)) is None
 
 
-def test_a_write_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_nothing(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     CudaKernelCache("smooth").save_overload((), kernel())
-    assert list(place.iterdir()) == []
+    assert list(cache_folder.iterdir()) == []
 
 
-def test_of_many_kernels_those_stay_that_were_used_last(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_kernels_those_stay_that_were_used_last(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daskreg.kernels.compiler.cubins.MAX_FILES", 3)
     caches = [CudaKernelCache(f"kernel{k}") for k in range(4)]
     for age, cache in enumerate(caches[:3]):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(SIMULATED, reason="nothing is compiled")
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     return folder("cpu")
 
@@ -38,9 +38,9 @@ def loaded(made, value=2):
     return sum(made.stats.cache_hits.values()) > 0
 
 
-def test_a_kernel_is_found_by_another_process(place):
+def test_a_kernel_is_found_by_another_process(cache_folder):
     assert [loaded(kernel()), loaded(kernel())] == [False, True]
-    assert [p.suffix for p in place.iterdir()] == [".pickle"], "nothing temporary is left"
+    assert [p.suffix for p in cache_folder.iterdir()] == [".pickle"], "nothing temporary is left"
 
 
 def test_nothing_else_is_taken_for_it(monkeypatch):
@@ -53,16 +53,16 @@ def test_nothing_else_is_taken_for_it(monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a pickle", None])
-def test_a_damaged_file_is_compiled_anew(place, damage):
+def test_a_damaged_file_is_compiled_anew(cache_folder, damage):
     loaded(kernel())
-    (path,) = place.iterdir()
+    (path,) = cache_folder.iterdir()
     path.write_bytes(path.read_bytes()[:-9] if damage is None else damage)
     assert [loaded(kernel()), loaded(kernel())] == [False, True]
 
 
-def test_a_folder_that_cannot_be_used_does_no_harm(place):
-    place.parent.mkdir(exist_ok=True)
-    place.write_text("a file where the folder should be")
+def test_a_folder_that_cannot_be_used_does_no_harm(cache_folder):
+    cache_folder.parent.mkdir(exist_ok=True)
+    cache_folder.write_text("a file where the folder should be")
     assert [loaded(kernel()), loaded(kernel())] == [False, False]
 
 
@@ -74,24 +74,24 @@ def test_a_user_without_a_home_compiles(monkeypatch):
     assert kernel()(2) == 4
 
 
-def test_a_write_that_fails_leaves_nothing(place, monkeypatch):
+def test_a_write_that_fails_leaves_nothing(cache_folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     assert not loaded(kernel())
-    assert list(place.iterdir()) == []
+    assert list(cache_folder.iterdir()) == []
 
 
-def test_of_many_kernels_those_stay_that_were_used_last(place, monkeypatch):
+def test_of_many_kernels_those_stay_that_were_used_last(cache_folder, monkeypatch):
     monkeypatch.setattr(cache, "MAX_FILES", 2)
     loaded(kernel("a"))
     loaded(kernel("b"))
-    for path, age in zip(sorted(place.iterdir()), (1, 2), strict=True):
+    for path, age in zip(sorted(cache_folder.iterdir()), (1, 2), strict=True):
         os.utime(path, (age, age))
     assert loaded(kernel("a")), "the oldest, but now the last used"
     loaded(kernel("c"))
-    assert [p.name[0] for p in sorted(place.iterdir())] == ["a", "c"]
+    assert [p.name[0] for p in sorted(cache_folder.iterdir())] == ["a", "c"]
 
 
 def test_a_process_waits_for_the_one_that_compiles_the_same(monkeypatch):
@@ -124,13 +124,13 @@ def test_a_process_waits_for_the_one_that_compiles_the_same(monkeypatch):
     assert waiting(3) == 6
 
 
-def test_it_does_not_wait_for_ever(monkeypatch, place):
+def test_it_does_not_wait_for_ever(monkeypatch, cache_folder):
     monkeypatch.setattr(cache, "WAIT_TIMEOUT", 2 * cache.POLL_INTERVAL)
     first = KernelCache("a", "1")
-    place.mkdir()
-    assert not first._wait(place / "a.pickle")
-    assert KernelCache("a", "1")._wait(place / "a.pickle")
-    assert not first._wait(place / "a.pickle"), "a compiler that failed is asked again"
+    cache_folder.mkdir()
+    assert not first._wait(cache_folder / "a.pickle")
+    assert KernelCache("a", "1")._wait(cache_folder / "a.pickle")
+    assert not first._wait(cache_folder / "a.pickle"), "a compiler that failed is asked again"
     first._release(None)
 
 
