@@ -13,6 +13,7 @@ from distributed import Client, LocalCluster
 from daskreg import machine
 from daskreg.cluster import preload
 from daskreg.cluster.logs import silenced
+from daskreg.cluster.timeouts import SCHEDULER_TIMEOUT
 from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpus
 
@@ -59,7 +60,7 @@ def _current() -> Client | None:
 
 def _connect(address: str) -> Client:
     try:
-        return Client(address, timeout="10s", set_as_default=False)
+        return Client(address, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {address}: {error}; start one, or leave --cluster out.") from None
 

@@ -8,6 +8,7 @@ from typing import Any
 from distributed import Client
 
 from daskreg import machine
+from daskreg.cluster.timeouts import FIRST_WORKER_TIMEOUT
 from daskreg.errors import InputError, RunError
 from daskreg.kernels.device import Kind, gpu_identity, gpu_memory, gpus
 from daskreg.machine import Limit
@@ -26,10 +27,10 @@ def workers_of(client: Client) -> dict[str, Any]:
 
 
 def worker_count(client: Client) -> int:
-    """How many workers a cluster has now. Raises InputError when none comes within a minute."""
+    """Number of workers that a cluster has now. Raises InputError if it has none after ``FIRST_WORKER_TIMEOUT``."""
     if not workers_of(client):
         try:
-            client.wait_for_workers(1, timeout=60)
+            client.wait_for_workers(1, timeout=FIRST_WORKER_TIMEOUT)
         except TimeoutError:
             raise InputError("the Dask cluster has no worker; start at least one.") from None
     return len(workers_of(client))
