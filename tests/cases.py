@@ -18,7 +18,7 @@ from daskreg.kernels.adam import cpu as adam_cpu
 from daskreg.kernels.adam import cuda as adam_cuda
 from daskreg.kernels.adam.moments import pack_moments, unpack_moments
 from daskreg.kernels.compiler.cooperative import COOPERATIVE_KERNELS, CooperativeKernel
-from daskreg.kernels.compiler.launch import KERNELS, Kernel
+from daskreg.kernels.compiler.launch import KERNELS, Kernel, extent
 from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.compiler.registry import import_kernels
 from daskreg.kernels.composition import cpu as composition_cpu
@@ -40,6 +40,8 @@ from daskreg.similarity.mse import cpu as mse_cpu
 from daskreg.similarity.mse import cuda as mse_cuda
 from daskreg.similarity.mutual_information import cpu as mi_cpu
 from daskreg.similarity.mutual_information import cuda as mi_cuda
+from daskreg.similarity.ngf import cpu as ngf_cpu
+from daskreg.similarity.ngf import cuda as ngf_cuda
 from daskreg.transforms.linear import linear_part, to_fixed_point
 
 Array = NDArray[np.float32]
@@ -502,6 +504,32 @@ def window_slope(radius: int, masked: bool, unrolled: bool = False, half: bool =
 COOPERATIVE_CASES["lncc_gradient_tiled unrolled"] = lambda: window_slope(1, masked=False, unrolled=True)
 COOPERATIVE_CASES["lncc_gradient_tiled of radius 3"] = lambda: window_slope(3, masked=False)
 COOPERATIVE_CASES["lncc_gradient_tiled of half"] = lambda: window_slope(2, masked=True, half=True)
+
+
+@cooperative_case
+def ngf_counted() -> CooperativeCase:
+    return gradient_fields(masked=True)
+
+
+def gradient_fields(masked: bool, half: bool = False) -> CooperativeCase:
+    """``ngf_counted`` with a plane on each side of those that count."""
+    (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
+    factors, totals, eta_squared = empty(3, *TALL), np.zeros(2, np.int64), np.float32(4e-4)
+    around = (range(HALO - 1, HALO + SHAPE[0] + 1), *SHAPE[1:])
+
+    def plain() -> list[NDArray[Any]]:
+        made = empty(3, *TALL)
+        rows = ngf_cpu.ngf_factors(around, eta_squared, fixed, weight, there, made)
+        return [made, rows[:, 1:-1].sum(axis=(1, 2))]
+
+    own = np.uint32(HALO), np.uint32(HALO + SHAPE[0])
+    arguments = extent(around), own, eta_squared, kept, weight, there, factors, totals
+    blocks = -(-SHAPE[2] // ngf_cuda.THREADS), SHAPE[1], SHAPE[0] + 2
+    return CooperativeCase((), blocks, ngf_cuda.THREADS, arguments, plain, lambda: [factors, counted_in_units(totals)])
+
+
+COOPERATIVE_CASES["ngf_counted without a mask"] = lambda: gradient_fields(masked=False)
+COOPERATIVE_CASES["ngf_counted of half"] = lambda: gradient_fields(masked=True, half=True)
 
 
 @cooperative_case

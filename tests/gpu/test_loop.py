@@ -11,13 +11,13 @@ from daskreg.engine.report import SAVE, Watch
 from daskreg.grid import Grid
 from daskreg.kernels.device import Device, host
 from daskreg.planning import make_plan
-from daskreg.similarity import LNCC, MI, MSE
+from daskreg.similarity import LNCC, MI, MSE, NGF
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, whole
 from tests.unit.engine.test_invariance import Asking, Memory, resumed
 
 pytestmark = pytest.mark.gpu
-LOSSES = {"mse": MSE(), "lncc": LNCC(), "center": LNCC(gradient="center"), "mi": MI()}
+LOSSES = {"mse": MSE(), "lncc": LNCC(), "center": LNCC(gradient="center"), "mi": MI(), "ngf": NGF()}
 
 
 class OnDevice(Registration):

@@ -6,11 +6,11 @@ import pytest
 import daskreg
 from daskreg.config import Affine, Config, Deformable
 from daskreg.kernels.device import gpus
-from daskreg.similarity import LNCC, MI
+from daskreg.similarity import LNCC, MI, NGF
 from tests.phantoms import blobs
 
 pytestmark = pytest.mark.gpu
-LOSSES = {"lncc": LNCC(), "center": LNCC(gradient="center"), "mi": MI()}
+LOSSES = {"lncc": LNCC(), "center": LNCC(gradient="center"), "mi": MI(), "ngf": NGF()}
 
 
 def displacement(loss, **given):

@@ -36,4 +36,4 @@ class NGF(SimilarityParameters):
         """A ``daskreg.similarity.ngf.loss.NormalisedGradients``."""
         from daskreg.similarity.ngf import loss
 
-        return loss.NormalisedGradients(self.eta)
+        return loss.NormalisedGradients(self.eta) if device == "cpu" else loss.NormalisedGradientsOnGpu(self.eta)

@@ -47,13 +47,9 @@ def lowest_neighbour(z, y, x, weight):
     return min(along_z, min(along_y, along_x))
 
 
-@voxelwise(sums=2)
-def ngf_factors(z, y, x, eta_squared, fixed, weight, moved, factors):
-    """Write ``w d(<n(F), n(M)>^2) / d(grad M)``; row sums (w <n(F), n(M)>^2, w).
-
-    eta_squared: float32;  fixed, moved: (Z, Y, X) float32, moved NaN out of domain;  weight: the same or empty;
-    factors: (3, Z, Y, X) float32. w is 0 where a difference reads a voxel that is out of domain or has no weight.
-    """
+@formula
+def write_factors(z, y, x, eta_squared, fixed, weight, moved, factors):
+    """``ngf_factors`` at a voxel."""
     w, square, gz, gy, gx = weight_at(z, y, x, weight, moved[z, y, x]), ZERO, ZERO, ZERO, ZERO
     if w > ZERO:
         mz, my, mx = differences(z, y, x, moved)
@@ -68,6 +64,16 @@ def ngf_factors(z, y, x, eta_squared, fixed, weight, moved, factors):
             gz, gy, gx = scale * (fz - along * mz), scale * (fy - along * my), scale * (fx - along * mx)
     factors[index(0), z, y, x], factors[index(1), z, y, x], factors[index(2), z, y, x] = gz, gy, gx
     return w * square, w
+
+
+@voxelwise(sums=2)
+def ngf_factors(z, y, x, eta_squared, fixed, weight, moved, factors):
+    """Write ``w d(<n(F), n(M)>^2) / d(grad M)``; row sums (w <n(F), n(M)>^2, w).
+
+    eta_squared: float32;  fixed, moved: (Z, Y, X) float32, moved NaN out of domain;  weight: the same or empty;
+    factors: (3, Z, Y, X) float32. w is 0 where a difference reads a voxel that is out of domain or has no weight.
+    """
+    return write_factors(z, y, x, eta_squared, fixed, weight, moved, factors)
 
 
 @formula

@@ -5,31 +5,35 @@ E. Haber, J. Modersitzki: Intensity gradient based registration and fusion of mu
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.kernels.compiler.launch import box
-from daskreg.similarity.base import Samples, Similarity, ratio
+from daskreg.kernels.device import host, module_of
+from daskreg.similarity.base import LossContext, Samples, Similarity, ratio
 from daskreg.similarity.ngf.cpu import ngf_factors, ngf_slope
+from daskreg.similarity.ngf.cuda import count_factors
 
 
 class NormalisedGradients(Similarity):
-    """Kernels run where the arrays are; N is the sum of the weights of voxels whose differences are known."""
+    """N is the sum of the weights of voxels whose differences are known."""
 
     reach = 2
+    loss_sign = -1
 
     def __init__(self, eta: float) -> None:
         self.eta_squared = np.float32(eta**2)
 
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """Rows of (w <n(F), n(M)>^2, w); ``scratch`` receives the derivatives on the own planes and on their neighbours."""
-        first, planes, ny, nx = box(s.box)
-        if not planes:
-            return np.zeros((2, 0, ny), np.float32)
-        start, stop = max(0, first - 1), min(s.moved.shape[0], first + planes + 1)
-        rows = ngf_factors((range(start, stop), ny, nx), self.eta_squared, s.fixed, s.weight, s.moved, s.scratch)
-        own: NDArray[np.generic] = rows[:, first - start : first - start + planes]
-        return own
+        own, around = planes(s)
+        _, ny, nx = s.moved.shape
+        rows = ngf_factors((around, ny, nx), self.eta_squared, s.fixed, s.weight, s.moved, s.scratch)
+        mine: NDArray[np.generic] = rows[:, own.start - around.start : own.stop - around.start]
+        return mine
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
         """Minus the mean square of the cosine between both normalised gradients."""
@@ -39,3 +43,36 @@ class NormalisedGradients(Similarity):
     def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
         """The adjoint of the differences."""
         ngf_slope(s.box, s.scratch, s.moved)
+
+
+class NormalisedGradientsOnGpu(NormalisedGradients):
+    """The same with sums that are counted on the device."""
+
+    asynchronous = True
+
+    def partial(self, s: Samples) -> NDArray[np.generic]:
+        """Counts of (w <n(F), n(M)>^2, w)."""
+        totals = module_of(s.moved).zeros(2, np.int64)
+        self._count(s, totals)
+        return host(totals)
+
+    def evaluate(self, on: LossContext) -> None:
+        """See ``Similarity.evaluate``."""
+        on.sample()
+        on.run("gradient fields", functools.partial(self._compare, on))
+        on.pull_back(on.samples.moved)
+
+    def _compare(self, on: LossContext) -> None:
+        self._count(on.samples, on.totals)
+        ngf_slope(on.samples.box, on.samples.scratch, on.samples.moved)
+
+    def _count(self, s: Samples, totals: Any) -> None:
+        own, around = planes(s)
+        count_factors(around, own, self.eta_squared, s.fixed, s.weight, s.moved, s.scratch, totals)
+
+
+def planes(s: Samples) -> tuple[range, range]:
+    """The own planes of the arrays; these and their neighbours, whose differences read own voxels."""
+    first, count, _, _ = box(s.box)
+    own = range(first, first + count)
+    return own, range(max(0, first - 1), min(s.moved.shape[0], own.stop + 1)) if count else own
