@@ -308,7 +308,7 @@ def test_ucx_is_refused_if_a_worker_lacks_it_and_auto_uses_tcp(client):
 
 
 def test_an_unknown_transport_is_refused(client):
-    with pytest.raises(ConfigError, match="auto, tcp or ucx"):
+    with pytest.raises(ConfigError, match="known are auto, tcp, ucx"):
         run(client, *images((24, 20, 20), 14), [affine(MSE())], comm="mpi")
 
 
