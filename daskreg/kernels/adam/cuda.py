@@ -1,4 +1,3 @@
-# ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
 """Adam's step on a GPU, in one pass over memory with the Gaussian of the gradient.
 
 A block of threads owns a tile of the (y, x) plane and moves along z. Each plane is loaded into shared memory once, with the

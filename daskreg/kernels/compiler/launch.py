@@ -132,7 +132,8 @@ def _by_row(n: tuple[int, int, int, int]) -> tuple[tuple[int, ...], tuple[int, .
 def import_function(path: str) -> Callable[..., Any]:
     """The function ``package.module.function`` of daskreg.kernels; imported on first use, so that a CPU does not import it."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(f"daskreg.kernels.{module}"), name)  # type: ignore[no-any-return]
+    function: Callable[..., Any] = getattr(importlib.import_module(f"daskreg.kernels.{module}"), name)
+    return function
 
 
 def on_device(array: Any) -> bool:

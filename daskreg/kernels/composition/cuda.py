@@ -1,4 +1,3 @@
-# ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
 """Composition on a GPU, in one pass over memory with the Gaussian of the result.
 
 Blocks move along z as those of ``adam.cuda`` do.

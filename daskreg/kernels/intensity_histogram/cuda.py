@@ -25,23 +25,23 @@ def intensity_histogram_shared() -> Callable[..., None]:
     threads, max_bins = THREADS, MAX_BINS
 
     def body(begin, end, low, width, image, totals):
-        counts = cuda.shared.array(max_bins, int32)  # noqa: F821
-        t, bins = uint32(cuda.threadIdx.x), uint32(totals.shape[0])  # noqa: F821
+        counts = cuda.shared.array(max_bins, int32)
+        t, bins = uint32(cuda.threadIdx.x), uint32(totals.shape[0])
         at = t
         while at < bins:
             counts[at] = int32(0)
             at = uint32(at + uint32(threads))
-        cuda.syncthreads()  # noqa: F821
-        voxel = OFFSET(begin) + OFFSET(cuda.blockIdx.x) * OFFSET(threads) + OFFSET(t)  # noqa: F821
+        cuda.syncthreads()
+        voxel = OFFSET(begin) + OFFSET(cuda.blockIdx.x) * OFFSET(threads) + OFFSET(t)
         while voxel < end:
             b = (image[voxel] - low) / width
-            cuda.atomic.add(counts, uint32(int32(min(max(b, ZERO), float32(int32(bins) - int32(1))))), int32(1))  # noqa: F821
-            voxel = voxel + OFFSET(cuda.gridDim.x) * OFFSET(threads)  # noqa: F821
-        cuda.syncthreads()  # noqa: F821
+            cuda.atomic.add(counts, uint32(int32(min(max(b, ZERO), float32(int32(bins) - int32(1))))), int32(1))
+            voxel = voxel + OFFSET(cuda.gridDim.x) * OFFSET(threads)
+        cuda.syncthreads()
         at = t
         while at < bins:
             if counts[at] > int32(0):
-                cuda.atomic.add(totals, at, COUNTER(counts[at]))  # noqa: F821
+                cuda.atomic.add(totals, at, COUNTER(counts[at]))
             at = uint32(at + uint32(threads))
 
     return body

@@ -1,4 +1,3 @@
-# ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
 """Composite implicit sampling on a GPU: each thread computes a column of voxels along z, so A x + t costs one addition per voxel.
 
 The results are those of ``sampling.cpu``; arrays are flat and every rounding is explicit.

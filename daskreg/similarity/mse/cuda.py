@@ -1,4 +1,3 @@
-# ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
 """Mean squared difference on a GPU: in one pass with the sampler, or of sampled values."""
 
 from typing import Any

@@ -24,7 +24,8 @@ class MeanSquaredError(Similarity):
 
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """Rows of (w e^2, w); ``moved`` already becomes the gradient."""
-        return squared_difference(s.box, s.fixed, s.weight, s.moved)  # type: ignore[no-any-return]
+        rows: NDArray[np.generic] = squared_difference(s.box, s.fixed, s.weight, s.moved)
+        return rows
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
         """Sum of squares over sum of weights."""

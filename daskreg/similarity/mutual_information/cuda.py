@@ -94,13 +94,13 @@ def joint_histogram_shared(bins: int, masked: bool, half: bool = False) -> Calla
 
     @formula
     def add(counts, at, value):
-        cuda.atomic.add(counts, at, value)  # noqa: F821
+        cuda.atomic.add(counts, at, value)
 
     @formula
     def flush(counts, totals, t):
         """Add up and clear the copies; each thread starts with a different copy, hence a different bank."""
-        cuda.syncthreads()  # noqa: F821
-        n_copies = min(uint32(copies), uint32(cuda.blockDim.x))  # noqa: F821  # not a constant for the compiler, which must not unroll
+        cuda.syncthreads()
+        n_copies = min(uint32(copies), uint32(cuda.blockDim.x))  # not a constant for the compiler, which must not unroll
         at = t
         while at < uint32(size):
             total, c = OFFSET(0), uint32(0)
@@ -110,25 +110,25 @@ def joint_histogram_shared(bins: int, masked: bool, half: bool = False) -> Calla
                 counts[place] = uint32(0)
                 c = uint32(c + uint32(1))
             if total > OFFSET(0):
-                cuda.atomic.add(totals, at, COUNTER(total))  # noqa: F821
+                cuda.atomic.add(totals, at, COUNTER(total))
             at = uint32(at + uint32(THREADS))
-        cuda.syncthreads()  # noqa: F821
+        cuda.syncthreads()
 
     def body(begin, end, fixed, weight, moved, totals):
-        counts = cuda.shared.array(0, uint32)  # noqa: F821
-        moved_values = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
-        fixed_values = cuda.local.array(VOXELS_PER_LOAD, kind)  # noqa: F821
-        w = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
-        t = uint32(cuda.threadIdx.x)  # noqa: F821
+        counts = cuda.shared.array(0, uint32)
+        moved_values = cuda.local.array(VOXELS_PER_LOAD, float32)
+        fixed_values = cuda.local.array(VOXELS_PER_LOAD, kind)
+        w = cuda.local.array(VOXELS_PER_LOAD, float32)
+        t = uint32(cuda.threadIdx.x)
         start = uint32(t & uint32(copies - 1))
         at = t
         while at < uint32(words):
             counts[at] = uint32(0)
             at = uint32(at + uint32(THREADS))
-        cuda.syncthreads()  # noqa: F821
+        cuda.syncthreads()
         round_size = OFFSET(THREADS * VOXELS_PER_LOAD)
         rounds = OFFSET(OFFSET(OFFSET(end - begin) + round_size - OFFSET(1)) // round_size)
-        blocks, block = OFFSET(cuda.gridDim.x), OFFSET(cuda.blockIdx.x)  # noqa: F821
+        blocks, block = OFFSET(cuda.gridDim.x), OFFSET(cuda.blockIdx.x)
         current, last = OFFSET(rounds * block // blocks), OFFSET(rounds * OFFSET(block + OFFSET(1)) // blocks)
         rounds_left = int32(max_rounds)
         while current < last:
@@ -161,10 +161,10 @@ def information_table(bins: int) -> Callable[..., None]:
     size, threads = bins * bins, TABLE_THREADS
 
     def body(totals, table, value):
-        moved_marginal = cuda.shared.array(bins, int64)  # noqa: F821
-        fixed_marginal = cuda.shared.array(bins, int64)  # noqa: F821
-        parts = cuda.shared.array(threads, float64)  # noqa: F821
-        t = uint32(cuda.threadIdx.x)  # noqa: F821
+        moved_marginal = cuda.shared.array(bins, int64)
+        fixed_marginal = cuda.shared.array(bins, int64)
+        parts = cuda.shared.array(threads, float64)
+        t = uint32(cuda.threadIdx.x)
         i = t
         while i < uint32(bins):
             row, column = COUNTER(0), COUNTER(0)
@@ -173,7 +173,7 @@ def information_table(bins: int) -> Callable[..., None]:
                 column += totals[uint32(uint32(j * bins) + i)]
             moved_marginal[i], fixed_marginal[i] = row, column
             i = uint32(i + uint32(threads))
-        cuda.syncthreads()  # noqa: F821
+        cuda.syncthreads()
         total_count = COUNTER(0)
         for j in range(bins):
             total_count += moved_marginal[j]
@@ -189,7 +189,7 @@ def information_table(bins: int) -> Callable[..., None]:
             information += p * ratio
             at = uint32(at + uint32(threads))
         parts[t] = information
-        cuda.syncthreads()  # noqa: F821
+        cuda.syncthreads()
         if t == uint32(0):
             total = float64(0)
             for e in range(threads):
@@ -244,19 +244,19 @@ def information_gradient_shared(bins: int, masked: bool, copies: int, half: bool
     kind, none = storage_type(half)
 
     def body(begin, end, table, fixed, weight, moved, out):
-        shared_table = cuda.shared.array(0, float32)  # noqa: F821
-        moved_values = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
-        fixed_values = cuda.local.array(VOXELS_PER_LOAD, kind)  # noqa: F821
-        w = cuda.local.array(VOXELS_PER_LOAD, float32)  # noqa: F821
-        t = uint32(cuda.threadIdx.x)  # noqa: F821
+        shared_table = cuda.shared.array(0, float32)
+        moved_values = cuda.local.array(VOXELS_PER_LOAD, float32)
+        fixed_values = cuda.local.array(VOXELS_PER_LOAD, kind)
+        w = cuda.local.array(VOXELS_PER_LOAD, float32)
+        t = uint32(cuda.threadIdx.x)
         start = uint32(t & uint32(copies - 1))
         at = t
         while at < uint32(words):
             shared_table[at] = table[uint32(at // uint32(copies))]
             at = uint32(at + uint32(GRADIENT_THREADS))
-        cuda.syncthreads()  # noqa: F821
+        cuda.syncthreads()
         round_size = OFFSET(GRADIENT_THREADS * VOXELS_PER_LOAD)
-        base = OFFSET(begin + OFFSET(cuda.blockIdx.x) * round_size)  # noqa: F821
+        base = OFFSET(begin + OFFSET(cuda.blockIdx.x) * round_size)
         while base < end:
             for s in range(VOXELS_PER_LOAD):
                 voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
@@ -270,7 +270,7 @@ def information_gradient_shared(bins: int, masked: bool, copies: int, half: bool
                     out[voxel] = gradient_at(
                         shared_table, start, bins, copies, moved_values[s], as_float32(fixed_values[s]), w[s]
                     )
-            base = OFFSET(base + OFFSET(cuda.gridDim.x) * round_size)  # noqa: F821
+            base = OFFSET(base + OFFSET(cuda.gridDim.x) * round_size)
 
     return body
 

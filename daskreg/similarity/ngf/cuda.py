@@ -1,4 +1,3 @@
-# ruff: noqa: F821  (``cuda`` is given to a kernel when it is made, so that a CPU never imports it)
 """Normalised gradient fields on a GPU: the body of the CPU, with sums in integers that stay on the device."""
 
 from __future__ import annotations

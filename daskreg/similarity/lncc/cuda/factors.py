@@ -159,7 +159,7 @@ def add_totals(parts, totals, own, plane, t, threads):
             b += parts[uint32(at + uint32(e + 1))]
             c += parts[uint32(at + uint32(e + 2))]
             d += parts[uint32(at + uint32(e + 3))]
-        cuda.atomic.add(totals, q, round_int64(((a + b) + (c + d)) * float32(FIXED_POINT_SCALE)))  # noqa: F821
+        cuda.atomic.add(totals, q, round_int64(((a + b) + (c + d)) * float32(FIXED_POINT_SCALE)))
 
 
 @formula
@@ -199,11 +199,11 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
         if z >= end or z < int32(start - int32(radius)):
             return flags
         inside, done = int32(0) <= z < held, int32(z - int32(radius))
-        missing = cuda.syncthreads_or(write_shared(raw, t, threads, size, masked, fixed_values, moved_values, mask)) != int32(0)  # noqa: F821
+        missing = cuda.syncthreads_or(write_shared(raw, t, threads, size, masked, fixed_values, moved_values, mask)) != int32(0)
         flags = uint32(uint32(uint32(flags << uint32(1)) & uint32(all_flags)) | uint32(1 if missing else 0))
         if missing and not masked:
             write_shared_weights(raw, t, threads, size, valid if inside else uint32(0), moved_values)
-            cuda.syncthreads()  # noqa: F821
+            cuda.syncthreads()
         # done by threads without windows: sums of the last plane, and of the one before
         reduce_terms(terms, parts, done - int32(1), t, threads)
         if done > start + int32(1):
@@ -233,7 +233,7 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
             moved_values,
             mask,
         )
-        cuda.syncthreads()  # noqa: F821
+        cuda.syncthreads()
         for field in range(5):
             sum_y(mid, column, field, height, radius, rows, sums)
         if masked or missing:
@@ -279,30 +279,30 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
         return flags
 
     def body(first, planes, ny, nx, held, origin, depth, own, epsilon, flat, fixed, weight, moved, out, totals):
-        raw = cuda.shared.array(raw_size, float32, 16)  # noqa: F821
-        mid = cuda.shared.array(mid_size, float32, 16)  # noqa: F821
-        terms = cuda.shared.array(terms_size, float32)  # noqa: F821
-        parts = cuda.shared.array(128, float32)  # noqa: F821
-        counts = cuda.shared.array(counts_size, float32)  # noqa: F821
-        offsets = cuda.local.array(loads, uint32)  # noqa: F821
-        own_offsets = cuda.local.array(rows, uint32)  # noqa: F821
-        fixed_values = cuda.local.array(loads, kind)  # noqa: F821
-        moved_values = cuda.local.array(loads, float32)  # noqa: F821
-        mask = cuda.local.array(mask_size, float32)  # noqa: F821
-        a = cuda.local.array(reach, float32)  # noqa: F821
-        b = cuda.local.array(reach, float32)  # noqa: F821
-        w = cuda.local.array(reach_w, float32)  # noqa: F821
-        p = cuda.local.array(reach, float32)  # noqa: F821
-        ring = cuda.local.array(ring_size, float32)  # noqa: F821
-        prefix = cuda.local.array(prefix_size, float32)  # noqa: F821
-        sums = cuda.local.array(sums_size, float32)  # noqa: F821
-        own_f = cuda.local.array(rows, kind)  # noqa: F821
-        own_m = cuda.local.array(rows, float32)  # noqa: F821
-        own_w = cuda.local.array(rows, float32)  # noqa: F821
-        area = cuda.local.array(rows, float32)  # noqa: F821
-        t = uint32(cuda.threadIdx.x)  # noqa: F821
-        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tile_height)  # noqa: F821
-        start = int32(first + int32(cuda.blockIdx.z) * depth)  # noqa: F821
+        raw = cuda.shared.array(raw_size, float32, 16)
+        mid = cuda.shared.array(mid_size, float32, 16)
+        terms = cuda.shared.array(terms_size, float32)
+        parts = cuda.shared.array(128, float32)
+        counts = cuda.shared.array(counts_size, float32)
+        offsets = cuda.local.array(loads, uint32)
+        own_offsets = cuda.local.array(rows, uint32)
+        fixed_values = cuda.local.array(loads, kind)
+        moved_values = cuda.local.array(loads, float32)
+        mask = cuda.local.array(mask_size, float32)
+        a = cuda.local.array(reach, float32)
+        b = cuda.local.array(reach, float32)
+        w = cuda.local.array(reach_w, float32)
+        p = cuda.local.array(reach, float32)
+        ring = cuda.local.array(ring_size, float32)
+        prefix = cuda.local.array(prefix_size, float32)
+        sums = cuda.local.array(sums_size, float32)
+        own_f = cuda.local.array(rows, kind)
+        own_m = cuda.local.array(rows, float32)
+        own_w = cuda.local.array(rows, float32)
+        area = cuda.local.array(rows, float32)
+        t = uint32(cuda.threadIdx.x)
+        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tile_height)
+        start = int32(first + int32(cuda.blockIdx.z) * depth)
         stop = int32(min(int32(start + depth), int32(first + planes)))
         lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
         x, y, column = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
@@ -360,11 +360,11 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
                 slot = uint32(slot + uint32(1)) if slot < uint32(k - 1) else uint32(0)
                 z = int32(z + int32(1))
         last = int32(stop - int32(1))
-        cuda.syncthreads()  # noqa: F821
+        cuda.syncthreads()
         reduce_terms(terms, parts, last, t, threads)
         if last > start:
             add_totals(parts, totals, own, last - int32(1), t, threads)
-        cuda.syncthreads()  # noqa: F821
+        cuda.syncthreads()
         add_totals(parts, totals, own, last, t, threads)
 
     return body

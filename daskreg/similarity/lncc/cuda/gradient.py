@@ -103,7 +103,7 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
         if z < end and z >= int32(start - int32(radius)):
             done = int32(z - int32(radius))
             write_shared_fields(raw, t, threads, size, values)
-            cuda.syncthreads()  # noqa: F821
+            cuda.syncthreads()
             sum_fields_x(raw, size, width, t, radius, lead, height, a, mid)
             base = OFFSET(max(done, int32(0))) * plane_size
             from_f, from_m = address(fixed, base), address(moved, base)
@@ -117,7 +117,7 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
             next_plane = int32(z + int32(1))
             next_valid = valid if int32(0) <= next_plane < min(held, end) else uint32(0)
             load_fields(OFFSET(max(next_plane, int32(0))) * plane_size, offsets, next_valid, fields, values)
-            cuda.syncthreads()  # noqa: F821
+            cuda.syncthreads()
             for field in range(3):
                 sum_y(mid, column, field, height, radius, rows, sums)
             push(ring, prefix, sums, slot, k)
@@ -138,21 +138,21 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
             step(slot + 3, int32(z + int32(slot + 3)), *block)
 
     def body(first, planes, ny, nx, held, origin, depth, dkc, fixed, weight, moved):
-        raw = cuda.shared.array(raw_size, float32, 16)  # noqa: F821
-        mid = cuda.shared.array(mid_size, float32, 16)  # noqa: F821
-        offsets = cuda.local.array(loads, uint32)  # noqa: F821
-        own_offsets = cuda.local.array(rows, uint32)  # noqa: F821
-        values = cuda.local.array(values_size, float32)  # noqa: F821
-        a = cuda.local.array(reach, float32)  # noqa: F821
-        ring = cuda.local.array(ring_size, float32)  # noqa: F821
-        prefix = cuda.local.array(prefix_size, float32)  # noqa: F821
-        sums = cuda.local.array(prefix_size, float32)  # noqa: F821
-        own_f = cuda.local.array(rows, kind)  # noqa: F821
-        own_m = cuda.local.array(rows, float32)  # noqa: F821
-        own_w = cuda.local.array(rows, float32)  # noqa: F821
-        t = uint32(cuda.threadIdx.x)  # noqa: F821
-        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tile_height)  # noqa: F821
-        start = int32(first + int32(cuda.blockIdx.z) * depth)  # noqa: F821
+        raw = cuda.shared.array(raw_size, float32, 16)
+        mid = cuda.shared.array(mid_size, float32, 16)
+        offsets = cuda.local.array(loads, uint32)
+        own_offsets = cuda.local.array(rows, uint32)
+        values = cuda.local.array(values_size, float32)
+        a = cuda.local.array(reach, float32)
+        ring = cuda.local.array(ring_size, float32)
+        prefix = cuda.local.array(prefix_size, float32)
+        sums = cuda.local.array(prefix_size, float32)
+        own_f = cuda.local.array(rows, kind)
+        own_m = cuda.local.array(rows, float32)
+        own_w = cuda.local.array(rows, float32)
+        t = uint32(cuda.threadIdx.x)
+        left, top = int32(cuda.blockIdx.x * TILE_X), int32(cuda.blockIdx.y * tile_height)
+        start = int32(first + int32(cuda.blockIdx.z) * depth)
         stop = int32(min(int32(start + depth), int32(first + planes)))
         lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
         x, y, column = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
