@@ -1,6 +1,23 @@
 """Settings that all tests share."""
 
+import multiprocessing
+
+import dask
+import pytest
 from hypothesis import settings
 
 settings.register_profile("daskreg", deadline=None)  # a test must not depend on the speed of the machine
 settings.load_profile("daskreg")
+
+PRELOAD = ["distributed", "pytest", "daskreg.cluster.rank_job", "daskreg.workflows", "daskreg.comm.ucx", "tests.unit.comm.ranks"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server():
+    """Fork the workers that tests start from one process that has imported everything; programs that tests run spawn theirs."""
+    from distributed.utils import get_mp_context
+
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context()  # has a list of its own, the first time
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+        yield

@@ -89,7 +89,6 @@ def run_on_workers(client: Client, kind: str, size: int, part: Part) -> list[Any
 def run_in_processes(kind: str, size: int, part: Part, *, apart: bool, deadline: float) -> list[Any]:
     """What each rank, a process of its own, returned or raised; None of one that died."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["daskreg.comm.tcp", "daskreg.comm.ucx", "pytest", __name__])  # before its first start
     pipes = [context.Pipe() for _ in range(size)]
     processes = [
         context.Process(target=_rank_process, args=(pipes[r][1], kind, r, size, part, apart, deadline)) for r in range(size)
