@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,10 @@ def _require_same_file(run: str, name: str, value: Any, recipe: dict[str, Any]) 
 
 def _same_stages(given: Config, recorded: Any) -> bool:
     """Whether two configurations are equal, apart from the files they name."""
-    files = dict.fromkeys(FILES)
-    try:
-        known = Config.parse(recorded or {})
-    except ConfigError:  # of a version that had other names
-        return False
-    return given.model_copy(update=files) == known.model_copy(update=files)
+    files, known = dict.fromkeys(FILES), recorded or {}
+    with suppress(ConfigError):  # of a version that had other names, or with parts of which only instances are known here
+        known = Config.parse(known).model_dump(mode="json")
+    return {**given.model_dump(mode="json"), **files} == {**known, **files}
 
 
 def require_same_images(store: RunStore, grids: tuple[Grid, Grid]) -> None:

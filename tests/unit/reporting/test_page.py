@@ -307,6 +307,13 @@ def test_a_stage_that_comes_again_has_its_own_panel() -> None:
     assert not ids[0] & ids[1]
 
 
+@pytest.mark.parametrize(("kind", "label"), [("ngf", "− NGF"), ("mi", "− mutual information"), ("of another package", "loss")])
+def test_a_similarity_names_its_loss(kind: str, label: str) -> None:
+    levels = [{"stage": "affine", "scale": 1, "losses": [2.0, 1.0]}]
+    panels = charts.loss_panels(levels, [{"stage": "affine", "similarity": {"kind": kind}}])
+    assert f">{label}</text>" in panels[0]["svg"]
+
+
 @pytest.mark.parametrize(("length", "bar"), [(200.0, 50.0), (100.0, 20.0), (0.9, 0.2), (8.0, 2.0), (4000.0, 1000.0)])
 def test_bars_are_round(length: float, bar: float) -> None:
     assert views.bar_length(length) == pytest.approx(bar)

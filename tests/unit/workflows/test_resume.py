@@ -1,11 +1,12 @@
 """A run is resumed as it was started; what is given besides must be the same."""
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from daskreg import Affine, Config, Deformable
+from daskreg import MSE, Affine, Config, Deformable, Rigid
 from daskreg.cli import main
 from daskreg.errors import ConfigError
 from daskreg.grid import Grid
@@ -55,6 +56,22 @@ def test_a_mask_that_only_the_configuration_names_is_the_same_mask(tmp_path):
     config = Config(stages=STAGES, moving_mask="weights.nii")
     store = started(tmp_path, Request("f.zarr", "m.zarr", config))
     assert restore_request(store, Request(moving_mask="weights.nii", config=config)).chosen == config
+
+
+class Unregistered(MSE):
+    """Parameters of a kind that no name selects."""
+
+    kind: Literal["unregistered"] = "unregistered"
+
+
+def test_a_configuration_with_an_instance_of_another_package_must_be_given_again(tmp_path):
+    config = Config(stages=(Rigid(similarity=Unregistered()),))
+    store = started(tmp_path, Request("f.zarr", "m.zarr", config))
+    assert restore_request(store, Request(config=config)).chosen == config
+    with pytest.raises(ConfigError, match="unknown name 'unregistered'"):
+        restore_request(store, Request()).chosen  # noqa: B018  # parses what the run recorded
+    with pytest.raises(ConfigError, match="another configuration"):
+        restore_request(store, Request(config=Config(stages=(Rigid(similarity=Unregistered(), scales=(2,)),))))
 
 
 def test_arrays_in_memory_must_be_given_again(tmp_path):
