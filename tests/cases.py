@@ -287,21 +287,21 @@ def lncc_gradient() -> Case:
 def ngf_factors() -> Case:
     """With two planes around the block, of which the one next to it is asked for too."""
     around = (range(HALO - 1, HALO + SHAPE[0] + 1), *SHAPE[1:])
-    return around, np.float32(4e-4), image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
+    return around, 1, np.float32(4e-4), image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
 
 
 @case
 def ngf_slope() -> Case:
-    return INNER, vectors(*TALL), moved(*TALL)
+    return INNER, 2, vectors(*TALL), moved(*TALL)
 
 
 def ngf_factors_at_ends() -> Case:
     """All planes of the arrays, so that differences are one-sided on both faces."""
-    return TALL, np.float32(4e-4), image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
+    return TALL, 1, np.float32(4e-4), image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
 
 
 CASES["ngf_factors at all ends"] = ngf_factors_at_ends
-CASES["ngf_slope at all ends"] = lambda: (TALL, vectors(*TALL), moved(*TALL))
+CASES["ngf_slope at all ends"] = lambda: (TALL, 2, vectors(*TALL), moved(*TALL))
 
 
 @case
@@ -519,7 +519,7 @@ def gradient_fields(masked: bool, half: bool = False) -> CooperativeCase:
 
     def plain() -> list[NDArray[Any]]:
         made = empty(3, *TALL)
-        rows = ngf_cpu.ngf_factors(around, eta_squared, fixed, weight, there, made)
+        rows = ngf_cpu.ngf_factors(around, 1, eta_squared, fixed, weight, there, made)
         return [made, rows[:, 1:-1].sum(axis=(1, 2))]
 
     own = np.uint32(HALO), np.uint32(HALO + SHAPE[0])

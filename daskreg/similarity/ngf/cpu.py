@@ -24,56 +24,69 @@ def inverse_distance(i, n):
 
 
 @formula
-def differences(z, y, x, image):
-    """Gradient of an image (Z, Y, X), a voxel, components z, y, x."""
-    nz, ny, nx = image.shape
-    k, j, i = int32(z), int32(y), int32(x)
-    dz = as_float32(image[clamp(k + 1, nz), y, x]) - as_float32(image[clamp(k - 1, nz), y, x])
-    dy = as_float32(image[z, clamp(j + 1, ny), x]) - as_float32(image[z, clamp(j - 1, ny), x])
-    dx = as_float32(image[z, y, clamp(i + 1, nx)]) - as_float32(image[z, y, clamp(i - 1, nx)])
-    return dz * inverse_distance(k, nz), dy * inverse_distance(j, ny), dx * inverse_distance(i, nx)
+def before(x, inside, n):
+    """The voxel before x along a row, or the first."""
+    return index(x - index(1)) if inside else clamp(int32(x) - 1, n)
 
 
 @formula
-def lowest_neighbour(z, y, x, weight):
+def behind(x, inside, n):
+    """The voxel behind x along a row, or the last."""
+    return index(x + index(1)) if inside else clamp(int32(x) + 1, n)
+
+
+@formula
+def differences(z, y, x, inside, image):
+    """Gradient of an image (Z, Y, X), a voxel, components z, y, x."""
+    nz, ny, nx = image.shape
+    k, j = int32(z), int32(y)
+    dz = as_float32(image[clamp(k + 1, nz), y, x]) - as_float32(image[clamp(k - 1, nz), y, x])
+    dy = as_float32(image[z, clamp(j + 1, ny), x]) - as_float32(image[z, clamp(j - 1, ny), x])
+    dx = as_float32(image[z, y, behind(x, inside, nx)]) - as_float32(image[z, y, before(x, inside, nx)])
+    along_x = HALF if inside else inverse_distance(int32(x), nx)
+    return dz * inverse_distance(k, nz), dy * inverse_distance(j, ny), dx * along_x
+
+
+@formula
+def lowest_neighbour(z, y, x, inside, weight):
     """The smallest weight of the voxels of which differences are taken; 1 without a mask."""
     if weight.shape[0] == 0:
         return ONE
     nz, ny, nx = weight.shape
-    k, j, i = int32(z), int32(y), int32(x)
+    k, j = int32(z), int32(y)
     along_z = min(weight[clamp(k - 1, nz), y, x], weight[clamp(k + 1, nz), y, x])
     along_y = min(weight[z, clamp(j - 1, ny), x], weight[z, clamp(j + 1, ny), x])
-    along_x = min(weight[z, y, clamp(i - 1, nx)], weight[z, y, clamp(i + 1, nx)])
+    along_x = min(weight[z, y, before(x, inside, nx)], weight[z, y, behind(x, inside, nx)])
     return min(along_z, min(along_y, along_x))
 
 
 @formula
-def write_factors(z, y, x, eta_squared, fixed, weight, moved, factors):
-    """``ngf_factors`` at a voxel."""
-    w, square, gz, gy, gx = weight_at(z, y, x, weight, moved[z, y, x]), ZERO, ZERO, ZERO, ZERO
-    if w > ZERO:
-        mz, my, mx = differences(z, y, x, moved)
-        total = mz + my + mx
-        w = w if total == total and lowest_neighbour(z, y, x, weight) > ZERO else ZERO
-        if w > ZERO:
-            fz, fy, fx = differences(z, y, x, fixed)
-            product = fz * mz + fy * my + fx * mx
-            of_moved = mz * mz + my * my + mx * mx + eta_squared
-            ratio = divide_fast(product, (fz * fz + fy * fy + fx * fx + eta_squared) * of_moved)
-            square, scale, along = product * ratio, TWO * w * ratio, divide_fast(product, of_moved)
-            gz, gy, gx = scale * (fz - along * mz), scale * (fy - along * my), scale * (fx - along * mx)
-    factors[index(0), z, y, x], factors[index(1), z, y, x], factors[index(2), z, y, x] = gz, gy, gx
-    return w * square, w
+def write_factors(z, y, x, inside, eta_squared, fixed, weight, moved, factors):
+    """``ngf_factors`` at a voxel. Without branches, so that a CPU computes several voxels at once."""
+    mz, my, mx = differences(z, y, x, inside, moved)
+    fz, fy, fx = differences(z, y, x, inside, fixed)
+    total = mz + my + mx  # not a number where one of them is not
+    w = weight_at(z, y, x, weight, moved[z, y, x])
+    w = w if total == total and lowest_neighbour(z, y, x, inside, weight) > ZERO else ZERO
+    product = fz * mz + fy * my + fx * mx
+    of_moved = mz * mz + my * my + mx * mx + eta_squared
+    ratio = divide_fast(product, (fz * fz + fy * fy + fx * fx + eta_squared) * of_moved)
+    scale, along = TWO * w * ratio, divide_fast(product, of_moved)
+    known = w > ZERO
+    factors[index(0), z, y, x] = scale * (fz - along * mz) if known else ZERO
+    factors[index(1), z, y, x] = scale * (fy - along * my) if known else ZERO
+    factors[index(2), z, y, x] = scale * (fx - along * mx) if known else ZERO
+    return w * product * ratio if known else ZERO, w
 
 
-@voxelwise(sums=2)
-def ngf_factors(z, y, x, eta_squared, fixed, weight, moved, factors):
+@voxelwise(sums=2, border=True)
+def ngf_factors(z, y, x, inside, reach, eta_squared, fixed, weight, moved, factors):
     """Write ``w d(<n(F), n(M)>^2) / d(grad M)``; row sums (w <n(F), n(M)>^2, w).
 
-    eta_squared: float32;  fixed, moved: (Z, Y, X) float32, moved NaN out of domain;  weight: the same or empty;
+    reach: 1;  eta_squared: float32;  fixed, moved: (Z, Y, X) float32, moved NaN out of domain;  weight: the same or empty;
     factors: (3, Z, Y, X) float32. w is 0 where a difference reads a voxel that is out of domain or has no weight.
     """
-    return write_factors(z, y, x, eta_squared, fixed, weight, moved, factors)
+    return write_factors(z, y, x, inside, eta_squared, fixed, weight, moved, factors)
 
 
 @formula
@@ -94,9 +107,12 @@ def weigh_behind(i, n):
     return inverse_distance(i + 1, n) if i < int32(n) - 1 else ZERO
 
 
-@voxelwise()
-def ngf_slope(z, y, x, factors, moved):
-    """Replace ``moved`` by minus the adjoint of the differences, applied to the factors (3, Z, Y, X): N dC/dmoved."""
+@voxelwise(border=True)
+def ngf_slope(z, y, x, inside, reach, factors, moved):
+    """Replace ``moved`` by minus the adjoint of the differences, applied to the factors (3, Z, Y, X): N dC/dmoved.
+
+    reach: 2, since differences at the neighbours of x are one-sided where those are the ends of a row
+    """
     _, nz, ny, nx = factors.shape
     k, j, i = int32(z), int32(y), int32(x)
     of_z, of_y, of_x = index(0), index(1), index(2)
@@ -110,9 +126,9 @@ def ngf_slope(z, y, x, factors, moved):
         - weigh_behind(j, ny) * factors[of_y, z, clamp(j + 1, ny), x]
         + weigh_end(j, ny) * factors[of_y, z, y, x]
     )
-    along_x = (
-        weigh_before(i, nx) * factors[of_x, z, y, clamp(i - 1, nx)]
-        - weigh_behind(i, nx) * factors[of_x, z, y, clamp(i + 1, nx)]
-        + weigh_end(i, nx) * factors[of_x, z, y, x]
-    )
+    left, right = factors[of_x, z, y, before(x, inside, nx)], factors[of_x, z, y, behind(x, inside, nx)]
+    if inside:
+        along_x = HALF * left - HALF * right
+    else:
+        along_x = weigh_before(i, nx) * left - weigh_behind(i, nx) * right + weigh_end(i, nx) * factors[of_x, z, y, x]
     moved[z, y, x] = -(along_z + along_y + along_x)

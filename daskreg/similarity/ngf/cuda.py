@@ -33,7 +33,7 @@ def ngf_counted():
         y, z = uint32(cuda.blockIdx.y), uint32(uint32(cuda.blockIdx.z) + n[0])
         a, b = int64(0), int64(0)
         if x < n[3]:
-            square, w = write_factors(z, y, x, eta_squared, fixed, weight, moved, factors)
+            square, w = write_factors(z, y, x, False, eta_squared, fixed, weight, moved, factors)
             if z >= own[0] and z < own[1]:
                 a, b = round_int64(square * float32(FIXED_POINT_SCALE)), round_int64(w * float32(FIXED_POINT_SCALE))
         tally(cuda.shared.array((2, threads), int64), a, b, totals)

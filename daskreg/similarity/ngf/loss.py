@@ -31,7 +31,7 @@ class NormalisedGradients(Similarity):
         """Rows of (w <n(F), n(M)>^2, w); ``scratch`` receives the derivatives on the own planes and on their neighbours."""
         own, around = planes(s)
         _, ny, nx = s.moved.shape
-        rows = ngf_factors((around, ny, nx), self.eta_squared, s.fixed, s.weight, s.moved, s.scratch)
+        rows = ngf_factors((around, ny, nx), 1, self.eta_squared, s.fixed, s.weight, s.moved, s.scratch)
         mine: NDArray[np.generic] = rows[:, own.start - around.start : own.stop - around.start]
         return mine
 
@@ -42,7 +42,7 @@ class NormalisedGradients(Similarity):
 
     def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
         """The adjoint of the differences."""
-        ngf_slope(s.box, s.scratch, s.moved)
+        ngf_slope(s.box, 2, s.scratch, s.moved)
 
 
 class NormalisedGradientsOnGpu(NormalisedGradients):
@@ -64,7 +64,7 @@ class NormalisedGradientsOnGpu(NormalisedGradients):
 
     def _compare(self, on: LossContext) -> None:
         self._count(on.samples, on.totals)
-        ngf_slope(on.samples.box, on.samples.scratch, on.samples.moved)
+        ngf_slope(on.samples.box, 2, on.samples.scratch, on.samples.moved)
 
     def _count(self, s: Samples, totals: Any) -> None:
         own, around = planes(s)
