@@ -56,7 +56,7 @@ def test_a_halo_is_clipped_to_the_grid(partition, halo):
         assert planes(partition.around(rank, halo)) == planes(slab.grow(halo)) & set(range(partition.planes))
 
 
-def turned(shape, order):
+def permuted(shape, order):
     """A grid whose axes are those of the world in another order."""
     direction = np.eye(3)[:, list(order)]
     return Grid(shape, direction=tuple(map(tuple, direction)))
@@ -72,4 +72,4 @@ def test_the_cut_is_along_z_unless_an_axis_is_more_than_twice_as_long(shape, ord
 
 @pytest.mark.parametrize(("order", "first"), [((0, 1, 2), 0), ((1, 0, 2), 1), ((2, 0, 1), 1), ((1, 2, 0), 2)])
 def test_the_moving_image_is_cut_along_the_axis_closest_to_the_fixed_cut(order, first):
-    assert cut_orders(Grid((30, 30, 30)), turned((30, 30, 30), order))[1][0] == first
+    assert cut_orders(Grid((30, 30, 30)), permuted((30, 30, 30), order))[1][0] == first
