@@ -271,7 +271,9 @@ def _by_stage_name(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> str:
-    return "; ".join(_one(e) for e in error.errors()[:3]) + "."
+    """The first few errors; an item that is refused also makes its list too short, which says nothing new."""
+    errors = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()
+    return "; ".join(_one(e) for e in errors[:3]) + "."
 
 
 def _one(e: Any) -> str:

@@ -7,9 +7,11 @@ computed, and make its implementation.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from daskreg.errors import require_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,12 @@ class Model(BaseModel):
     """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, which are not validated again. Raises ConfigError for a name that is no field."""
+        for name in update or {}:
+            require_known(f"field of {type(self).__name__}", name, type(self).model_fields)
+        return super().model_copy(update=update, deep=deep)
 
 
 class SimilarityParameters(Model):

@@ -1,8 +1,9 @@
 """Configurations that cannot be are refused with a sentence that says what was found and what was expected."""
 
 import pytest
+import yaml
 
-from daskreg import LNCC, MI, Affine, Config, Deformable, Moments
+from daskreg import LNCC, MI, NGF, Adam, Affine, Config, Deformable, Moments
 from daskreg.errors import ConfigError, NotFound
 
 STAGE = {"stage": "deformable"}
@@ -62,3 +63,41 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
         Config.load(tmp_path / "config.yaml")
     with pytest.raises(NotFound, match="cannot be read"):
         Config.load(tmp_path / "absent.yaml")
+
+
+# --- earlier names, copies, and parameters that are objects ---------------------------------------------------------------
+
+
+def test_earlier_names_give_the_values_that_they_gave():
+    stage = Deformable(step=0.5, betas=(0.8, 0.95))
+    assert stage.maximum_step == 0.25
+    assert stage.step == 0.5
+    assert stage.optimizer == Adam(betas=(0.8, 0.95))
+    assert LNCC(flat=0.01).minimum_contrast == LNCC(flat=0.01).flat == 0.01
+    written = Config(stages=(stage,)).dump()
+    assert "maximum_step: 0.25" in written
+    assert Config.parse(yaml.safe_load(written)).stages == (stage,)
+
+
+@pytest.mark.parametrize(
+    "given", [{"step": 0.5, "maximum_step": 0.25}, {"betas": (0.9, 0.9), "optimizer": "adam"}], ids=["step", "betas"]
+)
+def test_an_earlier_name_and_its_successor_are_refused_together(given):
+    with pytest.raises(ConfigError, match="give one of them"):
+        Config.parse({"stages": [{"stage": "deformable", **given}]})
+
+
+def test_a_copy_takes_no_value_that_it_would_ignore():
+    with pytest.raises(ConfigError, match=r"unknown field of Deformable 'step'; did you mean"):
+        Deformable().model_copy(update={"step": 0.1})
+    assert Deformable().model_copy(update={"maximum_step": 0.1}).maximum_step == 0.1
+
+
+def test_a_kind_may_be_named_given_as_a_mapping_or_as_an_object():
+    objects = (Deformable(similarity=s) for s in ("ngf", {"kind": "ngf"}, NGF()))
+    assert {stage.similarity for stage in objects} == {NGF()}
+
+
+def test_a_storage_that_an_optimizer_cannot_keep_is_refused():
+    with pytest.raises(ConfigError, match=r"storage 'mixed' does not go with optimizer 'sgd'; use 'float32' or 'adam'\.$"):
+        Config.parse({"stages": [{"stage": "deformable", "optimizer": "sgd", "storage": "mixed"}]})
