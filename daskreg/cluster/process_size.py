@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 from distributed import Client
@@ -50,6 +51,7 @@ def estimated_bytes(client: Client | None, workers: int, device: Kind = "cpu") -
     return imported + min(imported, DATA_BYTES) // IMPORT_SHARE
 
 
+@cache
 def _in_new_process() -> int:
     """Memory of a process that has imported what a rank needs, and nothing else."""
     program = f"import {__name__}; print({machine.__name__}.resident_bytes())"

@@ -1,5 +1,6 @@
 """Clusters: what is known of their workers, encrypted connections, and how a small one of our own ends."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -111,11 +112,12 @@ with locked(client, sys.argv[2:]):
 
 
 def test_a_killed_client_loses_its_locks():
-    leases = {"distributed.scheduler.locks": {"lease-timeout": "5s", "lease-validation-interval": "200ms"}}
-    with dask.config.set(leases), cluster(1) as client:
+    leases = {"LEASE_TIMEOUT": "5s", "LEASE_VALIDATION_INTERVAL": "200ms"}  # the scheduler checks, who locks says how long
+    environment = {f"DASK_DISTRIBUTED__SCHEDULER__LOCKS__{name}": value for name, value in leases.items()}
+    with dask.config.set({"distributed.scheduler.locks.lease-validation-interval": "200ms"}), cluster(1) as client:
         members = sorted(workers_of(client))
         command = [sys.executable, "-c", HOLDS_A_LOCK, client.scheduler.address, *members]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        with subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True) as holder:
             try:
                 assert holder.stdout.readline() == "locked\n"
                 time.sleep(6)  # longer than a lease, which the client renews
