@@ -38,7 +38,7 @@ from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
-from daskreg.similarity import LNCC, MI, MSE
+from daskreg.similarity import LNCC, MI, MSE, NGF
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_iterations.json"
 LOSSES: dict[str, Any] = {
@@ -46,6 +46,7 @@ LOSSES: dict[str, Any] = {
     "lncc center": LNCC(radius=3, gradient="center"),
     "lncc exact": LNCC(radius=3),
     "mi": MI(),
+    "ngf": NGF(),
 }
 FIREANTS = {  # fused extension, its better path, H200, milliseconds: measured elsewhere, not in this run
     (256, "mse"): 30.6, (256, "lncc center"): 36.5, (256, "mi"): 81.0,

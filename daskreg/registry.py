@@ -37,10 +37,18 @@ class Registry:
             if point.name in found:
                 continue
             try:
-                found[point.name] = point.load()
+                found[point.name] = _checked(point.load(), point.name)
             except Exception as error:  # noqa: BLE001  # whatever another package's module raises: daskreg works without it
-                log.warning("the %s %r of %s cannot be imported: %s", self.what, point.name, point.value, error)
+                log.warning("the %s %r of %s cannot be used: %s", self.what, point.name, point.value, error)
         return found
+
+
+def _checked(loaded: type[Any], name: str) -> type[Any]:
+    """The class, if the name selects it. Raises TypeError: a configuration could not tell it from others."""
+    kind = loaded.model_fields["kind"].default if "kind" in getattr(loaded, "model_fields", {}) else None
+    if kind != name:
+        raise TypeError(f"its field 'kind' is {kind!r}, not {name!r}")
+    return loaded
 
 
 def _load(path: str) -> type[Any]:

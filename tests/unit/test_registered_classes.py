@@ -1,0 +1,50 @@
+"""Classes by the names of entry points."""
+
+import logging
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+
+from daskreg import registry
+from daskreg.registry import SIMILARITIES, Registry
+from daskreg.similarity import MSE
+
+
+class Other(MSE):
+    """Of another package."""
+
+    kind: Literal["other"] = "other"
+
+
+def missing():
+    raise ImportError("no module named 'absent'")
+
+
+def classes(monkeypatch, **points):
+    """Those of a registry in an environment with entry points by name."""
+    made = [SimpleNamespace(name=name, value=f"package:{name}", load=load) for name, load in points.items()]
+    monkeypatch.setattr(registry, "entry_points", lambda group: made)
+    return Registry("similarity", SIMILARITIES.group, SIMILARITIES.builtin).classes()
+
+
+def test_an_entry_point_adds_a_class_and_replaces_none(monkeypatch):
+    found = classes(monkeypatch, other=lambda: Other, mse=lambda: Other)
+    assert found["other"] is Other
+    assert found["mse"] is MSE
+    assert list(found)[: len(SIMILARITIES.builtin)] == list(SIMILARITIES.builtin)
+
+
+@pytest.mark.parametrize(
+    ("name", "load", "words"),
+    [
+        ("absent", missing, "no module named 'absent'"),
+        ("else", lambda: Other, "its field 'kind' is 'other', not 'else'"),
+        ("text", lambda: str, "its field 'kind' is None"),
+    ],
+)
+def test_what_cannot_be_used_is_left_out_with_a_warning(monkeypatch, caplog, name, load, words):
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        assert name not in classes(monkeypatch, **{name: load})
+    assert f"the similarity {name!r} of package:{name} cannot be used" in caplog.text
+    assert words in caplog.text
