@@ -4,9 +4,10 @@ import multiprocessing
 
 import dask
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("daskreg", deadline=None)  # a test must not depend on the speed of the machine
+# a test must not depend on the speed of the machine
+settings.register_profile("daskreg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("daskreg")
 
 PRELOAD = ["distributed", "pytest", "daskreg.cluster.rank_job", "daskreg.workflows", "daskreg.comm.ucx", "tests.unit.comm.ranks"]
