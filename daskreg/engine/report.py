@@ -45,7 +45,9 @@ SAVE, STOP = 1.0, 2.0  # what a watch may ask for
 
 
 class Watch:
-    """Told of every iteration; may ask all ranks to save their state, or to save it and stop. This one is silent."""
+    """Receives the progress of every iteration; may ask all ranks to save their state, or to save it and stop. This one does
+    neither.
+    """
 
     def __call__(self, progress: Progress) -> None:
         """An iteration is done. Raises what stops the rank at once."""

@@ -89,7 +89,7 @@ def _line(plan: Layout, stage: int, level: Level, cores: int, device: str) -> st
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Human-readable bytes."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
@@ -98,7 +98,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Human-readable seconds."""
     if seconds < 0.0995:
         return f"{1e3 * seconds:.0f} ms"
     if seconds < 120:

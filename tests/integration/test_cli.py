@@ -181,11 +181,13 @@ def stopped(sign, folder):
     arguments = ["register", FIXED, MOVING, "-o", folder / "run.zarr", "--config", folder / "recipe.yaml"]
     command = [sys.executable, "-m", "daskreg.cli", *map(str, arguments)]
     ours, its = os.openpty()
-    heard = signal.signal(sign, signal.SIG_DFL)  # a child ignores what was ignored where it came from: SIGINT in the background
+    previous = signal.signal(
+        sign, signal.SIG_DFL
+    )  # a child ignores what was ignored where it came from: SIGINT in the background
     try:
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its, start_new_session=True)
     finally:
-        signal.signal(sign, heard)
+        signal.signal(sign, previous)
     os.close(its)
     said = bytearray()
     while b"scale 1" not in said:

@@ -151,7 +151,7 @@ def test_a_run_whose_scheduler_is_lost_raises(images):
             client.wait_for_workers(2, timeout=60)
             stages = [Deformable(similarity=MSE(), scales=(1,), iterations=(5000,), tolerance=0)]
             with pytest.raises(RunError, match="scheduler was lost"):
-                run(client, *images, stages, workers=2, comm="tcp", progress=lambda told: scheduler.kill())
+                run(client, *images, stages, workers=2, comm="tcp", progress=lambda reported: scheduler.kill())
     finally:
         for process in started:
             process.kill()

@@ -247,9 +247,9 @@ def test_sigterm_writes_a_checkpoint_that_resumes_on_others(client, images, undi
     child, path = command(2)
     before = CheckpointStore(str(path)).latest()
     os.kill(child.pid, signal.SIGTERM)
-    _, told = child.communicate(timeout=240)
+    _, reported = child.communicate(timeout=240)
     assert child.returncode == 143
-    assert f"--resume -o {path}" in told
+    assert f"--resume -o {path}" in reported
     after = CheckpointStore(str(path)).latest()
     assert after[0] > before[0]
     assert len(after[1]["losses"]) >= len(before[1]["losses"])
@@ -348,7 +348,7 @@ def test_a_run_resumes_a_second_time(client, undisturbed, stopped):
 
 
 def test_an_invalid_voxel_on_one_rank_is_not_reported_as_a_lost_rank(client, images, tmp_path, monkeypatch, capsys):
-    """It lies in the last block; the others are told of it, and the sentence is about the voxel."""
+    """It lies in the last block; the others are informed of it, and the sentence is about the voxel."""
     path = tmp_path / "run.zarr"
     with pytest.raises(VoxelError, match=r"the moving image .* has 1 voxels that are NaN or infinite"):
         run(client, images / "fixed.zarr", images / "nan.zarr", STAGES, output=path, workers=3, comm="tcp")

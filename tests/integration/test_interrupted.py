@@ -73,12 +73,12 @@ def test_an_interrupted_command_leaves_no_output_and_keeps_what_it_was_to_replac
         place.rename(output)
         words.append("--overwrite")
     before = set(os.listdir(tmp_path))
-    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a child ignores what was ignored where it came from
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a child ignores what was ignored where it came from
     try:
         command = [sys.executable, "-X", "faulthandler", "-m", "daskreg.cli", *words]
         child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     finally:
-        signal.signal(signal.SIGINT, heard)
+        signal.signal(signal.SIGINT, previous)
     assert begun(child, tmp_path, before)
     child.send_signal(signal.SIGINT)
     os.set_blocking(child.stderr.fileno(), True)
@@ -115,11 +115,11 @@ cli.main()
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_garbage_is_collected_is_not_lost(number, code):
-    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         child = subprocess.Popen([sys.executable, "-c", SWALLOWS], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     finally:
-        signal.signal(signal.SIGINT, heard)
+        signal.signal(signal.SIGINT, previous)
     assert child.stdout.readline() == b"now\n"
     time.sleep(0.2)
     child.send_signal(number)

@@ -59,10 +59,10 @@ def test_ngff_zarr_resamples_from_the_scene_as_daskreg_does_and_archives_are_unc
     transform = warp(fixed.grid, moving.grid)
     export(transform, tmp_path / "scene.zarr", fixed=archives[0], moving=archives[1], one_field=True)
     scene = ngff_zarr.NgffScene.from_ome_zarr(str(tmp_path / "scene.zarr"), validate=True)
-    (told,) = scene.coordinateTransformations
-    ends = [scene.images[end.path].images[0] for end in (told.input, told.output)]
-    field = ngff_zarr.from_ome_zarr(str(tmp_path / "scene.zarr" / told.path), validate=True).images[0]
-    theirs = np.asarray(ngff_zarr.resample(told, *ends, fields={told.path: field}).data)
+    (reported,) = scene.coordinateTransformations
+    ends = [scene.images[end.path].images[0] for end in (reported.input, reported.output)]
+    field = ngff_zarr.from_ome_zarr(str(tmp_path / "scene.zarr" / reported.path), validate=True).images[0]
+    theirs = np.asarray(ngff_zarr.resample(reported, *ends, fields={reported.path: field}).data)
     ours = transform.apply(moving).compute()
     at = moving.grid.to_index(transform.points(fixed.grid.to_world(np.moveaxis(np.indices(fixed.shape), 0, -1))))
     inside = ((at > 0) & (at < np.array(moving.shape) - 1)).all(axis=-1)
@@ -118,9 +118,9 @@ def test_a_run_knows_its_archives_and_links_what_can_be_linked(archives, tmp_pat
     run = finished(tmp_path / "run.zarr", archives[0], archives[1], FIXED)
     export(run, tmp_path / "a.zarr", images=True)
     assert (tmp_path / "a.zarr" / "moving.ome.zarr").resolve() == archives[1]
-    told = describe(tmp_path / "a.zarr")
-    assert told.images == (str(archives[0]), str(archives[1]))
-    assert f"moving at  {archives[1]}" in told.lines()
+    reported = describe(tmp_path / "a.zarr")
+    assert reported.images == (str(archives[0]), str(archives[1]))
+    assert f"moving at  {archives[1]}" in reported.lines()
     mixed = finished(tmp_path / "mixed.zarr", archives[0] / "0", demo_pair(3)[1], FIXED)  # an array in the archive is its image
     export(mixed, tmp_path / "b.zarr", images=True)
     assert "the moving image is not linked" in caplog.text

@@ -138,8 +138,8 @@ def test_ngff_zarr_resamples_through_a_field_alike(head, tmp_path):
     warp = Transform.of(None, TURNED, warp_on(TURNED), like)
     export(warp, tmp_path / "warp.zarr")
     scene = ngff_zarr.NgffScene.from_ome_zarr(str(tmp_path / "warp.zarr"), validate=True)
-    (told,) = scene.coordinateTransformations
-    (field,) = [t for t in told.transformations if t.type == "displacements"]
+    (reported,) = scene.coordinateTransformations
+    (field,) = [t for t in reported.transformations if t.type == "displacements"]
     group = ngff_zarr.from_ome_zarr(str(tmp_path / "warp.zarr" / field.path), validate=True)
     float_image = replace(image, data=image.data.astype(np.float32))
     blank = replace(float_image, data=Transform.of(grid=TURNED).apply(float_image), grid=TURNED)
@@ -186,10 +186,10 @@ def test_a_scene_of_another_program_is_read(tmp_path):
         {"type": "identity"},
         {"type": "translation", "translation": [1.0, 2.0, 3.0]},
     ]
-    told = {"type": "bijection", "forward": {"type": "sequence", "transformations": steps}, "inverse": {"type": "identity"}}
+    reported = {"type": "bijection", "forward": {"type": "sequence", "transformations": steps}, "inverse": {"type": "identity"}}
     system = {"name": "a", "axes": [{"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"]}
     group.attrs["ome"] = {"version": "0.6", "scene": {"coordinateSystems": [system], "coordinateTransformations": [
-        {**told, "input": {"name": "a"}, "output": {"name": "a"}}]}}  # fmt: skip
+        {**reported, "input": {"name": "a"}, "output": {"name": "a"}}]}}  # fmt: skip
     transform = load_transform(tmp_path / "s.zarr")
     p = rotation((0, 0, 90)) @ np.array([2.0, 5.0, 7.0]) * 1.0
     assert transform.unit == "micrometer"

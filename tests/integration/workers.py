@@ -55,7 +55,7 @@ def processes(client: Client) -> list[int]:
 
 
 def run(client: Client, *images: Any, **options: Any) -> Result:
-    """Register without checkpoints, unless told otherwise."""
+    """Register without checkpoints, unless asked for otherwise."""
     return daskreg.register(*images, client=client, **{"checkpoint": None, "retries": 0, **options})
 
 

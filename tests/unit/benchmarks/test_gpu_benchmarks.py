@@ -42,11 +42,11 @@ def test_a_row_tells_the_gpu_beside_the_machine(monkeypatch, tmp_path):
     import gpu_agreement
     import measure
 
-    told = {"seconds": {}, "levels": [{"losses": [-0.5]}], "machine": {"gpu": "a GPU"}}
+    reported = {"seconds": {}, "levels": [{"losses": [-0.5]}], "machine": {"gpu": "a GPU"}}
     monkeypatch.setattr(measure, "daskreg", lambda *a, **k: SimpleNamespace(seconds=1.0))
     monkeypatch.setattr(gpu_agreement, "PAIR", SimpleNamespace(
         case="a->b", fixed="a", moving="b", moving_labels="c", overlaps=lambda data, labels: {"structure": 0.7}))  # fmt: skip
-    monkeypatch.setattr(gpu_agreement, "RunStore", SimpleNamespace(open=lambda path: SimpleNamespace(provenance=told)))
+    monkeypatch.setattr(gpu_agreement, "RunStore", SimpleNamespace(open=lambda path: SimpleNamespace(provenance=reported)))
     rows = []
     measure.emit(gpu_agreement.register("cuda", tmp_path, tmp_path, [])[0], rows)
     assert "a GPU" in rows[0].values()

@@ -125,12 +125,12 @@ def test_a_sent_array_may_be_changed_after_the_wait(ranks, kind):
 
 def early_and_late(comm):
     """Rank 0 sends everything before anybody listens, and asks only when its answer has long been there."""
-    other, told = 1 - comm.rank, np.empty(1)
+    other, reported = 1 - comm.rank, np.empty(1)
     small, big, empty = np.full(4, comm.rank), np.full(200_000, comm.rank), np.empty(0)
     into = [np.empty_like(small), np.empty_like(big), np.empty(0)]
     if comm.rank == 0:
         sent = comm.send(1, [small, big, empty])
-        comm.receive(1, [told]).wait()
+        comm.receive(1, [reported]).wait()
     else:
         comm.send(0, [np.ones(1)]).wait()
         sent = comm.send(0, [small, big, empty])
@@ -146,19 +146,19 @@ def test_messages_may_be_sent_before_or_after_they_are_asked_for(ranks, kind):
 
 def waits_for_a_slow_one(comm):
     """Rank 1 answers only after rank 0 has complained of its silence."""
-    told, answer = [], np.empty(1)
+    reported, answer = [], np.empty(1)
     if comm.rank == 1:
         comm.receive(0, [answer]).wait()
         comm.send(0, [np.full(1, 7.0)]).wait()
         return None
 
     def complain(rank, seconds):
-        told.append(rank)
+        reported.append(rank)
         comm.send(1, [np.zeros(1)]).wait()
 
     comm.timeouts.warn_after, comm.timeouts.on_slow = 0.0, complain
     comm.receive(1, [answer]).wait()
-    return told, float(answer[0])
+    return reported, float(answer[0])
 
 
 @pytest.mark.parametrize("kind", BACKENDS)

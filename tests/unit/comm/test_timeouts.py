@@ -37,18 +37,18 @@ def test_a_silent_rank_raises_with_its_name_after_the_deadline():
 
 
 def test_a_slow_rank_is_reported_once_per_wait():
-    told = []
-    timeouts = Timeouts(warn_after=0.0, on_slow=lambda rank, seconds: told.append((rank, seconds > 0)))
+    reported = []
+    timeouts = Timeouts(warn_after=0.0, on_slow=lambda rank, seconds: reported.append((rank, seconds > 0)))
     timeouts.wait(Later(9), 2, "there")
-    assert told == [(2, True)]
+    assert reported == [(2, True)]
     timeouts.wait(Later(4), 5, "there")
-    assert told == [(2, True), (5, True)]
+    assert reported == [(2, True), (5, True)]
 
 
 def test_a_rank_that_is_not_slow_yet_is_not_reported():
-    told = []
-    Timeouts(warn_after=1e9, on_slow=lambda rank, seconds: told.append(rank)).wait(Later(9), 2, "there")
-    assert told == []
+    reported = []
+    Timeouts(warn_after=1e9, on_slow=lambda rank, seconds: reported.append(rank)).wait(Later(9), 2, "there")
+    assert reported == []
 
 
 def test_the_check_runs_between_two_polls_and_ends_the_wait():

@@ -145,9 +145,9 @@ class Memory:
             with self.lock:
                 if number == len(self.saved):
                     self.saved.append((asdict(state), {name: np.full((3, *shape), np.nan, np.float32) for name in fields}))
-                told, kept = self.saved[number]
+                reported, kept = self.saved[number]
                 if comm.rank == 0:
-                    told.update(asdict(state))
+                    reported.update(asdict(state))
             for name, (own, planes) in fields.items():
                 kept[name][:, own.start : own.stop] = planes
             number += 1
@@ -157,11 +157,11 @@ class Memory:
 
 def resumed(case, saved, ranks, residency):
     """The rest of a run from a checkpoint."""
-    told, fields = saved
+    reported, fields = saved
 
     def rest(comm):
         rank = case.rank(comm, residency)
-        rank.resume(RunState(**told), lambda name, span: fields[name][:, span.start : span.stop])
+        rank.resume(RunState(**reported), lambda name, span: fields[name][:, span.start : span.stop])
         return case.outcome(rank)
 
     return whole(on_ranks(ranks, rest))
@@ -180,7 +180,7 @@ def test_a_run_resumed_anywhere_on_other_ranks_gives_the_same_bits(before, after
     ranks, residency = before
     saving = on_ranks(ranks, lambda comm: case.outcome(case.rank(comm, residency, Asking(SAVE), memory.of(comm))))
     assert_same_bits(whole(saving), expected)
-    midst = [bool(told["losses"]) for told, _ in memory.saved]
+    midst = [bool(reported["losses"]) for reported, _ in memory.saved]
     assert midst.count(True) == 3 + 2  # of 4 and of 3 iterations: after the last of a level comes its end
     assert midst.count(False) == 4
     for saved in memory.saved[::3]:

@@ -79,7 +79,9 @@ def seen(block, mapping, u, comm):
 
 
 def spread(ranks, residency, matrix, u, mask, moving=MOVING, inner=None):
-    """The same on ranks, planes joined; ``inner``: told how many planes of each rank's block a ring finds in the own shard."""
+    """The same on ranks, planes joined; ``inner``: reported how many planes of each rank's block a ring finds in the own
+    shard.
+    """
     fixed = u.shape[1:]
     blocks, shards, slope = Partition.of(fixed[0], ranks, 1), Partition.of(moving[0], ranks, 1), image(*fixed, seed=5)
 

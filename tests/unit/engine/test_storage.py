@@ -64,9 +64,10 @@ def test_a_plan_counts_the_allocated_bytes(given, count):
 
 @pytest.mark.parametrize("residency", RESIDENCIES)
 def test_the_gradient_and_the_ring_send_half_the_bytes(residency):
-    told = [traffic(p, p.config.stages[0], p.levels[0][0]) for p in (plan(3, residency), plan(3, residency, storage="float32"))]
+    plans = plan(3, residency), plan(3, residency, storage="float32")
+    sent = [traffic(p, p.config.stages[0], p.levels[0][0]) for p in plans]
     plane, planes = SHAPE[1] * SHAPE[2], 3  # of the gradient: two taps of its filter and one of the warp's
-    for mixed, single in zip(*told, strict=True):
+    for mixed, single in zip(*sent, strict=True):
         assert mixed.ring * 2 == single.ring
         assert single.halo - mixed.halo in {planes * plane * 6, 2 * planes * plane * 6}  # one neighbour, or two
 

@@ -72,8 +72,8 @@ def test_a_refusal_states_how_many_workers_would_fit():
     plan = planned(workers=3, memory=2 << 30)
     with pytest.raises(PlanTooLarge, match=r"use (\d+) workers of that memory") as refused:
         plan.validate(2 << 30)
-    told = int(str(refused.value).partition("use ")[2].split()[0])
-    assert planned(workers=told, memory=2 << 30).peak_bytes <= 2 << 30 < planned(workers=told - 1, memory=2 << 30).peak_bytes
+    n = int(str(refused.value).partition("use ")[2].split()[0])
+    assert planned(workers=n, memory=2 << 30).peak_bytes <= 2 << 30 < planned(workers=n - 1, memory=2 << 30).peak_bytes
 
 
 def test_many_workers_need_less_than_a_whole_image_each():

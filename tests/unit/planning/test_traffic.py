@@ -53,9 +53,9 @@ def steps():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_planned_halos_and_sums_of_a_deformable_stage_are_exact(loss, ranks, residency):
     more, plan = counted(lambda n: deformable(LOSSES[loss], n), ranks, residency)
-    for measured, told in zip(more, planned(plan), strict=True):
-        assert measured["halo"] == steps() * told.halo > 0
-        assert measured["sum"] == steps() * told.sums > 0
+    for measured, reported in zip(more, planned(plan), strict=True):
+        assert measured["halo"] == steps() * reported.halo > 0
+        assert measured["sum"] == steps() * reported.sums > 0
         assert measured["window"] == 0
         assert (measured["ring"] > 0) == (residency == "ring")
 
@@ -63,9 +63,9 @@ def test_planned_halos_and_sums_of_a_deformable_stage_are_exact(loss, ranks, res
 @pytest.mark.parametrize("options", [{"masked": True}, {"shapes": ((13, 9, 8), MOVING)}], ids=["masks", "thin blocks"])
 def test_masks_and_blocks_thinner_than_a_halo_are_planned_exactly(options):
     more, plan = counted(lambda n: deformable(LNCC(radius=3), n, smooth_gradient=1.5, smooth_warp=1.0), 5, "ring", **options)
-    for measured, told in zip(more, planned(plan), strict=True):
-        assert measured["halo"] == steps() * told.halo > 0
-        assert measured["sum"] == steps() * told.sums
+    for measured, reported in zip(more, planned(plan), strict=True):
+        assert measured["halo"] == steps() * reported.halo > 0
+        assert measured["sum"] == steps() * reported.sums
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
@@ -74,8 +74,8 @@ def test_the_ring_sends_at_most_the_planned_bytes_and_not_much_less(ranks, maske
     """A block is assumed to reach ASSUMED_DRIFT planes beyond its affine image at either end; these go to the neighbours."""
     more, plan = counted(lambda n: deformable(MSE(), n), ranks, "ring", masked=masked)
     plane = MOVING[1] * MOVING[2] * 4 * (1 + masked)
-    for measured, told in zip(more, planned(plan), strict=True):
-        assert told.ring - 2 * (ranks - 1) * ASSUMED_DRIFT * plane <= measured["ring"] / steps() <= told.ring
+    for measured, reported in zip(more, planned(plan), strict=True):
+        assert reported.ring - 2 * (ranks - 1) * ASSUMED_DRIFT * plane <= measured["ring"] / steps() <= reported.ring
 
 
 @pytest.mark.parametrize("residency", RESIDENCIES)
@@ -83,12 +83,12 @@ def test_the_ring_sends_at_most_the_planned_bytes_and_not_much_less(ranks, maske
 def test_the_planned_bytes_of_an_affine_evaluation_are_exact(loss, residency):
     """The number of evaluations of L-BFGS is not known in advance; the total is a multiple of the bytes of one."""
     more, plan = counted(lambda n: Affine(similarity=LOSSES[loss], scales=(1,), iterations=(n,), tolerance=0), 3, residency)
-    for measured, told in zip(more, planned(plan), strict=True):
-        looks, rest = divmod(measured["sum"], told.sums)
+    for measured, reported in zip(more, planned(plan), strict=True):
+        looks, rest = divmod(measured["sum"], reported.sums)
         assert looks >= steps()
         assert rest == 0
-        assert measured["halo"] == looks * told.halo
-        assert measured["ring"] <= looks * told.ring
+        assert measured["halo"] == looks * reported.halo
+        assert measured["ring"] <= looks * reported.ring
 
 
 @pytest.mark.parametrize("residency", RESIDENCIES)

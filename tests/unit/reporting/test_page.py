@@ -50,11 +50,11 @@ def make_run(
         store.create_image("transform/displacement", grid, np.float32, components=3)
         store.write("transform/displacement", Region((0, 0, 0), grid.shape), u)
         store.build_pyramid("transform/displacement")
-    store.finish(told(grid, names, deformable))
+    store.finish(reported(grid, names, deformable))
     return store
 
 
-def told(grid: Grid, names: tuple[str, str], deformable: bool) -> dict[str, Any]:
+def reported(grid: Grid, names: tuple[str, str], deformable: bool) -> dict[str, Any]:
     stages = (Affine(), Deformable()) if deformable else (Affine(),)
     one = {"format": "NIfTI-1", "dtype": "float32", "shape": grid.shape, "spacing": grid.spacing, "unit": grid.unit}
     metrics: dict[str, Any] = {"before": {"ncc": 0.5, "mi": 0.25}, "after": {"ncc": 0.875, "mi": 0.75}}

@@ -146,9 +146,9 @@ def test_levels_of_labels_are_modes_of_the_level_below_at_block_centres(tmp_path
         np.testing.assert_array_equal(coarse, block_mode(fine, (2, 2, 2)))
     np.testing.assert_array_equal(levels[1][:20, :20, :20], majority_by_hand(labels[:40, :40, :40], (2, 2, 2)))
     assert open_volume(f"{tmp_path / 'l.ome.zarr'}::level=1").grid.origin == (5.5, 6.5, 7.5)
-    told = zarr.open_group(tmp_path / "l.ome.zarr").attrs["ome"]["multiscales"][0]
-    assert told["type"] == "mode"
-    assert told["datasets"][1]["coordinateTransformations"][1]["translation"] == [5.5, 6.5, 7.5]
+    reported = zarr.open_group(tmp_path / "l.ome.zarr").attrs["ome"]["multiscales"][0]
+    assert reported["type"] == "mode"
+    assert reported["datasets"][1]["coordinateTransformations"][1]["translation"] == [5.5, 6.5, 7.5]
 
 
 def test_levels_that_were_sampled_are_read_where_they_are(tmp_path):

@@ -34,12 +34,12 @@ def run(tmp_path_factory):
 
 def test_the_report_tells_the_certificate(run, tmp_path):
     found = invert(run, tmp_path / "inverse.zarr").fixed_round_trip
-    told = certificate(tmp_path / "inverse.zarr")
-    assert told["there and back, mean"] == f"{found.mean:.2g} voxel over {found.voxels} voxels"
-    assert told["largest"] == f"{found.largest:.2g} voxel at {tuple(found.worst)} (z, y, x)"
-    assert told["beyond 0.1 voxel"] == "0 voxels"
-    assert told["back and there, mean"].startswith(f"{module_back(tmp_path / 'inverse.zarr'):.2g} voxel")
-    assert "proven error" in told
+    reported = certificate(tmp_path / "inverse.zarr")
+    assert reported["there and back, mean"] == f"{found.mean:.2g} voxel over {found.voxels} voxels"
+    assert reported["largest"] == f"{found.largest:.2g} voxel at {tuple(found.worst)} (z, y, x)"
+    assert reported["beyond 0.1 voxel"] == "0 voxels"
+    assert reported["back and there, mean"].startswith(f"{module_back(tmp_path / 'inverse.zarr'):.2g} voxel")
+    assert "proven error" in reported
 
 
 def module_back(path):
@@ -70,9 +70,9 @@ def test_an_inverse_is_written_with_its_certificate(run, tmp_path):
     assert error.max() == pytest.approx(found.largest, abs=1e-4)
     assert error.mean() == pytest.approx(found.mean, abs=1e-5)
     assert np.unravel_index(error.argmax(), error.shape) == found.worst
-    told = json.loads((tmp_path / "inverse.zarr" / "zarr.json").read_text())["attributes"]["daskreg"]["certificate"]
-    assert told["mean"] == found.mean
-    assert told["fixed_point"]["residual"] <= 1e-3
+    reported = json.loads((tmp_path / "inverse.zarr" / "zarr.json").read_text())["attributes"]["daskreg"]["certificate"]
+    assert reported["mean"] == found.mean
+    assert reported["fixed_point"]["residual"] <= 1e-3
     assert "there and back" in certificate.lines()[0]
 
 
@@ -151,9 +151,9 @@ def test_voxels_without_a_solution_are_counted_and_boxed(tmp_path):
     found = invert(Transform.of(None, grid, d, grid), tmp_path / "i.zarr")
     assert found.folded > 0
     assert (found.solved.unsolved > 0) == bool(found.solved.unsolved_boxes)
-    told = zarr.open_group(tmp_path / "i.zarr").attrs["daskreg"]["certificate"]
-    assert told["folded_voxels"] == found.folded
-    assert told["fixed_point"]["unsolved_voxels"] == found.solved.unsolved
+    reported = zarr.open_group(tmp_path / "i.zarr").attrs["daskreg"]["certificate"]
+    assert reported["folded_voxels"] == found.folded
+    assert reported["fixed_point"]["unsolved_voxels"] == found.solved.unsolved
     assert any("fold" in line for line in found.warnings())
 
 
@@ -166,8 +166,8 @@ def test_where_it_fails_is_said(tmp_path, caplog):
     assert certificate.solved.unproven > 0
     assert "folds have no inverse" in " ".join(certificate.warnings())
     assert "folds" in caplog.text
-    told = zarr.open_group(tmp_path / "i.zarr").attrs["daskreg"]["certificate"]["beyond_limit_within"]
-    assert told["start"] >= [4, 4, 4]
+    reported = zarr.open_group(tmp_path / "i.zarr").attrs["daskreg"]["certificate"]["beyond_limit_within"]
+    assert reported["start"] >= [4, 4, 4]
 
 
 def test_affine_chains_invert_without_a_field(tmp_path):
@@ -221,8 +221,8 @@ def test_finer_voxels_leave_half_of_the_error(run, tmp_path):
 def test_both_ways_are_one_bijection(run, tmp_path):
     invert(run, tmp_path / "pair.zarr", both=True)
     scene = ngff_zarr.NgffScene.from_ome_zarr(str(tmp_path / "pair.zarr"), validate=True)
-    (told,) = scene.coordinateTransformations
-    assert told.type == "bijection"
+    (reported,) = scene.coordinateTransformations
+    assert reported.type == "bijection"
     back, points = load_transform(tmp_path / "pair.zarr"), FIXED.center[None] + np.eye(3) * 5
     np.testing.assert_allclose(back.points(load_transform(run).points(points)), points, atol=0.05)
     group = zarr.open_group(tmp_path / "pair.zarr", mode="r+")

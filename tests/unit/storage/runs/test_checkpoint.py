@@ -278,10 +278,10 @@ def failures(tmp_path_factory):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 @pytest.mark.parametrize(("how", "ended"), [("kill", -9), ("full", 3)])
 def test_the_last_checkpoint_survives_a_failure_at_any_moment(failures, how, ended):
-    folder, told = failures
-    codes = [int(code) for word, code in (line.split() for line in told.stdout.splitlines()) if word == how]
-    assert codes[-1] == 0, told.stderr
-    assert set(codes[:-1]) == {ended}, told.stderr
+    folder, reported = failures
+    codes = [int(code) for word, code in (line.split() for line in reported.stdout.splitlines()) if word == how]
+    assert codes[-1] == 0, reported.stderr
+    assert set(codes[:-1]) == {ended}, reported.stderr
     assert len(codes) > 15
     stores = [CheckpointStore(str(folder / f"{how}-{n}.zarr")) for n in range(1, len(codes) + 1)]
     found = [check_whole(store) for store in stores]
