@@ -62,8 +62,15 @@ def ended(child):
         return child.communicate()[1]
 
 
-@pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("name", COMMANDS)
+# each command once in the default suite, by turns with an older output and without
+CASES = [
+    pytest.param(name, older, marks=[pytest.mark.slow] if k % 2 == older else [])
+    for k, name in enumerate(COMMANDS)
+    for older in (False, True)
+]
+
+
+@pytest.mark.parametrize(("name", "older"), CASES)
 def test_an_interrupted_command_leaves_no_output_and_keeps_what_it_was_to_replace(inputs, tmp_path, name, older):
     words = [str(inputs / w) if w in ("run.zarr", "fine.ome.zarr") else w for w in COMMANDS[name]]
     output = tmp_path / words[words.index("-o") + 1]
