@@ -77,7 +77,7 @@ def register(
     given: dict[str, Any] = {"spacing": spacing, "memory": memory, "residency": residency.value, **files}
     if dry_run:
         assumed = DeviceName.cuda if cluster == "cuda" else device
-        _print_plan(fixed, moving, chosen, workers, assumed, given)
+        _print_plan(fixed, moving, chosen, workers, assumed, given, local=cluster == "local")
         return
     if output is None:
         raise ConfigError("no output was named; add -o RUN.zarr.")
@@ -122,10 +122,24 @@ def plan(
     _print_plan(fixed, moving, _config(config, preset, files), workers, device, given)
 
 
-def _print_plan(fixed: Any, moving: Any, config: Config, workers: int | None, device: DeviceName, given: dict[str, Any]) -> None:
+def _print_plan(
+    fixed: Any,
+    moving: Any,
+    config: Config,
+    workers: int | None,
+    device: DeviceName,
+    given: dict[str, Any],
+    *,
+    local: bool = False,
+) -> None:
+    """Print the table; local: then refuse what the same command without --dry-run would refuse on this machine."""
     from daskreg.workflows.plan import plan as workflow
+    from daskreg.workflows.plan import require_local_memory
 
-    typer.echo(str(workflow(fixed, moving, config, workers=workers or 1, device=device.value, **given)))
+    planned = workflow(fixed, moving, config, workers=workers or 1, device=device.value, **given)
+    typer.echo(str(planned))
+    if local:
+        require_local_memory(planned)
 
 
 @app.command()

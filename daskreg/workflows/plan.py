@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from daskreg.cluster import device_of, estimated_bytes
+from daskreg.cluster import device_of, estimated_bytes, memory_limit
 from daskreg.config import DeviceName
 from daskreg.planning import Plan
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
@@ -42,3 +42,10 @@ def plan(
     if use.memory is not None:
         planned.validate(use.memory, GIVEN)
     return replace(planned, device=kind)
+
+
+def require_local_memory(planned: Plan) -> None:
+    """Raise PlanTooLarge where worker processes of this machine, container or job have less memory than a plan for CPUs needs."""
+    if planned.device == "cpu" and planned.memory is None:
+        limit = memory_limit(None, planned.workers)
+        planned.validate(limit.value, limit.source)

@@ -132,6 +132,16 @@ def test_a_dry_run_shows_the_levels_and_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_refuses_what_this_machine_has_no_memory_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("daskreg.machine.memory", lambda: Limit(100 << 20, "the memory limit of the job"))
+    images = FIXED, MOVING, "--device", "cpu"
+    code, out, err = run(capsys, "register", *images, "-o", tmp_path / "run.zarr", "--dry-run")
+    assert code == 2
+    assert "deformable" in out
+    assert "a worker has 0.1 GiB (the memory limit of the job)" in err
+    assert run(capsys, "plan", *images)[0] == 0  # may be meant for another machine
+
+
 def test_from_register_to_report(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(QUICK)
     store = tmp_path / "run.zarr"
