@@ -20,7 +20,7 @@ from daskreg.comm import Communicator
 from daskreg.engine.images import Image
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.memory import trim
-from daskreg.engine.rank import InitialDisplacement, Rank
+from daskreg.engine.rank import Rank, StartingDisplacement
 from daskreg.engine.report import Outcome, Watch
 from daskreg.grid import Index
 from daskreg.kernels.compiler import precompile
@@ -52,7 +52,7 @@ class RankJob:
     trace: bool = False
     order: Index = (0, 1, 2)
     device: Kind = "cpu"
-    begin: InitialDisplacement | None = None
+    begin: StartingDisplacement | None = None
 
 
 @dataclass

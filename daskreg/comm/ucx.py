@@ -32,7 +32,7 @@ from ucxx._lib.arr import Array as Buffer
 
 PACK_BYTES = 1 << 20  # several arrays of fewer bytes in all are sent as one
 SPINS = 20  # times that the waiting thread drives UCX itself, before it leaves that to the progress thread and sleeps
-BACKOFF = 5e-5, 5e-4  # seconds, the first and the longest sleep between two checks
+POLL_BACKOFF = 5e-5, 5e-4  # seconds, the first and the longest sleep between two checks
 PROGRESS_TIMEOUT_MS = 10  # after which the progress thread runs without an event, should it have missed one
 CLOSE_TIMEOUT_NS = 500_000_000  # for each step of closing; a dead peer does not answer
 
@@ -105,13 +105,13 @@ class _PendingTransfer:
             if k >= SPINS and time.monotonic() > until:
                 break
             self.comm.worker.progress()
-        end, pause = time.monotonic() + seconds, BACKOFF[0]
+        end, pause = time.monotonic() + seconds, POLL_BACKOFF[0]
         while not self._done():
             if time.monotonic() > end:
                 return False
             self.comm.check(self.peer)
             time.sleep(pause)
-            pause = min(1.5 * pause, BACKOFF[1])
+            pause = min(1.5 * pause, POLL_BACKOFF[1])
         return True
 
     def _done(self) -> bool:

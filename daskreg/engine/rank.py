@@ -25,7 +25,7 @@ from daskreg.planning import Level, Plan
 
 Matrix = NDArray[np.float64]
 Array = NDArray[np.float32]
-STOPPED = "the run was asked to stop; its state was kept."
+STOP_MESSAGE = "the run was asked to stop; its state was kept."
 
 
 @dataclass
@@ -45,7 +45,7 @@ class RunState:
 
 
 Read = Callable[[str, Span], Array]  # planes of a field from a checkpoint
-InitialDisplacement = Callable[[Grid, Span, Matrix], Array]  # u of a level's planes, voxels, to go with an affine map
+StartingDisplacement = Callable[[Grid, Span, Matrix], Array]  # u of a level's planes, voxels, to go with an affine map
 # own planes of fields on their device, and the level's shape
 Save = Callable[[RunState, Mapping[str, tuple[Span, Array]], tuple[int, int, int] | None], None]
 
@@ -62,7 +62,7 @@ class Rank:
         watch: Watch,
         save: Save | None = None,
         trace: Trace | None = None,
-        initial: InitialDisplacement | None = None,
+        initial: StartingDisplacement | None = None,
     ) -> None:
         self.plan, self.images, self.comm, self.watch, self.save, self.trace = plan, images, comm, watch, save, trace
         self.world, self.initial = start, initial
@@ -127,7 +127,7 @@ class Rank:
             self.world, report = run_linear(stage, level, self.images, self.world, self.comm, self.watch)
         except Halted:
             self._checkpoint()
-            raise Stopped(STOPPED) from None
+            raise Stopped(STOP_MESSAGE) from None
         self.reports.append(report)
 
     def _deformable(self, stage: Deformable, level: Level) -> None:
@@ -173,7 +173,7 @@ class Rank:
 
     def _stop_if(self, asked: float) -> None:
         if asked >= STOP:
-            raise Stopped(STOPPED)
+            raise Stopped(STOP_MESSAGE)
 
     def _outcome(self) -> Outcome:
         """The transform, u at full resolution with a plane of halo; the loop's buffers are given up."""

@@ -15,7 +15,7 @@ from daskreg.kernels.weights import FIXED_POINT_SCALE
 if TYPE_CHECKING:
     from daskreg.kernels.compiler.launch import Shape
 
-Volume = NDArray[np.float32]
+Voxels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Samples:
 
     box: Shape
     origin: int
-    fixed: Volume
-    weight: Volume
-    moved: Volume
-    scratch: Volume
+    fixed: Voxels
+    weight: Voxels
+    moved: Voxels
+    scratch: Voxels
 
 
 class LossContext(Protocol):
@@ -44,7 +44,7 @@ class LossContext(Protocol):
     """
 
     samples: Samples
-    slope: Volume  # (Z, Y, X): where dC/dmoved can be kept while neighbours still read ``samples.moved``
+    slope: Voxels  # (Z, Y, X): where dC/dmoved can be kept while neighbours still read ``samples.moved``
     totals: Any  # (2,) int64 on a GPU, 0 before: weighted sum of the loss and sum of weights, in units of 1 / COUNT
     loss: Any  # (2,) float64 on a GPU: what ``Similarity.evaluate`` found
 

@@ -26,7 +26,7 @@ from daskreg.workflows.masks import RESAMPLED, open_mask
 from daskreg.workflows.presets import preset
 
 log = logging.getLogger("daskreg")
-IMAGES = ("fixed", "moving", "fixed_mask", "moving_mask")
+IMAGE_ROLES = ("fixed", "moving", "fixed_mask", "moving_mask")
 ImageLike = ImageSource | Volume
 Spacing = float | str | Sequence[float] | None  # world units a voxel, z, y, x, one number for all, or text as 2x1x1
 ConfigLike = Config | str | Sequence[Stage] | Mapping[str, Any]
@@ -60,8 +60,8 @@ class Request:
 
     def recipe(self) -> dict[str, Any]:
         """What is stored with a run to resume it: addresses, the configuration, and which images are arrays in memory."""
-        addresses = {name: address_of(getattr(self, name)) for name in (*IMAGES, "spacing")}
-        arrays = [name for name in IMAGES if getattr(self, name) is not None and addresses[name] is None]
+        addresses = {name: address_of(getattr(self, name)) for name in (*IMAGE_ROLES, "spacing")}
+        arrays = [name for name in IMAGE_ROLES if getattr(self, name) is not None and addresses[name] is None]
         return {**addresses, "config": self.chosen.model_dump(mode="json"), "arrays": arrays}
 
 

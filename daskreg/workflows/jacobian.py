@@ -21,7 +21,7 @@ from daskreg.storage.images import ImageSource
 from daskreg.storage.registry import image_formats
 from daskreg.transforms.jacobian import JacobianStatistics
 
-PARTS = ("total", "warp")
+JACOBIAN_PARTS = ("total", "warp")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def jacobian(
     part: total, or warp: without the determinants of the affine maps (a mirrored affine makes every total negative).
     Central differences in world units, one-sided at the grid's faces. Raises InputError and OutputError in all their forms.
     """
-    require_known("part", part, PARTS)
+    require_known("part", part, JACOBIAN_PARTS)
     require_distinct(output, path_of(transform), like)
     phi = as_transform(transform)
     grid = phi.target(like)

@@ -17,7 +17,7 @@ from daskreg.storage.points import read_points, write_points
 
 log = logging.getLogger("daskreg")
 SPACES = ("lps", "ras", "index")
-RAS = np.array([1.0, -1.0, -1.0])  # of world components z, y, x: y and x point the other way
+RAS_SIGNS = np.array([1.0, -1.0, -1.0])  # of world components z, y, x: y and x point the other way
 FAR = 0.01  # of the smallest voxel: a warning is logged where the image of a source is further from its point
 
 
@@ -45,7 +45,7 @@ def points(
         require_writable(str(output), overwrite)
     phi = as_transform(transform)
     file = read_points(source, order)
-    sign = RAS if space == "ras" else np.ones(3)
+    sign = RAS_SIGNS if space == "ras" else np.ones(3)
     if to == "moving":
         moved = phi.fixed_to_moving_points(file.points * sign, "index" if space == "index" else "world") * sign
     else:

@@ -22,13 +22,13 @@ from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
 from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
 
 ZERO = float32(0)
-TILE = block_size(8), block_size(64)  # threads of a block along y and x
+ADAM_TILE = block_size(8), block_size(64)  # threads of a block along y and x
 
 
 def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
     """Planes per block, blocks and threads of ``smooth_adam``, x first."""
     _, nz, ny, nx = (int(v) for v in n)
-    ty, tx = TILE
+    ty, tx = ADAM_TILE
     across, down = -(-nx // tx), -(-ny // ty)
     length = planes_per_block(nz, across * down, 2, radius)
     return np.int32(length), (across, down, -(-nz // length)), (tx, ty, 1)
@@ -104,7 +104,7 @@ def smooth_adam(radius, mixed=False):
     maximum of |d|^2. ``mixed``: g is uint16, the bits of bfloat16; m: both moments, uint32 as in ``moments.pack_word``; v: not
     read;  d: not an array but the global plane at plane 0 of the arrays (int32), on which stochastic rounding depends.
     """
-    (ty, tx), r, taps = TILE, radius, 2 * radius + 1
+    (ty, tx), r, taps = ADAM_TILE, radius, 2 * radius + 1
     threads, width, height = ty * tx, tx + 2 * r, ty + 2 * r
     loads, rows = -(-(width * height) // threads), -(-(3 * height) // ty)
     full = width * height // threads  # loads that every thread has

@@ -22,7 +22,7 @@ from daskreg.kernels.compiler.cache import folder, read, write
 
 log = logging.getLogger(__name__)
 LAUNCHED: list[tuple[CudaKernelCache, Any]] = []  # kernels launched or compiled by this process, with their types
-MAX_FILES = 400  # files of 50 KB to 2 MB; a run needs about 30
+MAX_CUBINS = 400  # files of 50 KB to 2 MB; a run needs about 30
 
 
 class CudaKernelCache:
@@ -63,7 +63,7 @@ class CudaKernelCache:
     def save_overload(self, types: Any, kernel: Any) -> None:
         """Write a kernel, if possible."""
         try:
-            write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), pickle.dumps(kernel._reduce_states()), MAX_FILES)
+            write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), pickle.dumps(kernel._reduce_states()), MAX_CUBINS)
         except Exception as problem:  # noqa: BLE001  # no space, no permission, not picklable: the kernel works all the same
             log.info("the kernel %s cannot be cached (%r).", self.name, problem)
 

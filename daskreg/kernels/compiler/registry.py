@@ -7,18 +7,18 @@ import pkgutil
 from functools import cache
 from pathlib import Path
 
-PACKAGES = ("daskreg.kernels", "daskreg.similarity", "daskreg.optimizers", "daskreg.models")
+KERNEL_PACKAGES = ("daskreg.kernels", "daskreg.similarity", "daskreg.optimizers", "daskreg.models")
 
 
 @cache
 def import_kernels() -> None:
     """Import every module of the packages that define kernels."""
-    for package in PACKAGES:
+    for package in KERNEL_PACKAGES:
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(module.name)
 
 
 def source_files() -> list[Path]:
     """The files of these packages, in one order."""
-    folders = [Path(path) for package in PACKAGES for path in importlib.import_module(package).__path__]
+    folders = [Path(path) for package in KERNEL_PACKAGES for path in importlib.import_module(package).__path__]
     return sorted(file for folder in folders for file in folder.rglob("*.py"))

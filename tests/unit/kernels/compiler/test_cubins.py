@@ -136,7 +136,7 @@ def test_a_write_that_fails_leaves_nothing(cache_folder: Path, monkeypatch: pyte
 
 
 def test_of_many_kernels_those_stay_that_were_used_last(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskreg.kernels.compiler.cubins.MAX_FILES", 3)
+    monkeypatch.setattr("daskreg.kernels.compiler.cubins.MAX_CUBINS", 3)
     caches = [CudaKernelCache(f"kernel{k}") for k in range(4)]
     for age, cache in enumerate(caches[:3]):
         cache.save_overload((), kernel())
