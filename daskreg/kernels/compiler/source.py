@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from daskreg.kernels.compiler.configuration import block_size
-
-if TYPE_CHECKING:
-    from daskreg.kernels.compiler.launch import Kernel
 
 ROW_THREADS = block_size(128)  # threads of a block that sums a row
 LOWEST = -3.0e38  # initial value of row maxima
 
 
-def cpu_source(kernel: Kernel, name: str) -> str:
+class LauncherTraits(Protocol):
+    """What of a kernel (``launch.Kernel``) decides the source of its launchers."""
+
+    parameters: tuple[str, ...]
+    sums: int
+    maxima: bool
+    border: bool
+    scatter: bool
+
+
+def cpu_source(kernel: LauncherTraits, name: str) -> str:
     """A function of that name that calls ``body`` at every voxel; threads share the rows."""
     p = ", ".join(kernel.parameters)
     if kernel.scatter:
@@ -41,22 +48,22 @@ def cpu_source(kernel: Kernel, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _initial(kernel: Kernel) -> str:
+def _initial(kernel: LauncherTraits) -> str:
     """Initial value of a row's sum or maximum."""
     return f"float32({LOWEST})" if kernel.maxima else "float32(0)"
 
 
-def _accumulate(kernel: Kernel, k: int, terms: str = "t") -> str:
+def _accumulate(kernel: LauncherTraits, k: int, terms: str = "t") -> str:
     return f"s{k} = max(s{k}, {terms}[{k}])" if kernel.maxima else f"s{k} += {terms}[{k}]"
 
 
-def _merge(kernel: Kernel, k: int) -> str:
+def _merge(kernel: LauncherTraits, k: int) -> str:
     """Combine the results of two threads."""
     a, b = f"shared[{k}, t]", f"shared[{k}, t + half]"
     return f"{a} = max({a}, {b})" if kernel.maxima else f"{a} += {b}"
 
 
-def _scatter_source(kernel: Kernel, name: str) -> str:
+def _scatter_source(kernel: LauncherTraits, name: str) -> str:
     first, rest = kernel.parameters[0], ", ".join(kernel.parameters[1:])
     return f"""
 def {name}(n, {first}, {rest}):
@@ -71,7 +78,7 @@ def {name}(n, {first}, {rest}):
 """
 
 
-def cuda_source(kernel: Kernel, name: str, absent: frozenset[str]) -> str:
+def cuda_source(kernel: LauncherTraits, name: str, absent: frozenset[str]) -> str:
     """A CUDA kernel of that name without the arguments ``absent``: one thread per voxel, or one block per row for sums."""
     p = ", ".join(a for a in kernel.parameters if a not in absent)
     passed = ["None" if a in absent else a for a in kernel.parameters]
