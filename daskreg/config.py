@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 import yaml
 from pydantic import Field, PlainSerializer, ValidationError, WrapValidator, field_validator, model_validator
 
-from daskreg.errors import ConfigError, NotFound, closest
-from daskreg.parameters import Model, ModelParameters, OptimizerParameters, SimilarityParameters, Storage
+from daskreg.errors import ConfigError, NotFound
+from daskreg.parameters import (
+    FileAddress,
+    Model,
+    ModelParameters,
+    Number,
+    OptimizerParameters,
+    SimilarityParameters,
+    Storage,
+    Whole,
+    explain,
+)
 from daskreg.registry import MODELS, OPTIMIZERS, SIMILARITIES, Registry
 
+MAXIMUM_BYTES, MAXIMUM_VALUES, MAXIMUM_DEPTH = 1 << 20, 10_000, 32  # of a YAML file
+Scales = Annotated[tuple[Annotated[Whole, Field(ge=1, le=256)], ...], Field(min_length=1, max_length=32)]
+Iterations = Annotated[tuple[Annotated[Whole, Field(ge=0, le=100_000)], ...], Field(min_length=1, max_length=32)]
+Tolerance = Annotated[Number, Field(ge=0, le=1)]
+Window = Annotated[Whole, Field(ge=3, le=10_000)]
+Sigma = Annotated[Number, Field(ge=0, le=16)]  # voxels of a level; a filter reads twice as many on each side
+Percentage = Annotated[Number, Field(ge=0, le=100)]
 DeviceName = Literal["auto", "cpu", "cuda"]  # where kernels run; auto: on GPUs where every worker has one
 
 
@@ -70,27 +88,29 @@ class Search(Stage):
     """Global search of the translation, by cross-correlation over all shifts, for every candidate rotation."""
 
     stage: Literal["search"] = "search"
-    size: int = Field(96, ge=16, le=256)  # voxels along the longest axis of the coarse grid the search runs on
+    size: Whole = Field(96, ge=16, le=256)  # voxels along the longest axis of the coarse grid the search runs on
     rotations: Literal["none", "right-angles", "fine"] = "none"  # 1, 24 or 648 candidates
     flips: bool = False  # also the mirrored candidates
     contrast: Literal["same", "any"] = "same"  # any: edges instead of intensities, for two modalities
-    overlap: float = Field(0.25, gt=0, lt=1)  # least part of the smaller image that a candidate must cover
+    overlap: Number = Field(0.25, gt=0, lt=1)  # least part of the smaller image that a candidate must cover
 
 
 class Optimised(Stage):
     """A stage that runs through levels."""
 
     similarity: AnySimilarity
-    scales: tuple[int, ...]  # coarse to fine; k makes voxels k times the fixed image's finest spacing
-    iterations: tuple[int, ...]  # at most, one a scale
-    tolerance: float = Field(ge=0)  # stop a level when the loss falls less than this a step, relative; 0 never stops
-    window: int = Field(10, ge=3)  # iterations over which that slope is taken
+    scales: Scales  # coarse to fine; k makes voxels k times the fixed image's finest spacing
+    iterations: Iterations  # at most, one a scale
+    tolerance: Tolerance  # stop a level when the loss falls less than this a step, relative; 0 never stops
+    window: Window = 10  # iterations over which that slope is taken
 
     @field_validator("scales", "iterations", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         """``100x50x20``, a number or a list."""
         if isinstance(value, str):
+            if not all(v.strip().isdecimal() for v in value.split("x")):
+                raise ValueError("whole numbers were expected, coarse to fine as in 4x2x1")
             return [int(v) for v in value.split("x")]
         return [value] if isinstance(value, int) else value
 
@@ -100,8 +120,9 @@ class Optimised(Stage):
         """Scales without iterations get the usual ones."""
         if not isinstance(data, dict) or "scales" not in data or "iterations" in data:
             return data
-        scales = cls._one_or_many(data["scales"])
-        return {**data, "iterations": [cls._usual(k) for k in scales]}
+        with suppress(ValueError, TypeError):  # scales that cannot be are refused after this
+            return {**data, "iterations": [cls._usual(k) for k in cls._one_or_many(data["scales"])]}
+        return data
 
     @staticmethod
     def _usual(scale: int) -> int:
@@ -109,8 +130,8 @@ class Optimised(Stage):
 
     @model_validator(mode="after")
     def _as_many(self) -> Optimised:
-        if len(self.scales) != len(self.iterations) or not self.scales or min(self.scales) < 1:
-            raise ValueError(f"scales {self.scales} and iterations {self.iterations} must be as many, each scale 1 or more")
+        if len(self.scales) != len(self.iterations):
+            raise ValueError(f"scales {self.scales} and iterations {self.iterations} must be as many")
         return self
 
 
@@ -118,10 +139,10 @@ class Linear(Optimised):
     """What rigid, similarity and affine share."""
 
     similarity: AnySimilarity = Field(default_factory=lambda: parameters(SIMILARITIES, "mi"))
-    scales: tuple[int, ...] = (8, 4)
-    iterations: tuple[int, ...] = (60, 40)
-    tolerance: float = 1e-6  # a quasi-Newton step is dear, and near the optimum gains little by the loss yet much in place
-    window: int = Field(5, ge=3)
+    scales: Scales = (8, 4)
+    iterations: Iterations = (60, 40)
+    tolerance: Tolerance = 1e-6  # a quasi-Newton step is dear, and near the optimum gains little by the loss yet much in place
+    window: Window = 5
 
 
 class Rigid(Linear):
@@ -140,8 +161,8 @@ class Affine(Linear):
     """Twelve parameters."""
 
     stage: Literal["affine"] = "affine"
-    scales: tuple[int, ...] = (4, 2)
-    iterations: tuple[int, ...] = (60, 40)
+    scales: Scales = (4, 2)
+    iterations: Iterations = (60, 40)
 
 
 class Deformable(Optimised):
@@ -152,12 +173,12 @@ class Deformable(Optimised):
 
     stage: Literal["deformable"] = "deformable"
     similarity: AnySimilarity = Field(default_factory=lambda: parameters(SIMILARITIES, "lncc"))
-    scales: tuple[int, ...] = (4, 2, 1)
-    iterations: tuple[int, ...] = (200, 100, 50)
-    tolerance: float = 1e-4
-    maximum_step: float = Field(0.25, gt=0, le=0.5)  # voxels an iteration: 0.25 keeps Id + d invertible
-    smooth_gradient: float = Field(1.0, ge=0)  # voxels of the level, Gaussian sigma of the gradient (fluid)
-    smooth_warp: float = Field(0.5, ge=0)  # voxels of the level, Gaussian sigma of the displacement (elastic)
+    scales: Scales = (4, 2, 1)
+    iterations: Iterations = (200, 100, 50)
+    tolerance: Tolerance = 1e-4
+    maximum_step: Number = Field(0.25, ge=1e-6, le=0.5)  # voxels an iteration: 0.25 keeps Id + d invertible
+    smooth_gradient: Sigma = 1.0  # voxels of the level, Gaussian sigma of the gradient (fluid)
+    smooth_warp: Sigma = 0.5  # voxels of the level, Gaussian sigma of the displacement (elastic)
     optimizer: AnyOptimizer = Field(default_factory=lambda: parameters(OPTIMIZERS, "adam"))
     model: AnyModel = Field(default_factory=lambda: parameters(MODELS, "displacement"))
     storage: Storage = "float32"  # mixed: on a GPU images, gradient and optimizer state take 16 bits a number
@@ -200,18 +221,19 @@ AnyStage = Annotated[Moments | Search | Rigid | SimilarityStage | Affine | Defor
 class Config(Model):
     """One registration: the stages in order and how intensities are read."""
 
-    stages: tuple[AnyStage, ...] = Field(min_length=1)
+    stages: tuple[AnyStage, ...] = Field(min_length=1, max_length=100)
     intensity: Literal["linear", "log"] = "linear"  # log: microscopy, whose signal spans decades
-    percentiles: tuple[float, float] = (0.0, 99.9)  # of all voxels, mapped to 0 and 1
-    initial_transform: str | None = None  # fixed to moving points: what `load_transform` reads
-    fixed_mask: str | None = None
-    moving_mask: str | None = None
+    percentiles: tuple[Percentage, Percentage] = (0.0, 99.9)  # of all voxels, mapped to 0 and 1
+    initial_transform: FileAddress | None = None  # fixed to moving points: what `load_transform` reads
+    fixed_mask: FileAddress | None = None
+    moving_mask: FileAddress | None = None
 
-    @field_validator("percentiles")
+    @field_validator("percentiles", mode="before")
     @classmethod
-    def _rising_percentiles(cls, value: tuple[float, float]) -> tuple[float, float]:
-        low, high = value
-        if not 0 <= low < high <= 100:
+    def _rising_percentiles(cls, value: Any) -> Any:
+        """Whatever is no pair of numbers is refused after this."""
+        pair = isinstance(value, list | tuple) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+        if pair and not 0 <= value[0] < value[1] <= 100:
             raise ValueError("two percentages were expected, the first below the second, both from 0 to 100")
         return value
 
@@ -230,17 +252,12 @@ class Config(Model):
         try:
             return cls.model_validate(_by_stage_name(tree))
         except ValidationError as error:
-            raise ConfigError(_explain(error)) from None
+            raise ConfigError(explain(error, _names())) from None
 
     @classmethod
     def load(cls, path: str | Path) -> Config:
         """From a YAML file. Raises NotFound and ConfigError."""
-        try:
-            tree = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise NotFound(f"config {path} cannot be read: {error.strerror or error}.") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}.") from None
+        tree = _read_yaml(path)
         if not isinstance(tree, dict):
             raise ConfigError(f"config {path} holds {type(tree).__name__}; a mapping with the key 'stages' was expected.")
         return cls.parse(tree)
@@ -262,34 +279,47 @@ class Config(Model):
         return text.getvalue()
 
 
+def _read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds, of bounded size and depth. Raises NotFound and ConfigError."""
+    try:
+        with Path(path).open("rb") as file:
+            found = file.read(MAXIMUM_BYTES + 1)
+        tree = yaml.safe_load(found.decode()) if len(found) <= MAXIMUM_BYTES else None
+    except OSError as error:
+        raise NotFound(f"config {path} cannot be read: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise ConfigError(f"config {path} is not text in UTF-8: {error}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise ConfigError(f"config {path} is nested too deeply; a mapping with the key 'stages' was expected.") from None
+    if len(found) > MAXIMUM_BYTES:
+        raise ConfigError(f"config {path} has more than {MAXIMUM_BYTES} bytes; a mapping with the key 'stages' was expected.")
+    _require_small(tree, path)
+    return tree
+
+
+def _require_small(tree: Any, path: str | Path) -> None:
+    """Raises ConfigError for a tree that no configuration has: aliases of aliases stand for more values than memory holds."""
+    pending, count = [(tree, 0)], 0
+    while pending:
+        value, depth = pending.pop()
+        count += 1
+        if count > MAXIMUM_VALUES or depth > MAXIMUM_DEPTH:
+            raise ConfigError(
+                f"config {path} holds more than {MAXIMUM_VALUES} values, or {MAXIMUM_DEPTH} levels of them; "
+                "a mapping with the key 'stages' was expected, without aliases of aliases."
+            )
+        inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+        pending += [(v, depth + 1) for v in inner]
+
+
 def _by_stage_name(tree: Mapping[str, Any]) -> dict[str, Any]:
     """``- affine`` is short for ``- {stage: affine}``."""
     stages = tree.get("stages")
     if not isinstance(stages, list | tuple):
         return dict(tree)
     return {**tree, "stages": [{"stage": s} if isinstance(s, str) else s for s in stages]}
-
-
-def _explain(error: ValidationError) -> str:
-    """The first few errors; an item that is refused also makes its list too short, which says nothing new."""
-    errors = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()
-    return "; ".join(_one(e) for e in errors[:3]) + "."
-
-
-def _one(e: Any) -> str:
-    where = ".".join(str(k) for k in e["loc"]) or "the configuration"
-    if e["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_nearest(str(e['loc'][-1]), _names())}"
-    if e["type"] == "union_tag_invalid":
-        tag = str(e["ctx"]["tag"])
-        known = [w.strip(" '") for w in e["ctx"]["expected_tags"].split(",")]
-        return f"{where}: unknown name {tag!r}{_nearest(tag, known)}"
-    return f"{where}: found {e['input']!r}, {e['msg'].removeprefix('Value error, ')}"
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = closest(word, known)
-    return f"; the nearest known name is {near!r}" if near else f"; known are {', '.join(sorted(known))}"
 
 
 def _names() -> list[str]:

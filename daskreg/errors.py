@@ -23,11 +23,14 @@
         └── RankLost              a worker died or stopped responding
 
 Messages say what was found, what was expected and what to do, in one sentence or two. A misspelt name is answered with the
-known name closest to it: ``suggestion``, ``require_known``.
+known name closest to it: ``suggestion``, ``require_known``; a number is finite and within bounds: ``require_number``.
 """
 
 import difflib
+import numbers
+import reprlib
 from collections.abc import Collection
+from typing import Any
 
 
 class DaskregError(Exception):
@@ -133,3 +136,11 @@ def require_known(kind: str, word: object, known: Collection[str]) -> None:
     """Raises ConfigError, with a suggestion, unless ``word`` is one of the known names of this kind."""
     if word not in known:
         raise ConfigError(f"unknown {kind} {word!r}; {suggestion(word, known)}")
+
+
+def require_number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
+    """Raises ConfigError unless ``value`` is a finite number, whole if asked for, from ``low`` to ``high``."""
+    kind: Any = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        what = "a whole number" if whole else "a number"
+        raise ConfigError(f"{name} is {reprlib.repr(value)}; {what} from {low:g} to {high:g} was expected.")

@@ -1,4 +1,4 @@
-"""Bases of what a configuration holds: frozen values, checked when they are made.
+"""Bases of what a configuration holds: frozen values, checked when they are made. Every number has a lower and an upper bound.
 
 The parameters of a similarity, an optimizer or a transform model also state what a plan needs to know of it before anything is
 computed, and make its implementation.
@@ -7,30 +7,65 @@ computed, and make its implementation.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from reprlib import Repr
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from daskreg.errors import require_known
+from daskreg.errors import ConfigError, closest, require_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Positive = Annotated[float, Field(gt=0)]
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # it has no public name
+
+
+SHORT = Repr()  # of what was found: a wrong file can hold anything
+SHORT.maxstring = SHORT.maxother = 80
+
+
+def _no_truth(value: Any) -> Any:
+    """``True`` is no number, although Python counts with it."""
+    if isinstance(value, bool):
+        raise ValueError("a number was expected")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth)]
+Number = Annotated[float, BeforeValidator(_no_truth)]
+Decay = Annotated[Number, Field(ge=0, le=0.999999)]  # of a running mean; 1 would never forget, and float32 rounds more to 1
+FileAddress = Annotated[str, Field(min_length=1, max_length=4096)]
 DeviceKind = Literal["cpu", "cuda"]
 Storage = Literal["float32", "mixed"]
 
 
-class Model(BaseModel):
-    """Frozen; unknown keys are refused."""
+class Checked(ModelMetaclass):
+    """The class of ``Model``: what is called with an impossible value raises ConfigError, as all of daskreg does."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        """An instance. Raises ConfigError naming the field, what it was given, and what was expected."""
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            raise ConfigError(f"{cls.__name__}: {explain(error, list(vars(cls)['__pydantic_fields__']))}") from None
+
+
+class Model(BaseModel, metaclass=Checked):
+    """Frozen; unknown keys, and numbers that are not finite or out of bounds, are refused with a ConfigError."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with other values, which are not validated again. Raises ConfigError for a name that is no field."""
-        for name in update or {}:
+        """A copy with other values. Raises ConfigError for a name that is no field, and for an impossible value."""
+        if not update:
+            return super().model_copy(deep=deep)
+        for name in update:
             require_known(f"field of {type(self).__name__}", name, type(self).model_fields)
-        return super().model_copy(update=update, deep=deep)
+        kept = super().model_copy(deep=deep)
+        return type(self)(**{**{name: getattr(kept, name) for name in type(self).model_fields}, **update})
 
 
 class SimilarityParameters(Model):
@@ -116,3 +151,29 @@ class ModelParameters(Model):
     @abstractmethod
     def build(self, *arguments: Any) -> Any:
         """The implementation, a ``daskreg.models.base.TransformModel``."""
+
+
+def explain(error: ValidationError, names: Sequence[str]) -> str:
+    """A sentence about the first few errors: key, what it held, what was expected. names: keys that a wrong one may stand for.
+
+    An item that is refused also makes its list too short, which says nothing new.
+    """
+    errors = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()
+    return "; ".join(_one(e, names) for e in errors[:3]) + "."
+
+
+def _one(e: Any, names: Sequence[str]) -> str:
+    where = ".".join(str(k) for k in e["loc"]) or "the configuration"
+    if e["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{_nearest(str(e['loc'][-1]), names)}"
+    if e["type"] == "union_tag_invalid":
+        tag = str(e["ctx"]["tag"])
+        known = [w.strip(" '") for w in e["ctx"]["expected_tags"].split(",")]
+        return f"{where}: unknown name {tag!r}{_nearest(tag, known)}"
+    expected = e["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{where}: found {SHORT.repr(e['input'])}, {'it ' if expected.startswith('should') else ''}{expected}"
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = closest(word, known)
+    return f"; the nearest known name is {near!r}" if near else f"; known are {', '.join(sorted(known))}"

@@ -97,7 +97,9 @@ Cluster = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="blocks the fixed image is cut into, one a worker (all of a cluster's; local: 1)"),
+    typer.Option(
+        "--workers", min=1, max=100_000, help="blocks the fixed image is cut into, one a worker (all of a cluster's; local: 1)"
+    ),
 ]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="48GB", help="what a worker may use (what it has by default)")]
 ResidencyOption = Annotated[Residency, typer.Option("--residency", help="how a worker holds the moving image")]

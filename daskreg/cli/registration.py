@@ -53,14 +53,16 @@ def register(
     memory: Memory = None,
     residency: ResidencyOption = Residency.auto,
     comm: CommOption = Comm.auto,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of a worker (default: its share)")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, max=4096, help="CPU threads of a worker (default: its share)")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint of an unfinished RUN.zarr")] = False,
     checkpoint: Annotated[
-        float, typer.Option("--checkpoint-every", min=0, help="seconds between two (0: every iteration)")
+        float, typer.Option("--checkpoint-every", min=0, max=1e9, help="seconds between two (0: every iteration)")
     ] = 180.0,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="how often to continue without a lost worker")] = 1,
+    retries: Annotated[int, typer.Option("--retries", min=0, max=1000, help="how often to continue without a lost worker")] = 1,
     deadline: Annotated[
-        float, typer.Option("--deadline", help="seconds after which a worker without response counts as lost")
+        float, typer.Option("--deadline", min=0.1, max=1e6, help="seconds after which a worker without response counts as lost")
     ] = 600.0,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
@@ -170,7 +172,9 @@ def refine(
     moving: MovingArgument,
     output: Annotated[str, typer.Option("--output", "-o", metavar="REFINED.zarr", help="an OME-NGFF 0.6 store")],
     region: Annotated[str, typer.Option("--region", metavar="Z:Z,Y:Y,X:X", help="voxels of FIXED, as 10:90,0:64,32:96")],
-    blend: Annotated[int, typer.Option("--blend", min=1, help="voxels along each face over which the change fades")] = 8,
+    blend: Annotated[
+        int, typer.Option("--blend", min=1, max=4096, help="voxels along each face over which the change fades")
+    ] = 8,
     config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a configuration of deformable stages")] = None,
     workers: Workers = None,
     overwrite: Overwrite = False,

@@ -63,7 +63,10 @@ def invert(
     transform: TransformArgument,
     output: Annotated[str, typer.Option("--output", "-o", metavar="INVERSE.zarr", help="an OME-NGFF 0.6 store")],
     upsampling: Annotated[
-        int, typer.Option("--upsampling", "--finer", min=1, help="voxels of the inverse per voxel of the field, along each axis")
+        int,
+        typer.Option(
+            "--upsampling", "--finer", min=1, max=16, help="voxels of the inverse per voxel of the field, along each axis"
+        ),
     ] = 1,
     both: Annotated[bool, typer.Option("--both", help="keep the transform beside its inverse: a bijection")] = False,
     overwrite: Overwrite = False,

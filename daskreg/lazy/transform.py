@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from daskreg.config import DeviceName
 from daskreg.deprecation import renamed_arguments
-from daskreg.errors import ConfigError, GridError, UnitsError, require_known
+from daskreg.errors import ConfigError, GridError, UnitsError, require_known, require_number
 from daskreg.grid import UNITS, Grid, Region, unit_name
 from daskreg.lazy.blocks import block_of, by_block, compute_blocks
 from daskreg.lazy.device import resolve_device
@@ -229,8 +229,7 @@ class Transform:
         upsampling: voxels of the inverse per voxel of the displacement, along each axis; between them it is trilinear.
         ``daskreg invert`` writes it out, with a certificate of its error. Raises ConfigError for a singular affine.
         """
-        if upsampling < 1:
-            raise ConfigError(f"upsampling {upsampling}: a whole number of at least 1 was expected.")
+        require_number("upsampling", upsampling, 1, 16, whole=True)
         if abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
             raise ConfigError("the affine part is singular: the transform flattens space and has no inverse.")
         fields = [

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import field_validator
 
 from daskreg.kernels.adam.cpu import adam
 from daskreg.kernels.adam.cuda import launch_grid, smooth_adam
@@ -17,7 +16,7 @@ from daskreg.kernels.compiler.launch import extent
 from daskreg.kernels.device import host
 from daskreg.kernels.smoothing.cuda import MAX_RADIUS
 from daskreg.optimizers.base import Optimizer, State, Step
-from daskreg.parameters import DeviceKind, OptimizerParameters, Storage
+from daskreg.parameters import Decay, DeviceKind, OptimizerParameters, Storage
 
 EPSILON = 0.1  # of a clear gradient: below it a voxel hardly moves, so that noise, and a perfect match, stay at rest
 
@@ -26,14 +25,7 @@ class Adam(OptimizerParameters):
     """Adam: each component divided by the root of its mean square."""
 
     kind: Literal["adam"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.99)  # decay of first and second moment
-
-    @field_validator("betas")
-    @classmethod
-    def _decay(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"each of betas must be at least 0 and below 1, such as {cls.model_fields['betas'].default}")
-        return betas
+    betas: tuple[Decay, Decay] = (0.9, 0.99)  # decay of first and second moment
 
     @property
     def storages(self) -> tuple[Storage, ...]:

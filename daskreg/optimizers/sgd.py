@@ -8,11 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numba import float32, int64
 from numpy.typing import NDArray
-from pydantic import Field
 
 from daskreg.kernels.compiler.launch import voxelwise
 from daskreg.optimizers.base import Optimizer, State, Step
-from daskreg.parameters import DeviceKind, OptimizerParameters, Storage
+from daskreg.parameters import Decay, DeviceKind, OptimizerParameters, Storage
 
 index = int64  # replaced by the launcher
 ZERO, ONE = float32(0), float32(1)
@@ -22,7 +21,7 @@ class SGD(OptimizerParameters):
     """Gradient descent with momentum: voxels move in proportion to their gradient, with no scale of their own."""
 
     kind: Literal["sgd"] = "sgd"
-    momentum: float = Field(0.9, ge=0, lt=1)  # decay of the running mean of the gradient; 0: the gradient alone
+    momentum: Decay = 0.9  # decay of the running mean of the gradient; 0: the gradient alone
 
     def state_bytes(self, storage: Storage) -> int:
         """The running mean."""

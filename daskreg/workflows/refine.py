@@ -13,7 +13,7 @@ import numpy as np
 
 from daskreg.config import Config, Deformable
 from daskreg.deprecation import renamed_arguments
-from daskreg.errors import ConfigError
+from daskreg.errors import ConfigError, require_number
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, Reader
 from daskreg.lazy.load import TransformLike, as_transform, path_of
@@ -68,6 +68,7 @@ def refine(
     stages: deformable ones;  blend: voxels along each face over which the correction fades;  resources: as for ``register``.
     Raises InputError and OutputError in all their forms.
     """
+    require_number("blend", blend, 1, 4096, whole=True)
     require_output(output, overwrite, path_of(transform), fixed, moving)
     phi = as_transform(transform)
     target, source = open_volume(fixed), open_volume(moving)
@@ -120,10 +121,10 @@ def _require_part(box: Region, grid: Grid, blend: int, stages: Sequence[Any]) ->
         raise ConfigError(
             f"region {box.start} to {box.stop} is not inside the fixed image, whose voxels are {grid.shape} (z, y, x)."
         )
-    if blend < 1 or min(box.shape) < 2 * blend + 2:
+    if min(box.shape) < 2 * blend + 2:
         raise ConfigError(
             f"a region of {box.shape} voxels has no middle once {blend} voxels fade along each face; at least {2 * blend + 2} "
-            "an axis are needed: enlarge it, or blend less (at least 1)."
+            "an axis are needed: enlarge it, or blend less."
         )
     if not stages or not all(isinstance(s, Deformable) for s in stages):
         raise ConfigError("a part is refined by deformable stages only: an affine map would not fade to its faces.")

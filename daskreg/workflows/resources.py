@@ -9,7 +9,7 @@ from dask.utils import parse_bytes
 
 from daskreg.cluster import Client, device_of, estimated_bytes, gpu_limit, gpu_workers, memory_limit, worker_count
 from daskreg.config import DeviceName
-from daskreg.errors import ConfigError, require_known
+from daskreg.errors import ConfigError, require_known, require_number
 from daskreg.grid import MINIMUM_PLANES
 from daskreg.kernels.device import Kind
 from daskreg.machine import Limit
@@ -17,7 +17,16 @@ from daskreg.planning import RESIDENCIES
 
 GIVEN = "as asked for"  # in place of what limits memory
 LOCAL = (None, "local", "cuda")  # clusters that daskreg starts itself; cuda: a worker for each GPU
-LEAST = {"workers": 1, "memory": 1, "threads": 1, "checkpoint": 0, "retries": 0, "deadline": 0, "minimum_planes": 1}
+BOUNDS = {  # least, most, and whether it is a whole number; None is possible for all that are not REQUIRED
+    "workers": (1, 100_000, True),
+    "memory": (1, 1 << 60, True),
+    "threads": (1, 4096, True),
+    "checkpoint": (0, 1e9, False),
+    "retries": (0, 1000, True),
+    "deadline": (0.1, 1e6, False),
+    "minimum_planes": (1, 1 << 31, True),
+}
+REQUIRED = ("retries", "deadline", "minimum_planes")
 Residency = Literal["auto", "replicate", "window", "ring"]
 Comm = Literal["auto", "tcp", "ucx"]
 
@@ -81,10 +90,9 @@ class Resources:
         require_known("device", self.device, ("auto", "cpu", "cuda"))
         require_known("residency", self.residency, ("auto", *RESIDENCIES))
         require_known("comm", self.comm, ("auto", "tcp", "ucx"))
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}; at least {least} was expected.")
+        for name, (least, most, whole) in BOUNDS.items():
+            if getattr(self, name) is not None or name in REQUIRED:
+                require_number(name, getattr(self, name), least, most, whole=whole)
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,8 @@ def parse_memory(text: int | str | None) -> int | None:
     if text is None or isinstance(text, int):
         return text
     try:
-        return int(parse_bytes(text))
-    except ValueError:
-        raise ConfigError(f"memory {text!r} is not an amount of memory; write it like 48GB or 512MiB.") from None
+        if isinstance(text, str) and any(c.isdigit() for c in text):  # Dask takes "GB" for one gigabyte
+            return int(parse_bytes(text))
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise ConfigError(f"memory {text!r} is not an amount of memory; write it like 48GB or 512MiB.")

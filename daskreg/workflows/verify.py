@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from daskreg.deprecation import renamed_arguments
+from daskreg.errors import ConfigError, require_known
+from daskreg.planning import RESIDENCIES
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Spacing
 from daskreg.workflows.register import register
-from daskreg.workflows.resources import Residency, RunKeywords
+from daskreg.workflows.resources import Residency, Resources, RunKeywords
 from daskreg.workflows.result import Result
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ def verify(
     """
     options: dict[str, Any] = {"initial_transform": initial_transform, "spacing": spacing, **resources}
     options |= {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "checkpoint": None}
+    _require_runs(workers, residencies)
     runs: list[Comparison] = []
     with tempfile.TemporaryDirectory(prefix="daskreg-verify-") as folder:
         first: Result | None = None
@@ -94,6 +97,16 @@ def verify(
     found = Verdict(tuple(runs))
     echo(f"largest difference of the displacement: {found.voxels:g} voxel")
     return found
+
+
+def _require_runs(workers: Sequence[int], residencies: Sequence[str]) -> None:
+    """Raises ConfigError for what the last of several runs would be refused for."""
+    if not workers or not residencies:
+        raise ConfigError("nothing to compare: give numbers of workers, as in 1,2,3, and residencies, or auto.")
+    for n in workers:
+        Resources(workers=n)
+    for residency in residencies:
+        require_known("residency", residency, ("auto", *RESIDENCIES))
 
 
 def compare(first: Result, other: Result, workers: int = 1, residency: str = "auto") -> Comparison:

@@ -88,8 +88,8 @@ def test_a_former_argument_works_with_a_warning_that_names_the_caller():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"workers": 0}, "workers is 0; at least 1"),
-        ({"retries": -1}, "retries is -1; at least 0"),
+        ({"workers": 0}, "workers is 0; a whole number from 1"),
+        ({"retries": -1}, "retries is -1; a whole number from 0"),
         ({"device": "gpu"}, "unknown device 'gpu'; did you mean 'cpu'"),
         ({"residency": "rng"}, "unknown residency 'rng'; did you mean 'ring'"),
         ({"comm": "udp"}, "unknown comm 'udp'"),

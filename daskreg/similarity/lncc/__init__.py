@@ -6,18 +6,18 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
-from daskreg.parameters import DeviceKind, Positive, SimilarityParameters
+from daskreg.parameters import DeviceKind, Number, SimilarityParameters, Whole
 
 
 class LNCC(SimilarityParameters):
     """Local normalised cross-correlation (squared): same structures, any local brightness."""
 
     kind: Literal["lncc"] = "lncc"
-    radius: int = Field(2, ge=1, le=8)  # voxels of the level; the window is (2 radius + 1)^3
+    radius: Whole = Field(2, ge=1, le=8)  # voxels of the level; the window is (2 radius + 1)^3
     gradient: Literal["exact", "center"] = "exact"  # center: ANTs' shortcut, correlates 0.93 with the exact one
-    epsilon: Positive = 1e-12  # added to V^2 var(F) var(M), intensities scaled to [0, 1]: keeps 0/0 away
-    minimum_contrast: float = Field(
-        0.002, ge=0, validation_alias=AliasChoices("minimum_contrast", "flat")
+    epsilon: Number = Field(1e-12, ge=1e-30, le=1)  # added to V^2 var(F) var(M), intensities scaled to [0, 1]: keeps 0/0 away
+    minimum_contrast: Number = Field(
+        0.002, ge=0, le=1, validation_alias=AliasChoices("minimum_contrast", "flat")
     )  # of the intensity range: windows whose standard deviation is less are left out
     label: ClassVar[str] = "− LNCC"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.053, "cuda": 7.6e-5}  # benchmarks/results: estimate.json, gpu_iterations.json

@@ -6,14 +6,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from daskreg.parameters import DeviceKind, SimilarityParameters
+from daskreg.parameters import DeviceKind, SimilarityParameters, Whole
 
 
 class MI(SimilarityParameters):
     """Mutual information after Mattes: any relation of the intensities."""
 
     kind: Literal["mi"] = "mi"
-    bins: int = Field(32, ge=8, le=128)  # per image, two of them padding at each end
+    bins: Whole = Field(32, ge=8, le=128)  # per image, two of them padding at each end
     label: ClassVar[str] = "− mutual information"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.070, "cuda": 6.3e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 

@@ -6,14 +6,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from daskreg.parameters import DeviceKind, SimilarityParameters
+from daskreg.parameters import DeviceKind, Number, SimilarityParameters
 
 
 class NGF(SimilarityParameters):
     """Normalised gradient fields (squared): edges in the same places and along the same lines, whatever the intensities."""
 
     kind: Literal["ngf"] = "ngf"
-    eta: float = Field(0.01, ge=1e-6, le=1)  # of the intensity range, a voxel of the level: gradients well below it are noise
+    eta: Number = Field(0.01, ge=1e-6, le=1)  # of the intensity range, a voxel of the level: gradients well below it are noise
     label: ClassVar[str] = "− NGF"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.055, "cuda": 8.0e-5}  # measured beside LNCC; gpu_iterations_ngf.json
 
