@@ -2,7 +2,7 @@
 
 from daskreg.storage.format import ImageFormat, PointFormat, TransformFormat
 from daskreg.storage.fs.address import is_remote
-from daskreg.storage.fs.atomic import exists
+from daskreg.storage.fs.files import exists
 from daskreg.storage.images import Stack, Volume, open_stack, open_volume, write_image
 from daskreg.storage.info import VolumeInfo, describe
 from daskreg.storage.registry import register_format

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import fsspec
-
 from daskreg.errors import OutputError, OutputExists
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.errors import write_errors
-
-METADATA_FILES = ("zarr.json", ".zgroup", ".zarray")  # one of them makes a folder a Zarr store
+from daskreg.storage.fs.files import METADATA_FILES, exists, hidden_sibling, remove
 
 
 @contextmanager
@@ -87,82 +83,6 @@ def _resolved(path: str) -> str:
     return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 
-def exists(path: str) -> bool:
-    """Whether a local or remote path exists."""
-    if not is_remote(path):
-        return os.path.lexists(path)
-    with write_errors(path):
-        system, inner = _remote(path)
-        return bool(system.exists(inner))
-
-
-def remove(path: str) -> None:
-    """Delete a file or a whole store, if it exists."""
-    if is_remote(path):
-        system, inner = _remote(path)
-        if system.exists(inner):
-            system.rm(inner, recursive=True)
-    elif os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.unlink(path)
-
-
-def list_names(path: str) -> list[str]:
-    """Names in a folder; empty if it does not exist."""
-    if not is_remote(path):
-        return os.listdir(path) if os.path.isdir(path) else []
-    system, inner = _remote(path)
-    system.invalidate_cache(inner)  # other processes write too
-    return [n.rstrip("/").rpartition("/")[2] for n in system.ls(inner, detail=False)] if system.exists(inner) else []
-
-
-def read_text(path: str) -> str | None:
-    """The content of a small file, None if it does not exist."""
-    try:
-        if is_remote(path):
-            system, inner = _remote(path)
-            return bytes(system.cat_file(inner)).decode()
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-
-
-def replace_text(path: str, text: str) -> None:
-    """Replace a small file atomically and durably."""
-    if is_remote(path):
-        system, inner = _remote(path)
-        system.pipe_file(inner, text.encode())
-        return
-    temporary = f"{path}.{os.getpid()}"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        remove(temporary)
-        raise
-    sync(os.path.dirname(path))
-
-
-def sync(path: str) -> None:
-    """Flush a local file, or the entries of a folder, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def hidden_sibling(path: str, word: str) -> str:
-    """A hidden path beside a local one."""
-    folder, name = os.path.split(path.rstrip("/"))
-    return os.path.join(folder, f".{name}.{word}")
-
-
 def _publish(temporary: str, target: str, overwrite: bool) -> None:
     """Move complete output to its path, the target last."""
     folder, name = os.path.split(temporary)
@@ -200,8 +120,3 @@ def _require_zarr_store(path: str) -> None:
     inside = set(os.listdir(path)) if not is_remote(path) and os.path.isdir(path) else set()
     if inside and not inside & set(METADATA_FILES):
         raise OutputError(f"{path} is a folder, neither image nor run, and is not overwritten; choose another name or remove it.")
-
-
-def _remote(path: str) -> tuple[Any, str]:
-    system, inner = fsspec.core.url_to_fs(path)
-    return system, inner

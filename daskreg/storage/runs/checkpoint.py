@@ -19,8 +19,8 @@ from daskreg.errors import OutputError, Unreadable
 from daskreg.grid.partition import Span
 from daskreg.storage.axes import SPACE
 from daskreg.storage.fs.address import is_remote, join
-from daskreg.storage.fs.atomic import exists, list_names, read_text, remove, replace_text, sync
 from daskreg.storage.fs.errors import read_errors, reason, write_errors
+from daskreg.storage.fs.files import exists, list_names, read_text, remove, replace_text, sync
 
 CHECKPOINT_FOLDER = "checkpoint"
 LATEST = "latest.json"

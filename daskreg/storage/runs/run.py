@@ -18,8 +18,9 @@ from daskreg.errors import IncompleteRun, NotFound, OutputExists, Unreadable
 from daskreg.grid import Grid, Region
 from daskreg.storage.axes import SPACE
 from daskreg.storage.fs.address import is_remote, join, parse_address
-from daskreg.storage.fs.atomic import exists, hidden_sibling, remove, replace_text, require_writable
+from daskreg.storage.fs.atomic import require_writable
 from daskreg.storage.fs.errors import read_errors, write_errors
+from daskreg.storage.fs.files import exists, hidden_sibling, remove, replace_text
 from daskreg.storage.image_record import Resolution
 from daskreg.storage.images import Volume
 from daskreg.storage.runs.checkpoint import CheckpointStore

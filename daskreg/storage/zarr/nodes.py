@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from daskreg.errors import NotFound, Unreadable
 from daskreg.storage.fs.address import is_remote
-from daskreg.storage.fs.atomic import METADATA_FILES
 from daskreg.storage.fs.errors import read_errors, reason, require_exists
+from daskreg.storage.fs.files import METADATA_FILES
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
 MAX_DASK_CHUNK = 128 << 20  # bytes; larger shards are read in parts
