@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,25 +21,37 @@ IDENTITY: Matrix3 = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 # metres per unit; the names are those of NGFF
 UNITS = {
     "angstrom": 1e-10,
+    "picometer": 1e-12,
     "nanometer": 1e-9,
     "micrometer": 1e-6,
     "millimeter": 1e-3,
     "centimeter": 1e-2,
+    "decimeter": 1e-1,
     "meter": 1.0,
+    "kilometer": 1e3,
     "inch": 0.0254,
+    "foot": 0.3048,
 }
-SHORT_UNITS = {"nm": "nanometer", "um": "micrometer", "µm": "micrometer", "micron": "micrometer", "mm": "millimeter",
-               "cm": "centimeter", "m": "meter"}  # fmt: skip
+# Greek mu (U+03BC), not the micro sign (U+00B5): ``unit_name`` turns the one into the other, as Unicode's NFKC does
+SHORT_UNITS = {"pm": "picometer", "nm": "nanometer", "um": "micrometer", "μm": "micrometer", "μ": "micrometer",
+               "mm": "millimeter", "cm": "centimeter", "dm": "decimeter", "m": "meter", "km": "kilometer", "Å": "angstrom",
+               "in": "inch"}  # fmt: skip
+SMALLEST_VOXEL, LARGEST_VOXEL = 1e-13, 1e7  # metres, or whatever the unit is where none is known
+LARGEST_RATIO = 1e6  # of the voxel sizes of two axes
+FARTHEST_ORIGIN = 1e11  # voxels: beyond it float64 places voxels by steps of more than 2e-5 of one
+UNIT_COLUMN = 0.01  # by which the length of a direction's column may differ from 1: headers state few digits
 
 
 def unit_name(unit: str | None) -> str | None:
     """The full NGFF name of a unit of length, or None when there is none.
 
-    Raises UnitsError for a word that is no unit of length.
+    Abbreviations, the plural and British spelling are understood. Raises UnitsError for a word that is no unit of length.
     """
     if unit is None or unit in ("", "pixel", "voxel"):
         return None
-    name = SHORT_UNITS.get(unit, unit)
+    word = unicodedata.normalize("NFKC", str(unit)).strip()
+    full = re.sub(r"metre$", "meter", word.lower().removesuffix("s"))
+    name = SHORT_UNITS.get(word) or ("micrometer" if full == "micron" else full)  # case matters to short names: Mm, mm
     if name not in UNITS:
         raise UnitsError(f"unit {unit!r} is not a unit of length known here; use one of {', '.join(UNITS)}.")
     return name
@@ -69,8 +83,8 @@ class Grid:
         object.__setattr__(self, "direction", tuple(tuple(float(v) for v in row) for row in self.direction))
         object.__setattr__(self, "unit", unit_name(self.unit))
         _check_shape(self.shape)
-        _check_spacing(self.spacing)
-        _check_axes(self.origin, np.asarray(self.direction))
+        _check_spacing(self.spacing, self.unit)
+        _check_axes(self.origin, np.asarray(self.direction), self.spacing)
 
     @classmethod
     def from_matrix(cls, shape: tuple[int, ...], matrix: ArrayLike, unit: str | None = None, *, oriented: bool = True) -> Grid:
@@ -184,15 +198,35 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         raise GridError(f"shape {shape} is not three positive numbers of voxels (z, y, x).")
 
 
-def _check_spacing(spacing: Triple) -> None:
+def _check_spacing(spacing: Triple, unit: str | None) -> None:
     if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
         raise GridError(f"spacing {spacing} (z, y, x) must be three positive numbers; give the true voxel size with --spacing.")
+    metres = UNITS[unit] if unit else 1.0
+    if (
+        min(spacing) * metres < SMALLEST_VOXEL
+        or max(spacing) * metres > LARGEST_VOXEL
+        or max(spacing) > LARGEST_RATIO * min(spacing)
+    ):
+        raise GridError(
+            f"spacing {spacing} {unit or '(no unit)'} (z, y, x) is no size of voxels; repair the header, or give the "
+            "true one with --spacing (::spacing=ZxYxX)."
+        )
 
 
-def _check_axes(origin: Triple, direction: NDArray[np.float64]) -> None:
+def _check_axes(origin: Triple, direction: NDArray[np.float64], spacing: Triple) -> None:
     if not np.isfinite(origin).all() or not np.isfinite(direction).all():
         raise GridError(f"origin {origin} or direction {direction.tolist()} is not finite; repair the image's header.")
     if direction.shape != (3, 3) or abs(np.linalg.det(direction)) < 1e-6:
         raise GridError(
             f"direction {np.round(direction, 4).tolist()} is singular: its axes do not span space; repair the header."
+        )
+    if (abs(np.linalg.norm(direction, axis=0) - 1) > UNIT_COLUMN).any():
+        raise GridError(
+            f"direction {np.round(direction, 4).tolist()} has columns of other lengths than 1, so that it says another "
+            "voxel size than the spacing; repair the header."
+        )
+    if max(abs(v) for v in origin) > FARTHEST_ORIGIN * min(spacing):
+        raise GridError(
+            f"origin {origin} is more than {FARTHEST_ORIGIN:.0e} voxels of {min(spacing):g} from 0, where no voxel can be told "
+            "from the next; repair the header."
         )

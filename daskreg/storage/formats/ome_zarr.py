@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import dask.array as da
@@ -17,9 +20,11 @@ from daskreg.storage.format import Array, ImageFormat
 from daskreg.storage.fs.address import Address, is_remote, parent
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.zarr import ngff, ngff05
-from daskreg.storage.zarr.multiscale import PARENT_FOLDERS, Multiscale
+from daskreg.storage.zarr.multiscale import PARENT_FOLDERS, Multiscale, one_unit
 from daskreg.storage.zarr.nodes import attributes, children, dimension_names, lazy_array, open_member, open_node
 from daskreg.storage.zarr.pyramid import CHUNK, coarsen, new_array, pyramid, steps
+
+log = logging.getLogger(__name__)
 
 
 class ZarrImage(ImageFormat):
@@ -58,7 +63,7 @@ def open_zarr(address: Address) -> ImageRecord:
 
 
 def _in_group(group: zarr.Group, address: Address) -> ImageRecord:
-    multiscale = ngff.parse(address.node, attributes(group))
+    multiscale = ngff.parse(address.node, attributes(group), address.level)
     if multiscale is None:
         raise Unreadable(_no_image(group, address))
     level = multiscale.index(address.level if address.level is not None else 0)
@@ -72,26 +77,61 @@ def _record(group: zarr.Group, multiscale: Multiscale, level: int, address: Addr
     array = open_member(group, multiscale.datasets[level].path, address.node)
     if array.ndim != len(multiscale.axes):
         raise Unreadable(f"{address.node}: level {level} has {array.ndim} axes, its metadata names {len(multiscale.axes)}.")
+    frame = multiscale.grid_metadata(address.node, level)
+    _check_own_shape(multiscale, level, array.shape, address.node)
     return ImageRecord(
         address.text,
         f"OME-Zarr {multiscale.version}, Zarr v{array.metadata.zarr_format}",
         lazy_array(array, address.node),
         multiscale.axes,
-        multiscale.grid_metadata(address.node, level),
+        frame,
         array.shards or array.chunks,
         _levels(group, multiscale, address.node),
         multiscale.channels,
     )
 
 
+def _check_own_shape(multiscale: Multiscale, level: int, shape: Sequence[int], name: str) -> None:
+    """Raises Unreadable where the grid that daskreg keeps beside the metadata has not the shape of the first level."""
+    order = spatial(multiscale.axes)
+    if level == 0 and multiscale.grid is not None and order is not None:
+        found = tuple(shape[i] for i in order)
+        if found != multiscale.grid.shape:
+            raise Unreadable(
+                f"{name}: its level 0 has shape {found}, its daskreg.grid {multiscale.grid.shape}; remove daskreg.grid from the "
+                "attributes if the array is right."
+            )
+
+
 def _levels(group: zarr.Group, multiscale: Multiscale, name: str) -> tuple[Resolution, ...]:
-    order = spatial(multiscale.axes) or range(len(multiscale.axes))
+    order = spatial(multiscale.axes)
     levels = []
     for dataset in multiscale.datasets:
         shape = open_member(group, dataset.path, name).shape
         if len(shape) == len(multiscale.axes):
-            levels.append(Resolution(dataset.path, tuple(shape[i] for i in order), tuple(dataset.scale[i] for i in order)))
+            along = order or range(len(shape))
+            factors = (1.0,) * len(shape) if order is None else one_unit(name, [multiscale.axes[i].unit for i in order])[1]
+            spacing = tuple(dataset.scale[i] * k for i, k in zip(along, factors, strict=True))
+            levels.append(Resolution(dataset.path, tuple(shape[i] for i in along), spacing))
+    if order is not None:
+        _check_extents(name, levels)
     return tuple(levels)
+
+
+def _check_extents(name: str, levels: Sequence[Resolution]) -> None:
+    """Warns of levels that do not cover what the first does: one of their scales is wrong."""
+    for level in levels[1:]:
+        for n, s, first, fine in zip(level.shape, level.spacing, levels[0].shape, levels[0].spacing, strict=True):
+            if abs(n * s - first * fine) > 2 * max(s, fine):
+                _warn_of_extent(name, level.path, levels[0].path)
+                return
+
+
+@cache  # once a store and level
+def _warn_of_extent(name: str, path: str, first: str) -> None:
+    log.warning(
+        "%s: by their scales, level %s does not cover the space that level %s covers; check its metadata.", name, path, first
+    )
 
 
 def _level_of_parent(array: zarr.Array[Any], address: Address) -> ImageRecord | None:
@@ -112,8 +152,9 @@ def _as_level(above: str, address: Address) -> ImageRecord | None:
         group = open_node(above)
     except (NotFound, Unreadable):
         return None
-    multiscale = ngff.parse(above, attributes(group)) if isinstance(group, zarr.Group) else None
-    level = multiscale.index(address.node[len(above) :].strip("/")) if multiscale else None
+    inner = address.node[len(above) :].strip("/")
+    multiscale = ngff.parse(above, attributes(group), inner) if isinstance(group, zarr.Group) else None
+    level = multiscale.index(inner) if multiscale else None
     if multiscale is None or level is None or not isinstance(group, zarr.Group):
         return None
     return _record(group, multiscale, level, address)

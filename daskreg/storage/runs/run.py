@@ -287,7 +287,7 @@ class RunStore:
 
     def _grid(self, which: str) -> Grid:
         with read_errors(self.path):
-            return grid_from_attributes(self.state[which])
+            return grid_from_attributes(self.state[which], self.path, f"daskreg.{which}")
 
     def _array(self, name: str, level: int) -> zarr.Array[Any]:
         """Opened once per process: a rank writes thousands of chunks."""
@@ -305,7 +305,8 @@ class RunStore:
 
     def _image_grid(self, name: str) -> Grid:
         with read_errors(join(self.path, name)):
-            return grid_from_attributes(self._group[name].attrs["daskreg"]["grid"])  # type: ignore[call-overload, index, arg-type]  # any JSON
+            own = self._group[name].attrs["daskreg"]["grid"]  # type: ignore[call-overload, index]  # any JSON
+            return grid_from_attributes(own, join(self.path, name), "daskreg.grid")
 
     def _level_grids(self, name: str) -> list[Grid]:
         where = join(self.path, name)

@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, UnitsError
-from daskreg.grid import UNITS, Grid
+from daskreg.grid import UNITS, Grid, unit_name
 from daskreg.storage.axes import spatial
 from daskreg.storage.fs.address import is_remote, join, parent, parse_address
 from daskreg.storage.fs.errors import write_errors
@@ -74,6 +74,9 @@ def find_image(name: str, address: str | Path) -> LinkedImage:
     if spatial(multiscale.axes) != tuple(range(len(multiscale.axes)))[-3:]:
         order = ", ".join(a.name for a in multiscale.axes)
         raise ConfigError(f"{path} has the axes {order}; a scene links images whose last axes are z, y, x.")
+    units = {unit_name(axis.unit) for axis in multiscale.axes[-3:]}
+    if len(units) > 1:
+        raise ConfigError(f"{path} has axes in {', '.join(map(str, units))}; a scene links images whose axes have one unit.")
     frame = multiscale.grid_metadata(path, 0)
     assert frame is not None
     shape = zarr.open_array(join(path, multiscale.datasets[0].path), mode="r").shape[-3:]

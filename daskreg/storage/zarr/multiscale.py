@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from daskreg.errors import GridError
-from daskreg.grid import IDENTITY, UNITS, Grid
+from daskreg.errors import GridError, InputError, UnitsError, Unreadable
+from daskreg.grid import IDENTITY, UNITS, Grid, unit_name
 from daskreg.grid.grid import Matrix3
 from daskreg.storage.axes import Axis, spatial
 from daskreg.storage.grid_metadata import GridMetadata, matrix3, triple
+from daskreg.storage.zarr.schema import GridSchema, validated
 
 log = logging.getLogger(__name__)
 
+AGREEMENT = 1e-3  # voxels by which two statements of one place may differ
 PARENT_FOLDERS = 4  # searched above an array for the multiscales metadata that it belongs to
 
 # world axis (0 superior, 1 posterior, 2 left: LPS stored z, y, x) and sign that each word of RFC-4 runs along
@@ -32,12 +34,47 @@ ORIENTATIONS = {
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """One resolution: its path in the group, and per array axis its scale and translation (None when unstated)."""
+class StatedLevel:
+    """One resolution as its own metadata states it: its path, and per array axis its scale and translation (None: unstated)."""
 
     path: str
     scale: tuple[float, ...]
     translation: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One resolution: its path in the group, and per array axis its scale and translation; stated: whether it has the latter."""
+
+    path: str
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+    stated: bool = True
+
+
+def placed(
+    name: str, levels: Sequence[StatedLevel], outer: tuple[Sequence[float], Sequence[float] | None] | None = None
+) -> tuple[Dataset, ...]:
+    """The resolutions of an image. outer: scale and translation behind those of every level, as the whole image states them.
+
+    A coarse level without a translation means block averages, nearly always: its voxels are at the centres of the blocks.
+    Raises Unreadable for numbers that are not finite.
+    """
+    first = levels[0]
+    origin = np.zeros(len(first.scale)) if first.translation is None else np.asarray(first.translation)
+    scale, shift = (np.ones(len(first.scale)), None) if outer is None else (np.asarray(outer[0]), outer[1])
+    datasets = []
+    for k, level in enumerate(levels):
+        stated = level.translation is not None
+        own = np.asarray(level.translation) if stated else origin + (np.asarray(level.scale) - first.scale) / 2
+        total, where = scale * level.scale, scale * own + (0.0 if shift is None else np.asarray(shift))
+        if not (np.isfinite(total).all() and np.isfinite(where).all()):
+            raise Unreadable(
+                f"{name}: level {level.path!r} has the scale {total.tolist()} and the translation {where.tolist()}; finite "
+                "numbers were expected: repair its metadata."
+            )
+        datasets.append(Dataset(level.path, tuple(total.tolist()), tuple(where.tolist()), stated or k == 0))
+    return tuple(datasets)
 
 
 @dataclass(frozen=True)
@@ -57,8 +94,8 @@ class Multiscale:
         if order is None:
             return None
         if self.grid is not None:
-            return _own_grid_metadata(self.grid, self._scale(level, order), self.sampled)
-        units = _one_unit([self.axes[i].unit for i in order])
+            return _own_grid_metadata(name, self.grid, self._scale(level, order), self.sampled)
+        units = one_unit(name, [self.axes[i].unit for i in order])
         scale = [s * k for s, k in zip(self._scale(level, order), units[1], strict=True)]
         shift = [s * k for s, k in zip(self._translation(name, level, order), units[1], strict=True)]
         direction = _direction(name, [self.axes[i].orientation for i in order])
@@ -75,15 +112,10 @@ class Multiscale:
         return tuple(self.datasets[level].scale[i] for i in order)
 
     def _translation(self, name: str, level: int, order: Sequence[int]) -> tuple[float, ...]:
-        """An archive that omits a coarse level's translation means block averages, nearly always."""
-        stated = self.datasets[level].translation
-        if stated is not None:
-            return tuple(stated[i] for i in order)
-        if level == 0:
-            return (0.0, 0.0, 0.0)
-        _warn_of_missing_translation(name, self.datasets[level].path)
-        first, fine, coarse = self._translation(name, 0, order), self._scale(0, order), self._scale(level, order)
-        return tuple(t + (b - a) / 2 for t, a, b in zip(first, fine, coarse, strict=True))
+        dataset = self.datasets[level]
+        if not dataset.stated:
+            _warn_of_missing_translation(name, dataset.path)
+        return tuple(dataset.translation[i] for i in order)
 
 
 def level_grid(grid: Grid, factors: tuple[int, int, int], sampled: bool = False) -> Grid:
@@ -105,18 +137,19 @@ def grid_attributes(grid: Grid) -> dict[str, Any]:
     }
 
 
-def grid_from_attributes(tree: Mapping[str, Any]) -> Grid:
-    """The inverse of ``grid_attributes``. Raises KeyError, TypeError or GridError for anything else."""
-    return Grid(*(tree[k] for k in ("shape", "spacing", "origin", "direction", "unit", "oriented")))
-
-
-def stored_grid(attrs: Mapping[str, Any]) -> Grid | None:
-    """The grid that daskreg wrote beside the multiscales metadata, None where there is none."""
-    own = attrs.get("daskreg")
+def grid_from_attributes(tree: Any, name: str, where: str) -> Grid:
+    """The inverse of ``grid_attributes``. name, where: of the store, and of the tree in it. Raises Unreadable."""
+    model = validated(GridSchema, tree, name, where)
     try:
-        return grid_from_attributes(own["grid"]) if own else None
-    except (KeyError, TypeError, GridError):
-        return None
+        return Grid(model.shape, model.spacing, model.origin, model.direction, model.unit, model.oriented)
+    except InputError as error:
+        raise Unreadable(f"{name}: its metadata is invalid at {where}: {error}") from None
+
+
+def stored_grid(attrs: Mapping[str, Any], name: str) -> Grid | None:
+    """The grid that daskreg wrote beside the multiscales metadata, None without one. Raises Unreadable for a wrong one."""
+    own = attrs.get("daskreg")
+    return grid_from_attributes(own["grid"], name, "daskreg.grid") if isinstance(own, Mapping) and "grid" in own else None
 
 
 def channel_labels(ome: Mapping[str, Any]) -> tuple[str, ...]:
@@ -128,18 +161,53 @@ def channel_labels(ome: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(c.get("label", i)) if isinstance(c, Mapping) else str(i) for i, c in enumerate(channels))
 
 
-def _own_grid_metadata(grid: Grid, scale: Sequence[float], sampled: bool) -> GridMetadata:
+def require_agreement(name: str, image: Multiscale) -> None:
+    """Raises Unreadable where the grid that daskreg keeps beside an image is not that of the image's first level."""
+    order = spatial(image.axes)
+    if image.grid is None or order is None:
+        return
+    dataset, grid = image.datasets[0], image.grid
+    scale, shift = (np.asarray([values[i] for i in order]) for values in (dataset.scale, dataset.translation))
+    along = np.linalg.solve(np.asarray(grid.direction), np.asarray(grid.origin))
+    units = {unit_name(image.axes[i].unit) for i in order}
+    if (
+        abs(scale - grid.spacing).max() > AGREEMENT * min(grid.spacing)
+        or (abs(shift - along) > AGREEMENT * np.asarray(grid.spacing)).any()
+        or units != {grid.unit}
+    ):
+        raise Unreadable(
+            f"{name}: daskreg.grid states the spacing {grid.spacing} and the translation {tuple(along.tolist())} in {grid.unit}, "
+            f"the OME-Zarr metadata {tuple(scale.tolist())} and {tuple(shift.tolist())} in {', '.join(map(str, units))}; remove "
+            "daskreg.grid from the attributes if the latter are right."
+        )
+
+
+def _own_grid_metadata(name: str, grid: Grid, scale: Sequence[float], sampled: bool) -> GridMetadata:
     """From the full grid, exactly: a level's scale tells its factors."""
-    z, y, x = (max(1, round(b / a)) for a, b in zip(grid.spacing, scale, strict=True))
+    ratios = [b / a for a, b in zip(grid.spacing, scale, strict=True)]
+    z, y, x = (round(r) for r in ratios)
+    if min(z, y, x) < 1 or any(abs(r - round(r)) > AGREEMENT * r for r in ratios):
+        raise Unreadable(
+            f"{name}: a level has the scale {tuple(scale)}; multiples of {grid.spacing}, that of daskreg.grid, were expected."
+        )
     return GridMetadata.of(level_grid(grid, (z, y, x), sampled))
 
 
-def _one_unit(units: Sequence[str | None]) -> tuple[str | None, tuple[float, ...]]:
-    """One unit for the three axes, and what each axis is multiplied with."""
-    stated = next((u for u in units if u), None)
-    if any(u not in (None, "", stated) for u in units) and stated in UNITS and all(u in UNITS for u in units if u):
-        return stated, tuple(UNITS[u] / UNITS[stated] if u else 1.0 for u in units)
-    return stated, (1.0, 1.0, 1.0)
+def one_unit(name: str, units: Sequence[str | None]) -> tuple[str | None, tuple[float, ...]]:
+    """One unit for the axes, and what each axis is multiplied with. Raises UnitsError where they differ and one is unknown."""
+    stated = [u for u in units if u]
+    if len(set(stated)) < 2:
+        if 0 < len(stated) < len(units):
+            _warn_of_missing_unit(name, stated[0])
+        return (stated[0] if stated else None), (1.0,) * len(units)
+    try:
+        names = [unit_name(u) for u in units]
+    except UnitsError as error:
+        raise UnitsError(f"{name}: its axes state the units {', '.join(map(str, units))}: {error}") from None
+    unit = next((n for n in names if n), None)
+    if None in names:
+        _warn_of_missing_unit(name, str(unit))
+    return unit, tuple(UNITS[n] / UNITS[unit] if n and unit else 1.0 for n in names)
 
 
 def _direction(name: str, words: Sequence[str | None]) -> Matrix3 | None:
@@ -164,3 +232,8 @@ def _warn_of_missing_translation(name: str, path: str) -> None:
         name,
         path,
     )
+
+
+@cache  # once a store
+def _warn_of_missing_unit(name: str, unit: str) -> None:
+    log.warning("%s: not all of its axes state a unit; those without one are taken to be in %s.", name, unit)

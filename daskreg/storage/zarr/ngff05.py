@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from ome_zarr_models.v04.multiscales import Multiscale as Multiscale04
 from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
-from pydantic import ValidationError
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.axes import KINDS, SPACE, Axis
-from daskreg.storage.zarr.multiscale import ORIENTATIONS, Dataset, Multiscale, grid_attributes
+from daskreg.storage.zarr.multiscale import ORIENTATIONS, Multiscale, StatedLevel, grid_attributes, placed
+from daskreg.storage.zarr.schema import validated
 
 
 def parse_image(name: str, version: str, image: Mapping[str, Any], channels: tuple[str, ...], grid: Grid | None) -> Multiscale:
@@ -23,8 +22,8 @@ def parse_image(name: str, version: str, image: Mapping[str, Any], channels: tup
     model = _validated(name, version, image)
     axes = tuple(_axis(a) for a in model.axes)
     outer = _steps(name, model.coordinateTransformations or (), len(axes))
-    datasets = tuple(_dataset(name, d, outer, len(axes)) for d in model.datasets)
-    return Multiscale(version, axes, datasets, channels, grid, image.get("type") == "sampled")
+    levels = [StatedLevel(d.path, *_steps(name, d.coordinateTransformations, len(axes))) for d in model.datasets]
+    return Multiscale(version, axes, placed(name, levels, outer), channels, grid, image.get("type") == "sampled")
 
 
 def group_attributes(
@@ -50,20 +49,8 @@ def group_attributes(
 
 
 def _validated(name: str, version: str, image: Mapping[str, Any]) -> Multiscale04 | Multiscale05:
-    if not version.startswith(("0.4", "0.5")):
-        raise Unreadable(
-            f"{name} is OME-Zarr {version}; versions 0.4, 0.5 and 0.6 are read. Name one of its arrays, with '::spacing=ZxYxX'."
-        )
-    model = Multiscale05 if version.startswith("0.5") else Multiscale04
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return model.model_validate(_repaired(image))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(k) for k in first["loc"])
-        message = first["msg"].removeprefix("Value error, ").rstrip(".")
-        raise Unreadable(f"{name}: its OME-Zarr {version} metadata is invalid at multiscales[0].{where}: {message}.") from None
+    model: type[Multiscale04 | Multiscale05] = Multiscale05 if version.startswith("0.5") else Multiscale04
+    return validated(model, _repaired(image), name, "multiscales[0]")
 
 
 def _repaired(image: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,15 +80,6 @@ def _axis(axis: Any) -> Axis:
     if isinstance(orientation, Mapping):
         orientation = orientation.get("value")
     return Axis(str(axis.name), kind, unit, orientation if isinstance(orientation, str) else None)
-
-
-def _dataset(name: str, dataset: Any, outer: tuple[Any, Any], ndim: int) -> Dataset:
-    scale, shift = _steps(name, dataset.coordinateTransformations, ndim)
-    total = tuple(float(a * b) for a, b in zip(scale, outer[0], strict=True))
-    if shift is None and outer[1] is None:
-        return Dataset(dataset.path, total, None)
-    inner, beyond = (np.zeros(ndim) if s is None else np.asarray(s) for s in (shift, outer[1]))
-    return Dataset(dataset.path, total, tuple((np.asarray(outer[0]) * inner + beyond).tolist()))
 
 
 def _steps(name: str, transforms: Sequence[Any], ndim: int) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
