@@ -15,6 +15,7 @@
     │   └── IncompleteRun         a RUN.zarr whose run failed or is still running
     ├── OutputError               the result cannot be written (exit code 2)
     │   ├── OutputExists          the output exists, and overwriting was not requested
+    │   ├── OutputBusy            another process writes it
     │   └── OutOfSpace            the disk or the quota is full
     ├── PlanTooLarge              the plan does not fit the machine (exit code 2)
     └── RunError                  the registration itself failed (exit code 1)
@@ -93,6 +94,10 @@ class OutputExists(OutputError, FileExistsError):
     """The output exists, and overwriting was not requested."""
 
     __str__ = Exception.__str__
+
+
+class OutputBusy(OutputError):
+    """Another process writes the output."""
 
 
 class OutOfSpace(OutputError):

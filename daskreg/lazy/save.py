@@ -16,6 +16,7 @@ from daskreg.lazy.blocks import EDGE, compute_tasks
 from daskreg.lazy.transform import Transform
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
+from daskreg.storage.fs.lock import OutputLock
 from daskreg.storage.registry import transform_formats
 from daskreg.storage.runs.scenes import LinkedImage
 from daskreg.storage.runs.transforms import TransformStore
@@ -46,17 +47,19 @@ def write_transform(
     backward: Transform | None = None,
     made: Mapping[str, Any] | None = None,
     images: tuple[LinkedImage | None, LinkedImage | None] = (None, None),
+    lock: OutputLock | None = None,
 ) -> None:
     """Write a transform as an OME-NGFF 0.6 store, a task a block of each displacement; the output appears when it is complete.
 
     fill: computes a block (by default reads it) and a record of it;  describe: given the store without its metadata and the
     records of all blocks, returns further metadata;  backward: the inverse, which makes of both a bijection;
-    made: its history, see ``history_of``;  images: archives to link below it, the two ends of its scene.
-    Raises OutputExists, OutputError, OutOfSpace.
+    made: its history, see ``history_of``;  images: archives to link below it, the two ends of its scene;
+    lock: of the output, where the caller holds it already.
+    Raises OutputExists, OutputBusy, OutputError, OutOfSpace.
     """
     require_output(output, overwrite)
     path = parse_address(output).path
-    with atomic_output(path, overwrite) as unfinished:
+    with atomic_output(path, overwrite, lock) as unfinished:
         back = () if backward is None else backward.links
         every = (*transform.links, *back)
         grids = [None if link.displacement is None else link.displacement_grid for link in every]

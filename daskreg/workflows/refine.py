@@ -20,10 +20,13 @@ from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.save import history_of, require_output, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_volume
+from daskreg.storage.fs.address import parse_address
+from daskreg.storage.fs.lock import only_writer
 from daskreg.storage.images import ImageSource
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
 from daskreg.workflows.register import register
 from daskreg.workflows.resources import ResourceKeywords
+from daskreg.workflows.result import Result
 
 SPAN = re.compile(r"(\d+):(\d+)")
 
@@ -70,6 +73,23 @@ def refine(
     """
     require_number("blend", blend, 1, 4096, whole=True)
     require_output(output, overwrite, path_of(transform), fixed, moving)
+    with only_writer(parse_address(output).path) as lock:
+        chain, result, made = _refined(transform, fixed, moving, region, stages, blend, resources)
+        write_transform(chain, output, overwrite=overwrite, made=made, lock=lock)
+    back, metrics = as_transform(output), result.report["metrics"]
+    return Refined(back, metrics["before"], metrics["after"], _jacobian_statistics(back, result.store.fixed_grid))
+
+
+def _refined(
+    transform: TransformLike,
+    fixed: ImageSource | Volume,
+    moving: ImageSource | Volume,
+    region: Region | str,
+    stages: Sequence[Deformable],
+    blend: int,
+    resources: ResourceKeywords,
+) -> tuple[Transform, Result, dict[str, Any]]:
+    """The chain with the correction, the registration that found it, and the chain's history."""
     phi = as_transform(transform)
     target, source = open_volume(fixed), open_volume(moving)
     box = parse_region(region) if isinstance(region, str) else region
@@ -84,11 +104,7 @@ def refine(
     correction = Transform.of(None, part.grid, faded).to_unit(unit)
     chain = Transform((*correction.links, *phi.links), unit, phi.fixed, phi.moving or source.grid)
     where = [list(box.start), list(box.stop)]
-    made = history_of("refine", path_of(transform), fixed=target.name, moving=source.name, region=where)
-    write_transform(chain, output, overwrite=overwrite, made=made)
-    back = as_transform(output)
-    metrics = result.report["metrics"]
-    return Refined(back, metrics["before"], metrics["after"], _jacobian_statistics(back, part.grid))
+    return chain, result, history_of("refine", path_of(transform), fixed=target.name, moving=source.name, region=where)
 
 
 def parse_region(text: str) -> Region:

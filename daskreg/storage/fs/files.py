@@ -85,9 +85,9 @@ def sync(path: str) -> None:
 
 
 def hidden_sibling(path: str, word: str) -> str:
-    """A hidden path beside a local one."""
-    folder, name = os.path.split(path.rstrip("/"))
-    return os.path.join(folder, f".{name}.{word}")
+    """A hidden path beside another one, such as ``.NAME.word``."""
+    folder, slash, name = path.rstrip("/").rpartition("/")
+    return f"{folder}{slash}.{name}.{word}"
 
 
 def remote_file_system(path: str) -> tuple[Any, str]:
