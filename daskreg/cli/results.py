@@ -63,9 +63,10 @@ def report(
 def info(
     file: Annotated[str, typer.Argument(metavar="FILE", help=f"{ADDRESS}; a run, any transform, or points")],
     as_json: AsJson = False,
+    voxels: Annotated[bool, typer.Option("--voxels", help="read all voxels of an image, which finds damaged parts")] = False,
 ) -> None:
     """Describe FILE: grid, levels and channels of an image; parts of a transform; number of points."""
     from daskreg.workflows.info import info as workflow
 
-    found = workflow(file)
+    found = workflow(file, voxels)
     typer.echo(json.dumps(found.as_dict(), default=str) if as_json else "\n".join(found.lines()))

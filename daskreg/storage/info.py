@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 
-from daskreg.errors import InputError, Unreadable
+from daskreg.errors import InputError, Unreadable, VoxelError
 from daskreg.grid import Grid
 from daskreg.storage.formats.run import Run
 from daskreg.storage.fs.address import Address, parse_address
+from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.images import ImageSource, Volume, open_record, open_volume
 from daskreg.storage.registry import image_formats
@@ -24,7 +26,8 @@ Numbers = tuple[float, ...]
 @dataclass(frozen=True)
 class VolumeInfo:
     """shape and chunks along ``axes`` as stored; spacing, origin (z, y, x) and direction as in Grid, None where unknown;
-    hint: why it cannot be registered as it is, and what to type;  run: state of a RUN.zarr.
+    hint: why it cannot be registered as it is, and what to type;  values: least and largest voxel, None where they were not read;
+    run: state of a RUN.zarr.
     """
 
     name: str
@@ -41,6 +44,7 @@ class VolumeInfo:
     levels: tuple[Resolution, ...] = ()
     channels: tuple[str, ...] = ()
     hint: str | None = None
+    values: tuple[float, float] | None = None
     run: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,18 +58,33 @@ class VolumeInfo:
         rows += _grid_rows(self) if self.spacing else []
         rows += [(f"level {i}", f"{_joined(v.shape)} at {_joined(v.spacing)}  ({v.path})") for i, v in enumerate(self.levels)]
         rows += [(k.replace("_", " "), _text(v)) for k, v in self.run.items()]
+        rows += [("values", "{:.6g} to {:.6g}, all of them finite and read".format(*self.values))] if self.values else []
         rows += [("hint", self.hint)] if self.hint else []
         return [f"{k:<10} {v}" for k, v in rows]
 
 
-def describe(source: ImageSource | Volume) -> VolumeInfo:
-    """Describe what is at an address, or an array. Raises NotFound and Unreadable."""
+def describe(source: ImageSource | Volume, voxels: bool = False) -> VolumeInfo:
+    """Describe what is at an address, or an array. voxels: read all of them, of all channels and time points.
+
+    Raises NotFound and Unreadable, VoxelError for voxels that are not finite.
+    """
     if not isinstance(source, str | Path):
         return _of_volume(open_volume(source))
     address = parse_address(source)
     if not any(f.single_file for f in image_formats.by_ending(address.path)) and Run().sniff(address.node):
         return _of_run(address.node)
-    return _of_record(open_record(address), address)
+    record = open_record(address)
+    found = _of_record(record, address)
+    return replace(found, values=_range(record)) if voxels else found
+
+
+def _range(record: ImageRecord) -> tuple[float, float]:
+    """The least and the largest voxel. Raises Unreadable, and VoxelError for voxels that are not finite."""
+    with read_errors(record.name):
+        low, high = da.compute(record.data.min(), record.data.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise VoxelError(f"{record.name} has voxels that are not finite numbers ({low} to {high}); replace them first.")
+    return float(low), float(high)
 
 
 def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:

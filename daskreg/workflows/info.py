@@ -142,10 +142,10 @@ class PointsInfo:
         return [f"{k:<10} {v}" for k, v in rows]
 
 
-def info(source: str | Path) -> Info:
+def info(source: str | Path, voxels: bool = False) -> Info:
     """Describe a file: an image, a run, a transform that ``daskreg apply`` takes, or points.
 
-    Raises NotFound, Unreadable, IncompleteRun.
+    voxels: read all voxels of an image, which finds damaged parts. Raises NotFound, Unreadable, IncompleteRun, and VoxelError.
     """
     path = parse_address(source).path
     format = identify(path)
@@ -153,7 +153,7 @@ def info(source: str | Path) -> Info:
         return _of_points(path)
     if isinstance(format, TransformFormat) and not format.is_run:
         return _of_transform(path)
-    found = describe_image(source)
+    found = describe_image(source, voxels)
     return _with_largest(found) if found.run.get("complete") and found.run.get("displacement") else found
 
 

@@ -1,42 +1,34 @@
-"""NIfTI images, read by regions and written plane by plane; converts RAS to LPS and (i, j, k) to (Z, Y, X)."""
+"""NIfTI images, read by regions and written plane by plane."""
 
 from __future__ import annotations
 
-import gzip
-import io
+import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, BinaryIO
 
 import dask.array as da
-import fsspec
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import ConfigError, GridError, InputError, Unreadable
-from daskreg.grid import UNITS, Grid
+from daskreg.errors import ConfigError, InputError, Unreadable
+from daskreg.grid import Grid
 from daskreg.storage.axes import Axis
 from daskreg.storage.format import Array, ImageFormat
+from daskreg.storage.formats.compressed import is_compressed, opened
+from daskreg.storage.formats.nifti_header import header_bytes, header_grid, nifti_header, read_header, scaling, voxel_offset
 from daskreg.storage.formats.streaming import SLAB_BYTES, open_output, slabs
 from daskreg.storage.fs.address import Address, is_remote
-from daskreg.storage.fs.errors import read_errors, reason, require_exists
-from daskreg.storage.grid_metadata import GridMetadata
+from daskreg.storage.fs.claims import DEFLATE_RATIO, require_held, require_memory
+from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.zarr.nodes import check_dtype
 
+log = logging.getLogger(__name__)
+
 NIFTI_AXES = tuple(Axis(n, k) for n, k in (("c", "channel"), ("t", "time"), ("z", "space"), ("y", "space"), ("x", "space")))
-UNIT_CODES = {
-    0: "millimeter",
-    1: "meter",
-    2: "millimeter",
-    3: "micrometer",
-}  # 0, unknown: taken as mm by all readers
-LARGEST_NIFTI1 = 32767  # voxels an axis: its header keeps 16 bits
-MILLIMETRES = 2  # NIfTI's code
-RAS = np.array([1.0, -1.0, -1.0, 1.0])  # of world components z, y, x, 1: NIfTI's y and x point the other way
 
 
 class NiftiImage(ImageFormat):
@@ -62,7 +54,7 @@ class NiftiImage(ImageFormat):
         """RAS, sform and qform, millimetres where the grid has a unit."""
         dtype = _stored_dtype(np.dtype(data.dtype))
         with open_output(path) as file:
-            file.write(header_bytes(nifti_header(grid, grid.shape, dtype)))
+            file.write(header_bytes(nifti_header(grid, grid.shape, dtype, path)))
             for slab in slabs(data):
                 file.write(np.ascontiguousarray(slab, dtype).tobytes())
 
@@ -71,7 +63,7 @@ class NiftiVoxels:
     """The voxels of a file as an array (.., Z, Y, X), read when it is indexed.
 
     An uncompressed file is read plane by plane; a compressed one is decompressed from its start, keeping only the planes asked
-    for in memory.
+    for in memory, and once to its end, where its length and checksum are.
     """
 
     def __init__(self, path: str, header: Any) -> None:
@@ -80,19 +72,20 @@ class NiftiVoxels:
         self.stored = np.dtype(header.get_data_dtype())
         self.shape = tuple(int(n) for n in reversed(header.get_data_shape()))
         self.ndim = len(self.shape)
-        self.offset = int(header["vox_offset"]) or int(header.sizeof_hdr) + 4
-        slope, inter = (float(header[k]) for k in ("scl_slope", "scl_inter"))
-        scaled = math.isfinite(slope) and slope != 0 and math.isfinite(inter) and (slope, inter) != (1.0, 0.0)
-        self.slope, self.inter = (slope, inter) if scaled else (1.0, 0.0)
-        self.scaled = scaled
+        self.offset = voxel_offset(header, path)
+        scale = scaling(header, path)
+        self.scaled = scale is not None
+        self.slope, self.inter = scale or (1.0, 0.0)
         wide = np.float32 if self.stored.itemsize <= 2 else np.float64
-        self.dtype = np.dtype(wide if scaled else self.stored).newbyteorder("=")
+        self.dtype = np.dtype(wide if self.scaled else self.stored).newbyteorder("=")
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """The voxels of basic slices. Raises Unreadable."""
         parts = _slices(index, self.shape)
-        with read_errors(self.path), _opened(self.path) as file:
-            whole = np.empty([len(range(*p.indices(n))) for p, n in zip(parts, self.shape, strict=True)], self.dtype)
+        shape = [len(range(*p.indices(n))) for p, n in zip(parts, self.shape, strict=True)]
+        require_memory(self.path, math.prod(shape) * self.dtype.itemsize)
+        with read_errors(self.path), opened(self.path) as file:
+            whole = np.empty(shape, self.dtype)
             self._fill(file, parts, whole)
         return whole[tuple(0 if isinstance(i, int | np.integer) else slice(None) for i in _padded(index, self.ndim))]
 
@@ -123,7 +116,7 @@ def open_nifti(address: Address) -> ImageRecord:
     header = read_header(address.path)
     voxels = NiftiVoxels(address.path, header)
     check_dtype(voxels.stored, address.path)
-    _check_length(voxels)
+    check_length(voxels)
     chunks = _chunks(voxels)
     data = da.from_array(voxels, chunks=chunks, name=False, meta=np.empty((0,) * voxels.ndim, voxels.dtype))
     form = "NIfTI-2" if header.sizeof_hdr == 540 else "NIfTI-1"
@@ -132,96 +125,21 @@ def open_nifti(address: Address) -> ImageRecord:
     return ImageRecord(address.text, form, data, _axes(voxels.shape), frame, chunks)
 
 
-def read_header(path: str) -> Any:
-    """The nibabel header. Raises NotFound and Unreadable."""
-    with read_errors(path), _opened(path) as file:
-        start = file.read(540)
-    kinds: tuple[Any, ...] = (nib.Nifti1Header, nib.Nifti2Header)
-    if not start:
-        raise Unreadable(f"{path} is empty; a NIfTI file was expected.")
-    for kind in kinds:
-        if len(start) >= kind.sizeof_hdr and kind.may_contain_header(start):
-            return _checked_header(path, kind, start[: kind.sizeof_hdr])
-    raise Unreadable(f"{path} does not start with a NIfTI header; a NIfTI file (.nii, .nii.gz) was expected.")
-
-
-def header_grid(header: Any, path: str = "the image") -> GridMetadata:
-    """The grid that a header states: sform if coded, else qform, else pixdim without an orientation."""
-    unit = UNIT_CODES.get(int(header["xyzt_units"]) & 7, "millimeter")
-    for coded, affine in ((header["sform_code"], header.get_sform), (header["qform_code"], header.get_qform)):
-        if int(coded) > 0 and _regular(affine()):
-            return GridMetadata.of(Grid.from_matrix((1, 1, 1), _lps_from_ras(affine()), unit))
-    if int(header["sform_code"]) > 0 and header.get_sform()[:3, :3].any():  # all zeros: written by tools that state none
-        raise GridError(f"{path}: the sform {header.get_sform()[:3, :3].tolist()} is singular or not finite; repair the header.")
-    x, y, z = (abs(float(v)) for v in header["pixdim"][1:4])
-    return GridMetadata((z, y, x), unit=unit)
-
-
-def nifti_header(grid: Grid, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """A nibabel header for an array whose reversed axes begin with the grid's x, y, z; ``shape`` is (.., Z, Y, X)."""
-    kind = nib.Nifti2Header if max(shape) > LARGEST_NIFTI1 else nib.Nifti1Header
-    header = kind()  # type: ignore[no-untyped-call]  # nibabel is partly typed
-    header.set_data_dtype(dtype)
-    header.set_data_shape(shape[::-1])
-    metric = grid if grid.unit is None else grid.to_unit("millimeter")
-    affine = ras_from_lps(metric.index_to_world)
-    header.set_qform(affine, 1, strip_shears=True)
-    header.set_sform(affine, 1)
-    header["xyzt_units"] = 0 if grid.unit is None else MILLIMETRES
-    header["vox_offset"] = header.single_vox_offset
-    header["scl_slope"], header["scl_inter"] = 1, 0
-    header["magic"] = header.single_magic
-    return header
-
-
-def header_bytes(header: Any) -> bytes:
-    """The header and the empty extension behind it."""
-    return bytes(header.binaryblock).ljust(int(header.single_vox_offset), b"\0")
-
-
-def millimetres(grid: Grid) -> float:
-    """Millimetres in the grid's unit; 1 where it has none."""
-    return 1.0 if grid.unit is None else UNITS[grid.unit] / UNITS["millimeter"]
-
-
-def ras_from_lps(matrix: NDArray[Any]) -> NDArray[np.float64]:
-    """(k, j, i) -> LPS z, y, x, (4, 4), as NIfTI's (i, j, k) -> RAS x, y, z."""
-    return _reversed(RAS[:, None] * np.asarray(matrix, float))
-
-
-def _lps_from_ras(affine: NDArray[Any]) -> NDArray[np.float64]:
-    return RAS[:, None] * _reversed(np.asarray(affine, float))
-
-
-def _reversed(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    order = [2, 1, 0, 3]
-    return matrix[np.ix_(order, order)]
-
-
-def _regular(affine: NDArray[Any]) -> bool:
-    return bool(np.isfinite(affine).all() and (np.linalg.norm(affine[:3, :3], axis=0) > 0).all())
-
-
-def _checked_header(path: str, kind: Any, block: bytes) -> Any:
-    with read_errors(path):
-        header = kind.from_fileobj(io.BytesIO(block), check=False)
-        shape = header.get_data_shape()
-        header.get_data_dtype()
-    if bytes(header["magic"])[:2] != b"n+":
-        raise Unreadable(f"{path} keeps its voxels in another file (.hdr and .img); convert it to one .nii file.")
-    if not shape or min(shape) < 1:
-        raise Unreadable(f"{path} has shape {tuple(shape)}; positive numbers of voxels were expected.")
-    return header
-
-
-def _check_length(voxels: NiftiVoxels) -> None:
-    """Raises Unreadable for an uncompressed local file that is shorter than its header states."""
-    if voxels.path.lower().endswith(".gz") or is_remote(voxels.path):
+def check_length(voxels: NiftiVoxels) -> None:
+    """Raises Unreadable for a local file that is shorter than its header states, and warns of one that is longer."""
+    if is_remote(voxels.path):
         return
     wanted = voxels.offset + math.prod(voxels.shape) * voxels.stored.itemsize
     found = os.path.getsize(voxels.path)
-    if found < wanted:
-        raise Unreadable(f"{voxels.path} is cut short: it has {found} bytes, its header promises {wanted}; copy it again.")
+    compressed = is_compressed(voxels.path)
+    require_held(voxels.path, wanted, found, DEFLATE_RATIO if compressed else 1)
+    if found > wanted and not compressed:
+        _warn_of_length(voxels.path, found, found - wanted)
+
+
+@cache  # once a file
+def _warn_of_length(path: str, found: int, more: int) -> None:
+    log.warning("%s has %d bytes, %d more than its header states; is the header right?", path, found, more)
 
 
 def _axes(shape: Sequence[int]) -> tuple[Axis, ...]:
@@ -232,7 +150,7 @@ def _axes(shape: Sequence[int]) -> tuple[Axis, ...]:
 
 def _chunks(voxels: NiftiVoxels) -> tuple[int, ...]:
     """Slabs of planes; one chunk for a compressed file, which can only be read from its start."""
-    if voxels.path.lower().endswith(".gz") or voxels.ndim < 3:
+    if is_compressed(voxels.path) or voxels.ndim < 3:
         return voxels.shape
     plane = math.prod(voxels.shape[-2:]) * voxels.dtype.itemsize
     slab = max(1, min(voxels.shape[-3], SLAB_BYTES // max(plane, 1)))
@@ -247,20 +165,6 @@ def _padded(index: Any, ndim: int) -> tuple[Any, ...]:
 def _slices(index: Any, shape: Sequence[int]) -> list[slice]:
     parts = _padded(index, len(shape))
     return [p if isinstance(p, slice) else slice(int(p), int(p) + 1) for p in parts]
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    """The uncompressed bytes of a local or remote file."""
-    with fsspec.open(path, "rb") if is_remote(path) else open(path, "rb") as raw:
-        if not path.lower().endswith(".gz"):
-            yield cast(BinaryIO, raw)
-            return
-        with gzip.GzipFile(fileobj=raw) as unpacked:
-            try:
-                yield cast(BinaryIO, unpacked)
-            except (EOFError, gzip.BadGzipFile) as error:
-                raise Unreadable(f"{path} is cut short or damaged: {reason(error)}; copy it again.") from error
 
 
 def _stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
