@@ -12,19 +12,24 @@ from daskreg.comm import Communicator
 from daskreg.engine.rank import Rank, RunState
 from daskreg.grid import Index, Span
 from daskreg.kernels.device import host
-from daskreg.storage import CheckpointStore
+from daskreg.storage import CheckpointStore, RunStore
 
 
 class Checkpointer:
     """Saves the state of the ranks of a run, and restores it."""
 
-    def __init__(self, run: str, comm: Communicator) -> None:
+    def __init__(self, run: str, comm: Communicator, attempt: str = "") -> None:
         self.comm, self.store, self.number = comm, CheckpointStore(run), 0
+        self.run = RunStore(run, attempt=attempt)
 
     def save(self, state: RunState, fields: Mapping[str, tuple[Span, NDArray[np.float32]]], shape: Index | None) -> None:
-        """Write a checkpoint, on all ranks; it counts once rank 0 has committed it."""
+        """Write a checkpoint, on all ranks; it counts once rank 0 has committed it.
+
+        Raises OutputError where the run was removed, or is continued by another process.
+        """
         self.number += 1
         if self.comm.rank == 0:
+            self.run.require_mine()
             self.store.begin(self.number, dict.fromkeys(fields, (3, *shape)) if shape else {})
         self.comm.barrier()
         for name, (own, planes) in fields.items():
@@ -32,6 +37,7 @@ class Checkpointer:
                 self.store.write(self.number, name, own.start, host(planes))  # one field at a time is copied from a GPU
         self.comm.barrier()
         if self.comm.rank == 0:
+            self.run.require_mine()
             self.store.commit(self.number, asdict(state))
 
     def restore(self, rank: Rank) -> None:

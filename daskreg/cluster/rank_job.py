@@ -36,7 +36,8 @@ class RankJob:
 
     checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: record a timeline of
     the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them;
-    device: where kernels run, on a GPU worker the first GPU that it sees;  begin: the displacement to start from.
+    device: where kernels run, on a GPU worker the first GPU that it sees;  begin: the displacement to start from;
+    attempt: of the process that the ranks work for, see ``RunStore``.
     """
 
     plan: Plan
@@ -53,6 +54,7 @@ class RankJob:
     order: Index = (0, 1, 2)
     device: Kind = "cpu"
     begin: StartingDisplacement | None = None
+    attempt: str = ""
 
 
 @dataclass
@@ -82,7 +84,7 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, cores: int) -> dict
     metrics = _metrics(job, outcome, images, comm)
     timer.end_phase("measure")
     del images
-    write_result(job.output, job.plan, job.order, job.moving, outcome, comm)
+    write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
     timer.end_phase("write")
     levels = [report.as_dict() for report in outcome.levels]
     record = {**machine_record(device), **memory, "traffic": dict(comm.traffic), "timeline": timeline}
@@ -105,7 +107,7 @@ def _optimise(
     job: RankJob, images: tuple[Image, Image], comm: Communicator, watch: Watch, timeline: list[tuple[str, float, float]]
 ) -> Outcome:
     """All stages in order, from the start or from the last checkpoint."""
-    checkpointer = Checkpointer(job.output, comm)
+    checkpointer = Checkpointer(job.output, comm, job.attempt)
     save = checkpointer.save if job.checkpoint is not None else None
     trace = (lambda *event: timeline.append(event)) if job.trace else None
     rank = Rank(job.plan, images, job.start, comm, watch, save, trace, job.begin)

@@ -27,12 +27,15 @@ PART_BYTES = 256 << 20  # of a row, converted and compressed at once
 QUEUE_LENGTH = 2  # parts that may wait to be compressed while a GPU computes the next
 
 
-def write_result(path: str, plan: Plan, order: Index, moving: Volume, outcome: Outcome, comm: Communicator) -> None:
+def write_result(
+    path: str, plan: Plan, order: Index, moving: Volume, outcome: Outcome, comm: Communicator, attempt: str = ""
+) -> None:
     """Write affine map, displacement in world units and moved image: rows of whole chunks, each written once, by one rank.
 
-    order: axes of the fixed image as it is stored, in the order in which the plan has them.
+    order: axes of the fixed image as it is stored, in the order in which the plan has them;  attempt: see ``RunStore``.
+    Raises OutputError where the run was removed, or is continued by another process.
     """
-    store, grid, dtype = RunStore.attach(path), plan.fixed, moved_dtype(moving)
+    store, grid, dtype = RunStore.attach(path, attempt), plan.fixed, moved_dtype(moving)
     back = int(order.index(0)), int(order.index(1)), int(order.index(2))
     if comm.rank == 0:
         store.set_affine(outcome.affine)
@@ -47,6 +50,7 @@ def write_result(path: str, plan: Plan, order: Index, moving: Volume, outcome: O
             u = _collect_row(outcome, row, owner, comm)
             if owner != comm.rank:
                 continue
+            store.require_mine()
             if u is not None:
                 writer.write(DISPLACEMENT, row, u, to_world(grid, device))
             writer.write(MOVED, row, resample(plan, outcome.affine, u, row, reader), lambda moved: cast(moved, dtype))

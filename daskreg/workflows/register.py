@@ -7,8 +7,8 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,9 @@ from daskreg.errors import ConfigError, NoOverlap, OutputError
 from daskreg.lazy.initial_displacement import InitialDisplacement
 from daskreg.planning import Plan, format_grid
 from daskreg.storage import RunStore
-from daskreg.storage.fs.atomic import require_distinct
+from daskreg.storage.fs.address import parse_address
+from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
+from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spacing, staged
@@ -120,28 +122,37 @@ def register(
         workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace
     )
     request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform)
-    store = unfinished_run(output) if resume else None
-    request = request if store is None else restore_request(store, request)
-    if resume and store is None and (fixed is None or moving is None):
-        raise ConfigError(f"there is no run at {output} to resume, and no two images to start one: give FIXED and MOVING.")
-    asked = request.open()
-    with existing_client(client, None if cluster in LOCAL else cluster) as found:
-        use = allocate(resources, found, cluster)
-        inputs = asked.for_device(use.device)
-        planned = _fitting_plan(inputs, use)
-        if store is None:
-            store = _new_store(output, request, inputs, overwrite)
-        else:
-            require_same_images(store, inputs.grids)
-        run = _Run(inputs, planned, store, use, resume)
-        with (
-            keep_checkpoint_or_remove(store),
-            nullcontext(found) if found else embedded_client(use.workers, threads, use.device) as at,
-        ):
-            report = run.execute(at, progress, elsewhere=found is not None or use.workers > 1)
-            report["seconds"]["total"] = time.perf_counter() - started
-            store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report})
-    return Result(RunStore.open(store.path))
+    if resume and output is None:
+        raise ConfigError("resume needs the output of the run to continue; add -o RUN.zarr.")
+    path = parse_address(_temporary() if output is None else output).path
+    with _only_writer(path) as lock:
+        store = unfinished_run(path) if resume else None
+        request = request if store is None else restore_request(store, request)
+        if resume and store is None and (fixed is None or moving is None):
+            raise ConfigError(f"there is no run at {path} to resume, and no two images to start one: give FIXED and MOVING.")
+        asked = request.open()
+        with existing_client(client, None if cluster in LOCAL else cluster) as found:
+            use = allocate(resources, found, cluster)
+            inputs = asked.for_device(use.device)
+            planned = _fitting_plan(inputs, use)
+            store = _begun(store, path, request, inputs, overwrite)
+            run = _Run(inputs, planned, store, use, resume)
+            with keep_checkpoint_or_remove(store):
+                with nullcontext(found) if found else embedded_client(use.workers, threads, use.device) as at:
+                    report = run.execute(at, progress, elsewhere=found is not None or use.workers > 1)
+                    report["seconds"]["total"] = time.perf_counter() - started
+                lock.verify()
+                finished = store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report})
+    return Result(RunStore.open(finished.path))
+
+
+@contextmanager
+def _only_writer(path: str) -> Iterator[OutputLock]:
+    """The only writer of a run, what another one left that died being tidied up."""
+    with only_writer(path) as lock:
+        if lock.taken_over:
+            remove_leftovers(path)
+        yield lock
 
 
 @dataclass(frozen=True)
@@ -175,7 +186,7 @@ class _Run:
             self.plan if workers == use.workers else _plan(inputs, use, workers), fixed, moving, self.store.path,
             first_affine(inputs), masks[0], masks[1], order=inputs.orders[0], threads=use.options.threads,
             checkpoint=use.options.checkpoint, resume=self.resume, trace=use.options.trace, device=use.device,
-            begin=None if start is None or start.is_affine else InitialDisplacement(start),
+            begin=None if start is None or start.is_affine else InitialDisplacement(start), attempt=self.store.attempt,
         )  # fmt: skip
 
 
@@ -192,9 +203,16 @@ def _fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
     return planned
 
 
-def _new_store(output: str | Path | None, request: Request, inputs: Inputs, overwrite: bool) -> RunStore:
-    path = _temporary() if output is None else output
-    if any(f.single_file for f in image_formats.by_ending(str(path))):
+def _begun(store: RunStore | None, path: str, request: Request, inputs: Inputs, overwrite: bool) -> RunStore:
+    """The unfinished run, continued, or a new one."""
+    if store is None:
+        return _new_store(path, request, inputs, overwrite)
+    require_same_images(store, inputs.grids)
+    return store.continued()
+
+
+def _new_store(path: str, request: Request, inputs: Inputs, overwrite: bool) -> RunStore:
+    if any(f.single_file for f in image_formats.by_ending(path)):
         raise OutputError(f"{path}: a run is a Zarr store; name it .zarr, and 'daskreg export' makes a field of it.")
     recipe, files = request.recipe(), (inputs.config.fixed_mask, inputs.config.moving_mask, inputs.config.initial_transform)
     require_distinct(path, *(recipe[name] for name in ("fixed", "moving", "fixed_mask", "moving_mask")), *files)

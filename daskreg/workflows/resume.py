@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from daskreg.config import Config
-from daskreg.errors import ConfigError, Diverged, InputError, NotFound
+from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError
 from daskreg.grid import Grid
-from daskreg.storage import CheckpointStore, RunStore
+from daskreg.storage import RunStore
+from daskreg.storage.runs.run_state import has_checkpoint
 from daskreg.workflows.inputs import Request, address_of, as_config
 
 log = logging.getLogger("daskreg")
@@ -21,27 +22,46 @@ FILES = ("fixed_mask", "moving_mask", "initial_transform")
 
 @contextmanager
 def keep_checkpoint_or_remove(store: RunStore) -> Iterator[None]:
-    """A run that ends early keeps its last checkpoint, if another attempt can use it; otherwise the run is removed."""
+    """A run that ends early keeps its last checkpoint, if another attempt can use it; otherwise the run is removed.
+
+    Raises OutputError in place of what followed from it when the run was removed, or is continued by another process.
+    """
     try:
         yield
-    except (InputError, Diverged):
-        store.abandon()
-        raise
     except BaseException as error:
-        if CheckpointStore(store.path).latest() is None:
-            store.abandon()
-        else:
-            store.mark_resumable()
-            error.add_note(f"The last checkpoint is kept: continue with 'daskreg register --resume -o {store.path}'.")
+        lost = _lost(store)
+        if lost is None:
+            _keep_or_remove(store, error)
+            raise
+        store.abandon()
+        if isinstance(error, Exception):
+            raise lost from error
         raise
 
 
-def unfinished_run(output: str | Path | None) -> RunStore | None:
-    """The unfinished run at ``output``; None where nothing is, so that a batch job can ask to resume every time."""
-    if output is None:
-        raise ConfigError("resume needs the output of the run to continue; add -o RUN.zarr.")
+def _lost(store: RunStore) -> OutputError | None:
+    """The error where the run was removed, or is another's."""
     try:
-        return RunStore.resume(output)
+        store.require_mine()
+    except OutputError as error:
+        return error
+    return None
+
+
+def _keep_or_remove(store: RunStore, error: BaseException) -> None:
+    if store.complete:  # but its place was taken, as the error says
+        return
+    if isinstance(error, InputError | Diverged) or not has_checkpoint(store.path):
+        store.abandon()
+        return
+    store.mark_resumable()
+    error.add_note(f"The last checkpoint is kept: continue with 'daskreg register --resume -o {store.name}'.")
+
+
+def unfinished_run(output: str | Path) -> RunStore | None:
+    """The unfinished run at ``output``; None where nothing is, so that a batch job can ask to resume every time."""
+    try:
+        return RunStore.unfinished(output)
     except NotFound:
         log.info("nothing to resume at %s: starting", output)
         return None
@@ -55,14 +75,14 @@ def restore_request(store: RunStore, given: Request) -> Request:
     """
     recipe = store.recipe
     for name in FILES:
-        _require_same_file(store.path, name, getattr(given, name), recipe)
+        _require_same_file(store.name, name, getattr(given, name), recipe)
     if given.config is not None and not _same_stages(as_config(given.config), recipe.get("config")):
-        raise ConfigError(f"{store.path} was started with another configuration; leave it out to continue, or use --overwrite.")
+        raise ConfigError(f"{store.name} was started with another configuration; leave it out to continue, or use --overwrite.")
     known = {name: recipe.get(name) for name in ("fixed", "moving", "config", "fixed_mask", "moving_mask", "spacing")}
     found = replace(given, **{name: value for name, value in known.items() if getattr(given, name) is None})
     lacking = [name for name in recipe.get("arrays", ("fixed", "moving")) if getattr(found, name) is None]
     if lacking:
-        raise ConfigError(f"{store.path} was started from arrays in memory; give {' and '.join(lacking)} again to continue.")
+        raise ConfigError(f"{store.name} was started from arrays in memory; give {' and '.join(lacking)} again to continue.")
     return found
 
 
@@ -87,5 +107,5 @@ def require_same_images(store: RunStore, grids: tuple[Grid, Grid]) -> None:
     for role, mine, its in (("fixed", grids[0], store.fixed_grid), ("moving", grids[1], store.moving_grid)):
         if mine != its:
             raise ConfigError(
-                f"{store.path} was started with another {role} image ({its.shape}, not {mine.shape}); use --overwrite."
+                f"{store.name} was started with another {role} image ({its.shape}, not {mine.shape}); use --overwrite."
             )

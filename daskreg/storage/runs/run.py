@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,23 +13,36 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
-from daskreg.errors import IncompleteRun, NotFound, OutputExists, Unreadable
+from daskreg.errors import IncompleteRun, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import Grid, Region
 from daskreg.storage.axes import SPACE
 from daskreg.storage.fs.address import is_remote, join, parse_address
 from daskreg.storage.fs.atomic import require_writable
 from daskreg.storage.fs.errors import read_errors, write_errors
-from daskreg.storage.fs.files import exists, hidden_sibling, remove, replace_text
+from daskreg.storage.fs.files import exists, remove
+from daskreg.storage.fs.process import now
+from daskreg.storage.fs.swap import version_of
 from daskreg.storage.image_record import Resolution
 from daskreg.storage.images import Volume
 from daskreg.storage.runs.checkpoint import CheckpointStore
+from daskreg.storage.runs.place import (
+    AWAITS_SWAP,
+    REPLACED_VERSION,
+    clear_place,
+    is_remains,
+    place_beside,
+    publish,
+    require_inactive,
+    require_new,
+    require_no_links,
+    set_root,
+    settle,
+)
 from daskreg.storage.runs.run_state import (
-    READABLE_FORMATS,
-    RUN_FORMAT,
     has_checkpoint,
     incomplete_message,
     new_state,
-    now,
+    read_state,
     require_resumable,
     resumed_state,
     to_json,
@@ -60,9 +72,14 @@ class RunStore:
     provenance are attributes.
 
     Every process that writes opens it with ``attach``; each chunk has one writer. The run is complete after ``finish``.
+
+    path: where it is read and written;  target: the output that it takes the place of when it is complete, None if it is there
+    already;  attempt: of several processes that work on it one after another, this one's
     """
 
     path: str
+    target: str | None = None
+    attempt: str = ""
     _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, compare=False, repr=False)
     _vector_frames: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # read once per process
 
@@ -70,43 +87,70 @@ class RunStore:
     def create(
         cls, path: str | Path, *, fixed: Grid, moving: Grid, overwrite: bool = False, recipe: Mapping[str, Any] | None = None
     ) -> RunStore:
-        """A new, incomplete run. What it replaces is renamed, and deleted by ``finish``.
+        """A new, incomplete run: at its path or, where something is, beside it until ``finish`` replaces that.
 
+        The caller is the output's only writer (``only_writer``).
         recipe: JSON from which the run can be continued: addresses of the inputs and the configuration.
-        Raises OutputExists, OutputError, OutOfSpace.
+        Raises OutputExists, OutputBusy, OutputError, OutOfSpace.
         """
         target = _absolute(path)
-        _require_new(target, overwrite)
+        settle(target)
+        require_new(target, overwrite)
         require_writable(target, overwrite)
+        require_inactive(target, target)
         state = new_state(fixed, moving) | ({"recipe": to_json(recipe)} if recipe is not None else {})
+        replaced = version_of(target)
+        place = target if replaced is None else place_beside(target)
+        if replaced is not None:
+            clear_place(place)
+            state[REPLACED_VERSION] = replaced
         with write_errors(target):
-            if exists(target):
-                state["replaces"] = _move_aside(target)
-            group = zarr.create_group(target, zarr_format=3, attributes={"daskreg": state})
+            group = zarr.create_group(place, zarr_format=3, attributes={"daskreg": state})
             group.create_group("transform", attributes=_transform_attributes(np.eye(4)))
-        return cls(target)
+        return cls(place, None if replaced is None else target, state["attempt"])
 
     @classmethod
-    def attach(cls, path: str | Path) -> RunStore:
-        """A run, complete or not, to write to or to inspect. Raises NotFound, and Unreadable for what is no run."""
-        store = cls(_absolute(path))
-        _ = store.state
+    def attach(cls, path: str | Path, attempt: str = "") -> RunStore:
+        """A run, complete or not, to write to or to inspect.
+
+        attempt: of the process that the caller writes for.
+        Raises NotFound, Unreadable for what is no run, OutputError for one that was removed or belongs to another attempt by now.
+        """
+        store = cls(_absolute(path), attempt=attempt)
+        if attempt:
+            store.require_mine()
+        else:
+            _ = store.state
         return store
 
     @classmethod
     def resume(cls, path: str | Path) -> RunStore:
-        """Continue an incomplete run that has a checkpoint; partly written images are deleted.
+        """``unfinished(path).continued()``."""
+        return cls.unfinished(path).continued()
 
+    @classmethod
+    def unfinished(cls, path: str | Path) -> RunStore:
+        """An incomplete run that has a checkpoint: that which is to replace the output at the path, else that at the path.
+
+        The caller is the output's only writer (``only_writer``).
         Raises NotFound, Unreadable, OutputExists when it is complete, IncompleteRun when it is active or has no checkpoint.
         """
-        store = cls.attach(path)
-        state = store.state
-        require_resumable(store.path, state)
-        with write_errors(store.path):
-            _set_root(store.path, resumed_state(state))
+        target = _absolute(path)
+        settle(target, anyway=True)
+        beside = place_beside(target)
+        place = beside if exists(beside) and (has_checkpoint(beside) or not has_checkpoint(target)) else target
+        require_resumable(target, place, read_state(place))
+        require_no_links(place)
+        return cls(place, target if place == beside else None)
+
+    def continued(self, **changes: Any) -> RunStore:
+        """The same as a run of this process; partly written images are deleted. changes: to its state."""
+        state = resumed_state(self.state) | changes
+        with write_errors(self.name):
+            set_root(self.path, state)
             for name in (MOVED, DISPLACEMENT):
-                remove(join(store.path, name))
-        return store
+                remove(join(self.path, name))
+        return RunStore(self.path, self.target, state["attempt"])
 
     @classmethod
     def open(cls, path: str | Path) -> RunStore:
@@ -119,15 +163,12 @@ class RunStore:
     @property
     def state(self) -> dict[str, Any]:
         """The root attributes of the run, read now. Raises NotFound and Unreadable."""
-        node = open_node(self.path)
-        own = attributes(node).get("daskreg")
-        if not isinstance(node, zarr.Group) or not isinstance(own, dict) or own.get("kind") != "run":
-            raise Unreadable(f"{self.path} is not a daskreg run; a RUN.zarr that 'daskreg register' wrote was expected.")
-        if own.get("format") not in READABLE_FORMATS:
-            raise Unreadable(
-                f"{self.path} has run format {own.get('format')}, {RUN_FORMAT} or less was expected; use a newer daskreg."
-            )
-        return own
+        return read_state(self.path)
+
+    @property
+    def name(self) -> str:
+        """Where the user finds the run when it is complete."""
+        return self.target or self.path
 
     @property
     def complete(self) -> bool:
@@ -233,31 +274,53 @@ class RunStore:
         """The grid of a level of the displacement. Raises NotFound."""
         return self._level_grids(DISPLACEMENT)[level]
 
-    def finish(self, provenance: Mapping[str, Any]) -> None:
-        """Delete the checkpoints, write the provenance, mark the run complete, and delete what it replaced."""
-        state = self.state
-        replaced = state.pop("replaces", None)
-        CheckpointStore(self.path).remove()
-        state |= {"provenance": to_json(provenance), "complete": True, "finished": now()}
+    def finish(self, provenance: Mapping[str, Any]) -> RunStore:
+        """Write the provenance, mark the run complete, delete the checkpoints, and replace what it was to replace.
+
+        Returns the run at its final path. Raises OutputError where it was removed or is another's; OutputExists where what was to
+        be replaced has changed: both are then kept.
+        """
+        self.require_mine()
+        state = self.state | {"provenance": to_json(provenance), "complete": True, "finished": now()}
+        if self.target is not None:
+            state[AWAITS_SWAP] = True
         with write_errors(self.path):
-            _set_root(self.path, state, self._scene())
-            if replaced:
-                remove(os.path.join(os.path.dirname(self.path), replaced))
+            set_root(self.path, state, self._scene())
+        CheckpointStore(self.path).remove()
+        if self.target is None:
+            return self
+        publish(self.path, self.target)
+        return RunStore(self.target)
+
+    def require_mine(self) -> None:
+        """Raises OutputError when the run was removed, or when another process continues it."""
+        try:
+            state = self.state
+        except InputError as error:
+            raise OutputError(
+                f"{self.name} was removed while the run wrote to it ({self.path}); nothing is left of it: start it again."
+            ) from error
+        if self.attempt and state.get("attempt") != self.attempt:
+            raise OutputError(
+                f"{self.name} was taken over by process {state.get('pid')} on {state.get('host')}, which continues it."
+            )
 
     def mark_resumable(self) -> None:
         """Mark a stopped run that can be continued from its checkpoint. Raises ValueError when it has none."""
         if CheckpointStore(self.path).latest() is None:
             raise ValueError(f"{self.path} has no checkpoint to continue from; abandon() it.")
         with write_errors(self.path):
-            _set_root(self.path, self.state | {"stopped": now(), "resumable": True})
+            set_root(self.path, self.state | {"stopped": now(), "resumable": True})
 
     def abandon(self) -> None:
-        """Delete the run and restore what it would have replaced."""
-        replaced = self.state.get("replaces")
-        with write_errors(self.path):
-            remove(self.path)
-            if replaced:
-                os.rename(os.path.join(os.path.dirname(self.path), replaced), self.path)
+        """Delete the run, or what is left of one that was removed. What it would have replaced stays, another's run too."""
+        try:
+            mine = not self.attempt or self.state.get("attempt") == self.attempt
+        except InputError:
+            mine = is_remains(self.path)
+        if mine:
+            with write_errors(self.path):
+                remove(self.path)
 
     def _scene(self) -> dict[str, Any]:
         field = DISPLACEMENT if self.has(DISPLACEMENT) else None
@@ -332,46 +395,8 @@ def _transform_attributes(affine: NDArray[np.float64]) -> dict[str, Any]:
     return {"daskreg": {"meaning": MEANING, "order": "z, y, x, 1", "affine": affine.tolist(), "displacement": DISPLACEMENT}}
 
 
-def _require_new(path: str, overwrite: bool) -> None:
-    """Raises OutputExists, saying what is at the path."""
-    if overwrite or not exists(path):
-        return
-    try:
-        kind = "a complete run" if RunStore.attach(path).complete else "an incomplete run"
-        kind += " that --resume continues" if has_checkpoint(path) else ""
-    except (Unreadable, NotFound):
-        kind = "something that is not a daskreg run"
-    raise OutputExists(f"{path} exists already: {kind}; choose another name, or replace it with --overwrite (overwrite=True).")
-
-
-def _move_aside(path: str) -> str | None:
-    """Rename an existing store and return its new name; a remote store is deleted, it cannot be renamed."""
-    if is_remote(path):
-        remove(path)
-        return None
-    aside = hidden_sibling(path, "replaced")
-    if exists(aside):
-        remove(path)  # of a run that died while it replaced the store that is still aside
-    else:
-        os.rename(path, aside)
-    return os.path.basename(aside)
-
-
 def _require_whole_chunks(name: str, region: Region, array: zarr.Array[Any]) -> None:
     """One writer per chunk: two writers of the same chunk overwrite each other's voxels."""
     for axis, a, b, c, n in zip(SPACE, region.start, region.stop, array.chunks[-3:], array.shape[-3:], strict=True):
         if not 0 <= a < b <= n or a % c or (b % c and b != n):
             raise ValueError(f"{name}: {axis} {a}:{b} is not whole chunks of {c} voxels in an image of {n}.")
-
-
-def _set_root(path: str, state: Mapping[str, Any], scene: Mapping[str, Any] | None = None) -> None:
-    """Replace the root attributes atomically."""
-    ome = {"ome": dict(scene)} if scene is not None else {}
-    if is_remote(path):
-        zarr.open_group(path, mode="r+").attrs.put({"daskreg": dict(state), **ome})
-        return
-    target = os.path.join(path, "zarr.json")
-    with open(target, encoding="utf-8") as file:
-        tree = json.load(file)
-    tree["attributes"] |= {"daskreg": dict(state), **ome}
-    replace_text(target, json.dumps(tree, indent=2))

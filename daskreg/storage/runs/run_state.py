@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+import zarr
 
 from daskreg.errors import IncompleteRun, OutputExists, Unreadable
 from daskreg.grid import Grid
+from daskreg.storage.fs.files import exists, hidden_sibling
+from daskreg.storage.fs.process import is_running, now, this_process
 from daskreg.storage.runs.checkpoint import CheckpointStore
 from daskreg.storage.zarr.multiscale import grid_attributes
+from daskreg.storage.zarr.nodes import attributes, open_node
 
 RUN_FORMAT = 2  # 1 stored the displacement along the world's axes, as NGFF 0.5
 READABLE_FORMATS = (1, 2)
+
+
+def read_state(path: str) -> dict[str, Any]:
+    """The root attributes of a run, read now. Raises NotFound and Unreadable."""
+    node = open_node(path)
+    own = attributes(node).get("daskreg")
+    if not isinstance(node, zarr.Group) or not isinstance(own, dict) or own.get("kind") != "run":
+        raise Unreadable(f"{path} is not a daskreg run; a RUN.zarr that 'daskreg register' wrote was expected.")
+    if own.get("format") not in READABLE_FORMATS:
+        raise Unreadable(f"{path} has run format {own.get('format')}, {RUN_FORMAT} or less was expected; use a newer daskreg.")
+    return own
 
 
 def new_state(fixed: Grid, moving: Grid) -> dict[str, Any]:
@@ -27,43 +40,38 @@ def new_state(fixed: Grid, moving: Grid) -> dict[str, Any]:
         "format": RUN_FORMAT,
         "complete": False,
         "started": now(),
-        **_process(),
+        "attempt": uuid4().hex,
+        **this_process(),
         "fixed": grid_attributes(fixed),
         "moving": grid_attributes(moving),
     }
 
 
-def _process() -> dict[str, Any]:
-    """Host, process id and start time: enough to tell later whether the run is still active."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": _process_start(os.getpid())}
-
-
 def resumed_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a run that this process continues."""
     kept = {k: v for k, v in state.items() if k not in ("stopped", "resumable")}
-    return kept | _process() | {"resumed": [*state.get("resumed", []), now()]}
+    return kept | this_process() | {"attempt": uuid4().hex, "resumed": [*state.get("resumed", []), now()]}
 
 
-def now() -> str:
-    """UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def require_resumable(path: str, place: str, state: Mapping[str, Any]) -> None:
+    """Raises OutputExists for a complete run, IncompleteRun for one that is active or has no checkpoint.
 
-
-def require_resumable(path: str, state: Mapping[str, Any]) -> None:
-    """Raises OutputExists for a complete run, IncompleteRun for one that is active or has no checkpoint."""
+    path: of the run;  place: where it is written until it is complete
+    """
     if state.get("complete"):
         raise OutputExists(f"{path} is complete: there is nothing to continue; open it, or repeat it with --overwrite.")
     if _is_active(state):
         raise IncompleteRun(
             f"{path} cannot be continued: it is still going on (process {state['pid']}); wait for it, or stop it."
         )
-    if CheckpointStore(path).latest() is None:
+    if CheckpointStore(place).latest() is None:
         raise IncompleteRun(f"{path} cannot be continued: it stopped before its first checkpoint; repeat it with --overwrite.")
 
 
 def incomplete_message(path: str, state: Mapping[str, Any]) -> str:
     """When an incomplete run started, what became of it, and how to proceed."""
-    older = f" What it was to replace is kept in {state['replaces']} beside it." if state.get("replaces") else ""
+    aside = hidden_sibling(path, "replaced")  # where an earlier version put what a run was to replace
+    older = f" An older result is in {aside}; to have it back, rename it." if exists(aside) else ""
     started = state.get("started")
     return f"{path} is incomplete: the run started {started} and {_status(state)}; {_suggestion(path, state)}.{older}"
 
@@ -72,15 +80,16 @@ def _status(state: Mapping[str, Any]) -> str:
     host, pid = state.get("host"), state.get("pid")
     if state.get("stopped"):
         return f"stopped {state['stopped']} with a checkpoint"
-    if host == socket.gethostname() and isinstance(pid, int):
-        return f"is still going (process {pid})" if _is_active(state) else f"died (process {pid} is gone)"
-    return f"died, or is still going on {host}"
+    running = is_running(state)
+    if running is None:
+        return f"died, or is still going on {host}"
+    return f"is still going (process {pid})" if running else f"died (process {pid} is gone)"
 
 
 def _suggestion(path: str, state: Mapping[str, Any]) -> str:
     if _is_active(state):
-        return "wait for it, or repeat it with --overwrite"
-    wait = "" if state.get("stopped") or state.get("host") == socket.gethostname() else "wait for it, "
+        return "wait for it, or stop it"
+    wait = "wait for it, " if not state.get("stopped") and is_running(state) is None else ""
     resume = "continue it with 'daskreg register ... --resume', " if has_checkpoint(path) else ""
     return f"{wait}{resume}{'or ' if wait or resume else ''}repeat it with --overwrite"
 
@@ -93,31 +102,14 @@ def has_checkpoint(path: str) -> bool:
         return False
 
 
+def is_active_elsewhere(state: Mapping[str, Any]) -> bool:
+    """Whether another process of this host works on the run."""
+    return _is_active(state) and state.get("pid") != os.getpid()
+
+
 def _is_active(state: Mapping[str, Any]) -> bool:
     """Whether the process of the run is alive on this host."""
-    pid, born = state.get("pid"), state.get("pid_started")
-    if state.get("stopped") or state.get("host") != socket.gethostname() or not isinstance(pid, int):
-        return False
-    return _is_running(pid) and (born is None or born == _process_start(pid))  # process ids are reused
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _process_start(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a process, None without /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return int(fields[19])
+    return not state.get("stopped") and not state.get("complete") and is_running(state) is True
 
 
 def to_json(value: Any) -> Any:

@@ -354,7 +354,8 @@ def test_a_killed_run_says_how_to_continue(store):
 
 
 def test_a_resumed_run_continues_from_its_checkpoint(path):
-    started(path, overwrite=True, recipe={"fixed": "f.nii", "config": {"rate": 0.1}})
+    RunStore.attach(path).abandon()
+    started(path, recipe={"fixed": "f.nii", "config": {"rate": 0.1}})
     save(CheckpointStore(path), 1, {"u": field()}, state={"n": 1})
     RunStore.attach(path).mark_resumable()
     run = RunStore.resume(path)

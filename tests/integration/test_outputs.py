@@ -1,0 +1,156 @@
+"""The output of a registration: one process writes it, the older one stays until the new one is complete, nothing is lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import daskreg
+from daskreg import MSE, Deformable
+from daskreg.config import Config
+from daskreg.errors import DaskregError, OutputBusy, OutputError
+from daskreg.grid import Grid
+from daskreg.storage import CheckpointStore, RunStore, open_volume, write_image
+from tests.phantoms import known_warp_pair
+
+SHAPE = (20, 18, 16)
+STAGES = [Deformable(similarity=MSE(), scales=(2, 1), iterations=(5, 30), tolerance=0)]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    fixed, moving, _ = known_warp_pair(SHAPE, 2.0, 0)
+    for name, voxels in (("fixed", fixed), ("moving", moving)):
+        write_image(folder / f"{name}.zarr", voxels, Grid(voxels.shape))
+    return folder
+
+
+def register(images, path, **options):
+    given = {"output": path, "workers": 1, "checkpoint": 0.0, **options}
+    return daskreg.register(str(images / "fixed.zarr"), str(images / "moving.zarr"), STAGES, **given)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory):
+    return register(images, tmp_path_factory.mktemp("undisturbed") / "run.zarr")
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.displacement.compute(), b.displacement.compute())
+    np.testing.assert_array_equal(a.moved.read(), b.moved.read())
+
+
+class Once:
+    """Acts once, at the first iteration of the last level from the second on."""
+
+    def __init__(self, act):
+        self.act, self.outcome = act, None
+
+    def __call__(self, progress):
+        if self.outcome is None and progress.scale == 1 and progress.iteration > 1:
+            self.outcome = "acted"
+            try:
+                self.act()
+            except DaskregError as error:
+                self.outcome = error
+
+
+@pytest.fixture
+def older(images, tmp_path):
+    """A complete run of another recipe."""
+    path = tmp_path / "run.zarr"
+    return daskreg.register(str(images / "fixed.zarr"), str(images / "moving.zarr"), [daskreg.Affine()], output=path)
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}])
+def test_a_run_in_progress_is_neither_overwritten_nor_resumed(images, undisturbed, tmp_path, options):
+    path = tmp_path / "run.zarr"
+    second = Once(lambda: register(images, path, **options))
+    found = register(images, path, progress=second)
+    assert isinstance(second.outcome, OutputBusy)
+    assert f"is being written by another process (process {os.getpid()}" in str(second.outcome)
+    same(found, undisturbed)
+    assert os.listdir(tmp_path) == ["run.zarr"]
+
+
+def test_during_an_overwrite_the_older_run_can_be_read(images, undisturbed, older):
+    voxels, read = older.moved.read(), []
+    watch = Once(lambda: read.append(RunStore.open(older.path).read_image("moved").read()))
+    found = register(images, older.path, overwrite=True, progress=watch)
+    np.testing.assert_array_equal(read[0], voxels)
+    same(found, undisturbed)
+
+
+def test_an_overwrite_that_fails_leaves_the_older_run_and_can_be_resumed(images, undisturbed, older, tmp_path):
+    voxels = older.moved.read()
+    with pytest.raises(KeyboardInterrupt) as caught:  # progress is reported by another thread
+        register(images, older.path, overwrite=True, progress=Once(lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert f"--resume -o {older.path}" in str(caught.value.__notes__)
+    np.testing.assert_array_equal(RunStore.open(older.path).read_image("moved").read(), voxels)
+    found = daskreg.register(output=older.path, resume=True)
+    same(found, undisturbed)
+    assert os.listdir(tmp_path) == ["run.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "overwrite"),
+    [
+        (0.0, False),
+        (None, True),
+        pytest.param(None, False, marks=pytest.mark.slow),
+        pytest.param(0.0, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_removed_meanwhile_says_so_and_leaves_nothing(images, tmp_path, checkpoint, overwrite):
+    path = tmp_path / "run.zarr"
+    if overwrite:
+        register(images, path)
+    place = tmp_path / (".run.zarr.new" if overwrite else "run.zarr")
+    with pytest.raises(OutputError, match=rf"{path} was removed while the run wrote to it"):
+        register(images, path, checkpoint=checkpoint, overwrite=overwrite, progress=Once(lambda: shutil.rmtree(place)))
+    assert os.listdir(tmp_path) == (["run.zarr"] if overwrite else [])
+    if overwrite:
+        assert RunStore.open(path).complete
+
+
+def test_two_processes_apply_to_one_output_and_one_is_refused(images, undisturbed, tmp_path):
+    output, lines = tmp_path / "moved.ome.zarr", []
+    command = [sys.executable, "-m", "daskreg.cli", "apply", undisturbed.path, str(images / "moving.zarr"), "-o", str(output)]
+    children = [
+        subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    lines = [child.communicate(timeout=240)[1].decode() for child in children]
+    assert sorted(child.returncode for child in children) == [0, 2], lines
+    refused = "".join(lines)
+    assert "is being written by another process" in refused or "exists already" in refused
+    assert "Traceback" not in refused
+    np.testing.assert_array_equal(open_volume(output).read(), undisturbed.moved.read())
+    assert os.listdir(tmp_path) == ["moved.ome.zarr"]
+
+
+def test_an_overwrite_that_is_killed_leaves_the_older_run_and_can_be_resumed(images, undisturbed, older, tmp_path):
+    voxels, recipe = older.moved.read(), tmp_path / "recipe.yaml"
+    recipe.write_text(Config.of_stages([STAGES[0].model_copy(update={"iterations": (5, 3000)})]).dump())
+    arguments = [images / "fixed.zarr", images / "moving.zarr", "-o", older.path, "--overwrite", "--config", recipe]
+    command = [sys.executable, "-m", "daskreg.cli", "register", *map(str, arguments), "--checkpoint-every", "0"]
+    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, start_new_session=True)
+    place, end = tmp_path / ".run.zarr.new", time.monotonic() + 240
+    while CheckpointStore(str(place)).latest() is None and child.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    with pytest.raises(OutputBusy, match=rf"process {child.pid} on"):
+        register(images, older.path, overwrite=True)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    np.testing.assert_array_equal(RunStore.open(older.path).read_image("moved").read(), voxels)
+    assert CheckpointStore(str(place)).latest() is not None
+    same(register(images, older.path, overwrite=True), undisturbed)
+    assert sorted(os.listdir(tmp_path)) == ["recipe.yaml", "run.zarr"]
