@@ -1,6 +1,26 @@
-"""``python -m daskreg``."""
+"""The command ``daskreg``, and ``python -m daskreg``."""
 
-from daskreg.cli import main
+import os
+import signal
+from typing import Any
+
+INTERRUPTED = 130  # exit code
+
+
+def main() -> None:
+    """Run a command. Ctrl-C is handled before anything else is imported."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
+    from daskreg.cli import main as run
+
+    run()
+
+
+def _stop(*_: Any) -> None:
+    """End the process: nothing has been started yet."""
+    os.write(2, b"daskreg: stopped; nothing was written.\n")
+    os._exit(INTERRUPTED)
+
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,7 @@
 """Settings that all tests share."""
 
 import multiprocessing
+import signal
 
 import dask
 import pytest
@@ -22,3 +23,12 @@ def fork_server():
         get_mp_context()  # has a list of its own, the first time
         multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_signals():
+    """A command that has ended leaves the signals to the system."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, action in before.items():
+        signal.signal(number, action)

@@ -1,37 +1,71 @@
-"""argv -> one workflow -> exit code; no numerics."""
+"""argv -> one workflow -> exit code; no numerics.
+
+Nothing slow is imported with this package: a signal that arrives while the rest is imported ends a command as any other does.
+"""
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import typer
+from daskreg.cli.signals import INTERRUPTED, SIGNALLED, end, handle_signals
 
-from daskreg.cli import registration, results, transforms
-from daskreg.cli.app import app
-from daskreg.cli.signals import INTERRUPTED, TERMINATED, exit_after_timeout, handle, terminate
-from daskreg.errors import DaskregError
+if TYPE_CHECKING:
+    from daskreg.cli import registration, results, transforms
+    from daskreg.cli.application import app
 
 __all__ = ["app", "main", "registration", "results", "transforms"]
+COMMANDS = ("registration", "results", "transforms")  # modules that add theirs to the application
+
+
+def __getattr__(name: str) -> Any:
+    """The Typer application with all commands, or a module of them, imported when first used."""
+    if name not in ("app", *COMMANDS):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for module in COMMANDS:
+        globals()[module] = import_module(f"{__name__}.{module}")
+    globals()["app"] = import_module(f"{__name__}.application").app
+    return globals()[name]
 
 
 def main() -> None:
-    """Run a command; a deliberate failure prints one sentence on standard error and exits with its code."""
-    handle(signal.SIGTERM, terminate)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job has none
-        handle(signal.SIGINT, signal.default_int_handler)
-    # a signal between two of Zarr's steps leaves coroutines behind
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    """Run a command; a failure prints one sentence on standard error and exits with its code."""
     try:
-        app()
-    except DaskregError as error:
-        typer.echo("\n".join([f"daskreg: {error}", *getattr(error, "__notes__", [])]), err=True)
-        sys.exit(error.exit_code)
-    except SystemExit as stop:
-        if stop.code in (INTERRUPTED, TERMINATED):
-            kept = getattr(stop, "__notes__", ["nothing was written."])
-            typer.echo(f"daskreg: stopped; {' '.join(kept)}", err=True)
-            threading.Thread(target=exit_after_timeout, args=(stop.code,), daemon=True).start()
-        raise
+        handle_signals()
+        getattr(sys.modules[__name__], "app")()  # noqa: B009  # the module's own attribute, which ``__getattr__`` makes
+    except BaseException as error:  # noqa: BLE001  # the last place that can say anything: all of it ends the process
+        code, said = _ended(error)
+        if said:
+            _say(said)
+        end(code)
+
+
+def _ended(error: BaseException) -> tuple[Any, str]:
+    """Exit code of a command that ended in an exception, and what is said about it."""
+    code = error.code if isinstance(error, SystemExit) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
+    if code in SIGNALLED:
+        return code, f"daskreg: stopped; {' '.join(_notes(error) or ['nothing was written.'])}"
+    if isinstance(error, SystemExit):
+        return code, ""
+    from daskreg.cli.failure import describe
+
+    return describe(error)
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    """Those of an exception or, without any, of the one that it was raised from: Typer replaces KeyboardInterrupt."""
+    while error is not None:
+        if found := getattr(error, "__notes__", []):
+            return list(found)
+        error = error.__cause__ or error.__context__
+    return []
+
+
+def _say(text: str) -> None:
+    """On standard error, if there still is one: after SIGHUP the terminal is gone."""
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = None

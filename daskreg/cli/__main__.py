@@ -1,6 +1,6 @@
 """``python -m daskreg.cli``."""
 
-from daskreg.cli import main
+from daskreg.__main__ import main
 
 if __name__ == "__main__":
     main()

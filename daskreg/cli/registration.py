@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daskreg.cli.app import app
+from daskreg.cli.application import app
 from daskreg.cli.options import (
     ADDRESS,
     Cluster,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from daskreg.cli.app import app
+from daskreg.cli.application import app
 from daskreg.cli.options import (
     ADDRESS,
     AsJson,

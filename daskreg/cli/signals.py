@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -13,16 +15,45 @@ from types import FrameType
 from typing import Any
 
 INTERRUPTED = 130  # what a shell calls Ctrl-C
-TERMINATED = 143  # and SIGTERM: batch systems send it before they kill
+HUNG_UP = 129  # SIGHUP: the terminal was closed, or the connection to it lost
+TERMINATED = 143  # SIGTERM: batch systems send it before they kill
+SIGNALLED = (HUNG_UP, INTERRUPTED, TERMINATED)
 SHUTDOWN_TIMEOUT = 10.0  # seconds that threads have to finish after a signal: blocks being computed, a kernel being compiled
 RETRY_INTERVAL = 0.05  # seconds until a signal that arrived in an unsafe frame is handled
 UNSAFE_FRAMES = ("_gc_callback", "__del__")  # Python discards what is raised in Dask's garbage collector callback, and there
 
 
-def terminate(*_: Any) -> None:
+class Interrupt(KeyboardInterrupt):
+    """Ctrl-C. Python kills itself by SIGINT in the end where a KeyboardInterrupt itself has left ``exec``, as at an import."""
+
+
+def handle_signals() -> None:
+    """Unwind at SIGTERM, SIGHUP and Ctrl-C, except where the process was told to ignore them: by nohup, or in the background."""
+    handle(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handle(signal.SIGHUP, terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        handle(signal.SIGINT, interrupt())
+
+
+def interrupt() -> Callable[[int, FrameType | None], None]:
+    """What Ctrl-C does: KeyboardInterrupt, but not again while the first one is cleaned up after, up to SHUTDOWN_TIMEOUT."""
+    last = [-SHUTDOWN_TIMEOUT]
+
+    def stop(*_: Any) -> None:
+        now = time.monotonic()
+        if now - last[0] >= SHUTDOWN_TIMEOUT:
+            last[0] = now
+            raise Interrupt
+
+    return stop
+
+
+def terminate(number: int, _: Any = None) -> None:
     """Unwind as Ctrl-C does: partial outputs are removed, and replaced ones restored."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleanup
-    raise SystemExit(TERMINATED)
+    for other in (signal.SIGTERM, signal.SIGHUP):  # a second one must not interrupt the cleanup
+        signal.signal(other, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def handle(number: int, stop: Callable[[int, FrameType | None], Any]) -> None:
@@ -38,6 +69,21 @@ def handle(number: int, stop: Callable[[int, FrameType | None], Any]) -> None:
             stop(number, frame)
 
     signal.signal(number, received)
+
+
+def end(code: Any) -> None:
+    """Leave with an exit code: nothing is left to clean up, so that a later signal ends the process at once and silently.
+
+    After a signal others are ignored, and the process exits although threads are left.
+    """
+    signalled = code in SIGNALLED
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_IGN if signalled else signal.SIG_DFL)
+    if signalled:
+        logging.disable()  # threads of a cluster that was starting report until they notice
+        threading.Thread(target=exit_after_timeout, args=(code,), daemon=True).start()
+    sys.exit(code)
 
 
 def exit_after_timeout(code: int) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from daskreg.cli.app import app
+from daskreg.cli.application import app
 from daskreg.cli.options import (
     ADDRESS,
     DeviceName,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import distributed
@@ -13,6 +14,7 @@ from distributed import Client, LocalCluster
 from daskreg import machine
 from daskreg.cluster import preload
 from daskreg.cluster.logs import silenced
+from daskreg.cluster.processes import started
 from daskreg.cluster.timeouts import SCHEDULER_TIMEOUT
 from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpus
@@ -42,7 +44,8 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
     One worker runs in this process, uses all cores and shares the compiled kernels; several are processes that share the cores,
     or have a GPU each.
     """
-    with silenced(), _start(workers, threads, device) as cluster, Client(cluster, set_as_default=False) as client:
+    make = partial(_start, workers, threads, device)
+    with silenced(), started(make) if workers > 1 else make() as cluster, Client(cluster, set_as_default=False) as client:
         log.info("dashboard: http://127.0.0.1:%s/status", client.dashboard_link.rpartition(":")[2].partition("/")[0])
         yield client
 

@@ -17,7 +17,7 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.cluster import RankJob, embedded_client, existing_client, run_on_cluster
+from daskreg.cluster import RankJob, embedded_client, existing_client, require_main_guard, run_on_cluster
 from daskreg.config import DeviceName, Search
 from daskreg.deprecation import renamed_arguments
 from daskreg.engine.report import Progress
@@ -118,6 +118,7 @@ def register(
         While it runs.
     """
     started = time.perf_counter()
+    require_main_guard()
     resources = Resources(
         workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace
     )

@@ -183,12 +183,12 @@ def test_what_can_be_done_with_a_transform(tmp_path, capsys):
     assert not (tmp_path / "x.zarr").exists()
 
 
-def stopped(sign, folder):
+def stopped(sign, folder, *options):
     """What a run says that gets a signal while it iterates; it draws its line on a terminal of its own."""
     (folder / "recipe.yaml").write_text(
         "stages: [{stage: deformable, similarity: mse, scales: 1, iterations: 5000, tolerance: 0}]"
     )
-    arguments = ["register", FIXED, MOVING, "-o", folder / "run.zarr", "--config", folder / "recipe.yaml"]
+    arguments = ["register", FIXED, MOVING, "-o", folder / "run.zarr", "--config", folder / "recipe.yaml", *options]
     command = [sys.executable, "-m", "daskreg.cli", *map(str, arguments)]
     ours, its = os.openpty()
     previous = signal.signal(
@@ -216,9 +216,17 @@ def test_an_interrupted_run_without_a_checkpoint_leaves_nothing_behind(tmp_path)
     assert not (tmp_path / "run.zarr").exists()
 
 
-def test_a_terminated_run_keeps_what_it_has_reached(tmp_path):
-    """Batch systems send SIGTERM before they kill."""
-    assert "daskreg register --resume -o" in stopped(signal.SIGTERM, tmp_path)
+def test_an_interrupted_run_with_a_checkpoint_says_how_to_go_on(tmp_path):
+    said = stopped(signal.SIGINT, tmp_path, "--checkpoint-every", "0")
+    assert "nothing was written" not in said
+    assert f"daskreg register --resume -o {tmp_path / 'run.zarr'}" in said
+    assert CheckpointStore(str(tmp_path / "run.zarr")).latest() is not None
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP], ids=lambda sign: sign.name)
+def test_a_terminated_run_keeps_what_it_has_reached(tmp_path, sign):
+    """Batch systems send SIGTERM before they kill, and a terminal that is closed SIGHUP."""
+    assert "daskreg register --resume -o" in stopped(sign, tmp_path)
     _, state = CheckpointStore(str(tmp_path / "run.zarr")).latest()
     assert 0 < len(state["losses"]) < 5000
 
@@ -262,11 +270,12 @@ def test_apply_settles_its_device_as_register_does(capsys, tmp_path, monkeypatch
     assert not (tmp_path / "m.nii").exists()
     assert run(capsys, "apply", tmp_path / "run.zarr", MOVING, "-o", tmp_path / "m.nii", "--device", "auto")[0] == 0
     asked = []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("daskreg.cluster.workers.gpus", lambda: 1)
     monkeypatch.setattr("daskreg.workflows.apply.resampled", lambda *_, device, **__: asked.append(device) or 1 / 0)
     for device in ("auto", "cuda", "cpu"):
-        with pytest.raises(ZeroDivisionError):
-            run(capsys, "apply", tmp_path / "run.zarr", MOVING, "-o", tmp_path / "n.nii", "--device", device)
+        code, _, err = run(capsys, "apply", tmp_path / "run.zarr", MOVING, "-o", tmp_path / "n.nii", "--device", device)
+        assert (code, "unexpected ZeroDivisionError" in err) == (1, True)
     assert asked == ["cuda", "cuda", "cpu"]
 
 

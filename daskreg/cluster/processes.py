@@ -1,0 +1,102 @@
+"""Start the worker processes of an embedded cluster.
+
+Ctrl-C and SIGHUP, which a terminal sends to all processes, are answered by this one alone. Each new process imports the script
+that started it, as ``__mp_main__``: a script that registers while it is imported would do so in each of them, without end.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from daskreg.cluster.timeouts import STOP_TIMEOUT
+from daskreg.errors import ConfigError, DaskregError, RunError
+
+MARKER = "DASKREG_STARTED_BY"  # environment variable: a file that a process writes to which is not started below a main guard
+TERMINAL_SIGNALS = signal.SIGINT, signal.SIGHUP
+UNGUARDED = (
+    "the script starts worker processes, each of which imports it, without a main guard: put the call below a line "
+    "if __name__ == '__main__': in the script, or use workers=1."
+)
+
+
+def require_main_guard() -> None:
+    """Raises ConfigError in a process that is still importing the script which started it. A worker process ends there."""
+    process = multiprocessing.current_process()
+    if not getattr(process, "_inheriting", False):
+        return
+    if marker := os.environ.get(MARKER):
+        with suppress(OSError):
+            Path(marker).write_text(UNGUARDED)
+        os._exit(1)
+    raise ConfigError(UNGUARDED)
+
+
+@contextmanager
+def started(make: Callable[[], Any]) -> Iterator[Any]:
+    """The cluster that ``make`` starts, closed in the end.
+
+    Raises ConfigError for a script without main guard, and RunError where processes end while they start.
+    """
+    with tempfile.TemporaryDirectory(prefix="daskreg-") as folder, _shared(MARKER, f"{folder}/unguarded"):
+        cluster = _made(make, Path(folder) / "unguarded")
+    with cluster:
+        yield cluster
+
+
+def _made(make: Callable[[], Any], marker: Path) -> Any:
+    made: Future[Any] = Future()
+    threading.Thread(target=_make, args=(make, made), name="daskreg-start", daemon=True).start()
+    try:
+        return made.result()
+    except DaskregError:
+        raise
+    except Exception as error:
+        if marker.exists():
+            raise ConfigError(UNGUARDED) from None
+        raise RunError(
+            f"the worker processes could not be started: {error} Look at what they wrote, and whether memory is left."
+        ) from error
+    except BaseException:
+        _abandon(made)
+        raise
+
+
+def _make(make: Callable[[], Any], made: Future[Any]) -> None:
+    """Threads and processes inherit which signals are blocked."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
+    try:
+        made.set_result(make())
+    except BaseException as error:  # noqa: BLE001  # raised again where the result is waited for
+        made.set_exception(error)
+
+
+def _abandon(made: Future[Any]) -> None:
+    """End the processes of a cluster that is still starting, or close it if it has started."""
+    for process in multiprocessing.active_children():
+        if "Dask Worker" in process.name:
+            process.kill()
+    with suppress(Exception):
+        made.result(STOP_TIMEOUT).close(timeout=STOP_TIMEOUT)
+
+
+@contextmanager
+def _shared(name: str, value: str) -> Iterator[None]:
+    """An environment variable for the processes that are started meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
