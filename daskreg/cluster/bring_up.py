@@ -14,13 +14,14 @@ from distributed import Client
 from distributed.client import Future
 
 from daskreg import machine
+from daskreg.cluster.clients import is_embedded
 from daskreg.cluster.rank_actor import connect_actor, create_actor, release_actor, run_actor
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.timeouts import CANCEL_TIMEOUT, DONE_CHECK_INTERVAL, RESPONSE_TIMEOUT
 from daskreg.cluster.worker_calls import call_each, call_ranks, present
 from daskreg.cluster.workers import workers_of
-from daskreg.comm import Transport, available_transports
+from daskreg.comm import Abilities, Transport, abilities
 from daskreg.errors import InputError
 
 log = logging.getLogger("daskreg")
@@ -35,9 +36,18 @@ def form_group(client: Client, members: Sequence[str], choice: TransportChoice, 
     group = replace(group, cores=_shared_cores(hosts, call_ranks(client, group, machine.cores)))
     if len(members) == 1:
         return group
-    transport = _choose(call_ranks(client, group, available_transports), choice)
+    found = call_ranks(client, group, abilities)
+    group = replace(group, same_memory=_same_memory(found))
+    # our own cluster encrypts its connections against other users of this machine; they cannot open its ranks' memory
+    closed = is_embedded(client) and group.same_memory
+    transport = _choose([f.transports for f in found], choice, group.encrypted and not closed)
     log.info("%d ranks over %s", len(members), transport)
     return replace(group, transport=transport)
+
+
+def _same_memory(found: Sequence[Abilities]) -> bool:
+    """Whether all ranks share the memory of one machine."""
+    return len({f.memory for f in found}) == 1 and bool(found[0].memory)
 
 
 def _shared_cores(hosts: Sequence[str], limits: Sequence[machine.Limit]) -> tuple[int, ...]:
@@ -47,12 +57,20 @@ def _shared_cores(hosts: Sequence[str], limits: Sequence[machine.Limit]) -> tupl
     return tuple(max(1, limit.value // sharing[key]) for limit, key in zip(limits, keys, strict=True))
 
 
-def _choose(transports: Sequence[Sequence[Transport]], choice: TransportChoice) -> Transport:
-    """The transport asked for; UCX, if every worker has it, where that is left open. Raises InputError."""
+def _choose(transports: Sequence[Sequence[Transport]], choice: TransportChoice, encrypted: bool = False) -> Transport:
+    """The transport asked for. Where that is left open UCX, if every worker has it and the cluster does not encrypt; else TCP.
+
+    encrypted: whether what ranks send must be encrypted, which UCX cannot. Raises InputError.
+    """
     if choice == "auto":
-        return "ucx" if all("ucx" in found for found in transports) else "tcp"
+        return "ucx" if not encrypted and all("ucx" in found for found in transports) else "tcp"
     if not all(choice in found for found in transports):
         raise InputError(f"--comm {choice}: not every worker can; install the extra 'ucx' there, or use --comm tcp.")
+    if choice == "ucx" and encrypted:
+        log.warning(
+            "--comm ucx: this cluster encrypts its connections (TLS) and UCX does not: ranks send voxels and displacements in "
+            "the clear; use --comm tcp to encrypt them."
+        )
     return choice
 
 

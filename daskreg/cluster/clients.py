@@ -7,12 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import distributed
 from distributed import Client, LocalCluster
 
 from daskreg import machine
 from daskreg.cluster import preload
+from daskreg.cluster.isolation import (
+    LOOPBACK,
+    LoopbackWorker,
+    closed,
+    private_configuration,
+    safe_path,
+    secret_prefix,
+    temporary_security,
+)
 from daskreg.cluster.logs import silenced
 from daskreg.cluster.processes import started
 from daskreg.cluster.timeouts import SCHEDULER_TIMEOUT
@@ -20,7 +30,7 @@ from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpus
 
 log = logging.getLogger("daskreg")
-DASHBOARD = "127.0.0.1:0"  # a free port, for this machine only
+_embedded: WeakSet[Client] = WeakSet()
 
 
 @contextmanager
@@ -42,16 +52,37 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
     """The client of a cluster on this machine that is started here and closed in the end.
 
     One worker runs in this process, uses all cores and shares the compiled kernels; several are processes that share the cores,
-    or have a GPU each.
+    or have a GPU each. Nobody else can reach them, see ``isolation``.
     """
-    make = partial(_start, workers, threads, device)
-    with silenced(), started(make) if workers > 1 else make() as cluster, Client(cluster, set_as_default=False) as client:
-        log.info("dashboard: http://127.0.0.1:%s/status", client.dashboard_link.rpartition(":")[2].partition("/")[0])
+    prefix = secret_prefix()
+    make = partial(_start, workers, threads, device, prefix)
+    with (
+        silenced(),
+        private_configuration(),
+        safe_path(),
+        started(make) if workers > 1 else make() as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        _embedded.add(client)
+        log.info("dashboard: http://127.0.0.1:%d%s/status", cluster.scheduler.http_server.port, prefix)
         yield client
 
 
-def _start(workers: int, threads: int | None, device: Kind) -> Any:
-    return _gpu_cluster(workers) if device == "cuda" and workers > 1 else _cluster(workers, threads)
+def is_embedded(client: Client) -> bool:
+    """Whether a client is that of a cluster that daskreg has started."""
+    return client in _embedded
+
+
+def _start(workers: int, threads: int | None, device: Kind, prefix: str = "/") -> Any:
+    common: dict[str, Any] = {
+        "n_workers": workers,
+        "dashboard_address": LOOPBACK,
+        "scheduler_kwargs": {"http_prefix": prefix},
+        "silence_logs": logging.CRITICAL,
+    }
+    if device == "cuda" and workers > 1:
+        return _gpu_cluster(workers, common)
+    return _processes(workers, threads, common) if workers > 1 else _thread(threads, common)
 
 
 def _current() -> Client | None:
@@ -68,21 +99,27 @@ def _connect(address: str) -> Client:
         raise InputError(f"no Dask scheduler answers at {address}: {error}; start one, or leave --cluster out.") from None
 
 
-def _cluster(workers: int, threads: int | None) -> LocalCluster:
-    cores = threads or machine.cores().value
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=workers > 1,
-        **({"preload": preload.MODULE} if workers > 1 else {}),
-        dashboard_address=DASHBOARD,
-        memory_limit=0,
-        resources={"cores": max(1, cores // workers)},
-        silence_logs=logging.CRITICAL,
+def _thread(threads: int | None, common: dict[str, Any]) -> Any:
+    """A worker in this process: messages stay in memory, and no port but that of HTTP is open."""
+    cores = {"cores": threads or machine.cores().value}
+    return closed(LocalCluster)(
+        threads_per_worker=1, processes=False, worker_class=LoopbackWorker, memory_limit=0, resources=cores, **common
     )
 
 
-def _gpu_cluster(workers: int) -> Any:
+def _processes(workers: int, threads: int | None, common: dict[str, Any]) -> Any:
+    cores = {"cores": max(1, (threads or machine.cores().value) // workers)}
+    return closed(LocalCluster)(
+        threads_per_worker=1,
+        preload=preload.MODULE,
+        memory_limit=0,
+        resources=cores,
+        security=temporary_security(),
+        **common,
+    )
+
+
+def _gpu_cluster(workers: int, common: dict[str, Any]) -> Any:
     """A worker process for each GPU. Raises InputError where there are fewer."""
     if workers > gpus():
         raise InputError(
@@ -92,5 +129,5 @@ def _gpu_cluster(workers: int) -> Any:
         from dask_cuda import LocalCUDACluster
     except ImportError:
         raise InputError("several GPUs need dask-cuda; pip install 'daskreg[cuda13]' (or cuda12), or use --workers 1.") from None
-    # Dask's own connections use TCP: it only hands out the work; ranks communicate over UCX
-    return LocalCUDACluster(n_workers=workers, dashboard_address=DASHBOARD, silence_logs=logging.CRITICAL)
+    # Dask's own connections use TLS over TCP: it only hands out the work; ranks communicate over UCX
+    return closed(LocalCUDACluster)(security=temporary_security(), **common)

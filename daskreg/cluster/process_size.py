@@ -7,6 +7,7 @@ more than that and the projected arrays.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import cache
@@ -55,4 +56,7 @@ def estimated_bytes(client: Client | None, workers: int, device: Kind = "cpu") -
 def _in_new_process() -> int:
     """Memory of a process that has imported what a rank needs, and nothing else."""
     program = f"import {__name__}; print({machine.__name__}.resident_bytes())"
-    return int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+    # -P: not from the working directory, where somebody else may have put a module, unless this process imports from there too
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-P", "-c", program]
+    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

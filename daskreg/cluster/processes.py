@@ -46,7 +46,7 @@ def started(make: Callable[[], Any]) -> Iterator[Any]:
 
     Raises ConfigError for a script without main guard, and RunError where processes end while they start.
     """
-    with tempfile.TemporaryDirectory(prefix="daskreg-") as folder, _shared(MARKER, f"{folder}/unguarded"):
+    with tempfile.TemporaryDirectory(prefix="daskreg-") as folder, shared(MARKER, f"{folder}/unguarded"):
         cluster = _made(make, Path(folder) / "unguarded")
     with cluster:
         yield cluster
@@ -89,7 +89,7 @@ def _abandon(made: Future[Any]) -> None:
 
 
 @contextmanager
-def _shared(name: str, value: str) -> Iterator[None]:
+def shared(name: str, value: str) -> Iterator[None]:
     """An environment variable for the processes that are started meanwhile."""
     before = os.environ.get(name)
     os.environ[name] = value

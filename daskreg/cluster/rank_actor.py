@@ -42,8 +42,9 @@ class RankActor:
             return None
         group, rank = self.group, self.rank
         self.endpoint = await open_endpoint(
-            group.transport, group.run, rank, group.names, self.timeouts, group.hosts[rank], security=worker.security
-        )
+            group.transport, group.run, rank, group.names, self.timeouts, group.hosts[rank], secret=group.secret,
+            security=worker.security if group.encrypted else None, same_memory=group.same_memory,
+        )  # fmt: skip
         return self.endpoint.address
 
     async def connect(self, addresses: Sequence[Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from daskreg.comm import Transport
+from daskreg.comm import Secret, Transport
+
+ENCRYPTED = "tls://", "wss://"  # addresses of workers
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,8 @@ class RankGroup:
     """The ranks of one run and where they are.
 
     run: a name that no other run has;  addresses, hosts, cores: of each rank's worker, its machine, the cores it may use;
-    transport: how ranks communicate;  deadline: seconds after which a silent rank counts as lost.
+    transport: how ranks communicate;  deadline: seconds after which a silent rank counts as lost;  same_memory: whether all
+    ranks share the memory of one machine;  secret: what only the ranks of this run know.
     """
 
     run: str
@@ -21,6 +24,13 @@ class RankGroup:
     cores: tuple[int, ...]
     transport: Transport
     deadline: float
+    same_memory: bool = False
+    secret: Secret = field(default_factory=Secret)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the cluster encrypts its connections."""
+        return all(address.startswith(ENCRYPTED) for address in self.addresses)
 
     @property
     def size(self) -> int:

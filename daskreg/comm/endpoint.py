@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from daskreg.comm.base import Communicator
+from daskreg.comm.secret import Secret
+from daskreg.comm.shared_memory import memory_identity
 from daskreg.comm.timeouts import Timeouts
 
 if TYPE_CHECKING:
@@ -44,21 +47,37 @@ async def open_endpoint(
     timeouts: Timeouts,
     host: str,
     *,
+    secret: Secret,
     security: Security | None = None,
+    same_memory: bool = False,
 ) -> Endpoint:
     """Open a rank's endpoint.
 
     run: identifies a run among those that share processes;  names: where each rank runs, for messages;  host: this machine's
-    address;  security: the worker's, for TLS over tcp.
+    address;  secret: of the run, without which nobody is let in;  security: the worker's, for TLS over tcp, None for none;
+    same_memory: whether all ranks share the memory of one machine, so that ucx needs no network.
     """
     if transport == "tcp":
         from daskreg.comm.tcp import TcpEndpoint
 
-        return await TcpEndpoint.open(run, rank, names, timeouts, host, security)
+        return await TcpEndpoint.open(run, rank, names, timeouts, host, secret, security)
     # importing ucxx takes two seconds
     from daskreg.comm.ucx import UcxEndpoint
 
-    return UcxEndpoint(run, rank, names, timeouts)
+    return UcxEndpoint(rank, names, timeouts, host, secret, same_memory=same_memory)
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """How a process can communicate: the transports that it can use, and whose memory it can share (``memory_identity``)."""
+
+    transports: tuple[Transport, ...]
+    memory: str
+
+
+def abilities() -> Abilities:
+    """Those of this process."""
+    return Abilities(available_transports(), memory_identity())
 
 
 def available_transports() -> tuple[Transport, ...]:

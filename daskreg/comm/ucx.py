@@ -2,6 +2,11 @@
 
 Each run has its own UCX worker in each process, so that messages of another run, or of Dask, cannot reach it. UCX's progress
 thread runs without the GIL and sleeps while nothing happens (it wakes a hundred times a second: 0.7 % of a core).
+
+UCX knows neither encryption nor authentication. Ranks that share a machine's memory therefore use shared memory alone: nothing
+listens on a network, and only the user's own processes can open the memory. Ranks of several machines listen on the interface
+that the cluster uses. What arrives is taken by its tag alone, and tags follow from the secret of the run: other messages are
+never received. Whoever reads the network sees the voxels.
 """
 
 from __future__ import annotations
@@ -9,17 +14,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import socket
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from daskreg.comm.base import Arrays, Communicator, Pending
 from daskreg.comm.message_queue import CLOSED, lost_message
+from daskreg.comm.secret import Secret
 from daskreg.comm.timeouts import SPIN_TIME, Timeouts
 from daskreg.errors import RankLost
 
@@ -37,21 +46,42 @@ PROGRESS_TIMEOUT_MS = 10  # after which the progress thread runs without an even
 CLOSE_TIMEOUT_NS = 500_000_000  # for each step of closing; a dead peer does not answer
 
 
-@cache
-def _context() -> Any:
-    """UCX's context, one for the process.
+# not CMA, which reads from the memory of another process, and where that was killed UCX aborts this one too; not System V's
+# memory, which UCX opens to the user's group; where ranks share memory, nothing that reaches over a network
+NOT_USED = {False: "^cma,sysv", True: "^cma,sysv,tcp,ib"}
+INFINIBAND = Path("/sys/class/infiniband")
 
-    Without CMA, unless UCX_TLS says which transports to use: CMA reads from the memory of another process, and where that was
-    killed UCX aborts this one too.
+
+@cache
+def _context(same_memory: bool, devices: str | None = None) -> Any:
+    """UCX's context, one for the process and the way its ranks reach each other.
+
+    devices: network devices that UCX may use; ``UCX_TLS`` and ``UCX_NET_DEVICES`` in the environment say otherwise.
     """
-    options = {} if "UCX_TLS" in os.environ else {"TLS": "^cma"}
+    options = {"TLS": NOT_USED[same_memory]} | ({} if same_memory or devices is None else {"NET_DEVICES": devices})
+    options = {name: value for name, value in options.items() if f"UCX_{name}" not in os.environ}
     return ucx.UCXContext(options, feature_flags=(ucx.Feature.TAG, ucx.Feature.WAKEUP))
+
+
+def network_devices(host: str) -> str | None:
+    """UCX's names of the interface with an address, and of active InfiniBand ports; None where no interface has it."""
+    addresses = {host, *_resolved(host)}
+    names = [k for k, found in psutil.net_if_addrs().items() if addresses & {a.address.partition("%")[0] for a in found}]
+    states = INFINIBAND.glob("*/ports/*/state")
+    ports = [f"{s.parts[-4]}:{s.parts[-2]}" for s in sorted(states) if "ACTIVE" in s.read_text()]
+    return ",".join(names[:1] + ports) if names else None
+
+
+def _resolved(host: str) -> Iterator[str]:
+    with suppress(OSError):
+        for *_, address in socket.getaddrinfo(host, None):
+            yield str(address[0])
 
 
 def usable() -> bool:
     """Whether UCX finds what it needs on this machine."""
     try:
-        _context()
+        _context(same_memory=True)
     except (ucx.UCXError, RuntimeError):
         return False
     return True
@@ -128,20 +158,19 @@ class UcxCommunicator(Communicator):
     """One rank's access to the others, for one thread.
 
     The work on GPU arrays must be finished before they are sent, and both sides of a message hold it in the same kind of memory.
-    Tag of a message: 16 bits of the run, 16 of the source rank, 32 of the message's number between the two ranks.
+    Tag of a message: 64 bits that follow from the secret of the run, both ranks and the message's number between the two.
     """
 
     device_arrays = True
 
-    def __init__(self, run: str, rank: int, names: Sequence[str], timeouts: Timeouts, worker: Any) -> None:
+    def __init__(self, secret: Secret, rank: int, names: Sequence[str], timeouts: Timeouts, worker: Any) -> None:
         super().__init__(rank, names, timeouts)
-        self.worker = worker
+        self.worker, self.secret = worker, secret
         self.connections: dict[int, Any] = {}
         # UCX writes to their buffers until the requests are cancelled, even if nothing waits for them any more
         self.pending: set[_PendingTransfer] = set()
         self.pool = _BufferPool()
         self.closed = False
-        self._run = (zlib.crc32(run.encode()) & 0xFFFF) << 48
         self._sent = [itertools.count() for _ in names]
         self._received = [itertools.count() for _ in names]
 
@@ -179,13 +208,15 @@ class UcxCommunicator(Communicator):
             for array, part in _parts(arrays, pack):
                 part[:] = _bytes(array)
         transfer = _PendingTransfer(self, to, pack)
-        return self._start(transfer, pieces, self.connections[to].tag_send, self._tags(self.rank, self._sent[to]))
+        return self._start(transfer, pieces, self.connections[to].tag_send, self._tags(self.rank, to, self._sent[to]))
 
     def receive(self, source: int, into: Arrays) -> Pending:
         """Receive the next message from ``source``, without a copy if it is large or a single array."""
         pieces, pack = self._pieces(into)
         transfer = _PendingTransfer(self, source, pack, into)
-        return self._start(transfer, pieces, self.connections[source].tag_recv, self._tags(source, self._received[source]))
+        return self._start(
+            transfer, pieces, self.connections[source].tag_recv, self._tags(source, self.rank, self._received[source])
+        )
 
     def _start(self, transfer: _PendingTransfer, pieces: Sequence[Any], begin: Any, tags: Iterator[Any]) -> _PendingTransfer:
         self.check(transfer.peer)
@@ -195,8 +226,8 @@ class UcxCommunicator(Communicator):
             transfer.requests.append(self.call(transfer.peer, begin, buffer, tag))
         return transfer
 
-    def _tags(self, source: int, numbers: Iterator[int]) -> Iterator[Any]:
-        return (ucx.UCXXTag(self._run | source << 32 | number & 0xFFFFFFFF) for number in numbers)
+    def _tags(self, source: int, to: int, numbers: Iterator[int]) -> Iterator[Any]:
+        return (ucx.UCXXTag(self.secret.tag(source, to, number)) for number in numbers)
 
     def _pieces(self, arrays: Arrays) -> tuple[Sequence[Any], NDArray[np.uint8] | None]:
         """What UCX sends, the same on both sides: the arrays, or a packed buffer (never empty: an empty message must arrive)."""
@@ -223,17 +254,23 @@ def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 class UcxEndpoint:
-    """A UCX worker, its progress thread, and an endpoint to every other rank."""
+    """A UCX worker, its progress thread, and an endpoint to every other rank.
 
-    def __init__(self, run: str, rank: int, names: Sequence[str], timeouts: Timeouts) -> None:
-        self._worker = ucx.UCXWorker(_context())
+    host: this machine's address;  same_memory: whether all ranks share the memory of one machine.
+    """
+
+    def __init__(
+        self, rank: int, names: Sequence[str], timeouts: Timeouts, host: str, secret: Secret, *, same_memory: bool
+    ) -> None:
+        self._same_memory = same_memory
+        self._worker = ucx.UCXWorker(_context(same_memory, None if same_memory else network_devices(host)))
         self._worker.start_progress_thread(epoll_timeout=PROGRESS_TIMEOUT_MS)
         self.address: bytes = ucx.UCXAddress.create_from_worker(self._worker).tobytes()
-        self.communicator = UcxCommunicator(run, rank, names, timeouts, self._worker)
+        self.communicator = UcxCommunicator(secret, rank, names, timeouts, self._worker)
 
     async def connect(self, addresses: Sequence[bytes], hosts: Sequence[str]) -> None:
         """Create UCX endpoints to the other ranks. Raises RankLost."""
-        await asyncio.to_thread(self.communicator.connect, addresses, hosts)
+        await asyncio.to_thread(self.communicator.connect, addresses, [""] * len(hosts) if self._same_memory else hosts)
 
     async def close(self) -> None:
         """Cancel what is under way, close the connections, stop the progress thread."""

@@ -30,13 +30,13 @@ def images():
 
 
 def test_ranks_of_an_encrypted_cluster_use_tls(images):
-    """Self-made certificates, which everybody needs; the result is that of one worker."""
+    """Self-made certificates, which everybody needs, and no choice of transport; the result is that of one worker."""
     security = Security.temporary()
     with cluster(2, security=security, protocol="tls://") as client:
         assert all(address.startswith("tls://") for address in workers_of(client))
         alone = run(client, *images, STAGES, workers=1)
         client.run(note_links)
-        found = run(client, *images, STAGES, workers=2, comm="tcp", residency="ring")
+        found = run(client, *images, STAGES, workers=2, residency="ring")
         links = client.run(noted_link)
     assert all(address.startswith("tls://") for address in links.values())
     assert same(alone, found).bits
@@ -46,14 +46,14 @@ def note_links():
     """On a worker: keep the address at which its rank listens."""
     from daskreg.comm import tcp
 
-    real = tcp.listen
+    real = tcp.TcpEndpoint.open
 
-    async def listen(*args, **options):
-        listener = await real(*args, **options)
-        tcp.listened_at = listener.contact_address
-        return listener
+    async def opened(*arguments):
+        endpoint = await real(*arguments)
+        tcp.listened_at = endpoint.address
+        return endpoint
 
-    tcp.listen = listen
+    tcp.TcpEndpoint.open = opened
 
 
 def noted_link():

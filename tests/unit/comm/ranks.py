@@ -12,17 +12,19 @@ from typing import Any
 from distributed import Client
 
 from daskreg.cluster.workers import workers_of
-from daskreg.comm import Communicator, Endpoint, Timeouts, open_endpoint
+from daskreg.comm import Communicator, Endpoint, Secret, Timeouts, open_endpoint
 
 Part = Callable[[Communicator], Any]
 _endpoints: dict[tuple[str, int], Endpoint] = {}
 _runs = itertools.count()
+SECRET = Secret(bytes(32))
 
 
 async def _open(kind: str, run: str, size: int, mine: Sequence[int], deadline: float) -> dict[int, Any]:
     names = [f"worker of rank {r}" for r in range(size)]
     for r in mine:
-        _endpoints[run, r] = await open_endpoint(kind, run, r, names, Timeouts(deadline=deadline), "127.0.0.1")
+        timeouts, secret = Timeouts(deadline=deadline), Secret(run.encode())
+        _endpoints[run, r] = await open_endpoint(kind, run, r, names, timeouts, "127.0.0.1", secret=secret)
     return {r: _endpoints[run, r].address for r in mine}
 
 
@@ -130,7 +132,7 @@ def _received(pipe: Connection) -> Any:
 def _rank_process(pipe: Connection, kind: str, rank: int, size: int, part: Part, apart: bool, deadline: float) -> None:
     async def main() -> None:
         names = [f"process {r}" for r in range(size)]
-        endpoint = await open_endpoint(kind, "bare", rank, names, Timeouts(deadline=deadline), "127.0.0.1")
+        endpoint = await open_endpoint(kind, "bare", rank, names, Timeouts(deadline=deadline), "127.0.0.1", secret=SECRET)
         pipe.send(endpoint.address)
         await endpoint.connect(await asyncio.to_thread(pipe.recv), [f"host {r}" if apart else "host" for r in range(size)])
         pipe.send("connected")

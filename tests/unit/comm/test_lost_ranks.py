@@ -9,7 +9,7 @@ import pytest
 
 from daskreg.comm import Timeouts, open_endpoint
 from daskreg.errors import RankLost
-from tests.unit.comm.ranks import run_in_processes
+from tests.unit.comm.ranks import SECRET, run_in_processes
 
 
 def die(comm):
@@ -58,13 +58,15 @@ def test_an_endpoint_can_be_closed_at_any_time_and_ends_every_wait(kind):
         pytest.importorskip("ucxx")
 
     async def scene():
-        endpoints = [await open_endpoint(kind, "run", r, ["a", "b"], Timeouts(deadline=60), "127.0.0.1") for r in range(2)]
+        endpoints = [
+            await open_endpoint(kind, "run", r, ["a", "b"], Timeouts(deadline=60), "127.0.0.1", secret=SECRET) for r in range(2)
+        ]
         await asyncio.gather(*[p.connect([q.address for q in endpoints], ["host"] * 2) for p in endpoints])
         early, late = [endpoints[0].communicator.receive(1, [np.zeros(1)]) for _ in range(2)]
         waits = [asyncio.create_task(asyncio.to_thread(early.wait))]
         for endpoint in (endpoints[0], endpoints[0], endpoints[1]):
             await endpoint.close()
-        unconnected = await open_endpoint(kind, "other", 0, ["a", "b"], Timeouts(), "127.0.0.1")
+        unconnected = await open_endpoint(kind, "other", 0, ["a", "b"], Timeouts(), "127.0.0.1", secret=SECRET)
         await unconnected.close()
         waits += [asyncio.create_task(asyncio.to_thread(late.wait))]
         return await asyncio.gather(*waits, return_exceptions=True)
@@ -76,7 +78,9 @@ def test_an_endpoint_can_be_closed_at_any_time_and_ends_every_wait(kind):
 
 def test_a_rank_that_cannot_be_reached_over_tcp_is_named():
     async def scene():
-        gone, endpoint = [await open_endpoint("tcp", "run", r, ["a", "b"], Timeouts(), "127.0.0.1") for r in range(2)]
+        gone, endpoint = [
+            await open_endpoint("tcp", "run", r, ["a", "b"], Timeouts(), "127.0.0.1", secret=SECRET) for r in range(2)
+        ]
         await gone.close()
         try:
             await endpoint.connect([gone.address, endpoint.address], ["host"] * 2)
