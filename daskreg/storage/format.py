@@ -25,12 +25,13 @@ class Format(ABC):
     """One file format, without state: one instance serves every file.
 
     name: as in messages;  endings: of file names, lower case with their dot, the one to recommend first;
-    writes: whether it can be written.
+    writes: whether it can be written;  remote: whether it is read from URLs too.
     """
 
     name: ClassVar[str]
     endings: ClassVar[tuple[str, ...]]
     writes: ClassVar[bool] = True
+    remote: ClassVar[bool] = True
 
     def sniff(self, path: str) -> bool:
         """Whether the content at an existing path is of this format; decides where the ending does not. Never raises."""

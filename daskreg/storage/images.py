@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from daskreg.grid import IDENTITY, Grid, Region, Span, unit_name
 from daskreg.storage.axes import Axis, spatial
 from daskreg.storage.fs.address import Address, parse_address, parse_spacing
 from daskreg.storage.fs.atomic import atomic_output
-from daskreg.storage.fs.errors import read_errors, reason
+from daskreg.storage.fs.claims import require_memory
+from daskreg.storage.fs.errors import reason
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.registry import image_formats
 from daskreg.storage.zarr.nodes import check_dtype
@@ -61,6 +63,7 @@ class Volume:
         box = region or self.grid.region
         if box & self.grid.region != box:
             raise ValueError(f"{self.name}: region {box.start} to {box.stop} reaches outside the image {self.shape}.")
+        require_memory(self.name, 4 * math.prod(box.shape))
         voxels = np.empty(box.shape, np.float32)
         try:
             da.store(self.data[box.slices], voxels, lock=False, scheduler="threads")
@@ -150,9 +153,7 @@ def open_volume(
 
 def open_record(address: Address) -> ImageRecord:
     """The image at an address, as it is stored. Raises NotFound and Unreadable."""
-    format = image_formats.to_read(address.path)
-    with read_errors(address.path):
-        return format.open(address)
+    return image_formats.read(address.path, lambda format: format.open(address))
 
 
 def select(record: ImageRecord, address: Address, *, keep: bool = False) -> tuple[da.Array, tuple[Axis, ...]]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from daskreg.errors import ConfigError, OutputError
 from daskreg.storage.fs.atomic import atomic_output
-from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.point_file import PointFile
 from daskreg.storage.registry import point_formats
 
@@ -20,9 +19,7 @@ def read_points(path: str | Path, order: str | None = None) -> PointFile:
     """
     if order not in (None, "xyz", "zyx"):
         raise ConfigError(f"order {order!r}: 'xyz' or 'zyx' was expected.")
-    format = point_formats.to_read(str(path))
-    with read_errors(str(path)):
-        return format.open(str(path), order)
+    return point_formats.read(str(path), lambda format: format.open(str(path), order))
 
 
 def write_points(path: str | Path, file: PointFile, *, overwrite: bool = False) -> None:

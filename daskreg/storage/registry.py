@@ -6,15 +6,16 @@ A format of another package is declared by an entry point of the group ``daskreg
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
 
-from daskreg.errors import OutputError, Unreadable
+from daskreg.errors import InputError, OutputError, Unreadable
 from daskreg.storage.format import Format, ImageFormat, PointFormat, TransformFormat
-from daskreg.storage.fs.errors import require_exists
+from daskreg.storage.fs.address import is_remote
+from daskreg.storage.fs.errors import open_errors, remote_refusal, require_exists
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ POINTS = (
     "daskreg.storage.formats.mesh:Mesh",
 )
 F = TypeVar("F", bound=Format)
+R = TypeVar("R")
 
 
 class FormatRegistry(Generic[F]):
@@ -85,13 +87,24 @@ class FormatRegistry(Generic[F]):
         if len(candidates) == 1:
             return candidates[0]
         for format in candidates or self.all():
-            if format.sniff(path):
+            if _sniffs(format, path):
                 return format
         if candidates:
             return candidates[-1]  # whose ``open`` says what is wrong with the content
         raise Unreadable(
             f"{path} is of no known {self.kind} format; files with the endings {', '.join(self.endings())} are read."
         )
+
+    def read(self, path: str, open: Callable[[F], R]) -> R:
+        """What ``open`` takes from the format of an existing path. Whatever it raises becomes one sentence about the file.
+
+        Raises InputError alone.
+        """
+        format = self.to_read(path)
+        if is_remote(path) and not format.remote:
+            raise Unreadable(f"{path}: this format ({format.name}) is read from local disks only; download it first.")
+        with open_errors(path):
+            return open(format)
 
     def to_write(self, path: str) -> F:
         """The format that an output's ending asks for. Raises OutputError listing the known endings."""
@@ -124,12 +137,23 @@ def identify(path: str) -> Format:
     if len(candidates) == 1:
         return candidates[0]
     for format in candidates or [f for registry in registries for f in registry.all()]:
-        if format.sniff(path):
+        if _sniffs(format, path):
             return format
     if candidates:
         return candidates[-1]  # whose ``open`` says what is wrong with the content
     known = dict.fromkeys(e for registry in reversed(registries) for e in registry.endings())
     raise Unreadable(f"{path} is of no known format; files with the endings {', '.join(known)} are read.")
+
+
+def _sniffs(format: Format, path: str) -> bool:
+    """Whether a format recognises the content; also one that raises for what it does not expect says no."""
+    try:
+        with open_errors(path):
+            return format.sniff(path)
+    except InputError as error:
+        if is_remote(path) and remote_refusal(path, error) is not None:
+            raise  # of which no other format can know more
+        return False
 
 
 def _load(line: str, base: type[Format]) -> Format:

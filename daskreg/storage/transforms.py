@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from daskreg.errors import GridError, OutputError, Unreadable
+from daskreg.grid import unit_name
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import atomic_output
-from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.registry import transform_formats
-from daskreg.storage.transform_record import StoredLink, TransformRecord
+from daskreg.storage.transform_record import StoredLink, TransformRecord, require_map
 
 CONTENT = {"affine": "one affine map", "field": "one displacement field", "chain": "a chain of maps"}
 
@@ -23,10 +23,16 @@ CONTENT = {"affine": "one affine map", "field": "one displacement field", "chain
 def open_transform(address: str | Path) -> TransformRecord:
     """The transform in a file or store of any format, its displacements lazily. Raises NotFound, Unreadable, IncompleteRun."""
     path = parse_address(address).path
-    format = transform_formats.to_read(path)
-    with read_errors(path):
-        record = format.open(path)
-    return record if record.format else replace(record, format=format.name)
+    return transform_formats.read(path, lambda format: _checked(path, format.open(path), format.name))
+
+
+def _checked(path: str, record: TransformRecord, name: str) -> TransformRecord:
+    """The record of a file, with the format's name where it has none itself. Raises Unreadable for what is no transform."""
+    if not record.links:
+        raise Unreadable(f"{path} holds no transform: its list of them is empty.")
+    for link in record.links:
+        require_map(path, link)
+    return replace(record, unit=unit_name(record.unit), format=record.format or name)
 
 
 def write_links(address: str | Path, links: Sequence[StoredLink], *, overwrite: bool = False) -> None:

@@ -18,6 +18,7 @@ from daskreg.storage.format import TransformFormat, first_bytes
 from daskreg.storage.formats.itk_linear import AFFINE, affine_parameters, linear_matrix
 from daskreg.storage.formats.lazy import Box, lazy_voxels
 from daskreg.storage.fs.address import parse_address
+from daskreg.storage.fs.claims import DEFLATE_RATIO
 from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.grid_metadata import matrix3, triple
 from daskreg.storage.transform_record import StoredLink, TransformRecord
@@ -25,6 +26,7 @@ from daskreg.storage.transform_record import StoredLink, TransformRecord
 FIELD_TRANSFORM = "DisplacementFieldTransform"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 TRANSFORM_GROUP = "TransformGroup"
+MOST_PARAMETERS = 64  # of a linear transform, and fixed ones of any
 FIELD_SLAB = 16 << 20  # bytes of a field that are read or written together
 PARAMETERS = ("TransformParameters", "TranformParameters")  # ITK 4 misspelt them
 FIXED = ("TransformFixedParameters", "TranformFixedParameters")
@@ -37,6 +39,7 @@ class ItkComposite(TransformFormat):
     name = "ITK composite, HDF5"
     endings = (".h5", ".hdf5")
     unit = "millimeter"
+    remote = False
 
     def sniff(self, path: str) -> bool:
         """By its group of transforms."""
@@ -64,35 +67,62 @@ def read_composite(address: str | Path) -> list[StoredLink]:
     """
     path = parse_address(address).path
     require_exists(path)
+    if first_bytes(path, len(SIGNATURE)) != SIGNATURE:
+        raise Unreadable(f"{path} cannot be read: it is no HDF5 file; a composite transform of ITK or ANTs was expected.")
     with read_errors(path), h5py.File(path, "r") as file:
-        if TRANSFORM_GROUP not in file:
-            raise Unreadable(f"{path} is no ITK transform file: it has no {TRANSFORM_GROUP!r}.")
-        numbers = sorted(int(n) for n in file[TRANSFORM_GROUP])
+        if not isinstance(file.get(TRANSFORM_GROUP), h5py.Group):
+            inside = ", ".join(sorted(file)[:5]) or "nothing"
+            raise Unreadable(
+                f"{path} is an HDF5 file with {inside} in it, but no transform: it has no group {TRANSFORM_GROUP!r}, as ITK and "
+                "ANTs write it."
+            )
+        names = list(file[TRANSFORM_GROUP])
+        if not all(n.isdecimal() for n in names):
+            raise Unreadable(f"{path}: its transforms are named {', '.join(names[:5])}; numbers were expected.")
+        numbers = sorted(int(n) for n in names)
         links = [_read_one(path, file[f"{TRANSFORM_GROUP}/{n}"], n) for n in numbers]
     return [link for link in reversed(links) if link is not None]
 
 
 def _read_one(path: str, group: Any, number: int) -> StoredLink | None:
-    kind = group["TransformType"][0].decode()
+    kind = _type(path, group)
     if kind.startswith("CompositeTransform"):
         return None
-    fixed = np.asarray(_named(path, group, FIXED)[()], float)
     values = _named(path, group, PARAMETERS)
+    fixed = _small(path, _named(path, group, FIXED))
     base = kind.split("_")[0]
     if base.endswith(FIELD_TRANSFORM):
         grid = _grid(path, fixed)
         if values.size != 3 * grid.size:
             raise Unreadable(f"{path}: {kind} has {values.size} parameters; 3 x {grid.shape} were expected.")
+        if values.dtype.kind != "f" or values.id.get_storage_size() * DEFLATE_RATIO < values.size * values.dtype.itemsize:
+            raise Unreadable(f"{path}: the file does not hold all of the {values.size} numbers of its {kind}; copy it again.")
         planes = max(1, FIELD_SLAB // (24 * grid.shape[1] * grid.shape[2]))
         read = partial(_read_planes, path, values.name, grid.shape)
         source = lazy_voxels(read, (*grid.shape, 3), np.float32, (planes, *grid.shape[1:], 3))
         return StoredLink(np.eye(4), grid, da.moveaxis(source, 3, 0)[::-1])
-    return StoredLink(linear_matrix(path, kind, np.asarray(values[()], float).tolist(), fixed.tolist()))
+    return StoredLink(linear_matrix(path, kind, _small(path, values).tolist(), fixed.tolist()))
+
+
+def _type(path: str, group: Any) -> str:
+    """The name of a transform's type. Raises Unreadable where the file states none."""
+    stated = group.get("TransformType") if isinstance(group, h5py.Group) else None
+    if not isinstance(stated, h5py.Dataset) or stated.size != 1:
+        raise Unreadable(f"{path}: {group.name} has no TransformType; an ITK transform was expected.")
+    found = np.ravel(stated[()])[0]
+    return found.decode("ascii", "replace") if isinstance(found, bytes) else str(found)
+
+
+def _small(path: str, values: Any) -> Matrix:
+    """The few parameters of a linear transform or a grid. Raises Unreadable for many, before they are read."""
+    if values.size > MOST_PARAMETERS or values.dtype.kind not in "iuf":
+        raise Unreadable(f"{path}: {values.name} has {values.size} values of type {values.dtype}; a few numbers were expected.")
+    return np.ravel(np.asarray(values[()], float))
 
 
 def _named(path: str, group: Any, names: Sequence[str]) -> Any:
     for name in names:
-        if name in group:
+        if isinstance(group.get(name), h5py.Dataset):
             return group[name]
     raise Unreadable(f"{path}: {group.name} has no {names[0]}; an ITK transform was expected.")
 
@@ -104,6 +134,8 @@ def _grid(path: str, fixed: Matrix) -> Grid:
             f"{path}: a displacement field has {fixed.size} fixed parameters; 18, of three dimensions, were expected."
         )
     size, origin, spacing, rows = fixed[:3], fixed[3:6], fixed[6:9], fixed[9:].reshape(3, 3)
+    if not np.isfinite(fixed).all() or (size != np.round(size)).any():
+        raise Unreadable(f"{path}: a displacement field has the size {size.tolist()}; whole numbers of voxels were expected.")
     z, y, x = (int(n) for n in size[::-1])
     return Grid((z, y, x), triple(spacing[::-1]), triple(origin[::-1]), matrix3(rows[::-1, ::-1]), "millimeter", True)
 

@@ -17,7 +17,7 @@ from daskreg.grid import Grid
 from daskreg.storage.axes import Axis
 from daskreg.storage.format import Array, ImageFormat, first_bytes
 from daskreg.storage.formats.lazy import Box, lazy_voxels, slab_chunks
-from daskreg.storage.fs.address import Address, is_remote
+from daskreg.storage.fs.address import Address
 from daskreg.storage.grid_metadata import GridMetadata, matrix3, triple
 from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.zarr.nodes import check_dtype
@@ -35,6 +35,7 @@ class ItkImage(ImageFormat):
     name = "MetaImage or NRRD"
     endings = (".mha", ".mhd", ".nrrd", ".nhdr")
     units = False
+    remote = False
 
     def sniff(self, path: str) -> bool:
         """By the header."""
@@ -45,8 +46,6 @@ class ItkImage(ImageFormat):
         """Grid and voxels as ITK understands them; several components a voxel are channels, a fourth axis is time."""
         if address.level is not None or address.array is not None:
             raise ConfigError(f"{address.text}: {self.name} files have no levels and no arrays inside; leave the key out.")
-        if is_remote(address.path):
-            raise Unreadable(f"{address.path}: {self.name} files are read from local disks only; download it first.")
         header = _read_header(address.path)
         check_dtype(header.dtype, address.path)
         whole = header.encoding != "raw" or (header.nrrd and header.offset is None)  # decoded from the start, once

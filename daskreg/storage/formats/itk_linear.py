@@ -21,6 +21,8 @@ from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.transform_record import StoredLink, TransformRecord
 
 AFFINE = "AffineTransform_double_3_3"
+LARGEST = 1 << 16  # bytes: a file of a hundred stages is smaller
+UNIT_VERSOR = 1e-6  # by which the square of a versor's vector part may be above 1
 TEXT = (".tfm", ".txt")
 INSIGHT = "#Insight Transform File"  # first line of a text file
 Matrix = NDArray[np.float64]
@@ -58,7 +60,9 @@ def read_affine(address: str | Path) -> Matrix:
     path = parse_address(address).path
     require_exists(path)
     with read_errors(path), fsspec.open(path, "rb") if is_remote(path) else open(path, "rb") as file:
-        content = file.read()
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise Unreadable(f"{path} has more than {LARGEST} bytes; a linear transform of ITK takes some hundred.")
     stages = _mat_stages(path, content) if path.lower().endswith(".mat") else _text_stages(path, content)
     total = np.eye(4)
     for stage in stages:  # ITK applies the last one in the list first
@@ -141,7 +145,10 @@ def linear_matrix(path: str, kind: str, parameters: Sequence[float], fixed: Sequ
     count, build = LINEAR[base]
     if len(parameters) != count or not np.isfinite([*parameters, *fixed]).all():
         raise Unreadable(f"{path}: {kind} has {len(parameters)} parameters; {count} finite numbers were expected.")
-    linear, shift = build(np.asarray(parameters), fixed)
+    try:
+        linear, shift = build(np.asarray(parameters), fixed)
+    except ValueError as error:
+        raise Unreadable(f"{path}: {kind} is none: {error}; write it anew.") from None
     center = np.asarray(fixed[:3] if len(fixed) >= 3 else (0, 0, 0), float)
     matrix = np.eye(4)
     matrix[:3, :3] = linear
@@ -164,12 +171,17 @@ def _euler(p: Matrix, fixed: Sequence[float]) -> tuple[Matrix, Matrix]:
 
 
 def _versor(p: Matrix, _: Sequence[float]) -> tuple[Matrix, Matrix]:
-    w = math.sqrt(max(0.0, 1.0 - float(p[:3] @ p[:3])))
+    square = float(p[:3] @ p[:3])
+    if square > 1 + UNIT_VERSOR:
+        raise ValueError(f"the vector part {p[:3].tolist()} of its versor is longer than 1, so that it is no rotation")
+    w = math.sqrt(max(0.0, 1.0 - square))
     return Rotation.from_quat([*p[:3], w]).as_matrix(), p[3:6]
 
 
 def _similarity(p: Matrix, fixed: Sequence[float]) -> tuple[Matrix, Matrix]:
     rotation, shift = _versor(p, fixed)
+    if not p[6] > 0:
+        raise ValueError(f"its scale is {p[6]:g}, which mirrors or flattens space")
     return rotation * p[6], shift
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from daskreg.errors import Unreadable
 from daskreg.storage.format import PointFormat
+from daskreg.storage.fs.claims import require_held
 from daskreg.storage.point_file import PointFile, require_finite
+
+MAGIC = b"\x93NUMPY"
 
 
 class PointArray(PointFormat):
@@ -14,10 +22,11 @@ class PointArray(PointFormat):
 
     name = "NumPy array of points"
     endings = (".npy",)
+    remote = False
 
     def open(self, path: str, order: str | None) -> PointFile:
         """Components are z, y, x by default."""
-        values = np.load(path, allow_pickle=False)
+        values = _load(path)
         if values.ndim != 2 or values.shape[1] != 3 or values.dtype.kind not in "iuf":
             raise Unreadable(f"{path} holds {values.dtype} of shape {values.shape}; real numbers of shape (N, 3) were expected.")
         points = np.asarray(values, float)
@@ -27,3 +36,18 @@ class PointArray(PointFormat):
         """In the order that they were read in."""
         with open(path, "wb") as raw:
             np.save(raw, file.points[:, ::-1] if file.order == "xyz" else file.points)
+
+
+def _load(path: str) -> NDArray[Any]:
+    """The array, of which the header says no more than the file holds. Raises Unreadable."""
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise Unreadable(f"{path} is no NumPy array (.npy); points of shape (N, 3) were expected.")
+        file.seek(0)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        begin = file.tell()
+    require_held(path, math.prod(shape) * dtype.itemsize, os.path.getsize(path) - begin)
+    values: NDArray[Any] = np.load(path, allow_pickle=False)
+    return values

@@ -19,6 +19,7 @@ class PointTable(PointFormat):
 
     name = "table of points"
     endings = (".csv", ".tsv", ".txt")
+    remote = False
 
     def open(self, path: str, order: str | None) -> PointFile:
         """Columns without names are x, y, z by default."""
@@ -30,7 +31,7 @@ class PointTable(PointFormat):
 
 
 def _read(path: str, order: str) -> PointFile:
-    text = Path(path).read_text(encoding="utf-8-sig")
+    text = _text(path)
     lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
     lines = [(n, line) for n, line in lines if line and line[0] != "#"]
     separator = next((s for s in SEPARATORS if lines and s in lines[0][1]), " ")
@@ -45,6 +46,17 @@ def _read(path: str, order: str) -> PointFile:
     return PointFile(xyz[:, ::-1].copy(), order, header, tuple(cells for _, cells in rows), columns)
 
 
+def _text(path: str) -> str:
+    content = Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{path} is no text in UTF-8 (byte {error.start}); save the table as that.") from None
+    if "\0" in text:
+        raise Unreadable(f"{path} is no text, it has bytes of 0; a table of points was expected.")
+    return text
+
+
 def _cells(line: str, separator: str) -> tuple[str, ...]:
     """Of one row; a quoted cell keeps the separators that are in it."""
     plain = " ".join(line.split()) if separator == " " else line
@@ -52,10 +64,19 @@ def _cells(line: str, separator: str) -> tuple[str, ...]:
 
 
 def _columns(path: str, header: tuple[str, ...]) -> tuple[int, int, int]:
-    names = [c.lower() for c in header]
-    if not {"x", "y", "z"} <= set(names):
-        raise Unreadable(f"{path} has the columns {', '.join(header)}; x, y and z were expected among them: rename them.")
-    return names.index("x"), names.index("y"), names.index("z")
+    x, y, z = (_column(path, header, name) for name in "xyz")
+    return x, y, z
+
+
+def _column(path: str, header: tuple[str, ...], name: str) -> int:
+    """The column of this name, in lower case or else in upper case. Raises Unreadable where there is none, or several."""
+    for named in (name, name.upper()):
+        found = [k for k, cell in enumerate(header) if cell == named]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise Unreadable(f"{path} has {len(found)} columns named {named!r} among {', '.join(header)}; rename all but one.")
+    raise Unreadable(f"{path} has the columns {', '.join(header)}; x, y and z were expected among them: rename them.")
 
 
 def _numbers(path: str, row: int, cells: tuple[str, ...], columns: tuple[int, int, int], bare: bool) -> list[float]:

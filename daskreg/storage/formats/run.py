@@ -5,7 +5,7 @@ from __future__ import annotations
 from daskreg.errors import InputError
 from daskreg.storage.format import TransformFormat
 from daskreg.storage.runs.run import DISPLACEMENT, RunStore, is_run
-from daskreg.storage.transform_record import StoredLink, TransformRecord
+from daskreg.storage.transform_record import StoredLink, TransformRecord, require_map
 
 
 class Run(TransformFormat):
@@ -32,4 +32,6 @@ def run_record(store: RunStore) -> TransformRecord:
     """The transform of a run."""
     grid = store.fixed_grid
     field = store.displacement() if store.has(DISPLACEMENT) else None
-    return TransformRecord((StoredLink(store.affine, grid, field),), grid.unit, grid, store.moving_grid, Run.name)
+    link = StoredLink(store.affine, grid, field)
+    require_map(store.path, link)
+    return TransformRecord((link,), grid.unit, grid, store.moving_grid, Run.name)

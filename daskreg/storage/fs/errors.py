@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from daskreg.errors import DaskregError, NotFound, OutOfSpace, OutputError, Unreadable, closest
+from daskreg.errors import DaskregError, InputError, NotFound, OutOfSpace, OutputError, Unreadable, closest
 from daskreg.storage.fs.address import is_remote
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -21,14 +21,77 @@ def read_errors(name: str) -> Iterator[None]:
         yield
     except (DaskregError, MemoryError):
         raise
-    except FileNotFoundError as error:
-        raise not_found(name) from error
-    except PermissionError as error:
-        raise Unreadable(f"{name} may not be read: {reason(error)}; ask its owner for read permission.") from error
-    except ImportError as error:
-        raise Unreadable(f"{name}: {reason(error)}; install the missing package.") from error
     except Exception as error:
-        raise Unreadable(f"{name} cannot be read: {reason(error)}.") from error
+        raise _translated(name, error) from error
+
+
+@contextmanager
+def open_errors(name: str) -> Iterator[None]:
+    """As ``read_errors``, for what is small: there, too little memory and too deep a nesting mean wrong metadata."""
+    try:
+        with read_errors(name):
+            yield
+    except MemoryError as error:
+        raise Unreadable(
+            f"{name} claims to hold more than the memory of this process ({reason(error)}); it may be damaged: copy it again."
+        ) from error
+
+
+def _translated(name: str, error: Exception) -> InputError:
+    """The error to raise for a failed read."""
+    refusal = remote_refusal(name, error) if is_remote(name) else None
+    if refusal is not None:
+        return refusal
+    if isinstance(error, FileNotFoundError) or _status(error) == 404:
+        return not_found(name)
+    if isinstance(error, PermissionError):
+        return Unreadable(f"{name} may not be read: {reason(error)}; ask its owner for read permission.")
+    if isinstance(error, ImportError):
+        return Unreadable(f"{name}: {reason(error)}; install the missing package.")
+    return Unreadable(f"{name} cannot be read: {reason(error)}; it may be damaged, or not what its name says.")
+
+
+def remote_refusal(name: str, error: BaseException) -> Unreadable | None:
+    """What a server, or the way to it, said; None where it said nothing. File systems hide it behind other exceptions."""
+    for cause in _causes(error):
+        status = _status(cause)
+        kind = type(cause).__name__
+        if status in (401, 403) or isinstance(cause, PermissionError):
+            said = f"HTTP {status}" if status else reason(cause)
+            return Unreadable(f"{name}: access is refused ({said}); {_credentials(name)}")
+        if "Credentials" in kind:
+            return Unreadable(f"{name}: no credentials were found; {_credentials(name)}")
+        if status is not None and status != 404 and status >= 400:
+            return Unreadable(f"{name}: the server answers HTTP {status}; try again later, or check the address.")
+        if isinstance(cause, ConnectionError | TimeoutError) or "Connect" in kind or kind == "gaierror":
+            return Unreadable(f"{name}: the server cannot be reached ({reason(cause)}); check the address and the network.")
+    return None
+
+
+def _credentials(name: str) -> str:
+    """What to do where access is refused."""
+    if not name.startswith(("s3:", "s3a:")):
+        return "check the address, and that it is public or that your credentials for it are set."
+    return (
+        "set a profile (AWS_PROFILE) or keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or, for a public bucket, "
+        "FSSPEC_S3='{\"anon\": true}'."
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an exception of aiohttp or botocore carries."""
+    response = getattr(error, "response", None)
+    stated = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    status = getattr(error, "status", stated)
+    return status if isinstance(status, int) else None
 
 
 @contextmanager
@@ -69,6 +132,8 @@ def require_exists(path: str) -> None:
 def reason(error: BaseException) -> str:
     """The first line of an exception's message, without the path."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"{text} is missing"
     return str(text).strip().splitlines()[0].rstrip(".")[:200]
 
 

@@ -18,7 +18,7 @@ from daskreg.grid import Grid, Region
 from daskreg.storage.axes import SPACE
 from daskreg.storage.fs.address import is_remote, join, parse_address
 from daskreg.storage.fs.atomic import require_writable
-from daskreg.storage.fs.errors import read_errors, write_errors
+from daskreg.storage.fs.errors import open_errors, read_errors, write_errors
 from daskreg.storage.fs.files import exists, remove
 from daskreg.storage.fs.process import now
 from daskreg.storage.fs.swap import version_of
@@ -224,7 +224,8 @@ class RunStore:
 
     def has(self, name: str) -> bool:
         """Whether the run has an image of this name."""
-        return name in self._group
+        with open_errors(self.path):
+            return name in self._group
 
     def chunk(self, name: str) -> tuple[int, int, int]:
         """Voxels (z, y, x) of a chunk of level 0; regions that are written start and end at multiples of it."""
@@ -356,7 +357,8 @@ class RunStore:
         """Opened once per process: a rank writes thousands of chunks."""
         key = f"{name}/{level}"
         if key not in self._arrays:
-            node = self._group.get(key)
+            with open_errors(join(self.path, name)):
+                node = self._group.get(key)
             if not isinstance(node, zarr.Array):
                 raise NotFound(f"{self.path} has no image {key!r}; it has {', '.join(self._group.group_keys())}.")
             self._arrays[key] = with_zarrs_codecs(node)

@@ -17,6 +17,7 @@ from daskreg.storage.fs.process import is_running, now, this_process
 from daskreg.storage.runs.checkpoint import CheckpointStore
 from daskreg.storage.zarr.multiscale import grid_attributes
 from daskreg.storage.zarr.nodes import attributes, open_node
+from daskreg.storage.zarr.schema import StateSchema, validated
 
 RUN_FORMAT = 2  # 1 stored the displacement along the world's axes, as NGFF 0.5
 READABLE_FORMATS = (1, 2)
@@ -30,6 +31,7 @@ def read_state(path: str) -> dict[str, Any]:
         raise Unreadable(f"{path} is not a daskreg run; a RUN.zarr that 'daskreg register' wrote was expected.")
     if own.get("format") not in READABLE_FORMATS:
         raise Unreadable(f"{path} has run format {own.get('format')}, {RUN_FORMAT} or less was expected; use a newer daskreg.")
+    validated(StateSchema, own, path, "daskreg")
     return own
 
 

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from daskreg.errors import NotFound, Unreadable
 from daskreg.storage.fs.address import is_remote
-from daskreg.storage.fs.errors import read_errors, reason, require_exists
+from daskreg.storage.fs.claims import require_memory
+from daskreg.storage.fs.errors import open_errors, read_errors, reason, require_exists
 from daskreg.storage.fs.files import METADATA_FILES
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
 MAX_DASK_CHUNK = 128 << 20  # bytes; larger shards are read in parts
+MAX_CHUNKS = 1 << 20  # along one axis
 MIN_DASK_CHUNK = 4 << 20  # bytes; smaller chunks are read together, which keeps graphs small
 
 
@@ -33,7 +35,7 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
         _require_metadata(path)
     elif not is_remote(path) and not path.endswith(".zip"):
         raise Unreadable(f"{path} is a file; a Zarr store, a folder or a .zip, was expected.")
-    with read_errors(path):
+    with open_errors(path):
         return zarr.open(path, mode="r")
 
 
@@ -74,11 +76,26 @@ class CheckedArray:
 def lazy_array(array: zarr.Array[Any], name: str) -> da.Array:
     """A Dask array over a Zarr array: a Dask chunk per shard, or several whole chunks (``dask_chunks``)."""
     check_dtype(array.dtype, name)
+    _require_plausible(array, name)
     chunks = dask_chunks(array.shape, array.chunks, array.shards, array.dtype.itemsize)
     voxels: da.Array = da.from_array(
         CheckedArray(with_zarrs_codecs(array), name), chunks=chunks, name=False, meta=np.empty((0,) * array.ndim, array.dtype)
     )
     return voxels
+
+
+def _require_plausible(array: zarr.Array[Any], name: str) -> None:
+    """Raises Unreadable for shapes and chunks that no array has: they would take forever, or all memory."""
+    for shape in (array.shape, array.chunks, array.shards or array.chunks):
+        if any(n < 1 for n in shape):
+            raise Unreadable(
+                f"{name}: its metadata states the shape {array.shape} in chunks of {array.shards or array.chunks}; positive "
+                "numbers were expected: repair it."
+            )
+    most = max(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))
+    if most > MAX_CHUNKS:
+        raise Unreadable(f"{name}: its metadata states the shape {array.shape}, {most} chunks along one axis; it may be damaged.")
+    require_memory(name, math.prod(array.chunks) * array.dtype.itemsize)
 
 
 def dask_chunks(shape: Sequence[int], chunks: Sequence[int], shards: Sequence[int] | None, itemsize: int) -> tuple[int, ...]:

@@ -35,6 +35,17 @@ class GridSchema(Schema):
     oriented: bool
 
 
+class StateSchema(Schema):
+    """The attributes of a run, as far as other code relies on them."""
+
+    format: Annotated[int, Field(strict=True)]
+    complete: Annotated[bool, Field(strict=True)]
+    fixed: GridSchema
+    moving: GridSchema
+    provenance: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+
+
 def validated(model: type[M], tree: Any, name: str, where: str) -> M:
     """The tree as the model. Raises Unreadable naming the store, the key, what is wrong there and what stands there.
 
