@@ -3,6 +3,7 @@
 A kernel is identified by its digest, the types of its arguments, the processor, and the versions and settings of the compiler.
 Each compiled form has a file of its own, which appears whole or not at all. A process that needs a kernel that another one is
 compiling waits for it. A file that cannot be read is ignored; a kernel that cannot be written is compiled again next time.
+Numba's form of a compiled function is a pickle: files that anybody else could have written are never read (``private_files``).
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from numba.core import compiler as numba_compiler
 from numba.core import config as settings
 from numba.core.serialize import dumps
 
+from daskreg.kernels.compiler.private_files import prepare, read, write
+
 log = logging.getLogger(__name__)
+SUFFIX = ".kernel"
 MAX_FILES = 1000  # files of about 100 KB; daskreg has about 100 compiled forms
 WAIT_TIMEOUT = 180.0  # seconds that a process waits for another one to compile
 POLL_INTERVAL = 0.05  # seconds
@@ -37,30 +40,6 @@ def folder(device: str) -> Path:
     """The folder of compiled kernels: in ``NUMBA_CACHE_DIR``, else in the user's cache folder. device: "cpu" or "cuda"."""
     base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / f"daskreg-{device}"
-
-
-def write(path: Path, data: bytes, most: int) -> None:
-    """Write a file that appears whole, and delete the least recently used ones beyond ``most``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    with suppress(OSError):  # other processes do the same
-        for old in sorted(path.parent.glob("*.pickle"), key=lambda p: p.stat().st_mtime)[:-most]:
-            old.unlink()
-
-
-def read(path: Path) -> Any:
-    """Read a file and mark it as used."""
-    data = pickle.loads(path.read_bytes())
-    with suppress(OSError):  # a readable folder of another user
-        os.utime(path)
-    return data
 
 
 class KernelCache:
@@ -81,7 +60,7 @@ class KernelCache:
     def path(self, types: Any, machine: Any) -> Path:
         """The file for some argument types and a kind of processor."""
         key = hashlib.sha256(repr((self.identity, str(types), machine)).encode()).hexdigest()
-        return folder("cpu") / f"{self.name}-{key[:32]}.pickle"
+        return folder("cpu") / f"{self.name}-{key[:32]}{SUFFIX}"
 
     def load_overload(self, types: Any, context: Any) -> Any:
         """The compiled kernel, or None; then other processes wait until this one has saved it."""
@@ -100,7 +79,7 @@ class KernelCache:
 
     def _load(self, path: Path, context: Any) -> Any:
         try:
-            return numba_compiler.CompileResult._rebuild(context, *read(path))
+            return numba_compiler.CompileResult._rebuild(context, *pickle.loads(read(path)))
         except FileNotFoundError:
             return None
         except Exception as problem:  # noqa: BLE001  # a truncated file or one of another version can raise anything
@@ -123,8 +102,8 @@ class KernelCache:
         """Lock a form for compilation; True if the cache should be read again, because another process may have saved it."""
         self._release(None)  # the compiler failed last time, and nothing was saved
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
+            prepare(path.parent)
+            lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError:
             return False
         waited = _locked(lock)

@@ -2,14 +2,14 @@
 
 Numba's own cache hashes what a kernel closes over, and compiled functions hash differently in every process. Here a kernel is
 identified by its digest, its constants and the compiler's options. Each kernel has a file of its own, which appears whole or not
-at all. A file that cannot be read is ignored; a kernel that cannot be written is compiled again next time.
+at all. A file that cannot be read is ignored; a kernel that cannot be written is compiled again next time. A file is a line of
+JSON and the machine code as it is (``cubin_format``), and is read only where nobody else could have written it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 import sys
 from functools import cache
 from importlib.metadata import version
@@ -18,7 +18,9 @@ from typing import Any
 
 from numba.core import config as settings
 
-from daskreg.kernels.compiler.cache import folder, read, write
+from daskreg.kernels.compiler import cubin_format
+from daskreg.kernels.compiler.cache import folder
+from daskreg.kernels.compiler.private_files import read, write
 
 log = logging.getLogger(__name__)
 LAUNCHED: list[tuple[CudaKernelCache, Any]] = []  # kernels launched or compiled by this process, with their types
@@ -43,7 +45,7 @@ class CudaKernelCache:
     def path(self, types: Any, machine: Any) -> Path:
         """The file for some argument types and a kind of device."""
         key = hashlib.sha256(repr((self.identity, str(types), machine)).encode()).hexdigest()
-        return folder("cuda") / f"{self.name}-{key[:32]}.pickle"
+        return folder("cuda") / f"{self.name}-{key[:32]}.cubin"
 
     def load_overload(self, types: Any, context: Any) -> Any:
         """The compiled kernel, or None."""
@@ -51,7 +53,7 @@ class CudaKernelCache:
         LAUNCHED.append((self, types))
         try:
             path = self.path(types, context.codegen().magic_tuple())
-            kernel = _kernel_class()._rebuild(**read(path))
+            kernel = cubin_format.decode(read(path), types)
             kernel.bind()  # while the compiler's lock is held: threads that launch at once would load it twice
             return kernel
         except FileNotFoundError:
@@ -63,8 +65,8 @@ class CudaKernelCache:
     def save_overload(self, types: Any, kernel: Any) -> None:
         """Write a kernel, if possible."""
         try:
-            write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), pickle.dumps(kernel._reduce_states()), MAX_CUBINS)
-        except Exception as problem:  # noqa: BLE001  # no space, no permission, not picklable: the kernel works all the same
+            write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), cubin_format.encode(kernel), MAX_CUBINS)
+        except Exception as problem:  # noqa: BLE001  # no space, no permission, no plain values: the kernel works all the same
             log.info("the kernel %s cannot be cached (%r).", self.name, problem)
 
     def flush(self) -> None:
@@ -77,12 +79,6 @@ class CudaKernelCache:
 def compiler() -> tuple[Any, ...]:
     """What determines the machine code of a kernel besides its source."""
     return sys.version_info[:2], version("numba"), version("numba-cuda")
-
-
-def _kernel_class() -> Any:
-    from numba.cuda import dispatcher
-
-    return dispatcher._Kernel
 
 
 def attach_cache(dispatcher: Any, name: str, *identity: Any) -> Any:

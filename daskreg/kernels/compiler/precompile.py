@@ -27,6 +27,7 @@ from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.cooperative import COOPERATIVE_KERNELS
 from daskreg.kernels.compiler.cubins import compiler
 from daskreg.kernels.compiler.launch import KERNELS
+from daskreg.kernels.compiler.private_files import prepare
 from daskreg.kernels.compiler.registry import import_kernels, source_files
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ def _marker(share: int, shares: int) -> Path:
 def main() -> None:
     """A helper: ``python -m daskreg.kernels.compiler.precompile SHARE SHARES PARENT``; it ends when its parent has ended."""
     share, shares, parent = map(int, sys.argv[1:])
-    folder("cuda").mkdir(parents=True, exist_ok=True)
+    prepare(folder("cuda"))
     with open(folder("cuda") / f"precompile-{source_digest()}-{share}of{shares}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if another helper has this share
         compile_share(share, shares, lambda: os.getppid() == parent)

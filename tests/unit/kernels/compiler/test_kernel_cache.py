@@ -40,7 +40,7 @@ def loaded(made, value=2):
 
 def test_a_kernel_is_found_by_another_process(cache_folder):
     assert [loaded(kernel()), loaded(kernel())] == [False, True]
-    assert [p.suffix for p in cache_folder.iterdir()] == [".pickle"], "nothing temporary is left"
+    assert [p.suffix for p in cache_folder.iterdir()] == [".kernel"], "nothing temporary is left"
 
 
 def test_nothing_else_is_taken_for_it(monkeypatch):
@@ -52,7 +52,7 @@ def test_nothing_else_is_taken_for_it(monkeypatch):
     assert not loaded(kernel())
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a pickle", None])
+@pytest.mark.parametrize("damage", [b"", b"no kernel", None])
 def test_a_damaged_file_is_compiled_anew(cache_folder, damage):
     loaded(kernel())
     (path,) = cache_folder.iterdir()
@@ -128,9 +128,9 @@ def test_it_does_not_wait_for_ever(monkeypatch, cache_folder):
     monkeypatch.setattr(cache, "WAIT_TIMEOUT", 2 * cache.POLL_INTERVAL)
     first = KernelCache("a", "1")
     cache_folder.mkdir()
-    assert not first._wait(cache_folder / "a.pickle")
-    assert KernelCache("a", "1")._wait(cache_folder / "a.pickle")
-    assert not first._wait(cache_folder / "a.pickle"), "a compiler that failed is asked again"
+    assert not first._wait(cache_folder / "a.kernel")
+    assert KernelCache("a", "1")._wait(cache_folder / "a.kernel")
+    assert not first._wait(cache_folder / "a.kernel"), "a compiler that failed is asked again"
     first._release(None)
 
 
