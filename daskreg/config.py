@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 import yaml
-from pydantic import Field, PlainSerializer, ValidationError, WrapValidator, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, WrapValidator, field_validator, model_validator
 
 from daskreg.errors import ConfigError, NotFound
 from daskreg.parameters import (
@@ -25,6 +26,12 @@ from daskreg.parameters import (
 )
 from daskreg.registry import MODELS, OPTIMIZERS, SIMILARITIES, Registry
 
+
+def _named_nan(value: Any) -> Any:
+    """JSON and equality have no NaN."""
+    return "nan" if isinstance(value, float) and math.isnan(value) else value
+
+
 MAXIMUM_BYTES, MAXIMUM_VALUES, MAXIMUM_DEPTH = 1 << 20, 10_000, 32  # of a YAML file
 Scales = Annotated[tuple[Annotated[Whole, Field(ge=1, le=256)], ...], Field(min_length=1, max_length=32)]
 Iterations = Annotated[tuple[Annotated[Whole, Field(ge=0, le=100_000)], ...], Field(min_length=1, max_length=32)]
@@ -32,6 +39,7 @@ Tolerance = Annotated[Number, Field(ge=0, le=1)]
 Window = Annotated[Whole, Field(ge=3, le=10_000)]
 Sigma = Annotated[Number, Field(ge=0, le=16)]  # voxels of a level; a filter reads twice as many on each side
 Percentage = Annotated[Number, Field(ge=0, le=100)]
+Intensity = Annotated[Annotated[Number, Field(ge=-1e30, le=1e30)] | Literal["nan"], BeforeValidator(_named_nan)]
 DeviceName = Literal["auto", "cpu", "cuda"]  # where kernels run; auto: on GPUs where every worker has one
 
 
@@ -225,6 +233,7 @@ class Config(Model):
     intensity: Literal["linear", "log"] = "linear"  # log: microscopy, whose signal spans decades
     percentiles: tuple[Percentage, Percentage] = (0.0, 99.9)  # of all voxels, mapped to 0 and 1
     initial_transform: FileAddress | None = None  # fixed to moving points: what `load_transform` reads
+    fill: Intensity | None = None  # of the moved image outside of the moving one; None: 0, or its smallest corner if negative
     fixed_mask: FileAddress | None = None
     moving_mask: FileAddress | None = None
 

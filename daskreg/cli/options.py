@@ -80,6 +80,12 @@ InitialTransform = Annotated[
 Spacing = Annotated[str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays that state none")]
 Like = Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the output takes")]
 ImageOutput = Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz, .mha, .nrrd or .ome.zarr")]
+FillOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fill", metavar="VALUE", help="outside of the image: a number, or nan (0, or its smallest corner if negative)"
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing output, once the new one is complete")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 

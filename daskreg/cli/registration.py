@@ -16,6 +16,7 @@ from daskreg.cli.options import (
     ConfigOption,
     DeviceName,
     DeviceOption,
+    FillOption,
     FixedArgument,
     FixedMask,
     InitialTransform,
@@ -47,6 +48,7 @@ def register(
     moving_mask: MovingMask = None,
     initial_transform: InitialTransform = None,
     spacing: Spacing = None,
+    fill: FillOption = None,
     cluster: Cluster = "local",
     workers: Workers = None,
     device: DeviceOption = DeviceName.auto,
@@ -69,8 +71,10 @@ def register(
     print_config: Annotated[bool, typer.Option("--print-config", help="print the effective configuration and stop")] = False,
 ) -> None:
     """Register MOVING onto FIXED: affine and displacement field, and the moved image, in RUN.zarr."""
+    from daskreg.storage.fill import parse_fill
+
     files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
-    chosen = _config(config, preset, files)
+    chosen = _config(config, preset, {**files, "fill": parse_fill(fill)})
     if print_config:
         typer.echo(chosen.dump(), nl=False)
         return
@@ -85,7 +89,14 @@ def register(
         raise ConfigError("no output was named; add -o RUN.zarr.")
     if resume and config is None and preset is None and _exists(output):
         given["config"] = None  # an unfinished run knows its configuration
-    given |= {"comm": comm.value, "threads": threads, "checkpoint": checkpoint, "retries": retries, "deadline": deadline}
+    given |= {
+        "fill": fill,
+        "comm": comm.value,
+        "threads": threads,
+        "checkpoint": checkpoint,
+        "retries": retries,
+        "deadline": deadline,
+    }
     given |= {"cluster": None if cluster == "local" else cluster, "workers": workers, "device": device.value}
     _register(fixed, moving, **{"config": chosen, "output": output, "overwrite": overwrite, "resume": resume, **given})
 
@@ -203,7 +214,7 @@ def demo(
         typer.echo(line)
 
 
-def _config(config: Path | None, preset: str | None, files: dict[str, str | None]) -> Config:
+def _config(config: Path | None, preset: str | None, files: dict[str, Any]) -> Config:
     """The chosen configuration, with masks and initial transform from other options."""
     from daskreg.config import Config
     from daskreg.workflows.presets import preset as named

@@ -11,6 +11,7 @@ from daskreg.cli.options import (
     ADDRESS,
     DeviceName,
     DeviceOption,
+    FillOption,
     ImageOutput,
     Interpolation,
     JacobianPart,
@@ -29,12 +30,13 @@ def apply(
     interpolation: Annotated[Interpolation, typer.Option("--interpolation", help="label: for label maps")] = Interpolation.linear,
     like: Like = None,
     device: DeviceOption = DeviceName.auto,
+    fill: FillOption = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Resample IMAGE, in the space of the moving image, on the fixed grid."""
     from daskreg.workflows.apply import apply as workflow
 
-    given: dict[str, Any] = {"interpolation": interpolation.value, "device": device.value}
+    given: dict[str, Any] = {"interpolation": interpolation.value, "device": device.value, "fill": fill}
     moved = workflow(transform, image, output, like=like, overwrite=overwrite, **given)
     typer.echo(f"{output}: {' x '.join(map(str, moved.shape))} voxels, {moved.dtype}")
 

@@ -8,8 +8,24 @@ from daskreg.cluster.process_size import estimated_bytes
 from daskreg.cluster.processes import require_main_guard
 from daskreg.cluster.rank_actor import Cancelled
 from daskreg.cluster.rank_job import RankJob
+from daskreg.cluster.result_writer import moved_dtype
 from daskreg.cluster.run import run_on_cluster
 from daskreg.cluster.workers import device_of, gpu_limit, gpu_workers, memory_limit, worker_count
 
-__all__ = ["Cancelled", "Client", "RankJob", "device_of", "embedded_client", "estimated_bytes", "existing_client", "futures_of",
-           "gpu_limit", "gpu_workers", "memory_limit", "require_main_guard", "run_on_cluster", "worker_count"]  # fmt: skip
+__all__ = [
+    "Cancelled",
+    "Client",
+    "RankJob",
+    "device_of",
+    "embedded_client",
+    "estimated_bytes",
+    "existing_client",
+    "futures_of",
+    "gpu_limit",
+    "gpu_workers",
+    "memory_limit",
+    "moved_dtype",
+    "require_main_guard",
+    "run_on_cluster",
+    "worker_count",
+]

@@ -84,13 +84,13 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, cores: int) -> dict
     metrics = _metrics(job, outcome, images, comm)
     timer.end_phase("measure")
     del images
-    write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
+    fill = write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
     timer.end_phase("write")
     levels = [report.as_dict() for report in outcome.levels]
     record = {**machine_record(device), **memory, "traffic": dict(comm.traffic), "timeline": timeline}
     blocks = [[slab.start, slab.stop] for slab in job.plan.partition.slabs]
     plan = {"blocks": blocks, "planned_bytes": job.plan.peak_bytes}
-    return {"levels": levels, "metrics": metrics, "seconds": timer.seconds, "machine": record, "plan": plan}
+    return {"levels": levels, "metrics": metrics, "seconds": timer.seconds, "machine": record, "plan": plan, "fill": fill}
 
 
 def _use_device(job: RankJob, cores: int) -> Device:

@@ -21,6 +21,7 @@ from daskreg.kernels.device import CPU, Device, module_of, page_locked
 from daskreg.kernels.sampling.cpu import sample
 from daskreg.planning import Plan
 from daskreg.storage import RunStore, Volume
+from daskreg.storage.fill import fill_of
 from daskreg.storage.runs.run import DISPLACEMENT, MOVED
 
 PART_BYTES = 256 << 20  # of a row, converted and compressed at once
@@ -29,10 +30,11 @@ QUEUE_LENGTH = 2  # parts that may wait to be compressed while a GPU computes th
 
 def write_result(
     path: str, plan: Plan, order: Index, moving: Volume, outcome: Outcome, comm: Communicator, attempt: str = ""
-) -> None:
+) -> float:
     """Write affine map, displacement in world units and moved image: rows of whole chunks, each written once, by one rank.
 
     order: axes of the fixed image as it is stored, in the order in which the plan has them;  attempt: see ``RunStore``.
+    Returns the value of the moved image outside of the moving one.
     Raises OutputError where the run was removed, or is continued by another process.
     """
     store, grid, dtype = RunStore.attach(path, attempt), plan.fixed, moved_dtype(moving)
@@ -44,7 +46,7 @@ def write_result(
         store.create_image(MOVED, grid.permute(back), dtype)
     comm.barrier()
     device, chunk = outcome.block.device, store.chunk(MOVED)
-    reader = MovingReader(moving, device)
+    reader, fill = MovingReader(moving, device), fill_of(moving.data, plan.config.fill)
     with ResultWriter(store, back, chunk[order[1]]) as writer:
         for row, owner in chunk_rows(chunk[order[0]], outcome.block.partition):
             u = _collect_row(outcome, row, owner, comm)
@@ -53,8 +55,9 @@ def write_result(
             store.require_mine()
             if u is not None:
                 writer.write(DISPLACEMENT, row, u, to_world(grid, device))
-            writer.write(MOVED, row, resample(plan, outcome.affine, u, row, reader), lambda moved: cast(moved, dtype))
+            writer.write(MOVED, row, resample(plan, outcome.affine, u, row, reader), lambda moved: cast(moved, dtype, fill))
     comm.barrier()
+    return fill
 
 
 def to_world(grid: Grid, device: Device) -> Callable[[Any], Any]:
@@ -151,7 +154,7 @@ class MovingReader:
 def resample(
     plan: Plan, affine: NDArray[np.float64], u: NDArray[np.float32] | None, row: Span, reader: MovingReader
 ) -> NDArray[np.float32]:
-    """Planes of the moving image on the fixed grid, through the whole transform; 0 outside its domain."""
+    """Planes of the moving image on the fixed grid, through the whole transform; NaN outside its domain."""
     mapping = SamplingMap.of(row.start, affine, plan.fixed, plan.moving)
     block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)), device=reader.device)
     u = None if u is None else module_of(u).ascontiguousarray(u)
@@ -162,8 +165,7 @@ def resample(
     voxels, origin = reader.planes(reached)
     moved = block.scalar()
     sample(moved.shape, *mapping, u, origin, plan.moving.shape[0], voxels, moved)
-    filled: NDArray[np.float32] = module_of(moved).nan_to_num(moved, copy=False, nan=0.0)
-    return filled
+    return moved
 
 
 def moved_dtype(moving: Volume) -> np.dtype[Any]:
@@ -171,10 +173,14 @@ def moved_dtype(moving: Volume) -> np.dtype[Any]:
     return moving.dtype if moving.dtype != np.bool_ else np.dtype(np.float32)
 
 
-def cast(voxels: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Convert to the stored dtype; integers are rounded and clipped."""
+def cast(voxels: NDArray[np.float32], dtype: np.dtype[Any], fill: float = 0) -> NDArray[Any]:
+    """Convert to the stored dtype; integers are rounded and clipped, NaN is replaced by ``fill``."""
+    xp = module_of(voxels)
+    outside = xp.isnan(voxels)
     if not np.issubdtype(dtype, np.integer):
-        return voxels.astype(dtype, copy=False)
-    limits, xp = np.iinfo(dtype), module_of(voxels)
-    found: NDArray[Any] = xp.clip(xp.rint(voxels.astype(np.float64)), limits.min, limits.max).astype(dtype)
+        found: NDArray[Any] = voxels.astype(dtype, copy=False)
+    else:
+        limits = np.iinfo(dtype)
+        found = xp.clip(xp.rint(xp.nan_to_num(voxels).astype(np.float64)), limits.min, limits.max).astype(dtype)
+    found[outside] = fill
     return found

@@ -19,6 +19,7 @@ from daskreg.kernels.sampling.cubic import sample_cubic
 from daskreg.kernels.sampling.labels import sample_label
 from daskreg.lazy.blocks import Reader, block_of, by_block, leading_block
 from daskreg.storage import Stack, Volume
+from daskreg.storage.fill import Fill, fill_of, require_fill
 from daskreg.transforms.bounds import INTERPOLATION_MARGIN, local_coefficients, sampling_bounds
 from daskreg.transforms.chain import sample_chain
 from daskreg.transforms.execution import KernelRunner, run_on_cpu, run_on_cuda
@@ -41,15 +42,18 @@ def resampled(
     *,
     planes: bool = False,
     device: Kind = "cpu",
+    fill: Fill = 0,
 ) -> da.Array:
     """``image(phi(x))`` on ``grid``, lazily (.., Z, Y, X) in the image's type, one task a block.
 
-    links: phi, in the world's unit ``unit``;  planes: blocks as a streamed file is written;  device: cpu or cuda.
-    Raises ConfigError for an unknown interpolation or device.
+    links: phi, in the world's unit ``unit``;  planes: blocks as a streamed file is written;  device: cpu or cuda;
+    fill: value outside of the image, None: see ``daskreg.storage.fill``.
+    Raises ConfigError for an unknown interpolation or device, and for a value that the image's type does not have.
     """
     require_known("interpolation", interpolation, list(KERNELS))
     require_known("device", device, list(RUNS))
-    compute = Resampler(image, grid, links, unit, interpolation, device)
+    require_fill(fill, image.dtype, image.name)
+    compute = Resampler(image, grid, links, unit, interpolation, device, fill)
     lead, dtype = image.data.shape[:-3], image.dtype.newbyteorder("=")
     block = block_of(grid.shape, dtype.itemsize if planes else 0)
     return by_block(compute, (*lead, *grid.shape), dtype, (*leading_block(lead), *block))
@@ -66,10 +70,18 @@ class Resampler:
         unit: str | None,
         interpolation: str = "linear",
         device: Kind = "cpu",
+        fill: Fill = 0,
     ) -> None:
         self.target, self.source = grid.to_unit(unit), image.grid.to_unit(unit)
         self.interpolation, self.image, self.links = interpolation, Reader(image.data), tuple(links)
-        self.device = device
+        self.device, self._fill = device, fill
+
+    @property
+    def fill(self) -> float | int:
+        """The value outside of the image; where none was chosen, its corners are read the first time."""
+        if self._fill is None or isinstance(self._fill, str):
+            self._fill = fill_of(self.image.data, self._fill)
+        return self._fill
 
     def __call__(self, box: Region, *lead: range) -> NDArray[Any]:
         """The voxels of ``box``, (.., Z, Y, X)."""
@@ -79,7 +91,7 @@ class Resampler:
         near = sampling_bounds(
             matrix, linear, at.e, box, self.source.shape, INTERPOLATION_MARGIN + (self.interpolation == "cubic")
         )
-        moved = np.zeros((*map(len, lead), *box.shape), self.image.dtype)
+        moved = np.full((*map(len, lead), *box.shape), self.fill, self.image.dtype)
         if near.size:
             sampling_map = (0, local_coefficients(matrix, box, near), linear_part(linear), at.e)
             for k in np.ndindex(moved.shape[:-3]):
@@ -89,10 +101,10 @@ class Resampler:
 
     def _sampled(self, box: Region, sampling_map: tuple[Any, ...], stored: NDArray[Any], run: Callable[..., Any]) -> NDArray[Any]:
         voxels = to_kernel_dtype(stored, self.interpolation)
-        moved = np.zeros(box.shape, voxels.dtype)
+        moved = np.full(box.shape, self.fill, voxels.dtype)
         extra = (0, voxels.shape[0]) if self.interpolation == "linear" else ()  # `sample` also takes shards of planes
         run(KERNELS[self.interpolation], box.shape, *sampling_map, *extra, voxels, moved)
-        return to_image_dtype(moved, self.image.dtype, self.interpolation)
+        return to_image_dtype(moved, self.image.dtype, self.interpolation, self.fill)
 
 
 def to_kernel_dtype(voxels: NDArray[Any], interpolation: str) -> NDArray[Any]:
@@ -104,17 +116,21 @@ def to_kernel_dtype(voxels: NDArray[Any], interpolation: str) -> NDArray[Any]:
     return voxels.astype(np.float32) if voxels.dtype == np.float16 else voxels
 
 
-def to_image_dtype(moved: NDArray[Any], dtype: np.dtype[Any], interpolation: str) -> NDArray[Any]:
-    """Results in the image's type: interpolated integers are rounded and clipped, values outside the image are 0."""
+def to_image_dtype(moved: NDArray[Any], dtype: np.dtype[Any], interpolation: str, fill: float = 0) -> NDArray[Any]:
+    """Results in the image's type: interpolated integers are rounded and clipped, values outside the image are ``fill``."""
     if interpolation not in SMOOTH:
         return moved.astype(dtype, copy=False)
-    moved[np.isnan(moved)] = 0
+    outside = np.isnan(moved)
     if dtype.kind == "f":
+        moved[outside] = fill
         return moved.astype(dtype, copy=False)
+    moved[outside] = 0
     low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     top = np.array(high, moved.dtype)
     top = top if int(top) <= high else np.nextafter(top, moved.dtype.type(0))  # 2^63 - 1 is no float
-    return np.clip(np.rint(moved, out=moved), moved.dtype.type(low), top, out=moved).astype(dtype)
+    found = np.clip(np.rint(moved, out=moved), moved.dtype.type(low), top, out=moved).astype(dtype)
+    found[outside] = fill
+    return found
 
 
 def warn_without_overlap(links: Sequence[Link], unit: str | None, grid: Grid, image: Stack | Volume) -> None:
@@ -125,7 +141,7 @@ def warn_without_overlap(links: Sequence[Link], unit: str | None, grid: Grid, im
     target = grid.to_unit(unit)
     affine = [Link(link.affine) for link in links]
     if _apart(affine, target, image.grid.to_unit(unit)):
-        log.warning("%s does not overlap the output grid in space; the result is 0 there. Is its header right?", image.name)
+        log.warning("%s does not overlap the output grid in space; nothing of it is seen there. Is its header right?", image.name)
     for k, link in enumerate(links):
         if link.displacement is not None and _apart(affine[:k], target, link.displacement_grid):
             log.warning(

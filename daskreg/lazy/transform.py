@@ -19,6 +19,7 @@ from daskreg.lazy.blocks import block_of, by_block, compute_blocks
 from daskreg.lazy.device import resolve_device
 from daskreg.lazy.resample import Interpolation, resampled, warn_without_overlap
 from daskreg.storage import Stack, Volume, open_stack, open_volume
+from daskreg.storage.fill import Fill
 from daskreg.storage.images import ImageSource
 from daskreg.transforms.chain import merge_affines, sample_chain
 from daskreg.transforms.inverse import DisplacementBounds, InverseField, invert_links
@@ -90,15 +91,17 @@ class Transform:
         interpolation: Interpolation = "linear",
         grid: Grid | None = None,
         device: DeviceName = "auto",
+        fill: Fill = None,
     ) -> da.Array:
-        """``image(phi(x))`` as a Dask array (.., Z, Y, X) in the image's own type, 0 outside; nothing is read yet.
+        """``image(phi(x))`` as a Dask array (.., Z, Y, X) in the image's own type; nothing is read yet.
 
         A block reads only the voxels it needs, and a chain is interpolated once.
 
         image: a Volume, an address, or an array (.., Z, Y, X) on ``grid`` (default: the moving image's);  like: the output grid,
         by default the fixed one;  interpolation: linear, nearest, cubic (convolution, Keys 1981), label (the label with the
         largest trilinear weight);  device: cpu, cuda, or auto (a GPU where this process, or every worker of the current Dask
-        client, has one).
+        client, has one);  fill: value outside of the image: a number, "nan", or None: 0, or the smallest value at the corners of
+        the (first) image where that is negative, as air is in a CT.
         Raises InputError in all its forms.
         """
         stack = image if isinstance(image, Stack) else open_stack(image, grid=self._grid_of(image, grid))
@@ -106,7 +109,7 @@ class Transform:
         warn_without_overlap(self.links, self.unit, target, stack)
         # "cuda" is taken at its word: the array may be computed where there is a GPU, even if there is none here
         kind = resolve_device(device) if device == "auto" else device
-        return resampled(stack, target, self.links, self.unit, interpolation, device=kind)
+        return resampled(stack, target, self.links, self.unit, interpolation, device=kind, fill=fill)
 
     def target(self, like: ImageSource | Volume | Grid | None = None) -> Grid:
         """The output grid: ``like`` itself, the grid of an image, or the fixed grid by default."""

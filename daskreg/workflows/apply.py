@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from daskreg.config import DeviceName
@@ -10,11 +11,14 @@ from daskreg.grid import Grid
 from daskreg.lazy.device import resolve_device
 from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.resample import Interpolation, resampled, warn_without_overlap
-from daskreg.storage import Volume, open_stack, open_volume, write_image
+from daskreg.storage import Stack, Volume, open_stack, open_volume, write_image
+from daskreg.storage.fill import Fill, fill_of, require_fill, told
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import ImageSource
 from daskreg.storage.registry import image_formats
+
+log = logging.getLogger("daskreg")
 
 
 @renamed_arguments(run="transform")
@@ -27,14 +31,17 @@ def apply(
     like: ImageSource | Volume | Grid | None = None,
     overwrite: bool = False,
     device: DeviceName = "auto",
+    fill: Fill = None,
 ) -> Volume:
-    """``moved(x) = image(phi(x))`` on the fixed grid or on that of ``like``, in the image's own type, 0 outside.
+    """``moved(x) = image(phi(x))`` on the fixed grid or on that of ``like``, in the image's own type.
 
     image: an address, an array (Z, Y, X) or a Volume, of any grid: only world coordinates matter; all channels of an address
     that chooses none;  output: a file of any format that is written (None: nothing is computed yet, one channel), of
     which the first channel and time is returned;
     interpolation: linear, nearest, cubic, or label (the one with the most weight around);  device: cpu, cuda, or auto (a GPU
-    where this process, or every worker of the current Dask client, has one).
+    where this process, or every worker of the current Dask client, has one);
+    fill: value outside of the image: a number, "nan", or None: 0, or the smallest value at the corners of the (first) image where
+    that is negative, as air is in a CT; the log says which.
     Raises InputError and OutputError in all their forms.
     """
     kind = resolve_device(device)
@@ -45,7 +52,10 @@ def apply(
     grid = phi.target(like)
     warn_without_overlap(phi.links, phi.unit, grid, stack)
     planes = output is not None and image_formats.to_write(parse_address(output).path).streams_planes
-    moved = resampled(stack, grid, phi.links, phi.unit, interpolation, planes=planes, device=kind)
+    require_fill(fill, stack.dtype, stack.name)
+    if output is not None:
+        fill = _told_fill(stack, fill)
+    moved = resampled(stack, grid, phi.links, phi.unit, interpolation, planes=planes, device=kind, fill=fill)
     if output is None:
         return Volume(moved, grid, f"{stack.name}, moved")
     write_image(output, moved, grid, labels=interpolation in ("nearest", "label"), overwrite=overwrite, axes=stack.axes)
@@ -53,3 +63,9 @@ def apply(
         return open_volume(output)
     written = open_stack(output)
     return Volume(written.data[(0,) * len(stack.axes)], written.grid, written.name)
+
+
+def _told_fill(stack: Stack, fill: Fill) -> float:
+    value = fill_of(stack.data, fill)
+    log.info("%s", told(stack.name, fill, value))
+    return value

@@ -13,7 +13,7 @@ from typing import Any
 
 import dask
 
-from daskreg.cluster import Client, futures_of
+from daskreg.cluster import Client, futures_of, moved_dtype
 from daskreg.config import Config, Deformable, Stage
 from daskreg.errors import ConfigError
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, cut_orders
@@ -21,6 +21,7 @@ from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.planning import Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
+from daskreg.storage.fill import Fill, parse_fill, require_fill
 from daskreg.storage.images import ImageSource
 from daskreg.workflows.masks import RESAMPLED, open_mask
 from daskreg.workflows.presets import preset
@@ -43,14 +44,15 @@ class Request:
     moving_mask: ImageLike | None = None
     spacing: Spacing = None
     initial_transform: str | Path | None = None
+    fill: Fill = None
 
     @property
     def chosen(self) -> Config:
-        """The configuration, ``brain`` by default, with the initial transform. Raises ConfigError."""
+        """The configuration, ``brain`` by default, with the initial transform and the fill value. Raises ConfigError."""
         config = as_config("brain" if self.config is None else self.config)
-        if self.initial_transform is None:
-            return config
-        return config.model_copy(update={"initial_transform": str(self.initial_transform)})
+        start = None if self.initial_transform is None else str(self.initial_transform)
+        given = {"initial_transform": start, "fill": parse_fill(self.fill)}
+        return config.model_copy(update={name: value for name, value in given.items() if value is not None})
 
     def open(self) -> Inputs:
         """Open everything a run reads. Raises InputError in all its forms."""
@@ -139,6 +141,7 @@ def open_inputs(
         open_mask(chosen.fixed_mask if fixed_mask is None else fixed_mask, volumes[0], "fixed"),
         open_mask(chosen.moving_mask if moving_mask is None else moving_mask, volumes[1], "moving"),
     )
+    require_fill(chosen.fill, moved_dtype(volumes[1]), volumes[1].name)
     _warn_orientation(*volumes)
     start = open_initial_transform(chosen.initial_transform, volumes[0].grid.unit)
     return Inputs(*volumes, chosen if start is None else stages_after(chosen, start), masks, start)

@@ -25,6 +25,7 @@ from daskreg.errors import ConfigError, NoOverlap, OutputError
 from daskreg.lazy.initial_displacement import InitialDisplacement
 from daskreg.planning import Plan, format_grid
 from daskreg.storage import RunStore
+from daskreg.storage.fill import Fill, told
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
 from daskreg.storage.fs.lock import OutputLock, only_writer
@@ -56,6 +57,7 @@ def register(
     moving_mask: ImageLike | None = None,
     initial_transform: str | Path | None = None,
     spacing: Spacing = None,
+    fill: Fill = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -93,6 +95,9 @@ def register(
         A transform from fixed to moving points to start from: an address that ``load_transform`` reads.
     spacing
         World units a voxel, (z, y, x) or one number, of arrays that state none.
+    fill
+        Value of the moved image outside of the moving one: a number, or "nan". By default 0, or the smallest value at the corners
+        of the moving image where that is negative, as air is in a CT.
     overwrite
         Replace an existing run, once the new one is complete.
     resume
@@ -122,7 +127,7 @@ def register(
     resources = Resources(
         workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace
     )
-    request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform)
+    request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform, fill)
     if resume and output is None:
         raise ConfigError("resume needs the output of the run to continue; add -o RUN.zarr.")
     path = parse_address(_temporary() if output is None else output).path
@@ -174,6 +179,7 @@ class _Run:
             options: dict[str, Any] = {"comm": asked.comm, "retries": asked.retries, "deadline": asked.deadline}
             ranks = run_on_cluster(client, lambda workers: self._job(volumes, workers), self.use.workers, progress, **options)
         report, built = merge_reports(ranks), time.perf_counter()
+        log.info("%s", told(self.inputs.moving.name, self.plan.config.fill, float(report["fill"])))
         with client.as_current() if elsewhere else dask.config.set(scheduler="threads"):
             build_pyramids(self.store)
         report["seconds"]["write"] += time.perf_counter() - built

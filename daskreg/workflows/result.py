@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -27,6 +28,7 @@ class Report(TypedDict, total=False):
     metrics: correlation (ncc) and mutual information (mi) before and after, and statistics of the Jacobian
     seconds: of each phase, of the slowest rank, and total;  machine, ranks: computer, peak bytes and bytes sent, of rank 0 and
     of each rank;  blocks: first and last + 1 plane of each rank;  projected_bytes: what the plan expected a rank to need
+    fill: value of the moved image outside of the moving one
     """
 
     config: dict[str, Any]
@@ -39,6 +41,7 @@ class Report(TypedDict, total=False):
     ranks: list[dict[str, Any]]
     blocks: list[list[int]]
     projected_bytes: int
+    fill: float | str
 
 
 @dataclass(frozen=True)
@@ -90,4 +93,5 @@ def merge_reports(ranks: Sequence[dict[str, Any]]) -> Report:
         "machine": {**machines[0], "peak_bytes": max(m["peak_bytes"] for m in machines)},
         "projected_bytes": max(m["projected_bytes"] for m in machines),
         "ranks": machines,
+        "fill": "nan" if math.isnan(first["fill"]) else first["fill"],
     }
