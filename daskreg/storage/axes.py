@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 SPACE = ("z", "y", "x")
 KINDS = {"t": "time", "time": "time", "c": "channel", "channel": "channel", "z": "space", "y": "space", "x": "space"}
@@ -11,12 +12,19 @@ KINDS = {"t": "time", "time": "time", "c": "channel", "channel": "channel", "z":
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a stored array; kind is space, time, channel or other."""
+    """One axis of a stored array; kind is space, time, channel or other.
+
+    scale, origin: of the entries along an axis that is not spatial, in its unit;  omero: how channels are named and displayed, as
+    OME-Zarr keeps it beside a channel axis.
+    """
 
     name: str
     kind: str
     unit: str | None = None
     orientation: str | None = None
+    scale: float = 1.0
+    origin: float = 0.0
+    omero: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 def spatial(axes: Sequence[Axis]) -> tuple[int, ...] | None:
@@ -27,6 +35,11 @@ def spatial(axes: Sequence[Axis]) -> tuple[int, ...] | None:
     if all(s in names for s in SPACE):
         return tuple(names.index(s) for s in SPACE)
     return tuple(i for i, n in enumerate(names) if n)  # other names: in the order stored
+
+
+def leading(axes: Sequence[str | Axis]) -> tuple[Axis, ...]:
+    """Leading axes from their names, or from axes with all that is known of them."""
+    return tuple(a if isinstance(a, Axis) else Axis(a, KINDS.get(a, "other")) for a in axes)
 
 
 def guessed_axes(names: Sequence[str | None] | None, ndim: int) -> tuple[Axis, ...]:

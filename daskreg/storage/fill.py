@@ -47,7 +47,7 @@ def require_fill(fill: Fill, dtype: np.dtype[Any], name: str) -> None:
     if value is None:
         return
     if dtype.kind == "f":
-        possible = math.isnan(value) or bool(np.isfinite(np.asarray(value, np.float64).astype(dtype)))
+        possible = math.isnan(value) or abs(value) <= float(np.finfo(dtype).max)
         span = f"{np.finfo(dtype).min:g} to {np.finfo(dtype).max:g}, or nan"
     else:
         low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)

@@ -13,6 +13,7 @@ import dask.array as da
 from numpy.typing import NDArray
 
 from daskreg.grid import Grid
+from daskreg.storage.axes import Axis
 from daskreg.storage.fs.address import Address, is_remote
 from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.point_file import PointFile
@@ -59,10 +60,10 @@ class ImageFormat(Format):
     def open(self, address: Address) -> ImageRecord:
         """The metadata of an image and its voxels, lazily. Raises NotFound, Unreadable, and ConfigError for unusable keys."""
 
-    def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[str, ...] = ()) -> None:
+    def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[Axis, ...] = ()) -> None:
         """Write voxels (.., Z, Y, X) of real numbers on ``grid`` to a new path; the caller renames it when it is complete.
 
-        labels: coarser levels take the most frequent label, not the mean;  axes: names of the leading axes.
+        labels: coarser levels take the most frequent label, not the mean;  axes: the leading axes.
         Raises OutputError for what the format cannot hold; other exceptions are translated by the caller.
         """
         raise NotImplementedError(f"{self.name} is read only")

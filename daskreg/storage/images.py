@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import IDENTITY, Grid, Region, Span, unit_name
-from daskreg.storage.axes import Axis, spatial
+from daskreg.storage.axes import Axis, leading, spatial
 from daskreg.storage.fs.address import Address, parse_address, parse_spacing
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.claims import require_memory
@@ -82,13 +83,18 @@ class Volume:
 class Stack:
     """Images on one grid, such as the channels of one: lazy voxels ``data`` (.., Z, Y, X).
 
-    axes: names of the leading axes, none for a single image.
+    lead: the leading axes, none for a single image.
     """
 
     data: da.Array
     grid: Grid
     name: str = "array"
-    axes: tuple[str, ...] = ()
+    lead: tuple[Axis, ...] = ()
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the leading axes."""
+        return tuple(a.name for a in self.lead)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -116,7 +122,7 @@ def open_stack(source: ImageSource | Volume, *, grid: Grid | None = None) -> Sta
     check_dtype(source.dtype, "the array")
     data = source if isinstance(source, da.Array) else da.from_array(source, name=False)
     names = ("t", "c")[-(data.ndim - 3) :] if 3 < data.ndim <= 5 else tuple(f"axis{i}" for i in range(data.ndim - 3))
-    return Stack(data, _require_shape(grid, data.shape[-3:], "the array"), "array", names)
+    return Stack(data, _require_shape(grid, data.shape[-3:], "the array"), "array", leading(names))
 
 
 def _stack(record: ImageRecord, data: da.Array, axes: tuple[Axis, ...], address: Address, grid: Grid | None) -> Stack:
@@ -127,7 +133,7 @@ def _stack(record: ImageRecord, data: da.Array, axes: tuple[Axis, ...], address:
         )
     outer = [i for i in range(len(axes)) if i not in inner]
     data = data.transpose([*outer, *inner])
-    return Stack(data, _grid(record, data.shape[-3:], address, grid), record.name, tuple(axes[i].name for i in outer))
+    return Stack(data, _grid(record, data.shape[-3:], address, grid), record.name, tuple(axes[i] for i in outer))
 
 
 def open_volume(
@@ -252,12 +258,12 @@ def write_image(
     *,
     labels: bool = False,
     overwrite: bool = False,
-    axes: tuple[str, ...] = (),
+    axes: Sequence[str | Axis] = (),
 ) -> None:
     """Write voxels (Z, Y, X) by the address's ending: NIfTI and ITK's formats in millimetres, OME-Zarr with coarser levels.
 
-    axes: names of leading axes, t and c in this order; an OME-Zarr image alone can have them.  labels: coarser levels are modes
-    of the level below (see ``block_mode``), not means.
+    axes: leading axes or their names, t and c in this order; an OME-Zarr image alone can have them.  labels: coarser levels are
+    modes of the level below (see ``block_mode``), not means.
     Raises OutputExists, OutputError, OutOfSpace, GridError.
     """
     path = parse_address(address).path
@@ -269,8 +275,9 @@ def write_image(
         raise OutputError(f"{path}: {format.name} states no direction of the axes, the grid has one; write {able}.")
     if axes and not format.leading_axes:
         able = " or ".join(image_formats.endings(writes=True, leading_axes=True))
-        raise OutputError(f"{path}: {data.shape[:-3]} images ({', '.join(axes)}) do not go into one file; write {able}.")
+        names = ", ".join(a.name for a in leading(axes))
+        raise OutputError(f"{path}: {data.shape[:-3]} images ({names}) do not go into one file; write {able}.")
     check_dtype(np.dtype(data.dtype), f"what is to be written to {path}")
     metric = grid if format.units or grid.unit is None else grid.to_unit("millimeter")
     with atomic_output(path, overwrite) as temporary:
-        format.write(temporary, data, metric, labels=labels, axes=axes)
+        format.write(temporary, data, metric, labels=labels, axes=leading(axes))

@@ -58,7 +58,7 @@ def apply(
     moved = resampled(stack, grid, phi.links, phi.unit, interpolation, planes=planes, device=kind, fill=fill)
     if output is None:
         return Volume(moved, grid, f"{stack.name}, moved")
-    write_image(output, moved, grid, labels=interpolation in ("nearest", "label"), overwrite=overwrite, axes=stack.axes)
+    write_image(output, moved, grid, labels=interpolation in ("nearest", "label"), overwrite=overwrite, axes=stack.lead)
     if not stack.axes:
         return open_volume(output)
     written = open_stack(output)

@@ -80,7 +80,7 @@ def spoilt(kind, head, folder):
         return path, "singular"
     if kind == "junk":
         path.write_bytes(b"hello")
-        return path, "damaged"
+        return path, "not compressed"
     if kind == "unitless":
         path = folder / "bare.zarr"
         zarr.save_array(path, voxels)

@@ -56,7 +56,7 @@ class ItkImage(ImageFormat):
         form = ("NRRD" if header.nrrd else "MetaImage") + ("" if header.encoding == "raw" else f", {header.encoding}")
         return ImageRecord(address.text, form, data, header.axes, header.grid_metadata, chunks)
 
-    def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[str, ...] = ()) -> None:
+    def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[Axis, ...] = ()) -> None:
         """Uncompressed, so that it can be read by planes; the whole image is computed first."""
         sitk = _simpleitk(path)
         small = {"bool": np.uint8, "float16": np.float32}  # ITK has neither

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ from daskreg.storage.zarr.nodes import check_dtype
 
 log = logging.getLogger(__name__)
 
+TIME_UNITS = {"sec": "second", "msec": "millisecond", "usec": "microsecond"}  # NIfTI's and NGFF's names
 NIFTI_AXES = tuple(Axis(n, k) for n, k in (("c", "channel"), ("t", "time"), ("z", "space"), ("y", "space"), ("x", "space")))
 
 
@@ -50,7 +52,7 @@ class NiftiImage(ImageFormat):
         """See ``open_nifti``."""
         return open_nifti(address)
 
-    def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[str, ...] = ()) -> None:
+    def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[Axis, ...] = ()) -> None:
         """RAS, sform and qform, millimetres where the grid has a unit."""
         dtype = _stored_dtype(np.dtype(data.dtype))
         with open_output(path) as file:
@@ -121,8 +123,8 @@ def open_nifti(address: Address) -> ImageRecord:
     data = da.from_array(voxels, chunks=chunks, name=False, meta=np.empty((0,) * voxels.ndim, voxels.dtype))
     form = "NIfTI-2" if header.sizeof_hdr == 540 else "NIfTI-1"
     with read_errors(address.path):  # nibabel raises its own exceptions for some headers
-        frame = header_grid(header, address.path)
-    return ImageRecord(address.text, form, data, _axes(voxels.shape), frame, chunks)
+        frame, axes = header_grid(header, address.path), _axes(voxels.shape, header)
+    return ImageRecord(address.text, form, data, axes, frame, chunks)
 
 
 def check_length(voxels: NiftiVoxels) -> None:
@@ -142,10 +144,18 @@ def _warn_of_length(path: str, found: int, more: int) -> None:
     log.warning("%s has %d bytes, %d more than its header states; is the header right?", path, found, more)
 
 
-def _axes(shape: Sequence[int]) -> tuple[Axis, ...]:
-    """The fourth axis is time, the fifth holds components; further axes have no name."""
+def _axes(shape: Sequence[int], header: Any) -> tuple[Axis, ...]:
+    """The fourth axis is time, the fifth holds components; further axes have no name. header: nibabel's."""
     extra = tuple(Axis(f"axis{i}", "other") for i in range(len(shape) - len(NIFTI_AXES)))
-    return extra + NIFTI_AXES[-len(shape) :]
+    axes = extra + NIFTI_AXES[-len(shape) :]
+    return tuple(_timed(a, header) if a.kind == "time" else a for a in axes)
+
+
+def _timed(axis: Axis, header: Any) -> Axis:
+    """The axis with the time of a frame, where the header states one with its unit."""
+    unit, step, first = TIME_UNITS.get(header.get_xyzt_units()[1]), float(header["pixdim"][4]), float(header["toffset"])
+    stated = unit is not None and math.isfinite(step) and step > 0
+    return replace(axis, unit=unit, scale=step, origin=first if math.isfinite(first) else 0.0) if stated else axis
 
 
 def _chunks(voxels: NiftiVoxels) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, NotFound, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.axes import guessed_axes, spatial
+from daskreg.storage.axes import Axis, guessed_axes, spatial
 from daskreg.storage.format import Array, ImageFormat
 from daskreg.storage.fs.address import Address, is_remote, parent
 from daskreg.storage.image_record import ImageRecord, Resolution
@@ -44,7 +44,7 @@ class ZarrImage(ImageFormat):
         """See ``open_zarr``."""
         return open_zarr(address)
 
-    def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[str, ...] = ()) -> None:
+    def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[Axis, ...] = ()) -> None:
         """As NGFF 0.5 with coarser levels, chunk by chunk."""
         _write(path, data, grid, labels, axes)
 
@@ -83,7 +83,7 @@ def _record(group: zarr.Group, multiscale: Multiscale, level: int, address: Addr
         address.text,
         f"OME-Zarr {multiscale.version}, Zarr v{array.metadata.zarr_format}",
         lazy_array(array, address.node),
-        multiscale.axes,
+        multiscale.level_axes(level),
         frame,
         array.shards or array.chunks,
         _levels(group, multiscale, address.node),
@@ -181,11 +181,11 @@ def _no_image(group: zarr.Group, address: Address) -> str:
     return f"{name} is a Zarr group without an image in it; an OME-Zarr image or a Zarr array was expected."
 
 
-def _write(path: str, data: NDArray[Any] | da.Array, grid: Grid, labels: bool, axes: tuple[str, ...]) -> None:
+def _write(path: str, data: NDArray[Any] | da.Array, grid: Grid, labels: bool, axes: tuple[Axis, ...]) -> None:
     factors = pyramid(grid)
     dtype = np.dtype(np.uint8) if data.dtype == bool else np.dtype(data.dtype).newbyteorder("=")
     group = zarr.create_group(path, zarr_format=3)
-    lead = tuple(zip(axes, data.shape[:-3], strict=True))
+    lead = tuple(zip((a.name for a in axes), data.shape[:-3], strict=True))
     below = new_array(group, "0", grid.shape, dtype, lead=lead)
     _store(data, below)
     for k, step in enumerate(steps(factors), 1):

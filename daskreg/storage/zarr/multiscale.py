@@ -87,6 +87,17 @@ class Multiscale:
     channels: tuple[str, ...] = ()
     grid: Grid | None = None
     sampled: bool = False
+    omero: Mapping[str, Any] | None = None
+
+    def level_axes(self, level: int) -> tuple[Axis, ...]:
+        """The axes of a level, with the place of the entries along those that are not spatial."""
+        dataset = self.datasets[level]
+        return tuple(self._placed(axis, *at) for axis, *at in zip(self.axes, dataset.scale, dataset.translation, strict=True))
+
+    def _placed(self, axis: Axis, scale: float, origin: float) -> Axis:
+        if axis.kind == "space":
+            return axis
+        return replace(axis, scale=scale, origin=origin, omero=self.omero if axis.kind == "channel" else None)
 
     def grid_metadata(self, name: str, level: int) -> GridMetadata | None:
         """Where the level's voxels are, None unless the spatial axes are z, y, x."""
@@ -159,6 +170,12 @@ def channel_labels(ome: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(channels, list):
         return ()
     return tuple(str(c.get("label", i)) if isinstance(c, Mapping) else str(i) for i, c in enumerate(channels))
+
+
+def display_metadata(ome: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The omero metadata: names, colours and display windows of channels; None where there are none."""
+    omero = ome.get("omero")
+    return omero if isinstance(omero, Mapping) else None
 
 
 def require_agreement(name: str, image: Multiscale) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from daskreg.errors import Unreadable
 from daskreg.storage.zarr import ngff05, ngff06_parse
-from daskreg.storage.zarr.multiscale import Multiscale, channel_labels, require_agreement, stored_grid
+from daskreg.storage.zarr.multiscale import Multiscale, channel_labels, display_metadata, require_agreement, stored_grid
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def parse(name: str, attrs: Mapping[str, Any], level: int | str | None = None) -
     version = _version(name, ome, image, "ome" in attrs)
     parse_image = ngff06_parse.parse_image if version.startswith("0.6") else ngff05.parse_image
     grid = stored_grid(attrs, name) if image is images[0] else None
-    found = parse_image(name, version, image, channel_labels(ome), grid)
+    found = replace(parse_image(name, version, image, channel_labels(ome), grid), omero=display_metadata(ome))
     require_agreement(name, found)
     return found
 

@@ -12,7 +12,7 @@ from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.axes import KINDS, SPACE, Axis
+from daskreg.storage.axes import KINDS, SPACE, Axis, leading
 from daskreg.storage.zarr.multiscale import ORIENTATIONS, Multiscale, StatedLevel, grid_attributes, placed
 from daskreg.storage.zarr.schema import validated
 
@@ -33,19 +33,20 @@ def group_attributes(
     kind: str = "mean",
     *,
     components: int = 0,
-    lead: Sequence[str] = (),
+    lead: Sequence[Axis] = (),
 ) -> dict[str, Any]:
     """Attributes of an NGFF 0.5 image group: ``levels`` are (path, factors from level 0) of blocks of voxels, of which ``kind``
-    says what was taken: the mean, or the mode;  lead: names of leading axes.
+    says what was taken: the mean, or the mode;  lead: leading axes.
 
     NGFF 0.5 states no direction: ``daskreg.grid`` beside it does, and RFC-4 orientations where the axes lie along LPS.
     """
-    outer = list(lead) or (["c"] if components else [])
-    axes: list[dict[str, Any]] = [{"name": n, "type": KINDS.get(n, "other")} for n in outer]
+    outer = tuple(lead) or (leading(("c",)) if components else ())
+    axes: list[dict[str, Any]] = [{"name": a.name, "type": a.kind, **({"unit": a.unit} if a.unit else {})} for a in outer]
     axes += [_axis_attributes(n, grid, k) for k, n in enumerate(SPACE)]
-    datasets = [_dataset_attributes(path, grid.coarsen(f), len(outer)) for path, f in levels]
+    datasets = [_dataset_attributes(path, grid.coarsen(f), outer) for path, f in levels]
     multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": kind}
-    return {"ome": {"version": "0.5", "multiscales": [multiscale]}, "daskreg": {"grid": grid_attributes(grid)}}
+    shown = next(({"omero": a.omero} for a in outer if a.omero), {})
+    return {"ome": {"version": "0.5", "multiscales": [multiscale], **shown}, "daskreg": {"grid": grid_attributes(grid)}}
 
 
 def _validated(name: str, version: str, image: Mapping[str, Any]) -> Multiscale04 | Multiscale05:
@@ -74,7 +75,7 @@ def _with_type(axis: Any) -> Any:
 
 def _axis(axis: Any) -> Axis:
     kind = axis.type if axis.type in ("space", "time", "channel") else "other"
-    unit = axis.unit if kind == "space" and isinstance(axis.unit, str) else None
+    unit = axis.unit if isinstance(axis.unit, str) else None
     extra = axis.model_extra or {}
     orientation = extra.get("orientation", extra.get("anatomicalOrientation"))
     if isinstance(orientation, Mapping):
@@ -112,9 +113,9 @@ def _orientation(column: NDArray[np.float64]) -> str | None:
     return None
 
 
-def _dataset_attributes(path: str, grid: Grid, outer: int) -> dict[str, Any]:
+def _dataset_attributes(path: str, grid: Grid, outer: Sequence[Axis]) -> dict[str, Any]:
     shift = np.linalg.solve(np.asarray(grid.direction), np.asarray(grid.origin)).tolist()
-    lead = [1.0] * outer, [0.0] * outer
+    lead = [a.scale for a in outer], [a.origin for a in outer]
     return {
         "path": path,
         "coordinateTransformations": [

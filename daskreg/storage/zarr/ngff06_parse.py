@@ -41,7 +41,7 @@ def _end(step: StepSchema) -> str | None:
 
 def _axis(axis: AxisSchema) -> Axis:
     kind = axis.type or KINDS.get(axis.name.lower(), "other")
-    unit = axis.unit if kind == "space" else None
+    unit = axis.unit
     word = axis.orientation.get("value") if isinstance(axis.orientation, Mapping) else axis.orientation
     kind = "channel" if kind == "displacement" else kind if kind in ("space", "time", "channel") else "other"
     return Axis(axis.name, kind, unit, word if isinstance(word, str) else None)

@@ -4,8 +4,10 @@ import logging
 from dataclasses import replace
 
 import dask.array as da
+import nibabel as nib
 import numpy as np
 import pytest
+import zarr
 
 from daskreg.errors import ConfigError, IncompleteRun, OutputError, OutputExists, UnitsError
 from daskreg.grid import Grid, Region
@@ -16,6 +18,7 @@ from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_stack, open_volume, write_image
+from daskreg.storage.axes import Axis
 from daskreg.transforms.bounds import sampling_bounds
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 from daskreg.workflows.apply import apply
@@ -291,3 +294,100 @@ def test_times_and_other_axes_are_applied_and_kept(run, image, tmp_path, axes):
     stored = open_stack(tmp_path / "out.ome.zarr")
     assert stored.axes == axes
     np.testing.assert_array_equal(np.asarray(stored.data).reshape(-1, *FIXED.shape)[0], voxels(first))
+
+
+# --- outside of the image -------------------------------------------------------------------------------------------------
+
+SHIFTED = Transform.of(np.array([[1, 0, 0, 6], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), unit="mm")
+CUBE = Grid((16, 12, 14), unit="mm")
+
+
+def scan(dtype=np.int16, outside=-1024):
+    """A body in air."""
+    voxels = np.full(CUBE.shape, outside, dtype)
+    voxels[4:12, 3:9, 3:10] = 40
+    return Volume(da.from_array(voxels, chunks=5), CUBE, "scan")
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize(
+    ("dtype", "outside", "fill", "wanted"),
+    [
+        (np.int16, -1024, None, -1024),  # air, as at the corners
+        (np.int16, -1024, 7, 7),
+        (np.int16, 5, None, 0),
+        (np.uint8, 5, None, 0),
+        (np.uint8, 5, 255, 255),
+        (np.float32, -0.5, None, -0.5),
+        (np.float32, 0.0, "nan", np.nan),
+        (np.float32, np.nan, None, np.nan),
+        (np.float64, -1.5, np.float32(2.5), 2.5),
+        (np.int64, -3, 2**53 + 1, 2**53 + 1),
+    ],
+)
+def test_outside_of_the_image_is_the_fill_value(interpolation, dtype, outside, fill, wanted):
+    moved = SHIFTED.apply(scan(dtype, outside), like=CUBE, interpolation=interpolation, fill=fill).compute()
+    assert moved.dtype == dtype
+    np.testing.assert_array_equal(moved[-5:], np.full((5, 12, 14), wanted, dtype))
+    np.testing.assert_array_equal(moved[:4, 5:7, 5:7], 40)  # what is inside is untouched
+
+
+def test_only_the_corners_decide_and_only_of_signed_images():
+    voxels = scan().data.compute()
+    voxels[5, 5, 5] = -3000
+    grown = Volume(da.from_array(voxels, chunks=5), CUBE, "scan")
+    assert SHIFTED.apply(grown, like=CUBE).compute()[-1].max() == -1024
+    positive = Volume(da.from_array(np.abs(voxels), chunks=5), CUBE, "scan")
+    assert SHIFTED.apply(positive, like=CUBE).compute()[-1].max() == 0
+
+
+def test_the_fill_value_is_told_and_the_same_in_a_file(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "daskreg"):
+        moved = apply(SHIFTED, scan(), tmp_path / "moved.nii.gz", like=CUBE)
+        apply(SHIFTED, scan(), tmp_path / "other.nii.gz", like=CUBE, fill="-5")
+    assert "outside of scan voxels get -1024 (the smallest value at its corners); --fill" in caplog.text
+    assert "outside of scan voxels get -5 (as chosen)" in caplog.text
+    assert voxels(moved)[-1].max() == -1024
+    assert voxels(open_volume(tmp_path / "other.nii.gz"))[-1].max() == -5
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"),
+    [(np.int16, 1.5), (np.int16, "nan"), (np.int16, 40_000), (np.uint8, -1024), (np.float32, "inf"), (np.float16, 1e6),
+     (np.int16, "air"), (np.int16, True), (np.int16, [1])],
+)  # fmt: skip
+def test_a_fill_value_that_the_image_cannot_have_is_refused(tmp_path, dtype, fill):
+    with pytest.raises(ConfigError, match=r"^fill is .* was expected\.$"):
+        apply(SHIFTED, scan(dtype, 0), tmp_path / "moved.nii.gz", like=CUBE, fill=fill)
+    assert not (tmp_path / "moved.nii.gz").exists()
+
+
+# --- leading axes ---------------------------------------------------------------------------------------------------------
+
+
+def test_time_and_channels_keep_their_names_units_scales_and_colours(tmp_path):
+    omero = {"channels": [{"label": "DAPI", "color": "0000FF", "window": {"start": 0, "end": 9, "min": 0, "max": 9}},
+                          {"label": "GFP", "color": "00FF00"}], "rdefs": {"model": "color"}}  # fmt: skip
+    axes = (Axis("t", "time", "second", scale=60.0, origin=5.0), Axis("c", "channel", omero=omero))
+    write_image(tmp_path / "in.ome.zarr", np.ones((3, 2, *MOVING.shape), np.uint16), MOVING, axes=axes)
+    apply(Transform.of(unit="mm"), str(tmp_path / "in.ome.zarr"), tmp_path / "out.ome.zarr", like=CUBE)
+    stored = zarr.open_group(tmp_path / "out.ome.zarr").attrs["ome"]
+    image = stored["multiscales"][0]
+    assert image["axes"][:2] == [{"name": "t", "type": "time", "unit": "second"}, {"name": "c", "type": "channel"}]
+    for dataset in image["datasets"]:
+        scale, translation = dataset["coordinateTransformations"]
+        assert (scale["scale"][:2], translation["translation"][:2]) == ([60.0, 1.0], [5.0, 0.0])
+    assert stored["omero"] == omero
+    again = open_stack(tmp_path / "out.ome.zarr")
+    assert again.lead == axes
+    assert again.lead[1].omero == omero
+
+
+def test_the_time_of_a_frame_in_nifti_is_kept(tmp_path):
+    image = nib.Nifti1Image(np.ones((6, 7, 8, 3), np.int16), np.eye(4))
+    image.header.set_xyzt_units("mm", "msec")
+    image.header["pixdim"][4] = 720
+    nib.save(image, tmp_path / "frames.nii.gz")
+    apply(Transform.of(unit="mm"), str(tmp_path / "frames.nii.gz"), tmp_path / "out.ome.zarr", like=CUBE)
+    (time,) = open_stack(tmp_path / "out.ome.zarr").lead
+    assert (time.name, time.unit, time.scale) == ("t", "millisecond", 720.0)
