@@ -10,7 +10,7 @@ import typer
 
 ADDRESS = (
     "NIfTI, MetaImage, NRRD, OME-Zarr or Zarr; a path or URL, "
-    "with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um' behind it as needed"
+    "with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um,missing=fill' behind it as needed"
 )
 
 

@@ -21,7 +21,7 @@ from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import reason
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.registry import image_formats
-from daskreg.storage.zarr.nodes import check_dtype
+from daskreg.storage.zarr.nodes import check_dtype, missing_chunks
 
 ImageSource = str | Path | np.ndarray | da.Array
 
@@ -159,7 +159,8 @@ def open_volume(
 
 def open_record(address: Address) -> ImageRecord:
     """The image at an address, as it is stored. Raises NotFound and Unreadable."""
-    return image_formats.read(address.path, lambda format: format.open(address))
+    with missing_chunks(address.missing):
+        return image_formats.read(address.path, lambda format: format.open(address))
 
 
 def select(record: ImageRecord, address: Address, *, keep: bool = False) -> tuple[da.Array, tuple[Axis, ...]]:

@@ -16,14 +16,17 @@ from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.registry import transform_formats
 from daskreg.storage.transform_record import StoredLink, TransformRecord, require_map
+from daskreg.storage.zarr.nodes import missing_chunks
 
 CONTENT = {"affine": "one affine map", "field": "one displacement field", "chain": "a chain of maps"}
 
 
 def open_transform(address: str | Path) -> TransformRecord:
     """The transform in a file or store of any format, its displacements lazily. Raises NotFound, Unreadable, IncompleteRun."""
-    path = parse_address(address).path
-    return transform_formats.read(path, lambda format: _checked(path, format.open(path), format.name))
+    parsed = parse_address(address)
+    path = parsed.path
+    with missing_chunks(parsed.missing):
+        return transform_formats.read(path, lambda format: _checked(path, format.open(path), format.name))
 
 
 def _checked(path: str, record: TransformRecord, name: str) -> TransformRecord:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daskreg.config import Config
-from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError
+from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import RunStore
 from daskreg.storage.runs.run_state import has_checkpoint
@@ -51,7 +51,8 @@ def _lost(store: RunStore) -> OutputError | None:
 def _keep_or_remove(store: RunStore, error: BaseException) -> None:
     if store.complete:  # but its place was taken, as the error says
         return
-    if isinstance(error, InputError | Diverged) or not has_checkpoint(store.path):
+    hopeless = isinstance(error, InputError | Diverged) and not isinstance(error, NotFound | Unreadable)
+    if hopeless or not has_checkpoint(store.path):  # a chunk that is missing or damaged can be restored
         store.abandon()
         return
     store.mark_resumable()

@@ -14,7 +14,7 @@ import pytest
 import daskreg
 from daskreg import MSE, Deformable
 from daskreg.config import Config
-from daskreg.errors import DaskregError, OutputBusy, OutputError
+from daskreg.errors import DaskregError, OutputBusy, OutputError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, RunStore, open_volume, write_image
 from tests.phantoms import known_warp_pair
@@ -119,6 +119,30 @@ def test_a_run_that_is_removed_meanwhile_says_so_and_leaves_nothing(images, tmp_
     assert os.listdir(tmp_path) == (["run.zarr"] if overwrite else [])
     if overwrite:
         assert RunStore.open(path).complete
+
+
+def test_an_input_that_lacks_a_chunk_is_refused_at_the_start_unless_it_is_said_to_be_sparse(images, tmp_path, caplog):
+    shutil.copytree(images / "moving.zarr", tmp_path / "moving.zarr")
+    moving, path = str(tmp_path / "moving.zarr"), tmp_path / "run.zarr"
+    write_image(tmp_path / "large.zarr", np.ones((70, 18, 16), np.float32), Grid((70, 18, 16)))
+    os.unlink(tmp_path / "large.zarr/0/c/1/0/0")
+    with pytest.raises(Unreadable, match=r"large\.zarr: the chunk c/1/0/0 is missing, and 1 of 2 chunks are"):
+        daskreg.register(str(tmp_path / "large.zarr"), moving, STAGES, output=path, checkpoint=None)
+    assert not path.exists()
+    given = f"{tmp_path}/large.zarr::missing=fill"
+    found = daskreg.register(given, moving, [daskreg.Moments()], output=path)
+    assert "1 of 2 chunks are missing, and are read as 0" in caplog.text
+    assert found.moved.shape == (70, 18, 16)
+
+
+def test_an_input_whose_chunk_disappears_leaves_no_hole_and_the_run_continues_when_it_is_back(images, undisturbed, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    path, chunk = tmp_path / "run.zarr", tmp_path / "images/moving.zarr/0/c/0/0/0"
+    with pytest.raises(Unreadable, match=r"moving\.zarr: the chunk c/0/0/0 is missing") as caught:
+        register(tmp_path / "images", path, progress=Once(lambda: os.rename(chunk, tmp_path / "aside")))
+    assert f"--resume -o {path}" in str(caught.value.__notes__)
+    os.rename(tmp_path / "aside", chunk)
+    same(daskreg.register(output=path, resume=True), undisturbed)
 
 
 def test_two_processes_apply_to_one_output_and_one_is_refused(images, undisturbed, tmp_path):

@@ -20,6 +20,7 @@ from daskreg.storage.format import Array, ImageFormat
 from daskreg.storage.fs.address import Address, is_remote, parent
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.zarr import ngff, ngff05
+from daskreg.storage.zarr.chunks import require_all_stored
 from daskreg.storage.zarr.multiscale import PARENT_FOLDERS, Multiscale, one_unit
 from daskreg.storage.zarr.nodes import attributes, children, dimension_names, lazy_array, open_member, open_node
 from daskreg.storage.zarr.pyramid import CHUNK, coarsen, new_array, pyramid, steps
@@ -194,6 +195,8 @@ def _write(path: str, data: NDArray[Any] | da.Array, grid: Grid, labels: bool, a
         below = level
     name = path.rpartition("/")[2].removesuffix(".zarr").removesuffix(".ome")
     kind = "mode" if labels else "mean"
+    for level in group.array_values():
+        require_all_stored(level, f"{path}/{level.basename}")
     attributes = ngff05.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, kind, lead=axes)
     group.attrs.update(attributes)  # last: without it the group is not an image
 

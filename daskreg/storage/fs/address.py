@@ -10,7 +10,7 @@ from pathlib import Path
 from daskreg.errors import ConfigError, suggestion
 from daskreg.grid import unit_name
 
-OPTION_KEYS = ("level", "channel", "time", "spacing", "unit", "array")
+OPTION_KEYS = ("level", "channel", "time", "spacing", "unit", "array", "missing")
 OPTION_PREFIX = re.compile(r"[A-Za-z_]+=")
 WORD = re.compile(r"[A-Za-z_]+")
 
@@ -20,7 +20,8 @@ class Address:
     """The location of an image, and the part of the store that is selected.
 
     path: local path or fsspec URL;  level: number or dataset path;  channel: number or label;  time: number;
-    spacing: world units a voxel (z, y, x);  unit: NGFF name;  array: path inside the store.
+    spacing: world units a voxel (z, y, x);  unit: NGFF name;  array: path inside the store;
+    missing: "fill" where chunks that are missing are the fill value, None where they are an error.
     """
 
     text: str
@@ -31,6 +32,7 @@ class Address:
     spacing: tuple[float, float, float] | None = None
     unit: str | None = None
     array: str | None = None
+    missing: str | None = None
 
     @property
     def node(self) -> str:
@@ -55,6 +57,7 @@ def parse_address(source: str | Path) -> Address:
         parse_spacing(values["spacing"]) if "spacing" in values else None,
         unit_name(values.get("unit")),
         values.get("array", "").strip("/") or None,
+        _missing(values.get("missing")),
     )
 
 
@@ -116,6 +119,12 @@ def _number(key: str, value: str | None) -> int | None:
     if value is None or value.isdecimal():
         return None if value is None else int(value)
     raise ConfigError(f"{key} {value!r}: a whole number from 0 was expected.")
+
+
+def _missing(value: str | None) -> str | None:
+    if value not in (None, "error", "fill"):
+        raise ConfigError(f"missing {value!r}: 'fill' (chunks that are missing are empty) or 'error' was expected.")
+    return "fill" if value == "fill" else None
 
 
 def _clean(path: str) -> str:

@@ -48,6 +48,7 @@ from daskreg.storage.runs.run_state import (
     to_json,
 )
 from daskreg.storage.zarr import ngff, ngff05, ngff06
+from daskreg.storage.zarr.chunks import require_all_stored
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 from daskreg.storage.zarr.multiscale import grid_from_attributes
 from daskreg.storage.zarr.nodes import attributes, lazy_array, open_node
@@ -282,6 +283,8 @@ class RunStore:
         be replaced has changed: both are then kept.
         """
         self.require_mine()
+        for name in (MOVED, DISPLACEMENT):
+            self._require_all_stored(name)
         state = self.state | {"provenance": to_json(provenance), "complete": True, "finished": now()}
         if self.target is not None:
             state[AWAITS_SWAP] = True
@@ -292,6 +295,12 @@ class RunStore:
             return self
         publish(self.path, self.target)
         return RunStore(self.target)
+
+    def _require_all_stored(self, name: str) -> None:
+        """Raises OutputError where a chunk that was written is gone."""
+        if self.has(name):
+            for level in self._group[name].array_values():  # type: ignore[union-attr]  # a group
+                require_all_stored(level, f"{self.name}/{name}/{level.basename}")
 
     def require_mine(self) -> None:
         """Raises OutputError when the run was removed, or when another process continues it."""

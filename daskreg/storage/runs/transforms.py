@@ -16,6 +16,7 @@ from daskreg.storage.fs.address import join
 from daskreg.storage.fs.errors import read_errors, write_errors
 from daskreg.storage.runs.scenes import LinkedImage, between_images, link_images
 from daskreg.storage.zarr import ngff06
+from daskreg.storage.zarr.chunks import require_all_stored
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 from daskreg.storage.zarr.multiscale import grid_attributes
 from daskreg.storage.zarr.nodes import lazy_array
@@ -108,4 +109,6 @@ def _build(group: Any, grid: Grid, name: str) -> None:
         level = new_array(group, str(k), grid.coarsen(factors[k]).shape, np.float32, 3)
         coarsen(below, level, step)
         below = level
+    for level in group.array_values():
+        require_all_stored(level, f"{name}/{level.basename}")
     group.attrs.update(ngff06.field_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name))

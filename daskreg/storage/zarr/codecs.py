@@ -7,7 +7,7 @@ is not valid before it is complete.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import zarr
 from zarr.storage import LocalStore
@@ -36,11 +36,16 @@ class ZarrsPipeline(ZarrsCodecPipeline):
             await super().read(batch_info, out, drop_axes)
 
     async def write(self, batch_info: Any, value: Any, drop_axes: tuple[int, ...] = ()) -> None:
-        """As Zarr's pipeline."""
+        """As Zarr's pipeline; zarrs leaves out chunks that are empty whatever it is told, which Zarr's writes afterwards."""
+        chunks = list(batch_info)
         if _FORKED[0] or self.store.read_only:
-            await self._plain.write(batch_info, value, drop_axes)
-        else:
-            await super().write(batch_info, value, drop_axes)
+            await self._plain.write(chunks, value, drop_axes)
+            return
+        root = cast(LocalStore, self.store).root
+        await super().write(chunks, value, drop_axes)
+        left_out = [c for c in chunks if c[1].config.write_empty_chunks and not os.path.exists(root / c[0].path)]
+        if left_out:
+            await self._plain.write(left_out, value, drop_axes)
 
     @property
     def _plain(self) -> Any:
@@ -48,7 +53,8 @@ class ZarrsPipeline(ZarrsCodecPipeline):
 
 
 def with_zarrs_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """The array with zarrs' pipeline; unchanged where zarrs does not support its store, memory order, type or codecs."""
+    """The array with zarrs' pipeline where zarrs supports its store, memory order, type and codecs; empty chunks are written."""
+    array = array.with_config({"write_empty_chunks": True})  # so that one that is missing is known to be lost
     fortran = getattr(array.metadata, "order", "C") == "F"
     if not isinstance(array.store, LocalStore) or not array.dtype.isnative or fortran:
         return array

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import product
 from typing import Any
 
@@ -18,11 +20,23 @@ from daskreg.storage.fs.address import is_remote
 from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import open_errors, read_errors, reason, require_exists
 from daskreg.storage.fs.files import METADATA_FILES
+from daskreg.storage.zarr.chunks import describe_missing, log_missing, may_lack_chunks, missing_in
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
+MISSING_CHUNKS: ContextVar[str] = ContextVar("missing chunks", default="error")  # of arrays that are opened: error or fill
 MAX_DASK_CHUNK = 128 << 20  # bytes; larger shards are read in parts
 MAX_CHUNKS = 1 << 20  # along one axis
 MIN_DASK_CHUNK = 4 << 20  # bytes; smaller chunks are read together, which keeps graphs small
+
+
+@contextmanager
+def missing_chunks(choice: str | None) -> Iterator[None]:
+    """What missing chunks are in arrays that are opened in this block: an error (None), or the fill value ("fill")."""
+    token = MISSING_CHUNKS.set(choice or "error")
+    try:
+        yield
+    finally:
+        MISSING_CHUNKS.reset(token)
 
 
 def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
@@ -45,22 +59,37 @@ def attributes(node: zarr.Array[Any] | zarr.Group) -> dict[str, Any]:
 
 
 class CheckedArray:
-    """A Zarr array whose failed reads raise Unreadable with the indices of the damaged chunk."""
+    """A Zarr array whose reads raise Unreadable where a chunk is damaged or missing, with its indices or its key."""
 
-    def __init__(self, array: zarr.Array[Any], name: str) -> None:
-        """name: for errors."""
-        self.array, self.name = array, name
+    def __init__(self, array: zarr.Array[Any], name: str, sparse: bool = False) -> None:
+        """name: for errors;  sparse: missing chunks are the fill value."""
+        self.array, self.name, self.sparse = array, name, sparse
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """Decode the voxels of basic slices. Raises Unreadable."""
         try:
-            return np.asarray(self.array[index])
+            voxels = np.asarray(self.array[index])
         except MemoryError:
             raise
         except Exception as error:
             where = " ".join(f"{s.start}:{s.stop}" for s in self._damaged(index))
             raise Unreadable(f"{self.name}: the chunk at {where} is damaged: {reason(error)}; restore it.") from error
+        if not self.sparse:
+            self._require_stored(index, voxels)
+        return voxels
+
+    def _require_stored(self, index: Any, voxels: NDArray[Any]) -> None:
+        """Raises Unreadable where a chunk that was read does not exist. Afterwards, so that it existed while it was read."""
+        missing = missing_in(self.array, _spans(index, self.shape), voxels)
+        if missing and may_lack_chunks(self.array):
+            self.sparse = True
+        elif missing:
+            fill = 0 if self.array.fill_value is None else self.array.fill_value
+            raise Unreadable(
+                f"{self.name}: {describe_missing(self.array, missing[0])}; it would be read as {fill}. Restore it or, if the "
+                "store was written without its empty chunks, say so behind its address: '::missing=fill'."
+            )
 
     def _damaged(self, index: Any) -> Sequence[slice]:
         """The first chunk inside ``index`` that cannot be read, all of ``index`` when each chunk can."""
@@ -77,10 +106,12 @@ def lazy_array(array: zarr.Array[Any], name: str) -> da.Array:
     """A Dask array over a Zarr array: a Dask chunk per shard, or several whole chunks (``dask_chunks``)."""
     check_dtype(array.dtype, name)
     _require_plausible(array, name)
+    sparse = MISSING_CHUNKS.get() == "fill"
+    if sparse:
+        log_missing(array, name)
     chunks = dask_chunks(array.shape, array.chunks, array.shards, array.dtype.itemsize)
-    voxels: da.Array = da.from_array(
-        CheckedArray(with_zarrs_codecs(array), name), chunks=chunks, name=False, meta=np.empty((0,) * array.ndim, array.dtype)
-    )
+    source, meta = CheckedArray(with_zarrs_codecs(array), name, sparse), np.empty((0,) * array.ndim, array.dtype)
+    voxels: da.Array = da.from_array(source, chunks=chunks, name=False, meta=meta)
     return voxels
 
 

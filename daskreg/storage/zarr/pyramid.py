@@ -16,6 +16,7 @@ from zarr.codecs import BloscCodec
 
 from daskreg.grid import Grid, Region
 from daskreg.storage.axes import SPACE
+from daskreg.storage.zarr.chunks import ALL_STORED
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
 CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
@@ -61,6 +62,7 @@ def new_array(
         compressors=BloscCodec(**(FIELD_CODEC if components else IMAGE_CODEC), shuffle="shuffle"),
         dimension_names=names + SPACE,
         fill_value=0,
+        attributes=ALL_STORED,
     )
     return with_zarrs_codecs(array)
 

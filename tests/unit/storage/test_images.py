@@ -314,10 +314,12 @@ def test_a_damaged_chunk_is_named(tmp_path, damage):
         v.read()
 
 
-def test_a_missing_chunk_is_the_fill_value(tmp_path):
-    v = open_volume(simple(tmp_path / "a.zarr"))
+def test_a_missing_chunk_is_the_fill_value_only_where_the_address_says_so(tmp_path):
+    path = simple(tmp_path / "a.zarr")
     (tmp_path / "a.zarr" / "0" / "c" / "1" / "1" / "1").unlink()
-    assert v.read()[5, 6, 7] == 0
+    assert open_volume(f"{path}::missing=fill").read()[5, 6, 7] == 0
+    with pytest.raises(Unreadable, match=r"the chunk c/1/1/1 is missing, and 1 of 8 chunks are"):
+        open_volume(path).read()
 
 
 def test_reading_a_region_decodes_only_its_chunks(tmp_path):

@@ -60,6 +60,7 @@ def test_runs_are_described(tmp_path):
     run = RunStore.create(tmp_path / "r.zarr", fixed=Grid((6, 7, 8), unit="mm"), moving=Grid((5, 5, 5), unit="mm"))
     assert "incomplete" in (describe(tmp_path / "r.zarr").hint or "")
     run.create_image("moved", run.fixed_grid)
+    run.write("moved", run.fixed_grid.region, np.zeros(run.fixed_grid.shape, np.float32))
     run.finish({})
     text = "\n".join(describe(tmp_path / "r.zarr").lines())
     for part in ("daskreg run", "complete   yes", "moving     5 x 5 x 5", "moved      yes", "displacement no"):

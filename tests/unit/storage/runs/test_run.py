@@ -29,6 +29,12 @@ def started(path, **options):
     return run
 
 
+def finished(run, provenance=None):
+    run.write("moved", FIXED.region, np.zeros(FIXED.shape, np.float32))
+    run.write(FIELD, FIXED.region, np.zeros((3, *FIXED.shape), np.float32))
+    return run.finish(provenance or {})
+
+
 @pytest.fixture(params=["local", "memory"])
 def path(request, tmp_path):
     return str(tmp_path / "run.zarr") if request.param == "local" else f"memory://{tmp_path.name}/run.zarr"
@@ -62,8 +68,9 @@ def test_what_is_written_is_read_back(path):
 
 def test_images_of_a_run_are_valid_ngff(tmp_path):
     run = started(tmp_path / "r.zarr")
+    run.write("moved", FIXED.region, np.zeros(FIXED.shape, np.float32))
     run.build_pyramid("moved")
-    run.finish({})
+    finished(run)
     Image.from_zarr(zarr.open_group(str(tmp_path / "r.zarr"))["moved"])
     field = ngff_zarr.from_ome_zarr(str(tmp_path / "r.zarr" / FIELD), validate=True)
     assert tuple(field.images[0].dims) == ("c", "z", "y", "x")
@@ -92,10 +99,10 @@ def test_runs_are_not_overwritten_without_overwrite(path):
     started(path)
     with pytest.raises(OutputExists, match=r"an incomplete run.*--overwrite"):
         started(path)
-    RunStore.attach(path).finish({})
+    finished(RunStore.attach(path))
     with pytest.raises(OutputExists, match=r"a complete run.*--overwrite"):
         started(path)
-    started(path, overwrite=True).finish({"second": True})
+    finished(started(path, overwrite=True), {"second": True})
     assert RunStore.open(path).provenance == {"second": True}
 
 
@@ -161,7 +168,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     zarr.open_group(str(tmp_path / "g.zarr"), mode="w")
     with pytest.raises(Unreadable, match="not a daskreg run"):
         RunStore.open(tmp_path / "g.zarr")
-    started(tmp_path / "r.zarr").finish({})
+    finished(started(tmp_path / "r.zarr"))
     with pytest.raises(Unreadable, match=r"r\.zarr/moved"):
         open_volume(tmp_path / "r.zarr")
     with pytest.raises(NotFound, match="no image"):
