@@ -96,10 +96,11 @@ class Search(Stage):
     """Global search of the translation, by cross-correlation over all shifts, for every candidate rotation."""
 
     stage: Literal["search"] = "search"
-    size: Whole = Field(96, ge=16, le=256)  # voxels along the longest axis of the coarse grid the search runs on
-    rotations: Literal["none", "right-angles", "fine"] = "none"  # 1, 24 or 648 candidates
+    size: Whole = Field(96, ge=16, le=256)  # voxels along the longest axis of its coarse grid; fine rotations take fewer
+    rotations: Literal["none", "right-angles", "fine"] = "none"  # 1, 24 or 648 candidates; fine ones compare directions of edges
     flips: bool = False  # also the mirrored candidates
     contrast: Literal["same", "any"] = "same"  # any: edges instead of intensities, for two modalities
+    scale: Number = Field(1.0, ge=1, le=4)  # how many times larger or smaller the moving image may show things
     overlap: Number = Field(0.25, gt=0, lt=1)  # least part of the smaller image that a candidate must cover
 
 

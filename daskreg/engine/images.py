@@ -88,8 +88,8 @@ class Image:
         return gather_planes(comm, owned, wanted, voxels, first, "images"), mask
 
     def preview(self, levels: Iterable[Index], comm: Communicator) -> Image:
-        """Whole coarse levels on rank 0, for stages that one rank runs for all."""
-        wanted = [Span(0, self.grid.shape[0] + 1) if r == 0 else Span(0, 0) for r in range(comm.size)]
+        """Whole coarse levels on every rank, for stages that share other things out than planes."""
+        wanted = [Span(0, self.grid.shape[0] + 1)] * comm.size
         whole = Image(host(self.voxels[:0]), self.grid, Partition.of(self.grid.shape[0], 1), Span(0, 0))
         for factors in sorted(set(levels)):
             planes = self.grid.coarsen(factors).shape[0]

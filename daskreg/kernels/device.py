@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -115,6 +116,14 @@ def page_locked(array: Any) -> NDArray[Any]:
 def module_of(array: Any) -> Any:
     """NumPy or CuPy, by the array's type."""
     return _cupy() if on_device(array) else np
+
+
+def scipy_of(array: Any) -> Any:
+    """SciPy or ``cupyx.scipy``, with ``fft`` and ``ndimage``, by the array's type."""
+    name = "cupyx.scipy" if on_device(array) else "scipy"
+    for part in ("fft", "ndimage"):
+        import_module(f"{name}.{part}")
+    return import_module(name)
 
 
 def synchronise(array: Any) -> None:

@@ -21,7 +21,7 @@ def start(device):
     moving, grid = np.roll(fixed, (9, -7, 10), (0, 1, 2)), Grid(fixed.shape)
     images = Image.whole(device.put(fixed), grid), Image.whole(device.put(moving), grid)
     found, report = run_initial(Search(size=48), images, np.eye(4), SingleRank(), Watch())
-    return found, report.detail["refined"]
+    return found, [c["loss"] for c in report.detail["refined"]]
 
 
 def test_the_start_is_that_of_the_processor():

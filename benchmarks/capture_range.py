@@ -1,0 +1,292 @@
+"""From how far away the search finds a pair: random poses of real pairs and a phantom, by ``rigid``'s stages, on one process.
+
+    python benchmarks/capture_range.py --data DIR --poses 20 --only brain,solid
+
+Every pose turns the moving image by any rotation and shifts it. Both images are also cut, from opposite ends, such that they
+share ``overlap`` of what is left (1 to 0.5). Half of the poses change the header alone, exactly; the others resample
+the voxels on a grid along the world's axes and fill what lies outside with 0. Poses are drawn from a fixed seed. The
+truth is known where one image was made from the other, by the published matrix for T1 and EPI, and for ``brain``
+and ``fish`` it is where the same stages end that start at the right place.
+
+A pose counts as found where the mean distance to the truth, over the voxels of the fixed image that are not background, is at
+most one voxel of the fixed image (the geometric mean of its spacing). Constants of the search were chosen with seed 0. Writes
+``benchmarks/results/capture_range.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.spatial.transform import Rotation
+
+from daskreg import PRESETS, Config, Grid, Region, Search, open_volume
+from daskreg.comm import SingleRank
+from daskreg.engine.images import Image, downsample, normalise
+from daskreg.engine.rank import Rank
+from daskreg.engine.report import LevelReport, Watch
+from daskreg.planning import make_plan
+from daskreg.transforms.linear import linear_about, transform_points, translation
+
+Array = NDArray[np.float32]
+Matrix = NDArray[np.float64]
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images with their grids, and the map from fixed to moving points (world, 4 x 4, order z, y, x)."""
+
+    name: str
+    fixed: Array
+    fixed_grid: Grid
+    moving: Array
+    moving_grid: Grid
+    truth: Matrix
+    least_overlap: float = 0.5
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Of the moving image: a rotation about its centre, then a shift; what the images share; whether voxels are resampled."""
+
+    rotation: Matrix
+    shift: Matrix
+    overlap: float
+    axis: int
+    resampled: bool
+
+    @property
+    def angle(self) -> float:
+        """Degrees."""
+        return float(np.degrees(np.arccos(np.clip((np.trace(self.rotation) - 1) / 2, -1, 1))))
+
+
+def draw_pose(seed: int, index: int, pair: Pair) -> Pose:
+    """The pose of a number; overlap from ``least_overlap`` to 1, shift up to a quarter of the moving image's longest edge."""
+    rng = np.random.default_rng([seed, index])
+    rotation = Rotation.random(random_state=rng).as_matrix()
+    shift = rng.uniform(-0.25, 0.25, 3) * pair.moving_grid.extent.max()
+    extent = pair.fixed_grid.extent
+    axis = int(rng.choice(np.flatnonzero(extent > 0.6 * extent.max())))
+    return Pose(rotation, shift, float(rng.uniform(pair.least_overlap, 1)), axis, bool(index % 2))
+
+
+def posed(pair: Pair, pose: Pose) -> Pair:
+    """The pair with both images cut and the moving one moved."""
+    keep = 1 / (2 - pose.overlap)
+    fixed, fixed_grid = cut(pair.fixed, pair.fixed_grid, pose.axis, keep, first=True)
+    along = np.abs(
+        np.asarray(pair.moving_grid.direction).T @ pair.truth[:3, :3] @ np.asarray(pair.fixed_grid.direction)[:, pose.axis]
+    )
+    other = int(np.argmax(along))
+    sign = (pair.moving_grid.world_to_index @ pair.truth @ pair.fixed_grid.index_to_world)[other, pose.axis]
+    moving, grid = cut(pair.moving, pair.moving_grid, other, keep, first=bool(sign < 0))
+    move = translation(pose.shift) @ linear_about(grid.center, pose.rotation)
+    moved_grid = Grid.from_matrix(grid.shape, move @ grid.index_to_world, grid.unit)
+    truth = move @ pair.truth
+    if pose.resampled:
+        moving, moved_grid = resampled(moving, moved_grid)
+    return replace(pair, fixed=fixed, fixed_grid=fixed_grid, moving=moving, moving_grid=moved_grid, truth=truth)
+
+
+def cut(image: Array, grid: Grid, axis: int, keep: float, *, first: bool) -> tuple[Array, Grid]:
+    """A part of an image along an axis, from its first end or its last."""
+    n = grid.shape[axis]
+    size = round(n * keep)
+    start, stop = [0, 0, 0], list(grid.shape)
+    start[axis], stop[axis] = (0, size) if first else (n - size, n)
+    region = Region(tuple(start), tuple(stop))
+    return np.ascontiguousarray(image[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]), grid.crop(region)
+
+
+def resampled(image: Array, grid: Grid) -> tuple[Array, Grid]:
+    """On a grid along the world's axes with the same voxel volume, which holds all of it, 0 outside."""
+    corners = grid.corners()
+    spacing = float(np.prod(grid.spacing)) ** (1 / 3)
+    low, high = corners.min(0), corners.max(0)
+    n = np.ceil((high - low) / spacing).astype(int) + 1
+    target = Grid(tuple(n), (spacing,) * 3, tuple(low), unit=grid.unit)
+    m = grid.world_to_index @ target.index_to_world
+    return affine_transform(image, m[:3, :3], m[:3, 3], target.shape, np.float32, order=1, mode="grid-constant"), target
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def read(
+    path: Path | str, factors: tuple[int, int, int] = (1, 1, 1), start: tuple[int, int, int] = (0, 0, 0)
+) -> tuple[Array, Grid]:
+    """An image from a first voxel on, reduced."""
+    volume = open_volume(str(path))
+    region = Region(start, volume.grid.shape)
+    image = np.ascontiguousarray(np.asarray(volume.data)[tuple(slice(a, None) for a in start)], np.float32)
+    return downsample(image, factors), volume.grid.crop(region).coarsen(factors)
+
+
+def other_contrast(image: Array, seed: int) -> Array:
+    """Another modality: bright turns dark above the background, middle tones come first; a receive field, and noise."""
+    top = float(np.percentile(image, 99.5))
+    v = np.clip(image / top, 0, 1)
+    body = 1 / (1 + np.exp(-(v - 0.12) / 0.03))
+    rng = np.random.default_rng(seed)
+    field = gaussian_filter(rng.standard_normal(image.shape), np.asarray(image.shape) / 4)
+    field /= np.abs(field).max()
+    contrast = body * (1.1 - 0.9 * v) * (1 + 0.3 * field)
+    return np.asarray(contrast + 0.03 * rng.standard_normal(image.shape), np.float32)
+
+
+def brain(data: Path) -> Pair:
+    """A template, and a subject in another contrast."""
+    fixed, grid = read(data / "quickstart_mni2009c_T1_3mm.nii.gz")
+    moving, other = read(data / "quickstart_colin27_T1_3mm.nii.gz")
+    return aligned(Pair("brain", fixed, grid, other_contrast(moving, 1), other, np.eye(4)))
+
+
+def epi(data: Path) -> Pair:
+    """A slab of EPI, and the same head's T1."""
+    fixed, grid = read(data / "pycortexS1_EPI_fullhead.nii.gz", (1, 2, 2))
+    moving, other = read(data / "pycortexS1_T1_1mm.nii.gz", (3, 3, 3))
+    ras = np.loadtxt(data / "pycortexS1_T1_to_EPIfullhead_world_matrix.txt")
+    truth = np.linalg.inv(FLIP @ ras @ FLIP)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+    return Pair("epi", fixed, grid, moving, other, truth, least_overlap=0.8)
+
+
+def fish(data: Path) -> Pair:
+    """Two rounds of expansion microscopy of one tissue."""
+    fixed, grid = read(f"{data}/easi_fish_fixed.ome.zarr::level=2")
+    moving, other = read(f"{data}/easi_fish_moving.ome.zarr::level=2")
+    return aligned(Pair("fish", fixed, grid, moving, other, translation(np.array([-3, -12, -42]) * [1.68, 1.84, 1.84])))
+
+
+def nuclei(data: Path) -> Pair:
+    """Nuclei, and the same in another contrast, with voxels between those of the first."""
+    path = data / "napari_nuclei_3D.nii.gz"
+    fixed, grid = read(path, (2, 4, 4))
+    moving, other = read(path, (2, 4, 4), (1, 2, 2))
+    return Pair("nuclei", fixed, grid, other_contrast(np.log1p(moving), 2), other, np.eye(4))
+
+
+def mouse(data: Path) -> Pair:
+    """A mouse brain, and the same in another contrast, with voxels between those of the first."""
+    path = data / "brainglobe_mousebrain_3D.nii.gz"
+    fixed, grid = read(path, (4, 4, 4))
+    moving, other = read(path, (4, 4, 4), (2, 2, 2))
+    return Pair("mouse", fixed, grid, other_contrast(moving, 3), other, np.eye(4))
+
+
+def solid(data: Path) -> Pair:
+    """A cylinder of stones in mortar with pores, as two kinds of radiation see it."""
+    rng = np.random.default_rng(4)
+    shape = (112, 120, 120)
+    stones, pores = (gaussian_filter(rng.standard_normal(shape), s) for s in (6.0, 3.0))
+    stone, pore = stones > np.quantile(stones, 0.65), pores > np.quantile(pores, 0.92)
+    _, y, x = np.indices(shape) - (np.asarray(shape).reshape(3, 1, 1, 1) - 1) / 2
+    within = np.hypot(y, x) < 56
+
+    def seen(mortar: float, aggregate: float, void: float) -> Array:
+        values = np.where(pore, void, np.where(stone, aggregate, mortar))
+        noisy = gaussian_filter(np.where(within, values, 0.0), 1) + 0.08 * rng.standard_normal(shape)
+        return noisy.astype(np.float32)
+
+    first, second = seen(0.55, 0.9, 0.05), seen(0.9, 0.35, 0.15)
+    halves, grid = (2, 2, 2), Grid(shape, unit="mm")
+    off = Region((1, 1, 1), shape)
+    moving = downsample(np.ascontiguousarray(second[1:, 1:, 1:]), halves)
+    return Pair("solid", downsample(first, halves), grid.coarsen(halves), moving, grid.crop(off).coarsen(halves), np.eye(4))
+
+
+PAIRS: dict[str, Callable[[Path], Pair]] = {f.__name__: f for f in (brain, epi, fish, nuclei, mouse, solid)}
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def registered(pair: Pair, config: Config, start: Matrix) -> tuple[list[Matrix], list[LevelReport]]:
+    """The map after every stage, by one rank in this process, and the reports."""
+    images = []
+    for voxels, grid in ((pair.fixed, pair.fixed_grid), (pair.moving, pair.moving_grid)):
+        image = Image.whole(voxels.copy(), grid)
+        normalise(image.voxels, config, SingleRank(), pair.name)
+        images.append(image)
+    maps, reports, world = [], [], start
+    for stage in config.stages:
+        one = config.model_copy(update={"stages": (stage,)})
+        plan = make_plan(pair.fixed_grid, pair.moving_grid, one)
+        outcome = Rank(plan, (images[0], images[1]), world, SingleRank(), Watch()).run()
+        world = outcome.affine
+        maps.append(world)
+        reports += outcome.levels
+    return maps, reports
+
+
+def aligned(pair: Pair) -> Pair:
+    """With the truth replaced by where the linear stages of ``rigid`` lead from it."""
+    linear = PRESETS["rigid"].model_copy(
+        update={"stages": tuple(s for s in PRESETS["rigid"].stages if not isinstance(s, Search))}
+    )
+    return replace(pair, truth=registered(pair, linear, pair.truth)[0][-1])
+
+
+def error(pair: Pair, world: Matrix) -> float:
+    """Mean distance to the truth over the fixed image's voxels that are not background, in voxels."""
+    at = np.argwhere(pair.fixed > np.percentile(pair.fixed, 99) * 0.15)[::17]
+    points = pair.fixed_grid.to_world(at)
+    apart = np.linalg.norm(transform_points(world, points) - transform_points(pair.truth, points), axis=1)
+    return float(apart.mean() / np.prod(pair.fixed_grid.spacing) ** (1 / 3))
+
+
+def measure(pair: Pair, index: int, pose: Pose, config: Config) -> dict[str, Any]:
+    """One row."""
+    case = posed(pair, pose)
+    start = time.perf_counter()
+    maps, reports = registered(case, config, np.eye(4))
+    seconds = time.perf_counter() - start
+    errors = [round(error(case, m), 3) for m in maps]
+    search = next((r for r in reports if r.stage == "search"), None)
+    return {
+        "pair": pair.name, "pose": index, "angle": round(pose.angle, 1), "overlap": round(pose.overlap, 3),
+        "resampled": pose.resampled,
+        "shift": round(float(np.linalg.norm(pose.shift)) / float(pair.fixed_grid.extent.max()), 3), "errors": errors,
+        "found": errors[-1] <= 1, "seconds": round(seconds, 2), "search_seconds": round(search.seconds, 2) if search else 0,
+        "search": search.detail if search else {},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure the pairs chosen by ``--only`` at ``--poses`` poses each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--poses", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(PAIRS))
+    parser.add_argument("--preset", default="rigid")
+    parser.add_argument("--search-only", action="store_true", help="without the stages that follow the search")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "capture_range.json")
+    args = parser.parse_args()
+    config = PRESETS[args.preset]
+    if args.search_only:
+        config = config.model_copy(update={"stages": config.stages[:1]})
+    rows = []
+    for name in args.only.split(","):
+        pair = PAIRS[name](args.data)
+        for k in range(args.first, args.first + args.poses):
+            row = measure(pair, k, draw_pose(args.seed, k, pair), config)
+            rows.append(row)
+            print({key: v for key, v in row.items() if key != "search"}, flush=True)
+        mine = [r for r in rows if r["pair"] == name]
+        print(name, sum(r["found"] for r in mine), "of", len(mine), flush=True)
+    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

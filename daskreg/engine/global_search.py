@@ -1,0 +1,227 @@
+"""The global search: all shifts for every candidate rotation on a coarse lattice, then a refinement of the best on finer and
+finer levels. The candidates are shared out among the ranks; what each finds does not depend on who computes it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import Communicator, SingleRank
+from daskreg.config import Rigid, Search, SimilarityStage
+from daskreg.engine.images import Image
+from daskreg.engine.linear import LinearLoss, run_linear
+from daskreg.engine.report import LevelReport, Watch
+from daskreg.engine.search_lattice import SearchLattice, Task, feature_voxel, in_threads, search_voxel, whole
+from daskreg.errors import NoOverlap
+from daskreg.grid import Index, shrink_factors
+from daskreg.kernels.device import host
+from daskreg.planning import Level
+from daskreg.similarity import LNCC, NGF
+from daskreg.transforms.linear import transform_points, translation
+from daskreg.transforms.moments import center_of_mass
+from daskreg.transforms.search import Candidate
+
+Matrix = NDArray[np.float64]
+PEAKS_PER_ROTATION = 3  # of the correlation, where there is one rotation
+DISTINCT = 1.0  # voxels of the search: candidates whose corners are nearer, in the mean, count as one
+COMPARISON_SIZE = 48  # voxels along the longest axis of the level on which candidates of few rotations are refined
+# Of the refinement where there are many rotations: voxels as a part of those of the search, iterations, candidates
+REFINEMENT = ((1.0, 15, 40), (0.5, 20, 10), (0.25, 20, 3))
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A candidate after a refinement: its loss, the part of the smaller image that is covered, and its map."""
+
+    loss: float
+    overlap: float
+    world: Matrix
+    perfect: bool = False
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Least first: a perfect match, then by the loss, which for noise falls with the root of the number of voxels."""
+        return not self.perfect, self.loss * math.sqrt(self.overlap)
+
+    def as_row(self) -> NDArray[np.float64]:
+        """For a message between ranks."""
+        return np.array([self.loss, self.overlap, float(self.perfect), *self.world.ravel()])
+
+    @classmethod
+    def from_row(cls, row: NDArray[np.float64]) -> Refined:
+        """The inverse of ``as_row``."""
+        return cls(float(row[0]), float(row[1]), np.array(row[3:]).reshape(4, 4), bool(row[2]))
+
+
+ROW = 19  # numbers of ``Refined.as_row``
+
+
+class SharedOut:
+    """Items of a sequence, each of which one rank computes, in turn; the results, in order, on every rank."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self.comm = comm
+
+    def mine(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Those of this rank."""
+        return items[self.comm.rank :: self.comm.size]
+
+    def results(self, own: Sequence[NDArray[np.float64]], total: int, shape: tuple[int, ...]) -> list[NDArray[np.float64]]:
+        """Arrays of one shape, those of all items from those of this rank's."""
+        most = -(-total // self.comm.size)
+        sent = np.zeros((most, *shape))
+        for k, array in enumerate(own):
+            sent[k] = array
+        everywhere = self.comm.gather(sent)
+        return [everywhere[k % self.comm.size, k // self.comm.size] for k in range(total)]
+
+
+def search_levels(stage: Search, images: tuple[Image, Image], world: Matrix) -> tuple[set[Index], set[Index]]:
+    """Shrink factors of both images that the search reads."""
+    voxel = search_voxel(stage, images, world)
+    sizes = [feature_voxel(stage, voxel), *(size for size, _, _ in _refinement(stage, images, voxel))]
+    fixed, moving = ({shrink_factors(i.grid, size) for size in sizes} for i in images)
+    return fixed, moving
+
+
+def _refinement(stage: Search, images: tuple[Image, Image], voxel: float) -> list[tuple[float, int, int]]:
+    """Levels of the refinement: voxel size, iterations, candidates."""
+    if stage.rotations == "fine":
+        return [(part * voxel, iterations, keep) for part, iterations, keep in REFINEMENT]
+    return [(max(float(i.grid.extent.max()) for i in images) / COMPARISON_SIZE, 20, 5)]
+
+
+def level_at(images: tuple[Image, Image], voxel: float, iterations: int) -> Level:
+    """Both images at about a voxel size."""
+    f, m = (shrink_factors(i.grid, voxel) for i in images)
+    scale = max(1, round(voxel / min(images[0].grid.spacing)))
+    return Level.alone(scale, f, m, images[0].grid, images[1].grid, iterations)
+
+
+def run_search(
+    stage: Search, images: tuple[Image, Image], world: Matrix, comm: Communicator, watch: Watch
+) -> tuple[Matrix, LevelReport]:
+    """Try every shift for every rotation, refine the best on finer and finer levels, keep the one of least loss.
+
+    images: with the levels of ``search_levels`` whole on every rank. Raises NoOverlap when no candidate covers the part that the
+    stage asks for.
+    """
+    start, shared = time.perf_counter(), SharedOut(comm)
+    lattice = SearchLattice(stage, images, world)
+    tasks = lattice.tasks()
+    found = _correlated(lattice, tasks, shared)
+    if not found:
+        raise NoOverlap(
+            f"the global search found no shift at which {stage.overlap:.0%} of the smaller image is covered and alike; "
+            "check that both show the same thing, or lower 'overlap'."
+        )
+    starts = [lattice.world(tasks[k], c) for k, c in found]
+    refined = _refined(stage, images, [*_header_starts(stage, images, world, lattice.voxel), *starts], lattice.voxel, shared)
+    best = refined[0]
+    report = LevelReport("search", 1, lattice.grids[0].shape, [best.loss], time.perf_counter() - start)
+    report.detail = _detail(found, refined, lattice)
+    return best.world, report
+
+
+def _detail(found: list[tuple[int, Candidate]], refined: list[Refined], lattice: SearchLattice) -> dict[str, Any]:
+    """What tells how clear the result is: scores over all rotations, and the refined candidates, the best first.
+
+    margin: by which part of its own the winner's rank exceeds that of the next distinct candidate
+    """
+    scores = np.array([c.weight for _, c in found])
+    marks = (0, 50, 90, 99, 100)
+    ranks = [r.rank[1] for r in refined]
+    margin = 1 - min(ranks[1], 0) / ranks[0] if len(ranks) > 1 and ranks[0] < 0 else 1.0
+    return {
+        "candidates": [{"score": c.score, "overlap": c.overlap} for _, c in found[:5]],
+        "scores": {"count": len(scores), **{f"p{m}": float(np.percentile(scores, m)) for m in marks}},
+        "refined": [{"loss": r.loss, "overlap": r.overlap, "rank": r.rank[1]} for r in refined],
+        "overlap": refined[0].overlap,
+        "margin": margin,
+        "voxel": lattice.voxel,
+    }
+
+
+def _correlated(lattice: SearchLattice, tasks: list[Task], shared: SharedOut) -> list[tuple[int, Candidate]]:
+    """The best candidates of every task, with the task's number, by weight."""
+    peaks = PEAKS_PER_ROTATION if len(tasks) == 1 else 1
+    rows = [_as_rows(found, peaks) for found in lattice.correlate(shared.mine(tasks), peaks)]
+    found = [
+        (k, Candidate(float(r[0]), float(r[1]), np.array(r[2:])))
+        for k, block in enumerate(shared.results(rows, len(tasks), (peaks, 5)))
+        for r in block
+        if r[0] > 0
+    ]
+    return sorted(found, key=lambda pair: -pair[1].weight)
+
+
+def _as_rows(found: list[Candidate], peaks: int) -> NDArray[np.float64]:
+    rows = np.zeros((peaks, 5))
+    for row, c in zip(rows, found, strict=False):
+        row[:] = c.score, c.overlap, *c.shift
+    return rows
+
+
+def _header_starts(stage: Search, images: tuple[Image, Image], world: Matrix, voxel: float) -> list[Matrix]:
+    """The maps of the headers and of the centres of mass, as further candidates."""
+    level = level_at(images, *_refinement(stage, images, voxel)[0][:2])
+    (f, _), (m, _) = (whole(i, k) for i, k in zip(images, (level.fixed_factors, level.moving_factors), strict=True))
+    center, target = center_of_mass(host(f), level.fixed), center_of_mass(host(m), level.moving)
+    return [world, translation(target - transform_points(world, center)) @ world]
+
+
+def _refined(stage: Search, images: tuple[Image, Image], starts: list[Matrix], voxel: float, shared: SharedOut) -> list[Refined]:
+    """The starts after a refinement on finer and finer levels, fewer on each, the best first; the first two reach the second."""
+    corners = images[0].grid.corners()
+    found = [Refined(0.0, 1.0, s) for s in starts]
+    for n, (size, iterations, keep) in enumerate(_refinement(stage, images, voxel)):
+        level = level_at(images, size, iterations)
+        headers = found[:2] if n == 0 else []
+        chosen = [*headers, *_distinct(found[len(headers) :], keep, corners, voxel * DISTINCT)]
+        own = in_threads(partial(_refine, stage, level, images), shared.mine(chosen), images[0].device)
+        found = [Refined.from_row(r) for r in shared.results([r.as_row() for r in own], len(chosen), (ROW,))]
+        found.sort(key=lambda r: r.rank)
+    return _distinct(found, len(found), corners, voxel * DISTINCT)
+
+
+def _distinct(found: list[Refined], most: int, corners: NDArray[np.float64], distance: float) -> list[Refined]:
+    """The first of those that map the fixed image's corners to nearly the same points."""
+    kept: list[Refined] = []
+    places: list[NDArray[np.float64]] = []
+    for one in found:
+        place = transform_points(one.world, corners)
+        if all(float(np.linalg.norm(place - p, axis=1).mean()) > distance for p in places):
+            kept.append(one)
+            places.append(place)
+        if len(kept) == most:
+            break
+    return kept
+
+
+def _refine(stage: Search, level: Level, images: tuple[Image, Image], start: Refined) -> Refined:
+    """By a few steps at one level; local correlation or edges rank, which unlike mutual information favour no small overlap."""
+    similarity = LNCC() if stage.contrast == "same" and stage.rotations != "fine" else NGF(eta=0.05)
+    linear = (SimilarityStage if stage.scale > 1 else Rigid)(
+        similarity=similarity, scales=(level.scale,), iterations=(level.iterations,)
+    )
+    world, report = run_linear(linear, level, images, start.world, SingleRank(), Watch())
+    loss = report.losses[-1] if report.losses else LinearLoss(linear, level, images, SingleRank()).value(world)[0]
+    return Refined(loss, overlap_fraction(level, world), world, report.stopped == "at rest")
+
+
+def overlap_fraction(level: Level, world: Matrix) -> float:
+    """Part of the smaller image's extent that the other one covers under a world map, estimated on a lattice of fixed points."""
+    axes = [np.linspace(0, n - 1, 16) for n in level.fixed.shape]
+    points = transform_points(world, level.fixed.to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)))
+    at = level.moving.to_index(points)
+    part = float(((at >= -0.5) & (at <= np.asarray(level.moving.shape) - 0.5)).all(axis=1).mean())
+    volumes = [float(np.prod(level.fixed.extent)) * float(abs(np.linalg.det(world[:3, :3]))), float(np.prod(level.moving.extent))]
+    return min(1.0, part * volumes[0] / min(volumes))

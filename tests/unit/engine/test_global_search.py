@@ -1,0 +1,82 @@
+"""The global search finds rotations, scales and partial overlaps, in another contrast, and says how clearly."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.spatial.transform import Rotation
+
+from daskreg.comm import SingleRank
+from daskreg.config import Search
+from daskreg.engine.images import Image
+from daskreg.engine.initial import run_initial
+from daskreg.engine.report import Watch
+from daskreg.grid import Grid
+from daskreg.transforms.linear import linear_about, transform_points, translation
+from tests.phantoms import blobs
+
+SHAPE = (36, 40, 32)
+TURN = Rotation.from_rotvec(np.radians(140) * np.array([0.6, -0.48, 0.64])).as_matrix()
+
+
+def dark(image):
+    """The other contrast: bright blobs are dark, on the same body."""
+    return np.asarray(gaussian_filter((image > 0.02) * (1.2 - image), 0.5), np.float32)
+
+
+def found(fixed, moving, grid, **options):
+    """The map, and the report's detail."""
+    images = Image.whole(fixed, Grid(fixed.shape)), Image.whole(moving, grid)
+    stage = Search(rotations="fine", contrast="any", **options)
+    world, report = run_initial(stage, images, np.eye(4), SingleRank(), Watch())
+    return world, report.detail
+
+
+def distance(world, truth):
+    """Mean over the fixed image's corners, voxels."""
+    corners = Grid(SHAPE).corners()
+    return np.linalg.norm(transform_points(world, corners) - transform_points(truth, corners), axis=1).mean()
+
+
+def turned(grid, linear=TURN, shift=(7.0, -9.0, 5.0)):
+    """A grid moved in the world, and the map that moves it."""
+    move = translation(np.array(shift)) @ linear_about(grid.center, linear)
+    return Grid.from_matrix(grid.shape, move @ grid.index_to_world, oriented=False), move
+
+
+@pytest.fixture(scope="module")
+def image():
+    return blobs(SHAPE, 3)
+
+
+def test_a_rotation_by_140_degrees_in_another_contrast(image):
+    grid, move = turned(Grid(SHAPE))
+    world, detail = found(image, dark(image), grid)
+    assert distance(world, move) < 0.7
+    assert detail["margin"] > 0.1
+    assert detail["overlap"] > 0.95
+    assert detail["scores"]["count"] >= 648
+    assert detail["scores"]["p50"] < detail["scores"]["p99"] < detail["scores"]["p100"]
+
+
+@pytest.mark.slow
+def test_a_resampled_image_is_not_held_by_its_own_edges():
+    """The image fills its grid; where it was turned, what lies outside was filled with zeros."""
+    texture = gaussian_filter(np.random.default_rng(0).random((60, 60, 60)), 1.5).astype(np.float32)
+    texture = (texture - texture.min()) / np.ptp(texture) + 0.3
+    linear = Rotation.from_rotvec(np.radians(50) * np.array([0.6, -0.48, 0.64])).as_matrix()
+    box = tuple(slice(10, 50) for _ in range(3))
+    inner = np.pad(texture[box], 8)
+    middle = (np.asarray(inner.shape) - 1) / 2
+    moving = affine_transform(inner, linear, middle - linear @ middle, order=1).astype(np.float32)
+    # moving(y) = inner(linear (y - c) + c): fixed index x = y' lies at y = linear^-1 (x + 8 - c) + c
+    truth = linear_about(middle, linear.T) @ translation(np.full(3, 8.0))
+    images = Image.whole(np.ascontiguousarray(texture[box]), Grid((40, 40, 40))), Image.whole(moving, Grid(moving.shape))
+    world, _ = run_initial(Search(rotations="fine", contrast="any"), images, np.eye(4), SingleRank(), Watch())
+    assert distance(world, truth) < 1
+
+
+@pytest.mark.slow
+def test_a_mirror_image_is_found_only_where_it_is_allowed(image):
+    grid, move = turned(Grid(SHAPE), TURN @ np.diag([1.0, 1.0, -1.0]))
+    assert distance(found(image, image, grid, flips=True)[0], move) < 1
+    assert np.linalg.det(found(image, image, grid)[0]) > 0
