@@ -38,7 +38,7 @@ REFINEMENT = ((1.0, 15, 40), (0.5, 20, 10), (0.25, 20, 3))
 
 
 @dataclass(frozen=True)
-class Refined:
+class RefinedCandidate:
     """A candidate after a refinement: its loss, the part of the smaller image that is covered, and its map."""
 
     loss: float
@@ -56,12 +56,12 @@ class Refined:
         return np.array([self.loss, self.overlap, float(self.perfect), *self.world.ravel()])
 
     @classmethod
-    def from_row(cls, row: NDArray[np.float64]) -> Refined:
+    def from_row(cls, row: NDArray[np.float64]) -> RefinedCandidate:
         """The inverse of ``as_row``."""
         return cls(float(row[0]), float(row[1]), np.array(row[3:]).reshape(4, 4), bool(row[2]))
 
 
-ROW = 19  # numbers of ``Refined.as_row``
+ROW = 19  # numbers of ``RefinedCandidate.as_row``
 
 
 class SharedOut:
@@ -131,7 +131,7 @@ def run_search(
     return best.world, report
 
 
-def _detail(found: list[tuple[int, Candidate]], refined: list[Refined], lattice: SearchLattice) -> dict[str, Any]:
+def _detail(found: list[tuple[int, Candidate]], refined: list[RefinedCandidate], lattice: SearchLattice) -> dict[str, Any]:
     """What tells how clear the result is: scores over all rotations, and the refined candidates, the best first.
 
     margin: by which part of its own the winner's rank exceeds that of the next distinct candidate
@@ -178,23 +178,25 @@ def _header_starts(stage: Search, images: tuple[Image, Image], world: Matrix, vo
     return [world, translation(target - transform_points(world, center)) @ world]
 
 
-def _refined(stage: Search, images: tuple[Image, Image], starts: list[Matrix], voxel: float, shared: SharedOut) -> list[Refined]:
+def _refined(
+    stage: Search, images: tuple[Image, Image], starts: list[Matrix], voxel: float, shared: SharedOut
+) -> list[RefinedCandidate]:
     """The starts after a refinement on finer and finer levels, fewer on each, the best first; the first two reach the second."""
     corners = images[0].grid.corners()
-    found = [Refined(0.0, 1.0, s) for s in starts]
+    found = [RefinedCandidate(0.0, 1.0, s) for s in starts]
     for n, (size, iterations, keep) in enumerate(_refinement(stage, images, voxel)):
         level = level_at(images, size, iterations)
         headers = found[:2] if n == 0 else []
         chosen = [*headers, *_distinct(found[len(headers) :], keep, corners, voxel * DISTINCT)]
         own = in_threads(partial(_refine, stage, level, images), shared.mine(chosen), images[0].device)
-        found = [Refined.from_row(r) for r in shared.results([r.as_row() for r in own], len(chosen), (ROW,))]
+        found = [RefinedCandidate.from_row(r) for r in shared.results([r.as_row() for r in own], len(chosen), (ROW,))]
         found.sort(key=lambda r: r.rank)
     return _distinct(found, len(found), corners, voxel * DISTINCT)
 
 
-def _distinct(found: list[Refined], most: int, corners: NDArray[np.float64], distance: float) -> list[Refined]:
+def _distinct(found: list[RefinedCandidate], most: int, corners: NDArray[np.float64], distance: float) -> list[RefinedCandidate]:
     """The first of those that map the fixed image's corners to nearly the same points."""
-    kept: list[Refined] = []
+    kept: list[RefinedCandidate] = []
     places: list[NDArray[np.float64]] = []
     for one in found:
         place = transform_points(one.world, corners)
@@ -206,7 +208,7 @@ def _distinct(found: list[Refined], most: int, corners: NDArray[np.float64], dis
     return kept
 
 
-def _refine(stage: Search, level: Level, images: tuple[Image, Image], start: Refined) -> Refined:
+def _refine(stage: Search, level: Level, images: tuple[Image, Image], start: RefinedCandidate) -> RefinedCandidate:
     """By a few steps at one level; local correlation or edges rank, which unlike mutual information favour no small overlap."""
     similarity = LNCC() if stage.contrast == "same" and stage.rotations != "fine" else NGF(eta=0.05)
     linear = (SimilarityStage if stage.scale > 1 else Rigid)(
@@ -214,7 +216,7 @@ def _refine(stage: Search, level: Level, images: tuple[Image, Image], start: Ref
     )
     world, report = run_linear(linear, level, images, start.world, SingleRank(), Watch())
     loss = report.losses[-1] if report.losses else LinearLoss(linear, level, images, SingleRank()).value(world)[0]
-    return Refined(loss, overlap_fraction(level, world), world, report.stopped == "at rest")
+    return RefinedCandidate(loss, overlap_fraction(level, world), world, report.stopped == "at rest")
 
 
 def overlap_fraction(level: Level, world: Matrix) -> float:
