@@ -17,6 +17,7 @@ from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
 from daskreg.engine.linear import Halted, run_linear
 from daskreg.engine.loop import Loop
+from daskreg.engine.masks import require_meeting_masks, require_voxels
 from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
 from daskreg.engine.state import StateStore, is_mixed, make_state, refine
 from daskreg.errors import Stopped
@@ -86,18 +87,30 @@ class Rank:
 
     def run(self) -> Outcome:
         """Every stage and every level that is not done yet. Raises Stopped where that was asked for."""
+        self._require_masks()
         for k in range(self.at.stage, len(self.plan.levels)):
             stage, levels = self.plan.config.stages[k], self.plan.levels[k]
             self.at.stage = k
             if isinstance(stage, Moments | Search):
                 self.world, report = run_initial(stage, self.images, self.world, self.comm, self.watch)
                 self.reports.append(report)
+                self._require_masks(searched=True)
             for j in range(self.at.level, len(levels)):
                 self.at.level = j
                 self._level(stage, levels[j])
                 self._level_done(j)
             self.at.level = 0
         return self._outcome()
+
+    def _require_masks(self, *, searched: bool = False) -> None:
+        """Raises VoxelError and NoOverlap for masks that leave nothing to compare, where the run has only begun."""
+        passed = self.plan.config.stages[: self.at.stage]
+        begun = self.at.level or not all(isinstance(stage, Moments | Search) for stage in passed)
+        if begun or self.initial or all(image.mask is None for image in self.images):
+            return
+        if not searched:
+            require_voxels(self.plan, self.images, self.comm)
+        require_meeting_masks(self.plan, self.images, self.world, self.comm, searched=searched)
 
     def _stage_of(self, index: tuple[int, int]) -> tuple[Any, Level]:
         stage, level = index
