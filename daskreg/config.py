@@ -270,7 +270,10 @@ class Config(Model):
         tree = _read_yaml(path)
         if not isinstance(tree, dict):
             raise ConfigError(f"config {path} holds {type(tree).__name__}; a mapping with the key 'stages' was expected.")
-        return cls.parse(tree)
+        try:
+            return cls.parse(tree)
+        except ConfigError as error:
+            raise ConfigError(f"config {path}: {error}") from None
 
     @classmethod
     def of_stages(cls, stages: Sequence[Stage | str]) -> Config:

@@ -64,6 +64,29 @@ def _read_to_end(path: str, unpacked: gzip.GzipFile) -> None:
         _checked[path] = state
 
 
+def check_stream(name: str, path: str, offset: int, length: int) -> None:
+    """Decompress what is behind ``offset`` of a local file, by zlib or gzip, and compare its checksum, and its length in bytes.
+
+    Once in a process for each state of the file. name: for errors. Raises Unreadable.
+    """
+    state = _state(path)
+    if _checked.get(path) == state:
+        return
+    found, stream = 0, zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # either kind
+    with open(path, "rb") as file:
+        file.seek(offset)
+        try:
+            while not stream.eof and (part := stream.unconsumed_tail or file.read(PART)):
+                found += len(stream.decompress(part, PART))
+        except zlib.error as error:
+            raise Unreadable(f"{name} is damaged: {reason(error)}; copy it again.") from error
+    if not stream.eof or found != length:
+        raise Unreadable(
+            f"{name} is cut short or damaged: it has {found} bytes of voxels, its header promises {length}; copy it again."
+        )
+    _checked[path] = state
+
+
 def _state(path: str) -> Any:
     """What changes when a file is replaced."""
     if is_remote(path):

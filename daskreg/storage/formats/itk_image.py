@@ -16,12 +16,16 @@ from daskreg.errors import ConfigError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.axes import Axis
 from daskreg.storage.format import Array, ImageFormat, first_bytes
+from daskreg.storage.formats.compressed import check_stream
 from daskreg.storage.formats.lazy import Box, lazy_voxels, slab_chunks
 from daskreg.storage.fs.address import Address
+from daskreg.storage.fs.claims import DEFLATE_RATIO, require_held
 from daskreg.storage.grid_metadata import GridMetadata, matrix3, triple
 from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.zarr.nodes import check_dtype
 
+DEFLATED = ("compressed", "gzip", "gz")  # encodings with a checksum
+MOST_RATIO = 1 << 20  # bytes of voxels a byte of other encodings, such as bzip2 and text
 HEADER_BYTES = 1 << 16  # longer than any header
 NRRD, META = b"NRRD000", b"ElementDataFile"
 META_END = re.compile(rb"^ElementDataFile\s*=\s*(.*?)\r?\n", re.M)
@@ -105,6 +109,9 @@ def _read_header(path: str) -> Header:
     if encoding == "raw" and offset is not None:
         dtype = dtype.newbyteorder(">") if nrrd and re.search(rb"^endian:\s*big", start, re.M) else dtype
         _check_length(path, data_file, offset, math.prod(shape) * dtype.itemsize)
+    elif offset is not None:
+        ratio = DEFLATE_RATIO if encoding in DEFLATED else MOST_RATIO
+        require_held(path, math.prod(shape) * dtype.itemsize, os.path.getsize(data_file) - offset, ratio)
     plain = nrrd and components == 1 and len(size) == 3 and b"skip:" not in start
     axes = _axes(len(size), components)
     metadata = _grid_metadata(reader, _is_oriented(start, nrrd)) if len(size) >= 3 else None
@@ -160,6 +167,8 @@ def _check_length(path: str, data_file: str, offset: int, wanted: int) -> None:
 
 def _read_box(header: Header, box: Box) -> NDArray[Any]:
     """The voxels of a box, by ITK, which reads no more of an uncompressed MetaImage."""
+    if header.encoding in DEFLATED:
+        _check_stream(header)
     reader = _reader(header.path, header.nrrd)
     inner = box[:-1] if header.components > 1 else box
     if any(s.start == s.stop for s in box):
@@ -172,6 +181,13 @@ def _read_box(header: Header, box: Box) -> NDArray[Any]:
         raise _unreadable(header.path, header.nrrd, error) from error
     voxels = _simpleitk(header.path).GetArrayFromImage(image)
     return np.asarray(voxels[..., box[-1]] if header.components > 1 else voxels)
+
+
+def _check_stream(header: Header) -> None:
+    """Raises Unreadable for damaged voxels: ITK does not compare their checksum."""
+    _, data_file, offset = _voxels_of(header.path, first_bytes(header.path, HEADER_BYTES), header.nrrd)
+    if offset is not None:
+        check_stream(header.path, data_file, offset, math.prod(header.shape) * header.dtype.itemsize)
 
 
 def _read_raw(header: Header, box: Box) -> NDArray[Any]:

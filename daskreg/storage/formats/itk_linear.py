@@ -21,6 +21,7 @@ from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.transform_record import StoredLink, TransformRecord
 
 AFFINE = "AffineTransform_double_3_3"
+KEYS = ("Transform", "Parameters", "FixedParameters")
 LARGEST = 1 << 16  # bytes: a file of a hundred stages is smaller
 UNIT_VERSOR = 1e-6  # by which the square of a versor's vector part may be above 1
 TEXT = (".tfm", ".txt")
@@ -95,7 +96,7 @@ def _mat(parameters: Matrix) -> bytes:
     return content.getvalue()
 
 
-Stage = tuple[str, list[float], list[float]]  # type, parameters, fixed parameters
+Stage = tuple[str, list[float], list[float] | None]  # type, parameters, fixed parameters (None: not stated)
 
 
 def _mat_stages(path: str, content: bytes) -> list[Stage]:
@@ -112,19 +113,24 @@ def _text_stages(path: str, content: bytes) -> list[Stage]:
     text = content.decode("ascii", "replace")
     if not text.startswith(INSIGHT):
         raise Unreadable(_not_itk(path, text))
-    stages: list[Stage] = []
+    found: list[dict[str, str]] = []
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key == "Transform":
-            stages.append((value.strip(), [], []))
-        elif key in ("Parameters", "FixedParameters") and stages:
-            numbers = stages[-1][1] if key == "Parameters" else stages[-1][2]
-            with read_errors(path):
-                numbers.extend(float(v) for v in value.split())
-    stages = [s for s in stages if not s[0].startswith("CompositeTransform")]
+            found.append({})
+        if key in KEYS and found:
+            if key in found[-1]:
+                raise Unreadable(f"{path} has two lines {key!r} for one transform; one was expected.")
+            found[-1][key] = value.strip()
+    stages = [s for s in found if not s["Transform"].startswith("CompositeTransform")]
     if not stages:
         raise Unreadable(f"{path} is an ITK transform file without a transform in it.")
-    return stages
+    with read_errors(path):
+        return [(s["Transform"], _numbers(s.get("Parameters")) or [], _numbers(s.get("FixedParameters"))) for s in stages]
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    return None if text is None else [float(v) for v in text.split()]
 
 
 def _not_itk(path: str, text: str) -> str:
@@ -137,14 +143,16 @@ def _not_itk(path: str, text: str) -> str:
     return f"{path} is not an ITK transform file; text that starts with '{INSIGHT}' or an ITK .mat was expected."
 
 
-def linear_matrix(path: str, kind: str, parameters: Sequence[float], fixed: Sequence[float]) -> Matrix:
+def linear_matrix(path: str, kind: str, parameters: Sequence[float], fixed: Sequence[float] | None) -> Matrix:
     """(4, 4) in z, y, x, 1 of one linear ITK transform: y = M (x - c) + c + t. Raises Unreadable."""
     base = kind.split("_")[0]
     if base not in LINEAR:
         raise Unreadable(f"{path} holds a {kind}; only linear ones are read: {', '.join(sorted(LINEAR))}.")
     count, build = LINEAR[base]
-    if len(parameters) != count or not np.isfinite([*parameters, *fixed]).all():
+    if len(parameters) != count or not np.isfinite([*parameters, *(fixed or ())]).all():
         raise Unreadable(f"{path}: {kind} has {len(parameters)} parameters; {count} finite numbers were expected.")
+    if fixed is None:
+        raise Unreadable(f"{path}: {kind} has no FixedParameters, without which ITK ignores its parameters; write it anew.")
     try:
         linear, shift = build(np.asarray(parameters), fixed)
     except ValueError as error:

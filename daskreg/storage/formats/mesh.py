@@ -15,7 +15,7 @@ from daskreg.storage.format import PointFormat
 from daskreg.storage.fs.claims import DEFLATE_RATIO, require_held
 from daskreg.storage.point_file import PointFile, require_finite
 
-PATHS = ("vtk", "vtu")  # of which meshio reads paths only
+PATHS = ("stl", "vtk", "vtu")  # of which meshio reads paths only
 TEXT = ("obj", "off")
 MOST_ENDS = 100  # reads at the end of a file
 START = 1 << 16  # bytes at the start of a file that state how many points and cells it has
@@ -82,7 +82,8 @@ def _read(path: str) -> Any:
     kind = Path(path).suffix.lower()[1:]
     reader = getattr(_meshio(), kind)
     if kind in PATHS:
-        return reader.read(path)
+        with np.errstate(over="ignore"):  # meshio tries whether text is binary
+            return reader.read(path)
     file = BoundedReader(io.FileIO(path))
     with io.TextIOWrapper(file, encoding="utf-8") if kind in TEXT else file as opened:
         return reader.read(opened)

@@ -46,6 +46,8 @@ def parse_address(source: str | Path) -> Address:
     Raises ConfigError for an unknown key or an impossible value, UnitsError for an unknown unit.
     """
     text = str(source)
+    if "\0" in text:
+        raise ConfigError(f"the address {text!r} contains a null character, which no path does.")
     path, options = _split(text)
     values = dict(_option(part, text) for part in options)
     return Address(

@@ -27,10 +27,14 @@ def read_errors(name: str) -> Iterator[None]:
 
 @contextmanager
 def open_errors(name: str) -> Iterator[None]:
-    """As ``read_errors``, for what is small: there, too little memory and too deep a nesting mean wrong metadata."""
+    """As ``read_errors``, for what is small: there, too little memory means wrong metadata. Every sentence names the file."""
     try:
         with read_errors(name):
             yield
+    except InputError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
     except MemoryError as error:
         raise Unreadable(
             f"{name} claims to hold more than the memory of this process ({reason(error)}); it may be damaged: copy it again."

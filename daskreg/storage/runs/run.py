@@ -47,6 +47,7 @@ from daskreg.storage.runs.run_state import (
     resumed_state,
     to_json,
 )
+from daskreg.storage.transform_record import StoredLink, require_map
 from daskreg.storage.zarr import ngff, ngff05, ngff06
 from daskreg.storage.zarr.chunks import require_all_stored
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
@@ -200,7 +201,9 @@ class RunStore:
     def affine(self) -> NDArray[np.float64]:
         """(4, 4) world -> world, fixed to moving points, order z, y, x, 1; the identity until it is set."""
         with read_errors(self.path):
-            return np.asarray(self._group["transform"].attrs["daskreg"]["affine"], float)  # type: ignore[call-overload, index]  # any JSON
+            matrix = np.asarray(self._group["transform"].attrs["daskreg"]["affine"], float)  # type: ignore[call-overload, index]  # any JSON
+        require_map(self.path, StoredLink(matrix))
+        return matrix
 
     def set_affine(self, matrix: ArrayLike) -> None:
         """Store the affine part, (4, 4). Raises ValueError for another shape or numbers that are not finite."""

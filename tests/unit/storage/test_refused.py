@@ -132,6 +132,17 @@ def test_maps_that_are_none_are_refused(tmp_path, kind, parameters, says):
         open_transform(tfm(tmp_path / "t.tfm", kind, *parameters))
 
 
+@pytest.mark.parametrize(("lines", "says"), [
+    (["Parameters: 1 0 0 0 1 0 0 0 1 0 0 0"], "no FixedParameters"),
+    (["Parameters: 1 0 0 0 1 0 0 0 1 0 0 0"] * 2 + ["FixedParameters: 0 0 0"], "two lines"),
+])  # fmt: skip
+def test_a_map_that_itk_reads_otherwise_is_refused(tmp_path, lines, says):
+    """ITK takes the identity where there are no fixed parameters."""
+    (tmp_path / "t.tfm").write_text("\n".join([f"{INSIGHT}Transform: {AFFINE}", *lines]))
+    with pytest.raises(Unreadable, match=says):
+        open_transform(tmp_path / "t.tfm")
+
+
 def test_a_strong_but_regular_map_is_read(tmp_path):
     path = tfm(tmp_path / "t.tfm", AFFINE, 1000, 0, 0, 0, 1, 0, 0, 0, 0.001, 0, 0, 0)
     np.testing.assert_array_equal(np.diag(open_transform(path).links[0].affine), [0.001, 1, 1000, 1])

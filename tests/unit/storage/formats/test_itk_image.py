@@ -227,3 +227,21 @@ def test_content_tells_without_an_ending(tmp_path, ending):
     write_image(tmp_path / f"a.{ending}", voxels(), GRID)
     (tmp_path / f"a.{ending}").rename(tmp_path / "a")
     np.testing.assert_array_equal(open_volume(tmp_path / "a").data.compute(), voxels())
+
+
+@pytest.mark.parametrize("ending", ["mha", "nrrd"])
+def test_damaged_compressed_voxels_are_found_although_itk_reads_them(tmp_path, ending):
+    data = (np.random.default_rng(0).random((9, 10, 11)) * 255).astype(np.uint8)
+    path = tmp_path / f"a.{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(data), str(path), True)
+    np.testing.assert_array_equal(open_volume(path).read(), data)
+    whole = path.read_bytes()
+    for place in (-40, -300, -3):
+        content = bytearray(whole)
+        content[place] ^= 4
+        (tmp_path / f"{-place}.{ending}").write_bytes(content)
+        with pytest.raises(Unreadable, match=r"damaged"):
+            open_volume(tmp_path / f"{-place}.{ending}").read()
+    (tmp_path / f"cut.{ending}").write_bytes(whole[:-1])
+    with pytest.raises(Unreadable, match=r"damaged"):
+        open_volume(tmp_path / f"cut.{ending}").read()
