@@ -59,6 +59,10 @@ def register(
         int | None, typer.Option("--threads", min=1, max=4096, help="CPU threads of a worker (default: its share)")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint of an unfinished RUN.zarr")] = False,
+    inputs_changed: Annotated[
+        bool,
+        typer.Option("--inputs-changed", help="with --resume: continue although inputs changed; the result mixes both"),
+    ] = False,
     checkpoint: Annotated[
         float, typer.Option("--checkpoint-every", min=0, max=1e9, help="seconds between two (0: every iteration)")
     ] = 180.0,
@@ -98,7 +102,8 @@ def register(
         "deadline": deadline,
     }
     given |= {"cluster": None if cluster == "local" else cluster, "workers": workers, "device": device.value}
-    _register(fixed, moving, **{"config": chosen, "output": output, "overwrite": overwrite, "resume": resume, **given})
+    given |= {"overwrite": overwrite, "resume": resume, "inputs_changed": inputs_changed}
+    _register(fixed, moving, **{"config": chosen, "output": output, **given})
 
 
 def _register(*images: str | None, **given: Any) -> None:

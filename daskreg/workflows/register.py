@@ -36,7 +36,14 @@ from daskreg.workflows.plan import plan
 from daskreg.workflows.provenance import provenance
 from daskreg.workflows.resources import LOCAL, Allocation, Comm, Residency, Resources, allocate, parse_memory
 from daskreg.workflows.result import Report, Result, merge_reports
-from daskreg.workflows.resume import keep_checkpoint_or_remove, require_same_images, restore_request, unfinished_run
+from daskreg.workflows.resume import (
+    keep_checkpoint_or_remove,
+    require_resume_arguments,
+    require_same_images,
+    restore_request,
+    unfinished_run,
+)
+from daskreg.workflows.unchanged import changes_while_running, input_digests, resumed_recipe
 
 if TYPE_CHECKING:
     from daskreg.cluster import Client
@@ -60,6 +67,7 @@ def register(
     fill: Fill = None,
     overwrite: bool = False,
     resume: bool = False,
+    inputs_changed: bool = False,
     progress: Callable[[Progress], None] | None = None,
     client: Client | None = None,
     cluster: str | None = None,
@@ -102,7 +110,10 @@ def register(
         Replace an existing run, once the new one is complete.
     resume
         Continue from the last checkpoint of an unfinished run at ``output``, with its images, configuration and initial
-        transform; start from the beginning where there is none. Arguments that are given again must be the same.
+        transform; start from the beginning where there is none. Arguments that are given again must be the same, and images,
+        masks and initial transform unchanged: a digest of each is stored with the run.
+    inputs_changed
+        With ``resume``: continue although they changed, or are other ones on the same grids; the result is then of both.
     progress
         Called with a ``Progress`` after every iteration.
     client, cluster
@@ -128,8 +139,7 @@ def register(
         workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace
     )
     request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform, fill)
-    if resume and output is None:
-        raise ConfigError("resume needs the output of the run to continue; add -o RUN.zarr.")
+    require_resume_arguments(output, resume=resume, inputs_changed=inputs_changed)
     path = parse_address(_temporary() if output is None else output).path
     with _only_writer(path) as lock:
         store = unfinished_run(path) if resume else None
@@ -141,14 +151,15 @@ def register(
             use = allocate(resources, found, cluster)
             inputs = asked.for_device(use.device)
             planned = _fitting_plan(inputs, use)
-            store = _begun(store, path, request, inputs, overwrite)
+            store = _begun(store, path, request, inputs, overwrite, inputs_changed)
             run = _Run(inputs, planned, store, use, resume)
             with keep_checkpoint_or_remove(store):
                 with nullcontext(found) if found else embedded_client(use.workers, threads, use.device) as at:
                     report = run.execute(at, progress, elsewhere=found is not None or use.workers > 1)
                     report["seconds"]["total"] = time.perf_counter() - started
                 lock.verify()
-                finished = store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report})
+                changed = changes_while_running(store, request)
+                finished = store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report, **changed})
     return Result(RunStore.open(finished.path))
 
 
@@ -210,12 +221,14 @@ def _fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
     return planned
 
 
-def _begun(store: RunStore | None, path: str, request: Request, inputs: Inputs, overwrite: bool) -> RunStore:
+def _begun(
+    store: RunStore | None, path: str, request: Request, inputs: Inputs, overwrite: bool, inputs_changed: bool
+) -> RunStore:
     """The unfinished run, continued, or a new one."""
     if store is None:
         return _new_store(path, request, inputs, overwrite)
     require_same_images(store, inputs.grids)
-    return store.continued()
+    return store.continued(recipe=resumed_recipe(store, request, changed=inputs_changed))
 
 
 def _new_store(path: str, request: Request, inputs: Inputs, overwrite: bool) -> RunStore:
@@ -224,6 +237,7 @@ def _new_store(path: str, request: Request, inputs: Inputs, overwrite: bool) -> 
     recipe, files = request.recipe(), (inputs.config.fixed_mask, inputs.config.moving_mask, inputs.config.initial_transform)
     require_distinct(path, *(recipe[name] for name in ("fixed", "moving", "fixed_mask", "moving_mask")), *files)
     fixed, moving = inputs.grids
+    recipe["inputs"] = input_digests(request)
     return RunStore.create(path, fixed=fixed, moving=moving, overwrite=overwrite, recipe=recipe)
 
 

@@ -28,7 +28,8 @@ class Report(TypedDict, total=False):
     metrics: correlation (ncc) and mutual information (mi) before and after, and statistics of the Jacobian
     seconds: of each phase, of the slowest rank, and total;  machine, ranks: computer, peak bytes and bytes sent, of rank 0 and
     of each rank;  blocks: first and last + 1 plane of each rank;  projected_bytes: what the plan expected a rank to need
-    fill: value of the moved image outside of the moving one
+    fill: value of the moved image outside of the moving one;  changed_inputs: inputs that changed while they were read,
+    and how; absent without any
     """
 
     config: dict[str, Any]
@@ -42,6 +43,7 @@ class Report(TypedDict, total=False):
     blocks: list[list[int]]
     projected_bytes: int
     fill: float | str
+    changed_inputs: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,14 @@ def _keep_or_remove(store: RunStore, error: BaseException) -> None:
     error.add_note(f"The last checkpoint is kept: continue with 'daskreg register --resume -o {store.name}'.")
 
 
+def require_resume_arguments(output: str | Path | None, *, resume: bool, inputs_changed: bool) -> None:
+    """Raises ConfigError for arguments about resuming that do not go together."""
+    if resume and output is None:
+        raise ConfigError("resume needs the output of the run to continue; add -o RUN.zarr.")
+    if inputs_changed and not resume:
+        raise ConfigError("inputs_changed (--inputs-changed) is about a run that is continued; add --resume.")
+
+
 def unfinished_run(output: str | Path) -> RunStore | None:
     """The unfinished run at ``output``; None where nothing is, so that a batch job can ask to resume every time."""
     try:

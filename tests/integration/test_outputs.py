@@ -10,17 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 import daskreg
 from daskreg import MSE, Deformable
 from daskreg.config import Config
-from daskreg.errors import DaskregError, OutputBusy, OutputError, Unreadable
+from daskreg.errors import ConfigError, DaskregError, OutputBusy, OutputError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, RunStore, open_volume, write_image
 from tests.phantoms import known_warp_pair
 
 SHAPE = (20, 18, 16)
 STAGES = [Deformable(similarity=MSE(), scales=(2, 1), iterations=(5, 30), tolerance=0)]
+LONG = [STAGES[0].model_copy(update={"iterations": (5, 1000)})]  # goes on while another thread acts
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,9 +35,9 @@ def images(tmp_path_factory):
     return folder
 
 
-def register(images, path, **options):
+def register(images, path, stages=STAGES, **options):
     given = {"output": path, "workers": 1, "checkpoint": 0.0, **options}
-    return daskreg.register(str(images / "fixed.zarr"), str(images / "moving.zarr"), STAGES, **given)
+    return daskreg.register(str(images / "fixed.zarr"), str(images / "moving.zarr"), stages, **given)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +58,10 @@ class Once:
 
     def __call__(self, progress):
         if self.outcome is None and progress.scale == 1 and progress.iteration > 1:
-            self.outcome = "acted"
+            self.outcome = "begun"
             try:
                 self.act()
+                self.outcome = "acted"
             except DaskregError as error:
                 self.outcome = error
 
@@ -115,7 +118,7 @@ def test_a_run_that_is_removed_meanwhile_says_so_and_leaves_nothing(images, tmp_
         register(images, path)
     place = tmp_path / (".run.zarr.new" if overwrite else "run.zarr")
     with pytest.raises(OutputError, match=rf"{path} was removed while the run wrote to it"):
-        register(images, path, checkpoint=checkpoint, overwrite=overwrite, progress=Once(lambda: shutil.rmtree(place)))
+        register(images, path, LONG, checkpoint=checkpoint, overwrite=overwrite, progress=Once(lambda: shutil.rmtree(place)))
     assert os.listdir(tmp_path) == (["run.zarr"] if overwrite else [])
     if overwrite:
         assert RunStore.open(path).complete
@@ -163,7 +166,7 @@ def test_two_processes_apply_to_one_output_and_one_is_refused(images, undisturbe
 
 def test_an_overwrite_that_is_killed_leaves_the_older_run_and_can_be_resumed(images, undisturbed, older, tmp_path):
     voxels, recipe = older.moved.read(), tmp_path / "recipe.yaml"
-    recipe.write_text(Config.of_stages([STAGES[0].model_copy(update={"iterations": (5, 3000)})]).dump())
+    recipe.write_text(Config.of_stages(LONG).dump())
     arguments = [images / "fixed.zarr", images / "moving.zarr", "-o", older.path, "--overwrite", "--config", recipe]
     command = [sys.executable, "-m", "daskreg.cli", "register", *map(str, arguments), "--checkpoint-every", "0"]
     child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, start_new_session=True)
@@ -178,3 +181,48 @@ def test_an_overwrite_that_is_killed_leaves_the_older_run_and_can_be_resumed(ima
     assert CheckpointStore(str(place)).latest() is not None
     same(register(images, older.path, overwrite=True), undisturbed)
     assert sorted(os.listdir(tmp_path)) == ["recipe.yaml", "run.zarr"]
+
+
+# --- the inputs of a run that is continued ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(images, tmp_path):
+    """A run that stopped with a checkpoint, of images of its own."""
+    shutil.copytree(images, tmp_path / "images")
+    with pytest.raises(KeyboardInterrupt):
+        register(tmp_path / "images", tmp_path / "run.zarr", progress=Once(lambda: os.kill(os.getpid(), signal.SIGINT)))
+    return tmp_path / "run.zarr"
+
+
+def resumed(path, *images, **options):
+    return daskreg.register(*map(str, images), output=path, resume=True, workers=1, **options)
+
+
+def test_a_run_continues_only_from_the_images_that_it_was_started_from(images, undisturbed, interrupted, tmp_path, caplog):
+    moving = tmp_path / "images/moving.zarr"
+    before = RunStore.attach(interrupted).state
+    with pytest.raises(ConfigError, match=rf"another moving image: {moving}, not {images}/moving\.zarr\. .*--inputs-changed"):
+        resumed(interrupted, tmp_path / "images/fixed.zarr", images / "moving.zarr")
+    voxels = open_volume(moving).read()
+    write_image(moving, voxels[::-1], Grid(SHAPE), overwrite=True)
+    with pytest.raises(ConfigError, match=rf"another moving image: {moving} has changed since, its (content|size)"):
+        resumed(interrupted)
+    assert RunStore.attach(interrupted).state == before
+    shutil.copytree(interrupted, tmp_path / "other.zarr")
+    mixed = resumed(tmp_path / "other.zarr", inputs_changed=True)
+    assert f"continuing with another moving image: {moving} has changed since, its " in caplog.text
+    assert "the result is of both" in caplog.text
+    assert (mixed.moved.read() != undisturbed.moved.read()).any()
+    write_image(moving, voxels, Grid(SHAPE), overwrite=True)
+    same(resumed(interrupted), undisturbed)
+
+
+def test_inputs_that_change_while_a_run_reads_them_are_recorded(images, tmp_path, caplog):
+    shutil.copytree(images, tmp_path / "images")
+    voxels = zarr.open_array(str(tmp_path / "images/fixed.zarr/0"))
+    change = Once(lambda: voxels.set_basic_selection(slice(None), np.ones(SHAPE, np.float32)))
+    found = register(tmp_path / "images", tmp_path / "run.zarr", LONG, checkpoint=None, progress=change)
+    assert change.outcome == "acted"
+    assert list(found.report["changed_inputs"]) == ["fixed"]
+    assert "the fixed image changed while the run read it" in caplog.text

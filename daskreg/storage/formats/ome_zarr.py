@@ -63,7 +63,20 @@ def open_zarr(address: Address) -> ImageRecord:
     return _level_of_parent(node, address) or _bare(node, address)
 
 
+def array_at(address: Address) -> zarr.Array[Any]:
+    """The array that the image at an address is read from. Raises as ``open_zarr`` does."""
+    node = open_node(address.node)
+    if isinstance(node, zarr.Array):
+        return node
+    multiscale, level = _level_in(node, address)
+    return open_member(node, multiscale.datasets[level].path, address.node)
+
+
 def _in_group(group: zarr.Group, address: Address) -> ImageRecord:
+    return _record(group, *_level_in(group, address), address)
+
+
+def _level_in(group: zarr.Group, address: Address) -> tuple[Multiscale, int]:
     multiscale = ngff.parse(address.node, attributes(group), address.level)
     if multiscale is None:
         raise Unreadable(_no_image(group, address))
@@ -71,7 +84,7 @@ def _in_group(group: zarr.Group, address: Address) -> ImageRecord:
     if level is None:
         paths = ", ".join(f"{i} ({d.path})" for i, d in enumerate(multiscale.datasets))
         raise NotFound(f"{address.node} has no level {address.level!r}; it has {paths}.")
-    return _record(group, multiscale, level, address)
+    return multiscale, level
 
 
 def _record(group: zarr.Group, multiscale: Multiscale, level: int, address: Address) -> ImageRecord:

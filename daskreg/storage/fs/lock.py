@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import threading
 import time
@@ -21,8 +22,10 @@ from daskreg.storage.fs.errors import write_errors
 from daskreg.storage.fs.files import hidden_sibling, read_text, remote_file_system
 from daskreg.storage.fs.process import is_running, now, this_process
 
-HEARTBEAT = 60.0  # seconds between two signs of life of a writer
-SILENCE = 600.0  # seconds without one after which a writer on another host counts as dead: caches of NFS may be a minute old
+log = logging.getLogger("daskreg")
+HEARTBEAT = 20.0  # seconds between two signs of life of a writer
+SILENCE = 180.0  # seconds without one after which a writer on another host counts as dead: caches of NFS may be a minute old
+WATCH_INTERVAL = 1.0  # seconds between two looks at a writer on another host
 ATTEMPTS = 20  # to create a lock: others may be taking over the same stale one
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -71,8 +74,8 @@ class OutputLock:
 def only_writer(path: str) -> Iterator[OutputLock]:
     """Keep other processes, and other threads of this one, from writing an output: a file, a store or a run.
 
-    The lock is a file ``.NAME.lock`` beside the output. A lock whose process has ended is taken over at once; where that cannot
-    be seen (another host), when it has not been renewed for ``SILENCE`` seconds.
+    The lock is a file ``.NAME.lock`` beside the output. A lock whose process has ended is taken over at once. Where that cannot
+    be seen (another host), this waits until the lock is renewed, or has not been for ``SILENCE`` seconds.
     Raises OutputBusy, naming the process that writes; OutputError when the folder cannot be written to.
     """
     lock = _acquire(path)
@@ -91,26 +94,36 @@ def lock_path(path: str) -> str:
 def _acquire(path: str) -> OutputLock:
     where, token, taken_over = lock_path(path), uuid4().hex, False
     file: LockFile = _RemoteLockFile(where) if is_remote(path) else _LocalLockFile(where)
+    watched: tuple[Any, float] | None = None
     with write_errors(path):
         for _ in range(ATTEMPTS):
             silent = file.create(_record(token))
+            while silent is not None and (owner := file.read()) is not None and _may_be_alive(owner, silent):
+                if is_running(owner) or (watched is not None and watched[0] == owner.get("token") and silent < watched[1]):
+                    raise OutputBusy(_busy(path, owner))
+                watched = _watched(path, owner, silent, watched)
+                silent = file.create(_record(token))
             if silent is None:
                 return OutputLock(path, file, token, taken_over)
-            owner = file.read()
-            if owner is None:  # released meanwhile
-                continue
-            if _is_alive(owner, silent):
-                raise OutputBusy(_busy(path, where, owner, silent))
-            file.delete_stale(owner)
-            taken_over = True
+            if owner is not None:  # None: released meanwhile
+                file.delete_stale(owner)
+                taken_over = True
     raise OutputBusy(f"{path}: several processes try to write it at once; this one gives way: choose another name.")
+
+
+def _watched(path: str, owner: Mapping[str, Any], silent: float, before: tuple[Any, float] | None) -> tuple[Any, float]:
+    """Wait for a sign of life. Returns whose, and for how long there has been none."""
+    if before is None or before[0] != owner.get("token"):
+        log.info("%s: waiting up to %.0f s to see whether %s is alive", path, SILENCE - silent, _described(owner))
+    time.sleep(WATCH_INTERVAL)
+    return owner.get("token"), silent
 
 
 def _record(token: str) -> dict[str, Any]:
     return {**this_process(), "since": now(), "token": token}
 
 
-def _is_alive(owner: Mapping[str, Any], silent: float) -> bool:
+def _may_be_alive(owner: Mapping[str, Any], silent: float) -> bool:
     running = is_running(owner)
     return silent < SILENCE if running is None else running
 
@@ -119,15 +132,9 @@ def _described(owner: Mapping[str, Any]) -> str:
     return f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}"
 
 
-def _busy(path: str, where: str, owner: Mapping[str, Any], silent: float) -> str:
+def _busy(path: str, owner: Mapping[str, Any]) -> str:
     since = f", which began {owner['since']}" if owner.get("since") else ""
-    text = f"{path} is being written by another process ({_described(owner)}{since}); wait for it, or choose another name."
-    if is_running(owner) is None:
-        text += (
-            f" Its death cannot be seen from here: its last sign of life is {max(silent, 0):.0f} s old, and it counts as dead "
-            f"after {SILENCE:.0f} s; if you know that it is, delete {where}."
-        )
-    return text
+    return f"{path} is being written by another process ({_described(owner)}{since}); wait for it, or choose another name."
 
 
 @dataclass

@@ -73,22 +73,44 @@ def test_a_killed_child_that_nobody_waited_for_has_ended(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"boot": "another"}, {"pid_namespace": "pid:[1]"}])
-def test_a_process_that_cannot_be_seen_counts_as_dead_after_its_last_sign_of_life(tmp_path, changes):
+def test_a_process_that_cannot_be_seen_counts_as_dead_after_its_last_sign_of_life(tmp_path, changes, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "WATCH_INTERVAL", 0.01)
+    monkeypatch.setattr(lock, "SILENCE", 0.5)
     file = left_by(tmp_path / "out.zarr", **changes)
-    refused = pytest.raises(OutputBusy, match=rf"counts as dead after 600 s; if you know that it is, delete {file}")
-    with refused, only_writer(str(tmp_path / "out.zarr")):
-        pass
-    os.utime(file, (time.time() - 601,) * 2)
-    with only_writer(str(tmp_path / "out.zarr")) as mine:
+    began = time.monotonic()
+    with caplog.at_level("INFO", "daskreg"), only_writer(str(tmp_path / "out.zarr")) as mine:
         assert mine.taken_over
+    assert 0.3 < time.monotonic() - began < 10
+    assert caplog.text.count("to see whether process") == 1
+    os.utime(left_by(tmp_path / "out.zarr", **changes), (time.time() - 1,) * 2)
+    began = time.monotonic()
+    with only_writer(str(tmp_path / "out.zarr")):
+        assert time.monotonic() - began < 0.3
+    assert not os.path.exists(file)
+
+
+def test_a_process_that_cannot_be_seen_is_alive_when_it_renews_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "WATCH_INTERVAL", 0.01)
+    file = left_by(tmp_path / "out.zarr", host="elsewhere")
+    os.utime(file, (time.time() - 100,) * 2)
+    timer = threading.Timer(0.2, os.utime, (file,))
+    timer.start()
+    with pytest.raises(OutputBusy, match="on elsewhere, which began then"), only_writer(str(tmp_path / "out.zarr")):
+        pass
+    timer.join()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"pid": "x"}'])
-def test_a_damaged_lock_is_judged_by_its_age(tmp_path, text):
+def test_a_damaged_lock_is_judged_by_its_age(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(lock, "WATCH_INTERVAL", 0.01)
     file = tmp_path / ".out.zarr.lock"
     file.write_text(text)
+    os.utime(file, (time.time() - 100,) * 2)
+    timer = threading.Timer(0.2, os.utime, (file,))
+    timer.start()
     with pytest.raises(OutputBusy, match="unknown"), only_writer(str(tmp_path / "out.zarr")):
         pass
+    timer.join()
     os.utime(file, (0, 0))
     with only_writer(str(tmp_path / "out.zarr")) as mine:
         assert mine.taken_over
@@ -98,6 +120,7 @@ def test_a_living_writer_renews_its_lock(output, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
     monkeypatch.setattr(lock, "is_running", lambda record: None)  # as from another host
     monkeypatch.setattr(lock, "SILENCE", 0.5)
+    monkeypatch.setattr(lock, "WATCH_INTERVAL", 0.003)
     with only_writer(output):
         time.sleep(1.0)
         with pytest.raises(OutputBusy), only_writer(output):
