@@ -22,7 +22,7 @@ from daskreg.kernels.sampling.cpu import sample
 from daskreg.planning import Plan
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.fill import fill_of
-from daskreg.storage.runs.run import DISPLACEMENT, MOVED
+from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
 
 PART_BYTES = 256 << 20  # of a row, converted and compressed at once
 QUEUE_LENGTH = 2  # parts that may wait to be compressed while a GPU computes the next

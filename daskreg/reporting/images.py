@@ -12,7 +12,7 @@ from daskreg.errors import InputError
 from daskreg.reporting import numbers, pictures, views
 from daskreg.reporting.sampling import Plane, Source, Warp, informative_slices, read_planes, shown_level
 from daskreg.storage import RunStore
-from daskreg.storage.runs.run import DISPLACEMENT
+from daskreg.storage.runs.layout import DISPLACEMENT
 
 log = logging.getLogger("daskreg")
 

@@ -18,7 +18,8 @@ from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.images import ImageSource, Volume, open_record, open_volume
 from daskreg.storage.registry import image_formats
-from daskreg.storage.runs.run import DISPLACEMENT, RunStore
+from daskreg.storage.runs.layout import DISPLACEMENT
+from daskreg.storage.runs.run import RunStore
 
 Numbers = tuple[float, ...]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from daskreg.lazy.transform import Transform
 from daskreg.planning import Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
 from daskreg.storage.fill import Fill, parse_fill, require_fill
+from daskreg.storage.fs.files import hidden_sibling
 from daskreg.storage.images import ImageSource
 from daskreg.workflows.masks import RESAMPLED, open_mask
 from daskreg.workflows.presets import preset
@@ -206,7 +208,8 @@ def staged(inputs: Inputs, output: str, client: Client | None) -> Iterator[Input
     if is_remote(output) or not any(v is not None and v.format in stage for v in given):
         yield inputs
         return
-    with tempfile.TemporaryDirectory(prefix=".daskreg-inputs-", dir=Path(output).parent) as folder:
+    parent, prefix = os.path.split(hidden_sibling(os.path.realpath(output), "part-inputs-"))
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:  # of a killed process, the next writer deletes it
         fixed, moving, *masks = (
             v if v is None or v.format not in stage else _stage(v, f"{folder}/{k}.ome.zarr", client) for k, v in enumerate(given)
         )

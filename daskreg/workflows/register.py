@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.cluster import RankJob, embedded_client, existing_client, require_main_guard, run_on_cluster
-from daskreg.config import DeviceName, Search
+from daskreg.config import Config, Deformable, DeviceName, Search
 from daskreg.deprecation import renamed_arguments
 from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, NoOverlap, OutputError
@@ -30,7 +30,7 @@ from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
 from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.registry import image_formats
-from daskreg.storage.runs.run import DISPLACEMENT, MOVED
+from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spacing, staged
 from daskreg.workflows.plan import plan
 from daskreg.workflows.provenance import provenance
@@ -158,8 +158,8 @@ def register(
                     report = run.execute(at, progress, elsewhere=found is not None or use.workers > 1)
                     report["seconds"]["total"] = time.perf_counter() - started
                 lock.verify()
-                changed = changes_while_running(store, request)
-                finished = store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report, **changed})
+                changed, written = changes_while_running(store, request), images_of(planned.config)
+                finished = store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report, **changed}, written)
     return Result(RunStore.open(finished.path))
 
 
@@ -185,7 +185,7 @@ class _Run:
     def execute(self, client: Client, progress: Callable[[Progress], None] | None, *, elsewhere: bool) -> Report:
         """All ranks, then the pyramids; the ranks' report. elsewhere: whether the workers are other processes."""
         asked = self.use.options
-        with staged(self.inputs, self.store.path, client if elsewhere else None) as reachable:
+        with staged(self.inputs, self.store.name, client if elsewhere else None) as reachable:
             volumes = reachable.cut()
             options: dict[str, Any] = {"comm": asked.comm, "retries": asked.retries, "deadline": asked.deadline}
             ranks = run_on_cluster(client, lambda workers: self._job(volumes, workers), self.use.workers, progress, **options)
@@ -239,6 +239,11 @@ def _new_store(path: str, request: Request, inputs: Inputs, overwrite: bool) -> 
     fixed, moving = inputs.grids
     recipe["inputs"] = input_digests(request)
     return RunStore.create(path, fixed=fixed, moving=moving, overwrite=overwrite, recipe=recipe)
+
+
+def images_of(config: Config) -> tuple[str, ...]:
+    """The images that a run of a configuration has at least."""
+    return (MOVED, DISPLACEMENT) if any(isinstance(s, Deformable) for s in config.stages) else (MOVED,)
 
 
 def build_pyramids(store: RunStore) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume
-from daskreg.storage.runs.run import DISPLACEMENT
+from daskreg.storage.runs.layout import DISPLACEMENT
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -107,7 +107,7 @@ def test_an_overwrite_that_fails_leaves_the_older_run_and_can_be_resumed(images,
     ("checkpoint", "overwrite"),
     [
         (0.0, False),
-        (None, True),
+        pytest.param(None, True, marks=pytest.mark.slow),
         pytest.param(None, False, marks=pytest.mark.slow),
         pytest.param(0.0, True, marks=pytest.mark.slow),
     ],

@@ -201,14 +201,15 @@ def _write(path: str, data: NDArray[Any] | da.Array, grid: Grid, labels: bool, a
     group = zarr.create_group(path, zarr_format=3)
     lead = tuple(zip((a.name for a in axes), data.shape[:-3], strict=True))
     below = new_array(group, "0", grid.shape, dtype, lead=lead)
+    levels = [below]
     _store(data, below)
     for k, step in enumerate(steps(factors), 1):
         level = new_array(group, str(k), grid.coarsen(factors[k]).shape, dtype, lead=lead)
         coarsen(below, level, step, labels=labels)
-        below = level
+        levels.append(below := level)
     name = path.rpartition("/")[2].removesuffix(".zarr").removesuffix(".ome")
     kind = "mode" if labels else "mean"
-    for level in group.array_values():
+    for level in levels:
         require_all_stored(level, f"{path}/{level.basename}")
     attributes = ngff05.group_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name, kind, lead=axes)
     group.attrs.update(attributes)  # last: without it the group is not an image

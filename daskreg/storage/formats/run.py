@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from daskreg.errors import InputError
 from daskreg.storage.format import TransformFormat
-from daskreg.storage.runs.run import DISPLACEMENT, RunStore, is_run
+from daskreg.storage.runs.layout import DISPLACEMENT
+from daskreg.storage.runs.run import RunStore, is_run
 from daskreg.storage.transform_record import StoredLink, TransformRecord, require_map
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from daskreg.storage.fs.swap import version_of
 from daskreg.storage.image_record import Resolution
 from daskreg.storage.images import Volume
 from daskreg.storage.runs.checkpoint import CheckpointStore
+from daskreg.storage.runs.layout import DISPLACEMENT, MOVED, transform_attributes
 from daskreg.storage.runs.place import (
     AWAITS_SWAP,
     REPLACED_VERSION,
@@ -55,17 +56,6 @@ from daskreg.storage.zarr.multiscale import grid_from_attributes
 from daskreg.storage.zarr.nodes import attributes, lazy_array, open_node
 from daskreg.storage.zarr.pyramid import CHUNK, Factors, coarsen, new_array, pyramid, steps
 from daskreg.storage.zarr.vector_frames import to_grid_axes, to_world_axes, vector_frame
-
-MOVED = "moved"
-DISPLACEMENT = "transform/displacement"
-MEANING = (
-    "phi(x) = A (x + d(x)) maps a point x of the fixed image to its place in the moving image. Points are in the world, LPS, "
-    "in the unit of the fixed grid, components in the order z, y, x. A is 'affine', (4, 4), homogeneous, applied to column "
-    "vectors (z, y, x, 1). d is the array 'transform/displacement' on the fixed grid, components first, in world units, along "
-    "the fixed grid's own axes z, y, x: its 'direction' times them is along the world's. It is interpolated trilinearly, zero "
-    "outside the fixed grid and where the array is absent. moved(x) = moving(phi(x)). The root's 'ome', an NGFF 0.6 scene, says "
-    "the same."
-)
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ class RunStore:
             state[REPLACED_VERSION] = replaced
         with write_errors(target):
             group = zarr.create_group(place, zarr_format=3, attributes={"daskreg": state})
-            group.create_group("transform", attributes=_transform_attributes(np.eye(4)))
+            group.create_group("transform", attributes=transform_attributes(np.eye(4)))
         return cls(place, None if replaced is None else target, state["attempt"])
 
     @classmethod
@@ -119,10 +109,7 @@ class RunStore:
         Raises NotFound, Unreadable for what is no run, OutputError for one that was removed or belongs to another attempt by now.
         """
         store = cls(_absolute(path), attempt=attempt)
-        if attempt:
-            store.require_mine()
-        else:
-            _ = store.state
+        store.require_mine() if attempt else read_state(store.path)
         return store
 
     @classmethod
@@ -211,7 +198,7 @@ class RunStore:
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise ValueError(f"an affine of shape {affine.shape} was given; (4, 4) finite numbers were expected.")
         with write_errors(self.path):
-            self._group["transform"].attrs.update(_transform_attributes(affine))
+            self._group["transform"].attrs.update(transform_attributes(affine))
 
     def create_image(self, name: str, grid: Grid, dtype: Any = np.float32, components: int = 0, chunk: int = CHUNK) -> None:
         """An empty image (Z, Y, X), or (components, Z, Y, X), level 0 only, cut into chunks of ``chunk`` voxels an axis.
@@ -279,15 +266,17 @@ class RunStore:
         """The grid of a level of the displacement. Raises NotFound."""
         return self._level_grids(DISPLACEMENT)[level]
 
-    def finish(self, provenance: Mapping[str, Any]) -> RunStore:
+    def finish(self, provenance: Mapping[str, Any], images: Sequence[str] = ()) -> RunStore:
         """Write the provenance, mark the run complete, delete the checkpoints, and replace what it was to replace.
 
+        images: that were written; others that are there count as well.
         Returns the run at its final path. Raises OutputError where it was removed or is another's; OutputExists where what was to
         be replaced has changed: both are then kept.
         """
         self.require_mine()
         for name in (MOVED, DISPLACEMENT):
-            self._require_all_stored(name)
+            if name in images or self.has(name):
+                self._require_all_stored(name)
         state = self.state | {"provenance": to_json(provenance), "complete": True, "finished": now()}
         if self.target is not None:
             state[AWAITS_SWAP] = True
@@ -300,10 +289,13 @@ class RunStore:
         return RunStore(self.target)
 
     def _require_all_stored(self, name: str) -> None:
-        """Raises OutputError where a chunk that was written is gone."""
-        if self.has(name):
-            for level in self._group[name].array_values():  # type: ignore[union-attr]  # a group
-                require_all_stored(level, f"{self.name}/{name}/{level.basename}")
+        """Raises OutputError where a chunk that was written is gone, or more."""
+        try:
+            levels = [self._array(name, k) for k in range(len(self._level_grids(name)))]
+        except InputError as error:
+            raise OutputError(f"{self.name}: {name}, which was written, cannot be read: {error}") from error
+        for level in levels:
+            require_all_stored(level, f"{self.name}/{name}/{level.basename}")
 
     def require_mine(self) -> None:
         """Raises OutputError when the run was removed, or when another process continues it."""
@@ -403,10 +395,6 @@ def is_run(path: str | Path) -> bool:
 def _absolute(path: str | Path) -> str:
     clean = parse_address(path).path
     return clean if is_remote(clean) else os.path.abspath(clean)
-
-
-def _transform_attributes(affine: NDArray[np.float64]) -> dict[str, Any]:
-    return {"daskreg": {"meaning": MEANING, "order": "z, y, x, 1", "affine": affine.tolist(), "displacement": DISPLACEMENT}}
 
 
 def _require_whole_chunks(name: str, region: Region, array: zarr.Array[Any]) -> None:

@@ -105,10 +105,11 @@ def _field(link: int) -> str:
 def _build(group: Any, grid: Grid, name: str) -> None:
     factors = pyramid(grid)
     below = with_zarrs_codecs(group["0"])
+    levels = [below]
     for k, step in enumerate(steps(factors), 1):
         level = new_array(group, str(k), grid.coarsen(factors[k]).shape, np.float32, 3)
         coarsen(below, level, step)
-        below = level
-    for level in group.array_values():
+        levels.append(below := level)
+    for level in levels:
         require_all_stored(level, f"{name}/{level.basename}")
     group.attrs.update(ngff06.field_attributes(grid, [(str(k), f) for k, f in enumerate(factors)], name))

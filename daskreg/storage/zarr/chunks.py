@@ -16,6 +16,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from daskreg.errors import OutputError
+from daskreg.storage.fs.files import METADATA_FILES
 
 log = logging.getLogger("daskreg")
 ALL_STORED: dict[str, Any] = {"daskreg": {"chunks": "all"}}  # attributes of an array that daskreg wrote with its empty chunks
@@ -48,7 +49,10 @@ def object_key(array: zarr.Array[Any], index: Index) -> str:
 
 def is_stored(array: zarr.Array[Any], index: Index) -> bool:
     """Whether an object exists."""
-    key = object_key(array, index)
+    return _exists(array, object_key(array, index))
+
+
+def _exists(array: zarr.Array[Any], key: str) -> bool:
     if isinstance(array.store, LocalStore):
         return os.path.exists(os.path.join(array.store.root, array.path, key))
     return bool(sync(array.store.exists(f"{array.path}/{key}" if array.path else key)))
@@ -102,7 +106,9 @@ def may_lack_chunks(array: zarr.Array[Any]) -> bool:
 
 
 def require_all_stored(array: zarr.Array[Any], name: str) -> None:
-    """Raises OutputError where a chunk of an array that was just written is gone."""
+    """Raises OutputError where a chunk of an array that was just written is gone, or its metadata."""
+    if not any(_exists(array, name) for name in METADATA_FILES):
+        raise OutputError(f"{name}: the metadata of the array is gone; somebody deletes files there: the output is not complete.")
     lost = missing_of(array)
     if lost:
         raise OutputError(

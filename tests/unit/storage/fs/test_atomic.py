@@ -17,7 +17,7 @@ from daskreg.errors import GridError, OutputBusy, OutputError, OutputExists
 from daskreg.grid import Grid
 from daskreg.storage import open_volume, write_image
 from daskreg.storage.fs import swap
-from daskreg.storage.fs.atomic import atomic_output
+from daskreg.storage.fs.atomic import atomic_output, remove_leftovers
 from daskreg.storage.fs.lock import lock_path
 
 GRID = Grid((8, 8, 8), unit="mm")
@@ -232,6 +232,15 @@ def test_of_two_processes_that_write_one_output_one_is_refused(tmp_path):
     assert child.returncode == 0
     assert value_of(path) == 2
     assert os.listdir(tmp_path) == ["a.ome.zarr"]
+
+
+def test_inputs_that_a_killed_run_had_staged_are_deleted_by_the_next_writer(tmp_path):
+    path = tmp_path / "a.ome.zarr"
+    write(path, 1)
+    os.mkdir(tmp_path / ".a.ome.zarr.part-inputs-x1")
+    os.mkdir(tmp_path / ".b.ome.zarr.part-inputs-x1")  # of another output
+    remove_leftovers(str(path))
+    assert sorted(os.listdir(tmp_path)) == [".b.ome.zarr.part-inputs-x1", "a.ome.zarr"]
 
 
 @pytest.mark.parametrize(("moment", "kept"), [("writing", 1), ("swapping", 2), ("between two renames", 2)])

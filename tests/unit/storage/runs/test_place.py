@@ -283,8 +283,15 @@ run.finish({"value": 2})
 SWAPPING = ["before the swap", "after the exchange", "between two renames", "before the older one is deleted"]
 
 
-@pytest.mark.parametrize("moment", ["at work", *SWAPPING])
-@pytest.mark.parametrize("after", ["another run fails", "it is resumed"])
+# each moment once in the default suite, by turns with either sequel
+CASES = [
+    pytest.param(moment, after, marks=[pytest.mark.slow] if (k + j) % 2 else [])
+    for k, moment in enumerate(["at work", *SWAPPING])
+    for j, after in enumerate(["another run fails", "it is resumed"])
+]
+
+
+@pytest.mark.parametrize(("moment", "after"), CASES)
 def test_whenever_a_run_is_killed_the_newest_complete_result_stays(tmp_path, moment, after):
     path = str(tmp_path / "r.zarr")
     complete(path, 1)

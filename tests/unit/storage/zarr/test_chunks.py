@@ -14,6 +14,7 @@ from daskreg.grid import Grid, Region
 from daskreg.lazy.save import write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, open_volume, write_image
+from daskreg.storage.formats import ome_zarr as ome_zarr_format
 from daskreg.storage.zarr.pyramid import new_array
 from daskreg.workflows.apply import apply
 from tests.unit.storage.stores import SHAPE, dataset, ome_zarr, simple, voxels
@@ -138,3 +139,25 @@ def test_a_shard_is_one_object(tmp_path):
 
 def test_arrays_are_marked(tmp_path):
     assert new_array(zarr.create_group(str(tmp_path / "g.zarr")), "0", (2, 2, 2), "u1").attrs["daskreg"] == {"chunks": "all"}
+
+
+def test_a_store_that_is_removed_while_it_is_written_is_not_complete(tmp_path, monkeypatch):
+    """Zarr makes folders again for the chunks that follow."""
+    path = str(tmp_path / "a.ome.zarr")
+
+    def store(data, array, *_, real=ome_zarr_format._store):
+        shutil.rmtree(array.store.root)
+        real(data, array)
+
+    monkeypatch.setattr(ome_zarr_format, "_store", store)
+    with pytest.raises(OutputError, match=rf"{path}/0: the metadata of the array is gone"):
+        write_image(path, np.ones(GRID.shape, np.float32), GRID)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["moved", "transform/displacement"])
+def test_a_run_that_lacks_an_image_is_not_complete(tmp_path, name):
+    run = RunStore.create(tmp_path / "r.zarr", fixed=GRID, moving=GRID)
+    with pytest.raises(OutputError, match=rf"{name}, which was written, cannot be read"):
+        run.finish({}, (name,))
+    assert not run.complete
