@@ -90,6 +90,10 @@ def _steps(name: str, transforms: Sequence[Any], ndim: int) -> tuple[tuple[float
         values = getattr(step, "scale", None) or getattr(step, "translation", None)
         if values is None:
             raise Unreadable(f"{name}: its {step.type} stands in a file of its own ('path'); numbers were expected.")
+        if len(values) != ndim or not all(isinstance(v, int | float) for v in values):
+            raise Unreadable(
+                f"{name}: its {step.type} is {str(values)[:100]}; {ndim} numbers were expected: repair its metadata."
+            )
         if step.type == "scale":
             scale = tuple(values)
         else:

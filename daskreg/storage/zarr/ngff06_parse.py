@@ -31,6 +31,8 @@ def parse_image(name: str, version: str, image: Mapping[str, Any], channels: tup
             f"{name}: its datasets lie in {words}; one of its coordinateSystems ({', '.join(systems)}) was expected."
         )
     axes = tuple(_axis(a) for a in systems[str(outputs.pop())].axes)
+    if len({a.name for a in axes}) < len(axes):
+        raise Unreadable(f"{name}: two of its axes {', '.join(a.name for a in axes)} have one name; repair its metadata.")
     levels = [_level(name, d, len(axes)) for d in model.datasets]
     return Multiscale(version, axes, placed(name, levels), channels, grid, model.type == "sampled")
 

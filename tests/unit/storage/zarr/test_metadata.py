@@ -122,6 +122,17 @@ def test_absurd_places_are_refused(tmp_path, kind, value, version):
         open_volume(path)
 
 
+@pytest.mark.parametrize("value", ["x", "123", ["1", "a", "1"], [1, 1], [1, 1, 1, 1], [[1, 1, 1]], {"z": 1}, None, True])
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_scales_that_are_no_numbers_are_refused(tmp_path, value, version):
+    group = zarr.open_group(simple(tmp_path / "a.zarr", version=version))
+    tree = json.loads(json.dumps(dict(group.attrs)))
+    tree.get("ome", tree)["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"] = value
+    group.attrs.put(tree)
+    with pytest.raises(Unreadable, match=r"a\.zarr"):
+        open_volume(tmp_path / "a.zarr")
+
+
 def test_a_version_is_required_where_the_specification_requires_it(tmp_path, caplog):
     simple(tmp_path / "new.zarr")
     edited(tmp_path / "new.zarr", lambda tree: tree["ome"].pop("version"))
@@ -215,3 +226,30 @@ def test_a_scene_of_another_shape_is_refused(tmp_path, wrong):
     edited(path, lambda tree: tree["ome"]["scene"].update({"coordinateTransformations": wrong}))
     with pytest.raises(InputError):
         open_transform(path)
+
+
+def image06(path, **changes):
+    """A 0.6 image of another program, with changes to its system or its dataset."""
+    step = {"type": "scale", "scale": [2.0, 1.0, 0.5], "input": {"path": "0"}, "output": {"name": "physical"}}
+    system = {"name": "physical", "axes": changes.pop("axes", axes())}
+    image = {"coordinateSystems": [system], "datasets": [{"path": "0", "coordinateTransformations": [step | changes]}]}
+    group = zarr.open_group(str(path), mode="w", zarr_format=3)
+    group.create_array("0", data=voxels())
+    group.attrs.update({"ome": {"version": "0.6", "multiscales": [image]}})
+    return path
+
+
+def test_an_image_of_version_0_6_is_placed_as_it_says(tmp_path):
+    grid = open_volume(image06(tmp_path / "a.zarr", axes=axes("zyx", "\u03bcm"))).grid
+    assert grid == Grid((6, 7, 8), (2.0, 1.0, 0.5), unit="um")
+
+
+@pytest.mark.parametrize("changes", [
+    {"axes": axes("zzx")}, {"axes": axes("zy")}, {"axes": "zyx"}, {"output": {"name": "other"}}, {"output": None},
+    {"type": "affine"},
+    {"scale": [1, 1]}, {"scale": None}, {"scale": [1, 1, "x"]}, {"scale": [1, 1, float("inf")]},
+    {"type": "sequence", "transformations": [1]},
+])  # fmt: skip
+def test_images_of_version_0_6_that_cannot_be_placed_are_refused(tmp_path, changes):
+    with pytest.raises(InputError, match=r"a\.zarr"):
+        open_volume(image06(tmp_path / "a.zarr", **changes))
