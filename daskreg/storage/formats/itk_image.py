@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from daskreg.storage.grid_metadata import GridMetadata, matrix3, triple
 from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.zarr.nodes import check_dtype
 
+log = logging.getLogger(__name__)
+
+MILLIMETRES = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 DEFLATED = ("compressed", "gzip", "gz")  # encodings with a checksum
 MOST_RATIO = 1 << 20  # bytes of voxels a byte of other encodings, such as bzip2 and text
 HEADER_BYTES = 1 << 16  # longer than any header
@@ -114,6 +118,8 @@ def _read_header(path: str) -> Header:
         require_held(path, math.prod(shape) * dtype.itemsize, os.path.getsize(data_file) - offset, ratio)
     plain = nrrd and components == 1 and len(size) == 3 and b"skip:" not in start
     axes = _axes(len(size), components)
+    if nrrd:
+        _tell_of_units(path, start)
     metadata = _grid_metadata(reader, _is_oriented(start, nrrd)) if len(size) >= 3 else None
     known = offset if plain or not nrrd else None
     return Header(path, nrrd, shape, dtype, components, axes, metadata, encoding, data_file, known)
@@ -148,6 +154,20 @@ def _voxels_of(path: str, start: bytes, nrrd: bool) -> tuple[str, str, int | Non
         return _encoding(text, nrrd), path, end.end()
     data_file = os.path.join(os.path.dirname(path), name.decode("utf-8", "replace"))
     return _encoding(text, nrrd), data_file, 0 if os.path.isfile(data_file) and b"HeaderSize" not in text else None
+
+
+def _tell_of_units(path: str, start: bytes) -> None:
+    """Warns where a NRRD header states other units than millimetres, which ITK does not read."""
+    end = NRRD_END.search(start)
+    stated = re.search(rb"^(?:space )?units:\s*(.*?)\s*$", start[: end.start()] if end else start, re.M)
+    words = [] if stated is None else [w.decode("utf-8", "replace") for w in re.findall(rb'"([^"]*)"', stated.group(1))]
+    if any(word not in MILLIMETRES for word in words):
+        _warn_of_units(path, ", ".join(words))
+
+
+@cache  # once a file
+def _warn_of_units(path: str, words: str) -> None:
+    log.warning("%s states the units %s; it is read in millimetres, as ITK does: say '::unit=NAME' behind its path.", path, words)
 
 
 def _encoding(text: bytes, nrrd: bool) -> str:

@@ -245,3 +245,14 @@ def test_damaged_compressed_voxels_are_found_although_itk_reads_them(tmp_path, e
     (tmp_path / f"cut.{ending}").write_bytes(whole[:-1])
     with pytest.raises(Unreadable, match=r"damaged"):
         open_volume(tmp_path / f"cut.{ending}").read()
+
+
+@pytest.mark.parametrize(("units", "told"), [(b'"um" "um" "um"', True), (b'"mm" "mm" "mm"', False), (None, False)])
+def test_units_of_nrrd_that_itk_does_not_read_are_told_of(tmp_path, caplog, units, told):
+    path = tmp_path / f"{told}{units is None}.nrrd"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6), np.uint8)), str(path))
+    if units is not None:
+        path.write_bytes(path.read_bytes().replace(b"\nencoding:", b"\nspace units: " + units + b"\nencoding:", 1))
+    assert open_volume(path).grid.unit == "millimeter"
+    assert open_volume(f"{path}::unit=um").grid.unit == "micrometer"
+    assert ("states the units um, um, um" in caplog.text) == told
