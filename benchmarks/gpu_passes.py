@@ -68,7 +68,7 @@ class Volume:
         return array.reshape(3, -1) if array.ndim == 4 else array.reshape(-1)
 
     def _sampler(self) -> tuple[Any, ...]:
-        size = tuple(np.int32(v) for v in (self.shape[0], 0, *self.shape))
+        size = tuple(np.int32(v) for v in (self.shape[0], 0, *self.shape, 0))
         place = (
             np.int32(0),
             tuple(np.int64(v) for v in to_fixed_point(MATRIX)),
@@ -137,11 +137,11 @@ def check(shape: tuple[int, int, int] = (45, 50, 71)) -> dict[str, float]:
     smoothing.smooth_x(shape, len(weights) // 2, table, weights, g, scratch)
     volume.compose()
     found["compose_smooth"] = _apart(volume.host("g")[0], scratch)
-    sampling.sample(shape, *place, u, 0, shape[0], image, moved)
+    sampling.sample(shape, *place, u, 0, shape[0], 0, image, moved)
     volume.sample()
     found["sample"] = _apart(volume.host("moved")[0], moved)
-    rows = mse_cpu.squared_difference(shape, fixed, NO_MASK, moved)
-    sampling.pull_back(shape, *place, u, 0, image, moved, g)
+    rows = mse_cpu.squared_difference(shape, np.float32(1), np.float32(0), fixed, NO_MASK, moved)
+    sampling.pull_back(shape, *place, u, 0, image.shape[0], image, moved, g)
     volume.difference()
     found["mse_columns"] = _apart(volume.host("g")[0], g)
     found["loss"] = abs(float(volume.totals[0]) / float(volume.totals[1]) / float(rows[0].sum() / rows[1].sum()) - 1)

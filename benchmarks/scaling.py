@@ -275,7 +275,7 @@ def kernels(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         sampler.pull_back(box, mapping, u, moved, g)
 
     jobs: dict[str, Callable[[], Any]] = {k: lambda s=s: value_and_gradient(s) for k, s in samplers.items()}  # type: ignore[misc]
-    jobs["ring_pass"] = lambda: add_value_and_gradient(box, *mapping, u, 0, moving, moved, g)
+    jobs["ring_pass"] = lambda: add_value_and_gradient(box, *mapping, u, 0, moving.shape[0], moving, moved, g)
     took = {name: _best_of(job, 7) / moved.size for name, job in jobs.items()}
     copy = 2 * moving.nbytes / _best_of(lambda: np.copyto(moved, moving), 7)
     row = {"case": "samplers, one thread", "program": "daskreg", "part": "kernels", "shape": box, "seconds_per_voxel": took}

@@ -53,6 +53,7 @@ HALO = 2  # planes before and behind the block
 TALL = (SHAPE[0] + 2 * HALO, *SHAPE[1:])
 INNER = (range(HALO, HALO + SHAPE[0]), *SHAPE[1:])  # the block's planes in arrays of the shape TALL
 SHARD = range(2, 5)  # planes of the moving image that another rank sends
+RELATION = np.array([1.25, -0.1], np.float32)  # gain and offset of intensities
 FIRST = 30_000  # global plane of the block's first, where the sampler must still be exact
 BINS = 16
 EPSILON, FLAT = np.float32(1e-5), np.float32(0.08)  # of local correlation; noise has variance 1/12, so some windows are flat
@@ -160,12 +161,18 @@ def shard(whole: NDArray[Any]) -> tuple[int, NDArray[Any]]:
     return SHARD.start, np.ascontiguousarray(whole[SHARD.start : SHARD.stop])
 
 
+def located_shard() -> tuple[int, int, Array]:
+    """Number of the first plane of a part of the moving image, planes of the whole, the part's planes."""
+    origin, planes = shard(image(*OTHER))
+    return origin, OTHER[0], planes
+
+
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
 @case
 def sample() -> Case:
-    return INNER, *tall(), 0, OTHER[0], image(*OTHER), empty(*TALL)
+    return INNER, *tall(), 0, OTHER[0], 0, image(*OTHER), empty(*TALL)
 
 
 @case
@@ -181,32 +188,37 @@ def sample_label() -> Case:
 
 @case
 def combine_masks() -> Case:
-    return INNER, *tall(), 0, weights(*TALL), weights(*OTHER), empty(*TALL)
+    return INNER, *tall(), 0, OTHER[0], weights(*TALL), weights(*OTHER), empty(*TALL)
 
 
 @case
 def pull_back() -> Case:
-    return INNER, *tall(), 0, image(*OTHER), image(*TALL, seed=5) - np.float32(0.5), empty(3, *TALL)
+    return INNER, *tall(), 0, OTHER[0], image(*OTHER), image(*TALL, seed=5) - np.float32(0.5), empty(3, *TALL)
 
 
 @case
 def affine_sums() -> Case:
-    return INNER, *tall(), 0, image(*OTHER), image(*TALL, seed=5) - np.float32(0.5)
+    return INNER, *tall(), 0, OTHER[0], image(*OTHER), image(*TALL, seed=5) - np.float32(0.5)
 
 
 @case
 def mark_domain() -> Case:
-    return INNER, *tall(), OTHER[0], image(*OTHER), empty(*TALL)
+    return INNER, *tall(), OTHER[0], 0, image(*OTHER), empty(*TALL)
 
 
 @case
 def add_value() -> Case:
-    return INNER, *tall(), *shard(image(*OTHER)), moved(*TALL)
+    return INNER, *tall(), *located_shard(), moved(*TALL)
+
+
+@case
+def lower_weight() -> Case:
+    return INNER, *tall(), *located_shard(), weights(*TALL)
 
 
 @case
 def add_value_and_gradient() -> Case:
-    return INNER, *tall(), *shard(image(*OTHER)), moved(*TALL), vectors(*TALL, seed=10)
+    return INNER, *tall(), *located_shard(), moved(*TALL), vectors(*TALL, seed=10)
 
 
 @case
@@ -229,7 +241,16 @@ def at_rest(name: str, u: int = 4) -> Callable[[], Case]:
     return lambda: (lambda made: (*made[:u], None, *made[u + 1 :]))(CASES[name]())
 
 
-RESTING = ("sample", "combine_masks", "affine_sums", "mark_domain", "add_value", "add_value_and_gradient", "plane_range")
+RESTING = (
+    "sample",
+    "combine_masks",
+    "affine_sums",
+    "mark_domain",
+    "lower_weight",
+    "add_value",
+    "add_value_and_gradient",
+    "plane_range",
+)
 CASES |= {f"{name} at rest": at_rest(name) for name in RESTING}
 
 
@@ -238,7 +259,7 @@ def sample_window() -> Case:
     matrix = MATRIX.copy()
     matrix[0] = 0.3, 0, 0, 2.05 - 0.3 * HALO
     origin, near = shard(image(*OTHER))
-    return INNER, 0, to_fixed_point(matrix), linear_part(matrix), None, origin, OTHER[0], near, empty(*TALL)
+    return INNER, 0, to_fixed_point(matrix), linear_part(matrix), None, origin, OTHER[0], 0, near, empty(*TALL)
 
 
 CASES["sample of a window"] = sample_window
@@ -270,6 +291,11 @@ def invert() -> Case:
 
 @case
 def squared_difference() -> Case:
+    return INNER, *RELATION, image(*TALL), weights(*TALL), moved(*TALL)
+
+
+@case
+def intensity_moments() -> Case:
     return INNER, image(*TALL), weights(*TALL), moved(*TALL)
 
 
@@ -625,7 +651,7 @@ def sampled(
     """Arguments of a sampling kernel at the points of ``tall``, over the whole moving image."""
     first, affine, linear, u = tall()
     depth, blocks, threads = sampling_cuda.launch_grid(EXTENT)
-    size = tuple(np.int32(v) for v in (OTHER[0], 0, *OTHER))
+    size = tuple(np.int32(v) for v in (OTHER[0], 0, *OTHER, 0))
     arguments = depth, EXTENT, np.int32(first), affine, linear, u.reshape(3, -1), size, whole_moving(half)[0].reshape(-1), fields
     arguments = *arguments, totals
     return CooperativeCase(constants, blocks, threads, arguments, *results)
@@ -652,7 +678,7 @@ def values(half: bool) -> CooperativeCase:
     out = empty(*TALL)
 
     def plain() -> list[NDArray[Any]]:
-        sampling_cpu.sample(INNER, *tall(), 0, OTHER[0], whole_moving(half)[1], out)
+        sampling_cpu.sample(INNER, *tall(), 0, OTHER[0], 0, whole_moving(half)[1], out)
         return [inner(out.reshape(-1))]
 
     return sampled((True,), (out.reshape(-1),), empty(2), plain, lambda: [inner(out.reshape(-1))], half=half)
@@ -673,9 +699,9 @@ def differences(mixed: bool) -> CooperativeCase:
 
     def plain() -> list[NDArray[Any]]:
         there, made = empty(*TALL), empty(3, *TALL)
-        sampling_cpu.sample(INNER, *tall(), 0, OTHER[0], whole_moving(mixed)[1], there)
-        rows = mse_cpu.squared_difference(INNER, fixed, weight, there)
-        sampling_cpu.pull_back(INNER, *tall(), 0, whole_moving(mixed)[1], there, made)
+        sampling_cpu.sample(INNER, *tall(), 0, OTHER[0], 0, whole_moving(mixed)[1], there)
+        rows = mse_cpu.squared_difference(INNER, np.float32(1), np.float32(0), fixed, weight, there)
+        sampling_cpu.pull_back(INNER, *tall(), 0, OTHER[0], whole_moving(mixed)[1], there, made)
         return [inner(made.reshape(3, -1)), rows.sum(axis=(1, 2))]
 
     fields, constants = (*flat(kept, weight), g.reshape(3, -1)), (True,) if mixed else ()
@@ -696,7 +722,7 @@ def pulled(mixed: bool) -> CooperativeCase:
 
     def plain() -> list[NDArray[Any]]:
         made = empty(3, *TALL)
-        sampling_cpu.pull_back(INNER, *tall(), 0, whole_moving(mixed)[1], slope, made)
+        sampling_cpu.pull_back(INNER, *tall(), 0, OTHER[0], whole_moving(mixed)[1], slope, made)
         return [inner(made.reshape(3, -1))]
 
     fields = (slope.reshape(-1), g.reshape(3, -1))
@@ -718,10 +744,10 @@ def differences_of(half: bool) -> CooperativeCase:
     count = int(np.prod(SHAPE))
 
     def plain() -> list[NDArray[Any]]:
-        rows = mse_cpu.squared_difference(INNER, fixed, weight, there)
+        rows = mse_cpu.squared_difference(INNER, *RELATION, fixed, weight, there)
         return [inner(there.reshape(-1)), rows.sum(axis=(1, 2))]
 
-    arguments = *voxels(), *flat(kept, weight, there), totals
+    arguments = *voxels(), *flat(kept, weight, there), RELATION.copy(), totals
     return CooperativeCase((), (-(-count // mse_cuda.THREADS), 1, 1), mse_cuda.THREADS, arguments, plain,
                  lambda: [inner(there.reshape(-1)), counted_in_units(totals)])  # fmt: skip
 

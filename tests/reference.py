@@ -47,27 +47,38 @@ def sampling_points(shape: Shape, affine: ArrayLike, s: ArrayLike | None = None,
 
 
 def trilinear(image: Array, p: Array) -> tuple[Array, Array, Mask]:
-    """Value, gradient and domain of ``image`` at ``p``; each of the eight corners outside the image counts as zero.
+    """Value, gradient and domain of ``image`` at ``p``; beyond the faces of the image the nearest voxel counts.
 
     image: (Z, Y, X);  p: (3, ...) voxel indices
-    Returns value (...), gradient (3, ...) per voxel, and where at least one corner lies inside (...). On a plane of voxels
-    the gradient is that of the cell behind it (larger index).
+    Returns value (...), gradient (3, ...) per voxel, and where p lies between the outermost voxel centres (within the voxel's
+    extent along an axis of one voxel) (...). On a plane of voxels the gradient is that of the cell behind it (larger index).
     """
     n = np.asarray(image.shape).reshape(3, *[1] * (p.ndim - 1))
+    margin = np.where(n == 1, 0.5, 0)
+    inside = ((p >= -margin) & (p <= n - 1 + margin)).all(axis=0)
     p = np.clip(p, -2, n + 1)  # farther out nothing changes, and the whole part fits an integer
     base = np.floor(p).astype(int)
     f = p - base
-    value, gradient, inside = np.zeros(p.shape[1:]), np.zeros(p.shape), np.zeros(p.shape[1:], bool)
+    value, gradient = np.zeros(p.shape[1:]), np.zeros(p.shape)
     for corner in itertools.product((0, 1), repeat=3):
-        index = base + np.reshape(corner, n.shape)
-        there = ((index >= 0) & (index < n)).all(axis=0)
-        voxel = np.where(there, image[tuple(np.clip(index, 0, n - 1))], 0.0)
+        index = np.clip(base + np.reshape(corner, n.shape), 0, n - 1)
+        voxel = image[tuple(index)]
         weight = [f[a] if corner[a] else 1 - f[a] for a in range(3)]
         value += voxel * weight[0] * weight[1] * weight[2]
         for a in range(3):
             gradient[a] += voxel * (1 if corner[a] else -1) * weight[(a + 1) % 3] * weight[(a + 2) % 3]
-        inside |= there
     return value, gradient, inside
+
+
+def least_weight(mask: Array, p: Array) -> Array:
+    """The least mask (...) of the corners that have a weight in the trilinear value at p (3, ...)."""
+    base, n = np.floor(p).astype(int), np.reshape(mask.shape, (3, *[1] * (p.ndim - 1)))
+    least = np.ones(p.shape[1:])
+    for corner in itertools.product((0, 1), repeat=3):
+        index = np.clip(base + np.reshape(corner, n.shape), 0, n - 1)
+        counts = np.all([p[a] > base[a] if corner[a] else np.ones(p.shape[1:], bool) for a in range(3)], axis=0)
+        least = np.where(counts, np.minimum(least, mask[tuple(index)]), least)
+    return least
 
 
 def scatter(g: Array, p: Array, shape: Shape) -> Array:

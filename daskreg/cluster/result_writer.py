@@ -18,7 +18,7 @@ from daskreg.engine.report import Outcome
 from daskreg.grid import Grid, Index, Partition, Region, Span
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import CPU, Device, module_of, page_locked
-from daskreg.kernels.sampling.cpu import sample
+from daskreg.kernels.sampling.cpu import EXTENT, sample
 from daskreg.planning import Plan
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.fill import fill_of
@@ -164,7 +164,7 @@ def resample(
         reached = spans(np.array([displaced_range(block, mapping, u)]))[0]
     voxels, origin = reader.planes(reached)
     moved = block.scalar()
-    sample(moved.shape, *mapping, u, origin, plan.moving.shape[0], voxels, moved)
+    sample(moved.shape, *mapping, u, origin, plan.moving.shape[0], EXTENT, voxels, moved)
     return moved
 
 

@@ -107,7 +107,7 @@ class LossEvaluation:
         if not isinstance(s, Ring):
             self._launch_gradient("difference", kernel)
             return
-        s.sample(self.block.box(), self.mapping, f.u, self.moved, None, f.image_gradient, kernel)
+        s.sample(self.block.box(), self.mapping, f.u, self.moved, None, f.image_gradient, fused=kernel)
         self.backend.run("difference", partial(self._compare_outer, s, compare), reads_moving=True)
         outer = partial(s.pull_back_outer, mapping=self.mapping, slope=self.moved, g=f.gradient, image_gradient=f.image_gradient)
         self._launch_gradient("pull back", outer)

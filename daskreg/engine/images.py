@@ -27,6 +27,7 @@ INTENSITY_BINS = (
     4096  # of the intensity histogram that percentiles come from: so intensities stay within +-4096, which float16 holds
 )
 SLAB = 32  # planes rounded together
+LEAST_WEIGHT = np.float32(1e-6)  # of a coarse voxel: below it the mean is taken towards 0
 LOG_FLOOR = 0.01  # logarithmic intensities: below this part of the range the curve is straight
 
 
@@ -120,9 +121,17 @@ class Image:
             return converted(self.voxels[planes], half), None if self.mask is None else self.mask[planes]
         if factors not in self._levels or half != (self._levels[factors][0].dtype == np.uint16):
             mask = None if self.mask is None else self._downsampled(self.mask, factors, own)
-            voxels = converted(self.voxels, False)
-            self._levels = {factors: (converted(self._downsampled(voxels, factors, own), half), mask)}
+            self._levels = {factors: (converted(self._smaller(factors, own, mask), half), mask)}
         return self._levels[factors]
+
+    def _smaller(self, factors: Index, own: Span, weight: Array | None) -> Array:
+        """Means of the voxels weighted by the mask, whose own means are ``weight``: masked voxels do not blur into others."""
+        voxels = converted(self.voxels, False)
+        if self.mask is None or weight is None:
+            return self._downsampled(voxels, factors, own)
+        smaller = self._downsampled(voxels * self.mask, factors, own)
+        smaller /= module_of(smaller).maximum(weight, LEAST_WEIGHT)
+        return smaller
 
     def _downsampled(self, voxels: Array, factors: Index, own: Span) -> Array:
         if factors[0] == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -20,15 +19,20 @@ from daskreg.engine.report import STOP, LevelReport, Progress, Watch
 from daskreg.engine.sampler import make_sampler
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
-from daskreg.kernels.device import host
+from daskreg.grid import Grid
+from daskreg.kernels.device import host, module_of
+from daskreg.kernels.sampling.cpu import CENTERS, EVERYWHERE
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
 from daskreg.similarity.base import Samples, Similarity
-from daskreg.transforms.linear import LinearKind, LinearModel, index_gradient_by_plane, world_gradient
+from daskreg.transforms.linear import LinearKind, LinearModel, index_gradient_by_plane, transform_points, world_gradient
 
 Matrix = NDArray[np.float64]
-EVALUATE, FINISHED, STOPPED = 1.0, 0.0, -1.0  # what rank 0 tells the others to do with the matrix it sends
-MINIMUM_OVERLAP = 0.02  # part of the fixed image that must stay inside the moving one
+Array = NDArray[np.float32]
+HOLD, EVALUATE, FINISHED, STOPPED = 2.0, 1.0, 0.0, -1.0  # what rank 0 tells the others to do with the matrix it sends
+MINIMUM_OVERLAP = 0.02  # part of the fixed image that must be inside the moving one
+KEPT_OVERLAP = 0.5  # part of the voxels compared at the start of a level that must still be comparable later
+SETTLED = 0.1  # voxels: the voxels compared are chosen afresh until no corner moves further than this
 
 
 class _Converged(Exception):
@@ -40,7 +44,10 @@ class Halted(Exception):
 
 
 class LinearLoss:
-    """Loss and gradient of one level as a function of a world matrix; all ranks call it with the same matrix."""
+    """Loss and gradient of one level as a function of a world matrix; all ranks call it with the same matrix.
+
+    Compares the voxels that the matrix maps into the domain, or those that ``hold`` chose.
+    """
 
     def __init__(self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator) -> None:
         self.level, self.comm = level, comm
@@ -51,27 +58,60 @@ class LinearLoss:
         self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm)
         self.weights = Weights(self.mask, self.sampler.masked, self.block)
         self.moved = self.block.scalar()
+        self.outside: Array | None = None  # NaN where a held voxel does not count, else 0
         empty = self.block.device.xp.empty
         self.scratch = self.block.vector() if stage.similarity.scratch else empty((3, 0, 0, 0), np.float32)
         self.gradient = self.block.vector() if self.sampler.stores_gradient else None
         self.window_halo = Movement(comm, self.block.partition.slabs, self.block.around(self.similarity.reach))
 
-    def sample(self, world: Matrix) -> SamplingMap:
-        """Fill moved and weights."""
-        mapping = SamplingMap.of(self.block.first, world, self.level.fixed, self.level.moving)
-        partition, needs = self.block.partition, affine_reach(mapping, self.block.partition, self.block.shape).needs
-        self.sampler.prepare(Reach.of_slabs(partition, needs))  # a ring stores the gradient of all planes, for ``sums``
-        self.sampler.sample(self.block.box(), mapping, None, self.moved, self.weights.moving, self.gradient)
+    def hold(self, world: Matrix) -> float:
+        """Compare from now on the voxels that lie in the domain at ``world``, with their weights there; returns N.
+
+        The mean is then over the same voxels wherever the matrix goes, and its gradient has no part from voxels that enter or
+        leave (method, section 4). Beyond its faces the moving image counts as constant.
+        """
+        self.outside = None
+        self._sample(world, self.weights.moving, CENTERS)
         self.weights.combine()
+        self._exchange(self.weights.moving)
+        if self.similarity.matched:
+            self.similarity.match(add_up(self.similarity.moments(self._samples()), self.comm, self.block.partition))
+        self.outside = self.moved - self.moved  # 0, and NaN out of the domain
+        self.outside[~module_of(self.moved).isfinite(self.moved)] = np.nan
+        return self.similarity.value(self._total())[1]
+
+    def sample(self, world: Matrix) -> SamplingMap:
+        """Fill moved, and the weights unless they are held."""
+        if self.outside is None:
+            mapping = self._sample(world, self.weights.moving, CENTERS)
+            self.weights.combine()
+            return mapping
+        mapping = self._sample(world, None, EVERYWHERE)
+        self.moved += self.outside
         return mapping
+
+    def _sample(self, world: Matrix, weight: Array | None, domain: int) -> SamplingMap:
+        mapping = SamplingMap.of(self.block.first, world, self.level.fixed, self.level.moving)
+        partition = self.block.partition
+        needs = affine_reach(mapping, partition, self.block.shape).within(self.level.moving.shape[0]).needs
+        self.sampler.prepare(Reach.of_slabs(partition, needs))  # a ring stores the gradient of all planes, for ``sums``
+        self.sampler.sample(self.block.box(), mapping, None, self.moved, weight, self.gradient, domain)
+        return mapping
+
+    def _exchange(self, weight: Array | None) -> None:
+        """The planes of moved, and of its weights, that windows reach and neighbours have."""
+        if self.similarity.reach:
+            arrays = [self.moved] if weight is None else [self.moved, weight]
+            wait_all(self.window_halo.start(*((a, self.block.first) for a in arrays)))
+
+    def _total(self) -> NDArray[np.generic]:
+        return add_up(self.similarity.partial(self._samples()), self.comm, self.block.partition)
 
     def value(self, world: Matrix) -> tuple[float, float, NDArray[np.generic], SamplingMap]:
         """Loss, N, the sums over all ranks and the sampling map; moved is then ready for the gradient."""
         mapping = self.sample(world)
-        if self.similarity.reach:
-            fields = [self.moved] if self.weights.moving is None else [self.moved, self.weights.moving]
-            wait_all(self.window_halo.start(*((f, self.block.first) for f in fields)))
-        total = add_up(self.similarity.partial(self._samples()), self.comm, self.block.partition)
+        self._exchange(self.weights.moving if self.outside is None else None)
+        total = self._total()
         loss, n = self.similarity.value(total)
         return loss, n, total, mapping
 
@@ -87,8 +127,6 @@ class LinearLoss:
     def __call__(self, world: Matrix) -> tuple[float, NDArray[np.float64]]:
         """Loss and dC/dW (4, 4)."""
         loss, n, total, mapping = self.value(world)
-        if n < MINIMUM_OVERLAP * math.prod(self.block.shape) and self.mask is None:
-            return 0.0, np.zeros((4, 4))
         self.similarity.finish(self._samples(), total)
         rows = self.sampler.sums(self.block.box(), mapping, self.moved, self.gradient)
         planes = index_gradient_by_plane(host(rows), self.block.own.start)
@@ -110,6 +148,11 @@ class Coordinator:
         self._broadcast(world, EVALUATE)
         return self.loss(world)
 
+    def hold(self, world: Matrix) -> float:
+        """On rank 0: ``LinearLoss.hold`` on all ranks."""
+        self._broadcast(world, HOLD)
+        return self.loss.hold(world)
+
     def finish(self, world: Matrix) -> Matrix:
         """On rank 0: send the others the result."""
         return self._broadcast(world, FINISHED)
@@ -127,7 +170,10 @@ class Coordinator:
             world = np.array(message[:16]).reshape(4, 4)
             if message[16] == FINISHED:
                 return world
-            self.loss(world)
+            if message[16] == HOLD:
+                self.loss.hold(world)
+            else:
+                self.loss(world)
 
     def _broadcast(self, world: Matrix, command: float) -> Matrix:
         return np.array(self.comm.broadcast(np.concatenate([world.ravel(), [command]]))[:16]).reshape(4, 4)
@@ -152,7 +198,38 @@ def run_linear(
 
 
 def _minimise(stage: Linear, level: Level, loss: Coordinator, world: Matrix, report: LevelReport, watch: Watch) -> Matrix:
-    """The best world matrix that L-BFGS evaluated."""
+    """The best world matrix: L-BFGS on held voxels, which are chosen afresh until they stay.
+
+    Stops where fewer voxels are left to compare than KEPT_OVERLAP of those at the start, at the last matrix before.
+    """
+    first = count = loss.hold(world)
+    if first < MINIMUM_OVERLAP * level.fixed.size and loss.loss.mask is None:
+        report.stopped = "no overlap"
+        return world
+    while level.iterations:
+        found = _minimise_held(stage, level, loss, world, report, watch)
+        moved, done = _corner_distance(level.fixed, world, found), len(report.losses) >= level.iterations
+        if moved > SETTLED:
+            count = loss.hold(found)
+        if count < KEPT_OVERLAP * first:
+            report.stopped = "overlap"
+            return world
+        world = found
+        if done or moved <= SETTLED:
+            break
+    return world
+
+
+def _corner_distance(grid: Grid, a: Matrix, b: Matrix) -> float:
+    """The largest distance between the images of a corner of a grid under two world maps, in its smallest voxels."""
+    ends = np.stack(np.meshgrid(*((0, n - 1) for n in grid.shape), indexing="ij"), -1).reshape(-1, 3)
+    corners = grid.to_world(ends)
+    apart = transform_points(a, corners) - transform_points(b, corners)
+    return float(np.linalg.norm(apart, axis=1).max()) / min(grid.spacing)
+
+
+def _minimise_held(stage: Linear, level: Level, loss: Coordinator, world: Matrix, report: LevelReport, watch: Watch) -> Matrix:
+    """The best world matrix that L-BFGS evaluated on the held voxels."""
     grid = level.fixed
     radius = float(np.linalg.norm(grid.extent)) / 4
     model = LinearModel(cast("LinearKind", stage.name), grid.center, radius, world)
@@ -165,7 +242,8 @@ def _minimise(stage: Linear, level: Level, loss: Coordinator, world: Matrix, rep
         best = min(best, (value, q.copy()), key=lambda pair: pair[0])
         return value, model.apply_jacobian_transpose(q * unit, gradient) * unit
 
-    options: Any = {"maxiter": level.iterations, "maxcor": 12, "maxls": 12, "gtol": 1e-9, "ftol": 1e-9}
+    left = level.iterations - len(report.losses)
+    options: Any = {"maxiter": left, "maxcor": 12, "maxls": 12, "gtol": 1e-9, "ftol": 1e-9}
     record = _recorder(stage, level, loss, report, watch, lambda: best[0])
     try:
         minimize(evaluate, best[1], jac=True, method="L-BFGS-B", callback=cast("Any", record), options=options)
@@ -177,8 +255,8 @@ def _minimise(stage: Linear, level: Level, loss: Coordinator, world: Matrix, rep
 def _recorder(
     stage: Linear, level: Level, loss: Coordinator, report: LevelReport, watch: Watch, best: Callable[[], float]
 ) -> Callable[[NDArray[np.float64]], None]:
-    """What is called after every iteration: reports it, and ends the level by an exception."""
-    plateau = Plateau(stage.tolerance, stage.window)
+    """What is called after every iteration: reports it, and ends the run of L-BFGS by an exception."""
+    plateau, before = Plateau(stage.tolerance, stage.window), len(report.losses)
 
     def record(q: NDArray[np.float64]) -> None:
         report.losses.append(best())
@@ -186,7 +264,7 @@ def _recorder(
         if watch.asked() >= STOP:
             loss.stop()
             raise Halted
-        if plateau.reached(report.losses):
+        if plateau.reached(report.losses[before:]):
             raise _Converged
 
     return record

@@ -77,6 +77,10 @@ class Reach:
         """Whether no plane of the other one reads what this one does not cover."""
         return bool((self.start <= other.start).all() and (self.stop >= other.stop).all())
 
+    def within(self, planes: int) -> Reach:
+        """For an image of so many planes whose outermost ones count beyond its faces too."""
+        return Reach(self.partition, np.clip(self.start, 0, planes - 1), np.clip(self.stop, 1, planes))
+
     @property
     def needs(self) -> list[Span]:
         """What each slab reads, from the first plane to the last."""

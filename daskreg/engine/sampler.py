@@ -26,12 +26,14 @@ from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.conversion import encode_bfloat16
 from daskreg.kernels.device import NO_MASK, module_of, synchronise
 from daskreg.kernels.sampling.cpu import (
+    CENTERS,
     add_value,
     add_value_and_gradient,
     affine_sums,
     apply_jacobian_transpose,
     combine_masks,
     gradient_sums,
+    lower_weight,
     mark_domain,
     pull_back,
     sample,
@@ -70,9 +72,12 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(
-        self, box: Shape, mapping: SamplingMap, u: Array | None, moved: Array, weight: Array | None, g: Array | None
-    ) -> None:
-        """``moved``, NaN out of domain; ``weight``, where there is a mask; some of ``g`` is filled where ``stores_gradient``."""
+        self, box: Shape, mapping: SamplingMap, u: Array | None, moved: Array, weight: Array | None, g: Array | None,
+        domain: int = CENTERS,
+    ) -> None:  # fmt: skip
+        """``moved``, NaN out of the domain (``kernels.sampling.cpu``); ``weight``, where there is a mask, of no meaning out of
+        the domain; some of ``g`` is filled where ``stores_gradient``.
+        """
 
     @abstractmethod
     def pull_back(
@@ -108,13 +113,14 @@ class Resident(Sampler):
         return False
 
     def sample(
-        self, box: Shape, mapping: SamplingMap, u: Array | None, moved: Array, weight: Array | None, g: Array | None
-    ) -> None:
+        self, box: Shape, mapping: SamplingMap, u: Array | None, moved: Array, weight: Array | None, g: Array | None,
+        domain: int = CENTERS,
+    ) -> None:  # fmt: skip
         """One kernel an image."""
-        sample(box, *mapping, u, self.origin, self.planes, self.image, moved)
+        sample(box, *mapping, u, self.origin, self.planes, domain, self.image, moved)
         if self.mask is not None and weight is not None:
             ones = module_of(self.mask).empty((0, 0, 0), np.float32) if on_device(self.mask) else NO_MASK
-            combine_masks(box, *mapping, u, self.origin, ones, self.mask, weight)
+            combine_masks(box, *mapping, u, self.origin, self.planes, ones, self.mask, weight)
 
     def pull_back(
         self,
@@ -126,11 +132,11 @@ class Resident(Sampler):
         image_gradient: Array | None = None,
     ) -> None:
         """Samples the image again: cheaper than to store its gradient."""
-        pull_back(box, *mapping, u, self.origin, self.image, slope, g)
+        pull_back(box, *mapping, u, self.origin, self.planes, self.image, slope, g)
 
     def sums(self, box: Shape, mapping: SamplingMap, slope: Array, g: Array | None) -> Array:
         """In the same pass as the gradient."""
-        return affine_sums(box, *mapping, None, self.origin, self.image, slope)  # type: ignore[no-any-return]
+        return affine_sums(box, *mapping, None, self.origin, self.planes, self.image, slope)  # type: ignore[no-any-return]
 
 
 class Window(Resident):
@@ -223,7 +229,7 @@ class Ring(Sampler):
 
     def sample(
         self, box: Shape, mapping: SamplingMap, u: Array | None, moved: Array, weight: Array | None, g: Array | None,
-        fused: Callable[[Shape], None] | None = None,
+        domain: int = CENTERS, fused: Callable[[Shape], None] | None = None,
     ) -> None:  # fmt: skip
         """One pass round the ring; planes that read the own shard alone are done while the first other shard is received.
 
@@ -231,8 +237,8 @@ class Ring(Sampler):
         """
         points = box, mapping, u
         outputs = moved, weight if self.masked else None, g
-        fused = fused or partial(self.own.sample, mapping=mapping, u=u, moved=moved, weight=outputs[1], g=None)
-        self.run("ring begins", partial(self._begin, points, outputs))
+        fused = fused or partial(self.own.sample, mapping=mapping, u=u, moved=moved, weight=outputs[1], g=None, domain=domain)
+        self.run("ring begins", partial(self._begin, points, outputs, domain))
         for source, shard, origin in self._shards():
             start = time.perf_counter()
             self.run(f"ring at {source}", partial(self._visit, source, shard, origin, points, outputs, fused))
@@ -242,16 +248,16 @@ class Ring(Sampler):
         """The planes of a box that read other shards than the own."""
         return [*_parts(box, mapping, self._planned.outer)]
 
-    def _begin(self, points: Points, outputs: Outputs) -> None:
+    def _begin(self, points: Points, outputs: Outputs, domain: int) -> None:
         """Initialise the sums of the outer planes."""
         (box, mapping, u), (moved, weight, g) = points, outputs
         for part in _parts(box, mapping, self._planned.outer):
-            mark_domain(part, *mapping, u, self.planes, self.shard[0], moved)
+            mark_domain(part, *mapping, u, self.planes, domain, self.shard[0], moved)
             planes = slice(part[0].start, part[0].stop)
             if g is not None:
                 g[:, planes] = 0
             if weight is not None:
-                weight[planes] = 0
+                weight[planes] = 1
 
     def _visit(
         self, source: int, shard: list[Array], origin: int, points: Points, outputs: Outputs, fused: Callable[[Shape], None]
@@ -260,11 +266,11 @@ class Ring(Sampler):
         (box, mapping, u), (moved, weight, g) = points, outputs
         for part in _parts(box, mapping, self._planned.sampling[source]):
             if g is None:
-                add_value(part, *mapping, u, origin, shard[0], moved)
+                add_value(part, *mapping, u, origin, self.planes, shard[0], moved)
             else:
-                add_value_and_gradient(part, *mapping, u, origin, shard[0], moved, g)
+                add_value_and_gradient(part, *mapping, u, origin, self.planes, shard[0], moved, g)
             if weight is not None:
-                add_value(part, *mapping, u, origin, shard[1], weight)
+                lower_weight(part, *mapping, u, origin, self.planes, shard[1], weight)
         if source == self.comm.rank:
             for part in _parts(box, mapping, (self._planned.inner,)):
                 fused(part)

@@ -20,7 +20,7 @@ from daskreg.engine.reach import SamplingMap
 from daskreg.grid import Grid, Index, Span, shrink_factors
 from daskreg.kernels.compiler.launch import set_thread_count, thread_count
 from daskreg.kernels.device import Device
-from daskreg.kernels.sampling.cpu import sample
+from daskreg.kernels.sampling.cpu import EXTENT, sample
 from daskreg.transforms.linear import linear_about, translation
 from daskreg.transforms.orientation import orientation_tensors, rotated
 from daskreg.transforms.rotations import candidate_rotations
@@ -160,7 +160,7 @@ class SearchLattice:
     def _sampled(self, side: _Side, lattice: Grid, world: Matrix) -> tuple[Any, Any]:
         """Channels on the lattice, and where they count."""
         xp = self.images[0].device.xp
-        points = (*SamplingMap.of(0, world, lattice, side.grid), None, 0, side.grid.shape[0])
+        points = (*SamplingMap.of(0, world, lattice, side.grid), None, 0, side.grid.shape[0], EXTENT)
         seen = xp.empty((len(side.channels) + 1, *lattice.shape), np.float32)
         for channel, target in zip((*side.channels, side.inside.astype(np.float32)), seen, strict=True):
             sample(lattice.shape, *points, channel, target)

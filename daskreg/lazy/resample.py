@@ -14,7 +14,7 @@ from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
 from daskreg.kernels.compiler.launch import Kernel
 from daskreg.kernels.device import Kind
-from daskreg.kernels.sampling.cpu import sample, sample_nearest
+from daskreg.kernels.sampling.cpu import EXTENT, sample, sample_nearest
 from daskreg.kernels.sampling.cubic import sample_cubic
 from daskreg.kernels.sampling.labels import sample_label
 from daskreg.lazy.blocks import Reader, block_of, by_block, leading_block
@@ -102,7 +102,7 @@ class Resampler:
     def _sampled(self, box: Region, sampling_map: tuple[Any, ...], stored: NDArray[Any], run: Callable[..., Any]) -> NDArray[Any]:
         voxels = to_kernel_dtype(stored, self.interpolation)
         moved = np.full(box.shape, self.fill, voxels.dtype)
-        extra = (0, voxels.shape[0]) if self.interpolation == "linear" else ()  # `sample` also takes shards of planes
+        extra = (0, voxels.shape[0], EXTENT) if self.interpolation == "linear" else ()  # `sample` also takes shards
         run(KERNELS[self.interpolation], box.shape, *sampling_map, *extra, voxels, moved)
         return to_image_dtype(moved, self.image.dtype, self.interpolation, self.fill)
 

@@ -87,7 +87,16 @@ class Similarity(ABC):
 
     reach: int = 0  # voxels around x that the value at x reads
     asynchronous: bool = False  # whether ``evaluate`` never waits for a GPU
+    matched: bool = False  # whether linear stages call ``moments`` and ``match`` on the voxels they compare
     loss_sign: int = 0  # 0: the loss is in ``LossContext.loss``; else it is this times ``LossContext.totals[0] / totals[1]``
+
+    def moments(self, s: Samples) -> NDArray[np.generic]:
+        """What ``match`` is made of, summed as ``partial`` is; leaves the samples unchanged."""
+        raise NotImplementedError
+
+    def match(self, total: NDArray[np.generic]) -> None:
+        """Adapt to the intensities of the voxels compared."""
+        raise NotImplementedError
 
     @abstractmethod
     def partial(self, s: Samples) -> NDArray[np.generic]:

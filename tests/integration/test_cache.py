@@ -18,7 +18,7 @@ from daskreg.similarity.lncc.cpu import gradient_rows
 from daskreg.kernels.device import NO_MASK
 
 fixed, moved = np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32)
-squared_difference(fixed.shape, fixed, NO_MASK, moved)
+squared_difference(fixed.shape, np.float32(1), np.float32(0), fixed, NO_MASK, moved)
 gradient_rows((0, *fixed.shape), (np.float32(1),), np.zeros((3, 2, 3, 4), np.float32), fixed, NO_MASK, moved)
 made = {"generated": squared_difference.launcher(0), "row": gradient_rows._compiled}
 count = lambda stats: [sum(stats.cache_hits.values()), sum(stats.cache_misses.values())]

@@ -244,8 +244,8 @@ def test_label_interpolation_agrees_with_itk(tmp_path):
     assert (nearest != theirs)[inside].mean() > 0.01
 
 
-def test_inside_the_moving_image_itk_differs_by_rounding_only(head, tmp_path):
-    """Beyond the outermost voxels ITK repeats them for half a voxel, where daskreg fades to 0 within one."""
+def test_itk_differs_by_rounding_only(head, tmp_path):
+    """Within the extent of the moving image, where both repeat the outermost voxels, and beyond, where both give 0."""
     float_head = replace(head[1], data=head[1].data.astype(np.float32) + 50)  # a rim that is not 0
     write_image(tmp_path / "moving.nii.gz", float_head.data, float_head.grid)
     write_image(tmp_path / "like.nii.gz", np.zeros(TURNED.shape, np.float32), TURNED)
@@ -257,7 +257,6 @@ def test_inside_the_moving_image_itk_differs_by_rounding_only(head, tmp_path):
     difference = np.abs(transform.apply(float_head).compute() - theirs) / np.ptp(theirs)
     at = float_head.grid.to_index(transform.points(TURNED.to_world(np.moveaxis(np.indices(TURNED.shape), 0, -1))))
     last = np.array(float_head.shape) - 1
-    inside = ((at > 0) & (at < last)).all(axis=-1)
-    assert difference[inside].max() < 1e-5
-    assert difference[~inside].max() > 0.1
-    assert difference[((at <= -1) | (at >= last + 1)).any(axis=-1)].max() == 0
+    rim = np.abs(np.abs(at - last / 2) - (last + 1) / 2).min(axis=-1) < 1e-4  # may round to either side
+    assert difference[~rim].max() < 1e-5
+    assert ((at < 0) | (at > last)).any(axis=-1).mean() > 0.1

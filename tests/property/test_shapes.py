@@ -11,7 +11,7 @@ from daskreg.engine.images import Image, normalise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid
-from daskreg.kernels.sampling.cpu import sample
+from daskreg.kernels.sampling.cpu import EXTENT, sample
 from daskreg.planning import make_plan
 from daskreg.similarity import LNCC, MI, MSE
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
@@ -40,7 +40,7 @@ def resampled(outcome, fixed, moving):
     """The moving image resampled by the whole transform, 0 out of the domain."""
     matrix, moved = index_map(outcome.affine, fixed.grid, moving.grid), np.empty(fixed.grid.shape, np.float32)
     place = (0, to_fixed_point(matrix), linear_part(matrix))
-    sample(moved.shape, *place, outcome.displacement, 0, moving.grid.shape[0], moving.voxels, moved)
+    sample(moved.shape, *place, outcome.displacement, 0, moving.grid.shape[0], EXTENT, moving.voxels, moved)
     return np.nan_to_num(moved, nan=0.0)
 
 

@@ -2,7 +2,7 @@
 
 A x + t is computed from global indices in 64-bit fixed point (units of 2^-32 voxel), exactly and independently of the block, and
 then split into a whole and a fractional part; float32 would lose 1e-3 voxel at index 30 000. The formulas have no branches for
-the border, so a CPU can vectorise them with gather instructions. On a GPU every rounding is explicit, see ``sampling.cuda``.
+the faces, so a CPU can vectorise them with gather instructions. On a GPU every rounding is explicit, see ``sampling.cuda``.
 """
 
 import math
@@ -18,6 +18,9 @@ index = int64  # replaced by the launcher
 ONE, ZERO, HALF = float32(1), float32(0), float32(0.5)
 UNIT = float32(2.0**-24)  # a float32 holds 24 bits of the fraction
 NAN = float32(math.nan)
+# where a sample is known: between the centres of the outermost voxels; over the extent of all voxels; or everywhere. Beyond the
+# outermost centres the nearest voxel counts.
+CENTERS, EXTENT, EVERYWHERE = 0, 1, 2
 
 
 @formula
@@ -72,41 +75,58 @@ def in_range(i, n):
 
 
 @formula
-def touches_image(image, planes, k, j, i):
-    """Whether any of the eight corners is a voxel of the whole image, which has ``planes`` planes."""
+def within(k, w, n, domain):
+    """Whether k + w lies in the domain of an axis of n voxels: see ``CENTERS``, ``EXTENT``, ``EVERYWHERE``.
+
+    Along an axis of one voxel ``CENTERS`` is the voxel's extent.
+    """
+    margin = HALF if (domain != CENTERS) | (n == 1) else ZERO
     one = int32(1)
-    return (-one <= k < int32(planes)) & (-one <= j < int32(image.shape[1])) & (-one <= i < int32(image.shape[2]))
+    above = (k >= 0) | ((k == -one) & (w >= ONE - margin))
+    below = (k < int32(n) - one) | ((k == int32(n) - one) & ((w <= ZERO) | (w < margin)))
+    return (above & below) | (domain == EVERYWHERE)
 
 
 @formula
-def corner_values(image, k, j, i):
-    """The eight voxels around a point, x fastest; outside the image the nearest voxel, whose weight is zero."""
-    k0, j0, i0 = clamp(k, image.shape[0]), clamp(j, image.shape[1]), clamp(i, image.shape[2])
+def in_domain(image, planes, domain, k, j, i, wz, wy, wx):
+    """Whether a point lies in the domain of the whole image, which has ``planes`` planes."""
+    rows = within(j, wy, image.shape[1], domain) & within(i, wx, image.shape[2], domain)
+    return within(k, wz, planes, domain) & rows
+
+
+@formula
+def corner_planes(image, origin, planes, k):
+    """The two planes around k among those that are held, and 1 where a plane is held, 0 where it is not.
+
+    Beyond the faces of the whole image its outermost plane counts.
+    """
+    k0, k1 = int32(clamp(k, planes)) - int32(origin), int32(clamp(k + int32(1), planes)) - int32(origin)
+    held = image.shape[0]
+    return clamp(k0, held), clamp(k1, held), in_range(k0, held), in_range(k1, held)
+
+
+@formula
+def corner_values(image, k0, k1, j, i):
+    """The eight voxels around a point, x fastest; beyond the faces of the image the nearest voxel."""
     one = int32(1)
-    k1, j1, i1 = clamp(k + one, image.shape[0]), clamp(j + one, image.shape[1]), clamp(i + one, image.shape[2])
+    j0, i0 = clamp(j, image.shape[1]), clamp(i, image.shape[2])
+    j1, i1 = clamp(j + one, image.shape[1]), clamp(i + one, image.shape[2])
     return (image[k0, j0, i0], image[k0, j0, i1], image[k0, j1, i0], image[k0, j1, i1],
             image[k1, j0, i0], image[k1, j0, i1], image[k1, j1, i0], image[k1, j1, i1])  # fmt: skip
 
 
 @formula
-def corner_weights(i, w, n):
-    """Weights of the two voxels around a point along an axis, 0 outside the image."""
-    return (ONE - w) * in_range(i, n), w * in_range(i + int32(1), n)
+def trilinear(image, origin, planes, k, j, i, wz, wy, wx):
+    """Value at the voxel (k, j, i) plus the fraction w; ``image`` holds planes ``origin ..`` of an image of ``planes`` planes.
 
-
-@formula
-def trilinear(image, k, j, i, wz, wy, wx):
-    """Value at the voxel (k, j, i) plus the fraction w.
-
-    The value is 0 + (a + b), where a and b come from the two planes along z. Ranks that hold one of the planes add a or b to 0,
-    so the result is the same bit for bit, including the sign of zero.
+    The value is 0 + (a + b), where a and b come from the two planes along z, 0 where one is not held. Ranks that hold one of the
+    planes add a or b to 0, so the result is the same bit for bit, including the sign of zero.
     """
-    a, b, c, d, e, f, g, h = corner_values(image, k, j, i)
-    z0, z1 = corner_weights(k, wz, image.shape[0])
-    y0, y1 = corner_weights(j, wy, image.shape[1])
-    x0, x1 = corner_weights(i, wx, image.shape[2])
-    plane0 = y0 * (x0 * a + x1 * b) + y1 * (x0 * c + x1 * d)
-    plane1 = y0 * (x0 * e + x1 * f) + y1 * (x0 * g + x1 * h)
+    k0, k1, held0, held1 = corner_planes(image, origin, planes, k)
+    a, b, c, d, e, f, g, h = corner_values(image, k0, k1, j, i)
+    z0, z1, y0, x0 = (ONE - wz) * held0, wz * held1, ONE - wy, ONE - wx
+    plane0 = y0 * (x0 * a + wx * b) + wy * (x0 * c + wx * d)
+    plane1 = y0 * (x0 * e + wx * f) + wy * (x0 * g + wx * h)
     return ZERO + (z0 * plane0 + z1 * plane1)
 
 
@@ -118,21 +138,16 @@ def _trilinear() -> Callable[..., Any]:
 
 
 @formula
-def trilinear_gradient(image, k, j, i, wz, wy, wx):
-    """Derivatives of ``trilinear`` along z, y, x, in intensity per voxel."""
-    a, b, c, d, e, f, g, h = corner_values(image, k, j, i)
-    z0, z1 = corner_weights(k, wz, image.shape[0])
-    y0, y1 = corner_weights(j, wy, image.shape[1])
-    x0, x1 = corner_weights(i, wx, image.shape[2])
-    one = int32(1)
-    pz0, pz1 = in_range(k, image.shape[0]), in_range(k + one, image.shape[0])
-    py0, py1 = in_range(j, image.shape[1]), in_range(j + one, image.shape[1])
-    px0, px1 = in_range(i, image.shape[2]), in_range(i + one, image.shape[2])
-    row00, row01, row10, row11 = x0 * a + x1 * b, x0 * c + x1 * d, x0 * e + x1 * f, x0 * g + x1 * h
-    dz = pz1 * (y0 * row10 + y1 * row11) - pz0 * (y0 * row00 + y1 * row01)
-    dy = z0 * (py1 * row01 - py0 * row00) + z1 * (py1 * row11 - py0 * row10)
-    dx0 = y0 * (px1 * b - px0 * a) + y1 * (px1 * d - px0 * c)
-    dx1 = y0 * (px1 * f - px0 * e) + y1 * (px1 * h - px0 * g)
+def trilinear_gradient(image, origin, planes, k, j, i, wz, wy, wx):
+    """Derivatives of ``trilinear`` along z, y, x, in intensity per voxel; 0 along an axis beyond whose faces the point lies."""
+    k0, k1, held0, held1 = corner_planes(image, origin, planes, k)
+    a, b, c, d, e, f, g, h = corner_values(image, k0, k1, j, i)
+    z0, z1, y0, x0 = (ONE - wz) * held0, wz * held1, ONE - wy, ONE - wx
+    row00, row01, row10, row11 = x0 * a + wx * b, x0 * c + wx * d, x0 * e + wx * f, x0 * g + wx * h
+    dz = held1 * (y0 * row10 + wy * row11) - held0 * (y0 * row00 + wy * row01)
+    dy = z0 * (row01 - row00) + z1 * (row11 - row10)
+    dx0 = y0 * (b - a) + wy * (d - c)
+    dx1 = y0 * (f - e) + wy * (h - g)
     return ZERO + dz, ZERO + dy, ZERO + (z0 * dx0 + z1 * dx1)
 
 
@@ -144,16 +159,19 @@ def _trilinear_gradient() -> Callable[..., Any]:
 
 
 @voxelwise(cooperative="sampling.cuda.sample")
-def sample(z, y, x, first, affine, linear, u, origin, planes, image, moved):
+def sample(z, y, x, first, affine, linear, u, origin, planes, domain, image, moved):
     """``moved(x) = image(A x + t + S u(x))``, NaN outside the domain.
+
 
     first: plane of the global grid at z = 0 (int);  affine: 12 int64, rows of (A t) in units of 2^-32 voxel;
     linear: S, 9 float32;  u: (3, Z, Y, X) float32, voxels, or None;  origin: plane of the whole image at ``image[0]``,
-    planes: number of planes of the whole image (ints);  image: (Z', Y', X') float32, all planes that are read;
+    planes: number of planes of the whole image, domain: CENTERS, EXTENT or EVERYWHERE (ints);
+    image: (Z', Y', X') float32, all planes that are read;
     moved: (Z, Y, X) float32
     """
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
-    moved[z, y, x] = trilinear(image, k - int32(origin), j, i, wz, wy, wx) if touches_image(image, planes, k, j, i) else NAN
+    inside = in_domain(image, planes, domain, k, j, i, wz, wy, wx)
+    moved[z, y, x] = trilinear(image, origin, planes, k, j, i, wz, wy, wx) if inside else NAN
 
 
 @voxelwise()
@@ -168,22 +186,53 @@ def sample_nearest(z, y, x, first, affine, linear, u, image, moved):
         moved[z, y, x] = image[index(k), index(j), index(i)]
 
 
+@formula
+def plane_minimum(mask, k, j, i, wy, wx):
+    """The least of the corners in a plane that have a weight in a bilinear value."""
+    j1, i1 = j + int32(wy > ZERO), i + int32(wx > ZERO)
+    j0, i0 = clamp(j, mask.shape[1]), clamp(i, mask.shape[2])
+    j1, i1 = clamp(j1, mask.shape[1]), clamp(i1, mask.shape[2])
+    return min(min(mask[k, j0, i0], mask[k, j0, i1]), min(mask[k, j1, i0], mask[k, j1, i1]))
+
+
+@formula
+def least_weight(mask, origin, planes, k, j, i, wz, wy, wx):
+    """The least mask of the corners that a value at p is made of: a masked corner makes the value unusable.
+
+    Corners in planes that are not held count as 1, so that ranks take the minimum of parts.
+    """
+    k0, k1, held0, held1 = corner_planes(mask, origin, planes, k)
+    low = plane_minimum(mask, k0, j, i, wy, wx) if held0 > ZERO else ONE
+    high = plane_minimum(mask, k1, j, i, wy, wx) if (held1 > ZERO) & (wz > ZERO) else ONE
+    return min(low, high)
+
+
 @voxelwise()
-def combine_masks(z, y, x, first, affine, linear, u, origin, fixed_mask, moving_mask, weight):
-    """``weight(x) = fixed_mask(x) moving_mask(p(x))``; an empty (0, 0, 0) mask is 1 everywhere. Arguments as in ``sample``."""
+def combine_masks(z, y, x, first, affine, linear, u, origin, planes, fixed_mask, moving_mask, weight):
+    """``weight(x) = fixed_mask(x) min moving_mask``, over the corners at p(x); an empty (0, 0, 0) mask is 1 everywhere.
+
+    Of no meaning where p is out of the domain. Arguments as in ``sample``.
+    """
     w = ONE
     if moving_mask.shape[0] > 0:
         k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
-        w = trilinear(moving_mask, k - int32(origin), j, i, wz, wy, wx)
+        w = least_weight(moving_mask, origin, planes, k, j, i, wz, wy, wx)
     if fixed_mask.shape[0] > 0:
         w *= fixed_mask[z, y, x]
     weight[z, y, x] = w
 
 
+@voxelwise()
+def lower_weight(z, y, x, first, affine, linear, u, origin, planes, mask, weight):
+    """Lower ``weight`` to the least of the corners at p(x) that lie in the shard ``mask``. Arguments as in ``sample``."""
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
+    weight[z, y, x] = min(weight[z, y, x], least_weight(mask, origin, planes, k, j, i, wz, wy, wx))
+
+
 @formula
 def jacobian_transpose(line, linear, r, dz, dy, dx):
-    """Component ``line`` of r S^T (dz, dy, dx)."""
-    return r * (linear[line] * dz + linear[3 + line] * dy + linear[6 + line] * dx)
+    """Component ``line`` of r S^T (dz, dy, dx); where r is 0 it is 0, never -0."""
+    return ZERO + r * (linear[line] * dz + linear[3 + line] * dy + linear[6 + line] * dx)
 
 
 @jacobian_transpose.on_cuda
@@ -194,55 +243,56 @@ def _turned() -> Callable[..., Any]:
 
 
 @voxelwise(cooperative="sampling.cuda.pull_back")
-def pull_back(z, y, x, first, affine, linear, u, origin, image, slope, g):
+def pull_back(z, y, x, first, affine, linear, u, origin, planes, image, slope, g):
     """``g = S^T (slope grad image(p))``: the gradient with respect to u from the gradient with respect to moved.
 
     slope: (Z, Y, X) float32, dC/dmoved, 0 outside the domain;  g: (3, Z, Y, X) float32;  other arguments as in ``sample``
     """
     r = slope[z, y, x]
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
-    dz, dy, dx = trilinear_gradient(image, k - int32(origin), j, i, wz, wy, wx)
+    dz, dy, dx = trilinear_gradient(image, origin, planes, k, j, i, wz, wy, wx)
     g[index(0), z, y, x] = jacobian_transpose(0, linear, r, dz, dy, dx)
     g[index(1), z, y, x] = jacobian_transpose(1, linear, r, dz, dy, dx)
     g[index(2), z, y, x] = jacobian_transpose(2, linear, r, dz, dy, dx)
 
 
 @voxelwise(sums=6)
-def affine_sums(z, y, x, first, affine, linear, u, origin, image, slope):
+def affine_sums(z, y, x, first, affine, linear, u, origin, planes, image, slope):
     """Row sums of ``slope grad image(p)`` and of its product with x; with the z and y of the row they give dC/dA and dC/dt.
 
     Returns (dt_z, dt_y, dt_x, x dt_z, x dt_y, x dt_x). Arguments as in ``pull_back``.
     """
     r = slope[z, y, x]
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
-    dz, dy, dx = trilinear_gradient(image, k - int32(origin), j, i, wz, wy, wx)
+    dz, dy, dx = trilinear_gradient(image, origin, planes, k, j, i, wz, wy, wx)
     along = float32(int32(x))
     return r * dz, r * dy, r * dx, along * (r * dz), along * (r * dy), along * (r * dx)
 
 
 @voxelwise()
-def mark_domain(z, y, x, first, affine, linear, u, planes, image, moved):
+def mark_domain(z, y, x, first, affine, linear, u, planes, domain, image, moved):
     """``moved = 0`` where p is in the domain, else NaN: the start of a sum over shards. Arguments as in ``sample``."""
-    k, j, i, _, _, _ = sampling_point(z, y, x, first, affine, linear, u)
-    moved[z, y, x] = ZERO if touches_image(image, planes, k, j, i) else NAN
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
+    moved[z, y, x] = ZERO if in_domain(image, planes, domain, k, j, i, wz, wy, wx) else NAN
 
 
 @voxelwise()
-def add_value(z, y, x, first, affine, linear, u, origin, image, moved):
+def add_value(z, y, x, first, affine, linear, u, origin, planes, image, moved):
     """Add the contribution of the shard ``image`` to the trilinear value at p to ``moved``. Arguments as in ``sample``."""
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
-    moved[z, y, x] += trilinear(image, k - int32(origin), j, i, wz, wy, wx)
+    moved[z, y, x] += trilinear(image, origin, planes, k, j, i, wz, wy, wx)
 
 
 @voxelwise()
-def add_value_and_gradient(z, y, x, first, affine, linear, u, origin, image, moved, g):
+def add_value_and_gradient(z, y, x, first, affine, linear, u, origin, planes, image, moved, g):
     """Add the shard's contributions to the value and to grad image at p to ``moved`` and to ``g`` (3, Z, Y, X)."""
-    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
-    moved[z, y, x] += trilinear(image, k - int32(origin), j, i, wz, wy, wx)
-    dz, dy, dx = trilinear_gradient(image, k - int32(origin), j, i, wz, wy, wx)
-    g[index(0), z, y, x] += dz
-    g[index(1), z, y, x] += dy
-    g[index(2), z, y, x] += dx
+    if moved[z, y, x] == moved[z, y, x]:  # in the domain
+        k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
+        moved[z, y, x] += trilinear(image, origin, planes, k, j, i, wz, wy, wx)
+        dz, dy, dx = trilinear_gradient(image, origin, planes, k, j, i, wz, wy, wx)
+        g[index(0), z, y, x] += dz
+        g[index(1), z, y, x] += dy
+        g[index(2), z, y, x] += dx
 
 
 @voxelwise()

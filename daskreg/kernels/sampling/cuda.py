@@ -15,8 +15,9 @@ from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import box
 from daskreg.kernels.intrinsics.arithmetic import dot3, floor_int32, lerp, rounded_product
 from daskreg.kernels.intrinsics.half import as_float32, half_constants, identity, to_bfloat16
+from daskreg.kernels.sampling.cpu import CENTERS, EVERYWHERE
 
-ONE, ZERO, NAN = float32(1), float32(0), float32(float("nan"))
+ONE, ZERO, HALF, NAN = float32(1), float32(0), float32(0.5), float32(float("nan"))
 UNIT = float32(2.0**-24)  # a float32 holds 24 bits of the fraction
 TILE = block_size(4, least=2), block_size(64)  # threads along y and x
 RESIDENT_BLOCKS, MAX_DEPTH = 4, 16  # blocks per multiprocessor, most planes per block
@@ -40,16 +41,33 @@ def sampling_coordinate(coordinate, sz, sy, sx, uz, uy, ux):
 
 
 @formula
-def touches_image(whole, rows, cols, k, j, i):
-    """Whether any of the eight corners is a voxel of the whole image."""
+def within(k, w, n, domain):
+    """``sampling.cpu.within``."""
+    margin = HALF if domain != int32(CENTERS) or n == int32(1) else ZERO
     one = int32(1)
-    return (uint32(k + one) <= uint32(whole)) & (uint32(j + one) <= uint32(rows)) & (uint32(i + one) <= uint32(cols))
+    above = (k >= int32(0)) | ((k == -one) & (w >= ONE - margin))
+    below = (k < n - one) | ((k == n - one) & ((w <= ZERO) | (w < margin)))
+    return (above & below) | (domain == int32(EVERYWHERE))
+
+
+@formula
+def in_domain(size, point):
+    """Whether a point lies in the domain of the whole image; size: see ``column_body``."""
+    k, j, i, wz, wy, wx = point
+    rows = within(j, wy, size[3], size[5]) & within(i, wx, size[4], size[5])
+    return within(k, wz, size[0], size[5]) & rows
+
+
+@formula
+def clamp(i, n):
+    """The index in 0 .. n - 1 nearest to i."""
+    return min(max(i, int32(0)), n - int32(1))
 
 
 @formula
 def flat_voxel(image, planes, rows, cols, k, j, i):
-    """A voxel of a flat image, 0 outside."""
-    if uint32(k) < uint32(planes) and uint32(j) < uint32(rows) and uint32(i) < uint32(cols):
+    """A voxel of a flat image, 0 where its plane is not held."""
+    if uint32(k) < uint32(planes):
         return as_float32(image[uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))])
     return ZERO
 
@@ -62,12 +80,15 @@ def is_interior(planes, rows, cols, k, j, i):
 
 
 @formula
-def flat_corners(image, planes, rows, cols, k, j, i):
-    """The eight voxels around a point, x fastest, 0 outside the image."""
-    one = int32(1)
-    k1, j1, i1 = k + one, j + one, i + one
-    if is_interior(planes, rows, cols, k, j, i):
-        a = uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))
+def flat_corners(image, size, k, j, i):
+    """The eight voxels around a point, x fastest; beyond the faces of the whole image the nearest voxel.
+
+    0 in a plane that is not held. size: see ``column_body``.
+    """
+    planes, rows, cols, one = size[2], size[3], size[4], int32(1)
+    here = k - size[1]
+    if is_interior(planes, rows, cols, here, j, i):
+        a = uint64(uint32(here)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))
         c = a + uint64(uint32(cols))
         e = a + uint64(uint32(rows * cols))
         g = c + uint64(uint32(rows * cols))
@@ -81,10 +102,12 @@ def flat_corners(image, planes, rows, cols, k, j, i):
             as_float32(image[g]),
             as_float32(image[g + uint64(1)]),
         )
-    return (flat_voxel(image, planes, rows, cols, k, j, i), flat_voxel(image, planes, rows, cols, k, j, i1),
-            flat_voxel(image, planes, rows, cols, k, j1, i), flat_voxel(image, planes, rows, cols, k, j1, i1),
-            flat_voxel(image, planes, rows, cols, k1, j, i), flat_voxel(image, planes, rows, cols, k1, j, i1),
-            flat_voxel(image, planes, rows, cols, k1, j1, i), flat_voxel(image, planes, rows, cols, k1, j1, i1))  # fmt: skip
+    k0, k1 = clamp(k, size[0]) - size[1], clamp(k + one, size[0]) - size[1]
+    j0, j1, i0, i1 = clamp(j, rows), clamp(j + one, rows), clamp(i, cols), clamp(i + one, cols)
+    return (flat_voxel(image, planes, rows, cols, k0, j0, i0), flat_voxel(image, planes, rows, cols, k0, j0, i1),
+            flat_voxel(image, planes, rows, cols, k0, j1, i0), flat_voxel(image, planes, rows, cols, k0, j1, i1),
+            flat_voxel(image, planes, rows, cols, k1, j0, i0), flat_voxel(image, planes, rows, cols, k1, j0, i1),
+            flat_voxel(image, planes, rows, cols, k1, j1, i0), flat_voxel(image, planes, rows, cols, k1, j1, i1))  # fmt: skip
 
 
 @formula
@@ -116,23 +139,22 @@ def voxel_value(image, k, j, i):
 
 
 @formula
-def corner_values(image, k, j, i):
-    """``flat_corners`` of an image (Z, Y, X)."""
-    one = int32(1)
-    k1, j1, i1 = k + one, j + one, i + one
-    a, b, c, d = (
-        voxel_value(image, k, j, i),
-        voxel_value(image, k, j, i1),
-        voxel_value(image, k, j1, i),
-        voxel_value(image, k, j1, i1),
-    )
-    e, f, g, h = (
-        voxel_value(image, k1, j, i),
-        voxel_value(image, k1, j, i1),
-        voxel_value(image, k1, j1, i),
-        voxel_value(image, k1, j1, i1),
-    )
+def corners(image, k0, k1, j0, j1, i0, i1):
+    """The eight voxels of two planes, rows and columns, x fastest, 0 outside the image."""
+    a, b = voxel_value(image, k0, j0, i0), voxel_value(image, k0, j0, i1)
+    c, d = voxel_value(image, k0, j1, i0), voxel_value(image, k0, j1, i1)
+    e, f = voxel_value(image, k1, j0, i0), voxel_value(image, k1, j0, i1)
+    g, h = voxel_value(image, k1, j1, i0), voxel_value(image, k1, j1, i1)
     return a, b, c, d, e, f, g, h
+
+
+@formula
+def corner_values(image, origin, planes, k, j, i):
+    """``flat_corners`` of an image (Z, Y, X)."""
+    one, first, whole = int32(1), int32(origin), int32(planes)
+    rows, cols = int32(image.shape[1]), int32(image.shape[2])
+    k0, k1 = clamp(k, whole) - first, clamp(k + one, whole) - first
+    return corners(image, k0, k1, clamp(j, rows), clamp(j + one, rows), clamp(i, cols), clamp(i + one, cols))
 
 
 def displaced_on_cuda(line, z, y, x, affine, linear, uz, uy, ux):
@@ -141,30 +163,36 @@ def displaced_on_cuda(line, z, y, x, affine, linear, uz, uy, ux):
     return sampling_coordinate(coordinate, linear[3 * line], linear[3 * line + 1], linear[3 * line + 2], uz, uy, ux)
 
 
-def trilinear_on_cuda(image, k, j, i, wz, wy, wx):
+def trilinear_on_cuda(image, origin, planes, k, j, i, wz, wy, wx):
     """``sampling.cpu.trilinear`` with explicit rounding; image: (Z, Y, X)."""
-    return interpolate(corner_values(image, k, j, i), wz, wy, wx)
+    return interpolate(corner_values(image, origin, planes, k, j, i), wz, wy, wx)
 
 
-def gradient_on_cuda(image, k, j, i, wz, wy, wx):
+def gradient_on_cuda(image, origin, planes, k, j, i, wz, wy, wx):
     """``sampling.cpu.trilinear_gradient`` with explicit rounding; image: (Z, Y, X)."""
-    _, dz, dy, dx = interpolate_gradient(corner_values(image, k, j, i), wz, wy, wx)
+    _, dz, dy, dx = interpolate_gradient(corner_values(image, origin, planes, k, j, i), wz, wy, wx)
     return dz, dy, dx
+
+
+def displacement_on_cuda(component, k, j, i, wz, wy, wx):
+    """``sampling.field.displacement`` with explicit rounding; component: (Z, Y, X)."""
+    one = int32(1)
+    return interpolate(corners(component, k, k + one, j, j + one, i, i + one), wz, wy, wx)
 
 
 def jacobian_transpose_on_cuda(line, linear, r, dz, dy, dx):
     """``sampling.cpu.jacobian_transpose`` with explicit rounding."""
-    return r * dot3(linear[line], linear[3 + line], linear[6 + line], dz, dy, dx)
+    return ZERO + r * dot3(linear[line], linear[3 + line], linear[6 + line], dz, dy, dx)
 
 
 @formula
 def store_value(at, point, linear, size, image, fields, a, b):
     """``moved = image(p)``, NaN outside the domain."""
     k, j, i, wz, wy, wx = point
-    value, local_k = NAN, k - size[1]
+    value = NAN
     # most points are interior, so this test comes first
-    if is_interior(size[2], size[3], size[4], local_k, j, i) or touches_image(size[0], size[3], size[4], k, j, i):
-        value = interpolate(flat_corners(image, size[2], size[3], size[4], local_k, j, i), wz, wy, wx)
+    if is_interior(size[2], size[3], size[4], k - size[1], j, i) or in_domain(size, point):
+        value = interpolate(flat_corners(image, size, k, j, i), wz, wy, wx)
     fields[0][at] = value
     return a, b
 
@@ -175,9 +203,9 @@ def gradient_store(mixed):
 
     @formula
     def turn_into(g, at, linear, r, dz, dy, dx):
-        g[0, at] = stored(r * dot3(linear[0], linear[3], linear[6], dz, dy, dx))
-        g[1, at] = stored(r * dot3(linear[1], linear[4], linear[7], dz, dy, dx))
-        g[2, at] = stored(r * dot3(linear[2], linear[5], linear[8], dz, dy, dx))
+        g[0, at] = stored(ZERO + r * dot3(linear[0], linear[3], linear[6], dz, dy, dx))
+        g[1, at] = stored(ZERO + r * dot3(linear[1], linear[4], linear[7], dz, dy, dx))
+        g[2, at] = stored(ZERO + r * dot3(linear[2], linear[5], linear[8], dz, dy, dx))
 
     return turn_into
 
@@ -192,7 +220,7 @@ def pull_back_visitor(mixed):
         slope, g = fields
         r, dz, dy, dx = slope[at], ZERO, ZERO, ZERO
         if r != ZERO:
-            _, dz, dy, dx = interpolate_gradient(flat_corners(image, size[2], size[3], size[4], k - size[1], j, i), wz, wy, wx)
+            _, dz, dy, dx = interpolate_gradient(flat_corners(image, size, k, j, i), wz, wy, wx)
         turn_into(g, at, linear, r, dz, dy, dx)
         return a, b
 
@@ -226,8 +254,8 @@ def column_body(visit, displaced, summed):
 
     Arguments: depth (planes per block; uint32), n (first plane within the arrays, planes, rows, columns; uint32), first (global
     plane at plane 0 of the arrays, int32), affine (12 int64), linear (9 float32), u (3, N) in voxels (not read unless
-    ``displaced``), size (planes of the whole image, the plane at ``image[0]``, planes in ``image``, rows, columns; int32), image
-    (flat; float32, or uint16 with the bits of float16), fields (of ``visit``), totals (2,) int64.
+    ``displaced``), size (planes of the whole image, the plane at ``image[0]``, planes in ``image``, rows, columns, domain;
+    int32), image (flat; float32, or uint16 with the bits of float16), fields (of ``visit``), totals (2,) int64.
     """
     visitor, count = visit, TILE[0] * TILE[1]
     tally = block_sum(count)
@@ -274,10 +302,10 @@ def pull_back_columns(displaced, mixed=False):
     return column_body(pull_back_visitor(mixed), displaced, False)
 
 
-def launch_columns(kernel, constants, box, place, u, image, origin, planes, fields, totals=None):
+def launch_columns(kernel, constants, box, place, u, image, origin, planes, fields, totals=None, domain=CENTERS):
     """Launch a column kernel on arrays as the plain kernels take them; ``place``: first plane, A and t, S."""
     n = tuple(np.uint32(v) for v in box)
-    size = tuple(np.int32(v) for v in (planes, origin, *image.shape))
+    size = tuple(np.int32(v) for v in (planes, origin, *image.shape, domain))
     first, affine, linear = place
     values = image.reshape(-1)
     u = values.reshape(1, -1) if u is None else u.reshape(3, -1)  # not read without a displacement
@@ -287,14 +315,14 @@ def launch_columns(kernel, constants, box, place, u, image, origin, planes, fiel
         kernel(constants, blocks, threads, depth, n, np.int32(first), affine, linear, u, size, values, fields, sums)
 
 
-def sample(shape, first, affine, linear, u, origin, planes, image, moved):
+def sample(shape, first, affine, linear, u, origin, planes, domain, image, moved):
     """``sampling.cpu.sample`` on the current device."""
     place, fields = (first, affine, linear), (moved.reshape(-1),)
-    launch_columns(sample_columns, (u is not None,), box(shape), place, u, image, origin, planes, fields)
+    launch_columns(sample_columns, (u is not None,), box(shape), place, u, image, origin, planes, fields, domain=domain)
 
 
-def pull_back(shape, first, affine, linear, u, origin, image, slope, g):
+def pull_back(shape, first, affine, linear, u, origin, planes, image, slope, g):
     """``sampling.cpu.pull_back`` on the current device."""
     place, fields = (first, affine, linear), (slope.reshape(-1), g.reshape(3, -1))
     constants = (u is not None, *half_constants(g))
-    launch_columns(pull_back_columns, constants, box(shape), place, u, image, origin, image.shape[0], fields)
+    launch_columns(pull_back_columns, constants, box(shape), place, u, image, origin, planes, fields)

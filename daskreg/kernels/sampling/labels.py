@@ -4,18 +4,10 @@ from numba import float32, int32, int64
 
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import voxelwise
-from daskreg.kernels.sampling.cpu import sampling_point
+from daskreg.kernels.sampling.cpu import EXTENT, clamp, corner_values, in_domain, sampling_point
 
 index = int64  # replaced by the launcher
 ONE, ZERO = float32(1), float32(0)
-
-
-@formula
-def label_at(image, k, j, i):
-    """The voxel in the image's dtype, so that labels above 2^24 stay exact; 0 outside the image."""
-    if 0 <= k < image.shape[0] and 0 <= j < image.shape[1] and 0 <= i < image.shape[2]:
-        return image[index(k), index(j), index(i)]
-    return image.dtype.type(0)
 
 
 @formula
@@ -31,13 +23,12 @@ def label_weight(label, v, w):
 def sample_label(z, y, x, first, affine, linear, u, image, moved):
     """The label with the largest sum of trilinear weights among the eight corners of p(x); the smallest one on a tie.
 
-    Corners outside the image count as label 0. image, moved: three axes, one integer dtype;  other arguments as in ``sample``
+    Beyond the faces of the image the nearest voxel counts; points outside its extent are left unchanged.
+    image, moved: three axes, one integer dtype;  other arguments as in ``sample``
     """
     k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
-    k1, j1, i1 = k + int32(1), j + int32(1), i + int32(1)
-    v = (label_at(image, k, j, i), label_at(image, k, j, i1), label_at(image, k, j1, i), label_at(image, k, j1, i1),
-         label_at(image, k1, j, i), label_at(image, k1, j, i1), label_at(image, k1, j1, i),
-         label_at(image, k1, j1, i1))  # fmt: skip
+    one, n = int32(1), image.shape
+    v = corner_values(image, clamp(k, n[0]), clamp(k + one, n[0]), j, i)
     vz, vy, vx = ONE - wz, ONE - wy, ONE - wx
     w = (vz * vy * vx, vz * vy * wx, vz * wy * vx, vz * wy * wx, wz * vy * vx, wz * vy * wx, wz * wy * vx, wz * wy * wx)
     best, most = v[0], label_weight(v[0], v, w)
@@ -46,4 +37,5 @@ def sample_label(z, y, x, first, affine, linear, u, image, moved):
             weight = label_weight(v[c], v, w)
             if weight > most or (weight == most and v[c] < best):
                 best, most = v[c], weight
-    moved[z, y, x] = best
+    if in_domain(image, n[0], EXTENT, k, j, i, wz, wy, wx):
+        moved[z, y, x] = best

@@ -1,4 +1,4 @@
-"""Mean squared error: same contrast, same brightness."""
+"""Mean squared error: same contrast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from daskreg.parameters import DeviceKind, SimilarityParameters
 
 
 class MSE(SimilarityParameters):
-    """Mean squared difference of the normalised intensities: same contrast, same brightness."""
+    """Mean squared difference of intensities, for images of the same contrast. Linear stages match their brightness."""
 
     kind: Literal["mse"] = "mse"
     label: ClassVar[str] = "mean squared difference"

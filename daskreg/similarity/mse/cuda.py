@@ -9,17 +9,17 @@ from daskreg.kernels.compiler.configuration import block_size
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import Shape, box
-from daskreg.kernels.intrinsics.arithmetic import round_int64
+from daskreg.kernels.intrinsics.arithmetic import round_int64, rounded_product
 from daskreg.kernels.intrinsics.half import as_float32, half_constants
 from daskreg.kernels.sampling.cuda import (
     block_sum,
     column_body,
     flat_corners,
     gradient_store,
+    in_domain,
     interpolate_gradient,
     is_interior,
     launch_columns,
-    touches_image,
 )
 from daskreg.kernels.weights import FIXED_POINT_SCALE
 
@@ -35,9 +35,9 @@ def difference_visitor(mixed):
     def difference_at(at, point, linear, size, image, fields, a, b):
         k, j, i, wz, wy, wx = point
         fixed, weight, g = fields
-        r, dz, dy, dx, here = ZERO, ZERO, ZERO, ZERO, k - size[1]
-        if is_interior(size[2], size[3], size[4], here, j, i) or touches_image(size[0], size[3], size[4], k, j, i):
-            value, dz, dy, dx = interpolate_gradient(flat_corners(image, size[2], size[3], size[4], here, j, i), wz, wy, wx)
+        r, dz, dy, dx = ZERO, ZERO, ZERO, ZERO
+        if is_interior(size[2], size[3], size[4], k - size[1], j, i) or in_domain(size, point):
+            value, dz, dy, dx = interpolate_gradient(flat_corners(image, size, k, j, i), wz, wy, wx)
             w = weight[at] if weight.shape[0] > 0 else ONE
             error = value - as_float32(fixed[at])
             r = w * error
@@ -51,19 +51,22 @@ def difference_visitor(mixed):
 
 @cooperative_kernel(launch_bounds=lambda mixed=False: (256, 4))
 def mse_columns(mixed=False):
-    """Sum of squared differences and its gradient g; fields (fixed, weight or empty, g); 32 bytes per voxel, 22 if ``mixed``."""
+    """Sum of squared differences and its gradient g; 32 bytes per voxel, 22 if ``mixed``.
+
+    fields: fixed, weight or empty, g.
+    """
     return column_body(difference_visitor(mixed), True, True)
 
 
 @cooperative_kernel()
 def mse_of_values():
-    """Replace ``moved`` by ``2 w (moved - fixed)``, add up squared differences and weights: ``mse_columns`` for sampled values.
+    """Replace ``moved`` by the gradient, add up squared differences and weights: ``mse_columns`` for sampled values.
 
-    Arguments: start, stop (offsets; uint64), fixed, weight (or empty), moved (N,), totals (2,) int64.
+    Arguments: start, stop (offsets; uint64), fixed, weight (or empty), moved (N,), relation (gain, offset), totals (2,) int64.
     """
     threads, tally = THREADS, block_sum(THREADS)
 
-    def body(start, stop, fixed, weight, moved, totals):
+    def body(start, stop, fixed, weight, moved, relation, totals):
         t = uint32(cuda.threadIdx.x)
         at = start + uint64(cuda.blockIdx.x) * uint64(threads) + uint64(t)
         a, b = int64(0), int64(0)
@@ -71,13 +74,18 @@ def mse_of_values():
             value, r = moved[at], ZERO
             if value == value:
                 w = weight[at] if weight.shape[0] > 0 else ONE
-                error = value - as_float32(fixed[at])
+                error = rounded_product(relation[0], value) + relation[1] - as_float32(fixed[at])
                 r = w * error
                 a, b = round_int64(r * error * float32(FIXED_POINT_SCALE)), round_int64(w * float32(FIXED_POINT_SCALE))
-            moved[at] = TWO * r
+            moved[at] = TWO * r * relation[0]
         tally(cuda.shared.array((2, threads), int64), a, b, totals)
 
     return body
+
+
+def fixed_value_on_cuda(fixed, z, y, x):
+    """``mse.cpu.fixed_value``; fixed may hold the bits of float16."""
+    return as_float32(fixed[z, y, x])
 
 
 def sample_and_compare(
@@ -89,10 +97,13 @@ def sample_and_compare(
     launch_columns(mse_columns, half_constants(g), box(shape), place, u, image, origin, planes, fields, totals)
 
 
-def compare(shape: Shape, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
-    """Squared difference of sampled values: ``moved`` becomes the gradient, the sums are added to totals (2,) int64."""
+def compare(shape: Shape, fixed: Any, weight: Any, moved: Any, relation: Any, totals: Any) -> None:
+    """Squared difference of sampled values: ``moved`` becomes the gradient, the sums are added to totals (2,) int64.
+
+    relation: gain and offset of the moving intensities, (2,) float32.
+    """
     first, planes, ny, nx = box(shape)
     start, stop = first * ny * nx, (first + planes) * ny * nx
     if stop > start:
-        flat = [a.reshape(-1) for a in (fixed, weight, moved)]
-        mse_of_values((), (-(-(stop - start) // THREADS),), (THREADS,), np.uint64(start), np.uint64(stop), *flat, totals)
+        blocks, flat = (-(-(stop - start) // THREADS),), [a.reshape(-1) for a in (fixed, weight, moved)]
+        mse_of_values((), blocks, (THREADS,), np.uint64(start), np.uint64(stop), *flat, relation, totals)

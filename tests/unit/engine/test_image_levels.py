@@ -101,6 +101,20 @@ def test_a_mask_is_scaled_by_the_largest_weight_anywhere(ranks):
     np.testing.assert_array_equal(np.concatenate(part), mask / mask.max())
 
 
+def test_masked_voxels_do_not_blur_into_a_coarser_level():
+    voxels, mask = image(12, 12, 12), np.ones((12, 12, 12), np.float32)
+    mask[:, :, 7:] = 0
+    levels = []
+    for beyond in (0.0, 1000.0):
+        voxels[:, :, 7:] = beyond
+        level = Image.whole(voxels.copy(), Grid(voxels.shape), mask).gather_level((2, 2, 2), [Span(0, 6)], SingleRank())
+        levels.append(level[0])
+    np.testing.assert_array_equal(*levels)
+    constant = Image.whole(np.full((12, 12, 12), 3, np.float32), Grid((12, 12, 12)), mask)
+    small, weight = constant.gather_level((2, 2, 2), [Span(0, 6)], SingleRank())
+    np.testing.assert_allclose(small[weight > 1e-3], 3, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("mask", "words"), [(np.zeros((6, 4, 4)), "zero everywhere"), (-np.eye(6)[:, :4, None], "negative")])
 def test_a_mask_without_weight_or_with_a_negative_one_stops_every_rank(mask, words):
     mask, partition = mask.astype(np.float32), Partition.of(6, 3, 1)

@@ -63,6 +63,7 @@ def read(sampler, n, mapping, u, slope):
     slope[np.isnan(rest)] = 0
     sums = index_gradient_by_plane(sampler.sums(n, mapping, slope, linear), mapping.first + box(n)[0])
     planes = slice(box(n)[0], box(n)[0] + box(n)[1])
+    weight[np.isnan(moved)] = 0  # of no meaning there
     return moved[planes], weight[planes], g[:, planes], rest[planes], sums
 
 

@@ -11,7 +11,7 @@ import zarr
 
 from daskreg.errors import ConfigError, IncompleteRun, OutputError, OutputExists, UnitsError
 from daskreg.grid import Grid, Region
-from daskreg.kernels.sampling.cpu import sample
+from daskreg.kernels.sampling.cpu import EXTENT, sample
 from daskreg.kernels.sampling.labels import sample_label
 from daskreg.lazy import blocks as module
 from daskreg.lazy.blocks import block_of
@@ -50,7 +50,7 @@ def test_applying_to_the_moving_image_is_what_the_engine_computes(run, image):
     matrix = index_map(affine(), FIXED, MOVING)
     u = np.einsum("rc,czyx->rzyx", FIXED.world_to_index[:3, :3], displacement()).astype(np.float32)
     engine = np.empty(FIXED.shape, np.float32)
-    sample(engine.shape, 0, to_fixed_point(matrix), linear_part(matrix), u, 0, MOVING.shape[0], voxels(image), engine)
+    sample(engine.shape, 0, to_fixed_point(matrix), linear_part(matrix), u, 0, MOVING.shape[0], EXTENT, voxels(image), engine)
     moved = apply(run, image)
     assert moved.grid == FIXED
     np.testing.assert_allclose(voxels(moved), np.nan_to_num(engine), atol=2e-5)
@@ -172,12 +172,14 @@ def test_a_label_is_the_one_with_most_weight(dtype):
     rng = np.random.default_rng(1)
     shape = (5, 6, 7)
     labels, u = rng.integers(0, 4, shape).astype(dtype), (rng.random((3, *shape)) * 4 - 2).astype(np.float32)
-    moved = np.empty(shape, dtype)
+    moved = np.full(shape, 9, dtype)
     sample_label(shape, 0, to_fixed_point(np.eye(4)), linear_part(np.eye(4)), u, labels, moved)
     at = np.moveaxis(np.indices(shape) + u.astype(float), 0, -1)
+    inside = ((at >= -0.5) & (at < np.array(shape) - 0.5)).all(axis=-1)
+    assert (moved[~inside] == 9).all()
+    at = np.clip(at, 0, np.array(shape) - 1)[inside]
     weights = np.stack([trilinear_by_hand(labels == n, at) for n in range(4)])
-    weights[0] += 1 - weights.sum(axis=0)
-    best = np.take_along_axis(weights, moved[None].astype(int), 0)[0]
+    best = np.take_along_axis(weights, moved[inside][None].astype(int), 0)[0]
     np.testing.assert_allclose(best, weights.max(axis=0), atol=1e-6)
 
 
