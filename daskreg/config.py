@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, WrapValidator, field_validator, model_validator
+from pydantic import (
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from daskreg.errors import ConfigError, NotFound
 from daskreg.parameters import (
@@ -26,12 +35,30 @@ from daskreg.parameters import (
 )
 from daskreg.registry import MODELS, OPTIMIZERS, SIMILARITIES, Registry
 
-
-def _named_nan(value: Any) -> Any:
-    """JSON and equality have no NaN."""
-    return "nan" if isinstance(value, float) and math.isnan(value) else value
+LARGEST = 1e30  # of an intensity
 
 
+def _intensity(*words: str) -> Any:
+    """The type of a field that takes a number, NaN under its name (JSON and equality have none), or another word."""
+    known = ("nan", *words)
+
+    def check(value: Any) -> float | str:
+        if isinstance(value, float) and math.isnan(value):
+            return "nan"
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+        if not number and value not in known:
+            raise ValueError(f"a number from {-LARGEST:g} to {LARGEST:g}, or {' or '.join(known)}, was expected")
+        return value  # type: ignore[no-any-return]
+
+    schema = {"anyOf": [{"type": "number", "minimum": -LARGEST, "maximum": LARGEST}, {"enum": list(known)}]}
+    return Annotated[Any, PlainValidator(check), WithJsonSchema(schema)]
+
+
+if TYPE_CHECKING:
+    Intensity = float | str
+    BackgroundChoice = float | str
+else:
+    Intensity, BackgroundChoice = _intensity(), _intensity("auto")
 MAXIMUM_BYTES, MAXIMUM_VALUES, MAXIMUM_DEPTH = 1 << 20, 10_000, 32  # of a YAML file
 Scales = Annotated[tuple[Annotated[Whole, Field(ge=1, le=256)], ...], Field(min_length=1, max_length=32)]
 Iterations = Annotated[tuple[Annotated[Whole, Field(ge=0, le=100_000)], ...], Field(min_length=1, max_length=32)]
@@ -39,7 +66,6 @@ Tolerance = Annotated[Number, Field(ge=0, le=1)]
 Window = Annotated[Whole, Field(ge=3, le=10_000)]
 Sigma = Annotated[Number, Field(ge=0, le=16)]  # voxels of a level; a filter reads twice as many on each side
 Percentage = Annotated[Number, Field(ge=0, le=100)]
-Intensity = Annotated[Annotated[Number, Field(ge=-1e30, le=1e30)] | Literal["nan"], BeforeValidator(_named_nan)]
 DeviceName = Literal["auto", "cpu", "cuda"]  # where kernels run; auto: on GPUs where every worker has one
 
 
@@ -235,6 +261,8 @@ class Config(Model):
     percentiles: tuple[Percentage, Percentage] = (0.0, 99.9)  # of all voxels, mapped to 0 and 1
     initial_transform: FileAddress | None = None  # fixed to moving points: what `load_transform` reads
     fill: Intensity | None = None  # of the moved image outside of the moving one; None: 0, or its smallest corner if negative
+    fixed_background: BackgroundChoice | None = None  # stored voxels of this value stand for nothing; auto: found
+    moving_background: BackgroundChoice | None = None
     fixed_mask: FileAddress | None = None
     moving_mask: FileAddress | None = None
 

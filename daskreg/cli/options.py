@@ -86,6 +86,12 @@ FillOption = Annotated[
         "--fill", metavar="VALUE", help="outside of the image: a number, or nan (0, or its smallest corner if negative)"
     ),
 ]
+BackgroundOption = Annotated[
+    str | None,
+    typer.Option(
+        "--background", metavar="VALUE|nan|auto", help="stored voxels that stand for nothing and get weight 0; or FIXED,MOVING"
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing output, once the new one is complete")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 

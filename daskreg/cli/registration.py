@@ -10,6 +10,7 @@ import typer
 from daskreg.cli.application import app
 from daskreg.cli.options import (
     ADDRESS,
+    BackgroundOption,
     Cluster,
     Comm,
     CommOption,
@@ -49,6 +50,7 @@ def register(
     initial_transform: InitialTransform = None,
     spacing: Spacing = None,
     fill: FillOption = None,
+    background: BackgroundOption = None,
     cluster: Cluster = "local",
     workers: Workers = None,
     device: DeviceOption = DeviceName.auto,
@@ -76,9 +78,10 @@ def register(
 ) -> None:
     """Register MOVING onto FIXED: affine and displacement field, and the moved image, in RUN.zarr."""
     from daskreg.storage.fill import parse_fill
+    from daskreg.workflows.background import parse_background
 
     files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
-    chosen = _config(config, preset, {**files, "fill": parse_fill(fill)})
+    chosen = _config(config, preset, {**files, "fill": parse_fill(fill)}, parse_background(background))
     if print_config:
         typer.echo(chosen.dump(), nl=False)
         return
@@ -95,6 +98,7 @@ def register(
         given["config"] = None  # an unfinished run knows its configuration
     given |= {
         "fill": fill,
+        "background": background,
         "comm": comm.value,
         "threads": threads,
         "checkpoint": checkpoint,
@@ -219,15 +223,15 @@ def demo(
         typer.echo(line)
 
 
-def _config(config: Path | None, preset: str | None, files: dict[str, Any]) -> Config:
-    """The chosen configuration, with masks and initial transform from other options."""
+def _config(config: Path | None, preset: str | None, files: dict[str, Any], backgrounds: dict[str, Any] | None = None) -> Config:
+    """The chosen configuration, with what other options say; of ``files``, what is not None."""
     from daskreg.config import Config
     from daskreg.workflows.presets import preset as named
 
     if config is not None and preset is not None:
         raise ConfigError("--config and --preset were both given; a configuration holds everything, so give one of them.")
     chosen = Config.load(config) if config else named(preset or "brain")
-    return chosen.model_copy(update={k: v for k, v in files.items() if v is not None})
+    return chosen.model_copy(update={k: v for k, v in files.items() if v is not None} | (backgrounds or {}))
 
 
 def _exists(output: Path) -> bool:

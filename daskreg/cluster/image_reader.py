@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
+from daskreg.engine.background import Background, leave_out
 from daskreg.engine.images import Image, check_mask, normalise
 from daskreg.errors import InputError
 from daskreg.grid import Grid, Partition, Span
@@ -21,25 +22,54 @@ BATCH_PLANES = 64  # read at a time on the way to a GPU
 
 
 def read_images(
-    plan: Plan, fixed: Volume, moving: Volume, masks: tuple[Volume | None, Volume | None], comm: Communicator, kind: Kind
+    plan: Plan,
+    fixed: Volume,
+    moving: Volume,
+    masks: tuple[Volume | None, Volume | None],
+    comm: Communicator,
+    kind: Kind,
+    backgrounds: tuple[Background | None, Background | None] = (None, None),
 ) -> tuple[Image, Image]:
-    """This rank's planes of both images, scaled to [0, 1], with their masks. Raises VoxelError, and InputError for a mask."""
+    """This rank's planes of both images, scaled to [0, 1], with their masks, from which stored background is taken out.
+
+    Raises VoxelError, and InputError for a mask.
+    """
     device = Device(kind)
 
-    def read(role: str, volume: Volume, mask: Volume | None, grid: Grid, partition: Partition, rim: int) -> Image:
+    def read(
+        role: str, volume: Volume, mask: Volume | None, background: Background | None, grid: Grid, partition: Partition, rim: int
+    ) -> Image:
         held, own = partition.around(comm.rank, rim), partition[comm.rank]
-        voxels = _load(volume, held, device)
-        normalise(voxels, plan.config, comm, f"{role} {volume.name}", own.within(held))
-        image = Image(voxels, grid, partition, held, None, comm.rank, rim)
+        name, mine = f"{role} {volume.name}", own.within(held)
+        voxels, known = _load(volume, held, device), None
+        left_out = 0
+        if background is not None:
+            known = _known(background, volume, held, voxels, device)
+            left_out = leave_out(voxels, known, mine, comm, name)
+        normalise(voxels, plan.config, comm, name, mine, left_out)
+        image = Image(voxels, grid, partition, held, None, comm.rank, rim, left_out)
         if mask is not None:
             _require_shape(mask, volume, role)
-            image.mask = check_mask(_load(mask, held, device), f"the mask {mask.name}", comm)
+            weights = _load(mask, held, device)
+            image.mask = check_mask(weights if known is None else weights * known, f"the mask {mask.name}", comm)
+        elif known is not None:
+            image.mask = known.astype(np.float32)
         return image
 
     return (
-        read("the fixed image", fixed, masks[0], plan.fixed, plan.partition, plan.rims[0]),
-        read("the moving image", moving, masks[1], plan.moving, plan.shards, plan.rims[1]),
+        read("the fixed image", fixed, masks[0], backgrounds[0], plan.fixed, plan.partition, plan.rims[0]),
+        read("the moving image", moving, masks[1], backgrounds[1], plan.moving, plan.shards, plan.rims[1]),
     )
+
+
+def _known(background: Background, volume: Volume, held: Span, voxels: NDArray[np.float32], device: Device) -> NDArray[np.bool_]:
+    """Whether each voxel of the held planes is none of the background; the planes around them that this depends on are read."""
+    around = held.grow(background.margin) & Span(0, volume.shape[0])
+    if around == held:
+        return background.known(voxels)
+    sides = (_load(volume, side, device) for side in (Span(around.start, held.start), Span(held.stop, around.stop)))
+    before, after = sides
+    return background.known(device.xp.concatenate([before, voxels, after]))[held.within(around)]
 
 
 def _require_shape(mask: Volume, volume: Volume, role: str) -> None:

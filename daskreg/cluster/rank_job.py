@@ -17,6 +17,7 @@ from daskreg.cluster.image_reader import read_images
 from daskreg.cluster.machine_record import machine_record, memory_record
 from daskreg.cluster.result_writer import write_result
 from daskreg.comm import Communicator
+from daskreg.engine.background import Background
 from daskreg.engine.images import Image
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.memory import trim
@@ -37,6 +38,7 @@ class RankJob:
     checkpoint: seconds between two checkpoints, None for none;  resume: go on from the last one;  trace: record a timeline of
     the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them;
     device: where kernels run, on a GPU worker the first GPU that it sees;  begin: the displacement to start from;
+    backgrounds: stored voxels of the fixed and the moving image that stand for nothing;
     attempt: of the process that the ranks work for, see ``RunStore``.
     """
 
@@ -54,6 +56,7 @@ class RankJob:
     order: Index = (0, 1, 2)
     device: Kind = "cpu"
     begin: StartingDisplacement | None = None
+    backgrounds: tuple[Background | None, Background | None] = (None, None)
     attempt: str = ""
 
 
@@ -76,7 +79,8 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, cores: int) -> dict
     device = _use_device(job, cores)
     memory = memory_record(job.plan, job.device)
     timer, timeline = PhaseTimer(), list[tuple[str, float, float]]()
-    images = read_images(job.plan, job.fixed, job.moving, (job.fixed_mask, job.moving_mask), comm, job.device)
+    images = read_images(job.plan, job.fixed, job.moving, (job.fixed_mask, job.moving_mask), comm, job.device, job.backgrounds)
+    left_out = _left_out(job, images, comm)
     trim()  # memory of the chunks that were decompressed
     timer.end_phase("read")
     outcome = _optimise(job, images, comm, watch, timeline)
@@ -90,7 +94,22 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, cores: int) -> dict
     record = {**machine_record(device), **memory, "traffic": dict(comm.traffic), "timeline": timeline}
     blocks = [[slab.start, slab.stop] for slab in job.plan.partition.slabs]
     plan = {"blocks": blocks, "planned_bytes": job.plan.peak_bytes}
-    return {"levels": levels, "metrics": metrics, "seconds": timer.seconds, "machine": record, "plan": plan, "fill": fill}
+    return {
+        "levels": levels,
+        "metrics": metrics,
+        "seconds": timer.seconds,
+        "machine": record,
+        "plan": plan,
+        "fill": fill,
+        "left_out": left_out,
+    }
+
+
+def _left_out(job: RankJob, images: tuple[Image, Image], comm: Communicator) -> list[int]:
+    """Voxels of both images that are stored background, over all ranks."""
+    if job.backgrounds == (None, None):
+        return [0, 0]
+    return [int(n) for n in comm.sum_counts(np.array([image.left_out for image in images], np.int64))]
 
 
 def _use_device(job: RankJob, cores: int) -> Device:

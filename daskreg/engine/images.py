@@ -46,6 +46,7 @@ class Image:
     mask: Array | None = None
     rank: int = 0
     rim: int = 0
+    left_out: int = 0  # voxels of the own planes that are stored background
     _levels: dict[Index, tuple[Array, Array | None]] = field(default_factory=dict)
 
     @property
@@ -170,17 +171,22 @@ def downsample(image: Array, factors: Index, lead: int = 0, own: Span | None = N
     return image
 
 
-def normalise(image: Array, config: Config, comm: Communicator, name: str, own: slice = slice(None)) -> tuple[float, float]:
+def normalise(
+    image: Array, config: Config, comm: Communicator, name: str, own: slice = slice(None), left_out: int = 0
+) -> tuple[float, float]:
     """Scale intensities in place so that the configured percentiles become 0 and 1; returns those intensities.
 
-    own: the planes that are counted here; others hold a rim of them too. Raises VoxelError for NaN, infinite or constant images.
+    own: the planes that are counted here; others hold a rim of them too;  left_out: voxels of these that do not count, which have
+    the least value of all. Raises VoxelError for NaN, infinite or constant images.
     """
     mine = image[own]
     low, high = _range(mine, comm, name)
     counts = module_of(image).zeros((1 if on_device(image) else thread_count(), INTENSITY_BINS), np.int64)
     width = np.float32((high - low) / INTENSITY_BINS)
     intensity_histogram(mine.shape, counts, np.float32(low), width, mine)
-    a, b = _percentiles(comm.sum_counts(host(counts.sum(axis=0))), config.percentiles, low, (high - low) / INTENSITY_BINS)
+    here = host(counts.sum(axis=0))
+    here[0] -= left_out
+    a, b = _percentiles(comm.sum_counts(here), config.percentiles, low, (high - low) / INTENSITY_BINS)
     image -= np.float32(a)
     image *= np.float32(1 / (b - a))
     if config.intensity == "log":

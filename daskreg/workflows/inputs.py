@@ -25,6 +25,7 @@ from daskreg.storage import Volume, is_remote, open_volume, write_image
 from daskreg.storage.fill import Fill, parse_fill, require_fill
 from daskreg.storage.fs.files import hidden_sibling
 from daskreg.storage.images import ImageSource
+from daskreg.workflows.background import Choice, parse_background
 from daskreg.workflows.masks import RESAMPLED, open_mask
 from daskreg.workflows.presets import preset
 
@@ -47,14 +48,16 @@ class Request:
     spacing: Spacing = None
     initial_transform: str | Path | None = None
     fill: Fill = None
+    background: Choice = None
 
     @property
     def chosen(self) -> Config:
-        """The configuration, ``brain`` by default, with the initial transform and the fill value. Raises ConfigError."""
+        """The configuration, ``brain`` by default, with what else was given of its fields. Raises ConfigError."""
         config = as_config("brain" if self.config is None else self.config)
         start = None if self.initial_transform is None else str(self.initial_transform)
         given = {"initial_transform": start, "fill": parse_fill(self.fill)}
-        return config.model_copy(update={name: value for name, value in given.items() if value is not None})
+        update = {name: value for name, value in given.items() if value is not None} | parse_background(self.background)
+        return config.model_copy(update=update)
 
     def open(self) -> Inputs:
         """Open everything a run reads. Raises InputError in all its forms."""
@@ -108,7 +111,11 @@ class Inputs:
         process: int = 0,
     ) -> Plan:
         """The plan for a number of workers."""
-        masked = (self.masks[0] is not None, self.masks[1] is not None)
+        backgrounds = self.config.fixed_background, self.config.moving_background
+        masked = (
+            self.masks[0] is not None or backgrounds[0] is not None,
+            self.masks[1] is not None or backgrounds[1] is not None,
+        )
         given: dict[str, Any] = {"workers": workers, "memory": memory, "residency": residency}
         given |= {"minimum_planes": minimum_planes, "process": process}
         given["unpacked"] = tuple(_largest_chunk(volume) for volume in (self.fixed, self.moving))

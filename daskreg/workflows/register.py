@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
 from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
+from daskreg.workflows.background import Choice, backgrounds
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spacing, staged
 from daskreg.workflows.plan import plan
 from daskreg.workflows.provenance import provenance
@@ -65,6 +67,7 @@ def register(
     initial_transform: str | Path | None = None,
     spacing: Spacing = None,
     fill: Fill = None,
+    background: Choice = None,
     overwrite: bool = False,
     resume: bool = False,
     inputs_changed: bool = False,
@@ -106,6 +109,9 @@ def register(
     fill
         Value of the moved image outside of the moving one: a number, or "nan". By default 0, or the smallest value at the corners
         of the moving image where that is negative, as air is in a CT.
+    background
+        Stored voxels that stand for nothing, such as the filling of a mosaic, and get weight 0: those of a value, "nan", or
+        "auto": areas of the value that fills the images' faces, where one does. One choice for both images, or a pair.
     overwrite
         Replace an existing run, once the new one is complete.
     resume
@@ -138,7 +144,7 @@ def register(
     resources = Resources(
         workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace
     )
-    request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform, fill)
+    request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform, fill, background)
     require_resume_arguments(output, resume=resume, inputs_changed=inputs_changed)
     path = parse_address(_temporary() if output is None else output).path
     with _only_writer(path) as lock:
@@ -187,16 +193,26 @@ class _Run:
         asked = self.use.options
         with staged(self.inputs, self.store.name, client if elsewhere else None) as reachable:
             volumes = reachable.cut()
+            make = partial(self._job, volumes, backgrounds(self.inputs.config, *volumes[:2]))
             options: dict[str, Any] = {"comm": asked.comm, "retries": asked.retries, "deadline": asked.deadline}
-            ranks = run_on_cluster(client, lambda workers: self._job(volumes, workers), self.use.workers, progress, **options)
+            ranks = run_on_cluster(client, make, self.use.workers, progress, **options)
         report, built = merge_reports(ranks), time.perf_counter()
-        log.info("%s", told(self.inputs.moving.name, self.plan.config.fill, float(report["fill"])))
+        self._tell(report)
         with client.as_current() if elsewhere else dask.config.set(scheduler="threads"):
             build_pyramids(self.store)
         report["seconds"]["write"] += time.perf_counter() - built
         return report
 
-    def _job(self, volumes: tuple[Any, ...], workers: int) -> RankJob:
+    def _tell(self, report: Report) -> None:
+        """What the ranks have found out about the images, in the log."""
+        images = self.inputs.fixed, self.inputs.moving
+        for role, image, count in zip(("fixed", "moving"), images, report["left_out"], strict=True):
+            if count:
+                share = 100 * count / image.grid.size
+                log.info("background: %d voxels (%.1f %%) of the %s image were left out", count, share, role)
+        log.info("%s", told(images[1].name, self.plan.config.fill, float(report["fill"])))
+
+    def _job(self, volumes: tuple[Any, ...], left_out: tuple[Any, Any], workers: int) -> RankJob:
         """The job of each worker; their number is smaller than planned where some were lost."""
         fixed, moving, *masks = volumes
         inputs, use, start = self.inputs, self.use, self.inputs.start
@@ -204,7 +220,8 @@ class _Run:
             self.plan if workers == use.workers else _plan(inputs, use, workers), fixed, moving, self.store.path,
             first_affine(inputs), masks[0], masks[1], order=inputs.orders[0], threads=use.options.threads,
             checkpoint=use.options.checkpoint, resume=self.resume, trace=use.options.trace, device=use.device,
-            begin=None if start is None or start.is_affine else InitialDisplacement(start), attempt=self.store.attempt,
+            begin=None if start is None or start.is_affine else InitialDisplacement(start),
+            backgrounds=left_out, attempt=self.store.attempt,
         )  # fmt: skip
 
 

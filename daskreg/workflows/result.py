@@ -28,7 +28,8 @@ class Report(TypedDict, total=False):
     metrics: correlation (ncc) and mutual information (mi) before and after, and statistics of the Jacobian
     seconds: of each phase, of the slowest rank, and total;  machine, ranks: computer, peak bytes and bytes sent, of rank 0 and
     of each rank;  blocks: first and last + 1 plane of each rank;  projected_bytes: what the plan expected a rank to need
-    fill: value of the moved image outside of the moving one;  changed_inputs: inputs that changed while they were read,
+    fill: value of the moved image outside of the moving one;  left_out: voxels of fixed and moving that are stored background
+    changed_inputs: inputs that changed while they were read,
     and how; absent without any
     """
 
@@ -43,6 +44,7 @@ class Report(TypedDict, total=False):
     blocks: list[list[int]]
     projected_bytes: int
     fill: float | str
+    left_out: list[int]
     changed_inputs: dict[str, str]
 
 
@@ -95,5 +97,6 @@ def merge_reports(ranks: Sequence[dict[str, Any]]) -> Report:
         "machine": {**machines[0], "peak_bytes": max(m["peak_bytes"] for m in machines)},
         "projected_bytes": max(m["projected_bytes"] for m in machines),
         "ranks": machines,
+        "left_out": first["left_out"],
         "fill": "nan" if math.isnan(first["fill"]) else first["fill"],
     }

@@ -1,0 +1,83 @@
+"""Stored background: voxels of one value, or NaN, that stand for nothing: the filling of a mosaic, of a scanner's bore."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import Communicator
+from daskreg.errors import VoxelError
+from daskreg.kernels.device import module_of
+
+MARGIN = 2  # planes around a block that its constant areas depend on
+SLAB = 32  # planes looked at together
+
+
+@dataclass(frozen=True)
+class Background:
+    """Which voxels of an image are background.
+
+    value: theirs, NaN for those that are NaN;  areas: only those in a cube of 3 x 3 x 3 such voxels around a voxel of the
+    image (beyond its faces all count), not every voxel of that value.
+    """
+
+    value: float
+    areas: bool = False
+
+    @property
+    def margin(self) -> int:
+        """Planes around a block that ``known`` has to see to be right within it."""
+        return MARGIN if self.areas else 0
+
+    def known(self, voxels: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Whether each voxel (Z, Y, X), as stored, is none of the background."""
+        same = module_of(voxels).isnan(voxels) if math.isnan(self.value) else voxels == np.float32(self.value)
+        return ~(_opened(same) if self.areas else same)  # type: ignore[no-any-return]
+
+
+def _opened(same: Any) -> Any:
+    """Morphological opening by a cube of 3 voxels; for the erosion, voxels outside of the array count as set."""
+    for axis in range(3):
+        same = _shifted(same, axis, erode=True)
+    for axis in range(3):
+        same = _shifted(same, axis, erode=False)
+    return same
+
+
+def _shifted(same: Any, axis: int, *, erode: bool) -> Any:
+    """Each voxel and its two neighbours along an axis: all of them, or any."""
+    result = same.copy()
+    first, last = ((slice(None),) * axis + (s,) for s in (slice(None, -1), slice(1, None)))
+    for here, there in ((first, last), (last, first)):
+        if erode:
+            result[here] &= same[there]
+        else:
+            result[here] |= same[there]
+    return result
+
+
+def leave_out(voxels: NDArray[np.float32], known: Any, own: slice, comm: Communicator, name: str) -> int:
+    """Give background voxels the least value of the others, in place; how many of the own planes' voxels they are.
+
+    Raises VoxelError where no other voxel is left on any rank.
+    """
+    xp = module_of(voxels)
+    least = min((_least(xp, voxels[z], known[z]) for z in _slabs(voxels[own], own.start)), default=math.inf)
+    least = -float(comm.max(np.array([-least]))[0])
+    if math.isinf(least):
+        raise VoxelError(f"{name} is background everywhere; choose another value for the background, or none.")
+    for z in _slabs(voxels):
+        voxels[z] = xp.where(known[z], voxels[z], np.float32(least))
+    return int(known[own].size - known[own].sum())
+
+
+def _slabs(voxels: Any, first: int = 0) -> list[slice]:
+    return [slice(first + z, first + min(z + SLAB, len(voxels))) for z in range(0, len(voxels), SLAB)]
+
+
+def _least(xp: Any, voxels: Any, known: Any) -> float:
+    return float(xp.where(known, voxels, np.float32(math.inf)).min())
