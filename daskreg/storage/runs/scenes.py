@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from daskreg.errors import ConfigError, UnitsError
 from daskreg.grid import UNITS, Grid, unit_name
 from daskreg.storage.axes import spatial
-from daskreg.storage.fs.address import is_remote, join, parent, parse_address
-from daskreg.storage.fs.errors import write_errors
+from daskreg.storage.fs.address import Address, is_remote, join, parent, parse_address
+from daskreg.storage.fs.errors import open_errors, write_errors
 from daskreg.storage.registry import image_formats
 from daskreg.storage.zarr import ngff, ngff06
 from daskreg.storage.zarr.multiscale import PARENT_FOLDERS
@@ -68,6 +68,11 @@ def find_image(name: str, address: str | Path) -> LinkedImage:
         )
     if is_remote(given.path) or any(not f.linkable for f in image_formats.by_ending(given.path)):
         raise ConfigError(f"{given.path}: a scene links OME-Zarr archives of this file system; other files and URLs are not.")
+    with open_errors(given.path):
+        return _linked(name, given)
+
+
+def _linked(name: str, given: Address) -> LinkedImage:
     path, tree = _image_above(given.node)
     multiscale = ngff.parse(path, tree)
     assert multiscale is not None
