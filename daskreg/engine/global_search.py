@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ from daskreg.config import Rigid, Search, SimilarityStage
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss, run_linear
 from daskreg.engine.report import LevelReport, Watch
-from daskreg.engine.search_lattice import SearchLattice, Task, feature_voxel, in_threads, search_voxel, whole
+from daskreg.engine.search_lattice import SearchLattice, Task, feature_voxel, in_threads, search_voxel, whole, without_filling
 from daskreg.errors import NoOverlap
-from daskreg.grid import Index, shrink_factors
+from daskreg.grid import Grid, Index, shrink_factors
 from daskreg.kernels.device import host
 from daskreg.planning import Level
 from daskreg.similarity import LNCC, NGF
@@ -34,31 +34,45 @@ PEAKS_PER_ROTATION = 3  # of the correlation, where there is one rotation
 DISTINCT = 1.0  # voxels of the search: candidates whose corners are nearer, in the mean, count as one
 COMPARISON_SIZE = 48  # voxels along the longest axis of the level on which candidates of few rotations are refined
 # Of the refinement where there are many rotations: voxels as a part of those of the search, iterations, candidates
-REFINEMENT = ((1.0, 15, 40), (0.5, 20, 10), (0.25, 20, 3))
+REFINEMENT = ((1.0, 10, 80), (0.5, 15, 16), (0.25, 20, 3))
 
 
 @dataclass(frozen=True)
 class RefinedCandidate:
-    """A candidate after a refinement: its loss, the part of the smaller image that is covered, and its map."""
+    """A candidate after a refinement.
 
-    loss: float
-    overlap: float
+    world: its map;  filled: whether what may be filling is left out;  header: whether it began at the position of the headers or
+    the centres of mass;  loss, overlap: at ``world``, the part of the smaller domain that is covered;  perfect: whether moved
+    equals the fixed image;  chance: the median of ``merit`` over all candidates with the same ``filled``, on the first level
+    """
+
     world: Matrix
+    filled: bool = False
+    header: bool = False
+    loss: float = 0.0
+    overlap: float = 1.0
     perfect: bool = False
+    chance: float = -1.0
+
+    @property
+    def merit(self) -> float:
+        """The less the better: a loss of unrelated images falls with the root of the number of voxels."""
+        return self.loss * math.sqrt(self.overlap)
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Least first: a perfect match, then by the loss, which for noise falls with the root of the number of voxels."""
-        return not self.perfect, self.loss * math.sqrt(self.overlap)
+        """Least first: a perfect match, then by how many times the loss is that of a chance candidate."""
+        return not self.perfect, -self.merit / min(self.chance, -1e-12)
 
     def as_row(self) -> NDArray[np.float64]:
-        """For a message between ranks."""
+        """What a rank tells the others."""
         return np.array([self.loss, self.overlap, float(self.perfect), *self.world.ravel()])
 
-    @classmethod
-    def from_row(cls, row: NDArray[np.float64]) -> RefinedCandidate:
-        """The inverse of ``as_row``."""
-        return cls(float(row[0]), float(row[1]), np.array(row[3:]).reshape(4, 4), bool(row[2]))
+    def with_row(self, row: NDArray[np.float64]) -> RefinedCandidate:
+        """The same start, as it was refined by some rank."""
+        return replace(
+            self, loss=float(row[0]), overlap=float(row[1]), perfect=bool(row[2]), world=np.array(row[3:]).reshape(4, 4)
+        )
 
 
 ROW = 19  # numbers of ``RefinedCandidate.as_row``
@@ -123,8 +137,11 @@ def run_search(
             f"the global search found no shift at which {stage.overlap:.0%} of the smaller image is covered and alike; "
             "check that both show the same thing, or lower 'overlap'."
         )
-    starts = [lattice.world(tasks[k], c) for k, c in found]
-    refined = _refined(stage, images, [*_header_starts(stage, images, world, lattice.voxel), *starts], lattice.voxel, shared)
+    chances = sorted({task.filled for task in tasks})
+    headers = _header_starts(stage, images, world, lattice.voxel)
+    starts = [RefinedCandidate(w, filled, header=True) for filled in chances for w in headers]
+    starts += [RefinedCandidate(lattice.world(tasks[k], c), tasks[k].filled) for k, c in found]
+    refined = _refined(stage, images, starts, lattice.voxel, shared)
     best = refined[0]
     report = LevelReport("search", 1, lattice.grids[0].shape, [best.loss], time.perf_counter() - start)
     report.detail = _detail(found, refined, lattice)
@@ -134,7 +151,8 @@ def run_search(
 def _detail(found: list[tuple[int, Candidate]], refined: list[RefinedCandidate], lattice: SearchLattice) -> dict[str, Any]:
     """What tells how clear the result is: scores over all rotations, and the refined candidates, the best first.
 
-    margin: by which part of its own the winner's rank exceeds that of the next distinct candidate
+    rank: minus how many times the median of all candidates the merit is;  margin: by which part of its own the winner's rank
+    exceeds that of the next distinct candidate
     """
     scores = np.array([c.weight for _, c in found])
     marks = (0, 50, 90, 99, 100)
@@ -143,7 +161,7 @@ def _detail(found: list[tuple[int, Candidate]], refined: list[RefinedCandidate],
     return {
         "candidates": [{"score": c.score, "overlap": c.overlap} for _, c in found[:5]],
         "scores": {"count": len(scores), **{f"p{m}": float(np.percentile(scores, m)) for m in marks}},
-        "refined": [{"loss": r.loss, "overlap": r.overlap, "rank": r.rank[1]} for r in refined],
+        "refined": [{"loss": r.loss, "overlap": r.overlap, "rank": r.rank[1], "filled": r.filled} for r in refined],
         "overlap": refined[0].overlap,
         "margin": margin,
         "voxel": lattice.voxel,
@@ -179,19 +197,27 @@ def _header_starts(stage: Search, images: tuple[Image, Image], world: Matrix, vo
 
 
 def _refined(
-    stage: Search, images: tuple[Image, Image], starts: list[Matrix], voxel: float, shared: SharedOut
+    stage: Search, images: tuple[Image, Image], starts: list[RefinedCandidate], voxel: float, shared: SharedOut
 ) -> list[RefinedCandidate]:
-    """The starts after a refinement on finer and finer levels, fewer on each, the best first; the first two reach the second."""
-    corners = images[0].grid.corners()
-    found = [RefinedCandidate(0.0, 1.0, s) for s in starts]
+    """The starts after a refinement on finer and finer levels, fewer on each, the best first; those of headers reach the last."""
+    corners, found = images[0].grid.corners(), starts
+    domains = {False: images, True: (without_filling(images[0]), without_filling(images[1]))}
     for n, (size, iterations, keep) in enumerate(_refinement(stage, images, voxel)):
         level = level_at(images, size, iterations)
-        headers = found[:2] if n == 0 else []
-        chosen = [*headers, *_distinct(found[len(headers) :], keep, corners, voxel * DISTINCT)]
-        own = in_threads(partial(_refine, stage, level, images), shared.mine(chosen), images[0].device)
-        found = [RefinedCandidate.from_row(r) for r in shared.results([r.as_row() for r in own], len(chosen), (ROW,))]
-        found.sort(key=lambda r: r.rank)
+        headers, others = [c for c in found if c.header], [c for c in found if not c.header]
+        chosen = [*headers, *_distinct(others, keep, corners, voxel * DISTINCT)]
+        own = in_threads(partial(_refine, stage, level, domains), shared.mine(chosen), images[0].device)
+        rows = shared.results([r.as_row() for r in own], len(chosen), (ROW,))
+        found = [c.with_row(r) for c, r in zip(chosen, rows, strict=True)]
+        found = _with_chance(found) if n == 0 else found
+        found.sort(key=lambda c: c.rank)
     return _distinct(found, len(found), corners, voxel * DISTINCT)
+
+
+def _with_chance(found: list[RefinedCandidate]) -> list[RefinedCandidate]:
+    """Most of many candidates are wrong: their median is what chance gives."""
+    medians = {filled: float(np.median([c.merit for c in found if c.filled == filled])) for filled in {c.filled for c in found}}
+    return [replace(c, chance=medians[c.filled]) for c in found]
 
 
 def _distinct(found: list[RefinedCandidate], most: int, corners: NDArray[np.float64], distance: float) -> list[RefinedCandidate]:
@@ -208,22 +234,40 @@ def _distinct(found: list[RefinedCandidate], most: int, corners: NDArray[np.floa
     return kept
 
 
-def _refine(stage: Search, level: Level, images: tuple[Image, Image], start: RefinedCandidate) -> RefinedCandidate:
+def _refine(stage: Search, level: Level, domains: dict[bool, tuple[Image, Image]], start: RefinedCandidate) -> RefinedCandidate:
     """By a few steps at one level; local correlation or edges rank, which unlike mutual information favour no small overlap."""
+    images = domains[start.filled]
     similarity = LNCC() if stage.contrast == "same" and stage.rotations != "fine" else NGF(eta=0.05)
     linear = (SimilarityStage if stage.scale > 1 else Rigid)(
         similarity=similarity, scales=(level.scale,), iterations=(level.iterations,)
     )
     world, report = run_linear(linear, level, images, start.world, SingleRank(), Watch())
     loss = report.losses[-1] if report.losses else LinearLoss(linear, level, images, SingleRank()).value(world)[0]
-    return RefinedCandidate(loss, overlap_fraction(level, world), world, report.stopped == "at rest")
+    overlap = overlap_fraction(level, images, world)
+    return replace(start, loss=loss, overlap=overlap, world=world, perfect=report.stopped == "at rest")
 
 
-def overlap_fraction(level: Level, world: Matrix) -> float:
-    """Part of the smaller image's extent that the other one covers under a world map, estimated on a lattice of fixed points."""
-    axes = [np.linspace(0, n - 1, 16) for n in level.fixed.shape]
-    points = transform_points(world, level.fixed.to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)))
-    at = level.moving.to_index(points)
-    part = float(((at >= -0.5) & (at <= np.asarray(level.moving.shape) - 0.5)).all(axis=1).mean())
-    volumes = [float(np.prod(level.fixed.extent)) * float(abs(np.linalg.det(world[:3, :3]))), float(np.prod(level.moving.extent))]
-    return min(1.0, part * volumes[0] / min(volumes))
+def overlap_fraction(level: Level, images: tuple[Image, Image], world: Matrix) -> float:
+    """Part of the smaller image's domain that the other one covers under a world map, estimated on a lattice of fixed points."""
+    masks = [whole(i, k)[1] for i, k in zip(images, (level.fixed_factors, level.moving_factors), strict=True)]
+    axes = [np.unique(np.linspace(0, n - 1, 24).round().astype(int)) for n in level.fixed.shape]
+    index = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    at = level.moving.to_index(transform_points(world, level.fixed.to_world(index)))
+    there = ((at >= -0.5) & (at <= np.asarray(level.moving.shape) - 0.5)).all(axis=1)
+    for mask, where in zip(masks, (index, at.round().astype(int)), strict=True):
+        there &= True if mask is None else _at(mask, where)
+    volumes = [_volume(g, m) for g, m in zip((level.fixed, level.moving), masks, strict=True)]
+    scale = float(abs(np.linalg.det(world[:3, :3])))
+    part = float(there.mean()) * float(np.prod(level.fixed.extent)) * scale
+    return min(1.0, part / min(volumes[0] * scale, volumes[1]))
+
+
+def _at(mask: Any, index: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a mask holds voxels; indices beyond it are moved to its faces."""
+    z, y, x = np.clip(index, 0, np.asarray(mask.shape) - 1).T
+    return np.asarray(host(mask)[z, y, x] > 0.5)
+
+
+def _volume(grid: Grid, mask: Any) -> float:
+    """Of the domain, in world units."""
+    return float(np.prod(grid.extent)) * (1.0 if mask is None else max(float((mask > 0.5).mean()), 1e-6))

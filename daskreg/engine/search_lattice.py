@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,9 +28,10 @@ from daskreg.transforms.search import Candidate, Correlator, band_pass, padded_s
 
 Matrix = NDArray[np.float64]
 ROTATION_SIZE = 16  # voxels along an edge of a cube as large as the smaller image, where many rotations are tried
-LARGEST_TRANSFORM = 400_000  # voxels: coarser where the images' sizes are far apart
+LARGEST_TRANSFORM = 300_000  # voxels: coarser where the images' sizes are far apart
 EDGE_RESOLUTION = 0.6  # of a voxel of the search: voxels of the level whose edges are compared
 FILL_SHARE = 0.02  # part of an image at its lowest value from which on it may be filling
+LARGEST_FILL = 0.95  # more is background with hardly anything in it
 MAXIMUM_THREADS = 4  # that correlate at once: each holds about 50 MB
 
 
@@ -105,13 +106,13 @@ class SearchLattice:
         return image.grid.coarsen(factors), voxels, (voxels == voxels) if mask is None else mask > 0.5
 
     def _may_be_filled(self) -> bool:
-        return any(bool((v == v.min()).mean() >= FILL_SHARE) for _, v, _ in self.levels)
+        return any(bool(filling(v).any()) for _, v, _ in self.levels)
 
     def _side(self, k: int, filled: bool) -> _Side:
         if (k, filled) not in self._sides:
             grid, voxels, inside = self.levels[k]
-            if filled and float((voxels == voxels.min()).mean()) >= FILL_SHARE:
-                inside = inside & ~_grown(voxels == voxels.min())
+            if filled:
+                inside = inside & ~filling(voxels)
             fine = self.stage.rotations == "fine"
             channels = orientation_tensors(voxels, inside, grid, self.voxel) if fine else voxels[None]
             self._sides[k, filled] = _Side(grid, channels, inside)
@@ -184,6 +185,21 @@ def _scales(largest: float) -> list[float]:
     steps = math.ceil(math.log(largest) / math.log(1.45))
     step = largest ** (0.85 / max(steps, 1))
     return [1.0, *itertools.chain.from_iterable((step**k, step**-k) for k in range(1, steps + 1))]
+
+
+def filling(voxels: Any) -> Any:
+    """Where an image has its lowest value, and next to it, if that is a fair part of it; else nowhere."""
+    lowest = voxels == voxels.min()
+    return _grown(lowest) if bool(FILL_SHARE <= lowest.mean() < LARGEST_FILL) else lowest & False
+
+
+def without_filling(image: Image) -> Image:
+    """An image of whole levels, each with a mask that leaves out what may be filling."""
+    levels = {}
+    for factors, (voxels, mask) in image._levels.items():
+        kept = (~filling(voxels)).astype(np.float32)
+        levels[factors] = voxels, kept if mask is None else kept * mask
+    return replace(image, _levels=levels)
 
 
 def _grown(region: Any) -> Any:
