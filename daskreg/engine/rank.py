@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
+from daskreg.engine.guard import predecessor, worsened
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
@@ -34,7 +35,8 @@ class RunState:
     """Where a run is: what a checkpoint holds beside arrays.
 
     level: index within the stage of the level to go on with;  losses: of that level so far, in which case the optimizer's fields
-    count too;  fields: index (stage, level) of the level that u belongs to, None without one.
+    count too;  fields: index (stage, level) of the level that u belongs to, None without one;  before: the map at the start of
+    the stage.
     """
 
     stage: int = 0
@@ -43,6 +45,7 @@ class RunState:
     losses: list[float] = field(default_factory=list)
     fields: tuple[int, int] | None = None
     reports: list[dict[str, Any]] = field(default_factory=list)
+    before: list[list[float]] | None = None
 
 
 Read = Callable[[str, Span], Array]  # planes of a field from a checkpoint
@@ -95,9 +98,13 @@ class Rank:
                 self.world, report = run_initial(stage, self.images, self.world, self.comm, self.watch)
                 self.reports.append(report)
                 self._require_masks(searched=True)
+            if self.at.level == 0 and not self.at.losses:
+                self.at.before = self.world.tolist()
             for j in range(self.at.level, len(levels)):
                 self.at.level = j
                 self._level(stage, levels[j])
+                if j == len(levels) - 1:
+                    self._judge(k, levels[j])
                 self._level_done(j)
             self.at.level = 0
         return self._outcome()
@@ -156,6 +163,23 @@ class Rank:
         self.reports.append(loop.run(self.store, self.watch, self._within_level))
         self.store.losses = []
         del loop  # its buffers go before the next level's come
+
+    def _judge(self, index: int, level: Level) -> None:
+        """Take a stage back that made the loss of the linear stage before it clearly worse."""
+        before = predecessor(self.plan.config.stages, index)
+        if before is None or self.at.before is None or self.initial is not None:
+            return
+        if self.store is not None and before.similarity.reach > level.halo:
+            return  # u is not known as far from this rank's planes as that loss reads
+        start = np.array(self.at.before)
+        u = None if self.store is None else self.store.u
+        bad, first, last = worsened(before, level, self.images, self.comm, (start, self.world), u)
+        self.reports[-1].detail["loss of the stage before"] = {"before": first, "after": last}
+        if not bad:
+            return
+        self.world, self.reports[-1].stopped = start, "taken back"
+        if self.store is not None:
+            self.store.u[...] = 0
 
     def _within_level(self, store: StateStore, report: LevelReport, asked: float) -> None:
         """In the middle of a level, all ranks at the same iteration."""

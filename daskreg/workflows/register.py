@@ -198,6 +198,7 @@ class _Run:
             ranks = run_on_cluster(client, make, self.use.workers, progress, **options)
         report, built = merge_reports(ranks), time.perf_counter()
         self._tell(report)
+        _tell_what_was_taken_back(report)
         with client.as_current() if elsewhere else dask.config.set(scheduler="threads"):
             build_pyramids(self.store)
         report["seconds"]["write"] += time.perf_counter() - built
@@ -297,3 +298,11 @@ def require_overlap(plan: Plan, start: NDArray[np.float64]) -> None:
             f"{np.round(plan.fixed.extent, 2).tolist()} and {np.round(plan.moving.extent, 2).tolist()} (z, y, x); "
             "repair a header, give --initial-transform, or put a 'search' stage first."
         )
+
+
+def _tell_what_was_taken_back(report: Report) -> None:
+    for level in report["levels"]:
+        if level["stopped"] == "taken back":
+            loss = level["detail"]["loss of the stage before"]
+            rise = f"from {loss['before']:.4f} to {loss['after']:.4f}"
+            log.warning("the stage %s was taken back: the loss of the stage before it rose %s", level["stage"], rise)

@@ -1,0 +1,58 @@
+"""Whether a stage made things worse: the loss of the stage before it, at this stage's finest level, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import Communicator
+from daskreg.config import Linear, Optimised, Rigid
+from daskreg.engine.images import Image
+from daskreg.engine.linear import LinearLoss
+from daskreg.engine.reach import Reach, SamplingMap, displaced_range, spans
+from daskreg.planning import Level
+
+Matrix = NDArray[np.float64]
+WORSE = 0.1  # part of the loss: less is given up where two losses have their optimum at places a little apart
+
+
+def predecessor(stages: Sequence[Any], index: int) -> Linear | None:
+    """The linear stage right before the stage with an index: what it came to is known to be worth keeping."""
+    before = stages[index - 1] if index else None
+    return before if isinstance(before, Linear) and isinstance(stages[index], Optimised) else None
+
+
+class DisplacedLoss(LinearLoss):
+    """The loss of a linear stage with a displacement before its map."""
+
+    def __init__(self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, u: Any) -> None:
+        super().__init__(stage, level, images, comm)
+        self.u = u
+
+    def sample(self, world: Matrix) -> SamplingMap:
+        """Fill moved and weights at W (x + u(x))."""
+        mapping = SamplingMap.of(self.block.first, world, self.level.fixed, self.level.moving)
+        ranges = self.comm.gather(np.array(displaced_range(self.block, mapping, self.u)))
+        self.sampler.prepare(Reach.of_slabs(self.block.partition, spans(ranges)))
+        self.sampler.sample(self.block.box(), mapping, self.u, self.moved, self.weights.moving, self.gradient)
+        self.weights.combine()
+        return mapping
+
+
+def worsened(
+    before: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, worlds: tuple[Matrix, Matrix], u: Any = None
+) -> tuple[bool, float, float]:
+    """Whether the loss of the stage before a stage rose by more than WORSE from one map to the other, and both losses.
+
+    worlds: before and after the stage;  u: the displacement after it, with the halo of ``level``, where there is one
+    """
+    judge = Rigid(similarity=before.similarity)
+    deep = replace(level, halo=max(level.halo, judge.similarity.reach)) if u is None else level
+    first = LinearLoss(judge, deep, images, comm).value(worlds[0])[0]
+    after = LinearLoss(judge, deep, images, comm) if u is None else DisplacedLoss(judge, level, images, comm, u)
+    last = after.value(worlds[1])[0]
+    return last > first + WORSE * abs(first), first, last

@@ -1,0 +1,57 @@
+"""A stage that makes the loss of the one before it worse is taken back."""
+
+import numpy as np
+import pytest
+
+from daskreg.config import Affine, Config, Deformable, Rigid
+from daskreg.engine import guard
+from daskreg.similarity import LNCC, MI, MSE, NGF
+from tests.phantoms import blobs
+from tests.unit.engine.spread import Registration, on_ranks
+
+SHAPE = (20, 22, 18)
+ALIGN = Rigid(similarity=NGF(eta=0.05), scales=(1,), iterations=(20,))
+
+
+def levels(stages, ranks=1, contrast=lambda image: image):
+    """The affine map, the displacement and the reports of every rank."""
+    fixed = blobs(SHAPE, 3)
+    moving = contrast(np.roll(fixed, (1, 0, -1), (0, 1, 2)))
+    case = Registration(fixed, np.ascontiguousarray(moving, np.float32), Config(stages=stages))
+    case.grids = tuple(type(case.grids[0])(SHAPE) for _ in range(2))
+    outcomes = on_ranks(ranks, lambda comm: case.rank(comm, "window").run())
+    return outcomes[0].affine, [o.displacement for o in outcomes], [o.levels for o in outcomes]
+
+
+def inverted(image):
+    """What was bright is dark, and below 0: by mean squares nothing fits better than no overlap at all."""
+    return (image > 0.02) * (1.5 - 2 * image)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_an_affine_stage_by_a_loss_that_does_not_suit_the_images_is_taken_back(ranks):
+    kept, _, _ = levels((ALIGN,), contrast=inverted)
+    affine, _, reports = levels((ALIGN, Affine(similarity=MSE(), scales=(1,), iterations=(60,))), ranks, inverted)
+    assert [r.stopped == "taken back" for r in reports[0]] == [False, True]
+    told = reports[0][-1].detail["loss of the stage before"]
+    assert told["after"] > told["before"]
+    np.testing.assert_array_equal(affine, kept)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_so_is_a_displacement(ranks, monkeypatch):
+    monkeypatch.setattr(guard, "WORSE", -0.9)  # less than nine tenths better counts as worse
+    stage = Deformable(similarity=MSE(), scales=(2, 1), iterations=(4, 4), tolerance=0)
+    _, displacements, reports = levels((ALIGN, stage), ranks, inverted)
+    assert reports[0][-1].stopped == "taken back"
+    assert all(not np.asarray(u).any() for u in displacements)
+
+
+def test_a_stage_that_helps_stays():
+    stages = (
+        ALIGN,
+        Affine(similarity=MI(), scales=(1,), iterations=(5,)),
+        Deformable(similarity=LNCC(), scales=(1,), iterations=(5,)),
+    )
+    _, _, reports = levels(stages)
+    assert all(r.stopped != "taken back" for r in reports[0])
