@@ -242,8 +242,8 @@ def _refine(stage: Search, level: Level, domains: dict[bool, tuple[Image, Image]
         similarity=similarity, scales=(level.scale,), iterations=(level.iterations,)
     )
     world, report = run_linear(linear, level, images, start.world, SingleRank(), Watch())
-    loss = report.losses[-1] if report.losses else LinearLoss(linear, level, images, SingleRank()).value(world)[0]
     overlap = overlap_fraction(level, images, world)
+    loss = LinearLoss(linear, level, images, SingleRank()).value(world)[0] if overlap else 0.0
     return replace(start, loss=loss, overlap=overlap, world=world, perfect=report.stopped == "at rest")
 
 
