@@ -26,7 +26,8 @@ def bounded():
 
     before = signal.signal(signal.SIGPROF, late)
     start = _memory("VmRSS")
-    CLEAR.write_text("5")  # the peak starts again
+    if CLEAR.exists():
+        CLEAR.write_text("5")  # the peak starts again
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
@@ -39,6 +40,9 @@ def bounded():
 @contextmanager
 def address_space(more: int = 16 << 30):
     """Larger allocations than ``more`` fail in the block."""
+    if not STATUS.exists():
+        yield
+        return
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + more, before[1]))
     try:
@@ -48,4 +52,7 @@ def address_space(more: int = 16 << 30):
 
 
 def _memory(name: str) -> int:
+    """0 where the system does not tell it: memory is bounded on Linux alone."""
+    if not STATUS.exists():
+        return 0
     return int(re.search(rf"^{name}:\s*(\d+) kB", STATUS.read_text(), re.M)[1]) << 10
