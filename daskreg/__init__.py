@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search, SimilarityStage
     from daskreg.engine.report import Progress
     from daskreg.errors import (
+        ArrayError,
         AxesError,
         ConfigError,
         DaskregError,
@@ -66,9 +67,9 @@ _MODULES = {
     "daskreg.config": ("Affine", "Config", "Deformable", "Moments", "Rigid", "Search", "SimilarityStage"),
     "daskreg.engine.report": ("Progress",),
     "daskreg.errors": (
-        "AxesError", "ConfigError", "DaskregError", "Diverged", "GridError", "IncompleteRun", "InputError", "NoOverlap",
-        "NotFound", "OutOfSpace", "OutputBusy", "OutputError", "OutputExists", "PlanTooLarge", "RankLost", "RunError", "Stopped",
-        "UnitsError", "Unreadable", "VoxelError",
+        "ArrayError", "AxesError", "ConfigError", "DaskregError", "Diverged", "GridError", "IncompleteRun", "InputError",
+        "NoOverlap", "NotFound", "OutOfSpace", "OutputBusy", "OutputError", "OutputExists", "PlanTooLarge", "RankLost",
+        "RunError", "Stopped", "UnitsError", "Unreadable", "VoxelError",
     ),
     "daskreg.grid": ("Grid", "Region"),
     "daskreg.lazy.load": ("load_transform",),
@@ -105,6 +106,7 @@ __all__ = [
     "SGD",
     "Adam",
     "Affine",
+    "ArrayError",
     "AxesError",
     "Certificate",
     "Config",

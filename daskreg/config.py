@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
@@ -23,6 +23,7 @@ from pydantic import (
 
 from daskreg.errors import ConfigError, NotFound
 from daskreg.parameters import (
+    SHORT,
     FileAddress,
     Model,
     ModelParameters,
@@ -306,6 +307,10 @@ class Config(Model):
     @classmethod
     def of_stages(cls, stages: Sequence[Stage | str]) -> Config:
         """Default intensities and these stages, or the names of stages. Raises ConfigError for anything else."""
+        if isinstance(stages, str | bytes) or not isinstance(stages, Iterable):
+            raise ConfigError(
+                f"{SHORT.repr(stages)} is no configuration; give a Config, a list of stages, or the name of a preset."
+            )
         for stage in stages:
             if not isinstance(stage, Stage | str):
                 raise ConfigError(

@@ -8,6 +8,7 @@
     │   ├── Unreadable            it exists, but cannot be decoded
     │   ├── AxesError             2D or 4D where 3D is needed
     │   ├── GridError             zero or negative spacing, singular direction
+    │   ├── ArrayError            an array of another shape, or of no numbers, where points or a matrix are needed
     │   ├── UnitsError            units that cannot be converted into each other
     │   ├── VoxelError            NaN, infinite, constant image, empty mask
     │   ├── NoOverlap             two images, or an image and its mask, do not overlap in space
@@ -62,6 +63,10 @@ class AxesError(InputError):
 
 class GridError(InputError):
     """Zero or negative spacing, or a singular direction."""
+
+
+class ArrayError(InputError, ValueError):
+    """An array of another shape, or of no numbers."""
 
 
 class UnitsError(InputError):
@@ -139,8 +144,8 @@ def suggestion(word: object, known: Collection[str]) -> str:
 
 def require_known(kind: str, word: object, known: Collection[str]) -> None:
     """Raises ConfigError, with a suggestion, unless ``word`` is one of the known names of this kind."""
-    if word not in known:
-        raise ConfigError(f"unknown {kind} {word!r}; {suggestion(word, known)}")
+    if not isinstance(word, str) or word not in known:
+        raise ConfigError(f"unknown {kind} {reprlib.repr(word)}; {suggestion(word, known)}")
 
 
 def require_number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:

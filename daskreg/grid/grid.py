@@ -47,7 +47,7 @@ def unit_name(unit: str | None) -> str | None:
 
     Abbreviations, the plural and British spelling are understood. Raises UnitsError for a word that is no unit of length.
     """
-    if unit is None or unit in ("", "pixel", "voxel"):
+    if unit is None or (isinstance(unit, str) and unit in ("", "pixel", "voxel")):
         return None
     word = unicodedata.normalize("NFKC", str(unit)).strip()
     full = re.sub(r"metre$", "meter", word.lower().removesuffix("s"))
@@ -77,10 +77,15 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Convert to plain Python numbers, and check them."""
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
-        object.__setattr__(self, "origin", tuple(float(s) for s in self.origin))
-        object.__setattr__(self, "direction", tuple(tuple(float(v) for v in row) for row in self.direction))
+        try:
+            object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+            object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
+            object.__setattr__(self, "origin", tuple(float(s) for s in self.origin))
+            object.__setattr__(self, "direction", tuple(tuple(float(v) for v in row) for row in self.direction))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise GridError(f"a grid takes three numbers (z, y, x) for shape, spacing and origin, and 3 x 3: {error}.") from None
+        if len(self.origin) != 3:
+            raise GridError(f"origin is {self.origin}; three numbers (z, y, x) were expected.")
         object.__setattr__(self, "unit", unit_name(self.unit))
         _check_shape(self.shape)
         _check_spacing(self.spacing, self.unit)

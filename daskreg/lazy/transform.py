@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from daskreg.config import DeviceName
 from daskreg.deprecation import renamed_arguments
-from daskreg.errors import ConfigError, GridError, UnitsError, require_known, require_number
+from daskreg.errors import ArrayError, ConfigError, GridError, UnitsError, require_known, require_number
 from daskreg.grid import UNITS, Grid, Region, unit_name
 from daskreg.lazy.blocks import block_of, by_block, compute_blocks
 from daskreg.lazy.device import resolve_device
@@ -24,7 +24,7 @@ from daskreg.storage.images import ImageSource
 from daskreg.transforms.chain import merge_affines, sample_chain
 from daskreg.transforms.inverse import DisplacementBounds, InverseField, invert_links
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics, jacobian_determinant
-from daskreg.transforms.link import Link
+from daskreg.transforms.link import Link, real_array
 from daskreg.transforms.point_inverse import invert_points
 
 LARGE = 192  # voxels an axis of a block of determinants: their rim costs a chunk on every side
@@ -56,9 +56,11 @@ class Transform:
     ) -> Transform:
         """``x -> W (x + d(x))``: affine, W, (4, 4), world, z, y, x, 1;  displacement, d, (3, Z, Y, X) on ``grid``, world units.
 
-        unit: of an affine that has no grid. Raises ValueError when these do not fit each other.
+        unit: of an affine that has no grid. Raises ArrayError when these do not fit each other.
         """
-        matrix = np.eye(4) if affine is None else np.asarray(affine, float)
+        if grid is not None and not isinstance(grid, Grid):
+            raise GridError(f"grid is {grid!r}; a daskreg.Grid was expected.")
+        matrix = np.eye(4) if affine is None else real_array(affine, "an affine")
         return cls((Link(matrix, grid, displacement),), unit_name(unit) if grid is None else grid.unit, grid, moving)
 
     @property
@@ -165,7 +167,7 @@ class Transform:
         """Where points (.., 3), z, y, x, of the fixed image lie in the moving image, (.., 3).
 
         space: world (LPS, in the transform's unit) or index (voxels of the fixed image in, of the moving image out).
-        Raises ValueError unless the last axis has three components, ConfigError, and GridError for an index without a grid.
+        Raises ArrayError unless the last axis has three components, ConfigError, and GridError for an index without a grid.
         """
         p = self._from(points, space, self.fixed)
         for link in self.links:
@@ -192,9 +194,9 @@ class Transform:
 
     def _from(self, points: ArrayLike, space: Space, grid: Grid | None) -> Points:
         require_known("space", space, ("world", "index"))
-        p = np.asarray(points, float)
+        p = real_array(points, "points")
         if p.shape[-1:] != (3,):
-            raise ValueError(f"points of shape {p.shape} were given; (.., 3) in the order z, y, x was expected.")
+            raise ArrayError(f"points of shape {p.shape} were given; (.., 3) in the order z, y, x was expected.")
         return p if space == "world" else self._known(grid).to_world(p)
 
     def _to(self, points: Points, space: Space, grid: Grid | None) -> Points:

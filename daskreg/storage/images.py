@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,7 +110,7 @@ def open_stack(source: ImageSource | Volume, *, grid: Grid | None = None) -> Sta
     Raises as ``open_volume`` does, and GridError for an array without a grid.
     """
     if isinstance(source, Volume):
-        return Stack(source.data, grid or source.grid, source.name)
+        return Stack(source.data, source.grid if grid is None else _require_shape(grid, source.shape, source.name), source.name)
     if isinstance(source, str | Path):
         address = parse_address(source)
         record = open_record(address)
@@ -247,6 +248,8 @@ def _with_grid(volume: Volume, grid: Grid | None, spacing: object, unit: str | N
 
 
 def _require_shape(grid: Grid, shape: tuple[int, ...], name: str) -> Grid:
+    if not isinstance(grid, Grid):
+        raise GridError(f"grid is {reprlib.repr(grid)}; a daskreg.Grid was expected.")
     if grid.shape != shape:
         raise GridError(f"{name} has shape {shape}, the grid given for it {grid.shape}; they must be the same.")
     return grid

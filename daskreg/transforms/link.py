@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 
-from daskreg.errors import Unreadable
+from daskreg.errors import ArrayError, Unreadable
 from daskreg.grid import Grid, Region
 
 LOOKUP_EDGE = 128  # voxels along each axis of a box whose points are looked up together: 24 MiB of displacement
 Points = NDArray[np.float64]
+
+
+def real_array(values: Any, what: str) -> NDArray[np.float64]:
+    """The values as an array of float64. Raises ArrayError, which names ``what``, for anything but real numbers."""
+    try:
+        return np.asarray(values, float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArrayError(f"{what} is {reprlib.repr(values)}; an array of numbers was expected ({error}).") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +33,7 @@ class Link:
     displacement: d, (3, Z, Y, X) on ``grid``, world units, components z, y, x: an array or anything lazy that slices to one,
     None for none. d is trilinear between voxels and 0 outside the grid.
 
-    Raises ValueError when these do not fit each other.
+    Raises ArrayError when these do not fit each other.
     """
 
     affine: NDArray[np.float64]
@@ -33,13 +42,14 @@ class Link:
 
     def __post_init__(self) -> None:
         """Check the shapes, once."""
-        affine = np.asarray(self.affine, float)
+        affine = real_array(self.affine, "an affine")
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
-            raise ValueError(f"an affine of shape {affine.shape} was given; (4, 4) finite numbers were expected.")
+            raise ArrayError(f"an affine of shape {affine.shape} was given; (4, 4) finite numbers were expected.")
         if self.displacement is not None:
             shape = None if self.grid is None else self.grid.shape
-            if shape is None or tuple(self.displacement.shape) != (3, *shape):
-                raise ValueError(f"a displacement of {tuple(self.displacement.shape)} does not fit a grid of {shape}.")
+            found = tuple(getattr(self.displacement, "shape", ()))
+            if shape is None or found != (3, *shape):
+                raise ArrayError(f"a displacement of {found} does not fit a grid of {shape}.")
         object.__setattr__(self, "affine", affine)
 
     @property
@@ -59,11 +69,11 @@ class Link:
     def transform_points(self, fixed: ArrayLike) -> Points:
         """Map fixed points (..., 3) to moving points (..., 3); both world, z, y, x.
 
-        Raises ValueError unless the last axis has three components.
+        Raises ArrayError unless the last axis has three components.
         """
         p = np.asarray(fixed, float)
         if p.shape[-1:] != (3,):
-            raise ValueError(f"points of shape {p.shape} were given; (..., 3) in the order z, y, x was expected.")
+            raise ArrayError(f"points of shape {p.shape} were given; (..., 3) in the order z, y, x was expected.")
         warped = p if self.displacement is None else p + self.displacement_at(p.reshape(-1, 3)).reshape(p.shape)
         return np.asarray(warped @ self.affine[:3, :3].T + self.affine[:3, 3])
 

@@ -40,13 +40,13 @@ def parse_background(value: Choice) -> dict[str, Any]:
 
 
 def _parsed(value: Any) -> Any:
-    word = value.strip().lower() if isinstance(value, str) else value
-    if word in (None, NONE):
+    word = value.strip().lower() if isinstance(value, str) else None
+    if value is None or word == NONE:
         return None
     if word == AUTO:
         return AUTO
     try:
-        return parse_fill(word)
+        return parse_fill(value)
     except ConfigError:
         raise ConfigError(f"background is {value!r}; a number, nan, auto or none was expected.") from None
 

@@ -93,6 +93,8 @@ def _refined(
     phi = as_transform(transform)
     target, source = open_volume(fixed), open_volume(moving)
     box = parse_region(region) if isinstance(region, str) else region
+    if not isinstance(box, Region):
+        raise ConfigError(f"region is {region!r}; a daskreg.Region, or text (z, y, x) as in 10:90,0:64,32:96, was expected.")
     _require_part(box, target.grid, blend, stages)
     part = replace(target, data=target.data[box.slices], grid=target.grid.crop(box), levels=(), format="array")
     around = _grown(part.grid, blend)
@@ -142,7 +144,7 @@ def _require_part(box: Region, grid: Grid, blend: int, stages: Sequence[Any]) ->
             f"a region of {box.shape} voxels has no middle once {blend} voxels fade along each face; at least {2 * blend + 2} "
             "an axis are needed: enlarge it, or blend less."
         )
-    if not stages or not all(isinstance(s, Deformable) for s in stages):
+    if not isinstance(stages, list | tuple) or not stages or not all(isinstance(s, Deformable) for s in stages):
         raise ConfigError("a part is refined by deformable stages only: an affine map would not fade to its faces.")
 
 

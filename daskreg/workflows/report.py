@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from daskreg.errors import ConfigError
 from daskreg.reporting.certificate import certificate
 from daskreg.reporting.page import render
 from daskreg.storage import RunStore, Volume
@@ -45,7 +46,10 @@ write_report = report  # its former name
 
 
 def _store(run: str | Path | RunStore | Result) -> RunStore:
-    return run if isinstance(run, RunStore) else RunStore.open(run if isinstance(run, str | Path) else run.path)
+    path = run if isinstance(run, str | Path) else getattr(run, "path", None)
+    if path is None:
+        raise ConfigError(f"{run!r} is no run; give the address of a RUN.zarr, or what register returned.")
+    return run if isinstance(run, RunStore) else RunStore.open(path)
 
 
 def _evaluated(run: RunStore, fixed_labels: Any, moving_labels: Any, landmarks: Any) -> dict[str, Any] | None:
