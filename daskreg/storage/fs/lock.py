@@ -78,9 +78,11 @@ def only_writer(path: str) -> Iterator[OutputLock]:
     be seen (another host), this waits until the lock is renewed, or has not been for ``SILENCE`` seconds.
     Raises OutputBusy, naming the process that writes; OutputError when the folder cannot be written to.
     """
-    lock = _acquire(path)
-    threading.Thread(target=lock._beat, name="daskreg-lock", daemon=True).start()
-    try:
+    where = lock_path(path)
+    lock = OutputLock(path, _RemoteLockFile(where) if is_remote(path) else _LocalLockFile(where), uuid4().hex)
+    try:  # whenever a signal arrives, the lock goes
+        _acquire(lock)
+        threading.Thread(target=lock._beat, name="daskreg-lock", daemon=True).start()
         yield lock
     finally:
         lock.release()
@@ -91,9 +93,8 @@ def lock_path(path: str) -> str:
     return hidden_sibling(path.rstrip("/") if is_remote(path) else os.path.realpath(path), "lock")
 
 
-def _acquire(path: str) -> OutputLock:
-    where, token, taken_over = lock_path(path), uuid4().hex, False
-    file: LockFile = _RemoteLockFile(where) if is_remote(path) else _LocalLockFile(where)
+def _acquire(lock: OutputLock) -> None:
+    path, file, token = lock.path, lock.file, lock.token
     watched: tuple[Any, float] | None = None
     with write_errors(path):
         for _ in range(ATTEMPTS):
@@ -104,10 +105,10 @@ def _acquire(path: str) -> OutputLock:
                 watched = _watched(path, owner, silent, watched)
                 silent = file.create(_record(token))
             if silent is None:
-                return OutputLock(path, file, token, taken_over)
+                return
             if owner is not None:  # None: released meanwhile
                 file.delete_stale(owner)
-                taken_over = True
+                lock.taken_over = True
     raise OutputBusy(f"{path}: several processes try to write it at once; this one gives way: choose another name.")
 
 
@@ -134,7 +135,10 @@ def _described(owner: Mapping[str, Any]) -> str:
 
 def _busy(path: str, owner: Mapping[str, Any]) -> str:
     since = f", which began {owner['since']}" if owner.get("since") else ""
-    return f"{path} is being written by another process ({_described(owner)}{since}); wait for it, or choose another name."
+    return (
+        f"{path} is being written by another process ({_described(owner)}{since}); wait for it, or choose another name. "
+        f"Its lock is {lock_path(path)}."
+    )
 
 
 @dataclass
@@ -174,9 +178,9 @@ class _LocalLockFile(LockFile):
 
     def create(self, record: Mapping[str, Any]) -> float | None:
         mine = f"{self.path}.{uuid4().hex[:8]}"
-        with open(mine, "w", encoding="utf-8") as file:
-            json.dump(dict(record), file)
         try:
+            with open(mine, "w", encoding="utf-8") as file:
+                json.dump(dict(record), file)
             return None if _linked(mine, self.path) else self._silent(mine)
         finally:
             with suppress(OSError):

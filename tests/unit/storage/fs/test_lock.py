@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from uuid import uuid4
 
 import pytest
 
 from daskreg.errors import OutputBusy, OutputError
 from daskreg.storage.fs import lock
+from daskreg.storage.fs.files import replace_text
 from daskreg.storage.fs.lock import lock_path, only_writer
 from daskreg.storage.fs.process import is_running, this_process
 
@@ -25,8 +27,7 @@ def output(request, tmp_path):
 def left_by(path, **changes):
     """A lock that another process left."""
     file = lock_path(str(path))
-    with open(file, "w", encoding="utf-8") as f:
-        json.dump({**this_process(), "since": "then", "token": "theirs", **changes}, f)
+    replace_text(file, json.dumps({**this_process(), "since": "then", "token": uuid4().hex, **changes}))
     return file
 
 
@@ -179,8 +180,8 @@ def test_of_many_that_find_a_stale_lock_one_at_a_time_writes(tmp_path):
                     inside.append(1)
                     most.append(len(inside))
                     mine.verify()
-                    left_by(tmp_path / "out.zarr", pid=GONE)  # dies
                     inside.pop()
+                    left_by(tmp_path / "out.zarr", pid=GONE)  # dies
                 done.append(1)
                 return
             except OutputBusy:
