@@ -22,6 +22,7 @@ MOUNTS = Path("/proc/self/mountinfo")  # where they are mounted
 STATUS = Path("/proc/self/status")
 MEMORY_FILES = "memory.max", "memory.high", "memory.limit_in_bytes"  # v2: hard limit, throttling limit; v1: hard limit
 ADDRESS_LIMITS = "RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_RSS"
+UNTOUCHED_BYTES = 1 << 30  # that a process maps for thread stacks, arenas and libraries; 1.2 GiB measured with two cores
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ def memory() -> Limit:
     """Bytes that this process may use: the least of physical memory, the limits of its cgroups, and its resource limits."""
     physical = Limit(int(psutil.virtual_memory().total), "the physical memory")
     return min([physical, *_cgroup_memory(), *_address_limits()], key=lambda limit: limit.value)
+
+
+def address_space() -> int | None:
+    """Bytes that this process may map (``ulimit -v``), None for any number."""
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def resident_bytes() -> int:

@@ -10,6 +10,7 @@ from daskreg.cluster.rank_actor import Cancelled
 from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.result_writer import moved_dtype
 from daskreg.cluster.run import run_on_cluster
+from daskreg.cluster.supervision import scheduler_required
 from daskreg.cluster.workers import device_of, gpu_limit, gpu_workers, memory_limit, worker_count
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "moved_dtype",
     "require_main_guard",
     "run_on_cluster",
+    "scheduler_required",
     "worker_count",
 ]

@@ -35,15 +35,16 @@ _embedded: WeakSet[Client] = WeakSet()
 
 @contextmanager
 def existing_client(client: Client | None = None, address: str | None = None) -> Iterator[Client | None]:
-    """The client given, the one at an address, the current one, or None. Only a client made here is closed in the end.
+    """The client given, the one at an address, the current one, or None.
 
+    Only a client made here is silenced, and closed in the end.
     Raises InputError when no scheduler answers at ``address``.
     """
     found = client or (None if address else _current())
     if found is not None or not address:
         yield found
     else:
-        with _connect(address) as connected:
+        with silenced(), _connect(address) as connected:
             yield connected
 
 

@@ -108,14 +108,24 @@ def locked(client: Client, members: Sequence[str]) -> Iterator[None]:
     that the scheduler takes back when a client stops renewing them. ``distributed.MultiLock`` has none: what a killed client
     held, or waited for, would stay locked.
     """
+    make: Any = _Lock
     with ExitStack() as locks:
         for address in sorted(members):
-            lock = Lock(f"daskreg-{address}", scheduler_rpc=client.scheduler, loop=client.loop)
+            lock = make(f"daskreg-{address}", scheduler_rpc=client.scheduler, loop=client.loop)
             if not lock.acquire(timeout=LOCK_WARNING_DELAY):
                 log.warning("worker %s is busy with another registration; waiting for it", address)
                 lock.acquire()
             locks.callback(_unlock, lock)
         yield
+
+
+class _Lock(Lock):
+    """A lock whose lease is renewed in silence: whoever uses the cluster notices that the scheduler is lost."""
+
+    async def _refresh_leases(self) -> None:
+        refresh: Any = super()._refresh_leases
+        with suppress(OSError):
+            await refresh()
 
 
 def _unlock(lock: Lock) -> None:

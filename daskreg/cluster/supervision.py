@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from distributed import Client, wait
-from distributed.client import Future, FuturesCancelledError
+from distributed.client import ClosedClientError, Future, FutureCancelledError, FuturesCancelledError
+from distributed.comm.core import CommClosedError
 
 from daskreg.cluster.rank_actor import request
 from daskreg.cluster.rank_group import RankGroup
@@ -27,6 +28,16 @@ from daskreg.errors import RankLost, RunError, Stopped
 
 log = logging.getLogger("daskreg")
 Futures = Sequence[Future[Any]]
+
+
+@contextmanager
+def scheduler_required() -> Iterator[None]:
+    """Raises RunError in place of what Dask raises, in many forms, once the scheduler is gone."""
+    try:
+        yield
+    except (CommClosedError, ClosedClientError, FutureCancelledError, FuturesCancelledError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RunError(f"the Dask scheduler was lost ({what}); look at its log, then use --resume.") from error
 
 
 def reports(client: Client, group: RankGroup, futures: Futures) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.cluster import RankJob, embedded_client, existing_client, require_main_guard, run_on_cluster
+from daskreg.cluster import RankJob, embedded_client, existing_client, require_main_guard, run_on_cluster, scheduler_required
 from daskreg.config import Config, Deformable, DeviceName, Search
 from daskreg.deprecation import renamed_arguments
 from daskreg.engine.report import Progress
@@ -188,6 +188,7 @@ class _Run:
     use: Allocation
     resume: bool
 
+    @scheduler_required()
     def execute(self, client: Client, progress: Callable[[Progress], None] | None, *, elsewhere: bool) -> Report:
         """All ranks, then the pyramids; the ranks' report. elsewhere: whether the workers are other processes."""
         asked = self.use.options

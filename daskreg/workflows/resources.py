@@ -7,9 +7,10 @@ from typing import Literal, TypedDict
 
 from dask.utils import parse_bytes
 
+from daskreg import machine
 from daskreg.cluster import Client, device_of, estimated_bytes, gpu_limit, gpu_workers, memory_limit, worker_count
 from daskreg.config import DeviceName
-from daskreg.errors import ConfigError, require_known, require_number
+from daskreg.errors import ConfigError, InputError, require_known, require_number
 from daskreg.grid import MINIMUM_PLANES
 from daskreg.kernels.device import Kind
 from daskreg.machine import Limit
@@ -122,7 +123,20 @@ def allocate(asked: Resources, client: Client | None, cluster: str | None) -> Al
     workers = asked.workers or available
     kind = device_of(client, "cuda" if cluster == "cuda" else asked.device, workers)
     limit = Limit(asked.memory, GIVEN) if asked.memory else gpu_limit(client) if kind == "cuda" else memory_limit(client, workers)
-    return Allocation(workers, kind, limit, estimated_bytes(client, workers, kind), asked)
+    process = estimated_bytes(client, workers, kind)
+    if client is None and kind == "cpu":
+        _require_address_space(process + machine.UNTOUCHED_BYTES)
+    return Allocation(workers, kind, limit, process, asked)
+
+
+def _require_address_space(needed: int) -> None:
+    """Raises InputError where the processes that will be started cannot map what they do before they have an image."""
+    limit = machine.address_space()
+    if limit is not None and limit < needed:
+        raise InputError(
+            f"the limit of address space (ulimit -v) is {limit / 2**30:.2f} GiB, and a process maps {needed / 2**30:.2f} GiB "
+            "before it reads an image, most of which it never uses; raise it, or limit memory by a control group instead."
+        )
 
 
 def parse_memory(text: int | str | None) -> int | None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import dask
 import psutil
@@ -16,7 +17,10 @@ from daskreg import MSE, Affine, Deformable
 from daskreg.cluster import embedded_client
 from daskreg.cluster import run as cluster_run
 from daskreg.cluster.workers import workers_of
+from daskreg.config import Config
 from daskreg.errors import RunError
+from daskreg.grid import Grid
+from daskreg.storage import write_image
 from tests.integration.workers import SOCKETS, cluster, processes, run, same
 from tests.phantoms import known_warp_pair
 
@@ -156,3 +160,38 @@ def test_a_run_whose_scheduler_is_lost_raises(images):
         for process in started:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.slow
+def test_the_command_line_says_one_sentence_when_the_scheduler_is_lost(images, tmp_path):
+    """And keeps the checkpoint; Dask says nothing beside it."""
+    for name, voxels in zip(("fixed", "moving"), images, strict=True):
+        write_image(tmp_path / f"{name}.zarr", voxels, Grid(voxels.shape))
+    stages = [Deformable(similarity=MSE(), scales=(1,), iterations=(100_000,), tolerance=0)]
+    (tmp_path / "recipe.yaml").write_text(Config.of_stages(stages).dump())
+    program = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    started = [scheduler := subprocess.Popen(program, stderr=subprocess.PIPE, text=True)]
+    try:
+        address = next(line.split()[-1] for line in scheduler.stderr if "Scheduler at:" in line)
+        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
+        started += [subprocess.Popen(worker, stderr=subprocess.DEVNULL) for _ in range(2)]
+        fixed, moving, output, recipe = (str(tmp_path / n) for n in ("fixed.zarr", "moving.zarr", "run.zarr", "recipe.yaml"))
+        words = ["register", fixed, moving, "-o", output, "--config", recipe, "--cluster", address]
+        command = [sys.executable, "-m", "daskreg.cli", *words, "--comm", "tcp", "--checkpoint-every", "1"]
+        started.append(driver := subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()))
+        while driver.poll() is None and not list(tmp_path.glob("*run.zarr*/checkpoint/latest.json")):
+            time.sleep(0.1)
+        scheduler.kill()
+        said = driver.communicate(timeout=240)[1]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert driver.returncode == 1, said
+    assert "Traceback" not in said
+    assert "the Dask scheduler was lost" in said.splitlines()[-2]
+    assert f"--resume -o {output}" in said.splitlines()[-1]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

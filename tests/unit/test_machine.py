@@ -160,3 +160,10 @@ def test_the_resident_size_follows_what_is_allocated():
     held = np.ones(32 << 20, np.uint8)
     assert machine.resident_bytes() > before + held.nbytes // 2
     assert machine.peak_bytes() >= held.nbytes
+
+
+def test_the_limit_of_address_space_is_that_of_the_process(monkeypatch):
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (3 * GIB, 4 * GIB))
+    assert machine.address_space() == 3 * GIB
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (machine.resource.RLIM_INFINITY,) * 2)
+    assert machine.address_space() is None
