@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import ZipStore
 
 from daskreg.errors import NotFound, Unreadable
 from daskreg.storage.fs.address import is_remote
@@ -25,6 +26,7 @@ from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
 MISSING_CHUNKS: ContextVar[str] = ContextVar("missing chunks", default="error")  # of arrays that are opened: error or fill
 MAX_DASK_CHUNK = 128 << 20  # bytes; larger shards are read in parts
+ZIP = ".zip"
 MAX_CHUNKS = 1 << 20  # along one axis
 MIN_DASK_CHUNK = 4 << 20  # bytes; smaller chunks are read together, which keeps graphs small
 
@@ -44,13 +46,25 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
 
     Raises NotFound, and Unreadable for what is no Zarr store or may not be read.
     """
+    packed, inner = _in_zip(path)
+    if packed:
+        require_exists(packed)
+        with open_errors(path):
+            return zarr.open(ZipStore(packed, mode="r"), path=inner, mode="r")
     require_exists(path)
     if not is_remote(path) and os.path.isdir(path):
         _require_metadata(path)
-    elif not is_remote(path) and not path.endswith(".zip"):
+    elif not is_remote(path):
         raise Unreadable(f"{path} is a file; a Zarr store, a folder or a .zip, was expected.")
     with open_errors(path):
         return zarr.open(path, mode="r")
+
+
+def _in_zip(path: str) -> tuple[str, str]:
+    """The local .zip file that a path is in, empty without one, and the path inside."""
+    head, end, inner = f"{path}/".partition(f"{ZIP}/")
+    packed = head + ZIP
+    return (packed, inner.strip("/")) if end and not is_remote(path) and not os.path.isdir(packed) else ("", "")
 
 
 def attributes(node: zarr.Array[Any] | zarr.Group) -> dict[str, Any]:

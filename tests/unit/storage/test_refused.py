@@ -1,6 +1,8 @@
 """Files that are no image, no transform and no points end in one sentence, at once and without much memory."""
 
 import json
+import pickle
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -20,6 +22,7 @@ from daskreg.storage.points import read_points
 from daskreg.storage.registry import point_formats
 from daskreg.storage.transform_record import StoredLink
 from daskreg.storage.transforms import open_transform, write_affine, write_links
+from tests.unit.storage.stores import simple
 
 INSIGHT = "#Insight Transform File V1.0\n#Transform 0\n"
 
@@ -303,3 +306,31 @@ def test_what_a_server_does_not_have_is_not_found():
 def test_points_are_not_read_from_urls(name):
     with pytest.raises(Unreadable, match="local disks only; download it first"):
         read_points(f"https://host/{name}")
+
+
+def zipped(folder, target):
+    with zipfile.ZipFile(target, "w") as packed:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                packed.write(file, file.relative_to(folder))
+    return target
+
+
+def test_a_zipped_store_is_read_as_the_folder_and_refused_where_it_is_damaged(tmp_path):
+    path = zipped(Path(simple(tmp_path / "a.zarr")), tmp_path / "a.zarr.zip")
+    folder, packed = open_volume(tmp_path / "a.zarr"), open_volume(path)
+    assert packed.grid == folder.grid == open_volume(f"{path}::array=0").grid
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(packed)).read(), folder.read())
+    np.testing.assert_array_equal(open_volume(f"{path}::array=0").read(), folder.read())
+    with pytest.raises(InputError, match=r"a\.zarr\.zip"):
+        open_volume(f"{path}::array=1")
+    content = path.read_bytes()
+    for k, damaged in enumerate((content[:-30], b"", b"x" * 300, content[: len(content) // 2])):
+        (tmp_path / f"{k}.zip").write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"{k}\.zip"):
+            open_volume(tmp_path / f"{k}.zip")
+    chunk = bytearray(content)
+    chunk[content.index(b"c/0/0/0") + 30] ^= 1
+    (tmp_path / "b.zip").write_bytes(chunk)
+    with pytest.raises(Unreadable, match=r"b\.zip"):
+        open_volume(tmp_path / "b.zip").read()
