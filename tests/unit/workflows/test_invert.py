@@ -214,7 +214,7 @@ def test_finer_voxels_leave_half_of_the_error(run, tmp_path):
     grids = [load_transform(tmp_path / name).links[-1].displacement_grid for name in ("coarse.zarr", "fine.zarr")]
     assert grids[1].shape == tuple(2 * n - 1 for n in grids[0].shape)
     np.testing.assert_allclose(grids[1].corners(), grids[0].corners(), atol=1e-9)
-    with pytest.raises(ConfigError, match="upsampling 0"):
+    with pytest.raises(ConfigError, match="upsampling is 0"):
         invert(run, tmp_path / "x.zarr", upsampling=0)
 
 
