@@ -14,6 +14,7 @@ STAGES = [Deformable(scales=(1,), iterations=(1,))]
 
 CALLS = {
     "register config": lambda v: daskreg.register(IMAGE, IMAGE, v),
+    "apply output": lambda v: daskreg.apply(SHIFT, IMAGE, [v], like=IMAGE),
     "register fixed": lambda v: daskreg.register(v, IMAGE),
     "register mask": lambda v: daskreg.register(IMAGE, IMAGE, fixed_mask=v),
     "register background": lambda v: daskreg.register(IMAGE, IMAGE, background={"x": v}),

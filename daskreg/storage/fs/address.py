@@ -45,6 +45,8 @@ def parse_address(source: str | Path) -> Address:
 
     Raises ConfigError for an unknown key or an impossible value, UnitsError for an unknown unit.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(f"{source!r} is no address; a path or a URL was expected.")
     text = str(source)
     if "\0" in text:
         raise ConfigError(f"the address {text!r} contains a null character, which no path does.")

@@ -311,7 +311,7 @@ def scan(dtype=np.int16, outside=-1024):
     return Volume(da.from_array(voxels, chunks=5), CUBE, "scan")
 
 
-@pytest.mark.parametrize("interpolation", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "cubic", "label"])
 @pytest.mark.parametrize(
     ("dtype", "outside", "fill", "wanted"),
     [

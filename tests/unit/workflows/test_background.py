@@ -165,7 +165,8 @@ def test_a_mosaic_is_found_where_it_was_moved_to(tmp_path, caplog):
     drawn = register(tmp_path, fixed, moving).affine[:3, 3]
     with caplog.at_level(logging.INFO, "daskreg"):
         found = register(tmp_path, fixed, moving, background="auto")
-    assert abs(found.affine[:3, 3] - [0, 2, 0]).max() < 0.9 * abs(drawn - [0, 2, 0]).max()
+    np.testing.assert_allclose(found.affine[:3, 3], [0, 2, 0], atol=0.15)
+    assert abs(drawn - [0, 2, 0]).max() > 0.3
     count = int((fixed == 0).sum())
     assert found.report["left_out"] == [count, count]
     assert f"background: {count} voxels" in caplog.text
