@@ -7,9 +7,11 @@ groups from the process's own up to the root are read here. What cannot be read 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ MOUNTS = Path("/proc/self/mountinfo")  # where they are mounted
 STATUS = Path("/proc/self/status")
 MEMORY_FILES = "memory.max", "memory.high", "memory.limit_in_bytes"  # v2: hard limit, throttling limit; v1: hard limit
 ADDRESS_LIMITS = "RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_RSS"
+SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 UNTOUCHED_BYTES = 1 << 30  # that a process maps for thread stacks, arenas and libraries; 1.2 GiB measured with two cores
 
 
@@ -48,6 +51,12 @@ def address_space() -> int | None:
     """Bytes that this process may map (``ulimit -v``), None for any number."""
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends, also where no Python code can run (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def resident_bytes() -> int:

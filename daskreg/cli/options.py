@@ -115,4 +115,6 @@ Workers = Annotated[
 ]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="48GB", help="what a worker may use (what it has by default)")]
 ResidencyOption = Annotated[Residency, typer.Option("--residency", help="how a worker holds the moving image")]
-CommOption = Annotated[Comm, typer.Option("--comm", help="how workers communicate")]
+CommOption = Annotated[
+    Comm, typer.Option("--comm", help="how workers communicate; auto: ucx where every worker has it and the cluster has no TLS")
+]

@@ -10,11 +10,17 @@ import os
 import sys
 from typing import Any
 
+from daskreg import machine
+
 MODULE = __name__  # what Dask preloads
 
 
 def dask_setup(worker: Any) -> None:
-    """Register the exit; called by Dask in the new process."""
+    """Register the exit; called by Dask in the new process.
+
+    Dask's own thread, which waits for the end of the driver, cannot run while other code holds Python's lock.
+    """
+    machine.end_with_parent()
     atexit.register(_exit)
 
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import dask
+
 from daskreg.cluster.timeouts import STOP_TIMEOUT
 from daskreg.errors import ConfigError, DaskregError, RunError
 
@@ -46,7 +48,10 @@ def started(make: Callable[[], Any]) -> Iterator[Any]:
 
     Raises ConfigError for a script without main guard, and RunError where processes end while they start.
     """
-    with tempfile.TemporaryDirectory(prefix="daskreg-") as folder, shared(MARKER, f"{folder}/unguarded"):
+    with (
+        tempfile.TemporaryDirectory(prefix="daskreg-", dir=dask.config.get("temporary-directory")) as folder,
+        shared(MARKER, f"{folder}/unguarded"),
+    ):
         cluster = _made(make, Path(folder) / "unguarded")
     with cluster:
         yield cluster

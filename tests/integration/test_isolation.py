@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from distributed import Client
 from distributed.security import Security
@@ -118,3 +119,32 @@ def test_the_temporary_folder_of_dask_is_ours_only_while_the_cluster_lives():
         assert above.parent == Path(tempfile.gettempdir())
         assert stat.S_IMODE(above.stat().st_mode) == 0o700
     assert dask.config.get("temporary-directory") is None
+
+
+DRIVER = """
+import ctypes, os, sys, time
+
+def busy():
+    ctypes.PyDLL(None).sleep(60)  # holds Python's lock
+
+if __name__ == "__main__":
+    from daskreg.cluster import embedded_client
+    with embedded_client(2) as client:
+        print(*client.run(os.getpid).values(), flush=True)
+        futures = [client.submit(busy, pure=False) for _ in range(2)]
+        time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by the kernel of Linux")
+def test_no_worker_outlives_a_killed_driver_by_five_seconds(tmp_path):
+    """Not even while it holds Python's lock, so that none of its threads can notice."""
+    (tmp_path / "driver.py").write_text(DRIVER)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, str(tmp_path / "driver.py")], env=environment, stdout=subprocess.PIPE) as driver:
+        workers = [psutil.Process(int(pid)) for pid in driver.stdout.readline().split()]
+        time.sleep(1)
+        driver.kill()
+    assert len(workers) == 2
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert alive == []
