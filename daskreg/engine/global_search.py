@@ -34,7 +34,7 @@ PEAKS_PER_ROTATION = 3  # of the correlation, where there is one rotation
 DISTINCT = 1.0  # voxels of the search: candidates whose corners are nearer, in the mean, count as one
 COMPARISON_SIZE = 48  # voxels along the longest axis of the level on which candidates of few rotations are refined
 # Of the refinement where there are many rotations: voxels as a part of those of the search, iterations, candidates
-REFINEMENT = ((1.0, 10, 80), (0.5, 15, 16), (0.25, 20, 3))
+REFINEMENT = ((1.0, 10, 160), (0.5, 15, 16), (0.25, 20, 3))
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,10 @@ def _refined(
     for n, (size, iterations, keep) in enumerate(_refinement(stage, images, voxel)):
         level = level_at(images, size, iterations)
         headers, others = [c for c in found if c.header], [c for c in found if not c.header]
-        chosen = [*headers, *_distinct(others, keep, corners, voxel * DISTINCT)]
+        parts = (
+            [[c for c in others if c.filled == filled] for filled in sorted({c.filled for c in others})] if n == 0 else [others]
+        )
+        chosen = [*headers, *(c for part in parts for c in _distinct(part, keep // len(parts), corners, voxel * DISTINCT))]
         own = in_threads(partial(_refine, stage, level, domains), shared.mine(chosen), images[0].device)
         rows = shared.results([r.as_row() for r in own], len(chosen), (ROW,))
         found = [c.with_row(r) for c, r in zip(chosen, rows, strict=True)]

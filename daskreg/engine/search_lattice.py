@@ -19,7 +19,7 @@ from daskreg.engine.images import Image
 from daskreg.engine.reach import SamplingMap
 from daskreg.grid import Grid, Index, Span, shrink_factors
 from daskreg.kernels.compiler.launch import set_thread_count, thread_count
-from daskreg.kernels.device import Device
+from daskreg.kernels.device import Device, module_of
 from daskreg.kernels.sampling.cpu import EXTENT, sample
 from daskreg.transforms.linear import linear_about, translation
 from daskreg.transforms.orientation import orientation_tensors, rotated
@@ -30,7 +30,7 @@ Matrix = NDArray[np.float64]
 ROTATION_SIZE = 16  # voxels along an edge of a cube as large as the smaller image, where many rotations are tried
 LARGEST_TRANSFORM = 300_000  # voxels: coarser where the images' sizes are far apart
 EDGE_RESOLUTION = 0.6  # of a voxel of the search: voxels of the level whose edges are compared
-FILL_SHARE = 0.02  # part of an image at its lowest value from which on it may be filling
+FILL_SHARE = 0.02  # part of an image at one value from which on it may be filling
 LARGEST_FILL = 0.95  # more is background with hardly anything in it
 MAXIMUM_THREADS = 4  # that correlate at once: each holds about 50 MB
 
@@ -188,9 +188,10 @@ def _scales(largest: float) -> list[float]:
 
 
 def filling(voxels: Any) -> Any:
-    """Where an image has its lowest value, and next to it, if that is a fair part of it; else nowhere."""
-    lowest = voxels == voxels.min()
-    return _grown(lowest) if bool(FILL_SHARE <= lowest.mean() < LARGEST_FILL) else lowest & False
+    """Where an image has its most frequent value, and next to it, if that is a fair part of it; else nowhere."""
+    values, counts = module_of(voxels).unique(voxels, return_counts=True)
+    same = voxels == values[counts.argmax()]
+    return _grown(same) if FILL_SHARE <= float(counts.max()) / voxels.size < LARGEST_FILL else same & False
 
 
 def without_filling(image: Image) -> Image:
