@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +28,7 @@ from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics, jac
 from daskreg.transforms.link import Link, real_array
 from daskreg.transforms.point_inverse import invert_points
 
+log = logging.getLogger("daskreg")
 LARGE = 192  # voxels an axis of a block of determinants: their rim costs a chunk on every side
 Space = Literal["world", "index"]
 Points = NDArray[np.float64]
@@ -99,15 +101,15 @@ class Transform:
 
         A block reads only the voxels it needs, and a chain is interpolated once.
 
-        image: a Volume, an address, or an array (.., Z, Y, X) on ``grid`` (default: the moving image's);  like: the output grid,
-        by default the fixed one;  interpolation: linear, nearest, cubic (convolution, Keys 1981), label (the label with the
-        largest trilinear weight);  device: cpu, cuda, or auto (a GPU where this process, or every worker of the current Dask
-        client, has one);  fill: value outside of the image: a number, "nan", or None: 0, or the smallest value at the corners of
-        the (first) image where that is negative, as air is in a CT.
+        image: a Volume, an address, or an array (.., Z, Y, X) on ``grid`` (default: the moving image's); like: the output grid,
+        by default the fixed one, or the image's where the transform knows none; interpolation: linear, nearest, cubic
+        (convolution, Keys 1981), label (the label with the largest trilinear weight); device: cpu, cuda, or auto (a GPU where
+        this process, or every worker of the current Dask client, has one); fill: value outside of the image: a number, "nan",
+        or None: 0, or the smallest value at the corners of the (first) image where that is negative, as air is in a CT.
         Raises InputError in all its forms.
         """
         stack = image if isinstance(image, Stack) else open_stack(image, grid=self._grid_of(image, grid))
-        target = self.target(like)
+        target = self.output_grid(stack, like)
         warn_without_overlap(self.links, self.unit, target, stack)
         # "cuda" is taken at its word: the array may be computed where there is a GPU, even if there is none here
         kind = resolve_device(device) if device == "auto" else device
@@ -116,6 +118,15 @@ class Transform:
     def target(self, like: ImageSource | Volume | Grid | None = None) -> Grid:
         """The output grid: ``like`` itself, the grid of an image, or the fixed grid by default."""
         return self.grid if like is None else like if isinstance(like, Grid) else open_volume(like).grid
+
+    def output_grid(self, image: Stack, like: ImageSource | Volume | Grid | None = None) -> Grid:
+        """``target``, or the image's own grid, with a warning, where the transform knows none and none is given."""
+        if like is not None or self.fixed is not None:
+            return self.target(like)
+        log.warning(
+            "the transform names no fixed grid; the output is on that of %s, and --like (like=) chooses another", image.name
+        )
+        return image.grid
 
     def _grid_of(self, image: Any, grid: Grid | None) -> Grid | None:
         """The grid of an array: the one given, or the moving grid where the shapes agree. Raises GridError."""

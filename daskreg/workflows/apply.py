@@ -35,6 +35,8 @@ def apply(
 ) -> Volume:
     """``moved(x) = image(phi(x))`` on the fixed grid or on that of ``like``, in the image's own type.
 
+    A transform that knows no fixed grid, as a bare affine, resamples an image on its own grid by default.
+
     image: an address, an array (Z, Y, X) or a Volume, of any grid: only world coordinates matter; all channels of an address
     that chooses none;  output: a file of any format that is written (None: nothing is computed yet, one channel), of
     which the first channel and time is returned;
@@ -49,7 +51,7 @@ def apply(
         require_distinct(output, path_of(transform), image, like)
     phi = as_transform(transform)
     stack = open_stack(image) if output is not None and isinstance(image, str | Path) else open_stack(open_volume(image))
-    grid = phi.target(like)
+    grid = phi.output_grid(stack, like)
     warn_without_overlap(phi.links, phi.unit, grid, stack)
     planes = output is not None and image_formats.to_write(parse_address(output).path).streams_planes
     require_fill(fill, stack.dtype, stack.name)

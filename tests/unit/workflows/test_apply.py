@@ -393,3 +393,12 @@ def test_the_time_of_a_frame_in_nifti_is_kept(tmp_path):
     apply(Transform.of(unit="mm"), str(tmp_path / "frames.nii.gz"), tmp_path / "out.ome.zarr", like=CUBE)
     (time,) = open_stack(tmp_path / "out.ome.zarr").lead
     assert (time.name, time.unit, time.scale) == ("t", "millisecond", 720.0)
+
+
+def test_a_bare_affine_resamples_an_image_on_its_own_grid_and_says_so(image, tmp_path, caplog):
+    shift = np.eye(4)
+    shift[0, 3] = 2 * MOVING.spacing[0]
+    moved = Transform.of(shift, unit="mm").apply(image).compute()
+    assert "names no fixed grid; the output is on that of array, and --like" in caplog.text
+    np.testing.assert_array_equal(moved, Transform.of(shift, unit="mm").apply(image, like=image.grid).compute())
+    assert moved.shape == MOVING.shape
