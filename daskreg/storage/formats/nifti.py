@@ -70,7 +70,7 @@ class NiftiVoxels:
 
     def __init__(self, path: str, header: Any) -> None:
         """``header`` is a nibabel header of ``path``."""
-        self.path = path
+        self.path = path if is_remote(path) else os.path.abspath(path)  # workers may have another working directory
         self.stored = np.dtype(header.get_data_dtype())
         self.shape = tuple(int(n) for n in reversed(header.get_data_shape()))
         self.ndim = len(self.shape)

@@ -50,14 +50,14 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
     if packed:
         require_exists(packed)
         with open_errors(path):
-            return zarr.open(ZipStore(packed, mode="r"), path=inner, mode="r")
+            return zarr.open(ZipStore(os.path.abspath(packed), mode="r"), path=inner, mode="r")
     require_exists(path)
     if not is_remote(path) and os.path.isdir(path):
         _require_metadata(path)
     elif not is_remote(path):
         raise Unreadable(f"{path} is a file; a Zarr store, a folder or a .zip, was expected.")
-    with open_errors(path):
-        return zarr.open(path, mode="r")
+    with open_errors(path):  # workers may have another working directory
+        return zarr.open(path if is_remote(path) else os.path.abspath(path), mode="r")
 
 
 def _in_zip(path: str) -> tuple[str, str]:
