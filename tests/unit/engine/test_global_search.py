@@ -59,6 +59,23 @@ def test_a_rotation_by_140_degrees_in_another_contrast(image):
 
 
 @pytest.mark.slow
+def test_half_an_overlap(image):
+    kept = 27  # of 40 rows, from opposite ends: 14 are shared, 52 %
+    whole, moving = Grid(SHAPE), np.ascontiguousarray(dark(image)[:, -kept:])
+    grid, move = turned(Grid(moving.shape, origin=tuple(whole.to_world((0, SHAPE[1] - kept, 0)))))
+    world, detail = found(np.ascontiguousarray(image[:, :kept]), moving, grid)
+    assert distance(world, move) < 0.7
+    assert 0.4 < detail["overlap"] < 0.8  # of the domain without background
+
+
+@pytest.mark.slow
+def test_a_scale(image):
+    grid, move = turned(Grid(SHAPE), 1.35 * TURN)
+    world, _ = found(image, dark(image), grid, scale=1.4)
+    assert distance(world, move) < 0.7
+
+
+@pytest.mark.slow
 def test_a_resampled_image_is_not_held_by_its_own_edges():
     """The image fills its grid; where it was turned, what lies outside was filled with zeros."""
     texture = gaussian_filter(np.random.default_rng(0).random((60, 60, 60)), 1.5).astype(np.float32)
