@@ -65,11 +65,9 @@ def clamp(i, n):
 
 
 @formula
-def flat_voxel(image, planes, rows, cols, k, j, i):
-    """A voxel of a flat image, 0 where its plane is not held."""
-    if uint32(k) < uint32(planes):
-        return as_float32(image[uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))])
-    return ZERO
+def flat_voxel(image, rows, cols, k, j, i):
+    """A voxel of a flat image."""
+    return as_float32(image[uint64(uint32(k)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))])
 
 
 @formula
@@ -81,9 +79,10 @@ def is_interior(planes, rows, cols, k, j, i):
 
 @formula
 def flat_corners(image, size, k, j, i):
-    """The eight voxels around a point, x fastest; beyond the faces of the whole image the nearest voxel.
+    """The eight voxels around a point, x fastest; beyond the faces of the image the nearest voxel.
 
-    0 in a plane that is not held. size: see ``column_body``.
+    All planes that a point in the domain reads are held, so that the faces of what is held are those of the whole image.
+    size: see ``column_body``.
     """
     planes, rows, cols, one = size[2], size[3], size[4], int32(1)
     here = k - size[1]
@@ -102,12 +101,12 @@ def flat_corners(image, size, k, j, i):
             as_float32(image[g]),
             as_float32(image[g + uint64(1)]),
         )
-    k0, k1 = clamp(k, size[0]) - size[1], clamp(k + one, size[0]) - size[1]
-    j0, j1, i0, i1 = clamp(j, rows), clamp(j + one, rows), clamp(i, cols), clamp(i + one, cols)
-    return (flat_voxel(image, planes, rows, cols, k0, j0, i0), flat_voxel(image, planes, rows, cols, k0, j0, i1),
-            flat_voxel(image, planes, rows, cols, k0, j1, i0), flat_voxel(image, planes, rows, cols, k0, j1, i1),
-            flat_voxel(image, planes, rows, cols, k1, j0, i0), flat_voxel(image, planes, rows, cols, k1, j0, i1),
-            flat_voxel(image, planes, rows, cols, k1, j1, i0), flat_voxel(image, planes, rows, cols, k1, j1, i1))  # fmt: skip
+    k0, k1, j0, j1 = clamp(here, planes), clamp(here + one, planes), clamp(j, rows), clamp(j + one, rows)
+    i0, i1 = clamp(i, cols), clamp(i + one, cols)
+    return (flat_voxel(image, rows, cols, k0, j0, i0), flat_voxel(image, rows, cols, k0, j0, i1),
+            flat_voxel(image, rows, cols, k0, j1, i0), flat_voxel(image, rows, cols, k0, j1, i1),
+            flat_voxel(image, rows, cols, k1, j0, i0), flat_voxel(image, rows, cols, k1, j0, i1),
+            flat_voxel(image, rows, cols, k1, j1, i0), flat_voxel(image, rows, cols, k1, j1, i1))  # fmt: skip
 
 
 @formula
@@ -150,7 +149,7 @@ def corners(image, k0, k1, j0, j1, i0, i1):
 
 @formula
 def corner_values(image, origin, planes, k, j, i):
-    """``flat_corners`` of an image (Z, Y, X)."""
+    """The eight voxels around a point of an image (Z, Y, X); those of a plane that is not held are 0."""
     one, first, whole = int32(1), int32(origin), int32(planes)
     rows, cols = int32(image.shape[1]), int32(image.shape[2])
     k0, k1 = clamp(k, whole) - first, clamp(k + one, whole) - first
