@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import daskreg
-from daskreg import MSE, Deformable, Moments
+from daskreg import MSE, Affine, Deformable, Moments
 from daskreg.cli import main
 from daskreg.cluster import rank_actor
 from daskreg.comm import Timeouts
@@ -135,6 +135,43 @@ def test_a_run_continues_without_a_killed_worker(client, images, undisturbed, tm
     assert f"rank {rank} (" in caplog.text
     assert "Starting again from the last checkpoint" in caplog.text
     assert same(undisturbed, found).bits, same(undisturbed, found).line()
+
+
+PHASES = {  # at the first report that answers
+    "the linear stage": lambda p: p.stage == "affine",
+    "the coarse level": lambda p: p.scale == 2 and p.stage == "deformable" and p.iteration >= 5,
+    "the start of the fine level": lambda p: p.scale == 1,
+    "the middle of the fine level": lambda p: p.scale == 1 and p.iteration >= ITERATIONS // 2,
+    "the end of the fine level, or writing": lambda p: p.scale == 1 and p.iteration >= ITERATIONS,
+}
+LONGER = [STAGES[0], Affine(similarity=MSE(), scales=(2,), iterations=(20,)), STAGES[1]]
+
+
+@pytest.fixture(scope="module")
+def longer(workers, images):
+    """What every run of the matrix comes to."""
+    return run(workers, images / "fixed.zarr", images / "moving.zarr", LONGER, workers=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("comm", ["tcp", "ucx"])
+@pytest.mark.parametrize("victim", range(3))
+@pytest.mark.parametrize("phase", PHASES)
+def test_whoever_is_killed_whenever_the_result_is_the_same(client, images, longer, tmp_path, phase, victim, comm):
+    require(comm)
+    pids, killed = processes(client), []
+
+    def watch(progress):
+        if not killed and PHASES[phase](progress):
+            killed.append(victim)
+            os.kill(pids[victim], signal.SIGKILL)
+
+    pair = images / "fixed.zarr", images / "moving.zarr"
+    found = run(
+        client, *pair, LONGER, output=tmp_path / "run.zarr", workers=3, comm=comm, checkpoint=OFTEN, retries=2, progress=watch
+    )
+    assert killed
+    assert same(longer, found).bits, same(longer, found).line()
 
 
 # --- a worker is silent, or slow ------------------------------------------------------------------------------------------

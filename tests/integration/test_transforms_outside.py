@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import zarr
 
-from daskreg.errors import IncompleteRun, NotFound, Unreadable
+from daskreg.errors import IncompleteRun, Unreadable
 from daskreg.grid import Grid
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
@@ -201,7 +201,7 @@ def test_a_scene_of_another_program_is_read(tmp_path):
     with pytest.raises(Unreadable, match="byDimension"):
         load_transform(tmp_path / "s.zarr")
     group.attrs["ome"] = {"version": "0.6", "scene": {"coordinateTransformations": [{"type": "displacements", "path": "gone"}]}}
-    with pytest.raises(NotFound, match="gone"):
+    with pytest.raises(Unreadable, match="'gone' is missing"):
         load_transform(tmp_path / "s.zarr")
 
 

@@ -50,7 +50,7 @@ def farthest(found, grid, by):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("kind", [Rigid, Affine])
+@pytest.mark.parametrize("kind", [Rigid, pytest.param(Affine, marks=pytest.mark.slow)])
 def test_a_shift_of_part_of_a_voxel_is_found(name, kind):
     noise, by = texture((40, 44, 48), 4), np.array((1.3, 2.0, -1.5))
     stage = kind(similarity=LOSSES[name], scales=(2, 1), iterations=(100, 50))
@@ -98,8 +98,8 @@ def test_a_deformation_is_found_as_well_at_the_rim_as_inside(name):
 def test_voxels_are_compared_anew_and_their_number_never_halves():
     """Two different textures: nothing is alike, and moving them apart must not pay."""
     fixed, moving = (cut(texture((24, 24, 24), 2, seed), 0) for seed in (1, 2))
-    for similarity in LOSSES.values():
-        found = outcome(fixed, moving, [Rigid(similarity=similarity, scales=(2, 1), iterations=(100, 50))])
+    for name in ("mse", "mi"):
+        found = outcome(fixed, moving, [Rigid(similarity=LOSSES[name], scales=(2, 1), iterations=(40, 20))])
         ends = np.stack(np.meshgrid(*[np.arange(24)] * 3, indexing="ij"), -1).reshape(-1, 3)
         there = ends @ found.affine[:3, :3].T + found.affine[:3, 3]
         assert ((there >= 0) & (there <= 23)).all(axis=1).mean() > 0.2

@@ -145,8 +145,9 @@ def test_arrays_need_a_grid(first):
         first.apply(np.zeros((4, 5), np.float32))
     small = Grid((4, 5, 6), (9.0, 9.0, 9.0), tuple(MOVING.origin), unit="mm")
     assert first.apply(np.ones(small.shape, np.float32), grid=small).shape == FIXED.shape
+    assert Transform.of(affine(), unit="mm").apply(np.zeros((4, 5, 6)), grid=small).shape == small.shape
     with pytest.raises(GridError, match="like="):
-        Transform.of(affine(), unit="mm").apply(np.zeros((4, 5, 6)), grid=small)
+        Transform.of(affine(), unit="mm").jacobian()
 
 
 def test_cubic_is_exact_on_quadratics_and_better_than_linear(first):

@@ -186,6 +186,12 @@ def test_a_compiled_kernel_comes_back_with_its_machine_code(monkeypatch: pytest.
     pytest.importorskip("cuda.bindings.nvjitlink")
     if SIMULATED:
         pytest.skip("nothing is compiled in the simulator")
+    pathfinder = pytest.importorskip("cuda.pathfinder")
+    for library in ("nvrtc", "nvJitLink", "nvvm"):
+        try:
+            pathfinder.load_nvidia_dynamic_lib(library)
+        except pathfinder.DynamicLibNotFoundError:
+            pytest.skip(f"needs the library {library}, which comes with the extra ptx")
     from numba import cuda
     from numba.cuda import dispatcher
     from numba.cuda.codegen import CUDACodeLibrary
