@@ -28,7 +28,7 @@ PRESETS = {
         stages=(SEARCH, ALIGN, STRETCH, Deformable(similarity=EDGES, smooth_warp=1.5)),
         percentiles=(0.0, 99.0),
     ),
-    "lightsheet": Config(stages=(Search(rotations="fine", scale=1.4), Affine(similarity=WINDOW), COARSE, FINE), intensity="log"),
+    "lightsheet": Config(stages=(Search(rotations="fine"), Affine(similarity=WINDOW), COARSE, FINE), intensity="log"),
 }
 
 
