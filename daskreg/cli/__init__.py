@@ -6,6 +6,7 @@ Nothing slow is imported with this package: a signal that arrives while the rest
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """Run a command; a failure prints one sentence on standard error and exits with its code."""
+    # a signal between two of Zarr's steps leaves coroutines behind
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     try:
         handle_signals()
         getattr(sys.modules[__name__], "app")()  # noqa: B009  # the module's own attribute, which ``__getattr__`` makes
