@@ -30,7 +30,7 @@ VALIDITY, CLOCK_ERROR = datetime.timedelta(days=365), datetime.timedelta(minutes
 
 
 def temporary_security() -> Security:
-    """Self-signed credentials for one cluster, as ``Security.temporary``, with a key that takes a millisecond to make."""
+    """Self-signed credentials for one cluster, as ``Security.temporary``, with a key on an elliptic curve: faster than RSA."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 

@@ -75,7 +75,7 @@ def _smallest_corner(data: da.Array) -> float | int:
     return min(0, low) if math.isfinite(low) else 0
 
 
-def told(name: str, fill: Fill, value: float) -> str:
+def describe_fill(name: str, fill: Fill, value: float) -> str:
     """A sentence for the log."""
     why = "as chosen" if fill is not None else "the smallest value at its corners" if value else "by default"
     return f"outside of {name} voxels get {value:g} ({why}){'' if fill is not None else '; --fill (fill=) chooses another value'}"

@@ -12,7 +12,7 @@ from daskreg.lazy.device import resolve_device
 from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.resample import Interpolation, resampled, warn_without_overlap
 from daskreg.storage import Stack, Volume, open_stack, open_volume, write_image
-from daskreg.storage.fill import Fill, fill_of, require_fill, told
+from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
 from daskreg.storage.images import ImageSource
@@ -56,7 +56,7 @@ def apply(
     planes = output is not None and image_formats.to_write(parse_address(output).path).streams_planes
     require_fill(fill, stack.dtype, stack.name)
     if output is not None:
-        fill = _told_fill(stack, fill)
+        fill = _chosen_fill(stack, fill)
     moved = resampled(stack, grid, phi.links, phi.unit, interpolation, planes=planes, device=kind, fill=fill)
     if output is None:
         return Volume(moved, grid, f"{stack.name}, moved")
@@ -67,7 +67,7 @@ def apply(
     return Volume(written.data[(0,) * len(stack.axes)], written.grid, written.name)
 
 
-def _told_fill(stack: Stack, fill: Fill) -> float:
+def _chosen_fill(stack: Stack, fill: Fill) -> float:
     value = fill_of(stack.data, fill)
-    log.info("%s", told(stack.name, fill, value))
+    log.info("%s", describe_fill(stack.name, fill, value))
     return value

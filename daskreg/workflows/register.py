@@ -26,7 +26,7 @@ from daskreg.errors import ConfigError, NoOverlap, OutputError
 from daskreg.lazy.initial_displacement import InitialDisplacement
 from daskreg.planning import Plan, format_grid
 from daskreg.storage import RunStore
-from daskreg.storage.fill import Fill, told
+from daskreg.storage.fill import Fill, describe_fill
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
 from daskreg.storage.fs.lock import OutputLock, only_writer
@@ -212,7 +212,7 @@ class _Run:
             if count:
                 share = 100 * count / image.grid.size
                 log.info("background: %d voxels (%.1f %%) of the %s image were left out", count, share, role)
-        log.info("%s", told(images[1].name, self.plan.config.fill, float(report["fill"])))
+        log.info("%s", describe_fill(images[1].name, self.plan.config.fill, float(report["fill"])))
 
     def _job(self, volumes: tuple[Any, ...], left_out: tuple[Any, Any], workers: int) -> RankJob:
         """The job of each worker; their number is smaller than planned where some were lost."""

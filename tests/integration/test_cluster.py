@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import dask
@@ -142,24 +143,30 @@ def test_embedded_workers_exit_without_being_killed(caplog):
     assert "killing" not in caplog.text
 
 
-@pytest.mark.slow
-def test_a_run_whose_scheduler_is_lost_raises(images):
-    """A cluster whose parts are processes of their own, as on a batch system."""
+@contextmanager
+def separate_processes():
+    """A scheduler, its address, and a list of processes that end with it: itself, two workers, and what is added."""
     program = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
     started = [scheduler := subprocess.Popen(program, stderr=subprocess.PIPE, text=True)]
     try:
         address = next(line.split()[-1] for line in scheduler.stderr if "Scheduler at:" in line)
         worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
         started += [subprocess.Popen(worker, stderr=subprocess.DEVNULL) for _ in range(2)]
-        with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
-            stages = [Deformable(similarity=MSE(), scales=(1,), iterations=(5000,), tolerance=0)]
-            with pytest.raises(RunError, match="scheduler was lost"):
-                run(client, *images, stages, workers=2, comm="tcp", progress=lambda reported: scheduler.kill())
+        yield scheduler, address, started
     finally:
         for process in started:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.slow
+def test_a_run_whose_scheduler_is_lost_raises(images):
+    """A cluster whose parts are processes of their own, as on a batch system."""
+    with separate_processes() as (scheduler, address, _), Client(address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        stages = [Deformable(similarity=MSE(), scales=(1,), iterations=(5000,), tolerance=0)]
+        with pytest.raises(RunError, match="scheduler was lost"):
+            run(client, *images, stages, workers=2, comm="tcp", progress=lambda reported: scheduler.kill())
 
 
 @pytest.mark.slow
@@ -169,12 +176,7 @@ def test_the_command_line_says_one_sentence_when_the_scheduler_is_lost(images, t
         write_image(tmp_path / f"{name}.zarr", voxels, Grid(voxels.shape))
     stages = [Deformable(similarity=MSE(), scales=(1,), iterations=(100_000,), tolerance=0)]
     (tmp_path / "recipe.yaml").write_text(Config.of_stages(stages).dump())
-    program = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    started = [scheduler := subprocess.Popen(program, stderr=subprocess.PIPE, text=True)]
-    try:
-        address = next(line.split()[-1] for line in scheduler.stderr if "Scheduler at:" in line)
-        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
-        started += [subprocess.Popen(worker, stderr=subprocess.DEVNULL) for _ in range(2)]
+    with separate_processes() as (scheduler, address, started):
         fixed, moving, output, recipe = (str(tmp_path / n) for n in ("fixed.zarr", "moving.zarr", "run.zarr", "recipe.yaml"))
         words = ["register", fixed, moving, "-o", output, "--config", recipe, "--cluster", address]
         command = [sys.executable, "-m", "daskreg.cli", *words, "--comm", "tcp", "--checkpoint-every", "1"]
@@ -183,10 +185,6 @@ def test_the_command_line_says_one_sentence_when_the_scheduler_is_lost(images, t
             time.sleep(0.1)
         scheduler.kill()
         said = driver.communicate(timeout=240)[1]
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
     assert driver.returncode == 1, said
     assert "Traceback" not in said
     assert "the Dask scheduler was lost" in said.splitlines()[-2]
