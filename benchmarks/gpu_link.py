@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from daskreg.cluster import embedded_client
 from daskreg.cluster.bring_up import form_group, release, start_actors
-from daskreg.cluster.workers import workers_of
+from daskreg.cluster.worker_calls import workers_of
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_link.json"
 SIZES = [1 << n for n in (12, 16, 20, 22, 24, 26)]  # bytes

@@ -48,7 +48,7 @@ from distributed import Client, LocalCluster
 import daskreg
 from daskreg import LNCC, MI, MSE, Deformable, machine
 from daskreg.cluster import preload
-from daskreg.cluster.workers import workers_of
+from daskreg.cluster.worker_calls import workers_of
 from daskreg.comm import Communicator, SingleRank, Timeouts, open_endpoint
 from daskreg.engine.reach import SamplingMap
 from daskreg.engine.ring_schedule import RingSchedule

@@ -22,7 +22,7 @@ import measure
 import numpy as np
 from scaling import CORES, _close, _connect, _open, cluster, versions
 
-from daskreg.cluster.workers import workers_of
+from daskreg.cluster.worker_calls import workers_of
 from daskreg.comm import Communicator, available_transports, use_shared_memory
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "sums.json"

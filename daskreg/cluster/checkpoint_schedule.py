@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from daskreg.cluster.timeouts import LEVEL_END_CHECKPOINT_AGE
+from daskreg.cluster import timeouts
 
 COMPUTE_PER_WRITE = 4.0  # times as long as it took to write the last checkpoint, ranks compute before the next
 
@@ -30,7 +30,7 @@ class CheckpointSchedule:
         """Whether to ask for a checkpoint; then not again until it is written or the level ends, unless every iteration asks."""
         if self.interval is None or (self.pending and self.interval and not level_end):
             return False
-        wanted = min(LEVEL_END_CHECKPOINT_AGE, self.effective_interval) if level_end else self.effective_interval
+        wanted = min(timeouts.LEVEL_END_CHECKPOINT_AGE, self.effective_interval) if level_end else self.effective_interval
         self.pending = self.clock() - self.last >= wanted
         return self.pending
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,7 +13,8 @@ import distributed
 from distributed import Client, LocalCluster
 
 from daskreg import machine
-from daskreg.cluster import preload
+from daskreg.cluster import preload, timeouts
+from daskreg.cluster.closing import close_client, close_cluster
 from daskreg.cluster.isolation import (
     LOOPBACK,
     LoopbackWorker,
@@ -25,7 +26,6 @@ from daskreg.cluster.isolation import (
 )
 from daskreg.cluster.logs import silenced
 from daskreg.cluster.processes import started
-from daskreg.cluster.timeouts import SCHEDULER_TIMEOUT
 from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpus
 
@@ -44,8 +44,12 @@ def existing_client(client: Client | None = None, address: str | None = None) ->
     if found is not None or not address:
         yield found
     else:
-        with silenced(), _connect(address) as connected:
-            yield connected
+        with silenced():
+            connected = _connect(address)
+            try:
+                yield connected
+            finally:
+                close_client(connected)
 
 
 @contextmanager
@@ -61,12 +65,24 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
         silenced(),
         private_configuration(),
         safe_path(),
-        started(make) if workers > 1 else make() as cluster,
-        Client(cluster, set_as_default=False) as client,
+        started(make) if workers > 1 else _in_this_process(make) as cluster,
     ):
+        client = Client(cluster, timeout=timeouts.SCHEDULER_TIMEOUT, set_as_default=False)
         _embedded.add(client)
         log.info("dashboard: http://127.0.0.1:%d%s/status", cluster.scheduler.http_server.port, prefix)
-        yield client
+        try:
+            yield client
+        finally:
+            close_client(client)
+
+
+@contextmanager
+def _in_this_process(make: Callable[[], Any]) -> Iterator[Any]:
+    cluster = make()
+    try:
+        yield cluster
+    finally:
+        close_cluster(cluster)
 
 
 def is_embedded(client: Client) -> bool:
@@ -95,7 +111,7 @@ def _current() -> Client | None:
 
 def _connect(address: str) -> Client:
     try:
-        return Client(address, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
+        return Client(address, timeout=timeouts.SCHEDULER_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {address}: {error}; start one, or leave --cluster out.") from None
 
@@ -131,4 +147,4 @@ def _gpu_cluster(workers: int, common: dict[str, Any]) -> Any:
     except ImportError:
         raise InputError("several GPUs need dask-cuda; pip install 'daskreg[cuda13]' (or cuda12), or use --workers 1.") from None
     # Dask's own connections use TLS over TCP: it only hands out the work; ranks communicate over UCX
-    return closed(LocalCUDACluster)(security=temporary_security(), **common)
+    return closed(LocalCUDACluster)(preload=[preload.MODULE], security=temporary_security(), **common)

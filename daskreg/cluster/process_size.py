@@ -16,6 +16,7 @@ import numpy as np
 from distributed import Client
 
 from daskreg import machine
+from daskreg.cluster.worker_calls import ask_workers
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Deformable
 from daskreg.engine.images import normalise
@@ -46,7 +47,7 @@ def estimated_bytes(client: Client | None, workers: int, device: Kind = "cpu") -
     if device == "cuda":
         return GPU_BYTES
     if client is not None:
-        return running_bytes(max(client.run(start_bytes).values()))
+        return running_bytes(max(ask_workers(client, start_bytes, "how much memory its process takes").values()))
     resident = machine.resident_bytes()
     imported = _in_new_process() if workers > 1 and resident > DATA_BYTES else resident
     return imported + min(imported, DATA_BYTES) // IMPORT_SHARE

@@ -14,12 +14,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import dask
 
-from daskreg.cluster.timeouts import STOP_TIMEOUT
+from daskreg.cluster import timeouts
+from daskreg.cluster.closing import close_cluster, kill, worker_processes
 from daskreg.errors import ConfigError, DaskregError, RunError
 
 MARKER = "DASKREG_STARTED_BY"  # environment variable: a file that a process writes to which is not started below a main guard
@@ -53,25 +55,34 @@ def started(make: Callable[[], Any]) -> Iterator[Any]:
         shared(MARKER, f"{folder}/unguarded"),
     ):
         cluster = _made(make, Path(folder) / "unguarded")
-    with cluster:
+    try:
         yield cluster
+    finally:
+        close_cluster(cluster)
 
 
 def _made(make: Callable[[], Any], marker: Path) -> Any:
     made: Future[Any] = Future()
+    before = worker_processes()
     threading.Thread(target=_make, args=(make, made), name="daskreg-start", daemon=True).start()
     try:
-        return made.result()
+        return made.result(timeouts.WORKER_START_TIMEOUT)
     except DaskregError:
         raise
     except Exception as error:
+        if not made.done():
+            _abandon(made, before)
+            waited = f"{timeouts.WORKER_START_TIMEOUT:.0f} s"
+            raise RunError(
+                f"the worker processes did not start within {waited}; look at the load and the memory left."
+            ) from error
         if marker.exists():
             raise ConfigError(UNGUARDED) from None
         raise RunError(
             f"the worker processes could not be started: {error} Look at what they wrote, and whether memory is left."
         ) from error
     except BaseException:
-        _abandon(made)
+        _abandon(made, before)
         raise
 
 
@@ -84,13 +95,11 @@ def _make(make: Callable[[], Any], made: Future[Any]) -> None:
         made.set_exception(error)
 
 
-def _abandon(made: Future[Any]) -> None:
-    """End the processes of a cluster that is still starting, or close it if it has started."""
-    for process in multiprocessing.active_children():
-        if "Dask Worker" in process.name:
-            process.kill()
+def _abandon(made: Future[Any], before: set[BaseProcess]) -> None:
+    """End the processes of a cluster that is still starting, all but those from before, or close it if it has started."""
+    kill(worker_processes() - before)
     with suppress(Exception):
-        made.result(STOP_TIMEOUT).close(timeout=STOP_TIMEOUT)
+        close_cluster(made.result(timeouts.STOP_TIMEOUT))
 
 
 @contextmanager

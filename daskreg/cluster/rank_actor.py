@@ -11,11 +11,11 @@ from typing import Any
 
 from distributed import Worker, get_worker
 
+from daskreg.cluster import timeouts
 from daskreg.cluster.checkpoint_schedule import CheckpointSchedule
 from daskreg.cluster.rank_group import RankGroup
-from daskreg.cluster.rank_job import RankJob, run_rank
-from daskreg.cluster.timeouts import PROGRESS_INTERVAL
-from daskreg.comm import Communicator, Endpoint, SingleRank, Timeouts, open_endpoint, use_shared_memory
+from daskreg.cluster.rank_job import RankJob, run_rank, use_device
+from daskreg.comm import Communicator, Endpoint, SingleRank, Timeouts, measure_link, open_endpoint, use_shared_memory
 from daskreg.engine.report import SAVE, STOP, Progress, Watch
 from daskreg.errors import RankLost, Stopped
 
@@ -63,7 +63,13 @@ class RankActor:
         self.timeouts.check, self.timeouts.on_slow = watch.check, watch.report_slow
         comm = self.communicator
         use_shared_memory(comm, self.group.hosts)
-        return run_rank(job, comm, watch, self.group.cores[self.rank])
+        device = use_device(job, self.group.cores[self.rank])
+        speed = measure_link(comm, device.kind, device.xp)
+        if speed is not None and self.rank == 0:
+            watch.report_link(str(speed))
+        report = run_rank(job, comm, watch, device)
+        report["machine"]["link"] = None if speed is None else {"transport": self.group.transport, **speed.as_dict()}
+        return report
 
     async def release(self) -> None:
         """Close the endpoint, which ends every wait."""
@@ -88,11 +94,17 @@ class RankWatch(Watch):
         """Report a rank that this one has been waiting for."""
         self._send("slow", {"rank": rank, "by": self.actor.rank, "seconds": seconds})
 
+    def report_link(self, speed: str) -> None:
+        """Report what the link between the ranks does."""
+        self._send("link", {"speed": speed})
+
     def __call__(self, progress: Progress) -> None:
         """Called once an iteration; rank 0 reports at most ten times a second, and at the end of a level."""
         self.check()
         now = time.monotonic()
-        if self.actor.rank == 0 and (now - self.last_progress > PROGRESS_INTERVAL or progress.iteration == progress.iterations):
+        if self.actor.rank == 0 and (
+            now - self.last_progress > timeouts.PROGRESS_INTERVAL or progress.iteration == progress.iterations
+        ):
             self.last_progress = now
             self._send("progress", vars(progress))
 
@@ -104,6 +116,11 @@ class RankWatch(Watch):
         if self.actor.rank == 0 and self.schedule.due(level_end=level_end):
             return max(SAVE, requested)
         return requested
+
+    def stopping(self) -> bool:
+        """Whether the client said so. Raises Cancelled."""
+        self.check()
+        return self.actor.requested >= STOP
 
     def saved(self, seconds: float) -> None:
         """A checkpoint was written; report where that takes longer than the interval allows."""

@@ -74,9 +74,8 @@ class PhaseTimer:
         self._last = now
 
 
-def run_rank(job: RankJob, comm: Communicator, watch: Watch, cores: int) -> dict[str, Any]:
-    """Run one rank from reading to writing, on ``cores`` threads; returns its part of the provenance."""
-    device = _use_device(job, cores)
+def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> dict[str, Any]:
+    """Run one rank from reading to writing, on the device that ``use_device`` has set; returns its part of the provenance."""
     memory = memory_record(job.plan, job.device)
     timer, timeline = PhaseTimer(), list[tuple[str, float, float]]()
     images = read_images(job.plan, job.fixed, job.moving, (job.fixed_mask, job.moving_mask), comm, job.device, job.backgrounds)
@@ -112,7 +111,7 @@ def _left_out(job: RankJob, images: tuple[Image, Image], comm: Communicator) -> 
     return [int(n) for n in comm.sum_counts(np.array([image.left_out for image in images], np.int64))]
 
 
-def _use_device(job: RankJob, cores: int) -> Device:
+def use_device(job: RankJob, cores: int) -> Device:
     """Set the threads and the device of this process; on a GPU, start to compile the usual kernels."""
     set_thread_count(job.threads or cores)
     device = Device(job.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -12,14 +13,14 @@ from typing import Any
 from distributed import Client, Lock
 from distributed.client import Future
 
-from daskreg.cluster.bring_up import TransportChoice, cancel, form_group, release, start_actors, submit
+from daskreg.cluster import timeouts
+from daskreg.cluster.bring_up import cancel, form_group, release, start_actors, submit
+from daskreg.cluster.link import TransportChoice
 from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.supervision import handle_event, reports, stop_with_checkpoint
-from daskreg.cluster.timeouts import LOCK_WARNING_DELAY, RESPONSE_TIMEOUT, WORKER_START_TIMEOUT
-from daskreg.cluster.worker_calls import call_each
-from daskreg.cluster.workers import workers_of
+from daskreg.cluster.worker_calls import call_each, workers_of
 from daskreg.engine.report import Progress
-from daskreg.errors import InputError, RankLost
+from daskreg.errors import InputError, RankLost, RunError
 
 log = logging.getLogger("daskreg")
 
@@ -65,7 +66,7 @@ def _attempt(
     deadline: float,
 ) -> list[dict[str, Any]]:
     """One group of ranks from its start to its end."""
-    group = form_group(client, members, comm, deadline)
+    group = form_group(client, members, comm, deadline, job.device)
     client.subscribe_topic(group.run, lambda event: handle_event(group, event[1], progress))
     futures: list[Future[Any]] = []
     try:
@@ -84,7 +85,7 @@ def _attempt(
 def choose_workers(client: Client, workers: int) -> list[str]:
     """Addresses of as many workers as wanted. Raises InputError where there are fewer after ``WORKER_START_TIMEOUT``."""
     try:
-        client.wait_for_workers(workers, timeout=WORKER_START_TIMEOUT)
+        client.wait_for_workers(workers, timeout=timeouts.WORKER_START_TIMEOUT)
     except TimeoutError:
         n = len(workers_of(client))
         raise InputError(f"the Dask cluster has {n} workers, {workers} are needed; start more, or ask for fewer.") from None
@@ -92,8 +93,15 @@ def choose_workers(client: Client, workers: int) -> list[str]:
 
 
 def remaining_workers(client: Client, members: Sequence[str]) -> list[str]:
-    """The workers that are still there and answer, and other ones in place of lost ones where the cluster has some."""
-    answers = call_each(client, sorted(workers_of(client)), os.getpid, seconds=RESPONSE_TIMEOUT)
+    """The workers that are still there and answer, and other ones in place of lost ones where the cluster has some.
+
+    Waits up to ``REPLACEMENT_TIMEOUT`` for new ones: whoever watches the workers may be starting them. On fewer workers a run may
+    need more memory than each has.
+    """
+    end = time.monotonic() + timeouts.REPLACEMENT_TIMEOUT
+    while len(workers_of(client)) < len(members) and time.monotonic() < end:
+        time.sleep(timeouts.DONE_CHECK_INTERVAL)
+    answers = call_each(client, sorted(workers_of(client)), os.getpid, seconds=timeouts.RESPONSE_TIMEOUT)
     alive = [address for address, answer in answers.items() if not isinstance(answer, BaseException)]
     kept = [a for a in members if a in alive]
     spare = [a for a in alive if a not in members]
@@ -112,15 +120,35 @@ def locked(client: Client, members: Sequence[str]) -> Iterator[None]:
     with ExitStack() as locks:
         for address in sorted(members):
             lock = make(f"daskreg-{address}", scheduler_rpc=client.scheduler, loop=client.loop)
-            if not lock.acquire(timeout=LOCK_WARNING_DELAY):
-                log.warning("worker %s is busy with another registration; waiting for it", address)
-                lock.acquire()
+            _acquire(lock, address)
             locks.callback(_unlock, lock)
         yield
 
 
+def _acquire(lock: Any, address: str) -> None:
+    """Wait for as long as another run has the worker, and say so. Raises RunError where the scheduler does not answer."""
+    begun, seconds = time.monotonic(), timeouts.LOCK_WARNING_DELAY
+    try:
+        while not lock.acquire(timeout=seconds):
+            waited = time.monotonic() - begun
+            log.warning("worker %s is busy with another registration; waiting for it (%.0f s so far)", address, waited)
+            seconds = timeouts.LOCK_REPORT_INTERVAL
+    except TimeoutError as error:
+        waited = timeouts.SCHEDULER_RESPONSE_TIMEOUT
+        raise RunError(f"the Dask scheduler did not answer for {waited:.0f} s; look at its log, then run again.") from error
+
+
 class _Lock(Lock):
-    """A lock whose lease is renewed in silence: whoever uses the cluster notices that the scheduler is lost."""
+    """A lock whose lease is renewed in silence: whoever uses the cluster notices that the scheduler is lost.
+
+    Raises TimeoutError where the scheduler does not answer.
+    """
+
+    def sync(self, func: Any, *args: Any, asynchronous: Any = None, callback_timeout: Any = None, **kwargs: Any) -> Any:
+        """Called by Dask for whatever it asks the scheduler."""
+        call: Any = super().sync
+        limit = callback_timeout or float(kwargs.get("timeout") or 0) + timeouts.SCHEDULER_RESPONSE_TIMEOUT
+        return call(func, *args, asynchronous=asynchronous, callback_timeout=limit, **kwargs)
 
     async def _refresh_leases(self) -> None:
         refresh: Any = super()._refresh_leases

@@ -12,17 +12,11 @@ from distributed import Client, wait
 from distributed.client import ClosedClientError, Future, FutureCancelledError, FuturesCancelledError
 from distributed.comm.core import CommClosedError
 
-from daskreg.cluster.rank_actor import request
+from daskreg.cluster import timeouts
+from daskreg.cluster.rank_actor import Cancelled, request
 from daskreg.cluster.rank_group import RankGroup
-from daskreg.cluster.timeouts import (
-    CHECKPOINT_TIMEOUT,
-    DONE_CHECK_INTERVAL,
-    FAILURE_TIMEOUT,
-    RESPONSE_TIMEOUT,
-    WORKER_CHECK_INTERVAL,
-)
-from daskreg.cluster.worker_calls import call_each, present
-from daskreg.cluster.workers import workers_of
+from daskreg.cluster.worker_calls import call_each, present, workers_of
+from daskreg.engine.rank import STOP_MESSAGE
 from daskreg.engine.report import STOP, Progress
 from daskreg.errors import RankLost, RunError, Stopped
 
@@ -44,13 +38,23 @@ def reports(client: Client, group: RankGroup, futures: Futures) -> list[dict[str
     """What the ranks return, once all have ended. Raises the failure behind the first that is seen; a lost worker is one."""
     while pending := [f for f in futures if not f.done()]:
         with suppress(TimeoutError, FuturesCancelledError), client.as_current():
-            wait(pending, timeout=WORKER_CHECK_INTERVAL, return_when="FIRST_COMPLETED")
+            wait(pending, timeout=timeouts.WORKER_CHECK_INTERVAL, return_when="FIRST_COMPLETED")
         if _failed(futures):
             break
         require_workers(client, group, futures)
     if _failed(futures):
         raise root_cause(client, group, futures)
-    return [f.result() for f in futures]
+    return [_report(group, rank, future) for rank, future in enumerate(futures)]
+
+
+def _report(group: RankGroup, rank: int, future: Future[Any]) -> dict[str, Any]:
+    """What a rank has returned. Raises RankLost where its worker does not hand it over."""
+    try:
+        report: dict[str, Any] = future.result(timeout=timeouts.RESULT_TIMEOUT)
+    except TimeoutError as error:
+        waited = f"{timeouts.RESULT_TIMEOUT:.0f} s"
+        raise RankLost(f"rank {rank} ({group.name(rank)}) has finished and did not answer for {waited}; run again.") from error
+    return report
 
 
 def root_cause(client: Client, group: RankGroup, futures: Futures) -> BaseException:
@@ -63,7 +67,7 @@ def root_cause(client: Client, group: RankGroup, futures: Futures) -> BaseExcept
     if own:
         return own[0]
     with suppress(TimeoutError), client.as_current():
-        wait(futures, timeout=FAILURE_TIMEOUT)
+        wait(futures, timeout=timeouts.FAILURE_TIMEOUT)
     try:
         require_workers(client, group, futures)
     except RankLost as lost:
@@ -88,6 +92,8 @@ def handle_event(group: RankGroup, event: dict[str, Any], progress: Callable[[Pr
     """Pass on the progress that ranks report, and warn of a rank that is waited for and of slow checkpoints."""
     if "progress" in event and progress is not None:
         progress(Progress(**event["progress"]))
+    if "link" in event:
+        log.info("link between ranks: %s", event["link"]["speed"])
     if "slow" in event:
         rank, by, seconds = event["slow"]["rank"], event["slow"]["by"], event["slow"]["seconds"]
         log.warning("rank %d (%s) has kept rank %d waiting for %.0f s", rank, group.name(rank), by, seconds)
@@ -97,12 +103,24 @@ def handle_event(group: RankGroup, event: dict[str, Any], progress: Callable[[Pr
 
 
 def stop_with_checkpoint(client: Client, group: RankGroup, futures: Futures) -> None:
-    """Have all ranks write a checkpoint and end; returns when they have, or after ``CHECKPOINT_TIMEOUT``."""
+    """Have all ranks write a checkpoint and end; returns when they have, or says after ``CHECKPOINT_TIMEOUT`` that not."""
+    end = time.monotonic() + timeouts.CHECKPOINT_TIMEOUT
     log.warning("asked to stop: the ranks write a checkpoint first")
-    call_each(client, present(client, group), request, group.run, STOP, seconds=RESPONSE_TIMEOUT)
-    end = time.monotonic() + CHECKPOINT_TIMEOUT
+    call_each(client, present(client, group), request, group.run, STOP, seconds=timeouts.RESPONSE_TIMEOUT)
     while time.monotonic() < end and not all(f.done() for f in futures):
-        time.sleep(DONE_CHECK_INTERVAL)
+        time.sleep(timeouts.DONE_CHECK_INTERVAL)
+    stopped = [str(e) for e in _errors(futures) if isinstance(e, Stopped) and not isinstance(e, Cancelled)]
+    for reason in sorted({*stopped} - {STOP_MESSAGE}):
+        log.warning("%s", reason)
+    silent = [rank for rank, future in enumerate(futures) if not future.done()]
+    if silent:
+        log.warning(
+            "no checkpoint within %.0f s: rank %d (%s) is reading, measuring or writing the result, or does not answer; "
+            "stopping without a new one",
+            timeouts.CHECKPOINT_TIMEOUT,
+            silent[0],
+            group.name(silent[0]),
+        )
 
 
 def _failed(futures: Futures) -> list[int]:

@@ -8,29 +8,18 @@ from typing import Any
 from distributed import Client
 
 from daskreg import machine
-from daskreg.cluster.timeouts import FIRST_WORKER_TIMEOUT
-from daskreg.errors import InputError, RunError
+from daskreg.cluster import timeouts
+from daskreg.cluster.worker_calls import ask_workers, workers_of
+from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpu_identity, gpu_memory, gpus
 from daskreg.machine import Limit
-
-
-def workers_of(client: Client) -> dict[str, Any]:
-    """What the scheduler knows now of each worker, by address. Raises RunError when it does not answer.
-
-    Not from ``client.scheduler_info``: the client refreshes that on its own, without the workers.
-    """
-    scheduler: Any = client.scheduler
-    try:
-        return dict(client.sync(scheduler.identity, n_workers=-1)["workers"])
-    except (OSError, RuntimeError) as error:  # RuntimeError: the client has given up and closed
-        raise RunError(f"the Dask scheduler does not answer: {error}; look at its log, then use --resume.") from error
 
 
 def worker_count(client: Client) -> int:
     """Number of workers that a cluster has now. Raises InputError if it has none after ``FIRST_WORKER_TIMEOUT``."""
     if not workers_of(client):
         try:
-            client.wait_for_workers(1, timeout=FIRST_WORKER_TIMEOUT)
+            client.wait_for_workers(1, timeout=timeouts.FIRST_WORKER_TIMEOUT)
         except TimeoutError:
             raise InputError("the Dask cluster has no worker; start at least one.") from None
     return len(workers_of(client))
@@ -40,7 +29,7 @@ def memory_limit(client: Client | None, workers: int) -> Limit:
     """Bytes the smallest worker may use: its own limit in Dask, or its share of what its machine, container or job has."""
     if client is None:
         return _share(machine.memory(), workers)
-    known, found = workers_of(client), client.run(machine.memory)
+    known, found = workers_of(client), ask_workers(client, machine.memory, "how much memory it has")
     groups = Counter((known[a]["host"], found[a].source) for a in found if a in known)
     limits = [_own_memory(known[a], found[a], groups[known[a]["host"], found[a].source]) for a in found if a in known]
     return min(limits, key=lambda limit: limit.value, default=_share(machine.memory(), workers))
@@ -67,7 +56,11 @@ def device_of(client: Client | None, wanted: str, workers: int = 1) -> Kind:
     """
     if wanted == "cpu":
         return "cpu"
-    found = {"this machine": gpus() // (workers if wanted == "auto" else 1)} if client is None else client.run(gpus)
+    found = (
+        {"this machine": gpus() // (workers if wanted == "auto" else 1)}
+        if client is None
+        else ask_workers(client, gpus, "how many GPUs it has")
+    )
     lacking = [name for name, n in found.items() if not n]
     if wanted == "cuda" and lacking:
         raise InputError(
@@ -86,6 +79,6 @@ def gpu_limit(client: Client | None) -> Limit:
     """Free bytes of the fullest GPU among the workers', a worker's share where several have the same."""
     if client is None:
         return Limit(gpu_memory(), "free on the GPU")
-    places, free = client.run(gpu_identity), client.run(gpu_memory)
+    places, free = (ask_workers(client, question, "what its GPU has") for question in (gpu_identity, gpu_memory))
     least = min(int(free[a]) // list(places.values()).count(place) for a, place in places.items())
     return Limit(least, "free on the fullest GPU")

@@ -69,21 +69,36 @@ async def open_endpoint(
 
 @dataclass(frozen=True)
 class Abilities:
-    """How a process can communicate: the transports that it can use, and whose memory it can share (``memory_identity``)."""
+    """How a process can communicate.
+
+    transports: that it can use, fastest first;  memory: whose memory it can share (``memory_identity``);  links: UCX's transports
+    there, such as ``posix`` and ``cuda_ipc``;  missing: why it has no UCX, empty where it has
+    """
 
     transports: tuple[Transport, ...]
     memory: str
+    links: tuple[str, ...] = ()
+    missing: str = ""
 
 
 def abilities() -> Abilities:
     """Those of this process."""
-    return Abilities(available_transports(), memory_identity())
+    try:
+        links, missing = _ucx_links(), ""
+    except ModuleNotFoundError as error:
+        links, missing = (), f"{error.name} is not installed"
+    except (ImportError, OSError, RuntimeError) as error:
+        links, missing = (), " ".join(f"UCX cannot be used ({type(error).__name__}: {error})".split())
+    return Abilities(("tcp",) if missing else ("ucx", "tcp"), memory_identity(), links, missing)
+
+
+def _ucx_links() -> tuple[str, ...]:
+    """UCX's transports in this process. Raises ImportError, OSError and RuntimeError where it has no UCX."""
+    from daskreg.comm.ucx import links
+
+    return links()
 
 
 def available_transports() -> tuple[Transport, ...]:
     """The transports that this process can use, fastest first."""
-    try:
-        from daskreg.comm.ucx import usable
-    except (ImportError, OSError):
-        return ("tcp",)
-    return ("ucx", "tcp") if usable() else ("tcp",)
+    return abilities().transports

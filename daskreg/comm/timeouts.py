@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,10 +28,10 @@ class Timeouts:
     on_slow: Callable[[int, float], None] = lambda rank, seconds: None
 
     @contextmanager
-    def without_deadline(self) -> Iterator[None]:
-        """Wait without limit: one rank works alone, and its death would be noticed by the client."""
+    def at_least(self, seconds: float) -> Iterator[None]:
+        """Wait for a rank at least so long, and report it not before a tenth of that."""
         deadline, warn_after = self.deadline, self.warn_after
-        self.deadline = self.warn_after = math.inf
+        self.deadline, self.warn_after = max(deadline, seconds), max(warn_after, seconds / 10)
         try:
             yield
         finally:

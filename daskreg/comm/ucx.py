@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,7 @@ CLOSE_TIMEOUT_NS = 500_000_000  # for each step of closing; a dead peer does not
 # memory, which UCX opens to the user's group; where ranks share memory, nothing that reaches over a network
 NOT_USED = {False: "^cma,sysv", True: "^cma,sysv,tcp,ib"}
 INFINIBAND = Path("/sys/class/infiniband")
+RESOURCE = re.compile(r"resource\s+\d+\s*:.*--\s*(\w+)/")  # of a transport, in UCX's description of its context
 
 
 @cache
@@ -78,13 +80,15 @@ def _resolved(host: str) -> Iterator[str]:
             yield str(address[0])
 
 
-def usable() -> bool:
-    """Whether UCX finds what it needs on this machine."""
+def links() -> tuple[str, ...]:
+    """Names of UCX's transports in this process, in its order. Raises RuntimeError where UCX does not start."""
     try:
-        _context(same_memory=True)
-    except (ucx.UCXError, RuntimeError):
-        return False
-    return True
+        described = str(_context(same_memory=True).info)
+    except ucx.UCXError as error:
+        reason = f"{type(error).__name__} {error}"
+    else:
+        return tuple(dict.fromkeys(RESOURCE.findall(described)))
+    raise RuntimeError(reason)  # outside the handler: UCX's error cannot be pickled
 
 
 class _BufferPool:

@@ -131,7 +131,7 @@ def run_search(
     start, shared = time.perf_counter(), SharedOut(comm)
     lattice = SearchLattice(stage, images, world)
     tasks = lattice.tasks()
-    found = _correlated(lattice, tasks, shared)
+    found = _correlated(lattice, tasks, shared, watch)
     if not found:
         raise NoOverlap(
             f"the global search found no shift at which {stage.overlap:.0%} of the smaller image is covered and alike; "
@@ -141,7 +141,7 @@ def run_search(
     headers = _header_starts(stage, images, world, lattice.voxel)
     starts = [RefinedCandidate(w, filled, header=True) for filled in chances for w in headers]
     starts += [RefinedCandidate(lattice.world(tasks[k], c), tasks[k].filled) for k, c in found]
-    refined = _refined(stage, images, starts, lattice.voxel, shared)
+    refined = _refined(stage, images, starts, lattice.voxel, shared, watch)
     best = refined[0]
     report = LevelReport("search", 1, lattice.grids[0].shape, [best.loss], time.perf_counter() - start)
     report.detail = _detail(found, refined, lattice)
@@ -168,10 +168,10 @@ def _detail(found: list[tuple[int, Candidate]], refined: list[RefinedCandidate],
     }
 
 
-def _correlated(lattice: SearchLattice, tasks: list[Task], shared: SharedOut) -> list[tuple[int, Candidate]]:
+def _correlated(lattice: SearchLattice, tasks: list[Task], shared: SharedOut, watch: Watch) -> list[tuple[int, Candidate]]:
     """The best candidates of every task, with the task's number, by weight."""
     peaks = PEAKS_PER_ROTATION if len(tasks) == 1 else 1
-    rows = [_as_rows(found, peaks) for found in lattice.correlate(shared.mine(tasks), peaks)]
+    rows = [_as_rows(found, peaks) for found in lattice.correlate(shared.mine(tasks), peaks, watch)]
     found = [
         (k, Candidate(float(r[0]), float(r[1]), np.array(r[2:])))
         for k, block in enumerate(shared.results(rows, len(tasks), (peaks, 5)))
@@ -197,7 +197,12 @@ def _header_starts(stage: Search, images: tuple[Image, Image], world: Matrix, vo
 
 
 def _refined(
-    stage: Search, images: tuple[Image, Image], starts: list[RefinedCandidate], voxel: float, shared: SharedOut
+    stage: Search,
+    images: tuple[Image, Image],
+    starts: list[RefinedCandidate],
+    voxel: float,
+    shared: SharedOut,
+    watch: Watch,
 ) -> list[RefinedCandidate]:
     """The starts after a refinement on finer and finer levels, fewer on each, the best first; those of headers reach the last."""
     corners, found = images[0].grid.corners(), starts
@@ -209,7 +214,7 @@ def _refined(
             [[c for c in others if c.filled == filled] for filled in sorted({c.filled for c in others})] if n == 0 else [others]
         )
         chosen = [*headers, *(c for part in parts for c in _distinct(part, keep // len(parts), corners, voxel * DISTINCT))]
-        own = in_threads(partial(_refine, stage, level, domains), shared.mine(chosen), images[0].device)
+        own = in_threads(partial(_refine, stage, level, domains), shared.mine(chosen), images[0].device, watch)
         rows = shared.results([r.as_row() for r in own], len(chosen), (ROW,))
         found = [c.with_row(r) for c, r in zip(chosen, rows, strict=True)]
         found = _with_chance(found) if n == 0 else found

@@ -20,6 +20,7 @@ from daskreg.transforms.linear import linear_about, transform_points, translatio
 from daskreg.transforms.moments import axis_rotations, center_of_mass, principal_axes
 
 Matrix = NDArray[np.float64]
+SHARE_DEADLINE = 600.0  # seconds that ranks wait for each other: their shares of a search may take unequally long
 COMPARISON_SIZE = 48  # voxels along the longest axis of the level on which moments are taken
 
 
@@ -27,7 +28,7 @@ def run_initial(
     stage: Moments | Search, images: tuple[Image, Image], world: Matrix, comm: Communicator, watch: Watch
 ) -> tuple[Matrix, LevelReport]:
     """The stage's result, the same on every rank."""
-    with comm.timeouts.without_deadline():
+    with comm.timeouts.at_least(SHARE_DEADLINE):
         if isinstance(stage, Search):
             levels = search_levels(stage, images, world)
             device = images[0].device

@@ -238,6 +238,9 @@ def _minimise_held(stage: Linear, level: Level, loss: Coordinator, world: Matrix
 
     def evaluate(q: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         nonlocal best
+        if watch.stopping():  # a line search evaluates many times in one iteration
+            loss.stop()
+            raise Halted
         value, gradient = loss(model.matrix(q * unit))
         best = min(best, (value, q.copy()), key=lambda pair: pair[0])
         return value, model.apply_jacobian_transpose(q * unit, gradient) * unit

@@ -56,6 +56,10 @@ class Watch:
         """0, SAVE or STOP: the ranks act on the largest answer, at the same iteration or the same level's end."""
         return 0.0
 
+    def stopping(self) -> bool:
+        """Whether the run is to stop, for work that takes long between two questions of ``asked``; any thread may call this."""
+        return False
+
     def saved(self, seconds: float) -> None:
         """The state was saved, which took so many seconds."""
 

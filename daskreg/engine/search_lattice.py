@@ -17,6 +17,8 @@ from daskreg.comm import SingleRank
 from daskreg.config import Search
 from daskreg.engine.images import Image
 from daskreg.engine.reach import SamplingMap
+from daskreg.engine.report import Watch
+from daskreg.errors import Stopped
 from daskreg.grid import Grid, Index, Span, shrink_factors
 from daskreg.kernels.compiler.launch import set_thread_count, thread_count
 from daskreg.kernels.device import Device, module_of
@@ -127,11 +129,11 @@ class SearchLattice:
             self._correlators[filled] = Correlator(*features, self.moving_lattice.shape, self.stage.overlap, threads)
             self._side(1, filled)
 
-    def correlate(self, tasks: Sequence[Task], peaks: int) -> list[list[Candidate]]:
-        """The best shifts of every task."""
+    def correlate(self, tasks: Sequence[Task], peaks: int, watch: Watch) -> list[list[Candidate]]:
+        """The best shifts of every task. Raises Stopped."""
         for task in tasks:
             self._prepare(task.filled)
-        return in_threads(lambda task: self._best(task, peaks), tasks, self.images[0].device)
+        return in_threads(lambda task: self._best(task, peaks), tasks, self.images[0].device, watch)
 
     def _best(self, task: Task, peaks: int) -> list[Candidate]:
         return self._correlators[task.filled].best(*self._moving(task), peaks)
@@ -215,10 +217,19 @@ def _grown(region: Any) -> Any:
     return grown
 
 
-def in_threads(function: Callable[[Any], Any], items: Sequence[Any], device: Device) -> list[Any]:
-    """``function`` of every item, by several threads on a CPU, each with a single one for its kernels: they are small."""
+def in_threads(function: Callable[[Any], Any], items: Sequence[Any], device: Device, watch: Watch) -> list[Any]:
+    """``function`` of every item, by several threads on a CPU, each with a single one for its kernels: they are small.
+
+    Raises Stopped between two items where the run is to stop.
+    """
+
+    def checked(item: Any) -> Any:
+        if watch.stopping():
+            raise Stopped("a search is not saved half-way: where the run is continued, it begins again.")
+        return function(item)
+
     threads = 1 if device.kind != "cpu" or len(items) == 1 else min(thread_count(), MAXIMUM_THREADS)
     if threads == 1:
-        return [function(item) for item in items]
+        return [checked(item) for item in items]
     with ThreadPoolExecutor(threads, initializer=set_thread_count, initargs=(1,)) as pool:
-        return list(pool.map(function, items))
+        return list(pool.map(checked, items))

@@ -15,9 +15,9 @@ from distributed import Client, Lock
 from distributed.security import Security
 
 from daskreg import MSE, Affine, Deformable
-from daskreg.cluster import embedded_client
+from daskreg.cluster import embedded_client, timeouts
 from daskreg.cluster import run as cluster_run
-from daskreg.cluster.workers import workers_of
+from daskreg.cluster.worker_calls import workers_of
 from daskreg.config import Config
 from daskreg.errors import RunError
 from daskreg.grid import Grid
@@ -83,7 +83,7 @@ def test_workers_are_known_while_the_client_refreshes_its_own_list(monkeypatch):
 
 
 def test_a_run_that_waits_for_another_on_its_worker_warns(monkeypatch, caplog):
-    monkeypatch.setattr(cluster_run, "LOCK_WARNING_DELAY", 0.2)
+    monkeypatch.setattr(timeouts, "LOCK_WARNING_DELAY", 0.2)
     entered = []
 
     def second(client, members):

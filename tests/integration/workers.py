@@ -12,7 +12,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskreg
-from daskreg.cluster.workers import workers_of
+from daskreg.cluster.worker_calls import workers_of
 from daskreg.workflows.register import Result
 from daskreg.workflows.verify import Comparison, compare
 

@@ -1,11 +1,8 @@
 """What a group of ranks agrees on before it starts."""
 
-import pytest
-
-from daskreg.cluster.bring_up import _choose, _same_memory, _shared_cores
+from daskreg.cluster.bring_up import _same_memory, _shared_cores
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.comm import Abilities
-from daskreg.errors import InputError
 from daskreg.machine import Limit
 
 
@@ -21,36 +18,11 @@ def test_ranks_with_cores_of_their_own_share_none():
     assert _shared_cores(["a", "a"], limits) == (4, 4)
 
 
-@pytest.mark.parametrize(
-    ("transports", "choice", "expected"),
-    [
-        ([("ucx", "tcp"), ("ucx", "tcp")], "auto", "ucx"),
-        ([("ucx", "tcp"), ("tcp",)], "auto", "tcp"),
-        ([("ucx", "tcp"), ("tcp",)], "tcp", "tcp"),
-    ],
-)
-def test_ucx_is_chosen_where_every_worker_has_it(transports, choice, expected):
-    assert _choose(transports, choice) == expected
-
-
-def test_ucx_is_used_on_an_encrypted_cluster_only_where_it_is_asked_for(caplog):
-    both = [("ucx", "tcp"), ("ucx", "tcp")]
-    assert _choose(both, "auto", encrypted=True) == "tcp"
-    assert not caplog.text
-    assert _choose(both, "ucx", encrypted=True) == "ucx"
-    assert "encrypts its connections (TLS) and UCX does not" in caplog.text
-
-
 def test_ranks_share_memory_where_all_say_so():
     here, there, unknown = (Abilities(("tcp",), memory) for memory in ("boot ipc", "boot other", ""))
     assert _same_memory([here, here])
     assert not _same_memory([here, there])
     assert not _same_memory([unknown, unknown])
-
-
-def test_a_transport_that_a_worker_lacks_is_refused():
-    with pytest.raises(InputError, match=r"--comm ucx: not every worker can.*--comm tcp"):
-        _choose([("ucx", "tcp"), ("tcp",)], "ucx")
 
 
 def test_a_group_names_its_ranks():

@@ -20,7 +20,9 @@ def client(monkeypatch, **workers):
     """A client of workers that are given as (host, Dask's limit, the limit of its process)."""
     known = {a: {"host": host, "memory_limit": own, "name": a} for a, (host, own, _) in workers.items()}
     monkeypatch.setattr(cluster_workers, "workers_of", lambda _: known)
-    return SimpleNamespace(run=lambda _: {a: limit for a, (*_, limit) in workers.items()})
+    limits = {a: limit for a, (*_, limit) in workers.items()}
+    monkeypatch.setattr(cluster_workers, "ask_workers", lambda client, question, what: limits)
+    return SimpleNamespace()
 
 
 def test_a_single_worker_may_use_the_whole_limit(monkeypatch):
@@ -58,9 +60,10 @@ def test_a_plan_that_does_not_fit_names_the_limit_and_its_source(monkeypatch, tm
     assert not (tmp_path / "run.zarr").exists()
 
 
-def test_existing_workers_are_measured():
-    found = SimpleNamespace(run=lambda function: {"a": 300, "b": 360} if function is start_bytes else {})
-    assert estimated_bytes(found, 2) == running_bytes(360) == 420
+def test_existing_workers_are_measured(monkeypatch):
+    answers = {start_bytes: {"a": 300, "b": 360}}
+    monkeypatch.setattr(process_size, "ask_workers", lambda client, question, what: answers[question])
+    assert estimated_bytes(SimpleNamespace(), 2) == running_bytes(360) == 420
 
 
 def test_without_workers_the_size_of_this_process_counts(monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 
 from distributed import Client
 
-from daskreg.cluster.workers import workers_of
+from daskreg.cluster.worker_calls import workers_of
 from daskreg.comm import Communicator, Endpoint, Secret, Timeouts, open_endpoint
 
 Part = Callable[[Communicator], Any]

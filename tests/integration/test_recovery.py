@@ -1,0 +1,265 @@
+"""Workers are killed, one or several at once, in every phase of a run: within 15 s it goes on, or ends with one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from daskreg import MSE, Affine, Deformable, Moments, Search
+from daskreg.cluster import rank_actor
+from daskreg.cluster import run as cluster_run
+from daskreg.errors import RankLost
+from daskreg.grid import Grid
+from daskreg.storage import write_image
+from daskreg.workflows import register as workflow
+from tests.integration.workers import SOCKETS, addresses, cluster, processes, require, run, same
+from tests.phantoms import known_warp_pair
+
+pytestmark = [SOCKETS, pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")]
+SHAPE = (40, 32, 32)
+ITERATIONS = 100
+LIMIT = 15.0  # seconds from a death until iterations go on, or the run ends
+CHECKPOINTS = 0.1  # seconds between two
+COMMS = ["tcp", "ucx"]
+STAGES = [
+    Moments(),
+    Search(rotations="none"),
+    Affine(similarity=MSE(), scales=(2,), iterations=(20,)),
+    Deformable(similarity=MSE(), scales=(2, 1), iterations=(20, ITERATIONS), tolerance=0),
+]
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with cluster(3) as found:
+        yield found
+
+
+@pytest.fixture
+def client(workers):
+    """Three workers that are there and idle: new ones have taken the place of those that were killed."""
+    workers.wait_for_workers(3, timeout=120)
+    yield workers
+    workers.wait_for_workers(3, timeout=120)
+    assert not any(workers.run(rank_actor.running).values())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for name, voxels in zip(("fixed", "moving"), known_warp_pair(SHAPE, 2.0, 0)[:2], strict=True):
+        write_image(folder / f"{name}.zarr", voxels, Grid(SHAPE))
+    return folder / "fixed.zarr", folder / "moving.zarr"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workers, images):
+    return run(workers, *images, STAGES, workers=1)
+
+
+@dataclass
+class Recovery:
+    """Watches a run: when workers died, and when iterations went on after it was said that it starts again."""
+
+    log: pytest.LogCaptureFixture
+    deaths: Path
+    begun: float = field(default_factory=time.time)
+    went_on: float | None = None
+
+    def __call__(self, progress):
+        if self.went_on is None and "Starting again" in self.log.text:
+            self.went_on = time.time()
+
+    def died(self):
+        """Seconds since the epoch of the last death of the first attempt."""
+        return max(float(file.read_text()) for file in self.deaths.iterdir())
+
+    def seconds(self):
+        """From the death until iterations went on, or the run ended where none were left."""
+        return (self.went_on or time.time()) - self.died()
+
+
+@pytest.fixture
+def recovery(caplog, tmp_path):
+    (tmp_path / "deaths").mkdir()
+    return Recovery(caplog, tmp_path / "deaths")
+
+
+def recovered(client, images, undisturbed, tmp_path, recovery, comm, progress=None):
+    """The run ends with the bits of the undisturbed one, after iterations went on in time."""
+    options = {"workers": 3, "comm": comm, "checkpoint": CHECKPOINTS, "retries": 2, "progress": progress or recovery}
+    found = run(client, *images, STAGES, output=tmp_path / "run.zarr", **options)
+    seconds = recovery.seconds()
+    print(f"went on after {seconds:.1f} s")  # noqa: T201
+    assert seconds < LIMIT
+    assert same(undisturbed, found).bits, same(undisturbed, found).line()
+
+
+# --- killed from outside, at a report of progress ------------------------------------------------------------------------
+
+REPORTS = {  # at the first report that answers
+    "the linear stage": lambda p: p.stage == "affine",
+    "the coarse level": lambda p: p.scale == 2 and p.stage == "deformable" and p.iteration >= 5,
+    "the start of the fine level": lambda p: p.scale == 1,
+    "the middle of the fine level": lambda p: p.scale == 1 and p.iteration >= ITERATIONS // 2,
+    "the end of the fine level, or writing": lambda p: p.scale == 1 and p.iteration >= ITERATIONS,
+}
+SEVERAL = [*combinations(range(3), 2), (0, 1, 2)]
+
+
+@pytest.mark.parametrize("comm", COMMS)
+@pytest.mark.parametrize("victims", SEVERAL, ids=lambda v: "".join(map(str, v)))
+@pytest.mark.parametrize("report", REPORTS)
+def test_several_killed_at_once(client, images, undisturbed, tmp_path, recovery, report, victims, comm):
+    require(comm)
+    pids = processes(client)
+
+    def watch(progress):
+        recovery(progress)
+        if not list(recovery.deaths.iterdir()) and REPORTS[report](progress):
+            (recovery.deaths / "all").write_text(str(time.time()))
+            for victim in victims:
+                os.kill(pids[victim], signal.SIGKILL)
+
+    recovered(client, images, undisturbed, tmp_path, recovery, comm, watch)
+
+
+# --- killed in the middle of something ------------------------------------------------------------------------------------
+
+
+def die(folder):
+    """This process, at once."""
+    Path(folder, str(os.getpid())).write_text(str(time.time()))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in(owner, name, folder, calls=1):
+    """This worker's process, at the so manieth call of something."""
+    real, left = getattr(owner, name), [calls]
+
+    def dies(*arguments, **given):
+        left[0] -= 1
+        if left[0] <= 0:
+            die(folder)
+        return real(*arguments, **given)
+
+    setattr(owner, name, dies)
+
+
+def in_creating(folder):
+    die_in(rank_actor, "create_actor", folder)
+
+
+def in_connecting(folder):
+    die_in(rank_actor, "connect_actor", folder)
+
+
+def in_reading(folder):
+    from daskreg.cluster import rank_job
+
+    die_in(rank_job, "read_images", folder)
+
+
+def in_search(folder):
+    from daskreg.engine.search_lattice import SearchLattice
+
+    die_in(SearchLattice, "correlate", folder)
+
+
+def in_a_collective(folder):
+    from daskreg.comm import Communicator
+
+    die_in(Communicator, "gather", folder, 120)
+
+
+def in_an_exchange(folder):
+    from daskreg.comm import Communicator
+
+    die_in(Communicator, "send", folder, 150)
+
+
+def in_writing_a_checkpoint(folder):
+    from daskreg.storage.runs import checkpoint
+
+    die_in(checkpoint, "_write_plane", folder, 60)
+
+
+def in_measuring(folder):
+    from daskreg.cluster import rank_job
+
+    die_in(rank_job, "_metrics", folder)
+
+
+def in_writing_the_result(folder):
+    from daskreg.cluster.result_writer import ResultWriter
+
+    die_in(ResultWriter, "write", folder, 2)
+
+
+INSIDE = [in_creating, in_connecting, in_reading, in_search, in_a_collective, in_an_exchange, in_writing_a_checkpoint,
+          in_measuring, in_writing_the_result]  # fmt: skip
+
+
+@pytest.mark.parametrize("comm", COMMS)
+@pytest.mark.parametrize("victims", [(1,), (0, 2)], ids=["one", "two"])
+@pytest.mark.parametrize("place", INSIDE, ids=lambda place: place.__name__)
+def test_killed_inside(client, images, undisturbed, tmp_path, recovery, place, victims, comm):
+    require(comm)
+    there = addresses(client)
+    client.run(place, str(recovery.deaths), workers=[there[victim] for victim in victims])
+    recovered(client, images, undisturbed, tmp_path, recovery, comm)
+
+
+@pytest.mark.parametrize("comm", COMMS)
+@pytest.mark.parametrize("victims", [(1,), (0, 1, 2)], ids=["one", "all"])
+@pytest.mark.parametrize(
+    "moment", ["before the group is formed", "before the ranks are started", "at release", "at the pyramids"]
+)
+def test_killed_between(client, images, undisturbed, tmp_path, recovery, monkeypatch, moment, victims, comm):
+    require(comm)
+    owner, name = {
+        "before the group is formed": (cluster_run, "form_group"),
+        "before the ranks are started": (cluster_run, "start_actors"),
+        "at release": (cluster_run, "release"),
+        "at the pyramids": (workflow, "build_pyramids"),
+    }[moment]
+    real, pids = getattr(owner, name), processes(client)
+
+    def killing(*arguments):
+        if not list(recovery.deaths.iterdir()):
+            (recovery.deaths / "all").write_text(str(time.time()))
+            for victim in victims:
+                os.kill(pids[victim], signal.SIGKILL)
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, killing)
+    recovered(client, images, undisturbed, tmp_path, recovery, comm)
+
+
+# --- no attempt is left ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("comm", COMMS)
+@pytest.mark.parametrize("victims", [(2,), (0, 1)], ids=["one", "two"])
+def test_without_another_attempt_one_sentence_names_the_checkpoint(client, images, tmp_path, victims, comm):
+    require(comm)
+    pids, killed = processes(client), []
+
+    def watch(progress):
+        if not killed and REPORTS["the middle of the fine level"](progress):
+            killed.append(time.monotonic())
+            for victim in victims:
+                os.kill(pids[victim], signal.SIGKILL)
+
+    options = {"workers": 3, "comm": comm, "checkpoint": 0.0, "retries": 0, "progress": watch}
+    with pytest.raises(RankLost, match=r"rank \d .* was lost") as caught:
+        run(client, *images, STAGES, output=tmp_path / "run.zarr", **options)
+    assert time.monotonic() - killed[0] < LIMIT
+    assert f"--resume -o {tmp_path / 'run.zarr'}" in str(caught.value.__notes__)
