@@ -155,11 +155,13 @@ def _print_plan(
     local: bool = False,
 ) -> None:
     """Print the table; local: then refuse what the same command without --dry-run would refuse on this machine."""
+    from daskreg.workflows.plan import link_between_workers, require_local_memory
     from daskreg.workflows.plan import plan as workflow
-    from daskreg.workflows.plan import require_local_memory
 
     planned = workflow(fixed, moving, config, workers=workers or 1, device=device.value, **given)
     typer.echo(str(planned))
+    if link := link_between_workers(planned):
+        typer.echo(link)
     if local:
         require_local_memory(planned)
 

@@ -4,6 +4,7 @@ from distributed import Client
 from distributed.client import futures_of
 
 from daskreg.cluster.clients import embedded_client, existing_client
+from daskreg.cluster.link import local_link
 from daskreg.cluster.process_size import estimated_bytes
 from daskreg.cluster.processes import require_main_guard
 from daskreg.cluster.rank_actor import Cancelled
@@ -24,6 +25,7 @@ __all__ = [
     "futures_of",
     "gpu_limit",
     "gpu_workers",
+    "local_link",
     "memory_limit",
     "moved_dtype",
     "require_main_guard",

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import Literal
 
-from daskreg.comm import Abilities, Transport
+from daskreg.comm import Abilities, Transport, abilities
 from daskreg.errors import InputError
-from daskreg.kernels.device import Kind
+from daskreg.kernels.device import Kind, gpus
 
 log = logging.getLogger("daskreg")
 TransportChoice = Transport | Literal["auto"]
@@ -68,6 +68,19 @@ def remedy(reason: str) -> str:
     if DEVICE_LINK in reason:
         return "use a UCX that was built with CUDA (libucx-cu13 or libucx-cu12), and unset UCX_TLS"
     return INSTALL
+
+
+def local_link(device: Kind) -> str:
+    """How workers on this machine would communicate, and what is in the way of a faster link; nothing is measured."""
+    if device == "cuda" and not gpus():
+        return "not known, because it has no GPU"
+    found = abilities()
+    reason = shortcoming(found, device)
+    usable = "ucx" in found.transports and (device == "cpu" or DEVICE_COPY in found.links)
+    transport: Transport = "ucx" if usable else "tcp"
+    if reason and device == "cuda":
+        return f"{transport}: {reason}; {remedy(reason)}"
+    return describe_link(transport, {"this machine": found}, device)
 
 
 def describe_link(transport: Transport, found: Mapping[str, Abilities], device: Kind) -> str:

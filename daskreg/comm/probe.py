@@ -10,7 +10,7 @@ import numpy as np
 
 from daskreg.comm.base import Communicator
 
-REPEATS = 4  # messages of each size, of which the fastest counts
+REPEATS = 3  # messages of each size, of which the fastest counts
 SMALL = 8  # bytes
 LARGE = {"cpu": 1 << 20, "cuda": 1 << 24}  # bytes at most, in the memory of each device
 FAST = 2e-3  # seconds: a larger message is tried where the one before took less

@@ -34,6 +34,7 @@ from daskreg.errors import RankLost
 
 log = logging.getLogger(__name__)
 PROOF_TIMEOUT = 10.0  # seconds that a stranger has to prove that it belongs to the run
+CLOSE_TIMEOUT = 1.0  # seconds for the reader of a connection to end
 RETRY_INTERVAL = 0.1  # seconds between two attempts to connect
 
 
@@ -94,7 +95,7 @@ class _Connection:
         self.fail(CLOSED)
         if self._reader is not None and self._reader is not asyncio.current_task():
             self._reader.cancel()
-            await asyncio.wait([self._reader])
+            await asyncio.wait([self._reader], timeout=CLOSE_TIMEOUT)
 
 
 @dataclass
@@ -196,7 +197,10 @@ class TcpEndpoint:
         except OSError as error:
             connection.fail(error)
             raise RankLost(lost_message(peer, connection.name, error)) from error
-        connection.attach(stream)
+        if self._closed:  # in the meantime
+            stream.close()
+        else:
+            connection.attach(stream)
 
     async def _reach(self, address: str) -> IOStream:
         """A stream to an address, tried until Dask's timeout for connections is over. Raises OSError."""

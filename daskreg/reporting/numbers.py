@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from daskreg.comm import LinkSpeed
 from daskreg.grid import Grid
 from daskreg.reporting import views
 from daskreg.reporting.charts import COLOURS, losses
@@ -144,6 +145,9 @@ def machine(record: dict[str, Any]) -> dict[str, str]:
     found = dict(record.get("machine", {}))
     if "peak_bytes" in found:
         found["peak memory"] = memory(found.pop("peak_bytes"))
+    if link := found.pop("link", None):
+        speed = LinkSpeed(link["seconds"], link["bytes_per_second"], link["size"])
+        found["link between ranks"] = f"{link['transport']}, {speed}"
     for name in ("start_bytes", "projected_bytes"):
         found.pop(name, None)
     return {k: str(v) for k, v in found.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from daskreg.cluster import device_of, estimated_bytes, memory_limit
+from daskreg.cluster import device_of, estimated_bytes, local_link, memory_limit
 from daskreg.config import DeviceName
 from daskreg.planning import Plan
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
@@ -42,6 +42,11 @@ def plan(
     if use.memory is not None:
         planned.validate(use.memory, GIVEN)
     return replace(planned, device=kind)
+
+
+def link_between_workers(planned: Plan) -> str:
+    """A line about how workers on this machine would communicate; empty for one worker."""
+    return f"link between workers on this machine: {local_link(planned.device)}" if planned.workers > 1 else ""
 
 
 def require_local_memory(planned: Plan) -> None:

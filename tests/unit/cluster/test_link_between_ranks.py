@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from daskreg.cluster import link
 from daskreg.cluster.link import choose_transport, describe_link
 from daskreg.comm import Abilities, SingleRank, abilities, endpoint, local, measure_link
 from daskreg.errors import InputError
@@ -85,6 +86,24 @@ def test_the_log_names_the_link():
     assert describe_link("ucx", {"a": GPU, "b": STAGED}, "cuda") == "ucx, through the memory of the host"
     assert describe_link("tcp", {"a": HOST, "b": NONE}, "cpu") == "tcp (ucxx is not installed)"
     assert describe_link("ucx", {"a": HOST, "b": HOST}, "cpu") == "ucx"
+
+
+@pytest.mark.parametrize(
+    ("found", "device", "expected"),
+    [
+        (HOST, "cpu", "ucx"),
+        (NONE, "cpu", "tcp (ucxx is not installed)"),
+        (GPU, "cuda", "ucx, from GPU to GPU (cuda_ipc)"),
+        (NONE, "cuda", "tcp: ucxx is not installed; install the extra"),
+        (HOST, "cuda", "tcp: UCX lacks cuda_ipc (it has self, posix); use a UCX that was built with CUDA"),
+    ],
+)
+def test_a_plan_names_the_link_of_this_machine(monkeypatch, found, device, expected):
+    monkeypatch.setattr(link, "abilities", lambda: found)
+    monkeypatch.setattr(link, "gpus", lambda: 2)
+    assert link.local_link(device).startswith(expected)
+    monkeypatch.setattr(link, "gpus", lambda: 0)
+    assert link.local_link("cuda") == "not known, because it has no GPU"
 
 
 @pytest.mark.parametrize(
