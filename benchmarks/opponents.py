@@ -59,6 +59,16 @@ def greedy(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
     return _start("greedy", job, home)
 
 
+def greedy_tuned(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
+    """The same with local correlation for the affine stage too, windows of 7 voxels, 100x100x50 iterations, less smoothing."""
+    return _start("greedy", replace(job, extra={**job.extra, **GREEDY_TUNED}), home)
+
+
+def ants_cc(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
+    """ANTs by antspyx: ``type_of_transform="SyNCC"``, cross-correlation in windows of radius 4."""
+    return _start("ants", replace(job, extra={**job.extra, "kind": "SyNCC"}), home)
+
+
 def ants(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
     """ANTs by antspyx: ``type_of_transform="SyN"`` with its defaults, or "Rigid"/"Affine" where no deformable stage is asked."""
     return _start("ants", job, home)
@@ -79,7 +89,21 @@ def simpleitk(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
     return _start("simpleitk", job, home)
 
 
-RUNNERS = {"greedy": greedy, "ants": ants, "fireants": fireants, "fireants_cuda": fireants_cuda, "simpleitk": simpleitk}
+GREEDY_TUNED = {
+    "metric": "NCC 4x4x4",
+    "window": "3x3x3",
+    "local_iterations": "100x100x50",
+    "smoothing": "1.5vox 0.5vox",
+}
+RUNNERS = {
+    "greedy": greedy,
+    "greedy_tuned": greedy_tuned,
+    "ants": ants,
+    "ants_cc": ants_cc,
+    "fireants": fireants,
+    "fireants_cuda": fireants_cuda,
+    "simpleitk": simpleitk,
+}
 
 
 def _start(name: str, job: Job, home: Path) -> dict[str, Any]:
@@ -139,9 +163,9 @@ def _greedy(job: Job, clock: Clock) -> dict[str, Any]:
         tool.execute(f"{common} {linear} {images} {start} -o {chains['affine']}")
     if job.deformable:
         with clock("deformable"):
-            tool.execute(
-                f"{common} -m NCC 2x2x2 -n 100x50x20 -s 1.732vox 0.707vox {images} -it {chains['affine']} -o {work}/local.nii.gz"
-            )
+            window, n = job.extra.get("window", "2x2x2"), job.extra.get("local_iterations", "100x50x20")
+            local = f"-m NCC {window} -n {n} -s {job.extra.get('smoothing', '1.732vox 0.707vox')}"
+            tool.execute(f"{common} {local} {images} -it {chains['affine']} -o {work}/local.nii.gz")
         chains["deformable"] = f"{work}/local.nii.gz {work}/affine.mat"
     out: dict[str, Any] = {"labels": {}, "moved": {}, "matrix": chains["affine"]}
     with clock("apply"):
@@ -163,7 +187,7 @@ def _ants(job: Job, clock: Clock) -> dict[str, Any]:
     work = Path(job.work)
     with clock("read"):
         fixed, moving = lib.image_read(job.fixed), lib.image_read(job.moving)
-    kind = "SyN" if job.deformable else {6: "Rigid", 12: "Affine"}[job.dof]
+    kind = job.extra.get("kind", "SyN") if job.deformable else {6: "Rigid", 12: "Affine"}[job.dof]
     phase = "deformable" if job.deformable else "affine"
     with clock(phase):  # SyN's affine stage is inside: ANTs gives no time of its own for it
         found = lib.registration(fixed, moving, type_of_transform=kind, initial_transform=job.start, outprefix=f"{work}/ants_")
