@@ -18,7 +18,7 @@ from daskreg.cluster.bring_up import cancel, form_group, release, start_actors, 
 from daskreg.cluster.link import TransportChoice
 from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.supervision import handle_event, reports, stop_with_checkpoint
-from daskreg.cluster.worker_calls import call_each, workers_of
+from daskreg.cluster.worker_calls import awaited_workers, call_each
 from daskreg.engine.report import Progress
 from daskreg.errors import InputError, RankLost, RunError
 
@@ -84,12 +84,10 @@ def _attempt(
 
 def choose_workers(client: Client, workers: int) -> list[str]:
     """Addresses of as many workers as wanted. Raises InputError where there are fewer after ``WORKER_START_TIMEOUT``."""
-    try:
-        client.wait_for_workers(workers, timeout=timeouts.WORKER_START_TIMEOUT)
-    except TimeoutError:
-        n = len(workers_of(client))
-        raise InputError(f"the Dask cluster has {n} workers, {workers} are needed; start more, or ask for fewer.") from None
-    return sorted(workers_of(client))[:workers]
+    known = awaited_workers(client, workers, timeouts.WORKER_START_TIMEOUT)
+    if len(known) < workers:
+        raise InputError(f"the Dask cluster has {len(known)} workers, {workers} are needed; start more, or ask for fewer.")
+    return sorted(known)[:workers]
 
 
 def remaining_workers(client: Client, members: Sequence[str]) -> list[str]:
@@ -98,10 +96,8 @@ def remaining_workers(client: Client, members: Sequence[str]) -> list[str]:
     Waits up to ``REPLACEMENT_TIMEOUT`` for new ones: whoever watches the workers may be starting them. On fewer workers a run may
     need more memory than each has.
     """
-    end = time.monotonic() + timeouts.REPLACEMENT_TIMEOUT
-    while len(workers_of(client)) < len(members) and time.monotonic() < end:
-        time.sleep(timeouts.DONE_CHECK_INTERVAL)
-    answers = call_each(client, sorted(workers_of(client)), os.getpid, seconds=timeouts.RESPONSE_TIMEOUT)
+    known = awaited_workers(client, len(members), timeouts.REPLACEMENT_TIMEOUT)
+    answers = call_each(client, sorted(known), os.getpid, seconds=timeouts.RESPONSE_TIMEOUT)
     alive = [address for address, answer in answers.items() if not isinstance(answer, BaseException)]
     kept = [a for a in members if a in alive]
     spare = [a for a in alive if a not in members]

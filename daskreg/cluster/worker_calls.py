@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -39,6 +40,17 @@ def workers_of(client: Client) -> dict[str, Any]:
     except (OSError, RuntimeError) as error:  # RuntimeError: the client has given up and closed
         reason = str(error) or f"nothing for {timeouts.SCHEDULER_RESPONSE_TIMEOUT:.0f} s"
         raise RunError(f"the Dask scheduler does not answer: {reason}; look at its log, then use --resume.") from error
+
+
+def awaited_workers(client: Client, number: int, seconds: float) -> dict[str, Any]:
+    """``workers_of``, once there are so many, or after so many seconds.
+
+    ``client.wait_for_workers`` counts lost ones for a while.
+    """
+    end = time.monotonic() + seconds
+    while len(known := workers_of(client)) < number and time.monotonic() < end:
+        time.sleep(timeouts.DONE_CHECK_INTERVAL)
+    return known
 
 
 def call_each(

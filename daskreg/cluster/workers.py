@@ -9,7 +9,7 @@ from distributed import Client
 
 from daskreg import machine
 from daskreg.cluster import timeouts
-from daskreg.cluster.worker_calls import ask_workers, workers_of
+from daskreg.cluster.worker_calls import ask_workers, awaited_workers, workers_of
 from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpu_identity, gpu_memory, gpus
 from daskreg.machine import Limit
@@ -17,12 +17,10 @@ from daskreg.machine import Limit
 
 def worker_count(client: Client) -> int:
     """Number of workers that a cluster has now. Raises InputError if it has none after ``FIRST_WORKER_TIMEOUT``."""
-    if not workers_of(client):
-        try:
-            client.wait_for_workers(1, timeout=timeouts.FIRST_WORKER_TIMEOUT)
-        except TimeoutError:
-            raise InputError("the Dask cluster has no worker; start at least one.") from None
-    return len(workers_of(client))
+    known = awaited_workers(client, 1, timeouts.FIRST_WORKER_TIMEOUT)
+    if not known:
+        raise InputError("the Dask cluster has no worker; start at least one.")
+    return len(known)
 
 
 def memory_limit(client: Client | None, workers: int) -> Limit:

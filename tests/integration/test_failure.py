@@ -25,7 +25,7 @@ from daskreg.config import Config
 from daskreg.errors import ConfigError, IncompleteRun, OutOfSpace, OutputExists, RankLost, VoxelError
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, write_image
-from tests.integration.workers import SOCKETS, addresses, cluster, processes, require, run, same
+from tests.integration.workers import SOCKETS, addresses, all_started, cluster, processes, require, run, same
 from tests.phantoms import known_warp_pair
 
 pytestmark = [SOCKETS, pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")]
@@ -45,7 +45,7 @@ def workers():
 @pytest.fixture
 def client(workers):
     """Three workers that are there and idle: new ones have taken the place of those that were killed."""
-    workers.wait_for_workers(3, timeout=120)
+    assert all_started(workers, 3)
     yield workers
     assert_idle(workers)
 
@@ -339,7 +339,7 @@ class Interrupted(Exception):
 def unfinished(workers, images, tmp_path_factory):
     """A run that stopped after a checkpoint."""
     path = tmp_path_factory.mktemp("unfinished") / "run.zarr"
-    workers.wait_for_workers(3, timeout=120)
+    assert all_started(workers, 3)
     pids = processes(workers)
     watch = Once(lambda: os.kill(pids[0], signal.SIGKILL), 1, lambda: checkpointed(path))
     with pytest.raises(RankLost):

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -15,11 +16,12 @@ import pytest
 from daskreg import MSE, Affine, Deformable, Moments, Search
 from daskreg.cluster import rank_actor
 from daskreg.cluster import run as cluster_run
+from daskreg.cluster.worker_calls import call_each
 from daskreg.errors import RankLost
 from daskreg.grid import Grid
 from daskreg.storage import write_image
 from daskreg.workflows import register as workflow
-from tests.integration.workers import SOCKETS, addresses, cluster, processes, require, run, same
+from tests.integration.workers import SOCKETS, addresses, all_started, cluster, processes, require, run, same
 from tests.phantoms import known_warp_pair
 
 pytestmark = [SOCKETS, pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")]
@@ -37,18 +39,34 @@ STAGES = [
 
 
 @pytest.fixture(scope="module")
-def workers():
-    with cluster(3) as found:
-        yield found
+def clusters():
+    """The cluster in use, and how it is made."""
+    with ExitStack() as stack:
+        yield Clusters(stack)
+
+
+class Clusters:
+    """Three workers, started anew when they die; another cluster where Dask has given one of them up."""
+
+    def __init__(self, stack):
+        self.stack = stack
+        self.client = stack.enter_context(cluster(3))
+
+    def whole(self):
+        """A client of three workers that are there, started to the end."""
+        if not all_started(self.client, 3):
+            self.stack.close()
+            self.client = self.stack.enter_context(cluster(3))
+            assert all_started(self.client, 3)
+        return self.client
 
 
 @pytest.fixture
-def client(workers):
+def client(clusters):
     """Three workers that are there and idle: new ones have taken the place of those that were killed."""
-    workers.wait_for_workers(3, timeout=120)
-    yield workers
-    workers.wait_for_workers(3, timeout=120)
-    assert not any(workers.run(rank_actor.running).values())
+    found = clusters.whole()
+    yield found
+    assert not any(call_each(found, addresses(found), rank_actor.running, seconds=10.0).values())
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +78,8 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(workers, images):
-    return run(workers, *images, STAGES, workers=1)
+def undisturbed(clusters, images):
+    return run(clusters.whole(), *images, STAGES, workers=1)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 import daskreg
 from daskreg import LNCC, MI, MSE, Affine, Deformable, Moments, Rigid
 from daskreg.cli import main
+from daskreg.cluster import timeouts
 from daskreg.config import Config, Search
 from daskreg.errors import ConfigError, InputError
 from daskreg.grid import Grid
@@ -313,7 +314,7 @@ def test_an_unknown_transport_is_refused(client):
 
 
 def test_more_workers_than_there_are_is_refused(client, monkeypatch):
-    monkeypatch.setattr(client, "wait_for_workers", lambda n, timeout: (_ for _ in ()).throw(TimeoutError))
+    monkeypatch.setattr(timeouts, "WORKER_START_TIMEOUT", 0.2)
     with pytest.raises(InputError, match="has 4 workers, 5 are needed"):
         run(client, *images((24, 20, 20), 14), [affine(MSE())], workers=5)
 

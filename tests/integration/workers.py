@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
+from distributed.core import Status
 
 import daskreg
 from daskreg.cluster.worker_calls import workers_of
@@ -35,6 +37,20 @@ def cluster(workers: int, **options: Any) -> Iterator[Client]:
         Client(found, set_as_default=False) as client,
     ):
         yield client
+
+
+def all_started(client: Client, number: int, seconds: float = 30.0) -> bool:
+    """Whether so many workers are there, to the end of their start.
+
+    One that is killed while its nanny waits for its start is not started again.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        nannies = list(client.cluster.workers.values())
+        if len(workers_of(client)) == number and all(n.process and n.process.status == Status.running for n in nannies):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def require(comm: str) -> None:
