@@ -289,23 +289,32 @@ def test_the_scheduler_sees_one_task_per_worker_and_no_voxels(client, scheduler)
 # --- a worker that cannot -----------------------------------------------------------------------------------------------
 
 
-def pretend(usable):
-    from daskreg.comm import ucx
+def without_ucx():
+    from daskreg.comm import endpoint
 
-    ucx.usable = usable
+    def fail():
+        raise OSError("libucp.so.0: cannot open shared object file")
+
+    endpoint._ucx_links, fail.real = fail, endpoint._ucx_links
+
+
+def with_ucx():
+    from daskreg.comm import endpoint
+
+    endpoint._ucx_links = endpoint._ucx_links.real
 
 
 def test_ucx_is_refused_if_a_worker_lacks_it_and_auto_uses_tcp(client):
     require("ucx")
     fixed, moving = images((24, 20, 20), 14)
     one = addresses(client)[:1]
-    client.run(pretend, lambda: False, workers=one)
+    client.run(without_ucx, workers=one)
     try:
-        with pytest.raises(InputError, match=r"--comm ucx: not every worker can.*--comm tcp"):
+        with pytest.raises(InputError, match=r"--comm ucx: not every worker can.*\(OSError: libucp.*--comm tcp"):
             run(client, fixed, moving, [affine(MSE())], workers=2, comm="ucx")
         assert run(client, fixed, moving, [affine(MSE())], workers=2, comm="auto").report["blocks"][1]
     finally:
-        client.run(pretend, lambda: True, workers=one)
+        client.run(with_ucx, workers=one)
 
 
 def test_an_unknown_transport_is_refused(client):
