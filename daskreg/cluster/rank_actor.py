@@ -64,7 +64,7 @@ class RankActor:
         comm = self.communicator
         use_shared_memory(comm, self.group.hosts)
         device = use_device(job, self.group.cores[self.rank])
-        speed = measure_link(comm, device.kind, device.xp)
+        speed = measure_link(comm, device.xp)
         if speed is not None and self.rank == 0:
             watch.report_link(str(speed))
         report = run_rank(job, comm, watch, device)

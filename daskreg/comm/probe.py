@@ -12,9 +12,8 @@ from daskreg.comm.base import Communicator
 
 REPEATS = 3  # messages of each size, of which the fastest counts
 SMALL = 8  # bytes
-LARGE = {"cpu": 1 << 20, "cuda": 1 << 24}  # bytes at most, in the memory of each device
-FAST = 2e-3  # seconds: a larger message is tried where the one before took less
-GROWTH = 16
+LARGE, LARGEST = 1 << 20, 1 << 24  # bytes; the latter where the former took less than FAST
+FAST = 2e-3  # seconds
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,20 @@ class LinkSpeed:
         return f"{self.seconds * 1e6:.0f} us, {self.bytes_per_second / 1e9:.3g} GB/s at {self.size / 2**20:g} MiB"
 
 
-def measure_link(comm: Communicator, device: str = "cpu", xp: Any = np) -> LinkSpeed | None:
+def measure_link(comm: Communicator, xp: Any = np) -> LinkSpeed | None:
     """The slowest rank's, the same on every rank; None where there is one rank. All ranks call this.
 
-    device, xp: of the planes that a run exchanges, and its module of arrays; where GPU arrays cannot be sent as they are, the
+    xp: module of the arrays that a run exchanges, NumPy or CuPy; where GPU arrays cannot be sent as they are, the
     copies to and from the host are part of what is measured. What is sent does not count as traffic.
     """
     if comm.size == 1:
         return None
     before = comm.traffic.copy()
     latency = _seconds(comm, SMALL, xp)
-    size, took = SMALL, latency
-    while took < FAST and size < LARGE[device]:
-        size = min(max(GROWTH * size, 1 << 16), LARGE[device])
+    size = LARGE
+    took = _seconds(comm, size, xp)
+    if xp is not np and took < FAST:  # a link between GPUs, whose rate shows only then
+        size = LARGEST
         took = _seconds(comm, size, xp)
     comm.traffic.clear()
     comm.traffic.update(before)

@@ -26,14 +26,11 @@ class Command:
         line = [sys.executable, "-m", "daskreg.cli", "register", fixed, moving, "-o", output, *options]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         self.path, self.started = output, time.monotonic()
-        self.process = subprocess.Popen(
-            [*map(str, line)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        self.log = output.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*map(str, line)], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def __enter__(self) -> Command:
         return self
@@ -41,7 +38,11 @@ class Command:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
+        self.process.wait()
+
+    def said(self) -> str:
+        """What it has written to the terminal so far."""
+        return self.log.read_text()
 
     @property
     def checkpoint(self) -> int:
@@ -53,7 +54,7 @@ class Command:
         """The seconds that it took; fails where the command ends before, or it takes longer."""
         begun = time.monotonic()
         while not true():
-            assert self.process.poll() is None, f"it has ended: {self.process.communicate()[0]}"
+            assert self.process.poll() is None, f"it has ended: {self.said()}"
             assert time.monotonic() - begun < seconds, f"not within {seconds:.0f} s"
             time.sleep(0.02)
         return time.monotonic() - begun
@@ -66,5 +67,5 @@ class Command:
     def ended(self, seconds: float) -> tuple[int, str, float]:
         """Exit code, what it has written to the terminal, and the seconds until it ended; fails where it takes longer."""
         begun = time.monotonic()
-        said = self.process.communicate(timeout=seconds)[0]
-        return self.process.returncode, said, time.monotonic() - begun
+        code = self.process.wait(timeout=seconds)
+        return code, self.said(), time.monotonic() - begun

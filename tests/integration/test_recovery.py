@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -11,16 +12,19 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
+import psutil
 import pytest
 
 from daskreg import MSE, Affine, Deformable, Moments, Search
-from daskreg.cluster import rank_actor
+from daskreg.cluster import embedded_client, rank_actor
 from daskreg.cluster import run as cluster_run
 from daskreg.cluster.worker_calls import call_each
 from daskreg.errors import RankLost
 from daskreg.grid import Grid
 from daskreg.storage import write_image
 from daskreg.workflows import register as workflow
+from daskreg.workflows.demo import demo_pair
+from tests.integration.command import Command
 from tests.integration.workers import SOCKETS, addresses, all_started, cluster, processes, require, run, same
 from tests.phantoms import known_warp_pair
 
@@ -281,3 +285,73 @@ def test_without_another_attempt_one_sentence_names_the_checkpoint(client, image
         run(client, *images, STAGES, output=tmp_path / "run.zarr", **options)
     assert time.monotonic() - killed[0] < LIMIT
     assert f"--resume -o {tmp_path / 'run.zarr'}" in str(caught.value.__notes__)
+
+
+# --- the command: its start, its stop and its end -------------------------------------------------------------------------
+
+SEARCH = "stages:\n- {stage: search, rotations: fine}\n"
+LINEAR = "stages:\n- {stage: affine, similarity: {kind: mi}, scales: [1], iterations: [3000], tolerance: 0}\n"
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Starts a registration of the bundled pair with a configuration, on so many workers."""
+
+    def start(recipe, workers):
+        (tmp_path / "recipe.yaml").write_text(recipe)
+        return Command(*demo_pair(3), tmp_path / "run.zarr", "--config", tmp_path / "recipe.yaml", "--workers", workers)
+
+    return start
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("victims", [1, 2])
+def test_a_worker_killed_while_it_starts_is_one_sentence(command, victims, seconds):
+    """Or none, where another one has taken its place."""
+    with command(LINEAR.replace("3000", "30"), 2) as run:
+        run.wait_until(lambda: len(run.workers()) >= victims)
+        time.sleep(seconds)
+        for pid in run.workers()[:victims]:
+            os.kill(pid, signal.SIGKILL)
+        code, said, took = run.ended(120)
+    print(f"exit {code} {took:.1f} s after the kill: {said}")  # noqa: T201
+    assert "Traceback" not in said
+    if code:
+        assert took < LIMIT
+        assert code == 1
+        lost = r"daskreg: (the worker processes could not be started|rank \d .* was lost|worker .* was lost)"
+        assert re.match(lost, said.splitlines()[-1]), said
+        assert not run.path.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("recipe", "words"), [(SEARCH, "a search is not saved half-way"), (LINEAR, "--resume -o")], ids=["search", "linear"]
+)
+def test_sigterm_in_long_work_ends_in_time(command, recipe, words, workers):
+    with command(recipe, workers) as run:
+        run.wait_until(lambda: "ranks over" in run.said() if workers > 1 else "dashboard" in run.said())
+        time.sleep(2.0)
+        os.kill(run.process.pid, signal.SIGTERM)
+        code, said, took = run.ended(120)
+    print(f"ended {took:.1f} s after SIGTERM: {said}")  # noqa: T201
+    assert code == 143
+    assert words in said
+    assert took < 20.0
+
+
+def test_a_cluster_of_our_own_closes_although_a_worker_was_lost():
+    with embedded_client(2) as client:
+        os.kill(processes(client)[0], signal.SIGKILL)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < LIMIT
+
+
+def test_a_worker_that_does_not_end_is_killed(caplog):
+    """It is stopped: it neither answers nor ends by itself."""
+    with embedded_client(2) as client:
+        silent = processes(client)[0]
+        os.kill(silent, signal.SIGSTOP)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < LIMIT
+    assert not psutil.pid_exists(silent) or psutil.Process(silent).status() == psutil.STATUS_ZOMBIE
