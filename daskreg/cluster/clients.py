@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -24,7 +24,7 @@ from daskreg.cluster.isolation import (
     secret_prefix,
     temporary_security,
 )
-from daskreg.cluster.logs import silenced
+from daskreg.cluster.logs import silenced, worker_log
 from daskreg.cluster.processes import started
 from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpus
@@ -65,6 +65,7 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
         silenced(),
         private_configuration(),
         safe_path(),
+        worker_log() if workers > 1 else nullcontext(),
         started(make) if workers > 1 else _in_this_process(make) as cluster,
     ):
         client = Client(cluster, timeout=timeouts.SCHEDULER_TIMEOUT, set_as_default=False)

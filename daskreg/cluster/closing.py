@@ -39,8 +39,9 @@ def close_client(client: Client) -> None:
 
 def close_cluster(cluster: Any) -> None:
     """Close a cluster that daskreg has started; its worker processes are killed after ``CLOSE_TIMEOUT``."""
-    pids = {getattr(worker, "pid", None) for worker in cluster.workers.values()}
+    pids = {getattr(worker, "pid", None): _starting(worker) for worker in cluster.workers.values()}
     own = {process for process in worker_processes() if process.pid in pids}
+    kill(process for process in own if pids[process.pid])  # in place of a lost one; Dask would wait until it has started
     closing = threading.Thread(target=_close, args=(cluster,), name="daskreg-close", daemon=True)
     closing.start()
     closing.join(timeouts.CLOSE_TIMEOUT)
@@ -53,6 +54,12 @@ def close_cluster(cluster: Any) -> None:
     closing.join(timeouts.KILL_TIMEOUT)
     if closing.is_alive():
         cluster.status = Status.closed  # else Dask waits for it again when Python exits
+
+
+def _starting(worker: Any) -> bool:
+    """Whether a nanny waits for its worker process to start."""
+    process = getattr(worker, "process", None)
+    return process is not None and process.status == Status.starting
 
 
 def _close(cluster: Any) -> None:

@@ -1,14 +1,21 @@
-"""Silence Dask's loggers while an embedded cluster lives, and only then."""
+"""Dask's loggers while an embedded cluster lives: silent in this process, in a file in those of workers."""
 
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from daskreg.cluster.processes import shared
+from daskreg.errors import RunError
 
 ROOTS = "distributed", "dask_cuda"
 LEVEL = logging.CRITICAL
+LOG_FILE = "DASKREG_WORKER_LOG"  # environment variable: where worker processes write what Dask logs
+FORMAT = "%(asctime)s worker process %(process)d %(name)s %(levelname)s %(message)s"
 
 _lock = threading.Lock()
 _levels: dict[logging.Logger, int] = {}  # of the loggers that are silenced now
@@ -36,6 +43,37 @@ def silenced() -> Iterator[None]:
             _users -= 1
             if not _users:
                 _restore()
+
+
+@contextmanager
+def worker_log() -> Iterator[None]:
+    """What Dask logs in worker processes that start meanwhile goes to a file. It is kept, and named, where a run fails."""
+    handle, path = tempfile.mkstemp(prefix="daskreg-workers-", suffix=".log")
+    os.close(handle)
+    keep = False
+    try:
+        with shared(LOG_FILE, path):
+            yield
+    except RunError as error:
+        keep = os.path.getsize(path) > 0
+        if keep:
+            error.add_note(f"What the workers logged is kept in {path}.")
+        raise
+    finally:
+        if not keep:
+            with suppress(OSError):
+                os.unlink(path)
+
+
+def log_to_file() -> None:
+    """In a worker process: Dask's messages go to the file that ``worker_log`` has made, and not to the terminal."""
+    if path := os.environ.get(LOG_FILE):
+        handler = logging.FileHandler(path)
+        handler.setFormatter(logging.Formatter(FORMAT))
+        for name in ROOTS:
+            logger = logging.getLogger(name)
+            logger.handlers[:], logger.propagate = [handler], False
+            logger.setLevel(logging.INFO)
 
 
 def _loggers() -> list[logging.Logger]:

@@ -11,15 +11,17 @@ import sys
 from typing import Any
 
 from daskreg import machine
+from daskreg.cluster.logs import log_to_file
 
 MODULE = __name__  # what Dask preloads
 
 
 def dask_setup(worker: Any) -> None:
-    """Register the exit; called by Dask in the new process.
+    """Write Dask's messages to a file, and register the exit; called by Dask in the new process.
 
     Dask's own thread, which waits for the end of the driver, cannot run while other code holds Python's lock.
     """
+    log_to_file()
     machine.end_with_parent()
     atexit.register(_exit)
 

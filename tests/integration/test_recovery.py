@@ -210,7 +210,7 @@ def in_an_exchange(folder):
 def in_writing_a_checkpoint(folder):
     from daskreg.storage.runs import checkpoint
 
-    die_in(checkpoint, "_write_plane", folder, 60)
+    die_in(checkpoint, "_write_plane", folder, 20)
 
 
 def in_measuring(folder):
@@ -222,7 +222,7 @@ def in_measuring(folder):
 def in_writing_the_result(folder):
     from daskreg.cluster.result_writer import ResultWriter
 
-    die_in(ResultWriter, "write", folder, 2)
+    die_in(ResultWriter, "write", folder)
 
 
 INSIDE = [in_creating, in_connecting, in_reading, in_search, in_a_collective, in_an_exchange, in_writing_a_checkpoint,

@@ -220,6 +220,16 @@ def test_a_cluster_that_does_not_close_has_its_workers_killed_and_is_left(monkey
     assert "1 workers did not end within 0 s and were killed" in caplog.text
 
 
+def test_a_worker_that_is_starting_in_place_of_a_lost_one_is_not_waited_for(monkeypatch, caplog):
+    own = Process()
+    monkeypatch.setattr(closing, "worker_processes", lambda: {own})
+    cluster = Cluster(own)
+    cluster.workers[0].process = SimpleNamespace(status=Status.starting)
+    closing.close_cluster(cluster)
+    assert own.killed.is_set()
+    assert not caplog.text
+
+
 def test_a_cluster_that_closes_is_not_killed(monkeypatch, caplog):
     own = Process()
     monkeypatch.setattr(closing, "worker_processes", lambda: {own})

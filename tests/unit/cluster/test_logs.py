@@ -4,15 +4,18 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from distributed import Client, LocalCluster
 
-from daskreg.cluster import clients, embedded_client, existing_client
+from daskreg.cluster import clients, embedded_client, existing_client, logs
 from daskreg.cluster.logs import silenced
+from daskreg.errors import RankLost
 
 
 def levels():
@@ -155,3 +158,30 @@ def test_a_program_that_logs_everything_shows_nothing_of_an_embedded_cluster(tmp
     assert done.stdout.split("\n")[:2] == ["2", "[]"]
     lines = [line for line in done.stderr.splitlines() if not line.startswith("INFO:daskreg:dashboard")]
     assert lines == []
+
+
+@pytest.mark.parametrize(("error", "kept"), [(RankLost("a rank was lost."), True), (ValueError("no"), False), (None, False)])
+def test_what_workers_log_is_kept_and_named_where_a_run_fails(monkeypatch, tmp_path, error, kept):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = ["distributed", "dask_cuda"]
+    before = {name: (logging.getLogger(name).handlers[:], logging.getLogger(name).propagate) for name in names}
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        with pytest.raises(type(error)) if error else nullcontext() as caught, logs.worker_log():
+            logs.log_to_file()  # as in a worker's process
+            logging.getLogger("distributed.worker").info("killed by signal 9")
+            if error:
+                raise error
+    finally:
+        for name, (handlers, propagate) in before.items():
+            for handler in logging.getLogger(name).handlers:
+                handler.close()
+            logging.getLogger(name).handlers[:], logging.getLogger(name).propagate = handlers, propagate
+            logging.getLogger(name).setLevel(levels[name])
+    files = list(tmp_path.iterdir())
+    assert len(files) == kept
+    if kept:
+        assert "killed by signal 9" in files[0].read_text()
+        assert files[0].stat().st_mode & 0o077 == 0
+        assert str(files[0]) in str(caught.value.__notes__)
+    assert logs.LOG_FILE not in os.environ
