@@ -167,9 +167,8 @@ def test_whoever_is_killed_whenever_the_result_is_the_same(client, images, longe
             os.kill(pids[victim], signal.SIGKILL)
 
     pair = images / "fixed.zarr", images / "moving.zarr"
-    found = run(
-        client, *pair, LONGER, output=tmp_path / "run.zarr", workers=3, comm=comm, checkpoint=OFTEN, retries=2, progress=watch
-    )
+    options = {"workers": 3, "comm": comm, "checkpoint": 0.1, "retries": 2, "progress": watch}
+    found = run(client, *pair, LONGER, output=tmp_path / "run.zarr", **options)
     assert killed
     assert same(longer, found).bits, same(longer, found).line()
 
