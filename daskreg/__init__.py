@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search, SimilarityStage
     from daskreg.engine.report import Progress
+    from daskreg.engine.verdict import Verdict
     from daskreg.errors import (
         ArrayError,
         AxesError,
@@ -59,13 +60,14 @@ if TYPE_CHECKING:
     from daskreg.workflows.register import register
     from daskreg.workflows.report import report, write_report
     from daskreg.workflows.result import Report, Result
-    from daskreg.workflows.verify import Verdict, verify
+    from daskreg.workflows.verify import Verification, verify
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "daskreg.config": ("Affine", "Config", "Deformable", "Moments", "Rigid", "Search", "SimilarityStage"),
     "daskreg.engine.report": ("Progress",),
+    "daskreg.engine.verdict": ("Verdict",),
     "daskreg.errors": (
         "ArrayError", "AxesError", "ConfigError", "DaskregError", "Diverged", "GridError", "IncompleteRun", "InputError",
         "NoOverlap", "NotFound", "OutOfSpace", "OutputBusy", "OutputError", "OutputExists", "PlanTooLarge", "RankLost",
@@ -93,7 +95,7 @@ _MODULES = {
     "daskreg.workflows.register": ("register",),
     "daskreg.workflows.report": ("report", "write_report"),
     "daskreg.workflows.result": ("Report", "Result"),
-    "daskreg.workflows.verify": ("Verdict", "verify"),
+    "daskreg.workflows.verify": ("Verification", "verify"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -146,6 +148,7 @@ __all__ = [
     "UnitsError",
     "Unreadable",
     "Verdict",
+    "Verification",
     "Volume",
     "VoxelError",
     "apply",

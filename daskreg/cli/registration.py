@@ -34,6 +34,8 @@ from daskreg.cli.options import (
 )
 from daskreg.errors import ConfigError
 
+FAILED = 3  # exit code of a run with a result whose verdict is "failed"
+
 if TYPE_CHECKING:
     from daskreg.config import Config
 
@@ -72,6 +74,9 @@ def register(
     deadline: Annotated[
         float, typer.Option("--deadline", min=0.1, max=1e6, help="seconds after which a worker without response counts as lost")
     ] = 600.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help=f"end with exit code {FAILED} where the verdict is 'failed'; the result is written")
+    ] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the effective configuration and stop")] = False,
@@ -107,11 +112,11 @@ def register(
     }
     given |= {"cluster": None if cluster == "local" else cluster, "workers": workers, "device": device.value}
     given |= {"overwrite": overwrite, "resume": resume, "inputs_changed": inputs_changed}
-    _register(fixed, moving, **{"config": chosen, "output": output, **given})
+    _register(fixed, moving, strict=strict, **{"config": chosen, "output": output, **given})
 
 
-def _register(*images: str | None, **given: Any) -> None:
-    """Register, with progress on the terminal, and print a summary."""
+def _register(*images: str | None, strict: bool, **given: Any) -> None:
+    """Register, with progress on the terminal, and print a summary. strict: exit code FAILED for a verdict of failure."""
     from daskreg.workflows import progress
     from daskreg.workflows.register import register as workflow
 
@@ -119,6 +124,8 @@ def _register(*images: str | None, **given: Any) -> None:
         result = workflow(*images, progress=watch, **given)
     for line in progress.summary(result.path, result.report):
         typer.echo(line)
+    if strict and result.verdict is not None and result.verdict.status == "failed":
+        raise typer.Exit(FAILED)
 
 
 @app.command()

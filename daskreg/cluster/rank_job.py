@@ -18,11 +18,15 @@ from daskreg.cluster.machine_record import machine_record, memory_record
 from daskreg.cluster.result_writer import write_result
 from daskreg.comm import Communicator
 from daskreg.engine.background import Background
+from daskreg.engine.coarse_pair import coarse_pair
+from daskreg.engine.evidence import gather_evidence
 from daskreg.engine.images import Image
+from daskreg.engine.match_map import MatchMap
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.memory import trim
 from daskreg.engine.rank import Rank, StartingDisplacement
 from daskreg.engine.report import Outcome, Watch
+from daskreg.engine.verdict import judge
 from daskreg.grid import Index
 from daskreg.kernels.compiler import precompile
 from daskreg.kernels.compiler.launch import set_thread_count
@@ -86,6 +90,8 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
     timer.end_phase("optimise")
     metrics = _metrics(job, outcome, images, comm)
     timer.end_phase("measure")
+    verdict = _verdict(job, outcome, images, metrics, comm)
+    timer.end_phase("judge")
     del images
     fill = write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
     timer.end_phase("write")
@@ -96,6 +102,7 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
     return {
         "levels": levels,
         "metrics": metrics,
+        "verdict": verdict,
         "seconds": timer.seconds,
         "machine": record,
         "plan": plan,
@@ -132,6 +139,20 @@ def _optimise(
     if job.resume:
         checkpointer.restore(rank)
     return rank.run()
+
+
+def _verdict(
+    job: RankJob, outcome: Outcome, images: tuple[Image, Image], metrics: dict[str, Any], comm: Communicator
+) -> dict[str, Any]:
+    """On rank 0, from coarse levels of which all ranks give their part; empty on the others."""
+    pair = coarse_pair(job.plan, outcome, images, comm)
+    if comm.rank:
+        return {}
+    evidence, states = gather_evidence(pair, job.start)
+    folded = float(metrics.get("jacobian", {}).get("folded_percent", 0.0))
+    verdict = judge(evidence, [report.as_dict() for report in outcome.levels], folded)
+    z, y, x = (job.order.index(axis) for axis in range(3))
+    return replace(verdict, matched=MatchMap(states, pair.factors).transpose((z, y, x)).as_dict()).as_dict()
 
 
 def _metrics(job: RankJob, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from daskreg.cluster import RankJob, embedded_client, existing_client, require_m
 from daskreg.config import Config, Deformable, DeviceName, Search
 from daskreg.deprecation import renamed_arguments
 from daskreg.engine.report import Progress
+from daskreg.engine.verdict import Verdict
 from daskreg.errors import ConfigError, NoOverlap, OutputError
 from daskreg.lazy.initial_displacement import InitialDisplacement
 from daskreg.planning import Plan, format_grid
@@ -200,6 +201,7 @@ class _Run:
         report, built = merge_reports(ranks), time.perf_counter()
         self._tell(report)
         _tell_what_was_taken_back(report)
+        _tell_the_verdict(report)
         with client.as_current() if elsewhere else dask.config.set(scheduler="threads"):
             build_pyramids(self.store)
         report["seconds"]["write"] += time.perf_counter() - built
@@ -299,6 +301,12 @@ def require_overlap(plan: Plan, start: NDArray[np.float64]) -> None:
             f"{np.round(plan.fixed.extent, 2).tolist()} and {np.round(plan.moving.extent, 2).tolist()} (z, y, x); "
             "repair a header, give --initial-transform, or put a 'search' stage first."
         )
+
+
+def _tell_the_verdict(report: Report) -> None:
+    verdict = Verdict.of_record(report["verdict"])
+    if verdict is not None:
+        log.log(logging.INFO if verdict.status == "ok" else logging.WARNING, "%s", verdict.line())
 
 
 def _tell_what_was_taken_back(report: Report) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.engine.verdict import Verdict
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume
@@ -26,6 +27,7 @@ class Report(TypedDict, total=False):
     and the moving image;  versions: of daskreg, its dependencies and Python
     levels: stage, scale, shape, losses, seconds and reason to stop of each level, in order
     metrics: correlation (ncc) and mutual information (mi) before and after, and statistics of the Jacobian
+    verdict: see ``Verdict``; runs of earlier versions have none
     seconds: of each phase, of the slowest rank, and total;  machine, ranks: computer, peak bytes and bytes sent, of rank 0 and
     of each rank;  blocks: first and last + 1 plane of each rank;  projected_bytes: what the plan expected a rank to need
     fill: value of the moved image outside of the moving one;  left_out: voxels of fixed and moving that are stored background
@@ -38,6 +40,7 @@ class Report(TypedDict, total=False):
     versions: dict[str, str]
     levels: list[dict[str, Any]]
     metrics: dict[str, Any]
+    verdict: dict[str, Any]
     seconds: dict[str, float]
     machine: dict[str, Any]
     ranks: list[dict[str, Any]]
@@ -80,6 +83,11 @@ class Result:
         return load_transform(self.store)
 
     @property
+    def verdict(self) -> Verdict | None:
+        """Whether the result can be trusted, and why; None for a run of a version that gave none."""
+        return Verdict.of_record(self.store.provenance.get("verdict"))
+
+    @property
     def report(self) -> Report:
         """Configuration, versions, inputs, losses and times."""
         return cast(Report, self.store.provenance)
@@ -93,6 +101,7 @@ def merge_reports(ranks: Sequence[dict[str, Any]]) -> Report:
         **blocks,
         "levels": first["levels"],
         "metrics": first["metrics"],
+        "verdict": first["verdict"],
         "seconds": {phase: max(r["seconds"].get(phase, 0.0) for r in ranks) for phase in first["seconds"]},
         "machine": {**machines[0], "peak_bytes": max(m["peak_bytes"] for m in machines)},
         "projected_bytes": max(m["projected_bytes"] for m in machines),

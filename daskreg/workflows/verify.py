@@ -38,14 +38,14 @@ class Comparison:
 
     def line(self) -> str:
         """Human-readable summary."""
-        verdict = (
+        found = (
             "identical" if self.bits else f"differs by {self.voxels:.3g} voxel, affine {self.affine:.3g}, loss {self.losses:.3g}"
         )
-        return f"{self.workers} worker{'s' * (self.workers > 1):<1} {self.residency:<10}{self.seconds:>8.1f} s  {verdict}"
+        return f"{self.workers} worker{'s' * (self.workers > 1):<1} {self.residency:<10}{self.seconds:>8.1f} s  {found}"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verification:
     """Whether runs on different numbers of workers are identical."""
 
     runs: tuple[Comparison, ...]
@@ -75,7 +75,7 @@ def verify(
     spacing: Spacing = None,
     echo: Callable[[str], None] = lambda line: None,
     **resources: Unpack[RunKeywords],
-) -> Verdict:
+) -> Verification:
     """Register once for each number of workers and residency, in a temporary folder, and compare with the first.
 
     Images, configuration and resources are those of ``register``;  echo: called with a line for each comparison.
@@ -94,7 +94,7 @@ def verify(
                 first = first or result
                 runs.append(compare(first, result, n, residency))
                 echo(runs[-1].line())
-    found = Verdict(tuple(runs))
+    found = Verification(tuple(runs))
     echo(f"largest difference of the displacement: {found.voxels:g} voxel")
     return found
 

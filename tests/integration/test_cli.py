@@ -24,6 +24,7 @@ from daskreg.machine import Limit
 from daskreg.storage import CheckpointStore
 from daskreg.workflows import progress, resources
 from daskreg.workflows.demo import demo_pair
+from tests.phantoms import blobs
 from tests.unit.workflows.runs import FIXED as FIXED_GRID
 from tests.unit.workflows.runs import affine, displacement, make_run
 
@@ -156,6 +157,18 @@ def test_from_register_to_report(tmp_path, capsys):
     assert json.loads(run(capsys, "evaluate", store, "--json")[1])["jacobian"]["folded_percent"] == 0
     assert "complete" in run(capsys, "info", store)[1]
     assert run(capsys, "report", store, "-o", tmp_path / "report.html")[0] == 0
+
+
+@pytest.mark.parametrize(("other", "expected"), [(3, 0), (8, 3)], ids=["right", "wrong"])
+def test_strict_ends_with_3_where_the_result_failed(other, expected, tmp_path, capsys, caplog):
+    shape, store = (28, 32, 30), tmp_path / "run.zarr"
+    images = [saved(tmp_path / f"{k}.nii", blobs(shape, seed), np.eye(4)) for k, seed in enumerate((3, other))]
+    (tmp_path / "recipe.yaml").write_text("stages:\n- {stage: rigid, scales: 4, iterations: 3}\n")
+    code, out, _ = run(capsys, "register", *images, "-o", store, "--config", tmp_path / "recipe.yaml", "--strict")
+    assert code == expected
+    assert f"result: {store}" in out
+    assert f"verdict: {'ok' if expected == 0 else 'failed'}: " in caplog.text
+    assert daskreg.RunStore.open(store).provenance["verdict"]["status"] == ("ok" if expected == 0 else "failed")
 
 
 def test_what_can_be_done_with_a_transform(tmp_path, capsys):

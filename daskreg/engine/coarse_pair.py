@@ -1,0 +1,135 @@
+"""Both images and the displacement on one coarse level, whole on every rank: what a result is judged on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+
+from daskreg.comm import Communicator
+from daskreg.engine.halo import gather_planes
+from daskreg.engine.images import Image
+from daskreg.engine.report import Outcome
+from daskreg.grid import Grid, Index, Span, shrink_factors
+from daskreg.kernels.device import host
+from daskreg.planning import Plan
+
+Array = NDArray[np.float32]
+Matrix = NDArray[np.float64]
+SIZE = 32  # voxels along an edge of a cube as large as the smaller image
+MOST = 2  # times the voxels of that cube: the fixed level has no more; along an axis at most 2 SIZE
+SLAB = 32  # planes averaged together
+
+
+@dataclass(frozen=True)
+class CoarseImage:
+    """Means over blocks of an image's voxels. weight: 0 to 1, the mean of the mask, None without one."""
+
+    voxels: Array
+    grid: Grid
+    weight: Array | None = None
+
+
+@dataclass(frozen=True)
+class CoarsePair:
+    """Both images, the world map that was found, and the displacement (3, Z, Y, X) in voxels of the fixed level, or None.
+
+    factors: fine voxels of the fixed image in a coarse one
+    """
+
+    fixed: CoarseImage
+    moving: CoarseImage
+    world: Matrix
+    displacement: Array | None
+    factors: Index
+
+    def sample(self, world: Matrix, u: Array | None = None, rim: int = 0) -> tuple[Array, Array]:
+        """Moved and its weights at W (x + u(x)), on the fixed level and ``rim`` voxels around it.
+
+        The weight is 0 where a point is further outside of the moving image than half a voxel.
+        """
+        to_moving = self.moving.grid.world_to_index @ world @ self.fixed.grid.index_to_world
+        axes = [np.arange(-rim, n + rim, dtype=np.float64) for n in self.fixed.voxels.shape]
+        at = np.stack(np.meshgrid(*axes, indexing="ij"))
+        if u is not None:
+            at += np.pad(u, ((0, 0), *((rim, rim),) * 3), mode="edge")
+        at = np.tensordot(to_moving[:3, :3], at, 1) + to_moving[:3, 3].reshape(3, 1, 1, 1)
+        shape = np.reshape(self.moving.voxels.shape, (3, 1, 1, 1))
+        weight: Array = np.asarray(((at >= -0.5) & (at <= shape - 0.5)).all(axis=0), np.float32)
+        if self.moving.weight is not None:
+            weight = np.asarray(weight * map_coordinates(self.moving.weight, at, order=1, mode="nearest"), np.float32)
+        moved = map_coordinates(self.moving.voxels, at, order=1, mode="nearest") * (weight > 0)
+        return np.asarray(moved, np.float32), weight
+
+
+def coarse_pair(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> CoarsePair:
+    """The pair and the result at about SIZE^3 voxels; the same bits for every number of ranks."""
+    factors = _factors(plan.fixed, plan.moving, outcome.affine)
+    fixed, moving = (_coarse(image, k, comm) for image, k in zip(images, factors, strict=True))
+    block, u = outcome.block, outcome.displacement
+    if u is not None:
+        slabs, scale = block.partition.slabs, np.reshape(factors[0], (3, 1, 1, 1)).astype(np.float32)
+        u = np.stack([_means(c[block.inner], factors[0], slabs, comm) for c in u]) / scale
+    return CoarsePair(fixed, moving, outcome.affine, u, factors[0])
+
+
+def _factors(fixed: Grid, moving: Grid, world: Matrix) -> tuple[Index, Index]:
+    """Of both images, whose coarse voxels are then about as large as each other."""
+    scale = abs(float(np.linalg.det(world[:3, :3]))) ** (1 / 3)
+    edges = [float(np.prod(g.extent)) ** (1 / 3) for g in (fixed, moving)]
+    voxel = min(edges[0], edges[1] / scale) / SIZE
+    while not _small(_trimmed(fixed, f := shrink_factors(fixed, voxel)).shape) and max(f) < max(fixed.shape):
+        voxel *= 1.1
+    return f, shrink_factors(moving, voxel * scale)
+
+
+def _small(shape: Index) -> bool:
+    return math.prod(shape) <= MOST * SIZE**3 and max(shape) <= 2 * SIZE
+
+
+def _trimmed(grid: Grid, factors: Index) -> Grid:
+    """The coarse grid without voxels that reach past the image."""
+    z, y, x = (n // k for n, k in zip(grid.shape, factors, strict=True))
+    return replace(grid.coarsen(factors), shape=(z, y, x))
+
+
+def _coarse(image: Image, factors: Index, comm: Communicator) -> CoarseImage:
+    mine = image.partition[image.rank]
+    own = mine.within(image.held) if len(mine) else slice(0, 0)
+    slabs, grid = image.partition.slabs, _trimmed(image.grid, factors)
+    if image.mask is None:
+        return CoarseImage(_means(image.voxels[own], factors, slabs, comm), grid)
+    weight = _means(image.mask[own], factors, slabs, comm)
+    weighted = _means(image.voxels[own], factors, slabs, comm, image.mask[own])
+    return CoarseImage(np.asarray(weighted / np.maximum(weight, 1e-6), np.float32), grid, weight)
+
+
+def _means(own: Any, factors: Index, slabs: Sequence[Span], comm: Communicator, weight: Any = None) -> Array:
+    """Means over blocks of an image of which this rank has its own planes, on every rank: each plane by itself, then over
+    planes in order, so that the bits do not depend on who has which.
+    """
+    parts = []
+    for z in range(0, len(own), SLAB):
+        part = own[z : z + SLAB]
+        parts.append(_plane_sums(part if weight is None else part * weight[z : z + SLAB], factors))
+    columns = (own.shape[1] // factors[1], own.shape[2] // factors[2])
+    mine = np.concatenate([host(p) for p in parts]) if parts else np.zeros((0, *columns), np.float32)
+    whole = Span(0, slabs[-1].stop)
+    first = slabs[comm.rank].start
+    planes = gather_planes(comm, slabs, [whole] * comm.size, mine, first, "images") if comm.size > 1 else mine
+    count = len(planes) // factors[0]
+    blocks = planes[: count * factors[0]].reshape(count, factors[0], *columns).astype(np.float64).sum(axis=1)
+    return np.asarray(blocks / math.prod(factors), np.float32)
+
+
+def _plane_sums(planes: Any, factors: Index) -> Any:
+    """Sums over blocks (1, fy, fx); rows first, which are contiguous."""
+    ny, nx = planes.shape[1] // factors[1], planes.shape[2] // factors[2]
+    kept = planes[:, : ny * factors[1], : nx * factors[2]]
+    rows = kept.reshape(len(planes), ny, factors[1], nx * factors[2]).sum(axis=2)
+    return rows.reshape(len(planes), ny, nx, factors[2]).sum(axis=3)

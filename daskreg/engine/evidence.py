@@ -1,0 +1,251 @@
+"""Evidence for and against a result, on a coarse level: how its local correlation stands against that elsewhere.
+
+Everything is counted over the textured part of the fixed image: where its local variance is at least TEXTURE of the mean.
+Correlations are squared, so that a contrast that is turned around, as between two modalities, counts as much.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.spatial.transform import Rotation
+
+from daskreg.engine.coarse_pair import CoarsePair
+from daskreg.transforms.linear import linear_about
+from daskreg.transforms.rotations import rotation_grid
+
+Array = NDArray[np.float32]
+Matrix = NDArray[np.float64]
+WINDOW = 5  # voxels along an edge of the window of a local correlation
+NEIGHBOURHOOD = 7  # over which local correlations are averaged before places are compared
+STEP = 2  # voxels between places that are compared
+RARE = 0.1  # part of the other poses that may be as good at a place: outlines of round objects match in any pose
+TEXTURE = 0.1  # of the mean local variance: less is noise or empty
+COVERED = 0.5  # part of a window that must be inside both images
+SMOOTH = 5.0  # voxels, Gaussian sigma: a displacement that fits noise is gone after it, a real one is not
+POSES = 8  # of the grid of rotations, beside the right angles
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was found; shares are of the textured part that is inside both images, similarities mean squared correlations.
+
+    in_place: share whose local correlation is higher here than at any place STEP voxels away and in nearly all other poses;
+    pose: the same without the displacement or with a smooth one, whichever is larger: a displacement that was fitted to a wrong
+    pose raises the first alone;  chance: share that correlates no better than shuffled blocks;  similarity: of the result;
+    pose_chance, pose_similarity: with the displacement of ``pose``;  random, best_random, shuffled: similarities, the median and
+    the largest of other poses, and the mean of shuffled blocks;  overlap: part of the smaller image;  textured: part of the fixed
+    image;  windows: independent ones in the textured part that both images cover;  stretch: largest factor, or one over the
+    smallest, by which the affine map changes a length beyond the initial map;  shape: of the level
+    """
+
+    in_place: float
+    pose: float
+    chance: float
+    pose_chance: float
+    similarity: float
+    pose_similarity: float
+    random: float
+    best_random: float
+    shuffled: float
+    overlap: float
+    textured: float
+    windows: float
+    stretch: float
+    shape: tuple[int, int, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for provenance."""
+        return asdict(self)
+
+
+class LocalCorrelation:
+    """Of the fixed level with images on its grid."""
+
+    def __init__(self, pair: CoarsePair) -> None:
+        self.fixed = pair.fixed.voxels
+        mask = pair.fixed.weight
+        self.mask = np.ones(self.fixed.shape, np.float32) if mask is None else mask
+        self.full = self._mean(np.ones(self.fixed.shape, np.float32))
+        self.floor = TEXTURE * _variance(self.fixed, self.mask), TEXTURE * _variance(pair.moving.voxels, pair.moving.weight)
+
+    def __call__(self, moved: Array, weight: Array) -> tuple[Array, NDArray[np.bool_]]:
+        """Squared local correlation, and where it counts: windows with texture that both images cover."""
+        w, mean, f, m = weight * self.mask, self._mean, self.fixed, moved
+        n = mean(w)
+        safe = np.maximum(n, np.float32(1e-6))
+        wf, wm = w * f, w * m
+        f0, m0 = mean(wf) / safe, mean(wm) / safe
+        ff, mm, fm = mean(wf * f) / safe - f0 * f0, mean(wm * m) / safe - m0 * m0, mean(wf * m) / safe - f0 * m0
+        squared = fm * fm / (np.maximum(ff, self.floor[0]) * np.maximum(mm, self.floor[1]))
+        counts = (w > 0.5) & (n >= COVERED * self.full) & (ff > self.floor[0])
+        return np.minimum(squared, np.float32(1)), counts
+
+    def neighbourhood(self, values: Array) -> Array:
+        """Means over NEIGHBOURHOOD."""
+        return _box(values, NEIGHBOURHOOD)
+
+    def windows(self, counts: NDArray[np.bool_]) -> float:
+        """How many neighbourhoods, side by side, have as many voxels."""
+        return float(counts.sum()) / float(np.prod([min(NEIGHBOURHOOD, n) for n in counts.shape]))
+
+    def _mean(self, values: Array) -> Array:
+        return _box(values, WINDOW)
+
+
+def _box(values: Array, edge: int) -> Array:
+    """Sums over a box divided by its size, 0 beyond the faces; an axis of one voxel has no neighbours."""
+    result: Array = uniform_filter(values, [edge if n > 1 else 1 for n in values.shape], mode="constant")
+    return result
+
+
+def _variance(voxels: Array, mask: Array | None) -> np.float32:
+    """The mean of the local variance."""
+    w = np.ones(voxels.shape, np.float32) if mask is None else mask
+    n = np.maximum(_box(w, WINDOW), np.float32(1e-6))
+    mean = _box(w * voxels, WINDOW) / n
+    local = np.maximum(_box(w * voxels * voxels, WINDOW) / n - mean * mean, 0) * w
+    return np.float32(max(float(local.sum(dtype=np.float64) / max(float(w.sum(dtype=np.float64)), 1e-6)), 1e-12))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The local correlation at the result, where it counts, and where it is higher than elsewhere."""
+
+    squared: Array
+    counts: NDArray[np.bool_]
+    best: NDArray[np.bool_]
+
+    @property
+    def share(self) -> float:
+        """In place, of what counts."""
+        return _share(self.best, self.counts)
+
+
+def _share(part: NDArray[np.bool_], of: NDArray[np.bool_]) -> float:
+    return float((part & of).sum()) / max(int(of.sum()), 1)
+
+
+def _compare_places(pair: CoarsePair, correlation: LocalCorrelation, u: Array | None, elsewhere: list[Array]) -> _Places:
+    """With moved shifted by STEP along every axis, edge and diagonal, as far as the level has voxels there, and other poses."""
+    moved, weight = pair.sample(pair.world, u, rim=STEP)
+    steps = [(-STEP, 0, STEP) if n > 2 * STEP else (0,) for n in pair.fixed.voxels.shape]
+    here = _shifted(moved, weight, (0, 0, 0))
+    squared, counts = correlation(*here)
+    value = correlation.neighbourhood(squared * counts)
+    best = np.ones(value.shape, bool)
+    for shift in itertools.product(*steps):
+        if any(shift):
+            other, there = correlation(*_shifted(moved, weight, shift))
+            best &= correlation.neighbourhood(other * there) < value
+    higher = sum(((field >= value).astype(np.int16) for field in elsewhere), np.zeros(value.shape, np.int16))
+    return _Places(squared, counts, best & (higher <= RARE * len(elsewhere)))
+
+
+def _shifted(moved: Array, weight: Array, shift: tuple[int, ...]) -> tuple[Array, Array]:
+    """What is ``shift`` voxels further in arrays with a rim of STEP."""
+    at = tuple(slice(STEP + s, n - STEP + s) for s, n in zip(shift, moved.shape, strict=True))
+    return moved[at], weight[at]
+
+
+def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[np.uint8]]:
+    """The evidence, and a map (Z, Y, X): 0 nothing to compare, 1 in place, 2 not in place or no better than chance.
+
+    start: the initial world map
+    """
+    correlation, u = LocalCorrelation(pair), pair.displacement
+    random, elsewhere = _other_poses(pair, correlation)
+    places = _compare_places(pair, correlation, u, elsewhere)
+    counts, squared = places.counts, places.squared
+    pose = places
+    if u is not None:
+        tried = (_compare_places(pair, correlation, v, elsewhere) for v in (None, _smoothed(u)))
+        pose = max(tried, key=lambda p: p.share)
+    shuffled = _shuffled(pair, correlation, u)
+    median = np.float32(np.median(np.concatenate(shuffled))) if any(s.size for s in shuffled) else np.float32(0)
+    by_chance = squared <= median
+    evidence = Evidence(
+        in_place=places.share,
+        pose=pose.share,
+        chance=min(1.0, 2 * _share(by_chance, counts)),
+        pose_chance=min(1.0, 2 * _share(pose.squared <= median, pose.counts)),
+        similarity=_mean_of(squared, counts),
+        pose_similarity=_mean_of(pose.squared, pose.counts),
+        random=float(np.median(random)) if random else 0.0,
+        best_random=max(random, default=0.0),
+        shuffled=float(np.mean([s.mean(dtype=np.float64) for s in shuffled if s.size] or [0.0])),
+        overlap=_overlap(pair),
+        textured=float(counts.mean()),
+        windows=correlation.windows(counts),
+        stretch=_stretch(pair.world, start),
+        shape=pair.fixed.voxels.shape,
+    )
+    return evidence, np.where(counts, np.where(places.best & ~by_chance, 1, 2), 0).astype(np.uint8)
+
+
+def _mean_of(values: Array, counts: NDArray[np.bool_]) -> float:
+    return float(values[counts].mean(dtype=np.float64)) if counts.any() else 0.0
+
+
+def _smoothed(u: Array) -> Array:
+    return np.stack([gaussian_filter(c, SMOOTH, mode="nearest") for c in u])
+
+
+def _shuffled(pair: CoarsePair, correlation: LocalCorrelation, u: Array | None) -> list[Array]:
+    """Local correlations with the moved image's blocks exchanged: its halves, along all axes."""
+    moved, weight = pair.sample(pair.world, u)
+    found = []
+    for halves in itertools.product(*((0, n // 2) if n > 1 else (0,) for n in moved.shape)):
+        if any(halves):
+            squared, counts = correlation(np.roll(moved, halves, (0, 1, 2)), np.roll(weight, halves, (0, 1, 2)))
+            found.append(squared[counts])
+    return found
+
+
+def _other_poses(pair: CoarsePair, correlation: LocalCorrelation) -> tuple[list[float], list[Array]]:
+    """Similarities and local correlations at other poses: rotations about the middle of what both images cover (of a single
+    plane: within it), as far as they keep half of the overlap.
+    """
+    grid, (_, weight) = pair.fixed.grid, pair.sample(pair.world)
+    least, found, fields = COVERED * float(weight.mean()), [], []
+    middle = grid.to_world(np.argwhere(weight > 0).mean(axis=0)) if least else grid.center
+    for rotation in _rotations(pair):
+        moved, there = pair.sample(pair.world @ linear_about(middle, rotation))
+        if float(there.mean()) >= least:
+            squared, counts = correlation(moved, there)
+            found.append(_mean_of(squared, counts))
+            fields.append(correlation.neighbourhood(squared * counts))
+    return found, fields
+
+
+def _rotations(pair: CoarsePair) -> list[Matrix]:
+    flat = [a for a, n in enumerate(pair.fixed.voxels.shape) if n == 1]
+    if not flat:
+        grid = rotation_grid()  # right angles first: upside down is where a wrong pose looks most alike
+        return grid[1:24] + grid[24 :: len(grid) // POSES][:POSES]
+    normal = np.asarray(pair.fixed.grid.direction)[:, flat[0]]
+    angles = np.arange(1, 24) * np.pi / 12
+    return [np.asarray(Rotation.from_rotvec(normal * a).as_matrix()) for a in angles]
+
+
+def _overlap(pair: CoarsePair) -> float:
+    """Part of the smaller domain that the other covers."""
+    _, weight = pair.sample(pair.world, pair.displacement)
+    scale = abs(float(np.linalg.det(pair.world[:3, :3])))
+    sizes = [
+        float(np.prod(i.grid.extent)) * (1.0 if i.weight is None else max(float((i.weight > 0.5).mean()), 1e-6))
+        for i in (pair.fixed, pair.moving)
+    ]
+    seen = weight > 0.5 if pair.fixed.weight is None else (weight > 0.5) & (pair.fixed.weight > 0.5)
+    both = float(seen.mean()) * float(np.prod(pair.fixed.grid.extent)) * scale
+    return min(1.0, both / max(min(sizes[0] * scale, sizes[1]), 1e-30))
+
+
+def _stretch(world: Matrix, start: Matrix) -> float:
+    values = np.linalg.svd(world[:3, :3] @ np.linalg.inv(start[:3, :3]), compute_uv=False)
+    return float(max(values[0], 1 / max(values[-1], 1e-12)))

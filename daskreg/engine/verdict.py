@@ -1,0 +1,121 @@
+"""The verdict on a result: ok, doubtful or failed, with reasons in numbers. Thresholds: ``benchmarks/verdict.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from daskreg.engine.evidence import Evidence
+
+Status = Literal["ok", "doubtful", "failed"]
+RANKS: tuple[Status, ...] = ("ok", "doubtful", "failed")
+# Shares of the image that match best where they are: of the poses tuned on, wrong ones had at most 0.38, right ones at least 0.41
+FAILED, DOUBTFUL = 0.34, 0.4
+MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little
+MINIMUM_OVERLAP = 0.2  # of the smaller image
+STRETCH = 2.0  # of a length by the affine map
+FOLDED = 0.5  # per cent of the voxels
+ENDED = {"overlap": "under half of its voxels were left", "no overlap": "the images hardly overlapped"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a registration came to.
+
+    status: "ok", "doubtful" or "failed";  reasons: sentences without an end, the weightiest first, one at least;
+    evidence: the numbers behind them, as ``Evidence`` has them;  matched: a compressed map of where the images match, see
+    ``MatchMap``, empty where there is none
+    """
+
+    status: Status
+    reasons: tuple[str, ...]
+    evidence: Mapping[str, Any]
+    matched: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """For the log."""
+        return f"verdict: {self.status}: {'; '.join(self.reasons)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for provenance."""
+        return asdict(self)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any] | None) -> Verdict | None:
+        """From provenance; None where a run of an earlier version has none."""
+        if not record:
+            return None
+        return cls(record["status"], tuple(record["reasons"]), record["evidence"], record.get("matched", {}))
+
+
+@dataclass(frozen=True)
+class _Reason:
+    status: Status
+    text: str
+
+
+def judge(evidence: Evidence, levels: Sequence[Mapping[str, Any]], folded_percent: float = 0.0) -> Verdict:
+    """The worst of all reasons decides. levels: reports of the levels, as provenance has them."""
+    found = [*_support(evidence), *_match(evidence), *_shape(evidence, folded_percent), *_endings(levels)]
+    status: Status = max((r.status for r in found), key=RANKS.index, default="ok")
+    if evidence.windows < MINIMUM_WINDOWS:
+        status = "doubtful"  # and no more: too little was compared to call it failed
+    reasons = [r.text for s in reversed(RANKS) for r in found if r.status == s]
+    return Verdict(status, tuple(reasons) or (_fine(evidence),), evidence.as_dict())
+
+
+def _fine(e: Evidence) -> str:
+    return (
+        f"{_percent(e.in_place)} of the image matches best where it is, {_percent(e.chance)} no better than chance; similarity "
+        f"{e.similarity:.3f} against {e.random:.3f} of random poses"
+    )
+
+
+def _support(e: Evidence) -> Iterator[_Reason]:
+    """Whether there is enough to judge."""
+    if e.windows < MINIMUM_WINDOWS:
+        yield _Reason(
+            "doubtful",
+            f"too little to judge: the part with texture that both images cover has room for {e.windows:.0f} independent "
+            f"windows, and {MINIMUM_WINDOWS} are needed",
+        )
+    if e.overlap < MINIMUM_OVERLAP:
+        yield _Reason("doubtful", f"the images share {_percent(e.overlap)} of the smaller one")
+
+
+def _match(e: Evidence) -> Iterator[_Reason]:
+    """Whether the images are more alike here than elsewhere."""
+    if e.pose < DOUBTFUL:
+        alone = ", without what only a rough displacement brings about," if e.in_place >= DOUBTFUL else ""
+        status: Status = "failed" if e.pose < FAILED or _no_better_than_others(e) else "doubtful"
+        yield _Reason(status, f"only {_percent(e.pose)} of the image{alone} matches best where it is")
+    elif e.in_place < DOUBTFUL:
+        yield _Reason("doubtful", f"after the deformation only {_percent(e.in_place)} of the image matches best where it is")
+    if e.pose < DOUBTFUL and e.chance >= 0.25:
+        yield _Reason("doubtful", f"{_percent(e.chance)} of the image correlates no better than chance")
+    if _no_better_than_others(e):
+        yield _Reason("doubtful", f"another pose is as good ({e.best_random:.3f} against {e.pose_similarity:.3f})")
+
+
+def _no_better_than_others(e: Evidence) -> bool:
+    return e.pose_similarity <= e.best_random
+
+
+def _shape(e: Evidence, folded_percent: float) -> Iterator[_Reason]:
+    """Whether the map is one that images undergo."""
+    if e.stretch > STRETCH:
+        yield _Reason("failed", f"the affine map changes lengths by a factor of {e.stretch:.1f}")
+    if folded_percent > FOLDED:
+        yield _Reason("doubtful", f"{folded_percent:.2g} % of the voxels are folded")
+
+
+def _endings(levels: Sequence[Mapping[str, Any]]) -> Iterator[_Reason]:
+    """Levels that had to end."""
+    for level in levels:
+        if (why := ENDED.get(str(level["stopped"]))) is not None:
+            yield _Reason("doubtful", f"the stage {level['stage']} ended at scale {level['scale']} because {why}")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

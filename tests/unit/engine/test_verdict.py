@@ -1,0 +1,174 @@
+"""The verdict: right poses are ok, wrong ones fail, and where little can be compared it says so."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from daskreg.comm import SingleRank
+from daskreg.engine.coarse_pair import coarse_pair
+from daskreg.engine.evidence import Evidence, gather_evidence
+from daskreg.engine.halo import Block
+from daskreg.engine.images import Image
+from daskreg.engine.match_map import MatchMap
+from daskreg.engine.report import Outcome
+from daskreg.engine.verdict import MINIMUM_WINDOWS, Verdict, judge
+from daskreg.errors import Unreadable
+from daskreg.grid import Grid, Partition
+from daskreg.transforms.linear import linear_about, translation
+from tests.phantoms import blobs, rotation
+from tests.unit.engine.spread import cut, on_ranks, piece
+
+SHAPE = (28, 32, 30)
+GRID = Grid(SHAPE)
+FIXED = blobs(SHAPE, 3)
+GOOD = Evidence(0.8, 0.8, 0.05, 0.05, 0.6, 0.6, 0.1, 0.15, 0.08, 0.9, 0.5, 60.0, 1.02, (32, 32, 32))
+
+
+class _Plan:
+    fixed = moving = GRID
+
+
+def evidence(moving=FIXED, world=None, u=None, fixed=FIXED, masks=(None, None)):
+    """What is found of a result on these images, and the map."""
+    plan = _Plan()
+    plan.fixed = plan.moving = Grid(fixed.shape)
+    images = tuple(Image.whole(v, Grid(v.shape), m) for v, m in zip((fixed, moving), masks, strict=True))
+    outcome = Outcome(np.eye(4) if world is None else world, u, [], Block(fixed.shape, Partition.of(fixed.shape[0], 1)))
+    return gather_evidence(coarse_pair(plan, outcome, images, SingleRank()), np.eye(4))
+
+
+def status(*args, **kwargs):
+    return judge(evidence(*args, **kwargs)[0], []).status
+
+
+def turned(degrees):
+    return linear_about(GRID.center, rotation((degrees, 0, 0)))
+
+
+@pytest.mark.parametrize("contrast", [lambda v: v, lambda v: (v > 0.02) * (1.3 - v)], ids=["same", "inverted"])
+def test_a_right_pose_is_ok_whatever_the_contrast(contrast):
+    found, _ = evidence(contrast(FIXED).astype(np.float32))
+    assert judge(found, []).status == "ok"
+    assert found.similarity > 1.2 * found.best_random
+
+
+@pytest.mark.parametrize("world", [turned(35), turned(180), translation(np.array([0, 8.0, 0]))], ids=["35", "180", "shift"])
+def test_a_wrong_pose_fails_with_numbers(world):
+    verdict = judge(evidence(world=world)[0], [])
+    assert verdict.status == "failed"
+    assert any(character.isdigit() for character in verdict.line())
+
+
+def test_another_object_fails():
+    assert status(blobs(SHAPE, 8)) == "failed"
+
+
+def test_a_displacement_fitted_to_a_wrong_pose_does_not_hide_it():
+    """Voxel by voxel, the value nearest to the fixed image's within reach: in place everywhere, and wrong."""
+    wrong = blobs(SHAPE, 8)
+    steps = [(z, y, x) for z in range(-3, 4) for y in range(-3, 4) for x in range(-3, 4)]
+    costs = np.stack([gaussian_filter((np.roll(wrong, (-z, -y, -x), (0, 1, 2)) - FIXED) ** 2, 1) for z, y, x in steps])
+    u = np.moveaxis(np.array(steps, np.float32)[costs.argmin(axis=0)], -1, 0).copy()
+    found, _ = evidence(wrong, u=u)
+    assert found.in_place > 0.99
+    assert judge(found, []).status != "ok"
+
+
+def test_a_large_smooth_displacement_counts():
+    u = np.zeros((3, *SHAPE), np.float32)
+    u[1] = 6 * np.sin(np.linspace(0, np.pi, SHAPE[0])).reshape(-1, 1, 1)
+    moving = np.stack([np.roll(plane, round(float(-s)), 0) for plane, s in zip(FIXED, -u[1, :, 0, 0], strict=True)])
+    assert status(np.ascontiguousarray(moving)) != "ok"
+    assert status(np.ascontiguousarray(moving), u=u) == "ok"
+
+
+def test_where_little_is_compared_it_is_doubtful_and_says_why():
+    mask = np.zeros(SHAPE, np.float32)
+    mask[10:16, 12:18, 12:18] = 1
+    verdict = judge(evidence(masks=(mask, None))[0], [])
+    assert verdict.status == "doubtful"
+    assert "too little to judge" in verdict.line()
+
+
+def test_a_mask_takes_out_what_does_not_match():
+    moving = FIXED.copy()
+    moving[:, :16] = blobs(SHAPE, 8)[:, :16]
+    mask = np.zeros(SHAPE, np.float32)
+    mask[:, 16:] = 1
+    assert evidence(moving)[0].pose < evidence(moving, masks=(mask, None))[0].pose - 0.2
+
+
+def test_the_map_shows_where_it_does_not_match():
+    moving = FIXED.copy()
+    moving[:, :16] = blobs(SHAPE, 8)[:, :16]
+    _, states = evidence(moving)
+    bad = [float((part == 2).sum() / (part > 0).sum()) for part in (states[:, :13], states[:, 20:])]
+    assert bad[0] > 0.6
+    assert bad[1] < 0.1
+
+
+def test_a_single_plane_is_judged():
+    plane = blobs((9, 96, 90), 2)[4:5]
+    assert status(plane, fixed=plane) == "ok"
+    assert status(np.ascontiguousarray(plane[:, ::-1]), fixed=plane) == "failed"
+
+
+@pytest.mark.parametrize("cuts", [(11,), (3, 3, 20)])
+def test_ranks_see_the_same_pair(cuts):
+    mask = (FIXED > 0.1).astype(np.float32)
+    u = np.random.default_rng(0).standard_normal((3, *SHAPE)).astype(np.float32)
+
+    def seen(comm):
+        partition = cut(SHAPE[0], *cuts[: comm.size - 1])
+        images = piece(comm, FIXED, GRID, partition, mask=mask), piece(comm, FIXED[::-1].copy(), GRID, partition)
+        block = Block(SHAPE, partition, comm.rank, 1)
+        outcome = Outcome(turned(10), u[:, block.held.start : block.held.stop], [], block)
+        return coarse_pair(_Plan, outcome, images, comm)
+
+    (alone,), several = on_ranks(1, seen), on_ranks(len(cuts) + 1, seen)
+    for pair in several:
+        for a, b in ((alone.fixed.voxels, pair.fixed.voxels), (alone.fixed.weight, pair.fixed.weight),
+                     (alone.moving.voxels, pair.moving.voxels), (alone.displacement, pair.displacement)):  # fmt: skip
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "word"),
+    [
+        ({}, "ok", "80 %"),
+        ({"pose": 0.1, "in_place": 0.1}, "failed", "10 %"),
+        ({"pose": 0.1}, "failed", "rough displacement"),
+        ({"pose": 0.37}, "doubtful", "37 %"),
+        ({"in_place": 0.2}, "doubtful", "after the deformation"),
+        ({"best_random": 0.65}, "doubtful", "0.650 against 0.600"),
+        ({"windows": MINIMUM_WINDOWS - 1.0, "pose": 0.1}, "doubtful", "too little to judge"),
+        ({"overlap": 0.1}, "doubtful", "10 % of the smaller one"),
+        ({"stretch": 4.0}, "failed", "4.0"),
+    ],
+)
+def test_each_reason(change, expected, word):
+    verdict = judge(replace(GOOD, **change), [])
+    assert verdict.status == expected
+    assert word in verdict.line()
+
+
+def test_folds_and_levels_that_ended_early_count():
+    assert judge(GOOD, [], folded_percent=2.0).status == "doubtful"
+    ended = judge(GOOD, [{"stage": "rigid", "scale": 4, "stopped": "overlap"}])
+    assert ended.status == "doubtful"
+    assert "scale 4" in ended.line()
+
+
+def test_a_verdict_is_kept_in_provenance():
+    states = np.random.default_rng(0).integers(0, 3, (7, 5, 6)).astype(np.uint8)
+    verdict = replace(judge(GOOD, []), matched=MatchMap(states, (2, 3, 4)).as_dict())
+    back = Verdict.of_record(verdict.as_dict())
+    assert (back.status, back.reasons) == (verdict.status, verdict.reasons)
+    found = MatchMap.of_record(back.matched)
+    np.testing.assert_array_equal(found.states, states)
+    assert found.transpose((2, 0, 1)).factors == (4, 2, 3)
+    assert Verdict.of_record(None) is None
+    with pytest.raises(Unreadable, match="damaged"):
+        MatchMap.of_record({**verdict.matched, "states": "AAAA"})
