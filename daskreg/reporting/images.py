@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from daskreg.errors import InputError
-from daskreg.reporting import numbers, pictures, views
+from daskreg.reporting import matched, numbers, pictures, views
 from daskreg.reporting.sampling import Plane, Source, Warp, informative_slices, read_planes, shown_level
 from daskreg.storage import RunStore
 from daskreg.storage.runs.layout import DISPLACEMENT
@@ -33,6 +33,7 @@ def images(run: RunStore, record: dict[str, Any]) -> dict[str, Any]:
         "columns": _columns(shades),
         "overlays": _overlays(shades),
         "missing": notes,
+        "verdict": matched.verdict(record, run.fixed_grid, three, shades["moved"]),
         "unit": views.short_unit(moved.grid.unit),
         "oriented": moved.grid.oriented,
         "level": level,

@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.deprecation import renamed_arguments
+from daskreg.engine.verdict import Verdict
 from daskreg.errors import ConfigError, VoxelError
 from daskreg.grid import Grid
 from daskreg.lazy.blocks import block_of
-from daskreg.lazy.load import TransformLike, as_transform
+from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.resample import resampled
 from daskreg.lazy.transform import Transform
-from daskreg.storage import Volume, open_volume
+from daskreg.storage import RunStore, Volume, open_volume
+from daskreg.storage.formats.run import Run
 from daskreg.storage.images import ImageSource
 from daskreg.transforms.jacobian import JacobianStatistics
 from daskreg.workflows.landmarks import read_landmarks
@@ -62,7 +64,8 @@ class Distances:
 class Evaluation:
     """Overlap, distances and Jacobian of a transform; before: by the headers alone, after: through the transform.
 
-    labels: by identity, empty without labels;  errors: distances before and after of ``landmarks`` pairs, None without any
+    labels: by identity, empty without labels;  errors: distances before and after of ``landmarks`` pairs, None without any;
+    verdict: that a run has recorded, None for other transforms and runs of earlier versions
     """
 
     jacobian_statistics: JacobianStatistics
@@ -70,6 +73,7 @@ class Evaluation:
     labels: Mapping[int, Overlap] = field(default_factory=dict)
     errors: tuple[Distances, Distances] | None = None
     landmarks: int = 0
+    verdict: Verdict | None = None
 
     @property
     def dice(self) -> tuple[float, float]:
@@ -90,11 +94,13 @@ class Evaluation:
         if self.errors:
             text.append(f"{self.landmarks} landmarks, distance in {unit}: mean, median, 95th percentile, largest")
             text += [_distances("before", self.errors[0]), _distances("after", self.errors[1])]
-        return text
+        return text if self.verdict is None else [self.verdict.line(), *text]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         tree: dict[str, Any] = {"unit": self.unit, "jacobian": asdict(self.jacobian_statistics)}
+        if self.verdict is not None:
+            tree["verdict"] = {k: v for k, v in self.verdict.as_dict().items() if k != "matched"}
         if self.labels:
             labels = {str(n): {k: _plain(v) for k, v in asdict(o).items()} for n, o in self.labels.items()}
             tree["dice"] = {"before": _plain(self.dice[0]), "after": _plain(self.dice[1]), "labels": labels}
@@ -128,7 +134,16 @@ def evaluate(
     if fixed_labels is not None and moving_labels is not None:
         overlaps = compare_labels(phi, open_volume(fixed_labels), open_volume(moving_labels), labels)
     errors = None if pairs is None else target_errors(phi, *pairs)
-    return Evaluation(phi.jacobian_statistics(), phi.grid.unit, overlaps, errors, 0 if pairs is None else len(pairs[0]))
+    count = 0 if pairs is None else len(pairs[0])
+    return Evaluation(phi.jacobian_statistics(), phi.grid.unit, overlaps, errors, count, verdict_of(transform))
+
+
+def verdict_of(transform: TransformLike) -> Verdict | None:
+    """What a run has recorded; None for anything else."""
+    path = path_of(transform)
+    if isinstance(transform, RunStore):
+        return Verdict.of_record(transform.provenance.get("verdict"))
+    return verdict_of(RunStore.open(path)) if path is not None and Run().sniff(str(path)) else None
 
 
 def target_errors(transform: Transform, fixed: NDArray[np.float64], moving: NDArray[np.float64]) -> tuple[Distances, Distances]:

@@ -154,9 +154,12 @@ def test_from_register_to_report(tmp_path, capsys):
     np.testing.assert_array_equal(moved.transpose(2, 1, 0), np.asarray(zarr.open_array(store / "moved" / "0")[:]))
     assert run(capsys, "export", store, "-o", tmp_path / "warp.nii.gz")[0] == 0
     assert run(capsys, "export", store, "-o", tmp_path / "affine.mat", "--part", "affine")[0] == 0
-    assert json.loads(run(capsys, "evaluate", store, "--json")[1])["jacobian"]["folded_percent"] == 0
+    found = json.loads(run(capsys, "evaluate", store, "--json")[1])
+    assert (found["jacobian"]["folded_percent"], found["verdict"]["status"]) == (0, "ok")
+    assert run(capsys, "evaluate", store)[1].startswith("verdict: ok: ")
     assert "complete" in run(capsys, "info", store)[1]
     assert run(capsys, "report", store, "-o", tmp_path / "report.html")[0] == 0
+    assert "Verdict: ok" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("other", "expected"), [(3, 0), (8, 3)], ids=["right", "wrong"])

@@ -13,11 +13,12 @@ import pytest
 from numpy.testing import assert_allclose
 
 from daskreg.config import Affine, Config, Deformable
+from daskreg.engine.match_map import MatchMap
 from daskreg.errors import ConfigError, IncompleteRun, OutputError, OutputExists
 from daskreg.grid import Grid, Region
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
-from daskreg.reporting import charts, pictures, views
+from daskreg.reporting import charts, matched, pictures, views
 from daskreg.reporting.numbers import duration, memory
 from daskreg.reporting.page import render
 from daskreg.reporting.sampling import Source, Warp, informative_slices, read_planes, shown_level
@@ -348,3 +349,24 @@ def test_the_inverse_of_another_run_is_refused(tmp_path):
         report(run.path, tmp_path / "r.html", inverse=tmp_path / "i.zarr")
     invert(run.path, tmp_path / "own.zarr")
     report(run.path, tmp_path / "r.html", inverse=tmp_path / "own.zarr")
+
+
+def test_a_verdict_is_shown_with_where_the_images_do_not_match(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    states = np.ones((5, 12, 16), np.uint8)
+    states[:, :, 8:] = 2
+    verdict = {"status": "doubtful", "reasons": ["only 37 % of the image matches"], "evidence": {},
+               "matched": MatchMap(states, (2, 2, 2)).as_dict()}  # fmt: skip
+    record = run.provenance | {"verdict": verdict}
+    three = views.three_views(GRID, (5, 12, 16), 1.0)
+    axial = three[0]
+    painted = matched._painted(np.zeros(axial.shape), MatchMap.of_record(verdict["matched"]), GRID, axial)
+    orange = painted[..., 0] > painted[..., 2]
+    x = axial.points()[..., 2]
+    assert orange[x > 1].all()
+    assert not orange[x < -1].any()
+    shown = matched.verdict(record, GRID, three, [np.zeros(v.shape) for v in three])
+    assert (shown["status"], len(shown["pictures"])) == ("doubtful", 3)
+    assert matched.verdict(run.provenance, GRID, three, []) is None
+    damaged = {"verdict": verdict | {"matched": {**verdict["matched"], "states": "AAAA"}}}
+    assert matched.verdict(damaged, GRID, three, [])["pictures"] == []
