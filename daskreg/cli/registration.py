@@ -74,6 +74,10 @@ def register(
     deadline: Annotated[
         float, typer.Option("--deadline", min=0.1, max=1e6, help="seconds after which a worker without response counts as lost")
     ] = 600.0,
+    candidates: Annotated[
+        str | None,
+        typer.Option("--try", metavar="PRESETS", help="as brain,rigid: try these coarsely, run the one with the best verdict"),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help=f"end with exit code {FAILED} where the verdict is 'failed'; the result is written")
     ] = False,
@@ -86,7 +90,10 @@ def register(
     from daskreg.workflows.background import parse_background
 
     files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
+    names = _recipes(candidates, config, preset)
     chosen = _config(config, preset, {**files, "fill": parse_fill(fill)}, parse_background(background))
+    if names and (print_config or dry_run):
+        raise ConfigError("--try chooses a preset when it runs; --print-config and --dry-run show one: give --preset.")
     if print_config:
         typer.echo(chosen.dump(), nl=False)
         return
@@ -99,8 +106,8 @@ def register(
         return
     if output is None:
         raise ConfigError("no output was named; add -o RUN.zarr.")
-    if resume and config is None and preset is None and _exists(output):
-        given["config"] = None  # an unfinished run knows its configuration
+    if names or (resume and config is None and preset is None and _exists(output)):
+        given["config"] = None  # the best of the recipes, or an unfinished run, which knows its configuration
     given |= {
         "fill": fill,
         "background": background,
@@ -111,7 +118,7 @@ def register(
         "deadline": deadline,
     }
     given |= {"cluster": None if cluster == "local" else cluster, "workers": workers, "device": device.value}
-    given |= {"overwrite": overwrite, "resume": resume, "inputs_changed": inputs_changed}
+    given |= {"overwrite": overwrite, "resume": resume, "inputs_changed": inputs_changed, "candidates": names}
     _register(fixed, moving, strict=strict, **{"config": chosen, "output": output, **given})
 
 
@@ -241,6 +248,19 @@ def _config(config: Path | None, preset: str | None, files: dict[str, Any], back
         raise ConfigError("--config and --preset were both given; a configuration holds everything, so give one of them.")
     chosen = Config.load(config) if config else named(preset or "brain")
     return chosen.model_copy(update={k: v for k, v in files.items() if v is not None} | (backgrounds or {}))
+
+
+def _recipes(text: str | None, config: Path | None, preset: str | None) -> list[str] | None:
+    """Names of presets to try. Raises ConfigError."""
+    from daskreg.workflows.recipes import require_recipes
+
+    if text is None:
+        return None
+    if config is not None or preset is not None:
+        raise ConfigError("--try was given with --config or --preset; it chooses between presets, so give one of them.")
+    names = [name.strip() for name in text.split(",")]
+    require_recipes(names)
+    return names
 
 
 def _exists(output: Path) -> bool:

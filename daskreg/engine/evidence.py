@@ -64,7 +64,7 @@ class Evidence:
         return asdict(self)
 
 
-class LocalCorrelation:
+class SquaredCorrelation:
     """Of the fixed level with images on its grid."""
 
     def __init__(self, pair: CoarsePair) -> None:
@@ -131,7 +131,7 @@ def _share(part: NDArray[np.bool_], of: NDArray[np.bool_]) -> float:
     return float((part & of).sum()) / max(int(of.sum()), 1)
 
 
-def _compare_places(pair: CoarsePair, correlation: LocalCorrelation, u: Array | None, elsewhere: list[Array]) -> _Places:
+def _compare_places(pair: CoarsePair, correlation: SquaredCorrelation, u: Array | None, elsewhere: list[Array]) -> _Places:
     """With moved shifted by STEP along every axis, edge and diagonal, as far as the level has voxels there, and other poses."""
     moved, weight = pair.sample(pair.world, u, rim=STEP)
     steps = [(-STEP, 0, STEP) if n > 2 * STEP else (0,) for n in pair.fixed.voxels.shape]
@@ -158,7 +158,7 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
 
     start: the initial world map
     """
-    correlation, u = LocalCorrelation(pair), pair.displacement
+    correlation, u = SquaredCorrelation(pair), pair.displacement
     random, elsewhere = _other_poses(pair, correlation)
     places = _compare_places(pair, correlation, u, elsewhere)
     counts, squared = places.counts, places.squared
@@ -196,7 +196,7 @@ def _smoothed(u: Array) -> Array:
     return np.stack([gaussian_filter(c, SMOOTH, mode="nearest") for c in u])
 
 
-def _shuffled(pair: CoarsePair, correlation: LocalCorrelation, u: Array | None) -> list[Array]:
+def _shuffled(pair: CoarsePair, correlation: SquaredCorrelation, u: Array | None) -> list[Array]:
     """Local correlations with the moved image's blocks exchanged: its halves, along all axes."""
     moved, weight = pair.sample(pair.world, u)
     found = []
@@ -207,7 +207,7 @@ def _shuffled(pair: CoarsePair, correlation: LocalCorrelation, u: Array | None) 
     return found
 
 
-def _other_poses(pair: CoarsePair, correlation: LocalCorrelation) -> tuple[list[float], list[Array]]:
+def _other_poses(pair: CoarsePair, correlation: SquaredCorrelation) -> tuple[list[float], list[Array]]:
     """Similarities and local correlations at other poses: rotations about the middle of what both images cover (of a single
     plane: within it), as far as they keep half of the overlap.
     """

@@ -10,8 +10,8 @@ from daskreg.engine.evidence import Evidence
 
 Status = Literal["ok", "doubtful", "failed"]
 RANKS: tuple[Status, ...] = ("ok", "doubtful", "failed")
-# Shares of the image that match best where they are: of the poses tuned on, wrong ones had at most 0.38, right ones at least 0.41
-FAILED, DOUBTFUL = 0.34, 0.4
+# Shares of the image that match best where they are: of the poses tuned on, wrong ones had at most 0.35, right ones at least 0.41
+FAILED, DOUBTFUL = 0.34, 0.38
 MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little
 MINIMUM_OVERLAP = 0.2  # of the smaller image
 STRETCH = 2.0  # of a length by the affine map

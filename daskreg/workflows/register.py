@@ -7,9 +7,9 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from daskreg.workflows.background import Choice, backgrounds
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spacing, staged
 from daskreg.workflows.plan import plan
 from daskreg.workflows.provenance import provenance
+from daskreg.workflows.recipes import Trial, choose_recipe
 from daskreg.workflows.resources import LOCAL, Allocation, Comm, Residency, Resources, allocate, parse_memory
 from daskreg.workflows.result import Report, Result, merge_reports
 from daskreg.workflows.resume import (
@@ -62,6 +63,7 @@ def register(
     moving: ImageLike | None = None,
     config: ConfigLike | None = None,
     *,
+    candidates: Sequence[str] | None = None,
     output: str | Path | None = None,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
@@ -99,6 +101,8 @@ def register(
         An address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), or a Volume (``open_volume(array, grid=...)``).
     config
         A Config, a list of stages, or the name of a preset; ``brain`` by default.
+    candidates
+        Presets that are tried on coarse images in place of ``config``; the one with the best verdict is then run.
     output
         Where RUN.zarr is written; by default a temporary folder that is removed with the Python process.
     fixed_mask, moving_mask
@@ -151,6 +155,9 @@ def register(
     with _only_writer(path) as lock:
         store = unfinished_run(path) if resume else None
         request = request if store is None else restore_request(store, request)
+        trials = list[Trial]()
+        if candidates is not None and store is None:
+            request, trials = _chosen(request, candidates, client, cluster, device, threads)
         if resume and store is None and (fixed is None or moving is None):
             raise ConfigError(f"there is no run at {path} to resume, and no two images to start one: give FIXED and MOVING.")
         asked = request.open()
@@ -165,9 +172,24 @@ def register(
                     report = run.execute(at, progress, elsewhere=found is not None or use.workers > 1)
                     report["seconds"]["total"] = time.perf_counter() - started
                 lock.verify()
+                if trials:
+                    report["tried"] = [t.as_dict() for t in trials]
                 changed, written = changes_while_running(store, request), images_of(planned.config)
                 finished = store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report, **changed}, written)
     return Result(RunStore.open(finished.path))
+
+
+def _chosen(
+    request: Request, names: Sequence[str], client: Client | None, cluster: str | None, device: DeviceName, threads: int | None
+) -> tuple[Request, list[Trial]]:
+    """The request with the best of several presets, and how they did, the best first. Raises ConfigError."""
+    if request.config is not None:
+        raise ConfigError("a configuration and recipes to try were both given; give one of them.")
+    if request.fixed is None or request.moving is None:
+        raise ConfigError("two images are needed to try recipes: daskreg register FIXED MOVING -o RUN.zarr.")
+    where = None if cluster == "cuda" else cluster
+    trials = choose_recipe(request, names, client, cluster=where, device=device, threads=threads)
+    return replace(request, config=trials[0].name), trials
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class Report(TypedDict, total=False):
     seconds: of each phase, of the slowest rank, and total;  machine, ranks: computer, peak bytes and bytes sent, of rank 0 and
     of each rank;  blocks: first and last + 1 plane of each rank;  projected_bytes: what the plan expected a rank to need
     fill: value of the moved image outside of the moving one;  left_out: voxels of fixed and moving that are stored background
+    tried: presets that were tried on coarse images, the one that was taken first; absent without any
     changed_inputs: inputs that changed while they were read,
     and how; absent without any
     """
@@ -48,6 +49,7 @@ class Report(TypedDict, total=False):
     projected_bytes: int
     fill: float | str
     left_out: list[int]
+    tried: list[dict[str, Any]]
     changed_inputs: dict[str, str]
 
 
