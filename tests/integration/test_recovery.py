@@ -219,18 +219,25 @@ def in_measuring(folder):
     die_in(rank_job, "_metrics", folder)
 
 
+def in_collecting_a_row(folder):
+    from daskreg.cluster import result_writer
+
+    die_in(result_writer, "_collect_row", folder)
+
+
 def in_writing_the_result(folder):
+    """The one that writes; the result has a single row of chunks."""
     from daskreg.cluster.result_writer import ResultWriter
 
     die_in(ResultWriter, "write", folder)
 
 
 INSIDE = [in_creating, in_connecting, in_reading, in_search, in_a_collective, in_an_exchange, in_writing_a_checkpoint,
-          in_measuring, in_writing_the_result]  # fmt: skip
+          in_measuring, in_collecting_a_row, in_writing_the_result]  # fmt: skip
 
 
 @pytest.mark.parametrize("comm", COMMS)
-@pytest.mark.parametrize("victims", [(1,), (0, 2)], ids=["one", "two"])
+@pytest.mark.parametrize("victims", [(1,), (0, 1)], ids=["one", "two"])
 @pytest.mark.parametrize("place", INSIDE, ids=lambda place: place.__name__)
 def test_killed_inside(client, images, undisturbed, tmp_path, recovery, place, victims, comm):
     require(comm)
