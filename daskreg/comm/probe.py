@@ -43,13 +43,15 @@ def measure_link(comm: Communicator, xp: Any = np) -> LinkSpeed | None:
     """
     if comm.size == 1:
         return None
-    before = comm.traffic.copy()
+    before, waits = comm.traffic.copy(), comm.busy_wait
+    comm.busy_wait = xp is not np  # as in an iteration
     latency = _seconds(comm, SMALL, xp)
     size = LARGE
     took = _seconds(comm, size, xp)
     if xp is not np and took < FAST:  # a link between GPUs, whose rate shows only then
         size = LARGEST
         took = _seconds(comm, size, xp)
+    comm.busy_wait = waits
     comm.traffic.clear()
     comm.traffic.update(before)
     return LinkSpeed(latency, size / took, size)

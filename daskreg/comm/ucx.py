@@ -51,7 +51,7 @@ CLOSE_TIMEOUT_NS = 500_000_000  # for each step of closing; a dead peer does not
 # memory, which UCX opens to the user's group; where ranks share memory, nothing that reaches over a network
 NOT_USED = {False: "^cma,sysv", True: "^cma,sysv,tcp,ib"}
 INFINIBAND = Path("/sys/class/infiniband")
-RESOURCE = re.compile(r"resource\s+\d+\s*:.*--\s*(\w+)/")  # of a transport, in UCX's description of its context
+RESOURCE = re.compile(r"resource\s+\d+\s*:.*\sflags\s+\S+\s+(\w+)/")  # of a transport, in UCX's description of its context
 
 
 @cache

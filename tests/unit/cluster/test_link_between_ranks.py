@@ -123,9 +123,19 @@ def test_a_process_says_why_it_has_no_ucx(monkeypatch, error, missing):
     assert abilities().transports == ("tcp",)
 
 
+DESCRIBED = """
+#     component 6  :  cuda_ipc
+#            md 5  :  component 5  cuda_cpy
+#      resource 0  :  md 0  dev 0  flags -- self/memory
+#      resource 8  :  md 5  dev 4  flags -- cuda_copy/cuda
+#      resource 10 :  md 6  dev 5  flags -a cuda_ipc/cuda
+"""
+
+
 def test_ucx_names_its_transports():
-    pytest.importorskip("ucxx")
+    ucx = pytest.importorskip("daskreg.comm.ucx")
     assert {"self", "posix"} <= set(abilities().links)
+    assert ucx.RESOURCE.findall(DESCRIBED) == ["self", "cuda_copy", "cuda_ipc"]
 
 
 def test_a_link_is_measured_alike_on_every_rank_and_leaves_no_trace():
