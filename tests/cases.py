@@ -132,9 +132,14 @@ def empty(*shape: int) -> Array:
     return np.zeros(shape, np.float32)
 
 
-def rates(t: int, epsilon: float = 1e-8) -> Array:
-    """Adam's decays 0.9 and 0.99, their bias corrections in step t, and epsilon."""
-    return np.array([0.9, 0.99, 1 / (1 - 0.9**t), 1 / (1 - 0.99**t), epsilon], np.float32)
+def rates(t: int, epsilon: float = 1e-8, chance: float = 0.0) -> Array:
+    """Adam's decays 0.9 and 0.99, their bias corrections in step t, epsilon, and the chance level of m^2/v."""
+    return np.array([0.9, 0.99, 1 / (1 - 0.9**t), 1 / (1 - 0.99**t), epsilon, chance], np.float32)
+
+
+def adam_row(gated: bool) -> Array:
+    """``rates`` of step 3."""
+    return rates(3, chance=0.2 if gated else 0.0)
 
 
 def kernel_of(name: str) -> Kernel:
@@ -384,7 +389,7 @@ def downsample_x() -> Case:
 @case
 def adam() -> Case:
     moments = vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8))
-    return (INNER, 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), rates(3), vectors(*TALL), *moments,
+    return (INNER, 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), adam_row(True), vectors(*TALL), *moments,
             empty(3, *TALL))  # fmt: skip
 
 
@@ -777,19 +782,29 @@ def smoothed(sigma: float, planes: int, first: int, field: Array) -> Array:
 @cooperative_case
 def smooth_adam() -> CooperativeCase:
     """Planes 4 to 14, the last, of a grid of 15."""
+    return adam_step(gated=False)
+
+
+def adam_step(gated: bool) -> CooperativeCase:
+    """``smooth_adam``."""
     g, m, v, d = vectors(*TALL), vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)), empty(3, *TALL)
-    longest, clock, table = empty(1), np.array([1], np.int32), np.stack([rates(2), rates(3)])
+    longest, clock, table = empty(1), np.array([1], np.int32), np.stack([rates(2), adam_row(gated)])
     fields = m, v, d
 
     def plain() -> list[NDArray[Any]]:
         smooth = smoothed(1.0, 15, 4, g)
         one = np.float32(1)
-        top = adam_cpu.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), rates(3), smooth, m, v, d)
+        top = adam_cpu.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), table[1], smooth, m, v, d)
         return [*(inner(f.reshape(3, -1)) for f in fields), top.max().reshape(1)]
 
     length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
     arguments = length, *filtered(1.0, 15, 4), table, clock, *(f.reshape(-1) for f in (g, *fields)), longest
-    return CooperativeCase((2,), blocks, threads, arguments, plain, lambda: [*(inner(f.reshape(3, -1)) for f in fields), longest])
+    constants = (2, False, True) if gated else (2,)
+    return CooperativeCase(constants, blocks, threads, arguments, plain,
+                 lambda: [*(inner(f.reshape(3, -1)) for f in fields), longest])  # fmt: skip
+
+
+COOPERATIVE_CASES["smooth_adam gated"] = lambda: adam_step(gated=True)
 
 
 def words() -> NDArray[np.uint32]:
@@ -797,25 +812,26 @@ def words() -> NDArray[np.uint32]:
     return pack_moments(vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)))
 
 
-def smooth_adam_mixed() -> CooperativeCase:
+def adam_step_mixed(gated: bool) -> CooperativeCase:
     """The same as ``smooth_adam``; what is stored is at most a unit of a bfloat16 away from what is not rounded."""
     g, kept, longest = bfloats(vectors(*TALL)), words(), empty(1)
-    clock, table = np.array([1], np.int32), np.stack([rates(2), rates(3)])
+    clock, table = np.array([1], np.int32), np.stack([rates(2), adam_row(gated)])
 
     def plain() -> list[NDArray[Any]]:
         smooth, (m, v), d = smoothed(1.0, 15, 4, floats(g)), unpack_moments(kept), empty(3, *TALL)
         one = np.float32(1)
-        top = adam_cpu.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), rates(3), smooth, m, v, d)
+        top = adam_cpu.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), table[1], smooth, m, v, d)
         return [*(inner(f.reshape(3, -1)) for f in (m, v)), top.max().reshape(1)]
 
     length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
     state = g.reshape(-1), kept.reshape(-1), empty(0), np.int32(4)
     arguments = length, *filtered(1.0, 15, 4), table, clock, *state, longest
-    return CooperativeCase((2, True), blocks, threads, arguments, plain,
+    return CooperativeCase((2, True, True) if gated else (2, True), blocks, threads, arguments, plain,
                  lambda: [*(inner(f.reshape(3, -1)) for f in unpack_moments(kept)), longest])  # fmt: skip
 
 
-COOPERATIVE_CASES["smooth_adam mixed"] = smooth_adam_mixed
+COOPERATIVE_CASES["smooth_adam mixed"] = lambda: adam_step_mixed(gated=False)
+COOPERATIVE_CASES["smooth_adam gated mixed"] = lambda: adam_step_mixed(gated=True)
 
 
 @cooperative_case
@@ -824,13 +840,14 @@ def compose_smooth() -> CooperativeCase:
     return composition(mixed=False)
 
 
-def composition(mixed: bool) -> CooperativeCase:
+def composition(mixed: bool, gated: bool = False) -> CooperativeCase:
     """``compose_smooth``."""
     u, d, out, longest = vectors(*TALL, size=4), vectors(*TALL, seed=9), empty(3, *TALL), np.array([2.25], np.float32)
     given: Any = d.reshape(-1)
     if mixed:
-        (m, v), table = unpack_moments(words()), np.stack([rates(2, 0.1), rates(3, 0.1)])
-        d = -(m * table[1, 2]) / (np.sqrt(v * table[1, 3]) + table[1, 4])
+        (m, v), table = unpack_moments(words()), np.stack([rates(2, 0.1), rates(3, 0.1, 0.2 if gated else 0.0)])
+        first, second = m * table[1, 2], v * table[1, 3]
+        d = -first / (np.sqrt(second) + table[1, 4]) * (1 - np.minimum(1, table[1, 5] * second / first**2))
         longest[0], given = (d * d).sum(axis=0).max(), (words().reshape(-1), table, np.array([1], np.int32))
 
     def plain() -> list[NDArray[Any]]:
@@ -843,10 +860,13 @@ def composition(mixed: bool) -> CooperativeCase:
     length, blocks, threads = composition_cuda.launch_grid(EXTENT, 1)
     place = np.int32(0), np.int32(12), np.float32(0.5), longest
     arguments = length, *filtered(0.5, 12, 0), *place, given, *(f.reshape(-1) for f in (u, out))
-    return CooperativeCase((1, mixed), blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
+    return CooperativeCase(
+        (1, mixed, True) if gated else (1, mixed), blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))]
+    )
 
 
 COOPERATIVE_CASES["compose_smooth mixed"] = lambda: composition(mixed=True)
+COOPERATIVE_CASES["compose_smooth gated mixed"] = lambda: composition(mixed=True, gated=True)
 
 
 @cooperative_case

@@ -344,13 +344,14 @@ def upsample_displacement(u: Array, factors_coarse: Sequence[int], factors_fine:
 
 
 def adam_step(
-    g: Array, m: Array, v: Array, t: int, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8
+    g: Array, m: Array, v: Array, t: int, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8, chance: float = 0
 ) -> tuple[Array, Array, Array]:
-    """Direction ``m^ / (sqrt(v^) + eps)`` and the new moments m, v; t = 1 at the first step."""
+    """Direction ``m^ / (sqrt(v^) + eps) max(0, 1 - chance v^ / m^2)`` and the new moments m, v; t = 1 at the first step."""
     g, m, v = _double(g, m, v)
     m = betas[0] * m + (1 - betas[0]) * g
     v = betas[1] * v + (1 - betas[1]) * g * g
-    return (m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps), m, v
+    first, second = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+    return first / (np.sqrt(second) + eps) * np.maximum(0, 1 - chance * second / first**2), m, v
 
 
 def limit_step(d: Array, lr: float) -> Array:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from daskreg.kernels.adam.cpu import adam
 from daskreg.kernels.adam.cuda import launch_grid, smooth_adam
@@ -16,9 +17,17 @@ from daskreg.kernels.compiler.launch import extent
 from daskreg.kernels.device import host
 from daskreg.kernels.smoothing.cuda import MAX_RADIUS
 from daskreg.optimizers.base import Optimizer, State, Step
-from daskreg.parameters import Decay, DeviceKind, OptimizerParameters, Storage
+from daskreg.parameters import Decay, DeviceKind, Number, OptimizerParameters, Storage
 
 EPSILON = 0.1  # of a clear gradient: below it a voxel hardly moves, so that noise, and a perfect match, stay at rest
+
+
+def chance_level(decay: float, t: int) -> float:
+    """The expected m^2/v after t gradients that are independent, with mean 0: the sum of squares of their weights in m.
+
+    0 for t = 1: one gradient says nothing about its noise.
+    """
+    return 0.0 if t == 1 else (1 - decay) / (1 + decay) * (1 + decay**t) / (1 - decay**t)
 
 
 class Adam(OptimizerParameters):
@@ -26,6 +35,9 @@ class Adam(OptimizerParameters):
 
     kind: Literal["adam"] = "adam"
     betas: tuple[Decay, Decay] = (0.9, 0.99)  # decay of first and second moment
+    # A component whose m^2/v is at most so many times the chance level (independent gradients) does not move, others move less by
+    # that part; 0: all move
+    significance: Annotated[Number, Field(ge=0, le=100)] = 0.0
 
     @property
     def storages(self) -> tuple[Storage, ...]:
@@ -44,8 +56,8 @@ class Adam(OptimizerParameters):
     def build(self, storage: Storage, device: DeviceKind) -> Optimizer:
         """For a CPU, a GPU, or a GPU in mixed storage."""
         if device == "cpu":
-            return AdamOnCpu(self.betas)
-        return MixedAdam(self.betas) if storage == "mixed" else AdamOnGpu(self.betas)
+            return AdamOnCpu(self.betas, self.significance)
+        return MixedAdam(self.betas, self.significance) if storage == "mixed" else AdamOnGpu(self.betas, self.significance)
 
 
 class AdamOnCpu(Optimizer):
@@ -53,18 +65,21 @@ class AdamOnCpu(Optimizer):
 
     fields = ("m", "v")
     at_rest = 1 / 3  # 0.05 / (0.05 + EPSILON)
+    mixed = False  # storage
 
-    def __init__(self, betas: tuple[float, float]) -> None:
-        self.betas = betas
+    def __init__(self, betas: tuple[float, float], significance: float = 0.0) -> None:
+        self.betas, self.significance = betas, significance
+        self.constants: tuple[bool, ...] = (self.mixed, True) if significance else (self.mixed,) if self.mixed else ()
 
     def init(self, zeros: Callable[..., Any]) -> State:
         """At rest."""
         return {"m": zeros(), "v": zeros()}
 
     def coefficients(self, t: int, gradient_scale: float) -> NDArray[np.float32]:
-        """Both decays, both bias corrections, epsilon."""
+        """Both decays, both bias corrections, epsilon, the chance level of m^2/v."""
         b1, b2 = self.betas
-        return np.array([b1, b2, 1 / (1 - b1**t), 1 / (1 - b2**t), EPSILON * gradient_scale], np.float32)
+        chance = self.significance * chance_level(b1, t)
+        return np.array([b1, b2, 1 / (1 - b1**t), 1 / (1 - b2**t), EPSILON * gradient_scale, chance], np.float32)
 
     def step(self, s: Step) -> None:
         """The last axis of the filter in the same pass."""
@@ -78,7 +93,6 @@ class AdamOnGpu(AdamOnCpu):
     """Filter and update in one pass, as far as the filter fits into shared memory."""
 
     asynchronous = True
-    constants: tuple[bool, ...] = ()
 
     def step(self, s: Step) -> None:
         """See ``kernels.adam.cuda.smooth_adam``."""
@@ -112,7 +126,7 @@ class AdamOnGpu(AdamOnCpu):
 class MixedAdam(AdamOnGpu):
     """State ``moments``: both in words of 32 bits, stochastically rounded; the direction follows from them."""
 
-    constants = (True,)
+    mixed = True
 
     def init(self, zeros: Callable[..., Any]) -> State:
         """At rest."""

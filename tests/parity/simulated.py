@@ -17,6 +17,7 @@ from daskreg.config import Config, Deformable
 from daskreg.engine import reach
 from daskreg.kernels.compiler.cooperative import CooperativeKernel
 from daskreg.kernels.compiler.launch import Kernel
+from daskreg.optimizers.adam import Adam
 from daskreg.optimizers.sgd import SGD
 from daskreg.similarity import LNCC, MI, MSE, NGF
 from tests.parity.background import serve
@@ -25,11 +26,15 @@ from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration
 
 LOSSES: dict[str, Any] = {"mse": MSE(), "lncc": LNCC(radius=1), "mi": MI(bins=8), "ngf": NGF()}
-OTHERS: dict[str, dict[str, Any]] = {"sgd": {"similarity": MSE(), "optimizer": SGD()}}
+OTHERS: dict[str, dict[str, Any]] = {
+    "sgd": {"similarity": MSE(), "optimizer": SGD()},
+    "gated": {"similarity": MSE(), "optimizer": Adam(significance=1)},
+}
 # in mixed storage on the device: each loss, LNCC's other gradient, and filters that go axis by axis
 MIXED: dict[str, dict[str, Any]] = {
     **{name: {"similarity": loss} for name, loss in LOSSES.items()},
     "center": {"similarity": LNCC(radius=1, gradient="center")},
+    "gated": {"similarity": MSE(), "optimizer": Adam(significance=1)},
     "wide warp": {"similarity": MSE(), "smooth_warp": 1.1},
     "wide gradient": {"similarity": MSE(), "smooth_gradient": 4.6},
 }

@@ -9,7 +9,7 @@ from daskreg.kernels.compiler.launch import voxelwise
 from daskreg.kernels.smoothing.cpu import filter_x
 
 index = int64  # replaced by the launcher
-ONE = float32(1)
+ONE, TINY = float32(1), float32(1e-30)
 
 
 @formula
@@ -18,12 +18,21 @@ def update_moment(beta, old, new):
     return beta * old + (ONE - beta) * new
 
 
+@formula
+def significance(first, second, chance):
+    """How much of a step is more than chance, 0 to 1: ``1 - chance second / first^2``, its positive part; 1 without chance.
+
+    first: m^;  second: v^;  chance: of first^2 / second where the gradients of successive iterations are independent
+    """
+    return ONE - min(ONE, chance * second / max(first * first, TINY))
+
+
 @voxelwise(sums=1, maxima=True, border=True)
 def adam(z, y, x, inside, reach, table, weights, rates, g, m, v, d):
-    """Smooth g along x, update m and v in place, write ``d = -m^ / (sqrt(v^) + eps)``; row maxima of |d|^2 (method, section 5).
+    """Smooth g along x, update m and v in place, write d; row maxima of |d|^2 (method, section 5).
 
-    reach, table, weights: as in ``smooth_x``;  rates: (5,) float32 beta1, beta2, 1/(1 - beta1^t), 1/(1 - beta2^t), eps;
-    g, m, v, d: (3, Z, Y, X) float32
+    ``d = -m^ / (sqrt(v^) + eps) significance(m^, v^)``;  reach, table, weights: as in ``smooth_x``;
+    rates: (6,) float32 beta1, beta2, 1/(1 - beta1^t), 1/(1 - beta2^t), eps, chance;  g, m, v, d: (3, Z, Y, X) float32
     """
     length = float32(0)
     for k in range(3):
@@ -32,7 +41,8 @@ def adam(z, y, x, inside, reach, table, weights, rates, g, m, v, d):
         first = update_moment(rates[0], m[c, z, y, x], value)
         second = update_moment(rates[1], v[c, z, y, x], value * value)
         m[c, z, y, x], v[c, z, y, x] = first, second
-        step = -(first * rates[2]) / (math.sqrt(second * rates[3]) + rates[4])
+        a, b = first * rates[2], second * rates[3]
+        step = -a / (math.sqrt(b) + rates[4]) * significance(a, b, rates[5])
         d[c, z, y, x] = step
         length += step * step
     return (length,)

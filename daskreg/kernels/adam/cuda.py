@@ -21,7 +21,7 @@ from daskreg.kernels.intrinsics.memory import load_bytes, store_components
 from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
 from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
 
-ZERO = float32(0)
+ZERO, ONE, TINY = float32(0), float32(1), float32(1e-30)
 ADAM_TILE = block_size(8), block_size(64)  # threads of a block along y and x
 
 
@@ -41,9 +41,36 @@ def direction(m, v, c1, c2, eps):
 
 
 @formula
+def gated_direction(m, v, c1, c2, eps, chance):
+    """``direction`` as far as it is more than chance (``kernels.adam.cpu.significance``)."""
+    first, second = m * c1, v * c2
+    by_chance = min(ONE, divide_fast(chance * second, max(first * first, TINY)))
+    return direction(m, v, c1, c2, eps) * (ONE - by_chance)
+
+
+@formula
 def packed_direction(word, corrections):
     """``direction`` from packed moments; corrections: both bias corrections and epsilon."""
     return direction(first_moment(word), second_moment(word), corrections[0], corrections[1], corrections[2])
+
+
+@formula
+def packed_gated_direction(word, corrections):
+    """``gated_direction`` from packed moments; corrections: both bias corrections, epsilon and the chance level."""
+    c1, c2, eps, chance = corrections
+    return gated_direction(first_moment(word), second_moment(word), c1, c2, eps, chance)
+
+
+@formula
+def plain_rates(rates, t):
+    """Row t of the coefficients, which no chance level concerns."""
+    return rates[t, 0], rates[t, 1], rates[t, 2], rates[t, 3], rates[t, 4]
+
+
+@formula
+def gated_rates(rates, t):
+    """Row t of the coefficients."""
+    return rates[t, 0], rates[t, 1], rates[t, 2], rates[t, 3], rates[t, 4], rates[t, 5]
 
 
 @formula
@@ -67,6 +94,22 @@ def update_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, rate
 
 
 @formula
+def update_gated_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
+    """``update_moments`` with ``gated_direction``."""
+    m0, m1, m2, v0, v1, v2 = stored
+    b1, b2, c1, c2, eps, chance = rates
+    m0, m1, m2 = lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1)
+    v0, v1, v2 = lerp(s0 * s0, v0, b2), lerp(s1 * s1, v1, b2), lerp(s2 * s2, v2, b2)
+    d0 = gated_direction(m0, v0, c1, c2, eps, chance)
+    d1 = gated_direction(m1, v1, c1, c2, eps, chance)
+    d2 = gated_direction(m2, v2, c1, c2, eps, chance)
+    store_components(m, base, size, byte, m0, m1, m2)
+    store_components(v, base, size, byte, v0, v1, v2)
+    store_components(d, base, size, byte, d0, d1, d2)
+    return fma(d2, d2, fma(d1, d1, d0 * d0))
+
+
+@formula
 def update_packed_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
     """``update_moments`` in mixed storage: the direction follows from the rounded moments."""
     b1, b2, c1, c2, eps = rates
@@ -83,6 +126,24 @@ def update_packed_moments(words, nothing, first, base, size, byte, voxel, t, sto
 
 
 @formula
+def update_packed_gated_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
+    """``update_packed_moments`` with ``gated_direction``."""
+    b1, b2, c1, c2, eps, chance = rates
+    corrections, bits = (c1, c2, eps, chance), random_bits(voxel, t)
+    m, v = lerp(s0, first_moment(stored[0]), b1), lerp(s0 * s0, second_moment(stored[0]), b2)
+    w0 = pack_word(m, v, component_bits(bits, 0))
+    m, v = lerp(s1, first_moment(stored[1]), b1), lerp(s1 * s1, second_moment(stored[1]), b2)
+    w1 = pack_word(m, v, component_bits(bits, 1))
+    m, v = lerp(s2, first_moment(stored[2]), b1), lerp(s2 * s2, second_moment(stored[2]), b2)
+    w2 = pack_word(m, v, component_bits(bits, 2))
+    store_components(words, base, size, byte, w0, w1, w2)
+    d0 = packed_gated_direction(w0, corrections)
+    d1 = packed_gated_direction(w1, corrections)
+    d2 = packed_gated_direction(w2, corrections)
+    return fma(d2, d2, fma(d1, d1, d0 * d0))
+
+
+@formula
 def voxel_number(first, z, plane, byte):
     """The number of a voxel in the grid, modulo 2^32; z: plane of the arrays, the first of which is global plane ``first``."""
     return uint32(uint32(uint32(int32(z) + first) * uint32(plane)) + uint32(byte >> uint32(2)))
@@ -94,15 +155,16 @@ def no_voxel_number(first, z, plane, byte):
     return uint32(0)
 
 
-@cooperative_kernel(launch_bounds=lambda radius, mixed=False: (512, 2))
-def smooth_adam(radius, mixed=False):
+@cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False: (512, 2))
+def smooth_adam(radius, mixed=False, gated=False):
     """Gaussian of g, Adam's moments in place, direction d, maximum of |d|^2: 72 bytes per voxel, 30 in mixed storage.
 
         Arguments: length (planes per block; int32), n (first plane within the arrays, planes, rows, columns; uint32), edge
     (planes of the arrays), weights (taps), norms along z (planes of the arrays), y, x: 1 / the sum of the weights inside the
-    global grid; rates (T, 5), clock (1,) int32: the row that counts; g, m, v, d (3 N,); longest (1,) float32, raised to the
-    maximum of |d|^2. ``mixed``: g is uint16, the bits of bfloat16; m: both moments, uint32 as in ``moments.pack_word``; v: not
-    read;  d: not an array but the global plane at plane 0 of the arrays (int32), on which stochastic rounding depends.
+    global grid; rates (T, 6), clock (1,) int32: the row that counts; g, m, v, d (3 N,); longest (1,) float32, raised to the
+    maximum of |d|^2. ``gated``: with ``gated_direction``. ``mixed``: g is uint16, the bits of bfloat16; m: both moments, uint32
+    as in ``moments.pack_word``; v: not read;  d: not an array but the global plane at plane 0 of the arrays (int32), on which
+    stochastic rounding depends.
     """
     (ty, tx), r, taps = ADAM_TILE, radius, 2 * radius + 1
     threads, width, height = ty * tx, tx + 2 * r, ty + 2 * r
@@ -110,9 +172,9 @@ def smooth_adam(radius, mixed=False):
     full = width * height // threads  # loads that every thread has
     tile, middle, rings, fetched = 3 * height * width, 3 * height * tx, max(1, 3 * (taps - 1)), 3 * loads
     kind, none, value_bytes = (uint32, uint32(0), 2) if mixed else (float32, ZERO, 4)  # of g as it is stored
-    opened, beside_m, step = (
-        (from_bfloat16, no_second_moment, update_packed_moments) if mixed else (identity, load_bytes, update_moments)
-    )
+    opened, beside_m = (from_bfloat16, no_second_moment) if mixed else (identity, load_bytes)
+    plain, by_chance = (update_packed_moments, update_packed_gated_moments) if mixed else (update_moments, update_gated_moments)
+    step, load_rates = (by_chance, gated_rates) if gated else (plain, plain_rates)
     number = voxel_number if mixed else no_voxel_number
 
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, rates, clock, g, m, v, d, longest):
@@ -136,7 +198,7 @@ def smooth_adam(radius, mixed=False):
         own_byte = uint32(uint32(4) * (min(y, n[2] - uint32(1)) * n[3] + min(x, n[3] - uint32(1))))
         norm = norm_y[min(y, n[2] - uint32(1))] * norm_x[min(x, n[3] - uint32(1))]
         t = clock[0]
-        step_rates = rates[t, 0], rates[t, 1], rates[t, 2], rates[t, 3], rates[t, 4]
+        step_rates = load_rates(rates, t)
         low = int32(n[0]) + int32(cuda.blockIdx.z) * length
         stop = min(low + length, int32(n[0] + n[1]))
         longest_here = ZERO

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import float32, int32, uint32, uint64
 
-from daskreg.kernels.adam.cuda import packed_direction
+from daskreg.kernels.adam.cuda import packed_direction, packed_gated_direction
 from daskreg.kernels.compiler.configuration import WARP_SHUFFLE, block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
@@ -79,6 +79,13 @@ def load_corrections(d):
 
 
 @formula
+def load_gated_corrections(d):
+    """Those, and the chance level."""
+    t = d[2][0]
+    return d[1][t, 2], d[1][t, 3], d[1][t, 4], d[1][t, 5]
+
+
+@formula
 def stored_direction(value, corrections):
     """A direction that is stored as it is."""
     return value
@@ -90,8 +97,8 @@ def load_moments(d, base, byte):
     return load_bytes(d[0], base, byte)
 
 
-@cooperative_kernel(launch_bounds=lambda radius, mixed=False: (WARPS * 32, 4))
-def compose_smooth(radius, mixed=False):
+@cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False: (WARPS * 32, 4))
+def compose_smooth(radius, mixed=False, gated=False):
     """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes per voxel.
 
         A warp computes ``ROWS`` rows of 32 columns; the ``radius`` columns at each end are computed for their neighbours only.
@@ -99,7 +106,7 @@ def compose_smooth(radius, mixed=False):
     x exchanges values between lanes, along y it uses shared memory, along z registers. Arguments: length, n, edge, weights,
     norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane at plane 0 of the arrays), whole (planes of the global
     grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,). ``mixed``: instead of d the moments, rates
-    and clock of ``smooth_adam``, from which the direction is computed again.
+    and clock of ``smooth_adam``, from which the direction is computed again, ``gated`` as there.
     """
     r, taps, rows = radius, 2 * radius + 1, ROWS
     threads, height, lanes = WARPS * LANES, WARPS * ROWS, LANES
@@ -110,9 +117,8 @@ def compose_smooth(radius, mixed=False):
     shared_size, prefetch_size = 9 * area, 3 * loads
     shuffled = WARP_SHUFFLE
     kind, none = (uint32, uint32(0)) if mixed else (float32, ZERO)
-    load_direction, load_rates, decode = (
-        (load_moments, load_corrections, packed_direction) if mixed else (load_bytes, no_corrections, stored_direction)
-    )
+    again = (load_gated_corrections, packed_gated_direction) if gated else (load_corrections, packed_direction)
+    load_direction, (load_rates, decode) = (load_moments, again) if mixed else (load_bytes, (no_corrections, stored_direction))
 
     @formula
     def along(mid, thread, weights):

@@ -5,17 +5,18 @@ import pytest
 
 from daskreg.kernels.adam.cpu import adam
 from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights
+from daskreg.optimizers.adam import Adam, chance_level
 from tests import reference
 from tests.cases import SHAPE, empty, rates, vectors
 
 
-@pytest.mark.parametrize("epsilon", [1e-8, 0.01])
+@pytest.mark.parametrize(("epsilon", "chance"), [(1e-8, 0), (0.01, 0), (0.01, 0.3)])
 @pytest.mark.parametrize("t", [1, 4, 300])
-def test_adam_is_the_oracle_with_the_last_pass_of_the_gaussian(t, epsilon):
+def test_adam_is_the_oracle_with_the_last_pass_of_the_gaussian(t, epsilon, chance):
     g, m, v, d = vectors(*SHAPE), vectors(*SHAPE, seed=7), np.square(vectors(*SHAPE, seed=8)), empty(3, *SHAPE)
     smooth = reference.gaussian_smooth(g.astype(float), (0, 0, 1))
-    direction, first, second = reference.adam_step(smooth, m, v, t, eps=epsilon)
-    longest = adam(SHAPE, 2, gaussian_table(9, 1.0), gaussian_weights(1.0), rates(t, epsilon), g, m, v, d)
+    direction, first, second = reference.adam_step(smooth, m, v, t, eps=epsilon, chance=chance)
+    longest = adam(SHAPE, 2, gaussian_table(9, 1.0), gaussian_weights(1.0), rates(t, epsilon, chance), g, m, v, d)
     np.testing.assert_allclose(m, first, atol=1e-6)
     np.testing.assert_allclose(v, second, atol=1e-6)
     np.testing.assert_allclose(d, -direction, rtol=2e-5, atol=1e-5 * np.abs(direction).max())
@@ -28,3 +29,35 @@ def test_a_gradient_of_zero_does_not_move():
     longest = adam(SHAPE, 2, gaussian_table(9, 1.0), gaussian_weights(1.0), rates(1), g, m, v, d)
     assert not d.any()
     assert longest.max() == 0
+
+
+def test_the_chance_level_is_what_independent_gradients_have():
+    """m^2/v of 20 000 sequences of independent gradients; v is their known mean square."""
+    gradients = np.random.default_rng(0).standard_normal((6, 20_000))
+    m = np.zeros(20_000)
+    for t, g in enumerate(gradients, 1):
+        m = 0.8 * m + 0.2 * g
+        expected = chance_level(0.8, t) if t > 1 else 1
+        assert np.square(m / (1 - 0.8**t)).mean() == pytest.approx(expected, rel=0.05)
+    assert chance_level(0.8, 1) == 0  # the first step has nothing to compare with
+    assert chance_level(0.9, 10_000) == pytest.approx(0.1 / 1.9)
+
+
+def steps(gradients, significance):
+    """|d| of a voxel after each gradient."""
+    optimizer = Adam(significance=significance).build("float32", "cpu")
+    (m, v, d), found = [empty(3, 1, 1, 1) for _ in range(3)], []
+    for t, value in enumerate(gradients, 1):
+        g = np.full((3, 1, 1, 1), value, np.float32)
+        row = optimizer.coefficients(t, 1e-3)
+        adam((1, 1, 1), 0, gaussian_table(1, 0), (np.float32(1),), row, g, m, v, d)
+        found.append(float(np.abs(d).max()))
+    return np.array(found)
+
+
+def test_gradients_that_change_sign_do_not_move_a_voxel_and_steady_ones_do():
+    turning, steady = [(-1) ** k for k in range(40)], [1] * 40
+    assert steps(turning, 1)[1:].max() == 0
+    assert steps(turning, 0)[-10:].min() > 0.03
+    np.testing.assert_allclose(steps(steady, 1)[-1], 0.95, atol=0.01)  # 1 - 0.1 / 1.9
+    assert steps(steady, 0)[-1] == pytest.approx(1, abs=1e-3)
