@@ -336,6 +336,15 @@ CASES["ngf_slope at all ends"] = lambda: (TALL, 2, vectors(*TALL), moved(*TALL))
 
 
 @case
+def pose_sums() -> Case:
+    """Two maps; SHAPE's planes and rows are one axis, and some voxels of both images do not count."""
+    turn = np.array([[0.8, 0.1, -0.2, 1.3], [-0.1, 0.9, 0.2, 0.4], [0.2, -0.1, 0.85, -0.6]])
+    maps = [np.r_[m[:, :3].ravel(), m[:, 3], 2, 3, 4, 1.1].astype(np.float32) for m in (np.eye(3, 4), turn)]
+    fixed, moving = (np.concatenate([vectors(*SHAPE) - 0.5, (image(*SHAPE, seed=k) > 0.2)[None]]) for k in (7, 8))
+    return (2, SHAPE[0] * SHAPE[1], SHAPE[2]), np.array(maps), *(a.astype(np.float32) for a in (fixed, moving))
+
+
+@case
 def joint_histogram() -> Case:
     return INNER, np.zeros((1, BINS, BINS), np.int64), image(*TALL), weights(*TALL), moved(*TALL)
 

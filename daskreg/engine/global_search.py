@@ -1,12 +1,11 @@
-"""The global search: all shifts for every candidate rotation on a coarse lattice, then a refinement of the best on finer and
-finer levels. The candidates are shared out among the ranks; what each finds does not depend on who computes it.
+"""The global search: over all rotations (``pose_search``), or over all shifts for a few candidate rotations, of which the best
+are refined on one level. Candidates are shared out among the ranks; what each finds does not depend on who computes it.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,10 +15,14 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator, SingleRank
 from daskreg.config import Rigid, Search, SimilarityStage
+from daskreg.engine.edge_images import whole
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss, run_linear
+from daskreg.engine.pose_search import PoseSearch, pose_levels
 from daskreg.engine.report import LevelReport, Watch
-from daskreg.engine.search_lattice import SearchLattice, Task, feature_voxel, in_threads, search_voxel, whole, without_filling
+from daskreg.engine.search_lattice import SearchLattice, search_voxel
+from daskreg.engine.shared_out import SharedOut
+from daskreg.engine.threads import in_threads
 from daskreg.errors import NoOverlap
 from daskreg.grid import Grid, Index, shrink_factors
 from daskreg.kernels.device import host
@@ -32,27 +35,22 @@ from daskreg.transforms.search import Candidate
 Matrix = NDArray[np.float64]
 PEAKS_PER_ROTATION = 3  # of the correlation, where there is one rotation
 DISTINCT = 1.0  # voxels of the search: candidates whose corners are nearer, in the mean, count as one
-COMPARISON_SIZE = 48  # voxels along the longest axis of the level on which candidates of few rotations are refined
-# Of the refinement where there are many rotations: voxels as a part of those of the search, iterations, candidates
-REFINEMENT = ((1.0, 10, 160), (0.5, 15, 16), (0.25, 20, 3))
+COMPARISON_SIZE = 48  # voxels along the longest axis of the level on which candidates are refined
+ITERATIONS, KEPT = 20, 5  # of that refinement
 
 
 @dataclass(frozen=True)
 class RefinedCandidate:
     """A candidate after a refinement.
 
-    world: its map;  filled: whether what may be filling is left out;  header: whether it began at the position of the headers or
-    the centres of mass;  loss, overlap: at ``world``, the part of the smaller domain that is covered;  perfect: whether moved
-    equals the fixed image;  chance: the median of ``merit`` over all candidates with the same ``filled``, on the first level
+    world: its map;  loss, overlap: at ``world``, the part of the smaller domain that is covered;  perfect: whether moved equals
+    the fixed image
     """
 
     world: Matrix
-    filled: bool = False
-    header: bool = False
     loss: float = 0.0
     overlap: float = 1.0
     perfect: bool = False
-    chance: float = -1.0
 
     @property
     def merit(self) -> float:
@@ -61,8 +59,8 @@ class RefinedCandidate:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Least first: a perfect match, then by how many times the loss is that of a chance candidate."""
-        return not self.perfect, -self.merit / min(self.chance, -1e-12)
+        """Least first: a perfect match, then by merit."""
+        return not self.perfect, self.merit
 
     def as_row(self) -> NDArray[np.float64]:
         """What a rank tells the others."""
@@ -78,39 +76,17 @@ class RefinedCandidate:
 ROW = 19  # numbers of ``RefinedCandidate.as_row``
 
 
-class SharedOut:
-    """Items of a sequence, each of which one rank computes, in turn; the results, in order, on every rank."""
-
-    def __init__(self, comm: Communicator) -> None:
-        self.comm = comm
-
-    def mine(self, items: Sequence[Any]) -> Sequence[Any]:
-        """Those of this rank."""
-        return items[self.comm.rank :: self.comm.size]
-
-    def results(self, own: Sequence[NDArray[np.float64]], total: int, shape: tuple[int, ...]) -> list[NDArray[np.float64]]:
-        """Arrays of one shape, those of all items from those of this rank's."""
-        most = -(-total // self.comm.size)
-        sent = np.zeros((most, *shape))
-        for k, array in enumerate(own):
-            sent[k] = array
-        everywhere = self.comm.gather(sent)
-        return [everywhere[k % self.comm.size, k // self.comm.size] for k in range(total)]
-
-
 def search_levels(stage: Search, images: tuple[Image, Image], world: Matrix) -> tuple[set[Index], set[Index]]:
     """Shrink factors of both images that the search reads."""
-    voxel = search_voxel(stage, images, world)
-    sizes = [feature_voxel(stage, voxel), *(size for size, _, _ in _refinement(stage, images, voxel))]
+    if stage.rotations == "fine":
+        return pose_levels(stage, images, world)
+    sizes = search_voxel(stage, images), _comparison_voxel(images)
     fixed, moving = ({shrink_factors(i.grid, size) for size in sizes} for i in images)
     return fixed, moving
 
 
-def _refinement(stage: Search, images: tuple[Image, Image], voxel: float) -> list[tuple[float, int, int]]:
-    """Levels of the refinement: voxel size, iterations, candidates."""
-    if stage.rotations == "fine":
-        return [(part * voxel, iterations, keep) for part, iterations, keep in REFINEMENT]
-    return [(max(float(i.grid.extent.max()) for i in images) / COMPARISON_SIZE, 20, 5)]
+def _comparison_voxel(images: tuple[Image, Image]) -> float:
+    return max(float(i.grid.extent.max()) for i in images) / COMPARISON_SIZE
 
 
 def level_at(images: tuple[Image, Image], voxel: float, iterations: int) -> Level:
@@ -128,6 +104,8 @@ def run_search(
     images: with the levels of ``search_levels`` whole on every rank. Raises NoOverlap when no candidate covers the part that the
     stage asks for.
     """
+    if stage.rotations == "fine":
+        return PoseSearch(stage, images, world, SharedOut(comm), watch).run()
     start, shared = time.perf_counter(), SharedOut(comm)
     lattice = SearchLattice(stage, images, world)
     tasks = lattice.tasks()
@@ -137,11 +115,8 @@ def run_search(
             f"the global search found no shift at which {stage.overlap:.0%} of the smaller image is covered and alike; "
             "check that both show the same thing, or lower 'overlap'."
         )
-    chances = sorted({task.filled for task in tasks})
-    headers = _header_starts(stage, images, world, lattice.voxel)
-    starts = [RefinedCandidate(w, filled, header=True) for filled in chances for w in headers]
-    starts += [RefinedCandidate(lattice.world(tasks[k], c), tasks[k].filled) for k, c in found]
-    refined = _refined(stage, images, starts, lattice.voxel, shared, watch)
+    starts = [RefinedCandidate(w) for w in _header_starts(images, world)]
+    refined = _refined(stage, images, starts, [RefinedCandidate(lattice.world(tasks[k], c)) for k, c in found], shared, watch)
     best = refined[0]
     report = LevelReport("search", 1, lattice.grids[0].shape, [best.loss], time.perf_counter() - start)
     report.detail = _detail(found, refined, lattice)
@@ -151,7 +126,7 @@ def run_search(
 def _detail(found: list[tuple[int, Candidate]], refined: list[RefinedCandidate], lattice: SearchLattice) -> dict[str, Any]:
     """What tells how clear the result is: scores over all rotations, and the refined candidates, the best first.
 
-    rank: minus how many times the median of all candidates the merit is;  margin: by which part of its own the winner's rank
+    rank: the merit;  margin: by which part of its own the winner's rank
     exceeds that of the next distinct candidate
     """
     scores = np.array([c.weight for _, c in found])
@@ -161,14 +136,14 @@ def _detail(found: list[tuple[int, Candidate]], refined: list[RefinedCandidate],
     return {
         "candidates": [{"score": c.score, "overlap": c.overlap} for _, c in found[:5]],
         "scores": {"count": len(scores), **{f"p{m}": float(np.percentile(scores, m)) for m in marks}},
-        "refined": [{"loss": r.loss, "overlap": r.overlap, "rank": r.rank[1], "filled": r.filled} for r in refined],
+        "refined": [{"loss": r.loss, "overlap": r.overlap, "rank": r.rank[1]} for r in refined],
         "overlap": refined[0].overlap,
         "margin": margin,
         "voxel": lattice.voxel,
     }
 
 
-def _correlated(lattice: SearchLattice, tasks: list[Task], shared: SharedOut, watch: Watch) -> list[tuple[int, Candidate]]:
+def _correlated(lattice: SearchLattice, tasks: list[Matrix], shared: SharedOut, watch: Watch) -> list[tuple[int, Candidate]]:
     """The best candidates of every task, with the task's number, by weight."""
     peaks = PEAKS_PER_ROTATION if len(tasks) == 1 else 1
     rows = [_as_rows(found, peaks) for found in lattice.correlate(shared.mine(tasks), peaks, watch)]
@@ -188,9 +163,9 @@ def _as_rows(found: list[Candidate], peaks: int) -> NDArray[np.float64]:
     return rows
 
 
-def _header_starts(stage: Search, images: tuple[Image, Image], world: Matrix, voxel: float) -> list[Matrix]:
+def _header_starts(images: tuple[Image, Image], world: Matrix) -> list[Matrix]:
     """The maps of the headers and of the centres of mass, as further candidates."""
-    level = level_at(images, *_refinement(stage, images, voxel)[0][:2])
+    level = level_at(images, _comparison_voxel(images), ITERATIONS)
     (f, _), (m, _) = (whole(i, k) for i, k in zip(images, (level.fixed_factors, level.moving_factors), strict=True))
     center, target = center_of_mass(host(f), level.fixed), center_of_mass(host(m), level.moving)
     return [world, translation(target - transform_points(world, center)) @ world]
@@ -199,33 +174,19 @@ def _header_starts(stage: Search, images: tuple[Image, Image], world: Matrix, vo
 def _refined(
     stage: Search,
     images: tuple[Image, Image],
-    starts: list[RefinedCandidate],
-    voxel: float,
+    headers: list[RefinedCandidate],
+    others: list[RefinedCandidate],
     shared: SharedOut,
     watch: Watch,
 ) -> list[RefinedCandidate]:
-    """The starts after a refinement on finer and finer levels, fewer on each, the best first; those of headers reach the last."""
-    corners, found = images[0].grid.corners(), starts
-    domains = {False: images, True: (without_filling(images[0]), without_filling(images[1]))}
-    for n, (size, iterations, keep) in enumerate(_refinement(stage, images, voxel)):
-        level = level_at(images, size, iterations)
-        headers, others = [c for c in found if c.header], [c for c in found if not c.header]
-        parts = (
-            [[c for c in others if c.filled == filled] for filled in sorted({c.filled for c in others})] if n == 0 else [others]
-        )
-        chosen = [*headers, *(c for part in parts for c in _distinct(part, keep // len(parts), corners, voxel * DISTINCT))]
-        own = in_threads(partial(_refine, stage, level, domains), shared.mine(chosen), images[0].device, watch)
-        rows = shared.results([r.as_row() for r in own], len(chosen), (ROW,))
-        found = [c.with_row(r) for c, r in zip(chosen, rows, strict=True)]
-        found = _with_chance(found) if n == 0 else found
-        found.sort(key=lambda c: c.rank)
-    return _distinct(found, len(found), corners, voxel * DISTINCT)
-
-
-def _with_chance(found: list[RefinedCandidate]) -> list[RefinedCandidate]:
-    """Most of many candidates are wrong: their median is what chance gives."""
-    medians = {filled: float(np.median([c.merit for c in found if c.filled == filled])) for filled in {c.filled for c in found}}
-    return [replace(c, chance=medians[c.filled]) for c in found]
+    """Those of the headers and the best others after a refinement, the best first."""
+    corners, distance = images[0].grid.corners(), search_voxel(stage, images) * DISTINCT
+    level = level_at(images, _comparison_voxel(images), ITERATIONS)
+    chosen = [*headers, *_distinct(others, KEPT, corners, distance)]
+    own = in_threads(partial(_refine, stage, level, images), shared.mine(chosen), images[0].device, watch)
+    rows = shared.results([r.as_row() for r in own], len(chosen), (ROW,))
+    found = sorted((c.with_row(r) for c, r in zip(chosen, rows, strict=True)), key=lambda c: c.rank)
+    return _distinct(found, len(found), corners, distance)
 
 
 def _distinct(found: list[RefinedCandidate], most: int, corners: NDArray[np.float64], distance: float) -> list[RefinedCandidate]:
@@ -242,10 +203,9 @@ def _distinct(found: list[RefinedCandidate], most: int, corners: NDArray[np.floa
     return kept
 
 
-def _refine(stage: Search, level: Level, domains: dict[bool, tuple[Image, Image]], start: RefinedCandidate) -> RefinedCandidate:
+def _refine(stage: Search, level: Level, images: tuple[Image, Image], start: RefinedCandidate) -> RefinedCandidate:
     """By a few steps at one level; local correlation or edges rank, which unlike mutual information favour no small overlap."""
-    images = domains[start.filled]
-    similarity = LNCC() if stage.contrast == "same" and stage.rotations != "fine" else NGF(eta=0.05)
+    similarity = LNCC() if stage.contrast == "same" else NGF(eta=0.05)
     linear = (SimilarityStage if stage.scale > 1 else Rigid)(
         similarity=similarity, scales=(level.scale,), iterations=(level.iterations,)
     )

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator, SingleRank
 from daskreg.config import Moments, Rigid, Search
+from daskreg.engine.edge_images import whole
 from daskreg.engine.global_search import level_at, run_search, search_levels
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.engine.report import LevelReport, Watch
-from daskreg.engine.search_lattice import whole
 from daskreg.planning import Level
 from daskreg.similarity import MI
 from daskreg.transforms.linear import linear_about, transform_points, translation

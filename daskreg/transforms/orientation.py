@@ -80,6 +80,11 @@ def rotated(tensors: Any, linear: NDArray[np.float64]) -> Any:
     return xp.einsum("ij,jzyx->izyx", xp.asarray(mix), tensors)  # not by BLAS, whose threads would wait for each other
 
 
+def mixing(linear: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(5, 5): the components of L^T T L from those of T, both trace-free and orthonormal; orthogonal L."""
+    return DEVIATOR @ _pulled_back(linear) @ np.linalg.pinv(DEVIATOR)
+
+
 def _pulled_back(linear: NDArray[np.float64]) -> NDArray[np.float64]:
     """(6, 6): the components of L^T T L from those of T."""
     columns = []

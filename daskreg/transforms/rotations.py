@@ -1,8 +1,9 @@
-"""Sets of rotations that a global search tries: the identity, the right angles, a grid that covers all rotations."""
+"""Sets of rotations and scales that a global search tries."""
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,16 +37,23 @@ def right_angle_rotations() -> list[Matrix]:
 def rotation_grid() -> list[Matrix]:
     """648 rotations such that none is further than 21 degrees from one of them; the 24 right-angle rotations come first.
 
-    Each right-angle rotation is composed with the 27 points of a body-centred cubic lattice of Rodrigues vectors around the
+    Each right-angle rotation is followed by one of the 27 points of a body-centred cubic lattice of Rodrigues vectors around the
     identity, after Karney, *Quaternions in molecular modeling*, J. Mol. Graph. Model. 25 (2007), arXiv
     physics/0506177. Balls of a radius of 17.6 degrees around 648 rotations have the volume of the whole group, so no set of
     this size can do with less.
     """
-    return [cube @ local for local in _local_rotations() for cube in right_angle_rotations()]
+    return [local @ cube for local in local_rotations() for cube in right_angle_rotations()]
 
 
-def _local_rotations() -> list[Matrix]:
-    """Rotations of the lattice points within the cell of the identity, nearest first."""
+def local_rotations() -> list[Matrix]:
+    """The 27 rotations of the lattice points within the cell of the identity, nearest first."""
     lattice = [k for k in itertools.product(range(-2, 3), repeat=3) if len({v % 2 for v in k}) == 1 and sum(map(abs, k)) < 6]
     lattice.sort(key=lambda k: sum(v * v for v in k))
     return [np.asarray(Rotation.from_quat([*(GRID_SPACING * np.array(k)), 1.0]).as_matrix()) for k in lattice]
+
+
+def scales(largest: float) -> list[float]:
+    """Sizes to try so that none up to ``largest`` times larger or smaller is further than about 15 % from one; 1 first."""
+    steps = math.ceil(math.log(largest) / math.log(1.45))
+    step = largest ** (0.85 / max(steps, 1))
+    return [1.0, *itertools.chain.from_iterable((step**k, step**-k) for k in range(1, steps + 1))]

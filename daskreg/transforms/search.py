@@ -115,5 +115,9 @@ class Correlator:
         return [c for c in found if c.score > 0]
 
     def _unwrapped(self, at: tuple[int, ...]) -> NDArray[np.float64]:
-        """The shift of an index into ``scores``, whose far part holds the negative shifts."""
-        return np.array([k - n if k >= e else k for k, n, e in zip(at, self.shape, self.fixed_shape, strict=True)], float)
+        return unwrapped(at, self.shape, self.fixed_shape)
+
+
+def unwrapped(at: tuple[int, ...], shape: tuple[int, ...], fixed: tuple[int, ...]) -> NDArray[np.float64]:
+    """The shift of an index into correlations of a shape, whose far part holds the negative shifts."""
+    return np.array([k - n if k >= e else k for k, n, e in zip(at, shape, fixed, strict=True)], float)

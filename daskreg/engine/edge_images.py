@@ -1,0 +1,137 @@
+"""What a search over rotations compares of an image: its edges on isotropic lattices, with or without what may be filling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import SingleRank
+from daskreg.engine.images import Image
+from daskreg.engine.reach import SamplingMap
+from daskreg.grid import Grid, Index, Span, shrink_factors
+from daskreg.kernels.device import host, module_of, scipy_of
+from daskreg.kernels.sampling.cpu import EXTENT, sample
+from daskreg.transforms.orientation import NOISE
+from daskreg.transforms.pose_refinement import EdgeField
+
+Matrix = NDArray[np.float64]
+FILL_SHARE = 0.02  # part of an image at one value from which on it may be filling
+LARGEST_FILL = 0.95  # more is background with hardly anything in it
+
+
+@dataclass(frozen=True)
+class Part:
+    """A level of an image (Z, Y, X), and which of its voxels are compared."""
+
+    grid: Grid
+    voxels: Any
+    inside: Any
+
+    def box(self, axes: Matrix) -> tuple[Matrix, Matrix]:
+        """Centre (world) and edges of the box along axes (3, 3) that holds the compared voxels' centres."""
+        along = self.points() @ axes
+        return axes @ (along.min(axis=0) + along.max(axis=0)) / 2, np.ptp(along, axis=0)
+
+    def points(self) -> Matrix:
+        """The compared voxels' centres, (N, 3) world; the whole grid's where there are none."""
+        at = np.argwhere(host(self.inside))
+        return self.grid.to_world(at) if len(at) else self.grid.corners()
+
+
+def whole(image: Image, factors: Index) -> tuple[Any, Any]:
+    """All voxels of a level, and the mask's."""
+    return image.gather_level(factors, [Span(0, image.grid.coarsen(factors).shape[0])], SingleRank())
+
+
+def part_of(image: Image, size: float) -> Part:
+    """The level of about a voxel size, where its mask is."""
+    factors = shrink_factors(image.grid, size)
+    voxels, mask = whole(image, factors)
+    return Part(image.grid.coarsen(factors), voxels, (voxels == voxels) if mask is None else mask > 0.5)
+
+
+def without_filling(part: Part) -> Part:
+    """All but what may be filling."""
+    return replace(part, inside=part.inside & ~filling(part.voxels))
+
+
+def near_object(part: Part, margin: float) -> Part:
+    """All within a distance, in world units, of what is no filling; the whole part where there is none."""
+    region = filling(part.voxels)
+    inside = part.inside & near(~region, margin / np.asarray(part.grid.spacing)) if bool(region.any()) else part.inside
+    return replace(part, inside=inside)
+
+
+def filling(voxels: Any) -> Any:
+    """Where an image has its most frequent value, and next to it, if that is a fair part of it; else nowhere."""
+    values, counts = module_of(voxels).unique(voxels, return_counts=True)
+    same = voxels == values[counts.argmax()]
+    return _grown(same) if FILL_SHARE <= float(counts.max()) / voxels.size < LARGEST_FILL else same & False
+
+
+def _grown(region: Any) -> Any:
+    """A region and the voxels next to it, whose values are mixed with its own; written out for NumPy and CuPy alike."""
+    grown = region.copy()
+    for axis in range(region.ndim):
+        _spread(grown, grown.copy(), axis, np.bitwise_or if isinstance(region, np.ndarray) else module_of(region).bitwise_or)
+    return grown
+
+
+def _spread(target: Any, source: Any, axis: int, combine: Any) -> None:
+    """Combine every voxel of ``target`` with both neighbours of ``source`` along an axis."""
+    ends = [slice(None)] * target.ndim, [slice(None)] * target.ndim
+    ends[0][axis], ends[1][axis] = slice(1, None), slice(None, -1)
+    for a, b in (ends, ends[::-1]):
+        target[tuple(a)] = combine(target[tuple(a)], source[tuple(b)])
+
+
+def near(region: Any, distance: NDArray[np.float64]) -> Any:
+    """A region and what is within a distance of it, voxels along each axis."""
+    size = [2 * int(np.ceil(d)) + 1 for d in distance]
+    return scipy_of(region).ndimage.maximum_filter(region.astype(np.uint8), size) > 0
+
+
+def lattice_around(center: Matrix, edges: Matrix, voxel: float, frame: Matrix) -> Grid:
+    """Cubic voxels along the columns of ``frame`` that cover a box of a centre (world) and edges."""
+    n = np.maximum(1, np.ceil(edges / voxel - 1e-6)).astype(int)
+    directions: Any = tuple(map(tuple, frame))
+    return Grid(tuple(n), (voxel,) * 3, tuple(center - frame @ ((n - 1) / 2 * voxel)), directions)
+
+
+def sampled(channels: Sequence[Any], part: Part, lattice: Grid, world: Matrix) -> tuple[Any, Any]:
+    """Arrays on a part's grid, at the lattice's points mapped by ``world``: (C, Z, Y, X), 0 where not known, and where known."""
+    xp = module_of(part.voxels)
+    points = (*SamplingMap.of(0, world, lattice, part.grid), None, 0, part.grid.shape[0], EXTENT)
+    seen = xp.empty((len(channels) + 1, *lattice.shape), np.float32)
+    for channel, target in zip((*channels, part.inside.astype(np.float32)), seen, strict=True):
+        sample(lattice.shape, *points, channel, target)
+    known = xp.nan_to_num(seen[-1]) > 0.5
+    return xp.where(known, xp.nan_to_num(seen[:-1]), 0).astype(np.float32), known
+
+
+def edge_field(part: Part, voxel: float) -> EdgeField:
+    """Normalised gradients of a part on a lattice of a voxel size along the image's axes."""
+    frame = np.asarray(part.grid.direction)
+    center, edges = part.box(frame)
+    lattice = lattice_around(center, edges + voxel, voxel, frame)
+    (image,), known = sampled((part.voxels,), part, lattice, np.eye(4))
+    xp = module_of(image)
+    known = _with_neighbours(known)
+    steps = [xp.gradient(image, axis=a) if n > 1 else xp.zeros_like(image) for a, n in enumerate(image.shape)]
+    square = sum(step**2 for step in steps)
+    eta = NOISE**2 * (square * known).sum() / xp.maximum(known.sum(), 1)
+    length = xp.sqrt(square + xp.maximum(eta, 1e-30))
+    return EdgeField(lattice, xp.stack([*(xp.where(known, s / length, 0) for s in steps), known]).astype(np.float32))
+
+
+def _with_neighbours(known: Any) -> Any:
+    """Where a voxel and its neighbours along the axes are known: where a central difference is."""
+    kept = known.copy()
+    for axis, n in enumerate(known.shape):
+        if n > 1:
+            _spread(kept, known, axis, module_of(known).bitwise_and)
+    return kept

@@ -1,0 +1,184 @@
+"""The search over all rotations: the best shifts for every rotation on a coarse lattice, then a refinement of the best on finer
+and finer ones. Candidates are shared out among the ranks; what each comes to does not depend on who computes it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import SingleRank
+from daskreg.config import Rigid, Search
+from daskreg.engine.edge_images import Part, edge_field, filling, near_object, part_of, without_filling
+from daskreg.engine.images import Image
+from daskreg.engine.linear import LinearLoss
+from daskreg.engine.report import LevelReport, Watch
+from daskreg.engine.rotation_lattice import ROW, RotationLattice
+from daskreg.engine.shared_out import SharedOut
+from daskreg.engine.threads import require_going_on
+from daskreg.errors import NoOverlap
+from daskreg.grid import Index, shrink_factors
+from daskreg.kernels.device import host
+from daskreg.planning import Level
+from daskreg.similarity import NGF
+from daskreg.transforms.linear import transform_points, translation
+from daskreg.transforms.moments import center_of_mass
+from daskreg.transforms.pose_refinement import PoseRefinement, Poses, first_distinct
+from daskreg.transforms.search import padded_shape
+
+Matrix = NDArray[np.float64]
+ROTATION_SIZE = 16  # voxels along an edge of a cube as large as the smaller image
+LARGEST_TRANSFORM = 300_000  # voxels: coarser where the images' sizes are far apart
+TENSOR_LEVEL = 0.6  # of a voxel of the search: voxels of the level whose edges are correlated
+MARGIN = 2.0  # voxels of the search around what is not filling
+# of the refinement: voxels as a part of those of the search, steps, candidates with and as many without what may be filling
+LEVELS = ((1.0, 6, 600), (0.5, 8, 48), (0.25, 8, 4))
+
+
+def search_voxel(images: tuple[Image, Image], world: Matrix, overlap: float) -> float:
+    """Edge of a voxel of the search, in the fixed image's world."""
+    scale = abs(np.linalg.det(world[:3, :3])) ** (1 / 3)
+    extents = images[0].grid.extent, images[1].grid.extent / scale
+    voxel = float(min(np.prod(e) ** (1 / 3) for e in extents)) / ROTATION_SIZE
+    while math.prod(padded_shape(*_bounds(extents, voxel), overlap)) > LARGEST_TRANSFORM:
+        voxel *= 1.05
+    return voxel
+
+
+def _bounds(extents: tuple[NDArray[np.float64], NDArray[np.float64]], voxel: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Voxels of the fixed image, and of a cube that holds the moving one in any rotation."""
+    diagonal = math.ceil(float(np.linalg.norm(extents[1])) / voxel)
+    return tuple(math.ceil(float(e) / voxel) for e in extents[0]), (diagonal,) * 3
+
+
+def pose_levels(stage: Search, images: tuple[Image, Image], world: Matrix) -> tuple[set[Index], set[Index]]:
+    """Shrink factors of both images that the search reads."""
+    sizes = [part * search_voxel(images, world, stage.overlap) for part in (TENSOR_LEVEL, *(part for part, _, _ in LEVELS))]
+    fixed, moving = ({shrink_factors(i.grid, size) for size in sizes} for i in images)
+    return fixed, moving
+
+
+@dataclass(frozen=True)
+class Found:
+    """A refined candidate: its map, correlation of edges, overlap, and whether what may be filling was left out."""
+
+    world: Matrix
+    score: float
+    overlap: float
+    weight: float
+    filled: bool
+
+
+class PoseSearch:
+    """The stages of a search over all rotations.
+
+    images: with the levels of ``pose_levels`` whole on every rank;  world: the first map
+    """
+
+    def __init__(self, stage: Search, images: tuple[Image, Image], world: Matrix, shared: SharedOut, watch: Watch) -> None:
+        self.stage, self.images, self.first, self.shared, self.watch = stage, images, world, shared, watch
+        self.voxel = search_voxel(images, world, stage.overlap)
+        self.corners = images[0].grid.corners()
+
+    def run(self) -> tuple[Matrix, LevelReport]:
+        """The map of the candidate whose edges agree best. Raises NoOverlap where no candidate covers enough."""
+        start = time.perf_counter()
+        if self._at_rest():
+            found, scores = [Found(self.first, 1.0, 1.0, 1.0, False)], np.ones(1)
+        else:
+            candidates = {filled: self._correlated(filled) for filled in self._variants()}
+            scores = np.concatenate([poses.weight for poses in candidates.values()])
+            self._require(scores)
+            found = self._ranked({filled: self._refined(filled, poses) for filled, poses in candidates.items()})
+        shape = self._part(0, 1.0, False).grid.shape
+        report = LevelReport("search", 1, shape, [-found[0].score], time.perf_counter() - start)
+        report.detail = _detail(scores, found, self.voxel)
+        return found[0].world, report
+
+    def _at_rest(self) -> bool:
+        """Whether the first map makes the images equal: no other is better."""
+        size = LEVELS[-1][0] * self.voxel
+        f, m = (shrink_factors(i.grid, size) for i in self.images)
+        level = Level.alone(1, f, m, self.images[0].grid, self.images[1].grid, 1)
+        return LinearLoss(Rigid(similarity=NGF()), level, self.images, SingleRank()).perfect(self.first)
+
+    def _require(self, scores: NDArray[np.float64]) -> None:
+        if not scores.size:
+            raise NoOverlap(
+                f"the global search found no shift at which {self.stage.overlap:.0%} of the smaller image is covered and alike; "
+                "check that both show the same thing, or lower 'overlap'."
+            )
+
+    def _variants(self) -> tuple[bool, ...]:
+        """Whether to leave out what may be filling: both, where there may be some."""
+        parts = (part_of(image, TENSOR_LEVEL * self.voxel) for image in self.images)
+        return (False, True) if any(bool(filling(part.voxels).any()) for part in parts) else (False,)
+
+    def _part(self, which: int, size: float, filled: bool) -> Part:
+        part = part_of(self.images[which], size * self.voxel)
+        return without_filling(part) if filled else near_object(part, MARGIN * self.voxel)
+
+    def _correlated(self, filled: bool) -> Poses:
+        """The candidates of all rotations, by the ranks together."""
+        parts = self._part(0, TENSOR_LEVEL, filled), self._part(1, TENSOR_LEVEL, filled)
+        lattice = RotationLattice(self.stage, parts, self.first[:3, :3], self.voxel)
+        own = lattice.correlate(self.shared.mine(lattice.turns), self.images[0].device, self.watch)
+        rows = np.concatenate(self.shared.results(own, len(lattice.turns), (lattice.candidates, ROW)))
+        rows = rows[rows[:, 0] > 0]
+        return Poses(rows[:, 2:].reshape(-1, 4, 4), rows[:, 0], rows[:, 1])
+
+    def _refined(self, filled: bool, found: Poses) -> Poses:
+        """The best candidates after a refinement on finer and finer lattices, fewer on each; those of headers reach the last."""
+        headers = np.array([self.first, self._centered(filled)])
+        for part, steps, keep in LEVELS:
+            require_going_on(self.watch)
+            chosen = found.distinct(self.corners, self.voxel * part, keep)
+            found = self._at_level(filled, part, np.concatenate([headers, found.world[chosen]]), steps)
+            headers = found.world[: len(headers)]
+        return found
+
+    def _at_level(self, filled: bool, part: float, worlds: Matrix, steps: int) -> Poses:
+        """The maps refined on one level, by the ranks together."""
+        fixed, moving = (edge_field(self._part(which, part, filled), part * self.voxel) for which in (0, 1))
+        refinement = PoseRefinement(fixed, moving, scaled=self.stage.scale > 1)
+        own = refinement.refined(np.array(self.shared.mine([*worlds])).reshape(-1, 4, 4), steps)
+        return Poses.of_rows(np.array(self.shared.results([*own.rows()], len(worlds), (ROW,))))
+
+    def _ranked(self, refined: dict[bool, Poses]) -> list[Found]:
+        """Distinct candidates of all, the best first; one that covers too little comes after all that cover enough."""
+        found = [
+            Found(w, float(s), float(o), float(g), filled)
+            for filled, p in refined.items()
+            for w, s, o, g in zip(p.world, p.score, p.overlap, p.weight, strict=True)
+        ]
+        found.sort(key=lambda one: (one.overlap < self.stage.overlap / 2, -one.weight))
+        kept = first_distinct(np.array([one.world for one in found]), self.corners, self.voxel, len(found))
+        return [found[k] for k in kept]
+
+    def _centered(self, filled: bool) -> Matrix:
+        """The first map, moved such that the centres of mass meet."""
+        f, m = (self._part(which, 1.0, filled) for which in (0, 1))
+        center, target = (center_of_mass(host(p.voxels * p.inside), p.grid) for p in (f, m))
+        return np.asarray(translation(target - transform_points(self.first, center)) @ self.first)
+
+
+def _detail(scores: NDArray[np.float64], found: list[Found], voxel: float) -> dict[str, Any]:
+    """What tells how clear the result is: weights over all rotations, and the refined candidates, the best first.
+
+    rank: minus the weight, the correlation times the root of the overlap;  margin: by which part of its own the winner's weight
+    exceeds that of the next distinct candidate
+    """
+    marks = (0, 50, 90, 99, 100)
+    margin = 1 - max(found[1].weight, 0) / found[0].weight if len(found) > 1 and found[0].weight > 0 else 1.0
+    return {
+        "scores": {"count": len(scores), **{f"p{m}": float(np.percentile(scores, m)) for m in marks}},
+        "refined": [{"loss": -f.score, "overlap": f.overlap, "rank": -f.weight, "filled": f.filled} for f in found],
+        "overlap": found[0].overlap,
+        "margin": margin,
+        "voxel": voxel,
+    }

@@ -1,0 +1,40 @@
+"""All right-angle rotations at once are what correlations with images turned one by one are."""
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from daskreg.transforms.cube_search import CubeCorrelator, turned
+from daskreg.transforms.orientation import mixing
+from daskreg.transforms.rotations import right_angle_rotations
+from daskreg.transforms.search import Correlator
+
+SHAPE = (10, 14, 12)
+
+
+def tensors(shape, seed):
+    """Components of some tensors, and a domain."""
+    found = gaussian_filter(np.random.default_rng(seed).standard_normal((5, *shape)), (0, 1.5, 1.5, 1.5))
+    return found.astype(np.float32), np.ones(shape, bool)
+
+
+def test_a_turned_array_has_each_voxel_where_the_rotation_takes_it():
+    array = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    middle = (np.array(SHAPE) - 1) / 2
+    for cube in right_angle_rotations():
+        out = turned(array, cube)
+        to = cube @ (np.array([1, 2, 3]) - middle) + (np.array(out.shape) - 1) / 2
+        assert out[tuple(to.round().astype(int))] == array[1, 2, 3]
+
+
+def test_the_peaks_are_those_of_single_correlations():
+    (fixed, inside), (moving, there) = tensors(SHAPE, 0), tensors((16, 16, 16), 1)
+    cubes = right_angle_rotations()
+    peaks = CubeCorrelator(fixed, inside, there.shape, cubes, 0.3).best(moving, there, 1)
+    assert sorted(p.cube for p in peaks) == list(range(24))
+    for peak in peaks[::5]:
+        cube = cubes[peak.cube]
+        alone = turned(np.einsum("ij,jzyx->izyx", mixing(cube.T), fixed).astype(np.float32), cube)
+        expected = Correlator(alone, turned(inside, cube), there.shape, 0.3).best(moving, there, 1)[0]
+        np.testing.assert_allclose(peak.score, expected.score, rtol=1e-4)
+        np.testing.assert_allclose(peak.overlap, expected.overlap, rtol=1e-3)
+        np.testing.assert_array_equal(peak.shift, expected.shift + (16 - np.array(alone.shape[1:])) / 2)

@@ -1,0 +1,57 @@
+"""Maps are refined by edges: the derivatives are those of the sums, and the right map comes out, whatever the other maps are."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
+
+from daskreg.grid import Grid
+from daskreg.transforms.linear import linear_about, translation
+from daskreg.transforms.pose_refinement import EdgeField, PoseRefinement, first_distinct
+
+SHAPE = (20, 24, 22)
+MIDDLE = np.array([9.5, 11.5, 10.5])
+
+
+@pytest.fixture(scope="module")
+def field():
+    """Edges of a smooth image, which fall off to nothing at its faces."""
+    bell = [np.exp(-(((np.arange(n) - (n - 1) / 2) / (n / 6)) ** 2)) for n in SHAPE]
+    image = gaussian_filter(np.random.default_rng(0).standard_normal(SHAPE), 2)
+    edges = np.stack(np.gradient(image)) / 0.05 * np.einsum("i,j,k", *bell)
+    return EdgeField(Grid(SHAPE), np.concatenate([edges, np.ones((1, *SHAPE))]).astype(np.float32))
+
+
+def away(degrees, shift, scale=1.0):
+    """A map near the identity."""
+    turn = Rotation.from_rotvec(np.radians(degrees) * np.array([0.6, -0.48, 0.64])).as_matrix()
+    return translation(np.array(shift)) @ linear_about(MIDDLE, scale * turn)
+
+
+def test_the_gradient_is_that_of_the_sums(field):
+    refinement, maps = PoseRefinement(field, field, scaled=True), away(4, (0.3, -0.2, 0.4), 1.02)[None]
+    sums = refinement.sums(maps)[0]
+    for k in range(7):
+        step = np.zeros((1, 7))
+        step[0, k] = 0.02 if k < 3 else 0.002
+        more, less = (refinement.sums(refinement._moved(maps, sign * step))[0] for sign in (1, -1))
+        by_steps = (more - less) / (2 * step[0, k])
+        scale = 1 if k < 3 else 10
+        np.testing.assert_allclose([sums[4 + k], sums[11 + k]], [by_steps[0] / 2, by_steps[2] / 4], rtol=0.08, atol=2 * scale)
+
+
+@pytest.mark.parametrize(("scale", "scaled"), [(1.0, False), (1.06, True)])
+def test_the_map_is_found_whatever_the_others_are(field, scale, scaled):
+    refinement, start = PoseRefinement(field, field, scaled=scaled), away(8, (1.0, -0.5, 0.7), scale)
+    alone = refinement.refined(start[None], 12)
+    np.testing.assert_allclose(alone.world[0], np.eye(4), atol=0.02)
+    assert alone.score[0] > 0.99
+    both = refinement.refined(np.stack([away(150, (0, 0, 0)), start]), 12)
+    np.testing.assert_array_equal(both.world[1], alone.world[0])
+    assert both.weight[0] < 0.5
+
+
+def test_maps_that_take_points_to_the_same_places_count_once():
+    corners, maps = Grid(SHAPE).corners(), np.stack([np.eye(4), away(1, (0, 0, 0)), away(90, (0, 0, 0))])
+    assert first_distinct(maps, corners, 1.0, 5) == [0, 2]
+    assert first_distinct(maps, corners, 0.01, 2) == [0, 1]
