@@ -345,6 +345,13 @@ def pose_sums() -> Case:
 
 
 @case
+def tensor_sums() -> Case:
+    box, maps, *_ = pose_sums()
+    fixed, moving = (np.concatenate([vectors(*SHAPE, seed=k) - 0.5 for k in (s, s + 1)] + [np.ones((1, *SHAPE))]) for s in (1, 3))
+    return box, maps, *(a.astype(np.float32) for a in (fixed, moving))
+
+
+@case
 def joint_histogram() -> Case:
     return INNER, np.zeros((1, BINS, BINS), np.int64), image(*TALL), weights(*TALL), moved(*TALL)
 

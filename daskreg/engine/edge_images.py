@@ -15,7 +15,7 @@ from daskreg.engine.reach import SamplingMap
 from daskreg.grid import Grid, Index, Span, shrink_factors
 from daskreg.kernels.device import host, module_of, scipy_of
 from daskreg.kernels.sampling.cpu import EXTENT, sample
-from daskreg.transforms.orientation import NOISE
+from daskreg.transforms.orientation import NOISE, along_axes, orientation_tensors
 from daskreg.transforms.pose_refinement import EdgeField
 
 Matrix = NDArray[np.float64]
@@ -24,7 +24,7 @@ LARGEST_FILL = 0.95  # more is background with hardly anything in it
 
 
 @dataclass(frozen=True)
-class Part:
+class ComparedPart:
     """A level of an image (Z, Y, X), and which of its voxels are compared."""
 
     grid: Grid
@@ -47,19 +47,19 @@ def whole(image: Image, factors: Index) -> tuple[Any, Any]:
     return image.gather_level(factors, [Span(0, image.grid.coarsen(factors).shape[0])], SingleRank())
 
 
-def part_of(image: Image, size: float) -> Part:
+def part_of(image: Image, size: float) -> ComparedPart:
     """The level of about a voxel size, where its mask is."""
     factors = shrink_factors(image.grid, size)
     voxels, mask = whole(image, factors)
-    return Part(image.grid.coarsen(factors), voxels, (voxels == voxels) if mask is None else mask > 0.5)
+    return ComparedPart(image.grid.coarsen(factors), voxels, (voxels == voxels) if mask is None else mask > 0.5)
 
 
-def without_filling(part: Part) -> Part:
+def without_filling(part: ComparedPart) -> ComparedPart:
     """All but what may be filling."""
     return replace(part, inside=part.inside & ~filling(part.voxels))
 
 
-def near_object(part: Part, margin: float) -> Part:
+def near_object(part: ComparedPart, margin: float) -> ComparedPart:
     """All within a distance, in world units, of what is no filling; the whole part where there is none."""
     region = filling(part.voxels)
     inside = part.inside & near(~region, margin / np.asarray(part.grid.spacing)) if bool(region.any()) else part.inside
@@ -102,7 +102,7 @@ def lattice_around(center: Matrix, edges: Matrix, voxel: float, frame: Matrix) -
     return Grid(tuple(n), (voxel,) * 3, tuple(center - frame @ ((n - 1) / 2 * voxel)), directions)
 
 
-def sampled(channels: Sequence[Any], part: Part, lattice: Grid, world: Matrix) -> tuple[Any, Any]:
+def sampled(channels: Sequence[Any], part: ComparedPart, lattice: Grid, world: Matrix) -> tuple[Any, Any]:
     """Arrays on a part's grid, at the lattice's points mapped by ``world``: (C, Z, Y, X), 0 where not known, and where known."""
     xp = module_of(part.voxels)
     points = (*SamplingMap.of(0, world, lattice, part.grid), None, 0, part.grid.shape[0], EXTENT)
@@ -113,7 +113,7 @@ def sampled(channels: Sequence[Any], part: Part, lattice: Grid, world: Matrix) -
     return xp.where(known, xp.nan_to_num(seen[:-1]), 0).astype(np.float32), known
 
 
-def edge_field(part: Part, voxel: float) -> EdgeField:
+def edge_field(part: ComparedPart, voxel: float) -> EdgeField:
     """Normalised gradients of a part on a lattice of a voxel size along the image's axes."""
     frame = np.asarray(part.grid.direction)
     center, edges = part.box(frame)
@@ -126,6 +126,16 @@ def edge_field(part: Part, voxel: float) -> EdgeField:
     eta = NOISE**2 * (square * known).sum() / xp.maximum(known.sum(), 1)
     length = xp.sqrt(square + xp.maximum(eta, 1e-30))
     return EdgeField(lattice, xp.stack([*(xp.where(known, s / length, 0) for s in steps), known]).astype(np.float32))
+
+
+def tensor_field(part: ComparedPart, voxel: float) -> EdgeField:
+    """Smoothed trace-free tensors of a part on a lattice of a voxel size along the image's axes."""
+    frame = np.asarray(part.grid.direction)
+    center, edges = part.box(frame)
+    lattice = lattice_around(center, edges + voxel, voxel, frame)
+    tensors, known = sampled(orientation_tensors(part.voxels, part.inside, part.grid, voxel), part, lattice, np.eye(4))
+    xp = module_of(tensors)
+    return EdgeField(lattice, xp.concatenate([along_axes(tensors, frame), known[None]]).astype(np.float32))
 
 
 def _with_neighbours(known: Any) -> Any:

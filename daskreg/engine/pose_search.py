@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import SingleRank
 from daskreg.config import Rigid, Search
-from daskreg.engine.edge_images import Part, edge_field, filling, near_object, part_of, without_filling
+from daskreg.engine.edge_images import ComparedPart, edge_field, filling, near_object, part_of, tensor_field, without_filling
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.engine.report import LevelReport, Watch
@@ -36,8 +36,26 @@ ROTATION_SIZE = 16  # voxels along an edge of a cube as large as the smaller ima
 LARGEST_TRANSFORM = 300_000  # voxels: coarser where the images' sizes are far apart
 TENSOR_LEVEL = 0.6  # of a voxel of the search: voxels of the level whose edges are correlated
 MARGIN = 2.0  # voxels of the search around what is not filling
-# of the refinement: voxels as a part of those of the search, steps, candidates with and as many without what may be filling
-LEVELS = ((1.0, 6, 600), (0.5, 8, 48), (0.25, 8, 4))
+
+
+@dataclass(frozen=True)
+class RefinementLevel:
+    """Of the refinement. voxel, lattice: of the level that is read and of the lattice, as a part of a voxel of the search;
+    candidates: with and as many without what may be filling;  smoothed: by tensors as they are correlated
+    """
+
+    voxel: float
+    lattice: float
+    steps: int
+    candidates: int
+    smoothed: bool = False
+
+
+LEVELS = (
+    RefinementLevel(TENSOR_LEVEL, 1.0, 10, 600, smoothed=True),
+    RefinementLevel(0.5, 0.5, 10, 64),
+    RefinementLevel(0.25, 0.25, 8, 4),
+)
 
 
 def search_voxel(images: tuple[Image, Image], world: Matrix, overlap: float) -> float:
@@ -58,7 +76,9 @@ def _bounds(extents: tuple[NDArray[np.float64], NDArray[np.float64]], voxel: flo
 
 def pose_levels(stage: Search, images: tuple[Image, Image], world: Matrix) -> tuple[set[Index], set[Index]]:
     """Shrink factors of both images that the search reads."""
-    sizes = [part * search_voxel(images, world, stage.overlap) for part in (TENSOR_LEVEL, *(part for part, _, _ in LEVELS))]
+    sizes = [
+        part * search_voxel(images, world, stage.overlap) for part in (TENSOR_LEVEL, 1.0, *(level.voxel for level in LEVELS))
+    ]
     fixed, moving = ({shrink_factors(i.grid, size) for size in sizes} for i in images)
     return fixed, moving
 
@@ -102,7 +122,7 @@ class PoseSearch:
 
     def _at_rest(self) -> bool:
         """Whether the first map makes the images equal: no other is better."""
-        size = LEVELS[-1][0] * self.voxel
+        size = LEVELS[-1].voxel * self.voxel
         f, m = (shrink_factors(i.grid, size) for i in self.images)
         level = Level.alone(1, f, m, self.images[0].grid, self.images[1].grid, 1)
         return LinearLoss(Rigid(similarity=NGF()), level, self.images, SingleRank()).perfect(self.first)
@@ -119,7 +139,7 @@ class PoseSearch:
         parts = (part_of(image, TENSOR_LEVEL * self.voxel) for image in self.images)
         return (False, True) if any(bool(filling(part.voxels).any()) for part in parts) else (False,)
 
-    def _part(self, which: int, size: float, filled: bool) -> Part:
+    def _part(self, which: int, size: float, filled: bool) -> ComparedPart:
         part = part_of(self.images[which], size * self.voxel)
         return without_filling(part) if filled else near_object(part, MARGIN * self.voxel)
 
@@ -135,18 +155,19 @@ class PoseSearch:
     def _refined(self, filled: bool, found: Poses) -> Poses:
         """The best candidates after a refinement on finer and finer lattices, fewer on each; those of headers reach the last."""
         headers = np.array([self.first, self._centered(filled)])
-        for part, steps, keep in LEVELS:
+        for level in LEVELS:
             require_going_on(self.watch)
-            chosen = found.distinct(self.corners, self.voxel * part, keep)
-            found = self._at_level(filled, part, np.concatenate([headers, found.world[chosen]]), steps)
+            chosen = found.distinct(self.corners, self.voxel * level.lattice, level.candidates)
+            found = self._at_level(filled, level, np.concatenate([headers, found.world[chosen]]))
             headers = found.world[: len(headers)]
         return found
 
-    def _at_level(self, filled: bool, part: float, worlds: Matrix, steps: int) -> Poses:
+    def _at_level(self, filled: bool, level: RefinementLevel, worlds: Matrix) -> Poses:
         """The maps refined on one level, by the ranks together."""
-        fixed, moving = (edge_field(self._part(which, part, filled), part * self.voxel) for which in (0, 1))
+        make = tensor_field if level.smoothed else edge_field
+        fixed, moving = (make(self._part(which, level.voxel, filled), level.lattice * self.voxel) for which in (0, 1))
         refinement = PoseRefinement(fixed, moving, scaled=self.stage.scale > 1)
-        own = refinement.refined(np.array(self.shared.mine([*worlds])).reshape(-1, 4, 4), steps)
+        own = refinement.refined(np.array(self.shared.mine([*worlds])).reshape(-1, 4, 4), level.steps)
         return Poses.of_rows(np.array(self.shared.results([*own.rows()], len(worlds), (ROW,))))
 
     def _ranked(self, refined: dict[bool, Poses]) -> list[Found]:

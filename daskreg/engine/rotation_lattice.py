@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.config import Search
-from daskreg.engine.edge_images import Part, lattice_around, sampled
+from daskreg.engine.edge_images import ComparedPart, lattice_around, sampled
 from daskreg.engine.report import Watch
 from daskreg.engine.threads import in_threads
 from daskreg.kernels.device import Device
@@ -39,7 +39,7 @@ class RotationLattice:
     parts: of both images;  linear: (3, 3) of the first map;  voxel: edge of the lattice's voxels
     """
 
-    def __init__(self, stage: Search, parts: tuple[Part, Part], linear: Matrix, voxel: float) -> None:
+    def __init__(self, stage: Search, parts: tuple[ComparedPart, ComparedPart], linear: Matrix, voxel: float) -> None:
         self.linear, self.voxel, self.part = linear, voxel, parts[1]
         self.frame = np.asarray(parts[0].grid.direction)
         self.turns, self.cubes = scaled_rotations(stage.scale), right_angles(stage.flips)

@@ -97,14 +97,15 @@ class CubeCorrelator:
         weight = xp.where(part >= self.overlap, score * xp.sqrt(part), -1)
         found = []
         for _ in range(peaks):
-            flat = weight.reshape(len(weight), -1)
-            at = flat.argmax(axis=1)
-            rows = [host(xp.take_along_axis(a.reshape(flat.shape), at[:, None], axis=1))[:, 0] for a in (weight, score, part)]
-            for k, (index, w, s, o) in enumerate(zip(host(at), *rows, strict=True)):
-                where = tuple(int(v) for v in np.unravel_index(int(index), batch.shape))
-                _clear(weight[k], where)
-                if w > 0:
-                    found.append(CubePeak(batch.cubes[k], float(s), float(o), self._shift(where, batch)))
+            at = weight.reshape(len(weight), -1).argmax(axis=1)
+            where = (xp.arange(len(at)), *xp.unravel_index(at, batch.shape))
+            values, places = host(xp.stack([weight[where], score[where], part[where]], axis=1)), host(xp.stack(where[1:], axis=1))
+            found += [
+                CubePeak(cube, float(s), float(o), self._shift(tuple(map(int, place)), batch))
+                for cube, (w, s, o), place in zip(batch.cubes, values, places, strict=True)
+                if w > 0
+            ]
+            _clear(weight, where)
         return found
 
     def _scores(self, batch: Batch, moving: Any, smaller: int) -> tuple[Any, Any]:
@@ -131,11 +132,11 @@ def _alike(inside: Any, cubes: Sequence[Matrix]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _clear(weight: Any, where: tuple[int, ...]) -> None:
-    """Take a peak and what is around it out; indices wrap."""
-    xp = module_of(weight)
-    near = [xp.arange(k - PEAK_DISTANCE, k + PEAK_DISTANCE + 1) % n for k, n in zip(where, weight.shape, strict=True)]
-    weight[xp.ix_(*near)] = -1
+def _clear(weight: Any, where: tuple[Any, ...]) -> None:
+    """Take a peak of every map (C, Z, Y, X), at indices of arrays (C,), and what is around it out; indices wrap."""
+    near = module_of(weight).arange(-PEAK_DISTANCE, PEAK_DISTANCE + 1)
+    z, y, x = ((at[:, None] + near) % n for at, n in zip(where[1:], weight.shape[1:], strict=True))
+    weight[where[0][:, None, None, None], z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]] = -1
 
 
 def _spectra(channels: Any, inside: Any, shape: tuple[int, ...]) -> Any:

@@ -80,6 +80,14 @@ def rotated(tensors: Any, linear: NDArray[np.float64]) -> Any:
     return xp.einsum("ij,jzyx->izyx", xp.asarray(mix), tensors)  # not by BLAS, whose threads would wait for each other
 
 
+def along_axes(tensors: Any, frame: NDArray[np.float64]) -> Any:
+    """Tensors (6, ...) in world axes, without their trace, along the columns of ``frame``."""
+    xp = module_of(tensors)
+    trace_free = np.eye(6)
+    trace_free[:3, :3] -= 1 / 3
+    return xp.einsum("ij,jzyx->izyx", xp.asarray((trace_free @ _pulled_back(frame)).astype(np.float32)), tensors)
+
+
 def mixing(linear: NDArray[np.float64]) -> NDArray[np.float64]:
     """(5, 5): the components of L^T T L from those of T, both trace-free and orthonormal; orthogonal L."""
     return DEVIATOR @ _pulled_back(linear) @ np.linalg.pinv(DEVIATOR)

@@ -4,8 +4,9 @@ Maximised is the correlation of the trace-free orientation tensors times the roo
 
     root(N) sum(s^2 - |a|^2 |m|^2 / 3) / (2/3 root(sum |a|^4 sum |m|^4))
 
-where a and m are the normalised gradients of both images at a point, a turned by the map, and s is their scalar product. It is 0
-on average where edges are unrelated. N and |a| count as constant in a step.
+where a and m are the normalised gradients of both images at a point, a turned by the map, and s is their scalar product; or, from
+further away, that of the smoothed tensors themselves. It is 0 on average where edges are unrelated. N and |a| count as constant
+in a step.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from scipy.spatial.transform import Rotation
 
 from daskreg.grid import Grid
 from daskreg.kernels.device import host, module_of
-from daskreg.kernels.pose_sums import pose_sums
+from daskreg.kernels.pose_sums import pose_sums, tensor_sums
 
 Matrix = NDArray[np.float64]
 NORM = 2 / 3  # of a trace-free tensor of a unit vector, squared
-LARGEST_STEP = 1.0  # voxels that a step may move a corner by
 DAMPING, EASED, STIFFENED = 0.1, 0.3, 6.0  # of Levenberg and Marquardt: at first, after a better and after a worse step
+LARGEST_STEP = 1.0  # moving voxels that a step may move a corner by
 LEAST_PART = 0.25  # that steps are made for
 UPPER = np.triu_indices(7)
 
 
 @dataclass(frozen=True)
 class EdgeField:
-    """Normalised gradients along the axes of an isotropic lattice, and 1 where they count: (4, Z, Y, X) float32."""
+    """Edges along the axes of an isotropic lattice, and 1 where they count, float32: normalised gradients (4, Z, Y, X), or
+    smoothed trace-free tensors of them (7, Z, Y, X).
+    """
 
     grid: Grid
     values: Any
@@ -39,7 +42,7 @@ class EdgeField:
     @property
     def size(self) -> float:
         """World volume that counts."""
-        return float(self.values[3].sum()) * float(np.prod(self.grid.spacing))
+        return float(self.values[-1].sum()) * float(np.prod(self.grid.spacing))
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,13 @@ class PoseRefinement:
         unit = _scales(maps) ** -1
         table = np.column_stack([maps[:, :3, :3].reshape(-1, 9), maps[:, :3, 3], self._centers(maps), unit])
         xp = module_of(self.fixed.values)
-        rows = pose_sums((len(maps), *self.rows), xp.asarray(table.astype(np.float32)), self.fixed.values, self.moving.values)
-        return np.asarray(host(rows).astype(np.float64).sum(axis=2).T)
+        kernel = pose_sums if len(self.fixed.values) == 4 else tensor_sums
+        rows = kernel((len(maps), *self.rows), xp.asarray(table.astype(np.float32)), self.fixed.values, self.moving.values)
+        found = np.asarray(host(rows.sum(axis=2, dtype=np.float64)).T)
+        norm = NORM if kernel is pose_sums else 1.0
+        found[:, 1:3] *= norm
+        found[:, 11:18] *= norm
+        return found
 
     def _centers(self, maps: Matrix) -> Matrix:
         """Where the middle of the fixed image comes to lie: what rotations and scales are about."""
@@ -159,7 +167,7 @@ class PoseRefinement:
 
 def _correlation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of the trace-free tensors, where both images are known."""
-    return np.asarray(sums[:, 0] / (NORM * np.sqrt(np.maximum(sums[:, 1] * sums[:, 2], 1e-30))))
+    return np.asarray(sums[:, 0] / np.sqrt(np.maximum(sums[:, 1] * sums[:, 2], 1e-30)))
 
 
 def _agreement(sums: NDArray[np.float64]) -> NDArray[np.float64]:
