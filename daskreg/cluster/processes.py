@@ -11,8 +11,9 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -66,7 +67,7 @@ def _made(make: Callable[[], Any], marker: Path) -> Any:
     before = worker_processes()
     threading.Thread(target=_make, args=(make, made), name="daskreg-start", daemon=True).start()
     try:
-        return made.result(timeouts.WORKER_START_TIMEOUT)
+        return _awaited(made, before)
     except DaskregError:
         raise
     except Exception as error:
@@ -84,6 +85,22 @@ def _made(make: Callable[[], Any], marker: Path) -> Any:
     except BaseException:
         _abandon(made, before)
         raise
+
+
+def _awaited(made: Future[Any], before: set[BaseProcess]) -> Any:
+    """The cluster. One worker process that ends makes the start fail: the others, which Dask would wait for, are killed then.
+
+    Raises what the start raises, and TimeoutError after ``WORKER_START_TIMEOUT``.
+    """
+    end, seen = time.monotonic() + timeouts.WORKER_START_TIMEOUT, set[BaseProcess]()
+    while not wait([made], timeouts.DONE_CHECK_INTERVAL).done:
+        now = worker_processes() - before
+        if seen - now:
+            kill(now)
+        if time.monotonic() > end:
+            raise TimeoutError
+        seen |= now
+    return made.result()
 
 
 def _make(make: Callable[[], Any], made: Future[Any]) -> None:

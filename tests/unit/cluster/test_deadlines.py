@@ -250,12 +250,27 @@ def test_a_client_that_does_not_close_is_left():
 
 def test_workers_that_do_not_start_are_killed_and_an_error(monkeypatch, tmp_path):
     own, before = Process(), Process()
-    known = [{before}, {before, own}]
-    monkeypatch.setattr(processes, "worker_processes", lambda: known.pop(0))
+    known = [{before}]
+    monkeypatch.setattr(processes, "worker_processes", lambda: known.pop() if known else {before, own})
     with pytest.raises(RunError, match="the worker processes did not start within 0 s"):
         processes._made(lambda: threading.Event().wait(LONG), tmp_path / "unguarded")
     assert own.killed.is_set()
     assert not before.killed.is_set()
+
+
+def test_workers_are_not_waited_for_where_another_one_ended_while_it_started(monkeypatch, tmp_path):
+    monkeypatch.setattr(timeouts, "WORKER_START_TIMEOUT", LONG)
+    ended, other = Process(), Process()
+    known = [set(), {ended, other}]
+    monkeypatch.setattr(processes, "worker_processes", lambda: known.pop(0) if known else {other})
+
+    def make():
+        """As Dask: fails once all have started or ended."""
+        other.killed.wait()
+        raise RuntimeError("Nanny failed to start.")
+
+    with pytest.raises(RunError, match="the worker processes could not be started: Nanny failed to start"):
+        processes._made(make, tmp_path / "unguarded")
 
 
 # --- the list for maintainers ---------------------------------------------------------------------------------------------
@@ -282,6 +297,7 @@ KNOWN = (
     "message.wait()",  # Pending.wait: Timeouts.wait
     "self._connected.wait()",  # whoever sends waits for the write with Timeouts.wait
     "self.future.result()",  # after Timeouts.wait
+    "return made.result()",  # of a start that has ended
     "pending.pop().result()",  # of a thread of this rank, which reads a file
     "self._pending.popleft().result()",  # of a thread of this rank, which writes a file
     "return [f.result() for f in futures]",  # of threads that have ended, in tests
