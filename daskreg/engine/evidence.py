@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.spatial.transform import Rotation
 
 from daskreg.engine.coarse_pair import CoarsePair
+from daskreg.engine.rivals import best_rival, merit
 from daskreg.transforms.linear import linear_about
 from daskreg.transforms.rotations import rotation_grid
 
@@ -28,6 +29,7 @@ RARE = 0.1  # part of the other poses that may be as good at a place: outlines o
 TEXTURE = 0.1  # of the mean local variance: less is noise or empty
 COVERED = 0.5  # part of a window that must be inside both images
 SMOOTH = 5.0  # voxels, Gaussian sigma: a displacement that fits noise is gone after it, a real one is not
+UNSURE = 0.35, 0.75  # share of the pose: wrong poses were below the second, right ones above the first
 POSES = 8  # of the grid of rotations, beside the right angles
 
 
@@ -39,8 +41,9 @@ class Evidence:
     pose: the same without the displacement or with a smooth one, whichever is larger: a displacement that was fitted to a wrong
     pose raises the first alone;  chance: share that correlates no better than shuffled blocks;  similarity: of the result;
     pose_chance, pose_similarity: with the displacement of ``pose``;  random, best_random, shuffled: similarities, the median and
-    the largest of other poses, and the mean of shuffled blocks;  overlap: part of the smaller image;  textured: part of the fixed
-    image;  windows: independent ones in the textured part that both images cover;  stretch: largest factor, or one over the
+    the largest of other poses, and the mean of shuffled blocks;  rival: the best of other poses after a refinement, as a part of
+    what is found here, 0 where the share of the pose leaves no doubt;  overlap: part of the smaller image;  textured: part of the
+    fixed image;  windows: independent ones in the textured part that both images cover;  stretch: largest factor, or one over the
     smallest, by which the affine map changes a length beyond the initial map;  shape: of the level
     """
 
@@ -53,6 +56,7 @@ class Evidence:
     random: float
     best_random: float
     shuffled: float
+    rival: float
     overlap: float
     textured: float
     windows: float
@@ -127,6 +131,16 @@ class _Places:
         return _share(self.best, self.counts)
 
 
+@dataclass(frozen=True)
+class _Others:
+    """Other poses: similarities, local correlations, world maps (the most alike first), and what they are turned about."""
+
+    similarities: list[float]
+    fields: list[Array]
+    worlds: list[Matrix]
+    middle: Matrix
+
+
 def _share(part: NDArray[np.bool_], of: NDArray[np.bool_]) -> float:
     return float((part & of).sum()) / max(int(of.sum()), 1)
 
@@ -159,7 +173,8 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
     start: the initial world map
     """
     correlation, u = SquaredCorrelation(pair), pair.displacement
-    random, elsewhere = _other_poses(pair, correlation)
+    others = _other_poses(pair, correlation)
+    random, elsewhere = others.similarities, others.fields
     places = _compare_places(pair, correlation, u, elsewhere)
     counts, squared = places.counts, places.squared
     pose = places
@@ -179,6 +194,7 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
         random=float(np.median(random)) if random else 0.0,
         best_random=max(random, default=0.0),
         shuffled=float(np.mean([s.mean(dtype=np.float64) for s in shuffled if s.size] or [0.0])),
+        rival=_rival(pair, correlation, others, pose),
         overlap=_overlap(pair),
         textured=float(counts.mean()),
         windows=correlation.windows(counts),
@@ -207,20 +223,31 @@ def _shuffled(pair: CoarsePair, correlation: SquaredCorrelation, u: Array | None
     return found
 
 
-def _other_poses(pair: CoarsePair, correlation: SquaredCorrelation) -> tuple[list[float], list[Array]]:
+def _other_poses(pair: CoarsePair, correlation: SquaredCorrelation) -> _Others:
     """Similarities and local correlations at other poses: rotations about the middle of what both images cover (of a single
     plane: within it), as far as they keep half of the overlap.
     """
     grid, (_, weight) = pair.fixed.grid, pair.sample(pair.world)
     least, found, fields = COVERED * float(weight.mean()), [], []
+    starts: list[tuple[float, Matrix]] = []
     middle = grid.to_world(np.argwhere(weight > 0).mean(axis=0)) if least else grid.center
     for rotation in _rotations(pair):
-        moved, there = pair.sample(pair.world @ linear_about(middle, rotation))
+        world = pair.world @ linear_about(middle, rotation)
+        moved, there = pair.sample(world)
         if float(there.mean()) >= least:
             squared, counts = correlation(moved, there)
             found.append(_mean_of(squared, counts))
             fields.append(correlation.neighbourhood(squared * counts))
-    return found, fields
+            starts.append((merit(squared, counts), world))
+    return _Others(found, fields, [world for _, world in sorted(starts, key=lambda s: -s[0])], middle)
+
+
+def _rival(pair: CoarsePair, correlation: SquaredCorrelation, others: _Others, pose: _Places) -> float:
+    """Only where the share leaves a doubt that this can settle, as it takes longer than all the rest."""
+    if not UNSURE[0] <= pose.share < UNSURE[1] or 1 in pair.fixed.voxels.shape:
+        return 0.0
+    found = best_rival(pair, others.worlds, others.middle, correlation, SquaredCorrelation)
+    return found / max(merit(pose.squared, pose.counts), 1e-6)
 
 
 def _rotations(pair: CoarsePair) -> list[Matrix]:

@@ -12,6 +12,9 @@ Status = Literal["ok", "doubtful", "failed"]
 RANKS: tuple[Status, ...] = ("ok", "doubtful", "failed")
 # Shares of the image that match best where they are: of the poses tuned on, wrong ones had at most 0.35, right ones at least 0.41
 FAILED, DOUBTFUL = 0.34, 0.38
+CHANCE = 0.45  # share that correlates no better than chance: right ones had at most 0.4
+RIVAL = 0.9  # times what speaks for the result
+STANDS_OUT = 1.1  # times the similarity of the best other pose
 MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little
 MINIMUM_OVERLAP = 0.2  # of the smaller image
 STRETCH = 2.0  # of a length by the affine map
@@ -88,18 +91,25 @@ def _match(e: Evidence) -> Iterator[_Reason]:
     """Whether the images are more alike here than elsewhere."""
     if e.pose < DOUBTFUL:
         alone = ", without what only a rough displacement brings about," if e.in_place >= DOUBTFUL else ""
-        status: Status = "failed" if e.pose < FAILED or _no_better_than_others(e) else "doubtful"
+        status: Status = "failed" if _no_better_than_others(e) or (e.pose < FAILED and not _stands_out(e)) else "doubtful"
         yield _Reason(status, f"only {_percent(e.pose)} of the image{alone} matches best where it is")
     elif e.in_place < DOUBTFUL:
         yield _Reason("doubtful", f"after the deformation only {_percent(e.in_place)} of the image matches best where it is")
-    if e.pose < DOUBTFUL and e.chance >= 0.25:
-        yield _Reason("doubtful", f"{_percent(e.chance)} of the image correlates no better than chance")
+    if e.pose_chance > CHANCE or (e.pose < DOUBTFUL and e.pose_chance > CHANCE / 2):
+        yield _Reason("doubtful", f"{_percent(e.pose_chance)} of the image correlates no better than chance")
     if _no_better_than_others(e):
         yield _Reason("doubtful", f"another pose is as good ({e.best_random:.3f} against {e.pose_similarity:.3f})")
+    elif e.rival > RIVAL:
+        yield _Reason("doubtful", f"another pose, refined, is {e.rival:.2f} times as good")
 
 
 def _no_better_than_others(e: Evidence) -> bool:
     return e.pose_similarity <= e.best_random
+
+
+def _stands_out(e: Evidence) -> bool:
+    """Whether it is more alike than all other poses, if not in detail: two modalities have edges beside each other's."""
+    return e.pose_similarity > STANDS_OUT * e.best_random and e.pose_chance < CHANCE
 
 
 def _shape(e: Evidence, folded_percent: float) -> Iterator[_Reason]:

@@ -8,11 +8,12 @@ from scipy.ndimage import gaussian_filter
 
 from daskreg.comm import SingleRank
 from daskreg.engine.coarse_pair import coarse_pair
-from daskreg.engine.evidence import Evidence, gather_evidence
+from daskreg.engine.evidence import Evidence, SquaredCorrelation, gather_evidence
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.match_map import MatchMap
 from daskreg.engine.report import Outcome
+from daskreg.engine.rivals import best_rival, merit
 from daskreg.engine.verdict import MINIMUM_WINDOWS, Verdict, judge
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid, Partition
@@ -23,20 +24,24 @@ from tests.unit.engine.spread import cut, on_ranks, piece
 SHAPE = (28, 32, 30)
 GRID = Grid(SHAPE)
 FIXED = blobs(SHAPE, 3)
-GOOD = Evidence(0.8, 0.8, 0.05, 0.05, 0.6, 0.6, 0.1, 0.15, 0.08, 0.9, 0.5, 60.0, 1.02, (32, 32, 32))
+GOOD = Evidence(0.8, 0.8, 0.05, 0.05, 0.6, 0.6, 0.1, 0.15, 0.08, 0.0, 0.9, 0.5, 60.0, 1.02, (32, 32, 32))
 
 
 class _Plan:
     fixed = moving = GRID
 
 
-def evidence(moving=FIXED, world=None, u=None, fixed=FIXED, masks=(None, None)):
-    """What is found of a result on these images, and the map."""
+def _pair(moving, world, u=None, fixed=FIXED, masks=(None, None)):
     plan = _Plan()
     plan.fixed = plan.moving = Grid(fixed.shape)
     images = tuple(Image.whole(v, Grid(v.shape), m) for v, m in zip((fixed, moving), masks, strict=True))
-    outcome = Outcome(np.eye(4) if world is None else world, u, [], Block(fixed.shape, Partition.of(fixed.shape[0], 1)))
-    return gather_evidence(coarse_pair(plan, outcome, images, SingleRank()), np.eye(4))
+    outcome = Outcome(world, u, [], Block(fixed.shape, Partition.of(fixed.shape[0], 1)))
+    return coarse_pair(plan, outcome, images, SingleRank())
+
+
+def evidence(moving=FIXED, world=None, u=None, fixed=FIXED, masks=(None, None)):
+    """What is found of a result on these images, and the map."""
+    return gather_evidence(_pair(moving, np.eye(4) if world is None else world, u, fixed, masks), np.eye(4))
 
 
 def status(*args, **kwargs):
@@ -109,6 +114,16 @@ def test_the_map_shows_where_it_does_not_match():
     assert bad[1] < 0.1
 
 
+def test_a_rival_pose_is_found_by_a_refinement():
+    """The result is off by 40 degrees, the start that is tried by 15: it leads to the right pose."""
+    found = _pair(FIXED, turned(40))
+    correlation = SquaredCorrelation(found)
+    rival = best_rival(found, [turned(15)], GRID.center, correlation, SquaredCorrelation)
+    assert rival > 1.3 * merit(*correlation(*found.sample(found.world)))
+    right = _pair(FIXED, np.eye(4))
+    assert best_rival(right, [turned(8)], GRID.center, SquaredCorrelation(right), SquaredCorrelation) == 0
+
+
 def test_a_single_plane_is_judged():
     plane = blobs((9, 96, 90), 2)[4:5]
     assert status(plane, fixed=plane) == "ok"
@@ -138,8 +153,13 @@ def test_ranks_see_the_same_pair(cuts):
     ("change", "expected", "word"),
     [
         ({}, "ok", "80 %"),
-        ({"pose": 0.1, "in_place": 0.1}, "failed", "10 %"),
-        ({"pose": 0.1}, "failed", "rough displacement"),
+        ({"pose": 0.1, "in_place": 0.1, "pose_chance": 0.6}, "failed", "10 %"),
+        ({"pose": 0.1, "pose_chance": 0.6}, "failed", "rough displacement"),
+        ({"pose": 0.1, "pose_similarity": 0.16}, "failed", "10 %"),
+        ({"pose": 0.1, "pose_similarity": 0.2}, "doubtful", "10 %"),
+        ({"rival": 1.2}, "doubtful", "1.20 times as good"),
+        ({"pose_chance": 0.6}, "doubtful", "60 % of the image correlates no better than chance"),
+        ({"pose": 0.37, "best_random": 0.7}, "failed", "0.700 against 0.600"),
         ({"pose": 0.37}, "doubtful", "37 %"),
         ({"in_place": 0.2}, "doubtful", "after the deformation"),
         ({"best_random": 0.65}, "doubtful", "0.650 against 0.600"),
