@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from daskreg.engine.evidence import Evidence
+from daskreg.engine.evidence import UNSURE, Evidence
 
 Status = Literal["ok", "doubtful", "failed"]
 RANKS: tuple[Status, ...] = ("ok", "doubtful", "failed")
 # Shares of the image that match best where they are: of the poses tuned on, wrong ones had at most 0.35, right ones at least 0.41
 FAILED, DOUBTFUL = 0.34, 0.38
 CHANCE = 0.45  # share that correlates no better than chance: right ones had at most 0.4
-RIVAL = 0.9  # times what speaks for the result
+RIVAL = 0.95  # times what speaks for the result
 STANDS_OUT = 1.1  # times the similarity of the best other pose
 MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little
 MINIMUM_OVERLAP = 0.2  # of the smaller image
@@ -60,7 +60,7 @@ class _Reason:
 
 def judge(evidence: Evidence, levels: Sequence[Mapping[str, Any]], folded_percent: float = 0.0) -> Verdict:
     """The worst of all reasons decides. levels: reports of the levels, as provenance has them."""
-    found = [*_support(evidence), *_match(evidence), *_shape(evidence, folded_percent), *_endings(levels)]
+    found = [*_support(evidence), *_match(evidence), *_shape(evidence, folded_percent), *_endings(evidence, levels)]
     status: Status = max((r.status for r in found), key=RANKS.index, default="ok")
     if evidence.windows < MINIMUM_WINDOWS:
         status = "doubtful"  # and no more: too little was compared to call it failed
@@ -120,9 +120,9 @@ def _shape(e: Evidence, folded_percent: float) -> Iterator[_Reason]:
         yield _Reason("doubtful", f"{folded_percent:.2g} % of the voxels are folded")
 
 
-def _endings(levels: Sequence[Mapping[str, Any]]) -> Iterator[_Reason]:
-    """Levels that had to end."""
-    for level in levels:
+def _endings(e: Evidence, levels: Sequence[Mapping[str, Any]]) -> Iterator[_Reason]:
+    """Levels that had to end, unless what came of it leaves no doubt."""
+    for level in levels if e.pose < UNSURE[1] else ():
         if (why := ENDED.get(str(level["stopped"]))) is not None:
             yield _Reason("doubtful", f"the stage {level['stage']} ended at scale {level['scale']} because {why}")
 

@@ -176,7 +176,9 @@ def test_each_reason(change, expected, word):
 
 def test_folds_and_levels_that_ended_early_count():
     assert judge(GOOD, [], folded_percent=2.0).status == "doubtful"
-    ended = judge(GOOD, [{"stage": "rigid", "scale": 4, "stopped": "overlap"}])
+    levels = [{"stage": "rigid", "scale": 4, "stopped": "overlap"}]
+    ended = judge(replace(GOOD, pose=0.6), levels)
+    assert judge(GOOD, levels).status == "ok"
     assert ended.status == "doubtful"
     assert "scale 4" in ended.line()
 
