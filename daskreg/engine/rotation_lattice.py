@@ -33,6 +33,12 @@ def scaled_rotations(largest: float) -> list[Matrix]:
     return [scale * rotation for scale in scales(largest) for rotation in local_rotations()]
 
 
+def _odd(edges: Matrix, voxel: float) -> Matrix:
+    """Edges of a box of an odd number of voxels: its middle, where a thin image may be alone, is at voxels' centres."""
+    n = np.maximum(1, np.ceil(edges / voxel - 1e-6))
+    return np.asarray((n + 1 - n % 2) * voxel)
+
+
 class RotationLattice:
     """Edges of both images on one lattice along the fixed image's axes, the moving ones turned about the middle of their box.
 
@@ -45,7 +51,7 @@ class RotationLattice:
         self.turns, self.cubes = scaled_rotations(stage.scale), right_angles(stage.flips)
         self.center, edges = parts[0].box(self.frame)
         self.target, _ = parts[1].box(np.asarray(parts[1].grid.direction))
-        fixed, self.moving = (lattice_around(self.center, e, voxel, self.frame) for e in (edges, self._reach()))
+        fixed, self.moving = (lattice_around(self.center, _odd(e, voxel), voxel, self.frame) for e in (edges, self._reach()))
         tensors = [orientation_tensors(p.voxels, p.inside, p.grid, voxel) for p in parts]
         seen, inside = sampled(tensors[0], parts[0], fixed, np.eye(4))
         self.correlator = CubeCorrelator(rotated(seen, self.frame), inside, self.moving.shape, self.cubes, stage.overlap)

@@ -115,7 +115,7 @@ class CubeCorrelator:
         parts = xp.stack([joint, f[:, -2] * m[-1], f[:, -1] * m[-2], f[:, -1] * m[-1]], axis=1)
         maps = scipy_of(moving).fft.irfftn(parts, batch.shape, axes=AXES)
         energy = xp.maximum(maps[:, 1], 0) * xp.maximum(maps[:, 2], 0)
-        energy = xp.where(energy < 1e-6 * energy.max(axis=AXES, keepdims=True), np.inf, energy)
+        energy = xp.where(energy <= 1e-6 * energy.max(axis=AXES, keepdims=True), np.inf, energy)
         return maps[:, 0] / xp.sqrt(energy), xp.where(maps[:, 3] < 1, 0, xp.clip(maps[:, 3] / smaller, 0, 1))
 
     def _shift(self, where: tuple[int, ...], batch: Batch) -> NDArray[np.float64]:
