@@ -41,20 +41,22 @@ MARGIN = 2.0  # voxels of the search around what is not filling
 @dataclass(frozen=True)
 class RefinementLevel:
     """Of the refinement. voxel, lattice: of the level that is read and of the lattice, as a part of a voxel of the search;
-    candidates: with and as many without what may be filling;  smoothed: by tensors as they are correlated
+    apart: the same, least distance of two candidates;  candidates: with and as many without what may be filling;  smoothed: by
+    tensors as they are correlated
     """
 
     voxel: float
     lattice: float
+    apart: float
     steps: int
     candidates: int
     smoothed: bool = False
 
 
 LEVELS = (
-    RefinementLevel(TENSOR_LEVEL, 1.0, 10, 600, smoothed=True),
-    RefinementLevel(0.5, 0.5, 10, 64),
-    RefinementLevel(0.25, 0.25, 8, 4),
+    RefinementLevel(TENSOR_LEVEL, 1.0, 1.0, 10, 600, smoothed=True),
+    RefinementLevel(0.5, 0.5, 1.0, 10, 160),
+    RefinementLevel(0.25, 0.25, 0.5, 8, 4),
 )
 
 
@@ -157,7 +159,7 @@ class PoseSearch:
         headers = np.array([self.first, self._centered(filled)])
         for level in LEVELS:
             require_going_on(self.watch)
-            chosen = found.distinct(self.corners, self.voxel * level.lattice, level.candidates)
+            chosen = found.distinct(self.corners, self.voxel * level.apart, level.candidates)
             found = self._at_level(filled, level, np.concatenate([headers, found.world[chosen]]))
             headers = found.world[: len(headers)]
         return found
