@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-import numpy as np
-from numpy.typing import NDArray
-
 from daskreg.comm import Communicator
+from daskreg.engine.planes import Planes, piecewise
 from daskreg.engine.rank import Rank, RunState
 from daskreg.grid import Index, Span
-from daskreg.kernels.device import host
 from daskreg.storage import CheckpointStore, RunStore
 
 
@@ -22,7 +19,7 @@ class Checkpointer:
         self.comm, self.store, self.number = comm, CheckpointStore(run), 0
         self.run = RunStore(run, attempt=attempt)
 
-    def save(self, state: RunState, fields: Mapping[str, tuple[Span, NDArray[np.float32]]], shape: Index | None) -> None:
+    def save(self, state: RunState, fields: Mapping[str, tuple[Span, Planes]], shape: Index | None) -> None:
         """Write a checkpoint, on all ranks; it counts once rank 0 has committed it.
 
         Raises OutputError where the run was removed, or is continued by another process.
@@ -32,9 +29,9 @@ class Checkpointer:
             self.run.require_mine()
             self.store.begin(self.number, dict.fromkeys(fields, (3, *shape)) if shape else {})
         self.comm.barrier()
-        for name, (own, planes) in fields.items():
-            if len(own):
-                self.store.write(self.number, name, own.start, host(planes))  # one field at a time is copied from a GPU
+        for name, (own, field) in fields.items():
+            for span, planes in piecewise(field, own):
+                self.store.write(self.number, name, span.start, planes)
         self.comm.barrier()
         if self.comm.rank == 0:
             self.run.require_mine()

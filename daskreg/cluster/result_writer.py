@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block, gather_planes
+from daskreg.engine.planes import on
 from daskreg.engine.reach import SamplingMap, affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome
 from daskreg.grid import Grid, Index, Partition, Region, Span
@@ -129,10 +130,13 @@ def _collect_row(outcome: Outcome, row: Span, owner: int, comm: Communicator) ->
     if outcome.displacement is None:
         return None
     block = outcome.block
-    if block.own & row == row and owner == comm.rank:
-        return outcome.displacement[:, row.within(block.held)]
+    mine = block.own & row
+    here = on(block.device, outcome.displacement, mine) if len(mine) else block.device.xp.empty((3, 0, *block.shape[1:]), np.float32)
+    if mine == row and owner == comm.rank:
+        return here
     wanted = [row if r == owner else Span(0, 0) for r in range(comm.size)]
-    return gather_planes(comm, block.partition.slabs, wanted, outcome.displacement, block.first, "output")
+    owned = [slab & row for slab in block.partition.slabs]
+    return gather_planes(comm, owned, wanted, here, mine.start, "output")
 
 
 class MovingReader:

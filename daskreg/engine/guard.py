@@ -13,6 +13,7 @@ from daskreg.comm import Communicator
 from daskreg.config import Linear, Optimised, Rigid
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
+from daskreg.engine.sweep.measure import swept_loss
 from daskreg.engine.reach import Reach, SamplingMap, displaced_range, spans
 from daskreg.planning import Level
 
@@ -48,9 +49,13 @@ def worsened(
 ) -> tuple[bool, float, float]:
     """Whether the loss of the stage before a stage rose by more than WORSE from one map to the other, and both losses.
 
-    worlds: before and after the stage;  u: the displacement after it, with the halo of ``level``, where there is one
+    worlds: before and after the stage;  u: the displacement after it, ``Planes`` with the halo of ``level``, where there is one
     """
     judge = Rigid(similarity=before.similarity)
+    if level.state != "device":
+        first, last = (swept_loss(judge.similarity, level, images, comm, w, f) for w, f in zip(worlds, (None, u), strict=True))
+        return last > first + WORSE * abs(first), first, last
+    u = None if u is None else u.array  # of a level whose fields are on the device
     deep = replace(level, halo=max(level.halo, judge.similarity.reach)) if u is None else level
     first = LinearLoss(judge, deep, images, comm).value(worlds[0])[0]
     after = LinearLoss(judge, deep, images, comm) if u is None else DisplacedLoss(judge, level, images, comm, u)

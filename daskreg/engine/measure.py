@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
-from daskreg.engine.reach import Reach, SamplingMap, affine_reach, displaced_range, spans
+from daskreg.engine.planes import Planes, on
+from daskreg.engine.reach import Reach, SamplingMap, affine_reach, displaced_range_of, spans
 from daskreg.engine.report import Outcome
 from daskreg.engine.sampler import Sampler, make_sampler
+from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import host, module_of
 from daskreg.kernels.jacobian import jacobian
@@ -48,10 +50,11 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
 
 def _sampled(outcome: Outcome, sampler: Sampler, mapping: SamplingMap, fixed: Array, planes: range) -> Samples:
     """Fixed and moved on some planes of the arrays."""
-    first, still, u = outcome.block.first + planes.start, fixed[planes.start : planes.stop], outcome.displacement
+    first, still, u = outcome.block.first + planes.start, fixed[planes.start : planes.stop], None
     xp = module_of(still)
+    if outcome.displacement is not None:
+        u = xp.ascontiguousarray(on(outcome.block.device, outcome.displacement, Span(first, first + len(planes))))
     moved, ones = xp.empty(still.shape, np.float32), xp.empty((0, 0, 0), np.float32)
-    u = None if u is None else xp.ascontiguousarray(u[:, planes.start : planes.stop])
     sampler.sample(still.shape, mapping._replace(first=first), u, moved, None, None)
     return Samples(still.shape, first, still, ones, moved, moved)
 
@@ -60,7 +63,7 @@ def _reach(outcome: Outcome, mapping: SamplingMap, comm: Communicator) -> Reach:
     block = outcome.block
     if outcome.displacement is None:
         return affine_reach(mapping, block.partition, block.shape)
-    ranges = comm.gather(np.array(displaced_range(block, mapping, outcome.displacement)))
+    ranges = comm.gather(np.array(displaced_range_of(outcome.displacement, block, mapping)))
     return Reach.of_slabs(block.partition, spans(ranges))
 
 
@@ -78,15 +81,13 @@ def _correlation(sums: NDArray[np.float64]) -> float:
     return float((fm - f * m / n) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
-def folding(u: Array, block: Block, comm: Communicator) -> dict[str, float]:
+def folding(u: Planes, block: Block, comm: Communicator) -> dict[str, float]:
     """Percentage of voxels where det(I + Du) <= 0, and the determinant's range; u: the block's, with a plane of halo."""
-    folded, low, high = 0, np.inf, -np.inf
-    own = block.inner
-    for z in range(own.start, own.stop, SLAB):
-        lead, stop = min(z, 1), min(z + SLAB, own.stop)
-        xp = module_of(u)
-        part = xp.ascontiguousarray(u[:, z - lead : stop + 1])
-        determinant = xp.empty((stop - z, *u.shape[2:]), np.float32)
+    folded, low, high, xp = 0, np.inf, -np.inf, block.device.xp
+    for z in range(block.own.start, block.own.stop, SLAB):
+        lead, stop = min(z, 1), min(z + SLAB, block.own.stop)
+        part = xp.ascontiguousarray(on(block.device, u, Span(z - lead, min(stop + 1, block.partition.planes))))
+        determinant = xp.empty((stop - z, *block.shape[1:]), np.float32)
         jacobian(determinant.shape, lead, part, determinant)
         folded += int((determinant <= 0).sum())
         low, high = min(low, float(determinant.min())), max(high, float(determinant.max()))

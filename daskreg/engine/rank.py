@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
 from daskreg.engine.guard import predecessor, worsened
-from daskreg.engine.halo import Block, Movement, wait_all
+from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
 from daskreg.engine.linear import Halted, run_linear
 from daskreg.engine.loop import Loop
 from daskreg.engine.masks import require_meeting_masks, require_voxels
 from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
-from daskreg.engine.state import StateStore, is_mixed, make_state, refine
+from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, pieces, zero_planes
+from daskreg.engine.state import FullResolution, Store, exchange_planes, is_mixed, make_state, refine_piecewise
+from daskreg.engine.sweep.loop import SweepLoop, reaches_of
+from daskreg.engine.sweep.state import SweptState
 from daskreg.errors import Stopped
 from daskreg.grid import Grid, Span
 from daskreg.planning import Level, Plan
@@ -50,8 +53,8 @@ class RunState:
 
 Read = Callable[[str, Span], Array]  # planes of a field from a checkpoint
 StartingDisplacement = Callable[[Grid, Span, Matrix], Array]  # u of a level's planes, voxels, to go with an affine map
-# own planes of fields on their device, and the level's shape
-Save = Callable[[RunState, Mapping[str, tuple[Span, Array]], tuple[int, int, int] | None], None]
+# own planes of fields, wherever they are, and the level's shape
+Save = Callable[[RunState, Mapping[str, tuple[Span, Planes]], tuple[int, int, int] | None], None]
 
 
 class Rank:
@@ -67,11 +70,13 @@ class Rank:
         save: Save | None = None,
         trace: Trace | None = None,
         initial: StartingDisplacement | None = None,
+        scratch: Allocate | None = None,
     ) -> None:
+        self.scratch = scratch
         self.plan, self.images, self.comm, self.watch, self.save, self.trace = plan, images, comm, watch, save, trace
         self.world, self.initial = start, initial
         self.at = RunState(world=start.tolist())
-        self.store: StateStore | None = None
+        self.store: Store | None = None
         self.reports: list[LevelReport] = []
         if any(is_mixed(stage, images[0].device) for stage in plan.config.stages):
             for image in images:
@@ -84,9 +89,8 @@ class Rank:
         if state.fields is not None:
             stage, level = self._stage_of(state.fields)
             self._hold_images(stage, level)
-            block = self._block(level)
-            self.store = make_state(stage, level, block)
-            self.store.restore(lambda name: read(name, block.held), state.losses)
+            self.store = self._make_store(stage, level)
+            self.store.restore(read, state.losses)
 
     def run(self) -> Outcome:
         """Every stage and every level that is not done yet. Raises Stopped where that was asked for."""
@@ -151,37 +155,53 @@ class Rank:
         self.reports.append(report)
 
     def _deformable(self, stage: Deformable, level: Level) -> None:
-        block = self._block(level)
         if self.store is None:
-            self.store = make_state(stage, level, block)
+            self.store = self._make_store(stage, level)
             if self.initial is not None:
-                self.store.u[...] = block.device.put(self.initial(level.fixed, block.held, self.world))
+                self._set_initial(self.store, level)
         elif not self.store.losses:
-            self.store = self.store.refined(lambda: make_state(stage, level, block), self.comm)
+            self.store = self.store.refined(lambda: self._make_store(stage, level), self.comm)
         self.at.fields = (self.at.stage, self.at.level)
-        loop = Loop(stage, level, self.images, self.world, self.comm, self.trace)
+        kind: Any = Loop if level.state == "device" else SweepLoop
+        loop = kind(stage, level, self.images, self.world, self.comm, self.trace)
         self.reports.append(loop.run(self.store, self.watch, self._within_level))
         self.store.losses = []
         del loop  # its buffers go before the next level's come
+
+    def _make_store(self, stage: Deformable, level: Level) -> Store:
+        """Zeros, where the plan has the level's fields."""
+        block = self._block(level)
+        if level.state == "device":
+            return make_state(stage, level, block)
+        storage = "mixed" if is_mixed(stage, block.device) else "float32"
+        optimizer = stage.optimizer.build(storage, block.device.kind)
+        return SweptState(block, level.fixed_factors, optimizer, reaches_of(stage).total, self.allocate(level.state))
+
+    def _set_initial(self, store: Store, level: Level) -> None:
+        """The displacement to start from."""
+        assert self.initial is not None
+        planes = store.displacement.span
+        for some in pieces(planes, 12 * level.fixed.shape[1] * level.fixed.shape[2]):
+            store.put_displacement(some, self.initial(level.fixed, some, self.world))
 
     def _judge(self, index: int, level: Level) -> None:
         """Take a stage back that made the loss of the linear stage before it clearly worse."""
         before = predecessor(self.plan.config.stages, index)
         if before is None or self.at.before is None or self.initial is not None:
             return
-        if self.store is not None and before.similarity.reach > level.halo:
+        if self.store is not None and level.state == "device" and before.similarity.reach > level.halo:
             return  # u is not known as far from this rank's planes as that loss reads
         start = np.array(self.at.before)
-        u = None if self.store is None else self.store.u
+        u = None if self.store is None else self.store.displacement
         bad, first, last = worsened(before, level, self.images, self.comm, (start, self.world), u)
         self.reports[-1].detail["loss of the stage before"] = {"before": first, "after": last}
         if not bad:
             return
         self.world, self.reports[-1].stopped = start, "taken back"
         if self.store is not None:
-            self.store.u[...] = 0
+            zero_planes(self.store.displacement)
 
-    def _within_level(self, store: StateStore, report: LevelReport, asked: float) -> None:
+    def _within_level(self, store: Store, report: LevelReport, asked: float) -> None:
         """In the middle of a level, all ranks at the same iteration."""
         self.at.losses = report.losses
         self._checkpoint(optimizer=True)
@@ -205,7 +225,7 @@ class Rank:
             self.save(self.at, {}, None)
         else:
             block, fields = self.store.block, self.store.saved(optimizer=optimizer)
-            self.save(self.at, {name: (block.own, array) for name, array in fields.items()}, block.shape)
+            self.save(self.at, {name: (block.own, field) for name, field in fields.items()}, block.shape)
         self.watch.saved(time.perf_counter() - start)
 
     def _stop_if(self, asked: float) -> None:
@@ -218,13 +238,32 @@ class Rank:
         whole = Block(self.plan.fixed.shape, self.plan.partition, self.comm.rank, halo, device)
         if self.store is None:
             return Outcome(self.world, None, self.reports, whole)
-        u, factors, block = self.store.u, self.store.factors, self.store.block
-        self.store = None
+        store, self.store = self.store, None
         for image in self.images:
             image.hold(half=False)  # now that there is room again
-        if max(factors) == 1 and block.partition == whole.partition:
+        u, block = store.displacement, store.block
+        if max(store.factors) == 1 and block.partition == whole.partition and isinstance(u, ArrayPlanes):
             return Outcome(self.world, u, self.reports, block)
-        finest = whole.vector()
-        refine(u, block, factors, whole, (1, 1, 1), finest, self.comm)
-        wait_all(Movement(self.comm, whole.partition.slabs, whole.around(1)).start((finest, whole.first)))
-        return Outcome(self.world, finest, self.reports, whole)
+        if max(store.factors) > 1 or block.partition != whole.partition:
+            u = self._at_full_resolution(store, whole)
+        exchange_planes([u], whole, self.comm)
+        return Outcome(self.world, u, self.reports, whole)
+
+    def _at_full_resolution(self, store: Store, whole: Block) -> Planes:
+        """The displacement of a coarser level, upsampled."""
+        state = self.plan.levels[-1][-1].state if self.plan.levels[-1] else "device"
+        plane = whole.shape[1], whole.shape[2]
+        made: Planes = (
+            ArrayPlanes(whole.vector(), whole.first)
+            if state == "device"
+            else self.allocate(state)(3, whole.held, plane, np.float32)
+        )
+        refine_piecewise(store.displacement, store.block, store.factors, FullResolution(whole, made), self.comm)
+        return made
+
+    def allocate(self, state: str) -> Allocate:
+        """Makes fields where a level's plan has them. Raises PlanTooLarge where there is no such place."""
+        if state == "host":
+            return ArrayPlanes.zeros
+        assert self.scratch is not None, "fields on disk need a scratch folder"
+        return self.scratch

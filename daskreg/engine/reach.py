@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,9 @@ from scipy.ndimage import maximum_filter1d
 
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block
+from daskreg.engine.planes import Planes, on, pieces
 from daskreg.grid import Grid, Index, Partition, Span
+from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.device import host
 from daskreg.kernels.sampling.cpu import plane_range
 from daskreg.planning import REACH_INTERVAL
@@ -56,6 +58,7 @@ class Reach:
     partition: Partition
     start: NDArray[np.int64]
     stop: NDArray[np.int64]
+    margin: int = 0  # planes around a slab that its rank samples too
 
     @classmethod
     def between(cls, partition: Partition, low: NDArray[np.float64], high: NDArray[np.float64]) -> Reach:
@@ -84,7 +87,12 @@ class Reach:
     @property
     def needs(self) -> list[Span]:
         """What each slab reads, from the first plane to the last."""
-        return [_hull(self.start[_at(s)], self.stop[_at(s)]) for s in self.partition.slabs]
+        sampled = [s.grow(self.margin) & self.partition.whole for s in self.partition.slabs]
+        return [_hull(self.start[_at(s)], self.stop[_at(s)]) for s in sampled]
+
+    def beyond(self, planes: int) -> Reach:
+        """Of ranks that sample so many planes around their own."""
+        return replace(self, margin=planes)
 
     def meeting(self, planes: Span, shard: Span) -> tuple[Span, Span]:
         """Of the level's ``planes`` those, first to last, that read any of a shard; and of the shard what they read."""
@@ -133,7 +141,11 @@ class ReachMonitor:
         """(2, own planes) float32: largest (S u)_z of every plane, moving voxels, and largest -(S u)_z; where u lies."""
         if not len(self.block.own):
             return np.empty((2, 0), np.float32)
-        return plane_range(self.block.box(), self.mapping.first, ZERO_AFFINE, self.mapping.linear, u).max(axis=2)
+        return self.measure_planes(self.block.box(), self.mapping.first, u)
+
+    def measure_planes(self, box: Shape, first: int, u: Array) -> Any:
+        """``measure`` on the planes of a box; ``first``: plane of the level that u begins with."""
+        return plane_range(box, first, ZERO_AFFINE, self.mapping.linear, u).max(axis=2)
 
     def combine(self, mine: Any) -> Reach:
         """What all planes can read from the displacement that was measured to ``REACH_INTERVAL`` steps after it."""
@@ -170,6 +182,16 @@ def displaced_range(block: Block, mapping: SamplingMap, u: Array) -> tuple[float
     """Least and largest p_z over the own planes; (inf, -inf) for an idle rank."""
     rows = host(plane_range(block.box(), *mapping, u))
     return (-float(rows[1].max()), float(rows[0].max())) if rows.size else (math.inf, -math.inf)
+
+
+def displaced_range_of(u: Planes, block: Block, mapping: SamplingMap) -> tuple[float, float]:
+    """``displaced_range`` of a field wherever it is."""
+    ends = [(math.inf, -math.inf)]
+    for planes in pieces(block.own, 12 * block.shape[1] * block.shape[2]):
+        part = Block(block.shape, Partition(block.shape[0], (planes,)), device=block.device)
+        here = block.device.xp.ascontiguousarray(on(block.device, u, planes))
+        ends.append(displaced_range(part, mapping._replace(first=planes.start), here))
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def spans(ranges: NDArray[np.float64]) -> list[Span]:

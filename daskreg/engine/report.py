@@ -68,10 +68,10 @@ class Watch:
 class Outcome:
     """What a rank has in the end: the affine map in world units and the displacement of its block in fixed voxels.
 
-    displacement: (3, planes, Y, X) with a plane of halo on both sides, as ``block`` says.
+    displacement: the own planes and one more on both sides, wherever they are.
     """
 
     affine: NDArray[np.float64]
-    displacement: NDArray[np.float32] | None
+    displacement: Planes | None
     levels: list[LevelReport]
     block: Block

@@ -5,24 +5,53 @@ The loop asks for arrays by what they are used for, so that two uses can share m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Stage
-from daskreg.engine.halo import Block, gather_planes
+from daskreg.engine.halo import Block, Movement, gather_planes, receive, send, wait_all
 from daskreg.engine.memory import trim
+from daskreg.engine.planes import ArrayPlanes, Planes, on, pieces
 from daskreg.grid import Index, Span
+from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.composition.cpu import upsample
 from daskreg.kernels.conversion import decode_bfloat16, encode_bfloat16
-from daskreg.kernels.device import Device, module_of
+from daskreg.kernels.device import CPU, Device, module_of
 from daskreg.optimizers.base import Filter, Optimizer
 from daskreg.planning import Level, needs_spare
+from daskreg.planning.traffic import VALUE
 
 Array = NDArray[np.float32]
+
+
+class Store(Protocol):
+    """The displacement and the optimizer's state of a level, wherever they are."""
+
+    block: Block
+    factors: Index
+    optimizer: Optimizer
+    losses: list[float]
+
+    @property
+    def displacement(self) -> Planes:
+        """Own planes at least."""
+
+    def put_displacement(self, planes: Span, u: Array) -> None:
+        """Replace planes of the displacement."""
+
+    def refined(self, finer: Callable[[], Store], comm: Communicator) -> Store:
+        """On a finer level, whose store ``finer`` makes: u is upsampled, the optimizer starts afresh."""
+
+    def saved(self, *, optimizer: bool) -> Mapping[str, Planes]:
+        """u and, where asked for, the optimizer's fields, as a checkpoint holds them: float32."""
+
+    def restore(self, read: Callable[[str, Span], Array], losses: list[float]) -> None:
+        """All planes from a checkpoint, by name; the optimizer's only where it had iterated."""
 
 
 class StateStore:
@@ -39,28 +68,42 @@ class StateStore:
         self.d = block.vector() if spare else block.device.xp.empty((3, 0, 0, 0), np.float32)
         self.optimizer_state = optimizer.init(block.vector)
 
-    def refined(self, finer: Callable[[], StateStore], comm: Communicator) -> StateStore:
+    def refined(self, finer: Callable[[], Store], comm: Communicator) -> Store:
         """On a finer level, whose store ``finer`` makes: u is upsampled, the optimizer starts afresh."""
         u, empty = self.u, module_of(self.u).empty((3, 0, 0, 0), np.float32)
         self.u = self.g = self.d = empty
         self.optimizer_state = {}
         trim()
         made = finer()
-        refine(u, self.block, self.factors, made.block, made.factors, made.u, comm)
+        if isinstance(made, StateStore):
+            refine(u, self.block, self.factors, made.block, made.factors, made.u, comm)
+        else:
+            refine_piecewise(ArrayPlanes(u, self.block.first), self.block, self.factors, made, comm)
         return made
 
-    def saved(self, *, optimizer: bool) -> dict[str, Array]:
-        """Own planes of u and, where asked for, of the optimizer's fields, as a checkpoint holds them: float32."""
-        own = self.block.inner
-        return {"u": self.u[:, own], **(self.optimizer.saved(self.optimizer_state, own) if optimizer else {})}
+    @property
+    def displacement(self) -> Planes:
+        """All planes held."""
+        return ArrayPlanes(self.u, self.block.first)
 
-    def restore(self, read: Callable[[str], Array], losses: list[float]) -> None:
-        """All planes from a checkpoint, by name; the optimizer's only where it had iterated."""
-        put = self.block.device.put
-        self.u[...] = put(read("u"))
+    def put_displacement(self, planes: Span, u: Array) -> None:
+        """Replace planes of the displacement."""
+        self.displacement.write(planes, u)
+
+    def saved(self, *, optimizer: bool) -> dict[str, Planes]:
+        """See ``Store``: own planes."""
+        own, kept = self.block.inner, {"u": self.u[:, self.block.inner]}
+        if optimizer:
+            kept |= self.optimizer.saved(self.optimizer_state, own)
+        return {name: ArrayPlanes(array, self.block.own.start) for name, array in kept.items()}
+
+    def restore(self, read: Callable[[str, Span], Array], losses: list[float]) -> None:
+        """See ``Store``."""
+        put, held = self.block.device.put, self.block.held
+        self.u[...] = put(read("u", held))
         self.losses = list(losses)
         if losses:  # with the halo: it is computed by both sides alike
-            arrays: Mapping[str, Array] = {name: read(name) for name in self.optimizer.fields}
+            arrays: Mapping[str, Array] = {name: read(name, held) for name in self.optimizer.fields}
             self.optimizer.restore(self.optimizer_state, arrays, put)
 
     # ---------------------------------------------------------------- arrays by their use within an iteration
@@ -134,11 +177,19 @@ class MixedStateStore(StateStore):
 
     def smoothed(self, filter_: Filter, reach: int) -> NDArray[Any]:
         """As ``StateStore.smoothed``, in float32; the result has 16 bits again."""
-        box, smooth = self.block.box(reach), _first_half(self.d)
-        decode_bfloat16(self.block.box(reach + filter_.reach), self.gradient, self.d)
-        filter_.into(box, self.d, self.g, self.g)
-        encode_bfloat16(box, self.g, smooth)
-        return smooth
+        box, around = self.block.box(reach), self.block.box(reach + filter_.reach)
+        return smooth_half(box, around, filter_, self.gradient, self.d, self.g)
+
+
+def smooth_half(
+    box: Shape, around: Shape, filter_: Filter, gradient: NDArray[Any], d: Array, g: Array
+) -> NDArray[np.uint16]:
+    """The bits of bfloat16 of the smoothed gradient, in the memory of ``d``; ``g`` is overwritten."""
+    smooth = _first_half(d)
+    decode_bfloat16(around, gradient, d)
+    filter_.into(box, d, g, g)
+    encode_bfloat16(box, g, smooth)
+    return smooth
 
 
 def _first_half(field_: Array) -> NDArray[np.uint16]:
@@ -169,6 +220,62 @@ def refine(u: Array, coarse: Block, before: Index, fine: Block, after: Index, fi
     gain = put(np.asarray(before, np.float32) / np.asarray(after, np.float32))
     factors = put(np.asarray(after, np.int32)), put(np.asarray(before, np.int32))
     upsample(fine.box(), fine.first, origin, coarse.shape[0], *factors, gain, near, finer)
+
+
+class Receiver(Protocol):
+    """What takes the upsampled displacement of a level."""
+
+    block: Block
+    factors: Index
+
+    def put_displacement(self, planes: Span, u: Array) -> None:
+        """Replace planes of it."""
+
+
+@dataclass(frozen=True)
+class FullResolution:
+    """Takes the displacement at full resolution."""
+
+    block: Block
+    planes: Planes
+    factors: Index = (1, 1, 1)
+
+    def put_displacement(self, planes: Span, u: Array) -> None:
+        """See ``Receiver``."""
+        self.planes.write(planes, u)
+
+
+def exchange_planes(fields: Sequence[Planes], block: Block, comm: Communicator) -> None:
+    """Planes within a block's halo from the ranks that own them, in fields that may be out of the device's memory."""
+    if comm.size == 1:
+        return
+    movement = Movement(comm, block.partition.slabs, block.around(block.halo))
+    for field in fields:
+        coming = [np.empty((field.lead, len(span), *field.plane), field.dtype) for _, span in movement.incoming]
+        pending = [receive(comm, rank, list(part)) for (rank, _), part in zip(movement.incoming, coming, strict=True)]
+        pending += [send(comm, rank, list(on(CPU, field, span)), movement.purpose) for rank, span in movement.outgoing]
+        wait_all(pending)
+        for (_, span), part in zip(movement.incoming, coming, strict=True):
+            field.write(span, part)
+
+
+def refine_piecewise(u: Planes, coarse: Block, before: Index, made: Receiver, comm: Communicator) -> None:
+    """``refine`` a few planes at a time, with either field out of the device's memory; the fine level's own planes."""
+    fine, after, own = made.block, made.factors, coarse.own
+    wanted = [_between(slab, after[0], before[0], coarse.shape[0]) for slab in fine.partition.slabs]
+    near: Planes = u
+    if comm.size > 1:
+        mine = on(fine.device, u, own)
+        near = ArrayPlanes(gather_planes(comm, coarse.partition.slabs, wanted, mine, own.start, "levels"), wanted[comm.rank].start)
+    put = fine.device.put
+    gain = put(np.asarray(before, np.float32) / np.asarray(after, np.float32))
+    factors = put(np.asarray(after, np.int32)), put(np.asarray(before, np.int32))
+    for planes in pieces(fine.own, 3 * VALUE * fine.shape[1] * fine.shape[2]):
+        read = _between(planes, after[0], before[0], coarse.shape[0])
+        finer = fine.device.xp.empty((3, len(planes), *fine.shape[1:]), np.float32)
+        source = module_of(finer).ascontiguousarray(on(fine.device, near, read))
+        upsample(finer.shape[1:], planes.start, read.start, coarse.shape[0], *factors, gain, source, finer)
+        made.put_displacement(planes, finer)
 
 
 def _between(slab: Span, fine: int, coarse: int, planes: int) -> Span:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from daskreg.kernels.adam.cpu import adam
+from daskreg.kernels.adam.cpu import adam, adam_direction
 from daskreg.kernels.adam.cuda import launch_grid, smooth_adam
 from daskreg.kernels.adam.moments import pack_moments, unpack_moments
 from daskreg.kernels.compiler.launch import extent
@@ -88,6 +88,10 @@ class AdamOnCpu(Optimizer):
         rows = adam(s.box, f.reach, f.tables[2], f.weights, row, g, s.state["m"], s.state["v"], s.direction)
         s.longest[0] = rows.max(initial=0.0)
 
+    def restore_direction(self, s: Step) -> None:
+        """From both moments."""
+        adam_direction(s.box, s.coefficients, s.clock, s.state["m"], s.state["v"], s.direction)
+
 
 class AdamOnGpu(AdamOnCpu):
     """Filter and update in one pass, as far as the filter fits into shared memory."""
@@ -139,6 +143,9 @@ class MixedAdam(AdamOnGpu):
     def restore(self, state: State, arrays: Mapping[str, Any], put: Callable[[Any], Any]) -> None:
         """What ``saved`` gave comes back bit for bit."""
         state["moments"][...] = put(pack_moments(arrays["m"], arrays["v"]))
+
+    def restore_direction(self, s: Step) -> None:
+        """It follows from the moments where it is read."""
 
     def stored_direction(self, s: Step) -> tuple[tuple[bool, ...], Any]:
         """The moments, and what makes a direction of them."""

@@ -76,6 +76,10 @@ class Optimizer(ABC):
     def step(self, s: Step) -> None:
         """Smooth the gradient, update the state, write the direction and its largest squared length."""
 
+    @abstractmethod
+    def restore_direction(self, s: Step) -> None:
+        """Write the direction of the last step again, from the state after it; ``s.clock`` is that step's."""
+
     def saved(self, state: State, own: slice) -> Mapping[str, Any]:
         """The own planes of the state for a checkpoint, by ``fields``."""
         return {name: state[name][:, own] for name in self.fields}

@@ -50,6 +50,14 @@ def momentum_step(z: Any, y: Any, x: Any, coefficients: Any, clock: Any, mean: A
     return (length,)
 
 
+@voxelwise()
+def momentum_direction(z: Any, y: Any, x: Any, coefficients: Any, clock: Any, mean: Any, d: Any) -> None:
+    """The direction that ``momentum_step`` left. Arguments as there."""
+    rate = coefficients[index(clock[index(0)]), index(1)]
+    for k in range(3):
+        d[index(k), z, y, x] = -(rate * mean[index(k), z, y, x])
+
+
 class Momentum(Optimizer):
     """State ``mean``, float32."""
 
@@ -72,3 +80,7 @@ class Momentum(Optimizer):
             d = s.smoothed()
             rows = momentum_step(s.box, s.coefficients, s.clock, s.state["mean"], d)
             s.longest[0] = rows.max()
+
+    def restore_direction(self, s: Step) -> None:
+        """From the mean."""
+        momentum_direction(s.box, s.coefficients, s.clock, s.state["mean"], s.direction)

@@ -9,6 +9,7 @@ from daskreg.config import Config
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition
 
 RESIDENCIES = ("replicate", "window", "ring")
+STATES = ("device", "host", "disk")
 REACH_INTERVAL = 8  # iterations from one measurement of which moving planes are read to the next
 
 
@@ -17,7 +18,8 @@ class Level:
     """One level of a stage: how both images are shrunk, the grids that gives, and who has which planes of them.
 
     partition: of the fixed level;  shards: of the moving level;  residency: where a rank finds the moving planes it reads;
-    halo: planes around its own that a rank's arrays hold.
+    halo: planes around its own that a rank's arrays hold;  state: where displacement and optimizer state are (``STATES``), on the
+    device with all buffers, or in the machine's memory or on disk, from where slabs of ``slab`` planes come to the device.
     """
 
     scale: int
@@ -30,6 +32,8 @@ class Level:
     shards: Partition
     residency: str = "replicate"
     halo: int = 0
+    state: str = "device"
+    slab: int = 0
 
     @classmethod
     def alone(cls, scale: int, f: Index, m: Index, fixed: Grid, moving: Grid, iterations: int) -> Level:

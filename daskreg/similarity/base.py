@@ -88,6 +88,7 @@ class Similarity(ABC):
     reach: int = 0  # voxels around x that the value at x reads
     asynchronous: bool = False  # whether ``evaluate`` never waits for a GPU
     matched: bool = False  # whether linear stages call ``moments`` and ``match`` on the voxels they compare
+    separable: bool = False  # whether dC/dmoved at a voxel needs no sums over all of them: then slabs are compared one by one
     loss_sign: int = 0  # 0: the loss is in ``LossContext.loss``; else it is this times ``LossContext.totals[0] / totals[1]``
 
     def moments(self, s: Samples) -> NDArray[np.generic]:
@@ -120,6 +121,17 @@ class Similarity(ABC):
         self.finish(on.samples, total)
         on.pull_back(on.samples.moved)
         on.finished(self.value(total)[0])
+
+    # ---------------------------------------------------------------- slab by slab, where it is not separable
+
+    def between(self, total: NDArray[np.generic], on: LossContext) -> tuple[Any, float]:
+        """Between two passes over all slabs, from the sum of ``partial``: what ``differentiate`` takes, and the loss."""
+        return total, self.value(total)[0]
+
+    def differentiate(self, on: LossContext, between: Any) -> None:
+        """N dC/du of a slab, in the second pass."""
+        self.finish(on.samples, between)
+        on.pull_back(on.samples.moved)
 
 
 def ratio(total: NDArray[np.generic]) -> tuple[float, float]:

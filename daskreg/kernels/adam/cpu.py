@@ -1,6 +1,8 @@
 """The last axis of the Gaussian of the gradient and Adam's update in one pass."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from numba import float32, int64
 
@@ -46,3 +48,30 @@ def adam(z, y, x, inside, reach, table, weights, rates, g, m, v, d):
         d[c, z, y, x] = step
         length += step * step
     return (length,)
+
+
+@formula
+def bias_free_direction(m, v, c1, c2, eps):
+    """A component of Adam's direction, with the operations of ``adam`` in their order."""
+    return -(m * c1) / (math.sqrt(v * c2) + eps)
+
+
+@bias_free_direction.on_cuda
+def _direction_on_cuda() -> Callable[..., Any]:
+    from daskreg.kernels.adam.cuda import direction_of_moments
+
+    return direction_of_moments
+
+
+@voxelwise()
+def adam_direction(z, y, x, coefficients, clock, m, v, d):
+    """The direction that ``adam`` left, from the moments after it.
+
+    coefficients: (T, 5) float32, rows as ``rates`` of ``adam``;  clock: (1,) int32, which row counts;  m, v, d: (3, Z, Y, X)
+    float32
+    """
+    t = index(clock[index(0)])
+    c1, c2, eps = coefficients[t, index(2)], coefficients[t, index(3)], coefficients[t, index(4)]
+    for k in range(3):
+        c = index(k)
+        d[c, z, y, x] = bias_free_direction(m[c, z, y, x], v[c, z, y, x], c1, c2, eps)

@@ -40,6 +40,11 @@ def direction(m, v, c1, c2, eps):
     return -divide_fast(m * c1, sqrt_fast(v * c2) + eps)
 
 
+def direction_of_moments(m, v, c1, c2, eps):
+    """``direction`` for kernels of the package ``cpu``."""
+    return direction(m, v, c1, c2, eps)
+
+
 @formula
 def gated_direction(m, v, c1, c2, eps, chance):
     """``direction`` as far as it is more than chance (``kernels.adam.cpu.significance``)."""

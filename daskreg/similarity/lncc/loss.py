@@ -22,6 +22,7 @@ class LocalCorrelation(Similarity):
     """Windows of (2 radius + 1)^3 voxels; the gradient is exact, or that of the centre window alone."""
 
     loss_sign = -1
+    separable = True
 
     def __init__(self, parameters: LNCC) -> None:
         self.radius, self.exact, self.reach = parameters.radius, parameters.exact, parameters.reach

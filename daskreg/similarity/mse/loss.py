@@ -23,6 +23,7 @@ class MeanSquaredError(Similarity):
     """One pass gives both value and gradient. In linear stages the moving image counts as ``gain M + offset``, see ``match``."""
 
     matched = True
+    separable = True
 
     def __init__(self) -> None:
         self.gain, self.offset = np.float32(1), np.float32(0)

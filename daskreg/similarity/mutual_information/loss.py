@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,19 @@ class MutualInformationOnGpu(MutualInformation):
         on.run("table", lambda: compute_table(self.bins, self._counts, self._table, on.loss))
         on.run("slope", functools.partial(self._slope, on.samples))
         on.pull_back(on.samples.moved)
+
+    def between(self, total: NDArray[np.generic], on: LossContext) -> tuple[Any, float]:
+        """The table as ``evaluate`` makes it, on the device."""
+        xp = module_of(on.samples.moved)
+        table, loss = xp.zeros(self.bins**2, np.float32), xp.zeros(2, np.float64)
+        compute_table(self.bins, xp.asarray(np.ascontiguousarray(total, np.int64).ravel()), table, loss)
+        return table, float(host(loss)[0])
+
+    def differentiate(self, on: LossContext, between: Any) -> None:
+        """See ``Similarity.differentiate``."""
+        s = on.samples
+        compute_gradient(whole_box(s.box), self.bins, between, s.fixed, s.weight, s.moved)
+        on.pull_back(s.moved)
 
     def _count(self, s: Samples) -> None:
         self._counts.fill(0)

@@ -1,15 +1,18 @@
 """Images, levels and runs distributed over ranks that are threads, each with a single thread for its kernels."""
 
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 
 from daskreg.comm.local import run
 from daskreg.engine.images import Image, normalise
+from daskreg.engine.planes import on
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid, Partition
 from daskreg.kernels.compiler.launch import set_thread_count
+from daskreg.kernels.device import CPU
 from daskreg.planning import make_plan
 from tests.phantoms import rotation
 
@@ -51,13 +54,16 @@ def grids(fixed, moving):
 class Registration:
     """Two images, perhaps masked, by one configuration, on any number of ranks."""
 
-    def __init__(self, fixed, moving, config, masks=(None, None)):
+    def __init__(self, fixed, moving, config, masks=(None, None), state="device", slab=7):
+        self.state, self.slab = state, slab
         self.voxels, self.masks, self.config = (fixed, moving), masks, config
         self.grids = grids(fixed.shape, moving.shape)
 
     def plan(self, ranks, residency):
         masked = self.masks[0] is not None, self.masks[1] is not None
-        return make_plan(*self.grids, self.config, workers=ranks, residency=residency, minimum_planes=1, masks=masked)
+        plan = make_plan(*self.grids, self.config, workers=ranks, residency=residency, minimum_planes=1, masks=masked)
+        moved = {"state": self.state, "slab": self.slab}
+        return replace(plan, levels=tuple(tuple(replace(level, **moved) for level in levels) for levels in plan.levels))
 
     def images(self, plan, comm):
         for role, partition, rim in ((0, plan.partition, plan.rims[0]), (1, plan.shards, plan.rims[1])):
@@ -72,7 +78,7 @@ class Registration:
     def outcome(self, rank):
         """What a rank comes to, its displacement without halo."""
         made = rank.run()
-        u = None if made.displacement is None else made.displacement[:, made.block.inner].copy()
+        u = None if made.displacement is None else on(CPU, made.displacement, made.block.own).copy()
         return Result(made.affine, u, [level.losses for level in made.levels], rank.comm.traffic)
 
     def run(self, ranks, residency="replicate"):

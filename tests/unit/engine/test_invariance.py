@@ -8,6 +8,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search
+from daskreg.engine.planes import piecewise
 from daskreg.engine.rank import RunState
 from daskreg.engine.report import SAVE, STOP, Watch
 from daskreg.errors import Stopped
@@ -149,8 +150,9 @@ class Memory:
                 reported, kept = self.saved[number]
                 if comm.rank == 0:
                     reported.update(asdict(state))
-            for name, (own, planes) in fields.items():
-                kept[name][:, own.start : own.stop] = planes
+            for name, (own, field) in fields.items():
+                for span, planes in piecewise(field, own):
+                    kept[name][:, span.start : span.stop] = planes
             number += 1
 
         return save

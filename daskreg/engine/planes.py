@@ -1,0 +1,98 @@
+"""Planes of a field, wherever they are: in memory, on a device, or on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from daskreg.grid import Span
+from daskreg.kernels.compiler.launch import on_device
+from daskreg.kernels.device import Device, module_of
+
+PIECE_BYTES = 64 << 20  # of a field, copied at once
+
+
+class Planes(Protocol):
+    """Planes ``span`` of a level's field, (C, planes, Y, X).
+
+    lead: C;  plane: Y and X.
+    """
+
+    span: Span
+    lead: int
+    plane: tuple[int, int]
+    dtype: Any
+
+    def read(self, planes: Span, into: Any) -> None:
+        """Copy planes into an array (C, planes, Y, X) on any device."""
+
+    def write(self, planes: Span, source: Any) -> None:
+        """Replace planes by an array (C, planes, Y, X) on any device."""
+
+
+# makes zeros: number of components, planes of the level, (Y, X), type
+Allocate = Callable[[int, Span, tuple[int, int], Any], Planes]
+
+
+class ArrayPlanes:
+    """All of them in one array, of any device."""
+
+    def __init__(self, array: Any, first: int) -> None:
+        self.array, self.span = array, Span(first, first + array.shape[1])
+        self.lead, self.plane, self.dtype = array.shape[0], array.shape[2:], array.dtype
+
+    @classmethod
+    def zeros(cls, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> ArrayPlanes:
+        """In the machine's memory."""
+        return cls(np.zeros((lead, len(span), *plane), dtype), span.start)
+
+    def read(self, planes: Span, into: Any) -> None:
+        """See ``Planes``."""
+        for source, target in zip(self.array[:, planes.within(self.span)], into, strict=True):  # a component is contiguous
+            copy(source, target)
+
+    def write(self, planes: Span, source: Any) -> None:
+        """See ``Planes``."""
+        for part, target in zip(source, self.array[:, planes.within(self.span)], strict=True):
+            copy(part, target)
+
+
+def copy(source: Any, target: Any) -> None:
+    """Between arrays of any devices."""
+    if on_device(target):
+        target[...] = source if on_device(source) else module_of(target).asarray(source)
+    else:
+        target[...] = source.get() if on_device(source) else source
+
+
+def pieces(planes: Span, plane_bytes: int) -> Iterator[Span]:
+    """Spans of a bounded number of bytes."""
+    each = max(1, PIECE_BYTES // max(1, plane_bytes))
+    for z in range(planes.start, planes.stop, each):
+        yield Span(z, min(z + each, planes.stop))
+
+
+def piecewise(field: Planes, planes: Span) -> Iterator[tuple[Span, Any]]:
+    """Planes of a field in the machine's memory, a few at a time."""
+    for span in pieces(planes, field.lead * int(np.prod(field.plane)) * np.dtype(field.dtype).itemsize):
+        part = np.empty((field.lead, len(span), *field.plane), field.dtype)
+        field.read(span, part)
+        yield span, part
+
+
+def on(device: Device, field: Planes, planes: Span) -> Any:
+    """Planes of a field on a device: of an array that is there a view."""
+    if isinstance(field, ArrayPlanes) and on_device(field.array) == (device.kind == "cuda"):
+        return field.array[:, planes.within(field.span)]
+    into = device.xp.empty((field.lead, len(planes), *field.plane), field.dtype)
+    field.read(planes, into)
+    return into
+
+
+def zero_planes(field: Planes) -> None:
+    """Set all planes to 0."""
+    nothing = np.zeros((field.lead, 1, *field.plane), field.dtype)
+    for z in range(field.span.start, field.span.stop):
+        field.write(Span(z, z + 1), nothing)

@@ -1,0 +1,293 @@
+"""The deformable stage at one level on one rank with its fields out of the device's memory (method, section 5).
+
+``engine.loop`` runs an iteration as gradient, step, composition over whole fields. Here the iteration begins with the composition
+that the last one left, so that a single pass along z does all of it, a slab after the other: the arithmetic of a voxel and its
+order are the same, and so are the bits of the result.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.comm import Communicator
+from daskreg.config import Deformable
+from daskreg.engine.backend import Backend, CpuBackend
+from daskreg.engine.halo import Block
+from daskreg.engine.images import Image
+from daskreg.engine.loop import Judge, Save, iterate
+from daskreg.engine.reach import ReachMonitor, SamplingMap
+from daskreg.engine.report import LevelReport, Trace, Watch
+from daskreg.engine.sampler import Resident, make_sampler
+from daskreg.engine.state import is_mixed
+from daskreg.engine.sums import add_up_slabs
+from daskreg.engine.sweep.evaluation import SlabEvaluation
+from daskreg.engine.sweep.schedule import Extent, Reaches, Slab, schedule
+from daskreg.engine.sweep.slabs import SlabBuffers
+from daskreg.engine.sweep.state import SweptState
+from daskreg.engine.sweep.step import LevelSmoother, compose_slab, step_slab
+from daskreg.grid import Span
+from daskreg.kernels.device import host
+from daskreg.kernels.smoothing.cpu import gaussian_radius
+from daskreg.planning import Level
+
+LAG = 6  # iterations behind which a GPU's losses are judged, as in ``engine.backend_cuda``
+
+
+class SweepBackend(CpuBackend):
+    """Judges losses when the loop of whole fields does on this device: a level ends at the same iteration."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.lag = LAG if self.block.device.kind == "cuda" else 0
+
+    def known(self, k: int) -> list[float] | None:  # type: ignore[override]
+        """On a GPU every other iteration, all but the last six."""
+        if not self.lag:
+            return self.past
+        return None if k % 2 else self.past[: max(k - self.lag, 0)]
+
+
+class SweepLoop:
+    """One level of the deformable stage on one rank, its fields in a ``SweptState``."""
+
+    def __init__(
+        self,
+        stage: Deformable,
+        level: Level,
+        images: tuple[Image, Image],
+        world: NDArray[np.float64],
+        comm: Communicator,
+        trace: Trace | None = None,
+    ) -> None:
+        self.stage, self.level, self.comm = stage, level, comm
+        fixed, moving = images
+        self.block = b = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
+        self.reaches, whole = reaches_of(stage), b.partition.whole
+        self.half = is_mixed(stage, b.device)
+        self.extent = Extent.of(b.own, b.shape[0], self.reaches)
+        wanted = [s.grow(self.reaches.total) & whole for s in b.partition.slabs]
+        self.fixed, self.mask = fixed.gather_level(level.fixed_factors, wanted, comm, self.half)
+        self.here = wanted[comm.rank]  # planes in these arrays
+        self.mapping = SamplingMap.of(0, world, level.fixed, level.moving)
+        sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm, trace, self.half)
+        assert isinstance(sampler, Resident), "a ring has no slabs"
+        self.sampler, self.monitor = sampler, self._monitor(comm)
+        self.similarity = stage.similarity.build(b.device.kind)
+        self.filters = LevelSmoother(b, stage.smooth_gradient), LevelSmoother(b, stage.smooth_warp)
+        self.slabs = schedule(b.own, b.shape[0], level.slab, self.reaches)
+
+    def _monitor(self, comm: Communicator) -> ReachMonitor | None:
+        """How far u can reach into the moving image, where not all of it is held."""
+        s, b, level = self.stage, self.block, self.level
+        if comm.size == 1 or level.residency == "replicate":
+            return None
+        return ReachMonitor(b, self.mapping, level.partition, s.model.reach(s.smooth_warp), s.maximum_step, comm)
+
+    # ---------------------------------------------------------------- a level
+
+    def run(self, state: SweptState, watch: Watch, save: Save) -> LevelReport:
+        """As ``engine.loop.Loop.run``."""
+        report = LevelReport("deformable", self.level.scale, self.block.shape, list(state.losses))
+        start = time.perf_counter()
+        backend = SweepBackend(self.block, self.comm, watch, report.losses, self.level.iterations)
+        judge = Judge(self.stage, self.level, watch, len(report.losses))
+        self.buffers = SlabBuffers(self, state)
+        try:
+            self.begin(state, backend)
+            iteration = partial(self.iteration, state, backend, judge)
+            k, reason = iterate(self.level.iterations, iteration, backend, judge, partial(self._save, state, report, save))
+            self.finish_step(state)
+            report.losses, report.stopped = backend.losses(k), reason
+        finally:
+            self.buffers.close()
+            del self.buffers
+            self.block.device.record_peak()
+        judge.observe(report.losses)
+        report.seconds += time.perf_counter() - start
+        return report
+
+    def begin(self, state: SweptState, backend: Backend) -> None:
+        """What every iteration finds done."""
+        backend.prepare(state.optimizer, self.stage.similarity.gradient_scale, self.similarity.loss_sign, False)
+        state.exchange(self.comm)
+        if self.monitor is not None:
+            self.monitor.since = len(state.losses)
+            self.sampler.prepare(self.monitor.combine(self._measured(state)).beyond(self.reaches.total))
+
+    def _measured(self, state: SweptState) -> Any:
+        """``ReachMonitor.measure`` of u as it is stored."""
+        parts: list[Any] = []
+        for slab in self.slabs:
+            self.buffers.move(slab)
+            self.buffers.use_stored_u(slab)
+            parts.append(self._reach(slab))
+        self.buffers.forget()
+        return np.concatenate(parts, axis=1) if parts else np.empty((2, 0), np.float32)
+
+    def _reach(self, slab: Slab) -> Any:
+        assert self.monitor is not None
+        b = self.buffers
+        return self.monitor.measure_planes(b.box(slab.composed & self.block.own), b.held.start, b.u.array)
+
+    def _save(self, state: SweptState, report: LevelReport, save: Any, losses: list[float], asked: float) -> None:
+        self.finish_step(state)
+        report.losses = losses
+        save(state, report, asked)
+
+    def finish_step(self, state: SweptState) -> None:
+        """Compose with the last direction, without a new gradient."""
+        if state.length is not None:
+            for slab in self.slabs:
+                self.buffers.move(slab)
+                self._compose(state, slab)
+            self.buffers.finish()
+            state.length = None
+            state.exchange(self.comm)
+
+    # ---------------------------------------------------------------- an iteration
+
+    def iteration(self, state: SweptState, backend: Backend, judge: Judge, t: int) -> str | None:
+        """Iteration t = 1, 2, ..; why the level ends with it, None while it goes on."""
+        self.clock, self.backend = backend.clock, backend
+        due = self.monitor is not None and self.monitor.due(t)
+        reach: list[Any] = []
+        self.longest = self.block.device.xp.zeros(1, np.float32)
+        backend.record(self._pass(state, reach if due else None))
+        state.length = None
+        if not backend.lag and judge.ends(backend.losses(t)):
+            return "plateau"
+        backend.longest[0] = host(self.longest)[0]
+        agreed = backend.agree(t)
+        length = float(backend.longest[0])
+        backend.settle(agreed)
+        if t == 1 and length < state.optimizer.at_rest**2:
+            return "at rest"
+        state.length = length
+        state.exchange(self.comm)
+        if due and self.monitor is not None:
+            self.sampler.prepare(self.monitor.combine(np.concatenate(reach, axis=1)).beyond(self.reaches.total))
+        return None
+
+    def _pass(self, state: SweptState, reach: list[Any] | None) -> float:
+        """Compose, compare and step on every slab; the loss."""
+        sums = Sums(self, state)
+        if self.similarity.separable:
+            for slab in self.slabs:
+                self._visit(state, slab, reach)
+                self._compare(slab, partial(sums.evaluate, self.similarity.evaluate))
+                step_slab(self, state, slab)
+            self.buffers.finish()
+            return sums.loss()
+        for slab in self.slabs:
+            self._visit(state, slab, reach)
+            sums.count(slab)
+        self.buffers.finish()
+        state.length = None
+        state.exchange(self.comm, displacement=True)
+        between, loss = sums.between()
+        for slab in self.slabs:
+            self._visit(state, slab, None)
+            self._compare(slab, partial(sums.evaluate, lambda on: self.similarity.differentiate(on, between)))
+            step_slab(self, state, slab)
+        self.buffers.finish()
+        return loss
+
+    def _visit(self, state: SweptState, slab: Slab, reach: list[Any] | None) -> None:
+        """Bring a slab's fields, its new displacement and its samples."""
+        self.buffers.move(slab)
+        self._compose(state, slab)
+        if reach is not None and len(slab.composed & self.block.own):
+            reach.append(host(self._reach(slab)))
+        self._sample(slab)
+
+    def _compose(self, state: SweptState, slab: Slab) -> None:
+        if state.length is None:
+            self.buffers.use_stored_u(slab)
+        else:
+            compose_slab(self, state, slab)
+        self.buffers.store_u(slab.composed & self.block.own)
+
+    def _sample(self, slab: Slab) -> None:
+        b, planes = self.buffers, slab.composed
+        seen = None if b.weight is None else b.weight.array
+        self.sampler.sample(b.box(planes), self.mapping_here, b.u.array, b.moved.array, seen, None)
+        if b.weight is not None and self.mask is not None:
+            b.weight.part(planes)[...] *= self.mask[planes.within(self.here)]
+        b.sampled(planes)
+
+    def _compare(self, slab: Slab, evaluate: Any) -> None:
+        """On the own planes, whose loss counts, and on those around them, whose gradient is needed."""
+        own, planes = self.block.own, slab.compared
+        inner = planes & own
+        for part in (Span(planes.start, min(planes.stop, own.start)), inner, Span(max(planes.start, own.stop), planes.stop)):
+            if len(part):
+                evaluate(part, counts=part == inner)
+        self.buffers.differentiated(planes)
+
+    @property
+    def mapping_here(self) -> SamplingMap:
+        """From the planes that the buffers hold."""
+        return self.mapping._replace(first=self.buffers.held.start)
+
+
+class Sums:
+    """What a loss is made of, over the slabs of a sweep."""
+
+    def __init__(self, loop: SweepLoop, state: SweptState) -> None:
+        self.loop, self.parts = loop, list[NDArray[np.generic]]()
+        xp = loop.block.device.xp
+        self.totals, self.other, self.value = xp.zeros(2, np.int64), xp.zeros(2, np.int64), xp.zeros(2, np.float64)
+
+    def evaluate(self, similarity: Any, planes: Span, counts: bool) -> None:
+        """On some planes;  counts: whether they belong to the loss."""
+        on, moved = self.on(planes, counts), self.loop.buffers.moved
+        window = Span(planes.stop - self.loop.reaches.window, planes.stop) & moved.held
+        kept = moved.part(window).copy()  # dC/dmoved takes the place of values that the next windows read
+        similarity(on)
+        moved.part(window)[...] = kept
+        if counts and on.part is not None:
+            self.parts.append(host(on.part))
+
+    def count(self, slab: Slab) -> None:
+        """The first of two passes: sums of the own planes that can be compared."""
+        own = slab.compared & self.loop.block.own
+        self.loop.buffers.differentiated(slab.compared)
+        if len(own):
+            on = self.on(own, True)
+            self.parts.append(host(self.loop.similarity.partial(on.samples)))
+
+    def between(self) -> tuple[Any, float]:
+        """Of all slabs and ranks."""
+        found: tuple[Any, float] = self.loop.similarity.between(self._total(), self.on(Span(0, 0), True))
+        return found
+
+    def loss(self) -> float:
+        """Of all slabs and ranks; every rank asks for it."""
+        sign = self.loop.similarity.loss_sign
+        if self.loop.block.device.kind == "cuda" and sign and not self.parts:
+            total, count = self.loop.comm.sum_counts(host(self.totals))
+            return sign * float(total) / max(float(count), 1.0)
+        return float(self.loop.similarity.value(self._total())[0])
+
+    def on(self, planes: Span, counts: bool) -> SlabEvaluation:
+        """What a similarity evaluates."""
+        return self.loop.buffers.evaluation(planes, self.totals if counts else self.other, self.value)
+
+    def _total(self) -> NDArray[np.generic]:
+        if not self.parts:  # an idle rank
+            self.parts.append(host(self.loop.similarity.partial(self.on(Span(0, 0), True).samples)))
+        return add_up_slabs(self.parts, self.loop.comm, self.loop.block.partition)
+
+
+def reaches_of(stage: Deformable) -> Reaches:
+    """Of a stage's operations."""
+    model, warp = stage.model, stage.smooth_warp
+    return Reaches(
+        model.reach(warp), model.direction_reach(warp), stage.similarity.reach, gaussian_radius(stage.smooth_gradient)
+    )

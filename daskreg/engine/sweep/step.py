@@ -1,0 +1,126 @@
+"""One slab of a sweep: compose its displacement, step its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskreg.engine.halo import Block
+from daskreg.engine.smoothing import Smoother
+from daskreg.engine.state import smooth_half
+from daskreg.engine.sweep.schedule import Slab
+from daskreg.engine.sweep.state import SweptState
+from daskreg.grid import Partition, Span
+from daskreg.kernels.compiler.launch import Shape
+from daskreg.models.base import BlockLayout
+
+if TYPE_CHECKING:
+    from daskreg.engine.sweep.loop import SweepLoop
+
+
+class LevelSmoother(Smoother):
+    """A filter with the tables of a whole level, of which slabs take their planes."""
+
+    def __init__(self, block: Block, sigma: float) -> None:
+        super().__init__(Block(block.shape, Partition.of(block.shape[0], 1), device=block.device), sigma)
+
+    def at(self, held: Span) -> Smoother:
+        """For arrays of these planes."""
+        found, planes = copy(self), slice(held.start, held.stop)
+        for name in ("tables", "norms", "ones"):
+            whole = getattr(self, name)
+            setattr(found, name, [whole[0][planes], *whole[1:]])
+        return found
+
+
+class _Fields:
+    """What an update of the displacement reads and writes: ``models.base.Fields``."""
+
+    def __init__(self, u: Any, work: tuple[Any, Any]) -> None:
+        self.u, self.g, self.d = u, *work
+
+    @property
+    def filter_scratch(self) -> Any:
+        """The direction has been read by then."""
+        return self.d
+
+
+class _Launcher:
+    """Launches at once: ``models.base.Launcher``."""
+
+    def __init__(self, box: Shape, longest: Any) -> None:
+        self.box, self.longest = box, longest
+
+    def run(self, name: str, launches: Callable[[], Any]) -> None:
+        """Now."""
+        launches()
+
+    def launch(self, name: str, kernel: Callable[[Shape], Any], reach: int, whole: bool = False) -> Any:
+        """On all planes."""
+        kernel(self.box)
+
+
+class SlabStep:
+    """What an optimizer sees of a slab: ``optimizers.base.Step``."""
+
+    idle = False
+
+    def __init__(self, loop: SweepLoop, box: Shape, planes: Span, clock: Any, longest: Any) -> None:
+        b = loop.buffers
+        self.box, self.first, self.planes = box, b.held.start, len(b.held)
+        self.filter: Any = loop.filters[0].at(b.held)
+        self.gradient, self.direction, self.clock, self.longest = b.gradient.array, b.work[1].array, clock, longest
+        self.state = {name: buffer.array for name, buffer in b.state.items()}
+        self.coefficients = loop.backend.coefficients
+        self._loop, self._span = loop, planes
+
+    def run(self, name: str, launches: Callable[[], Any]) -> None:
+        """Now."""
+        launches()
+
+    def smoothed(self) -> Any:
+        """The gradient smoothed along all axes; it and the direction are overwritten."""
+        b = self._loop.buffers
+        if self._loop.half:
+            around = b.box(self._span.grow(self.filter.reach) & b.held)
+            return smooth_half(self.box, around, self.filter, self.gradient, self.direction, b.work[0].array)
+        self.filter.into(self.box, self.gradient, self.direction, self.direction)
+        return self.direction
+
+
+def compose_slab(loop: SweepLoop, state: SweptState, slab: Slab) -> None:
+    """The displacement after the step that the last sweep made, on the planes that are composed."""
+    b, s, planes = loop.buffers, loop.stage, slab.composed
+    whole, xp = loop.block.partition.whole, loop.block.device.xp
+    around = planes.grow(loop.reaches.direction) & whole
+    before = loop.clock - 1  # the row of the step that made this direction
+    view = SlabStep(loop, b.box(around), around, before, None)
+    state.optimizer.restore_direction(view)
+    layout = BlockLayout(b.box(planes), b.box(around), b.held.start, len(whole), len(b.held), loop.filters[1].at(b.held),
+                         s.maximum_step)  # fmt: skip
+    fields = _Fields(b.before.array, (b.work[0].array, b.work[1].array))
+    read_again = Span(planes.stop - loop.reaches.displacement, planes.stop) & b.held
+    kept = b.before.part(read_again).copy()
+    longest = xp.full(1, state.length, np.float32)
+    model = s.model.build(layout, loop.block.device.kind)
+    model.update(fields, state.optimizer.stored_direction(view), _Launcher(b.box(planes), longest))
+    b.u.fill(planes)[...] = fields.u[:, planes.within(b.held)]
+    b.before.part(read_again)[...] = kept
+
+
+def step_slab(loop: SweepLoop, state: SweptState, slab: Slab) -> None:
+    """Smooth the gradient, update the optimizer's state, and raise the longest direction, on the planes that are stepped."""
+    b, planes = loop.buffers, slab.stepped
+    if not len(planes):
+        return
+    xp = loop.block.device.xp
+    longest = xp.zeros(1, np.float32)
+    read_again = Span(planes.stop - loop.reaches.gradient, planes.stop) & b.held
+    kept = b.gradient.part(read_again).copy()
+    state.optimizer.step(SlabStep(loop, b.box(planes), planes, loop.clock, longest))
+    xp.maximum(loop.longest, longest, out=loop.longest)
+    b.gradient.part(read_again)[...] = kept
+    b.store_state(planes)

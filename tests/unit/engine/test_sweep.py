@@ -1,0 +1,104 @@
+"""Fields out of the device's memory: the bits of the loop that holds all of them."""
+
+import numpy as np
+import pytest
+
+from daskreg.config import Config, Deformable, Rigid
+from daskreg.engine.sweep.schedule import Extent, Reaches, schedule
+from daskreg.grid import Grid, Span
+from daskreg.optimizers.sgd import SGD
+from daskreg.similarity import LNCC, MI, MSE, NGF
+from daskreg.engine.report import SAVE
+from tests.phantoms import blobs
+from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, whole
+from tests.unit.engine.test_invariance import Asking, Memory, resumed
+
+SHAPE = (33, 20, 22)
+LOSSES = {"mse": MSE(), "lncc": LNCC(radius=1), "center": LNCC(radius=2, gradient="center"), "mi": MI(), "ngf": NGF()}
+FILTERS = {"wide": {"smooth_gradient": 2.5, "smooth_warp": 1.5}, "none": {"smooth_gradient": 0, "smooth_warp": 0}}
+
+
+def config(loss="mse", **given):
+    stage = {"scales": (2, 1), "iterations": (6, 5), "tolerance": 0, "similarity": LOSSES[loss]}
+    return Config(stages=(Deformable(**{**stage, **given}),))
+
+
+def pair():
+    return blobs(SHAPE, 1), blobs(SHAPE, 2)
+
+
+def check(recipe, cuts=((1, 5), (2, 9), (3, 64)), masks=(None, None)):
+    expected = Registration(*pair(), recipe, masks).run(1)
+    for ranks, slab in cuts:
+        for residency in ("replicate", "window")[:ranks]:
+            assert_same_bits(Registration(*pair(), recipe, masks, state="host", slab=slab).run(ranks, residency), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_any_slab_on_any_number_of_ranks_gives_the_same_bits(loss):
+    check(config(loss))
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+def test_with_any_filters(filters):
+    check(config("lncc", **FILTERS[filters]))
+
+
+@pytest.mark.parametrize("loss", ["mse", "center", "mi"])
+def test_with_masks(loss):
+    rng = np.random.default_rng(0)
+    check(config(loss), masks=tuple((rng.random(SHAPE) > 0.3).astype(np.float32) for _ in range(2)))
+
+
+def test_with_another_optimizer():
+    check(config("lncc", optimizer=SGD()))
+
+
+def test_levels_end_at_the_same_plateau():
+    recipe = config("mse", iterations=(60, 60), tolerance=1e-2)
+    check(recipe)
+    assert len(Registration(*pair(), recipe).run(1).losses[0]) < 60
+
+
+def test_images_that_match_stay_at_rest():
+    image = blobs(SHAPE, 1)
+    case = Registration(image, image, config(), state="host")
+    case.grids = Grid(SHAPE), Grid(SHAPE)
+    found = case.run(1)
+    assert [len(losses) for losses in found.losses] == [1, 1]
+    assert not found.displacement.any()
+
+
+def test_behind_a_linear_stage_that_judges_the_result():
+    linear = Rigid(similarity=MSE(), scales=(2,), iterations=(4,))
+    check(Config(stages=(linear, *config("lncc").stages)))
+
+
+@pytest.mark.parametrize("state", ["device", "host"])
+@pytest.mark.parametrize("loss", ["center", "mi"])
+def test_an_interrupted_run_continues_with_the_same_bits_in_and_out_of_core(loss, state):
+    recipe, memory = config(loss), Memory()
+    begun = Registration(*pair(), recipe, state="host", slab=8)
+    expected = Registration(*pair(), recipe).run(1)
+    on_ranks(2, lambda comm: begun.rank(comm, "window", Asking(SAVE), memory.of(comm)).run())
+    later = Registration(*pair(), recipe, state=state, slab=5)
+    assert len(memory.saved) > 4
+    for saved in memory.saved[::3]:
+        assert_same_bits(resumed(later, saved, 3, "replicate"), expected)
+
+
+def test_a_schedule_visits_every_plane_once_and_holds_what_it_reads():
+    reaches = Reaches(displacement=2, direction=1, window=4, gradient=2)
+    for own, planes in ((Span(0, 40), 40), (Span(11, 30), 40), (Span(0, 3), 3), (Span(2, 2), 9)):
+        for height in (1, 3, 8, 100):
+            slabs, all_of = schedule(own, planes, height, reaches), Extent.of(own, planes, reaches)
+            for name in ("composed", "compared", "stepped"):
+                done = [z for s in slabs for z in range(getattr(s, name).start, getattr(s, name).stop)]
+                assert done == list(range(getattr(all_of, name).start, getattr(all_of, name).stop))
+            for s in slabs:
+                window = s.compared.grow(reaches.window) & Span(0, planes)
+                assert window & s.held == window
+                assert window.stop <= max(s.composed.stop, window.start)
+                smoothed = s.stepped.grow(reaches.gradient) & Span(0, planes)
+                assert smoothed.stop <= max(s.compared.stop, smoothed.start)
+                assert smoothed & s.held == smoothed
