@@ -31,6 +31,15 @@ class Residency(StrEnum):
     ring = "ring"
 
 
+class State(StrEnum):
+    """Where displacement and optimizer state are."""
+
+    auto = "auto"
+    device = "device"
+    host = "host"
+    disk = "disk"
+
+
 class Comm(StrEnum):
     """How workers communicate."""
 
@@ -114,6 +123,22 @@ Workers = Annotated[
     ),
 ]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="48GB", help="what a worker may use (what it has by default)")]
+HostMemory = Annotated[
+    str | None,
+    typer.Option("--host-memory", metavar="48GB", help="what fields may take of the machine's memory beside a GPU's (by default "
+                 "three quarters of a worker's share)"),
+]  # fmt: skip
+StateOption = Annotated[
+    State,
+    typer.Option("--state", help="where displacement and optimizer state are: on the device, in the machine's memory (host) or on "
+                 "disk; auto: the first of these where they fit"),
+]  # fmt: skip
+Scratch = Annotated[
+    Path | None, typer.Option("--scratch", metavar="FOLDER", help="for fields on disk (by default beside the output)")
+]
+ScratchSize = Annotated[
+    str | None, typer.Option("--scratch-size", metavar="500GB", help="what a worker may use of it (by default what is free)")
+]
 ResidencyOption = Annotated[Residency, typer.Option("--residency", help="how a worker holds the moving image")]
 CommOption = Annotated[
     Comm, typer.Option("--comm", help="how workers communicate; auto: ucx where every worker has it and the cluster has no TLS")

@@ -20,6 +20,7 @@ from daskreg.cli.options import (
     FillOption,
     FixedArgument,
     FixedMask,
+    HostMemory,
     InitialTransform,
     Memory,
     MovingArgument,
@@ -28,7 +29,11 @@ from daskreg.cli.options import (
     PresetOption,
     Residency,
     ResidencyOption,
+    Scratch,
+    ScratchSize,
     Spacing,
+    State,
+    StateOption,
     TransformArgument,
     Workers,
 )
@@ -58,6 +63,10 @@ def register(
     device: DeviceOption = DeviceName.auto,
     memory: Memory = None,
     residency: ResidencyOption = Residency.auto,
+    state: StateOption = State.auto,
+    host_memory: HostMemory = None,
+    scratch: Scratch = None,
+    scratch_size: ScratchSize = None,
     comm: CommOption = Comm.auto,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, max=4096, help="CPU threads of a worker (default: its share)")
@@ -100,6 +109,7 @@ def register(
     if (fixed is None or moving is None) and not resume:
         raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
     given: dict[str, Any] = {"spacing": spacing, "memory": memory, "residency": residency.value, **files}
+    given |= {"state": state.value, "host_memory": host_memory}
     if dry_run:
         assumed = DeviceName.cuda if cluster == "cuda" else device
         _print_plan(fixed, moving, chosen, workers, assumed, given, local=cluster == "local")
@@ -112,6 +122,8 @@ def register(
         "fill": fill,
         "background": background,
         "comm": comm.value,
+        "scratch": scratch,
+        "scratch_size": scratch_size,
         "threads": threads,
         "checkpoint": checkpoint,
         "retries": retries,
@@ -144,6 +156,8 @@ def plan(
     workers: Workers = None,
     memory: Memory = None,
     residency: ResidencyOption = Residency.auto,
+    state: StateOption = State.auto,
+    host_memory: HostMemory = None,
     device: Annotated[
         DeviceName, typer.Option("--device", help="whose speed is assumed; cuda: an H200's, no GPU is needed")
     ] = DeviceName.auto,
@@ -155,6 +169,7 @@ def plan(
     """What a registration would need, level by level: blocks, memory, traffic, disk and time. Nothing is read or written."""
     files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
     given = {"memory": memory, "residency": residency.value, "spacing": spacing, **files}
+    given |= {"state": state.value, "host_memory": host_memory}
     _print_plan(fixed, moving, _config(config, preset, files), workers, device, given)
 
 

@@ -6,6 +6,8 @@ The only place where the engine meets paths.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,12 +29,14 @@ from daskreg.engine.memory import trim
 from daskreg.engine.rank import Rank, StartingDisplacement
 from daskreg.engine.report import Outcome, Watch
 from daskreg.engine.verdict import judge
+from daskreg.errors import ConfigError
 from daskreg.grid import Index
 from daskreg.kernels.compiler import precompile
 from daskreg.kernels.compiler.launch import set_thread_count
 from daskreg.kernels.device import Device, Kind
 from daskreg.planning import Plan
 from daskreg.storage import Volume
+from daskreg.storage.scratch import ScratchFolder
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class RankJob:
     the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them;
     device: where kernels run, on a GPU worker the first GPU that it sees;  begin: the displacement to start from;
     backgrounds: stored voxels of the fixed and the moving image that stand for nothing;
-    attempt: of the process that the ranks work for, see ``RunStore``.
+    attempt: of the process that the ranks work for, see ``RunStore``;  scratch, scratch_size: folder for fields on disk, and bytes
+    of it that a rank may use.
     """
 
     plan: Plan
@@ -62,6 +67,8 @@ class RankJob:
     begin: StartingDisplacement | None = None
     backgrounds: tuple[Background | None, Background | None] = (None, None)
     attempt: str = ""
+    scratch: str | None = None
+    scratch_size: int | None = None
 
 
 @dataclass
@@ -86,15 +93,17 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
     left_out = _left_out(job, images, comm)
     trim()  # memory of the chunks that were decompressed
     timer.end_phase("read")
-    outcome = _optimise(job, images, comm, watch, timeline)
-    timer.end_phase("optimise")
-    metrics = _metrics(job, outcome, images, comm)
-    timer.end_phase("measure")
-    verdict = _verdict(job, outcome, images, metrics, comm)
-    timer.end_phase("judge")
-    del images
-    fill = write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
-    timer.end_phase("write")
+    with _scratch(job) as scratch:
+        outcome = _optimise(job, images, comm, watch, timeline, scratch)
+        timer.end_phase("optimise")
+        metrics = _metrics(job, outcome, images, comm)
+        timer.end_phase("measure")
+        verdict = _verdict(job, outcome, images, metrics, comm)
+        timer.end_phase("judge")
+        del images
+        fill = write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
+        outcome.displacement = None
+        timer.end_phase("write")
     levels = [report.as_dict() for report in outcome.levels]
     record = {**machine_record(device), **memory, "traffic": dict(comm.traffic), "timeline": timeline}
     blocks = [[slab.start, slab.stop] for slab in job.plan.partition.slabs]
@@ -109,6 +118,20 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
         "fill": fill,
         "left_out": left_out,
     }
+
+
+@contextmanager
+def _scratch(job: RankJob) -> Iterator[ScratchFolder | None]:
+    """A folder for fields on disk, where the plan has some. Raises ConfigError where none is known."""
+    if job.plan.state != "disk":
+        yield None
+        return
+    if job.scratch is None:
+        raise ConfigError(
+            "fields do not fit into memory and the output is not on this machine; name a local folder with --scratch."
+        )
+    with ScratchFolder(job.scratch, job.scratch_size) as folder:
+        yield folder
 
 
 def _left_out(job: RankJob, images: tuple[Image, Image], comm: Communicator) -> list[int]:
@@ -129,13 +152,14 @@ def use_device(job: RankJob, cores: int) -> Device:
 
 
 def _optimise(
-    job: RankJob, images: tuple[Image, Image], comm: Communicator, watch: Watch, timeline: list[tuple[str, float, float]]
-) -> Outcome:
+    job: RankJob, images: tuple[Image, Image], comm: Communicator, watch: Watch, timeline: list[tuple[str, float, float]],
+    scratch: ScratchFolder | None = None,
+) -> Outcome:  # fmt: skip
     """All stages in order, from the start or from the last checkpoint."""
     checkpointer = Checkpointer(job.output, comm, job.attempt)
     save = checkpointer.save if job.checkpoint is not None else None
     trace = (lambda *event: timeline.append(event)) if job.trace else None
-    rank = Rank(job.plan, images, job.start, comm, watch, save, trace, job.begin)
+    rank = Rank(job.plan, images, job.start, comm, watch, save, trace, job.begin, None if scratch is None else scratch.allocate)
     if job.resume:
         checkpointer.restore(rank)
     return rank.run()

@@ -131,7 +131,9 @@ def _collect_row(outcome: Outcome, row: Span, owner: int, comm: Communicator) ->
         return None
     block = outcome.block
     mine = block.own & row
-    here = on(block.device, outcome.displacement, mine) if len(mine) else block.device.xp.empty((3, 0, *block.shape[1:]), np.float32)
+    here = (
+        on(block.device, outcome.displacement, mine) if len(mine) else block.device.xp.empty((3, 0, *block.shape[1:]), np.float32)
+    )
     if mine == row and owner == comm.rank:
         return here
     wanted = [row if r == owner else Span(0, 0) for r in range(comm.size)]

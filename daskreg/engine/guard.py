@@ -13,8 +13,8 @@ from daskreg.comm import Communicator
 from daskreg.config import Linear, Optimised, Rigid
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
-from daskreg.engine.sweep.measure import swept_loss
 from daskreg.engine.reach import Reach, SamplingMap, displaced_range, spans
+from daskreg.engine.sweep.measure import swept_loss
 from daskreg.planning import Level
 
 Matrix = NDArray[np.float64]

@@ -19,14 +19,15 @@ from daskreg.engine.initial import run_initial
 from daskreg.engine.linear import Halted, run_linear
 from daskreg.engine.loop import Loop
 from daskreg.engine.masks import require_meeting_masks, require_voxels
-from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
 from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, pieces, zero_planes
+from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
 from daskreg.engine.state import FullResolution, Store, exchange_planes, is_mixed, make_state, refine_piecewise
-from daskreg.engine.sweep.loop import SweepLoop, reaches_of
+from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.engine.sweep.state import SweptState
 from daskreg.errors import Stopped
 from daskreg.grid import Grid, Span
 from daskreg.planning import Level, Plan
+from daskreg.planning.slabs import Reaches
 
 Matrix = NDArray[np.float64]
 Array = NDArray[np.float32]
@@ -175,7 +176,7 @@ class Rank:
             return make_state(stage, level, block)
         storage = "mixed" if is_mixed(stage, block.device) else "float32"
         optimizer = stage.optimizer.build(storage, block.device.kind)
-        return SweptState(block, level.fixed_factors, optimizer, reaches_of(stage).total, self.allocate(level.state))
+        return SweptState(block, level.fixed_factors, optimizer, Reaches.of(stage).total, self.allocate(level.state))
 
     def _set_initial(self, store: Store, level: Level) -> None:
         """The displacement to start from."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.engine.halo import Block
+from daskreg.engine.planes import Planes
 
 
 @dataclass

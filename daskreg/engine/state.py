@@ -48,7 +48,7 @@ class Store(Protocol):
         """On a finer level, whose store ``finer`` makes: u is upsampled, the optimizer starts afresh."""
 
     def saved(self, *, optimizer: bool) -> Mapping[str, Planes]:
-        """u and, where asked for, the optimizer's fields, as a checkpoint holds them: float32."""
+        """U and, where asked for, the optimizer's fields, as a checkpoint holds them: float32."""
 
     def restore(self, read: Callable[[str, Span], Array], losses: list[float]) -> None:
         """All planes from a checkpoint, by name; the optimizer's only where it had iterated."""
@@ -181,9 +181,7 @@ class MixedStateStore(StateStore):
         return smooth_half(box, around, filter_, self.gradient, self.d, self.g)
 
 
-def smooth_half(
-    box: Shape, around: Shape, filter_: Filter, gradient: NDArray[Any], d: Array, g: Array
-) -> NDArray[np.uint16]:
+def smooth_half(box: Shape, around: Shape, filter_: Filter, gradient: NDArray[Any], d: Array, g: Array) -> NDArray[np.uint16]:
     """The bits of bfloat16 of the smoothed gradient, in the memory of ``d``; ``g`` is overwritten."""
     smooth = _first_half(d)
     decode_bfloat16(around, gradient, d)
@@ -266,7 +264,9 @@ def refine_piecewise(u: Planes, coarse: Block, before: Index, made: Receiver, co
     near: Planes = u
     if comm.size > 1:
         mine = on(fine.device, u, own)
-        near = ArrayPlanes(gather_planes(comm, coarse.partition.slabs, wanted, mine, own.start, "levels"), wanted[comm.rank].start)
+        near = ArrayPlanes(
+            gather_planes(comm, coarse.partition.slabs, wanted, mine, own.start, "levels"), wanted[comm.rank].start
+        )
     put = fine.device.put
     gain = put(np.asarray(before, np.float32) / np.asarray(after, np.float32))
     factors = put(np.asarray(after, np.int32)), put(np.asarray(before, np.int32))

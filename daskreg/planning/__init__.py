@@ -4,4 +4,15 @@ from daskreg.planning.layout import REACH_INTERVAL, RESIDENCIES, STATES, Layout,
 from daskreg.planning.memory import needs_spare
 from daskreg.planning.plan import Plan, format_grid, halo_of, make_plan
 
-__all__ = ["REACH_INTERVAL", "RESIDENCIES", "STATES", "Layout", "Level", "Plan", "format_grid", "halo_of", "make_plan", "needs_spare"]
+__all__ = [
+    "REACH_INTERVAL",
+    "RESIDENCIES",
+    "STATES",
+    "Layout",
+    "Level",
+    "Plan",
+    "format_grid",
+    "halo_of",
+    "make_plan",
+    "needs_spare",
+]

@@ -48,7 +48,8 @@ class Layout:
 
     masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for no limit;
     minimum_planes: that a rank's slab has at least;  unpacked: bytes of the largest chunk of each image;  process: bytes of a
-    worker's process without arrays.
+    worker's process without arrays;  host: bytes of the machine's memory that a worker's fields may take beside a GPU's; None: its
+    memory is that of ``memory``.
     """
 
     fixed: Grid
@@ -61,6 +62,7 @@ class Layout:
     minimum_planes: int = MINIMUM_PLANES
     unpacked: tuple[int, int] = (0, 0)
     process: int = 0
+    host: int | None = None
 
     @property
     def deformable(self) -> bool:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daskreg.config import Deformable, Optimised
 from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning.layout import Layout, Level
+from daskreg.planning.slabs import Reaches, held_planes
 from daskreg.planning.traffic import ASSUMED_DRIFT, VALUE, VECTOR, reached, value_bytes
 
 CHUNK = 64  # planes that are written together
+PIECES = 128 << 20  # of fields elsewhere, on their way
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of the largest rank during a level, by what they are for."""
+    """Bytes of the largest rank during a level, by what they are for.
+
+    host, disk: of fields that are there, while ``fields`` are buffers and what is held beside them
+    """
 
     images: int
     moving: int
     fields: int
     process: int
+    host: int = 0
+    disk: int = 0
 
     @property
     def total(self) -> int:
@@ -40,9 +47,27 @@ def level_memory(plan: Layout, index: int, level: Level) -> MemoryUse:
     own = [VALUE if max(factors) > 1 else number for factors in (level.fixed_factors, level.moving_factors)]
     images = _slabs(plan, own) + (held + (planes if plan.workers > 1 else 0)) * plane * (number + VALUE * fixed_mask) * coarse
     scalars = held * plane * VALUE * (1 + moving_mask)
+    if level.state != "device" and isinstance(stage, Deformable):
+        return _swept(plan, stage, level, MemoryUse(images, _moving(plan, level, number), 0, process_bytes(plan)))
     return MemoryUse(
         images, _moving(plan, level, number), scalars + held * plane * _vectors(plan, stage, level), process_bytes(plan)
     )
+
+
+def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> MemoryUse:
+    """Where slabs come from fields that are elsewhere."""
+    reaches, plane = Reaches.of(stage), _plane(level.fixed.shape)
+    held = held_planes(level.slab, level.fixed.shape[0], reaches)
+    state = stage.optimizer.state_bytes(stage.storage)
+    vectors = (
+        stage.model.state_bytes() + VECTOR + 3 * value_bytes(stage) + 2 * VECTOR + state
+    )  # before and after, g, two to work with
+    buffers = held * plane * (vectors + VALUE * (1 + plan.masks[1])) + (level.slab + 2 * reaches.total) * plane * VECTOR
+    planes = min(max(level.partition.lengths) + 2 * reaches.total * (plan.workers > 1), level.fixed.shape[0])
+    fields = planes * plane * (stage.model.state_bytes() + state)
+    on_host = fields if level.state == "host" else 0
+    beside = on_host if plan.host is None else 0  # in the memory that ``memory`` limits
+    return replace(rest, fields=buffers + beside + PIECES, host=on_host - beside, disk=fields if level.state == "disk" else 0)
 
 
 def _vectors(plan: Layout, stage: Optimised, level: Level) -> int:
@@ -99,11 +124,29 @@ def output_bytes(plan: Layout) -> int:
     plane, across = _plane(plan.fixed.shape), _plane(plan.moving.shape)
     row = min(CHUNK, plan.fixed.shape[0])
     planes = max(plan.partition.lengths) + 2
-    u = planes * plane * VECTOR if plan.deformable else 0
+    u = planes * plane * VECTOR if plan.deformable and result_in_memory(plan) else 0
     window = max(map(len, reached(plan, plan.full))) if plan.workers > 1 else 0
     measure = _slabs(plan) + u + planes * plane * VALUE * 2 + window * across * VALUE
     write = u + row * plane * (2 * VECTOR * plan.deformable + 3 * VALUE) + _source(plan, row) * across
     return max(measure, write) + process_bytes(plan)
+
+
+def result_in_memory(plan: Layout) -> bool:
+    """Whether the displacement at full resolution is in the memory that ``memory`` limits."""
+    last = plan.levels[-1][-1] if plan.levels and plan.levels[-1] else None
+    return last is None or last.state == "device" or (last.state == "host" and plan.host is None)
+
+
+def elsewhere(plan: Layout) -> tuple[int, int]:
+    """Most bytes of the machine's memory beside a GPU's, and of disk, that a worker's fields take at once."""
+    uses = [level_memory(plan, k, level) for k, levels in enumerate(plan.levels) for level in levels]
+    return max((use.host for use in uses), default=0), max((use.disk for use in uses), default=0)
+
+
+def swept_bytes(plan: Layout, stage: Deformable, level: Level) -> int:
+    """Bytes that a rank reads, and as many that it writes, in an iteration of a level whose fields are elsewhere."""
+    voxels = max(level.partition.lengths) * _plane(level.fixed.shape)
+    return voxels * (stage.model.state_bytes() + stage.optimizer.state_bytes(stage.storage))
 
 
 def _source(plan: Layout, row: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +12,9 @@ from daskreg.errors import PlanTooLarge
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
 from daskreg.kernels.device import Kind
 from daskreg.kernels.smoothing.cpu import gaussian_radius
-from daskreg.planning.layout import RESIDENCIES, Layout, Level
-from daskreg.planning.memory import MemoryUse, level_memory, peak_bytes
+from daskreg.planning.layout import RESIDENCIES, STATES, Layout, Level
+from daskreg.planning.memory import MemoryUse, elsewhere, level_memory, peak_bytes
+from daskreg.planning.slabs import HEIGHTS
 from daskreg.planning.table import lines
 from daskreg.planning.traffic import most_sent
 
@@ -30,6 +32,11 @@ class Plan(Layout):
     def traffic(self, stage: int, level: Level) -> int:
         """Bytes that the rank that sends most sends in an iteration."""
         return most_sent(self, stage, level)
+
+    @property
+    def state(self) -> str:
+        """Where most of the fields are."""
+        return max((level.state for levels in self.levels for level in levels), key=STATES.index, default="device")
 
     @property
     def peak_bytes(self) -> int:
@@ -51,11 +58,24 @@ class Plan(Layout):
                 f"this run needs {self.peak_bytes / 2**30:.1f} GiB a worker ({shapes}), "
                 f"a worker has {memory / 2**30:.1f} GiB{f' ({source})' * bool(source)}; {self.remedy(memory)}"
             )
+        beside = elsewhere(self)[0]
+        if self.host is not None and beside > self.host:
+            raise PlanTooLarge(
+                f"the fields of this run need {beside / 2**30:.1f} GiB of a worker's host memory, and {self.host / 2**30:.1f} GiB "
+                "may be used; allow more (--host-memory), keep them on disk (--state disk --scratch FOLDER), or use more workers."
+            )
 
     def remedy(self, memory: int) -> str:
         """What would fit, for an error message."""
         for workers in range(self.workers + 1, 257):
-            given: dict[str, Any] = {"masks": self.masks, "unpacked": self.unpacked, "memory": memory, "process": self.process}
+            given: dict[str, Any] = {
+                "masks": self.masks,
+                "unpacked": self.unpacked,
+                "memory": memory,
+                "process": self.process,
+                "host": self.host,
+                "state": self.state,
+            }
             more = make_plan(self.fixed, self.moving, self.config, workers=workers, **given)
             if more.peak_bytes <= memory:
                 return (
@@ -77,28 +97,64 @@ def make_plan(
     minimum_planes: int = MINIMUM_PLANES,
     unpacked: tuple[int, int] = (0, 0),
     process: int = 0,
+    state: str = "device",
+    host: int | None = None,
 ) -> Plan:
     """Levels of every stage, cut into a block a worker. Raises UnitsError when the images' units cannot be brought together.
 
     residency: of the moving image, ``auto`` takes the first of replicate, window and ring that fits into ``memory`` bytes;
-    masks, minimum_planes, unpacked, process: see ``Layout``.
+    state: where displacement and optimizer state are (``STATES``), ``auto`` takes the first of these where they fit;
+    masks, minimum_planes, unpacked, process, host: see ``Layout``.
     """
     moving = moving.to_unit(fixed.unit)
     cut = _Cut(workers, minimum_planes, "replicate" if residency == "auto" else residency)
     levels = tuple(cut.levels(fixed, moving, s) if isinstance(s, Optimised) else () for s in config.stages)
-    plan = Plan(fixed, moving, config, levels, masks, workers, memory, minimum_planes, unpacked, process)
-    return _with_residency(plan) if residency == "auto" and workers > 1 and memory is not None else plan
+    plan = Plan(fixed, moving, config, levels, masks, workers, memory, minimum_planes, unpacked, process, host)
+    choices = _Choices(
+        RESIDENCIES if residency == "auto" and workers > 1 and memory is not None else (cut.residency,),
+        STATES if state == "auto" and memory is not None else ("device",) if state == "auto" else (state,),
+    )
+    return choices.made(plan)
 
 
-def _with_residency(plan: Plan) -> Plan:
-    """Each level with the first residency that fits; where none does, with that of the fewest bytes."""
-    return replace(plan, levels=tuple(tuple(_fitting(plan, k, lv) for lv in stage) for k, stage in enumerate(plan.levels)))
+@dataclass(frozen=True)
+class _Choices:
+    """Where the moving image and the fields of a level may be, in the order of preference."""
+
+    residencies: tuple[str, ...]
+    states: tuple[str, ...]
+
+    def made(self, plan: Plan) -> Plan:
+        """Each level with the first choice that fits; where none does, with that of the fewest bytes."""
+        stages = enumerate(plan.levels)
+        return replace(plan, levels=tuple(tuple(self._fitting(plan, k, level) for level in levels) for k, levels in stages))
+
+    def _fitting(self, plan: Plan, stage: int, level: Level) -> Level:
+        found = list(self._of(plan, stage, level))
+        if len(found) == 1 or plan.memory is None:
+            return found[0]
+        needs = [plan.memory_use(stage, one) for one in found]
+        fits = [n.total <= plan.memory and n.host <= (plan.host or 0) for n in needs]
+        return found[fits.index(True) if any(fits) else min(range(len(found)), key=lambda k: needs[k].total)]
+
+    def _of(self, plan: Plan, stage: int, level: Level) -> Iterator[Level]:
+        deformable = isinstance(plan.config.stages[stage], Deformable)
+        for state in self.states if deformable else ("device",):
+            for residency in self.residencies:
+                if state == "device":
+                    yield replace(level, residency=residency)
+                elif residency != "ring":
+                    yield _highest(plan, stage, replace(level, residency=residency, state=state))
 
 
-def _fitting(plan: Plan, stage: int, level: Level) -> Level:
-    assert plan.memory is not None
-    needs = {r: plan.memory_use(stage, replace(level, residency=r)).total for r in RESIDENCIES}
-    return replace(level, residency=next((r for r in RESIDENCIES if needs[r] <= plan.memory), min(needs, key=needs.__getitem__)))
+def _highest(plan: Plan, stage: int, level: Level) -> Level:
+    """With the highest slabs that fit into the memory, the lowest that are allowed where none do."""
+    least, most = HEIGHTS
+    for height in range(most, least, -1):
+        one = replace(level, slab=height)
+        if plan.memory is None or plan.memory_use(stage, one).total <= plan.memory:
+            return one
+    return replace(level, slab=least)
 
 
 @dataclass(frozen=True)

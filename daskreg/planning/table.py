@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from daskreg import machine
 from daskreg.config import Deformable, Optimised
 from daskreg.planning.layout import Layout, Level
-from daskreg.planning.memory import checkpoint_bytes, disk_bytes, level_memory, peak_bytes
+from daskreg.planning.memory import checkpoint_bytes, disk_bytes, elsewhere, level_memory, peak_bytes, swept_bytes
 from daskreg.planning.traffic import most_sent
 
 EVALUATION = 1.3  # time of a linear stage's evaluation, in deformable iterations
@@ -27,13 +28,14 @@ class Speeds:
     evaluation: float
     link: float
     latency: float
+    tiers: Mapping[str, float]  # bytes a second to and from fields elsewhere: assumptions
 
 
 SPEEDS = {
     # two cores of an AMD EPYC, TCP within a machine (benchmarks/results: estimate.json; scaling.json, parts strong and link)
-    "cpu": Speeds("core", 1.0e-3, 1.0e-3, 1.7e9, 5.0e-4),
+    "cpu": Speeds("core", 1.0e-3, 1.0e-3, 1.7e9, 5.0e-4, {"host": 6e9, "disk": 1e9}),
     # one H200 (gpu_iterations.json, float32, 512^3); a linear stage decides on the host; between GPUs an assumption, not measured
-    "cuda": Speeds("GPU like an H200", 2.5e-4, 3.0e-3, 2.0e11, 1.0e-4),
+    "cuda": Speeds("GPU like an H200", 2.5e-4, 3.0e-3, 2.0e11, 1.0e-4, {"host": 5e10, "disk": 2e9}),
 }
 
 
@@ -43,17 +45,28 @@ def lines(plan: Layout, cores: int | None = None, device: str = "cpu") -> list[s
     head = f"{'stage':<11}{'scale':>5}{'fixed':>17}{'moving':>17}{'iter':>6}{'blocks':>13}  {'residency':<10}"
     rows = [head + f"{'images':>9}{'moving':>9}{'fields':>9}{'wire/iter':>11}{'time':>9}"]
     for k, levels in enumerate(plan.levels):
-        rows += [_line(plan, k, lv, share, device) for lv in levels] or [f"{plan.config.stages[k].name:<11} on worker 0"]
+        rows += [row for lv in levels for row in _rows(plan, k, lv, share, device)] or [
+            f"{plan.config.stages[k].name:<11} on worker 0"
+        ]
     total = sum(seconds(plan, k, level, share, device) for k, levels in enumerate(plan.levels) for level in levels)
     disk = disk_bytes(plan)
     return [
         *rows,
         f"memory of a {'GPU' if device == 'cuda' else 'worker'}: at most {size(peak_bytes(plan))}"
         + (f" of {size(plan.memory)}" if plan.memory else ""),
+        *_elsewhere(plan),
         f"disk: reads {size(disk.read)}, writes {size(disk.written)}, checkpoints up to {size(checkpoint_bytes(plan))}",
         f"time: about {duration(total)} on {_many(plan.workers, 'worker')} of {_many(share, SPEEDS[device].name)}, "
         "no level stopping early; reading, writing and compiling apart",
     ]
+
+
+def _elsewhere(plan: Layout) -> list[str]:
+    host, scratch = elsewhere(plan)
+    swept = [(plan.config.stages[k], level) for k, levels in enumerate(plan.levels) for level in levels if level.state == "disk"]
+    written = sum(level.iterations * swept_bytes(plan, s, level) for s, level in swept if isinstance(s, Deformable))
+    rows = [f"host memory of a worker: {size(host)} for fields"] if host else []
+    return rows + ([f"scratch of a worker: {size(scratch)}, up to {size(written)} written in all"] if scratch else [])
 
 
 def _many(n: int, what: str) -> str:
@@ -71,7 +84,20 @@ def seconds(plan: Layout, stage: int, level: Level, cores: int, device: str = "c
     work = kind.similarity.seconds[device] * share * voxels / cores + launch
     # halos of moved and g are waited for, and two sums
     waits = 2 + 2 * math.ceil(math.log2(plan.workers)) if plan.workers > 1 else 0
-    return level.iterations * passes * (work + most_sent(plan, stage, level) / speeds.link + waits * speeds.latency)
+    elsewhere_too = isinstance(kind, Deformable) and level.state != "device"
+    moved = 2 * swept_bytes(plan, kind, level) / speeds.tiers[level.state] if elsewhere_too else 0.0
+    return level.iterations * passes * (work + moved + most_sent(plan, stage, level) / speeds.link + waits * speeds.latency)
+
+
+def _rows(plan: Layout, stage: int, level: Level, cores: int, device: str) -> list[str]:
+    """A level's line, and where its fields are if not in the device's memory."""
+    rows, kind = [_line(plan, stage, level, cores, device)], plan.config.stages[stage]
+    if level.state != "device" and isinstance(kind, Deformable):
+        use, moved = level_memory(plan, stage, level), swept_bytes(plan, kind, level)
+        where = f"{size(use.disk)} on disk" if level.state == "disk" else "in the machine's memory"
+        way = f"{size(moved)} read and {size(moved)} written an iteration"
+        rows.append(f"{'':<11}fields of that scale {where}, in slabs of {level.slab} planes: {way}")
+    return rows
 
 
 def _line(plan: Layout, stage: int, level: Level, cores: int, device: str) -> str:

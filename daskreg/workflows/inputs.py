@@ -109,6 +109,8 @@ class Inputs:
         residency: str = "auto",
         minimum_planes: int = MINIMUM_PLANES,
         process: int = 0,
+        state: str = "auto",
+        host: int | None = None,
     ) -> Plan:
         """The plan for a number of workers."""
         backgrounds = self.config.fixed_background, self.config.moving_background
@@ -117,7 +119,7 @@ class Inputs:
             self.masks[1] is not None or backgrounds[1] is not None,
         )
         given: dict[str, Any] = {"workers": workers, "memory": memory, "residency": residency}
-        given |= {"minimum_planes": minimum_planes, "process": process}
+        given |= {"minimum_planes": minimum_planes, "process": process, "state": state, "host": host}
         given["unpacked"] = tuple(_largest_chunk(volume) for volume in (self.fixed, self.moving))
         f, m = self.orders
         return make_plan(self.fixed.grid.permute(f), self.moving.grid.permute(m), self.config, masks=masked, **given)

@@ -9,7 +9,7 @@ from daskreg.cluster import device_of, estimated_bytes, local_link, memory_limit
 from daskreg.config import DeviceName
 from daskreg.planning import Plan
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
-from daskreg.workflows.resources import GIVEN, Residency, Resources, parse_memory
+from daskreg.workflows.resources import GIVEN, Residency, Resources, State, host_limit, parse_memory
 
 
 def plan(
@@ -25,6 +25,8 @@ def plan(
     device: DeviceName = "auto",
     memory: int | str | None = None,
     residency: Residency = "auto",
+    state: State = "auto",
+    host_memory: int | str | None = None,
 ) -> Plan:
     """Levels, blocks, memory, communication and time of a registration that is not run; ``print(plan)`` is a table.
 
@@ -34,11 +36,13 @@ def plan(
     ``register`` would take on this machine;  memory: bytes a worker may use, or text such as "48GB"; None: no limit.
     Raises InputError in all its forms, and PlanTooLarge where the run does not fit into the memory.
     """
-    use = Resources(workers=workers, device=device, memory=parse_memory(memory), residency=residency)
+    use = Resources(workers=workers, device=device, memory=parse_memory(memory), residency=residency, state=state,
+                    host_memory=parse_memory(host_memory))  # fmt: skip
     inputs = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform).open()
     kind = "cuda" if use.device == "cuda" else device_of(None, use.device, workers)
     process = estimated_bytes(None, workers, kind)
-    planned = inputs.for_device(kind).plan(workers, use.memory, use.residency, process=process)
+    host = host_limit(use, None, workers) if kind == "cuda" else None
+    planned = inputs.for_device(kind).plan(workers, use.memory, use.residency, process=process, state=use.state, host=host)
     if use.memory is not None:
         planned.validate(use.memory, GIVEN)
     return replace(planned, device=kind)

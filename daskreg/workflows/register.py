@@ -28,7 +28,7 @@ from daskreg.lazy.initial_displacement import InitialDisplacement
 from daskreg.planning import Plan, format_grid
 from daskreg.storage import RunStore
 from daskreg.storage.fill import Fill, describe_fill
-from daskreg.storage.fs.address import parse_address
+from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
 from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.registry import image_formats
@@ -38,7 +38,7 @@ from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spa
 from daskreg.workflows.plan import plan
 from daskreg.workflows.provenance import provenance
 from daskreg.workflows.recipes import Trial, choose_recipe
-from daskreg.workflows.resources import LOCAL, Allocation, Comm, Residency, Resources, allocate, parse_memory
+from daskreg.workflows.resources import LOCAL, Allocation, Comm, Residency, Resources, State, allocate, parse_memory
 from daskreg.workflows.result import Report, Result, merge_reports
 from daskreg.workflows.resume import (
     keep_checkpoint_or_remove,
@@ -88,6 +88,10 @@ def register(
     deadline: float = Resources.deadline,
     minimum_planes: int = Resources.minimum_planes,
     trace: bool = Resources.trace,
+    state: State = Resources.state,
+    host_memory: int | str | None = None,
+    scratch: str | Path | None = None,
+    scratch_size: int | str | None = None,
 ) -> Result:
     """Find the transform that brings ``moving`` onto ``fixed``, and resample it there.
 
@@ -136,6 +140,11 @@ def register(
         the moving image;  comm: how workers communicate;  threads: CPU threads of a worker;  checkpoint: seconds between two,
         None for none;  retries: how often a run continues without a lost worker;  deadline: seconds after which a silent
         worker counts as lost;  minimum_planes: of a worker's block;  trace: record when a worker sampled and waited.
+    state, host_memory, scratch, scratch_size
+        state: where displacement and optimizer state are while they are optimised: ``"device"`` with all buffers, ``"host"`` in
+        the machine's memory or ``"disk"``, from where slabs come to the device; ``"auto"`` takes the first of these where they
+        fit;  host_memory: what they may take of the machine's memory beside a GPU's, by default three quarters of a worker's
+        share;  scratch: folder for fields on disk, by default beside the output;  scratch_size: what a worker may use of it.
 
     Raises
     ------
@@ -147,8 +156,9 @@ def register(
     started = time.perf_counter()
     require_main_guard()
     resources = Resources(
-        workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace
-    )
+        workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace,
+        state, parse_memory(host_memory), None if scratch is None else str(scratch), parse_memory(scratch_size),
+    )  # fmt: skip
     request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform, fill, background)
     require_resume_arguments(output, resume=resume, inputs_changed=inputs_changed)
     path = parse_address(_temporary() if output is None else output).path
@@ -247,12 +257,21 @@ class _Run:
             first_affine(inputs), masks[0], masks[1], order=inputs.orders[0], threads=use.options.threads,
             checkpoint=use.options.checkpoint, resume=self.resume, trace=use.options.trace, device=use.device,
             begin=None if start is None or start.is_affine else InitialDisplacement(start),
-            backgrounds=left_out, attempt=self.store.attempt,
+            backgrounds=left_out, attempt=self.store.attempt, scratch=_scratch(self.store.path, use),
+            scratch_size=use.options.scratch_size,
         )  # fmt: skip
 
 
+def _scratch(output: str, use: Allocation) -> str | None:
+    """The folder for fields on disk: as asked for, or that of a local output."""
+    if use.options.scratch is not None:
+        return str(Path(use.options.scratch).absolute())
+    return None if is_remote(output) else str(Path(output).absolute().parent)
+
+
 def _plan(inputs: Inputs, use: Allocation, workers: int) -> Plan:
-    return inputs.plan(workers, use.memory.value, use.options.residency, use.options.minimum_planes, use.process)
+    asked = use.options
+    return inputs.plan(workers, use.memory.value, asked.residency, asked.minimum_planes, use.process, asked.state, use.host)
 
 
 def _fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
@@ -260,8 +279,19 @@ def _fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
     planned = _plan(inputs, use, use.workers)
     require_overlap(planned, first_affine(inputs))
     planned.validate(use.memory.value, use.memory.source)
+    _require_ring_in_memory(planned, use.options)
     log.info("fixed %s, moving %s", format_grid(planned.fixed), format_grid(planned.moving))
     return planned
+
+
+def _require_ring_in_memory(planned: Plan, asked: Resources) -> None:
+    """Raises ConfigError for a ring and fields elsewhere."""
+    if asked.residency == "ring" and asked.state in ("host", "disk"):
+        raise ConfigError(
+            f"--residency ring goes with fields on the device, and --state is {asked.state}; use --residency window, or auto."
+        )
+    if planned.state != "device":
+        log.info("fields are kept %s and swept slab by slab", "on disk" if planned.state == "disk" else "in the machine's memory")
 
 
 def _begun(

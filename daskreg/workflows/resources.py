@@ -14,13 +14,16 @@ from daskreg.errors import ConfigError, InputError, require_known, require_numbe
 from daskreg.grid import MINIMUM_PLANES
 from daskreg.kernels.device import Kind
 from daskreg.machine import Limit
-from daskreg.planning import RESIDENCIES
+from daskreg.planning import RESIDENCIES, STATES
 
+HOST_SHARE = 0.75  # of a worker's share of the machine's memory, for fields: reading and writing need some too
 GIVEN = "as asked for"  # in place of what limits memory
 LOCAL = (None, "local", "cuda")  # clusters that daskreg starts itself; cuda: a worker for each GPU
 BOUNDS = {  # least, most, and whether it is a whole number; None is possible for all that are not REQUIRED
     "workers": (1, 100_000, True),
     "memory": (1, 1 << 60, True),
+    "host_memory": (1, 1 << 60, True),
+    "scratch_size": (1, 1 << 60, True),
     "threads": (1, 4096, True),
     "checkpoint": (0, 1e9, False),
     "retries": (0, 1000, True),
@@ -29,6 +32,7 @@ BOUNDS = {  # least, most, and whether it is a whole number; None is possible fo
 }
 REQUIRED = ("retries", "deadline", "minimum_planes")
 Residency = Literal["auto", "replicate", "window", "ring"]
+State = Literal["auto", "device", "host", "disk"]
 Comm = Literal["auto", "tcp", "ucx"]
 
 
@@ -45,6 +49,10 @@ class RunKeywords(TypedDict, total=False):
     deadline: float
     minimum_planes: int
     trace: bool
+    state: State
+    host_memory: int | str | None
+    scratch: str | None
+    scratch_size: int | str | None
 
 
 class ResourceKeywords(RunKeywords, total=False):
@@ -71,6 +79,11 @@ class Resources:
     deadline: seconds after which a worker without response counts as lost
     minimum_planes: least number of planes in a worker's block
     trace: record when a worker sampled and when it waited
+    state: where displacement and optimizer state are: on the device with all buffers, in the machine's memory (host) or on disk,
+        from where slabs come to the device; auto: the first of these where they fit
+    host_memory: bytes of the machine's memory for the fields of a GPU's worker; None: most of what is free
+    scratch: folder for fields on disk; None: beside the output
+    scratch_size: bytes of it that a worker may use; None: what is free
 
     Raises ConfigError for a value that is not possible.
     """
@@ -86,10 +99,15 @@ class Resources:
     deadline: float = 600.0
     minimum_planes: int = MINIMUM_PLANES
     trace: bool = False
+    state: State = "auto"
+    host_memory: int | None = None
+    scratch: str | None = None
+    scratch_size: int | None = None
 
     def __post_init__(self) -> None:
         require_known("device", self.device, ("auto", "cpu", "cuda"))
         require_known("residency", self.residency, ("auto", *RESIDENCIES))
+        require_known("state", self.state, ("auto", *STATES))
         require_known("comm", self.comm, ("auto", "tcp", "ucx"))
         for name, (least, most, whole) in BOUNDS.items():
             if getattr(self, name) is not None or name in REQUIRED:
@@ -109,6 +127,7 @@ class Allocation:
     memory: Limit
     process: int
     options: Resources
+    host: int | None = None
 
 
 def allocate(asked: Resources, client: Client | None, cluster: str | None) -> Allocation:
@@ -126,7 +145,12 @@ def allocate(asked: Resources, client: Client | None, cluster: str | None) -> Al
     process = estimated_bytes(client, workers, kind)
     if client is None and kind == "cpu":
         _require_address_space(process + machine.UNTOUCHED_BYTES)
-    return Allocation(workers, kind, limit, process, asked)
+    return Allocation(workers, kind, limit, process, asked, host_limit(asked, client, workers) if kind == "cuda" else None)
+
+
+def host_limit(asked: Resources, client: Client | None, workers: int) -> int:
+    """Bytes of the machine's memory for the fields of a GPU's worker."""
+    return asked.host_memory or int(HOST_SHARE * memory_limit(client, workers).value)
 
 
 def _require_address_space(needed: int) -> None:

@@ -19,7 +19,9 @@ class Buffer:
     array: the planes ``held`` of the level, contiguous;  known: those of them that have been filled.
     """
 
-    def __init__(self, device: Device, lead: tuple[int, ...], capacity: int, plane: tuple[int, int], dtype: Any = np.float32) -> None:
+    def __init__(
+        self, device: Device, lead: tuple[int, ...], capacity: int, plane: tuple[int, int], dtype: Any = np.float32
+    ) -> None:
         self.lead, self.plane = lead, plane
         self.memory = device.xp.empty(math.prod(lead) * capacity * math.prod(plane), dtype)
         self.held, self.known = EMPTY, cast(Span | None, None)

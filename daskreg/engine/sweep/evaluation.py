@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,6 @@ from numpy.typing import NDArray
 
 from daskreg.engine.reach import SamplingMap
 from daskreg.engine.sampler import Resident
-from daskreg.engine.sweep.buffers import Buffer
-from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.similarity.base import Samples
 

@@ -7,7 +7,6 @@ order are the same, and so are the bits of the result.
 
 from __future__ import annotations
 
-import math
 import time
 from functools import partial
 from typing import Any
@@ -27,14 +26,13 @@ from daskreg.engine.sampler import Resident, make_sampler
 from daskreg.engine.state import is_mixed
 from daskreg.engine.sums import add_up_slabs
 from daskreg.engine.sweep.evaluation import SlabEvaluation
-from daskreg.engine.sweep.schedule import Extent, Reaches, Slab, schedule
 from daskreg.engine.sweep.slabs import SlabBuffers
 from daskreg.engine.sweep.state import SweptState
 from daskreg.engine.sweep.step import LevelSmoother, compose_slab, step_slab
 from daskreg.grid import Span
 from daskreg.kernels.device import host
-from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning import Level
+from daskreg.planning.slabs import Extent, Reaches, Slab, schedule
 
 LAG = 6  # iterations behind which a GPU's losses are judged, as in ``engine.backend_cuda``
 
@@ -68,7 +66,7 @@ class SweepLoop:
         self.stage, self.level, self.comm = stage, level, comm
         fixed, moving = images
         self.block = b = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
-        self.reaches, whole = reaches_of(stage), b.partition.whole
+        self.reaches, whole = Reaches.of(stage), b.partition.whole
         self.half = is_mixed(stage, b.device)
         self.extent = Extent.of(b.own, b.shape[0], self.reaches)
         wanted = [s.grow(self.reaches.total) & whole for s in b.partition.slabs]
@@ -283,11 +281,3 @@ class Sums:
         if not self.parts:  # an idle rank
             self.parts.append(host(self.loop.similarity.partial(self.on(Span(0, 0), True).samples)))
         return add_up_slabs(self.parts, self.loop.comm, self.loop.block.partition)
-
-
-def reaches_of(stage: Deformable) -> Reaches:
-    """Of a stage's operations."""
-    model, warp = stage.model, stage.smooth_warp
-    return Reaches(
-        model.reach(warp), model.direction_reach(warp), stage.similarity.reach, gaussian_radius(stage.smooth_gradient)
-    )

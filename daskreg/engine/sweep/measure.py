@@ -14,7 +14,7 @@ from daskreg.engine.planes import Planes, on, pieces
 from daskreg.engine.reach import Reach, SamplingMap, affine_reach, displaced_range_of, spans
 from daskreg.engine.sampler import make_sampler
 from daskreg.engine.sums import add_up_slabs
-from daskreg.grid import Partition, Span
+from daskreg.grid import Partition
 from daskreg.kernels.device import host
 from daskreg.planning import Level
 from daskreg.similarity.base import Samples

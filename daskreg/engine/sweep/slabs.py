@@ -8,10 +8,10 @@ import numpy as np
 
 from daskreg.engine.sweep.buffers import EMPTY, Buffer
 from daskreg.engine.sweep.evaluation import SlabEvaluation
-from daskreg.engine.sweep.schedule import Slab
 from daskreg.engine.sweep.state import SweptState
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import Shape
+from daskreg.planning.slabs import Slab
 from daskreg.similarity.base import Samples
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import numpy as np
 from daskreg.engine.halo import Block
 from daskreg.engine.smoothing import Smoother
 from daskreg.engine.state import smooth_half
-from daskreg.engine.sweep.schedule import Slab
 from daskreg.engine.sweep.state import SweptState
 from daskreg.grid import Partition, Span
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.models.base import BlockLayout
+from daskreg.planning.slabs import Slab
 
 if TYPE_CHECKING:
     from daskreg.engine.sweep.loop import SweepLoop

@@ -13,11 +13,11 @@ SHAPE = (20, 22, 18)
 ALIGN = Rigid(similarity=NGF(eta=0.05), scales=(1,), iterations=(20,))
 
 
-def levels(stages, ranks=1, contrast=lambda image: image):
+def levels(stages, ranks=1, contrast=lambda image: image, state="device"):
     """The affine map, the displacement and the reports of every rank."""
     fixed = blobs(SHAPE, 3)
     moving = contrast(np.roll(fixed, (1, 0, -1), (0, 1, 2)))
-    case = Registration(fixed, np.ascontiguousarray(moving, np.float32), Config(stages=stages))
+    case = Registration(fixed, np.ascontiguousarray(moving, np.float32), Config(stages=stages), state=state)
     case.grids = tuple(type(case.grids[0])(SHAPE) for _ in range(2))
     outcomes = on_ranks(ranks, lambda comm: case.rank(comm, "window").run())
     return outcomes[0].affine, [o.displacement for o in outcomes], [o.levels for o in outcomes]
@@ -39,13 +39,14 @@ def test_an_affine_stage_is_taken_back(ranks, monkeypatch):
     np.testing.assert_array_equal(affine, kept)
 
 
+@pytest.mark.parametrize("state", ["device", "host"])
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_so_is_a_displacement(ranks, monkeypatch):
+def test_so_is_a_displacement(ranks, state, monkeypatch):
     monkeypatch.setattr(guard, "WORSE", -0.9)
     stage = Deformable(similarity=MSE(), scales=(2, 1), iterations=(4, 4), tolerance=0)
-    _, displacements, reports = levels((ALIGN, stage), ranks, inverted)
+    _, displacements, reports = levels((ALIGN, stage), ranks, inverted, state)
     assert reports[0][-1].stopped == "taken back"
-    assert all(not np.asarray(u).any() for u in displacements)
+    assert all(not u.array.any() for u in displacements)
 
 
 def test_a_stage_that_helps_stays():

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from daskreg.config import Config, Deformable, Rigid
-from daskreg.engine.sweep.schedule import Extent, Reaches, schedule
+from daskreg.engine.report import SAVE
 from daskreg.grid import Grid, Span
 from daskreg.optimizers.sgd import SGD
+from daskreg.planning.slabs import Extent, Reaches, schedule
 from daskreg.similarity import LNCC, MI, MSE, NGF
-from daskreg.engine.report import SAVE
 from tests.phantoms import blobs
-from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, whole
+from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks
 from tests.unit.engine.test_invariance import Asking, Memory, resumed
 
 SHAPE = (33, 20, 22)

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from daskreg.config import Deformable
 from daskreg.grid import Span
+from daskreg.kernels.smoothing.cpu import gaussian_radius
+
+HEIGHTS = (4, 64)  # planes of a slab: fewest, and those from which on more make nothing faster
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,13 @@ class Reaches:
     direction: int
     window: int
     gradient: int
+
+    @classmethod
+    def of(cls, stage: Deformable) -> Reaches:
+        """Of a stage's operations."""
+        model, warp = stage.model, stage.smooth_warp
+        gradient = gaussian_radius(stage.smooth_gradient)
+        return cls(model.reach(warp), model.direction_reach(warp), stage.similarity.reach, gradient)
 
     @property
     def total(self) -> int:
@@ -78,9 +89,7 @@ def schedule(own: Span, planes: int, height: int, reaches: Reaches) -> list[Slab
         done = end == whole.composed.stop
         compared = whole.compared.stop if done else min(max(end - reaches.window, low[1]), whole.compared.stop)
         stepped = own.stop if done else min(max(compared - reaches.gradient, low[2]), own.stop)
-        start = min(
-            low[0] - reaches.displacement, low[0] - reaches.direction, low[1] - reaches.window, low[2] - reaches.gradient
-        )
+        start = min(low[0] - reaches.displacement, low[0] - reaches.direction, low[1] - reaches.window, low[2] - reaches.gradient)
         u, state = min(end + reaches.displacement, whole.u.stop), min(end + reaches.direction, whole.state.stop)
         slabs.append(
             Slab(
@@ -94,3 +103,10 @@ def schedule(own: Span, planes: int, height: int, reaches: Reaches) -> list[Slab
         )
         low = end, compared, stepped
     return slabs
+
+
+def held_planes(height: int, planes: int, reaches: Reaches) -> int:
+    """Most planes that buffers hold at once."""
+    lag = reaches.window + reaches.gradient + max(reaches.displacement, reaches.direction)
+    behind = max(reaches.displacement, reaches.direction, 2 * reaches.window, reaches.window + 2 * reaches.gradient)
+    return min(planes, height + lag + behind)

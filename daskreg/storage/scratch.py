@@ -1,0 +1,234 @@
+"""Fields on disk while a level runs: files that belong to one process, gone when it ends.
+
+Planes are stored one after the other, each from a multiple of 4096 bytes on, and go around the page cache where the file system
+allows it (O_DIRECT): what a job writes does not count against its memory. Each plane has a checksum, kept in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import shutil
+import tempfile
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.errors import OutOfSpace, OutputError, RunError
+from daskreg.grid import Span
+from daskreg.storage.fs.errors import DISK_FULL, reason
+
+ALIGNMENT = 4096  # of offsets, lengths and memory with O_DIRECT
+STAGING_BYTES = 8 << 20  # of a transfer
+THREADS = 4  # transfers at once
+RESERVE = 1.02  # free space that is asked for, of what the fields take
+
+
+class ScratchFolder:
+    """A folder for one rank's fields within a folder that is there, removed by ``close``.
+
+    Raises OutputError where it cannot be made.
+    """
+
+    def __init__(self, parent: str | Path, limit: int | None = None) -> None:
+        self.limit, self.used, self.moved, self.seconds = limit, 0, 0, 0.0
+        try:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(prefix="daskreg-scratch-", dir=parent))
+        except OSError as error:
+            raise OutputError(
+                f"the scratch folder {parent} cannot be used: {reason(error)}; name another with --scratch."
+            ) from error
+        self._pool = ThreadPoolExecutor(THREADS, "daskreg-scratch")
+        self._number = 0
+
+    def __enter__(self) -> ScratchFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def allocate(self, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> ScratchField:
+        """Zeros (lead, planes, Y, X). Raises OutOfSpace where the disk, or the limit, has less room than they take."""
+        field = ScratchField(self, self.path / f"field{self._number}", lead, span, plane, np.dtype(dtype))
+        self._require_room(field.bytes)
+        self._number += 1
+        field.open()
+        self.used += field.bytes
+        return field
+
+    def _require_room(self, needed: int) -> None:
+        free = shutil.disk_usage(self.path).free
+        if free < needed * RESERVE:
+            raise OutOfSpace(
+                f"{self.path} has {free / 2**30:.2f} GiB free and a field takes {needed / 2**30:.2f} GiB; free some, or name "
+                "another folder with --scratch."
+            )
+        if self.limit is not None and self.used + needed > self.limit:
+            raise OutOfSpace(
+                f"the fields of a level take {(self.used + needed) / 2**30:.2f} GiB of scratch and --scratch-size allows "
+                f"{self.limit / 2**30:.2f} GiB; allow more, or more memory."
+            )
+
+    def released(self, count: int) -> None:
+        """A field was closed."""
+        self.used -= count
+
+    def run(self, work: Any, tasks: list[Any]) -> None:
+        """All tasks at once; raises what one of them raised."""
+        start = time.perf_counter()
+        for _ in self._pool.map(work, tasks):
+            pass
+        self.seconds += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Remove everything."""
+        self._pool.shutdown()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class ScratchField:
+    """Planes of a field in a file: ``engine.planes.Planes``."""
+
+    def __init__(
+        self, folder: ScratchFolder, path: Path, lead: int, span: Span, plane: tuple[int, int], dtype: np.dtype[Any]
+    ) -> None:
+        self.folder, self.path, self.lead, self.span, self.plane, self.dtype = folder, path, lead, span, plane, dtype
+        self.size = plane[0] * plane[1] * dtype.itemsize
+        self.pitch = -(-self.size // ALIGNMENT) * ALIGNMENT
+        self.bytes = self.pitch * lead * len(span)
+        self._sums = np.zeros((lead, len(span)), np.uint32)
+        self._written = np.zeros((lead, len(span)), bool)
+        self._staging = threading.local()
+        self._file = -1
+
+    def open(self) -> None:
+        """Make the file, which disappears with this process."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        with _errors(self.path):
+            try:
+                self._file = os.open(self.path, flags | getattr(os, "O_DIRECT", 0), 0o600)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._file = os.open(self.path, flags, 0o600)  # a file system in memory
+            os.unlink(self.path)
+            os.ftruncate(self._file, self.bytes)
+
+    def read(self, planes: Span, into: Any) -> None:
+        """Copy planes into an array (lead, planes, Y, X) on any device. Raises RunError where a checksum does not match."""
+        self.folder.run(lambda task: self._read(*task, into, planes), self._tasks(planes))
+
+    def write(self, planes: Span, source: Any) -> None:
+        """Replace planes. Raises OutOfSpace and OutputError."""
+        self.folder.run(lambda task: self._write(*task, source, planes), self._tasks(planes))
+
+    def close(self) -> None:
+        """Give the space up."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self.folder.released(self.bytes)
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            self.close()
+
+    def _tasks(self, planes: Span) -> list[tuple[int, Span]]:
+        """Component and planes of each transfer."""
+        each = max(1, STAGING_BYTES // self.pitch)
+        starts = range(planes.start, planes.stop, each)
+        return [(c, Span(z, min(z + each, planes.stop))) for c in range(self.lead) for z in starts]
+
+    def _read(self, component: int, part: Span, into: Any, planes: Span) -> None:
+        target = into[component, part.within(planes)]
+        known = self._written[component, part.within(self.span)]
+        if not known.any():
+            target[...] = 0
+            return
+        staged = self._stage(len(part))
+        with _errors(self.path):
+            _transfer(os.preadv, self._file, staged, self._offset(component, part.start))
+        self.folder.moved += staged.nbytes
+        rows = self._rows(staged)
+        for k, z in enumerate(range(part.start, part.stop)):
+            if known[k] and _checksum(rows[k]) != self._sums[component, z - self.span.start]:
+                raise RunError(
+                    f"plane {z} of a field in {self.folder.path} is not what was written there: the disk or its memory is "
+                    "damaged; continue from the last checkpoint with another folder (--resume, --scratch)."
+                )
+            if not known[k]:
+                rows[k] = 0
+        found = rows.view(self.dtype).reshape(len(part), *self.plane)
+        if hasattr(target, "set"):
+            target.set(np.ascontiguousarray(found))
+        else:
+            target[...] = found
+
+    def _write(self, component: int, part: Span, source: Any, planes: Span) -> None:
+        given = source[component, part.within(planes)]
+        found = np.ascontiguousarray(given.get() if hasattr(given, "get") else given, self.dtype)
+        staged = self._stage(len(part))
+        rows = self._rows(staged)
+        rows[...] = found.reshape(len(part), -1).view(np.uint8)
+        at = part.within(self.span)
+        self._sums[component, at] = [_checksum(row) for row in rows]
+        with _errors(self.path):
+            _transfer(os.pwritev, self._file, staged, self._offset(component, part.start))
+        self.folder.moved += staged.nbytes
+        self._written[component, at] = True
+
+    def _rows(self, staged: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The planes of a transfer without what pads them."""
+        return staged.reshape(-1, self.pitch)[:, : self.size]
+
+    def _offset(self, component: int, plane: int) -> int:
+        return (component * len(self.span) + plane - self.span.start) * self.pitch
+
+    def _stage(self, planes: int) -> NDArray[np.uint8]:
+        """Aligned memory of this thread."""
+        needed = planes * self.pitch
+        memory = getattr(self._staging, "memory", None)
+        if memory is None or len(memory) < needed:
+            memory = self._staging.memory = mmap.mmap(-1, needed)
+        return np.frombuffer(memory, np.uint8, needed)
+
+
+def _checksum(row: NDArray[np.uint8]) -> int:
+    """CRC-32 of the bytes of a plane; other threads run meanwhile."""
+    return zlib.crc32(row)
+
+
+def _transfer(call: Any, file: int, staged: NDArray[np.uint8], offset: int) -> None:
+    """All of it: the system may move less at once."""
+    done = 0
+    while done < len(staged):
+        count = call(file, [memoryview(staged)[done:]], offset + done)
+        if count <= 0:
+            raise OSError(errno.EIO, "the file ended early")
+        done += count
+
+
+class _errors:  # a context manager
+    """Translate exceptions of the file system."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, OSError):
+            return
+        folder = self.path.parent
+        if error.errno in DISK_FULL:
+            raise OutOfSpace(f"the scratch folder {folder} is full; free some space, or name another with --scratch.") from error
+        raise OutputError(f"the scratch folder {folder} cannot be used: {reason(error)}; name another with --scratch.") from error
