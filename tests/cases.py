@@ -417,6 +417,19 @@ def momentum_step() -> Case:
 
 
 @case
+def adam_direction() -> Case:
+    moments = vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8))
+    return INNER, np.stack([rates(t) for t in (1, 2, 3)]), np.array([1], np.int32), *moments, empty(3, *TALL)
+
+
+@case
+def momentum_direction() -> Case:
+    optimizer = SGD().build("float32", "cpu")
+    rows = np.stack([optimizer.coefficients(t, 0.1) for t in (1, 2, 3)])
+    return INNER, rows, np.array([1], np.int32), vectors(*TALL, seed=7), empty(3, *TALL)
+
+
+@case
 def compose() -> Case:
     """Planes 4 to 10, the last, of a grid, with two planes before them and none behind."""
     shape = (HALO + SHAPE[0], *SHAPE[1:])

@@ -9,7 +9,7 @@ import numpy as np
 
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import on_device
-from daskreg.kernels.device import Device, module_of
+from daskreg.kernels.device import Device
 
 PIECE_BYTES = 64 << 20  # of a field, copied at once
 
@@ -44,6 +44,15 @@ class ArrayPlanes:
         self.lead, self.plane, self.dtype = array.shape[0], array.shape[2:], array.dtype
 
     @classmethod
+    def page_locked(cls, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> ArrayPlanes:
+        """Zeros in page-locked memory, which a GPU reads and writes by itself."""
+        import cupyx
+
+        array = cupyx.empty_pinned((lead, len(span), *plane), dtype)
+        array[...] = 0
+        return cls(array, span.start)
+
+    @classmethod
     def zeros(cls, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> ArrayPlanes:
         """In the machine's memory."""
         return cls(np.zeros((lead, len(span), *plane), dtype), span.start)
@@ -61,10 +70,12 @@ class ArrayPlanes:
 
 def copy(source: Any, target: Any) -> None:
     """Between arrays of any devices."""
-    if on_device(target):
-        target[...] = source if on_device(source) else module_of(target).asarray(source)
+    if on_device(target) and not on_device(source):
+        target.set(source)
+    elif on_device(source) and not on_device(target):
+        source.get(out=target)
     else:
-        target[...] = source.get() if on_device(source) else source
+        target[...] = source
 
 
 def pieces(planes: Span, plane_bytes: int) -> Iterator[Span]:

@@ -265,6 +265,6 @@ class Rank:
     def allocate(self, state: str) -> Allocate:
         """Makes fields where a level's plan has them. Raises PlanTooLarge where there is no such place."""
         if state == "host":
-            return ArrayPlanes.zeros
+            return ArrayPlanes.zeros if self.images[0].device.kind == "cpu" else ArrayPlanes.page_locked
         assert self.scratch is not None, "fields on disk need a scratch folder"
         return self.scratch

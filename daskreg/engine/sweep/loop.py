@@ -125,7 +125,7 @@ class SweepLoop:
             self.buffers.move(slab)
             self.buffers.use_stored_u(slab)
             parts.append(self._reach(slab))
-        self.buffers.forget()
+        self.buffers.finish()
         return np.concatenate(parts, axis=1) if parts else np.empty((2, 0), np.float32)
 
     def _reach(self, slab: Slab) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from daskreg.engine.sweep.buffers import EMPTY, Buffer
 from daskreg.engine.sweep.evaluation import SlabEvaluation
 from daskreg.engine.sweep.state import SweptState
+from daskreg.engine.sweep.transfers import Transfers
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.planning.slabs import Slab
@@ -41,7 +43,7 @@ class SlabBuffers:
         self.state = {name: vector(field.dtype) for name, field in state.optimizer_state.items()}
         self.moved, self.weight = scalar(), scalar() if loop.sampler.masked else None
         self.held = EMPTY
-        self.slab: Slab | None = None
+        self.transfers = None if state.at_hand else Transfers(b.device, state.fields, _reads(loop.slabs, state))
 
     def box(self, planes: Span) -> Shape:
         """For kernels."""
@@ -54,7 +56,7 @@ class SlabBuffers:
         """Hold a slab's planes, and read those of u and of the optimizer's fields that come in."""
         r = self.loop.reaches
         compare, step = slab.compared.start, slab.stepped.start
-        self.slab, self.held = slab, slab.held
+        self.held = slab.held
         self.before.hold(slab.held, slab.composed.start - r.displacement)
         self.u.hold(slab.held, compare)
         self.gradient.hold(slab.held, step - r.gradient)
@@ -65,15 +67,20 @@ class SlabBuffers:
                 scalar.hold(slab.held, compare - r.window)
         for work in self.work:
             work.hold(slab.held, slab.held.stop)
-        self._read(self.swept.u, self.before, slab.u)
-        for name, buffer in self.state.items():
-            self._read(self.swept.optimizer_state[name], buffer, slab.state)
+        if self.transfers is not None:
+            self.transfers.take(self._place)
+            return
+        for name, field in self.swept.fields.items():
+            buffer, until = self._buffer(name), slab.u if name == "u" else slab.state
+            planes = Span(until.start if buffer.known is None else buffer.known.stop, until.stop)
+            if len(planes):
+                field.read(planes, buffer.fill(planes))
 
-    def _read(self, field: Any, buffer: Buffer, until: Span) -> None:
-        """The planes behind the known ones."""
-        planes = Span(until.start if buffer.known is None else buffer.known.stop, until.stop)
-        if len(planes):
-            field.read(planes, buffer.fill(planes))
+    def _buffer(self, name: str) -> Buffer:
+        return self.before if name == "u" else self.state[name]
+
+    def _place(self, name: str, planes: Span) -> Any:
+        return self._buffer(name).fill(planes)
 
     def use_stored_u(self, slab: Slab) -> None:
         """Where no step is left to compose with."""
@@ -105,12 +112,18 @@ class SlabBuffers:
     def store_u(self, planes: Span) -> None:
         """The new displacement, back to where it is kept."""
         if len(planes):
-            self.swept.u.write(planes, self.u.part(planes))
+            self._store("u", planes, self.u)
 
     def store_state(self, planes: Span) -> None:
         """The optimizer's fields after a step."""
         for name, buffer in self.state.items():
-            self.swept.optimizer_state[name].write(planes, buffer.part(planes))
+            self._store(name, planes, buffer)
+
+    def _store(self, name: str, planes: Span, buffer: Buffer) -> None:
+        if self.transfers is None:
+            self.swept.fields[name].write(planes, buffer.part(planes))
+        else:
+            self.transfers.put(name, planes, buffer.part(planes))
 
     def forget(self) -> None:
         """The next sweep begins at the first plane."""
@@ -120,7 +133,21 @@ class SlabBuffers:
 
     def finish(self) -> None:
         """After a sweep: all that was stored is where it is kept."""
+        if self.transfers is not None:
+            self.transfers.finish()
         self.forget()
 
     def close(self) -> None:
-        """Give the memory up."""
+        """Nothing is on its way any more."""
+        if self.transfers is not None:
+            self.transfers.close()
+
+
+def _reads(slabs: Sequence[Slab], state: SweptState) -> list[dict[str, Span]]:
+    """What each slab reads of every field: the planes behind those that the one before it has read."""
+    found, before = list[dict[str, Span]](), None
+    for slab in slabs:
+        until = {name: slab.u if name == "u" else slab.state for name in state.fields}
+        found.append({n: Span(s.start if before is None else before[n].stop, s.stop) for n, s in until.items()})
+        before = until
+    return found

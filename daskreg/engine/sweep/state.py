@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block
-from daskreg.engine.planes import Allocate, Planes, pieces
+from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, pieces
 from daskreg.engine.state import exchange_planes, refine_piecewise
 from daskreg.grid import Index, Span
 from daskreg.optimizers.base import Optimizer
@@ -35,6 +35,11 @@ class SweptState:
         self.u = allocate(3, self.held, plane, np.float32)
         zeros: Any = lambda dtype=np.float32: allocate(3, self.held, plane, dtype)  # noqa: E731  # as ``Optimizer.init`` takes it
         self.optimizer_state: dict[str, Any] = optimizer.init(zeros)
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether reading a field is no more than copying within the machine's memory."""
+        return self.block.device.kind == "cpu" and all(isinstance(f, ArrayPlanes) for f in self.fields.values())
 
     @property
     def fields(self) -> dict[str, Planes]:

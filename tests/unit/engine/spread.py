@@ -55,7 +55,7 @@ class Registration:
     """Two images, perhaps masked, by one configuration, on any number of ranks."""
 
     def __init__(self, fixed, moving, config, masks=(None, None), state="device", slab=7):
-        self.state, self.slab = state, slab
+        self.state, self.slab, self.scratch = state, slab, None
         self.voxels, self.masks, self.config = (fixed, moving), masks, config
         self.grids = grids(fixed.shape, moving.shape)
 
@@ -73,7 +73,7 @@ class Registration:
 
     def rank(self, comm, residency, watch=None, save=None):
         plan = self.plan(comm.size, residency)
-        return Rank(plan, tuple(self.images(plan, comm)), np.eye(4), comm, watch or Watch(), save)
+        return Rank(plan, tuple(self.images(plan, comm)), np.eye(4), comm, watch or Watch(), save, scratch=self.scratch)
 
     def outcome(self, rank):
         """What a rank comes to, its displacement without halo."""

@@ -9,6 +9,7 @@ from daskreg.grid import Grid, Span
 from daskreg.optimizers.sgd import SGD
 from daskreg.planning.slabs import Extent, Reaches, schedule
 from daskreg.similarity import LNCC, MI, MSE, NGF
+from daskreg.storage.scratch import ScratchFolder
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks
 from tests.unit.engine.test_invariance import Asking, Memory, resumed
@@ -102,3 +103,15 @@ def test_a_schedule_visits_every_plane_once_and_holds_what_it_reads():
                 smoothed = s.stepped.grow(reaches.gradient) & Span(0, planes)
                 assert smoothed.stop <= max(s.compared.stop, smoothed.start)
                 assert smoothed & s.held == smoothed
+
+
+@pytest.mark.parametrize("loss", ["center", "mi"])
+def test_fields_on_disk_give_the_same_bits(loss, tmp_path):
+    expected = Registration(*pair(), config(loss)).run(1)
+    with ScratchFolder(tmp_path) as folder:
+        case = Registration(*pair(), config(loss), state="disk", slab=6)
+        case.scratch = folder.allocate
+        for ranks in (1, 2):
+            assert_same_bits(case.run(ranks, "window"), expected)
+        assert folder.moved > 10 * SHAPE[0] * SHAPE[1] * SHAPE[2] * 36
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,165 @@
+"""An iteration with the fields in the machine's memory or on disk, beside the same on the device, the links' rates and the bits.
+
+    python benchmarks/out_of_core.py 512 --states device,host --losses "mse,lncc center,mi" --storages float32,mixed
+    python benchmarks/out_of_core.py 1024 --states host,disk --scratch /fast --pool 20GB    # on a GPU limited to 20 GB
+    python benchmarks/out_of_core.py 1278x1760x1760 --moving 800 --states host --losses mi --storages mixed
+    python benchmarks/out_of_core.py 160 --device cpu
+
+``ms``: one iteration at full resolution, the time of a level of ``--iterations`` minus that of one of half as many, over the
+difference; ``bound``: the larger of the time of the iteration on the device (of this run, or by its voxels from a smaller one
+with ``--compute MS``) and of the bytes that go each way at the rate of the link measured in this run; ``peak``: bytes of CuPy's
+pool. Prints one JSON line per case and writes ``out_of_core.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from daskreg.comm import SingleRank
+from daskreg.config import Config, Deformable
+from daskreg.engine.images import Image
+from daskreg.engine.memory import trim
+from daskreg.engine.planes import ArrayPlanes, piecewise
+from daskreg.engine.rank import Rank
+from daskreg.engine.report import Watch
+from daskreg.grid import Grid, Span
+from daskreg.kernels.device import Device
+from daskreg.planning import make_plan
+from daskreg.planning.memory import swept_bytes
+from daskreg.similarity import LNCC, MI, MSE
+from daskreg.storage.scratch import ScratchFolder
+
+OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "out_of_core.json"
+LOSSES: dict[str, Any] = {"mse": MSE(), "lncc center": LNCC(radius=3, gradient="center"), "lncc": LNCC(radius=2), "mi": MI()}
+
+
+def volume(shape: tuple[int, ...], device: Device, shift: float) -> Any:
+    """Waves in [0, 1], made plane by plane on the device: another phase for the moving image."""
+    xp = device.xp
+    made = xp.empty(shape, xp.float32)
+    axes = [xp.linspace(0, 24, n, dtype=xp.float32) + shift * 24 / n for n in shape]
+    y, x = axes[1][:, None], axes[2][None, :]
+    for z in range(shape[0]):
+        a = axes[0][z]
+        made[z] = 0.5 + 0.2 * xp.sin(1.7 * x + xp.cos(y)) * xp.sin(1.3 * y + a) + 0.2 * xp.sin(2.1 * a + x) * xp.cos(0.7 * y)
+    return made
+
+
+def run(given: Any, name: str, storage: Any, state: str, iterations: int, scratch: Any) -> tuple[float, str, Any]:
+    """Seconds of the level, the digest of its displacement, and its plan."""
+    device = Device(given.device)
+    device.use()
+    stage = Deformable(similarity=LOSSES[name], storage=storage, scales=(1,), iterations=(iterations,), tolerance=0)
+    grid, other = Grid(given.shape), Grid(given.moving, tuple(f / m for f, m in zip(given.shape, given.moving, strict=True)))
+    plan = make_plan(grid, other, Config(stages=(stage,), percentiles=(0, 100)), state=state)
+    levels = tuple(tuple(replace(level, slab=given.slab) for level in stage_) for stage_ in plan.levels)
+    plan = replace(plan, levels=levels)
+    images = Image.whole(volume(given.shape, device, 0), grid), Image.whole(volume(given.moving, device, 1.5), other)
+    rank = Rank(plan, images, np.eye(4), SingleRank(), Watch(), scratch=scratch)
+    found = rank.run()
+    digest = hashlib.sha256()
+    if not given.quick:
+        for _, part in piecewise(found.displacement, Span(0, given.shape[0])):
+            digest.update(part.tobytes())
+    seconds = found.levels[-1].seconds
+    del found, rank, images
+    trim()
+    return seconds, digest.hexdigest()[:16], plan
+
+
+def link_rates(device: Device) -> dict[str, float]:
+    """GB/s of page-locked memory to the device and back, at once: each way."""
+    if device.kind == "cpu":
+        return {}
+    import cupy
+
+    n = 1 << 28
+    host = [ArrayPlanes.page_locked(1, Span(0, 1), (1, n // 4)) for _ in range(2)]
+    there, streams = [cupy.empty(n // 4, cupy.float32) for _ in range(2)], [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+    start = time.perf_counter()
+    for _ in range(8):
+        there[0].set(host[0].array.ravel(), stream=streams[0])
+        there[1].get(out=host[1].array.ravel(), stream=streams[1], blocking=False)
+    for s in streams:
+        s.synchronize()
+    took = time.perf_counter() - start
+    return {"gb_per_s_each_way": round(8 * n / took / 1e9, 1)}
+
+
+def case(given: Any, name: str, storage: Any, state: str, scratch: Any) -> dict[str, Any]:
+    """Milliseconds of an iteration."""
+    n = given.iterations
+    run(given, name, storage, state, 1, scratch) if not given.quick else None
+    short = run(given, name, storage, state, n // 2, scratch)[0]
+    long, digest, plan = run(given, name, storage, state, n, scratch)
+    ms = 1e3 * (long - short) / (n - n // 2)
+    level, stage = plan.levels[0][0], plan.config.stages[0]
+    row = {"shape": given.shape, "loss": name, "storage": storage, "state": state, "slab": given.slab, "ms": round(ms, 2)}
+    row |= {"level_s": round(long, 2), "sha256": digest, "bytes_each_way": swept_bytes(plan, stage, level)}
+    if given.device == "cuda":
+        import cupy
+
+        row["peak"] = int(Device("cuda").record_peak())
+        row["card"] = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    return row
+
+
+def shape_of(text: str) -> tuple[int, int, int]:
+    """``512`` or ``1278x1760x1760``."""
+    ends = [int(v) for v in text.split("x")]
+    return tuple(ends * 3 if len(ends) == 1 else ends)  # type: ignore[return-value]
+
+
+def main() -> None:
+    """All cases."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", type=shape_of)
+    parser.add_argument("--moving", type=shape_of)
+    parser.add_argument("--states", default="device,host")
+    parser.add_argument("--losses", default="mse,lncc center,mi")
+    parser.add_argument("--storages", default="float32")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--slab", type=int, default=32)
+    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--scratch", default=tempfile.gettempdir())
+    parser.add_argument("--quick", action="store_true", help="no digest, no first run")
+    given = parser.parse_args()
+    given.moving = given.moving or given.shape
+    rates, rows = link_rates(Device(given.device)), []
+    print(json.dumps(rates), flush=True)
+    with ScratchFolder(given.scratch) as folder:
+        for name in given.losses.split(","):
+            for storage in given.storages.split(","):
+                alone = None
+                for state in given.states.split(","):
+                    row = case(given, name, storage, state, folder.allocate)
+                    if state == "device":
+                        alone = row
+                    elif rates:
+                        link = 1e3 * row["bytes_each_way"] / (rates["gb_per_s_each_way"] * 1e9)
+                        row["link_ms"] = round(link, 2)
+                        if alone is not None:
+                            row |= {"over_bound": round(row["ms"] / max(link, alone["ms"]), 2), "same": row["sha256"] == alone["sha256"]}
+                    elif alone is not None:
+                        row |= {"over_device": round(row["ms"] / alone["ms"], 2), "same": row["sha256"] == alone["sha256"]}
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps({"rates": rates, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
