@@ -152,7 +152,10 @@ def main() -> None:
                         link = 1e3 * row["bytes_each_way"] / (rates["gb_per_s_each_way"] * 1e9)
                         row["link_ms"] = round(link, 2)
                         if alone is not None:
-                            row |= {"over_bound": round(row["ms"] / max(link, alone["ms"]), 2), "same": row["sha256"] == alone["sha256"]}
+                            row |= {
+                                "over_bound": round(row["ms"] / max(link, alone["ms"]), 2),
+                                "same": row["sha256"] == alone["sha256"],
+                            }
                     elif alone is not None:
                         row |= {"over_device": round(row["ms"] / alone["ms"], 2), "same": row["sha256"] == alone["sha256"]}
                     rows.append(row)

@@ -130,8 +130,8 @@ HostMemory = Annotated[
 ]  # fmt: skip
 StateOption = Annotated[
     State,
-    typer.Option("--state", help="where displacement and optimizer state are: on the device, in the machine's memory (host) or on "
-                 "disk; auto: the first of these where they fit"),
+    typer.Option("--state", help="where displacement and optimizer state are: on the device, in the machine's memory (host) or "
+                 "on disk; auto: the first of these where they fit"),
 ]  # fmt: skip
 Scratch = Annotated[
     Path | None, typer.Option("--scratch", metavar="FOLDER", help="for fields on disk (by default beside the output)")

@@ -47,8 +47,8 @@ class RankJob:
     the ring;  order: axes of the fixed image as it is stored, in the order in which the plan and the volumes have them;
     device: where kernels run, on a GPU worker the first GPU that it sees;  begin: the displacement to start from;
     backgrounds: stored voxels of the fixed and the moving image that stand for nothing;
-    attempt: of the process that the ranks work for, see ``RunStore``;  scratch, scratch_size: folder for fields on disk, and bytes
-    of it that a rank may use.
+    attempt: of the process that the ranks work for, see ``RunStore``;  scratch, scratch_size: folder for fields on disk, and
+    bytes of it that a rank may use.
     """
 
     plan: Plan

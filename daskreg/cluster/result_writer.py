@@ -125,7 +125,7 @@ def _owner(partition: Partition, plane: int) -> int:
     return next(rank for rank, slab in enumerate(partition.slabs) if slab.start <= plane < slab.stop)
 
 
-def _collect_row(outcome: Outcome, row: Span, owner: int, comm: Communicator) -> NDArray[np.float32] | None:
+def _collect_row(outcome: Outcome, row: Span, owner: int, comm: Communicator) -> Any:
     """The displacement of a row of chunks, on its owner; every rank calls this for every row."""
     if outcome.displacement is None:
         return None

@@ -26,6 +26,7 @@ from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.engine.sweep.state import SweptState
 from daskreg.errors import Stopped
 from daskreg.grid import Grid, Span
+from daskreg.parameters import Storage
 from daskreg.planning import Level, Plan
 from daskreg.planning.slabs import Reaches
 
@@ -174,7 +175,7 @@ class Rank:
         block = self._block(level)
         if level.state == "device":
             return make_state(stage, level, block)
-        storage = "mixed" if is_mixed(stage, block.device) else "float32"
+        storage: Storage = "mixed" if is_mixed(stage, block.device) else "float32"
         optimizer = stage.optimizer.build(storage, block.device.kind)
         return SweptState(block, level.fixed_factors, optimizer, Reaches.of(stage).total, self.allocate(level.state))
 

@@ -223,8 +223,13 @@ def refine(u: Array, coarse: Block, before: Index, fine: Block, after: Index, fi
 class Receiver(Protocol):
     """What takes the upsampled displacement of a level."""
 
-    block: Block
-    factors: Index
+    @property
+    def block(self) -> Block:
+        """The fine level's."""
+
+    @property
+    def factors(self) -> Index:
+        """Its shrink factors."""
 
     def put_displacement(self, planes: Span, u: Array) -> None:
         """Replace planes of it."""

@@ -48,8 +48,8 @@ class Layout:
 
     masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for no limit;
     minimum_planes: that a rank's slab has at least;  unpacked: bytes of the largest chunk of each image;  process: bytes of a
-    worker's process without arrays;  host: bytes of the machine's memory that a worker's fields may take beside a GPU's; None: its
-    memory is that of ``memory``.
+    worker's process without arrays;  host: bytes of the machine's memory that a worker's fields may take beside a GPU's; None:
+    its memory is that of ``memory``.
     """
 
     fixed: Grid

@@ -61,7 +61,7 @@ class Plan(Layout):
         beside = elsewhere(self)[0]
         if self.host is not None and beside > self.host:
             raise PlanTooLarge(
-                f"the fields of this run need {beside / 2**30:.1f} GiB of a worker's host memory, and {self.host / 2**30:.1f} GiB "
+                f"the fields of this run need {beside / 2**30:.1f} GiB of a worker's host memory, {self.host / 2**30:.1f} GiB "
                 "may be used; allow more (--host-memory), keep them on disk (--state disk --scratch FOLDER), or use more workers."
             )
 

@@ -84,8 +84,9 @@ def seconds(plan: Layout, stage: int, level: Level, cores: int, device: str = "c
     work = kind.similarity.seconds[device] * share * voxels / cores + launch
     # halos of moved and g are waited for, and two sums
     waits = 2 + 2 * math.ceil(math.log2(plan.workers)) if plan.workers > 1 else 0
-    elsewhere_too = isinstance(kind, Deformable) and level.state != "device"
-    moved = 2 * swept_bytes(plan, kind, level) / speeds.tiers[level.state] if elsewhere_too else 0.0
+    moved = 0.0
+    if isinstance(kind, Deformable) and level.state != "device":
+        moved = 2 * swept_bytes(plan, kind, level) / speeds.tiers[level.state]
     return level.iterations * passes * (work + moved + most_sent(plan, stage, level) / speeds.link + waits * speeds.latency)
 
 

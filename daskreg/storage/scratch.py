@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -82,7 +83,7 @@ class ScratchFolder:
         """A field was closed."""
         self.used -= count
 
-    def run(self, work: Any, tasks: list[Any]) -> None:
+    def run(self, work: Callable[[tuple[int, Span]], None], tasks: list[tuple[int, Span]]) -> None:
         """All tasks at once; raises what one of them raised."""
         start = time.perf_counter()
         for _ in self._pool.map(work, tasks):
@@ -125,11 +126,11 @@ class ScratchField:
 
     def read(self, planes: Span, into: Any) -> None:
         """Copy planes into an array (lead, planes, Y, X) on any device. Raises RunError where a checksum does not match."""
-        self.folder.run(lambda task: self._read(*task, into, planes), self._tasks(planes))
+        self.folder.run(lambda task: self._read(task[0], task[1], into, planes), self._tasks(planes))
 
     def write(self, planes: Span, source: Any) -> None:
         """Replace planes. Raises OutOfSpace and OutputError."""
-        self.folder.run(lambda task: self._write(*task, source, planes), self._tasks(planes))
+        self.folder.run(lambda task: self._write(task[0], task[1], source, planes), self._tasks(planes))
 
     def close(self) -> None:
         """Give the space up."""
@@ -204,14 +205,14 @@ class ScratchField:
 
 def _checksum(row: NDArray[np.uint8]) -> int:
     """CRC-32 of the bytes of a plane; other threads run meanwhile."""
-    return zlib.crc32(row)
+    return zlib.crc32(row.data)
 
 
 def _transfer(call: Any, file: int, staged: NDArray[np.uint8], offset: int) -> None:
     """All of it: the system may move less at once."""
     done = 0
     while done < len(staged):
-        count = call(file, [memoryview(staged)[done:]], offset + done)
+        count = call(file, [staged.data[done:]], offset + done)
         if count <= 0:
             raise OSError(errno.EIO, "the file ended early")
         done += count

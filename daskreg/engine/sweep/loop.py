@@ -209,7 +209,7 @@ class SweepLoop:
             self.buffers.use_stored_u(slab)
         else:
             compose_slab(self, state, slab)
-        self.buffers.store_u(slab.composed & self.block.own)
+            self.buffers.store_u(slab.composed & self.block.own)
 
     def _sample(self, slab: Slab) -> None:
         b, planes = self.buffers, slab.composed
@@ -270,8 +270,9 @@ class Sums:
         sign = self.loop.similarity.loss_sign
         if self.loop.block.device.kind == "cuda" and sign and not self.parts:
             total, count = self.loop.comm.sum_counts(host(self.totals))
-            return sign * float(total) / max(float(count), 1.0)
-        return float(self.loop.similarity.value(self._total())[0])
+            return float(sign * float(total) / max(float(count), 1.0))
+        value: float = self.loop.similarity.value(self._total())[0]
+        return value
 
     def on(self, planes: Span, counts: bool) -> SlabEvaluation:
         """What a similarity evaluates."""

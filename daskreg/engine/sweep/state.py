@@ -71,7 +71,7 @@ class SweptState:
         """Own planes of u and, where asked for, of the optimizer's fields, as a checkpoint holds them: float32."""
         found: dict[str, Planes] = {"u": self.u}
         if optimizer:
-            found |= {name: _Saved(self, name) for name in self.optimizer.fields}  # type: ignore[misc]
+            found |= {name: _Saved(self, name) for name in self.optimizer.fields}
         return found
 
     def restore(self, read: Callable[[str, Span], Array], losses: list[float]) -> None:
