@@ -121,6 +121,12 @@ class OptimizerParameters(Model):
     def state_bytes(self, storage: Storage) -> int:
         """Bytes a voxel of its state."""
 
+    def swept_bytes(self, storage: Storage) -> int:
+        """Bytes a voxel that stay from one iteration to the next out of core: the state, and the direction of the last step, but
+        for an optimizer that restores it.
+        """
+        return self.state_bytes(storage) + 12
+
     @abstractmethod
     def build(self, storage: Storage, device: DeviceKind) -> Any:
         """The implementation, a ``daskreg.optimizers.base.Optimizer``."""

@@ -53,6 +53,10 @@ class Adam(OptimizerParameters):
         """Both moments."""
         return 12 if storage == "mixed" else 24
 
+    def swept_bytes(self, storage: Storage) -> int:
+        """The direction follows from both moments."""
+        return self.state_bytes(storage)
+
     def build(self, storage: Storage, device: DeviceKind) -> Optimizer:
         """For a CPU, a GPU, or a GPU in mixed storage."""
         if device == "cpu":
@@ -63,6 +67,7 @@ class Adam(OptimizerParameters):
 class AdamOnCpu(Optimizer):
     """State m and v, float32."""
 
+    restores_direction = True
     fields = ("m", "v")
     at_rest = 1 / 3  # 0.05 / (0.05 + EPSILON)
     mixed = False  # storage

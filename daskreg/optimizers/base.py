@@ -62,6 +62,7 @@ class Optimizer(ABC):
 
     asynchronous: bool = False  # whether ``step`` never waits for a GPU
     at_rest: float = 1 / 20  # length of the longest first direction where no voxel has more than 1/20 of a clear gradient
+    restores_direction: bool = False  # whether a direction follows from the state; else it is kept beside it, out of core
     fields: tuple[str, ...] = ()  # of a checkpoint, (3, Z, Y, X) float32 each
 
     @abstractmethod
@@ -76,9 +77,11 @@ class Optimizer(ABC):
     def step(self, s: Step) -> None:
         """Smooth the gradient, update the state, write the direction and its largest squared length."""
 
-    @abstractmethod
     def restore_direction(self, s: Step) -> None:
-        """Write the direction of the last step again, from the state after it; ``s.clock`` is that step's."""
+        """Write the direction of the last step again, from the state after it; ``s.clock`` is that step's. See
+        ``restores_direction``.
+        """
+        raise NotImplementedError
 
     def saved(self, state: State, own: slice) -> Mapping[str, Any]:
         """The own planes of the state for a checkpoint, by ``fields``."""

@@ -27,6 +27,10 @@ class SGD(OptimizerParameters):
         """The running mean."""
         return 12
 
+    def swept_bytes(self, storage: Storage) -> int:
+        """The direction follows from the mean."""
+        return self.state_bytes(storage)
+
     def build(self, storage: Storage, device: DeviceKind) -> Optimizer:
         """The same for every device."""
         return Momentum(self.momentum)
@@ -61,6 +65,7 @@ def momentum_direction(z: Any, y: Any, x: Any, coefficients: Any, clock: Any, me
 class Momentum(Optimizer):
     """State ``mean``, float32."""
 
+    restores_direction = True
     fields = ("mean",)
 
     def __init__(self, decay: float) -> None:

@@ -58,7 +58,7 @@ def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> Me
     """Where slabs come from fields that are elsewhere."""
     reaches, plane = Reaches.of(stage), _plane(level.fixed.shape)
     held = held_planes(level.slab, level.fixed.shape[0], reaches)
-    state = stage.optimizer.state_bytes(stage.storage)
+    state = stage.optimizer.swept_bytes(stage.storage)
     vectors = (
         stage.model.state_bytes() + VECTOR + 3 * value_bytes(stage) + 2 * VECTOR + state
     )  # before and after, g, two to work with
@@ -146,7 +146,7 @@ def elsewhere(plan: Layout) -> tuple[int, int]:
 def swept_bytes(plan: Layout, stage: Deformable, level: Level) -> int:
     """Bytes that a rank reads, and as many that it writes, in an iteration of a level whose fields are elsewhere."""
     voxels = max(level.partition.lengths) * _plane(level.fixed.shape)
-    return voxels * (stage.model.state_bytes() + stage.optimizer.state_bytes(stage.storage))
+    return voxels * (stage.model.state_bytes() + stage.optimizer.swept_bytes(stage.storage))
 
 
 def _source(plan: Layout, row: int) -> int:

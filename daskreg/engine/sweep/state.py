@@ -17,6 +17,7 @@ from daskreg.grid import Index, Span
 from daskreg.optimizers.base import Optimizer
 
 Array = NDArray[np.float32]
+DIRECTION = "direction"  # of the last step, kept beside the state where it does not follow from that
 
 
 class SweptState:
@@ -35,6 +36,8 @@ class SweptState:
         self.u = allocate(3, self.held, plane, np.float32)
         zeros: Any = lambda dtype=np.float32: allocate(3, self.held, plane, dtype)  # noqa: E731  # as ``Optimizer.init`` takes it
         self.optimizer_state: dict[str, Any] = optimizer.init(zeros)
+        if not optimizer.restores_direction:
+            self.optimizer_state[DIRECTION] = zeros()
 
     @property
     def at_hand(self) -> bool:

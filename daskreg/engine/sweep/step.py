@@ -11,7 +11,7 @@ import numpy as np
 from daskreg.engine.halo import Block
 from daskreg.engine.smoothing import Smoother
 from daskreg.engine.state import smooth_half
-from daskreg.engine.sweep.state import SweptState
+from daskreg.engine.sweep.state import DIRECTION, SweptState
 from daskreg.grid import Partition, Span
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.models.base import BlockLayout
@@ -98,7 +98,10 @@ def compose_slab(loop: SweepLoop, state: SweptState, slab: Slab) -> None:
     around = planes.grow(loop.reaches.direction) & whole
     before = loop.clock - 1  # the row of the step that made this direction
     view = SlabStep(loop, b.box(around), around, before, None)
-    state.optimizer.restore_direction(view)
+    if state.optimizer.restores_direction:
+        state.optimizer.restore_direction(view)
+    else:
+        b.work[1].part(around)[...] = b.state[DIRECTION].part(around)
     layout = BlockLayout(b.box(planes), b.box(around), b.held.start, len(whole), len(b.held), loop.filters[1].at(b.held),
                          s.maximum_step)  # fmt: skip
     fields = _Fields(b.before.array, (b.work[0].array, b.work[1].array))
@@ -122,5 +125,7 @@ def step_slab(loop: SweepLoop, state: SweptState, slab: Slab) -> None:
     kept = b.gradient.part(read_again).copy()
     state.optimizer.step(SlabStep(loop, b.box(planes), planes, loop.clock, longest))
     xp.maximum(loop.longest, longest, out=loop.longest)
+    if not state.optimizer.restores_direction:
+        b.state[DIRECTION].part(planes)[...] = b.work[1].part(planes)
     b.gradient.part(read_again)[...] = kept
     b.store_state(planes)

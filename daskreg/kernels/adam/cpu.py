@@ -51,27 +51,29 @@ def adam(z, y, x, inside, reach, table, weights, rates, g, m, v, d):
 
 
 @formula
-def bias_free_direction(m, v, c1, c2, eps):
+def direction_of_moments(m, v, c1, c2, eps, chance):
     """A component of Adam's direction, with the operations of ``adam`` in their order."""
-    return -(m * c1) / (math.sqrt(v * c2) + eps)
+    a, b = m * c1, v * c2
+    return -a / (math.sqrt(b) + eps) * significance(a, b, chance)
 
 
-@bias_free_direction.on_cuda
+@direction_of_moments.on_cuda
 def _direction_on_cuda() -> Callable[..., Any]:
-    from daskreg.kernels.adam.cuda import direction_of_moments
+    from daskreg.kernels.adam.cuda import restored_direction
 
-    return direction_of_moments
+    return restored_direction
 
 
 @voxelwise()
 def adam_direction(z, y, x, coefficients, clock, m, v, d):
     """The direction that ``adam`` left, from the moments after it.
 
-    coefficients: (T, 5) float32, rows as ``rates`` of ``adam``;  clock: (1,) int32, which row counts;  m, v, d: (3, Z, Y, X)
+    coefficients: (T, 6) float32, rows as ``rates`` of ``adam``;  clock: (1,) int32, which row counts;  m, v, d: (3, Z, Y, X)
     float32
     """
     t = index(clock[index(0)])
-    c1, c2, eps = coefficients[t, index(2)], coefficients[t, index(3)], coefficients[t, index(4)]
+    c1, c2 = coefficients[t, index(2)], coefficients[t, index(3)]
+    eps, chance = coefficients[t, index(4)], coefficients[t, index(5)]
     for k in range(3):
         c = index(k)
-        d[c, z, y, x] = bias_free_direction(m[c, z, y, x], v[c, z, y, x], c1, c2, eps)
+        d[c, z, y, x] = direction_of_moments(m[c, z, y, x], v[c, z, y, x], c1, c2, eps, chance)

@@ -40,17 +40,17 @@ def direction(m, v, c1, c2, eps):
     return -divide_fast(m * c1, sqrt_fast(v * c2) + eps)
 
 
-def direction_of_moments(m, v, c1, c2, eps):
-    """``direction`` for kernels of the package ``cpu``."""
-    return direction(m, v, c1, c2, eps)
-
-
 @formula
 def gated_direction(m, v, c1, c2, eps, chance):
     """``direction`` as far as it is more than chance (``kernels.adam.cpu.significance``)."""
     first, second = m * c1, v * c2
     by_chance = min(ONE, divide_fast(chance * second, max(first * first, TINY)))
     return direction(m, v, c1, c2, eps) * (ONE - by_chance)
+
+
+def restored_direction(m, v, c1, c2, eps, chance):
+    """``kernels.adam.cpu.direction_of_moments``; without a chance level these are the bits of ``direction``."""
+    return gated_direction(m, v, c1, c2, eps, chance)
 
 
 @formula

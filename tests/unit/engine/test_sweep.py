@@ -6,7 +6,7 @@ import pytest
 from daskreg.config import Config, Deformable, Rigid
 from daskreg.engine.report import SAVE
 from daskreg.grid import Grid, Span
-from daskreg.optimizers.sgd import SGD
+from daskreg.optimizers.sgd import SGD, Momentum
 from daskreg.planning.slabs import Extent, Reaches, schedule
 from daskreg.similarity import LNCC, MI, MSE, NGF
 from daskreg.storage.scratch import ScratchFolder
@@ -52,6 +52,11 @@ def test_with_masks(loss):
 
 
 def test_with_another_optimizer():
+    check(config("lncc", optimizer=SGD()))
+
+
+def test_with_an_optimizer_whose_direction_is_kept(monkeypatch):
+    monkeypatch.setattr(Momentum, "restores_direction", False)
     check(config("lncc", optimizer=SGD()))
 
 
