@@ -157,7 +157,7 @@ def register(
     require_main_guard()
     resources = Resources(
         workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace,
-        state, parse_memory(host_memory), None if scratch is None else str(scratch), parse_memory(scratch_size),
+        state, parse_memory(host_memory), scratch, parse_memory(scratch_size),
     )  # fmt: skip
     request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform, fill, background)
     require_resume_arguments(output, resume=resume, inputs_changed=inputs_changed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypedDict
 
 from dask.utils import parse_bytes
@@ -51,7 +53,7 @@ class RunKeywords(TypedDict, total=False):
     trace: bool
     state: State
     host_memory: int | str | None
-    scratch: str | None
+    scratch: str | Path | None
     scratch_size: int | str | None
 
 
@@ -101,10 +103,12 @@ class Resources:
     trace: bool = False
     state: State = "auto"
     host_memory: int | None = None
-    scratch: str | None = None
+    scratch: str | Path | None = None
     scratch_size: int | None = None
 
     def __post_init__(self) -> None:
+        if self.scratch is not None and not (isinstance(self.scratch, str | os.PathLike) and os.fspath(self.scratch)):
+            raise ConfigError(f"scratch {self.scratch!r} is no path; name a local folder, or leave it out.")
         require_known("device", self.device, ("auto", "cpu", "cuda"))
         require_known("residency", self.residency, ("auto", *RESIDENCIES))
         require_known("state", self.state, ("auto", *STATES))

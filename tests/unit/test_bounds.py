@@ -138,11 +138,19 @@ def test_every_number_among_the_resources_has_bounds():
         assert field.name in BOUNDS or not kinds & {int, float}, field.name
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Resources) if field.name != "trace"])
+@pytest.mark.parametrize(
+    "name", [field.name for field in dataclasses.fields(Resources) if field.name not in ("trace", "scratch")]
+)
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, 10**40, "x", b"a", [], True, object()], ids=str)
 def test_nonsense_among_the_resources_is_refused(name, value):
     with pytest.raises(ConfigError, match=name):
         Resources(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, b"", "", [], True, object()], ids=str)
+def test_what_is_no_folder_for_scratch_is_refused(value):
+    with pytest.raises(ConfigError, match="scratch"):
+        Resources(scratch=value)
 
 
 @pytest.mark.parametrize("text", ["GB", "", "nan", "1e999GB", "4 potatoes", b"4GB", [], 2.5, True, -1, "-4GB", "0"])
