@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from daskreg.comm import Communicator
-from daskreg.engine.halo import gather_planes
+from daskreg.engine.halo import Block, gather_planes
 from daskreg.engine.images import Image
+from daskreg.engine.planes import Planes, on
 from daskreg.engine.report import Outcome
 from daskreg.grid import Grid, Index, Span, shrink_factors
 from daskreg.kernels.device import host
@@ -71,11 +72,20 @@ def coarse_pair(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm:
     """The pair and the result at about SIZE^3 voxels; the same bits for every number of ranks."""
     factors = _factors(plan.fixed, plan.moving, outcome.affine)
     fixed, moving = (_coarse(image, k, comm) for image, k in zip(images, factors, strict=True))
-    block, u = outcome.block, outcome.displacement
-    if u is not None:
-        slabs, scale = block.partition.slabs, np.reshape(factors[0], (3, 1, 1, 1)).astype(np.float32)
-        u = np.stack([_means(c[block.inner], factors[0], slabs, comm) for c in u]) / scale
+    u = None if outcome.displacement is None else _coarse_displacement(outcome.displacement, outcome.block, factors[0], comm)
     return CoarsePair(fixed, moving, outcome.affine, u, factors[0])
+
+
+def _coarse_displacement(u: Planes, block: Block, factors: Index, comm: Communicator) -> Array:
+    """In voxels of the coarse level, on every rank; read a few planes at a time."""
+    parts: list[list[Any]] = [[], [], []]
+    for z in range(block.own.start, block.own.stop, SLAB):
+        some = on(block.device, u, Span(z, min(z + SLAB, block.own.stop)))
+        for kept, component in zip(parts, some, strict=True):
+            kept.append(_plane_sums(component, factors))
+    scale = np.reshape(factors, (3, 1, 1, 1)).astype(np.float32)
+    means = [_over_planes(kept, block.shape[1:], factors, block.partition.slabs, comm) for kept in parts]
+    return np.asarray(np.stack(means) / scale, np.float32)
 
 
 def _factors(fixed: Grid, moving: Grid, world: Matrix) -> tuple[Index, Index]:
@@ -117,7 +127,12 @@ def _means(own: Any, factors: Index, slabs: Sequence[Span], comm: Communicator, 
     for z in range(0, len(own), SLAB):
         part = own[z : z + SLAB]
         parts.append(_plane_sums(part if weight is None else part * weight[z : z + SLAB], factors))
-    columns = (own.shape[1] // factors[1], own.shape[2] // factors[2])
+    return _over_planes(parts, own.shape[1:], factors, slabs, comm)
+
+
+def _over_planes(parts: list[Any], plane: tuple[int, ...], factors: Index, slabs: Sequence[Span], comm: Communicator) -> Array:
+    """``_means`` from the sums of each plane."""
+    columns = (plane[0] // factors[1], plane[1] // factors[2])
     mine = np.concatenate([host(p) for p in parts]) if parts else np.zeros((0, *columns), np.float32)
     whole = Span(0, slabs[-1].stop)
     first = slabs[comm.rank].start
