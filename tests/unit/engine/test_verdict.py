@@ -12,6 +12,7 @@ from daskreg.engine.evidence import Evidence, SquaredCorrelation, gather_evidenc
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.match_map import MatchMap
+from daskreg.engine.planes import ArrayPlanes
 from daskreg.engine.report import Outcome
 from daskreg.engine.rivals import best_rival, merit
 from daskreg.engine.verdict import MINIMUM_WINDOWS, Verdict, judge
@@ -35,7 +36,7 @@ def _pair(moving, world, u=None, fixed=FIXED, masks=(None, None)):
     plan = _Plan()
     plan.fixed = plan.moving = Grid(fixed.shape)
     images = tuple(Image.whole(v, Grid(v.shape), m) for v, m in zip((fixed, moving), masks, strict=True))
-    outcome = Outcome(world, u, [], Block(fixed.shape, Partition.of(fixed.shape[0], 1)))
+    outcome = Outcome(world, None if u is None else ArrayPlanes(u, 0), [], Block(fixed.shape, Partition.of(fixed.shape[0], 1)))
     return coarse_pair(plan, outcome, images, SingleRank())
 
 
@@ -139,7 +140,7 @@ def test_ranks_see_the_same_pair(cuts):
         partition = cut(SHAPE[0], *cuts[: comm.size - 1])
         images = piece(comm, FIXED, GRID, partition, mask=mask), piece(comm, FIXED[::-1].copy(), GRID, partition)
         block = Block(SHAPE, partition, comm.rank, 1)
-        outcome = Outcome(turned(10), u[:, block.held.start : block.held.stop], [], block)
+        outcome = Outcome(turned(10), ArrayPlanes(u[:, block.held.start : block.held.stop], block.held.start), [], block)
         return coarse_pair(_Plan, outcome, images, comm)
 
     (alone,), several = on_ranks(1, seen), on_ranks(len(cuts) + 1, seen)
