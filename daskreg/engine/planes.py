@@ -11,7 +11,7 @@ from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import Device
 
-PIECE_BYTES = 64 << 20  # of a field, copied at once
+PIECE_BYTES = 16 << 20  # of a field, copied at once
 
 
 class Planes(Protocol):

@@ -13,7 +13,10 @@ from daskreg.planning.slabs import Reaches, held_planes
 from daskreg.planning.traffic import ASSUMED_DRIFT, VALUE, VECTOR, reached, value_bytes
 
 CHUNK = 64  # planes that are written together
-PIECES = 128 << 20  # of fields elsewhere, on their way
+PIECES = (
+    64 << 20
+)  # of fields elsewhere, copied at once (``engine.planes``), and on their way to and from files (``storage.scratch``)
+STAGED = 4  # slabs of fields elsewhere that are on their way: two to the device, two back (``engine.sweep.transfers``)
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,16 @@ def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> Me
     vectors = (
         stage.model.state_bytes() + VECTOR + 3 * value_bytes(stage) + 2 * VECTOR + state
     )  # before and after, g, two to work with
-    buffers = held * plane * (vectors + VALUE * (1 + plan.masks[1])) + (level.slab + 2 * reaches.total) * plane * VECTOR
+    buffers = held * plane * (vectors + VALUE * (1 + plan.masks[1])) + 2 * reaches.total * plane * VECTOR
+    if level.state == "disk" or plan.host is not None:
+        buffers += STAGED * min(level.slab + reaches.total, level.fixed.shape[0]) * plane * (stage.model.state_bytes() + state)
     planes = min(max(level.partition.lengths) + 2 * reaches.total * (plan.workers > 1), level.fixed.shape[0])
     fields = planes * plane * (stage.model.state_bytes() + state)
     on_host = fields if level.state == "host" else 0
     beside = on_host if plan.host is None else 0  # in the memory that ``memory`` limits
-    return replace(rest, fields=buffers + beside + PIECES, host=on_host - beside, disk=fields if level.state == "disk" else 0)
+    return replace(
+        rest, fields=buffers + beside + min(PIECES, fields), host=on_host - beside, disk=fields if level.state == "disk" else 0
+    )
 
 
 def _vectors(plan: Layout, stage: Optimised, level: Level) -> int:

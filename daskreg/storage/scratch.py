@@ -7,6 +7,7 @@ allows it (O_DIRECT): what a job writes does not count against its memory. Each 
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 import shutil
@@ -48,8 +49,9 @@ class ScratchFolder:
             raise OutputError(
                 f"the scratch folder {parent} cannot be used: {reason(error)}; name another with --scratch."
             ) from error
+        self.staging = threading.local()
         self._pool = ThreadPoolExecutor(THREADS, "daskreg-scratch")
-        self._number = 0
+        self._numbers = itertools.count()  # of fields, which threads may make at once
 
     def __enter__(self) -> ScratchFolder:
         return self
@@ -59,9 +61,8 @@ class ScratchFolder:
 
     def allocate(self, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> ScratchField:
         """Zeros (lead, planes, Y, X). Raises OutOfSpace where the disk, or the limit, has less room than they take."""
-        field = ScratchField(self, self.path / f"field{self._number}", lead, span, plane, np.dtype(dtype))
+        field = ScratchField(self, self.path / f"field{next(self._numbers)}", lead, span, plane, np.dtype(dtype))
         self._require_room(field.bytes)
-        self._number += 1
         field.open()
         self.used += field.bytes
         return field
@@ -108,7 +109,6 @@ class ScratchField:
         self.bytes = self.pitch * lead * len(span)
         self._sums = np.zeros((lead, len(span)), np.uint32)
         self._written = np.zeros((lead, len(span)), bool)
-        self._staging = threading.local()
         self._file = -1
 
     def open(self) -> None:
@@ -197,10 +197,10 @@ class ScratchField:
     def _stage(self, planes: int) -> NDArray[np.uint8]:
         """Aligned memory of this thread."""
         needed = planes * self.pitch
-        memory = getattr(self._staging, "memory", None)
-        if memory is None or len(memory) < needed:
-            memory = self._staging.memory = mmap.mmap(-1, needed)
-        return np.frombuffer(memory, np.uint8, needed)
+        own = self.folder.staging
+        if len(getattr(own, "memory", b"")) < needed:
+            own.memory = mmap.mmap(-1, needed)
+        return np.frombuffer(own.memory, np.uint8, needed)
 
 
 def _checksum(row: NDArray[np.uint8]) -> int:

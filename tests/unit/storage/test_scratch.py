@@ -1,0 +1,94 @@
+"""Fields in scratch files: what is written comes back, damage is noticed, nothing is left."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+
+from daskreg.errors import OutOfSpace, OutputError, RunError
+from daskreg.grid import Span
+from daskreg.storage import scratch
+from daskreg.storage.scratch import ScratchFolder
+
+PLANE = (13, 7)
+
+
+def planes(count, seed=0, dtype=np.float32):
+    return (1000 * np.random.default_rng(seed).random((3, count, *PLANE))).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint32])
+def test_planes_come_back_and_others_are_zero(tmp_path, dtype):
+    with ScratchFolder(tmp_path) as folder:
+        field = folder.allocate(3, Span(5, 40), PLANE, dtype)
+        written = planes(11, dtype=dtype)
+        field.write(Span(9, 20), written)
+        found = np.full((3, 35, *PLANE), 7, dtype)
+        field.read(Span(5, 40), found)
+    expected = np.zeros_like(found)
+    expected[:, 4:15] = written
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_part_of_what_was_written_is_replaced_and_read(tmp_path):
+    with ScratchFolder(tmp_path) as folder:
+        field = folder.allocate(3, Span(0, 9), PLANE)
+        field.write(Span(0, 9), planes(9))
+        field.write(Span(3, 5), planes(2, seed=1))
+        found = np.empty((3, 4, *PLANE), np.float32)
+        field.read(Span(2, 6), found)
+    np.testing.assert_array_equal(found[:, [0, 3]], planes(9)[:, [2, 5]])
+    np.testing.assert_array_equal(found[:, 1:3], planes(2, seed=1))
+
+
+def test_a_damaged_plane_is_told(tmp_path):
+    with ScratchFolder(tmp_path) as folder:
+        field = folder.allocate(3, Span(0, 4), PLANE)
+        field.write(Span(0, 4), planes(4))
+        buffer = np.frombuffer(scratch.mmap.mmap(-1, field.pitch), np.uint8)
+        os.pwritev(field._file, [buffer], 2 * field.pitch)
+        found = np.empty((3, 4, *PLANE), np.float32)
+        with pytest.raises(RunError, match="is not what was written there"):
+            field.read(Span(0, 4), found)
+
+
+def test_a_limit_and_a_small_disk_are_told_before_anything_is_written(tmp_path, monkeypatch):
+    with ScratchFolder(tmp_path, limit=100_000) as folder:
+        with pytest.raises(OutOfSpace, match="--scratch-size allows"):
+            folder.allocate(3, Span(0, 400), PLANE)
+        monkeypatch.setattr(scratch.shutil, "disk_usage", lambda path: _Usage(10_000))
+        with pytest.raises(OutOfSpace, match="GiB free"):
+            folder.allocate(3, Span(0, 4), PLANE)
+
+
+class _Usage:
+    def __init__(self, free):
+        self.free = free
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with ScratchFolder(tmp_path) as folder:
+        field = folder.allocate(3, Span(0, 4), PLANE)
+        monkeypatch.setattr(scratch.os, "pwritev", full)
+        with pytest.raises(OutOfSpace, match="is full"):
+            field.write(Span(0, 4), planes(4))
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="--scratch"):
+        ScratchFolder(tmp_path / "file" / "below")
+
+
+def test_files_are_gone_when_they_are_made_and_room_is_given_back(tmp_path):
+    with ScratchFolder(tmp_path) as folder:
+        field = folder.allocate(3, Span(0, 4), PLANE)
+        assert not [name for _, _, files in os.walk(tmp_path) for name in files]
+        assert folder.used == field.bytes
+        field.close()
+        assert folder.used == 0
+    assert not list(tmp_path.iterdir())
