@@ -9,6 +9,7 @@ INTERRUPTED = 130  # exit code
 
 def main() -> None:
     """Run a command. Ctrl-C is handled before anything else is imported."""
+    os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")  # of small launches: of no use to whoever registers images
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
     from daskreg.cli import main as run

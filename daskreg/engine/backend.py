@@ -45,9 +45,9 @@ class Backend(ABC):
 
         loss_sign, asynchronous: see ``Similarity``, of the similarity and the optimizer together.
         """
-        rows = [optimizer.coefficients(k + 1, gradient_scale) for k in range(self.iterations)]
+        rows = [optimizer.coefficients(k + 1, gradient_scale) for k in range(max(self.iterations, 1))]
         put = self.block.device.put
-        self.coefficients = put(np.array(rows, np.float32).reshape(self.iterations, -1))
+        self.coefficients = put(np.array(rows, np.float32).reshape(len(rows), -1))
         self.clock = put(np.array([self.done], np.int32))
 
     def run(self, name: str, launches: Callable[[], Any], *, reads_moving: bool = False) -> None:

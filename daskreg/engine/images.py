@@ -156,14 +156,14 @@ def downsample(image: Array, factors: Index, lead: int = 0, own: Span | None = N
     if factors[0] > 1:
         first, table = downsample_table(planes or image.shape[0], factors[0])
         rows = slice(None) if own is None else slice(own.start, own.stop)
-        first, table = first[rows], table[rows]
+        first, table = (module_of(image).asarray(a[rows]) for a in (first, table))
         smaller = module_of(image).empty((len(first), *image.shape[1:]), np.float32)
         downsample_z(smaller.shape, lead, first, table, image, smaller)
         image = smaller
     kernels: tuple[Any, ...] = (downsample_y, downsample_x)
     for axis, kernel in enumerate(kernels, 1):
         if factors[axis] > 1:
-            first, table = downsample_table(image.shape[axis], factors[axis])
+            first, table = (module_of(image).asarray(a) for a in downsample_table(image.shape[axis], factors[axis]))
             shape = tuple(len(first) if a == axis else n for a, n in enumerate(image.shape))
             smaller = module_of(image).empty(shape, np.float32)
             kernel(shape, first, table, image, smaller)

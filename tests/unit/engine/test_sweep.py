@@ -60,6 +60,12 @@ def test_with_an_optimizer_whose_direction_is_kept(monkeypatch):
     check(config("lncc", optimizer=SGD()))
 
 
+def test_a_level_without_iterations_changes_nothing():
+    recipe = config(iterations=(0, 0))
+    check(recipe)
+    assert not Registration(*pair(), recipe).run(1).displacement.any()
+
+
 def test_levels_end_at_the_same_plateau():
     recipe = config("mse", iterations=(60, 60), tolerance=1e-2)
     check(recipe)
