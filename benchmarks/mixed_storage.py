@@ -33,8 +33,10 @@ from daskreg.comm import SingleRank
 from daskreg.config import Affine, Config, Deformable, Moments
 from daskreg.engine.evaluation import LossEvaluation
 from daskreg.engine.images import Image, normalise
+from daskreg.engine.planes import on
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Outcome, Watch
+from daskreg.kernels.device import CPU
 from daskreg.kernels.sampling.cpu import sample_nearest
 from daskreg.optimizers import adam as optimizer
 from daskreg.planning import Plan
@@ -100,6 +102,12 @@ def run(fixed: Path, moving: Path, config: Config, kind: str) -> tuple[Plan, Out
         return plan, Rank(plan, (images[0], images[1]), np.eye(4), SingleRank(), Watch()).run()
 
 
+def _field(found: Outcome) -> Any:
+    """The displacement, in the machine's memory."""
+    assert found.displacement is not None
+    return on(CPU, found.displacement, found.block.own)
+
+
 def dice(plan: Plan, found: Outcome, data: Path, config: Config) -> float:
     """Mean over the structures of the labelled pair; labels to the nearest voxel."""
     names = OASIS_TO_MNI.fixed_labels, OASIS_TO_MNI.moving_labels
@@ -107,7 +115,7 @@ def dice(plan: Plan, found: Outcome, data: Path, config: Config) -> float:
     fixed, moving = (np.array(v.read()) for v in inputs.cut()[:2])
     matrix = index_map(found.affine, plan.fixed, plan.moving)
     moved = np.zeros(plan.fixed.shape, moving.dtype)
-    sample_nearest(moved.shape, 0, to_fixed_point(matrix), linear_part(matrix), found.displacement, moving, moved)
+    sample_nearest(moved.shape, 0, to_fixed_point(matrix), linear_part(matrix), _field(found), moving, moved)
     both = [(fixed == k, moved == k) for k in STRUCTURES]
     return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in both]))
 
@@ -115,12 +123,12 @@ def dice(plan: Plan, found: Outcome, data: Path, config: Config) -> float:
 def compared(name: str, fixed: Path, moving: Path, config: Config, data: Path | None = None) -> Iterator[dict[str, Any]]:
     """One row per kind of storage."""
     plan, expected = run(fixed, moving, config, "float32")
-    u, loss = expected.displacement, expected.levels[-1].losses[-1]
+    u, loss = _field(expected), expected.levels[-1].losses[-1]
     length = round(float(np.sqrt(np.square(u).sum(axis=0)).mean()), 2)
     yield {"case": name, "storage": "float32", "last": loss, "length": length, **_scored(plan, expected, data, config)}
     for kind in ("control", "mixed", "mixed nearest"):
         plan, found = run(fixed, moving, config, kind)
-        apart = np.sqrt(np.square(found.displacement - u).sum(axis=0))
+        apart = np.sqrt(np.square(_field(found) - u).sum(axis=0))
         row = {"loss": round(found.levels[-1].losses[-1] / loss - 1, 6), "mean": round(float(apart.mean()), 4)}
         row |= {"p99": round(float(np.percentile(apart, 99)), 3), **_scored(plan, found, data, config)}
         yield {"case": name, "storage": kind, **row}

@@ -351,7 +351,8 @@ def adam_step(
     m = betas[0] * m + (1 - betas[0]) * g
     v = betas[1] * v + (1 - betas[1]) * g * g
     first, second = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
-    return first / (np.sqrt(second) + eps) * np.maximum(0, 1 - chance * second / first**2), m, v
+    kept = np.maximum(0, 1 - chance * second / np.maximum(first**2, 1e-30))
+    return first / (np.sqrt(second) + eps) * kept, m, v
 
 
 def limit_step(d: Array, lr: float) -> Array:

@@ -116,6 +116,7 @@ with locked(client, sys.argv[2:]):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_client_loses_its_locks():
     leases = {"LEASE_TIMEOUT": "5s", "LEASE_VALIDATION_INTERVAL": "200ms"}  # the scheduler checks, who locks says how long
     environment = {f"DASK_DISTRIBUTED__SCHEDULER__LOCKS__{name}": value for name, value in leases.items()}

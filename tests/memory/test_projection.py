@@ -58,7 +58,8 @@ def measured(folder, shape, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("arguments", [CASES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CASES[1:])], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", CASES, ids=str)
 def test_measured_peaks_are_below_the_projection_and_near_it(tmp_path, arguments):
     measured(tmp_path / "small", (24, 24, 24), *arguments)  # fills the kernels' cache: the compiler alone takes 100 MB
     found = measured(tmp_path / "large", SHAPE, *arguments)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "stream.py"
 THREADS = {"DASK_NUM_WORKERS": "2", "NUMBA_NUM_THREADS": "2"}  # blocks in memory at once: not as many as there are cores
 
@@ -17,6 +19,7 @@ def streamed(folder, gigabytes):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_applying_a_transform_takes_less_memory_than_the_volume(tmp_path):
     """364 MB more than the process had before, of which 260 also for one chunk."""
     streamed(tmp_path, 0.034)  # fills the cache of compiled kernels: the compiler alone takes 100 MB

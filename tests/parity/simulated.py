@@ -74,9 +74,12 @@ class Array(np.ndarray):
     data = property(lambda self: SimpleNamespace(ptr=self.ctypes.data))  # type: ignore[assignment]
     __cuda_array_interface__ = property(lambda self: self.__array_interface__)
 
-    def get(self, stream: Any = None) -> NDArray[Any]:
+    def get(self, stream: Any = None, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """To the host."""
-        return np.array(self)
+        if out is None:
+            return np.array(self)
+        out[...] = np.asarray(self)
+        return out
 
     def set(self, values: NDArray[Any]) -> None:
         """From the host."""

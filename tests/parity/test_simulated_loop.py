@@ -7,7 +7,12 @@ from tests.parity.background import Background, wanted
 from tests.parity.simulated import LOSSES, MIXED, NAMES, ON_TWO, OTHERS, TWICE
 
 MODULE = "tests.parity.simulated"
-SLOW = "mixed lncc", "ring of lncc on two ranks", "mixed ring of mse on two ranks"  # the simulator takes long for them
+SLOW = (
+    "mixed lncc",
+    "ring of lncc on two ranks",
+    "mixed ring of mse on two ranks",
+    "mixed ring of center on two ranks",
+)  # in the simulator
 
 
 def mostly_quick(names):

@@ -77,7 +77,7 @@ def test_the_result_does_not_depend_on_the_number_of_ranks(name):
     assert_nowhere_to_be_seen(registration(CASES[name]), RANKS)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if "rotations" in n else n for n in OTHERS])
 def test_the_result_of_other_stages_does_not_depend_on_the_number_of_ranks(name):
     """Nor where some ranks have no planes."""
     assert_nowhere_to_be_seen(registration(OTHERS[name]), FEW if name in ("all stages", "a search over rotations") else SOME)
