@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 OUT = Path(os.environ.get("OUT", ROOT / "build" / "several_gpus"))
 BUDGET = 520.0  # seconds for all steps
-TOLD = re.compile(r"passed|failed|went on after|checkpoints again|ended .* after SIGTERM|GB/s|efficiency|seconds|\.\.\. |^E  ")
-MOST_TOLD = 14  # lines of a step's log below its row
+SHOWN = re.compile(r"passed|failed|went on after|checkpoints again|ended .* after SIGTERM|GB/s|efficiency|seconds|\.\.\. |^E  ")
+MOST_SHOWN = 14  # lines of a step's log below its row
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def run(step: Step, seconds: float, environment: dict[str, str]) -> tuple[str, f
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-    told = [line.strip()[:160] for line in log.read_text(errors="replace").splitlines() if TOLD.search(line)]
-    return ended, time.monotonic() - begun, told[-MOST_TOLD:]
+    told = [line.strip()[:160] for line in log.read_text(errors="replace").splitlines() if SHOWN.search(line)]
+    return ended, time.monotonic() - begun, told[-MOST_SHOWN:]
 
 
 def recover(edge: int, device: str, gpus: int) -> None:

@@ -63,5 +63,5 @@ def _starting(worker: Any) -> bool:
 
 
 def _close(cluster: Any) -> None:
-    with suppress(Exception):  # of what is thrown away nothing is of interest
+    with suppress(Exception):  # nothing that is discarded is of interest
         cluster.close()

@@ -17,6 +17,7 @@ from daskreg.engine.report import Watch
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.optimizers.base import Optimizer
 
+LAG = 6  # iterations that are under way on a GPU when the host decides: enough to keep it busy
 Iteration = Callable[[int], str | None]  # runs iteration t = 1, 2, ..; why the level ends with it, None while it goes on
 
 
@@ -113,7 +114,7 @@ class CpuBackend(Backend):
         """One iteration."""
         return 1, iteration(k + 1)
 
-    def known(self, k: int) -> list[float]:
+    def known(self, k: int) -> list[float] | None:
         """All of them."""
         return self.past
 

@@ -16,14 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from daskreg.engine.backend import Backend, Iteration
+from daskreg.engine.backend import LAG, Backend, Iteration
 from daskreg.kernels.adam.cuda import finish_iteration
 from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.device import host
 from daskreg.optimizers.base import Optimizer
-
-LAG = 6  # iterations that are under way when the host decides: enough to keep the device busy
 
 
 class CudaBackend(Backend):

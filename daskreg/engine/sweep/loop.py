@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Deformable
-from daskreg.engine.backend import Backend, CpuBackend
+from daskreg.engine.backend import LAG, Backend, CpuBackend
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.loop import Judge, Save, iterate
@@ -32,9 +32,7 @@ from daskreg.engine.sweep.step import LevelSmoother, compose_slab, step_slab
 from daskreg.grid import Span
 from daskreg.kernels.device import host
 from daskreg.planning import Level
-from daskreg.planning.slabs import Extent, Reaches, Slab, schedule
-
-LAG = 6  # iterations behind which a GPU's losses are judged, as in ``engine.backend_cuda``
+from daskreg.planning.slabs import Reaches, Slab, schedule
 
 
 class SweepBackend(CpuBackend):
@@ -44,7 +42,7 @@ class SweepBackend(CpuBackend):
         super().__init__(*arguments)
         self.lag = LAG if self.block.device.kind == "cuda" else 0
 
-    def known(self, k: int) -> list[float] | None:  # type: ignore[override]
+    def known(self, k: int) -> list[float] | None:
         """On a GPU every other iteration, all but the last six."""
         if not self.lag:
             return self.past
@@ -68,7 +66,6 @@ class SweepLoop:
         self.block = b = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
         self.reaches, whole = Reaches.of(stage), b.partition.whole
         self.half = is_mixed(stage, b.device)
-        self.extent = Extent.of(b.own, b.shape[0], self.reaches)
         wanted = [s.grow(self.reaches.total) & whole for s in b.partition.slabs]
         self.fixed, self.mask = fixed.gather_level(level.fixed_factors, wanted, comm, self.half)
         self.here = wanted[comm.rank]  # planes in these arrays
@@ -124,9 +121,9 @@ class SweepLoop:
         for slab in self.slabs:
             self.buffers.move(slab)
             self.buffers.use_stored_u(slab)
-            parts.append(self._reach(slab))
+            parts.append(host(self._reach(slab)))
         self.buffers.finish()
-        return np.concatenate(parts, axis=1) if parts else np.empty((2, 0), np.float32)
+        return _joined(parts)
 
     def _reach(self, slab: Slab) -> Any:
         assert self.monitor is not None
@@ -169,7 +166,7 @@ class SweepLoop:
         state.length = length
         state.exchange(self.comm)
         if due and self.monitor is not None:
-            self.sampler.prepare(self.monitor.combine(np.concatenate(reach, axis=1)).beyond(self.reaches.total))
+            self.sampler.prepare(self.monitor.combine(_joined(reach)).beyond(self.reaches.total))
         return None
 
     def _pass(self, state: SweptState, reach: list[Any] | None) -> float:
@@ -232,6 +229,11 @@ class SweepLoop:
     def mapping_here(self) -> SamplingMap:
         """From the planes that the buffers hold."""
         return self.mapping._replace(first=self.buffers.held.start)
+
+
+def _joined(parts: list[Any]) -> NDArray[np.float32]:
+    """(2, planes) of all slabs; an idle rank has none."""
+    return np.concatenate([np.empty((2, 0), np.float32), *parts], axis=1)
 
 
 class Sums:

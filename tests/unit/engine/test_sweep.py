@@ -72,6 +72,14 @@ def test_levels_end_at_the_same_plateau():
     assert len(Registration(*pair(), recipe).run(1).losses[0]) < 60
 
 
+def test_ranks_without_planes_take_part():
+    """Long enough that the reach into the moving image is measured again on the way."""
+    images = blobs((2, 20, 22), 1), blobs((6, 20, 22), 2)
+    recipe = config("mse", scales=(1,), iterations=(19,))
+    expected = Registration(*images, recipe).run(1)
+    assert_same_bits(Registration(*images, recipe, state="host", slab=4).run(3, "window"), expected)
+
+
 def test_images_that_match_stay_at_rest():
     image = blobs(SHAPE, 1)
     case = Registration(image, image, config(), state="host")
