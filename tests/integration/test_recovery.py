@@ -297,16 +297,19 @@ def test_without_another_attempt_one_sentence_names_the_checkpoint(client, image
 # --- the command: its start, its stop and its end -------------------------------------------------------------------------
 
 SEARCH = "stages:\n- {stage: search, rotations: fine}\n"
-LINEAR = "stages:\n- {stage: affine, similarity: {kind: mi}, scales: [1], iterations: [3000], tolerance: 0}\n"
+LINEAR = "- {stage: affine, similarity: {kind: %s}, scales: [1], iterations: [30], tolerance: 0}\n"
+SHORT = "stages:\n" + LINEAR % "mi"
+LONG = "stages:\n" + (LINEAR % "mi" + LINEAR % "mse") * 50  # minutes: each loss has its best map elsewhere
 
 
 @pytest.fixture
 def command(tmp_path):
     """Starts a registration of the bundled pair with a configuration, on so many workers."""
 
-    def start(recipe, workers):
+    def start(recipe, workers, *options):
         (tmp_path / "recipe.yaml").write_text(recipe)
-        return Command(*demo_pair(3), tmp_path / "run.zarr", "--config", tmp_path / "recipe.yaml", "--workers", workers)
+        options = ("--config", tmp_path / "recipe.yaml", "--workers", workers, *options)
+        return Command(*demo_pair(3), tmp_path / "run.zarr", *options)
 
     return start
 
@@ -315,7 +318,7 @@ def command(tmp_path):
 @pytest.mark.parametrize("victims", [1, 2])
 def test_a_worker_killed_while_it_starts_is_one_sentence(command, victims, seconds):
     """Or none, where another one has taken its place."""
-    with command(LINEAR.replace("3000", "30"), 2) as run:
+    with command(SHORT, 2) as run:
         run.wait_until(lambda: len(run.workers()) >= victims)
         time.sleep(seconds)
         for pid in run.workers()[:victims]:
@@ -332,15 +335,24 @@ def test_a_worker_killed_while_it_starts_is_one_sentence(command, victims, secon
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(
-    ("recipe", "words"), [(SEARCH, "a search is not saved half-way"), (LINEAR, "--resume -o")], ids=["search", "linear"]
-)
-def test_sigterm_in_long_work_ends_in_time(command, recipe, words, workers):
-    with command(recipe, workers) as run:
+def test_sigterm_in_a_long_search_ends_in_time(command, workers):
+    with command(SEARCH, workers) as run:
         run.wait_until(lambda: "ranks over" in run.said() if workers > 1 else "dashboard" in run.said())
         time.sleep(2.0)
-        os.kill(run.process.pid, signal.SIGTERM)
-        code, said, took = run.ended(120)
+        ends_in_time(run, "a search is not saved half-way")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_in_long_linear_work_ends_in_time(command, workers):
+    with command(LONG, workers, "--checkpoint-every", 0.1) as run:
+        run.wait_until(lambda: run.checkpoint > 1)  # a linear level has ended, and the next has begun
+        ends_in_time(run, "--resume -o")
+
+
+def ends_in_time(run, words):
+    """After SIGTERM, with these words."""
+    os.kill(run.process.pid, signal.SIGTERM)
+    code, said, took = run.ended(120)
     print(f"ended {took:.1f} s after SIGTERM: {said}")  # noqa: T201
     assert code == 143
     assert words in said
