@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
-
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.cluster.stored_reader import StoredReader
 from daskreg.comm import Communicator
 from daskreg.engine.background import Background, leave_out
 from daskreg.engine.images import Image, check_mask, normalise
+from daskreg.engine.planes import Allocate
+from daskreg.engine.state import is_mixed
 from daskreg.errors import InputError
 from daskreg.grid import Grid, Partition, Span
 from daskreg.kernels.device import Device, Kind
 from daskreg.planning import Plan
+from daskreg.planning.memory import batch_bytes
 from daskreg.storage import Volume
-
-BATCH_PLANES = 64  # read at a time on the way to a GPU
+from daskreg.storage.batches import batches, prefetched
 
 
 def read_images(
@@ -29,37 +28,49 @@ def read_images(
     comm: Communicator,
     kind: Kind,
     backgrounds: tuple[Background | None, Background | None] = (None, None),
+    allocate: Allocate | None = None,
 ) -> tuple[Image, Image]:
     """This rank's planes of both images, scaled to [0, 1], with their masks, from which stored background is taken out.
 
-    Raises VoxelError, and InputError for a mask.
+    allocate: makes room for images that the plan has out of the device's memory. Raises VoxelError, and InputError for a mask.
     """
     device = Device(kind)
-
-    def read(
-        role: str, volume: Volume, mask: Volume | None, background: Background | None, grid: Grid, partition: Partition, rim: int
-    ) -> Image:
-        held, own = partition.around(comm.rank, rim), partition[comm.rank]
-        name, mine = f"{role} {volume.name}", own.within(held)
-        voxels, known = _load(volume, held, device), None
-        left_out = 0
-        if background is not None:
-            known = _known(background, volume, held, voxels, device)
-            left_out = leave_out(voxels, known, mine, comm, name)
-        normalise(voxels, plan.config, comm, name, mine, left_out)
-        image = Image(voxels, grid, partition, held, None, comm.rank, rim, left_out)
+    half = any(is_mixed(stage, device) for stage in plan.config.stages)
+    grids = (plan.fixed, plan.partition, plan.rims[0]), (plan.moving, plan.shards, plan.rims[1])
+    found = []
+    for k, (volume, mask, background, where) in enumerate(zip((fixed, moving), masks, backgrounds, grids, strict=True)):
+        role = f"the {('fixed', 'moving')[k]} image"
         if mask is not None:
             _require_shape(mask, volume, role)
-            weights = _load(mask, held, device)
-            image.mask = check_mask(weights if known is None else weights * known, f"the mask {mask.name}", comm)
-        elif known is not None:
-            image.mask = known.astype(np.float32)
-        return image
+        given = f"{role} {volume.name}", volume, mask, background
+        if plan.images == "device":
+            found.append(_in_memory(plan, comm, device, *given, *where))
+            continue
+        assert allocate is not None, "images out of memory need room elsewhere"
+        grid, partition, rim = where
+        reader = StoredReader(plan.config, comm, device, allocate, half, batch_bytes(plan))
+        found.append(reader.read(*given, grid, partition, partition.around(comm.rank, rim)))
+    return found[0], found[1]
 
-    return (
-        read("the fixed image", fixed, masks[0], backgrounds[0], plan.fixed, plan.partition, plan.rims[0]),
-        read("the moving image", moving, masks[1], backgrounds[1], plan.moving, plan.shards, plan.rims[1]),
-    )
+
+def _in_memory(
+    plan: Plan, comm: Communicator, device: Device, name: str, volume: Volume, mask: Volume | None,
+    background: Background | None, grid: Grid, partition: Partition, rim: int,
+) -> Image:  # fmt: skip
+    held, own = partition.around(comm.rank, rim), partition[comm.rank]
+    mine = own.within(held)
+    voxels, known, left_out = _load(volume, held, device), None, 0
+    if background is not None:
+        known = _known(background, volume, held, voxels, device)
+        left_out = leave_out(voxels, known, mine, comm, name)
+    normalise(voxels, plan.config, comm, name, mine, left_out)
+    image = Image(voxels, grid, partition, held, None, comm.rank, rim, left_out)
+    if mask is not None:
+        weights = _load(mask, held, device)
+        image.mask = check_mask(weights if known is None else weights * known, f"the mask {mask.name}", comm)
+    elif known is not None:
+        image.mask = known.astype(np.float32)
+    return image
 
 
 def _known(background: Background, volume: Volume, held: Span, voxels: NDArray[np.float32], device: Device) -> NDArray[np.bool_]:
@@ -84,17 +95,6 @@ def _load(volume: Volume, planes: Span, device: Device) -> NDArray[np.float32]:
     if device.kind == "cpu":
         return volume.planes(planes)
     voxels: NDArray[np.float32] = device.xp.empty((len(planes), *volume.shape[1:]), np.float32)
-    for batch, found in _prefetched(volume.planes, planes):
+    for batch, found in prefetched(volume.planes, batches(planes, 4)):
         voxels[batch.within(planes)] = device.put(found)
     return voxels
-
-
-def _prefetched(read: Callable[[Span], NDArray[np.float32]], planes: Span) -> Iterator[tuple[Span, NDArray[np.float32]]]:
-    """Batches of planes; the next one is read while a batch is in use."""
-    batches = [Span(z, min(z + BATCH_PLANES, planes.stop)) for z in range(planes.start, planes.stop, BATCH_PLANES)]
-    with ThreadPoolExecutor(1, "daskreg-input") as reader:
-        pending = [reader.submit(read, batch) for batch in batches[:1]]
-        for batch, following in zip_longest(batches, batches[1:]):
-            found = pending.pop().result()
-            pending = [reader.submit(read, following)] if following else []
-            yield batch, found

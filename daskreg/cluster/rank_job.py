@@ -26,6 +26,7 @@ from daskreg.engine.images import Image
 from daskreg.engine.match_map import MatchMap
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.memory import trim
+from daskreg.engine.planes import allocator
 from daskreg.engine.rank import Rank, StartingDisplacement
 from daskreg.engine.report import Outcome, Watch
 from daskreg.engine.verdict import judge
@@ -89,11 +90,11 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
     """Run one rank from reading to writing, on the device that ``use_device`` has set; returns its part of the provenance."""
     memory = memory_record(job.plan, job.device)
     timer, timeline = PhaseTimer(), list[tuple[str, float, float]]()
-    images = read_images(job.plan, job.fixed, job.moving, (job.fixed_mask, job.moving_mask), comm, job.device, job.backgrounds)
-    left_out = _left_out(job, images, comm)
-    trim()  # memory of the chunks that were decompressed
-    timer.end_phase("read")
     with _scratch(job) as scratch:
+        images = _images(job, comm, scratch)
+        left_out = _left_out(job, images, comm)
+        trim()  # memory of the chunks that were decompressed
+        timer.end_phase("read")
         outcome = _optimise(job, images, comm, watch, timeline, scratch)
         timer.end_phase("optimise")
         metrics = _metrics(job, outcome, images, comm)
@@ -123,15 +124,23 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
 @contextmanager
 def _scratch(job: RankJob) -> Iterator[ScratchFolder | None]:
     """A folder for fields on disk, where the plan has some. Raises ConfigError where none is known."""
-    if job.plan.state != "disk":
+    if "disk" not in (job.plan.state, job.plan.images):
         yield None
         return
     if job.scratch is None:
         raise ConfigError(
-            "fields do not fit into memory and the output is not on this machine; name a local folder with --scratch."
+            "fields or images do not fit into memory and the output is not on this machine; name a local folder with --scratch."
         )
     with ScratchFolder(job.scratch, job.scratch_size) as folder:
         yield folder
+
+
+def _images(job: RankJob, comm: Communicator, scratch: ScratchFolder | None) -> tuple[Image, Image]:
+    """Both, where the plan has them."""
+    where = job.plan.images
+    allocate = None if where == "device" else allocator(where, Device(job.device), None if scratch is None else scratch.allocate)
+    masks = job.fixed_mask, job.moving_mask
+    return read_images(job.plan, job.fixed, job.moving, masks, comm, job.device, job.backgrounds, allocate)
 
 
 def _left_out(job: RankJob, images: tuple[Image, Image], comm: Communicator) -> list[int]:

@@ -67,12 +67,18 @@ def leave_out(voxels: NDArray[np.float32], known: Any, own: slice, comm: Communi
     """
     xp = module_of(voxels)
     least = min((_least(xp, voxels[z], known[z]) for z in _slabs(voxels[own], own.start)), default=math.inf)
-    least = -float(comm.max(np.array([-least]))[0])
-    if math.isinf(least):
-        raise VoxelError(f"{name} is background everywhere; choose another value for the background, or none.")
+    least = require_known(least, comm, name)
     for z in _slabs(voxels):
         voxels[z] = xp.where(known[z], voxels[z], np.float32(least))
     return int(known[own].size - known[own].sum())
+
+
+def require_known(least: float, comm: Communicator, name: str) -> float:
+    """The least value over all ranks. Raises VoxelError where there is none."""
+    found = -float(comm.max(np.array([-least]))[0])
+    if math.isinf(found):
+        raise VoxelError(f"{name} is background everywhere; choose another value for the background, or none.")
+    return found
 
 
 def _slabs(voxels: Any, first: int = 0) -> list[slice]:

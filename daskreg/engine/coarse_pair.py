@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,25 +109,22 @@ def _trimmed(grid: Grid, factors: Index) -> Grid:
 
 
 def _coarse(image: Image, factors: Index, comm: Communicator) -> CoarseImage:
-    mine = image.partition[image.rank]
-    own = mine.within(image.held) if len(mine) else slice(0, 0)
-    slabs, grid = image.partition.slabs, _trimmed(image.grid, factors)
+    grid = _trimmed(image.grid, factors)
     if image.mask is None:
-        return CoarseImage(_means(image.voxels[own], factors, slabs, comm), grid)
-    weight = _means(image.mask[own], factors, slabs, comm)
-    weighted = _means(image.voxels[own], factors, slabs, comm, image.mask[own])
+        return CoarseImage(_means(image, lambda voxels, _: voxels, factors, comm), grid)
+    weight = _means(image, lambda _, mask: mask, factors, comm)
+    weighted = _means(image, lambda voxels, mask: voxels * mask, factors, comm)
     return CoarseImage(np.asarray(weighted / np.maximum(weight, 1e-6), np.float32), grid, weight)
 
 
-def _means(own: Any, factors: Index, slabs: Sequence[Span], comm: Communicator, weight: Any = None) -> Array:
-    """Means over blocks of an image of which this rank has its own planes, on every rank: each plane by itself, then over
-    planes in order, so that the bits do not depend on who has which.
+def _means(image: Image, value: Callable[[Any, Any], Any], factors: Index, comm: Communicator) -> Array:
+    """Means over blocks of what ``value`` makes of voxels and mask, of which this rank has its own planes, on every rank: each
+    plane by itself, then over planes in order, so that the bits do not depend on who has which.
     """
-    parts = []
-    for z in range(0, len(own), SLAB):
-        part = own[z : z + SLAB]
-        parts.append(_plane_sums(part if weight is None else part * weight[z : z + SLAB], factors))
-    return _over_planes(parts, own.shape[1:], factors, slabs, comm)
+    own = image.partition[image.rank]
+    some = (Span(z, min(z + SLAB, own.stop)) for z in range(own.start, own.stop, SLAB))
+    parts = [_plane_sums(value(*image.read(planes)), factors) for planes in some]
+    return _over_planes(parts, image.grid.shape[1:], factors, image.partition.slabs, comm)
 
 
 def _over_planes(parts: list[Any], plane: tuple[int, ...], factors: Index, slabs: Sequence[Span], comm: Communicator) -> Array:

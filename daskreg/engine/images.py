@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -14,6 +14,7 @@ from daskreg.comm import Communicator
 from daskreg.config import Config
 from daskreg.engine.halo import gather_planes
 from daskreg.engine.memory import trim
+from daskreg.engine.planes import ArrayPlanes, Planes
 from daskreg.errors import VoxelError
 from daskreg.grid import Grid, Index, Partition, Span
 from daskreg.kernels.compiler.launch import on_device, thread_count
@@ -29,6 +30,21 @@ INTENSITY_BINS = (
 SLAB = 32  # planes rounded together
 LEAST_WEIGHT = np.float32(1e-6)  # of a coarse voxel: below it the mean is taken towards 0
 LOG_FLOOR = 0.01  # logarithmic intensities: below this part of the range the curve is straight
+FULL = (1, 1, 1)
+Parts = Callable[[], Iterable[Array]]  # all of an image that is counted, part by part, as often as it is called
+
+
+@dataclass(frozen=True)
+class LevelPlanes:
+    """A level of an image, wherever its planes are. voxels: float32 or the bits of float16;  mask: float32, None without one."""
+
+    voxels: Planes
+    mask: Planes | None
+
+    @classmethod
+    def of(cls, voxels: Array, mask: Array | None, first: int) -> LevelPlanes:
+        """In memory, from plane ``first`` on."""
+        return cls(*(None if a is None else ArrayPlanes(a[None], first) for a in (voxels, mask)))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -70,17 +86,34 @@ class Image:
             self.voxels = converted(self.voxels, half)
             trim()  # no array that follows has that size
 
+    def read(self, planes: Span) -> tuple[Array, Array | None]:
+        """Voxels and mask of planes that are held; of an image in memory views."""
+        at = planes.within(self.held) if len(planes) else slice(0, 0)
+        return self.voxels[at], None if self.mask is None else self.mask[at]
+
+    def out_of_memory(self, factors: Index, kept: bool) -> bool:
+        """Whether ``open`` gives planes that are out of the device's memory."""
+        return False
+
+    def open(
+        self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False, kept: bool = False
+    ) -> LevelPlanes:
+        """As ``gather_level``, wherever the level is; ``kept``: out of the device's memory, as full resolution of such an image
+        always is.
+        """
+        return LevelPlanes.of(*self.gather_level(factors, wanted, comm, half), wanted[self.rank].start)
+
     def gather_level(
         self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False
     ) -> tuple[Array, Array | None]:
         """Voxels and mask of a level: the planes that this rank wants, from the ranks that compute them; ``half``: as bits of
         float16.
         """
-        if factors == (1, 1, 1) and factors not in self._levels:
+        if factors == FULL and factors not in self._levels:
             ranks = range(len(self.partition.slabs))
             if all(len(w) == 0 or self._holds(r) & w == w for r, w in zip(ranks, wanted, strict=True)):
-                planes = wanted[self.rank].within(self.held) if len(wanted[self.rank]) else slice(0, 0)
-                return converted(self.voxels[planes], half), None if self.mask is None else self.mask[planes]
+                voxels, mask = self.read(wanted[self.rank])
+                return converted(voxels, half), mask
         owned = self._level_owners(factors[0])
         voxels, mask = self._own_level(factors, owned[self.rank], half)
         if comm.size == 1:
@@ -117,13 +150,17 @@ class Image:
         return [Span(a, b) for a, b in pairwise(starts)]
 
     def _own_level(self, factors: Index, own: Span, half: bool) -> tuple[Array, Array | None]:
-        if factors == (1, 1, 1) and factors not in self._levels:
-            planes = own.within(self.held) if len(own) else slice(0, 0)
-            return converted(self.voxels[planes], half), None if self.mask is None else self.mask[planes]
+        if factors == FULL and factors not in self._levels:
+            voxels, mask = self.read(own)
+            return converted(voxels, half), mask
         if factors not in self._levels or half != (self._levels[factors][0].dtype == np.uint16):
-            mask = None if self.mask is None else self._downsampled(self.mask, factors, own)
-            self._levels = {factors: (converted(self._smaller(factors, own, mask), half), mask)}
+            self._levels = {factors: self.coarse(factors, own, half)}
         return self._levels[factors]
+
+    def coarse(self, factors: Index, own: Span, half: bool) -> tuple[Array, Array | None]:
+        """Planes of a coarse level, from what is held, and the mask there."""
+        mask = None if self.mask is None else self._downsampled(self.mask, factors, own)
+        return converted(self._smaller(factors, own, mask), half), mask
 
     def _smaller(self, factors: Index, own: Span, weight: Array | None) -> Array:
         """Means of the voxels weighted by the mask, whose own means are ``weight``: masked voxels do not blur into others."""
@@ -179,14 +216,27 @@ def normalise(
     own: the planes that are counted here; others hold a rim of them too;  left_out: voxels of these that do not count, which have
     the least value of all. Raises VoxelError for NaN, infinite or constant images.
     """
-    mine = image[own]
-    low, high = _range(mine, comm, name)
-    counts = module_of(image).zeros((1 if on_device(image) else thread_count(), INTENSITY_BINS), np.int64)
+    ends = intensity_range(lambda: [image[own]], config, comm, name, left_out)
+    rescale(image, ends, config)
+    return ends
+
+
+def intensity_range(parts: Parts, config: Config, comm: Communicator, name: str, left_out: int = 0) -> tuple[float, float]:
+    """The intensities that become 0 and 1, over all ranks; see ``normalise``."""
+    low, high = _range(parts, comm, name)
     width = np.float32((high - low) / INTENSITY_BINS)
-    intensity_histogram(mine.shape, counts, np.float32(low), width, mine)
-    here = host(counts.sum(axis=0))
+    here = np.zeros(INTENSITY_BINS, np.int64)
+    for part in parts():
+        counts = module_of(part).zeros((1 if on_device(part) else thread_count(), INTENSITY_BINS), np.int64)
+        intensity_histogram(part.shape, counts, np.float32(low), width, part)
+        here += host(counts.sum(axis=0))
     here[0] -= left_out
-    a, b = _percentiles(comm.sum_counts(here), config.percentiles, low, (high - low) / INTENSITY_BINS)
+    return _percentiles(comm.sum_counts(here), config.percentiles, low, (high - low) / INTENSITY_BINS)
+
+
+def rescale(image: Array, ends: tuple[float, float], config: Config) -> None:
+    """``ends`` become 0 and 1, in place."""
+    a, b = ends
     image -= np.float32(a)
     image *= np.float32(1 / (b - a))
     if config.intensity == "log":
@@ -194,20 +244,24 @@ def normalise(
         image *= np.float32(1 / LOG_FLOOR)
         np.log1p(image, out=image)
         image *= np.float32(1 / np.log1p(1 / LOG_FLOOR))
-    return a, b
 
 
-def _range(image: Array, comm: Communicator, name: str) -> tuple[float, float]:
-    ends = (float(image.min()), float(image.max())) if image.size else (np.inf, -np.inf)
-    both = comm.max(np.array([-ends[0], ends[1]]))
+def _range(parts: Parts, comm: Communicator, name: str) -> tuple[float, float]:
+    both = comm.max(_negative_least_and_most(parts))
     if not np.isfinite(both).all():
-        bad = int(comm.sum_counts(np.array([image.size - int(np.isfinite(image).sum())]))[0])
+        bad = int(comm.sum_counts(np.array([sum(part.size - int(np.isfinite(part).sum()) for part in parts())]))[0])
         raise VoxelError(
             f"{name} has {bad} voxels that are NaN or infinite; replace them (for instance by the background) first."
         )
     if both[1] + both[0] <= 0:
         raise VoxelError(f"{name} is constant: every voxel is {both[1]:g}; nothing can be registered to it.")
     return -float(both[0]), float(both[1])
+
+
+def _negative_least_and_most(parts: Parts) -> NDArray[np.float64]:
+    """NaN where any voxel is."""
+    ends = [(-float(part.min()), float(part.max())) for part in parts() if part.size]
+    return np.max([(-np.inf, -np.inf), *ends], axis=0)  # type: ignore[no-any-return]
 
 
 def _percentiles(counts: NDArray[np.int64], percents: tuple[float, float], low: float, width: float) -> tuple[float, float]:
@@ -220,10 +274,15 @@ def _percentiles(counts: NDArray[np.int64], percents: tuple[float, float], low: 
 
 def check_mask(mask: Array, name: str, comm: Communicator) -> Array:
     """Weights in [0, 1]. Raises VoxelError for an empty or non-finite mask."""
-    ends = (float(mask.min()), float(mask.max())) if mask.size else (0.0, 0.0)
-    low, top = comm.max(np.array([-ends[0], ends[1]])) * [-1, 1]
+    return mask / np.float32(largest_weight(lambda: [mask], name, comm))
+
+
+def largest_weight(parts: Parts, name: str, comm: Communicator) -> float:
+    """Of a mask over all ranks. Raises VoxelError for an empty or non-finite mask."""
+    ends = _negative_least_and_most(parts)
+    low, top = comm.max(np.zeros(2) if np.isneginf(ends).all() else ends) * [-1, 1]  # an idle rank has no voxel
     if not np.isfinite([low, top]).all() or low < 0:
         raise VoxelError(f"{name} must hold weights of 0 and more; it has negative, NaN or infinite voxels.")
     if top <= 0:
         raise VoxelError(f"{name} is zero everywhere: no voxel is left to register; give a mask with voxels above 0.")
-    return mask / np.float32(top)
+    return float(top)

@@ -16,7 +16,7 @@ from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, SamplingMap, affine_reach
 from daskreg.engine.report import STOP, LevelReport, Progress, Watch
-from daskreg.engine.sampler import make_sampler
+from daskreg.engine.residency import make_sampler
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
 from daskreg.grid import Grid

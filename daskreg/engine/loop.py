@@ -21,7 +21,7 @@ from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import ReachMonitor, SamplingMap
 from daskreg.engine.report import LevelReport, Progress, Trace, Watch
-from daskreg.engine.sampler import make_sampler
+from daskreg.engine.residency import make_sampler
 from daskreg.engine.smoothing import Smoother
 from daskreg.engine.state import StateStore, is_mixed
 from daskreg.errors import Diverged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from daskreg.comm import Communicator
 from daskreg.config import Optimised, Search
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss, Matrix
+from daskreg.engine.planes import pieces
 from daskreg.errors import NoOverlap, VoxelError
 from daskreg.kernels.device import module_of
 from daskreg.planning import Level, Plan
@@ -75,6 +77,14 @@ def _shared(stage: Any, level: Level, images: Images, world: Matrix, comm: Commu
 
 def _counts(images: Images, comm: Communicator) -> list[int | None]:
     """Voxels above 0 of each image's mask, over all ranks; None without one."""
-    own = [0 if i.mask is None else int((i.mask[i.partition[i.rank].within(i.held)] > 0).sum()) for i in images]
-    total = comm.sum_counts(np.array(own, np.int64))
+    total = comm.sum_counts(np.array([sum(_positive(image)) for image in images], np.int64))
     return [None if i.mask is None else int(n) for i, n in zip(images, total, strict=True)]
+
+
+def _positive(image: Image) -> Iterator[int]:
+    """Of the own planes, a few at a time."""
+    if image.mask is None:
+        return
+    for planes in pieces(image.partition[image.rank], 4 * image.grid.shape[1] * image.grid.shape[2]):
+        mask: Any = image.read(planes)[1]
+        yield int((mask > 0).sum())

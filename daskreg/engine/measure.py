@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block
-from daskreg.engine.images import Image
+from daskreg.engine.images import FULL, Image
 from daskreg.engine.planes import Planes, on
-from daskreg.engine.reach import Reach, SamplingMap, affine_reach, displaced_range_of, spans
+from daskreg.engine.reach import Reach, SamplingMap, affine_reach, displaced_reach
 from daskreg.engine.report import Outcome
-from daskreg.engine.sampler import Sampler, make_sampler
+from daskreg.engine.residency import make_sampler
+from daskreg.engine.sampler import Resident
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import host, module_of
@@ -23,21 +24,21 @@ from daskreg.similarity.mutual_information import MI
 Array = NDArray[np.float32]
 SLAB = 32  # planes sampled together
 MUTUAL_INFORMATION_BINS = 32  # of the joint histogram
-FULL = (1, 1, 1)
 
 
 def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, float]:
     """Correlation and mutual information (nats) of fixed and moved, over the fixed voxels mapped into the moving image."""
     block = outcome.block
     mapping = SamplingMap.of(block.first, outcome.affine, plan.fixed, plan.moving)
-    fixed, _ = images[0].gather_level(FULL, block.around(block.halo), comm)
+    fixed = images[0].open(FULL, block.around(block.halo), comm).voxels
     sampler = make_sampler("window", images[1], FULL, plan.shards, comm)
+    assert isinstance(sampler, Resident)
     sampler.prepare(_reach(outcome, mapping, comm))
     information: Similarity = MI(bins=MUTUAL_INFORMATION_BINS).build(block.device.kind)
     sums, counts = np.zeros((6, len(block.own))), np.zeros((MUTUAL_INFORMATION_BINS, MUTUAL_INFORMATION_BINS), np.int64)
     for z in range(0, len(block.own), SLAB):
-        own = range(z, min(z + SLAB, len(block.own)))
-        s = _sampled(outcome, sampler, mapping, fixed, range(own.start + block.inner.start, own.stop + block.inner.start))
+        own = Span(z, min(z + SLAB, len(block.own)))
+        s = _sampled(outcome, sampler, mapping, fixed, Span(block.own.start + own.start, block.own.start + own.stop))
         counts += host(information.partial(s)).astype(np.int64)
         together = len(own) if on_device(s.fixed) else 1  # a plane stays in a CPU's cache
         for k in range(0, len(own), together):
@@ -48,13 +49,14 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
     return {"ncc": _correlation(total), "mi": mutual, "overlap": float(total[0]) / plan.fixed.size}
 
 
-def _sampled(outcome: Outcome, sampler: Sampler, mapping: SamplingMap, fixed: Array, planes: range) -> Samples:
-    """Fixed and moved on some planes of the arrays."""
-    first, still, u = outcome.block.first + planes.start, fixed[planes.start : planes.stop], None
-    xp = module_of(still)
+def _sampled(outcome: Outcome, sampler: Resident, mapping: SamplingMap, fixed: Planes, planes: Span) -> Samples:
+    """Fixed and moved on some planes."""
+    device, first, u = outcome.block.device, planes.start, None
+    still = on(device, fixed, planes)[0]
     if outcome.displacement is not None:
-        u = xp.ascontiguousarray(on(outcome.block.device, outcome.displacement, Span(first, first + len(planes))))
-    moved, ones = xp.empty(still.shape, np.float32), xp.empty((0, 0, 0), np.float32)
+        u = device.xp.ascontiguousarray(on(device, outcome.displacement, planes))
+    moved, ones = device.xp.empty(still.shape, np.float32), device.xp.empty((0, 0, 0), np.float32)
+    sampler.bring(planes)
     sampler.sample(still.shape, mapping._replace(first=first), u, moved, None, None)
     return Samples(still.shape, first, still, ones, moved, moved)
 
@@ -63,8 +65,7 @@ def _reach(outcome: Outcome, mapping: SamplingMap, comm: Communicator) -> Reach:
     block = outcome.block
     if outcome.displacement is None:
         return affine_reach(mapping, block.partition, block.shape)
-    ranges = comm.gather(np.array(displaced_range_of(outcome.displacement, block, mapping)))
-    return Reach.of_slabs(block.partition, spans(ranges))
+    return displaced_reach(outcome.displacement, block, mapping, comm)
 
 
 def _moments(fixed: Array, moved: Array) -> Array:

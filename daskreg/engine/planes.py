@@ -68,6 +68,14 @@ class ArrayPlanes:
             copy(part, target)
 
 
+def allocator(where: str, device: Device, scratch: Allocate | None) -> Allocate:
+    """What makes fields in the machine's memory (``host``) or on disk."""
+    if where == "host":
+        return ArrayPlanes.zeros if device.kind == "cpu" else ArrayPlanes.page_locked
+    assert scratch is not None, "fields on disk need a scratch folder"
+    return scratch
+
+
 def copy(source: Any, target: Any) -> None:
     """Between arrays of any devices."""
     if on_device(target) and not on_device(source):
@@ -93,9 +101,14 @@ def piecewise(field: Planes, planes: Span) -> Iterator[tuple[Span, Any]]:
         yield span, part
 
 
+def at_hand(field: Planes, device: Device) -> bool:
+    """Whether a field is an array in a device's memory."""
+    return isinstance(field, ArrayPlanes) and on_device(field.array) == (device.kind == "cuda")
+
+
 def on(device: Device, field: Planes, planes: Span) -> Any:
     """Planes of a field on a device: of an array that is there a view."""
-    if isinstance(field, ArrayPlanes) and on_device(field.array) == (device.kind == "cuda"):
+    if isinstance(field, ArrayPlanes) and at_hand(field, device):
         return field.array[:, planes.within(field.span)]
     into = device.xp.empty((field.lead, len(planes), *field.plane), field.dtype)
     field.read(planes, into)

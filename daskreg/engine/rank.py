@@ -19,7 +19,7 @@ from daskreg.engine.initial import run_initial
 from daskreg.engine.linear import Halted, run_linear
 from daskreg.engine.loop import Loop
 from daskreg.engine.masks import require_meeting_masks, require_voxels
-from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, pieces, zero_planes
+from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, allocator, pieces, zero_planes
 from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
 from daskreg.engine.state import FullResolution, Store, exchange_planes, is_mixed, make_state, refine_piecewise
 from daskreg.engine.sweep.loop import SweepLoop
@@ -264,8 +264,5 @@ class Rank:
         return made
 
     def allocate(self, state: str) -> Allocate:
-        """Makes fields where a level's plan has them. Raises PlanTooLarge where there is no such place."""
-        if state == "host":
-            return ArrayPlanes.zeros if self.images[0].device.kind == "cpu" else ArrayPlanes.page_locked
-        assert self.scratch is not None, "fields on disk need a scratch folder"
-        return self.scratch
+        """Makes fields where a level's plan has them."""
+        return allocator(state, self.images[0].device, self.scratch)

@@ -90,6 +90,10 @@ class Reach:
         sampled = [s.grow(self.margin) & self.partition.whole for s in self.partition.slabs]
         return [_hull(self.start[_at(s)], self.stop[_at(s)]) for s in sampled]
 
+    def read_by(self, planes: Span) -> Span:
+        """What planes of the level read, from the first plane to the last."""
+        return _hull(self.start[_at(planes)], self.stop[_at(planes)])
+
     def beyond(self, planes: int) -> Reach:
         """Of ranks that sample so many planes around their own."""
         return replace(self, margin=planes)
@@ -184,14 +188,17 @@ def displaced_range(block: Block, mapping: SamplingMap, u: Array) -> tuple[float
     return (-float(rows[1].max()), float(rows[0].max())) if rows.size else (math.inf, -math.inf)
 
 
-def displaced_range_of(u: Planes, block: Block, mapping: SamplingMap) -> tuple[float, float]:
-    """``displaced_range`` of a field wherever it is."""
-    ends = [(math.inf, -math.inf)]
+def displaced_reach(u: Planes, block: Block, mapping: SamplingMap, comm: Communicator) -> Reach:
+    """What every plane of the level reads at a displacement, wherever that is; all ranks hold the same."""
+    lengths = block.partition.lengths
+    mine = np.full((2, max(lengths)), -math.inf)
     for planes in pieces(block.own, 12 * block.shape[1] * block.shape[2]):
         part = Block(block.shape, Partition(block.shape[0], (planes,)), device=block.device)
         here = block.device.xp.ascontiguousarray(on(block.device, u, planes))
-        ends.append(displaced_range(part, mapping._replace(first=planes.start), here))
-    return min(low for low, _ in ends), max(high for _, high in ends)
+        rows = host(plane_range(part.box(), *mapping._replace(first=planes.start), here))
+        mine[:, planes.within(block.own)] = rows.max(axis=2)
+    table = np.concatenate([p[:, :n] for p, n in zip(comm.gather(mine), lengths, strict=True)], axis=1)
+    return Reach.between(block.partition, -table[1], table[0])
 
 
 def spans(ranges: NDArray[np.float64]) -> list[Span]:

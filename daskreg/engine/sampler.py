@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator, Pending
 from daskreg.engine.halo import Movement, receive, send, wait_all
-from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, SamplingMap
 from daskreg.engine.report import Trace
 from daskreg.engine.ring_schedule import RingSchedule
-from daskreg.grid import Index, Partition, Span
+from daskreg.grid import Partition, Span
 from daskreg.kernels.compiler.launch import Shape, on_device
 from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.conversion import encode_bfloat16
@@ -42,6 +41,7 @@ from daskreg.kernels.sampling.cpu import (
 Array = NDArray[np.float32]
 Points = tuple[Shape, SamplingMap, Array | None]  # box, sampling map and displacement
 Outputs = tuple[Array, Array | None, Array | None]  # moved, weight, gradient of the image
+NOTHING = Span(0, 0)
 REACH_MARGIN = 4  # planes kept around those in reach, so that a reach that grows a little changes nothing
 
 
@@ -111,6 +111,9 @@ class Resident(Sampler):
     def prepare(self, reach: Reach) -> bool:
         """All planes are held."""
         return False
+
+    def bring(self, planes: Span, following: Span = NOTHING) -> None:
+        """Be ready to sample these planes of the level, and soon the ``following`` ones."""
 
     def sample(
         self, box: Shape, mapping: SamplingMap, u: Array | None, moved: Array, weight: Array | None, g: Array | None,
@@ -366,22 +369,3 @@ def _parts(box: Shape, mapping: SamplingMap, spans: Sequence[Span]) -> list[tupl
     first, planes, ny, nx = whole_box(box)
     here = [Span(mapping.first + first, mapping.first + first + planes) & s for s in spans]
     return [(range(s.start - mapping.first, s.stop - mapping.first), ny, nx) for s in here if len(s)]
-
-
-def make_sampler(
-    residency: str,
-    moving: Image,
-    factors: Index,
-    shards: Partition,
-    comm: Communicator,
-    trace: Trace | None = None,
-    half: bool = False,
-) -> Sampler:
-    """The moving image at a level, held as ``residency`` says; ``half``: as the bits of float16."""
-    if comm.size == 1 or residency == "replicate":
-        whole = [shards.whole] * comm.size
-        image, mask = moving.gather_level(factors, whole, comm, half)
-        return Resident(image, mask, shards.planes)
-    image, mask = moving.gather_level(factors, shards.slabs, comm, half)
-    shard = shards[comm.rank]
-    return Window(image, mask, shards, shard, comm) if residency == "window" else Ring(image, mask, shards, shard, comm, trace)

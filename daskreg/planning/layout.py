@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from daskreg.config import Config
+from daskreg.config import Config, Deformable
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition
+from daskreg.planning.slabs import Reaches
 
 RESIDENCIES = ("replicate", "window", "ring")
 STATES = ("device", "host", "disk")
@@ -19,7 +20,8 @@ class Level:
 
     partition: of the fixed level;  shards: of the moving level;  residency: where a rank finds the moving planes it reads;
     halo: planes around its own that a rank's arrays hold;  state: where displacement and optimizer state are (``STATES``), on the
-    device with all buffers, or in the machine's memory or on disk, from where slabs of ``slab`` planes come to the device.
+    device with all buffers, or in the machine's memory or on disk, from where slabs of ``slab`` planes come to the device;
+    images: likewise, where both images of the level are;  window: planes of the moving image that may be held then.
     """
 
     scale: int
@@ -34,6 +36,8 @@ class Level:
     halo: int = 0
     state: str = "device"
     slab: int = 0
+    images: str = "device"
+    window: int | None = None
 
     @classmethod
     def alone(cls, scale: int, f: Index, m: Index, fixed: Grid, moving: Grid, iterations: int) -> Level:
@@ -49,7 +53,7 @@ class Layout:
     masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for no limit;
     minimum_planes: that a rank's slab has at least;  unpacked: bytes of the largest chunk of each image;  process: bytes of a
     worker's process without arrays;  host: bytes of the machine's memory that a worker's fields may take beside a GPU's; None:
-    its memory is that of ``memory``.
+    its memory is that of ``memory``;  images: where both images at full resolution are (``STATES``).
     """
 
     fixed: Grid
@@ -63,6 +67,7 @@ class Layout:
     unpacked: tuple[int, int] = (0, 0)
     process: int = 0
     host: int | None = None
+    images: str = "device"
 
     @property
     def deformable(self) -> bool:
@@ -93,4 +98,7 @@ class Layout:
         levels = [level for stage in self.levels for level in stage]
         f = max((2 * lv.fixed_factors[0] + 2 for lv in levels if max(lv.fixed_factors) > 1), default=0)
         m = max((2 * lv.moving_factors[0] + 2 for lv in levels if max(lv.moving_factors) > 1), default=0)
+        if self.images != "device":  # no rank makes a level for another one
+            reach = max(Reaches.of(s).total for s in self.config.stages if isinstance(s, Deformable))
+            return max(k * (reach + 2) + 2 for k in (lv.fixed_factors[0] for lv in levels)), self.moving.shape[0]
         return max([f, *(lv.halo for lv in levels)]), m

@@ -10,12 +10,15 @@ from daskreg.config import Deformable, Optimised
 from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning.layout import Layout, Level
 from daskreg.planning.slabs import Reaches, held_planes
-from daskreg.planning.traffic import ASSUMED_DRIFT, VALUE, VECTOR, reached, value_bytes
+from daskreg.planning.traffic import ASSUMED_DRIFT, HALF, VALUE, VECTOR, reached, value_bytes, window_planes
 
 CHUNK = 64  # planes that are written together
 PIECES = (
     64 << 20
 )  # of fields elsewhere, copied at once (``engine.planes``), and on their way to and from files (``storage.scratch``)
+BATCHES = 16  # of the memory: so many batches of an archive would fill it
+MEASURED = 32  # planes measured together (``engine.measure``)
+STREAMED = 16  # planes of the moving image in each of two staging arrays (``engine.streamed``)
 STAGED = 4  # slabs of fields elsewhere that are on their way: two to the device, two back (``engine.sweep.transfers``)
 
 
@@ -48,13 +51,69 @@ def level_memory(plan: Layout, index: int, level: Level) -> MemoryUse:
     fixed_mask, moving_mask = plan.masks
     coarse, number = max(level.fixed_factors) > 1, value_bytes(stage)
     own = [VALUE if max(factors) > 1 else number for factors in (level.fixed_factors, level.moving_factors)]
-    images = _slabs(plan, own) + (held + (planes if plan.workers > 1 else 0)) * plane * (number + VALUE * fixed_mask) * coarse
+    whole = _slabs(plan, own) if plan.images == "device" else PIECES
+    images = whole + (held + (planes if plan.workers > 1 else 0)) * plane * (number + VALUE * fixed_mask) * coarse
     scalars = held * plane * VALUE * (1 + moving_mask)
+    if level.images != "device" and isinstance(stage, Deformable):
+        rest = MemoryUse(_still(plan, stage, level, number), _streamed(plan, stage, level, number), 0, process_bytes(plan))
+        return _with_images(plan, _swept(plan, stage, level, rest))
     if level.state != "device" and isinstance(stage, Deformable):
-        return _swept(plan, stage, level, MemoryUse(images, _moving(plan, level, number), 0, process_bytes(plan)))
-    return MemoryUse(
-        images, _moving(plan, level, number), scalars + held * plane * _vectors(plan, stage, level), process_bytes(plan)
-    )
+        rest = MemoryUse(images, _moving(plan, level, number), 0, process_bytes(plan))
+        return _with_images(plan, _swept(plan, stage, level, rest))
+    fields = scalars + held * plane * _vectors(plan, stage, level)
+    return _with_images(plan, MemoryUse(images, _moving(plan, level, number), fields, process_bytes(plan)))
+
+
+def _with_images(plan: Layout, use: MemoryUse) -> MemoryUse:
+    """With what both images take where they are."""
+    stored = stored_bytes(plan)
+    where = plan.images
+    return replace(use, host=use.host + stored * (where == "host"), disk=use.disk + stored * (where == "disk"))
+
+
+def stored_bytes(plan: Layout) -> int:
+    """Of both images out of the device's memory, with the largest coarse level that is kept there, and one as it was read."""
+    if plan.images == "device":
+        return 0
+    number = HALF if any(value_bytes(stage) == HALF for stage in plan.config.stages) else VALUE
+    grids, each = (plan.fixed, plan.moving), [number + VALUE * mask for mask in plan.masks]
+    held = [n + 2 * rim * _plane(g.shape) for n, rim, g in zip(_own_voxels(plan), plan.rims, grids, strict=True)]
+    sizes = [min(n, g.size) for n, g in zip(held, grids, strict=True)]
+    coarse = max((lv.fixed.size * each[0] + lv.moving.size * each[1] for lv in _kept(plan)), default=0)
+    return sum(n * b for n, b in zip(sizes, each, strict=True)) + coarse + (VALUE + 1) * max(sizes)
+
+
+def _own_voxels(plan: Layout) -> list[int]:
+    return [max(p.lengths) * _plane(g.shape) for p, g in ((plan.partition, plan.fixed), (plan.shards, plan.moving))]
+
+
+def _kept(plan: Layout) -> list[Level]:
+    """Coarse levels whose images are out of memory."""
+    levels = [level for stage in plan.levels for level in stage if level.images != "device"]
+    return [level for level in levels if max(*level.fixed_factors, *level.moving_factors) > 1]
+
+
+def _still(plan: Layout, stage: Deformable, level: Level, number: int) -> int:
+    """Planes of the fixed image, and of its mask, that a sweep holds, and those on their way."""
+    reaches, planes = Reaches.of(stage), level.fixed.shape[0]
+    held = held_planes(level.slab, planes, reaches) + 2 * min(level.slab, planes)
+    return held * _plane(level.fixed.shape) * (number + VALUE * plan.masks[0])
+
+
+def _streamed(plan: Layout, stage: Deformable, level: Level, number: int) -> int:
+    """Planes of the moving image that a slab reads: the last ones stay until the next ones are whole; and those on their way."""
+    window = window_planes(plan, level, level.slab + stage.similarity.reach)
+    return (2 * window + 2 * STREAMED) * window_bytes(plan, level, number)
+
+
+def window_bytes(plan: Layout, level: Level, number: int) -> int:
+    """Of a plane of the moving level, and of its mask."""
+    return _plane(level.moving.shape) * (number + VALUE * plan.masks[1])
+
+
+def batch_bytes(plan: Layout) -> int | None:
+    """Most bytes of an archive that are read at once where images are not held in memory."""
+    return None if plan.memory is None else plan.memory // BATCHES
 
 
 def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> MemoryUse:
@@ -67,7 +126,7 @@ def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> Me
     )  # before and after, g, two to work with
     buffers = held * plane * (vectors + VALUE * (1 + plan.masks[1])) + 2 * reaches.total * plane * VECTOR
     if level.state == "disk" or plan.host is not None:
-        buffers += STAGED * min(level.slab + reaches.total, level.fixed.shape[0]) * plane * (stage.model.state_bytes() + state)
+        buffers += STAGED * min(level.slab, level.fixed.shape[0]) * plane * (stage.model.state_bytes() + state)
     planes = min(max(level.partition.lengths) + 2 * reaches.total * (plan.workers > 1), level.fixed.shape[0])
     fields = planes * plane * (stage.model.state_bytes() + state)
     on_host = fields if level.state == "host" else 0
@@ -123,6 +182,10 @@ def _moving(plan: Layout, level: Level, number: int) -> int:
 
 def input_bytes(plan: Layout) -> int:
     """Peak while the images are read: their slabs, and the chunk that is unpacked."""
+    if plan.images != "device":
+        plane = VALUE * max(_plane(plan.fixed.shape), _plane(plan.moving.shape))
+        batch = max(plane, min(CHUNK * plane, batch_bytes(plan) or CHUNK * plane))
+        return 3 * batch + max(plan.unpacked) + 3 * PIECES + process_bytes(plan)
     return _slabs(plan) + max(plan.unpacked) + process_bytes(plan)
 
 
@@ -134,6 +197,8 @@ def output_bytes(plan: Layout) -> int:
     u = planes * plane * VECTOR if plan.deformable and result_in_memory(plan) else 0
     window = max(map(len, reached(plan, plan.full))) if plan.workers > 1 else 0
     measure = _slabs(plan) + u + planes * plane * VALUE * 2 + window * across * VALUE
+    if plan.images != "device":
+        measure = u + MEASURED * plane * 8 * VALUE + 2 * window_planes(plan, plan.full, MEASURED) * across * VALUE + PIECES
     write = u + row * plane * (2 * VECTOR * plan.deformable + 3 * VALUE) + _source(plan, row) * across
     return max(measure, write) + process_bytes(plan)
 

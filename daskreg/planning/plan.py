@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,10 +14,12 @@ from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
 from daskreg.kernels.device import Kind
 from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning.layout import RESIDENCIES, STATES, Layout, Level
-from daskreg.planning.memory import MemoryUse, elsewhere, level_memory, peak_bytes
+from daskreg.planning.memory import MemoryUse, elsewhere, level_memory, peak_bytes, window_bytes
 from daskreg.planning.slabs import HEIGHTS
 from daskreg.planning.table import lines
-from daskreg.planning.traffic import most_sent
+from daskreg.planning.traffic import most_sent, value_bytes, window_planes
+
+MORE_WORKERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # that are tried for an advice
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Plan(Layout):
 
     def remedy(self, memory: int) -> str:
         """What would fit, for an error message."""
-        for workers in range(self.workers + 1, 257):
+        for workers in (n for n in MORE_WORKERS if n > self.workers):
             given: dict[str, Any] = {
                 "masks": self.masks,
                 "unpacked": self.unpacked,
@@ -99,11 +102,13 @@ def make_plan(
     process: int = 0,
     state: str = "device",
     host: int | None = None,
+    images: str = "auto",
 ) -> Plan:
     """Levels of every stage, cut into a block a worker. Raises UnitsError when the images' units cannot be brought together.
 
     residency: of the moving image, ``auto`` takes the first of replicate, window and ring that fits into ``memory`` bytes;
     state: where displacement and optimizer state are (``STATES``), ``auto`` takes the first of these where they fit;
+    images: where both images are, ``auto`` takes the first place where they fit, and in memory where there is no limit;
     masks, minimum_planes, unpacked, process, host: see ``Layout``.
     """
     moving = moving.to_unit(fixed.unit)
@@ -114,7 +119,19 @@ def make_plan(
         RESIDENCIES if residency == "auto" and workers > 1 and memory is not None else (cut.residency,),
         STATES if state == "auto" and memory is not None else ("device",) if state == "auto" else (state,),
     )
-    return choices.made(plan)
+    made = [choices.made(replace(plan, images=where)) for where in (_places(plan, choices) if images == "auto" else (images,))]
+    return next((one for one in made if _fits(one)), made[0])
+
+
+def _places(plan: Plan, choices: _Choices) -> tuple[str, ...]:
+    """Where the images may be."""
+    if plan.memory is None or choices.states == ("device",) or not plan.deformable:
+        return ("device",)
+    return STATES if plan.host is not None else ("device", "disk")  # a CPU's own memory is what they do not fit into
+
+
+def _fits(plan: Plan) -> bool:
+    return plan.memory is None or (plan.peak_bytes <= plan.memory and elsewhere(plan)[0] <= (plan.host or 0))
 
 
 @dataclass(frozen=True)
@@ -139,22 +156,41 @@ class _Choices:
 
     def _of(self, plan: Plan, stage: int, level: Level) -> Iterator[Level]:
         deformable = isinstance(plan.config.stages[stage], Deformable)
-        for state in self.states if deformable else ("device",):
-            for residency in self.residencies:
-                if state == "device":
-                    yield replace(level, residency=residency)
-                elif residency != "ring":
-                    yield _highest(plan, stage, replace(level, residency=residency, state=state))
+        places = ("device",) if plan.images == "device" or not deformable else ("device", plan.images)
+        if deformable and plan.images != "device" and 1 in (max(level.fixed_factors), max(level.moving_factors)):
+            places = (plan.images,)
+        for images in places:
+            for state in self.states if deformable else ("device",):
+                if images == "device" or state != "device":
+                    yield from self._residing(plan, stage, replace(level, state=state, images=images))
+
+    def _residing(self, plan: Plan, stage: int, level: Level) -> Iterator[Level]:
+        for residency in self.residencies:
+            if level.state == "device":
+                yield replace(level, residency=residency)
+            elif residency != "ring":
+                yield _highest(plan, stage, replace(level, residency=residency))
 
 
 def _highest(plan: Plan, stage: int, level: Level) -> Level:
     """With the highest slabs that fit into the memory, the lowest that are allowed where none do."""
     least, most = HEIGHTS
-    for height in range(most, least, -1):
-        one = replace(level, slab=height)
-        if plan.memory is None or plan.memory_use(stage, one).total <= plan.memory:
-            return one
-    return replace(level, slab=least)
+
+    def too_large(height: int) -> bool:
+        return plan.memory is not None and plan.memory_use(stage, replace(level, slab=height)).total > plan.memory
+
+    fitting = bisect_left(range(least, most + 1), True, key=too_large)  # so many heights fit
+    return _with_window(plan, stage, replace(level, slab=least + max(fitting - 1, 0)))
+
+
+def _with_window(plan: Plan, stage: int, level: Level) -> Level:
+    """With the planes of the moving image that fit into what is left of the memory."""
+    if level.images == "device" or plan.memory is None:
+        return level
+    kind, left = plan.config.stages[stage], plan.memory - plan.memory_use(stage, level).total
+    assert isinstance(kind, Deformable)
+    planned = window_planes(plan, level, level.slab + kind.similarity.reach)
+    return replace(level, window=planned + max(left, 0) // (2 * window_bytes(plan, level, value_bytes(kind))))
 
 
 @dataclass(frozen=True)

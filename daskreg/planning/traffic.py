@@ -108,6 +108,14 @@ def reached(plan: Layout, level: Level) -> list[Span]:
     return [_image(row, slab, y, x) & level.shards.whole if len(slab) else Span(0, 0) for slab in level.partition.slabs]
 
 
+def window_planes(plan: Layout, level: Level, planes: int) -> int:
+    """Planes of the moving level that so many planes of the fixed one are taken to read."""
+    row = index_map(np.eye(4), level.fixed, level.moving)[0]
+    _, y, x = level.fixed.shape
+    across = abs(row[0]) * min(planes, level.fixed.shape[0]) + abs(row[1]) * (y - 1) + abs(row[2]) * (x - 1)
+    return min(level.moving.shape[0], math.ceil(float(across)) + 2 + 2 * ASSUMED_DRIFT)
+
+
 def _image(row: np.ndarray, slab: Span, y: int, x: int) -> Span:
     """Planes between which the corners of a slab fall."""
     ends = [(row[0] * slab.start, row[0] * (slab.stop - 1)), (0.0, row[1] * (y - 1)), (0.0, row[2] * (x - 1))]

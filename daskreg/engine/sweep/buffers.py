@@ -38,11 +38,13 @@ class Buffer:
         if held != self.held:
             before, after = self.array, self._view(held)
             if kept is not None and len(kept):
-                planes = before[..., kept.within(self.held), :, :]
-                apart = len(held) == len(self.held) and len(kept) <= held.start - self.held.start  # memory does not overlap
-                after[..., kept.within(held), :, :] = planes if apart else planes.copy()
+                _shift(before[..., kept.within(self.held), :, :], after[..., kept.within(held), :, :], self._apart(held))
             self.array, self.held = after, held
         self.known = kept
+
+    def _apart(self, held: Span) -> int:
+        """Planes that can be moved to their new place at once, 0 where none can: memory must not overlap."""
+        return max(held.start - self.held.start, 0) if len(held) == len(self.held) else 0
 
     def part(self, planes: Span) -> Any:
         """Planes of the level, a view."""
@@ -56,3 +58,12 @@ class Buffer:
     def _view(self, held: Span) -> Any:
         shape = (*self.lead, len(held), *self.plane)
         return self.memory[: math.prod(shape)].reshape(shape)
+
+
+def _shift(source: Any, target: Any, apart: int) -> None:
+    """Copy planes within one piece of memory, ``apart`` at a time."""
+    if not apart:
+        target[...] = source.copy()
+        return
+    for z in range(0, source.shape[-3], apart):
+        target[..., z : z + apart, :, :] = source[..., z : z + apart, :, :]

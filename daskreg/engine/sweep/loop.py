@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,14 @@ from daskreg.engine.images import Image
 from daskreg.engine.loop import Judge, Save, iterate
 from daskreg.engine.reach import ReachMonitor, SamplingMap
 from daskreg.engine.report import LevelReport, Trace, Watch
-from daskreg.engine.sampler import Resident, make_sampler
+from daskreg.engine.residency import make_sampler
+from daskreg.engine.sampler import Resident
 from daskreg.engine.state import is_mixed
+from daskreg.engine.streamed import Streamed
 from daskreg.engine.sums import add_up_slabs
+from daskreg.engine.sweep.buffers import EMPTY
 from daskreg.engine.sweep.evaluation import SlabEvaluation
-from daskreg.engine.sweep.slabs import SlabBuffers
+from daskreg.engine.sweep.slabs import FIXED, MASK, SlabBuffers
 from daskreg.engine.sweep.state import SweptState
 from daskreg.engine.sweep.step import LevelSmoother, compose_slab, step_slab
 from daskreg.grid import Span
@@ -67,20 +71,24 @@ class SweepLoop:
         self.reaches, whole = Reaches.of(stage), b.partition.whole
         self.half = is_mixed(stage, b.device)
         wanted = [s.grow(self.reaches.total) & whole for s in b.partition.slabs]
-        self.fixed, self.mask = fixed.gather_level(level.fixed_factors, wanted, comm, self.half)
-        self.here = wanted[comm.rank]  # planes in these arrays
+        kept = level.images != "device"
+        opened = fixed.open(level.fixed_factors, wanted, comm, self.half, kept)
+        self.still = {name: kept for name, kept in ((FIXED, opened.voxels), (MASK, opened.mask)) if kept is not None}
         self.mapping = SamplingMap.of(0, world, level.fixed, level.moving)
-        sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm, trace, self.half)
+        where = level.residency, moving, level.moving_factors, level.shards
+        sampler = make_sampler(*where, comm, trace, self.half, kept, level.window)
         assert isinstance(sampler, Resident), "a ring has no slabs"
-        self.sampler, self.monitor = sampler, self._monitor(comm)
+        self.sampler = sampler
+        self.monitor = self._monitor(comm)
         self.similarity = stage.similarity.build(b.device.kind)
         self.filters = LevelSmoother(b, stage.smooth_gradient), LevelSmoother(b, stage.smooth_warp)
         self.slabs = schedule(b.own, b.shape[0], level.slab, self.reaches)
+        self.following = dict(pairwise(self.slabs))
 
     def _monitor(self, comm: Communicator) -> ReachMonitor | None:
         """How far u can reach into the moving image, where not all of it is held."""
         s, b, level = self.stage, self.block, self.level
-        if comm.size == 1 or level.residency == "replicate":
+        if not isinstance(self.sampler, Streamed) and (comm.size == 1 or level.residency == "replicate"):
             return None
         return ReachMonitor(b, self.mapping, level.partition, s.model.reach(s.smooth_warp), s.maximum_step, comm)
 
@@ -199,6 +207,7 @@ class SweepLoop:
         self._compose(state, slab)
         if reach is not None and len(slab.composed & self.block.own):
             reach.append(host(self._reach(slab)))
+        self.sampler.bring(_sampled(slab), _sampled(self.following.get(slab)))
         self._sample(slab)
 
     def _compose(self, state: SweptState, slab: Slab) -> None:
@@ -212,8 +221,9 @@ class SweepLoop:
         b, planes = self.buffers, slab.composed
         seen = None if b.weight is None else b.weight.array
         self.sampler.sample(b.box(planes), self.mapping_here, b.u.array, b.moved.array, seen, None)
-        if b.weight is not None and self.mask is not None:
-            b.weight.part(planes)[...] *= self.mask[planes.within(self.here)]
+        mask = b.image(MASK, planes)
+        if b.weight is not None and mask is not None:
+            b.weight.part(planes)[...] *= mask
         b.sampled(planes)
 
     def _compare(self, slab: Slab, evaluate: Any) -> None:
@@ -229,6 +239,11 @@ class SweepLoop:
     def mapping_here(self) -> SamplingMap:
         """From the planes that the buffers hold."""
         return self.mapping._replace(first=self.buffers.held.start)
+
+
+def _sampled(slab: Slab | None) -> Span:
+    """Planes of a step whose points are sampled, for values or for a gradient."""
+    return EMPTY if slab is None else Span(min(slab.composed.start, slab.compared.start), slab.composed.stop)
 
 
 def _joined(parts: list[Any]) -> NDArray[np.float32]:

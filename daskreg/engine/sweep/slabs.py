@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskreg.engine.planes import at_hand
 from daskreg.engine.sweep.buffers import EMPTY, Buffer
 from daskreg.engine.sweep.evaluation import SlabEvaluation
 from daskreg.engine.sweep.state import SweptState
-from daskreg.engine.sweep.transfers import Transfers
+from daskreg.engine.sweep.transfers import Reads, Transfers
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.planning.slabs import Slab
@@ -19,12 +20,14 @@ from daskreg.similarity.base import Samples
 if TYPE_CHECKING:
     from daskreg.engine.sweep.loop import SweepLoop
 
+FIXED, MASK = "fixed", "mask"  # names of images that a sweep reads
+
 
 class SlabBuffers:
     """Planes ``held`` of every field, in arrays of the same planes, as kernels want them.
 
     before, u: the displacement before and after composition;  state: the optimizer's fields;  gradient: dC/du as it is stored;
-    work: two fields without a content that lasts.
+    work: two fields without a content that lasts;  still: of the fixed image and its mask, where they are not in memory.
     """
 
     def __init__(self, loop: SweepLoop, state: SweptState) -> None:
@@ -42,8 +45,12 @@ class SlabBuffers:
         self.work = vector(), vector()
         self.state = {name: vector(field.dtype) for name, field in state.optimizer_state.items()}
         self.moved, self.weight = scalar(), scalar() if loop.sampler.masked else None
+        apart = {name: image.dtype for name, image in loop.still.items() if not at_hand(image, b.device)}
+        self.still = {name: Buffer(b.device, (1,), capacity, plane, dtype) for name, dtype in apart.items()}
         self.held = EMPTY
-        self.transfers = None if state.at_hand else Transfers(b.device, state.fields, _reads(loop.slabs, state))
+        self.reads = _reads(loop.slabs, [*state.fields, *self.still])
+        fields = {**state.fields, **{name: loop.still[name] for name in self.still}}
+        self.transfers = None if state.at_hand and not self.still else Transfers(b.device, fields, loop.level.slab)
 
     def box(self, planes: Span) -> Shape:
         """For kernels."""
@@ -65,19 +72,22 @@ class SlabBuffers:
         for scalar in (self.moved, self.weight):
             if scalar is not None:
                 scalar.hold(slab.held, compare - r.window)
+        for image in self.still.values():
+            image.hold(slab.held, compare - r.window)
         for work in self.work:
             work.hold(slab.held, slab.held.stop)
+        k = self.loop.slabs.index(slab)
         if self.transfers is not None:
+            if k == 0:
+                self.transfers.expect(self.reads)
             self.transfers.take(self._place)
             return
-        for name, field in self.swept.fields.items():
-            buffer, until = self._buffer(name), slab.u if name == "u" else slab.state
-            planes = Span(until.start if buffer.known is None else buffer.known.stop, until.stop)
-            if len(planes):
-                field.read(planes, buffer.fill(planes))
+        for name, spans in self.reads[k].items():
+            for planes in spans:
+                self.swept.fields[name].read(planes, self._buffer(name).fill(planes))
 
     def _buffer(self, name: str) -> Buffer:
-        return self.before if name == "u" else self.state[name]
+        return self.before if name == "u" else self.still[name] if name in self.still else self.state[name]
 
     def _place(self, name: str, planes: Span) -> Any:
         return self._buffer(name).fill(planes)
@@ -100,12 +110,21 @@ class SlabBuffers:
     def evaluation(self, planes: Span, totals: Any, value: Any) -> SlabEvaluation:
         """What a similarity compares on some planes."""
         loop, device = self.loop, self.loop.block.device
-        here = self.held.within(loop.here)
-        weight = self.weight.array if self.weight is not None else device.no_mask if loop.mask is None else loop.mask[here]
+        weight = self.weight.array if self.weight is not None else self.image(MASK, self.held)
         scratch, slope = self.work[0].array, self.work[1].array[0]
-        samples = Samples(self.box(planes), self.held.start, loop.fixed[here], weight, self.moved.array, scratch)
+        fixed = self.image(FIXED, self.held)
+        samples = Samples(
+            self.box(planes), self.held.start, fixed, device.no_mask if weight is None else weight, self.moved.array, scratch
+        )
         mapping = loop.mapping_here
         return SlabEvaluation(samples, slope, loop.sampler, mapping, self.u.array, self.gradient.array, totals, value)
+
+    def image(self, name: str, planes: Span) -> Any:
+        """Planes that are held of the fixed image, or of its mask, None without one."""
+        if name in self.still:
+            return self.still[name].part(planes)[0]
+        kept: Any = self.loop.still.get(name)
+        return None if kept is None else kept.array[0, planes.within(kept.span)]
 
     # ---------------------------------------------------------------- a slab goes
 
@@ -127,7 +146,8 @@ class SlabBuffers:
 
     def forget(self) -> None:
         """The next sweep begins at the first plane."""
-        for buffer in (self.before, self.u, self.gradient, *self.state.values(), *self.work, self.moved, self.weight):
+        fields = (self.before, self.u, self.gradient, *self.state.values(), *self.still.values())
+        for buffer in (*fields, *self.work, self.moved, self.weight):
             if buffer is not None:
                 buffer.forget()
 
@@ -143,11 +163,19 @@ class SlabBuffers:
             self.transfers.close()
 
 
-def _reads(slabs: Sequence[Slab], state: SweptState) -> list[dict[str, Span]]:
+def _reads(slabs: Sequence[Slab], names: Sequence[str]) -> list[Reads]:
     """What each slab reads of every field: the planes behind those that the one before it has read."""
-    found, before = list[dict[str, Span]](), None
+    found, read = list[Reads](), dict[str, Span]()
     for slab in slabs:
-        until = {name: slab.u if name == "u" else slab.state for name in state.fields}
-        found.append({n: Span(s.start if before is None else before[n].stop, s.stop) for n, s in until.items()})
-        before = until
+        until = {name: _until(slab, name) for name in names}
+        new = {n: Span(max(s.start, read[n].stop) if n in read else s.start, s.stop) for n, s in until.items()}
+        found.append({name: [planes] if len(planes) else [] for name, planes in new.items()})
+        read = until
     return found
+
+
+def _until(slab: Slab, name: str) -> Span:
+    """As far as a field has been read after a slab."""
+    if name in (FIXED, MASK):
+        return slab.composed
+    return slab.u if name == "u" else slab.state

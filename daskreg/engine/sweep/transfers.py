@@ -15,68 +15,76 @@ from daskreg.kernels.device import Device
 
 SETS = 2  # of staging arrays: one is in use while the other is on its way
 
-Reads = Mapping[str, Span]  # planes that a slab reads of each field
+Reads = Mapping[str, Sequence[Span]]  # planes that a step reads of each field
 
 
 class Transfers:
-    """Reads and writes that run beside the kernels of a sweep, whose order of slabs is known.
+    """Reads and writes that run beside kernels, whose order is known a step ahead.
 
-    reads: of every slab.  Raises what reading and writing raise, at the next call.
+    most: planes of a field in a staging array; where a step has more, they go through it one part after the other.
+    Raises what reading and writing raise, at the next call.
     """
 
-    def __init__(self, device: Device, fields: Mapping[str, Planes], reads: Sequence[Reads]) -> None:
-        self.device, self.fields, self.reads = device, fields, reads
-        most = {name: max((len(r[name]) for r in reads), default=0) for name in fields}
-        self.incoming = [self._arrays(most) for _ in range(SETS)]
+    def __init__(self, device: Device, fields: Mapping[str, Planes], most: int) -> None:
+        self.device, self.fields, self.most = device, fields, most
+        self.incoming: list[dict[str, Any]] = [{} for _ in range(SETS)]
         self.outgoing: dict[str, list[Any]] = {name: [] for name in fields}
-        self._capacity = most
         self._reader, self._writer = (ThreadPoolExecutor(1, f"daskreg-{name}") for name in ("read-ahead", "write-behind"))
         self._streams = [device.xp.cuda.Stream(non_blocking=True) for _ in range(2)] if device.kind == "cuda" else [None, None]
-        self._coming: deque[Future[None]] = deque()
+        self._due: deque[dict[str, Span]] = deque()
+        self._parts: deque[int] = deque()  # of every step that was not taken
+        self._coming: deque[tuple[int, dict[str, Span], Future[None]]] = deque()
         self._writing: dict[str, deque[Future[None]]] = {name: deque() for name in fields}
-        self._next = 0
-
-    def _arrays(self, planes: Mapping[str, int]) -> dict[str, Any]:
-        return {name: self._memory(field, planes[name]) for name, field in self.fields.items()}
+        self._free: deque[tuple[int, Any]] = deque((k, None) for k in range(SETS))  # sets, and the event behind which they are
 
     def _memory(self, field: Planes, planes: int) -> Any:
         return self.device.xp.empty(field.lead * planes * math.prod(field.plane), field.dtype)
 
     # ---------------------------------------------------------------- reading
 
-    def begin(self) -> None:
-        """Begin with the first slab."""
-        self._next = 0
-        self._coming.clear()
-        for k in range(min(SETS, len(self.reads))):
-            self._coming.append(self._submit_read(k, None))
+    def expect(self, reads: Sequence[Reads]) -> None:
+        """What the next steps read, behind what is expected already."""
+        for step in reads:
+            parts = _parts(step, self.most)
+            self._due.extend(parts)
+            self._parts.append(len(parts))
+        self._submit()
 
     def take(self, into: Callable[[str, Span], Any]) -> None:
-        """Copy what the next slab reads into ``into(name, planes)``, and read on."""
-        if not self._coming:
-            self.begin()
-        k, self._next = self._next, self._next + 1
-        self._coming.popleft().result()
-        for name, planes in self.reads[k].items():
-            if len(planes):
-                into(name, planes)[...] = self._view(self.incoming[k % SETS][name], self.fields[name], planes)
-        if k + SETS < len(self.reads):
-            self._coming.append(self._submit_read(k + SETS, self._event()))
+        """Copy what the next step reads into ``into(name, planes)``, and read on."""
+        for _ in range(self._parts.popleft()):
+            k, part, pending = self._coming.popleft()
+            pending.result()
+            for name, planes in part.items():
+                into(name, planes)[...] = self._view(self.incoming[k][name], self.fields[name], planes)
+            self._free.append((k, self._event()))
+            self._submit()
 
-    def _submit_read(self, k: int, after: Any) -> Future[None]:
-        return self._reader.submit(self._read, k, after)
+    def _submit(self) -> None:
+        while self._due and self._free:
+            part, (k, after) = self._due.popleft(), self._free.popleft()
+            for name, planes in part.items():
+                self._make_room(self.incoming[k], name, len(planes))
+            self._coming.append((k, part, self._reader.submit(self._read, k, part, after)))
 
-    def _read(self, k: int, after: Any) -> None:
+    def _make_room(self, arrays: dict[str, Any], name: str, planes: int) -> None:
+        field = self.fields[name]
+        if name not in arrays or arrays[name].size < field.lead * planes * math.prod(field.plane):
+            arrays[name] = self._memory(field, planes)
+
+    def _read(self, k: int, part: Mapping[str, Span], after: Any) -> None:
         with self._on(self._streams[0], after):
-            for name, planes in self.reads[k].items():
-                if len(planes):
-                    field = self.fields[name]
-                    field.read(planes, self._view(self.incoming[k % SETS][name], field, planes))
+            for name, planes in part.items():
+                self.fields[name].read(planes, self._view(self.incoming[k][name], self.fields[name], planes))
 
     # ---------------------------------------------------------------- writing
 
     def put(self, name: str, planes: Span, source: Any) -> None:
         """Write planes of a field, which may be replaced in ``source`` from now on."""
+        for part in _cut(planes, self.most):
+            self._put(name, part, source[:, part.within(planes)])
+
+    def _put(self, name: str, planes: Span, source: Any) -> None:
         writing, field = self._writing[name], self.fields[name]
         while len(writing) >= SETS:
             writing.popleft().result()
@@ -89,7 +97,7 @@ class Transfers:
         field, kept = self.fields[name], self.outgoing[name]
         needed = field.lead * planes * math.prod(field.plane)
         if len(kept) < SETS:
-            memory = self._memory(field, max(planes, self._capacity[name]))
+            memory = self._memory(field, planes)
         else:
             memory = kept.pop(0)
             if memory.size < needed:
@@ -104,9 +112,13 @@ class Transfers:
     # ---------------------------------------------------------------- both
 
     def finish(self) -> None:
-        """Wait until everything is where it is kept."""
+        """Wait until everything is where it is kept; nothing is expected any more."""
+        self._due.clear()
+        self._parts.clear()
         while self._coming:
-            self._coming.popleft().result()
+            k, _, pending = self._coming.popleft()
+            pending.result()
+            self._free.append((k, self._event()))
         for writing in self._writing.values():
             while writing:
                 writing.popleft().result()
@@ -131,6 +143,17 @@ class Transfers:
 
     def _on(self, stream: Any, after: Any) -> AbstractContextManager[None]:
         return nullcontext() if stream is None else _OnStream(self.device, stream, after)
+
+
+def _cut(planes: Span, most: int) -> list[Span]:
+    return [Span(z, min(z + most, planes.stop)) for z in range(planes.start, planes.stop, most)]
+
+
+def _parts(reads: Reads, most: int) -> list[dict[str, Span]]:
+    """A step in parts of at most so many planes of each field."""
+    cut = {name: [part for planes in spans for part in _cut(planes, most)] for name, spans in reads.items()}
+    count = max(map(len, cut.values()), default=0)
+    return [{name: parts[k] for name, parts in cut.items() if k < len(parts)} for k in range(count)]
 
 
 class _OnStream:

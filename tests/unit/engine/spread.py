@@ -1,15 +1,16 @@
 """Images, levels and runs distributed over ranks that are threads, each with a single thread for its kernels."""
 
 from collections import namedtuple
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
 from daskreg.comm.local import run
-from daskreg.engine.images import Image, normalise
-from daskreg.engine.planes import on
+from daskreg.engine.images import Image, LevelPlanes, normalise
+from daskreg.engine.planes import ArrayPlanes, on
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
+from daskreg.engine.stored_images import StoredImage
 from daskreg.grid import Grid, Partition
 from daskreg.kernels.compiler.launch import set_thread_count
 from daskreg.kernels.device import CPU
@@ -51,25 +52,43 @@ def grids(fixed, moving):
     return Grid(fixed), Grid(moving, (1.1, 0.9, 1.0), tuple(-middle), turn)
 
 
+def stored(image, allocate):
+    """An image with its planes out of memory."""
+    planes = []
+    for array in (image.voxels, image.mask):
+        planes.append(None if array is None else allocate(1, image.held, array.shape[1:], array.dtype))
+        if array is not None:
+            planes[-1].write(image.held, array[None])
+    given = {f.name: getattr(image, f.name) for f in fields(Image) if f.init and f.name != "_levels"}
+    nothing = {"voxels": image.voxels[:0], "mask": None if image.mask is None else image.mask[:0]}
+    return StoredImage(**{**given, **nothing}, full=LevelPlanes(*planes), allocate=allocate)
+
+
 class Registration:
     """Two images, perhaps masked, by one configuration, on any number of ranks."""
 
-    def __init__(self, fixed, moving, config, masks=(None, None), state="device", slab=7):
-        self.state, self.slab, self.scratch = state, slab, None
+    def __init__(self, fixed, moving, config, masks=(None, None), state="device", slab=7, stored=()):
+        """stored: shrink factors of the levels whose images are out of memory."""
+        self.state, self.slab, self.scratch, self.stored = state, slab, None, stored
         self.voxels, self.masks, self.config = (fixed, moving), masks, config
         self.grids = grids(fixed.shape, moving.shape)
 
     def plan(self, ranks, residency):
         masked = self.masks[0] is not None, self.masks[1] is not None
         plan = make_plan(*self.grids, self.config, workers=ranks, residency=residency, minimum_planes=1, masks=masked)
-        moved = {"state": self.state, "slab": self.slab}
-        return replace(plan, levels=tuple(tuple(replace(level, **moved) for level in levels) for levels in plan.levels))
+        images = "disk" if self.stored else "device"
+        return replace(plan, images=images, levels=tuple(tuple(map(self.moved, levels)) for levels in plan.levels))
+
+    def moved(self, level):
+        """With images and fields where they are to be."""
+        kept = {level.fixed_factors, level.moving_factors} & set(self.stored)
+        return replace(level, state=self.state, slab=self.slab, images="disk" if kept else "device")
 
     def images(self, plan, comm):
         for role, partition, rim in ((0, plan.partition, plan.rims[0]), (1, plan.shards, plan.rims[1])):
             image = piece(comm, self.voxels[role], self.grids[role], partition, rim, self.masks[role])
             normalise(image.voxels, self.config, comm, "an image", partition[comm.rank].within(image.held))
-            yield image
+            yield stored(image, self.scratch or ArrayPlanes.zeros) if self.stored else image
 
     def rank(self, comm, residency, watch=None, save=None):
         plan = self.plan(comm.size, residency)

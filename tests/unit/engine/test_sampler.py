@@ -9,7 +9,8 @@ from daskreg.comm import SingleRank
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, ReachMonitor, SamplingMap, affine_reach
-from daskreg.engine.sampler import REACH_MARGIN, Resident, make_sampler
+from daskreg.engine.residency import make_sampler
+from daskreg.engine.sampler import REACH_MARGIN, Resident
 from daskreg.grid import Grid, Partition, Span
 from daskreg.kernels.compiler.launch import box
 from daskreg.planning import RESIDENCIES

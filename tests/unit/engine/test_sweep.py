@@ -134,3 +134,20 @@ def test_fields_on_disk_give_the_same_bits(loss, tmp_path):
             assert_same_bits(case.run(ranks, "window"), expected)
         assert folder.moved > 10 * SHAPE[0] * SHAPE[1] * SHAPE[2] * 36
     assert not list(tmp_path.iterdir())
+
+
+FULL, HALF = (1, 1, 1), (2, 2, 2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_images_out_of_memory_give_the_same_bits(loss, masked, tmp_path):
+    rng = np.random.default_rng(0)
+    masks = tuple((rng.random(SHAPE) > 0.3).astype(np.float32) for _ in range(2)) if masked else (None, None)
+    recipe = config(loss, iterations=(6, 11))
+    expected = Registration(*pair(), recipe, masks).run(1)
+    for state, slab, kept in (("host", 5, (FULL, HALF)), ("disk", 64, (FULL,)), ("disk", 8, (FULL, HALF))):
+        with ScratchFolder(tmp_path) as folder:
+            run = Registration(*pair(), recipe, masks, state, slab, kept)
+            run.scratch = folder.allocate if state == "disk" else None
+            assert_same_bits(run.run(1), expected)

@@ -1,0 +1,30 @@
+"""Planes of an archive in batches: the next one is read while a batch is in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.grid import Span
+
+BATCH_PLANES = 64  # read at a time, as many as a usual chunk has
+
+
+def batches(planes: Span, plane_bytes: int, most: int | None = None) -> list[Span]:
+    """Spans of BATCH_PLANES planes, fewer where these take more than ``most`` bytes."""
+    each = BATCH_PLANES if most is None else max(1, min(BATCH_PLANES, most // max(1, plane_bytes)))
+    return [Span(z, min(z + each, planes.stop)) for z in range(planes.start, planes.stop, each)]
+
+
+def prefetched(read: Callable[[Span], NDArray[np.float32]], spans: Sequence[Span]) -> Iterator[tuple[Span, NDArray[np.float32]]]:
+    """Spans and their planes; the next ones are read while a batch is in use."""
+    with ThreadPoolExecutor(1, "daskreg-input") as reader:
+        pending = [reader.submit(read, batch) for batch in spans[:1]]
+        for batch, following in zip_longest(spans, spans[1:]):
+            found = pending.pop().result()
+            pending = [reader.submit(read, following)] if following else []
+            yield batch, found
