@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from daskreg.config import Deformable, Optimised
 from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning.layout import Layout, Level
-from daskreg.planning.slabs import Reaches, held_planes
+from daskreg.planning.slabs import Reaches, held_planes, staged_planes
 from daskreg.planning.traffic import ASSUMED_DRIFT, HALF, VALUE, VECTOR, reached, value_bytes, window_planes
 
 CHUNK = 64  # planes that are written together
@@ -96,7 +96,7 @@ def _kept(plan: Layout) -> list[Level]:
 def _still(plan: Layout, stage: Deformable, level: Level, number: int) -> int:
     """Planes of the fixed image, and of its mask, that a sweep holds, and those on their way."""
     reaches, planes = Reaches.of(stage), level.fixed.shape[0]
-    held = held_planes(level.slab, planes, reaches) + 2 * min(level.slab, planes)
+    held = held_planes(level.slab, planes, reaches) + 2 * staged_planes(level.slab, on_gpu=plan.host is not None)
     return held * _plane(level.fixed.shape) * (number + VALUE * plan.masks[0])
 
 
@@ -126,7 +126,8 @@ def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> Me
     )  # before and after, g, two to work with
     buffers = held * plane * (vectors + VALUE * (1 + plan.masks[1])) + 2 * reaches.total * plane * VECTOR
     if level.state == "disk" or plan.host is not None:
-        buffers += STAGED * min(level.slab, level.fixed.shape[0]) * plane * (stage.model.state_bytes() + state)
+        staged = staged_planes(level.slab, on_gpu=plan.host is not None)
+        buffers += STAGED * staged * plane * (stage.model.state_bytes() + state)
     planes = min(max(level.partition.lengths) + 2 * reaches.total * (plan.workers > 1), level.fixed.shape[0])
     fields = planes * plane * (stage.model.state_bytes() + state)
     on_host = fields if level.state == "host" else 0

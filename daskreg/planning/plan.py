@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from daskreg.config import Config, Deformable, Optimised
 from daskreg.errors import PlanTooLarge
@@ -19,6 +19,8 @@ from daskreg.planning.slabs import HEIGHTS
 from daskreg.planning.table import lines
 from daskreg.planning.traffic import most_sent, value_bytes, window_planes
 
+GOOD_SLAB = 24  # planes: from there on little is computed twice
+One = TypeVar("One")
 MORE_WORKERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # that are tried for an advice
 
 
@@ -120,7 +122,20 @@ def make_plan(
         STATES if state == "auto" and memory is not None else ("device",) if state == "auto" else (state,),
     )
     made = [choices.made(replace(plan, images=where)) for where in (_places(plan, choices) if images == "auto" else (images,))]
-    return next((one for one in made if _fits(one)), made[0])
+    return _preferred([one for one in made if _fits(one)], _lowest_slab) or made[0]
+
+
+def _preferred(found: Sequence[One], slab: Callable[[One], int]) -> One | None:
+    """The first with slabs that are high enough, else that with the highest: lower ones compute much twice."""
+    return next((one for one in found if slab(one) >= GOOD_SLAB), max(found, key=slab, default=None))
+
+
+def _lowest_slab(plan: Plan) -> int:
+    return min((_slab(level) for levels in plan.levels for level in levels), default=GOOD_SLAB)
+
+
+def _slab(level: Level) -> int:
+    return GOOD_SLAB if level.state == "device" else min(level.slab, GOOD_SLAB)
 
 
 def _places(plan: Plan, choices: _Choices) -> tuple[str, ...]:
@@ -152,7 +167,8 @@ class _Choices:
             return found[0]
         needs = [plan.memory_use(stage, one) for one in found]
         fits = [n.total <= plan.memory and n.host <= (plan.host or 0) for n in needs]
-        return found[fits.index(True) if any(fits) else min(range(len(found)), key=lambda k: needs[k].total)]
+        fitting = [one for one, fit in zip(found, fits, strict=True) if fit]
+        return _preferred(fitting, _slab) or found[min(range(len(found)), key=lambda k: needs[k].total)]
 
     def _of(self, plan: Plan, stage: int, level: Level) -> Iterator[Level]:
         deformable = isinstance(plan.config.stages[stage], Deformable)

@@ -14,6 +14,8 @@ from daskreg.kernels.smoothing.cpu import gaussian_radius
 
 HEIGHTS = (4, 64)  # planes of a slab: fewest, and those from which on more make nothing faster
 
+STAGED_PLANES = 8  # of a slab on their way at once, on a CPU: they take memory that makes slabs higher; a GPU stages whole slabs
+
 
 @dataclass(frozen=True)
 class Reaches:
@@ -103,6 +105,11 @@ def schedule(own: Span, planes: int, height: int, reaches: Reaches) -> list[Slab
         )
         low = end, compared, stepped
     return slabs
+
+
+def staged_planes(height: int, *, on_gpu: bool) -> int:
+    """Planes of a field in a staging array (``engine.sweep.transfers``)."""
+    return height if on_gpu else min(height, STAGED_PLANES)
 
 
 def held_planes(height: int, planes: int, reaches: Reaches) -> int:

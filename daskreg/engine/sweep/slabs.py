@@ -14,7 +14,7 @@ from daskreg.engine.sweep.state import SweptState
 from daskreg.engine.sweep.transfers import Reads, Transfers
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import Shape
-from daskreg.planning.slabs import Slab
+from daskreg.planning.slabs import Slab, staged_planes
 from daskreg.similarity.base import Samples
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class SlabBuffers:
         self.held = EMPTY
         self.reads = _reads(loop.slabs, [*state.fields, *self.still])
         fields = {**state.fields, **{name: loop.still[name] for name in self.still}}
-        self.transfers = None if state.at_hand and not self.still else Transfers(b.device, fields, loop.level.slab)
+        staged = staged_planes(loop.level.slab, on_gpu=b.device.kind == "cuda")
+        self.transfers = None if state.at_hand and not self.still else Transfers(b.device, fields, staged)
 
     def box(self, planes: Span) -> Shape:
         """For kernels."""
