@@ -239,7 +239,9 @@ def test_an_interrupted_run_with_a_checkpoint_says_how_to_go_on(tmp_path):
     assert CheckpointStore(str(tmp_path / "run.zarr")).latest() is not None
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP], ids=lambda sign: sign.name)
+@pytest.mark.parametrize(
+    "sign", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)], ids=lambda sign: sign.name
+)
 def test_a_terminated_run_keeps_what_it_has_reached(tmp_path, sign):
     """Batch systems send SIGTERM before they kill, and a terminal that is closed SIGHUP."""
     assert "daskreg register --resume -o" in stopped(sign, tmp_path)

@@ -34,6 +34,7 @@ SHAPE = (40, 32, 32)
 ITERATIONS = 200
 STAGES = [Moments(), Deformable(similarity=MSE(), scales=(2, 1), iterations=(20, ITERATIONS), tolerance=0)]
 OFTEN = 0.0  # seconds between two checkpoints: one an iteration, or a run whose kernels are compiled is over before the first
+SOON = 0.05  # soon enough for a run of three workers
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_a_killed_worker_is_named_and_a_run_with_a_checkpoint_is_kept(client, im
     ready = (lambda: checkpointed(path)) if kept else (lambda: True)
     watch = Once(lambda: os.kill(pids[rank], signal.SIGKILL), iteration, ready)
     with pytest.raises(RankLost, match=rf"rank {rank} \(127\.0\.0\.1, worker {there[rank]}\) was lost") as caught:
-        started(client, images, output=path, workers=3, comm=comm, checkpoint=OFTEN if kept else None, progress=watch)
+        started(client, images, output=path, workers=3, comm=comm, checkpoint=SOON if kept else None, progress=watch)
     assert path.exists() == kept
     assert ("--resume" in str(getattr(caught.value, "__notes__", ""))) == kept
 
@@ -130,7 +131,7 @@ def test_a_run_continues_without_a_killed_worker(client, images, undisturbed, tm
     path, rank, iteration = tmp_path / "run.zarr", chance.randrange(3), chance.randrange(1, 100)
     pids = processes(client)
     watch = Once(lambda: os.kill(pids[rank], signal.SIGKILL), iteration, lambda: checkpointed(path))
-    found = started(client, images, output=path, workers=3, comm=comm, checkpoint=OFTEN, retries=1, progress=watch)
+    found = started(client, images, output=path, workers=3, comm=comm, checkpoint=SOON, retries=1, progress=watch)
     assert watch.at is not None
     assert f"rank {rank} (" in caplog.text
     assert "Starting again from the last checkpoint" in caplog.text
@@ -184,7 +185,7 @@ def test_a_stopped_worker_is_lost_after_the_deadline(client, images, undisturbed
     watch = Once(lambda: os.kill(pids[2], signal.SIGSTOP))
     try:
         with pytest.raises(RankLost, match=rf"rank 2 \(127\.0\.0\.1, worker {there[2]}\) was silent"):
-            started(client, images, workers=3, comm=comm, deadline=5.0, progress=watch)
+            started(client, images, workers=3, comm=comm, deadline=3.0, progress=watch)
     finally:
         os.kill(pids[2], signal.SIGCONT)
 

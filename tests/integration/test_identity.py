@@ -8,7 +8,7 @@ from daskreg.errors import ConfigError
 from daskreg.workflows.demo import demo_pair
 
 
-@pytest.mark.parametrize(("preset", "digits"), [("brain", 0), ("rigid", 1e-4)])
+@pytest.mark.parametrize(("preset", "digits"), [("brain", 0), pytest.param("rigid", 1e-4, marks=pytest.mark.slow)])
 def test_an_image_registered_to_itself_stays_where_it_is(preset, digits, tmp_path):
     head = demo_pair(3)[0]
     result = daskreg.register(head, head, preset, output=tmp_path / "run.zarr")

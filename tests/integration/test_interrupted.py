@@ -62,10 +62,11 @@ def ended(child):
         return child.communicate()[1]
 
 
-# each command once in the default suite, by turns with an older output and without
+# one that writes chunks, one that writes a file and one that registers in the default suite, with an older output or without
+USUAL = {"apply": True, "apply to one file": False, "refine": True}
 CASES = [
-    pytest.param(name, older, marks=[pytest.mark.slow] if k % 2 == older else [])
-    for k, name in enumerate(COMMANDS)
+    pytest.param(name, older, marks=[] if USUAL.get(name) is older else [pytest.mark.slow])
+    for name in COMMANDS
     for older in (False, True)
 ]
 

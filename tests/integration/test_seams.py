@@ -17,6 +17,7 @@ STAGES = [
     Affine(scales=(4,), iterations=(20,)),
     Deformable(similarity=LNCC(radius=2), scales=(4, 2, 1), iterations=(20, 20, 10)),
 ]
+RANKS = [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 5))]
 LIMIT = 3.5  # standard deviations of what the other planes show
 NEAR, FAR = 3, 7  # planes from a face between which its surroundings lie
 
@@ -64,7 +65,7 @@ def faces(planes, ranks):
     return [slab.stop - 1 for slab in Partition.of(planes, ranks).slabs[:-1]]
 
 
-@pytest.mark.parametrize("ranks", [3, 4, 5])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_no_seam_shows_in_the_displacement_and_its_jacobian(ranks):
     u = Heads().run(ranks, "window").displacement
     at = faces(u.shape[1], ranks)
@@ -87,7 +88,7 @@ class Clamped:
         return []
 
 
-@pytest.mark.parametrize("ranks", [3, 4, 5])
+@pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("missing", ["warp_halo", "gradient_halo", "window_halo"])
 def test_a_block_that_ends_at_its_own_planes_shows_as_a_seam(monkeypatch, missing, ranks):
     """The composition looked up at clamped edges, the gradient's filter, the windows of LNCC."""

@@ -39,7 +39,7 @@ def die_while_sent_to(comm):
     [
         ("tcp", True, 60.0, "was lost"),
         ("ucx", True, 60.0, "was lost"),
-        ("ucx", False, 5.0, "was silent"),  # in shared memory nobody tells of a death
+        ("ucx", False, 2.0, "was silent"),  # in shared memory nobody tells of a death
     ],
 )
 def test_every_waiting_rank_names_a_killed_process(kind, apart, deadline, what, part):

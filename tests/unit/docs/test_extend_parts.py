@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,11 @@ BY_INSTANCE = {"given": "stage(Huber(), SignDescent(), AdditiveDisplacement())"}
 def run_script(folder, code, stages, path):
     """Register ``fixed.npy`` and ``moving.npy`` on two workers; stages: expressions by the name of the result."""
     table = "{" + ", ".join(f"{name!r}: {made}" for name, made in stages.items()) + "}"
-    (folder / "script.py").write_text(SCRIPT.format(code=code, stages=table))
+    script = folder / f"{'_'.join(stages)}.py"
+    script.write_text(SCRIPT.format(code=code, stages=table))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *path])}
     run = subprocess.run(
-        [sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, script.name], cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
 
@@ -93,8 +95,9 @@ def test_other_packages_and_scripts_extend_workers_too(tmp_path):
         (site / f"more_{page}.py").write_text(blocks(page)[0])
         lines += [f"[daskreg.{group}]", f"{name} = more_{page}:{kind}"]
     (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    run_script(tmp_path, "", BY_NAME, [str(site)])
-    run_script(tmp_path, "\n".join(blocks(page)[0] for page in PAGES), BY_INSTANCE, [])
+    scripts = ("", BY_NAME, [str(site)]), ("\n".join(blocks(page)[0] for page in PAGES), BY_INSTANCE, [])
+    with ThreadPoolExecutor() as both:
+        list(both.map(lambda script: run_script(tmp_path, *script), scripts))
     named, given = (np.load(tmp_path / f"{name}.npy") for name in ("named", "given"))
     assert np.abs(named).max() > 0.3
     np.testing.assert_array_equal(given, named)

@@ -68,6 +68,7 @@ def test_eta_is_part_of_the_intensity_range(eta):
         Config.parse({"stages": [{"stage": "rigid", "similarity": {"kind": "ngf", "eta": eta}}]})
 
 
+@pytest.mark.slow
 def test_it_aligns_contrasts_without_a_functional_relation_better_than_mutual_information(tmp_path):
     fixed, moving, truth = unrelated_contrasts((36, 40, 44), 0)
     points = np.concatenate([np.indices(fixed.shape).reshape(3, -1)[:, ::41], np.ones((1, -(-fixed.size // 41)))])
