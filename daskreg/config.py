@@ -199,6 +199,8 @@ class Affine(Linear):
     stage: Literal["affine"] = "affine"
     scales: Scales = (4, 2)
     iterations: Iterations = (60, 40)
+    # a stretch by e beyond the map that the stage begins with has to gain e^2 times so much of the loss; 0: it costs nothing
+    stiffness: Number = Field(0.0, ge=0, le=1e6)
 
 
 class Deformable(Optimised):

@@ -1,4 +1,4 @@
-"""Whether a stage made things worse: the loss of the stage before it, at this stage's finest level, before and after."""
+"""Whether a stage made things worse: the loss of the stage before it, or its own, at its finest level, before and after."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
-from daskreg.config import Linear, Optimised, Rigid
+from daskreg.config import Linear, Optimised, Rigid, Search
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.engine.reach import Reach, SamplingMap, displaced_range, spans
@@ -19,12 +19,17 @@ from daskreg.planning import Level
 
 Matrix = NDArray[np.float64]
 WORSE = 0.1  # part of the loss: less is given up where two losses have their optimum at places a little apart
+BEFORE, OWN = "loss of the stage before", "own loss"  # in reports
 
 
-def predecessor(stages: Sequence[Any], index: int) -> Linear | None:
-    """The linear stage right before the stage with an index: what it came to is known to be worth keeping."""
-    before = stages[index - 1] if index else None
-    return before if isinstance(before, Linear) and isinstance(stages[index], Optimised) else None
+def judge_of(stages: Sequence[Any], index: int) -> tuple[Linear | None, str]:
+    """The linear stage whose loss tells whether the stage with an index made things worse, None without one, and its name in
+    reports: the stage right before; after a search, which has another loss, the stage itself.
+    """
+    before, stage = stages[index - 1] if index else None, stages[index]
+    if isinstance(before, Linear) and isinstance(stage, Optimised):
+        return before, BEFORE
+    return (stage if isinstance(before, Search) and isinstance(stage, Linear) else None), OWN
 
 
 class DisplacedLoss(LinearLoss):
@@ -47,7 +52,7 @@ class DisplacedLoss(LinearLoss):
 def worsened(
     before: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, worlds: tuple[Matrix, Matrix], u: Any = None
 ) -> tuple[bool, float, float]:
-    """Whether the loss of the stage before a stage rose by more than WORSE from one map to the other, and both losses.
+    """Whether the loss of a stage that judges another rose by more than WORSE from one map to the other, and both losses.
 
     worlds: before and after the stage;  u: the displacement after it, ``Planes`` with the halo of ``level``, where there is one
     """

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from daskreg.comm import Communicator
-from daskreg.config import Linear
+from daskreg.config import Affine, Linear
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, SamplingMap, affine_reach
@@ -26,6 +26,7 @@ from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
 from daskreg.similarity.base import Samples, Similarity
 from daskreg.transforms.linear import LinearKind, LinearModel, index_gradient_by_plane, transform_points, world_gradient
+from daskreg.transforms.strain import Stiffness
 
 Matrix = NDArray[np.float64]
 Array = NDArray[np.float32]
@@ -140,13 +141,15 @@ class LinearLoss:
 class Coordinator:
     """Rank 0 chooses the next matrix, the others evaluate it too: two processors may round a quasi-Newton step differently."""
 
-    def __init__(self, loss: LinearLoss, comm: Communicator) -> None:
+    def __init__(self, loss: LinearLoss, comm: Communicator, stiffness: float = 0.0, start: Matrix | None = None) -> None:
+        """stiffness, start: of ``Stiffness``, whose part rank 0 adds alone."""
         self.loss, self.comm = loss, comm
+        self.evaluate = Stiffness(loss, start, stiffness) if stiffness and start is not None else loss
 
     def __call__(self, world: Matrix) -> tuple[float, NDArray[np.float64]]:
         """On rank 0: loss and gradient, by all ranks."""
         self._broadcast(world, EVALUATE)
-        return self.loss(world)
+        return self.evaluate(world)
 
     def hold(self, world: Matrix) -> float:
         """On rank 0: ``LinearLoss.hold`` on all ranks."""
@@ -180,18 +183,26 @@ class Coordinator:
 
 
 def run_linear(
-    stage: Linear, level: Level, images: tuple[Image, Image], world: Matrix, comm: Communicator, watch: Watch
+    stage: Linear,
+    level: Level,
+    images: tuple[Image, Image],
+    world: Matrix,
+    comm: Communicator,
+    watch: Watch,
+    begun: Matrix | None = None,
 ) -> tuple[Matrix, LevelReport]:
     """Refine ``world`` at one level: L-BFGS, one unit of a parameter moving the outer voxels by about one voxel of the level.
 
-    Raises Halted where the watch asked for it.
+    begun: the map that the stage began with, from which a stiff one departs only for a gain. Raises Halted where the watch asked
+    for it.
     """
     loss = LinearLoss(stage, level, images, comm)
     report = LevelReport(stage.name, level.scale, level.fixed.shape)
     if loss.perfect(world):
         report.losses, report.stopped = [loss.value(world)[0]], "at rest"
         return world, report
-    start, coordinator = time.perf_counter(), Coordinator(loss, comm)
+    stiffness = stage.stiffness if isinstance(stage, Affine) else 0.0
+    start, coordinator = time.perf_counter(), Coordinator(loss, comm, stiffness, world if begun is None else begun)
     found = coordinator.follow() if comm.rank else coordinator.finish(_minimise(stage, level, coordinator, world, report, watch))
     report.seconds = time.perf_counter() - start
     return found, report

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
-from daskreg.engine.guard import predecessor, worsened
+from daskreg.engine.guard import judge_of, worsened
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
@@ -150,7 +150,8 @@ class Rank:
 
     def _linear(self, stage: Linear, level: Level) -> None:
         try:
-            self.world, report = run_linear(stage, level, self.images, self.world, self.comm, self.watch)
+            begun = None if self.at.before is None else np.array(self.at.before)
+            self.world, report = run_linear(stage, level, self.images, self.world, self.comm, self.watch, begun)
         except Halted:
             self._checkpoint()
             raise Stopped(STOP_MESSAGE) from None
@@ -187,8 +188,8 @@ class Rank:
             store.put_displacement(some, self.initial(level.fixed, some, self.world))
 
     def _judge(self, index: int, level: Level) -> None:
-        """Take a stage back that made the loss of the linear stage before it clearly worse."""
-        before = predecessor(self.plan.config.stages, index)
+        """Take a stage back that made the loss of the linear stage before it, or after a search its own, clearly worse."""
+        before, whose = judge_of(self.plan.config.stages, index)
         if before is None or self.at.before is None or self.initial is not None:
             return
         if self.store is not None and level.state == "device" and before.similarity.reach > level.halo:
@@ -196,7 +197,7 @@ class Rank:
         start = np.array(self.at.before)
         u = None if self.store is None else self.store.displacement
         bad, first, last = worsened(before, level, self.images, self.comm, (start, self.world), u)
-        self.reports[-1].detail["loss of the stage before"] = {"before": first, "after": last}
+        self.reports[-1].detail[whose] = {"before": first, "after": last}
         if not bad:
             return
         self.world, self.reports[-1].stopped = start, "taken back"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search
 from daskreg.errors import require_known
+from daskreg.optimizers.sgd import SGD
 from daskreg.similarity import LNCC, NGF
 
 WINDOW = LNCC(radius=3)
@@ -16,6 +17,11 @@ SEARCH = Search(rotations="fine", contrast="any")  # from any start: rotations u
 EDGES = NGF(eta=0.05)
 ALIGN = Rigid(similarity=EDGES, scales=(2, 1), iterations=(40, 60))
 STRETCH = Affine(similarity=EDGES, scales=(2, 1), iterations=(40, 40))
+# Two modalities have edges beside each other's: they gain a little by stretches and by displacements where there is nothing to
+# follow. A stiff affine stage moved a head seen in two contrasts 0.31 mm instead of 0.37, a real EPI 1.1 instead of 1.8, and gave
+# two brains more overlap. Adam moves every voxel by about as much; a gradient descent moves those more that have clear edges
+STIFF = STRETCH.model_copy(update={"stiffness": 10.0})
+SAFE = Deformable(similarity=EDGES, scales=(2, 1), smooth_gradient=1.5, smooth_warp=1.5, optimizer=SGD())
 
 PRESETS = {
     "brain": Config(stages=(Moments(), Rigid(), Affine(), COARSE, FINE)),
@@ -25,7 +31,7 @@ PRESETS = {
         percentiles=(0.0, 99.0),
     ),
     "multimodal": Config(
-        stages=(SEARCH, ALIGN, STRETCH, Deformable(similarity=EDGES, smooth_warp=1.5)),
+        stages=(SEARCH, ALIGN, STIFF, SAFE),
         percentiles=(0.0, 99.0),
     ),
     "lightsheet": Config(stages=(Search(rotations="fine"), Affine(similarity=WINDOW), COARSE, FINE), intensity="log"),

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from daskreg.cluster import RankJob, embedded_client, existing_client, require_main_guard, run_on_cluster, scheduler_required
 from daskreg.config import Config, Deformable, DeviceName, Search
 from daskreg.deprecation import renamed_arguments
+from daskreg.engine.guard import BEFORE, OWN
 from daskreg.engine.report import Progress
 from daskreg.engine.verdict import Verdict
 from daskreg.errors import ConfigError, NoOverlap, OutputError
@@ -364,6 +365,7 @@ def _tell_the_verdict(report: Report) -> None:
 def _tell_what_was_taken_back(report: Report) -> None:
     for level in report["levels"]:
         if level["stopped"] == "taken back":
-            loss = level["detail"]["loss of the stage before"]
-            rise = f"from {loss['before']:.4f} to {loss['after']:.4f}"
-            log.warning("the stage %s was taken back: the loss of the stage before it rose %s", level["stage"], rise)
+            whose = next(name for name in (BEFORE, OWN) if name in level["detail"])
+            loss, text = level["detail"][whose], "the loss of the stage before it" if whose == BEFORE else "its own loss"
+            rise = f"{text} rose from {loss['before']:.4f} to {loss['after']:.4f}"
+            log.warning("the stage %s was taken back: %s", level["stage"], rise)

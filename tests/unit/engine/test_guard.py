@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from daskreg.config import Affine, Config, Deformable, Rigid
-from daskreg.engine import guard
+from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search
+from daskreg.engine import guard, rank
 from daskreg.similarity import LNCC, MI, MSE, NGF
+from daskreg.transforms.strain import strain_energy
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration, on_ranks
 
@@ -57,3 +58,26 @@ def test_a_stage_that_helps_stays():
     )
     _, _, reports = levels(stages)
     assert all(r.stopped != "taken back" for r in reports[0])
+
+
+def test_after_a_search_a_stage_is_judged_by_its_own_loss():
+    judge = Rigid(similarity=MI())
+    assert guard.judge_of((Search(), judge), 1) == (judge, guard.OWN)
+    assert guard.judge_of((ALIGN, judge), 1) == (ALIGN, guard.BEFORE)
+    assert [guard.judge_of(stages, 1)[0] for stages in ((Search(), Deformable()), (Moments(), judge))] == [None, None]
+
+
+def test_one_that_makes_it_worse_is_taken_back(monkeypatch):
+    monkeypatch.setattr(guard, "WORSE", -9.0)
+    monkeypatch.setattr(rank, "judge_of", lambda stages, index: (stages[index], guard.OWN))
+    affine, _, reports = levels((Rigid(similarity=NGF(), scales=(1,), iterations=(3,), tolerance=0),))
+    np.testing.assert_array_equal(affine, np.eye(4))
+    assert reports[0][0].stopped == "taken back"
+    assert set(reports[0][0].detail) == {guard.OWN}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stiff_stage_stretches_less(ranks):
+    free, stiff = (Affine(similarity=MI(), scales=(1,), iterations=(10,), stiffness=k) for k in (0.0, 1e3))
+    strains = [strain_energy(levels((ALIGN, s), ranks, inverted)[0], np.eye(4))[0] for s in (free, stiff)]
+    assert strains[1] < strains[0] / 2
