@@ -30,13 +30,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Deformable
-from daskreg.engine.images import Image
+from daskreg.engine.images import Image, LevelPlanes
 from daskreg.engine.memory import trim
-from daskreg.engine.planes import ArrayPlanes, piecewise
+from daskreg.engine.planes import ArrayPlanes, allocator, pieces, piecewise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
+from daskreg.engine.stored_images import StoredImage
 from daskreg.grid import Grid, Span
 from daskreg.kernels.device import Device
+from daskreg.kernels.page_locked import page_locked_zeros
 from daskreg.planning import make_plan
 from daskreg.planning.memory import swept_bytes
 from daskreg.similarity import LNCC, MI, MSE
@@ -67,7 +69,11 @@ def run(given: Any, name: str, storage: Any, state: str, iterations: int, scratc
     plan = make_plan(grid, other, Config(stages=(stage,), percentiles=(0, 100)), state=state)
     levels = tuple(tuple(replace(level, slab=given.slab) for level in stage_) for stage_ in plan.levels)
     plan = replace(plan, levels=levels)
-    images = Image.whole(volume(given.shape, device, 0), grid), Image.whole(volume(given.moving, device, 1.5), other)
+    if given.images != "device" and state != "device":
+        plan = replace(plan, images=given.images, levels=tuple(tuple(replace(v, images=given.images) for v in s) for s in levels))
+    halves = storage == "mixed" and device.kind == "cuda"
+    pair = ((given.shape, 0, grid), (given.moving, 1.5, other))
+    images = tuple(image(volume(shape, device, shift), its, plan.images, device, scratch, halves) for shape, shift, its in pair)
     rank = Rank(plan, images, np.eye(4), SingleRank(), Watch(), scratch=scratch)
     found = rank.run()
     digest = hashlib.sha256()
@@ -78,6 +84,22 @@ def run(given: Any, name: str, storage: Any, state: str, iterations: int, scratc
     del found, rank, images
     trim()
     return seconds, digest.hexdigest()[:16], plan
+
+
+def image(voxels: Any, grid: Grid, where: str, device: Device, scratch: Any, half: bool) -> Image:
+    """Where it is to be."""
+    whole = Image.whole(voxels, grid)
+    if where == "device":
+        return whole
+    if half:
+        whole.round()
+        whole.hold(half=True)
+    span, allocate = Span(0, grid.shape[0]), allocator(where, device, scratch)
+    planes = allocate(1, span, grid.shape[1:], whole.voxels.dtype)
+    for some in pieces(span, 4 * grid.shape[1] * grid.shape[2]):
+        planes.write(some, whole.voxels[None, some.start : some.stop])
+    nothing = device.xp.empty((0, *grid.shape[1:]), np.float32)
+    return StoredImage(nothing, grid, whole.partition, whole.held, full=LevelPlanes(planes, None), allocate=allocate)
 
 
 def link_rates(device: Device) -> dict[str, float]:
@@ -96,7 +118,11 @@ def link_rates(device: Device) -> dict[str, float]:
     for s in streams:
         s.synchronize()
     took = time.perf_counter() - start
-    return {"gb_per_s_each_way": round(8 * n / took / 1e9, 1)}
+    del host
+    start = time.perf_counter()
+    page_locked_zeros((8, 1 << 30), np.uint8)
+    locked = 8 * (1 << 30) / (time.perf_counter() - start)
+    return {"gb_per_s_each_way": round(8 * n / took / 1e9, 1), "page_locked_gb_per_s": round(locked / 1e9, 1)}
 
 
 def case(given: Any, name: str, storage: Any, state: str, scratch: Any) -> dict[str, Any]:
@@ -107,7 +133,15 @@ def case(given: Any, name: str, storage: Any, state: str, scratch: Any) -> dict[
     long, digest, plan = run(given, name, storage, state, n, scratch)
     ms = 1e3 * (long - short) / (n - n // 2)
     level, stage = plan.levels[0][0], plan.config.stages[0]
-    row = {"shape": given.shape, "loss": name, "storage": storage, "state": state, "slab": given.slab, "ms": round(ms, 2)}
+    row = {
+        "shape": given.shape,
+        "loss": name,
+        "storage": storage,
+        "state": state,
+        "images": plan.images,
+        "slab": given.slab,
+        "ms": round(ms, 2),
+    }
     row |= {"level_s": round(long, 2), "sha256": digest, "bytes_each_way": swept_bytes(plan, stage, level)}
     if given.device == "cuda":
         import cupy
@@ -129,6 +163,7 @@ def main() -> None:
     parser.add_argument("shape", type=shape_of)
     parser.add_argument("--moving", type=shape_of)
     parser.add_argument("--states", default="device,host")
+    parser.add_argument("--images", default="device", help="where both images are, unless the fields are on the device")
     parser.add_argument("--losses", default="mse,lncc center,mi")
     parser.add_argument("--storages", default="float32")
     parser.add_argument("--device", default="cuda")

@@ -10,6 +10,7 @@ import numpy as np
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import Device
+from daskreg.kernels.page_locked import page_locked_zeros
 
 PIECE_BYTES = 16 << 20  # of a field, copied at once
 
@@ -46,11 +47,7 @@ class ArrayPlanes:
     @classmethod
     def page_locked(cls, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> ArrayPlanes:
         """Zeros in page-locked memory, which a GPU reads and writes by itself."""
-        import cupyx
-
-        array = cupyx.empty_pinned((lead, len(span), *plane), dtype)
-        array[...] = 0
-        return cls(array, span.start)
+        return cls(page_locked_zeros((lead, len(span), *plane), dtype), span.start)
 
     @classmethod
     def zeros(cls, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> ArrayPlanes:

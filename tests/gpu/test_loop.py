@@ -6,6 +6,7 @@ import pytest
 from daskreg.comm import SingleRank
 from daskreg.config import Affine, Config, Deformable
 from daskreg.engine.images import Image
+from daskreg.engine.planes import ArrayPlanes
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import SAVE, Watch
 from daskreg.grid import Grid
@@ -13,7 +14,7 @@ from daskreg.kernels.device import Device, host
 from daskreg.planning import make_plan
 from daskreg.similarity import LNCC, MI, MSE, NGF
 from tests.phantoms import blobs
-from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, whole
+from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, stored, whole
 from tests.unit.engine.test_invariance import Asking, Memory, resumed
 
 pytestmark = pytest.mark.gpu
@@ -29,7 +30,14 @@ class OnDevice(Registration):
         for image in super().images(plan, comm):
             image.voxels = device.put(image.voxels)
             image.mask = None if image.mask is None else device.put(image.mask)
-            yield image
+            yield self.put_away(image) if self.stored else image
+
+    def placed(self, image):
+        return image
+
+    def put_away(self, image):
+        half = any(stage.storage == "mixed" for stage in self.config.stages)
+        return stored(image, self.scratch or ArrayPlanes.page_locked, half)
 
 
 def pair(shape=(41, 44, 39)):

@@ -1,11 +1,14 @@
 """Fields out of a GPU's memory: the bits of the loop that holds all of them there."""
 
+import numpy as np
 import pytest
 
+from daskreg.kernels.page_locked import page_locked_zeros
 from daskreg.optimizers.sgd import SGD
 from daskreg.storage.scratch import ScratchFolder
 from tests.gpu.test_loop import LOSSES, OnDevice, pair, stages
 from tests.unit.engine.spread import assert_same_bits
+from tests.unit.engine.test_sweep import FULL, HALF
 
 pytestmark = pytest.mark.gpu
 
@@ -46,3 +49,35 @@ def test_from_disk(tmp_path):
         case.scratch = folder.allocate
         assert_same_bits(case.run(1), expected)
         assert folder.moved > 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("storage", ["float32", "mixed"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_images_out_of_memory_give_the_same_bits(loss, storage, masked, tmp_path):
+    recipe, masks = stages(loss, storage=storage), (None, None)
+    if masked:
+        rng = np.random.default_rng(0)
+        masks = tuple((rng.random(pair()[0].shape) > 0.3).astype(np.float32) for _ in range(2))
+    expected = OnDevice(*pair(), recipe, masks).run(1)
+    assert_same_bits(OnDevice(*pair(), recipe, masks, "host", 13, (FULL,)).run(1), expected)
+    with ScratchFolder(tmp_path) as folder:
+        run = OnDevice(*pair(), recipe, masks, "disk", 7, (FULL, HALF))
+        run.scratch = folder.allocate
+        assert_same_bits(run.run(1), expected)
+
+
+def test_page_locked_memory_is_given_back():
+    """It is zero, as large as asked for, and registered again where the same addresses come back."""
+    import cupy
+
+    for size in (0, 7, 5_000_000):
+        for _ in range(2):
+            array = page_locked_zeros((3, size), np.uint16)
+            assert array.shape == (3, size)
+            assert not array.any()
+            part = array[:, size // 2 :]
+            del array
+            cupy.ones(part.shape[1], np.uint16).get(out=part[1])
+            assert int(part.sum()) == part.shape[1]
+            del part

@@ -52,9 +52,12 @@ def grids(fixed, moving):
     return Grid(fixed), Grid(moving, (1.1, 0.9, 1.0), tuple(-middle), turn)
 
 
-def stored(image, allocate):
-    """An image with its planes out of memory."""
+def stored(image, allocate, half=False):
+    """An image with its planes out of memory;  half: as the bits of float16, for mixed storage."""
     planes = []
+    if half:
+        image.round()
+        image.hold(half=True)
     for array in (image.voxels, image.mask):
         planes.append(None if array is None else allocate(1, image.held, array.shape[1:], array.dtype))
         if array is not None:
@@ -88,7 +91,11 @@ class Registration:
         for role, partition, rim in ((0, plan.partition, plan.rims[0]), (1, plan.shards, plan.rims[1])):
             image = piece(comm, self.voxels[role], self.grids[role], partition, rim, self.masks[role])
             normalise(image.voxels, self.config, comm, "an image", partition[comm.rank].within(image.held))
-            yield stored(image, self.scratch or ArrayPlanes.zeros) if self.stored else image
+            yield self.placed(image)
+
+    def placed(self, image):
+        """Out of memory, where it is to be."""
+        return stored(image, self.scratch or ArrayPlanes.zeros) if self.stored else image
 
     def rank(self, comm, residency, watch=None, save=None):
         plan = self.plan(comm.size, residency)

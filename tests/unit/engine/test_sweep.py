@@ -16,6 +16,7 @@ from tests.unit.engine.test_invariance import Asking, Memory, resumed
 
 SHAPE = (33, 20, 22)
 LOSSES = {"mse": MSE(), "lncc": LNCC(radius=1), "center": LNCC(radius=2, gradient="center"), "mi": MI(), "ngf": NGF()}
+FULL, HALF = (1, 1, 1), (2, 2, 2)  # shrink factors
 FILTERS = {"wide": {"smooth_gradient": 2.5, "smooth_warp": 1.5}, "none": {"smooth_gradient": 0, "smooth_warp": 0}}
 
 
@@ -134,9 +135,6 @@ def test_fields_on_disk_give_the_same_bits(loss, tmp_path):
             assert_same_bits(case.run(ranks, "window"), expected)
         assert folder.moved > 10 * SHAPE[0] * SHAPE[1] * SHAPE[2] * 36
     assert not list(tmp_path.iterdir())
-
-
-FULL, HALF = (1, 1, 1), (2, 2, 2)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -1,0 +1,60 @@
+"""Page-locked memory, which a GPU reads and writes by itself, of any size in little time.
+
+``cudaHostAlloc`` takes and clears pages one after the other in one thread: about a second a gigabyte. Here anonymous memory is
+touched by all cores, in huge pages where the system has some, and then registered with CUDA.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg import machine
+
+PART = 1 << 30  # bytes touched and registered at once
+PORTABLE = 1  # cudaHostRegisterPortable: for every context of the process
+
+
+def page_locked_zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+    """An array that stays page-locked as long as any view of it lives. Raises MemoryError where the system has no more."""
+    import cupy
+
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if not size:
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, size)
+    with suppress(OSError, AttributeError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(memory, np.uint8)
+    parts = [whole[at : at + PART] for at in range(0, size, PART)]
+    with ThreadPoolExecutor(max(1, min(len(parts), machine.cores().value)), "daskreg-touch") as pool:
+        list(pool.map(_touch, parts))
+    registered = list[int]()
+    weakref.finalize(whole, _unregister, registered)
+    for part in parts:
+        try:
+            cupy.cuda.runtime.hostRegister(part.ctypes.data, part.nbytes, PORTABLE)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise MemoryError(f"{size / 2**30:.1f} GiB could not be page-locked: {error}") from error
+        registered.append(part.ctypes.data)
+    return whole.view(dtype).reshape(shape)
+
+
+def _touch(part: NDArray[np.uint8]) -> None:
+    """Have the system give pages, which it clears: a byte of each is written."""
+    part[:: mmap.PAGESIZE] = 0
+
+
+def _unregister(addresses: list[int]) -> None:
+    import cupy
+
+    for address in addresses:
+        with suppress(cupy.cuda.runtime.CUDARuntimeError):
+            cupy.cuda.runtime.hostUnregister(address)
