@@ -32,7 +32,7 @@ def page_locked_zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArra
     memory = mmap.mmap(-1, size)
     with suppress(OSError, AttributeError):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(memory, np.uint8)
+    whole: NDArray[Any] = np.frombuffer(memory, np.uint8)
     parts = [whole[at : at + PART] for at in range(0, size, PART)]
     with ThreadPoolExecutor(max(1, min(len(parts), machine.cores().value)), "daskreg-touch") as pool:
         list(pool.map(_touch, parts))
