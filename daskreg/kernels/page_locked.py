@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from daskreg import machine
 
-PART = 1 << 30  # bytes touched and registered at once
+PART = 1 << 30  # bytes touched by a thread at once
 PORTABLE = 1  # cudaHostRegisterPortable: for every context of the process
 
 
@@ -36,15 +36,13 @@ def page_locked_zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArra
     parts = [whole[at : at + PART] for at in range(0, size, PART)]
     with ThreadPoolExecutor(max(1, min(len(parts), machine.cores().value)), "daskreg-touch") as pool:
         list(pool.map(_touch, parts))
-    registered = list[int]()
-    weakref.finalize(whole, _unregister, registered)
-    for part in parts:
-        try:
-            cupy.cuda.runtime.hostRegister(part.ctypes.data, part.nbytes, PORTABLE)
-        except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise MemoryError(f"{size / 2**30:.1f} GiB could not be page-locked: {error}") from error
-        registered.append(part.ctypes.data)
-    return whole.view(dtype).reshape(shape)
+    try:
+        cupy.cuda.runtime.hostRegister(whole.ctypes.data, size, PORTABLE)  # at once: no copy may reach over two such areas
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise MemoryError(f"{size / 2**30:.1f} GiB could not be page-locked: {error}") from error
+    weakref.finalize(whole, _unregister, whole.ctypes.data)
+    result: NDArray[Any] = whole.view(dtype).reshape(shape)
+    return result
 
 
 def _touch(part: NDArray[np.uint8]) -> None:
@@ -52,9 +50,8 @@ def _touch(part: NDArray[np.uint8]) -> None:
     part[:: mmap.PAGESIZE] = 0
 
 
-def _unregister(addresses: list[int]) -> None:
+def _unregister(address: int) -> None:
     import cupy
 
-    for address in addresses:
-        with suppress(cupy.cuda.runtime.CUDARuntimeError):
-            cupy.cuda.runtime.hostUnregister(address)
+    with suppress(cupy.cuda.runtime.CUDARuntimeError):
+        cupy.cuda.runtime.hostUnregister(address)
