@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from daskreg import machine
 
-PART = 1 << 30  # bytes touched by a thread at once
+PART = 128 << 20  # bytes touched by a thread at once
 PORTABLE = 1  # cudaHostRegisterPortable: for every context of the process
 
 

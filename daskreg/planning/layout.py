@@ -21,7 +21,8 @@ class Level:
     partition: of the fixed level;  shards: of the moving level;  residency: where a rank finds the moving planes it reads;
     halo: planes around its own that a rank's arrays hold;  state: where displacement and optimizer state are (``STATES``), on the
     device with all buffers, or in the machine's memory or on disk, from where slabs of ``slab`` planes come to the device;
-    images: likewise, where both images of the level are;  window: planes of the moving image that may be held then.
+    images: likewise, where both images of the level are;  window: planes of the moving image that may be held then, and
+    ``traded`` more for each plane that slabs are lower.
     """
 
     scale: int
@@ -38,6 +39,7 @@ class Level:
     slab: int = 0
     images: str = "device"
     window: int | None = None
+    traded: int = 0
 
     @classmethod
     def alone(cls, scale: int, f: Index, m: Index, fixed: Grid, moving: Grid, iterations: int) -> Level:

@@ -206,7 +206,10 @@ def _with_window(plan: Plan, stage: int, level: Level) -> Level:
     kind, left = plan.config.stages[stage], plan.memory - plan.memory_use(stage, level).total
     assert isinstance(kind, Deformable)
     planned = window_planes(plan, level, level.slab + kind.similarity.reach)
-    return replace(level, window=planned + max(left, 0) // (2 * window_bytes(plan, level, value_bytes(kind))))
+    each = 2 * window_bytes(plan, level, value_bytes(kind))
+    lower = plan.memory_use(stage, replace(level, slab=level.slab - 1)).total
+    traded = (plan.memory_use(stage, level).total - lower) // each
+    return replace(level, window=planned + max(left, 0) // each, traded=traded)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from daskreg.engine.backend import LAG, Backend, CpuBackend
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.loop import Judge, Save, iterate
-from daskreg.engine.reach import ReachMonitor, SamplingMap
+from daskreg.engine.reach import Reach, ReachMonitor, SamplingMap
 from daskreg.engine.report import LevelReport, Trace, Watch
 from daskreg.engine.residency import make_sampler
 from daskreg.engine.sampler import Resident
@@ -36,7 +36,7 @@ from daskreg.engine.sweep.step import LevelSmoother, compose_slab, step_slab
 from daskreg.grid import Span
 from daskreg.kernels.device import host
 from daskreg.planning import Level
-from daskreg.planning.slabs import Reaches, Slab, schedule
+from daskreg.planning.slabs import HEIGHTS, Reaches, Slab, schedule
 
 
 class SweepBackend(CpuBackend):
@@ -82,8 +82,12 @@ class SweepLoop:
         self.monitor = self._monitor(comm)
         self.similarity = stage.similarity.build(b.device.kind)
         self.filters = LevelSmoother(b, stage.smooth_gradient), LevelSmoother(b, stage.smooth_warp)
-        self.slabs = schedule(b.own, b.shape[0], level.slab, self.reaches)
+        self.height = level.slab
+        self.slabs = self._scheduled(self.height)
         self.following = dict(pairwise(self.slabs))
+
+    def _scheduled(self, height: int) -> list[Slab]:
+        return schedule(self.block.own, self.block.shape[0], height, self.reaches)
 
     def _monitor(self, comm: Communicator) -> ReachMonitor | None:
         """How far u can reach into the moving image, where not all of it is held."""
@@ -121,7 +125,34 @@ class SweepLoop:
         state.exchange(self.comm)
         if self.monitor is not None:
             self.monitor.since = len(state.losses)
-            self.sampler.prepare(self.monitor.combine(self._measured(state)).beyond(self.reaches.total))
+            self._prepare(self.monitor.combine(self._measured(state)), state)
+
+    def _prepare(self, reach: Reach, state: SweptState) -> None:
+        """Be ready to sample the planes in reach; with lower slabs where too many planes of the moving image are."""
+        reach = reach.beyond(self.reaches.total)
+        if isinstance(self.sampler, Streamed) and self.level.window is not None:
+            self._lower_slabs(self.sampler, self.level.window, reach, state)
+        self.sampler.prepare(reach)
+
+    def _lower_slabs(self, sampler: Streamed, planned: int, reach: Reach, state: SweptState) -> None:
+        height, level, least = self.height, self.level, HEIGHTS[0]
+
+        def allowed(height: int) -> int:
+            return planned + level.traded * (level.slab - height)
+
+        def read(height: int) -> int:
+            found = (reach.read_by(_sampled(slab)) & level.shards.whole for slab in self._scheduled(height))
+            return max(map(len, found), default=0)
+
+        while height > least and read(height) > allowed(height):
+            height -= 1
+        sampler.most = allowed(height)
+        if height < self.height:
+            self.buffers.close()
+            self.height, self.slabs = height, self._scheduled(height)
+            self.following = dict(pairwise(self.slabs))
+            del self.buffers  # their memory goes before new ones come
+            self.buffers = SlabBuffers(self, state)
 
     def _measured(self, state: SweptState) -> Any:
         """``ReachMonitor.measure`` of u as it is stored."""
@@ -174,7 +205,7 @@ class SweepLoop:
         state.length = length
         state.exchange(self.comm)
         if due and self.monitor is not None:
-            self.sampler.prepare(self.monitor.combine(_joined(reach)).beyond(self.reaches.total))
+            self._prepare(self.monitor.combine(_joined(reach)), state)
         return None
 
     def _pass(self, state: SweptState, reach: list[Any] | None) -> float:

@@ -50,7 +50,7 @@ class SlabBuffers:
         self.held = EMPTY
         self.reads = _reads(loop.slabs, [*state.fields, *self.still])
         fields = {**state.fields, **{name: loop.still[name] for name in self.still}}
-        staged = staged_planes(loop.level.slab, on_gpu=b.device.kind == "cuda")
+        staged = staged_planes(loop.height, on_gpu=b.device.kind == "cuda")
         self.transfers = None if state.at_hand and not self.still else Transfers(b.device, fields, staged)
 
     def box(self, planes: Span) -> Shape:

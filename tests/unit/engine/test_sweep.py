@@ -1,10 +1,14 @@
 """Fields out of the device's memory: the bits of the loop that holds all of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from daskreg.config import Config, Deformable, Rigid
 from daskreg.engine.report import SAVE
+from daskreg.engine.sweep.loop import SweepLoop
+from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid, Span
 from daskreg.optimizers.sgd import SGD, Momentum
 from daskreg.planning.slabs import Extent, Reaches, schedule
@@ -149,3 +153,32 @@ def test_images_out_of_memory_give_the_same_bits(loss, masked, tmp_path):
             run = Registration(*pair(), recipe, masks, state, slab, kept)
             run.scratch = folder.allocate if state == "disk" else None
             assert_same_bits(run.run(1), expected)
+
+
+def test_slabs_become_lower_where_more_planes_of_the_moving_image_are_read_than_fit():
+    recipe, loops = config("lncc", scales=(1,), iterations=(19,)), []
+    expected = Registration(*pair(), recipe).run(1)
+
+    class Tight(Registration):
+        def moved(self, level):
+            return replace(super().moved(level), window=18, traded=2)
+
+    def watched(loop, *given):
+        loops.append(loop)
+        return prepare(loop, *given)
+
+    prepare = SweepLoop._prepare
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SweepLoop, "_prepare", watched)
+        assert_same_bits(Tight(*pair(), recipe, (None, None), "host", 16, (FULL,)).run(1), expected)
+    assert 4 <= loops[-1].height < 16
+    assert loops[-1].sampler.most == 18 + 2 * (16 - loops[-1].height)
+
+
+def test_a_map_that_reads_more_of_the_moving_image_than_fits_is_refused():
+    class TooTight(Registration):
+        def moved(self, level):
+            return replace(super().moved(level), window=3)
+
+    with pytest.raises(PlanTooLarge, match=r"read \d+ planes of the moving image, 3 of which fit"):
+        TooTight(*pair(), config("mse"), (None, None), "host", 16, (FULL, HALF)).run(1)
