@@ -57,7 +57,7 @@ def worsened(
     worlds: before and after the stage;  u: the displacement after it, ``Planes`` with the halo of ``level``, where there is one
     """
     judge = Rigid(similarity=before.similarity)
-    if level.state != "device":
+    if level.state != "device" or level.images != "device":
         first, last = (swept_loss(judge.similarity, level, images, comm, w, f) for w, f in zip(worlds, (None, u), strict=True))
         return last > first + WORSE * abs(first), first, last
     u = None if u is None else u.array  # of a level whose fields are on the device

@@ -33,6 +33,7 @@ Array = NDArray[np.float32]
 HOLD, EVALUATE, FINISHED, STOPPED = 2.0, 1.0, 0.0, -1.0  # what rank 0 tells the others to do with the matrix it sends
 MINIMUM_OVERLAP = 0.02  # part of the fixed image that must be inside the moving one
 KEPT_OVERLAP = 0.5  # part of the voxels compared at the start of a level that must still be comparable later
+UNIT = 1024  # in which weights are added up: integers, whose sum is the same on all ranks
 SETTLED = 0.1  # voxels: the voxels compared are chosen afresh until no corner moves further than this
 
 
@@ -116,6 +117,12 @@ class LinearLoss:
         loss, n = self.similarity.value(total)
         return loss, n, total, mapping
 
+    def shared(self, world: Matrix) -> float:
+        """The sum of the weights of the voxels that a matrix maps into the domain, over all ranks, in parts of 1 / UNIT."""
+        self.sample(world)
+        weight = seen_weight(self.moved, self.weights.array, self.block.inner)
+        return float(self.comm.sum_counts(np.array([weight], np.int64))[0]) / UNIT
+
     def perfect(self, world: Matrix) -> bool:
         """Whether moved equals the fixed image already: no other map is better, whatever a loss gains by moving voxels
         outside.
@@ -136,6 +143,14 @@ class LinearLoss:
 
     def _samples(self) -> Samples:
         return Samples(self.block.box(), self.block.first, self.fixed, self.weights.array, self.moved, self.scratch)
+
+
+def seen_weight(moved: Any, weights: Any, own: slice) -> int:
+    """The sum over the own planes, in units of 1 / UNIT: an integer, the same for every number of ranks."""
+    xp = module_of(moved)
+    seen = xp.isfinite(moved[own])
+    parts = UNIT * seen if weights.size == 0 else xp.where(seen, xp.floor(UNIT * weights[own]), 0)
+    return int(parts.sum(dtype=np.float64))
 
 
 class Coordinator:
@@ -190,13 +205,14 @@ def run_linear(
     comm: Communicator,
     watch: Watch,
     begun: Matrix | None = None,
+    make_loss: Callable[..., LinearLoss] = LinearLoss,
 ) -> tuple[Matrix, LevelReport]:
     """Refine ``world`` at one level: L-BFGS, one unit of a parameter moving the outer voxels by about one voxel of the level.
 
-    begun: the map that the stage began with, from which a stiff one departs only for a gain. Raises Halted where the watch asked
-    for it.
+    begun: the map that the stage began with, from which a stiff one departs only for a gain;  make_loss: of the level. Raises
+    Halted where the watch asked for it.
     """
-    loss = LinearLoss(stage, level, images, comm)
+    loss = make_loss(stage, level, images, comm)
     report = LevelReport(stage.name, level.scale, level.fixed.shape)
     if loss.perfect(world):
         report.losses, report.stopped = [loss.value(world)[0]], "at rest"

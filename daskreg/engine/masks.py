@@ -10,15 +10,14 @@ import numpy as np
 from daskreg.comm import Communicator
 from daskreg.config import Optimised, Search
 from daskreg.engine.images import Image
-from daskreg.engine.linear import LinearLoss, Matrix
+from daskreg.engine.linear import Matrix
 from daskreg.engine.planes import pieces
+from daskreg.engine.sweep.linear import make_linear_loss
 from daskreg.errors import NoOverlap, VoxelError
-from daskreg.kernels.device import module_of
 from daskreg.planning import Level, Plan
 
 PARAMETERS = {"rigid": 6, "similarity": 7, "affine": 12, "deformable": 12}  # a warp: at least what an affine map needs
 VOXELS_EACH = 10  # least voxels of a mask per parameter
-UNIT = 1024  # in which weights are added up: integers, whose sum is the same on all ranks
 Images = tuple[Image, Image]
 
 
@@ -65,14 +64,7 @@ def _first_level(plan: Plan) -> tuple[Any, Level] | None:
 
 def _shared(stage: Any, level: Level, images: Images, world: Matrix, comm: Communicator) -> float:
     """The sum of weights at a level, over all ranks; an image of mixed storage is in 32 bits."""
-    loss = LinearLoss(stage, level, images, comm)
-    loss.sample(world)
-    inner, weights = loss.block.inner, loss.weights.array
-    xp = module_of(loss.moved)
-    seen = xp.isfinite(loss.moved[inner])
-    parts = UNIT * seen if weights.size == 0 else xp.where(seen, xp.floor(UNIT * weights[inner]), 0)
-    total = comm.sum_counts(np.array([int(parts.sum(dtype=np.float64))], np.int64))
-    return float(total[0]) / UNIT
+    return make_linear_loss(stage, level, images, comm).shared(world)
 
 
 def _counts(images: Images, comm: Communicator) -> list[int | None]:

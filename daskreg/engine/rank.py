@@ -22,6 +22,7 @@ from daskreg.engine.masks import require_meeting_masks, require_voxels
 from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, allocator, pieces, zero_planes
 from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
 from daskreg.engine.state import FullResolution, Store, exchange_planes, is_mixed, make_state, refine_piecewise
+from daskreg.engine.sweep.linear import make_linear_loss
 from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.engine.sweep.state import SweptState
 from daskreg.errors import Stopped
@@ -151,7 +152,8 @@ class Rank:
     def _linear(self, stage: Linear, level: Level) -> None:
         try:
             begun = None if self.at.before is None else np.array(self.at.before)
-            self.world, report = run_linear(stage, level, self.images, self.world, self.comm, self.watch, begun)
+            given = self.images, self.world, self.comm, self.watch
+            self.world, report = run_linear(stage, level, *given, begun, make_linear_loss)
         except Halted:
             self._checkpoint()
             raise Stopped(STOP_MESSAGE) from None

@@ -76,6 +76,10 @@ class Reach:
         """With so many planes more on each side."""
         return Reach(self.partition, self.start - planes, self.stop + planes)
 
+    def united(self, other: Reach) -> Reach:
+        """What either reads, of the same level."""
+        return replace(self, start=np.minimum(self.start, other.start), stop=np.maximum(self.stop, other.stop))
+
     def covers(self, other: Reach) -> bool:
         """Whether no plane of the other one reads what this one does not cover."""
         return bool((self.start <= other.start).all() and (self.stop >= other.stop).all())

@@ -57,6 +57,8 @@ def level_memory(plan: Layout, index: int, level: Level) -> MemoryUse:
     if level.images != "device" and isinstance(stage, Deformable):
         rest = MemoryUse(_still(plan, stage, level, number), _streamed(plan, stage, level, number), 0, process_bytes(plan))
         return _with_images(plan, _swept(plan, stage, level, rest))
+    if level.images != "device":
+        return _with_images(plan, _swept_linear(plan, stage, level))
     if level.state != "device" and isinstance(stage, Deformable):
         rest = MemoryUse(images, _moving(plan, level, number), 0, process_bytes(plan))
         return _with_images(plan, _swept(plan, stage, level, rest))
@@ -100,9 +102,16 @@ def _still(plan: Layout, stage: Deformable, level: Level, number: int) -> int:
     return held * _plane(level.fixed.shape) * (number + VALUE * plan.masks[0])
 
 
-def _streamed(plan: Layout, stage: Deformable, level: Level, number: int) -> int:
+def _swept_linear(plan: Layout, stage: Optimised, level: Level) -> MemoryUse:
+    """Where a linear stage compares a slab after the other."""
+    held = min(level.slab + 2 * stage.similarity.reach, level.fixed.shape[0])
+    arrays = held * _plane(level.fixed.shape) * (5 * VALUE + VALUE * sum(plan.masks) + stage.similarity.scratch)
+    return MemoryUse(PIECES, _streamed(plan, stage, level, VALUE), arrays, process_bytes(plan))
+
+
+def _streamed(plan: Layout, stage: Optimised, level: Level, number: int) -> int:
     """Planes of the moving image that a slab reads: the last ones stay until the next ones are whole; and those on their way."""
-    window = window_planes(plan, level, level.slab + stage.similarity.reach)
+    window = window_planes(plan, level, level.slab + 2 * stage.similarity.reach)
     return (2 * window + 2 * STREAMED) * window_bytes(plan, level, number)
 
 

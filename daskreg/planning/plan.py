@@ -135,7 +135,7 @@ def _lowest_slab(plan: Plan) -> int:
 
 
 def _slab(level: Level) -> int:
-    return GOOD_SLAB if level.state == "device" else min(level.slab, GOOD_SLAB)
+    return min(level.slab, GOOD_SLAB) if "disk" in (level.state, level.images) or level.state == "host" else GOOD_SLAB
 
 
 def _places(plan: Plan, choices: _Choices) -> tuple[str, ...]:
@@ -172,17 +172,21 @@ class _Choices:
 
     def _of(self, plan: Plan, stage: int, level: Level) -> Iterator[Level]:
         deformable = isinstance(plan.config.stages[stage], Deformable)
-        places = ("device",) if plan.images == "device" or not deformable else ("device", plan.images)
-        if deformable and plan.images != "device" and 1 in (max(level.fixed_factors), max(level.moving_factors)):
-            places = (plan.images,)
-        for images in places:
+        for images in self._places(plan, level):
             for state in self.states if deformable else ("device",):
-                if images == "device" or state != "device":
+                if images == "device" or state != "device" or not deformable:
                     yield from self._residing(plan, stage, replace(level, state=state, images=images))
+
+    def _places(self, plan: Plan, level: Level) -> tuple[str, ...]:
+        """Of the images of a level."""
+        if plan.images == "device":
+            return ("device",)
+        full = 1 in (max(level.fixed_factors), max(level.moving_factors))
+        return (plan.images,) if full else ("device", plan.images)
 
     def _residing(self, plan: Plan, stage: int, level: Level) -> Iterator[Level]:
         for residency in self.residencies:
-            if level.state == "device":
+            if level.state == "device" and level.images == "device":
                 yield replace(level, residency=residency)
             elif residency != "ring":
                 yield _highest(plan, stage, replace(level, residency=residency))
@@ -204,8 +208,8 @@ def _with_window(plan: Plan, stage: int, level: Level) -> Level:
     if level.images == "device" or plan.memory is None:
         return level
     kind, left = plan.config.stages[stage], plan.memory - plan.memory_use(stage, level).total
-    assert isinstance(kind, Deformable)
-    planned = window_planes(plan, level, level.slab + kind.similarity.reach)
+    assert isinstance(kind, Optimised)
+    planned = window_planes(plan, level, level.slab + 2 * kind.similarity.reach)
     each = 2 * window_bytes(plan, level, value_bytes(kind))
     lower = plan.memory_use(stage, replace(level, slab=level.slab - 1)).total
     traded = (plan.memory_use(stage, level).total - lower) // each

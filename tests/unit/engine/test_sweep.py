@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from daskreg.config import Config, Deformable, Rigid
+from daskreg.config import Affine, Config, Deformable, Rigid
 from daskreg.engine.report import SAVE
 from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.errors import PlanTooLarge
@@ -182,3 +182,15 @@ def test_a_map_that_reads_more_of_the_moving_image_than_fits_is_refused():
 
     with pytest.raises(PlanTooLarge, match=r"read \d+ planes of the moving image, 3 of which fit"):
         TooTight(*pair(), config("mse"), (None, None), "host", 16, (FULL, HALF)).run(1)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_linear_stages_compare_images_out_of_memory_with_the_same_bits(loss, masked):
+    rng = np.random.default_rng(0)
+    masks = tuple((rng.random(SHAPE) > 0.3).astype(np.float32) for _ in range(2)) if masked else (None, None)
+    stage = Affine(similarity=LOSSES[loss], scales=(2, 1), iterations=(5, 5), tolerance=0)
+    recipe = Config(stages=(stage, *config("mse", scales=(1,), iterations=(3,)).stages))
+    expected = Registration(*pair(), recipe, masks).run(1)
+    for slab, kept in ((5, (FULL,)), (64, (FULL, HALF))):
+        assert_same_bits(Registration(*pair(), recipe, masks, "host", slab, kept).run(1), expected)
