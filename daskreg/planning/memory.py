@@ -16,6 +16,7 @@ CHUNK = 64  # planes that are written together
 PIECES = (
     64 << 20
 )  # of fields elsewhere, copied at once (``engine.planes``), and on their way to and from files (``storage.scratch``)
+SLACK = 32  # part of buffers by which a process is taken to exceed them
 BATCHES = 16  # of the memory: so many batches of an archive would fill it
 MEASURED = 32  # planes measured together (``engine.measure``)
 STREAMED = 16  # planes of the moving image in each of two staging arrays (``engine.streamed``)
@@ -106,7 +107,8 @@ def _swept_linear(plan: Layout, stage: Optimised, level: Level) -> MemoryUse:
     """Where a linear stage compares a slab after the other."""
     held = min(level.slab + 2 * stage.similarity.reach, level.fixed.shape[0])
     arrays = held * _plane(level.fixed.shape) * (5 * VALUE + VALUE * sum(plan.masks) + stage.similarity.scratch)
-    return MemoryUse(PIECES, _streamed(plan, stage, level, VALUE), arrays, process_bytes(plan))
+    moving = _streamed(plan, stage, level, VALUE)
+    return MemoryUse(PIECES, moving, arrays + (arrays + moving) // SLACK, process_bytes(plan))
 
 
 def _streamed(plan: Layout, stage: Optimised, level: Level, number: int) -> int:
@@ -141,6 +143,8 @@ def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> Me
     fields = planes * plane * (stage.model.state_bytes() + state)
     on_host = fields if level.state == "host" else 0
     beside = on_host if plan.host is None else 0  # in the memory that ``memory`` limits
+    copies = (reaches.displacement + reaches.gradient) * plane * VECTOR  # of planes that are read again after they were replaced
+    buffers += copies + (buffers + rest.moving) // SLACK
     return replace(
         rest, fields=buffers + beside + min(PIECES, fields), host=on_host - beside, disk=fields if level.state == "disk" else 0
     )

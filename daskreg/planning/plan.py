@@ -213,7 +213,7 @@ def _with_window(plan: Plan, stage: int, level: Level) -> Level:
     each = 2 * window_bytes(plan, level, value_bytes(kind))
     lower = plan.memory_use(stage, replace(level, slab=level.slab - 1)).total
     traded = (plan.memory_use(stage, level).total - lower) // each
-    return replace(level, window=planned + max(left, 0) // each, traded=traded)
+    return replace(level, window=planned + max(left, 0) // (2 * each), traded=traded)
 
 
 @dataclass(frozen=True)
