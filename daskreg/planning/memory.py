@@ -235,6 +235,14 @@ def swept_bytes(plan: Layout, stage: Deformable, level: Level) -> int:
     return voxels * (stage.model.state_bytes() + stage.optimizer.swept_bytes(stage.storage))
 
 
+def image_bytes(plan: Layout, stage: Optimised, level: Level) -> int:
+    """Bytes of both images that a rank reads in an iteration, or a linear stage in an evaluation, where they are elsewhere."""
+    number, (fixed_mask, moving_mask) = value_bytes(stage), plan.masks
+    fixed = max(level.partition.lengths) * _plane(level.fixed.shape) * (number + VALUE * fixed_mask)
+    moving = max(level.shards.lengths) * _plane(level.moving.shape) * (number + VALUE * moving_mask)
+    return (1 if isinstance(stage, Deformable) else 2) * (fixed + moving)
+
+
 def _source(plan: Layout, row: int) -> int:
     """Bytes behind a voxel of a plane of the moving image while a row is written: its footprint, or all of a single chunk."""
     if plan.unpacked[1] >= plan.moving.size:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from daskreg import machine
 from daskreg.config import Deformable, Optimised
 from daskreg.planning.layout import Layout, Level
-from daskreg.planning.memory import checkpoint_bytes, disk_bytes, elsewhere, level_memory, peak_bytes, swept_bytes
+from daskreg.planning.memory import checkpoint_bytes, disk_bytes, elsewhere, image_bytes, level_memory, peak_bytes, swept_bytes
+from daskreg.planning.slabs import Reaches
 from daskreg.planning.traffic import most_sent
 
 EVALUATION = 1.3  # time of a linear stage's evaluation, in deformable iterations
+SWEPT_EVALUATION = 3.0  # time of an evaluation that reads its images slab by slab, in those of one in memory
+PLACES = {"host": "in the machine's memory", "disk": "on disk"}
 EVALUATIONS = 2  # of a linear stage an iteration: two to four while it goes on, but it mostly converges early
 
 
@@ -65,7 +68,7 @@ def _elsewhere(plan: Layout) -> list[str]:
     host, scratch = elsewhere(plan)
     swept = [(plan.config.stages[k], level) for k, levels in enumerate(plan.levels) for level in levels if level.state == "disk"]
     written = sum(level.iterations * swept_bytes(plan, s, level) for s, level in swept if isinstance(s, Deformable))
-    rows = [f"host memory of a worker: {size(host)} for fields"] if host else []
+    rows = [f"host memory of a worker: {size(host)} for fields{' and images' * (plan.images == 'host')}"] if host else []
     return rows + ([f"scratch of a worker: {size(scratch)}, up to {size(written)} written in all"] if scratch else [])
 
 
@@ -87,17 +90,24 @@ def seconds(plan: Layout, stage: int, level: Level, cores: int, device: str = "c
     moved = 0.0
     if isinstance(kind, Deformable) and level.state != "device":
         moved = 2 * swept_bytes(plan, kind, level) / speeds.tiers[level.state]
+        work *= (level.slab + Reaches.of(kind).total) / level.slab  # what is computed again between slabs
+    if level.images != "device":
+        moved += image_bytes(plan, kind, level) / speeds.tiers[level.images]
+        work *= 1 if deformable else SWEPT_EVALUATION
     return level.iterations * passes * (work + moved + most_sent(plan, stage, level) / speeds.link + waits * speeds.latency)
 
 
 def _rows(plan: Layout, stage: int, level: Level, cores: int, device: str) -> list[str]:
-    """A level's line, and where its fields are if not in the device's memory."""
+    """A level's line, and where its fields and images are if not in the device's memory."""
     rows, kind = [_line(plan, stage, level, cores, device)], plan.config.stages[stage]
     if level.state != "device" and isinstance(kind, Deformable):
-        use, moved = level_memory(plan, stage, level), swept_bytes(plan, kind, level)
-        where = f"{size(use.disk)} on disk" if level.state == "disk" else "in the machine's memory"
+        moved = swept_bytes(plan, kind, level)
         way = f"{size(moved)} read and {size(moved)} written an iteration"
-        rows.append(f"{'':<11}fields of that scale {where}, in slabs of {level.slab} planes: {way}")
+        rows.append(f"{'':<11}fields of that scale {PLACES[level.state]}, in slabs of {level.slab} planes: {way}")
+    if level.images != "device":
+        assert isinstance(kind, Optimised)
+        read = f"{size(image_bytes(plan, kind, level))} read an {'iteration' if level.state != 'device' else 'evaluation'}"
+        rows.append(f"{'':<11}images of that scale {PLACES[level.images]}, in slabs of {level.slab} planes: {read}")
     return rows
 
 
