@@ -28,7 +28,7 @@ from daskreg.transforms.linear import index_gradient_by_plane, world_gradient
 
 
 @dataclass(frozen=True)
-class Part:
+class SampledPlanes:
     """Some own planes with those that windows around them reach, sampled."""
 
     planes: Span
@@ -98,7 +98,7 @@ class SweptLinearLoss(LinearLoss):
 
     # ---------------------------------------------------------------- parts
 
-    def _parts(self, world: Matrix) -> Iterator[Part]:
+    def _parts(self, world: Matrix) -> Iterator[SampledPlanes]:
         """All own planes, in order; one part without planes for a rank that has none."""
         worlds = [world] if self.held_at is None else [self.held_at, world]
         reaches = [self._reach(w) for w in worlds]
@@ -110,7 +110,7 @@ class SweptLinearLoss(LinearLoss):
             self.sampler.bring(held, following)
             yield self._part(planes, held, world)
 
-    def _part(self, planes: Span, held: Span, world: Matrix) -> Part:
+    def _part(self, planes: Span, held: Span, world: Matrix) -> SampledPlanes:
         device, ny, nx = self.block.device, *self.block.shape[1:]
         here = Block(self.block.shape, Partition(self.block.shape[0], (held,)), device=device)
         fixed, weight = on(device, self.still.voxels, held)[0], here.scalar() if self.sampler.masked else None
@@ -126,7 +126,7 @@ class SweptLinearLoss(LinearLoss):
             weight *= mask
         scratch = here.vector() if self.needs_scratch else device.xp.empty((3, 0, 0, 0), np.float32)
         box = range(planes.start - held.start, planes.stop - held.start), ny, nx
-        return Part(planes, held, Samples(box, held.start, fixed, weight, moved, scratch), mapping)
+        return SampledPlanes(planes, held, Samples(box, held.start, fixed, weight, moved, scratch), mapping)
 
     def _sample_held(self, here: Block, mapping: SamplingMap, held: Span, moved: Any, weight: Any) -> None:
         """NaN where a voxel was not chosen; weights are those of the map that voxels were chosen at."""
