@@ -57,14 +57,38 @@ class Truth:
         self.lengths = np.geomspace(extent.min() / 3, 10 * FINE, len(WAVES))  # of waves, from a third of the image to ten voxels
 
     def texture(self, p: list[Any], xp: Any) -> Any:
-        """0 outside an ellipsoid, about 0.2 to 1 inside."""
-        r = xp.sqrt(sum(((p[a] - self.center[a]) / (0.45 * self.extent[a])) ** 2 for a in range(3)))
-        inside = xp.clip((1 - r) / 0.05, 0, 1)
-        total = 0
-        for k, (wave, phase) in enumerate(zip(WAVES, PHASES, strict=True)):
-            f = 2 * np.pi / self.lengths[k]
-            total = total + 0.12 * xp.sin(f * (wave[0] * p[0] + wave[1] * p[1] + wave[2] * p[2]) + phase)
-        return inside * xp.clip(0.6 + total, 0.2, 1)
+        """0 outside an ellipsoid, about 0.2 to 1 inside; p: fixed points."""
+        f = 2 * np.pi / self.lengths
+        total = sum(0.12 * xp.sin(f[k] * sum(WAVES[k][a] * p[a] for a in range(3)) + PHASES[k]) for k in range(len(WAVES)))
+        return self._textured(p, total, xp)
+
+    def block(self, axes: list[np.ndarray], moving: bool, xp: Any) -> Any:
+        """The texture on a grid, float32, of the points psi(y) for the moving image; axes: coordinates along z, y, x.
+
+        psi is a sum of functions of one coordinate each, so that a wave is a product of three tables: a matrix product in all.
+        """
+        terms = self._terms(axes, moving)  # [coordinate of the point][axis of the grid]
+        p = [sum(xp.asarray(terms[a][b].astype(np.float32)).reshape([-1 if k == b else 1 for k in range(3)]) for b in range(3))
+             for a in range(3)]  # fmt: skip
+        f = 2 * np.pi / self.lengths
+        z, y, x = (np.exp(1j * f[:, None] * sum(WAVES[:, a, None] * terms[a][b] for a in range(3))) for b in range(3))
+        z = z * np.exp(1j * PHASES)[:, None]
+        zy = xp.asarray(z.astype(np.complex64))[:, :, None] * xp.asarray(y.astype(np.complex64))[:, None, :]
+        zy, there = zy.reshape(len(f), -1), xp.asarray(x.astype(np.complex64))
+        total = xp.concatenate([zy.real, zy.imag]).T @ xp.concatenate([there.imag, there.real])  # the sine of the sum
+        return self._textured(p, np.float32(0.12) * total.reshape([len(axis) for axis in axes]), xp)
+
+    def _textured(self, p: list[Any], total: Any, xp: Any) -> Any:
+        r = xp.sqrt(sum(((p[a] - self.center[a]) * (1 / (0.45 * self.extent[a]))) ** 2 for a in range(3)))
+        return xp.clip((1 - r) * 20, 0, 1) * xp.clip(total + 0.6, 0.2, 1)
+
+    def _terms(self, axes: list[np.ndarray], moving: bool) -> list[list[np.ndarray]]:
+        """Coordinate a of a point as a sum of functions of each axis of the grid."""
+        if not moving:
+            return [[axes[a] if a == b else np.zeros(len(axes[b])) for b in range(3)] for a in range(3)]
+        f, scale = 2 * np.pi / (self.extent.min() / 1.5), self.bend / 3
+        return [[self.linear[a][b] * (axes[b] - self.center[b]) + BENDS[0][a][b] * np.sin(f * axes[b] + BENDS[1][a][b]) * scale
+                 + (self.center[a] + self.shift[a] if b == 0 else 0.0) for b in range(3)] for a in range(3)]  # fmt: skip
 
     def psi(self, y: list[Any], xp: Any) -> list[Any]:
         """Moving points to fixed points."""
@@ -92,17 +116,15 @@ def volume(truth: Truth, grid: Grid, moving: bool, gpu: bool) -> da.Array:
 
         xp = cupy if gpu else np
         spans = block_info[None]["array-location"]
-        axes = [xp.arange(a, b, dtype=np.float32) * np.float32(grid.spacing[k]) + np.float32(grid.origin[k])
-                for k, (a, b) in enumerate(spans)]  # fmt: skip
-        p = list(xp.meshgrid(*axes, indexing="ij", sparse=True))
-        value = truth.texture(truth.psi(p, xp) if moving else p, xp)
-        value = xp.where(value > 0, (1.15 - value) ** 1.7, 0) if moving else value
-        found = (value * 30000).astype(np.uint16)
+        axes = [np.arange(a, b) * grid.spacing[k] + grid.origin[k] for k, (a, b) in enumerate(spans)]
+        value = truth.block(axes, moving, xp)
+        value = xp.where(value > 0, (np.float32(1.15) - value) ** np.float32(1.7), 0) if moving else value
+        found = (value * np.float32(30000)).astype(np.uint16)
         return found.get() if gpu else found
 
     if not gpu:
         sys.modules.setdefault("cupy", np)  # nothing of it is used
-    chunks = tuple(min(128, n) for n in grid.shape)
+    chunks = min(128, grid.shape[0]), min(256, grid.shape[1]), grid.shape[2]
     return da.map_blocks(
         block, chunks=da.core.normalize_chunks(chunks, grid.shape), dtype=np.uint16, meta=np.empty((0,) * 3, np.uint16)
     )
@@ -159,7 +181,7 @@ def main() -> None:
     gpu = given.device == "cuda" or given.cluster == "cuda"
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         start = time.perf_counter()
-        with dask.config.set(scheduler="threads"):
+        with dask.config.set(scheduler="threads", num_workers=8 if gpu else os.cpu_count()):
             write_image(f"{folder}/fixed.ome.zarr", volume(truth, fixed, False, gpu), fixed)
             write_image(f"{folder}/moving.ome.zarr", volume(truth, moving, True, gpu), moving)
         made = time.perf_counter() - start

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.cluster.coarse_rows import CoarseRows
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block, gather_planes
-from daskreg.engine.planes import on
+from daskreg.engine.planes import ArrayPlanes, on
 from daskreg.engine.reach import SamplingMap, affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome
 from daskreg.grid import Grid, Index, Partition, Region, Span
-from daskreg.kernels.compiler.launch import on_device
+from daskreg.kernels.compiler.launch import on_device, thread_count
 from daskreg.kernels.device import CPU, Device, module_of, page_locked
 from daskreg.kernels.sampling.cpu import EXTENT, sample
 from daskreg.planning import Plan
@@ -25,8 +28,9 @@ from daskreg.storage import RunStore, Volume
 from daskreg.storage.fill import fill_of
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
 
-PART_BYTES = 256 << 20  # of a row, converted and compressed at once
-QUEUE_LENGTH = 2  # parts that may wait to be compressed while a GPU computes the next
+PART_BYTES = 96 << 20  # of a row, converted and compressed at once
+MAX_WRITERS = 4  # threads, each with a part; the codec uses all cores for the chunks of each
+STORED = "daskreg-output"  # name of these threads
 
 
 def write_result(
@@ -43,71 +47,96 @@ def write_result(
     if comm.rank == 0:
         store.set_affine(outcome.affine)
         if outcome.displacement is not None:
-            store.create_image(DISPLACEMENT, grid.permute(back), np.float32, components=3)
-        store.create_image(MOVED, grid.permute(back), dtype)
+            store.create_image(DISPLACEMENT, grid.permute(back), np.float32, components=3, coarser=True)
+        store.create_image(MOVED, grid.permute(back), dtype, coarser=True)
     comm.barrier()
-    device, chunk = outcome.block.device, store.chunk(MOVED)
+    device, rows = outcome.block.device, chunk_rows(store.chunk(MOVED)[order[0]], outcome.block.partition)
     reader, fill = MovingReader(moving, device), fill_of(moving.data, plan.config.fill)
-    with ResultWriter(store, back, chunk[order[1]]) as writer:
-        for row, owner in chunk_rows(chunk[order[0]], outcome.block.partition):
-            u = _collect_row(outcome, row, owner, comm)
-            if owner != comm.rank:
-                continue
+    with reader, ResultWriter(store, back, order, rows, comm) as writer:
+        for part in moved_rows(plan, outcome, _own_rows(outcome, rows, comm), reader):
             store.require_mine()
-            if u is not None:
-                writer.write(DISPLACEMENT, row, u, to_world(grid, device))
-            writer.write(MOVED, row, resample(plan, outcome.affine, u, row, reader), lambda moved: cast(moved, dtype, fill))
+            if part.u is not None:
+                writer.write(DISPLACEMENT, part.row, part.u, to_world(grid, device))
+            writer.write(MOVED, part.row, part.sample(plan.moving.shape[0]), lambda found: cast(found, dtype, fill))
+        writer.finish()
     comm.barrier()
     return fill
 
 
 def to_world(grid: Grid, device: Device) -> Callable[[Any], Any]:
     """A function that converts a displacement from voxels to world units."""
-    matrix = device.put((np.asarray(grid.direction) * np.asarray(grid.spacing)).astype(np.float32))
-    return lambda u: device.xp.tensordot(matrix, u, 1).astype(np.float32, copy=False)
+    matrix = (np.asarray(grid.direction) * np.asarray(grid.spacing)).astype(np.float32)
+    axes = [np.flatnonzero(line) for line in matrix]
+    if all(len(found) == 1 for found in axes):  # along the axes of the world, up to their order
+        return lambda u: device.xp.stack([u[a[0]] * line[a[0]] + np.float32(0) for a, line in zip(axes, matrix, strict=True)])
+    there = device.put(matrix)
+    return lambda u: device.xp.tensordot(there, u, 1).astype(np.float32, copy=False)
 
 
 class ResultWriter:
-    """Writes rows of planes into a run, a part at a time; parts from a GPU are compressed while it computes the next.
+    """Writes rows of planes into a run with their coarser levels, a part at a time; parts are compressed while others are made.
 
-    back: position of each axis in the stored image;  rows: of a stored chunk.
+    back: position of each axis in the stored image, order: the reverse;  rows: of chunks, with the rank that writes each.
     """
 
-    def __init__(self, store: RunStore, back: Index, rows: int) -> None:
-        self.store, self.back, self.rows = store, back, rows
-        self._writer = ThreadPoolExecutor(1, "daskreg-output")
+    def __init__(self, store: RunStore, back: Index, order: Index, rows: Sequence[tuple[Span, int]], comm: Communicator) -> None:
+        self.store, self.back, self.order, self.comm = store, back, order, comm
+        self.written = [_written(rows, rank) for rank in range(comm.size)]
+        self.threads = max(1, min(MAX_WRITERS, thread_count()))
+        self._writer = ThreadPoolExecutor(self.threads, STORED)
         self._pending: deque[Future[None]] = deque()
+        self._coarse: dict[str, CoarseRows] = {}
 
     def __enter__(self) -> ResultWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            while self._pending and error[0] is None:
-                self._pending.popleft().result()
-        finally:
-            self._writer.shutdown(cancel_futures=True)
+        self._writer.shutdown(cancel_futures=True)
 
     def write(self, name: str, planes: Span, voxels: Any, convert: Callable[[Any], Any]) -> None:
         """Planes (Z, Y, X), or (3, Z, Y, X), of the fixed grid; ``convert`` turns a part into what is stored.
 
         Raises what writing raises, also for earlier parts.
         """
-        depth = max(self.rows, PART_BYTES // (voxels.nbytes // voxels.shape[-2]) // self.rows * self.rows)
+        coarse, rows = self._rows_of(name), self.store.chunk(name)[self.order[1]]
+        depth = max(rows, PART_BYTES // max(1, voxels.nbytes // voxels.shape[-2]) // rows * rows)
         for y in range(0, voxels.shape[-2], depth):
-            part = convert(voxels[..., y : y + depth, :])
-            region = Region((planes.start, y, 0), (planes.stop, y + part.shape[-2], part.shape[-1]))
-            lead = part.ndim - 3
-            stored = part.transpose(*range(lead), *(lead + a for a in self.back))
-            self._write(name, _permuted(region, self.back), stored)
+            part = voxels[..., y : y + depth, :]
+            region = _permuted(Region((planes.start, y, 0), (planes.stop, y + part.shape[-2], part.shape[-1])), self.back)
+            while len(self._pending) > self.threads:
+                self._pending.popleft().result()
+            make = partial(_known, page_locked(convert(part))) if on_device(part) else partial(convert, part)
+            self._pending.append(self._writer.submit(self._write, coarse, name, region, make))
 
-    def _write(self, name: str, region: Region, part: Any) -> None:
-        if not on_device(part):
-            self.store.write(name, region, part)
-            return
-        while len(self._pending) >= QUEUE_LENGTH:
+    def finish(self) -> None:
+        """Wait for all parts, and write what coarser levels share with other ranks; every rank calls this once."""
+        while self._pending:
             self._pending.popleft().result()
-        self._pending.append(self._writer.submit(self.store.write, name, region, page_locked(part)))
+        for name in (DISPLACEMENT, MOVED):
+            if self.store.has(name):  # a rank without rows takes part as well
+                self._rows_of(name).finish(self.comm)
+
+    def _write(self, coarse: CoarseRows, name: str, region: Region, make: Callable[[], Any]) -> None:
+        part = make()
+        lead = part.ndim - 3
+        stored = self.store.as_stored(name, part.transpose(*range(lead), *(lead + a for a in self.back)))
+        self.store.write_stored(name, 0, region, stored)
+        coarse.add(region, stored)
+
+    def _rows_of(self, name: str) -> CoarseRows:
+        if name not in self._coarse:
+            self._coarse[name] = CoarseRows(self.store, name, self.order[0], self.written, self.comm.rank)
+        return self._coarse[name]
+
+
+def _known(part: Any) -> Any:
+    return part
+
+
+def _written(rows: Sequence[tuple[Span, int]], rank: int) -> Span:
+    """The planes that a rank writes: its rows follow each other."""
+    mine = [row for row, owner in rows if owner == rank]
+    return Span(mine[0].start, mine[-1].stop) if mine else Span(0, 0)
 
 
 def _permuted(region: Region, order: Index) -> Region:
@@ -125,8 +154,21 @@ def _owner(partition: Partition, plane: int) -> int:
     return next(rank for rank, slab in enumerate(partition.slabs) if slab.start <= plane < slab.stop)
 
 
+def _own_rows(outcome: Outcome, rows: Sequence[tuple[Span, int]], comm: Communicator) -> Iterator[tuple[Span, Any]]:
+    """The rows that this rank writes, with the displacement there, in order.
+
+    Rows that are divided between ranks are collected first, so that no rank waits for another's writing.
+    """
+    slabs = outcome.block.partition.slabs
+    divided = [(row, owner) for row, owner in rows if row & slabs[owner] != row]
+    collected = {row: _collect_row(outcome, row, owner, comm) for row, owner in divided}
+    for row, owner in rows:
+        if owner == comm.rank:
+            yield row, collected.pop(row) if row in collected else _collect_row(outcome, row, owner, comm)
+
+
 def _collect_row(outcome: Outcome, row: Span, owner: int, comm: Communicator) -> Any:
-    """The displacement of a row of chunks, on its owner; every rank calls this for every row."""
+    """The displacement of a row of chunks, on its owner; every rank calls this for every row that is divided between ranks."""
     if outcome.displacement is None:
         return None
     block = outcome.block
@@ -142,36 +184,74 @@ def _collect_row(outcome: Outcome, row: Span, owner: int, comm: Communicator) ->
 
 
 class MovingReader:
-    """Reads planes of the stored moving image."""
+    """Reads planes of the stored moving image, in a thread of its own."""
 
     def __init__(self, volume: Volume, device: Device = CPU) -> None:
         self.volume, self.device = volume, device
         # a single chunk is decompressed once, not once per row
-        self._whole = device.put(volume.read()) if math.prod(volume.data.numblocks) == 1 else None
+        self._whole = volume.read() if math.prod(volume.data.numblocks) == 1 else None
+        self._thread = ThreadPoolExecutor(1, "daskreg-input")
 
-    def planes(self, span: Span) -> tuple[NDArray[np.float32], int]:
-        """At least these planes, as far as they are in the image, and the index of the first."""
+    def __enter__(self) -> MovingReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def start(self, span: Span) -> Future[tuple[NDArray[np.float32], int]]:
+        """Begin to read at least these planes, as far as they are in the image; they come with the index of the first."""
+        return self._thread.submit(self._planes, span)
+
+    def _planes(self, span: Span) -> tuple[NDArray[np.float32], int]:
         if self._whole is not None:
             return self._whole, 0
         inside = span & Span(0, self.volume.shape[0])
-        return self.device.put(self.volume.planes(inside)), inside.start
+        return self.volume.planes(inside), inside.start
 
 
-def resample(
-    plan: Plan, affine: NDArray[np.float64], u: NDArray[np.float32] | None, row: Span, reader: MovingReader
-) -> NDArray[np.float32]:
-    """Planes of the moving image on the fixed grid, through the whole transform; NaN outside its domain."""
-    mapping = SamplingMap.of(row.start, affine, plan.fixed, plan.moving)
-    block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)), device=reader.device)
-    u = None if u is None else module_of(u).ascontiguousarray(u)
-    if u is None:
-        reached = affine_reach(mapping, block.partition, block.shape).needs[0]
-    else:
-        reached = spans(np.array([displaced_range(block, mapping, u)]))[0]
-    voxels, origin = reader.planes(reached)
-    moved = block.scalar()
-    sample(moved.shape, *mapping, u, origin, plan.moving.shape[0], EXTENT, voxels, moved)
-    return moved
+@dataclass
+class MovedRow:
+    """A row of the moved image: its planes, the displacement there, and the voxels of the moving image that it needs."""
+
+    row: Span
+    u: Any
+    mapping: SamplingMap
+    block: Block
+    voxels: Future[tuple[NDArray[np.float32], int]]
+
+    @classmethod
+    def start(cls, plan: Plan, affine: NDArray[np.float64], row: Span, u: Any, reader: MovingReader) -> MovedRow:
+        """Begin to read what a row needs."""
+        mapping = SamplingMap.of(row.start, affine, plan.fixed, plan.moving)
+        block = Block(plan.fixed.shape, Partition(plan.fixed.shape[0], (row,)), device=reader.device)
+        if u is None:
+            reached = affine_reach(mapping, block.partition, block.shape).needs[0]
+        else:
+            u = module_of(u).ascontiguousarray(u)
+            reached = spans(np.array([displaced_range(block, mapping, u)]))[0]
+        return cls(row, u, mapping, block, reader.start(reached))
+
+    def sample(self, planes: int) -> NDArray[np.float32]:
+        """The moving image of ``planes`` planes on the fixed grid, through the whole transform; NaN outside its domain."""
+        voxels, origin = self.voxels.result()
+        moved = self.block.scalar()
+        sample(moved.shape, *self.mapping, self.u, origin, planes, EXTENT, self.block.device.put(voxels), moved)
+        return moved
+
+
+def moved_rows(plan: Plan, outcome: Outcome, rows: Iterable[tuple[Span, Any]], reader: MovingReader) -> Iterator[MovedRow]:
+    """The rows, each with its part of the moving image being read; that of the next one while this one is in use.
+
+    A displacement that is not on the device is fetched for one row at a time.
+    """
+    u = outcome.displacement
+    early = u is None or (isinstance(u, ArrayPlanes) and on_device(u.array) == (reader.device.kind == "cuda"))
+    started = deque[MovedRow]()
+    for row, found in rows:
+        started.append(MovedRow.start(plan, outcome.affine, row, found, reader))
+        while len(started) > early:
+            yield started.popleft()
+    yield from started
 
 
 def moved_dtype(moving: Volume) -> np.dtype[Any]:

@@ -15,9 +15,9 @@ BATCH_PLANES = 64  # read at a time, as many as a usual chunk has
 
 
 def batches(planes: Span, plane_bytes: int, most: int | None = None) -> list[Span]:
-    """Spans of BATCH_PLANES planes, fewer where these take more than ``most`` bytes."""
+    """Spans of BATCH_PLANES planes, fewer where these take more than ``most`` bytes; they start where chunks usually do."""
     each = BATCH_PLANES if most is None else max(1, min(BATCH_PLANES, most // max(1, plane_bytes)))
-    return [Span(z, min(z + each, planes.stop)) for z in range(planes.start, planes.stop, each)]
+    return [Span(z, z + each) & planes for z in range(planes.start // each * each, planes.stop, each)]
 
 
 def prefetched(read: Callable[[Span], NDArray[np.float32]], spans: Sequence[Span]) -> Iterator[tuple[Span, NDArray[np.float32]]]:

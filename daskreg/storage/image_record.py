@@ -8,6 +8,7 @@ import dask.array as da
 
 from daskreg.storage.axes import Axis
 from daskreg.storage.grid_metadata import GridMetadata
+from daskreg.storage.zarr.nodes import CheckedArray
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Resolution:
 @dataclass(frozen=True)
 class ImageRecord:
     """data: all axes as stored, lazily;  grid_metadata: the stated grid (z, y, x), None without one;
-    chunks: as stored;  channels: labels.
+    chunks: as stored;  channels: labels;  stored: the array that ``data`` reads, where it is in a Zarr store.
     """
 
     name: str
@@ -33,3 +34,4 @@ class ImageRecord:
     chunks: tuple[int, ...]
     levels: tuple[Resolution, ...] = ()
     channels: tuple[str, ...] = ()
+    stored: CheckedArray | None = None

@@ -23,6 +23,7 @@ from daskreg.storage.fs.errors import reason
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.registry import image_formats
 from daskreg.storage.zarr.nodes import check_dtype, missing_chunks
+from daskreg.storage.zarr.stored import StoredVoxels
 
 ImageSource = str | Path | np.ndarray | da.Array
 
@@ -31,7 +32,8 @@ ImageSource = str | Path | np.ndarray | da.Array
 class Volume:
     """An image: lazy voxels ``data`` (Z, Y, X) of any real type, and their grid.
 
-    name: the address as given;  format: how it is stored;  levels: resolutions in the store;  channels: their labels.
+    name: the address as given;  format: how it is stored;  levels: resolutions in the store;  channels: their labels;
+    stored: where ``data`` is voxels of a Zarr store as they are.
     """
 
     data: da.Array
@@ -40,6 +42,7 @@ class Volume:
     format: str = "array"
     levels: tuple[Resolution, ...] = ()
     channels: tuple[str, ...] = ()
+    stored: StoredVoxels | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -54,7 +57,12 @@ class Volume:
 
     def permute(self, order: tuple[int, int, int]) -> Volume:
         """The same image with axis ``order[0]`` first."""
-        return self if order == (0, 1, 2) else replace(self, data=self.data.transpose(order), grid=self.grid.permute(order))
+        if order == (0, 1, 2):
+            return self
+        data = self.data.transpose(order)
+        known = self.stored is not None and self.stored.name == self.data.name
+        stored = self.stored.permute(order, data.name) if self.stored is not None and known else None
+        return replace(self, data=data, grid=self.grid.permute(order), stored=stored)
 
     def read(self, region: Region | None = None) -> NDArray[np.float32]:
         """The voxels of a region, (Z, Y, X) float32 in C order; the whole image by default.
@@ -68,7 +76,10 @@ class Volume:
         require_memory(self.name, 4 * math.prod(box.shape))
         voxels = np.empty(box.shape, np.float32)
         try:
-            da.store(self.data[box.slices], voxels, lock=False, scheduler="threads")
+            if self.stored is not None and self.stored.name == self.data.name:
+                self.stored.read(box, voxels)
+            else:
+                da.store(self.data[box.slices], voxels, lock=False, scheduler="threads")
         except (InputError, MemoryError):
             raise
         except Exception as error:
@@ -189,7 +200,20 @@ def _volume(record: ImageRecord, address: Address, grid: Grid | None) -> Volume:
             "a 3D image (z, y, x) was expected."
         )
     data = data.transpose(order)
-    return Volume(data, _grid(record, data.shape, address, grid), record.name, record.format, record.levels, record.channels)
+    stored = _stored(record, address, order, data.name)
+    where = _grid(record, data.shape, address, grid)
+    return Volume(data, where, record.name, record.format, record.levels, record.channels, stored)
+
+
+def _stored(record: ImageRecord, address: Address, order: tuple[int, ...], name: str) -> StoredVoxels | None:
+    """Where the voxels of a volume are in a Zarr store. order: of its axes among the spatial ones;  name: of its Dask array."""
+    if record.stored is None:
+        return None
+    chosen, index = {"time": address.time, "channel": address.channel}, []
+    for axis, length in zip(record.axes, record.data.shape, strict=True):
+        index.append(None if axis.kind == "space" else _chosen_index(record, axis, length, chosen.get(axis.kind)))
+    z, y, x = order
+    return StoredVoxels(name, record.stored, tuple(index), (z, y, x))
 
 
 def _grid(record: ImageRecord, shape: tuple[int, ...], address: Address, grid: Grid | None) -> Grid:

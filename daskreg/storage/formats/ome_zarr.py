@@ -22,8 +22,8 @@ from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.zarr import ngff, ngff05
 from daskreg.storage.zarr.chunks import require_all_stored
 from daskreg.storage.zarr.multiscale import PARENT_FOLDERS, Multiscale, one_unit
-from daskreg.storage.zarr.nodes import attributes, children, dimension_names, lazy_array, open_member, open_node
-from daskreg.storage.zarr.pyramid import CHUNK, coarsen, new_array, pyramid, steps
+from daskreg.storage.zarr.nodes import attributes, checked_array, children, dimension_names, lazy_array, open_member, open_node
+from daskreg.storage.zarr.pyramid import CHUNK, Factors, LevelWriter, coarsen, new_array, pyramid, steps
 
 log = logging.getLogger(__name__)
 
@@ -91,17 +91,18 @@ def _record(group: zarr.Group, multiscale: Multiscale, level: int, address: Addr
     array = open_member(group, multiscale.datasets[level].path, address.node)
     if array.ndim != len(multiscale.axes):
         raise Unreadable(f"{address.node}: level {level} has {array.ndim} axes, its metadata names {len(multiscale.axes)}.")
-    frame = multiscale.grid_metadata(address.node, level)
+    frame, stored = multiscale.grid_metadata(address.node, level), checked_array(array, address.node)
     _check_own_shape(multiscale, level, array.shape, address.node)
     return ImageRecord(
         address.text,
         f"OME-Zarr {multiscale.version}, Zarr v{array.metadata.zarr_format}",
-        lazy_array(array, address.node),
+        lazy_array(stored, address.node),
         multiscale.level_axes(level),
         frame,
         array.shards or array.chunks,
         _levels(group, multiscale, address.node),
         multiscale.channels,
+        stored,
     )
 
 
@@ -177,7 +178,9 @@ def _as_level(above: str, address: Address) -> ImageRecord | None:
 def _bare(array: zarr.Array[Any], address: Address) -> ImageRecord:
     axes = guessed_axes(dimension_names(array), array.ndim)
     form = f"Zarr v{array.metadata.zarr_format} array"
-    return ImageRecord(address.text, form, lazy_array(array, address.node), axes, None, array.shards or array.chunks)
+    stored = checked_array(array, address.node)
+    data = lazy_array(stored, address.node)
+    return ImageRecord(address.text, form, data, axes, None, array.shards or array.chunks, stored=stored)
 
 
 def _no_image(group: zarr.Group, address: Address) -> str:
@@ -200,13 +203,10 @@ def _write(path: str, data: NDArray[Any] | da.Array, grid: Grid, labels: bool, a
     dtype = np.dtype(np.uint8) if data.dtype == bool else np.dtype(data.dtype).newbyteorder("=")
     group = zarr.create_group(path, zarr_format=3)
     lead = tuple(zip((a.name for a in axes), data.shape[:-3], strict=True))
-    below = new_array(group, "0", grid.shape, dtype, lead=lead)
-    levels = [below]
-    _store(data, below)
-    for k, step in enumerate(steps(factors), 1):
-        level = new_array(group, str(k), grid.coarsen(factors[k]).shape, dtype, lead=lead)
-        coarsen(below, level, step, labels=labels)
-        levels.append(below := level)
+    levels = [new_array(group, str(k), grid.coarsen(f).shape, dtype, lead=lead) for k, f in enumerate(factors)]
+    done = _store(data, levels, factors, labels)
+    for k in range(done, len(levels)):
+        coarsen(levels[k - 1], levels[k], steps(factors)[k - 1], labels=labels)
     name = path.rpartition("/")[2].removesuffix(".zarr").removesuffix(".ome")
     kind = "mode" if labels else "mean"
     for level in levels:
@@ -215,12 +215,20 @@ def _write(path: str, data: NDArray[Any] | da.Array, grid: Grid, labels: bool, a
     group.attrs.update(attributes)  # last: without it the group is not an image
 
 
-def _store(data: NDArray[Any] | da.Array, array: zarr.Array[Any]) -> None:
-    """Store in Dask chunks that are whole Zarr chunks: two writers of the same chunk overwrite each other's voxels."""
-    lazy = data if isinstance(data, da.Array) else da.from_array(data, chunks=_blocks(array), name=False)
-    whole = all(all(n % c == 0 for n in axis[:-1]) for axis, c in zip(lazy.chunks, array.chunks, strict=True))
-    da.store(lazy if whole else lazy.rechunk(array.chunks), array, lock=False)  # type: ignore[arg-type]  # a Zarr array takes slices as NumPy does
+def _store(data: NDArray[Any] | da.Array, levels: list[zarr.Array[Any]], factors: list[Factors], labels: bool) -> int:
+    """Store in Dask chunks that are whole Zarr chunks: two writers of the same chunk overwrite each other's voxels.
+
+    Returns how many levels are complete.
+    """
+    chunks = levels[0].chunks
+    lazy = data if isinstance(data, da.Array) else da.from_array(data, chunks=_blocks(chunks), name=False)
+    whole = all(all(n % c == 0 for n in axis[:-1]) for axis, c in zip(lazy.chunks, chunks, strict=True))
+    lazy = lazy if whole else lazy.rechunk(chunks)
+    writer = LevelWriter(levels, factors, lazy.chunks[-3:], labels=labels)
+    da.store(lazy, writer, lock=False)  # type: ignore[arg-type]  # it takes slices as NumPy does
+    return writer.done
 
 
-def _blocks(array: zarr.Array[Any]) -> tuple[int, ...]:
-    return (*array.chunks[:-3], CHUNK, CHUNK, CHUNK)
+def _blocks(chunks: tuple[int, ...]) -> tuple[int, ...]:
+    """Of two chunks along each axis: a chunk of the next level."""
+    return (*chunks[:-3], 2 * CHUNK, 2 * CHUNK, 2 * CHUNK)

@@ -54,7 +54,7 @@ from daskreg.storage.zarr.chunks import require_all_stored
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 from daskreg.storage.zarr.multiscale import grid_from_attributes
 from daskreg.storage.zarr.nodes import attributes, lazy_array, open_node
-from daskreg.storage.zarr.pyramid import CHUNK, Factors, coarsen, new_array, pyramid, steps
+from daskreg.storage.zarr.pyramid import CHUNK, Factors, coarsen, levels_within, new_array, pyramid, steps
 from daskreg.storage.zarr.vector_frames import to_grid_axes, to_world_axes, vector_frame
 
 
@@ -200,18 +200,23 @@ class RunStore:
         with write_errors(self.path):
             self._group["transform"].attrs.update(transform_attributes(affine))
 
-    def create_image(self, name: str, grid: Grid, dtype: Any = np.float32, components: int = 0, chunk: int = CHUNK) -> None:
-        """An empty image (Z, Y, X), or (components, Z, Y, X), level 0 only, cut into chunks of ``chunk`` voxels an axis.
+    def create_image(
+        self, name: str, grid: Grid, dtype: Any = np.float32, components: int = 0, chunk: int = CHUNK, coarser: bool = False
+    ) -> None:
+        """An empty image (Z, Y, X), or (components, Z, Y, X), cut into chunks of ``chunk`` voxels an axis.
 
-        An existing one is replaced, with all its levels.
+        coarser: with the levels that the caller can make from single chunks of level 0, and will write (``coarse_steps``); else
+        level 0 only. An existing image is replaced, with all its levels.
         """
         self._forget(name)
+        factors = pyramid(grid)
         with write_errors(self.path):
             remove(join(self.path, name))
             group = self._group.require_group(name)
-            array = new_array(group, "0", grid.shape, dtype, components, chunk)
+            for k in range(levels_within(factors, chunk) if coarser else 1):
+                array = new_array(group, str(k), grid.coarsen(factors[k]).shape, dtype, components, chunk)
+                self._arrays[f"{name}/{k}"] = array
             group.attrs.update(self._attributes(name, grid, [("0", (1, 1, 1))], components))
-        self._arrays[f"{name}/0"] = array
 
     def has(self, name: str) -> bool:
         """Whether the run has an image of this name."""
@@ -223,29 +228,49 @@ class RunStore:
         z, y, x = self._array(name, 0).chunks[-3:]
         return z, y, x
 
+    def level_shapes(self, name: str) -> list[tuple[int, int, int]]:
+        """Voxels (z, y, x) of the levels that ``create_image`` has made."""
+        return [(z, y, x) for z, y, x in (self._array(name, k).shape[-3:] for k in range(self._levels_made(name)))]
+
+    def voxel_type(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """The shape of a voxel, () or (components,), and the type of its numbers."""
+        array = self._array(name, 0)
+        return array.shape[:-3], array.dtype
+
+    def coarse_steps(self, name: str) -> list[Factors]:
+        """Factors between these levels."""
+        return steps(pyramid(self._image_grid(name))[: self._levels_made(name)])
+
+    def as_stored(self, name: str, voxels: NDArray[Any]) -> NDArray[Any]:
+        """Voxels as they are stored: displacements along the grid's axes. voxels: displacements are along the world's."""
+        return to_grid_axes(voxels, self._vector_frame) if name == DISPLACEMENT else voxels
+
     def write(self, name: str, region: Region, voxels: NDArray[Any]) -> None:
         """Whole chunks of level 0: voxels (Z, Y, X) or (components, Z, Y, X) of ``region``; displacements along the world's axes.
 
         Raises ValueError unless the region starts and ends at chunk boundaries or the image's edge, OutOfSpace, OutputError.
         """
-        array = self._array(name, 0)
-        _require_whole_chunks(name, region, array)
-        lead = array.shape[:-3]
-        if voxels.shape != lead + region.shape:
-            raise ValueError(f"{name}: voxels of shape {voxels.shape} were given for {lead + region.shape}.")
-        if name == DISPLACEMENT:
-            voxels = to_grid_axes(voxels, self._vector_frame)
+        _require_fit(name, region, voxels, self._array(name, 0))
+        self.write_stored(name, 0, region, self.as_stored(name, voxels))
+
+    def write_stored(self, name: str, level: int, region: Region, voxels: NDArray[Any]) -> None:
+        """Whole chunks of a level, of voxels ``as_stored``. Raises as ``write`` does."""
+        array = self._array(name, level)
+        _require_fit(name, region, voxels, array)
         with write_errors(join(self.path, name)):
-            array[(slice(None),) * len(lead) + region.slices] = voxels
+            array[(..., *region.slices)] = voxels
 
     def build_pyramid(self, name: str) -> None:
-        """Coarser levels by block mean until the longest axis has 64 voxels, through Dask, each from the one before."""
-        grid, below = self._image_grid(name), self._array(name, 0)
-        factors = pyramid(grid)
+        """Coarser levels by block mean until the longest axis has 64 voxels, through Dask, each from the one before.
+
+        Those that ``create_image`` has made are complete.
+        """
+        grid, made = self._image_grid(name), self._levels_made(name)
+        factors, below = pyramid(grid), self._array(name, made - 1)
         components = below.shape[0] if below.ndim == 4 else 0
         with write_errors(join(self.path, name)):
             group = self._group.require_group(name)
-            for k, step in enumerate(steps(factors), 1):
+            for k, step in list(enumerate(steps(factors), 1))[made - 1 :]:
                 level = new_array(group, str(k), grid.coarsen(factors[k]).shape, below.dtype, components, self.chunk(name)[-1])
                 coarsen(below, level, step)
                 below = level
@@ -368,6 +393,10 @@ class RunStore:
             self._arrays[key] = with_zarrs_codecs(node)
         return self._arrays[key]
 
+    def _levels_made(self, name: str) -> int:
+        with read_errors(join(self.path, name)):
+            return len([*self._group[name].array_keys()])  # type: ignore[union-attr]  # a group
+
     def _forget(self, name: str) -> None:
         for key in [k for k in self._arrays if k.rpartition("/")[0] == name]:
             del self._arrays[key]
@@ -397,8 +426,11 @@ def _absolute(path: str | Path) -> str:
     return clean if is_remote(clean) else os.path.abspath(clean)
 
 
-def _require_whole_chunks(name: str, region: Region, array: zarr.Array[Any]) -> None:
-    """One writer per chunk: two writers of the same chunk overwrite each other's voxels."""
+def _require_fit(name: str, region: Region, voxels: NDArray[Any], array: zarr.Array[Any]) -> None:
+    """Raises ValueError for another shape, and for parts of chunks: two writers of one overwrite each other's voxels."""
     for axis, a, b, c, n in zip(SPACE, region.start, region.stop, array.chunks[-3:], array.shape[-3:], strict=True):
         if not 0 <= a < b <= n or a % c or (b % c and b != n):
             raise ValueError(f"{name}: {axis} {a}:{b} is not whole chunks of {c} voxels in an image of {n}.")
+    lead = array.shape[:-3]
+    if voxels.shape != lead + region.shape:
+        raise ValueError(f"{name}: voxels of shape {voxels.shape} were given for {lead + region.shape}.")

@@ -116,15 +116,21 @@ class CheckedArray:
         return spans
 
 
-def lazy_array(array: zarr.Array[Any], name: str) -> da.Array:
-    """A Dask array over a Zarr array: a Dask chunk per shard, or several whole chunks (``dask_chunks``)."""
+def checked_array(array: zarr.Array[Any], name: str) -> CheckedArray:
+    """A Zarr array that is read by the fastest codecs there are. Raises Unreadable for what cannot be an image's voxels."""
     check_dtype(array.dtype, name)
     _require_plausible(array, name)
     sparse = MISSING_CHUNKS.get() == "fill"
     if sparse:
         log_missing(array, name)
-    chunks = dask_chunks(array.shape, array.chunks, array.shards, array.dtype.itemsize)
-    source, meta = CheckedArray(with_zarrs_codecs(array), name, sparse), np.empty((0,) * array.ndim, array.dtype)
+    return CheckedArray(with_zarrs_codecs(array), name, sparse)
+
+
+def lazy_array(array: zarr.Array[Any] | CheckedArray, name: str) -> da.Array:
+    """A Dask array over a Zarr array: a Dask chunk per shard, or several whole chunks (``dask_chunks``)."""
+    source = array if isinstance(array, CheckedArray) else checked_array(array, name)
+    stored, meta = source.array, np.empty((0,) * source.ndim, source.dtype)
+    chunks = dask_chunks(stored.shape, stored.chunks, stored.shards, stored.dtype.itemsize)
     voxels: da.Array = da.from_array(source, chunks=chunks, name=False, meta=meta)
     return voxels
 

@@ -20,7 +20,7 @@ from daskreg.storage.zarr.chunks import ALL_STORED
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
 CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
-MEAN_PLANES = 8  # planes of means computed at once: they stay in the processor's cache
+CACHED_BYTES = 2 << 20  # of voxels of which means are computed at once: they stay in the processor's cache
 COARSEST_LENGTH = 64  # voxels along the longest axis at which a pyramid stops
 FIELD_CODEC: dict[str, Any] = {"cname": "lz4", "clevel": 5}
 IMAGE_CODEC: dict[str, Any] = {"cname": "zstd", "clevel": 1}  # higher levels take longer and save little
@@ -35,6 +35,18 @@ def pyramid(grid: Grid) -> list[Factors]:
         z, y, x = (a * b for a, b in zip(levels[-1], step, strict=True))
         levels.append((z, y, x))
     return levels
+
+
+def levels_within(factors: Sequence[Factors], chunk: int) -> int:
+    """How many levels, from level 0, are means within chunks of ``chunk`` voxels: they need nothing of the chunks around."""
+    return sum(all(chunk % k == 0 for k in f) for f in factors)
+
+
+def coarse_region(region: Region, step: Factors) -> Region:
+    """The voxels that are means of those of a region; the region starts at multiples of ``step``."""
+    ends = zip(region.start, region.stop, step, strict=True)
+    start, stop = zip(*((a // k, -(-b // k)) for a, b, k in ends), strict=True)
+    return Region.of(start, stop)
 
 
 def new_array(
@@ -67,6 +79,36 @@ def new_array(
     return with_zarrs_codecs(array)
 
 
+class LevelWriter:
+    """Takes boxes of level 0, each once, and writes them with the coarser chunks that they hold all voxels of.
+
+    arrays: of all levels;  blocks: lengths of the boxes along z, y, x, in order;  done: levels that are complete when all boxes
+    are written;  labels: coarser levels are modes, not means
+    """
+
+    def __init__(
+        self, arrays: Sequence[zarr.Array[Any]], factors: Sequence[Factors], blocks: Sequence[Sequence[int]], *, labels: bool
+    ) -> None:
+        whole = [_whole(blocks, array.chunks[-3:], f) for array, f in zip(arrays, factors, strict=True)]
+        self.done = max(1, (*whole, False).index(False))
+        self.arrays, self.steps = arrays[: self.done], steps(factors[: self.done])
+        self.reduce = block_mode if labels else block_mean
+
+    def __setitem__(self, index: tuple[slice, ...], voxels: NDArray[Any]) -> None:
+        """Write the voxels of slices of level 0."""
+        self.arrays[0][index] = voxels
+        lead, box = index[:-3], Region.of((s.start for s in index[-3:]), (s.stop for s in index[-3:]))
+        voxels = np.asarray(voxels, self.arrays[0].dtype)
+        for array, step in zip(self.arrays[1:], self.steps, strict=True):
+            voxels, box = self.reduce(voxels, step), coarse_region(box, step)
+            array[lead + box.slices] = voxels
+
+
+def _whole(blocks: Sequence[Sequence[int]], chunk: Sequence[int], factors: Factors) -> bool:
+    """Whether blocks start where the chunks of a level do."""
+    return all(n % (c * k) == 0 for axis, c, k in zip(blocks, chunk, factors, strict=True) for n in axis[:-1])
+
+
 def coarsen(source: zarr.Array[Any], target: zarr.Array[Any], step: Factors, *, labels: bool = False) -> None:
     """Fill ``target`` with block means (of labels: modes) of ``source``, one task per target chunk."""
     # as arguments of a task, Dask would search the arrays' metadata for lazy values
@@ -87,12 +129,20 @@ def block_mean(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
     """Means over blocks of ``step`` voxels along the last three axes; blocks at the far edge may be smaller."""
     shape = tuple(-(-n // k) for n, k in zip(voxels.shape[-3:], step, strict=True))
     means = np.empty(voxels.shape[:-3] + shape, voxels.dtype)
-    for z in range(0, shape[0], MEAN_PLANES):
-        part = voxels[..., z * step[0] : (z + MEAN_PLANES) * step[0], :, :]
-        for axis, k in zip((-3, -2, -1), step, strict=True):
-            part = _axis_mean(part, axis, k) if k > 1 else part
-        means[..., z : z + MEAN_PLANES, :, :] = np.rint(part) if voxels.dtype.kind in "iub" else part
+    plane = step[0] * math.prod(voxels.shape[-2:]) * _sum_type(voxels.dtype)().itemsize
+    planes = max(1, CACHED_BYTES // max(1, plane))
+    for lead in np.ndindex(voxels.shape[:-3]):
+        for z in range(0, shape[0], planes):
+            part = voxels[lead][z * step[0] : (z + planes) * step[0]]
+            for axis, k in zip((-3, -2, -1), step, strict=True):
+                part = _axis_mean(part, axis, k) if k > 1 else part
+            means[lead][z : z + planes] = np.rint(part) if voxels.dtype.kind in "iub" else part
     return means
+
+
+def _sum_type(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    """What sums are computed in: float64 where they may be beyond what float32 holds."""
+    return np.float64 if dtype.itemsize > (4 if dtype.kind == "f" else 2) else np.float32
 
 
 def block_mode(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
@@ -121,8 +171,11 @@ def _axis_mean(values: NDArray[Any], axis: int, k: int) -> NDArray[Any]:
     def every(start: int, stop: int | None = None, step: int | None = None) -> tuple[Any, ...]:
         return (..., slice(start, stop, step), *behind)
 
-    wide = values.dtype.itemsize > (4 if values.dtype.kind == "f" else 2)  # sums beyond what float32 holds
-    kind = np.float64 if wide else np.float32
+    kind = _sum_type(values.dtype)
+    if k == 2 and values.shape[axis] % 2 == 0:  # in two passes
+        pairs: NDArray[Any] = np.add(values[every(0, None, 2)], values[every(1, None, 2)], dtype=kind)
+        pairs *= kind(0.5)
+        return pairs
     whole = values.shape[axis] // k
     total: NDArray[Any] = values[every(0, None, k)].astype(kind)
     head, tail, rest = total[every(0, whole)], total[every(whole)], values[every(whole * k)]
@@ -150,7 +203,7 @@ def _coarsen_chunk(
     target[lead + Region(start, stop).slices] = (block_mode if labels else block_mean)(voxels, step)
 
 
-def steps(levels: list[Factors]) -> list[Factors]:
+def steps(levels: Sequence[Factors]) -> list[Factors]:
     """Factors from each level to the next."""
     return [_ratio(b, a) for a, b in pairwise(levels)]
 

@@ -87,7 +87,14 @@ def test_a_store_of_an_earlier_version_of_daskreg_may_lack_empty_chunks(tmp_path
 
 def test_an_image_whose_chunk_is_deleted_while_it_is_written_is_not_complete(tmp_path, monkeypatch):
     path = str(tmp_path / "a.ome.zarr")
-    monkeypatch.setattr("daskreg.storage.formats.ome_zarr.coarsen", deleting)
+    stored = ome_zarr_format._store
+
+    def deleting_after(data, levels, *more):
+        done = stored(data, levels, *more)
+        deleting(levels[0], levels[1], None)
+        return done
+
+    monkeypatch.setattr(ome_zarr_format, "_store", deleting_after)
     with pytest.raises(OutputError, match=rf"{path}/0: 1 of 4 chunks that were written are gone, the first is c/1/0/0"):
         write_image(path, np.ones(GRID.shape, np.float32), GRID)
     assert os.listdir(tmp_path) == []
@@ -145,9 +152,9 @@ def test_a_store_that_is_removed_while_it_is_written_is_not_complete(tmp_path, m
     """Zarr makes folders again for the chunks that follow."""
     path = str(tmp_path / "a.ome.zarr")
 
-    def store(data, array, *_, real=ome_zarr_format._store):
-        shutil.rmtree(array.store.root)
-        real(data, array)
+    def store(data, levels, *more, real=ome_zarr_format._store):
+        shutil.rmtree(levels[0].store.root)
+        return real(data, levels, *more)
 
     monkeypatch.setattr(ome_zarr_format, "_store", store)
     with pytest.raises(OutputError, match=rf"{path}/0: the metadata of the array is gone"):
