@@ -56,7 +56,9 @@ STARTS = ("near", "rotated", "shifted", "flipped", "other")
 SETS = {
     "tune": ("brain", "mouse", "nuclei", "solid", "heads", "slab", "noisy", "plane", "blurred"),
     "report": ("epi", "fish", "oasis", "itk", "colin"),
+    "apart": ("hires", "cat", "subject"),
 }
+NO_HEADS = ("mouse", "nuclei", "solid", "fish")
 EDGES = NGF(eta=0.05)
 RECIPES: dict[str, tuple[Stage, ...]] = {
     "rigid": (PRESETS["rigid"].stages[1],),
@@ -102,6 +104,26 @@ def colin(data: Path) -> Pair:
     return _aligned("colin", data, *files, ((1, 1, 1), (1, 1, 1)))
 
 
+def hires(data: Path) -> Pair:
+    """Two brains without skull, one of them in detail."""
+    files = "mni152nlin6_T1_brain_1mm.nii.gz", "colin27_hires_brain_T1_0p5mm.nii.gz"
+    return _aligned("hires", data, *files, ((3, 3, 3), (6, 6, 6)))
+
+
+def cat(data: Path) -> Pair:
+    """A template, and a subject with anisotropic voxels in another contrast."""
+    files = "mni152_2009c_asym_T1_cat12_1mm.nii.gz", "itkexamples_T1_2x2x3mm.nii.gz"
+    pair = _aligned("cat", data, *files, ((3, 3, 3), (1, 1, 1)))
+    return replace(pair, moving=other_contrast(pair.moving, 21))
+
+
+def subject(data: Path) -> Pair:
+    """Two subjects, one in another contrast."""
+    files = "colin27_T1_1mm.nii.gz", "pycortexS1_T1_1mm.nii.gz"
+    pair = _aligned("subject", data, *files, ((3, 3, 3), (3, 3, 3)))
+    return replace(pair, fixed=other_contrast(pair.fixed, 22))
+
+
 def slab(data: Path) -> Pair:
     """A slab of 42 mm of a template, in another contrast, and a subject."""
     pair, part = heads(data), slice(20, 34)
@@ -137,7 +159,9 @@ def blurred(data: Path) -> Pair:
     return replace(pair, name="blurred", moving=gaussian_filter(pair.moving, 2.5) + noise)
 
 
-MADE: dict[str, Callable[[Path], Pair]] = {f.__name__: f for f in (heads, oasis, itk, colin, slab, noisy, plane, blurred)}
+MADE: dict[str, Callable[[Path], Pair]] = {
+    f.__name__: f for f in (heads, oasis, itk, colin, hires, cat, subject, slab, noisy, plane, blurred)
+}
 
 
 @cache
@@ -174,7 +198,8 @@ def posed(name: str, names: Sequence[str], index: int, kind: str, seed: int, dat
     if kind == "flipped":
         pair = replace(pair, moving=np.ascontiguousarray(np.flip(pair.moving, int(rng.integers(3)))))
     if kind == "other":
-        pair = _with_other(pair, names[(names.index(name) + 1 + index % (len(names) - 1)) % len(names)], data)
+        others = [n for n in names if n in NO_HEADS] if name not in NO_HEADS else [n for n in names if n not in NO_HEADS]
+        pair = _with_other(pair, (others or NO_HEADS)[index % len(others or NO_HEADS)], data)
     return pair, start_of(pair, kind, rng)
 
 
@@ -259,7 +284,7 @@ def main() -> None:
                 case = {"set": args.set, "pair": name, "start": kind, "seed": args.seed, "index": index, "recipe": recipe}
                 rows.append(case | measure(pair, RECIPES[recipe], start))
                 print(name, kind, recipe, rows[-1]["error_percent"], truth_of(rows[-1]), rows[-1]["status"], flush=True)
-    args.out.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+                args.out.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
     print("\n".join(table(rows)))
 
 

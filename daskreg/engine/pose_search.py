@@ -65,12 +65,14 @@ def search_voxel(images: tuple[Image, Image], world: Matrix, overlap: float) -> 
     scale = abs(np.linalg.det(world[:3, :3])) ** (1 / 3)
     extents = images[0].grid.extent, images[1].grid.extent / scale
     voxel = float(min(np.prod(e) ** (1 / 3) for e in extents)) / ROTATION_SIZE
-    while math.prod(padded_shape(*_bounds(extents, voxel), overlap)) > LARGEST_TRANSFORM:
+    while math.prod(padded_shape(*lattice_bounds(extents, voxel), overlap)) > LARGEST_TRANSFORM:
         voxel *= 1.05
     return voxel
 
 
-def _bounds(extents: tuple[NDArray[np.float64], NDArray[np.float64]], voxel: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def lattice_bounds(
+    extents: tuple[NDArray[np.float64], NDArray[np.float64]], voxel: float
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Voxels of the fixed image, and of a cube that holds the moving one in any rotation."""
     diagonal = math.ceil(float(np.linalg.norm(extents[1])) / voxel)
     return tuple(math.ceil(float(e) / voxel) for e in extents[0]), (diagonal,) * 3

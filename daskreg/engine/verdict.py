@@ -14,6 +14,7 @@ RANKS: tuple[Status, ...] = ("ok", "doubtful", "failed")
 FAILED, DOUBTFUL = 0.34, 0.38
 CHANCE = 0.45  # share that correlates no better than chance: right ones had at most 0.4
 RIVAL = 0.95  # times what speaks for the result
+EDGE_RIVAL = 1.05  # times the agreement of edges in the best other pose
 STANDS_OUT = 1.1  # times the similarity of the best other pose
 MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little
 MINIMUM_OVERLAP = 0.2  # of the smaller image
@@ -71,8 +72,12 @@ def judge(evidence: Evidence, levels: Sequence[Mapping[str, Any]], folded_percen
 def _fine(e: Evidence) -> str:
     return (
         f"{_percent(e.in_place)} of the image matches best where it is, {_percent(e.chance)} no better than chance; similarity "
-        f"{e.similarity:.3f} against {e.random:.3f} of random poses"
+        f"{e.similarity:.3f} against {e.random:.3f} of random poses{_edges(e)}"
     )
+
+
+def _edges(e: Evidence) -> str:
+    return f"; edges agree by {e.edges:.3f} against {e.edge_rival:.3f} in another pose" if e.edges else ""
 
 
 def _support(e: Evidence) -> Iterator[_Reason]:
@@ -89,18 +94,26 @@ def _support(e: Evidence) -> Iterator[_Reason]:
 
 def _match(e: Evidence) -> Iterator[_Reason]:
     """Whether the images are more alike here than elsewhere."""
-    if e.pose < DOUBTFUL:
+    clear = e.edges_are_clear and _stands_out(e)
+    if e.pose < DOUBTFUL and not clear:
         alone = ", without what only a rough displacement brings about," if e.in_place >= DOUBTFUL else ""
         status: Status = "failed" if _no_better_than_others(e) or (e.pose < FAILED and not _stands_out(e)) else "doubtful"
         yield _Reason(status, f"only {_percent(e.pose)} of the image{alone} matches best where it is")
-    elif e.in_place < DOUBTFUL:
+    elif e.in_place < DOUBTFUL and not clear:
         yield _Reason("doubtful", f"after the deformation only {_percent(e.in_place)} of the image matches best where it is")
-    if e.pose_chance > CHANCE or (e.pose < DOUBTFUL and e.pose_chance > CHANCE / 2):
+    if e.pose_chance > CHANCE or (e.pose < DOUBTFUL and e.pose_chance > CHANCE / 2 and not clear):
         yield _Reason("doubtful", f"{_percent(e.pose_chance)} of the image correlates no better than chance")
+    yield from _rivals(e)
+
+
+def _rivals(e: Evidence) -> Iterator[_Reason]:
+    """Whether another pose is as good."""
     if _no_better_than_others(e):
         yield _Reason("doubtful", f"another pose is as good ({e.best_random:.3f} against {e.pose_similarity:.3f})")
     elif e.rival > RIVAL:
         yield _Reason("doubtful", f"another pose, refined, is {e.rival:.2f} times as good")
+    if e.edge_rival and e.edges < EDGE_RIVAL * e.edge_rival:
+        yield _Reason("doubtful", f"edges agree as well or better in another pose ({e.edge_rival:.3f} against {e.edges:.3f})")
 
 
 def _no_better_than_others(e: Evidence) -> bool:

@@ -7,7 +7,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from daskreg.comm import SingleRank
+from daskreg.engine import evidence as evidence_module
 from daskreg.engine.coarse_pair import coarse_pair
+from daskreg.engine.edge_rivals import EdgeRivals, edge_rivals
 from daskreg.engine.evidence import Evidence, SquaredCorrelation, gather_evidence
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
@@ -30,6 +32,12 @@ GOOD = Evidence(0.8, 0.8, 0.05, 0.05, 0.6, 0.6, 0.1, 0.15, 0.08, 0.0, 0.9, 0.5, 
 
 class _Plan:
     fixed = moving = GRID
+
+
+@pytest.fixture
+def without_edges(monkeypatch):
+    """Edges are not compared, which takes most of the time."""
+    monkeypatch.setattr(evidence_module, "edge_rivals", lambda pair, start: EdgeRivals())
 
 
 def _pair(moving, world, u=None, fixed=FIXED, masks=(None, None)):
@@ -82,6 +90,7 @@ def test_a_displacement_fitted_to_a_wrong_pose_does_not_hide_it():
     assert judge(found, []).status != "ok"
 
 
+@pytest.mark.usefixtures("without_edges")
 def test_a_large_smooth_displacement_counts():
     u = np.zeros((3, *SHAPE), np.float32)
     u[1] = 6 * np.sin(np.linspace(0, np.pi, SHAPE[0])).reshape(-1, 1, 1)
@@ -98,6 +107,7 @@ def test_where_little_is_compared_it_is_doubtful_and_says_why():
     assert "too little to judge" in verdict.line()
 
 
+@pytest.mark.usefixtures("without_edges")
 def test_a_mask_takes_out_what_does_not_match():
     moving = FIXED.copy()
     moving[:, :16] = blobs(SHAPE, 8)[:, :16]
@@ -106,6 +116,7 @@ def test_a_mask_takes_out_what_does_not_match():
     assert evidence(moving)[0].pose < evidence(moving, masks=(mask, None))[0].pose - 0.2
 
 
+@pytest.mark.usefixtures("without_edges")
 def test_the_map_shows_where_it_does_not_match():
     moving = FIXED.copy()
     moving[:, :16] = blobs(SHAPE, 8)[:, :16]
@@ -123,6 +134,20 @@ def test_a_rival_pose_is_found_by_a_refinement():
     assert rival > 1.3 * merit(*correlation(*found.sample(found.world)))
     right = _pair(FIXED, np.eye(4))
     assert best_rival(right, [turned(8)], GRID.center, SquaredCorrelation(right), SquaredCorrelation) == 0
+
+
+def test_edges_find_the_right_pose_from_a_wrong_one_anywhere():
+    """As the result is off by more than half a turn and a shift, no pose around it leads to the right one."""
+    world = translation(np.array([3.0, -4, 5])) @ turned(200)
+    wrong, right = edge_rivals(_pair(FIXED, world), np.eye(4)), edge_rivals(_pair(FIXED, np.eye(4)), np.eye(4))
+    assert wrong.rival > 1.5 * wrong.own
+    assert right.own > 1.3 * right.rival
+    assert wrong.rival == pytest.approx(right.own, rel=0.05)
+
+
+def test_a_result_a_little_off_is_its_own_rival():
+    found = edge_rivals(_pair(FIXED, translation(np.array([0.0, 4, 0]))), np.eye(4))
+    assert found.rival > 1.3 * found.own
 
 
 def test_a_single_plane_is_judged():
@@ -167,6 +192,9 @@ def test_ranks_see_the_same_pair(cuts):
         ({"windows": MINIMUM_WINDOWS - 1.0, "pose": 0.1}, "doubtful", "too little to judge"),
         ({"overlap": 0.1}, "doubtful", "10 % of the smaller one"),
         ({"stretch": 4.0}, "failed", "4.0"),
+        ({"pose": 0.1, "in_place": 0.1, "pose_chance": 0.3, "edges": 0.3, "edge_rival": 0.26}, "ok", "0.300 against 0.260"),
+        ({"pose": 0.1, "in_place": 0.1, "pose_chance": 0.3, "edges": 0.3, "edge_rival": 0.29}, "doubtful", "10 %"),
+        ({"pose": 0.6, "edges": 0.3, "edge_rival": 0.32}, "doubtful", "0.320 against 0.300"),
     ],
 )
 def test_each_reason(change, expected, word):
