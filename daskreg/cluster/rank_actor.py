@@ -127,6 +127,10 @@ class RankWatch(Watch):
         if self.schedule.written(seconds) and self.actor.rank == 0:
             self._send("slow_checkpoint", {"seconds": seconds, "every": self.schedule.effective_interval})
 
+    def slow_disk(self, waited: float, seconds: float, rate: float) -> None:
+        """Report it."""
+        self._send("slow_disk", {"rank": self.actor.rank, "waited": waited, "seconds": seconds, "rate": rate})
+
     def _send(self, kind: str, what: dict[str, Any]) -> None:
         self.worker.log_event(self.actor.group.run, {kind: what})
 

@@ -89,7 +89,7 @@ def require_workers(client: Client, group: RankGroup, futures: Futures) -> None:
 
 
 def handle_event(group: RankGroup, event: dict[str, Any], progress: Callable[[Progress], None] | None) -> None:
-    """Pass on the progress that ranks report, and warn of a rank that is waited for and of slow checkpoints."""
+    """Pass on the progress that ranks report, and warn of a rank that is waited for, of slow checkpoints and of slow disks."""
     if "progress" in event and progress is not None:
         progress(Progress(**event["progress"]))
     if "link" in event:
@@ -97,6 +97,13 @@ def handle_event(group: RankGroup, event: dict[str, Any], progress: Callable[[Pr
     if "slow" in event:
         rank, by, seconds = event["slow"]["rank"], event["slow"]["by"], event["slow"]["seconds"]
         log.warning("rank %d (%s) has kept rank %d waiting for %.0f s", rank, group.name(rank), by, seconds)
+    if "slow_disk" in event:
+        disk = event["slow_disk"]
+        log.warning(
+            "rank %d (%s) waits for its scratch folder %.1f of the %.1f s of an iteration, which moves %.0f MB/s; a faster one "
+            "(--scratch) or more memory would help",
+            disk["rank"], group.name(disk["rank"]), disk["waited"], disk["seconds"], disk["rate"] / 1e6,
+        )  # fmt: skip
     if "slow_checkpoint" in event:
         found = event["slow_checkpoint"]
         log.warning("a checkpoint takes %.1f s to write; the next ones are %.0f s apart", found["seconds"], found["every"])

@@ -64,6 +64,9 @@ class Watch:
     def saved(self, seconds: float) -> None:
         """The state was saved, which took so many seconds."""
 
+    def slow_disk(self, waited: float, seconds: float, rate: float) -> None:
+        """An iteration waited for fields on disk so many of its seconds; ``rate``: bytes a second read and written."""
+
 
 @dataclass
 class Outcome:

@@ -8,6 +8,8 @@ order are the same, and so are the bits of the result.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -37,6 +39,9 @@ from daskreg.grid import Span
 from daskreg.kernels.device import host
 from daskreg.planning import Level
 from daskreg.planning.slabs import HEIGHTS, Reaches, Slab, schedule
+
+MOSTLY = 0.5  # part of an iteration: from there on a disk is called slow
+WORTH_TELLING = 0.5  # seconds of waiting an iteration
 
 
 class SweepBackend(CpuBackend):
@@ -102,6 +107,7 @@ class SweepLoop:
         """As ``engine.loop.Loop.run``."""
         report = LevelReport("deformable", self.level.scale, self.block.shape, list(state.losses))
         start = time.perf_counter()
+        self.watch, self.told = watch, False  # of a slow disk
         backend = SweepBackend(self.block, self.comm, watch, report.losses, self.level.iterations)
         judge = Judge(self.stage, self.level, watch, len(report.losses))
         self.buffers = SlabBuffers(self, state)
@@ -192,7 +198,8 @@ class SweepLoop:
         due = self.monitor is not None and self.monitor.due(t)
         reach: list[Any] = []
         self.longest = self.block.device.xp.zeros(1, np.float32)
-        backend.record(self._pass(state, reach if due else None))
+        with self._watched(t):
+            backend.record(self._pass(state, reach if due else None))
         state.length = None
         if not backend.lag and judge.ends(backend.losses(t)):
             return "plateau"
@@ -207,6 +214,19 @@ class SweepLoop:
         if due and self.monitor is not None:
             self._prepare(self.monitor.combine(_joined(reach)), state)
         return None
+
+    @contextmanager
+    def _watched(self, t: int) -> Iterator[None]:
+        """Tell, once, where a pass waits for the disk most of its time; not of the first, for which kernels are compiled."""
+        start, transfers = time.perf_counter(), self.buffers.transfers
+        waited, moved = (transfers.waited, transfers.moved) if transfers is not None else (0.0, 0)
+        yield
+        if transfers is None or self.told or t == 1 or "disk" not in (self.level.state, self.level.images):
+            return
+        seconds, waited, moved = time.perf_counter() - start, transfers.waited - waited, transfers.moved - moved
+        if waited > max(MOSTLY * seconds, WORTH_TELLING):
+            self.told = True
+            self.watch.slow_disk(waited, seconds, moved / seconds)
 
     def _pass(self, state: SweptState, reach: list[Any] | None) -> float:
         """Compose, compare and step on every slab; the loss."""

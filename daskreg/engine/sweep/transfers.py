@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,7 @@ class Transfers:
         self._reader, self._writer = (ThreadPoolExecutor(1, f"daskreg-{name}") for name in ("read-ahead", "write-behind"))
         self._streams = [device.xp.cuda.Stream(non_blocking=True) for _ in range(2)] if device.kind == "cuda" else [None, None]
         self._due: deque[dict[str, Span]] = deque()
+        self.waited, self.moved = 0.0, 0  # seconds, and bytes read and written
         self._parts: deque[int] = deque()  # of every step that was not taken
         self._coming: deque[tuple[int, dict[str, Span], Future[None]]] = deque()
         self._writing: dict[str, deque[Future[None]]] = {name: deque() for name in fields}
@@ -54,7 +56,7 @@ class Transfers:
         """Copy what the next step reads into ``into(name, planes)``, and read on."""
         for _ in range(self._parts.popleft()):
             k, part, pending = self._coming.popleft()
-            pending.result()
+            self._wait(pending)
             for name, planes in part.items():
                 into(name, planes)[...] = self._view(self.incoming[k][name], self.fields[name], planes)
             self._free.append((k, self._event()))
@@ -65,6 +67,7 @@ class Transfers:
             part, (k, after) = self._due.popleft(), self._free.popleft()
             for name, planes in part.items():
                 self._make_room(self.incoming[k], name, len(planes))
+                self.moved += self._view(self.incoming[k][name], self.fields[name], planes).nbytes
             self._coming.append((k, part, self._reader.submit(self._read, k, part, after)))
 
     def _make_room(self, arrays: dict[str, Any], name: str, planes: int) -> None:
@@ -87,9 +90,10 @@ class Transfers:
     def _put(self, name: str, planes: Span, source: Any) -> None:
         writing, field = self._writing[name], self.fields[name]
         while len(writing) >= SETS:
-            writing.popleft().result()
+            self._wait(writing.popleft())
         staged = self._view(self._outgoing(name, len(planes)), field, planes)
         staged[...] = source
+        self.moved += staged.nbytes
         writing.append(self._writer.submit(self._write, field, planes, staged, self._event()))
 
     def _outgoing(self, name: str, planes: int) -> Any:
@@ -121,12 +125,17 @@ class Transfers:
             self._free.append((k, self._event()))
         for writing in self._writing.values():
             while writing:
-                writing.popleft().result()
+                self._wait(writing.popleft())
 
     def close(self) -> None:
         """End the threads."""
         for pool in (self._reader, self._writer):
             pool.shutdown(cancel_futures=True)
+
+    def _wait(self, pending: Future[None]) -> None:
+        start = time.perf_counter()
+        pending.result()
+        self.waited += time.perf_counter() - start
 
     @staticmethod
     def _view(memory: Any, field: Planes, planes: Span) -> Any:

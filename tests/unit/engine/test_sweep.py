@@ -1,19 +1,21 @@
 """Fields out of the device's memory: the bits of the loop that holds all of them."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from daskreg.comm import SingleRank
 from daskreg.config import Affine, Config, Deformable, Rigid
-from daskreg.engine.report import SAVE
+from daskreg.engine.report import SAVE, Watch
 from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid, Span
 from daskreg.optimizers.sgd import SGD, Momentum
 from daskreg.planning.slabs import Extent, Reaches, schedule
 from daskreg.similarity import LNCC, MI, MSE, NGF
-from daskreg.storage.scratch import ScratchFolder
+from daskreg.storage.scratch import ScratchField, ScratchFolder
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks
 from tests.unit.engine.test_invariance import Asking, Memory, resumed
@@ -194,3 +196,27 @@ def test_linear_stages_compare_images_out_of_memory_with_the_same_bits(loss, mas
     expected = Registration(*pair(), recipe, masks).run(1)
     for slab, kept in ((5, (FULL,)), (64, (FULL, HALF))):
         assert_same_bits(Registration(*pair(), recipe, masks, "host", slab, kept).run(1), expected)
+
+
+def test_a_disk_that_an_iteration_mostly_waits_for_is_told_once(tmp_path, monkeypatch):
+    said = []
+
+    class Told(Watch):
+        def slow_disk(self, waited, seconds, rate):
+            said.append((waited, seconds, rate))
+
+    def slow(field, planes, into):
+        time.sleep(0.2)
+        read(field, planes, into)
+
+    read = ScratchField.read
+    with ScratchFolder(tmp_path) as folder:
+        run = Registration(*pair(), config("mse", scales=(1,), iterations=(4,)), (None, None), "disk", 16)
+        run.scratch = folder.allocate
+        run.rank(SingleRank(), "replicate", Told()).run()
+        assert not said
+        monkeypatch.setattr(ScratchField, "read", slow)
+        run.rank(SingleRank(), "replicate", Told()).run()
+    ((waited, seconds, rate),) = said
+    assert 0.5 * seconds < waited <= seconds
+    assert rate * seconds > 2 * 36 * np.prod(SHAPE) * 0.9
