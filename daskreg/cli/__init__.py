@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from daskreg.cli.signals import INTERRUPTED, SIGNALLED, end, handle_signals
 
 if TYPE_CHECKING:
-    from daskreg.cli import registration, results, transforms
+    from daskreg.cli import kernels, registration, results, transforms
     from daskreg.cli.application import app
 
-__all__ = ["app", "main", "registration", "results", "transforms"]
-COMMANDS = ("registration", "results", "transforms")  # modules that add theirs to the application
+__all__ = ["app", "kernels", "main", "registration", "results", "transforms"]
+COMMANDS = ("registration", "results", "transforms", "kernels")  # modules that add theirs to the application
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,25 @@ def folder(device: str) -> Path:
     return Path(base) / f"daskreg-{device}"
 
 
+def shared_folder(device: str) -> Path | None:
+    """The folder of kernels that are only read, before the user's own: below ``DASKREG_KERNEL_CACHE``, where that is set."""
+    base = os.environ.get("DASKREG_KERNEL_CACHE")
+    return Path(base) / f"daskreg-{device}" if base else None
+
+
+def read_cached(path: Path, device: str) -> bytes:
+    """A file of the shared folder, else of the user's own. Raises as ``private_files.read`` does."""
+    shared = shared_folder(device)
+    if shared is not None:
+        try:
+            return read(shared / path.name)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as problem:
+            log.info("%s cannot be used (%r).", shared / path.name, problem)
+    return read(path)
+
+
 class KernelCache:
     """The compiled forms of one CPU kernel; replaces the cache of Numba's dispatcher.
 
@@ -79,7 +98,7 @@ class KernelCache:
 
     def _load(self, path: Path, context: Any) -> Any:
         try:
-            return numba_compiler.CompileResult._rebuild(context, *pickle.loads(read(path)))
+            return numba_compiler.CompileResult._rebuild(context, *pickle.loads(read_cached(path, "cpu")))
         except FileNotFoundError:
             return None
         except Exception as problem:  # noqa: BLE001  # a truncated file or one of another version can raise anything

@@ -19,8 +19,8 @@ from typing import Any
 from numba.core import config as settings
 
 from daskreg.kernels.compiler import cubin_format
-from daskreg.kernels.compiler.cache import folder
-from daskreg.kernels.compiler.private_files import read, write
+from daskreg.kernels.compiler.cache import folder, read_cached
+from daskreg.kernels.compiler.private_files import write
 
 log = logging.getLogger(__name__)
 LAUNCHED: list[tuple[CudaKernelCache, Any]] = []  # kernels launched or compiled by this process, with their types
@@ -53,7 +53,7 @@ class CudaKernelCache:
         LAUNCHED.append((self, types))
         try:
             path = self.path(types, context.codegen().magic_tuple())
-            kernel = cubin_format.decode(read(path), types)
+            kernel = cubin_format.decode(read_cached(path, "cuda"), types)
             kernel.bind()  # while the compiler's lock is held: threads that launch at once would load it twice
             return kernel
         except FileNotFoundError:

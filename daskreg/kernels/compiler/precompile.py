@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from daskreg import machine
-from daskreg.kernels.compiler.cache import folder
+from daskreg.kernels.compiler.cache import folder, shared_folder
 from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.cooperative import COOPERATIVE_KERNELS
 from daskreg.kernels.compiler.cubins import compiler
@@ -45,6 +45,8 @@ def start_helpers(room: int) -> None:
     if _STARTED:
         return
     try:
+        if _precompiled():
+            return
         for k, n in _shares(room):
             if not _marker(k, n).exists():
                 _STARTED.append(_helper(k, n))
@@ -129,10 +131,23 @@ def _marker(share: int, shares: int) -> Path:
     """The file that marks a share as compiled, for this compiler and kind of GPU."""
     from numba import cuda
 
-    key = hashlib.sha256(repr((source_digest(), compiler(), cuda.get_current_device().compute_capability)).encode()).hexdigest()[
-        :16
-    ]
-    return folder("cuda") / f"precompile-{key}-{share}of{shares}"
+    return folder("cuda") / f"{marker_name(cuda.get_current_device().compute_capability)}-{share}of{shares}"
+
+
+def marker_name(capability: tuple[int, int]) -> str:
+    """The name of the file that marks all kernels as compiled, for this compiler and kind of GPU."""
+    key = hashlib.sha256(repr((source_digest(), compiler(), capability)).encode()).hexdigest()
+    return f"precompile-{key[:16]}"
+
+
+def _precompiled() -> bool:
+    """Whether the shared folder has all kernels for the current GPU."""
+    shared = shared_folder("cuda")
+    if shared is None:
+        return False
+    from numba import cuda
+
+    return (shared / marker_name(cuda.get_current_device().compute_capability)).exists()
 
 
 def main() -> None:

@@ -114,5 +114,7 @@ def _refuse(reason: str) -> None:
 def _warn(reason: str) -> None:
     """Once for each reason."""
     log.warning(
-        "%s: it is not used, and kernels are compiled again; remove it, or set NUMBA_CACHE_DIR to a folder of yours.", reason
+        "%s: it is not used, and kernels are compiled again; remove it, or set NUMBA_CACHE_DIR to a folder of yours, and "
+        "DASKREG_KERNEL_CACHE to one of yours or root's.",
+        reason,
     )

@@ -1,0 +1,82 @@
+"""Kernels for GPUs that are not there, and the folder of kernels that is only read."""
+
+import os
+
+import pytest
+
+from daskreg.errors import ConfigError, RunError
+from daskreg.kernels.compiler import offline, precompile
+from daskreg.kernels.compiler.cache import read_cached
+from daskreg.kernels.compiler.private_files import write
+
+
+@pytest.mark.parametrize(("text", "number"), [("sm_80", (8, 0)), ("sm_90", (9, 0)), ("sm_120", (12, 0))])
+def test_architectures_are_compute_capabilities(text, number):
+    assert offline.capability(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "90", "sm_9", "sm_90a", "compute_90"])
+def test_other_words_are_no_architectures(text):
+    with pytest.raises(ConfigError, match="sm_NN was expected"):
+        offline.compile_for([text])
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """The user's cache and the shared one."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("DASKREG_KERNEL_CACHE", str(tmp_path / "shared"))
+    return tmp_path / "own" / "daskreg-cuda", tmp_path / "shared" / "daskreg-cuda"
+
+
+def test_the_shared_folder_comes_first_and_is_not_written_to(folders):
+    own, shared = folders
+    write(own / "a.cubin", b"own", 9)
+    assert read_cached(own / "a.cubin", "cuda") == b"own"
+    assert not shared.exists()
+    write(shared / "a.cubin", b"shared", 9)
+    assert read_cached(own / "a.cubin", "cuda") == b"shared"
+
+
+@pytest.mark.parametrize("fault", ["damaged", "open to others"])
+def test_a_shared_file_that_is_not_to_be_trusted_is_left(folders, fault):
+    own, shared = folders
+    write(own / "a.cubin", b"own", 9)
+    write(shared / "a.cubin", b"shared", 9)
+    if fault == "damaged":
+        (shared / "a.cubin").write_bytes((shared / "a.cubin").read_bytes()[:-1] + b"x")
+    else:
+        os.chmod(shared / "a.cubin", 0o666)
+    assert read_cached(own / "a.cubin", "cuda") == b"own"
+
+
+def test_a_kernel_is_compiled_without_a_gpu_and_read_where_it_was_put(folders, monkeypatch):
+    pytest.importorskip("numba_cuda")
+    one = [k for k in precompile.warm_up_signatures() if k[0] == "downsample_z"]
+    monkeypatch.setattr(precompile, "SIGNATURES", folders[0].parent.parent / "signatures.txt")
+    precompile.SIGNATURES.write_text("".join(f"{n}\t{c!r}\t{s}\n" for n, c, s in one))
+    code = (
+        "import sys; from pathlib import Path; from daskreg.kernels.compiler import offline, precompile;"
+        f"precompile.SIGNATURES = Path({str(precompile.SIGNATURES)!r}); sys.argv = ['', 'sm_90', '0', '1']; offline.main()"
+    )
+    started = offline.subprocess.Popen
+    monkeypatch.setattr(
+        offline.subprocess, "Popen", lambda command, **options: started([command[0], "-P", "-c", code], **options)
+    )
+    monkeypatch.setattr(offline, "MAX_PROCESSES", 1)
+    made = offline.compile_for(["sm_90"], folders[1].parent)
+    kernels = list(made.glob("*.cubin"))
+    assert made == folders[1]
+    assert len(kernels) == 1
+    assert kernels[0].stat().st_mode & 0o777 == 0o644
+    assert b"\x7fELF" in read_cached(folders[0] / kernels[0].name, "cuda")
+    assert (made / precompile.marker_name((9, 0))).exists()
+
+
+def test_a_compiler_that_fails_is_one_sentence(folders, monkeypatch):
+    pytest.importorskip("numba_cuda")
+    started = offline.subprocess.Popen
+    command = [offline.sys.executable, "-c", "raise SystemExit('ptxas is gone')"]
+    monkeypatch.setattr(offline.subprocess, "Popen", lambda _, **options: started(command, **options))
+    with pytest.raises(RunError, match="kernels for sm_80 were not compiled: ptxas is gone"):
+        offline.compile_for(["sm_80"], folders[1].parent)
