@@ -24,7 +24,7 @@ from zarr.storage import LocalStore
 from daskreg.errors import InputError, NotFound
 from daskreg.storage.formats.ome_zarr import array_at
 from daskreg.storage.fs.address import Address, is_remote, join, parse_address
-from daskreg.storage.fs.errors import read_errors
+from daskreg.storage.fs.errors import read_errors, require_regular
 from daskreg.storage.fs.files import remote_file_system
 from daskreg.storage.images import Volume
 from daskreg.storage.zarr.chunks import object_counts, object_key
@@ -189,6 +189,7 @@ def _local(kind: str, root: str, count: int, key: Callable[[int], str], metadata
         return found.st_size, str(found.st_mtime_ns)
 
     def read(name: str, start: int, stop: int) -> bytes:
+        require_regular(os.path.join(root, name))
         with open(os.path.join(root, name), "rb") as file:
             file.seek(start)
             return file.read(stop - start)

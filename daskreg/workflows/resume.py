@@ -55,7 +55,8 @@ def _keep_or_remove(store: RunStore, error: BaseException) -> None:
     if hopeless or not has_checkpoint(store.path):  # a chunk that is missing or damaged can be restored
         store.abandon()
         return
-    store.mark_resumable()
+    with suppress(OutputError):  # on a full disk the checkpoint is there all the same, and enough
+        store.mark_resumable()
     error.add_note(f"The last checkpoint is kept: continue with 'daskreg register --resume -o {store.name}'.")
 
 

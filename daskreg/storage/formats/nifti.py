@@ -19,7 +19,15 @@ from daskreg.grid import Grid
 from daskreg.storage.axes import Axis
 from daskreg.storage.format import Array, ImageFormat
 from daskreg.storage.formats.compressed import is_compressed, opened
-from daskreg.storage.formats.nifti_header import header_bytes, header_grid, nifti_header, read_header, scaling, voxel_offset
+from daskreg.storage.formats.nifti_header import (
+    header_bytes,
+    header_grid,
+    nifti_header,
+    read_header,
+    scaled_dtype,
+    scaling,
+    voxel_offset,
+)
 from daskreg.storage.formats.streaming import SLAB_BYTES, open_output, slabs
 from daskreg.storage.fs.address import Address, is_remote
 from daskreg.storage.fs.claims import DEFLATE_RATIO, require_held, require_memory
@@ -78,8 +86,8 @@ class NiftiVoxels:
         scale = scaling(header, path)
         self.scaled = scale is not None
         self.slope, self.inter = scale or (1.0, 0.0)
-        wide = np.float32 if self.stored.itemsize <= 2 else np.float64
-        self.dtype = np.dtype(wide if self.scaled else self.stored).newbyteorder("=")
+        wide = scaled_dtype(self.stored, self.slope, self.inter)
+        self.dtype = (wide if self.scaled else self.stored).newbyteorder("=")
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """The voxels of basic slices. Raises Unreadable."""

@@ -30,6 +30,7 @@ LARGEST_NIFTI1 = 32767  # voxels an axis: its header keeps 16 bits
 MILLIMETRES = 2  # NIfTI's code
 SAME_PLACE = 0.05  # voxels by which two placements of one image may differ
 ROUNDED = 0.01  # voxels by which a header may misplace a voxel without a warning
+FLAT = 1e-6  # the determinant of axes of length 1 below which they span no volume
 SCANNER = 1  # the code of a form that ITK prefers
 RAS = np.array([1.0, -1.0, -1.0, 1.0])  # of world components z, y, x, 1: NIfTI's y and x point the other way
 Matrix = NDArray[np.float64]
@@ -88,6 +89,16 @@ def scaling(header: Any, path: str) -> tuple[float, float] | None:
     return None if (slope, inter) == (1.0, 0.0) else (slope, inter)
 
 
+def scaled_dtype(stored: np.dtype[Any], slope: float, inter: float) -> np.dtype[Any]:
+    """The type of voxels times slope plus inter: float32 where it holds all of them, and tells neighbours apart."""
+    if stored.itemsize > 2 or stored.kind not in "iuf":
+        return np.dtype(np.float64)
+    limits, single = np.finfo(stored) if stored.kind == "f" else np.iinfo(stored), np.finfo(np.float32)
+    largest = abs(slope) * float(max(-limits.min, limits.max)) + abs(inter)
+    narrow = largest < float(single.max) and abs(slope) > max(float(single.tiny), float(single.eps) * abs(inter))
+    return np.dtype(np.float32 if narrow else np.float64)
+
+
 def header_grid(header: Any, path: str = "the image") -> GridMetadata:
     """The grid that a header states: sform if coded, else qform, else pixdim without an orientation.
 
@@ -97,21 +108,32 @@ def header_grid(header: Any, path: str = "the image") -> GridMetadata:
     unit = UNIT_CODES.get(code, "millimeter")
     if code not in UNIT_CODES:
         _warn(f"{path}: its header has the unknown unit {code}; millimetres are taken.")
-    forms = _forms(header)
+    forms = _forms(header, path)
     if forms:
         _compare_forms(header, path, forms, unit)
         return GridMetadata.of(Grid.from_matrix((1, 1, 1), _lps_from_ras(next(iter(forms.values()))), unit))
-    if int(header["sform_code"]) > 0 and header.get_sform()[:3, :3].any():  # all zeros: written by tools that state none
-        raise GridError(f"{path}: the sform {header.get_sform()[:3, :3].tolist()} is singular or not finite; repair the header.")
     x, y, z = (abs(float(v)) for v in header["pixdim"][1:4])
     return GridMetadata((z, y, x), unit=unit)
 
 
-def _forms(header: Any) -> dict[str, Matrix]:
-    """The usable index-to-world matrices of a header, that which counts first."""
+def _forms(header: Any, path: str) -> dict[str, Matrix]:
+    """The index-to-world matrices that a header states, that which counts first.
+
+    An sform of zeros states none, as some tools write it; nor does a qform without voxel sizes. Raises GridError for one that is
+    singular or not finite, whatever the other one is.
+    """
     coded = {"sform": header.get_sform, "qform": header.get_qform}
-    forms = {name: get() for name, get in coded.items() if int(header[f"{name}_code"]) > 0}
-    return {name: np.asarray(affine, float) for name, affine in forms.items() if _regular(affine)}
+    with np.errstate(all="ignore"):
+        forms = {name: np.asarray(get(), float) for name, get in coded.items() if int(header[f"{name}_code"]) > 0}
+    sizes = np.abs(header["pixdim"][1:4])
+    if not forms.get("sform", np.zeros((3, 3)))[:3, :3].any():
+        forms.pop("sform", None)
+    if not np.isfinite(sizes).all() or not sizes.all():
+        forms.pop("qform", None)
+    for name, affine in forms.items():
+        if not _regular(affine):
+            raise GridError(f"{path}: the {name} {affine[:3].tolist()} is singular or not finite; repair the header.")
+    return forms
 
 
 def _compare_forms(header: Any, path: str, forms: dict[str, Matrix], unit: str) -> None:
@@ -228,4 +250,7 @@ def _reversed(matrix: Matrix) -> Matrix:
 
 
 def _regular(affine: NDArray[Any]) -> bool:
-    return bool(np.isfinite(affine).all() and (np.linalg.norm(affine[:3, :3], axis=0) > 0).all())
+    if not np.isfinite(affine).all():
+        return False
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(lengths.all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > FLAT)

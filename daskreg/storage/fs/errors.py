@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -122,15 +123,27 @@ def not_found(path: str) -> NotFound:
 
 
 def require_exists(path: str) -> None:
-    """Raises NotFound for a missing local path, Unreadable for one without permission."""
+    """Raises NotFound for a missing local path, Unreadable for one without permission or that is no file and no folder."""
     if is_remote(path):
         return
     try:
-        os.stat(path)
+        mode = os.stat(path).st_mode
     except PermissionError as error:
         raise Unreadable(f"{path} may not be read: {reason(error)}; ask its owner for read permission.") from error
     except (OSError, ValueError) as error:
         raise not_found(path) from error
+    if not stat.S_ISDIR(mode):
+        require_regular(path)
+
+
+def require_regular(path: str) -> None:
+    """Raises Unreadable for a local pipe, socket or device, whose reading may never end; not for what does not exist."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise Unreadable(f"{path} is a pipe, a socket or a device; a file was expected.")
 
 
 def reason(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 
 from daskreg.storage.fs.address import is_remote
-from daskreg.storage.fs.errors import write_errors
+from daskreg.storage.fs.errors import require_regular, write_errors
 
 METADATA_FILES = ("zarr.json", ".zgroup", ".zarray")  # one of them makes a folder a Zarr store
 
@@ -50,6 +50,7 @@ def read_text(path: str) -> str | None:
         if is_remote(path):
             system, inner = remote_file_system(path)
             return bytes(system.cat_file(inner)).decode()
+        require_regular(path)
         with open(path, encoding="utf-8") as file:
             return file.read()
     except FileNotFoundError:

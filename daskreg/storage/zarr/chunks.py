@@ -16,6 +16,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from daskreg.errors import OutputError
+from daskreg.storage.fs.errors import require_regular
 from daskreg.storage.fs.files import METADATA_FILES
 
 log = logging.getLogger("daskreg")
@@ -54,8 +55,15 @@ def is_stored(array: zarr.Array[Any], index: Index) -> bool:
 
 def _exists(array: zarr.Array[Any], key: str) -> bool:
     if isinstance(array.store, LocalStore):
-        return os.path.exists(os.path.join(array.store.root, array.path, key))
+        return os.path.isfile(os.path.join(array.store.root, array.path, key))  # Zarr reads a folder as a missing chunk
     return bool(sync(array.store.exists(f"{array.path}/{key}" if array.path else key)))
+
+
+def require_files(array: zarr.Array[Any], spans: Sequence[slice]) -> None:
+    """Raises Unreadable where an object of a box is a local pipe or device: reading it may never end."""
+    if isinstance(array.store, LocalStore):
+        for index in objects_in(array, spans):
+            require_regular(os.path.join(array.store.root, array.path, object_key(array, index)))
 
 
 def missing_in(array: zarr.Array[Any], spans: Sequence[slice], voxels: NDArray[Any]) -> list[Index]:

@@ -64,8 +64,11 @@ def _version(name: str, ome: Mapping[str, Any], image: Mapping[str, Any], nested
         _warn_of_missing_version(name)
         return "0.4"
     if not isinstance(stated, str) or not VERSIONS.match(stated):
-        found = f"is OME-Zarr {stated}" if stated else "does not state its version of OME-Zarr"
-        raise Unreadable(f"{name} {found}; versions 0.4, 0.5 and 0.6 are read. Name one of its arrays, with '::spacing=ZxYxX'.")
+        found = f"is OME-Zarr {stated!r}" if stated else "does not state its version of OME-Zarr"
+        raise Unreadable(
+            f"{name} {found}; the strings '0.4', '0.5' and '0.6' are versions that are read. Name one of its arrays, with "
+            "'::spacing=ZxYxX'."
+        )
     return stated
 
 

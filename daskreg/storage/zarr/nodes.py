@@ -14,14 +14,14 @@ import dask.array as da
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import ZipStore
+from zarr.storage import LocalStore, ZipStore
 
 from daskreg.errors import NotFound, Unreadable
 from daskreg.storage.fs.address import is_remote
 from daskreg.storage.fs.claims import require_memory
-from daskreg.storage.fs.errors import open_errors, read_errors, reason, require_exists
+from daskreg.storage.fs.errors import open_errors, read_errors, reason, require_exists, require_regular
 from daskreg.storage.fs.files import METADATA_FILES
-from daskreg.storage.zarr.chunks import describe_missing, log_missing, may_lack_chunks, missing_in
+from daskreg.storage.zarr.chunks import describe_missing, log_missing, may_lack_chunks, missing_in, require_files
 from daskreg.storage.zarr.codecs import with_zarrs_codecs
 
 MISSING_CHUNKS: ContextVar[str] = ContextVar("missing chunks", default="error")  # of arrays that are opened: error or fill
@@ -82,6 +82,7 @@ class CheckedArray:
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """Decode the voxels of basic slices. Raises Unreadable."""
+        require_files(self.array, _spans(index, self.shape))
         try:
             voxels = np.asarray(self.array[index])
         except MemoryError:
@@ -169,6 +170,8 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
 
 def open_member(group: zarr.Group, inner: str, name: str) -> zarr.Array[Any]:
     """The array at a path in a group. Raises NotFound and Unreadable."""
+    if isinstance(group.store, LocalStore):
+        _require_metadata_files(os.path.join(group.store.root, group.path, inner))
     try:
         with read_errors(name):
             node = group[inner]
@@ -202,6 +205,12 @@ def _require_metadata(path: str) -> None:
         found = set(os.listdir(path))
     if not found & set(METADATA_FILES):
         raise Unreadable(f"{path} is a folder without Zarr metadata ({', '.join(METADATA_FILES)}); a Zarr store was expected.")
+    _require_metadata_files(path)
+
+
+def _require_metadata_files(path: str) -> None:
+    for name in METADATA_FILES:
+        require_regular(os.path.join(path, name))
 
 
 def _spans(index: Any, shape: Sequence[int]) -> list[slice]:

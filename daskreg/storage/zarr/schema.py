@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,10 +62,17 @@ def validated(model: type[M], tree: Any, name: str, where: str) -> M:
 def _explained(error: ValidationError | RecursionError) -> str:
     if not isinstance(error, ValidationError):
         return ": it is nested too deeply"
-    first = min(error.errors(), key=lambda e: len(e["loc"]))  # that of a union: the one that is not about its members
+    errors = error.errors()
+    members = [e for e in errors if e["type"] != "too_short" or not _has_members(errors, e["loc"])]
+    first = min(members, key=lambda e: len(e["loc"]))  # that of a union: the one that is not about its members
     path = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in first["loc"])
     found = "" if first["type"] == "missing" or isinstance(first["input"], Mapping | list) else f" ({_short(first['input'])})"
     return f"{path}: {first['msg'].removeprefix('Value error, ').rstrip('.')}{found}"
+
+
+def _has_members(errors: Sequence[Any], place: tuple[Any, ...]) -> bool:
+    """Whether some are about the members of what stands there: a list is too short where its members are invalid."""
+    return any(len(e["loc"]) > len(place) and e["loc"][: len(place)] == place for e in errors)
 
 
 def _short(value: Any) -> str:

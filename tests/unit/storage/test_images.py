@@ -271,12 +271,22 @@ def test_a_url_scheme_nobody_serves_says_so():
         open_volume("nosuch://bucket/a.zarr")
 
 
+def test_invalid_levels_are_named_before_their_number(tmp_path):
+    path = simple(tmp_path / "a.zarr")
+    group = zarr.open_group(path)
+    ome = group.attrs["ome"]
+    ome["multiscales"][0]["datasets"] = [{"path": "0", "coordinateTransformations": [{"type": "rotation"}]}]
+    group.attrs["ome"] = {**ome, "version": "0.5"}
+    with pytest.raises(Unreadable, match=r"datasets\[0\].coordinateTransformations.*'rotation'"):
+        open_volume(path)
+
+
 @pytest.mark.parametrize("version", ["0.1", "0.7"])
 def test_other_versions_of_ome_zarr_are_refused(tmp_path, version):
     path = simple(tmp_path / "a.zarr")
     group = zarr.open_group(path)
     group.attrs["ome"] = {**group.attrs["ome"], "version": version}
-    with pytest.raises(Unreadable, match=rf"OME-Zarr {version}; versions 0.4, 0.5 and 0.6"):
+    with pytest.raises(Unreadable, match=rf"OME-Zarr '{version}'; the strings '0.4', '0.5' and '0.6'"):
         open_volume(path)
 
 

@@ -297,3 +297,37 @@ def test_places_that_are_called_displacements_are_refused(tmp_path, sign, ending
 def test_large_displacements_are_no_places(tmp_path):
     stretch = 0.4 * RAS + 5 * np.sin(RAS / 7)
     np.testing.assert_allclose(moved(vectors(tmp_path / "w.nii", stretch)), (RAS * [-1, -1, 1] + stretch)[6, 5, 4], atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["qform", "sform"])
+def test_a_form_that_is_stated_and_unusable_is_refused_whatever_the_other_says(saved, form):
+    """Neither is the other one taken for it, nor the voxel sizes without an orientation."""
+    other = {"qform": "sform", "sform": "qform"}[form]
+    place = {"qform": "quatern_b", "sform": "srow_x"}[form]
+    for code in (0, 1):
+        raw = bytearray(with_field(place, np.full(4 if form == "sform" else 1, np.nan)))
+        kind, at = nib.Nifti1Header.template_dtype.fields[f"{other}_code"]
+        raw[at : at + 2] = np.asarray(code, kind.base).tobytes()
+        with pytest.raises(GridError, match=rf"the {form} .* is singular or not finite"):
+            open_volume(saved(bytes(raw), f"{code}.nii"))
+
+
+def test_axes_that_span_a_plane_are_no_sform(saved):
+    raw = bytearray(with_field("srow_x", [1, 0, 0, 0]))
+    _, at = nib.Nifti1Header.template_dtype.fields["srow_y"]
+    raw[at : at + 16] = np.asarray([1, 0, 0, 0], np.float32).tobytes()
+    with pytest.raises(GridError, match=r"the sform .* is singular"):
+        open_volume(saved(bytes(raw), "a.nii"))
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(1e37, 0), (1e-42, 0), (1e-4, 1e6), (-2.0, 5.0)])
+def test_scaled_voxels_are_finite_and_told_apart(saved, slope, inter):
+    """Single precision is for scales whose values it holds."""
+    raw = bytearray(with_field("scl_slope", slope))
+    _, at = nib.Nifti1Header.template_dtype.fields["scl_inter"]
+    raw[at : at + 4] = np.asarray(inter, np.float32).tobytes()
+    found = open_volume(saved(bytes(raw), "a.nii")).data.compute(scheduler="synchronous")
+    expected = VOXELS.T * float(np.float32(slope)) + float(np.float32(inter))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert len(np.unique(found)) == len(np.unique(VOXELS))
+    assert found.dtype == (np.float32 if slope == -2 else np.float64)
