@@ -7,9 +7,9 @@ allows it (O_DIRECT): what a job writes does not count against its memory. Each 
 from __future__ import annotations
 
 import errno
-import itertools
 import mmap
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -28,6 +28,7 @@ from daskreg.errors import OutOfSpace, OutputError, RunError
 from daskreg.grid import Span
 from daskreg.storage.fs.errors import DISK_FULL, reason
 
+PREFIX = ".daskreg-scratch-"  # of files, which have a name only until they are open
 ALIGNMENT = 4096  # of offsets, lengths and memory with O_DIRECT
 STAGING_BYTES = 8 << 20  # of a transfer
 THREADS = 4  # transfers at once
@@ -35,23 +36,24 @@ RESERVE = 1.02  # free space that is asked for, of what the fields take
 
 
 class ScratchFolder:
-    """A folder for one rank's fields within a folder that is there, removed by ``close``.
+    """A folder in which one rank's fields are, in files that are unlinked as soon as they are open: nothing is left behind.
 
-    Raises OutputError where it cannot be made.
+    Raises OutputError where no file can be made there.
     """
 
     def __init__(self, parent: str | Path, limit: int | None = None) -> None:
         self.limit, self.used, self.moved, self.seconds = limit, 0, 0, 0.0
         try:
-            Path(parent).mkdir(parents=True, exist_ok=True)
-            self.path = Path(tempfile.mkdtemp(prefix="daskreg-scratch-", dir=parent))
+            self.path = Path(parent)
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(prefix=PREFIX, dir=parent):
+                pass
         except OSError as error:
             raise OutputError(
                 f"the scratch folder {parent} cannot be used: {reason(error)}; name another with --scratch."
             ) from error
         self.staging = threading.local()
         self._pool = ThreadPoolExecutor(THREADS, "daskreg-scratch")
-        self._numbers = itertools.count()  # of fields, which threads may make at once
 
     def __enter__(self) -> ScratchFolder:
         return self
@@ -61,7 +63,9 @@ class ScratchFolder:
 
     def allocate(self, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> ScratchField:
         """Zeros (lead, planes, Y, X). Raises OutOfSpace where the disk, or the limit, has less room than they take."""
-        field = ScratchField(self, self.path / f"field{next(self._numbers)}", lead, span, plane, np.dtype(dtype))
+        field = ScratchField(
+            self, self.path / f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}", lead, span, plane, np.dtype(dtype)
+        )
         self._require_room(field.bytes)
         field.open()
         self.used += field.bytes
@@ -92,9 +96,8 @@ class ScratchFolder:
         self.seconds += time.perf_counter() - start
 
     def close(self) -> None:
-        """Remove everything."""
+        """End the threads; files go with the fields."""
         self._pool.shutdown()
-        shutil.rmtree(self.path, ignore_errors=True)
 
 
 class ScratchField:
