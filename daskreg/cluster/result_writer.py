@@ -266,7 +266,7 @@ def cast(voxels: NDArray[np.float32], dtype: np.dtype[Any], fill: float = 0) -> 
     if not np.issubdtype(dtype, np.integer):
         found: NDArray[Any] = voxels.astype(dtype, copy=False)
     else:
-        limits = np.iinfo(dtype)
-        found = xp.clip(xp.rint(xp.nan_to_num(voxels).astype(np.float64)), limits.min, limits.max).astype(dtype)
+        limits, exact = np.iinfo(dtype), np.float32 if dtype.itemsize <= 2 else np.float64  # holds the limits
+        found = xp.clip(xp.rint(xp.nan_to_num(voxels).astype(exact, copy=False)), limits.min, limits.max).astype(dtype)
     found[outside] = fill
     return found

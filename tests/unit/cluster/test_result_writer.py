@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from daskreg.cluster import result_writer as module
-from daskreg.cluster.result_writer import ResultWriter, to_world
+from daskreg.cluster.result_writer import ResultWriter, cast, to_world
 from daskreg.comm import SingleRank
 from daskreg.grid import Grid, Span
 from daskreg.kernels.device import CPU
@@ -167,3 +167,12 @@ def test_a_displacement_in_world_units_has_the_bits_of_the_matrix_product(order)
     u[:, 0] = -0.0
     matrix = (np.asarray(grid.direction) * np.asarray(grid.spacing)).astype(np.float32)
     assert to_world(grid, CPU)(u).tobytes() == np.tensordot(matrix, u, 1).astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32])
+def test_integers_are_rounded_half_to_even_and_clipped_as_in_float64(dtype):
+    limits = np.iinfo(dtype)
+    values = np.array([0.5, 1.5, -0.5, 2.49999, 1e9, -1e9, np.inf, -np.inf, np.nan, limits.max, limits.min], np.float32)
+    right = np.clip(np.rint(np.nan_to_num(values).astype(np.float64)), limits.min, limits.max).astype(dtype)
+    right[8] = 7
+    np.testing.assert_array_equal(cast(values, np.dtype(dtype), 7), right)
