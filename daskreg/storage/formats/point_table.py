@@ -64,12 +64,16 @@ def _cells(line: str, separator: str) -> tuple[str, ...]:
 
 
 def _columns(path: str, header: tuple[str, ...]) -> tuple[int, int, int]:
-    x, y, z = (_column(path, header, name) for name in "xyz")
+    """Those named x, y and z or, where these are not all there, X, Y and Z. Raises Unreadable where none are, or several."""
+    names = next((names for names in ("xyz", "XYZ") if set(names) <= set(header)), None)
+    if names is None and any({name, name.upper()} <= set(header) for name in "xyz"):
+        raise Unreadable(f"{path} has the columns {', '.join(header)}: neither x, y, z nor X, Y, Z are all there; rename them.")
+    x, y, z = (_column(path, header, name) for name in names or "xyz")
     return x, y, z
 
 
 def _column(path: str, header: tuple[str, ...], name: str) -> int:
-    """The column of this name, in lower case or else in upper case. Raises Unreadable where there is none, or several."""
+    """The column of this name, or else of this name in upper case. Raises Unreadable where there is none, or several."""
     for named in (name, name.upper()):
         found = [k for k, cell in enumerate(header) if cell == named]
         if len(found) == 1:
