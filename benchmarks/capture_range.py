@@ -283,7 +283,7 @@ def main() -> None:
     for name in args.only.split(","):
         pair = PAIRS[name](args.data)
         for k in range(args.first, args.first + args.poses):
-            row = measure(pair, k, draw_pose(args.seed, k, pair), config)
+            row = {"seed": args.seed} | measure(pair, k, draw_pose(args.seed, k, pair), config)
             rows.append(row)
             print({key: v for key, v in row.items() if key != "search"}, flush=True)
         mine = [r for r in rows if r["pair"] == name]

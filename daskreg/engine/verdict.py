@@ -14,7 +14,7 @@ RANKS: tuple[Status, ...] = ("ok", "doubtful", "failed")
 FAILED, DOUBTFUL = 0.34, 0.38
 CHANCE = 0.45  # share that correlates no better than chance: right ones had at most 0.4
 RIVAL = 0.95  # times what speaks for the result
-EDGE_RIVAL = 1.05  # times the agreement of edges in the best other pose
+EDGE_RIVAL = 0.9  # times the agreement of edges in the best other pose
 STANDS_OUT = 1.1  # times the similarity of the best other pose
 MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little
 MINIMUM_OVERLAP = 0.2  # of the smaller image
@@ -113,7 +113,7 @@ def _rivals(e: Evidence) -> Iterator[_Reason]:
     elif e.rival > RIVAL:
         yield _Reason("doubtful", f"another pose, refined, is {e.rival:.2f} times as good")
     if e.edge_rival and e.edges < EDGE_RIVAL * e.edge_rival:
-        yield _Reason("doubtful", f"edges agree as well or better in another pose ({e.edge_rival:.3f} against {e.edges:.3f})")
+        yield _Reason("doubtful", f"edges agree better in another pose ({e.edge_rival:.3f} against {e.edges:.3f})")
 
 
 def _no_better_than_others(e: Evidence) -> bool:

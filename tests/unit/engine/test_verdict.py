@@ -194,7 +194,7 @@ def test_ranks_see_the_same_pair(cuts):
         ({"stretch": 4.0}, "failed", "4.0"),
         ({"pose": 0.1, "in_place": 0.1, "pose_chance": 0.3, "edges": 0.3, "edge_rival": 0.26}, "ok", "0.300 against 0.260"),
         ({"pose": 0.1, "in_place": 0.1, "pose_chance": 0.3, "edges": 0.3, "edge_rival": 0.29}, "doubtful", "10 %"),
-        ({"pose": 0.6, "edges": 0.3, "edge_rival": 0.32}, "doubtful", "0.320 against 0.300"),
+        ({"pose": 0.6, "edges": 0.3, "edge_rival": 0.4}, "doubtful", "0.400 against 0.300"),
     ],
 )
 def test_each_reason(change, expected, word):
