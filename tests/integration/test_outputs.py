@@ -73,7 +73,7 @@ def older(images, tmp_path):
     return daskreg.register(str(images / "fixed.zarr"), str(images / "moving.zarr"), [daskreg.Affine()], output=path)
 
 
-@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}])
+@pytest.mark.parametrize("options", [{"overwrite": True}, pytest.param({"resume": True}, marks=pytest.mark.slow)])
 def test_a_run_in_progress_is_neither_overwritten_nor_resumed(images, undisturbed, tmp_path, options):
     path = tmp_path / "run.zarr"
     second = Once(lambda: register(images, path, **options))

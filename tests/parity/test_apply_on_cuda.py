@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -26,9 +27,12 @@ np.savez(sys.argv[2], **{k: chain.apply(image, interpolation=k, device=sys.argv[
 
 
 def test_the_device_changes_nothing_but_rounding(tmp_path):
-    for device in ("cpu", "cuda"):
+    def run(device):
         command = [sys.executable, "-c", SCRIPT, device, str(tmp_path / f"{device}.npz")]
         subprocess.run(command, env=environment(device), cwd=ROOT, check=True)
+
+    with ThreadPoolExecutor() as both:
+        list(both.map(run, ("cpu", "cuda")))
     cpu, cuda = (np.load(tmp_path / f"{d}.npz") for d in ("cpu", "cuda"))
     for kind in cpu.files:
         assert len(np.unique(cpu[kind])) > 3
