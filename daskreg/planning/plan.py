@@ -140,7 +140,7 @@ def _slab(level: Level) -> int:
 
 def _places(plan: Plan, choices: _Choices) -> tuple[str, ...]:
     """Where the images may be."""
-    if plan.memory is None or choices.states == ("device",) or not plan.deformable:
+    if plan.memory is None or choices.states == ("device",) or choices.residencies == ("ring",) or not plan.deformable:
         return ("device",)
     return STATES if plan.host is not None else ("device", "disk")  # a CPU's own memory is what they do not fit into
 
