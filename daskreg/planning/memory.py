@@ -106,7 +106,8 @@ def _still(plan: Layout, stage: Deformable, level: Level, number: int) -> int:
 def _swept_linear(plan: Layout, stage: Optimised, level: Level) -> MemoryUse:
     """Where a linear stage compares a slab after the other."""
     held = min(level.slab + 2 * stage.similarity.reach, level.fixed.shape[0])
-    arrays = held * _plane(level.fixed.shape) * (5 * VALUE + VALUE * sum(plan.masks) + stage.similarity.scratch)
+    each = 5 * VALUE + VALUE * sum(plan.masks) + stage.similarity.scratch
+    arrays = 2 * held * _plane(level.fixed.shape) * each  # the last slab's are there until the next ones are made
     moving = _streamed(plan, stage, level, VALUE)
     return MemoryUse(PIECES, moving, arrays + (arrays + moving) // SLACK, process_bytes(plan))
 
