@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from daskreg.workflows.jacobian import Folds, jacobian
     from daskreg.workflows.plan import plan
     from daskreg.workflows.points import points
+    from daskreg.workflows.precompile import precompile
     from daskreg.workflows.presets import PRESETS
     from daskreg.workflows.refine import Refined, refine
     from daskreg.workflows.register import register
@@ -90,6 +91,7 @@ _MODULES = {
     "daskreg.workflows.jacobian": ("Folds", "jacobian"),
     "daskreg.workflows.plan": ("plan",),
     "daskreg.workflows.points": ("points",),
+    "daskreg.workflows.precompile": ("precompile",),
     "daskreg.workflows.presets": ("PRESETS",),
     "daskreg.workflows.refine": ("Refined", "refine"),
     "daskreg.workflows.register": ("register",),
@@ -164,6 +166,7 @@ __all__ = [
     "open_volume",
     "plan",
     "points",
+    "precompile",
     "refine",
     "register",
     "report",

@@ -21,6 +21,6 @@ def precompile(
     ] = None,
 ) -> None:
     """Compile the kernels of usual registrations for GPUs that need not be there, such as into an image of a container."""
-    from daskreg.kernels.compiler.offline import compile_for
+    from daskreg.workflows.precompile import precompile as compile_kernels
 
-    typer.echo(str(compile_for([a.strip() for a in arch.split(",") if a.strip()], folder)))
+    typer.echo(str(compile_kernels([a.strip() for a in arch.split(",") if a.strip()], folder)))

@@ -14,7 +14,7 @@ from daskreg.workflows.resources import ResourceKeywords, Resources, RunKeywords
 SOURCE = Path(daskreg.__file__)
 VERBS = (
     *("register", "plan", "verify", "apply", "points", "invert", "jacobian"),
-    *("refine", "export", "evaluate", "info", "demo", "report"),
+    *("refine", "export", "evaluate", "info", "demo", "report", "precompile"),
 )
 
 
