@@ -299,6 +299,7 @@ KNOWN = (
     "self.future.result()",  # after Timeouts.wait
     "return made.result()",  # of a start that has ended
     "pending.pop().result()",  # of a thread of this rank, which reads a file
+    "voxels, origin = self.voxels.result()",  # of a thread of this rank, which reads a file
     "self._pending.popleft().result()",  # of a thread of this rank, which writes a file
     "return [f.result() for f in futures]",  # of threads that have ended, in tests
     "client.run(function, *arguments, workers=[worker]",  # in call_each: wait_for

@@ -206,7 +206,7 @@ def test_a_disk_that_an_iteration_mostly_waits_for_is_told_once(tmp_path, monkey
             said.append((waited, seconds, rate))
 
     def slow(field, planes, into):
-        time.sleep(0.2)
+        time.sleep(0.02)
         read(field, planes, into)
 
     read = ScratchField.read
@@ -216,6 +216,7 @@ def test_a_disk_that_an_iteration_mostly_waits_for_is_told_once(tmp_path, monkey
         run.rank(SingleRank(), "replicate", Told()).run()
         assert not said
         monkeypatch.setattr(ScratchField, "read", slow)
+        monkeypatch.setattr("daskreg.engine.sweep.loop.WORTH_TELLING", 0.0)
         run.rank(SingleRank(), "replicate", Told()).run()
     ((waited, seconds, rate),) = said
     assert 0.5 * seconds < waited <= seconds

@@ -22,7 +22,7 @@ def test_a_checkpoint_is_told_of_although_the_run_cannot_be_marked(tmp_path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def watch(progress: Progress):
-        if progress.iteration == 10:
+        if progress.iteration >= 10:  # not every iteration is reported; the last one always is
             monkeypatch.setattr(runs, "set_root", full)
             full()
 

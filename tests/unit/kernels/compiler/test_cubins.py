@@ -11,6 +11,7 @@ from daskreg.kernels.compiler import cubin_format
 from daskreg.kernels.compiler.cache import folder
 from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.cubins import CudaKernelCache, attach_cache
+from tests.cuda_libraries import require_cuda_compiler
 
 pytest.importorskip("numba_cuda")
 numba_types = pytest.importorskip("numba.cuda.types")
@@ -183,15 +184,9 @@ def test_a_kernel_of_more_than_plain_values_and_cubins_is_not_kept(states: dict[
 
 def test_a_compiled_kernel_comes_back_with_its_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """By numba-cuda's own compiler and linker, which need no device."""
-    pytest.importorskip("cuda.bindings.nvjitlink")
     if SIMULATED:
         pytest.skip("nothing is compiled in the simulator")
-    pathfinder = pytest.importorskip("cuda.pathfinder")
-    for library in ("nvrtc", "nvJitLink", "nvvm"):
-        try:
-            pathfinder.load_nvidia_dynamic_lib(library)
-        except pathfinder.DynamicLibNotFoundError:
-            pytest.skip(f"needs the library {library}, which comes with the extra ptx")
+    require_cuda_compiler()
     from numba import cuda
     from numba.cuda import dispatcher
     from numba.cuda.codegen import CUDACodeLibrary

@@ -8,6 +8,7 @@ from daskreg.errors import ConfigError, RunError
 from daskreg.kernels.compiler import offline, precompile
 from daskreg.kernels.compiler.cache import read_cached
 from daskreg.kernels.compiler.private_files import write
+from tests.cuda_libraries import require_cuda_compiler
 
 
 @pytest.mark.parametrize(("text", "number"), [("sm_80", (8, 0)), ("sm_90", (9, 0)), ("sm_120", (12, 0))])
@@ -51,7 +52,7 @@ def test_a_shared_file_that_is_not_to_be_trusted_is_left(folders, fault):
 
 
 def test_a_kernel_is_compiled_without_a_gpu_and_read_where_it_was_put(folders, monkeypatch):
-    pytest.importorskip("numba_cuda")
+    require_cuda_compiler()
     one = [k for k in precompile.warm_up_signatures() if k[0] == "downsample_z"]
     monkeypatch.setattr(precompile, "SIGNATURES", folders[0].parent.parent / "signatures.txt")
     precompile.SIGNATURES.write_text("".join(f"{n}\t{c!r}\t{s}\n" for n, c, s in one))
