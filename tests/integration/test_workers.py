@@ -196,7 +196,7 @@ def test_a_run_is_the_same_on_any_number_of_workers(client, alone, make, workers
     assert sum(b > a for a, b in found.report["blocks"]) == min(workers, case.blocks)
 
 
-@pytest.mark.parametrize("make", [param.values[0] for param in mostly_slow([[make] for make in CASES])])
+@pytest.mark.parametrize("make", mostly_slow([[make] for make in CASES]))
 def test_the_runs_that_are_compared_do_something(alone, make):
     _, found = alone(make)
     assert any(len(set(level["losses"])) > 1 for level in found.report["levels"])
