@@ -70,6 +70,7 @@ def read_composite(address: str | Path) -> list[StoredLink]:
     if first_bytes(path, len(SIGNATURE)) != SIGNATURE:
         raise Unreadable(f"{path} cannot be read: it is no HDF5 file; a composite transform of ITK or ANTs was expected.")
     with read_errors(path), h5py.File(path, "r") as file:
+        _require_own(path, file, TRANSFORM_GROUP)
         if not isinstance(file.get(TRANSFORM_GROUP), h5py.Group):
             inside = ", ".join(sorted(file)[:5]) or "nothing"
             raise Unreadable(
@@ -79,9 +80,31 @@ def read_composite(address: str | Path) -> list[StoredLink]:
         names = list(file[TRANSFORM_GROUP])
         if not all(n.isdecimal() for n in names):
             raise Unreadable(f"{path}: its transforms are named {', '.join(names[:5])}; numbers were expected.")
+        for name in names:
+            _require_own(path, file[TRANSFORM_GROUP], name)
         numbers = sorted(int(n) for n in names)
         links = [_read_one(path, file[f"{TRANSFORM_GROUP}/{n}"], n) for n in numbers]
     return [link for link in reversed(links) if link is not None]
+
+
+def _require_own(path: str, group: Any, name: str) -> None:
+    """Raises Unreadable where a member of a group, or one of its own, is in another file: none says which files are read."""
+    member = None if isinstance(group.get(name, getlink=True), h5py.ExternalLink) else group.get(name)
+    if isinstance(member, h5py.Group):
+        for below in member:
+            if member.get(below, getclass=True, getlink=True) is h5py.ExternalLink or _is_elsewhere(member.get(below)):
+                raise _elsewhere(path, f"{member.name}/{below}")
+    elif name in group.keys() and (member is None or _is_elsewhere(member)):  # noqa: SIM118  # ``in`` follows the link
+        raise _elsewhere(path, name)
+
+
+def _is_elsewhere(member: Any) -> bool:
+    """Whether a dataset's numbers are in other files."""
+    return isinstance(member, h5py.Dataset) and (bool(member.external) or member.is_virtual)
+
+
+def _elsewhere(path: str, name: str) -> Unreadable:
+    return Unreadable(f"{path}: {name} is a link to another file, or stored in one; copy the transform into one file.")
 
 
 def _read_one(path: str, group: Any, number: int) -> StoredLink | None:
