@@ -15,7 +15,7 @@ from daskreg.errors import InputError
 from daskreg.grid import Grid, Partition, Span
 from daskreg.kernels.device import Device, Kind
 from daskreg.planning import Plan
-from daskreg.planning.memory import batch_bytes
+from daskreg.planning.memory import batch_planes
 from daskreg.storage import Volume
 from daskreg.storage.batches import batches, prefetched
 
@@ -48,7 +48,7 @@ def read_images(
             continue
         assert allocate is not None, "images out of memory need room elsewhere"
         grid, partition, rim = where
-        reader = StoredReader(plan.config, comm, device, allocate, half, batch_bytes(plan))
+        reader = StoredReader(plan.config, comm, device, allocate, half, batch_planes(plan))
         found.append(reader.read(*given, grid, partition, partition.around(comm.rank, rim)))
     return found[0], found[1]
 
@@ -95,6 +95,6 @@ def _load(volume: Volume, planes: Span, device: Device) -> NDArray[np.float32]:
     if device.kind == "cpu":
         return volume.planes(planes)
     voxels: NDArray[np.float32] = device.xp.empty((len(planes), *volume.shape[1:]), np.float32)
-    for batch, found in prefetched(volume.planes, batches(planes, 4)):
+    for batch, found in prefetched(volume.planes, batches(planes)):
         voxels[batch.within(planes)] = device.put(found)
     return voxels

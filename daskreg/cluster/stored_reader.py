@@ -25,7 +25,7 @@ from daskreg.storage.batches import batches, prefetched
 class StoredReader:
     """Makes images whose planes are kept in what ``allocate`` makes.
 
-    half: as the bits of float16;  batch: bytes read at once
+    half: as the bits of float16;  batch: planes read at once
     """
 
     config: Config
@@ -33,7 +33,7 @@ class StoredReader:
     device: Device
     allocate: Allocate
     half: bool
-    batch: int | None
+    batch: int
 
     def read(
         self, name: str, volume: Volume, mask: Volume | None, background: Background | None, grid: Grid, partition: Partition,
@@ -58,7 +58,7 @@ class StoredReader:
     def _copied(self, volume: Volume, planes: Span) -> Planes:
         """As in the archive."""
         kept = self.allocate(1, planes, volume.shape[1:], np.float32)
-        for batch, found in prefetched(volume.planes, batches(planes, 4 * math.prod(volume.shape[1:]), self.batch)):
+        for batch, found in prefetched(volume.planes, batches(planes, self.batch)):
             kept.write(batch, found[None])
         return kept
 

@@ -14,7 +14,7 @@ from daskreg.config import Linear, Optimised, Rigid, Search
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.engine.reach import Reach, SamplingMap, displaced_range, spans
-from daskreg.engine.sweep.measure import swept_loss
+from daskreg.engine.sweep.linear import SweptLinearLoss
 from daskreg.planning import Level
 
 Matrix = NDArray[np.float64]
@@ -58,7 +58,7 @@ def worsened(
     """
     judge = Rigid(similarity=before.similarity)
     if level.state != "device" or level.images != "device":
-        first, last = (swept_loss(judge.similarity, level, images, comm, w, f) for w, f in zip(worlds, (None, u), strict=True))
+        first, last = (SweptLinearLoss(judge, level, images, comm, f).value(w)[0] for w, f in zip(worlds, (None, u), strict=True))
         return last > first + WORSE * abs(first), first, last
     u = None if u is None else u.array  # of a level whose fields are on the device
     deep = replace(level, halo=max(level.halo, judge.similarity.reach)) if u is None else level

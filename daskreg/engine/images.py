@@ -44,7 +44,7 @@ class LevelPlanes:
     @classmethod
     def of(cls, voxels: Array, mask: Array | None, first: int) -> LevelPlanes:
         """In memory, from plane ``first`` on."""
-        return cls(*(None if a is None else ArrayPlanes(a[None], first) for a in (voxels, mask)))  # type: ignore[arg-type]
+        return cls(ArrayPlanes(voxels[None], first), None if mask is None else ArrayPlanes(mask[None], first))
 
 
 @dataclass
@@ -261,7 +261,7 @@ def _range(parts: Parts, comm: Communicator, name: str) -> tuple[float, float]:
 def _negative_least_and_most(parts: Parts) -> NDArray[np.float64]:
     """NaN where any voxel is."""
     ends = [(-float(part.min()), float(part.max())) for part in parts() if part.size]
-    return np.max([(-np.inf, -np.inf), *ends], axis=0)  # type: ignore[no-any-return]
+    return np.asarray(np.max([(-np.inf, -np.inf), *ends], axis=0))
 
 
 def _percentiles(counts: NDArray[np.int64], percents: tuple[float, float], low: float, width: float) -> tuple[float, float]:

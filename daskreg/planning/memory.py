@@ -123,9 +123,15 @@ def window_bytes(plan: Layout, level: Level, number: int) -> int:
     return _plane(level.moving.shape) * (number + VALUE * plan.masks[1])
 
 
-def batch_bytes(plan: Layout) -> int | None:
-    """Most bytes of an archive that are read at once where images are not held in memory."""
-    return None if plan.memory is None else plan.memory // BATCHES
+def batch_planes(plan: Layout) -> int:
+    """Planes of an archive that are read at once where images are not held in memory."""
+    most = CHUNK if plan.memory is None else plan.memory // BATCHES // _largest_plane(plan)
+    return max(1, min(CHUNK, most))
+
+
+def _largest_plane(plan: Layout) -> int:
+    """Bytes of a plane of either image, as it is read."""
+    return VALUE * max(_plane(plan.fixed.shape), _plane(plan.moving.shape))
 
 
 def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> MemoryUse:
@@ -198,9 +204,7 @@ def _moving(plan: Layout, level: Level, number: int) -> int:
 def input_bytes(plan: Layout) -> int:
     """Peak while the images are read: their slabs, and the chunk that is unpacked."""
     if plan.images != "device":
-        plane = VALUE * max(_plane(plan.fixed.shape), _plane(plan.moving.shape))
-        batch = max(plane, min(CHUNK * plane, batch_bytes(plan) or CHUNK * plane))
-        return 3 * batch + max(plan.unpacked) + 3 * PIECES + process_bytes(plan)
+        return 3 * batch_planes(plan) * _largest_plane(plan) + max(plan.unpacked) + 3 * PIECES + process_bytes(plan)
     return _slabs(plan) + max(plan.unpacked) + process_bytes(plan)
 
 

@@ -14,9 +14,9 @@ from daskreg.grid import Span
 BATCH_PLANES = 64  # read at a time, as many as a usual chunk has
 
 
-def batches(planes: Span, plane_bytes: int, most: int | None = None) -> list[Span]:
-    """Spans of BATCH_PLANES planes, fewer where these take more than ``most`` bytes; they start where chunks usually do."""
-    each = BATCH_PLANES if most is None else max(1, min(BATCH_PLANES, most // max(1, plane_bytes)))
+def batches(planes: Span, most: int = BATCH_PLANES) -> list[Span]:
+    """Spans of BATCH_PLANES planes, or of ``most`` where that is less; they start where chunks usually do."""
+    each = max(1, min(BATCH_PLANES, most))
     return [Span(z, z + each) & planes for z in range(planes.start // each * each, planes.stop, each)]
 
 

@@ -14,8 +14,8 @@ from daskreg.config import Linear
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.linear import UNIT, LinearLoss, Matrix, seen_weight
-from daskreg.engine.planes import on
-from daskreg.engine.reach import SamplingMap, affine_reach
+from daskreg.engine.planes import Planes, on
+from daskreg.engine.reach import SamplingMap, affine_reach, displaced_reach
 from daskreg.engine.residency import make_sampler
 from daskreg.engine.sampler import NOTHING, Resident
 from daskreg.engine.sums import add_up_slabs
@@ -41,15 +41,19 @@ class SweptLinearLoss(LinearLoss):
     """As ``LinearLoss``, with the same bits: each part is what a rank with those planes would compute.
 
     The voxels that ``hold`` chose are found again at every evaluation, from the map that they were chosen at.
+
+    u: a displacement before the map, W (x + u(x)), wherever it is; then no voxels can be held
     """
 
-    def __init__(self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator) -> None:
-        self.level, self.comm, self.needs_scratch = level, comm, bool(stage.similarity.scratch)
-        fixed, moving = images
+    def __init__(
+        self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, u: Planes | None = None
+    ) -> None:
+        self.level, self.comm, self.u, self.needs_scratch = level, comm, u, bool(stage.similarity.scratch)
+        (fixed, moving), kept = images, level.images != "device"
         self.similarity: Similarity = stage.similarity.build(fixed.device.kind)
         self.block = Block(level.fixed.shape, level.partition, comm.rank, self.similarity.reach, fixed.device)
-        self.still = fixed.open(level.fixed_factors, self.block.around(self.similarity.reach), comm, kept=True)
-        sampler = make_sampler("window", moving, level.moving_factors, level.shards, comm, kept=True, most=level.window)
+        self.still = fixed.open(level.fixed_factors, self.block.around(self.similarity.reach), comm, kept=kept)
+        sampler = make_sampler("window", moving, level.moving_factors, level.shards, comm, kept=kept, most=level.window)
         assert isinstance(sampler, Resident)
         self.sampler: Resident = sampler
         self.mask = None if self.still.mask is None else self.block.device.no_mask  # whether there is one
@@ -102,8 +106,8 @@ class SweptLinearLoss(LinearLoss):
         """All own planes, in order; one part without planes for a rank that has none."""
         worlds = [world] if self.held_at is None else [self.held_at, world]
         reaches = [self._reach(w) for w in worlds]
-        self.sampler.prepare(reaches[0].united(reaches[-1]))
         own, whole, reach = self.block.own, self.block.partition.whole, self.similarity.reach
+        self.sampler.prepare(reaches[0].united(reaches[-1]).beyond(reach))
         parts = [Span(z, min(z + self.level.slab, own.stop)) for z in range(own.start, own.stop, self.level.slab)] or [own]
         around = [planes.grow(reach) & whole for planes in parts]
         for planes, held, following in zip(parts, around, [*around[1:], NOTHING], strict=True):
@@ -116,7 +120,8 @@ class SweptLinearLoss(LinearLoss):
         fixed, weight = on(device, self.still.voxels, held)[0], here.scalar() if self.sampler.masked else None
         mapping, moved = self._mapping(world, held), here.scalar()
         if self.held_at is None:
-            self.sampler.sample(here.box(), mapping, None, moved, weight, None, CENTERS)
+            u = None if self.u is None else device.xp.ascontiguousarray(on(device, self.u, held))
+            self.sampler.sample(here.box(), mapping, u, moved, weight, None, CENTERS)
         else:
             self._sample_held(here, mapping, held, moved, weight)
         mask = None if self.still.mask is None else on(device, self.still.mask, held)[0]
@@ -144,6 +149,8 @@ class SweptLinearLoss(LinearLoss):
 
     def _reach(self, world: Matrix) -> Any:
         partition, mapping = self.block.partition, self._mapping(world, self.block.held)
+        if self.u is not None:
+            return displaced_reach(self.u, self.block, mapping, self.comm)
         return affine_reach(mapping, partition, self.block.shape).within(self.level.moving.shape[0])
 
 

@@ -41,7 +41,7 @@ from daskreg.planning import Level
 from daskreg.planning.slabs import HEIGHTS, Reaches, Slab, schedule
 
 MOSTLY = 0.5  # part of an iteration: from there on a disk is called slow
-WORTH_TELLING = 0.5  # seconds of waiting an iteration
+LEAST_WAIT = 0.5  # seconds of waiting an iteration
 
 
 class SweepBackend(CpuBackend):
@@ -107,7 +107,7 @@ class SweepLoop:
         """As ``engine.loop.Loop.run``."""
         report = LevelReport("deformable", self.level.scale, self.block.shape, list(state.losses))
         start = time.perf_counter()
-        self.watch, self.told = watch, False  # of a slow disk
+        self.watch, self.reported = watch, False  # of a slow disk
         backend = SweepBackend(self.block, self.comm, watch, report.losses, self.level.iterations)
         judge = Judge(self.stage, self.level, watch, len(report.losses))
         self.buffers = SlabBuffers(self, state)
@@ -221,11 +221,11 @@ class SweepLoop:
         start, transfers = time.perf_counter(), self.buffers.transfers
         waited, moved = (transfers.waited, transfers.moved) if transfers is not None else (0.0, 0)
         yield
-        if transfers is None or self.told or t == 1 or "disk" not in (self.level.state, self.level.images):
+        if transfers is None or self.reported or t == 1 or "disk" not in (self.level.state, self.level.images):
             return
         seconds, waited, moved = time.perf_counter() - start, transfers.waited - waited, transfers.moved - moved
-        if waited > max(MOSTLY * seconds, WORTH_TELLING):
-            self.told = True
+        if waited > max(MOSTLY * seconds, LEAST_WAIT):
+            self.reported = True
             self.watch.slow_disk(waited, seconds, moved / seconds)
 
     def _pass(self, state: SweptState, reach: list[Any] | None) -> float:
