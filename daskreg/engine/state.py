@@ -134,6 +134,11 @@ class StateStore:
         """What a filter of the composed displacement may overwrite: (3, Z, Y, X)."""
         return self.d
 
+    @property
+    def filtered(self) -> Array:
+        """Where a filter writes the new displacement: (3, Z, Y, X)."""
+        return self.u
+
     def smoothed(self, filter_: Filter, reach: int) -> NDArray[Any]:
         """The gradient smoothed axis by axis on the own planes and ``reach`` around them; d is overwritten."""
         filter_.into(self.block.box(reach), self.g, self.d, self.d)

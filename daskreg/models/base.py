@@ -41,6 +41,10 @@ class Fields(Protocol):
     def filter_scratch(self) -> Any:
         """What a filter of the new displacement may overwrite."""
 
+    @property
+    def filtered(self) -> Any:
+        """Where a filter writes the new displacement: u, or what takes its place."""
+
 
 class Launcher(Protocol):
     """How kernels are launched (``engine.backend.Backend``)."""

@@ -57,7 +57,7 @@ class ComposedDisplacement(TransformModel):
         scale = np.array([p.maximum_step / max(1.0, math.sqrt(float(on.longest[0])))], np.float32)
         compose(p.around, p.first, p.planes, scale, f.d, f.u, f.g)
         if p.filter.reach:
-            p.filter.into(p.own, f.g, f.filter_scratch, f.u)
+            p.filter.into(p.own, f.g, f.filter_scratch, f.filtered)
         else:
             f.u, f.g = f.g, f.u
 
@@ -76,7 +76,7 @@ class ComposedDisplacementOnGpu(TransformModel):
             return event
         if box_of(p.own)[1]:
             on.run("compose", partial(compose, p.around, filter_=(0, (np.float32(1),), w.ones)))
-        on.run("smooth", lambda: w.into(p.own, f.g, f.filter_scratch, f.u))
+        on.run("smooth", lambda: w.into(p.own, f.g, f.filter_scratch, f.filtered))
         return None
 
     def _compose(

@@ -20,7 +20,6 @@ SLACK = 32  # part of buffers by which a process is taken to exceed them
 BATCHES = 16  # of the memory: so many batches of an archive would fill it
 MEASURED = 32  # planes measured together (``engine.measure``)
 STREAMED = 16  # planes of the moving image in each of two staging arrays (``engine.streamed``)
-STAGED = 4  # slabs of fields elsewhere that are on their way: two to the device, two back (``engine.sweep.transfers``)
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ def _kept(plan: Layout) -> list[Level]:
 def _still(plan: Layout, stage: Deformable, level: Level, number: int) -> int:
     """Planes of the fixed image, and of its mask, that a sweep holds, and those on their way."""
     reaches, planes = Reaches.of(stage), level.fixed.shape[0]
-    held = held_planes(level.slab, planes, reaches) + 2 * staged_planes(level.slab, on_gpu=plan.host is not None)
+    each, ahead, _ = staged_planes(level.slab, on_gpu=plan.host is not None)
+    held = held_planes(level.slab, planes, reaches) + each * ahead
     return held * _plane(level.fixed.shape) * (number + VALUE * plan.masks[0])
 
 
@@ -144,13 +144,13 @@ def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> Me
     )  # before and after, g, two to work with
     buffers = held * plane * (vectors + VALUE * (1 + plan.masks[1])) + 2 * reaches.total * plane * VECTOR
     if level.state == "disk" or plan.host is not None:
-        staged = staged_planes(level.slab, on_gpu=plan.host is not None)
-        buffers += STAGED * staged * plane * (stage.model.state_bytes() + state)
+        each, ahead, behind = staged_planes(level.slab, on_gpu=plan.host is not None)
+        buffers += (ahead + behind) * each * plane * (stage.model.state_bytes() + state)
     planes = min(max(level.partition.lengths) + 2 * reaches.total * (plan.workers > 1), level.fixed.shape[0])
     fields = planes * plane * (stage.model.state_bytes() + state)
     on_host = fields if level.state == "host" else 0
     beside = on_host if plan.host is None else 0  # in the memory that ``memory`` limits
-    copies = (reaches.displacement + reaches.gradient) * plane * VECTOR  # of planes that are read again after they were replaced
+    copies = (2 * reaches.direction + reaches.gradient) * plane * VECTOR  # of planes that are read again after they were replaced
     buffers += copies + (buffers + rest.moving) // SLACK
     return replace(
         rest, fields=buffers + beside + min(PIECES, fields), host=on_host - beside, disk=fields if level.state == "disk" else 0

@@ -14,7 +14,9 @@ from daskreg.kernels.smoothing.cpu import gaussian_radius
 
 HEIGHTS = (4, 64)  # planes of a slab: fewest, and those from which on more make nothing faster
 
-STAGED_PLANES = 8  # of a slab on their way at once, on a CPU: they take memory that makes slabs higher; a GPU stages whole slabs
+PART = 4  # planes of a staging array, on a CPU; a GPU's has a whole slab
+# Planes that are read ahead at most, and written behind, on a CPU: they take memory that makes slabs higher
+AHEAD, BEHIND = 24, 16
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def schedule(own: Span, planes: int, height: int, reaches: Reaches) -> list[Slab
         end = min(low[0] + height, whole.composed.stop)
         done = end == whole.composed.stop
         compared = whole.compared.stop if done else min(max(end - reaches.window, low[1]), whole.compared.stop)
-        stepped = own.stop if done else min(max(compared - reaches.gradient, low[2]), own.stop)
+        until = min(compared - reaches.gradient, end - reaches.direction)  # the next slab composes with older state from there on
+        stepped = own.stop if done else min(max(until, low[2]), own.stop)
         start = min(low[0] - reaches.displacement, low[0] - reaches.direction, low[1] - reaches.window, low[2] - reaches.gradient)
         u, state = min(end + reaches.displacement, whole.u.stop), min(end + reaches.direction, whole.state.stop)
         slabs.append(
@@ -107,13 +110,16 @@ def schedule(own: Span, planes: int, height: int, reaches: Reaches) -> list[Slab
     return slabs
 
 
-def staged_planes(height: int, *, on_gpu: bool) -> int:
-    """Planes of a field in a staging array (``engine.sweep.transfers``)."""
-    return height if on_gpu else min(height, STAGED_PLANES)
+def staged_planes(height: int, *, on_gpu: bool) -> tuple[int, int, int]:
+    """Planes of a field in a staging array, and how many of these are for reading and for writing (``sweep.transfers``)."""
+    if on_gpu:
+        return height, 2, 2
+    each = min(height, PART)
+    return each, max(2, -(-min(height, AHEAD) // each)), max(2, BEHIND // each)
 
 
 def held_planes(height: int, planes: int, reaches: Reaches) -> int:
     """Most planes that buffers hold at once."""
-    lag = reaches.window + reaches.gradient + max(reaches.displacement, reaches.direction)
-    behind = max(reaches.displacement, reaches.direction, 2 * reaches.window, reaches.window + 2 * reaches.gradient)
-    return min(planes, height + lag + behind)
+    ahead = max(reaches.displacement, reaches.direction)
+    lag = max(reaches.window + reaches.gradient, reaches.direction)  # of the planes that are stepped
+    return min(planes, height + ahead + max(ahead, 2 * reaches.window, lag + reaches.gradient))

@@ -1,7 +1,8 @@
 """Fields on disk while a level runs: files that belong to one process, gone when it ends.
 
 Planes are stored one after the other, each from a multiple of 4096 bytes on, and go around the page cache where the file system
-allows it (O_DIRECT): what a job writes does not count against its memory. Each plane has a checksum, kept in memory.
+allows it (O_DIRECT): what a job writes does not count against its memory. Each plane has a checksum, kept in memory. Arrays that
+``ScratchField.staging`` makes have the alignment of the file, so that nothing is copied on the way.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from daskreg.storage.fs.errors import DISK_FULL, reason
 PREFIX = ".daskreg-scratch-"  # of files, which have a name only until they are open
 ALIGNMENT = 4096  # of offsets, lengths and memory with O_DIRECT
 STAGING_BYTES = 8 << 20  # of a transfer
-THREADS = 4  # transfers at once
+READERS, WRITERS = 6, 2  # transfers at once
 RESERVE = 1.02  # free space that is asked for, of what the fields take
 
 
@@ -53,7 +54,8 @@ class ScratchFolder:
                 f"the scratch folder {parent} cannot be used: {reason(error)}; name another with --scratch."
             ) from error
         self.staging = threading.local()
-        self._pool = ThreadPoolExecutor(THREADS, "daskreg-scratch")
+        self._readers = ThreadPoolExecutor(READERS, "daskreg-scratch-read")
+        self._writers = ThreadPoolExecutor(WRITERS, "daskreg-scratch-write")
 
     def __enter__(self) -> ScratchFolder:
         return self
@@ -88,16 +90,17 @@ class ScratchFolder:
         """A field was closed."""
         self.used -= count
 
-    def run(self, work: Callable[[tuple[int, Span]], None], tasks: list[tuple[int, Span]]) -> None:
+    def run(self, work: Callable[[tuple[int, Span]], None], tasks: list[tuple[int, Span]], *, writes: bool) -> None:
         """All tasks at once; raises what one of them raised."""
         start = time.perf_counter()
-        for _ in self._pool.map(work, tasks):
+        for _ in (self._writers if writes else self._readers).map(work, tasks):
             pass
         self.seconds += time.perf_counter() - start
 
     def close(self) -> None:
         """End the threads; files go with the fields."""
-        self._pool.shutdown()
+        self._readers.shutdown()
+        self._writers.shutdown()
 
 
 class ScratchField:
@@ -129,11 +132,11 @@ class ScratchField:
 
     def read(self, planes: Span, into: Any) -> None:
         """Copy planes into an array (lead, planes, Y, X) on any device. Raises RunError where a checksum does not match."""
-        self.folder.run(lambda task: self._read(task[0], task[1], into, planes), self._tasks(planes))
+        self.folder.run(lambda task: self._read(task[0], task[1], into, planes), self._tasks(planes), writes=False)
 
     def write(self, planes: Span, source: Any) -> None:
         """Replace planes. Raises OutOfSpace and OutputError."""
-        self.folder.run(lambda task: self._write(task[0], task[1], source, planes), self._tasks(planes))
+        self.folder.run(lambda task: self._write(task[0], task[1], source, planes), self._tasks(planes), writes=True)
 
     def close(self) -> None:
         """Give the space up."""
@@ -158,19 +161,22 @@ class ScratchField:
         if not known.any():
             target[...] = 0
             return
-        staged = self._stage(len(part))
+        direct = self._bytes_of(target)
+        staged = self._stage(len(part)) if direct is None else direct
         with _errors(self.path):
             _transfer(os.preadv, self._file, staged, self._offset(component, part.start))
         self.folder.moved += staged.nbytes
-        rows = self._rows(staged)
+        sums, rows = _checksums(staged, self.pitch), self._rows(staged)
         for k, z in enumerate(range(part.start, part.stop)):
-            if known[k] and _checksum(rows[k]) != self._sums[component, z - self.span.start]:
+            if known[k] and sums[k] != self._sums[component, z - self.span.start]:
                 raise RunError(
                     f"plane {z} of a field in {self.folder.path} is not what was written there: the disk or its memory is "
                     "damaged; continue from the last checkpoint with another folder (--resume, --scratch)."
                 )
             if not known[k]:
                 rows[k] = 0
+        if direct is not None:
+            return
         found = rows.view(self.dtype).reshape(len(part), *self.plane)
         if hasattr(target, "set"):
             target.set(np.ascontiguousarray(found))
@@ -179,16 +185,34 @@ class ScratchField:
 
     def _write(self, component: int, part: Span, source: Any, planes: Span) -> None:
         given = source[component, part.within(planes)]
-        found = np.ascontiguousarray(given.get() if hasattr(given, "get") else given, self.dtype)
-        staged = self._stage(len(part))
-        rows = self._rows(staged)
-        rows[...] = found.reshape(len(part), -1).view(np.uint8)
+        staged = self._bytes_of(given)
+        if staged is None:
+            found = np.ascontiguousarray(given.get() if hasattr(given, "get") else given, self.dtype)
+            staged = self._stage(len(part))
+            self._rows(staged)[...] = found.reshape(len(part), -1).view(np.uint8)
         at = part.within(self.span)
-        self._sums[component, at] = [_checksum(row) for row in rows]
+        self._sums[component, at] = _checksums(staged, self.pitch)
         with _errors(self.path):
             _transfer(os.pwritev, self._file, staged, self._offset(component, part.start))
         self.folder.moved += staged.nbytes
         self._written[component, at] = True
+
+    def staging(self, planes: int) -> NDArray[Any]:
+        """An array (lead, planes, Y, X) whose planes lie in memory as in the file, which are read and written without a copy."""
+        strides = planes * self.pitch, self.pitch, self.plane[1] * self.dtype.itemsize, self.dtype.itemsize
+        memory = mmap.mmap(-1, max(self.lead * planes * self.pitch, ALIGNMENT))
+        return np.ndarray((self.lead, planes, *self.plane), self.dtype, memory, strides=strides)
+
+    def _bytes_of(self, part: Any) -> NDArray[np.uint8] | None:
+        """Planes of such an array with what pads them, None for any other."""
+        memory = part
+        while isinstance(memory, np.ndarray):
+            memory = memory.base
+        if not isinstance(memory, mmap.mmap) or part.dtype != self.dtype or part.strides[0] != self.pitch:
+            return None
+        whole = np.frombuffer(memory, np.uint8)
+        start = part.ctypes.data - whole.ctypes.data
+        return whole[start : start + len(part) * self.pitch]
 
     def _rows(self, staged: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The planes of a transfer without what pads them."""
@@ -206,9 +230,14 @@ class ScratchField:
         return np.frombuffer(own.memory, np.uint8, needed)
 
 
-def _checksum(row: NDArray[np.uint8]) -> int:
-    """CRC-32 of the bytes of a plane; other threads run meanwhile."""
-    return zlib.crc32(row.data)
+def _checksums(staged: NDArray[np.uint8], pitch: int) -> list[int]:
+    """Of each plane: the CRC-32 of the sums of its sectors, at the speed of memory; other threads run meanwhile.
+
+    A sector (``ALIGNMENT`` bytes) that is lost, old or damaged has another sum of its words of 64 bits, and sectors that have
+    changed places another CRC.
+    """
+    sums = staged.view(np.uint64).reshape(-1, pitch // ALIGNMENT, ALIGNMENT // 8).sum(axis=2)
+    return [zlib.crc32(row.data) for row in sums]
 
 
 def _transfer(call: Any, file: int, staged: NDArray[np.uint8], offset: int) -> None:

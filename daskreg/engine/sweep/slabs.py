@@ -43,6 +43,7 @@ class SlabBuffers:
 
         self.before, self.u, self.gradient = vector(), vector(), vector(np.uint16 if loop.half else np.float32)
         self.work = vector(), vector()
+        self.composed: tuple[Span, Any] = EMPTY, None  # planes before their filter, which the next slab's filter reads as well
         self.state = {name: vector(field.dtype) for name, field in state.optimizer_state.items()}
         self.moved, self.weight = scalar(), scalar() if loop.sampler.masked else None
         apart = {name: image.dtype for name, image in loop.still.items() if not at_hand(image, b.device)}
@@ -50,8 +51,8 @@ class SlabBuffers:
         self.held = EMPTY
         self.reads = _reads(loop.slabs, [*state.fields, *self.still])
         fields = {**state.fields, **{name: loop.still[name] for name in self.still}}
-        staged = staged_planes(loop.height, on_gpu=b.device.kind == "cuda")
-        self.transfers = None if state.at_hand and not self.still else Transfers(b.device, fields, staged)
+        staged, *sets = staged_planes(loop.height, on_gpu=b.device.kind == "cuda")
+        self.transfers = None if state.at_hand and not self.still else Transfers(b.device, fields, staged, (sets[0], sets[1]))
 
     def box(self, planes: Span) -> Shape:
         """For kernels."""
@@ -96,6 +97,19 @@ class SlabBuffers:
     def use_stored_u(self, slab: Slab) -> None:
         """Where no step is left to compose with."""
         self.u.fill(slab.composed)[...] = self.before.part(slab.composed)
+
+    def keep_composed(self, planes: Span, reach: int) -> None:
+        """What was composed around the end of these planes, before a filter overwrites it."""
+        kept = Span(planes.stop - reach, planes.stop + reach) & self.loop.block.partition.whole
+        self.composed = kept, self.work[0].part(kept).copy()
+
+    def bring_composed(self, around: Span) -> Span:
+        """Put back what was kept of these planes; those that are left to compose."""
+        kept, array = self.composed
+        if not len(kept) or kept.start != around.start:
+            return around
+        self.work[0].part(kept)[...] = array
+        return Span(kept.stop, around.stop)
 
     def sampled(self, planes: Span) -> None:
         """Values and weights of these planes are there."""
@@ -151,6 +165,7 @@ class SlabBuffers:
         for buffer in (*fields, *self.work, self.moved, self.weight):
             if buffer is not None:
                 buffer.forget()
+        self.composed = EMPTY, None
 
     def finish(self) -> None:
         """After a sweep: all that was stored is where it is kept."""

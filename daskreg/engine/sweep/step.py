@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,23 +25,32 @@ if TYPE_CHECKING:
 class LevelSmoother(Smoother):
     """A filter with the tables of a whole level, of which slabs take their planes."""
 
+    first: Callable[[], None] | None = None
+
     def __init__(self, block: Block, sigma: float) -> None:
         super().__init__(Block(block.shape, Partition.of(block.shape[0], 1), device=block.device), sigma)
 
-    def at(self, held: Span) -> Smoother:
-        """For arrays of these planes."""
+    def at(self, held: Span, first: Callable[[], None] | None = None) -> Smoother:
+        """For arrays of these planes;  first: is called before they are overwritten."""
         found, planes = copy(self), slice(held.start, held.stop)
+        found.first = first
         for name in ("tables", "norms", "ones"):
             whole = getattr(self, name)
             setattr(found, name, [whole[0][planes], *whole[1:]])
         return found
 
+    def into(self, box: Shape, field: Any, scratch: Any, smoothed: Any) -> None:
+        """See ``Smoother``."""
+        if self.first is not None:
+            self.first()
+        super().into(box, field, scratch, smoothed)
+
 
 class _Fields:
     """What an update of the displacement reads and writes: ``models.base.Fields``."""
 
-    def __init__(self, u: Any, work: tuple[Any, Any]) -> None:
-        self.u, self.g, self.d = u, *work
+    def __init__(self, u: Any, work: tuple[Any, Any], filtered: Any) -> None:
+        self.u, self.g, self.d, self.filtered = u, *work, filtered
 
     @property
     def filter_scratch(self) -> Any:
@@ -95,23 +105,22 @@ def compose_slab(loop: SweepLoop, state: SweptState, slab: Slab) -> None:
     """The displacement after the step that the last sweep made, on the planes that are composed."""
     b, s, planes = loop.buffers, loop.stage, slab.composed
     whole, xp = loop.block.partition.whole, loop.block.device.xp
-    around = planes.grow(loop.reaches.direction) & whole
+    around = b.bring_composed(planes.grow(loop.reaches.direction) & whole)
     before = loop.clock - 1  # the row of the step that made this direction
     view = SlabStep(loop, b.box(around), around, before, None)
     if state.optimizer.restores_direction:
         state.optimizer.restore_direction(view)
     else:
         b.work[1].part(around)[...] = b.state[DIRECTION].part(around)
-    layout = BlockLayout(b.box(planes), b.box(around), b.held.start, len(whole), len(b.held), loop.filters[1].at(b.held),
-                         s.maximum_step)  # fmt: skip
-    fields = _Fields(b.before.array, (b.work[0].array, b.work[1].array))
-    read_again = Span(planes.stop - loop.reaches.displacement, planes.stop) & b.held
-    kept = b.before.part(read_again).copy()
+    filter_ = loop.filters[1].at(b.held, partial(b.keep_composed, planes, loop.reaches.direction))
+    layout = BlockLayout(b.box(planes), b.box(around), b.held.start, len(whole), len(b.held), filter_, s.maximum_step)
+    fields = _Fields(b.before.array, (b.work[0].array, b.work[1].array), b.u.array)
     longest = xp.full(1, state.length, np.float32)
     model = s.model.build(layout, loop.block.device.kind)
     model.update(fields, state.optimizer.stored_direction(view), _Launcher(b.box(planes), longest))
-    b.u.fill(planes)[...] = fields.u[:, planes.within(b.held)]
-    b.before.part(read_again)[...] = kept
+    new = b.u.fill(planes)
+    if fields.u is not b.before.array:  # not filtered axis by axis
+        new[...] = fields.u[:, planes.within(b.held)]
 
 
 def step_slab(loop: SweepLoop, state: SweptState, slab: Slab) -> None:

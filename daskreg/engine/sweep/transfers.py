@@ -14,7 +14,8 @@ from daskreg.engine.planes import Planes
 from daskreg.grid import Span
 from daskreg.kernels.device import Device
 
-SETS = 2  # of staging arrays: one is in use while the other is on its way
+SETS = 2, 2  # staging arrays of a field, for reading and for writing: one is in use while the other is on its way
+READERS = 3  # fields that are read at once on a CPU; a GPU has one stream for them
 
 Reads = Mapping[str, Sequence[Span]]  # planes that a step reads of each field
 
@@ -22,24 +23,29 @@ Reads = Mapping[str, Sequence[Span]]  # planes that a step reads of each field
 class Transfers:
     """Reads and writes that run beside kernels, whose order is known a step ahead.
 
-    most: planes of a field in a staging array; where a step has more, they go through it one part after the other.
-    Raises what reading and writing raise, at the next call.
+    most: planes of a field in a staging array; where a step has more, they go through them one part after the other;
+    sets: of these arrays, for reading and for writing. Raises what reading and writing raise, at the next call.
     """
 
-    def __init__(self, device: Device, fields: Mapping[str, Planes], most: int) -> None:
-        self.device, self.fields, self.most = device, fields, most
-        self.incoming: list[dict[str, Any]] = [{} for _ in range(SETS)]
+    def __init__(self, device: Device, fields: Mapping[str, Planes], most: int, sets: tuple[int, int] = SETS) -> None:
+        self.device, self.fields, self.most, on_gpu = device, fields, most, device.kind == "cuda"
+        self.incoming: list[dict[str, Any]] = [{} for _ in range(sets[0])]
         self.outgoing: dict[str, list[Any]] = {name: [] for name in fields}
-        self._reader, self._writer = (ThreadPoolExecutor(1, f"daskreg-{name}") for name in ("read-ahead", "write-behind"))
-        self._streams = [device.xp.cuda.Stream(non_blocking=True) for _ in range(2)] if device.kind == "cuda" else [None, None]
+        self._behind = sets[1]
+        self._reader = ThreadPoolExecutor(1 if on_gpu else READERS, "daskreg-read-ahead")
+        self._writer = ThreadPoolExecutor(1, "daskreg-write-behind")
+        self._streams = [device.xp.cuda.Stream(non_blocking=True) for _ in range(2)] if on_gpu else [None, None]
         self._due: deque[dict[str, Span]] = deque()
         self.waited, self.moved = 0.0, 0  # seconds, and bytes read and written
         self._parts: deque[int] = deque()  # of every step that was not taken
-        self._coming: deque[tuple[int, dict[str, Span], Future[None]]] = deque()
+        self._coming: deque[tuple[int, dict[str, Span], list[Future[None]]]] = deque()
         self._writing: dict[str, deque[Future[None]]] = {name: deque() for name in fields}
-        self._free: deque[tuple[int, Any]] = deque((k, None) for k in range(SETS))  # sets, and the event behind which they are
+        self._free: deque[tuple[int, Any]] = deque((k, None) for k in range(sets[0]))  # sets, and the event behind which they are
 
     def _memory(self, field: Planes, planes: int) -> Any:
+        """A staging array: on a CPU of the field's own kind where it has one: files read and write it without a copy."""
+        if self.device.kind == "cpu" and hasattr(field, "staging"):
+            return field.staging(planes)
         return self.device.xp.empty(field.lead * planes * math.prod(field.plane), field.dtype)
 
     # ---------------------------------------------------------------- reading
@@ -56,7 +62,8 @@ class Transfers:
         """Copy what the next step reads into ``into(name, planes)``, and read on."""
         for _ in range(self._parts.popleft()):
             k, part, pending = self._coming.popleft()
-            self._wait(pending)
+            for one in pending:
+                self._wait(one)
             for name, planes in part.items():
                 into(name, planes)[...] = self._view(self.incoming[k][name], self.fields[name], planes)
             self._free.append((k, self._event()))
@@ -68,12 +75,12 @@ class Transfers:
             for name, planes in part.items():
                 self._make_room(self.incoming[k], name, len(planes))
                 self.moved += self._view(self.incoming[k][name], self.fields[name], planes).nbytes
-            self._coming.append((k, part, self._reader.submit(self._read, k, part, after)))
+            together = [part] if self.device.kind == "cuda" else [{name: span} for name, span in part.items()]
+            self._coming.append((k, part, [self._reader.submit(self._read, k, some, after) for some in together]))
 
     def _make_room(self, arrays: dict[str, Any], name: str, planes: int) -> None:
-        field = self.fields[name]
-        if name not in arrays or arrays[name].size < field.lead * planes * math.prod(field.plane):
-            arrays[name] = self._memory(field, planes)
+        if name not in arrays or not self._has_room(arrays[name], self.fields[name], planes):
+            arrays[name] = self._memory(self.fields[name], planes)
 
     def _read(self, k: int, part: Mapping[str, Span], after: Any) -> None:
         with self._on(self._streams[0], after):
@@ -89,7 +96,7 @@ class Transfers:
 
     def _put(self, name: str, planes: Span, source: Any) -> None:
         writing, field = self._writing[name], self.fields[name]
-        while len(writing) >= SETS:
+        while len(writing) >= self._behind:
             self._wait(writing.popleft())
         staged = self._view(self._outgoing(name, len(planes)), field, planes)
         staged[...] = source
@@ -99,12 +106,11 @@ class Transfers:
     def _outgoing(self, name: str, planes: int) -> Any:
         """Memory that no write uses any more."""
         field, kept = self.fields[name], self.outgoing[name]
-        needed = field.lead * planes * math.prod(field.plane)
-        if len(kept) < SETS:
+        if len(kept) < self._behind:
             memory = self._memory(field, planes)
         else:
             memory = kept.pop(0)
-            if memory.size < needed:
+            if not self._has_room(memory, field, planes):
                 memory = self._memory(field, planes)
         kept.append(memory)
         return memory
@@ -121,7 +127,8 @@ class Transfers:
         self._parts.clear()
         while self._coming:
             k, _, pending = self._coming.popleft()
-            pending.result()
+            for one in pending:
+                one.result()
             self._free.append((k, self._event()))
         for writing in self._writing.values():
             while writing:
@@ -138,7 +145,13 @@ class Transfers:
         self.waited += time.perf_counter() - start
 
     @staticmethod
+    def _has_room(memory: Any, field: Planes, planes: int) -> bool:
+        return bool(memory.size >= field.lead * planes * math.prod(field.plane))
+
+    @staticmethod
     def _view(memory: Any, field: Planes, planes: Span) -> Any:
+        if memory.ndim > 1:
+            return memory[:, : len(planes)]
         shape = field.lead, len(planes), *field.plane
         return memory[: math.prod(shape)].reshape(shape)
 

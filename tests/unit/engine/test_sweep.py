@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid, Span
 from daskreg.optimizers.sgd import SGD, Momentum
-from daskreg.planning.slabs import Extent, Reaches, schedule
+from daskreg.planning.slabs import Extent, Reaches, held_planes, schedule
 from daskreg.similarity import LNCC, MI, MSE, NGF
 from daskreg.storage.scratch import ScratchField, ScratchFolder
 from tests.phantoms import blobs
@@ -24,6 +25,7 @@ SHAPE = (33, 20, 22)
 LOSSES = {"mse": MSE(), "lncc": LNCC(radius=1), "center": LNCC(radius=2, gradient="center"), "mi": MI(), "ngf": NGF()}
 FULL, HALF = (1, 1, 1), (2, 2, 2)  # shrink factors
 FILTERS = {"wide": {"smooth_gradient": 2.5, "smooth_warp": 1.5}, "none": {"smooth_gradient": 0, "smooth_warp": 0}}
+FILTERS |= {"wide displacement": {"similarity": MSE(), "smooth_gradient": 0.5, "smooth_warp": 2}}
 
 
 def config(loss="mse", **given):
@@ -115,17 +117,20 @@ def test_an_interrupted_run_continues_with_the_same_bits_in_and_out_of_core(loss
 
 
 def test_a_schedule_visits_every_plane_once_and_holds_what_it_reads():
-    reaches = Reaches(displacement=2, direction=1, window=4, gradient=2)
-    for own, planes in ((Span(0, 40), 40), (Span(11, 30), 40), (Span(0, 3), 3), (Span(2, 2), 9)):
+    given = Reaches(displacement=2, direction=1, window=4, gradient=2), Reaches(displacement=5, direction=4, window=0, gradient=1)
+    for reaches, (own, planes) in product(given, ((Span(0, 40), 40), (Span(11, 30), 40), (Span(0, 3), 3), (Span(2, 2), 9))):
         for height in (1, 3, 8, 100):
             slabs, all_of = schedule(own, planes, height, reaches), Extent.of(own, planes, reaches)
             for name in ("composed", "compared", "stepped"):
                 done = [z for s in slabs for z in range(getattr(s, name).start, getattr(s, name).stop)]
                 assert done == list(range(getattr(all_of, name).start, getattr(all_of, name).stop))
+            assert max((len(s.held) for s in slabs), default=0) <= held_planes(height, planes, reaches)
             for s in slabs:
                 window = s.compared.grow(reaches.window) & Span(0, planes)
                 assert window & s.held == window
                 assert window.stop <= max(s.composed.stop, window.start)
+                older = Span(s.composed.stop - reaches.direction, s.composed.stop)  # moments that the next slab composes with
+                assert s.composed.stop == all_of.composed.stop or not len(s.stepped) or s.stepped.stop <= older.start
                 smoothed = s.stepped.grow(reaches.gradient) & Span(0, planes)
                 assert smoothed.stop <= max(s.compared.stop, smoothed.start)
                 assert smoothed & s.held == smoothed
