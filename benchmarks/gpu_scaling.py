@@ -70,13 +70,11 @@ def written(folder: str, shape: tuple[int, int, int], gpu: bool) -> tuple[str, s
 def measured(images: tuple[str, str], client: Client, name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds per iteration, memory, and the digest of the result."""
     times = [int(n) for n in given.iterations.split(",")]
-    seconds, found = [], None
-    for n in (times[0], *times):  # the first one compiles
-        stage = Deformable(similarity=LOSSES[name], scales=(1,), iterations=(n,), tolerance=0, storage=given.storage)
-        found = daskreg.register(*images, Config(stages=(stage,)), client=client, device=given.device,
-                                 residency=given.residency, checkpoint=None)  # fmt: skip
-        seconds.append(found.report["levels"][-1]["seconds"])
-    assert found is not None
+    stages = tuple(Deformable(similarity=LOSSES[name], scales=(1,), iterations=(n,), tolerance=0, storage=given.storage)
+                   for n in (times[0], *times))  # the first one compiles  # fmt: skip
+    found = daskreg.register(*images, Config(stages=stages), client=client, device=given.device,
+                             residency=given.residency, comm=given.comm, checkpoint=None)  # fmt: skip
+    seconds = [level["seconds"] for level in found.report["levels"]]
     digest = hashlib.sha256()
     for planes in found.displacement.blocks.ravel():
         digest.update(np.ascontiguousarray(planes.compute()).tobytes())
@@ -107,7 +105,7 @@ def rows_of(shape_of: Any, case: str, given: argparse.Namespace) -> Iterator[dic
             images = written(folder, shape, given.device == "cuda")
             for name in given.losses.split(","):
                 row = {"case": case, "gpus": gpus, "shape": shape, "loss": name, "storage": given.storage}
-                row |= {"residency": given.residency, **measured(images, client, name, given)}
+                row |= {"residency": given.residency, "comm": given.comm, **measured(images, client, name, given)}
                 first.setdefault(name, row["ms"] * (1 if case.startswith("weak") else numbers[0]))
                 ideal = first[name] if case.startswith("weak") else first[name] / gpus
                 yield {**row, "efficiency": round(ideal / row["ms"], 3),
@@ -121,6 +119,7 @@ def main() -> None:
     parser.add_argument("--strong", default="1024", help="edges of the whole volume")
     parser.add_argument("--losses", default="lncc center,mi")
     parser.add_argument("--residency", default="window")
+    parser.add_argument("--comm", default="auto")
     parser.add_argument("--iterations", default="32,64")
     parser.add_argument("--storage", default="float32")
     parser.add_argument("--device", default="cuda")

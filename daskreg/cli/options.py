@@ -46,6 +46,7 @@ class Comm(StrEnum):
     auto = "auto"
     tcp = "tcp"
     ucx = "ucx"
+    nccl = "nccl"
 
 
 class Interpolation(StrEnum):
@@ -141,5 +142,6 @@ ScratchSize = Annotated[
 ]
 ResidencyOption = Annotated[Residency, typer.Option("--residency", help="how a worker holds the moving image")]
 CommOption = Annotated[
-    Comm, typer.Option("--comm", help="how workers communicate; auto: ucx where every worker has it and the cluster has no TLS")
+    Comm,
+    typer.Option("--comm", help="how workers communicate; auto: ucx where all have it and TLS is off; nccl: GPUs of a machine"),
 ]

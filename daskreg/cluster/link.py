@@ -11,20 +11,28 @@ from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpus
 
 log = logging.getLogger("daskreg")
-TransportChoice = Transport | Literal["auto"]
+TransportChoice = Transport | Literal["auto", "nccl"]
 COST = "an iteration on GPUs takes several times as long (measured: 75 ms in place of 10, 512^3 a GPU)"
-INSTALL = "install the extra 'ucx' there (pip install 'daskreg[ucx]')"
+INSTALL = "install the extra 'ucx' there (pip install 'daskreg[ucx]'), or use --comm nccl on one machine"
 DEVICE_COPY, DEVICE_LINK = "cuda_copy", "cuda_ipc"  # UCX's transports to and from a GPU, and from one GPU to another
 
 
 def choose_transport(
-    found: Mapping[str, Abilities], choice: TransportChoice, device: Kind = "cpu", *, encrypted: bool = False
+    found: Mapping[str, Abilities],
+    choice: TransportChoice,
+    device: Kind = "cpu",
+    *,
+    encrypted: bool = False,
+    nccl: bool = False,
 ) -> Transport:
     """The transport asked for. Where that is left open UCX, if every worker has it and the cluster does not encrypt; else TCP.
 
-    found: by worker;  encrypted: whether what ranks send must be encrypted, which UCX cannot. Warns where GPUs get a slower link
-    than they could have. Raises InputError where a worker lacks the transport asked for.
+    found: by worker;  encrypted: whether what ranks send must be encrypted, which UCX cannot;  nccl: whether NCCL moves the
+    arrays of GPUs. Warns where GPUs get a slower link than they could have. Raises InputError where a worker lacks the transport
+    asked for.
     """
+    if nccl:  # what is left does not matter to the time
+        return "ucx" if all("ucx" in one.transports for one in found.values()) and not encrypted else "tcp"
     lacking = [(worker, reason) for worker, one in found.items() if (reason := shortcoming(one, device))]
     if choice == "ucx":
         return _asked_for_ucx(lacking, encrypted=encrypted)
@@ -40,6 +48,31 @@ def choose_transport(
         route = "through the memory of the host" if usable else "over TCP"
         log.warning("ranks send planes of their GPUs %s: worker %s: %s. %s; %s.", route, *lacking[0], COST, remedy(lacking[0][1]))
     return "ucx" if usable else "tcp"
+
+
+def choose_nccl(lacking: Mapping[str, str], choice: TransportChoice, device: Kind, *, same_memory: bool) -> bool:
+    """Whether NCCL moves the arrays of GPUs: where it is asked for.
+
+    lacking: by worker, why it has no NCCL, empty where it has;  same_memory: whether the ranks share one machine's memory, which
+    NCCL needs here: it knows no authentication. Raises InputError where it is asked for and cannot be had.
+    """
+    if choice != "nccl":
+        return False
+    if device == "cpu":
+        raise InputError("--comm nccl: the ranks work on CPUs, and NCCL connects GPUs; use --comm auto.")
+    reasons = [f"{worker}: {reason}" for worker, reason in lacking.items() if reason]
+    if not same_memory:
+        reasons.insert(0, "the ranks do not share one machine's memory; between machines use --comm ucx")
+    if reasons:
+        raise InputError(f"--comm nccl: {reasons[0]}; install nvidia-nccl-cu13 (or -cu12) there, or use --comm auto.")
+    return True
+
+
+def nccl_shortcoming() -> str:
+    """Why this process cannot use NCCL; empty where it can."""
+    from daskreg.comm.nccl import shortcoming
+
+    return shortcoming()
 
 
 def _asked_for_ucx(lacking: list[tuple[str, str]], *, encrypted: bool) -> Transport:
@@ -83,8 +116,10 @@ def local_link(device: Kind) -> str:
     return describe_link(transport, {"this machine": found}, device)
 
 
-def describe_link(transport: Transport, found: Mapping[str, Abilities], device: Kind) -> str:
+def describe_link(transport: Transport, found: Mapping[str, Abilities], device: Kind, *, nccl: bool = False) -> str:
     """For the log: the transport, and what matters of it."""
+    if nccl:
+        return f"nccl, from GPU to GPU (and {transport})"
     if transport == "ucx" and device == "cuda":
         direct = all(DEVICE_LINK in one.links for one in found.values())
         return "ucx, from GPU to GPU (cuda_ipc)" if direct else "ucx, through the memory of the host"

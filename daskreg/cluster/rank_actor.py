@@ -5,6 +5,7 @@ The functions below are called on workers by the client, over Dask; the actor's 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -64,17 +65,23 @@ class RankActor:
         comm = self.communicator
         use_shared_memory(comm, self.group.hosts)
         device = use_device(job, self.group.cores[self.rank])
+        if self.group.nccl:
+            from daskreg.comm.nccl import use_nccl
+
+            use_nccl(comm)
         speed = measure_link(comm, device.xp)
         if speed is not None and self.rank == 0:
             watch.report_link(str(speed))
         report = run_rank(job, comm, watch, device)
-        report["machine"]["link"] = None if speed is None else {"transport": self.group.transport, **speed.as_dict()}
+        report["machine"]["link"] = None if speed is None else {"transport": self.group.link, **speed.as_dict()}
         return report
 
     async def release(self) -> None:
         """Close the endpoint, which ends every wait."""
         if self.endpoint is not None:
-            await self.endpoint.close()
+            await self.endpoint.close()  # whoever waits learns of it before messages of GPUs end
+            if self.endpoint.communicator.stream_ordered is not None:
+                await asyncio.to_thread(self.endpoint.communicator.stream_ordered.close)
 
 
 class RankWatch(Watch):

@@ -15,7 +15,8 @@ class RankGroup:
 
     run: a name that no other run has;  addresses, hosts, cores: of each rank's worker, its machine, the cores it may use;
     transport: how ranks communicate;  deadline: seconds after which a silent rank counts as lost;  same_memory: whether all
-    ranks share the memory of one machine;  secret: what only the ranks of this run know.
+    ranks share the memory of one machine;  nccl: whether NCCL moves the arrays of GPUs;  secret: what only the ranks of this
+    run know.
     """
 
     run: str
@@ -25,12 +26,18 @@ class RankGroup:
     transport: Transport
     deadline: float
     same_memory: bool = False
+    nccl: bool = False
     secret: Secret = field(default_factory=Secret)
 
     @property
     def encrypted(self) -> bool:
         """Whether the cluster encrypts its connections."""
         return all(address.startswith(ENCRYPTED) for address in self.addresses)
+
+    @property
+    def link(self) -> str:
+        """How arrays of GPUs are moved, of which most of the traffic is; on CPUs the transport."""
+        return "nccl" if self.nccl else self.transport
 
     @property
     def size(self) -> int:

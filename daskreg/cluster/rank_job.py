@@ -6,7 +6,8 @@ The only place where the engine meets paths.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +21,7 @@ from daskreg.cluster.machine_record import machine_record, memory_record
 from daskreg.cluster.result_writer import write_result
 from daskreg.comm import Communicator
 from daskreg.engine.background import Background
-from daskreg.engine.coarse_pair import coarse_pair
+from daskreg.engine.coarse_pair import CoarsePair, coarse_pair
 from daskreg.engine.evidence import gather_evidence
 from daskreg.engine.images import Image
 from daskreg.engine.match_map import MatchMap
@@ -33,7 +34,7 @@ from daskreg.engine.verdict import judge
 from daskreg.errors import ConfigError
 from daskreg.grid import Index
 from daskreg.kernels.compiler import precompile
-from daskreg.kernels.compiler.launch import set_thread_count
+from daskreg.kernels.compiler.launch import set_thread_count, thread_count
 from daskreg.kernels.device import Device, Kind
 from daskreg.planning import Plan
 from daskreg.storage import Volume
@@ -101,12 +102,14 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
         timer.end_phase("optimise")
         metrics = _metrics(job, outcome, images, comm)
         timer.end_phase("measure")
-        verdict = _verdict(job, outcome, images, metrics, comm)
-        timer.end_phase("judge")
-        del images
-        fill = write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
-        outcome.displacement = None
-        timer.end_phase("write")
+        with _verdict(job, outcome, images, metrics, comm) as verdict:
+            timer.end_phase("judge")
+            del images
+            fill = write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
+            outcome.displacement = None
+            timer.end_phase("write")
+            judged = verdict()
+            timer.end_phase("judge")
     levels = [report.as_dict() for report in outcome.levels]
     record = {**machine_record(device), **memory, "traffic": dict(comm.traffic), "timeline": timeline}
     blocks = [[slab.start, slab.stop] for slab in job.plan.partition.slabs]
@@ -114,7 +117,7 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
     return {
         "levels": levels,
         "metrics": metrics,
-        "verdict": verdict,
+        "verdict": judged,
         "seconds": timer.seconds,
         "machine": record,
         "plan": plan,
@@ -176,13 +179,27 @@ def _optimise(
     return rank.run()
 
 
+@contextmanager
 def _verdict(
     job: RankJob, outcome: Outcome, images: tuple[Image, Image], metrics: dict[str, Any], comm: Communicator
-) -> dict[str, Any]:
-    """On rank 0, from coarse levels of which all ranks give their part; empty on the others."""
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """What gives it on rank 0, from coarse levels of which all ranks give their part; empty on the others.
+
+    Where GPUs do the rest of the work it is made in a thread beside that; kernels of a CPU are not started from two threads.
+    """
     pair = coarse_pair(job.plan, outcome, images, comm)
     if comm.rank:
-        return {}
+        yield dict
+    elif job.device == "cpu":
+        found = _judged(job, outcome, pair, metrics)
+        yield lambda: found
+    else:
+        threads = thread_count()
+        with ThreadPoolExecutor(1, "verdict", set_thread_count, (threads,)) as pool:
+            yield pool.submit(_judged, job, outcome, pair, metrics).result
+
+
+def _judged(job: RankJob, outcome: Outcome, pair: CoarsePair, metrics: dict[str, Any]) -> dict[str, Any]:
     evidence, states = gather_evidence(pair, job.start)
     folded = float(metrics.get("jacobian", {}).get("folded_percent", 0.0))
     verdict = judge(evidence, [report.as_dict() for report in outcome.levels], folded)

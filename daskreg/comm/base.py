@@ -27,16 +27,45 @@ class Pending(Protocol):
         """Wait until the arrays are sent, or received. Raises RankLost, and what ``Timeouts.check`` raises."""
 
 
+class StreamOrdered(Protocol):
+    """Messages between GPUs that are ordered on a stream: the host waits for none of them.
+
+    All ranks make the same calls in the same order.
+    """
+
+    def exchange(
+        self, outgoing: Sequence[tuple[int, Arrays]], incoming: Sequence[tuple[int, Arrays]], purpose: str, after: Any = None
+    ) -> Pending:
+        """Send and receive arrays of GPUs, each contiguous and of one size on both sides, once an event has happened.
+
+        after: None for all that was launched.  ``wait`` of what this returns makes later kernels wait, not the host.
+        """
+
+    def combine(self, sums: Any = None, largest: Any = None) -> None:
+        """Replace int64 numbers by their sums over the ranks, and float32 numbers by their largest, before later kernels."""
+
+    def wait(self, event: Any) -> None:
+        """On the host, until an event has happened. Raises RankLost, and what ``Timeouts.check`` raises."""
+
+    def check(self) -> None:
+        """Raise RankLost if a message did not end as it should, so that what was to arrive has not."""
+
+    def close(self) -> None:
+        """End all messages, from any thread."""
+
+
 class Communicator(ABC):
     """One rank's access to the others. Sums have an order that does not depend on the number of ranks.
 
     names: where each rank runs, for messages;  traffic: bytes sent so far, by purpose;  device_arrays: GPU arrays can be sent as
     they are;  busy_wait: waits may keep a core busy, because a GPU does the work;  shared_gather: a faster ``gather`` through
-    shared memory, which returns None where arrays are too large for it (see ``use_shared_memory``).
+    shared memory, which returns None where arrays are too large for it (see ``use_shared_memory``);  stream_ordered: for arrays
+    of GPUs, see ``use_nccl``.
     """
 
     device_arrays = busy_wait = False
     shared_gather: Callable[[NDArray[Any]], NDArray[Any] | None] | None = None
+    stream_ordered: StreamOrdered | None = None
 
     def __init__(self, rank: int, names: Sequence[str], timeouts: Timeouts | None = None) -> None:
         self.rank, self.size, self.names = rank, len(names), tuple(names)
@@ -68,6 +97,16 @@ class Communicator(ABC):
 
     def gather(self, array: NDArray[Any]) -> NDArray[Any]:
         """Arrays of one shape from all ranks, stacked by rank, on every rank."""
+        if self.stream_ordered is None:
+            return self._gather(array)
+        self.stream_ordered.check()  # nothing is agreed on from what did not arrive
+        try:
+            return self._gather(array)
+        except BaseException:  # kernels that wait for a lost rank would keep what frees their memory waiting
+            self.stream_ordered.close()
+            raise
+
+    def _gather(self, array: NDArray[Any]) -> NDArray[Any]:
         if self.shared_gather is not None and (gathered := self.shared_gather(array)) is not None:
             self.traffic["sum"] += (self.size - 1) * array.nbytes
             return gathered

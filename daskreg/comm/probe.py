@@ -60,13 +60,16 @@ def measure_link(comm: Communicator, xp: Any = np) -> LinkSpeed | None:
 def _seconds(comm: Communicator, size: int, xp: Any) -> float:
     """The shortest time of an exchange, of the rank for which that is longest."""
     own, other = xp.zeros(size, np.uint8), xp.empty(size, np.uint8)
-    direct, shortest = comm.device_arrays or xp is np, np.inf
+    direct, shortest = comm.device_arrays or xp is np or comm.stream_ordered is not None, np.inf
     to, source = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
     for _ in range(REPEATS):
         _finish(xp)
         start = time.perf_counter()
         sent, received = (own, other) if direct else (own.get(), np.empty(size, np.uint8))
-        comm.exchange([(to, [sent])], [(source, [received])], "probe")
+        if comm.stream_ordered is not None and direct and xp is not np:
+            comm.stream_ordered.exchange([(to, [sent])], [(source, [received])], "probe").wait()
+        else:
+            comm.exchange([(to, [sent])], [(source, [received])], "probe")
         if not direct:
             other.set(received)
         _finish(xp)

@@ -91,6 +91,10 @@ class Backend(ABC):
         """End an iteration: the loss counts, sums and clock are ready for the next."""
 
     @abstractmethod
+    def later(self, array: Any) -> Callable[[], NDArray[Any]]:
+        """What gives the host an array that was launched, however much is launched after it."""
+
+    @abstractmethod
     def moving_changed(self) -> None:
         """The arrays of the moving image are others than before."""
 
@@ -136,6 +140,10 @@ class CpuBackend(Backend):
         """The clock."""
         self.longest[0] = 0
         self.clock[0] += 1
+
+    def later(self, array: Any) -> Callable[[], NDArray[Any]]:
+        """The array."""
+        return lambda: np.asarray(array)
 
     def moving_changed(self) -> None:
         """Launches look it up."""

@@ -87,7 +87,9 @@ class LossEvaluation:
 
     def sum_counts(self, counts: Any) -> None:
         """See ``similarity.base.LossContext``."""
-        if self.comm.size > 1:
+        if self.comm.stream_ordered is not None:
+            self.comm.stream_ordered.combine(sums=counts)
+        elif self.comm.size > 1:
             counts.set(self.comm.sum_counts(host(counts)))
 
     def pull_back(self, slope: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.comm import Communicator, Pending
+from daskreg.comm import Communicator, Pending, StreamOrdered
 from daskreg.grid import Index, Partition, Span
 from daskreg.kernels.compiler.launch import Shape, on_device
 from daskreg.kernels.device import CPU, Device, host, module_of, synchronise
@@ -99,14 +99,31 @@ class Movement:
         self, sources: Sequence[tuple[Array, int]], targets: Sequence[tuple[Array, int]], after: Any = None
     ) -> list[Pending]:
         """Begin to move planes from arrays to others; what a rank gives itself is copied at once."""
+        ordered = self.comm.stream_ordered
+        if ordered is not None and sources and on_device(sources[0][0]):
+            return self._ordered(ordered, sources, targets, after)
         if sources and (self.incoming or self.outgoing):  # UCX reads and writes a GPU's memory whatever still works on it
             synchronise(sources[0][0]) if after is None else after.synchronize()
         pending = [receive(self.comm, r, _planes(targets, span)) for r, span in self.incoming]
         pending += [send(self.comm, r, _planes(sources, span), self.purpose) for r, span in self.outgoing]
+        self._keep(sources, targets)
+        return pending
+
+    def _ordered(
+        self, link: StreamOrdered, sources: Sequence[tuple[Array, int]], targets: Sequence[tuple[Array, int]], after: Any
+    ) -> list[Pending]:
+        """The same by a link that knows the order of a GPU's work."""
+        outgoing = [(r, _planes(sources, span)) for r, span in self.outgoing]
+        incoming = [(r, _planes(targets, span)) for r, span in self.incoming]
+        pending = [link.exchange(outgoing, incoming, self.purpose, after)] if outgoing or incoming else []
+        self._keep(sources, targets)
+        return pending
+
+    def _keep(self, sources: Sequence[tuple[Array, int]], targets: Sequence[tuple[Array, int]]) -> None:
+        """Copy what this rank gives itself."""
         for source, target in zip(_planes(sources, self.kept), _planes(targets, self.kept)):
             if _address(source) != _address(target):
                 target[...] = source
-        return pending
 
 
 @dataclass

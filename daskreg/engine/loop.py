@@ -25,7 +25,6 @@ from daskreg.engine.residency import make_sampler
 from daskreg.engine.smoothing import Smoother
 from daskreg.engine.state import StateStore, is_mixed
 from daskreg.errors import Diverged
-from daskreg.kernels.device import host
 from daskreg.models.base import BlockLayout, TransformModel
 from daskreg.optimizers.base import Filter
 from daskreg.optimizers.stopping import Plateau
@@ -118,10 +117,9 @@ class Loop:
         if not backend.lag and judge.ends(backend.losses(t)):
             return "plateau"
         self._receive_halos(state)
-        reach = self.monitor.measure(state.u) if self.monitor is not None and self.monitor.due(t) else None
+        reach = backend.later(self.monitor.measure(state.u)) if self.monitor is not None and self.monitor.due(t) else None
         step = StepView(self, state, backend)
         state.optimizer.step(step)  # steps 2 and 3
-        reach = None if reach is None else host(reach)  # one wait for this and what follows
         agreed = backend.agree(t)  # step 4
         if t == 1 and float(backend.longest[0]) < state.optimizer.at_rest**2:
             backend.settle(agreed)
@@ -129,7 +127,7 @@ class Loop:
         event = self.model.update(state, state.optimizer.stored_direction(step), backend)  # steps 5 and 6
         backend.settle(agreed)
         self.coming = self.warp_halo.start((state.u, self.block.first), after=event)
-        if reach is not None and self.monitor is not None and self.sampler.prepare(self.monitor.combine(reach)):
+        if reach is not None and self.monitor is not None and self.sampler.prepare(self.monitor.combine(reach())):
             backend.moving_changed()
         return None
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.comm import Communicator, Pending
+from daskreg.comm import Communicator, Pending, StreamOrdered
 from daskreg.engine.halo import Movement, receive, send, wait_all
 from daskreg.engine.reach import Reach, SamplingMap
 from daskreg.engine.report import Trace
@@ -322,6 +322,9 @@ class Ring(Sampler):
 
         The next receive is posted before a shard is yielded; what other ranks wait for is sent one step earlier still.
         """
+        if self.comm.stream_ordered is not None:
+            yield from self._ordered(self.comm.stream_ordered)
+            return
         me, size = self.comm.rank, self.comm.size
         steps = [t for t in range(1, size) if len(self._planned.received[(me - t) % size])]
         due, sends = list(range(1, size)), list[Pending]()
@@ -342,6 +345,33 @@ class Ring(Sampler):
             self._note("transfer", started)
             yield (me - steps[k]) % size, *shard
         wait_all(sends)
+
+    def _ordered(self, link: StreamOrdered) -> Iterator[tuple[int, list[Array], int]]:
+        """``_shards`` by a link that knows the order of a GPU's work: two steps are under way while a shard is sampled."""
+        me, size = self.comm.rank, self.comm.size
+        coming = [self._step(link, t) for t in range(1, min(size, 3))]
+        if len(self.shards[me]):
+            yield me, self.shard, self.shards[me].start
+        for t in range(1, size):
+            message, source, into = coming.pop(0)
+            if message is not None:
+                message.wait()
+            planes = self._planned.received[source]
+            if len(planes):
+                yield source, into, planes.start
+            if t + 2 < size:  # into the buffer that was read just now
+                coming.append(self._step(link, t + 2))
+
+    def _step(self, link: StreamOrdered, t: int) -> tuple[Pending | None, int, list[Array]]:
+        """What goes to rank + t and comes from rank - t, as one; the latter's rank, and where its planes go."""
+        me, size = self.comm.rank, self.comm.size
+        target, source = (me + t) % size, (me - t) % size
+        sent, received = self._planned.sent[target], self._planned.received[source]
+        into = [b[: len(received)] for b in self.buffers[t % 2]]
+        at = sent.within(self.shards[me]) if len(sent) else slice(0)
+        outgoing = [(target, [a[at] for a in self.shard])] if len(sent) else []
+        incoming = [(source, into)] if len(received) else []
+        return link.exchange(outgoing, incoming, "ring") if outgoing or incoming else None, source, into
 
     def _receive(self, t: int, step: int) -> tuple[Pending, tuple[list[Array], int], float]:
         """Receive step t's planes into alternating buffers."""

@@ -35,7 +35,7 @@ BOUNDS = {  # least, most, and whether it is a whole number; None is possible fo
 REQUIRED = ("retries", "deadline", "minimum_planes")
 Residency = Literal["auto", "replicate", "window", "ring"]
 State = Literal["auto", "device", "host", "disk"]
-Comm = Literal["auto", "tcp", "ucx"]
+Comm = Literal["auto", "tcp", "ucx", "nccl"]
 
 
 class RunKeywords(TypedDict, total=False):
@@ -74,7 +74,7 @@ class Resources:
     memory: bytes a worker may use; None: what it has
     residency: how a worker holds the moving image: all of it (replicate), what its block can reach (window), or a share that
         is passed round (ring); auto: the first of these that fits into the memory
-    comm: how workers communicate; auto: UCX where it is installed, else TCP
+    comm: how workers communicate; auto: UCX where it is installed, else TCP; nccl: arrays of GPUs of one machine by NCCL
     threads: CPU threads of a worker; None: its share of the machine's cores
     checkpoint: seconds between two checkpoints; None: no checkpoints
     retries: how often a run that lost a worker continues without it
@@ -112,7 +112,7 @@ class Resources:
         require_known("device", self.device, ("auto", "cpu", "cuda"))
         require_known("residency", self.residency, ("auto", *RESIDENCIES))
         require_known("state", self.state, ("auto", *STATES))
-        require_known("comm", self.comm, ("auto", "tcp", "ucx"))
+        require_known("comm", self.comm, ("auto", "tcp", "ucx", "nccl"))
         for name, (least, most, whole) in BOUNDS.items():
             if getattr(self, name) is not None or name in REQUIRED:
                 require_number(name, getattr(self, name), least, most, whole=whole)

@@ -28,7 +28,7 @@ REHEARSAL = bool(os.environ.get("DASKREG_REHEARSAL"))
 # iterations: enough for a kill in the middle; the command also has to make checkpoints before
 DEVICE, SHAPE, ITERATIONS, MORE = ("cpu", (40, 32, 32), 60, 300) if REHEARSAL else ("cuda", (96, 80, 72), 4000, 16000)
 LOSSES = {"lncc": LNCC(), "center": LNCC(gradient="center"), "mi": MI(), "ngf": NGF()}
-COMMS = ["ucx", "tcp"]
+COMMS = ["ucx", "tcp"] if REHEARSAL else ["ucx", "nccl", "tcp"]
 NUMBERS = [pytest.param(n, id=f"gpus{n}") for n in (2, 4)]
 OFTEN = 0.3  # seconds between two checkpoints
 RECOVERY = 15.0  # seconds within which iterations go on after a worker died

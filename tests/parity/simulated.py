@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.comm import Communicator
 from daskreg.config import Config, Deformable
 from daskreg.engine import reach
 from daskreg.kernels.compiler.cooperative import CooperativeKernel
@@ -51,6 +52,7 @@ TWICE = {"mse": "window", "mixed center": "window", "mixed mse": "ring", "ngf": 
     RINGS, "ring"
 )  # also on two ranks
 ON_TWO = " on two ranks"
+IN_ORDER = "mse", "mixed mse", "ngf", "ring of mse"  # of these the messages between ranks are ordered on a stream
 
 
 def stages() -> dict[str, Deformable]:
@@ -124,8 +126,40 @@ def one_at_a_time(plain: Any) -> Any:
     return locked
 
 
+class InOrder:
+    """Messages of GPUs that are ordered on a stream (``comm.StreamOrdered``), where nothing is asynchronous."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self.comm, self.closed = comm, False
+
+    def exchange(self, outgoing: Any, incoming: Any, purpose: str, after: Any = None) -> Any:
+        """At once."""
+        self.comm.exchange(outgoing, incoming, purpose)
+        return SimpleNamespace(wait=lambda: None)
+
+    def combine(self, sums: Any = None, largest: Any = None) -> None:
+        """Over messages of the host."""
+        if sums is not None:
+            sums[...] = self.comm.gather(np.array(sums)).sum(axis=0)
+        if largest is not None:
+            largest[...] = self.comm.gather(np.array(largest)).max(axis=0)
+
+    def wait(self, event: Any) -> None:
+        """It has happened."""
+
+    check = close = lambda self: None
+
+
 class OnDevice(Registration):
     """The same registration with its images on the device."""
+
+    ordered = False
+
+    def rank(self, comm: Any, *given: Any) -> Any:
+        """With the link that is wanted."""
+        if self.ordered and comm.size > 1:
+            comm.stream_ordered = InOrder(comm)
+        return super().rank(comm, *given)
 
     def images(self, plan: Any, comm: Any) -> Any:
         for image in super().images(plan, comm):
@@ -139,6 +173,7 @@ def found(name: str, device: str) -> dict[str, NDArray[Any]]:
     ranks, shape = 2 if name.endswith(ON_TWO) else 1, LONG if stage in RINGS else SHAPE
     kind = OnDevice if device == "cuda" else Registration
     case = kind(blobs(shape, 1), blobs(shape, 2), Config(stages=(stages()[stage],)))
+    case.ordered = stage in IN_ORDER
     run = case.run(ranks, TWICE.get(stage, "replicate"))
     return {"losses": np.array(run.losses[-1]), "u": np.array(run.displacement)}
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from daskreg.cluster import link
-from daskreg.cluster.link import choose_transport, describe_link
+from daskreg.cluster.link import choose_nccl, choose_transport, describe_link
 from daskreg.comm import Abilities, SingleRank, abilities, endpoint, local, measure_link
 from daskreg.errors import InputError
 
@@ -81,7 +81,32 @@ def test_ucx_is_used_on_an_encrypted_cluster_only_where_it_is_asked_for(log):
     assert "encrypts its connections (TLS) and UCX does not" in log.text
 
 
+def test_nccl_moves_the_arrays_of_gpus_that_share_a_machine(log):
+    assert choose_nccl({"a": "", "b": ""}, "nccl", "cuda", same_memory=True)
+    assert choose_transport({"a": GPU, "b": GPU}, "nccl", "cuda", nccl=True) == "ucx"
+    assert choose_transport({"a": GPU, "b": NONE}, "nccl", "cuda", nccl=True) == "tcp"
+    assert choose_transport({"a": GPU, "b": GPU}, "nccl", "cuda", encrypted=True, nccl=True) == "tcp"
+    assert not log.text
+
+
+@pytest.mark.parametrize(
+    ("lacking", "device", "same_memory", "words"),
+    [
+        ("", "cpu", True, "the ranks work on CPUs"),
+        ("", "cuda", False, "do not share one machine's memory; between machines use --comm ucx"),
+        ("CuPy has no NCCL", "cuda", True, "b: CuPy has no NCCL; install nvidia-nccl-cu13"),
+    ],
+)
+def test_nccl_is_refused_where_it_was_asked_for_and_cannot_be_had(lacking, device, same_memory, words):
+    found = {"a": "", "b": lacking}
+    assert not choose_nccl(found, "auto", device, same_memory=same_memory)
+    assert not choose_nccl(found, "ucx", device, same_memory=same_memory)
+    with pytest.raises(InputError, match=words):
+        choose_nccl(found, "nccl", device, same_memory=same_memory)
+
+
 def test_the_log_names_the_link():
+    assert describe_link("ucx", {"a": GPU, "b": GPU}, "cuda", nccl=True) == "nccl, from GPU to GPU (and ucx)"
     assert describe_link("ucx", {"a": GPU, "b": GPU}, "cuda") == "ucx, from GPU to GPU (cuda_ipc)"
     assert describe_link("ucx", {"a": GPU, "b": STAGED}, "cuda") == "ucx, through the memory of the host"
     assert describe_link("tcp", {"a": HOST, "b": NONE}, "cpu") == "tcp (ucxx is not installed)"

@@ -53,7 +53,7 @@ class Pretended(CudaBackend):
     """On one of two ranks of constant loss, without a device: only what ranks agree on is computed."""
 
     def __init__(self, iterations, losses=(), watch=None, ranks=2):
-        comm = SimpleNamespace(size=ranks, gather=lambda row: np.stack([row] * ranks), busy_wait=False)
+        comm = SimpleNamespace(size=ranks, gather=lambda row: np.stack([row] * ranks), busy_wait=False, stream_ordered=None)
         device = SimpleNamespace(mark=lambda: None)
         super().__init__(SimpleNamespace(device=device), comm, watch or Clocked(), list(losses), iterations)
         self.sums, self.longest = np.zeros(3, np.int64), np.zeros(1, np.float32).view(Scalar)
