@@ -16,7 +16,7 @@ HEIGHTS = (4, 64)  # planes of a slab: fewest, and those from which on more make
 
 PART = 4  # planes of a staging array, on a CPU; a GPU's has a whole slab
 # Planes that are read ahead at most, and written behind, on a CPU: they take memory that makes slabs higher
-AHEAD, BEHIND = 24, 16
+AHEAD, BEHIND = 24, 24
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from daskreg.storage.fs.errors import DISK_FULL, reason
 PREFIX = ".daskreg-scratch-"  # of files, which have a name only until they are open
 ALIGNMENT = 4096  # of offsets, lengths and memory with O_DIRECT
 STAGING_BYTES = 8 << 20  # of a transfer
-READERS, WRITERS = 6, 2  # transfers at once
+READERS, WRITERS = 6, 3  # transfers at once
 RESERVE = 1.02  # free space that is asked for, of what the fields take
 
 

@@ -49,6 +49,7 @@ class SlabBuffers:
         apart = {name: image.dtype for name, image in loop.still.items() if not at_hand(image, b.device)}
         self.still = {name: Buffer(b.device, (1,), capacity, plane, dtype) for name, dtype in apart.items()}
         self.held = EMPTY
+        self.begun = 0  # slabs of the next sweep that are being read
         self.reads = _reads(loop.slabs, [*state.fields, *self.still])
         fields = {**state.fields, **{name: loop.still[name] for name in self.still}}
         staged, *sets = staged_planes(loop.height, on_gpu=b.device.kind == "cuda")
@@ -81,12 +82,23 @@ class SlabBuffers:
         k = self.loop.slabs.index(slab)
         if self.transfers is not None:
             if k == 0:
-                self.transfers.expect(self.reads)
+                self.transfers.expect(self.reads[self.begun :])
+                self.begun = 0
             self.transfers.take(self._place)
+            if slab is self.loop.slabs[-1] and self._may_begin:
+                self.transfers.expect_written(self.reads[0])
+                self.begun = 1
             return
         for name, spans in self.reads[k].items():
             for planes in spans:
                 self.swept.fields[name].read(planes, self._buffer(name).fill(planes))
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether the last slab changes nothing that the next sweep's first one reads, and no neighbour sends any of it."""
+        last, first = self.loop.slabs[-1], self.reads[0]
+        changed = min(last.composed.start, last.stepped.start)
+        return self.loop.comm.size == 1 and all(span.stop <= changed for spans in first.values() for span in spans)
 
     def _buffer(self, name: str) -> Buffer:
         return self.before if name == "u" else self.still[name] if name in self.still else self.state[name]
@@ -168,9 +180,9 @@ class SlabBuffers:
         self.composed = EMPTY, None
 
     def finish(self) -> None:
-        """After a sweep: all that was stored is where it is kept."""
+        """After a sweep: all that was stored is where it is kept; what was begun of the next one goes on."""
         if self.transfers is not None:
-            self.transfers.finish()
+            self.transfers.settle()
         self.forget()
 
     def close(self) -> None:

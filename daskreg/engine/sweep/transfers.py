@@ -33,13 +33,13 @@ class Transfers:
         self.outgoing: dict[str, list[Any]] = {name: [] for name in fields}
         self._behind = sets[1]
         self._reader = ThreadPoolExecutor(1 if on_gpu else READERS, "daskreg-read-ahead")
-        self._writer = ThreadPoolExecutor(1, "daskreg-write-behind")
+        self._writer = ThreadPoolExecutor(1 if on_gpu else 2, "daskreg-write-behind")
         self._streams = [device.xp.cuda.Stream(non_blocking=True) for _ in range(2)] if on_gpu else [None, None]
         self._due: deque[dict[str, Span]] = deque()
         self.waited, self.moved = 0.0, 0  # seconds, and bytes read and written
         self._parts: deque[int] = deque()  # of every step that was not taken
         self._coming: deque[tuple[int, dict[str, Span], list[Future[None]]]] = deque()
-        self._writing: dict[str, deque[Future[None]]] = {name: deque() for name in fields}
+        self._writing: dict[str, deque[tuple[Span, Future[None]]]] = {name: deque() for name in fields}
         self._free: deque[tuple[int, Any]] = deque((k, None) for k in range(sets[0]))  # sets, and the event behind which they are
 
     def _memory(self, field: Planes, planes: int) -> Any:
@@ -57,6 +57,14 @@ class Transfers:
             self._due.extend(parts)
             self._parts.append(len(parts))
         self._submit()
+
+    def expect_written(self, reads: Reads) -> None:
+        """As ``expect``, of one step, where some of it may be on its way to where it is kept."""
+        for name, spans in reads.items():
+            for planes, pending in self._writing[name]:
+                if any(len(planes & span) for span in spans):
+                    self._wait(pending)
+        self.expect([reads])
 
     def take(self, into: Callable[[str, Span], Any]) -> None:
         """Copy what the next step reads into ``into(name, planes)``, and read on."""
@@ -97,11 +105,11 @@ class Transfers:
     def _put(self, name: str, planes: Span, source: Any) -> None:
         writing, field = self._writing[name], self.fields[name]
         while len(writing) >= self._behind:
-            self._wait(writing.popleft())
+            self._wait(writing.popleft()[1])
         staged = self._view(self._outgoing(name, len(planes)), field, planes)
         staged[...] = source
         self.moved += staged.nbytes
-        writing.append(self._writer.submit(self._write, field, planes, staged, self._event()))
+        writing.append((planes, self._writer.submit(self._write, field, planes, staged, self._event())))
 
     def _outgoing(self, name: str, planes: int) -> Any:
         """Memory that no write uses any more."""
@@ -121,8 +129,14 @@ class Transfers:
 
     # ---------------------------------------------------------------- both
 
+    def settle(self) -> None:
+        """Wait until everything that was written is where it is kept."""
+        for writing in self._writing.values():
+            while writing:
+                self._wait(writing.popleft()[1])
+
     def finish(self) -> None:
-        """Wait until everything is where it is kept; nothing is expected any more."""
+        """As ``settle``; nothing is expected any more."""
         self._due.clear()
         self._parts.clear()
         while self._coming:
@@ -130,9 +144,7 @@ class Transfers:
             for one in pending:
                 one.result()
             self._free.append((k, self._event()))
-        for writing in self._writing.values():
-            while writing:
-                self._wait(writing.popleft())
+        self.settle()
 
     def close(self) -> None:
         """End the threads."""
