@@ -69,7 +69,7 @@ def local_correlation(folder):
 
 
 def center_gradient(folder):
-    return Case(images((37, 26, 30), 2), [deformable(LNCC(radius=1, gradient="center"))])
+    return Case(images((37, 26, 30), 2), [deformable(LNCC(radius=2, gradient="center"))])
 
 
 def mutual_information(folder):
@@ -85,7 +85,7 @@ def only_an_affine(folder):
 
 def blocks_thinner_than_their_halos(folder):
     """Two to three planes a block, filters and windows that read seven around it."""
-    stages = [deformable(LNCC(radius=4), scales=(1,), smooth_gradient=2.5, smooth_warp=1.0)]
+    stages = [deformable(LNCC(radius=2), scales=(1,), smooth_gradient=2.5, smooth_warp=1.0)]
     return Case(images((11, 26, 24), 5), stages, {"minimum_planes": 1})
 
 

@@ -16,6 +16,7 @@ from tests.parity.simulator import prepare_simulator
 
 # float32 rounding of a sum of a few hundred terms; a device may fuse multiply and add
 RELATIVE, ABSOLUTE = 2e-5, 2e-6
+SLOW = "lncc_factors_tiled of radius 4"  # in the simulator
 UNIT = 2**-7  # of a bfloat16, to which kernels with mixed storage round their results
 
 
@@ -35,7 +36,10 @@ def test_every_kernel_has_a_case():
     assert {name.partition(" ")[0] for name in COOPERATIVE_CASES} == set(cooperative_kernels())
 
 
-@pytest.mark.parametrize("name", sorted((*CASES, *COOPERATIVE_CASES)))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == SLOW)) for name in sorted((*CASES, *COOPERATIVE_CASES))],
+)
 def test_the_cuda_kernel_agrees_with_the_cpu(both, name):
     cpu, cuda = both["cpu"](name), both["cuda"](name)
     assert len(cpu) == len(cuda)
