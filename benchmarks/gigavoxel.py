@@ -3,6 +3,7 @@
     python benchmarks/gigavoxel.py --shape 96x96x70                                     # small, on a CPU
     python benchmarks/gigavoxel.py --shape 1152x1152x1104 --device cuda                 # what one H200 holds
     python benchmarks/gigavoxel.py --shape 1760x1760x1278 --cluster cuda --workers 4    # 11.9 billion displacement parameters
+    python benchmarks/gigavoxel.py --shape 1760x1760x1278 --device cuda --storage mixed  # on one GPU and 128 GB of host memory
 
 The fixed image has a spacing of 0.1 mm, the moving one of 0.25 mm (a cube around it, 800^3 for the largest). Both are one
 analytic texture, evaluated block by block (on the GPU where there is one) and written as OME-Zarr. The moving image has
@@ -30,7 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import daskreg
-from daskreg import MI, Affine, Deformable
+from daskreg import LNCC, MI, Affine, Deformable
 from daskreg.config import Config
 from daskreg.grid import Grid
 from daskreg.storage import write_image
@@ -130,15 +131,19 @@ def volume(truth: Truth, grid: Grid, moving: bool, gpu: bool) -> da.Array:
     )
 
 
-def stages(shape: tuple[int, ...]) -> Config:
-    """MI at every scale, from about 100 voxels along the longest axis."""
+def stages(shape: tuple[int, ...], given: argparse.Namespace) -> Config:
+    """MI, or in the deformable stage LNCC, at every scale, from about 100 voxels along the longest axis."""
     scales = [1]
     while max(shape) / scales[0] > 128:
         scales.insert(0, 2 * scales[0])
     coarse = scales[:2] if len(scales) > 1 else [2]
     times = [ITERATIONS.get(s, 100) for s in scales]
     affine = Affine(similarity=MI(), scales=tuple(coarse), iterations=(60,) * len(coarse))
-    return Config(stages=(affine, Deformable(similarity=MI(), scales=tuple(scales), iterations=tuple(times), smooth_warp=1.0)))
+    loss = MI() if given.loss == "mi" else LNCC(radius=3, gradient="center")
+    deformable = Deformable(
+        similarity=loss, scales=tuple(scales), iterations=tuple(times), smooth_warp=1.0, storage=given.storage
+    )
+    return Config(stages=(affine, deformable))
 
 
 def errors(truth: Truth, result: Any, grid: Grid) -> np.ndarray:
@@ -169,6 +174,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cluster")
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--comm", default="auto")
+    parser.add_argument("--state", default="auto", help="where displacement and moments are: device, host or disk")
+    parser.add_argument("--memory", help="of a worker, such as 20GB; on a GPU its memory")
+    parser.add_argument("--storage", default="float32")
+    parser.add_argument("--loss", choices=("mi", "center"), default="mi", help="of the deformable stage")
     parser.add_argument("--folder", help="where the volumes go (a temporary place by default)")
     given = parser.parse_args()
     shape = tuple(int(v) for v in given.shape.split("x"))
@@ -188,14 +198,15 @@ def main() -> None:
         print(json.dumps({"generated": round(made, 1)}), flush=True)
         start = time.perf_counter()
         options = {"cluster": given.cluster, "workers": given.workers, "device": given.device, "checkpoint": None,
-                   "progress": told}  # fmt: skip
-        result = daskreg.register(f"{folder}/fixed.ome.zarr", f"{folder}/moving.ome.zarr", stages(shape),
+                   "comm": given.comm, "state": given.state, "memory": given.memory, "progress": told}  # fmt: skip
+        result = daskreg.register(f"{folder}/fixed.ome.zarr", f"{folder}/moving.ome.zarr", stages(shape, given),
                                   output=f"{folder}/run.zarr", **options)  # fmt: skip
         took = time.perf_counter() - start
         report, tre = result.report, errors(truth, result, fixed)
         points = np.random.default_rng(1).uniform(0.3, 0.7, (3, 1000)) * extent[:, None]
         row = {
             "case": given.shape, "voxels": int(np.prod(shape)), "moving": moving.shape, "workers": given.workers or 1,
+            "state": given.state, "memory": given.memory, "storage": given.storage, "loss": given.loss, "comm": given.comm,
             "generate": round(made, 1), "total": round(took, 1),
             "seconds": {k: round(v, 2) for k, v in report["seconds"].items()},
             "optimise": round(sum(level["seconds"] for level in report["levels"]), 2),

@@ -1,11 +1,14 @@
 """A timeline of two iterations of one rank among several: kernels, transfers and gaps.
 
     python benchmarks/gpu_timeline.py 512 --losses "lncc center"    # records; needs a GPU and PyTorch
+    python benchmarks/gpu_timeline.py 512 --ranks 4 --comm nccl        # of real ranks, through dask-cuda: a table of each rank
     python benchmarks/gpu_timeline.py --draw                           # draws the records; needs matplotlib
 
 The rank, its neighbours and their link are those of gpu_rank.py. ``idle``: ms per iteration without a kernel;  ``moving``: ms
 with a transfer;  ``hidden``: fraction of that time beside a kernel. The profiler slows the host, so gaps are longer than in
-gpu_rank.py. Writes ``gpu_timeline.json``, and from it ``gpu_timeline.png``.
+gpu_rank.py. Of real ranks: milliseconds of each launch and message of an iteration, and when it begins after the iteration did,
+means over the last iterations; ``idle``: ms an iteration between launches; host: what it waits for. Writes
+``gpu_timeline.json``, and from it ``gpu_timeline.png``.
 """
 
 from __future__ import annotations
@@ -14,16 +17,18 @@ import argparse
 import json
 import os
 import tempfile
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import gpu_rank
 
-from daskreg.config import Deformable
+import daskreg
+from daskreg.config import Config, Deformable
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_timeline.json"
 SHOWN = 2  # iterations
+MEANT = 8  # of real ranks
 PASSES = {  # of a kernel's name, as it is mangled
     "smooth_adam": "smooth, Adam", "compose_smooth": "compose, smooth", "finish_iteration": "finish iteration",
     "histogram": "histogram", "information": "histogram",
@@ -66,6 +71,37 @@ def _pass(event: Event) -> str:
     if event["cat"] != "kernel":
         return "copy"
     return next((name for part, name in PASSES.items() if part in event["name"]), "other")
+
+
+def real_ranks(edge: int, name: str, residency: str, asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Of each rank, what an iteration is made of: the volume of gpu_scaling.py, one cube a GPU."""
+    import gpu_scaling
+
+    stage = Deformable(similarity=gpu_rank.LOSSES[name], scales=(1,), iterations=(24,), tolerance=0)
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder, gpu_scaling.cluster(asked.ranks, "cuda") as client:
+        images = gpu_scaling.written(folder, (asked.ranks * edge, edge, edge), True)
+        found = daskreg.register(*images, Config(stages=(stage, stage)), client=client, device="cuda", residency=residency,
+                                 comm=asked.comm, checkpoint=None, trace=True)  # fmt: skip
+    return [anatomy(rank["timeline"]) for rank in found.report["ranks"]]
+
+
+def anatomy(timeline: list[Any]) -> dict[str, Any]:
+    """Means over whole iterations, which ``gpu settle`` ends, of the last level; ms."""
+    events = sorted(((str(n), 1e3 * float(a), 1e3 * float(b)) for n, a, b in timeline), key=lambda e: e[1])
+    ends = [b for n, _, b in events if n == "gpu settle"]
+    cut = list(pairwise(ends[-MEANT:]))
+    parts: dict[str, list[tuple[float, float]]] = {}
+    idle = []
+    for begin, end in cut:
+        inside = [e for e in events if begin <= e[1] < end]
+        for n, a, b in inside:
+            parts.setdefault(n, []).append((a - begin, b - a))
+        busy = _union([{"start": a, "ms": b - a} for n, a, b in inside if n.startswith("gpu ") and "exchange" not in n])
+        idle.append(end - begin - sum(b - a for a, b in busy))
+    each = {n: {"begins": round(sum(a for a, _ in v) / len(v), 3), "ms": round(sum(b for _, b in v) / len(cut), 3)}
+            for n, v in sorted(parts.items(), key=lambda p: p[1][0])}  # fmt: skip
+    whole = (cut[-1][1] - cut[0][0]) / len(cut)
+    return {"iteration": round(whole, 3), "idle": round(sum(idle) / len(idle), 3), "parts": each}
 
 
 def summary(events: list[Event]) -> dict[str, float]:
@@ -120,10 +156,18 @@ def main() -> None:
     parser.add_argument("block", nargs="?", default="512")
     parser.add_argument("--losses", default="mse,lncc center,mi")
     parser.add_argument("--residencies", default="window,ring")
+    parser.add_argument("--ranks", type=int, help="real ones, a GPU each, with a table of each")
+    parser.add_argument("--comm", default="auto")
+    parser.add_argument("--folder", help="where the volumes of real ranks go")
     parser.add_argument("--draw", action="store_true")
     asked = parser.parse_args()
     if asked.draw:
         draw(json.loads(OUT.read_text()))
+        return
+    if asked.ranks:
+        for name, residency in product(asked.losses.split(","), asked.residencies.split(",")):
+            for rank, found in enumerate(real_ranks(int(asked.block), name, residency, asked)):
+                print(json.dumps({"rank": rank, "case": name, "residency": residency, "comm": asked.comm, **found}), flush=True)
         return
     given = gpu_rank.arguments([])
     rows = []

@@ -1,13 +1,13 @@
 """An iteration with the fields in the machine's memory or on disk, beside the same on the device, the links' rates and the bits.
 
     python benchmarks/out_of_core.py 512 --states device,host --losses "mse,lncc center,mi" --storages float32,mixed
-    python benchmarks/out_of_core.py 1024 --states host,disk --scratch /fast --pool 20GB    # on a GPU limited to 20 GB
+    python benchmarks/out_of_core.py 1024 --states host,disk --images host --scratch /fast --pool 20   # on a GPU limited to 20 GB
     python benchmarks/out_of_core.py 1278x1760x1760 --moving 800 --states host --losses mi --storages mixed
     python benchmarks/out_of_core.py 160 --device cpu
 
 ``ms``: one iteration at full resolution, the time of a level of ``--iterations`` minus that of one of half as many, over the
-difference; ``bound``: the larger of the time of the iteration on the device (of this run, or by its voxels from a smaller one
-with ``--compute MS``) and of the bytes that go each way at the rate of the link measured in this run; ``peak``: bytes of CuPy's
+difference; ``link_ms``: the bytes that go each way at the rate of the link measured in this run; ``over_bound``: the time over
+the larger of this and of the iteration on the device, where that was measured too; ``peak``: bytes of CuPy's
 pool. Prints one JSON line per case and writes ``out_of_core.json``.
 """
 
@@ -194,9 +194,14 @@ def main() -> None:
     parser.add_argument("--slab", type=int, default=32)
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--scratch", default=tempfile.gettempdir())
+    parser.add_argument("--pool", type=float, help="GB of a GPU's memory that CuPy may take")
     parser.add_argument("--quick", action="store_true", help="no digest, no first run; out of core a single run")
     given = parser.parse_args()
     given.moving = given.moving or given.shape
+    if given.pool and given.device == "cuda":
+        import cupy
+
+        cupy.get_default_memory_pool().set_limit(int(given.pool * 1e9))
     rates, rows = link_rates(Device(given.device)), []
     print(json.dumps(rates), flush=True)
     with ScratchFolder(given.scratch) as folder:

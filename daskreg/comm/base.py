@@ -30,8 +30,10 @@ class Pending(Protocol):
 class StreamOrdered(Protocol):
     """Messages between GPUs that are ordered on a stream: the host waits for none of them.
 
-    All ranks make the same calls in the same order.
+    All ranks make the same calls in the same order.  recorder: of when exchanges begin and end, see ``engine.launch_trace``
     """
+
+    recorder: Any
 
     def exchange(
         self, outgoing: Sequence[tuple[int, Arrays]], incoming: Sequence[tuple[int, Arrays]], purpose: str, after: Any = None

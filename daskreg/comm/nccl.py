@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,8 @@ class NcclLink:
     All ranks make the same calls in the same order. Raises RankLost where a peer does not answer while connections are made, and
     after ``close``.
     """
+
+    recorder: Any = None
 
     def __init__(self, comm: Communicator) -> None:
         import cupy
@@ -122,7 +124,8 @@ class NcclLink:
         """See ``StreamOrdered``."""
         done = self.cupy.cuda.Event(disable_timing=True)
         self.stream.wait_event(after or self._mark())
-        with self._group() as link:
+        recorded = nullcontext() if self.recorder is None else self.recorder.around(f"exchange of {purpose}", self.stream)
+        with recorded, self._group() as link:
             for rank, arrays in outgoing:
                 for array in filter(_size, arrays):
                     link.send(_address(array), array.nbytes, self.nccl.NCCL_INT8, rank, self.stream.ptr)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.engine.halo import Block
-from daskreg.engine.report import Watch
+from daskreg.engine.report import Trace, Watch
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.optimizers.base import Optimizer
 
@@ -29,6 +29,7 @@ class Backend(ABC):
     which step is next.
     """
 
+    trace: Trace | None = None  # is given when launches began and ended, where that is recorded
     lag: int = 0  # iterations whose losses the host may not know yet
     longest: Any
     coefficients: Any

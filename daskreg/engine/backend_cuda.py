@@ -10,8 +10,10 @@ where messages are ordered on a stream (``comm.StreamOrdered``) it waits no more
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.engine.backend import LAG, Backend, Iteration
+from daskreg.engine.launch_trace import LaunchTrace
 from daskreg.kernels.adam.cuda import finish_iteration
 from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.launch import Shape, on_device
@@ -30,6 +33,7 @@ class CudaBackend(Backend):
     """One rank on one GPU."""
 
     lag = LAG
+    recorder: LaunchTrace | None = None
     graphs: dict[tuple[str, int], Any]  # by part of an iteration, and whether it is an even one
 
     def prepare(self, optimizer: Optimizer, gradient_scale: float, loss_sign: int, asynchronous: bool) -> None:
@@ -47,10 +51,15 @@ class CudaBackend(Backend):
         self.launched = 0  # iterations from Python: what the first one compiles graphs can use
         self.fresh = 1  # the last of them in which kernels that read the moving image may be new
         self.comm.busy_wait = True
+        self.recorder = LaunchTrace(xp, self.trace) if self.trace is not None and self.comm.size > 1 else None
+        if self.comm.stream_ordered is not None:
+            self.comm.stream_ordered.recorder = self.recorder
 
     def close(self) -> None:
         """Graphs hold the level's buffers."""
         self.graphs, self.comm.busy_wait = {}, False
+        if self.recorder is not None:
+            self.recorder.report()
         self.block.device.record_peak()
 
     # ---------------------------------------------------------------- losses
@@ -117,10 +126,11 @@ class CudaBackend(Backend):
         """Their arrays are those of every other iteration."""
         if reads_moving:
             self.reading_moving.add(name)
-        if self.comm.size == 1 or SIMULATED or self.launched <= (self.fresh if reads_moving else 1):
-            launches()
-        else:
-            self._replay(name, launches)
+        with nullcontext() if self.recorder is None else self.recorder.around(name):
+            if self.comm.size == 1 or SIMULATED or self.launched <= (self.fresh if reads_moving else 1):
+                launches()
+            else:
+                self._replay(name, launches)
 
     def launch(
         self, name: str, kernel: Callable[[Shape], Any], reach: int, whole: bool = False, *, reads_moving: bool = False
@@ -168,10 +178,13 @@ class CudaBackend(Backend):
             self.comm.stream_ordered.combine(self.totals, self.longest)
         if self.comm.stream_ordered is not None or self.comm.size == 1:
             return None
+        start = time.perf_counter()
         mine, sums = np.empty(4), host(self.sums)
         mine[:2] = sums[2:].view(np.float32)[0], self.watch.asked() if t % 2 == 0 and self.listens(t) else 0.0
         mine[2:] = sums[:2].view(np.float64)  # their bits
         table = self.comm.gather(mine)
+        if self.trace is not None:
+            self.trace("host agrees", start, time.perf_counter())
         self.longest.set(table[:, 0].max(keepdims=True).astype(np.float32))
         return table
 

@@ -45,7 +45,7 @@ class Loop:
         comm: Communicator,
         trace: Trace | None = None,
     ) -> None:
-        self.stage, self.level, self.comm = stage, level, comm
+        self.stage, self.level, self.comm, self.trace = stage, level, comm, trace
         fixed, moving = images
         self.block = b = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
         mapping = SamplingMap.of(b.first, world, level.fixed, level.moving)
@@ -87,6 +87,7 @@ class Loop:
         report = LevelReport("deformable", self.level.scale, self.block.shape, list(state.losses))
         start = time.perf_counter()
         backend = make_backend(self.block, self.comm, watch, report.losses, self.level.iterations)
+        backend.trace = self.trace
         judge = Judge(self.stage, self.level, watch, len(report.losses))
         try:
             self.begin(state, backend)
@@ -137,8 +138,11 @@ class Loop:
         save(state, report, asked)
 
     def _receive_halos(self, state: StateStore) -> None:
+        start = time.perf_counter()
         wait_all(self.gradient_halo.start((state.gradient, self.block.first), after=self.evaluation.gradient_event))
         wait_all(self.coming)
+        if self.trace is not None and self.block.device.kind == "cuda":
+            self.trace("host receives halos", start, time.perf_counter())
 
 
 def iterate(

@@ -147,6 +147,7 @@ class InOrder:
     def wait(self, event: Any) -> None:
         """It has happened."""
 
+    recorder = None
     check = close = lambda self: None
 
 
