@@ -53,9 +53,12 @@ class RefinementLevel:
     smoothed: bool = False
 
 
+# A few steps tell which of many are worth the others
 LEVELS = (
-    RefinementLevel(TENSOR_LEVEL, 1.0, 1.0, 10, 600, smoothed=True),
-    RefinementLevel(0.5, 0.5, 1.0, 10, 160),
+    RefinementLevel(TENSOR_LEVEL, 1.0, 1.0, 4, 600, smoothed=True),
+    RefinementLevel(TENSOR_LEVEL, 1.0, 1.0, 6, 250, smoothed=True),
+    RefinementLevel(0.5, 0.5, 1.0, 4, 160),
+    RefinementLevel(0.5, 0.5, 1.0, 6, 40),
     RefinementLevel(0.25, 0.25, 0.5, 8, 4),
 )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import next_fast_len
 
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import host, module_of, scipy_of
@@ -21,6 +22,8 @@ from daskreg.transforms.search import AXES, padded_shape, unwrapped
 
 Matrix = NDArray[np.float64]
 PEAK_DISTANCE = 3  # voxels: the least distance between two peaks of a rotation
+LEAST_HALVED = 32  # voxels of an axis of the transforms along which slow sums are computed for every other shift
+ENERGY = 1e-4  # of the largest: less is where edges of one image meet nothing
 GPU_BATCH = 24  # rotations at once on a GPU; one on a CPU, whose caches hold no more
 
 
@@ -47,15 +50,29 @@ class CubePeak:
 
 
 @dataclass(frozen=True)
+class Spectra:
+    """Of images: of their channels (..., 5, Z, Y, X), and on the halved lattice of the sum of their squares and of the domain
+    (..., 2, Z, Y, X), complex64.
+    """
+
+    channels: Any
+    halved: Any
+
+    def conj(self) -> Spectra:
+        """Complex conjugates."""
+        return Spectra(self.channels.conj(), self.halved.conj())
+
+
+@dataclass(frozen=True)
 class Batch:
     """Right-angle rotations whose turned lattices are alike: their numbers, the shape of that lattice and of the transforms, and
-    the fixed image's spectra (C, 7, ...).
+    the fixed image's spectra.
     """
 
     cubes: list[int]
     lattice: tuple[int, ...]
     shape: tuple[int, ...]
-    spectra: Any
+    spectra: Spectra
 
 
 class CubeCorrelator:
@@ -73,11 +90,13 @@ class CubeCorrelator:
     def _batched(self, fixed: Any, inside: Any, numbers: list[int]) -> list[Batch]:
         size = GPU_BATCH if on_device(fixed) else 1
         lattice = turned(inside, self.cubes[numbers[0]]).shape
-        shape = padded_shape(lattice, self.moving_shape, self.overlap)
-        return [
-            Batch(some, lattice, shape, module_of(fixed).stack([_spectra(*self._turned(fixed, inside, k), shape) for k in some]))
-            for some in (numbers[first : first + size] for first in range(0, len(numbers), size))
-        ]
+        shape = _even(padded_shape(lattice, self.moving_shape, self.overlap))
+        parts = (numbers[first : first + size] for first in range(0, len(numbers), size))
+        return [Batch(some, lattice, shape, self._fixed(fixed, inside, some, shape)) for some in parts]
+
+    def _fixed(self, fixed: Any, inside: Any, numbers: list[int], shape: tuple[int, ...]) -> Spectra:
+        found, xp = [_spectra(*self._turned(fixed, inside, k), shape, middles=True) for k in numbers], module_of(fixed)
+        return Spectra(xp.stack([s.channels for s in found]), xp.stack([s.halved for s in found]))
 
     def _turned(self, tensors: Any, inside: Any, number: int) -> tuple[Any, Any]:
         xp, cube = module_of(tensors), self.cubes[number]
@@ -90,33 +109,39 @@ class CubeCorrelator:
         spectra = {shape: _spectra(moving, inside, shape).conj() for shape in {batch.shape for batch in self.batches}}
         return [peak for batch in self.batches for peak in self._peaks(batch, spectra[batch.shape], smaller, peaks)]
 
-    def _peaks(self, batch: Batch, moving: Any, smaller: int, peaks: int) -> list[CubePeak]:
+    def _peaks(self, batch: Batch, moving: Spectra, smaller: int, peaks: int) -> list[CubePeak]:
         """Of every rotation of a batch."""
-        xp = module_of(moving)
-        score, part = self._scores(batch, moving, smaller)
-        weight = xp.where(part >= self.overlap, score * xp.sqrt(part), -1)
-        found = []
+        xp = module_of(moving.channels)
+        weight, part = self._weights(batch, moving, smaller)
+        halves, found = _halves(batch.shape), []
         for _ in range(peaks):
             at = weight.reshape(len(weight), -1).argmax(axis=1)
             where = (xp.arange(len(at)), *xp.unravel_index(at, batch.shape))
-            values, places = host(xp.stack([weight[where], score[where], part[where]], axis=1)), host(xp.stack(where[1:], axis=1))
+            covered = part[(where[0], *(k // h for k, h in zip(where[1:], halves, strict=True)))]
+            values, places = host(xp.stack([weight[where], covered], axis=1)), host(xp.stack(where[1:], axis=1))
             found += [
-                CubePeak(cube, float(s), float(o), self._shift(tuple(map(int, place)), batch))
-                for cube, (w, s, o), place in zip(batch.cubes, values, places, strict=True)
+                CubePeak(cube, float(w / np.sqrt(o)), float(o), self._shift(tuple(map(int, place)), batch))
+                for cube, (w, o), place in zip(batch.cubes, values, places, strict=True)
                 if w > 0
             ]
             _clear(weight, where)
         return found
 
-    def _scores(self, batch: Batch, moving: Any, smaller: int) -> tuple[Any, Any]:
-        """Correlation (C, ...) at every shift, and the part of the smaller domain that is covered; see ``Correlator.scores``."""
-        xp, f, m = module_of(moving), batch.spectra, moving
-        joint = (f[:, :-2] * m[:-2]).sum(axis=1)
-        parts = xp.stack([joint, f[:, -2] * m[-1], f[:, -1] * m[-2], f[:, -1] * m[-1]], axis=1)
-        maps = scipy_of(moving).fft.irfftn(parts, batch.shape, axes=AXES)
-        energy = xp.maximum(maps[:, 1], 0) * xp.maximum(maps[:, 2], 0)
-        energy = xp.where(energy <= 1e-6 * energy.max(axis=AXES, keepdims=True), np.inf, energy)
-        return maps[:, 0] / xp.sqrt(energy), xp.where(maps[:, 3] < 1, 0, xp.clip(maps[:, 3] / smaller, 0, 1))
+    def _weights(self, batch: Batch, moving: Spectra, smaller: int) -> tuple[Any, Any]:
+        """Correlation times the root of the overlap (C, ...) at every shift, 0 where that is too small, and, on the halved
+        lattice, the part of the smaller domain that is covered; see ``Correlator.scores``.
+        """
+        xp, fft, shape = module_of(moving.channels), scipy_of(moving.channels).fft, batch.shape
+        halves = _halves(shape)
+        weight = fft.irfftn((batch.spectra.channels * moving.channels).sum(axis=1), shape, axes=AXES)
+        f, m = batch.spectra.halved, moving.halved
+        small = tuple(n // h for n, h in zip(shape, halves, strict=True))
+        own, other, count = (fft.irfftn(a * b, small, axes=AXES) for a, b in ((f[:, 0], m[1]), (f[:, 1], m[0]), (f[:, 1], m[1])))
+        energy, part = xp.maximum(own, 0) * xp.maximum(other, 0), xp.clip(count / smaller, 0, 1)
+        counts = (part >= self.overlap) & (count >= 1) & (energy > ENERGY * energy.max(axis=AXES, keepdims=True))
+        factor = xp.where(counts, xp.sqrt(part / xp.where(counts, energy, 1)), 0).astype(np.float32)
+        _multiply(weight, factor, halves)
+        return weight, part
 
     def _shift(self, where: tuple[int, ...], batch: Batch) -> NDArray[np.float64]:
         """Between the lattices' centres, from an index into the scores."""
@@ -139,8 +164,43 @@ def _clear(weight: Any, where: tuple[Any, ...]) -> None:
     weight[where[0][:, None, None, None], z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]] = -1
 
 
-def _spectra(channels: Any, inside: Any, shape: tuple[int, ...]) -> Any:
-    """Of the channels, of the sum of their squares and of the domain."""
-    xp = module_of(channels)
-    stack = xp.concatenate([channels, (channels**2).sum(axis=0)[None], inside[None].astype(np.float32)])
-    return scipy_of(channels).fft.rfftn(stack, shape, axes=AXES)
+def _multiply(weight: Any, factor: Any, halves: tuple[int, ...]) -> None:
+    """Multiply arrays (C, Z, Y, X) by what is known on the halved lattice."""
+    hz, hy, hx = halves
+    count, nz, ny, _ = factor.shape
+    rows = factor.repeat(hx, axis=3)
+    blocks = weight.reshape(count, nz, hz, ny, hy, rows.shape[3])
+    blocks *= rows[:, :, None, :, None, :]
+
+
+def _even(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape whose long axes can be halved, and which is as fast to transform."""
+    return tuple(n if n < LEAST_HALVED or n % 2 == 0 else 2 * next_fast_len(n // 2 + 1, real=True) for n in shape)
+
+
+def _halves(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """By what each axis is divided for sums that change slowly from shift to shift."""
+    return tuple(2 if n >= LEAST_HALVED and n % 2 == 0 else 1 for n in shape)
+
+
+def _spectra(channels: Any, inside: Any, shape: tuple[int, ...], *, middles: bool = False) -> Spectra:
+    """Of channels (C, Z, Y, X) and a domain; one of two that are multiplied has ``middles``, see ``_halved``."""
+    xp, fft = module_of(channels), scipy_of(channels).fft
+    slow = fft.rfftn(xp.stack([(channels**2).sum(axis=0), inside.astype(np.float32)]), shape, axes=AXES)
+    return Spectra(fft.rfftn(channels, shape, axes=AXES), _halved(slow, shape, middles=middles))
+
+
+def _halved(spectra: Any, shape: tuple[int, ...], *, middles: bool) -> Any:
+    """The low frequencies (C, Z, Y, X); with ``middles`` of images half a voxel further along the axes that are halved."""
+    xp = module_of(spectra)
+    for axis, (n, half) in enumerate(zip(shape, _halves(shape), strict=True), start=1):
+        if half == 1:
+            continue
+        kept = n // 2
+        positive = kept // 2 + 1 if axis == 3 else (kept + 1) // 2
+        at = np.arange(positive) if axis == 3 else np.concatenate([np.arange(positive), np.arange(-(kept // 2), 0)])
+        spectra = spectra.take(xp.asarray(at % n), axis=axis)
+        if middles:
+            factor = 0.5 * np.exp(1j * np.pi * at / n).reshape([-1 if a == axis else 1 for a in range(4)])
+            spectra = spectra * xp.asarray(factor.astype(np.complex64))
+    return spectra

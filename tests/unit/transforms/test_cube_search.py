@@ -38,3 +38,16 @@ def test_the_peaks_are_those_of_single_correlations():
         np.testing.assert_allclose(peak.score, expected.score, rtol=1e-4)
         np.testing.assert_allclose(peak.overlap, expected.overlap, rtol=1e-3)
         np.testing.assert_array_equal(peak.shift, expected.shift + (16 - np.array(alone.shape[1:])) / 2)
+
+
+def test_long_axes_are_summed_at_every_other_shift_and_lead_to_the_same_place():
+    whole, _ = tensors((26, 30, 28), 0)
+    fixed, moving, cubes = whole[:, 2:20, 4:24, 3:21], whole[:, 5:26, 6:27, 5:26], [np.eye(3)]
+    inside, there = np.ones(fixed.shape[1:], bool), np.ones(moving.shape[1:], bool)
+    correlator = CubeCorrelator(fixed, inside, there.shape, cubes, 0.3)
+    (peak,) = correlator.best(moving, there, 1)
+    alone = np.einsum("ij,jzyx->izyx", mixing(np.eye(3)), fixed).astype(np.float32)
+    expected = Correlator(alone, inside, there.shape, 0.3).best(moving, there, 1)[0]
+    assert correlator.batches[0].spectra.halved.shape[-3] * 2 == correlator.batches[0].shape[0]
+    np.testing.assert_array_equal(peak.shift, expected.shift + (21 - np.array(inside.shape)) / 2)
+    np.testing.assert_allclose([peak.score, peak.overlap], [expected.score, expected.overlap], rtol=0.04)
