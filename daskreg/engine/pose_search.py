@@ -42,7 +42,7 @@ MARGIN = 2.0  # voxels of the search around what is not filling
 class RefinementLevel:
     """Of the refinement. voxel, lattice: of the level that is read and of the lattice, as a part of a voxel of the search;
     apart: the same, least distance of two candidates;  candidates: with and as many without what may be filling;  smoothed: by
-    tensors as they are correlated
+    tensors, as they are correlated
     """
 
     voxel: float
@@ -53,13 +53,15 @@ class RefinementLevel:
     smoothed: bool = False
 
 
-# A few steps tell which of many are worth the others
+# Where images share half of their content the best of the first lattice is more than a voxel of the search off, too far for
+# edges: tensors on half of its voxels lead to where those go on. A few steps tell which of many are worth the others
 LEVELS = (
     RefinementLevel(TENSOR_LEVEL, 1.0, 1.0, 4, 600, smoothed=True),
-    RefinementLevel(TENSOR_LEVEL, 1.0, 1.0, 6, 250, smoothed=True),
-    RefinementLevel(0.5, 0.5, 1.0, 4, 160),
-    RefinementLevel(0.5, 0.5, 1.0, 6, 40),
-    RefinementLevel(0.25, 0.25, 0.5, 8, 4),
+    RefinementLevel(0.5, 0.5, 1.0, 3, 240, smoothed=True),
+    RefinementLevel(0.5, 0.5, 0.5, 4, 60, smoothed=True),
+    RefinementLevel(0.5, 0.5, 0.5, 4, 40),
+    RefinementLevel(0.5, 0.5, 0.5, 4, 16),
+    RefinementLevel(0.25, 0.25, 0.5, 6, 4),
 )
 
 
