@@ -478,6 +478,12 @@ def encode_bfloat16() -> Case:
     return INNER, vectors(*TALL), np.zeros((3, *TALL), np.uint16)
 
 
+@case
+def to_float32() -> Case:
+    nz, ny, nx = SHAPE
+    return SHAPE, 1, 2, np.arange(nz * ny * nx, dtype=np.uint16).reshape(SHAPE), empty(nz + 1, ny + 2, nx)
+
+
 # --- cooperative kernels ----------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.cluster.stored_reader import StoredReader
+from daskreg.cluster.upload import upload
 from daskreg.comm import Communicator
 from daskreg.engine.background import Background, leave_out
 from daskreg.engine.images import Image, check_mask, normalise
@@ -95,6 +96,9 @@ def _load(volume: Volume, planes: Span, device: Device) -> NDArray[np.float32]:
     if device.kind == "cpu":
         return volume.planes(planes)
     voxels: NDArray[np.float32] = device.xp.empty((len(planes), *volume.shape[1:]), np.float32)
+    if volume.reads_stored() and voxels.size:
+        upload(volume, planes, voxels)
+        return voxels
     for batch, found in prefetched(volume.planes, batches(planes)):
         voxels[batch.within(planes)] = device.put(found)
     return voxels

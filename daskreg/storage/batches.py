@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import Span
 
+Part = TypeVar("Part")
+Voxel = TypeVar("Voxel", bound=np.generic)
 BATCH_PLANES = 64  # read at a time, as many as a usual chunk has
 
 
@@ -20,8 +23,8 @@ def batches(planes: Span, most: int = BATCH_PLANES) -> list[Span]:
     return [Span(z, z + each) & planes for z in range(planes.start // each * each, planes.stop, each)]
 
 
-def prefetched(read: Callable[[Span], NDArray[np.float32]], spans: Sequence[Span]) -> Iterator[tuple[Span, NDArray[np.float32]]]:
-    """Spans and their planes; the next ones are read while a batch is in use."""
+def prefetched(read: Callable[[Part], NDArray[Voxel]], spans: Sequence[Part]) -> Iterator[tuple[Part, NDArray[Voxel]]]:
+    """Spans and their planes, or other parts; the next one is read while one is in use."""
     with ThreadPoolExecutor(1, "daskreg-input") as reader:
         pending = [reader.submit(read, batch) for batch in spans[:1]]
         for batch, following in zip_longest(spans, spans[1:]):

@@ -86,6 +86,16 @@ class Volume:
             raise Unreadable(f"{self.name}: voxels {box.start} to {box.stop} cannot be read: {reason(error)}.") from error
         return voxels
 
+    def reads_stored(self) -> bool:
+        """Whether ``read_stored`` can be used: numbers of up to four bytes in a Zarr store, along the same axes."""
+        direct = self.stored is not None and self.stored.name == self.data.name and self.stored.order == (0, 1, 2)
+        return direct and (self.dtype.kind in "iu" or self.dtype == np.float32) and self.dtype.itemsize <= 4
+
+    def read_stored(self, region: Region, into: NDArray[Any]) -> None:
+        """Decode a region into a C-contiguous array of its shape and of the stored type. Raises Unreadable."""
+        assert self.stored is not None
+        self.stored.read(region, into)
+
     def planes(self, planes: Span) -> NDArray[np.float32]:
         """The voxels of some planes, as ``read`` gives them."""
         return self.read(Region((planes.start, 0, 0), (max(planes.start, planes.stop), *self.grid.shape[1:])))

@@ -51,7 +51,7 @@ from daskreg.storage.runs.run_state import (
 from daskreg.storage.transform_record import StoredLink, require_map
 from daskreg.storage.zarr import ngff, ngff05, ngff06
 from daskreg.storage.zarr.chunks import require_all_stored
-from daskreg.storage.zarr.codecs import with_zarrs_codecs
+from daskreg.storage.zarr.codecs import encode_box, with_zarrs_codecs
 from daskreg.storage.zarr.multiscale import grid_from_attributes
 from daskreg.storage.zarr.nodes import attributes, lazy_array, open_node
 from daskreg.storage.zarr.pyramid import CHUNK, Factors, coarsen, levels_within, new_array, pyramid, steps
@@ -258,7 +258,9 @@ class RunStore:
         array = self._array(name, level)
         _require_fit(name, region, voxels, array)
         with write_errors(join(self.path, name)):
-            array[(..., *region.slices)] = voxels
+            box = [*(slice(0, n) for n in array.shape[:-3]), *region.slices]
+            if not encode_box(array, box, np.ascontiguousarray(voxels)):
+                array[tuple(box)] = voxels
 
     def build_pyramid(self, name: str) -> None:
         """Coarser levels by block mean until the longest axis has 64 voxels, through Dask, each from the one before.

@@ -7,11 +7,16 @@ is not valid before it is complete.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, cast
 
 import zarr
+from numpy.typing import NDArray
 from zarr.storage import LocalStore
+from zarrs import _internal
 from zarrs.pipeline import ZarrsCodecPipeline, get_codec_pipeline_impl
+
+from daskreg.storage.zarr.chunks import is_stored, object_key, objects_in, stored_shape
 
 _FORKED = [False]  # the threads of zarrs do not exist in a forked child
 if hasattr(os, "register_at_fork"):
@@ -67,3 +72,57 @@ def with_zarrs_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:
     pipeline = ZarrsPipeline(array.metadata, array.store, coder, plain)
     object.__setattr__(fast.async_array, "codec_pipeline", pipeline)
     return fast
+
+
+def decode_box(array: zarr.Array[Any], box: Sequence[slice], out: NDArray[Any]) -> bool:
+    """Decode a box straight into an array of its shape: one call for all chunks, on all cores, without the GIL.
+
+    False, with nothing done, where zarrs does not read the array, or ``out`` is of another type or not in C order.
+    """
+    coder = _coder(array, out)
+    if coder is not None:
+        coder.retrieve_chunks_and_apply_index(_items(array, box, out), out)
+    return coder is not None
+
+
+def encode_box(array: zarr.Array[Any], box: Sequence[slice], voxels: NDArray[Any]) -> bool:
+    """Encode and write whole chunks, as ``decode_box`` reads them."""
+    coder = None if array.store.read_only else _coder(array, voxels)
+    if coder is None:
+        return False
+    coder.store_chunks_with_indices(_items(array, box, voxels), voxels, True)
+    for index in objects_in(array, box):
+        if not is_stored(array, index):  # zarrs leaves out empty chunks
+            _, part, there = _part(index, stored_shape(array), box)
+            array[part] = voxels[there]
+    return True
+
+
+def _coder(array: zarr.Array[Any], voxels: NDArray[Any]) -> Any:
+    pipeline: Any = array.async_array.codec_pipeline
+    usable = isinstance(pipeline, ZarrsPipeline) and not _FORKED[0]
+    return pipeline.impl if usable and voxels.dtype == array.dtype and voxels.flags.c_contiguous else None
+
+
+def _items(array: zarr.Array[Any], box: Sequence[slice], voxels: NDArray[Any]) -> list[Any]:
+    """What zarrs is told of each chunk: its key, the part of it, and where that is in ``voxels``."""
+    size, prefix, items = stored_shape(array), f"{array.path}/" if array.path else "", []
+    for index in objects_in(array, box):
+        inside, _, there = _part(index, size, box)
+        key, shape = prefix + object_key(array, index), list(voxels.shape)
+        items.append(
+            _internal.ChunkItem(key=key, chunk_subset=list(inside), chunk_shape=list(size), subset=list(there), shape=shape)
+        )
+    return items
+
+
+def _part(index: Sequence[int], size: Sequence[int], box: Sequence[slice]) -> tuple[tuple[slice, ...], ...]:
+    """The part of a chunk in a box: within the chunk, in the array, and within the box."""
+    starts = [i * n for i, n in zip(index, size, strict=True)]
+    ends = [(max(a, s.start), min(a + n, s.stop)) for a, n, s in zip(starts, size, box, strict=True)]
+    inside = tuple(slice(lo - a, hi - a) for (lo, hi), a in zip(ends, starts, strict=True))
+    return (
+        inside,
+        tuple(slice(*e) for e in ends),
+        tuple(slice(lo - s.start, hi - s.start) for (lo, hi), s in zip(ends, box, strict=True)),
+    )

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from daskreg import machine
@@ -39,16 +39,24 @@ class StoredVoxels:
         a, b, c = (self.order[axis] for axis in order)
         return replace(self, name=name, order=(a, b, c))
 
-    def read(self, region: Region, into: NDArray[np.float32]) -> None:
-        """Decode a region of the image into an array of its shape. Raises Unreadable."""
+    def read(self, region: Region, into: NDArray[Any]) -> None:
+        """Decode a region of the image into an array of its shape; into one of the stored type and order by a single call.
+
+        Raises Unreadable.
+        """
+        if self.order == (0, 1, 2) and into.dtype == self.array.dtype and into.flags.c_contiguous:
+            inner = iter(region.slices)
+            box = [next(inner) if i is None else slice(i, i + 1) for i in self.index]
+            self.array.read(box, into.reshape([s.stop - s.start for s in box]))
+            return
         pieces = list(self._pieces(region))
-        largest = max((math.prod(self._chunk), *(piece.size for piece in pieces))) * self.array.dtype.itemsize
+        largest = max((math.prod(self.chunk), *(piece.size for piece in pieces))) * self.array.dtype.itemsize
         threads = max(1, min(MAX_THREADS, machine.cores().value, len(pieces), HELD_BYTES // largest))
         with ThreadPoolExecutor(threads, "daskreg-decode") as pool:
             for _ in pool.map(lambda piece: self._read(piece, region, into), pieces):
                 pass
 
-    def _read(self, piece: Region, region: Region, into: NDArray[np.float32]) -> None:
+    def _read(self, piece: Region, region: Region, into: NDArray[Any]) -> None:
         stored = [slice(0, 0)] * 3
         for axis, part in zip(self.order, piece.slices, strict=True):
             stored[axis] = part
@@ -58,7 +66,7 @@ class StoredVoxels:
         into[piece.within(region)] = voxels.reshape(shape).transpose(self.order)
 
     @property
-    def _chunk(self) -> Order:
+    def chunk(self) -> Order:
         """Voxels of what is decoded as a whole, along the axes of the image."""
         array = self.array.array
         sizes = array.chunks if array.shards is None or math.prod(array.shards) > PIECE_BYTES else array.shards
@@ -68,7 +76,7 @@ class StoredVoxels:
 
     def _pieces(self, region: Region) -> Iterator[Region]:
         """Parts of a region that end where chunks do, of PIECE_BYTES where chunks are smaller."""
-        length, chunk, shape = list(self._chunk), self._chunk, region.shape
+        length, chunk, shape = list(self.chunk), self.chunk, region.shape
         for axis in (2, 1, 0):
             across = math.prod(length[:axis] + length[axis + 1 :]) * self.array.dtype.itemsize
             whole = -(-shape[axis] // chunk[axis]) + 1
