@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError
+from daskreg.kernels.compiler import cupy_kernels
 from daskreg.kernels.compiler.launch import on_device
 
 _PEAKS: dict[int, int] = {}
@@ -154,5 +155,6 @@ def _select(number: int) -> None:
         raise ConfigError(f"GPU {number} was requested and this process sees {count}; look at CUDA_VISIBLE_DEVICES.")
     from numba import cuda
 
+    cupy_kernels.restore()
     cupy.cuda.Device(number).use()
     cuda.select_device(number)

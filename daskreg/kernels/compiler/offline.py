@@ -56,13 +56,15 @@ def compile_for(architectures: Sequence[str], base: Path | None = None) -> Path:
     for number in capabilities:
         (made / marker_name(number)).touch()
     if base is not None:
-        _open_to_readers(made)
+        open_to_readers(base)
     return made
 
 
-def _open_to_readers(made: Path) -> None:
-    for path in (made, *made.iterdir()):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+def open_to_readers(base: Path) -> None:
+    """Let everybody read the folders of kernels below a folder."""
+    for made in base.glob("daskreg-*"):
+        for path in (made, *made.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _started(architecture: str, share: int, shares: int, base: Path | None) -> subprocess.Popen[str]:
