@@ -10,8 +10,9 @@ from __future__ import annotations
 import datetime
 import secrets
 import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -78,29 +79,41 @@ def safe_path() -> AbstractContextManager[None]:
 
 
 class ClosedScheduler(Scheduler):
-    """A scheduler whose dashboard answers below its prefix only; Dask's tells everybody the prefix."""
+    """A scheduler whose dashboard answers below its prefix only; Dask's tells everybody the prefix.
 
-    def __init__(self, *arguments: Any, http_prefix: str = "/", **options: Any) -> None:
-        self.prefix = http_prefix.strip("/")
-        super().__init__(*arguments, http_prefix=http_prefix, **options)
+    The dashboard is made when somebody first asks for it: importing Bokeh takes as long as a small registration.
+    """
+
+    def __init__(self, *arguments: Any, http_prefix: str = "/", dashboard: bool = True, **options: Any) -> None:
+        self.prefix, self._dashboard_wanted = http_prefix.strip("/"), dashboard
+        super().__init__(*arguments, http_prefix=http_prefix, dashboard=False, **options)
 
     def start_http_server(self, *arguments: Any, **options: Any) -> None:
         """Called by Dask, before anything can connect."""
         start: Any = super().start_http_server
         start(*arguments, **options)
         application: Any = self.http_application
-        application.find_handler = _Guard(application, self.prefix)
+        application.find_handler = _Guard(application, self.prefix, self._make_dashboard)
+
+    def _make_dashboard(self) -> None:
+        """Add its pages, on the thread of the HTTP server."""
+        if self._dashboard_wanted:
+            self._dashboard_wanted = False
+            with suppress(ImportError):  # no Bokeh
+                pages = import_module("distributed.dashboard.scheduler")
+                pages.connect(self.http_application, self.http_server, self, prefix=f"/{self.prefix}")
 
 
 class _Guard:
-    """Finds the handler of a request below a prefix; of any other one that of an error."""
+    """Finds the handler of a request below a prefix, after ``prepare``; of any other one that of an error."""
 
-    def __init__(self, application: Any, prefix: str) -> None:
-        self.application, self.find, self.prefix = application, application.find_handler, prefix
+    def __init__(self, application: Any, prefix: str, prepare: Callable[[], None]) -> None:
+        self.application, self.find, self.prefix, self.prepare = application, application.find_handler, prefix, prepare
 
     def __call__(self, request: Any, **options: Any) -> Any:
         first = request.path.strip("/").partition("/")[0]
         if secrets.compare_digest(first.encode(), self.prefix.encode()):
+            self.prepare()
             return self.find(request, **options)
         return self.application.get_handler_delegate(request, ErrorHandler, {"status_code": 404})
 

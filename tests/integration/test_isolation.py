@@ -148,3 +148,25 @@ def test_no_worker_outlives_a_killed_driver_by_five_seconds(tmp_path):
     assert len(workers) == 2
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert alive == []
+
+
+OPENED = """
+import sys, urllib.request
+from daskreg.cluster.clients import embedded_client
+with embedded_client() as client:
+    scheduler = client.cluster.scheduler
+    address = f"http://127.0.0.1:{scheduler.http_server.port}"
+    for path, known in ("status", False), (f"{scheduler.prefix}/status", True), (f"{scheduler.prefix}/status", True):
+        try:
+            answer = urllib.request.urlopen(f"{address}/{path}", timeout=60).status
+        except urllib.error.HTTPError as error:
+            answer = error.code
+        assert answer == (200 if known else 404), answer
+        assert ("bokeh" in sys.modules) == known
+"""
+
+
+@pytest.mark.slow
+def test_bokeh_is_imported_by_who_opens_the_dashboard_and_knows_where_it_is():
+    done = subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
