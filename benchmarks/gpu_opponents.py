@@ -9,7 +9,10 @@ own, twice: ``first`` compiles its kernels, ``seconds`` is the second one, proce
 ``error``: distance of the found and the true point in voxels, mean and 95th percentile, at random voxel centres in the body.
 ``gpu``: most memory of the GPU in use, less what was in use before (asked every 0.2 s).
 
-FireANTs is the wheel from PyPI, which comes without its fused CUDA extension. It is only run (its licence forbids copying).
+FireANTs is the wheel from PyPI; neither that nor the source archive there has its fused CUDA extension. It is only run (its
+licence forbids copying). A machine without a registry needs, beside PyTorch and CuPy: fireants, warpfield, SimpleITK, tqdm, and
+an empty module ``hdf5plugin``, which warpfield imports and these files do not need. FireANTs takes about 340 bytes of GPU
+memory a voxel (``gpu_iterations_fireants.json``): 1024^3 fits on no GPU.
 """
 
 from __future__ import annotations
