@@ -24,6 +24,8 @@ ENTRY_POINT_GROUP = "daskreg.formats"
 IMAGES = (
     "daskreg.storage.formats.nifti:NiftiImage",
     "daskreg.storage.formats.itk_image:ItkImage",
+    "daskreg.storage.formats.tiff:TiffImage",
+    "daskreg.storage.formats.imaris:ImarisImage",
     "daskreg.storage.formats.ome_zarr:ZarrImage",
 )
 TRANSFORMS = (

@@ -1,0 +1,360 @@
+"""TIFF stacks, OME-TIFF and ImageJ's hyperstacks, through tifffile: one series of a file, one level of it, read by pages."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.errors import ConfigError, NotFound, UnitsError, Unreadable
+from daskreg.grid import unit_name
+from daskreg.storage.axes import KINDS, Axis, spatial
+from daskreg.storage.format import ImageFormat, first_bytes
+from daskreg.storage.formats.lazy import Box, lazy_voxels, slab_chunks
+from daskreg.storage.fs.address import Address
+from daskreg.storage.fs.claims import require_memory
+from daskreg.storage.fs.errors import read_errors
+from daskreg.storage.grid_metadata import GridMetadata, triple
+from daskreg.storage.image_record import ImageRecord, Resolution
+from daskreg.storage.zarr.multiscale import one_unit
+from daskreg.storage.zarr.nodes import check_dtype
+
+log = logging.getLogger(__name__)
+
+STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MICROMETRES = "\N{MICRO SIGN}m"  # what OME means where it names no unit
+CENTIMETRES, INCHES = 3, 2  # of the tag ResolutionUnit
+SAMPLES, SEQUENCE = "S", "IQ"  # tifffile's names of the components of a pixel, and of pages that nothing names
+OPEN_FILES = 8  # in a process
+DAMAGE = re.compile("invalid|corrupt|truncated|contains no pages")  # of what tifffile logs
+Stamp = tuple[int, int]  # of a file, so that another one in its place is not read from a handle of the old one
+
+
+class TiffImage(ImageFormat):
+    """TIFF, OME-TIFF and ImageJ TIFF. Voxel sizes are those of OME and ImageJ; a plain TIFF states none along z."""
+
+    name = "TIFF"
+    endings = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
+    writes = False
+    leading_axes = True
+    remote = False
+
+    def sniff(self, path: str) -> bool:
+        """By the first bytes, of BigTIFF too."""
+        return first_bytes(path, 4) in STARTS
+
+    def open(self, address: Address) -> ImageRecord:
+        """The series that ``::array=`` names, by number or name, else the largest; its level ``::level=``."""
+        path = address.path
+        with _complete(path), _tifffile(path).TiffFile(path) as file:
+            number = _series_number(file, address)
+            levels = file.series[number].levels
+            level = _level_number(levels, address)
+            series = levels[level]
+            _require_whole(path, series, missing=address.missing)
+            dtype = np.dtype(series.dtype).newbyteorder("=")
+            check_dtype(dtype, path)
+            require_memory(path, series.keyframe.size * dtype.itemsize)  # a page is decoded as a whole
+            details = _Details.of(file, number)
+            axes, shape = details.axes(series.axes), tuple(series.shape)
+            form = f"{details.kind}, {_compression(series)}"
+        chunks = _chunks(axes, shape, dtype.itemsize)
+        data = lazy_voxels(partial(_read, path, number, level, _stamp(path)), shape, dtype, chunks)
+        resolutions = _resolutions([(k.axes, tuple(k.shape)) for k in levels], details)
+        grid = details.grid(_along(axes, shape), _along(details.axes(levels[0].axes), levels[0].shape))
+        return ImageRecord(address.text, form, data, axes, grid, chunks, resolutions, details.channels)
+
+
+class _Details:
+    """What a file says of the voxels of a series.
+
+    spacing: z, y, x of its first level, None where one of them is not stated;  unit: of length;  interval: seconds between two
+    times;  channels: their names
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        spacing: Sequence[float] | None = None,
+        unit: str | None = None,
+        interval: float = 1.0,
+        channels: tuple[str, ...] = (),
+    ) -> None:
+        self.kind, self.spacing, self.unit, self.interval, self.channels = kind, spacing, unit, interval, channels
+
+    @classmethod
+    def of(cls, file: Any, number: int) -> _Details:
+        """Of a series."""
+        if file.is_ome:
+            return cls._of_ome(file, number)
+        return cls._of_imagej(file) if file.is_imagej else cls("TIFF")
+
+    @classmethod
+    def _of_ome(cls, file: Any, number: int) -> _Details:
+        image = _ome_image(file, number)
+        pixels = None if image is None else _child(image, "Pixels")
+        if pixels is None:
+            return cls("OME-TIFF")
+        stated = [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]
+        units = [_known_unit(file.filename, pixels.get(f"PhysicalSize{axis}Unit", MICROMETRES)) for axis in "ZYX"]
+        unit, factors = one_unit(file.filename, units)
+        spacing = _positive([float(s) * k for s, k in zip(stated, factors, strict=True) if s is not None])
+        channels = tuple(c.get("Name") or c.get("ID") or str(k) for k, c in enumerate(_children(pixels, "Channel")))
+        return cls("OME-TIFF", spacing, unit, float(pixels.get("TimeIncrement") or 1.0), channels)
+
+    @classmethod
+    def _of_imagej(cls, file: Any) -> _Details:
+        known, tags = file.imagej_metadata or {}, file.pages[0].tags
+        depth, across = known.get("spacing"), [_pixel_size(tags.get(name)) for name in ("YResolution", "XResolution")]
+        stated = [abs(float(depth)) if depth else None, *across]  # negative where the stack was turned upside down
+        spacing = _positive([s for s in stated if s is not None])
+        return cls("ImageJ TIFF", spacing, _known_unit(file.filename, known.get("unit")), float(known.get("finterval") or 1.0))
+
+    def axes(self, names: str) -> tuple[Axis, ...]:
+        """Of an array with tifffile's names; pages without one are planes, the components of a pixel channels."""
+        planes = next((n for n in SEQUENCE if n in names), "") if "Z" not in names else ""
+        given = ["z" if n == planes else "c" if n == SAMPLES and "C" not in names else n.lower() for n in names]
+        return tuple(self._axis(name) for name in given)
+
+    def _axis(self, name: str) -> Axis:
+        kind = KINDS.get(name, "other")
+        if kind == "time" and self.interval != 1.0:
+            return Axis(name, kind, "second", scale=self.interval)
+        return Axis(name, kind, self.unit if kind == "space" else None)
+
+    def grid(self, shape: tuple[int, ...] | None, finest: tuple[int, ...] | None) -> GridMetadata | None:
+        """Of a level of a shape (z, y, x) whose first level has another; voxels of coarser ones cover whole blocks of it."""
+        if self.spacing is None or shape is None or finest is None:
+            return None
+        factors = [round(n / max(m, 1)) or 1 for n, m in zip(finest, shape, strict=True)]
+        shift = triple((f - 1) / 2 * s for f, s in zip(factors, self.spacing, strict=True))
+        return GridMetadata(triple(f * s for f, s in zip(factors, self.spacing, strict=True)), shift, unit=self.unit)
+
+
+# ---------------------------------------------------------------- which series, which level
+
+
+def _series_number(file: Any, address: Address) -> int:
+    series, names = file.series, [str(s.name) for s in file.series]
+    shapes = ["x".join(map(str, s.shape)) for s in series]
+    listed = ", ".join(f"{k} ({name}, {shape})" for k, (name, shape) in enumerate(zip(names, shapes, strict=True)))
+    if not series:
+        raise Unreadable(f"{address.path} is a TIFF file without an image in it; it may be cut short: copy it again.")
+    if address.array is None:
+        sizes = [s.size for s in series]
+        if sizes.count(max(sizes)) > 1:
+            raise Unreadable(f"{address.path} holds {len(series)} images; choose one with '::array=0' (there are {listed}).")
+        return sizes.index(max(sizes))
+    if address.array in names:
+        return names.index(address.array)
+    if not address.array.isdecimal() or int(address.array) >= len(series):
+        raise NotFound(f"{address.path} has no image {address.array!r}; it has {listed}.")
+    return int(address.array)
+
+
+def _level_number(levels: Sequence[Any], address: Address) -> int:
+    asked = 0 if address.level is None else address.level
+    number = int(asked) if str(asked).isdecimal() else len(levels)
+    if number >= len(levels):
+        raise NotFound(f"{address.path} has no level {asked!r}; it has {', '.join(str(k) for k in range(len(levels)))}.")
+    return number
+
+
+def _along(axes: tuple[Axis, ...], shape: Sequence[int]) -> tuple[int, ...] | None:
+    order = spatial(axes)
+    return None if order is None else tuple(shape[i] for i in order)
+
+
+def _resolutions(levels: Sequence[tuple[str, tuple[int, ...]]], details: _Details) -> tuple[Resolution, ...]:
+    found, finest = [], _along(details.axes(levels[0][0]), levels[0][1])
+    for k, (names, shape) in enumerate(levels):
+        here = _along(details.axes(names), shape)
+        grid = details.grid(here, finest)
+        if here is not None:
+            found.append(Resolution(str(k), here, (1.0,) * 3 if grid is None else grid.spacing))
+    return tuple(found)
+
+
+# ---------------------------------------------------------------- what a file says
+
+
+def _ome_image(file: Any, number: int) -> Any:
+    """The OME element of a series: by its name, or by its number where there are as many; None where it cannot be told."""
+    images = _children(ElementTree.fromstring(file.ome_metadata), "Image")
+    named = [i for i in images if i.get("Name") == file.series[number].name]
+    if len(named) == 1:
+        return named[0]
+    return images[number] if len(images) == len(file.series) else None
+
+
+def _children(element: Any, name: str) -> list[Any]:
+    return [child for child in element if child.tag.rpartition("}")[2] == name]
+
+
+def _child(element: Any, name: str) -> Any:
+    return next(iter(_children(element, name)), None)
+
+
+def _known_unit(path: str, stated: Any) -> str | None:
+    word = str(stated or "").replace("\\u00B5", "\N{MICRO SIGN}").strip()
+    if word in ("reference frame", ""):
+        return None
+    try:
+        return unit_name(word)
+    except UnitsError:
+        log.warning("%s: its unit %r is not known here, so that its voxel size has none; give '::unit='.", path, word)
+        return None
+
+
+def _pixel_size(tag: Any) -> float | None:
+    """Of a resolution, which is pixels a unit."""
+    count, length = tag.value if tag is not None else (0, 1)
+    return float(length) / float(count) if count else None
+
+
+def _positive(spacing: Sequence[float]) -> tuple[float, ...] | None:
+    """Three voxel sizes, None where one is missing or none."""
+    usable = len(spacing) == 3 and all(s > 0 and math.isfinite(s) for s in spacing)
+    return tuple(spacing) if usable else None
+
+
+def _compression(series: Any) -> str:
+    name = str(getattr(series.keyframe.compression, "name", series.keyframe.compression)).lower()
+    return "uncompressed" if name == "none" else name
+
+
+@contextmanager
+def _complete(path: str) -> Iterator[None]:
+    """Raises Unreadable where tifffile complains of pages that are not there: it goes on with those before."""
+    complaints = _Complaints()
+    logger = logging.getLogger("tifffile")
+    logger.addHandler(complaints)
+    try:
+        yield
+    finally:
+        logger.removeHandler(complaints)
+    if complaints.texts:
+        raise Unreadable(f"{path} is cut short or damaged: {complaints.texts[0]}; copy it again.")
+
+
+class _Complaints(logging.Handler):
+    """What tifffile says of damage."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        text = re.sub(r"<[^>]*> ", "", record.getMessage())
+        if DAMAGE.search(text):
+            self.texts.append(text)
+
+
+def _require_whole(path: str, series: Any, *, missing: str | None) -> None:
+    """Raises Unreadable where voxels are not in the file: tifffile would read zeros."""
+    pages, sparse = [p for p in series.pages if p is not None], 0
+    absent = len(series.pages) - len(pages)
+    for page in pages:
+        offsets, counts = page.dataoffsets, page.databytecounts
+        end = max((o + n for o, n in zip(offsets, counts, strict=False)), default=0)
+        if series.dataoffset is not None:  # one stretch of the file
+            end = series.dataoffset + series.nbytes
+        if end > page.parent.filehandle.size:
+            raise Unreadable(
+                f"{path} is cut short: it has {page.parent.filehandle.size} bytes, and voxels up to byte {end}; copy it again."
+            )
+        sparse += sum(n == 0 for n in counts)
+    if (absent or sparse) and missing != "fill":
+        what = f"{absent} of {len(series.pages)} planes" if absent else f"{sparse} strips or tiles"
+        raise Unreadable(f"{path}: {what} are missing; copy all of its files, or read them as 0 with '{path}::missing=fill'.")
+
+
+# ---------------------------------------------------------------- voxels
+
+
+def _chunks(axes: tuple[Axis, ...], shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Slabs of planes, whole pixels."""
+    names = [a.name for a in axes]
+    inner = len(shape) - names.index("z") if "z" in names else min(len(shape), 3)
+    return slab_chunks(shape, itemsize, -inner)
+
+
+def _read(path: str, number: int, level: int, stamp: Stamp, box: Box) -> NDArray[Any]:
+    with read_errors(path):
+        if _stamp(path) != stamp:
+            raise Unreadable(f"{path} has changed since it was opened; open it again.")
+        found = _opened(path, number, level, stamp).read(box)
+        return np.ascontiguousarray(found, found.dtype.newbyteorder("="))
+
+
+class _Opened:
+    """A level of a series, read by whole pages; its file is closed with the last use.
+
+    inner: axes of the array within a page
+    """
+
+    def __init__(self, path: str, number: int, level: int) -> None:
+        self.file, self.lock = _tifffile(path).TiffFile(path), threading.RLock()
+        self.series = self.file.series[number].levels[level]
+        shape, page = tuple(self.series.shape), self.series.keyframe.size
+        self.inner = next(k for k in range(len(shape), -1, -1) if math.prod(shape[k:]) == page)
+        self.whole: NDArray[Any] | None = None
+        if self.series.dataoffset is not None:  # one stretch of the file, of which ImageJ describes the first page alone
+            dtype = np.dtype(self.series.dtype).newbyteorder(self.file.byteorder)
+            self.whole = np.memmap(path, dtype, "r", self.series.dataoffset, shape)
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """The voxels of a box."""
+        if self.whole is not None:
+            return self.whole[box]
+        outer, inner, shape = box[: self.inner], box[self.inner :], tuple(self.series.shape)
+        found = np.empty([s.stop - s.start for s in box], self.series.dtype)
+        for index in np.ndindex(*found.shape[: self.inner]):
+            place = [s.start + k for s, k in zip(outer, index, strict=True)]
+            found[index] = self._page(int(np.ravel_multi_index(place, shape[: self.inner])) if place else 0)[inner]
+        return found
+
+    def _page(self, number: int) -> NDArray[Any]:
+        page, shape = self.series.pages[number], tuple(self.series.shape)[self.inner :]
+        if page is None:  # missing, and read as 0
+            return np.zeros(shape, self.series.dtype)
+        pixels: NDArray[Any] = page.asarray(lock=self.lock, maxworkers=1)
+        return pixels.reshape(shape)
+
+    def __del__(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+@lru_cache(OPEN_FILES)
+def _opened(path: str, number: int, level: int, stamp: Stamp) -> _Opened:
+    """One for all reads of a process."""
+    return _Opened(path, number, level)
+
+
+atexit.register(_opened.cache_clear)
+
+
+def _stamp(path: str) -> Stamp:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
+def _tifffile(path: str) -> Any:
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ConfigError(f"{path}: it needs tifffile, which is not installed; pip install 'daskreg[tiff]'.") from error
+    return tifffile

@@ -1,0 +1,153 @@
+"""TIFF as tifffile writes it for OME and ImageJ: voxels, axes and voxel sizes, and files that are not whole."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from daskreg.errors import ConfigError, NotFound, Unreadable
+from daskreg.storage import open_volume
+from daskreg.storage.formats import tiff
+from daskreg.storage.fs.address import parse_address
+from daskreg.storage.images import open_record
+
+tifffile = pytest.importorskip("tifffile")
+VOXELS = np.random.default_rng(0).integers(0, 60000, (2, 3, 5, 16, 20)).astype(np.uint16)  # t, c, z, y, x
+OME = {
+    "axes": "TCZYX", "PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm",
+    "PhysicalSizeZ": 2000, "PhysicalSizeZUnit": "nm", "TimeIncrement": 3.0, "Channel": {"Name": ["DAPI", "GFP", "RFP"]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(name, voxels=VOXELS, **given):
+        tifffile.imwrite(tmp_path / name, voxels, **given)
+        return tmp_path / name
+
+    return write
+
+
+def record(path, keys=""):
+    return open_record(parse_address(f"{path}{keys}"))
+
+
+def test_ome_states_axes_voxel_sizes_times_and_channels(written):
+    found = record(written("a.ome.tif", metadata=OME))
+    assert found.format == "OME-TIFF, uncompressed"
+    assert [a.name for a in found.axes] == ["t", "c", "z", "y", "x"]
+    assert (found.axes[0].scale, found.axes[0].unit) == (3.0, "second")
+    assert found.channels == ("DAPI", "GFP", "RFP")
+    assert found.grid_metadata.unit == "nanometer"
+    np.testing.assert_allclose(found.grid_metadata.spacing, (2000, 250, 500))
+    np.testing.assert_array_equal(found.data.compute(), VOXELS)
+
+
+def test_a_channel_and_a_time_are_an_image(written):
+    path = written("a.ome.tif", metadata=OME)
+    volume = open_volume(f"{path}::channel=GFP,time=1")
+    np.testing.assert_array_equal(volume.data.compute(), VOXELS[1, 1])
+    np.testing.assert_allclose(volume.grid.spacing, (2000, 250, 500))
+
+
+def test_imagej_states_planes_apart_and_its_own_unit(written):
+    voxels = VOXELS.transpose(0, 2, 1, 3, 4)
+    given = {"axes": "TZCYX", "spacing": 3.0, "unit": "um", "finterval": 1.5}
+    found = record(written("a.tif", voxels, imagej=True, resolution=(4, 5), metadata=given))
+    assert [a.name for a in found.axes] == ["t", "z", "c", "y", "x"]
+    assert found.axes[0].scale == 1.5
+    assert found.grid_metadata.unit == "micrometer"
+    np.testing.assert_allclose(found.grid_metadata.spacing, (3, 0.2, 0.25))
+    np.testing.assert_array_equal(found.data.compute(), voxels)
+
+
+@pytest.mark.parametrize("given", [{}, {"byteorder": ">"}, {"tile": (16, 16), "compression": "zlib", "bigtiff": True}])
+def test_a_stack_of_pages_has_no_voxel_size(written, given):
+    found = record(written("a.tif", VOXELS[0, 0], **given))
+    assert found.grid_metadata is None
+    assert [a.name for a in found.axes] == ["z", "y", "x"]
+    assert found.data.dtype == np.dtype(np.uint16)
+    np.testing.assert_array_equal(found.data[1:4, 3:9, 2:11].compute(), VOXELS[0, 0, 1:4, 3:9, 2:11])
+
+
+def test_levels_below_a_page_are_coarser_images(written, tmp_path):
+    path, fine = tmp_path / "a.ome.tif", VOXELS[0, 0]
+    with tifffile.TiffWriter(path) as file:
+        file.write(fine, subifds=1, metadata={"axes": "ZYX", "PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0, "PhysicalSizeZ": 3.0})
+        file.write(fine[:, ::2, ::2], subfiletype=1)
+    found = record(path, "::level=1")
+    assert [(level.shape, level.spacing) for level in found.levels] == [((5, 16, 20), (3, 1, 1)), ((5, 8, 10), (3, 2, 2))]
+    assert found.grid_metadata.translation == (0, 0.5, 0.5)
+    np.testing.assert_array_equal(found.data.compute(), fine[:, ::2, ::2])
+    with pytest.raises(NotFound, match="no level 2; it has 0, 1"):
+        record(path, "::level=2")
+
+
+def test_one_of_several_images_is_chosen(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path) as file:
+        for k in range(2):
+            file.write(VOXELS[0, k], metadata={"axes": "ZYX", "Name": f"round {k}"})
+    with pytest.raises(Unreadable, match=r"holds 2 images; choose one with '::array=0' \(there are 0 \(round 0, 5x16x20\), 1"):
+        record(path)
+    for keys in ("::array=1", "::array=round 1"):
+        np.testing.assert_array_equal(record(path, keys).data.compute(), VOXELS[0, 1])
+    with pytest.raises(NotFound, match="no image '2'"):
+        record(path, "::array=2")
+
+
+def test_a_file_that_is_cut_short_is_refused(written):
+    path = written("a.tif", VOXELS[0, 0])
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(Unreadable, match="cut short: it has 2000 bytes, and voxels up to byte"):
+        record(path)
+
+
+def test_pages_behind_the_end_are_not_left_out(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for plane in VOXELS[0, 0]:
+            file.write(plane, contiguous=False, metadata=None)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 3 // 5])
+    with pytest.raises(Unreadable, match="cut short"):
+        record(path)
+
+
+def test_tiles_that_are_missing_are_told(written):
+    path = written("a.tif", np.zeros((5, 32, 32), np.uint8), tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[1].tags["TileByteCounts"].overwrite([0, 0, 0, 0])
+    with pytest.raises(Unreadable, match=r"4 strips or tiles are missing.*::missing=fill"):
+        record(path)
+    assert record(path, "::missing=fill").data.compute().shape == (5, 32, 32)
+
+
+def test_a_file_that_was_replaced_is_not_read_as_the_old_one(written):
+    found = record(written("a.tif", VOXELS[0, 0]))
+    found.data.compute()
+    written("a.tif", VOXELS[0, 1] // 2, compression="zlib")
+    with pytest.raises(Unreadable, match="has changed since it was opened"):
+        found.data.compute()
+
+
+def test_workers_read_it_too(written):
+    data = record(written("a.tif", VOXELS[0, 0])).data
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(data)).compute(), VOXELS[0, 0])
+
+
+def test_no_tiff_and_no_tifffile_are_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"II*\0" + bytes(100))
+    with pytest.raises(Unreadable, match="without an image in it"):
+        record(path)
+    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
+    with pytest.raises(ConfigError, match=r"needs tifffile, which is not installed; pip install 'daskreg\[tiff\]'"):
+        record(path)
+
+
+def test_an_unknown_unit_leaves_the_voxel_size_without_one(caplog):
+    assert tiff._known_unit("a.tif", "\\u00B5m") == "micrometer"
+    assert tiff._known_unit("a.tif", "reference frame") is None
+    assert tiff._known_unit("a.tif", "furlong") is None
+    assert "its unit 'furlong' is not known here" in caplog.text
