@@ -2,12 +2,13 @@
 
     python benchmarks/mixed_storage.py                   # the bundled pair at 2 mm: each loss
     python benchmarks/mixed_storage.py --data DIR        # also the labelled pair at 1 mm (OASIS to MNI), Dice of 12 structures
+    python benchmarks/mixed_storage.py --kinds moments   # only what a CPU offers
 
 Emulated: images rounded to float16, the gradient to bfloat16, Adam's m to bfloat16, v stochastically to 8 bits of fraction,
-and the direction from the rounded moments. ``control`` is float32 without the last two bits of the gradient: how much a
-registration diverges by itself. ``loss``: relative difference of the last loss at full resolution;  ``mean``, ``p99``:
-distance of the two displacements, voxels;  ``length``: mean length of the displacement. Prints one JSON line per case and
-writes ``mixed_storage.json``.
+and the direction from the rounded moments. ``moments``: not emulated, what a CPU does with ``storage: moments``. ``control`` is
+float32 without the last two bits of the gradient: how much a registration diverges by itself. ``loss``: relative difference of
+the last loss at full resolution;  ``mean``, ``p99``: distance of the two displacements, voxels;  ``length``: mean length of the
+displacement. Prints one JSON line per case and writes ``mixed_storage.json``.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def up_or_down(values: Array, bits: int, rng: np.random.Generator) -> Array:
 
 @contextmanager
 def rounded(kind: str) -> Iterator[None]:
-    """Make the loop store as ``kind`` says: float32, control, mixed, or mixed nearest (v to nearest, too)."""
+    """Make the loop store as ``kind`` says: float32, moments, control, mixed, or mixed nearest (v to nearest, too)."""
     plain_adam, plain_gradient, rng = optimizer.adam, LossEvaluation.gradient, np.random.default_rng(0)
 
     def gradient(self: Any, state: Any, backend: Any) -> None:
@@ -81,7 +82,7 @@ def rounded(kind: str) -> Iterator[None]:
         d[...] = -(m * rates[2]) / (np.sqrt(v * rates[3]) + rates[4])
         return np.square(d).sum(axis=0).max(axis=-1)[None]
 
-    if kind == "float32":
+    if kind in ("float32", "moments"):
         yield
         return
     with mock.patch.object(optimizer, "adam", adam), mock.patch.object(LossEvaluation, "gradient", gradient):
@@ -90,6 +91,9 @@ def rounded(kind: str) -> Iterator[None]:
 
 def run(fixed: Path, moving: Path, config: Config, kind: str) -> tuple[Plan, Outcome]:
     """One registration in this thread."""
+    if kind == "moments":
+        stored = (s.model_copy(update={"storage": kind}) if isinstance(s, Deformable) else s for s in config.stages)
+        config = config.model_copy(update={"stages": tuple(stored)})
     inputs = open_inputs(str(fixed), str(moving), config, None, None, None)
     plan, images = inputs.plan(1, None, "auto"), []
     for volume, grid in zip(inputs.cut()[:2], (plan.fixed, plan.moving), strict=True):
@@ -120,13 +124,15 @@ def dice(plan: Plan, found: Outcome, data: Path, config: Config) -> float:
     return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in both]))
 
 
-def compared(name: str, fixed: Path, moving: Path, config: Config, data: Path | None = None) -> Iterator[dict[str, Any]]:
+def compared(
+    kinds: list[str], name: str, fixed: Path, moving: Path, config: Config, data: Path | None = None
+) -> Iterator[dict[str, Any]]:
     """One row per kind of storage."""
     plan, expected = run(fixed, moving, config, "float32")
     u, loss = _field(expected), expected.levels[-1].losses[-1]
     length = round(float(np.sqrt(np.square(u).sum(axis=0)).mean()), 2)
     yield {"case": name, "storage": "float32", "last": loss, "length": length, **_scored(plan, expected, data, config)}
-    for kind in ("control", "mixed", "mixed nearest"):
+    for kind in kinds:
         plan, found = run(fixed, moving, config, kind)
         apart = np.sqrt(np.square(_field(found) - u).sum(axis=0))
         row = {"loss": round(found.levels[-1].losses[-1] / loss - 1, 6), "mean": round(float(apart.mean()), 4)}
@@ -138,25 +144,27 @@ def _scored(plan: Plan, found: Outcome, data: Path | None, config: Config) -> di
     return {} if data is None else {"dice": round(dice(plan, found, data, config), 4)}
 
 
-def cases(data: Path | None) -> Iterator[dict[str, Any]]:
+def cases(kinds: list[str], data: Path | None) -> Iterator[dict[str, Any]]:
     fixed, moving = BUNDLED / "quickstart_mni2009c_T1_2mm.nii.gz", BUNDLED / "quickstart_colin27_T1_2mm.nii.gz"
     for betas in ((0.9, 0.99), (0.9, 0.999)):
         for name, loss in LOSSES.items():
             stage = Deformable(similarity=loss, iterations=(100, 100, 50), tolerance=0, betas=betas)
-            yield from compared(f"{name}, betas {betas}", fixed, moving, Config(stages=(Moments(), Affine(), stage)))
+            yield from compared(kinds, f"{name}, betas {betas}", fixed, moving, Config(stages=(Moments(), Affine(), stage)))
     if data is not None:
         pair = OASIS_TO_MNI
-        yield from compared(pair.case, data / pair.fixed, data / pair.moving, preset("brain"), data)
+        yield from compared(kinds, pair.case, data / pair.fixed, data / pair.moving, preset("brain"), data)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=None, help="folder of the labelled pair")
-    rows = []
-    for row in cases(parser.parse_args().data):
+    parser.add_argument("--kinds", default="control,mixed,mixed nearest,moments")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given, rows = parser.parse_args(), []
+    for row in cases(given.kinds.split(","), given.data):
         rows.append(row)
         print(json.dumps(row), flush=True)
-    OUT.write_text(json.dumps(rows, indent=1) + "\n")
+    given.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -219,7 +219,8 @@ class Deformable(Optimised):
     smooth_warp: Sigma = 0.5  # voxels of the level, Gaussian sigma of the displacement (elastic)
     optimizer: AnyOptimizer = Field(default_factory=lambda: parameters(OPTIMIZERS, "adam"))
     model: AnyModel = Field(default_factory=lambda: parameters(MODELS, "displacement"))
-    storage: Storage = "float32"  # mixed: on a GPU images, gradient and optimizer state take 16 bits a number
+    # On a GPU, mixed: images, gradient and optimizer state take 16 bits a number; on a CPU, moments: optimizer state alone
+    storage: Storage = "float32"
 
     @model_validator(mode="before")
     @classmethod
@@ -281,7 +282,12 @@ class Config(Model):
     @property
     def in_float32(self) -> Config:
         """The same without mixed storage."""
-        stages = (s.model_copy(update={"storage": "float32"}) if isinstance(s, Deformable) else s for s in self.stages)
+        return self.without_storage("mixed")
+
+    def without_storage(self, storage: Storage) -> Config:
+        """The same with float32 in its place."""
+        stored = (isinstance(s, Deformable) and s.storage == storage for s in self.stages)
+        stages = (s.model_copy(update={"storage": "float32"}) if k else s for s, k in zip(self.stages, stored, strict=True))
         return self.model_copy(update={"stages": tuple(stages)})
 
     @classmethod

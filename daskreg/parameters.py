@@ -39,7 +39,7 @@ Number = Annotated[float, BeforeValidator(_no_truth)]
 Decay = Annotated[Number, Field(ge=0, le=0.999999)]  # of a running mean; 1 would never forget, and float32 rounds more to 1
 FileAddress = Annotated[str, Field(min_length=1, max_length=4096)]
 DeviceKind = Literal["cpu", "cuda"]
-Storage = Literal["float32", "mixed"]
+Storage = Literal["float32", "moments", "mixed"]
 
 
 class Checked(ModelMetaclass):
@@ -109,7 +109,7 @@ class OptimizerParameters(Model):
 
     @property
     def storages(self) -> tuple[Storage, ...]:
-        """In which its state can be kept on a GPU."""
+        """In which its state can be kept."""
         return ("float32",)
 
     @property
@@ -139,7 +139,7 @@ class ModelParameters(Model):
 
     @property
     def storages(self) -> tuple[Storage, ...]:
-        """In which an update can read the direction on a GPU."""
+        """In which an update can read the direction."""
         return ("float32",)
 
     @abstractmethod

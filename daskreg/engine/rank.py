@@ -27,7 +27,6 @@ from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.engine.sweep.state import SweptState
 from daskreg.errors import Stopped
 from daskreg.grid import Grid, Span
-from daskreg.parameters import Storage
 from daskreg.planning import Level, Plan
 from daskreg.planning.slabs import Reaches
 
@@ -178,8 +177,7 @@ class Rank:
         block = self._block(level)
         if level.state == "device":
             return make_state(stage, level, block)
-        storage: Storage = "mixed" if is_mixed(stage, block.device) else "float32"
-        optimizer = stage.optimizer.build(storage, block.device.kind)
+        optimizer = stage.optimizer.build(stage.storage, block.device.kind)
         return SweptState(block, level.fixed_factors, optimizer, Reaches.of(stage).total, self.allocate(level.state))
 
     def _set_initial(self, store: Store, level: Level) -> None:

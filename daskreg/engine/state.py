@@ -209,7 +209,7 @@ def make_state(stage: Deformable, level: Level, block: Block) -> StateStore:
     """Zeros, in the stage's storage."""
     kind = block.device.kind
     if not is_mixed(stage, block.device):
-        return StateStore(block, level.fixed_factors, stage.optimizer.build("float32", kind))
+        return StateStore(block, level.fixed_factors, stage.optimizer.build(stage.storage, kind))
     spare = needs_spare(stage, level, len(block.partition.slabs))
     return MixedStateStore(block, level.fixed_factors, stage.optimizer.build("mixed", kind), spare)
 

@@ -29,7 +29,7 @@ class Displacement(ModelParameters):
     @property
     def storages(self) -> tuple[Storage, ...]:
         """Mixed: the direction comes from the optimizer's state."""
-        return ("float32", "mixed")
+        return ("float32", "moments", "mixed")
 
     def reach(self, smooth_warp: float) -> int:
         """The filter's taps, and one plane: a step is shorter than a voxel."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from daskreg.kernels.adam.cpu import adam, adam_direction
 from daskreg.kernels.adam.cuda import launch_grid, smooth_adam
 from daskreg.kernels.adam.moments import pack_moments, unpack_moments
+from daskreg.kernels.adam.packed import packed_adam, packed_adam_direction
 from daskreg.kernels.compiler.launch import extent
 from daskreg.kernels.device import host
 from daskreg.kernels.smoothing.cuda import MAX_RADIUS
@@ -41,8 +42,8 @@ class Adam(OptimizerParameters):
 
     @property
     def storages(self) -> tuple[Storage, ...]:
-        """Mixed: both moments in one word of 32 bits."""
-        return ("float32", "mixed")
+        """Moments and mixed: both moments in one word of 32 bits."""
+        return ("float32", "moments", "mixed")
 
     @property
     def fused_reach(self) -> int:
@@ -51,16 +52,16 @@ class Adam(OptimizerParameters):
 
     def state_bytes(self, storage: Storage) -> int:
         """Both moments."""
-        return 12 if storage == "mixed" else 24
+        return 24 if storage == "float32" else 12
 
     def swept_bytes(self, storage: Storage) -> int:
         """The direction follows from both moments."""
         return self.state_bytes(storage)
 
     def build(self, storage: Storage, device: DeviceKind) -> Optimizer:
-        """For a CPU, a GPU, or a GPU in mixed storage."""
+        """For a CPU or a GPU, in the storages that each has: moments on a CPU, mixed on a GPU."""
         if device == "cpu":
-            return AdamOnCpu(self.betas, self.significance)
+            return (PackedAdamOnCpu if storage == "moments" else AdamOnCpu)(self.betas, self.significance)
         return MixedAdam(self.betas, self.significance) if storage == "mixed" else AdamOnGpu(self.betas, self.significance)
 
 
@@ -132,10 +133,8 @@ class AdamOnGpu(AdamOnCpu):
         return s.state["m"].reshape(-1), s.state["v"].reshape(-1), s.direction.reshape(-1)
 
 
-class MixedAdam(AdamOnGpu):
+class PackedMoments(AdamOnCpu):
     """State ``moments``: both in words of 32 bits, stochastically rounded; the direction follows from them."""
-
-    mixed = True
 
     def init(self, zeros: Callable[..., Any]) -> State:
         """At rest."""
@@ -148,6 +147,28 @@ class MixedAdam(AdamOnGpu):
     def restore(self, state: State, arrays: Mapping[str, Any], put: Callable[[Any], Any]) -> None:
         """What ``saved`` gave comes back bit for bit."""
         state["moments"][...] = put(pack_moments(arrays["m"], arrays["v"]))
+
+
+class PackedAdamOnCpu(PackedMoments):
+    """Packed moments on a CPU, where gradient and direction are float32."""
+
+    def step(self, s: Step) -> None:
+        """As ``AdamOnCpu.step``."""
+        f, g, t = s.filter, s.gradient, int(s.clock[0])
+        f.along_zy(s.box, g, s.direction)
+        filter_ = f.reach, f.tables[2], f.weights
+        rows = packed_adam(s.box, *filter_, s.coefficients[t], t, s.first, g, s.state["moments"], s.direction)
+        s.longest[0] = rows.max(initial=0.0)
+
+    def restore_direction(self, s: Step) -> None:
+        """From both moments."""
+        packed_adam_direction(s.box, s.coefficients[int(s.clock[0])], s.state["moments"], s.direction)
+
+
+class MixedAdam(PackedMoments, AdamOnGpu):
+    """Packed moments on a GPU, in mixed storage."""
+
+    mixed = True
 
     def restore_direction(self, s: Step) -> None:
         """It follows from the moments where it is read."""

@@ -163,7 +163,7 @@ def _vectors(plan: Layout, stage: Optimised, level: Level) -> int:
     if not isinstance(stage, Deformable):
         return stage.similarity.scratch + VECTOR * ring
     state = stage.model.state_bytes() + stage.optimizer.state_bytes(stage.storage)
-    gradient, direction = VECTOR, VECTOR if stage.storage == "float32" else VECTOR * needs_spare(stage, level, plan.workers)
+    gradient, direction = VECTOR, VECTOR if stage.storage != "mixed" else VECTOR * needs_spare(stage, level, plan.workers)
     return state + gradient + direction
 
 

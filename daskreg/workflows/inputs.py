@@ -125,11 +125,15 @@ class Inputs:
         return make_plan(self.fixed.grid.permute(f), self.moving.grid.permute(m), self.config, masks=masked, **given)
 
     def for_device(self, kind: str) -> Inputs:
-        """The same in a precision that the device has: mixed storage is for GPUs, a CPU computes in float32."""
-        if kind == "cuda" or self.config.in_float32 == self.config:
+        """The same in a precision that the device has: mixed storage is for GPUs, moments in 16 bits alone for CPUs."""
+        config = self.config.without_storage("moments" if kind == "cuda" else "mixed")
+        if config == self.config:
             return self
-        log.warning("storage: mixed is for GPUs; on a CPU the run is computed in float32.")
-        return replace(self, config=self.config.in_float32)
+        if kind == "cuda":
+            log.warning("storage: moments is for CPUs; on a GPU the run is computed in float32, unless in storage: mixed.")
+        else:
+            log.warning("storage: mixed is for GPUs; on a CPU the run is computed in float32, unless in storage: moments.")
+        return replace(self, config=config)
 
 
 def _largest_chunk(volume: Volume) -> int:

@@ -13,6 +13,7 @@ from daskreg.engine.report import SAVE, Watch
 from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid, Span
+from daskreg.optimizers.adam import Adam
 from daskreg.optimizers.sgd import SGD, Momentum
 from daskreg.planning.slabs import Extent, Reaches, held_planes, schedule
 from daskreg.similarity import LNCC, MI, MSE, NGF
@@ -64,6 +65,17 @@ def test_with_another_optimizer():
     check(config("lncc", optimizer=SGD()))
 
 
+def test_with_moments_in_16_bits():
+    check(config("mse", storage="moments", optimizer=Adam(significance=1)))
+    recipe = config("center", storage="moments")
+    check(recipe)
+    length = np.abs(Registration(*pair(), config("center")).run(1).displacement).mean()
+    apart = np.abs(
+        Registration(*pair(), recipe).run(1).displacement - Registration(*pair(), config("center")).run(1).displacement
+    )
+    assert 0 < apart.mean() < 0.05 * length
+
+
 def test_with_an_optimizer_whose_direction_is_kept(monkeypatch):
     monkeypatch.setattr(Momentum, "restores_direction", False)
     check(config("lncc", optimizer=SGD()))
@@ -106,7 +118,7 @@ def test_behind_a_linear_stage_that_judges_the_result():
 @pytest.mark.parametrize("state", ["device", "host"])
 @pytest.mark.parametrize("loss", ["center", "mi"])
 def test_an_interrupted_run_continues_with_the_same_bits_in_and_out_of_core(loss, state):
-    recipe, memory = config(loss), Memory()
+    recipe, memory = config(loss, storage="moments" if loss == "center" else "float32"), Memory()
     begun = Registration(*pair(), recipe, state="host", slab=8)
     expected = Registration(*pair(), recipe).run(1)
     on_ranks(2, lambda comm: begun.rank(comm, "window", Asking(SAVE), memory.of(comm)).run())

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from daskreg.kernels.adam.cpu import adam
+from daskreg.kernels.adam.moments import pack_moments, unpack_moments
+from daskreg.kernels.adam.packed import packed_adam, packed_adam_direction
 from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights
 from daskreg.optimizers.adam import Adam, chance_level
 from tests import reference
@@ -29,6 +31,33 @@ def test_a_gradient_of_zero_does_not_move():
     longest = adam(SHAPE, 2, gaussian_table(9, 1.0), gaussian_weights(1.0), rates(1), g, m, v, d)
     assert not d.any()
     assert longest.max() == 0
+
+
+@pytest.mark.parametrize("chance", [0, 0.3])
+def test_packed_moments_are_those_of_adam_rounded_and_the_direction_follows_from_them(chance):
+    g, m, v = vectors(*SHAPE), vectors(*SHAPE, seed=7), np.square(vectors(*SHAPE, seed=8))
+    words = pack_moments(m, v)
+    m, v = (a.copy() for a in unpack_moments(words))
+    d, packed, again = (empty(3, *SHAPE) for _ in range(3))
+    row, filter_ = rates(4, 0.01, chance), (2, gaussian_table(9, 1.0), gaussian_weights(1.0))
+    adam(SHAPE, *filter_, row, g, m, v, d)
+    longest = packed_adam(SHAPE, *filter_, row, 4, 17, g, words, packed)
+    first, second = unpack_moments(words)
+    np.testing.assert_allclose(first, m, rtol=2**-8)
+    np.testing.assert_allclose(second, v, rtol=2**-8)
+    assert abs((second / v - 1).mean()) < 2e-4  # as often up as down
+    np.testing.assert_allclose(longest[0], np.square(packed).sum(axis=0).max(axis=-1), rtol=1e-6)
+    packed_adam_direction(SHAPE, row, words, again)
+    np.testing.assert_array_equal(again, packed)
+
+
+def test_rounding_depends_on_the_plane_of_the_grid():
+    g, words = vectors(*SHAPE), pack_moments(vectors(*SHAPE, seed=7), np.square(vectors(*SHAPE, seed=8)))
+    filter_, part = (0, gaussian_table(9, 0), gaussian_weights(0)), words[:, 2:].copy()
+    packed_adam(SHAPE, *filter_, rates(4), 4, 17, g, words, empty(3, *SHAPE))
+    shape = (SHAPE[0] - 2, *SHAPE[1:])
+    packed_adam(shape, *filter_, rates(4), 4, 19, g[:, 2:].copy(), part, empty(3, *shape))
+    np.testing.assert_array_equal(part, words[:, 2:])
 
 
 def test_the_chance_level_is_what_independent_gradients_have():

@@ -47,6 +47,14 @@ def test_mixed_storage_is_planned_on_a_gpu_only(image, caplog):
         on_cpu = daskreg.plan(image, image, mixed, device="cpu")
     assert on_cpu.config.stages[0].storage == "float32"
     assert "computed in float32" in caplog.text
+    caplog.clear()
+    moments = mixed[0].model_copy(update={"storage": "moments"})
+    packed = daskreg.plan(image, image, [moments], device="cpu")
+    assert not caplog.text
+    uses = [plan.memory_use(0, plan.levels[0][0]).fields for plan in (packed, on_cpu)]
+    assert uses[1] - uses[0] == 12 * 64**3
+    daskreg.plan(image, image, [moments], device="cuda")
+    assert "storage: moments is for CPUs" in caplog.text
     assert on_cpu.memory_use(0, on_cpu.levels[0][0]).total > on_gpu.memory_use(0, on_gpu.levels[0][0]).total
 
 
