@@ -242,6 +242,9 @@ def refine(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where the results go")] = Path("daskreg_demo"),
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="700MB", help="register at 1 mm, which takes 1.0 GB, within this memory")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Register a bundled pair, Colin27 onto MNI152 2009c, affine and deformable, and write a report."""
@@ -249,7 +252,7 @@ def demo(
     from daskreg.workflows.demo import demo as workflow
 
     with progress.shown() as watch:
-        result, page = workflow(out, overwrite=overwrite, progress=watch)
+        result, page = workflow(out, memory=memory, overwrite=overwrite, progress=watch)
     for line in [*progress.summary(result.path, result.report), f"report: {page}"]:
         typer.echo(line)
 
