@@ -243,7 +243,7 @@ def refine(
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where the results go")] = Path("daskreg_demo"),
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="700MB", help="register at 1 mm, which takes 1.0 GB, within this memory")
+        str | None, typer.Option("--memory", metavar="800MB", help="register at 1 mm, which takes 1.0 GB, within this memory")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:

@@ -1,7 +1,7 @@
 """Memory of a worker's process apart from the images and fields: measured where a rank starts, estimated before a run.
 
 Measured on x86-64 Linux (Python 3.11, NumPy 2.4, Dask 2026.8), with compiled kernels in the cache: a client that has imported
-daskreg has 259 MiB in RAM, a rank that is about to read its images 322 (346 beside a scheduler), and at its peak at most 25 MiB
+daskreg has 207 MiB in RAM, a rank that is about to read its images 299 (346 beside a scheduler), and at its peak at most 38 MiB
 more than that and the projected arrays.
 """
 
@@ -24,7 +24,7 @@ from daskreg.kernels.device import Kind
 
 GPU_BYTES = 370 << 20  # of a GPU's memory: modules of compiled kernels, streams, what the memory pool rounds up
 RUN_SHARE = 6  # kernels, thread stacks and the allocator take at most a sixth of what a rank's process had at its start
-IMPORT_SHARE = 2  # all that, a cluster in this process and the compiler's library take at most half of what the imports do
+IMPORT_SHARE = 0.75  # of what imports take: all that, a cluster in this process and the compiler's library take at most
 DATA_BYTES = 512 << 20  # a process with more than this in RAM holds data of its caller, which a worker's process does not
 
 
@@ -50,7 +50,7 @@ def estimated_bytes(client: Client | None, workers: int, device: Kind = "cpu") -
         return running_bytes(max(ask_workers(client, start_bytes, "how much memory its process takes").values()))
     resident = machine.resident_bytes()
     imported = _in_new_process() if workers > 1 and resident > DATA_BYTES else resident
-    return imported + min(imported, DATA_BYTES) // IMPORT_SHARE
+    return imported + int(min(imported, DATA_BYTES) * IMPORT_SHARE)
 
 
 @cache

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.engine.memory import trim
 from daskreg.engine.report import Progress
 from daskreg.errors import OutputError, OutputExists
 from daskreg.grid import Grid
@@ -32,6 +33,8 @@ def write_fine_pair(out: Path) -> tuple[str, str]:
     for path, coarse in zip(paths, demo_pair(), strict=True):
         voxels, grid = _halved(open_volume(coarse))
         write_image(path, voxels, grid, overwrite=True)
+        del voxels
+    trim()
     return paths
 
 
@@ -58,7 +61,7 @@ def demo(
 ) -> tuple[Result, Path]:
     """Register the pair into ``out/run.zarr`` and write ``out/report.html``.
 
-    memory: bytes, or text such as "700MB", within which the pair is registered at 1 mm, where it takes 1.0 GB, and so with fields
+    memory: bytes, or text such as "800MB", within which the pair is registered at 1 mm, where it takes 1.0 GB, and so with fields
     on disk; None: at 2 mm, without a limit. Raises OutputExists when either is there and ``overwrite`` was not asked for, and
     PlanTooLarge.
     """

@@ -68,14 +68,14 @@ def test_existing_workers_are_measured(monkeypatch):
 
 def test_without_workers_the_size_of_this_process_counts(monkeypatch):
     monkeypatch.setattr(machine, "resident_bytes", lambda: 400 << 20)
-    assert estimated_bytes(None, 1) == estimated_bytes(None, 4) == 600 << 20
+    assert estimated_bytes(None, 1) == estimated_bytes(None, 4) == 700 << 20
 
 
 def test_data_of_the_caller_counts_for_a_worker_in_this_process_only(monkeypatch):
     monkeypatch.setattr(machine, "resident_bytes", lambda: 8 * GIB)
     monkeypatch.setattr(process_size, "_in_new_process", lambda: 300 << 20)
-    assert estimated_bytes(None, 1) == 8 * GIB + (256 << 20)
-    assert estimated_bytes(None, 4) == 450 << 20
+    assert estimated_bytes(None, 1) == 8 * GIB + (384 << 20)
+    assert estimated_bytes(None, 4) == 525 << 20
 
 
 def test_a_new_process_is_measured_with_what_a_rank_imports():
