@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.spatial.transform import Rotation
 
 from daskreg.engine.coarse_pair import CoarsePair
+from daskreg.engine.drift import Drift, find_drift
 from daskreg.engine.edge_rivals import EdgeRivals, edge_rivals
 from daskreg.engine.rivals import best_rival, merit
 from daskreg.transforms.linear import linear_about
@@ -30,6 +31,7 @@ RARE = 0.1  # part of the other poses that may be as good at a place: outlines o
 TEXTURE = 0.1  # of the mean local variance: less is noise or empty
 COVERED = 0.5  # part of a window that must be inside both images
 SMOOTH = 5.0  # voxels, Gaussian sigma: a displacement that fits noise is gone after it, a real one is not
+STRETCHED = 1.001  # from which on the affine map has a scale of its own, which may drift too
 UNSURE = 0.35, 0.75  # share of the pose: wrong poses were below the second, right ones above the first
 SURE = 0.8  # share of the pose from which on edges are not compared, which takes longer than all the rest
 CLEAR_EDGES = 1.08  # times the best other pose's agreement: of the poses tuned on, right ones had 1.11 and more, wrong ones 1.03
@@ -50,7 +52,8 @@ class Evidence:
     and of the best other one that a small search finds, 0 where the share leaves no doubt or another pose is as alike;
     overlap: part of the smaller image;  textured: part of the fixed image;  windows: independent ones in the textured part that
     both images cover;  stretch: largest factor, or one over the smallest, by which the affine map changes a length beyond the
-    initial map;  shape: of the level
+    initial map;  shape: of the level;  drift: voxels of the level, in the mean, that a refinement by edges moves the result;
+    drift_edges, drifted_edges: agreement of smoothed edges before and after that
     """
 
     in_place: float
@@ -70,6 +73,9 @@ class Evidence:
     shape: tuple[int, int, int]
     edges: float = 0.0
     edge_rival: float = 0.0
+    drift: float = 0.0
+    drift_edges: float = 0.0
+    drifted_edges: float = 0.0
 
     @property
     def edges_are_clear(self) -> bool:
@@ -200,6 +206,8 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
     alike = _mean_of(pose.squared, pose.counts)
     unsure = pose.share < SURE and alike > max(random, default=0.0) and 1 not in pair.fixed.voxels.shape
     edges = edge_rivals(pair, start) if unsure else EdgeRivals()
+    stretch = _stretch(pair.world, start)
+    drift = _drift(pair, u, counts, scaled=stretch > STRETCHED)
     evidence = Evidence(
         in_place=places.share,
         pose=pose.share,
@@ -214,14 +222,23 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
         overlap=_overlap(pair),
         textured=float(counts.mean()),
         windows=correlation.windows(counts),
-        stretch=_stretch(pair.world, start),
+        stretch=stretch,
         shape=pair.fixed.voxels.shape,
         edges=edges.own,
         edge_rival=edges.rival,
+        drift=drift.distance,
+        drift_edges=drift.own,
+        drifted_edges=drift.refined,
     )
     if not evidence.edges_are_clear:
         evidence = replace(evidence, rival=_rival(pair, correlation, others, pose))
     return evidence, np.where(counts, np.where(places.best & ~by_chance, 1, 2), 0).astype(np.uint8)
+
+
+def _drift(pair: CoarsePair, u: Array | None, counts: NDArray[np.bool_], *, scaled: bool) -> Drift:
+    """The least, with a displacement, of those without it and with a smooth one: a fitted one holds a wrong pose in place."""
+    tried = (None,) if u is None else (None, _smoothed(u))
+    return min((find_drift(pair, v, counts, scaled=scaled) for v in tried), key=lambda d: d.distance)
 
 
 def _mean_of(values: Array, counts: NDArray[np.bool_]) -> float:

@@ -15,6 +15,7 @@ FAILED, DOUBTFUL = 0.34, 0.38
 CHANCE = 0.45  # share that correlates no better than chance: right ones had at most 0.4
 RIVAL = 0.95  # times what speaks for the result
 EDGE_RIVAL = 0.9  # times the agreement of edges in the best other pose
+DRIFT = 0.9  # voxels of the level: of the poses tuned on, right ones (within half a voxel) moved less, those a voxel off further
 STANDS_OUT = 1.1  # times the similarity of the best other pose
 MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little
 MINIMUM_OVERLAP = 0.2  # of the smaller image
@@ -61,7 +62,13 @@ class _Reason:
 
 def judge(evidence: Evidence, levels: Sequence[Mapping[str, Any]], folded_percent: float = 0.0) -> Verdict:
     """The worst of all reasons decides. levels: reports of the levels, as provenance has them."""
-    found = [*_support(evidence), *_match(evidence), *_shape(evidence, folded_percent), *_endings(evidence, levels)]
+    found = [
+        *_support(evidence),
+        *_match(evidence),
+        *_drift(evidence),
+        *_shape(evidence, folded_percent),
+        *_endings(evidence, levels),
+    ]
     status: Status = max((r.status for r in found), key=RANKS.index, default="ok")
     if evidence.windows < MINIMUM_WINDOWS:
         status = "doubtful"  # and no more: too little was compared to call it failed
@@ -114,6 +121,15 @@ def _rivals(e: Evidence) -> Iterator[_Reason]:
         yield _Reason("doubtful", f"another pose, refined, is {e.rival:.2f} times as good")
     if e.edge_rival and e.edges < EDGE_RIVAL * e.edge_rival:
         yield _Reason("doubtful", f"edges agree better in another pose ({e.edge_rival:.3f} against {e.edges:.3f})")
+
+
+def _drift(e: Evidence) -> Iterator[_Reason]:
+    """Whether a pose nearby is better."""
+    if e.drift > DRIFT:
+        yield _Reason(
+            "doubtful",
+            f"edges agree better {e.drift:.1f} voxels of a coarse level away ({e.drifted_edges:.3f} against {e.drift_edges:.3f})",
+        )
 
 
 def _no_better_than_others(e: Evidence) -> bool:
