@@ -16,6 +16,7 @@ CHANCE = 0.45  # share that correlates no better than chance: right ones had at 
 RIVAL = 0.95  # times what speaks for the result
 EDGE_RIVAL = 0.9  # times the agreement of edges in the best other pose
 DRIFT = 0.9  # voxels of the level: of the poses tuned on, right ones (within half a voxel) moved less, those a voxel off further
+DRIFT_GAIN = 0.045  # of agreement: an EPI at the right place gains less where smoothed edges are 1.5 voxels beside a T1's
 STANDS_OUT = 1.1  # times the similarity of the best other pose
 MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little
 MINIMUM_OVERLAP = 0.2  # of the smaller image
@@ -125,7 +126,7 @@ def _rivals(e: Evidence) -> Iterator[_Reason]:
 
 def _drift(e: Evidence) -> Iterator[_Reason]:
     """Whether a pose nearby is better."""
-    if e.drift > DRIFT:
+    if e.drift > DRIFT and e.drifted_edges - e.drift_edges > DRIFT_GAIN:
         yield _Reason(
             "doubtful",
             f"edges agree better {e.drift:.1f} voxels of a coarse level away ({e.drifted_edges:.3f} against {e.drift_edges:.3f})",

@@ -75,6 +75,28 @@ def test_a_wrong_pose_fails_with_numbers(world):
     assert any(character.isdigit() for character in verdict.line())
 
 
+@pytest.mark.usefixtures("without_edges")
+@pytest.mark.parametrize("world", [translation(np.array([0.4, 0.8, 0.7])), turned(8)], ids=["shift", "8"])
+def test_a_pose_slightly_off_is_doubtful_and_says_how_far(world):
+    found, _ = evidence(world=world)
+    points = GRID.to_world(np.argwhere(FIXED > 0.1))
+    off = np.linalg.norm(points @ world[:3, :3].T + world[:3, 3] - points, axis=1).mean()
+    assert judge(replace(found, drift=0.0), []).status == "ok"
+    assert found.drift == pytest.approx(off, rel=0.25)
+    verdict = judge(found, [])
+    assert verdict.status == "doubtful"
+    assert f"{found.drift:.1f} voxels" in verdict.line()
+
+
+@pytest.mark.usefixtures("without_edges")
+def test_a_right_pose_stays_where_it_is_with_and_without_what_a_displacement_undoes():
+    shift = translation(np.array([0, 2.0, 0]))
+    u = np.zeros((3, *SHAPE), np.float32)
+    u[1] = -2
+    assert evidence()[0].drift < 0.1
+    assert evidence(world=shift, u=u)[0].drift < 0.1 < 1.5 < evidence(world=shift)[0].drift
+
+
 def test_another_object_fails():
     assert status(blobs(SHAPE, 8)) == "failed"
 
