@@ -66,14 +66,10 @@ def test_with_another_optimizer():
 
 
 def test_with_moments_in_16_bits():
-    check(config("mse", storage="moments", optimizer=Adam(significance=1)))
-    recipe = config("center", storage="moments")
-    check(recipe)
-    length = np.abs(Registration(*pair(), config("center")).run(1).displacement).mean()
-    apart = np.abs(
-        Registration(*pair(), recipe).run(1).displacement - Registration(*pair(), config("center")).run(1).displacement
-    )
-    assert 0 < apart.mean() < 0.05 * length
+    recipe = config("center", storage="moments", optimizer=Adam(significance=1))
+    check(recipe, cuts=((2, 9),))
+    packed, plain = (Registration(*pair(), one).run(1).displacement for one in (recipe, recipe.without_storage("moments")))
+    assert 0 < np.abs(packed - plain).mean() < 0.05 * np.abs(plain).mean()
 
 
 def test_with_an_optimizer_whose_direction_is_kept(monkeypatch):
