@@ -1,6 +1,7 @@
 """Everything about several GPUs of one machine that tests and times can tell, in one command of less than nine minutes.
 
     python benchmarks/several_gpus.py                       # on all GPUs of the machine: 2 or 4
+    python benchmarks/several_gpus.py --only nccl           # steps whose name has that word
     python benchmarks/several_gpus.py --rehearsal           # the same steps with worker processes on a CPU, smaller
 
 Steps, each with a time limit, the most important first: what the machine has; the link between two ranks over UCX and TCP; a
@@ -53,6 +54,14 @@ def steps(gpus: int, *, rehearsal: bool) -> list[Step]:
         return (python, str(ROOT / "benchmarks" / "gpu_link.py"), "--device", device, "--comm", comm)
 
     edge, scaling = ("48", "40") if rehearsal else ("384", "512")
+    nccl = [] if rehearsal else [
+        Step("killed workers, nccl", 180, tests("killed", "nccl")),
+        Step("the command, nccl", 100, tests("command", "nccl")),
+        *(Step(f"scaling, {comm} (nccl)", 100, (python, str(ROOT / "benchmarks" / "gpu_scaling.py"), "--gpus", f"1,{gpus}",
+               "--weak", scaling, "--strong", "", "--comm", comm, "--folder", _fast_folder())) for comm in ("nccl", "ucx")),
+        Step("timeline (nccl)", 60, (python, str(ROOT / "benchmarks" / "gpu_timeline.py"), scaling, "--ranks", str(gpus),
+             "--comm", "nccl", "--residencies", "window", "--losses", "lncc center", "--folder", _fast_folder())),
+    ]  # fmt: skip
     return [
         Step("machine", 30, ("bash", "-c", "nvidia-smi; nvidia-smi topo -m; free -g; df -h /dev/shm")),
         Step("link, ucx", 60, link("ucx")),
@@ -65,6 +74,7 @@ def steps(gpus: int, *, rehearsal: bool) -> list[Step]:
         Step("killed workers, tcp", 180, tests("killed", "tcp")),
         Step("scaling", 180, (python, str(ROOT / "benchmarks" / "gpu_scaling.py"), "--gpus", f"1,{gpus}", "--weak", scaling,
                               "--strong", "", "--device", device, "--folder", _fast_folder())),
+        *nccl,
     ]  # fmt: skip
 
 
