@@ -295,6 +295,7 @@ def test_no_wait_of_the_package_is_without_a_deadline():
 
 KNOWN = (
     "message.wait()",  # Pending.wait: Timeouts.wait
+    '"probe").wait()',  # over NCCL: what is launched from now on waits, the host does not
     "self._connected.wait()",  # whoever sends waits for the write with Timeouts.wait
     "self.future.result()",  # after Timeouts.wait
     "return made.result()",  # of a start that has ended
