@@ -7,6 +7,7 @@ functions. Compiled code is cached on disk by the digest of what the compiler ge
 
 from __future__ import annotations
 
+import ast
 import importlib
 from collections.abc import Callable
 from functools import cache
@@ -181,10 +182,14 @@ class RowKernel:
 
 
 def _define(source: str, name: str, body: Callable[..., Any], device: int) -> FunctionType:
-    """The function that generated source defines."""
+    """The function that generated source defines. Raises ValueError where a parameter of the body has a name that it uses."""
     kernel_body = njit(**FUNCTION_OPTIONS)(specialise(body, device))
     scope: dict[str, Any] = {"__name__": MODULE, "body": kernel_body, "prange": numba.prange, "float32": numba.float32,
                              "index": INDEX[device], "uint32": uint32}  # fmt: skip
+    tree = ast.parse(source)
+    used = {"cuda", *scope} | {v.id for v in ast.walk(tree) if isinstance(v, ast.Name) and isinstance(v.ctx, ast.Store)}
+    if taken := used & {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)}:
+        raise ValueError(f"the kernel {body.__name__} has parameters with names of its launcher: {', '.join(sorted(taken))}.")
     exec(compile(source, f"<launcher of {body.__name__}>", "exec"), scope)
     function = scope[name]
     assert isinstance(function, FunctionType)

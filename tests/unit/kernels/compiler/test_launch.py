@@ -1,0 +1,23 @@
+"""What the generated launchers ask of a kernel's body."""
+
+import numpy as np
+import pytest
+
+from daskreg.kernels.compiler.launch import voxelwise
+
+
+@pytest.mark.parametrize("name", ["n", "float32", "cuda"])
+def test_a_parameter_with_a_name_of_the_launcher_is_refused(name):
+    """It would be overwritten in silence."""
+    scope = {"__name__": __name__}
+    exec(f"def add(z, y, x, {name}, out):\n    out[z, y, x] = {name}[z, y, x] + 1", scope)
+    kernel = voxelwise()(scope["add"])
+    with pytest.raises((ValueError, SyntaxError), match=rf"names of its launcher: {name}|duplicate argument"):
+        kernel((2, 2, 2), np.zeros((2, 2, 2), np.float32), np.zeros((2, 2, 2), np.float32))
+
+
+def test_a_local_of_the_launcher_is_refused_too():
+    scope = {"__name__": __name__}
+    exec("def add(z, y, x, z0, out):\n    out[z, y, x] = z0[z, y, x] + 1", scope)
+    with pytest.raises(ValueError, match="names of its launcher: z0"):
+        voxelwise()(scope["add"])((2, 2, 2), np.zeros((2, 2, 2), np.float32), np.zeros((2, 2, 2), np.float32))
