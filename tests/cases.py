@@ -417,6 +417,21 @@ def momentum_step() -> Case:
 
 
 @case
+def packed_adam() -> Case:
+    """The same with both moments in a word."""
+    words = pack_moments(vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)))
+    return (INNER, 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), adam_row(True), 4, 17, vectors(*TALL), words,
+            empty(3, *TALL))  # fmt: skip
+
+
+@case
+def packed_adam_direction() -> Case:
+    """Of the same words."""
+    words = pack_moments(vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)))
+    return INNER, adam_row(True), words, empty(3, *TALL)
+
+
+@case
 def adam_direction() -> Case:
     moments = vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8))
     return INNER, np.stack([rates(t) for t in (1, 2, 3)]), np.array([1], np.int32), *moments, empty(3, *TALL)
