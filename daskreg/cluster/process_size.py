@@ -23,7 +23,7 @@ from daskreg.engine.images import normalise
 from daskreg.kernels.device import Kind
 
 GPU_BYTES = 370 << 20  # of a GPU's memory: modules of compiled kernels, streams, what the memory pool rounds up
-RUN_SHARE = 6  # kernels, thread stacks and the allocator take at most a sixth of what a rank's process had at its start
+RUN_SHARE = 5  # kernels, thread stacks and the allocator take at most a fifth of what a rank's process had at its start
 IMPORT_SHARE = 0.75  # of what imports take: all that, a cluster in this process and the compiler's library take at most
 DATA_BYTES = 512 << 20  # a process with more than this in RAM holds data of its caller, which a worker's process does not
 

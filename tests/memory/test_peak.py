@@ -40,10 +40,11 @@ def measured(folder, shape, similarity):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("similarity", [pytest.param("mse", marks=pytest.mark.slow), "lncc"])
+@pytest.mark.slow  # in CI, a step of its own
+@pytest.mark.parametrize("similarity", ["mse", "lncc"])
 def test_the_peak_is_below_the_budget_and_the_plan(tmp_path, similarity):
-    """72 bytes a voxel, both images included; a sixth of the process's size at its start for kernels, threads, the allocator."""
+    """72 bytes a voxel, both images included; a fifth of the process's size at its start for kernels, threads, the allocator."""
     measured(tmp_path / "small", (16, 16, 16), similarity)  # fills the kernels' cache: the compiler alone takes 100 MB
     found = measured(tmp_path / "large", SHAPE, similarity)
-    assert found["peak"] < 72 * found["voxels"] + found["start"] * 7 / 6
+    assert found["peak"] < 72 * found["voxels"] + found["start"] * 6 / 5
     assert found["peak"] < found["planned"]

@@ -63,7 +63,7 @@ def test_a_plan_that_does_not_fit_names_the_limit_and_its_source(monkeypatch, tm
 def test_existing_workers_are_measured(monkeypatch):
     answers = {start_bytes: {"a": 300, "b": 360}}
     monkeypatch.setattr(process_size, "ask_workers", lambda client, question, what: answers[question])
-    assert estimated_bytes(SimpleNamespace(), 2) == running_bytes(360) == 420
+    assert estimated_bytes(SimpleNamespace(), 2) == running_bytes(360) == 432
 
 
 def test_without_workers_the_size_of_this_process_counts(monkeypatch):
