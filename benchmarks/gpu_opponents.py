@@ -148,10 +148,7 @@ def make(work: Path, edge: int, gpu: bool) -> Any:
     from gigavoxel import Truth
 
     truth = Truth(np.full(3, edge * SPACING))
-    if gpu:
-        import cupy as xp
-    else:
-        xp = np  # type: ignore[no-redef]
+    xp = importlib.import_module("cupy") if gpu else np
     axis = np.arange(edge) * SPACING
     for name in ("fixed", "moving"):
         voxels = np.empty((edge,) * 3, np.uint16)

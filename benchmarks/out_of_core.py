@@ -1,8 +1,9 @@
-"""An iteration with the fields in the machine's memory or on disk, beside the same on the device, the links' rates and the bits.
+r"""An iteration with the fields in the machine's memory or on disk, beside the same on the device, the links' rates and the bits.
 
     python benchmarks/out_of_core.py 512 --states device,host --losses "mse,lncc center,mi" --storages float32,mixed
     python benchmarks/out_of_core.py 1024 --states host,disk --images host --scratch /fast --pool 20   # on a GPU limited to 20 GB
-    python benchmarks/out_of_core.py 1278x1760x1760 --moving 800 --states host --losses mi --storages mixed
+    python benchmarks/out_of_core.py 1278x1760x1760 --moving 800 --states host --images host --losses "lncc center" \
+        --storages mixed --slab 48 --quick --iterations 4
     python benchmarks/out_of_core.py 160 --device cpu
 
 ``ms``: one iteration at full resolution, the time of a level of ``--iterations`` minus that of one of half as many, over the

@@ -51,8 +51,9 @@ from daskreg.cluster import preload
 from daskreg.cluster.worker_calls import workers_of
 from daskreg.comm import Communicator, SingleRank, Timeouts, open_endpoint
 from daskreg.engine.reach import SamplingMap
+from daskreg.engine.ring import Ring
 from daskreg.engine.ring_schedule import RingSchedule
-from daskreg.engine.sampler import Resident, Ring
+from daskreg.engine.sampler import Resident
 from daskreg.grid import Partition, Span
 from daskreg.kernels.compiler.launch import set_thread_count
 from daskreg.kernels.sampling.cpu import add_value_and_gradient

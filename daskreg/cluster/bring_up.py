@@ -17,7 +17,7 @@ from distributed.client import Future
 from daskreg import machine
 from daskreg.cluster import timeouts
 from daskreg.cluster.clients import is_embedded
-from daskreg.cluster.link import TransportChoice, choose_nccl, choose_transport, describe_link, nccl_shortcoming
+from daskreg.cluster.link import TransportChoice, choose_transport, describe_link, nccl_shortcoming, require_nccl
 from daskreg.cluster.rank_actor import connect_actor, create_actor, release_actor, run_actor
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.rank_job import RankJob
@@ -43,10 +43,11 @@ def form_group(
     # our own cluster encrypts its connections against other users of this machine; they cannot open its ranks' memory
     closed = is_embedded(client) and group.same_memory
     by_worker = dict(zip(group.names, found, strict=True))
-    encrypted = group.encrypted and not closed
-    lacking = call_ranks(client, group, nccl_shortcoming) if device == "cuda" and choice == "nccl" else ()
-    nccl = choose_nccl(dict(zip(group.names, lacking, strict=False)), choice, device, same_memory=group.same_memory)
-    transport = choose_transport(by_worker, choice, device, encrypted=encrypted, nccl=nccl)
+    nccl = choice == "nccl"
+    if nccl:
+        lacking = call_ranks(client, group, nccl_shortcoming) if device == "cuda" else ()
+        require_nccl(dict(zip(group.names, lacking, strict=False)), device, same_memory=group.same_memory)
+    transport = choose_transport(by_worker, choice, device, encrypted=group.encrypted and not closed)
     log.info("%d ranks over %s", len(members), describe_link(transport, by_worker, device, nccl=nccl))
     return replace(group, transport=transport, nccl=nccl)
 

@@ -23,15 +23,13 @@ def choose_transport(
     device: Kind = "cpu",
     *,
     encrypted: bool = False,
-    nccl: bool = False,
 ) -> Transport:
     """The transport asked for. Where that is left open UCX, if every worker has it and the cluster does not encrypt; else TCP.
 
-    found: by worker;  encrypted: whether what ranks send must be encrypted, which UCX cannot;  nccl: whether NCCL moves the
-    arrays of GPUs. Warns where GPUs get a slower link than they could have. Raises InputError where a worker lacks the transport
-    asked for.
+    found: by worker;  encrypted: whether what ranks send must be encrypted, which UCX cannot. Warns where GPUs get a slower link
+    than they could have. Raises InputError where a worker lacks the transport asked for. Beside ``nccl`` either will do.
     """
-    if nccl:  # what is left does not matter to the time
+    if choice == "nccl":
         return "ucx" if all("ucx" in one.transports for one in found.values()) and not encrypted else "tcp"
     lacking = [(worker, reason) for worker, one in found.items() if (reason := shortcoming(one, device))]
     if choice == "ucx":
@@ -50,22 +48,19 @@ def choose_transport(
     return "ucx" if usable else "tcp"
 
 
-def choose_nccl(lacking: Mapping[str, str], choice: TransportChoice, device: Kind, *, same_memory: bool) -> bool:
-    """Whether NCCL moves the arrays of GPUs: where it is asked for.
+def require_nccl(lacking: Mapping[str, str], device: Kind, *, same_memory: bool) -> None:
+    """Raises InputError where NCCL cannot move the arrays of GPUs.
 
     lacking: by worker, why it has no NCCL, empty where it has;  same_memory: whether the ranks share one machine's memory, which
-    NCCL needs here: it knows no authentication. Raises InputError where it is asked for and cannot be had.
+    NCCL needs here: it knows no authentication
     """
-    if choice != "nccl":
-        return False
     if device == "cpu":
         raise InputError("--comm nccl: the ranks work on CPUs, and NCCL connects GPUs; use --comm auto.")
-    reasons = [f"{worker}: {reason}" for worker, reason in lacking.items() if reason]
     if not same_memory:
-        reasons.insert(0, "the ranks do not share one machine's memory; between machines use --comm ucx")
-    if reasons:
-        raise InputError(f"--comm nccl: {reasons[0]}; install nvidia-nccl-cu13 (or -cu12) there, or use --comm auto.")
-    return True
+        raise InputError("--comm nccl: the ranks do not share one machine's memory; between machines use --comm ucx.")
+    for worker, reason in lacking.items():
+        if reason:
+            raise InputError(f"--comm nccl: {worker}: {reason}; install nvidia-nccl-cu13 (or -cu12) there, or use --comm auto.")
 
 
 def nccl_shortcoming() -> str:

@@ -66,7 +66,7 @@ def _seconds(comm: Communicator, size: int, xp: Any) -> float:
         _finish(xp)
         start = time.perf_counter()
         sent, received = (own, other) if direct else (own.get(), np.empty(size, np.uint8))
-        if comm.stream_ordered is not None and direct and xp is not np:
+        if comm.stream_ordered is not None and xp is not np:
             comm.stream_ordered.exchange([(to, [sent])], [(source, [received])], "probe").wait()
         else:
             comm.exchange([(to, [sent])], [(source, [received])], "probe")

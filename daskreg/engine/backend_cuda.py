@@ -60,6 +60,8 @@ class CudaBackend(Backend):
         self.graphs, self.comm.busy_wait = {}, False
         if self.recorder is not None:
             self.recorder.report()
+        if self.comm.stream_ordered is not None:
+            self.comm.stream_ordered.recorder = None
         self.block.device.record_peak()
 
     # ---------------------------------------------------------------- losses

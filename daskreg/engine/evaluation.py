@@ -13,7 +13,8 @@ from daskreg.comm import Communicator
 from daskreg.engine.backend import Backend
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.reach import SamplingMap
-from daskreg.engine.sampler import Ring, Sampler
+from daskreg.engine.ring import Ring
+from daskreg.engine.sampler import Sampler
 from daskreg.engine.state import StateStore
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights

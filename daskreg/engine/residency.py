@@ -5,7 +5,8 @@ from __future__ import annotations
 from daskreg.comm import Communicator
 from daskreg.engine.images import Image
 from daskreg.engine.report import Trace
-from daskreg.engine.sampler import Resident, Ring, Sampler, Window
+from daskreg.engine.ring import Ring
+from daskreg.engine.sampler import Resident, Sampler, Window
 from daskreg.engine.streamed import Streamed
 from daskreg.grid import Index, Partition
 

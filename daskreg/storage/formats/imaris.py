@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from functools import partial
@@ -11,11 +12,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import NotFound, UnitsError, Unreadable
+from daskreg.errors import UnitsError, Unreadable
 from daskreg.grid import unit_name
 from daskreg.storage.axes import Axis
-from daskreg.storage.format import ImageFormat, first_bytes
+from daskreg.storage.format import ImageFormat
+from daskreg.storage.formats.hdf5 import is_hdf5, own_member
 from daskreg.storage.formats.lazy import Box, lazy_voxels
+from daskreg.storage.formats.levels import chosen_level
 from daskreg.storage.fs.address import Address
 from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.grid_metadata import GridMetadata, triple
@@ -24,7 +27,6 @@ from daskreg.storage.zarr.nodes import check_dtype, dask_chunks
 
 log = logging.getLogger(__name__)
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 IMAGE, LEVELS = "DataSetInfo/Image", "DataSet"
 LEVEL, TIME, CHANNEL = "ResolutionLevel", "TimePoint", "Channel"
 AXES = ("X", "Y", "Z")  # in the order of Imaris
@@ -41,32 +43,35 @@ class ImarisImage(ImageFormat):
 
     def sniff(self, path: str) -> bool:
         """By its groups."""
-        if first_bytes(path, len(SIGNATURE)) != SIGNATURE:
+        if not is_hdf5(path):
             return False
         with h5py.File(path, "r") as file:
-            return IMAGE in file and LEVELS in file
+            return all(file.get(name, getlink=True) is not None for name in ("DataSetInfo", LEVELS))
 
     def open(self, address: Address) -> ImageRecord:
         """All times and channels of the level ``::level=``."""
         path = address.path
-        if first_bytes(path, len(SIGNATURE)) != SIGNATURE:
+        if not is_hdf5(path):
             raise Unreadable(
                 f"{path} is no HDF5 file, as Imaris writes them since version 5.5; it may be damaged: copy it again."
             )
         with h5py.File(path, "r") as file:
-            if IMAGE not in file or LEVELS not in file:
+            image, stored_levels = own_member(path, file, IMAGE), own_member(path, file, LEVELS)
+            if image is None or stored_levels is None:
                 raise Unreadable(f"{path} is an HDF5 file, but none of Imaris: it has no {IMAGE!r} or no {LEVELS!r}.")
-            levels = _numbered(file[LEVELS], LEVEL)
-            level = _level(address, levels)
-            first = file[f"{LEVELS}/{LEVEL} {level}"]
-            times, channels = _numbered(first, TIME), _numbered(first.get(f"{TIME} 0", ()), CHANNEL)
+            levels = _numbered(stored_levels, LEVEL)
+            if not levels:
+                raise Unreadable(f"{path} has no {LEVEL!r}; it may be damaged: copy it again.")
+            level = chosen_level(address, levels)
+            first = own_member(path, stored_levels, f"{LEVEL} {level}")
+            times, channels = _numbered(first, TIME), _numbered(own_member(path, first, f"{TIME} 0"), CHANNEL)
             shapes = [_shape(path, file, k) for k in range(levels)]
             data = _dataset(path, file, level, 0, 0)
             shape, dtype, stored = (times, channels, *shapes[level]), data.dtype.newbyteorder("="), data.chunks or data.shape
             check_dtype(dtype, path)
             _warn_of_holes(path, [_dataset(path, file, level, t, c) for t in range(times) for c in range(channels)])
-            image = file[IMAGE].attrs
-            grids, names = [_grid(path, image, k) for k in shapes], tuple(_channel_name(file, c) for c in range(channels))
+            grids = [_grid(path, image.attrs, k) for k in shapes]
+            names = tuple(_channel_name(path, file, c) for c in range(channels))
         blocks = 1, 1, *dask_chunks(shape[2:], stored, None, dtype.itemsize)
         voxels = lazy_voxels(partial(_read, path, level), shape, dtype, blocks)
         resolutions = tuple(Resolution(str(k), s, g.spacing) for k, (s, g) in enumerate(zip(shapes, grids, strict=True)))
@@ -76,32 +81,16 @@ class ImarisImage(ImageFormat):
 
 
 def _numbered(group: Any, name: str) -> int:
-    """How many members of a group are called ``name 0``, ``name 1``, .."""
-    count = 0
-    while f"{name} {count}" in group:
-        count += 1
-    return count
-
-
-def _level(address: Address, levels: int) -> int:
-    asked = 0 if address.level is None else address.level
-    number = int(asked) if str(asked).isdecimal() else levels
-    if not levels:
-        raise Unreadable(f"{address.path} has no {LEVEL!r}; it may be damaged: copy it again.")
-    if number >= levels:
-        raise NotFound(f"{address.path} has no level {asked!r}; it has {', '.join(str(k) for k in range(levels))}.")
-    return number
+    """How many members of a group are called ``name 0``, ``name 1``, ..; 0 without a group."""
+    return next(k for k in itertools.count() if group is None or group.get(f"{name} {k}", getlink=True) is None)
 
 
 def _dataset(path: str, file: Any, level: int, time: int, channel: int) -> Any:
     """The voxels of a time and a channel. Raises Unreadable where they are missing, or in another file."""
-    place = f"{LEVELS}/{LEVEL} {level}/{TIME} {time}/{CHANNEL} {channel}"
-    found = file.get(place)
-    data = found.get("Data") if isinstance(found, h5py.Group) else None
+    place = f"{LEVELS}/{LEVEL} {level}/{TIME} {time}/{CHANNEL} {channel}/Data"
+    data = own_member(path, file, place)
     if not isinstance(data, h5py.Dataset) or data.ndim != 3:
         raise Unreadable(f"{path} has no voxels at {place!r}; it may be damaged: copy it again.")
-    if data.external or data.is_virtual or data.file != file:
-        raise Unreadable(f"{path}: {place!r} is stored in another file; copy the image into one file.")
     return data
 
 
@@ -144,8 +133,8 @@ def _grid(path: str, image: Any, shape: tuple[int, int, int]) -> GridMetadata:
     return GridMetadata(spacing, triple(a + s / 2 for a, s in zip(low, spacing, strict=True)), unit=unit)
 
 
-def _channel_name(file: Any, channel: int) -> str:
-    found = file.get(f"DataSetInfo/{CHANNEL} {channel}")
+def _channel_name(path: str, file: Any, channel: int) -> str:
+    found = own_member(path, file, f"DataSetInfo/{CHANNEL} {channel}")
     return _text(None if found is None else found.attrs.get("Name"), str(channel))
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
-from daskreg.storage.format import TransformFormat, first_bytes
+from daskreg.storage.format import TransformFormat
+from daskreg.storage.formats.hdf5 import has_external_data, is_hdf5
 from daskreg.storage.formats.itk_linear import AFFINE, affine_parameters, linear_matrix
 from daskreg.storage.formats.lazy import Box, lazy_voxels
 from daskreg.storage.fs.address import parse_address
@@ -24,7 +25,6 @@ from daskreg.storage.grid_metadata import matrix3, triple
 from daskreg.storage.transform_record import StoredLink, TransformRecord
 
 FIELD_TRANSFORM = "DisplacementFieldTransform"
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 TRANSFORM_GROUP = "TransformGroup"
 MOST_PARAMETERS = 64  # of a linear transform, and fixed ones of any
 FIELD_SLAB = 16 << 20  # bytes of a field that are read or written together
@@ -43,7 +43,7 @@ class ItkComposite(TransformFormat):
 
     def sniff(self, path: str) -> bool:
         """By its group of transforms."""
-        if first_bytes(path, len(SIGNATURE)) != SIGNATURE:
+        if not is_hdf5(path):
             return False
         with h5py.File(path, "r") as file:
             return TRANSFORM_GROUP in file
@@ -67,7 +67,7 @@ def read_composite(address: str | Path) -> list[StoredLink]:
     """
     path = parse_address(address).path
     require_exists(path)
-    if first_bytes(path, len(SIGNATURE)) != SIGNATURE:
+    if not is_hdf5(path):
         raise Unreadable(f"{path} cannot be read: it is no HDF5 file; a composite transform of ITK or ANTs was expected.")
     with read_errors(path), h5py.File(path, "r") as file:
         _require_own(path, file, TRANSFORM_GROUP)
@@ -92,15 +92,10 @@ def _require_own(path: str, group: Any, name: str) -> None:
     member = None if isinstance(group.get(name, getlink=True), h5py.ExternalLink) else group.get(name)
     if isinstance(member, h5py.Group):
         for below in member:
-            if member.get(below, getclass=True, getlink=True) is h5py.ExternalLink or _is_elsewhere(member.get(below)):
+            if member.get(below, getclass=True, getlink=True) is h5py.ExternalLink or has_external_data(member.get(below)):
                 raise _elsewhere(path, f"{member.name}/{below}")
-    elif name in group.keys() and (member is None or _is_elsewhere(member)):  # noqa: SIM118  # ``in`` follows the link
+    elif name in group.keys() and (member is None or has_external_data(member)):  # noqa: SIM118  # ``in`` follows the link
         raise _elsewhere(path, name)
-
-
-def _is_elsewhere(member: Any) -> bool:
-    """Whether a dataset's numbers are in other files."""
-    return isinstance(member, h5py.Dataset) and (bool(member.external) or member.is_virtual)
 
 
 def _elsewhere(path: str, name: str) -> Unreadable:

@@ -22,6 +22,7 @@ from daskreg.grid import unit_name
 from daskreg.storage.axes import KINDS, Axis, spatial
 from daskreg.storage.format import ImageFormat, first_bytes
 from daskreg.storage.formats.lazy import Box, lazy_voxels, slab_chunks
+from daskreg.storage.formats.levels import chosen_level
 from daskreg.storage.fs.address import Address
 from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import read_errors
@@ -60,7 +61,7 @@ class TiffImage(ImageFormat):
         with _complete(path), _tifffile(path).TiffFile(path) as file:
             number = _series_number(file, address)
             levels = file.series[number].levels
-            level = _level_number(levels, address)
+            level = chosen_level(address, len(levels))
             series = levels[level]
             _require_whole(path, series, missing=address.missing)
             dtype = np.dtype(series.dtype).newbyteorder("=")
@@ -163,14 +164,6 @@ def _series_number(file: Any, address: Address) -> int:
     return int(address.array)
 
 
-def _level_number(levels: Sequence[Any], address: Address) -> int:
-    asked = 0 if address.level is None else address.level
-    number = int(asked) if str(asked).isdecimal() else len(levels)
-    if number >= len(levels):
-        raise NotFound(f"{address.path} has no level {asked!r}; it has {', '.join(str(k) for k in range(len(levels)))}.")
-    return number
-
-
 def _along(axes: tuple[Axis, ...], shape: Sequence[int]) -> tuple[int, ...] | None:
     order = spatial(axes)
     return None if order is None else tuple(shape[i] for i in order)
@@ -190,7 +183,7 @@ def _resolutions(levels: Sequence[tuple[str, tuple[int, ...]]], details: _Detail
 
 
 def _ome_image(file: Any, number: int) -> Any:
-    """The OME element of a series: by its name, or by its number where there are as many; None where it cannot be told."""
+    """The OME element of a series: by its name, or by its number where there are as many; None where it is not clear which."""
     images = _children(ElementTree.fromstring(file.ome_metadata), "Image")
     named = [i for i in images if i.get("Name") == file.series[number].name]
     if len(named) == 1:

@@ -105,7 +105,7 @@ def _coder(array: zarr.Array[Any], voxels: NDArray[Any]) -> Any:
 
 
 def _items(array: zarr.Array[Any], box: Sequence[slice], voxels: NDArray[Any]) -> list[Any]:
-    """What zarrs is told of each chunk: its key, the part of it, and where that is in ``voxels``."""
+    """What zarrs needs for each chunk: its key, the part of it, and where that is in ``voxels``."""
     size, prefix, items = stored_shape(array), f"{array.path}/" if array.path else "", []
     for index in objects_in(array, box):
         inside, _, there = _part(index, size, box)

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from daskreg.cluster import link
-from daskreg.cluster.link import choose_nccl, choose_transport, describe_link
+from daskreg.cluster.link import choose_transport, describe_link, require_nccl
 from daskreg.comm import Abilities, SingleRank, abilities, endpoint, local, measure_link
 from daskreg.errors import InputError
 
@@ -82,10 +82,10 @@ def test_ucx_is_used_on_an_encrypted_cluster_only_where_it_is_asked_for(log):
 
 
 def test_nccl_moves_the_arrays_of_gpus_that_share_a_machine(log):
-    assert choose_nccl({"a": "", "b": ""}, "nccl", "cuda", same_memory=True)
-    assert choose_transport({"a": GPU, "b": GPU}, "nccl", "cuda", nccl=True) == "ucx"
-    assert choose_transport({"a": GPU, "b": NONE}, "nccl", "cuda", nccl=True) == "tcp"
-    assert choose_transport({"a": GPU, "b": GPU}, "nccl", "cuda", encrypted=True, nccl=True) == "tcp"
+    require_nccl({"a": "", "b": ""}, "cuda", same_memory=True)
+    assert choose_transport({"a": GPU, "b": GPU}, "nccl", "cuda") == "ucx"
+    assert choose_transport({"a": GPU, "b": NONE}, "nccl", "cuda") == "tcp"
+    assert choose_transport({"a": GPU, "b": GPU}, "nccl", "cuda", encrypted=True) == "tcp"
     assert not log.text
 
 
@@ -98,11 +98,8 @@ def test_nccl_moves_the_arrays_of_gpus_that_share_a_machine(log):
     ],
 )
 def test_nccl_is_refused_where_it_was_asked_for_and_cannot_be_had(lacking, device, same_memory, words):
-    found = {"a": "", "b": lacking}
-    assert not choose_nccl(found, "auto", device, same_memory=same_memory)
-    assert not choose_nccl(found, "ucx", device, same_memory=same_memory)
     with pytest.raises(InputError, match=words):
-        choose_nccl(found, "nccl", device, same_memory=same_memory)
+        require_nccl({"a": "", "b": lacking}, device, same_memory=same_memory)
 
 
 def test_the_log_names_the_link():

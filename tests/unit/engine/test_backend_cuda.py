@@ -10,14 +10,14 @@ import pytest
 
 from daskreg.comm.local import ThreadCommunicator
 from daskreg.config import Deformable
-from daskreg.engine import halo, sampler
+from daskreg.engine import halo, ring
 from daskreg.engine.backend_cuda import LAG, CudaBackend
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.loop import Judge, iterate
 from daskreg.engine.memory import trim
 from daskreg.engine.reach import Reach
 from daskreg.engine.report import SAVE, Watch
-from daskreg.engine.sampler import Ring
+from daskreg.engine.ring import Ring
 from daskreg.grid import Grid, Partition, Span
 from daskreg.kernels.device import host
 from daskreg.planning import Level
@@ -128,7 +128,7 @@ def test_work_on_an_array_ends_before_planes_are_received_into_it(monkeypatch):
 def test_a_ring_buffer_is_read_before_the_next_shard_is_received_into_it(monkeypatch, direct, waits):
     """Once for what is sent, and of four ranks each receives into the first of its two buffers twice."""
     waited, monkey = [], lambda array: waited.append(1)
-    monkeypatch.setattr(sampler, "synchronise", monkey)
+    monkeypatch.setattr(ring, "synchronise", monkey)
     monkeypatch.setattr(ThreadCommunicator, "device_arrays", direct)
     shards, whole = Partition.of(8, 4, 1), np.arange(8 * 6, dtype=np.float32).reshape(8, 2, 3)
 

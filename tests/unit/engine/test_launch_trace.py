@@ -24,29 +24,29 @@ def device():
     return clock, SimpleNamespace(cuda=cuda)
 
 
-def test_launches_are_told_in_seconds_of_the_host(device):
+def test_launches_are_reported_in_seconds_of_the_host(device):
     clock, cupy = device
-    told = []
-    trace = LaunchTrace(cupy, lambda *event: told.append(event))
+    events = []
+    trace = LaunchTrace(cupy, lambda *event: events.append(event))
     clock.ms = 2.0
     with trace.around("sample"):
         clock.ms = 5.0
     trace.report()
-    ((name, start, end),) = told
+    ((name, start, end),) = events
     assert name == "gpu sample"
     assert start - trace.began == pytest.approx(0.002)
     assert end - start == pytest.approx(0.003)
     assert trace.began <= time.perf_counter()
     trace.report()
-    assert len(told) == 1  # once
+    assert len(events) == 1  # once
 
 
 def test_the_last_launches_of_a_level_are_kept(device):
     _, cupy = device
-    told = []
-    trace = LaunchTrace(cupy, lambda *event: told.append(event[0]))
+    events = []
+    trace = LaunchTrace(cupy, lambda *event: events.append(event[0]))
     for k in range(KEPT + 3):
         with trace.around(str(k)):
             pass
     trace.report()
-    assert told == [f"gpu {k}" for k in range(3, KEPT + 3)]
+    assert events == [f"gpu {k}" for k in range(3, KEPT + 3)]

@@ -1,5 +1,7 @@
 """Files as Imaris writes them: padded chunks, attributes of characters, edges of the image in place of voxel sizes."""
 
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -62,16 +64,21 @@ def test_a_level_that_is_not_there_is_not_found(path):
         record(path, "::level=4")
 
 
-def test_voxels_of_other_files_are_not_read(path):
+@pytest.mark.parametrize(
+    "place",
+    ["DataSet/ResolutionLevel 0/TimePoint 0/Channel 0/Data", "DataSet/ResolutionLevel 0", "DataSet", "DataSetInfo/Image"],
+)
+def test_what_is_in_other_files_is_not_read(path, place):
+    other = path.with_name("other.ims")
+    shutil.copy(path, other)
     with h5py.File(path, "a") as file:
-        group = file["DataSet/ResolutionLevel 0/TimePoint 0/Channel 0"]
-        del group["Data"]
-        group["Data"] = h5py.ExternalLink("/etc/hostname", "/Data")
-    with pytest.raises(Unreadable):
+        del file[place]
+        file[place] = h5py.ExternalLink("other.ims", f"/{place}")
+    with pytest.raises(Unreadable, match="is a link to another file"):
         record(path)
 
 
-def test_chunks_that_were_never_written_are_told(path, caplog):
+def test_chunks_that_were_never_written_are_reported(path, caplog):
     with h5py.File(path, "a") as file:
         group = file["DataSet/ResolutionLevel 0/TimePoint 1/Channel 0"]
         del group["Data"]
@@ -97,7 +104,7 @@ def test_what_is_missing_is_one_sentence(path, change, words):
         record(path)
 
 
-def test_a_file_of_another_kind_is_told(tmp_path):
+def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "a.ims").write_bytes(b"no HDF5 at all")
     with pytest.raises(Unreadable, match="no HDF5 file"):
         record(tmp_path / "a.ims")

@@ -114,7 +114,7 @@ def test_pages_behind_the_end_are_not_left_out(tmp_path):
         record(path)
 
 
-def test_tiles_that_are_missing_are_told(written):
+def test_tiles_that_are_missing_are_reported(written):
     path = written("a.tif", np.zeros((5, 32, 32), np.uint8), tile=(16, 16), compression="zlib")
     with tifffile.TiffFile(path, mode="r+b") as file:
         file.pages[1].tags["TileByteCounts"].overwrite([0, 0, 0, 0])
