@@ -179,7 +179,8 @@ def main() -> None:
     parser.add_argument("--memory", help="of a worker, such as 20GB; on a GPU its memory")
     parser.add_argument("--storage", default="float32")
     parser.add_argument("--loss", choices=("mi", "center"), default="mi", help="of the deformable stage")
-    parser.add_argument("--folder", help="where the volumes go (a temporary place by default)")
+    parser.add_argument("--folder", help="where the result goes, and the volumes (a temporary place by default)")
+    parser.add_argument("--volumes", help="a folder for the volumes, which stay there and are used again")
     given = parser.parse_args()
     shape = tuple(int(v) for v in given.shape.split("x"))
     extent = np.array(shape) * FINE
@@ -191,16 +192,17 @@ def main() -> None:
     gpu = given.device == "cuda" or given.cluster == "cuda"
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         start = time.perf_counter()
-        with dask.config.set(scheduler="threads", num_workers=8 if gpu else os.cpu_count()):
-            write_image(f"{folder}/fixed.ome.zarr", volume(truth, fixed, False, gpu), fixed)
-            write_image(f"{folder}/moving.ome.zarr", volume(truth, moving, True, gpu), moving)
+        pair = f"{given.volumes or folder}/fixed.ome.zarr", f"{given.volumes or folder}/moving.ome.zarr"
+        if not all(map(os.path.exists, pair)):
+            with dask.config.set(scheduler="threads", num_workers=8 if gpu else os.cpu_count()):
+                write_image(pair[0], volume(truth, fixed, False, gpu), fixed)
+                write_image(pair[1], volume(truth, moving, True, gpu), moving)
         made = time.perf_counter() - start
         print(json.dumps({"generated": round(made, 1)}), flush=True)
         start = time.perf_counter()
         options = {"cluster": given.cluster, "workers": given.workers, "device": given.device, "checkpoint": None,
                    "comm": given.comm, "state": given.state, "memory": given.memory, "progress": told}  # fmt: skip
-        result = daskreg.register(f"{folder}/fixed.ome.zarr", f"{folder}/moving.ome.zarr", stages(shape, given),
-                                  output=f"{folder}/run.zarr", **options)  # fmt: skip
+        result = daskreg.register(*pair, stages(shape, given), output=f"{folder}/run.zarr", **options)
         took = time.perf_counter() - start
         report, tre = result.report, errors(truth, result, fixed)
         points = np.random.default_rng(1).uniform(0.3, 0.7, (3, 1000)) * extent[:, None]
