@@ -25,7 +25,7 @@ from daskreg.kernels.composition import cuda as composition_cuda
 from daskreg.kernels.sampling import cpu as sampling
 from daskreg.kernels.sampling import cuda as sampling_cuda
 from daskreg.kernels.smoothing import cpu as smoothing
-from daskreg.optimizers.adam import AdamOnCpu
+from daskreg.optimizers.adam.update import AdamOnCpu
 from daskreg.similarity.mse import cpu as mse_cpu
 from daskreg.similarity.mse import cuda as mse_cuda
 from daskreg.transforms.linear import linear_part, to_fixed_point

@@ -39,7 +39,7 @@ from daskreg.engine.rank import Rank
 from daskreg.engine.report import Outcome, Watch
 from daskreg.kernels.device import CPU
 from daskreg.kernels.sampling.cpu import sample_nearest
-from daskreg.optimizers import adam as optimizer
+from daskreg.optimizers.adam import update as optimizer
 from daskreg.planning import Plan
 from daskreg.similarity import LNCC, MI, MSE
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point

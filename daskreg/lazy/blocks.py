@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-import dask
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Region
 from daskreg.storage.formats.streaming import SLAB_BYTES
 from daskreg.storage.zarr.pyramid import CHUNK
+
+if TYPE_CHECKING:
+    import dask
+    import dask.array as da
+else:
+    dask, da = DeferredModule("dask"), DeferredModule("dask.array")
 
 T = TypeVar("T")
 EDGE = 128  # voxels an axis of a block: two chunks, and 24 MiB of displacement

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from daskreg.config import DeviceName
 from daskreg.errors import require_known
-from daskreg.kernels.device import Kind
+
+if TYPE_CHECKING:
+    from daskreg.kernels.device import Kind
 
 
 def resolve_device(wanted: DeviceName) -> Kind:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Grid, Region, Span
-from daskreg.kernels.vectors import apply_matrix
 from daskreg.lazy.transform import Transform
 from daskreg.transforms.link import Link
+
+if TYPE_CHECKING:
+    from daskreg.kernels import vectors
+else:
+    vectors = DeferredModule("daskreg.kernels.vectors")
 
 DEPTH = 16  # planes computed together
 
@@ -26,5 +33,5 @@ class InitialDisplacement:
         for z in range(planes.start, planes.stop, DEPTH):
             box = Region((z, 0, 0), (min(z + DEPTH, planes.stop), *grid.shape[1:]))
             d = back.field(box)
-            u[:, z - planes.start : box.stop[0] - planes.start] = apply_matrix(grid.world_to_index[:3, :3], d)
+            u[:, z - planes.start : box.stop[0] - planes.start] = vectors.apply_matrix(grid.world_to_index[:3, :3], d)
         return u

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
-from daskreg.kernels.compiler.launch import Kernel
-from daskreg.kernels.device import Kind
-from daskreg.kernels.sampling.cpu import EXTENT, sample, sample_nearest
-from daskreg.kernels.sampling.cubic import sample_cubic
-from daskreg.kernels.sampling.labels import sample_label
 from daskreg.lazy.blocks import Reader, block_of, by_block, leading_block
 from daskreg.storage import Stack, Volume
 from daskreg.storage.fill import Fill, fill_of, require_fill
@@ -26,9 +21,17 @@ from daskreg.transforms.execution import KernelRunner, run_on_cpu, run_on_cuda
 from daskreg.transforms.linear import linear_part
 from daskreg.transforms.link import Link
 
+if TYPE_CHECKING:
+    import dask.array as da
+
+    from daskreg.kernels.compiler.launch import Kernel
+    from daskreg.kernels.device import Kind
+    from daskreg.kernels.sampling import cpu
+else:
+    da, cpu = DeferredModule("dask.array"), DeferredModule("daskreg.kernels.sampling.cpu")
+
 log = logging.getLogger("daskreg")
 Interpolation = Literal["linear", "nearest", "cubic", "label"]
-KERNELS: dict[str, Kernel] = {"linear": sample, "nearest": sample_nearest, "cubic": sample_cubic, "label": sample_label}
 RUNS: dict[str, KernelRunner] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
 SMOOTH = ("linear", "cubic")  # interpolate between values
 
@@ -50,7 +53,7 @@ def resampled(
     fill: value outside of the image, None: see ``daskreg.storage.fill``.
     Raises ConfigError for an unknown interpolation or device, and for a value that the image's type does not have.
     """
-    require_known("interpolation", interpolation, list(KERNELS))
+    require_known("interpolation", interpolation, get_args(Interpolation))
     require_known("device", device, list(RUNS))
     require_fill(fill, image.dtype, image.name)
     compute = Resampler(image, grid, links, unit, interpolation, device, fill)
@@ -102,9 +105,16 @@ class Resampler:
     def _sampled(self, box: Region, sampling_map: tuple[Any, ...], stored: NDArray[Any], run: Callable[..., Any]) -> NDArray[Any]:
         voxels = to_kernel_dtype(stored, self.interpolation)
         moved = np.full(box.shape, self.fill, voxels.dtype)
-        extra = (0, voxels.shape[0], EXTENT) if self.interpolation == "linear" else ()  # `sample` also takes shards
-        run(KERNELS[self.interpolation], box.shape, *sampling_map, *extra, voxels, moved)
+        extra = (0, voxels.shape[0], cpu.EXTENT) if self.interpolation == "linear" else ()  # `sample` also takes shards
+        run(_kernel(self.interpolation), box.shape, *sampling_map, *extra, voxels, moved)
         return to_image_dtype(moved, self.image.dtype, self.interpolation, self.fill)
+
+
+def _kernel(interpolation: str) -> Kernel:
+    from daskreg.kernels.sampling.cubic import sample_cubic
+    from daskreg.kernels.sampling.labels import sample_label
+
+    return {"linear": cpu.sample, "nearest": cpu.sample_nearest, "cubic": sample_cubic, "label": sample_label}[interpolation]
 
 
 def to_kernel_dtype(voxels: NDArray[Any], interpolation: str) -> NDArray[Any]:

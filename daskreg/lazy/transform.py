@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from daskreg.config import DeviceName
+from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ArrayError, ConfigError, GridError, UnitsError, require_known, require_number
 from daskreg.grid import UNITS, Grid, Region, unit_name
@@ -27,6 +27,11 @@ from daskreg.transforms.inverse import DisplacementBounds, InverseField, invert_
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics, jacobian_determinant
 from daskreg.transforms.link import Link, real_array
 from daskreg.transforms.point_inverse import invert_points
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = DeferredModule("dask.array")
 
 log = logging.getLogger("daskreg")
 LARGE = 192  # voxels an axis of a block of determinants: their rim costs a chunk on every side

@@ -1,1 +1,1 @@
-"""Transform models of the deformable stage, one file each."""
+"""Transform models of the deformable stage, one folder each."""

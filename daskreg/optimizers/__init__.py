@@ -1,1 +1,1 @@
-"""Optimizers, one file each, and when a level has converged."""
+"""Optimizers, one folder each: parameters in ``__init__``, the implementation in ``update``; and when a level has converged."""

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import InputError, NotFound
 from daskreg.storage.formats.ome_zarr import array_at
 from daskreg.storage.fs.address import Address, is_remote, join, parse_address
@@ -28,6 +27,11 @@ from daskreg.storage.fs.errors import read_errors, require_regular
 from daskreg.storage.fs.files import remote_file_system
 from daskreg.storage.images import Volume
 from daskreg.storage.zarr.chunks import object_counts, object_key
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = DeferredModule("zarr")
 
 Record = dict[str, Any]  # JSON
 Status = tuple[int, str]  # bytes, and something that changes when they do
@@ -174,7 +178,7 @@ def _of_zarr(array: zarr.Array[Any], node: str) -> _Files:
         return object_key(array, tuple(int(i) for i in np.unravel_index(number, counts)))
 
     count = int(np.prod(counts))
-    if isinstance(array.store, LocalStore):
+    if isinstance(array.store, zarr.storage.LocalStore):
         return _local("zarr", os.path.join(array.store.root, array.path), count, key, metadata)
     inside = array.path.removeprefix(node.rpartition("://")[2])
     return _remote("zarr", join(node, inside) if inside else node, count, key, metadata)

@@ -8,13 +8,18 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask
-import dask.array as da
 import numpy as np
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError
+
+if TYPE_CHECKING:
+    import dask
+    import dask.array as da
+else:
+    dask, da = DeferredModule("dask"), DeferredModule("dask.array")
 
 Fill = float | str | None  # a number, "nan", or None for the default
 LARGEST = 1e30

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import dask.array as da
 from numpy.typing import NDArray
 
 from daskreg.grid import Grid
@@ -19,7 +18,12 @@ from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.point_file import PointFile
 from daskreg.storage.transform_record import StoredLink, TransformRecord
 
-Array = NDArray[Any] | da.Array
+if TYPE_CHECKING:
+    import dask.array as da
+
+    Array = NDArray[Any] | da.Array
+else:
+    Array = Any  # Dask is not imported for its name
 
 
 class Format(ABC):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
+import numpy as np
 
 from daskreg.storage.axes import Axis
 from daskreg.storage.grid_metadata import GridMetadata
 from daskreg.storage.zarr.nodes import CheckedArray
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 
 @dataclass(frozen=True)
@@ -21,17 +27,42 @@ class Resolution:
 
 
 @dataclass(frozen=True)
+class VoxelSource:
+    """Shape and type of stored voxels, all axes, and how to open them as a Dask array: who only describes them does not."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    open: Callable[[], da.Array]
+
+
+@dataclass(frozen=True)
 class ImageRecord:
-    """data: all axes as stored, lazily;  grid_metadata: the stated grid (z, y, x), None without one;
+    """voxels: all axes as stored, as a Dask array or what opens one;  grid_metadata: the stated grid (z, y, x), None without one;
     chunks: as stored;  channels: labels;  stored: the array that ``data`` reads, where it is in a Zarr store.
     """
 
     name: str
     format: str
-    data: da.Array
+    voxels: da.Array | VoxelSource
     axes: tuple[Axis, ...]
     grid_metadata: GridMetadata | None
     chunks: tuple[int, ...]
     levels: tuple[Resolution, ...] = ()
     channels: tuple[str, ...] = ()
     stored: CheckedArray | None = None
+
+    @cached_property
+    def data(self) -> da.Array:
+        """All axes as stored, lazily."""
+        return self.voxels.open() if isinstance(self.voxels, VoxelSource) else self.voxels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all axes as stored."""
+        return tuple(self.voxels.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored voxels."""
+        dtype: np.dtype[Any] = self.voxels.dtype
+        return dtype

@@ -7,12 +7,12 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import IDENTITY, Grid, Region, Span, unit_name
 from daskreg.storage.axes import Axis, leading, spatial
@@ -25,7 +25,12 @@ from daskreg.storage.registry import image_formats
 from daskreg.storage.zarr.nodes import check_dtype, missing_chunks
 from daskreg.storage.zarr.stored import StoredVoxels
 
-ImageSource = str | Path | np.ndarray | da.Array
+if TYPE_CHECKING:
+    import dask.array as da
+
+    ImageSource = str | Path | np.ndarray | da.Array
+else:
+    da, ImageSource = DeferredModule("dask.array"), Any
 
 
 @dataclass(frozen=True)
@@ -190,26 +195,45 @@ def select(record: ImageRecord, address: Address, *, keep: bool = False) -> tupl
 
     Raises AxesError saying what to type.
     """
-    data, axes = record.data, list(record.axes)
-    for kind, chosen in (("time", address.time), ("channel", address.channel), ("other", None)):
-        for axis in [a for a in axes if a.kind == kind]:
-            at = axes.index(axis)
-            if keep and chosen is None and data.shape[at] > 1:
-                continue
-            data = data[(slice(None),) * at + (_chosen_index(record, axis, data.shape[at], chosen),)]
-            axes.pop(at)
-    return data, tuple(axes)
+    index = _selection(record, address, keep=keep)
+    return record.data[index], tuple(a for a, i in zip(record.axes, index, strict=True) if isinstance(i, slice))
 
 
-def _volume(record: ImageRecord, address: Address, grid: Grid | None) -> Volume:
-    data, axes = select(record, address)
+def _selection(record: ImageRecord, address: Address, *, keep: bool = False) -> tuple[int | slice, ...]:
+    """What is taken along each axis. Raises as ``select`` does."""
+    wanted = {"time": address.time, "channel": address.channel}
+    index: list[int | slice] = [slice(None)] * len(record.axes)
+    for kind in ("time", "channel", "other"):
+        for at, (axis, length) in enumerate(zip(record.axes, record.shape, strict=True)):
+            chosen = wanted.get(kind)
+            if axis.kind == kind and not (keep and chosen is None and length > 1):
+                index[at] = _chosen_index(record, axis, length, chosen)
+    return tuple(index)
+
+
+def grid_of(record: ImageRecord, address: Address) -> Grid:
+    """The grid of the 3D image that an address chooses; its voxels are not opened. Raises as ``open_volume`` does."""
+    _, order, shape = _placed(record, address)
+    return _grid(record, tuple(shape[i] for i in order), address, None)
+
+
+def _placed(record: ImageRecord, address: Address) -> tuple[tuple[int | slice, ...], tuple[int, ...], tuple[int, ...]]:
+    """What is taken along each axis, the order of the axes that are left as z, y, x, and their lengths as stored."""
+    index = _selection(record, address)
+    left = [(a, n) for a, n, i in zip(record.axes, record.shape, index, strict=True) if isinstance(i, slice)]
+    axes, shape = tuple(a for a, _ in left), tuple(n for _, n in left)
     order = spatial(axes)
     if order is None:
         raise AxesError(
-            f"{record.name} has the spatial axes {', '.join(a.name for a in axes) or 'none'} of shape {data.shape}; "
+            f"{record.name} has the spatial axes {', '.join(a.name for a in axes) or 'none'} of shape {shape}; "
             "a 3D image (z, y, x) was expected."
         )
-    data = data.transpose(order)
+    return index, order, shape
+
+
+def _volume(record: ImageRecord, address: Address, grid: Grid | None) -> Volume:
+    index, order, _ = _placed(record, address)
+    data = record.data[index].transpose(order)
     stored = _stored(record, address, order, data.name)
     where = _grid(record, data.shape, address, grid)
     return Volume(data, where, record.name, record.format, record.levels, record.channels, stored)
@@ -220,7 +244,7 @@ def _stored(record: ImageRecord, address: Address, order: tuple[int, ...], name:
     if record.stored is None:
         return None
     chosen, index = {"time": address.time, "channel": address.channel}, []
-    for axis, length in zip(record.axes, record.data.shape, strict=True):
+    for axis, length in zip(record.axes, record.shape, strict=True):
         index.append(None if axis.kind == "space" else _chosen_index(record, axis, length, chosen.get(axis.kind)))
     z, y, x = order
     return StoredVoxels(name, record.stored, tuple(index), (z, y, x))

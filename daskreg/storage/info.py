@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import InputError, Unreadable, VoxelError
 from daskreg.grid import Grid
 from daskreg.storage.formats.run import Run
 from daskreg.storage.fs.address import Address, parse_address
 from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.image_record import ImageRecord, Resolution
-from daskreg.storage.images import ImageSource, Volume, open_record, open_volume
+from daskreg.storage.images import ImageSource, Volume, grid_of, open_record, open_volume
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT
 from daskreg.storage.runs.run import RunStore
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = DeferredModule("dask.array")
 
 Numbers = tuple[float, ...]
 
@@ -91,7 +96,7 @@ def _range(record: ImageRecord) -> tuple[float, float]:
 def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
     grid, hint = None, None
     try:
-        grid = open_volume(address.text).grid
+        grid = grid_of(record, address)
     except InputError as error:
         hint = str(error)
         grid = _shared_grid(record, address)
@@ -99,9 +104,9 @@ def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
     return VolumeInfo(
         record.name,
         record.format,
-        tuple(record.data.shape),
+        record.shape,
         tuple(a.name for a in record.axes),
-        str(record.data.dtype),
+        str(record.dtype),
         tuple(record.chunks),
         levels=record.levels,
         channels=record.channels,
@@ -112,7 +117,7 @@ def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
 
 def _shared_grid(record: ImageRecord, address: Address) -> Grid | None:
     """The grid of all channels and time points, where the image cannot be opened without choosing one."""
-    space = [n for n, a in zip(record.data.shape, record.axes, strict=True) if a.kind == "space"]
+    space = [n for n, a in zip(record.shape, record.axes, strict=True) if a.kind == "space"]
     if record.grid_metadata is None or len(space) != 3:
         return None
     try:

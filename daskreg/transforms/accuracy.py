@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Grid, Region
-from daskreg.kernels.vectors import apply_matrix
 from daskreg.transforms.chain import SampledMap, sample_chain
 from daskreg.transforms.inverse import SOLUTION_TOLERANCE
 from daskreg.transforms.link import Link
+
+if TYPE_CHECKING:
+    from daskreg.kernels import vectors
+else:
+    vectors = DeferredModule("daskreg.kernels.vectors")
 
 MAX_LIPSCHITZ = 0.9  # Lipschitz constant up to which the bound on the error is meaningful: ten residuals
 ROUND_TRIP_LIMIT = 0.1  # voxels: the round-trip error from which on a voxel counts as failed
@@ -105,7 +111,7 @@ def _round_trip_error(links: Sequence[Link], grid: Grid, box: Region) -> Array:
     at, to_index = sample_chain(links, grid, box), grid.world_to_index
     error = np.zeros(box.shape, np.float32)
     if at.e is not None:
-        error = np.sqrt((apply_matrix(to_index[:3, :3] @ at.linear, at.e) ** 2).sum(axis=0))
+        error = np.sqrt((vectors.apply_matrix(to_index[:3, :3] @ at.linear, at.e) ** 2).sum(axis=0))
     drift = to_index @ at.matrix - np.eye(4)
     error += np.float32(np.abs(drift[:3, :3]).sum() * max(grid.shape) + np.abs(drift[:3, 3]).sum())
     return error
@@ -116,7 +122,7 @@ def _maps_inside(at: SampledMap, grid: Grid, box: Region) -> NDArray[np.bool_]:
     matrix, linear = at.in_voxels(grid)
     z, y, x = (np.arange(a, b, dtype=float) for a, b in zip(box.start, box.stop, strict=True))
     inside = np.ones(box.shape, bool)
-    displaced = None if at.e is None else apply_matrix(linear, at.e)
+    displaced = None if at.e is None else vectors.apply_matrix(linear, at.e)
     for c, (row, n) in enumerate(zip(matrix, grid.shape, strict=False)):
         p = (row[0] * z)[:, None, None] + (row[1] * y)[:, None] + (row[2] * x + row[3])
         p = p if displaced is None else p + displaced[c]

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Grid, Region
-from daskreg.kernels.sampling.field import sample_field
-from daskreg.kernels.vectors import apply_matrix
 from daskreg.transforms.bounds import local_coefficients, sampling_bounds
 from daskreg.transforms.execution import KernelRunner, run_on_cpu
 from daskreg.transforms.linear import Matrix, linear_part
 from daskreg.transforms.link import Link
+
+if TYPE_CHECKING:
+    from daskreg.kernels import vectors
+    from daskreg.kernels.sampling import field
+else:
+    vectors = DeferredModule("daskreg.kernels.vectors")
+    field = DeferredModule("daskreg.kernels.sampling.field")
 
 LATTICE_TOLERANCE = 1e-6  # voxels at the far end of a box by which two lattices may differ and still count as one
 Array = NDArray[np.float32]
@@ -40,7 +47,7 @@ class SampledMap:
         """``phi(x) - matrix x``, (3, Z, Y, X). Raises ValueError where every link is affine."""
         if self.e is None:
             raise ValueError("every link is affine: there is no displacement.")
-        return self.e if np.array_equal(self.linear, np.eye(3)) else apply_matrix(self.linear, self.e)
+        return self.e if np.array_equal(self.linear, np.eye(3)) else vectors.apply_matrix(self.linear, self.e)
 
 
 def sample_chain(links: Sequence[Link], grid: Grid, box: Region, run: KernelRunner = run_on_cpu) -> SampledMap:
@@ -74,7 +81,7 @@ def _sample_displacement(at: SampledMap, link: Link, box: Region, run: KernelRun
     read = sampling_bounds(matrix, linear, at.e, box, grid.shape)
     if not read.size:
         return None
-    run(sample_field, box.shape, local_coefficients(matrix, box, read), linear_part(linear), at.e, link.read(read), d)
+    run(field.sample_field, box.shape, local_coefficients(matrix, box, read), linear_part(linear), at.e, link.read(read), d)
     return d
 
 

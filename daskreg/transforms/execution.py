@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from daskreg.errors import InputError
-from daskreg.kernels.compiler.configuration import SIMULATED
-from daskreg.kernels.compiler.launch import Kernel
+
+if TYPE_CHECKING:
+    from daskreg.kernels.compiler.launch import Kernel
 
 _LAUNCH_LOCK = Lock()  # kernels are parallel themselves, and not every threading layer of Numba allows two launches at once
 KernelRunner = Callable[..., Any]
@@ -28,6 +29,8 @@ def run_on_cuda(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) ->
     Raises InputError where Numba finds no device.
     """
     from numba import cuda
+
+    from daskreg.kernels.compiler.configuration import SIMULATED
 
     if not SIMULATED and not cuda.is_available():
         raise InputError(

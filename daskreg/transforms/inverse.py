@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Grid, Region
-from daskreg.kernels.inversion import invert
-from daskreg.kernels.vectors import apply_matrix
 from daskreg.transforms.chain import merge_affines
 from daskreg.transforms.execution import run_on_cpu
 from daskreg.transforms.linear import Matrix
 from daskreg.transforms.link import Link
 from daskreg.transforms.lipschitz import lipschitz_bound
+
+if TYPE_CHECKING:
+    from daskreg.kernels import inversion, vectors
+else:
+    vectors = DeferredModule("daskreg.kernels.vectors")
+    inversion = DeferredModule("daskreg.kernels.inversion")
 
 Array = NDArray[np.float32]
 SOLUTION_TOLERANCE = 1e-3  # voxels: the residual at which a voxel counts as solved
@@ -45,7 +50,7 @@ class DisplacementBounds:
 
 def displacement_in_voxels(link: Link, box: Region) -> Array:
     """A link's displacement in a box, (3, Z, Y, X), in voxels along its grid's axes."""
-    return apply_matrix(link.displacement_grid.world_to_index[:3, :3], link.read(box))
+    return vectors.apply_matrix(link.displacement_grid.world_to_index[:3, :3], link.read(box))
 
 
 def _component_ranges(u: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -92,9 +97,9 @@ class InverseField:
         w, residual = np.empty((3, *box.shape), np.float32), np.empty(box.shape, np.float32)
         origins = (np.array(v, np.int32) for v in (nodes.start, read.start, self.source.shape))
         tolerance = np.array([SOLUTION_TOLERANCE], np.float32)
-        run_on_cpu(invert, box.shape, *origins, tolerance, MAX_ITERATIONS, self.upsampling, u, w, residual)
+        run_on_cpu(inversion.invert, box.shape, *origins, tolerance, MAX_ITERATIONS, self.upsampling, u, w, residual)
         constant = _nearest(lipschitz_bound(u), self._node_axes(nodes, read), w)
-        return apply_matrix(self.source.index_to_world[:3, :3], w), residual, constant
+        return vectors.apply_matrix(self.source.index_to_world[:3, :3], w), residual, constant
 
     def _read_region(self, nodes: Region) -> Region:
         """The voxels of d that the iteration can read from a box: bounded by the range of all of d, then of d in that region."""

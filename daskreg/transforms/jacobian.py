@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Grid, Region
-from daskreg.kernels.jacobian import jacobian
-from daskreg.kernels.vectors import apply_matrix
 from daskreg.transforms.chain import sample_chain
 from daskreg.transforms.execution import KernelRunner, run_on_cpu
 from daskreg.transforms.link import Link
+
+if TYPE_CHECKING:
+    from daskreg.kernels import jacobian as kernel
+    from daskreg.kernels import vectors
+else:
+    vectors = DeferredModule("daskreg.kernels.vectors")
+    kernel = DeferredModule("daskreg.kernels.jacobian")
 
 Array = NDArray[np.float32]
 
@@ -32,9 +39,9 @@ def jacobian_determinant(
     factor = np.float32(np.linalg.det(linear) / np.linalg.det(grid.index_to_world[:3, :3])) if whole else np.float32(1)
     if at.e is None:
         return np.full(box.shape, factor, np.float32)
-    u = apply_matrix(np.linalg.inv(linear) @ at.linear, at.e)  # voxels along the grid's axes
+    u = vectors.apply_matrix(np.linalg.inv(linear) @ at.linear, at.e)  # voxels along the grid's axes
     determinant = np.empty(outer.shape, np.float32)
-    run(jacobian, outer.shape, 0, u, determinant)
+    run(kernel.jacobian, outer.shape, 0, u, determinant)
     return np.asarray(determinant[box.within(outer)] * factor)
 
 

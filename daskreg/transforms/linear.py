@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Grid
+
+if TYPE_CHECKING:
+    from scipy.spatial import transform
+else:
+    transform = DeferredModule("scipy.spatial.transform")
 
 Matrix = NDArray[np.float64]
 LinearKind = Literal["rigid", "similarity", "affine"]
@@ -63,7 +68,7 @@ class LinearModel:
     def _linear(self, a: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.kind == "affine":
             return np.eye(3) + a.reshape(3, 3)
-        rotation = np.asarray(Rotation.from_rotvec(a[2::-1]).as_matrix())[::-1, ::-1]  # SciPy's order is x, y, z
+        rotation = np.asarray(transform.Rotation.from_rotvec(a[2::-1]).as_matrix())[::-1, ::-1]  # SciPy's order is x, y, z
         return rotation * np.exp(a[3]) if self.kind == "similarity" else rotation
 
     def apply_jacobian_transpose(self, q: NDArray[np.float64], gradient: Matrix) -> NDArray[np.float64]:

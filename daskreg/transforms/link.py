@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import map_coordinates
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import ArrayError, Unreadable
 from daskreg.grid import Grid, Region
+
+if TYPE_CHECKING:
+    from scipy import ndimage
+else:
+    ndimage = DeferredModule("scipy.ndimage")
 
 LOOKUP_EDGE = 128  # voxels along each axis of a box whose points are looked up together: 24 MiB of displacement
 Points = NDArray[np.float64]
@@ -92,7 +97,7 @@ class Link:
         low, high = np.floor(index.min(axis=0)).astype(int), np.floor(index.max(axis=0)).astype(int) + 2
         box = Region(tuple(low), tuple(high)) & self.displacement_grid.region
         at, d = (index - box.start).T, self.read(box)
-        return np.stack([map_coordinates(c, at, np.float64, order=1, mode="grid-constant") for c in d], axis=1)
+        return np.stack([ndimage.map_coordinates(c, at, np.float64, order=1, mode="grid-constant") for c in d], axis=1)
 
     def read(self, box: Region) -> NDArray[np.float32]:
         """Values of d in a box of its grid, (3, Z, Y, X). Raises Unreadable where one is not finite."""

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter
+
+from daskreg.deferred import DeferredModule
+
+if TYPE_CHECKING:
+    from scipy import ndimage
+else:
+    ndimage = DeferredModule("scipy.ndimage")
 
 NEIGHBOURHOOD = 5  # voxels along each axis of the window in which the bound holds
 Array = NDArray[np.float32]
@@ -21,7 +29,7 @@ def lipschitz_bound(u: Array) -> Array:
         if u.shape[axis + 1] > 1:
             steps = (np.diff(u, axis=axis + 1) ** 2).sum(axis=0)
             either = np.maximum(_padded(steps, axis, (1, 0)), _padded(steps, axis, (0, 1)))  # of the two neighbours
-            total += maximum_filter(either, NEIGHBOURHOOD, mode="nearest")
+            total += ndimage.maximum_filter(either, NEIGHBOURHOOD, mode="nearest")
     return np.asarray(np.sqrt(total), np.float32)
 
 

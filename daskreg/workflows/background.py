@@ -6,18 +6,23 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.config import Config
+from daskreg.deferred import DeferredModule
 from daskreg.engine.background import Background
 from daskreg.errors import ConfigError, Unreadable
 from daskreg.storage import Volume
 from daskreg.storage.fill import parse_fill
 from daskreg.storage.fs.errors import reason
+
+if TYPE_CHECKING:
+    import dask
+else:
+    dask = DeferredModule("dask")
 
 log = logging.getLogger("daskreg")
 LEAST_SHARE = 0.01  # of the voxels on the faces of an image that a constant filling takes

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.engine.verdict import Verdict
 from daskreg.errors import ConfigError, VoxelError
@@ -27,6 +27,11 @@ from daskreg.storage.formats.run import Run
 from daskreg.storage.images import ImageSource
 from daskreg.transforms.jacobian import JacobianStatistics
 from daskreg.workflows.landmarks import read_landmarks
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = DeferredModule("dask.array")
 
 FEW = 1 << 16  # labels below this are counted in a table
 

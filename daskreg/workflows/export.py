@@ -6,12 +6,12 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, GridError, NotFound, OutputError, require_known
 from daskreg.grid import Region
@@ -29,6 +29,11 @@ from daskreg.storage.runs.scenes import LinkedImage, find_image
 from daskreg.storage.transform_record import StoredLink
 from daskreg.storage.transforms import write_links
 from daskreg.transforms.link import Link
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = DeferredModule("dask.array")
 
 log = logging.getLogger("daskreg")
 Part = Literal["total", "warp", "affine"]

@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import dask.array as da
 import numpy as np
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.lazy.load import load_transform, transform_of
@@ -24,6 +24,11 @@ from daskreg.storage.points import read_points
 from daskreg.storage.registry import identify, transform_formats
 from daskreg.storage.transforms import open_transform
 from daskreg.transforms.link import Link
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = DeferredModule("dask.array")
 
 CHEAP = 1 << 30  # bytes of a field up to which its largest displacement is looked for
 
@@ -209,7 +214,7 @@ def largest(link: Link) -> float | None:
     d: da.Array = link.displacement.data
     if 12 * link.displacement_grid.size > CHEAP:
         return None
-    return float(da.sqrt((d.astype(np.float32) ** 2).sum(axis=0)).max().compute())
+    return float(da.sqrt((d.astype(np.float32) ** 2).sum(axis=0)).max().compute(scheduler="threads"))
 
 
 def _with_largest(found: VolumeInfo) -> VolumeInfo:

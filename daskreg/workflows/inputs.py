@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import dask
+from typing import TYPE_CHECKING, Any
 
 from daskreg.cluster import Client, futures_of, moved_dtype
 from daskreg.config import Config, Deformable, Stage
+from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, cut_orders
 from daskreg.lazy.load import load_transform
@@ -28,6 +27,11 @@ from daskreg.storage.images import ImageSource
 from daskreg.workflows.background import Choice, parse_background
 from daskreg.workflows.masks import RESAMPLED, open_mask
 from daskreg.workflows.presets import preset
+
+if TYPE_CHECKING:
+    import dask
+else:
+    dask = DeferredModule("dask")
 
 log = logging.getLogger("daskreg")
 IMAGE_ROLES = ("fixed", "moving", "fixed_mask", "moving_mask")

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 
 from daskreg.config import Config, Optimised, Stage
+from daskreg.deferred import DeferredModule
 from daskreg.engine.verdict import RANKS, Verdict
 from daskreg.errors import ConfigError, DaskregError, NoOverlap, RunError, VoxelError
 from daskreg.grid import Grid, Index, shrink_factors
@@ -20,7 +20,11 @@ from daskreg.workflows.inputs import IMAGE_ROLES, Inputs, Request
 from daskreg.workflows.presets import preset
 
 if TYPE_CHECKING:
+    import dask.array as da
+
     from daskreg.cluster import Client
+else:
+    da = DeferredModule("dask.array")
 
 log = logging.getLogger("daskreg")
 SIZE = 64  # voxels along the longest axis of both images that recipes are tried on

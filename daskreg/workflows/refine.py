@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-import dask.array as da
 import numpy as np
 
 from daskreg.config import Config, Deformable
+from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, require_number
 from daskreg.grid import Grid, Region
@@ -27,6 +27,11 @@ from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
 from daskreg.workflows.register import register
 from daskreg.workflows.resources import ResourceKeywords
 from daskreg.workflows.result import Result
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = DeferredModule("dask.array")
 
 SPAN = re.compile(r"(\d+):(\d+)")
 

@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.cluster import RankJob, embedded_client, existing_client, require_main_guard, run_on_cluster, scheduler_required
 from daskreg.config import Config, Deformable, DeviceName, Search
+from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.engine.guard import BEFORE, OWN
 from daskreg.engine.report import Progress
@@ -51,7 +51,11 @@ from daskreg.workflows.resume import (
 from daskreg.workflows.unchanged import changes_while_running, input_digests, resumed_recipe
 
 if TYPE_CHECKING:
+    import dask
+
     from daskreg.cluster import Client
+else:
+    dask = DeferredModule("dask")
 
 __all__ = ["Result", "plan", "register"]
 

@@ -7,13 +7,17 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import fsspec
-
+from daskreg.deferred import DeferredModule
 from daskreg.errors import Unreadable
 from daskreg.storage.fs.address import is_remote
 from daskreg.storage.fs.errors import reason
+
+if TYPE_CHECKING:
+    import fsspec
+else:
+    fsspec = DeferredModule("fsspec")
 
 GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
 PART = 1 << 20  # bytes that are decompressed together on the way to the end

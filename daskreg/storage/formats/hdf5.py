@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
-
+from daskreg.deferred import DeferredModule
 from daskreg.errors import Unreadable
 from daskreg.storage.format import first_bytes
+
+if TYPE_CHECKING:
+    import h5py
+else:
+    h5py = DeferredModule("h5py")
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 

@@ -6,12 +6,12 @@ import itertools
 import logging
 import math
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import UnitsError, Unreadable
 from daskreg.grid import unit_name
 from daskreg.storage.axes import Axis
@@ -24,6 +24,11 @@ from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.grid_metadata import GridMetadata, triple
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.zarr.nodes import check_dtype, dask_chunks
+
+if TYPE_CHECKING:
+    import h5py
+else:
+    h5py = DeferredModule("h5py")
 
 log = logging.getLogger(__name__)
 

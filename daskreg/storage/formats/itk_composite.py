@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.format import TransformFormat
@@ -23,6 +22,12 @@ from daskreg.storage.fs.claims import DEFLATE_RATIO
 from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.grid_metadata import matrix3, triple
 from daskreg.storage.transform_record import StoredLink, TransformRecord
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import h5py
+else:
+    da, h5py = DeferredModule("dask.array"), DeferredModule("h5py")
 
 FIELD_TRANSFORM = "DisplacementFieldTransform"
 TRANSFORM_GROUP = "TransformGroup"

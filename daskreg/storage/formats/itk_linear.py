@@ -6,19 +6,26 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import loadmat, savemat
-from scipy.spatial.transform import Rotation
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import OutputError, Unreadable
 from daskreg.storage.format import TransformFormat, first_bytes
 from daskreg.storage.formats.streaming import open_output
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.transform_record import StoredLink, TransformRecord
+
+if TYPE_CHECKING:
+    import fsspec
+    import scipy.io as io_of_scipy
+    from scipy.spatial import transform
+else:
+    fsspec = DeferredModule("fsspec")
+    io_of_scipy, transform = DeferredModule("scipy.io"), DeferredModule("scipy.spatial.transform")
 
 AFFINE = "AffineTransform_double_3_3"
 KEYS = ("Transform", "Parameters", "FixedParameters")
@@ -92,7 +99,7 @@ def _text(parameters: Matrix) -> str:
 
 def _mat(parameters: Matrix) -> bytes:
     content = io.BytesIO()
-    savemat(content, {AFFINE: parameters[:, None], "fixed": np.zeros((3, 1))}, format="4")  # type: ignore[arg-type]  # the stubs know paths only
+    io_of_scipy.savemat(content, {AFFINE: parameters[:, None], "fixed": np.zeros((3, 1))}, format="4")  # type: ignore[arg-type]  # the stubs know paths only
     return content.getvalue()
 
 
@@ -101,7 +108,7 @@ Stage = tuple[str, list[float], list[float] | None]  # type, parameters, fixed p
 
 def _mat_stages(path: str, content: bytes) -> list[Stage]:
     with read_errors(path):
-        tree = {k: v for k, v in loadmat(io.BytesIO(content)).items() if k[:2] != "__"}  # type: ignore[arg-type]  # likewise
+        tree = {k: v for k, v in io_of_scipy.loadmat(io.BytesIO(content)).items() if k[:2] != "__"}  # type: ignore[arg-type]  # likewise
     fixed = [float(v) for v in np.ravel(tree.pop("fixed", np.zeros(3)))]
     if len(tree) != 1:
         raise Unreadable(f"{path} holds the matrices {', '.join(tree) or 'none'}; one ITK transform and 'fixed' were expected.")
@@ -175,7 +182,7 @@ def _translation(p: Matrix, _: Sequence[float]) -> tuple[Matrix, Matrix]:
 def _euler(p: Matrix, fixed: Sequence[float]) -> tuple[Matrix, Matrix]:
     """Angles about x, y, z; ITK multiplies Z X Y, or Z Y X where the fourth fixed parameter says so."""
     order, angles = ("ZYX", p[[2, 1, 0]]) if len(fixed) > 3 and fixed[3] else ("ZXY", p[[2, 0, 1]])
-    return Rotation.from_euler(order, angles).as_matrix(), p[3:]
+    return transform.Rotation.from_euler(order, angles).as_matrix(), p[3:]
 
 
 def _versor(p: Matrix, _: Sequence[float]) -> tuple[Matrix, Matrix]:
@@ -183,7 +190,7 @@ def _versor(p: Matrix, _: Sequence[float]) -> tuple[Matrix, Matrix]:
     if square > 1 + UNIT_VERSOR:
         raise ValueError(f"the vector part {p[:3].tolist()} of its versor is longer than 1, so that it is no rotation")
     w = math.sqrt(max(0.0, 1.0 - square))
-    return Rotation.from_quat([*p[:3], w]).as_matrix(), p[3:6]
+    return transform.Rotation.from_quat([*p[:3], w]).as_matrix(), p[3:6]
 
 
 def _similarity(p: Matrix, fixed: Sequence[float]) -> tuple[Matrix, Matrix]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import IncompleteRun, InputError, NotFound, Unreadable
 from daskreg.grid import unit_name
 from daskreg.storage.format import TransformFormat
@@ -23,6 +23,11 @@ from daskreg.storage.zarr.multiscale import grid_from_attributes
 from daskreg.storage.zarr.ngff06_schema import EndSchema, SceneSchema, StepSchema
 from daskreg.storage.zarr.nodes import attributes, lazy_array, open_member, open_node
 from daskreg.storage.zarr.vector_frames import to_world_axes, vector_frame
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = DeferredModule("zarr")
 
 
 class NgffScene(TransformFormat):

@@ -7,13 +7,13 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
-from typing import Any, BinaryIO
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, InputError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.axes import Axis
@@ -32,8 +32,13 @@ from daskreg.storage.formats.streaming import SLAB_BYTES, open_output, slabs
 from daskreg.storage.fs.address import Address, is_remote
 from daskreg.storage.fs.claims import DEFLATE_RATIO, require_held, require_memory
 from daskreg.storage.fs.errors import read_errors, require_exists
-from daskreg.storage.image_record import ImageRecord
+from daskreg.storage.image_record import ImageRecord, VoxelSource
 from daskreg.storage.zarr.nodes import check_dtype
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = DeferredModule("dask.array")
 
 log = logging.getLogger(__name__)
 
@@ -128,11 +133,16 @@ def open_nifti(address: Address) -> ImageRecord:
     check_dtype(voxels.stored, address.path)
     check_length(voxels)
     chunks = _chunks(voxels)
-    data = da.from_array(voxels, chunks=chunks, name=False, meta=np.empty((0,) * voxels.ndim, voxels.dtype))
     form = "NIfTI-2" if header.sizeof_hdr == 540 else "NIfTI-1"
     with read_errors(address.path):  # nibabel raises its own exceptions for some headers
         frame, axes = header_grid(header, address.path), _axes(voxels.shape, header)
+    data = VoxelSource(voxels.shape, voxels.dtype, partial(_lazy, voxels, chunks))
     return ImageRecord(address.text, form, data, axes, frame, chunks)
+
+
+def _lazy(voxels: NiftiVoxels, chunks: tuple[int, ...]) -> da.Array:
+    data: da.Array = da.from_array(voxels, chunks=chunks, name=False, meta=np.empty((0,) * voxels.ndim, voxels.dtype))
+    return data
 
 
 def check_length(voxels: NiftiVoxels) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import InputError, OutputError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.format import TransformFormat
@@ -21,6 +21,11 @@ from daskreg.storage.formats.streaming import open_output, slabs
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.transform_record import StoredLink, TransformRecord
+
+if TYPE_CHECKING:
+    import dask.array as da
+else:
+    da = DeferredModule("dask.array")
 
 VECTORS = DISPLACEMENT, VECTOR = 1006, 1007  # NIfTI's codes: displacement vector, vector
 SAMPLES = 12  # voxels along each axis that are looked at to tell places from displacements

@@ -6,17 +6,22 @@ import io
 import logging
 import math
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import GridError, Unreadable
 from daskreg.grid import UNITS, Grid
 from daskreg.storage.formats.compressed import opened
 from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.grid_metadata import GridMetadata
+
+if TYPE_CHECKING:
+    import nibabel as nib
+else:
+    nib = DeferredModule("nibabel")
 
 log = logging.getLogger(__name__)
 

@@ -5,25 +5,30 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, NotFound, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.axes import Axis, guessed_axes, spatial
 from daskreg.storage.format import Array, ImageFormat
 from daskreg.storage.fs.address import Address, is_remote, parent
-from daskreg.storage.image_record import ImageRecord, Resolution
+from daskreg.storage.image_record import ImageRecord, Resolution, VoxelSource
 from daskreg.storage.zarr import ngff, ngff05
 from daskreg.storage.zarr.chunks import require_all_stored
 from daskreg.storage.zarr.multiscale import PARENT_FOLDERS, Multiscale, one_unit
 from daskreg.storage.zarr.nodes import attributes, checked_array, children, dimension_names, lazy_array, open_member, open_node
 from daskreg.storage.zarr.pyramid import CHUNK, Factors, LevelWriter, coarsen, new_array, pyramid, steps
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import zarr
+else:
+    da, zarr = DeferredModule("dask.array"), DeferredModule("zarr")
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +101,7 @@ def _record(group: zarr.Group, multiscale: Multiscale, level: int, address: Addr
     return ImageRecord(
         address.text,
         f"OME-Zarr {multiscale.version}, Zarr v{array.metadata.zarr_format}",
-        lazy_array(stored, address.node),
+        VoxelSource(stored.shape, stored.dtype, partial(lazy_array, stored, address.node)),
         multiscale.level_axes(level),
         frame,
         array.shards or array.chunks,
@@ -179,7 +184,7 @@ def _bare(array: zarr.Array[Any], address: Address) -> ImageRecord:
     axes = guessed_axes(dimension_names(array), array.ndim)
     form = f"Zarr v{array.metadata.zarr_format} array"
     stored = checked_array(array, address.node)
-    data = lazy_array(stored, address.node)
+    data = VoxelSource(stored.shape, stored.dtype, partial(lazy_array, stored, address.node))
     return ImageRecord(address.text, form, data, axes, None, array.shards or array.chunks, stored=stored)
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import dask.array as da
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.storage.fs.address import is_remote
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import fsspec
+else:
+    da, fsspec = DeferredModule("dask.array"), DeferredModule("fsspec")
 
 SLAB_BYTES = 32 << 20  # bytes of planes that are read or written together
 GZIP_LEVEL = 4  # 9 takes five times as long and saves 2 %

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fsspec
-
+from daskreg.deferred import DeferredModule
 from daskreg.storage.fs.address import is_remote
 from daskreg.storage.fs.errors import require_regular, write_errors
+
+if TYPE_CHECKING:
+    import fsspec
+else:
+    fsspec = DeferredModule("fsspec")
 
 METADATA_FILES = ("zarr.json", ".zgroup", ".zarray")  # one of them makes a folder a Zarr store
 

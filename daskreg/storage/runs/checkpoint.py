@@ -8,19 +8,24 @@ import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import OutputError, Unreadable
 from daskreg.grid.partition import Span
 from daskreg.storage.axes import SPACE
 from daskreg.storage.fs.address import is_remote, join
 from daskreg.storage.fs.errors import read_errors, reason, write_errors
 from daskreg.storage.fs.files import exists, list_names, read_text, remove, replace_text, sync
+
+if TYPE_CHECKING:
+    import zarr
+    import zarr.codecs
+else:
+    zarr = DeferredModule("zarr")
 
 CHECKPOINT_FOLDER = "checkpoint"
 LATEST = "latest.json"
@@ -157,7 +162,7 @@ def _new(group: zarr.Group, name: str, shape: tuple[int, ...]) -> zarr.Array[Any
         shape=shape,
         chunks=(shape[0], 1, *shape[2:]),  # blocks end between planes, so each chunk has one writer
         dtype=np.float32,
-        compressors=Crc32cCodec(),
+        compressors=zarr.codecs.Crc32cCodec(),
         fill_value=0,
         dimension_names=("c", *SPACE),
         chunk_key_encoding={"name": "default", "separator": "."},  # one folder to sync instead of four per chunk

@@ -10,10 +10,9 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import zarr
-
+from daskreg.deferred import DeferredModule
 from daskreg.errors import InputError, OutputBusy, OutputExists, Unreadable
 from daskreg.storage.fs.address import is_remote, join
 from daskreg.storage.fs.atomic import put_in_place
@@ -21,6 +20,11 @@ from daskreg.storage.fs.errors import write_errors
 from daskreg.storage.fs.files import exists, hidden_sibling, list_names, remove, replace_text
 from daskreg.storage.fs.swap import version_of
 from daskreg.storage.runs.run_state import has_checkpoint, is_active_elsewhere, read_state
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = DeferredModule("zarr")
 
 log = logging.getLogger("daskreg")
 ENTRIES = ("zarr.json", "moved", "transform", "checkpoint")  # of a run

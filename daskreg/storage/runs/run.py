@@ -6,13 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-import zarr
 from numpy.typing import ArrayLike, NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import IncompleteRun, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import Grid, Region
 from daskreg.storage.axes import SPACE
@@ -51,11 +50,19 @@ from daskreg.storage.runs.run_state import (
 from daskreg.storage.transform_record import StoredLink, require_map
 from daskreg.storage.zarr import ngff, ngff05, ngff06
 from daskreg.storage.zarr.chunks import require_all_stored
-from daskreg.storage.zarr.codecs import encode_box, with_zarrs_codecs
 from daskreg.storage.zarr.multiscale import grid_from_attributes
 from daskreg.storage.zarr.nodes import attributes, lazy_array, open_node
 from daskreg.storage.zarr.pyramid import CHUNK, Factors, coarsen, levels_within, new_array, pyramid, steps
 from daskreg.storage.zarr.vector_frames import to_grid_axes, to_world_axes, vector_frame
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import zarr
+
+    from daskreg.storage.zarr import codecs
+else:
+    da, zarr = DeferredModule("dask.array"), DeferredModule("zarr")
+    codecs = DeferredModule("daskreg.storage.zarr.codecs")
 
 
 @dataclass(frozen=True)
@@ -259,7 +266,7 @@ class RunStore:
         _require_fit(name, region, voxels, array)
         with write_errors(join(self.path, name)):
             box = [*(slice(0, n) for n in array.shape[:-3]), *region.slices]
-            if not encode_box(array, box, np.ascontiguousarray(voxels)):
+            if not codecs.encode_box(array, box, np.ascontiguousarray(voxels)):
                 array[tuple(box)] = voxels
 
     def build_pyramid(self, name: str) -> None:
@@ -392,7 +399,7 @@ class RunStore:
                 node = self._group.get(key)
             if not isinstance(node, zarr.Array):
                 raise NotFound(f"{self.path} has no image {key!r}; it has {', '.join(self._group.group_keys())}.")
-            self._arrays[key] = with_zarrs_codecs(node)
+            self._arrays[key] = codecs.with_zarrs_codecs(node)
         return self._arrays[key]
 
     def _levels_made(self, name: str) -> int:

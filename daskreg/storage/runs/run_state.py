@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
-import zarr
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import IncompleteRun, OutputExists, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.fs.files import exists, hidden_sibling
@@ -18,6 +18,11 @@ from daskreg.storage.runs.checkpoint import CheckpointStore
 from daskreg.storage.zarr.multiscale import grid_attributes
 from daskreg.storage.zarr.nodes import attributes, open_node
 from daskreg.storage.zarr.schema import StateSchema, validated
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = DeferredModule("zarr")
 
 RUN_FORMAT = 2  # 1 stored the displacement along the world's axes, as NGFF 0.5
 READABLE_FORMATS = (1, 2)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, UnitsError
 from daskreg.grid import UNITS, Grid, unit_name
 from daskreg.storage.axes import spatial
@@ -21,6 +21,11 @@ from daskreg.storage.registry import image_formats
 from daskreg.storage.zarr import ngff, ngff06
 from daskreg.storage.zarr.multiscale import PARENT_FOLDERS
 from daskreg.storage.zarr.nodes import attributes, open_node
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = DeferredModule("zarr")
 
 INTRINSIC = "intrinsic"  # ngff-zarr's name for the coordinate system of a 0.4 or 0.5 image, which has none
 Matrix = NDArray[np.float64]

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Grid, Region
 from daskreg.storage.fs.address import join
 from daskreg.storage.fs.errors import read_errors, write_errors
 from daskreg.storage.runs.scenes import LinkedImage, between_images, link_images
 from daskreg.storage.zarr import ngff06
 from daskreg.storage.zarr.chunks import require_all_stored
-from daskreg.storage.zarr.codecs import with_zarrs_codecs
 from daskreg.storage.zarr.multiscale import grid_attributes
 from daskreg.storage.zarr.nodes import lazy_array
 from daskreg.storage.zarr.pyramid import coarsen, new_array, pyramid, steps
 from daskreg.storage.zarr.vector_frames import to_grid_axes, to_world_axes, vector_frame
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import zarr
+
+    from daskreg.storage.zarr import codecs
+else:
+    da, zarr = DeferredModule("dask.array"), DeferredModule("zarr")
+    codecs = DeferredModule("daskreg.storage.zarr.codecs")
 
 TRANSFORM_FORMAT = 1
 FIELDS_FOLDER = "coordinateTransformations"
@@ -47,7 +54,7 @@ class TransformStore:
     def write(self, link: int, grid: Grid, region: Region, d: NDArray[Any]) -> None:
         """Whole chunks of a link's field: (3, Z, Y, X) of ``region``, world units, along the world's axes."""
         with write_errors(self.path):
-            array = with_zarrs_codecs(zarr.open_array(join(self.path, f"{_field(link)}/0"), mode="r+"))
+            array = codecs.with_zarrs_codecs(zarr.open_array(join(self.path, f"{_field(link)}/0"), mode="r+"))
             array[(slice(None), *region.slices)] = to_grid_axes(d, vector_frame(grid))
 
     def finish(
@@ -104,7 +111,7 @@ def _field(link: int) -> str:
 
 def _build(group: Any, grid: Grid, name: str) -> None:
     factors = pyramid(grid)
-    below = with_zarrs_codecs(group["0"])
+    below = codecs.with_zarrs_codecs(group["0"])
     levels = [below]
     for k, step in enumerate(steps(factors), 1):
         level = new_array(group, str(k), grid.coarsen(factors[k]).shape, np.float32, 3)

@@ -7,17 +7,20 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.core.sync import sync
-from zarr.storage import LocalStore
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import OutputError
 from daskreg.storage.fs.errors import require_regular
 from daskreg.storage.fs.files import METADATA_FILES
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = DeferredModule("zarr")
 
 log = logging.getLogger("daskreg")
 ALL_STORED: dict[str, Any] = {"daskreg": {"chunks": "all"}}  # attributes of an array that daskreg wrote with its empty chunks
@@ -54,14 +57,14 @@ def is_stored(array: zarr.Array[Any], index: Index) -> bool:
 
 
 def _exists(array: zarr.Array[Any], key: str) -> bool:
-    if isinstance(array.store, LocalStore):
+    if isinstance(array.store, zarr.storage.LocalStore):
         return os.path.isfile(os.path.join(array.store.root, array.path, key))  # Zarr reads a folder as a missing chunk
-    return bool(sync(array.store.exists(f"{array.path}/{key}" if array.path else key)))
+    return bool(zarr.core.sync.sync(array.store.exists(f"{array.path}/{key}" if array.path else key)))
 
 
 def require_files(array: zarr.Array[Any], spans: Sequence[slice]) -> None:
     """Raises Unreadable where an object of a box is a local pipe or device: reading it may never end."""
-    if isinstance(array.store, LocalStore):
+    if isinstance(array.store, zarr.storage.LocalStore):
         for index in objects_in(array, spans):
             require_regular(os.path.join(array.store.root, array.path, object_key(array, index)))
 
@@ -72,7 +75,7 @@ def missing_in(array: zarr.Array[Any], spans: Sequence[slice], voxels: NDArray[A
     An object store is only asked about those whose voxels are all the fill value: a question takes as long as reading one.
     """
     found, shape = objects_in(array, spans), [max(s.stop - s.start, 0) for s in spans]
-    if not isinstance(array.store, LocalStore) and voxels.size == math.prod(shape):
+    if not isinstance(array.store, zarr.storage.LocalStore) and voxels.size == math.prod(shape):
         voxels = voxels.reshape(shape)  # an index of one entry drops its axis
         found = (i for i in found if _is_empty(array, i, spans, voxels))
     return [i for i in found if not is_stored(array, i)]
@@ -87,7 +90,7 @@ def describe_missing(array: zarr.Array[Any], first: Index) -> str:
     """How many objects are missing, for a message, where they are few enough to count."""
     total = math.prod(object_counts(array))
     where = f"the chunk {object_key(array, first)} is missing"
-    local = isinstance(array.store, LocalStore)
+    local = isinstance(array.store, zarr.storage.LocalStore)
     if total > (MAXIMUM_COUNTED if local else MAXIMUM_COUNTED // 1000):
         return where
     return f"{where}, and {len(missing_of(array))} of {total} chunks are"
@@ -96,7 +99,7 @@ def describe_missing(array: zarr.Array[Any], first: Index) -> str:
 def log_missing(array: zarr.Array[Any], name: str) -> None:
     """Tell how many chunks are read as the fill value, where they are few enough to count."""
     total = math.prod(object_counts(array))
-    if total > (MAXIMUM_COUNTED if isinstance(array.store, LocalStore) else MAXIMUM_COUNTED // 1000):
+    if total > (MAXIMUM_COUNTED if isinstance(array.store, zarr.storage.LocalStore) else MAXIMUM_COUNTED // 1000):
         log.warning("%s: missing ones of its %d chunks are read as %s", name, total, array.fill_value)
     elif lost := len(missing_of(array)):
         log.warning("%s: %d of %d chunks are missing, and are read as %s", name, lost, total, array.fill_value)

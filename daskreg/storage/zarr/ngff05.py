@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ome_zarr_models.v04.multiscales import Multiscale as Multiscale04
-from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
 
 from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.axes import KINDS, SPACE, Axis, leading
 from daskreg.storage.zarr.multiscale import ORIENTATIONS, Multiscale, StatedLevel, grid_attributes, placed
 from daskreg.storage.zarr.schema import validated
+
+if TYPE_CHECKING:
+    from ome_zarr_models.v04.multiscales import Multiscale as Multiscale04
+    from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
 
 
 def parse_image(name: str, version: str, image: Mapping[str, Any], channels: tuple[str, ...], grid: Grid | None) -> Multiscale:
@@ -50,6 +52,9 @@ def group_attributes(
 
 
 def _validated(name: str, version: str, image: Mapping[str, Any]) -> Multiscale04 | Multiscale05:
+    from ome_zarr_models.v04.multiscales import Multiscale as Multiscale04
+    from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
+
     model: type[Multiscale04 | Multiscale05] = Multiscale05 if version.startswith("0.5") else Multiscale04
     return validated(model, _repaired(image), name, "multiscales[0]")
 

@@ -8,21 +8,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.storage import LocalStore, ZipStore
 
+from daskreg.deferred import DeferredModule
 from daskreg.errors import NotFound, Unreadable
 from daskreg.storage.fs.address import is_remote
 from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import open_errors, read_errors, reason, require_exists, require_regular
 from daskreg.storage.fs.files import METADATA_FILES
 from daskreg.storage.zarr.chunks import describe_missing, log_missing, may_lack_chunks, missing_in, require_files
-from daskreg.storage.zarr.codecs import decode_box, with_zarrs_codecs
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import zarr
+
+    from daskreg.storage.zarr import codecs
+else:
+    da, zarr = DeferredModule("dask.array"), DeferredModule("zarr")
+    codecs = DeferredModule("daskreg.storage.zarr.codecs")
 
 MISSING_CHUNKS: ContextVar[str] = ContextVar("missing chunks", default="error")  # of arrays that are opened: error or fill
 MAX_DASK_CHUNK = 128 << 20  # bytes; larger shards are read in parts
@@ -50,7 +56,7 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
     if packed:
         require_exists(packed)
         with open_errors(path):
-            return zarr.open(ZipStore(os.path.abspath(packed), mode="r"), path=inner, mode="r")
+            return zarr.open(zarr.storage.ZipStore(os.path.abspath(packed), mode="r"), path=inner, mode="r")
     require_exists(path)
     if not is_remote(path) and os.path.isdir(path):
         _require_metadata(path)
@@ -88,7 +94,7 @@ class CheckedArray:
         """Decode a box into an array of its shape, with little to do in Python for each chunk. Raises Unreadable."""
 
         def decode() -> NDArray[Any]:
-            if not decode_box(self.array, box, out):
+            if not codecs.decode_box(self.array, box, out):
                 out[...] = np.asarray(self.array[tuple(box)])
             return out
 
@@ -137,7 +143,7 @@ def checked_array(array: zarr.Array[Any], name: str) -> CheckedArray:
     sparse = MISSING_CHUNKS.get() == "fill"
     if sparse:
         log_missing(array, name)
-    return CheckedArray(with_zarrs_codecs(array), name, sparse)
+    return CheckedArray(codecs.with_zarrs_codecs(array), name, sparse)
 
 
 def lazy_array(array: zarr.Array[Any] | CheckedArray, name: str) -> da.Array:
@@ -183,7 +189,7 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
 
 def open_member(group: zarr.Group, inner: str, name: str) -> zarr.Array[Any]:
     """The array at a path in a group. Raises NotFound and Unreadable."""
-    if isinstance(group.store, LocalStore):
+    if isinstance(group.store, zarr.storage.LocalStore):
         _require_metadata_files(os.path.join(group.store.root, group.path, inner))
     try:
         with read_errors(name):

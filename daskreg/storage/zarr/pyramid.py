@@ -6,18 +6,25 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise, product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Grid, Region
 from daskreg.storage.axes import SPACE
 from daskreg.storage.zarr.chunks import ALL_STORED
-from daskreg.storage.zarr.codecs import with_zarrs_codecs
+
+if TYPE_CHECKING:
+    import dask
+    import zarr
+    import zarr.codecs
+
+    from daskreg.storage.zarr import codecs
+else:
+    dask, zarr = DeferredModule("dask"), DeferredModule("zarr")
+    codecs = DeferredModule("daskreg.storage.zarr.codecs")
 
 CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
 CACHED_BYTES = 2 << 20  # of voxels of which means are computed at once: they stay in the processor's cache
@@ -71,12 +78,12 @@ def new_array(
         shape=lengths + shape,
         chunks=(*(1 for _ in lead), *lengths[len(lead) :], *(min(chunk, n) for n in shape)),
         dtype=dtype,
-        compressors=BloscCodec(**(FIELD_CODEC if components else IMAGE_CODEC), shuffle="shuffle"),
+        compressors=zarr.codecs.BloscCodec(**(FIELD_CODEC if components else IMAGE_CODEC), shuffle="shuffle"),
         dimension_names=names + SPACE,
         fill_value=0,
         attributes=ALL_STORED,
     )
-    return with_zarrs_codecs(array)
+    return codecs.with_zarrs_codecs(array)
 
 
 class LevelWriter:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.deferred import DeferredModule
 from daskreg.grid import IDENTITY, Grid
-from daskreg.kernels.vectors import apply_matrix
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+    from daskreg.kernels import vectors
+else:
+    da = DeferredModule("dask.array")
+    vectors = DeferredModule("daskreg.kernels.vectors")
 
 Matrix = NDArray[np.float64]
 
@@ -21,7 +28,7 @@ def vector_frame(grid: Grid) -> Matrix | None:
 
 def to_grid_axes(field: NDArray[Any], frame: Matrix | None) -> NDArray[Any]:
     """Vectors along the world's axes, as they are stored. frame: see ``vector_frame``."""
-    return field if frame is None else apply_matrix(np.asarray(np.linalg.inv(frame), np.float64), field)
+    return field if frame is None else vectors.apply_matrix(np.asarray(np.linalg.inv(frame), np.float64), field)
 
 
 def to_world_axes(field: da.Array, frame: Matrix | None) -> da.Array:
@@ -30,6 +37,6 @@ def to_world_axes(field: da.Array, frame: Matrix | None) -> da.Array:
         return field
     whole = field.rechunk({0: 3})
     lazy: da.Array = da.map_blocks(
-        lambda part: apply_matrix(frame, part), whole, dtype=np.float32, meta=np.empty((0,) * 4, np.float32)
+        lambda part: vectors.apply_matrix(frame, part), whole, dtype=np.float32, meta=np.empty((0,) * 4, np.float32)
     )
     return lazy

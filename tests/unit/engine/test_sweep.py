@@ -14,7 +14,8 @@ from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid, Span
 from daskreg.optimizers.adam import Adam
-from daskreg.optimizers.sgd import SGD, Momentum
+from daskreg.optimizers.sgd import SGD
+from daskreg.optimizers.sgd.update import Momentum
 from daskreg.planning.slabs import Extent, Reaches, held_planes, schedule
 from daskreg.similarity import LNCC, MI, MSE, NGF
 from daskreg.storage.scratch import ScratchField, ScratchFolder

@@ -7,7 +7,8 @@ from daskreg.kernels.adam.cpu import adam
 from daskreg.kernels.adam.moments import pack_moments, unpack_moments
 from daskreg.kernels.adam.packed import packed_adam, packed_adam_direction
 from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights
-from daskreg.optimizers.adam import Adam, chance_level
+from daskreg.optimizers.adam import Adam
+from daskreg.optimizers.adam.update import chance_level
 from tests import reference
 from tests.cases import SHAPE, empty, rates, vectors
 

@@ -5,7 +5,8 @@ import pytest
 
 from daskreg import MSE, Config, Deformable, register
 from daskreg.errors import ConfigError
-from daskreg.optimizers.sgd import SGD, momentum_step
+from daskreg.optimizers.sgd import SGD
+from daskreg.optimizers.sgd.update import momentum_step
 from daskreg.planning.memory import checkpoint_bytes
 from tests.cases import SHAPE, empty, vectors
 from tests.phantoms import body_mask, known_warp_pair, target_registration_error

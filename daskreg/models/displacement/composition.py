@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,40 +12,11 @@ from daskreg.kernels.compiler.launch import Shape, extent
 from daskreg.kernels.compiler.launch import box as box_of
 from daskreg.kernels.composition.cpu import compose
 from daskreg.kernels.composition.cuda import compose_smooth, launch_grid
-from daskreg.kernels.smoothing.cpu import gaussian_radius
-from daskreg.models.base import BlockLayout, Fields, Launcher, TransformModel
-from daskreg.parameters import DeviceKind, ModelParameters, Storage
+from daskreg.models.base import Fields, Launcher, TransformModel
 
 FUSED_REACH = 2  # taps on one side of the filter that the fused kernel takes; wider filters are applied axis by axis
 
 Taps = tuple[int, tuple[np.float32, ...], list[Any]]  # reach, weights and norms of a filter
-
-
-class Displacement(ModelParameters):
-    """``u <- G (s d + u o (Id + s d))``: composition with a small step keeps the map invertible."""
-
-    kind: Literal["displacement"] = "displacement"
-
-    @property
-    def storages(self) -> tuple[Storage, ...]:
-        """Mixed: the direction comes from the optimizer's state."""
-        return ("float32", "moments", "mixed")
-
-    def reach(self, smooth_warp: float) -> int:
-        """The filter's taps, and one plane: a step is shorter than a voxel."""
-        return gaussian_radius(smooth_warp) + 1
-
-    def direction_reach(self, smooth_warp: float) -> int:
-        """The filter's taps."""
-        return gaussian_radius(smooth_warp)
-
-    def state_bytes(self) -> int:
-        """Three float32."""
-        return 12
-
-    def build(self, layout: BlockLayout, device: DeviceKind) -> TransformModel:
-        """For a CPU or a GPU."""
-        return ComposedDisplacement(layout) if device == "cpu" else ComposedDisplacementOnGpu(layout)
 
 
 class ComposedDisplacement(TransformModel):

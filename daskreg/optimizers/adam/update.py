@@ -1,14 +1,13 @@
-"""Adam on a displacement field (method, section 5; Kingma & Ba 2015, algorithm 1)."""
+"""The update of a displacement field by Adam (method, section 5; Kingma & Ba 2015, algorithm 1)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from daskreg.kernels.adam.cpu import adam, adam_direction
 from daskreg.kernels.adam.cuda import launch_grid, smooth_adam
@@ -18,7 +17,6 @@ from daskreg.kernels.compiler.launch import extent
 from daskreg.kernels.device import host
 from daskreg.kernels.smoothing.cuda import MAX_RADIUS
 from daskreg.optimizers.base import Optimizer, State, Step
-from daskreg.parameters import Decay, DeviceKind, Number, OptimizerParameters, Storage
 
 EPSILON = 0.1  # of a clear gradient: below it a voxel hardly moves, so that noise, and a perfect match, stay at rest
 
@@ -29,40 +27,6 @@ def chance_level(decay: float, t: int) -> float:
     0 for t = 1: one gradient says nothing about its noise.
     """
     return 0.0 if t == 1 else (1 - decay) / (1 + decay) * (1 + decay**t) / (1 - decay**t)
-
-
-class Adam(OptimizerParameters):
-    """Adam: each component divided by the root of its mean square."""
-
-    kind: Literal["adam"] = "adam"
-    betas: tuple[Decay, Decay] = (0.9, 0.99)  # decay of first and second moment
-    # A component whose m^2/v is at most so many times the chance level (independent gradients) does not move, others move less by
-    # that part; 0: all move
-    significance: Annotated[Number, Field(ge=0, le=100)] = 0.0
-
-    @property
-    def storages(self) -> tuple[Storage, ...]:
-        """Moments and mixed: both moments in one word of 32 bits."""
-        return ("float32", "moments", "mixed")
-
-    @property
-    def fused_reach(self) -> int:
-        """As far as shared memory holds a filter's planes."""
-        return MAX_RADIUS
-
-    def state_bytes(self, storage: Storage) -> int:
-        """Both moments."""
-        return 24 if storage == "float32" else 12
-
-    def swept_bytes(self, storage: Storage) -> int:
-        """The direction follows from both moments."""
-        return self.state_bytes(storage)
-
-    def build(self, storage: Storage, device: DeviceKind) -> Optimizer:
-        """For a CPU or a GPU, in the storages that each has: moments on a CPU, mixed on a GPU."""
-        if device == "cpu":
-            return (PackedAdamOnCpu if storage == "moments" else AdamOnCpu)(self.betas, self.significance)
-        return MixedAdam(self.betas, self.significance) if storage == "mixed" else AdamOnGpu(self.betas, self.significance)
 
 
 class AdamOnCpu(Optimizer):

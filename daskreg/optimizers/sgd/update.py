@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numba import float32, int64
@@ -11,29 +11,9 @@ from numpy.typing import NDArray
 
 from daskreg.kernels.compiler.launch import voxelwise
 from daskreg.optimizers.base import Optimizer, State, Step
-from daskreg.parameters import Decay, DeviceKind, OptimizerParameters, Storage
 
 index = int64  # replaced by the launcher
 ZERO, ONE = float32(0), float32(1)
-
-
-class SGD(OptimizerParameters):
-    """Gradient descent with momentum: voxels move in proportion to their gradient, with no scale of their own."""
-
-    kind: Literal["sgd"] = "sgd"
-    momentum: Decay = 0.9  # decay of the running mean of the gradient; 0: the gradient alone
-
-    def state_bytes(self, storage: Storage) -> int:
-        """The running mean."""
-        return 12
-
-    def swept_bytes(self, storage: Storage) -> int:
-        """The direction follows from the mean."""
-        return self.state_bytes(storage)
-
-    def build(self, storage: Storage, device: DeviceKind) -> Optimizer:
-        """The same for every device."""
-        return Momentum(self.momentum)
 
 
 @voxelwise(sums=1, maxima=True)

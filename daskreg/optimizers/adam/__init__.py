@@ -1,0 +1,50 @@
+"""Adam (method, section 5): its parameters; ``update`` is the implementation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from daskreg.parameters import Decay, DeviceKind, Number, OptimizerParameters, Storage
+
+if TYPE_CHECKING:
+    from daskreg.optimizers.base import Optimizer
+
+
+class Adam(OptimizerParameters):
+    """Adam: each component divided by the root of its mean square."""
+
+    kind: Literal["adam"] = "adam"
+    betas: tuple[Decay, Decay] = (0.9, 0.99)  # decay of first and second moment
+    # A component whose m^2/v is at most so many times the chance level (independent gradients) does not move, others move less by
+    # that part; 0: all move
+    significance: Annotated[Number, Field(ge=0, le=100)] = 0.0
+
+    @property
+    def storages(self) -> tuple[Storage, ...]:
+        """Moments and mixed: both moments in one word of 32 bits."""
+        return ("float32", "moments", "mixed")
+
+    @property
+    def fused_reach(self) -> int:
+        """As far as shared memory holds a filter's planes."""
+        from daskreg.kernels.smoothing.cuda import MAX_RADIUS
+
+        return MAX_RADIUS
+
+    def state_bytes(self, storage: Storage) -> int:
+        """Both moments."""
+        return 24 if storage == "float32" else 12
+
+    def swept_bytes(self, storage: Storage) -> int:
+        """The direction follows from both moments."""
+        return self.state_bytes(storage)
+
+    def build(self, storage: Storage, device: DeviceKind) -> Optimizer:
+        """For a CPU or a GPU, in the storages that each has: moments on a CPU, mixed on a GPU."""
+        from daskreg.optimizers.adam.update import AdamOnCpu, AdamOnGpu, MixedAdam, PackedAdamOnCpu
+
+        if device == "cpu":
+            return (PackedAdamOnCpu if storage == "moments" else AdamOnCpu)(self.betas, self.significance)
+        return MixedAdam(self.betas, self.significance) if storage == "mixed" else AdamOnGpu(self.betas, self.significance)
