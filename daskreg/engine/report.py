@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.engine.halo import Block
-from daskreg.engine.planes import Planes
+if TYPE_CHECKING:
+    from daskreg.engine.halo import Block
+    from daskreg.engine.planes import Planes
 
 
 @dataclass

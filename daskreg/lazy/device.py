@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from daskreg.config import DeviceName
@@ -17,9 +19,13 @@ def resolve_device(wanted: DeviceName) -> Kind:
     Raises ConfigError for another word, InputError where a GPU is wanted and one is missing.
     """
     require_known("device", wanted, ("auto", "cpu", "cuda"))
-    if wanted == "cpu":
-        return "cpu"
+    if wanted == "cpu" or (wanted == "auto" and "distributed" not in sys.modules and not _has_cupy()):
+        return "cpu"  # there is no current client and no GPU: nothing slow is imported to say so
     from daskreg.cluster import device_of, existing_client  # importing distributed takes a second that the CPU need not wait for
 
     with existing_client() as client:
         return device_of(client, wanted)
+
+
+def _has_cupy() -> bool:
+    return "cupy" in sys.modules or find_spec("cupy") is not None

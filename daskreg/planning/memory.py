@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from daskreg.config import Deformable, Optimised
-from daskreg.kernels.smoothing.cpu import gaussian_radius
+from daskreg.deferred import DeferredModule
 from daskreg.planning.layout import Layout, Level
 from daskreg.planning.slabs import Reaches, held_planes, staged_planes
 from daskreg.planning.traffic import ASSUMED_DRIFT, HALF, VALUE, VECTOR, reached, value_bytes, window_planes
+
+if TYPE_CHECKING:
+    from daskreg.kernels.smoothing import cpu as smoothing
+else:
+    smoothing = DeferredModule("daskreg.kernels.smoothing.cpu")
 
 CHUNK = 64  # planes that are written together
 PIECES = (
@@ -169,7 +175,8 @@ def _vectors(plan: Layout, stage: Optimised, level: Level) -> int:
 
 def needs_spare(stage: Deformable, level: Level, workers: int) -> bool:
     """Whether mixed storage takes three float32 more: for the gradient that a ring stores, or to smooth axis by axis."""
-    return (level.residency == "ring" and workers > 1) or gaussian_radius(stage.smooth_gradient) > stage.optimizer.fused_reach
+    taps = smoothing.gaussian_radius(stage.smooth_gradient)
+    return (level.residency == "ring" and workers > 1) or taps > stage.optimizer.fused_reach
 
 
 def process_bytes(plan: Layout) -> int:

@@ -6,18 +6,23 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from daskreg.config import Config, Deformable, Optimised
+from daskreg.deferred import DeferredModule
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
-from daskreg.kernels.device import Kind
-from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning.layout import RESIDENCIES, STATES, Layout, Level
 from daskreg.planning.memory import MemoryUse, elsewhere, level_memory, peak_bytes, window_bytes
 from daskreg.planning.slabs import HEIGHTS
 from daskreg.planning.table import lines
 from daskreg.planning.traffic import most_sent, value_bytes, window_planes
+
+if TYPE_CHECKING:
+    from daskreg.kernels.device import Kind
+    from daskreg.kernels.smoothing import cpu as smoothing
+else:
+    smoothing = DeferredModule("daskreg.kernels.smoothing.cpu")
 
 GOOD_SLAB = 24  # planes: from there on little is computed twice
 One = TypeVar("One")
@@ -238,7 +243,7 @@ def halo_of(stage: Optimised) -> int:
     if not isinstance(stage, Deformable):
         return window
     model, warp = stage.model, stage.smooth_warp
-    return max(window, gaussian_radius(stage.smooth_gradient) + model.direction_reach(warp), model.reach(warp))
+    return max(window, smoothing.gaussian_radius(stage.smooth_gradient) + model.direction_reach(warp), model.reach(warp))
 
 
 def format_shape(shape: Index) -> str:

@@ -7,10 +7,16 @@ planes more than a slab are enough, and nothing is computed twice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from daskreg.config import Deformable
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Span
-from daskreg.kernels.smoothing.cpu import gaussian_radius
+
+if TYPE_CHECKING:
+    from daskreg.kernels.smoothing import cpu as smoothing
+else:
+    smoothing = DeferredModule("daskreg.kernels.smoothing.cpu")
 
 HEIGHTS = (4, 64)  # planes of a slab: fewest, and those from which on more make nothing faster
 
@@ -35,7 +41,7 @@ class Reaches:
     def of(cls, stage: Deformable) -> Reaches:
         """Of a stage's operations."""
         model, warp = stage.model, stage.smooth_warp
-        gradient = gaussian_radius(stage.smooth_gradient)
+        gradient = smoothing.gaussian_radius(stage.smooth_gradient)
         return cls(model.reach(warp), model.direction_reach(warp), stage.similarity.reach, gradient)
 
     @property

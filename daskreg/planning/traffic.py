@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from daskreg.config import Deformable, Moments, Optimised, Search, Stage
+from daskreg.deferred import DeferredModule
 from daskreg.grid import Partition, Span
-from daskreg.kernels.smoothing.cpu import gaussian_radius
 from daskreg.planning.layout import REACH_INTERVAL, Layout, Level
 from daskreg.transforms.linear import index_map, translation
+
+if TYPE_CHECKING:
+    from daskreg.kernels.smoothing import cpu as smoothing
+else:
+    smoothing = DeferredModule("daskreg.kernels.smoothing.cpu")
 
 VALUE, VECTOR = 4, 12  # float32, three of them
 HALF = 2  # float16, bfloat16
@@ -61,7 +67,8 @@ def _exchanges(plan: Layout, stage: Optimised) -> Iterator[tuple[int, int]]:
     """Planes around a block, and bytes a voxel of them: moved with its weights, the gradient, the displacement."""
     yield stage.similarity.reach, VALUE * (1 + plan.masks[1])
     if isinstance(stage, Deformable):
-        yield gaussian_radius(stage.smooth_gradient) + stage.model.direction_reach(stage.smooth_warp), 3 * value_bytes(stage)
+        taps = smoothing.gaussian_radius(stage.smooth_gradient)
+        yield taps + stage.model.direction_reach(stage.smooth_warp), 3 * value_bytes(stage)
         yield stage.model.reach(stage.smooth_warp), VECTOR
 
 

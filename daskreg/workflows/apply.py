@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import get_args
 
 from daskreg.config import DeviceName
 from daskreg.deprecation import renamed_arguments
+from daskreg.errors import require_known
 from daskreg.grid import Grid
 from daskreg.lazy.device import resolve_device
 from daskreg.lazy.load import TransformLike, as_transform, path_of
@@ -46,7 +48,7 @@ def apply(
     that is negative, as air is in a CT; the log says which.
     Raises InputError and OutputError in all their forms.
     """
-    kind = resolve_device(device)
+    require_known("device", device, get_args(DeviceName))
     if output is not None:
         require_distinct(output, path_of(transform), image, like)
     phi = as_transform(transform)
@@ -55,6 +57,7 @@ def apply(
     warn_without_overlap(phi.links, phi.unit, grid, stack)
     planes = output is not None and image_formats.to_write(parse_address(output).path).streams_planes
     require_fill(fill, stack.dtype, stack.name)
+    kind = resolve_device(device)
     if output is not None:
         fill = _chosen_fill(stack, fill)
     moved = resampled(stack, grid, phi.links, phi.unit, interpolation, planes=planes, device=kind, fill=fill)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from daskreg.config import Config
 from daskreg.deferred import DeferredModule
-from daskreg.engine.background import Background
 from daskreg.errors import ConfigError, Unreadable
 from daskreg.storage import Volume
 from daskreg.storage.fill import parse_fill
@@ -21,8 +20,12 @@ from daskreg.storage.fs.errors import reason
 
 if TYPE_CHECKING:
     import dask
+
+    from daskreg.engine import background as engine
+    from daskreg.engine.background import Background
 else:
     dask = DeferredModule("dask")
+    engine = DeferredModule("daskreg.engine.background")
 
 log = logging.getLogger("daskreg")
 LEAST_SHARE = 0.01  # of the voxels on the faces of an image that a constant filling takes
@@ -65,7 +68,7 @@ def _background(choice: float | str | None, image: Volume, role: str) -> Backgro
     if choice is None:
         return None
     if choice != AUTO:
-        return Background(float(choice))
+        return engine.Background(float(choice))
     found = constant_filling(image)
     if found is None:
         log.info("background: no constant filling was found on the faces of the %s image %s", role, image.name)
@@ -78,7 +81,7 @@ def _background(choice: float | str | None, image: Volume, role: str) -> Backgro
         role,
         image.name,
     )
-    return Background(value, areas=True)
+    return engine.Background(value, areas=True)
 
 
 def constant_filling(image: Volume) -> tuple[float, float] | None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.engine.memory import trim
-from daskreg.engine.report import Progress
 from daskreg.errors import OutputError, OutputExists
 from daskreg.grid import Grid
 from daskreg.storage import Volume, open_volume, write_image
 from daskreg.workflows.register import register
 from daskreg.workflows.report import report
 from daskreg.workflows.result import Result
+
+if TYPE_CHECKING:
+    from daskreg.engine.report import Progress
 
 
 def demo_pair(millimetres: int = 2) -> tuple[str, str]:
@@ -34,6 +36,8 @@ def write_fine_pair(out: Path) -> tuple[str, str]:
         voxels, grid = _halved(open_volume(coarse))
         write_image(path, voxels, grid, overwrite=True)
         del voxels
+    from daskreg.engine.memory import trim
+
     trim()
     return paths
 

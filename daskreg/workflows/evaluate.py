@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
-from daskreg.engine.verdict import Verdict
 from daskreg.errors import ConfigError, VoxelError
 from daskreg.grid import Grid
 from daskreg.lazy.blocks import block_of
@@ -30,8 +29,12 @@ from daskreg.workflows.landmarks import read_landmarks
 
 if TYPE_CHECKING:
     import dask.array as da
+
+    from daskreg.engine import verdict as verdicts
+    from daskreg.engine.verdict import Verdict
 else:
     da = DeferredModule("dask.array")
+    verdicts = DeferredModule("daskreg.engine.verdict")
 
 FEW = 1 << 16  # labels below this are counted in a table
 
@@ -147,7 +150,7 @@ def verdict_of(transform: TransformLike) -> Verdict | None:
     """What a run has recorded; None for anything else."""
     path = path_of(transform)
     if isinstance(transform, RunStore):
-        return Verdict.of_record(transform.provenance.get("verdict"))
+        return verdicts.Verdict.of_record(transform.provenance.get("verdict"))
     return verdict_of(RunStore.open(path)) if path is not None and Run().sniff(str(path)) else None
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskreg.cluster import Client, futures_of, moved_dtype
 from daskreg.config import Config, Deformable, Stage
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError
@@ -30,8 +29,12 @@ from daskreg.workflows.presets import preset
 
 if TYPE_CHECKING:
     import dask
+
+    from daskreg import cluster as clusters
+    from daskreg.cluster import Client
 else:
     dask = DeferredModule("dask")
+    clusters = DeferredModule("daskreg.cluster")
 
 log = logging.getLogger("daskreg")
 IMAGE_ROLES = ("fixed", "moving", "fixed_mask", "moving_mask")
@@ -160,7 +163,7 @@ def open_inputs(
         open_mask(chosen.fixed_mask if fixed_mask is None else fixed_mask, volumes[0], "fixed"),
         open_mask(chosen.moving_mask if moving_mask is None else moving_mask, volumes[1], "moving"),
     )
-    require_fill(chosen.fill, moved_dtype(volumes[1]), volumes[1].name)
+    require_fill(chosen.fill, clusters.moved_dtype(volumes[1]), volumes[1].name)
     _warn_orientation(*volumes)
     start = open_initial_transform(chosen.initial_transform, volumes[0].grid.unit)
     return Inputs(*volumes, chosen if start is None else stages_after(chosen, start), masks, start)
@@ -236,7 +239,7 @@ def staged(inputs: Inputs, output: str, client: Client | None) -> Iterator[Input
 
 
 def _stage(volume: Volume, path: str, client: Client | None) -> Volume:
-    on_cluster = client is not None and futures_of(volume.data)
+    on_cluster = client is not None and clusters.futures_of(volume.data)
     with client.as_current() if client is not None and on_cluster else dask.config.set(scheduler="threads"):
         write_image(path, volume.data, volume.grid)
     return replace(open_volume(path, grid=volume.grid), name=volume.name)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from daskreg.cluster import device_of, estimated_bytes, local_link, memory_limit
 from daskreg.config import DeviceName
+from daskreg.deferred import DeferredModule
 from daskreg.planning import Plan
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
 from daskreg.workflows.resources import GIVEN, Residency, Resources, State, host_limit, parse_memory
+
+if TYPE_CHECKING:
+    from daskreg import cluster as clusters
+else:
+    clusters = DeferredModule("daskreg.cluster")
 
 
 def plan(
@@ -39,8 +45,8 @@ def plan(
     use = Resources(workers=workers, device=device, memory=parse_memory(memory), residency=residency, state=state,
                     host_memory=parse_memory(host_memory))  # fmt: skip
     inputs = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform).open()
-    kind = "cuda" if use.device == "cuda" else device_of(None, use.device, workers)
-    process = estimated_bytes(None, workers, kind)
+    kind = "cuda" if use.device == "cuda" else clusters.device_of(None, use.device, workers)
+    process = clusters.estimated_bytes(None, workers, kind)
     host = host_limit(use, None, workers) if kind == "cuda" else None
     planned = inputs.for_device(kind).plan(workers, use.memory, use.residency, process=process, state=use.state, host=host)
     if use.memory is not None:
@@ -50,11 +56,11 @@ def plan(
 
 def link_between_workers(planned: Plan) -> str:
     """A line about how workers on this machine would communicate; empty for one worker."""
-    return f"link between workers on this machine: {local_link(planned.device)}" if planned.workers > 1 else ""
+    return f"link between workers on this machine: {clusters.local_link(planned.device)}" if planned.workers > 1 else ""
 
 
 def require_local_memory(planned: Plan) -> None:
     """Raise PlanTooLarge where worker processes of this machine, container or job have less memory than a plan for CPUs needs."""
     if planned.device == "cpu" and planned.memory is None:
-        limit = memory_limit(None, planned.workers)
+        limit = clusters.memory_limit(None, planned.workers)
         planned.validate(limit.value, limit.source)

@@ -12,7 +12,6 @@ import numpy as np
 
 from daskreg.config import Config, Optimised, Stage
 from daskreg.deferred import DeferredModule
-from daskreg.engine.verdict import RANKS, Verdict
 from daskreg.errors import ConfigError, DaskregError, NoOverlap, RunError, VoxelError
 from daskreg.grid import Grid, Index, shrink_factors
 from daskreg.storage import Volume
@@ -23,8 +22,11 @@ if TYPE_CHECKING:
     import dask.array as da
 
     from daskreg.cluster import Client
+    from daskreg.engine import verdict as verdicts
+    from daskreg.engine.verdict import Verdict
 else:
     da = DeferredModule("dask.array")
+    verdicts = DeferredModule("daskreg.engine.verdict")
 
 log = logging.getLogger("daskreg")
 SIZE = 64  # voxels along the longest axis of both images that recipes are tried on
@@ -42,7 +44,7 @@ class Trial:
     @property
     def rank(self) -> int:
         """Least first."""
-        return len(RANKS) if self.verdict is None else RANKS.index(self.verdict.status)
+        return len(verdicts.RANKS) if self.verdict is None else verdicts.RANKS.index(self.verdict.status)
 
     @property
     def in_place(self) -> float:

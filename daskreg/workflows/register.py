@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import multiprocessing
 import shutil
 import tempfile
 import time
@@ -17,15 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.cluster import RankJob, embedded_client, existing_client, require_main_guard, run_on_cluster, scheduler_required
 from daskreg.config import Config, Deformable, DeviceName, Search
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
-from daskreg.engine.guard import BEFORE, OWN
-from daskreg.engine.report import Progress
-from daskreg.engine.verdict import Verdict
 from daskreg.errors import ConfigError, NoOverlap, OutputError
-from daskreg.lazy.initial_displacement import InitialDisplacement
 from daskreg.planning import Plan, format_grid
 from daskreg.storage import RunStore
 from daskreg.storage.fill import Fill, describe_fill
@@ -53,9 +49,14 @@ from daskreg.workflows.unchanged import changes_while_running, input_digests, re
 if TYPE_CHECKING:
     import dask
 
-    from daskreg.cluster import Client
+    from daskreg import cluster as clusters
+    from daskreg.cluster import Client, RankJob
+    from daskreg.engine import verdict as verdicts
+    from daskreg.engine.report import Progress
 else:
     dask = DeferredModule("dask")
+    clusters = DeferredModule("daskreg.cluster")
+    verdicts = DeferredModule("daskreg.engine.verdict")
 
 __all__ = ["Result", "plan", "register"]
 
@@ -159,7 +160,7 @@ def register(
         While it runs.
     """
     started = time.perf_counter()
-    require_main_guard()
+    _require_main_guard()
     resources = Resources(
         workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace,
         state, parse_memory(host_memory), scratch, parse_memory(scratch_size),
@@ -176,14 +177,15 @@ def register(
         if resume and store is None and (fixed is None or moving is None):
             raise ConfigError(f"there is no run at {path} to resume, and no two images to start one: give FIXED and MOVING.")
         asked = request.open()
-        with existing_client(client, None if cluster in LOCAL else cluster) as found:
+        with clusters.existing_client(client, None if cluster in LOCAL else cluster) as found:
             use = allocate(resources, found, cluster)
             inputs = asked.for_device(use.device)
             planned = _fitting_plan(inputs, use)
             store = _begun(store, path, request, inputs, overwrite, inputs_changed)
             run = _Run(inputs, planned, store, use, resume)
             with keep_checkpoint_or_remove(store):
-                with nullcontext(found) if found else embedded_client(use.workers, threads, use.device) as at:
+                place = nullcontext(found) if found else clusters.embedded_client(use.workers, threads, use.device)
+                with place as at, clusters.scheduler_required():
                     report = run.execute(at, progress, elsewhere=found is not None or use.workers > 1)
                     report["seconds"]["total"] = time.perf_counter() - started
                 lock.verify()
@@ -192,6 +194,12 @@ def register(
                 changed, written = changes_while_running(store, request), images_of(planned.config)
                 finished = store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report, **changed}, written)
     return Result(RunStore.open(finished.path))
+
+
+def _require_main_guard() -> None:
+    """Raises ConfigError in a worker process that is still importing the script which started it."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        clusters.require_main_guard()
 
 
 def _chosen(
@@ -226,7 +234,6 @@ class _Run:
     use: Allocation
     resume: bool
 
-    @scheduler_required()
     def execute(self, client: Client, progress: Callable[[Progress], None] | None, *, elsewhere: bool) -> Report:
         """All ranks, then the pyramids; the ranks' report. elsewhere: whether the workers are other processes."""
         asked = self.use.options
@@ -234,7 +241,7 @@ class _Run:
             volumes = reachable.cut()
             make = partial(self._job, volumes, backgrounds(self.inputs.config, *volumes[:2]))
             options: dict[str, Any] = {"comm": asked.comm, "retries": asked.retries, "deadline": asked.deadline}
-            ranks = run_on_cluster(client, make, self.use.workers, progress, **options)
+            ranks = clusters.run_on_cluster(client, make, self.use.workers, progress, **options)
         report, built = merge_reports(ranks), time.perf_counter()
         self._tell(report)
         _tell_what_was_taken_back(report)
@@ -255,9 +262,11 @@ class _Run:
 
     def _job(self, volumes: tuple[Any, ...], left_out: tuple[Any, Any], workers: int) -> RankJob:
         """The job of each worker; their number is smaller than planned where some were lost."""
+        from daskreg.lazy.initial_displacement import InitialDisplacement
+
         fixed, moving, *masks = volumes
         inputs, use, start = self.inputs, self.use, self.inputs.start
-        return RankJob(
+        return clusters.RankJob(
             self.plan if workers == use.workers else _plan(inputs, use, workers), fixed, moving, self.store.path,
             first_affine(inputs), masks[0], masks[1], order=inputs.orders[0], threads=use.options.threads,
             checkpoint=use.options.checkpoint, resume=self.resume, trace=use.options.trace, device=use.device,
@@ -361,12 +370,14 @@ def require_overlap(plan: Plan, start: NDArray[np.float64]) -> None:
 
 
 def _tell_the_verdict(report: Report) -> None:
-    verdict = Verdict.of_record(report["verdict"])
+    verdict = verdicts.Verdict.of_record(report["verdict"])
     if verdict is not None:
         log.log(logging.INFO if verdict.status == "ok" else logging.WARNING, "%s", verdict.line())
 
 
 def _tell_what_was_taken_back(report: Report) -> None:
+    from daskreg.engine.guard import BEFORE, OWN
+
     for level in report["levels"]:
         if level["stopped"] == "taken back":
             whose = next(name for name in (BEFORE, OWN) if name in level["detail"])

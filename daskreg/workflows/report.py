@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from daskreg.errors import ConfigError
-from daskreg.reporting.certificate import certificate
-from daskreg.reporting.page import render
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
 from daskreg.storage.images import ImageSource
@@ -35,6 +33,9 @@ def report(
     require_writable(str(output), overwrite)
     store = _store(run)
     require_distinct(output, store.path, fixed_labels, moving_labels, landmarks, inverse)
+    from daskreg.reporting.certificate import certificate
+    from daskreg.reporting.page import render
+
     measured = _evaluated(store, fixed_labels, moving_labels, landmarks)
     text = render(store, measured, None if inverse is None else certificate(inverse, store.fixed_grid))
     with atomic_output(str(output), overwrite) as partial:

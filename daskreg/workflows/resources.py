@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
-
-from dask.utils import parse_bytes
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from daskreg import machine
-from daskreg.cluster import Client, device_of, estimated_bytes, gpu_limit, gpu_workers, memory_limit, worker_count
 from daskreg.config import DeviceName
+from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, InputError, require_known, require_number
 from daskreg.grid import MINIMUM_PLANES
-from daskreg.kernels.device import Kind
 from daskreg.machine import Limit
 from daskreg.planning import RESIDENCIES, STATES
+
+if TYPE_CHECKING:
+    from daskreg import cluster as clusters
+    from daskreg.cluster import Client
+    from daskreg.kernels.device import Kind
+else:
+    clusters = DeferredModule("daskreg.cluster")
 
 HOST_SHARE = 0.75  # of a worker's share of the machine's memory, for fields: reading and writing need some too
 GIVEN = "as asked for"  # in place of what limits memory
@@ -142,19 +146,23 @@ def allocate(asked: Resources, client: Client | None, cluster: str | None) -> Al
     if cluster == "cuda" and asked.device == "cpu":
         raise ConfigError("--cluster cuda has a worker for each GPU and --device is cpu; leave one of them out.")
     # counted first, which waits for the first worker: without one there is nothing to ask for its device
-    available = worker_count(client) if client else gpu_workers() if cluster == "cuda" else 1
+    available = clusters.worker_count(client) if client else clusters.gpu_workers() if cluster == "cuda" else 1
     workers = asked.workers or available
-    kind = device_of(client, "cuda" if cluster == "cuda" else asked.device, workers)
-    limit = Limit(asked.memory, GIVEN) if asked.memory else gpu_limit(client) if kind == "cuda" else memory_limit(client, workers)
-    process = estimated_bytes(client, workers, kind)
+    kind = clusters.device_of(client, "cuda" if cluster == "cuda" else asked.device, workers)
+    limit = Limit(asked.memory, GIVEN) if asked.memory else _limit(client, kind, workers)
+    process = clusters.estimated_bytes(client, workers, kind)
     if client is None and kind == "cpu":
         _require_address_space(process + machine.UNTOUCHED_BYTES)
     return Allocation(workers, kind, limit, process, asked, host_limit(asked, client, workers) if kind == "cuda" else None)
 
 
+def _limit(client: Client | None, kind: Kind, workers: int) -> Limit:
+    return clusters.gpu_limit(client) if kind == "cuda" else clusters.memory_limit(client, workers)
+
+
 def host_limit(asked: Resources, client: Client | None, workers: int) -> int:
     """Bytes of the machine's memory for the fields of a GPU's worker."""
-    return asked.host_memory or int(HOST_SHARE * memory_limit(client, workers).value)
+    return asked.host_memory or int(HOST_SHARE * clusters.memory_limit(client, workers).value)
 
 
 def _require_address_space(needed: int) -> None:
@@ -171,6 +179,8 @@ def parse_memory(text: int | str | None) -> int | None:
     """Bytes from 48GB, 512MiB or a number. Raises ConfigError."""
     if text is None or isinstance(text, int):
         return text
+    from dask.utils import parse_bytes
+
     try:
         if isinstance(text, str) and any(c.isdigit() for c in text):  # Dask takes "GB" for one gigabyte
             return int(parse_bytes(text))

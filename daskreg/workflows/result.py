@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.engine.verdict import Verdict
+from daskreg.deferred import DeferredModule
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume
@@ -18,6 +18,11 @@ from daskreg.storage.runs.layout import DISPLACEMENT
 
 if TYPE_CHECKING:
     import dask.array as da
+
+    from daskreg.engine import verdict as verdicts
+    from daskreg.engine.verdict import Verdict
+else:
+    verdicts = DeferredModule("daskreg.engine.verdict")
 
 
 class Report(TypedDict, total=False):
@@ -87,7 +92,7 @@ class Result:
     @property
     def verdict(self) -> Verdict | None:
         """Whether the result can be trusted, and why; None for a run of a version that gave none."""
-        return Verdict.of_record(self.store.provenance.get("verdict"))
+        return verdicts.Verdict.of_record(self.store.provenance.get("verdict"))
 
     @property
     def report(self) -> Report:

@@ -332,7 +332,7 @@ def test_the_workers_of_a_cluster_are_waited_for_before_they_are_asked_for_gpus(
 
     answers = {"worker_count": 3, "device_of": "cpu", "memory_limit": Limit(1 << 30, "here"), "estimated_bytes": 7}
     for name, answer in answers.items():
-        monkeypatch.setattr(resources, name, noted(name, answer))
+        monkeypatch.setattr(f"daskreg.cluster.{name}", noted(name, answer))
     use = resources.allocate(resources.Resources(), object(), "tcp://here:1")
     assert asked == list(answers)
     assert (use.workers, use.device, use.memory) == (3, "cpu", Limit(1 << 30, "here"))
