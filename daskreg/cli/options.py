@@ -135,7 +135,7 @@ StateOption = Annotated[
                  "on disk; auto: the first of these where they fit"),
 ]  # fmt: skip
 Scratch = Annotated[
-    Path | None, typer.Option("--scratch", metavar="FOLDER", help="for fields on disk (by default beside the output)")
+    str | None, typer.Option("--scratch", metavar="FOLDER", help="for fields on disk (by default beside the output)")
 ]
 ScratchSize = Annotated[
     str | None, typer.Option("--scratch-size", metavar="500GB", help="what a worker may use of it (by default what is free)")

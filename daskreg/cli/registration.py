@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 def register(
     fixed: Annotated[str | None, typer.Argument(metavar="FIXED", help=ADDRESS)] = None,
     moving: Annotated[str | None, typer.Argument(metavar="MOVING", help=ADDRESS)] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="RUN.zarr", help="where the result goes")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="RUN.zarr", help="where the result goes")] = None,
     config: ConfigOption = None,
     preset: PresetOption = None,
     fixed_mask: FixedMask = None,
@@ -241,7 +241,7 @@ def refine(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where the results go")] = Path("daskreg_demo"),
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="where the results go")] = "daskreg_demo",
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="800MB", help="register at 1 mm, which takes 1.0 GB, within this memory")
     ] = None,
@@ -281,10 +281,11 @@ def _recipes(text: str | None, config: Path | None, preset: str | None) -> list[
     return names
 
 
-def _exists(output: Path) -> bool:
+def _exists(output: str) -> bool:
     from daskreg.storage import exists
+    from daskreg.storage.fs.address import parse_address
 
-    return exists(str(output))
+    return exists(parse_address(output).path)
 
 
 def _whole(text: str) -> int:

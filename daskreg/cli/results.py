@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,12 +41,12 @@ def evaluate(
 @app.command()
 def report(
     run: RunArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="one self-contained page")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="HTML", help="one self-contained page")],
     fixed_labels: FixedLabels = None,
     moving_labels: MovingLabels = None,
     landmarks: Landmarks = None,
     inverse: Annotated[
-        Path | None, typer.Option("--inverse", metavar="ZARR", help="what 'daskreg invert' wrote: its certificate is shown")
+        str | None, typer.Option("--inverse", metavar="ZARR", help="what 'daskreg invert' wrote: its certificate is shown")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -56,7 +55,7 @@ def report(
 
     labels = {"fixed_labels": fixed_labels, "moving_labels": moving_labels}
     workflow(run, output, **labels, landmarks=landmarks, inverse=inverse, overwrite=overwrite)
-    typer.echo(str(output))
+    typer.echo(output)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
 from daskreg.planning.layout import RESIDENCIES, STATES, Layout, Level
 from daskreg.planning.memory import MemoryUse, elsewhere, level_memory, peak_bytes, window_bytes
 from daskreg.planning.slabs import HEIGHTS
-from daskreg.planning.table import lines
+from daskreg.planning.table import lines, size
 from daskreg.planning.traffic import most_sent, value_bytes, window_planes
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ class Plan(Layout):
         if self.peak_bytes > memory:
             shapes = f"fixed {self.fixed.shape}, moving {self.moving.shape}, {self.workers} worker{'s' * (self.workers > 1)}"
             raise PlanTooLarge(
-                f"this run needs {self.peak_bytes / 2**30:.1f} GiB a worker ({shapes}), "
-                f"a worker has {memory / 2**30:.1f} GiB{f' ({source})' * bool(source)}; {self.remedy(memory)}"
+                f"this run needs {size(self.peak_bytes)} a worker ({shapes}), "
+                f"a worker has {size(memory)}{f' ({source})' * bool(source)}; {self.remedy(memory)}"
             )
         beside = elsewhere(self)[0]
         if self.host is not None and beside > self.host:
             raise PlanTooLarge(
-                f"the fields of this run need {beside / 2**30:.1f} GiB of a worker's host memory, {self.host / 2**30:.1f} GiB "
+                f"the fields of this run need {size(beside)} of a worker's host memory, {size(self.host)} "
                 "may be used; allow more (--host-memory), keep them on disk (--state disk --scratch FOLDER), or use more workers."
             )
 

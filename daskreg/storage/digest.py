@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from daskreg.deferred import DeferredModule
 from daskreg.errors import InputError, NotFound
 from daskreg.storage.formats.ome_zarr import array_at
-from daskreg.storage.fs.address import Address, is_remote, join, parse_address
-from daskreg.storage.fs.errors import read_errors, require_regular
+from daskreg.storage.fs.address import Address, is_remote, join, parse_address, split_zip
+from daskreg.storage.fs.errors import is_forbidden, read_errors, require_regular
 from daskreg.storage.fs.files import remote_file_system
 from daskreg.storage.images import Volume
 from daskreg.storage.zarr.chunks import object_counts, object_key
@@ -145,6 +145,8 @@ def _files_at(address: Address) -> _Files:
     path = address.path
     if not is_remote(path) and not os.path.isdir(path):
         return _single_file(path)
+    if packed := split_zip(path)[0]:
+        return _remote("object", packed, 1, lambda _: "")
     try:
         return _of_zarr(array_at(address), address.node)
     except NotFound:
@@ -210,8 +212,10 @@ def _remote(kind: str, root: str, count: int, key: Callable[[int], str], metadat
     def status(name: str) -> Status | None:
         try:
             found = system.info(where(name))
-        except FileNotFoundError:
-            return None
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) or is_forbidden(error):  # as servers answer for what does not exist
+                return None
+            raise
         return int(found.get("size") or 0), str(
             next((found[k] for k in ("ETag", "etag", "LastModified", "mtime") if k in found), "")
         )

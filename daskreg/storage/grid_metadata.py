@@ -27,7 +27,8 @@ def matrix3(rows: Iterable[Iterable[float]]) -> Matrix3:
 class GridMetadata:
     """spacing and translation along the image's own axes (z, y, x); direction, unit and oriented as in Grid.
 
-    ``world = direction @ (translation + spacing * index)``
+    ``world = direction @ (translation + spacing * index)``;  sized: whether the spacing is stated; else it is relative to that of
+    the finest level, and one has to be given
     """
 
     spacing: Triple
@@ -36,6 +37,7 @@ class GridMetadata:
     unit: str | None = None
     oriented: bool = False
     origin: Triple | None = None  # when the store states it directly; else direction @ translation
+    sized: bool = True
 
     @classmethod
     def of(cls, grid: Grid) -> GridMetadata:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     ImageSource = str | Path | np.ndarray | da.Array
 else:
     da, ImageSource = DeferredModule("dask.array"), Any
+log = logging.getLogger("daskreg")
 
 
 @dataclass(frozen=True)
@@ -253,14 +256,15 @@ def _stored(record: ImageRecord, address: Address, order: tuple[int, ...], name:
 def _grid(record: ImageRecord, shape: tuple[int, ...], address: Address, grid: Grid | None) -> Grid:
     if grid is not None:
         return _require_shape(grid, shape, record.name)
-    if record.grid_metadata is not None:
+    metadata = record.grid_metadata
+    if metadata is not None and (metadata.sized or address.spacing is not None):
         try:
-            return record.grid_metadata.grid(shape, address.spacing, address.unit)
+            return metadata.grid(shape, address.spacing, address.unit)
         except InputError as error:
             raise type(error)(f"{record.name}: {error}") from None
     if address.spacing is None:
         raise GridError(
-            f"{record.name} is a bare array that states no voxel size; give it with '::spacing=ZxYxX' behind the path "
+            f"{record.name} states no voxel size ({record.format}); give it with '::spacing=ZxYxX' behind the path "
             "(for example '::spacing=2x1x1,unit=um') or with --spacing."
         )
     z, y, x = shape
@@ -291,10 +295,20 @@ def _of_array(source: Any, grid: Grid | None, spacing: object, unit: str | None)
     if source.ndim != 3:
         raise AxesError(f"the array has shape {source.shape}; three axes (z, y, x) were expected.")
     check_dtype(source.dtype, "the array")
+    if grid is None and spacing is None:
+        _warn_of_unit_spacing()
     data = source if isinstance(source, da.Array) else da.from_array(source, name=False)
     if any(np.isnan(n) for n in data.shape):
         raise AxesError("the Dask array has unknown chunk sizes; call compute_chunk_sizes() first.")
     return _with_grid(Volume(data, grid or Grid(data.shape), "array"), grid, spacing, unit)
+
+
+@cache  # once a process
+def _warn_of_unit_spacing() -> None:
+    log.warning(
+        "an array has no voxel size; it is taken as 1 x 1 x 1, without a unit: say so with spacing= and unit=, or give "
+        "open_volume(array, grid=...). This is said once."
+    )
 
 
 def _with_grid(volume: Volume, grid: Grid | None, spacing: object, unit: str | None) -> Volume:

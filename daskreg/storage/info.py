@@ -20,6 +20,7 @@ from daskreg.storage.images import ImageSource, Volume, grid_of, open_record, op
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT
 from daskreg.storage.runs.run import RunStore
+from daskreg.storage.zarr.collections import SeveralImages
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -33,7 +34,7 @@ Numbers = tuple[float, ...]
 class VolumeInfo:
     """shape and chunks along ``axes`` as stored; spacing, origin (z, y, x) and direction as in Grid, None where unknown;
     hint: why it cannot be registered as it is, and what to type;  values: least and largest voxel, None where they were not read;
-    run: state of a RUN.zarr.
+    run: state of a RUN.zarr;  contents: names of the images of a plate, a well or a converted file, where one has to be chosen.
     """
 
     name: str
@@ -52,6 +53,7 @@ class VolumeInfo:
     hint: str | None = None
     values: tuple[float, float] | None = None
     run: dict[str, Any] = field(default_factory=dict)
+    contents: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -64,6 +66,7 @@ class VolumeInfo:
         rows += _grid_rows(self) if self.spacing else []
         rows += [(f"level {i}", f"{_joined(v.shape)} at {_joined(v.spacing)}  ({v.path})") for i, v in enumerate(self.levels)]
         rows += [(k.replace("_", " "), _text(v)) for k, v in self.run.items()]
+        rows += [(k, ", ".join(v)) for k, v in self.contents.items()]
         rows += [("values", "{:.6g} to {:.6g}, all of them finite and read".format(*self.values))] if self.values else []
         rows += [("hint", self.hint)] if self.hint else []
         return [f"{k:<10} {v}" for k, v in rows]
@@ -79,9 +82,17 @@ def describe(source: ImageSource | Volume, voxels: bool = False) -> VolumeInfo:
     address = parse_address(source)
     if not any(f.single_file for f in image_formats.by_ending(address.path)) and Run().sniff(address.node):
         return _of_run(address.node)
-    record = open_record(address)
+    try:
+        record = open_record(address)
+    except SeveralImages as error:
+        return _of_collection(error, address)
     found = _of_record(record, address)
     return replace(found, values=_range(record)) if voxels else found
+
+
+def _of_collection(error: SeveralImages, address: Address) -> VolumeInfo:
+    images = error.images
+    return VolumeInfo(address.text, f"OME-Zarr, {images.kind}", hint=str(error), contents=images.titled())
 
 
 def _range(record: ImageRecord) -> tuple[float, float]:
@@ -118,10 +129,11 @@ def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
 def _shared_grid(record: ImageRecord, address: Address) -> Grid | None:
     """The grid of all channels and time points, where the image cannot be opened without choosing one."""
     space = [n for n, a in zip(record.shape, record.axes, strict=True) if a.kind == "space"]
-    if record.grid_metadata is None or len(space) != 3:
+    metadata = record.grid_metadata
+    if metadata is None or len(space) != 3 or not (metadata.sized or address.spacing):
         return None
     try:
-        return record.grid_metadata.grid(_zyx(record, space), address.spacing, address.unit)
+        return metadata.grid(_zyx(record, space), address.spacing, address.unit)
     except InputError:
         return None
 

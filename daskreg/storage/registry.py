@@ -26,6 +26,7 @@ IMAGES = (
     "daskreg.storage.formats.itk_image:ItkImage",
     "daskreg.storage.formats.tiff:TiffImage",
     "daskreg.storage.formats.imaris:ImarisImage",
+    "daskreg.storage.formats.ome_zarr:ZippedZarrImage",
     "daskreg.storage.formats.ome_zarr:ZarrImage",
 )
 TRANSFORMS = (

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from daskreg.errors import OutputError, OutputExists
 from daskreg.grid import Grid
-from daskreg.storage import Volume, open_volume, write_image
+from daskreg.storage import Volume, is_remote, open_volume, write_image
 from daskreg.workflows.register import register
 from daskreg.workflows.report import report
 from daskreg.workflows.result import Result
@@ -69,6 +69,8 @@ def demo(
     on disk; None: at 2 mm, without a limit. Raises OutputExists when either is there and ``overwrite`` was not asked for, and
     PlanTooLarge.
     """
+    if is_remote(str(out)):
+        raise OutputError(f"{out} is a URL; the demonstration writes to a local folder: choose another --out.")
     out = Path(out)
     page = out / "report.html"
     if page.exists() and not overwrite:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from daskreg.errors import ConfigError
-from daskreg.storage import RunStore, Volume
+from daskreg.storage import RunStore, Volume, is_remote
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
+from daskreg.storage.fs.files import replace_text
 from daskreg.storage.images import ImageSource
 from daskreg.workflows.result import Result
 
@@ -21,7 +22,7 @@ def report(
     landmarks: str | Path | None = None,
     inverse: str | Path | None = None,
     overwrite: bool = False,
-) -> Path:
+) -> Path | str:
     """Write the page about ``run`` (a path, a RunStore or the Result of ``register``) to ``output``; returns where it is.
 
     fixed_labels, moving_labels, landmarks: as for ``evaluate``; without them the page has no Dice and no distances.
@@ -39,8 +40,8 @@ def report(
     measured = _evaluated(store, fixed_labels, moving_labels, landmarks)
     text = render(store, measured, None if inverse is None else certificate(inverse, store.fixed_grid))
     with atomic_output(str(output), overwrite) as partial:
-        Path(partial).write_text(text, encoding="utf-8")
-    return Path(output)
+        replace_text(partial, text)
+    return str(output) if is_remote(str(output)) else Path(output)
 
 
 write_report = report  # its former name

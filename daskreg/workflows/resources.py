@@ -14,6 +14,7 @@ from daskreg.errors import ConfigError, InputError, require_known, require_numbe
 from daskreg.grid import MINIMUM_PLANES
 from daskreg.machine import Limit
 from daskreg.planning import RESIDENCIES, STATES
+from daskreg.storage.fs.address import is_remote, parse_address
 
 if TYPE_CHECKING:
     from daskreg import cluster as clusters
@@ -24,6 +25,7 @@ else:
 
 HOST_SHARE = 0.75  # of a worker's share of the machine's memory, for fields: reading and writing need some too
 GIVEN = "as asked for"  # in place of what limits memory
+LEAST_MEMORY = 1_000_000  # bytes that somebody can mean
 LOCAL = (None, "local", "cuda")  # clusters that daskreg starts itself; cuda: a worker for each GPU
 BOUNDS = {  # least, most, and whether it is a whole number; None is possible for all that are not REQUIRED
     "workers": (1, 100_000, True),
@@ -113,6 +115,8 @@ class Resources:
     def __post_init__(self) -> None:
         if self.scratch is not None and not (isinstance(self.scratch, str | os.PathLike) and os.fspath(self.scratch)):
             raise ConfigError(f"scratch {self.scratch!r} is no path; name a local folder, or leave it out.")
+        if self.scratch is not None and is_remote(parse_address(self.scratch).path):
+            raise ConfigError(f"scratch {str(self.scratch)!r} is a URL; name a local folder, or leave it out.")
         require_known("device", self.device, ("auto", "cpu", "cuda"))
         require_known("residency", self.residency, ("auto", *RESIDENCIES))
         require_known("state", self.state, ("auto", *STATES))
@@ -176,7 +180,15 @@ def _require_address_space(needed: int) -> None:
 
 
 def parse_memory(text: int | str | None) -> int | None:
-    """Bytes from 48GB, 512MiB or a number. Raises ConfigError."""
+    """Bytes from 48GB, 512MiB or a number. Raises ConfigError, also for less than a megabyte, where a unit was forgotten."""
+    found = _bytes(text)
+    if found is not None and not isinstance(found, bool) and 0 < found < LEAST_MEMORY:
+        meant = f"{str(text).strip()}GB" if str(text).strip().isdigit() else "8GB"
+        raise ConfigError(f"memory {text!r} is {found} bytes, less than a megabyte; {meant}?")
+    return found
+
+
+def _bytes(text: int | str | None) -> int | None:
     if text is None or isinstance(text, int):
         return text
     from dask.utils import parse_bytes

@@ -147,7 +147,7 @@ def test_nonsense_among_the_resources_is_refused(name, value):
         Resources(**{name: value})
 
 
-@pytest.mark.parametrize("value", [-1, math.nan, b"", "", [], True, object()], ids=str)
+@pytest.mark.parametrize("value", [-1, math.nan, b"", "", [], True, object(), "s3://bucket/scratch"], ids=str)
 def test_what_is_no_folder_for_scratch_is_refused(value):
     with pytest.raises(ConfigError, match="scratch"):
         Resources(scratch=value)
@@ -158,6 +158,13 @@ def test_what_is_no_amount_of_memory_is_refused(text):
     with pytest.raises(ConfigError, match="memory"):
         Resources(memory=parse_memory(text))
     assert parse_memory("4GB") == 4_000_000_000
+
+
+@pytest.mark.parametrize(("text", "meant"), [("8", "8GB"), (8, "8GB"), ("16 ", "16GB"), ("8kB", "8GB"), ("0.5kB", "8GB")])
+def test_an_amount_of_memory_without_a_unit_asks_for_it(text, meant):
+    with pytest.raises(ConfigError, match=rf"less than a megabyte; {meant}\?"):
+        parse_memory(text)
+    assert parse_memory("1MB") == 1_000_000
 
 
 def test_every_number_among_the_options_has_bounds():

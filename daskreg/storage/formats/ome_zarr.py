@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,14 @@ from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, NotFound, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.axes import Axis, guessed_axes, spatial
-from daskreg.storage.format import Array, ImageFormat
+from daskreg.storage.format import Array, ImageFormat, first_bytes
 from daskreg.storage.fs.address import Address, is_remote, parent
 from daskreg.storage.image_record import ImageRecord, Resolution, VoxelSource
 from daskreg.storage.zarr import ngff, ngff05
 from daskreg.storage.zarr.chunks import require_all_stored
+from daskreg.storage.zarr.collections import SeveralImages, images_below
 from daskreg.storage.zarr.multiscale import PARENT_FOLDERS, Multiscale, one_unit
+from daskreg.storage.zarr.ngff03 import measured
 from daskreg.storage.zarr.nodes import attributes, checked_array, children, dimension_names, lazy_array, open_member, open_node
 from daskreg.storage.zarr.pyramid import CHUNK, Factors, LevelWriter, coarsen, new_array, pyramid, steps
 
@@ -31,20 +34,21 @@ else:
     da, zarr = DeferredModule("dask.array"), DeferredModule("zarr")
 
 log = logging.getLogger(__name__)
+ZIP_START = b"PK\x03\x04"
 
 
 class ZarrImage(ImageFormat):
-    """OME-Zarr 0.4, 0.5 and 0.6, one level of it, or a bare Zarr array; written as OME-Zarr 0.5."""
+    """OME-Zarr 0.1 to 0.6, one level of it, or a bare Zarr array; written as OME-Zarr 0.5."""
 
     name = "OME-Zarr"
-    endings = (".ome.zarr", ".zarr")
+    endings: ClassVar[tuple[str, ...]] = (".ome.zarr", ".zarr")
     leading_axes = True
     single_file = False
     linkable = True
 
     def sniff(self, path: str) -> bool:
-        """Folders, zip files and URLs."""
-        return is_remote(path) or os.path.isdir(path) or path.endswith(".zip")
+        """Folders and URLs."""
+        return is_remote(path) or os.path.isdir(path)
 
     def open(self, address: Address) -> ImageRecord:
         """See ``open_zarr``."""
@@ -55,12 +59,26 @@ class ZarrImage(ImageFormat):
         _write(path, data, grid, labels, axes)
 
 
+class ZippedZarrImage(ZarrImage):
+    """The same in one zip file, on a local disk or behind a URL."""
+
+    name = "zipped OME-Zarr"
+    endings = (".ozx", ".ome.zarr.zip", ".zarr.zip", ".zip")
+    writes = False
+    single_file = True
+    linkable = False
+
+    def sniff(self, path: str) -> bool:
+        """By the first bytes."""
+        return first_bytes(path, len(ZIP_START)) == ZIP_START
+
+
 def open_zarr(address: Address) -> ImageRecord:
     """What is at an address.
 
     Raises NotFound, Unreadable, and ConfigError for a level where there are none.
     """
-    node = open_node(address.node)
+    node, address = _node_at(address)
     if isinstance(node, zarr.Group):
         return _in_group(node, address)
     if address.level is not None:
@@ -70,11 +88,23 @@ def open_zarr(address: Address) -> ImageRecord:
 
 def array_at(address: Address) -> zarr.Array[Any]:
     """The array that the image at an address is read from. Raises as ``open_zarr`` does."""
-    node = open_node(address.node)
+    node, address = _node_at(address)
     if isinstance(node, zarr.Array):
         return node
     multiscale, level = _level_in(node, address)
     return open_member(node, multiscale.datasets[level].path, address.node)
+
+
+def _node_at(address: Address) -> tuple[zarr.Array[Any] | zarr.Group, Address]:
+    """The array or group at an address; the one series of a converted file that has no other."""
+    node = open_node(address.node)
+    if isinstance(node, zarr.Array) or ngff.holds_image(attributes(node)):
+        return node, address
+    below = images_below(node)
+    if below is None or set(below.members) != {"series"} or len(below.paths) != 1:
+        return node, address
+    inner = replace(address, array="/".join(filter(None, (address.array, below.paths[0]))))
+    return open_node(inner.node), inner
 
 
 def _in_group(group: zarr.Group, address: Address) -> ImageRecord:
@@ -84,12 +114,22 @@ def _in_group(group: zarr.Group, address: Address) -> ImageRecord:
 def _level_in(group: zarr.Group, address: Address) -> tuple[Multiscale, int]:
     multiscale = ngff.parse(address.node, attributes(group), address.level)
     if multiscale is None:
+        below = images_below(group)
+        if below is not None:
+            raise SeveralImages(below.sentence(address.node, address.array), below)
         raise Unreadable(_no_image(group, address))
+    multiscale = _measured(group, multiscale, address.node)
     level = multiscale.index(address.level if address.level is not None else 0)
     if level is None:
         paths = ", ".join(f"{i} ({d.path})" for i, d in enumerate(multiscale.datasets))
         raise NotFound(f"{address.node} has no level {address.level!r}; it has {paths}.")
     return multiscale, level
+
+
+def _measured(group: zarr.Group, multiscale: Multiscale, name: str) -> Multiscale:
+    if multiscale.sized:
+        return multiscale
+    return measured(multiscale, [open_member(group, d.path, name).shape for d in multiscale.datasets])
 
 
 def _record(group: zarr.Group, multiscale: Multiscale, level: int, address: Address) -> ImageRecord:
@@ -177,7 +217,7 @@ def _as_level(above: str, address: Address) -> ImageRecord | None:
     level = multiscale.index(inner) if multiscale else None
     if multiscale is None or level is None or not isinstance(group, zarr.Group):
         return None
-    return _record(group, multiscale, level, address)
+    return _record(group, _measured(group, multiscale, above), level, address)
 
 
 def _bare(array: zarr.Array[Any], address: Address) -> ImageRecord:

@@ -12,6 +12,8 @@ from daskreg.grid import unit_name
 
 OPTION_KEYS = ("level", "channel", "time", "spacing", "unit", "array", "missing")
 OPTION_PREFIX = re.compile(r"[A-Za-z_]+=")
+LOST_SLASH = re.compile(r"([a-z][a-z0-9+.-]+:)/(?!/)")
+PACKED = re.compile(r"(.*?\.(?:ozx|zip))(?:/(.*))?", re.I | re.S)
 WORD = re.compile(r"[A-Za-z_]+")
 
 
@@ -50,19 +52,30 @@ def parse_address(source: str | Path) -> Address:
     text = str(source)
     if "\0" in text:
         raise ConfigError(f"the address {text!r} contains a null character, which no path does.")
+    _require_two_slashes(text)
     path, options = _split(text)
     values = dict(_option(part, text) for part in options)
+    path, array = _clean(path), values.get("array", "").strip("/")
+    packed, inner = split_zip(path)
     return Address(
         text,
-        _clean(path),
+        packed or path,
         _number_or_name(values.get("level")),
         _number_or_name(values.get("channel")),
         _number("time", values.get("time")),
         parse_spacing(values["spacing"]) if "spacing" in values else None,
         unit_name(values.get("unit")),
-        values.get("array", "").strip("/") or None,
+        "/".join(filter(None, (inner, array))) or None,
         _missing(values.get("missing")),
     )
+
+
+def _require_two_slashes(text: str) -> None:
+    """Raises ConfigError for a URL with one slash, which pathlib makes of it, unless there is such a folder."""
+    found = LOST_SLASH.match(text)
+    if found and not os.path.isdir(found[1]):
+        right = f"{found[1]}//{text[found.end() :]}"
+        raise ConfigError(f"{text} is no URL: {right}? A pathlib.Path keeps one slash of two; give a URL as text.")
 
 
 def parse_spacing(value: object) -> tuple[float, float, float]:
@@ -79,6 +92,14 @@ def parse_spacing(value: object) -> tuple[float, float, float]:
     if min(z, y, x) <= 0 or not max(z, y, x) < float("inf"):
         raise ConfigError(f"spacing {value!r}: three positive numbers (z x y x x) were expected.")
     return z, y, x
+
+
+def split_zip(path: str) -> tuple[str, str]:
+    """The zip file that a path is in, empty without one, and the path inside."""
+    found = PACKED.fullmatch(path)
+    if found is None or "::" in path or (not is_remote(found[1]) and os.path.isdir(found[1])):
+        return "", ""
+    return found[1], (found[2] or "").strip("/")
 
 
 def is_remote(path: str) -> bool:

@@ -73,6 +73,11 @@ def remote_refusal(name: str, error: BaseException) -> Unreadable | None:
     return None
 
 
+def is_forbidden(error: BaseException) -> bool:
+    """Whether a server refused access: S3 does so, too, for what does not exist where listing is not permitted."""
+    return any(_status(cause) == 403 or isinstance(cause, PermissionError) for cause in _causes(error))
+
+
 def _credentials(name: str) -> str:
     """What to do where access is refused."""
     if not name.startswith(("s3:", "s3a:")):

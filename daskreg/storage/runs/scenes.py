@@ -89,6 +89,8 @@ def _linked(name: str, given: Address) -> LinkedImage:
         raise ConfigError(f"{path} has axes in {', '.join(map(str, units))}; a scene links images whose axes have one unit.")
     frame = multiscale.grid_metadata(path, 0)
     assert frame is not None
+    if not frame.sized:
+        raise ConfigError(f"{path} is OME-Zarr {multiscale.version}, which states no voxel size; a scene links images that do.")
     shape = zarr.open_array(join(path, multiscale.datasets[0].path), mode="r").shape[-3:]
     lead = tuple(a.name for a in multiscale.axes[:-3])
     return LinkedImage(f"{name}.ome.zarr", os.path.realpath(path), _system(tree), lead, frame.grid(shape))

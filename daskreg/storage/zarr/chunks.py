@@ -101,8 +101,9 @@ def log_missing(array: zarr.Array[Any], name: str) -> None:
     total = math.prod(object_counts(array))
     if total > (MAXIMUM_COUNTED if isinstance(array.store, zarr.storage.LocalStore) else MAXIMUM_COUNTED // 1000):
         log.warning("%s: missing ones of its %d chunks are read as %s", name, total, array.fill_value)
-    elif lost := len(missing_of(array)):
-        log.warning("%s: %d of %d chunks are missing, and are read as %s", name, lost, total, array.fill_value)
+    elif lost := missing_of(array):
+        counted, fill = f"{len(lost)} of {total} chunks are missing (the first is {object_key(array, lost[0])})", array.fill_value
+        log.warning("%s: %s, and are read as %s", name, counted, fill)
 
 
 def may_lack_chunks(array: zarr.Array[Any]) -> bool:

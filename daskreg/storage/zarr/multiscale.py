@@ -79,7 +79,11 @@ def placed(
 
 @dataclass(frozen=True)
 class Multiscale:
-    """The multiscales metadata of a group; ``grid`` is the grid daskreg itself put beside it."""
+    """The multiscales metadata of a group.
+
+    grid: the grid that daskreg itself put beside it;  sampled: coarse levels have the place of the first voxel of a block;
+    sized: whether the size of a voxel is stated; without it, scales are relative to the first level
+    """
 
     version: str
     axes: tuple[Axis, ...]
@@ -88,6 +92,7 @@ class Multiscale:
     grid: Grid | None = None
     sampled: bool = False
     omero: Mapping[str, Any] | None = None
+    sized: bool = True
 
     def level_axes(self, level: int) -> tuple[Axis, ...]:
         """The axes of a level, with the place of the entries along those that are not spatial."""
@@ -110,7 +115,9 @@ class Multiscale:
         scale = [s * k for s, k in zip(self._scale(level, order), units[1], strict=True)]
         shift = [s * k for s, k in zip(self._translation(name, level, order), units[1], strict=True)]
         direction = _direction(name, [self.axes[i].orientation for i in order])
-        return GridMetadata(triple(scale), triple(shift), direction or IDENTITY, units[0], direction is not None)
+        return GridMetadata(
+            triple(scale), triple(shift), direction or IDENTITY, units[0], direction is not None, sized=self.sized
+        )
 
     def index(self, level: int | str) -> int | None:
         """The number of a level given by number or dataset path, None when there is no such level."""

@@ -1,4 +1,4 @@
-"""OME-NGFF metadata of any version that is read: 0.4, 0.5 and 0.6."""
+"""OME-NGFF metadata of any version that is read: 0.1 to 0.6."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from functools import cache
 from typing import Any
 
 from daskreg.errors import Unreadable
-from daskreg.storage.zarr import ngff05, ngff06_parse
+from daskreg.grid import Grid
+from daskreg.storage.zarr import ngff03, ngff05, ngff06_parse
 from daskreg.storage.zarr.multiscale import Multiscale, channel_labels, display_metadata, require_agreement, stored_grid
 
 log = logging.getLogger(__name__)
 
-VERSIONS = re.compile(r"0\.[456](?!\d)")  # also 0.6.dev1 and the like
+VERSIONS = re.compile(r"0\.[1-6](?!\d)")  # also 0.6.dev1 and the like
 
 
 def holds_image(attrs: Mapping[str, Any]) -> bool:
@@ -45,11 +46,17 @@ def parse(name: str, attrs: Mapping[str, Any], level: int | str | None = None) -
             _warn_of_others(name, "; ".join(f"{i.get('name', 'without a name')}: {', '.join(_paths(i))}" for i in images))
     ome = attrs.get("ome", attrs)
     version = _version(name, ome, image, "ome" in attrs)
-    parse_image = ngff06_parse.parse_image if version.startswith("0.6") else ngff05.parse_image
     grid = stored_grid(attrs, name) if image is images[0] else None
-    found = replace(parse_image(name, version, image, channel_labels(ome), grid), omero=display_metadata(ome))
+    found = replace(_parsed(name, version, image, channel_labels(ome), grid), omero=display_metadata(ome))
     require_agreement(name, found)
     return found
+
+
+def _parsed(name: str, version: str, image: Mapping[str, Any], channels: tuple[str, ...], grid: Grid | None) -> Multiscale:
+    if version[:3] in ("0.1", "0.2", "0.3"):
+        return ngff03.parse_image(name, version[:3], image, channels)
+    parse_image = ngff06_parse.parse_image if version.startswith("0.6") else ngff05.parse_image
+    return parse_image(name, version, image, channels, grid)
 
 
 def _paths(image: Mapping[str, Any]) -> list[str]:
@@ -65,10 +72,7 @@ def _version(name: str, ome: Mapping[str, Any], image: Mapping[str, Any], nested
         return "0.4"
     if not isinstance(stated, str) or not VERSIONS.match(stated):
         found = f"is OME-Zarr {stated!r}" if stated else "does not state its version of OME-Zarr"
-        raise Unreadable(
-            f"{name} {found}; the strings '0.4', '0.5' and '0.6' are versions that are read. Name one of its arrays, with "
-            "'::spacing=ZxYxX'."
-        )
+        raise Unreadable(f"{name} {found}; the strings '0.1' to '0.6' are versions that are read: repair its metadata.")
     return stated
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
 from daskreg.errors import NotFound, Unreadable
-from daskreg.storage.fs.address import is_remote
+from daskreg.storage.fs.address import is_remote, split_zip
 from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import open_errors, read_errors, reason, require_exists, require_regular
 from daskreg.storage.fs.files import METADATA_FILES
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     import dask.array as da
     import zarr
 
-    from daskreg.storage.zarr import codecs
+    from daskreg.storage.zarr import codecs, remote, zips
 else:
     da, zarr = DeferredModule("dask.array"), DeferredModule("zarr")
     codecs = DeferredModule("daskreg.storage.zarr.codecs")
+    remote, zips = DeferredModule("daskreg.storage.zarr.remote"), DeferredModule("daskreg.storage.zarr.zips")
 
 MISSING_CHUNKS: ContextVar[str] = ContextVar("missing chunks", default="error")  # of arrays that are opened: error or fill
 MAX_DASK_CHUNK = 128 << 20  # bytes; larger shards are read in parts
-ZIP = ".zip"
 MAX_CHUNKS = 1 << 20  # along one axis
 MIN_DASK_CHUNK = 4 << 20  # bytes; smaller chunks are read together, which keeps graphs small
 
@@ -52,25 +52,17 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
 
     Raises NotFound, and Unreadable for what is no Zarr store or may not be read.
     """
-    packed, inner = _in_zip(path)
+    packed, inner = split_zip(path)
     if packed:
-        require_exists(packed)
         with open_errors(path):
-            return zarr.open(zarr.storage.ZipStore(os.path.abspath(packed), mode="r"), path=inner, mode="r")
+            return zips.open_zipped(packed, inner)
     require_exists(path)
     if not is_remote(path) and os.path.isdir(path):
         _require_metadata(path)
     elif not is_remote(path):
-        raise Unreadable(f"{path} is a file; a Zarr store, a folder or a .zip, was expected.")
+        raise Unreadable(f"{path} is a file; a Zarr store, a folder, a .zip or an .ozx file, was expected.")
     with open_errors(path):  # workers may have another working directory
-        return zarr.open(path if is_remote(path) else os.path.abspath(path), mode="r")
-
-
-def _in_zip(path: str) -> tuple[str, str]:
-    """The local .zip file that a path is in, empty without one, and the path inside."""
-    head, end, inner = f"{path}/".partition(f"{ZIP}/")
-    packed = head + ZIP
-    return (packed, inner.strip("/")) if end and not is_remote(path) and not os.path.isdir(packed) else ("", "")
+        return remote.open_remote(path) if is_remote(path) else zarr.open(os.path.abspath(path), mode="r")
 
 
 def attributes(node: zarr.Array[Any] | zarr.Group) -> dict[str, Any]:

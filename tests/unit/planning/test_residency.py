@@ -57,7 +57,7 @@ def test_a_plan_that_does_not_fit_uses_the_smallest_residency_and_is_refused():
     least = min(RESIDENCIES, key=needed)
     plan = planned(memory=1 << 20)
     assert plan.levels[1][-1].residency == least
-    with pytest.raises(PlanTooLarge, match=r"needs .* GiB a worker .*, a worker has 0\.0 GiB; "):
+    with pytest.raises(PlanTooLarge, match=r"needs .* MiB a worker .*, a worker has 1\.0 MiB; "):
         plan.validate(1 << 20)
 
 

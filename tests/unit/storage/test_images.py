@@ -11,7 +11,8 @@ import zarr
 from daskreg.errors import AxesError, ConfigError, GridError, NotFound, UnitsError, Unreadable
 from daskreg.grid import Grid, Region
 from daskreg.storage import open_volume
-from tests.unit.storage.stores import axes, dataset, ome_zarr, simple, voxels
+from daskreg.storage.images import _warn_of_unit_spacing
+from tests.unit.storage.stores import SHAPE, axes, dataset, ome_zarr, simple, voxels
 
 LEVELS = [dataset("0", (2.0, 1.0, 0.5), (10.0, 20.0, 30.0)), dataset("s1", (4.0, 2.0, 1.0))]
 
@@ -281,12 +282,24 @@ def test_invalid_levels_are_named_before_their_number(tmp_path):
         open_volume(path)
 
 
-@pytest.mark.parametrize("version", ["0.1", "0.7"])
+def test_an_array_without_a_voxel_size_is_told_once(caplog):
+    _warn_of_unit_spacing.cache_clear()
+    for _ in range(2):
+        assert open_volume(voxels()).grid.spacing == (1, 1, 1)
+    assert caplog.text.count("no voxel size") == 1
+    _warn_of_unit_spacing.cache_clear()
+    caplog.clear()
+    open_volume(voxels(), spacing=2)
+    open_volume(voxels(), grid=Grid(SHAPE))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("version", ["0.0", "0.7"])
 def test_other_versions_of_ome_zarr_are_refused(tmp_path, version):
     path = simple(tmp_path / "a.zarr")
     group = zarr.open_group(path)
     group.attrs["ome"] = {**group.attrs["ome"], "version": version}
-    with pytest.raises(Unreadable, match=rf"OME-Zarr '{version}'; the strings '0.4', '0.5' and '0.6'"):
+    with pytest.raises(Unreadable, match=rf"OME-Zarr '{version}'; the strings '0.1' to '0.6'"):
         open_volume(path)
 
 

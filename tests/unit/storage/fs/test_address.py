@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from daskreg.errors import ConfigError, UnitsError
@@ -47,6 +49,15 @@ def test_mistyped_options_are_explained(text, says):
 def test_an_unknown_unit_is_refused():
     with pytest.raises(UnitsError, match="parsec"):
         parse_address("a::unit=parsec")
+
+
+def test_a_url_that_lost_a_slash_is_refused(tmp_path, monkeypatch):
+    for lost in (Path("s3://bucket/a.zarr"), "s3:/bucket/a.zarr"):
+        with pytest.raises(ConfigError, match=r"s3:/bucket/a\.zarr is no URL: s3://bucket/a\.zarr\?"):
+            parse_address(lost)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:").mkdir()
+    assert parse_address("s3:/a.zarr").path == "s3:/a.zarr"
 
 
 def test_the_parent_of_the_top_is_the_top():

@@ -50,7 +50,7 @@ def test_a_store_that_is_said_to_be_sparse_is_read_and_its_missing_chunks_are_co
     with caplog.at_level("WARNING", "daskreg"):
         volume = pickle.loads(pickle.dumps(open_volume(f"{path}::missing=fill")))
     np.testing.assert_array_equal(volume.read(), image)
-    assert f"{path}: 1 of 8 chunks are missing, and are read as 0" in caplog.text
+    assert f"{path}: 1 of 8 chunks are missing (the first is c/0/0/0), and are read as 0" in caplog.text
     with pytest.raises(ConfigError, match=r"'fill' .* or 'error' was expected"):
         open_volume(f"{path}::missing=ignore")
 
