@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import zarr
@@ -50,7 +51,8 @@ class ZarrsPipeline(ZarrsCodecPipeline):
         await super().write(chunks, value, drop_axes)
         left_out = [c for c in chunks if c[1].config.write_empty_chunks and not os.path.exists(root / c[0].path)]
         if left_out:
-            await self._plain.write(left_out, value, drop_axes)
+            await self._plain.write(left_out[:1], value, drop_axes)
+            _copy_file(root / left_out[0][0].path, [root / chunk[0].path for chunk in left_out[1:]])
 
     @property
     def _plain(self) -> Any:
@@ -91,11 +93,23 @@ def encode_box(array: zarr.Array[Any], box: Sequence[slice], voxels: NDArray[Any
     if coder is None:
         return False
     coder.store_chunks_with_indices(_items(array, box, voxels), voxels, True)
-    for index in objects_in(array, box):
-        if not is_stored(array, index):  # zarrs leaves out empty chunks
-            _, part, there = _part(index, stored_shape(array), box)
-            array[part] = voxels[there]
+    left_out = [index for index in objects_in(array, box) if not is_stored(array, index)]  # zarrs leaves out empty chunks
+    if left_out:
+        _, part, there = _part(left_out[0], stored_shape(array), box)
+        array[part] = voxels[there]
+        folder = cast(LocalStore, array.store).root / array.path
+        first, *others = (folder / object_key(array, index) for index in left_out)
+        _copy_file(first, others)
     return True
+
+
+def _copy_file(source: Path, targets: Sequence[Path]) -> None:
+    """Write the same bytes: empty chunks are encoded alike, also at the far edge, where a chunk is stored as a whole."""
+    if targets:
+        content = source.read_bytes()
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
 
 
 def _coder(array: zarr.Array[Any], voxels: NDArray[Any]) -> Any:

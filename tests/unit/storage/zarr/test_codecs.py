@@ -9,7 +9,7 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
-from daskreg.storage.zarr.codecs import with_zarrs_codecs
+from daskreg.storage.zarr.codecs import encode_box, with_zarrs_codecs
 from daskreg.storage.zarr.nodes import lazy_array
 
 SHAPE, CHUNKS = (33, 20, 17), (16, 8, 16)
@@ -115,3 +115,29 @@ def test_an_empty_chunk_file_is_damage_and_not_zeros(tmp_path):
     (tmp_path / "a.zarr/c/0/0/0").write_bytes(b"")
     with pytest.raises(RuntimeError):
         fast[...]
+
+
+@pytest.mark.parametrize("by", ["box", "assignment"])
+@pytest.mark.parametrize("layout", [{}, {"shards": (32, 16, 16)}, {"compressors": GzipCodec()}], ids=["chunks", "shards", "gzip"])
+def test_empty_chunks_are_stored_and_one_of_them_goes_through_zarr(tmp_path, monkeypatch, layout, by):
+    voxels = np.zeros(SHAPE, np.float32)
+    voxels[:5, :3, 16:] = 7
+    plain = stored(tmp_path / "zarr", **layout).with_config({"write_empty_chunks": True})
+    plain[...] = voxels
+    fast, alone = with_zarrs_codecs(stored(tmp_path / "zarrs", **layout)), []
+    own = type(plain.async_array.codec_pipeline)
+    write = own.write
+
+    async def counted(pipeline, batch, *rest):
+        alone.append(len(list(batch)))
+        await write(pipeline, batch, *rest)
+
+    monkeypatch.setattr(own, "write", counted)
+    if by == "box":
+        assert encode_box(fast, [slice(0, n) for n in SHAPE], voxels)
+    else:
+        fast[...] = voxels
+    names = [sorted(p.relative_to(at) for p in at.rglob("c/*/*/*")) for at in (tmp_path / "zarr", tmp_path / "zarrs")]
+    assert names[0] == names[1]
+    assert alone[0] == 1 and (len(alone) == 1 or "shards" in layout)  # each chunk of a shard is written by itself
+    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "zarrs"))[...], voxels)
