@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -49,6 +49,13 @@ class Comm(StrEnum):
     nccl = "nccl"
 
 
+class MissingChunks(StrEnum):
+    """What chunks are that a Zarr store lacks."""
+
+    fail = "fail"
+    fill = "fill"
+
+
 class Interpolation(StrEnum):
     """How values between voxels are computed."""
 
@@ -88,6 +95,13 @@ InitialTransform = Annotated[
     str | None, typer.Option("--initial-transform", help="RUN.zarr, field .nii.gz, .h5, .mat, .tfm: fixed to moving points")
 ]
 Spacing = Annotated[str | None, typer.Option("--spacing", metavar="ZxYxX", help="voxel size of arrays that state none")]
+MissingChunksOption = Annotated[
+    MissingChunks | None,
+    typer.Option(
+        "--missing-chunks",
+        help="that images lack: fail (by default: they may be lost), or fill (the store was written without its empty ones)",
+    ),
+]
 Like = Annotated[str | None, typer.Option("--like", metavar="GRID", help="an image whose grid the output takes")]
 ImageOutput = Annotated[str, typer.Option("--output", "-o", help=".nii, .nii.gz, .mha, .nrrd or .ome.zarr")]
 FillOption = Annotated[
@@ -145,3 +159,15 @@ CommOption = Annotated[
     Comm,
     typer.Option("--comm", help="how workers communicate; auto: ucx where all have it and TLS is off; nccl: GPUs of a machine"),
 ]
+
+
+S = TypeVar("S", str, str | None)
+
+
+def saying(choice: MissingChunks | None, source: S) -> S:
+    """The address of an image that says what missing chunks are, unless it says so itself or none was chosen."""
+    from daskreg.storage.fs.address import with_missing
+
+    if source is None or choice is None:
+        return source
+    return with_missing(source, "fill" if choice is MissingChunks.fill else "error")

@@ -23,6 +23,7 @@ from daskreg.cli.options import (
     HostMemory,
     InitialTransform,
     Memory,
+    MissingChunksOption,
     MovingArgument,
     MovingMask,
     Overwrite,
@@ -36,6 +37,7 @@ from daskreg.cli.options import (
     StateOption,
     TransformArgument,
     Workers,
+    saying,
 )
 from daskreg.errors import ConfigError
 
@@ -56,6 +58,7 @@ def register(
     moving_mask: MovingMask = None,
     initial_transform: InitialTransform = None,
     spacing: Spacing = None,
+    missing_chunks: MissingChunksOption = None,
     fill: FillOption = None,
     background: BackgroundOption = None,
     cluster: Cluster = "local",
@@ -98,6 +101,8 @@ def register(
     from daskreg.storage.fill import parse_fill
     from daskreg.workflows.background import parse_background
 
+    fixed, moving = saying(missing_chunks, fixed), saying(missing_chunks, moving)
+    fixed_mask, moving_mask = saying(missing_chunks, fixed_mask), saying(missing_chunks, moving_mask)
     files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
     names = _recipes(candidates, config, preset)
     chosen = _config(config, preset, {**files, "fill": parse_fill(fill)}, parse_background(background))
@@ -165,8 +170,11 @@ def plan(
     moving_mask: MovingMask = None,
     initial_transform: InitialTransform = None,
     spacing: Spacing = None,
+    missing_chunks: MissingChunksOption = None,
 ) -> None:
     """What a registration would need, level by level: blocks, memory, traffic, disk and time. Nothing is read or written."""
+    fixed, moving = saying(missing_chunks, fixed), saying(missing_chunks, moving)
+    fixed_mask, moving_mask = saying(missing_chunks, fixed_mask), saying(missing_chunks, moving_mask)
     files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
     given = {"memory": memory, "residency": residency.value, "spacing": spacing, **files}
     given |= {"state": state.value, "host_memory": host_memory}
@@ -205,12 +213,14 @@ def verify(
     preset: PresetOption = None,
     comm: CommOption = Comm.auto,
     spacing: Spacing = None,
+    missing_chunks: MissingChunksOption = None,
 ) -> None:
     """Register on different numbers of workers and compare: the results must be the same, bit for bit."""
     from daskreg.workflows.verify import verify as workflow
 
     counts = [_whole(n) for n in workers.split(",")]
     given: dict[str, Any] = {"residencies": residencies.split(","), "comm": comm.value, "spacing": spacing}
+    fixed, moving = saying(missing_chunks, fixed), saying(missing_chunks, moving)
     found = workflow(fixed, moving, _config(config, preset, {}), counts, echo=typer.echo, **given)
     if not found.same:
         raise typer.Exit(1)
@@ -228,6 +238,7 @@ def refine(
     ] = 8,
     config: Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a configuration of deformable stages")] = None,
     workers: Workers = None,
+    missing_chunks: MissingChunksOption = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Register a part of FIXED again, starting from TRANSFORM, and blend it back without a seam."""
@@ -235,6 +246,7 @@ def refine(
     from daskreg.workflows.refine import refine as workflow
 
     given: dict[str, Any] = {} if config is None else {"stages": Config.load(config).stages}
+    fixed, moving = saying(missing_chunks, fixed), saying(missing_chunks, moving)
     found = workflow(transform, fixed, moving, output, region, blend=blend, overwrite=overwrite, workers=workers, **given)
     typer.echo(f"{output}: {found.line()}")
 

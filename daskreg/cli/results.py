@@ -13,10 +13,12 @@ from daskreg.cli.options import (
     AsJson,
     FixedLabels,
     Landmarks,
+    MissingChunksOption,
     MovingLabels,
     Overwrite,
     RunArgument,
     TransformArgument,
+    saying,
 )
 
 
@@ -27,11 +29,13 @@ def evaluate(
     moving_labels: MovingLabels = None,
     landmarks: Landmarks = None,
     landmarks_space: Annotated[str, typer.Option("--landmarks-space", help="lps or ras")] = "lps",
+    missing_chunks: MissingChunksOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Dice of labels and distances of landmarks, before and after, and folds."""
     from daskreg.workflows.evaluate import evaluate as workflow
 
+    fixed_labels, moving_labels = saying(missing_chunks, fixed_labels), saying(missing_chunks, moving_labels)
     found = workflow(
         transform, fixed_labels=fixed_labels, moving_labels=moving_labels, landmarks=landmarks, landmarks_space=landmarks_space
     )
@@ -62,10 +66,11 @@ def report(
 def info(
     file: Annotated[str, typer.Argument(metavar="FILE", help=f"{ADDRESS}; a run, any transform, or points")],
     as_json: AsJson = False,
+    missing_chunks: MissingChunksOption = None,
     voxels: Annotated[bool, typer.Option("--voxels", help="read all voxels of an image, which finds damaged parts")] = False,
 ) -> None:
     """Describe FILE: grid, levels and channels of an image; parts of a transform; number of points."""
     from daskreg.workflows.info import info as workflow
 
-    found = workflow(file, voxels)
+    found = workflow(saying(missing_chunks, file), voxels)
     typer.echo(json.dumps(found.as_dict(), default=str) if as_json else "\n".join(found.lines()))

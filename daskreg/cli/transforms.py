@@ -16,9 +16,11 @@ from daskreg.cli.options import (
     Interpolation,
     JacobianPart,
     Like,
+    MissingChunksOption,
     Overwrite,
     Part,
     TransformArgument,
+    saying,
 )
 
 
@@ -31,12 +33,14 @@ def apply(
     like: Like = None,
     device: DeviceOption = DeviceName.auto,
     fill: FillOption = None,
+    missing_chunks: MissingChunksOption = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Resample IMAGE, in the space of the moving image, on the fixed grid."""
     from daskreg.workflows.apply import apply as workflow
 
     given: dict[str, Any] = {"interpolation": interpolation.value, "device": device.value, "fill": fill}
+    image = saying(missing_chunks, image)
     moved = workflow(transform, image, output, like=like, overwrite=overwrite, **given)
     typer.echo(f"{output}: {' x '.join(map(str, moved.shape))} voxels, {moved.dtype}")
 

@@ -59,7 +59,8 @@ def resampled(
     compute = Resampler(image, grid, links, unit, interpolation, device, fill)
     lead, dtype = image.data.shape[:-3], image.dtype.newbyteorder("=")
     block = block_of(grid.shape, dtype.itemsize if planes else 0)
-    return by_block(compute, (*lead, *grid.shape), dtype, (*leading_block(lead), *block))
+    outer = (1,) * len(lead) if planes else leading_block(lead)  # a file holds one image after the other
+    return by_block(compute, (*lead, *grid.shape), dtype, (*outer, *block))
 
 
 class Resampler:

@@ -27,6 +27,16 @@ class Axis:
     omero: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
+def display(labels: Sequence[str], colors: Sequence[str], highest: int | None) -> Mapping[str, Any]:
+    """The omero metadata of channels from their labels and colours, as RRGGBB (white for what is not known).
+
+    highest: of the values that the type of the voxels has; None for floating point, which states no window.
+    """
+    window = {} if highest is None else {"window": {"min": 0, "max": highest, "start": 0, "end": highest}}
+    known = [*colors, *["FFFFFF"] * (len(labels) - len(colors))]
+    return {"channels": [{"label": n, "color": c, "active": True, **window} for n, c in zip(labels, known, strict=True)]}
+
+
 def spatial(axes: Sequence[Axis]) -> tuple[int, ...] | None:
     """Array axes of z, y and x, or None when they are not exactly these three."""
     names = [a.name.lower() if a.kind == "space" else "" for a in axes]

@@ -30,13 +30,18 @@ class Format(ABC):
     """One file format, without state: one instance serves every file.
 
     name: as in messages;  endings: of file names, lower case with their dot, the one to recommend first;
-    writes: whether it can be written;  remote: whether it is read from URLs too.
+    writes: whether it can be written;  remote: whether it is read from URLs too, and written to them; what is not is written to a
+    local file, which is then copied.
     """
 
     name: ClassVar[str]
     endings: ClassVar[tuple[str, ...]]
     writes: ClassVar[bool] = True
     remote: ClassVar[bool] = True
+
+    def reads_at(self, path: str) -> bool:
+        """Whether a file at this path or URL can be read where it is."""
+        return self.remote or not is_remote(path)
 
     def sniff(self, path: str) -> bool:
         """Whether the content at an existing path is of this format; decides where the ending does not. Never raises."""
@@ -59,6 +64,10 @@ class ImageFormat(Format):
     units: ClassVar[bool] = True
     single_file: ClassVar[bool] = True
     linkable: ClassVar[bool] = False
+
+    def holds(self, axes: tuple[Axis, ...]) -> bool:
+        """Whether images along these leading axes go into one file."""
+        return self.leading_axes or not axes
 
     @abstractmethod
     def open(self, address: Address) -> ImageRecord:

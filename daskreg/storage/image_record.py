@@ -38,7 +38,8 @@ class VoxelSource:
 @dataclass(frozen=True)
 class ImageRecord:
     """voxels: all axes as stored, as a Dask array or what opens one;  grid_metadata: the stated grid (z, y, x), None without one;
-    chunks: as stored;  channels: labels;  stored: the array that ``data`` reads, where it is in a Zarr store.
+    chunks: as stored;  channels: labels;  colors: of the channels, RRGGBB, where the format keeps them;
+    stored: the array that ``data`` reads, where it is in a Zarr store.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ImageRecord:
     levels: tuple[Resolution, ...] = ()
     channels: tuple[str, ...] = ()
     stored: CheckedArray | None = None
+    colors: tuple[str, ...] = ()
 
     @cached_property
     def data(self) -> da.Array:

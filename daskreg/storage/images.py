@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from daskreg.deferred import DeferredModule
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import IDENTITY, Grid, Region, Span, unit_name
-from daskreg.storage.axes import Axis, leading, spatial
+from daskreg.storage.axes import Axis, display, leading, spatial
 from daskreg.storage.fs.address import Address, parse_address, parse_spacing
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import reason
+from daskreg.storage.fs.upload import local_place
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.registry import image_formats
 from daskreg.storage.zarr.nodes import check_dtype, missing_chunks
@@ -163,7 +164,16 @@ def _stack(record: ImageRecord, data: da.Array, axes: tuple[Axis, ...], address:
         )
     outer = [i for i in range(len(axes)) if i not in inner]
     data = data.transpose([*outer, *inner])
-    return Stack(data, _grid(record, data.shape[-3:], address, grid), record.name, tuple(axes[i] for i in outer))
+    lead = tuple(_displayed(record, axes[i]) for i in outer)
+    return Stack(data, _grid(record, data.shape[-3:], address, grid), record.name, lead)
+
+
+def _displayed(record: ImageRecord, axis: Axis) -> Axis:
+    """A channel axis with the names and colours of its channels, as OME-Zarr keeps them."""
+    if axis.kind != "channel" or axis.omero is not None or not record.channels:
+        return axis
+    highest = int(np.iinfo(record.dtype).max) if record.dtype.kind in "iu" else None
+    return replace(axis, omero=display(record.channels, record.colors, highest))
 
 
 def open_volume(
@@ -349,11 +359,11 @@ def write_image(
     if grid.direction != IDENTITY and not format.directions:
         able = " or ".join(image_formats.endings(writes=True, directions=True))
         raise OutputError(f"{path}: {format.name} states no direction of the axes, the grid has one; write {able}.")
-    if axes and not format.leading_axes:
+    if not format.holds(leading(axes)):
         able = " or ".join(image_formats.endings(writes=True, leading_axes=True))
         names = ", ".join(a.name for a in leading(axes))
         raise OutputError(f"{path}: {data.shape[:-3]} images ({names}) do not go into one file; write {able}.")
     check_dtype(np.dtype(data.dtype), f"what is to be written to {path}")
     metric = grid if format.units or grid.unit is None else grid.to_unit("millimeter")
-    with atomic_output(path, overwrite) as temporary:
-        format.write(temporary, data, metric, labels=labels, axes=leading(axes))
+    with atomic_output(path, overwrite) as temporary, local_place(temporary, needed=not format.remote) as place:
+        format.write(place, data, metric, labels=labels, axes=leading(axes))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from daskreg.errors import ConfigError, OutputError
 from daskreg.storage.fs.atomic import atomic_output
+from daskreg.storage.fs.upload import local_place
 from daskreg.storage.point_file import PointFile
 from daskreg.storage.registry import point_formats
 
@@ -31,5 +32,5 @@ def write_points(path: str | Path, file: PointFile, *, overwrite: bool = False) 
     if format.meshes != (file.mesh is not None):
         meshes = ", ".join(point_formats.endings(meshes=True))
         raise OutputError(f"{path}: a mesh becomes a mesh ({meshes}), points become points; choose another ending.")
-    with atomic_output(str(path), overwrite) as temporary:
-        format.write(temporary, file)
+    with atomic_output(str(path), overwrite) as temporary, local_place(temporary, needed=not format.remote) as place:
+        format.write(place, file)

@@ -104,7 +104,7 @@ class FormatRegistry(Generic[F]):
         Raises InputError alone.
         """
         format = self.to_read(path)
-        if is_remote(path) and not format.remote:
+        if not format.reads_at(path):
             raise Unreadable(f"{path}: this format ({format.name}) is read from local disks only; download it first.")
         with open_errors(path):
             return open(format)

@@ -14,6 +14,7 @@ from daskreg.errors import GridError, OutputError, Unreadable
 from daskreg.grid import unit_name
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import atomic_output
+from daskreg.storage.fs.upload import local_place
 from daskreg.storage.registry import transform_formats
 from daskreg.storage.transform_record import StoredLink, TransformRecord, require_map
 from daskreg.storage.zarr.nodes import missing_chunks
@@ -53,8 +54,8 @@ def write_links(address: str | Path, links: Sequence[StoredLink], *, overwrite: 
         if link.field is not None and (link.grid is None or tuple(link.field.shape) != (3, *link.grid.shape)):
             expected = None if link.grid is None else (3, *link.grid.shape)
             raise GridError(f"{path}: a displacement of shape {tuple(link.field.shape)} was given; {expected} was expected.")
-    with atomic_output(path, overwrite) as temporary:
-        format.write(temporary, links)
+    with atomic_output(path, overwrite) as temporary, local_place(temporary, needed=not format.remote) as place:
+        format.write(place, links)
 
 
 def read_affine(address: str | Path) -> NDArray[np.float64]:

@@ -64,6 +64,9 @@ def apply(
     if output is None:
         return Volume(moved, grid, f"{stack.name}, moved")
     write_image(output, moved, grid, labels=interpolation in ("nearest", "label"), overwrite=overwrite, axes=stack.lead)
+    path = parse_address(output).path
+    if not image_formats.to_write(path).reads_at(path):
+        return Volume(moved[(0,) * len(stack.axes)], grid, path)
     if not stack.axes:
         return open_volume(output)
     written = open_stack(output)

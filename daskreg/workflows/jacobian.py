@@ -64,15 +64,17 @@ def jacobian(
     phi = as_transform(transform)
     grid = phi.target(like)
     determinants = phi.jacobian(like=grid, whole=part == "total")
-    streamed = image_formats.to_write(parse_address(output).path).streams_planes
+    path = parse_address(output).path
+    format = image_formats.to_write(path)
+    streamed = format.streams_planes
     if streamed:
         determinants = determinants.rechunk(block_of(grid.shape, 4))
     write_image(output, determinants, grid, overwrite=overwrite)
-    return Folds(_counted(output, phi, grid, part, streamed), grid.size)
+    return Folds(_counted(output, phi, grid, part, streamed or not format.reads_at(path)), grid.size)
 
 
 def _counted(output: str | Path, transform: Transform, grid: Grid, part: str, streamed: bool) -> JacobianStatistics:
-    """From what was written; a streamed file is slow to read in boxes: its blocks are computed again."""
+    """From what was written; where that is slow to read in boxes, or not read at all, blocks are computed again."""
     source: Determinant | _Written
     if streamed:
         source = Determinant(transform.links, grid.to_unit(transform.unit), part == "total")

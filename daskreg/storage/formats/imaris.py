@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -77,12 +78,15 @@ class ImarisImage(ImageFormat):
             _warn_of_holes(path, [_dataset(path, file, level, t, c) for t in range(times) for c in range(channels)])
             grids = [_grid(path, image.attrs, k) for k in shapes]
             names = tuple(_channel_name(path, file, c) for c in range(channels))
+            colors, interval = _colors(path, file, channels), _interval(path, file, times)
         blocks = 1, 1, *dask_chunks(shape[2:], stored, None, dtype.itemsize)
         voxels = lazy_voxels(partial(_read, path, level), shape, dtype, blocks)
         resolutions = tuple(Resolution(str(k), s, g.spacing) for k, (s, g) in enumerate(zip(shapes, grids, strict=True)))
         space = (Axis(name, "space", grids[level].unit) for name in "zyx")
-        axes = (Axis("t", "time"), Axis("c", "channel"), *space)
-        return ImageRecord(address.text, self.name, voxels, axes, grids[level], (1, 1, *stored), resolutions, names)
+        time = Axis("t", "time") if interval is None else Axis("t", "time", "second", scale=interval)
+        axes = (time, Axis("c", "channel"), *space)
+        chunks = (1, 1, *stored)
+        return ImageRecord(address.text, self.name, voxels, axes, grids[level], chunks, resolutions, names, colors=colors)
 
 
 def _numbered(group: Any, name: str) -> int:
@@ -141,6 +145,29 @@ def _grid(path: str, image: Any, shape: tuple[int, int, int]) -> GridMetadata:
 def _channel_name(path: str, file: Any, channel: int) -> str:
     found = own_member(path, file, f"DataSetInfo/{CHANNEL} {channel}")
     return _text(None if found is None else found.attrs.get("Name"), str(channel))
+
+
+def _colors(path: str, file: Any, channels: int) -> tuple[str, ...]:
+    """RRGGBB of each channel, empty where one of them has none."""
+    found = [own_member(path, file, f"DataSetInfo/{CHANNEL} {c}") for c in range(channels)]
+    words = [_text(None if f is None else f.attrs.get("Color"), "").split() for f in found]
+    try:
+        shares = [[min(1.0, max(0.0, float(v))) for v in w] for w in words]
+    except ValueError:
+        return ()
+    known = all(len(s) == 3 for s in shares)
+    return tuple("".join(f"{round(255 * v):02X}" for v in s) for s in shares) if known else ()
+
+
+def _interval(path: str, file: Any, times: int) -> float | None:
+    """Mean seconds between two times, None where the file does not say."""
+    found = own_member(path, file, "DataSetInfo/TimeInfo")
+    ends = [_text(None if found is None else found.attrs.get(f"TimePoint{k}"), "") for k in (1, times)]
+    try:
+        first, last = (datetime.fromisoformat(text) for text in ends)
+    except ValueError:
+        return None
+    return (last - first).total_seconds() / (times - 1) if last > first else None
 
 
 def _text(stored: Any, otherwise: Any) -> str:

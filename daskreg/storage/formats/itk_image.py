@@ -117,7 +117,7 @@ def _read_header(path: str) -> Header:
         ratio = DEFLATE_RATIO if encoding in DEFLATED else MOST_RATIO
         require_held(path, math.prod(shape) * dtype.itemsize, os.path.getsize(data_file) - offset, ratio)
     plain = nrrd and components == 1 and len(size) == 3 and b"skip:" not in start
-    axes = _axes(len(size), components)
+    axes = _axes(len(size), components, reader)
     if nrrd:
         _tell_of_units(path, start)
     metadata = _grid_metadata(reader, _is_oriented(start, nrrd)) if len(size) >= 3 else None
@@ -125,8 +125,9 @@ def _read_header(path: str) -> Header:
     return Header(path, nrrd, shape, dtype, components, axes, metadata, encoding, data_file, known)
 
 
-def _axes(dimension: int, components: int) -> tuple[Axis, ...]:
-    outer = [Axis("t", "time")] if dimension == 4 else [Axis(f"axis{i}", "other") for i in range(dimension - 3)]
+def _axes(dimension: int, components: int, reader: Any) -> tuple[Axis, ...]:
+    time = [Axis("t", "time", scale=float(reader.GetSpacing()[3]), origin=float(reader.GetOrigin()[3]))] if dimension == 4 else []
+    outer = time if dimension == 4 else [Axis(f"axis{i}", "other") for i in range(dimension - 3)]
     return (*outer, *SPATIAL_AXES[-dimension:], *((Axis("c", "channel"),) if components > 1 else ()))
 
 

@@ -43,6 +43,7 @@ else:
 log = logging.getLogger(__name__)
 
 TIME_UNITS = {"sec": "second", "msec": "millisecond", "usec": "microsecond"}  # NIfTI's and NGFF's names
+SECONDS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0, "nanosecond": 1e-9}  # of other units of NGFF
 NIFTI_AXES = tuple(Axis(n, k) for n, k in (("c", "channel"), ("t", "time"), ("z", "space"), ("y", "space"), ("x", "space")))
 
 
@@ -66,12 +67,20 @@ class NiftiImage(ImageFormat):
         return open_nifti(address)
 
     def write(self, path: str, data: Array, grid: Grid, *, labels: bool = False, axes: tuple[Axis, ...] = ()) -> None:
-        """RAS, sform and qform, millimetres where the grid has a unit."""
+        """RAS, sform and qform, millimetres where the grid has a unit; time in its unit."""
         dtype = _stored_dtype(np.dtype(data.dtype))
+        header = nifti_header(grid, tuple(data.shape), dtype, path)
+        for axis in axes:
+            _state_time(header, axis)
         with open_output(path) as file:
-            file.write(header_bytes(nifti_header(grid, grid.shape, dtype, path)))
-            for slab in slabs(data):
-                file.write(np.ascontiguousarray(slab, dtype).tobytes())
+            file.write(header_bytes(header))
+            for volume in data if axes else (data,):
+                for slab in slabs(volume):
+                    file.write(np.ascontiguousarray(slab, dtype).tobytes())
+
+    def holds(self, axes: tuple[Axis, ...]) -> bool:
+        """One axis of time."""
+        return [a.kind for a in axes] in ([], ["time"])
 
 
 class NiftiVoxels:
@@ -170,10 +179,19 @@ def _axes(shape: Sequence[int], header: Any) -> tuple[Axis, ...]:
 
 
 def _timed(axis: Axis, header: Any) -> Axis:
-    """The axis with the time of a frame, where the header states one with its unit."""
+    """The axis with the time of a frame, where the header states one."""
     unit, step, first = TIME_UNITS.get(header.get_xyzt_units()[1]), float(header["pixdim"][4]), float(header["toffset"])
-    stated = unit is not None and math.isfinite(step) and step > 0
+    stated = math.isfinite(step) and step > 0
     return replace(axis, unit=unit, scale=step, origin=first if math.isfinite(first) else 0.0) if stated else axis
+
+
+def _state_time(header: Any, axis: Axis) -> None:
+    """The time of a frame; in seconds where its unit is none that NIfTI has, without a unit where it is none of time."""
+    words = {unit: word for word, unit in TIME_UNITS.items()}
+    factor = 1.0 if axis.unit in words else SECONDS.get(axis.unit or "", 1.0)
+    if axis.unit in words or axis.unit in SECONDS:
+        header.set_xyzt_units(header.get_xyzt_units()[0], words.get(axis.unit, "sec"))
+    header["pixdim"][4], header["toffset"] = factor * axis.scale, factor * axis.origin
 
 
 def _chunks(voxels: NiftiVoxels) -> tuple[int, ...]:

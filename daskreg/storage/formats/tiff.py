@@ -74,14 +74,14 @@ class TiffImage(ImageFormat):
         data = lazy_voxels(partial(_read, path, number, level, _stamp(path)), shape, dtype, chunks)
         resolutions = _resolutions([(k.axes, tuple(k.shape)) for k in levels], details)
         grid = details.grid(_along(axes, shape), _along(details.axes(levels[0].axes), levels[0].shape))
-        return ImageRecord(address.text, form, data, axes, grid, chunks, resolutions, details.channels)
+        return ImageRecord(address.text, form, data, axes, grid, chunks, resolutions, details.channels, colors=details.colors)
 
 
 class _Details:
     """What a file says of the voxels of a series.
 
     spacing: z, y, x of its first level, None where one of them is not stated;  unit: of length;  interval: seconds between two
-    times;  channels: their names
+    times;  channels: their names;  colors: of channels, RRGGBB
     """
 
     def __init__(
@@ -91,8 +91,10 @@ class _Details:
         unit: str | None = None,
         interval: float = 1.0,
         channels: tuple[str, ...] = (),
+        colors: tuple[str, ...] = (),
     ) -> None:
-        self.kind, self.spacing, self.unit, self.interval, self.channels = kind, spacing, unit, interval, channels
+        self.kind, self.spacing, self.unit, self.interval = kind, spacing, unit, interval
+        self.channels, self.colors = channels, colors
 
     @classmethod
     def of(cls, file: Any, number: int) -> _Details:
@@ -111,8 +113,10 @@ class _Details:
         units = [_known_unit(file.filename, pixels.get(f"PhysicalSize{axis}Unit", MICROMETRES)) for axis in "ZYX"]
         unit, factors = one_unit(file.filename, units)
         spacing = _positive([float(s) * k for s, k in zip(stated, factors, strict=True) if s is not None])
-        channels = tuple(c.get("Name") or c.get("ID") or str(k) for k, c in enumerate(_children(pixels, "Channel")))
-        return cls("OME-TIFF", spacing, unit, float(pixels.get("TimeIncrement") or 1.0), channels)
+        stated = _children(pixels, "Channel")
+        channels = tuple(c.get("Name") or c.get("ID") or str(k) for k, c in enumerate(stated))
+        interval = float(pixels.get("TimeIncrement") or 1.0)
+        return cls("OME-TIFF", spacing, unit, interval, channels, _colors(stated))
 
     @classmethod
     def _of_imagej(cls, file: Any) -> _Details:
@@ -197,6 +201,13 @@ def _children(element: Any, name: str) -> list[Any]:
 
 def _child(element: Any, name: str) -> Any:
     return next(iter(_children(element, name)), None)
+
+
+def _colors(channels: Sequence[Any]) -> tuple[str, ...]:
+    """RRGGBB of each, from OME's signed 32 bits of RGBA; empty where one of them states none."""
+    words = [str(c.get("Color") or "") for c in channels]
+    known = all(re.fullmatch(r"-?\d+", w) for w in words)
+    return tuple(f"{(int(w) >> 8) & 0xFFFFFF:06X}" for w in words) if known else ()
 
 
 def _known_unit(path: str, stated: Any) -> str | None:

@@ -102,6 +102,14 @@ def split_zip(path: str) -> tuple[str, str]:
     return found[1], (found[2] or "").strip("/")
 
 
+def with_missing(source: str, choice: str) -> str:
+    """An address that says what missing chunks are, fill or error, unless it says so itself."""
+    options = _split(source)[1]
+    if any(part.startswith("missing=") for part in options):
+        return source
+    return f"{source}{',' if options else '::'}missing={choice}"
+
+
 def is_remote(path: str) -> bool:
     """Whether the path goes through fsspec instead of the local file system."""
     return "://" in path

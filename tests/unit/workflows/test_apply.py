@@ -19,9 +19,13 @@ from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_stack, open_volume, write_image
 from daskreg.storage.axes import Axis
+from daskreg.storage.fs.files import list_names
 from daskreg.transforms.bounds import sampling_bounds
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 from daskreg.workflows.apply import apply
+from daskreg.workflows.export import export
+from daskreg.workflows.jacobian import jacobian
+from daskreg.workflows.points import points
 from tests.phantoms import blobs, oblique_grid
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run, trilinear_by_hand
 
@@ -393,6 +397,49 @@ def test_the_time_of_a_frame_in_nifti_is_kept(tmp_path):
     apply(Transform.of(unit="mm"), str(tmp_path / "frames.nii.gz"), tmp_path / "out.ome.zarr", like=CUBE)
     (time,) = open_stack(tmp_path / "out.ome.zarr").lead
     assert (time.name, time.unit, time.scale) == ("t", "millisecond", 720.0)
+
+
+@pytest.mark.parametrize(
+    ("word", "step", "stated"), [("msec", 720, ("msec", 720)), ("unknown", 2, ("unknown", 2)), ("sec", 0.8, ("sec", 0.8))]
+)
+def test_images_in_time_go_into_one_nifti_file_with_their_repetition_time(tmp_path, word, step, stated):
+    frames = np.random.default_rng(0).integers(0, 99, (8, 7, 6, 3)).astype(np.int16)
+    image = nib.Nifti1Image(frames, np.eye(4))
+    image.header.set_xyzt_units("mm", word)
+    image.header["pixdim"][4], image.header["toffset"] = step, 5
+    nib.save(image, tmp_path / "frames.nii")
+    for name in ("out.nii.gz", "out.nii"):
+        apply(
+            Transform.of(unit="mm"), str(tmp_path / "frames.nii"), tmp_path / name, like=str(tmp_path / "frames.nii") + "::time=0"
+        )
+        again = nib.load(tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(again.dataobj), frames)
+        assert again.header.get_xyzt_units() == ("mm", stated[0])
+        assert (again.header.get_zooms()[3], float(again.header["toffset"])) == (np.float32(stated[1]), 5)
+
+
+def test_channels_do_not_go_into_one_nifti_file_and_minutes_become_seconds(tmp_path):
+    with pytest.raises(OutputError, match=r"\(2,\) images \(c\) do not go into one file"):
+        write_image(tmp_path / "a.nii", np.ones((2, *CUBE.shape), np.uint8), CUBE, axes=("c",))
+    write_image(tmp_path / "a.nii", np.ones((2, *CUBE.shape), np.uint8), CUBE, axes=(Axis("t", "time", "minute", scale=2.0),))
+    header = nib.load(tmp_path / "a.nii").header
+    assert (header.get_zooms()[3], header.get_xyzt_units()) == (120, ("mm", "sec"))
+
+
+def test_outputs_of_libraries_for_local_disks_go_to_urls(run, image, tmp_path):
+    url = f"memory://{tmp_path.name}/moved"
+    for ending in (".mha", ".mhd"):
+        np.testing.assert_array_equal(voxels(apply(run, image, url + ending)), voxels(apply(run, image)))
+    assert {"moved.mha", "moved.mhd", "moved.raw"} <= set(list_names(f"memory://{tmp_path.name}"))
+    jacobian(run, f"memory://{tmp_path.name}/j.mha")
+    export(run, f"memory://{tmp_path.name}/t.h5")
+    points(run, _table(tmp_path), f"memory://{tmp_path.name}/p.csv")
+    assert {"j.mha", "t.h5", "p.csv"} <= set(list_names(f"memory://{tmp_path.name}"))
+
+
+def _table(folder):
+    (folder / "p.csv").write_text("x,y,z\n3,4,5\n")
+    return folder / "p.csv"
 
 
 def test_a_bare_affine_resamples_an_image_on_its_own_grid_and_says_so(image, tmp_path, caplog):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from daskreg.errors import NotFound, Unreadable
-from daskreg.storage import open_volume
+from daskreg.storage import open_stack, open_volume
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.images import open_record
 
@@ -26,7 +26,11 @@ def path(tmp_path):
             image[f"ExtMin{k}"], image[f"ExtMax{k}"] = characters("10.0"), characters(str(10 + length))
         image["Unit"] = characters("um")
         for c, name in enumerate(("DAPI", "GFP")):
-            file.create_group(f"DataSetInfo/Channel {c}").attrs["Name"] = characters(name)
+            channel = file.create_group(f"DataSetInfo/Channel {c}").attrs
+            channel["Name"], channel["Color"] = characters(name), characters("0.000 0.502 1.000")
+        times = file.create_group("DataSetInfo/TimeInfo").attrs
+        for k in (1, 2):
+            times[f"TimePoint{k}"] = characters(f"2020-01-01 10:0{k}:30.500")
         for level, step in enumerate((1, 2)):
             for t, c in np.ndindex(2, 2):
                 voxels = VOXELS[t, c, :, ::step, ::step]
@@ -52,6 +56,18 @@ def test_voxels_without_their_padding_on_the_grid_of_the_level(path, keys, step)
     assert found.grid_metadata.spacing == (2, 0.5 * step, 0.5 * step)
     assert found.grid_metadata.translation == (11, 10 + 0.25 * step, 10 + 0.25 * step)
     assert [level.shape for level in found.levels] == [(5, 30, 40), (5, 15, 20)]
+
+
+def test_names_and_colours_of_channels_and_the_time_step_travel(path):
+    time, channel = open_stack(path).lead
+    assert (time.scale, time.unit) == (60.0, "second")
+    assert [(c["label"], c["color"]) for c in channel.omero["channels"]] == [("DAPI", "0080FF"), ("GFP", "0080FF")]
+    with h5py.File(path, "a") as file:
+        file["DataSetInfo/Channel 0"].attrs["Color"] = characters("none")
+        file["DataSetInfo/TimeInfo"].attrs["TimePoint2"] = characters("later")
+    time, channel = open_stack(path).lead
+    assert (time.scale, time.unit) == (1.0, None)
+    assert channel.omero["channels"][1]["color"] == "FFFFFF"
 
 
 def test_a_channel_and_a_time_are_an_image(path):

@@ -15,7 +15,8 @@ tifffile = pytest.importorskip("tifffile")
 VOXELS = np.random.default_rng(0).integers(0, 60000, (2, 3, 5, 16, 20)).astype(np.uint16)  # t, c, z, y, x
 OME = {
     "axes": "TCZYX", "PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm",
-    "PhysicalSizeZ": 2000, "PhysicalSizeZUnit": "nm", "TimeIncrement": 3.0, "Channel": {"Name": ["DAPI", "GFP", "RFP"]},
+    "PhysicalSizeZ": 2000, "PhysicalSizeZUnit": "nm", "TimeIncrement": 3.0, "Channel": {"Name": ["DAPI", "GFP", "RFP"],
+                                                                                "Color": [65535, -16776961, 16711935]},
 }  # fmt: skip
 
 
@@ -38,6 +39,7 @@ def test_ome_states_axes_voxel_sizes_times_and_channels(written):
     assert [a.name for a in found.axes] == ["t", "c", "z", "y", "x"]
     assert (found.axes[0].scale, found.axes[0].unit) == (3.0, "second")
     assert found.channels == ("DAPI", "GFP", "RFP")
+    assert found.colors == ("0000FF", "FF0000", "00FF00")
     assert found.grid_metadata.unit == "nanometer"
     np.testing.assert_allclose(found.grid_metadata.spacing, (2000, 250, 500))
     np.testing.assert_array_equal(found.data.compute(), VOXELS)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from daskreg.errors import ConfigError, UnitsError
-from daskreg.storage.fs.address import parent, parse_address, parse_spacing
+from daskreg.storage.fs.address import parent, parse_address, parse_spacing, with_missing
 
 
 def test_a_plain_path_has_no_options():
@@ -49,6 +49,13 @@ def test_mistyped_options_are_explained(text, says):
 def test_an_unknown_unit_is_refused():
     with pytest.raises(UnitsError, match="parsec"):
         parse_address("a::unit=parsec")
+
+
+def test_what_missing_chunks_are_is_added_to_an_address_that_does_not_say_so():
+    for address in ("a.zarr", "a.zarr::level=1", "s3://b/a.zarr::level=1,channel=0"):
+        assert parse_address(with_missing(address, "fill")).missing == "fill"
+        assert parse_address(with_missing(address, "error")).missing is None
+    assert with_missing("a.zarr::missing=error", "fill") == "a.zarr::missing=error"
 
 
 def test_a_url_that_lost_a_slash_is_refused(tmp_path, monkeypatch):
