@@ -39,15 +39,14 @@ class CoarseRows:
         self._missing: dict[Key, int] = {}
         self._lock = Lock()
 
-    def add(self, region: Region, voxels: NDArray[Any]) -> None:
-        """Whole chunks of level 0, as they are stored: voxels (.., Z, Y, X) of ``region``."""
-        self._add_means(0, region, voxels)
+    def means(self, voxels: Any) -> Any:
+        """What ``add`` needs of voxels (.., Z, Y, X) of level 0, also on a GPU; None where there is no other level."""
+        return block_mean(voxels, self.steps[0]) if self.steps else None
 
-    def _add_means(self, level: int, region: Region, voxels: NDArray[Any]) -> None:
-        """Give the next level the means of voxels of a level."""
-        if level < len(self.steps):
-            step = self.steps[level]
-            self._add(level + 1, coarse_region(region, step), block_mean(voxels, step))
+    def add(self, region: Region, means: NDArray[Any] | None) -> None:
+        """Whole chunks of level 0, as they are stored: the ``means`` of their voxels, of ``region``."""
+        if means is not None:
+            self._add(1, coarse_region(region, self.steps[0]), means)
 
     def _add(self, level: int, region: Region, voxels: NDArray[Any]) -> None:
         row = region.start[self.axis] // self.depth
@@ -61,8 +60,9 @@ class CoarseRows:
             alone = self._owners(level, row) == [self.rank]
             if whole and alone:
                 del self._rows[level, row]
-        if whole:
-            self._add_means(level, mine, held)
+        if whole and level < len(self.steps):
+            step = self.steps[level]
+            self._add(level + 1, coarse_region(mine, step), block_mean(held, step))
         if whole and alone:
             self.store.write_stored(self.name, level, mine, held)
 

@@ -105,7 +105,9 @@ class ResultWriter:
             region = _permuted(Region((planes.start, y, 0), (planes.stop, y + part.shape[-2], part.shape[-1])), self.back)
             while len(self._pending) > self.threads:
                 self._pending.popleft().result()
-            make = partial(_known, page_locked(convert(part))) if on_device(part) else partial(convert, part)
+            make = partial(self._stored, coarse, name, convert, part)
+            if on_device(part):  # copied here: the threads of the writer do not use the device
+                make = partial(_same, tuple(None if a is None else page_locked(a) for a in make()))
             self._pending.append(self._writer.submit(self._write, coarse, name, region, make))
 
     def finish(self) -> None:
@@ -116,12 +118,17 @@ class ResultWriter:
             if self.store.has(name):  # a rank without rows takes part as well
                 self._rows_of(name).finish(self.comm)
 
-    def _write(self, coarse: CoarseRows, name: str, region: Region, make: Callable[[], Any]) -> None:
-        part = make()
-        lead = part.ndim - 3
-        stored = self.store.as_stored(name, part.transpose(*range(lead), *(lead + a for a in self.back)))
+    def _stored(self, coarse: CoarseRows, name: str, convert: Callable[[Any], Any], part: Any) -> tuple[Any, Any]:
+        """A part as it is stored and its means, where the part is: on the host or on the device."""
+        made = convert(part)
+        lead = made.ndim - 3
+        stored = self.store.as_stored(name, made.transpose(*range(lead), *(lead + a for a in self.back)))
+        return stored, coarse.means(stored)
+
+    def _write(self, coarse: CoarseRows, name: str, region: Region, make: Callable[[], tuple[Any, Any]]) -> None:
+        stored, means = make()
         self.store.write_stored(name, 0, region, stored)
-        coarse.add(region, stored)
+        coarse.add(region, means)
 
     def _rows_of(self, name: str) -> CoarseRows:
         if name not in self._coarse:
@@ -129,8 +136,8 @@ class ResultWriter:
         return self._coarse[name]
 
 
-def _known(part: Any) -> Any:
-    return part
+def _same(found: Any) -> Any:
+    return found
 
 
 def _written(rows: Sequence[tuple[Span, int]], rank: int) -> Span:

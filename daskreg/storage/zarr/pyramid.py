@@ -133,11 +133,14 @@ def regions(array: zarr.Array[Any]) -> Iterator[Region]:
 
 
 def block_mean(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
-    """Means over blocks of ``step`` voxels along the last three axes; blocks at the far edge may be smaller."""
+    """Means over blocks of ``step`` voxels along the last three axes; blocks at the far edge may be smaller.
+
+    voxels: of NumPy or CuPy, with the same bits.
+    """
     shape = tuple(-(-n // k) for n, k in zip(voxels.shape[-3:], step, strict=True))
-    means = np.empty(voxels.shape[:-3] + shape, voxels.dtype)
+    means: NDArray[Any] = np.empty_like(voxels, shape=voxels.shape[:-3] + shape, order="C")
     plane = step[0] * math.prod(voxels.shape[-2:]) * _sum_type(voxels.dtype)().itemsize
-    planes = max(1, CACHED_BYTES // max(1, plane))
+    planes = max(1, CACHED_BYTES // max(1, plane)) if isinstance(voxels, np.ndarray) else shape[0]
     for lead in np.ndindex(voxels.shape[:-3]):
         for z in range(0, shape[0], planes):
             part = voxels[lead][z * step[0] : (z + planes) * step[0]]
