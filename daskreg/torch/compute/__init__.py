@@ -1,0 +1,1 @@
+"""What the operators compute, on contiguous tensors without autograd."""

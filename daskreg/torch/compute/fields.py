@@ -1,0 +1,120 @@
+"""Differences and filters of fields, and squared differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+
+from daskreg.torch.kernels import elementwise as kernels
+from daskreg.torch.launch import flat, planes, run, total
+
+_TABLES: dict[tuple[object, ...], torch.Tensor] = {}  # weights of filters by their values, type and device
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, int, int]:
+    return prod(tensor.shape[:-2]), tensor.shape[-2], tensor.shape[-1]
+
+
+def squared_difference(fixed: torch.Tensor, moved: torch.Tensor, scale: float) -> torch.Tensor:
+    """``scale`` times the sum of squared differences: (1,)."""
+    rows = run(kernels.squared_difference, _shape(fixed), planes(fixed), planes(moved), like=fixed)
+    assert rows is not None
+    return total(rows, 1, scale)
+
+
+def squared_difference_gradient(given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, scale: float) -> torch.Tensor:
+    """Its derivative with respect to ``moved``, times ``given``."""
+    out = torch.empty_like(moved)
+    run(kernels.squared_difference_backward, _shape(fixed), 2.0 * scale, flat(given), planes(fixed), planes(moved), planes(out),
+        like=fixed)  # fmt: skip
+    return out
+
+
+def axis_shares(u: torch.Tensor) -> tuple[float, ...]:
+    """The mean over each axis' differences, then over the axes that have any."""
+    used = [k for k in (2, 3, 4) if u.shape[k] > 1]
+    return tuple(u.shape[k] / (u.numel() * (u.shape[k] - 1) * len(used)) if k in used else 0.0 for k in (2, 3, 4))
+
+
+def difference_penalty(u: torch.Tensor, squared: bool) -> torch.Tensor:
+    """The mean penalty of forward differences, over the axes: (1,)."""
+    rows = run(kernels.difference_penalty, _shape(u), u.shape[2], squared, *axis_shares(u), planes(u), like=u)
+    assert rows is not None
+    return total(rows, 1, 1.0)
+
+
+def difference_penalty_gradient(given: torch.Tensor, u: torch.Tensor, squared: bool) -> torch.Tensor:
+    """Its derivative, times ``given``."""
+    out = torch.empty_like(u)
+    run(kernels.difference_penalty_backward, _shape(u), u.shape[2], squared, *axis_shares(u), flat(given), planes(u), planes(out),
+        like=u)  # fmt: skip
+    return out
+
+
+def bending_energy(u: torch.Tensor, normalized: bool, scale: float) -> torch.Tensor:
+    """``scale`` times the sum of squared second differences: (1,)."""
+    rows = run(kernels.bending, _shape(u), u.shape[2], u.shape[1], normalized, planes(u), like=u)
+    assert rows is not None
+    return total(rows, 1, scale)
+
+
+def bending_energy_gradient(given: torch.Tensor, u: torch.Tensor, normalized: bool, scale: float) -> torch.Tensor:
+    """Its derivative, times ``given``."""
+    out = torch.empty_like(u)
+    run(kernels.bending_backward, _shape(u), u.shape[2], u.shape[1], normalized, 2.0 * scale, flat(given), planes(u), planes(out),
+        like=u)  # fmt: skip
+    return out
+
+
+def determinant(u: torch.Tensor) -> torch.Tensor:
+    """det(I + Du): (B, 1, Z, Y, X)."""
+    out = u.new_empty((u.shape[0], 1, *u.shape[2:]))
+    run(kernels.determinant, _shape(out), u.shape[2], planes(u), planes(out), like=u)
+    return out
+
+
+def determinant_gradient(slope: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """The derivative with respect to u from that with respect to the determinant."""
+    out = torch.empty_like(u)
+    run(kernels.determinant_backward, _shape(u), u.shape[2], planes(u), planes(slope), planes(out), like=u)
+    return out
+
+
+def filtered(source: torch.Tensor, weights: Sequence[Sequence[float]], renormalized: bool, transposed: bool) -> torch.Tensor:
+    """Symmetric filters along z, y, x; ``renormalized``: at the faces divided by the sum of the weights inside."""
+    for axis, taps in enumerate(weights):
+        if len(taps) == 1:
+            source = source * taps[0] if taps[0] != 1 else source
+            continue
+        out = torch.empty_like(source)
+        norms = _inverse_sums(taps, source.shape[axis + 2]) if renormalized else (1.0,) * source.shape[axis + 2]
+        run(kernels.filter_axis, _shape(source), axis, source.shape[2], transposed, flat(_table(tuple(taps), source)),
+            flat(_table(norms, source)), planes(source), planes(out), like=source)  # fmt: skip
+        source = out
+    return source
+
+
+def _inverse_sums(taps: Sequence[float], n: int) -> tuple[float, ...]:
+    """1 / the sum of the weights inside an axis, at each voxel."""
+    r, w = len(taps) // 2, np.asarray(taps)
+    at = np.arange(n)[:, None] + np.arange(-r, r + 1)
+    return tuple(1 / np.where((at >= 0) & (at < n), w, 0).sum(1))
+
+
+def _table(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    """Values on the device of a tensor, copied there once."""
+    key = values, like.dtype, like.device
+    if key not in _TABLES:
+        _TABLES[key] = torch.tensor(values, dtype=like.dtype, device=like.device)
+    return _TABLES[key]
+
+
+def gaussian_taps(sigma: float, truncate: float) -> tuple[float, ...]:
+    """Normalised weights up to ``truncate`` sigma; one for sigma 0."""
+    r = math.ceil(truncate * sigma)
+    taps = [math.exp(-(k**2) / (2 * sigma**2)) for k in range(-r, r + 1)] if r else [1.0]
+    return tuple(t / sum(taps) for t in taps)

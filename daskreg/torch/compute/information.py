@@ -1,0 +1,82 @@
+"""Mutual information and its derivative."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from daskreg.torch.kernels import information as kernels
+from daskreg.torch.kernels.information import CHUNKS, ParzenWindow
+from daskreg.torch.launch import Voxels, flat, launch, on_cpu, processors
+
+Smoothing = tuple[float, float, float]  # numerator, denominator, additive
+
+
+def empty_histogram(like: torch.Tensor, window: ParzenWindow) -> torch.Tensor:
+    """The joint histogram of each batch element without counts."""
+    batch, edge = like.shape[0], window.edge
+    if like.is_cuda:
+        return torch.zeros((batch, edge, edge), dtype=torch.int64, device=like.device)
+    return torch.zeros((batch, CHUNKS, edge, edge), dtype=torch.float64)
+
+
+def count(fixed: torch.Tensor, moved: torch.Tensor, window: ParzenWindow, counts: torch.Tensor) -> None:
+    """Add the voxels of all channels to the histograms; fixed, moved: (B, C, Z, Y, X)."""
+    batch = fixed.shape[0]
+    n = fixed.numel() // batch
+    if not fixed.is_cuda:
+        shape = (batch, n)
+        on_cpu(kernels.joint_rows, window, Voxels(fixed, shape), Voxels(moved, shape), Voxels(counts, tuple(counts.shape)),
+               dtype=fixed.dtype)  # fmt: skip
+        return
+    from daskreg.torch.kernels.information_cuda import THREADS, VOXELS_PER_LOAD, histogram_bytes, joint_histograms
+
+    blocks = max(1, min(-(-n // (THREADS * VOXELS_PER_LOAD)), processors(fixed.device.index)))
+    form = joint_histograms.form(window.kind, window.bins, window.taps, window.pad)
+    launch(form, (blocks, batch, 1), (THREADS, 1, 1), np.uint64(n), *_intensities(window), flat(fixed), flat(moved), flat(counts),
+           like=fixed, shared=histogram_bytes(window.edge))  # fmt: skip
+
+
+def tables(
+    counts: torch.Tensor, window: ParzenWindow, smoothing: Smoothing, scale: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``scale`` MI of each batch element (B,), and the tables for the derivatives with respect to moved and fixed."""
+    batch, edge = counts.shape[0], window.edge
+    if not counts.is_cuda:
+        value, *found = kernels.information_tables(counts.numpy().sum(1), *smoothing)
+        to_moved, to_fixed = (torch.from_numpy(t).to(dtype) for t in found)
+        return torch.from_numpy(scale * value).to(dtype), to_moved, to_fixed
+    from daskreg.torch.kernels.information_cuda import TABLE_THREADS, information_tables_of_batch
+
+    made = [counts.new_empty(s, dtype=dtype) for s in ((batch,), (batch, edge, edge), (batch, edge, edge))]
+    launch(information_tables_of_batch.form(edge), (batch, 1, 1), (TABLE_THREADS, 1, 1), *map(float, smoothing), float(scale),
+           flat(counts), *map(flat, made), like=counts)  # fmt: skip
+    return made[0], made[1], made[2]
+
+
+def gradient(
+    given: torch.Tensor, table: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, window: ParzenWindow, factor: float
+) -> torch.Tensor:
+    """``factor given`` times the derivative of MI, times the number of voxels, with respect to ``moved``."""
+    batch, out = fixed.shape[0], torch.empty_like(moved)
+    n = fixed.numel() // batch
+    if not fixed.is_cuda:
+        shape = (batch, n)
+        on_cpu(
+            kernels.information_gradient_rows, window, float(factor), flat(given), Voxels(table, tuple(table.shape)),
+            Voxels(fixed, shape), Voxels(moved, shape), Voxels(out, shape), dtype=fixed.dtype,
+        )  # fmt: skip
+        return out
+    from daskreg.torch.kernels.information_cuda import GRADIENT_THREADS, information_gradients
+
+    blocks = max(1, min(-(-n // GRADIENT_THREADS), 8 * processors(fixed.device.index)))
+    form = information_gradients.form(window.kind, window.bins, window.taps, window.pad)
+    launch(
+        form, (blocks, batch, 1), (GRADIENT_THREADS, 1, 1), np.uint64(n), *_intensities(window), float(factor),
+        np.uint32(given.numel() > 1), flat(given), flat(table), flat(fixed), flat(moved), flat(out), like=fixed,
+    )  # fmt: skip
+    return out
+
+
+def _intensities(window: ParzenWindow) -> tuple[float, ...]:
+    return tuple(float(v) for v in window[4:])
