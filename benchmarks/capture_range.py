@@ -6,8 +6,8 @@ Every pose turns the moving image by any rotation and shifts it. Both images are
 share ``overlap`` of what is left (1 to 0.5). Half of the poses change the header alone, exactly; the others resample
 the voxels on a grid along the world's axes and fill what lies outside with 0. Poses are drawn from a fixed seed. The
 truth is known where one image was made from the other, by the published matrix for T1 and EPI, and for ``brain``
-and ``fish`` it is where the linear stages end that start at the right place, in every pose; where they left it
-(``truth_moved``, in voxels) a row tells nothing of the search.
+and ``fish`` it is where the linear stages end that start at the right place, in every pose before its voxels are resampled;
+where they left it (``truth_moved``, in voxels) a row tells nothing of the search.
 
 A pose counts as found where the mean distance to the truth, over the voxels of the fixed image that are not background, is at
 most one voxel of the fixed image (the geometric mean of its spacing). Constants of the search were chosen with seed 0: report
@@ -220,14 +220,17 @@ def registered(pair: Pair, config: Config, start: Matrix) -> tuple[list[Matrix],
         image = Image.whole(voxels.copy(), grid)
         normalise(image.voxels, config, SingleRank(), pair.name)
         images.append(image)
-    maps, reports, world = [], [], start
+    maps: list[Matrix] = []
+    reports: list[LevelReport] = []
+    world = start
     for stage in config.stages:
         one = config.model_copy(update={"stages": (stage,)})
         plan = make_plan(pair.fixed_grid, pair.moving_grid, one)
-        outcome = Rank(plan, (images[0], images[1]), world, SingleRank(), Watch()).run()
-        world = outcome.affine
+        rank = Rank(plan, (images[0], images[1]), world, SingleRank(), Watch())
+        rank.reports = reports  # a stage leaves out what the search before it did
+        outcome = rank.run()
+        world, reports = outcome.affine, outcome.levels
         maps.append(world)
-        reports += outcome.levels
     return maps, reports
 
 
@@ -250,7 +253,8 @@ def error(pair: Pair, world: Matrix) -> float:
 def measure(pair: Pair, index: int, pose: Pose, config: Config) -> dict[str, Any]:
     """One row."""
     placed = posed(pair, pose)
-    case = aligned(placed) if pair.estimated else placed
+    truth = aligned(posed(pair, replace(pose, resampled=False))).truth if pair.estimated else placed.truth  # without filling
+    case = replace(placed, truth=truth)
     start = time.perf_counter()
     maps, reports = registered(case, config, np.eye(4))
     seconds = time.perf_counter() - start

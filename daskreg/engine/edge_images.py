@@ -68,9 +68,15 @@ def near_object(part: ComparedPart, margin: float) -> ComparedPart:
 
 def filling(voxels: Any) -> Any:
     """Where an image has its most frequent value, and next to it, if that is a fair part of it; else nowhere."""
+    value = filling_value(voxels)
+    return _grown(voxels == np.float32(value)) if value is not None else module_of(voxels).zeros(voxels.shape, bool)
+
+
+def filling_value(voxels: Any) -> float | None:
+    """The most frequent value of an image, if a fair part of it has that; else None."""
     values, counts = module_of(voxels).unique(voxels, return_counts=True)
-    same = voxels == values[counts.argmax()]
-    return _grown(same) if FILL_SHARE <= float(counts.max()) / voxels.size < LARGEST_FILL else same & False
+    fair = FILL_SHARE <= float(counts.max()) / voxels.size < LARGEST_FILL
+    return float(values[counts.argmax()]) if fair else None
 
 
 def _grown(region: Any) -> Any:
@@ -113,11 +119,28 @@ def sampled(channels: Sequence[Any], part: ComparedPart, lattice: Grid, world: M
     return xp.where(known, xp.nan_to_num(seen[:-1]), 0).astype(np.float32), known
 
 
-def edge_field(part: ComparedPart, voxel: float) -> EdgeField:
-    """Normalised gradients of a part on a lattice of a voxel size along the image's axes."""
+def field_lattice(part: ComparedPart, voxel: float, least: int) -> Grid:
+    """Cubic voxels along the image's axes that cover a part.
+
+    Of a part so thin that fewer than ``least`` of its planes lie in the voxels' extent, those alone, and at least the middle one:
+    the others would only take away what is known beside them.
+    """
     frame = np.asarray(part.grid.direction)
     center, edges = part.box(frame)
     lattice = lattice_around(center, edges + voxel, voxel, frame)
+    seen = [_within(n, voxel, e + s) for n, e, s in zip(lattice.shape, edges, part.grid.spacing, strict=True)]
+    kept = [n if k >= least else max(1, k) for n, k in zip(lattice.shape, seen, strict=True)]
+    return lattice if kept == list(lattice.shape) else lattice_around(center, np.array(kept) * voxel, voxel, frame)
+
+
+def _within(n: int, voxel: float, extent: float) -> int:
+    """How many of n points, a voxel apart, around the middle of an extent lie in it."""
+    return int((np.abs(np.arange(n) - (n - 1) / 2) * voxel < extent / 2 * (1 - 1e-6)).sum())
+
+
+def edge_field(part: ComparedPart, voxel: float) -> EdgeField:
+    """Normalised gradients of a part on a lattice of a voxel size along the image's axes."""
+    lattice = field_lattice(part, voxel, 3)  # planes that central differences read
     (image,), known = sampled((part.voxels,), part, lattice, np.eye(4))
     xp = module_of(image)
     known = _with_neighbours(known)
@@ -130,12 +153,10 @@ def edge_field(part: ComparedPart, voxel: float) -> EdgeField:
 
 def tensor_field(part: ComparedPart, voxel: float) -> EdgeField:
     """Smoothed trace-free tensors of a part on a lattice of a voxel size along the image's axes."""
-    frame = np.asarray(part.grid.direction)
-    center, edges = part.box(frame)
-    lattice = lattice_around(center, edges + voxel, voxel, frame)
+    lattice = field_lattice(part, voxel, 1)
     tensors, known = sampled(orientation_tensors(part.voxels, part.inside, part.grid, voxel), part, lattice, np.eye(4))
     xp = module_of(tensors)
-    return EdgeField(lattice, xp.concatenate([along_axes(tensors, frame), known[None]]).astype(np.float32))
+    return EdgeField(lattice, xp.concatenate([along_axes(tensors, np.asarray(part.grid.direction)), known[None]]).astype(np.float32))
 
 
 def _with_neighbours(known: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Linear, Optimised, Rigid, Search
 from daskreg.engine.images import Image
-from daskreg.engine.linear import LinearLoss
+from daskreg.engine.linear import Filling, LinearLoss
 from daskreg.engine.reach import Reach, SamplingMap, displaced_range, spans
 from daskreg.engine.sweep.linear import SweptLinearLoss
 from daskreg.planning import Level
@@ -44,25 +45,33 @@ class DisplacedLoss(LinearLoss):
         mapping = SamplingMap.of(self.block.first, world, self.level.fixed, self.level.moving)
         ranges = self.comm.gather(np.array(displaced_range(self.block, mapping, self.u)))
         self.sampler.prepare(Reach.of_slabs(self.block.partition, spans(ranges)))
-        self.sampler.sample(self.block.box(), mapping, self.u, self.moved, self.weights.moving, self.gradient)
+        self.sampler.sample(self.block.box(), mapping, self.u, self.moved, self.weights.moving, self.gradient, self.domain)
         self.weights.combine()
         return mapping
 
 
 def worsened(
-    before: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, worlds: tuple[Matrix, Matrix], u: Any = None
+    before: Linear,
+    level: Level,
+    images: tuple[Image, Image],
+    comm: Communicator,
+    worlds: tuple[Matrix, Matrix],
+    u: Any = None,
+    filling: Filling = Filling(),
 ) -> tuple[bool, float, float]:
     """Whether the loss of a stage that judges another rose by more than WORSE from one map to the other, and both losses.
 
-    worlds: before and after the stage;  u: the displacement after it, ``Planes`` with the halo of ``level``, where there is one
+    worlds: before and after the stage;  u: the displacement after it, ``Planes`` with the halo of ``level``, where there is one;
+    filling: what both losses leave out, as linear stages do
     """
     judge = Rigid(similarity=before.similarity)
     if level.state != "device" or level.images != "device":
-        first, last = (SweptLinearLoss(judge, level, images, comm, f).value(w)[0] for w, f in zip(worlds, (None, u), strict=True))
+        swept = partial(SweptLinearLoss, judge, level, images, comm, filling)
+        first, last = (swept(u=field).value(w)[0] for w, field in zip(worlds, (None, u), strict=True))
         return last > first + WORSE * abs(first), first, last
     u = None if u is None else u.array  # of a level whose fields are on the device
     deep = replace(level, halo=max(level.halo, judge.similarity.reach)) if u is None else level
-    first = LinearLoss(judge, deep, images, comm).value(worlds[0])[0]
-    after = LinearLoss(judge, deep, images, comm) if u is None else DisplacedLoss(judge, level, images, comm, u)
+    first = LinearLoss(judge, deep, images, comm, filling).value(worlds[0])[0]
+    after = LinearLoss(judge, deep, images, comm, filling) if u is None else DisplacedLoss(judge, level, images, comm, u)
     last = after.value(worlds[1])[0]
     return last > first + WORSE * abs(first), first, last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
 from daskreg.grid import Grid
 from daskreg.kernels.device import host, module_of
-from daskreg.kernels.sampling.cpu import CENTERS, EVERYWHERE
+from daskreg.kernels.sampling.cpu import CENTERS, EVERYWHERE, EXTENT
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
 from daskreg.similarity.base import Samples, Similarity
@@ -33,7 +34,9 @@ Array = NDArray[np.float32]
 HOLD, EVALUATE, FINISHED, STOPPED = 2.0, 1.0, 0.0, -1.0  # what rank 0 tells the others to do with the matrix it sends
 MINIMUM_OVERLAP = 0.02  # part of the fixed image that must be inside the moving one
 KEPT_OVERLAP = 0.5  # part of the voxels compared at the start of a level that must still be comparable later
+SLAB = 32  # planes whose filling is looked for together
 UNIT = 1024  # in which weights are added up: integers, whose sum is the same on all ranks
+SAME = np.float32(2e-6)  # of the intensity range: means of equal values differ by rounding
 SETTLED = 0.1  # voxels: the voxels compared are chosen afresh until no corner moves further than this
 
 
@@ -45,16 +48,42 @@ class Halted(Exception):
     """All ranks were asked to stop, and do."""
 
 
+@dataclass(frozen=True)
+class Filling:
+    """The values of areas that stand for nothing in the fixed and in the moving image, as they are compared; None without any."""
+
+    fixed: float | None = None
+    moving: float | None = None
+
+    def leave_out(self, fixed: Array, moved: Array) -> None:
+        """Take voxels of these values out of the domain: NaN in ``moved``."""
+        for value, array in ((self.fixed, fixed), (self.moving, moved)):
+            for z in range(0, len(moved) if value is not None else 0, SLAB):
+                moved[z : z + SLAB][abs(array[z : z + SLAB] - np.float32(value)) <= SAME] = np.nan
+
+
+def domain_of(similarity: Similarity, level: Level) -> int:
+    """Where samples are known. Of the few planes of a thin moving image hardly any two would lie between the outermost centres."""
+    thinnest, fixed = min(level.moving.shape), min(level.fixed.shape)
+    thin = (thinnest == 2 and fixed > 1) or (thinnest == 3 and fixed > 3)
+    return EXTENT if similarity.differences and thin else CENTERS
+
+
 class LinearLoss:
     """Loss and gradient of one level as a function of a world matrix; all ranks call it with the same matrix.
 
     Compares the voxels that the matrix maps into the domain, or those that ``hold`` chose.
+
+    filling: what is left out of either image
     """
 
-    def __init__(self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator) -> None:
-        self.level, self.comm = level, comm
+    def __init__(
+        self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, filling: Filling = Filling()
+    ) -> None:
+        self.level, self.comm, self.filling = level, comm, filling
         fixed, moving = images
         self.similarity: Similarity = stage.similarity.build(fixed.device.kind)
+        self.domain = domain_of(self.similarity, level)
         self.block = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
         self.fixed, self.mask = fixed.gather_level(level.fixed_factors, self.block.around(self.block.halo), comm)
         self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm)
@@ -73,7 +102,7 @@ class LinearLoss:
         leave (method, section 4). Beyond its faces the moving image counts as constant.
         """
         self.outside = None
-        self._sample(world, self.weights.moving, CENTERS)
+        self._sample(world, self.weights.moving, self.domain)
         self.weights.combine()
         self._exchange(self.weights.moving)
         if self.similarity.matched:
@@ -85,7 +114,7 @@ class LinearLoss:
     def sample(self, world: Matrix) -> SamplingMap:
         """Fill moved, and the weights unless they are held."""
         if self.outside is None:
-            mapping = self._sample(world, self.weights.moving, CENTERS)
+            mapping = self._sample(world, self.weights.moving, self.domain)
             self.weights.combine()
             return mapping
         mapping = self._sample(world, None, EVERYWHERE)
@@ -98,6 +127,8 @@ class LinearLoss:
         needs = affine_reach(mapping, partition, self.block.shape).within(self.level.moving.shape[0]).needs
         self.sampler.prepare(Reach.of_slabs(partition, needs))  # a ring stores the gradient of all planes, for ``sums``
         self.sampler.sample(self.block.box(), mapping, None, self.moved, weight, self.gradient, domain)
+        if domain != EVERYWHERE:
+            self.filling.leave_out(self.fixed, self.moved)
         return mapping
 
     def _exchange(self, weight: Array | None) -> None:

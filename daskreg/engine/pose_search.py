@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import SingleRank
 from daskreg.config import Rigid, Search
-from daskreg.engine.edge_images import ComparedPart, edge_field, filling, near_object, part_of, tensor_field, without_filling
+from daskreg.engine.edge_images import ComparedPart, edge_field, filling_value, near_object, part_of, tensor_field, without_filling
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.engine.report import LevelReport, Watch
@@ -127,6 +127,8 @@ class PoseSearch:
         shape = self._part(0, 1.0, False).grid.shape
         report = LevelReport("search", 1, shape, [-found[0].score], time.perf_counter() - start)
         report.detail = _detail(scores, found, self.voxel)
+        if found[0].filled:
+            report.detail["filling"] = [self._filling(which, LEVELS[-1].voxel) for which in (0, 1)]
         return found[0].world, report
 
     def _at_rest(self) -> bool:
@@ -145,8 +147,10 @@ class PoseSearch:
 
     def _variants(self) -> tuple[bool, ...]:
         """Whether to leave out what may be filling: both, where there may be some."""
-        parts = (part_of(image, TENSOR_LEVEL * self.voxel) for image in self.images)
-        return (False, True) if any(bool(filling(part.voxels).any()) for part in parts) else (False,)
+        return (False, True) if any(self._filling(which, TENSOR_LEVEL) is not None for which in (0, 1)) else (False,)
+
+    def _filling(self, which: int, size: float) -> float | None:
+        return filling_value(part_of(self.images[which], size * self.voxel).voxels)
 
     def _part(self, which: int, size: float, filled: bool) -> ComparedPart:
         part = part_of(self.images[which], size * self.voxel)

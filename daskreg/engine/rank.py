@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from daskreg.engine.guard import judge_of, worsened
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
-from daskreg.engine.linear import Halted, run_linear
+from daskreg.engine.linear import Filling, Halted, run_linear
 from daskreg.engine.loop import Loop
 from daskreg.engine.masks import require_meeting_masks, require_voxels
 from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, allocator, pieces, zero_planes
@@ -152,11 +153,16 @@ class Rank:
         try:
             begun = None if self.at.before is None else np.array(self.at.before)
             given = self.images, self.world, self.comm, self.watch
-            self.world, report = run_linear(stage, level, *given, begun, make_linear_loss)
+            self.world, report = run_linear(stage, level, *given, begun, partial(make_linear_loss, filling=self._filling()))
         except Halted:
             self._checkpoint()
             raise Stopped(STOP_MESSAGE) from None
         self.reports.append(report)
+
+    def _filling(self) -> Filling:
+        """What the search before left out, from its report, which checkpoints keep."""
+        found = next((r.detail["filling"] for r in reversed(self.reports) if "filling" in r.detail), (None, None))
+        return Filling(*found)
 
     def _deformable(self, stage: Deformable, level: Level) -> None:
         if self.store is None:
@@ -196,7 +202,8 @@ class Rank:
             return  # u is not known as far from this rank's planes as that loss reads
         start = np.array(self.at.before)
         u = None if self.store is None else self.store.displacement
-        bad, first, last = worsened(before, level, self.images, self.comm, (start, self.world), u)
+        filling = self._filling() if u is None else Filling()
+        bad, first, last = worsened(before, level, self.images, self.comm, (start, self.world), u, filling)
         self.reports[-1].detail[whose] = {"before": first, "after": last}
         if not bad:
             return

@@ -13,7 +13,7 @@ from daskreg.comm import Communicator
 from daskreg.config import Linear
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
-from daskreg.engine.linear import UNIT, LinearLoss, Matrix, seen_weight
+from daskreg.engine.linear import UNIT, Filling, LinearLoss, Matrix, domain_of, seen_weight
 from daskreg.engine.planes import Planes, on
 from daskreg.engine.reach import SamplingMap, affine_reach, displaced_reach
 from daskreg.engine.residency import make_sampler
@@ -21,7 +21,7 @@ from daskreg.engine.sampler import NOTHING, Resident
 from daskreg.engine.sums import add_up_slabs
 from daskreg.grid import Partition, Span
 from daskreg.kernels.device import host, module_of
-from daskreg.kernels.sampling.cpu import CENTERS, EVERYWHERE
+from daskreg.kernels.sampling.cpu import EVERYWHERE
 from daskreg.planning import Level
 from daskreg.similarity.base import Samples, Similarity
 from daskreg.transforms.linear import index_gradient_by_plane, world_gradient
@@ -46,11 +46,19 @@ class SweptLinearLoss(LinearLoss):
     """
 
     def __init__(
-        self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, u: Planes | None = None
+        self,
+        stage: Linear,
+        level: Level,
+        images: tuple[Image, Image],
+        comm: Communicator,
+        filling: Filling = Filling(),
+        u: Planes | None = None,
     ) -> None:
         self.level, self.comm, self.u, self.needs_scratch = level, comm, u, bool(stage.similarity.scratch)
+        self.filling = filling
         (fixed, moving), kept = images, level.images != "device"
         self.similarity: Similarity = stage.similarity.build(fixed.device.kind)
+        self.domain = domain_of(self.similarity, level)
         self.block = Block(level.fixed.shape, level.partition, comm.rank, self.similarity.reach, fixed.device)
         self.still = fixed.open(level.fixed_factors, self.block.around(self.similarity.reach), comm, kept=kept)
         sampler = make_sampler("window", moving, level.moving_factors, level.shards, comm, kept=kept, most=level.window)
@@ -121,9 +129,10 @@ class SweptLinearLoss(LinearLoss):
         mapping, moved = self._mapping(world, held), here.scalar()
         if self.held_at is None:
             u = None if self.u is None else device.xp.ascontiguousarray(on(device, self.u, held))
-            self.sampler.sample(here.box(), mapping, u, moved, weight, None, CENTERS)
+            self.sampler.sample(here.box(), mapping, u, moved, weight, None, self.domain)
+            self.filling.leave_out(fixed, moved)
         else:
-            self._sample_held(here, mapping, held, moved, weight)
+            self._sample_held(here, mapping, held, fixed, moved, weight)
         mask = None if self.still.mask is None else on(device, self.still.mask, held)[0]
         if weight is None:
             weight = device.no_mask if mask is None else mask
@@ -133,11 +142,12 @@ class SweptLinearLoss(LinearLoss):
         box = range(planes.start - held.start, planes.stop - held.start), ny, nx
         return SampledPlanes(planes, held, Samples(box, held.start, fixed, weight, moved, scratch), mapping)
 
-    def _sample_held(self, here: Block, mapping: SamplingMap, held: Span, moved: Any, weight: Any) -> None:
+    def _sample_held(self, here: Block, mapping: SamplingMap, held: Span, fixed: Any, moved: Any, weight: Any) -> None:
         """NaN where a voxel was not chosen; weights are those of the map that voxels were chosen at."""
         assert self.held_at is not None
         chosen = here.scalar()
-        self.sampler.sample(here.box(), self._mapping(self.held_at, held), None, chosen, weight, None, CENTERS)
+        self.sampler.sample(here.box(), self._mapping(self.held_at, held), None, chosen, weight, None, self.domain)
+        self.filling.leave_out(fixed, chosen)
         outside = ~module_of(chosen).isfinite(chosen)
         chosen[...] = 0
         chosen[outside] = np.nan
@@ -154,7 +164,9 @@ class SweptLinearLoss(LinearLoss):
         return affine_reach(mapping, partition, self.block.shape).within(self.level.moving.shape[0])
 
 
-def make_linear_loss(stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator) -> LinearLoss:
+def make_linear_loss(
+    stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, filling: Filling = Filling()
+) -> LinearLoss:
     """Of images where the level has them."""
     kind = LinearLoss if level.images == "device" else SweptLinearLoss
-    return kind(stage, level, images, comm)
+    return kind(stage, level, images, comm, filling)

@@ -23,6 +23,7 @@ class NormalisedGradients(Similarity):
 
     reach = 2
     loss_sign = -1
+    differences = True
     separable = True
 
     def __init__(self, eta: float) -> None:

@@ -1,0 +1,58 @@
+"""What a search took for filling has no part in the linear stages after it."""
+
+import numpy as np
+import pytest
+
+from daskreg.comm import SingleRank
+from daskreg.config import Config, Rigid
+from daskreg.engine.images import Image
+from daskreg.engine.linear import Filling, LinearLoss
+from daskreg.engine.report import LevelReport
+from daskreg.grid import Grid
+from daskreg.planning import make_plan
+from daskreg.similarity import LNCC, MSE, NGF
+from tests.phantoms import blobs
+from tests.unit.engine.spread import Registration, assert_same_bits
+
+SHAPE = (24, 20, 22)
+FULL, HALF = (1, 1, 1), (2, 2, 2)  # shrink factors
+LOSSES = {"mse": MSE(), "lncc": LNCC(radius=1), "ngf": NGF(eta=0.05)}
+
+
+def after_a_search(filling):
+    return [LevelReport("search", 1, SHAPE, detail={"filling": filling})]
+
+
+class Filled(Registration):
+    """As if a search before had left filling out."""
+
+    def rank(self, comm, *given, **more):
+        made = super().rank(comm, *given, **more)
+        made.reports = after_a_search([None, 0.0])
+        return made
+
+
+def test_voxels_of_filling_are_out_of_the_domain():
+    fixed = np.full(SHAPE, 0.5, np.float32)
+    fixed[:, :, 12:] = 0.25
+    moving = np.full(SHAPE, 0.7, np.float32)
+    moving[:6] = 0.1
+    images = Image.whole(fixed, Grid(SHAPE)), Image.whole(moving, Grid(SHAPE))
+    stage = Rigid(similarity=MSE(), scales=(1,), iterations=(5,))
+    level = make_plan(images[0].grid, images[1].grid, Config(stages=(stage,))).levels[0][0]
+    count = [
+        LinearLoss(stage, level, images, SingleRank(), filling).value(np.eye(4))[1]
+        for filling in (Filling(), Filling(fixed=0.25), Filling(moving=0.1), Filling(0.25, 0.1))
+    ]
+    assert count == [24 * 20 * 22, 24 * 20 * 12, 18 * 20 * 22, 18 * 20 * 12]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_same_bits_on_any_number_of_ranks_and_out_of_memory(loss):
+    recipe = Config(stages=(Rigid(similarity=LOSSES[loss], scales=(2, 1), iterations=(5, 5), tolerance=0),))
+    fixed, moving = blobs(SHAPE, 1), np.array(blobs(SHAPE, 2))
+    moving[:, :, 15:] = 0
+    expected = Filled(fixed, moving, recipe).run(1)
+    assert expected.affine.tobytes() != Registration(fixed, moving, recipe).run(1).affine.tobytes()
+    assert_same_bits(Filled(fixed, moving, recipe).run(3), expected)
+    assert_same_bits(Filled(fixed, moving, recipe, state="host", slab=5, stored=(FULL, HALF)).run(1), expected)
