@@ -156,7 +156,9 @@ def tensor_field(part: ComparedPart, voxel: float) -> EdgeField:
     lattice = field_lattice(part, voxel, 1)
     tensors, known = sampled(orientation_tensors(part.voxels, part.inside, part.grid, voxel), part, lattice, np.eye(4))
     xp = module_of(tensors)
-    return EdgeField(lattice, xp.concatenate([along_axes(tensors, np.asarray(part.grid.direction)), known[None]]).astype(np.float32))
+    return EdgeField(
+        lattice, xp.concatenate([along_axes(tensors, np.asarray(part.grid.direction)), known[None]]).astype(np.float32)
+    )
 
 
 def _with_neighbours(known: Any) -> Any:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Linear, Optimised, Rigid, Search
 from daskreg.engine.images import Image
-from daskreg.engine.linear import Filling, LinearLoss
+from daskreg.engine.linear import NO_FILLING, Filling, LinearLoss
 from daskreg.engine.reach import Reach, SamplingMap, displaced_range, spans
 from daskreg.engine.sweep.linear import SweptLinearLoss
 from daskreg.planning import Level
@@ -57,7 +57,7 @@ def worsened(
     comm: Communicator,
     worlds: tuple[Matrix, Matrix],
     u: Any = None,
-    filling: Filling = Filling(),
+    filling: Filling = NO_FILLING,
 ) -> tuple[bool, float, float]:
     """Whether the loss of a stage that judges another rose by more than WORSE from one map to the other, and both losses.
 

@@ -62,6 +62,9 @@ class Filling:
                 moved[z : z + SLAB][abs(array[z : z + SLAB] - np.float32(value)) <= SAME] = np.nan
 
 
+NO_FILLING = Filling()
+
+
 def domain_of(similarity: Similarity, level: Level) -> int:
     """Where samples are known. Of the few planes of a thin moving image hardly any two would lie between the outermost centres."""
     thinnest, fixed = min(level.moving.shape), min(level.fixed.shape)
@@ -78,7 +81,7 @@ class LinearLoss:
     """
 
     def __init__(
-        self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, filling: Filling = Filling()
+        self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, filling: Filling = NO_FILLING
     ) -> None:
         self.level, self.comm, self.filling = level, comm, filling
         fixed, moving = images

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from daskreg.comm import SingleRank
 from daskreg.config import Rigid, Search
-from daskreg.engine.edge_images import ComparedPart, edge_field, filling_value, near_object, part_of, tensor_field, without_filling
+from daskreg.engine.edge_images import (
+    ComparedPart,
+    edge_field,
+    filling_value,
+    near_object,
+    part_of,
+    tensor_field,
+    without_filling,
+)
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.engine.report import LevelReport, Watch

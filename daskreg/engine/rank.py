@@ -17,7 +17,7 @@ from daskreg.engine.guard import judge_of, worsened
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
-from daskreg.engine.linear import Filling, Halted, run_linear
+from daskreg.engine.linear import NO_FILLING, Filling, Halted, run_linear
 from daskreg.engine.loop import Loop
 from daskreg.engine.masks import require_meeting_masks, require_voxels
 from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, allocator, pieces, zero_planes
@@ -202,7 +202,7 @@ class Rank:
             return  # u is not known as far from this rank's planes as that loss reads
         start = np.array(self.at.before)
         u = None if self.store is None else self.store.displacement
-        filling = self._filling() if u is None else Filling()
+        filling = self._filling() if u is None else NO_FILLING
         bad, first, last = worsened(before, level, self.images, self.comm, (start, self.world), u, filling)
         self.reports[-1].detail[whose] = {"before": first, "after": last}
         if not bad:

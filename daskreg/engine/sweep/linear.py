@@ -13,7 +13,7 @@ from daskreg.comm import Communicator
 from daskreg.config import Linear
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
-from daskreg.engine.linear import UNIT, Filling, LinearLoss, Matrix, domain_of, seen_weight
+from daskreg.engine.linear import NO_FILLING, UNIT, Filling, LinearLoss, Matrix, domain_of, seen_weight
 from daskreg.engine.planes import Planes, on
 from daskreg.engine.reach import SamplingMap, affine_reach, displaced_reach
 from daskreg.engine.residency import make_sampler
@@ -51,7 +51,7 @@ class SweptLinearLoss(LinearLoss):
         level: Level,
         images: tuple[Image, Image],
         comm: Communicator,
-        filling: Filling = Filling(),
+        filling: Filling = NO_FILLING,
         u: Planes | None = None,
     ) -> None:
         self.level, self.comm, self.u, self.needs_scratch = level, comm, u, bool(stage.similarity.scratch)
@@ -165,7 +165,7 @@ class SweptLinearLoss(LinearLoss):
 
 
 def make_linear_loss(
-    stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, filling: Filling = Filling()
+    stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, filling: Filling = NO_FILLING
 ) -> LinearLoss:
     """Of images where the level has them."""
     kind = LinearLoss if level.images == "device" else SweptLinearLoss
