@@ -66,7 +66,7 @@ NO_FILLING = Filling()
 
 
 def domain_of(similarity: Similarity, level: Level) -> int:
-    """Where samples are known. Of the few planes of a thin moving image hardly any two would lie between the outermost centres."""
+    """Where samples are known: of a few planes hardly any two would lie between the centres of the outermost ones."""
     thinnest, fixed = min(level.moving.shape), min(level.fixed.shape)
     thin = (thinnest == 2 and fixed > 1) or (thinnest == 3 and fixed > 3)
     return EXTENT if similarity.differences and thin else CENTERS
