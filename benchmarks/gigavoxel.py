@@ -137,7 +137,7 @@ def stages(shape: tuple[int, ...], given: argparse.Namespace) -> Config:
     while max(shape) / scales[0] > 128:
         scales.insert(0, 2 * scales[0])
     coarse = scales[:2] if len(scales) > 1 else [2]
-    times = [ITERATIONS.get(s, 100) for s in scales]
+    times = [ITERATIONS.get(s, 100) if s > 1 else given.iterations for s in scales]
     affine = Affine(similarity=MI(), scales=tuple(coarse), iterations=(60,) * len(coarse))
     loss = MI() if given.loss == "mi" else LNCC(radius=3, gradient="center")
     deformable = Deformable(
@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--memory", help="of a worker, such as 20GB; on a GPU its memory")
     parser.add_argument("--storage", default="float32")
     parser.add_argument("--loss", choices=("mi", "center"), default="mi", help="of the deformable stage")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS[1], help="at full resolution")
     parser.add_argument("--folder", help="where the result goes, and the volumes (a temporary place by default)")
     parser.add_argument("--volumes", help="a folder for the volumes, which stay there and are used again")
     given = parser.parse_args()
