@@ -21,7 +21,7 @@ from daskreg.lazy.device import resolve_device
 from daskreg.lazy.resample import Interpolation, resampled, warn_without_overlap
 from daskreg.storage import Stack, Volume, open_stack, open_volume
 from daskreg.storage.fill import Fill
-from daskreg.storage.images import ImageSource
+from daskreg.storage.images import ImageSource, is_bare
 from daskreg.transforms.chain import merge_affines, sample_chain
 from daskreg.transforms.inverse import DisplacementBounds, InverseField, invert_links
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics, jacobian_determinant
@@ -135,7 +135,7 @@ class Transform:
 
     def _grid_of(self, image: Any, grid: Grid | None) -> Grid | None:
         """The grid of an array: the one given, or the moving grid where the shapes agree. Raises GridError."""
-        if grid is not None or getattr(image, "ndim", 0) < 3:
+        if grid is not None or not is_bare(image) or image.ndim < 3:
             return grid
         if self.moving is None or tuple(image.shape[-3:]) != self.moving.shape:
             known = "is not known" if self.moving is None else f"has shape {self.moving.shape}"

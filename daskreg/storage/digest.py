@@ -26,6 +26,7 @@ from daskreg.storage.fs.address import Address, is_remote, join, parse_address, 
 from daskreg.storage.fs.errors import is_forbidden, read_errors, require_regular
 from daskreg.storage.fs.files import remote_file_system
 from daskreg.storage.images import Volume
+from daskreg.storage.objects import address_of_object
 from daskreg.storage.zarr.chunks import object_counts, object_key
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def digest(source: Any) -> Record | None:
         return _of_array(source)
     if isinstance(source, Volume) and source.format != "array":
         source = source.name
+    source = source if isinstance(source, str | Path | Volume) else address_of_object(source)
     if not isinstance(source, str | Path):
         return None
     address = parse_address(source)

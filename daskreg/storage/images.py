@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import reason
 from daskreg.storage.fs.upload import local_place
 from daskreg.storage.image_record import ImageRecord, Resolution
+from daskreg.storage.objects import ARRAY, KNOWN, address_of_object
+from daskreg.storage.objects import record_of as record_of_object
 from daskreg.storage.registry import image_formats
 from daskreg.storage.zarr.nodes import check_dtype, missing_chunks
 from daskreg.storage.zarr.stored import StoredVoxels
@@ -31,7 +33,7 @@ from daskreg.storage.zarr.stored import StoredVoxels
 if TYPE_CHECKING:
     import dask.array as da
 
-    ImageSource = str | Path | np.ndarray | da.Array
+    ImageSource = str | Path | np.ndarray | da.Array | Any  # also what ``daskreg.storage.objects`` reads
 else:
     da, ImageSource = DeferredModule("dask.array"), Any
 log = logging.getLogger("daskreg")
@@ -141,13 +143,12 @@ def open_stack(source: ImageSource | Volume, *, grid: Grid | None = None) -> Sta
     """
     if isinstance(source, Volume):
         return Stack(source.data, source.grid if grid is None else _require_shape(grid, source.shape, source.name), source.name)
-    if isinstance(source, str | Path):
-        address = parse_address(source)
-        record = open_record(address)
+    if not is_bare(source):
+        record, address = _opened(source)
         data, axes = select(record, address, keep=True)
         return _stack(record, data, axes, address, grid)
-    if not isinstance(source, np.ndarray | da.Array) or source.ndim < 3:
-        raise AxesError(f"an array (.., Z, Y, X) was expected, {getattr(source, 'shape', type(source).__name__)} was given.")
+    if source.ndim < 3:
+        raise AxesError(f"an array (.., Z, Y, X) was expected, {source.shape} was given.")
     if grid is None:
         raise GridError("an array has no grid; give grid=, or open_volume(array, grid=...).")
     check_dtype(source.dtype, "the array")
@@ -179,7 +180,8 @@ def _displayed(record: ImageRecord, axis: Axis) -> Axis:
 def open_volume(
     source: ImageSource | Volume, *, grid: Grid | None = None, spacing: object = None, unit: str | None = None
 ) -> Volume:
-    """An image from an address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), or a Volume.
+    """An image from an address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), a Volume, or an image of another
+    library with its geometry: a zarr.Array, an xarray.DataArray, an image of SimpleITK, ITK or nibabel.
 
     grid: replaces that of the file;  spacing: world units a voxel, z, y, x or one number;  unit: of length.
 
@@ -187,14 +189,38 @@ def open_volume(
     """
     if isinstance(source, Volume):
         return _with_grid(source, grid, spacing, unit)
-    if not isinstance(source, str | Path):
+    if is_bare(source):
         return _of_array(source, grid, spacing, unit)
-    address = parse_address(source)
+    record, address = _opened(source)
     if spacing is not None:
         address = replace(address, spacing=parse_spacing(spacing))
     if unit is not None:
         address = replace(address, unit=unit_name(unit))
-    return _volume(open_record(address), address, grid)
+    return _volume(record, address, grid)
+
+
+def is_bare(source: Any) -> TypeGuard[NDArray[Any] | da.Array]:
+    """Whether an image is an array alone, which has no grid of its own."""
+    return not isinstance(source, str | Path | Volume) and isinstance(source, np.ndarray | da.Array)
+
+
+def states_grid(source: Any) -> bool:
+    """Whether an image says where its voxels are, or has to: an address, a Volume, an object with a geometry."""
+    if isinstance(source, str | Path | Volume):
+        return True
+    return not is_bare(source) and (_opened(source)[0].format != ARRAY or _opened(source)[0].grid_metadata is not None)
+
+
+def _opened(source: Any) -> tuple[ImageRecord, Address]:
+    """The image at an address, or in an object of another library. Raises ConfigError for what is neither."""
+    where = source if isinstance(source, str | Path) else address_of_object(source)
+    if where is not None:
+        address = parse_address(where)
+        return open_record(address), address
+    record = record_of_object(source)
+    if record is None:
+        raise ConfigError(f"an image of type {type(source).__name__} cannot be read; give {KNOWN}.")
+    return record, Address(record.name, record.name)
 
 
 def open_record(address: Address) -> ImageRecord:
@@ -272,12 +298,15 @@ def _grid(record: ImageRecord, shape: tuple[int, ...], address: Address, grid: G
             return metadata.grid(shape, address.spacing, address.unit)
         except InputError as error:
             raise type(error)(f"{record.name}: {error}") from None
+    z, y, x = shape
+    if address.spacing is None and record.format == ARRAY:
+        _warn_of_unit_spacing()
+        return Grid((z, y, x), unit=address.unit)
     if address.spacing is None:
         raise GridError(
             f"{record.name} states no voxel size ({record.format}); give it with '::spacing=ZxYxX' behind the path "
             "(for example '::spacing=2x1x1,unit=um') or with --spacing."
         )
-    z, y, x = shape
     return Grid((z, y, x), address.spacing, unit=address.unit)
 
 
@@ -290,6 +319,8 @@ def _chosen_index(record: ImageRecord, axis: Axis, length: int, chosen: int | st
     labels = f" ({', '.join(record.channels)})" if axis.kind == "channel" and record.channels else ""
     if chosen is None:
         word = "channels" if axis.kind == "channel" else "time points"
+        if record.format == ARRAY:
+            raise AxesError(f"{record.name} has {length} {word}{labels}; index it first, so that three axes (z, y, x) are left.")
         raise AxesError(f"{record.name} has {length} {word}{labels}: choose one with '::{axis.kind}=0'.")
     index = record.channels.index(chosen) if chosen in record.channels else chosen
     if not isinstance(index, int) or index >= length:
@@ -300,8 +331,6 @@ def _chosen_index(record: ImageRecord, axis: Axis, length: int, chosen: int | st
 
 
 def _of_array(source: Any, grid: Grid | None, spacing: object, unit: str | None) -> Volume:
-    if not isinstance(source, np.ndarray | da.Array):
-        raise ConfigError(f"an image of type {type(source).__name__} cannot be read; give a path, a NumPy or a Dask array.")
     if source.ndim != 3:
         raise AxesError(f"the array has shape {source.shape}; three axes (z, y, x) were expected.")
     check_dtype(source.dtype, "the array")

@@ -17,7 +17,7 @@ from daskreg.storage import Stack, Volume, open_stack, open_volume, write_image
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
-from daskreg.storage.images import ImageSource
+from daskreg.storage.images import ImageSource, is_bare
 from daskreg.storage.registry import image_formats
 
 log = logging.getLogger("daskreg")
@@ -52,7 +52,8 @@ def apply(
     if output is not None:
         require_distinct(output, path_of(transform), image, like)
     phi = as_transform(transform)
-    stack = open_stack(image) if output is not None and isinstance(image, str | Path) else open_stack(open_volume(image))
+    several = output is not None and not isinstance(image, Volume) and not is_bare(image)
+    stack = open_stack(image) if several else open_stack(open_volume(image))
     grid = phi.output_grid(stack, like)
     warn_without_overlap(phi.links, phi.unit, grid, stack)
     planes = output is not None and image_formats.to_write(parse_address(output).path).streams_planes

@@ -23,6 +23,7 @@ from daskreg.storage import Volume, is_remote, open_volume, write_image
 from daskreg.storage.fill import Fill, parse_fill, require_fill
 from daskreg.storage.fs.files import hidden_sibling
 from daskreg.storage.images import ImageSource
+from daskreg.storage.objects import address_of_object
 from daskreg.workflows.background import Choice, parse_background
 from daskreg.workflows.masks import RESAMPLED, open_mask
 from daskreg.workflows.presets import preset
@@ -246,5 +247,7 @@ def _stage(volume: Volume, path: str, client: Client | None) -> Volume:
 
 
 def address_of(source: Any) -> Any:
-    """The address of an input, or a number; None for an array in memory."""
+    """The address of an input, or a number; None for what is in memory."""
+    if source is not None and not isinstance(source, str | Path | int | float | list | tuple | Volume):
+        return address_of_object(source)
     return str(source) if isinstance(source, str | Path) else source if isinstance(source, int | float | list | tuple) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from daskreg.errors import NoOverlap
 from daskreg.grid import Grid
 from daskreg.lazy.resample import resampled
 from daskreg.storage import Volume, open_volume
-from daskreg.storage.images import ImageSource
+from daskreg.storage.images import ImageSource, states_grid
 
 log = logging.getLogger("daskreg")
 TOLERANCE = 0.01  # voxels of the image that two grids may be apart to count as the same: headers are rounded
@@ -42,7 +41,7 @@ def open_mask(source: ImageSource | Volume | None, image: Volume, role: str) -> 
 
 def _opened(source: ImageSource | Volume, grid: Grid) -> Volume:
     """The mask with its own grid where it has one, otherwise on the image's."""
-    if isinstance(source, str | Path):
+    if not isinstance(source, Volume) and states_grid(source):
         return open_volume(source)
     if isinstance(source, Volume) and (source.format != "array" or source.grid != Grid(source.shape)):
         return source

@@ -108,7 +108,8 @@ def register(
     Parameters
     ----------
     fixed, moving
-        An address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), or a Volume (``open_volume(array, grid=...)``).
+        An address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), a Volume (``open_volume(array, grid=...)``), or
+        an image with its geometry: a zarr.Array, an xarray.DataArray, an image of SimpleITK, ITK or nibabel.
     config
         A Config, a list of stages, or the name of a preset; ``brain`` by default.
     candidates
