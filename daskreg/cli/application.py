@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+ANYWHERE = ("--quiet", "--verbose", "-v", "--log-level")  # global options, which may stand behind the command too
+
+
+class Commands(TyperGroup):
+    """The commands; global options may stand anywhere."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Called by Typer."""
+        return list(super().parse_args(ctx, global_first(args)))
+
+
+def global_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with global options, and the value of one, before the command; what stands behind ``--`` stays."""
+    first, rest, left = list[str](), list[str](), iter(arguments)
+    for argument in left:
+        if argument == "--":
+            rest += [argument, *left]
+        elif argument.partition("=")[0] not in ANYWHERE:
+            rest.append(argument)
+        else:
+            first += [argument, *([next(left, "")] if argument == "--log-level" else [])]
+    return first + rest
+
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="3D image registration from a laptop-sized brain to a 10-gigavoxel archive.",
+    epilog="The options above may stand behind the command too.",
 )
+_quiet = [False]
+
+
+def quiet() -> bool:
+    """Whether nothing but warnings and errors is wanted."""
+    return _quiet[0]
 
 
 def _version(wanted: bool) -> None:
@@ -31,8 +62,13 @@ def _common(
     version: Annotated[
         bool, typer.Option("--version", help="print the version and stop", is_eager=True, callback=_version)
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log more")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress, no summary of a run: warnings and errors alone")] = False,
+    level: Annotated[
+        str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info (default), warning or error")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="as --log-level debug")] = False,
 ) -> None:
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("daskreg").setLevel(logging.DEBUG if verbose else logging.INFO)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    from daskreg.reporting.log import configure
+
+    _quiet[0] = quiet
+    configure(level or ("warning" if quiet else "debug" if verbose else "info"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daskreg.cli.application import app
+from daskreg.cli.application import app, quiet
 from daskreg.cli.options import (
     ADDRESS,
     BackgroundOption,
@@ -141,13 +141,12 @@ def register(
 
 def _register(*images: str | None, strict: bool, **given: Any) -> None:
     """Register, with progress on the terminal, and print a summary. strict: exit code FAILED for a verdict of failure."""
-    from daskreg.workflows import progress
+    from daskreg.workflows.progress import summary
     from daskreg.workflows.register import register as workflow
 
-    with progress.shown() as watch:
-        result = workflow(*images, progress=watch, **given)
-    for line in progress.summary(result.path, result.report):
-        typer.echo(line)
+    result = workflow(*images, **given)
+    if not quiet():
+        typer.echo("\n".join(summary(result.path, result.report)))
     if strict and result.verdict is not None and result.verdict.status == "failed":
         raise typer.Exit(FAILED)
 
@@ -260,13 +259,12 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Register a bundled pair, Colin27 onto MNI152 2009c, affine and deformable, and write a report."""
-    from daskreg.workflows import progress
     from daskreg.workflows.demo import demo as workflow
+    from daskreg.workflows.progress import summary
 
-    with progress.shown() as watch:
-        result, page = workflow(out, memory=memory, overwrite=overwrite, progress=watch)
-    for line in [*progress.summary(result.path, result.report), f"report: {page}"]:
-        typer.echo(line)
+    result, page = workflow(out, memory=memory, overwrite=overwrite)
+    if not quiet():
+        typer.echo("\n".join([*summary(result.path, result.report), f"report: {page}"]))
 
 
 def _config(config: Path | None, preset: str | None, files: dict[str, Any], backgrounds: dict[str, Any] | None = None) -> Config:

@@ -3,7 +3,7 @@
 from distributed import Client
 from distributed.client import futures_of
 
-from daskreg.cluster.clients import embedded_client, existing_client
+from daskreg.cluster.clients import dashboard, embedded_client, existing_client
 from daskreg.cluster.link import local_link
 from daskreg.cluster.process_size import estimated_bytes
 from daskreg.cluster.processes import require_main_guard
@@ -18,6 +18,7 @@ __all__ = [
     "Cancelled",
     "Client",
     "RankJob",
+    "dashboard",
     "device_of",
     "embedded_client",
     "estimated_bytes",

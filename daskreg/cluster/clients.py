@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import distributed
 from distributed import Client, LocalCluster
@@ -30,7 +30,7 @@ from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpus
 
 log = logging.getLogger("daskreg")
-_embedded: WeakSet[Client] = WeakSet()
+_embedded: WeakKeyDictionary[Client, str] = WeakKeyDictionary()  # with the address of its dashboard
 
 
 @contextmanager
@@ -69,8 +69,8 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
         started(make) if workers > 1 else _in_this_process(make) as cluster,
     ):
         client = Client(cluster, timeout=timeouts.SCHEDULER_TIMEOUT, set_as_default=False)
-        _embedded.add(client)
-        log.info("dashboard: http://127.0.0.1:%d%s/status", cluster.scheduler.http_server.port, prefix)
+        _embedded[client] = f"http://127.0.0.1:{cluster.scheduler.http_server.port}{prefix}/status"
+        log.info("dashboard: %s", _embedded[client])
         try:
             yield client
         finally:
@@ -84,6 +84,11 @@ def _in_this_process(make: Callable[[], Any]) -> Iterator[Any]:
         yield cluster
     finally:
         close_cluster(cluster)
+
+
+def dashboard(client: Client) -> str:
+    """The address of the dashboard of a client's cluster; empty where it has none."""
+    return _embedded.get(client) or str(client.dashboard_link or "")
 
 
 def is_embedded(client: Client) -> bool:

@@ -76,6 +76,23 @@ def log_to_file() -> None:
             logger.setLevel(logging.INFO)
 
 
+class _Stops(logging.Filter):
+    """Leaves out what Dask's worker says, as an error with a traceback, of a rank that was told to stop."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a message is kept."""
+        failure = str(record.msg).startswith("Compute Failed") and isinstance(record.args, tuple)
+        return not (failure and any(str(a).startswith(("Stopped(", "Cancelled(")) for a in record.args or ()))
+
+
+_STOPS = _Stops()
+
+
+def hide_stops() -> None:
+    """In a worker: a rank that stops because it was told to is no error; other failures are logged as ever."""
+    logging.getLogger("distributed.worker").addFilter(_STOPS)  # does nothing where it is there
+
+
 def _loggers() -> list[logging.Logger]:
     """The roots, and what has a level of its own below them."""
     known = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]

@@ -12,13 +12,16 @@ from typing import Any
 
 from distributed import Worker, get_worker
 
+from daskreg import machine
 from daskreg.cluster import timeouts
 from daskreg.cluster.checkpoint_schedule import CheckpointSchedule
+from daskreg.cluster.logs import hide_stops
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.rank_job import RankJob, run_rank, use_device
 from daskreg.comm import Communicator, Endpoint, SingleRank, Timeouts, measure_link, open_endpoint, use_shared_memory
-from daskreg.engine.report import SAVE, STOP, Progress, Watch
+from daskreg.engine.report import SAVE, STOP, LevelReport, Place, Progress, Watch
 from daskreg.errors import RankLost, Stopped
+from daskreg.kernels.compiler.tally import TALLY
 
 
 class Cancelled(Stopped):
@@ -62,6 +65,7 @@ class RankActor:
         """Run the job from its first stage to its last; returns the rank's report."""
         watch = RankWatch(self, job.checkpoint)
         self.timeouts.check, self.timeouts.on_slow = watch.check, watch.report_slow
+        compiled = TALLY.begin_count(watch.compiling)
         comm = self.communicator
         use_shared_memory(comm, self.group.hosts)
         device = use_device(job, self.group.cores[self.rank])
@@ -73,6 +77,7 @@ class RankActor:
         if speed is not None and self.rank == 0:
             watch.report_link(str(speed))
         report = run_rank(job, comm, watch, device)
+        report["machine"]["compiled"] = compiled.as_dict()
         report["machine"]["link"] = None if speed is None else {"transport": self.group.link, **speed.as_dict()}
         return report
 
@@ -90,7 +95,7 @@ class RankWatch(Watch):
     def __init__(self, actor: RankActor, checkpoint: float | None) -> None:
         self.actor, self.schedule, self.worker = actor, CheckpointSchedule(checkpoint), get_worker()
         self.task = self.worker.state.tasks[self.worker.get_current_task()]
-        self.last_progress = 0.0
+        self.last_progress = self.last_memory = 0.0
 
     def check(self) -> None:
         """Raise Cancelled once the client no longer waits for this rank."""
@@ -109,6 +114,9 @@ class RankWatch(Watch):
         """Called once an iteration; rank 0 reports at most ten times a second, and at the end of a level."""
         self.check()
         now = time.monotonic()
+        if now - self.last_memory > timeouts.MEMORY_INTERVAL:
+            self.last_memory = now
+            self._send("memory", {"rank": self.actor.rank, "resident": machine.resident_bytes()})
         if self.actor.rank == 0 and (
             now - self.last_progress > timeouts.PROGRESS_INTERVAL or progress.iteration == progress.iterations
         ):
@@ -128,6 +136,26 @@ class RankWatch(Watch):
         """Whether the client said so. Raises Cancelled."""
         self.check()
         return self.actor.requested >= STOP
+
+    def level_ended(self, level: LevelReport) -> None:
+        """Report it."""
+        if self.actor.rank == 0:
+            self._send("level", level.as_dict())
+
+    def resumed(self, place: Place) -> None:
+        """Report it."""
+        if self.actor.rank == 0:
+            self._send("resumed", vars(place))
+
+    def phase(self, name: str) -> None:
+        """Report it."""
+        if self.actor.rank == 0:
+            self._send("phase", {"name": name})
+
+    def compiling(self, kernels: int) -> None:
+        """Report it."""
+        if self.actor.rank == 0:
+            self._send("compiling", {"kernels": kernels})
 
     def saved(self, seconds: float) -> None:
         """A checkpoint was written; report where that takes longer than the interval allows."""
@@ -164,6 +192,7 @@ def run_actor(job: RankJob, run: str, address: str, name: str) -> dict[str, Any]
     actor = _actors.get(run)
     if actor is None or get_worker().address != address:
         raise RankLost(f"the worker of a rank ({name}) was lost; look at its log for the reason.")
+    hide_stops()
     return actor.run(job)
 
 

@@ -94,17 +94,22 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
     memory = memory_record(job.plan, job.device)
     timer, timeline = PhaseTimer(), list[tuple[str, float, float]]()
     with _scratch(job) as scratch:
+        watch.phase("read")
         images = _images(job, comm, scratch)
         left_out = _left_out(job, images, comm)
         trim()  # memory of the chunks that were decompressed
         timer.end_phase("read")
+        watch.phase("optimise")
         outcome = _optimise(job, images, comm, watch, timeline, scratch)
         timer.end_phase("optimise")
+        watch.phase("measure")
         metrics = _metrics(job, outcome, images, comm)
         timer.end_phase("measure")
+        watch.phase("judge")
         with _verdict(job, outcome, images, metrics, comm) as verdict:
             timer.end_phase("judge")
             del images
+            watch.phase("write")
             fill = write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
             outcome.displacement = None
             timer.end_phase("write")

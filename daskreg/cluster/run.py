@@ -19,7 +19,7 @@ from daskreg.cluster.link import TransportChoice
 from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.supervision import handle_event, reports, stop_with_checkpoint
 from daskreg.cluster.worker_calls import awaited_workers, call_each
-from daskreg.engine.report import Progress
+from daskreg.engine.report import Observer, Progress, observer_of
 from daskreg.errors import InputError, RankLost, RunError
 
 log = logging.getLogger("daskreg")
@@ -34,19 +34,21 @@ def run_on_cluster(
     comm: TransportChoice = "auto",
     retries: int = 1,
     deadline: float = 600.0,
+    save_on_interrupt: bool = False,
 ) -> list[dict[str, Any]]:
     """Run a rank on each of ``workers`` workers; their reports, by rank.
 
     make_job: the job for a number of workers;  retries: how often a run that lost a worker starts again, from its last
-    checkpoint, on those that remain;  deadline: seconds after which a silent rank counts as lost.
+    checkpoint, on those that remain;  deadline: seconds after which a silent rank counts as lost;  save_on_interrupt: write a
+    checkpoint at Ctrl-C too, as at SIGTERM, not only end.
     Raises whatever a rank raised, RankLost, and Stopped where the process was told to end.
     """
-    members = choose_workers(client, workers)
+    observer, members = observer_of(progress), choose_workers(client, workers)
     job = make_job(len(members))
     for left in range(retries, -1, -1):
         try:
             with locked(client, members):
-                return _attempt(client, job, members, progress, comm, deadline)
+                return _attempt(client, job, members, observer, comm, deadline, save_on_interrupt)
         except RankLost as error:
             if not left:
                 raise
@@ -61,22 +63,25 @@ def _attempt(
     client: Client,
     job: RankJob,
     members: Sequence[str],
-    progress: Callable[[Progress], None] | None,
+    observer: Observer,
     comm: TransportChoice,
     deadline: float,
+    save_on_interrupt: bool,
 ) -> list[dict[str, Any]]:
     """One group of ranks from its start to its end."""
     group = form_group(client, members, comm, deadline, job.device)
-    client.subscribe_topic(group.run, lambda event: handle_event(group, event[1], progress))
+    client.subscribe_topic(group.run, lambda event: handle_event(group, event[1], observer))
     futures: list[Future[Any]] = []
     try:
         start_actors(client, group)
         futures = submit(client, group, job)
-        return reports(client, group, futures)
-    except SystemExit:
-        stop_with_checkpoint(client, group, futures)
+        return reports(client, group, futures, observer)
+    except (SystemExit, KeyboardInterrupt) as stop:
+        if save_on_interrupt or isinstance(stop, SystemExit):
+            stop_with_checkpoint(client, group, futures)
         raise
     finally:
+        observer.tick()
         cancel(client, group, futures)
         client.unsubscribe_topic(group.run)
         release(client, group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from daskreg.cluster.rank_actor import Cancelled, request
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.worker_calls import call_each, present, workers_of
 from daskreg.engine.rank import STOP_MESSAGE
-from daskreg.engine.report import STOP, Progress
+from daskreg.engine.report import STOP, LevelReport, Observer, Place, Progress
 from daskreg.errors import RankLost, RunError, Stopped
 
 log = logging.getLogger("daskreg")
@@ -34,14 +34,18 @@ def scheduler_required() -> Iterator[None]:
         raise RunError(f"the Dask scheduler was lost ({what}); look at its log, then use --resume.") from error
 
 
-def reports(client: Client, group: RankGroup, futures: Futures) -> list[dict[str, Any]]:
+def reports(client: Client, group: RankGroup, futures: Futures, observer: Observer) -> list[dict[str, Any]]:
     """What the ranks return, once all have ended. Raises the failure behind the first that is seen; a lost worker is one."""
+    checked = time.monotonic()
     while pending := [f for f in futures if not f.done()]:
         with suppress(TimeoutError, FuturesCancelledError), client.as_current():
-            wait(pending, timeout=timeouts.WORKER_CHECK_INTERVAL, return_when="FIRST_COMPLETED")
+            wait(pending, timeout=timeouts.OBSERVER_INTERVAL, return_when="FIRST_COMPLETED")
+        observer.tick()
         if _failed(futures):
             break
-        require_workers(client, group, futures)
+        if time.monotonic() - checked > timeouts.WORKER_CHECK_INTERVAL:
+            require_workers(client, group, futures)
+            checked = time.monotonic()
     if _failed(futures):
         raise root_cause(client, group, futures)
     return [_report(group, rank, future) for rank, future in enumerate(futures)]
@@ -88,10 +92,9 @@ def require_workers(client: Client, group: RankGroup, futures: Futures) -> None:
             raise RankLost(f"rank {rank} ({group.name(rank)}) was lost; look at that worker's log for the reason.")
 
 
-def handle_event(group: RankGroup, event: dict[str, Any], progress: Callable[[Progress], None] | None) -> None:
-    """Pass on the progress that ranks report, and warn of a rank that is waited for, of slow checkpoints and of slow disks."""
-    if "progress" in event and progress is not None:
-        progress(Progress(**event["progress"]))
+def handle_event(group: RankGroup, event: dict[str, Any], observer: Observer) -> None:
+    """Pass on what ranks report, and warn of a rank that is waited for, of slow checkpoints and of slow disks."""
+    _pass_on(event, observer)
     if "link" in event:
         log.info("link between ranks: %s", event["link"]["speed"])
     if "slow" in event:
@@ -107,6 +110,21 @@ def handle_event(group: RankGroup, event: dict[str, Any], progress: Callable[[Pr
     if "slow_checkpoint" in event:
         found = event["slow_checkpoint"]
         log.warning("a checkpoint takes %.1f s to write; the next ones are %.0f s apart", found["seconds"], found["every"])
+
+
+def _pass_on(event: dict[str, Any], observer: Observer) -> None:
+    if "progress" in event:
+        observer(Progress(**event["progress"]))
+    if "level" in event:
+        observer.level_ended(LevelReport(**event["level"]))
+    if "resumed" in event:
+        observer.resumed(Place(**event["resumed"]))
+    if "phase" in event:
+        observer.phase(event["phase"]["name"])
+    if "compiling" in event:
+        observer.compiling(event["compiling"]["kernels"])
+    if "memory" in event:
+        observer.memory(event["memory"]["rank"], event["memory"]["resident"])
 
 
 def stop_with_checkpoint(client: Client, group: RankGroup, futures: Futures) -> None:

@@ -5,6 +5,9 @@ happens when it is over.
 """
 
 PROGRESS_INTERVAL = 0.1  # between two progress messages
+OBSERVER_INTERVAL = 0.2  # between two calls of whoever follows a run
+WAIT_REPORT_INTERVAL = 10.0  # between two reports of a wait for workers
+MEMORY_INTERVAL = 2.0  # between two reports of a rank's memory
 WORKER_CHECK_INTERVAL = 0.5  # between two checks that no worker of a run was lost
 DONE_CHECK_INTERVAL = 0.1  # between two checks that ranks have ended
 SCHEDULER_TIMEOUT = 10.0  # for a scheduler to answer a new client

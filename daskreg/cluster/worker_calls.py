@@ -47,8 +47,11 @@ def awaited_workers(client: Client, number: int, seconds: float) -> dict[str, An
 
     ``client.wait_for_workers`` counts lost ones for a while.
     """
-    end = time.monotonic() + seconds
-    while len(known := workers_of(client)) < number and time.monotonic() < end:
+    begun = told = time.monotonic()
+    while len(known := workers_of(client)) < number and time.monotonic() < begun + seconds:
+        if time.monotonic() > told + timeouts.WAIT_REPORT_INTERVAL:
+            told = time.monotonic()
+            log.info("waiting for %d of %d workers, %.0f s", number - len(known), number, told - begun)
         time.sleep(timeouts.DONE_CHECK_INTERVAL)
     return known
 

@@ -21,7 +21,7 @@ from daskreg.engine.linear import NO_FILLING, Filling, Halted, run_linear
 from daskreg.engine.loop import Loop
 from daskreg.engine.masks import require_meeting_masks, require_voxels
 from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, allocator, pieces, zero_planes
-from daskreg.engine.report import STOP, LevelReport, Outcome, Trace, Watch
+from daskreg.engine.report import STOP, LevelReport, Outcome, Place, Trace, Watch
 from daskreg.engine.state import FullResolution, Store, exchange_planes, is_mixed, make_state, refine_piecewise
 from daskreg.engine.sweep.linear import make_linear_loss
 from daskreg.engine.sweep.loop import SweepLoop
@@ -89,11 +89,18 @@ class Rank:
         """Continue where a checkpoint was made, on any number of ranks."""
         self.at, self.world = state, np.array(state.world)
         self.reports = [LevelReport(**r) for r in state.reports]
+        self._tell_place()
         if state.fields is not None:
             stage, level = self._stage_of(state.fields)
             self._hold_images(stage, level)
             self.store = self._make_store(stage, level)
             self.store.restore(read, state.losses)
+
+    def _tell_place(self) -> None:
+        stage = self.plan.config.stages[min(self.at.stage, len(self.plan.levels) - 1)]
+        levels = self.plan.levels[min(self.at.stage, len(self.plan.levels) - 1)]
+        scale = levels[min(self.at.level, len(levels) - 1)].scale if levels else 0
+        self.watch.resumed(Place(stage.name, scale, len(self.at.losses)))
 
     def run(self) -> Outcome:
         """Every stage and every level that is not done yet. Raises Stopped where that was asked for."""
@@ -104,6 +111,7 @@ class Rank:
             if isinstance(stage, Moments | Search):
                 self.world, report = run_initial(stage, self.images, self.world, self.comm, self.watch)
                 self.reports.append(report)
+                self.watch.level_ended(report)
                 self._require_masks(searched=True)
             if self.at.level == 0 and not self.at.losses:
                 self.at.before = self.world.tolist()
@@ -112,6 +120,7 @@ class Rank:
                 self._level(stage, levels[j])
                 if j == len(levels) - 1:
                     self._judge(k, levels[j])
+                self.watch.level_ended(self.reports[-1])
                 self._level_done(j)
             self.at.level = 0
         return self._outcome()

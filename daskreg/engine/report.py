@@ -42,6 +42,61 @@ class Progress:
     loss: float
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run goes on from a checkpoint: so many iterations of a level are done."""
+
+    stage: str
+    scale: int
+    iteration: int
+
+
+class Observer:
+    """Whoever follows a run on the client, called for what happens to it. This one does nothing."""
+
+    def __call__(self, progress: Progress) -> None:
+        """An iteration is done; at most ten a second are told."""
+
+    def level_ended(self, level: LevelReport) -> None:
+        """A level, or a stage without levels, is done."""
+
+    def resumed(self, place: Place) -> None:
+        """The run goes on from a checkpoint."""
+
+    def phase(self, name: str) -> None:
+        """The ranks begin to read, optimise, measure, judge or write."""
+
+    def compiling(self, kernels: int) -> None:
+        """A kernel is compiled that no run on this machine has needed before: the so manieth of this run."""
+
+    def memory(self, rank: int, resident: int) -> None:
+        """A rank's process has so many bytes in RAM."""
+
+    def dashboard(self, address: str) -> None:
+        """Where Dask shows the cluster."""
+
+    def tick(self) -> None:
+        """Called several times a second by the thread that waits for the run; all else is told from another thread."""
+
+
+class Calls(Observer):
+    """Calls a function for every iteration, and for nothing else."""
+
+    def __init__(self, function: Callable[[Progress], None]) -> None:
+        self.function = function
+
+    def __call__(self, progress: Progress) -> None:
+        """Pass it on."""
+        self.function(progress)
+
+
+def observer_of(progress: Callable[[Progress], None] | None) -> Observer:
+    """What follows a run: an observer, a function of iterations, or nobody."""
+    if progress is None:
+        return Observer()
+    return progress if isinstance(progress, Observer) else Calls(progress)
+
+
 Trace = Callable[[str, float, float], None]  # what, from when, to when (seconds of time.perf_counter)
 SAVE, STOP = 1.0, 2.0  # what a watch may ask for
 
@@ -61,6 +116,15 @@ class Watch:
     def stopping(self) -> bool:
         """Whether the run is to stop, for work that takes long between two questions of ``asked``; any thread may call this."""
         return False
+
+    def level_ended(self, level: LevelReport) -> None:
+        """A level is done."""
+
+    def resumed(self, place: Place) -> None:
+        """The rank goes on from a checkpoint."""
+
+    def phase(self, name: str) -> None:
+        """The rank begins something else."""
 
     def saved(self, seconds: float) -> None:
         """The state was saved, which took so many seconds."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import OutputError, OutputExists
 from daskreg.grid import Grid
+from daskreg.reporting.follow import ProgressLike
 from daskreg.storage import Volume, is_remote, open_volume, write_image
 from daskreg.workflows.register import register
 from daskreg.workflows.report import report
 from daskreg.workflows.result import Result
-
-if TYPE_CHECKING:
-    from daskreg.engine.report import Progress
 
 
 def demo_pair(millimetres: int = 2) -> tuple[str, str]:
@@ -61,7 +57,7 @@ def demo(
     *,
     memory: int | str | None = None,
     overwrite: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: ProgressLike = None,
 ) -> tuple[Result, Path]:
     """Register the pair into ``out/run.zarr`` and write ``out/report.html``.
 

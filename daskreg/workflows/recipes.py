@@ -109,7 +109,13 @@ def _tried(name: str, request: Request, client: Client | None, resources: dict[s
             coarse, ratio = coarse_inputs(inputs)
             images: dict[str, Any] = dict(zip(IMAGE_ROLES, (*coarse[:2], *coarse[2]), strict=True))
             result = register(
-                config=coarser(inputs.config, ratio), **images, client=client, checkpoint=None, workers=1, **resources
+                config=coarser(inputs.config, ratio),
+                **images,
+                client=client,
+                checkpoint=None,
+                workers=1,
+                progress=False,
+                **resources,
             )
         return Trial(name, result.verdict)
     except (RunError, NoOverlap, VoxelError) as error:

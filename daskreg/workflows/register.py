@@ -8,7 +8,7 @@ import multiprocessing
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, NoOverlap, OutputError
 from daskreg.planning import Plan, format_grid
+from daskreg.reporting.follow import ProgressLike, following, interactive
 from daskreg.storage import RunStore
 from daskreg.storage.fill import Fill, describe_fill
 from daskreg.storage.fs.address import is_remote, parse_address
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from daskreg import cluster as clusters
     from daskreg.cluster import Client, RankJob
     from daskreg.engine import verdict as verdicts
-    from daskreg.engine.report import Progress
+    from daskreg.engine.report import Observer
 else:
     dask = DeferredModule("dask")
     clusters = DeferredModule("daskreg.cluster")
@@ -80,7 +81,7 @@ def register(
     overwrite: bool = False,
     resume: bool = False,
     inputs_changed: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: ProgressLike = None,
     client: Client | None = None,
     cluster: str | None = None,
     workers: int | None = None,
@@ -137,7 +138,8 @@ def register(
     inputs_changed
         With ``resume``: continue although they changed, or are other ones on the same grids; the result is then of both.
     progress
-        Called with a ``Progress`` after every iteration.
+        Called with a ``Progress`` after every iteration. By default a display in a notebook, bars on a terminal, and elsewhere
+        lines on standard error, or in the log where logging is configured; False: nothing.
     client, cluster
         A Dask client, or a scheduler's address; ``"cuda"``: a worker for each GPU of this machine. By default the current
         client; without one, workers that daskreg starts and stops.
@@ -186,9 +188,11 @@ def register(
             run = _Run(inputs, planned, store, use, resume)
             with keep_checkpoint_or_remove(store):
                 place = nullcontext(found) if found else clusters.embedded_client(use.workers, threads, use.device)
-                with place as at, clusters.scheduler_required():
-                    report = run.execute(at, progress, elsewhere=found is not None or use.workers > 1)
-                    report["seconds"]["total"] = time.perf_counter() - started
+                with following(progress) as observer, place as at, clusters.scheduler_required():
+                    begun = time.perf_counter()
+                    report = run.execute(at, observer, elsewhere=found is not None or use.workers > 1)
+                    now = time.perf_counter()
+                    report["seconds"] = {"start": begun - started, **report["seconds"], "total": now - started}
                 lock.verify()
                 if trials:
                     report["tried"] = [t.as_dict() for t in trials]
@@ -235,14 +239,16 @@ class _Run:
     use: Allocation
     resume: bool
 
-    def execute(self, client: Client, progress: Callable[[Progress], None] | None, *, elsewhere: bool) -> Report:
+    def execute(self, client: Client, observer: Observer, *, elsewhere: bool) -> Report:
         """All ranks, then the pyramids; the ranks' report. elsewhere: whether the workers are other processes."""
         asked = self.use.options
+        observer.dashboard(clusters.dashboard(client))
         with staged(self.inputs, self.store.name, client if elsewhere else None) as reachable:
             volumes = reachable.cut()
             make = partial(self._job, volumes, backgrounds(self.inputs.config, *volumes[:2]))
             options: dict[str, Any] = {"comm": asked.comm, "retries": asked.retries, "deadline": asked.deadline}
-            ranks = clusters.run_on_cluster(client, make, self.use.workers, progress, **options)
+            options["save_on_interrupt"] = interactive()
+            ranks = clusters.run_on_cluster(client, make, self.use.workers, observer, **options)
         report, built = merge_reports(ranks), time.perf_counter()
         self._tell(report)
         _tell_what_was_taken_back(report)

@@ -57,7 +57,15 @@ def _keep_or_remove(store: RunStore, error: BaseException) -> None:
         return
     with suppress(OutputError):  # on a full disk the checkpoint is there all the same, and enough
         store.mark_resumable()
-    error.add_note(f"The last checkpoint is kept: continue with 'daskreg register --resume -o {store.name}'.")
+    error.add_note(
+        f"The last checkpoint is kept: continue with 'daskreg register --resume -o {store.name}', "
+        f"in Python with daskreg.register({_images_again(store)}output={store.name!r}, resume=True)."
+    )
+
+
+def _images_again(store: RunStore) -> str:
+    """Arguments for images that only the caller has."""
+    return "".join(f"{name}={name}, " for name in store.recipe.get("arrays", ()))
 
 
 def require_resume_arguments(output: str | Path | None, *, resume: bool, inputs_changed: bool) -> None:

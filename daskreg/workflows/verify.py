@@ -90,7 +90,7 @@ def verify(
         for n in workers:
             for residency in residencies if n > 1 else residencies[:1]:
                 path = Path(folder) / f"{n}-{residency}.zarr"
-                result = register(fixed, moving, config, output=path, workers=n, residency=residency, **options)
+                result = register(fixed, moving, config, output=path, workers=n, residency=residency, progress=False, **options)
                 first = first or result
                 runs.append(compare(first, result, n, residency))
                 echo(runs[-1].line())

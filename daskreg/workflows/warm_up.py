@@ -18,7 +18,7 @@ def warm_up(device: Kind, presets: Sequence[str] = tuple(PRESETS)) -> None:
     fixed, moving = demo_pair(3)
     with tempfile.TemporaryDirectory() as folder:
         for name in presets:
-            register(fixed, moving, name, output=f"{folder}/{name}.zarr", device=device)
+            register(fixed, moving, name, output=f"{folder}/{name}.zarr", device=device, progress=False)
             apply(f"{folder}/{name}.zarr", moving, f"{folder}/{name}.nii.gz", device=device)
 
 

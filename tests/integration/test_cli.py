@@ -20,8 +20,9 @@ from daskreg.cluster import device_of, gpu_limit
 from daskreg.engine.report import Progress
 from daskreg.lazy.load import load_transform
 from daskreg.machine import Limit
+from daskreg.reporting.bars import bars
 from daskreg.storage import CheckpointStore
-from daskreg.workflows import progress, resources
+from daskreg.workflows import resources
 from daskreg.workflows.demo import demo_pair
 from tests.phantoms import blobs
 from tests.unit.workflows.runs import FIXED as FIXED_GRID
@@ -251,7 +252,7 @@ def test_a_terminated_run_keeps_what_it_has_reached(tmp_path, sign):
 
 def test_a_level_has_a_line_on_a_terminal():
     terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with progress.lines(terminal) as watch:
+    with bars(terminal) as watch:
         for k in range(3):
             watch(Progress("affine", 2, k + 1, 3, -0.5))
     assert "affine" in terminal.file.getvalue()

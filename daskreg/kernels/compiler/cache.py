@@ -26,6 +26,7 @@ from numba.core import config as settings
 from numba.core.serialize import dumps
 
 from daskreg.kernels.compiler.private_files import prepare, read, write
+from daskreg.kernels.compiler.tally import TALLY
 
 log = logging.getLogger(__name__)
 SUFFIX = ".kernel"
@@ -94,6 +95,8 @@ class KernelCache:
             found = self._load(path, context)
             if found is not None:
                 self._release(path)
+        if found is None:
+            TALLY.begin()
         return found
 
     def _load(self, path: Path, context: Any) -> Any:
@@ -108,6 +111,7 @@ class KernelCache:
     def save_overload(self, types: Any, compiled: Any) -> None:
         """Write a kernel, if possible, and let waiting processes continue."""
         path = None
+        TALLY.end()
         try:
             path = self.path(types, compiled.codegen.magic_tuple())
             if not compiled.library.has_dynamic_globals and all(part.can_cache for part in compiled.lifted):

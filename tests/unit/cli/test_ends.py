@@ -9,11 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import daskreg
 from daskreg import cli
 from daskreg.cluster.processes import UNGUARDED
 from daskreg.errors import NotFound
+from daskreg.storage import write_image
 
 
 def ended(monkeypatch, capsys, error):
@@ -105,6 +108,8 @@ def run_alone(command, **options):
 @pytest.mark.parametrize("module", ["typer", "numba", "dask"])
 def test_ctrl_c_during_an_import_is_one_line(module, tmp_path):
     """The module stands in for one that is imported at that moment."""
+    for name in ("a.nii", "b.nii"):  # what there is not is refused before anything slow is imported
+        write_image(tmp_path / name, np.arange(512, dtype=np.float32).reshape(8, 8, 8), daskreg.Grid((8, 8, 8)))
     (tmp_path / f"{module}.py").write_text("import time\nopen('begun', 'w').close()\ntime.sleep(60)\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', os.getcwd())}"}
     command = [sys.executable, "-m", "daskreg", "register", "a.nii", "b.nii", "-o", "r.zarr"]

@@ -15,6 +15,7 @@ from daskreg.cluster import bring_up, closing, processes, supervision, timeouts
 from daskreg.cluster import run as cluster_run
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.worker_calls import ask_workers, call_each, call_ranks, within, workers_of
+from daskreg.engine.report import Observer
 from daskreg.errors import RankLost, RunError, Stopped
 
 LONG = 60.0  # seconds that others would take
@@ -136,7 +137,7 @@ class Future:
 
 def test_a_report_that_does_not_arrive_is_a_lost_rank():
     with pytest.raises(RankLost, match=r"rank 0 \(here, worker tcp://a\) has finished and did not answer"):
-        supervision.reports(Workers(a=1, b=1), GROUP, [Future(done=True)])
+        supervision.reports(Workers(a=1, b=1), GROUP, [Future(done=True)], Observer())
 
 
 def test_a_checkpoint_that_is_not_written_in_time_is_told(caplog):

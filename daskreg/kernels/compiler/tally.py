@@ -1,0 +1,50 @@
+"""How many CPU kernels this process has compiled, not having found them on disk, and how long that took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Compiled:
+    """kernels: how many were compiled, or are being compiled;  seconds: that it took."""
+
+    kernels: int = 0
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for provenance."""
+        return asdict(self)
+
+
+@dataclass
+class Tally:
+    """Told of each kernel before and after it is compiled."""
+
+    count: Compiled = field(default_factory=Compiled)
+    told: Callable[[int], None] | None = None
+    _since: float | None = None
+
+    def begin_count(self, told: Callable[[int], None] | None = None) -> Compiled:
+        """A count from now on. told: called with the number of each kernel before it is compiled."""
+        self.count, self.told, self._since = Compiled(), told, None
+        return self.count
+
+    def begin(self) -> None:
+        """A kernel is compiled now."""
+        self.count.kernels += 1
+        self._since = time.perf_counter()
+        if self.told is not None:
+            self.told(self.count.kernels)
+
+    def end(self) -> None:
+        """It is compiled."""
+        if self._since is not None:
+            self.count.seconds += time.perf_counter() - self._since
+            self._since = None
+
+
+TALLY = Tally()
