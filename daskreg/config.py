@@ -103,8 +103,24 @@ else:
     AnyModel = _tagged(MODELS, ModelParameters)
 
 
+PARTS = {"similarity": SIMILARITIES, "optimizer": OPTIMIZERS, "model": MODELS}  # of a stage, which have parameters of their own
+
+
 class Stage(Model):
     """What every stage has."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_parameters(cls, data: Any) -> Any:
+        """A parameter of a part, given to the stage, is refused with what to write."""
+        for key in set(data) - set(cls.model_fields) if isinstance(data, dict) else ():
+            for part in (p for p in PARTS if p in cls.model_fields):
+                kinds = [k for k in PARTS[part].classes().values() if key in k.model_fields]
+                usual = type(cls.model_fields[part].get_default(call_default_factory=True))
+                if kinds:
+                    kind, value = usual if usual in kinds else kinds[0], SHORT.repr(data[key])
+                    raise ValueError(f"{key!r} is a parameter of its {part}; write {part}={kind.__name__}({key}={value})")
+        return data
 
     @property
     def name(self) -> str:
@@ -270,6 +286,12 @@ class Config(Model):
     fixed_mask: FileAddress | None = None
     moving_mask: FileAddress | None = None
 
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        """A single stage stands for a list of one."""
+        return [value] if isinstance(value, Stage) else value
+
     @field_validator("percentiles", mode="before")
     @classmethod
     def _rising_percentiles(cls, value: Any) -> Any:
@@ -313,8 +335,10 @@ class Config(Model):
             raise ConfigError(f"config {path}: {error}") from None
 
     @classmethod
-    def of_stages(cls, stages: Sequence[Stage | str]) -> Config:
+    def of_stages(cls, stages: Sequence[Stage | str] | Stage) -> Config:
         """Default intensities and these stages, or the names of stages. Raises ConfigError for anything else."""
+        if isinstance(stages, Stage):
+            return cls(stages=(stages,))  # type: ignore[arg-type]  # whose types are those of the stages there are
         if isinstance(stages, str | bytes) or not isinstance(stages, Iterable):
             raise ConfigError(
                 f"{SHORT.repr(stages)} is no configuration; give a Config, a list of stages, or the name of a preset."

@@ -42,13 +42,39 @@ DeviceKind = Literal["cpu", "cuda"]
 Storage = Literal["float32", "moments", "mixed"]
 
 
+# what was expected, by the kind of error that Pydantic has
+EXPECTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number was expected"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number was expected"),
+    "finite_number": "a finite number was expected",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false was expected"),
+    "greater_than": "more than {gt:g} was expected",
+    "greater_than_equal": "{ge:g} or more was expected",
+    "less_than": "less than {lt:g} was expected",
+    "less_than_equal": "{le:g} or less was expected",
+    "string_type": "text was expected",
+    "string_too_short": "text of at least {min_length} characters was expected",
+    "string_too_long": "text of at most {max_length} characters was expected",
+    "literal_error": "{expected} was expected",
+    **dict.fromkeys(("tuple_type", "list_type"), "a list was expected"),
+    "too_short": "{min_length} or more entries were expected",
+    "too_long": "{max_length} entries or less were expected",
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a mapping of its keys to values was expected"),
+    "union_tag_not_found": "a mapping with the key {discriminator} was expected",
+}
+
+
 class Checked(ModelMetaclass):
     """The class of ``Model``: what is called with an impossible value raises ConfigError, as all of daskreg does."""
 
     def __call__(cls, *args: Any, **values: Any) -> Any:
         """An instance. Raises ConfigError naming the field, what it was given, and what was expected."""
+        if args:
+            first = next((n for n in vars(cls)["__pydantic_fields__"] if n not in ("kind", "stage")), None)
+            example = "" if first is None else f", as in {cls.__name__}({first}={SHORT.repr(args[0])})"
+            raise ConfigError(f"{cls.__name__} takes its parameters by name{example}.")
         try:
-            return super().__call__(*args, **values)
+            return super().__call__(**values)
         except ValidationError as error:
             raise ConfigError(f"{cls.__name__}: {explain(error, list(vars(cls)['__pydantic_fields__']))}") from None
 
@@ -176,8 +202,12 @@ def _one(e: Any, names: Sequence[str]) -> str:
         tag = str(e["ctx"]["tag"])
         known = [w.strip(" '") for w in e["ctx"]["expected_tags"].split(",")]
         return f"{where}: unknown name {tag!r}{_nearest(tag, known)}"
-    expected = e["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{where}: found {SHORT.repr(e['input'])}, {'it ' if expected.startswith('should') else ''}{expected}"
+    if e["type"] == "missing":
+        return f"{where} is missing"
+    expected = EXPECTED[e["type"]].format(**e.get("ctx", {})) if e["type"] in EXPECTED else e["msg"].removeprefix("Value error, ")
+    if e["type"] == "value_error" and isinstance(e["input"], dict):
+        return f"{where}: {expected}" if e["loc"] else expected  # about several of its keys, or one that it has not
+    return f"{where}: found {SHORT.repr(e['input'])}, {expected}"
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

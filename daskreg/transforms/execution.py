@@ -34,7 +34,7 @@ def run_on_cuda(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) ->
 
     if not SIMULATED and not cuda.is_available():
         raise InputError(
-            "a GPU was asked for and this process sees none that Numba can use; install daskreg[cuda13] (or cuda12), look at "
+            "a GPU was asked for and this process sees none that Numba can use; pip install 'daskreg[cuda13]' (or cuda12), look at "
             'nvidia-smi, or use device="cpu".'
         )
     with _LAUNCH_LOCK:

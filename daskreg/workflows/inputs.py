@@ -41,7 +41,7 @@ log = logging.getLogger("daskreg")
 IMAGE_ROLES = ("fixed", "moving", "fixed_mask", "moving_mask")
 ImageLike = ImageSource | Volume
 Spacing = float | str | Sequence[float] | None  # world units a voxel, z, y, x, one number for all, or text as 2x1x1
-ConfigLike = Config | str | Sequence[Stage] | Mapping[str, Any]
+ConfigLike = Config | str | Stage | Sequence[Stage] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)

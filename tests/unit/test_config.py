@@ -18,7 +18,7 @@ def test_percentiles_rise_from_0_to_100(found):
 
 @pytest.mark.parametrize("found", [(1, 0.99), (0.9, 1.0), (-0.1, 0.9), (0.9, float("nan"))])
 def test_betas_are_less_than_one(found):
-    with pytest.raises(ConfigError, match=r"betas.[01]: found .*, it should be"):
+    with pytest.raises(ConfigError, match=r"betas.[01]: found .*(or (more|less)|a finite number) was expected"):
         Config.parse({"stages": [{**STAGE, "betas": found}]})
     Config.parse({"stages": [{**STAGE, "betas": (0, 0.999)}]})
 
@@ -29,7 +29,7 @@ def test_betas_are_less_than_one(found):
         ({"stages": [{"stage": "affine", "iteratons": 3}]}, "unknown key .*iteratons'; the nearest known name is 'iterations'"),
         ({"stages": ["afine"]}, "unknown name 'afine'; the nearest known name is 'affine'"),
         ({"stages": [{**STAGE, "similarity": "ncc"}]}, "unknown name 'ncc'; the nearest known name is 'lncc'"),
-        ({"stages": []}, "stages: found .*at least 1 item"),
+        ({"stages": []}, "stages: found .*1 or more entries were expected"),
         ({}, "stages"),
         ({"stages": ["affine"], "intensity": "square"}, "intensity: found 'square'"),
         ({"stages": [{**STAGE, "scales": [4, 2], "iterations": [1]}]}, "must be as many"),
@@ -101,3 +101,27 @@ def test_a_kind_may_be_named_given_as_a_mapping_or_as_an_object():
 def test_a_storage_that_an_optimizer_cannot_keep_is_refused():
     with pytest.raises(ConfigError, match=r"storage 'mixed' does not go with optimizer 'sgd'; use 'float32' or 'adam'\.$"):
         Config.parse({"stages": [{"stage": "deformable", "optimizer": "sgd", "storage": "mixed"}]})
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Deformable(radius=3), "Deformable: 'radius' is a parameter of its similarity; write similarity=LNCC(radius=3)."),
+        (lambda: Affine(bins=16), "Affine: 'bins' is a parameter of its similarity; write similarity=MI(bins=16)."),
+        (lambda: Deformable(momentum=0.5), "Deformable: 'momentum' is a parameter of its optimizer; write optimizer=SGD(momentum=0.5)."),
+        (lambda: LNCC(3), "LNCC takes its parameters by name, as in LNCC(radius=3)."),
+        (lambda: LNCC(radius="a"), "LNCC: radius: found 'a', a whole number was expected."),
+        (lambda: Deformable(iterations=-1), "Deformable: iterations.0: found -1, 0 or more was expected."),
+        (lambda: Config.parse({"stages": ["affine"], "intensity": "lin"}), "intensity: found 'lin', 'linear' or 'log' was expected."),
+        (lambda: Config.parse({}), "stages is missing."),
+        (lambda: Config(stages=[]), "Config: stages: found [], 1 or more entries were expected."),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_a_sentence_of_ours(make, said):
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert str(error.value) == said
+
+
+def test_a_single_stage_stands_for_a_list_of_one():
+    assert Config.of_stages(Affine()) == Config(stages=Affine()) == Config(stages=(Affine(),))

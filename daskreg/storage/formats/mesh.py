@@ -107,5 +107,7 @@ def _meshio() -> Any:
     try:
         import meshio
     except ImportError as error:
-        raise ConfigError("meshes are read and written by meshio, which is not installed; pip install meshio.") from error
+        raise ConfigError(
+            "meshes are read and written by meshio, which is not installed; pip install 'daskreg[mesh]'."
+        ) from error
     return meshio

@@ -14,6 +14,9 @@ from daskreg.storage.fs.address import is_remote
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+REMOTE_EXTRA = ("http", "https", "s3", "s3a")  # protocols that it brings
+INSTALL_REMOTE = "pip install 'daskreg[remote]'"
+
 
 @contextmanager
 def read_errors(name: str) -> Iterator[None]:
@@ -52,7 +55,8 @@ def _translated(name: str, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
         return Unreadable(f"{name} may not be read: {reason(error)}; ask its owner for read permission.")
     if isinstance(error, ImportError):
-        return Unreadable(f"{name}: {reason(error)}; install the missing package.")
+        extra = name.partition("://")[0] in REMOTE_EXTRA
+        return Unreadable(f"{name}: {reason(error)}; {INSTALL_REMOTE if extra else 'install the missing package'}.")
     return Unreadable(f"{name} cannot be read: {reason(error)}; it may be damaged, or not what its name says.")
 
 
