@@ -1,7 +1,8 @@
 """3D image registration from a laptop-sized brain to a 10-gigavoxel archive, on Dask.
 
 Functions: ``register``, ``plan`` and ``verify`` take two images; ``apply``, ``points``, ``invert``, ``jacobian``, ``refine``,
-``export`` and ``evaluate`` take a transform; ``info`` any file; ``report`` a run; ``demo`` nothing. Each is also a command.
+``export`` and ``evaluate`` take a transform; ``info`` any file; ``report`` a run; ``demo`` and ``doctor`` nothing. Each is also
+a command.
 Values: ``Config`` and its stages, ``Volume``, ``Grid``, ``Region``, ``Transform``; ``Plan``, ``Result``, and what the other
 functions return. Every deliberate failure is a ``DaskregError``; ``daskreg.errors`` draws the tree.
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from daskreg.storage import RunStore, Volume, open_volume
     from daskreg.workflows.apply import apply
     from daskreg.workflows.demo import demo, demo_pair
+    from daskreg.workflows.doctor import Examination, doctor
     from daskreg.workflows.evaluate import Evaluation, evaluate
     from daskreg.workflows.export import export
     from daskreg.workflows.info import Info, describe, info
@@ -84,6 +86,7 @@ _MODULES = {
     "daskreg.storage": ("RunStore", "Volume", "open_volume"),
     "daskreg.workflows.apply": ("apply",),
     "daskreg.workflows.demo": ("demo", "demo_pair"),
+    "daskreg.workflows.doctor": ("Examination", "doctor"),
     "daskreg.workflows.evaluate": ("Evaluation", "evaluate"),
     "daskreg.workflows.export": ("export",),
     "daskreg.workflows.info": ("Info", "describe", "info"),
@@ -119,6 +122,7 @@ __all__ = [
     "Deformable",
     "Diverged",
     "Evaluation",
+    "Examination",
     "Folds",
     "Grid",
     "GridError",
@@ -157,6 +161,7 @@ __all__ = [
     "demo",
     "demo_pair",
     "describe",
+    "doctor",
     "evaluate",
     "export",
     "info",

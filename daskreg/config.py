@@ -338,7 +338,7 @@ class Config(Model):
     def of_stages(cls, stages: Sequence[Stage | str] | Stage) -> Config:
         """Default intensities and these stages, or the names of stages. Raises ConfigError for anything else."""
         if isinstance(stages, Stage):
-            return cls(stages=(stages,))  # type: ignore[arg-type]  # whose types are those of the stages there are
+            return cls(stages=(stages,))
         if isinstance(stages, str | bytes) or not isinstance(stages, Iterable):
             raise ConfigError(
                 f"{SHORT.repr(stages)} is no configuration; give a Config, a list of stages, or the name of a preset."

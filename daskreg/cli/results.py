@@ -1,8 +1,9 @@
-"""Commands that read results: evaluate, report, info."""
+"""Commands that read results, evaluate, report, info; and doctor, which reads the machine."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,3 +75,24 @@ def info(
 
     found = workflow(saying(missing_chunks, file), voxels)
     typer.echo(json.dumps(found.as_dict(), default=str) if as_json else "\n".join(found.lines()))
+
+
+@app.command()
+def doctor(
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="ADDRESS", help="look at the workers of this Dask scheduler too")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=100_000, help="that the cluster should have")] = 1,
+    scratch: Annotated[Path | None, typer.Option("--scratch", metavar="FOLDER", help="for fields on disk")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what works here, and how to mend what does not: packages, GPUs, links, memory, limits, folders.
+
+    Exit code 1 where something is wrong.
+    """
+    from daskreg.workflows.doctor import doctor as workflow
+
+    found = workflow(cluster=cluster, workers=workers, scratch=scratch)
+    typer.echo(json.dumps(found.as_dict()) if as_json else "\n".join(found.lines()))
+    if not found.ok:
+        raise typer.Exit(1)

@@ -62,8 +62,8 @@ def device_of(client: Client | None, wanted: str, workers: int = 1) -> Kind:
     lacking = [name for name, n in found.items() if not n]
     if wanted == "cuda" and lacking:
         raise InputError(
-            f"a GPU was asked for and {lacking[0]} has none that CuPy can use; pip install 'daskreg[cuda13]' (or cuda12) there and "
-            "look at nvidia-smi, or use --device cpu."
+            f"a GPU was asked for and {lacking[0]} has none that CuPy can use; pip install 'daskreg[cuda13]' (or cuda12) "
+            "there and look at nvidia-smi, or use --device cpu."
         )
     return "cpu" if wanted == "auto" and (lacking or not found) else "cuda"
 

@@ -34,8 +34,8 @@ def run_on_cuda(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) ->
 
     if not SIMULATED and not cuda.is_available():
         raise InputError(
-            "a GPU was asked for and this process sees none that Numba can use; pip install 'daskreg[cuda13]' (or cuda12), look at "
-            'nvidia-smi, or use device="cpu".'
+            "a GPU was asked for and this process sees none that Numba can use; pip install 'daskreg[cuda13]' (or cuda12), look "
+            'at nvidia-smi, or use device="cpu".'
         )
     with _LAUNCH_LOCK:
         copies = [cuda.to_device(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in arguments]

@@ -108,11 +108,14 @@ def test_a_storage_that_an_optimizer_cannot_keep_is_refused():
     [
         (lambda: Deformable(radius=3), "Deformable: 'radius' is a parameter of its similarity; write similarity=LNCC(radius=3)."),
         (lambda: Affine(bins=16), "Affine: 'bins' is a parameter of its similarity; write similarity=MI(bins=16)."),
-        (lambda: Deformable(momentum=0.5), "Deformable: 'momentum' is a parameter of its optimizer; write optimizer=SGD(momentum=0.5)."),
+        (
+            lambda: Deformable(momentum=0.5),
+            "Deformable: 'momentum' is a parameter of its optimizer; write optimizer=SGD(momentum=0.5).",
+        ),
         (lambda: LNCC(3), "LNCC takes its parameters by name, as in LNCC(radius=3)."),
         (lambda: LNCC(radius="a"), "LNCC: radius: found 'a', a whole number was expected."),
         (lambda: Deformable(iterations=-1), "Deformable: iterations.0: found -1, 0 or more was expected."),
-        (lambda: Config.parse({"stages": ["affine"], "intensity": "lin"}), "intensity: found 'lin', 'linear' or 'log' was expected."),
+        (lambda: Config(stages=[Affine()], intensity="lin"), "Config: intensity: found 'lin', 'linear' or 'log' was expected."),
         (lambda: Config.parse({}), "stages is missing."),
         (lambda: Config(stages=[]), "Config: stages: found [], 1 or more entries were expected."),
     ],
