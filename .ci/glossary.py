@@ -1,7 +1,8 @@
 """Write the table of classes in docs/glossary.md from the classes' docstrings.
 
 ``python .ci/glossary.py`` rewrites the table; ``--check`` exits 1 if it is out of date. Listed is every class of the package that
-is not private, except the exceptions, which ``daskreg/errors.py`` documents together. Needs nothing but the standard library.
+is not private, except the exceptions, which ``daskreg/errors.py`` documents together, and those in modules of ``daskreg.torch``
+that have the names of other packages. Needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "glossary.md"
 HEADING = "## Classes\n"
+NAMED_BY_OTHERS = {f"torch/{name}.py" for name in ("monai", "voxelmorph", "transmorph", "icon", "fireants")}
 
 
 def sentence(docstring: str) -> str:
@@ -27,6 +29,8 @@ def classes() -> Iterator[tuple[str, str, str]]:
     """Name, module and meaning of every listed class."""
     for path in sorted((ROOT / "daskreg").rglob("*.py")):
         module = str(path.relative_to(ROOT / "daskreg"))
+        if module in NAMED_BY_OTHERS:
+            continue
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and module != "errors.py":
                 yield node.name, module, sentence(ast.get_docstring(node) or "")

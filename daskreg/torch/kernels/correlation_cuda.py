@@ -14,7 +14,7 @@ from numba import float32, int32, uint32, uint64
 
 from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
-from daskreg.kernels.compiler.formula import formula
+from daskreg.kernels.compiler.formula import Formula, formula
 from daskreg.kernels.intrinsics.memory import load_vector, store_vector
 from daskreg.torch.kernels.correlation import DOUBLE, SINGLE, window_factors
 
@@ -31,8 +31,8 @@ def rows_per_thread(wz: Weights) -> int:
 
 
 def tile_rows(wz: Weights) -> int:
-    """Rows of a tile."""
-    return 16
+    """Rows of a tile; few for wide windows, whose threads need twice the registers."""
+    return 16 if len(wz) <= 11 else 8
 
 
 def threads(wz: Weights) -> int:
@@ -53,7 +53,7 @@ def planes_per_block(wz: Weights, batches: int, nz: int, ny: int, nx: int, proce
 
 
 def _bounds(wz: Weights, *others: Any) -> tuple[int, int]:
-    return threads(wz), 2 if threads(wz) <= 256 else 1
+    return threads(wz), 2 if len(wz) <= 7 else 1
 
 
 @formula
@@ -66,21 +66,40 @@ def place(block, nx, nz, depth):
 
 
 @formula
-def sum_x(p, lead, weights, mid, to):
-    """Weighted sums along x of four neighbouring windows from ``p[lead]`` on."""
-    a, b, c, d = weights[0] * p[lead], weights[0] * p[lead + 1], weights[0] * p[lead + 2], weights[0] * p[lead + 3]
-    for t in range(1, len(weights)):
-        w = weights[t]
-        a, b = a + w * p[lead + t], b + w * p[lead + t + 1]
-        c, d = c + w * p[lead + t + 2], d + w * p[lead + t + 3]
+def add_to_windows(a, b, c, d, v, q, weights):
+    """Add a value to those of four neighbouring windows that it is in, q places after the first place of the first."""
+    k = len(weights)
+    if 0 <= q < k:
+        a += weights[q] * v
+    if 1 <= q < k + 1:
+        b += weights[q - 1] * v
+    if 2 <= q < k + 2:
+        c += weights[q - 2] * v
+    if 3 <= q < k + 3:
+        d += weights[q - 3] * v
+    return a, b, c, d
+
+
+@formula
+def sum_x(raw, at, reach, lead, weights, mid, to):
+    """Weighted sums along x of a row from ``at + lead`` on, for four neighbouring windows."""
+    a, b, c, d = ZERO, ZERO, ZERO, ZERO
+    for q in range(0, reach, GROUP):
+        values = load_vector(raw, uint32(at + uint32(q)))
+        for r in range(GROUP):
+            a, b, c, d = add_to_windows(a, b, c, d, values[r], q + r - lead, weights)
     store_vector(mid, to, a, b, c, d)
 
 
 @formula
-def load_row(raw, at, values):
-    """Load neighbours along x into registers, four at a time."""
-    for q in range(0, len(values), 4):
-        values[q], values[q + 1], values[q + 2], values[q + 3] = load_vector(raw, uint32(at + uint32(q)))
+def sum_products_x(raw, first, second, reach, lead, weights, mid, to):
+    """``sum_x`` of the products of two rows."""
+    a, b, c, d = ZERO, ZERO, ZERO, ZERO
+    for q in range(0, reach, GROUP):
+        v, w = load_vector(raw, uint32(first + uint32(q))), load_vector(raw, uint32(second + uint32(q)))
+        for r in range(GROUP):
+            a, b, c, d = add_to_windows(a, b, c, d, v[r] * w[r], q + r - lead, weights)
+    store_vector(mid, to, a, b, c, d)
 
 
 @formula
@@ -137,15 +156,19 @@ def tile_places(offsets, t, count, height, width, top, left, ny, nx):
     return uint32(valid)
 
 
-@formula
-def block_total(terms, t, count):
-    """The sum of the terms of all threads of a block, in a fixed order, in ``terms[0]``; count: a power of two."""
-    half = uint32(count // 2)
-    while half > uint32(0):
-        cuda.syncthreads()
-        if t < half:
-            terms[t] += terms[uint32(t + half)]
-        half = uint32(half >> uint32(1))
+def block_total(count: int) -> Formula:
+    """Part of a body: the sum of all threads' terms, in a fixed order, in ``terms[0]``; count: a power of two."""
+
+    @formula
+    def add_terms(terms, t):
+        half = uint32(count // 2)
+        while half > uint32(0):
+            cuda.syncthreads()
+            if t < half:
+                terms[t] += terms[uint32(t + half)]
+            half = uint32(half >> uint32(1))
+
+    return add_terms
 
 
 @cooperative_kernel(launch_bounds=_bounds)
@@ -161,9 +184,10 @@ def correlation_tiled(wz: Weights, wy: Weights, wx: Weights, kinds: int, counted
     pad = -(-rx // GROUP) * GROUP
     width, height, reach, lead = TILE_X + 2 * pad, tile + 2 * ry, GROUP + 2 * pad, pad - rx
     loads = -(-width * height // count)
-    size, plane = loads * count, height * TILE_X
+    size, plane, sums_size = loads * count, height * TILE_X, 5 * rows
+    raw_size, mid_size = 2 * size, 5 * plane
     places, groups = 5 * rows * max(1, len(wz) - 1), -(-height * (TILE_X // GROUP) // count)
-    whole = float(sum(wz) * sum(wy) * sum(wx))
+    whole, add_terms = float(sum(wz) * sum(wy) * sum(wx)), block_total(count)
 
     @formula
     def load_planes(arrays, base, offsets, valid, references, f_values, m_values):
@@ -176,7 +200,7 @@ def correlation_tiled(wz: Weights, wy: Weights, wx: Weights, kinds: int, counted
                 f_values[s], m_values[s] = arrays[0][at] - f0, arrays[1][at] - m0
 
     @formula
-    def sum_products(raw, mid, t, a, b, p):
+    def sum_fields(raw, mid, t):
         """Sums along x of F, M, FF, MM, FM."""
         for turn in range(groups):
             e = uint32(t + uint32(turn * count))
@@ -184,19 +208,12 @@ def correlation_tiled(wz: Weights, wy: Weights, wx: Weights, kinds: int, counted
             if row < uint32(height):
                 at = uint32(row * uint32(width) + group * uint32(GROUP))
                 to = uint32(row * uint32(TILE_X) + group * uint32(GROUP))
-                load_row(raw, at, a)
-                load_row(raw, at + uint32(size), b)
-                sum_x(a, lead, wx, mid, to)
-                sum_x(b, lead, wx, mid, to + uint32(plane))
-                for q in range(reach):
-                    p[q] = a[q] * a[q]
-                sum_x(p, lead, wx, mid, to + uint32(2 * plane))
-                for q in range(reach):
-                    p[q] = b[q] * b[q]
-                sum_x(p, lead, wx, mid, to + uint32(3 * plane))
-                for q in range(reach):
-                    p[q] = a[q] * b[q]
-                sum_x(p, lead, wx, mid, to + uint32(4 * plane))
+                other = uint32(at + uint32(size))
+                sum_x(raw, at, reach, lead, wx, mid, to)
+                sum_products_x(raw, at, at, reach, lead, wx, mid, to + uint32(2 * plane))
+                sum_x(raw, other, reach, lead, wx, mid, to + uint32(plane))
+                sum_products_x(raw, other, other, reach, lead, wx, mid, to + uint32(3 * plane))
+                sum_products_x(raw, at, other, reach, lead, wx, mid, to + uint32(4 * plane))
 
     @formula
     def finish(sums, z, y, x, grid, base, constants, outputs, area):
@@ -238,17 +255,14 @@ def correlation_tiled(wz: Weights, wy: Weights, wx: Weights, kinds: int, counted
         correlation,
         factors,
     ):
-        raw = cuda.shared.array(2 * size, float32, 16)
-        mid = cuda.shared.array(5 * plane, float32, 16)
+        raw = cuda.shared.array(raw_size, float32, 16)
+        mid = cuda.shared.array(mid_size, float32, 16)
         terms = cuda.shared.array(count, float32)
         offsets = cuda.local.array(loads, uint32)
         f_values = cuda.local.array(loads, float32)
         m_values = cuda.local.array(loads, float32)
-        a = cuda.local.array(reach, float32)
-        b = cuda.local.array(reach, float32)
-        p = cuda.local.array(reach, float32)
         pending = cuda.local.array(places, float32)
-        sums = cuda.local.array(5 * rows, float32)
+        sums = cuda.local.array(sums_size, float32)
         area = cuda.local.array(rows, float32)
         t = uint32(cuda.threadIdx.x)
         volume, start, left = place(uint32(cuda.blockIdx.x), nx, nz, depth)
@@ -282,7 +296,7 @@ def correlation_tiled(wz: Weights, wy: Weights, wx: Weights, kinds: int, counted
             load_planes(
                 arrays, OFFSET(origin + OFFSET(following if held else int32(0)) * plane_size), offsets,
                 valid if held else uint32(0), references, f_values, m_values)  # fmt: skip
-            sum_products(raw, mid, t, a, b, p)
+            sum_fields(raw, mid, t)
             cuda.syncthreads()
             for field in range(5):
                 sum_y(mid, column, field * plane, wy, rows, sums, field * rows)
@@ -293,7 +307,7 @@ def correlation_tiled(wz: Weights, wy: Weights, wx: Weights, kinds: int, counted
                 total += finish(sums, done, y, x, grid, base, constants, outputs, area)
             z = following
         terms[t] = total
-        block_total(terms, t, count)
+        add_terms(terms, t)
         if t == uint32(0):
             parts = uint32(uint32(nz + depth - int32(1)) // uint32(depth))
             tiles = uint32(uint32(nx + int32(TILE_X - 1)) // uint32(TILE_X))
@@ -317,7 +331,8 @@ def correlation_gradient_tiled(wz: Weights, wy: Weights, wx: Weights, mapped: bo
     pad = -(-rx // GROUP) * GROUP
     width, height, reach, lead = TILE_X + 2 * pad, tile + 2 * ry, GROUP + 2 * pad, pad - rx
     loads = -(-width * height // count)
-    size, plane = loads * count, height * TILE_X
+    size, plane, sums_size = loads * count, height * TILE_X, 3 * rows
+    raw_size, mid_size = 3 * size, 3 * plane
     places, groups = 3 * rows * max(1, len(wz) - 1), -(-height * (TILE_X // GROUP) // count)
 
     @formula
@@ -335,7 +350,7 @@ def correlation_gradient_tiled(wz: Weights, wy: Weights, wx: Weights, mapped: bo
                 )
 
     @formula
-    def sum_fields(raw, mid, t, a):
+    def sum_fields(raw, mid, t):
         """Sums along x of the factors."""
         for turn in range(groups):
             e = uint32(t + uint32(turn * count))
@@ -344,19 +359,17 @@ def correlation_gradient_tiled(wz: Weights, wy: Weights, wx: Weights, mapped: bo
                 at = uint32(row * uint32(width) + group * uint32(GROUP))
                 to = uint32(row * uint32(TILE_X) + group * uint32(GROUP))
                 for field in range(3):
-                    load_row(raw, at + uint32(field * size), a)
-                    sum_x(a, lead, wx, mid, to + uint32(field * plane))
+                    sum_x(raw, at + uint32(field * size), reach, lead, wx, mid, to + uint32(field * plane))
 
     def body(nz, ny, nx, depth, first, second, third, scale, each, given, weight, factors, fixed, moved, out):
-        raw = cuda.shared.array(3 * size, float32, 16)
-        mid = cuda.shared.array(3 * plane, float32, 16)
+        raw = cuda.shared.array(raw_size, float32, 16)
+        mid = cuda.shared.array(mid_size, float32, 16)
         offsets = cuda.local.array(loads, uint32)
         d_values = cuda.local.array(loads, float32)
         k_values = cuda.local.array(loads, float32)
         e_values = cuda.local.array(loads, float32)
-        a = cuda.local.array(reach, float32)
         pending = cuda.local.array(places, float32)
-        sums = cuda.local.array(3 * rows, float32)
+        sums = cuda.local.array(sums_size, float32)
         t = uint32(cuda.threadIdx.x)
         volume, start, left = place(uint32(cuda.blockIdx.x), nx, nz, depth)
         top, stop = int32(cuda.blockIdx.y * uint32(tile)), min(int32(start + depth), nz)
@@ -384,7 +397,7 @@ def correlation_gradient_tiled(wz: Weights, wy: Weights, wx: Weights, mapped: bo
             load_planes(
                 factors, weight, starts, OFFSET(origin + OFFSET(following if held else int32(0)) * plane_size), offsets,
                 valid if held else uint32(0), d_values, k_values, e_values)  # fmt: skip
-            sum_fields(raw, mid, t, a)
+            sum_fields(raw, mid, t)
             cuda.syncthreads()
             for field in range(3):
                 sum_y(mid, column, field * plane, wy, rows, sums, field * rows)

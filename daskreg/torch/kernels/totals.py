@@ -19,6 +19,7 @@ def segment_totals() -> Callable[..., None]:
 
     length: uint32;  scale, offset: float32;  partials: (S length,);  out: (S,) float32
     """
+    add_terms = block_total(THREADS)
 
     def body(length, scale, offset, partials, out):
         terms = cuda.shared.array(THREADS, float32)
@@ -28,7 +29,7 @@ def segment_totals() -> Callable[..., None]:
             total += partials[uint32(segment * length + at)]
             at = uint32(at + uint32(THREADS))
         terms[t] = total
-        block_total(terms, t, THREADS)
+        add_terms(terms, t)
         if t == uint32(0):
             out[segment] = offset + scale * terms[0]
 

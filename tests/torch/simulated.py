@@ -1,0 +1,125 @@
+"""Operations on CUDA tensors under Numba's simulator: ``python -m tests.torch.simulated FILE`` writes what they return.
+
+Tensors are the CPU's that say they are a GPU's; a launch runs the same kernel, with the same arguments, in the simulator.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+import daskreg.torch as dt
+from tests.torch.oracles import smooth
+
+SHAPE = B, C, D, H, W = 2, 2, 5, 6, 9
+Case = Callable[[], torch.Tensor]
+
+
+def images(shape=SHAPE):
+    moved, fixed = (torch.sigmoid(smooth(shape, k)).float() for k in (1, 2))
+    return moved.requires_grad_(), fixed
+
+
+def field(scale=1.2, shape=(D, H, W), batch=B):
+    return (scale * smooth((batch, 3, *shape), 3)).float().requires_grad_()
+
+
+def affine():
+    return (torch.eye(3, 4).expand(B, 3, 4) + 0.03).contiguous().requires_grad_()
+
+
+def both(shape=SHAPE):
+    moved, fixed = images(shape)
+    return moved, fixed.requires_grad_()
+
+
+SMALL = 1, 2, 4, 5, 7
+LOSSES: dict[str, Callable[..., Any]] = {
+    "mse": lambda: (dt.mse, both()),
+    "lncc 3": lambda: (lambda m, f: dt.lncc(m, f, 3), both(SMALL)),
+    "lncc 5, one derivative": lambda: (lambda m, f: dt.lncc(m, f, 5, reduction="volume"), images(SMALL)),
+    "lncc 9, counted": lambda: (lambda m, f: dt.lncc(m, f, 9, kind="gaussian", border="count"), images((1, 1, 3, 17, 34))),
+    "lncc 1 x 3 x 5, each": lambda: (lambda m, f: dt.lncc(m, f, (1, 3, 5), reduction="none"), images(SMALL)),
+    "lncc not squared": lambda: (
+        lambda m, f: dt.lncc(m, f, (7, 3, 3), squared=False, additive=1e-4, epsilon=0, floor=0.01),
+        images(SMALL),
+    ),
+    "lncc of many planes": lambda: (lambda m, f: dt.lncc(m, f, 3), images((1, 1, 18, 3, 4))),
+    "mi": lambda: (lambda m, f: dt.mutual_information(m, f, 16), both()),
+    "mi of splines": lambda: (lambda m, f: dt.mutual_information(m, f, 16, kind="spline", reduction="none"), images()),
+    "mi, sigma 1": lambda: (lambda m, f: dt.mutual_information(m, f, 12, sigma_ratio=1.0, additive=1e-6), images()),
+    "warp": lambda: (lambda m, u: dt.warp(m, u, "zeros"), (images()[0], field())),
+    "warp, border": lambda: (lambda m, u: dt.warp(m, u, "border"), (images()[0], field())),
+    "warp, reflection": lambda: (lambda m, u: dt.warp(m, u, "reflection"), (images()[0], field(3.0))),
+    "warp, nearest": lambda: (lambda m, u: dt.warp(m, u, interpolation="nearest"), (images()[0], field())),
+    "grid": lambda: (
+        lambda m, u: dt.grid_sample(m, u.permute(0, 2, 3, 4, 1), padding_mode="reflection"),
+        (images()[0], field(0.8)),
+    ),
+    "affine": lambda: (dt.affine_warp, (images()[0], affine(), field(0.5))),
+    "affine first": lambda: (lambda m, a, u: dt.affine_warp(m, a, u, order="affine_first"), (images()[0], affine(), field(0.5))),
+    "affine alone": lambda: (lambda m, a: dt.affine_warp(m, a, size=(3, 4, 5)), (images()[0], affine())),
+    "compose": lambda: (dt.compose, (field(), field(0.7))),
+    "exponential": lambda: (lambda u: dt.exponential(u, 2), (field(),)),
+    "gaussian": lambda: (lambda u: dt.gaussian(u, 0.7), (field(),)),
+    "l1": lambda: (lambda u: dt.gradient_penalty(u, "l1"), (field(),)),
+    "l2": lambda: (dt.gradient_penalty, (field(),)),
+    "bending": lambda: (dt.bending_energy, (field(),)),
+    "normalized bending": lambda: (lambda u: dt.bending_energy(u, normalize=True), (field(),)),
+    "determinant": lambda: (dt.jacobian_determinant, (field(0.3),)),
+    "warped mse": lambda: (lambda m, u: dt.warped_loss(m, images()[1], u, "mse"), (images()[0], field())),
+    "warped lncc": lambda: (
+        lambda m, u: dt.warped_loss(m, images((1, 2, 3, 4, 5))[1], u, "lncc", window=3),
+        (images((1, 2, 3, 4, 5))[0], field(0.7, (3, 4, 5), 1)),
+    ),
+    "warped mi": lambda: (lambda m, u: dt.warped_loss(m, images()[1], u, "mi", bins=12), (images()[0], field())),
+}
+
+
+def results(name: str) -> Iterator[np.ndarray]:
+    """The value of a case, and its derivatives with respect to all that has any."""
+    function, given = LOSSES[name]()
+    value = function(*given)
+    yield value.detach().numpy()
+    slopes = torch.autograd.grad((value * torch.cos(torch.arange(value.numel()).reshape(value.shape))).sum(),
+                                 [t for t in given if t.requires_grad])  # fmt: skip
+    for slope in slopes:
+        yield slope.numpy()
+
+
+def simulate() -> None:
+    """Let tensors say that they are a GPU's, and launches run in the simulator."""
+    from daskreg.torch import launch
+    from daskreg.torch.compute import correlation, information
+    from tests.parity.simulator import prepare_simulator
+
+    prepare_simulator()
+    torch.Tensor.is_cuda = property(lambda self: True)
+    launched = []
+
+    def run(form: Any, blocks: Any, threads: Any, *arguments: Any, like: Any, shared: int = 0) -> None:
+        launched.append(form)
+        form[blocks, threads, 0, shared](*(as_taken(a) for a in arguments))
+
+    def as_taken(argument: Any) -> Any:
+        if isinstance(argument, launch.Voxels):
+            return launch.view(argument)
+        return np.float32(argument) if isinstance(argument, float) else argument
+
+    for module in (launch, correlation, information):
+        module.launch, module.processors = run, lambda index: 2
+    launch.VOXEL_THREADS = (8, 2, 1)
+
+
+def main() -> None:
+    simulate()
+    torch.set_num_threads(1)
+    np.savez(sys.argv[1], **{f"{name}|{k}": v for name in LOSSES for k, v in enumerate(results(name))})
+
+
+if __name__ == "__main__":
+    main()
