@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 ADDRESS = (
-    "NIfTI, MetaImage, NRRD, OME-Zarr or Zarr; a path or URL, "
+    "OME-Zarr, Zarr, NIfTI, TIFF, Imaris, BigDataViewer, N5, HDF5, MetaImage, NRRD, MGH; a path or URL, "
     "with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um,missing=fill' behind it as needed"
 )
 

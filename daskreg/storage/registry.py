@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from daskreg.errors import InputError, OutputError, Unreadable
+from daskreg.storage.conversions import conversion
 from daskreg.storage.format import Format, ImageFormat, PointFormat, TransformFormat
 from daskreg.storage.fs.address import is_remote
 from daskreg.storage.fs.errors import open_errors, remote_refusal, require_exists
@@ -24,6 +25,10 @@ ENTRY_POINT_GROUP = "daskreg.formats"
 IMAGES = (
     "daskreg.storage.formats.nifti:NiftiImage",
     "daskreg.storage.formats.itk_image:ItkImage",
+    "daskreg.storage.formats.mgh:MghImage",
+    "daskreg.storage.formats.bdv:BdvImage",
+    "daskreg.storage.formats.n5:N5Image",
+    "daskreg.storage.formats.hdf5_image:Hdf5Image",
     "daskreg.storage.formats.tiff:TiffImage",
     "daskreg.storage.formats.imaris:ImarisImage",
     "daskreg.storage.formats.ome_zarr:ZippedZarrImage",
@@ -95,7 +100,8 @@ class FormatRegistry(Generic[F]):
         if candidates:
             return candidates[-1]  # whose ``open`` says what is wrong with the content
         raise Unreadable(
-            f"{path} is of no known {self.kind} format; files with the endings {', '.join(self.endings())} are read."
+            conversion(path)
+            or f"{path} is of no known {self.kind} format; files with the endings {', '.join(self.endings())} are read."
         )
 
     def read(self, path: str, open: Callable[[F], R]) -> R:
@@ -145,7 +151,7 @@ def identify(path: str) -> Format:
     if candidates:
         return candidates[-1]  # whose ``open`` says what is wrong with the content
     known = dict.fromkeys(e for registry in reversed(registries) for e in registry.endings())
-    raise Unreadable(f"{path} is of no known format; files with the endings {', '.join(known)} are read.")
+    raise Unreadable(conversion(path) or f"{path} is of no known format; files with the endings {', '.join(known)} are read.")
 
 
 def _sniffs(format: Format, path: str) -> bool:

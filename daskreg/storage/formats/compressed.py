@@ -26,7 +26,7 @@ _checked: dict[str, Any] = {}  # state of each file of which this process has re
 
 def is_compressed(path: str) -> bool:
     """Whether the name says that a file is compressed."""
-    return path.lower().endswith(".gz")
+    return path.lower().endswith((".gz", ".mgz"))
 
 
 @contextmanager
@@ -54,9 +54,13 @@ def opened(path: str, *, check: bool = True) -> Iterator[BinaryIO]:
 
 def _require_truthful_name(path: str, start: bytes) -> None:
     if is_compressed(path) and start and start != GZIP:
-        raise Unreadable(f"{path} is not compressed, although its name ends in {path[-3:]}: rename it to {path[:-3]}.")
+        raise Unreadable(f"{path} is not compressed, although its name ends in {path[-3:]}: rename it to {_plain_name(path)}.")
     if not is_compressed(path) and start == GZIP:
         raise Unreadable(f"{path} is compressed, although its name does not end in .gz: rename it to {path}.gz.")
+
+
+def _plain_name(path: str) -> str:
+    return f"{path[:-1]}h" if path.lower().endswith(".mgz") else path[:-3]
 
 
 def _read_to_end(path: str, unpacked: gzip.GzipFile) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,8 @@ class NiftiVoxels:
     for in memory, and once to its end, where its length and checksum are.
     """
 
+    goes_on: ClassVar[bool] = False  # whether a file may have more behind its voxels
+
     def __init__(self, path: str, header: Any) -> None:
         """``header`` is a nibabel header of ``path``."""
         self.path = path if is_remote(path) else os.path.abspath(path)  # workers may have another working directory
@@ -141,7 +143,7 @@ def open_nifti(address: Address) -> ImageRecord:
     voxels = NiftiVoxels(address.path, header)
     check_dtype(voxels.stored, address.path)
     check_length(voxels)
-    chunks = _chunks(voxels)
+    chunks = slab_chunks_of(voxels)
     form = "NIfTI-2" if header.sizeof_hdr == 540 else "NIfTI-1"
     with read_errors(address.path):  # nibabel raises its own exceptions for some headers
         frame, axes = header_grid(header, address.path), _axes(voxels.shape, header)
@@ -162,7 +164,7 @@ def check_length(voxels: NiftiVoxels) -> None:
     found = os.path.getsize(voxels.path)
     compressed = is_compressed(voxels.path)
     require_held(voxels.path, wanted, found, DEFLATE_RATIO if compressed else 1)
-    if found > wanted and not compressed:
+    if found > wanted and not compressed and not voxels.goes_on:
         _warn_of_length(voxels.path, found, found - wanted)
 
 
@@ -194,7 +196,7 @@ def _state_time(header: Any, axis: Axis) -> None:
     header["pixdim"][4], header["toffset"] = factor * axis.scale, factor * axis.origin
 
 
-def _chunks(voxels: NiftiVoxels) -> tuple[int, ...]:
+def slab_chunks_of(voxels: NiftiVoxels) -> tuple[int, ...]:
     """Slabs of planes; one chunk for a compressed file, which can only be read from its start."""
     if is_compressed(voxels.path) or voxels.ndim < 3:
         return voxels.shape

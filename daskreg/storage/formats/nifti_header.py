@@ -116,7 +116,7 @@ def header_grid(header: Any, path: str = "the image") -> GridMetadata:
     forms = _forms(header, path)
     if forms:
         _compare_forms(header, path, forms, unit)
-        return GridMetadata.of(Grid.from_matrix((1, 1, 1), _lps_from_ras(next(iter(forms.values()))), unit))
+        return GridMetadata.of(Grid.from_matrix((1, 1, 1), lps_from_ras(next(iter(forms.values()))), unit))
     x, y, z = (abs(float(v)) for v in header["pixdim"][1:4])
     return GridMetadata((z, y, x), unit=unit)
 
@@ -245,7 +245,8 @@ def ras_from_lps(matrix: NDArray[Any]) -> Matrix:
     return _reversed(RAS[:, None] * np.asarray(matrix, float))
 
 
-def _lps_from_ras(affine: NDArray[Any]) -> Matrix:
+def lps_from_ras(affine: NDArray[Any]) -> Matrix:
+    """The inverse of ``ras_from_lps``."""
     return RAS[:, None] * _reversed(np.asarray(affine, float))
 
 

@@ -23,6 +23,7 @@ from daskreg.storage.axes import KINDS, Axis, spatial
 from daskreg.storage.format import ImageFormat, first_bytes
 from daskreg.storage.formats.lazy import Box, lazy_voxels, slab_chunks
 from daskreg.storage.formats.levels import chosen_level
+from daskreg.storage.formats.tiff_folder import is_folder, open_folder
 from daskreg.storage.fs.address import Address
 from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import read_errors
@@ -52,12 +53,14 @@ class TiffImage(ImageFormat):
     remote = False
 
     def sniff(self, path: str) -> bool:
-        """By the first bytes, of BigTIFF too."""
-        return first_bytes(path, 4) in STARTS
+        """By the first bytes, of BigTIFF too; folders by the files in them."""
+        return first_bytes(path, 4) in STARTS or is_folder(path)
 
     def open(self, address: Address) -> ImageRecord:
         """The series that ``::array=`` names, by number or name, else the largest; its level ``::level=``."""
         path = address.path
+        if os.path.isdir(path):
+            return open_folder(address, _tifffile(path))
         with _complete(path), _tifffile(path).TiffFile(path) as file:
             number = _series_number(file, address)
             levels = file.series[number].levels

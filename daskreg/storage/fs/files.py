@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskreg.deferred import DeferredModule
 from daskreg.storage.fs.address import is_remote
-from daskreg.storage.fs.errors import require_regular, write_errors
+from daskreg.storage.fs.errors import is_forbidden, require_regular, write_errors
 
 if TYPE_CHECKING:
     import fsspec
@@ -59,6 +59,23 @@ def read_text(path: str) -> str | None:
             return file.read()
     except FileNotFoundError:
         return None
+
+
+def read_bytes(path: str) -> bytes | None:
+    """The content of a file, None if it does not exist."""
+    try:
+        if is_remote(path):
+            system, inner = remote_file_system(path)
+            return bytes(system.cat_file(inner))
+        require_regular(path)
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:
+        if is_remote(path) and is_forbidden(error):  # as servers answer for what does not exist, where listing is not permitted
+            return None
+        raise
 
 
 def replace_text(path: str, text: str) -> None:

@@ -109,7 +109,7 @@ def test_what_is_neither_is_said(run, tmp_path):
         ("matrix.txt", "1 0 0 0\n0 1 0 0\n0 0 1 0\n", "plain matrix"),
         ("words.txt", "hello\n", "ITK transform file"),
         ("words.tfm", "hello\n", "ITK transform file"),
-        ("words.h5", "hello\n", "cannot be read"),
+        ("words.h5", "hello\n", "is no HDF5 file"),
         ("words.csv", "hello\n", "x, y and z"),
         ("words.nii", "hello\n", "words.nii"),
     ]:
