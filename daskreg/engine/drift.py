@@ -16,6 +16,7 @@ from daskreg.transforms.pose_refinement import PoseRefinement
 
 Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
+DRIFT = 0.9  # voxels of the level: of the poses tuned on, right ones (within half a voxel) moved less, those a voxel off further
 STEPS = 12  # of the refinement
 MARGIN = 2.0  # voxels around what is not filling
 MOST_POINTS = 4096  # over which the distance is a mean

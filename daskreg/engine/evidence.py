@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.spatial.transform import Rotation
 
 from daskreg.engine.coarse_pair import CoarsePair
-from daskreg.engine.drift import Drift, find_drift
+from daskreg.engine.drift import DRIFT, Drift, find_drift
 from daskreg.engine.edge_rivals import EdgeRivals, edge_rivals
 from daskreg.engine.rivals import best_rival, merit
 from daskreg.transforms.linear import linear_about
@@ -44,16 +44,16 @@ class Evidence:
     """What was found; shares are of the textured part that is inside both images, similarities mean squared correlations.
 
     in_place: share whose local correlation is higher here than at any place STEP voxels away and in nearly all other poses;
-    pose: the same without the displacement or with a smooth one, whichever is larger: a displacement that was fitted to a wrong
-    pose raises the first alone;  chance: share that correlates no better than shuffled blocks;  similarity: of the result;
-    pose_chance, pose_similarity: with the displacement of ``pose``;  random, best_random, shuffled: similarities, the median and
-    the largest of other poses, and the mean of shuffled blocks;  rival: the best of other poses after a refinement, as a part of
-    what is found here, 0 where the share of the pose or edges leave no doubt;  edges, edge_rival: agreement of edges of the pose
-    and of the best other one that a small search finds, 0 where the share leaves no doubt or another pose is as alike;
-    overlap: part of the smaller image;  textured: part of the fixed image;  windows: independent ones in the textured part that
-    both images cover;  stretch: largest factor, or one over the smallest, by which the affine map changes a length beyond the
-    initial map;  shape: of the level;  drift: voxels of the level, in the mean, that a refinement by edges moves the result;
-    drift_edges, drifted_edges: agreement of smoothed edges before and after that
+    pose: the same with a smooth displacement or, where that leaves a doubt, without one, if it is larger: a displacement that
+    was fitted to a wrong pose raises the first alone; chance: share that correlates no better than shuffled blocks; similarity:
+    of the result; pose_chance, pose_similarity: with the displacement of ``pose``; random, best_random, shuffled: similarities,
+    the median and the largest of other poses, and the mean of shuffled blocks; rival: the best of other poses after a
+    refinement, as a part of what is found here, 0 where the share of the pose or edges leave no doubt; edges, edge_rival:
+    agreement of edges of the pose and of the best other one that a small search finds, 0 where the share leaves no doubt or
+    another pose is as alike; overlap: part of the smaller image; textured: part of the fixed image; windows: independent ones
+    in the textured part that both images cover; stretch: largest factor, or one over the smallest, by which the affine map
+    changes a length beyond the initial map; shape: of the level; drift: voxels of the level, in the mean, that a refinement by
+    edges moves the result; drift_edges, drifted_edges: agreement of smoothed edges before and after that
     """
 
     in_place: float
@@ -198,8 +198,9 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
     counts, squared = places.counts, places.squared
     pose = places
     if u is not None:
-        tried = (_compare_places(pair, correlation, v, elsewhere) for v in (None, _smoothed(u)))
-        pose = max(tried, key=lambda p: p.share)
+        pose = _compare_places(pair, correlation, _smoothed(u), elsewhere)
+        if pose.share < SURE:
+            pose = max(_compare_places(pair, correlation, None, elsewhere), pose, key=lambda p: p.share)
     shuffled = _shuffled(pair, correlation, u)
     median = np.float32(np.median(np.concatenate(shuffled))) if any(s.size for s in shuffled) else np.float32(0)
     by_chance = squared <= median
@@ -236,9 +237,11 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
 
 
 def _drift(pair: CoarsePair, u: Array | None, counts: NDArray[np.bool_], *, scaled: bool) -> Drift:
-    """The least, with a displacement, of those without it and with a smooth one: a fitted one holds a wrong pose in place."""
-    tried = (None,) if u is None else (None, _smoothed(u))
-    return min((find_drift(pair, v, counts, scaled=scaled) for v in tried), key=lambda d: d.distance)
+    """The least, with a displacement, of those with a smooth one and without it: a fitted one holds a wrong pose in place."""
+    found = find_drift(pair, None if u is None else _smoothed(u), counts, scaled=scaled)
+    if u is None or found.distance <= DRIFT:
+        return found
+    return min(find_drift(pair, None, counts, scaled=scaled), found, key=lambda d: d.distance)
 
 
 def _mean_of(values: Array, counts: NDArray[np.bool_]) -> float:

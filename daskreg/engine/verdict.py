@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from daskreg.engine.drift import DRIFT
 from daskreg.engine.evidence import UNSURE, Evidence
 
 Status = Literal["ok", "doubtful", "failed"]
@@ -15,7 +16,6 @@ FAILED, DOUBTFUL = 0.34, 0.38
 CHANCE = 0.45  # share that correlates no better than chance: right ones had at most 0.4
 RIVAL = 0.95  # times what speaks for the result
 EDGE_RIVAL = 0.9  # times the agreement of edges in the best other pose
-DRIFT = 0.9  # voxels of the level: of the poses tuned on, right ones (within half a voxel) moved less, those a voxel off further
 DRIFT_GAIN = 0.045  # of agreement: an EPI at the right place gains less where smoothed edges are 1.5 voxels beside a T1's
 STANDS_OUT = 1.1  # times the similarity of the best other pose
 MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little

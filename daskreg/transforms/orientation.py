@@ -47,19 +47,24 @@ def orientation_tensors(image: Any, inside: Any, grid: Grid, voxel: float) -> An
     xp, spacing = module_of(image), np.asarray(grid.spacing)
     weight = inside.astype(np.float32)
     narrow = np.sqrt(np.maximum((EDGE_SIGMA * voxel) ** 2 - (0.5 * spacing) ** 2, 0)) / spacing  # a level is smoothed already
-    g = _world_gradient(weighted_gaussian(image, weight, narrow), grid, voxel)
+    g = _world_gradient(WeightedGaussian(weight, narrow)(image), grid, voxel)
     square = (g**2).sum(axis=0)
     eta = NOISE**2 * (square * weight).sum() / xp.maximum(weight.sum(), 1)
     products = xp.stack([g[i] * g[j] for i, j in PAIRS]) / xp.maximum(square + eta, 1e-30)
-    smooth = [weighted_gaussian(t, weight, TENSOR_SIGMA * voxel / spacing) for t in products]
-    return xp.stack([weight * (t - weighted_gaussian(t, weight, LOCAL_SIGMA * voxel / spacing)) for t in smooth])
+    smooth, local = (WeightedGaussian(weight, sigma * voxel / spacing) for sigma in (TENSOR_SIGMA, LOCAL_SIGMA))
+    return xp.stack([weight * (t - local(t)) for t in map(smooth, products)])
 
 
-def weighted_gaussian(image: Any, weight: Any, sigma: NDArray[np.float64]) -> Any:
-    """A Gaussian over the voxels with weight only, normalised by their weights."""
-    gaussian = scipy_of(image).ndimage.gaussian_filter
-    total = gaussian(weight, sigma, mode="constant")
-    return (gaussian(image * weight, sigma, mode="constant") / module_of(image).maximum(total, 1e-3)).astype(np.float32)
+class WeightedGaussian:
+    """A Gaussian over the voxels with weight only, normalised by their weights; sigma: (3,) voxels."""
+
+    def __init__(self, weight: Any, sigma: NDArray[np.float64]) -> None:
+        self.weight, self.sigma, self.gaussian = weight, sigma, scipy_of(weight).ndimage.gaussian_filter
+        self.total = module_of(weight).maximum(self.gaussian(weight, sigma, mode="constant"), 1e-3)
+
+    def __call__(self, image: Any) -> Any:
+        """Of an image on the same grid."""
+        return (self.gaussian(image * self.weight, self.sigma, mode="constant") / self.total).astype(np.float32)
 
 
 def _world_gradient(image: Any, grid: Grid, voxel: float) -> Any:
