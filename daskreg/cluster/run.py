@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from distributed.client import Future
 
 from daskreg.cluster import timeouts
 from daskreg.cluster.bring_up import cancel, form_group, release, start_actors, submit
+from daskreg.cluster.interrupts import shielded
 from daskreg.cluster.link import TransportChoice
 from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.supervision import handle_event, reports, stop_with_checkpoint
@@ -47,7 +48,7 @@ def run_on_cluster(
     job = make_job(len(members))
     for left in range(retries, -1, -1):
         try:
-            with locked(client, members):
+            with locked(client, members), shielded(client, members) if save_on_interrupt else nullcontext():
                 return _attempt(client, job, members, observer, comm, deadline, save_on_interrupt)
         except RankLost as error:
             if not left:

@@ -133,6 +133,11 @@ def stop_with_checkpoint(client: Client, group: RankGroup, futures: Futures) -> 
     log.warning("asked to stop: the ranks write a checkpoint first")
     call_each(client, present(client, group), request, group.run, STOP, seconds=timeouts.RESPONSE_TIMEOUT)
     while time.monotonic() < end and not all(f.done() for f in futures):
+        if len(present(client, group)) < len(group.addresses):
+            log.warning(
+                "workers ended at the same time: there is no new checkpoint, the last one is what a resumed run goes on from"
+            )
+            return
         time.sleep(timeouts.DONE_CHECK_INTERVAL)
     stopped = [str(e) for e in _errors(futures) if isinstance(e, Stopped) and not isinstance(e, Cancelled)]
     for reason in sorted({*stopped} - {STOP_MESSAGE}):
