@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from daskreg.errors import GridError, UnitsError
 from daskreg.grid.region import Region
+from daskreg.html import joined, table
 
 Triple = tuple[float, float, float]
 Matrix3 = tuple[Triple, Triple, Triple]
@@ -99,6 +100,20 @@ class Grid:
         if not np.isfinite(m).all() or (spacing == 0).any():
             raise GridError(f"the header's matrix {np.round(m, 4).tolist()} defines no grid; repair the image's header.")
         return cls(tuple(shape), tuple(spacing), tuple(m[:3, 3]), _rows(m[:3, :3] / spacing), unit, oriented)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return f"Grid({self.summary()}, origin {joined(self.origin, ', ')})"
+
+    def _repr_html_(self) -> str:
+        oriented = "" if self.oriented else " (not stated: taken as LPS)"
+        direction = "; ".join(joined(row, " ") for row in self.direction)
+        rows = [("shape", joined(self.shape)), ("spacing", f"{joined(self.spacing)} {self.unit or '(no unit)'}"),
+                ("origin", joined(self.origin, ", ")), ("direction", direction + oriented)]  # fmt: skip
+        return table("Grid (z, y, x)", rows)
+
+    def summary(self) -> str:
+        """Shape and spacing in one line."""
+        return f"{joined(self.shape)} at {joined(self.spacing)} {self.unit or '(no unit)'}"
 
     @property
     def index_to_world(self) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ArrayError, ConfigError, GridError, UnitsError, require_known, require_number
 from daskreg.grid import UNITS, Grid, Region, unit_name
+from daskreg.html import joined, table
 from daskreg.lazy.blocks import block_of, by_block, compute_blocks
 from daskreg.lazy.device import resolve_device
 from daskreg.lazy.resample import Interpolation, resampled, warn_without_overlap
@@ -69,6 +70,20 @@ class Transform:
             raise GridError(f"grid is {grid!r}; a daskreg.Grid was expected.")
         matrix = np.eye(4) if affine is None else real_array(affine, "an affine")
         return cls((Link(matrix, grid, displacement),), unit_name(unit) if grid is None else grid.unit, grid, moving)
+
+    def __repr__(self) -> str:
+        return f"Transform({', then '.join(self._parts()) or 'identity'}, {self.unit or 'no unit'})"
+
+    def _repr_html_(self) -> str:
+        rows = [(f"part {k}", text) for k, text in enumerate(self._parts(), 1)]
+        grids = {"fixed": self.fixed, "moving": self.moving}
+        ends = [(name, "not known" if grid is None else grid.summary()) for name, grid in grids.items()]
+        return table("Transform of fixed to moving points", [*rows, *ends, ("unit", self.unit or "not known")])
+
+    def _parts(self) -> list[str]:
+        """Each link, in the order in which it is applied."""
+        shapes = [None if link.displacement is None else joined(link.displacement_grid.shape) for link in self.links]
+        return ["affine" if shape is None else f"displacement {shape} and affine" for shape in shapes]
 
     @property
     def grid(self) -> Grid:

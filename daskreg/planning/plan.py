@@ -12,6 +12,7 @@ from daskreg.config import Config, Deformable, Optimised
 from daskreg.deferred import DeferredModule
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
+from daskreg.html import preformatted
 from daskreg.planning.layout import RESIDENCIES, STATES, Layout, Level
 from daskreg.planning.memory import MemoryUse, elsewhere, level_memory, peak_bytes, window_bytes
 from daskreg.planning.slabs import HEIGHTS
@@ -59,6 +60,14 @@ class Plan(Layout):
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+    def __repr__(self) -> str:
+        levels = sum(map(len, self.levels))
+        workers = f"{self.workers} worker{'s' * (self.workers > 1)}"
+        return f"Plan({len(self.config.stages)} stages, {levels} levels, {workers}, {size(self.peak_bytes)} each)"
+
+    def _repr_html_(self) -> str:
+        return preformatted("Plan", str(self))
 
     def validate(self, memory: int, source: str = "") -> None:
         """Raise PlanTooLarge when a worker needs more than ``memory`` bytes; source: what limits them."""

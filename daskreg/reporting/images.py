@@ -42,6 +42,21 @@ def images(run: RunStore, record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def thumbnails(run: RunStore, record: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Titles and three views each, as ``data:`` URIs: the moved image, and it over the fixed one where that still exists."""
+    level = shown_level(run)
+    moved = run.read_image("moved", level)
+    pixel = views.pixel_size(moved.grid)
+    three = views.three_views(moved.grid, informative_slices(run, moved.grid), pixel)
+    sources = {k: v for k, v in _sources(run, record, pixel)[0].items() if k == "fixed"}
+    planes = dict(zip(["moved", *sources], read_planes([Source(moved.data, moved.grid), *sources.values()], three), strict=True))
+    shades = _shades(planes, record.get("config", {}).get("intensity") == "log")
+    rows = [("moved", [pictures.data_uri(pictures.gray(s)) for s in shades["moved"]])]
+    if "fixed" in shades:
+        rows.append(("fixed and moved, in two colours", _paired(pictures.overlay, shades["fixed"], shades["moved"])))
+    return rows
+
+
 def _sources(run: RunStore, record: dict[str, Any], pixel: float) -> tuple[dict[str, Source], list[str]]:
     """The inputs that still exist, and a sentence for each that does not."""
     sources, notes = {}, []

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from daskreg.deferred import DeferredModule
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import IDENTITY, Grid, Region, Span, unit_name
+from daskreg.html import table
 from daskreg.storage.axes import Axis, display, leading, spatial
 from daskreg.storage.fs.address import Address, parse_address, parse_spacing
 from daskreg.storage.fs.atomic import atomic_output
@@ -65,6 +66,16 @@ class Volume:
     def shape(self) -> tuple[int, int, int]:
         """Voxels (z, y, x)."""
         return self.grid.shape
+
+    def __repr__(self) -> str:
+        return f"Volume({self.name!r}, {self.dtype}, {self.grid.summary()})"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, object]] = [("name", self.name), ("format", self.format), ("voxels", self.dtype),
+                                          ("grid", self.grid.summary())]  # fmt: skip
+        rows += [("levels", len(self.levels))] if self.levels else []
+        rows += [("channels", ", ".join(self.channels))] if self.channels else []
+        return table("Volume (z, y, x), read when it is computed", rows)
 
     def permute(self, order: tuple[int, int, int]) -> Volume:
         """The same image with axis ``order[0]`` first."""

@@ -217,7 +217,7 @@ def _grid_rows(info: VolumeInfo) -> list[tuple[str, str]]:
 
 def grid_summary(grid: Grid) -> str:
     """Shape and spacing in one line."""
-    return f"{_joined(grid.shape)} at {_joined(grid.spacing)} {grid.unit or '(no unit)'}"
+    return grid.summary()
 
 
 def _joined(values: Sequence[float], between: str = " x ") -> str:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 def summary(path: str, report: Report) -> list[str]:
     """What to print when a run is done."""
+    return [*lines_of(report), f"result: {path}"]
+
+
+def lines_of(report: Report) -> list[str]:
+    """Levels, measures and times of a run."""
     before, after = report["metrics"]["before"], report["metrics"]["after"]
     lines = [level_line(level) for level in report["levels"]]
     lines.append(
@@ -20,7 +25,7 @@ def summary(path: str, report: Report) -> list[str]:
     if "jacobian" in report["metrics"]:
         j = report["metrics"]["jacobian"]
         lines.append(f"folded voxels {j['folded_percent']:.4f} %, Jacobian {j['smallest']:.2f} to {j['largest']:.2f}")
-    return [*lines, _times(report), f"result: {path}"]
+    return [*lines, _times(report)]
 
 
 def _times(report: Report) -> str:

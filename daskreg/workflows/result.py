@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
+from daskreg.errors import DaskregError
+from daskreg.html import pictures, preformatted, table
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume
@@ -64,6 +67,12 @@ class Result:
 
     store: RunStore
 
+    def __repr__(self) -> str:
+        return f"Result({self.path!r}, {', '.join(f'{k} {v}' for k, v in _numbers(self.report, self.verdict))})"
+
+    def _repr_html_(self) -> str:
+        return _card(self)
+
     @property
     def path(self) -> str:
         """Where the run is stored."""
@@ -97,7 +106,43 @@ class Result:
     @property
     def report(self) -> Report:
         """Configuration, versions, inputs, losses and times."""
-        return cast(Report, self.store.provenance)
+        return cast(Report, Record(self.store.provenance))
+
+
+class Record(dict[str, Any]):
+    """The ``Report`` of a run as a notebook shows it: its numbers and times."""
+
+    def _repr_html_(self) -> str:
+        from daskreg.workflows.progress import lines_of
+
+        report = cast(Report, self)
+        numbers = _numbers(report, verdicts.Verdict.of_record(report.get("verdict")))
+        return table("Report", numbers) + preformatted("", "\n".join(lines_of(report)))
+
+
+def _numbers(report: Report, verdict: Verdict | None) -> list[tuple[str, str]]:
+    """What matters of a run, shortly."""
+    before, after = report["metrics"]["before"], report["metrics"]["after"]
+    rows: list[tuple[str, str]] = [] if verdict is None else [("verdict", verdict.status)]
+    rows.append(("correlation", f"{before['ncc']:.3f} -> {after['ncc']:.3f}"))
+    if "jacobian" in report["metrics"]:
+        rows.append(("folded", f"{report['metrics']['jacobian']['folded_percent']:.4g} %"))
+    return [*rows, ("seconds", f"{report['seconds']['total']:.1f}")]
+
+
+def _card(result: Result) -> str:
+    """The numbers, three views of the moved image, over the fixed one where that is still there, and where all of it is."""
+    from daskreg.reporting.images import thumbnails
+
+    try:
+        shown = pictures(thumbnails(result.store, result.store.provenance))
+    except (DaskregError, OSError) as error:
+        shown = f"<div>no pictures: {escape(str(error))}</div>"
+    rows = _numbers(result.report, result.verdict)
+    rows += [] if result.verdict is None else [("because", "; ".join(result.verdict.reasons))]
+    rows += [("fixed grid", result.store.fixed_grid.summary()), ("stored in", result.path)]
+    more = f"<div>a page with all of it: <code>daskreg.report({escape(repr(result.path))}, 'report.html')</code></div>"
+    return table("Result", rows, shown + more)
 
 
 def merge_reports(ranks: Sequence[dict[str, Any]]) -> Report:
