@@ -71,24 +71,24 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "bending": lambda: (dt.bending_energy, (field(),)),
     "normalized bending": lambda: (lambda u: dt.bending_energy(u, normalize=True), (field(),)),
     "determinant": lambda: (dt.jacobian_determinant, (field(0.3),)),
-    "warped mse": lambda: (lambda m, u: dt.warped_loss(m, images()[1], u, "mse"), (images()[0], field())),
+    "warped mse": lambda: (lambda m, f, u: dt.warped_loss(m, f, u, "mse"), (*images(), field())),
     "warped lncc": lambda: (
-        lambda m, u: dt.warped_loss(m, images((1, 2, 3, 4, 5))[1], u, "lncc", window=3),
-        (images((1, 2, 3, 4, 5))[0], field(0.7, (3, 4, 5), 1)),
+        lambda m, f, u: dt.warped_loss(m, f, u, "lncc", window=3),
+        (*images((1, 2, 3, 4, 5)), field(0.7, (3, 4, 5), 1)),
     ),
-    "warped mi": lambda: (lambda m, u: dt.warped_loss(m, images()[1], u, "mi", bins=12), (images()[0], field())),
+    "warped mi": lambda: (lambda m, f, u: dt.warped_loss(m, f, u, "mi", bins=12), (*images(), field())),
 }
 
 
-def results(name: str) -> Iterator[np.ndarray]:
+def results(name: str, device: str = "cpu") -> Iterator[np.ndarray]:
     """The value of a case, and its derivatives with respect to all that has any."""
     function, given = LOSSES[name]()
+    given = [t.detach().to(device).requires_grad_(t.requires_grad) for t in given]
     value = function(*given)
-    yield value.detach().numpy()
-    slopes = torch.autograd.grad((value * torch.cos(torch.arange(value.numel()).reshape(value.shape))).sum(),
-                                 [t for t in given if t.requires_grad])  # fmt: skip
-    for slope in slopes:
-        yield slope.numpy()
+    yield value.detach().cpu().numpy()
+    weight = torch.cos(torch.arange(value.numel(), device=value.device)).reshape(value.shape)
+    for slope in torch.autograd.grad((value * weight).sum(), [t for t in given if t.requires_grad]):
+        yield slope.cpu().numpy()
 
 
 def simulate() -> None:
