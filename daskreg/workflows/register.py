@@ -45,6 +45,7 @@ from daskreg.workflows.resume import (
     restore_request,
     unfinished_run,
 )
+from daskreg.workflows.start import StartLike, stored_start
 from daskreg.workflows.unchanged import changes_while_running, input_digests, resumed_recipe
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def register(
     output: str | Path | None = None,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
-    initial_transform: str | Path | None = None,
+    initial_transform: StartLike | None = None,
     spacing: Spacing = None,
     fill: Fill = None,
     background: Choice = None,
@@ -120,7 +121,9 @@ def register(
     fixed_mask, moving_mask
         Weights of the voxels: an address or a Volume on any grid that overlaps the image, or an array (Z, Y, X) on its grid.
     initial_transform
-        A transform from fixed to moving points to start from: an address that ``load_transform`` reads.
+        A transform from fixed to moving points to start from: an address that ``load_transform`` reads, a Transform, or a
+        displacement (3, Z, Y, X) in voxels, z, y, x, such as a network's, as an array or a tensor. What is no address is written
+        to ``RUN.start.zarr`` beside the run.
     spacing
         World units a voxel, (z, y, x) or one number, of arrays that state none.
     fill
@@ -168,10 +171,13 @@ def register(
         workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace,
         state, parse_memory(host_memory), scratch, parse_memory(scratch_size),
     )  # fmt: skip
-    request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform, fill, background)
+    request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, None, fill, background)
     require_resume_arguments(output, resume=resume, inputs_changed=inputs_changed)
     path = parse_address(_temporary() if output is None else output).path
     with _only_writer(path) as lock:
+        beside = _temporary() if is_remote(path) else Path(path)
+        start = stored_start(initial_transform, fixed, moving, spacing, beside, resume=resume)
+        request = replace(request, initial_transform=start)
         store = unfinished_run(path) if resume else None
         request = request if store is None else restore_request(store, request)
         trials = list[Trial]()

@@ -1,0 +1,74 @@
+"""The transform that a registration starts from, where it is given as an array, a tensor or a Transform instead of an address.
+
+It is written beside the run, so that an interrupted run can be resumed from it.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.errors import ArrayError, ConfigError
+from daskreg.lazy.save import history_of, write_transform
+from daskreg.lazy.transform import Transform
+from daskreg.storage import open_volume
+from daskreg.workflows.inputs import ImageLike, Spacing, spacing_for
+
+StartLike = str | PathLike[str] | Transform | Any  # an address, or a displacement as an array or tensor
+
+
+def stored_start(
+    start: StartLike | None, fixed: ImageLike | None, moving: ImageLike | None, spacing: Spacing, run: Path, *, resume: bool
+) -> str | Path | None:
+    """The address of a transform: as given, or of RUN.start.zarr beside the run, where it is written.
+
+    A displacement is (3, Z, Y, X) or (1, 3, Z, Y, X), real numbers in voxels, components z, y, x: the voxel x of the fixed image
+    lies at the voxel x + u(x) of the moving one, and both have as many voxels. Raises ArrayError, ConfigError and what reading
+    the images and writing raise.
+    """
+    if start is None or isinstance(start, str | PathLike):
+        return None if start is None else Path(start) if isinstance(start, PathLike) else start
+    path = run.with_name(f"{run.name.removesuffix('.zarr')}.start.zarr")
+    if resume and path.exists():
+        return path
+    write_transform(
+        start if isinstance(start, Transform) else _of_displacement(start, fixed, moving, spacing),
+        path,
+        overwrite=True,
+        made=history_of("register", None),
+    )
+    return path
+
+
+def _of_displacement(start: Any, fixed: ImageLike | None, moving: ImageLike | None, spacing: Spacing) -> Transform:
+    if fixed is None or moving is None:
+        raise ConfigError("a displacement to start from needs both images, whose voxels it counts; give FIXED and MOVING.")
+    grids = [open_volume(image, spacing=spacing_for(image, spacing)).grid for image in (fixed, moving)]
+    u = _voxels(start)
+    if not u.shape[1:] == grids[0].shape == grids[1].shape:
+        raise ArrayError(
+            f"a displacement {u.shape} was given for images {grids[0].shape} and {grids[1].shape}; (3, Z, Y, X) with the voxels "
+            "of both was expected."
+        )
+    matrix = grids[0].index_to_world
+    world = np.einsum("ij,jzyx->izyx", matrix[:3, :3].astype(np.float32), u)
+    return Transform.of(grids[1].to_unit(grids[0].unit).index_to_world @ np.linalg.inv(matrix), grids[0], world, grids[1])
+
+
+def _voxels(start: Any) -> NDArray[np.float32]:
+    """A displacement as an array (3, Z, Y, X). Raises ArrayError."""
+    array = start.detach().cpu() if hasattr(start, "detach") else start.get() if hasattr(start, "get") else start
+    try:
+        u = np.asarray(array, np.float32)
+    except (TypeError, ValueError):
+        raise ArrayError(
+            f"the initial transform is a {type(start).__name__}; an address, a Transform or an array was expected."
+        ) from None
+    u = u[0] if u.ndim == 5 and u.shape[0] == 1 else u
+    if u.ndim != 4 or u.shape[0] != 3 or not np.isfinite(u).all():
+        raise ArrayError(f"a displacement {u.shape} was given; (3, Z, Y, X) finite numbers were expected.")
+    return u
