@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from daskreg.workflows.register import register
     from daskreg.workflows.report import report, write_report
     from daskreg.workflows.result import Report, Result
+    from daskreg.workflows.series import Series, series
     from daskreg.workflows.verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -100,6 +101,7 @@ _MODULES = {
     "daskreg.workflows.register": ("register",),
     "daskreg.workflows.report": ("report", "write_report"),
     "daskreg.workflows.result": ("Report", "Result"),
+    "daskreg.workflows.series": ("Series", "series"),
     "daskreg.workflows.verify": ("Verification", "verify"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _MODULES.items() for name in names}
@@ -148,6 +150,7 @@ __all__ = [
     "RunError",
     "RunStore",
     "Search",
+    "Series",
     "SimilarityStage",
     "Stopped",
     "Transform",
@@ -175,6 +178,7 @@ __all__ = [
     "refine",
     "register",
     "report",
+    "series",
     "verify",
     "write_report",
 ]

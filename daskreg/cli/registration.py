@@ -105,7 +105,7 @@ def register(
     fixed_mask, moving_mask = saying(missing_chunks, fixed_mask), saying(missing_chunks, moving_mask)
     files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
     names = _recipes(candidates, config, preset)
-    chosen = _config(config, preset, {**files, "fill": parse_fill(fill)}, parse_background(background))
+    chosen = chosen_config(config, preset, {**files, "fill": parse_fill(fill)}, parse_background(background))
     if names and (print_config or dry_run):
         raise ConfigError("--try chooses a preset when it runs; --print-config and --dry-run show one: give --preset.")
     if print_config:
@@ -177,7 +177,7 @@ def plan(
     files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
     given = {"memory": memory, "residency": residency.value, "spacing": spacing, **files}
     given |= {"state": state.value, "host_memory": host_memory}
-    _print_plan(fixed, moving, _config(config, preset, files), workers, device, given)
+    _print_plan(fixed, moving, chosen_config(config, preset, files), workers, device, given)
 
 
 def _print_plan(
@@ -220,7 +220,7 @@ def verify(
     counts = [_whole(n) for n in workers.split(",")]
     given: dict[str, Any] = {"residencies": residencies.split(","), "comm": comm.value, "spacing": spacing}
     fixed, moving = saying(missing_chunks, fixed), saying(missing_chunks, moving)
-    found = workflow(fixed, moving, _config(config, preset, {}), counts, echo=typer.echo, **given)
+    found = workflow(fixed, moving, chosen_config(config, preset, {}), counts, echo=typer.echo, **given)
     if not found.same:
         raise typer.Exit(1)
 
@@ -267,7 +267,9 @@ def demo(
         typer.echo("\n".join([*summary(result.path, result.report), f"report: {page}"]))
 
 
-def _config(config: Path | None, preset: str | None, files: dict[str, Any], backgrounds: dict[str, Any] | None = None) -> Config:
+def chosen_config(
+    config: Path | None, preset: str | None, files: dict[str, Any], backgrounds: dict[str, Any] | None = None
+) -> Config:
     """The chosen configuration, with what other options say; of ``files``, what is not None."""
     from daskreg.config import Config
     from daskreg.workflows.presets import preset as named

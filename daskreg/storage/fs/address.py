@@ -104,10 +104,23 @@ def split_zip(path: str) -> tuple[str, str]:
 
 def with_missing(source: str, choice: str) -> str:
     """An address that says what missing chunks are, fill or error, unless it says so itself."""
-    options = _split(source)[1]
-    if any(part.startswith("missing=") for part in options):
-        return source
-    return f"{source}{',' if options else '::'}missing={choice}"
+    return source if "missing" in _keys(source) else with_key(source, "missing", choice)
+
+
+def with_key(source: str, key: str, value: object) -> str:
+    """An address with one more key."""
+    return f"{source}{',' if _split(source)[1] else '::'}{key}={value}"
+
+
+def without_key(source: str, key: str) -> str:
+    """An address without a key."""
+    path, options = _split(source)
+    kept = [part for part in options if part.partition("=")[0] != key]
+    return f"{path}::{','.join(kept)}" if kept else path
+
+
+def _keys(source: str) -> list[str]:
+    return [part.partition("=")[0] for part in _split(source)[1]]
 
 
 def is_remote(path: str) -> bool:

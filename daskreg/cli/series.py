@@ -1,0 +1,64 @@
+"""The command that registers a series of images."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from daskreg.cli.application import app
+from daskreg.cli.options import (
+    ADDRESS,
+    Cluster,
+    ConfigOption,
+    DeviceName,
+    DeviceOption,
+    Memory,
+    MissingChunksOption,
+    Overwrite,
+    PresetOption,
+    Workers,
+    saying,
+)
+
+
+class To(StrEnum):
+    """What each image of a series is registered to."""
+
+    reference = "reference"
+    previous = "previous"
+
+
+@app.command()
+def series(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help=f"in their order, or one with several times: {ADDRESS}")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="runs, resampled images and series.csv")],
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    reference: Annotated[int, typer.Option("--reference", min=0, help="number of the image whose space is taken, from 0")] = 0,
+    to: Annotated[To, typer.Option("--to", help="register each image to the reference, or to the one before it")] = To.reference,
+    channel: Annotated[
+        str | None, typer.Option("--channel", help="to register on, by number or name; all channels are resampled")
+    ] = None,
+    moved: Annotated[bool, typer.Option("--moved/--no-moved", help="resample the images, all of their channels")] = True,
+    cluster: Cluster = "local",
+    workers: Workers = None,
+    device: DeviceOption = DeviceName.auto,
+    memory: Memory = None,
+    missing_chunks: MissingChunksOption = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Register rounds, tiles or times of one sample; the same command again continues, and keeps what is complete."""
+    from daskreg.cli.registration import chosen_config
+    from daskreg.workflows.series import series as workflow
+
+    sources = [saying(missing_chunks, image) for image in images]
+    given: dict[str, Any] = {"reference": reference, "to": to.value, "channel": channel, "moved": moved, "overwrite": overwrite}
+    given |= {"cluster": None if cluster == "local" else cluster, "workers": workers, "device": device.value, "memory": memory}
+    found = workflow(sources, output, chosen_config(config, preset, {}), tell=typer.echo, **given)
+    typer.echo(f"table: {found.table}")
+    if any(row.error for row in found.rows):
+        raise typer.Exit(1)

@@ -1,0 +1,106 @@
+"""Rounds and times of one sample: one table, chains of transforms, and what is there is kept."""
+
+import csv
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import daskreg
+from daskreg import MSE, Rigid
+from daskreg.cli import app
+from daskreg.errors import ConfigError, NotFound
+from daskreg.grid import Grid
+from daskreg.storage import open_stack, write_image
+from daskreg.storage.axes import Axis
+from daskreg.workflows import series as module
+from daskreg.workflows.series import series
+from tests.phantoms import blobs
+
+GRID = Grid((12, 14, 16), (2.0, 1.0, 1.0), unit="um")
+CONFIG = [Rigid(similarity=MSE(), scales=(1,), iterations=(15,))]
+CHANNELS = {"channels": [{"label": "DAPI", "color": "0000FF"}, {"label": "GFP", "color": "00FF00"}]}
+
+
+@pytest.fixture(scope="module")
+def rounds(tmp_path_factory):
+    """Three rounds of two channels, each a voxel further along x, and the same as one movie."""
+    folder = tmp_path_factory.mktemp("rounds")
+    whole = blobs((12, 14, 20))
+    images = np.stack([np.stack([whole[..., k : k + 16], 2 * whole[..., k : k + 16]]) for k in range(3)])
+    axes = (Axis("t", "time", "second", scale=30.0), Axis("c", "channel", omero=CHANNELS))
+    write_image(folder / "movie.ome.zarr", images, GRID, axes=axes)
+    for k, image in enumerate(images):
+        write_image(folder / f"{k}.ome.zarr", image, GRID, axes=axes[1:])
+    return folder
+
+
+def table(path):
+    with open(path / "series.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_round_is_registered_to_the_one_before_and_brought_to_the_reference(rounds, tmp_path, monkeypatch):
+    images = [rounds / f"{k}.ome.zarr" for k in range(3)]
+    found = series(images, tmp_path / "s", CONFIG, to="previous", channel="DAPI", progress=False)
+    assert [(row["fixed"], row["state"]) for row in table(tmp_path / "s")] == [
+        ("", "reference"), ("0", "registered"), ("1", "registered"),
+    ]  # fmt: skip
+    reference = open_stack(images[0]).data.compute()
+    moved = open_stack(found.rows[2].moved)
+    assert [c["label"] for c in moved.lead[0].omero["channels"]] == ["DAPI", "GFP"]
+    inside = (slice(None), slice(2, -2), slice(2, -2), slice(4, -4))
+    for channel, wanted in zip(moved.data.compute()[inside], reference[inside]):
+        assert np.corrcoef(channel.ravel(), wanted.ravel())[0, 1] > 0.98
+    shift = found.transform(2).fixed_to_moving_points([[8.0, 6.0, 8.0]])[0] - [8.0, 6.0, 8.0]
+    np.testing.assert_allclose(shift, (0, 0, -2), atol=0.3)
+    with pytest.raises(ConfigError, match="is the reference"):
+        found.transform(0)
+
+    monkeypatch.setattr(module, "register", None)  # nothing is left to register
+    again = series(images, tmp_path / "s", CONFIG, to="previous", channel="DAPI", progress=False)
+    assert [row.state for row in again.rows] == ["reference", "kept", "kept"]
+    assert again.rows[2].measures == found.rows[2].measures
+    with pytest.raises(ConfigError, match=r"001\.zarr is of another series: its fixed and moving differs"):
+        series(images, tmp_path / "s", CONFIG, to="previous", channel="GFP", progress=False)
+
+
+def test_times_of_one_image_are_a_series_and_a_failure_leaves_out_what_follows(rounds, tmp_path, monkeypatch):
+    calls = []
+
+    def fails(fixed, moving, config, **given):
+        calls.append((fixed, moving))
+        raise NotFound("it is gone")
+
+    monkeypatch.setattr(module, "register", fails)
+    movie = f"{rounds / 'movie.ome.zarr'}"
+    found = series([movie], tmp_path / "s", CONFIG, to="previous", reference=1, channel=0)
+    assert calls == [(f"{movie}::time=1,channel=0", f"{movie}::time={k},channel=0") for k in (2, 0)]
+    assert [(row["state"], row["error"]) for row in table(tmp_path / "s")] == [
+        ("failed", "it is gone"), ("reference", ""), ("failed", "it is gone"),
+    ]  # fmt: skip
+    found = series([movie], tmp_path / "t", CONFIG, to="previous", channel=0)
+    assert [row.state for row in found.rows] == ["reference", "failed", "left out"]
+    with pytest.raises(ConfigError, match="image 2 has no transform to the reference: image 2 was left out"):
+        found.transform(2)
+
+
+def test_nothing_begins_where_an_image_is_wrong(rounds, tmp_path):
+    with pytest.raises(NotFound):
+        series([rounds / "0.ome.zarr::channel=0", rounds / "absent.zarr"], tmp_path / "s", CONFIG)
+    with pytest.raises(ConfigError, match="two images or more"):
+        series([rounds / "0.ome.zarr"], tmp_path / "s", CONFIG)
+    with pytest.raises(ConfigError, match="reference 5 is no image of the series; it has 3"):
+        series([rounds / "movie.ome.zarr"], tmp_path / "s", CONFIG, reference=5)
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_command_tells_a_failure_by_its_exit_code(rounds, tmp_path, monkeypatch):
+    def fails(*images, **given):
+        raise daskreg.NotFound("it is gone")
+
+    monkeypatch.setattr(module, "register", fails)
+    images = [f"{rounds / f'{k}.ome.zarr'}::channel=0" for k in range(2)]
+    done = CliRunner().invoke(app, ["series", *images, "-o", str(tmp_path / "s"), "--preset", "rigid"])
+    assert done.exit_code == 1
+    assert "failed: it is gone" in done.output
