@@ -1,7 +1,10 @@
 """The command ``daskreg``, and ``python -m daskreg``."""
 
+import atexit
 import os
 import signal
+import sys
+import threading
 from typing import Any
 
 INTERRUPTED = 130  # exit code
@@ -14,7 +17,27 @@ def main() -> None:
         signal.signal(signal.SIGINT, _stop)
     from daskreg.cli import main as run
 
-    run()
+    try:
+        run()
+    except SystemExit as end:
+        if isinstance(end.code, int | None):
+            leave(end.code or 0)
+        raise
+
+
+def leave(code: int) -> None:
+    """Exit once all threads have ended and what is registered for the exit has run, without tearing Python down.
+
+    Finalising an interpreter with NumPy, Numba and LLVM takes half a second, in which nothing that matters happens.
+    """
+    getattr(threading, "_shutdown", int)()  # as Python itself begins
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # closed, or the terminal is gone
+            code = code or 1 if stream is sys.stdout else code
+    os._exit(code)
 
 
 def _stop(*_: Any) -> None:

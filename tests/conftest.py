@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+from pathlib import Path
 
 import dask
 import pytest
@@ -12,6 +13,21 @@ settings.register_profile("daskreg", deadline=None, suppress_health_check=[Healt
 settings.load_profile("daskreg")
 
 PRELOAD = ["distributed", "pytest", "daskreg.cluster.rank_job", "daskreg.workflows", "daskreg.comm.ucx", "tests.unit.comm.ranks"]
+
+
+# for packagers: what imports, reads, plans and refuses, and one small registration from its start to its end
+QUICK = ("unit/grid", "unit/planning", "unit/storage/fs", "unit/cli/test_start.py", "unit/workflows/test_doctor.py",
+         "unit/workflows/test_representations.py", "unit/test_config.py", "unit/test_public_api.py")  # fmt: skip
+LONGER = {"slow", "gpu", "outside"}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of ``pytest -m quick``."""
+    root = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(root).as_posix()
+        if place.startswith(QUICK) and not LONGER & {mark.name for mark in item.iter_markers()}:
+            item.add_marker("quick")
 
 
 @pytest.fixture(scope="session", autouse=True)

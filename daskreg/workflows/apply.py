@@ -13,6 +13,7 @@ from daskreg.grid import Grid
 from daskreg.lazy.device import resolve_device
 from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.resample import Interpolation, resampled, warn_without_overlap
+from daskreg.reporting.tasks import with_progress
 from daskreg.storage import Stack, Volume, open_stack, open_volume, write_image
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.fs.address import parse_address
@@ -24,6 +25,7 @@ log = logging.getLogger("daskreg")
 
 
 @renamed_arguments(run="transform")
+@with_progress("resampling")
 def apply(
     transform: TransformLike,
     image: ImageSource | Volume,

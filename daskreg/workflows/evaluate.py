@@ -21,6 +21,7 @@ from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.resample import resampled
 from daskreg.lazy.transform import Transform
+from daskreg.reporting.tasks import with_progress
 from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.formats.run import Run
 from daskreg.storage.images import ImageSource
@@ -118,6 +119,7 @@ class Evaluation:
 
 
 @renamed_arguments(run="transform")
+@with_progress("evaluating")
 def evaluate(
     transform: TransformLike,
     *,

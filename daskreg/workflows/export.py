@@ -19,6 +19,7 @@ from daskreg.lazy.blocks import block_of, by_block
 from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.save import history_of, write_transform
 from daskreg.lazy.transform import Transform
+from daskreg.reporting.tasks import with_progress
 from daskreg.storage import RunStore
 from daskreg.storage.format import TransformFormat
 from daskreg.storage.fs.address import parse_address
@@ -41,6 +42,7 @@ PARTS = ("total", "warp", "affine")
 
 
 @renamed_arguments(run="transform")
+@with_progress("exporting")
 def export(
     transform: TransformLike,
     output: str | Path,

@@ -15,6 +15,7 @@ from daskreg.lazy.blocks import EDGE, compute_blocks
 from daskreg.lazy.load import TransformLike, as_transform, path_of, stored_links
 from daskreg.lazy.save import history_of, require_output, write_transform
 from daskreg.lazy.transform import Determinant, Transform, jacobian_statistics
+from daskreg.reporting.tasks import with_progress
 from daskreg.storage.runs.transforms import TransformStore
 from daskreg.transforms.accuracy import ROUND_TRIP_LIMIT, RoundTrip, SolutionAccuracy
 from daskreg.transforms.inverse import SOLUTION_TOLERANCE, InverseField
@@ -116,6 +117,7 @@ def _gap(s: SolutionAccuracy) -> str:
 
 
 @renamed_arguments(run="transform", finer="upsampling")
+@with_progress("inverting")
 def invert(
     transform: TransformLike, output: str | Path, *, upsampling: int = 1, both: bool = False, overwrite: bool = False
 ) -> Certificate:

@@ -14,6 +14,7 @@ from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, Reader, block_of
 from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.transform import Determinant, Transform, jacobian_statistics
+from daskreg.reporting.tasks import with_progress
 from daskreg.storage import Volume, open_volume, write_image
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
@@ -46,6 +47,7 @@ class Folds:
 
 
 @renamed_arguments(run="transform")
+@with_progress("computing determinants")
 def jacobian(
     transform: TransformLike,
     output: str | Path,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
+from daskreg.steps import step
 from daskreg.storage.fs.address import is_remote
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def slabs(data: NDArray[Any] | da.Array) -> Iterator[NDArray[Any]]:
     depth = max(1, SLAB_BYTES // plane)
     if isinstance(data, da.Array):
         depth = max(depth, int(data.chunksize[0]))  # whole chunks, so that each is computed once
-    for z in range(0, data.shape[0], depth):
+    starts = range(0, data.shape[0], depth)
+    for number, z in enumerate(starts):
+        step(number, len(starts))
         slab = data[z : z + depth]
         yield slab.compute() if isinstance(slab, da.Array) else slab
 

@@ -12,7 +12,7 @@ SLOW = ("numba", "distributed", "dask.array", "zarr", "matplotlib", "bokeh", "sc
 # one process for all commands: what none of them may import, none has
 PROBE = """
 import contextlib, io, json, sys
-from daskreg.__main__ import main
+from daskreg.cli import main
 slow, commands = json.loads(sys.argv[1])
 for command in commands:
     sys.argv, said = ["daskreg", *command], io.StringIO()
