@@ -24,7 +24,7 @@ from daskreg.errors import InputError, NotFound
 from daskreg.storage.formats.ome_zarr import array_at
 from daskreg.storage.fs.address import Address, is_remote, join, parse_address, split_zip
 from daskreg.storage.fs.errors import is_forbidden, read_errors, require_regular
-from daskreg.storage.fs.files import remote_file_system
+from daskreg.storage.fs.files import exists, remote_file_system
 from daskreg.storage.images import Volume
 from daskreg.storage.objects import address_of_object
 from daskreg.storage.zarr.chunks import object_counts, object_key
@@ -44,6 +44,7 @@ LOOKED_AT = 1 << 16  # files whose size and time are compared: half a second on 
 THREADS = 16  # requests to an object store at a time
 GOLDEN = (5**0.5 - 1) / 2
 DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.M | re.I)  # in a MetaImage or NRRD header
+N5_ATTRIBUTES = "attributes.json"
 DETACHED = (".mhd", ".nhdr")
 T = TypeVar("T")
 R = TypeVar("R")
@@ -152,7 +153,10 @@ def _files_at(address: Address) -> _Files:
     try:
         return _of_zarr(array_at(address), address.node)
     except NotFound:
-        raise
+        attributes = join(address.node, N5_ATTRIBUTES)
+        if not is_remote(path) or not exists(attributes):
+            raise
+        return _remote("n5", attributes, 1, lambda _: "")  # of a store that may not be listed
     except InputError:  # a transform, or what only another package reads
         return _remote("object", path, 1, lambda _: "") if is_remote(path) else _folder(path)
 
