@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from daskreg.similarity import LNCC, MI, MSE, NGF
     from daskreg.storage import RunStore, Volume, open_volume
     from daskreg.workflows.apply import apply
+    from daskreg.workflows.control import next_level, stop
     from daskreg.workflows.demo import demo, demo_pair
     from daskreg.workflows.doctor import Examination, doctor
     from daskreg.workflows.evaluate import Evaluation, evaluate
@@ -86,6 +87,7 @@ _MODULES = {
     "daskreg.similarity": ("LNCC", "MI", "MSE", "NGF"),
     "daskreg.storage": ("RunStore", "Volume", "open_volume"),
     "daskreg.workflows.apply": ("apply",),
+    "daskreg.workflows.control": ("next_level", "stop"),
     "daskreg.workflows.demo": ("demo", "demo_pair"),
     "daskreg.workflows.doctor": ("Examination", "doctor"),
     "daskreg.workflows.evaluate": ("Evaluation", "evaluate"),
@@ -171,6 +173,7 @@ __all__ = [
     "invert",
     "jacobian",
     "load_transform",
+    "next_level",
     "open_volume",
     "plan",
     "points",
@@ -179,6 +182,7 @@ __all__ = [
     "register",
     "report",
     "series",
+    "stop",
     "verify",
     "write_report",
 ]

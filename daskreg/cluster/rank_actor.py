@@ -19,7 +19,7 @@ from daskreg.cluster.logs import hide_stops
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.rank_job import RankJob, run_rank, use_device
 from daskreg.comm import Communicator, Endpoint, SingleRank, Timeouts, measure_link, open_endpoint, use_shared_memory
-from daskreg.engine.report import SAVE, STOP, LevelReport, Place, Progress, Watch
+from daskreg.engine.report import NEXT, SAVE, STOP, LevelReport, Place, Progress, Watch
 from daskreg.errors import RankLost, Stopped
 from daskreg.kernels.compiler.tally import TALLY
 
@@ -31,7 +31,7 @@ class Cancelled(Stopped):
 class RankActor:
     """A rank of a run: its endpoint, its timeouts, and what it was asked for.
 
-    requested: 0, SAVE or STOP, see ``Watch.asked``.
+    requested: 0, NEXT, SAVE or STOP, see ``Watch.asked``.
     """
 
     def __init__(self, group: RankGroup, rank: int) -> None:
@@ -127,7 +127,7 @@ class RankWatch(Watch):
         """STOP when the client said so; SAVE when rank 0's clock does."""
         requested = self.actor.requested
         if self.schedule.interval is None:
-            return STOP if requested >= STOP else 0.0
+            return 0.0 if requested == SAVE else requested
         if self.actor.rank == 0 and self.schedule.due(level_end=level_end):
             return max(SAVE, requested)
         return requested
@@ -138,7 +138,9 @@ class RankWatch(Watch):
         return self.actor.requested >= STOP
 
     def level_ended(self, level: LevelReport) -> None:
-        """Report it."""
+        """Report it; whoever asked for the next level has it."""
+        if self.actor.requested == NEXT:
+            self.actor.requested = 0.0
         if self.actor.rank == 0:
             self._send("level", level.as_dict())
 
@@ -197,9 +199,9 @@ def run_actor(job: RankJob, run: str, address: str, name: str) -> dict[str, Any]
 
 
 def request(run: str, what: float) -> None:
-    """Ask this worker's rank to save its state, or to save it and stop."""
+    """Ask this worker's rank to end its level, to save its state, or to save it and stop."""
     if (actor := _actors.get(run)) is not None:
-        actor.requested = what
+        actor.requested = max(actor.requested, what)
 
 
 async def release_actor(run: str) -> None:

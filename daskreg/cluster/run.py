@@ -17,13 +17,16 @@ from daskreg.cluster import timeouts
 from daskreg.cluster.bring_up import cancel, form_group, release, start_actors, submit
 from daskreg.cluster.interrupts import shielded
 from daskreg.cluster.link import TransportChoice
+from daskreg.cluster.rank_actor import request
+from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.supervision import handle_event, reports, stop_with_checkpoint
 from daskreg.cluster.worker_calls import awaited_workers, call_each
-from daskreg.engine.report import Observer, Progress, observer_of
+from daskreg.engine.report import STOP, Observer, Progress, observer_of
 from daskreg.errors import InputError, RankLost, RunError
 
 log = logging.getLogger("daskreg")
+_running: dict[str, tuple[Client, RankGroup]] = {}  # those that this process waits for
 
 
 def run_on_cluster(
@@ -60,6 +63,17 @@ def run_on_cluster(
     raise AssertionError("unreachable")
 
 
+def ask_running(what: float) -> int:
+    """Ask the runs of this process for something (NEXT, STOP), from another thread; how many there are.
+
+    The first rank alone is asked to end a level, and the others follow it: one that heard of it later would end the next one.
+    """
+    for client, group in list(_running.values()):
+        asked = group.addresses[:1] if what < STOP else group.addresses
+        call_each(client, asked, request, group.run, what, seconds=timeouts.RESPONSE_TIMEOUT)
+    return len(_running)
+
+
 def _attempt(
     client: Client,
     job: RankJob,
@@ -73,6 +87,7 @@ def _attempt(
     group = form_group(client, members, comm, deadline, job.device)
     client.subscribe_topic(group.run, lambda event: handle_event(group, event[1], observer))
     futures: list[Future[Any]] = []
+    _running[group.run] = client, group
     try:
         start_actors(client, group)
         futures = submit(client, group, job)
@@ -82,6 +97,7 @@ def _attempt(
             stop_with_checkpoint(client, group, futures)
         raise
     finally:
+        del _running[group.run]
         observer.tick()
         cancel(client, group, futures)
         client.unsubscribe_topic(group.run)

@@ -16,7 +16,7 @@ from daskreg.config import Affine, Linear
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, SamplingMap, affine_reach
-from daskreg.engine.report import STOP, LevelReport, Progress, Watch
+from daskreg.engine.report import NEXT, STOP, LevelReport, Progress, Watch
 from daskreg.engine.residency import make_sampler
 from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
@@ -276,7 +276,7 @@ def _minimise(stage: Linear, level: Level, loss: Coordinator, world: Matrix, rep
             report.stopped = "overlap"
             return world
         world = found
-        if done or moved <= SETTLED:
+        if done or moved <= SETTLED or report.stopped == "skipped":
             break
     return world
 
@@ -311,8 +311,8 @@ def _minimise_held(stage: Linear, level: Level, loss: Coordinator, world: Matrix
     record = _recorder(stage, level, loss, report, watch, lambda: best[0])
     try:
         minimize(evaluate, best[1], jac=True, method="L-BFGS-B", callback=cast("Any", record), options=options)
-    except _Converged:
-        report.stopped = "plateau"
+    except _Converged as end:
+        report.stopped = str(end)
     return model.matrix(best[1] * unit)
 
 
@@ -325,10 +325,13 @@ def _recorder(
     def record(q: NDArray[np.float64]) -> None:
         report.losses.append(best())
         watch(Progress(stage.name, level.scale, len(report.losses), level.iterations, report.losses[-1]))
-        if watch.asked() >= STOP:
+        asked = watch.asked()
+        if asked >= STOP:
             loss.stop()
             raise Halted
+        if asked == NEXT:
+            raise _Converged("skipped")
         if plateau.reached(report.losses[before:]):
-            raise _Converged
+            raise _Converged("plateau")
 
     return record

@@ -20,7 +20,7 @@ from daskreg.engine.evaluation import LossEvaluation
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import ReachMonitor, SamplingMap
-from daskreg.engine.report import LevelReport, Progress, Trace, Watch
+from daskreg.engine.report import NEXT, LevelReport, Progress, Trace, Watch
 from daskreg.engine.residency import make_sampler
 from daskreg.engine.smoothing import Smoother
 from daskreg.engine.state import StateStore, is_mixed
@@ -154,6 +154,8 @@ def iterate(
         known = backend.known(k)
         if known is not None:
             judge.observe(known)
+            if backend.asked == NEXT:
+                return k, "skipped"
             if backend.asked:
                 save(backend.losses(k), backend.asked)
             if judge.converged(known):

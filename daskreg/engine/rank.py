@@ -21,7 +21,7 @@ from daskreg.engine.linear import NO_FILLING, Filling, Halted, run_linear
 from daskreg.engine.loop import Loop
 from daskreg.engine.masks import require_meeting_masks, require_voxels
 from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, allocator, pieces, zero_planes
-from daskreg.engine.report import STOP, LevelReport, Outcome, Place, Trace, Watch
+from daskreg.engine.report import SAVE, STOP, LevelReport, Outcome, Place, Trace, Watch
 from daskreg.engine.state import FullResolution, Store, exchange_planes, is_mixed, make_state, refine_piecewise
 from daskreg.engine.sweep.linear import make_linear_loss
 from daskreg.engine.sweep.loop import SweepLoop
@@ -230,7 +230,7 @@ class Rank:
         """At the end of a level u alone counts; the optimizer starts afresh on the next one."""
         self.at.level, self.at.losses = level + 1, []
         asked = float(self.comm.max(np.array([self.watch.asked(level_end=True)]))[0])
-        if asked:
+        if asked >= SAVE:
             self._checkpoint()
             self._stop_if(asked)
 

@@ -23,7 +23,7 @@ class LevelReport:
     shape: tuple[int, int, int]
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    stopped: str = "iterations"  # or "plateau"
+    stopped: str = "iterations"  # or "plateau", "skipped" and others
     detail: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def observer_of(progress: Callable[[Progress], None] | None) -> Observer:
 
 
 Trace = Callable[[str, float, float], None]  # what, from when, to when (seconds of time.perf_counter)
-SAVE, STOP = 1.0, 2.0  # what a watch may ask for
+NEXT, SAVE, STOP = 0.5, 1.0, 2.0  # what a watch may ask for; NEXT: end the level
 
 
 class Watch:
@@ -110,7 +110,7 @@ class Watch:
         """An iteration is done. Raises what stops the rank at once."""
 
     def asked(self, *, level_end: bool = False) -> float:
-        """0, SAVE or STOP: the ranks act on the largest answer, at the same iteration or the same level's end."""
+        """0, NEXT, SAVE or STOP: the ranks act on the largest answer, at the same iteration or the same level's end."""
         return 0.0
 
     def stopping(self) -> bool:
