@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from daskreg.cluster.kept_checkpointer import KeptReader, progress
 from daskreg.comm import Communicator
 from daskreg.engine.planes import Planes, piecewise
 from daskreg.engine.rank import Rank, RunState
@@ -37,11 +38,15 @@ class Checkpointer:
             self.run.require_mine()
             self.store.commit(self.number, asdict(state))
 
-    def restore(self, rank: Rank) -> None:
-        """Set a rank to the last checkpoint, if there is one."""
+    def restore(self, rank: Rank, kept: KeptReader | None = None) -> None:
+        """Set a rank to the last checkpoint, if there is one;  kept: of fields that are their own."""
         found = self.store.latest()
         if found is None:
             return
         self.number, state = found
+        newer = None if kept is None else kept.newer_than(progress(state))
+        if kept is not None and newer is not None:
+            rank.resume(newer, kept.finish(rank.watch))
+            return
         fields = tuple(state["fields"]) if state["fields"] else None
         rank.resume(RunState(**{**state, "fields": fields}), lambda name, span: self.store.read(self.number, name, span))

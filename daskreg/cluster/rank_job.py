@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from daskreg.cluster.checkpointer import Checkpointer
 from daskreg.cluster.image_reader import read_images
+from daskreg.cluster.kept_checkpointer import KeptCheckpointer, kept_reader
 from daskreg.cluster.machine_record import machine_record, memory_record
 from daskreg.cluster.result_writer import write_result
 from daskreg.comm import Communicator
@@ -100,7 +101,8 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
         trim()  # memory of the chunks that were decompressed
         timer.end_phase("read")
         watch.phase("optimise")
-        outcome = _optimise(job, images, comm, watch, timeline, scratch)
+        kept = _kept(job, comm, scratch)
+        outcome = _optimise(job, images, comm, watch, timeline, scratch, kept)
         timer.end_phase("optimise")
         watch.phase("measure")
         metrics = _metrics(job, outcome, images, comm)
@@ -112,6 +114,8 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
             watch.phase("write")
             fill = write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
             outcome.displacement = None
+            if kept is not None:
+                kept.remove()
             timer.end_phase("write")
             judged = verdict()
             timer.end_phase("judge")
@@ -145,6 +149,13 @@ def _scratch(job: RankJob) -> Iterator[ScratchFolder | None]:
         yield folder
 
 
+def _kept(job: RankJob, comm: Communicator, scratch: ScratchFolder | None) -> KeptCheckpointer | None:
+    """What makes fields on disk their own checkpoint, where one is asked for after every iteration."""
+    if job.checkpoint != 0 or job.plan.state != "disk" or scratch is None:
+        return None
+    return KeptCheckpointer(job.output, scratch, comm)
+
+
 def _images(job: RankJob, comm: Communicator, scratch: ScratchFolder | None) -> tuple[Image, Image]:
     """Both, where the plan has them."""
     where = job.plan.images
@@ -172,15 +183,17 @@ def use_device(job: RankJob, cores: int) -> Device:
 
 def _optimise(
     job: RankJob, images: tuple[Image, Image], comm: Communicator, watch: Watch, timeline: list[tuple[str, float, float]],
-    scratch: ScratchFolder | None = None,
+    scratch: ScratchFolder | None = None, kept: KeptCheckpointer | None = None,
 ) -> Outcome:  # fmt: skip
     """All stages in order, from the start or from the last checkpoint."""
     checkpointer = Checkpointer(job.output, comm, job.attempt)
     save = checkpointer.save if job.checkpoint is not None else None
     trace = (lambda *event: timeline.append(event)) if job.trace else None
-    rank = Rank(job.plan, images, job.start, comm, watch, save, trace, job.begin, None if scratch is None else scratch.allocate)
+    allocate = None if scratch is None else scratch.allocate
+    rank = Rank(job.plan, images, job.start, comm, watch, save, trace, job.begin, allocate, kept)
     if job.resume:
-        checkpointer.restore(rank)
+        with kept_reader(job.output, job.plan, Device(job.device), comm) as reader:
+            checkpointer.restore(rank, reader)
     return rank.run()
 
 

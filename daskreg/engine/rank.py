@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,21 @@ class RunState:
 
 Read = Callable[[str, Span], Array]  # planes of a field from a checkpoint
 StartingDisplacement = Callable[[Grid, Span, Matrix], Array]  # u of a level's planes, voxels, to go with an affine map
+
+
+class Kept(Protocol):
+    """Fields on disk that are their own checkpoint."""
+
+    def allocate(self, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> Planes:
+        """Zeros (lead, planes, Y, X), of which nothing is kept yet."""
+
+    def commit(self, state: RunState, length: float | None, own: Span, fields: Mapping[str, Planes]) -> None:
+        """Make what was written the checkpoint, on all ranks. Raises OutOfSpace, OutputError."""
+
+    def superseded(self, fields: Mapping[str, Planes]) -> None:
+        """A checkpoint elsewhere is further on; this process goes on with these fields."""
+
+
 # own planes of fields, wherever they are, and the level's shape
 Save = Callable[[RunState, Mapping[str, tuple[Span, Planes]], tuple[int, int, int] | None], None]
 
@@ -74,8 +89,10 @@ class Rank:
         trace: Trace | None = None,
         initial: StartingDisplacement | None = None,
         scratch: Allocate | None = None,
+        kept: Kept | None = None,
     ) -> None:
-        self.scratch = scratch
+        self.scratch, self.kept = scratch, kept
+        self.saved = False  # a checkpoint, without which fields that are kept are of no use
         self.plan, self.images, self.comm, self.watch, self.save, self.trace = plan, images, comm, watch, save, trace
         self.world, self.initial = start, initial
         self.at = RunState(world=start.tolist())
@@ -87,7 +104,7 @@ class Rank:
 
     def resume(self, state: RunState, read: Read) -> None:
         """Continue where a checkpoint was made, on any number of ranks."""
-        self.at, self.world = state, np.array(state.world)
+        self.at, self.world, self.saved = state, np.array(state.world), True
         self.reports = [LevelReport(**r) for r in state.reports]
         self._tell_place()
         if state.fields is not None:
@@ -174,6 +191,9 @@ class Rank:
         return Filling(*found)
 
     def _deformable(self, stage: Deformable, level: Level) -> None:
+        keeps = self.kept is not None and level.state == "disk"
+        if keeps and not self.saved:
+            self._checkpoint()
         if self.store is None:
             self.store = self._make_store(stage, level)
             if self.initial is not None:
@@ -181,6 +201,8 @@ class Rank:
         elif not self.store.losses:
             self.store = self.store.refined(lambda: self._make_store(stage, level), self.comm)
         self.at.fields = (self.at.stage, self.at.level)
+        if isinstance(self.store, SweptState):
+            self.store.kept = keeps
         kind: Any = Loop if level.state == "device" else SweepLoop
         loop = kind(stage, level, self.images, self.world, self.comm, self.trace)
         self.reports.append(loop.run(self.store, self.watch, self._within_level))
@@ -193,7 +215,9 @@ class Rank:
         if level.state == "device":
             return make_state(stage, level, block)
         optimizer = stage.optimizer.build(stage.storage, block.device.kind)
-        return SweptState(block, level.fixed_factors, optimizer, Reaches.of(stage).total, self.allocate(level.state))
+        kept = self.kept if level.state == "disk" else None
+        allocate = self.allocate(level.state) if kept is None else kept.allocate
+        return SweptState(block, level.fixed_factors, optimizer, Reaches.of(stage).total, allocate)
 
     def _set_initial(self, store: Store, level: Level) -> None:
         """The displacement to start from."""
@@ -223,8 +247,23 @@ class Rank:
     def _within_level(self, store: Store, report: LevelReport, asked: float) -> None:
         """In the middle of a level, all ranks at the same iteration."""
         self.at.losses = report.losses
+        if isinstance(store, SweptState) and store.kept and asked < STOP:
+            self._commit(store)
+            return
         self._checkpoint(optimizer=True)
         self._stop_if(asked)
+
+    def _commit(self, store: SweptState) -> None:
+        """The fields as they are on the disk."""
+        assert self.kept is not None
+        start = time.perf_counter()
+        self._update()
+        self.kept.commit(self.at, store.length, store.block.own, store.fields)
+        self.watch.saved(time.perf_counter() - start)
+
+    def _update(self) -> None:
+        self.at.world = self.world.tolist()
+        self.at.reports = [r.as_dict() for r in self.reports]
 
     def _level_done(self, level: int) -> None:
         """At the end of a level u alone counts; the optimizer starts afresh on the next one."""
@@ -238,13 +277,15 @@ class Rank:
         if self.save is None:
             return
         start = time.perf_counter()
-        self.at.world = self.world.tolist()
-        self.at.reports = [r.as_dict() for r in self.reports]
+        self._update()
+        self.saved = True
         if self.store is None:
             self.save(self.at, {}, None)
         else:
             block, fields = self.store.block, self.store.saved(optimizer=optimizer)
             self.save(self.at, {name: (block.own, field) for name, field in fields.items()}, block.shape)
+        if self.kept is not None:
+            self.kept.superseded(self.store.fields if isinstance(self.store, SweptState) else {})
         self.watch.saved(time.perf_counter() - start)
 
     def _stop_if(self, asked: float) -> None:

@@ -16,11 +16,12 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,28 +35,34 @@ ALIGNMENT = 4096  # of offsets, lengths and memory with O_DIRECT
 STAGING_BYTES = 8 << 20  # of a transfer
 READERS, WRITERS = 6, 3  # transfers at once
 RESERVE = 1.02  # free space that is asked for, of what the fields take
+AnyField = TypeVar("AnyField", bound="ScratchField")
+Task = tuple[int, Span, int]  # a transfer: component, planes, which copy of them
 
 
 class ScratchFolder:
     """A folder in which one rank's fields are, in files that are unlinked as soon as they are open: nothing is left behind.
 
-    Raises OutputError where no file can be made there.
+    reads: whether fields are only read that are there. Raises OutputError where no file can be made there.
     """
 
-    def __init__(self, parent: str | Path, limit: int | None = None) -> None:
+    def __init__(self, parent: str | Path, limit: int | None = None, *, reads: bool = False) -> None:
         self.limit, self.used, self.moved, self.seconds = limit, 0, 0, 0.0
-        try:
-            self.path = Path(parent)
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(prefix=PREFIX, dir=parent):
-                pass
-        except OSError as error:
-            raise OutputError(
-                f"the scratch folder {parent} cannot be used: {reason(error)}; name another with --scratch."
-            ) from error
+        self.path = Path(parent)
+        if not reads:
+            self._require_writable()
         self.staging = threading.local()
         self._readers = ThreadPoolExecutor(READERS, "daskreg-scratch-read")
         self._writers = ThreadPoolExecutor(WRITERS, "daskreg-scratch-write")
+
+    def _require_writable(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(prefix=PREFIX, dir=self.path):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"the scratch folder {self.path} cannot be used: {reason(error)}; name another with --scratch."
+            ) from error
 
     def __enter__(self) -> ScratchFolder:
         return self
@@ -65,9 +72,11 @@ class ScratchFolder:
 
     def allocate(self, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> ScratchField:
         """Zeros (lead, planes, Y, X). Raises OutOfSpace where the disk, or the limit, has less room than they take."""
-        field = ScratchField(
-            self, self.path / f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}", lead, span, plane, np.dtype(dtype)
-        )
+        path = self.path / f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        return self.opened(ScratchField(self, path, lead, span, plane, np.dtype(dtype)))
+
+    def opened(self, field: AnyField) -> AnyField:
+        """A field, with its file. Raises as ``allocate`` does."""
         self._require_room(field.bytes)
         field.open()
         self.used += field.bytes
@@ -90,7 +99,7 @@ class ScratchFolder:
         """A field was closed."""
         self.used -= count
 
-    def run(self, work: Callable[[tuple[int, Span]], None], tasks: list[tuple[int, Span]], *, writes: bool) -> None:
+    def run(self, work: Callable[[Task], None], tasks: list[Task], *, writes: bool) -> None:
         """All tasks at once; raises what one of them raised."""
         start = time.perf_counter()
         for _ in (self._writers if writes else self._readers).map(work, tasks):
@@ -106,20 +115,27 @@ class ScratchFolder:
 class ScratchField:
     """Planes of a field in a file: ``engine.planes.Planes``."""
 
+    copies = 1  # of each plane in the file
+
     def __init__(
         self, folder: ScratchFolder, path: Path, lead: int, span: Span, plane: tuple[int, int], dtype: np.dtype[Any]
     ) -> None:
         self.folder, self.path, self.lead, self.span, self.plane, self.dtype = folder, path, lead, span, plane, dtype
         self.size = plane[0] * plane[1] * dtype.itemsize
         self.pitch = -(-self.size // ALIGNMENT) * ALIGNMENT
-        self.bytes = self.pitch * lead * len(span)
-        self._sums = np.zeros((lead, len(span)), np.uint32)
-        self._written = np.zeros((lead, len(span)), bool)
+        self.bytes = self.copies * self.pitch * lead * len(span)
+        self._sums = np.zeros((self.copies, lead, len(span)), np.uint32)
+        self._written = np.zeros((self.copies, lead, len(span)), bool)
         self._file = -1
 
     def open(self) -> None:
         """Make the file, which disappears with this process."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        self._open(os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        with _errors(self.path):
+            os.unlink(self.path)
+            os.ftruncate(self._file, self.bytes)
+
+    def _open(self, flags: int) -> None:
         with _errors(self.path):
             try:
                 self._file = os.open(self.path, flags | getattr(os, "O_DIRECT", 0), 0o600)
@@ -127,16 +143,14 @@ class ScratchField:
                 if error.errno != errno.EINVAL:
                     raise
                 self._file = os.open(self.path, flags, 0o600)  # a file system in memory
-            os.unlink(self.path)
-            os.ftruncate(self._file, self.bytes)
 
     def read(self, planes: Span, into: Any) -> None:
         """Copy planes into an array (lead, planes, Y, X) on any device. Raises RunError where a checksum does not match."""
-        self.folder.run(lambda task: self._read(task[0], task[1], into, planes), self._tasks(planes), writes=False)
+        self.folder.run(lambda task: self._read(task, into, planes), self._tasks(planes, self._current()), writes=False)
 
     def write(self, planes: Span, source: Any) -> None:
         """Replace planes. Raises OutOfSpace and OutputError."""
-        self.folder.run(lambda task: self._write(task[0], task[1], source, planes), self._tasks(planes), writes=True)
+        self.folder.run(lambda task: self._write(task, source, planes), self._tasks(planes, self._next()), writes=True)
 
     def close(self) -> None:
         """Give the space up."""
@@ -149,26 +163,38 @@ class ScratchField:
         with suppress(OSError):
             self.close()
 
-    def _tasks(self, planes: Span) -> list[tuple[int, Span]]:
-        """Component and planes of each transfer."""
-        each = max(1, STAGING_BYTES // self.pitch)
-        starts = range(planes.start, planes.stop, each)
-        return [(c, Span(z, min(z + each, planes.stop))) for c in range(self.lead) for z in starts]
+    def _current(self) -> NDArray[np.uint8] | None:
+        """Which copy of each plane is read, (lead, planes); None: the only one."""
+        return None
 
-    def _read(self, component: int, part: Span, into: Any, planes: Span) -> None:
+    def _next(self) -> NDArray[np.uint8] | None:
+        """Which copy is written."""
+        return None
+
+    def _tasks(self, planes: Span, copies: NDArray[np.uint8] | None) -> list[Task]:
+        """The transfers: of planes that follow each other in the file, and of a bounded size."""
+        each, found = max(1, STAGING_BYTES // self.pitch), list[Task]()
+        for c in range(self.lead):
+            runs = [(planes, 0)] if copies is None else _runs(planes, copies[c, planes.within(self.span)])
+            for run, copy in runs:
+                found += [(c, Span(z, min(z + each, run.stop)), copy) for z in range(run.start, run.stop, each)]
+        return found
+
+    def _read(self, task: Task, into: Any, planes: Span) -> None:
+        component, part, copy = task
         target = into[component, part.within(planes)]
-        known = self._written[component, part.within(self.span)]
+        known = self._written[copy, component, part.within(self.span)]
         if not known.any():
             target[...] = 0
             return
         direct = self._bytes_of(target)
         staged = self._stage(len(part)) if direct is None else direct
         with _errors(self.path):
-            _transfer(os.preadv, self._file, staged, self._offset(component, part.start))
+            _transfer(os.preadv, self._file, staged, self._offset(component, part.start, copy))
         self.folder.moved += staged.nbytes
         sums, rows = _checksums(staged, self.pitch), self._rows(staged)
         for k, z in enumerate(range(part.start, part.stop)):
-            if known[k] and sums[k] != self._sums[component, z - self.span.start]:
+            if known[k] and sums[k] != self._sums[copy, component, z - self.span.start]:
                 raise RunError(
                     f"plane {z} of a field in {self.folder.path} is not what was written there: the disk or its memory is "
                     "damaged; continue from the last checkpoint with another folder (--resume, --scratch)."
@@ -183,7 +209,8 @@ class ScratchField:
         else:
             target[...] = found
 
-    def _write(self, component: int, part: Span, source: Any, planes: Span) -> None:
+    def _write(self, task: Task, source: Any, planes: Span) -> None:
+        component, part, copy = task
         given = source[component, part.within(planes)]
         staged = self._bytes_of(given)
         if staged is None:
@@ -191,11 +218,11 @@ class ScratchField:
             staged = self._stage(len(part))
             self._rows(staged)[...] = found.reshape(len(part), -1).view(np.uint8)
         at = part.within(self.span)
-        self._sums[component, at] = _checksums(staged, self.pitch)
+        self._sums[copy, component, at] = _checksums(staged, self.pitch)
         with _errors(self.path):
-            _transfer(os.pwritev, self._file, staged, self._offset(component, part.start))
+            _transfer(os.pwritev, self._file, staged, self._offset(component, part.start, copy))
         self.folder.moved += staged.nbytes
-        self._written[component, at] = True
+        self._written[copy, component, at] = True
 
     def staging(self, planes: int) -> NDArray[Any]:
         """An array (lead, planes, Y, X) whose planes lie in memory as in the file, which are read and written without a copy."""
@@ -218,8 +245,8 @@ class ScratchField:
         """The planes of a transfer without what pads them."""
         return staged.reshape(-1, self.pitch)[:, : self.size]
 
-    def _offset(self, component: int, plane: int) -> int:
-        return (component * len(self.span) + plane - self.span.start) * self.pitch
+    def _offset(self, component: int, plane: int, copy: int) -> int:
+        return ((copy * self.lead + component) * len(self.span) + plane - self.span.start) * self.pitch
 
     def _stage(self, planes: int) -> NDArray[np.uint8]:
         """Aligned memory of this thread."""
@@ -228,6 +255,14 @@ class ScratchField:
         if len(getattr(own, "memory", b"")) < needed:
             own.memory = mmap.mmap(-1, needed)
         return np.frombuffer(own.memory, np.uint8, needed)
+
+
+def _runs(planes: Span, copies: NDArray[np.uint8]) -> Iterator[tuple[Span, int]]:
+    """Planes that follow each other with the same copy."""
+    cuts = [0, *(np.flatnonzero(np.diff(copies)) + 1).tolist(), len(planes)]
+    for a, b in pairwise(cuts):
+        if b > a:
+            yield Span(planes.start + a, planes.start + b), int(copies[a])
 
 
 def _checksums(staged: NDArray[np.uint8], pitch: int) -> list[int]:

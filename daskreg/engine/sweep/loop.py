@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,21 +23,21 @@ from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.loop import Judge, Save, iterate
 from daskreg.engine.reach import Reach, ReachMonitor, SamplingMap
-from daskreg.engine.report import LevelReport, Trace, Watch
+from daskreg.engine.report import STOP, LevelReport, Trace, Watch
 from daskreg.engine.residency import make_sampler
 from daskreg.engine.sampler import Resident
-from daskreg.engine.state import is_mixed
 from daskreg.engine.streamed import Streamed
 from daskreg.engine.sums import add_up_slabs
 from daskreg.engine.sweep.buffers import EMPTY
+from daskreg.engine.sweep.composition import Composition
 from daskreg.engine.sweep.evaluation import SlabEvaluation
 from daskreg.engine.sweep.slabs import FIXED, MASK, SlabBuffers
 from daskreg.engine.sweep.state import SweptState
-from daskreg.engine.sweep.step import LevelSmoother, compose_slab, step_slab
+from daskreg.engine.sweep.step import step_slab
 from daskreg.grid import Span
 from daskreg.kernels.device import host
 from daskreg.planning import Level
-from daskreg.planning.slabs import HEIGHTS, Reaches, Slab, schedule
+from daskreg.planning.slabs import HEIGHTS, Slab
 
 MOSTLY = 0.5  # part of an iteration: from there on a disk is called slow
 LEAST_WAIT = 0.5  # seconds of waiting an iteration
@@ -58,7 +57,7 @@ class SweepBackend(CpuBackend):
         return None if k % 2 else self.past[: max(k - self.lag, 0)]
 
 
-class SweepLoop:
+class SweepLoop(Composition):
     """One level of the deformable stage on one rank, its fields in a ``SweptState``."""
 
     def __init__(
@@ -70,11 +69,10 @@ class SweepLoop:
         comm: Communicator,
         trace: Trace | None = None,
     ) -> None:
-        self.stage, self.level, self.comm = stage, level, comm
         fixed, moving = images
-        self.block = b = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
-        self.reaches, whole = Reaches.of(stage), b.partition.whole
-        self.half = is_mixed(stage, b.device)
+        block = Block(level.fixed.shape, level.partition, comm.rank, level.halo, fixed.device)
+        super().__init__(stage, block, level.slab, comm)
+        self.level, b, whole = level, block, block.partition.whole
         wanted = [s.grow(self.reaches.total) & whole for s in b.partition.slabs]
         kept = level.images != "device"
         opened = fixed.open(level.fixed_factors, wanted, comm, self.half, kept)
@@ -83,16 +81,9 @@ class SweepLoop:
         where = level.residency, moving, level.moving_factors, level.shards
         sampler = make_sampler(*where, comm, trace, self.half, kept, level.window)
         assert isinstance(sampler, Resident), "a ring has no slabs"
-        self.sampler = sampler
+        self.sampler, self.masked = sampler, sampler.masked
         self.monitor = self._monitor(comm)
         self.similarity = stage.similarity.build(b.device.kind)
-        self.filters = LevelSmoother(b, stage.smooth_gradient), LevelSmoother(b, stage.smooth_warp)
-        self.height = level.slab
-        self.slabs = self._scheduled(self.height)
-        self.following = dict(pairwise(self.slabs))
-
-    def _scheduled(self, height: int) -> list[Slab]:
-        return schedule(self.block.own, self.block.shape[0], height, self.reaches)
 
     def _monitor(self, comm: Communicator) -> ReachMonitor | None:
         """How far u can reach into the moving image, where not all of it is held."""
@@ -147,7 +138,7 @@ class SweepLoop:
             return planned + level.traded * (level.slab - height)
 
         def read(height: int) -> int:
-            found = (reach.read_by(_sampled(slab)) & level.shards.whole for slab in self._scheduled(height))
+            found = (reach.read_by(_sampled(slab)) & level.shards.whole for slab in self.scheduled(height))
             return max(map(len, found), default=0)
 
         while height > least and read(height) > allowed(height):
@@ -155,8 +146,7 @@ class SweepLoop:
         sampler.most = allowed(height)
         if height < self.height:
             self.buffers.close()
-            self.height, self.slabs = height, self._scheduled(height)
-            self.following = dict(pairwise(self.slabs))
+            self.schedule(height)
             del self.buffers  # their memory goes before new ones come
             self.buffers = SlabBuffers(self, state)
 
@@ -176,19 +166,11 @@ class SweepLoop:
         return self.monitor.measure_planes(b.box(slab.composed & self.block.own), b.held.start, b.u.array)
 
     def _save(self, state: SweptState, report: LevelReport, save: Any, losses: list[float], asked: float) -> None:
-        self.finish_step(state)
+        """Where the fields are their own checkpoint the step is left to whoever goes on with it."""
+        if not state.kept or asked >= STOP:
+            self.finish_step(state)
         report.losses = losses
         save(state, report, asked)
-
-    def finish_step(self, state: SweptState) -> None:
-        """Compose with the last direction, without a new gradient."""
-        if state.length is not None:
-            for slab in self.slabs:
-                self.buffers.move(slab)
-                self._compose(state, slab)
-            self.buffers.finish()
-            state.length = None
-            state.exchange(self.comm)
 
     # ---------------------------------------------------------------- an iteration
 
@@ -255,18 +237,11 @@ class SweepLoop:
     def _visit(self, state: SweptState, slab: Slab, reach: list[Any] | None) -> None:
         """Bring a slab's fields, its new displacement and its samples."""
         self.buffers.move(slab)
-        self._compose(state, slab)
+        self.compose(state, slab)
         if reach is not None and len(slab.composed & self.block.own):
             reach.append(host(self._reach(slab)))
         self.sampler.bring(_sampled(slab), _sampled(self.following.get(slab)))
         self._sample(slab)
-
-    def _compose(self, state: SweptState, slab: Slab) -> None:
-        if state.length is None:
-            self.buffers.use_stored_u(slab)
-        else:
-            compose_slab(self, state, slab)
-            self.buffers.store_u(slab.composed & self.block.own)
 
     def _sample(self, slab: Slab) -> None:
         b, planes = self.buffers, slab.composed

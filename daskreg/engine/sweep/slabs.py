@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from daskreg.kernels.compiler.launch import Shape
 from daskreg.planning.slabs import Slab, staged_planes
 from daskreg.similarity.base import Samples
 
-if TYPE_CHECKING:
-    from daskreg.engine.sweep.loop import SweepLoop
-
 FIXED, MASK = "fixed", "mask"  # names of images that a sweep reads
 
 
@@ -28,9 +25,10 @@ class SlabBuffers:
 
     before, u: the displacement before and after composition;  state: the optimizer's fields;  gradient: dC/du as it is stored;
     work: two fields without a content that lasts;  still: of the fixed image and its mask, where they are not in memory.
+    loop: a ``SweepLoop``, or a ``Composition``, which evaluates nothing.
     """
 
-    def __init__(self, loop: SweepLoop, state: SweptState) -> None:
+    def __init__(self, loop: Any, state: SweptState) -> None:
         self.loop, self.swept = loop, state
         b, capacity = loop.block, max((len(s.held) for s in loop.slabs), default=0)
         plane = b.shape[1], b.shape[2]
@@ -45,7 +43,7 @@ class SlabBuffers:
         self.work = vector(), vector()
         self.composed: tuple[Span, Any] = EMPTY, None  # planes before their filter, which the next slab's filter reads as well
         self.state = {name: vector(field.dtype) for name, field in state.optimizer_state.items()}
-        self.moved, self.weight = scalar(), scalar() if loop.sampler.masked else None
+        self.moved, self.weight = scalar(), scalar() if loop.masked else None
         apart = {name: image.dtype for name, image in loop.still.items() if not at_hand(image, b.device)}
         self.still = {name: Buffer(b.device, (1,), capacity, plane, dtype) for name, dtype in apart.items()}
         self.held = EMPTY

@@ -19,6 +19,7 @@ from daskreg.models.base import BlockLayout
 from daskreg.planning.slabs import Slab
 
 if TYPE_CHECKING:
+    from daskreg.engine.sweep.composition import Composition
     from daskreg.engine.sweep.loop import SweepLoop
 
 
@@ -78,7 +79,7 @@ class SlabStep:
 
     idle = False
 
-    def __init__(self, loop: SweepLoop, box: Shape, planes: Span, clock: Any, longest: Any) -> None:
+    def __init__(self, loop: Composition, box: Shape, planes: Span, clock: Any, longest: Any) -> None:
         b = loop.buffers
         self.box, self.first, self.planes = box, b.held.start, len(b.held)
         self.filter: Any = loop.filters[0].at(b.held)
@@ -101,7 +102,7 @@ class SlabStep:
         return self.direction
 
 
-def compose_slab(loop: SweepLoop, state: SweptState, slab: Slab) -> None:
+def compose_slab(loop: Composition, state: SweptState, slab: Slab) -> None:
     """The displacement after the step that the last sweep made, on the planes that are composed."""
     b, s, planes = loop.buffers, loop.stage, slab.composed
     whole, xp = loop.block.partition.whole, loop.block.device.xp

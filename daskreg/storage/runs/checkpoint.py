@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from daskreg.storage.axes import SPACE
 from daskreg.storage.fs.address import is_remote, join
 from daskreg.storage.fs.errors import read_errors, reason, write_errors
 from daskreg.storage.fs.files import exists, list_names, read_text, remove, replace_text, sync
+from daskreg.storage.kept_fields import remove_kept
 
 if TYPE_CHECKING:
     import zarr
@@ -29,6 +31,7 @@ else:
 
 CHECKPOINT_FOLDER = "checkpoint"
 LATEST = "latest.json"
+KEPT = "kept.json"  # where fields on disk are that are their own checkpoint
 IO_THREADS = 4  # planes read or written at once: each takes about twice its bytes beside the caller's array
 REPEAT = "repeat the run with --overwrite"
 
@@ -117,8 +120,37 @@ class CheckpointStore:
         _in_threads(len(span), lambda k: _read_plane(array, where, span.start + k, planes[:, k]))
         return planes
 
+    def point_to(self, folder: str | None) -> None:
+        """Name the folder of fields that are their own checkpoint (``storage.kept_fields``), None for none."""
+        path = join(self.path, KEPT)
+        with write_errors(path):
+            if folder is None:
+                remove(path)
+            else:
+                replace_text(path, _json({"folder": folder}))
+
+    def pointed_to(self) -> str | None:
+        """The folder that ``point_to`` named. Raises Unreadable."""
+        path = join(self.path, KEPT)
+        with read_errors(path):
+            text = read_text(path)
+        try:
+            return None if text is None else str(json.loads(text)["folder"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise Unreadable(
+                f"{path} is damaged: {reason(error)}; delete it to continue from the last full checkpoint."
+            ) from error
+
+    def remove_kept_fields(self) -> None:
+        """Delete those in the folder that is pointed to, where it is on this machine."""
+        with suppress(Unreadable):
+            folder = self.pointed_to()
+            if folder is not None:
+                remove_kept(folder)
+
     def remove(self) -> None:
         """Delete all checkpoints, ``latest.json`` first. Raises OutputError."""
+        self.remove_kept_fields()
         with write_errors(self.path):
             remove(join(self.path, LATEST))
             remove(self.path)
@@ -152,7 +184,7 @@ class CheckpointStore:
     def _delete_others(self, number: int | None) -> None:
         """Delete everything but checkpoint ``number`` and the metadata."""
         for name in list_names(self.path):
-            if name not in ("zarr.json", LATEST, str(number)):
+            if name not in ("zarr.json", LATEST, KEPT, str(number)):
                 remove(join(self.path, name))
 
 
