@@ -80,7 +80,13 @@ def register(
         typer.Option("--inputs-changed", help="with --resume: continue although inputs changed; the result mixes both"),
     ] = False,
     checkpoint: Annotated[
-        float, typer.Option("--checkpoint-every", min=0, max=1e9, help="seconds between two (0: every iteration)")
+        float,
+        typer.Option(
+            "--checkpoint-every",
+            min=0,
+            max=1e9,
+            help="seconds between two (0: every iteration; fields on disk then take twice the space, not more time)",
+        ),
     ] = 180.0,
     retries: Annotated[int, typer.Option("--retries", min=0, max=1000, help="how often to continue without a lost worker")] = 1,
     deadline: Annotated[

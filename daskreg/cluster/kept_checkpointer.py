@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -48,11 +47,8 @@ class KeptCheckpointer:
         self.store, self.comm, self.number = CheckpointStore(run), comm, 0
         names = np.frombuffer(uuid.uuid4().bytes + uuid.uuid4().bytes, np.uint8)
         drawn = comm.broadcast(names).tobytes().hex()
-        before = self.store.pointed_to()
-        known = before is not None and Path(before).parent == scratch.path
-        folder = Path(cast(str, before)) if known else kept_folder(scratch.path, drawn[:32])
-        self.fields = KeptFields(scratch, folder, drawn[32:], comm.rank, comm.size)
-        self.before = None if known else before
+        self.identity = self.store.kept() or drawn[:32]
+        self.fields = KeptFields(scratch, kept_folder(scratch.path, self.identity), drawn[32:], comm.rank, comm.size)
 
     def allocate(self, lead: int, span: Span, plane: tuple[int, int], dtype: Any = np.float32) -> KeptField:
         """See ``Kept``."""
@@ -78,21 +74,19 @@ class KeptCheckpointer:
 
     def _point(self) -> None:
         if self.comm.rank == 0:
-            self.store.point_to(str(self.fields.folder))
+            self.store.keep(self.identity)
         self.comm.barrier()
         self.fields.remove_others()
-        if self.before is not None:
-            remove_kept(self.before)
 
 
 @contextmanager
-def kept_reader(run: str, plan: Plan, device: Device, comm: Communicator) -> Iterator[KeptReader | None]:
-    """What reads the fields that a run points to; None where it points to none."""
-    folder = CheckpointStore(run).pointed_to()
-    if folder is None:
+def kept_reader(run: str, folder: str | None, plan: Plan, device: Device, comm: Communicator) -> Iterator[KeptReader | None]:
+    """What reads the fields of a run in a scratch folder; None where it has none."""
+    identity = CheckpointStore(run).kept()
+    if identity is None or folder is None:
         yield None
         return
-    with ScratchFolder(folder, reads=True) as scratch:
+    with ScratchFolder(kept_folder(folder, identity), reads=True) as scratch:
         yield KeptReader(scratch, plan, device, comm)
 
 
@@ -107,7 +101,7 @@ class KeptReader:
         found = KeptCheckpoint.latest(self.scratch.path, progress)
         with suppress(DaskregError, OSError, ValueError, KeyError):
             if found is not None and progress(found.state) > full:
-                found.require_files()
+                found.require_files(self.scratch)
                 self._require_same_fields(found)
                 mark = zlib.crc32(repr([(c.path.parent.name, c.about["number"]) for c in found.commits]).encode()) + 1
                 return self._agreed(found, float(mark))

@@ -192,7 +192,7 @@ def _optimise(
     allocate = None if scratch is None else scratch.allocate
     rank = Rank(job.plan, images, job.start, comm, watch, save, trace, job.begin, allocate, kept)
     if job.resume:
-        with kept_reader(job.output, job.plan, Device(job.device), comm) as reader:
+        with kept_reader(job.output, job.scratch, job.plan, Device(job.device), comm) as reader:
             checkpointer.restore(rank, reader)
     return rank.run()
 

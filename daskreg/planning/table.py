@@ -69,7 +69,8 @@ def _elsewhere(plan: Layout) -> list[str]:
     swept = [(plan.config.stages[k], level) for k, levels in enumerate(plan.levels) for level in levels if level.state == "disk"]
     written = sum(level.iterations * swept_bytes(plan, s, level) for s, level in swept if isinstance(s, Deformable))
     rows = [f"host memory of a worker: {size(host)} for fields{' and images' * (plan.images == 'host')}"] if host else []
-    return rows + ([f"scratch of a worker: {size(scratch)}, up to {size(written)} written in all"] if scratch else [])
+    twice = f"with a checkpoint every iteration up to {size(2 * scratch)}"
+    return rows + ([f"scratch of a worker: {size(scratch)} ({twice}), up to {size(written)} written in all"] if scratch else [])
 
 
 def _many(n: int, what: str) -> str:

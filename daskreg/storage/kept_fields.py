@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,16 +32,34 @@ from daskreg.storage.scratch import PREFIX, ScratchField, ScratchFolder
 MANIFEST = "rank-{}-{}.npz"
 PARITY = "even", "odd"
 READABLE = 1  # format of the commits
+IDENTITY = re.compile(r"[0-9a-f]{32}")  # of a run, and of an attempt
+FIELD = re.compile(r"rank-\d+-\d+\.field")
+COMMIT = re.compile(r"rank-\d+-(even|odd)\.npz")
+FILES = re.compile(rf"{FIELD.pattern}|{COMMIT.pattern}|rank-\d+-(even|odd)\.part")
 
 
 def kept_folder(scratch: str | Path, identity: str) -> Path:
-    """Where the fields of a run are in a scratch folder."""
+    """Where the fields of a run are in a scratch folder. Raises ValueError for what is no identity."""
+    if not IDENTITY.fullmatch(identity):
+        raise ValueError(f"{identity!r} names no fields: 32 hexadecimal digits were expected.")
     return Path(scratch) / f"{PREFIX}kept-{identity}"
 
 
-def remove_kept(folder: str | Path) -> None:
-    """Delete all fields and commits of a run, where they are on this machine."""
-    shutil.rmtree(folder, ignore_errors=True)
+def remove_kept(folder: Path) -> None:
+    """Delete all fields and commits of a run, and nothing else, where they are on this machine."""
+    for attempt in _folders(folder):
+        remove_attempt(attempt)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def remove_attempt(path: Path) -> None:
+    """Delete what one attempt has left."""
+    with suppress(OSError):
+        for name in os.listdir(path):
+            if FILES.fullmatch(name):
+                (path / name).unlink()
+        path.rmdir()
 
 
 class KeptField(ScratchField):
@@ -57,16 +75,28 @@ class KeptField(ScratchField):
     def open(self) -> None:
         """Make the file."""
         with write_errors(str(self.path.parent)):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
         self._open(os.O_RDWR | os.O_CREAT | os.O_EXCL)
         with write_errors(str(self.path)):
             os.ftruncate(self._file, self.bytes)
 
     def open_again(self, known: Mapping[str, NDArray[Any]]) -> None:
-        """The file of another process, as its commit names it."""
-        self._open(os.O_RDWR)
+        """The file of another process, as its commit names it. Raises OutputError where it is not that."""
+        self.require_own()
+        self._open(os.O_RDWR | os.O_NOFOLLOW)
         self._places = known["copy"], np.zeros(known["copy"].shape, bool)
         self._sums, self._written = known["sums"], known["written"]
+
+    def require_own(self) -> None:
+        """Raises OutputError unless the file is one that this user's daskreg has made."""
+        try:
+            found = os.lstat(self.path)
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be read: {reason(error)}; continue with another --scratch.") from error
+        plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
+        if not plain or found.st_size != self.bytes:
+            raise OutputError(f"{self.path} is not the field that was kept there; continue with another --scratch.")
 
     def close(self) -> None:
         """Close the file, which stays: see ``KeptFields.tidy``."""
@@ -139,7 +169,7 @@ class KeptFields:
         """Delete what other attempts have left."""
         for other in self.folder.iterdir():
             if other != self.path:
-                remove_kept(other)
+                remove_attempt(other)
 
 
 def write_commit(
@@ -187,7 +217,8 @@ class Commit:
             about = json.loads(arrays.pop("about").tobytes())
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return None
-        return cls(path, about, arrays) if about.get("format") == READABLE else None
+        files = [about_field.get("file", "") for about_field in about.get("fields", {}).values()]
+        return cls(path, about, arrays) if about.get("format") == READABLE and all(map(FIELD.fullmatch, files)) else None
 
     @property
     def own(self) -> Span:
@@ -196,13 +227,16 @@ class Commit:
 
     def open(self, scratch: ScratchFolder) -> dict[str, KeptField]:
         """The fields by name. Raises OutputError where a file is gone."""
-        found = {}
-        for name, about in self.about["fields"].items():
-            path, span = self.path.parent / about["file"], Span(*about["span"])
-            kept = KeptField(scratch, path, about["lead"], span, tuple(about["plane"]), np.dtype(about["dtype"]))
+        found = {name: self.field(name, scratch) for name in self.about["fields"]}
+        for name, kept in found.items():
             kept.open_again({key: self.arrays[f"{name}.{key}"].copy() for key in ("copy", "sums", "written")})
-            found[name] = kept
         return found
+
+    def field(self, name: str, scratch: ScratchFolder) -> KeptField:
+        """A field that is not open."""
+        about = self.about["fields"][name]
+        path, span = self.path.parent / about["file"], Span(*about["span"])
+        return KeptField(scratch, path, about["lead"], span, tuple(about["plane"]), np.dtype(about["dtype"]))
 
 
 @dataclass(frozen=True)
@@ -228,25 +262,27 @@ class KeptCheckpoint:
         state: dict[str, Any] = self.commits[0].about["state"]
         return state
 
-    def require_files(self) -> None:
-        """Raises OutputError where a field is gone."""
+    def require_files(self, scratch: ScratchFolder) -> None:
+        """Raises OutputError where a field is gone, or is another file."""
         for commit in self.commits:
-            for about in commit.about["fields"].values():
-                path = commit.path.parent / about["file"]
-                try:
-                    path.stat()
-                except OSError as error:
-                    raise OutputError(f"{path} cannot be read: {reason(error)}; continue without --scratch.") from error
+            for name in commit.about["fields"]:
+                commit.field(name, scratch).require_own()
 
 
 def _folders(folder: Path) -> Iterator[Path]:
     with suppress(OSError):
-        yield from sorted(path for path in folder.iterdir() if path.is_dir())
+        found = [path for path in folder.iterdir() if IDENTITY.fullmatch(path.name)]
+        yield from sorted(path for path in found if _is_own(path))
+
+
+def _is_own(folder: Path) -> bool:
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _complete(attempt: Path) -> tuple[Commit, ...]:
     """The commits of all ranks with the highest number that all have; empty without one."""
-    named = [path for path in attempt.iterdir() if re.fullmatch(r"rank-\d+-(even|odd)\.npz", path.name)]
+    named = [path for path in attempt.iterdir() if COMMIT.fullmatch(path.name)]
     by_number: dict[int, dict[int, Commit]] = {}
     for commit in filter(None, map(Commit.read, named)):
         by_number.setdefault(commit.about["number"], {})[commit.about["rank"]] = commit

@@ -29,6 +29,7 @@ from daskreg.storage.fill import Fill, describe_fill
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
 from daskreg.storage.fs.lock import OutputLock, only_writer
+from daskreg.storage.kept_fields import remove_kept
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
 from daskreg.workflows.background import Choice, backgrounds
@@ -40,9 +41,11 @@ from daskreg.workflows.resources import LOCAL, Allocation, Comm, Residency, Reso
 from daskreg.workflows.result import Report, Result, merge_reports
 from daskreg.workflows.resume import (
     keep_checkpoint_or_remove,
+    kept_fields,
     require_resume_arguments,
     require_same_images,
     restore_request,
+    tell_of_other_scratch,
     unfinished_run,
 )
 from daskreg.workflows.start import StartLike, stored_start
@@ -190,9 +193,13 @@ def register(
             use = allocate(resources, found, cluster)
             inputs = asked.for_device(use.device)
             planned = _fitting_plan(inputs, use)
+            scratch = _scratch(path, use)
+            replaced = kept_fields(path, scratch) if store is None else None
+            if store is not None and found is None:
+                tell_of_other_scratch(store.path, scratch)
             store = _begun(store, path, request, inputs, overwrite, inputs_changed)
             run = _Run(inputs, planned, store, use, resume)
-            with keep_checkpoint_or_remove(store):
+            with keep_checkpoint_or_remove(store, scratch):
                 place = nullcontext(found) if found else clusters.embedded_client(use.workers, threads, use.device)
                 with following(progress) as observer, place as at, clusters.scheduler_required():
                     begun = time.perf_counter()
@@ -200,10 +207,13 @@ def register(
                     now = time.perf_counter()
                     report["seconds"] = {"start": begun - started, **report["seconds"], "total": now - started}
                 lock.verify()
+                kept = kept_fields(store.path, scratch)
                 if trials:
                     report["tried"] = [t.as_dict() for t in trials]
                 changed, written = changes_while_running(store, request), images_of(planned.config)
                 finished = store.finish({**provenance(planned, inputs.fixed, inputs.moving), **report, **changed}, written)
+                for fields in filter(None, [kept, replaced]):
+                    remove_kept(fields)
     return Result(RunStore.open(finished.path))
 
 

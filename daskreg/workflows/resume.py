@@ -12,7 +12,8 @@ from typing import Any
 from daskreg.config import Config
 from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage import RunStore
+from daskreg.storage import CheckpointStore, RunStore
+from daskreg.storage.kept_fields import kept_folder, remove_kept
 from daskreg.storage.runs.run_state import has_checkpoint
 from daskreg.workflows.inputs import Request, address_of, as_config
 
@@ -20,9 +21,28 @@ log = logging.getLogger("daskreg")
 FILES = ("fixed_mask", "moving_mask", "initial_transform")
 
 
+def kept_fields(run: str, scratch: str | None) -> Path | None:
+    """Where the fields of an unfinished run are that are their own checkpoint, None where it has none."""
+    identity = CheckpointStore(run).kept() if scratch is not None else None
+    return None if identity is None or scratch is None else kept_folder(scratch, identity)
+
+
+def tell_of_other_scratch(run: str, scratch: str | None) -> None:
+    """Warn where a run kept its last iteration in a folder that is not named now."""
+    folder = kept_fields(run, scratch)
+    if folder is not None and not folder.exists():
+        log.warning(
+            "the fields of the last iteration are not in %s: going on from the last full checkpoint; to go on from them, stop "
+            "and name the --scratch folder of the run.",
+            scratch,
+        )
+
+
 @contextmanager
-def keep_checkpoint_or_remove(store: RunStore) -> Iterator[None]:
+def keep_checkpoint_or_remove(store: RunStore, scratch: str | None = None) -> Iterator[None]:
     """A run that ends early keeps its last checkpoint, if another attempt can use it; otherwise the run is removed.
+
+    scratch: where its fields may be.
 
     Raises OutputError in place of what followed from it when the run was removed, or is continued by another process.
     """
@@ -31,7 +51,7 @@ def keep_checkpoint_or_remove(store: RunStore) -> Iterator[None]:
     except BaseException as error:
         lost = _lost(store)
         if lost is None:
-            _keep_or_remove(store, error)
+            _keep_or_remove(store, error, kept_fields(store.path, scratch))
             raise
         store.abandon()
         if isinstance(error, Exception):
@@ -48,12 +68,14 @@ def _lost(store: RunStore) -> OutputError | None:
     return None
 
 
-def _keep_or_remove(store: RunStore, error: BaseException) -> None:
+def _keep_or_remove(store: RunStore, error: BaseException, fields: Path | None) -> None:
     if store.complete:  # but its place was taken, as the error says
         return
     hopeless = isinstance(error, InputError | Diverged) and not isinstance(error, NotFound | Unreadable)
     if hopeless or not has_checkpoint(store.path):  # a chunk that is missing or damaged can be restored
         store.abandon()
+        if fields is not None:
+            remove_kept(fields)
         return
     with suppress(OutputError):  # on a full disk the checkpoint is there all the same, and enough
         store.mark_resumable()

@@ -21,7 +21,7 @@ from daskreg.storage.axes import SPACE
 from daskreg.storage.fs.address import is_remote, join
 from daskreg.storage.fs.errors import read_errors, reason, write_errors
 from daskreg.storage.fs.files import exists, list_names, read_text, remove, replace_text, sync
-from daskreg.storage.kept_fields import remove_kept
+from daskreg.storage.kept_fields import IDENTITY
 
 if TYPE_CHECKING:
     import zarr
@@ -31,7 +31,7 @@ else:
 
 CHECKPOINT_FOLDER = "checkpoint"
 LATEST = "latest.json"
-KEPT = "kept.json"  # where fields on disk are that are their own checkpoint
+KEPT = "kept.json"  # which fields on disk are their own checkpoint
 IO_THREADS = 4  # planes read or written at once: each takes about twice its bytes beside the caller's array
 REPEAT = "repeat the run with --overwrite"
 
@@ -120,37 +120,23 @@ class CheckpointStore:
         _in_threads(len(span), lambda k: _read_plane(array, where, span.start + k, planes[:, k]))
         return planes
 
-    def point_to(self, folder: str | None) -> None:
-        """Name the folder of fields that are their own checkpoint (``storage.kept_fields``), None for none."""
+    def keep(self, identity: str) -> None:
+        """Name fields on disk that are their own checkpoint (``storage.kept_fields``)."""
         path = join(self.path, KEPT)
         with write_errors(path):
-            if folder is None:
-                remove(path)
-            else:
-                replace_text(path, _json({"folder": folder}))
+            replace_text(path, _json({"identity": identity}))
 
-    def pointed_to(self) -> str | None:
-        """The folder that ``point_to`` named. Raises Unreadable."""
+    def kept(self) -> str | None:
+        """The identity of such fields, None where there are none."""
         path = join(self.path, KEPT)
-        with read_errors(path):
+        with suppress(ValueError, KeyError, TypeError, Unreadable), read_errors(path):
             text = read_text(path)
-        try:
-            return None if text is None else str(json.loads(text)["folder"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise Unreadable(
-                f"{path} is damaged: {reason(error)}; delete it to continue from the last full checkpoint."
-            ) from error
-
-    def remove_kept_fields(self) -> None:
-        """Delete those in the folder that is pointed to, where it is on this machine."""
-        with suppress(Unreadable):
-            folder = self.pointed_to()
-            if folder is not None:
-                remove_kept(folder)
+            found = None if text is None else json.loads(text)["identity"]
+            return found if isinstance(found, str) and IDENTITY.fullmatch(found) else None
+        return None
 
     def remove(self) -> None:
         """Delete all checkpoints, ``latest.json`` first. Raises OutputError."""
-        self.remove_kept_fields()
         with write_errors(self.path):
             remove(join(self.path, LATEST))
             remove(self.path)

@@ -358,7 +358,6 @@ class RunStore:
         except InputError:
             mine = is_remains(self.path)
         if mine:
-            CheckpointStore(self.path).remove_kept_fields()
             with write_errors(self.path):
                 remove(self.path)
 

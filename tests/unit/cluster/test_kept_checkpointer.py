@@ -17,7 +17,7 @@ from daskreg.optimizers.sgd import SGD
 from daskreg.optimizers.sgd.update import Momentum
 from daskreg.similarity import LNCC, MI, MSE
 from daskreg.storage import RunStore
-from daskreg.storage.kept_fields import KeptCheckpoint, KeptFields
+from daskreg.storage.kept_fields import KeptCheckpoint, KeptFields, kept_folder, remove_kept
 from daskreg.storage.runs.checkpoint import CheckpointStore
 from daskreg.storage.scratch import ScratchFolder
 from tests.phantoms import blobs
@@ -84,7 +84,10 @@ def resumed(case, run, scratch, ranks, told=None):
     """The rest of it, on other ranks; ``told``: gets where each went on from."""
 
     def rest(comm):
-        with ScratchFolder(scratch) as folder, kept_reader(run, case.plan(comm.size, "replicate"), CPU, comm) as reader:
+        with (
+            ScratchFolder(scratch) as folder,
+            kept_reader(run, str(scratch), case.plan(comm.size, "replicate"), CPU, comm) as reader,
+        ):
             rank = case.rank(comm, "replicate")
             rank.scratch = folder.allocate
             Checkpointer(run, comm).restore(rank, reader)
@@ -136,15 +139,19 @@ def test_a_rank_that_is_a_commit_ahead_goes_back_to_that_of_the_others(tmp_path,
     assert set(told) == {(1, 2)}  # five commits, of which three in the first level
 
 
+def folder_of(run):
+    return kept_folder(Path(run).parent, CheckpointStore(run).kept())
+
+
 def fields_of(run):
-    return sorted(Path(CheckpointStore(run).pointed_to()).glob("*/*.field"))
+    return sorted(folder_of(run).glob("*/*.field"))
 
 
 @pytest.mark.parametrize("lost", ["a field", "the commits", "a commit that is cut"])
 def test_where_any_of_it_is_lost_the_run_goes_on_from_the_last_full_checkpoint(tmp_path, run, lost):
     config, told = recipe(MSE()), []
     killed(case(config), run, tmp_path, 2, 7)
-    commits = sorted(Path(CheckpointStore(run).pointed_to()).glob("*/rank-1-*.npz"))
+    commits = sorted(folder_of(run).glob("*/rank-1-*.npz"))
     if lost == "a field":
         fields_of(run)[-1].unlink()
     for one in commits if lost != "a field" else []:
@@ -169,19 +176,44 @@ def test_only_files_of_the_fields_in_use_are_there_after_a_commit(tmp_path, run)
     assert len(fields_of(run)) == 2 * 3  # of two ranks: u, m and v of the second level
 
 
-def test_removing_the_checkpoints_of_a_run_removes_its_fields(tmp_path, run):
+def test_nothing_but_fields_and_commits_is_removed(tmp_path, run):
     killed(case(recipe(MSE())), run, tmp_path, 1, 7)
-    folder = Path(CheckpointStore(run).pointed_to())
-    assert folder.exists()
-    CheckpointStore(run).remove()
-    assert not folder.exists()
+    folder = folder_of(run)
+    [attempt] = folder.iterdir()
+    (attempt / "mine.field").write_text("mine")
+    (folder / "mine").mkdir()
+    remove_kept(folder)
+    assert sorted(p.name for p in folder.rglob("*")) == sorted(["mine", attempt.name, "mine.field"])
+
+
+@pytest.mark.parametrize("identity", ["../../home", "", "A" * 32, "0" * 31])
+def test_a_store_names_no_folder(tmp_path, run, identity):
+    (Path(run) / "checkpoint").mkdir()
+    CheckpointStore(run).keep(identity)
+    assert CheckpointStore(run).kept() is None
+    with pytest.raises(ValueError, match="32 hexadecimal digits"):
+        kept_folder(tmp_path, identity)
+
+
+@pytest.mark.parametrize("file", ["link", "other"])
+def test_a_field_that_is_another_file_is_not_used(tmp_path, run, file):
+    config, told = recipe(MSE()), []
+    killed(case(config), run, tmp_path, 1, 7)
+    field, other = fields_of(run)[0], tmp_path / "precious"
+    other.write_bytes(b"x" * field.stat().st_size if file == "link" else b"x")
+    field.unlink()
+    field.symlink_to(other) if file == "link" else field.hardlink_to(other)
+    before = other.read_bytes()
+    assert_same_bits(resumed(case(config), run, tmp_path, 1, told), case(config, "device").run(1))
+    assert set(told) == {(1, 0)}
+    assert other.read_bytes() == before
 
 
 def test_a_field_reads_what_was_committed_and_written_and_a_reader_what_was_committed(tmp_path):
     rng, plane = np.random.default_rng(0), (5, 7)
     old, new = rng.random((2, 3, 9, *plane), np.float32)
     with ScratchFolder(tmp_path) as scratch:
-        fields = KeptFields(scratch, tmp_path / "kept", "a", 0, 1)
+        fields = KeptFields(scratch, tmp_path / "kept", "a" * 32, 0, 1)
         field = fields.allocate(3, Span(2, 11), plane)
         field.write(Span(2, 11), old)
         fields.commit(1, {"losses": []}, Span(2, 11), {"u": field})
