@@ -139,7 +139,7 @@ def test_a_dry_run_refuses_what_this_machine_has_no_memory_for(tmp_path, capsys,
     code, out, err = run(capsys, "register", *images, "-o", tmp_path / "run.zarr", "--dry-run")
     assert code == 2
     assert "deformable" in out
-    assert "a worker has 0.1 GiB (the memory limit of the job)" in err
+    assert "a worker has 100 MiB (the memory limit of the job)" in err
     assert run(capsys, "plan", *images)[0] == 0  # may be meant for another machine
 
 
@@ -355,7 +355,7 @@ def test_a_cluster_of_gpus_is_not_for_the_processor(capsys, tmp_path):
 
 def test_every_command_has_its_function():
     commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
-    assert len(commands) == 14
+    assert len(commands) == 16
     for name in commands:
         assert getattr(daskreg, name).__module__ == f"daskreg.workflows.{name}"
 

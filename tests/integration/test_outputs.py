@@ -134,7 +134,7 @@ def test_an_input_that_lacks_a_chunk_is_refused_at_the_start_unless_it_is_said_t
     assert not path.exists()
     given = f"{tmp_path}/large.zarr::missing=fill"
     found = daskreg.register(given, moving, [daskreg.Moments()], output=path)
-    assert "1 of 2 chunks are missing, and are read as 0" in caplog.text
+    assert "1 of 2 chunks are missing (the first is c/1/0/0), and are read as 0" in caplog.text
     assert found.moved.shape == (70, 18, 16)
 
 

@@ -55,7 +55,7 @@ def test_a_plan_that_does_not_fit_names_the_limit_and_its_source(monkeypatch, tm
     monkeypatch.setattr(machine, "memory", lambda: Limit(GIB // 4, "the cgroup limit /sys/fs/cgroup/job_7/memory.max"))
     from daskreg.workflows.demo import demo_pair
 
-    with pytest.raises(PlanTooLarge, match=r"a worker has 0\.2 GiB \(the cgroup limit /sys/fs/cgroup/job_7/memory.max\)"):
+    with pytest.raises(PlanTooLarge, match=r"a worker has 256 MiB \(the cgroup limit /sys/fs/cgroup/job_7/memory.max\)"):
         workflow.register(*demo_pair(3), output=tmp_path / "run.zarr")
     assert not (tmp_path / "run.zarr").exists()
 
