@@ -1,6 +1,6 @@
 """From how far away the search finds a pair: random poses of real pairs and a phantom, by ``rigid``'s stages, on one process.
 
-    python benchmarks/capture_range.py --data DIR --poses 20 --only brain,solid
+    python benchmarks/capture_range.py --data DIR --poses 20 --only brain,solid [--opponents greedy_search,ants_search]
 
 Every pose turns the moving image by any rotation and shifts it. Both images are also cut, from opposite ends, such that they
 share ``overlap`` of what is left (1 to 0.5). Half of the poses change the header alone, exactly; the others resample
@@ -11,20 +11,25 @@ where they left it (``truth_moved``, in voxels) a row tells nothing of the searc
 
 A pose counts as found where the mean distance to the truth, over the voxels of the fixed image that are not background, is at
 most one voxel of the fixed image (the geometric mean of its spacing). Constants of the search were chosen with seed 0: report
-another. Writes ``benchmarks/results/capture_range.json``.
+another. Opponents (``opponents.py``) get the same images as NIfTI, are run with two threads, and search all rotations too.
+Writes ``benchmarks/results/capture_range.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+import opponents
+from multimodal import read_matrix
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform, gaussian_filter
 from scipy.spatial.transform import Rotation
@@ -39,6 +44,7 @@ from daskreg.transforms.linear import linear_about, transform_points, translatio
 
 Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
+SAMPLES, STEP = 5000, 30  # of greedy's random search, and degrees of ANTs' regular one
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
 
 
@@ -158,7 +164,7 @@ def epi(data: Path) -> Pair:
     fixed, grid = read(data / "pycortexS1_EPI_fullhead.nii.gz", (1, 2, 2))
     moving, other = read(data / "pycortexS1_T1_1mm.nii.gz", (3, 3, 3))
     ras = np.loadtxt(data / "pycortexS1_T1_to_EPIfullhead_world_matrix.txt")
-    truth = np.linalg.inv(FLIP @ ras @ FLIP)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+    truth = np.linalg.inv(reversed_axes(FLIP @ ras @ FLIP))
     return Pair("epi", fixed, grid, moving, other, truth, least_overlap=0.8)
 
 
@@ -253,8 +259,7 @@ def error(pair: Pair, world: Matrix) -> float:
 def measure(pair: Pair, index: int, pose: Pose, config: Config) -> dict[str, Any]:
     """One row."""
     placed = posed(pair, pose)
-    truth = aligned(posed(pair, replace(pose, resampled=False))).truth if pair.estimated else placed.truth  # without filling
-    case = replace(placed, truth=truth)
+    case = replace(placed, truth=true_map(pair, pose))
     start = time.perf_counter()
     maps, reports = registered(case, config, np.eye(4))
     seconds = time.perf_counter() - start
@@ -269,6 +274,54 @@ def measure(pair: Pair, index: int, pose: Pose, config: Config) -> dict[str, Any
     }  # fmt: skip
 
 
+def reversed_axes(matrix: Matrix) -> Matrix:
+    """From the order x, y, z to z, y, x, or back."""
+    return np.asarray(matrix[[2, 1, 0, 3]][:, [2, 1, 0, 3]])
+
+
+def save_nifti(path: str, voxels: Array, grid: Grid) -> None:
+    """An image with its position."""
+    nib.save(nib.Nifti1Image(voxels.T, FLIP @ reversed_axes(grid.index_to_world)), path)
+
+
+def measure_opponent(
+    pair: Pair, index: int, pose: Pose, name: str, home: Path, extra: dict[str, Any], truth: Matrix
+) -> dict[str, Any]:
+    """One row of another program; ``truth`` as for daskreg."""
+    placed = replace(posed(pair, pose), truth=truth)
+    with tempfile.TemporaryDirectory() as folder:
+        fixed, moving = f"{folder}/fixed.nii", f"{folder}/moving.nii"
+        save_nifti(fixed, placed.fixed, placed.fixed_grid)
+        save_nifti(moving, placed.moving, placed.moving_grid)
+        job = opponents.Job(fixed, moving, folder, dof=6, deformable=False, iterations="100x100", extra=extra)
+        found = opponents.RUNNERS[name](job, home)
+        ras = read_matrix(found["matrix"])
+    off = error(placed, reversed_axes(FLIP @ ras @ FLIP))
+    return {
+        "pair": pair.name, "pose": index, "angle": round(pose.angle, 1), "overlap": round(pose.overlap, 3), "program": name,
+        "resampled": pose.resampled, "errors": [round(off, 3)], "found": off <= 1, "seconds": found["wall"],
+        "version": found["version"],
+    }  # fmt: skip
+
+
+def true_map(pair: Pair, pose: Pose) -> Matrix:
+    """Of a posed pair: as it was made or, where that is estimated, where the linear stages lead before voxels are resampled."""
+    placed = posed(pair, replace(pose, resampled=False))
+    return aligned(placed).truth if pair.estimated else placed.truth
+
+
+def rows_of(pair: Pair, index: int, pose: Pose, config: Config, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """By daskreg, or by the opponents that are asked for."""
+    if not args.opponents:
+        yield measure(pair, index, pose, config)
+        return
+    shift = float(pair.moving_grid.extent.max()) / 4
+    extra: dict[str, dict[str, Any]] = {"greedy_search": {"search": [SAMPLES, shift]}, "ants_search": {"step": STEP}}
+    truth = true_map(pair, pose)
+    for name in args.opponents.split(","):
+        yield measure_opponent(pair, index, pose, name, args.opponents_home, extra[name], truth)
+
+
 def main() -> None:
     """Measure the pairs chosen by ``--only`` at ``--poses`` poses each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -280,6 +333,8 @@ def main() -> None:
     parser.add_argument("--preset", default="rigid")
     parser.add_argument("--search-only", action="store_true", help="without the stages that follow the search")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "capture_range.json")
+    parser.add_argument("--opponents", default="", help="run these programs instead of daskreg: greedy_search,ants_search")
+    parser.add_argument("--opponents-home", type=Path, default=opponents.DEFAULT_HOME)
     args = parser.parse_args()
     config = PRESETS[args.preset]
     if args.search_only:
@@ -288,10 +343,10 @@ def main() -> None:
     for name in args.only.split(","):
         pair = PAIRS[name](args.data)
         for k in range(args.first, args.first + args.poses):
-            row = {"seed": args.seed} | measure(pair, k, draw_pose(args.seed, k, pair), config)
-            rows.append(row)
-            print({key: v for key, v in row.items() if key != "search"}, flush=True)
-        mine = [r for r in rows if r["pair"] == name]
+            for row in rows_of(pair, k, draw_pose(args.seed, k, pair), config, args):
+                rows.append({"seed": args.seed} | row)
+                print({key: v for key, v in rows[-1].items() if key != "search"}, flush=True)
+        mine = [r for r in rows if r["pair"] == name and "program" not in r]
         print(name, sum(r["found"] for r in mine), "of", len(mine), flush=True)
     args.out.write_text(json.dumps(rows, indent=1) + "\n")
 

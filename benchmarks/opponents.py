@@ -89,6 +89,18 @@ def simpleitk(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
     return _start("simpleitk", job, home)
 
 
+def greedy_search(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
+    """PICSL greedy, rigid by NMI from its random search: ``-search N any SHIFT``, N and SHIFT (mm) in ``job.extra["search"]``."""
+    return _start("greedy", replace(job, dof=6, deformable=False), home)
+
+
+def ants_search(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
+    """ANTs, rigid by Mattes MI from ``antsAffineInitializer`` (antspyx has no antsAI) over full circles, in steps of
+    ``job.extra["step"]`` degrees.
+    """
+    return _start("ants_search", replace(job, dof=6, deformable=False), home)
+
+
 GREEDY_TUNED = {
     "metric": "NCC 4x4x4",
     "window": "3x3x3",
@@ -98,6 +110,8 @@ GREEDY_TUNED = {
 RUNNERS = {
     "greedy": greedy,
     "greedy_tuned": greedy_tuned,
+    "greedy_search": greedy_search,
+    "ants_search": ants_search,
     "ants": ants,
     "ants_cc": ants_cc,
     "fireants": fireants,
@@ -156,6 +170,8 @@ def _greedy(job: Job, clock: Clock) -> dict[str, Any]:
     work = Path(job.work)
     images, common = f"-i {job.fixed} {job.moving}", f"-d 3 -threads {job.threads}"
     start = f"-ia {job.start}" if job.start else "-ia-image-centers"
+    if search := job.extra.get("search"):
+        start += f" -search {search[0]} any {search[1]}"
     chains = {"affine": f"{work}/affine.mat"}
     tool = Greedy3D()
     with clock("affine"):
@@ -204,6 +220,17 @@ def _ants(job: Job, clock: Clock) -> dict[str, Any]:
     if job.deformable:
         out["warp"] = lib.apply_transforms(fixed, moving, chain, compose=f"{work}/warp_")
     return out
+
+
+def _ants_search(job: Job, clock: Clock) -> dict[str, Any]:
+    import ants as lib
+
+    fixed, moving = lib.image_read(job.fixed), lib.image_read(job.moving)
+    with clock("search"):
+        start = lib.affine_initializer(fixed, moving, search_factor=job.extra.get("step", 20), radian_fraction=1.0)
+    with clock("affine"):
+        found = lib.registration(fixed, moving, "Rigid", initial_transform=start, outprefix=f"{job.work}/ants_")
+    return {"labels": {}, "moved": {}, "matrix": found["fwdtransforms"][-1]}
 
 
 def _fireants(job: Job, clock: Clock) -> dict[str, Any]:
@@ -300,7 +327,8 @@ def _itk_transform(sitk: Any, path: str) -> Any:
     return sitk.ReadTransform(path)
 
 
-INSIDE = {"greedy": (_greedy, "picsl_greedy"), "ants": (_ants, "antspyx"), "fireants": (_fireants, "fireants"),
+INSIDE = {"greedy": (_greedy, "picsl_greedy"), "ants": (_ants, "antspyx"), "ants_search": (_ants_search, "antspyx"),
+          "fireants": (_fireants, "fireants"),
           "simpleitk": (_simpleitk, "SimpleITK")}  # fmt: skip
 
 
