@@ -1,9 +1,5 @@
 """Kernels for CUDA tensors, in Numba's simulator, give what those for CPU tensors give."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -11,13 +7,10 @@ from tests.torch.simulated import LOSSES, results
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
-    path = tmp_path_factory.mktemp("simulated") / "results.npz"
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
-    command = [sys.executable, "-m", "tests.torch.simulated", str(path)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    with np.load(path) as found:
+def simulated(simulation):
+    code = simulation.process.wait()
+    assert code == 0, simulation.errors.read_text()[-3000:]
+    with np.load(simulation.results) as found:
         return dict(found)
 
 
