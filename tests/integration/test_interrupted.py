@@ -1,6 +1,7 @@
 """Ctrl-C while a transform is applied, inverted, looked at or refined: nothing half-written is taken for a result."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_an_interrupted_command_leaves_no_output_and_keeps_what_it_was_to_replac
     os.set_blocking(child.stderr.fileno(), True)
     said = ended(child)
     assert child.returncode == 130, said.decode()
-    lines = [line for line in said.decode().splitlines() if line and not line.startswith(("dashboard", "fixed ", "outside of "))]
+    lines = [line for line in said.decode().splitlines() if line and not re.match(r"\d{4}-\d\d-\d\d ", line)]  # no messages
     assert lines == ["daskreg: stopped; nothing was written."]
     assert set(os.listdir(tmp_path)) == before
     if older:
