@@ -38,7 +38,9 @@ def series(
     output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="runs, resampled images and series.csv")],
     config: ConfigOption = None,
     preset: PresetOption = None,
-    reference: Annotated[int, typer.Option("--reference", min=0, help="number of the image whose space is taken, from 0")] = 0,
+    reference: Annotated[
+        int, typer.Option("--reference", min=0, max=100_000, help="number of the image whose space is taken, from 0")
+    ] = 0,
     to: Annotated[To, typer.Option("--to", help="register each image to the reference, or to the one before it")] = To.reference,
     channel: Annotated[
         str | None, typer.Option("--channel", help="to register on, by number or name; all channels are resampled")
