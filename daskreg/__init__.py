@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from daskreg.workflows.report import report, write_report
     from daskreg.workflows.result import Report, Result
     from daskreg.workflows.series import Series, series
+    from daskreg.workflows.submit import Job, submit
     from daskreg.workflows.verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -104,6 +105,7 @@ _MODULES = {
     "daskreg.workflows.report": ("report", "write_report"),
     "daskreg.workflows.result": ("Report", "Result"),
     "daskreg.workflows.series": ("Series", "series"),
+    "daskreg.workflows.submit": ("Job", "submit"),
     "daskreg.workflows.verify": ("Verification", "verify"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _MODULES.items() for name in names}
@@ -133,6 +135,7 @@ __all__ = [
     "IncompleteRun",
     "Info",
     "InputError",
+    "Job",
     "Moments",
     "NoOverlap",
     "NotFound",
@@ -183,6 +186,7 @@ __all__ = [
     "report",
     "series",
     "stop",
+    "submit",
     "verify",
     "write_report",
 ]
