@@ -1,4 +1,4 @@
-"""How far work in several steps is: told by whoever loops over them, heard by whoever shows it."""
+"""Progress of work in several steps, from the loop over them to whatever shows it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_heard: ContextVar[Callable[[int, int], None] | None] = ContextVar("steps", default=None)
+_observer: ContextVar[Callable[[int, int], None] | None] = ContextVar("steps", default=None)
 
 
 @contextmanager
-def heard_by(listener: Callable[[int, int], None]) -> Iterator[None]:
-    """Call a function for every step that is told meanwhile."""
-    token = _heard.set(listener)
+def observed_by(listener: Callable[[int, int], None]) -> Iterator[None]:
+    """Call a function for every step that is reported meanwhile."""
+    token = _observer.set(listener)
     try:
         yield
     finally:
-        _heard.reset(token)
+        _observer.reset(token)
 
 
 def step(number: int, of: int) -> None:
     """The step with a number, from 0, of so many begins."""
-    if (listener := _heard.get()) is not None:
+    if (listener := _observer.get()) is not None:
         listener(number, of)

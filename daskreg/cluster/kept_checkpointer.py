@@ -111,13 +111,12 @@ class KeptReader:
         most, least = self.comm.max(np.array([mark, -mark]))
         if found is None or most != -least:
             return None
-        self.number = found.number
         return RunState(**{k: v for k, v in found.state.items() if k != LENGTH} | {"fields": tuple(found.state["fields"])})
 
     def _require_same_fields(self, found: KeptCheckpoint) -> None:
         """Raises ValueError for fields that another device, or another version, kept."""
         stage, _ = self._level(found)
-        optimizer, made = stage.optimizer.build(stage.storage, self.device.kind), dict[str, np.dtype[Any]]()
+        optimizer = stage.optimizer.build(stage.storage, self.device.kind)
         kinds = {name: np.dtype(kind) for name, kind in optimizer.init(lambda dtype=np.float32: np.dtype(dtype)).items()}
         made = {"u": np.dtype(np.float32), **kinds}
         if not optimizer.restores_direction:

@@ -284,8 +284,8 @@ class Rank:
         else:
             block, fields = self.store.block, self.store.saved(optimizer=optimizer)
             self.save(self.at, {name: (block.own, field) for name, field in fields.items()}, block.shape)
-        if self.kept is not None:
-            self.kept.superseded(self.store.fields if isinstance(self.store, SweptState) else {})
+        if self.kept is not None and isinstance(self.store, SweptState):
+            self.kept.superseded(self.store.fields if optimizer else {"u": self.store.u})
         self.watch.saved(time.perf_counter() - start)
 
     def _stop_if(self, asked: float) -> None:

@@ -24,7 +24,7 @@ CELL = "text-align:left;padding:1px 10px 1px 0;white-space:nowrap"
 
 @dataclass
 class Curve:
-    """The losses of a level that were told, and when."""
+    """The losses of a level that were reported, and when."""
 
     stage: str
     scale: int
@@ -68,7 +68,7 @@ def polyline(points: Sequence[tuple[int, float]]) -> str:
 
 
 class NotebookDisplay(Observer):
-    """What a run has told so far, as HTML and as text. show: called with both, to renew the display."""
+    """What a run has reported so far, as HTML and as text. show: called with both, to renew the display."""
 
     def __init__(self, show: Any) -> None:
         self.show, self.begun, self.shown, self.changed = show, time.monotonic(), 0.0, True

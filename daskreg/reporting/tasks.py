@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from daskreg.reporting import log as messages
 from daskreg.reporting.follow import in_notebook
-from daskreg.steps import heard_by
+from daskreg.steps import observed_by
 
 log = logging.getLogger("daskreg")
 DELAY = 2.0  # seconds within which nothing is said: most is done then
@@ -53,7 +53,7 @@ def _watched(what: str) -> Iterator[None]:
     try:
         with _screen() as screen:
             tasks = Tasks(what, screen)
-            with heard_by(tasks.step), _callback(tasks.task):
+            with observed_by(tasks.step), _callback(tasks.task):
                 yield
     finally:
         _shown[0] = False
@@ -84,12 +84,12 @@ class Tasks:
             self.screen(f"{self.what}: {100 * share:.0f} %, {now - self.begun:.0f} s", share)
 
 
-def _callback(told: Callable[[int, int], None]) -> Any:
+def _callback(report: Callable[[int, int], None]) -> Any:
     """Dask's callback for its schedulers of this machine; it is called in the thread that waits for the result."""
 
     def after(key: Any, result: Any, graph: Any, state: Any, worker: Any) -> None:
         done = len(state["finished"])
-        told(done, done + sum(len(state[k]) for k in ("ready", "waiting", "running")))
+        report(done, done + sum(len(state[k]) for k in ("ready", "waiting", "running")))
 
     return import_module("dask.callbacks").Callback(posttask=after)
 
@@ -109,12 +109,12 @@ class _Lines:
     """A line of the log now and then."""
 
     def __init__(self) -> None:
-        self.told = time.monotonic()
+        self.reported = time.monotonic()
 
     def __call__(self, text: str, share: float) -> None:
         """A line, where the last one is long ago."""
-        if time.monotonic() - self.told >= LINES:
-            self.told = time.monotonic()
+        if time.monotonic() - self.reported >= LINES:
+            self.reported = time.monotonic()
             log.info("%s", text)
 
 

@@ -185,7 +185,7 @@ def write_commit(
     temporary = target.with_suffix(".part")
     with write_errors(str(target)):
         with temporary.open("wb") as file:
-            np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+            np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)  # type: ignore[arg-type]  # the stubs take any name for allow_pickle
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -250,11 +250,6 @@ class KeptCheckpoint:
         """Of all attempts the one that is furthest on; None without one."""
         found = [cls(commits) for attempt in _folders(folder) if (commits := _complete(attempt))]
         return max(found, key=lambda one: progress(one.state), default=None)
-
-    @property
-    def number(self) -> int:
-        """Of the commit."""
-        return int(self.commits[0].about["number"])
 
     @property
     def state(self) -> dict[str, Any]:

@@ -22,23 +22,23 @@ class Compiled:
 
 @dataclass
 class Tally:
-    """Told of each kernel before and after it is compiled."""
+    """Counts kernels: it is called before and after each is compiled."""
 
     count: Compiled = field(default_factory=Compiled)
-    told: Callable[[int], None] | None = None
+    report: Callable[[int], None] | None = None
     _since: float | None = None
 
-    def begin_count(self, told: Callable[[int], None] | None = None) -> Compiled:
-        """A count from now on. told: called with the number of each kernel before it is compiled."""
-        self.count, self.told, self._since = Compiled(), told, None
+    def begin_count(self, report: Callable[[int], None] | None = None) -> Compiled:
+        """A count from now on. report: called with the number of each kernel before it is compiled."""
+        self.count, self.report, self._since = Compiled(), report, None
         return self.count
 
     def begin(self) -> None:
         """A kernel is compiled now."""
         self.count.kernels += 1
         self._since = time.perf_counter()
-        if self.told is not None:
-            self.told(self.count.kernels)
+        if self.report is not None:
+            self.report(self.count.kernels)
 
     def end(self) -> None:
         """It is compiled."""

@@ -16,6 +16,7 @@ from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import Formula, formula
 from daskreg.kernels.intrinsics.memory import load_vector, store_vector
+from daskreg.similarity.lncc.cuda.windows import tile_offsets
 from daskreg.torch.kernels.correlation import DOUBLE, SINGLE, window_factors
 
 ONE, ZERO = float32(1), float32(0)
@@ -142,20 +143,6 @@ def inside_weight(at, n, weights):
     return total
 
 
-@formula
-def tile_places(offsets, t, count, height, width, top, left, ny, nx):
-    """Offsets in a plane of the voxels that a thread loads; returns bits that say which of them are in the volume."""
-    valid = uint32(0)
-    for s in range(len(offsets)):
-        e = uint32(t + uint32(s * count))
-        row = int32(e // uint32(width))
-        y, x = int32(top + row), int32(left + int32(e % uint32(width)))
-        offsets[s] = uint32(uint32(max(y, int32(0))) * uint32(nx) + uint32(max(x, int32(0))))
-        if row < int32(height) and int32(0) <= y < ny and int32(0) <= x < nx:
-            valid |= uint32(1 << s)
-    return uint32(valid)
-
-
 def block_total(count: int) -> Formula:
     """Part of a body: the sum of all threads' terms, in a fixed order, in ``terms[0]``; count: a power of two."""
 
@@ -276,7 +263,7 @@ def correlation_tiled(wz: Weights, wy: Weights, wx: Weights, kinds: int, counted
         references = (f0, m0, ZERO, ZERO) if counted else (f0, m0, -f0, -m0)
         constants, arrays, outputs = (floor, additive, epsilon, numerator, limit, squared), (fixed, moved), (correlation, factors)
         grid = nz, ny, nx, voxels
-        valid = tile_places(offsets, t, count, height, width, int32(top - int32(ry)), int32(left - int32(pad)), ny, nx)
+        valid = tile_offsets(offsets, t, count, height, width, int32(top - int32(ry)), int32(left - int32(pad)), ny, nx)
         for q in range(places):
             pending[q] = ZERO
         for q in range(rows):
@@ -380,7 +367,7 @@ def correlation_gradient_tiled(wz: Weights, wy: Weights, wx: Weights, mapped: bo
         center = OFFSET(origin + OFFSET(nz // int32(2)) * plane_size + OFFSET((ny // int32(2)) * nx + nx // int32(2)))
         f0, m0, g = fixed[center], moved[center], scale * given[uint32(volume * each)]
         starts = first, second, third
-        valid = tile_places(offsets, t, count, height, width, int32(top - int32(ry)), int32(left - int32(pad)), ny, nx)
+        valid = tile_offsets(offsets, t, count, height, width, int32(top - int32(ry)), int32(left - int32(pad)), ny, nx)
         for q in range(places):
             pending[q] = ZERO
         z, end = int32(start - int32(rz)), int32(stop + int32(rz))
