@@ -4,7 +4,7 @@ Every plane has two places in its file. A sweep reads one and writes the other, 
 until the next. A commit waits for the disk, then writes a small file that names the copy and the checksum of every plane, under
 a temporary name first. The last two commits of a rank are kept: a rank that was killed may be a commit behind the others.
 
-    FOLDER/ATTEMPT/rank-R-{even,odd}.npz    the commits of a rank
+    FOLDER/ATTEMPT/rank-R-{even,odd}.zip    the commits of a rank
     FOLDER/ATTEMPT/rank-R-N.field           its fields
 """
 
@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,12 @@ from daskreg.grid import Span
 from daskreg.storage.fs.errors import reason, write_errors
 from daskreg.storage.scratch import PREFIX, ScratchField, ScratchFolder
 
-MANIFEST = "rank-{}-{}.npz"
+MANIFEST = "rank-{}-{}.zip"
 PARITY = "even", "odd"
-READABLE = 1  # format of the commits
+READABLE = 2  # format of the commits
 IDENTITY = re.compile(r"[0-9a-f]{32}")  # of a run, and of an attempt
 FIELD = re.compile(r"rank-\d+-\d+\.field")
-COMMIT = re.compile(r"rank-\d+-(even|odd)\.npz")
+COMMIT = re.compile(r"rank-\d+-(even|odd)\.zip")
 FILES = re.compile(rf"{FIELD.pattern}|{COMMIT.pattern}|rank-\d+-(even|odd)\.part")
 
 
@@ -185,11 +185,31 @@ def write_commit(
     temporary = target.with_suffix(".part")
     with write_errors(str(target)):
         with temporary.open("wb") as file:
-            np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)  # type: ignore[arg-type]  # the stubs take any name for allow_pickle
+            _write_arrays(file, about, arrays)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
         _sync_folder(path)
+
+
+def _write_arrays(file: BinaryIO, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Members ``about``, JSON with the types and shapes of the arrays, and their bytes.
+
+    Not ``numpy.savez``: NumPy parses its headers as Python, which fails now and then where threads do so at once (CPython before
+    3.11.8, "AST constructor recursion depth mismatch").
+    """
+    kinds = {name: [value.dtype.str, value.shape] for name, value in arrays.items()}
+    with ZipFile(file, "w") as into:
+        into.writestr("about", json.dumps({**about, "arrays": kinds}))
+        for name, value in arrays.items():
+            into.writestr(name, value.tobytes())
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    with ZipFile(path) as found:
+        about = json.loads(found.read("about"))
+        kinds = about.pop("arrays").items()
+        return about, {name: np.frombuffer(found.read(name), kind).reshape(shape) for name, (kind, shape) in kinds}
 
 
 def _sync_folder(path: Path) -> None:
@@ -212,9 +232,7 @@ class Commit:
     def read(cls, path: Path) -> Commit | None:
         """None where the file is not whole, or of another version."""
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-                arrays = {name: found[name] for name in found.files}
-            about = json.loads(arrays.pop("about").tobytes())
+            about, arrays = _read_arrays(path)
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return None
         files = [about_field.get("file", "") for about_field in about.get("fields", {}).values()]

@@ -151,7 +151,7 @@ def fields_of(run):
 def test_where_any_of_it_is_lost_the_run_goes_on_from_the_last_full_checkpoint(tmp_path, run, lost):
     config, told = recipe(MSE()), []
     killed(case(config), run, tmp_path, 2, 7)
-    commits = sorted(folder_of(run).glob("*/rank-1-*.npz"))
+    commits = sorted(folder_of(run).glob("*/rank-1-*.zip"))
     if lost == "a field":
         fields_of(run)[-1].unlink()
     for one in commits if lost != "a field" else []:
