@@ -132,29 +132,59 @@ class Moments(Stage):
     """Bring the centres of mass together, and, if asked, the principal axes."""
 
     stage: Literal["moments"] = "moments"
-    orientation: bool = False  # also align principal axes, trying the four proper sign choices
+    orientation: bool = False
+    """Whether the principal axes are aligned too, by the best of their four proper sign choices. For elongated objects without a
+    search; where rotations are unknown, ``Search(rotations="fine")`` is surer.
+    """
 
 
 class Search(Stage):
     """Global search of the translation, by cross-correlation over all shifts, for every candidate rotation."""
 
     stage: Literal["search"] = "search"
-    size: Whole = Field(96, ge=16, le=256)  # voxels along the longest axis of its coarse grid; fine rotations take fewer
-    rotations: Literal["none", "right-angles", "fine"] = "none"  # 1, 24 or 648 candidates; fine ones compare directions of edges
-    flips: bool = False  # also the mirrored candidates
-    contrast: Literal["same", "any"] = "same"  # any: edges instead of intensities, for two modalities
-    scale: Number = Field(1.0, ge=1, le=4)  # how many times larger or smaller the moving image may show things
-    overlap: Number = Field(0.25, gt=0, lt=1)  # least part of the smaller image that a candidate must cover
+    size: Whole = Field(96, ge=16, le=256)
+    """Voxels along the longest axis of the coarse grid that is searched; ``rotations="fine"`` takes fewer. Raise it where
+    the structures that tell positions apart vanish at that size.
+    """
+    rotations: Literal["none", "right-angles", "fine"] = "none"
+    """Which rotations are tried: the given one alone, 24 by right angles, or 648 that reach every rotation, compared by the
+    directions of edges. ``right-angles`` for axes in the wrong order, ``fine`` for samples that were mounted anew.
+    """
+    flips: bool = False
+    """Whether mirrored candidates are tried as well. For archives whose handedness is in doubt; symmetric objects match both
+    ways.
+    """
+    contrast: Literal["same", "any"] = "same"
+    """``any`` compares edges instead of intensities: for two modalities or stains."""
+    scale: Number = Field(1.0, ge=1, le=4)
+    """How many times larger or smaller the moving image may show things, as a ratio. Raise it for expansion, clearing that
+    shrinks, and wrong voxel sizes; each size in between costs a search.
+    """
+    overlap: Number = Field(0.25, gt=0, lt=1)
+    """Least share of the smaller image that a candidate must cover. Lower it where the images have less than a quarter in common;
+    small overlaps match by chance more often.
+    """
 
 
 class Optimised(Stage):
     """A stage that runs through levels."""
 
     similarity: AnySimilarity
-    scales: Scales  # coarse to fine; k makes voxels k times the fixed image's finest spacing
-    iterations: Iterations  # at most, one a scale
-    tolerance: Tolerance  # stop a level when the loss falls less than this a step, relative; 0 never stops
-    window: Window = 10  # iterations over which that slope is taken
+    """What is minimised: ``mse``, ``lncc``, ``mi`` or ``ngf``, or an object with parameters. Choose it by the contrast of the
+    two images.
+    """
+    scales: Scales
+    """Levels, coarse to fine: k makes voxels k times the fixed image's finest spacing. Begin coarser for larger motion, end
+    coarser to save time: a level at 2 costs an eighth of that at 1.
+    """
+    iterations: Iterations
+    """Iterations of each level at most. Raise them where the report shows a loss that still falls at the end of a level."""
+    tolerance: Tolerance
+    """A level ends when the loss falls by less than this part of itself an iteration; 0: only after all ``iterations``. Lower
+    it for a little more accuracy at more time.
+    """
+    window: Window = 10
+    """Iterations over which that fall is averaged. Raise it where a noisy loss ends levels early."""
 
     @field_validator("scales", "iterations", mode="before")
     @classmethod
@@ -193,7 +223,8 @@ class Linear(Optimised):
     similarity: AnySimilarity = Field(default_factory=lambda: parameters(SIMILARITIES, "mi"))
     scales: Scales = (8, 4)
     iterations: Iterations = (60, 40)
-    tolerance: Tolerance = 1e-6  # a quasi-Newton step is dear, and near the optimum gains little by the loss yet much in place
+    # a quasi-Newton step is dear, and near the optimum gains little by the loss yet much in place
+    tolerance: Tolerance = 1e-6
     window: Window = 5
 
 
@@ -215,8 +246,10 @@ class Affine(Linear):
     stage: Literal["affine"] = "affine"
     scales: Scales = (4, 2)
     iterations: Iterations = (60, 40)
-    # a stretch by e beyond the map that the stage begins with has to gain e^2 times so much of the loss; 0: it costs nothing
     stiffness: Number = Field(0.0, ge=0, le=1e6)
+    """A stretch by e beyond the map that the stage begins with has to gain e^2 times so much of the loss; 0: it costs nothing.
+    Raise it (10 in the preset ``multimodal``) where two modalities of one object must not be stretched onto each other.
+    """
 
 
 class Deformable(Optimised):
@@ -230,13 +263,26 @@ class Deformable(Optimised):
     scales: Scales = (4, 2, 1)
     iterations: Iterations = (200, 100, 50)
     tolerance: Tolerance = 1e-4
-    maximum_step: Number = Field(0.25, ge=1e-6, le=0.5)  # voxels an iteration: 0.25 keeps Id + d invertible
-    smooth_gradient: Sigma = 1.0  # voxels of the level, Gaussian sigma of the gradient (fluid)
-    smooth_warp: Sigma = 0.5  # voxels of the level, Gaussian sigma of the displacement (elastic)
+    maximum_step: Number = Field(0.25, ge=1e-6, le=0.5)
+    """Longest step of an iteration, in voxels of the level. 0.25 keeps the map invertible; lower it where folds appear."""
+    smooth_gradient: Sigma = 1.0
+    """Standard deviation of the Gaussian that smooths each step, in voxels of the level (fluid regularisation). Raise it for
+    smoother motion and against noise, lower it for detail.
+    """
+    smooth_warp: Sigma = 0.5
+    """Standard deviation of the Gaussian that smooths the whole displacement after each step, in voxels of the level (elastic
+    regularisation). Raise it against folds and where structures are torn, lower it where large local motion is not reached.
+    """
     optimizer: AnyOptimizer = Field(default_factory=lambda: parameters(OPTIMIZERS, "adam"))
+    """``adam`` moves every voxel that has a gradient by about as much; ``sgd`` moves those more that have clear edges, which
+    is calmer between two modalities.
+    """
     model: AnyModel = Field(default_factory=lambda: parameters(MODELS, "displacement"))
-    # On a GPU, mixed: images, gradient and optimizer state take 16 bits a number; on a CPU, moments: optimizer state alone
+    """How steps make a map; ``displacement`` composes them. Others are yours to add."""
     storage: Storage = "float32"
+    """How numbers are kept, to save memory: ``mixed`` on a GPU keeps images, gradient and optimizer state in 16 bits,
+    ``moments`` on a CPU the optimizer's state. Changes the result within the accuracy of a registration.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -277,14 +323,29 @@ class Config(Model):
     """One registration: the stages in order and how intensities are read."""
 
     stages: tuple[AnyStage, ...] = Field(min_length=1, max_length=100)
-    intensity: Literal["linear", "log"] = "linear"  # log: microscopy, whose signal spans decades
-    percentiles: tuple[Percentage, Percentage] = (0.0, 99.9)  # of all voxels, mapped to 0 and 1
-    initial_transform: FileAddress | None = None  # fixed to moving points: what `load_transform` reads
-    fill: Intensity | None = None  # of the moved image outside of the moving one; None: 0, or its smallest corner if negative
-    fixed_background: BackgroundChoice | None = None  # stored voxels of this value stand for nothing; auto: found
+    """What is done, in order; each stage goes on from the map of the one before."""
+    intensity: Literal["linear", "log"] = "linear"
+    """``log`` compresses bright signal, for microscopy whose signal spans decades."""
+    percentiles: tuple[Percentage, Percentage] = (0.0, 99.9)
+    """Percentiles of all voxels that are mapped to 0 and 1. Lower the second where a few voxels (vessels, beads, hot pixels)
+    are far brighter than the structures to match.
+    """
+    initial_transform: FileAddress | None = None
+    """Address of a transform to begin with, fixed to moving points: anything that ``load_transform`` reads."""
+    fill: Intensity | None = None
+    """Value of the moved image outside of the moving one; None: 0, or the smallest value at the image's corners where that is
+    negative (air in a CT).
+    """
+    fixed_background: BackgroundChoice | None = None
+    """Value of stored voxels that stand for nothing, such as the filling of a mosaic: they get weight 0. A number, ``nan``,
+    or ``auto``, which looks for one. None: every voxel counts.
+    """
     moving_background: BackgroundChoice | None = None
+    """The same for the moving image."""
     fixed_mask: FileAddress | None = None
+    """Address of weights for the fixed image's voxels, on any grid that overlaps it: 0 takes a voxel out."""
     moving_mask: FileAddress | None = None
+    """The same for the moving image."""
 
     @field_validator("stages", mode="before")
     @classmethod

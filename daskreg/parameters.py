@@ -6,10 +6,11 @@ computed, and make its implementation.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
 from reprlib import Repr
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic._internal._model_construction import ModelMetaclass
+    from pydantic.fields import FieldInfo
 else:
     ModelMetaclass = type(BaseModel)  # it has no public name
 
 
+TAGS = ("kind", "stage")  # fields that say which class it is
 SHORT = Repr()  # of what was found: a wrong file can hold anything
 SHORT.maxstring = SHORT.maxother = 80
 
@@ -70,7 +73,7 @@ class Checked(ModelMetaclass):
     def __call__(cls, *args: Any, **values: Any) -> Any:
         """An instance. Raises ConfigError naming the field, what it was given, and what was expected."""
         if args:
-            first = next((n for n in vars(cls)["__pydantic_fields__"] if n not in ("kind", "stage")), None)
+            first = next((n for n in vars(cls)["__pydantic_fields__"] if n not in TAGS), None)
             example = "" if first is None else f", as in {cls.__name__}({first}={SHORT.repr(args[0])})"
             raise ConfigError(f"{cls.__name__} takes its parameters by name{example}.")
         try:
@@ -82,7 +85,16 @@ class Checked(ModelMetaclass):
 class Model(BaseModel, metaclass=Checked):
     """Frozen; unknown keys, and numbers that are not finite or out of bounds, are refused with a ConfigError."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Add what each field means to the class's docstring, for ``help()`` and the reference."""
+        fields = [
+            f"{name}{_range(field)}\n    {_meaning(cls, name)}" for name, field in cls.model_fields.items() if name not in TAGS
+        ]
+        if fields and cls.__doc__:
+            cls.__doc__ = "\n\n".join([inspect.cleandoc(cls.__doc__), *fields])
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values. Raises ConfigError for a name that is no field, and for an impossible value."""
@@ -183,6 +195,30 @@ class ModelParameters(Model):
     @abstractmethod
     def build(self, *arguments: Any) -> Any:
         """The implementation, a ``daskreg.models.base.TransformModel``."""
+
+
+def _meaning(kind: type[Model], name: str) -> str:
+    """The docstring of a field, or of the field of that name that it redefines, in indented lines."""
+    described = (k.model_fields[name].description for k in kind.__mro__ if issubclass(k, Model) and name in k.model_fields)
+    return next((inspect.cleandoc(d).replace("\n", "\n    ") for d in described if d), "")
+
+
+def _range(field: FieldInfo) -> str:
+    """`` : from 16 to 256, default 96``: what can be given, and what is taken when nothing is."""
+    said = []
+    bounds = {k: v for m in field.metadata for k in ("ge", "gt", "le", "lt") if (v := getattr(m, k, None)) is not None}
+    if get_origin(field.annotation) is Literal:
+        said.append(" or ".join(get_args(field.annotation)))
+    elif len(bounds) == 2:
+        (low, least), (high, most) = bounds.items()
+        said.append(f"{'above' if low == 'gt' else 'from'} {least:g} {'below' if high == 'lt' else 'to'} {most:g}")
+    if not field.is_required():
+        said.append(f"default {_written(field.get_default(call_default_factory=True))}")
+    return " : " + ", ".join(said) if said else ""
+
+
+def _written(value: Any) -> str:
+    return f"{type(value).__name__}()" if isinstance(value, Model) else str(value)
 
 
 def explain(error: ValidationError, names: Sequence[str]) -> str:

@@ -1,7 +1,9 @@
 """Every number that a user can give has a lower and an upper bound, every text a length: all else is refused in a sentence."""
 
 import dataclasses
+import inspect
 import math
+import re
 import typing
 
 import pytest
@@ -12,7 +14,7 @@ from daskreg import Affine, Config
 from daskreg.cli import app
 from daskreg.config import AnyStage
 from daskreg.errors import ConfigError, DaskregError
-from daskreg.parameters import Model
+from daskreg.parameters import TAGS, Model
 from daskreg.registry import MODELS, OPTIMIZERS, SIMILARITIES
 from daskreg.workflows.resources import BOUNDS, Resources, parse_memory
 
@@ -66,6 +68,14 @@ def unbounded(schema, path=""):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_field_of_a_configuration_has_bounds(kind):
     assert list(unbounded(kind.model_json_schema())) == []
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_field_of_a_configuration_is_explained_by_help(kind):
+    """With what it means, and the default."""
+    fields = [name for name in kind.model_fields if name not in TAGS]
+    found = re.findall(r"^(\w+)(?: : .*default .*)?\n    ([A-Z`].*)", inspect.getdoc(kind), re.MULTILINE)
+    assert [name for name, _ in found] == fields
 
 
 def test_a_field_without_bounds_is_found():

@@ -16,10 +16,14 @@ class Adam(OptimizerParameters):
     """Adam: each component divided by the root of its mean square."""
 
     kind: Literal["adam"] = "adam"
-    betas: tuple[Decay, Decay] = (0.9, 0.99)  # decay of first and second moment
-    # A component whose m^2/v is at most so many times the chance level (independent gradients) does not move, others move less by
-    # that part; 0: all move
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    """Decay of the running means of the gradient and of its square, an iteration. With 0.999 for the second a level of
+    hundreds of iterations forgets nothing.
+    """
     significance: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    """A component whose squared mean gradient over its mean square is at most so many times what independent gradients have
+    by chance does not move, others move less by that part; 0: all move. Raise it where noise alone is warped.
+    """
 
     @property
     def storages(self) -> tuple[Storage, ...]:

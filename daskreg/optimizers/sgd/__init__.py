@@ -14,7 +14,8 @@ class SGD(OptimizerParameters):
     """Gradient descent with momentum: voxels move in proportion to their gradient, with no scale of their own."""
 
     kind: Literal["sgd"] = "sgd"
-    momentum: Decay = 0.9  # decay of the running mean of the gradient; 0: the gradient alone
+    momentum: Decay = 0.9
+    """Decay of the running mean of the gradient, an iteration; 0: the gradient alone. Lower it where a loss swings."""
 
     def state_bytes(self, storage: Storage) -> int:
         """The running mean."""

@@ -13,12 +13,20 @@ class LNCC(SimilarityParameters):
     """Local normalised cross-correlation (squared): same structures, any local brightness."""
 
     kind: Literal["lncc"] = "lncc"
-    radius: Whole = Field(2, ge=1, le=8)  # voxels of the level; the window is (2 radius + 1)^3
-    gradient: Literal["exact", "center"] = "exact"  # center: ANTs' shortcut, correlates 0.93 with the exact one
-    epsilon: Number = Field(1e-12, ge=1e-30, le=1)  # added to V^2 var(F) var(M), intensities scaled to [0, 1]: keeps 0/0 away
-    minimum_contrast: Number = Field(
-        0.002, ge=0, le=1, validation_alias=AliasChoices("minimum_contrast", "flat")
-    )  # of the intensity range: windows whose standard deviation is less are left out
+    radius: Whole = Field(2, ge=1, le=8)
+    """Half of the window's edge, in voxels of the level: a window has (2 radius + 1)^3 voxels. Raise it for noise and sparse
+    structures, lower it for fine ones.
+    """
+    gradient: Literal["exact", "center"] = "exact"
+    """``center`` keeps the centre window's part alone, as ANTs does: faster, and correlates 0.93 with the exact one."""
+    epsilon: Number = Field(1e-12, ge=1e-30, le=1)
+    """Added to the denominator, the product of both variances times the window's voxels squared, with intensities scaled to
+    [0, 1]: keeps 0/0 away. There is no reason to change it.
+    """
+    minimum_contrast: Number = Field(0.002, ge=0, le=1, validation_alias=AliasChoices("minimum_contrast", "flat"))
+    """Windows whose standard deviation is below this part of the intensity range are left out. Raise it where a noisy
+    background is warped.
+    """
     label: ClassVar[str] = "− LNCC"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.053, "cuda": 7.6e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 

@@ -13,7 +13,8 @@ class MI(SimilarityParameters):
     """Mutual information after Mattes: any relation of the intensities."""
 
     kind: Literal["mi"] = "mi"
-    bins: Whole = Field(32, ge=8, le=128)  # per image, two of them padding at each end
+    bins: Whole = Field(32, ge=8, le=128)
+    """Bins of the histogram for each image, two of them padding at each end. Lower it for small images, where bins stay empty."""
     label: ClassVar[str] = "− mutual information"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.070, "cuda": 6.3e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 

@@ -13,7 +13,10 @@ class NGF(SimilarityParameters):
     """Normalised gradient fields (squared): edges in the same places and along the same lines, whatever the intensities."""
 
     kind: Literal["ngf"] = "ngf"
-    eta: Number = Field(0.01, ge=1e-6, le=1)  # of the intensity range, a voxel of the level: gradients well below it are noise
+    eta: Number = Field(0.01, ge=1e-6, le=1)
+    """What a gradient is compared with, as a part of the intensity range a voxel of the level: gradients well below it count
+    as noise. Raise it for noisy images (0.05 in the presets); as large as the edges themselves it rewards steep ones.
+    """
     label: ClassVar[str] = "− NGF"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.055, "cuda": 8.0e-5}  # measured beside LNCC; gpu_iterations_ngf.json
 
