@@ -40,8 +40,7 @@ class Report(TypedDict, total=False):
     of each rank;  blocks: first and last + 1 plane of each rank;  projected_bytes: what the plan expected a rank to need
     fill: value of the moved image outside of the moving one;  left_out: voxels of fixed and moving that are stored background
     tried: presets that were tried on coarse images, the one that was taken first; absent without any
-    changed_inputs: inputs that changed while they were read,
-    and how; absent without any
+    changed_inputs: inputs that changed while they were read, and how; absent without any
     """
 
     config: dict[str, Any]
