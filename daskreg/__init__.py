@@ -1,8 +1,8 @@
 """3D image registration from a laptop-sized brain to a 10-gigavoxel archive, on Dask.
 
 Functions: ``register``, ``plan`` and ``verify`` take two images; ``apply``, ``points``, ``invert``, ``jacobian``, ``refine``,
-``export`` and ``evaluate`` take a transform; ``info`` any file; ``report`` a run; ``demo`` and ``doctor`` nothing. Each is also
-a command.
+``export``, ``evaluate`` and ``view`` take a transform; ``info`` any file; ``report`` a run; ``demo`` and ``doctor`` nothing. Each
+is also a command.
 Values: ``Config`` and its stages, ``Volume``, ``Grid``, ``Region``, ``Transform``; ``Plan``, ``Result``, and what the other
 functions return. Every deliberate failure is a ``DaskregError``; ``daskreg.errors`` draws the tree.
 
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from daskreg.workflows.series import Series, series
     from daskreg.workflows.submit import Job, submit
     from daskreg.workflows.verify import Verification, verify
+    from daskreg.workflows.view import View, view
 
 __version__ = "0.1.0"
 
@@ -107,6 +108,7 @@ _MODULES = {
     "daskreg.workflows.series": ("Series", "series"),
     "daskreg.workflows.submit": ("Job", "submit"),
     "daskreg.workflows.verify": ("Verification", "verify"),
+    "daskreg.workflows.view": ("View", "view"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -163,6 +165,7 @@ __all__ = [
     "Unreadable",
     "Verdict",
     "Verification",
+    "View",
     "Volume",
     "VoxelError",
     "apply",
@@ -188,6 +191,7 @@ __all__ = [
     "stop",
     "submit",
     "verify",
+    "view",
     "write_report",
 ]
 

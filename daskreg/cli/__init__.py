@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Any
 from daskreg.cli.signals import INTERRUPTED, SIGNALLED, end, handle_signals
 
 if TYPE_CHECKING:
-    from daskreg.cli import jobs, kernels, registration, results, series, transforms
+    from daskreg.cli import jobs, kernels, registration, results, series, transforms, viewing
     from daskreg.cli.application import app
 
-__all__ = ["app", "jobs", "kernels", "main", "registration", "results", "series", "transforms"]
-COMMANDS = ("registration", "results", "transforms", "series", "jobs", "kernels")  # modules that add theirs to the application
+__all__ = ["app", "jobs", "kernels", "main", "registration", "results", "series", "transforms", "viewing"]
+COMMANDS = (
+    "registration",
+    "results",
+    "transforms",
+    "series",
+    "viewing",
+    "jobs",
+    "kernels",
+)  # modules that add theirs to the application
 
 
 def __getattr__(name: str) -> Any:

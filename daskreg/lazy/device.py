@@ -29,3 +29,16 @@ def resolve_device(wanted: DeviceName) -> Kind:
 
 def _has_cupy() -> bool:
     return "cupy" in sys.modules or find_spec("cupy") is not None
+
+
+def local_device(wanted: DeviceName) -> Kind:
+    """Where kernels run in this process, whatever a current Dask client has; ``auto``: on a GPU where there is one.
+
+    Raises as ``resolve_device`` does.
+    """
+    require_known("device", wanted, ("auto", "cpu", "cuda"))
+    if wanted == "cpu" or (wanted == "auto" and not _has_cupy()):
+        return "cpu"
+    from daskreg.cluster import device_of
+
+    return device_of(None, wanted)

@@ -300,6 +300,11 @@ class RunStore:
         """The grid of a level of the displacement. Raises NotFound."""
         return self._level_grids(DISPLACEMENT)[level]
 
+    @property
+    def displacement_levels(self) -> int:
+        """How many levels the displacement has. Raises NotFound when the run has none."""
+        return len(self._level_grids(DISPLACEMENT))
+
     def finish(self, provenance: Mapping[str, Any], images: Sequence[str] = ()) -> RunStore:
         """Write the provenance, mark the run complete, delete the checkpoints, and replace what it was to replace.
 

@@ -1,4 +1,4 @@
-"""OME-NGFF 0.4 and 0.5 metadata: read into plain values, and written as 0.5."""
+"""OME-NGFF 0.4 and 0.5 metadata: read into plain values, and written as 0.5, or as 0.4 for what is served."""
 
 from __future__ import annotations
 
@@ -49,6 +49,14 @@ def group_attributes(
     multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": kind}
     shown = next(({"omero": a.omero} for a in outer if a.omero), {})
     return {"ome": {"version": "0.5", "multiscales": [multiscale], **shown}, "daskreg": {"grid": grid_attributes(grid)}}
+
+
+def as_version_04(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a 0.5 image group as NGFF 0.4 has them."""
+    ome = attributes["ome"]
+    images = [{"version": "0.4", **image} for image in ome["multiscales"]]
+    shown = {"omero": {"version": "0.4", **ome["omero"]}} if "omero" in ome else {}
+    return {"multiscales": images, **shown, **{k: v for k, v in attributes.items() if k != "ome"}}
 
 
 def _validated(name: str, version: str, image: Mapping[str, Any]) -> Multiscale04 | Multiscale05:
