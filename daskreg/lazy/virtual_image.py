@@ -97,9 +97,14 @@ class VirtualImage:
     def attributes(self, color: str) -> dict[str, Any]:
         """Of an OME-NGFF 0.5 group. color: of the image, RRGGBB, where it has no channels with colours of their own."""
         levels = [(str(k), f) for k, f in enumerate(self.factors)]
-        found = group_attributes(self.grid, levels, self.name, "mode" if self.labels else "mean", lead=self.lead)
+        found = group_attributes(self.grid, levels, self.name, self._kind, lead=self.lead)
         found["ome"].setdefault("omero", self._displayed(color))
         return found
+
+    @property
+    def _kind(self) -> str:
+        """What coarser levels are, for the metadata."""
+        return "resampled" if not self.means else "mode" if self.labels else "mean"
 
     def _displayed(self, color: str) -> Mapping[str, Any]:
         channel = next((k for k, a in enumerate(self.lead) if a.kind == "channel"), None)

@@ -1,12 +1,14 @@
 """Images that are computed while a viewer looks at them: the values of ``apply``, over HTTP, and nothing else."""
 
 import json
+import re
 import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
@@ -170,6 +172,7 @@ def test_sampled_levels_are_about_the_means(folder):
         assert means.means
         assert not sampled.means
         np.testing.assert_array_equal(means.chunk(0, (1, 1, 1)), sampled.chunk(0, (1, 1, 1)))
+        assert fast.images["moved"].attributes("FFFFFF")["ome"]["multiscales"][0]["type"] == "resampled"
         level = len(means.factors) - 1
         a, b = means.chunk(level, (0, 0, 0)), sampled.chunk(level, (0, 0, 0))
         assert np.abs(a - b)[1:-1, 1:-1, 1:-1].max() < 0.08 * a.max()
@@ -245,3 +248,11 @@ def test_the_command_prints_where_images_are_until_it_is_interrupted(folder, mon
     assert (found.exit_code, seen) == (0, [200])
     assert "2 t x 2 c x 30 x 36 x 41" in found.output
     assert "neuroglancer-demo.appspot.com" in found.output
+
+
+def test_the_page_about_viewing_names_options_that_there_are():
+    text = (Path(__file__).parents[3] / "docs" / "viewing.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"--[a-z]+", "\n".join(re.findall(r"^daskreg view .*$", text, re.M))))
+    known = CliRunner().invoke(app, ["view", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    assert len(named) >= 5
+    assert [n for n in named if n not in known] == []
