@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from daskreg.workflows.series import Series, series
     from daskreg.workflows.submit import Job, submit
     from daskreg.workflows.verify import Verification, verify
-    from daskreg.workflows.view import View, view
+    from daskreg.workflows.view import ServedImages, view
 
 __version__ = "0.1.0"
 
@@ -108,7 +108,7 @@ _MODULES = {
     "daskreg.workflows.series": ("Series", "series"),
     "daskreg.workflows.submit": ("Job", "submit"),
     "daskreg.workflows.verify": ("Verification", "verify"),
-    "daskreg.workflows.view": ("View", "view"),
+    "daskreg.workflows.view": ("ServedImages", "view"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -158,6 +158,7 @@ __all__ = [
     "RunStore",
     "Search",
     "Series",
+    "ServedImages",
     "SimilarityStage",
     "Stopped",
     "Transform",
@@ -165,7 +166,6 @@ __all__ = [
     "Unreadable",
     "Verdict",
     "Verification",
-    "View",
     "Volume",
     "VoxelError",
     "apply",

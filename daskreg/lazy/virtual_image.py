@@ -30,7 +30,7 @@ PERCENTILES = 1.0, 99.9
 
 
 @dataclass(frozen=True)
-class Source:
+class ResampledSource:
     """What is resampled.
 
     stack: the finest voxels, all channels and times;  stored: its coarser levels as its file has them, on the same axes;
@@ -175,7 +175,7 @@ class VirtualImage:
         return out
 
 
-def virtual_image(name: str, source: Source, grid: Grid, how: Sampling, cache: ByteCache) -> VirtualImage:
+def virtual_image(name: str, source: ResampledSource, grid: Grid, how: Sampling, cache: ByteCache) -> VirtualImage:
     """A source through its transform on a grid, all channels and times. Raises InputError in all its forms."""
     factors = pyramid(grid)
     wanted = how.coarse == "means" or (how.coarse == "auto" and grid.size <= MEANS_VOXELS)
@@ -186,7 +186,7 @@ def virtual_image(name: str, source: Source, grid: Grid, how: Sampling, cache: B
     return VirtualImage(name, grid, stack.lead, tuple(stack.data.shape[:-3]), dtype, samplers, cache, how.labels, tuple(factors))
 
 
-def _samplers(source: Source, grids: Sequence[Grid], how: Sampling) -> list[Resampler]:
+def _samplers(source: ResampledSource, grids: Sequence[Grid], how: Sampling) -> list[Resampler]:
     """What computes the voxels of each level that is sampled."""
     given = how.interpolation, how.device, how.fill
     found = [Resampler(source.stack, grids[0], source.links, source.unit, _at_voxels(source, grids[0]) or given[0], *given[1:])]
@@ -201,6 +201,6 @@ def _samplers(source: Source, grids: Sequence[Grid], how: Sampling) -> list[Resa
     return found
 
 
-def _at_voxels(source: Source, grid: Grid) -> str:
+def _at_voxels(source: ResampledSource, grid: Grid) -> str:
     """nearest, which changes no bit, where voxels are taken as they are: no transform, and one grid."""
     return "nearest" if not source.links and source.stack.grid == grid else ""

@@ -78,7 +78,7 @@ def _little_endian(image: VirtualImage, level: int, index: tuple[int, ...]) -> b
     return image.chunk(level, index).astype(image.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-class Handler(RequestHandler):
+class ImageHandler(RequestHandler):
     """GET, HEAD with a range of bytes, and the questions that browsers ask before those of pages of other servers."""
 
     def initialize(self, site: Site, pool: ThreadPoolExecutor) -> None:
@@ -205,7 +205,7 @@ class ImageServer:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         pool = ThreadPoolExecutor(min(MOST_THREADS, machine.cores().value + 1), thread_name_prefix="daskreg-view")
         given = {"site": site, "pool": pool}
-        routes = [(rf"/{re.escape(self.token)}/(.*)", Handler, given), (r".*", Handler, {**given, "site": NOTHING})]
+        routes = [(rf"/{re.escape(self.token)}/(.*)", ImageHandler, given), (r".*", ImageHandler, {**given, "site": NOTHING})]
         application = Application(routes, log_function=_log_request)
         server = HTTPServer(application)
         server.add_socket(self._socket)

@@ -23,7 +23,7 @@ from daskreg.lazy.device import local_device
 from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.resample import Interpolation, warn_without_overlap
 from daskreg.lazy.transform import Transform
-from daskreg.lazy.virtual_image import Coarse, Sampling, Source, VirtualImage, virtual_image
+from daskreg.lazy.virtual_image import Coarse, ResampledSource, Sampling, VirtualImage, virtual_image
 from daskreg.storage import RunStore, Stack, Volume, open_stack, open_volume
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.formats.run import Run
@@ -42,7 +42,7 @@ CACHE = "1GB"
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class ServedImages:
     """Images that are served until ``close`` is called, or the process ends.
 
     url: of a page with all links;  images: by name, those that are served
@@ -103,7 +103,7 @@ class View:
         """Stop serving. Viewers keep what they have loaded."""
         self._server.close()
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> ServedImages:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,7 +123,7 @@ def view(
     device: DeviceName = "auto",
     host: str = "127.0.0.1",
     port: int = 0,
-) -> View:
+) -> ServedImages:
     """Serve ``image(phi(x))``, and the fixed image beside it, to viewers on this machine; nothing is written.
 
     Parameters
@@ -172,10 +172,10 @@ def view(
     return _serve(images, host, port)
 
 
-def _serve(images: Mapping[str, VirtualImage], host: str, port: int) -> View:
+def _serve(images: Mapping[str, VirtualImage], host: str, port: int) -> ServedImages:
     server = ImageServer(host, port)
     try:
-        made = View(f"{server.url}/", images, server)
+        made = ServedImages(f"{server.url}/", images, server)
         served = {_store(name): (image, image.attributes(COLORS[name])) for name, image in images.items()}
         if not _is_loopback(host):
             log.warning("images are served on %s, not encrypted: who reads the network, or has the address, sees them", host)
@@ -201,7 +201,7 @@ def _run_of(transform: TransformLike | Result) -> RunStore | None:
     return RunStore.open(path) if path is not None and Run().sniff(str(parse_address(path).path)) else None
 
 
-def _moving(store: RunStore | None, phi: Transform, image: ImageSource | Volume | None) -> Source:
+def _moving(store: RunStore | None, phi: Transform, image: ImageSource | Volume | None) -> ResampledSource:
     """What goes through the transform."""
     fields = None if store is None else run_field_levels(store)
     if image is not None:
@@ -219,17 +219,17 @@ def _moving(store: RunStore | None, phi: Transform, image: ImageSource | Volume 
     return replace(_opened(f"{store.path}/{MOVED}"), unit=phi.unit)
 
 
-def _through(phi: Transform, opened: Source, fields: Sequence[CoarseLevel] | None) -> Source:
+def _through(phi: Transform, opened: ResampledSource, fields: Sequence[CoarseLevel] | None) -> ResampledSource:
     return replace(opened, links=phi.links, unit=phi.unit, fields=fields)
 
 
-def _opened(image: ImageSource | Volume) -> Source:
+def _opened(image: ImageSource | Volume) -> ResampledSource:
     """An image, all channels, and its coarser levels."""
     if isinstance(image, Volume) or is_bare(image):
-        return Source(open_stack(open_volume(image)))
+        return ResampledSource(open_stack(open_volume(image)))
     stack = open_stack(image)
     stored = _coarser(str(image), stack) if isinstance(image, str | Path) else ()
-    return Source(stack, stored=stored)
+    return ResampledSource(stack, stored=stored)
 
 
 def _coarser(address: str, finest: Stack) -> tuple[Stack, ...]:
@@ -250,7 +250,7 @@ def _coarser(address: str, finest: Stack) -> tuple[Stack, ...]:
     return tuple(found)
 
 
-def _fixed(store: RunStore | None, phi: Transform, given: ImageSource | Volume | bool) -> Source | None:
+def _fixed(store: RunStore | None, phi: Transform, given: ImageSource | Volume | bool) -> ResampledSource | None:
     """What is shown beside it, None for nothing."""
     if given is False:
         return None
@@ -311,6 +311,6 @@ def _layer(name: str, image: VirtualImage, address: str) -> dict[str, object]:
     }
 
 
-def _page(made: View) -> str:
+def _page(made: ServedImages) -> str:
     head = '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>daskreg view</title></head>'
     return f"{head}<body>{made._repr_html_()}</body></html>"

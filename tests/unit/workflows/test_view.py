@@ -26,7 +26,7 @@ from daskreg.lazy.load import load_transform
 from daskreg.storage import Volume, open_stack, open_volume, write_image
 from daskreg.storage.axes import Axis
 from daskreg.workflows.apply import apply
-from daskreg.workflows.view import View, view
+from daskreg.workflows.view import ServedImages, view
 from tests.phantoms import blobs, rotation
 from tests.unit.workflows.runs import FIELD, FIXED, MOVING, affine, displacement, make_run
 
@@ -242,7 +242,7 @@ def test_the_command_prints_where_images_are_until_it_is_interrupted(folder, mon
         seen.append(get(f"{self.address('moved')}/.zattrs")[0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(View, "wait", interrupted)
+    monkeypatch.setattr(ServedImages, "wait", interrupted)
     given = ["view", str(folder / "run.zarr"), str(folder / "several.ome.zarr"), "--fixed", str(folder / "fixed.ome.zarr")]
     found = CliRunner().invoke(app, given)
     assert (found.exit_code, seen) == (0, [200])
