@@ -129,12 +129,26 @@ DeviceOption = Annotated[
     DeviceName, typer.Option("--device", help="where kernels run; auto: on a GPU where every worker has one")
 ]
 Cluster = Annotated[
-    str, typer.Option("--cluster", help="local, cuda (a worker for each GPU here), or the address of a Dask scheduler")
+    str,
+    typer.Option(
+        "--cluster",
+        help="local, cuda (a worker for each GPU here), slurm, pbs, lsf or sge (a job for each worker, from dask-jobqueue's "
+        "configuration), or the address of a Dask scheduler",
+    ),
+]
+WaitForWorkers = Annotated[
+    str | None,
+    typer.Option(
+        "--wait-for-workers", metavar="30min", help="at most, for a cluster's workers (jobs in a queue: a day; others: 2 minutes)"
+    ),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers", min=1, max=100_000, help="blocks the fixed image is cut into, one a worker (all of a cluster's; local: 1)"
+        "--workers",
+        min=1,
+        max=100_000,
+        help="blocks the fixed image is cut into, one a worker (all of a cluster's; else 1)",
     ),
 ]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="48GB", help="what a worker may use (what it has by default)")]

@@ -36,6 +36,7 @@ from daskreg.cli.options import (
     State,
     StateOption,
     TransformArgument,
+    WaitForWorkers,
     Workers,
     saying,
 )
@@ -63,6 +64,7 @@ def register(
     background: BackgroundOption = None,
     cluster: Cluster = "local",
     workers: Workers = None,
+    wait_for_workers: WaitForWorkers = None,
     device: DeviceOption = DeviceName.auto,
     memory: Memory = None,
     residency: ResidencyOption = Residency.auto,
@@ -139,6 +141,7 @@ def register(
         "checkpoint": checkpoint,
         "retries": retries,
         "deadline": deadline,
+        "wait_for_workers": wait_for_workers,
     }
     given |= {"cluster": None if cluster == "local" else cluster, "workers": workers, "device": device.value}
     given |= {"overwrite": overwrite, "resume": resume, "inputs_changed": inputs_changed, "candidates": names}

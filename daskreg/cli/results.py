@@ -19,6 +19,7 @@ from daskreg.cli.options import (
     Overwrite,
     RunArgument,
     TransformArgument,
+    WaitForWorkers,
     saying,
 )
 
@@ -80,9 +81,15 @@ def info(
 @app.command()
 def doctor(
     cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="ADDRESS", help="look at the workers of this Dask scheduler too")
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="ADDRESS",
+            help="look at workers of this Dask scheduler too, or jobs of slurm, pbs, lsf, sge",
+        ),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=100_000, help="that the cluster should have")] = 1,
+    wait_for_workers: WaitForWorkers = None,
     scratch: Annotated[Path | None, typer.Option("--scratch", metavar="FOLDER", help="for fields on disk")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -92,7 +99,7 @@ def doctor(
     """
     from daskreg.workflows.doctor import doctor as workflow
 
-    found = workflow(cluster=cluster, workers=workers, scratch=scratch)
+    found = workflow(cluster=cluster, workers=workers, scratch=scratch, wait_for_workers=wait_for_workers)
     typer.echo(json.dumps(found.as_dict()) if as_json else "\n".join(found.lines()))
     if not found.ok:
         raise typer.Exit(1)

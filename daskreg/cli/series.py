@@ -18,6 +18,7 @@ from daskreg.cli.options import (
     MissingChunksOption,
     Overwrite,
     PresetOption,
+    WaitForWorkers,
     Workers,
     saying,
 )
@@ -48,6 +49,7 @@ def series(
     moved: Annotated[bool, typer.Option("--moved/--no-moved", help="resample the images, all of their channels")] = True,
     cluster: Cluster = "local",
     workers: Workers = None,
+    wait_for_workers: WaitForWorkers = None,
     device: DeviceOption = DeviceName.auto,
     memory: Memory = None,
     missing_chunks: MissingChunksOption = None,
@@ -60,6 +62,7 @@ def series(
     sources = [saying(missing_chunks, image) for image in images]
     given: dict[str, Any] = {"reference": reference, "to": to.value, "channel": channel, "moved": moved, "overwrite": overwrite}
     given |= {"cluster": None if cluster == "local" else cluster, "workers": workers, "device": device.value, "memory": memory}
+    given["wait_for_workers"] = wait_for_workers
     found = workflow(sources, output, chosen_config(config, preset, {}), tell=typer.echo, **given)
     typer.echo(f"table: {found.table}")
     if any(row.error for row in found.rows):

@@ -4,6 +4,7 @@ from distributed import Client
 from distributed.client import futures_of
 
 from daskreg.cluster.clients import dashboard, embedded_client, existing_client
+from daskreg.cluster.job_workers import BATCH_SYSTEMS, job_memory
 from daskreg.cluster.link import local_link
 from daskreg.cluster.process_size import estimated_bytes
 from daskreg.cluster.processes import require_main_guard
@@ -15,6 +16,7 @@ from daskreg.cluster.supervision import scheduler_required
 from daskreg.cluster.workers import device_of, gpu_limit, gpu_workers, memory_limit, worker_count
 
 __all__ = [
+    "BATCH_SYSTEMS",
     "Cancelled",
     "Client",
     "RankJob",
@@ -26,6 +28,7 @@ __all__ = [
     "futures_of",
     "gpu_limit",
     "gpu_workers",
+    "job_memory",
     "local_link",
     "memory_limit",
     "moved_dtype",

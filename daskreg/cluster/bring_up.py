@@ -17,6 +17,7 @@ from distributed.client import Future
 from daskreg import machine
 from daskreg.cluster import timeouts
 from daskreg.cluster.clients import is_embedded
+from daskreg.cluster.job_queue import job_queue
 from daskreg.cluster.link import TransportChoice, choose_transport, describe_link, nccl_shortcoming, require_nccl
 from daskreg.cluster.rank_actor import connect_actor, create_actor, release_actor, run_actor
 from daskreg.cluster.rank_group import RankGroup
@@ -35,7 +36,10 @@ def form_group(
     known = workers_of(client)
     hosts = tuple(str(known[a]["host"]) for a in members)
     group = RankGroup(f"daskreg-{uuid.uuid4().hex}", tuple(members), hosts, (), "tcp", deadline)
-    group = replace(group, cores=_shared_cores(hosts, call_ranks(client, group, machine.cores)))
+    cores = _shared_cores(hosts, call_ranks(client, group, machine.cores))
+    if job_queue(client) is not None:  # many batch systems leave it to a job to use no more cores than it has asked for
+        cores = tuple(min(n, int(known[a]["nthreads"])) for n, a in zip(cores, members, strict=True))
+    group = replace(group, cores=cores)
     if len(members) == 1:
         return group
     found = call_ranks(client, group, abilities)

@@ -24,9 +24,10 @@ from daskreg.cluster.isolation import (
     secret_prefix,
     temporary_security,
 )
+from daskreg.cluster.job_workers import BATCH_SYSTEMS, job_client
 from daskreg.cluster.logs import silenced, worker_log
 from daskreg.cluster.processes import started
-from daskreg.errors import InputError
+from daskreg.errors import InputError, closest
 from daskreg.kernels.device import Kind, gpus
 
 log = logging.getLogger("daskreg")
@@ -34,15 +35,22 @@ _embedded: WeakKeyDictionary[Client, str] = WeakKeyDictionary()  # with the addr
 
 
 @contextmanager
-def existing_client(client: Client | None = None, address: str | None = None) -> Iterator[Client | None]:
-    """The client given, the one at an address, the current one, or None.
+def existing_client(
+    client: Client | None = None, address: str | None = None, workers: int | None = None
+) -> Iterator[Client | None]:
+    """The client given, the one at an address, of jobs at the name of a batch system, the current one, or None.
 
-    Only a client made here is silenced, and closed in the end.
-    Raises InputError when no scheduler answers at ``address``.
+    Only a client made here is silenced, and closed in the end, with its jobs.  workers: jobs of one worker each.
+    Raises InputError when no scheduler answers at ``address``, and what ``job_client`` raises.
     """
     found = client or (None if address else _current())
     if found is not None or not address:
         yield found
+    elif address in BATCH_SYSTEMS:
+        with silenced(), job_client(address, workers or 1) as (started_here, page):
+            _embedded[started_here] = page
+            log.info("dashboard: %s", page)
+            yield started_here
     else:
         with silenced():
             connected = _connect(address)
@@ -119,7 +127,9 @@ def _connect(address: str) -> Client:
     try:
         return Client(address, timeout=timeouts.SCHEDULER_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"no Dask scheduler answers at {address}: {error}; start one, or leave --cluster out.") from None
+        near = None if ":" in address else closest(address, [*BATCH_SYSTEMS, "local", "cuda"])
+        mend = f"did you mean {near}?" if near else "start one, or leave --cluster out."
+        raise InputError(f"no Dask scheduler answers at {address}: {error}; {mend}") from None
 
 
 def _thread(threads: int | None, common: dict[str, Any]) -> Any:

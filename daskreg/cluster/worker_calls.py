@@ -7,11 +7,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from distributed import Client
 
 from daskreg.cluster import timeouts
+from daskreg.cluster.job_queue import JobQueue
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.errors import RankLost, RunError
 
@@ -42,18 +44,46 @@ def workers_of(client: Client) -> dict[str, Any]:
         raise RunError(f"the Dask scheduler does not answer: {reason}; look at its log, then use --resume.") from error
 
 
-def awaited_workers(client: Client, number: int, seconds: float) -> dict[str, Any]:
-    """``workers_of``, once there are so many, or after so many seconds.
+def awaited_workers(client: Client, number: int, seconds: float, queue: JobQueue | None = None) -> dict[str, Any]:
+    """``workers_of``, once there are so many, or after so many seconds; how long it waits, and for what, in the log.
 
+    queue: of the jobs whose workers these are; raises RunError where these cannot come.
     ``client.wait_for_workers`` counts lost ones for a while.
     """
-    begun = told = time.monotonic()
+    begun, wait = time.monotonic(), WaitReport(number)
     while len(known := workers_of(client)) < number and time.monotonic() < begun + seconds:
-        if time.monotonic() > told + timeouts.WAIT_REPORT_INTERVAL:
-            told = time.monotonic()
-            log.info("waiting for %d of %d workers, %.0f s", number - len(known), number, told - begun)
+        wait.tell(len(known), time.monotonic() - begun, "" if queue is None else queue.look(known, number))
         time.sleep(timeouts.DONE_CHECK_INTERVAL)
     return known
+
+
+@dataclass
+class WaitReport:
+    """Lines of the log about a wait for so many workers: less and less often, and where their jobs have changed."""
+
+    number: int
+    _due: float = -1.0
+    _said: str = ""
+
+    def tell(self, known: int, waited: float, jobs: str) -> None:
+        """known: workers that are there;  waited: seconds so far;  jobs: what is known of those of the others"""
+        due = self._due if self._due >= 0 else timeouts.WAIT_REPORT_INTERVAL
+        if waited < due and jobs == self._said:
+            return
+        self._said, self._due = jobs, due
+        if waited >= due:
+            self._due = waited + min(waited, timeouts.LONGEST_REPORT_INTERVAL)
+        log.info(
+            "waiting for %d of %d workers, %s%s", self.number - known, self.number, span(waited), f"; {jobs}" if jobs else ""
+        )
+
+
+def span(seconds: float) -> str:
+    """A duration for people: 40 s, 12 min, 3 h 5 min."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{minutes} min" if not hours else f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
 def call_each(

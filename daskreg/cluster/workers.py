@@ -9,18 +9,38 @@ from distributed import Client
 
 from daskreg import machine
 from daskreg.cluster import timeouts
-from daskreg.cluster.worker_calls import ask_workers, awaited_workers, workers_of
+from daskreg.cluster.job_queue import JobQueue, job_queue
+from daskreg.cluster.worker_calls import ask_workers, awaited_workers, span, workers_of
 from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpu_identity, gpu_memory, gpus
 from daskreg.machine import Limit
 
 
-def worker_count(client: Client) -> int:
-    """Number of workers that a cluster has now. Raises InputError if it has none after ``FIRST_WORKER_TIMEOUT``."""
-    known = awaited_workers(client, 1, timeouts.FIRST_WORKER_TIMEOUT)
-    if not known:
-        raise InputError("the Dask cluster has no worker; start at least one.")
-    return len(known)
+def worker_count(client: Client, wanted: int | None = None, seconds: float | None = None) -> int:
+    """Number of workers that a cluster has, once it has as many as wanted, or as its jobs will bring, or one.
+
+    seconds: to wait at most; None: for those of jobs that wait in a queue ``QUEUED_WORKERS_TIMEOUT``, for others
+    ``WORKER_START_TIMEOUT``, for a first one ``FIRST_WORKER_TIMEOUT``. Raises InputError where there are fewer then, RunError
+    where jobs have ended.
+    """
+    queue = job_queue(client)
+    number = wanted or (1 if queue is None else max(1, queue.expected))
+    limit = _limit_of_wait(number, queue) if seconds is None else seconds
+    known = awaited_workers(client, number, limit, queue)
+    if len(known) >= number:
+        return len(known)
+    jobs = "" if queue is None else queue.look(known, number)
+    have = f"{len(known)} of {number} workers" if known else "no worker"
+    raise InputError(
+        f"the Dask cluster has {have} after {span(limit)}{f' ({jobs})' if jobs else ''}; start more, ask for fewer, or wait "
+        "longer (--wait-for-workers 30min)."
+    )
+
+
+def _limit_of_wait(number: int, queue: JobQueue | None) -> float:
+    if queue is not None:
+        return timeouts.QUEUED_WORKERS_TIMEOUT
+    return timeouts.WORKER_START_TIMEOUT if number > 1 else timeouts.FIRST_WORKER_TIMEOUT
 
 
 def memory_limit(client: Client | None, workers: int) -> Limit:

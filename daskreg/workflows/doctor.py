@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskreg.errors import DaskregError
+from daskreg.errors import DaskregError, InputError
 from daskreg.workflows import examinations
 from daskreg.workflows.examinations import Finding
+from daskreg.workflows.resources import parse_duration
 
 if TYPE_CHECKING:
     from daskreg.cluster import Client
@@ -40,12 +42,19 @@ class Examination:
 
 
 def doctor(
-    *, client: Client | None = None, cluster: str | None = None, scratch: str | Path | None = None, workers: int = 1
+    *,
+    client: Client | None = None,
+    cluster: str | None = None,
+    scratch: str | Path | None = None,
+    workers: int = 1,
+    wait_for_workers: float | str | None = None,
 ) -> Examination:
-    """Look at this machine, and at the workers of a client or a scheduler's address. Nothing is left behind.
+    """Look at this machine, and at the workers of a client, a scheduler's address or a batch system. Nothing is left behind.
 
-    scratch: the folder for fields on disk;  workers: that the cluster should have. Raises InputError where no scheduler answers.
+    scratch: the folder for fields on disk;  workers: that the cluster should have;  wait_for_workers: seconds, or text such as
+    30min, to wait for them, by default 10 s, and a day for jobs in a queue. Raises InputError where no scheduler answers.
     """
+    wait = parse_duration(wait_for_workers)
     looks = (
         examinations.python, examinations.packages, examinations.extras, examinations.compiler, examinations.gpus,
         examinations.links, examinations.limits, examinations.shared_memory,
@@ -53,19 +62,21 @@ def doctor(
     )  # fmt: skip
     found = [finding for look in looks for finding in look()]
     if client is not None or cluster is not None:
-        found += _of_cluster(client, cluster, workers)
+        found += _of_cluster(client, cluster, workers, wait)
     return Examination(tuple(found))
 
 
-def _of_cluster(client: Client | None, address: str | None, workers: int) -> Iterator[Finding]:
+def _of_cluster(client: Client | None, address: str | None, workers: int, wait: float | None = None) -> Iterator[Finding]:
     """Its workers answer, import the same versions, and there are as many as wanted."""
-    from daskreg.cluster import existing_client
-    from daskreg.cluster.worker_calls import ask_workers, awaited_workers
+    from daskreg.cluster import BATCH_SYSTEMS, existing_client, worker_count
+    from daskreg.cluster.worker_calls import ask_workers
 
-    with existing_client(client, address) as connected:
+    default = None if address in BATCH_SYSTEMS else 10.0
+    with existing_client(client, address, workers) as connected:
         assert connected is not None
-        awaited_workers(connected, workers, 10.0)
         try:
+            with suppress(InputError):  # too few, which is told below
+                worker_count(connected, workers, default if wait is None else wait)
             answers = ask_workers(connected, examinations.facts, "what it has installed")
         except (DaskregError, ImportError, AttributeError) as error:
             mend = "install the same daskreg on every worker, and start the workers again"

@@ -22,8 +22,10 @@ from daskreg.config import Config, Deformable, DeviceName, Search
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, NoOverlap, OutputError
+from daskreg.machine import Limit
 from daskreg.planning import Plan, format_grid
 from daskreg.reporting.follow import ProgressLike, following, interactive
+from daskreg.reporting.log import shown
 from daskreg.storage import RunStore
 from daskreg.storage.fill import Fill, describe_fill
 from daskreg.storage.fs.address import is_remote, parse_address
@@ -32,12 +34,24 @@ from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.kept_fields import remove_kept
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
+from daskreg.storage.runs.place import require_new
 from daskreg.workflows.background import Choice, backgrounds
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spacing, staged
 from daskreg.workflows.plan import plan
 from daskreg.workflows.provenance import provenance
 from daskreg.workflows.recipes import Trial, choose_recipe
-from daskreg.workflows.resources import LOCAL, Allocation, Comm, Residency, Resources, State, allocate, parse_memory
+from daskreg.workflows.resources import (
+    GIVEN,
+    LOCAL,
+    Allocation,
+    Comm,
+    Residency,
+    Resources,
+    State,
+    allocate,
+    parse_duration,
+    parse_memory,
+)
 from daskreg.workflows.result import Report, Result, merge_reports
 from daskreg.workflows.resume import (
     keep_checkpoint_or_remove,
@@ -103,6 +117,7 @@ def register(
     host_memory: int | str | None = None,
     scratch: str | Path | None = None,
     scratch_size: int | str | None = None,
+    wait_for_workers: float | str | None = None,
 ) -> Result:
     """Find the transform that brings ``moving`` onto ``fixed``, and resample it there.
 
@@ -147,8 +162,9 @@ def register(
         Called with a ``Progress`` after every iteration. By default a display in a notebook, bars on a terminal, and elsewhere
         lines on standard error, or in the log where logging is configured; False: nothing.
     client, cluster
-        A Dask client, or a scheduler's address; ``"cuda"``: a worker for each GPU of this machine. By default the current
-        client; without one, workers that daskreg starts and stops.
+        A Dask client, or a scheduler's address; ``"cuda"``: a worker for each GPU of this machine; ``"slurm"``, ``"pbs"``,
+        ``"lsf"`` or ``"sge"``: a job for each worker, from dask-jobqueue's configuration. By default the current client; without
+        one, workers that daskreg starts and stops.
     workers, device, memory, residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace
         workers: blocks the fixed image is cut into, one a worker (all of a cluster's; else 1);  device: ``"auto"`` takes GPUs
         where every worker has one;  memory: what a worker may use, bytes or text such as "48GB";  residency: how a worker holds
@@ -160,6 +176,9 @@ def register(
         the machine's memory or ``"disk"``, from where slabs come to the device; ``"auto"`` takes the first of these where they
         fit;  host_memory: what they may take of the machine's memory beside a GPU's, by default three quarters of a worker's
         share;  scratch: folder for fields on disk, by default beside the output;  scratch_size: what a worker may use of it.
+    wait_for_workers
+        Seconds, or text such as "30min", to wait for the workers of a cluster; by default a day for those that are jobs in a
+        queue, two minutes for others.
 
     Raises
     ------
@@ -172,7 +191,7 @@ def register(
     _require_main_guard()
     resources = Resources(
         workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace,
-        state, parse_memory(host_memory), scratch, parse_memory(scratch_size),
+        state, parse_memory(host_memory), scratch, parse_memory(scratch_size), parse_duration(wait_for_workers),
     )  # fmt: skip
     request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, None, fill, background)
     require_resume_arguments(output, resume=resume, inputs_changed=inputs_changed)
@@ -189,8 +208,11 @@ def register(
         if resume and store is None and (fixed is None or moving is None):
             raise ConfigError(f"there is no run at {path} to resume, and no two images to start one: give FIXED and MOVING.")
         asked = request.open()
-        with clusters.existing_client(client, None if cluster in LOCAL else cluster) as found:
-            use = allocate(resources, found, cluster)
+        if _queued(client, cluster):
+            _foresee(str(cluster), resources, asked, path, new=store is None and not overwrite)
+        with clusters.existing_client(client, None if cluster in LOCAL else cluster, workers) as found:
+            with nullcontext() if progress is False else shown():
+                use = allocate(resources, found, cluster)
             inputs = asked.for_device(use.device)
             planned = _fitting_plan(inputs, use)
             scratch = _scratch(path, use)
@@ -231,6 +253,8 @@ def _chosen(
         raise ConfigError("a configuration and recipes to try were both given; give one of them.")
     if request.fixed is None or request.moving is None:
         raise ConfigError("two images are needed to try recipes: daskreg register FIXED MOVING -o RUN.zarr.")
+    if _queued(client, cluster):
+        cluster, device = None, "auto"  # coarse images are no work for a queue
     where = None if cluster == "cuda" else cluster
     trials = choose_recipe(request, names, client, cluster=where, device=device, threads=threads)
     return replace(request, config=trials[0].name), trials
@@ -299,6 +323,22 @@ class _Run:
         )  # fmt: skip
 
 
+def _queued(client: Client | None, cluster: str | None) -> bool:
+    """Whether workers are jobs of a batch system that daskreg submits."""
+    return client is None and cluster not in LOCAL and cluster in clusters.BATCH_SYSTEMS
+
+
+def _foresee(system: str, resources: Resources, inputs: Inputs, path: str, *, new: bool) -> None:
+    """Refuse before jobs are submitted what would be refused once they run, as far as it is known."""
+    if new:
+        require_new(path, overwrite=False)
+    memory = None if resources.device == "cuda" else clusters.job_memory(system)
+    if memory is not None:
+        limit, workers = Limit(resources.memory, GIVEN) if resources.memory else memory, resources.workers or 1
+        use = Allocation(workers, "cpu", limit, clusters.estimated_bytes(None, workers), resources)
+        _checked(_plan(replace(inputs, config=inputs.config.without_storage("mixed")), use, workers), inputs, limit)
+
+
 def _scratch(output: str, use: Allocation) -> str | None:
     """The folder for fields on disk: as asked for, or that of a local output."""
     if use.options.scratch is not None:
@@ -313,11 +353,15 @@ def _plan(inputs: Inputs, use: Allocation, workers: int) -> Plan:
 
 def _fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
     """The plan, checked: it fits into the memory, and the images overlap."""
-    planned = _plan(inputs, use, use.workers)
-    require_overlap(planned, first_affine(inputs))
-    planned.validate(use.memory.value, use.memory.source)
+    planned = _checked(_plan(inputs, use, use.workers), inputs, use.memory)
     _require_ring_in_memory(planned, use.options)
     log.info("fixed %s, moving %s", format_grid(planned.fixed), format_grid(planned.moving))
+    return planned
+
+
+def _checked(planned: Plan, inputs: Inputs, memory: Limit) -> Plan:
+    require_overlap(planned, first_affine(inputs))
+    planned.validate(memory.value, memory.source)
     return planned
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -26,7 +28,7 @@ else:
 HOST_SHARE = 0.75  # of a worker's share of the machine's memory, for fields: reading and writing need some too
 GIVEN = "as asked for"  # in place of what limits memory
 LEAST_MEMORY = 1_000_000  # bytes that somebody can mean
-LOCAL = (None, "local", "cuda")  # clusters that daskreg starts itself; cuda: a worker for each GPU
+LOCAL = (None, "local", "cuda")  # clusters on this machine, which daskreg starts itself; cuda: a worker for each GPU
 BOUNDS = {  # least, most, and whether it is a whole number; None is possible for all that are not REQUIRED
     "workers": (1, 100_000, True),
     "memory": (1, 1 << 60, True),
@@ -36,7 +38,14 @@ BOUNDS = {  # least, most, and whether it is a whole number; None is possible fo
     "checkpoint": (0, 1e9, False),
     "retries": (0, 1000, True),
     "deadline": (0.1, 1e6, False),
+    "wait_for_workers": (0, 1e8, False),
     "minimum_planes": (1, 1 << 31, True),
+}
+UNITS = {  # of durations, in seconds
+    **dict.fromkeys(("", "s", "sec", "second", "seconds"), 1),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60),
+    **dict.fromkeys(("h", "hour", "hours"), 3600),
+    **dict.fromkeys(("d", "day", "days"), 86400),
 }
 REQUIRED = ("retries", "deadline", "minimum_planes")
 Residency = Literal["auto", "replicate", "window", "ring"]
@@ -61,6 +70,7 @@ class RunKeywords(TypedDict, total=False):
     host_memory: int | str | None
     scratch: str | Path | None
     scratch_size: int | str | None
+    wait_for_workers: float | str | None
 
 
 class ResourceKeywords(RunKeywords, total=False):
@@ -92,6 +102,8 @@ class Resources:
     host_memory: bytes of the machine's memory for the fields of a GPU's worker; None: most of what is free
     scratch: folder for fields on disk; None: beside the output
     scratch_size: bytes of it that a worker may use; None: what is free
+    wait_for_workers: seconds to wait for the workers of a cluster; None: a day for those that are jobs in a queue, two minutes
+        for others, one for a first
 
     Raises ConfigError for a value that is not possible.
     """
@@ -111,6 +123,7 @@ class Resources:
     host_memory: int | None = None
     scratch: str | Path | None = None
     scratch_size: int | None = None
+    wait_for_workers: float | None = None
 
     def __post_init__(self) -> None:
         if self.scratch is not None and not (isinstance(self.scratch, str | os.PathLike) and os.fspath(self.scratch)):
@@ -145,12 +158,16 @@ class Allocation:
 def allocate(asked: Resources, client: Client | None, cluster: str | None) -> Allocation:
     """Resources on the workers of a client, or on this machine.
 
-    Raises InputError where the cluster has no worker or a GPU is missing, ConfigError where cluster and device disagree.
+    Waits for the workers of a client. Raises InputError where there are too few or a GPU is missing, ConfigError where cluster
+    and device disagree.
     """
     if cluster == "cuda" and asked.device == "cpu":
         raise ConfigError("--cluster cuda has a worker for each GPU and --device is cpu; leave one of them out.")
-    # counted first, which waits for the first worker: without one there is nothing to ask for its device
-    available = clusters.worker_count(client) if client else clusters.gpu_workers() if cluster == "cuda" else 1
+    # counted first, which waits for them: without a worker there is nothing to ask for its device
+    if client:
+        available = clusters.worker_count(client, asked.workers, asked.wait_for_workers)
+    else:
+        available = clusters.gpu_workers() if cluster == "cuda" else 1
     workers = asked.workers or available
     kind = clusters.device_of(client, "cuda" if cluster == "cuda" else asked.device, workers)
     limit = Limit(asked.memory, GIVEN) if asked.memory else _limit(client, kind, workers)
@@ -186,6 +203,21 @@ def parse_memory(text: int | str | None) -> int | None:
         meant = f"{str(text).strip()}GB" if str(text).strip().isdigit() else "8GB"
         raise ConfigError(f"memory {text!r} is {found} bytes, less than a megabyte; {meant}?")
     return found
+
+
+def parse_duration(text: float | str | None) -> float | None:
+    """Seconds from 30min, 2h, 90s, 1h30min, 01:30:00 or a number of seconds. Raises ConfigError."""
+    if text is None or not isinstance(text, str):
+        return text
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", text.strip())
+    if clock:
+        days, hours, minutes, seconds = (int(n or 0) for n in clock.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    found = [float(n) * UNITS.get(unit.lower(), math.nan) for n, unit in parts]
+    if not parts or "".join(n + unit for n, unit in parts) != "".join(text.split()) or math.isnan(sum(found)):
+        raise ConfigError(f"{text!r} is not a duration; write it like 30min, 2h, 90s or 01:30:00.")
+    return sum(found)
 
 
 def _bytes(text: int | str | None) -> int | None:

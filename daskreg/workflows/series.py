@@ -6,12 +6,14 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from daskreg.config import DeviceName
+from daskreg.deferred import DeferredModule
 from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, DaskregError, InputError, OutputError, RunError, require_known
 from daskreg.lazy.load import load_transform
@@ -22,7 +24,13 @@ from daskreg.storage.fs.files import exists, replace_text
 from daskreg.workflows.apply import apply
 from daskreg.workflows.inputs import ConfigLike, Request
 from daskreg.workflows.register import register
+from daskreg.workflows.resources import LOCAL
 from daskreg.workflows.unchanged import input_digests
+
+if TYPE_CHECKING:
+    from daskreg import cluster as clusters
+else:
+    clusters = DeferredModule("daskreg.cluster")
 
 log = logging.getLogger("daskreg")
 To = Literal["reference", "previous"]
@@ -139,15 +147,27 @@ def series(
     if not is_remote(path):
         _make_folder(path)
     rows = {k: Row(k, s) for k, s in enumerate(sources)}
-    given = {**resources, "device": device, "progress": progress}
-    for k, f in plan.items():
-        if f is not None:
-            rows[k] = _registered(Row(k, sources[k], f, run=join(path, f"{k:03}.zarr")), rows[f], requests[k], given, overwrite)
-        if rows[k].state in ("registered", "kept") and moved:
-            rows[k] = _resampled(rows, k, path, reference, device, overwrite)
-        _write_table(path, rows)
-        tell(rows[k].line())
+    with _one_cluster({**resources, "device": device, "progress": progress}) as given:
+        for k, f in plan.items():
+            if f is not None:
+                run = join(path, f"{k:03}.zarr")
+                rows[k] = _registered(Row(k, sources[k], f, run=run), rows[f], requests[k], given, overwrite)
+            if rows[k].state in ("registered", "kept") and moved:
+                rows[k] = _resampled(rows, k, path, reference, device, overwrite)
+            _write_table(path, rows)
+            tell(rows[k].line())
     return Series(path, tuple(rows[k] for k in sorted(rows)))
+
+
+@contextmanager
+def _one_cluster(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The same keywords of ``register``, where workers are jobs with a client of those: they queue once for all registrations."""
+    cluster = given.get("cluster")
+    if given.get("client") is not None or cluster in LOCAL or cluster not in clusters.BATCH_SYSTEMS:
+        yield given
+        return
+    with clusters.existing_client(None, cluster, given.get("workers")) as client:
+        yield {**given, "client": client, "cluster": None}
 
 
 def _expanded(images: Sequence[str | Path]) -> list[str]:
