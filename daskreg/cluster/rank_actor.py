@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from distributed import Worker, get_worker
@@ -15,13 +16,14 @@ from distributed import Worker, get_worker
 from daskreg import machine
 from daskreg.cluster import timeouts
 from daskreg.cluster.checkpoint_schedule import CheckpointSchedule
+from daskreg.cluster.compile_ahead import CompileHelper
 from daskreg.cluster.logs import hide_stops
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.rank_job import RankJob, run_rank, use_device
 from daskreg.comm import Communicator, Endpoint, SingleRank, Timeouts, measure_link, open_endpoint, use_shared_memory
 from daskreg.engine.report import NEXT, SAVE, STOP, LevelReport, Place, Progress, Watch
 from daskreg.errors import RankLost, Stopped
-from daskreg.kernels.compiler.tally import TALLY
+from daskreg.kernels.compiler.tally import TALLY, Compiled
 
 
 class Cancelled(Stopped):
@@ -65,7 +67,6 @@ class RankActor:
         """Run the job from its first stage to its last; returns the rank's report."""
         watch = RankWatch(self, job.checkpoint)
         self.timeouts.check, self.timeouts.on_slow = watch.check, watch.report_slow
-        compiled = TALLY.begin_count(watch.compiling)
         comm = self.communicator
         use_shared_memory(comm, self.group.hosts)
         device = use_device(job, self.group.cores[self.rank])
@@ -76,10 +77,26 @@ class RankActor:
         speed = measure_link(comm, device.xp)
         if speed is not None and self.rank == 0:
             watch.report_link(str(speed))
-        report = run_rank(job, comm, watch, device)
+        with self._compiling(job, watch) as compiled:
+            report = run_rank(job, comm, watch, device)
         report["machine"]["compiled"] = compiled.as_dict()
         report["machine"]["link"] = None if speed is None else {"transport": self.group.link, **speed.as_dict()}
         return report
+
+    @contextmanager
+    def _compiling(self, job: RankJob, watch: RankWatch) -> Iterator[Compiled]:
+        """Count the kernels that are compiled; the first rank of a machine has help from another process."""
+        first = self.group.hosts.index(self.group.hosts[self.rank]) == self.rank
+        helper = CompileHelper(job.plan, wanted=first and job.device == "cpu")
+
+        def report(kernels: int) -> None:
+            helper.start()
+            watch.compiling(kernels)
+
+        try:
+            yield TALLY.begin_count(report)
+        finally:
+            helper.close()
 
     async def release(self) -> None:
         """Close the endpoint, which ends every wait."""
