@@ -54,6 +54,7 @@ TALL = (SHAPE[0] + 2 * HALO, *SHAPE[1:])
 INNER = (range(HALO, HALO + SHAPE[0]), *SHAPE[1:])  # the block's planes in arrays of the shape TALL
 SHARD = range(2, 5)  # planes of the moving image that another rank sends
 RELATION = np.array([1.25, -0.1], np.float32)  # gain and offset of intensities
+TERMS = np.float32(2), np.float32(0.7)  # of the product and of the square of normalised gradients
 FIRST = 30_000  # global plane of the block's first, where the sampler must still be exact
 BINS = 16
 EPSILON, FLAT = np.float32(1e-5), np.float32(0.08)  # of local correlation; noise has variance 1/12, so some windows are flat
@@ -318,7 +319,7 @@ def lncc_gradient() -> Case:
 def ngf_factors() -> Case:
     """With two planes around the block, of which the one next to it is asked for too."""
     around = (range(HALO - 1, HALO + SHAPE[0] + 1), *SHAPE[1:])
-    return around, 1, np.float32(4e-4), image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
+    return around, 1, np.float32(4e-4), *TERMS, image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
 
 
 @case
@@ -328,7 +329,7 @@ def ngf_slope() -> Case:
 
 def ngf_factors_at_ends() -> Case:
     """All planes of the arrays, so that differences are one-sided on both faces."""
-    return TALL, 1, np.float32(4e-4), image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
+    return TALL, 1, np.float32(4e-4), *TERMS, image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
 
 
 CASES["ngf_factors at all ends"] = ngf_factors_at_ends
@@ -603,11 +604,11 @@ def gradient_fields(masked: bool, half: bool = False) -> CooperativeCase:
 
     def plain() -> list[NDArray[Any]]:
         made = empty(3, *TALL)
-        rows = ngf_cpu.ngf_factors(around, 1, eta_squared, fixed, weight, there, made)
+        rows = ngf_cpu.ngf_factors(around, 1, eta_squared, *TERMS, fixed, weight, there, made)
         return [made, rows[:, 1:-1].sum(axis=(1, 2))]
 
     own = np.uint32(HALO), np.uint32(HALO + SHAPE[0])
-    arguments = extent(around), own, eta_squared, kept, weight, there, factors, totals
+    arguments = extent(around), own, eta_squared, *TERMS, kept, weight, there, factors, totals
     blocks = -(-SHAPE[2] // ngf_cuda.THREADS), SHAPE[1], SHAPE[0] + 2
     return CooperativeCase((), blocks, ngf_cuda.THREADS, arguments, plain, lambda: [factors, counted_in_units(totals)])
 

@@ -256,21 +256,35 @@ def ngf_weights(w: Array) -> Array:
     return w * known
 
 
-def _ngf_terms(fixed: Array, moved: Array, w: Array, eta: float) -> tuple[Array, Array, Array]:
+def _ngf_terms(fixed: Array, moved: Array, w: Array, eta: float) -> tuple[Array, Array, Array, Array, Array]:
+    """<n(F), n(M)>^2 and |n(M)|^4, their derivatives with respect to grad M (3, ...), and the weights."""
     f, m = (np.stack([_along(k, d, a) for k, d in enumerate(_differences(w.shape))]) for a in (fixed, moved))
     a, b, c = (f * m).sum(axis=0), (f * f).sum(axis=0) + eta**2, (m * m).sum(axis=0) + eta**2
-    return a * a / (b * c), 2 * a / (b * c) * (f - a / c * m), ngf_weights(w)
+    length = 1 - eta**2 / c
+    product, square = 2 * a / (b * c) * (f - a / c * m), 4 * length * eta**2 / c**2 * m
+    return a * a / (b * c), length**2, product, square, ngf_weights(w)
 
 
-def ngf(fixed: Array, moved: Array, w: Array, eta: float = 0.01) -> float:
-    """``-sum w <n(F), n(M)>^2 / sum w`` with ``n(I) = grad I / sqrt(|grad I|^2 + eta^2)``."""
-    square, _, w = _ngf_terms(*_double(fixed, moved, w), eta)
-    return float(-(w * square).sum() / max(w.sum(), 1e-300))
+def ngf(fixed: Array, moved: Array, w: Array, eta: float = 0.01, gain: float | None = None) -> float:
+    """``-sum w <n(F), n(M)>^2 / sum w`` with ``n(I) = grad I / sqrt(|grad I|^2 + eta^2)``.
+
+    With a gain ``-sum w (2 <n(F), n(M)>^2 - gain |n(M)|^4) / sum w``.
+    """
+    product, square, _, _, w = _ngf_terms(*_double(fixed, moved, w), eta)
+    value = product if gain is None else 2 * product - gain * square
+    return float(-(w * value).sum() / max(w.sum(), 1e-300))
 
 
-def ngf_gradient(fixed: Array, moved: Array, w: Array, eta: float = 0.01) -> Array:
+def ngf_gain(fixed: Array, moved: Array, w: Array, eta: float = 0.01) -> float:
+    """The gain with which the outer products of n(M) are nearest to those of n(F)."""
+    product, square, _, _, w = _ngf_terms(*_double(fixed, moved, w), eta)
+    return float((w * product).sum() / (w * square).sum())
+
+
+def ngf_gradient(fixed: Array, moved: Array, w: Array, eta: float = 0.01, gain: float | None = None) -> Array:
     """``dC/dmoved`` of ``ngf``."""
-    _, slope, w = _ngf_terms(*_double(fixed, moved, w), eta)
+    _, _, product, square, w = _ngf_terms(*_double(fixed, moved, w), eta)
+    slope = product if gain is None else 2 * product - gain * square
     back = sum(_along(k, d.T, w * slope[k]) for k, d in enumerate(_differences(w.shape)))
     return np.asarray(-back / max(w.sum(), 1e-300))
 

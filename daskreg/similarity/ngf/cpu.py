@@ -14,7 +14,7 @@ from daskreg.kernels.smoothing.cpu import clamp
 from daskreg.kernels.weights import weight_at
 
 index = int64  # replaced by the launcher
-ZERO, HALF, ONE, TWO = float32(0), float32(0.5), float32(1), float32(2)
+ZERO, HALF, ONE, TWO, FOUR = float32(0), float32(0.5), float32(1), float32(2), float32(4)
 
 
 @formula
@@ -61,7 +61,7 @@ def lowest_neighbour(z, y, x, inside, weight):
 
 
 @formula
-def write_factors(z, y, x, inside, eta_squared, fixed, weight, moved, factors):
+def write_factors(z, y, x, inside, eta_squared, of_product, of_square, fixed, weight, moved, factors):
     """``ngf_factors`` at a voxel. Without branches, so that a CPU computes several voxels at once."""
     mz, my, mx = differences(z, y, x, inside, moved)
     fz, fy, fx = differences(z, y, x, inside, fixed)
@@ -69,24 +69,28 @@ def write_factors(z, y, x, inside, eta_squared, fixed, weight, moved, factors):
     w = weight_at(z, y, x, weight, moved[z, y, x])
     w = w if total == total and lowest_neighbour(z, y, x, inside, weight) > ZERO else ZERO
     product = fz * mz + fy * my + fx * mx
-    of_moved = mz * mz + my * my + mx * mx + eta_squared
+    square = mz * mz + my * my + mx * mx
+    of_moved = square + eta_squared
     ratio = divide_fast(product, (fz * fz + fy * fy + fx * fx + eta_squared) * of_moved)
-    scale, along = TWO * w * ratio, divide_fast(product, of_moved)
+    scale, along = TWO * w * of_product * ratio, divide_fast(product, of_moved)
+    length = divide_fast(square, of_moved)  # |n(M)|^2
+    shorter = FOUR * w * of_square * divide_fast(length * (ONE - length), of_moved)
     known = w > ZERO
-    factors[index(0), z, y, x] = scale * (fz - along * mz) if known else ZERO
-    factors[index(1), z, y, x] = scale * (fy - along * my) if known else ZERO
-    factors[index(2), z, y, x] = scale * (fx - along * mx) if known else ZERO
-    return w * product * ratio if known else ZERO, w
+    factors[index(0), z, y, x] = scale * (fz - along * mz) - shorter * mz if known else ZERO
+    factors[index(1), z, y, x] = scale * (fy - along * my) - shorter * my if known else ZERO
+    factors[index(2), z, y, x] = scale * (fx - along * mx) - shorter * mx if known else ZERO
+    return of_product * (w * product * ratio) - of_square * (w * length * length) if known else ZERO, w
 
 
 @voxelwise(sums=2, border=True)
-def ngf_factors(z, y, x, inside, reach, eta_squared, fixed, weight, moved, factors):
-    """Write ``w d(<n(F), n(M)>^2) / d(grad M)``; row sums (w <n(F), n(M)>^2, w).
+def ngf_factors(z, y, x, inside, reach, eta_squared, of_product, of_square, fixed, weight, moved, factors):
+    """With ``v = of_product <n(F), n(M)>^2 - of_square |n(M)|^4`` write ``w dv / d(grad M)``; row sums (w v, w).
 
-    reach: 1;  eta_squared: float32;  fixed, moved: (Z, Y, X) float32, moved NaN out of domain;  weight: the same or empty;
-    factors: (3, Z, Y, X) float32. w is 0 where a difference reads a voxel that is out of domain or has no weight.
+    reach: 1;  eta_squared, of_product, of_square: float32;  fixed, moved: (Z, Y, X) float32, moved NaN out of domain;
+    weight: the same or empty;  factors: (3, Z, Y, X) float32.
+    w is 0 where a difference reads a voxel that is out of domain or has no weight.
     """
-    return write_factors(z, y, x, inside, eta_squared, fixed, weight, moved, factors)
+    return write_factors(z, y, x, inside, eta_squared, of_product, of_square, fixed, weight, moved, factors)
 
 
 @formula

@@ -17,10 +17,17 @@ from daskreg.similarity.base import LossContext, Samples, Similarity, ratio
 from daskreg.similarity.ngf.cpu import ngf_factors, ngf_slope
 from daskreg.similarity.ngf.cuda import count_factors
 
+Terms = tuple[np.float32, np.float32]  # factors of <n(F), n(M)>^2 and of -|n(M)|^4
+PRODUCT, MINUS_SQUARE = (np.float32(1), np.float32(0)), (np.float32(0), np.float32(1))
+
 
 class NormalisedGradients(Similarity):
-    """N is the sum of the weights of voxels whose differences are known."""
+    """N is the sum of the weights of voxels whose differences are known.
 
+    In linear stages ``C = -sum w (2 <n(F), n(M)>^2 - gain |n(M)|^4) / N``, see ``match``.
+    """
+
+    matched = True
     reach = 2
     loss_sign = -1
     differences = True
@@ -28,12 +35,26 @@ class NormalisedGradients(Similarity):
 
     def __init__(self, eta: float) -> None:
         self.eta_squared = np.float32(eta**2)
+        self.terms = PRODUCT
+
+    def moments(self, s: Samples) -> NDArray[np.generic]:
+        """Rows of (w <n(F), n(M)>^2, w, -w |n(M)|^4, w)."""
+        return np.concatenate([host(self._partial(s, terms)) for terms in (PRODUCT, MINUS_SQUARE)])
+
+    def match(self, total: NDArray[np.generic]) -> None:
+        """Find the gain with which ``gain n(M) n(M)^T`` is nearest to ``n(F) n(F)^T``, over the voxels that are compared."""
+        product, _, minus_square, _ = (float(v) for v in total)
+        gain = product / -minus_square if minus_square < 0 else 0.0
+        self.terms = np.float32(2), np.float32(gain)
 
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """Rows of (w <n(F), n(M)>^2, w); ``scratch`` receives the derivatives on the own planes and on their neighbours."""
+        return self._partial(s, self.terms)
+
+    def _partial(self, s: Samples, terms: Terms) -> NDArray[np.generic]:
         own, around = planes(s)
         _, ny, nx = s.moved.shape
-        rows = ngf_factors((around, ny, nx), 1, self.eta_squared, s.fixed, s.weight, s.moved, s.scratch)
+        rows = ngf_factors((around, ny, nx), 1, self.eta_squared, *terms, s.fixed, s.weight, s.moved, s.scratch)
         mine: NDArray[np.generic] = rows[:, own.start - around.start : own.stop - around.start]
         return mine
 
@@ -52,10 +73,10 @@ class NormalisedGradientsOnGpu(NormalisedGradients):
 
     asynchronous = True
 
-    def partial(self, s: Samples) -> NDArray[np.generic]:
+    def _partial(self, s: Samples, terms: Terms) -> NDArray[np.generic]:
         """Counts of (w <n(F), n(M)>^2, w)."""
         totals = module_of(s.moved).zeros(2, np.int64)
-        self._count(s, totals)
+        self._count(s, terms, totals)
         return host(totals)
 
     def evaluate(self, on: LossContext) -> None:
@@ -65,12 +86,12 @@ class NormalisedGradientsOnGpu(NormalisedGradients):
         on.pull_back(on.samples.moved)
 
     def _compare(self, on: LossContext) -> None:
-        self._count(on.samples, on.totals)
+        self._count(on.samples, self.terms, on.totals)
         ngf_slope(on.samples.box, 2, on.samples.scratch, on.samples.moved)
 
-    def _count(self, s: Samples, totals: Any) -> None:
+    def _count(self, s: Samples, terms: Terms, totals: Any) -> None:
         own, around = planes(s)
-        count_factors(around, own, self.eta_squared, s.fixed, s.weight, s.moved, s.scratch, totals)
+        count_factors(around, own, (self.eta_squared, *terms), s.fixed, s.weight, s.moved, s.scratch, totals)
 
 
 def planes(s: Samples) -> tuple[range, range]:

@@ -14,6 +14,7 @@ from daskreg.grid import Grid
 from daskreg.kernels.device import CPU
 from daskreg.planning import make_plan
 from daskreg.similarity import LNCC, MI, MSE, NGF
+from daskreg.workflows.presets import ALIGN, PRESETS
 
 LOSSES = {"mse": MSE(), "lncc": LNCC(), "exact lncc": LNCC(gradient="exact"), "mi": MI(), "ngf": NGF()}
 PAD = 12
@@ -33,9 +34,10 @@ def cut(noise, by):
 
 
 def outcome(fixed, moving, stages, spacing=(1.0, 1.0, 1.0), masks=(None, None)):
-    """By one rank, from the identity."""
+    """By one rank, from the identity; ``stages``: a list of them, or a configuration."""
     grids = Grid(fixed.shape, spacing), Grid(moving.shape, spacing)
-    plan = make_plan(*grids, Config.of_stages(stages), masks=tuple(m is not None for m in masks))
+    config = stages if isinstance(stages, Config) else Config.of_stages(stages)
+    plan = make_plan(*grids, config, masks=tuple(m is not None for m in masks))
     images = []
     for voxels, grid, mask in zip((fixed.copy(), moving.copy()), grids, masks, strict=True):
         normalise(voxels, plan.config, SingleRank(), "an image")
@@ -70,6 +72,42 @@ def test_thin_images_and_long_voxels_too(name, shape, sigma, spacing):
     by = np.array((0.4 if shape[0] > 1 else 0.0, 3.0, -2.5))
     noise = texture(shape, sigma)
     found = outcome(cut(noise, 0), cut(noise, -by), [Rigid(similarity=LOSSES[name], scales=(4, 2, 1))], spacing)
+    assert farthest(found.affine, Grid(shape, spacing), by) < 0.1
+
+
+OTHERS = {"same": lambda v: v, "inverted": lambda v: 1000 - v, "half as much": lambda v: 0.5 * v}
+
+
+@pytest.mark.parametrize("by", [(1.3, 2.0, -1.5), (0.5, -0.5, 2.5), (0.25, 0.75, -1.1)])
+@pytest.mark.parametrize("contrast", ["inverted", *(pytest.param(c, marks=pytest.mark.slow) for c in OTHERS if c != "inverted")])
+def test_edges_are_not_drawn_to_whole_voxels(contrast, by):
+    """Weak ones, of which interpolation between voxels takes a part."""
+    noise = texture((32, 36, 32), 4)
+    found = outcome(cut(noise, 0), OTHERS[contrast](cut(noise, -np.array(by))), [ALIGN])
+    assert farthest(found.affine, Grid((32, 36, 32)), np.array(by)) < 0.02
+
+
+FIELDS = {  # shape, sigma and spacing of the texture
+    "cube of 32": ((32,) * 3, 3, (1.0, 1.0, 1.0)),
+    "cube of 80": ((80,) * 3, 5, (1.0, 1.0, 1.0)),
+    "cube of 128": ((128,) * 3, 6, (1.0, 1.0, 1.0)),
+    "voxels of 10 to 1": ((16, 80, 80), (2.5, 8, 8), (10.0, 1.0, 1.0)),
+    "six planes": ((6, 96, 96), 5, (1.0, 1.0, 1.0)),
+    "one plane": ((1, 128, 128), 5, (1.0, 1.0, 1.0)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [(2.3, 3.0, -2.5), (0.5, 0.5, -1.5)])
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("name", ["rigid", "affine", "multimodal"])
+@pytest.mark.parametrize("contrast", ["same", "inverted"])
+def test_presets_with_their_searches(name, field, by, contrast):
+    shape, sigma, spacing = FIELDS[field]
+    by = np.array(by) * ((1, 1, 1) if shape[0] > 6 else (0.2, 1, 1) if shape[0] > 1 else (0, 1, 1))
+    noise, config = texture(shape, sigma), PRESETS[name]
+    linear = config.model_copy(update={"stages": tuple(s for s in config.stages if not isinstance(s, Deformable))})
+    found = outcome(cut(noise, 0), OTHERS[contrast](cut(noise, -by)), linear, spacing)
     assert farthest(found.affine, Grid(shape, spacing), by) < 0.1
 
 

@@ -7,15 +7,18 @@ from daskreg import MI, NGF, ConfigError, Deformable, Rigid, register
 from daskreg.config import Config
 from daskreg.kernels.device import NO_MASK
 from daskreg.similarity.base import Samples
+from tests import reference
 from tests.phantoms import body_mask, known_warp_pair, target_registration_error, unrelated_contrasts
 
 SHAPE = (6, 7, 8)
 
 
-def loss_of(fixed, moved, weight=NO_MASK, **given):
+def loss_of(fixed, moved, weight=NO_MASK, matched=False, **given):
     """Loss, N and N dC/dmoved of one rank."""
     similarity = NGF(**given).build("cpu")
     samples = Samples(fixed.shape, 0, fixed, weight, moved.copy(), np.zeros((3, *fixed.shape), np.float32))
+    if matched:
+        similarity.match(similarity.moments(samples).astype(float).sum(axis=(1, 2)))
     total = similarity.partial(samples).astype(float).sum(axis=(1, 2))
     similarity.finish(samples, total)
     return *similarity.value(total), samples.moved
@@ -32,6 +35,34 @@ def test_parallel_gradients_of_either_sign_are_as_good_as_equal_ones(axis, gain)
     loss, n, _ = loss_of(ramp(axis), np.float32(gain) * ramp(axis), eta=1e-4)
     assert loss == pytest.approx(-1, abs=1e-4)
     assert n == np.prod(SHAPE)  # faces have one-sided differences
+
+
+def test_a_matched_loss_is_that_of_the_reference_and_its_gradient_too():
+    rng = np.random.default_rng(4)
+    fixed, moved, weight = (rng.random(SHAPE, np.float32) for _ in range(3))
+    given = fixed, moved, weight, 0.3
+    gain = reference.ngf_gain(*given)
+    loss, n, slope = loss_of(fixed, moved, weight, matched=True, eta=0.3)
+    assert loss == pytest.approx(reference.ngf(*given, gain), rel=1e-5)
+    assert loss == pytest.approx(reference.ngf(*given), rel=1e-5)  # where it was matched
+    np.testing.assert_allclose(slope / n, reference.ngf_gradient(*given, gain), atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [0.5, 0.97])
+def test_lower_edges_are_no_worse_where_they_match(size):
+    """A blur, as interpolation is, lowers all edges of one kind alike."""
+    fixed = np.random.default_rng(5).random(SHAPE, np.float32)
+    slope = loss_of(fixed, np.float32(size * 0.01) * fixed, matched=True, eta=1.0)[2]
+    assert abs((slope * fixed).sum()) < 1e-4 * abs(slope * fixed).sum()
+    plain = loss_of(fixed, np.float32(size * 0.01) * fixed, eta=1.0)[2]
+    assert (plain * fixed).sum() < -0.1 * abs(plain * fixed).sum()
+
+
+def test_flat_images_are_matched_with_a_gain_of_nothing():
+    flat = np.zeros(SHAPE, np.float32)
+    loss, _, slope = loss_of(ramp(2), flat, matched=True)
+    assert loss == 0
+    assert not slope.any()
 
 
 def test_orthogonal_and_flat_gradients_are_worth_nothing():
