@@ -4,7 +4,7 @@ import re
 from itertools import groupby
 
 FIELD = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*): (.+)$", re.S)
-NEXT = re.compile(r";\s+(?=[a-z_]\w*: )")  # several fields of a line
+NEXT = re.compile(r";  (?=[a-z_]\w*: )")  # several fields of a line
 
 
 def as_fields(app, what, name, obj, options, lines):
@@ -27,7 +27,7 @@ def _list_of_fields(lines):
         else:
             entries[-1] += " " + line.strip()
     fields = [FIELD.match(part) for entry in entries for part in NEXT.split(entry)]
-    return [*(f":param {f[1]}: {f[2]}" for f in fields), *(["", *rest] if rest else [])]
+    return [*(f":param {f[1]}: {f[2].rstrip(';')}" for f in fields), *(["", *rest] if rest else [])]
 
 
 def without_values(app, what, name, obj, options, signature, returns):

@@ -1,0 +1,206 @@
+"""The page of measurements, from the files in benchmarks/results."""
+
+import json
+import os
+import subprocess
+from statistics import mean, stdev
+
+HEADER = """# Performance
+
+Every figure below comes from a file in `benchmarks/results`, which a script of `benchmarks` wrote; this page is made of them
+when the site is built. A row says on which machine it was measured, and a table the commit with which its file was recorded,
+where that is known: the code may have become faster or slower since. Seconds include the start of a process, reading,
+registration and resampling, unless a table says otherwise. [Comparison](comparison.md) has the commands of the other
+programs, [parallel runs](parallel.md#measured) and [GPUs](gpu.md) what else was measured, and how.
+
+"""
+NAMES = {
+    "before": "before registration",
+    "ants": "ANTs SyN (mutual information)",
+    "fireants": "FireANTs, CPU",
+    "fireants_cuda": "FireANTs, GPU",
+    "lncc": "LNCC, exact gradient",
+    "lncc exact": "LNCC, exact gradient",
+    "lncc center": "LNCC, centre window",
+    "mse": "MSE",
+    "mi": "MI",
+}
+
+
+def write(path, results):
+    """Write the page. results: the folder of the files."""
+    parts = [HEADER]
+    for make in (_heads, _many_heads, _microscopy, _modalities, _iterations, _several_gpus, _cores, _out_of_core, _large):
+        title, text, columns, rows, files = make(lambda name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")))
+        parts.append(f"## {title}\n\n{text}\n\n{_table(columns, rows)}\n\n{_source(files, results)}\n\n")
+    path.write_text("".join(parts), encoding="utf-8")
+
+
+def _table(columns, rows):
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join("" if v is None else str(v) for v in line) + " |" for line in lines)
+
+
+def _source(files, results):
+    known = [f"`{name}.json`{_commit(results, name)}" for name in files]
+    return "From " + ", ".join(known) + "."
+
+
+def _commit(results, name):
+    """With which a file was recorded; nothing where there is no whole history."""
+    root = os.environ.get("DASKREG_HISTORY", str(results.parent.parent))
+    git = ["git", "-C", root]
+    whole = subprocess.run(
+        [*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    if whole != "false":
+        return ""
+    asked = [*git, "log", "-1", "--format=%h of %cs", "--", f"benchmarks/results/{name}.json"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return f" (commit {found})" if found else ""
+
+
+def _name(row):
+    label = NAMES.get(row["program"], row["program"])
+    return f"{label} ({row['version']})" if "version" in row else label
+
+
+def _megabytes(row):
+    return round(row["peak_rss"] / 1e6) if "peak_rss" in row else None
+
+
+def _heads(read):
+    rows = [*read("brain"), *read("brain_slow_opponents")[2:], *read("brain_gpu")[1:]]
+    table = [
+        [_name(r), r["dice"], r.get("wall"), r.get("folded_percent"), _megabytes(r), r["machine"].replace(", Linux", "")
+         + (", one H200" if "16 cores" in r["machine"] else "")]
+        for r in rows
+    ]  # fmt: skip
+    text = (
+        "An OASIS brain atlas onto the MNI152 brain, 1 mm, 12 structures, `--preset brain`. FireANTs on the CPU and ANTs "
+        "were measured while the machine did other work: upper bounds of their time."
+    )
+    files = ["brain", "brain_slow_opponents", "brain_gpu"]
+    return (
+        "One pair of brains",
+        text,
+        ["program", "mean Dice", "seconds", "folded, %", "peak memory, MB", "machine"],
+        table,
+        files,
+    )
+
+
+def _many_heads(read):
+    pairs = [r for r in read("brains_2mm") if r["kind"] == "pair" and r["set"] == "report" and "dice" in r]
+    table = []
+    for program in ("daskreg", "greedy", "ants"):
+        own = [r for r in pairs if r["program"] == program]
+        dice = [r["dice"] for r in own]
+        folded = mean(r["folded_percent"] for r in own)
+        table.append([_name(own[0]), len(own), f"{mean(dice):.3f} +- {stdev(dice):.3f}", f"{folded:.2g}", own[0]["machine"]])
+    text = (
+        "Labelled heads and brains at 2 mm which no preset was chosen on, both directions; mean and standard "
+        "deviation over the pairs."
+    )
+    return "Many heads", text, ["program", "pairs", "mean Dice", "folded, %", "machine"], table, ["brains_2mm"]
+
+
+def _microscopy(read):
+    table = [
+        [_name(r), *(r.get("deformable", r).get(k) for k in ("ncc", "lncc")), r.get("wall"), _megabytes(r), r["machine"]]
+        for r in read("microscopy")
+    ]
+    text = (
+        "Two rounds of expansion microscopy, 149 x 241 x 456 voxels. daskreg begins from the stores alone (`--preset "
+        "lightsheet`), greedy from the right shift."
+    )
+    columns = ["program", "correlation", "squared LNCC", "seconds", "peak memory, MB", "machine"]
+    return "Light microscopy", text, columns, table, ["microscopy"]
+
+
+def _modalities(read):
+    table = []
+    for r in read("multimodal"):
+        after = r["evaluate"]["landmarks"]["after"]["mean"] if "evaluate" in r else r.get("tre_mean_mm")
+        table.append([_name(r), None if after is None else f"{after:.2f}", r.get("wall"), r["machine"]])
+    text = "T1 onto EPI of one head, rigid: mean error of 2,000 landmarks."
+    return "Two modalities", text, ["program", "error, mm", "seconds", "machine"], table, ["multimodal"]
+
+
+def _iterations(read):
+    rows = [r for r in read("gpu_iterations") + read("gpu_iterations_fireants") if "ms" in r]
+    table = [
+        [NAMES.get(r["case"], r["case"]), f"{r['edge']}^3", r.get("storage", "float32"), f"{r['ms']:.2f}", r.get("fireants_ms"),
+         r["bytes_per_voxel"], r["device"]]
+        for r in rows
+    ]  # fmt: skip
+    text = (
+        "An iteration of the deformable stage on one GPU, and of FireANTs 1.5 from PyPI in the same process where that was run."
+    )
+    columns = ["similarity", "voxels", "storage", "ms", "FireANTs, ms", "bytes a voxel", "GPU"]
+    return "An iteration on a GPU", text, columns, table, ["gpu_iterations", "gpu_iterations_fireants"]
+
+
+def _several_gpus(read):
+    table = [
+        [NAMES.get(r["loss"], r["loss"]), r["gpus"], "x".join(map(str, r["shape"])), r.get("comm", "ucx"), r["ms"],
+         f"{100 * r['efficiency']:.0f}", r.get("commit")]
+        for r in read("gpu_scaling")
+    ]  # fmt: skip
+    text = "512^3 voxels a GPU, H200s of one machine."
+    columns = ["similarity", "GPUs", "voxels", "link", "ms an iteration", "efficiency, %", "code"]
+    return "Several GPUs", text, columns, table, ["gpu_scaling"]
+
+
+def _cores(read):
+    rows = [r for r in read("scaling") if r.get("part") == "strong"]
+    table = [
+        [NAMES.get(r["loss"], r["loss"]), r["workers"], r["threads"], r["residency"], f"{1000 * r['seconds']:.0f}",
+         f"{r['seconds'] / r['base_seconds']:.2f}"]
+        for r in rows
+    ]  # fmt: skip
+    text = f"160^3 voxels, on {rows[0]['machine']}; three and four workers share two cores."
+    columns = ["similarity", "workers", "threads a worker", "moving image", "ms an iteration", "of the time of one"]
+    return "Workers on two cores", text, columns, table, ["scaling"]
+
+
+def _out_of_core(read):
+    table = [
+        [NAMES.get(r["loss"], r["loss"]), "x".join(map(str, r["shape"])), r["storage"], r["state"], r["slab"], f"{r['ms']:.1f}"]
+        for r in read("out_of_core")["rows"]
+    ]
+    text = "One H200, fields on the GPU (`device`) or in the machine's memory (`host`); the bits are the same."
+    columns = ["similarity", "voxels", "storage", "fields", "planes of a slab", "ms an iteration"]
+    return "Out of core", text, columns, table, ["out_of_core"]
+
+
+def _large(read):
+    table = [
+        [r["case"], r["workers"], r.get("loss", "mi"), r.get("storage", "float32"), r.get("memory"), *_seconds(r),
+         r.get("tre_mean"), r.get("note"), r.get("commit")]
+        for r in read("gigavoxel")
+        if "limits GB/s" not in r
+    ]  # fmt: skip
+    text = (
+        "From archive to archive, affine and deformable to full resolution, on H200s (a worker each) unless a row says "
+        "otherwise. The error is the mean one of a known warp, in mm, which is 1.9 to 3.6 before."
+    )
+    columns = [
+        "voxels",
+        "workers",
+        "similarity",
+        "storage",
+        "memory",
+        "read, s",
+        "optimise, s",
+        "write, s",
+        "total, s",
+        "error",
+        "",
+        "code",
+    ]
+    return "Gigavoxels", text, columns, table, ["gigavoxel"]
+
+
+def _seconds(row):
+    return [f"{row['seconds'][name]:.1f}" for name in ("read", "optimise", "write", "total")]

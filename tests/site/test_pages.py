@@ -1,0 +1,56 @@
+"""The commands and the Python of the site's pages run as they stand, page by page, on the bundled pair."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import daskreg
+from daskreg.cli import app
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCK = re.compile(r"^```(sh|python|yaml)(?:  ?(\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = [
+    "tutorial.md",
+    "comparison.md",
+    *sorted(f"howto/{p.name}" for p in (DOCS / "howto").glob("*.md") if p.name != "README.md"),
+]
+ELSEWHERE = ("pip install", "python -m venv", ". .venv", "cd ")  # which make the environment that this runs in
+
+
+def daskreg_command(line):
+    """In this process: a new one would import everything again."""
+    command, _, file = line.partition(" > ")
+    done = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
+    assert done.exit_code == 0, (line, done.output, done.exception)
+    if file:
+        Path(file).write_text(done.stdout)
+
+
+def shell(block):
+    for line in block.replace("\\\n", " ").splitlines():
+        if line.startswith("daskreg "):
+            daskreg_command(line)
+        elif line and not line.startswith(("#", *ELSEWHERE)):
+            subprocess.run(["bash", "-c", line], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    millimetres = 2 if page == "tutorial.md" else 3
+    for path, name in zip(daskreg.demo_pair(millimetres), ("fixed.nii.gz", "moving.nii.gz"), strict=True):
+        shutil.copy(path, name)
+    names = {"__name__": "page"}
+    for language, file, code in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):
+        if file:
+            Path(file).write_text(code)
+        elif language == "python":
+            exec(compile(code, page, "exec"), names)
+        elif language == "sh":
+            shell(code)
