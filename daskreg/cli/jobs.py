@@ -19,19 +19,23 @@ def submit(
     gpus: Annotated[int, typer.Option("--gpus", min=0, max=64, help="of a node")] = 0,
     memory: Annotated[str | None, typer.Option("--memory", metavar="250GB", help="of a node")] = None,
     time: Annotated[str, typer.Option("--time", help="after which the job is continued in another one")] = "08:00:00",
-    partition: Annotated[str | None, typer.Option("--partition", help="of the cluster")] = None,
-    account: Annotated[str | None, typer.Option("--account", help="that pays")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="or queue")] = None,
+    account: Annotated[str | None, typer.Option("--account", help="or project, that pays")] = None,
     name: Annotated[str, typer.Option("--name", help="of the job and its logs")] = "daskreg",
     setup: Annotated[list[str] | None, typer.Option("--setup", help="a line of shell that comes first; several times")] = None,
     container: Annotated[str | None, typer.Option("--container", help="an image for Apptainer with daskreg in it")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="slurm, pbs or lsf (the one whose command is here; else slurm)")
+    ] = None,
     start: Annotated[bool, typer.Option("--start", help="submit it, too")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a SLURM job that registers, goes on after its time limit, and ends when it is cancelled."""
-    from daskreg.workflows.submit import Job, explanation
+    """Write a job of SLURM, PBS or LSF that registers, goes on after its time limit, and ends when it is cancelled."""
+    from daskreg.workflows.submit import Job, explanation, present_system
     from daskreg.workflows.submit import submit as workflow
 
     asked: dict[str, Any] = {"nodes": nodes, "cpus": cpus, "gpus": gpus, "memory": memory, "time": time, "partition": partition}
-    job = Job(**asked, account=account, name=name, setup=tuple(setup or ()), container=container)
+    chosen = system or present_system()
+    job = Job(**asked, account=account, name=name, setup=tuple(setup or ()), container=container, system=chosen)
     number = workflow(arguments, script, job, overwrite=overwrite, start=start)
     typer.echo("\n".join([*explanation(job, script), *([] if number is None else [f"submitted as job {number}"])]))

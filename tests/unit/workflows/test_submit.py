@@ -1,4 +1,4 @@
-"""The script of a job, run by the shell with stand-ins for SLURM and daskreg."""
+"""The script of a job, run by the shell with stand-ins for batch systems and daskreg."""
 
 import os
 import signal
@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from daskreg.cli import app
 from daskreg.errors import ConfigError, OutputError, OutputExists
-from daskreg.workflows.submit import Job, job_script, submit
+from daskreg.workflows.submit import Job, job_script, present_system, submit
 
+IN_A_JOB = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "PBS_JOBID": "8.server", "LSB_JOBID": "9", "LSB_MCPU_HOSTS": "a 4 b 4"}
 PAIR = ("f.zarr", "m.zarr", "-o", "run.zarr")
 STANDS_IN = """#!/bin/bash
 echo "$(basename "$0") $*" >> "{log}"
@@ -25,20 +26,27 @@ def shell(tmp_path):
     log = tmp_path / "log"
     log.write_text("")
     runs = "trap 'sleep 0.3; exit 143' TERM; touch started; for k in $(seq 200); do sleep 0.05; done; exit 0"
-    for name, rest in (("daskreg", runs), ("scontrol", ""), ("sbatch", "echo 4711")):
+    answers = {
+        "scontrol": "",
+        "sbatch": "echo 4711",
+        "qsub": "echo 4712.server",
+        "bsub": "cat > stdin; echo 'Job <4713> is submitted.'",
+    }
+    for name, rest in {"daskreg": runs, **answers}.items():
         (tmp_path / name).write_text(STANDS_IN.format(log=log, rest=rest))
         (tmp_path / name).chmod(0o755)
-    return tmp_path, log, {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+    return tmp_path, log, {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin", **IN_A_JOB, "PBS_O_WORKDIR": str(tmp_path)}
 
 
-def run(shell, number):
+def run(shell, number, system="slurm", change=lambda text: text):
     folder, log, environment = shell
-    (folder / "job.sh").write_text(job_script(Job(), PAIR))
+    (folder / "job.sh").write_text(change(job_script(Job(system=system), PAIR, folder / "job.sh")))
     job = subprocess.Popen(["/bin/bash", "job.sh"], cwd=folder, env=environment)
     while not (folder / "started").exists():
         assert job.poll() is None
         time.sleep(0.02)
-    job.send_signal(number)
+    if number is not None:
+        job.send_signal(number)
     return job.wait(30), log.read_text().splitlines()
 
 
@@ -46,6 +54,20 @@ def test_a_job_is_queued_again_when_its_time_is_nearly_over(shell):
     status, called = run(shell, signal.SIGUSR1)
     assert status == 143
     assert called == ["daskreg register f.zarr m.zarr -o run.zarr --resume", "scontrol requeue 7"]
+
+
+@pytest.mark.parametrize(("system", "status", "again"), [("pbs", 143, ["qsub {folder}/job.sh"]), ("lsf", 99, [])])
+def test_the_script_looks_at_the_clock_where_the_batch_system_warns_all_processes(shell, system, status, again):
+    found, called = run(shell, None, system, lambda text: text.replace("sleep $((28680 - SECONDS))", "sleep 0.1"))
+    assert found == status
+    assert called[1:] == [line.format(folder=shell[0]) for line in again]
+
+
+@pytest.mark.parametrize(("system", "number"), [("pbs", signal.SIGTERM), ("lsf", signal.SIGINT), ("lsf", signal.SIGTERM)])
+def test_a_job_of_pbs_or_lsf_that_is_cancelled_ends(shell, system, number):
+    status, called = run(shell, number, system)
+    assert (status, len(called)) == (143, 1)
+    assert subprocess.run(["pgrep", "-f", "sleep 28680"], check=False, capture_output=True).returncode == 1
 
 
 def test_a_job_that_is_cancelled_ends(shell):
@@ -72,6 +94,43 @@ def test_what_is_asked_of_slurm(tmp_path):
         assert subprocess.run(["/bin/bash", "-n", tmp_path / "job.sh"], check=False).returncode == 0
 
 
+def test_what_is_asked_of_pbs_and_lsf(tmp_path):
+    asked = (2, 32, 1, "250GB", "2-00:30:00", "gpu", "lab", "brain", ("module load cuda",), "daskreg.sif")
+    pbs, lsf = (job_script(Job(*asked, system=system), PAIR, tmp_path / "job.sh") for system in ("pbs", "lsf"))
+    for line in ("-N brain", "-l select=2:ncpus=32:mpiprocs=1:ngpus=1:mem=238418mb", "-l walltime=48:30:00", "-q gpu", "-A lab"):
+        assert f"#PBS {line}\n" in pbs
+    for line in ("-J brain", "-n 64", '-R "span[ptile=32] rusage[mem=238418MB/host]"', '-gpu "num=1"', "-W 48:30", "-Q 99"):
+        assert f"#BSUB {line}\n" in lsf
+    for text, start in ((pbs, "pbsdsh -- "), (lsf, "blaunch -z ")):
+        assert "exec apptainer exec --nv daskreg.sif dask worker '$scheduler' --nworkers 1 --nthreads 32" in text
+        assert f"\n{start}" in text
+        assert '--cluster "$scheduler" --workers 2 &' in text
+        (tmp_path / "job.sh").write_text(text)
+        assert subprocess.run(["/bin/bash", "-n", tmp_path / "job.sh"], check=False).returncode == 0
+
+
+def test_a_worker_on_another_node_has_the_environment_of_the_job(shell):
+    """As PBS starts it: with nothing."""
+    folder, log, environment = shell
+    line = next(x for x in job_script(Job(2, system="pbs"), PAIR).splitlines() if x.startswith("pbsdsh"))
+    (folder / "pbsdsh").write_text('#!/bin/bash\nshift; exec env -i PBS_VNODENUM=1 "$@"\n')
+    (folder / "dask").write_text(STANDS_IN.format(log=log, rest='echo "here: $PWD $PYTHONPATH"'))
+    for name in ("pbsdsh", "dask"):
+        (folder / name).chmod(0o755)
+    script = f"scheduler=tcp://a:1\nexport PYTHONPATH='/a b'\n{line}\nwait"
+    subprocess.run(["/bin/bash", "-c", script], cwd=folder, env=environment, check=True)
+    assert log.read_text() == "dask worker tcp://a:1 --nworkers 1 --nthreads 1 --local-directory /tmp\n"
+    assert (folder / "daskreg-8-1.log").read_text() == f"here: {folder} /a b\n"
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("30", 1800), ("30:15", 1815), ("02:00:05", 7205), ("2-00:00:00", 172800), ("1-12", 129600), ("1-01:30", 91800)],
+)
+def test_times_are_those_of_slurm(time, seconds):
+    assert Job(time=time).seconds == seconds
+
+
 @pytest.mark.parametrize(
     ("job", "arguments", "says"),
     [
@@ -80,6 +139,8 @@ def test_what_is_asked_of_slurm(tmp_path):
         ({"nodes": 2}, (*PAIR, "--workers", "3"), "--workers follows from the nodes"),
         ({"nodes": 2, "gpus": 2}, PAIR, "one GPU a node"),
         ({"time": "soon"}, PAIR, "no time of SLURM"),
+        ({"time": "02:00"}, PAIR, "'02:00' is 120 s; a job has 5 minutes at least"),
+        ({"system": "slrum"}, PAIR, "unknown batch system 'slrum'; did you mean 'slurm'"),
         ({"memory": "8"}, PAIR, "8GB"),
     ],
 )
@@ -100,6 +161,12 @@ def test_the_command_writes_explains_and_submits(shell, monkeypatch):
     assert os.access("daskreg-job.sh", os.X_OK)
     with pytest.raises(OutputExists):
         submit(PAIR, "daskreg-job.sh", Job())
+    assert submit(PAIR, "daskreg-job.sh", Job(system="pbs"), overwrite=True, start=True) == "4712"
+    assert submit(PAIR, "daskreg-job.sh", Job(system="lsf"), overwrite=True, start=True) == "4713"
+    assert (folder / "stdin").read_text() == (folder / "daskreg-job.sh").read_text()
+    (folder / "sbatch").unlink()
+    monkeypatch.setenv("PATH", str(folder))
+    assert present_system() == "pbs"
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(OutputError, match="is written, and there is no sbatch here"):
         submit(PAIR, "daskreg-job.sh", Job(), overwrite=True, start=True)
