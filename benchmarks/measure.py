@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,68 +16,14 @@ import psutil
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
+from daskreg.workflows.programs.process import WatchedProcess, watched
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's world is RAS
 
 
-@dataclass(frozen=True)
-class Run:
-    """seconds: wall time with process start;  peak_rss: bytes of the process and its children together;  out: what it printed."""
-
-    seconds: float
-    peak_rss: int
-    out: str
-
-
-def watched(command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> Run:
-    """Run a command to its end, with its standard error in ``log``.
-
-    Raises RuntimeError with the end of the log when it fails.
-    """
-    peak, done = [0], threading.Event()
-    start = time.perf_counter()
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            list(command), stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **(env or {})}
-        )
-        watcher = threading.Thread(target=_watch, args=(process.pid, peak, done), daemon=True)
-        watcher.start()
-        try:
-            out, _ = process.communicate()
-        finally:  # an interrupted benchmark leaves nothing running
-            process.kill()
-            done.set()
-            watcher.join()
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        tail = (out + log.read_text())[-2000:]
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{tail}")
-    return Run(round(seconds, 2), peak[0], out)
-
-
-def _watch(pid: int, peak: list[int], done: threading.Event) -> None:
-    # a sum over the tree, which getrusage does not give: it knows only the largest child
-    while not done.wait(0.1):
-        peak[0] = max(peak[0], _tree_rss(pid))
-
-
-def _tree_rss(pid: int) -> int:
-    total = 0
-    try:
-        parent = psutil.Process(pid)
-        tree = [parent, *parent.children(recursive=True)]
-    except psutil.Error:
-        return 0
-    for process in tree:
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:
-            continue
-    return total
-
-
-def daskreg(*arguments: object, log: Path, threads: int = 2) -> Run:
+def daskreg(*arguments: object, log: Path, threads: int = 2) -> WatchedProcess:
     """Run one daskreg command line with this interpreter. Raises RuntimeError when it fails."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {"NUMBA_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}

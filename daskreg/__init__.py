@@ -1,8 +1,8 @@
 """3D image registration from a laptop-sized brain to a 10-gigavoxel archive, on Dask.
 
 Functions: ``register``, ``plan`` and ``verify`` take two images; ``apply``, ``points``, ``invert``, ``jacobian``, ``refine``,
-``export``, ``evaluate`` and ``view`` take a transform; ``info`` any file; ``report`` a run; ``demo`` and ``doctor`` nothing. Each
-is also a command.
+``export``, ``evaluate`` and ``view`` take a transform; ``report`` and ``compare`` a run; ``info`` any file; ``demo`` and
+``doctor`` nothing. Each is also a command.
 Values: ``Config`` and its stages, ``Volume``, ``Grid``, ``Region``, ``Transform``; ``Plan``, ``Result``, and what the other
 functions return. Every deliberate failure is a ``DaskregError``; ``daskreg.errors`` draws the tree.
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from daskreg.similarity import LNCC, MI, MSE, NGF
     from daskreg.storage import RunStore, Volume, open_volume
     from daskreg.workflows.apply import apply
+    from daskreg.workflows.compare import ProgramComparison, compare
     from daskreg.workflows.control import next_level, stop
     from daskreg.workflows.demo import demo, demo_pair
     from daskreg.workflows.doctor import Examination, doctor
@@ -89,6 +90,7 @@ _MODULES = {
     "daskreg.similarity": ("LNCC", "MI", "MSE", "NGF"),
     "daskreg.storage": ("RunStore", "Volume", "open_volume"),
     "daskreg.workflows.apply": ("apply",),
+    "daskreg.workflows.compare": ("ProgramComparison", "compare"),
     "daskreg.workflows.control": ("next_level", "stop"),
     "daskreg.workflows.demo": ("demo", "demo_pair"),
     "daskreg.workflows.doctor": ("Examination", "doctor"),
@@ -147,6 +149,7 @@ __all__ = [
     "OutputExists",
     "Plan",
     "PlanTooLarge",
+    "ProgramComparison",
     "Progress",
     "RankLost",
     "Refined",
@@ -169,6 +172,7 @@ __all__ = [
     "Volume",
     "VoxelError",
     "apply",
+    "compare",
     "demo",
     "demo_pair",
     "describe",

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 from daskreg.cli.signals import INTERRUPTED, SIGNALLED, end, handle_signals
 
 if TYPE_CHECKING:
-    from daskreg.cli import jobs, kernels, registration, results, series, transforms, viewing
+    from daskreg.cli import comparison, jobs, kernels, registration, results, series, transforms, viewing
     from daskreg.cli.application import app
 
-__all__ = ["app", "jobs", "kernels", "main", "registration", "results", "series", "transforms", "viewing"]
+__all__ = ["app", "comparison", "jobs", "kernels", "main", "registration", "results", "series", "transforms", "viewing"]
 COMMANDS = (
     "registration",
     "results",
     "transforms",
     "series",
     "viewing",
+    "comparison",
     "jobs",
     "kernels",
 )  # modules that add theirs to the application

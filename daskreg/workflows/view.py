@@ -20,18 +20,18 @@ from daskreg.html import table
 from daskreg.lazy.byte_cache import ByteCache
 from daskreg.lazy.coarse_levels import CoarseLevel, run_field_levels
 from daskreg.lazy.device import local_device
-from daskreg.lazy.load import TransformLike, as_transform, path_of
+from daskreg.lazy.load import TransformLike, as_transform
 from daskreg.lazy.resample import Interpolation, warn_without_overlap
 from daskreg.lazy.transform import Transform
 from daskreg.lazy.virtual_image import Coarse, ResampledSource, Sampling, VirtualImage, virtual_image
 from daskreg.storage import RunStore, Stack, Volume, open_stack, open_volume
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
-from daskreg.storage.formats.run import Run
-from daskreg.storage.fs.address import parse_address, parse_spacing, with_key, without_key
+from daskreg.storage.fs.address import parse_address, with_key, without_key
 from daskreg.storage.images import ImageSource, is_bare, open_record
 from daskreg.storage.runs.layout import MOVED
 from daskreg.storage.zarr.virtual import VERSIONS
 from daskreg.workflows.image_server import ImageServer, Site
+from daskreg.workflows.recorded import recorded_address, run_of
 from daskreg.workflows.resources import parse_memory
 from daskreg.workflows.result import Result
 
@@ -152,7 +152,7 @@ def view(
     """
     require_known("coarse", coarse, get_args(Coarse))
     require_number("port", port, 0, 65535, whole=True)
-    store = _run_of(transform)
+    store = run_of(transform)
     phi = as_transform(transform.store if isinstance(transform, Result) else transform)
     found = _moving(store, phi, image)
     stack = found.stack
@@ -191,22 +191,12 @@ def _kind(how: Sampling) -> Interpolation:
     return "cubic" if how.interpolation == "cubic" else "linear"
 
 
-def _run_of(transform: TransformLike | Result) -> RunStore | None:
-    """The run that a transform is of, None for others."""
-    if isinstance(transform, Result):
-        return transform.store
-    if isinstance(transform, RunStore):
-        return transform
-    path = path_of(transform)
-    return RunStore.open(path) if path is not None and Run().sniff(str(parse_address(path).path)) else None
-
-
 def _moving(store: RunStore | None, phi: Transform, image: ImageSource | Volume | None) -> ResampledSource:
     """What goes through the transform."""
     fields = None if store is None else run_field_levels(store)
     if image is not None:
         return _through(phi, _opened(image), fields)
-    recorded = None if store is None else _recorded(store, "moving")
+    recorded = None if store is None else _all_channels(recorded_address(store, "moving"))
     why = "it was an array in memory"
     if recorded is not None:
         try:
@@ -255,7 +245,7 @@ def _fixed(store: RunStore | None, phi: Transform, given: ImageSource | Volume |
     if given is False:
         return None
     try:
-        recorded = given if given is not True else None if store is None else _recorded(store, "fixed")
+        recorded = given if given is not True else None if store is None else _all_channels(recorded_address(store, "fixed"))
         opened = None if recorded is None else _opened(recorded)
     except InputError as error:
         if given is not True:
@@ -265,17 +255,8 @@ def _fixed(store: RunStore | None, phi: Transform, given: ImageSource | Volume |
     return None if opened is None else replace(opened, unit=phi.unit)
 
 
-def _recorded(store: RunStore, role: str) -> str | None:
-    """The address of an image of a run, with all its channels; None for an array in memory."""
-    recipe = store.recipe
-    named = recipe.get(role) or store.provenance.get("inputs", {}).get(role, {}).get("name")
-    if not isinstance(named, str) or named == "array":
-        return None
-    spacing = recipe.get("spacing")
-    address = without_key(named, "channel")
-    if spacing is None or parse_address(address).spacing is not None:
-        return address
-    return with_key(address, "spacing", "x".join(f"{s:.17g}" for s in parse_spacing(spacing)))
+def _all_channels(address: str | None) -> str | None:
+    return None if address is None else without_key(address, "channel")
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,0 +1,169 @@
+"""Other programs on the pair of a run: measured alike, told in a sentence where they fail."""
+
+import csv
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from daskreg.cli import app
+from daskreg.errors import ConfigError, OutputExists
+from daskreg.grid import Grid
+from daskreg.lazy.load import load_transform
+from daskreg.storage import Volume, open_volume, write_image
+from daskreg.workflows.compare import compare
+from daskreg.workflows.contenders import Pair, measured
+from daskreg.workflows.evaluate import evaluate
+from daskreg.workflows.export import export
+from daskreg.workflows.jacobian import jacobian
+from daskreg.workflows.programs.inside import _word
+from daskreg.workflows.programs.start import PROGRAMS, find_environment
+from tests.phantoms import blobs
+from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run
+
+# greedy's command line as far as it matters here: the field that it is asked for is one that is known
+GREEDY = """#!{python}
+import shutil, sys, time
+words = sys.argv[1:]
+if "-version" in words:
+    print("greedy of a test")
+    sys.exit()
+assert words[words.index("-d") + 1] == "3"
+{more}
+target = words[words.index("-rc" if "-rc" in words else "-o") + 1]
+shutil.copy("{field}", target)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run in millimetres and the same numbers in micrometres, their images and labels, and the field of the map."""
+    folder = tmp_path_factory.mktemp("compare")
+    for unit in ("millimeter", "micrometer"):
+        place = folder / unit
+        place.mkdir()
+        fixed, moving = replace(FIXED, unit=unit), replace(MOVING, unit=unit)
+        make_run(place / "run.zarr", affine(), displacement(), fixed, moving)
+        write_image(place / "fixed.ome.zarr", (blobs(FIXED.shape) * 500).astype(np.float32), fixed)
+        image = (blobs(MOVING.shape) * 1000).astype(np.uint16)
+        write_image(place / "moving.ome.zarr", image, moving)
+        write_image(place / "moving_labels.ome.zarr", image // 200, moving)
+        write_image(place / "fixed_labels.ome.zarr", (blobs(FIXED.shape) * 5).astype(np.uint8), fixed)
+    export(folder / "millimeter" / "run.zarr", folder / "field.nii.gz")
+    return folder
+
+
+def program(folder, more=""):
+    path = folder / "greedy"
+    path.write_text(GREEDY.format(python=sys.executable, field=folder / "field.nii.gz", more=more))
+    path.chmod(0o755)
+    return path
+
+
+def given(place):
+    return {name: str(place / f"{name}.ome.zarr") for name in ("fixed", "moving", "fixed_labels", "moving_labels")}
+
+
+@pytest.mark.parametrize("unit", ["millimeter", "micrometer"])
+def test_a_program_that_finds_the_same_map_has_the_same_measures(folder, tmp_path, unit):
+    place, said = folder / unit, []
+    found = compare(
+        place / "run.zarr", ["greedy", "elastix"], tmp_path / "out", environments={"greedy": program(folder)}, threads=2,
+        tell=said.append, **given(place),
+    )  # fmt: skip
+    start, ours, theirs, missing = found.rows
+    assert [r.state for r in found.rows] == ["start", "recorded", "measured", "missing"]
+    for name in ("correlation", "mutual_information", "dice", "folded_percent", "jacobian_smallest", "jacobian_largest"):
+        assert getattr(theirs.measures, name) == pytest.approx(getattr(ours.measures, name), abs=2e-3), name
+    assert theirs.seconds > 0
+    assert theirs.peak_bytes > 1e6
+    assert "-threads 2 -a -dof 12" in theirs.settings
+    assert theirs.version.endswith("greedy of a test")
+    assert "pip install itk-elastix" in missing.error
+    assert start.measures.jacobian_largest == 1
+    dice = evaluate(
+        place / "run.zarr", fixed_labels=given(place)["fixed_labels"], moving_labels=given(place)["moving_labels"]
+    ).dice
+    assert (start.measures.dice, ours.measures.dice) == pytest.approx(dice)
+    folds = jacobian(place / "run.zarr", tmp_path / "j.ome.zarr").jacobian_statistics
+    assert (ours.measures.jacobian_smallest, ours.measures.jacobian_largest) == pytest.approx((folds.smallest, folds.largest))
+    with (tmp_path / "out" / "compare.csv").open() as file:
+        assert [row["program"] for row in csv.DictReader(file)] == ["headers", "daskreg", "greedy", "elastix"]
+    kept = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert kept["machine"]["threads"] == 2
+    assert kept["programs"][2]["correlation"] == theirs.measures.correlation
+    assert "| greedy |" in (tmp_path / "out" / "compare.md").read_text()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["compare.csv", "compare.json", "compare.md"]
+    assert len(said) == len(found.lines()) - 2
+    with pytest.raises(OutputExists, match=r"compare\.csv"):
+        compare(place / "run.zarr", ["greedy"], tmp_path / "out", **given(place))
+
+
+FAILURES = {
+    "print('no memory', file=sys.stderr); sys.exit(3)": "code 3",
+    "time.sleep(60)": "took longer than 3 s",
+    "sys.exit()": "does not exist",
+}
+
+
+@pytest.mark.parametrize("more", FAILURES)
+def test_a_program_that_fails_is_told_in_a_sentence(folder, tmp_path, more):
+    place = folder / "millimeter"
+    words = [*map(str, ("compare", place / "run.zarr", "-o", tmp_path / "out", "--against", "greedy", "--time-limit", 3)),
+             "--environment", f"greedy={program(tmp_path_of(folder, tmp_path), more)}"]  # fmt: skip
+    words += [w for k, v in given(place).items() if "labels" not in k for w in (f"--{k}", v)]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 1
+    error = found.output.splitlines()[-1]
+    assert error.startswith("greedy: ")
+    assert FAILURES[more] in error
+
+
+def tmp_path_of(folder, tmp_path):
+    """A folder of its own with the field, so that programs of other tests stay."""
+    (tmp_path / "field.nii.gz").write_bytes((folder / "field.nii.gz").read_bytes())
+    return tmp_path
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_runs(folder, tmp_path):
+    run, images = folder / "millimeter" / "run.zarr", given(folder / "millimeter")
+    with pytest.raises(ConfigError, match="did you mean 'greedy'"):
+        compare(run, ["gredy"], tmp_path, **images)
+    with pytest.raises(ConfigError, match="no program was named"):
+        compare(run, [], tmp_path, **images)
+    with pytest.raises(ConfigError, match="is no run"):
+        compare(folder / "field.nii.gz", ["greedy"], tmp_path, **images)
+    with pytest.raises(ConfigError, match="was an array in memory"):
+        compare(run, ["greedy"], tmp_path)
+    with pytest.raises(ConfigError, match="Dice needs"):
+        compare(run, ["greedy"], tmp_path, **{k: v for k, v in images.items() if k != "moving_labels"})
+    with pytest.raises(ConfigError, match="is no interpreter"):
+        find_environment("ants", tmp_path)
+    with pytest.raises(ValueError, match="no path with blanks"):
+        _word("/tmp/a b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_environment_is_an_interpreter_a_folder_or_a_binary(folder, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    for path in (tmp_path, tmp_path / "bin" / "python"):
+        assert find_environment("ants", path).python == str(tmp_path / "bin" / "python")
+    found = find_environment("greedy", program(folder))
+    assert (found.python, found.binary) == (sys.executable, str(folder / "greedy"))
+    assert all(p.installation.startswith("python -m venv") for p in PROGRAMS.values())
+
+
+def test_measures_know_the_identity(tmp_path):
+    grid = Grid((20, 24, 28), (1.0, 2.0, 1.5))
+    voxels = blobs(grid.shape).astype(np.float32)
+    run = make_run(tmp_path / "run.zarr", fixed=grid, moving=grid)
+    volume = Volume(open_volume(voxels).data, grid)
+    found = measured(Pair(voxels, grid, volume), load_transform(run))
+    assert found.correlation == pytest.approx(1)
+    assert (found.folded_percent, found.jacobian_smallest, found.jacobian_largest) == (0, 1, 1)
+    assert found.mutual_information > 1
+    assert np.isnan(found.dice)
