@@ -54,3 +54,4 @@ def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
             exec(compile(code, page, "exec"), names)
         elif language == "sh":
             shell(code)
+            names = {"__name__": "page"}  # somebody may have left Python for it
