@@ -1,0 +1,88 @@
+"""Local correlation: ``torch.ops.daskreg.correlation``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.library import custom_op
+
+from daskreg.torch.compute import correlation
+from daskreg.torch.compute.correlation import Windows
+from daskreg.torch.operators.derivatives import Weights, keep_nothing, refuse
+
+
+@custom_op("daskreg::correlation", mutates_args=())
+def correlate(
+    fixed: Tensor, moved: Tensor, wz: Weights, wy: Weights, wx: Weights, constants: Weights, squared: bool, counted: bool,
+    per_volume: bool, mapped: bool, kinds: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """``compute.correlation.correlate``: the sum () or (B, C), the map, the factors."""
+    windows = _windows(wz, wy, wx, constants, squared, counted)
+    value, found, factors = correlation.correlate(
+        fixed.contiguous(), moved.contiguous(), windows, kinds, mapped, per_volume, scale
+    )
+    return value.reshape(fixed.shape[:2] if per_volume else ()), found, factors
+
+
+@correlate.register_fake
+def _(fixed, moved, wz, wy, wx, constants, squared, counted, per_volume, mapped, kinds, scale):
+    return (
+        fixed.new_empty(fixed.shape[:2] if per_volume else ()),
+        fixed.new_empty(fixed.shape if mapped else (0,)),
+        fixed.new_empty((kinds, *fixed.shape) if kinds else (0,)),
+    )
+
+
+@custom_op("daskreg::correlation_backward", mutates_args=())
+def correlate_backward(
+    given: Tensor, weight: Tensor, factors: Tensor, fixed: Tensor, moved: Tensor, wz: Weights, wy: Weights, wx: Weights,
+    scale: float, to_fixed: bool, to_moved: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The derivatives of the sum, times ``given``, or of the map, times ``weight`` of each window where it is not (0,)."""
+    fixed, moved, given, weight = fixed.contiguous(), moved.contiguous(), given.contiguous(), weight.contiguous()
+    windows = _windows(wz, wy, wx, (0.0,) * 5, True, True)
+    none = fixed.new_empty(0)
+    of_fixed = correlation.gradient(given, weight, factors, (0, 3, 4), moved, fixed, windows, scale) if to_fixed else none
+    none = fixed.new_empty(0)
+    of_moved = correlation.gradient(given, weight, factors, (0, 1, 2), fixed, moved, windows, scale) if to_moved else none
+    return of_fixed, of_moved
+
+
+@correlate_backward.register_fake
+def _(given, weight, factors, fixed, moved, wz, wy, wx, scale, to_fixed, to_moved):
+    return (
+        fixed.new_empty(fixed.shape if to_fixed else (0,)),
+        fixed.new_empty(fixed.shape if to_moved else (0,)),
+    )
+
+
+def _windows(wz: Weights, wy: Weights, wx: Weights, constants: Weights, squared: bool, counted: bool) -> Windows:
+    a, b, c, d, e = constants
+    return Windows(tuple(wz), tuple(wy), tuple(wx), a, b, c, d, e, squared, counted)
+
+
+def _keep_factors(ctx: Any, inputs: Any, output: Any) -> None:
+    fixed, moved, wz, wy, wx, _, _, _, _, ctx.mapped, _, ctx.scale = inputs
+    ctx.weights = wz, wy, wx
+    ctx.save_for_backward(fixed, moved, output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _correlation_slopes(ctx: Any, of_value: Tensor | None, of_map: Tensor | None, of_factors: Tensor | None) -> Any:
+    fixed, moved, factors = ctx.saved_tensors
+    if factors.numel() == 0:
+        raise RuntimeError("daskreg.torch: a correlation made without derivatives was differentiated.")
+    needs = ctx.needs_input_grad
+    if of_map is not None:  # the map alone: the sum is not returned along with it
+        found = correlate_backward(fixed.new_ones(1), of_map, factors, fixed, moved, *ctx.weights, 1.0, needs[0], needs[1])
+    elif of_value is not None:
+        none = fixed.new_empty(0)
+        found = correlate_backward(of_value.reshape(-1), none, factors, fixed, moved, *ctx.weights, ctx.scale, needs[0], needs[1])
+    else:
+        return (None,) * 12
+    return found[0] if needs[0] else None, found[1] if needs[1] else None, *(None,) * 10
+
+
+correlate.register_autograd(_correlation_slopes, setup_context=_keep_factors)
+correlate_backward.register_autograd(refuse("local correlation"), setup_context=keep_nothing)

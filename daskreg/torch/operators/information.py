@@ -1,0 +1,71 @@
+"""Mutual information: ``torch.ops.daskreg.information``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.library import custom_op
+
+from daskreg.torch.compute import information
+from daskreg.torch.kernels.information import ParzenWindow
+from daskreg.torch.operators.derivatives import Weights, keep_nothing, refuse
+
+
+@custom_op("daskreg::information", mutates_args=())
+def inform(
+    fixed: Tensor, moved: Tensor, kind: Sequence[int], intensities: Weights, smoothing: Weights, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``scale`` times the mutual information of each batch element (B,), and the tables of its derivatives."""
+    fixed, moved, window = fixed.contiguous(), moved.contiguous(), _window(kind, intensities)
+    counts = information.empty_histogram(fixed, window)
+    information.count(fixed, moved, window, counts)
+    a, b, c = smoothing
+    return information.tables(counts, window, (a, b, c), scale, fixed.dtype)
+
+
+@inform.register_fake
+def _(fixed, moved, kind, intensities, smoothing, scale):
+    batch, edge = fixed.shape[0], kind[1] + 2 * kind[3]
+    return fixed.new_empty(batch), fixed.new_empty((batch, edge, edge)), fixed.new_empty((batch, edge, edge))
+
+
+@custom_op("daskreg::information_backward", mutates_args=())
+def inform_backward(
+    given: Tensor, table: Tensor, fixed: Tensor, moved: Tensor, kind: Sequence[int], intensities: Weights, scale: float
+) -> Tensor:
+    """The derivative with respect to ``moved``, whose bins come first in the table."""
+    window = _window(kind, intensities)
+    factor = scale * fixed.shape[0] / fixed.numel()
+    return information.gradient(given.contiguous(), table, fixed.contiguous(), moved.contiguous(), window, factor)
+
+
+@inform_backward.register_fake
+def _(given, table, fixed, moved, kind, intensities, scale):
+    return moved.new_empty(moved.shape)
+
+
+def _window(kind: Sequence[int], intensities: Weights) -> ParzenWindow:
+    a, b, c, d = kind
+    return ParzenWindow(a, b, c, d, *intensities)
+
+
+def _keep_tables(ctx: Any, inputs: Any, output: Any) -> None:
+    fixed, moved, ctx.kind, ctx.intensities, _, ctx.scale = inputs
+    ctx.save_for_backward(fixed, moved, output[1], output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _information_slopes(ctx: Any, given: Tensor | None, *of_tables: Tensor | None) -> Any:
+    if given is None:
+        return (None,) * 6
+    fixed, moved, to_moved, to_fixed = ctx.saved_tensors
+    rest = ctx.kind, ctx.intensities, ctx.scale
+    of_fixed = inform_backward(given, to_fixed, moved, fixed, *rest) if ctx.needs_input_grad[0] else None
+    of_moved = inform_backward(given, to_moved, fixed, moved, *rest) if ctx.needs_input_grad[1] else None
+    return of_fixed, of_moved, *(None,) * 4
+
+
+inform.register_autograd(_information_slopes, setup_context=_keep_tables)
+inform_backward.register_autograd(refuse("mutual information"), setup_context=keep_nothing)

@@ -1,0 +1,81 @@
+"""Sampling: ``torch.ops.daskreg.sample``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from daskreg.torch.compute import sampling
+from daskreg.torch.compute.sampling import Points
+from daskreg.torch.kernels.sampling import AFFINE_ALONE, GRID
+from daskreg.torch.operators.derivatives import keep_nothing, refuse
+
+
+@custom_op("daskreg::sample", mutates_args=())
+def sample(
+    image: Tensor,
+    field: Tensor,
+    affine: Tensor,
+    mode: int,
+    border: int,
+    nearest: bool,
+    plus: bool,
+    align: bool,
+    size: Sequence[int],
+) -> Tensor:
+    """``compute.sampling.sample``."""
+    points = Points(mode, border, nearest, plus, align, field.contiguous(), affine.contiguous())
+    return sampling.sample(image.contiguous(), points, list(size))
+
+
+@sample.register_fake
+def _(image, field, affine, mode, border, nearest, plus, align, size):
+    first = 1 if mode == GRID else 2
+    shape = tuple(size) if mode == AFFINE_ALONE else tuple(field.shape[first : first + 3])
+    return image.new_empty((image.shape[0], image.shape[1], *shape))
+
+
+@custom_op("daskreg::sample_backward", mutates_args=())
+def sample_backward(
+    slope: Tensor, image: Tensor, field: Tensor, affine: Tensor, mode: int, border: int, nearest: bool, plus: bool, align: bool,
+    to_image: bool, to_field: bool, to_affine: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The derivatives of ``sample`` with respect to image, field and affine map; (0,) for those that are not asked for."""
+    image, slope = image.contiguous(), slope.contiguous()
+    points = Points(mode, border, nearest, plus, align, field.contiguous(), affine.contiguous())
+    of_image = torch.zeros_like(image) if to_image else image.new_empty(0)
+    of_field = torch.empty_like(points.field) if to_field else image.new_empty(0)
+    sampling.pull_back(slope, image, points, of_field if to_field else None, of_image if to_image else None)
+    of_affine = sampling.affine_sums(slope, image, points) if to_affine else image.new_empty(0)
+    return of_image, of_field, of_affine
+
+
+@sample_backward.register_fake
+def _(slope, image, field, affine, mode, border, nearest, plus, align, to_image, to_field, to_affine):
+    none = image.new_empty(0)
+    return (
+        image.new_empty(image.shape) if to_image else none,
+        image.new_empty(field.shape) if to_field else image.new_empty(0),
+        image.new_empty(affine.shape) if to_affine else image.new_empty(0),
+    )
+
+
+def _keep_points(ctx: Any, inputs: Any, output: Any) -> None:
+    image, field, affine, *rest, _ = inputs
+    ctx.save_for_backward(image, field, affine)
+    ctx.rest = rest
+
+
+def _sample_slopes(ctx: Any, slope: Tensor) -> Any:
+    image, field, affine = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    found = sample_backward(slope, image, field, affine, *ctx.rest, needs[0], needs[1], needs[2])
+    return *(g if needed else None for g, needed in zip(found, needs)), *(None,) * 6
+
+
+sample.register_autograd(_sample_slopes, setup_context=_keep_points)
+sample_backward.register_autograd(refuse("sampling"), setup_context=keep_nothing)
