@@ -62,7 +62,7 @@ class AxesError(InputError):
 
 
 class GridError(InputError):
-    """Zero or negative spacing, or a singular direction."""
+    """Zero or negative spacing, a singular direction, or too few planes."""
 
 
 class ArrayError(InputError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,16 +30,30 @@ class ComparedPart:
     grid: Grid
     voxels: Any
     inside: Any
+    _tensors: dict[float, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def box(self, axes: Matrix) -> tuple[Matrix, Matrix]:
         """Centre (world) and edges of the box along axes (3, 3) that holds the compared voxels' centres."""
-        along = self.points() @ axes
+        along = self.ends() @ axes
         return axes @ (along.min(axis=0) + along.max(axis=0)) / 2, np.ptp(along, axis=0)
 
-    def points(self) -> Matrix:
-        """The compared voxels' centres, (N, 3) world; the whole grid's where there are none."""
-        at = np.argwhere(host(self.inside))
+    def ends(self) -> Matrix:
+        """The centres of the first and the last compared voxel of every row, (N, 3) world; none lies further in any direction.
+
+        The whole grid's corners where none are compared.
+        """
+        inside = host(self.inside)
+        rows, last = np.argwhere(inside.any(axis=2)), inside.shape[2] - 1
+        first, behind = (side[tuple(rows.T)].argmax(axis=1) for side in (inside, inside[:, :, ::-1]))
+        at = np.concatenate([np.column_stack([rows, x]) for x in (first, last - behind)])
         return self.grid.to_world(at) if len(at) else self.grid.corners()
+
+    def tensors(self, voxel: float) -> Any:
+        """See ``orientation_tensors``; those of the last voxel size are kept."""
+        if voxel not in self._tensors:
+            self._tensors.clear()
+            self._tensors[voxel] = orientation_tensors(self.voxels, self.inside, self.grid, voxel)
+        return self._tensors[voxel]
 
 
 def whole(image: Image, factors: Index) -> tuple[Any, Any]:
@@ -154,7 +168,7 @@ def edge_field(part: ComparedPart, voxel: float) -> EdgeField:
 def tensor_field(part: ComparedPart, voxel: float) -> EdgeField:
     """Smoothed trace-free tensors of a part on a lattice of a voxel size along the image's axes."""
     lattice = field_lattice(part, voxel, 1)
-    tensors, known = sampled(orientation_tensors(part.voxels, part.inside, part.grid, voxel), part, lattice, np.eye(4))
+    tensors, known = sampled(part.tensors(voxel), part, lattice, np.eye(4))
     xp = module_of(tensors)
     return EdgeField(
         lattice, xp.concatenate([along_axes(tensors, np.asarray(part.grid.direction)), known[None]]).astype(np.float32)

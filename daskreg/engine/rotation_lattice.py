@@ -14,7 +14,7 @@ from daskreg.engine.threads import in_threads
 from daskreg.kernels.device import Device
 from daskreg.transforms.cube_search import CubeCorrelator, CubePeak
 from daskreg.transforms.linear import linear_about, translation
-from daskreg.transforms.orientation import orientation_tensors, rotated
+from daskreg.transforms.orientation import rotated
 from daskreg.transforms.rotations import MIRROR, local_rotations, right_angle_rotations, scales
 
 Matrix = NDArray[np.float64]
@@ -52,7 +52,7 @@ class RotationLattice:
         self.center, edges = parts[0].box(self.frame)
         self.target, _ = parts[1].box(np.asarray(parts[1].grid.direction))
         fixed, self.moving = (lattice_around(self.center, _odd(e, voxel), voxel, self.frame) for e in (edges, self._reach()))
-        tensors = [orientation_tensors(p.voxels, p.inside, p.grid, voxel) for p in parts]
+        tensors = [part.tensors(voxel) for part in parts]
         seen, inside = sampled(tensors[0], parts[0], fixed, np.eye(4))
         self.correlator = CubeCorrelator(rotated(seen, self.frame), inside, self.moving.shape, self.cubes, stage.overlap)
         self.tensors = tensors[1]
@@ -64,7 +64,7 @@ class RotationLattice:
 
     def _reach(self) -> Matrix:
         """Edges of a box that holds the compared moving voxels in every small rotation."""
-        apart = self.part.points() - self.target
+        apart = self.part.ends() - self.target
         turned = (apart @ np.linalg.inv(self.linear @ self.frame @ turn).T for turn in self.turns)
         return np.asarray(np.max([2 * np.abs(points).max(axis=0) for points in turned], axis=0) + self.voxel)
 

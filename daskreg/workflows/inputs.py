@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskreg.config import Config, Deformable, Stage
+import numpy as np
+
+from daskreg.config import Config, Deformable, Linear, Stage
 from daskreg.deferred import DeferredModule
-from daskreg.errors import ConfigError
+from daskreg.errors import ConfigError, GridError
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, cut_orders
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
@@ -38,6 +40,7 @@ else:
     clusters = DeferredModule("daskreg.cluster")
 
 log = logging.getLogger("daskreg")
+LEAST_COVERED = 3  # planes of the fixed image that differences across them read
 IMAGE_ROLES = ("fixed", "moving", "fixed_mask", "moving_mask")
 ImageLike = ImageSource | Volume
 Spacing = float | str | Sequence[float] | None  # world units a voxel, z, y, x, one number for all, or text as 2x1x1
@@ -167,7 +170,9 @@ def open_inputs(
     require_fill(chosen.fill, clusters.moved_dtype(volumes[1]), volumes[1].name)
     _warn_orientation(*volumes)
     start = open_initial_transform(chosen.initial_transform, volumes[0].grid.unit)
-    return Inputs(*volumes, chosen if start is None else stages_after(chosen, start), masks, start)
+    inputs = Inputs(*volumes, chosen if start is None else stages_after(chosen, start), masks, start)
+    require_thickness(inputs.grids, inputs.config)
+    return inputs
 
 
 def open_initial_transform(source: str | None, unit: str | None) -> Transform | None:
@@ -209,6 +214,28 @@ def as_config(config: ConfigLike) -> Config:
     if isinstance(config, str):
         return preset(config)
     return Config.parse(config) if isinstance(config, Mapping) else Config.of_stages(config)
+
+
+def require_thickness(grids: tuple[Grid, Grid], config: Config) -> None:
+    """Raises GridError for a moving image of one or two planes that linear stages cannot compare with a thicker fixed one.
+
+    Voxels of the fixed image are compared where the moving planes are. Differences need three of them, and coarse levels have
+    none where their voxels are larger than the planes are thick. The other way round all of the thin image is compared.
+    """
+    fixed, moving = grids
+    thin = int(np.argmin(moving.shape))
+    across = int(np.abs(np.asarray(fixed.direction).T @ np.asarray(moving.direction)[:, thin]).argmax())
+    n, planes = moving.shape[thin], fixed.shape[across]
+    covered = n * moving.spacing[thin] / fixed.spacing[across]
+    if n > 2 or covered >= LEAST_COVERED or planes <= (1 if n == 1 else LEAST_COVERED) or min(fixed.shape) == 1:
+        return
+    stages = [s for s in config.stages if isinstance(s, Linear)]
+    coarse = n == 1 and planes > LEAST_COVERED and any(max(s.scales) > covered for s in stages)
+    if coarse or any(s.similarity.kind == "ngf" for s in stages):
+        raise GridError(
+            f"the moving image has {n} plane{'s' * (n > 1)}, the fixed one {planes}: too few voxels could be compared. "
+            "Exchange them (daskreg register MOVING FIXED), and use the inverse of the result (daskreg invert)."
+        )
 
 
 def _warn_orientation(fixed: Volume, moving: Volume) -> None:
