@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = [p for folder in ("daskreg", "tests", "benchmarks") for p in sorted((ROOT / folder).rglob("*.py"))]
+# pages that are made with the site, which checks links to them
+BUILT = {ROOT / line[1:] for line in (ROOT / ".gitignore").read_text().split() if line.startswith("/docs/")}
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(set((ROOT / "docs").rglob("*.md")) - BUILT)]
 METHOD = (ROOT / "docs" / "method.md").read_text()
 CITATION = re.compile(r"method(?:\.md)?[,)]? section (\d+(?:\.\d+)?)(?:, steps? (\d+)(?: to (\d+))?)?", re.IGNORECASE)
 
@@ -63,6 +65,8 @@ def test_links_between_pages_lead_somewhere(page):
             continue
         name, _, fragment = target.partition("#")
         path = (page.parent / name).resolve() if name else page
+        if path in BUILT:
+            continue
         assert path.exists(), target
         if fragment:
             headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
