@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from daskreg.config import DeviceName
 from daskreg.errors import ConfigError, InputError, NotFound, require_known, require_number
-from daskreg.grid import Grid
+from daskreg.grid import UNITS, Grid
 from daskreg.html import table
 from daskreg.lazy.byte_cache import ByteCache
 from daskreg.lazy.coarse_levels import CoarseLevel, run_field_levels
@@ -25,6 +25,7 @@ from daskreg.lazy.resample import Interpolation, warn_without_overlap
 from daskreg.lazy.transform import Transform
 from daskreg.lazy.virtual_image import Coarse, ResampledSource, Sampling, VirtualImage, virtual_image
 from daskreg.storage import RunStore, Stack, Volume, open_stack, open_volume
+from daskreg.storage.axes import SPACE
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.fs.address import parse_address, with_key, without_key
 from daskreg.storage.images import ImageSource, is_bare, open_record
@@ -39,6 +40,7 @@ log = logging.getLogger("daskreg")
 NEUROGLANCER = "https://neuroglancer-demo.appspot.com/#!"
 COLORS = {"fixed": "00FF00", "moved": "FF00FF"}
 CACHE = "1GB"
+PANEL = 300  # pixels of Neuroglancer that the longest axis takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class ServedImages:
     def neuroglancer(self) -> str:
         """A link that shows all images over each other: Neuroglancer is a page of Google's, the voxels stay on this machine."""
         layers = [_layer(name, image, self.address(name)) for name, image in self.images.items()]
-        state = {"layers": layers, "layout": "4panel", "showSlices": False}
+        state = {**_axes(next(iter(self.images.values())).grid), "layers": layers, "layout": "4panel", "showSlices": False}
         return NEUROGLANCER + quote(json.dumps(state, separators=(",", ":")), safe="")
 
     @property
@@ -276,12 +278,23 @@ def _summary(image: VirtualImage) -> str:
     return f"{f'{lead} x ' if lead else ''}{image.grid.summary()}, {image.dtype}, {len(image.factors)} levels, {kind}"
 
 
+def _axes(grid: Grid) -> dict[str, object]:
+    """Axes of Neuroglancer, x to the right, and a scale at which all of the grid is seen."""
+    metres = [s if grid.unit is None else s * UNITS[grid.unit] for s in grid.spacing]
+    sizes = {n: [s, "" if grid.unit is None else "m"] for n, s in zip(SPACE[::-1], metres[::-1], strict=True)}
+    longest = max(n * s for n, s in zip(grid.shape, grid.spacing, strict=True)) / grid.spacing[2]
+    return {"dimensions": sizes, "displayDimensions": list(SPACE[::-1]), "crossSectionScale": longest / PANEL}
+
+
 def _layer(name: str, image: VirtualImage, address: str) -> dict[str, object]:
     """A layer of Neuroglancer."""
     low, high = image.window()
     color = ", ".join(f"{int(COLORS[name][k : k + 2], 16) / 255:g}" for k in (0, 2, 4))
     whole = image.dtype.kind in "iu"
+    channel = next((a.name for a in image.lead if a.kind == "channel"), None)
+    first = {} if channel is None else {"localDimensions": {f"{channel}'": [1, ""]}, "localPosition": [0]}
     return {
+        **first,
         "type": "image",
         "name": name,
         "source": f"zarr://{address}",

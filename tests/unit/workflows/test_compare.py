@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from daskreg.cli import app
+from daskreg.config import Affine, Moments
 from daskreg.errors import ConfigError, OutputExists
 from daskreg.grid import Grid
 from daskreg.lazy.load import load_transform
@@ -21,6 +22,7 @@ from daskreg.workflows.export import export
 from daskreg.workflows.jacobian import jacobian
 from daskreg.workflows.programs.inside import _word
 from daskreg.workflows.programs.start import PROGRAMS, find_environment
+from daskreg.workflows.register import register
 from tests.phantoms import blobs
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run
 
@@ -167,3 +169,17 @@ def test_measures_know_the_identity(tmp_path):
     assert (found.folded_percent, found.jacobian_smallest, found.jacobian_largest) == (0, 1, 1)
     assert found.mutual_information > 1
     assert np.isnan(found.dice)
+
+
+@pytest.mark.slow
+def test_daskreg_again_has_the_measures_of_the_run(folder, tmp_path):
+    images = {k: v for k, v in given(folder / "millimeter").items() if "labels" not in k}
+    stages = [Moments(), Affine(scales=(2, 1), iterations=(10, 5))]
+    run = register(images["fixed"], images["moving"], stages, output=tmp_path / "run.zarr")
+    found = compare(run, ["greedy"], tmp_path / "out", environments={"greedy": program(folder)}, again=True, time_limit=300)
+    _, ours, again, greedy = found.rows
+    assert (again.program, again.state) == ("daskreg again", "measured")
+    assert again.measures == ours.measures
+    assert again.peak_bytes > 1e8
+    assert "-dof 12" in greedy.settings
+    assert "NCC" not in greedy.settings

@@ -9,6 +9,7 @@ import urllib.request
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from urllib.parse import quote
 
 import dask.array as da
 import numpy as np
@@ -99,6 +100,8 @@ def test_the_fixed_image_is_served_as_it_is(folder, tmp_path):
         place = download(made, "fixed", "0.5", tmp_path / "fixed")
         np.testing.assert_array_equal(open_volume(place).data, open_volume(folder / "fixed.ome.zarr").data)
         assert [layer["name"] for layer in state(made)["layers"]] == ["fixed", "moved"]
+        assert state(made)["displayDimensions"] == ["x", "y", "z"]
+        assert state(made)["dimensions"] == {"x": [0.001, "m"], "y": [0.0015, "m"], "z": [0.002, "m"]}
         assert made.address("fixed") in made.napari
         assert made.neuroglancer in made._repr_html_().replace("&#x27;", "'")
 
@@ -247,6 +250,7 @@ def test_the_command_prints_where_images_are_until_it_is_interrupted(folder, mon
     found = CliRunner().invoke(app, given)
     assert (found.exit_code, seen) == (0, [200])
     assert "2 t x 2 c x 30 x 36 x 41" in found.output
+    assert quote('"localPosition":[0]', safe="") in found.output
     assert "neuroglancer-demo.appspot.com" in found.output
 
 
