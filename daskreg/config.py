@@ -279,6 +279,11 @@ class Deformable(Optimised):
     """
     model: AnyModel = Field(default_factory=lambda: parameters(MODELS, "displacement"))
     """How steps make a map; ``displacement`` composes them. Others are yours to add."""
+    moving_oversampling: Whole = Field(1, ge=1, le=4)
+    """Voxels of the moving image at a coarse level are so many times smaller than the fixed image's along each axis, as far as
+    the image has them, and smoothed until interpolation leaves it as smooth as the fixed one. 2 keeps interpolation from
+    moving what lies in place; the level's moving image takes eight times the memory.
+    """
     storage: Storage = "float32"
     """How numbers are kept, to save memory: ``mixed`` on a GPU keeps images, gradient and optimizer state in 16 bits,
     ``moments`` on a CPU the optimizer's state. Changes the result within the accuracy of a registration.

@@ -16,7 +16,7 @@ from daskreg.engine.halo import gather_planes
 from daskreg.engine.memory import trim
 from daskreg.engine.planes import ArrayPlanes, Planes
 from daskreg.errors import VoxelError
-from daskreg.grid import Grid, Index, Partition, Span
+from daskreg.grid import Grid, Index, Partition, Sigmas, Span
 from daskreg.kernels.compiler.launch import on_device, thread_count
 from daskreg.kernels.device import CPU, Device, host, module_of
 from daskreg.kernels.intensity_histogram.cpu import intensity_histogram
@@ -63,7 +63,7 @@ class Image:
     rank: int = 0
     rim: int = 0
     left_out: int = 0  # voxels of the own planes that are stored background
-    _levels: dict[Index, tuple[Array, Array | None]] = field(default_factory=dict)
+    _levels: dict[tuple[Index, Sigmas | None], tuple[Array, Array | None]] = field(default_factory=dict)
 
     @property
     def device(self) -> Device:
@@ -91,31 +91,33 @@ class Image:
         at = planes.within(self.held) if len(planes) else slice(0, 0)
         return self.voxels[at], None if self.mask is None else self.mask[at]
 
-    def out_of_memory(self, factors: Index, kept: bool) -> bool:
+    def out_of_memory(self, factors: Index, kept: bool, sigmas: Sigmas | None = None) -> bool:
         """Whether ``open`` gives planes that are out of the device's memory."""
         return False
 
     def open(
-        self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False, kept: bool = False
-    ) -> LevelPlanes:
+        self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False, kept: bool = False,
+        sigmas: Sigmas | None = None,
+    ) -> LevelPlanes:  # fmt: skip
         """As ``gather_level``, wherever the level is; ``kept``: out of the device's memory, as full resolution of such an image
         always is.
         """
-        return LevelPlanes.of(*self.gather_level(factors, wanted, comm, half), wanted[self.rank].start)
+        return LevelPlanes.of(*self.gather_level(factors, wanted, comm, half, sigmas), wanted[self.rank].start)
 
     def gather_level(
-        self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False
+        self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False, sigmas: Sigmas | None = None
     ) -> tuple[Array, Array | None]:
         """Voxels and mask of a level: the planes that this rank wants, from the ranks that compute them; ``half``: as bits of
-        float16.
+        float16;  sigmas: of the level's Gaussian, in voxels of the image; None: half a voxel of the level.
         """
-        if factors == FULL and factors not in self._levels:
+        if self._at_hand(factors, sigmas):
+            self._levels = {}  # as large as the image, where the last one was only smoothed
             ranks = range(len(self.partition.slabs))
             if all(len(w) == 0 or self._holds(r) & w == w for r, w in zip(ranks, wanted, strict=True)):
                 voxels, mask = self.read(wanted[self.rank])
                 return converted(voxels, half), mask
         owned = self._level_owners(factors[0])
-        voxels, mask = self._own_level(factors, owned[self.rank], half)
+        voxels, mask = self._own_level(factors, owned[self.rank], half, sigmas)
         if comm.size == 1:
             return voxels, mask
         first = owned[self.rank].start
@@ -129,13 +131,13 @@ class Image:
         for factors in sorted(set(levels)):
             planes = self.grid.coarsen(factors).shape[0]
             voxels, mask = self.gather_level(factors, [w & Span(0, planes) for w in wanted], comm)
-            whole._levels[factors] = host(voxels), None if mask is None else host(mask)
+            whole._levels[factors, None] = host(voxels), None if mask is None else host(mask)
         return whole
 
     def to(self, device: Device) -> Image:
         """A preview with its levels on a device."""
         put = device.put
-        kept = {factors: (put(voxels), None if mask is None else put(mask)) for factors, (voxels, mask) in self._levels.items()}
+        kept = {level: (put(voxels), None if mask is None else put(mask)) for level, (voxels, mask) in self._levels.items()}
         return replace(self, voxels=put(self.voxels), _levels=kept)
 
     def _holds(self, rank: int) -> Span:
@@ -149,32 +151,37 @@ class Image:
         starts = [a if len(s) else m for s, a in zip(slabs, starts)] + [m]
         return [Span(a, b) for a, b in pairwise(starts)]
 
-    def _own_level(self, factors: Index, own: Span, half: bool) -> tuple[Array, Array | None]:
-        if factors == FULL and factors not in self._levels:
+    def _at_hand(self, factors: Index, sigmas: Sigmas | None) -> bool:
+        """Whether the level is what ``read`` gives; a preview has levels alone."""
+        return is_full(factors, sigmas) and (factors, sigmas) not in self._levels
+
+    def _own_level(self, factors: Index, own: Span, half: bool, sigmas: Sigmas | None) -> tuple[Array, Array | None]:
+        if self._at_hand(factors, sigmas):
             voxels, mask = self.read(own)
             return converted(voxels, half), mask
-        if factors not in self._levels or half != (self._levels[factors][0].dtype == np.uint16):
-            self._levels = {factors: self.coarse(factors, own, half)}
-        return self._levels[factors]
+        level = factors, sigmas
+        if level not in self._levels or half != (self._levels[level][0].dtype == np.uint16):
+            self._levels = {level: self.coarse(factors, own, half, sigmas)}
+        return self._levels[level]
 
-    def coarse(self, factors: Index, own: Span, half: bool) -> tuple[Array, Array | None]:
-        """Planes of a coarse level, from what is held, and the mask there."""
-        mask = None if self.mask is None else self._downsampled(self.mask, factors, own)
-        return converted(self._smaller(factors, own, mask), half), mask
+    def coarse(self, factors: Index, own: Span, half: bool, sigmas: Sigmas | None = None) -> tuple[Array, Array | None]:
+        """Planes of a coarse level, from what is held, and the mask there; ``sigmas``: as in ``gather_level``."""
+        mask = None if self.mask is None else self._downsampled(self.mask, factors, own, sigmas)
+        return converted(self._smaller(factors, own, mask, sigmas), half), mask
 
-    def _smaller(self, factors: Index, own: Span, weight: Array | None) -> Array:
+    def _smaller(self, factors: Index, own: Span, weight: Array | None, sigmas: Sigmas | None) -> Array:
         """Means of the voxels weighted by the mask, whose own means are ``weight``: masked voxels do not blur into others."""
         voxels = converted(self.voxels, False)
         if self.mask is None or weight is None:
-            return self._downsampled(voxels, factors, own)
-        smaller = self._downsampled(voxels * self.mask, factors, own)
+            return self._downsampled(voxels, factors, own, sigmas)
+        smaller = self._downsampled(voxels * self.mask, factors, own, sigmas)
         smaller /= module_of(smaller).maximum(weight, LEAST_WEIGHT)
         return smaller
 
-    def _downsampled(self, voxels: Array, factors: Index, own: Span) -> Array:
-        if factors[0] == 1:
+    def _downsampled(self, voxels: Array, factors: Index, own: Span, sigmas: Sigmas | None) -> Array:
+        if factors[0] == 1 and not (sigmas and sigmas[0]):
             voxels = voxels[own.within(self.held)] if len(own) else voxels[:0]
-        return downsample(voxels, factors, self.held.start, own, self.grid.shape[0])
+        return downsample(voxels, factors, self.held.start, own, self.grid.shape[0], sigmas)
 
 
 def converted(voxels: Array, half: bool) -> Array:
@@ -185,13 +192,22 @@ def converted(voxels: Array, half: bool) -> Array:
     return result
 
 
-def downsample(image: Array, factors: Index, lead: int = 0, own: Span | None = None, planes: int | None = None) -> Array:
+def is_full(factors: Index, sigmas: Sigmas | None) -> bool:
+    """Whether a level is the image at full resolution itself."""
+    return factors == FULL and sigmas is None
+
+
+def downsample(
+    image: Array, factors: Index, lead: int = 0, own: Span | None = None, planes: int | None = None, sigmas: Sigmas | None = None
+) -> Array:
     """Gaussian then resample, one axis after the other.
 
-    lead: global plane of ``image[0]``;  own: coarse planes to make, of an image of ``planes`` (all by default).
+    lead: global plane of ``image[0]``;  own: coarse planes to make, of an image of ``planes`` (all by default);  sigmas: of the
+    Gaussian, in voxels of ``image``; None: half a coarse voxel along axes that are shrunk.
     """
-    if factors[0] > 1:
-        first, table = downsample_table(planes or image.shape[0], factors[0])
+    wide: tuple[float | None, ...] = sigmas or (None, None, None)
+    if factors[0] > 1 or wide[0]:
+        first, table = downsample_table(planes or image.shape[0], factors[0], wide[0])
         rows = slice(None) if own is None else slice(own.start, own.stop)
         first, table = (module_of(image).asarray(a[rows]) for a in (first, table))
         smaller = module_of(image).empty((len(first), *image.shape[1:]), np.float32)
@@ -199,8 +215,8 @@ def downsample(image: Array, factors: Index, lead: int = 0, own: Span | None = N
         image = smaller
     kernels: tuple[Any, ...] = (downsample_y, downsample_x)
     for axis, kernel in enumerate(kernels, 1):
-        if factors[axis] > 1:
-            first, table = (module_of(image).asarray(a) for a in downsample_table(image.shape[axis], factors[axis]))
+        if factors[axis] > 1 or wide[axis]:
+            first, table = (module_of(image).asarray(a) for a in downsample_table(image.shape[axis], factors[axis], wide[axis]))
             shape = tuple(len(first) if a == axis else n for a, n in enumerate(image.shape))
             smaller = module_of(image).empty(shape, np.float32)
             kernel(shape, first, table, image, smaller)

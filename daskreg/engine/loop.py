@@ -54,7 +54,9 @@ class Loop:
         self.gradient_filter = Smoother(b, stage.smooth_gradient)
         self.direction_reach = stage.model.direction_reach(stage.smooth_warp)
         gradient_reach = self.gradient_filter.reach + self.direction_reach
-        self.sampler = make_sampler(level.residency, moving, level.moving_factors, level.shards, comm, trace, half)
+        self.sampler = make_sampler(
+            level.residency, moving, level.moving_factors, level.shards, comm, trace, half, sigmas=level.moving_sigmas
+        )
         similarity = stage.similarity.build(b.device.kind)
         self.evaluation = LossEvaluation(similarity, b, voxels, mask, self.sampler, mapping, comm, gradient_reach)
         self.model = self._model()

@@ -162,8 +162,8 @@ class Rank:
     def _hold_images(self, stage: Any, level: Level) -> None:
         """In 16 bits where a level of mixed storage reads them as they are."""
         half = is_mixed(stage, self.images[0].device)
-        for image, factors in zip(self.images, (level.fixed_factors, level.moving_factors), strict=True):
-            image.hold(half=half and max(factors) == 1)
+        for image, made in zip(self.images, (max(level.fixed_factors) > 1, level.moving_made), strict=True):
+            image.hold(half=half and not made)
 
     def _level(self, stage: Any, level: Level) -> None:
         self._hold_images(stage, level)

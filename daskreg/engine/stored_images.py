@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from daskreg.comm import Communicator
-from daskreg.engine.images import FULL, Array, Image, LevelPlanes, converted
+from daskreg.engine.images import Array, Image, LevelPlanes, converted, is_full
 from daskreg.engine.planes import Allocate, Planes, on, pieces
-from daskreg.grid import Index, Span
+from daskreg.grid import Index, Sigmas, Span
 from daskreg.kernels.smoothing.downsampling import downsample_table
 
 
@@ -23,7 +23,7 @@ class StoredImage(Image):
 
     full: LevelPlanes = field(kw_only=True)
     allocate: Allocate = field(kw_only=True)
-    _opened: dict[tuple[Index, bool], LevelPlanes] = field(default_factory=dict, kw_only=True)
+    _opened: dict[tuple[Index, Sigmas | None, bool], LevelPlanes] = field(default_factory=dict, kw_only=True)
 
     def round(self) -> None:
         """Done when it was read."""
@@ -31,9 +31,9 @@ class StoredImage(Image):
     def hold(self, *, half: bool) -> None:
         """It is held as it was read."""
 
-    def out_of_memory(self, factors: Index, kept: bool) -> bool:
+    def out_of_memory(self, factors: Index, kept: bool, sigmas: Sigmas | None = None) -> bool:
         """See ``Image``."""
-        return kept or factors == FULL
+        return kept or is_full(factors, sigmas)
 
     def read(self, planes: Span) -> tuple[Array, Array | None]:
         """See ``Image``; copies, float32."""
@@ -43,35 +43,37 @@ class StoredImage(Image):
         return converted(on(self.device, self.full.voxels, planes)[0], False), mask
 
     def open(
-        self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False, kept: bool = False
-    ) -> LevelPlanes:
+        self, factors: Index, wanted: Sequence[Span], comm: Communicator, half: bool = False, kept: bool = False,
+        sigmas: Sigmas | None = None,
+    ) -> LevelPlanes:  # fmt: skip
         """See ``Image``; a level that is kept is made from the planes that this rank has, no other rank takes part."""
-        if not self.out_of_memory(factors, kept):
-            return super().open(factors, wanted, comm, half)
-        if factors == FULL:
+        if not self.out_of_memory(factors, kept, sigmas):
+            return super().open(factors, wanted, comm, half, sigmas=sigmas)
+        if is_full(factors, sigmas):
             return LevelPlanes(_Converted.of(self.full.voxels, half), self.full.mask)
-        if (factors, half) not in self._opened:
-            self._opened = {(factors, half): self._made(factors, wanted[self.rank], half)}
-        return self._opened[factors, half]
+        level = factors, sigmas, half
+        if level not in self._opened:
+            self._opened = {level: self._made(factors, wanted[self.rank], half, sigmas)}
+        return self._opened[level]
 
-    def _made(self, factors: Index, own: Span, half: bool) -> LevelPlanes:
+    def _made(self, factors: Index, own: Span, half: bool, sigmas: Sigmas | None) -> LevelPlanes:
         plane = self.grid.coarsen(factors).shape[1:]
         voxels = self.allocate(1, own, plane, np.uint16 if half else np.float32)
         mask = None if self.mask is None else self.allocate(1, own, plane, np.float32)
         for part in self._parts(factors, own):
-            small, weight = self._part(factors, part, half)
+            small, weight = self._part(factors, part, half, sigmas)
             voxels.write(part, small[None])
             if mask is not None and weight is not None:
                 mask.write(part, weight[None])
         return LevelPlanes(voxels, mask)
 
-    def coarse(self, factors: Index, own: Span, half: bool) -> tuple[Array, Array | None]:
+    def coarse(self, factors: Index, own: Span, half: bool, sigmas: Sigmas | None = None) -> tuple[Array, Array | None]:
         """See ``Image``."""
         shape, xp = (len(own), *self.grid.coarsen(factors).shape[1:]), self.device.xp
         voxels = xp.empty(shape, np.uint16 if half else np.float32)
         mask = None if self.mask is None else xp.empty(shape, np.float32)
         for part in self._parts(factors, own):
-            small, weight = self._part(factors, part, half)
+            small, weight = self._part(factors, part, half, sigmas)
             voxels[part.within(own)] = small
             if mask is not None:
                 mask[part.within(own)] = weight
@@ -81,16 +83,16 @@ class StoredImage(Image):
         _, ny, nx = self.grid.shape
         return list(pieces(own, 4 * factors[0] * ny * nx))
 
-    def _part(self, factors: Index, part: Span, half: bool) -> tuple[Array, Array | None]:
+    def _part(self, factors: Index, part: Span, half: bool, sigmas: Sigmas | None) -> tuple[Array, Array | None]:
         """A few planes of a level, from those that they are means of."""
-        read = self._source(factors[0], part)
+        read = self._source(factors[0], part, None if sigmas is None else sigmas[0])
         voxels, mask = self.read(read)
-        return Image(voxels, self.grid, self.partition, read, mask).coarse(factors, part, half)
+        return Image(voxels, self.grid, self.partition, read, mask).coarse(factors, part, half, sigmas)
 
-    def _source(self, factor: int, part: Span) -> Span:
-        if factor == 1:
+    def _source(self, factor: int, part: Span, sigma: float | None) -> Span:
+        if factor == 1 and not sigma:
             return part
-        first, table = downsample_table(self.grid.shape[0], factor)
+        first, table = downsample_table(self.grid.shape[0], factor, sigma)
         return Span(int(first[part.start]), int(first[part.stop - 1]) + table.shape[1]) & Span(0, self.grid.shape[0])
 
 

@@ -2,7 +2,7 @@
 
 from daskreg.grid.grid import IDENTITY, UNITS, Grid, unit_name
 from daskreg.grid.partition import MINIMUM_PLANES, Partition, Span, cut_orders
-from daskreg.grid.pyramid import level_factors, shrink_factors
+from daskreg.grid.pyramid import Sigmas, level_factors, matching_sigmas, shrink_factors
 from daskreg.grid.region import Index, Region
 
 __all__ = [
@@ -13,9 +13,11 @@ __all__ = [
     "Index",
     "Partition",
     "Region",
+    "Sigmas",
     "Span",
     "cut_orders",
     "level_factors",
+    "matching_sigmas",
     "shrink_factors",
     "unit_name",
 ]

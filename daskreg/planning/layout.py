@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 from daskreg.config import Config, Deformable
-from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition
+from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, Sigmas
 from daskreg.planning.slabs import Reaches
 
 RESIDENCIES = ("replicate", "window", "ring")
 STATES = ("device", "host", "disk")
+SIGMAS = 3  # at which a level's Gaussian is cut off
 REACH_INTERVAL = 8  # iterations from one measurement of which moving planes are read to the next
 
 
@@ -22,7 +24,8 @@ class Level:
     halo: planes around its own that a rank's arrays hold;  state: where displacement and optimizer state are (``STATES``), on the
     device with all buffers, or in the machine's memory or on disk, from where slabs of ``slab`` planes come to the device;
     images: likewise, where both images of the level are;  window: planes of the moving image that may be held then, and
-    ``traded`` more for each plane that slabs are lower.
+    ``traded`` more for each plane that slabs are lower;  moving_sigmas: of the Gaussian of the moving level, in voxels of the
+    moving image; None: half a voxel of the level.
     """
 
     scale: int
@@ -40,6 +43,18 @@ class Level:
     images: str = "device"
     window: int | None = None
     traded: int = 0
+    moving_sigmas: Sigmas | None = None
+
+    @property
+    def moving_made(self) -> bool:
+        """Whether the moving level is another array than the moving image."""
+        return max(self.moving_factors) > 1 or self.moving_sigmas is not None
+
+    @property
+    def moving_rim(self) -> int:
+        """Planes of the moving image, at its full resolution, around those of a rank that its planes of the level are made of."""
+        wide = math.ceil(SIGMAS * self.moving_sigmas[0]) + 1 if self.moving_sigmas else 0
+        return max(2 * self.moving_factors[0] + 2, wide) if self.moving_made else 0
 
     @classmethod
     def alone(cls, scale: int, f: Index, m: Index, fixed: Grid, moving: Grid, iterations: int) -> Level:
@@ -99,7 +114,7 @@ class Layout:
             return 0, 0
         levels = [level for stage in self.levels for level in stage]
         f = max((2 * lv.fixed_factors[0] + 2 for lv in levels if max(lv.fixed_factors) > 1), default=0)
-        m = max((2 * lv.moving_factors[0] + 2 for lv in levels if max(lv.moving_factors) > 1), default=0)
+        m = max((lv.moving_rim for lv in levels), default=0)
         if self.images != "device":  # no rank makes a level for another one
             reach = max(Reaches.of(s).total for s in self.config.stages if isinstance(s, Deformable))
             return max(k * (reach + 2) + 2 for k in (lv.fixed_factors[0] for lv in levels)), self.moving.shape[0]

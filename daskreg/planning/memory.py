@@ -56,7 +56,7 @@ def level_memory(plan: Layout, index: int, level: Level) -> MemoryUse:
     held = min(planes + 2 * level.halo, level.partition.planes) if plan.workers > 1 else planes
     fixed_mask, moving_mask = plan.masks
     coarse, number = max(level.fixed_factors) > 1, value_bytes(stage)
-    own = [VALUE if max(factors) > 1 else number for factors in (level.fixed_factors, level.moving_factors)]
+    own = [VALUE if made else number for made in (max(level.fixed_factors) > 1, level.moving_made)]
     whole = _slabs(plan, own) if plan.images == "device" else PIECES
     images = whole + (held + (planes if plan.workers > 1 else 0)) * plane * (number + VALUE * fixed_mask) * coarse
     scalars = held * plane * VALUE * (1 + moving_mask)
@@ -98,7 +98,7 @@ def _own_voxels(plan: Layout) -> list[int]:
 def _kept(plan: Layout) -> list[Level]:
     """Coarse levels whose images are out of memory."""
     levels = [level for stage in plan.levels for level in stage if level.images != "device"]
-    return [level for level in levels if max(*level.fixed_factors, *level.moving_factors) > 1]
+    return [level for level in levels if max(level.fixed_factors) > 1 or level.moving_made]
 
 
 def _still(plan: Layout, stage: Deformable, level: Level, number: int) -> int:
@@ -199,7 +199,7 @@ def _moving(plan: Layout, level: Level, number: int) -> int:
     """The moving level beyond the full-resolution slab; ``number``: bytes of a voxel."""
     plane, each = _plane(level.moving.shape), number + VALUE * plan.masks[1]
     shard = max(level.shards.lengths)
-    coarse = max(level.moving_factors) > 1
+    coarse = level.moving_made
     made = shard * coarse
     if plan.workers == 1:
         return made * plane * each

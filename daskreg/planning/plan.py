@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from daskreg.config import Config, Deformable, Optimised
 from daskreg.deferred import DeferredModule
 from daskreg.errors import PlanTooLarge
-from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, level_factors
+from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, Sigmas, level_factors, matching_sigmas
 from daskreg.html import preformatted
 from daskreg.planning.layout import RESIDENCIES, STATES, Layout, Level
 from daskreg.planning.memory import MemoryUse, elsewhere, level_memory, peak_bytes, window_bytes
@@ -240,10 +240,19 @@ class _Cut:
         return tuple(self._level(fixed, moving, stage, s, n) for s, n in zip(stage.scales, stage.iterations, strict=True))
 
     def _level(self, fixed: Grid, moving: Grid, stage: Optimised, scale: int, iterations: int) -> Level:
-        f, m = level_factors(fixed, moving, scale)
+        f, m, sigmas = _factors(fixed, moving, stage, scale)
         a, b = fixed.coarsen(f), moving.coarsen(m)
         slabs, shards = (Partition.of(g.shape[0], self.workers, self.minimum_planes) for g in (a, b))
-        return Level(scale, f, m, a, b, iterations, slabs, shards, self.residency, halo_of(stage))
+        return Level(scale, f, m, a, b, iterations, slabs, shards, self.residency, halo_of(stage), moving_sigmas=sigmas)
+
+
+def _factors(fixed: Grid, moving: Grid, stage: Optimised, scale: int) -> tuple[Index, Index, Sigmas | None]:
+    """Of a level, and sigmas of the moving image where it is sampled more finely than the fixed one."""
+    usual = level_factors(fixed, moving, scale)
+    if not isinstance(stage, Deformable):
+        return *usual, None
+    f, m = level_factors(fixed, moving, scale, stage.moving_oversampling)
+    return f, m, None if m == usual[1] else matching_sigmas(fixed, moving, (f, m))
 
 
 def halo_of(stage: Optimised) -> int:

@@ -79,7 +79,7 @@ class SweepLoop(Composition):
         self.still = {name: kept for name, kept in ((FIXED, opened.voxels), (MASK, opened.mask)) if kept is not None}
         self.mapping = SamplingMap.of(0, world, level.fixed, level.moving)
         where = level.residency, moving, level.moving_factors, level.shards
-        sampler = make_sampler(*where, comm, trace, self.half, kept, level.window)
+        sampler = make_sampler(*where, comm, trace, self.half, kept, level.window, level.moving_sigmas)
         assert isinstance(sampler, Resident), "a ring has no slabs"
         self.sampler, self.masked = sampler, sampler.masked
         self.monitor = self._monitor(comm)

@@ -13,15 +13,15 @@ index = int64  # replaced by the launcher
 ZERO = float32(0)
 
 
-def downsample_table(n: int, factor: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def downsample_table(n: int, factor: int, sigma: float | None = None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Taps along an axis: the first fine voxel of each coarse voxel (m,) int32, and weights (m, taps) float32.
 
-    Coarse voxel i is centred at f i + (f - 1)/2; sigma is half a coarse voxel, truncated at three sigma, renormalised at the
-    ends.
+    Coarse voxel i is centred at f i + (f - 1)/2; sigma, in fine voxels, is half a coarse one by default. The
+    Gaussian is truncated at three sigma and renormalised at the ends.
     """
     m = -(-n // factor)
     center = np.arange(m) * factor + (factor - 1) / 2
-    sigma = 0.5 * factor
+    sigma = 0.5 * factor if sigma is None else sigma
     first = np.ceil(center - 3 * sigma).astype(np.int32)
     at = first[:, None] + np.arange(math.floor(6 * sigma) + 1)
     near = np.abs(at - center[:, None]) <= 3 * sigma

@@ -24,6 +24,10 @@ class Adam(OptimizerParameters):
     """A component whose squared mean gradient over its mean square is at most so many times what independent gradients have
     by chance does not move, others move less by that part; 0: all move. Raise it where noise alone is warped.
     """
+    epsilon: Annotated[Number, Field(ge=1e-6, le=100)] = 0.1
+    """Added to the root of the mean square, in units of the gradient where images disagree clearly: a voxel with a gradient of
+    this length moves half as far as one with a clear one. Larger values leave noise at rest, and descend as ``sgd`` does.
+    """
 
     @property
     def storages(self) -> tuple[Storage, ...]:
@@ -50,5 +54,5 @@ class Adam(OptimizerParameters):
         from daskreg.optimizers.adam.update import AdamOnCpu, AdamOnGpu, MixedAdam, PackedAdamOnCpu
 
         if device == "cpu":
-            return (PackedAdamOnCpu if storage == "moments" else AdamOnCpu)(self.betas, self.significance)
-        return MixedAdam(self.betas, self.significance) if storage == "mixed" else AdamOnGpu(self.betas, self.significance)
+            return (PackedAdamOnCpu if storage == "moments" else AdamOnCpu)(self.betas, self.significance, self.epsilon)
+        return (MixedAdam if storage == "mixed" else AdamOnGpu)(self.betas, self.significance, self.epsilon)

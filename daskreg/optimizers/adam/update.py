@@ -18,7 +18,7 @@ from daskreg.kernels.device import host
 from daskreg.kernels.smoothing.cuda import MAX_RADIUS
 from daskreg.optimizers.base import Optimizer, State, Step
 
-EPSILON = 0.1  # of a clear gradient: below it a voxel hardly moves, so that noise, and a perfect match, stay at rest
+LEAST_CLEAR = 0.05  # of a clear gradient: where no voxel has more, the images match already
 
 
 def chance_level(decay: float, t: int) -> float:
@@ -34,11 +34,11 @@ class AdamOnCpu(Optimizer):
 
     restores_direction = True
     fields = ("m", "v")
-    at_rest = 1 / 3  # 0.05 / (0.05 + EPSILON)
     mixed = False  # storage
 
-    def __init__(self, betas: tuple[float, float], significance: float = 0.0) -> None:
-        self.betas, self.significance = betas, significance
+    def __init__(self, betas: tuple[float, float], significance: float = 0.0, epsilon: float = 0.1) -> None:
+        self.betas, self.significance, self.epsilon = betas, significance, epsilon
+        self.at_rest = 1 / (1 + epsilon / LEAST_CLEAR)
         self.constants: tuple[bool, ...] = (self.mixed, True) if significance else (self.mixed,) if self.mixed else ()
 
     def init(self, zeros: Callable[..., Any]) -> State:
@@ -49,7 +49,7 @@ class AdamOnCpu(Optimizer):
         """Both decays, both bias corrections, epsilon, the chance level of m^2/v."""
         b1, b2 = self.betas
         chance = self.significance * chance_level(b1, t)
-        return np.array([b1, b2, 1 / (1 - b1**t), 1 / (1 - b2**t), EPSILON * gradient_scale, chance], np.float32)
+        return np.array([b1, b2, 1 / (1 - b1**t), 1 / (1 - b2**t), self.epsilon * gradient_scale, chance], np.float32)
 
     def step(self, s: Step) -> None:
         """The last axis of the filter in the same pass."""

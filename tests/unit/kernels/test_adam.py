@@ -8,7 +8,7 @@ from daskreg.kernels.adam.moments import pack_moments, unpack_moments
 from daskreg.kernels.adam.packed import packed_adam, packed_adam_direction
 from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights
 from daskreg.optimizers.adam import Adam
-from daskreg.optimizers.adam.update import chance_level
+from daskreg.optimizers.adam.update import AdamOnCpu, chance_level
 from tests import reference
 from tests.cases import SHAPE, empty, rates, vectors
 
@@ -91,3 +91,11 @@ def test_gradients_that_change_sign_do_not_move_a_voxel_and_steady_ones_do():
     assert steps(turning, 0)[-10:].min() > 0.03
     np.testing.assert_allclose(steps(steady, 1)[-1], 0.95, atol=0.01)  # 1 - 0.1 / 1.9
     assert steps(steady, 0)[-1] == pytest.approx(1, abs=1e-3)
+
+
+def test_epsilon_is_of_a_clear_gradient_and_says_how_far_a_twentieth_of_one_moves():
+    default, larger = AdamOnCpu((0.9, 0.99)), AdamOnCpu((0.9, 0.99), epsilon=0.2)
+    assert default.coefficients(1, 0.5)[4] == np.float32(0.05)
+    assert larger.coefficients(1, 0.5)[4] == np.float32(0.1)
+    assert (default.at_rest, larger.at_rest) == (1 / 3, pytest.approx(0.05 / 0.25))
+    assert Adam().epsilon == 0.1
