@@ -11,8 +11,11 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg import machine
 from daskreg.deferred import DeferredModule
 from daskreg.grid import Region
+from daskreg.lazy.byte_cache import ByteCache
+from daskreg.storage.formats.lazy import keeping
 from daskreg.storage.formats.streaming import SLAB_BYTES
 from daskreg.storage.zarr.pyramid import CHUNK
 
@@ -26,6 +29,7 @@ T = TypeVar("T")
 EDGE = 128  # voxels an axis of a block: two chunks, and 24 MiB of displacement
 CACHED_BYTES = 256 << 20  # bytes up to which an image is decoded once and kept: a compressed file can only be read from its start
 MAXIMUM_SLABS = 8  # times SLAB_BYTES that the planes of a block may take, if that saves decoding
+PIECES_BYTES, PIECES_SHARE = 2 << 30, 8  # most bytes of decoded pieces of a file that are kept, and a share of the memory
 CHANNELS = 8  # of a block: they share its points
 
 
@@ -77,12 +81,13 @@ def leading_block(lead: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Reader:
-    """A lazy array that is read box by box; a small one is decoded once and kept."""
+    """A lazy array that is read box by box; a small one is decoded once and kept, of others the last pieces of their files."""
 
     def __init__(self, data: da.Array) -> None:
         self.data, self.shape, self.dtype = data, data.shape, data.dtype.newbyteorder("=")
         self._whole: NDArray[Any] | None = None
         self._lock = Lock()
+        self._pieces = ByteCache(min(PIECES_BYTES, machine.memory().value // PIECES_SHARE))
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """The voxels of basic slices, in C order. Raises Unreadable."""
@@ -98,7 +103,8 @@ class Reader:
 
     def _decoded(self, data: da.Array) -> NDArray[Any]:
         """In this thread: the caller may be one of many threads already."""
-        return np.ascontiguousarray(data.compute(scheduler="synchronous"), self.dtype)
+        with keeping(self._pieces):
+            return np.ascontiguousarray(data.compute(scheduler="synchronous"), self.dtype)
 
     def __reduce__(self) -> Any:
         """Workers get the task graph, not the voxels."""

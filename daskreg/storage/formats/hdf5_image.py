@@ -59,9 +59,10 @@ class Hdf5Image(ImageFormat):
                 raise NotFound(f"{path} has no dataset {place!r}; it has {_listed(_datasets(file)) or 'none'}.")
             shape, dtype = tuple(data.shape), data.dtype.newbyteorder("=")
             check_dtype(dtype, f"{path}::array={place}")
-            stored, axes = data.chunks or data.shape, _axes(data)
+            stored, piece, axes = data.chunks or data.shape, data.chunks, _axes(data)
             metadata = _grid(data, axes)
-        voxels = lazy_voxels(partial(_read, path, place), shape, dtype, dask_chunks(shape, stored, None, dtype.itemsize))
+        chunks = dask_chunks(shape, stored, None, dtype.itemsize)
+        voxels = lazy_voxels(partial(_read, path, place), shape, dtype, chunks, piece)
         return ImageRecord(address.text, self.name, voxels, axes, metadata, tuple(stored))
 
 

@@ -1,10 +1,17 @@
-"""Voxels of a file as a Dask array, from a function that reads a box of them."""
+"""Voxels of a file as a Dask array, from a function that reads a box of them.
+
+Many files decode more at once than a box: whole strips, planes or chunks. Within ``keeping`` these pieces are kept for the next
+boxes, up to a number of bytes.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +28,35 @@ Box = tuple[slice, ...]  # start and stop of every axis
 Read = Callable[[Box], NDArray[Any]]
 
 
-class BoxVoxels:
-    """An array whose boxes are read when they are asked for. read: picklable, for other processes read too."""
+class Pieces(Protocol):
+    """Keeps arrays by a key: ``lazy.byte_cache.ByteCache``."""
 
-    def __init__(self, read: Read, shape: Sequence[int], dtype: Any) -> None:
+    def get(self, key: Hashable, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """The array of a key."""
+
+
+_PIECES: ContextVar[Pieces | None] = ContextVar("where decoded pieces are kept", default=None)
+
+
+@contextmanager
+def keeping(pieces: Pieces) -> Iterator[None]:
+    """Keep what this thread decodes."""
+    token = _PIECES.set(pieces)
+    try:
+        yield
+    finally:
+        _PIECES.reset(token)
+
+
+class BoxVoxels:
+    """An array whose boxes are read when they are asked for. read: picklable, for other processes read too.
+
+    piece: shape of what the file decodes at once; None where any box is read as it is.
+    """
+
+    def __init__(self, read: Read, shape: Sequence[int], dtype: Any, piece: Sequence[int] | None = None) -> None:
         self.read, self.shape, self.dtype, self.ndim = read, tuple(shape), np.dtype(dtype), len(shape)
+        self.piece = None if piece is None else tuple(piece)
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """The voxels of integers and slices."""
@@ -37,14 +68,31 @@ class BoxVoxels:
         ]
         box = tuple(slice(min(r), max(r) + 1) if r else slice(0, 0) for r in spans)
         steps = tuple(slice(None, None, r.step) if isinstance(p, slice) else 0 for p, r in zip(parts, spans, strict=True))
-        return self.read(box)[steps]
+        pieces = _PIECES.get()
+        found = self.read(box) if pieces is None or self.piece is None else self._assembled(box, self.piece, pieces)
+        return found[steps]
+
+    def _assembled(self, box: Box, shape: tuple[int, ...], pieces: Pieces) -> NDArray[Any]:
+        """A box from whole pieces."""
+        found = np.empty([s.stop - s.start for s in box], self.dtype)
+        for index in itertools.product(*(range(s.start // n, -(-s.stop // n)) for s, n in zip(box, shape, strict=True))):
+            whole = tuple(slice(k * n, min((k + 1) * n, end)) for k, n, end in zip(index, shape, self.shape, strict=True))
+            common = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(whole, box, strict=True)]
+            voxels = pieces.get((id(self), index), lambda whole=whole: self.read(whole))  # type: ignore[misc]  # the loop's value
+            found[_within(common, box)] = voxels[_within(common, whole)]
+        return found
 
 
-def lazy_voxels(read: Read, shape: Sequence[int], dtype: Any, chunks: Sequence[int]) -> da.Array:
-    """A Dask array over ``read``, which is given a slice an axis and returns the voxels there."""
-    voxels: da.Array = da.from_array(
-        BoxVoxels(read, shape, dtype), chunks=tuple(chunks), name=False, meta=np.empty((0,) * len(shape), dtype)
-    )
+def _within(part: Sequence[slice], box: Box) -> Box:
+    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, box, strict=True))
+
+
+def lazy_voxels(
+    read: Read, shape: Sequence[int], dtype: Any, chunks: Sequence[int], piece: Sequence[int] | None = None
+) -> da.Array:
+    """A Dask array over ``read``, which is given a slice an axis and returns the voxels there. piece: see ``BoxVoxels``."""
+    source, nothing = BoxVoxels(read, shape, dtype, piece), np.empty((0,) * len(shape), dtype)
+    voxels: da.Array = da.from_array(source, chunks=tuple(chunks), name=False, meta=nothing)
     return voxels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import math
 import os
@@ -39,6 +40,7 @@ MICROMETRES = "\N{MICRO SIGN}m"  # what OME means where it names no unit
 CENTIMETRES, INCHES = 3, 2  # of the tag ResolutionUnit
 SAMPLES, SEQUENCE = "S", "IQ"  # tifffile's names of the components of a pixel, and of pages that nothing names
 OPEN_FILES = 8  # in a process
+JPEG = (6, 7, 34892, 33007)  # compressions whose strips need tables of the page
 DAMAGE = re.compile("invalid|corrupt|truncated|contains no pages")  # of what tifffile logs
 Stamp = tuple[int, int]  # of a file, so that another one in its place is not read from a handle of the old one
 
@@ -72,9 +74,9 @@ class TiffImage(ImageFormat):
             require_memory(path, series.keyframe.size * dtype.itemsize)  # a page is decoded as a whole
             details = _Details.of(file, number)
             axes, shape = details.axes(series.axes), tuple(series.shape)
-            form = f"{details.kind}, {_compression(series)}"
+            form, piece = f"{details.kind}, {_compression(series)}", _piece(series)
         chunks = _chunks(axes, shape, dtype.itemsize)
-        data = lazy_voxels(partial(_read, path, number, level, _stamp(path)), shape, dtype, chunks)
+        data = lazy_voxels(partial(_read, path, number, level, _stamp(path)), shape, dtype, chunks, piece)
         resolutions = _resolutions([(k.axes, tuple(k.shape)) for k in levels], details)
         grid = details.grid(_along(axes, shape), _along(details.axes(levels[0].axes), levels[0].shape))
         return ImageRecord(address.text, form, data, axes, grid, chunks, resolutions, details.channels, colors=details.colors)
@@ -298,6 +300,29 @@ def _chunks(axes: tuple[Axis, ...], shape: tuple[int, ...], itemsize: int) -> tu
     return slab_chunks(shape, itemsize, -inner)
 
 
+def _piece(series: Any) -> tuple[int, ...] | None:
+    """What is decoded at once; None where voxels lie in the file as they are."""
+    if series.dataoffset is not None:
+        return None
+    segment, shape = _segment(series.keyframe), tuple(series.shape)
+    page = segment or shape[_inner(series) :]
+    return (*(1 for _ in shape[: len(shape) - len(page)]), *page)
+
+
+def _inner(series: Any) -> int:
+    """The first axis of an array that lies within a page."""
+    shape, page = tuple(series.shape), series.keyframe.size
+    return next(k for k in range(len(shape), -1, -1) if math.prod(shape[k:]) == page)
+
+
+def _segment(keyframe: Any) -> tuple[int, int] | None:
+    """Rows and columns of a strip or tile of pages that can be decoded one by one; None for other pages."""
+    if keyframe.compression in JPEG or len(keyframe.shape) != 2 or len(keyframe.chunks) != 2:
+        return None
+    rows, columns = keyframe.chunks
+    return int(rows), int(columns)
+
+
 def _read(path: str, number: int, level: int, stamp: Stamp, box: Box) -> NDArray[Any]:
     with read_errors(path):
         if _stamp(path) != stamp:
@@ -315,8 +340,7 @@ class _Opened:
     def __init__(self, path: str, number: int, level: int) -> None:
         self.file, self.lock = _tifffile(path).TiffFile(path), threading.RLock()
         self.series = self.file.series[number].levels[level]
-        shape, page = tuple(self.series.shape), self.series.keyframe.size
-        self.inner = next(k for k in range(len(shape), -1, -1) if math.prod(shape[k:]) == page)
+        shape, self.inner, self.segment = tuple(self.series.shape), _inner(self.series), _segment(self.series.keyframe)
         self.whole: NDArray[Any] | None = None
         if self.series.dataoffset is not None:  # one stretch of the file, of which ImageJ describes the first page alone
             dtype = np.dtype(self.series.dtype).newbyteorder(self.file.byteorder)
@@ -330,15 +354,44 @@ class _Opened:
         found = np.empty([s.stop - s.start for s in box], self.series.dtype)
         for index in np.ndindex(*found.shape[: self.inner]):
             place = [s.start + k for s, k in zip(outer, index, strict=True)]
-            found[index] = self._page(int(np.ravel_multi_index(place, shape[: self.inner])) if place else 0)[inner]
+            number = int(np.ravel_multi_index(place, shape[: self.inner])) if place else 0
+            found[index] = self._pixels(self.series.pages[number], inner)
         return found
 
-    def _page(self, number: int) -> NDArray[Any]:
-        page, shape = self.series.pages[number], tuple(self.series.shape)[self.inner :]
-        if page is None:  # missing, and read as 0
-            return np.zeros(shape, self.series.dtype)
+    def _pixels(self, page: Any, inner: Box) -> NDArray[Any]:
+        """Of a page; 0 where it is missing."""
+        shape = tuple(self.series.shape)[self.inner :]
+        if page is None:
+            return np.zeros([s.stop - s.start for s in inner], self.series.dtype)
+        if self.segment is not None and len(shape) == len(self.segment):
+            return self._segments(page, self.segment, inner)
         pixels: NDArray[Any] = page.asarray(lock=self.lock, maxworkers=1)
-        return pixels.reshape(shape)
+        return pixels.reshape(shape)[inner]
+
+    def _segments(self, page: Any, segment: tuple[int, int], inner: Box) -> NDArray[Any]:
+        """From the strips or tiles of a page that reach into a box."""
+        columns = -(-int(self.series.shape[-1]) // segment[1])
+        touched = [range(s.start // n, -(-s.stop // n)) for s, n in zip(inner, segment, strict=True)]
+        found = np.full([s.stop - s.start for s in inner], page.keyframe.nodata, self.series.dtype)
+        for j, i in itertools.product(*touched):
+            decoded, corner = self._decoded(page, j * columns + i), (j * segment[0], i * segment[1])
+            if decoded is None:  # of a sparse file
+                continue
+            whole = [slice(a, a + n) for a, n in zip(corner, decoded.shape, strict=True)]
+            common = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(whole, inner, strict=True)]
+            here = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(common, inner, strict=True))
+            found[here] = decoded[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(common, whole, strict=True))]
+        return found
+
+    def _decoded(self, page: Any, index: int) -> NDArray[Any] | None:
+        """A strip or tile, as far as it lies in the page."""
+        where = [page.dataoffsets[index]], [page.databytecounts[index]]
+        stored, _ = next(self.file.filehandle.read_segments(*where, indices=[index], lock=self.lock))
+        pixels, _, shape = page.keyframe.decode(stored, index)
+        if pixels is None:
+            return None
+        found: NDArray[Any] = pixels.reshape(pixels.shape[-3:-1])[: shape[1], : shape[2]]
+        return found
 
     def __del__(self) -> None:
         """Close the file."""

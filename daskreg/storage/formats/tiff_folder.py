@@ -54,7 +54,8 @@ def open_folder(address: Address, tifffile: Any) -> ImageRecord:
     whole = (len(planes), *shape)
     chunks = slab_chunks(whole, dtype.itemsize)
     read = partial(_read, os.path.abspath(path), tuple(planes), shape, dtype)
-    return ImageRecord(address.text, "TIFF, a file a plane", lazy_voxels(read, whole, dtype, chunks), AXES, None, (1, *shape))
+    voxels = lazy_voxels(read, whole, dtype, chunks, (1, *shape))
+    return ImageRecord(address.text, "TIFF, a file a plane", voxels, AXES, None, (1, *shape))
 
 
 def _planes(address: Address) -> list[str | None]:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from daskreg.errors import GridError, NotFound, Unreadable
+from daskreg.lazy import blocks
 from daskreg.storage import open_stack, open_volume
+from daskreg.storage.formats import hdf5_image, tiff_folder
 from daskreg.storage.registry import identify
 from tests.unit.storage.stores import SHAPE, voxels
 
@@ -101,3 +103,22 @@ def test_a_format_that_is_not_read_is_refused_with_the_command_that_converts_it(
         open_volume(tmp_path / name)
     with pytest.raises(Unreadable, match=f"convert it first: .*{command}"):
         identify(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", ["dataset of planes", "folder of planes"])
+def test_blocks_decode_each_plane_once(tmp_path, monkeypatch, kind):
+    if kind == "dataset of planes":
+        source, module, read = tmp_path / "a.h5", hdf5_image, "_read"
+        with h5py.File(source, "w") as file:
+            file.create_dataset("raw", data=voxels(), chunks=(1, *SHAPE[1:]), compression="gzip")
+    else:
+        source, module, read = tmp_path, tiff_folder, "_read"
+        for z, plane in enumerate(voxels()):
+            tifffile.imwrite(tmp_path / f"p{z:03}.tif", plane, compression="zlib")
+    monkeypatch.setattr(blocks, "CACHED_BYTES", 0)
+    found, real = [], getattr(module, read)
+    monkeypatch.setattr(module, read, lambda *given: found.append(given[-1]) or real(*given))
+    reader = blocks.Reader(open_volume(source, spacing=(1, 1, 1)).data)
+    for x in range(0, SHAPE[2], 2):
+        np.testing.assert_array_equal(reader[0 : SHAPE[0], 1:4, x : x + 3], voxels()[:, 1:4, x : x + 3])
+    assert len(found) == SHAPE[0]

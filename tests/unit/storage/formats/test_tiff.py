@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from daskreg.errors import ConfigError, NotFound, Unreadable
+from daskreg.lazy import blocks
 from daskreg.storage import open_volume
 from daskreg.storage.formats import tiff
 from daskreg.storage.fs.address import parse_address
@@ -153,3 +154,43 @@ def test_an_unknown_unit_leaves_the_voxel_size_without_one(caplog):
     assert tiff._known_unit("a.tif", "reference frame") is None
     assert tiff._known_unit("a.tif", "furlong") is None
     assert "its unit 'furlong' is not known here" in caplog.text
+
+
+LAYOUTS = [
+    {},
+    {"compression": "zlib", "rowsperstrip": 6},
+    {"compression": "zlib", "rowsperstrip": 6, "predictor": True},
+    {"compression": "zlib", "tile": (16, 16)},
+    {"tile": (16, 32)},
+    {"rowsperstrip": 5, "byteorder": ">"},
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_box_is_what_it_is_in_the_whole(written, layout):
+    planes = np.random.default_rng(1).integers(0, 60000, (4, 37, 45)).astype(np.uint16)
+    data = record(written("a.tif", planes, **layout, photometric="minisblack", metadata={"axes": "ZYX"})).data
+    np.testing.assert_array_equal(data.compute(), planes)
+    for box in np.s_[1:3, 5:20, 7:33], np.s_[3:, 30:, 40:], np.s_[0:1, 6:12, 16:32]:
+        np.testing.assert_array_equal(data[box].compute(), planes[box])
+
+
+def test_pixels_of_several_samples_are_boxes_too(written):
+    planes = np.random.default_rng(1).integers(0, 255, (4, 37, 45, 3)).astype(np.uint8)
+    data = record(written("a.tif", planes, compression="zlib", photometric="rgb", metadata={"axes": "ZYXS"})).data
+    box = np.s_[1:3, 5:20, 7:33]
+    np.testing.assert_array_equal(data[box].compute(), planes[box])
+
+
+@pytest.mark.parametrize(("layout", "segments"), [(LAYOUTS[1], 7), (LAYOUTS[3], 9)], ids=str)
+def test_blocks_of_an_image_decode_each_strip_once(written, monkeypatch, layout, segments):
+    planes = np.random.default_rng(1).integers(0, 60000, (4, 37, 45)).astype(np.uint16)
+    monkeypatch.setattr(blocks, "CACHED_BYTES", 0)
+    reader = blocks.Reader(record(written("a.tif", planes, **layout, photometric="minisblack", metadata={"axes": "ZYX"})).data)
+    decode, found = tiff._Opened._decoded, []
+    monkeypatch.setattr(tiff._Opened, "_decoded", lambda self, page, k: found.append((page.index, k)) or decode(self, page, k))
+    for y in range(0, 37, 8):
+        for x in range(0, 45, 8):
+            box = np.s_[0:4, max(y - 1, 0) : y + 9, max(x - 1, 0) : x + 9]
+            np.testing.assert_array_equal(reader[box], planes[box])
+    assert len(found) == len(set(found)) == 4 * segments
