@@ -15,15 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from daskreg.config import Config, Deformable, DeviceName, Search
+from daskreg.config import Config, Deformable, DeviceName
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
-from daskreg.errors import ConfigError, NoOverlap, OutputError
-from daskreg.machine import Limit
-from daskreg.planning import Plan, format_grid
+from daskreg.errors import ConfigError, OutputError
+from daskreg.planning import Plan
 from daskreg.reporting.follow import ProgressLike, following, interactive
 from daskreg.reporting.log import shown
 from daskreg.storage import RunStore
@@ -34,14 +30,13 @@ from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.kept_fields import remove_kept
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
-from daskreg.storage.runs.place import require_new
 from daskreg.workflows.background import Choice, backgrounds
+from daskreg.workflows.fitting import first_affine, fitting_plan, plan_on, require_foreseen
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spacing, staged
 from daskreg.workflows.plan import plan
 from daskreg.workflows.provenance import provenance
 from daskreg.workflows.recipes import Trial, choose_recipe
 from daskreg.workflows.resources import (
-    GIVEN,
     LOCAL,
     Allocation,
     Comm,
@@ -209,12 +204,12 @@ def register(
             raise ConfigError(f"there is no run at {path} to resume, and no two images to start one: give FIXED and MOVING.")
         asked = request.open()
         if _queued(client, cluster):
-            _foresee(str(cluster), resources, asked, path, new=store is None and not overwrite)
+            require_foreseen(str(cluster), resources, asked, path, new=store is None and not overwrite)
         with clusters.existing_client(client, None if cluster in LOCAL else cluster, workers) as found:
             with nullcontext() if progress is False else shown():
                 use = allocate(resources, found, cluster)
             inputs = asked.for_device(use.device)
-            planned = _fitting_plan(inputs, use)
+            planned = fitting_plan(inputs, use)
             scratch = _scratch(path, use)
             replaced = kept_fields(path, scratch) if store is None else None
             if store is not None and found is None:
@@ -314,7 +309,7 @@ class _Run:
         fixed, moving, *masks = volumes
         inputs, use, start = self.inputs, self.use, self.inputs.start
         return clusters.RankJob(
-            self.plan if workers == use.workers else _plan(inputs, use, workers), fixed, moving, self.store.path,
+            self.plan if workers == use.workers else plan_on(inputs, use, workers), fixed, moving, self.store.path,
             first_affine(inputs), masks[0], masks[1], order=inputs.orders[0], threads=use.options.threads,
             checkpoint=use.options.checkpoint, resume=self.resume, trace=use.options.trace, device=use.device,
             begin=None if start is None or start.is_affine else InitialDisplacement(start),
@@ -328,51 +323,11 @@ def _queued(client: Client | None, cluster: str | None) -> bool:
     return client is None and cluster not in LOCAL and cluster in clusters.BATCH_SYSTEMS
 
 
-def _foresee(system: str, resources: Resources, inputs: Inputs, path: str, *, new: bool) -> None:
-    """Refuse before jobs are submitted what would be refused once they run, as far as it is known."""
-    if new:
-        require_new(path, overwrite=False)
-    memory = None if resources.device == "cuda" else clusters.job_memory(system)
-    if memory is not None:
-        limit, workers = Limit(resources.memory, GIVEN) if resources.memory else memory, resources.workers or 1
-        use = Allocation(workers, "cpu", limit, clusters.estimated_bytes(None, workers), resources)
-        _checked(_plan(replace(inputs, config=inputs.config.without_storage("mixed")), use, workers), inputs, limit)
-
-
 def _scratch(output: str, use: Allocation) -> str | None:
     """The folder for fields on disk: as asked for, or that of a local output."""
     if use.options.scratch is not None:
         return str(Path(use.options.scratch).absolute())
     return None if is_remote(output) else str(Path(output).absolute().parent)
-
-
-def _plan(inputs: Inputs, use: Allocation, workers: int) -> Plan:
-    asked = use.options
-    return inputs.plan(workers, use.memory.value, asked.residency, asked.minimum_planes, use.process, asked.state, use.host)
-
-
-def _fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
-    """The plan, checked: it fits into the memory, and the images overlap."""
-    planned = _checked(_plan(inputs, use, use.workers), inputs, use.memory)
-    _require_ring_in_memory(planned, use.options)
-    log.info("fixed %s, moving %s", format_grid(planned.fixed), format_grid(planned.moving))
-    return planned
-
-
-def _checked(planned: Plan, inputs: Inputs, memory: Limit) -> Plan:
-    require_overlap(planned, first_affine(inputs))
-    planned.validate(memory.value, memory.source)
-    return planned
-
-
-def _require_ring_in_memory(planned: Plan, asked: Resources) -> None:
-    """Raises ConfigError for a ring and fields elsewhere."""
-    if asked.residency == "ring" and asked.state in ("host", "disk"):
-        raise ConfigError(
-            f"--residency ring goes with fields on the device, and --state is {asked.state}; use --residency window, or auto."
-        )
-    if planned.state != "device":
-        log.info("fields are kept %s and swept slab by slab", "on disk" if planned.state == "disk" else "in the machine's memory")
 
 
 def _begun(
@@ -412,28 +367,6 @@ def _temporary() -> Path:
     folder = tempfile.mkdtemp(prefix="daskreg-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder) / "run.zarr"
-
-
-def first_affine(inputs: Inputs) -> NDArray[np.float64]:
-    """(4, 4) world map that the first stage starts from: the identity, or the affine part of the initial transform."""
-    return np.eye(4) if inputs.start is None else inputs.start.affine
-
-
-def require_overlap(plan: Plan, start: NDArray[np.float64]) -> None:
-    """Raise NoOverlap when the headers put the images apart and no stage searches.
-
-    Both are boxes along their own axes; they are compared by the boxes around them in the moving image's index space.
-    """
-    if any(isinstance(s, Search) for s in plan.config.stages):
-        return
-    corners = plan.moving.to_index(plan.fixed.corners() @ start[:3, :3].T + start[:3, 3])
-    if (corners.max(axis=0) < 0).any() or (corners.min(axis=0) > np.asarray(plan.moving.shape) - 1).any():
-        away = np.linalg.norm(plan.fixed.center - plan.moving.center)
-        raise NoOverlap(
-            f"the images do not overlap in space: their centres are {away:.6g} {plan.fixed.unit or 'units'} apart, their extents "
-            f"{np.round(plan.fixed.extent, 2).tolist()} and {np.round(plan.moving.extent, 2).tolist()} (z, y, x); "
-            "repair a header, give --initial-transform, or put a 'search' stage first."
-        )
 
 
 def _tell_the_verdict(report: Report) -> None:

@@ -1,0 +1,89 @@
+"""Whether a run fits where it is to run: its plan on the workers that it has, or on those that it will have."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daskreg.config import Search
+from daskreg.deferred import DeferredModule
+from daskreg.errors import ConfigError, NoOverlap
+from daskreg.machine import Limit
+from daskreg.planning import Plan, format_grid
+from daskreg.storage.runs.place import require_new
+from daskreg.workflows.inputs import Inputs
+from daskreg.workflows.resources import GIVEN, Allocation, Resources
+
+if TYPE_CHECKING:
+    from daskreg import cluster as clusters
+else:
+    clusters = DeferredModule("daskreg.cluster")
+
+log = logging.getLogger("daskreg")
+
+
+def require_foreseen(system: str, resources: Resources, inputs: Inputs, path: str, *, new: bool) -> None:
+    """Refuse before jobs are submitted what would be refused once they run, as far as it is known."""
+    if new:
+        require_new(path, overwrite=False)
+    memory = None if resources.device == "cuda" else clusters.job_memory(system)
+    if memory is not None:
+        limit, workers = Limit(resources.memory, GIVEN) if resources.memory else memory, resources.workers or 1
+        use = Allocation(workers, "cpu", limit, clusters.estimated_bytes(None, workers), resources)
+        _checked(plan_on(replace(inputs, config=inputs.config.without_storage("mixed")), use, workers), inputs, limit)
+
+
+def plan_on(inputs: Inputs, use: Allocation, workers: int) -> Plan:
+    """The plan for so many workers with these resources."""
+    asked = use.options
+    return inputs.plan(workers, use.memory.value, asked.residency, asked.minimum_planes, use.process, asked.state, use.host)
+
+
+def fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
+    """The plan, checked: it fits into the memory, and the images overlap."""
+    planned = _checked(plan_on(inputs, use, use.workers), inputs, use.memory)
+    _require_ring_in_memory(planned, use.options)
+    log.info("fixed %s, moving %s", format_grid(planned.fixed), format_grid(planned.moving))
+    return planned
+
+
+def _checked(planned: Plan, inputs: Inputs, memory: Limit) -> Plan:
+    require_overlap(planned, first_affine(inputs))
+    planned.validate(memory.value, memory.source)
+    return planned
+
+
+def _require_ring_in_memory(planned: Plan, asked: Resources) -> None:
+    """Raises ConfigError for a ring and fields elsewhere."""
+    if asked.residency == "ring" and asked.state in ("host", "disk"):
+        raise ConfigError(
+            f"--residency ring goes with fields on the device, and --state is {asked.state}; use --residency window, or auto."
+        )
+    if planned.state != "device":
+        log.info("fields are kept %s and swept slab by slab", "on disk" if planned.state == "disk" else "in the machine's memory")
+
+
+def first_affine(inputs: Inputs) -> NDArray[np.float64]:
+    """(4, 4) world map that the first stage starts from: the identity, or the affine part of the initial transform."""
+    return np.eye(4) if inputs.start is None else inputs.start.affine
+
+
+def require_overlap(plan: Plan, start: NDArray[np.float64]) -> None:
+    """Raise NoOverlap when the headers put the images apart and no stage searches.
+
+    Both are boxes along their own axes; they are compared by the boxes around them in the moving image's index space.
+    """
+    if any(isinstance(s, Search) for s in plan.config.stages):
+        return
+    corners = plan.moving.to_index(plan.fixed.corners() @ start[:3, :3].T + start[:3, 3])
+    if (corners.max(axis=0) < 0).any() or (corners.min(axis=0) > np.asarray(plan.moving.shape) - 1).any():
+        away = np.linalg.norm(plan.fixed.center - plan.moving.center)
+        raise NoOverlap(
+            f"the images do not overlap in space: their centres are {away:.6g} {plan.fixed.unit or 'units'} apart, their extents "
+            f"{np.round(plan.fixed.extent, 2).tolist()} and {np.round(plan.moving.extent, 2).tolist()} (z, y, x); "
+            "repair a header, give --initial-transform, or put a 'search' stage first."
+        )
