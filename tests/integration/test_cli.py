@@ -355,7 +355,7 @@ def test_a_cluster_of_gpus_is_not_for_the_processor(capsys, tmp_path):
 
 def test_every_command_has_its_function():
     commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
-    assert len(commands) == 17
+    assert len(commands) == 19
     for name in commands:
         assert getattr(daskreg, name).__module__ == f"daskreg.workflows.{name}"
 
