@@ -21,6 +21,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 4
 myst_fence_as_directive = ["math"]
 
+smartquotes = False  # options begin with two dashes
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
@@ -34,11 +35,11 @@ html_show_sourcelink = False
 html_theme_options = {
     "github_url": "https://github.com/daskreg/daskreg",
     "navbar_align": "left",
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 7,
     "show_toc_level": 2,
     "pygments_light_style": "tango",
 }
-html_sidebars = {"index": []}
+html_sidebars = {page: [] for page in ("index", "tutorial", "method", "performance", "comparison")}  # which stand alone
 
 
 def setup(app):

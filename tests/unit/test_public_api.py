@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_a_type_checker_sees_the_names_that_are_there():
     assert seen == daskreg._MODULE
     assert sorted(seen) == sorted(daskreg.__all__)
     assert (SOURCE.parent / "py.typed").exists()
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = SOURCE.parents[1] / "docs" / "reference"
+    text = "".join((pages / name).read_text(encoding="utf-8") for name in ("api.md", "config.md"))
+    named = set(re.findall(r"^\.\. auto\w+:: (?:daskreg\.)?(\w+)$", text, re.MULTILINE))
+    errors_of_the_tree = {name for name in daskreg.__all__ if hasattr(errors, name)}  # which automodule lists
+    assert set(daskreg.__all__) - named - errors_of_the_tree == {"PRESETS"}
 
 
 def test_every_error_is_public():
