@@ -77,14 +77,19 @@ class BoxVoxels:
         found = np.empty([s.stop - s.start for s in box], self.dtype)
         for index in itertools.product(*(range(s.start // n, -(-s.stop // n)) for s, n in zip(box, shape, strict=True))):
             whole = tuple(slice(k * n, min((k + 1) * n, end)) for k, n, end in zip(index, shape, self.shape, strict=True))
-            common = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(whole, box, strict=True)]
             voxels = pieces.get((id(self), index), lambda whole=whole: self.read(whole))  # type: ignore[misc]  # the loop's value
-            found[_within(common, box)] = voxels[_within(common, whole)]
+            here, there = common_part(box, whole)
+            found[here] = voxels[there]
         return found
 
 
-def _within(part: Sequence[slice], box: Box) -> Box:
-    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, box, strict=True))
+def common_part(box: Box, other: Box) -> tuple[Box, Box]:
+    """What two boxes share, from the start of each."""
+    shared = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, other, strict=True)]
+    first, second = (
+        tuple(slice(a - s.start, b - s.start) for (a, b), s in zip(shared, one, strict=True)) for one in (box, other)
+    )
+    return first, second
 
 
 def lazy_voxels(

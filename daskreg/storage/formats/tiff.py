@@ -22,7 +22,7 @@ from daskreg.errors import ConfigError, NotFound, UnitsError, Unreadable
 from daskreg.grid import unit_name
 from daskreg.storage.axes import KINDS, Axis, spatial
 from daskreg.storage.format import ImageFormat, first_bytes
-from daskreg.storage.formats.lazy import Box, lazy_voxels, slab_chunks
+from daskreg.storage.formats.lazy import Box, common_part, lazy_voxels, slab_chunks
 from daskreg.storage.formats.levels import chosen_level
 from daskreg.storage.formats.tiff_folder import is_folder, open_folder
 from daskreg.storage.fs.address import Address
@@ -371,16 +371,14 @@ class _Opened:
     def _segments(self, page: Any, segment: tuple[int, int], inner: Box) -> NDArray[Any]:
         """From the strips or tiles of a page that reach into a box."""
         columns = -(-int(self.series.shape[-1]) // segment[1])
-        touched = [range(s.start // n, -(-s.stop // n)) for s, n in zip(inner, segment, strict=True)]
-        found = np.full([s.stop - s.start for s in inner], page.keyframe.nodata, self.series.dtype)
-        for j, i in itertools.product(*touched):
-            decoded, corner = self._decoded(page, j * columns + i), (j * segment[0], i * segment[1])
-            if decoded is None:  # of a sparse file
-                continue
-            whole = [slice(a, a + n) for a, n in zip(corner, decoded.shape, strict=True)]
-            common = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(whole, inner, strict=True)]
-            here = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(common, inner, strict=True))
-            found[here] = decoded[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(common, whole, strict=True))]
+        touched = itertools.product(*(range(s.start // n, -(-s.stop // n)) for s, n in zip(inner, segment, strict=True)))
+        found = np.empty([s.stop - s.start for s in inner], self.series.dtype)
+        for j, i in touched:
+            extents = zip((j, i), segment, self.series.shape[-2:], strict=True)
+            whole = tuple(slice(k * n, min((k + 1) * n, end)) for k, n, end in extents)
+            here, there = common_part(inner, whole)
+            decoded = self._decoded(page, j * columns + i)
+            found[here] = page.keyframe.nodata if decoded is None else decoded[there]  # none: of a sparse file
         return found
 
     def _decoded(self, page: Any, index: int) -> NDArray[Any] | None:
