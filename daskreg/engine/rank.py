@@ -15,6 +15,7 @@ from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
 from daskreg.engine.guard import judge_of, worsened
 from daskreg.engine.halo import Block
+from daskreg.engine.identical import in_place
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
 from daskreg.engine.linear import NO_FILLING, Filling, Halted, run_linear
@@ -166,6 +167,8 @@ class Rank:
             image.hold(half=half and not made)
 
     def _level(self, stage: Any, level: Level) -> None:
+        if level.moving_sigmas is not None and in_place(self.images, self.world, self.comm):
+            level = level.alike()  # nothing is interpolated, and nothing moves
         self._hold_images(stage, level)
         match stage:
             case Linear():

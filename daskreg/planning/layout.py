@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from daskreg.config import Config, Deformable
@@ -49,6 +49,11 @@ class Level:
     def moving_made(self) -> bool:
         """Whether the moving level is another array than the moving image."""
         return max(self.moving_factors) > 1 or self.moving_sigmas is not None
+
+    def alike(self) -> Level:
+        """With the moving image shrunk as the fixed one, for images on the same grid."""
+        same = {"moving_factors": self.fixed_factors, "moving": self.fixed, "shards": self.partition}
+        return replace(self, **same, moving_sigmas=None)  # type: ignore[arg-type]  # three types
 
     @property
     def moving_rim(self) -> int:

@@ -13,6 +13,7 @@ from daskreg.kernels.smoothing.downsampling import downsample_table
 from daskreg.planning import make_plan
 from daskreg.similarity import LNCC, MSE
 from tests.phantoms import blobs, rotation
+from tests.unit.engine import spread
 from tests.unit.engine.spread import Registration, assert_same_bits
 
 SHAPE = (24, 20, 22)
@@ -69,6 +70,15 @@ def test_ranks_hold_the_planes_that_the_gaussian_reads(oversampling):
         below, above = middle * factor - first[middle], first[middle] + weights.shape[1] - (middle + 1) * factor
         assert max(below, above) <= level.moving_rim
     assert levels[-1].moving_rim == 0
+
+
+@pytest.mark.parametrize(("ranks", "stored"), [(1, ()), (1, ((1, 1, 1), (2, 2, 2))), (3, ())])
+def test_an_image_in_place_stays_there(ranks, stored, monkeypatch):
+    """Bit for bit, as without: on its own voxels nothing is interpolated."""
+    monkeypatch.setattr(spread, "grids", lambda fixed, moving: (Grid(fixed), Grid(moving)))
+    state = "host" if stored else "device"
+    case = Registration(blobs(SHAPE, 1), blobs(SHAPE, 1), Config(stages=(stage(2),)), state=state, slab=6, stored=stored)
+    assert not case.run(ranks, "window").displacement.any()
 
 
 def test_a_turned_image_moves_less():
