@@ -51,9 +51,10 @@ class StoredImage(Image):
             return super().open(factors, wanted, comm, half, sigmas=sigmas)
         if is_full(factors, sigmas):
             return LevelPlanes(_Converted.of(self.full.voxels, half), self.full.mask)
-        level = factors, sigmas, half
-        if level not in self._opened:
-            self._opened = {level: self._made(factors, wanted[self.rank], half, sigmas)}
+        level, own = (factors, sigmas, half), wanted[self.rank]
+        if level not in self._opened or self._opened[level].voxels.span & own != own:  # opened for fewer planes before
+            self._opened = {}
+            self._opened = {level: self._made(factors, own, half, sigmas)}
         return self._opened[level]
 
     def _made(self, factors: Index, own: Span, half: bool, sigmas: Sigmas | None) -> LevelPlanes:

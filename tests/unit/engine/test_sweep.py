@@ -62,6 +62,15 @@ def test_with_masks(loss):
     check(config(loss), masks=tuple((rng.random(SHAPE) > 0.3).astype(np.float32) for _ in range(2)))
 
 
+@pytest.mark.parametrize("stored", [(HALF,), (FULL, HALF)], ids=["the coarse level", "both levels"])
+def test_with_masks_and_images_out_of_memory(stored):
+    rng = np.random.default_rng(0)
+    masks = tuple((rng.random(SHAPE) > 0.3).astype(np.float32) for _ in range(2))
+    expected = Registration(*pair(), config(), masks).run(1)
+    for residency in ("replicate", "window"):  # masks are looked at first, of fewer planes
+        assert_same_bits(Registration(*pair(), config(), masks, state="host", slab=5, stored=stored).run(2, residency), expected)
+
+
 def test_with_another_optimizer():
     check(config("lncc", optimizer=SGD()))
 
