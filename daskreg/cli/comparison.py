@@ -29,7 +29,9 @@ def compare(
     moving_labels: MovingLabels = None,
     again: Annotated[bool, typer.Option("--again", help="run daskreg again too, here, as the others")] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="of each program (all cores)")] = None,
-    time_limit: Annotated[float | None, typer.Option("--time-limit", metavar="SECONDS", help="of each program")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option("--time-limit", min=1, max=1e9, metavar="SECONDS", help="of each program")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep what the programs write")] = False,
     missing_chunks: MissingChunksOption = None,
     overwrite: Overwrite = False,

@@ -324,7 +324,7 @@ def test_an_unknown_transport_is_refused(client):
 
 def test_more_workers_than_there_are_is_refused(client, monkeypatch):
     monkeypatch.setattr(timeouts, "WORKER_START_TIMEOUT", 0.2)
-    with pytest.raises(InputError, match="has 4 workers, 5 are needed"):
+    with pytest.raises(InputError, match="has 4 of 5 workers after 0 s; start more"):
         run(client, *images((24, 20, 20), 14), [affine(MSE())], workers=5)
 
 

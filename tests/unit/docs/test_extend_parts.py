@@ -82,6 +82,7 @@ def run_script(folder, code, stages, path):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_other_packages_and_scripts_extend_workers_too(tmp_path):
     """By name through entry points of an installed package, and by instances of classes that a script defines: the same bits."""
     for name, array in zip(("fixed", "moving"), known_warp_pair(SHAPE, 1.5, 2)[:2], strict=True):

@@ -154,8 +154,8 @@ def test_no_sample_reads_a_plane_outside_the_bound(name, residency, monkeypatch)
     stage = Deformable(similarity=MSE(), scales=(1,), iterations=(2 * REACH_INTERVAL + 5,), tolerance=0, **LOOPS[name])
     case = Registration(*(rng.random(s).astype(np.float32) for s in ((37, 8, 9), (33, 10, 7))), Config(stages=(stage,)))
 
-    def watched(*arguments):
-        sampler, known = make(*arguments), []
+    def watched(*arguments, **named):
+        sampler, known = make(*arguments, **named), []
         prepare, sample = sampler.prepare, sampler.sample
 
         def prepared(reach):
