@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
@@ -214,6 +215,8 @@ class Optimised(Stage):
     def _as_many(self) -> Optimised:
         if len(self.scales) != len(self.iterations):
             raise ValueError(f"scales {self.scales} and iterations {self.iterations} must be as many")
+        if any(fine > coarse for coarse, fine in pairwise(self.scales)):
+            raise ValueError(f"scales {self.scales} go from fine to coarse; write the coarsest first")
         return self
 
 

@@ -65,7 +65,7 @@ class RankActor:
 
     def run(self, job: RankJob) -> dict[str, Any]:
         """Run the job from its first stage to its last; returns the rank's report."""
-        watch = RankWatch(self, job.checkpoint)
+        watch = RankWatch(self, job)
         self.timeouts.check, self.timeouts.on_slow = watch.check, watch.report_slow
         comm = self.communicator
         use_shared_memory(comm, self.group.hosts)
@@ -109,8 +109,8 @@ class RankActor:
 class RankWatch(Watch):
     """Sends a rank's progress to the client, notices that its task was cancelled, and decides when a checkpoint is due."""
 
-    def __init__(self, actor: RankActor, checkpoint: float | None) -> None:
-        self.actor, self.schedule, self.worker = actor, CheckpointSchedule(checkpoint), get_worker()
+    def __init__(self, actor: RankActor, job: RankJob) -> None:
+        self.actor, self.job, self.schedule, self.worker = actor, job, CheckpointSchedule(job.checkpoint), get_worker()
         self.task = self.worker.state.tasks[self.worker.get_current_task()]
         self.last_progress = self.last_memory = 0.0
 
@@ -159,7 +159,7 @@ class RankWatch(Watch):
         if self.actor.requested == NEXT:
             self.actor.requested = 0.0
         if self.actor.rank == 0:
-            self._send("level", level.as_dict())
+            self._send("level", self.job.as_stored(level.as_dict()))
 
     def resumed(self, place: Place) -> None:
         """Report it."""

@@ -6,7 +6,7 @@ The only place where the engine meets paths.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -73,6 +73,10 @@ class RankJob:
     scratch: str | None = None
     scratch_size: int | None = None
 
+    def as_stored(self, level: Mapping[str, Any]) -> dict[str, Any]:
+        """A report of a level with its shape in the order of the stored fixed image."""
+        return {**level, "shape": tuple(level["shape"][self.order.index(axis)] for axis in range(3))}
+
 
 @dataclass
 class PhaseTimer:
@@ -119,7 +123,7 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
             timer.end_phase("write")
             judged = verdict()
             timer.end_phase("judge")
-    levels = [report.as_dict() for report in outcome.levels]
+    levels = [job.as_stored(report.as_dict()) for report in outcome.levels]
     record = {**machine_record(device), **memory, "traffic": dict(comm.traffic), "timeline": timeline}
     blocks = [[slab.start, slab.stop] for slab in job.plan.partition.slabs]
     plan = {"blocks": blocks, "planned_bytes": job.plan.peak_bytes}

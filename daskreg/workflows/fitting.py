@@ -47,7 +47,7 @@ def fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
     """The plan, checked: it fits into the memory, and the images overlap."""
     planned = _checked(plan_on(inputs, use, use.workers), inputs, use.memory)
     _require_ring_in_memory(planned, use.options)
-    log.info("fixed %s, moving %s", format_grid(planned.fixed), format_grid(planned.moving))
+    log.info("fixed %s, moving %s", *map(format_grid, inputs.grids))
     return planned
 
 

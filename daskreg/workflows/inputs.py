@@ -16,7 +16,7 @@ import numpy as np
 
 from daskreg.config import Config, Deformable, Linear, Stage
 from daskreg.deferred import DeferredModule
-from daskreg.errors import ConfigError, GridError
+from daskreg.errors import ConfigError, GridError, UnitsError
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, cut_orders
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
@@ -40,6 +40,7 @@ else:
     clusters = DeferredModule("daskreg.cluster")
 
 log = logging.getLogger("daskreg")
+LARGEST_RATIO = 300  # of the lengths of both images
 LEAST_COVERED = 3  # planes of the fixed image that differences across them read
 IMAGE_ROLES = ("fixed", "moving", "fixed_mask", "moving_mask")
 ImageLike = ImageSource | Volume
@@ -172,6 +173,7 @@ def open_inputs(
     start = open_initial_transform(chosen.initial_transform, volumes[0].grid.unit)
     inputs = Inputs(*volumes, chosen if start is None else stages_after(chosen, start), masks, start)
     require_thickness(inputs.grids, inputs.config)
+    require_comparable_sizes(inputs.grids, start)
     return inputs
 
 
@@ -235,6 +237,19 @@ def require_thickness(grids: tuple[Grid, Grid], config: Config) -> None:
         raise GridError(
             f"the moving image has {n} plane{'s' * (n > 1)}, the fixed one {planes}: too few voxels could be compared. "
             "Exchange them (daskreg register MOVING FIXED), and use the inverse of the result (daskreg invert)."
+        )
+
+
+def require_comparable_sizes(grids: tuple[Grid, Grid], start: Transform | None) -> None:
+    """Raises UnitsError for images of which one is hundreds of times as long as the other, as where units are mistaken."""
+    fixed, moving = (float(np.linalg.norm(grid.extent)) for grid in grids)
+    if start is not None:
+        fixed *= abs(float(np.linalg.det(start.affine[:3, :3]))) ** (1 / 3)
+    if max(fixed, moving) > LARGEST_RATIO * min(fixed, moving) > 0:
+        unit = f" {grids[0].unit}" if grids[0].unit else ""
+        raise UnitsError(
+            f"the fixed image is {fixed:.3g}{unit} across and the moving one {moving:.3g}{unit}: check their voxel sizes and "
+            "units, which '::spacing=2x2x2,unit=mm' behind an address corrects."
         )
 
 
