@@ -41,7 +41,11 @@ class Verdict:
 
     def line(self) -> str:
         """For the log."""
-        return f"verdict: {self.status}: {'; '.join(self.reasons)}"
+        return f"verdict: {self.text()}"
+
+    def text(self) -> str:
+        """Status and reasons."""
+        return f"{self.status}: {'; '.join(self.reasons)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance."""
@@ -145,7 +149,8 @@ def _stands_out(e: Evidence) -> bool:
 def _shape(e: Evidence, folded_percent: float) -> Iterator[_Reason]:
     """Whether the map is one that images undergo."""
     if e.stretch > STRETCH:
-        yield _Reason("failed", f"the affine map changes lengths by a factor of {e.stretch:.1f}")
+        factor = f"{e.stretch:.1f}"
+        yield _Reason("failed", f"the affine map changes lengths by a factor of {factor}; check the voxel sizes and units")
     if folded_percent > FOLDED:
         yield _Reason("doubtful", f"{folded_percent:.2g} % of the voxels are folded")
 

@@ -53,7 +53,7 @@ def _folding(metrics: dict[str, Any]) -> list[dict[str, str]]:
     span = f"{found['smallest']:.2f} – {found['largest']:.2f}".replace("-0.00", "0.00")
     return [
         _card("Folded voxels", f"{found['folded_percent']:.2g} %", "of the whole volume"),
-        _card("Jacobian", span, "smallest, largest"),
+        _card("Jacobian of the displacement", span, "smallest, largest"),
     ]
 
 

@@ -32,7 +32,7 @@ COLUMNS = (
     *("program", "state", "seconds", "peak_bytes", "correlation", "mutual_information", "dice", "folded_percent"),
     *("jacobian_smallest", "jacobian_largest", "version", "settings", "error"),
 )
-SHOWN = ("program", "seconds", "peak GB", "correlation", "MI", "Dice", "folded %", "Jacobian")
+SHOWN = ("program", "seconds", "peak GB", "correlation", "MI", "Dice", "folded %", "Jacobian of the map")
 
 
 @dataclass(frozen=True)

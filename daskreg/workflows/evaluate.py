@@ -73,6 +73,7 @@ class Distances:
 class Evaluation:
     """Overlap, distances and Jacobian of a transform; before: by the headers alone, after: through the transform.
 
+    jacobian_statistics: of the displacement, without the affine map;
     labels: by identity, empty without labels;  errors: distances before and after of ``landmarks`` pairs, None without any;
     verdict: that a run has recorded, None for other transforms and runs of earlier versions
     """
@@ -95,7 +96,8 @@ class Evaluation:
     def lines(self) -> list[str]:
         """Human-readable summary."""
         s, unit = self.jacobian_statistics, self.unit or "units"
-        text = [f"folded {s.folded_percent:.4g} % of voxels, Jacobian {s.smallest:.3f} to {s.largest:.3f}, mean {s.mean:.3f}"]
+        span = f"{s.smallest:.3f} to {s.largest:.3f}, mean {s.mean:.3f}"
+        text = [f"folded {s.folded_percent:.4g} % of voxels, Jacobian of the displacement {span}"]
         if self.labels:
             text.append(f"{'label':>8} {'before':>7} {'after':>7} {'fixed volume':>14} {'moved volume':>14}  ({unit}^3)")
             text += [_line(n, o) for n, o in self.labels.items()]

@@ -24,6 +24,7 @@ from daskreg.storage.points import read_points
 from daskreg.storage.registry import identify, transform_formats
 from daskreg.storage.transforms import open_transform
 from daskreg.transforms.link import Link
+from daskreg.workflows.evaluate import verdict_of
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -159,7 +160,9 @@ def info(source: str | Path, voxels: bool = False) -> Info:
     if isinstance(format, TransformFormat) and not format.is_run:
         return _of_transform(path)
     found = describe_image(source, voxels)
-    return _with_largest(found) if found.run.get("complete") and found.run.get("displacement") else found
+    if not found.run.get("complete"):
+        return found
+    return _with_verdict(_with_largest(found) if found.run.get("displacement") else found)
 
 
 describe = info  # its former name
@@ -222,3 +225,8 @@ def _with_largest(found: VolumeInfo) -> VolumeInfo:
     length = largest(link)
     text = f"largest {length:.4g} {found.unit or '(no unit)'}" if length is not None else "not computed"
     return replace(found, run={**found.run, "displacement": text})
+
+
+def _with_verdict(found: VolumeInfo) -> VolumeInfo:
+    verdict = verdict_of(found.name)
+    return found if verdict is None else replace(found, run={**found.run, "verdict": verdict.text()})

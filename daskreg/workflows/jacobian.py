@@ -27,10 +27,13 @@ JACOBIAN_PARTS = ("total", "warp")
 
 @dataclass(frozen=True)
 class Folds:
-    """Folds of a Jacobian map. jacobian_statistics: folds and range of the determinant;  voxels: of the map."""
+    """Folds of a Jacobian map. jacobian_statistics: folds and range of the determinant;  voxels: of the map;  part: total
+    or warp, whose determinants these are.
+    """
 
     jacobian_statistics: JacobianStatistics
     voxels: int
+    part: str = "total"
 
     @property
     def folded(self) -> int:
@@ -41,8 +44,8 @@ class Folds:
         """Human-readable summary."""
         s = self.jacobian_statistics
         return (
-            f"{self.folded} of {self.voxels} voxels fold ({s.folded_percent:.4g} %); determinant {s.smallest:.4g} to "
-            f"{s.largest:.4g}, mean {s.mean:.4g}"
+            f"{self.folded} of {self.voxels} voxels fold ({s.folded_percent:.4g} %); Jacobian of the "
+            f"{'map' if self.part == 'total' else 'displacement'} {s.smallest:.4g} to {s.largest:.4g}, mean {s.mean:.4g}"
         )
 
 
@@ -72,7 +75,7 @@ def jacobian(
     if streamed:
         determinants = determinants.rechunk(block_of(grid.shape, 4))
     write_image(output, determinants, grid, overwrite=overwrite)
-    return Folds(_counted(output, phi, grid, part, streamed or not format.reads_at(path)), grid.size)
+    return Folds(_counted(output, phi, grid, part, streamed or not format.reads_at(path)), grid.size, part)
 
 
 def _counted(output: str | Path, transform: Transform, grid: Grid, part: str, streamed: bool) -> JacobianStatistics:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from daskreg.deferred import DeferredModule
 from daskreg.reporting.lines import level_line
 
 if TYPE_CHECKING:
+    from daskreg.engine import verdict as verdicts
     from daskreg.workflows.result import Report
+else:
+    verdicts = DeferredModule("daskreg.engine.verdict")
 
 
 def summary(path: str, report: Report) -> list[str]:
     """What to print when a run is done."""
-    return [*lines_of(report), f"result: {path}"]
+    return [*lines_of(report), *_verdict(report), f"result: {path}"]
 
 
 def lines_of(report: Report) -> list[str]:
@@ -24,8 +28,14 @@ def lines_of(report: Report) -> list[str]:
     )
     if "jacobian" in report["metrics"]:
         j = report["metrics"]["jacobian"]
-        lines.append(f"folded voxels {j['folded_percent']:.4f} %, Jacobian {j['smallest']:.2f} to {j['largest']:.2f}")
+        span = f"{j['smallest']:.2f} to {j['largest']:.2f}"
+        lines.append(f"folded voxels {j['folded_percent']:.4f} %, Jacobian of the displacement {span}")
     return [*lines, _times(report)]
+
+
+def _verdict(report: Report) -> list[str]:
+    verdict = verdicts.Verdict.of_record(report.get("verdict"))
+    return [] if verdict is None else [verdict.line()]
 
 
 def _times(report: Report) -> str:

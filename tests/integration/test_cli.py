@@ -158,7 +158,8 @@ def test_from_register_to_report(tmp_path, capsys):
     status = daskreg.RunStore.open(store).provenance["verdict"]["status"]
     assert (found["jacobian"]["folded_percent"], found["verdict"]["status"]) == (0, status)
     assert run(capsys, "evaluate", store)[1].startswith(f"verdict: {status}: ")
-    assert "complete" in run(capsys, "info", store)[1]
+    told = run(capsys, "info", store)[1]
+    assert ("complete" in told, f"\nverdict    {status}: " in told) == (True, True)
     assert run(capsys, "report", store, "-o", tmp_path / "report.html")[0] == 0
     assert f"Verdict: {status}" in (tmp_path / "report.html").read_text()
 
@@ -170,7 +171,8 @@ def test_strict_ends_with_3_where_the_result_failed(other, expected, tmp_path, c
     (tmp_path / "recipe.yaml").write_text("stages:\n- {stage: rigid, scales: 4, iterations: 3}\n")
     code, out, _ = run(capsys, "register", *images, "-o", store, "--config", tmp_path / "recipe.yaml", "--strict")
     assert code == expected
-    assert f"result: {store}" in out
+    assert out.splitlines()[-1] == f"result: {store}"
+    assert out.splitlines()[-2].startswith(f"verdict: {'ok' if expected == 0 else 'failed'}: ")
     assert f"verdict: {'ok' if expected == 0 else 'failed'}: " in caplog.text
     assert daskreg.RunStore.open(store).provenance["verdict"]["status"] == ("ok" if expected == 0 else "failed")
 

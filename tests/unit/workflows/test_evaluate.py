@@ -113,4 +113,4 @@ def test_landmarks_before_and_after(tmp_path):
 def test_without_anything_the_folds_remain(tmp_path):
     found = evaluate(make_run(tmp_path / "r.zarr", affine()))
     assert found.as_dict()["jacobian"] == {"folded_percent": 0.0, "smallest": 1.0, "largest": 1.0, "mean": 1.0}
-    assert len(found.lines()) == 1
+    assert found.lines() == ["folded 0 % of voxels, Jacobian of the displacement 1.000 to 1.000, mean 1.000"]

@@ -1,6 +1,7 @@
 """The inverse on disk, with its certificate; and the map of determinants."""
 
 import json
+from dataclasses import replace
 
 import ngff_zarr
 import nibabel as nib
@@ -191,6 +192,8 @@ def test_the_map_of_determinants_is_the_reference_and_counts_folds(tmp_path, nam
     np.testing.assert_allclose(open_volume(tmp_path / name).data.compute(), wanted, atol=2e-5)
     assert found.folded == (wanted <= 0).sum() > 0
     assert found.jacobian_statistics.smallest == pytest.approx(wanted.min(), abs=1e-4)
+    assert "Jacobian of the map" in found.line()
+    assert "Jacobian of the displacement" in replace(found, part="warp").line()
     assert f"{found.folded} of {grid.size} voxels fold" in found.line()
 
 
