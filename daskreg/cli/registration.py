@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -287,6 +288,28 @@ def chosen_config(
         raise ConfigError("--config and --preset were both given; a configuration holds everything, so give one of them.")
     chosen = Config.load(config) if config else named(preset or "brain")
     return chosen.model_copy(update={k: v for k, v in files.items() if v is not None} | (backgrounds or {}))
+
+
+def require_arguments(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for parameters of ``register``, by name, that it refuses before it looks for an image."""
+    from daskreg.storage.fill import parse_fill
+    from daskreg.storage.fs.address import parse_address, parse_spacing
+    from daskreg.workflows.background import parse_background
+    from daskreg.workflows.resources import parse_duration, parse_memory, require_cluster_name
+
+    _recipes(given["candidates"], given["config"], given["preset"])
+    chosen_config(given["config"], given["preset"], {"fill": parse_fill(given["fill"])}, parse_background(given["background"]))
+    for name in ("memory", "host_memory", "scratch_size"):
+        parse_memory(given[name])
+    parse_duration(given["wait_for_workers"])
+    require_cluster_name(given["cluster"])
+    if given["spacing"] is not None:
+        parse_spacing(given["spacing"])
+    if given["output"] is None:
+        raise ConfigError("no output was named; add -o RUN.zarr.")
+    parse_address(given["output"])
+    if None in (given["fixed"], given["moving"]) and not (given["resume"] or _exists(given["output"])):
+        raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
 
 
 def _recipes(text: str | None, config: Path | None, preset: str | None) -> list[str] | None:

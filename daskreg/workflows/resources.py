@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 from daskreg import machine
 from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
-from daskreg.errors import ConfigError, InputError, require_known, require_number
+from daskreg.errors import ConfigError, InputError, closest, require_known, require_number
 from daskreg.grid import MINIMUM_PLANES
 from daskreg.machine import Limit
 from daskreg.planning import RESIDENCIES, STATES
@@ -194,6 +194,14 @@ def _require_address_space(needed: int) -> None:
             f"the limit of address space (ulimit -v) is {limit / 2**30:.2f} GiB, and a process maps {needed / 2**30:.2f} GiB "
             "before it reads an image, most of which it never uses; raise it, or limit memory by a control group instead."
         )
+
+
+def require_cluster_name(name: str) -> None:
+    """Raises ConfigError for a word that is nearly one of a kind of cluster; any other may be the address of a scheduler."""
+    known = [*clusters.BATCH_SYSTEMS, "local", "cuda"]
+    near = None if ":" in name or name in known else closest(name, known)
+    if near:
+        raise ConfigError(f"{name!r} is no cluster and no address of a Dask scheduler; did you mean {near}?")
 
 
 def parse_memory(text: int | str | None) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,12 +19,14 @@ __all__ = ["Job", "explanation", "job_script", "present_system", "submit"]
 
 CLUSTER_OPTIONS = ("--cluster", "--workers", "--memory")  # which a job of several nodes sets itself
 SCRIPT = "daskreg-job.sh"
+PORT = 8786  # of the scheduler
+LISTENS = 120  # seconds after which a scheduler that starts has to listen
 
 
 def job_script(job: Job, arguments: Sequence[str], script: str | Path = SCRIPT) -> str:
     """The script. arguments: of ``daskreg register``;  script: its path. Raises ConfigError for what a job cannot have."""
     system, command = _system(job), _command(job, arguments)
-    lines = ["#!/bin/bash", *system.header(job), *system.begin(job), *job.setup, "", *_cluster(job, system)]
+    lines = ["#!/bin/bash", *system.header(job), *system.begin(job), *_python(job), "", *_cluster(job, system)]
     return "\n".join([*lines, *_run(job, system, command, str(script))]) + "\n"
 
 
@@ -35,6 +38,8 @@ def present_system() -> str:
 
 def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite: bool = False, start: bool = False) -> str | None:
     """Write the script, and submit it where ``start``; the number of the job, or None.
+
+    arguments: of ``daskreg register``, which are not parsed here: the command ``daskreg submit`` does.
 
     Raises ConfigError, OutputExists and OutputError; OutputError too where the batch system is not there or refuses the job.
     """
@@ -86,7 +91,7 @@ def _command(job: Job, arguments: Sequence[str]) -> str:
     given += [] if "--resume" in names else ["--resume"]
     if job.nodes == 1 and job.gpus > 1 and "--cluster" not in names:
         given += ["--cluster", "cuda"]
-    command = shlex.join([*_inside(job), "daskreg", "register", *given])
+    command = f"{_program(job, 'daskreg')} {shlex.join(['register', *given])}"
     return command if job.nodes == 1 else f'{command} --cluster "$scheduler" --workers {_system(job).nodes(job)}'
 
 
@@ -95,22 +100,57 @@ def _inside(job: Job) -> list[str]:
     return [] if job.container is None else ["apptainer", "exec", *(["--nv"] if job.gpus else []), job.container]
 
 
+def _python(job: Job) -> list[str]:
+    """The Python that wrote the script, unless a line of the setup names another; a container has its own."""
+    if job.container is not None:
+        return list(job.setup)
+    missing = "daskreg: no Python at $python on $(hostname); name one that is there: --setup DASKREG_PYTHON=/PATH/TO/python"
+    return [
+        *job.setup,  # first: directives of SLURM count before the first command only
+        f"python=${{DASKREG_PYTHON:-{shlex.quote(sys.executable or 'python3')}}}",
+        f'command -v "$python" > /dev/null || {{ echo "{missing}" >&2; exit 127; }}',
+    ]
+
+
+def _program(job: Job, name: str) -> str:
+    """How the shell calls daskreg or dask: of the container, or as a module of Python, never one of the working directory."""
+    return f'"$python" -P -m {name}' if job.container is None else shlex.join([*_inside(job), name])
+
+
 def _cluster(job: Job, system: BatchSystem) -> list[str]:
     """A scheduler and a worker on each node, for several."""
     if job.nodes == 1:
         return []
-    inside = _inside(job)
+    dask = _program(job, "dask")
     memory = [] if job.memory is None else ["--memory-limit", str(int(0.92 * (parse_memory(job.memory) or 0)))]
     worker = (
-        f'{shlex.join([*inside, "dask", "worker"])} "$scheduler" --nworkers 1 --nthreads {job.cpus} '
+        f'{dask} worker "$scheduler" --nworkers 1 --nthreads {job.cpus} '
         f'--local-directory "${{TMPDIR:-/tmp}}"{" " * bool(memory)}{shlex.join(memory)}'
     )
     return [
-        'scheduler="tcp://$(hostname):8786"',
-        f"{shlex.join([*inside, 'dask', 'scheduler'])} --port 8786 &",
-        'until (: < "/dev/tcp/$(hostname)/8786") 2>/dev/null; do sleep 1; done',
+        f'scheduler="tcp://$(hostname):{PORT}"',
+        *_start_scheduler(dask),
         system.workers(job, worker),
         "",
+    ]
+
+
+def _start_scheduler(dask: str) -> list[str]:
+    """Starts it, and waits until it listens: no longer than it lives, nor than LISTENS seconds."""
+    taken = f"port {PORT} of $(hostname) is taken, perhaps by the scheduler of another job; ask for whole nodes."
+    ended = f"the scheduler has ended before it listened on port {PORT}; see above why."
+    late = f"no scheduler listens on port {PORT} of $(hostname) after {LISTENS} s."
+    return [
+        f'listens() {{ (: < "/dev/tcp/$(hostname)/{PORT}") 2>/dev/null; }}',
+        'fails() { echo "daskreg: $1" >&2; [ -z "$2" ] || kill "$2" 2>/dev/null; exit 1; }',
+        f'if listens; then fails "{taken}"; fi',
+        f"{dask} scheduler --port {PORT} &",
+        "started=$! waited=0",
+        "until listens; do",
+        f'  kill -0 "$started" 2>/dev/null || fails "{ended}"',
+        f'  [ "$((waited += 1))" -le {LISTENS} ] || fails "{late}" "$started"',
+        "  sleep 1",
+        "done",
     ]
 
 

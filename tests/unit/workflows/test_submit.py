@@ -2,13 +2,16 @@
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 
 import pytest
 from typer.testing import CliRunner
 
 from daskreg.cli import app
+from daskreg.cli.jobs import registration_arguments
 from daskreg.errors import ConfigError, OutputError, OutputExists
 from daskreg.workflows.submit import Job, job_script, present_system, submit
 
@@ -21,8 +24,9 @@ echo "$(basename "$0") $*" >> "{log}"
 
 
 @pytest.fixture
-def shell(tmp_path):
-    """A folder of programs, which write what they are called with into a log."""
+def shell(tmp_path, monkeypatch):
+    """A folder of programs, which write what they are called with into a log; ``python`` is the one that runs here."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     log = tmp_path / "log"
     log.write_text("")
     runs = "trap 'sleep 0.3; exit 143' TERM; touch started; for k in $(seq 200); do sleep 0.05; done; exit 0"
@@ -32,7 +36,7 @@ def shell(tmp_path):
         "qsub": "echo 4712.server",
         "bsub": "cat > stdin; echo 'Job <4713> is submitted.'",
     }
-    for name, rest in {"daskreg": runs, **answers}.items():
+    for name, rest in {"python": runs, **answers}.items():
         (tmp_path / name).write_text(STANDS_IN.format(log=log, rest=rest))
         (tmp_path / name).chmod(0o755)
     return tmp_path, log, {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin", **IN_A_JOB, "PBS_O_WORKDIR": str(tmp_path)}
@@ -53,7 +57,7 @@ def run(shell, number, system="slurm", change=lambda text: text):
 def test_a_job_is_queued_again_when_its_time_is_nearly_over(shell):
     status, called = run(shell, signal.SIGUSR1)
     assert status == 143
-    assert called == ["daskreg register f.zarr m.zarr -o run.zarr --resume", "scontrol requeue 7"]
+    assert called == ["python -P -m daskreg register f.zarr m.zarr -o run.zarr --resume", "scontrol requeue 7"]
 
 
 @pytest.mark.parametrize(("system", "status", "again"), [("pbs", 143, ["qsub {folder}/job.sh"]), ("lsf", 99, [])])
@@ -73,7 +77,7 @@ def test_a_job_of_pbs_or_lsf_that_is_cancelled_ends(shell, system, number):
 def test_a_job_that_is_cancelled_ends(shell):
     status, called = run(shell, signal.SIGTERM)
     assert status == 143
-    assert called == ["daskreg register f.zarr m.zarr -o run.zarr --resume"]
+    assert called == ["python -P -m daskreg register f.zarr m.zarr -o run.zarr --resume"]
 
 
 def test_what_is_asked_of_slurm(tmp_path):
@@ -114,12 +118,11 @@ def test_a_worker_on_another_node_has_the_environment_of_the_job(shell):
     folder, log, environment = shell
     line = next(x for x in job_script(Job(2, system="pbs"), PAIR).splitlines() if x.startswith("pbsdsh"))
     (folder / "pbsdsh").write_text('#!/bin/bash\nshift; exec env -i PBS_VNODENUM=1 "$@"\n')
-    (folder / "dask").write_text(STANDS_IN.format(log=log, rest='echo "here: $PWD $PYTHONPATH"'))
-    for name in ("pbsdsh", "dask"):
-        (folder / name).chmod(0o755)
-    script = f"scheduler=tcp://a:1\nexport PYTHONPATH='/a b'\n{line}\nwait"
+    (folder / "python").write_text(STANDS_IN.format(log=log, rest='echo "here: $PWD $PYTHONPATH"'))
+    (folder / "pbsdsh").chmod(0o755)
+    script = f"python='{folder}/python'\nscheduler=tcp://a:1\nexport PYTHONPATH='/a b'\n{line}\nwait"
     subprocess.run(["/bin/bash", "-c", script], cwd=folder, env=environment, check=True)
-    assert log.read_text() == "dask worker tcp://a:1 --nworkers 1 --nthreads 1 --local-directory /tmp\n"
+    assert log.read_text() == "python -P -m dask worker tcp://a:1 --nworkers 1 --nthreads 1 --local-directory /tmp\n"
     assert (folder / "daskreg-8-1.log").read_text() == f"here: {folder} /a b\n"
 
 
@@ -170,3 +173,72 @@ def test_the_command_writes_explains_and_submits(shell, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(OutputError, match="is written, and there is no sbatch here"):
         submit(PAIR, "daskreg-job.sh", Job(), overwrite=True, start=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((*PAIR, "--prset", "brain"), "No such option: --prset"),
+        ((*PAIR, "--workers", "many"), "Invalid value for '--workers'"),
+        ((*PAIR, "third.zarr"), "unexpected extra argument"),
+        ((*PAIR, "--preset", "brian"), "unknown preset 'brian'; did you mean 'brain'"),
+        ((*PAIR, "--config", "none.yaml"), "config none.yaml cannot be read"),
+        ((*PAIR, "--try", "brain,rigdi"), "did you mean 'rigid'"),
+        ((*PAIR, "--cluster", "slrum"), "'slrum' is no cluster"),
+        ((*PAIR, "--wait-for-workers", "soon"), "not a duration"),
+        ((*PAIR, "--log-level", "degub"), "unknown log level"),
+        ((*PAIR, "--dry-run"), "registers nothing"),
+        (PAIR[1:], "two images are needed"),
+        (PAIR[:2], "no output was named"),
+    ],
+)
+def test_what_register_would_refuse_is_refused_before_the_job_is_written(tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["submit", "--", *arguments])
+    assert says in f"{done.output}{done.exception}"
+    assert done.exit_code
+    assert not (tmp_path / "daskreg-job.sh").exists()
+
+
+def test_inputs_that_are_not_there_and_the_name_of_the_command_are_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    for name in ("fixed.nii.gz", "moving.h5"):
+        (tmp_path / name).touch()
+    given = ["fxied.nii.gz", "moving.h5/t00000", "-o", "run.zarr", "--fixed-mask", "s3://far/mask.zarr", "--quiet"]
+    assert registration_arguments(["register", *given]) == given
+    left, missing = (record.getMessage() for record in caplog.records)
+    assert left.startswith("'register' before the images is left out")
+    assert missing.startswith("fxied.nii.gz does not exist; the nearest name there is fixed.nii.gz. The job is written")
+
+
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [("exit 1", "the scheduler has ended before it listened"), ("exec sleep 60", "after 120 s"), (None, "is taken")],
+)
+def test_a_scheduler_that_does_not_listen_ends_the_job_with_a_sentence(shell, rest, says):
+    folder, log, environment = shell
+    (folder / "python").write_text(STANDS_IN.format(log=log, rest=rest))
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        if rest is not None:
+            server.close()
+        text = job_script(Job(2), PAIR).replace("8786", str(port)).replace("-le 120 ]", "-le 1 ]")
+        done = subprocess.run(
+            ["/bin/bash", "-c", text], env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=30
+        )
+    assert (done.returncode, log.read_text().count("register")) == (1, 0)
+    assert says in done.stderr
+
+
+def test_the_setup_names_another_python_and_one_that_is_not_there_is_told(shell):
+    folder, log, environment = shell
+    (folder / "other").symlink_to("/bin/echo")
+    for line, status, says in (
+        ("DASKREG_PYTHON=other", 0, "-P -m daskreg register f.zarr"),
+        ("DASKREG_PYTHON=/no/python", 127, "no Python at /no/python"),
+    ):
+        text = job_script(Job(setup=(line,)), PAIR)
+        done = subprocess.run(["/bin/bash", "-c", text], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == status
+        assert says in done.stdout + done.stderr
+    assert log.read_text() == ""
