@@ -15,7 +15,7 @@ class Axis:
     """One axis of a stored array; kind is space, time, channel or other.
 
     scale, origin: of the entries along an axis that is not spatial, in its unit;  omero: how channels are named and displayed, as
-    OME-Zarr keeps it beside a channel axis.
+    OME-Zarr keeps it beside a channel axis;  stated: False where the name is a guess from the place of the axis.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Axis:
     scale: float = 1.0
     origin: float = 0.0
     omero: Mapping[str, Any] | None = field(default=None, compare=False)
+    stated: bool = field(default=True, compare=False)
 
 
 def display(labels: Sequence[str], colors: Sequence[str], highest: int | None) -> Mapping[str, Any]:
@@ -55,6 +56,7 @@ def leading(axes: Sequence[str | Axis]) -> tuple[Axis, ...]:
 def guessed_axes(names: Sequence[str | None] | None, ndim: int) -> tuple[Axis, ...]:
     """Axes of an array without metadata: by its dimension names where these are known, else t, c, z, y, x from the end."""
     known = [str(n).lower() for n in names or ()]
-    if len(known) != ndim or not set(SPACE[-min(ndim, 3) :]) <= set(known):
+    stated = len(known) == ndim and set(SPACE[-min(ndim, 3) :]) <= set(known)
+    if not stated:
         known = list(("t", "c", *SPACE)[-ndim:]) if ndim <= 5 else [f"axis{i}" for i in range(ndim)]
-    return tuple(Axis(n, KINDS.get(n, "other")) for n in known)
+    return tuple(Axis(n, KINDS.get(n, "other"), stated=stated) for n in known)

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
-from daskreg.errors import AxesError, ConfigError, GridError, InputError, NotFound, OutputError, Unreadable
+from daskreg.errors import AxesError, ConfigError, GridError, InputError, OutputError, Unreadable
 from daskreg.grid import IDENTITY, Grid, Region, Span, unit_name
 from daskreg.html import table
-from daskreg.storage.axes import Axis, display, leading, spatial
+from daskreg.storage.axes import SPACE, Axis, display, leading, spatial
 from daskreg.storage.fs.address import Address, parse_address, parse_spacing
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.claims import require_memory
@@ -28,6 +28,7 @@ from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.objects import ARRAY, KNOWN, address_of_object
 from daskreg.storage.objects import record_of as record_of_object
 from daskreg.storage.registry import image_formats
+from daskreg.storage.selection import chosen_index, select, selection
 from daskreg.storage.zarr.nodes import check_dtype, missing_chunks
 from daskreg.storage.zarr.stored import StoredVoxels
 
@@ -240,27 +241,6 @@ def open_record(address: Address) -> ImageRecord:
         return image_formats.read(address.path, lambda format: format.open(address))
 
 
-def select(record: ImageRecord, address: Address, *, keep: bool = False) -> tuple[da.Array, tuple[Axis, ...]]:
-    """The array without its other than spatial axes; ``keep`` keeps those with several entries of which none is chosen.
-
-    Raises AxesError saying what to type.
-    """
-    index = _selection(record, address, keep=keep)
-    return record.data[index], tuple(a for a, i in zip(record.axes, index, strict=True) if isinstance(i, slice))
-
-
-def _selection(record: ImageRecord, address: Address, *, keep: bool = False) -> tuple[int | slice, ...]:
-    """What is taken along each axis. Raises as ``select`` does."""
-    wanted = {"time": address.time, "channel": address.channel}
-    index: list[int | slice] = [slice(None)] * len(record.axes)
-    for kind in ("time", "channel", "other"):
-        for at, (axis, length) in enumerate(zip(record.axes, record.shape, strict=True)):
-            chosen = wanted.get(kind)
-            if axis.kind == kind and not (keep and chosen is None and length > 1):
-                index[at] = _chosen_index(record, axis, length, chosen)
-    return tuple(index)
-
-
 def grid_of(record: ImageRecord, address: Address) -> Grid:
     """The grid of the 3D image that an address chooses; its voxels are not opened. Raises as ``open_volume`` does."""
     _, order, shape = _placed(record, address)
@@ -269,14 +249,14 @@ def grid_of(record: ImageRecord, address: Address) -> Grid:
 
 def _placed(record: ImageRecord, address: Address) -> tuple[tuple[int | slice, ...], tuple[int, ...], tuple[int, ...]]:
     """What is taken along each axis, the order of the axes that are left as z, y, x, and their lengths as stored."""
-    index = _selection(record, address)
+    index = selection(record, address)
     left = [(a, n) for a, n, i in zip(record.axes, record.shape, index, strict=True) if isinstance(i, slice)]
     axes, shape = tuple(a for a, _ in left), tuple(n for _, n in left)
     order = spatial(axes)
     if order is None:
         raise AxesError(
             f"{record.name} has the spatial axes {', '.join(a.name for a in axes) or 'none'} of shape {shape}; "
-            "a 3D image (z, y, x) was expected."
+            f"a 3D image (z, y, x) was expected{record.remedy and f'; {record.remedy}'}."
         )
     return index, order, shape
 
@@ -295,7 +275,7 @@ def _stored(record: ImageRecord, address: Address, order: tuple[int, ...], name:
         return None
     chosen, index = {"time": address.time, "channel": address.channel}, []
     for axis, length in zip(record.axes, record.shape, strict=True):
-        index.append(None if axis.kind == "space" else _chosen_index(record, axis, length, chosen.get(axis.kind)))
+        index.append(None if axis.kind == "space" else chosen_index(record, axis, length, chosen.get(axis.kind)))
     z, y, x = order
     return StoredVoxels(name, record.stored, tuple(index), (z, y, x))
 
@@ -314,31 +294,26 @@ def _grid(record: ImageRecord, shape: tuple[int, ...], address: Address, grid: G
         _warn_of_unit_spacing()
         return Grid((z, y, x), unit=address.unit)
     if address.spacing is None:
-        raise GridError(
-            f"{record.name} states no voxel size ({record.format}); give it with '::spacing=ZxYxX' behind the path "
-            "(for example '::spacing=2x1x1,unit=um') or with --spacing."
-        )
+        raise GridError(_unsized(record))
     return Grid((z, y, x), address.spacing, unit=address.unit)
 
 
-def _chosen_index(record: ImageRecord, axis: Axis, length: int, chosen: int | str | None) -> int:
-    """The index to take along an axis that is not spatial."""
-    if chosen is None and length == 1:
-        return 0
-    if axis.kind == "other":
-        raise AxesError(f"{record.name} has {length} entries along its axis {axis.name!r}; an image of z, y, x was expected.")
-    labels = f" ({', '.join(record.channels)})" if axis.kind == "channel" and record.channels else ""
-    if chosen is None:
-        word = "channels" if axis.kind == "channel" else "time points"
-        if record.format == ARRAY:
-            raise AxesError(f"{record.name} has {length} {word}{labels}; index it first, so that three axes (z, y, x) are left.")
-        raise AxesError(f"{record.name} has {length} {word}{labels}: choose one with '::{axis.kind}=0'.")
-    index = record.channels.index(chosen) if chosen in record.channels else chosen
-    if not isinstance(index, int) or index >= length:
-        raise NotFound(
-            f"{record.name} has no {axis.kind} {chosen!r}; it has {length}{labels}: choose one with '::{axis.kind}=0'."
+def _unsized(record: ImageRecord) -> str:
+    """What is said of an image whose voxel size is not known, or not along all axes."""
+    sizes, unit = record.partial_spacing, record.partial_unit
+    if not any(sizes):
+        return (
+            f"{record.name} states no voxel size ({record.format}); give it with '::spacing=ZxYxX' behind the path "
+            "(for example '::spacing=2x1x1,unit=um') or with --spacing."
         )
-    return index
+    lacking = " and ".join(n for n, s in zip(SPACE, sizes, strict=True) if s is None)
+    stated = " and ".join(f"{s:.6g} along {n}" for n, s in zip(SPACE, sizes, strict=True) if s is not None)
+    given = "x".join(n.upper() if s is None else f"{s:.15g}" for n, s in zip(SPACE, sizes, strict=True))
+    return (
+        f"{record.name} states no voxel size along {lacking}, but {stated}{unit and f', in {unit}'} ({record.format}); give all "
+        f"three with '::spacing={given}{unit and f',unit={unit}'}' behind the path, a number in place of {lacking.upper()}, "
+        "or with --spacing."
+    )
 
 
 def _of_array(source: Any, grid: Grid | None, spacing: object, unit: str | None) -> Volume:

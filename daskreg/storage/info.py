@@ -33,6 +33,7 @@ Numbers = tuple[float, ...]
 @dataclass(frozen=True)
 class VolumeInfo:
     """shape and chunks along ``axes`` as stored; spacing, origin (z, y, x) and direction as in Grid, None where unknown;
+    axes_stated: False where the file names no axes, so that they are a guess;
     hint: why it cannot be registered as it is, and what to type;  values: least and largest voxel, None where they were not read;
     run: state of a RUN.zarr;  contents: names of the images of a plate, a well or a converted file, where one has to be chosen.
     """
@@ -54,6 +55,7 @@ class VolumeInfo:
     values: tuple[float, float] | None = None
     run: dict[str, Any] = field(default_factory=dict)
     contents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    axes_stated: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -122,6 +124,7 @@ def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
         levels=record.levels,
         channels=record.channels,
         hint=hint,
+        axes_stated=all(a.stated for a in record.axes),
         **fields,
     )
 
@@ -193,8 +196,9 @@ def _grid_fields(grid: Grid) -> dict[str, Any]:
 
 
 def _array_rows(info: VolumeInfo) -> list[tuple[str, str]]:
+    axes = ", ".join(info.axes) if info.axes_stated else f"not stated: taken as {' '.join(info.axes)}"
     rows = [
-        ("shape", f"{_joined(info.shape)}  ({', '.join(info.axes)})"),
+        ("shape", f"{_joined(info.shape)}  ({axes})"),
         ("voxels", f"{info.dtype}, chunks {_joined(info.chunks)}"),
     ]
     return rows + ([("channels", ", ".join(info.channels))] if info.channels else [])

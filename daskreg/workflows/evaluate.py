@@ -27,6 +27,7 @@ from daskreg.storage.formats.run import Run
 from daskreg.storage.images import ImageSource
 from daskreg.transforms.jacobian import JacobianStatistics
 from daskreg.workflows.landmarks import read_landmarks
+from daskreg.workflows.points import tell_of_outside
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -142,6 +143,8 @@ def evaluate(
         raise ConfigError(f"labels of the {have} image were given, those of the {lack} image were not; Dice needs both.")
     phi = as_transform(transform)
     pairs = None if landmarks is None else read_landmarks(landmarks, landmarks_space)
+    for image, found in zip(("fixed", "moving"), pairs or (), strict=False):
+        tell_of_outside(phi, found, image, str(landmarks), option="--landmarks-space")
     overlaps: Mapping[int, Overlap] = {}
     if fixed_labels is not None and moving_labels is not None:
         overlaps = compare_labels(phi, open_volume(fixed_labels), open_volume(moving_labels), labels)

@@ -18,6 +18,7 @@ from daskreg.storage.points import read_points, write_points
 log = logging.getLogger("daskreg")
 SPACES = ("lps", "ras", "index")
 RAS_SIGNS = np.array([1.0, -1.0, -1.0])  # of world components z, y, x: y and x point the other way
+BORDER = 0.5 + 1e-6  # voxels: how far an image reaches from the centres of its outermost ones
 FAR = 0.01  # of the smallest voxel: a warning is logged where the image of a source is further from its point
 
 
@@ -36,7 +37,7 @@ def points(
 
     to: moving (the points are in the fixed image) or fixed;  space: lps or ras, world coordinates in the unit of the transform,
     or index, voxels of the image that the points are in, both in the input and the output;  order: see ``read_points``.
-    Raises InputError and OutputError in all their forms.
+    Warns of points outside the image that they are in. Raises InputError and OutputError in all their forms.
     """
     require_known("image", to, ("moving", "fixed"))
     require_known("space", space, SPACES)
@@ -46,6 +47,7 @@ def points(
     phi = as_transform(transform)
     file = read_points(source, order)
     sign = RAS_SIGNS if space == "ras" else np.ones(3)
+    tell_of_outside(phi, file.points * sign, "fixed" if to == "moving" else "moving", str(source), index=space == "index")
     if to == "moving":
         moved = phi.fixed_to_moving_points(file.points * sign, "index" if space == "index" else "world") * sign
     else:
@@ -53,6 +55,26 @@ def points(
     if output is not None:
         write_points(output, file.with_points(moved), overwrite=overwrite)
     return moved
+
+
+def tell_of_outside(
+    transform: Transform, given: NDArray[np.float64], image: str, name: str, *, index: bool = False, option: str = "--space"
+) -> None:
+    """Warns of points (N, 3) outside the voxels of the image that they are in, where the transform knows its grid.
+
+    image: fixed or moving;  name: of their file;  index: they are voxels, not LPS;  option: that states their space.
+    """
+    grid = transform.fixed if image == "fixed" else transform.moving
+    if grid is None:
+        return
+    voxels = given if index else grid.to_unit(transform.unit).to_index(given)
+    outside = ((voxels < -BORDER) | (voxels > np.array(grid.shape) - 1 + BORDER)).any(axis=1)
+    if outside.any():
+        unit = "voxels" if index else transform.unit or "none is known"
+        log.warning(
+            "%s: %d of %d points lie outside of the %s image; check %s and the unit (%s).",
+            name, outside.sum(), len(given), image, option, unit,
+        )  # fmt: skip
 
 
 def _to_fixed(transform: Transform, given: NDArray[np.float64], space: str, name: str) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 from xml.etree import ElementTree
@@ -79,26 +80,33 @@ class TiffImage(ImageFormat):
         data = lazy_voxels(partial(_read, path, number, level, _stamp(path)), shape, dtype, chunks, piece)
         resolutions = _resolutions([(k.axes, tuple(k.shape)) for k in levels], details)
         grid = details.grid(_along(axes, shape), _along(details.axes(levels[0].axes), levels[0].shape))
-        return ImageRecord(address.text, form, data, axes, grid, chunks, resolutions, details.channels, colors=details.colors)
+        sizes, unit = details.sizes if level == 0 else (), details.unit or ""
+        return ImageRecord(
+            address.text, form, data, axes, grid, chunks, resolutions, details.channels, colors=details.colors,
+            partial_spacing=sizes, partial_unit=unit, remedy=_remedy(path, axes),
+        )  # fmt: skip
 
 
 class _Details:
     """What a file says of the voxels of a series.
 
-    spacing: z, y, x of its first level, None where one of them is not stated;  unit: of length;  interval: seconds between two
-    times;  channels: their names;  colors: of channels, RRGGBB
+    sizes: of a voxel, z, y, x, of its first level, each None where it is not stated;  spacing: the same where all are stated;
+    unit: of length;  interval: seconds between two times;  channels: their names;  colors: of channels, RRGGBB
     """
 
     def __init__(
         self,
         kind: str,
-        spacing: Sequence[float] | None = None,
+        sizes: Sequence[float | None] = (),
         unit: str | None = None,
         interval: float = 1.0,
         channels: tuple[str, ...] = (),
         colors: tuple[str, ...] = (),
     ) -> None:
-        self.kind, self.spacing, self.unit, self.interval = kind, spacing, unit, interval
+        self.kind, self.unit, self.interval = kind, unit, interval
+        self.sizes = tuple(s if s is not None and s > 0 and math.isfinite(s) else None for s in sizes)
+        known = tuple(s for s in self.sizes if s is not None)
+        self.spacing = known if len(known) == 3 else None
         self.channels, self.colors = channels, colors
 
     @classmethod
@@ -117,25 +125,24 @@ class _Details:
         stated = [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]
         units = [_known_unit(file.filename, pixels.get(f"PhysicalSize{axis}Unit", MICROMETRES)) for axis in "ZYX"]
         unit, factors = one_unit(file.filename, units)
-        spacing = _positive([float(s) * k for s, k in zip(stated, factors, strict=True) if s is not None])
+        sizes = [None if s is None else float(s) * k for s, k in zip(stated, factors, strict=True)]
         stated = _children(pixels, "Channel")
         channels = tuple(c.get("Name") or c.get("ID") or str(k) for k, c in enumerate(stated))
         interval = float(pixels.get("TimeIncrement") or 1.0)
-        return cls("OME-TIFF", spacing, unit, interval, channels, _colors(stated))
+        return cls("OME-TIFF", sizes, unit, interval, channels, _colors(stated))
 
     @classmethod
     def _of_imagej(cls, file: Any) -> _Details:
         known, tags = file.imagej_metadata or {}, file.pages[0].tags
         depth, across = known.get("spacing"), [_pixel_size(tags.get(name)) for name in ("YResolution", "XResolution")]
         stated = [abs(float(depth)) if depth else None, *across]  # negative where the stack was turned upside down
-        spacing = _positive([s for s in stated if s is not None])
-        return cls("ImageJ TIFF", spacing, _known_unit(file.filename, known.get("unit")), float(known.get("finterval") or 1.0))
+        return cls("ImageJ TIFF", stated, _known_unit(file.filename, known.get("unit")), float(known.get("finterval") or 1.0))
 
     def axes(self, names: str) -> tuple[Axis, ...]:
         """Of an array with tifffile's names; pages without one are planes, the components of a pixel channels."""
         planes = next((n for n in SEQUENCE if n in names), "") if "Z" not in names else ""
         given = ["z" if n == planes else "c" if n == SAMPLES and "C" not in names else n.lower() for n in names]
-        return tuple(self._axis(name) for name in given)
+        return tuple(replace(self._axis(name), stated=n not in SEQUENCE) for n, name in zip(names, given, strict=True))
 
     def _axis(self, name: str) -> Axis:
         kind = KINDS.get(name, "other")
@@ -232,10 +239,16 @@ def _pixel_size(tag: Any) -> float | None:
     return float(length) / float(count) if count else None
 
 
-def _positive(spacing: Sequence[float]) -> tuple[float, ...] | None:
-    """Three voxel sizes, None where one is missing or none."""
-    usable = len(spacing) == 3 and all(s > 0 and math.isfinite(s) for s in spacing)
-    return tuple(spacing) if usable else None
+def _remedy(path: str, axes: Sequence[Axis]) -> str:
+    """How to name the axes of a file in which several are not, empty where at most one is not."""
+    if sum(not a.stated for a in axes) < 2:
+        return ""
+    named, read = f"{path.rpartition('.')[0]}_named.ome.tif", f"tifffile.imread({path!r})"
+    names = "TCZYX"[-len(axes) :] if len(axes) <= 5 else "..CZYX"
+    return (
+        "the file does not name its axes: write it with names, for example "
+        f"tifffile.imwrite({named!r}, {read}, metadata={{'axes': {names!r}}}) in Python, or as a hyperstack in ImageJ"
+    )
 
 
 def _compression(series: Any) -> str:

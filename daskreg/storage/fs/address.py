@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ OPTION_PREFIX = re.compile(r"[A-Za-z_]+=")
 LOST_SLASH = re.compile(r"([a-z][a-z0-9+.-]+:)/(?!/)")
 PACKED = re.compile(r"(.*?\.(?:ozx|zip))(?:/(.*))?", re.I | re.S)
 WORD = re.compile(r"[A-Za-z_]+")
+NUMBER = re.compile(r"\s*[\d.]+(?:e[+-]?\d+)?\s*", re.I)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def parse_address(source: str | Path) -> Address:
         raise ConfigError(f"the address {text!r} contains a null character, which no path does.")
     _require_two_slashes(text)
     path, options = _split(text)
+    _require_one_spacing(text, options)
     values = dict(_option(part, text) for part in options)
     path, array = _clean(path), values.get("array", "").strip("/")
     packed, inner = split_zip(path)
@@ -68,6 +71,17 @@ def parse_address(source: str | Path) -> Address:
         "/".join(filter(None, (inner, array))) or None,
         _missing(values.get("missing")),
     )
+
+
+def _require_one_spacing(text: str, options: list[str]) -> None:
+    """Raises ConfigError, saying what to write, for voxel sizes with commas between them, which are between keys."""
+    for k, part in enumerate(options):
+        more = itertools.takewhile(NUMBER.fullmatch, options[k + 1 :])
+        numbers = [part.removeprefix("spacing="), *more]
+        if part.startswith("spacing=") and len(numbers) > 1:
+            raise ConfigError(
+                f"{text}: unknown key {numbers[1]!r} behind '::'; a comma separates keys: write spacing={'x'.join(numbers)}."
+            )
 
 
 def _require_two_slashes(text: str) -> None:

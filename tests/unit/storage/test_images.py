@@ -10,7 +10,7 @@ import zarr
 
 from daskreg.errors import AxesError, ConfigError, GridError, NotFound, UnitsError, Unreadable
 from daskreg.grid import Grid, Region
-from daskreg.storage import open_volume
+from daskreg.storage import open_stack, open_volume, write_image
 from daskreg.storage.images import _warn_of_unit_spacing
 from tests.unit.storage.stores import SHAPE, axes, dataset, ome_zarr, simple, voxels
 
@@ -125,7 +125,7 @@ def channels(path, labels=("DAPI", "GFP")):
 
 def test_a_channel_must_be_chosen_and_the_error_says_how(tmp_path):
     path, data = channels(tmp_path / "a.zarr")
-    with pytest.raises(AxesError, match=r"has 2 channels \(DAPI, GFP\): choose one with '::channel=0'"):
+    with pytest.raises(AxesError, match=r"has 2 channels \(DAPI, GFP\): choose one with '::channel=DAPI'"):
         open_volume(path)
     np.testing.assert_array_equal(open_volume(path + "::channel=GFP").read(), data[1])
     np.testing.assert_array_equal(open_volume(path + "::channel=0").read(), data[0])
@@ -133,6 +133,31 @@ def test_a_channel_must_be_chosen_and_the_error_says_how(tmp_path):
         open_volume(path + "::channel=RFP")
     with pytest.raises(NotFound, match="has no channel 2"):
         open_volume(path + "::channel=2")
+
+
+@pytest.mark.parametrize("name", ["a,b", "7", ""])
+def test_a_channel_whose_name_cannot_be_written_is_named_by_its_number(tmp_path, name):
+    path, _ = channels(tmp_path / "a.zarr", (name, "GFP"))
+    with pytest.raises(AxesError, match="choose one with '::channel=0'"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize("ending", ["zarr", "nii.gz"])
+@pytest.mark.parametrize(("kind", "asked"), [("channel", "1"), ("channel", "GFP"), ("time", "7")])
+def test_a_channel_or_time_of_an_image_without_such_an_axis_is_refused(tmp_path, ending, kind, asked):
+    path = tmp_path / f"a.{ending}"
+    write_image(path, voxels(), Grid(SHAPE, unit="mm"))
+    says = f"has no {kind} '?{asked}'?: it has no {kind} axis, its axes are z, y, x; leave '::{kind}=' out"
+    for read in (open_volume, open_stack):
+        with pytest.raises(NotFound, match=says):
+            read(f"{path}::{kind}={asked}")
+        assert read(f"{path}::time=0,channel=0").grid.shape == SHAPE
+
+
+def test_a_time_is_refused_where_there_are_channels_only(tmp_path):
+    path, _ = channels(tmp_path / "a.zarr")
+    with pytest.raises(NotFound, match="has no time 4: it has no time axis, its axes are c, z, y, x"):
+        open_volume(f"{path}::channel=GFP,time=4")
 
 
 def test_single_times_and_channels_are_squeezed_and_several_times_chosen(tmp_path):

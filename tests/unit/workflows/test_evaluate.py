@@ -93,7 +93,7 @@ def test_half_of_the_labels_are_none(pair):
         evaluate(pair[0], fixed_labels=pair[1])
 
 
-def test_landmarks_before_and_after(tmp_path):
+def test_landmarks_before_and_after(tmp_path, caplog):
     run = make_run(tmp_path / "r.zarr", affine(), displacement())
     fixed = FIXED.to_world(np.random.default_rng(0).uniform(2, 27, (50, 3)))
     moving = load_transform(run).points(fixed) + np.array([0.0, 3.0, 4.0])
@@ -106,6 +106,10 @@ def test_landmarks_before_and_after(tmp_path):
     assert (found.landmarks, found.unit) == (50, "millimeter")
     assert "50 landmarks" in "\n".join(found.lines())
     assert found.as_dict()["landmarks"]["count"] == 50
+    assert "of the fixed image" not in caplog.text
+    np.savetxt(tmp_path / "um.csv", table * 1000, delimiter=",")
+    evaluate(run, landmarks=tmp_path / "um.csv")
+    assert "um.csv: 50 of 50 points lie outside of the fixed image; check --landmarks-space and the unit (mill" in caplog.text
     with pytest.raises(NotFound):
         evaluate(run, landmarks=tmp_path / "k.csv")
 

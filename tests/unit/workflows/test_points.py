@@ -46,6 +46,17 @@ def test_there_and_back_through_files(transform, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "back.npy"), back[:, ::-1])
 
 
+def test_points_outside_the_image_that_they_are_in_are_told_of(transform, tmp_path, caplog):
+    world = FIXED.to_world(INDEX)
+    points(transform, table(tmp_path / "in.csv", world[:, ::-1].tolist()))
+    assert "lie outside" not in caplog.text
+    points(transform, table(tmp_path / "um.csv", [*(world * 1000)[:2, ::-1].tolist(), world[2, ::-1].tolist()]))
+    assert f"um.csv: 2 of 3 points lie outside of the fixed image; check --space and the unit ({FIXED.unit})." in caplog.text
+    np.save(tmp_path / "a.npy", [np.array(MOVING.shape) - 0.5, np.array(MOVING.shape), [0, -0.5, 0]])
+    points(transform, tmp_path / "a.npy", to="fixed", space="index")
+    assert "a.npy: 1 of 3 points lie outside of the moving image; check --space and the unit (voxels)." in caplog.text
+
+
 def test_ras_turns_two_axes(transform, tmp_path):
     world = FIXED.to_world(INDEX)
     lps = points(transform, table(tmp_path / "lps.csv", world[:, ::-1].tolist()))

@@ -9,7 +9,7 @@ import pytest
 
 from daskreg.errors import GridError, NotFound, Unreadable
 from daskreg.lazy import blocks
-from daskreg.storage import open_stack, open_volume
+from daskreg.storage import describe, open_stack, open_volume
 from daskreg.storage.formats import hdf5_image, tiff_folder
 from daskreg.storage.registry import identify
 from tests.unit.storage.stores import SHAPE, voxels
@@ -45,6 +45,14 @@ def test_several_datasets_are_listed_and_axes_are_those_of_ilastik(path):
         open_volume(f"{path}::array=exported,channel=0")
     with pytest.raises(NotFound, match="no dataset 'nosuch'"):
         open_volume(f"{path}::array=nosuch")
+
+
+def test_axes_that_are_a_guess_are_said_to_be(path):
+    assert "(not stated: taken as z y x)" in describe(path).lines()[2]
+    with h5py.File(path, "a") as file:
+        for k, name in enumerate("zyx"):
+            file["volumes/raw"].dims[k].label = name
+    assert "(z, y, x)" in describe(path).lines()[2]
 
 
 def test_what_is_in_another_file_is_not_read(path, tmp_path):

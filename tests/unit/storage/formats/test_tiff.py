@@ -1,11 +1,12 @@
 """TIFF as tifffile writes it for OME and ImageJ: voxels, axes and voxel sizes, and files that are not whole."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
 
-from daskreg.errors import ConfigError, NotFound, Unreadable
+from daskreg.errors import AxesError, ConfigError, GridError, NotFound, Unreadable
 from daskreg.lazy import blocks
 from daskreg.storage import open_volume
 from daskreg.storage.formats import tiff
@@ -71,6 +72,30 @@ def test_a_stack_of_pages_has_no_voxel_size(written, given):
     assert [a.name for a in found.axes] == ["z", "y", "x"]
     assert found.data.dtype == np.dtype(np.uint16)
     np.testing.assert_array_equal(found.data[1:4, 3:9, 2:11].compute(), VOXELS[0, 0, 1:4, 3:9, 2:11])
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("a.ome.tif", {"metadata": {"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}}),
+        ("a.tif", {"imagej": True, "resolution": (2, 4), "metadata": {"axes": "ZYX", "unit": "um"}}),
+    ],
+)
+def test_voxel_sizes_along_some_axes_are_told_of(written, name, given):
+    path = written(name, VOXELS[0, 0], **given)
+    says = "no voxel size along z, but 0.25 along y and 0.5 along x, in micrometer .*'::spacing=Zx0.25x0.5,unit=micrometer'"
+    with pytest.raises(GridError, match=says):
+        open_volume(path)
+    assert open_volume(f"{path}::spacing=3x0.25x0.5,unit=micrometer").grid.spacing == (3, 0.25, 0.5)
+
+
+def test_a_file_without_names_of_axes_says_how_to_name_them(written, tmp_path):
+    path = written("a.tif", VOXELS[0])
+    with pytest.raises(AxesError, match="does not name its axes") as refused:
+        open_volume(f"{path}::spacing=1")
+    exec(re.search(r"(tifffile\.imwrite\(.*\)) in Python", str(refused.value))[1], {"tifffile": tifffile})
+    named = open_volume(f"{tmp_path / 'a_named.ome.tif'}::spacing=1,channel=1")
+    np.testing.assert_array_equal(named.read(), VOXELS[0, 1])
 
 
 def test_levels_below_a_page_are_coarser_images(written, tmp_path):

@@ -39,6 +39,7 @@ def test_one_number_is_the_spacing_of_all_axes():
         ("a::spacing=1x0x2", "positive"),
         ("a::spacing=nan", "positive"),
         ("a::spacing=axbxc", "three as in"),
+        ("a::level=1,spacing=2,0.5,0.5,unit=um", "unknown key '0.5' behind '::'; a comma .* write spacing=2x0.5x0.5"),
     ],
 )
 def test_mistyped_options_are_explained(text, says):
