@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -159,6 +159,24 @@ def warn_without_overlap(links: Sequence[Link], unit: str | None, grid: Grid, im
                 "part %d of the transform: its displacement does not overlap the output grid in space; nothing is displaced "
                 "there. Is its header right?", k + 1,
             )  # fmt: skip
+
+
+def warn_exchanged(image: Stack | Volume, role: str, grids: Mapping[str, Grid | None]) -> None:
+    """Log a warning where an image that stands for one side of a transform is on the grid of the other side.
+
+    role: fixed or moving;  grids: of both images, where they are known
+    """
+    own, (other, its) = grids[role], next((name, grid) for name, grid in grids.items() if name != role)
+    if own is not None and its is not None and _same(image.grid, its) and not _same(image.grid, own):
+        log.warning(
+            "%s has the grid of the %s image, and one in the space of the %s image was expected; were they exchanged?",
+            image.name, other, role,
+        )  # fmt: skip
+
+
+def _same(a: Grid, b: Grid) -> bool:
+    known = a.shape == b.shape and a.unit == b.unit
+    return known and bool(np.allclose(a.index_to_world, b.index_to_world, rtol=1e-4, atol=1e-3 * min(a.spacing)))
 
 
 def _apart(links: Sequence[Link], target: Grid, source: Grid) -> bool:

@@ -76,8 +76,7 @@ class Transform:
 
     def _repr_html_(self) -> str:
         rows = [(f"part {k}", text) for k, text in enumerate(self._parts(), 1)]
-        grids = {"fixed": self.fixed, "moving": self.moving}
-        ends = [(name, "not known" if grid is None else grid.summary()) for name, grid in grids.items()]
+        ends = [(name, "not known" if grid is None else grid.summary()) for name, grid in self.grids.items()]
         return table("Transform of fixed to moving points", [*rows, *ends, ("unit", self.unit or "not known")])
 
     def _parts(self) -> list[str]:
@@ -91,6 +90,11 @@ class Transform:
         if self.fixed is None:
             raise GridError("the transform names no fixed grid, a bare affine has none; say where to: like=GRID (--like IMAGE).")
         return self.fixed
+
+    @property
+    def grids(self) -> dict[str, Grid | None]:
+        """Of the fixed and the moving image, as far as they are known."""
+        return {"fixed": self.fixed, "moving": self.moving}
 
     @property
     def affine(self) -> Points:

@@ -19,7 +19,7 @@ from daskreg.errors import ConfigError, VoxelError
 from daskreg.grid import Grid
 from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import TransformLike, as_transform, path_of
-from daskreg.lazy.resample import resampled
+from daskreg.lazy.resample import resampled, warn_exchanged
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.tasks import with_progress
 from daskreg.storage import RunStore, Volume, open_volume
@@ -147,7 +147,10 @@ def evaluate(
         tell_of_outside(phi, found, image, str(landmarks), option="--landmarks-space")
     overlaps: Mapping[int, Overlap] = {}
     if fixed_labels is not None and moving_labels is not None:
-        overlaps = compare_labels(phi, open_volume(fixed_labels), open_volume(moving_labels), labels)
+        fixed, moving = open_volume(fixed_labels), open_volume(moving_labels)
+        warn_exchanged(fixed, "fixed", phi.grids)
+        warn_exchanged(moving, "moving", phi.grids)
+        overlaps = compare_labels(phi, fixed, moving, labels)
     errors = None if pairs is None else target_errors(phi, *pairs)
     count = 0 if pairs is None else len(pairs[0])
     return Evaluation(phi.jacobian_statistics(), phi.grid.unit, overlaps, errors, count, verdict_of(transform))

@@ -23,6 +23,7 @@ from daskreg.storage.fs.files import list_names
 from daskreg.transforms.bounds import sampling_bounds
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 from daskreg.workflows.apply import apply
+from daskreg.workflows.evaluate import evaluate
 from daskreg.workflows.export import export
 from daskreg.workflows.jacobian import jacobian
 from daskreg.workflows.points import points
@@ -449,3 +450,18 @@ def test_a_bare_affine_resamples_an_image_on_its_own_grid_and_says_so(image, tmp
     assert "names no fixed grid; the output is on that of array, and --like" in caplog.text
     np.testing.assert_array_equal(moved, Transform.of(shift, unit="mm").apply(image, like=image.grid).compute())
     assert moved.shape == MOVING.shape
+
+
+def test_an_image_on_the_grid_of_the_other_side_is_told(run, caplog):
+    transform = load_transform(run)
+    fixed, moving = (Volume(da.zeros(g.shape, np.float32), g, name) for name, g in transform.grids.items())
+    apply(run, moving)
+    assert "exchanged" not in caplog.text
+    apply(run, fixed)
+    assert "fixed has the grid of the fixed image, and one in the space of the moving image was expected" in caplog.text
+    caplog.clear()
+    labels = [Volume(v.data.astype(np.uint8), v.grid, v.name) for v in (fixed, moving)]
+    evaluate(run, fixed_labels=labels[0], moving_labels=labels[1])
+    assert "exchanged" not in caplog.text
+    evaluate(run, fixed_labels=labels[1], moving_labels=labels[0])
+    assert caplog.text.count("exchanged") == 2
