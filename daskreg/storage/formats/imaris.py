@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
-from daskreg.errors import UnitsError, Unreadable
+from daskreg.errors import ConfigError, UnitsError, Unreadable
 from daskreg.grid import unit_name
 from daskreg.storage.axes import Axis
 from daskreg.storage.format import ImageFormat
@@ -61,6 +61,8 @@ class ImarisImage(ImageFormat):
             raise Unreadable(
                 f"{path} is no HDF5 file, as Imaris writes them since version 5.5; it may be damaged: copy it again."
             )
+        if address.array is not None:
+            raise ConfigError(f"{address.text}: an Imaris file has no arrays to choose; leave '::array=' out.")
         with h5py.File(path, "r") as file:
             image, stored_levels = own_member(path, file, IMAGE), own_member(path, file, LEVELS)
             if image is None or stored_levels is None:

@@ -11,35 +11,26 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daskreg.errors import ConfigError, NotFound, UnitsError, Unreadable
-from daskreg.grid import unit_name
-from daskreg.storage.axes import KINDS, Axis, spatial
+from daskreg.errors import ConfigError, NotFound, Unreadable
+from daskreg.storage.axes import Axis, spatial
 from daskreg.storage.format import ImageFormat, first_bytes
 from daskreg.storage.formats.lazy import Box, common_part, lazy_voxels, slab_chunks
 from daskreg.storage.formats.levels import chosen_level
+from daskreg.storage.formats.tiff_details import TiffDetails
 from daskreg.storage.formats.tiff_folder import is_folder, open_folder
 from daskreg.storage.fs.address import Address
 from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import read_errors
-from daskreg.storage.grid_metadata import GridMetadata, triple
 from daskreg.storage.image_record import ImageRecord, Resolution
-from daskreg.storage.zarr.multiscale import one_unit
 from daskreg.storage.zarr.nodes import check_dtype
 
-log = logging.getLogger(__name__)
-
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MICROMETRES = "\N{MICRO SIGN}m"  # what OME means where it names no unit
-CENTIMETRES, INCHES = 3, 2  # of the tag ResolutionUnit
-SAMPLES, SEQUENCE = "S", "IQ"  # tifffile's names of the components of a pixel, and of pages that nothing names
 OPEN_FILES = 8  # in a process
 JPEG = (6, 7, 34892, 33007)  # compressions whose strips need tables of the page
 DAMAGE = re.compile("invalid|corrupt|truncated|contains no pages")  # of what tifffile logs
@@ -73,7 +64,7 @@ class TiffImage(ImageFormat):
             dtype = np.dtype(series.dtype).newbyteorder("=")
             check_dtype(dtype, path)
             require_memory(path, series.keyframe.size * dtype.itemsize)  # a page is decoded as a whole
-            details = _Details.of(file, number)
+            details = TiffDetails.of(file, number)
             axes, shape = details.axes(series.axes), tuple(series.shape)
             form, piece = f"{details.kind}, {_compression(series)}", _piece(series)
         chunks = _chunks(axes, shape, dtype.itemsize)
@@ -85,78 +76,6 @@ class TiffImage(ImageFormat):
             address.text, form, data, axes, grid, chunks, resolutions, details.channels, colors=details.colors,
             partial_spacing=sizes, partial_unit=unit, remedy=_remedy(path, axes),
         )  # fmt: skip
-
-
-class _Details:
-    """What a file says of the voxels of a series.
-
-    sizes: of a voxel, z, y, x, of its first level, each None where it is not stated;  spacing: the same where all are stated;
-    unit: of length;  interval: seconds between two times;  channels: their names;  colors: of channels, RRGGBB
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        sizes: Sequence[float | None] = (),
-        unit: str | None = None,
-        interval: float = 1.0,
-        channels: tuple[str, ...] = (),
-        colors: tuple[str, ...] = (),
-    ) -> None:
-        self.kind, self.unit, self.interval = kind, unit, interval
-        self.sizes = tuple(s if s is not None and s > 0 and math.isfinite(s) else None for s in sizes)
-        known = tuple(s for s in self.sizes if s is not None)
-        self.spacing = known if len(known) == 3 else None
-        self.channels, self.colors = channels, colors
-
-    @classmethod
-    def of(cls, file: Any, number: int) -> _Details:
-        """Of a series."""
-        if file.is_ome:
-            return cls._of_ome(file, number)
-        return cls._of_imagej(file) if file.is_imagej else cls("TIFF")
-
-    @classmethod
-    def _of_ome(cls, file: Any, number: int) -> _Details:
-        image = _ome_image(file, number)
-        pixels = None if image is None else _child(image, "Pixels")
-        if pixels is None:
-            return cls("OME-TIFF")
-        stated = [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]
-        units = [_known_unit(file.filename, pixels.get(f"PhysicalSize{axis}Unit", MICROMETRES)) for axis in "ZYX"]
-        unit, factors = one_unit(file.filename, units)
-        sizes = [None if s is None else float(s) * k for s, k in zip(stated, factors, strict=True)]
-        stated = _children(pixels, "Channel")
-        channels = tuple(c.get("Name") or c.get("ID") or str(k) for k, c in enumerate(stated))
-        interval = float(pixels.get("TimeIncrement") or 1.0)
-        return cls("OME-TIFF", sizes, unit, interval, channels, _colors(stated))
-
-    @classmethod
-    def _of_imagej(cls, file: Any) -> _Details:
-        known, tags = file.imagej_metadata or {}, file.pages[0].tags
-        depth, across = known.get("spacing"), [_pixel_size(tags.get(name)) for name in ("YResolution", "XResolution")]
-        stated = [abs(float(depth)) if depth else None, *across]  # negative where the stack was turned upside down
-        return cls("ImageJ TIFF", stated, _known_unit(file.filename, known.get("unit")), float(known.get("finterval") or 1.0))
-
-    def axes(self, names: str) -> tuple[Axis, ...]:
-        """Of an array with tifffile's names; pages without one are planes, the components of a pixel channels."""
-        planes = next((n for n in SEQUENCE if n in names), "") if "Z" not in names else ""
-        given = ["z" if n == planes else "c" if n == SAMPLES and "C" not in names else n.lower() for n in names]
-        return tuple(replace(self._axis(name), stated=n not in SEQUENCE) for n, name in zip(names, given, strict=True))
-
-    def _axis(self, name: str) -> Axis:
-        kind = KINDS.get(name, "other")
-        if kind == "time" and self.interval != 1.0:
-            return Axis(name, kind, "second", scale=self.interval)
-        return Axis(name, kind, self.unit if kind == "space" else None)
-
-    def grid(self, shape: tuple[int, ...] | None, finest: tuple[int, ...] | None) -> GridMetadata | None:
-        """Of a level of a shape (z, y, x) whose first level has another; voxels of coarser ones cover whole blocks of it."""
-        if self.spacing is None or shape is None or finest is None:
-            return None
-        factors = [round(n / max(m, 1)) or 1 for n, m in zip(finest, shape, strict=True)]
-        shift = triple((f - 1) / 2 * s for f, s in zip(factors, self.spacing, strict=True))
-        return GridMetadata(triple(f * s for f, s in zip(factors, self.spacing, strict=True)), shift, unit=self.unit)
 
 
 # ---------------------------------------------------------------- which series, which level
@@ -185,7 +104,7 @@ def _along(axes: tuple[Axis, ...], shape: Sequence[int]) -> tuple[int, ...] | No
     return None if order is None else tuple(shape[i] for i in order)
 
 
-def _resolutions(levels: Sequence[tuple[str, tuple[int, ...]]], details: _Details) -> tuple[Resolution, ...]:
+def _resolutions(levels: Sequence[tuple[str, tuple[int, ...]]], details: TiffDetails) -> tuple[Resolution, ...]:
     found, finest = [], _along(details.axes(levels[0][0]), levels[0][1])
     for k, (names, shape) in enumerate(levels):
         here = _along(details.axes(names), shape)
@@ -196,47 +115,6 @@ def _resolutions(levels: Sequence[tuple[str, tuple[int, ...]]], details: _Detail
 
 
 # ---------------------------------------------------------------- what a file says
-
-
-def _ome_image(file: Any, number: int) -> Any:
-    """The OME element of a series: by its name, or by its number where there are as many; None where it is not clear which."""
-    images = _children(ElementTree.fromstring(file.ome_metadata), "Image")
-    named = [i for i in images if i.get("Name") == file.series[number].name]
-    if len(named) == 1:
-        return named[0]
-    return images[number] if len(images) == len(file.series) else None
-
-
-def _children(element: Any, name: str) -> list[Any]:
-    return [child for child in element if child.tag.rpartition("}")[2] == name]
-
-
-def _child(element: Any, name: str) -> Any:
-    return next(iter(_children(element, name)), None)
-
-
-def _colors(channels: Sequence[Any]) -> tuple[str, ...]:
-    """RRGGBB of each, from OME's signed 32 bits of RGBA; empty where one of them states none."""
-    words = [str(c.get("Color") or "") for c in channels]
-    known = all(re.fullmatch(r"-?\d+", w) for w in words)
-    return tuple(f"{(int(w) >> 8) & 0xFFFFFF:06X}" for w in words) if known else ()
-
-
-def _known_unit(path: str, stated: Any) -> str | None:
-    word = str(stated or "").replace("\\u00B5", "\N{MICRO SIGN}").strip()
-    if word in ("reference frame", ""):
-        return None
-    try:
-        return unit_name(word)
-    except UnitsError:
-        log.warning("%s: its unit %r is not known here, so that its voxel size has none; give '::unit='.", path, word)
-        return None
-
-
-def _pixel_size(tag: Any) -> float | None:
-    """Of a resolution, which is pixels a unit."""
-    count, length = tag.value if tag is not None else (0, 1)
-    return float(length) / float(count) if count else None
 
 
 def _remedy(path: str, axes: Sequence[Axis]) -> str:

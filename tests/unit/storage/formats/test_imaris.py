@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from daskreg.errors import NotFound, Unreadable
+from daskreg.errors import ConfigError, NotFound, Unreadable
 from daskreg.storage import open_stack, open_volume
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.images import open_record
@@ -78,6 +78,8 @@ def test_a_channel_and_a_time_are_an_image(path):
 def test_a_level_that_is_not_there_is_not_found(path):
     with pytest.raises(NotFound, match="no level 4; it has 0, 1"):
         record(path, "::level=4")
+    with pytest.raises(ConfigError, match="has no arrays to choose"):
+        record(path, "::array=DataSet")
 
 
 @pytest.mark.parametrize(

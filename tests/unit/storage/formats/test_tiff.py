@@ -9,7 +9,7 @@ import pytest
 from daskreg.errors import AxesError, ConfigError, GridError, NotFound, Unreadable
 from daskreg.lazy import blocks
 from daskreg.storage import open_volume
-from daskreg.storage.formats import tiff
+from daskreg.storage.formats import tiff, tiff_details
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.images import open_record
 
@@ -175,9 +175,9 @@ def test_no_tiff_and_no_tifffile_are_one_sentence(tmp_path, monkeypatch):
 
 
 def test_an_unknown_unit_leaves_the_voxel_size_without_one(caplog):
-    assert tiff._known_unit("a.tif", "\\u00B5m") == "micrometer"
-    assert tiff._known_unit("a.tif", "reference frame") is None
-    assert tiff._known_unit("a.tif", "furlong") is None
+    assert tiff_details._known_unit("a.tif", "\\u00B5m") == "micrometer"
+    assert tiff_details._known_unit("a.tif", "reference frame") is None
+    assert tiff_details._known_unit("a.tif", "furlong") is None
     assert "its unit 'furlong' is not known here" in caplog.text
 
 
