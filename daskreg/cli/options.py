@@ -88,7 +88,7 @@ FixedArgument = Annotated[str, typer.Argument(metavar="FIXED", help=ADDRESS)]
 MovingArgument = Annotated[str, typer.Argument(metavar="MOVING", help=ADDRESS)]
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="YAML", help="a configuration; see --print-config")]
-PresetOption = Annotated[str | None, typer.Option("--preset", help="brain (default), multimodal, rigid or lightsheet")]
+PresetOption = Annotated[str | None, typer.Option("--preset", help="brain (default), rigid, affine, multimodal or lightsheet")]
 FixedMask = Annotated[str | None, typer.Option("--fixed-mask", help="weights of the fixed image's voxels, on any grid")]
 MovingMask = Annotated[str | None, typer.Option("--moving-mask", help="weights of the moving image's voxels, on any grid")]
 InitialTransform = Annotated[
@@ -168,7 +168,14 @@ Scratch = Annotated[
 ScratchSize = Annotated[
     str | None, typer.Option("--scratch-size", metavar="500GB", help="what a worker may use of it (by default what is free)")
 ]
-ResidencyOption = Annotated[Residency, typer.Option("--residency", help="how a worker holds the moving image")]
+ResidencyOption = Annotated[
+    Residency,
+    typer.Option(
+        "--residency",
+        help="how a worker holds the moving image: replicate, all of it; window, the planes that its block "
+        "reaches; ring, one shard of it (they go around all workers); auto: the first of these that fits",
+    ),
+]
 CommOption = Annotated[
     Comm,
     typer.Option("--comm", help="how workers communicate; auto: ucx where all have it and TLS is off; nccl: GPUs of a machine"),

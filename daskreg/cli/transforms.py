@@ -52,7 +52,9 @@ def points(
     output: Annotated[str, typer.Option("--output", "-o", help="the same kind of file")],
     to: Annotated[str, typer.Option("--to", help="moving (from fixed points) or fixed (from moving points)")] = "moving",
     space: Annotated[str, typer.Option("--space", help="lps or ras (world), or index (voxels of their own image)")] = "lps",
-    order: Annotated[str | None, typer.Option("--order", help="of unnamed columns: xyz (tables), zyx (.npy)")] = None,
+    order: Annotated[
+        str | None, typer.Option("--order", help="of unnamed columns, and of napari's axis-0, -1, -2: xyz (tables) or zyx (.npy)")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Map POINTS from one image to the other."""

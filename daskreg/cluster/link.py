@@ -13,7 +13,8 @@ from daskreg.kernels.device import Kind, gpus
 log = logging.getLogger("daskreg")
 TransportChoice = Transport | Literal["auto", "nccl"]
 COST = "an iteration on GPUs takes several times as long (measured: 75 ms in place of 10, 512^3 a GPU)"
-INSTALL = "install the extra 'ucx' there (pip install 'daskreg[ucx]'), or use --comm nccl on one machine"
+EXTRA = "install the extra 'ucx' there (pip install 'daskreg[ucx]')"
+INSTALL = f"{EXTRA}, or use --comm nccl on one machine"
 DEVICE_COPY, DEVICE_LINK = "cuda_copy", "cuda_ipc"  # UCX's transports to and from a GPU, and from one GPU to another
 
 

@@ -41,13 +41,28 @@ def apply(
 
     A transform that knows no fixed grid, as a bare affine, resamples an image on its own grid by default.
 
-    image: an address, an array (Z, Y, X) or a Volume, of any grid: only world coordinates matter; all channels of an address
-    that chooses none;  output: a file of any format that is written (None: nothing is computed yet, one channel), of
-    which the first channel and time is returned;
-    interpolation: linear, nearest, cubic, or label (the one with the most weight around);  device: cpu, cuda, or auto (a GPU
-    where this process, or every worker of the current Dask client, has one);
-    fill: value outside of the image: a number, "nan", or None: 0, or the smallest value at the corners of the (first) image where
-    that is negative, as air is in a CT; the log says which.
+    Parameters
+    ----------
+    transform
+        An address, a run or a Transform.
+    image
+        An address, an array (Z, Y, X) or a Volume, of any grid: only world coordinates matter; all channels of an address that
+        chooses none.
+    output
+        A file of any format that is written, of which the first channel and time is returned; None: nothing is computed yet, one
+        channel.
+    interpolation
+        ``"linear"``, ``"nearest"``, ``"cubic"``, or ``"label"`` (the one with the most weight around).
+    like
+        An image or a Grid, whose grid the output has; by default the fixed one.
+    overwrite
+        Replace an existing output, once the new one is complete.
+    device
+        ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where this process, or every worker of the current Dask client, has one.
+    fill
+        Value outside of the image: a number, "nan", or None: 0, or the smallest value at the corners of the (first) image where
+        that is negative, as air is in a CT; the log says which.
+
     Raises InputError and OutputError in all their forms.
     """
     require_known("device", device, get_args(DeviceName))

@@ -26,9 +26,28 @@ CARRIED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX
 class Job:
     """What a job asks of its batch system.
 
-    nodes: with one worker each;  cpus, gpus: a node;  memory: of a node, such as 250GB;  time: as SLURM writes it, at least five
-    minutes;  partition: or queue;  account: or project;  setup: lines of shell that come first, such as ``module load cuda``;
-    container: an image that daskreg runs in, by Apptainer;  system: slurm, pbs or lsf
+    Parameters
+    ----------
+    nodes
+        With one worker each.
+    cpus, gpus
+        Of a node.
+    memory
+        Of a node, such as "250GB".
+    time
+        As SLURM writes it, at least five minutes.
+    partition
+        Or queue.
+    account
+        Or project.
+    name
+        Of the job, and of its logs.
+    setup
+        Lines of shell that come first, such as ``module load cuda``.
+    container
+        An image that daskreg runs in, by Apptainer.
+    system
+        ``"slurm"``, ``"pbs"`` or ``"lsf"``.
     """
 
     nodes: int = 1

@@ -140,12 +140,14 @@ def gpus() -> Iterator[Finding]:
 
 def links() -> Iterator[Finding]:
     """How ranks of several workers would communicate."""
-    from daskreg.cluster.link import remedy, shortcoming
+    from daskreg.cluster.link import EXTRA, remedy, shortcoming
     from daskreg.comm import abilities
 
     found = abilities()
     if found.missing:
-        yield Finding("link", "note", f"TCP between workers: {found.missing}", remedy(shortcoming(found, "cpu")))
+        gpus = importlib.import_module("daskreg.kernels.device").gpus()
+        mend = remedy(shortcoming(found, "cpu")) if gpus else EXTRA
+        yield Finding("link", "note", f"TCP between workers: {found.missing}", mend)
     else:
         yield Finding("link", "ok", f"UCX between workers: {', '.join(found.links)}")
 

@@ -126,8 +126,19 @@ def invert(
     Each displacement d becomes v with ``v(q) = -d(q + v(q))`` on d's grid, grown to hold all x + d(x), by fixed point and, where
     that does not contract, by Newton's method; block by block with the halo that d can reach, on the current Dask client.
 
-    upsampling: voxels of the inverse per voxel of the displacement, along each axis; 2 leaves about half of the error;
-    both: keep the transform beside its inverse, as one bijection that needs no other file.
+    Parameters
+    ----------
+    transform
+        An address, a run or a Transform.
+    output
+        The store that is written.
+    upsampling
+        Voxels of the inverse per voxel of the displacement, along each axis; 2 leaves about half of the error.
+    both
+        Keep the transform beside its inverse, as one bijection that needs no other file.
+    overwrite
+        Replace an existing output, once the new one is complete.
+
     Raises InputError and OutputError in all their forms.
     """
     require_output(output, overwrite, path_of(transform))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
+from daskreg.deprecation import option_names
 from daskreg.planning import Plan
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
 from daskreg.workflows.resources import GIVEN, Residency, Resources, State, host_limit, parse_memory
@@ -18,6 +19,7 @@ else:
     clusters = DeferredModule("daskreg.cluster")
 
 
+@option_names(preset="config")
 def plan(
     fixed: ImageLike,
     moving: ImageLike,

@@ -35,8 +35,26 @@ def points(
 ) -> NDArray[np.float64]:
     """Map the points of a file to the other image; write them to ``output`` if it is given; return them, (N, 3), z, y, x.
 
-    to: moving (the points are in the fixed image) or fixed;  space: lps or ras, world coordinates in the unit of the transform,
-    or index, voxels of the image that the points are in, both in the input and the output;  order: see ``read_points``.
+    Parameters
+    ----------
+    transform
+        An address, a run or a Transform.
+    source
+        A table (.csv, .tsv, .txt) with columns x, y and z among others, or three columns without names; an array (N, 3) in a .npy
+        file; a mesh.
+    output
+        A file of the same kind; None: nothing is written.
+    to
+        ``"moving"`` (the points are in the fixed image) or ``"fixed"``.
+    space
+        ``"lps"`` or ``"ras"``, world coordinates in the unit of the transform, or ``"index"``, voxels of the image that the
+        points are in; both in the input and the output.
+    order
+        ``"xyz"`` or ``"zyx"``, of three columns without names; by default xyz, and zyx in a .npy file. A table of napari, whose
+        columns are axis-0, axis-1 and axis-2, is read where it is given: ``"zyx"``, if the image was z, y, x there.
+    overwrite
+        Replace an existing output.
+
     Warns of points outside the image that they are in. Raises InputError and OutputError in all their forms.
     """
     require_known("image", to, ("moving", "fixed"))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskreg.config import Config, Deformable, DeviceName
 from daskreg.deferred import DeferredModule
-from daskreg.deprecation import renamed_arguments
+from daskreg.deprecation import option_names, renamed_arguments
 from daskreg.errors import ConfigError, OutputError
 from daskreg.planning import Plan
 from daskreg.reporting.follow import ProgressLike, following, interactive
@@ -78,6 +78,7 @@ log = logging.getLogger("daskreg")
 
 
 @renamed_arguments(fewest="minimum_planes")
+@option_names(preset="config", checkpoint_every="checkpoint")
 def register(
     fixed: ImageLike | None = None,
     moving: ImageLike | None = None,
@@ -160,17 +161,42 @@ def register(
         A Dask client, or a scheduler's address; ``"cuda"``: a worker for each GPU of this machine; ``"slurm"``, ``"pbs"``,
         ``"lsf"`` or ``"sge"``: a job for each worker, from dask-jobqueue's configuration. By default the current client; without
         one, workers that daskreg starts and stops.
-    workers, device, memory, residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace
-        workers: blocks the fixed image is cut into, one a worker (all of a cluster's; else 1);  device: ``"auto"`` takes GPUs
-        where every worker has one;  memory: what a worker may use, bytes or text such as "48GB";  residency: how a worker holds
-        the moving image;  comm: how workers communicate;  threads: CPU threads of a worker;  checkpoint: seconds between two,
-        None for none;  retries: how often a run continues without a lost worker;  deadline: seconds after which a silent
-        worker counts as lost;  minimum_planes: of a worker's block;  trace: record when a worker sampled and waited.
-    state, host_memory, scratch, scratch_size
-        state: where displacement and optimizer state are while they are optimised: ``"device"`` with all buffers, ``"host"`` in
-        the machine's memory or ``"disk"``, from where slabs come to the device; ``"auto"`` takes the first of these where they
-        fit;  host_memory: what they may take of the machine's memory beside a GPU's, by default three quarters of a worker's
-        share;  scratch: folder for fields on disk, by default beside the output;  scratch_size: what a worker may use of it.
+    workers
+        Blocks the fixed image is cut into, one a worker (all of a cluster's; else 1).
+    device
+        ``"cpu"``, ``"cuda"``, or ``"auto"``, which takes GPUs where every worker has one.
+    memory
+        What a worker may use, bytes or text such as "48GB"; by default what it has.
+    residency
+        How a worker holds the moving image; ``"auto"`` takes, at each level, the first of these that fits into its memory:
+
+        - ``"replicate"``: all of it. Nothing is sent.
+        - ``"window"``: the planes that its block can reach, and a few more; those that are missing later come from other workers.
+        - ``"ring"``: one shard of it, and room for two; the shards go around all workers in every iteration.
+    comm
+        How workers communicate: ``"tcp"``, ``"ucx"``, ``"nccl"`` (GPUs of one machine), or ``"auto"``: UCX where all have it and
+        the cluster does not encrypt, else TCP.
+    threads
+        CPU threads of a worker, by default its share.
+    checkpoint
+        Seconds between two, None for none.
+    retries
+        How often a run continues without a lost worker.
+    deadline
+        Seconds after which a silent worker counts as lost.
+    minimum_planes
+        Of a worker's block.
+    trace
+        Record when a worker sampled and waited.
+    state
+        Where displacement and optimizer state are while they are optimised: ``"device"`` with all buffers, ``"host"`` in the
+        machine's memory or ``"disk"``, from where slabs come to the device; ``"auto"`` takes the first of these where they fit.
+    host_memory
+        What they may take of the machine's memory beside a GPU's, by default three quarters of a worker's share.
+    scratch
+        Folder for fields on disk, by default beside the output.
+    scratch_size
+        What a worker may use of it.
     wait_for_workers
         Seconds, or text such as "30min", to wait for the workers of a cluster; by default a day for those that are jobs in a
         queue, two minutes for others.

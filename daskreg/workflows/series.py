@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
+from daskreg.deprecation import option_names
 from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, DaskregError, InputError, OutputError, RunError, require_known
 from daskreg.lazy.load import load_transform
@@ -96,6 +97,7 @@ class Series:
         return _to_reference(self.rows, number)
 
 
+@option_names(preset="config", checkpoint_every="checkpoint")
 def series(
     images: Sequence[str | Path],
     output: str | Path,

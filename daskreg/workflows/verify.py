@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from daskreg.deprecation import renamed_arguments
+from daskreg.deprecation import option_names, renamed_arguments
 from daskreg.errors import ConfigError, require_known
 from daskreg.planning import RESIDENCIES
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Spacing
@@ -62,6 +62,7 @@ class Verification:
 
 
 @renamed_arguments(tell="echo")
+@option_names(preset="config", residency="residencies")
 def verify(
     fixed: ImageLike,
     moving: ImageLike,

@@ -9,6 +9,7 @@ import pytest
 
 import daskreg
 from daskreg import errors
+from daskreg.cli.options import PresetOption
 from daskreg.deprecation import renamed_arguments
 from daskreg.workflows.resources import ResourceKeywords, Resources, RunKeywords
 
@@ -92,6 +93,20 @@ def test_a_former_argument_works_with_a_warning_that_names_the_caller():
         assert renamed(3, older=4) == (3, 4)
     with pytest.raises(TypeError, match="give one of them"):
         renamed(new=1, old=2)
+
+
+@pytest.mark.parametrize(("function", "option", "argument"), [
+    ("register", "preset", "config"), ("register", "checkpoint_every", "checkpoint"), ("plan", "preset", "config"),
+    ("verify", "preset", "config"), ("verify", "residency", "residencies"), ("series", "preset", "config"),
+])  # fmt: skip
+def test_an_option_of_the_command_is_answered_with_the_argument(function, option, argument):
+    with pytest.raises(errors.ConfigError, match=rf"{function}\(\) has no argument '{option}'.*; write {argument}="):
+        getattr(daskreg, function)("a.nii", "b.nii", **{option: "brain"})
+
+
+def test_the_help_names_every_preset():
+    (option,) = PresetOption.__metadata__
+    assert set(re.findall(r"\w+", option.help)) - {"default", "or"} == set(daskreg.PRESETS)
 
 
 @pytest.mark.parametrize(

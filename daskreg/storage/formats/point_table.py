@@ -11,6 +11,7 @@ from daskreg.errors import Unreadable
 from daskreg.storage.format import PointFormat
 from daskreg.storage.point_file import PointFile
 
+NAPARI = ("axis-0", "axis-1", "axis-2")
 SEPARATORS = "\t;,"  # the first of them that the first row has is the table's; without one blanks are
 
 
@@ -23,27 +24,27 @@ class PointTable(PointFormat):
 
     def open(self, path: str, order: str | None) -> PointFile:
         """Columns without names are x, y, z by default."""
-        return _read(path, order or "xyz")
+        return _read(path, order)
 
     def write(self, path: str, file: PointFile) -> None:
         """Separated by commas, in .tsv by tabs."""
         _write(path, file, "\t" if path.lower().endswith(".tsv") else ",")
 
 
-def _read(path: str, order: str) -> PointFile:
+def _read(path: str, order: str | None) -> PointFile:
     text = _text(path)
     lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
     lines = [(n, line) for n, line in lines if line and line[0] != "#"]
     separator = next((s for s in SEPARATORS if lines and s in lines[0][1]), " ")
     rows = [(n, _cells(line, separator)) for n, line in lines]
     header: tuple[str, ...] = ()
-    columns = (0, 1, 2) if order == "xyz" else (2, 1, 0)
+    columns = _order(order or "xyz")
     if rows and not any(_is_number(c) for c in rows[0][1]):
-        header, columns, rows = rows[0][1], _columns(path, rows[0][1]), rows[1:]
+        header, columns, rows = rows[0][1], _columns(path, rows[0][1], order), rows[1:]
     if not rows and not header:
         raise Unreadable(f"{path} is empty; a header with the columns x, y, z was expected, or three numbers a row.")
     xyz = np.array([_numbers(path, n, cells, columns, not header) for n, cells in rows]).reshape(-1, 3)
-    return PointFile(xyz[:, ::-1].copy(), order, header, tuple(cells for _, cells in rows), columns)
+    return PointFile(xyz[:, ::-1].copy(), order or "xyz", header, tuple(cells for _, cells in rows), columns)
 
 
 def _text(path: str) -> str:
@@ -63,12 +64,28 @@ def _cells(line: str, separator: str) -> tuple[str, ...]:
     return tuple(c.strip().strip("'") for c in next(csv.reader([plain], delimiter=separator, skipinitialspace=True)))
 
 
-def _columns(path: str, header: tuple[str, ...]) -> tuple[int, int, int]:
-    """Those named x, y and z or, where these are not all there, X, Y and Z. Raises Unreadable where none are, or several."""
+def _columns(path: str, header: tuple[str, ...], order: str | None) -> tuple[int, int, int]:
+    """Those named x, y and z or, where these are not all there, X, Y and Z; of napari by ``order``.
+
+    Raises Unreadable where none are, or several.
+    """
+    if tuple(cell for cell in header if cell.startswith("axis-")) == NAPARI:
+        return _columns_of_napari(path, header, order)
     names = next((names for names in ("xyz", "XYZ") if set(names) <= set(header)), None)
     if names is None and any({name, name.upper()} <= set(header) for name in "xyz"):
         raise Unreadable(f"{path} has the columns {', '.join(header)}: neither x, y, z nor X, Y, Z are all there; rename them.")
     x, y, z = (_column(path, header, name) for name in names or "xyz")
+    return x, y, z
+
+
+def _columns_of_napari(path: str, header: tuple[str, ...], order: str | None) -> tuple[int, int, int]:
+    """Its points have the axes of the image, whichever these are."""
+    if order is None:
+        raise Unreadable(
+            f"{path} has the columns {', '.join(header)}, as napari writes them, which do not say which axis is x: for an image "
+            "z, y, x add --order zyx, and --space index where they are voxels."
+        )
+    x, y, z = (header.index(NAPARI[k]) for k in _order(order))
     return x, y, z
 
 

@@ -6,6 +6,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskreg
+from daskreg.comm.endpoint import Abilities
 from daskreg.machine import Limit
 from daskreg.workflows import doctor, examinations
 from daskreg.workflows.examinations import Finding
@@ -21,6 +22,15 @@ def test_this_machine_is_examined_and_nothing_is_left(tmp_path):
     assert {f.name for f in examined.findings} >= {"python", "packages", "numba", "gpu", "link", "cores", "memory", "scratch"}
     assert examined.lines()[-1] == "everything that daskreg needs works"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_nccl_is_named_where_there_are_gpus(monkeypatch, gpus):
+    monkeypatch.setattr("daskreg.comm.abilities", lambda: Abilities(("tcp",), "here", missing="ucxx is not installed"))
+    monkeypatch.setattr("daskreg.kernels.device.gpus", lambda: gpus)
+    (finding,) = examinations.links()
+    assert "extra 'ucx'" in finding.mend
+    assert ("nccl" in finding.mend) == (gpus > 0)
 
 
 def test_what_is_wrong_is_said_with_what_to_do(monkeypatch):

@@ -158,3 +158,20 @@ def test_no_points_are_no_points_whatever_holds_them(transform, tmp_path, to):
         assert points(transform, tmp_path / f"in.{ending}", tmp_path / f"out.{ending}", to=to).shape == (0, 3)
     assert (tmp_path / "out.csv").read_text() == "x,y,z,name\n"
     assert np.load(tmp_path / "out.npy").shape == (0, 3)
+
+
+def test_a_table_of_napari_is_read_where_its_order_is_said(transform, tmp_path):
+    rows = [f"{k},{z},{y},{x}" for k, (z, y, x) in enumerate(INDEX.tolist())]
+    (tmp_path / "in.csv").write_text("\n".join(["index,axis-0,axis-1,axis-2", *rows]) + "\n")
+    moved = points(transform, tmp_path / "in.csv", tmp_path / "out.csv", space="index", order="zyx")
+    np.testing.assert_allclose(moved, transform.fixed_to_moving_points(INDEX, "index"))
+    written = (tmp_path / "out.csv").read_text().splitlines()
+    assert written[0] == "index,axis-0,axis-1,axis-2"
+    np.testing.assert_array_equal(np.loadtxt(written[1:], delimiter=","), np.c_[np.arange(len(moved)), moved])
+    turned = points(transform, tmp_path / "in.csv", space="index", order="xyz")
+    np.testing.assert_allclose(turned, transform.fixed_to_moving_points(INDEX[:, ::-1], "index"))
+    with pytest.raises(Unreadable, match=r"as napari writes them.* add --order zyx"):
+        points(transform, tmp_path / "in.csv", space="index")
+    (tmp_path / "in.csv").write_text("index,axis-0,axis-1,axis-2,axis-3\n0,1,2,3,4\n")
+    with pytest.raises(Unreadable, match="x, y and z were expected"):
+        points(transform, tmp_path / "in.csv", space="index", order="zyx")
