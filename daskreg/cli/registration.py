@@ -120,16 +120,14 @@ def register(
     if print_config:
         typer.echo(chosen.dump(), nl=False)
         return
-    if (fixed is None or moving is None) and not resume:
-        raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
+    _require_images(fixed, moving, resume)
     given: dict[str, Any] = {"spacing": spacing, "memory": memory, "residency": residency.value, **files}
     given |= {"state": state.value, "host_memory": host_memory}
     if dry_run:
         assumed = DeviceName.cuda if cluster == "cuda" else device
         _print_plan(fixed, moving, chosen, workers, assumed, given, local=cluster == "local")
         return
-    if output is None:
-        raise ConfigError("no output was named; add -o RUN.zarr.")
+    output = _named(output)
     if names or (resume and config is None and preset is None and _exists(output)):
         given["config"] = None  # the best of the recipes, or an unfinished run, which knows its configuration
     given |= {
@@ -305,11 +303,20 @@ def require_arguments(given: Mapping[str, Any]) -> None:
     require_cluster_name(given["cluster"])
     if given["spacing"] is not None:
         parse_spacing(given["spacing"])
-    if given["output"] is None:
-        raise ConfigError("no output was named; add -o RUN.zarr.")
-    parse_address(given["output"])
-    if None in (given["fixed"], given["moving"]) and not (given["resume"] or _exists(given["output"])):
+    output = _named(given["output"])
+    parse_address(output)
+    _require_images(given["fixed"], given["moving"], given["resume"] or _exists(output))
+
+
+def _require_images(fixed: str | None, moving: str | None, resume: bool) -> None:
+    if (fixed is None or moving is None) and not resume:
         raise ConfigError("two images are needed: daskreg register FIXED MOVING -o RUN.zarr.")
+
+
+def _named(output: str | None) -> str:
+    if output is None:
+        raise ConfigError("no output was named; add -o RUN.zarr.")
+    return output
 
 
 def _recipes(text: str | None, config: Path | None, preset: str | None) -> list[str] | None:

@@ -86,23 +86,21 @@ class Rehearsal:
     masks: tuple[bool, bool]
 
     def run(self) -> None:
-        """The last level of the last stage first, and what follows the stages after it; then all levels, backwards."""
+        """The last stage at full resolution first, and what follows the stages after it; then its other levels, and so on."""
         for n, stage in enumerate(reversed(self.config.stages)):
             if isinstance(stage, Optimised):
-                self._stage(last_level(stage), measured=n == 0)
-                self._stage(stage, measured=False)
+                self._levels(stage, (1,), measured=n == 0)
+                self._levels(stage, stage.scales, measured=False)
 
-    def _stage(self, stage: Optimised, measured: bool) -> None:
-        once = stage.model_copy(update={"iterations": (ITERATIONS,) * len(stage.scales)})
+    def _levels(self, stage: Optimised, scales: tuple[int, ...], measured: bool) -> None:
+        short = stage.model_copy(update={"scales": scales, "iterations": (ITERATIONS,) * len(scales)})
+        config, comm = self.config.model_copy(update={"stages": (short,)}), SingleRank()
         with suppress(DaskregError, ValueError, ArithmeticError):  # some levels have too few voxels
-            self._run(self.config.model_copy(update={"stages": (once,)}), measured)
-
-    def _run(self, config: Config, measured: bool) -> None:
-        fixed, moving, comm = *self._images(max(config.stages[0].scales)), SingleRank()  # type: ignore[union-attr]
-        plan = make_plan(fixed.grid, moving.grid, config, masks=self.masks)
-        outcome = Rank(plan, (fixed, moving), np.eye(4), comm, Watch()).run()
-        if measured:
-            self._measure(plan, outcome, (fixed, moving), comm)
+            fixed, moving = self._images(max(scales))
+            plan = make_plan(fixed.grid, moving.grid, config, masks=self.masks)
+            outcome = Rank(plan, (fixed, moving), np.eye(4), comm, Watch()).run()
+            if measured:
+                self._measure(plan, outcome, (fixed, moving), comm)
 
     def _images(self, scale: int) -> tuple[Image, Image]:
         """Waves that do not match: where nothing is to be done, most kernels are not launched."""
@@ -120,11 +118,6 @@ class Rehearsal:
         if outcome.displacement is not None:
             folding(outcome.displacement, outcome.block, comm)
         gather_evidence(coarse_pair(plan, outcome, images, comm), np.eye(4))
-
-
-def last_level(stage: Optimised) -> Optimised:
-    """The stage with its last level alone, at full resolution."""
-    return stage.model_copy(update={"scales": (1,), "iterations": (1,)})
 
 
 def _end_with(parent: int) -> None:

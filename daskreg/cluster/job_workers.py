@@ -193,7 +193,7 @@ def _said(error: Exception) -> str:
 
 
 def close_jobs(cluster: Any) -> None:
-    """Cancel the jobs and close the cluster. What has not ended after ``JOBS_CLOSE_TIMEOUT`` is told."""
+    """Cancel the jobs and close the cluster. What has not ended after ``JOBS_CLOSE_TIMEOUT`` is logged."""
     numbers = [str(job.job_id) for job in cluster.workers.values() if job.job_id]
     command = [*shlex.split(cluster.job_cls.cancel_command), *numbers]
     closing = threading.Thread(target=_close, args=(cluster,), name="daskreg-close-jobs", daemon=True)

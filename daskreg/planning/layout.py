@@ -52,8 +52,9 @@ class Level:
 
     def alike(self) -> Level:
         """With the moving image shrunk as the fixed one, for images on the same grid."""
-        same = {"moving_factors": self.fixed_factors, "moving": self.fixed, "shards": self.partition}
-        return replace(self, **same, moving_sigmas=None)  # type: ignore[arg-type]  # three types
+        return replace(
+            self, moving_factors=self.fixed_factors, moving=self.fixed, shards=self.partition, moving_sigmas=None
+        )  # fmt: skip
 
     @property
     def moving_rim(self) -> int:

@@ -96,15 +96,15 @@ class Job:
 
 
 class BatchSystem(ABC):
-    """How one of them is told what daskreg needs.
+    """How to say to one of them what daskreg needs.
 
-    submit_command, cancel_command: names of commands;  number: of the job, in its shell;  told: signals that cancel a job
+    submit_command, cancel_command: names of commands;  number: of the job, in its shell;  cancel_signals: those that cancel a job
     """
 
     submit_command: str
     cancel_command: str
     number: str
-    told = "TERM"
+    cancel_signals = "TERM"
 
     @abstractmethod
     def header(self, job: Job) -> list[str]:
@@ -237,7 +237,7 @@ class Lsf(BatchSystem):
     """LSF queues a job again that ends with a status that it names. To cancel it sends INT, TERM and KILL, ten seconds apart."""
 
     submit_command, cancel_command, number = "bsub", "bkill", "$LSB_JOBID"
-    told = "TERM INT"
+    cancel_signals = "TERM INT"
 
     def header(self, job: Job) -> list[str]:
         """See the base."""

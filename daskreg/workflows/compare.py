@@ -31,6 +31,7 @@ from daskreg.storage.images import ImageSource
 from daskreg.storage.runs.layout import DISPLACEMENT
 from daskreg.transforms.link import Link
 from daskreg.workflows.contenders import Contender, Pair, aligned, markdown, measured, table_text
+from daskreg.workflows.evaluate import require_both_labels
 from daskreg.workflows.programs.inside import ProgramJob
 from daskreg.workflows.programs.process import ProcessFailed, watched
 from daskreg.workflows.programs.start import PROGRAMS, find_environment, registration_seconds, start
@@ -121,8 +122,7 @@ def compare(
         require_known("program", name, list(PROGRAMS))
     if not against:
         raise ConfigError(f"no program was named; choose some of {', '.join(PROGRAMS)}.")
-    if (fixed_labels is None) != (moving_labels is None):
-        raise ConfigError("labels of one image were given; Dice needs those of both.")
+    require_both_labels(fixed_labels, moving_labels)
     if time_limit is not None:
         require_number("time_limit", time_limit, 1, 1e9)
     cores = machine.cores().value if threads is None else threads

@@ -138,9 +138,7 @@ def evaluate(
     landmarks: a CSV table of pairs in the unit of the fixed image, see ``read_landmarks``;  landmarks_space: lps or ras.
     Raises InputError in all its forms.
     """
-    if (fixed_labels is None) != (moving_labels is None):
-        have, lack = ("fixed", "moving") if moving_labels is None else ("moving", "fixed")
-        raise ConfigError(f"labels of the {have} image were given, those of the {lack} image were not; Dice needs both.")
+    require_both_labels(fixed_labels, moving_labels)
     phi = as_transform(transform)
     pairs = None if landmarks is None else read_landmarks(landmarks, landmarks_space)
     for image, found in zip(("fixed", "moving"), pairs or (), strict=False):
@@ -154,6 +152,13 @@ def evaluate(
     errors = None if pairs is None else target_errors(phi, *pairs)
     count = 0 if pairs is None else len(pairs[0])
     return Evaluation(phi.jacobian_statistics(), phi.grid.unit, overlaps, errors, count, verdict_of(transform))
+
+
+def require_both_labels(fixed: object, moving: object) -> None:
+    """Raises ConfigError where labels of one image alone were given."""
+    if (fixed is None) != (moving is None):
+        have, lack = ("fixed", "moving") if moving is None else ("moving", "fixed")
+        raise ConfigError(f"labels of the {have} image were given, those of the {lack} image were not; Dice needs both.")
 
 
 def verdict_of(transform: TransformLike) -> Verdict | None:

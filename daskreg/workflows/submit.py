@@ -161,7 +161,7 @@ def _run(job: Job, system: BatchSystem, command: str, script: str) -> list[str]:
         f"{command} &",
         "run=$! again=",
         """trap 'again=yes; kill -TERM "$run"' USR1   # the time is nearly over""",
-        f"""trap 'again=; kill -TERM "$run"' {system.told}      # {system.cancel_command}""",
+        f"""trap 'again=; kill -TERM "$run"' {system.cancel_signals}      # {system.cancel_command}""",
         *timer,
         'wait "$run"; status=$?',
         'while kill -0 "$run" 2>/dev/null; do wait "$run"; status=$?; done   # a trap interrupts the first wait',

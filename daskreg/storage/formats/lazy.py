@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -77,7 +78,7 @@ class BoxVoxels:
         found = np.empty([s.stop - s.start for s in box], self.dtype)
         for index in itertools.product(*(range(s.start // n, -(-s.stop // n)) for s, n in zip(box, shape, strict=True))):
             whole = tuple(slice(k * n, min((k + 1) * n, end)) for k, n, end in zip(index, shape, self.shape, strict=True))
-            voxels = pieces.get((id(self), index), lambda whole=whole: self.read(whole))  # type: ignore[misc]  # the loop's value
+            voxels = pieces.get((id(self), index), partial(self.read, whole))
             here, there = common_part(box, whole)
             found[here] = voxels[there]
         return found

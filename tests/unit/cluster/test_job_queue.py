@@ -96,7 +96,7 @@ def test_nothing_is_known_without_an_answer(commands, monkeypatch):
 
 
 @pytest.fixture
-def told(monkeypatch):
+def states(monkeypatch):
     """What the batch system says next of the jobs it is asked for."""
     says = {}
     monkeypatch.setattr(timeouts, "QUEUE_INTERVAL", 0.0)
@@ -104,25 +104,25 @@ def told(monkeypatch):
     return says
 
 
-def test_the_jobs_of_workers_that_are_missing_are_described(told):
-    told.update({"1": JobState("pending", "Resources"), "2": JobState("pending", "Resources"), "3": JobState("running")})
+def test_the_jobs_of_workers_that_are_missing_are_described(states):
+    states.update({"1": JobState("pending", "Resources"), "2": JobState("pending", "Resources"), "3": JobState("running")})
     queue = JobQueue(cluster("1", "2", "3", "4"), "slurm")
     assert queue.expected == 4
     assert queue.look({"tls://a": {"name": "c-3"}}, 4) == "2 jobs pending (Resources), 1 job running"
     assert describe([]) == ""
 
 
-def test_a_job_of_several_workers_is_known_by_one_of_them(told):
-    told["1"] = JobState("pending")
+def test_a_job_of_several_workers_is_known_by_one_of_them(states):
+    states["1"] = JobState("pending")
     queue = JobQueue(cluster("1", "2", processes=4), "slurm")
     assert queue.expected == 8
     assert queue.look({"tls://a": {"name": "c-1-3"}}, 8) == "1 job pending"
 
 
-def test_a_job_that_ended_is_an_error_unless_the_others_suffice(told, tmp_path, monkeypatch):
+def test_a_job_that_ended_is_an_error_unless_the_others_suffice(states, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slurm-1.out").write_text("line 3: python: No such file\n\n")
-    told.update({"1": JobState("ended", "FAILED: NonZeroExitCode"), "2": JobState("pending")})
+    states.update({"1": JobState("ended", "FAILED: NonZeroExitCode"), "2": JobState("pending")})
     queue = JobQueue(cluster("1", "2"), "slurm")
     assert queue.look({}, 1) == "1 job ended (FAILED: NonZeroExitCode), 1 job pending"
     with pytest.raises(
@@ -131,16 +131,16 @@ def test_a_job_that_ended_is_an_error_unless_the_others_suffice(told, tmp_path, 
         queue.look({}, 2)
 
 
-def test_a_job_that_is_not_listed_once_may_still_come(told):
-    told["1"] = JobState("ended", GONE, certain=False)
+def test_a_job_that_is_not_listed_once_may_still_come(states):
+    states["1"] = JobState("ended", GONE, certain=False)
     queue = JobQueue(cluster("1"), "pbs")
     assert queue.look({}, 1) == "1 job ended (no longer in the queue)"
     with pytest.raises(RunError, match="job 1 of pbs ended"):
         queue.look({}, 1)
 
 
-def test_a_job_that_was_refused_is_an_error(told):
-    told["1"] = JobState("pending")
+def test_a_job_that_was_refused_is_an_error(states):
+    states["1"] = JobState("pending")
     with pytest.raises(RunError, match="the job of worker c-1 was refused by slurm"):
         JobQueue(cluster("1", None), "slurm").look({}, 2)
 
