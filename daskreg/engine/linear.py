@@ -131,7 +131,8 @@ class LinearLoss:
         self.sampler.prepare(Reach.of_slabs(partition, needs))  # a ring stores the gradient of all planes, for ``sums``
         self.sampler.sample(self.block.box(), mapping, None, self.moved, weight, self.gradient, domain)
         if domain != EVERYWHERE:
-            self.filling.leave_out(self.fixed, self.moved)
+            own = self.block.inner  # the planes around them are not sampled here
+            self.filling.leave_out(self.fixed[own], self.moved[own])
         return mapping
 
     def _exchange(self, weight: Array | None) -> None:

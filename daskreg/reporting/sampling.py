@@ -15,6 +15,7 @@ from daskreg.grid import Grid
 from daskreg.reporting.views import View
 from daskreg.storage import RunStore, Volume, open_volume
 from daskreg.storage.fs.errors import read_errors
+from daskreg.storage.zarr.pyramid import lazy_block_mean
 
 Plane = NDArray[np.float32]
 LONGEST = 384  # voxels along the longest axis of the level that is shown
@@ -84,7 +85,7 @@ class Source:
         high = np.clip(np.ceil(index.max(axis=(0, 1))).astype(int) + 1 + factors, low + factors, shape)
         box = self.data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.float32)
         if (factors > 1).any():
-            box = da.coarsen(np.mean, box, dict(enumerate(factors.tolist())), trim_excess=True)
+            box = lazy_block_mean(box, factors.tolist())
         index[((index < -0.5) | (index > shape - 0.5)).any(axis=-1)] = np.nan
         return box, np.moveaxis((index - low - (factors - 1) / 2) / factors, -1, 0)
 

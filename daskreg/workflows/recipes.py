@@ -15,6 +15,7 @@ from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, DaskregError, NoOverlap, RunError, VoxelError
 from daskreg.grid import Grid, Index, shrink_factors
 from daskreg.storage import Volume
+from daskreg.storage.zarr.pyramid import lazy_block_mean
 from daskreg.workflows.inputs import IMAGE_ROLES, Inputs, Request
 from daskreg.workflows.presets import preset
 
@@ -146,7 +147,7 @@ def _coarse(volume: Volume, factors: Index, *, pick: bool) -> Volume:
     if pick:
         data = volume.data[tuple(slice(k // 2, n * k, k) for n, k in zip(shape, factors, strict=True))]
     else:
-        data = da.coarsen(np.mean, volume.data.astype(np.float32), dict(enumerate(factors)), trim_excess=True)
+        data = lazy_block_mean(volume.data.astype(np.float32), factors)
     voxels = np.asarray(data.compute(scheduler="threads"))
     smaller: Grid = replace(grid, shape=shape)  # type: ignore[arg-type]  # three numbers
     return Volume(da.from_array(voxels), smaller)

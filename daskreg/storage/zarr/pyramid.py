@@ -18,12 +18,13 @@ from daskreg.storage.zarr.chunks import ALL_STORED
 
 if TYPE_CHECKING:
     import dask
+    import dask.array as da
     import zarr
     import zarr.codecs
 
     from daskreg.storage.zarr import codecs
 else:
-    dask, zarr = DeferredModule("dask"), DeferredModule("zarr")
+    dask, da, zarr = DeferredModule("dask"), DeferredModule("dask.array"), DeferredModule("zarr")
     codecs = DeferredModule("daskreg.storage.zarr.codecs")
 
 CHUNK = 64  # voxels along each axis: 1 MiB of float32, and blocks of a partition can start at every 64th voxel
@@ -147,6 +148,13 @@ def block_mean(voxels: NDArray[Any], step: Factors) -> NDArray[Any]:
             for axis, k in zip((-3, -2, -1), step, strict=True):
                 part = _axis_mean(part, axis, k) if k > 1 else part
             means[lead][z : z + planes] = np.rint(part) if voxels.dtype.kind in "iub" else part
+    return means
+
+
+def lazy_block_mean(voxels: da.Array, step: Sequence[int]) -> da.Array:
+    """Means of whole blocks of a Dask array, computed where they are read; what is left over at the end of an axis is cut off."""
+    with np.errstate(invalid="ignore"):  # Dask tries the mean on a voxel that nobody has written
+        means: da.Array = da.coarsen(np.mean, voxels, dict(enumerate(step)), trim_excess=True)
     return means
 
 
