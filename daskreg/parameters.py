@@ -7,6 +7,7 @@ computed, and make its implementation.
 from __future__ import annotations
 
 import inspect
+import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from reprlib import Repr
@@ -69,6 +70,13 @@ EXPECTED = {
 
 class Checked(ModelMetaclass):
     """The class of ``Model``: what is called with an impossible value raises ConfigError, as all of daskreg does."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **settings: Any) -> type:
+        """A class; that of a module without a file has no source that docstrings of fields could be read from."""
+        module = namespace.get("__module__")
+        if module != "__main__" and getattr(sys.modules.get(str(module)), "__file__", None) is None:
+            settings.setdefault("use_attribute_docstrings", False)  # from Python 3.13 on, Pydantic fails there
+        return super().__new__(mcs, name, bases, namespace, **settings)
 
     def __call__(cls, *args: Any, **values: Any) -> Any:
         """An instance. Raises ConfigError naming the field, what it was given, and what was expected."""

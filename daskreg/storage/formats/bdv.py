@@ -149,7 +149,7 @@ def _setup(path: str, element: Any, names: Mapping[tuple[str, str | None], str |
     number = int(element.findtext("id") or 0)
     sizes = _numbers(path, element.findtext("voxelSize/size"), 3)
     word = (element.findtext("voxelSize/unit") or "").replace("\\u00B5", "\N{MICRO SIGN}").strip()
-    what = {a.tag: a.text or "" for a in element.find("attributes") or ()}
+    what = {a.tag: a.text or "" for a in element.iterfind("attributes/*")}
     channel = what.pop("channel", None)
     label = names.get(("channel", channel)) or element.findtext("name") or str(number)
     usable = None if sizes is None or min(sizes) <= 0 else triple(reversed(sizes))
