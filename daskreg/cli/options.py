@@ -9,8 +9,8 @@ from typing import Annotated, TypeVar
 import typer
 
 ADDRESS = (
-    "OME-Zarr, Zarr, NIfTI, TIFF, Imaris, BigDataViewer, N5, HDF5, MetaImage, NRRD, MGH; a path or URL, "
-    "with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um,missing=fill' behind it as needed"
+    "OME-Zarr, Zarr, NIfTI, TIFF, Imaris, BigDataViewer, N5, HDF5, MetaImage, NRRD, MGH, NumPy; a path or URL, "
+    "with '::level=1,channel=0,time=0,spacing=2x1x1,unit=um,axes=zyx,missing=fill' behind it as needed"
 )
 
 

@@ -40,7 +40,7 @@ class ImageRecord:
     """voxels: all axes as stored, as a Dask array or what opens one;  grid_metadata: the stated grid (z, y, x), None without one;
     chunks: as stored;  channels: labels;  colors: of the channels, RRGGBB, where the format keeps them;
     stored: the array that ``data`` reads, where it is in a Zarr store;  partial_spacing: z, y, x in ``partial_unit``, None where
-    not stated, of a format that states voxel sizes along some axes;  remedy: what to do where three spatial axes are not known.
+    not stated, of a format that states voxel sizes along some axes.
     """
 
     name: str
@@ -55,7 +55,6 @@ class ImageRecord:
     colors: tuple[str, ...] = ()
     partial_spacing: tuple[float | None, ...] = ()
     partial_unit: str = ""
-    remedy: str = ""
 
     @cached_property
     def data(self) -> da.Array:

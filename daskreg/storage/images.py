@@ -18,12 +18,13 @@ from daskreg.deferred import DeferredModule
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, OutputError, Unreadable
 from daskreg.grid import IDENTITY, Grid, Region, Span, unit_name
 from daskreg.html import table
-from daskreg.storage.axes import SPACE, Axis, display, leading, spatial
-from daskreg.storage.fs.address import Address, parse_address, parse_spacing
+from daskreg.storage.axes import SPACE, Axis, display, guessed_axes, leading, spatial
+from daskreg.storage.fs.address import Address, parse_address, parse_axes, parse_spacing, with_key, without_key
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import reason
 from daskreg.storage.fs.upload import local_place
+from daskreg.storage.given_axes import how_to_name, with_axes
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.objects import ARRAY, KNOWN, address_of_object
 from daskreg.storage.objects import record_of as record_of_object
@@ -173,7 +174,8 @@ def _stack(record: ImageRecord, data: da.Array, axes: tuple[Axis, ...], address:
     inner = spatial(axes)
     if inner is None:
         raise AxesError(
-            f"{record.name} has the axes {', '.join(a.name for a in axes)}; three spatial ones (z, y, x) were expected."
+            f"{record.name} has the axes {', '.join(a.name for a in axes)}; three spatial ones (z, y, x) were expected"
+            f"{how_to_name(record)}."
         )
     outer = [i for i in range(len(axes)) if i not in inner]
     data = data.transpose([*outer, *inner])
@@ -190,20 +192,32 @@ def _displayed(record: ImageRecord, axis: Axis) -> Axis:
 
 
 def open_volume(
-    source: ImageSource | Volume, *, grid: Grid | None = None, spacing: object = None, unit: str | None = None
+    source: ImageSource | Volume,
+    *,
+    grid: Grid | None = None,
+    spacing: object = None,
+    unit: str | None = None,
+    axes: str | Sequence[str] | None = None,
 ) -> Volume:
     """An image from an address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), a Volume, or an image of another
     library with its geometry: a zarr.Array, an xarray.DataArray, an image of SimpleITK, ITK or nibabel.
 
-    grid: replaces that of the file;  spacing: world units a voxel, z, y, x or one number;  unit: of length.
+    grid: replaces that of the file;  spacing: world units a voxel, z, y, x or one number;  unit: of length;
+    axes: a letter for each axis as stored (``"xyz"``, ``"czyx"``), where the file names none or wrong ones. grid and spacing are
+    z, y, x whatever the axes are.
 
     Raises NotFound, Unreadable, AxesError, GridError, UnitsError, ConfigError: each says what to do.
     """
+    letters = None if axes is None else parse_axes(axes)
     if isinstance(source, Volume):
+        _require_no_axes(source, letters)
         return _with_grid(source, grid, spacing, unit)
-    if is_bare(source):
+    if is_bare(source) and letters is None:
         return _of_array(source, grid, spacing, unit)
-    record, address = _opened(source)
+    if letters is not None and is_bare(source):
+        record, address = _named_array(source, letters)
+    else:
+        record, address = _opened(source, letters)
     if spacing is not None:
         address = replace(address, spacing=parse_spacing(spacing))
     if unit is not None:
@@ -223,22 +237,39 @@ def states_grid(source: Any) -> bool:
     return not is_bare(source) and (_opened(source)[0].format != ARRAY or _opened(source)[0].grid_metadata is not None)
 
 
-def _opened(source: Any) -> tuple[ImageRecord, Address]:
-    """The image at an address, or in an object of another library. Raises ConfigError for what is neither."""
+def _opened(source: Any, letters: str | None = None) -> tuple[ImageRecord, Address]:
+    """The image at an address, or in an object of another library. letters: of its axes, instead of its own.
+
+    Raises ConfigError for what is neither.
+    """
     where = source if isinstance(source, str | Path) else address_of_object(source)
-    if where is not None:
-        address = parse_address(where)
+    if where is not None:  # with the letters in the name, by which the image is opened again
+        address = parse_address(where if letters is None else with_key(without_key(str(where), "axes"), "axes", letters))
         return open_record(address), address
     record = record_of_object(source)
     if record is None:
         raise ConfigError(f"an image of type {type(source).__name__} cannot be read; give {KNOWN}.")
-    return record, Address(record.name, record.name)
+    return record if letters is None else with_axes(record, letters), Address(record.name, record.name)
+
+
+def _named_array(source: Any, letters: str) -> tuple[ImageRecord, Address]:
+    """A NumPy or Dask array whose axes are named."""
+    check_dtype(source.dtype, "the array")
+    data = _lazy(source)
+    record = ImageRecord("the array", ARRAY, data, guessed_axes(None, data.ndim), None, tuple(int(n) for n in data.chunksize))
+    return with_axes(record, letters), Address("array", "array")
+
+
+def _require_no_axes(volume: Volume, letters: str | None) -> None:
+    if letters is not None:
+        raise ConfigError(f"{volume.name} is a Volume, whose axes are z, y, x; give axes= where its file or array is opened.")
 
 
 def open_record(address: Address) -> ImageRecord:
-    """The image at an address, as it is stored. Raises NotFound and Unreadable."""
+    """The image at an address, as it is stored, its axes named as the address does. Raises NotFound, Unreadable, AxesError."""
     with missing_chunks(address.missing):
-        return image_formats.read(address.path, lambda format: format.open(address))
+        record = image_formats.read(address.path, lambda format: format.open(address))
+    return record if address.axes is None else with_axes(record, address.axes)
 
 
 def grid_of(record: ImageRecord, address: Address) -> Grid:
@@ -256,7 +287,7 @@ def _placed(record: ImageRecord, address: Address) -> tuple[tuple[int | slice, .
     if order is None:
         raise AxesError(
             f"{record.name} has the spatial axes {', '.join(a.name for a in axes) or 'none'} of shape {shape}; "
-            f"a 3D image (z, y, x) was expected{record.remedy and f'; {record.remedy}'}."
+            f"a 3D image (z, y, x) was expected{how_to_name(record)}."
         )
     return index, order, shape
 
@@ -318,14 +349,22 @@ def _unsized(record: ImageRecord) -> str:
 
 def _of_array(source: Any, grid: Grid | None, spacing: object, unit: str | None) -> Volume:
     if source.ndim != 3:
-        raise AxesError(f"the array has shape {source.shape}; three axes (z, y, x) were expected.")
+        raise AxesError(
+            f"the array has shape {source.shape}; three axes (z, y, x) were expected: index it, or name its axes, as in "
+            "open_volume(array, axes='czyx')."
+        )
     check_dtype(source.dtype, "the array")
     if grid is None and spacing is None:
         _warn_of_unit_spacing()
-    data = source if isinstance(source, da.Array) else da.from_array(source, name=False)
+    data = _lazy(source)
+    return _with_grid(Volume(data, grid or Grid(data.shape), "array"), grid, spacing, unit)
+
+
+def _lazy(source: Any) -> da.Array:
+    data: da.Array = source if isinstance(source, da.Array) else da.from_array(source, name=False)
     if any(np.isnan(n) for n in data.shape):
         raise AxesError("the Dask array has unknown chunk sizes; call compute_chunk_sizes() first.")
-    return _with_grid(Volume(data, grid or Grid(data.shape), "array"), grid, spacing, unit)
+    return data
 
 
 @cache  # once a process

@@ -33,7 +33,8 @@ Numbers = tuple[float, ...]
 @dataclass(frozen=True)
 class VolumeInfo:
     """shape and chunks along ``axes`` as stored; spacing, origin (z, y, x) and direction as in Grid, None where unknown;
-    axes_stated: False where the file names no axes, so that they are a guess;
+    axes_stated: False where the file names no axes, so that they are a guess;  axes_given: whether the address names them;
+    sized: False where the spacing of ``levels`` is not stated;
     hint: why it cannot be registered as it is, and what to type;  values: least and largest voxel, None where they were not read;
     run: state of a RUN.zarr;  contents: names of the images of a plate, a well or a converted file, where one has to be chosen.
     """
@@ -56,6 +57,8 @@ class VolumeInfo:
     run: dict[str, Any] = field(default_factory=dict)
     contents: dict[str, tuple[str, ...]] = field(default_factory=dict)
     axes_stated: bool = True
+    axes_given: bool = False
+    sized: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -66,12 +69,16 @@ class VolumeInfo:
         rows = [("image", self.name), ("format", self.format)]
         rows += _array_rows(self) if self.shape else []
         rows += _grid_rows(self) if self.spacing else []
-        rows += [(f"level {i}", f"{_joined(v.shape)} at {_joined(v.spacing)}  ({v.path})") for i, v in enumerate(self.levels)]
+        rows += [(f"level {i}", f"{_joined(v.shape)}{self._at(v)}  ({v.path})") for i, v in enumerate(self.levels)]
         rows += [(k.replace("_", " "), _text(v)) for k, v in self.run.items()]
         rows += [(k, ", ".join(v)) for k, v in self.contents.items()]
         rows += [("values", "{:.6g} to {:.6g}, all of them finite and read".format(*self.values))] if self.values else []
         rows += [("hint", self.hint)] if self.hint else []
         return [f"{k:<10} {v}" for k, v in rows]
+
+    def _at(self, level: Resolution) -> str:
+        """The voxel size of a level, where the file states it."""
+        return f" at {_joined(level.spacing)} {self.unit or '(no unit)'}" if self.sized else ""
 
 
 def describe(source: ImageSource | Volume, voxels: bool = False) -> VolumeInfo:
@@ -125,6 +132,8 @@ def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
         channels=record.channels,
         hint=hint,
         axes_stated=all(a.stated for a in record.axes),
+        axes_given=address.axes is not None,
+        sized=record.grid_metadata is not None and record.grid_metadata.sized,
         **fields,
     )
 
@@ -196,7 +205,9 @@ def _grid_fields(grid: Grid) -> dict[str, Any]:
 
 
 def _array_rows(info: VolumeInfo) -> list[tuple[str, str]]:
-    axes = ", ".join(info.axes) if info.axes_stated else f"not stated: taken as {' '.join(info.axes)}"
+    axes = f"{', '.join(info.axes)}{'; as given' * info.axes_given}"
+    if not info.axes_stated:
+        axes = f"not stated: taken as {' '.join(info.axes)}; '::axes=' names others"
     rows = [
         ("shape", f"{_joined(info.shape)}  ({axes})"),
         ("voxels", f"{info.dtype}, chunks {_joined(info.chunks)}"),

@@ -31,6 +31,7 @@ IMAGES = (
     "daskreg.storage.formats.hdf5_image:Hdf5Image",
     "daskreg.storage.formats.tiff:TiffImage",
     "daskreg.storage.formats.imaris:ImarisImage",
+    "daskreg.storage.formats.npy_image:NpyImage",
     "daskreg.storage.formats.ome_zarr:ZippedZarrImage",
     "daskreg.storage.formats.ome_zarr:ZarrImage",
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from daskreg.errors import AxesError, NotFound
 from daskreg.storage.axes import Axis
 from daskreg.storage.fs.address import Address
+from daskreg.storage.given_axes import how_to_name
 from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.objects import ARRAY
 
@@ -46,7 +47,8 @@ def _require_axes(record: ImageRecord, wanted: Mapping[str, int | str | None]) -
         if chosen not in (None, 0, only) and all(a.kind != kind for a in record.axes):
             axes = ", ".join(a.name for a in record.axes)
             raise NotFound(
-                f"{record.name} has no {kind} {chosen!r}: it has no {kind} axis, its axes are {axes}; leave '::{kind}=' out."
+                f"{record.name} has no {kind} {chosen!r}: it has no {kind} axis, its axes are {axes}; leave '::{kind}=' out"
+                f"{how_to_name(record, 'or')}."
             )
 
 
@@ -55,13 +57,17 @@ def chosen_index(record: ImageRecord, axis: Axis, length: int, chosen: int | str
     if chosen is None and length == 1:
         return 0
     if axis.kind == "other":
-        raise AxesError(f"{record.name} has {length} entries along its axis {axis.name!r}; an image of z, y, x was expected.")
+        raise AxesError(
+            f"{record.name} has {length} entries along its axis {axis.name!r}; an image of z, y, x was expected"
+            f"{how_to_name(record)}."
+        )
     labels = f" ({', '.join(record.channels)})" if axis.kind == "channel" and record.channels else ""
     if chosen is None:
         word = "channels" if axis.kind == "channel" else "time points"
         if record.format == ARRAY:
             raise AxesError(f"{record.name} has {length} {word}{labels}; index it first, so that three axes (z, y, x) are left.")
-        raise AxesError(f"{record.name} has {length} {word}{labels}: choose one with {_example(record, axis)}.")
+        guess = "" if axis.stated else how_to_name(record)
+        raise AxesError(f"{record.name} has {length} {word}{labels}: choose one with {_example(record, axis)}{guess}.")
     index = record.channels.index(chosen) if chosen in record.channels else chosen
     if not isinstance(index, int) or index >= length:
         raise NotFound(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import Unreadable
-from daskreg.storage.format import PointFormat
+from daskreg.storage.format import PointFormat, first_bytes
 from daskreg.storage.fs.claims import require_held
 from daskreg.storage.point_file import PointFile, require_finite
 
@@ -23,6 +23,10 @@ class PointArray(PointFormat):
     name = "NumPy array of points"
     endings = (".npy",)
     remote = False
+
+    def sniff(self, path: str) -> bool:
+        """By the number of axes: images have three or more."""
+        return first_bytes(path, len(MAGIC)) == MAGIC and len(array_header(path, "points")[0]) <= 2
 
     def open(self, path: str, order: str | None) -> PointFile:
         """Components are z, y, x by default."""
@@ -40,14 +44,20 @@ class PointArray(PointFormat):
 
 def _load(path: str) -> NDArray[Any]:
     """The array, of which the header says no more than the file holds. Raises Unreadable."""
+    array_header(path, "points of shape (N, 3)")
+    values: NDArray[Any] = np.load(path, allow_pickle=False)
+    return values
+
+
+def array_header(path: str, expected: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array in a .npy file. Raises Unreadable where it is none, or says more than the file holds."""
     with open(path, "rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise Unreadable(f"{path} is no NumPy array (.npy); points of shape (N, 3) were expected.")
+            raise Unreadable(f"{path} is no NumPy array (.npy); {expected} was expected.")
         file.seek(0)
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
         begin = file.tell()
     require_held(path, math.prod(shape) * dtype.itemsize, os.path.getsize(path) - begin)
-    values: NDArray[Any] = np.load(path, allow_pickle=False)
-    return values
+    return shape, dtype

@@ -74,7 +74,7 @@ class TiffImage(ImageFormat):
         sizes, unit = details.sizes if level == 0 else (), details.unit or ""
         return ImageRecord(
             address.text, form, data, axes, grid, chunks, resolutions, details.channels, colors=details.colors,
-            partial_spacing=sizes, partial_unit=unit, remedy=_remedy(path, axes),
+            partial_spacing=sizes, partial_unit=unit,
         )  # fmt: skip
 
 
@@ -115,18 +115,6 @@ def _resolutions(levels: Sequence[tuple[str, tuple[int, ...]]], details: TiffDet
 
 
 # ---------------------------------------------------------------- what a file says
-
-
-def _remedy(path: str, axes: Sequence[Axis]) -> str:
-    """How to name the axes of a file in which several are not, empty where at most one is not."""
-    if sum(not a.stated for a in axes) < 2:
-        return ""
-    named, read = f"{path.rpartition('.')[0]}_named.ome.tif", f"tifffile.imread({path!r})"
-    names = "TCZYX"[-len(axes) :] if len(axes) <= 5 else "..CZYX"
-    return (
-        "the file does not name its axes: write it with names, for example "
-        f"tifffile.imwrite({named!r}, {read}, metadata={{'axes': {names!r}}}) in Python, or as a hyperstack in ImageJ"
-    )
 
 
 def _compression(series: Any) -> str:

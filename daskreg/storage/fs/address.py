@@ -11,11 +11,17 @@ from pathlib import Path
 from daskreg.errors import ConfigError, suggestion
 from daskreg.grid import unit_name
 
-OPTION_KEYS = ("level", "channel", "time", "spacing", "unit", "array", "missing")
+OPTION_KEYS = ("level", "channel", "time", "spacing", "unit", "array", "missing", "axes")
+AXES = "zyxtcsqipreahlvm"  # in the letters of tifffile
 OPTION_PREFIX = re.compile(r"[A-Za-z_]+=")
 LOST_SLASH = re.compile(r"([a-z][a-z0-9+.-]+:)/(?!/)")
 PACKED = re.compile(r"(.*?\.(?:ozx|zip))(?:/(.*))?", re.I | re.S)
+AXES_EXPECTED = (
+    "a letter for each axis of the shape that 'daskreg info' prints was expected, as in zyx or czyx: z, y and x, and t (time), "
+    "c (channel), s (samples of a pixel) or q (anything else)"
+)
 WORD = re.compile(r"[A-Za-z_]+")
+LETTER = re.compile(r"\s*[A-Za-z]\s*")
 NUMBER = re.compile(r"\s*[\d.]+(?:e[+-]?\d+)?\s*", re.I)
 
 
@@ -25,7 +31,8 @@ class Address:
 
     path: local path or fsspec URL;  level: number or dataset path;  channel: number or label;  time: number;
     spacing: world units a voxel (z, y, x);  unit: NGFF name;  array: path inside the store;
-    missing: "fill" where chunks that are missing are the fill value, None where they are an error.
+    missing: "fill" where chunks that are missing are the fill value, None where they are an error;
+    axes: a letter for each axis of the array as it is stored, instead of what the file says of them.
     """
 
     text: str
@@ -37,6 +44,7 @@ class Address:
     unit: str | None = None
     array: str | None = None
     missing: str | None = None
+    axes: str | None = None
 
     @property
     def node(self) -> str:
@@ -56,7 +64,8 @@ def parse_address(source: str | Path) -> Address:
         raise ConfigError(f"the address {text!r} contains a null character, which no path does.")
     _require_two_slashes(text)
     path, options = _split(text)
-    _require_one_spacing(text, options)
+    _require_one_value(text, options, "spacing", NUMBER, "x")
+    _require_one_value(text, options, "axes", LETTER, "")
     values = dict(_option(part, text) for part in options)
     path, array = _clean(path), values.get("array", "").strip("/")
     packed, inner = split_zip(path)
@@ -70,17 +79,18 @@ def parse_address(source: str | Path) -> Address:
         unit_name(values.get("unit")),
         "/".join(filter(None, (inner, array))) or None,
         _missing(values.get("missing")),
+        parse_axes(values["axes"]) if "axes" in values else None,
     )
 
 
-def _require_one_spacing(text: str, options: list[str]) -> None:
-    """Raises ConfigError, saying what to write, for voxel sizes with commas between them, which are between keys."""
+def _require_one_value(text: str, options: list[str], key: str, part_of_it: re.Pattern[str], between: str) -> None:
+    """Raises ConfigError, saying what to write, for a value with commas in it, which are between keys."""
     for k, part in enumerate(options):
-        more = itertools.takewhile(NUMBER.fullmatch, options[k + 1 :])
-        numbers = [part.removeprefix("spacing="), *more]
-        if part.startswith("spacing=") and len(numbers) > 1:
+        more = itertools.takewhile(part_of_it.fullmatch, options[k + 1 :])
+        parts = [part.removeprefix(f"{key}="), *more]
+        if part.startswith(f"{key}=") and len(parts) > 1:
             raise ConfigError(
-                f"{text}: unknown key {numbers[1]!r} behind '::'; a comma separates keys: write spacing={'x'.join(numbers)}."
+                f"{text}: unknown key {parts[1]!r} behind '::'; a comma separates keys: write {key}={between.join(parts)}."
             )
 
 
@@ -106,6 +116,32 @@ def parse_spacing(value: object) -> tuple[float, float, float]:
     if min(z, y, x) <= 0 or not max(z, y, x) < float("inf"):
         raise ConfigError(f"spacing {value!r}: three positive numbers (z x y x x) were expected.")
     return z, y, x
+
+
+def parse_axes(value: object) -> str:
+    """``zyx``, ``czyx``, ..: a letter for each axis of an array, the slowest first, in lower case; or a sequence of letters.
+
+    Raises ConfigError for anything else: z, y and x are needed, each letter once.
+    """
+    letters = "".join(value).lower() if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value) else value
+    if not isinstance(letters, str):
+        raise ConfigError(f"axes {value!r}: {AXES_EXPECTED}.")
+    letters = letters.lower()
+    fault = _fault_of_axes(letters)
+    if fault:
+        raise ConfigError(f"axes {value!r}: {fault}; {AXES_EXPECTED}.")
+    return letters
+
+
+def _fault_of_axes(letters: str) -> str:
+    """What is wrong with letters of axes; empty for nothing."""
+    for letter in letters:
+        if letter not in AXES:
+            return f"{letter!r} is no axis"
+        if letters.count(letter) > 1:
+            return f"{letter!r} is there {letters.count(letter)} times"
+    lacking = [a for a in "zyx" if a not in letters]
+    return f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not in it" if lacking else ""
 
 
 def split_zip(path: str) -> tuple[str, str]:

@@ -60,6 +60,10 @@ def microscopes(folder):
     n5.write(folder / "volumes.n5" / "raw", voxels(), resolution=[1, 1, 2])
     with h5py.File(folder / "export.h5", "w") as file:
         file["exported_data"] = voxels()
+    np.save(folder / "turned.npy", voxels().T)
+    tifffile.imwrite(folder / "frames.tif", voxels(), **(given | {"metadata": {**given["metadata"], "axes": "TYX"}}))
+    with h5py.File(folder / "colours.h5", "w") as file:
+        file["raw"] = np.stack([voxels()] * 2, -1)
 
 
 def scanners(folder):
@@ -103,6 +107,7 @@ def test_the_python_of_the_page_runs(folder, monkeypatch):
     assert names["volume"].shape == (3, 4, 4)
     assert names["node"].grid.spacing == (2, 1, 1)
     assert names["array"].grid.unit == "micrometer"
+    assert names["turned"].shape == names["array"].shape
     assert names["plan"].fixed.spacing == (2, 1, 1)
 
 

@@ -41,7 +41,7 @@ def test_a_bare_array_is_described_with_a_hint(tmp_path):
     info = describe(tmp_path / "a.zarr")
     assert info.spacing is None
     assert "--spacing" in info.lines()[-1]
-    assert "(not stated: taken as z y x)" in info.lines()[2]
+    assert "(not stated: taken as z y x; '::axes=' names others)" in info.lines()[2]
     zarr.create_array(str(tmp_path / "b.zarr"), data=voxels(), dimension_names=("z", "y", "x"))
     assert "(z, y, x)" in describe(tmp_path / "b.zarr").lines()[2]
 

@@ -48,7 +48,7 @@ def test_several_datasets_are_listed_and_axes_are_those_of_ilastik(path):
 
 
 def test_axes_that_are_a_guess_are_said_to_be(path):
-    assert "(not stated: taken as z y x)" in describe(path).lines()[2]
+    assert "(not stated: taken as z y x; " in describe(path).lines()[2]
     with h5py.File(path, "a") as file:
         for k, name in enumerate("zyx"):
             file["volumes/raw"].dims[k].label = name
