@@ -76,7 +76,8 @@ class Layout:
     masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for no limit;
     minimum_planes: that a rank's slab has at least;  unpacked: bytes of the largest chunk of each image;  process: bytes of a
     worker's process without arrays;  host: bytes of the machine's memory that a worker's fields may take beside a GPU's; None:
-    its memory is that of ``memory``;  images: where both images at full resolution are (``STATES``).
+    its memory is that of ``memory``;  images: where both images at full resolution are (``STATES``);
+    orders: which axes of the stored fixed and moving image the axes of all grids here are; the first is cut.
     """
 
     fixed: Grid
@@ -91,6 +92,12 @@ class Layout:
     process: int = 0
     host: int | None = None
     images: str = "device"
+    orders: tuple[Index, Index] = ((0, 1, 2), (0, 1, 2))
+
+    def stored_shapes(self, fixed: Grid, moving: Grid) -> tuple[Index, Index]:
+        """Shapes of a fixed and a moving grid of the plan along the axes of the stored images, z, y, x."""
+        z, y, x = (tuple(g.shape[o.index(a)] for g, o in zip((fixed, moving), self.orders, strict=True)) for a in range(3))
+        return (z[0], y[0], x[0]), (z[1], y[1], x[1])
 
     @property
     def deformable(self) -> bool:

@@ -72,7 +72,8 @@ class Plan(Layout):
     def validate(self, memory: int, source: str = "") -> None:
         """Raise PlanTooLarge when a worker needs more than ``memory`` bytes; source: what limits them."""
         if self.peak_bytes > memory:
-            shapes = f"fixed {self.fixed.shape}, moving {self.moving.shape}, {self.workers} worker{'s' * (self.workers > 1)}"
+            fixed, moving = map(format_shape, self.stored_shapes(self.fixed, self.moving))
+            shapes = f"fixed {fixed}, moving {moving}, {self.workers} worker{'s' * (self.workers > 1)}"
             raise PlanTooLarge(
                 f"this run needs {size(self.peak_bytes)} a worker ({shapes}), "
                 f"a worker has {size(memory)}{f' ({source})' * bool(source)}; {self.remedy(memory)}"
@@ -119,18 +120,20 @@ def make_plan(
     state: str = "device",
     host: int | None = None,
     images: str = "auto",
+    orders: tuple[Index, Index] = ((0, 1, 2), (0, 1, 2)),
 ) -> Plan:
     """Levels of every stage, cut into a block a worker. Raises UnitsError when the images' units cannot be brought together.
 
     residency: of the moving image, ``auto`` takes the first of replicate, window and ring that fits into ``memory`` bytes;
     state: where displacement and optimizer state are (``STATES``), ``auto`` takes the first of these where they fit;
     images: where both images are, ``auto`` takes the first place where they fit, and in memory where there is no limit;
-    masks, minimum_planes, unpacked, process, host: see ``Layout``.
+    masks, minimum_planes, unpacked, process, host, orders: see ``Layout``.
     """
     moving = moving.to_unit(fixed.unit)
     cut = _Cut(workers, minimum_planes, "replicate" if residency == "auto" else residency)
     levels = tuple(cut.levels(fixed, moving, s) if isinstance(s, Optimised) else () for s in config.stages)
-    plan = Plan(fixed, moving, config, levels, masks, workers, memory, minimum_planes, unpacked, process, host)
+    limits = workers, memory, minimum_planes, unpacked, process, host
+    plan = Plan(fixed, moving, config, levels, masks, *limits, orders=orders)
     choices = _Choices(
         RESIDENCIES if residency == "auto" and workers > 1 and memory is not None else (cut.residency,),
         STATES if state == "auto" and memory is not None else ("device",) if state == "auto" else (state,),

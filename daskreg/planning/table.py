@@ -55,6 +55,8 @@ def lines(plan: Layout, cores: int | None = None, device: str = "cpu") -> list[s
     disk = disk_bytes(plan)
     return [
         *rows,
+        f"fixed, moving: voxels, z x y x x; blocks: workers, and the most planes of one, along {'zyx'[plan.orders[0][0]]}; "
+        "images, moving, fields: memory of a worker; wire: what it sends",
         f"memory of a {'GPU' if device == 'cuda' else 'worker'}: at most {size(peak_bytes(plan))}"
         + (f" of {size(plan.memory)}" if plan.memory else ""),
         *_elsewhere(plan),
@@ -114,7 +116,7 @@ def _rows(plan: Layout, stage: int, level: Level, cores: int, device: str) -> li
 
 def _line(plan: Layout, stage: int, level: Level, cores: int, device: str) -> str:
     t, name = level_memory(plan, stage, level), plan.config.stages[stage].name
-    fixed, moving = ("x".join(map(str, g.shape)) for g in (level.fixed, level.moving))
+    fixed, moving = ("x".join(map(str, shape)) for shape in plan.stored_shapes(level.fixed, level.moving))
     working = [n for n in level.partition.lengths if n]
     blocks = f"{len(working)} of {max(working)}"
     start = f"{name:<11}{level.scale:>5}{fixed:>17}{moving:>17}{level.iterations:>6}{blocks:>13}  "

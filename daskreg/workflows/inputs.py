@@ -133,7 +133,7 @@ class Inputs:
         given: dict[str, Any] = {"workers": workers, "memory": memory, "residency": residency}
         given |= {"minimum_planes": minimum_planes, "process": process, "state": state, "host": host}
         given["unpacked"] = tuple(_largest_chunk(volume) for volume in (self.fixed, self.moving))
-        f, m = self.orders
+        f, m = given["orders"] = self.orders
         return make_plan(self.fixed.grid.permute(f), self.moving.grid.permute(m), self.config, masks=masked, **given)
 
     def for_device(self, kind: str) -> Inputs:

@@ -3,6 +3,7 @@
 import pytest
 
 from daskreg.config import Config, Deformable
+from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
 from daskreg.planning.table import SPEEDS, duration, seconds
@@ -35,6 +36,18 @@ def test_several_workers_spend_time_on_messages():
     one, quarter = (seconds(p, 0, p.levels[0][0], 1, "cuda") for p in (alone, four))
     assert quarter > 50 * 6 * SPEEDS["cuda"].latency
     assert quarter < one
+
+
+def test_shapes_are_those_of_the_stored_images_whatever_axis_is_cut():
+    fixed, moving = Grid((6, 40, 8)), Grid((9, 7, 50))
+    orders = (1, 0, 2), (2, 1, 0)
+    stage = Deformable(scales=(1,), iterations=(5,))
+    made = make_plan(fixed.permute(orders[0]), moving.permute(orders[1]), Config(stages=(stage,)), workers=2, orders=orders)
+    row, said = made.lines()[1:3]
+    assert row.split()[2:4] == ["6x40x8", "9x7x50"]
+    assert "voxels, z x y x x; blocks: workers, and the most planes of one, along y" in said
+    with pytest.raises(PlanTooLarge, match=r"fixed 6 x 40 x 8, moving 9 x 7 x 50"):
+        made.validate(1)
 
 
 def test_short_times_are_in_milliseconds():
