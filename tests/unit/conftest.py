@@ -1,7 +1,7 @@
 """What memory held before must not matter."""
 
 import numpy as np
-import numpy.ma  # noqa: F401  # it wraps numpy.empty when it is imported, and reads its documentation
+import numpy.ma  # it wraps numpy.empty when it is imported, and reads its documentation
 import pytest
 
 EMPTY = np.empty
