@@ -50,12 +50,25 @@ class LossEvaluation:
 
     def gradient(self, state: StateStore, backend: Backend) -> None:
         """Evaluate at ``state.u``: the loss goes to the backend, N dC/du into ``state.gradient``."""
+        self._look_at(state, backend)
+        self.gradient_event = None
+        self.similarity.evaluate(self)
+
+    def match(self, state: StateStore, backend: Backend) -> None:
+        """Adapt the similarity to the voxels compared at ``state.u``, or, in a level that goes on, as it was at its start."""
+        if not self.similarity.matched_levels:
+            return
+        if not state.matched:
+            self._look_at(state, backend)
+            self.sample()
+            state.matched = [float(v) for v in self.total(self.similarity.moments(self.samples))]
+        self.similarity.match(np.array(state.matched))
+
+    def _look_at(self, state: StateStore, backend: Backend) -> None:
         self.state, self.backend, self.sampler.run = state, backend, partial(backend.run, reads_moving=True)
         self.totals, self.loss, self.slope = backend.totals, backend.loss, state.slope
         scratch, weight = state.similarity_scratch, self.weights.array
         self.samples = Samples(self.block.box(), self.block.first, self.fixed, weight, self.moved, scratch)
-        self.gradient_event = None
-        self.similarity.evaluate(self)
 
     # ---------------------------------------------------------------- what ``similarity.base.LossContext`` promises
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from daskreg.engine.sweep.linear import SweptLinearLoss
 from daskreg.planning import Level
 
 Matrix = NDArray[np.float64]
+MakeLoss = Callable[[], LinearLoss]
 WORSE = 0.1  # part of the loss: less is given up where two losses have their optimum at places a little apart
 BEFORE, OWN = "loss of the stage before", "own loss"  # in reports
 
@@ -61,17 +62,31 @@ def worsened(
 ) -> tuple[bool, float, float]:
     """Whether the loss of a stage that judges another rose by more than WORSE from one map to the other, and both losses.
 
+    Both are matched at the map before: edges that the stage made steeper, or a brighter image, are no gain.
+
     worlds: before and after the stage;  u: the displacement after it, ``Planes`` with the halo of ``level``, where there is one;
     filling: what both losses leave out, as linear stages do
     """
     judge = Rigid(similarity=before.similarity)
     if level.state != "device" or level.images != "device":
         swept = partial(SweptLinearLoss, judge, level, images, comm, filling)
-        first, last = (swept(u=field).value(w)[0] for w, field in zip(worlds, (None, u), strict=True))
+        first, last = _values(swept, partial(swept, u=u), worlds)
         return last > first + WORSE * abs(first), first, last
     u = None if u is None else u.array  # of a level whose fields are on the device
     deep = replace(level, halo=max(level.halo, judge.similarity.reach)) if u is None else level
-    first = LinearLoss(judge, deep, images, comm, filling).value(worlds[0])[0]
-    after = LinearLoss(judge, deep, images, comm, filling) if u is None else DisplacedLoss(judge, level, images, comm, u)
-    last = after.value(worlds[1])[0]
+    earlier = partial(LinearLoss, judge, deep, images, comm, filling)
+    later = earlier if u is None else partial(DisplacedLoss, judge, level, images, comm, u)
+    first, last = _values(earlier, later, worlds)
     return last > first + WORSE * abs(first), first, last
+
+
+def _values(earlier: MakeLoss, later: MakeLoss, worlds: tuple[Matrix, Matrix]) -> tuple[float, float]:
+    """Of two losses, made one after the other, each at its map; both matched at the first one."""
+    loss = earlier()
+    total = loss.match(worlds[0]) if loss.similarity.matched else None
+    first = loss.value(worlds[0])[0]
+    del loss  # its buffers go before the next one's come
+    loss = later()
+    if total is not None:
+        loss.similarity.match(total)
+    return first, loss.value(worlds[1])[0]

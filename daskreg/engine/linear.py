@@ -105,14 +105,20 @@ class LinearLoss:
         leave (method, section 4). Beyond its faces the moving image counts as constant.
         """
         self.outside = None
-        self._sample(world, self.weights.moving, self.domain)
-        self.weights.combine()
-        self._exchange(self.weights.moving)
-        if self.similarity.matched:
-            self.similarity.match(add_up(self.similarity.moments(self._samples()), self.comm, self.block.partition))
+        self.match(world)
         self.outside = self.moved - self.moved  # 0, and NaN out of the domain
         self.outside[~module_of(self.moved).isfinite(self.moved)] = np.nan
         return self.similarity.value(self._total())[1]
+
+    def match(self, world: Matrix) -> NDArray[np.generic] | None:
+        """Sample the domain at ``world``, and adapt the similarity to it; the sums it was matched by, None where it is not."""
+        self.sample(world)
+        self._exchange(self.weights.moving)
+        if not self.similarity.matched:
+            return None
+        total = add_up(self.similarity.moments(self._samples()), self.comm, self.block.partition)
+        self.similarity.match(total)
+        return total
 
     def sample(self, world: Matrix) -> SamplingMap:
         """Fill moved, and the weights unless they are held."""

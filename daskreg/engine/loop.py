@@ -104,13 +104,14 @@ class Loop:
         return report
 
     def begin(self, state: StateStore, backend: Backend) -> None:
-        """What every iteration finds done: u of the neighbours under way, the planes in reach known to all."""
+        """What every iteration finds done: u of the neighbours under way, the planes in reach known to all, edges matched."""
         similarity, optimizer = self.evaluation.similarity, state.optimizer
         asynchronous = similarity.asynchronous and optimizer.asynchronous
         backend.prepare(optimizer, self.stage.similarity.gradient_scale, similarity.loss_sign, asynchronous)
         self.coming = self.warp_halo.start((state.u, self.block.first))
         if self.monitor is not None:
             self.sampler.prepare(self.monitor.begin(state.u, len(state.losses)))
+        self.evaluation.match(state, backend)
 
     # ---------------------------------------------------------------- an iteration
 

@@ -43,7 +43,7 @@ class RunState:
 
     level: index within the stage of the level to go on with;  losses: of that level so far, in which case the optimizer's fields
     count too;  fields: index (stage, level) of the level that u belongs to, None without one;  before: the map at the start of
-    the stage.
+    the stage;  matched: see ``engine.state.StateStore``.
     """
 
     stage: int = 0
@@ -53,6 +53,7 @@ class RunState:
     fields: tuple[int, int] | None = None
     reports: list[dict[str, Any]] = field(default_factory=list)
     before: list[list[float]] | None = None
+    matched: list[float] = field(default_factory=list)
 
 
 Read = Callable[[str, Span], Array]  # planes of a field from a checkpoint
@@ -113,6 +114,7 @@ class Rank:
             self._hold_images(stage, level)
             self.store = self._make_store(stage, level)
             self.store.restore(read, state.losses)
+            self.store.matched = list(state.matched)
 
     def _tell_place(self) -> None:
         stage = self.plan.config.stages[min(self.at.stage, len(self.plan.levels) - 1)]
@@ -209,7 +211,7 @@ class Rank:
         kind: Any = Loop if level.state == "device" else SweepLoop
         loop = kind(stage, level, self.images, self.world, self.comm, self.trace)
         self.reports.append(loop.run(self.store, self.watch, self._within_level))
-        self.store.losses = []
+        self.store.losses, self.store.matched = [], []
         del loop  # its buffers go before the next level's come
 
     def _make_store(self, stage: Deformable, level: Level) -> Store:
@@ -249,7 +251,7 @@ class Rank:
 
     def _within_level(self, store: Store, report: LevelReport, asked: float) -> None:
         """In the middle of a level, all ranks at the same iteration."""
-        self.at.losses = report.losses
+        self.at.losses, self.at.matched = report.losses, store.matched
         if isinstance(store, SweptState) and store.kept and asked < STOP:
             self._commit(store)
             return
@@ -270,7 +272,7 @@ class Rank:
 
     def _level_done(self, level: int) -> None:
         """At the end of a level u alone counts; the optimizer starts afresh on the next one."""
-        self.at.level, self.at.losses = level + 1, []
+        self.at.level, self.at.losses, self.at.matched = level + 1, [], []
         asked = float(self.comm.max(np.array([self.watch.asked(level_end=True)]))[0])
         if asked >= SAVE:
             self._checkpoint()

@@ -36,6 +36,7 @@ class Store(Protocol):
     factors: Index
     optimizer: Optimizer
     losses: list[float]
+    matched: list[float]
 
     @property
     def displacement(self) -> Planes:
@@ -58,12 +59,13 @@ class StateStore:
     """Fields of one level in float32, on the block's device: (3, planes held, Y, X) each.
 
     u: displacement, voxels of the level;  optimizer_state: its fields by name;  g, d: buffers;  losses: of the iterations behind
-    the optimizer's state, empty where it is fresh;  factors: the level's shrink factors.
+    the optimizer's state, empty where it is fresh;  matched: the sums that the similarity was matched by at the start of the
+    level, empty before that, and where it is not;  factors: the level's shrink factors.
     """
 
     def __init__(self, block: Block, factors: Index, optimizer: Optimizer, spare: bool = True) -> None:
         self.block, self.factors, self.optimizer = block, factors, optimizer
-        self.losses: list[float] = []
+        self.losses, self.matched = list[float](), list[float]()
         self.u, self.g = block.vector(), block.vector()
         self.d = block.vector() if spare else block.device.xp.empty((3, 0, 0, 0), np.float32)
         self.optimizer_state = optimizer.init(block.vector)

@@ -88,6 +88,7 @@ class Similarity(ABC):
     reach: int = 0  # voxels around x that the value at x reads
     asynchronous: bool = False  # whether ``evaluate`` never waits for a GPU
     matched: bool = False  # whether linear stages call ``moments`` and ``match`` on the voxels they compare
+    matched_levels: bool = False  # whether deformable stages do too, at the start of every level
     differences: bool = False  # whether it compares differences of neighbours: of two planes both have to be known
     separable: bool = False  # whether dC/dmoved at a voxel needs no sums over all of them: then slabs are compared one by one
     loss_sign: int = 0  # 0: the loss is in ``LossContext.loss``; else it is this times ``LossContext.totals[0] / totals[1]``

@@ -70,11 +70,18 @@ class SweptLinearLoss(LinearLoss):
     def hold(self, world: Matrix) -> float:
         """See ``LinearLoss``."""
         self.held_at = None
-        if self.similarity.matched:
-            parts = [host(self.similarity.moments(part.samples)) for part in self._parts(world)]
-            self.similarity.match(add_up_slabs(parts, self.comm, self.block.partition))
+        self.match(world)
         self.held_at = world
         return self.value(world)[1]
+
+    def match(self, world: Matrix) -> NDArray[np.generic] | None:
+        """See ``LinearLoss``."""
+        if not self.similarity.matched:
+            return None
+        parts = [host(self.similarity.moments(part.samples)) for part in self._parts(world)]
+        total = add_up_slabs(parts, self.comm, self.block.partition)
+        self.similarity.match(total)
+        return total
 
     def value(self, world: Matrix) -> tuple[float, float, NDArray[np.generic], SamplingMap]:
         """See ``LinearLoss``."""

@@ -8,7 +8,7 @@ order are the same, and so are the bits of the result.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -38,7 +38,9 @@ from daskreg.grid import Span
 from daskreg.kernels.device import host
 from daskreg.planning import Level
 from daskreg.planning.slabs import HEIGHTS, Slab
+from daskreg.similarity.base import Samples
 
+Measure = Callable[[Samples], NDArray[np.generic]]
 MOSTLY = 0.5  # part of an iteration: from there on a disk is called slow
 LEAST_WAIT = 0.5  # seconds of waiting an iteration
 
@@ -123,6 +125,16 @@ class SweepLoop(Composition):
         if self.monitor is not None:
             self.monitor.since = len(state.losses)
             self._prepare(self.monitor.combine(self._measured(state)), state)
+        self._match(state, backend)
+
+    def _match(self, state: SweptState, backend: Backend) -> None:
+        """As ``LossEvaluation.match``."""
+        if not self.similarity.matched_levels:
+            return
+        if not state.matched:
+            self.clock, self.backend = backend.clock, backend
+            state.matched = [float(v) for v in self._counted(state, Sums(self, state, self.similarity.moments), None).total()]
+        self.similarity.match(np.array(state.matched))
 
     def _prepare(self, reach: Reach, state: SweptState) -> None:
         """Be ready to sample the planes in reach; with lower slabs where too many planes of the moving image are."""
@@ -220,19 +232,23 @@ class SweepLoop(Composition):
                 step_slab(self, state, slab)
             self.buffers.finish()
             return sums.loss()
-        for slab in self.slabs:
-            self._visit(state, slab, reach)
-            sums.count(slab)
-        self.buffers.finish()
-        state.length = None
-        state.exchange(self.comm, displacement=True)
-        between, loss = sums.between()
+        between, loss = self._counted(state, sums, reach).between()
         for slab in self.slabs:
             self._visit(state, slab, None)
             self._compare(slab, partial(sums.evaluate, lambda on: self.similarity.differentiate(on, between)))
             step_slab(self, state, slab)
         self.buffers.finish()
         return loss
+
+    def _counted(self, state: SweptState, sums: Sums, reach: list[Any] | None) -> Sums:
+        """Compose and count on every slab, before another pass."""
+        for slab in self.slabs:
+            self._visit(state, slab, reach)
+            sums.count(slab)
+        self.buffers.finish()
+        state.length = None
+        state.exchange(self.comm, displacement=True)
+        return sums
 
     def _visit(self, state: SweptState, slab: Slab, reach: list[Any] | None) -> None:
         """Bring a slab's fields, its new displacement and its samples."""
@@ -278,10 +294,14 @@ def _joined(parts: list[Any]) -> NDArray[np.float32]:
 
 
 class Sums:
-    """What a loss is made of, over the slabs of a sweep."""
+    """What a loss is made of, over the slabs of a sweep.
 
-    def __init__(self, loop: SweepLoop, state: SweptState) -> None:
+    measure: what is summed where slabs are counted, instead of ``Similarity.partial``
+    """
+
+    def __init__(self, loop: SweepLoop, state: SweptState, measure: Measure | None = None) -> None:
         self.loop, self.parts = loop, list[NDArray[np.generic]]()
+        self.measure = loop.similarity.partial if measure is None else measure
         xp = loop.block.device.xp
         self.totals, self.other, self.value = xp.zeros(2, np.int64), xp.zeros(2, np.int64), xp.zeros(2, np.float64)
 
@@ -296,16 +316,16 @@ class Sums:
             self.parts.append(host(on.part))
 
     def count(self, slab: Slab) -> None:
-        """The first of two passes: sums of the own planes that can be compared."""
+        """Without a gradient: sums of the own planes that can be compared."""
         own = slab.compared & self.loop.block.own
         self.loop.buffers.differentiated(slab.compared)
         if len(own):
             on = self.on(own, True)
-            self.parts.append(host(self.loop.similarity.partial(on.samples)))
+            self.parts.append(host(self.measure(on.samples)))
 
     def between(self) -> tuple[Any, float]:
         """Of all slabs and ranks."""
-        found: tuple[Any, float] = self.loop.similarity.between(self._total(), self.on(Span(0, 0), True))
+        found: tuple[Any, float] = self.loop.similarity.between(self.total(), self.on(Span(0, 0), True))
         return found
 
     def loss(self) -> float:
@@ -314,14 +334,15 @@ class Sums:
         if self.loop.block.device.kind == "cuda" and sign and not self.parts:
             total, count = self.loop.comm.sum_counts(host(self.totals))
             return float(sign * float(total) / max(float(count), 1.0))
-        value: float = self.loop.similarity.value(self._total())[0]
+        value: float = self.loop.similarity.value(self.total())[0]
         return value
 
     def on(self, planes: Span, counts: bool) -> SlabEvaluation:
         """What a similarity evaluates."""
         return self.loop.buffers.evaluation(planes, self.totals if counts else self.other, self.value)
 
-    def _total(self) -> NDArray[np.generic]:
+    def total(self) -> NDArray[np.generic]:
+        """Of all slabs and ranks."""
         if not self.parts:  # an idle rank
-            self.parts.append(host(self.loop.similarity.partial(self.on(Span(0, 0), True).samples)))
+            self.parts.append(host(self.measure(self.on(Span(0, 0), True).samples)))
         return add_up_slabs(self.parts, self.loop.comm, self.loop.block.partition)

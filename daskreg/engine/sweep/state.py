@@ -23,16 +23,15 @@ DIRECTION = "direction"  # of the last step, kept beside the state where it does
 class SweptState:
     """u, in voxels of the level, and the optimizer's fields, each with the planes of neighbours that a sweep reads.
 
-    losses: of the iterations behind the optimizer's state;  factors: the level's shrink factors;  length: the largest |d|^2 of
-    the last step, where the displacement does not have that step yet, else None: the next sweep composes with it;  kept: whether
-    the fields are their own checkpoint.
+    losses, matched, factors: see ``engine.state.StateStore``;  length: the largest |d|^2 of the last step, where the displacement
+    does not have that step yet, else None: the next sweep composes with it;  kept: whether the fields are their own checkpoint.
     """
 
     kept = False
 
     def __init__(self, block: Block, factors: Index, optimizer: Optimizer, halo: int, allocate: Allocate) -> None:
         self.block, self.factors, self.optimizer = block, factors, optimizer
-        self.losses: list[float] = []
+        self.losses, self.matched = list[float](), list[float]()
         self.length: float | None = None
         self.halo, self.held = halo, block.own.grow(halo) & block.partition.whole
         plane = block.shape[1], block.shape[2]
@@ -46,7 +45,7 @@ class SweptState:
     def of_fields(cls, block: Block, factors: Index, optimizer: Optimizer, halo: int, fields: Mapping[str, Planes]) -> SweptState:
         """Of fields that are there."""
         made = cls.__new__(cls)
-        made.block, made.factors, made.optimizer, made.losses, made.length = block, factors, optimizer, [], None
+        made.block, made.factors, made.optimizer, made.losses, made.matched, made.length = block, factors, optimizer, [], [], None
         made.halo, made.held = halo, block.own.grow(halo) & block.partition.whole
         made.u = fields["u"]
         made.optimizer_state = {name: planes for name, planes in fields.items() if name != "u"}

@@ -24,10 +24,10 @@ PRODUCT, MINUS_SQUARE = (np.float32(1), np.float32(0)), (np.float32(0), np.float
 class NormalisedGradients(Similarity):
     """N is the sum of the weights of voxels whose differences are known.
 
-    In linear stages ``C = -sum w (2 <n(F), n(M)>^2 - gain |n(M)|^4) / N``, see ``match``.
+    Since ``match`` was called ``C = -sum w (2 <n(F), n(M)>^2 - gain |n(M)|^4) / N``.
     """
 
-    matched = True
+    matched = matched_levels = True
     reach = 2
     loss_sign = -1
     differences = True

@@ -14,7 +14,7 @@ from daskreg.grid import Grid
 from daskreg.kernels.device import CPU
 from daskreg.planning import make_plan
 from daskreg.similarity import LNCC, MI, MSE, NGF
-from daskreg.workflows.presets import ALIGN, PRESETS
+from daskreg.workflows.presets import ALIGN, PRESETS, SAFE
 
 LOSSES = {"mse": MSE(), "lncc": LNCC(), "exact lncc": LNCC(gradient="exact"), "mi": MI(), "ngf": NGF()}
 PAD = 12
@@ -33,8 +33,8 @@ def cut(noise, by):
     return (500 + 400 * map_coordinates(noise, at, order=3)).astype(np.float32)
 
 
-def outcome(fixed, moving, stages, spacing=(1.0, 1.0, 1.0), masks=(None, None)):
-    """By one rank, from the identity; ``stages``: a list of them, or a configuration."""
+def outcome(fixed, moving, stages, spacing=(1.0, 1.0, 1.0), masks=(None, None), start=(0.0, 0.0, 0.0)):
+    """By one rank, from a shift; ``stages``: a list of them, or a configuration."""
     grids = Grid(fixed.shape, spacing), Grid(moving.shape, spacing)
     config = stages if isinstance(stages, Config) else Config.of_stages(stages)
     plan = make_plan(*grids, config, masks=tuple(m is not None for m in masks))
@@ -42,7 +42,14 @@ def outcome(fixed, moving, stages, spacing=(1.0, 1.0, 1.0), masks=(None, None)):
     for voxels, grid, mask in zip((fixed.copy(), moving.copy()), grids, masks, strict=True):
         normalise(voxels, plan.config, SingleRank(), "an image")
         images.append(Image.whole(voxels, grid, mask))
-    return Rank(plan, tuple(images), np.eye(4), SingleRank(), Watch()).run()
+    return Rank(plan, tuple(images), shift_matrix(start), SingleRank(), Watch()).run()
+
+
+def shift_matrix(by):
+    """(4, 4)"""
+    made = np.eye(4)
+    made[:3, 3] = by
+    return made
 
 
 def farthest(found, grid, by):
@@ -85,6 +92,14 @@ def test_edges_are_not_drawn_to_whole_voxels(contrast, by):
     noise = texture((32, 36, 32), 4)
     found = outcome(cut(noise, 0), OTHERS[contrast](cut(noise, -np.array(by))), [ALIGN])
     assert farthest(found.affine, Grid((32, 36, 32)), np.array(by)) < 0.02
+
+
+def test_nor_is_what_lies_in_place_deformed():
+    """By steeper edges, which a displacement makes between voxels."""
+    noise, by = texture((32, 36, 32), 4), np.array((0.5, -0.5, 2.5))
+    found = outcome(cut(noise, 0), OTHERS["inverted"](cut(noise, -by)), [SAFE], start=by)
+    u = on(CPU, found.displacement, found.block.own)
+    assert np.linalg.norm(u, axis=0).mean() < 0.05
 
 
 FIELDS = {  # shape, sigma and spacing of the texture

@@ -50,6 +50,18 @@ def test_so_is_a_displacement(ranks, state, monkeypatch):
     assert all(not u.array.any() for u in displacements)
 
 
+@pytest.mark.parametrize("state", ["device", "host"])
+def test_both_losses_are_matched_at_the_map_before(state):
+    """An image half as bright, or with edges half as steep, is as good."""
+    for similarity, whole in ((MSE(), 0.0), (NGF(eta=1.0), None)):
+        align = Rigid(similarity=similarity, scales=(1,), iterations=(20,))
+        stages = align, Deformable(similarity=LNCC(), scales=(1,), iterations=(1,))
+        told = [levels(stages, 1, lambda i, k=k: np.float32(k) * i, state)[2][0][-1].detail[guard.BEFORE] for k in (1, 0.5)]
+        for losses in told:
+            assert losses["after"] == pytest.approx(losses["before"], abs=1e-4)
+            assert whole is None or losses["before"] == pytest.approx(whole, abs=1e-4)
+
+
 def test_a_stage_that_helps_stays():
     stages = (
         ALIGN,

@@ -122,7 +122,7 @@ def test_behind_a_linear_stage_that_judges_the_result():
 
 
 @pytest.mark.parametrize("state", ["device", "host"])
-@pytest.mark.parametrize("loss", ["center", "mi"])
+@pytest.mark.parametrize("loss", ["center", "mi", "ngf"])
 def test_an_interrupted_run_continues_with_the_same_bits_in_and_out_of_core(loss, state):
     recipe, memory = config(loss, storage="moments" if loss == "center" else "float32"), Memory()
     begun = Registration(*pair(), recipe, state="host", slab=8)
