@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from daskreg.kernels.compiler.configuration import limit_spinning
 from daskreg.kernels.compiler.launch import voxelwise
 
 
@@ -21,3 +22,10 @@ def test_a_local_of_the_launcher_is_refused_too():
     exec("def add(z, y, x, z0, out):\n    out[z, y, x] = z0[z, y, x] + 1", scope)
     with pytest.raises(ValueError, match="names of its launcher: z0"):
         voxelwise()(scope["add"])((2, 2, 2), np.zeros((2, 2, 2), np.float32), np.zeros((2, 2, 2), np.float32))
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}], ids=str)
+def test_threads_sleep_soon_unless_the_user_has_chosen_how_they_wait(given):
+    environment = dict(given)
+    limit_spinning(environment)
+    assert environment == (given or {"GOMP_SPINCOUNT": "1000"})
