@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from daskreg.engine.copies import copy_planes
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import Device
@@ -80,7 +81,7 @@ def copy(source: Any, target: Any) -> None:
     elif on_device(source) and not on_device(target):
         source.get(out=target)
     else:
-        target[...] = source
+        copy_planes(source, target)
 
 
 def pieces(planes: Span, plane_bytes: int) -> Iterator[Span]:

@@ -227,7 +227,7 @@ class ScratchField:
     def staging(self, planes: int) -> NDArray[Any]:
         """An array (lead, planes, Y, X) whose planes lie in memory as in the file, which are read and written without a copy."""
         strides = planes * self.pitch, self.pitch, self.plane[1] * self.dtype.itemsize, self.dtype.itemsize
-        memory = mmap.mmap(-1, max(self.lead * planes * self.pitch, ALIGNMENT))
+        memory = _aligned(max(self.lead * planes * self.pitch, ALIGNMENT))
         return np.ndarray((self.lead, planes, *self.plane), self.dtype, memory, strides=strides)
 
     def _bytes_of(self, part: Any) -> NDArray[np.uint8] | None:
@@ -253,8 +253,22 @@ class ScratchField:
         needed = planes * self.pitch
         own = self.folder.staging
         if len(getattr(own, "memory", b"")) < needed:
-            own.memory = mmap.mmap(-1, needed)
+            own.memory = _aligned(needed)
         return np.frombuffer(own.memory, np.uint8, needed)
+
+
+def _aligned(count: int) -> mmap.mmap:
+    """Memory from a page on, in large pages where the system has them: a transfer pins each.
+
+    No child process sees it, as the system would then give one of both a copy, while a transfer goes on in the other.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
+        return mmap.mmap(-1, count)
+    made = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):
+        with suppress(OSError):  # a kernel without large pages
+            made.madvise(advice)
+    return made
 
 
 def _runs(planes: Span, copies: NDArray[np.uint8]) -> Iterator[tuple[Span, int]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from typing import Any, cast
 
 import numpy as np
 
+from daskreg.engine.copies import move_planes
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import Device
@@ -65,19 +65,9 @@ class Buffer:
 def _shift(source: Any, target: Any, apart: int) -> None:
     """Copy planes within one piece of memory;  apart: planes that can be copied at once, 0 for none."""
     if not on_device(source):
-        _move(source, target)
+        move_planes(source, target)
     elif not apart:
         target[...] = source.copy()
     else:
         for z in range(0, source.shape[-3], apart):
             target[..., z : z + apart, :, :] = source[..., z : z + apart, :, :]
-
-
-def _move(source: Any, target: Any) -> None:
-    """In a CPU's memory without a copy: planes move down, components up where there are more planes now, and down else."""
-    components = list(np.ndindex(source.shape[:-3]))
-    if target.strides[0] > source.strides[0]:
-        components.reverse()  # none is overwritten before it has moved
-    for component in components:
-        there, here = target[component], source[component]
-        ctypes.memmove(there.ctypes.data, here.ctypes.data, here.nbytes)

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from daskreg.engine.copies import copy_planes
 from daskreg.engine.planes import Planes
 from daskreg.grid import Span
 from daskreg.kernels.device import Device
@@ -73,7 +74,7 @@ class Transfers:
             for one in pending:
                 self._wait(one)
             for name, planes in part.items():
-                into(name, planes)[...] = self._view(self.incoming[k][name], self.fields[name], planes)
+                copy_planes(self._view(self.incoming[k][name], self.fields[name], planes), into(name, planes))
             self._free.append((k, self._event()))
             self._submit()
 
@@ -107,7 +108,7 @@ class Transfers:
         while len(writing) >= self._behind:
             self._wait(writing.popleft()[1])
         staged = self._view(self._outgoing(name, len(planes)), field, planes)
-        staged[...] = source
+        copy_planes(source, staged)
         self.moved += staged.nbytes
         writing.append((planes, self._writer.submit(self._write, field, planes, staged, self._event())))
 
