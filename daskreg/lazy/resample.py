@@ -32,6 +32,7 @@ else:
 
 log = logging.getLogger("daskreg")
 Interpolation = Literal["linear", "nearest", "cubic", "label"]
+Domain = Literal["extent", "centers"]
 RUNS: dict[str, KernelRunner] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
 SMOOTH = ("linear", "cubic")  # interpolate between values
 
@@ -46,17 +47,19 @@ def resampled(
     planes: bool = False,
     device: Kind = "cpu",
     fill: Fill = 0,
+    domain: Domain = "extent",
 ) -> da.Array:
     """``image(phi(x))`` on ``grid``, lazily (.., Z, Y, X) in the image's type, one task a block.
 
     links: phi, in the world's unit ``unit``;  planes: blocks as a streamed file is written;  device: cpu or cuda;
-    fill: value outside of the image, None: see ``daskreg.storage.fill``.
+    fill: value outside of the image, None: see ``daskreg.storage.fill``;  domain: where the image ends for linear interpolation,
+    at the extents of its outermost voxels, or at their centres, as in the loss and the measures of a registration.
     Raises ConfigError for an unknown interpolation or device, and for a value that the image's type does not have.
     """
     require_known("interpolation", interpolation, get_args(Interpolation))
     require_known("device", device, list(RUNS))
     require_fill(fill, image.dtype, image.name)
-    compute = Resampler(image, grid, links, unit, interpolation, device, fill)
+    compute = Resampler(image, grid, links, unit, interpolation, device, fill, domain)
     lead, dtype = image.data.shape[:-3], image.dtype.newbyteorder("=")
     block = block_of(grid.shape, dtype.itemsize if planes else 0)
     outer = (1,) * len(lead) if planes else leading_block(lead)  # a file holds one image after the other
@@ -75,10 +78,11 @@ class Resampler:
         interpolation: str = "linear",
         device: Kind = "cpu",
         fill: Fill = 0,
+        domain: Domain = "extent",
     ) -> None:
         self.target, self.source = grid.to_unit(unit), image.grid.to_unit(unit)
         self.interpolation, self.image, self.links = interpolation, Reader(image.data), tuple(links)
-        self.device, self._fill = device, fill
+        self.device, self._fill, self.domain = device, fill, domain
 
     @property
     def fill(self) -> float | int:
@@ -106,7 +110,8 @@ class Resampler:
     def _sampled(self, box: Region, sampling_map: tuple[Any, ...], stored: NDArray[Any], run: Callable[..., Any]) -> NDArray[Any]:
         voxels = to_kernel_dtype(stored, self.interpolation)
         moved = np.full(box.shape, self.fill, voxels.dtype)
-        extra = (0, voxels.shape[0], cpu.EXTENT) if self.interpolation == "linear" else ()  # `sample` also takes shards
+        domain = cpu.EXTENT if self.domain == "extent" else cpu.CENTERS
+        extra = (0, voxels.shape[0], domain) if self.interpolation == "linear" else ()  # `sample` also takes shards
         run(_kernel(self.interpolation), box.shape, *sampling_map, *extra, voxels, moved)
         return to_image_dtype(moved, self.image.dtype, self.interpolation, self.fill)
 

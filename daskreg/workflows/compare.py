@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 
 from daskreg import machine
+from daskreg.config import Config
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, DaskregError, OutputError, OutputExists, require_known, require_number
 from daskreg.html import preformatted
@@ -131,7 +132,9 @@ def compare(
     if store is None:
         raise ConfigError(f"{run!r} is no run; give the address of a RUN.zarr.")
     sources = _sources(store, fixed, moving)
-    pair = _pair(sources, fixed_labels, moving_labels)
+    images = open_volume(sources[0]), open_volume(sources[1])
+    labels = (None if given is None else open_volume(given) for given in (fixed_labels, moving_labels))
+    pair = Pair.seen(_config(store), *images, *labels)
     folder = _folder(output, overwrite)
     table = _Table(folder, _machine(cores), tell)
     table.add(_before(pair))
@@ -139,7 +142,7 @@ def compare(
     with _work(folder, keep) as work:
         if again:
             table.add(_again(store, pair, sources, work, cores, time_limit))
-        job = _prepared(store, pair, work, cores)
+        job = _prepared(store, images, work, cores)
         for name in against:
             table.add(_measured(name, job, (environments or {}).get(name), pair, time_limit))
     return table.comparison()
@@ -179,10 +182,10 @@ def _sources(store: RunStore, fixed: Any, moving: Any) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-def _pair(sources: tuple[Any, Any], fixed_labels: Any, moving_labels: Any) -> Pair:
-    fixed, moving = (open_volume(source) for source in sources)
-    labels = [None if given is None else open_volume(given) for given in (fixed_labels, moving_labels)]
-    return Pair(fixed.read(), fixed.grid, replace(moving, data=moving.data.astype(np.float32)), *labels)
+def _config(store: RunStore) -> Config:
+    """Of the run; that of the defaults where it has recorded none."""
+    tree = store.provenance.get("config")
+    return Config.parse(tree) if tree else Config.of_stages(["affine"])
 
 
 def _folder(output: str | Path, overwrite: bool) -> str:
@@ -251,12 +254,12 @@ def _again(store: RunStore, pair: Pair, sources: tuple[Any, Any], work: Path, th
     return Contender("daskreg again", "measured", numbers, found.seconds, found.peak_rss, f"daskreg {version}")
 
 
-def _prepared(store: RunStore, pair: Pair, work: Path, threads: int) -> ProgramJob:
+def _prepared(store: RunStore, images: tuple[Volume, Volume], work: Path, threads: int) -> ProgramJob:
     """The images as NIfTI, and what programs are asked for: the kinds of stages that the run has."""
-    same = pair.in_unit(pair.grid.unit, UNIT)
     fixed, moving = (str(work / f"{role}.nii") for role in ("fixed", "moving"))
-    write_image(fixed, same.fixed, same.grid, overwrite=True)
-    write_image(moving, same.moving.data, same.moving.grid, overwrite=True)
+    for path, image in zip((fixed, moving), images, strict=True):
+        grid = replace(image.grid.to_unit(images[0].grid.unit), unit=UNIT)
+        write_image(path, image.data.astype(np.float32), grid, overwrite=True)
     stages = [s.get("stage") for s in store.provenance.get("config", {}).get("stages", [])]
     dof = 6 if stages and all(s in RIGID for s in stages) else 12
     deformable = store.has(DISPLACEMENT)

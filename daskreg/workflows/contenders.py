@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.comm import SingleRank
+from daskreg.config import Config
 from daskreg.deferred import DeferredModule
+from daskreg.engine.background import leave_out
+from daskreg.engine.images import normalise
+from daskreg.engine.measure import MUTUAL_INFORMATION_BINS
 from daskreg.grid import Grid
 from daskreg.lazy.resample import resampled
 from daskreg.lazy.transform import LARGE, Determinant, Transform, jacobian_statistics
 from daskreg.similarity import MI
 from daskreg.similarity.base import Samples
 from daskreg.storage import Volume
+from daskreg.workflows.background import backgrounds
 from daskreg.workflows.evaluate import compare_labels
 
 if TYPE_CHECKING:
@@ -26,20 +32,19 @@ if TYPE_CHECKING:
 else:
     da = DeferredModule("dask.array")
 
-BINS = 32  # of the joint histogram
-PERCENTILES = 0.1, 99.9  # of each image, which become 0 and 1 there
 COLUMNS = (
     *("program", "state", "seconds", "peak_bytes", "correlation", "mutual_information", "dice", "folded_percent"),
     *("jacobian_smallest", "jacobian_largest", "version", "settings", "error"),
 )
-SHOWN = ("program", "seconds", "peak GB", "correlation", "MI", "Dice", "folded %", "Jacobian of the map")
+SHOWN = ("program", "seconds", "peak MiB", "correlation", "MI, nats", "Dice", "folded %", "Jacobian of the map")
 
 
 @dataclass(frozen=True)
 class Measures:
     """What is measured of a transform.
 
-    correlation, mutual_information (nats): of the fixed image and the moved one, over the voxels mapped into the moving image;
+    correlation, mutual_information (nats): of the fixed image and the moved one, over the voxels mapped into the moving image, as
+    ``daskreg register`` measures them;
     folded_percent, jacobian_smallest, jacobian_largest: of the total map, at the fixed voxels;  dice: mean over labels, nan
     without any
     """
@@ -80,7 +85,7 @@ class Contender:
         """For people, as in SHOWN."""
         name = self.program if self.state in ("start", "measured") else f"{self.program} ({self.state})"
         seconds = "" if math.isnan(self.seconds) else f"{self.seconds:.1f}"
-        peak = "" if math.isnan(self.peak_bytes) else f"{self.peak_bytes / 1e9:.2f}"
+        peak = "" if math.isnan(self.peak_bytes) else f"{self.peak_bytes / 2**20:.0f}"
         return [name, seconds, peak, *([""] * 5 if self.measures is None else self.measures.cells())]
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,7 +99,7 @@ class Contender:
 class Pair:
     """The images that programs are measured on, and labels of both where there are some; all in one world.
 
-    fixed: voxels (Z, Y, X) float32, and grid its grid
+    fixed: voxels (Z, Y, X) float32, and grid its grid;  fixed and moving have the intensities of the run: see ``seen``
     """
 
     fixed: NDArray[np.float32]
@@ -102,6 +107,20 @@ class Pair:
     moving: Volume
     fixed_labels: Volume | None = None
     moving_labels: Volume | None = None
+
+    @classmethod
+    def seen(cls, config: Config, fixed: Volume, moving: Volume, *labels: Volume | None) -> Pair:
+        """The images with the intensities that a run with this configuration compares: stored background has the least value,
+        percentiles are 0 and 1. Raises VoxelError.
+        """
+        found = []
+        for volume, background in zip((fixed, moving), backgrounds(config, fixed, moving), strict=True):
+            voxels, left_out = volume.read(), 0
+            if background is not None:
+                left_out = leave_out(voxels, background.known(voxels), slice(None), SingleRank(), volume.name)
+            normalise(voxels, config, SingleRank(), volume.name, left_out=left_out)
+            found.append(voxels)
+        return cls(found[0], fixed.grid, replace(moving, data=da.from_array(found[1], name=False), stored=None), *labels)
 
     def in_unit(self, unit: str | None, called: str | None) -> Pair:
         """The same numbers in another unit: programs of ITK take every world for millimetres."""
@@ -116,8 +135,8 @@ class Pair:
 def measured(pair: Pair, phi: Transform) -> Measures:
     """Measure a transform. Raises InputError in all its forms."""
     grid = pair.grid
-    moved = resampled(pair.moving, grid, phi.links, phi.unit, "linear", fill=math.nan).compute()
-    information = _information(pair.fixed, moved, _limits(pair.moving.data.compute()))
+    moved = resampled(pair.moving, grid, phi.links, phi.unit, "linear", fill=math.nan, domain="centers").compute()
+    information = _information(pair.fixed, moved)
     jacobian = jacobian_statistics(Determinant(phi.links, grid.to_unit(phi.unit), True), grid.region, LARGE)
     ends = jacobian.folded_percent, jacobian.smallest, jacobian.largest
     return Measures(_correlation(pair.fixed, moved), information, *ends, _dice(pair, phi))
@@ -138,22 +157,17 @@ def _correlation(fixed: NDArray[np.float32], moved: NDArray[np.float32]) -> floa
     return float(np.corrcoef(f, m)[0, 1])
 
 
-def _information(fixed: NDArray[np.float32], moved: NDArray[np.float32], limits: tuple[float, float]) -> float:
-    """Mutual information, nats; limits: intensities of the moving image that become 0 and 1."""
-    information, none = MI(bins=BINS).build("cpu"), np.empty((0, 0, 0), np.float32)
-    f, m = _scaled(fixed, _limits(fixed)), _scaled(moved, limits)
-    counts = information.partial(Samples(f.shape, 0, f, none, m, none))
+def _information(fixed: NDArray[np.float32], moved: NDArray[np.float32]) -> float:
+    """Mutual information, nats."""
+    information, none = MI(bins=MUTUAL_INFORMATION_BINS).build("cpu"), np.empty((0, 0, 0), np.float32)
+    counts = information.partial(Samples(fixed.shape, 0, fixed, none, moved, none))
     return float(-information.value(counts)[0])
 
 
-def _limits(voxels: NDArray[Any]) -> tuple[float, float]:
-    low, high = np.nanpercentile(voxels, PERCENTILES).tolist()
-    return low, high if high > low else low + 1.0
-
-
-def _scaled(voxels: NDArray[np.float32], limits: tuple[float, float]) -> NDArray[np.float32]:
-    low, high = limits
-    return np.ascontiguousarray(np.clip((voxels - low) / (high - low), 0, 1), np.float32)
+NOTE = (
+    "correlation and MI: as 'daskreg register' prints them, from the intensities of the run; Jacobian: of the whole map, affine "
+    "part included (register: of the displacement)"
+)
 
 
 def markdown(rows: Iterable[Contender]) -> str:
@@ -162,7 +176,7 @@ def markdown(rows: Iterable[Contender]) -> str:
     lines = [f"| {' | '.join(SHOWN)} |", "|" + "---|" * len(SHOWN)]
     lines += [f"| {' | '.join(row.cells())} |" for row in rows]
     return "\n".join(
-        [*lines, *([""] if any(r.error for r in rows) else []), *(f"- {r.program}: {r.error}" for r in rows if r.error)]
+        [*lines, "", NOTE, *([""] if any(r.error for r in rows) else []), *(f"- {r.program}: {r.error}" for r in rows if r.error)]
     )
 
 
@@ -172,7 +186,7 @@ def aligned(rows: Iterable[Contender]) -> list[str]:
     cells = [list(SHOWN), *(row.cells() for row in rows)]
     widths = [max(len(c[k]) for c in cells) for k in range(len(SHOWN))]
     lines = ["  ".join([c[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(c[1:], widths[1:], strict=True))]) for c in cells]
-    return [*lines, *(f"{r.program}: {r.error}" for r in rows if r.error)]
+    return [*lines, NOTE, *(f"{r.program}: {r.error}" for r in rows if r.error)]
 
 
 def table_text(rows: Iterable[Contender]) -> str:
