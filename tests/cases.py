@@ -403,6 +403,24 @@ def downsample_x() -> Case:
     return (7, 8, 5), *downsample_table(9, 2), image(*SHAPE), empty(7, 8, 5)
 
 
+@case
+def add_four_planes() -> Case:
+    return (8, 3, 9), image(3, 4, 1)[..., 0].copy(), image(4, 8, 9), image(3, 8, 9)
+
+
+@case
+def add_plane() -> Case:
+    return (8, 3, 9), image(3, 1, 1)[:, 0, 0].copy(), image(8, 9, 1)[..., 0].copy(), image(3, 8, 9)
+
+
+@case
+def add_rows() -> Case:
+    first, table = downsample_table(8, 2)
+    low = np.maximum(-first, 0).astype(np.int32)
+    high = np.minimum(8 - first, table.shape[1]).astype(np.int32)
+    return (7, 4, 9), low, high, first, table, image(*SHAPE), image(7, 4, 9)
+
+
 # --- the deformable step ----------------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,16 @@ class State(StrEnum):
     disk = "disk"
 
 
+class Images(StrEnum):
+    """Where both images are at full resolution."""
+
+    auto = "auto"
+    device = "device"
+    host = "host"
+    disk = "disk"
+    source = "source"
+
+
 class Comm(StrEnum):
     """How workers communicate."""
 
@@ -161,6 +171,11 @@ StateOption = Annotated[
     State,
     typer.Option("--state", help="where displacement and optimizer state are: on the device, in the machine's memory (host) or "
                  "on disk; auto: the first of these where they fit"),
+]  # fmt: skip
+ImagesOption = Annotated[
+    Images,
+    typer.Option("--images", help="where both images are at full resolution: as --state, or in their files (source), read again "
+                 "when needed; auto: the first where they fit, source where no stage runs at full resolution"),
 ]  # fmt: skip
 Scratch = Annotated[
     str | None, typer.Option("--scratch", metavar="FOLDER", help="for fields on disk (by default beside the output)")

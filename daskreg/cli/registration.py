@@ -22,6 +22,8 @@ from daskreg.cli.options import (
     FixedArgument,
     FixedMask,
     HostMemory,
+    Images,
+    ImagesOption,
     InitialTransform,
     Memory,
     MissingChunksOption,
@@ -70,6 +72,7 @@ def register(
     memory: Memory = None,
     residency: ResidencyOption = Residency.auto,
     state: StateOption = State.auto,
+    images: ImagesOption = Images.auto,
     host_memory: HostMemory = None,
     scratch: Scratch = None,
     scratch_size: ScratchSize = None,
@@ -122,7 +125,7 @@ def register(
         return
     _require_images(fixed, moving, resume)
     given: dict[str, Any] = {"spacing": spacing, "memory": memory, "residency": residency.value, **files}
-    given |= {"state": state.value, "host_memory": host_memory}
+    given |= {"state": state.value, "images": images.value, "host_memory": host_memory}
     if dry_run:
         assumed = DeviceName.cuda if cluster == "cuda" else device
         _print_plan(fixed, moving, chosen, workers, assumed, given, local=cluster == "local")
@@ -169,6 +172,7 @@ def plan(
     memory: Memory = None,
     residency: ResidencyOption = Residency.auto,
     state: StateOption = State.auto,
+    images: ImagesOption = Images.auto,
     host_memory: HostMemory = None,
     device: Annotated[
         DeviceName, typer.Option("--device", help="whose speed is assumed; cuda: an H200's, no GPU is needed")
@@ -184,7 +188,7 @@ def plan(
     fixed_mask, moving_mask = saying(missing_chunks, fixed_mask), saying(missing_chunks, moving_mask)
     files = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "initial_transform": initial_transform}
     given = {"memory": memory, "residency": residency.value, "spacing": spacing, **files}
-    given |= {"state": state.value, "host_memory": host_memory}
+    given |= {"state": state.value, "images": images.value, "host_memory": host_memory}
     _print_plan(fixed, moving, chosen_config(config, preset, files), workers, device, given)
 
 

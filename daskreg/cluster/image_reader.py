@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.cluster.source_reader import SourceReader
 from daskreg.cluster.stored_reader import StoredReader
 from daskreg.cluster.upload import upload
 from daskreg.comm import Communicator
@@ -15,7 +16,7 @@ from daskreg.engine.state import is_mixed
 from daskreg.errors import InputError
 from daskreg.grid import Grid, Partition, Span
 from daskreg.kernels.device import Device, Kind
-from daskreg.planning import Plan
+from daskreg.planning import SOURCE, Plan
 from daskreg.planning.memory import batch_planes
 from daskreg.storage import Volume
 from daskreg.storage.batches import batches, prefetched
@@ -36,14 +37,13 @@ def read_images(
     allocate: makes room for images that the plan has out of the device's memory. Raises VoxelError, and InputError for a mask.
     """
     device = Device(kind)
+    if plan.images == SOURCE:
+        return _in_files(plan, fixed, moving, masks, comm, backgrounds, allocate)
     half = any(is_mixed(stage, device) for stage in plan.config.stages)
     grids = (plan.fixed, plan.partition, plan.rims[0]), (plan.moving, plan.shards, plan.rims[1])
     found = []
     for k, (volume, mask, background, where) in enumerate(zip((fixed, moving), masks, backgrounds, grids, strict=True)):
-        role = f"the {('fixed', 'moving')[k]} image"
-        if mask is not None:
-            _require_shape(mask, volume, role)
-        given = f"{role} {volume.name}", volume, mask, background
+        given = _named(k, volume, mask), volume, mask, background
         if plan.images == "device":
             found.append(_in_memory(plan, comm, device, *given, *where))
             continue
@@ -51,6 +51,27 @@ def read_images(
         grid, partition, rim = where
         reader = StoredReader(plan.config, comm, device, allocate, half, batch_planes(plan))
         found.append(reader.read(*given, grid, partition, partition.around(comm.rank, rim)))
+    return found[0], found[1]
+
+
+def _named(role: int, volume: Volume, mask: Volume | None) -> str:
+    """An image's name in messages. Raises InputError where its mask has another shape."""
+    name = f"the {('fixed', 'moving')[role]} image"
+    if mask is not None:
+        _require_shape(mask, volume, name)
+    return f"{name} {volume.name}"
+
+
+def _in_files(
+    plan: Plan, fixed: Volume, moving: Volume, masks: tuple[Volume | None, Volume | None], comm: Communicator,
+    backgrounds: tuple[Background | None, Background | None], allocate: Allocate | None,
+) -> tuple[Image, Image]:  # fmt: skip
+    """Images of which the levels of the stages alone are kept."""
+    reader, found = SourceReader(plan, comm, allocate), []
+    grids = (plan.fixed, plan.partition), (plan.moving, plan.shards)
+    for k, (volume, mask, background, where) in enumerate(zip((fixed, moving), masks, backgrounds, grids, strict=True)):
+        found.append(reader.read(k, _named(k, volume, mask), volume, mask, background, *where))
+    reader.prepare((found[0], found[1]))
     return found[0], found[1]
 
 

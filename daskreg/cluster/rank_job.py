@@ -21,6 +21,7 @@ from daskreg.cluster.kept_checkpointer import KeptCheckpointer, kept_reader
 from daskreg.cluster.machine_record import machine_record, memory_record
 from daskreg.cluster.result_writer import write_result
 from daskreg.comm import Communicator
+from daskreg.engine import source_measure
 from daskreg.engine.background import Background
 from daskreg.engine.coarse_pair import CoarsePair, coarse_pair
 from daskreg.engine.evidence import gather_evidence
@@ -31,13 +32,14 @@ from daskreg.engine.memory import return_large_arrays, trim
 from daskreg.engine.planes import allocator
 from daskreg.engine.rank import Rank, StartingDisplacement
 from daskreg.engine.report import Outcome, Watch
+from daskreg.engine.upsampled import UpsampledField
 from daskreg.engine.verdict import judge
 from daskreg.errors import ConfigError
 from daskreg.grid import Index
 from daskreg.kernels.compiler import precompile
 from daskreg.kernels.compiler.launch import set_thread_count, thread_count
 from daskreg.kernels.device import Device, Kind
-from daskreg.planning import Plan
+from daskreg.planning import SOURCE, Plan
 from daskreg.storage import Volume
 from daskreg.storage.scratch import ScratchFolder
 
@@ -142,7 +144,7 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
 @contextmanager
 def _scratch(job: RankJob) -> Iterator[ScratchFolder | None]:
     """A folder for fields on disk, where the plan has some. Raises ConfigError where none is known."""
-    if "disk" not in (job.plan.state, job.plan.images):
+    if not job.plan.on_disk:
         yield None
         return
     if job.scratch is None:
@@ -163,7 +165,8 @@ def _kept(job: RankJob, comm: Communicator, scratch: ScratchFolder | None) -> Ke
 def _images(job: RankJob, comm: Communicator, scratch: ScratchFolder | None) -> tuple[Image, Image]:
     """Both, where the plan has them."""
     where = job.plan.images
-    allocate = None if where == "device" else allocator(where, Device(job.device), None if scratch is None else scratch.allocate)
+    elsewhere = None if scratch is None else scratch.allocate
+    allocate = elsewhere if where in ("device", SOURCE) else allocator(where, Device(job.device), elsewhere)
     masks = job.fixed_mask, job.moving_mask
     return read_images(job.plan, job.fixed, job.moving, masks, comm, job.device, job.backgrounds, allocate)
 
@@ -231,9 +234,20 @@ def _judged(job: RankJob, outcome: Outcome, pair: CoarsePair, metrics: dict[str,
 
 def _metrics(job: RankJob, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, Any]:
     """Similarity of the images before and after, and statistics of the Jacobian determinant."""
+    if job.plan.images == SOURCE:
+        return _source_metrics(job, outcome, images, comm)
     block = replace(outcome.block, halo=0)
     metrics: dict[str, Any] = {"before": likeness(job.plan, Outcome(job.start, None, [], block), images, comm)}
     metrics["after"] = likeness(job.plan, outcome, images, comm)
     if outcome.displacement is not None:
         metrics["jacobian"] = folding(outcome.displacement, outcome.block, comm)
+    return metrics
+
+
+def _source_metrics(job: RankJob, outcome: Outcome, images: Any, comm: Communicator) -> dict[str, Any]:
+    """As ``_metrics``, of images that stay in their files."""
+    before, after = source_measure.likenesses(job.plan, job.start, outcome, images, comm)
+    metrics: dict[str, Any] = {"before": before, "after": after}
+    if isinstance(outcome.displacement, UpsampledField):
+        metrics["jacobian"] = source_measure.folding(outcome.displacement, job.plan.partition[comm.rank], comm)
     return metrics

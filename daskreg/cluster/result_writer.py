@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from daskreg.cluster.coarse_rows import CoarseRows
 from daskreg.comm import Communicator
+from daskreg.engine.box_sampling import BoxSampler, keeping_whole
 from daskreg.engine.halo import Block, gather_planes
 from daskreg.engine.planes import ArrayPlanes, on
 from daskreg.engine.reach import SamplingMap, affine_reach, displaced_range, spans
@@ -23,7 +25,8 @@ from daskreg.grid import Grid, Index, Partition, Region, Span
 from daskreg.kernels.compiler.launch import on_device, thread_count
 from daskreg.kernels.device import CPU, Device, module_of, page_locked
 from daskreg.kernels.sampling.cpu import EXTENT, sample
-from daskreg.planning import Plan
+from daskreg.planning import SOURCE, Plan
+from daskreg.planning.source import crop_bytes, written_box
 from daskreg.storage import RunStore, Volume
 from daskreg.storage.fill import fill_of
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
@@ -46,12 +49,20 @@ def write_result(
     back = int(order.index(0)), int(order.index(1)), int(order.index(2))
     if comm.rank == 0:
         store.set_affine(outcome.affine)
+        coarser = plan.images != SOURCE  # rows of coarser levels are large where planes are
         if outcome.displacement is not None:
-            store.create_image(DISPLACEMENT, grid.permute(back), np.float32, components=3, coarser=True)
-        store.create_image(MOVED, grid.permute(back), dtype, coarser=True)
+            store.create_image(DISPLACEMENT, grid.permute(back), np.float32, components=3, coarser=coarser)
+        store.create_image(MOVED, grid.permute(back), dtype, coarser=coarser)
     comm.barrier()
     device, rows = outcome.block.device, chunk_rows(store.chunk(MOVED)[order[0]], outcome.block.partition)
-    reader, fill = MovingReader(moving, device), fill_of(moving.data, plan.config.fill)
+    fill = fill_of(moving.data, plan.config.fill)
+    if plan.images == SOURCE:
+        with ResultWriter(store, back, order, rows, comm) as writer:
+            _write_boxes(plan, moving, outcome, rows, comm, writer, lambda found: cast(found, dtype, fill))
+            writer.finish()
+        comm.barrier()
+        return fill
+    reader = MovingReader(moving, device)
     with reader, ResultWriter(store, back, order, rows, comm) as writer:
         for part in moved_rows(plan, outcome, _own_rows(outcome, rows, comm), reader):
             store.require_mine()
@@ -61,6 +72,30 @@ def write_result(
         writer.finish()
     comm.barrier()
     return fill
+
+
+def _write_boxes(
+    plan: Plan, moving: Volume, outcome: Outcome, rows: Sequence[tuple[Span, int]], comm: Communicator, writer: ResultWriter,
+    convert: Callable[[Any], Any],
+) -> None:  # fmt: skip
+    """What this rank writes, a box of whole chunks at a time, from the box of the moving image that each needs."""
+    most, mapping = crop_bytes(plan.memory), SamplingMap.of(0, outcome.affine, plan.fixed, plan.moving)
+    sampler = BoxSampler(mapping, plan.moving.shape, keeping_whole(moving.read, plan.moving.shape, most), EXTENT, most)
+    u, world = outcome.displacement, to_world(plan.fixed, CPU)
+    for row in (row for row, owner in rows if owner == comm.rank):
+        writer.store.require_mine()
+        for box in _boxes(plan, row):
+            here = None if u is None else u.box(box)  # type: ignore[attr-defined]  # a plan of this kind has no other one
+            if here is not None:
+                writer.write(DISPLACEMENT, row, here, world, box)
+            writer.write(MOVED, row, sampler(box, here), convert, box)
+
+
+def _boxes(plan: Plan, row: Span) -> Iterator[Region]:
+    """Of a row of chunks."""
+    (_, ny, nx), (_, height, width) = plan.fixed.shape, written_box(plan)
+    for y, x in product(range(0, ny, height), range(0, nx, width)):
+        yield Region((row.start, y, x), (row.stop, min(y + height, ny), min(x + width, nx)))
 
 
 def to_world(grid: Grid, device: Device) -> Callable[[Any], Any]:
@@ -93,16 +128,18 @@ class ResultWriter:
     def __exit__(self, *error: object) -> None:
         self._writer.shutdown(cancel_futures=True)
 
-    def write(self, name: str, planes: Span, voxels: Any, convert: Callable[[Any], Any]) -> None:
-        """Planes (Z, Y, X), or (3, Z, Y, X), of the fixed grid; ``convert`` turns a part into what is stored.
+    def write(self, name: str, planes: Span, voxels: Any, convert: Callable[[Any], Any], box: Region | None = None) -> None:
+        """Planes (Z, Y, X), or (3, Z, Y, X), of the fixed grid, or a box of them; ``convert`` turns a part into what is stored.
 
         Raises what writing raises, also for earlier parts.
         """
         coarse, rows = self._rows_of(name), self.store.chunk(name)[self.order[1]]
+        _, top, left = (0, 0, 0) if box is None else box.start
         depth = max(rows, PART_BYTES // max(1, voxels.nbytes // voxels.shape[-2]) // rows * rows)
         for y in range(0, voxels.shape[-2], depth):
             part = voxels[..., y : y + depth, :]
-            region = _permuted(Region((planes.start, y, 0), (planes.stop, y + part.shape[-2], part.shape[-1])), self.back)
+            corner = planes.stop, top + y + part.shape[-2], left + part.shape[-1]
+            region = _permuted(Region((planes.start, top + y, left), corner), self.back)
             while len(self._pending) > self.threads:
                 self._pending.popleft().result()
             make = partial(self._stored, coarse, name, convert, part)

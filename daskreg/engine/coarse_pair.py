@@ -16,6 +16,8 @@ from daskreg.engine.halo import Block, gather_planes
 from daskreg.engine.images import Image
 from daskreg.engine.planes import Planes, on
 from daskreg.engine.report import Outcome
+from daskreg.engine.source_images import SourceImage
+from daskreg.engine.upsampled import UpsampledField
 from daskreg.grid import Grid, Index, Span, shrink_factors
 from daskreg.kernels.device import host
 from daskreg.planning import Plan
@@ -70,7 +72,7 @@ class CoarsePair:
 
 def coarse_pair(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> CoarsePair:
     """The pair and the result at about SIZE^3 voxels; the same bits for every number of ranks."""
-    factors = _factors(plan.fixed, plan.moving, outcome.affine)
+    factors = coarse_factors(plan.fixed, plan.moving, outcome.affine)
     fixed, moving = (_coarse(image, k, comm) for image, k in zip(images, factors, strict=True))
     u = None if outcome.displacement is None else _coarse_displacement(outcome.displacement, outcome.block, factors[0], comm)
     return CoarsePair(fixed, moving, outcome.affine, u, factors[0])
@@ -78,17 +80,26 @@ def coarse_pair(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm:
 
 def _coarse_displacement(u: Planes, block: Block, factors: Index, comm: Communicator) -> Array:
     """In voxels of the coarse level, on every rank; read a few planes at a time."""
-    parts: list[list[Any]] = [[], [], []]
+    parts: list[list[Any]]
+    if isinstance(u, UpsampledField):
+        parts = [[sums] for sums in u.block_sums(block.own, factors)]
+        return _displacement_means(parts, block, factors, comm)
+    parts = [[], [], []]
     for z in range(block.own.start, block.own.stop, SLAB):
         some = on(block.device, u, Span(z, min(z + SLAB, block.own.stop)))
         for kept, component in zip(parts, some, strict=True):
-            kept.append(_plane_sums(component, factors))
+            kept.append(plane_sums(component, factors))
+    return _displacement_means(parts, block, factors, comm)
+
+
+def _displacement_means(parts: list[list[Any]], block: Block, factors: Index, comm: Communicator) -> Array:
+    """From the sums of each component's planes."""
     scale = np.reshape(factors, (3, 1, 1, 1)).astype(np.float32)
     means = [_over_planes(kept, block.shape[1:], factors, block.partition.slabs, comm) for kept in parts]
     return np.asarray(np.stack(means) / scale, np.float32)
 
 
-def _factors(fixed: Grid, moving: Grid, world: Matrix) -> tuple[Index, Index]:
+def coarse_factors(fixed: Grid, moving: Grid, world: Matrix) -> tuple[Index, Index]:
     """Of both images, whose coarse voxels are then about as large as each other."""
     scale = abs(float(np.linalg.det(world[:3, :3]))) ** (1 / 3)
     edges = [float(np.prod(g.extent)) ** (1 / 3) for g in (fixed, moving)]
@@ -110,10 +121,21 @@ def _trimmed(grid: Grid, factors: Index) -> Grid:
 
 def _coarse(image: Image, factors: Index, comm: Communicator) -> CoarseImage:
     grid = _trimmed(image.grid, factors)
+    if isinstance(image, SourceImage):
+        return _coarse_source(image, factors, grid, comm)
     if image.mask is None:
         return CoarseImage(_means(image, lambda voxels, _: voxels, factors, comm), grid)
     weight = _means(image, lambda _, mask: mask, factors, comm)
     weighted = _means(image, lambda voxels, mask: voxels * mask, factors, comm)
+    return CoarseImage(np.asarray(weighted / np.maximum(weight, 1e-6), np.float32), grid, weight)
+
+
+def _coarse_source(image: SourceImage, factors: Index, grid: Grid, comm: Communicator) -> CoarseImage:
+    """As ``_coarse``, from boxes in the order in which the file is read."""
+    found = [_over_planes([s], image.grid.shape[1:], factors, image.partition.slabs, comm) for s in image.block_sums(factors)]
+    if len(found) == 1:
+        return CoarseImage(found[0], grid)
+    weighted, weight = found
     return CoarseImage(np.asarray(weighted / np.maximum(weight, 1e-6), np.float32), grid, weight)
 
 
@@ -123,7 +145,7 @@ def _means(image: Image, value: Callable[[Any, Any], Any], factors: Index, comm:
     """
     own = image.partition[image.rank]
     some = (Span(z, min(z + SLAB, own.stop)) for z in range(own.start, own.stop, SLAB))
-    parts = [_plane_sums(value(*image.read(planes)), factors) for planes in some]
+    parts = [plane_sums(value(*image.read(planes)), factors) for planes in some]
     return _over_planes(parts, image.grid.shape[1:], factors, image.partition.slabs, comm)
 
 
@@ -139,7 +161,7 @@ def _over_planes(parts: list[Any], plane: tuple[int, ...], factors: Index, slabs
     return np.asarray(blocks / math.prod(factors), np.float32)
 
 
-def _plane_sums(planes: Any, factors: Index) -> Any:
+def plane_sums(planes: Any, factors: Index) -> Any:
     """Sums over blocks (1, fy, fx); rows first, which are contiguous."""
     ny, nx = planes.shape[1] // factors[1], planes.shape[2] // factors[2]
     kept = planes[:, : ny * factors[1], : nx * factors[2]]

@@ -116,7 +116,7 @@ class Image:
             if all(len(w) == 0 or self._holds(r) & w == w for r, w in zip(ranks, wanted, strict=True)):
                 voxels, mask = self.read(wanted[self.rank])
                 return converted(voxels, half), mask
-        owned = self._level_owners(factors[0])
+        owned = self.level_owners(factors[0])
         voxels, mask = self._own_level(factors, owned[self.rank], half, sigmas)
         if comm.size == 1:
             return voxels, mask
@@ -143,7 +143,7 @@ class Image:
     def _holds(self, rank: int) -> Span:
         return self.partition.around(rank, self.rim)
 
-    def _level_owners(self, factor: int) -> list[Span]:
+    def level_owners(self, factor: int) -> list[Span]:
         """Coarse planes that each rank computes: those whose centre is one of its planes."""
         m = -(-self.partition.planes // factor)
         slabs = self.partition.slabs
@@ -250,6 +250,19 @@ def intensity_range(parts: Parts, config: Config, comm: Communicator, name: str,
     return _percentiles(comm.sum_counts(here), config.percentiles, low, (high - low) / INTENSITY_BINS)
 
 
+def intensity_range_of_values(
+    values: Array, counts: NDArray[np.int64], config: Config, comm: Communicator, name: str
+) -> tuple[float, float]:
+    """As ``intensity_range``, from the values (n,) float32, rising, that an image has, and how many voxels have each."""
+    there = values[counts > 0]
+    low, high = _agreed(np.array([-there[0], there[-1]], np.float64) if len(there) else np.full(2, -np.inf), comm, name)
+    width = (high - low) / INTENSITY_BINS
+    bins = ((values - np.float32(low)) / np.float32(width)).clip(0, INTENSITY_BINS - 1).astype(np.int32)  # as the kernel does
+    here = np.zeros(INTENSITY_BINS, np.int64)
+    np.add.at(here, bins, counts)
+    return _percentiles(comm.sum_counts(here), config.percentiles, low, width)
+
+
 def rescale(image: Array, ends: tuple[float, float], config: Config) -> None:
     """``ends`` become 0 and 1, in place."""
     a, b = ends
@@ -269,6 +282,15 @@ def _range(parts: Parts, comm: Communicator, name: str) -> tuple[float, float]:
         raise VoxelError(
             f"{name} has {bad} voxels that are NaN or infinite; replace them (for instance by the background) first."
         )
+    return _apart(both, name)
+
+
+def _agreed(ends: NDArray[np.float64], comm: Communicator, name: str) -> tuple[float, float]:
+    """Least and greatest over all ranks, of finite ones."""
+    return _apart(comm.max(ends), name)
+
+
+def _apart(both: NDArray[np.float64], name: str) -> tuple[float, float]:
     if both[1] + both[0] <= 0:
         raise VoxelError(f"{name} is constant: every voxel is {both[1]:g}; nothing can be registered to it.")
     return -float(both[0]), float(both[1])

@@ -35,20 +35,21 @@ def run_initial(
             seen = [i.preview(factors, comm).to(device) for i, factors in zip(images, levels, strict=True)]
             world, report = run_search(stage, (seen[0], seen[1]), world, comm, watch)
         else:
-            level = _moments_level(images)
+            level = moments_level(images)
             seen = [i.preview([k], comm) for i, k in zip(images, (level.fixed_factors, level.moving_factors), strict=True)]
             world, report = run_moments(stage, (seen[0], seen[1]), world)
         return comm.broadcast(np.ascontiguousarray(world)), report
 
 
-def _moments_level(images: tuple[Image, Image]) -> Level:
+def moments_level(images: tuple[Image, Image]) -> Level:
+    """Both images as moments are taken of them."""
     return level_at(images, max(float(i.grid.extent.max()) for i in images) / COMPARISON_SIZE, 20)
 
 
 def run_moments(stage: Moments, images: tuple[Image, Image], world: Matrix) -> tuple[Matrix, LevelReport]:
     """Centres of mass together, after ``world``; with ``orientation`` also the axes, by the sign choice of least loss."""
     start = time.perf_counter()
-    level = _moments_level(images)
+    level = moments_level(images)
     (f, _), (m, _) = whole(images[0], level.fixed_factors), whole(images[1], level.moving_factors)
     center, target = center_of_mass(f, level.fixed), center_of_mass(m, level.moving)
     mapped = transform_points(world, center)

@@ -12,6 +12,7 @@ from daskreg.config import Optimised, Search
 from daskreg.engine.images import Image
 from daskreg.engine.linear import Matrix
 from daskreg.engine.planes import pieces
+from daskreg.engine.source_images import SourceImage
 from daskreg.engine.sweep.linear import make_linear_loss
 from daskreg.errors import NoOverlap, VoxelError
 from daskreg.planning import Level, Plan
@@ -76,6 +77,9 @@ def _counts(images: Images, comm: Communicator) -> list[int | None]:
 def _positive(image: Image) -> Iterator[int]:
     """Of the own planes, a few at a time."""
     if image.mask is None:
+        return
+    if isinstance(image, SourceImage) and image.positive is not None:
+        yield image.positive  # counted while the levels were made
         return
     for planes in pieces(image.partition[image.rank], 4 * image.grid.shape[1] * image.grid.shape[2]):
         mask: Any = image.read(planes)[1]

@@ -43,10 +43,10 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
         together = len(own) if on_device(s.fixed) else 1  # a plane stays in a CPU's cache
         for k in range(0, len(own), together):
             part = slice(k, k + together)
-            sums[:, own.start + k : own.start + k + together] = host(_moments(s.fixed[part], s.moved[part]))
+            sums[:, own.start + k : own.start + k + together] = host(moments(s.fixed[part], s.moved[part]))
     total = comm.sum_planes(sums, block.partition.lengths)
     mutual = -information.value(comm.sum_counts(counts))[0]
-    return {"ncc": _correlation(total), "mi": mutual, "overlap": float(total[0]) / plan.fixed.size}
+    return {"ncc": correlation(total), "mi": mutual, "overlap": float(total[0]) / plan.fixed.size}
 
 
 def _sampled(outcome: Outcome, sampler: Resident, mapping: SamplingMap, fixed: Planes, planes: Span) -> Samples:
@@ -68,7 +68,7 @@ def _reach(outcome: Outcome, mapping: SamplingMap, comm: Communicator) -> Reach:
     return displaced_reach(outcome.displacement, block, mapping, comm)
 
 
-def _moments(fixed: Array, moved: Array) -> Array:
+def moments(fixed: Array, moved: Array) -> Array:
     """Sums (6, planes) that a correlation is made of: 1, F, M, FF, MM, FM where moved is in its domain."""
     xp, inside = module_of(fixed), module_of(moved).isfinite(moved)
     one, f, m = (xp.where(inside, v, 0).reshape(len(fixed), -1).astype(np.float64) for v in (1, fixed, moved))
@@ -76,7 +76,8 @@ def _moments(fixed: Array, moved: Array) -> Array:
     return sums
 
 
-def _correlation(sums: NDArray[np.float64]) -> float:
+def correlation(sums: NDArray[np.float64]) -> float:
+    """From sums (6,) of 1, F, M, FF, MM, FM."""
     n, f, m, ff, mm, fm = sums
     spread = (ff - f * f / n) * (mm - m * m / n) if n else 0.0
     return float((fm - f * m / n) / np.sqrt(spread)) if spread > 0 else 0.0

@@ -27,10 +27,12 @@ from daskreg.engine.state import FullResolution, Store, exchange_planes, is_mixe
 from daskreg.engine.sweep.linear import make_linear_loss
 from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.engine.sweep.state import SweptState
+from daskreg.engine.upsampled import UpsampledField
 from daskreg.errors import Stopped
 from daskreg.grid import Grid, Span
-from daskreg.planning import Level, Plan
+from daskreg.planning import SOURCE, Level, Plan
 from daskreg.planning.slabs import Reaches
+from daskreg.planning.source import source_boxes
 
 Matrix = NDArray[np.float64]
 Array = NDArray[np.float32]
@@ -309,6 +311,9 @@ class Rank:
         u, block = store.displacement, store.block
         if max(store.factors) == 1 and block.partition == whole.partition and isinstance(u, ArrayPlanes):
             return Outcome(self.world, u, self.reports, block)
+        if self.plan.images == SOURCE:
+            boxes = source_boxes(self.plan, 0)
+            return Outcome(self.world, UpsampledField.of(u, block, store.factors, whole, self.comm, boxes), self.reports, whole)
         if max(store.factors) > 1 or block.partition != whole.partition:
             u = self._at_full_resolution(store, whole)
         exchange_planes([u], whole, self.comm)

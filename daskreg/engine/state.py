@@ -218,7 +218,7 @@ def make_state(stage: Deformable, level: Level, block: Block) -> StateStore:
 
 def refine(u: Array, coarse: Block, before: Index, fine: Block, after: Index, finer: Array, comm: Communicator) -> None:
     """Upsample a displacement from shrink factors ``before`` to ``after``, in voxels of each; own planes of ``finer``."""
-    wanted = [_between(slab, after[0], before[0], coarse.shape[0]) for slab in fine.partition.slabs]
+    wanted = [between_planes(slab, after[0], before[0], coarse.shape[0]) for slab in fine.partition.slabs]
     near, origin = (u, 0) if comm.size == 1 else (
         gather_planes(comm, coarse.partition.slabs, wanted, u, coarse.first, "levels"), wanted[comm.rank].start)  # fmt: skip
     put = fine.device.put
@@ -272,7 +272,7 @@ def exchange_planes(fields: Sequence[Planes], block: Block, comm: Communicator) 
 def refine_piecewise(u: Planes, coarse: Block, before: Index, made: Receiver, comm: Communicator) -> None:
     """``refine`` a few planes at a time, with either field out of the device's memory; the fine level's own planes."""
     fine, after, own = made.block, made.factors, coarse.own
-    wanted = [_between(slab, after[0], before[0], coarse.shape[0]) for slab in fine.partition.slabs]
+    wanted = [between_planes(slab, after[0], before[0], coarse.shape[0]) for slab in fine.partition.slabs]
     near: Planes = u
     if comm.size > 1:
         mine = on(fine.device, u, own)
@@ -283,14 +283,14 @@ def refine_piecewise(u: Planes, coarse: Block, before: Index, made: Receiver, co
     gain = put(np.asarray(before, np.float32) / np.asarray(after, np.float32))
     factors = put(np.asarray(after, np.int32)), put(np.asarray(before, np.int32))
     for planes in pieces(fine.own, 3 * VALUE * fine.shape[1] * fine.shape[2]):
-        read = _between(planes, after[0], before[0], coarse.shape[0])
+        read = between_planes(planes, after[0], before[0], coarse.shape[0])
         finer = fine.device.xp.empty((3, len(planes), *fine.shape[1:]), np.float32)
         source = module_of(finer).ascontiguousarray(on(fine.device, near, read))
         upsample(finer.shape[1:], planes.start, read.start, coarse.shape[0], *factors, gain, source, finer)
         made.put_displacement(planes, finer)
 
 
-def _between(slab: Span, fine: int, coarse: int, planes: int) -> Span:
+def between_planes(slab: Span, fine: int, coarse: int, planes: int) -> Span:
     """The coarse planes between which fine ones lie."""
     if not len(slab):
         return Span(0, 0)

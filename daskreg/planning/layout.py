@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from daskreg.config import Config, Deformable
+from daskreg.config import Config, Deformable, Optimised
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, Sigmas
 from daskreg.planning.slabs import Reaches
 
+COUNTED_BYTES = 2  # of integers each of whose values is counted: one pass over an image is then enough to scale it
 RESIDENCIES = ("replicate", "window", "ring")
 STATES = ("device", "host", "disk")
+SOURCE = "source"  # of images that stay in their files
+PLACES = (*STATES, SOURCE)  # of images
 SIGMAS = 3  # at which a level's Gaussian is cut off
 REACH_INTERVAL = 8  # iterations from one measurement of which moving planes are read to the next
 
@@ -70,14 +73,26 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """How an image is stored. piece: voxels that are decoded at once;  itemsize: bytes of a voxel;  counted: whether voxels are
+    integers of so few bits that each value can be counted (``engine.source_statistics``).
+    """
+
+    piece: Index = (1, 1, 1)
+    itemsize: int = 4
+    counted: bool = False
+
+
+@dataclass(frozen=True)
 class Layout:
     """Both grids in one unit, the configuration, and the levels of each stage (none for moments and search).
 
     masks: whether fixed and moving have one;  workers: ranks;  memory: bytes each may use, None for no limit;
     minimum_planes: that a rank's slab has at least;  unpacked: bytes of the largest chunk of each image;  process: bytes of a
     worker's process without arrays;  host: bytes of the machine's memory that a worker's fields may take beside a GPU's; None:
-    its memory is that of ``memory``;  images: where both images at full resolution are (``STATES``);
-    orders: which axes of the stored fixed and moving image the axes of all grids here are; the first is cut.
+    its memory is that of ``memory``;  images: where both images at full resolution are (``PLACES``);
+    orders: which axes of the stored fixed and moving image the axes of all grids here are; the first is cut;
+    encodings: how the images, as the ranks see them, are stored.
     """
 
     fixed: Grid
@@ -92,6 +107,7 @@ class Layout:
     process: int = 0
     host: int | None = None
     images: str = "device"
+    encodings: tuple[Encoding, Encoding] = (Encoding(), Encoding())
     orders: tuple[Index, Index] = ((0, 1, 2), (0, 1, 2))
 
     def stored_shapes(self, fixed: Grid, moving: Grid) -> tuple[Index, Index]:
@@ -128,7 +144,10 @@ class Layout:
         levels = [level for stage in self.levels for level in stage]
         f = max((2 * lv.fixed_factors[0] + 2 for lv in levels if max(lv.fixed_factors) > 1), default=0)
         m = max((lv.moving_rim for lv in levels), default=0)
+        if self.images == SOURCE:
+            return 0, 0  # a rank reads whatever it needs
         if self.images != "device":  # no rank makes a level for another one
-            reach = max(Reaches.of(s).total for s in self.config.stages if isinstance(s, Deformable))
-            return max(k * (reach + 2) + 2 for k in (lv.fixed_factors[0] for lv in levels)), self.moving.shape[0]
+            stages = [s for s in self.config.stages if isinstance(s, Optimised)]
+            reach = max((Reaches.of(s).total if isinstance(s, Deformable) else s.similarity.reach for s in stages), default=0)
+            return max((lv.fixed_factors[0] * (reach + 2) + 2 for lv in levels), default=0), self.moving.shape[0]
         return max([f, *(lv.halo for lv in levels)]), m

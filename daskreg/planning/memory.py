@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from daskreg.config import Deformable, Optimised
 from daskreg.deferred import DeferredModule
-from daskreg.planning.layout import Layout, Level
+from daskreg.planning.layout import SOURCE, Layout, Level
 from daskreg.planning.slabs import Reaches, held_planes, staged_planes
+from daskreg.planning.source import measuring_bytes, reading_bytes, ready_bytes, source_passes, writing_bytes
 from daskreg.planning.traffic import ASSUMED_DRIFT, HALF, VALUE, VECTOR, reached, value_bytes, window_planes
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def level_memory(plan: Layout, index: int, level: Level) -> MemoryUse:
     own = [VALUE if made else number for made in (max(level.fixed_factors) > 1, level.moving_made)]
     whole = _slabs(plan, own) if plan.images == "device" else PIECES
     images = whole + (held + (planes if plan.workers > 1 else 0)) * plane * (number + VALUE * fixed_mask) * coarse
+    if plan.images == SOURCE:  # all levels are there from the start; ranks have planes of others beside
+        images = ready_bytes(plan, kept=False) + held * plane * (number + VALUE * fixed_mask) * (plan.workers > 1)
     scalars = held * plane * VALUE * (1 + moving_mask)
     if level.images != "device" and isinstance(stage, Deformable):
         rest = MemoryUse(_still(plan, stage, level, number), _streamed(plan, stage, level, number), 0, process_bytes(plan))
@@ -74,6 +77,8 @@ def level_memory(plan: Layout, index: int, level: Level) -> MemoryUse:
 
 def _with_images(plan: Layout, use: MemoryUse) -> MemoryUse:
     """With what both images take where they are."""
+    if plan.images == SOURCE:
+        return replace(use, images=max(use.images, ready_bytes(plan, kept=False)), disk=use.disk + ready_bytes(plan, kept=True))
     stored = stored_bytes(plan)
     where = plan.images
     return replace(use, host=use.host + stored * (where == "host"), disk=use.disk + stored * (where == "disk"))
@@ -81,7 +86,7 @@ def _with_images(plan: Layout, use: MemoryUse) -> MemoryUse:
 
 def stored_bytes(plan: Layout) -> int:
     """Of both images out of the device's memory, with the largest coarse level that is kept there, and one as it was read."""
-    if plan.images == "device":
+    if plan.images in ("device", SOURCE):
         return 0
     number = HALF if any(value_bytes(stage) == HALF for stage in plan.config.stages) else VALUE
     grids, each = (plan.fixed, plan.moving), [number + VALUE * mask for mask in plan.masks]
@@ -210,6 +215,8 @@ def _moving(plan: Layout, level: Level, number: int) -> int:
 
 def input_bytes(plan: Layout) -> int:
     """Peak while the images are read: their slabs, and the chunk that is unpacked."""
+    if plan.images == SOURCE:
+        return ready_bytes(plan, kept=False) + reading_bytes(plan) + process_bytes(plan)
     if plan.images != "device":
         return 3 * batch_planes(plan) * _largest_plane(plan) + max(plan.unpacked) + 3 * PIECES + process_bytes(plan)
     return _slabs(plan) + max(plan.unpacked) + process_bytes(plan)
@@ -217,6 +224,8 @@ def input_bytes(plan: Layout) -> int:
 
 def output_bytes(plan: Layout) -> int:
     """Peak while the result is measured and written: the images' slabs, u, and what one row of chunks needs."""
+    if plan.images == SOURCE:
+        return ready_bytes(plan, kept=False) + max(measuring_bytes(plan), writing_bytes(plan)) + process_bytes(plan)
     plane, across = _plane(plan.fixed.shape), _plane(plan.moving.shape)
     row = min(CHUNK, plan.fixed.shape[0])
     planes = max(plan.partition.lengths) + 2
@@ -289,6 +298,10 @@ class Disk:
 
 def disk_bytes(plan: Layout) -> Disk:
     """Each image is read once by its owners (with their rims) and the moving one once more for the result."""
+    written = int(plan.fixed.size * (VALUE + VECTOR * plan.deformable) * 8 / 7)
+    if plan.images == SOURCE:
+        sizes = [grid.size * e.itemsize for grid, e in zip((plan.fixed, plan.moving), plan.encodings, strict=True)]
+        return Disk(sum(source_passes(plan, role)[1] * size for role, size in enumerate(sizes)), written)
     rims = 2 * sum(r * _plane(g.shape) for r, g in zip(plan.rims, (plan.fixed, plan.moving), strict=True)) * (plan.workers - 1)
     read = (plan.fixed.size * (1 + plan.masks[0]) + plan.moving.size * (2 + plan.masks[1]) + rims) * VALUE
-    return Disk(read, int(plan.fixed.size * (VALUE + VECTOR * plan.deformable) * 8 / 7))
+    return Disk(read, written)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from daskreg.config import Config, Deformable, Optimised
 from daskreg.deferred import DeferredModule
-from daskreg.errors import PlanTooLarge
+from daskreg.errors import ConfigError, PlanTooLarge
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, Sigmas, level_factors, matching_sigmas
 from daskreg.html import preformatted
-from daskreg.planning.layout import RESIDENCIES, STATES, Layout, Level
+from daskreg.planning.layout import RESIDENCIES, SOURCE, STATES, Encoding, Layout, Level
 from daskreg.planning.memory import MemoryUse, elsewhere, level_memory, peak_bytes, window_bytes
 from daskreg.planning.slabs import HEIGHTS
 from daskreg.planning.table import lines, size
@@ -48,6 +48,12 @@ class Plan(Layout):
     def state(self) -> str:
         """Where most of the fields are."""
         return max((level.state for levels in self.levels for level in levels), key=STATES.index, default="device")
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether fields or images are in a scratch folder."""
+        levels = [level for levels in self.levels for level in levels]
+        return "disk" in (self.state, self.images, *(level.images for level in levels))
 
     @property
     def peak_bytes(self) -> int:
@@ -95,6 +101,7 @@ class Plan(Layout):
                 "process": self.process,
                 "host": self.host,
                 "state": self.state,
+                "encodings": self.encodings,
             }
             more = make_plan(self.fixed, self.moving, self.config, workers=workers, **given)
             if more.peak_bytes <= memory:
@@ -121,25 +128,38 @@ def make_plan(
     host: int | None = None,
     images: str = "auto",
     orders: tuple[Index, Index] = ((0, 1, 2), (0, 1, 2)),
+    encodings: tuple[Encoding, Encoding] = (Encoding(), Encoding()),
+    scratch: int | None = None,
 ) -> Plan:
     """Levels of every stage, cut into a block a worker. Raises UnitsError when the images' units cannot be brought together.
 
     residency: of the moving image, ``auto`` takes the first of replicate, window and ring that fits into ``memory`` bytes;
     state: where displacement and optimizer state are (``STATES``), ``auto`` takes the first of these where they fit;
     images: where both images are, ``auto`` takes the first place where they fit, and in memory where there is no limit;
-    masks, minimum_planes, unpacked, process, host, orders: see ``Layout``.
+    scratch: bytes of it that a worker may use, None for any number;
+    masks, minimum_planes, unpacked, process, host, orders, encodings: see ``Layout``.
     """
+    if images == SOURCE and host is not None:
+        raise ConfigError("images that stay in their files are read by CPUs so far; use --device cpu, or --images host or disk.")
+    if images == SOURCE and any(isinstance(s, Deformable) and s.scales[-1] == 1 for s in config.stages):
+        raise ConfigError(
+            "images that stay in their files are for deformable stages that stop at a coarser scale, and one has scale 1; use "
+            "--images disk, or drop that scale."
+        )
     moving = moving.to_unit(fixed.unit)
     cut = _Cut(workers, minimum_planes, "replicate" if residency == "auto" else residency)
     levels = tuple(cut.levels(fixed, moving, s) if isinstance(s, Optimised) else () for s in config.stages)
-    limits = workers, memory, minimum_planes, unpacked, process, host
-    plan = Plan(fixed, moving, config, levels, masks, *limits, orders=orders)
+    given: dict[str, Any] = {"masks": masks, "workers": workers, "memory": memory, "minimum_planes": minimum_planes}
+    given |= {"unpacked": unpacked, "process": process, "host": host, "encodings": encodings, "orders": orders}
+    plan = Plan(fixed, moving, config, levels, **given)
     choices = _Choices(
         RESIDENCIES if residency == "auto" and workers > 1 and memory is not None else (cut.residency,),
         STATES if state == "auto" and memory is not None else ("device",) if state == "auto" else (state,),
     )
     made = [choices.made(replace(plan, images=where)) for where in (_places(plan, choices) if images == "auto" else (images,))]
-    return _preferred([one for one in made if _fits(one)], _lowest_slab) or made[0]
+    fitting = [one for one in made if _fits(one)]
+    roomy = [one for one in fitting if scratch is None or elsewhere(one)[1] <= scratch]
+    return _preferred(roomy or fitting, _lowest_slab) or made[0]
 
 
 def _preferred(found: Sequence[One], slab: Callable[[One], int]) -> One | None:
@@ -157,9 +177,19 @@ def _slab(level: Level) -> int:
 
 def _places(plan: Plan, choices: _Choices) -> tuple[str, ...]:
     """Where the images may be."""
-    if plan.memory is None or choices.states == ("device",) or choices.residencies == ("ring",) or not plan.deformable:
+    if plan.memory is None or choices.residencies == ("ring",):
         return ("device",)
-    return STATES if plan.host is not None else ("device", "disk")  # a CPU's own memory is what they do not fit into
+    source = (SOURCE,) if plan.host is None and not _full(plan) else ()
+    if choices.states == ("device",) or not plan.deformable:
+        return ("device", *source)
+    return STATES if plan.host is not None else ("device", "disk", *source)  # a CPU's own memory is what they do not fit into
+
+
+def _full(plan: Plan) -> bool:
+    """Whether a stage runs at full resolution of an image that is not much smaller than the other one."""
+    levels = [level for levels in plan.levels for level in levels]
+    return any(level.fixed.size > plan.fixed.size // 4 or 4 * level.moving.size > max(plan.fixed.size, plan.moving.size)
+               for level in levels)  # fmt: skip
 
 
 def _fits(plan: Plan) -> bool:
@@ -198,6 +228,8 @@ class _Choices:
         """Of the images of a level."""
         if plan.images == "device":
             return ("device",)
+        if plan.images == SOURCE:
+            return ("device", "disk") if "disk" in self.states else ("device",)
         full = 1 in (max(level.fixed_factors), max(level.moving_factors))
         return (plan.images,) if full else ("device", plan.images)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from daskreg import machine
 from daskreg.config import Deformable, Optimised
-from daskreg.planning.layout import Layout, Level
+from daskreg.planning.layout import SOURCE, Layout, Level
 from daskreg.planning.memory import checkpoint_bytes, disk_bytes, elsewhere, image_bytes, level_memory, peak_bytes, swept_bytes
 from daskreg.planning.slabs import Reaches
+from daskreg.planning.source import source_passes
 from daskreg.planning.traffic import most_sent
 
 EVALUATION = 1.3  # time of a linear stage's evaluation, in deformable iterations
@@ -60,6 +61,7 @@ def lines(plan: Layout, cores: int | None = None, device: str = "cpu") -> list[s
         f"memory of a {'GPU' if device == 'cuda' else 'worker'}: at most {size(peak_bytes(plan))}"
         + (f" of {size(plan.memory)}" if plan.memory else ""),
         *_elsewhere(plan),
+        *_from_source(plan),
         f"disk: reads {size(disk.read)}, writes {size(disk.written)}, checkpoints up to {size(checkpoint_bytes(plan))}",
         f"time: about {duration(total)} on {_many(plan.workers, 'worker')} of {_many(share, SPEEDS[device].name)}, "
         "no level stopping early; reading, writing and compiling apart",
@@ -73,6 +75,17 @@ def _elsewhere(plan: Layout) -> list[str]:
     rows = [f"host memory of a worker: {size(host)} for fields{' and images' * (plan.images == 'host')}"] if host else []
     twice = f"with a checkpoint every iteration up to {size(2 * scratch)}"
     return rows + ([f"scratch of a worker: {size(scratch)} ({twice}), up to {size(written)} written in all"] if scratch else [])
+
+
+def _from_source(plan: Layout) -> list[str]:
+    """How often images are read that stay in their files."""
+    if plan.images != SOURCE:
+        return []
+    parts = []
+    for role, (name, grid) in enumerate((("fixed", plan.fixed), ("moving", plan.moving))):
+        passes = source_passes(plan, role)[1]
+        parts.append(f"{name} in {passes} passes of {size(grid.size * plan.encodings[role].itemsize)}")
+    return [f"images: stay in their files ({SOURCE}) and are decoded as they are needed: {', '.join(parts)}"]
 
 
 def _many(n: int, what: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from daskreg.grid import Span
 
 Part = TypeVar("Part")
 Voxel = TypeVar("Voxel", bound=np.generic)
+Found = TypeVar("Found")
 BATCH_PLANES = 64  # read at a time, as many as a usual chunk has
 
 
@@ -21,6 +23,24 @@ def batches(planes: Span, most: int = BATCH_PLANES) -> list[Span]:
     """Spans of BATCH_PLANES planes, or of ``most`` where that is less; they start where chunks usually do."""
     each = max(1, min(BATCH_PLANES, most))
     return [Span(z, z + each) & planes for z in range(planes.start // each * each, planes.stop, each)]
+
+
+def read_ahead(read: Callable[[Part], Found], parts: Iterable[Part], ahead: int) -> Iterator[tuple[Part, Found]]:
+    """Parts and what is read of them, in order; so many are being read by threads while one is in use."""
+    with ThreadPoolExecutor(ahead, "daskreg-input") as readers:
+        pending = deque[tuple[Part, Future[Found]]]()
+        try:
+            for part in parts:
+                pending.append((part, readers.submit(read, part)))
+                if len(pending) > ahead:
+                    first, found = pending.popleft()
+                    yield first, found.result()
+            while pending:
+                first, found = pending.popleft()
+                yield first, found.result()
+        finally:
+            for _, left in pending:
+                left.cancel()
 
 
 def prefetched(read: Callable[[Part], NDArray[Voxel]], spans: Sequence[Part]) -> Iterator[tuple[Part, NDArray[Voxel]]]:

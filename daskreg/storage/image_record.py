@@ -40,7 +40,8 @@ class ImageRecord:
     """voxels: all axes as stored, as a Dask array or what opens one;  grid_metadata: the stated grid (z, y, x), None without one;
     chunks: as stored;  channels: labels;  colors: of the channels, RRGGBB, where the format keeps them;
     stored: the array that ``data`` reads, where it is in a Zarr store;  partial_spacing: z, y, x in ``partial_unit``, None where
-    not stated, of a format that states voxel sizes along some axes.
+    not stated, of a format that states voxel sizes along some axes;
+    piece: voxels that are decoded at once, all axes, where these are fewer than a chunk.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ImageRecord:
     colors: tuple[str, ...] = ()
     partial_spacing: tuple[float | None, ...] = ()
     partial_unit: str = ""
+    piece: tuple[int, ...] | None = None
 
     @cached_property
     def data(self) -> da.Array:

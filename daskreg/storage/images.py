@@ -47,7 +47,7 @@ class Volume:
     """An image: lazy voxels ``data`` (Z, Y, X) of any real type, and their grid.
 
     name: the address as given;  format: how it is stored;  levels: resolutions in the store;  channels: their labels;
-    stored: where ``data`` is voxels of a Zarr store as they are.
+    stored: where ``data`` is voxels of a Zarr store as they are;  decoded: voxels that are decoded at once, where known.
     """
 
     data: da.Array
@@ -57,6 +57,15 @@ class Volume:
     levels: tuple[Resolution, ...] = ()
     channels: tuple[str, ...] = ()
     stored: StoredVoxels | None = None
+    decoded: tuple[int, int, int] | None = None
+
+    @property
+    def piece(self) -> tuple[int, int, int]:
+        """Voxels that are decoded at once: of a chunk, a strip or a tile."""
+        if self.stored is not None and self.stored.name == self.data.name:
+            return self.stored.chunk
+        z, y, x = (int(n) for n in self.data.chunksize)
+        return self.decoded or (z, y, x)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -86,7 +95,9 @@ class Volume:
         data = self.data.transpose(order)
         known = self.stored is not None and self.stored.name == self.data.name
         stored = self.stored.permute(order, data.name) if self.stored is not None and known else None
-        return replace(self, data=data, grid=self.grid.permute(order), stored=stored)
+        z, y, x = order
+        decoded = self.decoded and (self.decoded[z], self.decoded[y], self.decoded[x])
+        return replace(self, data=data, grid=self.grid.permute(order), stored=stored, decoded=decoded)
 
     def read(self, region: Region | None = None) -> NDArray[np.float32]:
         """The voxels of a region, (Z, Y, X) float32 in C order; the whole image by default.
@@ -297,7 +308,14 @@ def _volume(record: ImageRecord, address: Address, grid: Grid | None) -> Volume:
     data = record.data[index].transpose(order)
     stored = _stored(record, address, order, data.name)
     where = _grid(record, data.shape, address, grid)
-    return Volume(data, where, record.name, record.format, record.levels, record.channels, stored)
+    decoded = None if record.piece is None else _along(record.piece, index, order)
+    return Volume(data, where, record.name, record.format, record.levels, record.channels, stored, decoded)
+
+
+def _along(lengths: Sequence[int], index: Sequence[int | slice], order: Sequence[int]) -> tuple[int, int, int]:
+    """Lengths along all axes of a record, of the three that an image has."""
+    left = [int(n) for n, i in zip(lengths, index, strict=True) if isinstance(i, slice)]
+    return left[order[0]], left[order[1]], left[order[2]]
 
 
 def _stored(record: ImageRecord, address: Address, order: tuple[int, ...], name: str) -> StoredVoxels | None:

@@ -13,7 +13,8 @@ from daskreg.config import Search
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, NoOverlap
 from daskreg.machine import Limit
-from daskreg.planning import Plan, format_grid
+from daskreg.planning import SOURCE, Plan, format_grid
+from daskreg.planning.source import source_passes
 from daskreg.storage.runs.place import require_new
 from daskreg.workflows.inputs import Inputs
 from daskreg.workflows.resources import GIVEN, Allocation, Resources
@@ -40,7 +41,8 @@ def require_foreseen(system: str, resources: Resources, inputs: Inputs, path: st
 def plan_on(inputs: Inputs, use: Allocation, workers: int) -> Plan:
     """The plan for so many workers with these resources."""
     asked = use.options
-    return inputs.plan(workers, use.memory.value, asked.residency, asked.minimum_planes, use.process, asked.state, use.host)
+    given = use.process, asked.state, use.host, asked.images, asked.scratch_size
+    return inputs.plan(workers, use.memory.value, asked.residency, asked.minimum_planes, *given)
 
 
 def fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
@@ -65,6 +67,10 @@ def _require_ring_in_memory(planned: Plan, asked: Resources) -> None:
         )
     if planned.state != "device":
         log.info("fields are kept %s and swept slab by slab", "on disk" if planned.state == "disk" else "in the machine's memory")
+    if planned.images == SOURCE:
+        log.info(
+            "images stay in their files: fixed is read %d times, moving %d times", *(source_passes(planned, k)[1] for k in (0, 1))
+        )
 
 
 def first_affine(inputs: Inputs) -> NDArray[np.float64]:

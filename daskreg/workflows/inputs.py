@@ -20,7 +20,7 @@ from daskreg.errors import ConfigError, GridError, UnitsError
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, cut_orders
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
-from daskreg.planning import Plan, make_plan
+from daskreg.planning import COUNTED_BYTES, Encoding, Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
 from daskreg.storage.fill import Fill, parse_fill, require_fill
 from daskreg.storage.fs.files import hidden_sibling
@@ -123,6 +123,8 @@ class Inputs:
         process: int = 0,
         state: str = "auto",
         host: int | None = None,
+        images: str = "auto",
+        scratch: int | None = None,
     ) -> Plan:
         """The plan for a number of workers."""
         backgrounds = self.config.fixed_background, self.config.moving_background
@@ -134,6 +136,8 @@ class Inputs:
         given |= {"minimum_planes": minimum_planes, "process": process, "state": state, "host": host}
         given["unpacked"] = tuple(_largest_chunk(volume) for volume in (self.fixed, self.moving))
         f, m = given["orders"] = self.orders
+        given |= {"images": images, "scratch": scratch}
+        given["encodings"] = _encoding(self.fixed.permute(f)), _encoding(self.moving.permute(m))
         return make_plan(self.fixed.grid.permute(f), self.moving.grid.permute(m), self.config, masks=masked, **given)
 
     def for_device(self, kind: str) -> Inputs:
@@ -146,6 +150,12 @@ class Inputs:
         else:
             log.warning("storage: mixed is for GPUs; on a CPU the run is computed in float32, unless in storage: moments.")
         return replace(self, config=config)
+
+
+def _encoding(volume: Volume) -> Encoding:
+    """How an image is stored, as the ranks see it."""
+    dtype = volume.dtype
+    return Encoding(volume.piece, dtype.itemsize, dtype.kind in "biu" and dtype.itemsize <= COUNTED_BYTES)
 
 
 def _largest_chunk(volume: Volume) -> int:

@@ -11,7 +11,7 @@ from daskreg.deferred import DeferredModule
 from daskreg.deprecation import option_names
 from daskreg.planning import Plan
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
-from daskreg.workflows.resources import GIVEN, Residency, Resources, State, host_limit, parse_memory
+from daskreg.workflows.resources import GIVEN, Images, Residency, Resources, State, host_limit, parse_memory
 
 if TYPE_CHECKING:
     from daskreg import cluster as clusters
@@ -34,6 +34,7 @@ def plan(
     memory: int | str | None = None,
     residency: Residency = "auto",
     state: State = "auto",
+    images: Images = "auto",
     host_memory: int | str | None = None,
 ) -> Plan:
     """Levels, blocks, memory, communication and time of a registration that is not run; ``print(plan)`` is a table.
@@ -45,12 +46,13 @@ def plan(
     Raises InputError in all its forms, and PlanTooLarge where the run does not fit into the memory.
     """
     use = Resources(workers=workers, device=device, memory=parse_memory(memory), residency=residency, state=state,
-                    host_memory=parse_memory(host_memory))  # fmt: skip
+                    images=images, host_memory=parse_memory(host_memory))  # fmt: skip
     inputs = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, initial_transform).open()
     kind = "cuda" if use.device == "cuda" else clusters.device_of(None, use.device, workers)
     process = clusters.estimated_bytes(None, workers, kind)
     host = host_limit(use, None, workers) if kind == "cuda" else None
-    planned = inputs.for_device(kind).plan(workers, use.memory, use.residency, process=process, state=use.state, host=host)
+    planned = inputs.for_device(kind).plan(workers, use.memory, use.residency, process=process, state=use.state, host=host,
+                                             images=use.images)  # fmt: skip
     if use.memory is not None:
         planned.validate(use.memory, GIVEN)
     return replace(planned, device=kind)

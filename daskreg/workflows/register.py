@@ -40,6 +40,7 @@ from daskreg.workflows.resources import (
     LOCAL,
     Allocation,
     Comm,
+    Images,
     Residency,
     Resources,
     State,
@@ -110,6 +111,7 @@ def register(
     minimum_planes: int = Resources.minimum_planes,
     trace: bool = Resources.trace,
     state: State = Resources.state,
+    images: Images = Resources.images,
     host_memory: int | str | None = None,
     scratch: str | Path | None = None,
     scratch_size: int | str | None = None,
@@ -191,6 +193,10 @@ def register(
     state
         Where displacement and optimizer state are while they are optimised: ``"device"`` with all buffers, ``"host"`` in the
         machine's memory or ``"disk"``, from where slabs come to the device; ``"auto"`` takes the first of these where they fit.
+    images
+        Where both images are at full resolution: ``"device"``, ``"host"``, ``"disk"``, or ``"source"``: they stay in their files,
+        which are read again whenever they are needed, and of which the levels of the stages alone are kept. ``"auto"`` takes the
+        first of these where they fit, ``"source"`` only where no stage runs at full resolution.
     host_memory
         What they may take of the machine's memory beside a GPU's, by default three quarters of a worker's share.
     scratch
@@ -212,7 +218,7 @@ def register(
     _require_main_guard()
     resources = Resources(
         workers, device, parse_memory(memory), residency, comm, threads, checkpoint, retries, deadline, minimum_planes, trace,
-        state, parse_memory(host_memory), scratch, parse_memory(scratch_size), parse_duration(wait_for_workers),
+        state, images, parse_memory(host_memory), scratch, parse_memory(scratch_size), parse_duration(wait_for_workers),
     )  # fmt: skip
     request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, None, fill, background)
     require_resume_arguments(output, resume=resume, inputs_changed=inputs_changed)

@@ -15,7 +15,7 @@ from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, InputError, closest, require_known, require_number
 from daskreg.grid import MINIMUM_PLANES
 from daskreg.machine import Limit
-from daskreg.planning import RESIDENCIES, STATES
+from daskreg.planning import PLACES, RESIDENCIES, STATES
 from daskreg.storage.fs.address import is_remote, parse_address
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ UNITS = {  # of durations, in seconds
 REQUIRED = ("retries", "deadline", "minimum_planes")
 Residency = Literal["auto", "replicate", "window", "ring"]
 State = Literal["auto", "device", "host", "disk"]
+Images = Literal["auto", "device", "host", "disk", "source"]
 Comm = Literal["auto", "tcp", "ucx", "nccl"]
 
 
@@ -67,6 +68,7 @@ class RunKeywords(TypedDict, total=False):
     minimum_planes: int
     trace: bool
     state: State
+    images: Images
     host_memory: int | str | None
     scratch: str | Path | None
     scratch_size: int | str | None
@@ -99,6 +101,9 @@ class Resources:
     trace: record when a worker sampled and when it waited
     state: where displacement and optimizer state are: on the device with all buffers, in the machine's memory (host) or on disk,
         from where slabs come to the device; auto: the first of these where they fit
+    images: where both images are at full resolution: on the device, in the machine's memory (host), on disk, or in their files
+        (source), of which only the levels of the stages are kept; auto: the first of these where they fit, source only where no
+        stage runs at full resolution
     host_memory: bytes of the machine's memory for the fields of a GPU's worker; None: most of what is free
     scratch: folder for fields on disk; None: beside the output
     scratch_size: bytes of it that a worker may use; None: what is free
@@ -120,6 +125,7 @@ class Resources:
     minimum_planes: int = MINIMUM_PLANES
     trace: bool = False
     state: State = "auto"
+    images: Images = "auto"
     host_memory: int | None = None
     scratch: str | Path | None = None
     scratch_size: int | None = None
@@ -133,6 +139,7 @@ class Resources:
         require_known("device", self.device, ("auto", "cpu", "cuda"))
         require_known("residency", self.residency, ("auto", *RESIDENCIES))
         require_known("state", self.state, ("auto", *STATES))
+        require_known("images", self.images, ("auto", *PLACES))
         require_known("comm", self.comm, ("auto", "tcp", "ucx", "nccl"))
         for name, (least, most, whole) in BOUNDS.items():
             if getattr(self, name) is not None or name in REQUIRED:

@@ -75,6 +75,7 @@ class TiffImage(ImageFormat):
         return ImageRecord(
             address.text, form, data, axes, grid, chunks, resolutions, details.channels, colors=details.colors,
             partial_spacing=sizes, partial_unit=unit,
+            piece=piece or (*(1 for _ in shape[1:]), shape[-1]),
         )  # fmt: skip
 
 

@@ -1,0 +1,173 @@
+"""Images that stay in their files give what images in memory do, bit for bit: maps, measures, what a result is judged on."""
+
+from dataclasses import fields, replace
+
+import dask.array as da
+import numpy as np
+import pytest
+from scipy.ndimage import affine_transform, gaussian_filter
+
+from daskreg.cluster.image_reader import read_images
+from daskreg.comm import SingleRank
+from daskreg.config import Config, Deformable, Moments, Rigid
+from daskreg.engine import source_measure
+from daskreg.engine.background import Background
+from daskreg.engine.coarse_pair import coarse_pair
+from daskreg.engine.measure import folding, likeness
+from daskreg.engine.planes import ArrayPlanes, on
+from daskreg.engine.rank import Rank
+from daskreg.engine.report import Outcome, Watch
+from daskreg.errors import ConfigError, PlanTooLarge, VoxelError
+from daskreg.grid import Grid
+from daskreg.kernels.device import CPU
+from daskreg.planning import SOURCE, Encoding, make_plan
+from daskreg.planning import source as sources
+from daskreg.similarity import MI, MSE
+from daskreg.storage import Volume
+from tests.unit.engine.spread import on_ranks
+
+FIXED, MOVING = Grid((30, 50, 44), (1.5, 1, 1), unit="mm"), Grid((33, 40, 46), (1.4, 1.2, 1), unit="mm")
+LINEAR = (Moments(), Rigid(similarity=MSE(), scales=(4, 2), iterations=(9, 6)))
+COARSE = (Rigid(similarity=MI(), scales=(4,), iterations=(6,)), Deformable(scales=(8, 4), iterations=(5, 4)))
+
+
+def textures(dtype):
+    wide = gaussian_filter(np.random.default_rng(5).standard_normal(FIXED.shape), 2.5)
+    fixed = 2000 + 1500 * wide / np.abs(wide).max()
+    turn = np.array([[0.93, 0.05, 0], [-0.04, 1.2, 0.03], [0.02, 0, 1.0]])
+    return fixed.astype(dtype), affine_transform(fixed, turn, (-1, 1, -2), MOVING.shape, order=1, cval=500).astype(dtype)
+
+
+def volumes(dtype, masked):
+    images = [
+        Volume(da.from_array(v, chunks=(5, 13, 46)), g, "image") for v, g in zip(textures(dtype), (FIXED, MOVING), strict=True)
+    ]
+    masks = [None, None]
+    if masked:
+        for k, grid in enumerate((FIXED, MOVING)):
+            weights = np.zeros(grid.shape, np.float32)
+            weights[2:-2, 4:-6, 3:-3] = np.random.default_rng(k).random(
+                (grid.shape[0] - 4, grid.shape[1] - 10, grid.shape[2] - 6)
+            )
+            masks[k] = Volume(da.from_array(3 * weights, chunks=(5, 13, 46)), grid, "mask")
+    return images, tuple(masks)
+
+
+@pytest.fixture(autouse=True)
+def small_boxes(monkeypatch):
+    monkeypatch.setattr(sources, "LEAST", 1 << 14)
+    monkeypatch.setattr(sources, "MOST", 1 << 14)
+
+
+def result(comm, stages, dtype, masked, backgrounds, where, allocate=None, kept=False):
+    """All that a run makes of images at a place, as arrays and numbers."""
+    images, masks = volumes(dtype, masked)
+    known = tuple(m or b is not None for m, b in zip((masked, masked), backgrounds, strict=True))
+    given = {"workers": comm.size, "minimum_planes": 4, "masks": known, "images": where}
+    encodings = tuple(Encoding(v.piece, v.dtype.itemsize, v.dtype.kind == "u") for v in images)
+    plan = make_plan(FIXED, MOVING, Config(stages=stages), encodings=encodings, **given)
+    if kept:
+        places = [{"images": "disk", "state": state, "slab": 7} for state in ("device", "disk")]
+        levels = zip(plan.levels, places, strict=True)
+        plan = replace(plan, levels=tuple(tuple(replace(lv, **place) for lv in some) for some, place in levels))
+    read = read_images(plan, *images, masks, comm, "cpu", backgrounds, allocate)
+    outcome = Rank(plan, read, np.eye(4), comm, Watch(), scratch=allocate).run()
+    if where == SOURCE:
+        measures = list(source_measure.likenesses(plan, np.eye(4), outcome, read, comm))
+    else:
+        begun = Outcome(np.eye(4), None, [], replace(outcome.block, halo=0))
+        measures = [likeness(plan, one, read, comm) for one in (begun, outcome)]
+    u = outcome.displacement
+    if u is not None:
+        own = plan.partition[comm.rank]
+        measures.append(source_measure.folding(u, own, comm) if where == SOURCE else folding(u, outcome.block, comm))
+        u = on(CPU, u, own).tobytes()
+    pair = coarse_pair(plan, outcome, read, comm)
+    parts = [pair.displacement, *(getattr(i, f.name) for i in (pair.fixed, pair.moving) for f in fields(i) if f.name != "grid")]
+    return outcome.affine.tobytes(), u, measures, [None if p is None else p.tobytes() for p in parts], [i.left_out for i in read]
+
+
+NONE = (None, None)
+
+
+@pytest.mark.parametrize(
+    ("stages", "dtype", "masked", "backgrounds", "ranks"),
+    [
+        (LINEAR, np.uint16, False, NONE, 1),
+        (LINEAR, np.float32, True, NONE, 3),
+        (LINEAR, np.int16, True, (None, Background(500.0, areas=True)), 2),
+        (LINEAR, np.float32, False, (Background(2000.0), Background(500.0, areas=True)), 1),
+        (COARSE, np.uint8, False, NONE, 3),
+        (COARSE, np.uint16, True, NONE, 1),
+    ],
+)
+def test_the_result_is_that_of_images_in_memory(stages, dtype, masked, backgrounds, ranks):
+    given = stages, dtype, masked, backgrounds
+    for here, there in zip(
+        on_ranks(ranks, lambda comm: result(comm, *given, SOURCE)),
+        on_ranks(ranks, lambda comm: result(comm, *given, "device")),
+        strict=True,
+    ):
+        assert here == there
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_levels_can_be_out_of_memory(ranks, monkeypatch):
+    monkeypatch.setattr(sources, "MOST", 1 << 20)  # levels elsewhere are made of whole planes
+    monkeypatch.setattr(sources, "LEAST", 1 << 20)
+    stages = COARSE
+    for here, there in zip(
+        on_ranks(ranks, lambda comm: result(comm, stages, np.uint16, True, NONE, SOURCE, ArrayPlanes.zeros, kept=True)),
+        on_ranks(ranks, lambda comm: result(comm, stages, np.uint16, True, NONE, "device")),
+        strict=True,
+    ):
+        assert here == there
+
+
+def test_a_constant_image_is_refused_as_ever():
+    plan = make_plan(FIXED, MOVING, Config(stages=LINEAR), images=SOURCE)
+    flat = [Volume(da.full(g.shape, 7, np.uint8, chunks=9), g, "flat") for g in (FIXED, MOVING)]
+    with pytest.raises(VoxelError, match="the fixed image flat is constant: every voxel is 7"):
+        read_images(plan, *flat, (None, None), SingleRank(), "cpu")
+
+
+# --- the plan -------------------------------------------------------------------------------------------------------------
+
+STACK = Grid((800, 8000, 8000), (2, 1, 1), unit="um")
+SMALL = Grid((200, 250, 250), (8, 32, 32), unit="um")
+ENCODINGS = (Encoding((1, 256, 8000), 2, True), Encoding((1, 250, 250), 2, True))
+
+
+def planned(scales=(32, 16), memory=4 << 30, fixed=STACK, stages=None, **given):
+    stages = stages or (Rigid(similarity=MSE(), scales=scales, iterations=(9,) * len(scales)),)
+    return make_plan(
+        fixed, SMALL, Config(stages=stages), memory=memory, state="auto", encodings=ENCODINGS, process=1 << 28, **given
+    )
+
+
+def test_auto_leaves_images_in_their_files_where_they_fit_nowhere_and_no_stage_needs_them_whole():
+    plan = planned()
+    assert plan.images == SOURCE
+    assert plan.peak_bytes <= plan.memory
+    assert "fixed in 3 passes of 95 GiB" in str(plan)
+    assert planned(fixed=SMALL).images == "device"
+    assert planned(scales=(16, 1)).images == "device"
+    with pytest.raises(PlanTooLarge):
+        planned(scales=(16, 1)).validate(4 << 30)
+
+
+def test_images_that_fit_on_disk_go_there_for_deformable_stages():
+    given = {
+        "stages": (Deformable(scales=(16,), iterations=(9,)),),
+        "fixed": Grid((400, 1500, 1500), unit="um"),
+        "memory": 16 << 30,
+    }
+    assert planned(**given).images == "disk"
+    assert planned(**given, scratch=1 << 30).images == SOURCE
+
+
+def test_what_cannot_work_is_refused():
+    with pytest.raises(ConfigError, match="read by CPUs"):
+        planned(images=SOURCE, host=1 << 40)
+    with pytest.raises(ConfigError, match="stop at a coarser scale"):
+        planned(images=SOURCE, stages=(Deformable(scales=(4, 1), iterations=(2, 2)),))
