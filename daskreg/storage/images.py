@@ -47,7 +47,8 @@ class Volume:
     """An image: lazy voxels ``data`` (Z, Y, X) of any real type, and their grid.
 
     name: the address as given;  format: how it is stored;  levels: resolutions in the store;  channels: their labels;
-    stored: where ``data`` is voxels of a Zarr store as they are;  decoded: voxels that are decoded at once, where known.
+    stored: where ``data`` is voxels of a Zarr store as they are;  decoded: voxels that are decoded at once, where known;
+    unpermuted: name of ``data``, of what array it has the axes in another order, and that order: boxes of that are read alone.
     """
 
     data: da.Array
@@ -58,6 +59,7 @@ class Volume:
     channels: tuple[str, ...] = ()
     stored: StoredVoxels | None = None
     decoded: tuple[int, int, int] | None = None
+    unpermuted: tuple[str, da.Array, tuple[int, int, int]] | None = None
 
     @property
     def piece(self) -> tuple[int, int, int]:
@@ -97,7 +99,17 @@ class Volume:
         stored = self.stored.permute(order, data.name) if self.stored is not None and known else None
         z, y, x = order
         decoded = self.decoded and (self.decoded[z], self.decoded[y], self.decoded[x])
-        return replace(self, data=data, grid=self.grid.permute(order), stored=stored, decoded=decoded)
+        before, source = self._unpermuted()
+        unpermuted = data.name, source, (before[z], before[y], before[x])
+        made = replace(self, data=data, grid=self.grid.permute(order), stored=stored)
+        return replace(made, decoded=decoded, unpermuted=unpermuted)
+
+    def _unpermuted(self) -> tuple[tuple[int, int, int], da.Array]:
+        """The array whose axes ``data`` has in another order, and that order."""
+        if self.unpermuted is None or self.unpermuted[0] != self.data.name:
+            return (0, 1, 2), self.data
+        _, source, order = self.unpermuted
+        return order, source
 
     def read(self, region: Region | None = None) -> NDArray[np.float32]:
         """The voxels of a region, (Z, Y, X) float32 in C order; the whole image by default.
@@ -114,7 +126,10 @@ class Volume:
             if self.stored is not None and self.stored.name == self.data.name:
                 self.stored.read(box, voxels)
             else:
-                da.store(self.data[box.slices], voxels, lock=False, scheduler="threads")
+                order, source = self._unpermuted()
+                back = [order.index(axis) for axis in range(3)]
+                slices = tuple(box.slices[axis] for axis in back)
+                da.store(source[slices], voxels.transpose(back), lock=False, scheduler="threads")
         except (InputError, MemoryError):
             raise
         except Exception as error:
