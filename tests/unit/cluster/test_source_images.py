@@ -5,6 +5,8 @@ from dataclasses import fields, replace
 import dask.array as da
 import numpy as np
 import pytest
+import tifffile
+import zarr
 from scipy.ndimage import affine_transform, gaussian_filter
 
 from daskreg.cluster.image_reader import read_images
@@ -23,7 +25,7 @@ from daskreg.kernels.device import CPU
 from daskreg.planning import SOURCE, Encoding, make_plan
 from daskreg.planning import source as sources
 from daskreg.similarity import MI, MSE
-from daskreg.storage import Volume
+from daskreg.storage import Volume, open_volume
 from tests.unit.engine.spread import on_ranks
 
 FIXED, MOVING = Grid((30, 50, 44), (1.5, 1, 1), unit="mm"), Grid((33, 40, 46), (1.4, 1.2, 1), unit="mm")
@@ -38,7 +40,22 @@ def textures(dtype):
     return fixed.astype(dtype), affine_transform(fixed, turn, (-1, 1, -2), MOVING.shape, order=1, cval=500).astype(dtype)
 
 
-def volumes(dtype, masked):
+def volumes(dtype, masked, folder=None):
+    """In arrays, or in a TIFF and an OME-Zarr file."""
+    images, masks = of_arrays(dtype, masked)
+    if folder is not None:
+        sizes = {f"PhysicalSize{axis}": s for axis, s in zip("ZYX", FIXED.spacing, strict=True)}
+        pages = {"rowsperstrip": 16, "compression": "zlib", "metadata": {"axes": "ZYX", **sizes}}
+        folder.mkdir(exist_ok=True)
+        tifffile.imwrite(folder / "fixed.ome.tif", textures(dtype)[0], ome=True, **pages)
+        zarr.save_array(str(folder / "moving.zarr"), textures(dtype)[1], zarr_format=3)
+        images[0] = open_volume(folder / "fixed.ome.tif", grid=FIXED)
+        images[1] = open_volume(f"{folder}/moving.zarr::axes=zyx", grid=MOVING)
+    turned = [None if i is None else i.permute((1, 0, 2)) for i in (*images, *masks)]  # as an image of many rows is cut
+    return turned[:2], tuple(turned[2:])
+
+
+def of_arrays(dtype, masked):
     images = [
         Volume(da.from_array(v, chunks=(5, 13, 46)), g, "image") for v, g in zip(textures(dtype), (FIXED, MOVING), strict=True)
     ]
@@ -50,7 +67,7 @@ def volumes(dtype, masked):
                 (grid.shape[0] - 4, grid.shape[1] - 10, grid.shape[2] - 6)
             )
             masks[k] = Volume(da.from_array(3 * weights, chunks=(5, 13, 46)), grid, "mask")
-    return images, tuple(masks)
+    return images, masks
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +76,13 @@ def small_boxes(monkeypatch):
     monkeypatch.setattr(sources, "MOST", 1 << 14)
 
 
-def result(comm, stages, dtype, masked, backgrounds, where, allocate=None, kept=False):
+def result(comm, stages, dtype, masked, backgrounds, where, allocate=None, kept=False, folder=None):
     """All that a run makes of images at a place, as arrays and numbers."""
-    images, masks = volumes(dtype, masked)
+    images, masks = volumes(dtype, masked, folder)
     known = tuple(m or b is not None for m, b in zip((masked, masked), backgrounds, strict=True))
     given = {"workers": comm.size, "minimum_planes": 4, "masks": known, "images": where}
     encodings = tuple(Encoding(v.piece, v.dtype.itemsize, v.dtype.kind == "u") for v in images)
-    plan = make_plan(FIXED, MOVING, Config(stages=stages), encodings=encodings, **given)
+    plan = make_plan(*(i.grid for i in images), Config(stages=stages), encodings=encodings, **given)
     if kept:
         places = [{"images": "disk", "state": state, "slab": 7} for state in ("device", "disk")]
         levels = zip(plan.levels, places, strict=True)
@@ -122,6 +139,14 @@ def test_levels_can_be_out_of_memory(ranks, monkeypatch):
         strict=True,
     ):
         assert here == there
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_images_are_read_from_tiff_and_zarr(ranks, tmp_path):
+    given = LINEAR, np.uint16, False, NONE
+    found = on_ranks(ranks, lambda comm: result(comm, *given, SOURCE, folder=tmp_path / str(comm.rank)))
+    wanted = on_ranks(ranks, lambda comm: result(comm, *given, "device"))
+    assert found == wanted
 
 
 def test_a_constant_image_is_refused_as_ever():
