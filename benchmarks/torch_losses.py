@@ -39,15 +39,23 @@ Step = Callable[[], Any]
 # ---------------------------------------------------------------- measuring
 
 
+def synchronize() -> None:
+    """Wait for the device; nothing waits without a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def milliseconds(step: Step, times: int = TIMES) -> float:
-    """The median time of a step on the device; fewer times where a step takes long."""
+    """The median time of a step on the device; fewer times where a step takes long. Without a GPU, of the CPU."""
     for k in range(WARM_UP):
         start = time.perf_counter()
         step()
-        torch.cuda.synchronize()
+        synchronize()
         if k and time.perf_counter() - start > 0.25:
             times = 5
             break
+    if not torch.cuda.is_available():
+        return 1e3 * median(_seconds(step) for _ in range(times))
     taken = []
     for _ in range(times):
         a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -59,8 +67,16 @@ def milliseconds(step: Step, times: int = TIMES) -> float:
     return median(taken)
 
 
+def _seconds(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
 def peak(step: Step) -> int:
-    """Bytes that a step holds at most, less those that are there before it."""
+    """Bytes of the GPU that a step holds at most, less those that are there before it."""
+    if not torch.cuda.is_available():
+        return 0
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -90,7 +106,8 @@ def report(case: str, who: str, step: Step, n: int, **more: Any) -> None:
         row["error"] = f"{type(problem).__name__}: {str(problem)[:160]}"
         if who == "daskreg":
             traceback.print_exc()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     say(row | {"s": round(time.perf_counter() - BEGAN, 1)})
 
 
@@ -105,12 +122,13 @@ def commit() -> str:
     return os.environ.get("DASKREG_COMMIT", found.stdout.strip()[:12])
 
 
-def describe() -> None:
+def describe(device: str = "cuda") -> None:
     """Card, versions, and the bandwidth of a copy."""
-    a = torch.empty(512**3, device="cuda")
+    a = torch.empty(512**3 if device == "cuda" else 64**3, device=device)
     b = torch.empty_like(a)
     rate = 8 * a.numel() / milliseconds(lambda: b.copy_(a)) / 1e9
-    say({"case": "machine", "card": torch.cuda.get_device_name(), "torch": torch.__version__, "commit": commit(),
+    card = torch.cuda.get_device_name() if device == "cuda" else "(no GPU)"
+    say({"case": "machine", "card": card, "torch": torch.__version__, "commit": commit(),
          "copy TB/s": round(rate, 2), "warm_up": WARM_UP, "median_of": TIMES})  # fmt: skip
 
 
