@@ -318,6 +318,15 @@ class Deformable(Optimised):
                 raise ValueError(f"storage {self.storage!r} does not go with {what} {part.kind!r}; use 'float32' or {usual!r}")
         return self
 
+    @model_validator(mode="after")
+    def _filterable(self) -> Deformable:
+        if self.smooth_gradient > self.optimizer.widest_filter:
+            raise ValueError(
+                f"smooth_gradient {self.smooth_gradient:g} does not go with coherence of the optimizer: at most "
+                f"{self.optimizer.widest_filter:g} voxels were expected"
+            )
+        return self
+
     @property
     def step(self) -> float:
         """The earlier name of ``maximum_step``, in half voxels."""

@@ -163,6 +163,11 @@ class OptimizerParameters(Model):
         """Taps on one side of the widest filter of the gradient that ``step`` applies without a buffer, on a GPU."""
         return 0
 
+    @property
+    def widest_filter(self) -> float:
+        """The largest ``smooth_gradient`` that ``step`` can apply, in voxels."""
+        return float("inf")
+
     @abstractmethod
     def state_bytes(self, storage: Storage) -> int:
         """Bytes a voxel of its state."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.kernels.adam import coherent
 from daskreg.kernels.adam import cpu as adam_cpu
 from daskreg.kernels.adam import cuda as adam_cuda
 from daskreg.kernels.adam.moments import pack_moments, unpack_moments
@@ -459,6 +460,62 @@ def adam_direction() -> Case:
     return INNER, np.stack([rates(t) for t in (1, 2, 3)]), np.array([1], np.int32), *moments, empty(3, *TALL)
 
 
+def coherent_rows() -> Array:
+    """Rates of three steps, with a coherence of 0.5."""
+    return np.stack([rates(t, 0.1, 0.5) for t in (1, 2, 3)])
+
+
+@case
+def squared_length() -> Case:
+    return INNER, vectors(*TALL), empty(3, *TALL)
+
+
+@case
+def mean_along_z() -> Case:
+    return INNER, gaussian_table(TALL[0], 1.0), gaussian_weights(1.0), vectors(*TALL)
+
+
+@case
+def mean_along_y() -> Case:
+    return INNER, gaussian_table(SHAPE[1], 1.0), gaussian_weights(1.0), vectors(*TALL)
+
+
+@case
+def update_chance() -> Case:
+    filter_ = 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), np.float32(0.02)
+    return INNER, *filter_, coherent_rows()[2], np.square(vectors(*TALL)), np.square(vectors(*TALL, seed=8))
+
+
+@case
+def update_packed_chance() -> Case:
+    filter_ = 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), np.float32(0.02)
+    return INNER, *filter_, coherent_rows()[2], 4, 17, np.square(vectors(*TALL)), words()
+
+
+@case
+def coherent_adam() -> Case:
+    moments = vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8))
+    filter_ = 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0)
+    return INNER, *filter_, coherent_rows()[2], vectors(*TALL), *moments, empty(3, *TALL)
+
+
+@case
+def packed_coherent_adam() -> Case:
+    filter_ = 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0)
+    return INNER, *filter_, coherent_rows()[2], vectors(*TALL), words(), empty(3, *TALL)
+
+
+@case
+def coherent_direction() -> Case:
+    moments = vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8))
+    return INNER, coherent_rows(), np.array([1], np.int32), *moments, empty(3, *TALL)
+
+
+@case
+def packed_coherent_direction() -> Case:
+    return INNER, coherent_rows()[2], words(), empty(3, *TALL)
+
+
 @case
 def momentum_direction() -> Case:
     optimizer = SGD().build("float32", "cpu")
@@ -879,6 +936,42 @@ def adam_step(gated: bool) -> CooperativeCase:
 COOPERATIVE_CASES["smooth_adam gated"] = lambda: adam_step(gated=True)
 
 
+def coherent_step(mixed: bool) -> CooperativeCase:
+    """``smooth_adam`` with ``coherent``: v by what the gradient's voxels have, then m and the direction."""
+    g, (m, v), kept = vectors(*TALL), (vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8))), words()
+    given, d, longest, table = bfloats(g) if mixed else g, empty(3, *TALL), empty(1), coherent_rows()
+    m, v = unpack_moments(kept) if mixed else (m, v)
+
+    def plain() -> list[NDArray[Any]]:
+        used, w = floats(given) if mixed else given, gaussian_weights(1.0)
+        tables = [gaussian_table(n, 1.0) for n in (15, *SHAPE[1:])]
+        squares, one, s = empty(3, *TALL), np.float32(1), np.float32(float(np.square(w).sum()) ** 3)
+        first, second = m.copy(), v.copy()
+        coherent.squared_length(TALL, used, squares)
+        coherent.mean_along_z(INNER, tables[0][4 : 4 + TALL[0]], w, squares)
+        coherent.mean_along_y(INNER, tables[1], w, squares)
+        coherent.update_chance(INNER, 2, tables[2], w, s, table[1], squares, second)
+        smooth, flat_filter = smoothed(1.0, 15, 4, used), (0, gaussian_table(SHAPE[2], 0), (one,))  # overwrites the gradient
+        top = coherent.coherent_adam(INNER, *flat_filter, table[1], smooth, first, second, d_there)
+        parts = [first, second[:1]] if mixed else [first, second, d_there]
+        return [*(inner(f.reshape(len(f), -1)) for f in parts), top.max().reshape(1)]
+
+    def found() -> list[NDArray[Any]]:
+        first, second = unpack_moments(kept) if mixed else (m_out, v_out)
+        parts = [first, second[:1]] if mixed else [first, second, d]
+        return [*(inner(f.reshape(len(f), -1)) for f in parts), longest]
+
+    d_there, m_out, v_out = empty(3, *TALL), m.copy(), v.copy()
+    length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
+    state = (kept.reshape(-1), empty(0), np.int32(4)) if mixed else tuple(f.reshape(-1) for f in (m_out, v_out, d))
+    arguments = length, *filtered(1.0, 15, 4), table, np.array([1], np.int32), given.reshape(-1), *state, longest
+    return CooperativeCase((2, mixed, False, True), blocks, threads, arguments, plain, found)
+
+
+COOPERATIVE_CASES["smooth_adam coherent"] = lambda: coherent_step(mixed=False)
+COOPERATIVE_CASES["smooth_adam coherent mixed"] = lambda: coherent_step(mixed=True)
+
+
 def words() -> NDArray[np.uint32]:
     """Moments of mixed storage."""
     return pack_moments(vectors(*TALL, seed=7), np.square(vectors(*TALL, seed=8)))
@@ -912,7 +1005,7 @@ def compose_smooth() -> CooperativeCase:
     return composition(mixed=False)
 
 
-def composition(mixed: bool, gated: bool = False) -> CooperativeCase:
+def composition(mixed: bool, gated: bool = False, coherently: bool = False) -> CooperativeCase:
     """``compose_smooth``."""
     u, d, out, longest = vectors(*TALL, size=4), vectors(*TALL, seed=9), empty(3, *TALL), np.array([2.25], np.float32)
     given: Any = d.reshape(-1)
@@ -920,6 +1013,9 @@ def composition(mixed: bool, gated: bool = False) -> CooperativeCase:
         (m, v), table = unpack_moments(words()), np.stack([rates(2, 0.1), rates(3, 0.1, 0.2 if gated else 0.0)])
         first, second = m * table[1, 2], v * table[1, 3]
         d = -first / (np.sqrt(second) + table[1, 4]) * (1 - np.minimum(1, table[1, 5] * second / first**2))
+        if coherently:
+            table = coherent_rows()
+            coherent.packed_coherent_direction(TALL, table[1], words(), d)
         longest[0], given = (d * d).sum(axis=0).max(), (words().reshape(-1), table, np.array([1], np.int32))
 
     def plain() -> list[NDArray[Any]]:
@@ -932,13 +1028,13 @@ def composition(mixed: bool, gated: bool = False) -> CooperativeCase:
     length, blocks, threads = composition_cuda.launch_grid(EXTENT, 1)
     place = np.int32(0), np.int32(12), np.float32(0.5), longest
     arguments = length, *filtered(0.5, 12, 0), *place, given, *(f.reshape(-1) for f in (u, out))
-    return CooperativeCase(
-        (1, mixed, True) if gated else (1, mixed), blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))]
-    )
+    constants = (1, mixed, gated, True) if coherently else (1, mixed, True) if gated else (1, mixed)
+    return CooperativeCase(constants, blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
 
 
 COOPERATIVE_CASES["compose_smooth mixed"] = lambda: composition(mixed=True)
 COOPERATIVE_CASES["compose_smooth gated mixed"] = lambda: composition(mixed=True, gated=True)
+COOPERATIVE_CASES["compose_smooth coherent mixed"] = lambda: composition(mixed=True, coherently=True)
 
 
 @cooperative_case

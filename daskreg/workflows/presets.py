@@ -15,12 +15,13 @@ COARSE = Deformable(similarity=WINDOW, scales=(4, 2), iterations=(100, 100))
 # Of heads. Wider filters move what has edges and let the rest lie: known warps came out a fifth nearer to the truth, and a head
 # scanned twice moved a sixth less. Coarse voxels need no wide windows: three of them span more than a lobe. The last slow
 # iterations gained no overlap; steps of 0.35 voxel gained some, at the price of determinants beyond 0.1 and 10
-HEADS = {"smooth_gradient": 1.73, "smooth_warp": 0.7, "tolerance": 3e-4}
+HEADS = {"smooth_gradient": 1.73, "smooth_warp": 0.7, "tolerance": 3e-4, "optimizer": Adam(coherence=0.5)}
 # A coarse moving image that is interpolated between its own voxels is blurred, and moves to where it is less so: by 0.2 voxel
-# where it was in place. Twice as many voxels along each axis, and at full resolution an epsilon that leaves more of the noise at
-# rest, brought known warps a sixth nearer to the truth and moved a head scanned twice a sixth less, at the same overlap
+# where it was in place. Twice as many voxels along each axis brought known warps nearer to the truth at the same overlap.
+# Noise differs from voxel to voxel, what has moved pulls its voxels the same way: a head scanned twice moved half as far with
+# coherence, at the same overlap (docs/method.md, section 5). 50 iterations at full resolution gave no more than 30
 HEAD_COARSE = COARSE.model_copy(update={"similarity": LNCC(radius=2), "moving_oversampling": 2, **HEADS})
-HEAD_FINE = FINE.model_copy(update={"optimizer": Adam(epsilon=0.2), **HEADS})
+HEAD_FINE = FINE.model_copy(update={"iterations": (30,), **HEADS})
 SEARCH = Search(rotations="fine", contrast="any")  # from any start: rotations up to 180 degrees, from half an overlap on
 # Edges at full resolution: from the right place, mutual information led a slab of 12 slices under a receive field 6 to 12 mm
 # astray, an affine stage by it 8 mm, local correlation 1.2 mm, edges 0.7 mm

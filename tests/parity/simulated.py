@@ -30,12 +30,14 @@ LOSSES: dict[str, Any] = {"mse": MSE(), "lncc": LNCC(radius=1), "mi": MI(bins=8)
 OTHERS: dict[str, dict[str, Any]] = {
     "sgd": {"similarity": MSE(), "optimizer": SGD()},
     "gated": {"similarity": MSE(), "optimizer": Adam(significance=1)},
+    "coherent": {"similarity": MSE(), "optimizer": Adam(coherence=0.5)},
 }
 # in mixed storage on the device: each loss, LNCC's other gradient, and filters that go axis by axis
 MIXED: dict[str, dict[str, Any]] = {
     **{name: {"similarity": loss} for name, loss in LOSSES.items()},
     "center": {"similarity": LNCC(radius=1, gradient="center")},
     "gated": {"similarity": MSE(), "optimizer": Adam(significance=1)},
+    "coherent": {"similarity": MSE(), "optimizer": Adam(coherence=0.5)},
     "wide warp": {"similarity": MSE(), "smooth_warp": 1.1},
     "wide gradient": {"similarity": MSE(), "smooth_gradient": 4.6},
 }

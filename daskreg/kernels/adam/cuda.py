@@ -21,7 +21,7 @@ from daskreg.kernels.intrinsics.memory import load_bytes, store_components
 from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
 from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
 
-ZERO, ONE, TINY = float32(0), float32(1), float32(1e-30)
+ZERO, ONE, TINY, THIRD = float32(0), float32(1), float32(1e-30), float32(1 / 3)
 ADAM_TILE = block_size(8), block_size(64)  # threads of a block along y and x
 
 
@@ -85,7 +85,7 @@ def no_second_moment(array, base, byte):
 
 
 @formula
-def update_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
+def update_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
     """Update stored moments with the smoothed gradient, store moments and direction; returns |d|^2."""
     m0, m1, m2, v0, v1, v2 = stored
     b1, b2, c1, c2, eps = rates
@@ -99,7 +99,7 @@ def update_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, rate
 
 
 @formula
-def update_gated_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
+def update_gated_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
     """``update_moments`` with ``gated_direction``."""
     m0, m1, m2, v0, v1, v2 = stored
     b1, b2, c1, c2, eps, chance = rates
@@ -115,7 +115,7 @@ def update_gated_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2
 
 
 @formula
-def update_packed_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
+def update_packed_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
     """``update_moments`` in mixed storage: the direction follows from the rounded moments."""
     b1, b2, c1, c2, eps = rates
     corrections, bits = (c1, c2, eps), random_bits(voxel, t)
@@ -131,7 +131,7 @@ def update_packed_moments(words, nothing, first, base, size, byte, voxel, t, sto
 
 
 @formula
-def update_packed_gated_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, rates):
+def update_packed_gated_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
     """``update_packed_moments`` with ``gated_direction``."""
     b1, b2, c1, c2, eps, chance = rates
     corrections, bits = (c1, c2, eps, chance), random_bits(voxel, t)
@@ -148,6 +148,100 @@ def update_packed_gated_moments(words, nothing, first, base, size, byte, voxel, 
     return fma(d2, d2, fma(d1, d1, d0 * d0))
 
 
+def fused_norm(a, b, c):
+    """``kernels.adam.coherent.squared_norm``."""
+    return fma(c, c, fma(b, b, a * a))
+
+
+def fast_factor(square, chance, eps, coherence):
+    """``kernels.adam.coherent.coherent_factor``."""
+    by_chance = min(ONE, divide_fast(coherence * chance, max(square, TINY)))
+    return divide_fast(by_chance - ONE, sqrt_fast(square * THIRD) + eps)
+
+
+squared_norm_fused, coherent_factor_fast = formula(fused_norm), formula(fast_factor)
+
+
+@formula
+def coherent_direction_of(a, b, c, chance, corrections):
+    """Adam's direction from m and v where v is of chance; corrections: both bias corrections, epsilon and coherence."""
+    c1, c2, eps, coherence = corrections
+    a, b, c = a * c1, b * c1, c * c1
+    factor = coherent_factor_fast(squared_norm_fused(a, b, c), chance * c2, eps, coherence)
+    return a * factor, b * factor, c * factor
+
+
+@formula
+def packed_coherent_direction_of(w0, w1, w2, corrections):
+    """``coherent_direction_of`` from packed moments."""
+    return coherent_direction_of(first_moment(w0), first_moment(w1), first_moment(w2), second_moment(w0), corrections)
+
+
+@formula
+def update_coherent_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
+    """``update_moments`` with ``coherent_direction_of``; v is in the first component."""
+    m0, m1, m2, chance, v1, v2 = stored
+    b1, b2, c1, c2, eps, coherence = rates
+    m0, m1, m2, chance = lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1), lerp(chance_now, chance, b2)
+    d0, d1, d2 = coherent_direction_of(m0, m1, m2, chance, (c1, c2, eps, coherence))
+    store_components(m, base, size, byte, m0, m1, m2)
+    store_components(v, base, size, byte, chance, v1, v2)
+    store_components(d, base, size, byte, d0, d1, d2)
+    return squared_norm_fused(d0, d1, d2)
+
+
+@formula
+def update_packed_coherent_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
+    """``update_coherent_moments`` in mixed storage: v is in the word of the first component."""
+    b1, b2, c1, c2, eps, coherence = rates
+    m, chance = lerp(s0, first_moment(stored[0]), b1), lerp(chance_now, second_moment(stored[0]), b2)
+    w0 = pack_word(m, chance, component_bits(random_bits(voxel, t), 0))
+    w1 = pack_word(lerp(s1, first_moment(stored[1]), b1), ZERO, uint32(0))
+    w2 = pack_word(lerp(s2, first_moment(stored[2]), b1), ZERO, uint32(0))
+    store_components(words, base, size, byte, w0, w1, w2)
+    d0, d1, d2 = packed_coherent_direction_of(w0, w1, w2, (c1, c2, eps, coherence))
+    return squared_norm_fused(d0, d1, d2)
+
+
+@formula
+def store_square(raw, element, area):
+    """Behind the three components of a plane in shared memory: the squared length."""
+    at, step = uint64(element), uint64(area)
+    raw[at + uint64(3) * step] = squared_norm_fused(raw[at], raw[at + step], raw[at + uint64(2) * step])
+
+
+@formula
+def store_nothing(raw, element, area):
+    """Where v is not of chance."""
+
+
+@formula
+def chance_of_plane(sums, mid, at, stride, share, weights, taps):
+    """The filtered squared length as v takes it, after a plane; share: see ``sum_of_squares``."""
+    return share * push_plane(sums, 3 * taps - 3, filter_sum(mid, at, stride, weights, taps), weights, taps)
+
+
+@formula
+def no_chance(sums, mid, at, stride, share, weights, taps):
+    """Where v is not of chance."""
+    return ZERO
+
+
+@formula
+def sum_of_squares(weights, taps):
+    """Of a filter's weights in 3D: the part of the mean square that the squared mean has by chance."""
+    total = ZERO
+    for t in range(taps):
+        total += weights[t] * weights[t]
+    return total * total * total
+
+
+@formula
+def no_sum(weights, taps):
+    """Where v is not of chance."""
+    return ZERO
+
+
 @formula
 def voxel_number(first, z, plane, byte):
     """The number of a voxel in the grid, modulo 2^32; z: plane of the arrays, the first of which is global plane ``first``."""
@@ -160,26 +254,32 @@ def no_voxel_number(first, z, plane, byte):
     return uint32(0)
 
 
-@cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False: (512, 2))
-def smooth_adam(radius, mixed=False, gated=False):
+@cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False, coherent=False: (512, 2))
+def smooth_adam(radius, mixed=False, gated=False, coherent=False):
     """Gaussian of g, Adam's moments in place, direction d, maximum of |d|^2: 72 bytes per voxel, 30 in mixed storage.
 
         Arguments: length (planes per block; int32), n (first plane within the arrays, planes, rows, columns; uint32), edge
     (planes of the arrays), weights (taps), norms along z (planes of the arrays), y, x: 1 / the sum of the weights inside the
     global grid; rates (T, 6), clock (1,) int32: the row that counts; g, m, v, d (3 N,); longest (1,) float32, raised to the
-    maximum of |d|^2. ``gated``: with ``gated_direction``. ``mixed``: g is uint16, the bits of bfloat16; m: both moments, uint32
+    maximum of |d|^2. ``gated``: with ``gated_direction``. ``coherent``: with ``coherent_direction_of``, for which the squared
+    length of g is filtered as a fourth component. ``mixed``: g is uint16, the bits of bfloat16; m: both moments, uint32
     as in ``moments.pack_word``; v: not read;  d: not an array but the global plane at plane 0 of the arrays (int32), on which
     stochastic rounding depends.
     """
     (ty, tx), r, taps = ADAM_TILE, radius, 2 * radius + 1
     threads, width, height = ty * tx, tx + 2 * r, ty + 2 * r
-    loads, rows = -(-(width * height) // threads), -(-(3 * height) // ty)
+    filtered = 4 if coherent else 3  # components
+    loads, rows = -(-(width * height) // threads), -(-(filtered * height) // ty)
     full = width * height // threads  # loads that every thread has
-    tile, middle, rings, fetched = 3 * height * width, 3 * height * tx, max(1, 3 * (taps - 1)), 3 * loads
+    tile, middle, rings, fetched = filtered * height * width, filtered * height * tx, max(1, filtered * (taps - 1)), 3 * loads
     kind, none, value_bytes = (uint32, uint32(0), 2) if mixed else (float32, ZERO, 4)  # of g as it is stored
     opened, beside_m = (from_bfloat16, no_second_moment) if mixed else (identity, load_bytes)
     plain, by_chance = (update_packed_moments, update_packed_gated_moments) if mixed else (update_moments, update_gated_moments)
-    step, load_rates = (by_chance, gated_rates) if gated else (plain, plain_rates)
+    coherently = update_packed_coherent_moments if mixed else update_coherent_moments
+    step, load_rates = (coherently if coherent else by_chance, gated_rates) if gated or coherent else (plain, plain_rates)
+    beside_g, chance_of, share_of = (
+        (store_square, chance_of_plane, sum_of_squares) if coherent else (store_nothing, no_chance, no_sum)
+    )
     number = voxel_number if mixed else no_voxel_number
 
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, rates, clock, g, m, v, d, longest):
@@ -203,7 +303,7 @@ def smooth_adam(radius, mixed=False, gated=False):
         own_byte = uint32(uint32(4) * (min(y, n[2] - uint32(1)) * n[3] + min(x, n[3] - uint32(1))))
         norm = norm_y[min(y, n[2] - uint32(1))] * norm_x[min(x, n[3] - uint32(1))]
         t = clock[0]
-        step_rates = load_rates(rates, t)
+        step_rates, share = load_rates(rates, t), share_of(weights, taps)
         low = int32(n[0]) + int32(cuda.blockIdx.z) * length
         stop = min(low + length, int32(n[0] + n[1]))
         longest_here = ZERO
@@ -222,6 +322,7 @@ def smooth_adam(radius, mixed=False, gated=False):
                 if e < full or element < uint32(width * height):
                     for c in range(3):
                         raw[uint64(element) + uint64(c * width * height)] = opened(prefetched[3 * e + c])
+                    beside_g(raw, element, width * height)
             cuda.syncthreads()
             z = k - int32(r)
             done = z >= low and own_in_image
@@ -248,7 +349,7 @@ def smooth_adam(radius, mixed=False, gated=False):
                         prefetched[3 * e + c] = load_bytes(g, base + uint64(c) * size, byte_offsets[e])
             for s in range(rows):
                 line = uint32(j + uint32(s * ty))
-                if (s + 1) * ty <= 3 * height or line < uint32(3 * height):
+                if (s + 1) * ty <= filtered * height or line < uint32(filtered * height):
                     total = filter_sum(raw, uint64(uint32(j * uint32(width) + i)) + uint64(s * ty * width), 1, weights, taps)
                     mid[uint64(thread) + uint64(s * ty * tx)] = total
             cuda.syncthreads()
@@ -259,13 +360,14 @@ def smooth_adam(radius, mixed=False, gated=False):
             s2 = push_plane(
                 sums, 2 * taps - 2, filter_sum(mid, uint64(thread) + uint64(2 * height * tx), tx, weights, taps), weights, taps
             )
+            s3 = chance_of(sums, mid, uint64(thread) + uint64(3 * height * tx), tx, share, weights, taps)
             if done:
                 scale = norm * norm_z[z]
-                s0, s1, s2 = s0 * scale, s1 * scale, s2 * scale
+                s0, s1, s2, s3 = s0 * scale, s1 * scale, s2 * scale, s3 * scale
                 voxel = number(d, z, n[2] * n[3], own_byte)
                 longest_here = max(
                     longest_here,
-                    step(m, v, d, base_z, size, own_byte, voxel, t, (m0, m1, m2, v0, v1, v2), s0, s1, s2, step_rates),
+                    step(m, v, d, base_z, size, own_byte, voxel, t, (m0, m1, m2, v0, v1, v2), s0, s1, s2, s3, step_rates),
                 )
         cuda.syncthreads()
         raw[thread] = longest_here

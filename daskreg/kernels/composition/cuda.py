@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import float32, int32, uint32, uint64
 
-from daskreg.kernels.adam.cuda import packed_direction, packed_gated_direction
+from daskreg.kernels.adam.cuda import packed_coherent_direction_of, packed_direction, packed_gated_direction
 from daskreg.kernels.compiler.configuration import WARP_SHUFFLE, block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
@@ -86,9 +86,22 @@ def load_gated_corrections(d):
 
 
 @formula
-def stored_direction(value, corrections):
+def stored_direction(a, b, c, corrections):
     """A direction that is stored as it is."""
-    return value
+    return a, b, c
+
+
+@formula
+def direction_of_words(a, b, c, corrections):
+    """``packed_direction`` of each component."""
+    return packed_direction(a, corrections), packed_direction(b, corrections), packed_direction(c, corrections)
+
+
+@formula
+def gated_direction_of_words(a, b, c, corrections):
+    """``packed_gated_direction`` of each component."""
+    first, second = packed_gated_direction(a, corrections), packed_gated_direction(b, corrections)
+    return first, second, packed_gated_direction(c, corrections)
 
 
 @formula
@@ -97,8 +110,8 @@ def load_moments(d, base, byte):
     return load_bytes(d[0], base, byte)
 
 
-@cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False: (WARPS * 32, 4))
-def compose_smooth(radius, mixed=False, gated=False):
+@cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False, coherent=False: (WARPS * 32, 4))
+def compose_smooth(radius, mixed=False, gated=False, coherent=False):
     """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes per voxel.
 
         A warp computes ``ROWS`` rows of 32 columns; the ``radius`` columns at each end are computed for their neighbours only.
@@ -106,7 +119,7 @@ def compose_smooth(radius, mixed=False, gated=False):
     x exchanges values between lanes, along y it uses shared memory, along z registers. Arguments: length, n, edge, weights,
     norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane at plane 0 of the arrays), whole (planes of the global
     grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,). ``mixed``: instead of d the moments, rates
-    and clock of ``smooth_adam``, from which the direction is computed again, ``gated`` as there.
+    and clock of ``smooth_adam``, from which the direction is computed again, ``gated`` and ``coherent`` as there.
     """
     r, taps, rows = radius, 2 * radius + 1, ROWS
     threads, height, lanes = WARPS * LANES, WARPS * ROWS, LANES
@@ -117,7 +130,8 @@ def compose_smooth(radius, mixed=False, gated=False):
     shared_size, prefetch_size = 9 * area, 3 * loads
     shuffled = WARP_SHUFFLE
     kind, none = (uint32, uint32(0)) if mixed else (float32, ZERO)
-    again = (load_gated_corrections, packed_gated_direction) if gated else (load_corrections, packed_direction)
+    again = (load_gated_corrections, gated_direction_of_words) if gated else (load_corrections, direction_of_words)
+    again = (load_gated_corrections, packed_coherent_direction_of) if coherent else again
     load_direction, (load_rates, decode) = (load_moments, again) if mixed else (load_bytes, (no_corrections, stored_direction))
 
     @formula
@@ -205,8 +219,8 @@ def compose_smooth(radius, mixed=False, gated=False):
                         prefetched_u[3 * e + c] = load_bytes(u, after + uint64(c) * size, byte_offsets[e])
             plane_exists = uint32(k) < edge
             for e in range(rows):
-                dz, dy = scale * decode(prefetched_d[3 * e], corrections), scale * decode(prefetched_d[3 * e + 1], corrections)
-                dx = scale * decode(prefetched_d[3 * e + 2], corrections)
+                dz, dy, dx = decode(prefetched_d[3 * e], prefetched_d[3 * e + 1], prefetched_d[3 * e + 2], corrections)
+                dz, dy, dx = scale * dz, scale * dy, scale * dx
                 bz, wz = lower_neighbour(dz)
                 by, wy = lower_neighbour(dy)
                 bx, wx = lower_neighbour(dx)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from daskreg.parameters import Decay, DeviceKind, Number, OptimizerParameters, Storage
 
 if TYPE_CHECKING:
     from daskreg.optimizers.base import Optimizer
+
+COHERENT_REACH = 6  # most taps on each side of a filter with ``coherence``, whose fourth component takes shared memory
 
 
 class Adam(OptimizerParameters):
@@ -29,6 +31,19 @@ class Adam(OptimizerParameters):
     this length moves half as far as one with a clear one. Larger values leave noise at rest, and descend as ``sgd`` does.
     """
 
+    coherence: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    """A voxel does not move where the mean gradient within the filter of ``smooth_gradient``, squared, is at most so many times
+    what it has by chance where voxels differ independently, as noise does; others move less by that part, along the gradient;
+    0: all move. 0.5 in the preset ``brain``. Raise it where noise is warped, lower it where faint structures stay apart.
+    ``smooth_gradient`` is at most 3 then.
+    """
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Adam:
+        if self.coherence and self.significance:
+            raise ValueError("coherence and significance do not go together; use one of them")
+        return self
+
     @property
     def storages(self) -> tuple[Storage, ...]:
         """Moments and mixed: both moments in one word of 32 bits."""
@@ -36,10 +51,15 @@ class Adam(OptimizerParameters):
 
     @property
     def fused_reach(self) -> int:
-        """As far as shared memory holds a filter's planes."""
+        """As far as shared memory holds a filter's planes, of three components or four."""
         from daskreg.kernels.smoothing.cuda import MAX_RADIUS
 
-        return MAX_RADIUS
+        return COHERENT_REACH if self.coherence else MAX_RADIUS
+
+    @property
+    def widest_filter(self) -> float:
+        """With ``coherence`` as far as shared memory holds it, on a CPU too, so that a recipe runs on either."""
+        return COHERENT_REACH / 2 if self.coherence else super().widest_filter
 
     def state_bytes(self, storage: Storage) -> int:
         """Both moments."""
@@ -51,8 +71,17 @@ class Adam(OptimizerParameters):
 
     def build(self, storage: Storage, device: DeviceKind) -> Optimizer:
         """For a CPU or a GPU, in the storages that each has: moments on a CPU, mixed on a GPU."""
+        if self.coherence:
+            return self._coherent(storage, device)
         from daskreg.optimizers.adam.update import AdamOnCpu, AdamOnGpu, MixedAdam, PackedAdamOnCpu
 
         if device == "cpu":
             return (PackedAdamOnCpu if storage == "moments" else AdamOnCpu)(self.betas, self.significance, self.epsilon)
         return (MixedAdam if storage == "mixed" else AdamOnGpu)(self.betas, self.significance, self.epsilon)
+
+    def _coherent(self, storage: Storage, device: DeviceKind) -> Optimizer:
+        from daskreg.optimizers.adam import coherent as c
+
+        on_cpu = c.PackedCoherentAdamOnCpu if storage == "moments" else c.CoherentAdamOnCpu
+        on_gpu = c.CoherentMixedAdam if storage == "mixed" else c.CoherentAdamOnGpu
+        return (on_cpu if device == "cpu" else on_gpu)(self.betas, self.coherence, self.epsilon)

@@ -82,6 +82,11 @@ def test_with_moments_in_16_bits():
     assert 0 < np.abs(packed - plain).mean() < 0.05 * np.abs(plain).mean()
 
 
+@pytest.mark.parametrize("storage", ["float32", "moments"])
+def test_with_coherence(storage):
+    check(config("center", storage=storage, optimizer=Adam(coherence=0.5)), cuts=((1, 5), (2, 9)))
+
+
 def test_with_an_optimizer_whose_direction_is_kept(monkeypatch):
     monkeypatch.setattr(Momentum, "restores_direction", False)
     check(config("lncc", optimizer=SGD()))
