@@ -31,7 +31,7 @@ from daskreg.storage.scratch import PREFIX, ScratchField, ScratchFolder
 
 MANIFEST = "rank-{}-{}.zip"
 PARITY = "even", "odd"
-READABLE = 2  # format of the commits
+READABLE = 3  # format of the commits
 IDENTITY = re.compile(r"[0-9a-f]{32}")  # of a run, and of an attempt
 FIELD = re.compile(r"rank-\d+-\d+\.field")
 COMMIT = re.compile(r"rank-\d+-(even|odd)\.zip")
@@ -70,7 +70,7 @@ class KeptField(ScratchField):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         # the copy of each plane that the last commit names, and the planes that have been written since then
-        self._places = np.zeros((self.lead, len(self.span)), np.uint8), np.zeros((self.lead, len(self.span)), bool)
+        self._places = np.zeros(len(self.span), np.uint8), np.zeros(len(self.span), bool)
 
     def open(self) -> None:
         """Make the file."""
@@ -114,7 +114,7 @@ class KeptField(ScratchField):
     def write(self, planes: Span, source: Any) -> None:
         """Replace planes, for the next commit. Raises OutOfSpace and OutputError."""
         super().write(planes, source)
-        self._places[1][:, planes.within(self.span)] = True
+        self._places[1][planes.within(self.span)] = True
 
     def settle(self) -> None:
         """Wait until everything that was written is on the disk."""

@@ -1,8 +1,9 @@
 """Fields on disk while a level runs: files that belong to one process, gone when it ends.
 
-Planes are stored one after the other, each from a multiple of 4096 bytes on, and go around the page cache where the file system
-allows it (O_DIRECT): what a job writes does not count against its memory. Each plane has a checksum, kept in memory. Arrays that
-``ScratchField.staging`` makes have the alignment of the file, so that nothing is copied on the way.
+Planes are stored one after the other, each with all components, which begin at multiples of 4096 bytes, and go around the page
+cache where the file system allows it (O_DIRECT): what a job writes does not count against its memory. Each has a checksum, kept
+in memory. Arrays that ``ScratchField.staging`` makes have the layout of the file, so that nothing is copied on the way, and
+planes that follow each other are one transfer: large ones keep a disk busy.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from daskreg.storage.fs.errors import DISK_FULL, reason
 
 PREFIX = ".daskreg-scratch-"  # of files, which have a name only until they are open
 ALIGNMENT = 4096  # of offsets, lengths and memory with O_DIRECT
-STAGING_BYTES = 8 << 20  # of a transfer
+STAGING_BYTES, DIRECT_BYTES = 8 << 20, 16 << 20  # of a transfer by way of memory of its own, and without
 READERS, WRITERS = 6, 3  # transfers at once
 RESERVE = 1.02  # free space that is asked for, of what the fields take
 AnyField = TypeVar("AnyField", bound="ScratchField")
-Task = tuple[int, Span, int]  # a transfer: component, planes, which copy of them
+Task = tuple[Span, int]  # a transfer: planes, with all components, and which copy of them
 
 
 class ScratchFolder:
@@ -124,8 +125,8 @@ class ScratchField:
         self.size = plane[0] * plane[1] * dtype.itemsize
         self.pitch = -(-self.size // ALIGNMENT) * ALIGNMENT
         self.bytes = self.copies * self.pitch * lead * len(span)
-        self._sums = np.zeros((self.copies, lead, len(span)), np.uint32)
-        self._written = np.zeros((self.copies, lead, len(span)), bool)
+        self._sums = np.zeros((self.copies, len(span), lead), np.uint32)
+        self._written = np.zeros((self.copies, len(span)), bool)
         self._file = -1
 
     def open(self) -> None:
@@ -146,11 +147,13 @@ class ScratchField:
 
     def read(self, planes: Span, into: Any) -> None:
         """Copy planes into an array (lead, planes, Y, X) on any device. Raises RunError where a checksum does not match."""
-        self.folder.run(lambda task: self._read(task, into, planes), self._tasks(planes, self._current()), writes=False)
+        tasks = self._tasks(planes, self._current(), into)
+        self.folder.run(lambda task: self._read(task, into, planes), tasks, writes=False)
 
     def write(self, planes: Span, source: Any) -> None:
         """Replace planes. Raises OutOfSpace and OutputError."""
-        self.folder.run(lambda task: self._write(task, source, planes), self._tasks(planes, self._next()), writes=True)
+        tasks = self._tasks(planes, self._next(), source)
+        self.folder.run(lambda task: self._write(task, source, planes), tasks, writes=True)
 
     def close(self) -> None:
         """Give the space up."""
@@ -164,93 +167,103 @@ class ScratchField:
             self.close()
 
     def _current(self) -> NDArray[np.uint8] | None:
-        """Which copy of each plane is read, (lead, planes); None: the only one."""
+        """Which copy of each plane is read, (planes,); None: the only one."""
         return None
 
     def _next(self) -> NDArray[np.uint8] | None:
         """Which copy is written."""
         return None
 
-    def _tasks(self, planes: Span, copies: NDArray[np.uint8] | None) -> list[Task]:
+    def _tasks(self, planes: Span, copies: NDArray[np.uint8] | None, array: Any) -> list[Task]:
         """The transfers: of planes that follow each other in the file, and of a bounded size."""
-        each, found = max(1, STAGING_BYTES // self.pitch), list[Task]()
-        for c in range(self.lead):
-            runs = [(planes, 0)] if copies is None else _runs(planes, copies[c, planes.within(self.span)])
-            for run, copy in runs:
-                found += [(c, Span(z, min(z + each, run.stop)), copy) for z in range(run.start, run.stop, each)]
-        return found
+        most = STAGING_BYTES if self._bytes_of(array) is None else DIRECT_BYTES
+        each = max(1, most // (self.lead * self.pitch))
+        runs = [(planes, 0)] if copies is None else _runs(planes, copies[planes.within(self.span)])
+        return [(Span(z, min(z + each, run.stop)), copy) for run, copy in runs for z in range(run.start, run.stop, each)]
 
     def _read(self, task: Task, into: Any, planes: Span) -> None:
-        component, part, copy = task
-        target = into[component, part.within(planes)]
-        known = self._written[copy, component, part.within(self.span)]
+        part, copy = task
+        target = into[:, part.within(planes)]
+        known = self._written[copy, part.within(self.span)]
         if not known.any():
             target[...] = 0
             return
         direct = self._bytes_of(target)
         staged = self._stage(len(part)) if direct is None else direct
         with _errors(self.path):
-            _transfer(os.preadv, self._file, staged, self._offset(component, part.start, copy))
+            _transfer(os.preadv, self._file, staged, self._offset(part.start, copy))
         self.folder.moved += staged.nbytes
-        sums, rows = _checksums(staged, self.pitch), self._rows(staged)
-        for k, z in enumerate(range(part.start, part.stop)):
-            if known[k] and sums[k] != self._sums[copy, component, z - self.span.start]:
-                raise RunError(
-                    f"plane {z} of a field in {self.folder.path} is not what was written there: the disk or its memory is "
-                    "damaged; continue from the last checkpoint with another folder (--resume, --scratch)."
-                )
-            if not known[k]:
-                rows[k] = 0
+        self._check(staged, part, copy)
+        rows = self._rows(staged)
+        rows[~known] = 0
         if direct is not None:
             return
-        found = rows.view(self.dtype).reshape(len(part), *self.plane)
-        if hasattr(target, "set"):
-            target.set(np.ascontiguousarray(found))
-        else:
-            target[...] = found
+        found = rows.view(self.dtype).reshape(len(part), self.lead, *self.plane).swapaxes(0, 1)
+        for one, there in zip(found, target, strict=True):  # each is contiguous, as a GPU wants it
+            if hasattr(there, "set"):
+                there.set(np.ascontiguousarray(one))
+            else:
+                there[...] = one
+
+    def _check(self, staged: NDArray[np.uint8], part: Span, copy: int) -> None:
+        """Raises RunError for a plane that is not what was written."""
+        at = part.within(self.span)
+        differ = (_checksums(staged, self.pitch).reshape(len(part), self.lead) != self._sums[copy, at]).any(axis=1)
+        damaged = np.flatnonzero(differ & self._written[copy, at])
+        if len(damaged):
+            raise RunError(
+                f"plane {part.start + damaged[0]} of a field in {self.folder.path} is not what was written there: the disk or "
+                "its memory is damaged; continue from the last checkpoint with another folder (--resume, --scratch)."
+            )
 
     def _write(self, task: Task, source: Any, planes: Span) -> None:
-        component, part, copy = task
-        given = source[component, part.within(planes)]
+        part, copy = task
+        given = source[:, part.within(planes)]
         staged = self._bytes_of(given)
         if staged is None:
-            found = np.ascontiguousarray(given.get() if hasattr(given, "get") else given, self.dtype)
             staged = self._stage(len(part))
-            self._rows(staged)[...] = found.reshape(len(part), -1).view(np.uint8)
+            rows = self._rows(staged).view(self.dtype)
+            for c, one in enumerate(given):
+                rows[:, c] = (one.get() if hasattr(one, "get") else one).reshape(len(part), -1)
         at = part.within(self.span)
-        self._sums[copy, component, at] = _checksums(staged, self.pitch)
+        self._sums[copy, at] = _checksums(staged, self.pitch).reshape(len(part), self.lead)
         with _errors(self.path):
-            _transfer(os.pwritev, self._file, staged, self._offset(component, part.start, copy))
+            _transfer(os.pwritev, self._file, staged, self._offset(part.start, copy))
         self.folder.moved += staged.nbytes
-        self._written[copy, component, at] = True
+        self._written[copy, at] = True
 
     def staging(self, planes: int) -> NDArray[Any]:
         """An array (lead, planes, Y, X) whose planes lie in memory as in the file, which are read and written without a copy."""
-        strides = planes * self.pitch, self.pitch, self.plane[1] * self.dtype.itemsize, self.dtype.itemsize
+        strides = *self._strides, self.plane[1] * self.dtype.itemsize, self.dtype.itemsize
         memory = _aligned(max(self.lead * planes * self.pitch, ALIGNMENT))
         return np.ndarray((self.lead, planes, *self.plane), self.dtype, memory, strides=strides)
+
+    @property
+    def _strides(self) -> tuple[int, int]:
+        """Bytes from a component, and from a plane, to the next."""
+        return self.pitch, self.lead * self.pitch
 
     def _bytes_of(self, part: Any) -> NDArray[np.uint8] | None:
         """Planes of such an array with what pads them, None for any other."""
         memory = part
         while isinstance(memory, np.ndarray):
             memory = memory.base
-        if not isinstance(memory, mmap.mmap) or part.dtype != self.dtype or part.strides[0] != self.pitch:
+        if not isinstance(memory, mmap.mmap) or part.dtype != self.dtype or part.strides[:2] != self._strides:
             return None
         whole = np.frombuffer(memory, np.uint8)
         start = part.ctypes.data - whole.ctypes.data
-        return whole[start : start + len(part) * self.pitch]
+        return whole[start : start + part.shape[1] * self.lead * self.pitch]
 
     def _rows(self, staged: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The planes of a transfer without what pads them."""
-        return staged.reshape(-1, self.pitch)[:, : self.size]
+        """(planes, lead, bytes) of a transfer, without what pads them."""
+        return staged.reshape(-1, self.lead, self.pitch)[..., : self.size]
 
-    def _offset(self, component: int, plane: int, copy: int) -> int:
-        return ((copy * self.lead + component) * len(self.span) + plane - self.span.start) * self.pitch
+    def _offset(self, plane: int, copy: int) -> int:
+        return (copy * len(self.span) + plane - self.span.start) * self.lead * self.pitch
 
     def _stage(self, planes: int) -> NDArray[np.uint8]:
         """Aligned memory of this thread."""
-        needed = planes * self.pitch
+        needed = planes * self.lead * self.pitch
         own = self.folder.staging
         if len(getattr(own, "memory", b"")) < needed:
             own.memory = _aligned(needed)
@@ -279,14 +292,14 @@ def _runs(planes: Span, copies: NDArray[np.uint8]) -> Iterator[tuple[Span, int]]
             yield Span(planes.start + a, planes.start + b), int(copies[a])
 
 
-def _checksums(staged: NDArray[np.uint8], pitch: int) -> list[int]:
-    """Of each plane: the CRC-32 of the sums of its sectors, at the speed of memory; other threads run meanwhile.
+def _checksums(staged: NDArray[np.uint8], pitch: int) -> NDArray[np.uint32]:
+    """Of each plane of a component: the CRC-32 of the sums of its sectors, at the speed of memory; other threads run meanwhile.
 
     A sector (``ALIGNMENT`` bytes) that is lost, old or damaged has another sum of its words of 64 bits, and sectors that have
     changed places another CRC.
     """
     sums = staged.view(np.uint64).reshape(-1, pitch // ALIGNMENT, ALIGNMENT // 8).sum(axis=2)
-    return [zlib.crc32(row.data) for row in sums]
+    return np.array([zlib.crc32(row.data) for row in sums], np.uint32)
 
 
 def _transfer(call: Any, file: int, staged: NDArray[np.uint8], offset: int) -> None:

@@ -92,3 +92,18 @@ def test_files_are_gone_when_they_are_made_and_room_is_given_back(tmp_path):
         field.close()
         assert folder.used == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_an_array_like_the_file_is_one_transfer_of_all_components(tmp_path, monkeypatch):
+    moved, transfer = [], scratch._transfer
+    monkeypatch.setattr(scratch, "_transfer", lambda call, *given: (moved.append(len(given[1])), transfer(call, *given)))
+    with ScratchFolder(tmp_path) as folder:
+        field = folder.allocate(3, Span(5, 40), PLANE)
+        given, found = field.staging(11), field.staging(14)
+        given[...], found[...] = planes(11), 7
+        field.write(Span(9, 20), given)
+        field.read(Span(7, 19), found[:, 1:13])
+    assert moved == [3 * 11 * field.pitch, 3 * 12 * field.pitch]
+    assert (found[:, [0, 13]] == 7).all()
+    assert not found[:, 1:3].any()
+    np.testing.assert_array_equal(found[:, 3:13], planes(11)[:, :10])
