@@ -333,8 +333,18 @@ def ngf_factors_at_ends() -> Case:
     return TALL, 1, np.float32(4e-4), *TERMS, image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
 
 
-CASES["ngf_factors at all ends"] = ngf_factors_at_ends
-CASES["ngf_slope at all ends"] = lambda: (TALL, 2, vectors(*TALL), moved(*TALL))
+@case
+def ngf_smoothed_factors() -> Case:
+    return ngf_factors()
+
+
+@case
+def ngf_smoothed_slope() -> Case:
+    return ngf_slope()
+
+
+CASES["ngf_factors at all ends"] = CASES["ngf_smoothed_factors at all ends"] = ngf_factors_at_ends
+CASES["ngf_slope at all ends"] = CASES["ngf_smoothed_slope at all ends"] = lambda: (TALL, 2, vectors(*TALL), moved(*TALL))
 
 
 @case
@@ -671,7 +681,7 @@ def ngf_counted() -> CooperativeCase:
     return gradient_fields(masked=True)
 
 
-def gradient_fields(masked: bool, half: bool = False) -> CooperativeCase:
+def gradient_fields(masked: bool, half: bool = False, smoothed: bool = False) -> CooperativeCase:
     """``ngf_counted`` with a plane on each side of those that count."""
     (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     factors, totals, eta_squared = empty(3, *TALL), np.zeros(2, np.int64), np.float32(4e-4)
@@ -679,16 +689,18 @@ def gradient_fields(masked: bool, half: bool = False) -> CooperativeCase:
 
     def plain() -> list[NDArray[Any]]:
         made = empty(3, *TALL)
-        rows = ngf_cpu.ngf_factors(around, 1, eta_squared, *TERMS, fixed, weight, there, made)
+        write = ngf_cpu.ngf_smoothed_factors if smoothed else ngf_cpu.ngf_factors
+        rows = write(around, 1, eta_squared, *TERMS, fixed, weight, there, made)
         return [made, rows[:, 1:-1].sum(axis=(1, 2))]
 
     own = np.uint32(HALO), np.uint32(HALO + SHAPE[0])
     arguments = extent(around), own, eta_squared, *TERMS, kept, weight, there, factors, totals
     blocks = -(-SHAPE[2] // ngf_cuda.THREADS), SHAPE[1], SHAPE[0] + 2
-    return CooperativeCase((), blocks, ngf_cuda.THREADS, arguments, plain, lambda: [factors, counted_in_units(totals)])
+    return CooperativeCase((smoothed,), blocks, ngf_cuda.THREADS, arguments, plain, lambda: [factors, counted_in_units(totals)])
 
 
 COOPERATIVE_CASES["ngf_counted without a mask"] = lambda: gradient_fields(masked=False)
+COOPERATIVE_CASES["ngf_counted by smoothed differences"] = lambda: gradient_fields(masked=True, smoothed=True)
 COOPERATIVE_CASES["ngf_counted of half"] = lambda: gradient_fields(masked=True, half=True)
 
 

@@ -248,44 +248,61 @@ def _along(axis: int, matrix: Array, a: Array) -> Array:
     return np.moveaxis(np.tensordot(matrix, a, (1, axis)), 0, axis)
 
 
-def ngf_weights(w: Array) -> Array:
+def _gradients(shape: Shape, smoothed: bool) -> list[list[Array]]:
+    """For each component the matrices of all axes: its difference, and what smooths across it, 1, 2, 1 with the ends repeated."""
+    differences, across = _differences(shape), []
+    for n in shape:
+        padded = np.pad(np.eye(n), ((1, 1), (0, 0)), mode="edge")
+        across.append((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4 if smoothed else np.eye(n))
+    return [[differences[a] if a == k else across[a] for a in range(3)] for k in range(3)]
+
+
+def _apply(matrices: list[Array], a: Array) -> Array:
+    for axis, matrix in enumerate(matrices):
+        a = _along(axis, matrix, a)
+    return a
+
+
+def ngf_weights(w: Array, smoothed: bool = False) -> Array:
     """The weights of voxels whose differences read voxels of positive weight alone."""
     known = w > 0
-    for axis, matrix in enumerate(_differences(w.shape)):
-        known &= _along(axis, np.abs(matrix), w == 0.0) == 0
+    for matrices in _gradients(w.shape, smoothed):
+        known &= _apply([np.abs(m) for m in matrices], (w == 0.0).astype(float)) == 0
     return w * known
 
 
-def _ngf_terms(fixed: Array, moved: Array, w: Array, eta: float) -> tuple[Array, Array, Array, Array, Array]:
+def _ngf_terms(fixed: Array, moved: Array, w: Array, eta: float, smoothed: bool) -> tuple[Array, Array, Array, Array, Array]:
     """<n(F), n(M)>^2 and |n(M)|^4, their derivatives with respect to grad M (3, ...), and the weights."""
-    f, m = (np.stack([_along(k, d, a) for k, d in enumerate(_differences(w.shape))]) for a in (fixed, moved))
+    f, m = (np.stack([_apply(d, a) for d in _gradients(w.shape, smoothed)]) for a in (fixed, moved))
     a, b, c = (f * m).sum(axis=0), (f * f).sum(axis=0) + eta**2, (m * m).sum(axis=0) + eta**2
     length = 1 - eta**2 / c
     product, square = 2 * a / (b * c) * (f - a / c * m), 4 * length * eta**2 / c**2 * m
-    return a * a / (b * c), length**2, product, square, ngf_weights(w)
+    return a * a / (b * c), length**2, product, square, ngf_weights(w, smoothed)
 
 
-def ngf(fixed: Array, moved: Array, w: Array, eta: float = 0.01, gain: float | None = None) -> float:
+def ngf(fixed: Array, moved: Array, w: Array, eta: float = 0.01, gain: float | None = None, smoothed: bool = False) -> float:
     """``-sum w <n(F), n(M)>^2 / sum w`` with ``n(I) = grad I / sqrt(|grad I|^2 + eta^2)``.
 
     With a gain ``-sum w (2 <n(F), n(M)>^2 - gain |n(M)|^4) / sum w``.
     """
-    product, square, _, _, w = _ngf_terms(*_double(fixed, moved, w), eta)
+    product, square, _, _, w = _ngf_terms(*_double(fixed, moved, w), eta, smoothed)
     value = product if gain is None else 2 * product - gain * square
     return float(-(w * value).sum() / max(w.sum(), 1e-300))
 
 
-def ngf_gain(fixed: Array, moved: Array, w: Array, eta: float = 0.01) -> float:
+def ngf_gain(fixed: Array, moved: Array, w: Array, eta: float = 0.01, smoothed: bool = False) -> float:
     """The gain with which the outer products of n(M) are nearest to those of n(F)."""
-    product, square, _, _, w = _ngf_terms(*_double(fixed, moved, w), eta)
+    product, square, _, _, w = _ngf_terms(*_double(fixed, moved, w), eta, smoothed)
     return float((w * product).sum() / (w * square).sum())
 
 
-def ngf_gradient(fixed: Array, moved: Array, w: Array, eta: float = 0.01, gain: float | None = None) -> Array:
+def ngf_gradient(
+    fixed: Array, moved: Array, w: Array, eta: float = 0.01, gain: float | None = None, smoothed: bool = False
+) -> Array:
     """``dC/dmoved`` of ``ngf``."""
-    _, _, product, square, w = _ngf_terms(*_double(fixed, moved, w), eta)
+    _, _, product, square, w = _ngf_terms(*_double(fixed, moved, w), eta, smoothed)
     slope = product if gain is None else 2 * product - gain * square
-    back = sum(_along(k, d.T, w * slope[k]) for k, d in enumerate(_differences(w.shape)))
+    back = sum(_apply([m.T for m in d], w * slope[k]) for k, d in enumerate(_gradients(w.shape, smoothed)))
     return np.asarray(-back / max(w.sum(), 1e-300))
 
 

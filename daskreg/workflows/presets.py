@@ -26,8 +26,11 @@ SEARCH = Search(rotations="fine", contrast="any")  # from any start: rotations u
 # Edges at full resolution: from the right place, mutual information led a slab of 12 slices under a receive field 6 to 12 mm
 # astray, an affine stage by it 8 mm, local correlation 1.2 mm, edges 0.7 mm
 EDGES = NGF(eta=0.05)
-ALIGN = Rigid(similarity=EDGES, scales=(2, 1), iterations=(40, 60))
-STRETCH = Affine(similarity=EDGES, scales=(2, 1), iterations=(40, 40))
+# Smoothed across, where noise is lower and interpolation takes less of it: maps are drawn half as far to places between voxels,
+# and T1 comes to 0.58 mm of an EPI instead of 0.85
+SMOOTHED = NGF(eta=0.05, smoothed=True)
+ALIGN = Rigid(similarity=SMOOTHED, scales=(2, 1), iterations=(40, 60))
+STRETCH = Affine(similarity=SMOOTHED, scales=(2, 1), iterations=(40, 40))
 # Two modalities have edges beside each other's: they gain a little by stretches and by displacements where there is nothing to
 # follow. A stiff affine stage moved a head seen in two contrasts 0.31 mm instead of 0.37, a real EPI 1.1 instead of 1.8, and gave
 # two brains more overlap. Adam moves every voxel by about as much; a gradient descent moves those more that have clear edges

@@ -78,8 +78,9 @@ def test_ngf_gradient_is_the_finite_difference(images: tuple[Array, Array, Array
 def test_ngf_gradient_with_a_gain_is_the_finite_difference(images: tuple[Array, Array, Array]) -> None:
     fixed, moved, w = images
     gain = ref.ngf_gain(fixed, moved, w, 0.1)
-    slope = finite_difference(lambda m: ref.ngf(fixed, m, w, 0.1, gain), moved)
-    assert_gradient(ref.ngf_gradient(fixed, moved, w, 0.1, gain), slope)
+    for smoothed in (False, True):
+        slope = finite_difference(lambda m, s=smoothed: ref.ngf(fixed, m, w, 0.1, gain, s), moved)
+        assert_gradient(ref.ngf_gradient(fixed, moved, w, 0.1, gain, smoothed), slope)
 
 
 def test_ngf_is_minus_one_of_equal_edges_and_zero_of_crossing_ones() -> None:

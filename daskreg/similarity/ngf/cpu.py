@@ -1,7 +1,8 @@
 """Normalised gradient fields, the same bodies on a CPU and on a GPU.
 
-Differences are central, and one-sided on the first and the last voxel of an axis of the grid. Arrays hold the planes that the
-differences read, so that they end within reach only where the grid does.
+Differences are central, and one-sided on the first and the last voxel of an axis of the grid. Smoothed ones are means of nine,
+weighted by 1, 2 and 1 along each of the other two axes, where the outermost voxels count as their own neighbours: that smoothing
+is its own adjoint. Arrays hold the planes that the differences read, so that they end within reach only where the grid does.
 """
 
 from numba import float32, int32, int64
@@ -14,7 +15,7 @@ from daskreg.kernels.smoothing.cpu import clamp
 from daskreg.kernels.weights import weight_at
 
 index = int64  # replaced by the launcher
-ZERO, HALF, ONE, TWO, FOUR = float32(0), float32(0.5), float32(1), float32(2), float32(4)
+ZERO, QUARTER, HALF, ONE, TWO, FOUR = float32(0), float32(0.25), float32(0.5), float32(1), float32(2), float32(4)
 
 
 @formula
@@ -61,20 +62,101 @@ def lowest_neighbour(z, y, x, inside, weight):
 
 
 @formula
+def smooth(a, b, c):
+    """Of three neighbours."""
+    return QUARTER * (a + c) + HALF * b
+
+
+@formula
+def row_of_three(z, y, x, inside, image):
+    """Along x around a voxel: smoothed, and the difference of both neighbours."""
+    nx = image.shape[2]
+    a, c = as_float32(image[z, y, before(x, inside, nx)]), as_float32(image[z, y, behind(x, inside, nx)])
+    return smooth(a, as_float32(image[z, y, x]), c), c - a
+
+
+@formula
+def plane_of_nine(z, y, x, inside, image):
+    """Around a voxel: smoothed along both axes, and the differences along y and x, smoothed across."""
+    ny, j = image.shape[1], int32(y)
+    a, of_a = row_of_three(z, clamp(j - 1, ny), x, inside, image)
+    b, of_b = row_of_three(z, y, x, inside, image)
+    c, of_c = row_of_three(z, clamp(j + 1, ny), x, inside, image)
+    return smooth(a, b, c), c - a, smooth(of_a, of_b, of_c)
+
+
+@formula
+def smoothed_differences(z, y, x, inside, image):
+    """``differences``, smoothed across."""
+    nz, ny, nx = image.shape
+    k = int32(z)
+    a, ay, ax = plane_of_nine(clamp(k - 1, nz), y, x, inside, image)
+    _, by, bx = plane_of_nine(z, y, x, inside, image)
+    c, cy, cx = plane_of_nine(clamp(k + 1, nz), y, x, inside, image)
+    along_x = HALF if inside else inverse_distance(int32(x), nx)
+    dz, dy, dx = c - a, smooth(ay, by, cy), smooth(ax, bx, cx)
+    return dz * inverse_distance(k, nz), dy * inverse_distance(int32(y), ny), dx * along_x
+
+
+@formula
+def lowest_of_three(z, y, x, inside, weight):
+    """The smallest weight along x around a voxel."""
+    nx = weight.shape[2]
+    return min(weight[z, y, x], min(weight[z, y, before(x, inside, nx)], weight[z, y, behind(x, inside, nx)]))
+
+
+@formula
+def lowest_of_nine(z, y, x, inside, weight):
+    """The smallest weight in a plane around a voxel."""
+    ny, j = weight.shape[1], int32(y)
+    sides = min(lowest_of_three(z, clamp(j - 1, ny), x, inside, weight), lowest_of_three(z, clamp(j + 1, ny), x, inside, weight))
+    return min(lowest_of_three(z, y, x, inside, weight), sides)
+
+
+@formula
+def lowest_around(z, y, x, inside, weight):
+    """The smallest weight of the voxels of which smoothed differences are taken; 1 without a mask."""
+    if weight.shape[0] == 0:
+        return ONE
+    nz, k = weight.shape[0], int32(z)
+    sides = min(lowest_of_nine(clamp(k - 1, nz), y, x, inside, weight), lowest_of_nine(clamp(k + 1, nz), y, x, inside, weight))
+    return min(lowest_of_nine(z, y, x, inside, weight), sides)
+
+
+@formula
 def write_factors(z, y, x, inside, eta_squared, of_product, of_square, fixed, weight, moved, factors):
     """``ngf_factors`` at a voxel. Without branches, so that a CPU computes several voxels at once."""
-    mz, my, mx = differences(z, y, x, inside, moved)
-    fz, fy, fx = differences(z, y, x, inside, fixed)
-    total = mz + my + mx  # not a number where one of them is not
+    of_moved = differences(z, y, x, inside, moved)
+    of_fixed = differences(z, y, x, inside, fixed)
+    lowest = lowest_neighbour(z, y, x, inside, weight)
     w = weight_at(z, y, x, weight, moved[z, y, x])
-    w = w if total == total and lowest_neighbour(z, y, x, inside, weight) > ZERO else ZERO
+    return compare(z, y, x, eta_squared, of_product, of_square, of_fixed, of_moved, w, lowest, factors)
+
+
+@formula
+def write_smoothed_factors(z, y, x, inside, eta_squared, of_product, of_square, fixed, weight, moved, factors):
+    """``write_factors`` by smoothed differences."""
+    of_moved = smoothed_differences(z, y, x, inside, moved)
+    of_fixed = smoothed_differences(z, y, x, inside, fixed)
+    lowest = lowest_around(z, y, x, inside, weight)
+    w = weight_at(z, y, x, weight, moved[z, y, x])
+    return compare(z, y, x, eta_squared, of_product, of_square, of_fixed, of_moved, w, lowest, factors)
+
+
+@formula
+def compare(z, y, x, eta_squared, of_product, of_square, of_fixed, of_moved, w, lowest, factors):
+    """Factors of one voxel, from both gradients, its weight and the lowest one that was read."""
+    fz, fy, fx = of_fixed
+    mz, my, mx = of_moved
+    total = mz + my + mx  # not a number where one of them is not
+    w = w if total == total and lowest > ZERO else ZERO
     product = fz * mz + fy * my + fx * mx
     square = mz * mz + my * my + mx * mx
-    of_moved = square + eta_squared
-    ratio = divide_fast(product, (fz * fz + fy * fy + fx * fx + eta_squared) * of_moved)
-    scale, along = TWO * w * of_product * ratio, divide_fast(product, of_moved)
-    length = divide_fast(square, of_moved)  # |n(M)|^2
-    shorter = FOUR * w * of_square * divide_fast(length * (ONE - length), of_moved)
+    above = square + eta_squared
+    ratio = divide_fast(product, (fz * fz + fy * fy + fx * fx + eta_squared) * above)
+    scale, along = TWO * w * of_product * ratio, divide_fast(product, above)
+    length = divide_fast(square, above)  # |n(M)|^2
+    shorter = FOUR * w * of_square * divide_fast(length * (ONE - length), above)
     known = w > ZERO
     factors[index(0), z, y, x] = scale * (fz - along * mz) - shorter * mz if known else ZERO
     factors[index(1), z, y, x] = scale * (fy - along * my) - shorter * my if known else ZERO
@@ -91,6 +173,12 @@ def ngf_factors(z, y, x, inside, reach, eta_squared, of_product, of_square, fixe
     w is 0 where a difference reads a voxel that is out of domain or has no weight.
     """
     return write_factors(z, y, x, inside, eta_squared, of_product, of_square, fixed, weight, moved, factors)
+
+
+@voxelwise(sums=2, border=True)
+def ngf_smoothed_factors(z, y, x, inside, reach, eta_squared, of_product, of_square, fixed, weight, moved, factors):
+    """``ngf_factors`` by smoothed differences."""
+    return write_smoothed_factors(z, y, x, inside, eta_squared, of_product, of_square, fixed, weight, moved, factors)
 
 
 @formula
@@ -135,4 +223,69 @@ def ngf_slope(z, y, x, inside, reach, factors, moved):
         along_x = HALF * left - HALF * right
     else:
         along_x = weigh_before(i, nx) * left - weigh_behind(i, nx) * right + weigh_end(i, nx) * factors[of_x, z, y, x]
+    moved[z, y, x] = -(along_z + along_y + along_x)
+
+
+@formula
+def smoothed_row(of, z, y, x, inside, factors):
+    """A component along x around a voxel."""
+    nx = factors.shape[3]
+    return smooth(factors[of, z, y, before(x, inside, nx)], factors[of, z, y, x], factors[of, z, y, behind(x, inside, nx)])
+
+
+@formula
+def smoothed_back_along_x(of, z, y, x, inside, factors):
+    """The adjoint of the difference along x, smoothed along y."""
+    ny, nx = factors.shape[2], factors.shape[3]
+    j, i = int32(y), int32(x)
+    left, right = before(x, inside, nx), behind(x, inside, nx)
+    up, down = clamp(j - 1, ny), clamp(j + 1, ny)
+    a = smooth(factors[of, z, up, left], factors[of, z, y, left], factors[of, z, down, left])
+    c = smooth(factors[of, z, up, right], factors[of, z, y, right], factors[of, z, down, right])
+    if inside:
+        return HALF * a - HALF * c
+    b = smooth(factors[of, z, up, x], factors[of, z, y, x], factors[of, z, down, x])
+    return weigh_before(i, nx) * a - weigh_behind(i, nx) * c + weigh_end(i, nx) * b
+
+
+@formula
+def smoothed_back_along_y(of, z, y, x, inside, factors):
+    """The adjoint of the difference along y, smoothed along x."""
+    ny, j = factors.shape[2], int32(y)
+    a = smoothed_row(of, z, clamp(j - 1, ny), x, inside, factors)
+    c = smoothed_row(of, z, clamp(j + 1, ny), x, inside, factors)
+    back = weigh_before(j, ny) * a - weigh_behind(j, ny) * c
+    return back + weigh_end(j, ny) * smoothed_row(of, z, y, x, inside, factors)
+
+
+@formula
+def smoothed_plane(of, z, y, x, inside, factors):
+    """A component along both axes around a voxel."""
+    ny, j = factors.shape[2], int32(y)
+    a = smoothed_row(of, z, clamp(j - 1, ny), x, inside, factors)
+    c = smoothed_row(of, z, clamp(j + 1, ny), x, inside, factors)
+    return smooth(a, smoothed_row(of, z, y, x, inside, factors), c)
+
+
+@voxelwise(border=True)
+def ngf_smoothed_slope(z, y, x, inside, reach, factors, moved):
+    """``ngf_slope`` of smoothed differences."""
+    nz, k = factors.shape[1], int32(z)
+    of_z, of_y, of_x = index(0), index(1), index(2)
+    above, below = clamp(k - 1, nz), clamp(k + 1, nz)
+    along_z = (
+        weigh_before(k, nz) * smoothed_plane(of_z, above, y, x, inside, factors)
+        - weigh_behind(k, nz) * smoothed_plane(of_z, below, y, x, inside, factors)
+        + weigh_end(k, nz) * smoothed_plane(of_z, z, y, x, inside, factors)
+    )
+    along_y = smooth(
+        smoothed_back_along_y(of_y, above, y, x, inside, factors),
+        smoothed_back_along_y(of_y, z, y, x, inside, factors),
+        smoothed_back_along_y(of_y, below, y, x, inside, factors),
+    )
+    along_x = smooth(
+        smoothed_back_along_x(of_x, above, y, x, inside, factors),
+        smoothed_back_along_x(of_x, z, y, x, inside, factors),
+        smoothed_back_along_x(of_x, below, y, x, inside, factors),
+    )
     moved[z, y, x] = -(along_z + along_y + along_x)

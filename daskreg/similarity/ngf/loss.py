@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from daskreg.kernels.compiler.launch import box
 from daskreg.kernels.device import host, module_of
 from daskreg.similarity.base import LossContext, Samples, Similarity, ratio
-from daskreg.similarity.ngf.cpu import ngf_factors, ngf_slope
+from daskreg.similarity.ngf.cpu import ngf_factors, ngf_slope, ngf_smoothed_factors, ngf_smoothed_slope
 from daskreg.similarity.ngf.cuda import count_factors
 
 Terms = tuple[np.float32, np.float32]  # factors of <n(F), n(M)>^2 and of -|n(M)|^4
@@ -33,8 +33,9 @@ class NormalisedGradients(Similarity):
     differences = True
     separable = True
 
-    def __init__(self, eta: float) -> None:
-        self.eta_squared = np.float32(eta**2)
+    def __init__(self, eta: float, smoothed: bool = False) -> None:
+        self.eta_squared, self.smoothed = np.float32(eta**2), smoothed
+        self.write, self.pull_back = (ngf_smoothed_factors, ngf_smoothed_slope) if smoothed else (ngf_factors, ngf_slope)
         self.terms = PRODUCT
 
     def moments(self, s: Samples) -> NDArray[np.generic]:
@@ -54,7 +55,7 @@ class NormalisedGradients(Similarity):
     def _partial(self, s: Samples, terms: Terms) -> NDArray[np.generic]:
         own, around = planes(s)
         _, ny, nx = s.moved.shape
-        rows = ngf_factors((around, ny, nx), 1, self.eta_squared, *terms, s.fixed, s.weight, s.moved, s.scratch)
+        rows = self.write((around, ny, nx), 1, self.eta_squared, *terms, s.fixed, s.weight, s.moved, s.scratch)
         mine: NDArray[np.generic] = rows[:, own.start - around.start : own.stop - around.start]
         return mine
 
@@ -65,7 +66,7 @@ class NormalisedGradients(Similarity):
 
     def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
         """The adjoint of the differences."""
-        ngf_slope(s.box, 2, s.scratch, s.moved)
+        self.pull_back(s.box, 2, s.scratch, s.moved)
 
 
 class NormalisedGradientsOnGpu(NormalisedGradients):
@@ -87,11 +88,11 @@ class NormalisedGradientsOnGpu(NormalisedGradients):
 
     def _compare(self, on: LossContext) -> None:
         self._count(on.samples, self.terms, on.totals)
-        ngf_slope(on.samples.box, 2, on.samples.scratch, on.samples.moved)
+        self.finish(on.samples, np.zeros(2))
 
     def _count(self, s: Samples, terms: Terms, totals: Any) -> None:
         own, around = planes(s)
-        count_factors(around, own, (self.eta_squared, *terms), s.fixed, s.weight, s.moved, s.scratch, totals)
+        count_factors(around, own, self.smoothed, (self.eta_squared, *terms), s.fixed, s.weight, s.moved, s.scratch, totals)
 
 
 def planes(s: Samples) -> tuple[range, range]:

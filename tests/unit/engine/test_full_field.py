@@ -94,6 +94,15 @@ def test_edges_are_not_drawn_to_whole_voxels(contrast, by):
     assert farthest(found.affine, Grid((32, 36, 32)), np.array(by)) < 0.02
 
 
+def test_noise_draws_them_less_where_they_are_smoothed_across():
+    noise, by, rng = texture((32, 36, 32), 4), np.array((1.3, 2.0, -1.5)), np.random.default_rng(5)
+    images = [
+        v + np.float32(0.02 * np.ptp(v)) * rng.standard_normal(v.shape, np.float32) for v in (cut(noise, 0), cut(noise, -by))
+    ]
+    found = outcome(images[0], 1000 - images[1], [ALIGN], start=np.round(by))
+    assert farthest(found.affine, Grid((32, 36, 32)), by) < 0.2
+
+
 def test_nor_is_what_lies_in_place_deformed():
     """By steeper edges, which a displacement makes between voxels."""
     noise, by = texture((32, 36, 32), 4), np.array((0.5, -0.5, 2.5))

@@ -37,15 +37,18 @@ def test_parallel_gradients_of_either_sign_are_as_good_as_equal_ones(axis, gain)
     assert n == np.prod(SHAPE)  # faces have one-sided differences
 
 
-def test_a_matched_loss_is_that_of_the_reference_and_its_gradient_too():
+@pytest.mark.parametrize("smoothed", [False, True])
+def test_a_matched_loss_is_that_of_the_reference_and_its_gradient_too(smoothed):
     rng = np.random.default_rng(4)
     fixed, moved, weight = (rng.random(SHAPE, np.float32) for _ in range(3))
+    weight[2, 3, 4] = weight[0, 0, 0] = 0
     given = fixed, moved, weight, 0.3
-    gain = reference.ngf_gain(*given)
-    loss, n, slope = loss_of(fixed, moved, weight, matched=True, eta=0.3)
-    assert loss == pytest.approx(reference.ngf(*given, gain), rel=1e-5)
-    assert loss == pytest.approx(reference.ngf(*given), rel=1e-5)  # where it was matched
-    np.testing.assert_allclose(slope / n, reference.ngf_gradient(*given, gain), atol=1e-7)
+    gain = reference.ngf_gain(*given, smoothed=smoothed)
+    loss, n, slope = loss_of(fixed, moved, weight, matched=True, eta=0.3, smoothed=smoothed)
+    assert loss == pytest.approx(reference.ngf(*given, gain, smoothed), rel=1e-5)
+    assert loss == pytest.approx(reference.ngf(*given, smoothed=smoothed), rel=1e-5)  # where it was matched
+    np.testing.assert_allclose(slope / n, reference.ngf_gradient(*given, gain, smoothed), atol=1e-7)
+    assert n == pytest.approx(reference.ngf_weights(weight, smoothed).sum())
 
 
 @pytest.mark.parametrize("size", [0.5, 0.97])
@@ -121,4 +124,4 @@ def test_a_known_warp_is_found_in_an_inverted_contrast(tmp_path):
     u = result.displacement.compute(scheduler="synchronous")
     before, after = (target_registration_error(v, warp, body_mask(shape, warp)).mean() for v in (0 * u, u))
     assert after < 0.4 * before
-    assert result.report["config"]["stages"][0]["similarity"] == {"kind": "ngf", "eta": 0.01}
+    assert result.report["config"]["stages"][0]["similarity"] == {"kind": "ngf", "eta": 0.01, "smoothed": False}
