@@ -40,7 +40,7 @@ class SourceReader:
     ) -> SourceImage:  # fmt: skip
         """An image, without a level yet;  role: 0 fixed, 1 moving."""
         own = partition[self.comm.rank]
-        source = ScaledSource(volume, mask, background, source_boxes(self.plan, role), self.plan.config)
+        source = ScaledSource(volume, mask, background, source_boxes(self.plan, role), self.plan.config, name)
         statistics = Statistics(source, own, self.comm, name, "" if mask is None else f"the mask {mask.name}")
         scaled = statistics.measured(volume.dtype)
         given = {"grid": grid, "partition": partition, "held": own, "rank": self.comm.rank, "left_out": statistics.left_out}

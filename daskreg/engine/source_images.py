@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,9 @@ from daskreg.kernels.device import CPU
 from daskreg.planning.source import AHEAD, Boxes
 from daskreg.storage.batches import read_ahead
 
+log = logging.getLogger("daskreg")
+SILENCE = 30.0  # seconds between two lines of how far a pass over a file is
+Found = TypeVar("Found")
 CACHED = 1 << 18  # voxels that are scaled together: they stay in the processor's cache
 
 
@@ -36,7 +42,8 @@ class RegionReader(Protocol):
 class ScaledSource:
     """An image in its file, as it is compared: scaled to [0, 1], with weights where it has a mask or stored background.
 
-    ends: the intensities that become 0 and 1;  least: value of voxels that are background;  top: the largest weight of the mask
+    name: in messages;  ends: the intensities that become 0 and 1;  least: value of voxels that are background;  top: the largest
+    weight of the mask
     """
 
     voxels: RegionReader
@@ -44,6 +51,7 @@ class ScaledSource:
     background: Background | None
     boxes: Boxes
     config: Config
+    name: str = "an image"
     ends: tuple[float, float] = (0.0, 1.0)
     least: float = 0.0
     top: float = 1.0
@@ -81,9 +89,22 @@ class ScaledSource:
         weights /= np.float32(self.top)
         return weights
 
-    def all_of(self, planes: Span) -> Iterator[tuple[Region, tuple[Array, Array | None]]]:
+    def all_of(self, planes: Span, purpose: str) -> Iterator[tuple[Region, tuple[Array, Array | None]]]:
         """Boxes with voxels and weights; the next ones are read while one is in use."""
-        return read_ahead(self.read, self.boxes.over(planes), AHEAD)
+        return self.each(self.read, planes, purpose)
+
+    def each(self, read: Callable[[Region], Found], planes: Span, purpose: str) -> Iterator[tuple[Region, Found]]:
+        """What is read of all boxes of some planes; the log says how far it is, where it takes long.
+
+        purpose: of this pass over the file, in the log
+        """
+        size, done, told = len(planes) * math.prod(self.boxes.shape[1:]), 0, time.perf_counter()
+        for region, found in read_ahead(read, self.boxes.over(planes), AHEAD):
+            yield region, found
+            done += region.size
+            if time.perf_counter() - told > SILENCE:
+                told = time.perf_counter()
+                log.info("%s is read for %s: %.0f %%", self.name, purpose, 100 * done / size)
 
 
 def _parts(voxels: Array, known: Any) -> Iterator[tuple[int, slice]]:
@@ -154,7 +175,7 @@ class SourceImage(StoredImage):
         if not spans:
             return
         self.passes += 1
-        for region, (voxels, weights) in self.source.all_of(_hull(spans)):
+        for region, (voxels, weights) in self.source.all_of(_hull(spans), "its levels"):
             for maker in made:
                 maker.add(region, voxels, weights)
             if weights is not None:
@@ -210,7 +231,7 @@ class SourceImage(StoredImage):
         """``BlockSums`` of the own planes: of the voxels, or of the weighted voxels and of the weights."""
         if self._sums is None or self._sums[0] != factors:
             add = self.summing(factors)
-            for region, (voxels, weights) in self.source.all_of(self.partition[self.rank]):
+            for region, (voxels, weights) in self.source.all_of(self.partition[self.rank], "the verdict"):
                 add(region, voxels, weights)
         assert self._sums is not None
         return [one.sums for one in self._sums[1]]

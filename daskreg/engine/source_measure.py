@@ -63,7 +63,7 @@ def likenesses(
     read = keeping_whole(lambda region: moving.source.read(region)[0], plan.moving.shape, crop_bytes(plan.memory))
     both = _Likeness(plan, start, None, read, own), _Likeness(plan, outcome.affine, u, read, own)
     coarse = fixed.summing(coarse_factors(plan.fixed, plan.moving, outcome.affine)[0])
-    for region, (voxels, weights) in fixed.source.all_of(own):
+    for region, (voxels, weights) in fixed.source.all_of(own, "the measures"):
         coarse(region, voxels, weights)
         for one in both:
             one.add(region, voxels)

@@ -18,8 +18,6 @@ from daskreg.grid import Region, Span
 from daskreg.kernels.compiler.launch import thread_count
 from daskreg.kernels.intensity_histogram.cpu import intensity_histogram
 from daskreg.planning import COUNTED_BYTES
-from daskreg.planning.source import AHEAD
-from daskreg.storage.batches import read_ahead
 
 
 @dataclass
@@ -80,7 +78,7 @@ class Statistics:
 
     def _stored(self) -> Iterator[tuple[Array, NDArray[np.bool_] | None]]:
         self.passes += 1
-        return (found for _, found in read_ahead(self.source.stored, self.source.boxes.over(self.own), AHEAD))
+        return (found for _, found in self.source.each(self.source.stored, self.own, "its intensities"))
 
     def _weights(self) -> Iterator[Array]:
         def of(region: Region) -> Array:
@@ -89,7 +87,7 @@ class Statistics:
             assert weights is not None
             return weights
 
-        return (found for _, found in read_ahead(of, self.source.boxes.over(self.own), AHEAD))
+        return (found for _, found in self.source.each(of, self.own, "its mask"))
 
 
 def _values(dtype: np.dtype[Any]) -> Array:

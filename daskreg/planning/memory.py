@@ -280,8 +280,13 @@ def peak_bytes(plan: Layout) -> int:
 
 def checkpoint_bytes(plan: Layout) -> int:
     """Disk for u and the optimizer's fields in float32, twice: the last good one survives while the next is written."""
-    states = [s.optimizer.state_bytes("float32") for s in plan.config.stages if isinstance(s, Deformable)]
-    return 2 * (VECTOR + max(states)) * plan.fixed.size if states else 0
+    stages = zip(plan.config.stages, plan.levels, strict=True)
+    sizes = [
+        (VECTOR + s.optimizer.state_bytes("float32")) * max(level.fixed.size for level in levels)
+        for s, levels in stages
+        if isinstance(s, Deformable)
+    ]
+    return 2 * max(sizes, default=0)
 
 
 def _plane(shape: tuple[int, int, int]) -> int:

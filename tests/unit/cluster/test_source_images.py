@@ -1,5 +1,6 @@
 """Images that stay in their files give what images in memory do, bit for bit: maps, measures, what a result is judged on."""
 
+import logging
 from dataclasses import fields, replace
 
 import dask.array as da
@@ -12,7 +13,7 @@ from scipy.ndimage import affine_transform, gaussian_filter
 from daskreg.cluster.image_reader import read_images
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Deformable, Moments, Rigid
-from daskreg.engine import source_measure
+from daskreg.engine import source_images, source_measure
 from daskreg.engine.background import Background
 from daskreg.engine.coarse_pair import coarse_pair
 from daskreg.engine.measure import folding, likeness
@@ -196,3 +197,12 @@ def test_what_cannot_work_is_refused():
         planned(images=SOURCE, host=1 << 40)
     with pytest.raises(ConfigError, match="stop at a coarser scale"):
         planned(images=SOURCE, stages=(Deformable(scales=(4, 1), iterations=(2, 2)),))
+
+
+def test_a_long_pass_says_how_far_it_is(monkeypatch, caplog):
+    monkeypatch.setattr(source_images, "SILENCE", 0.0)
+    images, masks = volumes(np.uint16, False)
+    plan = make_plan(*(i.grid for i in images), Config(stages=LINEAR), images=SOURCE)
+    with caplog.at_level(logging.INFO, "daskreg"):
+        read_images(plan, *images, masks, SingleRank(), "cpu")
+    assert "the fixed image image is read for its levels: 100 %" in caplog.text
