@@ -165,7 +165,15 @@ def measuring_bytes(plan: Layout) -> int:
     fixed = (AHEAD + 2) * (1 + plan.masks[0]) * boxes.bytes + AHEAD * encoding.itemsize * boxes.bytes // NUMBER
     moved = boxes.bytes + 3 * boxes.bytes * plan.deformable
     waiting = 2 * max(plan.partition.lengths) * MOMENTS_BYTES * (boxes.rows < plan.fixed.shape[1])
-    return fixed + moved + waiting + _crops(plan) + max(plan.unpacked)
+    comparing = fixed + moved + waiting + _block_rows(plan, 0) + _crops(plan) + max(plan.unpacked)
+    other = source_boxes(plan, 1).bytes * (1 + plan.masks[1])
+    return max(comparing, (AHEAD + 3) * other + _block_rows(plan, 1) + AHEAD * plan.unpacked[1])
+
+
+def _block_rows(plan: Layout, role: int) -> int:
+    """Sums over blocks, which a row of every plane waits for."""
+    grid, partition = ((plan.fixed, plan.partition), (plan.moving, plan.shards))[role]
+    return 2 * max(partition.lengths) * NUMBER * grid.shape[2] * (1 + plan.masks[role])
 
 
 def writing_bytes(plan: Layout) -> int:
