@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from daskreg.errors import ConfigError, closest, require_known
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pydantic._internal._model_construction import ModelMetaclass
     from pydantic.fields import FieldInfo
@@ -89,11 +89,24 @@ class Checked(ModelMetaclass):
         except ValidationError as error:
             raise ConfigError(f"{cls.__name__}: {explain(error, list(vars(cls)['__pydantic_fields__']))}") from None
 
+    def __dir__(cls) -> list[str]:
+        """Without what is Pydantic's or Python's, for ``help()`` and completion."""
+        return [name for name in super().__dir__() if not (name in OF_PYDANTIC or name.startswith("__"))]
+
+
+OF_PYDANTIC = frozenset(dir(BaseModel)) - frozenset(dir(object))
+
 
 class Model(BaseModel, metaclass=Checked):
     """Frozen; unknown keys, and numbers that are not finite or out of bounds, are refused with a ConfigError."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def __init__(self, /, **values: Any) -> None:
+        """Values by the names of their fields; the others have their defaults. Raises ConfigError."""
+        super().__init__(**values)
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # Pydantic's mark of one that only passes values on
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -103,6 +116,18 @@ class Model(BaseModel, metaclass=Checked):
         ]
         if fields and cls.__doc__:
             cls.__doc__ = "\n\n".join([inspect.cleandoc(cls.__doc__), *fields])
+        cls.__signature__ = _signature(cls)
+
+    def __dir__(self) -> list[str]:
+        """Without what is Pydantic's."""
+        return [name for name in super().__dir__() if name not in OF_PYDANTIC]
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is not the default: ``LNCC(radius=3)``."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name not in TAGS and (field.is_required() or value != field.get_default(call_default_factory=True)):
+                yield name, value
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values. Raises ConfigError for a name that is no field, and for an impossible value."""
@@ -112,6 +137,21 @@ class Model(BaseModel, metaclass=Checked):
             require_known(f"field of {type(self).__name__}", name, type(self).model_fields)
         kept = super().model_copy(deep=deep)
         return type(self)(**{**{name: getattr(kept, name) for name in type(self).model_fields}, **update})
+
+
+def _signature(cls: type[Model]) -> inspect.Signature:
+    """Names and defaults; their types and ranges are in the docstring."""
+    fields = ((name, field) for name, field in cls.model_fields.items() if name not in TAGS)
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True),
+            )
+            for name, field in fields
+        ]
+    )
 
 
 class SimilarityParameters(Model):

@@ -1,5 +1,8 @@
 """Configurations that cannot be are refused with a sentence that says what was found and what was expected."""
 
+import inspect
+import pydoc
+
 import pytest
 import yaml
 
@@ -128,3 +131,22 @@ def test_a_refusal_is_a_sentence_of_ours(make, said):
 
 def test_a_single_stage_stands_for_a_list_of_one():
     assert Config.of_stages(Affine()) == Config(stages=Affine()) == Config(stages=(Affine(),))
+
+
+@pytest.mark.parametrize("cls", [Deformable, Config, LNCC, Adam])
+def test_help_has_the_docstring_and_nothing_of_pydantic(cls):
+    text = pydoc.plain(pydoc.render_doc(cls))
+    own = text.partition("Method resolution order")[2].replace("pydantic.main.BaseModel", "", 1)
+    assert "pydantic" not in own
+    assert "Annotated" not in text
+    assert not any(word in text for word in ("model_dump", "model_fields", "__pydantic", "FieldInfo"))
+    assert len(text.splitlines()) < 100
+    assert all(f"{name} :" in text for name in cls.model_fields if name not in ("stage", "kind"))
+    assert {"copy", "json", "model_config"}.isdisjoint(dir(cls))
+
+
+def test_signature_and_repr_are_short():
+    assert str(inspect.signature(LNCC)).startswith("(*, radius=2, gradient='exact', ")
+    assert "similarity=LNCC(), scales=(4, 2, 1)" in str(inspect.signature(Deformable))
+    assert repr(Deformable(similarity=LNCC(radius=3))) == "Deformable(similarity=LNCC(radius=3))"
+    assert eval(repr(Config(stages=(Deformable(),), intensity="log"))) == Config(stages=(Deformable(),), intensity="log")
