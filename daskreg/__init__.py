@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from daskreg.cli.submission import submit
     from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search, SimilarityStage
     from daskreg.engine.report import Progress
     from daskreg.engine.verdict import Verdict
@@ -66,13 +67,14 @@ if TYPE_CHECKING:
     from daskreg.workflows.report import report, write_report
     from daskreg.workflows.result import Report, Result
     from daskreg.workflows.series import Series, series
-    from daskreg.workflows.submit import Job, submit
+    from daskreg.workflows.submit import Job
     from daskreg.workflows.verify import Verification, verify
     from daskreg.workflows.view import ServedImages, view
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "daskreg.cli.submission": ("submit",),
     "daskreg.config": ("Affine", "Config", "Deformable", "Moments", "Rigid", "Search", "SimilarityStage"),
     "daskreg.engine.report": ("Progress",),
     "daskreg.engine.verdict": ("Verdict",),
@@ -108,7 +110,7 @@ _MODULES = {
     "daskreg.workflows.report": ("report", "write_report"),
     "daskreg.workflows.result": ("Report", "Result"),
     "daskreg.workflows.series": ("Series", "series"),
-    "daskreg.workflows.submit": ("Job", "submit"),
+    "daskreg.workflows.submit": ("Job",),
     "daskreg.workflows.verify": ("Verification", "verify"),
     "daskreg.workflows.view": ("ServedImages", "view"),
 }  # fmt: skip

@@ -8,7 +8,6 @@ sys.path[:0] = [str(HERE / "_site"), str(HERE.parent)]
 
 import commands  # noqa: E402  # which the path above is for
 import docstrings  # noqa: E402
-import performance  # noqa: E402
 
 import daskreg  # noqa: E402
 
@@ -43,8 +42,7 @@ html_sidebars = {page: [] for page in ("index", "tutorial", "method", "performan
 
 
 def setup(app):
-    """Write the pages that are made of code and measurements; read docstrings as they are written here."""
+    """Write the page that is made of commands; read docstrings as they are written here."""
     commands.write(HERE / "reference" / "commands.md")
-    performance.write(HERE / "performance.md", HERE.parent / "benchmarks" / "results")
     app.connect("autodoc-process-docstring", docstrings.as_fields)
     app.connect("autodoc-process-signature", docstrings.without_values)

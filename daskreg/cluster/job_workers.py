@@ -27,6 +27,7 @@ from distributed.security import Security
 from daskreg.cluster import timeouts
 from daskreg.cluster.closing import close_client
 from daskreg.cluster.isolation import LOOPBACK, ClosedScheduler, secret_prefix, temporary_security
+from daskreg.cluster.refusals import refusal
 from daskreg.errors import ConfigError, InputError, OutputError
 from daskreg.machine import Limit
 
@@ -177,7 +178,7 @@ def _submit(cluster: Any, system: str, workers: int) -> None:
     try:
         cluster.sync(submitted)
     except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(f"{system} refuses the job of a worker: {_said(error)}") from None
+        raise InputError(f"{system} refuses the job of a worker: {refusal(system, _said(error))}") from None
     numbers = ", ".join(str(job.job_id) for job in cluster.workers.values())
     log.info("submitted to %s, one worker each: job%s %s", system, "s" * (workers > 1), numbers)
 
@@ -188,7 +189,7 @@ def _said(error: Exception) -> str:
     for mark in ("stderr:\n", "stdout:\n"):
         written = text.partition(mark)[2].partition("\nstderr:")[0]
         if written.strip():
-            return " ".join(written.split())
+            return written
     return " ".join(text.split())
 
 

@@ -39,7 +39,7 @@ def present_system() -> str:
 def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite: bool = False, start: bool = False) -> str | None:
     """Write the script, and submit it where ``start``; the number of the job, or None.
 
-    arguments: of ``daskreg register``, which are not parsed here: the command ``daskreg submit`` does.
+    arguments: of ``daskreg register``, which are not parsed here: the command, and ``daskreg.submit``, do.
 
     Raises ConfigError, OutputExists and OutputError; OutputError too where the batch system is not there or refuses the job.
     """
@@ -55,7 +55,10 @@ def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite:
         raise OutputError(f"{script} is written, and there is no {name} here to submit it with; run it on a login node.")
     done = system.submit(command, str(script))
     if done.returncode:
-        raise OutputError(f"{script} is written, and {name} refuses it: {done.stderr.strip() or done.stdout.strip()}.")
+        from daskreg.cluster.refusals import refusal  # after which nothing is fast
+
+        said = done.stderr.strip() or done.stdout.strip()
+        raise OutputError(f"{script} is written, and {name} refuses it: {refusal(job.system, said)}")
     return system.submitted(done.stdout)
 
 

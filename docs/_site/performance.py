@@ -1,15 +1,15 @@
-"""The page of measurements, from the files in benchmarks/results."""
+"""The page of measurements, from the files in benchmarks/results: ``python docs/_site/performance.py`` writes it."""
 
 import json
-import os
-import subprocess
+import sys
+from pathlib import Path
 from statistics import mean, stdev
 
 HEADER = """# Performance
 
-Every figure below comes from a file in `benchmarks/results`, which a script of `benchmarks` wrote; this page is made of them
-when the site is built. A row says on which machine it was measured, and a table the commit with which its file was recorded,
-where that is known: the code may have become faster or slower since. Seconds include the start of a process, reading,
+Every figure below comes from a file in `benchmarks/results`, which a script of `benchmarks` wrote; `docs/_site/performance.py`
+makes this page of them. A row says on which machine it was measured, and `git log benchmarks/results/FILE` with which commit: the
+code may have become faster or slower since. Seconds include the start of a process, reading,
 registration and resampling, unless a table says otherwise. [Comparison](comparison.md) has the commands of the other
 programs, [parallel runs](parallel.md#measured) and [GPUs](gpu.md) what else was measured, and how.
 
@@ -32,7 +32,7 @@ def write(path, results):
     parts = [HEADER]
     for make in (_heads, _many_heads, _microscopy, _modalities, _iterations, _several_gpus, _cores, _out_of_core, _large):
         title, text, columns, rows, files = make(lambda name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")))
-        parts.append(f"## {title}\n\n{text}\n\n{_table(columns, rows)}\n\n{_source(files, results)}\n\n")
+        parts.append(f"## {title}\n\n{text}\n\n{_table(columns, rows)}\n\n{_source(files)}\n\n")
     path.write_text("".join(parts), encoding="utf-8")
 
 
@@ -41,23 +41,8 @@ def _table(columns, rows):
     return "\n".join("| " + " | ".join("" if v is None else str(v) for v in line) + " |" for line in lines)
 
 
-def _source(files, results):
-    known = [f"`{name}.json`{_commit(results, name)}" for name in files]
-    return "From " + ", ".join(known) + "."
-
-
-def _commit(results, name):
-    """With which a file was recorded; nothing where there is no whole history."""
-    root = os.environ.get("DASKREG_HISTORY", str(results.parent.parent))
-    git = ["git", "-C", root]
-    whole = subprocess.run(
-        [*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    if whole != "false":
-        return ""
-    asked = [*git, "log", "-1", "--format=%h of %cs", "--", f"benchmarks/results/{name}.json"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    return f" (commit {found})" if found else ""
+def _source(files):
+    return "From " + ", ".join(f"`{name}.json`" for name in files) + "."
 
 
 def _name(row):
@@ -204,3 +189,8 @@ def _large(read):
 
 def _seconds(row):
     return [f"{row['seconds'][name]:.1f}" for name in ("read", "optimise", "write", "total")]
+
+
+if __name__ == "__main__":
+    root = Path(__file__).parents[2]
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else root / "docs" / "performance.md", root / "benchmarks" / "results")

@@ -141,7 +141,7 @@ def test_help_has_the_docstring_and_nothing_of_pydantic(cls):
     assert "Annotated" not in text
     assert not any(word in text for word in ("model_dump", "model_fields", "__pydantic", "FieldInfo"))
     assert len(text.splitlines()) < 100
-    assert all(f"{name} :" in text for name in cls.model_fields if name not in ("stage", "kind"))
+    assert all(f"\n |  {name}" in text for name in cls.model_fields if name not in ("stage", "kind"))
     assert {"copy", "json", "model_config"}.isdisjoint(dir(cls))
 
 

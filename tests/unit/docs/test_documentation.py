@@ -1,6 +1,8 @@
 """What the documentation and the code say of each other."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,11 @@ BUILT = {ROOT / line[1:] for line in (ROOT / ".gitignore").read_text().split() i
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(set((ROOT / "docs").rglob("*.md")) - BUILT)]
 METHOD = (ROOT / "docs" / "method.md").read_text()
 CITATION = re.compile(r"method(?:\.md)?[,)]? section (\d+(?:\.\d+)?)(?:, steps? (\d+)(?: to (\d+))?)?", re.IGNORECASE)
+
+
+def test_the_page_of_measurements_is_that_of_the_results(tmp_path):
+    subprocess.run([sys.executable, ROOT / "docs" / "_site" / "performance.py", tmp_path / "page.md"], check=True)
+    assert (tmp_path / "page.md").read_text() == (ROOT / "docs" / "performance.md").read_text()
 
 
 def numbered_headings(text):

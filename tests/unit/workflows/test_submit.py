@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from daskreg.cli import app
-from daskreg.cli.jobs import registration_arguments
+from daskreg.cli.submission import registration_arguments
+from daskreg.cli.submission import submit as submitted
 from daskreg.errors import ConfigError, OutputError, OutputExists
 from daskreg.workflows.submit import Job, job_script, present_system, submit
 
@@ -242,3 +243,30 @@ def test_the_setup_names_another_python_and_one_that_is_not_there_is_told(shell)
         assert done.returncode == status
         assert says in done.stdout + done.stderr
     assert log.read_text() == ""
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["f.zarr", "m.zarr"], "no output was named"), (["f.zarr", "-o", "run.zarr"], "two images are needed"),
+    (["f.zarr", "m.zarr", "-o", "run.zarr", "--presett", "brain"], "daskreg register: No such option"),
+    (["f.zarr", "m.zarr", "-o", "run.zarr", "--preset", "brian"], "did you mean 'brain'"),
+    (["f.zarr", "m.zarr", "-o", "run.zarr", "--workers", "x"], "Invalid value for '--workers'"), (["--help"], "register nothing"),
+    (["f.zarr::lvl=1", "m.zarr", "-o", "run.zarr", "--dry-run"], "registers nothing"), ("f.zarr m.zarr", "a list of words"),
+])  # fmt: skip
+def test_python_refuses_what_the_command_refuses(tmp_path, arguments, says):
+    with pytest.raises(ConfigError, match=says):
+        submitted(arguments, tmp_path / "job.sh", Job())
+    assert not (tmp_path / "job.sh").exists()
+
+
+@pytest.mark.parametrize("said", [
+    "sbatch: error: fetch_config: DNS SRV lookup failed\nsbatch: fatal: Could not establish a configuration source",
+    "slurm_load_partitions: Unable to contact slurm controller (connect failure)",
+])  # fmt: skip
+def test_a_controller_that_does_not_answer_is_one_sentence_with_advice(shell, monkeypatch, said):
+    folder, *_ = shell
+    (folder / "sbatch").write_text(f"#!/bin/bash\necho '{said}' >&2; exit 1\n")
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    with pytest.raises(OutputError, match=r"refuses it: .*does not answer here: run this on a login node") as found:
+        submitted([*PAIR], folder / "job.sh", Job(), start=True)
+    assert len(str(found.value).splitlines()) == 1
+    assert "sinfo" in str(found.value)

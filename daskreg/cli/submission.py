@@ -1,0 +1,90 @@
+"""``daskreg.submit``: a job for the arguments of ``daskreg register``, parsed by it before anything is written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import dropwhile
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from daskreg.errors import ConfigError, NotFound, require_known
+from daskreg.workflows.submit import Job
+from daskreg.workflows.submit import submit as workflow
+
+INPUTS = ("fixed", "moving", "fixed_mask", "moving_mask", "initial_transform")  # of register, which are addresses
+NOT_FOR_JOBS = ("dry_run", "print_config")  # options of register that end it before it registers
+
+USAGE_ERROR: Any = typer.BadParameter.__base__  # Typer has its own copy of Click, or Click, and no public name for this class
+
+log = logging.getLogger("daskreg")
+
+
+def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite: bool = False, start: bool = False) -> str | None:
+    """Write a job that registers, goes on after its time limit and ends when it is cancelled; submit it where ``start``.
+
+    arguments: of ``daskreg register``, as on the command line, which are parsed here: ``["f.ome.zarr", "m.ome.zarr", "-o",
+    "run.zarr"]``;  script: the file that is written;  job: what it asks of its batch system.
+
+    Returns the number of the job, or None. Raises ConfigError for what ``daskreg register`` would refuse, OutputExists and
+    OutputError; OutputError too where the batch system is not there or refuses the job.
+    """
+    if isinstance(arguments, str) or not all(isinstance(word, str | Path) for word in arguments):
+        raise ConfigError(f"arguments {arguments!r}: a list of words was expected, as in ['f.zarr', 'm.zarr', '-o', 'run.zarr'].")
+    try:
+        given = registration_arguments([str(word) for word in arguments])
+    except USAGE_ERROR as error:
+        raise ConfigError(f"daskreg register: {error.format_message()}") from None
+    except typer.Exit:
+        raise ConfigError("these arguments print something and register nothing; give two images and -o RUN.zarr.") from None
+    return workflow(given, script, job, overwrite=overwrite, start=start)
+
+
+def registration_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments of ``daskreg register``, without its own name, parsed by it; an input that is not there is a warning.
+
+    Raises what the command raises: usage errors of Typer, and ConfigError.
+    """
+    from daskreg.cli.registration import require_arguments
+
+    given = list(dropwhile(lambda word: word in ("daskreg", "register"), arguments))
+    if len(given) < len(arguments):
+        left = " ".join(arguments[: len(arguments) - len(given)])
+        log.warning("%r before the images is left out: what follows -- are arguments of daskreg register.", left)
+    parsed = _parsed(given)
+    for name in NOT_FOR_JOBS:
+        if parsed[name]:
+            raise ConfigError(f"--{name.replace('_', '-')} registers nothing; give it to daskreg register here, without a job.")
+    require_arguments(parsed)
+    for name in INPUTS:
+        _tell_missing(parsed[name])
+    return given
+
+
+def _parsed(arguments: Sequence[str]) -> Mapping[str, Any]:
+    """Parameters of ``register``, by name, as its command reads them; it is not run."""
+    from daskreg.cli import app
+    from daskreg.reporting.log import LEVELS
+
+    group: Any = typer.main.get_command(app)
+    with group.make_context("daskreg", ["register", *arguments]) as outer:
+        require_known("log level", outer.params["level"] or "info", LEVELS)
+        command = group.get_command(outer, "register")
+        with command.make_context("register", outer.args, parent=outer) as inner:
+            return dict(inner.params)
+
+
+def _tell_missing(source: str | None) -> None:
+    """Warn of a local input that is not there; what lies in a file, as a dataset of HDF5, is looked for when it is read."""
+    from daskreg.storage.fs.address import parse_address
+    from daskreg.storage.fs.errors import require_exists
+
+    path = None if source is None else parse_address(source).path
+    if path is None or any(folder.is_file() for folder in Path(path).parents):
+        return
+    try:
+        require_exists(path)
+    except NotFound as error:
+        log.warning("%s The job is written: it has to be there when the job runs.", error)
