@@ -10,7 +10,7 @@ from daskreg.cli.application import app
 from daskreg.cli.options import Overwrite
 
 
-@app.command()
+@app.command(context_settings={"allow_interspersed_args": False})  # from FIXED on all is of register, with -- or without
 def submit(
     arguments: Annotated[list[str], typer.Argument(metavar="-- FIXED MOVING -o RUN.zarr ...", help="of 'daskreg register'")],
     script: Annotated[str, typer.Option("--script", help="the file that is written")] = "daskreg-job.sh",

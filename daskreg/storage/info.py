@@ -70,7 +70,8 @@ class VolumeInfo:
         rows += _array_rows(self) if self.shape else []
         rows += _grid_rows(self) if self.spacing else []
         rows += [(f"level {i}", f"{_joined(v.shape)}{self._at(v)}  ({v.path})") for i, v in enumerate(self.levels)]
-        rows += [(k.replace("_", " "), _text(v)) for k, v in self.run.items()]
+        order = {"affine": f"  (z, y, x, 1; {self.unit or '(no unit)'})"}
+        rows += [(k.replace("_", " "), f"{_text(v)}{order.get(k, '')}") for k, v in self.run.items()]
         rows += [(k, ", ".join(v)) for k, v in self.contents.items()]
         rows += [("values", "{:.6g} to {:.6g}, all of them finite and read".format(*self.values))] if self.values else []
         rows += [("hint", self.hint)] if self.hint else []

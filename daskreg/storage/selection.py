@@ -48,7 +48,7 @@ def _require_axes(record: ImageRecord, wanted: Mapping[str, int | str | None]) -
             axes = ", ".join(a.name for a in record.axes)
             raise NotFound(
                 f"{record.name} has no {kind} {chosen!r}: it has no {kind} axis, its axes are {axes}; leave '::{kind}=' out"
-                f"{how_to_name(record, 'or')}."
+                f"{'' if len(record.axes) == 3 and all(a.stated for a in record.axes) else how_to_name(record, 'or')}."
             )
 
 

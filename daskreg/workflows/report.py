@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from daskreg.errors import ConfigError
+from daskreg.errors import ConfigError, OutputError
 from daskreg.storage import RunStore, Volume, is_remote
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
 from daskreg.storage.fs.files import replace_text
@@ -34,6 +34,8 @@ def report(
     require_writable(str(output), overwrite)
     store = _store(run)
     require_distinct(output, store.path, fixed_labels, moving_labels, landmarks, inverse)
+    if not str(output).lower().endswith((".html", ".htm")):
+        raise OutputError(f"{output}: a report is a page of HTML; name it .html.")
     from daskreg.reporting.certificate import certificate
     from daskreg.reporting.page import render
 

@@ -338,6 +338,8 @@ def test_the_page_does_not_take_the_place_of_the_inverse_it_shows(tmp_path):
     invert(run.path, tmp_path / "i.zarr")
     with pytest.raises(OutputError, match="is, or holds, an input"):
         report(run.path, tmp_path / "i.zarr", inverse=tmp_path / "i.zarr", overwrite=True)
+    with pytest.raises(OutputError, match=r"name it \.html"):
+        report(run.path, tmp_path / "r.pdf")
     assert load_transform(tmp_path / "i.zarr").moving == run.fixed_grid
 
 

@@ -270,3 +270,11 @@ def test_a_controller_that_does_not_answer_is_one_sentence_with_advice(shell, mo
         submitted([*PAIR], folder / "job.sh", Job(), start=True)
     assert len(str(found.value).splitlines()) == 1
     assert "sinfo" in str(found.value)
+
+
+def test_the_command_needs_no_dashes_before_the_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in (["--nodes", "1"], ["--nodes", "1", "--"]):
+        done = CliRunner().invoke(app, ["submit", "--overwrite", *words, *PAIR, "--preset", "rigid"])
+        assert done.exit_code == 0, done.exception
+        assert "register f.zarr m.zarr -o run.zarr --preset rigid --resume" in (tmp_path / "daskreg-job.sh").read_text()
