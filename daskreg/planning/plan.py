@@ -159,7 +159,8 @@ def make_plan(
     made = [choices.made(replace(plan, images=where)) for where in (_places(plan, choices) if images == "auto" else (images,))]
     fitting = [one for one in made if _fits(one)]
     roomy = [one for one in fitting if scratch is None or elsewhere(one)[1] <= scratch]
-    return _preferred(roomy or fitting, _lowest_slab) or made[0]
+    otherwise = next((one for one in made if one.images == SOURCE), made[0])  # what would need least
+    return _preferred(roomy or fitting, _lowest_slab) or otherwise
 
 
 def _preferred(found: Sequence[One], slab: Callable[[One], int]) -> One | None:

@@ -180,6 +180,8 @@ def test_auto_leaves_images_in_their_files_where_they_fit_nowhere_and_no_stage_n
     assert planned(scales=(16, 1)).images == "device"
     with pytest.raises(PlanTooLarge):
         planned(scales=(16, 1)).validate(4 << 30)
+    with pytest.raises(PlanTooLarge, match=r"needs \d+ MiB a worker.* has 300 MiB"):
+        planned(memory=300 << 20).validate(300 << 20)
 
 
 def test_images_that_fit_on_disk_go_there_for_deformable_stages():
