@@ -293,6 +293,12 @@ def _is_own(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
+def of_other_version(folder: Path) -> bool:
+    """Whether commits are in a folder, and none that this version reads."""
+    named = [path for attempt in _folders(folder) for path in attempt.iterdir() if COMMIT.fullmatch(path.name)]
+    return bool(named) and not any(map(Commit.read, named))
+
+
 def _complete(attempt: Path) -> tuple[Commit, ...]:
     """The commits of all ranks with the highest number that all have; empty without one."""
     named = [path for path in attempt.iterdir() if COMMIT.fullmatch(path.name)]

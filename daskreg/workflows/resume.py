@@ -13,7 +13,7 @@ from daskreg.config import Config
 from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, RunStore
-from daskreg.storage.kept_fields import kept_folder, remove_kept
+from daskreg.storage.kept_fields import kept_folder, of_other_version, remove_kept
 from daskreg.storage.runs.run_state import has_checkpoint
 from daskreg.workflows.inputs import Request, address_of, as_config
 
@@ -28,12 +28,18 @@ def kept_fields(run: str, scratch: str | None) -> Path | None:
 
 
 def tell_of_other_scratch(run: str, scratch: str | None) -> None:
-    """Warn where a run kept its last iteration in a folder that is not named now."""
+    """Warn where a run kept its last iteration in a folder that is not named now, or in files that cannot be read."""
     folder = kept_fields(run, scratch)
     if folder is not None and not folder.exists():
         log.warning(
             "the fields of the last iteration are not in %s: going on from the last full checkpoint; to go on from them, stop "
             "and name the --scratch folder of the run.",
+            scratch,
+        )
+    elif folder is not None and of_other_version(folder):
+        log.warning(
+            "the fields of the last iteration in %s were kept by another version of daskreg, or are damaged: going on from the "
+            "last full checkpoint; to go on from them, stop and use that version.",
             scratch,
         )
 

@@ -15,11 +15,12 @@ from daskreg.grid import Grid, Span
 from daskreg.kernels.device import CPU
 from daskreg.optimizers.sgd import SGD
 from daskreg.optimizers.sgd.update import Momentum
-from daskreg.similarity import LNCC, MI, MSE
-from daskreg.storage import RunStore
+from daskreg.similarity import LNCC, MI, MSE, NGF
+from daskreg.storage import RunStore, kept_fields
 from daskreg.storage.kept_fields import KeptCheckpoint, KeptFields, kept_folder, remove_kept
 from daskreg.storage.runs.checkpoint import CheckpointStore
 from daskreg.storage.scratch import ScratchFolder
+from daskreg.workflows.resume import tell_of_other_scratch
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks, whole
 from tests.unit.engine.test_invariance import Asking
@@ -98,9 +99,9 @@ def resumed(case, run, scratch, ranks, told=None):
     return whole(on_ranks(ranks, rest))
 
 
-LOSSES = {"mse": MSE(), "center": LNCC(radius=2, gradient="center"), "mi": MI()}
+LOSSES = {"mse": MSE(), "center": LNCC(radius=2, gradient="center"), "mi": MI(), "ngf": NGF()}
 ALL = [(*way, state, loss) for way in [(1, 2), (3, 1), (2, 2)] for state in ("device", "host", "disk") for loss in LOSSES]
-SOME = [(1, 2, "device", "mse"), (3, 1, "disk", "center"), (2, 2, "host", "mi"), (2, 1, "disk", "mi")]
+SOME = [(1, 2, "device", "mse"), (3, 1, "disk", "center"), (2, 2, "host", "mi"), (2, 1, "disk", "mi"), (2, 1, "device", "ngf")]
 
 
 @pytest.mark.parametrize(("before", "after", "state", "loss"), [*SOME, *(pytest.param(*c, marks=pytest.mark.slow) for c in ALL)])
@@ -156,6 +157,20 @@ def test_where_any_of_it_is_lost_the_run_goes_on_from_the_last_full_checkpoint(t
         fields_of(run)[-1].unlink()
     for one in commits if lost != "a field" else []:
         one.write_bytes(one.read_bytes()[: 500 if "cut" in lost else 0])
+    assert_same_bits(resumed(case(config), run, tmp_path, 2, told), case(config, "device").run(1))
+    assert set(told) == {(1, 0)}
+
+
+def test_fields_of_another_version_are_not_read_and_the_user_is_told(tmp_path, run, monkeypatch, caplog):
+    config, told = recipe(MSE()), []
+    with monkeypatch.context() as earlier:
+        earlier.setattr(kept_fields, "READABLE", 2)
+        killed(case(config), run, tmp_path, 2, 7)
+        tell_of_other_scratch(run, str(tmp_path))
+    assert not caplog.messages
+    tell_of_other_scratch(run, str(tmp_path))
+    assert "were kept by another version of daskreg" in caplog.messages[0]
+    assert "from the last full checkpoint" in caplog.messages[0]
     assert_same_bits(resumed(case(config), run, tmp_path, 2, told), case(config, "device").run(1))
     assert set(told) == {(1, 0)}
 
