@@ -60,6 +60,14 @@ class Plan(Layout):
         """Projected peak of a worker's process: arrays of the largest level, and what any process needs."""
         return peak_bytes(self)
 
+    @property
+    def least_bytes(self) -> int:
+        """Memory of a worker that is enough: in more of it, images that stay in their files are read in larger boxes."""
+        enough = self.peak_bytes
+        while (needed := replace(self, memory=enough).peak_bytes) > enough:
+            enough = needed
+        return enough
+
     def lines(self, device: Kind | None = None) -> list[str]:
         """Human-readable table: one line a level, then memory, disk and time. device: instead of the plan's."""
         return lines(self, device=device or self.device)
@@ -81,7 +89,7 @@ class Plan(Layout):
             fixed, moving = map(format_shape, self.stored_shapes(self.fixed, self.moving))
             shapes = f"fixed {fixed}, moving {moving}, {self.workers} worker{'s' * (self.workers > 1)}"
             raise PlanTooLarge(
-                f"this run needs {size(self.peak_bytes)} a worker ({shapes}), "
+                f"this run needs {size(self.least_bytes, up=True)} a worker ({shapes}), "
                 f"a worker has {size(memory)}{f' ({source})' * bool(source)}; {self.remedy(memory)}"
             )
         beside = elsewhere(self)[0]

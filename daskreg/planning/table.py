@@ -141,13 +141,15 @@ def _line(plan: Layout, stage: int, level: Level, cores: int, device: str) -> st
     )
 
 
-def size(count: float) -> str:
-    """Human-readable bytes."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+def size(count: float, *, up: bool = False) -> str:
+    """Human-readable bytes;  up: no fewer than there are, for what has to be made room for."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
         count /= 1024
-    return f"{count:.1f} TiB"
+    digits = 0 if unit == "B" or (count >= 10 and unit != "TiB") else 1
+    shown = math.ceil(count * 10**digits) / 10**digits if up else count
+    return f"{shown:.{digits}f} {unit}"
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Images that stay in their files give what images in memory do, bit for bit: maps, measures, what a result is judged on."""
 
 import logging
+import re
 from dataclasses import fields, replace
 
 import dask.array as da
@@ -182,6 +183,14 @@ def test_auto_leaves_images_in_their_files_where_they_fit_nowhere_and_no_stage_n
         planned(scales=(16, 1)).validate(4 << 30)
     with pytest.raises(PlanTooLarge, match=r"needs \d+ MiB a worker.* has 300 MiB"):
         planned(memory=300 << 20).validate(300 << 20)
+
+
+def test_the_memory_that_is_said_to_be_needed_is_enough():
+    """Boxes are larger in more memory: what a plan in too little of it takes is not."""
+    with pytest.raises(PlanTooLarge, match=r"needs (\d+) MiB a worker") as refused:
+        planned(memory=300 << 20).validate(300 << 20)
+    enough = int(re.search(r"needs (\d+) MiB", str(refused.value))[1]) << 20
+    assert planned(memory=enough).peak_bytes <= enough
 
 
 def test_images_that_fit_on_disk_go_there_for_deformable_stages():
