@@ -325,6 +325,11 @@ class Deformable(Optimised):
                 f"smooth_gradient {self.smooth_gradient:g} does not go with coherence of the optimizer: at most "
                 f"{self.optimizer.widest_filter:g} voxels were expected"
             )
+        if self.optimizer.compares_filtered and not self.smooth_gradient:
+            raise ValueError(
+                "smooth_gradient 0 does not go with coherence of the optimizer, which compares the voxels within that filter: "
+                "use 1 voxel or more, or coherence 0"
+            )
         return self
 
     @property

@@ -208,6 +208,11 @@ class OptimizerParameters(Model):
         """The largest ``smooth_gradient`` that ``step`` can apply, in voxels."""
         return float("inf")
 
+    @property
+    def compares_filtered(self) -> bool:
+        """Whether ``step`` compares the voxels within the filter of ``smooth_gradient``, which then has more than one."""
+        return False
+
     @abstractmethod
     def state_bytes(self, storage: Storage) -> int:
         """Bytes a voxel of its state."""

@@ -35,7 +35,7 @@ class Adam(OptimizerParameters):
     """A voxel does not move where the mean gradient within the filter of ``smooth_gradient``, squared, is at most so many times
     what it has by chance where voxels differ independently, as noise does; others move less by that part, along the gradient;
     0: all move. 0.5 in the preset ``brain``. Raise it where noise is warped, lower it where faint structures stay apart.
-    ``smooth_gradient`` is at most 3 then.
+    ``smooth_gradient`` is above 0 then, and at most 3.
     """
 
     @model_validator(mode="after")
@@ -60,6 +60,11 @@ class Adam(OptimizerParameters):
     def widest_filter(self) -> float:
         """With ``coherence`` as far as shared memory holds it, on a CPU too, so that a recipe runs on either."""
         return COHERENT_REACH / 2 if self.coherence else super().widest_filter
+
+    @property
+    def compares_filtered(self) -> bool:
+        """For ``coherence``: of one voxel the mean is the gradient, which says nothing of chance."""
+        return self.coherence > 0
 
     def state_bytes(self, storage: Storage) -> int:
         """Both moments."""

@@ -51,3 +51,12 @@ def test_a_filter_that_shared_memory_does_not_hold_is_refused():
     with pytest.raises(ConfigError, match=r"at most 3 voxels"):
         Deformable(smooth_gradient=3.1, optimizer=Adam(coherence=0.5))
     assert Deformable(smooth_gradient=3, optimizer=Adam(coherence=0.5)).optimizer.fused_reach == 6
+
+
+def test_a_filter_of_one_voxel_has_nothing_to_compare():
+    """The mean of its squares is the square of its mean: with coherence 1 nothing moved."""
+    with pytest.raises(
+        ConfigError, match=r"smooth_gradient 0 does not go with coherence .*: use 1 voxel or more, or coherence 0"
+    ):
+        Deformable(smooth_gradient=0, optimizer=Adam(coherence=1))
+    assert Deformable(smooth_gradient=0, optimizer=Adam()).smooth_gradient == 0
