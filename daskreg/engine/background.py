@@ -66,7 +66,7 @@ def leave_out(voxels: NDArray[np.float32], known: Any, own: slice, comm: Communi
     Raises VoxelError where no other voxel is left on any rank.
     """
     xp = module_of(voxels)
-    least = min((_least(xp, voxels[z], known[z]) for z in _slabs(voxels[own], own.start)), default=math.inf)
+    least = min((least_known(voxels[z], known[z]) for z in _slabs(voxels[own], own.start)), default=math.inf)
     least = require_known(least, comm, name)
     for z in _slabs(voxels):
         voxels[z] = xp.where(known[z], voxels[z], np.float32(least))
@@ -85,5 +85,7 @@ def _slabs(voxels: Any, first: int = 0) -> list[slice]:
     return [slice(first + z, first + min(z + SLAB, len(voxels))) for z in range(0, len(voxels), SLAB)]
 
 
-def _least(xp: Any, voxels: Any, known: Any) -> float:
-    return float(xp.where(known, voxels, np.float32(math.inf)).min())
+def least_known(voxels: Any, known: Any) -> float:
+    """Least value of the voxels that are none of the background; infinite ones and NaN, which are refused later, do not count."""
+    xp = module_of(voxels)
+    return float(xp.where(known & xp.isfinite(voxels), voxels, np.float32(math.inf)).min())

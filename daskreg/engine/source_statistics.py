@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
-from daskreg.engine.background import require_known
+from daskreg.engine.background import least_known, require_known
 from daskreg.engine.images import Array, intensity_range, intensity_range_of_values, largest_weight
 from daskreg.engine.source_images import ScaledSource
 from daskreg.grid import Region, Span
@@ -72,8 +72,9 @@ class Statistics:
     def _least(self) -> float:
         least = math.inf
         for voxels, known in self._stored():
-            least = min(least, float(np.where(known, voxels, np.float32(math.inf)).min())) if known is not None else least
-            self.left_out += 0 if known is None else int(known.size - np.count_nonzero(known))
+            assert known is not None, "an image with background"
+            least = min(least, least_known(voxels, known))
+            self.left_out += int(known.size - np.count_nonzero(known))
         return require_known(least, self.comm, self.name)
 
     def _stored(self) -> Iterator[tuple[Array, NDArray[np.bool_] | None]]:

@@ -149,14 +149,11 @@ def make_plan(
     """
     if images == SOURCE and host is not None:
         raise ConfigError("images that stay in their files are read by CPUs so far; use --device cpu, or --images host or disk.")
-    if images == SOURCE and any(isinstance(s, Deformable) and s.scales[-1] == 1 for s in config.stages):
-        raise ConfigError(
-            "images that stay in their files are for deformable stages that stop at a coarser scale, and one has scale 1; use "
-            "--images disk, or drop that scale."
-        )
     moving = moving.to_unit(fixed.unit)
     cut = _Cut(workers, minimum_planes, "replicate" if residency == "auto" else residency)
     levels = tuple(cut.levels(fixed, moving, s) if isinstance(s, Optimised) else () for s in config.stages)
+    if images == SOURCE:
+        _require_coarse(config, levels)
     given: dict[str, Any] = {"masks": masks, "workers": workers, "memory": memory, "minimum_planes": minimum_planes}
     given |= {"unpacked": unpacked, "process": process, "host": host, "encodings": encodings, "orders": orders}
     plan = Plan(fixed, moving, config, levels, **given)
@@ -169,6 +166,17 @@ def make_plan(
     roomy = [one for one in fitting if scratch is None or elsewhere(one)[1] <= scratch]
     otherwise = next((one for one in made if one.images == SOURCE), made[0])  # what would need least
     return _preferred(roomy or fitting, _lowest_slab) or otherwise
+
+
+def _require_coarse(config: Config, levels: Sequence[Sequence[Level]]) -> None:
+    """Raises ConfigError where a displacement has the voxels of the fixed image, as any scale of a small image may."""
+    for stage, some in zip(config.stages, levels, strict=True):
+        for level in some:
+            if isinstance(stage, Deformable) and max(level.fixed_factors) == 1:
+                raise ConfigError(
+                    "images that stay in their files are for deformable stages that stop at a coarser scale, and scale "
+                    f"{level.scale} of one has the voxels of the fixed image; use --images disk, or drop that scale."
+                )
 
 
 def _preferred(found: Sequence[One], slab: Callable[[One], int]) -> One | None:

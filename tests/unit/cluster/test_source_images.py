@@ -158,6 +158,17 @@ def test_a_constant_image_is_refused_as_ever():
         read_images(plan, *flat, (None, None), SingleRank(), "cpu")
 
 
+def test_voxels_that_are_not_numbers_are_counted_without_the_background(monkeypatch):
+    monkeypatch.setattr(sources, "MOST", 1 << 20)  # all in one box
+    monkeypatch.setattr(sources, "LEAST", 1 << 20)
+    plan = make_plan(FIXED, MOVING, Config(stages=LINEAR), images=SOURCE, masks=(True, True))
+    voxels = textures(np.float32)
+    voxels[0][:, :20], voxels[0][3, 40, 3] = -9, np.nan
+    images = [Volume(da.from_array(v), g, "image") for v, g in zip(voxels, (FIXED, MOVING), strict=True)]
+    with pytest.raises(VoxelError, match="has 1 voxels that are NaN or infinite"):
+        read_images(plan, *images, NONE, SingleRank(), "cpu", (Background(-9.0), None))
+
+
 # --- the plan -------------------------------------------------------------------------------------------------------------
 
 STACK = Grid((800, 8000, 8000), (2, 1, 1), unit="um")
@@ -208,6 +219,8 @@ def test_what_cannot_work_is_refused():
         planned(images=SOURCE, host=1 << 40)
     with pytest.raises(ConfigError, match="stop at a coarser scale"):
         planned(images=SOURCE, stages=(Deformable(scales=(4, 1), iterations=(2, 2)),))
+    with pytest.raises(ConfigError, match="scale 4 of one has the voxels of the fixed image"):  # too few to be shrunk
+        planned(images=SOURCE, fixed=Grid((12, 14, 13), unit="um"), stages=(Deformable(scales=(4, 2), iterations=(2, 2)),))
 
 
 def test_a_long_pass_says_how_far_it_is(monkeypatch, caplog):

@@ -154,6 +154,13 @@ def test_leaving_out_replaces_by_the_least_other_value():
     np.testing.assert_array_equal(voxels, [[[2, 2, 3], [4, 2, 6]]])
 
 
+def test_voxels_that_are_not_numbers_are_counted_without_the_background():
+    voxels = filled(texture(), 0)
+    voxels[3, 3, 3], voxels[9, 9, 9] = np.nan, -np.inf
+    with pytest.raises(VoxelError, match="has 2 voxels that are NaN or infinite"):
+        read(voxels, 0)
+
+
 def register(tmp_path, fixed, moving, name="r", **options):
     images = [daskreg.open_volume(v, grid=GRID) for v in (fixed, moving)]
     return daskreg.register(*images, [STAGE], output=tmp_path / f"{name}.zarr", overwrite=True, **options)
