@@ -130,7 +130,10 @@ def source_passes(plan: Layout, role: int) -> tuple[int, int]:
     """How often an image is read before its levels are there, and in the whole run."""
     statistics = 1 if plan.encodings[role].counted else 2 + plan.masks[role]
     before = statistics + 1
-    return before, before + (1, 3)[role]  # measured; the moving one judged by itself, and moved
+    if role == 0:
+        return before, before + 1  # measured
+    measured = 1 if NUMBER * plan.moving.size <= crop_bytes(plan.memory) else 2  # by two maps; kept meanwhile where it is small
+    return before, before + measured + 2  # judged by itself, and moved
 
 
 def held_bytes(shape: Index, factors: Index, sigmas: Sigmas | None, rows: int, planes: int) -> int:

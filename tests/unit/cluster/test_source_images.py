@@ -3,6 +3,7 @@
 import logging
 import re
 from dataclasses import fields, replace
+from typing import ClassVar
 
 import dask.array as da
 import numpy as np
@@ -202,6 +203,34 @@ def test_the_memory_that_is_said_to_be_needed_is_enough():
         planned(memory=300 << 20).validate(300 << 20)
     enough = int(re.search(r"needs (\d+) MiB", str(refused.value))[1]) << 20
     assert planned(memory=enough).peak_bytes <= enough
+
+
+class CountedVolume(Volume):
+    """Counts the voxels that are read, by the images' names."""
+
+    count: ClassVar = {}
+
+    def read(self, region=None):
+        self.count[self.name] += (region or self.grid.region).size
+        return super().read(region)
+
+
+@pytest.mark.parametrize(("most", "passes"), [(1 << 14, 6), (1 << 20, 5)])
+def test_images_are_read_as_often_as_the_plan_says(monkeypatch, most, passes):
+    """The moving one is measured by two maps: in one pass where it is kept meanwhile, else in two."""
+    monkeypatch.setattr(sources, "LEAST", most)
+    monkeypatch.setattr(sources, "MOST", most)
+    monkeypatch.setattr(CountedVolume, "count", {"fixed": 0, "moving": 0})
+    voxels = zip(textures(np.uint16), (FIXED, MOVING), ("fixed", "moving"), strict=True)
+    images = [CountedVolume(da.from_array(v), grid, name) for v, grid, name in voxels]
+    plan = make_plan(FIXED, MOVING, Config(stages=LINEAR), images=SOURCE, encodings=(Encoding((1, 9, 44), 2, True),) * 2)
+    seen, outcome = read_images(plan, *images, NONE, SingleRank(), "cpu"), Outcome(np.eye(4), None, [], None)
+    source_measure.likenesses(plan, np.eye(4), outcome, seen, SingleRank())
+    coarse_pair(plan, outcome, seen, SingleRank())
+    assert CountedVolume.count["fixed"] == sources.source_passes(plan, 0)[1] * FIXED.size
+    assert sources.source_passes(plan, 1)[1] == passes
+    assert CountedVolume.count["moving"] >= (passes - 1) * MOVING.size  # it has not been moved yet
+    assert passes > 5 or CountedVolume.count["moving"] == 4 * MOVING.size
 
 
 def test_images_that_fit_on_disk_go_there_for_deformable_stages():
