@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import yaml
 from pydantic import (
@@ -404,7 +404,7 @@ class Config(Model):
         try:
             return cls.model_validate(_by_stage_name(tree))
         except ValidationError as error:
-            raise ConfigError(explain(error, _names())) from None
+            raise ConfigError(explain(error, cls)) from None
 
     @classmethod
     def load(cls, path: str | Path) -> Config:
@@ -481,9 +481,3 @@ def _by_stage_name(tree: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(stages, list | tuple):
         return dict(tree)
     return {**tree, "stages": [{"stage": s} if isinstance(s, str) else s for s in stages]}
-
-
-def _names() -> list[str]:
-    registered = [kind for registry in (SIMILARITIES, OPTIMIZERS, MODELS) for kind in registry.classes().values()]
-    kinds = (*get_args(get_args(AnyStage)[0]), *registered, Config)
-    return sorted({name for kind in kinds for name in kind.model_fields})

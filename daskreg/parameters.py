@@ -87,7 +87,7 @@ class Checked(ModelMetaclass):
         try:
             return super().__call__(**values)
         except ValidationError as error:
-            raise ConfigError(f"{cls.__name__}: {explain(error, list(vars(cls)['__pydantic_fields__']))}") from None
+            raise ConfigError(f"{cls.__name__}: {explain(error, cls)}") from None
 
     def __dir__(cls) -> list[str]:
         """Without what is Pydantic's or Python's, for ``help()`` and completion."""
@@ -279,19 +279,19 @@ def _written(value: Any) -> str:
     return f"{type(value).__name__}()" if isinstance(value, Model) else str(value)
 
 
-def explain(error: ValidationError, names: Sequence[str]) -> str:
-    """A sentence about the first few errors: key, what it held, what was expected. names: keys that a wrong one may stand for.
+def explain(error: ValidationError, kind: type[Any]) -> str:
+    """A sentence about the first few errors: key, what it held, what was expected. kind: the Model that was to be made.
 
     An item that is refused also makes its list too short, which says nothing new.
     """
     errors = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()
-    return "; ".join(_one(e, names) for e in errors[:3]) + "."
+    return "; ".join(_one(e, kind) for e in errors[:3]) + "."
 
 
-def _one(e: Any, names: Sequence[str]) -> str:
+def _one(e: Any, kind: type[Any]) -> str:
     where = ".".join(str(k) for k in e["loc"]) or "the configuration"
     if e["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_nearest(str(e['loc'][-1]), names)}"
+        return f"unknown key {where!r}{_nearest(str(e['loc'][-1]), _fields(kind, e['loc'][:-1]))}"
     if e["type"] == "union_tag_invalid":
         tag = str(e["ctx"]["tag"])
         known = [w.strip(" '") for w in e["ctx"]["expected_tags"].split(",")]
@@ -302,6 +302,23 @@ def _one(e: Any, names: Sequence[str]) -> str:
     if e["type"] == "value_error" and isinstance(e["input"], dict):
         return f"{where}: {expected}" if e["loc"] else expected  # about several of its keys, or one that it has not
     return f"{where}: found {SHORT.repr(e['input'])}, {expected}"
+
+
+def _fields(kind: type[Any], place: Sequence[str | int]) -> list[str]:
+    """Names of the fields of the model at a place within one of this kind: keys of fields, indices, and tags of unions."""
+    kinds = [kind]
+    for step in place:
+        fields = [k.model_fields[step] for k in kinds if step in k.model_fields]
+        tagged = [k for k in kinds if step in {k.model_fields[t].default for t in TAGS if t in k.model_fields}]
+        kinds = [k for field in fields for k in _models(field.annotation)] or tagged or kinds
+    return [name for k in kinds for name in k.model_fields]
+
+
+def _models(annotation: Any) -> list[type[Model]]:
+    """The models that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return [annotation]
+    return [k for part in get_args(annotation) for k in _models(part)]
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

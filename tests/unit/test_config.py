@@ -30,6 +30,7 @@ def test_betas_are_less_than_one(found):
     ("tree", "words"),
     [
         ({"stages": [{"stage": "affine", "iteratons": 3}]}, "unknown key .*iteratons'; the nearest known name is 'iterations'"),
+        ({"stages": ["moments", {"stage": "affine", "scale": [8]}]}, "unknown key .*scale'; the nearest known name is 'scales'"),
         ({"stages": ["afine"]}, "unknown name 'afine'; the nearest known name is 'affine'"),
         ({"stages": [{**STAGE, "similarity": "ncc"}]}, "unknown name 'ncc'; the nearest known name is 'lncc'"),
         ({"stages": []}, "stages: found .*1 or more entries were expected"),

@@ -19,7 +19,8 @@ from daskreg.storage.zarr.multiscale import one_unit
 log = logging.getLogger(__name__)
 
 MICROMETRES = "\N{MICRO SIGN}m"  # what OME means where it names no unit
-SAMPLES, SEQUENCE = "S", "IQ"  # tifffile's names of the components of a pixel, and of pages that nothing names
+SAMPLES, UNNAMED = "S", "IQ"  # tifffile's names of the components of a pixel, and of axes that nothing names
+BY_PLACE = "vlaehrpiqtcz"  # what those are, from the last: z, then c, then t, then letters of no meaning
 
 
 class TiffDetails:
@@ -74,10 +75,14 @@ class TiffDetails:
         return cls("ImageJ TIFF", stated, _known_unit(file.filename, known.get("unit")), float(known.get("finterval") or 1.0))
 
     def axes(self, names: str) -> tuple[Axis, ...]:
-        """Of an array with tifffile's names; pages without one are planes, the components of a pixel channels."""
-        planes = next((n for n in SEQUENCE if n in names), "") if "Z" not in names else ""
-        given = ["z" if n == planes else "c" if n == SAMPLES and "C" not in names else n.lower() for n in names]
-        return tuple(replace(self._axis(name), stated=n not in SEQUENCE) for n, name in zip(names, given, strict=True))
+        """Of an array with tifffile's names; axes without one by their place, the components of a pixel as channels."""
+        channels = "c" if "C" not in names else "s"
+        given = [channels if n == SAMPLES else "" if n in UNNAMED else n.lower() for n in names]
+        left = [n for n in BY_PLACE if n not in given]
+        places = [k for k, n in enumerate(given) if not n]
+        for k, name in zip(reversed(places), reversed(left), strict=False):
+            given[k] = name
+        return tuple(replace(self._axis(name), stated=n not in UNNAMED) for n, name in zip(names, given, strict=True))
 
     def _axis(self, name: str) -> Axis:
         kind = KINDS.get(name, "other")

@@ -90,10 +90,24 @@ def test_voxel_sizes_along_some_axes_are_told_of(written, name, given):
 
 def test_a_file_without_names_of_axes_says_how_to_name_them(written):
     path = written("a.tif", VOXELS[0])
-    with pytest.raises(AxesError, match=r"spatial axes z, z, y, x .* say with '::axes=czyx'"):
+    with pytest.raises(AxesError, match=r"3 channels: choose one with '::channel=0'; say with '::axes=czyx'"):
         open_volume(f"{path}::spacing=1")
+    np.testing.assert_array_equal(open_volume(f"{path}::spacing=1,channel=2").read(), VOXELS[0, 2])
     named = open_volume(f"{path}::spacing=1,axes=zcyx,channel=1")
     np.testing.assert_array_equal(named.read(), VOXELS[0][:, 1])
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        ("QYX", "zyx"), ("IYX", "zyx"), ("QQYX", "czyx"), ("QQQYX", "tczyx"), ("QQQQQYX", "iqtczyx"), ("QZYX", "czyx"),
+        ("QYXS", "zyxc"), ("QQYXS", "tzyxc"), ("TQYX", "tzyx"),
+    ],
+)  # fmt: skip
+def test_axes_that_nothing_names_are_taken_by_their_place(names, taken):
+    axes = tiff_details.TiffDetails("TIFF").axes(names)
+    assert "".join(a.name for a in axes) == taken
+    assert [a.stated for a in axes] == [n not in "QI" for n in names]
 
 
 def test_levels_below_a_page_are_coarser_images(written, tmp_path):
