@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -17,17 +18,27 @@ from daskreg.storage.transforms import open_transform
 from daskreg.transforms.chain import merge_affines
 from daskreg.transforms.link import Link
 
-TransformLike = str | Path | RunStore | Transform
+
+class FinishedRun(Protocol):
+    """What keeps a run open, as the ``Result`` of ``register`` does."""
+
+    @property
+    def store(self) -> RunStore:
+        """The run."""
 
 
-def load_transform(source: str | Path | RunStore) -> Transform:
+TransformLike = str | Path | RunStore | FinishedRun | Transform
+
+
+def load_transform(source: str | Path | RunStore | FinishedRun) -> Transform:
     """Open a transform from fixed to moving points; its displacements are lazy.
 
-    source: a RUN.zarr, a transform.zarr or any OME-NGFF 0.6 scene, or a displacement field, affine map or composite of ITK, in
-    millimetres: any file that ``daskreg.storage.formats`` knows as a transform.
+    source: the Result of ``register``, a RUN.zarr, a transform.zarr or any OME-NGFF 0.6 scene, or a displacement field, affine
+    map or composite of ITK, in millimetres: any file that ``daskreg.storage.formats`` knows as a transform.
     Raises NotFound, Unreadable and IncompleteRun.
     """
-    return transform_of(run_record(source) if isinstance(source, RunStore) else open_transform(source))
+    found = run_in(source)
+    return transform_of(run_record(found) if isinstance(found, RunStore) else open_transform(found))
 
 
 def transform_of(record: TransformRecord) -> Transform:
@@ -36,13 +47,22 @@ def transform_of(record: TransformRecord) -> Transform:
 
 
 def as_transform(source: TransformLike) -> Transform:
-    """A transform from itself, an open run or an address. Raises NotFound, Unreadable and IncompleteRun."""
+    """A transform from itself, a Result or an address. Raises NotFound, Unreadable and IncompleteRun."""
     return source if isinstance(source, Transform) else load_transform(source)
 
 
 def path_of(source: TransformLike) -> str | Path | None:
     """The address of a transform; None for one in memory."""
-    return source.path if isinstance(source, RunStore) else None if isinstance(source, Transform) else source
+    found = run_in(source)
+    if isinstance(found, RunStore):
+        return found.path
+    return None if isinstance(found, Transform) else cast("str | Path", found)
+
+
+def run_in(source: Any) -> Any:
+    """The run of a Result; anything else as it is."""
+    run = getattr(source, "store", None)
+    return run if isinstance(run, RunStore) else source
 
 
 def _links(stored: Iterable[StoredLink]) -> list[Link]:

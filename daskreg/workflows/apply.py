@@ -44,7 +44,7 @@ def apply(
     Parameters
     ----------
     transform
-        An address, a run or a Transform.
+        An address, the Result of ``register`` or a Transform.
     image
         An address, an array (Z, Y, X) or a Volume, of any grid: only world coordinates matter; all channels of an address that
         chooses none.

@@ -18,7 +18,7 @@ from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, VoxelError
 from daskreg.grid import Grid
 from daskreg.lazy.blocks import block_of
-from daskreg.lazy.load import TransformLike, as_transform, path_of
+from daskreg.lazy.load import TransformLike, as_transform, path_of, run_in
 from daskreg.lazy.resample import resampled, warn_exchanged
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.tasks import with_progress
@@ -163,9 +163,9 @@ def require_both_labels(fixed: object, moving: object) -> None:
 
 def verdict_of(transform: TransformLike) -> Verdict | None:
     """What a run has recorded; None for anything else."""
-    path = path_of(transform)
-    if isinstance(transform, RunStore):
-        return verdicts.Verdict.of_record(transform.provenance.get("verdict"))
+    run, path = run_in(transform), path_of(transform)
+    if isinstance(run, RunStore):
+        return verdicts.Verdict.of_record(run.provenance.get("verdict"))
     return verdict_of(RunStore.open(path)) if path is not None and Run().sniff(str(path)) else None
 
 

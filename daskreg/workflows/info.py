@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from daskreg.deferred import DeferredModule
-from daskreg.errors import Unreadable
+from daskreg.errors import ConfigError, Unreadable
 from daskreg.grid import Grid
-from daskreg.lazy.load import load_transform, transform_of
-from daskreg.storage import VolumeInfo
+from daskreg.lazy.load import FinishedRun, load_transform, path_of, transform_of
+from daskreg.storage import RunStore, VolumeInfo
 from daskreg.storage import describe as describe_image
 from daskreg.storage.format import PointFormat, TransformFormat
 from daskreg.storage.fs.address import is_remote, join, parse_address
@@ -148,18 +148,21 @@ class PointsInfo:
         return [f"{k:<10} {v}" for k, v in rows]
 
 
-def info(source: str | Path, voxels: bool = False) -> Info:
-    """Describe a file: an image, a run, a transform that ``daskreg apply`` takes, or points.
+def info(source: str | Path | RunStore | FinishedRun, voxels: bool = False) -> Info:
+    """Describe a file: an image, a run (or its Result), a transform that ``daskreg apply`` takes, or points.
 
     voxels: read all voxels of an image, which finds damaged parts. Raises NotFound, Unreadable, IncompleteRun, and VoxelError.
     """
-    path = parse_address(source).path
+    address = path_of(source)
+    if address is None:
+        raise ConfigError(f"{source!r} is in memory; a path, a URL or a Result was expected.")
+    path = parse_address(address).path
     format = identify(path)
     if isinstance(format, PointFormat):
         return _of_points(path)
     if isinstance(format, TransformFormat) and not format.is_run:
         return _of_transform(path)
-    found = describe_image(source, voxels)
+    found = describe_image(address, voxels)
     if not found.run.get("complete"):
         return found
     return _with_verdict(_with_largest(found) if found.run.get("displacement") else found)

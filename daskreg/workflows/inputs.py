@@ -18,7 +18,7 @@ from daskreg.config import Config, Deformable, Linear, Stage
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, GridError, UnitsError
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, cut_orders
-from daskreg.lazy.load import load_transform
+from daskreg.lazy.load import FinishedRun, load_transform, path_of
 from daskreg.lazy.transform import Transform
 from daskreg.planning import COUNTED_BYTES, Encoding, Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
@@ -58,7 +58,7 @@ class Request:
     fixed_mask: ImageLike | None = None
     moving_mask: ImageLike | None = None
     spacing: Spacing = None
-    initial_transform: str | Path | None = None
+    initial_transform: str | Path | FinishedRun | None = None
     fill: Fill = None
     background: Choice = None
 
@@ -66,7 +66,7 @@ class Request:
     def chosen(self) -> Config:
         """The configuration, ``brain`` by default, with what else was given of its fields. Raises ConfigError."""
         config = as_config("brain" if self.config is None else self.config)
-        start = None if self.initial_transform is None else str(self.initial_transform)
+        start = None if self.initial_transform is None else str(path_of(self.initial_transform) or self.initial_transform)
         given = {"initial_transform": start, "fill": parse_fill(self.fill)}
         update = {name: value for name, value in given.items() if value is not None} | parse_background(self.background)
         return config.model_copy(update=update)

@@ -129,7 +129,7 @@ def invert(
     Parameters
     ----------
     transform
-        An address, a run or a Transform.
+        An address, the Result of ``register`` or a Transform.
     output
         The store that is written.
     upsampling

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import option_names
+from daskreg.lazy.load import FinishedRun
 from daskreg.planning import Plan
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
 from daskreg.workflows.resources import GIVEN, Images, Residency, Resources, State, host_limit, parse_memory
@@ -27,7 +28,7 @@ def plan(
     *,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
-    initial_transform: str | Path | None = None,
+    initial_transform: str | Path | FinishedRun | None = None,
     spacing: Spacing = None,
     workers: int = 1,
     device: DeviceName = "auto",

@@ -38,7 +38,7 @@ def points(
     Parameters
     ----------
     transform
-        An address, a run or a Transform.
+        An address, the Result of ``register`` or a Transform.
     source
         A table (.csv, .tsv, .txt) with columns x, y and z among others, or three columns without names; an array (N, 3) in a .npy
         file; a mesh.

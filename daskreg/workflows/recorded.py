@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from daskreg.lazy.load import TransformLike, path_of
+from daskreg.lazy.load import TransformLike, path_of, run_in
 from daskreg.storage import RunStore
 from daskreg.storage.formats.run import Run
 from daskreg.storage.fs.address import parse_address, parse_spacing, with_key
-from daskreg.workflows.result import Result
 
 
-def run_of(transform: TransformLike | Result) -> RunStore | None:
+def run_of(transform: TransformLike) -> RunStore | None:
     """The complete run that a transform is of, None for others. Raises IncompleteRun and Unreadable."""
-    if isinstance(transform, Result):
-        return transform.store
-    if isinstance(transform, RunStore):
-        return transform
+    found = run_in(transform)
+    if isinstance(found, RunStore):
+        return found
     path = path_of(transform)
     return RunStore.open(path) if path is not None and Run().sniff(str(parse_address(path).path)) else None
 

@@ -137,9 +137,9 @@ def register(
     fixed_mask, moving_mask
         Weights of the voxels: an address or a Volume on any grid that overlaps the image, or an array (Z, Y, X) on its grid.
     initial_transform
-        A transform from fixed to moving points to start from: an address that ``load_transform`` reads, a Transform, or a
-        displacement (3, Z, Y, X) in voxels, z, y, x, such as a network's, as an array or a tensor. What is no address is written
-        to ``RUN.start.zarr`` beside the run.
+        A transform from fixed to moving points to start from: an address that ``load_transform`` reads, a Result, a Transform, or
+        a displacement (3, Z, Y, X) in voxels, z, y, x, such as a network's, as an array or a tensor. A Transform and a
+        displacement are written to ``RUN.start.zarr`` beside the run.
     spacing
         World units a voxel, (z, y, x) or one number, of arrays that state none.
     fill

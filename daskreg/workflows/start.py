@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ArrayError, ConfigError
+from daskreg.lazy.load import run_in
 from daskreg.lazy.save import history_of, write_transform
 from daskreg.lazy.transform import Transform
-from daskreg.storage import open_volume
+from daskreg.storage import RunStore, open_volume
 from daskreg.workflows.inputs import ImageLike, Spacing, spacing_for
 
 StartLike = str | PathLike[str] | Transform | Any  # an address, or a displacement as an array or tensor
@@ -30,6 +31,8 @@ def stored_start(
     lies at the voxel x + u(x) of the moving one, and both have as many voxels. Raises ArrayError, ConfigError and what reading
     the images and writing raise.
     """
+    start = run_in(start)
+    start = start.path if isinstance(start, RunStore) else start
     if start is None or isinstance(start, str | PathLike):
         return None if start is None else Path(start) if isinstance(start, PathLike) else start
     path = run.with_name(f"{run.name.removesuffix('.zarr')}.start.zarr")
@@ -66,7 +69,7 @@ def _voxels(start: Any) -> NDArray[np.float32]:
         u = np.asarray(array, np.float32)
     except (TypeError, ValueError):
         raise ArrayError(
-            f"the initial transform is a {type(start).__name__}; an address, a Transform or an array was expected."
+            f"the initial transform is a {type(start).__name__}; an address, a Result, a Transform or an array was expected."
         ) from None
     u = u[0] if u.ndim == 5 and u.shape[0] == 1 else u
     if u.ndim != 4 or u.shape[0] != 3 or not np.isfinite(u).all():

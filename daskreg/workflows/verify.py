@@ -12,6 +12,7 @@ import numpy as np
 
 from daskreg.deprecation import option_names, renamed_arguments
 from daskreg.errors import ConfigError, require_known
+from daskreg.lazy.load import FinishedRun
 from daskreg.planning import RESIDENCIES
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Spacing
 from daskreg.workflows.register import register
@@ -72,7 +73,7 @@ def verify(
     *,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
-    initial_transform: str | Path | None = None,
+    initial_transform: str | Path | FinishedRun | None = None,
     spacing: Spacing = None,
     echo: Callable[[str], None] = lambda line: None,
     **resources: Unpack[RunKeywords],

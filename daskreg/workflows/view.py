@@ -34,7 +34,6 @@ from daskreg.storage.zarr.virtual import VERSIONS
 from daskreg.workflows.image_server import ImageServer, Site
 from daskreg.workflows.recorded import recorded_address, run_of
 from daskreg.workflows.resources import parse_memory
-from daskreg.workflows.result import Result
 
 log = logging.getLogger("daskreg")
 NEUROGLANCER = "https://neuroglancer-demo.appspot.com/#!"
@@ -113,7 +112,7 @@ class ServedImages:
 
 
 def view(
-    transform: TransformLike | Result,
+    transform: TransformLike,
     image: ImageSource | Volume | None = None,
     *,
     fixed: ImageSource | Volume | bool = True,
@@ -155,7 +154,7 @@ def view(
     require_known("coarse", coarse, get_args(Coarse))
     require_number("port", port, 0, 65535, whole=True)
     store = run_of(transform)
-    phi = as_transform(transform.store if isinstance(transform, Result) else transform)
+    phi = as_transform(transform)
     found = _moving(store, phi, image)
     stack = found.stack
     grid = phi.output_grid(stack, like)

@@ -60,7 +60,7 @@ def test_a_run_that_is_resumed_starts_from_what_is_there(images, tmp_path):
         (np.zeros((3, 8, 9, 9)), ArrayError, "with the voxels of both was expected"),
         (np.zeros((2, *SHAPE)), ArrayError, "finite numbers were expected"),
         (np.full((3, *SHAPE), np.nan), ArrayError, "finite numbers were expected"),
-        (object(), ArrayError, "an address, a Transform or an array was expected"),
+        (object(), ArrayError, "an address, a Result, a Transform or an array was expected"),
     ],
 )
 def test_anything_else_gets_one_sentence(images, tmp_path, start, error, sentence):
