@@ -35,6 +35,7 @@ Interpolation = Literal["linear", "nearest", "cubic", "label"]
 Domain = Literal["extent", "centers"]
 RUNS: dict[str, KernelRunner] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
 SMOOTH = ("linear", "cubic")  # interpolate between values
+LARGEST_RATIO = 300  # of the lengths of two images of one thing: beyond, a unit was mistaken
 
 
 def resampled(
@@ -166,12 +167,28 @@ def warn_without_overlap(links: Sequence[Link], unit: str | None, grid: Grid, im
             )  # fmt: skip
 
 
-def warn_exchanged(image: Stack | Volume, role: str, grids: Mapping[str, Grid | None]) -> None:
-    """Log a warning where an image that stands for one side of a transform is on the grid of the other side.
+def mistaken_lengths(first: Grid, second: Grid, scale: float = 1.0) -> tuple[float, float] | None:
+    """The diagonals of two grids in their unit where one is hundreds of times the other, as where units are mistaken, else None.
+
+    scale: by which a map between them changes the lengths of the first
+    """
+    lengths = scale * float(np.linalg.norm(first.extent)), float(np.linalg.norm(second.extent))
+    return lengths if max(lengths) > LARGEST_RATIO * min(lengths) > 0 else None
+
+
+def warn_of_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Grid | None]) -> None:
+    """Log a warning where an image that stands for one side of a transform is hundreds of times as long as that one was, or is
+    on the grid of the other side.
 
     role: fixed or moving;  grids: of both images, where they are known
     """
     own, (other, its) = grids[role], next((name, grid) for name, grid in grids.items() if name != role)
+    if own is not None and (lengths := mistaken_lengths(own, image.grid.to_unit(own.unit))) is not None:
+        log.warning(
+            "%s is %.3g%s across, and the %s image of the transform %.3g: check voxel sizes and units, which "
+            "'::spacing=2x2x2,unit=mm' behind an address corrects",
+            image.name, lengths[1], f" {own.unit}" if own.unit else "", role, lengths[0],
+        )  # fmt: skip
     if own is not None and its is not None and _same(image.grid, its) and not _same(image.grid, own):
         log.warning(
             "%s has the grid of the %s image, and one in the space of the %s image was expected; were they exchanged?",

@@ -12,7 +12,7 @@ from daskreg.errors import require_known
 from daskreg.grid import Grid
 from daskreg.lazy.device import resolve_device
 from daskreg.lazy.load import TransformLike, as_transform, path_of
-from daskreg.lazy.resample import Interpolation, resampled, warn_exchanged, warn_without_overlap
+from daskreg.lazy.resample import Interpolation, resampled, warn_of_other_grid, warn_without_overlap
 from daskreg.reporting.tasks import with_progress
 from daskreg.storage import Stack, Volume, open_stack, open_volume, write_image
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
@@ -73,7 +73,7 @@ def apply(
     stack = open_stack(image) if several else open_stack(open_volume(image))
     grid = phi.output_grid(stack, like)
     warn_without_overlap(phi.links, phi.unit, grid, stack)
-    warn_exchanged(stack, "moving", phi.grids)
+    warn_of_other_grid(stack, "moving", phi.grids)
     planes = output is not None and image_formats.to_write(parse_address(output).path).streams_planes
     require_fill(fill, stack.dtype, stack.name)
     kind = resolve_device(device)

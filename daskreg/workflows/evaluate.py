@@ -19,7 +19,7 @@ from daskreg.errors import ConfigError, VoxelError
 from daskreg.grid import Grid
 from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import TransformLike, as_transform, path_of, run_in
-from daskreg.lazy.resample import resampled, warn_exchanged
+from daskreg.lazy.resample import resampled, warn_of_other_grid
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.tasks import with_progress
 from daskreg.storage import RunStore, Volume, open_volume
@@ -146,8 +146,8 @@ def evaluate(
     overlaps: Mapping[int, Overlap] = {}
     if fixed_labels is not None and moving_labels is not None:
         fixed, moving = open_volume(fixed_labels), open_volume(moving_labels)
-        warn_exchanged(fixed, "fixed", phi.grids)
-        warn_exchanged(moving, "moving", phi.grids)
+        warn_of_other_grid(fixed, "fixed", phi.grids)
+        warn_of_other_grid(moving, "moving", phi.grids)
         overlaps = compare_labels(phi, fixed, moving, labels)
     errors = None if pairs is None else target_errors(phi, *pairs)
     count = 0 if pairs is None else len(pairs[0])

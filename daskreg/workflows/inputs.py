@@ -19,6 +19,7 @@ from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, GridError, UnitsError
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, cut_orders
 from daskreg.lazy.load import FinishedRun, load_transform, path_of
+from daskreg.lazy.resample import mistaken_lengths
 from daskreg.lazy.transform import Transform
 from daskreg.planning import COUNTED_BYTES, Encoding, Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
@@ -40,7 +41,6 @@ else:
     clusters = DeferredModule("daskreg.cluster")
 
 log = logging.getLogger("daskreg")
-LARGEST_RATIO = 300  # of the lengths of both images
 LEAST_COVERED = 3  # planes of the fixed image that differences across them read
 IMAGE_ROLES = ("fixed", "moving", "fixed_mask", "moving_mask")
 ImageLike = ImageSource | Volume
@@ -252,10 +252,9 @@ def require_thickness(grids: tuple[Grid, Grid], config: Config) -> None:
 
 def require_comparable_sizes(grids: tuple[Grid, Grid], start: Transform | None) -> None:
     """Raises UnitsError for images of which one is hundreds of times as long as the other, as where units are mistaken."""
-    fixed, moving = (float(np.linalg.norm(grid.extent)) for grid in grids)
-    if start is not None:
-        fixed *= abs(float(np.linalg.det(start.affine[:3, :3]))) ** (1 / 3)
-    if max(fixed, moving) > LARGEST_RATIO * min(fixed, moving) > 0:
+    scale = 1.0 if start is None else abs(float(np.linalg.det(start.affine[:3, :3]))) ** (1 / 3)
+    if (lengths := mistaken_lengths(*grids, scale)) is not None:
+        fixed, moving = lengths
         unit = f" {grids[0].unit}" if grids[0].unit else ""
         raise UnitsError(
             f"the fixed image is {fixed:.3g}{unit} across and the moving one {moving:.3g}{unit}: check their voxel sizes and "

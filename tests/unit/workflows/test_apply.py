@@ -465,3 +465,11 @@ def test_an_image_on_the_grid_of_the_other_side_is_told(run, caplog):
     assert "exchanged" not in caplog.text
     evaluate(run, fixed_labels=labels[1], moving_labels=labels[0])
     assert caplog.text.count("exchanged") == 2
+
+
+def test_an_image_in_another_unit_is_a_warning(run, image, caplog):
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        apply(run, image)
+        assert "check voxel sizes" not in caplog.text
+        apply(run, replace(image, grid=replace(MOVING, unit="micrometer")))
+    assert "across, and the moving image of the transform" in caplog.text
