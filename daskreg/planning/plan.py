@@ -117,7 +117,10 @@ class Plan(Layout):
                     f"use {workers} workers of that memory, or drop the finest scale from the stages, "
                     "or read a coarser level of the images ('::level=1')."
                 )
-        return "drop the finest scale from the stages, read a coarser level of the images ('::level=1'), or use larger machines."
+        return (
+            f"no more workers of that memory would do, up to {MORE_WORKERS[-1]}: drop the finest scale from the stages, read a "
+            "coarser level of the images ('::level=1'), or use larger machines."
+        )
 
 
 def make_plan(

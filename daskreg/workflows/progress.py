@@ -23,8 +23,9 @@ def lines_of(report: Report) -> list[str]:
     """Levels, measures and times of a run."""
     before, after = report["metrics"]["before"], report["metrics"]["after"]
     lines = [level_line(level) for level in report["levels"]]
+    worse = " (both lower than at the start)" if all(after[m] < before[m] for m in ("ncc", "mi")) else ""
     lines.append(
-        f"correlation {before['ncc']:.3f} -> {after['ncc']:.3f}, mutual information {before['mi']:.3f} -> {after['mi']:.3f}"
+        f"correlation {before['ncc']:.3f} -> {after['ncc']:.3f}, mutual information {before['mi']:.3f} -> {after['mi']:.3f}{worse}"
     )
     if "jacobian" in report["metrics"]:
         j = report["metrics"]["jacobian"]
