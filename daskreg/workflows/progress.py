@@ -24,9 +24,8 @@ def lines_of(report: Report) -> list[str]:
     before, after = report["metrics"]["before"], report["metrics"]["after"]
     lines = [level_line(level) for level in report["levels"]]
     worse = " (both lower than at the start)" if all(after[m] < before[m] for m in ("ncc", "mi")) else ""
-    lines.append(
-        f"correlation {before['ncc']:.3f} -> {after['ncc']:.3f}, mutual information {before['mi']:.3f} -> {after['mi']:.3f}{worse}"
-    )
+    ncc, mi = (f"{before[m]:.3f} -> {after[m]:.3f}" for m in ("ncc", "mi"))
+    lines.append(f"correlation {ncc}, mutual information {mi}{worse}")
     if "jacobian" in report["metrics"]:
         j = report["metrics"]["jacobian"]
         span = f"{j['smallest']:.2f} to {j['largest']:.2f}"
