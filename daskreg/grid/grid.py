@@ -40,6 +40,8 @@ SHORT_UNITS = {"pm": "picometer", "nm": "nanometer", "um": "micrometer", "μm": 
 SMALLEST_VOXEL, LARGEST_VOXEL = 1e-13, 1e7  # metres, or whatever the unit is where none is known
 LARGEST_RATIO = 1e6  # of the voxel sizes of two axes
 FARTHEST_ORIGIN = 1e11  # voxels: beyond it float64 places voxels by steps of more than 2e-5 of one
+OPENED_ARRAY = "daskreg.open_volume(array, spacing=..., unit=...)"  # which says what an array in memory does not
+TRUE_SIZE = f"give the true voxel size with '::spacing=ZxYxX' behind the path (of an array in Python: {OPENED_ARRAY})"
 UNIT_COLUMN = 0.01  # by which the length of a direction's column may differ from 1: headers state few digits
 
 
@@ -190,7 +192,7 @@ class Grid:
         if name is None or self.unit is None:
             raise UnitsError(
                 f"one image is in {self.unit or name}, the other states no unit of length; "
-                "say which with '::unit=NAME' behind its path (or unit= in Python)."
+                f"say which with '::unit=NAME' behind its path (of an array in Python: {OPENED_ARRAY})."
             )
         k = UNITS[self.unit] / UNITS[name]
         return replace(self, spacing=_scaled(self.spacing, k), origin=_scaled(self.origin, k), unit=name)
@@ -220,7 +222,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 
 def _check_spacing(spacing: Triple, unit: str | None) -> None:
     if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
-        raise GridError(f"spacing {spacing} (z, y, x) must be three positive numbers; give the true voxel size with --spacing.")
+        raise GridError(f"spacing {spacing} (z, y, x) must be three positive numbers; {TRUE_SIZE}.")
     metres = UNITS[unit] if unit else 1.0
     if (
         min(spacing) * metres < SMALLEST_VOXEL
@@ -228,8 +230,7 @@ def _check_spacing(spacing: Triple, unit: str | None) -> None:
         or max(spacing) > LARGEST_RATIO * min(spacing)
     ):
         raise GridError(
-            f"spacing {spacing} {unit or '(no unit)'} (z, y, x) is no size of voxels; repair the header, or give the "
-            "true one with --spacing (::spacing=ZxYxX)."
+            f"spacing {spacing} {unit or '(no unit)'} (z, y, x) is no size of voxels; repair the header, or {TRUE_SIZE}."
         )
 
 

@@ -51,7 +51,7 @@ def how_to_name(record: ImageRecord, word: str = "") -> str:
     if len(record.shape) < 3:
         return ""
     letters = COMMON.get(len(record.shape), "q" * (len(record.shape) - 5) + COMMON[5])
-    where = f"axes={letters!r} of open_volume" if record.format == ARRAY else f"'::axes={letters}'"
+    where = f"daskreg.open_volume(array, axes={letters!r})" if record.format == ARRAY else f"'::axes={letters}'"
     shape, begin = "x".join(map(str, record.shape)), f", {word}" if word else ";"
     return f"{begin} say with {where} or the like what the axes are ({shape}) where the file does it wrongly or not at all"
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, OutputError, Unreadable
-from daskreg.grid import IDENTITY, Grid, Region, Span, unit_name
+from daskreg.grid import IDENTITY, OPENED_ARRAY, Grid, Region, Span, unit_name
 from daskreg.html import table
 from daskreg.storage.axes import SPACE, Axis, display, guessed_axes, leading, spatial
 from daskreg.storage.fs.address import Address, parse_address, parse_axes, parse_spacing, with_key, without_key
@@ -288,7 +288,9 @@ def _named_array(source: Any, letters: str) -> tuple[ImageRecord, Address]:
 
 def _require_no_axes(volume: Volume, letters: str | None) -> None:
     if letters is not None:
-        raise ConfigError(f"{volume.name} is a Volume, whose axes are z, y, x; give axes= where its file or array is opened.")
+        raise ConfigError(
+            f"{volume.name} is a Volume, whose axes are z, y, x; give axes= where daskreg.open_volume opens its file or array."
+        )
 
 
 def open_record(address: Address) -> ImageRecord:
@@ -368,7 +370,7 @@ def _unsized(record: ImageRecord) -> str:
     if not any(sizes):
         return (
             f"{record.name} states no voxel size ({record.format}); give it with '::spacing=ZxYxX' behind the path "
-            "(for example '::spacing=2x1x1,unit=um') or with --spacing."
+            "(for example '::spacing=2x1x1,unit=um') or with --spacing of register."
         )
     lacking = " and ".join(n for n, s in zip(SPACE, sizes, strict=True) if s is None)
     stated = " and ".join(f"{s:.6g} along {n}" for n, s in zip(SPACE, sizes, strict=True) if s is not None)
@@ -376,7 +378,7 @@ def _unsized(record: ImageRecord) -> str:
     return (
         f"{record.name} states no voxel size along {lacking}, but {stated}{unit and f', in {unit}'} ({record.format}); give all "
         f"three with '::spacing={given}{unit and f',unit={unit}'}' behind the path, a number in place of {lacking.upper()}, "
-        "or with --spacing."
+        "or with --spacing of register."
     )
 
 
@@ -384,7 +386,7 @@ def _of_array(source: Any, grid: Grid | None, spacing: object, unit: str | None)
     if source.ndim != 3:
         raise AxesError(
             f"the array has shape {source.shape}; three axes (z, y, x) were expected: index it, or name its axes, as in "
-            "open_volume(array, axes='czyx')."
+            "daskreg.open_volume(array, axes='czyx')."
         )
     check_dtype(source.dtype, "the array")
     if grid is None and spacing is None:
@@ -403,8 +405,7 @@ def _lazy(source: Any) -> da.Array:
 @cache  # once a process
 def _warn_of_unit_spacing() -> None:
     log.warning(
-        "an array has no voxel size; it is taken as 1 x 1 x 1, without a unit: say so with spacing= and unit=, or give "
-        "open_volume(array, grid=...). This is said once."
+        f"an array has no voxel size; it is taken as 1 x 1 x 1, without a unit: give {OPENED_ARRAY}, or grid=. This is said once."
     )
 
 

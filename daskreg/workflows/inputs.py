@@ -17,7 +17,7 @@ import numpy as np
 from daskreg.config import Config, Deformable, Linear, Stage
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, GridError, UnitsError
-from daskreg.grid import MINIMUM_PLANES, Grid, Index, cut_orders
+from daskreg.grid import MINIMUM_PLANES, OPENED_ARRAY, Grid, Index, cut_orders
 from daskreg.lazy.load import FinishedRun, load_transform, path_of
 from daskreg.lazy.resample import mistaken_lengths
 from daskreg.lazy.transform import Transform
@@ -258,7 +258,7 @@ def require_comparable_sizes(grids: tuple[Grid, Grid], start: Transform | None) 
         unit = f" {grids[0].unit}" if grids[0].unit else ""
         raise UnitsError(
             f"the fixed image is {fixed:.3g}{unit} across and the moving one {moving:.3g}{unit}: check their voxel sizes and "
-            "units, which '::spacing=2x2x2,unit=mm' behind an address corrects."
+            f"units, which '::spacing=2x2x2,unit=mm' behind an address corrects (of an array in Python: {OPENED_ARRAY})."
         )
 
 

@@ -144,7 +144,7 @@ def test_python_takes_them_too(tmp_path):
     np.testing.assert_array_equal(open_volume(array[None], axes="cxyz", spacing=1).data, voxels())
     with pytest.raises(AxesError, match="2 channels; index it first"):
         open_volume(np.stack([array] * 2), axes="cxyz")
-    with pytest.raises(AxesError, match="name its axes, as in open_volume"):
+    with pytest.raises(AxesError, match=r"name its axes, as in daskreg\.open_volume"):
         open_volume(array[None])
     with pytest.raises(ConfigError, match="is a Volume, whose axes are z, y, x"):
         open_volume(volume, axes="xyz")

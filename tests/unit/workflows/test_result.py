@@ -34,6 +34,12 @@ def test_functions_take_a_result_as_they_take_its_address(result, tmp_path):
     assert as_transform(result).fixed == FIXED
 
 
+def test_an_array_without_a_geometry_is_told_where_to_state_it(result):
+    """Functions that take an array have no arguments spacing and unit."""
+    with pytest.raises(daskreg.UnitsError, match=r"in Python: daskreg\.open_volume\(array, spacing=\.\.\., unit="):
+        daskreg.apply(result, np.zeros(FIXED.shape, np.float32))
+
+
 def test_a_registration_starts_from_a_result(result, tmp_path):
     assert stored_start(result, None, None, None, tmp_path / "run.zarr", resume=False) == result.path
     assert Request(initial_transform=result).chosen.initial_transform == result.path
