@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import require_known
 from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.transform import Transform
 from daskreg.storage.fs.atomic import require_distinct, require_writable
-from daskreg.storage.points import read_points, write_points
+from daskreg.storage.points import ARRAY, read_points, write_points
 
 log = logging.getLogger("daskreg")
 SPACES = ("lps", "ras", "index")
@@ -25,7 +26,7 @@ FAR = 0.01  # of the smallest voxel: a warning is logged where the image of a so
 @renamed_arguments(run="transform")
 def points(
     transform: TransformLike,
-    source: str | Path,
+    source: str | Path | ArrayLike,
     output: str | Path | None = None,
     *,
     to: str = "moving",
@@ -33,24 +34,24 @@ def points(
     order: str | None = None,
     overwrite: bool = False,
 ) -> NDArray[np.float64]:
-    """Map the points of a file to the other image; write them to ``output`` if it is given; return them, (N, 3), z, y, x.
+    """Map points to the other image; write them to ``output`` if it is given; return them, (N, 3), z, y, x.
 
     Parameters
     ----------
     transform
         An address, the Result of ``register`` or a Transform.
     source
-        A table (.csv, .tsv, .txt) with columns x, y and z among others, or three columns without names; an array (N, 3) in a .npy
-        file; a mesh.
+        An array (N, 3), z, y, x, as what is returned; or a file: a table (.csv, .tsv, .txt) with columns x, y and z among others,
+        or three columns without names; an array (N, 3) in a .npy file; a mesh.
     output
-        A file of the same kind; None: nothing is written.
+        A file of the same kind, or for an array a table or a .npy file; None: nothing is written.
     to
         ``"moving"`` (the points are in the fixed image) or ``"fixed"``.
     space
         ``"lps"`` or ``"ras"``, world coordinates in the unit of the transform, or ``"index"``, voxels of the image that the
         points are in; both in the input and the output.
     order
-        ``"xyz"`` or ``"zyx"``, of three columns without names; by default xyz, and zyx in a .npy file. A table of napari, whose
+        ``"xyz"`` or ``"zyx"``, of three columns without names; by default xyz, and zyx of an array. A table of napari, whose
         columns are axis-0, axis-1 and axis-2, is read where it is given: ``"zyx"``, if the image was z, y, x there.
     overwrite
         Replace an existing output.
@@ -63,13 +64,13 @@ def points(
         require_distinct(output, path_of(transform))
         require_writable(str(output), overwrite)
     phi = as_transform(transform)
-    file = read_points(source, order)
+    file, name = read_points(source, order), str(source) if isinstance(source, str | PathLike) else ARRAY
     sign = RAS_SIGNS if space == "ras" else np.ones(3)
-    tell_of_outside(phi, file.points * sign, "fixed" if to == "moving" else "moving", str(source), index=space == "index")
+    tell_of_outside(phi, file.points * sign, "fixed" if to == "moving" else "moving", name, index=space == "index")
     if to == "moving":
         moved = phi.fixed_to_moving_points(file.points * sign, "index" if space == "index" else "world") * sign
     else:
-        moved = _to_fixed(phi, file.points * sign, space, str(source)) * sign
+        moved = _to_fixed(phi, file.points * sign, space, name) * sign
     if output is not None:
         write_points(output, file.with_points(moved), overwrite=overwrite)
     return moved

@@ -7,7 +7,7 @@ import meshio
 import numpy as np
 import pytest
 
-from daskreg.errors import ConfigError, NotFound, OutputError, OutputExists, Unreadable
+from daskreg.errors import ArrayError, ConfigError, NotFound, OutputError, OutputExists, Unreadable
 from daskreg.lazy.transform import Transform
 from daskreg.workflows.points import points
 from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement
@@ -36,6 +36,18 @@ def test_a_table_keeps_its_other_columns(transform, tmp_path):
     cells = [line.split(",") for line in lines]
     assert [c[0] + c[4] for c in cells] == ["p0left", "p1left", "p2left"]
     np.testing.assert_allclose([[float(c[1]), float(c[3]), float(c[2])] for c in cells], moved, rtol=1e-15)
+
+
+def test_an_array_is_mapped_as_the_file_that_holds_it(transform, tmp_path):
+    world = FIXED.to_world(INDEX)
+    np.save(tmp_path / "in.npy", world)
+    moved = points(transform, world, tmp_path / "out.csv")
+    np.testing.assert_array_equal(moved, points(transform, tmp_path / "in.npy"))
+    np.testing.assert_array_equal(moved, points(transform, world[:, ::-1].tolist(), order="xyz"))
+    np.testing.assert_allclose(points(transform, tmp_path / "out.csv", to="fixed"), world, atol=1e-3)
+    for wrong in (world[0], world[:, :2], [["a", "b", "c"]], [[1.0, 2.0, 3.0], [4.0]]):
+        with pytest.raises(ArrayError, match=r"the path of a file, or real numbers of shape \(N, 3\)"):
+            points(transform, wrong)
 
 
 def test_there_and_back_through_files(transform, tmp_path):
