@@ -34,33 +34,42 @@ def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite:
     if isinstance(arguments, str) or not all(isinstance(word, str | Path) for word in arguments):
         raise ConfigError(f"arguments {arguments!r}: a list of words was expected, as in ['f.zarr', 'm.zarr', '-o', 'run.zarr'].")
     try:
-        given = registration_arguments([str(word) for word in arguments])
+        given, warnings = registration_arguments([str(word) for word in arguments])
     except USAGE_ERROR as error:
         raise ConfigError(f"daskreg register: {error.format_message()}") from None
     except typer.Exit:
         raise ConfigError("these arguments print something and register nothing; give two images and -o RUN.zarr.") from None
-    return workflow(given, script, job, overwrite=overwrite, start=start)
+    return written(given, warnings, script, job, overwrite=overwrite, start=start)
 
 
-def registration_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments of ``daskreg register``, without its own name, parsed by it; an input that is not there is a warning.
+def written(
+    given: Sequence[str], warnings: Sequence[str], script: str | Path, job: Job, *, overwrite: bool, start: bool
+) -> str | None:
+    """The number of the job, or None; warns after the script is written, as nothing that is refused needs a warning."""
+    number = workflow(given, script, job, overwrite=overwrite, start=start)
+    for sentence in warnings:
+        log.warning("%s", sentence)
+    return number
+
+
+def registration_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of ``daskreg register``, without its own name, parsed by it; and warnings, as of an input that is not there.
 
     Raises what the command raises: usage errors of Typer, and ConfigError.
     """
     from daskreg.cli.registration import require_arguments
 
     given = list(dropwhile(lambda word: word in ("daskreg", "register"), arguments))
+    warnings = []
     if len(given) < len(arguments):
         left = " ".join(arguments[: len(arguments) - len(given)])
-        log.warning("%r before the images is left out: what follows -- are arguments of daskreg register.", left)
+        warnings.append(f"{left!r} before the images is left out: what follows -- are arguments of daskreg register.")
     parsed = _parsed(given)
     for name in NOT_FOR_JOBS:
         if parsed[name]:
             raise ConfigError(f"--{name.replace('_', '-')} registers nothing; give it to daskreg register here, without a job.")
     require_arguments(parsed)
-    for name in INPUTS:
-        _tell_missing(parsed[name])
-    return given
+    return given, warnings + [text for name in INPUTS if (text := _missing(parsed[name]))]
 
 
 def _parsed(arguments: Sequence[str]) -> Mapping[str, Any]:
@@ -76,15 +85,19 @@ def _parsed(arguments: Sequence[str]) -> Mapping[str, Any]:
             return dict(inner.params)
 
 
-def _tell_missing(source: str | None) -> None:
-    """Warn of a local input that is not there; what lies in a file, as a dataset of HDF5, is looked for when it is read."""
+def _missing(source: str | None) -> str:
+    """A sentence about a local input that is not there, else empty.
+
+    What lies in a file, as a dataset of HDF5, is looked for when it is read.
+    """
     from daskreg.storage.fs.address import parse_address
     from daskreg.storage.fs.errors import require_exists
 
     path = None if source is None else parse_address(source).path
     if path is None or any(folder.is_file() for folder in Path(path).parents):
-        return
+        return ""
     try:
         require_exists(path)
     except NotFound as error:
-        log.warning("%s The job is written: it has to be there when the job runs.", error)
+        return f"{error} The job is written: it has to be there when the job runs."
+    return ""

@@ -201,15 +201,26 @@ def test_what_register_would_refuse_is_refused_before_the_job_is_written(tmp_pat
     assert not (tmp_path / "daskreg-job.sh").exists()
 
 
-def test_inputs_that_are_not_there_and_the_name_of_the_command_are_told(tmp_path, monkeypatch, caplog):
+def test_inputs_that_are_not_there_and_the_name_of_the_command_are_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("fixed.nii.gz", "moving.h5"):
         (tmp_path / name).touch()
     given = ["fxied.nii.gz", "moving.h5/t00000", "-o", "run.zarr", "--fixed-mask", "s3://far/mask.zarr", "--quiet"]
-    assert registration_arguments(["register", *given]) == given
-    left, missing = (record.getMessage() for record in caplog.records)
+    kept, (left, missing) = registration_arguments(["register", *given])
+    assert kept == given
     assert left.startswith("'register' before the images is left out")
     assert missing.startswith("fxied.nii.gz does not exist; the nearest name there is fixed.nii.gz. The job is written")
+
+
+@pytest.mark.parametrize("options", [["--system", "slrm"], ["--time", "8h"], []])
+def test_a_job_that_is_not_written_has_no_warnings(tmp_path, monkeypatch, caplog, options):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "daskreg-job.sh").touch()
+    arguments = ["no.zarr", "none.zarr", "-o", "run.zarr"]
+    assert CliRunner().invoke(app, ["submit", *options, *arguments]).exit_code
+    assert caplog.messages == []
+    submitted(arguments, tmp_path / "other.sh", Job())
+    assert ["The job is written" in text for text in caplog.messages] == [True, True]
 
 
 @pytest.mark.parametrize(
