@@ -17,7 +17,8 @@ Points = NDArray[np.float64]
 class PointFile:
     """Points (N, 3), z, y, x, and what else was in their file.
 
-    order: of the components in the file;  header, rows: of a table, columns: where its x, y and z are;  mesh: of a mesh file
+    order: of the components in the file;  header, rows: of a table, columns: where its x, y and z are, separator: of its cells,
+    where its ending does not say it;  mesh: of a mesh file
     """
 
     points: Points
@@ -25,6 +26,7 @@ class PointFile:
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     columns: tuple[int, int, int] = (0, 1, 2)
+    separator: str = ","
     mesh: Any = None
 
     def with_points(self, points: Points) -> PointFile:

@@ -27,8 +27,9 @@ class PointTable(PointFormat):
         return _read(path, order)
 
     def write(self, path: str, file: PointFile) -> None:
-        """Separated by commas, in .tsv by tabs."""
-        _write(path, file, "\t" if path.lower().endswith(".tsv") else ",")
+        """Separated as the table that it comes from, else by commas; in .tsv by tabs, in .csv never by blanks."""
+        blank = file.separator == " " and path.lower().endswith(".csv")
+        _write(path, file, "\t" if _by_tabs(path) else "," if blank else file.separator)
 
 
 def _read(path: str, order: str | None) -> PointFile:
@@ -44,7 +45,12 @@ def _read(path: str, order: str | None) -> PointFile:
     if not rows and not header:
         raise Unreadable(f"{path} is empty; a header with the columns x, y, z was expected, or three numbers a row.")
     xyz = np.array([_numbers(path, n, cells, columns, not header) for n, cells in rows]).reshape(-1, 3)
-    return PointFile(xyz[:, ::-1].copy(), order or "xyz", header, tuple(cells for _, cells in rows), columns)
+    cells, kept = tuple(cells for _, cells in rows), "," if _by_tabs(path) else separator
+    return PointFile(xyz[:, ::-1].copy(), order or "xyz", header, cells, columns, kept)
+
+
+def _by_tabs(path: str) -> bool:
+    return path.lower().endswith(".tsv")
 
 
 def _text(path: str) -> str:

@@ -50,6 +50,21 @@ def test_an_array_is_mapped_as_the_file_that_holds_it(transform, tmp_path):
             points(transform, wrong)
 
 
+@pytest.mark.parametrize(
+    ("name", "separator", "output", "kept"),
+    [
+        ("in.csv", ";", "out.csv", ";"), ("in.csv", "\t", "out.txt", "\t"), ("in.txt", " ", "out.txt", " "),
+        ("in.txt", " ", "out.csv", ","), ("in.tsv", "\t", "out.csv", ","), ("in.csv", ";", "out.tsv", "\t"),
+    ],
+)  # fmt: skip
+def test_a_table_keeps_its_separator(transform, tmp_path, name, separator, output, kept):
+    (tmp_path / name).write_text("x,y,z,n\n1,2,3,a\n4,5,6,b\n".replace(",", separator))
+    moved = points(transform, tmp_path / name, tmp_path / output)
+    head, *rows = (line.split(kept) for line in (tmp_path / output).read_text().splitlines())
+    assert (head, [r[3] for r in rows]) == (["x", "y", "z", "n"], ["a", "b"])
+    np.testing.assert_array_equal([[float(v) for v in r[2::-1]] for r in rows], moved)
+
+
 def test_there_and_back_through_files(transform, tmp_path):
     source = table(tmp_path / "in.csv", FIXED.to_world(INDEX)[:, ::-1].tolist(), "")
     points(transform, source, tmp_path / "there.tsv")
@@ -137,7 +152,7 @@ def test_a_cell_may_hold_what_separates_others(transform, tmp_path, text):
     moved = points(transform, tmp_path / "in.csv", tmp_path / "out.csv")
     np.testing.assert_allclose(moved, transform.points([[9, 12.5, 10]]))
     with open(tmp_path / "out.csv", newline="") as file:
-        head, row = csv.reader(file)
+        head, row = csv.reader(file, delimiter=next((s for s in "\t;" if s in text), ","))
     assert head == ["name", "x", "y", "z"]
     assert row[0] == "soma, left"
 
