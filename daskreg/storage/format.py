@@ -30,13 +30,14 @@ class Format(ABC):
     """One file format, without state: one instance serves every file.
 
     name: as in messages;  endings: of file names, lower case with their dot, the one to recommend first;
-    writes: whether it can be written;  remote: whether it is read from URLs too, and written to them; what is not is written to a
-    local file, which is then copied.
+    writes: whether it can be written;  library: module that writing needs, where it comes with an extra of daskreg;
+    remote: whether it is read from URLs too, and written to them; what is not is written to a local file, which is then copied.
     """
 
     name: ClassVar[str]
     endings: ClassVar[tuple[str, ...]]
     writes: ClassVar[bool] = True
+    library: ClassVar[str | None] = None
     remote: ClassVar[bool] = True
 
     def reads_at(self, path: str) -> bool:

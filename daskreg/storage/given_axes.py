@@ -56,6 +56,24 @@ def how_to_name(record: ImageRecord, word: str = "") -> str:
     return f"{begin} say with {where} or the like what the axes are ({shape}) where the file does it wrongly or not at all"
 
 
+def how_to_plane(record: ImageRecord, axis: Axis) -> str:
+    """The end of a sentence about times of an image that has one plane: they may be its planes, as ImageJ often stores them."""
+    lengths = dict(zip((a.name for a in record.axes), record.shape, strict=True))
+    letters = "".join(lengths)
+    if axis.name != "t" or lengths.get("z", 1) > 1 or len(letters) != len(record.shape):
+        return ""
+    return f", or, if they are its planes, say so with '::axes={letters.translate(str.maketrans('tz', 'zt'))}'"
+
+
+def how_to_divide(record: ImageRecord) -> str:
+    """The end of a sentence about pages of a TIFF that nothing names: they may be those of several channels or times."""
+    if not record.format.startswith("TIFF") or len(record.shape) != 3 or record.axes[0].stated:
+        return ""
+    return (
+        f" If its {record.shape[0]} planes are those of several channels or times, write it anew with its axes: docs/archives.md."
+    )
+
+
 def _places(axes: Sequence[Axis], before: tuple[int, ...] | None, order: tuple[int, ...]) -> tuple[int, ...] | None:
     """Which of the three axes that were z, y, x the new ones are; None where they are others."""
     if before is None:

@@ -24,7 +24,7 @@ from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.claims import require_memory
 from daskreg.storage.fs.errors import reason
 from daskreg.storage.fs.upload import local_place
-from daskreg.storage.given_axes import how_to_name, with_axes
+from daskreg.storage.given_axes import how_to_divide, how_to_name, with_axes
 from daskreg.storage.image_record import ImageRecord, Resolution
 from daskreg.storage.objects import ARRAY, KNOWN, address_of_object
 from daskreg.storage.objects import record_of as record_of_object
@@ -370,7 +370,7 @@ def _unsized(record: ImageRecord) -> str:
     if not any(sizes):
         return (
             f"{record.name} states no voxel size ({record.format}); give it with '::spacing=ZxYxX' behind the path "
-            "(for example '::spacing=2x1x1,unit=um') or with --spacing of register."
+            f"(for example '::spacing=2x1x1,unit=um') or with --spacing of register.{how_to_divide(record)}"
         )
     lacking = " and ".join(n for n, s in zip(SPACE, sizes, strict=True) if s is None)
     stated = " and ".join(f"{s:.6g} along {n}" for n, s in zip(SPACE, sizes, strict=True) if s is not None)

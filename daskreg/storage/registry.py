@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any, Generic, TypeVar, cast
 
 from daskreg.errors import InputError, OutputError, Unreadable
@@ -117,12 +118,26 @@ class FormatRegistry(Generic[F]):
             return open(format)
 
     def to_write(self, path: str) -> F:
-        """The format that an output's ending asks for. Raises OutputError listing the known endings."""
-        for format in self.by_ending(path):
+        """The format that an output's ending asks for. Raises OutputError listing the endings that can be written."""
+        named = self.by_ending(path)
+        for format in named:
             if format.writes:
                 return format
-        known = ", ".join(self.endings(writes=True))
-        raise OutputError(f"{path}: the ending tells the format of {self.kind} files; choose one of the endings {known}.")
+        what = (
+            f"files of this format ({named[0].name}) are read, but not written"
+            if named
+            else f"the ending tells the format of {self.kind} files"
+        )
+        raise OutputError(f"{path}: {what}; choose one of the endings {self._written()}.")
+
+    def _written(self) -> str:
+        """Endings that can be written: first those for which nothing has to be installed, of them those that hold most."""
+        written = sorted((f for f in self.all() if f.writes), key=lambda f: getattr(f, "single_file", False))
+        ready = [f for f in written if f.library is None or find_spec(f.library) is not None]
+        text = _listed(ready)
+        for library in dict.fromkeys(f.library for f in written if f not in ready):
+            text += f"; with {library} installed {_listed([f for f in written if f.library == library])}"
+        return text + " (Fiji opens .nii.gz)" * (".nii.gz" in text and self.kind == "image")
 
 
 image_formats: FormatRegistry[ImageFormat] = FormatRegistry("image", ImageFormat, IMAGES)
@@ -153,6 +168,10 @@ def identify(path: str) -> Format:
         return candidates[-1]  # whose ``open`` says what is wrong with the content
     known = dict.fromkeys(e for registry in reversed(registries) for e in registry.endings())
     raise Unreadable(conversion(path) or f"{path} is of no known format; files with the endings {', '.join(known)} are read.")
+
+
+def _listed(formats: Sequence[Format]) -> str:
+    return ", ".join(dict.fromkeys(ending for f in formats for ending in f.endings))
 
 
 def _sniffs(format: Format, path: str) -> bool:

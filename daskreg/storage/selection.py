@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from daskreg.errors import AxesError, NotFound
 from daskreg.storage.axes import Axis
 from daskreg.storage.fs.address import Address
-from daskreg.storage.given_axes import how_to_name
+from daskreg.storage.given_axes import how_to_name, how_to_plane
 from daskreg.storage.image_record import ImageRecord
 from daskreg.storage.objects import ARRAY
 
@@ -66,7 +66,7 @@ def chosen_index(record: ImageRecord, axis: Axis, length: int, chosen: int | str
         word = "channels" if axis.kind == "channel" else "time points"
         if record.format == ARRAY:
             raise AxesError(f"{record.name} has {length} {word}{labels}; index it first, so that three axes (z, y, x) are left.")
-        guess = "" if axis.stated else how_to_name(record)
+        guess = how_to_plane(record, axis) if axis.stated else how_to_name(record)
         raise AxesError(f"{record.name} has {length} {word}{labels}: choose one with {_example(record, axis)}{guess}.")
     index = record.channels.index(chosen) if chosen in record.channels else chosen
     if not isinstance(index, int) or index >= length:

@@ -42,6 +42,7 @@ class ItkImage(ImageFormat):
 
     name = "MetaImage or NRRD"
     endings = (".mha", ".mhd", ".nrrd", ".nhdr")
+    library = "SimpleITK"
     units = False
     remote = False
 

@@ -31,6 +31,7 @@ class Mesh(PointFormat):
 
     name = "mesh"
     endings = (".ply", ".vtk", ".vtu", ".obj", ".off", ".stl")
+    library = "meshio"
     remote = False
     meshes = True
 

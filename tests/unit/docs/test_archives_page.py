@@ -62,6 +62,7 @@ def microscopes(folder):
         file["exported_data"] = voxels()
     np.save(folder / "turned.npy", voxels().T)
     tifffile.imwrite(folder / "frames.tif", voxels(), **(given | {"metadata": {**given["metadata"], "axes": "TYX"}}))
+    tifffile.imwrite(folder / "pages.tif", np.zeros((120, 7, 8), np.uint8))
     with h5py.File(folder / "colours.h5", "w") as file:
         file["raw"] = np.stack([voxels()] * 2, -1)
 
@@ -109,6 +110,8 @@ def test_the_python_of_the_page_runs(folder, monkeypatch):
     assert names["array"].grid.unit == "micrometer"
     assert names["turned"].shape == names["array"].shape
     assert names["plan"].fixed.spacing == (2, 1, 1)
+    with tifffile.TiffFile("channels.ome.tif") as file:
+        assert file.series[0].axes == "CZYX"
 
 
 def test_a_zip_file_of_the_page_is_one(folder):

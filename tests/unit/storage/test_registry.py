@@ -53,6 +53,13 @@ def test_the_longest_ending_counts_whatever_its_case(plain):
     assert image_formats.by_ending("plain") == ()
 
 
+def test_an_output_in_a_format_that_is_only_read_is_answered_with_what_is_written(monkeypatch):
+    monkeypatch.setattr("daskreg.storage.registry.find_spec", lambda _: None)
+    says = r"moved.ome.tif: files of this format \(TIFF\) are read, but not written; choose one of the endings .ome.zarr, .zarr, "
+    with pytest.raises(OutputError, match=rf"{says}.nii.gz, .nii; with SimpleITK installed .mha, .* \(Fiji opens .nii.gz\)"):
+        image_formats.to_write("moved.ome.tif")
+
+
 def test_content_decides_where_the_ending_says_nothing(tmp_path, plain):
     (tmp_path / "a").write_bytes(b"plain text")
     write_image(tmp_path / "b.nii", np.ones((3, 4, 5), np.float32), Grid((3, 4, 5)))
@@ -76,7 +83,7 @@ def test_what_is_not_known_is_refused_with_what_is_known(tmp_path, plain):
         identify(str(tmp_path / "a.abc"))
     with pytest.raises(NotFound):
         image_formats.to_read(str(tmp_path / "absent.abc"))
-    with pytest.raises(OutputError, match=r"endings \.nii\.gz, \.nii, (?!.*plain)"):
+    with pytest.raises(OutputError, match=r"endings \.ome\.zarr, \.zarr, \.nii\.gz, \.nii, (?!.*plain)"):
         write_image(tmp_path / "a.plain", np.ones((3, 4, 5), np.float32), Grid((3, 4, 5)))
 
 

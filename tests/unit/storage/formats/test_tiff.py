@@ -110,6 +110,25 @@ def test_axes_that_nothing_names_are_taken_by_their_place(names, taken):
     assert [a.stated for a in axes] == [n not in "QI" for n in names]
 
 
+def test_pages_that_nothing_names_may_be_those_of_several_channels(written):
+    path = written("a.tif", VOXELS[0, 0])
+    with pytest.raises(GridError, match="If its 5 planes are those of several channels or times, write it anew"):
+        open_volume(path)
+    with pytest.raises(GridError, match=r"or with --spacing of register\.$"):
+        open_volume(f"{path}::axes=zyx")
+
+
+@pytest.mark.parametrize(
+    ("axes", "voxels", "letters"), [("TYX", VOXELS[0, 0], "zyx"), ("TCYX", VOXELS[0].swapaxes(0, 1), "zcyx")]
+)
+def test_times_of_an_image_of_one_plane_may_be_its_planes(written, axes, voxels, letters):
+    path = written("a.tif", voxels, imagej=True, metadata={"axes": axes})
+    with pytest.raises(
+        AxesError, match=f"choose one with '::time=0', or, if they are its planes, say so with '::axes={letters}'"
+    ):
+        open_volume(path)
+
+
 def test_levels_below_a_page_are_coarser_images(written, tmp_path):
     path, fine = tmp_path / "a.ome.tif", VOXELS[0, 0]
     with tifffile.TiffWriter(path) as file:
