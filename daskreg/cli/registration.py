@@ -80,7 +80,10 @@ def register(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, max=4096, help="CPU threads of a worker (default: its share)")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint of an unfinished RUN.zarr")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="continue from the last checkpoint of an unfinished RUN.zarr; a complete one is kept"),
+    ] = False,
     inputs_changed: Annotated[
         bool,
         typer.Option("--inputs-changed", help="with --resume: continue although inputs changed; the result mixes both"),

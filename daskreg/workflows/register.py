@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from daskreg.config import Config, Deformable, DeviceName
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import option_names, renamed_arguments
-from daskreg.errors import ConfigError, OutputError
+from daskreg.errors import ConfigError, OutputError, OutputExists
 from daskreg.planning import Plan
 from daskreg.reporting.follow import ProgressLike, following, interactive
 from daskreg.reporting.log import shown
@@ -54,9 +54,10 @@ from daskreg.workflows.resume import (
     kept_fields,
     require_resume_arguments,
     require_same_images,
+    require_same_request,
     restore_request,
+    run_to_resume,
     tell_of_other_scratch,
-    unfinished_run,
 )
 from daskreg.workflows.start import StartLike, stored_start
 from daskreg.workflows.unchanged import changes_while_running, input_digests, resumed_recipe
@@ -152,8 +153,9 @@ def register(
         Replace an existing run, once the new one is complete.
     resume
         Continue from the last checkpoint of an unfinished run at ``output``, with its images, configuration and initial
-        transform; start from the beginning where there is none. Arguments that are given again must be the same, and images,
-        masks and initial transform unchanged: a digest of each is stored with the run.
+        transform; start from the beginning where there is none. A complete run is returned, and nothing is computed. Arguments
+        that are given again must be the same, and images, masks and initial transform unchanged: a digest of each is stored with
+        the run.
     inputs_changed
         With ``resume``: continue although they changed, or are other ones on the same grids; the result is then of both.
     progress
@@ -227,7 +229,9 @@ def register(
         beside = _temporary() if is_remote(path) else Path(path)
         start = stored_start(initial_transform, fixed, moving, spacing, beside, resume=resume)
         request = replace(request, initial_transform=start)
-        store = unfinished_run(path) if resume else None
+        store = run_to_resume(path) if resume else None
+        if store is not None and store.complete:
+            return _kept(store, request, overwrite)
         request = request if store is None else restore_request(store, request)
         trials = list[Trial]()
         if candidates is not None and store is None:
@@ -264,6 +268,15 @@ def register(
                 for fields in filter(None, [kept, replaced]):
                     remove_kept(fields)
     return Result(RunStore.open(finished.path))
+
+
+def _kept(store: RunStore, request: Request, overwrite: bool) -> Result:
+    """The Result of a complete run that was asked to be continued. Raises ConfigError and OutputExists for another one."""
+    if overwrite:
+        raise OutputExists(f"{store.name} is complete: there is nothing to continue; leave out resume (--resume) to replace it.")
+    require_same_request(store, request)
+    log.info("%s is complete: nothing is computed", store.name)
+    return Result(store)
 
 
 def _require_main_guard() -> None:

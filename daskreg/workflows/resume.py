@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from daskreg.config import Config
-from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError, Unreadable
+from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError, OutputExists, Unreadable
 from daskreg.grid import Grid
-from daskreg.storage import CheckpointStore, RunStore
+from daskreg.storage import CheckpointStore, RunStore, open_volume
 from daskreg.storage.kept_fields import kept_folder, of_other_version, remove_kept
 from daskreg.storage.runs.run_state import has_checkpoint
-from daskreg.workflows.inputs import Request, address_of, as_config
+from daskreg.workflows.inputs import ImageLike, Request, Spacing, address_of, spacing_for
+from daskreg.workflows.unchanged import differences, in_words, input_digests
 
 log = logging.getLogger("daskreg")
 FILES = ("fixed_mask", "moving_mask", "initial_transform")
@@ -104,10 +105,12 @@ def require_resume_arguments(output: str | Path | None, *, resume: bool, inputs_
         raise ConfigError("inputs_changed (--inputs-changed) is about a run that is continued; add --resume.")
 
 
-def unfinished_run(output: str | Path) -> RunStore | None:
-    """The unfinished run at ``output``; None where nothing is, so that a batch job can ask to resume every time."""
+def run_to_resume(output: str | Path) -> RunStore | None:
+    """The run at ``output``, unfinished or complete; None where nothing is, so that a batch job can ask to resume every time."""
     try:
         return RunStore.unfinished(output)
+    except OutputExists:
+        return RunStore.open(output)
     except NotFound:
         log.info("nothing to resume at %s: starting", output)
         return None
@@ -120,16 +123,56 @@ def restore_request(store: RunStore, given: Request) -> Request:
     was started.
     """
     recipe = store.recipe
-    for name in FILES:
-        _require_same_file(store.name, name, getattr(given, name), recipe)
-    if given.config is not None and not _same_stages(as_config(given.config), recipe.get("config")):
-        raise ConfigError(f"{store.name} was started with another configuration; leave it out to continue, or use --overwrite.")
+    _require_same_arguments(store, given)
     known = {name: recipe.get(name) for name in ("fixed", "moving", "config", "fixed_mask", "moving_mask", "spacing")}
     found = replace(given, **{name: value for name, value in known.items() if getattr(given, name) is None})
     lacking = [name for name in recipe.get("arrays", ("fixed", "moving")) if getattr(found, name) is None]
     if lacking:
         raise ConfigError(f"{store.name} was started from arrays in memory; give {' and '.join(lacking)} again to continue.")
     return found
+
+
+def require_same_request(store: RunStore, given: Request) -> None:
+    """Raises ConfigError, OutputExists for a complete run where what is given is not what it was made from, or cannot be told.
+
+    What is not given is not looked at: its images may be gone.
+    """
+    _require_same_arguments(store, given)
+    recorded = store.recipe.get("config")
+    beside = given.fill is not None or given.background is not None
+    if given.config is None and beside and not _same_stages(replace(given, config=recorded).chosen, recorded):
+        raise _another(store, "with another fill or background")
+    spacing = store.recipe.get("spacing") if given.spacing is None else given.spacing
+    for role, its in (("fixed", store.fixed_grid), ("moving", store.moving_grid)):
+        if not _on_grid(getattr(given, role), its, spacing):
+            raise _another(store, f"from another {role} image, or one of another voxel size")
+    known, found = store.recipe.get("inputs"), input_digests(given)
+    if found and not (isinstance(known, Mapping) and all(v is not None and known.get(role) for role, v in found.items())):
+        raise _another(store, "from inputs that cannot be compared with these")
+    for role, text in differences(known or {}, found):
+        raise _another(store, f"from another {in_words(role)}: {text}")
+
+
+def _on_grid(image: ImageLike | None, grid: Grid, spacing: Spacing) -> bool:
+    """Whether an image, where one is given, has the grid."""
+    if image is None:
+        return True
+    found = open_volume(image, spacing=spacing_for(image, spacing)).grid
+    return (found.unit is None) == (grid.unit is None) and found.to_unit(grid.unit) == grid
+
+
+def _another(store: RunStore, what: str) -> OutputExists:
+    advice = "name another output, or replace it with --overwrite, without --resume"
+    return OutputExists(f"{store.name} is complete, and was made {what}; {advice}.")
+
+
+def _require_same_arguments(store: RunStore, given: Request) -> None:
+    """Raises ConfigError for files and a configuration that are given and are not those of the run."""
+    recipe = store.recipe
+    for name in FILES:
+        _require_same_file(store.name, name, getattr(given, name), recipe)
+    if given.config is not None and not _same_stages(given.chosen, recipe.get("config")):
+        raise ConfigError(f"{store.name} was started with another configuration; leave it out to continue, or use --overwrite.")
 
 
 def _require_same_file(run: str, name: str, value: Any, recipe: dict[str, Any]) -> None:

@@ -45,22 +45,22 @@ def changes_while_running(store: RunStore, request: Request) -> dict[str, Any]:
         except InputError as error:
             what = str(error)
         if what is not None:
-            log.warning("the %s changed while the run read it: %s; the result may be of both", _words(role), what)
+            log.warning("the %s changed while the run read it: %s; the result may be of both", in_words(role), what)
             found[role] = what
     return {"changed_inputs": found} if found else {}
 
 
 def _require_same(store: RunStore, known: Mapping[str, Any], found: Digests, changed: bool) -> None:
-    for role, text in _differences(known, found):
+    for role, text in differences(known, found):
         if not changed:
             raise ConfigError(
-                f"{store.name} was started with another {_words(role)}: {text}. To continue with it all the same, which mixes "
+                f"{store.name} was started with another {in_words(role)}: {text}. To continue with it all the same, which mixes "
                 "both, add --inputs-changed (inputs_changed=True); to start again, --overwrite without --resume."
             )
-        log.warning("continuing with another %s: %s; the result is of both", _words(role), text)
+        log.warning("continuing with another %s: %s; the result is of both", in_words(role), text)
 
 
-def _differences(known: Mapping[str, Any], found: Digests) -> Iterator[tuple[str, str]]:
+def differences(known: Mapping[str, Any], found: Digests) -> Iterator[tuple[str, str]]:
     """Roles of inputs that differ, and how."""
     for role, now in found.items():
         before = known.get(role)
@@ -81,5 +81,6 @@ def _sources(request: Request) -> dict[str, Any]:
     return {role: source for role, source in given.items() if source is not None}
 
 
-def _words(role: str) -> str:
+def in_words(role: str) -> str:
+    """The name of an input in a sentence."""
     return f"{role} image" if role in ("fixed", "moving") else role.replace("_", " ")

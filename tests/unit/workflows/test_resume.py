@@ -1,18 +1,23 @@
 """A run is resumed as it was started; what is given besides must be the same."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
+import dask.array as da
 import numpy as np
 import pytest
 
 from daskreg import MSE, Affine, Config, Deformable, Rigid
 from daskreg.cli import main
-from daskreg.errors import ConfigError
+from daskreg.errors import ConfigError, OutputExists
 from daskreg.grid import Grid
-from daskreg.storage import RunStore
+from daskreg.storage import RunStore, open_volume, write_image
 from daskreg.workflows.inputs import Request
+from daskreg.workflows.register import register
+from daskreg.workflows.result import Result
 from daskreg.workflows.resume import require_same_images, restore_request
+from daskreg.workflows.unchanged import input_digests
 
 GRID = Grid((8, 8, 8))
 STAGES = (Affine(), Deformable(scales=(2,), iterations=(5,)))
@@ -100,9 +105,58 @@ def test_the_images_must_be_those_of_the_run(tmp_path):
         require_same_images(store, (GRID, replace(GRID, shape=(8, 8, 9))))
 
 
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """A complete run from two files."""
+    folder = tmp_path_factory.mktemp("complete")
+    for name in ("f", "m", "other"):
+        write_image(folder / f"{name}.nii", np.full(GRID.shape, len(name), np.float32), GRID)
+    asked = Request(str(folder / "f.nii"), str(folder / "m.nii"), STAGES, fill=3)
+    recipe = {**asked.recipe(), "inputs": input_digests(asked)}
+    grid = open_volume(folder / "f.nii").grid
+    run = RunStore.create(folder / "run.zarr", fixed=grid, moving=grid, recipe=recipe)
+    run.set_affine(np.eye(4))
+    return RunStore.open(run.finish({}).path)
+
+
+def beside(run, given):
+    """Arguments, their images in the folder of the run."""
+    return {k: f"{Path(run.path).parent}/{v}" if k in ("fixed", "moving") and isinstance(v, str) else v for k, v in given.items()}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"fixed": "f.nii", "moving": "m.nii"}, {"fixed": "f.nii", "moving": "m.nii", "config": STAGES, "fill": 3}, {"fill": 3}],
+)
+def test_a_complete_run_is_returned_by_the_line_that_made_it(complete, given, caplog):
+    caplog.set_level("INFO", "daskreg")
+    before = complete.state
+    assert register(**beside(complete, given), output=complete.path, resume=True) == Result(complete)
+    assert "is complete: nothing is computed" in caplog.text
+    assert complete.state == before
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"moving": "other.nii"}, r"made from another moving image: .*m\.nii, not .*other\.nii; name another output"),
+        ({"moving": "m.nii::spacing=2"}, "another moving image, or one of another voxel size"),
+        ({"fixed": np.ones(GRID.shape, np.float32)}, "another fixed image"),
+        ({"fixed_mask": da.ones(GRID.shape)}, "from inputs that cannot be compared"),
+        ({"config": "rigid"}, "another configuration"),
+        ({"config": STAGES}, "another configuration"),
+        ({"fill": 4}, "another fill or background"),
+        ({"overwrite": True}, "nothing to continue; leave out resume"),
+    ],
+)
+def test_a_complete_run_of_something_else_is_not_returned(complete, given, words):
+    with pytest.raises((ConfigError, OutputExists), match=words):
+        register(**beside(complete, given), output=complete.path, resume=True)
+
+
 def test_the_command_line_refuses_another_initial_transform(tmp_path, monkeypatch, capsys):
     store = started(tmp_path)
-    monkeypatch.setattr("daskreg.workflows.register.unfinished_run", lambda output: store)
+    monkeypatch.setattr("daskreg.workflows.register.run_to_resume", lambda output: store)
     command = ["daskreg", "register", "--resume", "-o", store.path, "--initial-transform", "other.tfm"]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit) as stop:
