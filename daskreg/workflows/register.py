@@ -59,7 +59,7 @@ from daskreg.workflows.resume import (
     run_to_resume,
     tell_of_other_scratch,
 )
-from daskreg.workflows.start import StartLike, stored_start
+from daskreg.workflows.start import StartLike, path_of_start, stored_start
 from daskreg.workflows.unchanged import changes_while_running, input_digests, resumed_recipe
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def register(
         request = replace(request, initial_transform=start)
         store = run_to_resume(path) if resume else None
         if store is not None and store.complete:
-            return _kept(store, request, overwrite)
+            return _kept(store, request, overwrite, in_memory=path_of_start(initial_transform) is None)
         request = request if store is None else restore_request(store, request)
         trials = list[Trial]()
         if candidates is not None and store is None:
@@ -270,10 +270,17 @@ def register(
     return Result(RunStore.open(finished.path))
 
 
-def _kept(store: RunStore, request: Request, overwrite: bool) -> Result:
-    """The Result of a complete run that was asked to be continued. Raises ConfigError and OutputExists for another one."""
+def _kept(store: RunStore, request: Request, overwrite: bool, *, in_memory: bool) -> Result:
+    """The Result of a complete run that was asked to be continued. Raises ConfigError and OutputExists for another one.
+
+    in_memory: whether an initial transform was given that has no address, which no digest can tell from that of the run.
+    """
     if overwrite:
         raise OutputExists(f"{store.name} is complete: there is nothing to continue; leave out resume (--resume) to replace it.")
+    if request.initial_transform is not None and in_memory:
+        raise OutputExists(
+            f"{store.name} is complete; leave out the initial transform in memory, which cannot be compared with its own."
+        )
     require_same_request(store, request)
     log.info("%s is complete: nothing is computed", store.name)
     return Result(store)

@@ -31,10 +31,8 @@ def stored_start(
     lies at the voxel x + u(x) of the moving one, and both have as many voxels. Raises ArrayError, ConfigError and what reading
     the images and writing raise.
     """
-    start = run_in(start)
-    start = start.path if isinstance(start, RunStore) else start
-    if start is None or isinstance(start, str | PathLike):
-        return None if start is None else Path(start) if isinstance(start, PathLike) else start
+    if start is None or (address := path_of_start(start)) is not None:
+        return None if start is None else address
     path = run.with_name(f"{run.name.removesuffix('.zarr')}.start.zarr")
     if resume and path.exists():
         return path
@@ -45,6 +43,14 @@ def stored_start(
         made=history_of("register", None),
     )
     return path
+
+
+def path_of_start(start: StartLike | None) -> str | Path | None:
+    """The address of what a registration starts from; None for what is in memory."""
+    found = run_in(start)
+    if isinstance(found, RunStore):
+        return found.path
+    return Path(found) if isinstance(found, PathLike) else found if isinstance(found, str) else None
 
 
 def _of_displacement(start: Any, fixed: ImageLike | None, moving: ImageLike | None, spacing: Spacing) -> Transform:

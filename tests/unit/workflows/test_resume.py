@@ -146,6 +146,10 @@ def test_a_complete_run_is_returned_by_the_line_that_made_it(complete, given, ca
         ({"config": "rigid"}, "another configuration"),
         ({"config": STAGES}, "another configuration"),
         ({"fill": 4}, "another fill or background"),
+        (
+            {"initial_transform": np.zeros((3, *GRID.shape)), "fixed": "f.nii", "moving": "m.nii"},
+            "leave out the initial transform",
+        ),
         ({"overwrite": True}, "nothing to continue; leave out resume"),
     ],
 )
