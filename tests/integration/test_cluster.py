@@ -34,6 +34,7 @@ def images():
     return known_warp_pair((34, 28, 30), 2.0, 0)[:2]
 
 
+@pytest.mark.slow
 def test_ranks_of_an_encrypted_cluster_use_tls(images):
     """Self-made certificates, which everybody needs, and no choice of transport; the result is that of one worker."""
     security = Security.temporary()
