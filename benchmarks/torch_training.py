@@ -69,7 +69,8 @@ class VoxelMorph:
     def displacement(self, moving: Tensor, fixed: Tensor, *, ours: bool) -> Tensor:
         """In voxels, (1, 3, D, H, W)."""
         self.network.velocity_field_integrator = voxelmorph.IntegrateVelocityField(steps=5) if ours else self.integrator
-        return self.network(moving, fixed)  # type: ignore[no-any-return]
+        u: Tensor = self.network(moving, fixed)
+        return u
 
     def fused(self, loss: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """From image, fixed image and displacement."""
@@ -106,7 +107,8 @@ class TransMorph:
 
     def displacement(self, moving: Tensor, fixed: Tensor, *, ours: bool) -> Tensor:
         """In voxels, (1, 3, D, H, W)."""
-        return self.network(torch.cat((moving, fixed), 1))[1]  # type: ignore[no-any-return]
+        u: Tensor = self.network(torch.cat((moving, fixed), 1))[1]
+        return u
 
     def fused(self, loss: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """From image, fixed image and displacement."""

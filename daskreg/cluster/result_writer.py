@@ -21,6 +21,7 @@ from daskreg.engine.halo import Block, gather_planes
 from daskreg.engine.planes import ArrayPlanes, on
 from daskreg.engine.reach import SamplingMap, affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome
+from daskreg.engine.upsampled import UpsampledField
 from daskreg.grid import Grid, Index, Partition, Region, Span
 from daskreg.kernels.compiler.launch import on_device, thread_count
 from daskreg.kernels.device import CPU, Device, module_of, page_locked
@@ -82,10 +83,11 @@ def _write_boxes(
     most, mapping = crop_bytes(plan.memory), SamplingMap.of(0, outcome.affine, plan.fixed, plan.moving)
     sampler = BoxSampler(mapping, plan.moving.shape, keeping_whole(moving.read, plan.moving.shape, most), EXTENT, most)
     u, world = outcome.displacement, to_world(plan.fixed, CPU)
+    assert u is None or isinstance(u, UpsampledField), "a run whose images stay in their files ends at a coarse level"
     for row in (row for row, owner in rows if owner == comm.rank):
         writer.store.require_mine()
         for box in _boxes(plan, row):
-            here = None if u is None else u.box(box)  # type: ignore[attr-defined]  # a plan of this kind has no other one
+            here = None if u is None else u.box(box)
             if here is not None:
                 writer.write(DISPLACEMENT, row, here, world, box)
             writer.write(MOVED, row, sampler(box, here), convert, box)

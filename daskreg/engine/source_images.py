@@ -98,12 +98,12 @@ class ScaledSource:
 
         purpose: of this pass over the file, in the log
         """
-        size, done, told = len(planes) * math.prod(self.boxes.shape[1:]), 0, time.perf_counter()
+        size, done, logged = len(planes) * math.prod(self.boxes.shape[1:]), 0, time.perf_counter()
         for region, found in read_ahead(read, self.boxes.over(planes), AHEAD):
             yield region, found
             done += region.size
-            if time.perf_counter() - told > SILENCE:
-                told = time.perf_counter()
+            if time.perf_counter() - logged > SILENCE:
+                logged = time.perf_counter()
                 log.info("%s is read for %s: %.0f %%", self.name, purpose, 100 * done / size)
 
 

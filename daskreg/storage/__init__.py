@@ -3,11 +3,12 @@
 from daskreg.storage.format import ImageFormat, PointFormat, TransformFormat
 from daskreg.storage.fs.address import is_remote
 from daskreg.storage.fs.files import exists
-from daskreg.storage.images import Stack, Volume, open_stack, open_volume, write_image
+from daskreg.storage.images import open_stack, open_volume, write_image
 from daskreg.storage.info import VolumeInfo, describe
 from daskreg.storage.registry import register_format
 from daskreg.storage.runs.checkpoint import CheckpointStore
 from daskreg.storage.runs.run import RunStore
+from daskreg.storage.volume import Stack, Volume
 
 __all__ = [
     "CheckpointStore",

@@ -25,8 +25,8 @@ from daskreg.storage.formats.ome_zarr import array_at
 from daskreg.storage.fs.address import Address, is_remote, join, parse_address, split_zip
 from daskreg.storage.fs.errors import is_forbidden, read_errors, require_regular
 from daskreg.storage.fs.files import exists, remote_file_system
-from daskreg.storage.images import Volume
 from daskreg.storage.objects import address_of_object
+from daskreg.storage.volume import Volume
 from daskreg.storage.zarr.chunks import object_counts, object_key
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ from daskreg.storage.formats.run import Run
 from daskreg.storage.fs.address import Address, parse_address
 from daskreg.storage.fs.errors import read_errors
 from daskreg.storage.image_record import ImageRecord, Resolution
-from daskreg.storage.images import ImageSource, Volume, grid_of, open_record, open_volume
+from daskreg.storage.images import ImageSource, grid_of, open_record, open_volume
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT
 from daskreg.storage.runs.run import RunStore
+from daskreg.storage.volume import Volume
 from daskreg.storage.zarr.collections import SeveralImages
 
 if TYPE_CHECKING:

@@ -133,7 +133,7 @@ def restore_request(store: RunStore, given: Request) -> Request:
 
 
 def require_same_request(store: RunStore, given: Request) -> None:
-    """Raises ConfigError, OutputExists for a complete run where what is given is not what it was made from, or cannot be told.
+    """Raises ConfigError, OutputExists for a complete run where what is given is not what it was made of, or not comparable.
 
     What is not given is not looked at: its images may be gone.
     """

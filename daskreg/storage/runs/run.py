@@ -22,7 +22,6 @@ from daskreg.storage.fs.files import exists, remove
 from daskreg.storage.fs.process import now
 from daskreg.storage.fs.swap import version_of
 from daskreg.storage.image_record import Resolution
-from daskreg.storage.images import Volume
 from daskreg.storage.runs.checkpoint import CheckpointStore
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED, transform_attributes
 from daskreg.storage.runs.place import (
@@ -48,6 +47,7 @@ from daskreg.storage.runs.run_state import (
     to_json,
 )
 from daskreg.storage.transform_record import StoredLink, require_map
+from daskreg.storage.volume import Volume
 from daskreg.storage.zarr import ngff, ngff05, ngff06
 from daskreg.storage.zarr.chunks import require_all_stored
 from daskreg.storage.zarr.multiscale import grid_from_attributes

@@ -1,4 +1,6 @@
-"""Adam with coherence: its runs do not depend on ranks, need no memory more, and bad values are refused."""
+"""Fields of Adam by which noise moves less: runs do not depend on ranks, need no memory more, and bad values are refused."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,22 +24,25 @@ def registration(masked: bool = False, **given: float) -> Registration:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_result_does_not_depend_on_the_number_of_ranks(masked):
-    case = registration(masked, coherence=0.5)
+@pytest.mark.parametrize("given", [{"coherence": 0.5}, {"significance": 1}], ids=["coherence", "significance"])
+def test_the_result_does_not_depend_on_the_number_of_ranks(given, masked):
+    case = registration(masked, **given)
     expected = case.run(1)
     assert np.abs(expected.displacement).max() > 0.1
     for ranks, residency in [(2, "window"), (3, "ring"), (5, "replicate")]:
         assert_same_bits(case.run(ranks, residency), expected)
 
 
-def test_voxels_move_less_the_more_is_asked():
-    moved = [np.linalg.norm(registration(coherence=s).run(1).displacement, axis=0).mean() for s in (0.5, 4)]
-    assert moved[0] > moved[1] > 0
-    assert Adam().coherence == 0
+@pytest.mark.parametrize(("field", "values"), [("coherence", (0.5, 4)), ("significance", (0, 1, 4))])
+def test_voxels_move_less_the_more_is_asked(field, values):
+    moved = [np.linalg.norm(registration(**{field: v}).run(1).displacement, axis=0).mean() for v in values]
+    assert all(more > less > 0 for more, less in pairwise(moved))
+    assert getattr(Adam(), field) == 0
 
 
-def test_it_needs_no_memory_more():
-    plans = [registration(coherence=s).plan(1, "replicate") for s in (0, 1)]
+@pytest.mark.parametrize("field", ["coherence", "significance"])
+def test_it_needs_no_memory_more(field):
+    plans = [registration(**{field: v}).plan(1, "replicate") for v in (0, 1)]
     assert plans[0].memory_use(0, plans[0].levels[0][0]) == plans[1].memory_use(0, plans[1].levels[0][0])
 
 
@@ -60,3 +65,9 @@ def test_a_filter_of_one_voxel_has_nothing_to_compare():
     ):
         Deformable(smooth_gradient=0, optimizer=Adam(coherence=1))
     assert Deformable(smooth_gradient=0, optimizer=Adam()).smooth_gradient == 0
+
+
+@pytest.mark.parametrize("significance", [-1, 101, float("nan")])
+def test_a_level_out_of_range_is_refused(significance):
+    with pytest.raises(ConfigError, match="significance"):
+        Config.parse({"stages": [{"stage": "deformable", "optimizer": {"kind": "adam", "significance": significance}}]})
