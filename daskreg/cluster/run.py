@@ -38,21 +38,21 @@ def run_on_cluster(
     comm: TransportChoice = "auto",
     retries: int = 1,
     deadline: float = 600.0,
-    save_on_interrupt: bool = False,
+    save_when_stopped: bool = True,
 ) -> list[dict[str, Any]]:
     """Run a rank on each of ``workers`` workers; their reports, by rank.
 
     make_job: the job for a number of workers;  retries: how often a run that lost a worker starts again, from its last
-    checkpoint, on those that remain;  deadline: seconds after which a silent rank counts as lost;  save_on_interrupt: write a
-    checkpoint at Ctrl-C too, as at SIGTERM, not only end.
+    checkpoint, on those that remain;  deadline: seconds after which a silent rank counts as lost;  save_when_stopped: write a
+    checkpoint first at Ctrl-C, and where SIGTERM or SIGHUP unwinds.
     Raises whatever a rank raised, RankLost, and Stopped where the process was told to end.
     """
     observer, members = observer_of(progress), choose_workers(client, workers)
     job = make_job(len(members))
     for left in range(retries, -1, -1):
         try:
-            with locked(client, members), shielded(client, members) if save_on_interrupt else nullcontext():
-                return _attempt(client, job, members, observer, comm, deadline, save_on_interrupt)
+            with locked(client, members), shielded(client, members) if save_when_stopped else nullcontext():
+                return _attempt(client, job, members, observer, comm, deadline, save_when_stopped)
         except RankLost as error:
             if not left:
                 raise
@@ -81,7 +81,7 @@ def _attempt(
     observer: Observer,
     comm: TransportChoice,
     deadline: float,
-    save_on_interrupt: bool,
+    save_when_stopped: bool,
 ) -> list[dict[str, Any]]:
     """One group of ranks from its start to its end."""
     group = form_group(client, members, comm, deadline, job.device)
@@ -92,8 +92,8 @@ def _attempt(
         start_actors(client, group)
         futures = submit(client, group, job)
         return reports(client, group, futures, observer)
-    except (SystemExit, KeyboardInterrupt) as stop:
-        if save_on_interrupt or isinstance(stop, SystemExit):
+    except (SystemExit, KeyboardInterrupt):
+        if save_when_stopped:
             stop_with_checkpoint(client, group, futures)
         raise
     finally:

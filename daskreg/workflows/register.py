@@ -251,8 +251,8 @@ def register(
             if store is not None and found is None:
                 tell_of_other_scratch(store.path, scratch)
             store = _begun(store, path, request, inputs, overwrite, inputs_changed)
-            run = _Run(inputs, planned, store, use, resume)
-            with keep_checkpoint_or_remove(store, scratch):
+            run = _Run(inputs, planned, store, use, resume, lasting=output is not None or interactive())
+            with keep_checkpoint_or_remove(store, scratch, lasting=run.lasting):
                 place = nullcontext(found) if found else clusters.embedded_client(use.workers, threads, use.device)
                 with following(progress) as observer, place as at, clusters.scheduler_required():
                     begun = time.perf_counter()
@@ -318,13 +318,17 @@ def _only_writer(path: str) -> Iterator[OutputLock]:
 
 @dataclass(frozen=True)
 class _Run:
-    """A registration that is ready to start."""
+    """A registration that is ready to start.
+
+    lasting: whether the run is still there after Ctrl-C or SIGTERM has ended the call.
+    """
 
     inputs: Inputs
     plan: Plan
     store: RunStore
     use: Allocation
     resume: bool
+    lasting: bool
 
     def execute(self, client: Client, observer: Observer, *, elsewhere: bool) -> Report:
         """All ranks, then the pyramids; the ranks' report. elsewhere: whether the workers are other processes."""
@@ -334,7 +338,7 @@ class _Run:
             volumes = reachable.cut()
             make = partial(self._job, volumes, backgrounds(self.inputs.config, *volumes[:2]))
             options: dict[str, Any] = {"comm": asked.comm, "retries": asked.retries, "deadline": asked.deadline}
-            options["save_on_interrupt"] = interactive()
+            options["save_when_stopped"] = self.lasting
             ranks = clusters.run_on_cluster(client, make, self.use.workers, observer, **options)
         report, built = merge_reports(ranks), time.perf_counter()
         self._tell(report)

@@ -46,10 +46,10 @@ def tell_of_other_scratch(run: str, scratch: str | None) -> None:
 
 
 @contextmanager
-def keep_checkpoint_or_remove(store: RunStore, scratch: str | None = None) -> Iterator[None]:
+def keep_checkpoint_or_remove(store: RunStore, scratch: str | None = None, *, lasting: bool = True) -> Iterator[None]:
     """A run that ends early keeps its last checkpoint, if another attempt can use it; otherwise the run is removed.
 
-    scratch: where its fields may be.
+    scratch: where its fields may be;  lasting: whether the run is still there after Ctrl-C or SIGTERM.
 
     Raises OutputError in place of what followed from it when the run was removed, or is continued by another process.
     """
@@ -58,7 +58,7 @@ def keep_checkpoint_or_remove(store: RunStore, scratch: str | None = None) -> It
     except BaseException as error:
         lost = _lost(store)
         if lost is None:
-            _keep_or_remove(store, error, kept_fields(store.path, scratch))
+            _keep_or_remove(store, error, kept_fields(store.path, scratch), lasting)
             raise
         store.abandon()
         if isinstance(error, Exception):
@@ -75,10 +75,11 @@ def _lost(store: RunStore) -> OutputError | None:
     return None
 
 
-def _keep_or_remove(store: RunStore, error: BaseException, fields: Path | None) -> None:
+def _keep_or_remove(store: RunStore, error: BaseException, fields: Path | None, lasting: bool) -> None:
     if store.complete:  # but its place was taken, as the error says
         return
     hopeless = isinstance(error, InputError | Diverged) and not isinstance(error, NotFound | Unreadable)
+    hopeless |= not (lasting or isinstance(error, Exception))
     if hopeless or not has_checkpoint(store.path):  # a chunk that is missing or damaged can be restored
         store.abandon()
         if fields is not None:

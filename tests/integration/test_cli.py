@@ -230,24 +230,14 @@ def stopped(sign, folder, *options):
     return said.decode()
 
 
-def test_an_interrupted_run_without_a_checkpoint_leaves_nothing_behind(tmp_path):
-    assert "nothing was written" in stopped(signal.SIGINT, tmp_path)
-    assert not (tmp_path / "run.zarr").exists()
-
-
-def test_an_interrupted_run_with_a_checkpoint_says_how_to_go_on(tmp_path):
-    said = stopped(signal.SIGINT, tmp_path, "--checkpoint-every", "0")
-    assert "nothing was written" not in said
-    assert f"daskreg register --resume -o {tmp_path / 'run.zarr'}" in said
-    assert CheckpointStore(str(tmp_path / "run.zarr")).latest() is not None
-
-
 @pytest.mark.parametrize(
-    "sign", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)], ids=lambda sign: sign.name
+    "sign", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)], ids=lambda sign: sign.name
 )
 def test_a_terminated_run_keeps_what_it_has_reached(tmp_path, sign):
-    """Batch systems send SIGTERM before they kill, and a terminal that is closed SIGHUP."""
-    assert "daskreg register --resume -o" in stopped(sign, tmp_path)
+    """Ctrl-C, SIGTERM, which batch systems send before they kill, and SIGHUP of a terminal that is closed."""
+    said = stopped(sign, tmp_path)
+    assert "nothing was written" not in said
+    assert f"daskreg register --resume -o {tmp_path / 'run.zarr'}" in said
     _, state = CheckpointStore(str(tmp_path / "run.zarr")).latest()
     assert 0 < len(state["losses"]) < 5000
 

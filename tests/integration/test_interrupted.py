@@ -1,4 +1,4 @@
-"""Ctrl-C while a transform is applied, inverted, looked at or refined: nothing half-written is taken for a result."""
+"""Ctrl-C while a transform is applied, inverted, looked at, refined or found: nothing half-written is taken for a result."""
 
 import os
 import re
@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from daskreg.grid import Grid
-from daskreg.storage import open_volume, write_image
+from daskreg.storage import CheckpointStore, open_volume, write_image
 from daskreg.workflows.demo import demo_pair
 from tests.phantoms import smooth_field
 from tests.unit.workflows.runs import make_run
 
 FIXED, MOVING = demo_pair(3)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +136,57 @@ def test_a_signal_while_garbage_is_collected_is_not_lost(number, code):
     child.send_signal(number)
     assert ended(child) == b"daskreg: stopped; nothing was written.\n"
     assert child.returncode == code
+
+
+SCRIPT = """
+import os, signal, sys
+import numpy as np
+import daskreg
+
+told = []
+
+def interrupt(progress):  # as a terminal does: all processes of its foreground group
+    if progress.iteration >= 3 and not told:
+        told.append(progress)
+        os.killpg(0, signal.SIGINT)
+
+if __name__ == "__main__":
+    output, *workers = sys.argv[1:]
+    rng = np.random.default_rng(0)
+    images = dict(fixed=rng.random((24, 12, 12), np.float32), moving=rng.random((24, 12, 12), np.float32))
+    client = None
+    if workers:
+        from dask.distributed import Client, LocalCluster
+        client = Client(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0"))
+    images = {name: daskreg.open_volume(a, spacing=1, unit="mm") for name, a in images.items()}
+    daskreg.register(
+        **images, config=[daskreg.Deformable(similarity="mse", scales=1, iterations=100000, tolerance=0)],
+        output=output, client=client, checkpoint=1e6, progress=interrupt,
+    )
+"""
+
+
+def interrupted_script(folder, *arguments):
+    """What a script says that registers and is interrupted, and its exit code."""
+    (folder / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        child = subprocess.Popen(
+            [sys.executable, folder / "script.py", *map(str, arguments)], cwd=folder, env=environment, stderr=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    return ended(child).decode(), child.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [[], ["2"]], ids=["own worker", "workers of a client"])
+def test_a_script_that_is_interrupted_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, workers):
+    run = tmp_path / "run.zarr"
+    said, code = interrupted_script(tmp_path, run, *workers)
+    assert code == -signal.SIGINT, said  # as Python ends at a KeyboardInterrupt
+    assert said.rstrip().endswith(f"in Python with daskreg.register(fixed=fixed, moving=moving, output='{run}', resume=True).")
+    assert "\nKeyboardInterrupt\nThe last checkpoint is kept: " in said
+    assert len(CheckpointStore(str(run)).latest()[1]["losses"]) >= 3

@@ -103,6 +103,18 @@ def test_an_overwrite_that_fails_leaves_the_older_run_and_can_be_resumed(images,
     assert os.listdir(tmp_path) == ["run.zarr"]
 
 
+def test_ctrl_c_in_python_writes_a_checkpoint_where_the_run_outlives_the_call(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for output in (tmp_path / "run.zarr", None):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            register(images, output, LONG, checkpoint=1e6, progress=Once(lambda: os.kill(os.getpid(), signal.SIGINT)))
+        if output:
+            assert "resume=True" in str(caught.value.__notes__)
+            assert len(CheckpointStore(str(output)).latest()[1]["losses"]) > 1
+    assert not hasattr(caught.value, "__notes__")  # a temporary run ends with the process
+    assert [p.name for p in tmp_path.rglob("*.zarr")] == ["run.zarr"]
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "overwrite"),
     [
