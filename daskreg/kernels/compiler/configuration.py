@@ -41,12 +41,13 @@ def block_size(threads: int, least: int = 4) -> int:
     return least if SIMULATED else threads
 
 
-def planes_per_block(planes: int, tiles: int, resident: int, reach: int = 0) -> int:
+def planes_per_block(planes: int, tiles: int, resident: int, reach: int = 0, processors: int = 0) -> int:
     """Planes along z that a block computes, so that blocks fill the device evenly; results do not depend on it.
 
-    tiles: blocks per plane;  resident: blocks that a multiprocessor runs at once;  reach: planes read on each side.
+    tiles: blocks per plane;  resident: blocks that a multiprocessor runs at once;  reach: planes read on each side;
+    processors: multiprocessors, by default those of the current device.
     """
-    at_once = resident * multiprocessors()
+    at_once = resident * (processors or multiprocessors())
     candidates = {-(-planes // n) for n in range(1, planes + 1) if planes / n >= 4 or n == 1} or {1}
     turns = {d: -(-tiles * -(-planes // d) // at_once) * (d + 2 * reach + LAUNCH_OVERHEAD) for d in candidates}
     return min(candidates, key=lambda d: (turns[d], -d))

@@ -98,8 +98,9 @@ def _on_device(
     factors: torch.Tensor,
 ) -> torch.Tensor:
     from daskreg.torch.kernels.correlation_cuda import correlation_tiled
+    from daskreg.torch.kernels.window_sums import summing_tiles
 
-    blocks, threads, depth, sizes = _grid(fixed, windows)
+    blocks, threads, depth, sizes = _grid(fixed, windows, summing_tiles(windows.z, windows.y))
     partials, one = fixed.new_empty(blocks[0] * blocks[1]), fixed.new_empty(1)
     form = correlation_tiled.form(*windows.weights, kinds, windows.counted, mapped)
     launch(
@@ -122,8 +123,9 @@ def _gradient_on_device(
     out: torch.Tensor,
 ) -> None:
     from daskreg.torch.kernels.correlation_cuda import correlation_gradient_tiled
+    from daskreg.torch.kernels.window_sums import gradient_tiles
 
-    blocks, threads, depth, sizes = _grid(fixed, windows)
+    blocks, threads, depth, sizes = _grid(fixed, windows, gradient_tiles(windows.z, windows.y))
     mapped = weight.numel() > 0
     starts = [np.uint64(k * fixed.numel()) for k in kinds]
     form = correlation_gradient_tiled.form(*windows.weights, mapped)
@@ -133,13 +135,14 @@ def _gradient_on_device(
     )  # fmt: skip
 
 
-def _grid(fixed: torch.Tensor, windows: Windows) -> tuple[tuple[int, int, int], int, int, tuple[int, int, int]]:
-    """Blocks, threads, planes per block and the voxels along z, y, x."""
-    from daskreg.torch.kernels import correlation_cuda as cuda
+def _grid(fixed: torch.Tensor, windows: Windows, tiles: Any) -> tuple[tuple[int, int, int], int, int, tuple[int, int, int]]:
+    """Blocks, threads, planes per block and the voxels along z, y, x, for ``window_sums.Tiles``."""
+    from daskreg.torch.kernels import window_sums
 
     longest = max(map(len, windows.weights))
-    if longest > 2 * cuda.MAX_RADIUS + 1:
-        raise DaskregError(f"a window has {longest} voxels; at most {2 * cuda.MAX_RADIUS + 1} were expected on a GPU.")
+    if longest > 2 * window_sums.MAX_RADIUS + 1:
+        raise DaskregError(f"a window has {longest} voxels; at most {2 * window_sums.MAX_RADIUS + 1} were expected on a GPU.")
     n, (nz, ny, nx) = prod(fixed.shape[:2]), fixed.shape[2:]
-    depth = cuda.planes_per_block(windows.z, n, nz, ny, nx, processors(fixed.device.index))
-    return cuda.blocks(windows.z, n, nz, ny, nx, depth), cuda.threads(windows.z), depth, (nz, ny, nx)
+    reach, processing = len(windows.z) // 2, processors(fixed.device.index)
+    depth = window_sums.planes_per_block(tiles, reach, n, nz, ny, nx, processing)
+    return window_sums.blocks(tiles, n, nz, ny, nx, depth), tiles.threads, depth, (nz, ny, nx)

@@ -1,0 +1,174 @@
+"""Sums over windows on a GPU: a block of threads owns a tile of the (y, x) plane and moves along z.
+
+A plane is loaded into shared memory with the border that a window needs, summed along x (four neighbours per thread), then along
+y. Along z a thread keeps what is needed of earlier planes in registers. Where all weights along an axis are 1, neighbouring
+windows share partial sums (``similarity.lncc.cuda.windows``); any other weights cost one multiplication per voxel of a window
+and axis. Every loop has constant bounds and a body of a few instructions: others would not be unrolled, and then arrays would
+be in memory and not in registers.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from numba import float32, int32, uint32
+
+from daskreg.kernels.compiler import configuration
+from daskreg.kernels.compiler.formula import Formula, formula
+from daskreg.kernels.intrinsics.memory import store_vector
+from daskreg.similarity.lncc.cuda.windows import GROUP, TILE_X, push_plane_any, sum_x, sum_y
+
+ZERO = float32(0)
+MAX_RADIUS = 12  # shared memory holds the planes of wider windows no more
+MAX_RING = 17  # voxels along z of a window whose planes are kept by ``push_plane_any``
+Weights = tuple[float, ...]
+
+
+class Tiles(NamedTuple):
+    """How threads share a tile.  height: rows of a tile;  rows: of them per thread;  resident: blocks per multiprocessor."""
+
+    height: int
+    rows: int
+    resident: int
+
+    @property
+    def threads(self) -> int:
+        """Per block."""
+        return TILE_X * self.height // self.rows
+
+
+def summing_tiles(wz: Weights, wy: Weights) -> Tiles:
+    """Tiles of ``correlation_tiled``, which sums five fields."""
+    return _tiles(wz, wy, 5, 2 if len(wz) <= 7 else 1)
+
+
+def gradient_tiles(wz: Weights, wy: Weights) -> Tiles:
+    """Tiles of ``correlation_gradient_tiled``, which sums three."""
+    return _tiles(wz, wy, 3, 3 if len(wz) <= 5 else (2 if len(wz) <= 11 else 1))
+
+
+def _tiles(wz: Weights, wy: Weights, fields: int, resident: int) -> Tiles:
+    """The largest tiles whose threads can hold the sums of incomplete windows, and are enough to sum along x at once."""
+    for made, most in ((Tiles(16, 2, resident), 75), (Tiles(16, 1, 1), 55)):  # registers for incomplete windows, of 128
+        enough = (made.height + len(wy) - 1) * (TILE_X // GROUP) <= made.threads
+        if enough and fields * made.rows * len(wz) <= most:
+            return made
+    return Tiles(8, 1, 1)
+
+
+def blocks(tiles: Tiles, batches: int, nz: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
+    """Blocks, x first; those of ``depth`` planes each of all volumes are along x."""
+    return batches * -(-nz // depth) * -(-nx // TILE_X), -(-ny // tiles.height), 1
+
+
+@cache
+def planes_per_block(tiles: Tiles, reach: int, batches: int, nz: int, ny: int, nx: int, processors: int) -> int:
+    """Planes of a block, so that blocks fill the device evenly; ``reach``: planes that a window needs on each side."""
+    across = batches * -(-ny // tiles.height) * -(-nx // TILE_X)
+    return configuration.planes_per_block(nz, across, tiles.resident, reach, processors)
+
+
+@formula
+def place(block, nx, nz, depth):
+    """Volume, first plane and first column of a block."""
+    tiles = uint32(uint32(nx + int32(TILE_X - 1)) // uint32(TILE_X))
+    parts = uint32(uint32(nz + depth - int32(1)) // uint32(depth))
+    column, rest = uint32(block % tiles), uint32(block // tiles)
+    return uint32(rest // parts), int32(uint32(rest % parts)) * depth, int32(column) * int32(TILE_X)
+
+
+@formula
+def weighted_x(values, first, weights, mid, to):
+    """Weighted sums along x of four neighbouring windows from ``values[first]`` on."""
+    a, b, c, d = ZERO, ZERO, ZERO, ZERO
+    for t in range(len(weights)):
+        w = weights[t]
+        a += w * values[first + t]
+        b += w * values[first + t + 1]
+        c += w * values[first + t + 2]
+        d += w * values[first + t + 3]
+    store_vector(mid, to, a, b, c, d)
+
+
+@formula
+def weighted_y(mid, at, field, height, weights, rows, sums):
+    """Weighted sums along y of a field for the rows of a thread."""
+    start = field * height * TILE_X
+    v = mid[uint32(at + uint32(start))]
+    first, second = weights[0] * v, ZERO
+    for t in range(1, len(weights)):
+        v = mid[uint32(at + uint32(start + t * TILE_X))]
+        first += weights[t] * v
+        if rows == 2:
+            second += weights[t - 1] * v
+    sums[field * rows] = first
+    if rows == 2:
+        v = mid[uint32(at + uint32(start + len(weights) * TILE_X))]
+        sums[2 * field + 1] = second + weights[len(weights) - 1] * v
+
+
+@formula
+def weighted_push(pending, prefix, sums, slot, weights):
+    """Add a plane to the windows that it is in; ``sums`` becomes those of the window that is complete."""
+    k = len(weights)
+    for q in range(len(sums)):
+        s = sums[q]
+        sums[q] = weights[k - 1] * s
+        if k > 1:
+            sums[q] += pending[q * k]
+            for j in range(k - 2):
+                pending[q * k + j] = pending[q * k + j + 1] + weights[k - 2 - j] * s
+            pending[q * k + k - 2] = weights[0] * s
+
+
+def all_one(weights: Weights) -> bool:
+    """Whether a window is a plain sum along an axis, of more than one voxel."""
+    return len(weights) > 1 and all(w == 1 for w in weights)
+
+
+def along_x(weights: Weights) -> tuple[Formula, Any]:
+    """The formula that sums along x, and its argument: a radius or weights."""
+    return (sum_x, len(weights) // 2) if all_one(weights) else (weighted_x, rounded(weights))
+
+
+def along_y(weights: Weights) -> tuple[Formula, Any]:
+    """The formula that sums along y, and its argument."""
+    return (sum_y, len(weights) // 2) if all_one(weights) else (weighted_y, rounded(weights))
+
+
+def along_z(weights: Weights) -> tuple[Formula, Any]:
+    """The formula that adds a plane, and its argument: planes of a window or weights."""
+    if all_one(weights) and len(weights) <= MAX_RING:
+        return push_plane_any, len(weights)
+    return weighted_push, rounded(weights)
+
+
+@formula
+def inside_weight(at, n, weights):
+    """The sum of the weights of a window around ``at`` that are on the axis."""
+    total = ZERO
+    for t in range(len(weights)):
+        q = int32(at + int32(t - len(weights) // 2))
+        total += weights[t] if int32(0) <= q < n else ZERO
+    return total
+
+
+def block_total(count: int) -> Formula:
+    """Part of a body: the sum of all threads' terms, in a fixed order, in ``terms[0]``; count: a power of two."""
+
+    @formula
+    def add_terms(terms, t):
+        half = uint32(count // 2)
+        while half > uint32(0):
+            cuda.syncthreads()
+            if t < half:
+                terms[t] += terms[uint32(t + half)]
+            half = uint32(half >> uint32(1))
+
+    return add_terms
+
+
+def rounded(weights: Weights) -> tuple[Any, ...]:
+    """Weights in the kernels' type."""
+    return tuple(float32(w) for w in weights)
