@@ -47,10 +47,10 @@ from daskreg.config import Stage
 from daskreg.engine.coarse_pair import coarse_pair
 from daskreg.engine.evidence import gather_evidence
 from daskreg.engine.images import Image, normalise
-from daskreg.engine.measure import folding
+from daskreg.engine.measure import folding, likeness
 from daskreg.engine.rank import Rank
-from daskreg.engine.report import Watch
-from daskreg.engine.verdict import judge
+from daskreg.engine.report import Outcome, Watch
+from daskreg.engine.verdict import judge, losses
 from daskreg.planning import make_plan
 from daskreg.transforms.linear import linear_about, transform_points, translation
 
@@ -232,11 +232,14 @@ def measure(pair: Pair, stages: tuple[Stage, ...], start: Matrix) -> dict[str, A
     judged = time.process_time() - began
     u = outcome.displacement
     folded = 0.0 if u is None else folding(u, outcome.block, SingleRank())["folded_percent"]
-    verdict = judge(evidence, [level.as_dict() for level in outcome.levels], folded)
+    first = Outcome(start, None, [], replace(outcome.block, halo=0))
+    measures = tuple(likeness(plan, o, (images[0], images[1]), SingleRank()) for o in (first, outcome))
+    verdict = judge(evidence, [level.as_dict() for level in outcome.levels], folded, (measures[0], measures[1]))
     diagonal = float(np.linalg.norm(pair.fixed_grid.extent) / np.prod(pair.fixed_grid.spacing) ** (1 / 3))
     return {
         "error_percent": round(100 * error(pair, outcome.affine) / diagonal, 2),
         "status": verdict.status,
+        "lost": {name: round(part, 4) for name, part in losses(*measures).items()},
         "evidence": {k: round(v, 3) if isinstance(v, float) else v for k, v in evidence.as_dict().items()},
         "seconds": round(seconds, 2),
         "judge_seconds": round(judged, 3),

@@ -22,6 +22,8 @@ MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says lit
 MINIMUM_OVERLAP = 0.2  # of the smaller image
 STRETCH = 2.0  # of a length by the affine map
 FOLDED = 0.5  # per cent of the voxels
+# Parts that both are lost: right results that were started right lost at most 0.01 of the one and 0.06 of the other, or 0.12 and 0.01
+WORSE = {"ncc": 0.02, "mi": 0.05}
 ENDED = {"overlap": "under half of its voxels were left", "no overlap": "the images hardly overlapped"}
 
 
@@ -65,13 +67,23 @@ class _Reason:
     text: str
 
 
-def judge(evidence: Evidence, levels: Sequence[Mapping[str, Any]], folded_percent: float = 0.0) -> Verdict:
-    """The worst of all reasons decides. levels: reports of the levels, as provenance has them."""
+def judge(
+    evidence: Evidence,
+    levels: Sequence[Mapping[str, Any]],
+    folded_percent: float = 0.0,
+    measures: tuple[Mapping[str, float], Mapping[str, float]] | None = None,
+) -> Verdict:
+    """The worst of all reasons decides.
+
+    levels: reports of the levels, as provenance has them;  measures: see ``measure.likeness``, before and after, where all voxels
+    count
+    """
     found = [
         *_support(evidence),
         *_match(evidence),
         *_drift(evidence),
         *_shape(evidence, folded_percent),
+        *(_worsening(*measures) if measures is not None else ()),
         *_endings(evidence, levels),
     ]
     status: Status = max((r.status for r in found), key=RANKS.index, default="ok")
@@ -153,6 +165,21 @@ def _shape(e: Evidence, folded_percent: float) -> Iterator[_Reason]:
         yield _Reason("failed", f"the affine map changes lengths by a factor of {factor}; check the voxel sizes and units")
     if folded_percent > FOLDED:
         yield _Reason("doubtful", f"{folded_percent:.2g} % of the voxels are folded")
+
+
+def losses(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Parts that correlation, of either sign, and mutual information have lost; negative where they have gained."""
+    return {name: 1 - abs(after[name]) / abs(before[name]) if before[name] else -1.0 for name in WORSE}
+
+
+def _worsening(before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[_Reason]:
+    """Whether the images were more alike at the start, on not much less of them: a small overlap is alike by chance."""
+    lost = losses(before, after)
+    if before["overlap"] >= after["overlap"] / 2 and all(lost[name] > most for name, most in WORSE.items()):
+        ncc, mi = (f"{before[name]:.3f} to {after[name]:.3f}" for name in WORSE)
+        yield _Reason(
+            "doubtful", f"the images were more alike at the start: correlation went from {ncc}, mutual information from {mi}"
+        )
 
 
 def _endings(e: Evidence, levels: Sequence[Mapping[str, Any]]) -> Iterator[_Reason]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -22,6 +23,7 @@ from daskreg.storage.images import ImageSource, is_bare
 from daskreg.storage.registry import image_formats
 
 log = logging.getLogger("daskreg")
+FINER = 1.9  # times that voxels of the output are as large where that is worth a word
 
 
 @renamed_arguments(run="transform")
@@ -74,6 +76,8 @@ def apply(
     grid = phi.output_grid(stack, like)
     warn_without_overlap(phi.links, phi.unit, grid, stack)
     warn_of_other_grid(stack, "moving", phi.grids)
+    if like is None and phi.fixed is not None:
+        _tell_of_coarser_output(stack, grid)
     planes = output is not None and image_formats.to_write(parse_address(output).path).streams_planes
     require_fill(fill, stack.dtype, stack.name)
     kind = resolve_device(device)
@@ -90,6 +94,18 @@ def apply(
         return open_volume(output)
     written = open_stack(output)
     return Volume(written.data[(0,) * len(stack.axes)], written.grid, written.name)
+
+
+def _tell_of_coarser_output(image: Stack, output: Grid) -> None:
+    """Say how the output gets the resolution of an image whose voxels are clearly smaller, as a finer level's are."""
+    own, other = (g.to_unit(output.unit) for g in (image.grid, output))
+    if math.prod(other.spacing) >= FINER * math.prod(own.spacing):
+        sizes = (" x ".join(f"{s:.4g}" for s in g.spacing) for g in (own, other))
+        log.info(
+            "voxels of %s are %s, and those of the output %s %s, as the fixed image of the transform was coarser; "
+            "--like (like=) FIXED at full resolution makes it finer",
+            image.name, *sizes, output.unit or "units",
+        )  # fmt: skip
 
 
 def _chosen_fill(stack: Stack, fill: Fill) -> float:

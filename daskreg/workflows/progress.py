@@ -23,7 +23,7 @@ def lines_of(report: Report) -> list[str]:
     """Levels, measures and times of a run."""
     before, after = report["metrics"]["before"], report["metrics"]["after"]
     lines = [level_line(level) for level in report["levels"]]
-    worse = " (both lower than at the start)" if all(after[m] < before[m] for m in ("ncc", "mi")) else ""
+    worse = " (both lower than at the start)" if min(verdicts.losses(before, after).values()) > 0 else ""
     ncc, mi = (f"{before[m]:.3f} -> {after[m]:.3f}" for m in ("ncc", "mi"))
     lines.append(f"correlation {ncc}, mutual information {mi}{worse}")
     if "jacobian" in report["metrics"]:

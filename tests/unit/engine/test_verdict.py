@@ -75,6 +75,27 @@ def test_a_wrong_pose_fails_with_numbers(world):
     assert any(character.isdigit() for character in verdict.line())
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "status"),
+    [
+        ((0.92, 0.80, 0.9), (0.80, 0.60, 0.9), "doubtful"),
+        ((0.92, 0.80, 0.9), (0.91, 0.74, 0.9), "ok"),  # as much as right results lose from where they are started right
+        ((0.92, 0.80, 0.9), (0.80, 0.81, 0.9), "ok"),  # two modalities
+        ((-0.5, 0.60, 0.9), (-0.9, 0.50, 0.9), "ok"),  # contrasts that are turned around correlate below 0
+        ((-0.9, 0.60, 0.9), (-0.5, 0.50, 0.9), "doubtful"),
+        ((0.92, 0.80, 0.2), (0.80, 0.60, 0.9), "ok"),  # a small overlap is alike by chance
+        ((0.0, 0.0, 0.9), (0.0, 0.0, 0.9), "ok"),
+    ],
+)
+def test_images_that_were_more_alike_at_the_start_are_doubtful(before, after, status):
+    measures = tuple(dict(zip(("ncc", "mi", "overlap"), values, strict=True)) for values in (before, after))
+    verdict = judge(GOOD, [], 0.0, measures)
+    assert verdict.status == status
+    if status == "doubtful":
+        assert "the images were more alike at the start: correlation went from" in verdict.line()
+        assert f"{before[0]:.3f} to {after[0]:.3f}, mutual information from {before[1]:.3f} to {after[1]:.3f}" in verdict.line()
+
+
 @pytest.mark.usefixtures("without_edges")
 @pytest.mark.parametrize("world", [translation(np.array([0.4, 0.8, 0.7])), turned(8)], ids=["shift", "8"])
 def test_a_pose_slightly_off_is_doubtful_and_says_how_far(world):

@@ -206,6 +206,29 @@ def test_on_the_grid_of_another_image(run, image):
     np.testing.assert_allclose(voxels(moved), wanted, atol=2e-4)
 
 
+def test_a_transform_of_a_coarser_level_moves_the_full_image_on_the_grid_that_is_named(tmp_path, caplog):
+    """As docs/howto/memory.md says: found at ``::level=1``, applied to level 0."""
+    caplog.set_level(logging.INFO, "daskreg")
+    voxels = blobs((70, 26, 30), 3)
+    full = tmp_path / "full.ome.zarr"
+    write_image(full, voxels, Grid(voxels.shape, (1.0, 2.0, 2.0), unit="mm"))
+    coarse, fine = open_volume(f"{full}::level=1").grid, open_volume(full).grid
+    shift = np.eye(4)
+    shift[:3, 3] = 2.0, 4.0, 0.0  # whole voxels of the full image
+    run = make_run(tmp_path / "run.zarr", shift, fixed=coarse, moving=coarse)
+    small = apply(run, str(full), tmp_path / "small.ome.zarr")
+    assert small.grid.shape == coarse.shape
+    assert f"voxels of {full} are 1 x 2 x 2, and those of the output 2 x 2 x 2 millimeter" in caplog.text
+    assert "--like (like=) FIXED at full resolution" in caplog.text
+    caplog.clear()
+    moved = apply(run, str(full), tmp_path / "moved.ome.zarr", like=str(full))
+    assert moved.grid == fine
+    np.testing.assert_allclose(moved.read()[:-2, :-2], voxels[2:, 2:], atol=1e-5)
+    assert "FIXED at full resolution" not in caplog.text
+    apply(run, str(f"{full}::level=1"), tmp_path / "again.ome.zarr")
+    assert "FIXED at full resolution" not in caplog.text
+
+
 def test_a_larger_grid_agrees_where_both_are_and_a_crop_is_a_crop(run, image):
     whole = voxels(apply(run, image))
     larger = replace(FIXED, shape=tuple(n + 4 for n in FIXED.shape))

@@ -16,7 +16,10 @@ def report(before, after):
     }
 
 
-@pytest.mark.parametrize(("after", "worse"), [((0.8, 0.7), True), ((0.8, 1.0), False), ((0.95, 0.7), False), ((0.9, 0.9), False)])
+@pytest.mark.parametrize(
+    ("after", "worse"),
+    [((0.8, 0.7), True), ((0.8, 1.0), False), ((0.95, 0.7), False), ((-0.95, 0.7), False), ((0.9, 0.9), False)],
+)
 def test_that_both_measures_became_worse_is_said(after, worse):
     line = lines_of(report((0.9, 0.9), after))[0]
     assert line.startswith("correlation 0.900 -> ")
