@@ -22,7 +22,7 @@ MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says lit
 MINIMUM_OVERLAP = 0.2  # of the smaller image
 STRETCH = 2.0  # of a length by the affine map
 FOLDED = 0.5  # per cent of the voxels
-# Parts that both are lost: right results that were started right lost at most 0.01 of the one and 0.06 of the other, or 0.12 and 0.01
+# parts of both that are lost: right results lost at most 0.01 and 0.06, or 0.12 and 0.01, where they were started right
 WORSE = {"ncc": 0.02, "mi": 0.05}
 ENDED = {"overlap": "under half of its voxels were left", "no overlap": "the images hardly overlapped"}
 
@@ -178,7 +178,7 @@ def _worsening(before: Mapping[str, float], after: Mapping[str, float]) -> Itera
     if before["overlap"] >= after["overlap"] / 2 and all(lost[name] > most for name, most in WORSE.items()):
         ncc, mi = (f"{before[name]:.3f} to {after[name]:.3f}" for name in WORSE)
         yield _Reason(
-            "doubtful", f"the images were more alike at the start: correlation went from {ncc}, mutual information from {mi}"
+            "doubtful", f"the images were more alike at the start: correlation from {ncc}, mutual information from {mi}"
         )
 
 
