@@ -219,6 +219,14 @@ def add_value() -> Case:
 
 
 @case
+def sample_cells() -> Case:
+    """A box of the moving image: of its planes 1 to 5, of its rows 2 to 7, of its columns all but the first."""
+    box = np.ascontiguousarray(image(*OTHER)[1:5, 2:7, 1:])
+    cells, corner, extent = (tuple(map(np.int32, some)) for some in ((1, 4, 2, 6), (1, 2, 1), OTHER))
+    return INNER, *tall(), cells, corner, extent, 0, box, moved(*TALL)
+
+
+@case
 def lower_weight() -> Case:
     return INNER, *tall(), *located_shard(), weights(*TALL)
 
@@ -256,6 +264,7 @@ RESTING = (
     "lower_weight",
     "add_value",
     "add_value_and_gradient",
+    "sample_cells",
     "plane_range",
 )
 CASES |= {f"{name} at rest": at_rest(name) for name in RESTING}

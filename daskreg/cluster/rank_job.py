@@ -32,6 +32,7 @@ from daskreg.engine.memory import return_large_arrays, trim
 from daskreg.engine.planes import allocator
 from daskreg.engine.rank import Rank, StartingDisplacement
 from daskreg.engine.report import Outcome, Watch
+from daskreg.engine.source_images import SourceImage
 from daskreg.engine.upsampled import UpsampledField
 from daskreg.engine.verdict import judge
 from daskreg.errors import ConfigError
@@ -116,15 +117,17 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
         watch.phase("judge")
         with _verdict(job, outcome, images, metrics, comm) as verdict:
             timer.end_phase("judge")
+            readers = [image.source.voxels for image in images if isinstance(image, SourceImage)]
             del images
             watch.phase("write")
-            fill = write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt)
+            fill = write_result(job.output, job.plan, job.order, job.moving, outcome, comm, job.attempt, *readers[1:])
             outcome.displacement = None
             if kept is not None:
                 kept.remove()
             timer.end_phase("write")
             judged = verdict()
             timer.end_phase("judge")
+    decoded = [int(n) for n in comm.sum_counts(np.array([reader.decoded for reader in readers], np.int64))] if readers else []
     levels = [job.as_stored(report.as_dict()) for report in outcome.levels]
     record = {**machine_record(device), **memory, "traffic": dict(comm.traffic), "timeline": timeline}
     blocks = [[slab.start, slab.stop] for slab in job.plan.partition.slabs]
@@ -138,6 +141,7 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
         "plan": plan,
         "fill": fill,
         "left_out": left_out,
+        "decoded": [n / reader.pieces for n, reader in zip(decoded, readers, strict=True)],
     }
 
 

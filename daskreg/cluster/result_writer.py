@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,11 @@ from numpy.typing import NDArray
 
 from daskreg.cluster.coarse_rows import CoarseRows
 from daskreg.comm import Communicator
-from daskreg.engine.box_sampling import BoxSampler, keeping_whole
+from daskreg.engine.box_sampling import sampled
+from daskreg.engine.counted_reader import RegionReader
+from daskreg.engine.file_order import FileOrderSampler, PlacedMap
 from daskreg.engine.halo import Block, gather_planes
+from daskreg.engine.pass_progress import PassProgress
 from daskreg.engine.planes import ArrayPlanes, on
 from daskreg.engine.reach import SamplingMap, affine_reach, displaced_range, spans
 from daskreg.engine.report import Outcome
@@ -27,22 +29,26 @@ from daskreg.kernels.compiler.launch import on_device, thread_count
 from daskreg.kernels.device import CPU, Device, module_of, page_locked
 from daskreg.kernels.sampling.cpu import EXTENT, sample
 from daskreg.planning import SOURCE, Plan
-from daskreg.planning.source import crop_bytes, written_box
+from daskreg.planning.source import AHEAD, blocks_of, is_kept_whole, scanned_boxes, written_block, written_box
 from daskreg.storage import RunStore, Volume
+from daskreg.storage.batches import read_ahead
 from daskreg.storage.fill import fill_of
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
 
+Array = NDArray[np.float32]
 PART_BYTES = 96 << 20  # of a row, converted and compressed at once
 MAX_WRITERS = 4  # threads, each with a part; the codec uses all cores for the chunks of each
 STORED = "daskreg-output"  # name of these threads
 
 
 def write_result(
-    path: str, plan: Plan, order: Index, moving: Volume, outcome: Outcome, comm: Communicator, attempt: str = ""
-) -> float:
+    path: str, plan: Plan, order: Index, moving: Volume, outcome: Outcome, comm: Communicator, attempt: str = "",
+    voxels: RegionReader | None = None,
+) -> float:  # fmt: skip
     """Write affine map, displacement in world units and moved image: rows of whole chunks, each written once, by one rank.
 
-    order: axes of the fixed image as it is stored, in the order in which the plan has them;  attempt: see ``RunStore``.
+    order: axes of the fixed image as it is stored, in the order in which the plan has them;  attempt: see ``RunStore``;
+    voxels: what reads ``moving``, if not itself.
     Returns the value of the moved image outside of the moving one.
     Raises OutputError where the run was removed, or is continued by another process.
     """
@@ -59,7 +65,9 @@ def write_result(
     fill = fill_of(moving.data, plan.config.fill)
     if plan.images == SOURCE:
         with ResultWriter(store, back, order, rows, comm) as writer:
-            _write_boxes(plan, moving, outcome, rows, comm, writer, lambda found: cast(found, dtype, fill))
+            mine = [row for row, owner in rows if owner == comm.rank]
+            convert = partial(cast, dtype=dtype, fill=fill)
+            _write_boxes(plan, voxels or moving, outcome, mine, writer, convert, f"the moving image {moving.name}")
             writer.finish()
         comm.barrier()
         return fill
@@ -76,28 +84,53 @@ def write_result(
 
 
 def _write_boxes(
-    plan: Plan, moving: Volume, outcome: Outcome, rows: Sequence[tuple[Span, int]], comm: Communicator, writer: ResultWriter,
-    convert: Callable[[Any], Any],
+    plan: Plan, voxels: RegionReader, outcome: Outcome, rows: Sequence[Span], writer: ResultWriter,
+    convert: Callable[[Any], Any], name: str,
 ) -> None:  # fmt: skip
-    """What this rank writes, a box of whole chunks at a time, from the box of the moving image that each needs."""
-    most, mapping = crop_bytes(plan.memory), SamplingMap.of(0, outcome.affine, plan.fixed, plan.moving)
-    sampler = BoxSampler(mapping, plan.moving.shape, keeping_whole(moving.read, plan.moving.shape, most), EXTENT, most)
+    """What this rank writes, a box of whole chunks at a time."""
     u, world = outcome.displacement, to_world(plan.fixed, CPU)
     assert u is None or isinstance(u, UpsampledField), "a run whose images stay in their files ends at a coarse level"
-    for row in (row for row, owner in rows if owner == comm.rank):
-        writer.store.require_mine()
-        for box in _boxes(plan, row):
-            here = None if u is None else u.box(box)
-            if here is not None:
-                writer.write(DISPLACEMENT, row, here, world, box)
-            writer.write(MOVED, row, sampler(box, here), convert, box)
+    place = PlacedMap(SamplingMap.of(0, outcome.affine, plan.fixed, plan.moving), None if u is None else u.box)
+    progress = PassProgress("the result is written", sum(map(len, rows)) * math.prod(plan.fixed.shape[1:]))
+    for block, moved in _moved_blocks(plan, voxels, outcome, rows, place, name):
+        for row in (row for row in rows if block.start[0] <= row.start < block.stop[0]):
+            writer.store.require_mine()
+            for box in blocks_of(Region((row.start, *block.start[1:]), (row.stop, *block.stop[1:])), written_box(plan), 1):
+                if u is not None:
+                    writer.write(DISPLACEMENT, row, u.box(box), world, box)
+                writer.write(MOVED, row, moved(box), convert, box)
+                progress.add(box.size)
 
 
-def _boxes(plan: Plan, row: Span) -> Iterator[Region]:
-    """Of a row of chunks."""
-    (_, ny, nx), (_, height, width) = plan.fixed.shape, written_box(plan)
-    for y, x in product(range(0, ny, height), range(0, nx, width)):
-        yield Region((row.start, y, x), (row.stop, min(y + height, ny), min(x + width, nx)))
+def _moved_blocks(
+    plan: Plan, voxels: RegionReader, outcome: Outcome, rows: Sequence[Span], place: PlacedMap, name: str
+) -> Iterator[tuple[Region, Callable[[Region], Array]]]:
+    """Blocks of rows of chunks, and what gives the moved image in a box of them."""
+    if not rows:
+        return
+    part = Region((rows[0].start, 0, 0), (rows[-1].stop, *plan.fixed.shape[1:]))
+    if is_kept_whole(plan):
+        image = voxels.read()
+        yield part, lambda box: sampled(place.mapping, image, EXTENT, box, place.displacement(box))
+        return
+    sampler = FileOrderSampler(plan.moving.shape, scanned_boxes(plan), plan.encodings[1].piece, EXTENT)
+    blocks = list(blocks_of(part, _of_rows(written_block(plan, outcome.affine), rows), 1))
+    for number, block in enumerate(blocks):
+        purpose = "the result" + (f", part {number + 1} of {len(blocks)}" if len(blocks) > 1 else "")
+        yield block, sampler.sample(block, [place], partial(_read, voxels, f"{name} is read for {purpose}"))[0].part
+
+
+def _of_rows(block: Index, rows: Sequence[Span]) -> Index:
+    """A block of whole rows of chunks."""
+    depth = len(rows[0])
+    return max(block[0] // depth, 1) * depth if block[0] < rows[-1].stop - rows[0].start else block[0], block[1], block[2]
+
+
+def _read(voxels: RegionReader, what: str, regions: Sequence[Region]) -> Iterator[tuple[Region, Array]]:
+    progress = PassProgress(what, sum(region.size for region in regions))
+    for region, found in read_ahead(voxels.read, regions, AHEAD):
+        yield region, found
+        progress.add(region.size)
 
 
 def to_world(grid: Grid, device: Device) -> Callable[[Any], Any]:

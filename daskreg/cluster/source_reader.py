@@ -9,6 +9,7 @@ import numpy as np
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Optimised, Search
 from daskreg.engine.background import Background
+from daskreg.engine.counted_reader import CountedReader
 from daskreg.engine.global_search import search_levels
 from daskreg.engine.initial import moments_level
 from daskreg.engine.planes import Allocate, ArrayPlanes
@@ -40,11 +41,12 @@ class SourceReader:
     ) -> SourceImage:  # fmt: skip
         """An image, without a level yet;  role: 0 fixed, 1 moving."""
         own = partition[self.comm.rank]
-        source = ScaledSource(volume, mask, background, source_boxes(self.plan, role), self.plan.config, name)
+        counted = CountedReader(volume, volume.shape, volume.piece)
+        source = ScaledSource(counted, mask, background, source_boxes(self.plan, role), self.plan.config, name)
         statistics = Statistics(source, own, self.comm, name, "" if mask is None else f"the mask {mask.name}")
         scaled = statistics.measured(volume.dtype)
         given = {"grid": grid, "partition": partition, "held": own, "rank": self.comm.rank, "left_out": statistics.left_out}
-        return SourceImage.of(scaled, self.allocate or ArrayPlanes.zeros, passes=statistics.passes, **given)
+        return SourceImage.of(scaled, self.allocate or ArrayPlanes.zeros, **given)
 
     def prepare(self, images: tuple[SourceImage, SourceImage]) -> None:
         """Make the levels of all stages, as far as they are known before any has run."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +13,10 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Config
 from daskreg.engine.background import Background
+from daskreg.engine.counted_reader import CountedReader, RegionReader
 from daskreg.engine.images import LEAST_WEIGHT, Array, Image, LevelPlanes, is_full, rescale
 from daskreg.engine.level_stream import FieldStream, source_planes
+from daskreg.engine.pass_progress import PassProgress
 from daskreg.engine.plane_sums import BlockSums
 from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, copy, on
 from daskreg.engine.stored_images import StoredImage
@@ -25,17 +25,8 @@ from daskreg.kernels.device import CPU
 from daskreg.planning.source import AHEAD, Boxes
 from daskreg.storage.batches import read_ahead
 
-log = logging.getLogger("daskreg")
-SILENCE = 30.0  # seconds between two lines of how far a pass over a file is
 Found = TypeVar("Found")
 CACHED = 1 << 18  # voxels that are scaled together: they stay in the processor's cache
-
-
-class RegionReader(Protocol):
-    """Voxels of a file (``storage.Volume``)."""
-
-    def read(self, region: Region | None = None) -> NDArray[np.float32]:
-        """Of a region, (Z, Y, X) float32, as they are stored."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,7 @@ class ScaledSource:
     weight of the mask
     """
 
-    voxels: RegionReader
+    voxels: CountedReader
     mask: RegionReader | None
     background: Background | None
     boxes: Boxes
@@ -98,13 +89,14 @@ class ScaledSource:
 
         purpose: of this pass over the file, in the log
         """
-        size, done, logged = len(planes) * math.prod(self.boxes.shape[1:]), 0, time.perf_counter()
-        for region, found in read_ahead(read, self.boxes.over(planes), AHEAD):
+        return self.each_of(read, list(self.boxes.over(planes)), purpose)
+
+    def each_of(self, read: Callable[[Region], Found], regions: Sequence[Region], purpose: str) -> Iterator[tuple[Region, Found]]:
+        """As ``each``, of any boxes."""
+        progress = PassProgress(f"{self.name} is read for {purpose}", sum(region.size for region in regions))
+        for region, found in read_ahead(read, regions, AHEAD):
             yield region, found
-            done += region.size
-            if time.perf_counter() - logged > SILENCE:
-                logged = time.perf_counter()
-                log.info("%s is read for %s: %.0f %%", self.name, purpose, 100 * done / size)
+            progress.add(region.size)
 
 
 def _parts(voxels: Array, known: Any) -> Iterator[tuple[int, slice]]:
@@ -153,7 +145,6 @@ class SourceImage(StoredImage):
     """
 
     source: ScaledSource = field(kw_only=True)
-    passes: int = 0
     positive: int | None = None
     _sums: tuple[Index, list[BlockSums]] | None = field(default=None, kw_only=True)
     _ready: dict[tuple[Index, Sigmas | None], tuple[Span, LevelPlanes]] = field(default_factory=dict, kw_only=True)
@@ -174,7 +165,6 @@ class SourceImage(StoredImage):
         spans = [self._reads(one) for one in levels if len(one.own)] + ([own] if self.mask is not None and len(own) else [])
         if not spans:
             return
-        self.passes += 1
         for region, (voxels, weights) in self.source.all_of(_hull(spans), "its levels"):
             for maker in made:
                 maker.add(region, voxels, weights)
@@ -221,6 +211,11 @@ class SourceImage(StoredImage):
         sums = self._sums[1]
 
         def add(region: Region, voxels: Array, weights: Array | None) -> None:
+            here = Span(region.start[0], region.stop[0])
+            if here & own != here:  # planes that another rank adds up
+                at = (here & own).within(here)
+                region = region & Region((own.start, 0, 0), (own.stop, *plane))
+                voxels, weights = voxels[at], None if weights is None else weights[at]
             sums[0].add(region, voxels if weights is None else voxels * weights)
             if weights is not None:
                 sums[1].add(region, weights)

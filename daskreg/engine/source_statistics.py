@@ -22,7 +22,7 @@ from daskreg.planning import COUNTED_BYTES
 
 @dataclass
 class Statistics:
-    """Of the planes that a rank owns, over all ranks; passes: over the image, and over its mask.
+    """Of the planes that a rank owns, over all ranks.
 
     name: of the image in messages, mask_name: of its mask
     """
@@ -33,7 +33,6 @@ class Statistics:
     name: str
     mask_name: str = ""
     left_out: int = 0
-    passes: int = 0
 
     def measured(self, dtype: np.dtype[Any]) -> ScaledSource:
         """The source with what scales it; ``dtype``: as voxels are stored. Raises VoxelError."""
@@ -78,7 +77,6 @@ class Statistics:
         return require_known(least, self.comm, self.name)
 
     def _stored(self) -> Iterator[tuple[Array, NDArray[np.bool_] | None]]:
-        self.passes += 1
         return (found for _, found in self.source.each(self.source.stored, self.own, "its intensities"))
 
     def _weights(self) -> Iterator[Array]:

@@ -306,7 +306,7 @@ def disk_bytes(plan: Layout) -> Disk:
     written = int(plan.fixed.size * (VALUE + VECTOR * plan.deformable) * 8 / 7)
     if plan.images == SOURCE:
         sizes = [grid.size * e.itemsize for grid, e in zip((plan.fixed, plan.moving), plan.encodings, strict=True)]
-        return Disk(sum(source_passes(plan, role)[1] * size for role, size in enumerate(sizes)), written)
+        return Disk(sum(int(source_passes(plan, role)[1] * size) for role, size in enumerate(sizes)), written)
     rims = 2 * sum(r * _plane(g.shape) for r, g in zip(plan.rims, (plan.fixed, plan.moving), strict=True)) * (plan.workers - 1)
     read = (plan.fixed.size * (1 + plan.masks[0]) + plan.moving.size * (2 + plan.masks[1]) + rims) * VALUE
     return Disk(read, written)

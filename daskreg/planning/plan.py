@@ -16,7 +16,7 @@ from daskreg.html import preformatted
 from daskreg.planning.layout import RESIDENCIES, SOURCE, STATES, Encoding, Layout, Level
 from daskreg.planning.memory import MemoryUse, elsewhere, level_memory, peak_bytes, window_bytes
 from daskreg.planning.slabs import HEIGHTS
-from daskreg.planning.table import lines, size
+from daskreg.planning.table import lines, rounded_up, size
 from daskreg.planning.traffic import most_sent, value_bytes, window_planes
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ class Plan(Layout):
     @property
     def least_bytes(self) -> int:
         """Memory of a worker that is enough: in more of it, images that stay in their files are read in larger boxes."""
-        enough = self.peak_bytes
+        enough = rounded_up(self.peak_bytes)
         while (needed := replace(self, memory=enough).peak_bytes) > enough:
-            enough = needed
+            enough = rounded_up(needed)
         return enough
 
     def lines(self, device: Kind | None = None) -> list[str]:
@@ -164,10 +164,13 @@ def make_plan(
         RESIDENCIES if residency == "auto" and workers > 1 and memory is not None else (cut.residency,),
         STATES if state == "auto" and memory is not None else ("device",) if state == "auto" else (state,),
     )
-    made = [choices.made(replace(plan, images=where)) for where in (_places(plan, choices) if images == "auto" else (images,))]
+    places = _places(plan, choices) if images == "auto" else (images,)
+    made = [choices.made(replace(plan, images=where)) for where in places]
+    if SOURCE in places and "disk" in choices.states:  # levels that fit by themselves may not while the result is measured
+        made.append(replace(choices, far=True).made(replace(plan, images=SOURCE)))
     fitting = [one for one in made if _fits(one)]
     roomy = [one for one in fitting if scratch is None or elsewhere(one)[1] <= scratch]
-    otherwise = next((one for one in made if one.images == SOURCE), made[0])  # what would need least
+    otherwise = min((one for one in made if one.images == SOURCE), key=lambda one: one.peak_bytes, default=made[0])
     return _preferred(roomy or fitting, _lowest_slab) or otherwise
 
 
@@ -218,10 +221,14 @@ def _fits(plan: Plan) -> bool:
 
 @dataclass(frozen=True)
 class _Choices:
-    """Where the moving image and the fields of a level may be, in the order of preference."""
+    """Where the moving image and the fields of a level may be, in the order of preference.
+
+    far: levels of images that stay in their files are on disk
+    """
 
     residencies: tuple[str, ...]
     states: tuple[str, ...]
+    far: bool = False
 
     def made(self, plan: Plan) -> Plan:
         """Each level with the first choice that fits; where none does, with that of the fewest bytes."""
@@ -249,7 +256,7 @@ class _Choices:
         if plan.images == "device":
             return ("device",)
         if plan.images == SOURCE:
-            return ("device", "disk") if "disk" in self.states else ("device",)
+            return ("disk",) if self.far else ("device", "disk") if "disk" in self.states else ("device",)
         full = 1 in (max(level.fixed_factors), max(level.moving_factors))
         return (plan.images,) if full else ("device", plan.images)
 

@@ -16,6 +16,7 @@ from daskreg.planning.traffic import most_sent
 
 EVALUATION = 1.3  # time of a linear stage's evaluation, in deformable iterations
 SWEPT_EVALUATION = 3.0  # time of an evaluation that reads its images slab by slab, in those of one in memory
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 PLACES = {"host": "in the machine's memory", "disk": "on disk"}
 EVALUATIONS = 2  # of a linear stage an iteration: two to four while it goes on, but it mostly converges early
 
@@ -84,7 +85,7 @@ def _from_source(plan: Layout) -> list[str]:
     parts = []
     for role, (name, grid) in enumerate((("fixed", plan.fixed), ("moving", plan.moving))):
         passes = source_passes(plan, role)[1]
-        parts.append(f"{name} in {passes} passes of {size(grid.size * plan.encodings[role].itemsize)}")
+        parts.append(f"{name} in {passes:.3g} passes of {size(grid.size * plan.encodings[role].itemsize)}")
     return [f"images: stay in their files ({SOURCE}) and are decoded as they are needed: {', '.join(parts)}"]
 
 
@@ -143,13 +144,22 @@ def _line(plan: Layout, stage: int, level: Level, cores: int, device: str) -> st
 
 def size(count: float, *, up: bool = False) -> str:
     """Human-readable bytes;  up: no fewer than there are, for what has to be made room for."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    digits = 0 if unit == "B" or (count >= 10 and unit != "TiB") else 1
-    shown = math.ceil(count * 10**digits) / 10**digits if up else count
-    return f"{shown:.{digits}f} {unit}"
+    power, digits = _unit(count)
+    shown = (rounded_up(count) if up else count) / 1024.0**power
+    return f"{shown:.{digits}f} {UNITS[power]}"
+
+
+def rounded_up(count: float) -> int:
+    """As many bytes as ``size(count, up=True)`` says."""
+    power, digits = _unit(count)
+    tenths: float = math.ceil(count / 1024.0**power * 10**digits) / 10**digits
+    return math.ceil(tenths * 1024.0**power)
+
+
+def _unit(count: float) -> tuple[int, int]:
+    """Of a number of bytes, as a power of 1024, and digits behind the point."""
+    power = next((k for k in range(len(UNITS) - 1) if count < 1024.0 ** (k + 1)), len(UNITS) - 1)
+    return power, 0 if power == 0 or (count >= 10 * 1024.0**power and UNITS[power] != "TiB") else 1
 
 
 def duration(seconds: float) -> str:

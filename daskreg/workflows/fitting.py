@@ -49,6 +49,7 @@ def fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
     """The plan, checked: it fits into the memory, and the images overlap."""
     planned = _checked(plan_on(inputs, use, use.workers), inputs, use.memory)
     _require_ring_in_memory(planned, use.options)
+    _tell_passes(planned, first_affine(inputs))
     log.info("fixed %s, moving %s", *map(format_grid, inputs.grids))
     return planned
 
@@ -67,10 +68,13 @@ def _require_ring_in_memory(planned: Plan, asked: Resources) -> None:
         )
     if planned.state != "device":
         log.info("fields are kept %s and swept slab by slab", "on disk" if planned.state == "disk" else "in the machine's memory")
+
+
+def _tell_passes(planned: Plan, start: NDArray[np.float64]) -> None:
+    """How often images in their files are decoded."""
     if planned.images == SOURCE:
-        log.info(
-            "images stay in their files: fixed is read %d times, moving %d times", *(source_passes(planned, k)[1] for k in (0, 1))
-        )
+        times = (source_passes(planned, role, start)[1] for role in (0, 1))
+        log.info("images stay in their files: fixed is decoded %.3g times, moving %.3g times", *times)
 
 
 def first_affine(inputs: Inputs) -> NDArray[np.float64]:

@@ -356,6 +356,8 @@ class _Run:
             if count:
                 share = 100 * count / image.grid.size
                 log.info("background: %d voxels (%.1f %%) of the %s image were left out", count, share, role)
+        if report["decoded"]:
+            log.info("images in their files: fixed was decoded %.3g times, moving %.3g times", *report["decoded"])
         log.info("%s", describe_fill(images[1].name, self.plan.config.fill, float(report["fill"])))
 
     def _job(self, volumes: tuple[Any, ...], left_out: tuple[Any, Any], workers: int) -> RankJob:

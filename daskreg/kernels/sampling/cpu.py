@@ -175,6 +175,21 @@ def sample(z, y, x, first, affine, linear, u, origin, planes, domain, image, mov
 
 
 @voxelwise()
+def sample_cells(z, y, x, first, affine, linear, u, cells, corner, extent, domain, image, moved):
+    """``sample`` at the points between some planes and rows of voxels alone; elsewhere ``moved`` is left as it is.
+
+    cells: points p with ``cells[0] <= floor(p_z) < cells[1]`` and ``cells[2] <= floor(p_y) < cells[3]`` (int32);  corner: indices
+    in the whole image of ``image[0, 0, 0]``, extent: shape of the whole image (int32);  image: (Z', Y', X') float32, all that
+    these points read. Other arguments as in ``sample``.
+    """
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
+    here = (cells[0] <= k) & (k < cells[1]) & (cells[2] <= j) & (j < cells[3])
+    inside = within(k, wz, extent[0], domain) & within(j, wy, extent[1], domain) & within(i, wx, extent[2], domain)
+    if here & inside:
+        moved[z, y, x] = trilinear(image, corner[0], extent[0], k, j - corner[1], i - corner[2], wz, wy, wx)
+
+
+@voxelwise()
 def sample_nearest(z, y, x, first, affine, linear, u, image, moved):
     """Sample the nearest voxel (a half rounds up), for any dtype; voxels outside ``image`` are left unchanged.
 

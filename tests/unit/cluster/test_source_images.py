@@ -15,7 +15,7 @@ from scipy.ndimage import affine_transform, gaussian_filter
 from daskreg.cluster.image_reader import read_images
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Deformable, Moments, Rigid
-from daskreg.engine import source_images, source_measure
+from daskreg.engine import pass_progress, source_measure
 from daskreg.engine.background import Background
 from daskreg.engine.coarse_pair import coarse_pair
 from daskreg.engine.measure import folding, likeness
@@ -253,7 +253,7 @@ def test_what_cannot_work_is_refused():
 
 
 def test_a_long_pass_says_how_far_it_is(monkeypatch, caplog):
-    monkeypatch.setattr(source_images, "SILENCE", 0.0)
+    monkeypatch.setattr(pass_progress, "SILENCE", 0.0)
     images, masks = volumes(np.uint16, False)
     plan = make_plan(*(i.grid for i in images), Config(stages=LINEAR), images=SOURCE)
     with caplog.at_level(logging.INFO, "daskreg"):

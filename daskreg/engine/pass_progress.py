@@ -1,0 +1,30 @@
+"""How far a long pass over an image is, in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+log = logging.getLogger("daskreg")
+SILENCE = 30.0  # seconds between two lines
+
+
+@dataclass
+class PassProgress:
+    """Says every half a minute how much is done, of what takes longer than that.
+
+    what: is being done;  total: of the numbers that ``add`` is given
+    """
+
+    what: str
+    total: int
+    done: int = 0
+    _said: float = field(default_factory=time.perf_counter)
+
+    def add(self, number: int) -> None:
+        """So much more is done."""
+        self.done += number
+        if time.perf_counter() - self._said > SILENCE:
+            self._said = time.perf_counter()
+            log.info("%s: %.0f %%", self.what, 100 * self.done / max(self.total, 1))
