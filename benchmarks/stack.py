@@ -4,12 +4,13 @@
     python benchmarks/stack.py 160x8000x8000 --memory 4GB          # 20 GB of voxels
     python benchmarks/stack.py 800x8000x8000 --memory 4GB --folder /fast --keep      # 102 GB of voxels, about 1 GB on disk
 
-The stack is the moving image, an OME-TIFF of 16 bits in compressed strips, 2 x 1 x 1 um a voxel; the fixed one has 200 x 250 x 313
-voxels, or a quarter of the stack's planes and 1/32 and 5/128 of its rows and columns where these are fewer, and shows the same
-texture through a known rigid map. ``--fixed`` makes the stack the fixed image. The stack is a coarse texture, each of whose voxels
-is 4 x 32 x 32 voxels of the stack: planes are compressed once for four, and decoding is fast. ``error_um``: mean distance between
-where the map found and the known one bring the corners of the fixed image. ``decoded``: voxels that were decoded, of the fixed and
-of the moving image, over their number. Appends a row to ``stack.json``.
+The stack is the moving image, an OME-TIFF of 16 bits in compressed strips, 2 x 1 x 1 um a voxel; the fixed one has 200 x 250 x
+312 voxels, or a quarter of the planes, 1/32 of the rows and 5/128 of the columns where these are fewer, and shows the same
+texture through a known rigid map. ``--fixed`` makes the stack the fixed image. The stack is a coarse texture, each of whose
+voxels is 4 x 32 x 32 voxels of the stack: planes are compressed once for four, and decoding is fast. ``error_um``: mean distance
+between where the map found and the known one bring the corners of the fixed image. ``decoded``: voxels that were decoded, of the
+fixed and of the moving image, over their number. ``silence``: seconds between two lines of the log, at most. Keeps a row in
+``stack.json``.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def index_to_world(spacing: Any) -> Matrix:
 def make_pair(folder: Path, shape: Shape, fixed_is_stack: bool) -> tuple[Path, Path, Shape, Matrix]:
     """Paths of the fixed and the moving image, the fixed shape, and the known map in um."""
     coarse = texture(tuple(-(-n // b) for n, b in zip(shape, BLOCK, strict=True)))  # type: ignore[arg-type]
-    small = (min(200, shape[0] // 4), min(250, shape[1] // 32), min(313, shape[2] * 5 // 128))
+    small = (min(200, shape[0] // 4), min(250, shape[1] // 32), min(312, shape[2] * 5 // 128))
     spacing = np.asarray(SPACING) * shape / small
     extent = np.asarray(SPACING) * shape
     known = known_map(extent)  # from points of the small image to those of the stack

@@ -1,8 +1,8 @@
 """The moving image on a block of the fixed grid, sampled in the order in which its file is read: no part is decoded twice.
 
-Points of the fixed grid that lie near each other are a brick, whose points read a box of the moving image. The file is read box by
-box, and each box samples the points that lie within it: between two of its planes and two of its rows. Points between two boxes
-are sampled from the planes and rows at their faces, which are kept until the next box is there.
+Points of the fixed grid that lie near each other are a brick, whose points read a box of the moving image. The file is read box
+by box, and each box samples the points that lie within it: between two of its planes and two of its rows. Points between two
+boxes are sampled from the planes and rows at their faces, which are kept until the next box is there.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class _Faces:
 
 
 def _ends(start: int, stop: int, between: bool, first: int, last: int) -> tuple[Span, tuple[int, int]]:
-    """Planes of a window and of which cells: of a box, or of its first plane and the one before. All the image's ends belong to it."""
+    """Planes of a window, and of which cells: of a box, or of its first plane and the one before."""
     if between:
         return Span(start - 1, start + 1), (start - 1, start)
     return Span(start, stop), (-FAR if start == first else start, FAR if stop == last else stop - 1)

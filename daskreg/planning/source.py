@@ -24,6 +24,7 @@ NUMBER = 4  # bytes of a voxel in memory
 CHUNK = 64  # voxels an axis that are written together
 WRITTEN = 5  # parts of the result at once: one for each thread that compresses, and one that waits
 MOST_BLOCKS = 1 << 14  # of the fixed grid of which it is reckoned what they read
+ROUNDING = 1e-5  # voxels, of points
 LEAF = 1 << 13  # voxels of a plane whose sums are one number (``engine.plane_sums``)
 BRICK = (16, 64, 128)  # voxels of the fixed grid that are sampled together
 BRICK_BYTES = 3 * 3 * NUMBER * math.prod(BRICK)  # of the displacement there while it is made
@@ -211,7 +212,9 @@ def _reached(
     """What blocks of the fixed grid read of the moving image."""
     matrix = index_map(np.eye(4) if world is None else world, plan.fixed, plan.moving)
     ends = np.stack([start[:, None] * matrix[:3, :3], (stop[:, None] - 1) * matrix[:3, :3]])
-    low, high = (edge.sum(axis=2) + matrix[:3, 3] for edge in (ends.min(axis=0), ends.max(axis=0)))
+    low, high = (
+        edge.sum(axis=2) + matrix[:3, 3] + by for edge, by in ((ends.min(axis=0), -ROUNDING), (ends.max(axis=0), ROUNDING))
+    )
     shape = np.asarray(plan.moving.shape, np.float64)
     return np.clip(np.floor(low) - 1, 0, shape).astype(np.int64), np.clip(np.floor(high) + 3, 0, shape).astype(np.int64)
 
@@ -258,7 +261,7 @@ def _multiples(unit: int, length: int) -> list[int]:
 
 
 def blocks_of(part: Region, block: Index, unit: int) -> Iterator[Region]:
-    """A part of the fixed grid in blocks, along x and z first; planes of a block start at multiples of ``unit``, if not at the part's."""
+    """A part of the fixed grid in blocks, rows slowest; they start where it does, or at multiples of ``unit`` planes."""
     (first, top, left), (last, bottom, right) = part.start, part.stop
     lowest = first if last - first <= block[0] else first // unit * unit
     for y, x, z in product(range(top, bottom, block[1]), range(left, right, block[2]), range(lowest, last, block[0])):

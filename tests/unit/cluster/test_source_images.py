@@ -3,7 +3,6 @@
 import logging
 import re
 from dataclasses import fields, replace
-from typing import ClassVar
 
 import dask.array as da
 import numpy as np
@@ -13,11 +12,13 @@ import zarr
 from scipy.ndimage import affine_transform, gaussian_filter
 
 from daskreg.cluster.image_reader import read_images
+from daskreg.cluster.result_writer import write_result
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Deformable, Moments, Rigid
 from daskreg.engine import pass_progress, source_measure
 from daskreg.engine.background import Background
 from daskreg.engine.coarse_pair import coarse_pair
+from daskreg.engine.halo import Block
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.planes import ArrayPlanes, on
 from daskreg.engine.rank import Rank
@@ -28,7 +29,7 @@ from daskreg.kernels.device import CPU
 from daskreg.planning import SOURCE, Encoding, make_plan
 from daskreg.planning import source as sources
 from daskreg.similarity import MI, MSE
-from daskreg.storage import Volume, open_volume
+from daskreg.storage import RunStore, Volume, open_volume
 from tests.unit.engine.spread import on_ranks
 
 FIXED, MOVING = Grid((30, 50, 44), (1.5, 1, 1), unit="mm"), Grid((33, 40, 46), (1.4, 1.2, 1), unit="mm")
@@ -205,32 +206,64 @@ def test_the_memory_that_is_said_to_be_needed_is_enough():
     assert planned(memory=enough).peak_bytes <= enough
 
 
-class CountedVolume(Volume):
-    """Counts the voxels that are read, by the images' names."""
-
-    count: ClassVar = {}
-
-    def read(self, region=None):
-        self.count[self.name] += (region or self.grid.region).size
-        return super().read(region)
+TURNED = np.array([[0.9, 0.2, -0.3, 4], [-0.2, 0.9, 0.3, 2], [0.3, -0.2, 0.9, -3], [0, 0, 0, 1.0]])
 
 
-@pytest.mark.parametrize(("most", "passes"), [(1 << 14, 6), (1 << 20, 5)])
-def test_images_are_read_as_often_as_the_plan_says(monkeypatch, most, passes):
-    """The moving one is measured by two maps: in one pass where it is kept meanwhile, else in two."""
+@pytest.mark.parametrize(("whole", "most", "passes"), [(True, 1 << 20, 4), (False, 1 << 20, 3), (False, 1 << 14, None)])
+def test_images_are_decoded_as_often_as_the_plan_says(monkeypatch, whole, most, passes):
+    """The moving one in strips of whole width, of which oblique boxes of the fixed grid read a little each."""
     monkeypatch.setattr(sources, "LEAST", most)
     monkeypatch.setattr(sources, "MOST", most)
-    monkeypatch.setattr(CountedVolume, "count", {"fixed": 0, "moving": 0})
-    voxels = zip(textures(np.uint16), (FIXED, MOVING), ("fixed", "moving"), strict=True)
-    images = [CountedVolume(da.from_array(v), grid, name) for v, grid, name in voxels]
-    plan = make_plan(FIXED, MOVING, Config(stages=LINEAR), images=SOURCE, encodings=(Encoding((1, 9, 44), 2, True),) * 2)
-    seen, outcome = read_images(plan, *images, NONE, SingleRank(), "cpu"), Outcome(np.eye(4), None, [], None)
-    source_measure.likenesses(plan, np.eye(4), outcome, seen, SingleRank())
+    monkeypatch.setattr(sources, "crop_bytes", lambda memory: most if whole else 0)
+    images = [Volume(da.from_array(v), g, "image") for v, g in zip(textures(np.uint16), (FIXED, MOVING), strict=True)]
+    images = [replace(image, decoded=(1, 10, image.shape[2])) for image in images]
+    encodings = tuple(Encoding(image.piece, 2, True) for image in images)
+    plan = make_plan(FIXED, MOVING, Config(stages=LINEAR), images=SOURCE, encodings=encodings)
+    seen, outcome = read_images(plan, *images, NONE, SingleRank(), "cpu"), Outcome(TURNED, None, [], None)
+    source_measure.likenesses(plan, TURNED, outcome, seen, SingleRank())
     coarse_pair(plan, outcome, seen, SingleRank())
-    assert CountedVolume.count["fixed"] == sources.source_passes(plan, 0)[1] * FIXED.size
-    assert sources.source_passes(plan, 1)[1] == passes
-    assert CountedVolume.count["moving"] >= (passes - 1) * MOVING.size  # it has not been moved yet
-    assert passes > 5 or CountedVolume.count["moving"] == 4 * MOVING.size
+    decoded = [one.source.voxels.decoded / one.source.voxels.pieces for one in seen]
+    assert decoded[0] == sources.source_passes(plan, 0)[1]
+    written = 1 if whole else sources.sampled_passes(plan, sources.written_block(plan, TURNED), TURNED)
+    expected = sources.source_passes(plan, 1, TURNED)[1] - written  # it has not been moved yet
+    assert expected == passes or passes is None
+    assert decoded[1] == expected if passes else expected / 2 < decoded[1] <= expected, (decoded[1], expected)
+
+
+def written(folder, plan, moving, outcome):
+    """All that is written of a result."""
+    store = RunStore.create(folder / f"{plan.images}.zarr", fixed=plan.fixed, moving=plan.moving)
+    write_result(str(store.path), plan, (0, 1, 2), moving, outcome, SingleRank())
+    arrays = ("moved/0", "transform/displacement/0")[: 1 + plan.deformable]
+    return [zarr.open_array(f"{store.path}/{name}", mode="r")[:].tobytes() for name in arrays]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_moved_image_is_that_of_an_image_in_memory(whole, monkeypatch, tmp_path):
+    """In several boxes, and several blocks of these."""
+    monkeypatch.setattr(sources, "crop_bytes", lambda memory: 1 << 30 if whole else 0)
+    moving = Volume(da.from_array(textures(np.int16)[1], chunks=(5, 13, 46)), MOVING, "image")
+    fixed, found = Grid((70, 20, 140), (0.7, 2, 0.3), unit="mm"), []
+    for where in (SOURCE, "device"):
+        plan = make_plan(fixed, MOVING, Config(stages=LINEAR), images=where, encodings=(Encoding(), Encoding(moving.piece, 2)))
+        block = Block(fixed.shape, plan.partition)
+        found.append(written(tmp_path, plan, moving, Outcome(TURNED, None, [], block)))
+    assert len(set(found[0][0])) > 2
+    assert found[0] == found[1]
+    assert whole or sources.written_block(plan, TURNED) == (64, 20, 64)
+
+
+def test_the_displacement_of_a_coarse_level_is_written_as_one_in_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "crop_bytes", lambda memory: 0)
+    found = []
+    for where in (SOURCE, "device"):
+        images, _ = volumes(np.int16, False)
+        given = {"images": where, "encodings": tuple(Encoding(v.piece, 2, True) for v in images)}
+        plan = make_plan(*(i.grid for i in images), Config(stages=COARSE), **given)
+        read = read_images(plan, *images, NONE, SingleRank(), "cpu")
+        outcome = Rank(plan, read, np.eye(4), SingleRank(), Watch()).run()
+        found.append(written(tmp_path, plan, images[1], outcome))
+    assert found[0] == found[1]
 
 
 def test_images_that_fit_on_disk_go_there_for_deformable_stages():
