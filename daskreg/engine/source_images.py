@@ -62,12 +62,20 @@ class ScaledSource:
 
     def read(self, region: Region) -> tuple[Array, Array | None]:
         """Voxels and weights."""
+        voxels, known = self._scaled(region)
+        return voxels, self.weights(region, known)
+
+    def values(self, region: Region) -> Array:
+        """Voxels alone."""
+        return self._scaled(region)[0]
+
+    def _scaled(self, region: Region) -> tuple[Array, NDArray[np.bool_] | None]:
         voxels, known = self.stored(region)
         for part in _parts(voxels, known):
             if known is not None:
                 voxels[part] = np.where(known[part], voxels[part], np.float32(self.least))
             rescale(voxels[part], self.ends, self.config)
-        return voxels, self.weights(region, known)
+        return voxels, known
 
     def weights(self, region: Region, known: NDArray[np.bool_] | None) -> Array | None:
         """Of the mask, where voxels are known."""

@@ -92,7 +92,7 @@ def _moved(
     """
     part = Region((own.start, 0, 0), (own.stop, *plan.fixed.shape[1:]))
     if is_kept_whole(plan):
-        image = moving.source.read(Region((0, 0, 0), plan.moving.shape))[0]
+        image = moving.source.values(Region((0, 0, 0), plan.moving.shape))
         yield part, [partial(_of_whole, one, image) for one in maps]
         return
     on_the_way = is_judged_on_the_way(plan)
@@ -114,9 +114,11 @@ def _read(
     moving: SourceImage, purpose: str, also: Callable[[Region, Array, Array | None], None] | None, regions: Sequence[Region]
 ) -> Iterator[tuple[Region, Array]]:
     """Voxels of boxes, which something else is made of too."""
+    if also is None:
+        yield from moving.source.each_of(moving.source.values, regions, purpose)
+        return
     for region, (voxels, weights) in moving.source.each_of(moving.source.read, regions, purpose):
-        if also is not None:
-            also(region, voxels, weights)
+        also(region, voxels, weights)
         yield region, voxels
 
 
