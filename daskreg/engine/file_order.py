@@ -46,7 +46,7 @@ class Brick:
     reads: Region
     moved: Array
 
-    def sample(self, windows: Sequence[Window], extent: tuple[np.int32, ...], domain: int) -> None:
+    def sample(self, windows: Sequence[CellWindow], extent: tuple[np.int32, ...], domain: int) -> None:
         """The points that lie within windows of the moving image."""
         touched = [w for w in windows if (w.region & self.reads).size]
         u = self.place.displacement(self.box) if touched else None
@@ -56,7 +56,7 @@ class Brick:
             sample_cells(self.box.shape, 0, affine, self.place.mapping.linear, u, *given)
 
 
-class Window(NamedTuple):
+class CellWindow(NamedTuple):
     """Voxels of a region, from which points of some cells can be sampled (``sample_cells``)."""
 
     region: Region
@@ -153,7 +153,7 @@ class _Faces:
         self.rows = np.zeros((planes, columns) if several else (0, 0), np.float32)  # last rows of the band before
         self.corner = np.zeros((0, 0), np.float32)  # that of the plane before
 
-    def windows(self, region: Region, voxels: Array) -> Iterator[Window]:
+    def windows(self, region: Region, voxels: Array) -> Iterator[CellWindow]:
         """A box, and what lies between it and those before."""
         (z, y, x), (z_stop, y_stop, x_stop) = region.start, region.stop
         before = self.plane is not None and self._follows(region)
@@ -164,7 +164,7 @@ class _Faces:
             if cells_z[0] >= cells_z[1] or cells_y[0] >= cells_y[1]:
                 continue
             window = Region((planes.start, rows.start, x), (planes.stop, rows.stop, x_stop))
-            yield Window(window, _numbers((*cells_z, *cells_y)), self._joined(region, voxels, in_z, in_y))
+            yield CellWindow(window, _numbers((*cells_z, *cells_y)), self._joined(region, voxels, in_z, in_y))
 
     def _follows(self, region: Region) -> bool:
         assert self.plane is not None
