@@ -13,6 +13,7 @@ import mmap
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -40,30 +41,34 @@ AnyField = TypeVar("AnyField", bound="ScratchField")
 Task = tuple[Span, int]  # a transfer: planes, with all components, and which copy of them
 
 
+def require_scratch(folder: Path) -> None:
+    """Raises OutputError where a folder does not exist on this machine, or no file can be made there."""
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise OutputError(
+            f"the scratch folder {folder} {what} on {socket.gethostname()}; create it first, or name another with --scratch."
+        )
+    try:
+        with tempfile.TemporaryFile(prefix=PREFIX, dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"the scratch folder {folder} cannot be used: {reason(error)}; name another with --scratch.") from error
+
+
 class ScratchFolder:
     """A folder in which one rank's fields are, in files that are unlinked as soon as they are open: nothing is left behind.
 
-    reads: whether fields are only read that are there. Raises OutputError where no file can be made there.
+    reads: whether fields are only read that are there. Raises as ``require_scratch`` does.
     """
 
     def __init__(self, parent: str | Path, limit: int | None = None, *, reads: bool = False) -> None:
         self.limit, self.used, self.moved, self.seconds = limit, 0, 0, 0.0
         self.path = Path(parent)
         if not reads:
-            self._require_writable()
+            require_scratch(self.path)
         self.staging = threading.local()
         self._readers = ThreadPoolExecutor(READERS, "daskreg-scratch-read")
         self._writers = ThreadPoolExecutor(WRITERS, "daskreg-scratch-write")
-
-    def _require_writable(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(prefix=PREFIX, dir=self.path):
-                pass
-        except OSError as error:
-            raise OutputError(
-                f"the scratch folder {self.path} cannot be used: {reason(error)}; name another with --scratch."
-            ) from error
 
     def __enter__(self) -> ScratchFolder:
         return self

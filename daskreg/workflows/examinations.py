@@ -186,21 +186,21 @@ def folders(scratch: Path | None) -> Callable[[], Iterator[Finding]]:
         named = "name another one in TMPDIR"
         yield _writable("temporary", Path(tempfile.gettempdir()), "", named)
         yield _writable(
-            "scratch", scratch or Path.cwd(), "" if scratch else " (beside the output)", "name another one with --scratch"
+            "scratch",
+            scratch or Path.cwd(),
+            "" if scratch else " (beside the output)",
+            "create it, or name another one with --scratch",
         )
 
     return found
 
 
 def _writable(name: str, folder: Path, more: str, mend: str) -> Finding:
-    """Whether a file can be written to a folder, which is made if its parents allow it, and how much is free there."""
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    """Whether a file can be written to a folder, and how much is free there."""
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"daskreg")
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(folder).free
     except OSError as error:
         return Finding(name, "wrong", f"{folder} cannot be written: {error.strerror or error}", mend)
     small = free < FREE_SPACE

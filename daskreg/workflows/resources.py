@@ -17,6 +17,7 @@ from daskreg.grid import MINIMUM_PLANES
 from daskreg.machine import Limit
 from daskreg.planning import PLACES, RESIDENCIES, STATES
 from daskreg.storage.fs.address import is_remote, parse_address
+from daskreg.storage.scratch import require_scratch
 
 if TYPE_CHECKING:
     from daskreg import cluster as clusters
@@ -166,7 +167,7 @@ def allocate(asked: Resources, client: Client | None, cluster: str | None) -> Al
     """Resources on the workers of a client, or on this machine.
 
     Waits for the workers of a client. Raises InputError where there are too few or a GPU is missing, ConfigError where cluster
-    and device disagree.
+    and device disagree, OutputError where the folder for fields on disk cannot be used.
     """
     if cluster == "cuda" and asked.device == "cpu":
         raise ConfigError("--cluster cuda has a worker for each GPU and --device is cpu; leave one of them out.")
@@ -179,6 +180,8 @@ def allocate(asked: Resources, client: Client | None, cluster: str | None) -> Al
     kind = clusters.device_of(client, "cuda" if cluster == "cuda" else asked.device, workers)
     limit = Limit(asked.memory, GIVEN) if asked.memory else _limit(client, kind, workers)
     process = clusters.estimated_bytes(client, workers, kind)
+    if client is None and asked.scratch is not None:
+        require_scratch(Path(asked.scratch))
     if client is None and kind == "cpu":
         _require_address_space(process + machine.UNTOUCHED_BYTES)
     return Allocation(workers, kind, limit, process, asked, host_limit(asked, client, workers) if kind == "cuda" else None)

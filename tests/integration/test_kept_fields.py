@@ -30,6 +30,7 @@ def displacement(path):
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_killed_command_loses_no_more_than_an_iteration(tmp_path, before, after):
     recipe, scratch = tmp_path / "recipe.yaml", tmp_path / "scratch"
+    scratch.mkdir()
     recipe.write_text(Config(stages=STAGES).dump())
     options = "--config", recipe, "--state", "disk", "--scratch", scratch, "--checkpoint-every", 0
     with Command(*PAIR, tmp_path / "killed.zarr", *options, "--workers", before) as command:
@@ -50,6 +51,7 @@ def test_a_killed_command_loses_no_more_than_an_iteration(tmp_path, before, afte
 @pytest.mark.slow
 def test_a_run_that_is_replaced_leaves_no_fields(tmp_path):
     recipe, scratch = tmp_path / "recipe.yaml", tmp_path / "scratch"
+    scratch.mkdir()
     recipe.write_text(Config(stages=STAGES).dump())
     options = "--config", recipe, "--state", "disk", "--scratch", scratch, "--checkpoint-every", 0
     with Command(*PAIR, tmp_path / "run.zarr", *options) as command:

@@ -6,10 +6,12 @@ import os
 import numpy as np
 import pytest
 
+import daskreg
 from daskreg.errors import OutOfSpace, OutputError, RunError
 from daskreg.grid import Span
 from daskreg.storage import scratch
 from daskreg.storage.scratch import ScratchFolder
+from daskreg.workflows.demo import demo_pair
 
 PLANE = (13, 7)
 
@@ -78,10 +80,14 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
             field.write(Span(0, 4), planes(4))
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="--scratch"):
-        ScratchFolder(tmp_path / "file" / "below")
+    for name, what in (("file", "is no folder"), ("file/below", "does not exist"), ("absent", "does not exist")):
+        with pytest.raises(OutputError, match=rf"the scratch folder .*{name} {what} on .*; create it first, .*--scratch"):
+            ScratchFolder(tmp_path / name)
+    with pytest.raises(OutputError, match="absent does not exist"):  # although this run has no fields on disk
+        daskreg.register(*demo_pair(3), output=tmp_path / "run.zarr", scratch=tmp_path / "absent", progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_files_are_gone_when_they_are_made_and_room_is_given_back(tmp_path):
