@@ -20,9 +20,9 @@ from daskreg.html import joined, table
 from daskreg.lazy.blocks import block_of, by_block, compute_blocks
 from daskreg.lazy.device import resolve_device
 from daskreg.lazy.resample import Interpolation, resampled, warn_without_overlap
-from daskreg.storage import Stack, Volume, open_stack, open_volume
+from daskreg.storage import Stack, Volume, open_stack
 from daskreg.storage.fill import Fill
-from daskreg.storage.images import ImageSource, is_bare
+from daskreg.storage.images import ImageSource, is_bare, open_on
 from daskreg.transforms.chain import merge_affines, sample_chain
 from daskreg.transforms.inverse import DisplacementBounds, InverseField, invert_links
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics, jacobian_determinant
@@ -141,7 +141,7 @@ class Transform:
 
     def target(self, like: ImageSource | Volume | Grid | None = None) -> Grid:
         """The output grid: ``like`` itself, the grid of an image, or the fixed grid by default."""
-        return self.grid if like is None else like if isinstance(like, Grid) else open_volume(like).grid
+        return self.grid if like is None else like if isinstance(like, Grid) else open_on(like, self.fixed).grid
 
     def output_grid(self, image: Stack, like: ImageSource | Volume | Grid | None = None) -> Grid:
         """``target``, or the image's own grid, with a warning, where the transform knows none and none is given."""

@@ -115,6 +115,11 @@ def open_volume(
     return _volume(record, address, grid)
 
 
+def open_on(source: ImageSource | Volume, grid: Grid | None) -> Volume:
+    """``open_volume``; an array alone is on a grid that is known, where it has its shape. Raises as that does."""
+    return open_volume(source, grid=grid if is_bare(source) and grid is not None and source.shape == grid.shape else None)
+
+
 def is_bare(source: Any) -> TypeGuard[NDArray[Any] | da.Array]:
     """Whether an image is an array alone, which has no grid of its own."""
     return not isinstance(source, str | Path | Volume) and isinstance(source, np.ndarray | da.Array)

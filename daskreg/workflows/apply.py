@@ -19,7 +19,7 @@ from daskreg.storage import Stack, Volume, open_stack, open_volume, write_image
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
-from daskreg.storage.images import ImageSource, is_bare
+from daskreg.storage.images import ImageSource, is_bare, open_on
 from daskreg.storage.registry import image_formats
 
 log = logging.getLogger("daskreg")
@@ -48,8 +48,8 @@ def apply(
     transform
         An address, the Result of ``register`` or a Transform.
     image
-        An address, an array (Z, Y, X) or a Volume, of any grid: only world coordinates matter; all channels of an address that
-        chooses none.
+        An address or a Volume, of any grid: only world coordinates matter; all channels of an address that chooses none. An array
+        (Z, Y, X) is on the moving grid where it has its shape, and has voxels of 1 x 1 x 1 otherwise, which is told.
     output
         A file of any format that is written, of which the first channel and time is returned; None: nothing is computed yet, one
         channel.
@@ -72,7 +72,7 @@ def apply(
         require_distinct(output, path_of(transform), image, like)
     phi = as_transform(transform)
     several = output is not None and not isinstance(image, Volume) and not is_bare(image)
-    stack = open_stack(image) if several else open_stack(open_volume(image))
+    stack = open_stack(image) if several else open_stack(open_on(image, phi.moving))
     grid = phi.output_grid(stack, like)
     warn_without_overlap(phi.links, phi.unit, grid, stack)
     warn_of_other_grid(stack, "moving", phi.grids)

@@ -25,10 +25,10 @@ from daskreg.errors import ConfigError, DaskregError, OutputError, OutputExists,
 from daskreg.html import preformatted
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
-from daskreg.storage import RunStore, Volume, is_remote, open_volume, write_image
+from daskreg.storage import RunStore, Volume, is_remote, write_image
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.files import replace_text
-from daskreg.storage.images import ImageSource
+from daskreg.storage.images import ImageSource, open_on
 from daskreg.storage.runs.layout import DISPLACEMENT
 from daskreg.transforms.link import Link
 from daskreg.workflows.contenders import Contender, Pair, aligned, markdown, measured, table_text
@@ -132,8 +132,10 @@ def compare(
     if store is None:
         raise ConfigError(f"{run!r} is no run; give the address of a RUN.zarr.")
     sources = _sources(store, fixed, moving)
-    images = open_volume(sources[0]), open_volume(sources[1])
-    labels = (None if given is None else open_volume(given) for given in (fixed_labels, moving_labels))
+    grids = store.fixed_grid, store.moving_grid
+    images = open_on(sources[0], grids[0]), open_on(sources[1], grids[1])
+    given = zip((fixed_labels, moving_labels), grids, strict=True)
+    labels = (None if image is None else open_on(image, grid) for image, grid in given)
     pair = Pair.seen(_config(store), *images, *labels)
     folder = _folder(output, overwrite)
     table = _Table(folder, _machine(cores), tell)

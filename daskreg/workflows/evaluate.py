@@ -22,9 +22,9 @@ from daskreg.lazy.load import TransformLike, as_transform, path_of, run_in
 from daskreg.lazy.resample import resampled, warn_of_other_grid
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.tasks import with_progress
-from daskreg.storage import RunStore, Volume, open_volume
+from daskreg.storage import RunStore, Volume
 from daskreg.storage.formats.run import Run
-from daskreg.storage.images import ImageSource
+from daskreg.storage.images import ImageSource, open_on
 from daskreg.transforms.jacobian import JacobianStatistics
 from daskreg.workflows.landmarks import read_landmarks
 from daskreg.workflows.points import tell_of_outside
@@ -134,8 +134,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure a transform; labels and landmarks as far as they are given, folds always.
 
-    fixed_labels, moving_labels: label images, each of any grid;  labels: those to look at (all but 0 by default);
-    landmarks: a CSV table of pairs in the unit of the fixed image, see ``read_landmarks``;  landmarks_space: lps or ras.
+    fixed_labels, moving_labels: label images, each of any grid; an array is on that of its image, where it has its shape;
+    labels: those to look at (all but 0 by default);  landmarks: a CSV table of pairs in the unit of the fixed image, see
+    ``read_landmarks``;  landmarks_space: lps or ras.
     Raises InputError in all its forms.
     """
     require_both_labels(fixed_labels, moving_labels)
@@ -145,7 +146,7 @@ def evaluate(
         tell_of_outside(phi, found, image, str(landmarks), option="--landmarks-space")
     overlaps: Mapping[int, Overlap] = {}
     if fixed_labels is not None and moving_labels is not None:
-        fixed, moving = open_volume(fixed_labels), open_volume(moving_labels)
+        fixed, moving = open_on(fixed_labels, phi.fixed), open_on(moving_labels, phi.moving)
         warn_of_other_grid(fixed, "fixed", phi.grids)
         warn_of_other_grid(moving, "moving", phi.grids)
         overlaps = compare_labels(phi, fixed, moving, labels)

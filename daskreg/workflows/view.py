@@ -24,11 +24,11 @@ from daskreg.lazy.load import TransformLike, as_transform
 from daskreg.lazy.resample import Interpolation, warn_without_overlap
 from daskreg.lazy.transform import Transform
 from daskreg.lazy.virtual_image import Coarse, ResampledSource, Sampling, VirtualImage, virtual_image
-from daskreg.storage import RunStore, Stack, Volume, open_stack, open_volume
+from daskreg.storage import RunStore, Stack, Volume, open_stack
 from daskreg.storage.axes import SPACE
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.fs.address import parse_address, with_key, without_key
-from daskreg.storage.images import ImageSource, is_bare, open_record
+from daskreg.storage.images import ImageSource, is_bare, open_on, open_record
 from daskreg.storage.runs.layout import MOVED
 from daskreg.storage.zarr.virtual import VERSIONS
 from daskreg.workflows.image_server import ImageServer, Site
@@ -196,28 +196,28 @@ def _moving(store: RunStore | None, phi: Transform, image: ImageSource | Volume 
     """What goes through the transform."""
     fields = None if store is None else run_field_levels(store)
     if image is not None:
-        return _through(phi, _opened(image), fields)
+        return _through(phi, _opened(image, phi.moving), fields)
     recorded = None if store is None else _all_channels(recorded_address(store, "moving"))
     why = "it was an array in memory"
     if recorded is not None:
         try:
-            return _through(phi, _opened(recorded), fields)
+            return _through(phi, _opened(recorded, None), fields)
         except NotFound as error:
             why = str(error).rstrip(".")
     if store is None or not store.has(MOVED):
         raise ConfigError("no image was named, and the transform knows none: daskreg view TRANSFORM IMAGE.")
     log.warning("the moving image cannot be resampled (%s); the moved image that %s keeps is shown", why, store.path)
-    return replace(_opened(f"{store.path}/{MOVED}"), unit=phi.unit)
+    return replace(_opened(f"{store.path}/{MOVED}", None), unit=phi.unit)
 
 
 def _through(phi: Transform, opened: ResampledSource, fields: Sequence[CoarseLevel] | None) -> ResampledSource:
     return replace(opened, links=phi.links, unit=phi.unit, fields=fields)
 
 
-def _opened(image: ImageSource | Volume) -> ResampledSource:
-    """An image, all channels, and its coarser levels."""
+def _opened(image: ImageSource | Volume, grid: Grid | None) -> ResampledSource:
+    """An image, all channels, and its coarser levels. grid: of an array alone that has its shape."""
     if isinstance(image, Volume) or is_bare(image):
-        return ResampledSource(open_stack(open_volume(image)))
+        return ResampledSource(open_stack(open_on(image, grid)))
     stack = open_stack(image)
     stored = _coarser(str(image), stack) if isinstance(image, str | Path) else ()
     return ResampledSource(stack, stored=stored)
@@ -247,7 +247,7 @@ def _fixed(store: RunStore | None, phi: Transform, given: ImageSource | Volume |
         return None
     try:
         recorded = given if given is not True else None if store is None else _all_channels(recorded_address(store, "fixed"))
-        opened = None if recorded is None else _opened(recorded)
+        opened = None if recorded is None else _opened(recorded, phi.fixed)
     except InputError as error:
         if given is not True:
             raise

@@ -20,6 +20,7 @@ from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_stack, open_volume, write_image
 from daskreg.storage.axes import Axis
 from daskreg.storage.fs.files import list_names
+from daskreg.storage.images import _warn_of_unit_spacing
 from daskreg.transforms.bounds import sampling_bounds
 from daskreg.transforms.linear import index_map, linear_part, to_fixed_point
 from daskreg.workflows.apply import apply
@@ -204,6 +205,19 @@ def test_on_the_grid_of_another_image(run, image):
     x = x + np.stack([trilinear_by_hand(c, at) for c in displacement()], axis=-1)
     wanted = trilinear_by_hand(voxels(image), MOVING.to_index(x @ affine()[:3, :3].T + affine()[:3, 3]))
     np.testing.assert_allclose(voxels(moved), wanted, atol=2e-4)
+
+
+def test_an_array_is_on_the_grid_of_its_image_and_one_of_another_shape_is_told_once(run, image, tmp_path, caplog):
+    _warn_of_unit_spacing.cache_clear()
+    found = apply(run, image.read(), tmp_path / "moved.ome.zarr")
+    np.testing.assert_array_equal(found.read(), voxels(apply(run, image)))
+    on = apply(run, image, like=np.zeros(FIXED.shape, np.float32))
+    assert on.grid == FIXED
+    assert "no voxel size" not in caplog.text
+    for _ in range(2):
+        with pytest.raises(UnitsError):
+            apply(run, image.read()[1:])
+    assert caplog.text.count("no voxel size") == 1
 
 
 def test_a_transform_of_a_coarser_level_moves_the_full_image_on_the_grid_that_is_named(tmp_path, caplog):

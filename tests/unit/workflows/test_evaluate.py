@@ -10,6 +10,7 @@ from daskreg.errors import ConfigError, NotFound, VoxelError
 from daskreg.grid import Grid
 from daskreg.lazy.load import load_transform
 from daskreg.storage import open_volume
+from daskreg.storage.images import _warn_of_unit_spacing
 from daskreg.workflows.apply import apply
 from daskreg.workflows.evaluate import evaluate
 from tests.phantoms import label_pair, smooth_field
@@ -47,6 +48,16 @@ def test_the_true_warp_brings_labels_together(pair):
     assert found.dice[1] > 0.9 > found.dice[0]
     assert found.jacobian_statistics.folded_percent == 0
     assert 0 < found.jacobian_statistics.smallest < 1 < found.jacobian_statistics.largest
+
+
+def test_labels_in_memory_are_on_the_grids_of_their_images(pair, caplog):
+    _warn_of_unit_spacing.cache_clear()
+    run, fixed, moving = pair
+    arrays = (np.asarray(volume.data) for volume in (fixed, moving))
+    assert evaluate(run, **dict(zip(("fixed_labels", "moving_labels"), arrays))) == evaluate(
+        run, fixed_labels=fixed, moving_labels=moving
+    )
+    assert "no voxel size" not in caplog.text
 
 
 def test_labels_may_be_floats_and_blocks_small(pair, monkeypatch):
