@@ -31,7 +31,7 @@ known name closest to it: ``suggestion``, ``require_known``; a number is finite 
 import difflib
 import numbers
 import reprlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 
@@ -129,6 +129,28 @@ class Stopped(RunError):
 
 class RankLost(RunError):
     """A worker died or stopped responding."""
+
+
+def all_of(*calls: Callable[[], Any]) -> list[Any]:
+    """What all calls return. Raises what one of them raises, of several the first, with the sentences of all."""
+    values, refusals = [], list[DaskregError]()
+    for call in calls:
+        try:
+            values.append(call())
+        except DaskregError as error:
+            refusals.append(error)
+    if len(refusals) > 1:
+        sentences = dict.fromkeys(line for error in refusals for line in str(error).splitlines())
+        raise type(refusals[0])("\n".join(sentences)) from refusals[0]
+    if refusals:
+        raise refusals[0]
+    return values
+
+
+def require(true: object, sentence: str) -> None:
+    """Raises ConfigError with a sentence where something is not true."""
+    if not true:
+        raise ConfigError(sentence)
 
 
 def closest(word: object, known: Collection[str], cutoff: float = 0.5) -> str | None:

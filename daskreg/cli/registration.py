@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +44,7 @@ from daskreg.cli.options import (
     Workers,
     saying,
 )
-from daskreg.errors import ConfigError
+from daskreg.errors import ConfigError, all_of
 
 FAILED = 3  # exit code of a run with a result whose verdict is "failed"
 
@@ -302,17 +303,19 @@ def require_arguments(given: Mapping[str, Any]) -> None:
     from daskreg.workflows.background import parse_background
     from daskreg.workflows.resources import parse_duration, parse_memory, require_cluster_name
 
-    _recipes(given["candidates"], given["config"], given["preset"])
-    chosen_config(given["config"], given["preset"], {"fill": parse_fill(given["fill"])}, parse_background(given["background"]))
-    for name in ("memory", "host_memory", "scratch_size"):
-        parse_memory(given[name])
-    parse_duration(given["wait_for_workers"])
-    require_cluster_name(given["cluster"])
-    if given["spacing"] is not None:
-        parse_spacing(given["spacing"])
-    output = _named(given["output"])
-    parse_address(output)
-    _require_images(given["fixed"], given["moving"], given["resume"] or _exists(output))
+    output, spacing = given["output"], given["spacing"]
+    all_of(
+        partial(_recipes, given["candidates"], given["config"], given["preset"]),
+        partial(chosen_config, given["config"], given["preset"], {}),
+        partial(parse_fill, given["fill"]),
+        partial(parse_background, given["background"]),
+        *(partial(parse_memory, given[name]) for name in ("memory", "host_memory", "scratch_size")),
+        partial(parse_duration, given["wait_for_workers"]),
+        partial(require_cluster_name, given["cluster"]),
+        lambda: spacing is None or parse_spacing(spacing),
+        lambda: parse_address(_named(output)),
+        lambda: _require_images(given["fixed"], given["moving"], given["resume"] or (output is not None and _exists(output))),
+    )
 
 
 def _require_images(fixed: str | None, moving: str | None, resume: bool) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from daskreg.errors import ConfigError, NotFound, require_known
-from daskreg.workflows.submit import Job
+from daskreg.errors import ConfigError, NotFound, all_of, require, require_known
+from daskreg.storage.fs.atomic import require_writable
+from daskreg.workflows.batch_systems import SYSTEMS
+from daskreg.workflows.submit import Job, require_continuable
 from daskreg.workflows.submit import submit as workflow
 
 INPUTS = ("fixed", "moving", "fixed_mask", "moving_mask", "initial_transform")  # of register, which are addresses
@@ -33,13 +36,35 @@ def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite:
     """
     if isinstance(arguments, str) or not all(isinstance(word, str | Path) for word in arguments):
         raise ConfigError(f"arguments {arguments!r}: a list of words was expected, as in ['f.zarr', 'm.zarr', '-o', 'run.zarr'].")
+    words = [str(word) for word in arguments]
+    (given, warnings), *_ = all_of(
+        partial(_arguments_in_python, words),
+        partial(require_continuable, words, job.nodes),
+        partial(require_known, "batch system", job.system, SYSTEMS),
+        partial(require_writable, str(script), overwrite),
+    )
+    return written(given, warnings, script, job, overwrite=overwrite, start=start)
+
+
+def _arguments_in_python(words: list[str]) -> tuple[list[str], list[str]]:
     try:
-        given, warnings = registration_arguments([str(word) for word in arguments])
+        return registration_arguments(words)
     except USAGE_ERROR as error:
         raise ConfigError(f"daskreg register: {error.format_message()}") from None
     except typer.Exit:
         raise ConfigError("these arguments print something and register nothing; give two images and -o RUN.zarr.") from None
-    return written(given, warnings, script, job, overwrite=overwrite, start=start)
+
+
+def asked_for(arguments: Sequence[str], script: str, overwrite: bool, job: Mapping[str, Any]) -> tuple[list[str], list[str], Job]:
+    """Arguments of ``daskreg register``, warnings about them, and the job. Raises ConfigError with all that is wrong."""
+    (given, warnings), made, *_ = all_of(
+        partial(registration_arguments, arguments),
+        partial(Job, **job),
+        partial(require_continuable, arguments, job["nodes"]),
+        partial(require_known, "batch system", job["system"], SYSTEMS),
+        partial(require_writable, script, overwrite),
+    )
+    return given, warnings, made
 
 
 def written(
@@ -65,10 +90,9 @@ def registration_arguments(arguments: Sequence[str]) -> tuple[list[str], list[st
         left = " ".join(arguments[: len(arguments) - len(given)])
         warnings.append(f"{left!r} before the images is left out: what follows -- are arguments of daskreg register.")
     parsed = _parsed(given)
-    for name in NOT_FOR_JOBS:
-        if parsed[name]:
-            raise ConfigError(f"--{name.replace('_', '-')} registers nothing; give it to daskreg register here, without a job.")
-    require_arguments(parsed)
+    idle = [f"--{name.replace('_', '-')}" for name in NOT_FOR_JOBS if parsed[name]]
+    refused = f"{' and '.join(idle)} registers nothing; give it to daskreg register here, without a job."
+    all_of(partial(require, not idle, refused), partial(require_arguments, parsed))
     return given, warnings + [text for name in INPUTS if (text := _missing(parsed[name]))]
 
 

@@ -4,7 +4,7 @@ from distributed import Client
 from distributed.client import futures_of
 
 from daskreg.cluster.clients import dashboard, embedded_client, existing_client
-from daskreg.cluster.job_workers import BATCH_SYSTEMS, job_memory
+from daskreg.cluster.job_workers import BATCH_SYSTEMS, job_memory, require_batch_system
 from daskreg.cluster.link import local_link
 from daskreg.cluster.process_size import estimated_bytes
 from daskreg.cluster.processes import require_main_guard
@@ -32,6 +32,7 @@ __all__ = [
     "local_link",
     "memory_limit",
     "moved_dtype",
+    "require_batch_system",
     "require_main_guard",
     "run_on_cluster",
     "scheduler_required",

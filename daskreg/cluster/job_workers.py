@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -28,7 +29,7 @@ from daskreg.cluster import timeouts
 from daskreg.cluster.closing import close_client
 from daskreg.cluster.isolation import LOOPBACK, ClosedScheduler, secret_prefix, temporary_security
 from daskreg.cluster.refusals import refusal
-from daskreg.errors import ConfigError, InputError, OutputError
+from daskreg.errors import ConfigError, InputError, OutputError, all_of
 from daskreg.machine import Limit
 
 log = logging.getLogger("daskreg")
@@ -54,7 +55,8 @@ def job_client(system: str, workers: int) -> Iterator[tuple[Client, str]]:
     Yields as soon as the jobs are submitted: ``worker_count`` waits for them. Raises InputError where dask-jobqueue or the batch
     system is not there or refuses a job, and ConfigError for a configuration without cores and memory.
     """
-    make = _cluster_class(system)
+    require_batch_system(system)
+    make = getattr(import_module("dask_jobqueue"), BATCH_SYSTEMS[system][0])
     prefix = secret_prefix()
     with _shared_folder(system) as folder:
         cluster = _made(make, system, folder, prefix)
@@ -85,24 +87,33 @@ def job_memory(system: str) -> Limit | None:
         raise ConfigError(f"jobqueue.{system}.memory is {asked['memory']!r}; an amount such as 250GB was expected.") from None
 
 
-def _cluster_class(system: str) -> Any:
-    """Raises InputError and ConfigError for what is missing, in the order in which it is mended."""
-    name, command = BATCH_SYSTEMS[system]
+def require_batch_system(system: str) -> None:
+    """Raises InputError and ConfigError for all that is missing, in the order in which it is mended."""
+    all_of(*(partial(require, system) for require in (_require_jobqueue, _require_configuration, _require_command)))
+
+
+def _require_jobqueue(system: str) -> None:
     try:
-        module = import_module("dask_jobqueue")
+        import_module("dask_jobqueue")
     except ImportError:
         raise InputError(f"--cluster {system} needs dask-jobqueue; pip install 'daskreg[hpc]'.") from None
+
+
+def _require_configuration(system: str) -> None:
     missing = [key for key in ("cores", "memory") if dask.config.get(f"jobqueue.{system}.{key}", None) is None]
     if missing:
         raise ConfigError(
             f"dask-jobqueue's configuration does not say the {' and '.join(missing)} of a job: write 'jobqueue: {{{system}: "
             f"{{{EXAMPLE}}}}}' into {dask.config.PATH}/jobqueue.yaml, one job for each worker."
         )
+
+
+def _require_command(system: str) -> None:
+    command = BATCH_SYSTEMS[system][1]
     if shutil.which(command) is None:
         raise InputError(
             f"--cluster {system}: there is no {command} here; run it on a login node, or name the address of a Dask scheduler."
         )
-    return getattr(module, name)
 
 
 @contextmanager

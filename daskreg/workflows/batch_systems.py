@@ -8,10 +8,11 @@ import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from daskreg.errors import ConfigError
+from daskreg.errors import ConfigError, all_of, require
 from daskreg.workflows.resources import parse_memory
 
 TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
@@ -63,15 +64,20 @@ class Job:
     system: str = "slurm"
 
     def __post_init__(self) -> None:
+        few = min(self.nodes, self.cpus) < 1 or self.gpus < 0
+        one_each = "a job of several nodes has one worker on each; ask for one GPU a node, or for one node."
+        all_of(
+            self._require_time,
+            partial(require, not few, "a job has one node and one CPU at least."),
+            partial(require, self.nodes <= 1 or self.gpus <= 1, one_each),
+            partial(parse_memory, self.memory),
+        )
+
+    def _require_time(self) -> None:
         if not TIME.fullmatch(self.time):
             raise ConfigError(f"time {self.time!r} is no time of SLURM; write it like 08:00:00 or 2-00:00:00.")
         if self.seconds < SHORTEST:
             raise ConfigError(f"time {self.time!r} is {self.seconds} s; a job has {SHORTEST // 60} minutes at least.")
-        if min(self.nodes, self.cpus) < 1 or self.gpus < 0:
-            raise ConfigError("a job has one node and one CPU at least.")
-        if self.nodes > 1 and self.gpus > 1:
-            raise ConfigError("a job of several nodes has one worker on each; ask for one GPU a node, or for one node.")
-        parse_memory(self.memory)
 
     @property
     def seconds(self) -> int:

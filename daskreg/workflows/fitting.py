@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.config import Search
 from daskreg.deferred import DeferredModule
-from daskreg.errors import ConfigError, NoOverlap
+from daskreg.errors import ConfigError, NoOverlap, all_of
 from daskreg.machine import Limit
 from daskreg.planning import SOURCE, Plan, format_grid
 from daskreg.planning.source import source_passes
 from daskreg.storage.runs.place import require_new
-from daskreg.workflows.inputs import Inputs
+from daskreg.workflows.inputs import Inputs, Request
 from daskreg.workflows.resources import GIVEN, Allocation, Resources
 
 if TYPE_CHECKING:
@@ -27,15 +28,24 @@ else:
 log = logging.getLogger("daskreg")
 
 
-def require_foreseen(system: str, resources: Resources, inputs: Inputs, path: str, *, new: bool) -> None:
-    """Refuse before jobs are submitted what would be refused once they run, as far as it is known."""
-    if new:
-        require_new(path, overwrite=False)
+def open_foreseen(system: str, resources: Resources, request: Request, path: str, *, new: bool) -> Inputs:
+    """The inputs of a run whose workers are jobs; refuses all that would be refused once they run, as far as it is known."""
+    inputs, *_ = all_of(
+        partial(_planned_for_jobs, system, resources, request),
+        partial(require_new, path, overwrite=not new),
+        partial(clusters.require_batch_system, system),
+    )
+    return cast("Inputs", inputs)
+
+
+def _planned_for_jobs(system: str, resources: Resources, request: Request) -> Inputs:
+    inputs = request.open()
     memory = None if resources.device == "cuda" else clusters.job_memory(system)
     if memory is not None:
         limit, workers = Limit(resources.memory, GIVEN) if resources.memory else memory, resources.workers or 1
         use = Allocation(workers, "cpu", limit, clusters.estimated_bytes(None, workers), resources)
         _checked(plan_on(replace(inputs, config=inputs.config.without_storage("mixed")), use, workers), inputs, limit)
+    return inputs
 
 
 def plan_on(inputs: Inputs, use: Allocation, workers: int) -> Plan:

@@ -31,7 +31,7 @@ from daskreg.storage.kept_fields import remove_kept
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
 from daskreg.workflows.background import Choice, backgrounds
-from daskreg.workflows.fitting import first_affine, fitting_plan, plan_on, require_foreseen
+from daskreg.workflows.fitting import first_affine, fitting_plan, open_foreseen, plan_on
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spacing, staged
 from daskreg.workflows.plan import plan
 from daskreg.workflows.provenance import provenance
@@ -238,9 +238,10 @@ def register(
             request, trials = _chosen(request, candidates, client, cluster, device, threads)
         if resume and store is None and (fixed is None or moving is None):
             raise ConfigError(f"there is no run at {path} to resume, and no two images to start one: give FIXED and MOVING.")
-        asked = request.open()
         if _queued(client, cluster):
-            require_foreseen(str(cluster), resources, asked, path, new=store is None and not overwrite)
+            asked = open_foreseen(str(cluster), resources, request, path, new=store is None and not overwrite)
+        else:
+            asked = request.open()
         with clusters.existing_client(client, None if cluster in LOCAL else cluster, workers) as found:
             with nullcontext() if progress is False else shown():
                 use = allocate(resources, found, cluster)

@@ -7,9 +7,10 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from daskreg.errors import ConfigError, OutputError, require_known
+from daskreg.errors import OutputError, all_of, require, require_known
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.files import replace_text
 from daskreg.workflows.batch_systems import AGAIN, BEFORE_THE_END, SYSTEMS, BatchSystem, Job
@@ -83,19 +84,27 @@ def _system(job: Job) -> BatchSystem:
 
 def _command(job: Job, arguments: Sequence[str]) -> str:
     given = list(arguments)[1:] if list(arguments[:1]) == ["register"] else list(arguments)
-    names = [word.partition("=")[0] for word in given]
-    if not {"-o", "--output"} & set(names):
-        raise ConfigError("a job needs the output of its run: daskreg submit ... -- FIXED MOVING -o RUN.zarr.")
-    if "--overwrite" in names:
-        raise ConfigError("--overwrite would begin again each time that the job is continued; remove the older run first.")
-    taken = [name for name in CLUSTER_OPTIONS if name in names]
-    if job.nodes > 1 and taken:
-        raise ConfigError(f"{taken[0]} follows from the nodes of the job; leave it out.")
+    names = _names(given)
+    lacking = "a job needs the output of its run: daskreg submit ... -- FIXED MOVING -o RUN.zarr."
+    all_of(partial(require, {"-o", "--output"} & set(names), lacking), partial(require_continuable, given, job.nodes))
     given += [] if "--resume" in names else ["--resume"]
     if job.nodes == 1 and job.gpus > 1 and "--cluster" not in names:
         given += ["--cluster", "cuda"]
     command = f"{_program(job, 'daskreg')} {shlex.join(['register', *given])}"
     return command if job.nodes == 1 else f'{command} --cluster "$scheduler" --workers {_system(job).nodes(job)}'
+
+
+def _names(arguments: Sequence[str]) -> list[str]:
+    return [word.partition("=")[0] for word in arguments]
+
+
+def require_continuable(arguments: Sequence[str], nodes: int) -> None:
+    """Raises ConfigError for arguments of ``daskreg register`` that a job cannot have which goes on, on so many nodes."""
+    names = _names(arguments)
+    again = "--overwrite would begin again each time that the job is continued; remove the older run first."
+    taken = [name for name in CLUSTER_OPTIONS if name in names] if nodes > 1 else []
+    follow = f"{' and '.join(taken)} {'follow' if len(taken) > 1 else 'follows'} from the nodes of the job; leave it out."
+    all_of(partial(require, "--overwrite" not in names, again), partial(require, not taken, follow))
 
 
 def _inside(job: Job) -> list[str]:

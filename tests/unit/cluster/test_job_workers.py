@@ -48,13 +48,18 @@ def slurm(tmp_path, monkeypatch):
 
 def test_what_is_missing_is_told(slurm, monkeypatch):
     with dask.config.set({"jobqueue.slurm.cores": None}), pytest.raises(ConfigError, match=r"cores of a job: write 'jobqueue: "):
-        job_workers._cluster_class("slurm")
+        job_workers.require_batch_system("slurm")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InputError, match="there is no sbatch here; run it on a login node"):
-        job_workers._cluster_class("slurm")
+        job_workers.require_batch_system("slurm")
+    with dask.config.set({"jobqueue.slurm.cores": None}), pytest.raises(ConfigError) as found:
+        job_workers.require_batch_system("slurm")
+    assert [line.split(":")[0] for line in str(found.value).splitlines()] == [
+        "dask-jobqueue's configuration does not say the cores of a job", "--cluster slurm"
+    ]  # fmt: skip
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with pytest.raises(InputError, match=r"--cluster slurm needs dask-jobqueue; pip install 'daskreg\[hpc\]'"):
-        job_workers._cluster_class("slurm")
+        job_workers.require_batch_system("slurm")
 
 
 def test_a_batch_system_that_is_misspelt():
@@ -72,6 +77,10 @@ def test_what_is_known_to_fail_is_refused_before_jobs_are_submitted(slurm):
     with dask.config.set({"jobqueue.slurm.memory": "lots"}), pytest.raises(ConfigError, match="'lots'; an amount such as 250GB"):
         register(*images, cluster="slurm", spacing=1, progress=False)
     (slurm / "run.zarr").mkdir()
+    with dask.config.set({"jobqueue.slurm.memory": "2MB", "jobqueue.slurm.cores": None}), pytest.raises(PlanTooLarge) as told:
+        register(*images, cluster="slurm", spacing=1, progress=False, output=slurm / "run.zarr")
+    for reason in ("memory of a job in jobqueue.slurm", "run.zarr exists already", "does not say the cores of a job"):
+        assert reason in str(told.value)
     with pytest.raises(OutputExists):
         register(*images, cluster="slurm", spacing=1, output="run.zarr", progress=False)
     assert not (slurm / "called").exists()

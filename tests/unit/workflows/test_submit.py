@@ -153,6 +153,26 @@ def test_what_a_job_cannot_be_is_refused(job, arguments, says):
         job_script(Job(**job), arguments)
 
 
+def test_all_that_is_wrong_with_a_job_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.sh").write_text("")
+    words = ["f.zarr", "--overwrite", "--dry-run", "--workers", "2", "--memory", "8", "--preset", "brian"]
+    wrong = ["--time", "soon", "--nodes", "2", "--gpus", "2", "--system", "slrum", "--script", "job.sh"]
+    said = str(CliRunner().invoke(app, ["submit", *wrong, "--", *words]).exception)
+    reasons = (
+        "--dry-run registers nothing", "did you mean 'brain'", "8GB?", "no output was named", "two images are needed",
+        "no time of SLURM", "one GPU a node", "--overwrite would begin again", "--workers and --memory follow from the nodes",
+        "did you mean 'slurm'", "job.sh exists already",
+    )  # fmt: skip
+    assert [reason for reason in reasons if reason not in said] == []
+    assert len(said.splitlines()) == len(reasons)
+    with pytest.raises(ConfigError) as found:
+        submitted(words, tmp_path / "job.sh", Job(nodes=2))
+    assert len(str(found.value).splitlines()) == len(reasons) - 3
+    with pytest.raises(ConfigError, match=r"no time of SLURM; write .*\nthe|.*one node and one CPU"):
+        Job(time="soon", cpus=0)
+
+
 def test_the_command_writes_explains_and_submits(shell, monkeypatch):
     folder, log, environment = shell
     monkeypatch.chdir(folder)
