@@ -31,6 +31,7 @@ RARE = 0.1  # part of the other poses that may be as good at a place: outlines o
 TEXTURE = 0.1  # of the mean local variance: less is noise or empty
 COVERED = 0.5  # part of a window that must be inside both images
 SMOOTH = 5.0  # voxels, Gaussian sigma: a displacement that fits noise is gone after it, a real one is not
+TOO_STRETCHED = 2.0  # from which on it is wrong, however it matches
 STRETCHED = 1.001  # from which on the affine map has a scale of its own, which may drift too
 UNSURE = 0.35, 0.75  # share of the pose: wrong poses were below the second, right ones above the first
 SURE = 0.8  # share of the pose from which on edges are not compared, which takes longer than all the rest
@@ -208,7 +209,8 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
     unsure = pose.share < SURE and alike > max(random, default=0.0) and 1 not in pair.fixed.voxels.shape
     edges = edge_rivals(pair, start) if unsure else EdgeRivals()
     stretch = _stretch(pair.world, start)
-    drift = _drift(pair, u, counts, scaled=stretch > STRETCHED)
+    # a map that shrinks an image to nothing would be refined on a lattice as fine as that
+    drift = _drift(pair, u, counts, scaled=stretch > STRETCHED) if stretch <= TOO_STRETCHED else Drift()
     evidence = Evidence(
         in_place=places.share,
         pose=pose.share,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from daskreg.engine.drift import DRIFT
-from daskreg.engine.evidence import UNSURE, Evidence
+from daskreg.engine.evidence import TOO_STRETCHED, UNSURE, Evidence
 
 Status = Literal["ok", "doubtful", "failed"]
 RANKS: tuple[Status, ...] = ("ok", "doubtful", "failed")
@@ -20,7 +20,6 @@ DRIFT_GAIN = 0.045  # of agreement: an EPI at the right place gains less where s
 STANDS_OUT = 1.1  # times the similarity of the best other pose
 MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little
 MINIMUM_OVERLAP = 0.2  # of the smaller image
-STRETCH = 2.0  # of a length by the affine map
 FOLDED = 0.5  # per cent of the voxels
 # parts of both that are lost: right results lost at most 0.01 and 0.06, or 0.12 and 0.01, where they were started right
 WORSE = {"ncc": 0.02, "mi": 0.05}
@@ -160,7 +159,7 @@ def _stands_out(e: Evidence) -> bool:
 
 def _shape(e: Evidence, folded_percent: float) -> Iterator[_Reason]:
     """Whether the map is one that images undergo."""
-    if e.stretch > STRETCH:
+    if e.stretch > TOO_STRETCHED:
         factor = f"{e.stretch:.1f}"
         yield _Reason("failed", f"the affine map changes lengths by a factor of {factor}; check the voxel sizes and units")
     if folded_percent > FOLDED:

@@ -169,7 +169,8 @@ def _single_file(path: str) -> _Files:
             named = DATA_FILE.search(file.read(1 << 16))
         if named is not None and named.group(1).upper() != b"LOCAL":
             names.append(os.path.join(os.path.dirname(path), os.fsdecode(named.group(1))))
-    return _local("file", "", len(names), names.__getitem__)
+    real = [os.path.realpath(name) for name in names]  # the same by whatever path, as ``located`` is
+    return _local("file", "", len(real), real.__getitem__)
 
 
 def _folder(path: str) -> _Files:

@@ -13,6 +13,8 @@ from daskreg.config import Config
 from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError, OutputExists, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, RunStore, open_volume
+from daskreg.storage.digest import located
+from daskreg.storage.fs.address import Address, parse_address
 from daskreg.storage.kept_fields import kept_folder, of_other_version, remove_kept
 from daskreg.storage.runs.run_state import has_checkpoint
 from daskreg.workflows.inputs import ImageLike, Request, Spacing, address_of, spacing_for
@@ -179,9 +181,18 @@ def _require_same_arguments(store: RunStore, given: Request) -> None:
 def _require_same_file(run: str, name: str, value: Any, recipe: dict[str, Any]) -> None:
     config = recipe.get("config") or {}
     known = recipe.get(name) or config.get(name)
-    if value is not None and address_of(value) != known:
+    if value is not None and not _same_address(address_of(value), known):
         was = f"with the {name.replace('_', ' ')} {known}" if known else f"without {name.replace('_', ' ')}"
         raise ConfigError(f"{run} was started {was}; leave {name} out to continue, or use --overwrite to start again.")
+
+
+def _same_address(given: Any, known: Any) -> bool:
+    """Whether two addresses select the same of the same file, by whatever path."""
+    if not (isinstance(given, str) and isinstance(known, str)):
+        return bool(given == known)
+    one, other = (parse_address(text) for text in (given, known))
+    alike = replace(one, text="", path="") == replace(other, text="", path="")
+    return alike and located(Address("", one.path)) == located(Address("", other.path))
 
 
 def _same_stages(given: Config, recorded: Any) -> bool:

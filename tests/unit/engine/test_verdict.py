@@ -75,6 +75,14 @@ def test_a_wrong_pose_fails_with_numbers(world):
     assert any(character.isdigit() for character in verdict.line())
 
 
+def test_a_map_that_shrinks_the_image_to_nothing_is_judged_too():
+    """A lattice as fine as that would take 77 GB."""
+    world = linear_about(GRID.center, 0.02 * np.eye(3))
+    verdict = judge(evidence(world=world)[0], [])
+    assert verdict.status != "ok"
+    assert "changes lengths by a factor of 50.0" in verdict.line()
+
+
 @pytest.mark.parametrize(
     ("before", "after", "status"),
     [

@@ -102,6 +102,16 @@ def test_an_address_is_the_same_from_every_folder(tmp_path, image, monkeypatch):
     assert digest(open_volume("a.ome.zarr"))["address"] == there
 
 
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mhd", "a.ome.zarr"])
+def test_an_image_is_the_same_by_whatever_path(tmp_path, image, monkeypatch, name):
+    write_image(tmp_path / name, image, GRID)
+    os.symlink(tmp_path, tmp_path / "link")
+    monkeypatch.chdir(tmp_path)
+    by_whole_path = digest(str(tmp_path / name))
+    for other in (name, f"./{name}", f"link/{name}", f"../{tmp_path.name}/{name}"):
+        assert digest(other) == by_whole_path
+
+
 def test_arrays_in_memory_have_digests_and_computed_ones_have_none(image, size):
     known = digest(image)
     assert known["whole"] == (size == "small")

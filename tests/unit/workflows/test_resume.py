@@ -40,6 +40,14 @@ def test_what_is_given_again_may_be_the_same(tmp_path):
     assert found.fixed_mask == "mask.nii"
 
 
+def test_what_is_given_again_may_be_named_by_another_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    again = {"fixed_mask": str(tmp_path / "mask.nii"), "initial_transform": "./start.tfm"}
+    assert restore_request(started(tmp_path), replace(ASKED, **again)).moving == "m.zarr"
+    with pytest.raises(ConfigError, match="with the fixed mask"):
+        restore_request(RunStore.attach(tmp_path / "run.zarr"), replace(ASKED, fixed_mask="mask.nii::spacing=2"))
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
