@@ -29,9 +29,9 @@ def count(fixed: torch.Tensor, moved: torch.Tensor, window: ParzenWindow, counts
         on_cpu(kernels.joint_rows, window, Voxels(fixed, shape), Voxels(moved, shape), Voxels(counts, tuple(counts.shape)),
                dtype=fixed.dtype)  # fmt: skip
         return
-    from daskreg.torch.kernels.information_cuda import THREADS, VOXELS_PER_LOAD, histogram_bytes, joint_histograms
+    from daskreg.torch.kernels.information_cuda import THREADS, histogram_bytes, joint_histograms
 
-    blocks = max(1, min(-(-n // (THREADS * VOXELS_PER_LOAD)), processors(fixed.device.index)))
+    blocks = max(1, min(-(-n // THREADS), processors(fixed.device.index)))
     form = joint_histograms.form(window.kind, window.bins, window.taps, window.pad)
     launch(form, (blocks, batch, 1), (THREADS, 1, 1), np.uint64(n), *_intensities(window), flat(fixed), flat(moved), flat(counts),
            like=fixed, shared=histogram_bytes(window.edge))  # fmt: skip
@@ -67,9 +67,9 @@ def gradient(
             Voxels(fixed, shape), Voxels(moved, shape), Voxels(out, shape), dtype=fixed.dtype,
         )  # fmt: skip
         return out
-    from daskreg.torch.kernels.information_cuda import GRADIENT_THREADS, information_gradients
+    from daskreg.torch.kernels.information_cuda import GRADIENT_BLOCKS, GRADIENT_THREADS, information_gradients
 
-    blocks = max(1, min(-(-n // GRADIENT_THREADS), 8 * processors(fixed.device.index)))
+    blocks = max(1, min(-(-n // GRADIENT_THREADS), GRADIENT_BLOCKS * processors(fixed.device.index)))
     form = information_gradients.form(window.kind, window.bins, window.taps, window.pad)
     launch(
         form, (blocks, batch, 1), (GRADIENT_THREADS, 1, 1), np.uint64(n), *_intensities(window), float(factor),

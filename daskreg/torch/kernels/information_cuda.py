@@ -10,26 +10,90 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from numba import float32, float64, int32, uint32, uint64
+from numba import float32, float64, int32, uint32
 
-from daskreg.kernels.compiler.configuration import COUNTER, SIMULATED, block_size
+from daskreg.kernels.compiler.configuration import COUNTER, OFFSET, block_size
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
+from daskreg.similarity.mutual_information.cpu import spline, spline_derivative
 from daskreg.similarity.mutual_information.cuda import histogram_copies, round_nearest
-from daskreg.torch.kernels.information import bin_place, fill_slopes, fill_weights
+from daskreg.torch.kernels.information import GAUSSIAN, bin_place
 
-ONE, ZERO = float32(1), float32(0)
+ONE, TWO, ZERO = float32(1), float32(2), float32(0)
 FIXED_POINT = 2**20  # counts per voxel
 SCALE = float32(FIXED_POINT)
 THREADS = block_size(1024, least=32)
 TABLE_THREADS = block_size(256, least=32)
-GRADIENT_THREADS = block_size(256, least=32)
-VOXELS_PER_LOAD = 4  # loads in flight per thread
-OFFSET: Any = int if SIMULATED else uint64
+GRADIENT_THREADS = block_size(512, least=32)
+GRADIENT_BLOCKS = 4  # per multiprocessor
+TABLE_BYTES = 44 * 1024  # of shared memory for the copies of a table
 
 
 def _bounds(*constants: Any) -> tuple[int, int]:
     return THREADS, 1
+
+
+def table_copies(edge: int) -> int:
+    """Copies of a table in a block, for fewer bank conflicts: a power of two, at most 8."""
+    fit = max(1, TABLE_BYTES // (4 * edge * edge))
+    return min(8, 1 << (fit.bit_length() - 1))
+
+
+@formula
+def fill_gaussian(f, i, taps, bins, steepness, weights):
+    """Normalised weights of ``taps`` bins around bin ``i``, from which a value is ``f`` bins away; 0 for bins that do not exist.
+
+    exp(-h (f - k)^2) is in proportion to A^k C_k, A = exp(h (2 f - 1)), C_k = exp(-h k (k - 1)), for k > 0, and likewise below:
+    two exponentials for all bins, and no term exceeds 1.
+    """
+    radius = taps // 2
+    up, down = math.exp(steepness * (TWO * f - ONE)), math.exp(-steepness * (TWO * f + ONE))
+    share = math.exp(-TWO * steepness)
+    above, below, c, factor = ONE, ONE, ONE, ONE
+    weights[radius] = ONE if int32(0) <= i < int32(bins) else ZERO
+    total = weights[radius]
+    for k in range(1, radius + 1):
+        c, factor, above, below = c * factor, factor * share, above * up, below * down
+        high, low = int32(i + int32(k)), int32(i - int32(k))
+        weights[radius + k] = above * c if int32(0) <= high < int32(bins) else ZERO
+        weights[radius - k] = below * c if int32(0) <= low < int32(bins) else ZERO
+        total += weights[radius + k] + weights[radius - k]
+    inverse = ONE / total
+    for k in range(taps):
+        weights[k] *= inverse
+
+
+@formula
+def gaussian_slopes(taps, steepness, weights, slopes):
+    """The derivatives of these weights: 2 h w_k (k - mean k)."""
+    mean = ZERO
+    for k in range(taps):
+        mean += weights[k] * float32(k)
+    for k in range(taps):
+        slopes[k] = TWO * steepness * weights[k] * (float32(k) - mean)
+
+
+@formula
+def fill(value, kind, taps, bins, window, weights):
+    """The weights of the bins around an intensity, and its first bin and distance from the bin that splines count from."""
+    low, high, origin, per, steepness = window
+    t, first = bin_place(value, kind, taps, low, high, origin, per)
+    if kind == GAUSSIAN:
+        middle = int32(first + int32(taps // 2))
+        fill_gaussian(t - float32(middle), middle, taps, bins, steepness, weights)
+        return first, ZERO
+    w = t - float32(int32(first + int32(1)))
+    weights[0], weights[1], weights[2], weights[3] = spline(w)
+    return first, w
+
+
+@formula
+def fill_slopes(w, kind, taps, steepness, weights, slopes):
+    """The derivatives of the weights that ``fill`` made."""
+    if kind == GAUSSIAN:
+        gaussian_slopes(taps, steepness, weights, slopes)
+    else:
+        slopes[0], slopes[1], slopes[2], slopes[3] = spline_derivative(w)
 
 
 def histogram_bytes(edge: int) -> int:
@@ -46,7 +110,11 @@ def joint_histograms(kind: int, bins: int, taps: int, pad: int) -> Callable[...,
     edge = bins + 2 * pad
     copies, size = histogram_copies(edge), edge * edge
     words = size * copies
-    max_rounds = max(1, (2**32 // FIXED_POINT - 1) * copies // (THREADS * VOXELS_PER_LOAD))
+    max_rounds = max(1, (2**32 // FIXED_POINT - 1) * copies // THREADS)
+
+    @formula
+    def add(counts, at, value):
+        cuda.atomic.add(counts, at, value)
 
     @formula
     def flush(counts, totals, first, t):
@@ -69,44 +137,40 @@ def joint_histograms(kind: int, bins: int, taps: int, pad: int) -> Callable[...,
 
     def body(n, low, high, origin, per, steepness, fixed, moved, totals):
         counts = cuda.shared.array(0, uint32)
-        f_values = cuda.local.array(VOXELS_PER_LOAD, float32)
-        m_values = cuda.local.array(VOXELS_PER_LOAD, float32)
         of_moved = cuda.local.array(taps, float32)
         of_fixed = cuda.local.array(taps, float32)
-        t = uint32(cuda.threadIdx.x)
+        t, window = uint32(cuda.threadIdx.x), (low, high, origin, per, steepness)
         start, volume = uint32(t & uint32(copies - 1)), OFFSET(cuda.blockIdx.y)
-        begin, first = OFFSET(volume * n), OFFSET(volume * OFFSET(size))
-        end = OFFSET(begin + n)
+        first = OFFSET(volume * OFFSET(size))
+        base = OFFSET(volume * n)
         at = t
         while at < uint32(words):
             counts[at] = uint32(0)
             at = uint32(at + uint32(THREADS))
         cuda.syncthreads()
-        round_size = OFFSET(THREADS * VOXELS_PER_LOAD)
-        rounds = OFFSET(OFFSET(n + round_size - OFFSET(1)) // round_size)
+        rounds = OFFSET(OFFSET(n + OFFSET(THREADS - 1)) // OFFSET(THREADS))
         blocks, block = OFFSET(cuda.gridDim.x), OFFSET(cuda.blockIdx.x)
         current, last = OFFSET(rounds * block // blocks), OFFSET(rounds * OFFSET(block + OFFSET(1)) // blocks)
+        v = OFFSET(current * OFFSET(THREADS) + OFFSET(t))
+        inside = current < last and v < n
+        f_value, m_value = (fixed[OFFSET(base + v)], moved[OFFSET(base + v)]) if inside else (ZERO, ZERO)
         rounds_left = int32(max_rounds)
         while current < last:
-            base = OFFSET(begin + current * round_size)
-            for s in range(VOXELS_PER_LOAD):
-                voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * THREADS))))
-                f_values[s], m_values[s] = ZERO, ZERO
-                if voxel < end:
-                    f_values[s], m_values[s] = fixed[voxel], moved[voxel]
-            for s in range(VOXELS_PER_LOAD):
-                if OFFSET(base + OFFSET(uint32(t + uint32(s * THREADS)))) < end:
-                    c, i = bin_place(m_values[s], kind, taps, low, high, origin, per)
-                    d, j = bin_place(f_values[s], kind, taps, low, high, origin, per)
-                    fill_weights(c, i, kind, taps, bins, steepness, of_moved)
-                    fill_weights(d, j, kind, taps, bins, steepness, of_fixed)
-                    place = int32(int32(i + int32(pad)) * int32(edge) + int32(j + int32(pad)))
-                    for k in range(taps):
-                        share = of_moved[k] * SCALE
-                        for q in range(taps):
-                            word = uint32(uint32(place + int32(k * edge + q)) * uint32(copies) + start)
-                            cuda.atomic.add(counts, word, uint32(round_nearest(share * of_fixed[q])))
-            current, rounds_left = OFFSET(current + OFFSET(1)), int32(rounds_left - int32(1))
+            f, m, counted = f_value, m_value, inside
+            current, v = OFFSET(current + OFFSET(1)), OFFSET(v + OFFSET(THREADS))
+            inside = current < last and v < n
+            if inside:  # in flight while the last ones are counted
+                f_value, m_value = fixed[OFFSET(base + v)], moved[OFFSET(base + v)]
+            if counted:
+                i, _ = fill(m, kind, taps, bins, window, of_moved)
+                j, _ = fill(f, kind, taps, bins, window, of_fixed)
+                word = uint32(int32(i + int32(pad)) * int32(edge) + int32(j + int32(pad)))
+                place = OFFSET(uint32(word * uint32(copies) + start))
+                for k in range(taps):
+                    share = of_moved[k] * SCALE
+                    for q in range(taps):
+                        add(counts, OFFSET(place + OFFSET((k * edge + q) * copies)), uint32(round_nearest(share * of_fixed[q])))
+            rounds_left = int32(rounds_left - int32(1))
             if rounds_left == int32(0):
                 flush(counts, totals, first, t)
                 rounds_left = int32(max_rounds)
@@ -202,37 +266,40 @@ def information_gradients(kind: int, bins: int, taps: int, pad: int) -> Callable
     volumes, else 1;  given: (1,) or (N,);  table: (N edge edge,);  fixed, moved, out: (N n,)
     """
     edge = bins + 2 * pad
-    size = edge * edge
+    copies = table_copies(edge)
+    words = edge * edge * copies
 
     def body(n, low, high, origin, per, steepness, factor, each, given, table, fixed, moved, out):
-        shared = cuda.shared.array(size, float32)
+        shared = cuda.shared.array(words, float32)
         of_moved = cuda.local.array(taps, float32)
         of_fixed = cuda.local.array(taps, float32)
         slopes = cuda.local.array(taps, float32)
-        t, volume = uint32(cuda.threadIdx.x), OFFSET(cuda.blockIdx.y)
-        at = t
-        while at < uint32(size):
-            shared[at] = table[OFFSET(volume * OFFSET(size) + OFFSET(at))]
+        t, volume, window = uint32(cuda.threadIdx.x), OFFSET(cuda.blockIdx.y), (low, high, origin, per, steepness)
+        own, first, at = uint32(t & uint32(copies - 1)), OFFSET(volume * OFFSET(edge * edge)), t
+        while at < uint32(words):
+            shared[at] = table[OFFSET(first + OFFSET(uint32(at // uint32(copies))))]
             at = uint32(at + uint32(GRADIENT_THREADS))
         cuda.syncthreads()
         g = factor * given[uint32(uint32(volume) * each)] * per
+        base = OFFSET(volume * n)
         step = OFFSET(uint32(cuda.gridDim.x)) * OFFSET(GRADIENT_THREADS)
         v = OFFSET(uint32(cuda.blockIdx.x)) * OFFSET(GRADIENT_THREADS) + OFFSET(t)
+        f_value, m_value = (fixed[OFFSET(base + v)], moved[OFFSET(base + v)]) if v < n else (ZERO, ZERO)
         while v < n:
-            voxel = OFFSET(volume * n + v)
-            value = moved[voxel]
-            c, i = bin_place(value, kind, taps, low, high, origin, per)
-            d, j = bin_place(fixed[voxel], kind, taps, low, high, origin, per)
-            fill_weights(c, i, kind, taps, bins, steepness, of_moved)
-            fill_slopes(c, i, kind, taps, steepness, of_moved, slopes)
-            fill_weights(d, j, kind, taps, bins, steepness, of_fixed)
-            place, total = int32(int32(i + int32(pad)) * int32(edge) + int32(j + int32(pad))), ZERO
+            f, m, following = f_value, m_value, OFFSET(v + step)
+            if following < n:  # in flight while this voxel's derivative is computed
+                f_value, m_value = fixed[OFFSET(base + following)], moved[OFFSET(base + following)]
+            i, w = fill(m, kind, taps, bins, window, of_moved)
+            fill_slopes(w, kind, taps, steepness, of_moved, slopes)
+            j, _ = fill(f, kind, taps, bins, window, of_fixed)
+            word = uint32(int32(i + int32(pad)) * int32(edge) + int32(j + int32(pad)))
+            place, total = OFFSET(uint32(word * uint32(copies) + own)), ZERO
             for k in range(taps):
                 row = ZERO
                 for q in range(taps):
-                    row += shared[uint32(place + int32(k * edge + q))] * of_fixed[q]
+                    row += shared[OFFSET(place + OFFSET((k * edge + q) * copies))] * of_fixed[q]
                 total += slopes[k] * row
-            out[voxel] = g * total if low <= value <= high else ZERO
-            v = OFFSET(v + step)
+            out[OFFSET(base + v)] = g * total if low <= m <= high else ZERO
+            v = following
 
     return body
