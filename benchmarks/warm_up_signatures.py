@@ -14,11 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
+
 import daskreg
 from daskreg import LNCC, MI, MSE, Affine, Deformable
 from daskreg.config import Config
 from daskreg.kernels.compiler import precompile
 from daskreg.kernels.compiler.cubins import LAUNCHED
+from daskreg.storage import write_image
 from daskreg.workflows.presets import PRESETS
 
 DATA = Path(__file__).parents[1] / "daskreg" / "data"
@@ -35,8 +38,20 @@ def configs() -> list[Config]:
     return [*PRESETS.values(), *alone, *mixed]
 
 
+def register_archives(folder: str) -> None:
+    """Voxels of archives are decoded in their stored type and converted on the device."""
+    for kind in ("uint16", "uint8", "int16", "float32"):
+        pair = [f"{folder}/{name}_{kind}.ome.zarr" for name in ("fixed", "moving")]
+        for path, image in zip(pair, map(daskreg.open_volume, (FIXED, MOVING))):
+            voxels = np.asarray(image.data)
+            write_image(path, (voxels * (100 / voxels.max())).astype(kind), image.grid)
+        short = Config(stages=(Deformable(similarity=MSE(), scales=(2,), iterations=(2,)),))
+        daskreg.register(*pair, short, output=f"{folder}/run.zarr", overwrite=True, device="cuda")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
+        register_archives(folder)
         for config in configs():
             daskreg.register(FIXED, MOVING, config, output=f"{folder}/run.zarr", overwrite=True, device="cuda")
         for interpolation, image in (("linear", MOVING), ("nearest", MOVING), ("cubic", MOVING), ("label", LABELS)):
