@@ -45,7 +45,11 @@ class CooperativeKernel:
     def __call__(
         self, constants: tuple[Any, ...], blocks: tuple[int, ...], threads: tuple[int, ...], *arguments: Any, shared: int = 0
     ) -> None:
-        """Launch on the current stream; blocks and threads x first;  shared: dynamic shared memory per block in bytes."""
+        """Launch on the current stream, unless there are no blocks; blocks and threads x first;  shared: dynamic shared memory
+        per block in bytes.
+        """
+        if 0 in blocks:  # a box without planes, which the driver would refuse
+            return
         configured = self.form(*constants)[blocks, threads, stream(), shared]
         if shared > STATIC_SHARED and not SIMULATED and _allow_shared not in configured.pre_launch_callbacks:
             configured.pre_launch_callbacks.append(_allow_shared)

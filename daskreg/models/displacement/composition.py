@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from daskreg.kernels.compiler.launch import Shape, extent
-from daskreg.kernels.compiler.launch import box as box_of
 from daskreg.kernels.composition.cpu import compose
 from daskreg.kernels.composition.cuda import compose_smooth, launch_grid
 from daskreg.models.base import Fields, Launcher, TransformModel
@@ -45,8 +44,7 @@ class ComposedDisplacementOnGpu(TransformModel):
             event = on.launch("compose", partial(compose, filter_=(w.reach, w.weights, w.norms)), w.reach + 1)
             f.u, f.g = f.g, f.u
             return event
-        if box_of(p.own)[1]:
-            on.run("compose", partial(compose, p.around, filter_=(0, (np.float32(1),), w.ones)))
+        on.run("compose", partial(compose, p.around, filter_=(0, (np.float32(1),), w.ones)))
         on.run("smooth", lambda: w.into(p.own, f.g, f.filter_scratch, f.filtered))
         return None
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from daskreg.kernels.compiler.configuration import limit_spinning
+from daskreg.kernels.compiler.cooperative import CooperativeKernel
 from daskreg.kernels.compiler.launch import voxelwise
 
 
@@ -29,3 +30,17 @@ def test_threads_sleep_soon_unless_the_user_has_chosen_how_they_wait(given):
     environment = dict(given)
     limit_spinning(environment)
     assert environment == (given or {"GOMP_SPINCOUNT": "1000"})
+
+
+def test_a_cooperative_kernel_without_blocks_is_not_launched():
+    launched = []
+
+    class Form:
+        def __getitem__(self, sizes):
+            return lambda *arguments: launched.append((sizes[0], arguments))
+
+    kernel = CooperativeKernel(lambda: None, {})
+    kernel.form = lambda *constants: Form()
+    for planes in (0, 3):
+        kernel((), (1, 2, planes), (32, 1, 1), planes)
+    assert launched == [((1, 2, 3), (3,))]
