@@ -15,6 +15,7 @@ from numba import float32, float64, int32, uint32
 from daskreg.kernels.compiler.configuration import COUNTER, OFFSET, block_size
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
+from daskreg.kernels.intrinsics.arithmetic import divide_fast, exp_fast
 from daskreg.similarity.mutual_information.cpu import spline, spline_derivative
 from daskreg.similarity.mutual_information.cuda import histogram_copies, round_nearest
 from daskreg.torch.kernels.information import GAUSSIAN, bin_place
@@ -40,58 +41,57 @@ def table_copies(edge: int) -> int:
 
 
 @formula
-def fill_gaussian(f, i, taps, bins, steepness, weights):
-    """Normalised weights of ``taps`` bins around bin ``i``, from which a value is ``f`` bins away; 0 for bins that do not exist.
+def fill_gaussian(f, first, taps, bins, steepness, weights):
+    """Weights of ``taps`` bins from ``first`` on, up to a factor; 0 for bins that do not exist.  f: bins after the middle one.
 
     exp(-h (f - k)^2) is in proportion to A^k C_k, A = exp(h (2 f - 1)), C_k = exp(-h k (k - 1)), for k > 0, and likewise below:
     two exponentials for all bins, and no term exceeds 1.
     """
     radius = taps // 2
-    up, down = math.exp(steepness * (TWO * f - ONE)), math.exp(-steepness * (TWO * f + ONE))
-    share = math.exp(-TWO * steepness)
+    up, down = exp_fast(steepness * (TWO * f - ONE)), exp_fast(-steepness * (TWO * f + ONE))
+    share = exp_fast(-TWO * steepness)
     above, below, c, factor = ONE, ONE, ONE, ONE
-    weights[radius] = ONE if int32(0) <= i < int32(bins) else ZERO
-    total = weights[radius]
+    weights[radius] = ONE
     for k in range(1, radius + 1):
         c, factor, above, below = c * factor, factor * share, above * up, below * down
-        high, low = int32(i + int32(k)), int32(i - int32(k))
-        weights[radius + k] = above * c if int32(0) <= high < int32(bins) else ZERO
-        weights[radius - k] = below * c if int32(0) <= low < int32(bins) else ZERO
-        total += weights[radius + k] + weights[radius - k]
-    inverse = ONE / total
-    for k in range(taps):
-        weights[k] *= inverse
+        weights[radius + k], weights[radius - k] = above * c, below * c
+    if first < int32(0) or first > int32(bins - taps):
+        for k in range(taps):
+            weights[k] = weights[k] if int32(0) <= int32(first + int32(k)) < int32(bins) else ZERO
 
 
 @formula
-def gaussian_slopes(taps, steepness, weights, slopes):
-    """The derivatives of these weights: 2 h w_k (k - mean k)."""
-    mean = ZERO
+def total_of(weights, taps):
+    """The sum of the weights."""
+    total = ZERO
     for k in range(taps):
-        mean += weights[k] * float32(k)
-    for k in range(taps):
-        slopes[k] = TWO * steepness * weights[k] * (float32(k) - mean)
+        total += weights[k]
+    return total
 
 
 @formula
 def fill(value, kind, taps, bins, window, weights):
-    """The weights of the bins around an intensity, and its first bin and distance from the bin that splines count from."""
+    """The weights of the bins around an intensity up to a factor; returns its first bin, the factor, and a spline's fraction."""
     low, high, origin, per, steepness = window
     t, first = bin_place(value, kind, taps, low, high, origin, per)
     if kind == GAUSSIAN:
-        middle = int32(first + int32(taps // 2))
-        fill_gaussian(t - float32(middle), middle, taps, bins, steepness, weights)
-        return first, ZERO
+        fill_gaussian(t - float32(int32(first + int32(taps // 2))), first, taps, bins, steepness, weights)
+        return first, divide_fast(ONE, total_of(weights, taps)), ZERO
     w = t - float32(int32(first + int32(1)))
     weights[0], weights[1], weights[2], weights[3] = spline(w)
-    return first, w
+    return first, ONE, w
 
 
 @formula
-def fill_slopes(w, kind, taps, steepness, weights, slopes):
-    """The derivatives of the weights that ``fill`` made."""
+def fill_slopes(w, factor, kind, taps, steepness, weights, slopes):
+    """The derivatives of the weights that ``fill`` made, up to the same factor; of Gaussians 2 h w_k (k - mean k)."""
     if kind == GAUSSIAN:
-        gaussian_slopes(taps, steepness, weights, slopes)
+        mean = ZERO
+        for k in range(1, taps):
+            mean += weights[k] * float32(k)
+        mean *= factor
+        for k in range(taps):
+            slopes[k] = TWO * steepness * weights[k] * (float32(k) - mean)
     else:
         slopes[0], slopes[1], slopes[2], slopes[3] = spline_derivative(w)
 
@@ -162,12 +162,13 @@ def joint_histograms(kind: int, bins: int, taps: int, pad: int) -> Callable[...,
             if inside:  # in flight while the last ones are counted
                 f_value, m_value = fixed[OFFSET(base + v)], moved[OFFSET(base + v)]
             if counted:
-                i, _ = fill(m, kind, taps, bins, window, of_moved)
-                j, _ = fill(f, kind, taps, bins, window, of_fixed)
+                i, of_m, _ = fill(m, kind, taps, bins, window, of_moved)
+                j, of_f, _ = fill(f, kind, taps, bins, window, of_fixed)
+                factor = of_m * of_f * SCALE
                 word = uint32(int32(i + int32(pad)) * int32(edge) + int32(j + int32(pad)))
                 place = OFFSET(uint32(word * uint32(copies) + start))
                 for k in range(taps):
-                    share = of_moved[k] * SCALE
+                    share = of_moved[k] * factor
                     for q in range(taps):
                         add(counts, OFFSET(place + OFFSET((k * edge + q) * copies)), uint32(round_nearest(share * of_fixed[q])))
             rounds_left = int32(rounds_left - int32(1))
@@ -289,9 +290,9 @@ def information_gradients(kind: int, bins: int, taps: int, pad: int) -> Callable
             f, m, following = f_value, m_value, OFFSET(v + step)
             if following < n:  # in flight while this voxel's derivative is computed
                 f_value, m_value = fixed[OFFSET(base + following)], moved[OFFSET(base + following)]
-            i, w = fill(m, kind, taps, bins, window, of_moved)
-            fill_slopes(w, kind, taps, steepness, of_moved, slopes)
-            j, _ = fill(f, kind, taps, bins, window, of_fixed)
+            i, of_m, w = fill(m, kind, taps, bins, window, of_moved)
+            fill_slopes(w, of_m, kind, taps, steepness, of_moved, slopes)
+            j, of_f, _ = fill(f, kind, taps, bins, window, of_fixed)
             word = uint32(int32(i + int32(pad)) * int32(edge) + int32(j + int32(pad)))
             place, total = OFFSET(uint32(word * uint32(copies) + own)), ZERO
             for k in range(taps):
@@ -299,7 +300,7 @@ def information_gradients(kind: int, bins: int, taps: int, pad: int) -> Callable
                 for q in range(taps):
                     row += shared[OFFSET(place + OFFSET((k * edge + q) * copies))] * of_fixed[q]
                 total += slopes[k] * row
-            out[OFFSET(base + v)] = g * total if low <= m <= high else ZERO
+            out[OFFSET(base + v)] = g * of_m * of_f * total if low <= m <= high else ZERO
             v = following
 
     return body
