@@ -1,6 +1,7 @@
 """A training step of VoxelMorph's and TransMorph's networks, with their own losses, compiled ones, and daskreg's.
 
     python benchmarks/torch_training.py [--only voxelmorph transmorph] [--transmorph FOLDER] [--shape 160 192 224]
+        [--losses lncc mi] [--variants network original compiled daskreg fused]
 
 The networks are the published ones: ``voxelmorph`` 0.3 from its package, and ``TransMorph/`` of its repository in FOLDER (with
 ``timm`` and ``ml_collections``). A step is a forward pass, the loss and its regulariser, a backward pass and Adam; the batch is
@@ -40,6 +41,7 @@ OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "torch_tr
 WEIGHT = 1.0  # of the regulariser
 BINS = 32
 LOSSES = ("lncc", "mi")
+VARIANTS = ("network", "original", "compiled", "daskreg", "fused")
 Warp = Callable[[Tensor, Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -142,9 +144,11 @@ def variants(model: Any, loss: str) -> Iterator[tuple[str, Callable[[Tensor, Ten
     yield "daskreg, fused", without_moved
 
 
-def measure(name: str, model: Any, loss: str, weights: Any, moving: Tensor, fixed: Tensor) -> None:
+def measure(name: str, model: Any, loss: str, weights: Any, moving: Tensor, fixed: Tensor, wanted: list[str]) -> None:
     """One row a variant, each from the same weights."""
     for who, function in variants(model, loss):
+        if who.split()[-1] not in wanted:
+            continue
         model.network.load_state_dict(weights)
         torch.manual_seed(0)  # of layers that drop paths
         optimizer = torch.optim.Adam(model.network.parameters(), 1e-4)
@@ -172,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=("voxelmorph", "transmorph"), default=["voxelmorph", "transmorph"])
     parser.add_argument("--losses", nargs="*", choices=LOSSES, default=list(LOSSES))
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--shape", nargs=3, type=int, default=[160, 192, 224], help="multiples of 32")
     parser.add_argument("--transmorph", type=Path, help="a folder with TransMorph/ of its repository")
     given = parser.parse_args()
@@ -186,7 +191,7 @@ def main() -> None:
         model = VoxelMorph(shape, device) if name == "voxelmorph" else TransMorph(given.transmorph, shape, device)
         weights = copy.deepcopy(model.network.state_dict())
         for loss in given.losses:
-            measure(name, model, loss, weights, moving, fixed)
+            measure(name, model, loss, weights, moving, fixed, given.variants)
 
 
 if __name__ == "__main__":
