@@ -13,6 +13,7 @@ from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.result_writer import moved_dtype
 from daskreg.cluster.run import run_on_cluster
 from daskreg.cluster.supervision import scheduler_required
+from daskreg.cluster.worker_calls import ask_workers
 from daskreg.cluster.workers import device_of, gpu_limit, gpu_workers, memory_limit, worker_count
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Cancelled",
     "Client",
     "RankJob",
+    "ask_workers",
     "dashboard",
     "device_of",
     "embedded_client",

@@ -92,7 +92,7 @@ class Layout:
     worker's process without arrays;  host: bytes of the machine's memory that a worker's fields may take beside a GPU's; None:
     its memory is that of ``memory``;  images: where both images at full resolution are (``PLACES``);
     orders: which axes of the stored fixed and moving image the axes of all grids here are; the first is cut;
-    encodings: how the images, as the ranks see them, are stored.
+    encodings: how the images, as the ranks see them, are stored;  asked: residency, state and place of the images as asked for.
     """
 
     fixed: Grid
@@ -109,6 +109,7 @@ class Layout:
     images: str = "device"
     encodings: tuple[Encoding, Encoding] = (Encoding(), Encoding())
     orders: tuple[Index, Index] = ((0, 1, 2), (0, 1, 2))
+    asked: tuple[str, str, str] = ("auto", "auto", "auto")
 
     def stored_shapes(self, fixed: Grid, moving: Grid) -> tuple[Index, Index]:
         """Shapes of a fixed and a moving grid of the plan along the axes of the stored images, z, y, x."""

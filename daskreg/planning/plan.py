@@ -101,16 +101,11 @@ class Plan(Layout):
 
     def remedy(self, memory: int) -> str:
         """What would fit, for an error message."""
+        same = ("masks", "unpacked", "process", "host", "encodings", "orders", "minimum_planes")
+        given: dict[str, Any] = {name: getattr(self, name) for name in same} | {"memory": memory}
+        residency, state, images = self.asked
+        given |= {"residency": residency, "state": self.state if state == "auto" else state, "images": images}
         for workers in (n for n in MORE_WORKERS if n > self.workers):
-            given: dict[str, Any] = {
-                "masks": self.masks,
-                "unpacked": self.unpacked,
-                "memory": memory,
-                "process": self.process,
-                "host": self.host,
-                "state": self.state,
-                "encodings": self.encodings,
-            }
             more = make_plan(self.fixed, self.moving, self.config, workers=workers, **given)
             if more.peak_bytes <= memory:
                 return (
@@ -159,7 +154,7 @@ def make_plan(
         _require_coarse(config, levels)
     given: dict[str, Any] = {"masks": masks, "workers": workers, "memory": memory, "minimum_planes": minimum_planes}
     given |= {"unpacked": unpacked, "process": process, "host": host, "encodings": encodings, "orders": orders}
-    plan = Plan(fixed, moving, config, levels, **given)
+    plan = Plan(fixed, moving, config, levels, asked=(residency, state, images), **given)
     choices = _Choices(
         RESIDENCIES if residency == "auto" and workers > 1 and memory is not None else (cut.residency,),
         STATES if state == "auto" and memory is not None else ("device",) if state == "auto" else (state,),

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -291,6 +291,11 @@ def _folders(folder: Path) -> Iterator[Path]:
 def _is_own(folder: Path) -> bool:
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def what_is_kept(folder: Path) -> Literal["nothing", "unreadable", "fields"]:
+    """Whether a folder is on this machine, and has commits that this version reads."""
+    return "unreadable" if folder.exists() and of_other_version(folder) else "fields" if folder.exists() else "nothing"
 
 
 def of_other_version(folder: Path) -> bool:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import multiprocessing
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -60,6 +57,7 @@ from daskreg.workflows.resume import (
     tell_of_other_scratch,
 )
 from daskreg.workflows.start import StartLike, path_of_start, stored_start
+from daskreg.workflows.temporary import temporary_run
 from daskreg.workflows.unchanged import changes_while_running, input_digests, resumed_recipe
 
 if TYPE_CHECKING:
@@ -224,9 +222,9 @@ def register(
     )  # fmt: skip
     request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, None, fill, background)
     require_resume_arguments(output, resume=resume, inputs_changed=inputs_changed)
-    path = parse_address(_temporary() if output is None else output).path
+    path = parse_address(temporary_run() if output is None else output).path
     with _only_writer(path) as lock:
-        beside = _temporary() if is_remote(path) else Path(path)
+        beside = temporary_run() if is_remote(path) else Path(path)
         start = stored_start(initial_transform, fixed, moving, spacing, beside, resume=resume)
         request = replace(request, initial_transform=start)
         store = run_to_resume(path) if resume else None
@@ -249,8 +247,8 @@ def register(
             planned = fitting_plan(inputs, use)
             scratch = _scratch(path, use)
             replaced = kept_fields(path, scratch) if store is None else None
-            if store is not None and found is None:
-                tell_of_other_scratch(store.path, scratch)
+            if store is not None:
+                tell_of_other_scratch(store.path, scratch, found)
             store = _begun(store, path, request, inputs, overwrite, inputs_changed)
             run = _Run(inputs, planned, store, use, resume, lasting=output is not None or interactive())
             with keep_checkpoint_or_remove(store, scratch, lasting=run.lasting):
@@ -419,13 +417,6 @@ def build_pyramids(store: RunStore) -> None:
     for name in (DISPLACEMENT, MOVED):
         if store.has(name):
             store.build_pyramid(name)
-
-
-def _temporary() -> Path:
-    """A path for a run without an output; its folder is removed when the interpreter exits."""
-    folder = tempfile.mkdtemp(prefix="daskreg-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder) / "run.zarr"
 
 
 def _tell_the_verdict(report: Report) -> None:

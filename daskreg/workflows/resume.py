@@ -6,19 +6,27 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daskreg.config import Config
+from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError, OutputExists, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, RunStore, open_volume
 from daskreg.storage.digest import located
 from daskreg.storage.fs.address import Address, parse_address
-from daskreg.storage.kept_fields import kept_folder, of_other_version, remove_kept
+from daskreg.storage.kept_fields import kept_folder, remove_kept, what_is_kept
 from daskreg.storage.runs.run_state import has_checkpoint
 from daskreg.workflows.inputs import ImageLike, Request, Spacing, address_of, spacing_for
 from daskreg.workflows.unchanged import differences, in_words, input_digests
+
+if TYPE_CHECKING:
+    from daskreg import cluster as clusters
+    from daskreg.cluster import Client
+else:
+    clusters = DeferredModule("daskreg.cluster")
 
 log = logging.getLogger("daskreg")
 FILES = ("fixed_mask", "moving_mask", "initial_transform")
@@ -30,16 +38,23 @@ def kept_fields(run: str, scratch: str | None) -> Path | None:
     return None if identity is None or scratch is None else kept_folder(scratch, identity)
 
 
-def tell_of_other_scratch(run: str, scratch: str | None) -> None:
-    """Warn where a run kept its last iteration in a folder that is not named now, or in files that cannot be read."""
+def tell_of_other_scratch(run: str, scratch: str | None, client: Client | None = None) -> None:
+    """Warn where a run kept its last iteration in a folder that is not named now, or in files that cannot be read.
+
+    client: of the workers that look for it; None where they are on this machine.
+    """
     folder = kept_fields(run, scratch)
-    if folder is not None and not folder.exists():
+    if folder is None:
+        return
+    look = partial(what_is_kept, folder)
+    found = {look()} if client is None else {*clusters.ask_workers(client, look, "what a run has kept on disk").values()}
+    if found == {"nothing"}:
         log.warning(
             "the fields of the last iteration are not in %s: going on from the last full checkpoint; to go on from them, stop "
             "and name the --scratch folder of the run.",
             scratch,
         )
-    elif folder is not None and of_other_version(folder):
+    elif "unreadable" in found:
         log.warning(
             "the fields of the last iteration in %s were kept by another version of daskreg, or are damaged: going on from the "
             "last full checkpoint; to go on from them, stop and use that version.",
@@ -127,6 +142,10 @@ def restore_request(store: RunStore, given: Request) -> Request:
     """
     recipe = store.recipe
     _require_same_arguments(store, given)
+    if _other_filling(store, given):
+        raise ConfigError(
+            f"{store.name} was started with another fill or background; leave them out to continue, or use --overwrite."
+        )
     known = {name: recipe.get(name) for name in ("fixed", "moving", "config", "fixed_mask", "moving_mask", "spacing")}
     found = replace(given, **{name: value for name, value in known.items() if getattr(given, name) is None})
     lacking = [name for name in recipe.get("arrays", ("fixed", "moving")) if getattr(found, name) is None]
@@ -141,9 +160,7 @@ def require_same_request(store: RunStore, given: Request) -> None:
     What is not given is not looked at: its images may be gone.
     """
     _require_same_arguments(store, given)
-    recorded = store.recipe.get("config")
-    beside = given.fill is not None or given.background is not None
-    if given.config is None and beside and not _same_stages(replace(given, config=recorded).chosen, recorded):
+    if _other_filling(store, given):
         raise _another(store, "with another fill or background")
     spacing = store.recipe.get("spacing") if given.spacing is None else given.spacing
     for role, its in (("fixed", store.fixed_grid), ("moving", store.moving_grid)):
@@ -154,6 +171,13 @@ def require_same_request(store: RunStore, given: Request) -> None:
         raise _another(store, "from inputs that cannot be compared with these")
     for role, text in differences(known or {}, found):
         raise _another(store, f"from another {in_words(role)}: {text}")
+
+
+def _other_filling(store: RunStore, given: Request) -> bool:
+    """Whether a fill or a background is given, without a configuration, that is not the run's."""
+    recorded = store.recipe.get("config")
+    beside = given.fill is not None or given.background is not None
+    return given.config is None and beside and not _same_stages(replace(given, config=recorded).chosen, recorded)
 
 
 def _on_grid(image: ImageLike | None, grid: Grid, spacing: Spacing) -> bool:

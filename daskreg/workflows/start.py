@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ArrayError, ConfigError
-from daskreg.lazy.load import run_in
+from daskreg.lazy.load import as_transform, run_in
 from daskreg.lazy.save import history_of, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, open_volume
 from daskreg.workflows.inputs import ImageLike, Spacing, spacing_for
+from daskreg.workflows.temporary import is_temporary
 
 StartLike = str | PathLike[str] | Transform | Any  # an address, or a displacement as an array or tensor
 
@@ -28,11 +29,13 @@ def stored_start(
     """The address of a transform: as given, or of RUN.start.zarr beside the run, where it is written.
 
     A displacement is (3, Z, Y, X) or (1, 3, Z, Y, X), real numbers in voxels, components z, y, x: the voxel x of the fixed image
-    lies at the voxel x + u(x) of the moving one, and both have as many voxels. Raises ArrayError, ConfigError and what reading
-    the images and writing raise.
+    lies at the voxel x + u(x) of the moving one, and both have as many voxels. A run that ends with this process is written too.
+    Raises ArrayError, ConfigError and what reading the images and writing raise.
     """
     if start is None or (address := path_of_start(start)) is not None:
         return None if start is None else address
+    if isinstance(found := run_in(start), RunStore):
+        start = as_transform(found)
     path = run.with_name(f"{run.name.removesuffix('.zarr')}.start.zarr")
     if resume and path.exists():
         return path
@@ -46,10 +49,10 @@ def stored_start(
 
 
 def path_of_start(start: StartLike | None) -> str | Path | None:
-    """The address of what a registration starts from; None for what is in memory."""
+    """The address of what a registration starts from; None for what is in memory, or ends with this process."""
     found = run_in(start)
     if isinstance(found, RunStore):
-        return found.path
+        return None if is_temporary(found.path) else found.path
     return Path(found) if isinstance(found, PathLike) else found if isinstance(found, str) else None
 
 

@@ -195,8 +195,9 @@ def test_what_can_be_done_with_a_transform(tmp_path, capsys):
         assert command[0] != "points" or "lps, millimeter" in out
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), load_transform(transform).points(FIXED_GRID.center)[None])
     np.testing.assert_allclose(np.load(tmp_path / "back.npy")[0], FIXED_GRID.center, atol=0.02)
-    again = [float(v) for v in (tmp_path / "again.csv").read_text().split(",")]
-    np.testing.assert_allclose(again, FIXED_GRID.center, atol=0.02)  # zyx, as the array's columns were
+    head, again = (tmp_path / "again.csv").read_text().splitlines()
+    assert head == "z,y,x"  # as the array's columns were
+    np.testing.assert_allclose([float(v) for v in again.split(",")], FIXED_GRID.center, atol=0.02)
     code, _, err = run(capsys, "invert", tmp_path / "j.nii.gz", "-o", tmp_path / "x.zarr")
     assert (code, "not an image" in err) == (2, True)
     assert not (tmp_path / "x.zarr").exists()

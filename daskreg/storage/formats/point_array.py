@@ -29,12 +29,14 @@ class PointArray(PointFormat):
         return first_bytes(path, len(MAGIC)) == MAGIC and len(array_header(path, "points")[0]) <= 2
 
     def open(self, path: str, order: str | None) -> PointFile:
-        """Components are z, y, x by default."""
+        """Components are z, y, x by default; a table that they are written to has a header, which says their order."""
         values = _load(path)
         if values.ndim != 2 or values.shape[1] != 3 or values.dtype.kind not in "iuf":
             raise Unreadable(f"{path} holds {values.dtype} of shape {values.shape}; real numbers of shape (N, 3) were expected.")
         points = np.asarray(values, float)
-        return PointFile(require_finite(path, points[:, ::-1] if order == "xyz" else points), order or "zyx")
+        return PointFile(
+            require_finite(path, points[:, ::-1] if order == "xyz" else points), order or "zyx", tuple(order or "zyx")
+        )
 
     def write(self, path: str, file: PointFile) -> None:
         """In the order that they were read in."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from daskreg.cluster.checkpointer import Checkpointer
+from daskreg.cluster.clients import embedded_client
 from daskreg.cluster.kept_checkpointer import KeptCheckpointer, kept_reader
 from daskreg.config import Config, Deformable
 from daskreg.engine.report import SAVE
@@ -170,6 +171,11 @@ def test_fields_of_another_version_are_not_read_and_the_user_is_told(tmp_path, r
     assert not caplog.messages
     tell_of_other_scratch(run, str(tmp_path))
     assert "were kept by another version of daskreg" in caplog.messages[0]
+    with embedded_client(1) as client:  # workers are asked, which may be on other machines
+        tell_of_other_scratch(run, str(tmp_path), client)
+        tell_of_other_scratch(run, str(tmp_path / "elsewhere"), client)
+    assert caplog.messages[1] == caplog.messages[0]
+    assert "the fields of the last iteration are not in" in caplog.messages[2]
     assert "from the last full checkpoint" in caplog.messages[0]
     assert_same_bits(resumed(case(config), run, tmp_path, 2, told), case(config, "device").run(1))
     assert set(told) == {(1, 0)}

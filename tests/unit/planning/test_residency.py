@@ -9,6 +9,7 @@ from daskreg.config import Affine, Config, Deformable
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid
 from daskreg.planning import RESIDENCIES, make_plan
+from daskreg.planning.plan import MORE_WORKERS
 from daskreg.similarity import LNCC, MSE
 from tests.phantoms import rotation
 
@@ -74,6 +75,16 @@ def test_a_refusal_states_how_many_workers_would_fit():
         plan.validate(2 << 30)
     n = int(str(refused.value).partition("use ")[2].split()[0])
     assert planned(workers=n, memory=2 << 30).peak_bytes <= 2 << 30 < planned(workers=n - 1, memory=2 << 30).peak_bytes
+
+
+@pytest.mark.parametrize("asked", [{"images": "device"}, {"residency": "replicate"}, {"state": "device"}])
+def test_the_advice_is_for_what_was_asked_for(asked):
+    memory = 3 << 30
+    with pytest.raises(PlanTooLarge) as refused:
+        planned(memory=memory, workers=2, **asked).validate(memory)
+    advice = str(refused.value)
+    fitting = [n for n in MORE_WORKERS if planned(workers=n, memory=memory, **asked).peak_bytes <= memory]
+    assert f"use {fitting[0]} workers" in advice if fitting else "no more workers of that memory would do" in advice
 
 
 def test_many_workers_need_less_than_a_whole_image_each():

@@ -100,6 +100,16 @@ def test_an_array_is_zyx_unless_it_is_said_otherwise(transform, tmp_path):
     np.testing.assert_array_equal(points(transform, tmp_path / "b.npy", space="index", order="xyz"), moved)
 
 
+@pytest.mark.parametrize("order", ["zyx", "xyz"])
+def test_a_table_of_what_was_in_an_array_says_its_order(transform, tmp_path, order):
+    np.save(tmp_path / "in.npy", FIXED.to_world(INDEX)[:, :: 1 if order == "zyx" else -1])
+    moved = points(transform, tmp_path / "in.npy", tmp_path / "out.csv", order=order)
+    assert (tmp_path / "out.csv").read_text().splitlines()[0] == ",".join(order)
+    back = points(transform, tmp_path / "out.csv", to="fixed")
+    np.testing.assert_allclose(back, FIXED.to_world(INDEX), atol=1e-3)
+    assert moved.shape == back.shape
+
+
 def test_a_mesh_stays_a_mesh(transform, tmp_path):
     mesh = meshio.Mesh(FIXED.to_world(INDEX)[:, ::-1], [("triangle", np.array([[0, 1, 2]]))])
     meshio.write(tmp_path / "in.vtk", mesh)

@@ -65,6 +65,14 @@ def test_what_is_given_besides_is_refused_unless_it_is_the_same(tmp_path, given,
         restore_request(started(tmp_path), Request(**given))
 
 
+@pytest.mark.parametrize("given", [{"fill": -1000}, {"background": "auto"}])
+def test_another_fill_or_background_is_refused_although_no_configuration_is_given(tmp_path, given):
+    with pytest.raises(ConfigError, match="was started with another fill or background; leave them out"):
+        restore_request(started(tmp_path), Request(**given))
+    (tmp_path / "run.zarr").rename(tmp_path / "first.zarr")
+    assert restore_request(started(tmp_path, replace(ASKED, **given)), Request(**given)).moving == "m.zarr"
+
+
 def test_a_mask_that_only_the_configuration_names_is_the_same_mask(tmp_path):
     config = Config(stages=STAGES, moving_mask="weights.nii")
     store = started(tmp_path, Request("f.zarr", "m.zarr", config))

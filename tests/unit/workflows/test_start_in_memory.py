@@ -48,6 +48,16 @@ def test_addresses_stay_as_they_are(images, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_ends_with_this_process_is_kept_beside_the_one_that_starts_from_it(images, tmp_path):
+    images = [daskreg.open_volume(image, grid=GRID) for image in images]
+    first = daskreg.register(*images, [daskreg.Moments()], progress=False)
+    kept = stored_start(first, *images, None, tmp_path / "run.zarr", resume=False)
+    assert kept == tmp_path / "run.start.zarr"
+    np.testing.assert_array_equal(daskreg.load_transform(kept).affine, first.affine)
+    named = daskreg.register(*images, [daskreg.Moments()], output=tmp_path / "named.zarr", progress=False)
+    assert stored_start(named, *images, None, tmp_path / "other.zarr", resume=False) == str(tmp_path / "named.zarr")
+
+
 def test_a_run_that_is_resumed_starts_from_what_is_there(images, tmp_path):
     path = stored_start(np.zeros((3, *SHAPE)), *images, None, tmp_path / "run.zarr", resume=False)
     assert stored_start(np.ones((3, *SHAPE)), *images, None, tmp_path / "run.zarr", resume=True) == path
