@@ -12,18 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from daskreg.torch.compute import correlation, information, sampling
 from daskreg.torch.compute.correlation import Windows
 from daskreg.torch.compute.sampling import Points
 from daskreg.torch.kernels.information import ParzenWindow
+from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator, refuse
 
 MSE, LNCC, MI = range(3)
-Weights = Sequence[float]
 
 
-@custom_op("daskreg::warped_loss", mutates_args=())
+@operator("warped_loss")
 def warped(
     fixed: Tensor, image: Tensor, field: Tensor, affine: Tensor, mode: int, border: int, loss: int, integers: Sequence[int],
     numbers: Weights, wz: Weights, wy: Weights, wx: Weights, to_image: bool, to_field: bool,
@@ -76,7 +75,7 @@ def _slopes(ctx: Any, given: Tensor | None, *others: Tensor | None) -> Any:
     return tuple(none)
 
 
-@custom_op("daskreg::warped_loss_backward", mutates_args=())
+@operator("warped_loss_backward")
 def scaled(given: Tensor, slope: Tensor) -> Tensor:
     """A derivative times what it is given."""
     return slope * given
@@ -87,14 +86,8 @@ def _(given, slope):
     return slope.new_empty(slope.shape)
 
 
-def _refused(ctx: Any, *slopes: Any) -> Any:
-    raise RuntimeError(
-        "daskreg.torch: the second derivative of warped_loss was asked for (create_graph=True); only first derivatives are there."
-    )
-
-
 warped.register_autograd(_slopes, setup_context=_keep)
-scaled.register_autograd(_refused, setup_context=lambda ctx, inputs, output: None)
+scaled.register_autograd(refuse("warped_loss"), setup_context=keep_nothing)
 
 
 def _channels(image: Tensor, points: Points) -> Any:

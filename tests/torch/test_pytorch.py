@@ -123,14 +123,14 @@ def operator_cases():
 FORWARD = "test_schema", "test_faketensor"
 
 
-@pytest.mark.parametrize("operator", operator_cases(), ids=lambda o: o._name)
+@pytest.mark.parametrize("operator", operator_cases(), ids=lambda o: o.name)
 def test_operators_are_registered_as_pytorch_wants(operator):
-    backward = operator._name.endswith("_backward")
+    backward = operator.name.endswith("_backward")
     for arguments in operator_cases()[operator]:
         if backward:  # their derivatives are refused
             arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
         checks = FORWARD if backward or operator in (operators.correlate, operators.inform, warped.warped) else None
-        opcheck(operator, arguments, **({"test_utils": checks} if checks else {}))
+        opcheck(operator.registered, arguments, **({"test_utils": checks} if checks else {}))
 
 
 def test_a_distributed_module_has_the_gradients_of_a_single_one():

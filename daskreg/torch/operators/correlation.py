@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.library import custom_op
 
 from daskreg.torch.compute import correlation
 from daskreg.torch.compute.correlation import Windows
-from daskreg.torch.operators.derivatives import Weights, keep_nothing, refuse
+from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator, refuse
 
 
-@custom_op("daskreg::correlation", mutates_args=())
+@operator("correlation")
 def correlate(
     fixed: Tensor, moved: Tensor, wz: Weights, wy: Weights, wx: Weights, constants: Weights, squared: bool, counted: bool,
     per_volume: bool, mapped: bool, kinds: int, scale: float,
@@ -34,7 +33,7 @@ def _(fixed, moved, wz, wy, wx, constants, squared, counted, per_volume, mapped,
     )
 
 
-@custom_op("daskreg::correlation_backward", mutates_args=())
+@operator("correlation_backward")
 def correlate_backward(
     given: Tensor, weight: Tensor, factors: Tensor, fixed: Tensor, moved: Tensor, wz: Weights, wy: Weights, wx: Weights,
     scale: float, to_fixed: bool, to_moved: bool,

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from daskreg.torch.compute import sampling
 from daskreg.torch.compute.sampling import Points
-from daskreg.torch.operators.derivatives import keep_inputs, keep_nothing, refuse
+from daskreg.torch.operators.derivatives import keep_inputs, keep_nothing, operator, refuse
 
 
-@custom_op("daskreg::exponential", mutates_args=())
+@operator("exponential")
 def exponential(velocity: Tensor, steps: int, border: int) -> Tensor:
     """The displacement exp(v) - Id after ``steps`` compositions; no other field is kept."""
     u = velocity.contiguous() / 2**steps
@@ -27,7 +26,7 @@ def _(velocity, steps, border):
     return velocity.new_empty(velocity.shape)
 
 
-@custom_op("daskreg::exponential_backward", mutates_args=())
+@operator("exponential_backward")
 def exponential_backward(slope: Tensor, velocity: Tensor, steps: int, border: int) -> Tensor:
     """Its derivative; the fields of all steps are computed again."""
     steps_before = [velocity.contiguous() / 2**steps]

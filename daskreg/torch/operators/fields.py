@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.library import custom_op
 
 from daskreg.torch.compute import fields
-from daskreg.torch.operators.derivatives import Weights, keep_inputs, keep_nothing, refuse
+from daskreg.torch.operators.derivatives import Weights, keep_inputs, keep_nothing, operator, refuse
 
 
-@custom_op("daskreg::squared_difference", mutates_args=())
+@operator("squared_difference")
 def squared_difference(fixed: Tensor, moved: Tensor) -> Tensor:
     """The mean squared difference."""
     return fields.squared_difference(fixed.contiguous(), moved.contiguous(), 1 / fixed.numel()).reshape(())
@@ -22,7 +21,7 @@ def _(fixed, moved):
     return fixed.new_empty(())
 
 
-@custom_op("daskreg::squared_difference_backward", mutates_args=())
+@operator("squared_difference_backward")
 def squared_difference_backward(given: Tensor, fixed: Tensor, moved: Tensor) -> Tensor:
     """Its derivative with respect to ``moved``, times ``given``."""
     return fields.squared_difference_gradient(given, fixed.contiguous(), moved.contiguous(), 1 / fixed.numel())
@@ -43,7 +42,7 @@ squared_difference.register_autograd(_difference_slopes, setup_context=keep_inpu
 squared_difference_backward.register_autograd(refuse("the mean squared difference"), setup_context=keep_nothing)
 
 
-@custom_op("daskreg::penalize", mutates_args=())
+@operator("penalize")
 def penalize(u: Tensor, kind: int) -> Tensor:
     """A mean penalty of a field: of first differences (0: absolute, 1: squared) or second (2, and 3 in fractions of extents)."""
     u = u.contiguous()
@@ -57,7 +56,7 @@ def _(u, kind):
     return u.new_empty(())
 
 
-@custom_op("daskreg::penalize_backward", mutates_args=())
+@operator("penalize_backward")
 def penalize_backward(given: Tensor, u: Tensor, kind: int) -> Tensor:
     """Its derivative, times ``given``."""
     u = u.contiguous()
@@ -84,7 +83,7 @@ penalize.register_autograd(_penalty_slopes, setup_context=keep_inputs)
 penalize_backward.register_autograd(refuse("a penalty"), setup_context=keep_nothing)
 
 
-@custom_op("daskreg::determinant", mutates_args=())
+@operator("determinant")
 def determinant(u: Tensor) -> Tensor:
     """det(I + Du)."""
     return fields.determinant(u.contiguous())
@@ -95,7 +94,7 @@ def _(u):
     return u.new_empty((u.shape[0], 1, *u.shape[2:]))
 
 
-@custom_op("daskreg::determinant_backward", mutates_args=())
+@operator("determinant_backward")
 def determinant_backward(slope: Tensor, u: Tensor) -> Tensor:
     """The derivative with respect to u."""
     return fields.determinant_gradient(slope.contiguous(), u.contiguous())
@@ -110,7 +109,7 @@ determinant.register_autograd(lambda ctx, slope: determinant_backward(slope, *ct
 determinant_backward.register_autograd(refuse("the Jacobian determinant"), setup_context=keep_nothing)
 
 
-@custom_op("daskreg::filter", mutates_args=())
+@operator("filter")
 def filtered(source: Tensor, wz: Weights, wy: Weights, wx: Weights, renormalized: bool, transposed: bool) -> Tensor:
     """``compute.fields.filtered``; linear, so that its derivative is the transposed filter, as often as it is asked for."""
     found = fields.filtered(source.contiguous(), (wz, wy, wx), renormalized, transposed)

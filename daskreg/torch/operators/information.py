@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.library import custom_op
 
 from daskreg.torch.compute import information
 from daskreg.torch.kernels.information import ParzenWindow
-from daskreg.torch.operators.derivatives import Weights, keep_nothing, refuse
+from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator, refuse
 
 
-@custom_op("daskreg::information", mutates_args=())
+@operator("information")
 def inform(
     fixed: Tensor, moved: Tensor, kind: Sequence[int], intensities: Weights, smoothing: Weights, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,7 +30,7 @@ def _(fixed, moved, kind, intensities, smoothing, scale):
     return fixed.new_empty(batch), fixed.new_empty((batch, edge, edge)), fixed.new_empty((batch, edge, edge))
 
 
-@custom_op("daskreg::information_backward", mutates_args=())
+@operator("information_backward")
 def inform_backward(
     given: Tensor, table: Tensor, fixed: Tensor, moved: Tensor, kind: Sequence[int], intensities: Weights, scale: float
 ) -> Tensor:

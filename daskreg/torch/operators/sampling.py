@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from daskreg.torch.compute import sampling
 from daskreg.torch.compute.sampling import Points
 from daskreg.torch.kernels.sampling import AFFINE_ALONE, GRID
-from daskreg.torch.operators.derivatives import keep_nothing, refuse
+from daskreg.torch.operators.derivatives import keep_nothing, operator, refuse
 
 
-@custom_op("daskreg::sample", mutates_args=())
+@operator("sample")
 def sample(
     image: Tensor,
     field: Tensor,
@@ -39,7 +38,7 @@ def _(image, field, affine, mode, border, nearest, plus, align, size):
     return image.new_empty((image.shape[0], image.shape[1], *shape))
 
 
-@custom_op("daskreg::sample_backward", mutates_args=())
+@operator("sample_backward")
 def sample_backward(
     slope: Tensor, image: Tensor, field: Tensor, affine: Tensor, mode: int, border: int, nearest: bool, plus: bool, align: bool,
     to_image: bool, to_field: bool, to_affine: bool,
