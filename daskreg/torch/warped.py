@@ -46,7 +46,7 @@ def warped(
     else:
         k, bins, taps, pad = integers
         value = _information(fixed, image, points, ParzenWindow(k, bins, taps, pad, *numbers[:5]), tuple(numbers[5:]), *into)
-    return value.reshape(()), of_image, of_field
+    return value, of_image, of_field
 
 
 @warped.register_fake
@@ -110,7 +110,7 @@ def _correlation(
     fixed: Tensor, image: Tensor, points: Points, windows: Windows, to_field: Tensor | None, to_image: Tensor | None
 ) -> Tensor:
     share, kinds = -1 / fixed.numel(), 3 if to_field is not None or to_image is not None else 0
-    value, one, none = fixed.new_zeros(1), fixed.new_ones(1), fixed.new_empty(0)
+    value, one, none = fixed.new_zeros(()), fixed.new_ones(1), fixed.new_empty(0)
     for c, moved in _channels(image, points):
         against = fixed[:, c : c + 1].contiguous()
         part, _, factors = correlation.correlate(against, moved, windows, kinds, False, False, share)

@@ -12,7 +12,7 @@ from daskreg.kernels.compiler.formula import CPU
 from daskreg.kernels.compiler.launch import Kernel
 from daskreg.torch import launch
 from daskreg.torch.kernels.elementwise import squared_difference, squared_difference_backward
-from daskreg.torch.launch import DirectLaunch, Voxels
+from daskreg.torch.launch import DirectLaunch, Function, Voxels, function
 
 SIZES = {"Q": ctypes.c_uint64, "q": ctypes.c_int64, "I": ctypes.c_uint32, "i": ctypes.c_int32, "f": ctypes.c_float}
 
@@ -26,61 +26,111 @@ class Form:
         return SimpleNamespace(_codelibrary=SimpleNamespace(get_cufunc=lambda: function))
 
 
+class Configuration(ctypes.Structure):
+    """CUlaunchConfig, as cuda.h has it."""
+
+    _fields_ = [*((n, ctypes.c_uint) for n in ("bx", "by", "bz", "tx", "ty", "tz", "shared")),
+                ("stream", ctypes.c_void_p), ("attributes", ctypes.c_void_p), ("count", ctypes.c_uint)]  # fmt: skip
+
+
 @pytest.fixture
 def driver(monkeypatch):
     seen = SimpleNamespace(status=0, calls=[])
 
-    def call(handle, bx, by, bz, tx, ty, tz, shared, stream, places, extra):
-        seen.calls.append((handle, (bx, by, bz), (tx, ty, tz), shared, stream, list(places)))
+    def call(configuration, handle, places, extra):
+        c = Configuration.from_address(configuration)
+        assert (c.attributes, c.count, extra) == (None, 0, None)
+        seen.calls.append((handle, (c.bx, c.by, c.bz), (c.tx, c.ty, c.tz), c.shared, c.stream or 0, places))
         return seen.status
 
     monkeypatch.setattr(launch, "_launcher", lambda: call)
+    monkeypatch.setattr(launch, "_FUNCTIONS", {})
+    monkeypatch.setattr(launch, "_LAUNCHES", {})
     return seen
 
 
-def test_arguments_are_packed_one_after_the_other(driver):
-    tensor = torch.arange(24, dtype=torch.float32)
-    counts = torch.zeros(5, dtype=torch.int64)
-    given = [
-        tuple(np.uint32(v) for v in (1, 2, 3, 4)),
-        Voxels(tensor, (2, 3, 4)),
-        7,
-        True,
-        0.5,
-        np.uint64(2**40),
-        Voxels(counts, (5,)),
-    ]
-    values = []
-    kinds = tuple(launch._pack(a, values) for a in given)
-    direct = DirectLaunch(Form(), kinds)
-    direct((1, 2, 3), (64, 4, 1), 0, 99, values)
-    ((handle, blocks, threads, shared, stream, places),) = driver.calls
-    assert (handle, blocks, threads, shared, stream) == (77, (1, 2, 3), (64, 4, 1), 0, 99)
-    letters = "IIII" + "QQqqQqqqqqq" + "iifQ" + "QQqqQqq"
-    read = [SIZES[letter].from_address(place).value for letter, place in zip(letters, places, strict=True)]
-    array = [0, 0, 24, 4, tensor.data_ptr(), 2, 3, 4, 48, 16, 4]
-    assert read == [1, 2, 3, 4, *array, 7, 1, 0.5, 2**40, 0, 0, 5, 8, counts.data_ptr(), 5, 8]
-    found = [str(t) for t in direct.form.types]
-    assert found == [
-        "UniTuple(uint32 x 4)",
-        "array(float32, 3d, C)",
-        "int32",
-        "int32",
-        "float32",
-        "uint64",
-        "array(int64, 1d, C)",
-    ]
+def read(places, letters):
+    """What a kernel finds behind the addresses of its parameters."""
+    addresses = (ctypes.c_void_p * len(letters)).from_address(places)
+    return [SIZES[letter].from_address(place).value for letter, place in zip(letters, addresses, strict=True)]
+
+
+LETTERS = "IIII" + "QQqqQqqqqqq" + "iifQ" + "QQqqQqq"
+
+
+def given():
+    scalars = 7, True, 0.5, np.uint64(2**40)
+    box = tuple(np.uint32(v) for v in (1, 2, 3, 4))
+    return [box, Voxels(torch.rand(24), (2, 3, 4)), *scalars, Voxels(torch.zeros(5, dtype=torch.int64), (5,))]
+
+
+def expected(arguments):
+    image, counts = arguments[1].tensor, arguments[-1].tensor
+    array = [0, 0, 24, 4, image.data_ptr(), 2, 3, 4, 48, 16, 4]
+    return [1, 2, 3, 4, *array, *arguments[2:6], 0, 0, 5, 8, counts.data_ptr(), 5, 8]
+
+
+def test_parameters_are_where_the_driver_is_told(driver):
+    arguments = given()
+    kinds, values = launch.packed(arguments)
+    compiled = function(Form(), 0, kinds)
+    DirectLaunch(compiled, kinds)((1, 2, 3), (64, 4, 1), 96, 99, values)
+    ((*seen, places),) = driver.calls
+    assert seen == [77, (1, 2, 3), (64, 4, 1), 96, 99]
+    array, counts = "array(float32, 3d, C)", "array(int64, 1d, C)"
+    assert [str(t) for t in compiled.form.types] == ["UniTuple(uint32 x 4)", array, "int32", "int32", "float32", "uint64", counts]
+
+
+def test_launches_of_the_same_shapes_write_values_alone(driver, monkeypatch):
+    monkeypatch.setattr(launch, "_device", lambda: -1)
+    monkeypatch.setattr(launch, "_stream", lambda index: 5)
+    form, found = Form(), []
+    for _ in range(3):
+        arguments = given()
+        launch.launch(form, (1, 1, 1), (32, 1, 1), *arguments, like=arguments[1].tensor)
+        found.append(read(driver.calls[-1][-1], LETTERS))
+        assert found[-1] == expected(arguments)
+    assert len({tuple(f) for f in found}) == 3
+    assert len(launch._LAUNCHES) == len(launch._FUNCTIONS) == 1
+    wide = [arguments[0], Voxels(torch.rand(24), (4, 3, 2)), *arguments[2:]]
+    launch.launch(form, (1, 1, 1), (32, 1, 1), *wide, like=arguments[1].tensor)
+    assert read(driver.calls[-1][-1], LETTERS)[9:15] == [4, 3, 2, 24, 8, 4]
+    assert (len(launch._LAUNCHES), len(launch._FUNCTIONS)) == (2, 1)
+
+
+def test_launches_that_are_kept_do_not_grow_without_bound(driver, monkeypatch):
+    monkeypatch.setattr(launch, "_device", lambda: -1)
+    monkeypatch.setattr(launch, "_stream", lambda index: 5)
+    monkeypatch.setattr(launch, "MOST_LAUNCHES", 3)
+    form = Form()
+    for n in range(1, 9):
+        launch.launch(form, (1, 1, 1), (32, 1, 1), launch.flat(torch.zeros(n)), like=torch.zeros(1))
+        assert len(launch._LAUNCHES) <= 3
 
 
 def test_a_refusal_of_the_driver_is_reported(driver):
     driver.status = 700
     with pytest.raises(DaskregError, match="error 700"):
-        DirectLaunch(Form(), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1])
+        DirectLaunch(function(Form(), 0, (int,)), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1])
+
+
+def test_shared_memory_is_asked_for_where_a_block_takes_more_than_every_kernel_may(driver, monkeypatch):
+    asked = []
+
+    def allow(self, shared):
+        asked.append(shared)
+        self.shared = shared
+
+    monkeypatch.setattr(Function, "allow", allow)
+    direct = DirectLaunch(function(Form(), 0, (int,)), (int,))
+    for shared in (48 * 1024, 60_000, 50_000, 70_000):
+        direct((1, 1, 1), (1, 1, 1), shared, 0, [1])
+    assert asked == [60_000, 70_000]
 
 
 def test_other_types_are_refused():
     with pytest.raises(DaskregError, match="float64 on a CPU"):
-        DirectLaunch(Form(), ((torch.float64, 1),))
+        function(Form(), 0, ((torch.float64, (1,)),))
 
 
 def test_many_planes_take_several_launches(monkeypatch):

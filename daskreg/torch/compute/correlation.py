@@ -40,7 +40,7 @@ class Windows(NamedTuple):
 def correlate(
     fixed: torch.Tensor, moved: torch.Tensor, windows: Windows, kinds: int, mapped: bool, per_volume: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``scale`` times the sum of the correlation of all windows (1,), or of each volume (N,); the correlation of each window if
+    """``scale`` times the sum of the correlation of all windows (), or of each volume (B, C); the correlation of each window if
     ``mapped``, else (0,); ``kinds`` factors for the derivative, (kinds, *shape) or (0,).
     """
     n, shape = prod(fixed.shape[:2]), fixed.shape
@@ -57,7 +57,7 @@ def correlate(
             Voxels(correlation, volumes if mapped else (0, 0, 0, 0)),
             Voxels(factors, (kinds, *volumes) if kinds else (0, 0, 0, 0, 0)), dtype=fixed.dtype,
         )  # fmt: skip
-    return total(partials, n if per_volume else 1, scale), correlation, factors
+    return total(partials, shape[:2] if per_volume else (), scale), correlation, factors
 
 
 def gradient(

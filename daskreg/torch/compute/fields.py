@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from daskreg.torch.kernels import elementwise as kernels
-from daskreg.torch.launch import flat, planes, run, total
+from daskreg.torch.launch import empty, flat, planes, run, total
 
 _TABLES: dict[tuple[object, ...], torch.Tensor] = {}  # weights of filters by their values, type and device
 
@@ -20,15 +20,15 @@ def _shape(tensor: torch.Tensor) -> tuple[int, int, int]:
 
 
 def squared_difference(fixed: torch.Tensor, moved: torch.Tensor, scale: float) -> torch.Tensor:
-    """``scale`` times the sum of squared differences: (1,)."""
+    """``scale`` times the sum of squared differences: ()."""
     rows = run(kernels.squared_difference, _shape(fixed), planes(fixed), planes(moved), like=fixed)
     assert rows is not None
-    return total(rows, 1, scale)
+    return total(rows, (), scale)
 
 
 def squared_difference_gradient(given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, scale: float) -> torch.Tensor:
     """Its derivative with respect to ``moved``, times ``given``."""
-    out = torch.empty_like(moved)
+    out = empty(moved.shape, moved)
     run(kernels.squared_difference_backward, _shape(fixed), 2.0 * scale, flat(given), planes(fixed), planes(moved), planes(out),
         like=fixed)  # fmt: skip
     return out
@@ -41,30 +41,30 @@ def axis_shares(u: torch.Tensor) -> tuple[float, ...]:
 
 
 def difference_penalty(u: torch.Tensor, squared: bool) -> torch.Tensor:
-    """The mean penalty of forward differences, over the axes: (1,)."""
+    """The mean penalty of forward differences, over the axes: ()."""
     rows = run(kernels.difference_penalty, _shape(u), u.shape[2], squared, *axis_shares(u), planes(u), like=u)
     assert rows is not None
-    return total(rows, 1, 1.0)
+    return total(rows, (), 1.0)
 
 
 def difference_penalty_gradient(given: torch.Tensor, u: torch.Tensor, squared: bool) -> torch.Tensor:
     """Its derivative, times ``given``."""
-    out = torch.empty_like(u)
+    out = empty(u.shape, u)
     run(kernels.difference_penalty_backward, _shape(u), u.shape[2], squared, *axis_shares(u), flat(given), planes(u), planes(out),
         like=u)  # fmt: skip
     return out
 
 
 def bending_energy(u: torch.Tensor, normalized: bool, scale: float) -> torch.Tensor:
-    """``scale`` times the sum of squared second differences: (1,)."""
+    """``scale`` times the sum of squared second differences: ()."""
     rows = run(kernels.bending, _shape(u), u.shape[2], u.shape[1], normalized, planes(u), like=u)
     assert rows is not None
-    return total(rows, 1, scale)
+    return total(rows, (), scale)
 
 
 def bending_energy_gradient(given: torch.Tensor, u: torch.Tensor, normalized: bool, scale: float) -> torch.Tensor:
     """Its derivative, times ``given``."""
-    out = torch.empty_like(u)
+    out = empty(u.shape, u)
     run(kernels.bending_backward, _shape(u), u.shape[2], u.shape[1], normalized, 2.0 * scale, flat(given), planes(u), planes(out),
         like=u)  # fmt: skip
     return out
@@ -72,14 +72,14 @@ def bending_energy_gradient(given: torch.Tensor, u: torch.Tensor, normalized: bo
 
 def determinant(u: torch.Tensor) -> torch.Tensor:
     """det(I + Du): (B, 1, Z, Y, X)."""
-    out = u.new_empty((u.shape[0], 1, *u.shape[2:]))
+    out = empty((u.shape[0], 1, *u.shape[2:]), u)
     run(kernels.determinant, _shape(out), u.shape[2], planes(u), planes(out), like=u)
     return out
 
 
 def determinant_gradient(slope: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """The derivative with respect to u from that with respect to the determinant."""
-    out = torch.empty_like(u)
+    out = empty(u.shape, u)
     run(kernels.determinant_backward, _shape(u), u.shape[2], planes(u), planes(slope), planes(out), like=u)
     return out
 
@@ -90,7 +90,7 @@ def filtered(source: torch.Tensor, weights: Sequence[Sequence[float]], renormali
         if len(taps) == 1:
             source = source * taps[0] if taps[0] != 1 else source
             continue
-        out = torch.empty_like(source)
+        out = empty(source.shape, source)
         norms = _inverse_sums(taps, source.shape[axis + 2]) if renormalized else (1.0,) * source.shape[axis + 2]
         run(kernels.filter_axis, _shape(source), axis, source.shape[2], transposed, flat(_table(tuple(taps), source)),
             flat(_table(norms, source)), planes(source), planes(out), like=source)  # fmt: skip

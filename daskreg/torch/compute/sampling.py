@@ -118,7 +118,7 @@ def affine_sums(
         *points.scales(image), points.voxels, points.matrix, planes(image), planes(slope), like=image,
     )  # fmt: skip
     assert rows is not None
-    return total(rows, 12 * batch, 1.0).reshape(3, 4, batch).permute(2, 0, 1).contiguous()
+    return total(rows, (12 * batch,), 1.0).reshape(3, 4, batch).permute(2, 0, 1).contiguous()
 
 
 def squares(
@@ -133,4 +133,4 @@ def squares(
         field, like=image,
     )  # fmt: skip
     assert rows is not None
-    return total(rows, 1, scale)
+    return total(rows, (), scale)

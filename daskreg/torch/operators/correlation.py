@@ -18,10 +18,7 @@ def correlate(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """``compute.correlation.correlate``: the sum () or (B, C), the map, the factors."""
     windows = _windows(wz, wy, wx, constants, squared, counted)
-    value, found, factors = correlation.correlate(
-        fixed.contiguous(), moved.contiguous(), windows, kinds, mapped, per_volume, scale
-    )
-    return value.reshape(fixed.shape[:2] if per_volume else ()), found, factors
+    return correlation.correlate(fixed.contiguous(), moved.contiguous(), windows, kinds, mapped, per_volume, scale)
 
 
 @correlate.register_fake

@@ -13,7 +13,7 @@ from daskreg.torch.operators.derivatives import Weights, keep_inputs, keep_nothi
 @operator("squared_difference")
 def squared_difference(fixed: Tensor, moved: Tensor) -> Tensor:
     """The mean squared difference."""
-    return fields.squared_difference(fixed.contiguous(), moved.contiguous(), 1 / fixed.numel()).reshape(())
+    return fields.squared_difference(fixed.contiguous(), moved.contiguous(), 1 / fixed.numel())
 
 
 @squared_difference.register_fake
@@ -47,8 +47,8 @@ def penalize(u: Tensor, kind: int) -> Tensor:
     """A mean penalty of a field: of first differences (0: absolute, 1: squared) or second (2, and 3 in fractions of extents)."""
     u = u.contiguous()
     if kind < 2:
-        return fields.difference_penalty(u, kind == 1).reshape(())
-    return fields.bending_energy(u, kind == 3, _interior_share(u)).reshape(())
+        return fields.difference_penalty(u, kind == 1)
+    return fields.bending_energy(u, kind == 3, _interior_share(u))
 
 
 @penalize.register_fake
