@@ -11,6 +11,7 @@ from torch import Tensor
 from daskreg.errors import DaskregError
 
 KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DEVICES = "cpu", "cuda"
 Item = TypeVar("Item")
 
 
@@ -52,10 +53,13 @@ def affine_map(image: Tensor, affine: Tensor) -> Tensor:
 
 def computed(*tensors: Tensor) -> list[Tensor]:
     """Tensors of one device in the type that is computed in: float64 where any is, else float32."""
+    device = tensors[0].device
+    if device.type in DEVICES and not [t for t in tensors if t.dtype != torch.float32 or t.device != device]:
+        return list(tensors)
     for tensor in tensors:
         if tensor.dtype not in KINDS:
             raise DaskregError(f"a tensor is {tensor.dtype}; float16, bfloat16, float32 or float64 was expected.")
-        if tensor.device.type not in ("cpu", "cuda"):
+        if tensor.device.type not in DEVICES:
             raise DaskregError(f"a tensor is on the device {tensor.device}; cpu or cuda was expected.")
         if tensor.device != tensors[0].device:
             raise DaskregError(f"tensors are on the devices {tensors[0].device} and {tensor.device}; one was expected.")

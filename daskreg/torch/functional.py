@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ def lncc(
     one_of("reduction", reduction, REDUCTIONS)
     one_of("border", border, ("zeros", "count"))
     wz, wy, wx = _weights(window, kind, weights)
-    constants = [float(v) for v in (floor, additive, epsilon, numerator, limit)]
+    constants = float(floor), float(additive), float(epsilon), float(numerator), float(limit)
     f, m = computed(fixed, moved)
     wants_f, wants_m = needs_gradient(f), needs_gradient(m)
     if wants_f and not wants_m:
@@ -120,13 +121,19 @@ def window_weights(size: int, kind: WindowKind = "rectangular") -> tuple[float, 
     return (1.0,) * size
 
 
-def _weights(
-    window: int | Sequence[int], kind: WindowKind, weights: Sequence[Sequence[float]] | None
-) -> tuple[list[float], list[float], list[float]]:
+def _weights(window: int | Sequence[int], kind: WindowKind, weights: Sequence[Sequence[float]] | None) -> Any:
+    """Along z, y, x; those of a cube are kept, other than for a compiler, which follows what makes them."""
+    if weights is None and type(window) is int and not torch.compiler.is_compiling():
+        return (_kept_weights(window, kind),) * 3
     given = weights if weights is not None else [window_weights(n, kind) for n in triple(window)]
     odd_windows([len(w) for w in given])
     wz, wy, wx = ([float(v) for v in w] for w in given)
     return wz, wy, wx
+
+
+@lru_cache
+def _kept_weights(window: int, kind: WindowKind) -> tuple[float, ...]:
+    return tuple(map(float, window_weights(window, kind)))
 
 
 def mutual_information(
@@ -158,8 +165,9 @@ def mutual_information(
     window = _window(bins, kind, sigma_ratio, low, high, clip)
     f, m = computed(fixed, moved)
     scale = -1.0 / m.shape[0] if reduction == "mean" else -1.0
-    value, _, _ = operators.inform(f, m, window[:4], window[4:], (float(numerator), float(denominator), float(additive)), scale)
-    return value if reduction == "none" else value.sum()
+    smoothing = float(numerator), float(denominator), float(additive)
+    value, _, _ = operators.inform(f, m, window[:4], window[4:], smoothing, scale, reduction != "none")
+    return value
 
 
 def _window(bins: int, kind: str, sigma_ratio: float, low: float, high: float, clip: float | None) -> ParzenWindow:
@@ -239,10 +247,10 @@ def _sample(
     one_of("border", border, tuple(BORDERS))
     one_of("interpolation", interpolation, ("bilinear", "nearest"))
     _refuse_nondeterminism(image)
-    whole = image.new_zeros((1, 3, 4)) if affine is None else affine
+    whole = image.new_empty((1, 3, 4)) if affine is None else affine  # which is not read
     a, b, c = computed(image, field, whole)
     found = operators.sample(a, b, c, mode, BORDERS[border], interpolation == "nearest", plus, align, list(size))
-    return found.to(image.dtype)
+    return found if found.dtype == image.dtype else found.to(image.dtype)
 
 
 def _refuse_nondeterminism(image: Tensor) -> None:
@@ -290,7 +298,7 @@ def warped_loss(
             "expected, the image's channels on the displacement's grid."
         )
     _refuse_nondeterminism(image)
-    mode, matrix = DISPLACEMENT, image.new_zeros((1, 3, 4))
+    mode, matrix = DISPLACEMENT, image.new_empty((1, 3, 4))
     if affine is not None:
         mode, matrix = AFFINE, affine_map(image, affine)
     f, a, u, m = computed(fixed, image, displacement_field, matrix)

@@ -104,7 +104,7 @@ def operator_cases():
         operators.correlate: [(fixed, image, ones, ones, ones, constants, True, False, True, False, 3, 1.0),
                               (fixed, image, ones, ones, ones, constants, True, False, False, True, 3, 1.0)],
         operators.correlate_backward: [(torch.ones(1), none, factors, fixed, image, ones, ones, ones, 1.0, True, True)],
-        operators.inform: [(fixed, image, kind, intensities, (1e-7, 1e-7, 0.0), 1.0)],
+        operators.inform: [(fixed, image, kind, intensities, (1e-7, 1e-7, 0.0), 1.0, each) for each in (False, True)],
         operators.inform_backward: [(torch.ones(B), table, fixed, image, kind, intensities, 1.0)],
         operators.squared_difference: [(fixed, image)],
         operators.squared_difference_backward: [(torch.ones(()), fixed, image)],

@@ -14,20 +14,24 @@ from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator,
 
 @operator("information")
 def inform(
-    fixed: Tensor, moved: Tensor, kind: Sequence[int], intensities: Weights, smoothing: Weights, scale: float
+    fixed: Tensor, moved: Tensor, kind: Sequence[int], intensities: Weights, smoothing: Weights, scale: float,
+    summed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``scale`` times the mutual information of each batch element (B,), and the tables of its derivatives."""
+    """``scale`` times the mutual information of each batch element (B,), or of all together, and the tables of its derivatives."""
     fixed, moved, window = fixed.contiguous(), moved.contiguous(), _window(kind, intensities)
     counts = information.empty_histogram(fixed, window)
     information.count(fixed, moved, window, counts)
     a, b, c = smoothing
-    return information.tables(counts, window, (a, b, c), scale, fixed.dtype)
+    value, *made = information.tables(counts, window, (a, b, c), scale, fixed.dtype)
+    if summed:
+        value = value.sum() if len(value) > 1 else value.reshape(())
+    return value, made[0], made[1]
 
 
 @inform.register_fake
-def _(fixed, moved, kind, intensities, smoothing, scale):
+def _(fixed, moved, kind, intensities, smoothing, scale, summed):
     batch, edge = fixed.shape[0], kind[1] + 2 * kind[3]
-    return fixed.new_empty(batch), fixed.new_empty((batch, edge, edge)), fixed.new_empty((batch, edge, edge))
+    return fixed.new_empty(() if summed else batch), fixed.new_empty((batch, edge, edge)), fixed.new_empty((batch, edge, edge))
 
 
 @operator("information_backward")
@@ -51,19 +55,19 @@ def _window(kind: Sequence[int], intensities: Weights) -> ParzenWindow:
 
 
 def _keep_tables(ctx: Any, inputs: Any, output: Any) -> None:
-    fixed, moved, ctx.kind, ctx.intensities, _, ctx.scale = inputs
+    fixed, moved, ctx.kind, ctx.intensities, _, ctx.scale, _ = inputs
     ctx.save_for_backward(fixed, moved, output[1], output[2])
     ctx.set_materialize_grads(False)
 
 
 def _information_slopes(ctx: Any, given: Tensor | None, *of_tables: Tensor | None) -> Any:
     if given is None:
-        return (None,) * 6
+        return (None,) * 7
     fixed, moved, to_moved, to_fixed = ctx.saved_tensors
     rest = ctx.kind, ctx.intensities, ctx.scale
     of_fixed = inform_backward(given, to_fixed, moved, fixed, *rest) if ctx.needs_input_grad[0] else None
     of_moved = inform_backward(given, to_moved, fixed, moved, *rest) if ctx.needs_input_grad[1] else None
-    return of_fixed, of_moved, *(None,) * 4
+    return of_fixed, of_moved, *(None,) * 5
 
 
 inform.register_autograd(_information_slopes, setup_context=_keep_tables)
