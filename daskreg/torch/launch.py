@@ -51,8 +51,13 @@ def flat(tensor: torch.Tensor) -> Voxels:
 
 def planes(tensor: torch.Tensor) -> Voxels:
     """A tensor (..., Z, Y, X) as (planes, Y, X)."""
-    shape = tensor.shape
-    return Voxels(tensor, (prod(shape[:-2]), shape[-2], shape[-1]))
+    return Voxels(tensor, stack(tensor.shape))
+
+
+@lru_cache(MOST_LAUNCHES)
+def stack(shape: torch.Size) -> tuple[int, int, int]:
+    """Planes, rows and columns of a shape (..., Z, Y, X)."""
+    return prod(shape[:-2]), shape[-2], shape[-1]
 
 
 def view(voxels: Voxels) -> Any:
@@ -305,9 +310,15 @@ def total(partials: torch.Tensor, shape: Sequence[int], scale: float, offset: fl
     if not partials.is_cuda:
         sums = partials.reshape(segments, length).sum(1, dtype=torch.float64) * scale + offset
         return sums.to(partials.dtype).reshape(tuple(shape))
+    form, threads = _segment_totals()
+    out = empty(shape, partials)
+    launch(form, (segments, 1, 1), threads, np.uint32(length), float(scale), float(offset), flat(partials),
+           Voxels(out, (segments,)), like=partials)  # fmt: skip
+    return out
+
+
+@cache
+def _segment_totals() -> tuple[Any, tuple[int, int, int]]:
     from daskreg.torch.kernels.totals import THREADS, segment_totals
 
-    out = empty(shape, partials)
-    launch(segment_totals.form(), (segments, 1, 1), (THREADS, 1, 1), np.uint32(length), float(scale), float(offset),
-           flat(partials), Voxels(out, (segments,)), like=partials)  # fmt: skip
-    return out
+    return segment_totals.form(), (THREADS, 1, 1)

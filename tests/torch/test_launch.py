@@ -75,7 +75,7 @@ def test_parameters_are_where_the_driver_is_told(driver):
     kinds, values = launch.packed(arguments)
     compiled = function(Form(), 0, kinds)
     DirectLaunch(compiled, kinds)((1, 2, 3), (64, 4, 1), 96, 99, values)
-    ((*seen, places),) = driver.calls
+    ((*seen, _),) = driver.calls
     assert seen == [77, (1, 2, 3), (64, 4, 1), 96, 99]
     array, counts = "array(float32, 3d, C)", "array(int64, 1d, C)"
     assert [str(t) for t in compiled.form.types] == ["UniTuple(uint32 x 4)", array, "int32", "int32", "float32", "uint64", counts]

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 import torch
 
 from daskreg.torch.kernels import elementwise as kernels
-from daskreg.torch.launch import empty, flat, planes, run, total
+from daskreg.torch.launch import empty, flat, planes, run, stack, total
 
 _TABLES: dict[tuple[object, ...], torch.Tensor] = {}  # weights of filters by their values, type and device
 
 
-def _shape(tensor: torch.Tensor) -> tuple[int, int, int]:
-    return prod(tensor.shape[:-2]), tensor.shape[-2], tensor.shape[-1]
-
-
 def squared_difference(fixed: torch.Tensor, moved: torch.Tensor, scale: float) -> torch.Tensor:
     """``scale`` times the sum of squared differences: ()."""
-    rows = run(kernels.squared_difference, _shape(fixed), planes(fixed), planes(moved), like=fixed)
+    rows = run(kernels.squared_difference, stack(fixed.shape), planes(fixed), planes(moved), like=fixed)
     assert rows is not None
     return total(rows, (), scale)
 
@@ -29,8 +24,8 @@ def squared_difference(fixed: torch.Tensor, moved: torch.Tensor, scale: float) -
 def squared_difference_gradient(given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, scale: float) -> torch.Tensor:
     """Its derivative with respect to ``moved``, times ``given``."""
     out = empty(moved.shape, moved)
-    run(kernels.squared_difference_backward, _shape(fixed), 2.0 * scale, flat(given), planes(fixed), planes(moved), planes(out),
-        like=fixed)  # fmt: skip
+    run(kernels.squared_difference_backward, stack(fixed.shape), 2.0 * scale, flat(given), planes(fixed), planes(moved),
+        planes(out), like=fixed)  # fmt: skip
     return out
 
 
@@ -42,7 +37,7 @@ def axis_shares(u: torch.Tensor) -> tuple[float, ...]:
 
 def difference_penalty(u: torch.Tensor, squared: bool) -> torch.Tensor:
     """The mean penalty of forward differences, over the axes: ()."""
-    rows = run(kernels.difference_penalty, _shape(u), u.shape[2], squared, *axis_shares(u), planes(u), like=u)
+    rows = run(kernels.difference_penalty, stack(u.shape), u.shape[2], squared, *axis_shares(u), planes(u), like=u)
     assert rows is not None
     return total(rows, (), 1.0)
 
@@ -50,14 +45,14 @@ def difference_penalty(u: torch.Tensor, squared: bool) -> torch.Tensor:
 def difference_penalty_gradient(given: torch.Tensor, u: torch.Tensor, squared: bool) -> torch.Tensor:
     """Its derivative, times ``given``."""
     out = empty(u.shape, u)
-    run(kernels.difference_penalty_backward, _shape(u), u.shape[2], squared, *axis_shares(u), flat(given), planes(u), planes(out),
-        like=u)  # fmt: skip
+    run(kernels.difference_penalty_backward, stack(u.shape), u.shape[2], squared, *axis_shares(u), flat(given), planes(u),
+        planes(out), like=u)  # fmt: skip
     return out
 
 
 def bending_energy(u: torch.Tensor, normalized: bool, scale: float) -> torch.Tensor:
     """``scale`` times the sum of squared second differences: ()."""
-    rows = run(kernels.bending, _shape(u), u.shape[2], u.shape[1], normalized, planes(u), like=u)
+    rows = run(kernels.bending, stack(u.shape), u.shape[2], u.shape[1], normalized, planes(u), like=u)
     assert rows is not None
     return total(rows, (), scale)
 
@@ -65,22 +60,22 @@ def bending_energy(u: torch.Tensor, normalized: bool, scale: float) -> torch.Ten
 def bending_energy_gradient(given: torch.Tensor, u: torch.Tensor, normalized: bool, scale: float) -> torch.Tensor:
     """Its derivative, times ``given``."""
     out = empty(u.shape, u)
-    run(kernels.bending_backward, _shape(u), u.shape[2], u.shape[1], normalized, 2.0 * scale, flat(given), planes(u), planes(out),
-        like=u)  # fmt: skip
+    run(kernels.bending_backward, stack(u.shape), u.shape[2], u.shape[1], normalized, 2.0 * scale, flat(given), planes(u),
+        planes(out), like=u)  # fmt: skip
     return out
 
 
 def determinant(u: torch.Tensor) -> torch.Tensor:
     """det(I + Du): (B, 1, Z, Y, X)."""
     out = empty((u.shape[0], 1, *u.shape[2:]), u)
-    run(kernels.determinant, _shape(out), u.shape[2], planes(u), planes(out), like=u)
+    run(kernels.determinant, stack(out.shape), u.shape[2], planes(u), planes(out), like=u)
     return out
 
 
 def determinant_gradient(slope: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """The derivative with respect to u from that with respect to the determinant."""
     out = empty(u.shape, u)
-    run(kernels.determinant_backward, _shape(u), u.shape[2], planes(u), planes(slope), planes(out), like=u)
+    run(kernels.determinant_backward, stack(u.shape), u.shape[2], planes(u), planes(slope), planes(out), like=u)
     return out
 
 
@@ -92,7 +87,7 @@ def filtered(source: torch.Tensor, weights: Sequence[Sequence[float]], renormali
             continue
         out = empty(source.shape, source)
         norms = _inverse_sums(taps, source.shape[axis + 2]) if renormalized else (1.0,) * source.shape[axis + 2]
-        run(kernels.filter_axis, _shape(source), axis, source.shape[2], transposed, flat(_table(tuple(taps), source)),
+        run(kernels.filter_axis, stack(source.shape), axis, source.shape[2], transposed, flat(_table(tuple(taps), source)),
             flat(_table(norms, source)), planes(source), planes(out), like=source)  # fmt: skip
         source = out
     return source

@@ -66,10 +66,7 @@ def seen_by_autograd_alone(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors are PyTorch's own, and no mode, transform or tracer waits for operators on them."""
     if _modes() or _functions() or _transforms() or _trace() is not None:
         return False
-    for tensor in tensors:
-        if type(tensor) not in PLAIN or _keys(tensor).raw_repr() != _plain_keys(tensor.is_cpu):
-            return False
-    return True
+    return not [t for t in tensors if type(t) not in PLAIN or _keys(t).raw_repr() != _plain_keys(t.is_cpu)]
 
 
 @cache
@@ -79,7 +76,7 @@ def _plain_keys(on_cpu: bool) -> int:
 
 
 def _differentiable(tensors: Sequence[Tensor]) -> bool:
-    return any([t.requires_grad for t in tensors]) and not _excluded(AUTOGRAD[tensors[0].is_cpu])
+    return torch._C._any_requires_grad(*tensors) and not _excluded(AUTOGRAD[tensors[0].is_cpu])
 
 
 def _apply(name: str, forward: Callable[..., Any], backward: Callable[..., Any], setup: Setup) -> Callable[..., Any]:

@@ -14,10 +14,15 @@ from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator,
 
 @operator("information")
 def inform(
-    fixed: Tensor, moved: Tensor, kind: Sequence[int], intensities: Weights, smoothing: Weights, scale: float,
+    fixed: Tensor,
+    moved: Tensor,
+    kind: Sequence[int],
+    intensities: Weights,
+    smoothing: Weights,
+    scale: float,
     summed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``scale`` times the mutual information of each batch element (B,), or of all together, and the tables of its derivatives."""
+    """``scale`` times the mutual information of each batch element (B,), or their sum (), and the tables of its derivatives."""
     fixed, moved, window = fixed.contiguous(), moved.contiguous(), _window(kind, intensities)
     counts = information.empty_histogram(fixed, window)
     information.count(fixed, moved, window, counts)
