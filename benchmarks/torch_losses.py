@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -336,27 +337,45 @@ empty.register_autograd(lambda ctx, g: (None, None), setup_context=lambda ctx, i
 
 
 def overhead() -> None:
-    """Host time of a call, without waiting for the device: 128^3, batch 1."""
+    """Host time of a call, without waiting for the device: 128^3, batch 1; forward, without derivatives, and both passes."""
     moved, fixed = pair(1, 1, 128, 128, 128)
     u = torch.zeros((1, 3, 128, 128, 128), device="cuda").requires_grad_()
-    calls: dict[str, Step] = {
-        "empty custom operator": lambda: empty(moved, fixed),
-        "mse": lambda: dt.mse(moved, fixed),
-        "lncc": lambda: dt.lncc(moved, fixed, 7),
-        "mutual information": lambda: dt.mutual_information(moved, fixed),
-        "warp": lambda: dt.warp(moved, u),
-        "torch grid_sample": lambda: F.grid_sample(moved, u.permute(0, 2, 3, 4, 1), align_corners=True),
+    calls: dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]] = {
+        "empty custom operator": (empty, (moved, fixed)),
+        "mse": (dt.mse, (moved, fixed)),
+        "lncc": (lambda m, f: dt.lncc(m, f, 7), (moved, fixed)),
+        "mutual information": (dt.mutual_information, (moved, fixed)),
+        "warp": (dt.warp, (moved, u)),
+        "warp, displacement only": (dt.warp, (fixed, u)),
+        "torch mse": (F.mse_loss, (moved, fixed)),
+        "torch grid_sample": (lambda a, v: F.grid_sample(a, v.permute(0, 2, 3, 4, 1), align_corners=True), (moved, u)),
     }
-    for name, call in calls.items():
-        for _ in range(WARM_UP):
-            call()
-        taken = []
-        for _ in range(TIMES):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            taken.append(1e6 * (time.perf_counter() - start))
-        say({"case": "host time of a call", "who": name, "microseconds": round(median(taken), 1)})
+    for name, (function, given) in calls.items():
+        row: dict[str, Any] = {"case": "host time of a call", "who": name}
+        row["microseconds"] = host_microseconds(partial(function, *given))
+        with torch.no_grad():
+            row["without derivatives"] = host_microseconds(partial(function, *given))
+        row["forward + backward"] = host_microseconds(both_passes(function, *given))
+        say(row)
+
+
+def both_passes(function: Callable[..., torch.Tensor], *given: torch.Tensor) -> Step:
+    """A call and the derivatives with respect to all that has any, for a slope that is there."""
+    slope, leaves = torch.ones_like(function(*given)), [t for t in given if t.requires_grad]
+    return lambda: torch.autograd.grad(function(*given), leaves, slope, allow_unused=True)
+
+
+def host_microseconds(call: Step) -> float:
+    """The median time until a call returns, each on a device that has nothing to do."""
+    for _ in range(WARM_UP):
+        call()
+    taken = []
+    for _ in range(TIMES):
+        synchronize()
+        start = time.perf_counter()
+        call()
+        taken.append(1e6 * (time.perf_counter() - start))
+    return round(median(taken), 1)
 
 
 CASES: dict[str, Callable[[list[int]], None]] = {
