@@ -27,6 +27,7 @@ else:
 
 T = TypeVar("T")
 EDGE = 128  # voxels an axis of a block: two chunks, and 24 MiB of displacement
+LARGE_BLOCK = 1 << 24  # voxels of a block that reads much of an image
 CACHED_BYTES = 256 << 20  # bytes up to which an image is decoded once and kept: a compressed file can only be read from its start
 MAXIMUM_SLABS = 8  # times SLAB_BYTES that the planes of a block may take, if that saves decoding
 PIECES_BYTES, PIECES_SHARE = 2 << 30, 8  # most bytes of decoded pieces of a file that are kept, and a share of the memory
@@ -38,6 +39,18 @@ def block_of(shape: tuple[int, int, int], itemsize: int = 0) -> tuple[int, int, 
     depth = _slab_depth(shape[1] * shape[2] * itemsize) if itemsize else EDGE
     edge = max(16, min(EDGE, math.isqrt(EDGE**3 // depth))) if depth > EDGE else EDGE
     return min(depth, shape[0]), min(edge, shape[1]), min(edge, shape[2])
+
+
+def larger_block(shape: tuple[int, int, int], block: tuple[int, int, int], first: int = 0) -> tuple[int, int, int]:
+    """A block that is extended to LARGE_BLOCK voxels, along x first: fewer blocks read the same of a file.
+
+    first: axis up to which it may grow, 1 where its planes are given
+    """
+    edges = list(block)
+    for axis in range(2, first - 1, -1):
+        most = LARGE_BLOCK // math.prod(edges[:axis] + edges[axis + 1 :])
+        edges[axis] = shape[axis] if most >= shape[axis] else max(most // CHUNK * CHUNK, edges[axis])
+    return edges[0], edges[1], edges[2]
 
 
 def _slab_depth(plane: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -12,11 +14,11 @@ from numpy.typing import NDArray
 from daskreg.deferred import DeferredModule
 from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
-from daskreg.lazy.blocks import Reader, block_of, by_block, leading_block
+from daskreg.lazy.blocks import CACHED_BYTES, Reader, block_of, by_block, larger_block, leading_block
 from daskreg.storage import Stack, Volume
 from daskreg.storage.fill import Fill, fill_of, require_fill
 from daskreg.transforms.bounds import INTERPOLATION_MARGIN, local_coefficients, sampling_bounds
-from daskreg.transforms.chain import sample_chain
+from daskreg.transforms.chain import SampledMap, sample_chain
 from daskreg.transforms.execution import KernelRunner, run_on_cpu, run_on_cuda
 from daskreg.transforms.linear import linear_part
 from daskreg.transforms.link import Link
@@ -27,13 +29,17 @@ if TYPE_CHECKING:
     from daskreg.kernels.compiler.launch import Kernel
     from daskreg.kernels.device import Kind
     from daskreg.kernels.sampling import cpu
+    from daskreg.lazy import large_blocks
 else:
     da, cpu = DeferredModule("dask.array"), DeferredModule("daskreg.kernels.sampling.cpu")
+    large_blocks = DeferredModule("daskreg.lazy.large_blocks")
 
 log = logging.getLogger("daskreg")
 Interpolation = Literal["linear", "nearest", "cubic", "label"]
 Domain = Literal["extent", "centers"]
 RUNS: dict[str, KernelRunner] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
+NUMBER = 4  # bytes of a voxel that is sampled
+READ_BYTES = 256 << 20  # of an image that are read at once for a block
 SMOOTH = ("linear", "cubic")  # interpolate between values
 LARGEST_RATIO = 300  # of the lengths of two images of one thing: beyond, a unit was mistaken
 
@@ -63,8 +69,16 @@ def resampled(
     compute = Resampler(image, grid, links, unit, interpolation, device, fill, domain)
     lead, dtype = image.data.shape[:-3], image.dtype.newbyteorder("=")
     block = block_of(grid.shape, dtype.itemsize if planes else 0)
+    if _reads_much(image, grid, unit, block):
+        block = larger_block(grid.shape, block, 1 if planes else 0)
     outer = (1,) * len(lead) if planes else leading_block(lead)  # a file holds one image after the other
     return by_block(compute, (*lead, *grid.shape), dtype, (*outer, *block))
+
+
+def _reads_much(image: Stack | Volume, grid: Grid, unit: str | None, block: tuple[int, int, int]) -> bool:
+    """Whether a block of a grid much coarser than an image reads more of it than goes at once, by the voxel sizes alone."""
+    ratio = float(np.prod(grid.to_unit(unit).spacing) / np.prod(image.grid.to_unit(unit).spacing))
+    return NUMBER * ratio * math.prod(block) > READ_BYTES and image.data.nbytes > CACHED_BYTES
 
 
 class Resampler:
@@ -83,7 +97,7 @@ class Resampler:
     ) -> None:
         self.target, self.source = grid.to_unit(unit), image.grid.to_unit(unit)
         self.interpolation, self.image, self.links = interpolation, Reader(image.data), tuple(links)
-        self.device, self._fill, self.domain = device, fill, domain
+        self.device, self._fill, self.domain, self.name = device, fill, domain, image.name
 
     @property
     def fill(self) -> float | int:
@@ -101,12 +115,32 @@ class Resampler:
             matrix, linear, at.e, box, self.source.shape, INTERPOLATION_MARGIN + (self.interpolation == "cubic")
         )
         moved = np.full((*map(len, lead), *box.shape), self.fill, self.image.dtype)
-        if near.size:
+        if NUMBER * near.size > READ_BYTES and max(box.shape) > 1 and self.image.data.nbytes > CACHED_BYTES:
+            self._fill_large(moved, box, at, lead)
+        elif near.size:
             sampling_map = (0, local_coefficients(matrix, box, near), linear_part(linear), at.e)
             for k in np.ndindex(moved.shape[:-3]):
                 entry = tuple(r[i] for r, i in zip(lead, k, strict=True))
                 moved[k] = self._sampled(box, sampling_map, self.image[(*entry, *near.slices)], run)
         return moved
+
+    def _fill_large(self, moved: NDArray[Any], box: Region, at: SampledMap, lead: Sequence[range]) -> None:
+        """``moved``, of a box whose points reach over too much of the image to read it at once."""
+        if self.interpolation != "linear" or self.device != "cpu" or _in_float64(self.image.dtype):
+            for half in large_blocks.halves(box):
+                moved[(..., *half.within(box))] = self(half, *lead)
+            return
+        matrix, linear = at.in_voxels(self.source)
+        domain = cpu.EXTENT if self.domain == "extent" else cpu.CENTERS
+        z, y, x = (int(n) for n in self.image.data.chunksize[-3:])
+        for k in np.ndindex(moved.shape[:-3]):
+            entry = tuple(r[i] for r, i in zip(lead, k, strict=True))
+            read = partial(self._voxels, entry)
+            found = large_blocks.sample_large(read, self.source.shape, (z, y, x), box, matrix, linear, at.e, domain, self.name)
+            moved[k] = to_image_dtype(found, self.image.dtype, self.interpolation, self.fill)
+
+    def _voxels(self, entry: tuple[int, ...], region: Region) -> NDArray[Any]:
+        return to_kernel_dtype(self.image[(*entry, *region.slices)], self.interpolation)
 
     def _sampled(self, box: Region, sampling_map: tuple[Any, ...], stored: NDArray[Any], run: Callable[..., Any]) -> NDArray[Any]:
         voxels = to_kernel_dtype(stored, self.interpolation)
@@ -124,10 +158,14 @@ def _kernel(interpolation: str) -> Kernel:
     return {"linear": cpu.sample, "nearest": cpu.sample_nearest, "cubic": sample_cubic, "label": sample_label}[interpolation]
 
 
+def _in_float64(dtype: np.dtype[Any]) -> bool:
+    return dtype.itemsize > 2 and dtype != np.float32
+
+
 def to_kernel_dtype(voxels: NDArray[Any], interpolation: str) -> NDArray[Any]:
     """Voxels in a type that kernels take: floats wide enough for the values to interpolate; otherwise the same bits."""
     if interpolation in SMOOTH:
-        return voxels.astype(np.float32 if voxels.dtype.itemsize <= 2 or voxels.dtype == np.float32 else np.float64, copy=False)
+        return voxels.astype(np.float64 if _in_float64(voxels.dtype) else np.float32, copy=False)
     if voxels.dtype == bool:
         return voxels.view(np.uint8)
     return voxels.astype(np.float32) if voxels.dtype == np.float16 else voxels
