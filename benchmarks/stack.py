@@ -140,7 +140,7 @@ def corner_error(run: Path, known: Matrix, shape: Shape, spacing: Any) -> float:
 
 def longest_silence(log: Path) -> float | None:
     """Seconds between two lines of a log."""
-    times = re.findall(r"^(\d+):(\d+):(\d+)", log.read_text(), re.MULTILINE)
+    times = re.findall(r"^\S+ (\d\d):(\d\d):(\d\d) ", log.read_text(), re.MULTILINE)
     seconds = [3600 * int(h) + 60 * int(m) + int(s) for h, m, s in times]
     return max(((b - a) % 86400 for a, b in pairwise(seconds)), default=None)
 

@@ -157,20 +157,28 @@ def _reading(plan: Layout, role: int) -> int:
 
 
 def source_passes(plan: Layout, role: int, world: Matrix | None = None) -> tuple[float, float]:
-    """How often a voxel of an image is decoded before its levels are there, and in the whole run.
+    """How often a voxel of an image is decoded before its levels are there, and in the whole run, at most, by all ranks.
 
     world: map by which the moving image is sampled; the headers' by default
     """
     each = source_boxes(plan, role).decoded(plan.encodings[role].piece)
-    before = each * (1 if plan.encodings[role].counted else 2 + plan.masks[role]) + each
+    before = each * (1 if plan.encodings[role].counted else 2 + plan.masks[role]) + each * _planes_of_ranks(plan, role)
     if role == 0:
         return before, before + each  # measured, and judged on the way
     if is_kept_whole(plan):
         return before, before + each + 2  # read to be measured and to be moved, and judged by itself
-    judged = 0 if is_judged_on_the_way(plan) else each
+    judged = 0 if is_judged_on_the_way(plan) and plan.workers == 1 else each
     return before, before + judged + sampled_passes(plan, measured_block(plan, world), world) + sampled_passes(
         plan, written_block(plan, world), world
     )
+
+
+def _planes_of_ranks(plan: Layout, role: int) -> float:
+    """Planes that the levels of all ranks are made of, over those of the image: ranks read around their own."""
+    partition = (plan.partition, plan.shards)[role]
+    levels = [level for levels in plan.levels for level in levels]
+    rim = max(((2 * lv.fixed_factors[0] + 2, lv.moving_rim)[role] for lv in levels), default=0) if plan.workers > 1 else 0
+    return sum(min(length + 2 * rim, partition.planes) for length in partition.lengths) / partition.planes
 
 
 def is_kept_whole(plan: Layout) -> bool:

@@ -30,7 +30,18 @@ NAMES = {
 def write(path, results):
     """Write the page. results: the folder of the files."""
     parts = [HEADER]
-    for make in (_heads, _many_heads, _microscopy, _modalities, _iterations, _several_gpus, _cores, _out_of_core, _large):
+    for make in (
+        _heads,
+        _many_heads,
+        _microscopy,
+        _modalities,
+        _iterations,
+        _several_gpus,
+        _cores,
+        _out_of_core,
+        _stacks,
+        _large,
+    ):
         title, text, columns, rows, files = make(lambda name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")))
         parts.append(f"## {title}\n\n{text}\n\n{_table(columns, rows)}\n\n{_source(files)}\n\n")
     path.write_text("".join(parts), encoding="utf-8")
@@ -157,6 +168,34 @@ def _out_of_core(read):
     text = "One H200, fields on the GPU (`device`) or in the machine's memory (`host`); the bits are the same."
     columns = ["similarity", "voxels", "storage", "fields", "planes of a slab", "ms an iteration"]
     return "Out of core", text, columns, table, ["out_of_core"]
+
+
+def _stacks(read):
+    table = [
+        [r["case"].replace(" moving", "").replace(" fixed", " (fixed)"), r["gigabytes"], r["memory"], round(r["peak_rss"] / 1e6),
+         *(round(r["seconds"][name]) for name in ("read", "optimise", "measure", "judge", "write")), round(r["wall"]),
+         " and ".join(f"{n:.3g}" for n in r["decoded"]), r["error_um"], r["note"], r["machine"]]
+        for r in read("stack")
+    ]  # fmt: skip
+    text = (
+        "Stacks that stay in their files (`--images source`, [how](howto/memory.md#stacks-larger-than-memory-and-disk)): the "
+        "moving image unless it says fixed, onto 200 x 250 x 312 voxels, rigid at scales 4 and 2. They compress well, so a codec "
+        "does little. Decoded: how often a voxel of the fixed and of the moving image was. The error is the mean one of the "
+        "corners against the known map; a voxel of the coarse image is 8 x 32 x 26 um."
+    )
+    columns = [
+        "voxels",
+        "GB",
+        "memory allowed",
+        "peak, MB",
+        "read, s",
+        "optimise, s",
+        "measure, s",
+        "judge, s",
+        "write, s",
+        "wall, s",
+    ]
+    return "Stacks larger than memory", text, [*columns, "decoded", "error, um", "", "machine"], table, ["stack"]
 
 
 def _large(read):
