@@ -3,107 +3,48 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     Field,
-    PlainSerializer,
-    PlainValidator,
     ValidationError,
-    WithJsonSchema,
-    WrapValidator,
     field_validator,
     model_validator,
 )
 
-from daskreg.errors import ConfigError, NotFound
+from daskreg.errors import ConfigError
+from daskreg.field_types import (
+    AnyModel,
+    AnyOptimizer,
+    AnySimilarity,
+    BackgroundChoice,
+    Intensity,
+    Iterations,
+    Percentage,
+    Scales,
+    Sigma,
+    Tolerance,
+    Window,
+    parameters,
+)
 from daskreg.parameters import (
     SHORT,
     FileAddress,
     Model,
-    ModelParameters,
     Number,
-    OptimizerParameters,
-    SimilarityParameters,
     Storage,
     Whole,
     explain,
 )
-from daskreg.registry import MODELS, OPTIMIZERS, SIMILARITIES, Registry
+from daskreg.registry import MODELS, OPTIMIZERS, SIMILARITIES
+from daskreg.yaml_file import read_yaml
 
-LARGEST = 1e30  # of an intensity
-
-
-def _intensity(*words: str) -> Any:
-    """The type of a field that takes a number, NaN under its name (JSON and equality have none), or another word."""
-    known = ("nan", *words)
-
-    def check(value: Any) -> float | str:
-        if isinstance(value, float) and math.isnan(value):
-            return "nan"
-        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
-        if not number and value not in known:
-            raise ValueError(f"a number from {-LARGEST:g} to {LARGEST:g}, or {' or '.join(known)}, was expected")
-        return value  # type: ignore[no-any-return]
-
-    schema = {"anyOf": [{"type": "number", "minimum": -LARGEST, "maximum": LARGEST}, {"enum": list(known)}]}
-    return Annotated[Any, PlainValidator(check), WithJsonSchema(schema)]
-
-
-if TYPE_CHECKING:
-    Intensity = float | str
-    BackgroundChoice = float | str
-else:
-    Intensity, BackgroundChoice = _intensity(), _intensity("auto")
-MAXIMUM_BYTES, MAXIMUM_VALUES, MAXIMUM_DEPTH = 1 << 20, 10_000, 32  # of a YAML file
-Scales = Annotated[tuple[Annotated[Whole, Field(ge=1, le=256)], ...], Field(min_length=1, max_length=32)]
-Iterations = Annotated[tuple[Annotated[Whole, Field(ge=0, le=100_000)], ...], Field(min_length=1, max_length=32)]
-Tolerance = Annotated[Number, Field(ge=0, le=1)]
-Window = Annotated[Whole, Field(ge=3, le=10_000)]
-Sigma = Annotated[Number, Field(ge=0, le=16)]  # voxels of a level; a filter reads twice as many on each side
-Percentage = Annotated[Number, Field(ge=0, le=100)]
 DeviceName = Literal["auto", "cpu", "cuda"]  # where kernels run; auto: on GPUs where every worker has one
-
-
-def _tagged(registry: Registry, base: type[Model]) -> Any:
-    """The type of a field that takes parameters of any registered kind: an instance, a mapping with the key ``kind``, or the
-    kind alone.
-    """
-    kinds = tuple(registry.classes().values())
-    union = Annotated[Union[kinds], Field(discriminator="kind")] if len(kinds) > 1 else kinds[0]  # noqa: UP007  # made of a tuple
-
-    def parse(value: Any, handler: Any) -> Any:
-        if isinstance(value, base):  # also of a kind that is not registered
-            return value
-        return handler({"kind": value} if isinstance(value, str) else value)
-
-    def dump(value: Any) -> Any:
-        return value.model_dump(mode="json")
-
-    return Annotated[union, WrapValidator(parse), PlainSerializer(dump)]
-
-
-def parameters(registry: Registry, kind: str) -> Any:
-    """Those of a kind with their defaults."""
-    return registry.classes()[kind]()
-
-
-if TYPE_CHECKING:
-    AnySimilarity = SimilarityParameters
-    AnyOptimizer = OptimizerParameters
-    AnyModel = ModelParameters
-else:
-    AnySimilarity = _tagged(SIMILARITIES, SimilarityParameters)
-    AnyOptimizer = _tagged(OPTIMIZERS, OptimizerParameters)
-    AnyModel = _tagged(MODELS, ModelParameters)
-
-
 PARTS = {"similarity": SIMILARITIES, "optimizer": OPTIMIZERS, "model": MODELS}  # of a stage, which have parameters of their own
 
 
@@ -409,7 +350,7 @@ class Config(Model):
     @classmethod
     def load(cls, path: str | Path) -> Config:
         """From a YAML file. Raises NotFound and ConfigError."""
-        tree = _read_yaml(path)
+        tree = read_yaml(path)
         if not isinstance(tree, dict):
             raise ConfigError(f"config {path} holds {type(tree).__name__}; a mapping with the key 'stages' was expected.")
         try:
@@ -438,41 +379,6 @@ class Config(Model):
         text = io.StringIO()
         yaml.safe_dump(self.model_dump(mode="json"), text, sort_keys=False, default_flow_style=None)
         return text.getvalue()
-
-
-def _read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds, of bounded size and depth. Raises NotFound and ConfigError."""
-    try:
-        with Path(path).open("rb") as file:
-            found = file.read(MAXIMUM_BYTES + 1)
-        tree = yaml.safe_load(found.decode()) if len(found) <= MAXIMUM_BYTES else None
-    except OSError as error:
-        raise NotFound(f"config {path} cannot be read: {error.strerror or error}.") from None
-    except ValueError as error:
-        raise ConfigError(f"config {path} is not text in UTF-8: {error}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}.") from None
-    except RecursionError:
-        raise ConfigError(f"config {path} is nested too deeply; a mapping with the key 'stages' was expected.") from None
-    if len(found) > MAXIMUM_BYTES:
-        raise ConfigError(f"config {path} has more than {MAXIMUM_BYTES} bytes; a mapping with the key 'stages' was expected.")
-    _require_small(tree, path)
-    return tree
-
-
-def _require_small(tree: Any, path: str | Path) -> None:
-    """Raises ConfigError for a tree that no configuration has: aliases of aliases stand for more values than memory holds."""
-    pending, count = [(tree, 0)], 0
-    while pending:
-        value, depth = pending.pop()
-        count += 1
-        if count > MAXIMUM_VALUES or depth > MAXIMUM_DEPTH:
-            raise ConfigError(
-                f"config {path} holds more than {MAXIMUM_VALUES} values, or {MAXIMUM_DEPTH} levels of them; "
-                "a mapping with the key 'stages' was expected, without aliases of aliases."
-            )
-        inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
-        pending += [(v, depth + 1) for v in inner]
 
 
 def _by_stage_name(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,35 +7,33 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from daskreg.config import Config, Deformable, DeviceName
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import option_names, renamed_arguments
 from daskreg.errors import ConfigError, OutputError, OutputExists
-from daskreg.planning import Plan
 from daskreg.reporting.follow import ProgressLike, following, interactive
 from daskreg.reporting.log import shown
 from daskreg.storage import RunStore
-from daskreg.storage.fill import Fill, describe_fill
+from daskreg.storage.fill import Fill
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
 from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.kept_fields import remove_kept
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
-from daskreg.workflows.background import Choice, backgrounds
-from daskreg.workflows.fitting import first_affine, fitting_plan, open_foreseen, plan_on
-from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spacing, staged
+from daskreg.workflows.background import Choice
+from daskreg.workflows.fitting import fitting_plan, open_foreseen
+from daskreg.workflows.inputs import ConfigLike, ImageLike, Inputs, Request, Spacing
 from daskreg.workflows.plan import plan
 from daskreg.workflows.provenance import provenance
+from daskreg.workflows.ready_run import ReadyRun, scratch_of
 from daskreg.workflows.recipes import Trial, choose_recipe
 from daskreg.workflows.resources import (
     LOCAL,
-    Allocation,
     Comm,
     Images,
     Residency,
@@ -45,7 +43,7 @@ from daskreg.workflows.resources import (
     parse_duration,
     parse_memory,
 )
-from daskreg.workflows.result import Report, Result, merge_reports
+from daskreg.workflows.result import Result
 from daskreg.workflows.resume import (
     keep_checkpoint_or_remove,
     kept_fields,
@@ -64,9 +62,8 @@ if TYPE_CHECKING:
     import dask
 
     from daskreg import cluster as clusters
-    from daskreg.cluster import Client, RankJob
+    from daskreg.cluster import Client
     from daskreg.engine import verdict as verdicts
-    from daskreg.engine.report import Observer
 else:
     dask = DeferredModule("dask")
     clusters = DeferredModule("daskreg.cluster")
@@ -245,12 +242,12 @@ def register(
                 use = allocate(resources, found, cluster)
             inputs = asked.for_device(use.device)
             planned = fitting_plan(inputs, use)
-            scratch = _scratch(path, use)
+            scratch = scratch_of(path, use)
             replaced = kept_fields(path, scratch) if store is None else None
             if store is not None:
                 tell_of_other_scratch(store.path, scratch, found)
             store = _begun(store, path, request, inputs, overwrite, inputs_changed)
-            run = _Run(inputs, planned, store, use, resume, lasting=output is not None or interactive())
+            run = ReadyRun(inputs, planned, store, use, resume, lasting=output is not None or interactive())
             with keep_checkpoint_or_remove(store, scratch, lasting=run.lasting):
                 place = nullcontext(found) if found else clusters.embedded_client(use.workers, threads, use.device)
                 with following(progress) as observer, place as at, clusters.scheduler_required():
@@ -315,76 +312,9 @@ def _only_writer(path: str) -> Iterator[OutputLock]:
         yield lock
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A registration that is ready to start.
-
-    lasting: whether the run is still there after Ctrl-C or SIGTERM has ended the call.
-    """
-
-    inputs: Inputs
-    plan: Plan
-    store: RunStore
-    use: Allocation
-    resume: bool
-    lasting: bool
-
-    def execute(self, client: Client, observer: Observer, *, elsewhere: bool) -> Report:
-        """All ranks, then the pyramids; the ranks' report. elsewhere: whether the workers are other processes."""
-        asked = self.use.options
-        observer.dashboard(clusters.dashboard(client))
-        with staged(self.inputs, self.store.name, client if elsewhere else None) as reachable:
-            volumes = reachable.cut()
-            make = partial(self._job, volumes, backgrounds(self.inputs.config, *volumes[:2]))
-            options: dict[str, Any] = {"comm": asked.comm, "retries": asked.retries, "deadline": asked.deadline}
-            options["save_when_stopped"] = self.lasting
-            ranks = clusters.run_on_cluster(client, make, self.use.workers, observer, **options)
-        report, built = merge_reports(ranks), time.perf_counter()
-        self._tell(report)
-        _tell_what_was_taken_back(report)
-        _tell_the_verdict(report)
-        with client.as_current() if elsewhere else dask.config.set(scheduler="threads"):
-            build_pyramids(self.store)
-        report["seconds"]["write"] += time.perf_counter() - built
-        return report
-
-    def _tell(self, report: Report) -> None:
-        """What the ranks have found out about the images, in the log."""
-        images = self.inputs.fixed, self.inputs.moving
-        for role, image, count in zip(("fixed", "moving"), images, report["left_out"], strict=True):
-            if count:
-                share = 100 * count / image.grid.size
-                log.info("background: %d voxels (%.1f %%) of the %s image were left out", count, share, role)
-        if report["decoded"]:
-            log.info("images in their files: fixed was decoded %.3g times, moving %.3g times", *report["decoded"])
-        log.info("%s", describe_fill(images[1].name, self.plan.config.fill, float(report["fill"])))
-
-    def _job(self, volumes: tuple[Any, ...], left_out: tuple[Any, Any], workers: int) -> RankJob:
-        """The job of each worker; their number is smaller than planned where some were lost."""
-        from daskreg.lazy.initial_displacement import InitialDisplacement
-
-        fixed, moving, *masks = volumes
-        inputs, use, start = self.inputs, self.use, self.inputs.start
-        return clusters.RankJob(
-            self.plan if workers == use.workers else plan_on(inputs, use, workers), fixed, moving, self.store.path,
-            first_affine(inputs), masks[0], masks[1], order=inputs.orders[0], threads=use.options.threads,
-            checkpoint=use.options.checkpoint, resume=self.resume, trace=use.options.trace, device=use.device,
-            begin=None if start is None or start.is_affine else InitialDisplacement(start),
-            backgrounds=left_out, attempt=self.store.attempt, scratch=_scratch(self.store.path, use),
-            scratch_size=use.options.scratch_size,
-        )  # fmt: skip
-
-
 def _queued(client: Client | None, cluster: str | None) -> bool:
     """Whether workers are jobs of a batch system that daskreg submits."""
     return client is None and cluster not in LOCAL and cluster in clusters.BATCH_SYSTEMS
-
-
-def _scratch(output: str, use: Allocation) -> str | None:
-    """The folder for fields on disk: as asked for, or that of a local output."""
-    if use.options.scratch is not None:
-        return str(Path(use.options.scratch).absolute())
-    return None if is_remote(output) else str(Path(output).absolute().parent)
 
 
 def _begun(
@@ -410,27 +340,3 @@ def _new_store(path: str, request: Request, inputs: Inputs, overwrite: bool) -> 
 def images_of(config: Config) -> tuple[str, ...]:
     """The images that a run of a configuration has at least."""
     return (MOVED, DISPLACEMENT) if any(isinstance(s, Deformable) for s in config.stages) else (MOVED,)
-
-
-def build_pyramids(store: RunStore) -> None:
-    """Coarser levels of what the ranks wrote, a task a chunk."""
-    for name in (DISPLACEMENT, MOVED):
-        if store.has(name):
-            store.build_pyramid(name)
-
-
-def _tell_the_verdict(report: Report) -> None:
-    verdict = verdicts.Verdict.of_record(report["verdict"])
-    if verdict is not None:
-        log.log(logging.INFO if verdict.status == "ok" else logging.WARNING, "%s", verdict.line())
-
-
-def _tell_what_was_taken_back(report: Report) -> None:
-    from daskreg.engine.guard import BEFORE, OWN
-
-    for level in report["levels"]:
-        if level["stopped"] == "taken back":
-            whose = next(name for name in (BEFORE, OWN) if name in level["detail"])
-            loss, text = level["detail"][whose], "the loss of the stage before it" if whose == BEFORE else "its own loss"
-            rise = f"{text} rose from {loss['before']:.4f} to {loss['after']:.4f}"
-            log.warning("the stage %s was taken back: %s", level["stage"], rise)

@@ -22,7 +22,7 @@ from daskreg.cluster.worker_calls import call_each
 from daskreg.errors import RankLost
 from daskreg.grid import Grid
 from daskreg.storage import write_image
-from daskreg.workflows import register as workflow
+from daskreg.workflows import ready_run as workflow
 from daskreg.workflows.demo import demo_pair
 from tests.integration.command import Command
 from tests.integration.workers import SOCKETS, addresses, all_started, cluster, processes, require, run, same
