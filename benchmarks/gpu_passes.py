@@ -62,6 +62,7 @@ class Volume:
         self.longest, self.totals, self.clock = cupy.zeros(1, cupy.float32), cupy.zeros(2, cupy.int64), cupy.zeros(1, cupy.int32)
         self.no_mask, self.rates = cupy.empty(0, cupy.float32), cupy.asarray(RATES)[None]
         self.norms = {s: [cupy.asarray(smoothing.gaussian_norms(k, s)) for k in shape] for s in (SIGMA, WARP)}
+        self.shares = [cupy.asarray(smoothing.gaussian_shares(k, SIGMA)) for k in shape]
 
     def flat(self, name: str) -> Any:
         array = getattr(self, name)
@@ -98,7 +99,8 @@ class Volume:
         fields = [getattr(self, a).reshape(-1) for a in ("g", "m", "v", "d")]
         radius = smoothing.gaussian_radius(SIGMA)
         length, *grid = adam_cuda.launch_grid(self.n, radius)
-        adam_cuda.smooth_adam((radius,), *grid, length, *self._filter(SIGMA), self.rates, self.clock, *fields, self.longest)
+        filter_ = *self._filter(SIGMA), *self.shares
+        adam_cuda.smooth_adam((radius,), *grid, length, *filter_, self.rates, self.clock, *fields, self.longest)
 
     def compose(self) -> None:
         fields = [getattr(self, a).reshape(-1) for a in ("d", "u", "g")]

@@ -484,6 +484,11 @@ def coherent_rows() -> Array:
     return np.stack([rates(t, 0.1, 0.5) for t in (1, 2, 3)])
 
 
+def shares(shape: tuple[int, ...]) -> list[Array]:
+    """By axis, of a Gaussian of one voxel."""
+    return [smoothing_cpu.gaussian_shares(n, 1.0) for n in shape]
+
+
 @case
 def squared_length() -> Case:
     return INNER, vectors(*TALL), empty(3, *TALL)
@@ -501,13 +506,13 @@ def mean_along_y() -> Case:
 
 @case
 def update_chance() -> Case:
-    filter_ = 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), np.float32(0.02)
+    filter_ = 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), *shares(TALL)
     return INNER, *filter_, coherent_rows()[2], np.square(vectors(*TALL)), np.square(vectors(*TALL, seed=8))
 
 
 @case
 def update_packed_chance() -> Case:
-    filter_ = 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), np.float32(0.02)
+    filter_ = 2, gaussian_table(SHAPE[2], 1.0), gaussian_weights(1.0), *shares(TALL)
     return INNER, *filter_, coherent_rows()[2], 4, 17, np.square(vectors(*TALL)), words()
 
 
@@ -948,7 +953,7 @@ def adam_step(gated: bool) -> CooperativeCase:
         return [*(inner(f.reshape(3, -1)) for f in fields), top.max().reshape(1)]
 
     length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
-    arguments = length, *filtered(1.0, 15, 4), table, clock, *(f.reshape(-1) for f in (g, *fields)), longest
+    arguments = length, *filtered(1.0, 15, 4), *shares(TALL), table, clock, *(f.reshape(-1) for f in (g, *fields)), longest
     constants = (2, False, True) if gated else (2,)
     return CooperativeCase(constants, blocks, threads, arguments, plain,
                  lambda: [*(inner(f.reshape(3, -1)) for f in fields), longest])  # fmt: skip
@@ -966,12 +971,12 @@ def coherent_step(mixed: bool) -> CooperativeCase:
     def plain() -> list[NDArray[Any]]:
         used, w = floats(given) if mixed else given, gaussian_weights(1.0)
         tables = [gaussian_table(n, 1.0) for n in (15, *SHAPE[1:])]
-        squares, one, s = empty(3, *TALL), np.float32(1), np.float32(float(np.square(w).sum()) ** 3)
+        squares, one = empty(3, *TALL), np.float32(1)
         first, second = m.copy(), v.copy()
         coherent.squared_length(TALL, used, squares)
         coherent.mean_along_z(INNER, tables[0][4 : 4 + TALL[0]], w, squares)
         coherent.mean_along_y(INNER, tables[1], w, squares)
-        coherent.update_chance(INNER, 2, tables[2], w, s, table[1], squares, second)
+        coherent.update_chance(INNER, 2, tables[2], w, *held_shares, table[1], squares, second)
         smooth, flat_filter = smoothed(1.0, 15, 4, used), (0, gaussian_table(SHAPE[2], 0), (one,))  # overwrites the gradient
         top = coherent.coherent_adam(INNER, *flat_filter, table[1], smooth, first, second, d_there)
         parts = [first, second[:1]] if mixed else [first, second, d_there]
@@ -983,9 +988,11 @@ def coherent_step(mixed: bool) -> CooperativeCase:
         return [*(inner(f.reshape(len(f), -1)) for f in parts), longest]
 
     d_there, m_out, v_out = empty(3, *TALL), m.copy(), v.copy()
+    held_shares = shares((15, *SHAPE[1:]))
+    held_shares[0] = held_shares[0][4 : 4 + TALL[0]].copy()
     length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
     state = (kept.reshape(-1), empty(0), np.int32(4)) if mixed else tuple(f.reshape(-1) for f in (m_out, v_out, d))
-    arguments = length, *filtered(1.0, 15, 4), table, np.array([1], np.int32), given.reshape(-1), *state, longest
+    arguments = length, *filtered(1.0, 15, 4), *held_shares, table, np.array([1], np.int32), given.reshape(-1), *state, longest
     return CooperativeCase((2, mixed, False, True), blocks, threads, arguments, plain, found)
 
 
@@ -1011,7 +1018,7 @@ def adam_step_mixed(gated: bool) -> CooperativeCase:
 
     length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
     state = g.reshape(-1), kept.reshape(-1), empty(0), np.int32(4)
-    arguments = length, *filtered(1.0, 15, 4), table, clock, *state, longest
+    arguments = length, *filtered(1.0, 15, 4), *shares(TALL), table, clock, *state, longest
     return CooperativeCase((2, True, True) if gated else (2, True), blocks, threads, arguments, plain,
                  lambda: [*(inner(f.reshape(3, -1)) for f in unpack_moments(kept)), longest])  # fmt: skip
 

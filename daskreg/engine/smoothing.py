@@ -12,6 +12,7 @@ from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.smoothing.cpu import (
     gaussian_norms,
     gaussian_radius,
+    gaussian_shares,
     gaussian_table,
     gaussian_weights,
     smooth_x,
@@ -25,8 +26,9 @@ Array = NDArray[np.float32]
 class Smoother:
     """A Gaussian of ``sigma`` voxels on a block's fields; sigma 0 copies.
 
-    tables, norms, ones: by axis z, y, x, on the block's device, z for the planes held: the weights of every voxel; 1 over the
-    sum of the weights that fall inside of the grid; the same for a filter of one tap.
+    tables, norms, ones, shares: by axis z, y, x, on the block's device, z for the planes held: the weights of every voxel; 1
+    over the sum of the weights that fall inside of the grid; the same for a filter of one tap; the sum of the squares of the
+    weights, which sum to 1.
     """
 
     def __init__(self, block: Block, sigma: float) -> None:
@@ -38,6 +40,8 @@ class Smoother:
         norms, ones = ([gaussian_norms(n, s) for n in block.shape] for s in (sigma, 0))
         self.norms: list[Any] = [put(t) for t in (norms[0][held], *norms[1:])]
         self.ones: list[Any] = [put(t) for t in (ones[0][held], *ones[1:])]
+        shares = [gaussian_shares(n, sigma) for n in block.shape]
+        self.shares: list[Any] = [put(t) for t in (shares[0][held], *shares[1:])]
 
     def along_zy(self, box: Shape, field: Array, scratch: Array) -> None:
         """Smooth the planes of ``box`` in place along z and y; reads ``reach`` planes around them, overwrites ``scratch``."""

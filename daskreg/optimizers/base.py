@@ -23,6 +23,7 @@ class Filter(Protocol):
     tables: list[Any]  # by axis: (planes, taps) float32 weights of every voxel
     norms: list[Any]  # by axis: (planes,) float32, 1 over the sum of the weights inside of the grid
     ones: list[Any]  # by axis: the same for a filter of one tap
+    shares: list[Any]  # by axis: (planes,) float32, the sum of the squares of the weights, which sum to 1
 
     def along_zy(self, box: Shape, field: Any, scratch: Any) -> None:
         """Smooth in place along z and y."""

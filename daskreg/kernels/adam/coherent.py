@@ -2,7 +2,8 @@
 
 The filter of the gradient averages over voxels. v is the running mean of what the squared length of that average would be if the
 voxels' gradients were independent with mean 0: the mean of their squared lengths, under the same filter, times the sum of the
-squares of its weights. It is one number per voxel, kept as the first component of v.
+squares of its weights there, which is larger at the borders of the grid and where an axis has few voxels. It is one number per
+voxel, kept as the first component of v.
 """
 
 import math
@@ -79,24 +80,25 @@ def mean_along_y(z, y, x, table, weights, d):
 
 
 @voxelwise(border=True)
-def update_chance(z, y, x, inside, reach, table, weights, share, rates, d, v):
+def update_chance(z, y, x, inside, reach, table, weights, of_z, of_y, of_x, rates, d, v):
     """Smooth the first component of d along x and update v by it.
 
-    reach, table, weights: as in ``smooth_x``;  share: float32, the sum of the squares of the filter's weights in 3D;
+    reach, table, weights: as in ``smooth_x``;  of_z, of_y, of_x: (Z,), (Y,), (X,) float32, ``gaussian_shares``;
     rates: (6,) float32, as in ``coherent_adam``;  d, v: (3, Z, Y, X) float32, the first component of v alone is used
     """
-    value = share * filter_x(index(0), z, y, x, inside, reach, table, weights, d)
+    value = of_z[z] * of_y[y] * of_x[x] * filter_x(index(0), z, y, x, inside, reach, table, weights, d)
     v[index(0), z, y, x] = update_moment(rates[1], v[index(0), z, y, x], value)
 
 
 @voxelwise(border=True)
-def update_packed_chance(z, y, x, inside, reach, table, weights, share, rates, iteration, first, d, words):
+def update_packed_chance(z, y, x, inside, reach, table, weights, of_z, of_y, of_x, rates, iteration, first, d, words):
     """``update_chance`` with stochastic rounding; words: (3, Z, Y, X) uint32, v is in those of the first component.
 
     iteration, and first, the global plane at z = 0: on them rounding depends (ints)
     """
     voxel = ((int(z) + int(first)) * d.shape[2] + int(y)) * d.shape[3] + int(x)
-    value, word = share * filter_x(index(0), z, y, x, inside, reach, table, weights, d), words[index(0), z, y, x]
+    share, word = of_z[z] * of_y[y] * of_x[x], words[index(0), z, y, x]
+    value = share * filter_x(index(0), z, y, x, inside, reach, table, weights, d)
     v, bits = update_moment(rates[1], second_moment(word), value), component_bits(random_bits(uint32(voxel), iteration), 0)
     words[index(0), z, y, x] = pack_word(first_moment(word), v, bits)
 

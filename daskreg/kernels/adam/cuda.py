@@ -216,28 +216,13 @@ def store_nothing(raw, element, area):
 
 
 @formula
-def chance_of_plane(sums, mid, at, stride, share, weights, taps):
-    """The filtered squared length as v takes it, after a plane; share: see ``sum_of_squares``."""
-    return share * push_plane(sums, 3 * taps - 3, filter_sum(mid, at, stride, weights, taps), weights, taps)
+def square_of_plane(sums, mid, at, stride, weights, taps):
+    """The filtered squared length, after a plane."""
+    return push_plane(sums, 3 * taps - 3, filter_sum(mid, at, stride, weights, taps), weights, taps)
 
 
 @formula
-def no_chance(sums, mid, at, stride, share, weights, taps):
-    """Where v is not of chance."""
-    return ZERO
-
-
-@formula
-def sum_of_squares(weights, taps):
-    """Of a filter's weights in 3D: the part of the mean square that the squared mean has by chance."""
-    total = ZERO
-    for t in range(taps):
-        total += weights[t] * weights[t]
-    return total * total * total
-
-
-@formula
-def no_sum(weights, taps):
+def no_square(sums, mid, at, stride, weights, taps):
     """Where v is not of chance."""
     return ZERO
 
@@ -260,11 +245,11 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
 
         Arguments: length (planes per block; int32), n (first plane within the arrays, planes, rows, columns; uint32), edge
     (planes of the arrays), weights (taps), norms along z (planes of the arrays), y, x: 1 / the sum of the weights inside the
-    global grid; rates (T, 6), clock (1,) int32: the row that counts; g, m, v, d (3 N,); longest (1,) float32, raised to the
-    maximum of |d|^2. ``gated``: with ``gated_direction``. ``coherent``: with ``coherent_direction_of``, for which the squared
-    length of g is filtered as a fourth component. ``mixed``: g is uint16, the bits of bfloat16; m: both moments, uint32
-    as in ``moments.pack_word``; v: not read;  d: not an array but the global plane at plane 0 of the arrays (int32), on which
-    stochastic rounding depends.
+    global grid; shares along z, y, x: ``gaussian_shares``, read with ``coherent`` alone; rates (T, 6), clock (1,) int32: the row
+    that counts; g, m, v, d (3 N,); longest (1,) float32, raised to the maximum of |d|^2. ``gated``: with ``gated_direction``.
+    ``coherent``: with ``coherent_direction_of``, for which the squared length of g is filtered as a fourth component.
+    ``mixed``: g is uint16, the bits of bfloat16; m: both moments, uint32 as in ``moments.pack_word``; v: not read;  d: not an
+    array but the global plane at plane 0 of the arrays (int32), on which stochastic rounding depends.
     """
     (ty, tx), r, taps = ADAM_TILE, radius, 2 * radius + 1
     threads, width, height = ty * tx, tx + 2 * r, ty + 2 * r
@@ -277,12 +262,10 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
     plain, by_chance = (update_packed_moments, update_packed_gated_moments) if mixed else (update_moments, update_gated_moments)
     coherently = update_packed_coherent_moments if mixed else update_coherent_moments
     step, load_rates = (coherently if coherent else by_chance, gated_rates) if gated or coherent else (plain, plain_rates)
-    beside_g, chance_of, share_of = (
-        (store_square, chance_of_plane, sum_of_squares) if coherent else (store_nothing, no_chance, no_sum)
-    )
+    beside_g, square_of = (store_square, square_of_plane) if coherent else (store_nothing, no_square)
     number = voxel_number if mixed else no_voxel_number
 
-    def body(length, n, edge, weights, norm_z, norm_y, norm_x, rates, clock, g, m, v, d, longest):
+    def body(length, n, edge, weights, norm_z, norm_y, norm_x, share_z, share_y, share_x, rates, clock, g, m, v, d, longest):
         raw = cuda.shared.array(tile, float32)
         mid = cuda.shared.array(middle, float32)
         sums, prefetched = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
@@ -302,8 +285,9 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
         size = plane * uint64(edge)
         own_byte = uint32(uint32(4) * (min(y, n[2] - uint32(1)) * n[3] + min(x, n[3] - uint32(1))))
         norm = norm_y[min(y, n[2] - uint32(1))] * norm_x[min(x, n[3] - uint32(1))]
+        share = share_y[min(y, n[2] - uint32(1))] * share_x[min(x, n[3] - uint32(1))]
         t = clock[0]
-        step_rates, share = load_rates(rates, t), share_of(weights, taps)
+        step_rates = load_rates(rates, t)
         low = int32(n[0]) + int32(cuda.blockIdx.z) * length
         stop = min(low + length, int32(n[0] + n[1]))
         longest_here = ZERO
@@ -360,10 +344,10 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
             s2 = push_plane(
                 sums, 2 * taps - 2, filter_sum(mid, uint64(thread) + uint64(2 * height * tx), tx, weights, taps), weights, taps
             )
-            s3 = chance_of(sums, mid, uint64(thread) + uint64(3 * height * tx), tx, share, weights, taps)
+            s3 = square_of(sums, mid, uint64(thread) + uint64(3 * height * tx), tx, weights, taps)
             if done:
                 scale = norm * norm_z[z]
-                s0, s1, s2, s3 = s0 * scale, s1 * scale, s2 * scale, s3 * scale
+                s0, s1, s2, s3 = s0 * scale, s1 * scale, s2 * scale, s3 * scale * (share * share_z[z])
                 voxel = number(d, z, n[2] * n[3], own_byte)
                 longest_here = max(
                     longest_here,

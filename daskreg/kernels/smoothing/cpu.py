@@ -49,6 +49,11 @@ def gaussian_norms(n: int, sigma: float) -> NDArray[np.float32]:
     return np.where(inside.all(axis=1), 1.0, 1 / np.where(inside, weights, 0).sum(axis=1)).astype(np.float32)
 
 
+def gaussian_shares(n: int, sigma: float) -> NDArray[np.float32]:
+    """(n,): the sum of the squares of every voxel's weights along an axis, the share of a variance that their mean has."""
+    return np.square(gaussian_table(n, sigma), dtype=np.float64).sum(axis=1).astype(np.float32)
+
+
 @formula
 def clamp(i, n):
     """The index in 0 .. n - 1 nearest to i."""

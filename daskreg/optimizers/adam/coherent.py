@@ -1,4 +1,4 @@
-"""Adam with ``coherence``: the gradients that a filter averages say how much of their mean is chance (method, section 5)."""
+"""Adam with ``coherence``: the gradients that a filter averages say how much of their mean is chance (method, section 5.1)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from daskreg.kernels.adam.coherent import (
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.compiler.launch import box as box_of
 from daskreg.optimizers.adam.update import AdamOnCpu, AdamOnGpu, MixedAdam, PackedMoments
-from daskreg.optimizers.base import Filter, Step
+from daskreg.optimizers.base import Step
 
 
 class CoherentAdam(AdamOnCpu):
@@ -47,7 +47,7 @@ class CoherentAdamOnCpu(CoherentAdam):
         """Both filters, the last axis of each in the pass of what it updates."""
         f, g, row = s.filter, s.gradient, s.coefficients[int(s.clock[0])]
         average_squares(s)
-        update_chance(s.box, f.reach, f.tables[2], f.weights, share(f), row, s.direction, s.state["v"])
+        update_chance(s.box, f.reach, f.tables[2], f.weights, *f.shares, row, s.direction, s.state["v"])
         f.along_zy(s.box, g, s.direction)
         rows = coherent_adam(s.box, f.reach, f.tables[2], f.weights, row, g, s.state["m"], s.state["v"], s.direction)
         s.longest[0] = rows.max(initial=0.0)
@@ -65,7 +65,7 @@ class PackedCoherentAdamOnCpu(PackedMoments, CoherentAdam):
         f, g, t, words = s.filter, s.gradient, int(s.clock[0]), s.state["moments"]
         row, filter_ = s.coefficients[t], (f.reach, f.tables[2], f.weights)
         average_squares(s)
-        update_packed_chance(s.box, *filter_, share(f), row, t, s.first, s.direction, words)
+        update_packed_chance(s.box, *filter_, *f.shares, row, t, s.first, s.direction, words)
         f.along_zy(s.box, g, s.direction)
         rows = packed_coherent_adam(s.box, *filter_, row, g, words, s.direction)
         s.longest[0] = rows.max(initial=0.0)
@@ -91,9 +91,3 @@ def _around(s: Step) -> Shape:
     """The planes that the filter reads."""
     first, planes, ny, nx = box_of(s.box)
     return range(max(first - s.filter.reach, 0), min(first + planes + s.filter.reach, s.planes)), ny, nx
-
-
-def share(filter_: Filter) -> np.float32:
-    """Of a mean square, the part that the squared mean has where values are independent: the sum of squares of the weights."""
-    total: np.float32 = np.square(np.array(filter_.weights)).sum() ** 3
-    return np.float32(total)

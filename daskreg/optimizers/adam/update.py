@@ -84,6 +84,7 @@ class AdamOnGpu(AdamOnCpu):
             np.uint32(s.planes),
             weights,
             *norms,
+            *f.shares,
             s.coefficients,
             s.clock,
             gradient,

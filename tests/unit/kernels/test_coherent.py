@@ -5,7 +5,7 @@ import pytest
 
 from daskreg.kernels.adam.coherent import coherent_adam, packed_coherent_direction
 from daskreg.kernels.adam.moments import unpack_moments
-from daskreg.kernels.smoothing.cpu import gaussian_norms, gaussian_table, gaussian_weights
+from daskreg.kernels.smoothing.cpu import gaussian_norms, gaussian_shares, gaussian_table, gaussian_weights
 from daskreg.optimizers.adam import Adam
 from tests import reference
 from tests.cases import SHAPE, empty, rates, vectors
@@ -30,7 +30,8 @@ class Gaussian:
 
     def __init__(self, shape):
         self.weights, self.reach = gaussian_weights(SIGMA), len(gaussian_weights(SIGMA)) // 2
-        self.tables, self.norms = ([make(n, SIGMA) for n in shape] for make in (gaussian_table, gaussian_norms))
+        makers = gaussian_table, gaussian_norms, gaussian_shares
+        self.tables, self.norms, self.shares = ([make(n, SIGMA) for n in shape] for make in makers)
 
     def along_zy(self, box, field, scratch):
         field[...] = reference.gaussian_smooth(field.astype(float), (SIGMA, SIGMA, 0))
@@ -49,8 +50,7 @@ def stepped(gradients, storage="float32", **given):
 
 def oracle(gradients, coherence=0.5, epsilon=0.1, betas=(0.9, 0.99)):
     """The direction of the last of these gradients, in float64."""
-    m = v = 0.0
-    part = float(np.square(np.array(gaussian_weights(SIGMA), float)).sum() ** 3)
+    m, v, part = 0.0, 0.0, sum_of_squares(gradients[0].shape[1:])
     for g in gradients:
         g = g.astype(float)
         squares = reference.gaussian_smooth((g**2).sum(axis=0)[None], SIGMA)[0]
@@ -59,6 +59,15 @@ def oracle(gradients, coherence=0.5, epsilon=0.1, betas=(0.9, 0.99)):
     m, v = m / (1 - betas[0] ** len(gradients)), v / (1 - betas[1] ** len(gradients))
     square = (m**2).sum(axis=0)
     return -m * np.maximum(0, 1 - coherence * v / square) / (np.sqrt(square / 3) + epsilon)
+
+
+def sum_of_squares(shape):
+    """(Z, Y, X): of what the filter makes of impulses, one at each voxel of an axis, at every voxel."""
+    parts = []
+    for n in shape:
+        impulses = np.eye(n).reshape(n, n, 1, 1)
+        parts.append((reference.gaussian_smooth(impulses, (SIGMA, 0, 0)) ** 2).sum(axis=0).ravel())
+    return np.einsum("i,j,k->ijk", *parts)
 
 
 @pytest.mark.parametrize("coherence", [0.5, 4])
@@ -99,6 +108,17 @@ def test_independent_gradients_move_less_than_half_as_far_as_those_that_agree():
     far = [np.linalg.norm(stepped([g] * 3, coherence=1, epsilon=1e-3)[1].direction, axis=0).mean() for g in (noise, agree)]
     assert far[0] < 0.45 * far[1]
     assert far[1] == pytest.approx(np.sqrt(3) * (1 - 0.0226), rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 10), (2, 8, 1), (6, 7, 8)], ids=["a plane", "two rows", "a box"])
+def test_chance_is_the_mean_square_of_filtered_independent_gradients(shape):
+    """In a plane, where the filter averages over fewer voxels, and at the borders."""
+    rng = np.random.default_rng(1)
+    signs = rng.choice(np.array([-1, 1], np.float32), (500, 3, *shape))  # |g|^2 is 3 everywhere
+    found = stepped([signs[0]])[1].state["v"][0] / (1 - 0.99)
+    expected = np.mean([(reference.gaussian_smooth(g.astype(float), SIGMA) ** 2).sum(axis=0) for g in signs], axis=0)
+    np.testing.assert_allclose(found, expected, rtol=0.25)
+    assert (found / expected).mean() == pytest.approx(1, abs=0.05)
 
 
 def test_a_gradient_of_zero_does_not_move():
