@@ -35,7 +35,7 @@ class LevelSmoother(Smoother):
         """For arrays of these planes;  first: is called before they are overwritten."""
         found, planes = copy(self), slice(held.start, held.stop)
         found.first = first
-        for name in ("tables", "norms", "ones"):
+        for name in ("tables", "norms", "ones", "shares"):
             whole = getattr(self, name)
             setattr(found, name, [whole[0][planes], *whole[1:]])
         return found
