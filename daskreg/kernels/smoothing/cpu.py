@@ -51,7 +51,8 @@ def gaussian_norms(n: int, sigma: float) -> NDArray[np.float32]:
 
 def gaussian_shares(n: int, sigma: float) -> NDArray[np.float32]:
     """(n,): the sum of the squares of every voxel's weights along an axis, the share of a variance that their mean has."""
-    return np.square(gaussian_table(n, sigma), dtype=np.float64).sum(axis=1).astype(np.float32)
+    sums: NDArray[np.float64] = np.square(gaussian_table(n, sigma), dtype=np.float64).sum(axis=1)
+    return sums.astype(np.float32)
 
 
 @formula
