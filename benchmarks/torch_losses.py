@@ -288,9 +288,12 @@ def sampler_of(e: int) -> None:
     compare("warp forward + backward, displacement only", "torch grid_sample with its grid",
             lambda v: dt.warp(still, v), lambda v: plain_warp(still, v), u)  # fmt: skip
     identity = F.affine_grid(torch.eye(3, 4, device="cuda")[None], [1, 1, e, e, e], align_corners=False)
-    grid = (identity + 0.02 * (torch.rand_like(identity) * 2 - 1)).requires_grad_()
-    compare("grid_sample forward + backward", "torch", dt.grid_sample,
-            lambda a, g: F.grid_sample(a, g, align_corners=False), image, grid)  # fmt: skip
+    noise = 0.02 * (torch.rand_like(identity) * 2 - 1)
+    smooth = u.detach().flip(1).permute(0, 2, 3, 4, 1) * (2 / e)  # the displacement of warp
+    for kind, moves in (("smooth", smooth), ("white-noise", noise)):
+        grid = (identity + moves).requires_grad_()
+        compare(f"grid_sample forward + backward, {kind} grid", "torch", dt.grid_sample,
+                lambda a, g: F.grid_sample(a, g, align_corners=False), image, grid)  # fmt: skip
     for loss in ("mse", "lncc", "mi"):
         report(f"warped {loss} forward + backward", "daskreg", backward(warped(still, weight, loss), u), n, **at)
     report("warped mse forward + backward", "torch", backward(lambda v: F.mse_loss(plain_warp(still, v), weight), u), n, **at)

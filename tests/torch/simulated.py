@@ -55,6 +55,8 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "warp": lambda: (lambda m, u: dt.warp(m, u, "zeros"), (images()[0], field())),
     "warp, border": lambda: (lambda m, u: dt.warp(m, u, "border"), (images()[0], field())),
     "warp, reflection": lambda: (lambda m, u: dt.warp(m, u, "reflection"), (images()[0], field(3.0))),
+    "warp, far": lambda: (lambda m, u: dt.warp(m, u, "border"), (images()[0], field(4.0))),
+    "warp, smooth": lambda: (lambda m, u: dt.warp(m, u), (images((1, 1, 4, 3, 9))[0], field(0.2, (4, 3, 9), 1))),
     "warp, nearest": lambda: (lambda m, u: dt.warp(m, u, interpolation="nearest"), (images()[0], field())),
     "grid": lambda: (
         lambda m, u: dt.grid_sample(m, u.permute(0, 2, 3, 4, 1), padding_mode="reflection"),
@@ -94,7 +96,7 @@ def results(name: str, device: str = "cpu") -> Iterator[np.ndarray]:
 def simulate() -> None:
     """Let tensors say that they are a GPU's, and launches run in the simulator."""
     from daskreg.torch import launch
-    from daskreg.torch.compute import correlation, information
+    from daskreg.torch.compute import correlation, fields, information, sampling
     from tests.parity.simulator import prepare_simulator
 
     prepare_simulator()
@@ -110,8 +112,9 @@ def simulate() -> None:
             return launch.view(argument)
         return np.float32(argument) if isinstance(argument, float) else argument
 
-    for module in (launch, correlation, information):
+    for module in (launch, correlation, fields, information, sampling):
         module.launch, module.processors = run, lambda index: 2
+    sampling.window_size = lambda index: 90  # so that most windows fit, some after their planes are divided, and some never
     launch.VOXEL_THREADS = (8, 2, 1)
 
 

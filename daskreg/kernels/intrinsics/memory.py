@@ -58,6 +58,19 @@ def store(where, at, value):
 
 
 @formula
+def beyond(where, at):
+    """The address ``at`` (uint32) voxels after an address."""
+    return where[0], where[1] + at
+
+
+@formula
+def add_beyond(where, at, value):
+    """Add to the float32 ``at`` (uint32) voxels after an address, in any order with other threads; zeros are not added."""
+    if value != 0:
+        cuda.atomic.add(where[0], where[1] + at, value)
+
+
+@formula
 def load_bytes(array, base, byte):
     """``array[base + d]``, base: uint64, byte: uint32, the distance d in bytes.
 
@@ -160,6 +173,49 @@ def _put_beyond() -> Callable[..., Any]:
         store(where, at, value)
 
     return put_beyond
+
+
+@beyond.intrinsic
+def _move() -> Callable[..., Any]:
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def move(typing, where, at):
+        def generate(context, builder, signature, arguments):
+            return builder.ptrtoint(_beyond(builder, *arguments), ir.IntType(64))
+
+        return types.uint64(types.uint64, types.uint32), generate
+
+    def move_beyond(where, at):
+        return move(where, at)
+
+    return move_beyond
+
+
+@add_beyond.intrinsic
+def _add_beyond() -> Callable[..., Any]:
+    from llvmlite import ir
+    from numba import float32, types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def reduce(typing, where, at, value):
+        def generate(context, builder, signature, arguments):
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), ir.FloatType()])
+            place = builder.ptrtoint(_beyond(builder, *arguments[:2]), ir.IntType(64))
+            # without a result, so that no thread waits for it
+            builder.asm(kind, "red.global.add.f32 [$0], $1;", "l,f", [place, arguments[2]], side_effect=True)
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, types.uint32, types.float32), generate
+
+    def reduce_beyond(where, at, value):
+        if value != float32(0):
+            reduce(where, at, value)
+
+    return reduce_beyond
 
 
 def _unsigned(builder: Any, index: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from daskreg.torch.compute import sampling
@@ -34,10 +33,7 @@ def exponential_backward(slope: Tensor, velocity: Tensor, steps: int, border: in
         steps_before.append(_squared_map(steps_before[-1], border))
     slope = slope.contiguous()
     for u in reversed(steps_before if steps else []):
-        points = _composition(u, border)
-        of_image, of_field = torch.zeros_like(u), torch.empty_like(u)
-        sampling.pull_back(slope, u, points, of_field, of_image)
-        slope = of_image.add_(of_field)
+        slope = sampling.pull_back_squared(slope, u, _composition(u, border))
     return slope / 2**steps
 
 
