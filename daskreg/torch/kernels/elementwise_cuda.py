@@ -387,9 +387,9 @@ def filter_tiled(axis: int, radius: int, transposed: bool) -> Callable[..., None
 
     @formula
     def near_faces(weights, norms, where, at, stride, q, extent):
-        total, t = ZERO, max(-int32(radius), -q)
+        total, t, start = ZERO, max(-int32(radius), -q), uint32(at - uint32(stride * uint32(q)))
         while t <= min(int32(radius), extent - int32(1) - q):
-            value = float_of(int32(weights[t + int32(radius)])) * load(where, uint32(at + uint32(stride * uint32(t))))
+            value = float_of(int32(weights[t + int32(radius)])) * load(where, uint32(start + uint32(stride * uint32(q + t))))
             total += value * norms[uint32(q + t)] if transposed else value
             t = int32(t + int32(1))
         return total if transposed else total * norms[uint32(q)]

@@ -16,7 +16,7 @@ from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.arithmetic import floor_int32
 from daskreg.kernels.intrinsics.memory import add_beyond, address, beyond, load, store
-from daskreg.torch.kernels.sampling import AFFINE, AFFINE_ALONE, DISPLACEMENT, GRID, ZEROS, around, bordered
+from daskreg.torch.kernels.sampling import AFFINE, AFFINE_ALONE, BORDER, DISPLACEMENT, GRID, ZEROS, around, bordered
 
 ONE, ZERO, HALF = float32(1), float32(0), float32(0.5)
 TILE_X, TILE_Y = block_size(32, least=4), block_size(8, least=2)  # threads of a block that gathers
@@ -36,6 +36,11 @@ def blocks(volumes: int, shape: tuple[int, int, int], tile: tuple[int, int], dep
     """Blocks, x first; those of all planes and volumes are along x."""
     planes, rows, columns = shape
     return volumes * -(-planes // depth) * -(-columns // tile[1]), -(-rows // tile[0]), 1
+
+
+def resident_blocks(mode: int, border: int, usual: int) -> int:
+    """Blocks per multiprocessor whose registers fit: fewer for affine maps, which take twelve, and for reflections."""
+    return usual if mode < AFFINE and border <= BORDER else 2
 
 
 @formula
@@ -164,7 +169,7 @@ def interior_slopes(values, wz, wy, wx):
     return r10 + wy * t1 - (r00 + wy * t0), t0 + wz * (t1 - t0), q0 + wz * (q1 - q0)
 
 
-@cooperative_kernel(launch_bounds=(TILE_X * TILE_Y, 6))
+@cooperative_kernel(launch_bounds=lambda mode, border, *others: (TILE_X * TILE_Y, resident_blocks(mode, border, 6)))
 def sample_tiled(mode: int, border: int, nearest: bool, plus: bool) -> Callable[..., None]:
     """``sample_batch``.
 
@@ -236,7 +241,7 @@ def put(accumulate, where, at, value):
     store(where, at, value)
 
 
-@cooperative_kernel(launch_bounds=(TILE_X * TILE_Y, 5))
+@cooperative_kernel(launch_bounds=lambda mode, border, *others: (TILE_X * TILE_Y, resident_blocks(mode, border, 5)))
 def pull_back_tiled(mode: int, border: int, plus: bool, accumulate: bool) -> Callable[..., None]:
     """The derivative with respect to u of ``sample_batch_backward``; arguments as in ``sample_tiled``;  field: flat."""
 
