@@ -111,6 +111,18 @@ def test_nor_is_what_lies_in_place_deformed():
     assert np.linalg.norm(u, axis=0).mean() < 0.05
 
 
+@pytest.mark.slow
+def test_noise_deforms_it_little():
+    """To places between voxels, where interpolation takes most of the noise."""
+    noise, by, rng = texture((32, 36, 32), 4), np.array((0.5, -0.5, 2.5)), np.random.default_rng(5)
+    images = [
+        v + np.float32(0.02 * np.ptp(v)) * rng.standard_normal(v.shape, np.float32) for v in (cut(noise, 0), cut(noise, -by))
+    ]
+    found = outcome(images[0], OTHERS["inverted"](images[1]), [SAFE], start=by)
+    u = on(CPU, found.displacement, found.block.own)
+    assert np.linalg.norm(u, axis=0).mean() < 0.06
+
+
 FIELDS = {  # shape, sigma and spacing of the texture
     "cube of 32": ((32,) * 3, 3, (1.0, 1.0, 1.0)),
     "cube of 80": ((80,) * 3, 5, (1.0, 1.0, 1.0)),
