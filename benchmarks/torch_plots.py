@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ def voxels(row: Row) -> int:
 
 
 def by_case(rows: list[Row]) -> dict[str, list[Row]]:
-    """Cases that were measured at two sizes or more."""
+    """Cases of single volumes that two programs or more were measured with, at two sizes or more."""
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if voxels(row):
+        if voxels(row) and row.get("shape", [1])[0] == 1:
             found[row["case"]].append(row)
-    return {case: own for case, own in found.items() if len({voxels(r) for r in own}) > 1}
+    return {
+        case: own for case, own in found.items() if all(len({key(r) for r in own}) > 1 for key in (voxels, itemgetter("who")))
+    }
 
 
 def draw(axes: Axes, rows: list[Row], measure: str) -> None:
@@ -48,7 +51,11 @@ def draw(axes: Axes, rows: list[Row], measure: str) -> None:
             bold = {"linewidth": 2.5, "zorder": 3} if who == "daskreg" else {"linewidth": 1.2}
             axes.plot(edges, [max(v, 1e-3) for v in values], marker="o", markersize=4, label=who, **bold)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    values = [row[measure] for row in rows if measure in row]
+    if max(values) > 4 * min(values):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1.1 * max(values))
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.tick_params(labelsize=8)
     axes.set_xlabel("cube root of the number of voxels")
@@ -76,7 +83,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="?", default=RESULTS / "torch_losses.json")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "torch_losses.png")
     given = parser.parse_args()
-    figure(json.loads(given.file.read_text())).savefig(given.output, dpi=150)
+    figure(json.loads(given.file.read_text())).savefig(given.output, dpi=72)
     print(given.output)
 
 

@@ -41,6 +41,8 @@ def write(path, results):
         _out_of_core,
         _stacks,
         _large,
+        _training,
+        _steps,
     ):
         title, text, columns, rows, files = make(lambda name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")))
         parts.append(f"## {title}\n\n{text}\n\n{_table(columns, rows)}\n\n{_source(files)}\n\n")
@@ -228,6 +230,58 @@ def _large(read):
 
 def _seconds(row):
     return [f"{row['seconds'][name]:.1f}" for name in ("read", "optimise", "write", "total")]
+
+
+def _size(row):
+    return " x ".join(map(str, row["shape"])) if "shape" in row else f"{row['edge']}^3"
+
+
+def _training(read):
+    """Losses and samplers of daskreg.torch beside those of other packages."""
+    rows, table = read("torch_losses"), {}
+    for r in rows:
+        if "ms" in r and "backward" in r["case"]:
+            table.setdefault((r["case"], _size(r)), []).append(r)
+    lines = []
+    for (case, size), measured in table.items():
+        own = next((r for r in measured if r["who"] == "daskreg"), None)
+        others = sorted((r for r in measured if r["who"] != "daskreg"), key=lambda r: r["ms"])
+        if own and others:
+            best = others[0]
+            name, ratio = case.replace(" forward + backward", ""), f"{best['ms'] / own['ms']:.1f}"
+            other = f"{best['who']}: {best['ms']}"
+            lines.append([name, size, own["ms"], other, ratio, own["extra_bytes_per_voxel"], best["extra_bytes_per_voxel"]])
+    card = rows[0]
+    text = (
+        f"`benchmarks/torch_losses.py` on one {card['card']}, PyTorch {card['torch']}, copies at {card['copy TB/s']} TB/s: "
+        "forward and backward passes, the median of 40. The fastest other implementation of the same run, of MONAI, fused-lncc, "
+        "PyTorch's own operators with TF32 on and off, and `torch.compile`; bytes are those of the peak beyond the inputs. "
+        "The file has all of them, and the [figure](../benchmarks/results/torch_losses.png) draws them. "
+        "Below 256^3 the host decides."
+    )
+    columns = ["operation", "voxels", "ms, daskreg", "ms, fastest other", "ratio", "bytes a voxel", "bytes, other"]
+    return "Losses and samplers for training", text, columns, lines, ["torch_losses"]
+
+
+def _steps(read):
+    """Training steps of published networks."""
+    rows = read("torch_training")
+    steps = {}
+    for r in rows:
+        if "ms" in r:
+            steps.setdefault((r["case"].removesuffix(" training step"), r["loss"]), {})[r["who"]] = r
+    lines = []
+    for (network, loss), of in steps.items():
+        times = [of[who]["ms"] if who in of else "" for who in ("network", "original", "compiled", "daskreg", "daskreg, fused")]
+        lines.append([network, loss, *times, f"{of['original']['ms'] / of['daskreg']['ms']:.2f}"])
+    card = rows[0]
+    text = (
+        f"`benchmarks/torch_training.py` on one {card['card']}, PyTorch {card['torch']}: a step (forward pass, loss, "
+        "regulariser, backward pass, Adam) of the published networks at 160 x 192 x 224, one pair, float32. *network*: "
+        "without a loss, which is what no loss can save."
+    )
+    columns = ["network", "loss", "network, ms", "original loss", "compiled", "daskreg", "daskreg, fused", "original / daskreg"]
+    return "Training steps", text, columns, lines, ["torch_training"]
 
 
 if __name__ == "__main__":

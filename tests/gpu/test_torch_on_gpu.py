@@ -12,7 +12,8 @@ import pytest
 
 pytestmark = pytest.mark.gpu
 NAMES = ["mse", "lncc 3", "lncc 5, one derivative", "lncc 9, counted", "lncc 1 x 3 x 5, each", "lncc not squared",
-         "lncc of many planes", "mi", "mi of splines", "mi, sigma 1", "warp", "warp, border", "warp, reflection", "warp, nearest",
+         "lncc of many planes", "mi", "mi of splines", "mi, sigma 1", "warp", "warp, border", "warp, reflection", "warp, far",
+         "warp, smooth", "warp, nearest",
          "grid", "affine", "affine first", "affine alone", "compose", "exponential", "gaussian", "l1", "l2", "bending",
          "normalized bending", "determinant", "warped mse", "warped lncc", "warped mi"]  # fmt: skip
 
