@@ -59,6 +59,14 @@ def _watched(what: str) -> Iterator[None]:
         _shown[0] = False
 
 
+@contextmanager
+def logged(what: str) -> Iterator[None]:
+    """Lines of the log about what Dask computes on this machine within something that shows its own progress."""
+    tasks = Tasks(what, _Lines())
+    with observed_by(tasks.step), _callback(tasks.task):
+        yield
+
+
 class Tasks:
     """How much is done: steps of a loop, each of which may be tasks of Dask."""
 

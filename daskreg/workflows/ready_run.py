@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskreg.deferred import DeferredModule
 from daskreg.planning import Plan
+from daskreg.reporting.tasks import logged
 from daskreg.storage import RunStore
 from daskreg.storage.fill import describe_fill
 from daskreg.storage.fs.address import is_remote
@@ -107,7 +108,8 @@ def build_pyramids(store: RunStore) -> None:
     """Coarser levels of what the ranks wrote, a task a chunk."""
     for name in (DISPLACEMENT, MOVED):
         if store.has(name):
-            store.build_pyramid(name)
+            with logged(f"making coarser levels of {name}"):
+                store.build_pyramid(name)
 
 
 def _tell_the_verdict(report: Report) -> None:

@@ -46,3 +46,12 @@ def test_nothing_is_shown_where_nobody_wants_it(monkeypatch, caplog):
 def test_a_function_that_calls_another_shows_one(monkeypatch, caplog):
     shown = shares(monkeypatch, caplog, lambda: tasks.with_progress("inner")(lambda: step(1, 2))())
     assert [text.partition(":")[0] for text, _ in shown] == ["resampling"]
+
+
+def test_what_has_progress_of_its_own_can_tell_the_log_of_tasks(monkeypatch, caplog):
+    monkeypatch.setattr(tasks, "DELAY", 0.0)
+    monkeypatch.setattr(tasks, "INTERVAL", 0.0)
+    monkeypatch.setattr(tasks, "LINES", 0.0)
+    with caplog.at_level(logging.INFO, "daskreg"), tasks.logged("making levels"):
+        da.ones((8, 8), chunks=(1, 8)).sum().compute(scheduler="threads")
+    assert "making levels: 100 %" in caplog.text
