@@ -18,7 +18,7 @@ from daskreg.engine.source_statistics import Statistics
 from daskreg.grid import Grid, Index, Partition, Sigmas, Span
 from daskreg.planning import Level, Plan
 from daskreg.planning.slabs import Reaches
-from daskreg.planning.source import source_boxes
+from daskreg.planning.source import level_boxes, source_boxes
 from daskreg.storage import Volume
 
 Key = tuple[Index, Sigmas | None]
@@ -42,7 +42,8 @@ class SourceReader:
         """An image, without a level yet;  role: 0 fixed, 1 moving."""
         own = partition[self.comm.rank]
         counted = CountedReader(volume, volume.shape, volume.piece)
-        source = ScaledSource(counted, mask, background, source_boxes(self.plan, role), self.plan.config, name)
+        boxes, made_in = source_boxes(self.plan, role), level_boxes(self.plan, role)
+        source = ScaledSource(counted, mask, background, boxes, self.plan.config, made_in, name)
         statistics = Statistics(source, own, self.comm, name, "" if mask is None else f"the mask {mask.name}")
         scaled = statistics.measured(volume.dtype)
         given = {"grid": grid, "partition": partition, "held": own, "rank": self.comm.rank, "left_out": statistics.left_out}

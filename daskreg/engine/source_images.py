@@ -32,8 +32,8 @@ CACHED = 1 << 18  # voxels that are scaled together: they stay in the processor'
 class ScaledSource:
     """An image in its file, as it is compared: scaled to [0, 1], with weights where it has a mask or stored background.
 
-    name: in messages;  ends: the intensities that become 0 and 1;  least: value of voxels that are background;  top: the largest
-    weight of the mask
+    boxes: in which it is read;  made_in: in which its levels are made;  name: in messages;  ends: the intensities that become 0
+    and 1;  least: value of voxels that are background;  top: the largest weight of the mask
     """
 
     voxels: CountedReader
@@ -41,6 +41,7 @@ class ScaledSource:
     background: Background | None
     boxes: Boxes
     config: Config
+    made_in: Boxes
     name: str = "an image"
     ends: tuple[float, float] = (0.0, 1.0)
     least: float = 0.0
@@ -172,7 +173,8 @@ class SourceImage(StoredImage):
         spans = [self._reads(one) for one in levels if len(one.own)] + ([own] if self.mask is not None and len(own) else [])
         if not spans:
             return
-        for region, (voxels, weights) in self.source.all_of(_hull(spans), "its levels"):
+        boxes = list(self.source.made_in.over(_hull(spans)))
+        for region, (voxels, weights) in self.source.each_of(self.source.read, boxes, "its levels"):
             for maker in made:
                 maker.add(region, voxels, weights)
             if weights is not None:

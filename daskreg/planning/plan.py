@@ -161,8 +161,8 @@ def make_plan(
     )
     places = _places(plan, choices) if images == "auto" else (images,)
     made = [choices.made(replace(plan, images=where)) for where in places]
-    if SOURCE in places and "disk" in choices.states:  # levels that fit by themselves may not while the result is measured
-        made.append(replace(choices, far=True).made(replace(plan, images=SOURCE)))
+    if SOURCE in places and "disk" in choices.states:  # what fits by itself may not while images are read or measured
+        made += [replace(choices, kept=(where,)).made(replace(plan, images=SOURCE)) for where in ("device", "disk")]
     fitting = [one for one in made if _fits(one)]
     roomy = [one for one in fitting if scratch is None or elsewhere(one)[1] <= scratch]
     otherwise = min((one for one in made if one.images == SOURCE), key=lambda one: one.peak_bytes, default=made[0])
@@ -218,12 +218,12 @@ def _fits(plan: Plan) -> bool:
 class _Choices:
     """Where the moving image and the fields of a level may be, in the order of preference.
 
-    far: levels of images that stay in their files are on disk
+    kept: where levels of images that stay in their files may be
     """
 
     residencies: tuple[str, ...]
     states: tuple[str, ...]
-    far: bool = False
+    kept: tuple[str, ...] = ("device", "disk")
 
     def made(self, plan: Plan) -> Plan:
         """Each level with the first choice that fits; where none does, with that of the fewest bytes."""
@@ -251,7 +251,7 @@ class _Choices:
         if plan.images == "device":
             return ("device",)
         if plan.images == SOURCE:
-            return ("disk",) if self.far else ("device", "disk") if "disk" in self.states else ("device",)
+            return self.kept if "disk" in self.states else ("device",)
         full = 1 in (max(level.fixed_factors), max(level.moving_factors))
         return (plan.images,) if full else ("device", plan.images)
 

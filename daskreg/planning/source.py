@@ -15,7 +15,7 @@ from daskreg.planning.layout import Layout
 from daskreg.transforms.linear import index_map
 
 SHARE = 32  # of the memory that a box may take
-PIECE_SHARE = 12  # of the memory that it may take where what is decoded at once is as large
+PIECE_SHARE = 16  # of the memory that it may take where what is decoded at once is as large
 SAMPLED_SHARE = 8  # of the memory that voxels of the moved image may take while the moving one is read
 DEEP = 8  # planes of a box of the moving image that is sampled, at least, where a band of rows is not too low for that
 LEAST, MOST = 16 << 20, 256 << 20  # bytes of a box
@@ -74,6 +74,10 @@ class Boxes:
                 span, rows = Span(z, z + self.planes) & Span(first, last), Span(y, y + self.rows) & Span(top, bottom)
                 yield Region((span.start, rows.start, left), (span.stop, rows.stop, right))
 
+    def of_rows(self, shape: Index) -> Boxes:
+        """The same of an image whose planes were taken for rows."""
+        return Boxes(shape, shape[1], self.planes)
+
     def decoded(self, piece: Index) -> float:
         """How often a voxel is decoded while all boxes are read: more than once where they are thinner than pieces."""
         return _decoded(self.planes, piece[0], self.shape[0]) * _decoded(self.rows, piece[1], self.shape[1])
@@ -98,16 +102,22 @@ def _whole(count: int, piece: int, length: int) -> int:
 
 
 def source_boxes(plan: Layout, role: int) -> Boxes:
-    """Of the fixed (0) or the moving (1) image of a plan: bands so high that what levels add up takes a share of the memory.
+    """Of the fixed (0) or the moving (1) image of a plan, where no levels are made of it."""
+    return Boxes.fitting((plan.fixed, plan.moving)[role].shape, plan.encodings[role].piece, plan.memory)
+
+
+def level_boxes(plan: Layout, role: int) -> Boxes:
+    """While levels are made of an image: bands so high that what the levels add up takes a share of the memory.
 
     Levels that are out of memory are made of whole planes.
     """
-    grid = (plan.fixed, plan.moving)[role]
-    streams, whole = list(made_levels(plan, role)), any(one.kept for one in made_levels(plan, role))
-    fields = 1 + plan.masks[role]
-    row = fields * sum(held_bytes(grid.shape, one.factors, one.sigmas, 1, 0) for one in streams)
-    most = None if plan.memory is None or whole or not row else plan.memory // SUMS_SHARE // row
-    return Boxes.fitting(grid.shape, plan.encodings[role].piece, plan.memory, most)
+    shape, piece = (plan.fixed, plan.moving)[role].shape, plan.encodings[role].piece
+    streams, fields = list(made_levels(plan, role)), 1 + plan.masks[role]
+    if any(one.kept for one in streams):
+        return Boxes.fitting((shape[0], 1, shape[1] * shape[2]), (piece[0], 1, 1), plan.memory).of_rows(shape)
+    row = fields * sum(held_bytes(shape, one.factors, one.sigmas, 1, 0) for one in streams)
+    most = None if plan.memory is None or not row else plan.memory // SUMS_SHARE // row
+    return Boxes.fitting(shape, piece, plan.memory, most)
 
 
 @dataclass(frozen=True)
@@ -150,10 +160,14 @@ def reading_bytes(plan: Layout) -> int:
 
 
 def _reading(plan: Layout, role: int) -> int:
-    boxes, fields, shape = source_boxes(plan, role), 1 + plan.masks[role], (plan.fixed, plan.moving)[role].shape
+    boxes, fields, shape = level_boxes(plan, role), 1 + plan.masks[role], (plan.fixed, plan.moving)[role].shape
     sums = sum(held_bytes(shape, one.factors, one.sigmas, boxes.rows, one.planes) for one in made_levels(plan, role))
-    boxed = (AHEAD + 2) * (fields * boxes.bytes + plan.encodings[role].itemsize * boxes.bytes // NUMBER)
-    return boxed + fields * (sums + boxes.bytes) + AHEAD * plan.unpacked[role]
+    counted, levels = (_boxed(plan, role, some) for some in (source_boxes(plan, role), boxes))
+    return max(counted, levels + fields * (sums + boxes.bytes)) + AHEAD * plan.unpacked[role]
+
+
+def _boxed(plan: Layout, role: int, boxes: Boxes) -> int:
+    return (AHEAD + 2) * ((1 + plan.masks[role]) * boxes.bytes + plan.encodings[role].itemsize * boxes.bytes // NUMBER)
 
 
 def source_passes(plan: Layout, role: int, world: Matrix | None = None) -> tuple[float, float]:
@@ -161,8 +175,8 @@ def source_passes(plan: Layout, role: int, world: Matrix | None = None) -> tuple
 
     world: map by which the moving image is sampled; the headers' by default
     """
-    each = source_boxes(plan, role).decoded(plan.encodings[role].piece)
-    before = each * (1 if plan.encodings[role].counted else 2 + plan.masks[role]) + each * _planes_of_ranks(plan, role)
+    each, levels = (some(plan, role).decoded(plan.encodings[role].piece) for some in (source_boxes, level_boxes))
+    before = each * (1 if plan.encodings[role].counted else 2 + plan.masks[role]) + levels * _planes_of_ranks(plan, role)
     if role == 0:
         return before, before + each  # measured, and judged on the way
     if is_kept_whole(plan):

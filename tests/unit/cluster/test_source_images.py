@@ -198,6 +198,24 @@ def test_auto_leaves_images_in_their_files_where_they_fit_nowhere_and_no_stage_n
         planned(memory=300 << 20).validate(300 << 20)
 
 
+def test_levels_on_disk_are_made_of_whole_planes_in_any_memory():
+    """However many rows of the image fit into a box: they were cut, and the run ended with an AssertionError."""
+    plan = planned(memory=8 << 30)
+    kept = replace(plan, levels=tuple(tuple(replace(level, images="disk") for level in some) for some in plan.levels))
+    for memory in (1 << 28, 1 << 30, 8 << 30):
+        assert sources.level_boxes(replace(kept, memory=memory), 0).rows == STACK.shape[1]
+    assert sources.level_boxes(replace(plan, memory=1 << 30), 0).rows < STACK.shape[1]
+
+
+def test_strips_of_whole_planes_are_decoded_again_for_levels_alone(monkeypatch):
+    monkeypatch.setattr(sources, "LEAST", 16 << 20)
+    monkeypatch.setattr(sources, "MOST", 256 << 20)
+    plan = replace(planned(memory=4 << 30), encodings=(Encoding((1, 8000, 8000), 2, True), ENCODINGS[1]))
+    bands = -(-STACK.shape[1] // sources.level_boxes(plan, 0).rows)
+    assert bands > 1
+    assert sources.source_passes(plan, 0) == (1 + bands, 2 + bands)
+
+
 def test_the_memory_that_is_said_to_be_needed_is_enough():
     """Boxes are larger in more memory: what a plan in too little of it takes is not."""
     with pytest.raises(PlanTooLarge, match=r"needs (\d+) MiB a worker") as refused:
