@@ -232,7 +232,9 @@ def stopped(sign, folder, *options):
 
 
 @pytest.mark.parametrize(
-    "sign", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)], ids=lambda sign: sign.name
+    "sign",
+    [signal.SIGTERM, *(pytest.param(sign, marks=pytest.mark.slow) for sign in (signal.SIGINT, signal.SIGHUP))],
+    ids=lambda sign: sign.name,
 )
 def test_a_terminated_run_keeps_what_it_has_reached(tmp_path, sign):
     """Ctrl-C, SIGTERM, which batch systems send before they kill, and SIGHUP of a terminal that is closed."""

@@ -66,11 +66,16 @@ class Once:
                 self.outcome = error
 
 
+@pytest.fixture(scope="module")
+def affine_run(images, tmp_path_factory):
+    path = tmp_path_factory.mktemp("affine") / "run.zarr"
+    return daskreg.register(str(images / "fixed.zarr"), str(images / "moving.zarr"), [daskreg.Affine()], output=path).path
+
+
 @pytest.fixture
-def older(images, tmp_path):
+def older(affine_run, tmp_path):
     """A complete run of another recipe."""
-    path = tmp_path / "run.zarr"
-    return daskreg.register(str(images / "fixed.zarr"), str(images / "moving.zarr"), [daskreg.Affine()], output=path)
+    return RunStore.open(shutil.copytree(affine_run, tmp_path / "run.zarr"))
 
 
 @pytest.mark.parametrize("options", [{"overwrite": True}, pytest.param({"resume": True}, marks=pytest.mark.slow)])
@@ -85,7 +90,7 @@ def test_a_run_in_progress_is_neither_overwritten_nor_resumed(images, undisturbe
 
 
 def test_during_an_overwrite_the_older_run_can_be_read(images, undisturbed, older):
-    voxels, read = older.moved.read(), []
+    voxels, read = older.read_image("moved").read(), []
     watch = Once(lambda: read.append(RunStore.open(older.path).read_image("moved").read()))
     found = register(images, older.path, overwrite=True, progress=watch)
     np.testing.assert_array_equal(read[0], voxels)
@@ -93,7 +98,7 @@ def test_during_an_overwrite_the_older_run_can_be_read(images, undisturbed, olde
 
 
 def test_an_overwrite_that_fails_leaves_the_older_run_and_can_be_resumed(images, undisturbed, older, tmp_path):
-    voxels = older.moved.read()
+    voxels = older.read_image("moved").read()
     with pytest.raises(KeyboardInterrupt) as caught:  # progress is reported by another thread
         register(images, older.path, overwrite=True, progress=Once(lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert f"--resume -o {older.path}" in str(caught.value.__notes__)
@@ -177,7 +182,7 @@ def test_two_processes_apply_to_one_output_and_one_is_refused(images, undisturbe
 
 
 def test_an_overwrite_that_is_killed_leaves_the_older_run_and_can_be_resumed(images, undisturbed, older, tmp_path):
-    voxels, recipe = older.moved.read(), tmp_path / "recipe.yaml"
+    voxels, recipe = older.read_image("moved").read(), tmp_path / "recipe.yaml"
     recipe.write_text(Config.of_stages(LONG).dump())
     arguments = [images / "fixed.zarr", images / "moving.zarr", "-o", older.path, "--overwrite", "--config", recipe]
     command = [sys.executable, "-m", "daskreg.cli", "register", *map(str, arguments), "--checkpoint-every", "0"]
