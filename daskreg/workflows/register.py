@@ -154,8 +154,8 @@ def register(
     inputs_changed
         With ``resume``: continue although they changed, or are other ones on the same grids; the result is then of both.
     progress
-        Called with a ``Progress``, at most ten times a second. By default a display in a notebook, bars on a terminal, and elsewhere
-        lines on standard error, or in the log where logging is configured; False: nothing.
+        Called with a ``Progress``, at most ten times a second. By default a display in a notebook, bars on a terminal, and
+        elsewhere lines on standard error, or in the log where logging is configured; False: nothing.
     client, cluster
         A Dask client, or a scheduler's address; ``"cuda"``: a worker for each GPU of this machine; ``"slurm"``, ``"pbs"``,
         ``"lsf"`` or ``"sge"``: a job for each worker, from dask-jobqueue's configuration. By default the current client; without
