@@ -76,12 +76,12 @@ def _host(argument: Any, kind: Any) -> Any:
     return kind(argument) if isinstance(argument, float) else argument
 
 
-def empty(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """A contiguous tensor with the type and on the device of another: ``new_empty`` in a third of its time on a GPU."""
-    shape = tuple(shape)
+def empty(shape: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A contiguous tensor on the device of another, by default of its type: ``new_empty`` in a third of its time on a GPU."""
+    shape, dtype = tuple(shape), dtype or like.dtype
     if like.is_cpu or _allocate is None or like.get_device() != _device():
-        return like.new_empty(shape)
-    made: torch.Tensor = _allocate(shape, _strides(shape, 1), like.dtype)
+        return like.new_empty(shape, dtype=dtype)
+    made: torch.Tensor = _allocate(shape, _strides(shape, 1), dtype)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -10,7 +11,9 @@ import torch
 
 from daskreg.errors import DaskregError
 from daskreg.torch.kernels import correlation as kernels
-from daskreg.torch.launch import DTYPES, Voxels, flat, launch, on_cpu, processors, total
+from daskreg.torch.launch import DTYPES, MOST_LAUNCHES, Voxels, empty, flat, launch, on_cpu, processors, total
+
+Weights = tuple[tuple[float, ...], ...]
 
 
 class Windows(NamedTuple):
@@ -28,7 +31,7 @@ class Windows(NamedTuple):
     counted: bool
 
     @property
-    def weights(self) -> tuple[tuple[float, ...], ...]:
+    def weights(self) -> Weights:
         """Along the three axes."""
         return self.z, self.y, self.x
 
@@ -44,8 +47,8 @@ def correlate(
     ``mapped``, else (0,); ``kinds`` factors for the derivative, (kinds, *shape) or (0,).
     """
     n, shape = prod(fixed.shape[:2]), fixed.shape
-    correlation = fixed.new_empty(shape if mapped else 0)
-    factors = fixed.new_empty((kinds, *shape) if kinds else 0)
+    correlation = empty(shape if mapped else (0,), fixed)
+    factors = empty((kinds, *shape) if kinds else (0,), fixed)
     volumes = (n, *shape[2:])
     if fixed.is_cuda:
         partials = _on_device(fixed, moved, windows, kinds, mapped, correlation, factors)
@@ -71,7 +74,7 @@ def gradient(
     scale: float,
 ) -> torch.Tensor:
     """``scale given`` times the derivative of the sum with respect to ``moved``; ``weight``: of each window, or (0,)."""
-    n, shape, out = prod(fixed.shape[:2]), fixed.shape, torch.empty_like(moved)
+    n, shape, out = prod(fixed.shape[:2]), fixed.shape, empty(moved.shape, moved)
     volumes, mapped = (n, *shape[2:]), weight.numel() > 0
     if fixed.is_cuda:
         _gradient_on_device(given, weight, factors, kinds, fixed, moved, windows, scale, out)
@@ -97,16 +100,11 @@ def _on_device(
     correlation: torch.Tensor,
     factors: torch.Tensor,
 ) -> torch.Tensor:
-    from daskreg.torch.kernels.correlation_cuda import correlation_tiled
-    from daskreg.torch.kernels.window_sums import summing_tiles
-
-    blocks, threads, depth, sizes = _grid(fixed, windows, summing_tiles(windows.z, windows.y))
-    partials, one = fixed.new_empty(blocks[0] * blocks[1]), fixed.new_empty(1)
-    form = correlation_tiled.form(*windows.weights, kinds, windows.counted, mapped)
+    form, blocks, threads, sizes = _summing(windows.weights, kinds, windows.counted, mapped, fixed.shape, fixed.get_device())
+    partials = empty((blocks[0] * blocks[1],), fixed)
     launch(
-        form, blocks, (threads, 1, 1), *sizes, depth, *map(float, windows[3:8]), windows.squared, np.uint64(fixed.numel()),
-        flat(fixed), flat(moved), flat(partials), flat(correlation if mapped else one), flat(factors if kinds else one),
-        like=fixed,
+        form, blocks, threads, *sizes, *map(float, windows[3:8]), windows.squared, np.uint64(fixed.numel()), flat(fixed),
+        flat(moved), flat(partials), flat(correlation if mapped else partials), flat(factors if kinds else partials), like=fixed,
     )  # fmt: skip
     return partials
 
@@ -122,27 +120,46 @@ def _gradient_on_device(
     scale: float,
     out: torch.Tensor,
 ) -> None:
-    from daskreg.torch.kernels.correlation_cuda import correlation_gradient_tiled
-    from daskreg.torch.kernels.window_sums import gradient_tiles
-
-    blocks, threads, depth, sizes = _grid(fixed, windows, gradient_tiles(windows.z, windows.y))
     mapped = weight.numel() > 0
+    form, blocks, threads, sizes = _sloping(windows.weights, mapped, fixed.shape, fixed.get_device())
     starts = [np.uint64(k * fixed.numel()) for k in kinds]
-    form = correlation_gradient_tiled.form(*windows.weights, mapped)
     launch(
-        form, blocks, (threads, 1, 1), *sizes, depth, *starts, float(scale), np.uint32(given.numel() > 1), flat(given),
+        form, blocks, threads, *sizes, *starts, float(scale), np.uint32(given.numel() > 1), flat(given),
         flat(weight if mapped else given), flat(factors), flat(fixed), flat(moved), flat(out), like=fixed,
     )  # fmt: skip
 
 
-def _grid(fixed: torch.Tensor, windows: Windows, tiles: Any) -> tuple[tuple[int, int, int], int, int, tuple[int, int, int]]:
-    """Blocks, threads, planes per block and the voxels along z, y, x, for ``window_sums.Tiles``."""
+Grid = tuple[Any, tuple[int, int, int], tuple[int, int, int], tuple[int, int, int, int]]
+    Any, tuple[int, int, int], tuple[int, int, int], tuple[int, int, int, int]
+]  # kernel, blocks, threads, voxels, planes
+
+
+@lru_cache(MOST_LAUNCHES)
+def _summing(weights: Weights, kinds: int, counted: bool, mapped: bool, shape: torch.Size, device: int) -> Grid:
+    """``correlation_tiled``, its blocks and threads, the voxels along z, y, x and the planes per block."""
+    from daskreg.torch.kernels.correlation_cuda import correlation_tiled
+    from daskreg.torch.kernels.window_sums import summing_tiles
+
+    grid = _grid(shape, weights, summing_tiles(weights[0], weights[1]), device)
+    return correlation_tiled.form(*weights, kinds, counted, mapped), *grid
+
+
+@lru_cache(MOST_LAUNCHES)
+def _sloping(weights: Weights, mapped: bool, shape: torch.Size, device: int) -> Grid:
+    """``correlation_gradient_tiled`` and the same."""
+    from daskreg.torch.kernels.correlation_cuda import correlation_gradient_tiled
+    from daskreg.torch.kernels.window_sums import gradient_tiles
+
+    grid = _grid(shape, weights, gradient_tiles(weights[0], weights[1]), device)
+    return correlation_gradient_tiled.form(*weights, mapped), *grid
+
+
+def _grid(shape: torch.Size, weights: Weights, tiles: Any, device: int) -> Any:
     from daskreg.torch.kernels import window_sums
 
-    longest = max(map(len, windows.weights))
+    longest = max(map(len, weights))
     if longest > 2 * window_sums.MAX_RADIUS + 1:
         raise DaskregError(f"a window has {longest} voxels; at most {2 * window_sums.MAX_RADIUS + 1} were expected on a GPU.")
-    n, (nz, ny, nx) = prod(fixed.shape[:2]), fixed.shape[2:]
-    reach, processing = len(windows.z) // 2, processors(fixed.device.index)
-    depth = window_sums.planes_per_block(tiles, reach, n, nz, ny, nx, processing)
-    return window_sums.blocks(tiles, n, nz, ny, nx, depth), tiles.threads, depth, (nz, ny, nx)
+    n, (nz, ny, nx) = prod(shape[:2]), shape[2:]
+    depth = window_sums.planes_per_block(tiles, len(weights[0]) // 2, n, nz, ny, nx, processors(device))
+    return window_sums.blocks(tiles, n, nz, ny, nx, depth), (tiles.threads, 1, 1), (nz, ny, nx, depth)

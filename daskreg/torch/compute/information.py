@@ -7,7 +7,7 @@ import torch
 
 from daskreg.torch.kernels import information as kernels
 from daskreg.torch.kernels.information import CHUNKS, ParzenWindow
-from daskreg.torch.launch import Voxels, flat, launch, on_cpu, processors
+from daskreg.torch.launch import Voxels, empty, flat, launch, on_cpu, processors
 
 Smoothing = tuple[float, float, float]  # numerator, denominator, additive
 
@@ -48,7 +48,7 @@ def tables(
         return torch.from_numpy(scale * value).to(dtype), to_moved, to_fixed
     from daskreg.torch.kernels.information_cuda import TABLE_THREADS, information_tables_of_batch
 
-    made = [counts.new_empty(s, dtype=dtype) for s in ((batch,), (batch, edge, edge), (batch, edge, edge))]
+    made = [empty(s, counts, dtype) for s in ((batch,), (batch, edge, edge), (batch, edge, edge))]
     launch(information_tables_of_batch.form(edge), (batch, 1, 1), (TABLE_THREADS, 1, 1), *map(float, smoothing), float(scale),
            flat(counts), *map(flat, made), like=counts)  # fmt: skip
     return made[0], made[1], made[2]
@@ -58,7 +58,7 @@ def gradient(
     given: torch.Tensor, table: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, window: ParzenWindow, factor: float
 ) -> torch.Tensor:
     """``factor given`` times the derivative of MI, times the number of voxels, with respect to ``moved``."""
-    batch, out = fixed.shape[0], torch.empty_like(moved)
+    batch, out = fixed.shape[0], empty(moved.shape, moved)
     n = fixed.numel() // batch
     if not fixed.is_cuda:
         shape = (batch, n)

@@ -10,7 +10,7 @@ import torch
 
 from daskreg.torch.kernels import sampling as kernels
 from daskreg.torch.kernels.sampling import AFFINE_ALONE, GRID, REFLECT_CENTERS, REFLECT_EDGES
-from daskreg.torch.launch import Voxels, flat, launch, on_cpu, planes, processors, run, total
+from daskreg.torch.launch import Voxels, empty, flat, launch, on_cpu, planes, processors, run, total
 
 MAX_OFFSET = 2**32  # voxels of a volume whose offsets have 32 bits
 
@@ -64,7 +64,7 @@ def sample(image: torch.Tensor, points: Points, size: list[int], first: int = 0,
     batch, channels, depth = image.shape[:3]
     last = channels if last is None else last
     nz, ny, nx = points.shape(size)
-    moved = image.new_empty((batch, last - first, nz, ny, nx))
+    moved = empty((batch, last - first, nz, ny, nx), image)
     if in_tiles(image, moved):
         from daskreg.torch.kernels.sampling_cuda import TILE_Y, sample_tiled
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from daskreg.torch.compute import correlation
 from daskreg.torch.compute.correlation import Windows
+from daskreg.torch.launch import empty
 from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator, refuse
 
 
@@ -38,10 +39,11 @@ def correlate_backward(
     """The derivatives of the sum, times ``given``, or of the map, times ``weight`` of each window where it is not (0,)."""
     fixed, moved, given, weight = fixed.contiguous(), moved.contiguous(), given.contiguous(), weight.contiguous()
     windows = _windows(wz, wy, wx, (0.0,) * 5, True, True)
-    none = fixed.new_empty(0)
-    of_fixed = correlation.gradient(given, weight, factors, (0, 3, 4), moved, fixed, windows, scale) if to_fixed else none
-    none = fixed.new_empty(0)
-    of_moved = correlation.gradient(given, weight, factors, (0, 1, 2), fixed, moved, windows, scale) if to_moved else none
+    of_fixed, of_moved = (None if wanted else empty((0,), fixed) for wanted in (to_fixed, to_moved))
+    if of_fixed is None:
+        of_fixed = correlation.gradient(given, weight, factors, (0, 3, 4), moved, fixed, windows, scale)
+    if of_moved is None:
+        of_moved = correlation.gradient(given, weight, factors, (0, 1, 2), fixed, moved, windows, scale)
     return of_fixed, of_moved
 
 
@@ -74,7 +76,7 @@ def _correlation_slopes(ctx: Any, of_value: Tensor | None, of_map: Tensor | None
         found = correlate_backward(fixed.new_ones(1), of_map, factors, fixed, moved, *ctx.weights, 1.0, needs[0], needs[1])
     elif of_value is not None:
         none = fixed.new_empty(0)
-        found = correlate_backward(of_value.reshape(-1), none, factors, fixed, moved, *ctx.weights, ctx.scale, needs[0], needs[1])
+        found = correlate_backward(of_value, none, factors, fixed, moved, *ctx.weights, ctx.scale, needs[0], needs[1])
     else:
         return (None,) * 12
     return found[0] if needs[0] else None, found[1] if needs[1] else None, *(None,) * 10
