@@ -130,8 +130,6 @@ def _gradient_on_device(
 
 
 Grid = tuple[Any, tuple[int, int, int], tuple[int, int, int], tuple[int, int, int, int]]
-    Any, tuple[int, int, int], tuple[int, int, int], tuple[int, int, int, int]
-]  # kernel, blocks, threads, voxels, planes
 
 
 @lru_cache(MOST_LAUNCHES)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 import torch
 
 from daskreg.torch.kernels import information as kernels
 from daskreg.torch.kernels.information import CHUNKS, ParzenWindow
-from daskreg.torch.launch import Voxels, empty, flat, launch, on_cpu, processors
+from daskreg.torch.launch import MOST_LAUNCHES, Voxels, empty, flat, launch, on_cpu, processors
 
 Smoothing = tuple[float, float, float]  # numerator, denominator, additive
+Grid = tuple[Any, tuple[int, int, int], tuple[int, int, int], int]  # kernel, blocks, threads, bytes of shared memory
 
 
 def empty_histogram(like: torch.Tensor, window: ParzenWindow) -> torch.Tensor:
@@ -29,12 +33,18 @@ def count(fixed: torch.Tensor, moved: torch.Tensor, window: ParzenWindow, counts
         on_cpu(kernels.joint_rows, window, Voxels(fixed, shape), Voxels(moved, shape), Voxels(counts, tuple(counts.shape)),
                dtype=fixed.dtype)  # fmt: skip
         return
+    form, blocks, threads, shared = _counting(window, batch, n, fixed.get_device())
+    launch(form, blocks, threads, np.uint64(n), *_intensities(window), flat(fixed), flat(moved), flat(counts), like=fixed,
+           shared=shared)  # fmt: skip
+
+
+@lru_cache(MOST_LAUNCHES)
+def _counting(window: ParzenWindow, batch: int, n: int, device: int) -> Grid:
     from daskreg.torch.kernels.information_cuda import THREADS, histogram_bytes, joint_histograms
 
-    blocks = max(1, min(-(-n // THREADS), processors(fixed.device.index)))
+    blocks = max(1, min(-(-n // THREADS), processors(device)))
     form = joint_histograms.form(window.kind, window.bins, window.taps, window.pad)
-    launch(form, (blocks, batch, 1), (THREADS, 1, 1), np.uint64(n), *_intensities(window), flat(fixed), flat(moved), flat(counts),
-           like=fixed, shared=histogram_bytes(window.edge))  # fmt: skip
+    return form, (blocks, batch, 1), (THREADS, 1, 1), histogram_bytes(window.edge)
 
 
 def tables(
@@ -46,12 +56,18 @@ def tables(
         value, *found = kernels.information_tables(counts.numpy().sum(1), *smoothing)
         to_moved, to_fixed = (torch.from_numpy(t).to(dtype) for t in found)
         return torch.from_numpy(scale * value).to(dtype), to_moved, to_fixed
+    form, blocks, threads, _ = _tabulating(edge, batch)
+    value, to_moved, to_fixed = (empty(s, counts, dtype) for s in ((batch,), (batch, edge, edge), (batch, edge, edge)))
+    launch(form, blocks, threads, *map(float, smoothing), float(scale), flat(counts), flat(value), flat(to_moved), flat(to_fixed),
+           like=counts)  # fmt: skip
+    return value, to_moved, to_fixed
+
+
+@lru_cache(MOST_LAUNCHES)
+def _tabulating(edge: int, batch: int) -> Grid:
     from daskreg.torch.kernels.information_cuda import TABLE_THREADS, information_tables_of_batch
 
-    made = [empty(s, counts, dtype) for s in ((batch,), (batch, edge, edge), (batch, edge, edge))]
-    launch(information_tables_of_batch.form(edge), (batch, 1, 1), (TABLE_THREADS, 1, 1), *map(float, smoothing), float(scale),
-           flat(counts), *map(flat, made), like=counts)  # fmt: skip
-    return made[0], made[1], made[2]
+    return information_tables_of_batch.form(edge), (batch, 1, 1), (TABLE_THREADS, 1, 1), 0
 
 
 def gradient(
@@ -67,15 +83,21 @@ def gradient(
             Voxels(fixed, shape), Voxels(moved, shape), Voxels(out, shape), dtype=fixed.dtype,
         )  # fmt: skip
         return out
-    from daskreg.torch.kernels.information_cuda import GRADIENT_BLOCKS, GRADIENT_THREADS, information_gradients
-
-    blocks = max(1, min(-(-n // GRADIENT_THREADS), GRADIENT_BLOCKS * processors(fixed.device.index)))
-    form = information_gradients.form(window.kind, window.bins, window.taps, window.pad)
+    form, blocks, threads, _ = _sloping(window, batch, n, fixed.get_device())
     launch(
-        form, (blocks, batch, 1), (GRADIENT_THREADS, 1, 1), np.uint64(n), *_intensities(window), float(factor),
+        form, blocks, threads, np.uint64(n), *_intensities(window), float(factor),
         np.uint32(given.numel() > 1), flat(given), flat(table), flat(fixed), flat(moved), flat(out), like=fixed,
     )  # fmt: skip
     return out
+
+
+@lru_cache(MOST_LAUNCHES)
+def _sloping(window: ParzenWindow, batch: int, n: int, device: int) -> Grid:
+    from daskreg.torch.kernels.information_cuda import GRADIENT_BLOCKS, GRADIENT_THREADS, information_gradients
+
+    blocks = max(1, min(-(-n // GRADIENT_THREADS), GRADIENT_BLOCKS * processors(device)))
+    form = information_gradients.form(window.kind, window.bins, window.taps, window.pad)
+    return form, (blocks, batch, 1), (GRADIENT_THREADS, 1, 1), 0
 
 
 def _intensities(window: ParzenWindow) -> tuple[float, ...]:
