@@ -29,7 +29,7 @@ def inform(
     a, b, c = smoothing
     value, *made = information.tables(counts, window, (a, b, c), scale, fixed.dtype)
     if summed:
-        value = value.sum() if len(value) > 1 else value.reshape(())
+        value = value.sum() if fixed.shape[0] > 1 else value.reshape(())
     return value, made[0], made[1]
 
 
