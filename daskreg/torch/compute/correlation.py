@@ -104,7 +104,7 @@ def _on_device(
     partials = empty((blocks[0] * blocks[1],), fixed)
     launch(
         form, blocks, threads, *sizes, *map(float, windows[3:8]), windows.squared, np.uint64(fixed.numel()), flat(fixed),
-        flat(moved), flat(partials), flat(correlation if mapped else partials), flat(factors if kinds else partials), like=fixed,
+        flat(moved), flat(partials), flat(correlation if mapped else fixed), flat(factors if kinds else fixed), like=fixed,
     )  # fmt: skip
     return partials
 
