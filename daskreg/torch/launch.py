@@ -25,7 +25,6 @@ from daskreg.kernels.compiler.source import ROW_THREADS
 
 MAX_GRID = 65535  # blocks along y and z
 VOXEL_THREADS = (64, 4, 1)
-STATIC_SHARED = 48 * 1024  # bytes per block that need no attribute
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64}
 CONFIGURATION = "IIIIIIIPPI"  # CUlaunchConfig: blocks, threads, dynamic shared memory, stream, attributes and their number
 MOST_LAUNCHES = 4096  # that are kept; training on volumes of many shapes would fill the memory
@@ -187,7 +186,7 @@ class Function:
         self.types = types
         self.found = form.compile(types)._codelibrary.get_cufunc()
         self.handle = int(self.found.handle)
-        self.shared = STATIC_SHARED
+        self.shared = 0  # the driver allows 48 KiB, less what is static; each kernel asks for what it takes
 
     def allow(self, shared: int) -> None:
         """Raise the limit of dynamic shared memory."""
@@ -309,7 +308,7 @@ def total(partials: torch.Tensor, shape: Sequence[int], scale: float, offset: fl
     length = partials.numel() // segments
     if not partials.is_cuda:
         sums = partials.reshape(segments, length).sum(1, dtype=torch.float64) * scale + offset
-        return sums.to(partials.dtype).reshape(tuple(shape))
+        return sums.reshape(tuple(shape)).to(partials.dtype, copy=True)  # no view: callers add to it in place
     form, threads = _segment_totals()
     out = empty(shape, partials)
     launch(form, (segments, 1, 1), threads, np.uint32(length), float(scale), float(offset), flat(partials),

@@ -135,7 +135,7 @@ def _information(
     for c, moved in _channels(image, points):
         information.count(fixed[:, c : c + 1].contiguous(), moved, window, counts)
     batch = fixed.shape[0]
-    value, table, _ = information.tables(counts, window, smoothing, -1 / batch, fixed.dtype)
+    value, table, _ = information.tables(counts, window, smoothing, -1 / batch, fixed.dtype, (batch,))
     if to_field is not None or to_image is not None:
         one, factor = fixed.new_ones(1), -1 / fixed.numel()
         for c, moved in _channels(image, points):

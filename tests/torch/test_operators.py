@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import daskreg.torch as dt
+from daskreg.torch.compute import fields
 from daskreg.torch.operators import derivatives, squared_difference
 from tests.torch.test_derivatives import SECOND
 from tests.torch.test_pytorch import FUNCTIONS, given, value_and_slopes
@@ -104,3 +106,46 @@ def test_hooks_of_saved_tensors_are_called():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t, lambda t: t):
         dt.mse(moved, fixed).backward()
     assert packed == [moved.shape, fixed.shape]
+
+
+SCALARS = "mse", "lncc", "mi", "warped mse", "warped lncc", "warped mi", "penalty", "bending"
+
+
+@pytest.mark.parametrize("name", SCALARS)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_losses_are_added_to_in_place(name, batch):
+    found = []
+    for add in (torch.Tensor.add, torch.Tensor.add_):
+        tensors = given(shape=(batch, *SHAPE[1:]))
+        add(FUNCTIONS[name](*tensors), 1.0).backward()
+        found.append([t.grad for t in tensors if t.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")  # PyTorch's own use of it
+def test_forward_mode_derivatives_are_refused():
+    moved, fixed = (t.detach() for t in pair())
+    with pytest.raises(RuntimeError, match=r"forward-mode derivative of daskreg::squared_difference"):
+        torch.func.jvp(dt.mse, (moved, fixed), (moved, fixed))
+    with forward_ad.dual_level():
+        assert dt.mse(moved, fixed) == dt.mse(fixed, moved)
+        with pytest.raises(RuntimeError, match="forward-mode"):
+            dt.gaussian(forward_ad.make_dual(moved, fixed), 0.0)
+
+
+def test_a_first_call_in_inference_mode_changes_nothing(monkeypatch):
+    moved, fixed = pair()
+    derivatives._plain_keys.cache_clear()
+    with torch.inference_mode():
+        dt.mse(moved, fixed)
+    monkeypatch.setattr(squared_difference, "registered", None)
+    assert dt.mse(moved, fixed).grad_fn is not None
+
+
+def test_tables_of_filters_do_not_grow_without_bound(monkeypatch):
+    monkeypatch.setattr(fields, "_TABLES", {})
+    monkeypatch.setattr(fields, "MOST_TABLES", 3)
+    image = torch.rand(SHAPE)
+    found = [dt.gaussian(image, 0.5 + k / 10) for k in range(4)]
+    assert len(fields._TABLES) == 3
+    assert all(torch.equal(dt.gaussian(image, 0.5 + k / 10), f) for k, f in enumerate(found))

@@ -169,3 +169,15 @@ def test_warped_losses_are_the_losses_of_warped_images(dtype, loss, with_affine)
     moved = dt.warp(image, u) if affine is None else dt.affine_warp(image, affine, u)
     losses = {"mse": dt.mse, "lncc": dt.lncc, "mi": dt.mutual_information}
     close(dt.warped_loss(image, fixed, u, loss, affine=affine), losses[loss](moved, fixed), 20)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "spline"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_mutual_information_of_what_is_no_number(dtype, kind, value):
+    """Histograms are written inside; an image with NaN has no value, infinite intensities are clamped."""
+    moved, fixed = pair(dtype)
+    moved[0, 0, 3, 2, 4] = value
+    for images in ((moved.requires_grad_(), fixed), (fixed, moved.detach().requires_grad_())):
+        found = dt.mutual_information(*images, 16, kind=kind, reduction="none")
+        assert found.isnan().tolist() == [math.isnan(value), False]
+        found[1].backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from daskreg.torch.kernels import elementwise as kernels
 from daskreg.torch.launch import empty, flat, launch, planes, processors, run, stack, total
 
 MAX_OFFSET = 2**32  # voxels of a volume whose offsets have 32 bits
+MOST_TABLES = 4096  # that are kept; filters of other widths at each step would fill the memory
 UNROLLED = 12  # the radius of filters up to which kernels are made for it
 
 _TABLES: dict[tuple[object, ...], torch.Tensor] = {}  # weights of filters by their values, type and device
@@ -179,18 +180,21 @@ def _inverse_sums(taps: Sequence[float], n: int) -> tuple[float, ...]:
     return tuple(1 / np.where((at >= 0) & (at < n), w, 0).sum(1))
 
 
-@cache
+@lru_cache(MOST_TABLES)
 def _bits(values: tuple[float, ...]) -> tuple[int, ...]:
     """The bits of positive values as float32: kernels take tuples of unsigned integers."""
     return tuple(int(v) for v in np.asarray(values, np.float32).view(np.uint32))
 
 
 def _table(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
-    """Values on the device of a tensor, copied there once."""
+    """Values on the device of a tensor, copied there once; none that is kept is ever freed, as CUDA graphs may read it."""
     key = values, like.dtype, like.device
-    if key not in _TABLES:
-        _TABLES[key] = torch.tensor(values, dtype=like.dtype, device=like.device)
-    return _TABLES[key]
+    found = _TABLES.get(key)
+    if found is None:
+        found = torch.tensor(values, dtype=like.dtype, device=like.device)
+        if len(_TABLES) < MOST_TABLES:
+            _TABLES[key] = found
+    return found
 
 
 def gaussian_taps(sigma: float, truncate: float) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -48,16 +49,19 @@ def _counting(window: ParzenWindow, batch: int, n: int, device: int) -> Grid:
 
 
 def tables(
-    counts: torch.Tensor, window: ParzenWindow, smoothing: Smoothing, scale: float, dtype: torch.dtype
+    counts: torch.Tensor, window: ParzenWindow, smoothing: Smoothing, scale: float, dtype: torch.dtype, shape: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``scale`` MI of each batch element (B,), and the tables for the derivatives with respect to moved and fixed."""
+    """``scale`` MI of each batch element, and the tables for the derivatives with respect to moved and fixed.
+
+    shape: of the values, (B,), or () of one; not a view, so that callers may add to it in place
+    """
     batch, edge = counts.shape[0], window.edge
     if not counts.is_cuda:
         value, *found = kernels.information_tables(counts.numpy().sum(1), *smoothing)
         to_moved, to_fixed = (torch.from_numpy(t).to(dtype) for t in found)
-        return torch.from_numpy(scale * value).to(dtype), to_moved, to_fixed
+        return torch.from_numpy((scale * value).reshape(tuple(shape))).to(dtype), to_moved, to_fixed
     form, blocks, threads, _ = _tabulating(edge, batch)
-    value, to_moved, to_fixed = (empty(s, counts, dtype) for s in ((batch,), (batch, edge, edge), (batch, edge, edge)))
+    value, to_moved, to_fixed = (empty(s, counts, dtype) for s in (shape, (batch, edge, edge), (batch, edge, edge)))
     launch(form, blocks, threads, *map(float, smoothing), float(scale), flat(counts), flat(value), flat(to_moved), flat(to_fixed),
            like=counts)  # fmt: skip
     return value, to_moved, to_fixed

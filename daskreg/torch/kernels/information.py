@@ -67,6 +67,12 @@ def bin_place(value, kind, taps, low, high, origin, per):
 
 
 @formula
+def within(first, taps, bins, pad):
+    """The first bin of a window as it is: that of an intensity that is not a number may be anywhere."""
+    return min(max(first, -int32(pad)), int32(bins + pad - taps))
+
+
+@formula
 def spline_weight(d):
     """The cubic B-spline at a distance."""
     a = abs(d)
@@ -125,6 +131,7 @@ def joint_rows(window, fixed, moved, counts):
         for v in range(chunk * n // chunks, (chunk + 1) * n // chunks):
             t, i = bin_place(moved[b, v], kind, taps, low, high, origin, per)
             s, j = bin_place(fixed[b, v], kind, taps, low, high, origin, per)
+            i, j = within(i, taps, bins, pad), within(j, taps, bins, pad)
             fill_weights(t, i, kind, taps, bins, steepness, of_moved)
             fill_weights(s, j, kind, taps, bins, steepness, of_fixed)
             for k in range(taps):
@@ -148,6 +155,7 @@ def information_gradient_rows(window, factor, given, table, fixed, moved, out):
             value = moved[b, v]
             t, i = bin_place(value, kind, taps, low, high, origin, per)
             s, j = bin_place(fixed[b, v], kind, taps, low, high, origin, per)
+            i, j = within(i, taps, bins, pad), within(j, taps, bins, pad)
             fill_weights(t, i, kind, taps, bins, steepness, of_moved)
             fill_slopes(t, i, kind, taps, steepness, of_moved, slopes)
             fill_weights(s, j, kind, taps, bins, steepness, of_fixed)

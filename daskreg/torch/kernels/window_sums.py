@@ -9,7 +9,7 @@ be in memory and not in registers.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from numba import float32, int32, uint32
@@ -62,7 +62,7 @@ def blocks(tiles: Tiles, batches: int, nz: int, ny: int, nx: int, depth: int) ->
     return batches * -(-nz // depth) * -(-nx // TILE_X), -(-ny // tiles.height), 1
 
 
-@cache
+@lru_cache(4096)  # shapes
 def planes_per_block(tiles: Tiles, reach: int, batches: int, nz: int, ny: int, nx: int, processors: int) -> int:
     """Planes of a block, so that blocks fill the device evenly; ``reach``: planes that a window needs on each side."""
     across = batches * -(-ny // tiles.height) * -(-nx // TILE_X)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import custom_op
 from torch.nn import Parameter
 
@@ -50,6 +51,8 @@ class Operator:
         if _compiling():
             return self.registered(*arguments)
         tensors = arguments[: self.tensors]
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(self.name, tensors)
         if not seen_by_autograd_alone(tensors):
             return self.registered(*arguments)
         if _recording() and _differentiable(tensors):
@@ -72,7 +75,17 @@ def seen_by_autograd_alone(tensors: Sequence[Tensor]) -> bool:
 @cache
 def _plain_keys(on_cpu: bool) -> int:
     """What PyTorch's dispatcher knows of a plain tensor; views that are not yet negated, or are inside a transform, have more."""
-    return int(_keys(torch.empty(0, device="cpu" if on_cpu else "cuda")).raw_repr())
+    with torch.inference_mode(False):  # whose tensors have fewer
+        return int(_keys(torch.empty(0, device="cpu" if on_cpu else "cuda")).raw_repr())
+
+
+def _refuse_tangents(name: str, tensors: Sequence[Tensor]) -> None:
+    """Forward-mode derivatives would be lost without a word, with PyTorch's dispatcher too."""
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise RuntimeError(
+            f"daskreg.torch: a forward-mode derivative of daskreg::{name} was asked for (torch.func.jvp, dual tensors); only "
+            "reverse-mode derivatives are there."
+        )
 
 
 def _differentiable(tensors: Sequence[Tensor]) -> bool:

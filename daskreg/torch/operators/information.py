@@ -27,10 +27,9 @@ def inform(
     counts = information.empty_histogram(fixed, window)
     information.count(fixed, moved, window, counts)
     a, b, c = smoothing
-    value, *made = information.tables(counts, window, (a, b, c), scale, fixed.dtype)
-    if summed:
-        value = value.sum() if fixed.shape[0] > 1 else value.reshape(())
-    return value, made[0], made[1]
+    batch = len(counts)
+    value, *made = information.tables(counts, window, (a, b, c), scale, fixed.dtype, () if summed and batch == 1 else (batch,))
+    return value.sum() if summed and batch > 1 else value, made[0], made[1]
 
 
 @inform.register_fake
