@@ -27,6 +27,12 @@ def many(tensor: Tensor) -> None:
         raise DaskregError(f"the image has the shape {tuple(tensor.shape)}; (B, C, ...) was expected.")
 
 
+def some(tensor: Tensor) -> None:
+    """A tensor with elements: a mean over none is no number."""
+    if tensor.numel() == 0:
+        raise DaskregError(f"a tensor has the shape {tuple(tensor.shape)}; at least one element was expected.")
+
+
 def same_shape(moved: Tensor, fixed: Tensor) -> None:
     """Two images on one grid."""
     if moved.shape != fixed.shape:

@@ -29,6 +29,7 @@ from daskreg.torch.checks import (
     odd_windows,
     one_of,
     same_shape,
+    some,
     triple,
 )
 from daskreg.torch.compute.fields import gaussian_taps
@@ -58,6 +59,7 @@ def mse(moved: Tensor, fixed: Tensor) -> Tensor:
     """The mean squared difference, ()."""
     same_shape(moved, fixed)
     many(moved)
+    some(moved)
     a, b = computed(fixed, moved)
     return operators.squared_difference(a, b)
 
@@ -90,6 +92,7 @@ def lncc(
     """
     same_shape(moved, fixed)
     five_dimensional(moved)
+    some(moved)
     one_of("reduction", reduction, REDUCTIONS)
     one_of("border", border, ("zeros", "count"))
     wz, wy, wx = _weights(window, kind, weights)
@@ -161,6 +164,7 @@ def mutual_information(
     """
     same_shape(moved, fixed)
     many(moved)
+    some(moved)
     one_of("reduction", reduction, ("mean", "sum", "none"))
     window = _window(bins, kind, sigma_ratio, low, high, clip)
     f, m = computed(fixed, moved)
@@ -297,6 +301,7 @@ def warped_loss(
             f"the fixed image has the shape {tuple(fixed.shape)}; {(*image.shape[:2], *displacement_field.shape[2:])} was "
             "expected, the image's channels on the displacement's grid."
         )
+    some(fixed)
     _refuse_nondeterminism(image)
     mode, matrix = DISPLACEMENT, image.new_empty((1, 3, 4))
     if affine is not None:
@@ -375,6 +380,7 @@ def gaussian(
 def gradient_penalty(field: Tensor, penalty: Literal["l1", "l2"] = "l2") -> Tensor:
     """The mean absolute or squared forward difference along each axis, and then over the axes: ()."""
     five_dimensional(field)
+    some(field)
     one_of("penalty", penalty, ("l1", "l2"))
     (u,) = computed(field)
     return operators.penalize(u, int(penalty == "l2"))
@@ -388,6 +394,7 @@ def bending_energy(field: Tensor, normalize: bool = False) -> Tensor:
     five_dimensional(field)
     if min(field.shape[2:]) < 3 or (normalize and field.shape[1] != 3):
         raise DaskregError(f"the field has the shape {tuple(field.shape)}; (B, 3, Z, Y, X) of at least 3 voxels was expected.")
+    some(field)
     (u,) = computed(field)
     return operators.penalize(u, 2 + int(normalize))
 

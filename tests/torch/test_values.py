@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import daskreg.torch as dt
+from daskreg.errors import DaskregError
+from daskreg.torch.compute import information
+from daskreg.torch.kernels.information import gaussian_window
 from tests.torch import oracles
 from tests.torch.oracles import smooth
 
@@ -181,3 +184,30 @@ def test_mutual_information_of_what_is_no_number(dtype, kind, value):
         found = dt.mutual_information(*images, 16, kind=kind, reduction="none")
         assert found.isnan().tolist() == [math.isnan(value), False]
         found[1].backward()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 3, 5), (1, 0, 4, 3, 5), (1, 3, 4, 3, 0)])
+def test_losses_of_no_voxels_are_refused(shape):
+    image, field = torch.zeros(shape), torch.zeros((shape[0], 3, *shape[2:]))
+    losses = dt.mse, dt.lncc, dt.mutual_information, lambda m, f: dt.warped_loss(m, f, field)
+    for loss in losses:
+        with pytest.raises(DaskregError, match="at least one element was expected"):
+            loss(image, image)
+    for penalty in (dt.gradient_penalty, dt.bending_energy):
+        with pytest.raises(DaskregError, match="expected"):
+            penalty(image)
+
+
+def test_images_of_an_empty_batch_are_sampled():
+    image, field = torch.zeros((0, 2, 4, 3, 5), requires_grad=True), torch.zeros((0, 3, 4, 3, 5), requires_grad=True)
+    moved = dt.warp(image, field)
+    moved.sum().backward()
+    assert moved.shape == image.grad.shape == image.shape
+    assert field.grad.shape == field.shape
+    assert dt.exponential(field, 2).shape == field.shape
+
+
+def test_bins_whose_table_fits_into_no_block_are_refused_on_a_gpu():
+    window = gaussian_window(107, 0.5, 0.0, 1.0, 0.0)
+    with pytest.raises(DaskregError, match="107 bins were given; at most 106"):
+        information._sloping(window, 1, 100, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from daskreg.errors import DaskregError
 from daskreg.torch.kernels import information as kernels
 from daskreg.torch.kernels.information import CHUNKS, ParzenWindow
 from daskreg.torch.launch import MOST_LAUNCHES, Voxels, empty, flat, launch, on_cpu, processors
 
+MOST_TABLE = 48 * 1024 // 4  # entries of a table in the static shared memory of a block
 Smoothing = tuple[float, float, float]  # numerator, denominator, additive
 Grid = tuple[Any, tuple[int, int, int], tuple[int, int, int], int]  # kernel, blocks, threads, bytes of shared memory
 
@@ -99,6 +102,9 @@ def gradient(
 def _sloping(window: ParzenWindow, batch: int, n: int, device: int) -> Grid:
     from daskreg.torch.kernels.information_cuda import GRADIENT_BLOCKS, GRADIENT_THREADS, information_gradients
 
+    if window.edge**2 > MOST_TABLE:
+        most = math.isqrt(MOST_TABLE) - 2 * window.pad
+        raise DaskregError(f"{window.bins} bins were given; at most {most} were expected for derivatives on a GPU.")
     blocks = max(1, min(-(-n // GRADIENT_THREADS), GRADIENT_BLOCKS * processors(device)))
     form = information_gradients.form(window.kind, window.bins, window.taps, window.pad)
     return form, (blocks, batch, 1), (GRADIENT_THREADS, 1, 1), 0

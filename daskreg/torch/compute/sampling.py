@@ -49,7 +49,7 @@ class Points(NamedTuple):
     def voxels(self) -> Voxels:
         """The displacement or grid as kernels take it."""
         if self.mode != GRID:
-            return planes(self.field) if self.field.numel() else Voxels(self.affine, (1, 1, self.affine.numel()))
+            return planes(self.field) if self.mode != AFFINE_ALONE else Voxels(self.affine, (1, 1, self.affine.numel()))
         b, z, y, x, _ = self.field.shape
         return Voxels(self.field, (b * z, y, 3 * x))
 
