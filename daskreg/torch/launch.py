@@ -27,6 +27,7 @@ MAX_GRID = 65535  # blocks along y and z
 VOXEL_THREADS = (64, 4, 1)
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64}
 CONFIGURATION = "IIIIIIIPPI"  # CUlaunchConfig: blocks, threads, dynamic shared memory, stream, attributes and their number
+NO_CONTEXT = 201  # of the driver, in a thread that has called nothing else of CUDA yet
 MOST_LAUNCHES = 4096  # that are kept; training on volumes of many shapes would fill the memory
 _LAUNCHES: dict[tuple[Any, ...], DirectLaunch] = {}
 _FUNCTIONS: dict[tuple[Any, ...], Function] = {}
@@ -236,6 +237,9 @@ class DirectLaunch:
         with self.lock:
             self.packing.pack_into(self.buffer, 0, *blocks, *threads, shared, stream, 0, 0, *values)
             status = self.driver(self.configuration, compiled.handle, self.places, None)
+            if status == NO_CONTEXT:
+                torch.cuda.mem_get_info()  # a call of the CUDA runtime makes its context current in a thread
+                status = self.driver(self.configuration, compiled.handle, self.places, None)
         if status:
             raise DaskregError(f"a kernel was not launched: the CUDA driver returned error {status}.")
 

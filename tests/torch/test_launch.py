@@ -115,6 +115,17 @@ def test_a_refusal_of_the_driver_is_reported(driver):
         DirectLaunch(function(Form(), 0, (int,)), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1])
 
 
+def test_a_thread_without_a_context_gets_one(driver, monkeypatch):
+    driver.status = 201
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: setattr(driver, "status", 0))
+    DirectLaunch(function(Form(), 0, (int,)), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1])
+    assert len(driver.calls) == 2
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: None)
+    driver.status = 201
+    with pytest.raises(DaskregError, match="error 201"):
+        DirectLaunch(function(Form(), 0, (int,)), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1])
+
+
 def test_shared_memory_is_asked_for_where_a_block_takes_more_than_before(driver, monkeypatch):
     asked = []
 
