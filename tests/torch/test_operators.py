@@ -45,6 +45,12 @@ def test_plain_tensors_do_not_take_the_dispatcher(monkeypatch):
         assert dt.mse(moved, fixed).is_inference()
 
 
+def test_a_pytorch_without_what_tells_plain_tensors_has_its_dispatcher_called(monkeypatch):
+    monkeypatch.setattr("daskreg.torch.operators.derivatives.KNOWN", False)
+    monkeypatch.setattr(squared_difference, "apply", None)
+    assert dt.mse(*pair()).grad_fn is not None
+
+
 def test_second_derivatives_are_refused_both_ways(registered):
     registered()
     moved, fixed = pair()

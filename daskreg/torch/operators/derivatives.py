@@ -20,11 +20,12 @@ from torch.nn import Parameter
 Weights = Sequence[float]  # the type of an argument of an operator
 Setup = Callable[[Any, Any, Any], None]
 PLAIN = frozenset((Tensor, Parameter))  # types that nobody has redefined operators for
-_keys = torch._C._dispatch_keys
-_modes, _functions = torch._C._len_torch_dispatch_stack, torch._C._is_torch_function_mode_enabled
-_transforms, _trace = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
-_excluded, _recording = torch._C._dispatch_tls_is_dispatch_key_excluded, torch.is_grad_enabled
-_compiling = torch.compiler.is_compiling
+INTERNAL = ("_dispatch_keys", "_len_torch_dispatch_stack", "_is_torch_function_mode_enabled", "_are_functorch_transforms_active",
+            "_get_tracing_state", "_dispatch_tls_is_dispatch_key_excluded", "_any_requires_grad")  # fmt: skip
+of_pytorch: list[Any] = [getattr(torch._C, name, None) for name in INTERNAL]  # what tells plain tensors
+KNOWN = None not in of_pytorch  # else a later PyTorch has no more of one of them: all calls take its dispatcher
+_keys, _modes, _functions, _transforms, _trace, _excluded, _any_requires_grad = of_pytorch
+_recording, _compiling = torch.is_grad_enabled, torch.compiler.is_compiling
 AUTOGRAD = torch._C.DispatchKey.AutogradCUDA, torch._C.DispatchKey.AutogradCPU
 
 
@@ -48,7 +49,7 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Any:
         """Compute; what is returned has derivatives."""
-        if _compiling():
+        if not KNOWN or _compiling():
             return self.registered(*arguments)
         tensors = arguments[: self.tensors]
         if forward_ad._current_level >= 0:
@@ -89,7 +90,7 @@ def _refuse_tangents(name: str, tensors: Sequence[Tensor]) -> None:
 
 
 def _differentiable(tensors: Sequence[Tensor]) -> bool:
-    return torch._C._any_requires_grad(*tensors) and not _excluded(AUTOGRAD[tensors[0].is_cpu])
+    return _any_requires_grad(*tensors) and not _excluded(AUTOGRAD[tensors[0].is_cpu])
 
 
 def _apply(name: str, forward: Callable[..., Any], backward: Callable[..., Any], setup: Setup) -> Callable[..., Any]:
