@@ -39,17 +39,18 @@ def running_bytes(start: int) -> int:
     return start + min(start, DATA_BYTES) // RUN_SHARE
 
 
-def estimated_bytes(client: Client | None, workers: int, device: Kind = "cpu") -> int:
+def estimated_bytes(client: Client | None, workers: int, device: Kind = "cpu", *, elsewhere: bool = False) -> int:
     """Most memory that a worker takes without arrays, known before a run.
 
-    Measured on the workers of a client; without one estimated from the size of this process, in which a single worker will be.
+    Measured on the workers of a client; without one estimated from the size of this process, in which a single worker will be
+    unless it is ``elsewhere``, as a job is.
     """
     if device == "cuda":
         return GPU_BYTES
     if client is not None:
         return running_bytes(max(ask_workers(client, start_bytes, "how much memory its process takes").values()))
     resident = machine.resident_bytes()
-    imported = _in_new_process() if workers > 1 and resident > DATA_BYTES else resident
+    imported = _in_new_process() if (elsewhere or workers > 1) and resident > DATA_BYTES else resident
     return imported + int(min(imported, DATA_BYTES) * IMPORT_SHARE)
 
 

@@ -43,7 +43,8 @@ def _planned_for_jobs(system: str, resources: Resources, request: Request) -> In
     memory = None if resources.device == "cuda" else clusters.job_memory(system)
     if memory is not None:
         limit, workers = Limit(resources.memory, GIVEN) if resources.memory else memory, resources.workers or 1
-        use = Allocation(workers, "cpu", limit, clusters.estimated_bytes(None, workers), resources)
+        process = clusters.estimated_bytes(None, workers, elsewhere=True)
+        use = Allocation(workers, "cpu", limit, process, resources)
         _checked(plan_on(replace(inputs, config=inputs.config.without_storage("mixed")), use, workers), inputs, limit)
     return inputs
 

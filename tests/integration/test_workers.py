@@ -179,8 +179,8 @@ def alone(client, tmp_path_factory):
 
 
 def mostly_slow(cases):
-    """Every fourth case in the usual run, all of them nightly."""
-    return [pytest.param(*case, marks=[pytest.mark.slow] if k % 4 else []) for k, case in enumerate(cases)]
+    """Every fifth case in the usual run, all of them nightly."""
+    return [pytest.param(*case, marks=[pytest.mark.slow] if k % 5 else []) for k, case in enumerate(cases)]
 
 
 @pytest.mark.parametrize(

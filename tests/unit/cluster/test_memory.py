@@ -75,7 +75,7 @@ def test_data_of_the_caller_counts_for_a_worker_in_this_process_only(monkeypatch
     monkeypatch.setattr(machine, "resident_bytes", lambda: 8 * GIB)
     monkeypatch.setattr(process_size, "_in_new_process", lambda: 300 << 20)
     assert estimated_bytes(None, 1) == 8 * GIB + (384 << 20)
-    assert estimated_bytes(None, 4) == 525 << 20
+    assert estimated_bytes(None, 4) == estimated_bytes(None, 1, elsewhere=True) == 525 << 20
 
 
 def test_a_new_process_is_measured_with_what_a_rank_imports():

@@ -103,6 +103,7 @@ def test_noise_draws_them_less_where_they_are_smoothed_across():
     assert farthest(found.affine, Grid((32, 36, 32)), by) < 0.2
 
 
+@pytest.mark.slow
 def test_nor_is_what_lies_in_place_deformed():
     """By steeper edges, which a displacement makes between voxels."""
     noise, by = texture((32, 36, 32), 4), np.array((0.5, -0.5, 2.5))
