@@ -266,5 +266,5 @@ def test_an_image_in_memory_is_on_the_grid_of_its_side(folder, tmp_path):
     image = open_volume(folder / "moving.ome.zarr")
     with view(folder / "run.zarr", image.data.compute(), fixed=np.zeros(FIXED.shape, np.uint8)) as served:
         assert served.images["fixed"].grid == FIXED
-        found = np.asarray(zarr.open_array(download(served, "array", "0.5", tmp_path) / "0"))
+        found = np.asarray(zarr.open_array(download(served, "moved", "0.5", tmp_path) / "0"))
     np.testing.assert_array_equal(found, apply(folder / "run.zarr", image).read())
