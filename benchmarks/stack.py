@@ -52,7 +52,7 @@ def texture(shape: Shape) -> NDArray[np.float32]:
     found = np.zeros(shape, np.float32)
     for sigma in (12, 6, 3):
         wide = gaussian_filter(random.standard_normal(shape).astype(np.float32), sigma)
-        found += wide / wide.std()
+        found += (wide - wide.mean()) / wide.std()
     inner = [1 - np.abs(np.linspace(-1, 1, n)) ** 6 for n in shape]
     found = np.clip(0.5 + found / 8, 0, 1) * np.einsum("i,j,k->ijk", *inner)
     return np.asarray(500 + 39500 * found, np.float32)
@@ -98,11 +98,11 @@ def index_to_world(spacing: Any) -> Matrix:
 
 def make_pair(folder: Path, shape: Shape, fixed_is_stack: bool) -> tuple[Path, Path, Shape, Matrix]:
     """Paths of the fixed and the moving image, the fixed shape, and the known map in um."""
-    coarse = texture(tuple(-(-n // b) for n, b in zip(shape, BLOCK, strict=True)))  # type: ignore[arg-type]
+    coarse = texture((-(-shape[0] // BLOCK[0]), -(-shape[1] // BLOCK[1]), -(-shape[2] // BLOCK[2])))
     small = (min(200, shape[0] // 4), min(250, shape[1] // 32), min(312, shape[2] * 5 // 128))
     spacing = np.asarray(SPACING) * shape / small
     extent = np.asarray(SPACING) * shape
-    known = known_map(extent)  # from points of the small image to those of the stack
+    known: Matrix = known_map(extent)  # from points of the small image to those of the stack
     stack, other = folder / "stack.ome.tif", folder / "small.ome.tif"
     if not stack.exists():
         write_stack(stack, coarse, shape)
@@ -113,8 +113,8 @@ def make_pair(folder: Path, shape: Shape, fixed_is_stack: bool) -> tuple[Path, P
     seen = affine_transform(coarse, to_texture[:3, :3], to_texture[:3, 3], small, order=1, mode="nearest")
     tifffile.imwrite(other, seen.astype("<u2"), ome=True, metadata=sizes(spacing))
     if fixed_is_stack:
-        return stack, other, shape, np.linalg.inv(known)
-    return other, stack, small, known  # type: ignore[return-value]
+        return stack, other, shape, np.linalg.inv(known).astype(np.float64)
+    return other, stack, small, known
 
 
 def _shift(by: NDArray[np.float64]) -> Matrix:

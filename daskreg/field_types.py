@@ -23,7 +23,8 @@ def _intensity(*words: str) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
         if not number and value not in known:
             raise ValueError(f"a number from {-LARGEST:g} to {LARGEST:g}, or {' or '.join(known)}, was expected")
-        return value  # type: ignore[no-any-return]
+        checked: float | str = value
+        return checked
 
     schema = {"anyOf": [{"type": "number", "minimum": -LARGEST, "maximum": LARGEST}, {"enum": list(known)}]}
     return Annotated[Any, PlainValidator(check), WithJsonSchema(schema)]

@@ -154,10 +154,11 @@ def _sloping(weights: Weights, mapped: bool, shape: torch.Size, device: int) -> 
 
 def _grid(shape: torch.Size, weights: Weights, tiles: Any, device: int) -> Any:
     from daskreg.torch.kernels import window_sums
+    from daskreg.torch.kernels.blocks import blocks
 
     longest = max(map(len, weights))
     if longest > 2 * window_sums.MAX_RADIUS + 1:
         raise DaskregError(f"a window has {longest} voxels; at most {2 * window_sums.MAX_RADIUS + 1} were expected on a GPU.")
     n, (nz, ny, nx) = prod(shape[:2]), shape[2:]
     depth = window_sums.planes_per_block(tiles, len(weights[0]) // 2, n, nz, ny, nx, processors(device))
-    return window_sums.blocks(tiles, n, nz, ny, nx, depth), (tiles.threads, 1, 1), (nz, ny, nx, depth)
+    return blocks(n, (nz, ny, nx), tiles.extent, depth), (tiles.threads, 1, 1), (nz, ny, nx, depth)

@@ -29,7 +29,7 @@ def tiles(
     like: torch.Tensor, volumes: int, height: int, overlap: int = 0
 ) -> tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, ...]]:
     """Blocks, threads, and extents with planes per block, for so many volumes; ``overlap``: rows and columns that others own."""
-    from daskreg.torch.kernels.sampling_cuda import TILE_X, block_depth, blocks
+    from daskreg.torch.kernels.blocks import TILE_X, block_depth, blocks
 
     nz, ny, nx = like.shape[2:]
     tile = height - overlap, TILE_X - overlap
@@ -39,7 +39,7 @@ def tiles(
 
 def run_tiled(form: Any, like: torch.Tensor, volumes: int, *arguments: Any) -> None:
     """Launch a kernel of ``elementwise_cuda`` for so many volumes of the extents of ``like``, (B, C, Z, Y, X)."""
-    from daskreg.torch.kernels.sampling_cuda import TILE_Y
+    from daskreg.torch.kernels.blocks import TILE_Y
 
     grid, threads, n = tiles(like, volumes, TILE_Y)
     launch(form, grid, threads, (*n, like.shape[1]), *arguments, like=like)
@@ -47,7 +47,7 @@ def run_tiled(form: Any, like: torch.Tensor, volumes: int, *arguments: Any) -> N
 
 def summed(form: Any, u: torch.Tensor, factors: tuple[float, ...], scale: float) -> torch.Tensor:
     """``scale`` times the sum that a kernel of ``elementwise_cuda`` makes per block: ()."""
-    from daskreg.torch.kernels.sampling_cuda import TILE_Y
+    from daskreg.torch.kernels.blocks import TILE_Y
 
     grid, threads, n = tiles(u, u.shape[0] * u.shape[1], TILE_Y)
     partials = empty((grid[0] * grid[1],), u)
@@ -161,7 +161,7 @@ def filtered(source: torch.Tensor, weights: Sequence[Sequence[float]], renormali
         norms = _inverse_sums(taps, source.shape[axis + 2]) if renormalized else (1.0,) * source.shape[axis + 2]
         radius = len(taps) // 2
         if in_tiles(source) and radius <= UNROLLED and min(taps) >= 0:
-            from daskreg.torch.kernels.elementwise_cuda import filter_tiled
+            from daskreg.torch.kernels.filters_cuda import filter_tiled
 
             run_tiled(filter_tiled.form(axis, radius, transposed), source, source.shape[0] * source.shape[1], _bits(tuple(taps)),
                       flat(_table(norms, source)), flat(source), flat(out))  # fmt: skip

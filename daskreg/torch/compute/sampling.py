@@ -66,7 +66,8 @@ def sample(image: torch.Tensor, points: Points, size: list[int], first: int = 0,
     nz, ny, nx = points.shape(size)
     moved = empty((batch, last - first, nz, ny, nx), image)
     if in_tiles(image, moved):
-        from daskreg.torch.kernels.sampling_cuda import TILE_Y, sample_tiled
+        from daskreg.torch.kernels.blocks import TILE_Y
+        from daskreg.torch.kernels.sampling_cuda import sample_tiled
 
         form = sample_tiled.form(points.mode, points.rule, points.nearest, points.plus)
         run_tiled(form, TILE_Y, image, moved, points, first, image, moved)
@@ -140,7 +141,9 @@ def pull_back_tiles(
     accumulate: bool,
 ) -> None:
     """``pull_back`` on a GPU: both derivatives may be the same tensor, as that with respect to the field is written first."""
-    from daskreg.torch.kernels.sampling_cuda import SCATTER_Y, TILE_Y, pull_back_tiled, scatter_tiled
+    from daskreg.torch.kernels.blocks import TILE_Y
+    from daskreg.torch.kernels.sampling_cuda import pull_back_tiled
+    from daskreg.torch.kernels.scattering_cuda import SCATTER_Y, scatter_tiled
 
     if to_field is not None and points.nearest and not accumulate:
         to_field.zero_()
@@ -153,7 +156,7 @@ def pull_back_tiles(
 
 
 def in_tiles(image: torch.Tensor, moved: torch.Tensor) -> bool:
-    """Whether the kernels of ``sampling_cuda`` can be used."""
+    """Whether the kernels of ``sampling_cuda`` and ``scattering_cuda`` can be used."""
     return image.is_cuda and max(prod(image.shape[2:]), prod(moved.shape[2:])) < MAX_OFFSET
 
 
@@ -172,7 +175,7 @@ def run_tiled(
     height: rows of a block;  moved: what has the shape of the moved image;  tensors: after u and the affine map;  room: voxels of
     a window in shared memory
     """
-    from daskreg.torch.kernels.sampling_cuda import TILE_X, block_depth, blocks
+    from daskreg.torch.kernels.blocks import TILE_X, block_depth, blocks
 
     batch, count, nz, ny, nx = moved.shape
     shape, tile = (nz, ny, nx), (height, TILE_X)
@@ -185,7 +188,7 @@ def run_tiled(
 @cache
 def window_size(index: int) -> int:
     """Voxels of the image that a block of ``scatter_tiled`` keeps in the shared memory of a device."""
-    from daskreg.torch.kernels.sampling_cuda import BLOCK_MEMORY, MAX_WINDOW
+    from daskreg.torch.kernels.scattering_cuda import BLOCK_MEMORY, MAX_WINDOW
 
     memory = torch.cuda.get_device_properties(index).shared_memory_per_multiprocessor // BLOCK_MEMORY
     return min(MAX_WINDOW, (memory - 2048) // 4)  # 1 KiB of a block is the driver's

@@ -11,6 +11,7 @@ from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.memory import address, load, store
 from daskreg.similarity.lncc.cuda.windows import GROUP, TILE_X, load_row, tile_offsets
+from daskreg.torch.kernels.blocks import block_total
 from daskreg.torch.kernels.correlation import DOUBLE, SINGLE, window_factors
 from daskreg.torch.kernels.window_sums import (
     ZERO,
@@ -18,7 +19,6 @@ from daskreg.torch.kernels.window_sums import (
     along_x,
     along_y,
     along_z,
-    block_total,
     gradient_tiles,
     inside_weight,
     place,

@@ -8,7 +8,7 @@ from numba import float32, uint32
 
 from daskreg.kernels.compiler.configuration import block_size
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
-from daskreg.torch.kernels.window_sums import block_total
+from daskreg.torch.kernels.blocks import block_total
 
 THREADS = block_size(512, least=32)
 

@@ -18,6 +18,7 @@ from daskreg.kernels.compiler import configuration
 from daskreg.kernels.compiler.formula import Formula, formula
 from daskreg.kernels.intrinsics.memory import store_vector
 from daskreg.similarity.lncc.cuda.windows import GROUP, TILE_X, push_plane_any, sum_x, sum_y
+from daskreg.torch.kernels.blocks import block_place
 
 ZERO = float32(0)
 MAX_RADIUS = 12  # shared memory holds the planes of wider windows no more
@@ -36,6 +37,11 @@ class Tiles(NamedTuple):
     def threads(self) -> int:
         """Per block."""
         return TILE_X * self.height // self.rows
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns of a tile."""
+        return self.height, TILE_X
 
 
 def summing_tiles(wz: Weights, wy: Weights) -> Tiles:
@@ -57,11 +63,6 @@ def _tiles(wz: Weights, wy: Weights, fields: int, resident: int) -> Tiles:
     return Tiles(8, 1, 1)
 
 
-def blocks(tiles: Tiles, batches: int, nz: int, ny: int, nx: int, depth: int) -> tuple[int, int, int]:
-    """Blocks, x first; those of ``depth`` planes each of all volumes are along x."""
-    return batches * -(-nz // depth) * -(-nx // TILE_X), -(-ny // tiles.height), 1
-
-
 @lru_cache(4096)  # shapes
 def planes_per_block(tiles: Tiles, reach: int, batches: int, nz: int, ny: int, nx: int, processors: int) -> int:
     """Planes of a block, so that blocks fill the device evenly; ``reach``: planes that a window needs on each side."""
@@ -71,11 +72,9 @@ def planes_per_block(tiles: Tiles, reach: int, batches: int, nz: int, ny: int, n
 
 @formula
 def place(block, nx, nz, depth):
-    """Volume, first plane and first column of a block."""
-    tiles = uint32(uint32(nx + int32(TILE_X - 1)) // uint32(TILE_X))
-    parts = uint32(uint32(nz + depth - int32(1)) // uint32(depth))
-    column, rest = uint32(block % tiles), uint32(block // tiles)
-    return uint32(rest // parts), int32(uint32(rest % parts)) * depth, int32(column) * int32(TILE_X)
+    """``block_place`` for tiles of windows, as int32."""
+    volume, start, left = block_place(block, uint32(nx), uint32(nz), uint32(depth), TILE_X)
+    return volume, int32(start), int32(left)
 
 
 @formula
@@ -152,21 +151,6 @@ def inside_weight(at, n, weights):
         q = int32(at + int32(t - len(weights) // 2))
         total += weights[t] if int32(0) <= q < n else ZERO
     return total
-
-
-def block_total(count: int) -> Formula:
-    """Part of a body: the sum of all threads' terms, in a fixed order, in ``terms[0]``; count: a power of two."""
-
-    @formula
-    def add_terms(terms, t):
-        half = uint32(count // 2)
-        while half > uint32(0):
-            cuda.syncthreads()
-            if t < half:
-                terms[t] += terms[uint32(t + half)]
-            half = uint32(half >> uint32(1))
-
-    return add_terms
 
 
 def rounded(weights: Weights) -> tuple[Any, ...]:
