@@ -23,8 +23,9 @@ from daskreg import machine
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Optimised
 from daskreg.engine.coarse_pair import coarse_pair
+from daskreg.engine.edge_rivals import edge_rivals
 from daskreg.engine.evidence import gather_evidence
-from daskreg.engine.images import Image
+from daskreg.engine.images import Image, normalise
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Outcome, Watch
@@ -51,7 +52,7 @@ class CompileHelper:
         limit = machine.memory().value if plan.memory is None else plan.memory
         roomy = limit - plan.workers * plan.peak_bytes > PROCESS_BYTES
         self.wanted = wanted and roomy and machine.cores().value > plan.workers and not getattr(sys, "frozen", False)
-        self.given = plan.config, plan.masks
+        self.given = Rehearsal.of(plan)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -80,27 +81,40 @@ class CompileHelper:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Runs a configuration on two small images, for its kernels. masks: whether each image has one."""
+    """Runs a configuration on two small images, for its kernels.
+
+    masks: whether each image has one;  state: where displacement and optimizer state are
+    """
 
     config: Config
     masks: tuple[bool, bool]
+    state: str = "device"
 
-    def run(self) -> None:
-        """The last stage at full resolution first, and what follows the stages after it; then its other levels, and so on."""
+    @classmethod
+    def of(cls, plan: Plan) -> Rehearsal:
+        """Of a plan's run. Fields on disk are arrays too."""
+        return cls(plan.config, plan.masks, "device" if plan.state == "device" else "host")
+
+    def run(self, *, strict: bool = False) -> None:
+        """The last stage at full resolution first, and what follows the stages after it; then its other levels, and so on.
+
+        strict: raise what goes wrong, in place of going on with the next stage
+        """
+        ignored = () if strict else (DaskregError, ValueError, ArithmeticError)  # some levels have too few voxels
         for n, stage in enumerate(reversed(self.config.stages)):
             if isinstance(stage, Optimised):
-                self._levels(stage, (1,), measured=n == 0)
-                self._levels(stage, stage.scales, measured=False)
+                for scales, measured in (((1,), n == 0), (stage.scales, False)):
+                    with suppress(*ignored):
+                        self._levels(stage, scales, measured)
 
     def _levels(self, stage: Optimised, scales: tuple[int, ...], measured: bool) -> None:
         short = stage.model_copy(update={"scales": scales, "iterations": (ITERATIONS,) * len(scales)})
         config, comm = self.config.model_copy(update={"stages": (short,)}), SingleRank()
-        with suppress(DaskregError, ValueError, ArithmeticError):  # some levels have too few voxels
-            fixed, moving = self._images(max(scales))
-            plan = make_plan(fixed.grid, moving.grid, config, masks=self.masks)
-            outcome = Rank(plan, (fixed, moving), np.eye(4), comm, Watch()).run()
-            if measured:
-                self._measure(plan, outcome, (fixed, moving), comm)
+        fixed, moving = self._images(max(scales))
+        plan = make_plan(fixed.grid, moving.grid, config, masks=self.masks, state=self.state)
+        outcome = Rank(plan, (fixed, moving), np.eye(4), comm, Watch()).run()
+        if measured:
+            self._measure(plan, outcome, (fixed, moving), comm)
 
     def _images(self, scale: int) -> tuple[Image, Image]:
         """Waves that do not match: where nothing is to be done, most kernels are not launched."""
@@ -109,6 +123,7 @@ class Rehearsal:
         def image(phase: float, masked: bool) -> Image:
             wave = np.sin(np.arange(n, dtype=np.float32) / 2 + np.float32(phase))
             voxels = np.float32(0.5) + np.float32(0.4) * wave[:, None, None] * wave[None, :, None] * wave
+            normalise(voxels, self.config, SingleRank(), "an image")
             return Image.whole(voxels, Grid((n, n, n)), np.ones(voxels.shape, np.float32) if masked else None)
 
         return image(0, self.masks[0]), image(0.3, self.masks[1])
@@ -117,7 +132,9 @@ class Rehearsal:
         likeness(plan, outcome, images, comm)
         if outcome.displacement is not None:
             folding(outcome.displacement, outcome.block, comm)
-        gather_evidence(coarse_pair(plan, outcome, images, comm), np.eye(4))
+        pair = coarse_pair(plan, outcome, images, comm)
+        gather_evidence(pair, np.eye(4))
+        edge_rivals(pair, np.eye(4))  # which the evidence asks for where it is not sure
 
 
 def _end_with(parent: int) -> None:
@@ -127,10 +144,10 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """``python -m daskreg.cluster.compile_ahead PARENT``, with a configuration on standard input."""
+    """``python -m daskreg.cluster.compile_ahead PARENT``, with a Rehearsal on standard input."""
     threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     set_thread_count(1)
-    Rehearsal(*pickle.load(sys.stdin.buffer)).run()
+    pickle.load(sys.stdin.buffer).run()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from distributed import Worker, get_worker
@@ -17,6 +18,7 @@ from daskreg import machine
 from daskreg.cluster import timeouts
 from daskreg.cluster.checkpoint_schedule import CheckpointSchedule
 from daskreg.cluster.compile_ahead import CompileHelper
+from daskreg.cluster.compile_count import CompileCount
 from daskreg.cluster.logs import hide_stops
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.rank_job import RankJob, run_rank, use_device
@@ -87,11 +89,12 @@ class RankActor:
     def _compiling(self, job: RankJob, watch: RankWatch) -> Iterator[Compiled]:
         """Count the kernels that are compiled; the first rank of a machine has help from another process."""
         first = self.group.hosts.index(self.group.hosts[self.rank]) == self.rank
-        helper = CompileHelper(job.plan, wanted=first and job.device == "cpu")
+        helper, count = CompileHelper(job.plan, wanted=first and job.device == "cpu"), CompileCount(job.plan, job.device)
 
-        def report(kernels: int) -> None:
+        def report(path: Path) -> None:
             helper.start()
-            watch.compiling(kernels)
+            if self.rank == 0:
+                watch.compiling(*count.at(path, TALLY.count.kernels))
 
         try:
             yield TALLY.begin_count(report)
@@ -171,10 +174,9 @@ class RankWatch(Watch):
         if self.actor.rank == 0:
             self._send("phase", {"name": name})
 
-    def compiling(self, kernels: int) -> None:
+    def compiling(self, kernels: int, most: int | None) -> None:
         """Report it."""
-        if self.actor.rank == 0:
-            self._send("compiling", {"kernels": kernels})
+        self._send("compiling", {"kernels": kernels, "most": most})
 
     def saved(self, seconds: float) -> None:
         """A checkpoint was written; report where that takes longer than the interval allows."""

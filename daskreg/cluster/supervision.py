@@ -122,7 +122,7 @@ def _pass_on(event: dict[str, Any], observer: Observer) -> None:
     if "phase" in event:
         observer.phase(event["phase"]["name"])
     if "compiling" in event:
-        observer.compiling(event["compiling"]["kernels"])
+        observer.compiling(event["compiling"]["kernels"], event["compiling"]["most"])
     if "memory" in event:
         observer.memory(event["memory"]["rank"], event["memory"]["resident"])
 

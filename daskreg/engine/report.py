@@ -66,8 +66,8 @@ class Observer:
     def phase(self, name: str) -> None:
         """The ranks begin to read, optimise, measure, judge or write."""
 
-    def compiling(self, kernels: int) -> None:
-        """A kernel is compiled that no run on this machine has needed before: the so manieth of this run."""
+    def compiling(self, kernels: int, most: int | None = None) -> None:
+        """A kernel is compiled that no run on this machine has needed before: the so manieth of ``most``, None: not known."""
 
     def memory(self, rank: int, resident: int) -> None:
         """A rank's process has so many bytes in RAM."""

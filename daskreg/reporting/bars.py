@@ -11,7 +11,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from daskreg.engine.report import LevelReport, Observer, Place, Progress
-from daskreg.reporting.lines import PHASES, place_line
+from daskreg.reporting.lines import COMPILING, PHASES, place_line
 
 
 @contextmanager
@@ -56,11 +56,11 @@ class Bars(Observer):
         if name in PHASES:
             self.drawn.console.print(PHASES[name], highlight=False)
 
-    def compiling(self, kernels: int) -> None:
+    def compiling(self, kernels: int, most: int | None = None) -> None:
         """How many so far."""
         if self._kernels is None:
-            self._kernels = self.drawn.add_task("compiling kernels (once on this machine)", total=None, text="")
-        self.drawn.update(self._kernels, completed=kernels)
+            self._kernels = self.drawn.add_task(COMPILING, total=most, text="")
+        self.drawn.update(self._kernels, completed=kernels, total=most, text="at most" if most else "")
 
     def _advance(self, stage: str, scale: int, done: int, of: int, loss: float) -> None:
         key, text = (stage, scale), f"loss {loss:.5f}"

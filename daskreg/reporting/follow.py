@@ -85,9 +85,9 @@ class InOrder(Observer):
         """Pass it on later."""
         self._told.put(partial(self.observer.phase, name))
 
-    def compiling(self, kernels: int) -> None:
+    def compiling(self, kernels: int, most: int | None = None) -> None:
         """Pass it on later."""
-        self._told.put(partial(self.observer.compiling, kernels))
+        self._told.put(partial(self.observer.compiling, kernels, most))
 
     def memory(self, rank: int, resident: int) -> None:
         """Pass it on later."""

@@ -11,6 +11,8 @@ from daskreg.engine.report import LevelReport, Observer, Place, Progress
 
 log = logging.getLogger("daskreg")
 INTERVAL = 30.0  # seconds between two lines about what goes on
+COMPILING_INTERVAL = 10.0  # the same about kernels
+COMPILING = "compiling kernels (once on this machine)"
 PHASES = {
     "read": "reading the images",
     "measure": "measuring the result",
@@ -32,9 +34,10 @@ def place_line(place: Place) -> str:
     return f"going on from stage {place.stage}, scale {place.scale}, iteration {place.iteration}"
 
 
-def compiling_line(kernels: int, seconds: float) -> str:
-    """That kernels are being compiled."""
-    return f"compiling kernels (once on this machine): {kernels} so far, {seconds:.0f} s"
+def compiling_line(kernels: int, most: int | None, seconds: float | None = None) -> str:
+    """That kernels are being compiled, how many of how many at most, and for how long."""
+    done = f", {kernels} of at most {most}" if most else "" if seconds is None else f", {kernels} so far"
+    return COMPILING + done + ("" if seconds is None else f", {seconds:.0f} s")
 
 
 class Lines(Observer):
@@ -46,7 +49,7 @@ class Lines(Observer):
 
     def __call__(self, progress: Progress) -> None:
         """A line about a level that takes long."""
-        if self._due():
+        if self._due(INTERVAL):
             p = progress
             log.info(
                 "%-10s scale %-2d iteration %d of at most %d, loss %.5f", p.stage, p.scale, p.iteration, p.iterations, p.loss
@@ -66,18 +69,18 @@ class Lines(Observer):
         if name in PHASES:
             log.info("%s", PHASES[name])
 
-    def compiling(self, kernels: int) -> None:
+    def compiling(self, kernels: int, most: int | None = None) -> None:
         """A line for the first, and then for what takes long."""
         if not self._kernels:
-            self._compiling = time.monotonic()
-            log.info("compiling kernels (once on this machine)")
-        elif self._due():
-            log.info("%s", compiling_line(kernels, time.monotonic() - self._compiling))
+            self._told = self._compiling = time.monotonic()
+            log.info("%s", compiling_line(kernels, most))
+        elif self._due(COMPILING_INTERVAL):
+            log.info("%s", compiling_line(kernels, most, time.monotonic() - self._compiling))
         self._kernels = kernels
 
-    def _due(self) -> bool:
+    def _due(self, interval: float) -> bool:
         now = time.monotonic()
-        if now - self._told < INTERVAL:
+        if now - self._told < interval:
             return False
         self._told = now
         return True

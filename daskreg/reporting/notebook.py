@@ -75,6 +75,7 @@ class NotebookDisplay(Observer):
         self.state, self.link, self.notes = "starting", "", list[str]()
         self.curves, self.resident = dict[tuple[str, int], Curve](), dict[int, int]()
         self.kernels, self.compiling_since = 0, 0.0
+        self.most: int | None = None
         self.tick()
 
     def __call__(self, progress: Progress) -> None:
@@ -97,10 +98,10 @@ class NotebookDisplay(Observer):
         """What is done now."""
         self.state, self.changed = PHASES.get(name, "optimising"), True
 
-    def compiling(self, kernels: int) -> None:
+    def compiling(self, kernels: int, most: int | None = None) -> None:
         """How many so far."""
         self.compiling_since = self.compiling_since or time.monotonic()
-        self.kernels, self.changed = kernels, True
+        self.kernels, self.most, self.changed = kernels, most, True
 
     def memory(self, rank: int, resident: int) -> None:
         """Of a worker."""
@@ -149,7 +150,7 @@ class NotebookDisplay(Observer):
     def _remarks(self) -> list[str]:
         found = list(self.notes)
         if self.kernels:
-            found.append(compiling_line(self.kernels, time.monotonic() - self.compiling_since))
+            found.append(compiling_line(self.kernels, self.most, time.monotonic() - self.compiling_since))
         if self.resident:
             text = ", ".join(f"worker {rank} {size / 2**20:.0f} MiB" for rank, size in sorted(self.resident.items()))
             found.append(f"memory: {text}")

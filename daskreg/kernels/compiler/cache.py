@@ -15,6 +15,7 @@ import os
 import pickle
 import sys
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 SUFFIX = ".kernel"
 MAX_FILES = 1000  # files of about 100 KB; daskreg has about 100 compiled forms
 WAIT_TIMEOUT = 180.0  # seconds that a process waits for another one to compile
-POLL_INTERVAL = 0.05  # seconds
+POLL_INTERVAL, TELL_INTERVAL = 0.05, 2.0  # seconds
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "USING_SVML", "BOUNDSCHECK", "DEBUGINFO_DEFAULT",
             "PARFOR_MAX_TUPLE_SIZE", "LLVM_REFPRUNE_PASS", "EXTEND_VARIABLE_LIFETIMES")  # fmt: skip
 
@@ -60,6 +61,12 @@ def read_cached(path: Path, device: str) -> bytes:
         except (OSError, ValueError) as problem:
             log.info("%s cannot be used (%r).", shared / path.name, problem)
     return read(path)
+
+
+def missing(files: Iterable[Path], device: str) -> set[Path]:
+    """Those of the user's own folder that are neither there nor in the shared folder."""
+    shared = shared_folder(device)
+    return {p for p in files if not p.exists() and (shared is None or not (shared / p.name).exists())}
 
 
 class KernelCache:
@@ -96,7 +103,7 @@ class KernelCache:
             if found is not None:
                 self._release(path)
         if found is None:
-            TALLY.begin()
+            TALLY.begin(path)
         return found
 
     def _load(self, path: Path, context: Any) -> Any:
@@ -129,7 +136,7 @@ class KernelCache:
             lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError:
             return False
-        waited = _locked(lock)
+        waited = _locked(lock, lambda: TALLY.wait(path))
         if waited is None:
             os.close(lock)
             return True
@@ -151,14 +158,20 @@ class KernelCache:
     enable = disable = flush
 
 
-def _locked(file: int) -> bool | None:
-    """Lock a file, with whether that took waiting; None without a lock, after a time or on a file system that has none."""
-    end, waited = time.monotonic() + WAIT_TIMEOUT, False
+def _locked(file: int, tell: Callable[[], None]) -> bool | None:
+    """Lock a file, with whether that took waiting; None without a lock, after a time or on a file system that has none.
+
+    tell: called from time to time while it waits
+    """
+    end, waited, told = time.monotonic() + WAIT_TIMEOUT, False, 0.0
     while time.monotonic() < end:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waited = True
+            if time.monotonic() - told > TELL_INTERVAL:
+                told = time.monotonic()
+                tell()
             time.sleep(POLL_INTERVAL)
         except OSError:
             return None

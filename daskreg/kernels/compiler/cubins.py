@@ -21,6 +21,7 @@ from numba.core import config as settings
 from daskreg.kernels.compiler import cubin_format
 from daskreg.kernels.compiler.cache import folder, read_cached
 from daskreg.kernels.compiler.private_files import write
+from daskreg.kernels.compiler.tally import TALLY
 
 log = logging.getLogger(__name__)
 LAUNCHED: list[tuple[CudaKernelCache, Any]] = []  # kernels launched or compiled by this process, with their types
@@ -53,6 +54,16 @@ class CudaKernelCache:
         LAUNCHED.append((self, types))
         try:
             path = self.path(types, context.codegen().magic_tuple())
+        except Exception as problem:  # noqa: BLE001  # no home folder
+            log.info("there is no cache for the kernel %s (%r).", self.name, problem)
+            return None
+        kernel = self._load(path, types)
+        if kernel is None:
+            TALLY.begin(path)
+        return kernel
+
+    def _load(self, path: Path, types: Any) -> Any:
+        try:
             kernel = cubin_format.decode(read_cached(path, "cuda"), types)
             kernel.bind()  # while the compiler's lock is held: threads that launch at once would load it twice
             return kernel
@@ -64,6 +75,7 @@ class CudaKernelCache:
 
     def save_overload(self, types: Any, kernel: Any) -> None:
         """Write a kernel, if possible."""
+        TALLY.end()
         try:
             write(self.path(types, kernel._codelibrary.codegen.magic_tuple()), cubin_format.encode(kernel), MAX_CUBINS)
         except Exception as problem:  # noqa: BLE001  # no space, no permission, no plain values: the kernel works all the same

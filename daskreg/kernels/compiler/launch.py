@@ -23,6 +23,7 @@ from daskreg.kernels.compiler import cubins
 from daskreg.kernels.compiler.cache import attach_cache
 from daskreg.kernels.compiler.configuration import SIMULATED, block_size, stream
 from daskreg.kernels.compiler.digest import digest
+from daskreg.kernels.compiler.dry_run import launch
 from daskreg.kernels.compiler.formula import CPU, CUDA, FUNCTION_OPTIONS, INDEX, MODULE, specialise
 from daskreg.kernels.compiler.source import LOWEST, ROW_THREADS, cpu_source, cuda_source
 
@@ -70,9 +71,9 @@ class Kernel:
         n = box(shape)
         if self.sums:
             rows = np.full((self.sums, n[1], n[2]), LOWEST if self.maxima else 0, np.float32)
-            self.launcher(CPU)(n, rows, *arguments)
+            launch(self.launcher(CPU), (n, rows, *arguments))
             return rows
-        self.launcher(CPU)(n, *arguments)
+        launch(self.launcher(CPU), (n, *arguments))
         return None
 
     def launcher(self, device: int, arguments: tuple[Any, ...] = ()) -> Any:
@@ -178,7 +179,7 @@ class RowKernel:
         """Run on the CPU."""
         if self._compiled is None:
             self._compiled = _launched(specialise(self.function, CPU), self.function.__name__)
-        return self._compiled(*arguments)
+        return launch(self._compiled, arguments)
 
 
 def _define(source: str, name: str, body: Callable[..., Any], device: int) -> FunctionType:

@@ -54,6 +54,14 @@ def start_helpers(room: int) -> None:
         log.info("kernels are not precompiled (%r).", problem)
 
 
+def listed_files() -> set[Path]:
+    """Where the kernels of the list will be, for the current GPU, where helpers of this process compile them; else empty."""
+    if not _STARTED:
+        return set()
+    forms = ((find_kernel(name, constants), parse_types(signature)) for name, constants, signature in warm_up_signatures())
+    return {form._cache.path(types, form.targetctx.codegen().magic_tuple()) for form, types in forms}
+
+
 def _helper(share: int, shares: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", __name__, str(share), str(shares), str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -20,8 +20,8 @@ def told(observer: Observer) -> None:
     """A small run, as the ranks tell it."""
     observer.phase("read")
     observer.resumed(Place("affine", 2, 1))
-    observer.compiling(1)
-    observer.compiling(2)
+    observer.compiling(1, 47)
+    observer.compiling(12, 47)
     observer(Progress("affine", 2, 1, 40, -0.5))
     observer.level_ended(LEVEL)
     observer.memory(0, 512 << 20)
@@ -36,7 +36,7 @@ def test_a_log_has_a_line_a_level_and_for_what_takes_time(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "reading the images",
         "going on from stage affine, scale 2, iteration 1",
-        "compiling kernels (once on this machine)",
+        "compiling kernels (once on this machine), 1 of at most 47",
         "affine     scale 2      32 x 38 x 32  loss -0.50000 -> -0.75000, 2 iterations, 1.25 s",
         "writing the result",
     ]
@@ -44,10 +44,22 @@ def test_a_log_has_a_line_a_level_and_for_what_takes_time(caplog):
 
 def test_a_level_that_takes_long_has_lines_of_its_own(caplog, monkeypatch):
     monkeypatch.setattr(lines, "INTERVAL", 0.0)
+    monkeypatch.setattr(lines, "COMPILING_INTERVAL", 0.0)
     with caplog.at_level(logging.INFO, "daskreg"):
         told(lines.Lines())
     assert "affine     scale 2  iteration 1 of at most 40, loss -0.50000" in caplog.messages
-    assert any(re.fullmatch(r"compiling kernels \(once on this machine\): 2 so far, \d s", m) for m in caplog.messages)
+    assert any(re.fullmatch(r"compiling kernels \(once on this machine\), 12 of at most 47, \d s", m) for m in caplog.messages)
+
+
+def test_kernels_are_counted_without_a_total_where_none_is_known(caplog, monkeypatch):
+    monkeypatch.setattr(lines, "COMPILING_INTERVAL", 0.0)
+    observer = lines.Lines()
+    with caplog.at_level(logging.INFO, "daskreg"):
+        observer.compiling(1)
+        observer.compiling(2)
+    first, second = caplog.messages
+    assert first == "compiling kernels (once on this machine)"
+    assert re.fullmatch(r"compiling kernels \(once on this machine\), 2 so far, \d s", second)
 
 
 def test_messages_outside_of_a_terminal_have_the_time(capsys):
@@ -103,6 +115,7 @@ def test_a_notebook_shows_curves_memory_and_the_dashboard():
     told(display)
     display.end("done")
     html, text = shown[-1]
+    assert "compiling kernels (once on this machine), 12 of at most 47" in html
     for part in ("<svg", "-0.50000 &rarr; -0.75000", "worker 0 512 MiB", 'href="http://127.0.0.1:8787/status"', "going on from"):
         assert part in html
     assert text.startswith("daskreg: done")

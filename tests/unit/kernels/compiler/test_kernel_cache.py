@@ -107,6 +107,9 @@ def test_a_process_waits_for_the_one_that_compiles_the_same(monkeypatch):
     monkeypatch.setattr(KernelCache, "_load", lambda self, path, context: path.read_text() if path.exists() else None)
     first, second = KernelCache("a", "1"), KernelCache("a", "1")
     assert first.load_overload((), Context) is None
+    path = first.path((), Context.magic_tuple())
+    told = []
+    monkeypatch.setattr(cache.TALLY, "report", told.append)
 
     def wait():
         made.append(second.load_overload((), Context))
@@ -115,7 +118,7 @@ def test_a_process_waits_for_the_one_that_compiles_the_same(monkeypatch):
     thread.start()
     time.sleep(3 * cache.POLL_INTERVAL)
     assert not made
-    path = first.path((), Context.magic_tuple())
+    assert told == [path], "whoever follows the run learns what is waited for"
     path.write_text("compiled")
     first._release(path)
     thread.join(timeout=60)

@@ -51,6 +51,22 @@ def test_a_shared_file_that_is_not_to_be_trusted_is_left(folders, fault):
     assert read_cached(own / "a.cubin", "cuda") == b"own"
 
 
+COUNTED = """
+from daskreg.kernels.compiler.cache import missing
+from daskreg.kernels.compiler.tally import TALLY
+
+told = []
+count = TALLY.begin_count(told.append)
+precompile._STARTED.append(None)
+pretend = offline.pretend_device
+offline.pretend_device = lambda name: (pretend(name), told.append(precompile.listed_files()))
+offline.main()
+files = told[0]
+assert told[1:] == list(files) and len(files) == 1 and count.kernels == 1 and count.seconds > 0, (told, count)
+assert not missing(files, "cuda"), files
+"""
+
+
 def test_a_kernel_is_compiled_without_a_gpu_and_read_where_it_was_put(folders, monkeypatch):
     require_cuda_compiler()
     one = [k for k in precompile.warm_up_signatures() if k[0] == "downsample_z"]
@@ -58,7 +74,8 @@ def test_a_kernel_is_compiled_without_a_gpu_and_read_where_it_was_put(folders, m
     precompile.SIGNATURES.write_text("".join(f"{n}\t{c!r}\t{s}\n" for n, c, s in one))
     code = (
         "import sys; from pathlib import Path; from daskreg.kernels.compiler import offline, precompile;"
-        f"precompile.SIGNATURES = Path({str(precompile.SIGNATURES)!r}); sys.argv = ['', 'sm_90', '0', '1']; offline.main()"
+        f"precompile.SIGNATURES = Path({str(precompile.SIGNATURES)!r}); sys.argv = ['', 'sm_90', '0', '1'];"
+        f"exec({COUNTED!r})"
     )
     started = offline.subprocess.Popen
     monkeypatch.setattr(
