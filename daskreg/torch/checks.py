@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -74,6 +74,16 @@ def computed(*tensors: Tensor) -> list[Tensor]:
         raise DaskregError("a CUDA tensor is float64; float32, float16 or bfloat16 was expected (float64 on a CPU).")
     kind = torch.float64 if double else torch.float32
     return [tensor.to(kind) for tensor in tensors]
+
+
+def known(tensors: Iterable[Tensor]) -> None:
+    """Tensors of types that kernels are compiled for."""
+    for tensor in tensors:
+        if tensor.dtype not in (torch.float32, torch.int64) and (tensor.is_cuda or tensor.dtype != torch.float64):
+            device = "CUDA" if tensor.is_cuda else "CPU"
+            raise DaskregError(
+                f"an operator was given a {device} tensor of {tensor.dtype}; float32 was expected (float64 on a CPU)."
+            )
 
 
 def needs_gradient(tensor: Tensor) -> bool:

@@ -251,8 +251,8 @@ def _sample(
     one_of("border", border, tuple(BORDERS))
     one_of("interpolation", interpolation, ("bilinear", "nearest"))
     _refuse_nondeterminism(image)
-    whole = image.new_empty((1, 3, 4)) if affine is None else affine  # which is not read
-    a, b, c = computed(image, field, whole)
+    a, b, *map_of = computed(image, field) if affine is None else computed(image, field, affine)
+    c = map_of[0] if map_of else b  # any tensor, which is not read
     found = operators.sample(a, b, c, mode, BORDERS[border], interpolation == "nearest", plus, align, list(size))
     return found if found.dtype == image.dtype else found.to(image.dtype)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from daskreg.torch.compute import correlation, information, sampling
 from daskreg.torch.compute.correlation import Windows
-from daskreg.torch.compute.sampling import Points
+from daskreg.torch.compute.sampling import Points, Rule
 from daskreg.torch.kernels.information import ParzenWindow
 from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator, refuse
 
@@ -33,7 +33,7 @@ def warped(
     intensities, then the three constants of smoothing
     """
     fixed, image = fixed.contiguous(), image.contiguous()
-    points = Points(mode, border, False, False, True, field.contiguous(), affine.contiguous())
+    points = Points(Rule(mode, border, False, False, True), field.contiguous(), affine.contiguous())
     of_image = torch.zeros_like(image) if to_image else image.new_empty(0)
     of_field = torch.zeros_like(points.field) if to_field else image.new_empty(0)
     into = of_field if to_field else None, of_image if to_image else None

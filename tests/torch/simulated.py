@@ -95,7 +95,7 @@ def results(name: str, device: str = "cpu") -> Iterator[np.ndarray]:
 
 def simulate() -> None:
     """Let tensors say that they are a GPU's, and launches run in the simulator."""
-    from daskreg.torch import launch
+    from daskreg.torch import direct_launch, launch
     from daskreg.torch.compute import correlation, fields, information, sampling
     from tests.parity.simulator import prepare_simulator
 
@@ -107,13 +107,23 @@ def simulate() -> None:
         launched.append(form)
         form[blocks, threads, 0, shared](*(as_taken(a) for a in arguments))
 
+    def kept(form: Any, blocks: Any, threads: Any, *arguments: Any, index: int, shared: int = 0) -> Any:
+        def launched_with(*tensors: torch.Tensor) -> None:
+            given = iter(tensors)
+            run(form, blocks, threads, *(as_given(a, given) for a in arguments), like=None, shared=shared)
+
+        return launched_with
+
+    def as_given(argument: Any, tensors: Iterator[torch.Tensor]) -> Any:
+        return launch.Voxels(next(tensors), argument.shape) if isinstance(argument, direct_launch.Array) else argument
+
     def as_taken(argument: Any) -> Any:
         if isinstance(argument, launch.Voxels):
             return launch.view(argument)
         return np.float32(argument) if isinstance(argument, float) else argument
 
     for module in (launch, correlation, fields, information, sampling):
-        module.launch, module.processors = run, lambda index: 2
+        module.launch, module.KeptLaunch, module.processors = run, kept, lambda index: 2
     sampling.window_size = lambda index: 90  # so that most windows fit, some after their planes are divided, and some never
     launch.VOXEL_THREADS = (8, 2, 1)
 

@@ -10,9 +10,9 @@ import torch
 from daskreg.errors import DaskregError
 from daskreg.kernels.compiler.formula import CPU
 from daskreg.kernels.compiler.launch import Kernel
-from daskreg.torch import launch
+from daskreg.torch import direct_launch, launch
+from daskreg.torch.direct_launch import Array, DirectLaunch, Function, KeptLaunch, Voxels, function
 from daskreg.torch.kernels.elementwise import squared_difference, squared_difference_backward
-from daskreg.torch.launch import DirectLaunch, Function, Voxels, function
 
 SIZES = {"Q": ctypes.c_uint64, "q": ctypes.c_int64, "I": ctypes.c_uint32, "i": ctypes.c_int32, "f": ctypes.c_float}
 
@@ -43,9 +43,9 @@ def driver(monkeypatch):
         seen.calls.append((handle, (c.bx, c.by, c.bz), (c.tx, c.ty, c.tz), c.shared, c.stream or 0, places))
         return seen.status
 
-    monkeypatch.setattr(launch, "_launcher", lambda: call)
-    monkeypatch.setattr(launch, "_FUNCTIONS", {})
-    monkeypatch.setattr(launch, "_LAUNCHES", {})
+    monkeypatch.setattr(direct_launch, "_launcher", lambda: call)
+    monkeypatch.setattr(direct_launch, "_FUNCTIONS", {})
+    monkeypatch.setattr(direct_launch, "_LAUNCHES", {})
     monkeypatch.setattr(Function, "allow", lambda self, shared: None)
     return seen
 
@@ -73,9 +73,9 @@ def expected(arguments):
 
 def test_parameters_are_where_the_driver_is_told(driver):
     arguments = given()
-    kinds, values = launch.packed(arguments)
+    kinds, scalars, addresses = direct_launch.packed(arguments)
     compiled = function(Form(), 0, kinds)
-    DirectLaunch(compiled, kinds)((1, 2, 3), (64, 4, 1), 96, 99, values)
+    DirectLaunch(compiled, kinds)((1, 2, 3), (64, 4, 1), 96, 99, scalars, addresses)
     ((*seen, _),) = driver.calls
     assert seen == [77, (1, 2, 3), (64, 4, 1), 96, 99]
     array, counts = "array(float32, 3d, C)", "array(int64, 1d, C)"
@@ -83,47 +83,68 @@ def test_parameters_are_where_the_driver_is_told(driver):
 
 
 def test_launches_of_the_same_shapes_write_values_alone(driver, monkeypatch):
-    monkeypatch.setattr(launch, "_device", lambda: -1)
-    monkeypatch.setattr(launch, "_stream", lambda index: 5)
+    monkeypatch.setattr(direct_launch, "current_device", lambda: -1)
+    monkeypatch.setattr(direct_launch, "_stream", lambda index: 5)
     form, found = Form(), []
     for _ in range(3):
         arguments = given()
-        launch.launch(form, (1, 1, 1), (32, 1, 1), *arguments, like=arguments[1].tensor)
+        direct_launch.launch(form, (1, 1, 1), (32, 1, 1), *arguments, like=arguments[1].tensor)
         found.append(read(driver.calls[-1][-1], LETTERS))
         assert found[-1] == expected(arguments)
     assert len({tuple(f) for f in found}) == 3
-    assert len(launch._LAUNCHES) == len(launch._FUNCTIONS) == 1
+    assert len(direct_launch._LAUNCHES) == len(direct_launch._FUNCTIONS) == 1
     wide = [arguments[0], Voxels(torch.rand(24), (4, 3, 2)), *arguments[2:]]
-    launch.launch(form, (1, 1, 1), (32, 1, 1), *wide, like=arguments[1].tensor)
+    direct_launch.launch(form, (1, 1, 1), (32, 1, 1), *wide, like=arguments[1].tensor)
     assert read(driver.calls[-1][-1], LETTERS)[9:15] == [4, 3, 2, 24, 8, 4]
-    assert (len(launch._LAUNCHES), len(launch._FUNCTIONS)) == (2, 1)
+    assert (len(direct_launch._LAUNCHES), len(direct_launch._FUNCTIONS)) == (2, 1)
+
+
+def test_a_kept_launch_writes_addresses_and_the_stream_alone(driver, monkeypatch):
+    streams = iter((5, 5, 9))
+    monkeypatch.setattr(direct_launch, "current_device", lambda: -1)
+    monkeypatch.setattr(direct_launch, "_stream", lambda index: next(streams))
+    arguments = given()
+    arrays = Array((2, 3, 4)), Array((5,), torch.int64)
+    kept = KeptLaunch(Form(), (1, 2, 3), (64, 4, 1), arguments[0], arrays[0], *arguments[2:6], arrays[1], index=-1, shared=96)
+    for stream in (5, 5, 9):
+        image, counts = torch.rand(2, 3, 4), torch.zeros(5, dtype=torch.int64)
+        kept(image, counts)
+        *seen, places = driver.calls[-1]
+        assert seen == [77, (1, 2, 3), (64, 4, 1), 96, stream]
+        assert read(places, LETTERS) == expected([arguments[0], Voxels(image, ()), *arguments[2:6], Voxels(counts, ())])
+
+
+def test_a_kept_launch_of_no_blocks_calls_nothing(driver, monkeypatch):
+    monkeypatch.setattr(direct_launch, "current_device", lambda: -1)
+    KeptLaunch(Form(), (1, 0, 1), (64, 4, 1), Array((0,)), index=-1)(torch.zeros(0))
+    assert not driver.calls
 
 
 def test_launches_that_are_kept_do_not_grow_without_bound(driver, monkeypatch):
-    monkeypatch.setattr(launch, "_device", lambda: -1)
-    monkeypatch.setattr(launch, "_stream", lambda index: 5)
-    monkeypatch.setattr(launch, "MOST_LAUNCHES", 3)
+    monkeypatch.setattr(direct_launch, "current_device", lambda: -1)
+    monkeypatch.setattr(direct_launch, "_stream", lambda index: 5)
+    monkeypatch.setattr(direct_launch, "MOST_LAUNCHES", 3)
     form = Form()
     for n in range(1, 9):
-        launch.launch(form, (1, 1, 1), (32, 1, 1), launch.flat(torch.zeros(n)), like=torch.zeros(1))
-        assert len(launch._LAUNCHES) <= 3
+        direct_launch.launch(form, (1, 1, 1), (32, 1, 1), launch.flat(torch.zeros(n)), like=torch.zeros(1))
+        assert len(direct_launch._LAUNCHES) <= 3
 
 
 def test_a_refusal_of_the_driver_is_reported(driver):
     driver.status = 700
     with pytest.raises(DaskregError, match="error 700"):
-        DirectLaunch(function(Form(), 0, (int,)), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1])
+        DirectLaunch(function(Form(), 0, (int,)), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1], [])
 
 
 def test_a_thread_without_a_context_gets_one(driver, monkeypatch):
     driver.status = 201
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: setattr(driver, "status", 0))
-    DirectLaunch(function(Form(), 0, (int,)), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1])
+    DirectLaunch(function(Form(), 0, (int,)), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1], [])
     assert len(driver.calls) == 2
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: None)
     driver.status = 201
     with pytest.raises(DaskregError, match="error 201"):
-        DirectLaunch(function(Form(), 0, (int,)), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1])
+        DirectLaunch(function(Form(), 0, (int,)), (int,))((1, 1, 1), (1, 1, 1), 0, 0, [1], [])
 
 
 def test_shared_memory_is_asked_for_where_a_block_takes_more_than_before(driver, monkeypatch):
@@ -137,7 +158,7 @@ def test_shared_memory_is_asked_for_where_a_block_takes_more_than_before(driver,
     direct = DirectLaunch(function(Form(), 0, (int,)), (int,))
     # the driver allows 48 KiB less what is static of a kernel, which is not known here
     for shared in (0, 48 * 1024, 60_000, 50_000, 70_000):
-        direct((1, 1, 1), (1, 1, 1), shared, 0, [1])
+        direct((1, 1, 1), (1, 1, 1), shared, 0, [1], [])
     assert asked == [48 * 1024, 60_000, 70_000]
 
 

@@ -210,4 +210,4 @@ def test_images_of_an_empty_batch_are_sampled():
 def test_bins_whose_table_fits_into_no_block_are_refused_on_a_gpu():
     window = gaussian_window(107, 0.5, 0.0, 1.0, 0.0)
     with pytest.raises(DaskregError, match="107 bins were given; at most 106"):
-        information._sloping(window, 1, 100, 0)
+        information._sloping(window, 1, 100, 1, 1.0, 0)

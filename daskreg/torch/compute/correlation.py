@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from daskreg.errors import DaskregError
+from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, Voxels
 from daskreg.torch.kernels import correlation as kernels
-from daskreg.torch.launch import DTYPES, MOST_LAUNCHES, Voxels, empty, flat, launch, on_cpu, processors, total
+from daskreg.torch.launch import DTYPES, empty, flat, on_cpu, processors, total
 
 Weights = tuple[tuple[float, ...], ...]
 
@@ -100,12 +101,9 @@ def _on_device(
     correlation: torch.Tensor,
     factors: torch.Tensor,
 ) -> torch.Tensor:
-    form, blocks, threads, sizes = _summing(windows.weights, kinds, windows.counted, mapped, fixed.shape, fixed.get_device())
-    partials = empty((blocks[0] * blocks[1],), fixed)
-    launch(
-        form, blocks, threads, *sizes, *map(float, windows[3:8]), windows.squared, np.uint64(fixed.numel()), flat(fixed),
-        flat(moved), flat(partials), flat(correlation if mapped else fixed), flat(factors if kinds else fixed), like=fixed,
-    )  # fmt: skip
+    summing, blocks = _summing(windows, kinds, mapped, fixed.shape, fixed.get_device())
+    partials = empty((blocks,), fixed)
+    summing(fixed, moved, partials, correlation if mapped else fixed, factors if kinds else fixed)
     return partials
 
 
@@ -120,36 +118,39 @@ def _gradient_on_device(
     scale: float,
     out: torch.Tensor,
 ) -> None:
-    mapped = weight.numel() > 0
-    form, blocks, threads, sizes = _sloping(windows.weights, mapped, fixed.shape, fixed.get_device())
-    starts = [np.uint64(k * fixed.numel()) for k in kinds]
-    launch(
-        form, blocks, threads, *sizes, *starts, float(scale), np.uint32(given.numel() > 1), flat(given),
-        flat(weight if mapped else given), flat(factors), flat(fixed), flat(moved), flat(out), like=fixed,
-    )  # fmt: skip
-
-
-Grid = tuple[Any, tuple[int, int, int], tuple[int, int, int], tuple[int, int, int, int]]
+    mapped, index = weight.numel() > 0, fixed.get_device()
+    sloping = _sloping(windows.weights, kinds, mapped, given.numel(), factors.shape[0], scale, fixed.shape, index)
+    sloping(given, weight if mapped else given, factors, fixed, moved, out)
 
 
 @lru_cache(MOST_LAUNCHES)
-def _summing(weights: Weights, kinds: int, counted: bool, mapped: bool, shape: torch.Size, device: int) -> Grid:
-    """``correlation_tiled``, its blocks and threads, the voxels along z, y, x and the planes per block."""
+def _summing(windows: Windows, kinds: int, mapped: bool, shape: torch.Size, device: int) -> tuple[KeptLaunch, int]:
+    """``correlation_tiled``, and its blocks: fixed, moved, partials, correlation, factors, the last two only if there are any."""
     from daskreg.torch.kernels.correlation_cuda import correlation_tiled
     from daskreg.torch.kernels.window_sums import summing_tiles
 
-    grid = _grid(shape, weights, summing_tiles(weights[0], weights[1]), device)
-    return correlation_tiled.form(*weights, kinds, counted, mapped), *grid
+    weights, n = windows.weights, prod(shape)
+    blocks, threads, sizes = _grid(shape, weights, summing_tiles(weights[0], weights[1]), device)
+    count, numbers = blocks[0] * blocks[1], map(float, windows[3:8])
+    arrays = Array((n,)), Array((n,)), Array((count,)), Array((n,)), Array((n * max(1, kinds),))
+    form = correlation_tiled.form(*weights, kinds, windows.counted, mapped)
+    launch = KeptLaunch(form, blocks, threads, *sizes, *numbers, windows.squared, np.uint64(n), *arrays, index=device)
+    return launch, count
 
 
 @lru_cache(MOST_LAUNCHES)
-def _sloping(weights: Weights, mapped: bool, shape: torch.Size, device: int) -> Grid:
-    """``correlation_gradient_tiled`` and the same."""
+def _sloping(
+    weights: Weights, kinds: tuple[int, ...], mapped: bool, given: int, made: int, scale: float, shape: torch.Size, device: int
+) -> KeptLaunch:
+    """``correlation_gradient_tiled``: given, weight, factors, fixed, moved, out.  given: its values;  made: kinds of factors"""
     from daskreg.torch.kernels.correlation_cuda import correlation_gradient_tiled
     from daskreg.torch.kernels.window_sums import gradient_tiles
 
-    grid = _grid(shape, weights, gradient_tiles(weights[0], weights[1]), device)
-    return correlation_gradient_tiled.form(*weights, mapped), *grid
+    blocks, threads, sizes = _grid(shape, weights, gradient_tiles(weights[0], weights[1]), device)
+    n, starts = prod(shape), [np.uint64(k * prod(shape)) for k in kinds]
+    arrays = Array((given,)), Array((n if mapped else given,)), Array((made * n,)), *(Array((n,)),) * 3
+    form = correlation_gradient_tiled.form(*weights, mapped)
+    return KeptLaunch(form, blocks, threads, *sizes, *starts, float(scale), np.uint32(given > 1), *arrays, index=device)
 
 
 def _grid(shape: torch.Size, weights: Weights, tiles: Any, device: int) -> Any:

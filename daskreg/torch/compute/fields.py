@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, launch
 from daskreg.torch.kernels import elementwise as kernels
-from daskreg.torch.launch import empty, flat, launch, planes, processors, run, stack, total
+from daskreg.torch.launch import MAX_GRID, empty, flat, planes, processors, run, stack, total, voxelwise
 
 MAX_OFFSET = 2**32  # voxels of a volume whose offsets have 32 bits
 MOST_TABLES = 4096  # that are kept; filters of other widths at each step would fill the memory
@@ -57,17 +58,36 @@ def summed(form: Any, u: torch.Tensor, factors: tuple[float, ...], scale: float)
 
 def squared_difference(fixed: torch.Tensor, moved: torch.Tensor, scale: float) -> torch.Tensor:
     """``scale`` times the sum of squared differences: ()."""
-    rows = run(kernels.squared_difference, stack(fixed.shape), planes(fixed), planes(moved), like=fixed)
+    shape = stack(fixed.shape)
+    if fixed.is_cuda and shape[0] <= MAX_GRID:
+        rows: torch.Tensor | None = empty(shape[:2], fixed)
+        _squaring(shape, fixed.get_device())(rows, fixed, moved)
+    else:
+        rows = run(kernels.squared_difference, shape, planes(fixed), planes(moved), like=fixed)
     assert rows is not None
     return total(rows, (), scale)
 
 
+@lru_cache(MOST_LAUNCHES)
+def _squaring(shape: tuple[int, int, int], index: int) -> KeptLaunch:
+    arrays = Array((1, *shape[:2])), Array(shape), Array(shape)
+    return KeptLaunch(*voxelwise(kernels.squared_difference, (0, *shape)), *arrays, index=index)
+
+
 def squared_difference_gradient(given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, scale: float) -> torch.Tensor:
     """Its derivative with respect to ``moved``, times ``given``."""
-    out = empty(moved.shape, moved)
-    run(kernels.squared_difference_backward, stack(fixed.shape), 2.0 * scale, flat(given), planes(fixed), planes(moved),
-        planes(out), like=fixed)  # fmt: skip
+    out, shape = empty(moved.shape, moved), stack(fixed.shape)
+    if fixed.is_cuda and shape[0] <= MAX_GRID:
+        _squares_sloping(shape, 2.0 * scale, fixed.get_device())(given, fixed, moved, out)
+        return out
+    run(kernels.squared_difference_backward, shape, 2.0 * scale, flat(given), *map(planes, (fixed, moved, out)), like=fixed)
     return out
+
+
+@lru_cache(MOST_LAUNCHES)
+def _squares_sloping(shape: tuple[int, int, int], factor: float, index: int) -> KeptLaunch:
+    arrays = Array((1,)), *(Array(shape),) * 3
+    return KeptLaunch(*voxelwise(kernels.squared_difference_backward, (0, *shape)), factor, *arrays, index=index)
 
 
 def axis_shares(u: torch.Tensor) -> tuple[float, ...]:

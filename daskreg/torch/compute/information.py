@@ -5,26 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 
 from daskreg.errors import DaskregError
+from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, Voxels
 from daskreg.torch.kernels import information as kernels
 from daskreg.torch.kernels.information import CHUNKS, ParzenWindow
-from daskreg.torch.launch import MOST_LAUNCHES, Voxels, empty, flat, launch, on_cpu, processors
+from daskreg.torch.launch import empty, flat, on_cpu, processors
 
 MOST_TABLE = 48 * 1024 // 4  # entries of a table in the static shared memory of a block
 Smoothing = tuple[float, float, float]  # numerator, denominator, additive
-Grid = tuple[Any, tuple[int, int, int], tuple[int, int, int], int]  # kernel, blocks, threads, bytes of shared memory
 
 
 def empty_histogram(like: torch.Tensor, window: ParzenWindow) -> torch.Tensor:
     """The joint histogram of each batch element without counts."""
     batch, edge = like.shape[0], window.edge
     if like.is_cuda:
-        return torch.zeros((batch, edge, edge), dtype=torch.int64, device=like.device)
+        return empty((batch, edge, edge), like, torch.int64).zero_()
     return torch.zeros((batch, CHUNKS, edge, edge), dtype=torch.float64)
 
 
@@ -37,18 +36,18 @@ def count(fixed: torch.Tensor, moved: torch.Tensor, window: ParzenWindow, counts
         on_cpu(kernels.joint_rows, window, Voxels(fixed, shape), Voxels(moved, shape), Voxels(counts, tuple(counts.shape)),
                dtype=fixed.dtype)  # fmt: skip
         return
-    form, blocks, threads, shared = _counting(window, batch, n, fixed.get_device())
-    launch(form, blocks, threads, np.uint64(n), *_intensities(window), flat(fixed), flat(moved), flat(counts), like=fixed,
-           shared=shared)  # fmt: skip
+    _counting(window, batch, n, fixed.get_device())(fixed, moved, counts)
 
 
 @lru_cache(MOST_LAUNCHES)
-def _counting(window: ParzenWindow, batch: int, n: int, device: int) -> Grid:
+def _counting(window: ParzenWindow, batch: int, n: int, device: int) -> KeptLaunch:
     from daskreg.torch.kernels.information_cuda import THREADS, histogram_bytes, joint_histograms
 
     blocks = max(1, min(-(-n // THREADS), processors(device)))
     form = joint_histograms.form(window.kind, window.bins, window.taps, window.pad)
-    return form, (blocks, batch, 1), (THREADS, 1, 1), histogram_bytes(window.edge)
+    arrays = Array((batch * n,)), Array((batch * n,)), Array((batch * window.edge**2,), torch.int64)
+    return KeptLaunch(form, (blocks, batch, 1), (THREADS, 1, 1), np.uint64(n), *_intensities(window), *arrays, index=device,
+                      shared=histogram_bytes(window.edge))  # fmt: skip
 
 
 def tables(
@@ -63,18 +62,19 @@ def tables(
         value, *found = kernels.information_tables(counts.numpy().sum(1), *smoothing)
         to_moved, to_fixed = (torch.from_numpy(t).to(dtype) for t in found)
         return torch.from_numpy((scale * value).reshape(tuple(shape))).to(dtype), to_moved, to_fixed
-    form, blocks, threads, _ = _tabulating(edge, batch)
     value, to_moved, to_fixed = (empty(s, counts, dtype) for s in (shape, (batch, edge, edge), (batch, edge, edge)))
-    launch(form, blocks, threads, *map(float, smoothing), float(scale), flat(counts), flat(value), flat(to_moved), flat(to_fixed),
-           like=counts)  # fmt: skip
+    _tabulating(edge, batch, smoothing, float(scale), counts.get_device())(counts, value, to_moved, to_fixed)
     return value, to_moved, to_fixed
 
 
 @lru_cache(MOST_LAUNCHES)
-def _tabulating(edge: int, batch: int) -> Grid:
+def _tabulating(edge: int, batch: int, smoothing: Smoothing, scale: float, device: int) -> KeptLaunch:
     from daskreg.torch.kernels.information_cuda import TABLE_THREADS, information_tables_of_batch
 
-    return information_tables_of_batch.form(edge), (batch, 1, 1), (TABLE_THREADS, 1, 1), 0
+    table = Array((batch * edge**2,))
+    arrays = table._replace(dtype=torch.int64), Array((batch,)), table, table
+    form = information_tables_of_batch.form(edge)
+    return KeptLaunch(form, (batch, 1, 1), (TABLE_THREADS, 1, 1), *map(float, smoothing), scale, *arrays, index=device)
 
 
 def gradient(
@@ -90,16 +90,12 @@ def gradient(
             Voxels(fixed, shape), Voxels(moved, shape), Voxels(out, shape), dtype=fixed.dtype,
         )  # fmt: skip
         return out
-    form, blocks, threads, _ = _sloping(window, batch, n, fixed.get_device())
-    launch(
-        form, blocks, threads, np.uint64(n), *_intensities(window), float(factor),
-        np.uint32(given.numel() > 1), flat(given), flat(table), flat(fixed), flat(moved), flat(out), like=fixed,
-    )  # fmt: skip
+    _sloping(window, batch, n, given.numel(), float(factor), fixed.get_device())(given, table, fixed, moved, out)
     return out
 
 
 @lru_cache(MOST_LAUNCHES)
-def _sloping(window: ParzenWindow, batch: int, n: int, device: int) -> Grid:
+def _sloping(window: ParzenWindow, batch: int, n: int, given: int, factor: float, device: int) -> KeptLaunch:
     from daskreg.torch.kernels.information_cuda import GRADIENT_BLOCKS, GRADIENT_THREADS, information_gradients
 
     if window.edge**2 > MOST_TABLE:
@@ -107,7 +103,9 @@ def _sloping(window: ParzenWindow, batch: int, n: int, device: int) -> Grid:
         raise DaskregError(f"{window.bins} bins were given; at most {most} were expected for derivatives on a GPU.")
     blocks = max(1, min(-(-n // GRADIENT_THREADS), GRADIENT_BLOCKS * processors(device)))
     form = information_gradients.form(window.kind, window.bins, window.taps, window.pad)
-    return form, (blocks, batch, 1), (GRADIENT_THREADS, 1, 1), 0
+    arrays = Array((given,)), Array((batch * window.edge**2,)), *(Array((batch * n,)),) * 3
+    return KeptLaunch(form, (blocks, batch, 1), (GRADIENT_THREADS, 1, 1), np.uint64(n), *_intensities(window), factor,
+                      np.uint32(given > 1), *arrays, index=device)  # fmt: skip
 
 
 def _intensities(window: ParzenWindow) -> tuple[float, ...]:

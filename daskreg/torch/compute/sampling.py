@@ -2,61 +2,70 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 
+from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, Voxels
 from daskreg.torch.kernels import sampling as kernels
-from daskreg.torch.kernels.sampling import AFFINE_ALONE, GRID, REFLECT_CENTERS, REFLECT_EDGES
-from daskreg.torch.launch import Voxels, empty, flat, launch, on_cpu, planes, processors, run, total
+from daskreg.torch.kernels.sampling import AFFINE, AFFINE_ALONE, GRID, REFLECT_CENTERS, REFLECT_EDGES
+from daskreg.torch.launch import empty, on_cpu, planes, processors, run, total
 
 MAX_OFFSET = 2**32  # voxels of a volume whose offsets have 32 bits
 
 
-class Points(NamedTuple):
-    """Where an image is sampled: the points of ``kernels.sampling``, with their displacement or grid and affine map."""
+class Rule(NamedTuple):
+    """How an image is sampled, see ``kernels.sampling``."""
 
     mode: int
     border: int
     nearest: bool
     plus: bool
     align: bool
-    field: torch.Tensor
-    affine: torch.Tensor
 
-    def shape(self, size: list[int]) -> tuple[int, int, int]:
-        """Voxels of the result along z, y, x."""
-        if self.mode == AFFINE_ALONE:
-            return size[0], size[1], size[2]
-        first = 1 if self.mode == GRID else 2
-        a, b, c = self.field.shape[first : first + 3]
-        return a, b, c
-
-    def scales(self, image: torch.Tensor) -> tuple[float, ...]:
-        """Voxels per unit of a grid, along z, y, x."""
-        return tuple(float(n - 1 if self.align else n) / 2 for n in image.shape[2:])
+    def scales(self, image: Sequence[int]) -> tuple[float, ...]:
+        """Voxels per unit of a grid, along z, y, x, for an image of some shape."""
+        return tuple(float(n - 1 if self.align else n) / 2 for n in image[2:])
 
     @property
-    def rule(self) -> int:
+    def beyond(self) -> int:
         """The border; what a reflection is about depends on ``align`` for grids, else it is the centres of voxels."""
         if self.border == REFLECT_CENTERS and self.mode == GRID and not self.align:
             return REFLECT_EDGES
         return self.border
 
+
+class Points(NamedTuple):
+    """Where an image is sampled: the points of ``kernels.sampling``, with their displacement or grid and affine map."""
+
+    rule: Rule
+    field: torch.Tensor
+    affine: torch.Tensor
+
+    def shape(self, size: list[int]) -> tuple[int, int, int]:
+        """Voxels of the result along z, y, x."""
+        if self.rule.mode == AFFINE_ALONE:
+            return size[0], size[1], size[2]
+        first = 1 if self.rule.mode == GRID else 2
+        a, b, c = self.field.shape[first : first + 3]
+        return a, b, c
+
     @property
     def voxels(self) -> Voxels:
         """The displacement or grid as kernels take it."""
-        if self.mode != GRID:
-            return planes(self.field) if self.mode != AFFINE_ALONE else Voxels(self.affine, (1, 1, self.affine.numel()))
+        if self.rule.mode != GRID:
+            return planes(self.field) if self.rule.mode != AFFINE_ALONE else Voxels(self.affine, (1, 1, self.affine.numel()))
         b, z, y, x, _ = self.field.shape
         return Voxels(self.field, (b * z, y, 3 * x))
 
     @property
     def matrix(self) -> Voxels:
-        """The affine map as kernels take it."""
-        return Voxels(self.affine, (self.affine.numel() // 12, 12))
+        """The affine map as kernels take it; without one any array, which is not read."""
+        rows = self.affine.numel() // 12 if self.rule.mode >= AFFINE else 1
+        return Voxels(self.affine, (rows, self.affine.numel() // rows))
 
 
 def sample(image: torch.Tensor, points: Points, size: list[int], first: int = 0, last: int | None = None) -> torch.Tensor:
@@ -66,15 +75,12 @@ def sample(image: torch.Tensor, points: Points, size: list[int], first: int = 0,
     nz, ny, nx = points.shape(size)
     moved = empty((batch, last - first, nz, ny, nx), image)
     if in_tiles(image, moved):
-        from daskreg.torch.kernels.blocks import TILE_Y
-        from daskreg.torch.kernels.sampling_cuda import sample_tiled
-
-        form = sample_tiled.form(points.mode, points.rule, points.nearest, points.plus)
-        run_tiled(form, TILE_Y, image, moved, points, first, image, moved)
+        _sampling(_described(image, moved, points, first))(points.field, points.affine, image, moved)
         return moved
+    rule = points.rule
     run(
-        kernels.sample_batch, (batch * nz, ny, nx), nz, depth, channels, first, last, points.mode, points.rule, points.nearest,
-        points.plus, *points.scales(image), points.voxels, points.matrix, planes(image), planes(moved), like=image,
+        kernels.sample_batch, (batch * nz, ny, nx), nz, depth, channels, first, last, rule.mode, rule.beyond, rule.nearest,
+        rule.plus, *rule.scales(image.shape), points.voxels, points.matrix, planes(image), planes(moved), like=image,
     )  # fmt: skip
     return moved
 
@@ -82,10 +88,10 @@ def sample(image: torch.Tensor, points: Points, size: list[int], first: int = 0,
 def scatter(slope: torch.Tensor, image: torch.Tensor, points: Points, out: torch.Tensor, first: int, last: int) -> None:
     """Add the derivative with respect to an image on a CPU."""
     batch, channels, depth = image.shape[:3]
-    nz, ny, nx = slope.shape[2:]
+    (nz, ny, nx), rule = slope.shape[2:], points.rule
     on_cpu(
-        kernels.scatter_rows, batch, nz, ny, nx, depth, channels, first, last, points.mode, points.rule, points.nearest,
-        *points.scales(image), points.voxels, points.matrix, planes(slope), planes(out), dtype=image.dtype,
+        kernels.scatter_rows, batch, nz, ny, nx, depth, channels, first, last, rule.mode, rule.beyond, rule.nearest,
+        *rule.scales(image.shape), points.voxels, points.matrix, planes(slope), planes(out), dtype=image.dtype,
     )  # fmt: skip
 
 
@@ -102,7 +108,7 @@ def pull_back(
     """From the derivative with respect to ``sample``: write that with respect to the field, and add that to the image's."""
     batch, channels, depth = image.shape[:3]
     last = channels if last is None else last
-    nz, ny, nx = slope.shape[2:]
+    (nz, ny, nx), rule = slope.shape[2:], points.rule
     if to_image is not None and not image.is_cuda:
         scatter(slope, image, points, to_image, first, last)
         to_image = None
@@ -114,8 +120,8 @@ def pull_back(
     field = points.voxels if to_field is None else Voxels(to_field, points.voxels.shape)
     scattered = planes(image if to_image is None else to_image)
     run(
-        kernels.sample_batch_backward, (batch * nz, ny, nx), nz, depth, channels, first, last, points.mode, points.rule,
-        points.nearest, points.plus, accumulate, to_field is not None, to_image is not None, *points.scales(image),
+        kernels.sample_batch_backward, (batch * nz, ny, nx), nz, depth, channels, first, last, rule.mode, rule.beyond,
+        rule.nearest, rule.plus, accumulate, to_field is not None, to_image is not None, *rule.scales(image.shape),
         points.voxels, points.matrix, planes(image), planes(slope), field, scattered, like=image,
     )  # fmt: skip
 
@@ -141,48 +147,86 @@ def pull_back_tiles(
     accumulate: bool,
 ) -> None:
     """``pull_back`` on a GPU: both derivatives may be the same tensor, as that with respect to the field is written first."""
-    from daskreg.torch.kernels.blocks import TILE_Y
-    from daskreg.torch.kernels.sampling_cuda import pull_back_tiled
-    from daskreg.torch.kernels.scattering_cuda import SCATTER_Y, scatter_tiled
-
-    if to_field is not None and points.nearest and not accumulate:
+    nearest = points.rule.nearest
+    if to_field is not None and nearest and not accumulate:
         to_field.zero_()
-    elif to_field is not None and not points.nearest:
-        form = pull_back_tiled.form(points.mode, points.rule, points.plus, accumulate)
-        run_tiled(form, TILE_Y, image, slope, points, first, image, slope, to_field)
+    elif to_field is not None and not nearest:
+        _pulling(_described(image, slope, points, first), accumulate)(points.field, points.affine, image, slope, to_field)
     if to_image is not None:
-        form, room = scatter_tiled.form(points.mode, points.rule, points.nearest), window_size(image.get_device())
-        run_tiled(form, SCATTER_Y, image, slope, points, first, slope, to_image, room=room)
+        _scattering(_described(image, slope, points, first))(points.field, points.affine, slope, to_image)
 
 
 def in_tiles(image: torch.Tensor, moved: torch.Tensor) -> bool:
     """Whether the kernels of ``sampling_cuda`` and ``scattering_cuda`` can be used."""
-    return image.is_cuda and max(prod(image.shape[2:]), prod(moved.shape[2:])) < MAX_OFFSET
+    return image.is_cuda and _has_offsets(image.shape, moved.shape)
 
 
-def run_tiled(
-    form: Any,
-    height: int,
-    image: torch.Tensor,
-    moved: torch.Tensor,
-    points: Points,
-    first: int,
-    *tensors: torch.Tensor,
-    room: int = 0,
-) -> None:
-    """Launch a kernel of ``sampling_cuda``.
+@lru_cache(MOST_LAUNCHES)
+def _has_offsets(image: torch.Size, moved: torch.Size) -> bool:
+    return max(prod(image[2:]), prod(moved[2:])) < MAX_OFFSET
 
-    height: rows of a block;  moved: what has the shape of the moved image;  tensors: after u and the affine map;  room: voxels of
-    a window in shared memory
-    """
-    from daskreg.torch.kernels.blocks import TILE_X, block_depth, blocks
 
-    batch, count, nz, ny, nx = moved.shape
-    shape, tile = (nz, ny, nx), (height, TILE_X)
-    depth = block_depth(batch, shape, tile, processors(image.get_device()))
-    n = (*shape, *image.shape[2:], depth, image.shape[1], first, count, room)
-    launch(form, blocks(batch, shape, tile, depth), (TILE_X, height, 1), n, *points.scales(image), flat(points.field),
-           points.matrix, *map(flat, tensors), like=image, shared=4 * room)  # fmt: skip
+class Described(NamedTuple):
+    """Shapes of a launch of ``sampling_cuda`` or ``scattering_cuda``, with its first channel and device."""
+
+    rule: Rule
+    image: torch.Size
+    moved: torch.Size
+    field: torch.Size
+    affine: torch.Size
+    first: int
+    device: int
+
+    def launch(self, form: Any, height: int, *arrays: Array, room: int = 0) -> KeptLaunch:
+        """Launch of a kernel for these.
+
+        height: rows of a block;  arrays: after u and the affine map;  room: voxels of a window in shared memory
+        """
+        from daskreg.torch.kernels.blocks import TILE_X, block_depth, blocks
+
+        batch, count, *extents = self.moved
+        shape, tile = (extents[0], extents[1], extents[2]), (height, TILE_X)
+        depth = block_depth(batch, shape, tile, processors(self.device))
+        n = (*shape, *self.image[2:], depth, self.image[1], self.first, count, room)
+        grid, matrices = blocks(batch, shape, tile, depth), Array((prod(self.affine) // 12, 12))
+        return KeptLaunch(form, grid, (TILE_X, height, 1), n, *self.rule.scales(self.image), array(self.field), matrices,
+                          *arrays, index=self.device, shared=4 * room)  # fmt: skip
+
+
+def array(shape: Sequence[int]) -> Array:
+    """A tensor of some shape as a one-dimensional array."""
+    return Array((prod(shape),))
+
+
+def _described(image: torch.Tensor, moved: torch.Tensor, points: Points, first: int) -> Described:
+    rule, field, affine = points
+    return Described(rule, image.shape, moved.shape, field.shape, affine.shape, first, image.get_device())
+
+
+@lru_cache(MOST_LAUNCHES)
+def _sampling(of: Described) -> KeptLaunch:
+    from daskreg.torch.kernels.blocks import TILE_Y
+    from daskreg.torch.kernels.sampling_cuda import sample_tiled
+
+    form = sample_tiled.form(of.rule.mode, of.rule.beyond, of.rule.nearest, of.rule.plus)
+    return of.launch(form, TILE_Y, array(of.image), array(of.moved))
+
+
+@lru_cache(MOST_LAUNCHES)
+def _pulling(of: Described, accumulate: bool) -> KeptLaunch:
+    from daskreg.torch.kernels.blocks import TILE_Y
+    from daskreg.torch.kernels.sampling_cuda import pull_back_tiled
+
+    form = pull_back_tiled.form(of.rule.mode, of.rule.beyond, of.rule.plus, accumulate)
+    return of.launch(form, TILE_Y, array(of.image), array(of.moved), array(of.field))
+
+
+@lru_cache(MOST_LAUNCHES)
+def _scattering(of: Described) -> KeptLaunch:
+    from daskreg.torch.kernels.scattering_cuda import SCATTER_Y, scatter_tiled
+
+    form, room = scatter_tiled.form(of.rule.mode, of.rule.beyond, of.rule.nearest), window_size(of.device)
+    return of.launch(form, SCATTER_Y, array(of.moved), array(of.image), room=room)
 
 
 @cache
@@ -200,10 +244,10 @@ def affine_sums(
     """The derivative with respect to the affine map: (B, 3, 4)."""
     batch, channels, depth = image.shape[:3]
     last = channels if last is None else last
-    nz, ny, nx = slope.shape[2:]
+    (nz, ny, nx), rule = slope.shape[2:], points.rule
     rows = run(
-        kernels.affine_sums_batch, (batch * nz, ny, nx), nz, depth, channels, first, last, points.mode, points.rule,
-        *points.scales(image), points.voxels, points.matrix, planes(image), planes(slope), like=image,
+        kernels.affine_sums_batch, (batch * nz, ny, nx), nz, depth, channels, first, last, rule.mode, rule.beyond,
+        *rule.scales(image.shape), points.voxels, points.matrix, planes(image), planes(slope), like=image,
     )  # fmt: skip
     assert rows is not None
     return total(rows, (12 * batch,), 1.0).reshape(3, 4, batch).permute(2, 0, 1).contiguous()
@@ -214,10 +258,10 @@ def squares(
 ) -> torch.Tensor:
     """``scale`` times the sum of squared differences from the sampled image, and its derivative with respect to the field."""
     batch, channels, nz, ny, nx = fixed.shape
-    field = points.voxels if to_field is None else Voxels(to_field, points.voxels.shape)
+    field, rule = points.voxels if to_field is None else Voxels(to_field, points.voxels.shape), points.rule
     rows = run(
-        kernels.squares_of_samples, (batch * nz, ny, nx), nz, image.shape[2], channels, points.mode, points.rule,
-        to_field is not None, 2.0 * scale, *points.scales(image), points.voxels, points.matrix, planes(image), planes(fixed),
+        kernels.squares_of_samples, (batch * nz, ny, nx), nz, image.shape[2], channels, rule.mode, rule.beyond,
+        to_field is not None, 2.0 * scale, *rule.scales(image.shape), points.voxels, points.matrix, planes(image), planes(fixed),
         field, like=image,
     )  # fmt: skip
     assert rows is not None

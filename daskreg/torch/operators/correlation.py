@@ -12,7 +12,7 @@ from daskreg.torch.launch import empty
 from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator, refuse
 
 
-@operator("correlation")
+@operator("correlation", kept=1)
 def correlate(
     fixed: Tensor, moved: Tensor, wz: Weights, wy: Weights, wx: Weights, constants: Weights, squared: bool, counted: bool,
     per_volume: bool, mapped: bool, kinds: int, scale: float,
@@ -67,7 +67,7 @@ def _keep_factors(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _correlation_slopes(ctx: Any, of_value: Tensor | None, of_map: Tensor | None, of_factors: Tensor | None) -> Any:
+def _correlation_slopes(ctx: Any, of_value: Tensor | None, of_map: Tensor | None, *of_factors: Tensor | None) -> Any:
     fixed, moved, factors = ctx.saved_tensors
     if factors.numel() == 0:
         raise RuntimeError("daskreg.torch: a correlation made without derivatives was differentiated.")

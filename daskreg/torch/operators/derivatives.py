@@ -8,7 +8,7 @@ takes 20 to 40 microseconds there. Plain tensors that nothing but autograd looks
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import custom_op
 from torch.nn import Parameter
+
+from daskreg.torch.checks import known
 
 Weights = Sequence[float]  # the type of an argument of an operator
 Setup = Callable[[Any, Any, Any], None]
@@ -32,12 +34,13 @@ AUTOGRAD = torch._C.DispatchKey.AutogradCUDA, torch._C.DispatchKey.AutogradCPU
 class Operator:
     """``torch.ops.daskreg.<name>`` of a function whose first arguments are tensors, and whose results alias none of them.
 
-    ``registered`` is PyTorch's operator.
+    ``registered`` is PyTorch's operator;  kept: last results that are for the derivative alone. Autograd does not look at them
+    where plain tensors are given: they must not be all that a derivative depends on, else its own derivative is not refused.
     """
 
-    def __init__(self, name: str, forward: Callable[..., Any]) -> None:
-        self.name, self.forward, self.__doc__ = name, forward, forward.__doc__
-        self.registered = custom_op(f"daskreg::{name}", mutates_args=())(forward)
+    def __init__(self, name: str, forward: Callable[..., Any], kept: int = 0) -> None:
+        self.name, self.forward, self.kept, self.__doc__ = name, forward, kept, forward.__doc__
+        self.registered = custom_op(f"daskreg::{name}", mutates_args=())(_of_known_types(forward))
         self.register_fake = self.registered.register_fake
         self.tensors = sum(kind in ("Tensor", Tensor) for key, kind in forward.__annotations__.items() if key != "return")
         self.apply: Callable[..., Any] = self.registered
@@ -45,7 +48,7 @@ class Operator:
     def register_autograd(self, backward: Callable[..., Any], setup_context: Setup) -> None:
         """As of PyTorch's operators: backward (ctx, *slopes) and setup_context (ctx, inputs, output)."""
         self.registered.register_autograd(backward, setup_context=setup_context)
-        self.apply = _apply(f"daskreg::{self.name}", self.forward, backward, setup_context)
+        self.apply = _apply(f"daskreg::{self.name}", self.forward, backward, setup_context, self.kept)
 
     def __call__(self, *arguments: Any) -> Any:
         """Compute; what is returned has derivatives."""
@@ -61,9 +64,20 @@ class Operator:
         return self.forward(*arguments)
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+def operator(name: str, kept: int = 0) -> Callable[[Callable[..., Any]], Operator]:
     """Make an operator of a function, see ``Operator``."""
-    return lambda forward: Operator(name, forward)
+    return lambda forward: Operator(name, forward, kept)
+
+
+def _of_known_types(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that refuses tensors of types that its kernels are not compiled for; others are converted before."""
+
+    @wraps(forward)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        known(a for a in (*arguments, *named.values()) if isinstance(a, Tensor))
+        return forward(*arguments, **named)
+
+    return checked
 
 
 def seen_by_autograd_alone(tensors: Sequence[Tensor]) -> bool:
@@ -93,13 +107,13 @@ def _differentiable(tensors: Sequence[Tensor]) -> bool:
     return _any_requires_grad(*tensors) and not _excluded(AUTOGRAD[tensors[0].is_cpu])
 
 
-def _apply(name: str, forward: Callable[..., Any], backward: Callable[..., Any], setup: Setup) -> Callable[..., Any]:
+def _apply(name: str, forward: Callable[..., Any], backward: Callable[..., Any], setup: Setup, kept: int) -> Callable[..., Any]:
     """An ``autograd.Function`` of the functions that are registered, without what its own ``apply`` does for transforms."""
 
     def keep(ctx: Any, *arguments: Any) -> Any:
         output = forward(*arguments)
         setup(ctx, arguments, output)
-        return output
+        return (*output[:-kept], *(None,) * kept) if kept else output
 
     function: Any = type(name, (torch.autograd.Function,), {"forward": staticmethod(keep), "backward": staticmethod(backward)})
     applied: Callable[..., Any] = super(torch.autograd.Function, function).apply

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from daskreg.torch.compute import sampling
-from daskreg.torch.compute.sampling import Points
+from daskreg.torch.compute.sampling import Points, Rule
+from daskreg.torch.kernels.sampling import DISPLACEMENT
 from daskreg.torch.operators.derivatives import keep_inputs, keep_nothing, operator, refuse
 
 
@@ -43,7 +44,7 @@ def _(slope, velocity, steps, border):
 
 
 def _composition(u: Tensor, border: int) -> Points:
-    return Points(0, border, False, True, True, u, u.new_zeros((1, 3, 4)))
+    return Points(Rule(DISPLACEMENT, border, False, True, True), u, u)
 
 
 def _squared_map(u: Tensor, border: int) -> Tensor:

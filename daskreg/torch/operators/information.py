@@ -12,7 +12,7 @@ from daskreg.torch.kernels.information import ParzenWindow
 from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator, refuse
 
 
-@operator("information")
+@operator("information", kept=2)
 def inform(
     fixed: Tensor,
     moved: Tensor,

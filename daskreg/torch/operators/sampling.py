@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from daskreg.torch.compute import sampling
-from daskreg.torch.compute.sampling import Points
-from daskreg.torch.kernels.sampling import AFFINE_ALONE, GRID
+from daskreg.torch.compute.sampling import Points, Rule
+from daskreg.torch.kernels.sampling import AFFINE, AFFINE_ALONE, GRID
 from daskreg.torch.launch import empty
 from daskreg.torch.operators.derivatives import keep_nothing, operator, refuse
 
@@ -27,8 +27,8 @@ def sample(
     align: bool,
     size: Sequence[int],
 ) -> Tensor:
-    """``compute.sampling.sample``."""
-    points = Points(mode, border, nearest, plus, align, field.contiguous(), affine.contiguous())
+    """``compute.sampling.sample``; affine: without one any tensor, which is not read."""
+    points = Points(Rule(mode, border, nearest, plus, align), field.contiguous(), affine.contiguous())
     return sampling.sample(image.contiguous(), points, list(size))
 
 
@@ -46,7 +46,7 @@ def sample_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The derivatives of ``sample`` with respect to image, field and affine map; (0,) for those that are not asked for."""
     image, slope = image.contiguous(), slope.contiguous()
-    points = Points(mode, border, nearest, plus, align, field.contiguous(), affine.contiguous())
+    points = Points(Rule(mode, border, nearest, plus, align), field.contiguous(), affine.contiguous())
     of_image = torch.zeros_like(image) if to_image else empty((0,), image)
     of_field = empty(points.field.shape if to_field else (0,), image)
     sampling.pull_back(slope, image, points, of_field if to_field else None, of_image if to_image else None)
@@ -72,9 +72,10 @@ def _keep_points(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _sample_slopes(ctx: Any, slope: Tensor) -> Any:
     image, field, affine = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    found = sample_backward(slope, image, field, affine, *ctx.rest, needs[0], needs[1], needs[2])
-    return *(g if needed else None for g, needed in zip(found, needs)), *(None,) * 6
+    to_image, to_field, to_affine, *_ = ctx.needs_input_grad
+    to_affine = to_affine and ctx.rest[0] >= AFFINE
+    of_image, of_field, of_affine = sample_backward(slope, image, field, affine, *ctx.rest, to_image, to_field, to_affine)
+    return (of_image if to_image else None, of_field if to_field else None, of_affine if to_affine else None, *(None,) * 6)
 
 
 sample.register_autograd(_sample_slopes, setup_context=_keep_points)
