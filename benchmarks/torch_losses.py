@@ -33,6 +33,7 @@ import daskreg.torch as dt
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "torch_losses.json"
 ROWS: list[dict[str, Any]] = []
 WARM_UP, TIMES = 12, 40
+ROUNDS = 30  # of calls whose host time is measured
 BEGAN = time.perf_counter()
 Step = Callable[[], Any]
 
@@ -353,12 +354,20 @@ def overhead() -> None:
         "torch mse": (F.mse_loss, (moved, fixed)),
         "torch grid_sample": (lambda a, v: F.grid_sample(a, v.permute(0, 2, 3, 4, 1), align_corners=True), (moved, u)),
     }
+    steps: list[tuple[dict[str, Any], str, Step, bool]] = []
     for name, (function, given) in calls.items():
         row: dict[str, Any] = {"case": "host time of a call", "who": name}
-        row["microseconds"] = host_microseconds(partial(function, *given))
-        with torch.no_grad():
-            row["without derivatives"] = host_microseconds(partial(function, *given))
-        row["forward + backward"] = host_microseconds(both_passes(function, *given))
+        call = partial(function, *given)
+        steps += [(row, "microseconds", call, True), (row, "without derivatives", call, False),
+                  (row, "forward + backward", both_passes(function, *given), True)]  # fmt: skip
+    taken: list[list[float]] = [[] for _ in steps]
+    for _ in range(ROUNDS):  # one after the other, since the processor is slower at some times
+        for (_, _, step, recording), found in zip(steps, taken):
+            with torch.set_grad_enabled(recording):
+                found += [host_microseconds(step)]
+    for (row, name, _, _), found in zip(steps, taken):
+        row[name] = round(median(found), 1)
+    for row in {id(row): row for row, *_ in steps}.values():
         say(row)
 
 
@@ -370,15 +379,13 @@ def both_passes(function: Callable[..., torch.Tensor], *given: torch.Tensor) -> 
 
 def host_microseconds(call: Step) -> float:
     """The median time until a call returns, each on a device that has nothing to do."""
-    for _ in range(WARM_UP):
-        call()
     taken = []
-    for _ in range(TIMES):
+    for _ in range(WARM_UP):
         synchronize()
         start = time.perf_counter()
         call()
         taken.append(1e6 * (time.perf_counter() - start))
-    return round(median(taken), 1)
+    return median(taken[2:])
 
 
 CASES: dict[str, Callable[[list[int]], None]] = {

@@ -110,13 +110,13 @@ def _correlation(
     fixed: Tensor, image: Tensor, points: Points, windows: Windows, to_field: Tensor | None, to_image: Tensor | None
 ) -> Tensor:
     share, kinds = -1 / fixed.numel(), 3 if to_field is not None or to_image is not None else 0
-    value, one, none = fixed.new_zeros(()), fixed.new_ones(1), fixed.new_empty(0)
+    value, one = fixed.new_zeros(()), fixed.new_ones(1)
     for c, moved in _channels(image, points):
         against = fixed[:, c : c + 1].contiguous()
         part, _, factors = correlation.correlate(against, moved, windows, kinds, False, False, share)
         value += part
-        if kinds:
-            slope = correlation.gradient(one, none, factors, (0, 1, 2), against, moved, windows, share)
+        if factors is not None:
+            slope = correlation.gradient(one, one, factors, (0, 1, 2), against, moved, windows, share)
             del factors
             sampling.pull_back(slope, image, points, to_field, to_image, c, c + 1, accumulate=c > 0)
     return value

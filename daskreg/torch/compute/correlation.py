@@ -43,23 +43,22 @@ class Windows(NamedTuple):
 
 def correlate(
     fixed: torch.Tensor, moved: torch.Tensor, windows: Windows, kinds: int, mapped: bool, per_volume: bool, scale: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """``scale`` times the sum of the correlation of all windows (), or of each volume (B, C); the correlation of each window if
-    ``mapped``, else (0,); ``kinds`` factors for the derivative, (kinds, *shape) or (0,).
+    ``mapped``, else None; ``kinds`` factors for the derivative, (kinds, *shape), or None of none.
     """
     n, shape = prod(fixed.shape[:2]), fixed.shape
-    correlation = empty(shape if mapped else (0,), fixed)
-    factors = empty((kinds, *shape) if kinds else (0,), fixed)
+    correlation = empty(shape, fixed) if mapped else None
+    factors = empty((kinds, *shape), fixed) if kinds else None
     volumes = (n, *shape[2:])
     if fixed.is_cuda:
-        partials = _on_device(fixed, moved, windows, kinds, mapped, correlation, factors)
+        partials = _on_device(fixed, moved, windows, kinds, correlation, factors)
     else:
         partials = fixed.new_zeros((n, shape[3]))
         on_cpu(
             kernels.correlation_rows, *_arrays(windows, fixed), windows.constants(DTYPES[fixed.dtype]), windows.counted,
             Voxels(fixed, volumes), Voxels(moved, volumes), Voxels(partials, (n, shape[3])),
-            Voxels(correlation, volumes if mapped else (0, 0, 0, 0)),
-            Voxels(factors, (kinds, *volumes) if kinds else (0, 0, 0, 0, 0)), dtype=fixed.dtype,
+            _or_none(correlation, volumes, fixed), _or_none(factors, (kinds, *volumes), fixed), dtype=fixed.dtype,
         )  # fmt: skip
     return total(partials, shape[:2] if per_volume else (), scale), correlation, factors
 
@@ -74,18 +73,23 @@ def gradient(
     windows: Windows,
     scale: float,
 ) -> torch.Tensor:
-    """``scale given`` times the derivative of the sum with respect to ``moved``; ``weight``: of each window, or (0,)."""
+    """``scale given`` times the derivative of the sum with respect to ``moved``; ``weight``: of each window, or not of 5 axes."""
     n, shape, out = prod(fixed.shape[:2]), fixed.shape, empty(moved.shape, moved)
-    volumes, mapped = (n, *shape[2:]), weight.numel() > 0
+    volumes, mapped = (n, *shape[2:]), weight.ndim == 5
     if fixed.is_cuda:
         _gradient_on_device(given, weight, factors, kinds, fixed, moved, windows, scale, out)
         return out
     on_cpu(
         kernels.correlation_gradient_rows, *_arrays(windows, fixed), kinds, float(scale), flat(given),
-        Voxels(weight, volumes if mapped else (0, 0, 0, 0)), Voxels(factors, (factors.shape[0], *volumes)),
+        _or_none(weight if mapped else None, volumes, fixed), Voxels(factors, (factors.shape[0], *volumes)),
         Voxels(fixed, volumes), Voxels(moved, volumes), Voxels(out, volumes), dtype=fixed.dtype,
     )  # fmt: skip
     return out
+
+
+def _or_none(tensor: torch.Tensor | None, shape: tuple[int, ...], like: torch.Tensor) -> Voxels:
+    """A tensor as a CPU kernel takes it; an array without elements says that there is none."""
+    return Voxels(like.new_empty(0), (0,) * len(shape)) if tensor is None else Voxels(tensor, shape)
 
 
 def _arrays(windows: Windows, like: torch.Tensor) -> tuple[Any, ...]:
@@ -97,13 +101,12 @@ def _on_device(
     moved: torch.Tensor,
     windows: Windows,
     kinds: int,
-    mapped: bool,
-    correlation: torch.Tensor,
-    factors: torch.Tensor,
+    correlation: torch.Tensor | None,
+    factors: torch.Tensor | None,
 ) -> torch.Tensor:
-    summing, blocks = _summing(windows, kinds, mapped, fixed.shape, fixed.get_device())
+    summing, blocks = _summing(windows, kinds, correlation is not None, fixed.shape, fixed.get_device())
     partials = empty((blocks,), fixed)
-    summing(fixed, moved, partials, correlation if mapped else fixed, factors if kinds else fixed)
+    summing(fixed, moved, partials, fixed if correlation is None else correlation, fixed if factors is None else factors)
     return partials
 
 
@@ -118,7 +121,7 @@ def _gradient_on_device(
     scale: float,
     out: torch.Tensor,
 ) -> None:
-    mapped, index = weight.numel() > 0, fixed.get_device()
+    mapped, index = weight.ndim == 5, fixed.get_device()
     sloping = _sloping(windows.weights, kinds, mapped, given.numel(), factors.shape[0], scale, fixed.shape, index)
     sloping(given, weight if mapped else given, factors, fixed, moved, out)
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from daskreg.torch.compute import correlation
 from daskreg.torch.compute.correlation import Windows
-from daskreg.torch.launch import empty
 from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator, refuse
 
 
@@ -36,13 +35,13 @@ def correlate_backward(
     given: Tensor, weight: Tensor, factors: Tensor, fixed: Tensor, moved: Tensor, wz: Weights, wy: Weights, wx: Weights,
     scale: float, to_fixed: bool, to_moved: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The derivatives of the sum, times ``given``, or of the map, times ``weight`` of each window where it is not (0,)."""
+    """The derivatives of the sum, times ``given``, or of the map, times ``weight`` of each window where it has 5 axes."""
     fixed, moved, given, weight = fixed.contiguous(), moved.contiguous(), given.contiguous(), weight.contiguous()
     windows = _windows(wz, wy, wx, (0.0,) * 5, True, True)
-    of_fixed, of_moved = (None if wanted else empty((0,), fixed) for wanted in (to_fixed, to_moved))
-    if of_fixed is None:
+    of_fixed = of_moved = None
+    if to_fixed:
         of_fixed = correlation.gradient(given, weight, factors, (0, 3, 4), moved, fixed, windows, scale)
-    if of_moved is None:
+    if to_moved:
         of_moved = correlation.gradient(given, weight, factors, (0, 1, 2), fixed, moved, windows, scale)
     return of_fixed, of_moved
 
@@ -69,14 +68,13 @@ def _keep_factors(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _correlation_slopes(ctx: Any, of_value: Tensor | None, of_map: Tensor | None, *of_factors: Tensor | None) -> Any:
     fixed, moved, factors = ctx.saved_tensors
-    if factors.numel() == 0:
+    if factors is None or factors.numel() == 0:
         raise RuntimeError("daskreg.torch: a correlation made without derivatives was differentiated.")
     needs = ctx.needs_input_grad
     if of_map is not None:  # the map alone: the sum is not returned along with it
         found = correlate_backward(fixed.new_ones(1), of_map, factors, fixed, moved, *ctx.weights, 1.0, needs[0], needs[1])
     elif of_value is not None:
-        none = fixed.new_empty(0)
-        found = correlate_backward(of_value, none, factors, fixed, moved, *ctx.weights, ctx.scale, needs[0], needs[1])
+        found = correlate_backward(of_value, of_value, factors, fixed, moved, *ctx.weights, ctx.scale, needs[0], needs[1])
     else:
         return (None,) * 12
     return found[0] if needs[0] else None, found[1] if needs[1] else None, *(None,) * 10

@@ -34,13 +34,14 @@ AUTOGRAD = torch._C.DispatchKey.AutogradCUDA, torch._C.DispatchKey.AutogradCPU
 class Operator:
     """``torch.ops.daskreg.<name>`` of a function whose first arguments are tensors, and whose results alias none of them.
 
-    ``registered`` is PyTorch's operator;  kept: last results that are for the derivative alone. Autograd does not look at them
-    where plain tensors are given: they must not be all that a derivative depends on, else its own derivative is not refused.
+    ``registered`` is PyTorch's operator, which returns (0,) where the function returns None;  kept: last results that are for
+    the derivative alone. Autograd does not look at them where plain tensors are given: they must not be all that a derivative
+    depends on, else its own derivative is not refused.
     """
 
     def __init__(self, name: str, forward: Callable[..., Any], kept: int = 0) -> None:
         self.name, self.forward, self.kept, self.__doc__ = name, forward, kept, forward.__doc__
-        self.registered = custom_op(f"daskreg::{name}", mutates_args=())(_of_known_types(forward))
+        self.registered = custom_op(f"daskreg::{name}", mutates_args=())(_for_dispatcher(forward))
         self.register_fake = self.registered.register_fake
         self.tensors = sum(kind in ("Tensor", Tensor) for key, kind in forward.__annotations__.items() if key != "return")
         self.apply: Callable[..., Any] = self.registered
@@ -69,15 +70,19 @@ def operator(name: str, kept: int = 0) -> Callable[[Callable[..., Any]], Operato
     return lambda forward: Operator(name, forward, kept)
 
 
-def _of_known_types(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that refuses tensors of types that its kernels are not compiled for; others are converted before."""
+def _for_dispatcher(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that refuses tensors of types that kernels are not compiled for, and returns (0,) in place of None."""
 
     @wraps(forward)
-    def checked(*arguments: Any, **named: Any) -> Any:
-        known(a for a in (*arguments, *named.values()) if isinstance(a, Tensor))
-        return forward(*arguments, **named)
+    def registered(*arguments: Any, **named: Any) -> Any:
+        tensors = [a for a in (*arguments, *named.values()) if isinstance(a, Tensor)]
+        known(tensors)
+        found = forward(*arguments, **named)
+        if isinstance(found, tuple):
+            return tuple(tensors[0].new_empty(0) if f is None else f for f in found)
+        return found
 
-    return checked
+    return registered
 
 
 def seen_by_autograd_alone(tensors: Sequence[Tensor]) -> bool:

@@ -47,10 +47,10 @@ def sample_backward(
     """The derivatives of ``sample`` with respect to image, field and affine map; (0,) for those that are not asked for."""
     image, slope = image.contiguous(), slope.contiguous()
     points = Points(Rule(mode, border, nearest, plus, align), field.contiguous(), affine.contiguous())
-    of_image = torch.zeros_like(image) if to_image else empty((0,), image)
-    of_field = empty(points.field.shape if to_field else (0,), image)
-    sampling.pull_back(slope, image, points, of_field if to_field else None, of_image if to_image else None)
-    of_affine = sampling.affine_sums(slope, image, points) if to_affine else empty((0,), image)
+    of_image = torch.zeros_like(image) if to_image else None
+    of_field = empty(points.field.shape, image) if to_field else None
+    sampling.pull_back(slope, image, points, of_field, of_image)
+    of_affine = sampling.affine_sums(slope, image, points) if to_affine else None
     return of_image, of_field, of_affine
 
 
