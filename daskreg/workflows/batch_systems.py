@@ -225,7 +225,7 @@ class Pbs(BatchSystem):
 
     def workers(self, job: Job, command: str) -> str:
         """See the base."""
-        log = f"{job.name}-{self.number}-\\$PBS_VNODENUM.log"
+        log = f"{job.name}-{self.number}-\\$(hostname).log"  # not every PBS sets PBS_VNODENUM
         return f'pbsdsh -- /bin/bash -c "{_elsewhere(command, log)}" &'
 
     def again(self, script: str) -> list[str]:

@@ -118,13 +118,13 @@ def test_a_worker_on_another_node_has_the_environment_of_the_job(shell):
     """As PBS starts it: with nothing."""
     folder, log, environment = shell
     line = next(x for x in job_script(Job(2, system="pbs"), PAIR).splitlines() if x.startswith("pbsdsh"))
-    (folder / "pbsdsh").write_text('#!/bin/bash\nshift; exec env -i PBS_VNODENUM=1 "$@"\n')
+    (folder / "pbsdsh").write_text('#!/bin/bash\nshift; exec env -i "$@"\n')
     (folder / "python").write_text(STANDS_IN.format(log=log, rest='echo "here: $PWD $PYTHONPATH"'))
     (folder / "pbsdsh").chmod(0o755)
     script = f"python='{folder}/python'\nscheduler=tcp://a:1\nexport PYTHONPATH='/a b'\n{line}\nwait"
     subprocess.run(["/bin/bash", "-c", script], cwd=folder, env=environment, check=True)
     assert log.read_text() == "python -P -m dask worker tcp://a:1 --nworkers 1 --nthreads 1 --local-directory /tmp\n"
-    assert (folder / "daskreg-8-1.log").read_text() == f"here: {folder} /a b\n"
+    assert (folder / f"daskreg-8-{socket.gethostname()}.log").read_text() == f"here: {folder} /a b\n"
 
 
 @pytest.mark.parametrize(
