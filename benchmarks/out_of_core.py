@@ -7,9 +7,11 @@ r"""An iteration with the fields in the machine's memory or on disk, beside the 
     python benchmarks/out_of_core.py 160 --device cpu
 
 ``ms``: one iteration at full resolution, the time of a level of ``--iterations`` minus that of one of half as many, over the
-difference; ``link_ms``: the bytes that go each way at the rate of the link measured in this run; ``over_bound``: the time over
-the larger of this and of the iteration on the device, where that was measured too; ``peak``: bytes of CuPy's
-pool. Prints one JSON line per case and writes ``out_of_core.json``.
+difference, or with ``--quick`` the mean of all iterations but the first; ``bytes_read``, ``bytes_written``: what an iteration
+has to bring to the device and back, images included where they are elsewhere; ``link_ms``, ``disk_ms``: the time of these at
+the rates of the link, and of the disk, measured in this run; ``over_bound``: the time over the largest of them and of the
+iteration on the device, where that was measured too; ``waited_s``: what the host waits for transfers an iteration; ``peak``:
+bytes of CuPy's pool. Prints one JSON line per case and writes ``out_of_core.json``.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import mmap
 import os
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -43,12 +49,13 @@ from daskreg.engine.report import Watch
 from daskreg.engine.stored_images import StoredImage
 from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.grid import Grid, Span
+from daskreg.kernels import device as devices
 from daskreg.kernels.device import Device
 from daskreg.kernels.page_locked import page_locked_zeros
 from daskreg.planning import make_plan
-from daskreg.planning.memory import swept_bytes
+from daskreg.planning.memory import image_bytes, swept_bytes
 from daskreg.similarity import LNCC, MI, MSE
-from daskreg.storage.scratch import ScratchFolder
+from daskreg.storage.scratch import READERS, WRITERS, ScratchFolder
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "out_of_core.json"
 LOSSES: dict[str, Any] = {"mse": MSE(), "lncc center": LNCC(radius=3, gradient="center"), "lncc": LNCC(radius=2), "mi": MI()}
@@ -66,8 +73,8 @@ def volume(shape: tuple[int, ...], device: Device, shift: float) -> Any:
     return made
 
 
-def run(given: Any, name: str, storage: Any, state: str, iterations: int, scratch: Any) -> tuple[float, str, Any]:
-    """Seconds of the level, the digest of its displacement, and its plan."""
+def run(given: Any, name: str, storage: Any, state: str, iterations: int, scratch: Any) -> tuple[float, str | None, Any]:
+    """Seconds of the level, the digest of its displacement where one is asked for, and its plan."""
     device = Device(given.device)
     device.use()
     stage = Deformable(similarity=LOSSES[name], storage=storage, scales=(1,), iterations=(iterations,), tolerance=0)
@@ -82,14 +89,25 @@ def run(given: Any, name: str, storage: Any, state: str, iterations: int, scratc
     images = tuple(image(volume(shape, device, shift), its, plan.images, device, scratch, halves) for shape, shift, its in pair)
     rank = Rank(plan, images, np.eye(4), SingleRank(), Watch(), scratch=scratch)
     found = rank.run()
-    digest = hashlib.sha256()
-    if not given.quick:
-        for _, part in piecewise(found.displacement, Span(0, given.shape[0])):
-            digest.update(part.tobytes())
+    wanted = given.digest or not given.quick
+    digest = digest_of(found.displacement, Span(0, given.shape[0])) if wanted else None
     seconds = found.levels[-1].seconds
     del found, rank, images
     trim()
-    return seconds, digest.hexdigest()[:16], plan
+    return seconds, digest, plan
+
+
+def digest_of(field: Any, planes: Span) -> str:
+    """Of the digests of pieces of a field, by several threads."""
+    whole, pending = hashlib.sha256(), deque[Any]()
+    with ThreadPoolExecutor() as pool:
+        for _, part in piecewise(field, planes):
+            pending.append(pool.submit(lambda data: hashlib.sha256(data).digest(), part.reshape(-1).view(np.uint8).data))
+            while len(pending) > 64:
+                whole.update(pending.popleft().result())
+        for one in pending:
+            whole.update(one.result())
+    return whole.hexdigest()[:16]
 
 
 def image(voxels: Any, grid: Grid, where: str, device: Device, scratch: Any, half: bool) -> Image:
@@ -131,14 +149,42 @@ def link_rates(device: Device) -> dict[str, float]:
     return {"gb_per_s_each_way": round(8 * n / took / 1e9, 1), "page_locked_gb_per_s": round(locked / 1e9, 1)}
 
 
+def disk_rates(folder: Path, seconds: float = 5.0, most: int = 4 << 30) -> dict[str, float]:
+    """GB/s of a folder's disk with transfers as fields have them, each way alone."""
+    size = 8 << 20
+    file = os.open(folder / ".out-of-core-rates", os.O_RDWR | os.O_CREAT | getattr(os, "O_DIRECT", 0), 0o600)
+    os.unlink(folder / ".out-of-core-rates")
+
+    def go(call: Any, threads: int, first: int, last: int) -> float:
+        start, moved, places = time.perf_counter(), list[int](), iter(range(first, last, size))
+
+        def work() -> None:
+            memory = mmap.mmap(-1, size)
+            for place in places:
+                moved.append(call(file, [memory], place))
+                if time.perf_counter() - start > seconds:
+                    return
+
+        with ThreadPoolExecutor(threads) as pool:
+            for one in [pool.submit(work) for _ in range(threads)]:
+                one.result()
+        return round(sum(moved) / (time.perf_counter() - start) / 1e9, 2)
+
+    written = [go(os.pwritev, WRITERS, 0, most) for _ in range(2)][1]  # as an iteration does: over what is there
+    read = go(os.preadv, READERS, 0, min(most, os.fstat(file).st_size))
+    os.close(file)
+    return {"disk_write_gb_per_s": written, "disk_read_gb_per_s": read}
+
+
 @contextmanager
-def clocked() -> Iterator[list[float]]:
-    """When each iteration of a sweep ended: the host waits for every one of them."""
-    ends, iteration = list[float](), SweepLoop.iteration
+def clocked() -> Iterator[list[tuple[float, float, float]]]:
+    """When each iteration of a sweep ended, how long it had waited for transfers by then, and the bytes that these moved."""
+    ends, iteration = list[tuple[float, float, float]](), SweepLoop.iteration
 
     def timed(loop: SweepLoop, *given_: Any) -> Any:
         found = iteration(loop, *given_)
-        ends.append(time.perf_counter())
+        all_ = [t for t in (loop.buffers.transfers, getattr(loop.sampler, "transfers", None)) if t is not None]
+        ends.append((time.perf_counter(), sum(t.waited for t in all_), sum(t.moved for t in all_)))
         return found
 
     with patch.object(SweepLoop, "iteration", timed):
@@ -147,13 +193,21 @@ def clocked() -> Iterator[list[float]]:
 
 def case(given: Any, name: str, storage: Any, state: str, scratch: Any) -> dict[str, Any]:
     """Milliseconds of an iteration."""
-    n = given.iterations
+    n, timed = given.iterations, dict[str, Any]()
+    limit(given, 0 if state == "device" else given.pool)
+    start = time.perf_counter()
     if given.quick and state != "device":  # one run, timed from within
         with clocked() as ends:
             long, digest, plan = run(given, name, storage, state, n, scratch)
-        ms = 1e3 * (ends[-1] - ends[0]) / (len(ends) - 1)
+        took, waited, moved = ((last - first) / (len(ends) - 1) for first, last in zip(ends[0], ends[-1], strict=True))
+        ms = 1e3 * took
+        timed = {
+            "iterations_s": [round(b[0] - a[0], 2) for a, b in pairwise(ends)],
+            "waited_s": round(waited, 2),
+            "bytes_moved": int(moved),
+        }
     else:
-        run(given, name, storage, state, 1, scratch) if not given.quick else None
+        run(given, name, storage, state, 1, scratch)
         short = run(given, name, storage, state, n // 2, scratch)[0]
         long, digest, plan = run(given, name, storage, state, n, scratch)
         ms = 1e3 * (long - short) / (n - n // 2)
@@ -167,13 +221,45 @@ def case(given: Any, name: str, storage: Any, state: str, scratch: Any) -> dict[
         "slab": given.slab,
         "ms": round(ms, 2),
     }
-    row |= {"level_s": round(long, 2), "sha256": digest, "bytes_each_way": swept_bytes(plan, stage, level)}
+    row |= {"level_s": round(long, 2), "case_s": round(time.perf_counter() - start, 1)} | timed
+    row |= {} if digest is None else {"sha256": digest}
+    passes = 1 if stage.similarity.build(given.device).separable else 2
+    fields, images = swept_bytes(plan, stage, level), image_bytes(plan, stage, level) * (level.images != "device")
+    if state != "device":
+        row |= {"bytes_read": passes * (fields + images), "bytes_written": fields}
+    if state == "disk":
+        row["disk_bytes_read"] = passes * (fields + images * (level.images == "disk"))
     if given.device == "cuda":
         import cupy
 
         row["peak"] = int(Device("cuda").record_peak())
+        row |= {"pool_gb": given.pool} if given.pool and state != "device" else {}
         row["card"] = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     return row
+
+
+def limit(given: Any, gigabytes: float | None) -> None:
+    """What CuPy may take, and no peak so far."""
+    if given.device == "cuda":
+        import cupy
+
+        cupy.get_default_memory_pool().set_limit(int((gigabytes or 0) * 1e9))
+        devices._PEAKS.clear()
+
+
+def bound(row: dict[str, Any], rates: dict[str, float], alone: dict[str, Any] | None) -> dict[str, Any]:
+    """The time of a row's transfers, and its own over that, or over the time on the device where that is longer."""
+    found = dict[str, Any]()
+    if "gb_per_s_each_way" in rates:
+        found["link_ms"] = max(row["bytes_read"], row["bytes_written"]) / rates["gb_per_s_each_way"] / 1e6
+    if row["state"] == "disk":
+        ways = (row["disk_bytes_read"], rates["disk_read_gb_per_s"]), (row["bytes_written"], rates["disk_write_gb_per_s"])
+        found["disk_ms"] = max(count / rate / 1e6 for count, rate in ways)
+    most = max([*found.values(), alone["ms"] if alone else 0])
+    found = {name: round(ms, 2) for name, ms in found.items()} | ({"over_bound": round(row["ms"] / most, 2)} if most else {})
+    if alone and "sha256" in row:
+        found["same"] = row["sha256"] == alone["sha256"]
+    return found
 
 
 def shape_of(text: str) -> tuple[int, int, int]:
@@ -196,35 +282,25 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--scratch", default=tempfile.gettempdir())
     parser.add_argument("--pool", type=float, help="GB of a GPU's memory that CuPy may take")
-    parser.add_argument("--quick", action="store_true", help="no digest, no first run; out of core a single run")
+    parser.add_argument("--quick", action="store_true", help="no digest; out of core a single run")
+    parser.add_argument("--digest", action="store_true", help="with --quick too")
     given = parser.parse_args()
     given.moving = given.moving or given.shape
-    if given.pool and given.device == "cuda":
-        import cupy
-
-        cupy.get_default_memory_pool().set_limit(int(given.pool * 1e9))
     rates, rows = link_rates(Device(given.device)), []
+    if "disk" in given.states:
+        rates |= disk_rates(Path(given.scratch))
     print(json.dumps(rates), flush=True)
     with ScratchFolder(given.scratch) as folder:
-        for name in given.losses.split(","):
-            for storage in given.storages.split(","):
-                alone = None
-                for state in given.states.split(","):
-                    row = case(given, name, storage, state, folder.allocate)
-                    if state == "device":
-                        alone = row
-                    elif rates:
-                        link = 1e3 * row["bytes_each_way"] / (rates["gb_per_s_each_way"] * 1e9)
-                        row["link_ms"] = round(link, 2)
-                        if alone is not None:
-                            row |= {
-                                "over_bound": round(row["ms"] / max(link, alone["ms"]), 2),
-                                "same": row["sha256"] == alone["sha256"],
-                            }
-                    elif alone is not None:
-                        row |= {"over_device": round(row["ms"] / alone["ms"], 2), "same": row["sha256"] == alone["sha256"]}
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
+        for name, storage in product(given.losses.split(","), given.storages.split(",")):
+            alone = None
+            for state in given.states.split(","):
+                row = case(given, name, storage, state, folder.allocate)
+                if state == "device":
+                    alone = row
+                else:
+                    row |= bound(row, rates, alone)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps({"rates": rates, "rows": rows}, indent=1) + "\n")
 
