@@ -5,6 +5,7 @@ Tensors are the CPU's that say they are a GPU's; a launch runs the same kernel, 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,6 +38,15 @@ def both(shape=SHAPE):
     return moved, fixed.requires_grad_()
 
 
+def without_a_number():
+    """Two volumes of three with intensities that are none; an infinite one is clamped."""
+    moved, fixed = images((3, 1, 2, 5, 9))
+    with torch.no_grad():
+        moved[0, 0, 1, 4, 8] = fixed[1, 0, 0, 2, 3] = math.nan
+        moved[2, 0, 0, 0, 0] = math.inf
+    return moved, fixed.requires_grad_()
+
+
 SMALL = 1, 2, 4, 5, 7
 LOSSES: dict[str, Callable[..., Any]] = {
     "mse": lambda: (dt.mse, both()),
@@ -52,6 +62,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "mi": lambda: (lambda m, f: dt.mutual_information(m, f, 16), both()),
     "mi of splines": lambda: (lambda m, f: dt.mutual_information(m, f, 16, kind="spline", reduction="none"), images()),
     "mi, sigma 1": lambda: (lambda m, f: dt.mutual_information(m, f, 12, sigma_ratio=1.0, additive=1e-6), images()),
+    "mi of what is no number": lambda: (lambda m, f: dt.mutual_information(m, f, 8, reduction="none"), without_a_number()),
     "warp": lambda: (lambda m, u: dt.warp(m, u, "zeros"), (images()[0], field())),
     "warp, border": lambda: (lambda m, u: dt.warp(m, u, "border"), (images()[0], field())),
     "warp, reflection": lambda: (lambda m, u: dt.warp(m, u, "reflection"), (images()[0], field(3.0))),
@@ -125,6 +136,7 @@ def simulate() -> None:
     for module in (launch, correlation, fields, information, sampling):
         module.launch, module.KeptLaunch, module.processors = run, kept, lambda index: 2
     sampling.window_size = lambda index: 90  # so that most windows fit, some after their planes are divided, and some never
+    information.block_memory = lambda index: 8192  # several copies of a table, but not so many that it takes long to fill them
     launch.VOXEL_THREADS = (8, 2, 1)
 
 

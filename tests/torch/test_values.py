@@ -183,7 +183,9 @@ def test_mutual_information_of_what_is_no_number(dtype, kind, value):
     for images in ((moved.requires_grad_(), fixed), (fixed, moved.detach().requires_grad_())):
         found = dt.mutual_information(*images, 16, kind=kind, reduction="none")
         assert found.isnan().tolist() == [math.isnan(value), False]
-        found[1].backward()
+        (slope,) = torch.autograd.grad(found.sum(), next(t for t in images if t.requires_grad))
+        assert slope.isnan().flatten(1).all(1).tolist() == [math.isnan(value), False]
+        assert slope.isnan().flatten(1).any(1).tolist() == [math.isnan(value), False]
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 3, 5), (1, 0, 4, 3, 5), (1, 3, 4, 3, 0)])
@@ -207,7 +209,10 @@ def test_images_of_an_empty_batch_are_sampled():
     assert dt.exponential(field, 2).shape == field.shape
 
 
-def test_bins_whose_table_fits_into_no_block_are_refused_on_a_gpu():
+def test_bins_whose_table_fits_into_no_block_are_refused_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(information, "block_memory", lambda device: 48 * 1024)
     window = gaussian_window(107, 0.5, 0.0, 1.0, 0.0)
     with pytest.raises(DaskregError, match="107 bins were given; at most 106"):
         information._sloping(window, 1, 100, 1, 1.0, 0)
+    with pytest.raises(DaskregError, match="107 bins were given; at most 106"):
+        information._counting(window, 1, 100, 0)

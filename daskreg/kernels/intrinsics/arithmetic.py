@@ -4,13 +4,17 @@ A GPU compiler may fuse a multiplication and an addition in one kernel and not i
 bits of a resident image. On a CPU nothing is fused unless requested.
 """
 
-import math
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from numba import float32, int32
 
 from daskreg.kernels.compiler.formula import formula, native
 
-ONE, ZERO, TINY = float32(1), float32(0), float32(1e-36)
+ONE, TWO, ZERO, TINY = float32(1), float32(2), float32(0), float32(1e-36)
+ROUNDING = float32(1.5 * 2**23)  # the sum with a is in its last bits the integer nearest to a, the even of two; |a| < 2^22
 
 
 @native("fmaf_rn")
@@ -31,10 +35,52 @@ def divide_fast(a, b):
     return a / b
 
 
-@native("fast_expf")
-def exp_fast(a):
-    """The exponential function, on a GPU with a relative error of 2^-22 and a little more for large ``|a|``."""
-    return math.exp(a)
+@formula
+def exp2_fast(a):
+    """2^a, on a GPU with a relative error of 2^-22; numbers below 2^-126 are 0."""
+    return TWO**a
+
+
+@exp2_fast.intrinsic
+def _exp2_instruction() -> Callable[..., Any]:
+    return _instruction("ex2.approx.ftz.f32 $0, $1;")
+
+
+@formula
+def reciprocal_fast(a):
+    """1 / a, on a GPU with an error of at most one unit in the last place; numbers below 2^-126 are 0."""
+    return ONE / a
+
+
+@reciprocal_fast.intrinsic
+def _reciprocal_instruction() -> Callable[..., Any]:
+    return _instruction("rcp.approx.ftz.f32 $0, $1;")
+
+
+def _instruction(text: str) -> Callable[..., Any]:
+    """A function of one float32 that is one instruction: CUDA's library would scale what may be below 2^-126, and back."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def apply(typing, value):
+        def generate(context, builder, signature, arguments):
+            function = ir.FunctionType(ir.FloatType(), [ir.FloatType()])
+            return builder.asm(function, text, "=f,f", arguments, side_effect=False)
+
+        return types.float32(types.float32), generate
+
+    def applied(value):
+        return apply(value)
+
+    return applied
+
+
+@native("float2int_rn")
+def round_int32(a):
+    """The integer nearest to a, the even one of two, as int32."""
+    return round(a)
 
 
 @native("float2ll_rn")

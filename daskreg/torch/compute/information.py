@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from daskreg.torch.kernels import information as kernels
 from daskreg.torch.kernels.information import CHUNKS, ParzenWindow
 from daskreg.torch.launch import empty, flat, on_cpu, processors
 
-MOST_TABLE = 48 * 1024 // 4  # entries of a table in the static shared memory of a block
 Smoothing = tuple[float, float, float]  # numerator, denominator, additive
 
 
@@ -41,13 +41,32 @@ def count(fixed: torch.Tensor, moved: torch.Tensor, window: ParzenWindow, counts
 
 @lru_cache(MOST_LAUNCHES)
 def _counting(window: ParzenWindow, batch: int, n: int, device: int) -> KeptLaunch:
-    from daskreg.torch.kernels.information_cuda import THREADS, histogram_bytes, joint_histograms
+    from daskreg.torch.kernels.information_cuda import joint_histograms
 
-    blocks = max(1, min(-(-n // THREADS), processors(device)))
-    form = joint_histograms.form(window.kind, window.bins, window.taps, window.pad)
     arrays = Array((batch * n,)), Array((batch * n,)), Array((batch * window.edge**2,), torch.int64)
-    return KeptLaunch(form, (blocks, batch, 1), (THREADS, 1, 1), np.uint64(n), *_intensities(window), *arrays, index=device,
-                      shared=histogram_bytes(window.edge))  # fmt: skip
+    return _in_shared_memory(joint_histograms, window, batch, n, device, *arrays)
+
+
+def _in_shared_memory(kernel: Any, window: ParzenWindow, batch: int, n: int, device: int, *arguments: Any) -> KeptLaunch:
+    """The launch of a kernel that keeps copies of a table in shared memory: a block a multiprocessor; arguments: its last."""
+    from daskreg.torch.kernels.information_cuda import THREADS, copies_within, shared_bytes
+
+    memory, edge = block_memory(device), window.edge
+    if 4 * edge**2 > memory:
+        most = math.isqrt(memory // 4) - 2 * window.pad
+        raise DaskregError(
+            f"{window.bins} bins were given; at most {most} were expected, whose table fits into a block's memory."
+        )
+    copies, blocks = copies_within(edge, memory), max(1, min(-(-n // THREADS), processors(device)))
+    form = kernel.form(window.kind, window.bins, window.taps, window.pad, copies)
+    return KeptLaunch(form, (blocks, batch, 1), (THREADS, 1, 1), np.uint64(n), *_intensities(window), *arguments, index=device,
+                      shared=shared_bytes(edge, copies))  # fmt: skip
+
+
+@cache
+def block_memory(device: int) -> int:
+    """Bytes of shared memory that a block can have."""
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 def tables(
@@ -96,16 +115,10 @@ def gradient(
 
 @lru_cache(MOST_LAUNCHES)
 def _sloping(window: ParzenWindow, batch: int, n: int, given: int, factor: float, device: int) -> KeptLaunch:
-    from daskreg.torch.kernels.information_cuda import GRADIENT_BLOCKS, GRADIENT_THREADS, information_gradients
+    from daskreg.torch.kernels.information_cuda import information_gradients
 
-    if window.edge**2 > MOST_TABLE:
-        most = math.isqrt(MOST_TABLE) - 2 * window.pad
-        raise DaskregError(f"{window.bins} bins were given; at most {most} were expected for derivatives on a GPU.")
-    blocks = max(1, min(-(-n // GRADIENT_THREADS), GRADIENT_BLOCKS * processors(device)))
-    form = information_gradients.form(window.kind, window.bins, window.taps, window.pad)
     arrays = Array((given,)), Array((batch * window.edge**2,)), *(Array((batch * n,)),) * 3
-    return KeptLaunch(form, (blocks, batch, 1), (GRADIENT_THREADS, 1, 1), np.uint64(n), *_intensities(window), factor,
-                      np.uint32(given > 1), *arrays, index=device)  # fmt: skip
+    return _in_shared_memory(information_gradients, window, batch, n, device, factor, np.uint32(given > 1), *arrays)
 
 
 def _intensities(window: ParzenWindow) -> tuple[float, ...]:

@@ -159,9 +159,9 @@ def information_gradient_rows(window, factor, given, table, fixed, moved, out):
             fill_weights(t, i, kind, taps, bins, steepness, of_moved)
             fill_slopes(t, i, kind, taps, steepness, of_moved, slopes)
             fill_weights(s, j, kind, taps, bins, steepness, of_fixed)
-            total = value * ZERO
+            total = t * ZERO
             for k in range(taps):
-                row = value * ZERO
+                row = t * ZERO
                 for q in range(taps):
                     row += mine[i + int32(k + pad), j + int32(q + pad)] * of_fixed[q]
                 total += slopes[k] * row
@@ -179,12 +179,13 @@ def information_tables(
     of_moved, of_fixed = p.sum(2, keepdims=True), p.sum(1, keepdims=True)
     product = of_moved * of_fixed
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = (p + numerator) / (product + denominator)
+        ratio = np.where(product + denominator <= 0, 0.0, (p + numerator) / (product + denominator))
         inside = ratio + additive
-        logarithm = np.where(inside > 0, np.log(inside), 0.0)
-        share = np.where(inside > 0, p / inside / (product + denominator), 0.0)
+        empty = inside <= 0  # not of what is no number
+        logarithm = np.where(empty, 0.0, np.log(inside))
+        share = np.where(empty, 0.0, p / inside / (product + denominator))
         to_joint = logarithm + share
-        to_product = np.where(inside > 0, -share * ratio, 0.0)
+        to_product = np.where(empty, 0.0, -share * ratio)
     value = (p * logarithm).sum((1, 2))
     to_moved = to_joint + (to_product * of_fixed).sum(2, keepdims=True)
     to_fixed = to_joint + (to_product * of_moved).sum(1, keepdims=True)

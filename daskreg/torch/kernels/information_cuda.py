@@ -1,7 +1,9 @@
 """Mutual information on a GPU: joint histograms of a batch in shared memory, tables of derivatives, and gradients.
 
 As in ``similarity.mutual_information.cuda``: a block counts in 32-bit fixed point in several copies of the histogram, which it
-adds to 64-bit totals before a word can overflow, so results do not depend on the order of additions.
+adds to 64-bit totals before a word can overflow, so results do not depend on the order of additions. Both kernels that visit
+voxels are as fast as their instructions are issued, so these are few: exponentials, reciprocals and roundings are one or two
+each, and a count is the bits of a product.
 """
 
 from __future__ import annotations
@@ -15,106 +17,148 @@ from numba import float32, float64, int32, uint32
 from daskreg.kernels.compiler.configuration import COUNTER, OFFSET, block_size
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.arithmetic import divide_fast, exp_fast
+from daskreg.kernels.intrinsics.arithmetic import ROUNDING, exp2_fast, reciprocal_fast
+from daskreg.kernels.intrinsics.half import float_to_bits
+from daskreg.kernels.intrinsics.memory import address, beyond, load, store
 from daskreg.similarity.mutual_information.cpu import spline, spline_derivative
-from daskreg.similarity.mutual_information.cuda import histogram_copies, round_nearest
-from daskreg.torch.kernels.information import GAUSSIAN, bin_place
+from daskreg.torch.kernels.information import GAUSSIAN
 
-ONE, TWO, ZERO = float32(1), float32(2), float32(0)
+ONE, TWO, ZERO, HALF = float32(1), float32(2), float32(0), float32(0.5)
+LOG2_E = float32(math.log2(math.e))
 FIXED_POINT = 2**20  # counts per voxel
-SCALE = float32(FIXED_POINT)
-THREADS = block_size(1024, least=32)
-TABLE_THREADS = block_size(256, least=32)
-GRADIENT_THREADS = block_size(512, least=32)
-GRADIENT_BLOCKS = 4  # per multiprocessor
-TABLE_BYTES = 44 * 1024  # of shared memory for the copies of a table
+# bits of a float32 below 2^-126 are its multiple of 2^-149, so a product with this factor is rounded to a count
+UNIT = float32(FIXED_POINT * 2.0**-149)
+DROP = 24  # weights of fixed are smaller by 2^DROP, so that those of moved times UNIT and their factor are above 2^-126
+ROUNDING_BITS = 0x4B400000  # of ROUNDING
+THREADS = block_size(1024, least=32)  # of a block that counts or looks up: as many as a multiprocessor can have
+VOXELS = 2  # of a thread at a time: loads in flight
+TABLE_THREADS = block_size(512, least=32)
+PARTS = 8  # of a line of a table, which are added by threads of their own
+MAX_COPIES = 32  # banks of shared memory
+NO_NUMBER = 2**62  # a count that tells that an intensity was not a number; others are below 2^61
 
 
 def _bounds(*constants: Any) -> tuple[int, int]:
     return THREADS, 1
 
 
-def table_copies(edge: int) -> int:
-    """Copies of a table in a block, for fewer bank conflicts: a power of two, at most 8."""
-    fit = max(1, TABLE_BYTES // (4 * edge * edge))
-    return min(8, 1 << (fit.bit_length() - 1))
+def copies_within(edge: int, memory: int) -> int:
+    """Copies of a table that fit into some bytes of shared memory: a power of two; more have fewer bank conflicts."""
+    fit = max(1, memory // (4 * edge * edge))
+    return min(MAX_COPIES, 1 << (fit.bit_length() - 1))
+
+
+def shared_bytes(edge: int, copies: int) -> int:
+    """Dynamic shared memory of ``joint_histograms`` and ``information_gradients`` in bytes."""
+    return 4 * edge * edge * copies
 
 
 @formula
-def fill_gaussian(f, first, taps, bins, steepness, weights):
-    """Weights of ``taps`` bins from ``first`` on, up to a factor; 0 for bins that do not exist.  f: bins after the middle one.
+def place_of(value, kind, middle, window):
+    """The clamped intensity;  the whole bins after the bin ``middle``, also with ``ROUNDING``;  and the rest.
+
+    To the nearest bin, the even one of two; of a spline, to the bin before: a fraction of 1 is 0 of the next.
+    """
+    low, high, origin, per, _, _, _ = window
+    clamped = min(max(low, value), high)  # low for what is no number
+    t = (clamped - origin) * per - float32(middle)
+    shifted = (t if kind == GAUSSIAN else t - HALF) + ROUNDING
+    whole = shifted - ROUNDING
+    return clamped, whole, shifted, t - whole
+
+
+@formula
+def fill(f, kind, taps, drop, window, weights):
+    """The weights of the bins around an intensity, up to a factor; f: the rest of ``place_of``.
 
     exp(-h (f - k)^2) is in proportion to A^k C_k, A = exp(h (2 f - 1)), C_k = exp(-h k (k - 1)), for k > 0, and likewise below:
-    two exponentials for all bins, and no term exceeds 1.
+    two exponentials for all bins, and no term exceeds 1. All are smaller by 2^drop.
     """
+    _, _, _, _, twice, once, share = window
+    if kind == GAUSSIAN:
+        radius, larger = taps // 2, float32(2.0**drop)
+        up, down = exp2_fast(twice * f - (once + float32(drop))), exp2_fast(-twice * f - (once + float32(drop)))
+        weights[radius], above, below, factor = float32(2.0**-drop), up, down, share * larger
+        for k in range(1, radius + 1):
+            weights[radius + k], weights[radius - k] = above, below
+            above, below, factor = above * (up * factor), below * (down * factor), factor * share
+    else:
+        a, b, c, d = spline(f)
+        smaller = float32(2.0**-drop)
+        weights[0], weights[1], weights[2], weights[3] = a * smaller, b * smaller, c * smaller, d * smaller
+
+
+@formula
+def mask(whole, taps, bins, middle, weights):
+    """No weight for bins that do not exist."""
     radius = taps // 2
-    up, down = exp_fast(steepness * (TWO * f - ONE)), exp_fast(-steepness * (TWO * f + ONE))
-    share = exp_fast(-TWO * steepness)
-    above, below, c, factor = ONE, ONE, ONE, ONE
-    weights[radius] = ONE
     for k in range(1, radius + 1):
-        c, factor, above, below = c * factor, factor * share, above * up, below * down
-        weights[radius + k], weights[radius - k] = above * c, below * c
-    if first < int32(0) or first > int32(bins - taps):
-        for k in range(taps):
-            weights[k] = weights[k] if int32(0) <= int32(first + int32(k)) < int32(bins) else ZERO
+        weights[radius - k] = weights[radius - k] if whole >= float32(k - middle) else ZERO
+        weights[radius + k] = weights[radius + k] if whole <= float32(bins - 1 - k - middle) else ZERO
+
+
+@formula
+def mask_both(i, j, kind, taps, bins, middle, of_moved, of_fixed):
+    """``mask`` where a window of a Gaussian reaches beyond the bins."""
+    if kind == GAUSSIAN:
+        inner = float32(min(middle, bins - 1 - middle) - taps // 2)
+        if max(abs(i), abs(j)) > inner:
+            mask(i, taps, bins, middle, of_moved)
+            mask(j, taps, bins, middle, of_fixed)
 
 
 @formula
 def total_of(weights, taps):
     """The sum of the weights."""
-    total = ZERO
+    total = weights[taps // 2]
     for k in range(taps):
-        total += weights[k]
+        if k != taps // 2:
+            total += weights[k]
     return total
 
 
 @formula
-def fill(value, kind, taps, bins, window, weights):
-    """The weights of the bins around an intensity up to a factor; returns its first bin, the factor, and a spline's fraction."""
-    low, high, origin, per, steepness = window
-    t, first = bin_place(value, kind, taps, low, high, origin, per)
-    if kind == GAUSSIAN:
-        fill_gaussian(t - float32(int32(first + int32(taps // 2))), first, taps, bins, steepness, weights)
-        return first, divide_fast(ONE, total_of(weights, taps)), ZERO
-    w = t - float32(int32(first + int32(1)))
-    weights[0], weights[1], weights[2], weights[3] = spline(w)
-    return first, ONE, w
+def first_word(i, shifted, kind, taps, edge, pad, middle):
+    """The entry of a table of the first bins of both windows."""
+    before = taps // 2 if kind == GAUSSIAN else 1
+    start = (middle + pad - before) * (edge + 1) - ROUNDING_BITS
+    return uint32(int32(float_to_bits(i * float32(edge) + shifted)) + int32(start))
 
 
 @formula
-def fill_slopes(w, factor, kind, taps, steepness, weights, slopes):
-    """The derivatives of the weights that ``fill`` made, up to the same factor; of Gaussians 2 h w_k (k - mean k)."""
-    if kind == GAUSSIAN:
-        mean = ZERO
-        for k in range(1, taps):
-            mean += weights[k] * float32(k)
-        mean *= factor
-        for k in range(taps):
-            slopes[k] = TWO * steepness * weights[k] * (float32(k) - mean)
-    else:
-        slopes[0], slopes[1], slopes[2], slopes[3] = spline_derivative(w)
+def window_of(kind, low, high, origin, per, steepness):
+    """What ``place_of`` and ``fill`` take, computed once."""
+    once = steepness * LOG2_E
+    return low, high, origin, per, TWO * once, once, exp2_fast(-TWO * once)
 
 
-def histogram_bytes(edge: int) -> int:
-    """Dynamic shared memory of ``joint_histograms`` in bytes."""
-    return 4 * edge * edge * histogram_copies(edge)
+@formula
+def next_voxels(fixed, moved, at, count, f_values, m_values):
+    """Load voxels of a thread that exist."""
+    here, there = beyond(fixed, at), beyond(moved, at)
+    for s in range(VOXELS):
+        if uint32(at + uint32(s * THREADS)) < count:
+            f_values[s], m_values[s] = load(here, uint32(s * THREADS)), load(there, uint32(s * THREADS))
+
+
+@formula
+def part_of(n, blocks, block):
+    """The first voxel of a block's part of a volume, and the number of its voxels."""
+    part = OFFSET(OFFSET(n + blocks - OFFSET(1)) // blocks)
+    begin = min(OFFSET(n), OFFSET(part * block))
+    return begin, uint32(min(part, OFFSET(n - begin)))
 
 
 @cooperative_kernel(launch_bounds=_bounds)
-def joint_histograms(kind: int, bins: int, taps: int, pad: int) -> Callable[..., None]:
+def joint_histograms(kind: int, bins: int, taps: int, pad: int, copies: int) -> Callable[..., None]:
     """``joint_rows``: block row y of the grid counts volume y.  n: uint64, voxels of a volume;  low ... steepness: float32;
-    fixed, moved: (N n,);  totals: (N edge edge,) int64, in units of 1 / FIXED_POINT. Launch with
-    ``shared=histogram_bytes(edge)``.
+    fixed, moved: (N n,);  totals: (N edge edge,) int64, in units of 1 / FIXED_POINT, the first at least ``NO_NUMBER`` where an
+    intensity is not a number. Launch with ``THREADS`` threads and ``shared=shared_bytes(edge, copies)``.
     """
-    edge = bins + 2 * pad
-    copies, size = histogram_copies(edge), edge * edge
+    edge, middle = bins + 2 * pad, bins // 2
+    size = edge * edge
     words = size * copies
-    max_rounds = max(1, (2**32 // FIXED_POINT - 1) * copies // THREADS)
-
-    @formula
-    def add(counts, at, value):
-        cuda.atomic.add(counts, at, value)
+    max_rounds = max(1, (2**32 // FIXED_POINT - 1) * copies // (THREADS * VOXELS))
 
     @formula
     def flush(counts, totals, first, t):
@@ -135,47 +179,61 @@ def joint_histograms(kind: int, bins: int, taps: int, pad: int) -> Callable[...,
             at = uint32(at + uint32(THREADS))
         cuda.syncthreads()
 
+    @formula
+    def count(f, m, unit, window, counts, start, of_fixed, of_moved):
+        """Add one voxel, ``unit`` in all."""
+        _, i, _, u = place_of(m, kind, middle, window)
+        _, j, shifted, v = place_of(f, kind, middle, window)
+        fill(u, kind, taps, 0, window, of_moved)
+        fill(v, kind, taps, DROP, window, of_fixed)
+        mask_both(i, j, kind, taps, bins, middle, of_moved, of_fixed)
+        if kind == GAUSSIAN:
+            unit *= reciprocal_fast(total_of(of_moved, taps) * total_of(of_fixed, taps))
+        else:
+            unit *= float32(2.0**DROP)
+        place = OFFSET(uint32(first_word(i, shifted, kind, taps, edge, pad, middle) * uint32(copies) + start))
+        for k in range(taps):
+            share = of_moved[k] * unit
+            for q in range(taps):
+                cuda.atomic.add(counts, place + OFFSET((k * edge + q) * copies), float_to_bits(share * of_fixed[q]))
+
     def body(n, low, high, origin, per, steepness, fixed, moved, totals):
         counts = cuda.shared.array(0, uint32)
-        of_moved = cuda.local.array(taps, float32)
-        of_fixed = cuda.local.array(taps, float32)
-        t, window = uint32(cuda.threadIdx.x), (low, high, origin, per, steepness)
+        of_moved, of_fixed = cuda.local.array(taps, float32), cuda.local.array(taps, float32)
+        f_next, m_next = cuda.local.array(VOXELS, float32), cuda.local.array(VOXELS, float32)
+        f_values, m_values = cuda.local.array(VOXELS, float32), cuda.local.array(VOXELS, float32)
+        t, window = uint32(cuda.threadIdx.x), window_of(kind, low, high, origin, per, steepness)
         start, volume = uint32(t & uint32(copies - 1)), OFFSET(cuda.blockIdx.y)
         first = OFFSET(volume * OFFSET(size))
-        base = OFFSET(volume * n)
         at = t
         while at < uint32(words):
             counts[at] = uint32(0)
             at = uint32(at + uint32(THREADS))
         cuda.syncthreads()
-        rounds = OFFSET(OFFSET(n + OFFSET(THREADS - 1)) // OFFSET(THREADS))
-        blocks, block = OFFSET(cuda.gridDim.x), OFFSET(cuda.blockIdx.x)
-        current, last = OFFSET(rounds * block // blocks), OFFSET(rounds * OFFSET(block + OFFSET(1)) // blocks)
-        v = OFFSET(current * OFFSET(THREADS) + OFFSET(t))
-        inside = current < last and v < n
-        f_value, m_value = (fixed[OFFSET(base + v)], moved[OFFSET(base + v)]) if inside else (ZERO, ZERO)
-        rounds_left = int32(max_rounds)
-        while current < last:
-            f, m, counted = f_value, m_value, inside
-            current, v = OFFSET(current + OFFSET(1)), OFFSET(v + OFFSET(THREADS))
-            inside = current < last and v < n
-            if inside:  # in flight while the last ones are counted
-                f_value, m_value = fixed[OFFSET(base + v)], moved[OFFSET(base + v)]
-            if counted:
-                i, of_m, _ = fill(m, kind, taps, bins, window, of_moved)
-                j, of_f, _ = fill(f, kind, taps, bins, window, of_fixed)
-                factor = of_m * of_f * SCALE
-                word = uint32(int32(i + int32(pad)) * int32(edge) + int32(j + int32(pad)))
-                place = OFFSET(uint32(word * uint32(copies) + start))
-                for k in range(taps):
-                    share = of_moved[k] * factor
-                    for q in range(taps):
-                        add(counts, OFFSET(place + OFFSET((k * edge + q) * copies)), uint32(round_nearest(share * of_fixed[q])))
+        begin, voxels = part_of(n, OFFSET(cuda.gridDim.x), OFFSET(cuda.blockIdx.x))
+        begin += OFFSET(volume * n)
+        of_f, of_m = address(fixed, begin), address(moved, begin)
+        for s in range(VOXELS):
+            f_next[s], m_next[s] = ZERO, ZERO
+        next_voxels(of_f, of_m, t, voxels, f_next, m_next)
+        done, rounds_left, no_number = uint32(0), int32(max_rounds), False
+        while done < voxels:
+            at, done = uint32(done + t), uint32(done + uint32(THREADS * VOXELS))
+            for s in range(VOXELS):
+                f_values[s], m_values[s] = f_next[s], m_next[s]
+            next_voxels(of_f, of_m, uint32(done + t), voxels, f_next, m_next)  # in flight while the last ones are counted
+            for s in range(VOXELS):
+                f, m = f_values[s], m_values[s]
+                no_number = no_number | (f != f) | (m != m)
+                unit = UNIT if uint32(at + uint32(s * THREADS)) < voxels else ZERO
+                count(f, m, unit, window, counts, start, of_fixed, of_moved)
             rounds_left = int32(rounds_left - int32(1))
             if rounds_left == int32(0):
                 flush(counts, totals, first, t)
                 rounds_left = int32(max_rounds)
         flush(counts, totals, first, t)
+        if no_number:
+            cuda.atomic.max(totals, first, COUNTER(NO_NUMBER))
 
     return body
 
@@ -187,67 +245,85 @@ def information_tables_of_batch(edge: int) -> Callable[..., None]:
     numerator, denominator, additive, scale: float32;  totals: (N edge edge,) int64;  values: (N,) float32, scale MI;  to_moved,
     to_fixed: (N edge edge,) float32
     """
-    size, count = edge * edge, TABLE_THREADS
+    size, threads, lines = edge * edge, TABLE_THREADS, 2 * edge
+    room = max(lines * PARTS, threads)
+
+    @formula
+    def entry(line, j):
+        """The j-th entry of a line: of a row, or of a column after all rows."""
+        row = uint32(line * uint32(edge) + j)
+        return row if line < uint32(edge) else uint32(uint32(j * uint32(edge)) + uint32(line - uint32(edge)))
 
     @formula
     def terms_of(p, product, numerator, denominator, additive):
         """The logarithm, and the derivatives with respect to p and to p_i p_j."""
-        ratio = (p + numerator) / (product + denominator) if product + denominator > float64(0) else float64(0)
+        ratio = float64(0) if product + denominator <= float64(0) else (p + numerator) / (product + denominator)
         inside = ratio + additive
-        logarithm, share = float64(0), float64(0)
+        logarithm, share = p * float64(0), p * float64(0)
         if inside > float64(0):
             logarithm, share = math.log(inside), p / inside / (product + denominator)
         return logarithm, logarithm + share, -share * ratio
 
+    @formula
+    def add_parts(parts, sums, t):
+        """The sums of all lines from those of their parts."""
+        cuda.syncthreads()
+        line = t
+        while line < uint32(lines):
+            total = float64(0)
+            for part in range(PARTS):
+                total += parts[uint32(line * uint32(PARTS) + uint32(part))]
+            sums[line] = total
+            line = uint32(line + uint32(threads))
+        cuda.syncthreads()
+
     def body(numerator, denominator, additive, scale, totals, values, to_moved, to_fixed):
-        of_moved = cuda.shared.array(edge, float64)
-        of_fixed = cuda.shared.array(edge, float64)
-        more_moved = cuda.shared.array(edge, float64)
-        more_fixed = cuda.shared.array(edge, float64)
-        parts = cuda.shared.array(count, float64)
+        parts = cuda.shared.array(room, float64)
+        marginal, more = cuda.shared.array(lines, float64), cuda.shared.array(lines, float64)
         t, volume = uint32(cuda.threadIdx.x), uint32(cuda.blockIdx.x)
         first = uint32(volume * uint32(size))
         a, b, c = float64(numerator), float64(denominator), float64(additive)
-        i = t
-        while i < uint32(edge):
-            row, column = COUNTER(0), COUNTER(0)
-            for j in range(edge):
-                row += totals[uint32(first + uint32(i * uint32(edge) + uint32(j)))]
-                column += totals[uint32(first + uint32(uint32(j * edge) + i))]
-            of_moved[i], of_fixed[i] = float64(row), float64(column)
-            i = uint32(i + uint32(count))
-        cuda.syncthreads()
+        item = t
+        while item < uint32(lines * PARTS):
+            line, j, total = uint32(item // uint32(PARTS)), uint32(item % uint32(PARTS)), COUNTER(0)
+            while j < uint32(edge):
+                total += totals[uint32(first + entry(line, j))]
+                j = uint32(j + uint32(PARTS))
+            parts[item] = float64(total)
+            item = uint32(item + uint32(threads))
+        add_parts(parts, marginal, t)
         n = float64(0)
         for j in range(edge):
-            n += of_moved[j]
-        cuda.syncthreads()
-        i = t
-        while i < uint32(edge):
-            of_moved[i], of_fixed[i] = of_moved[i] / n, of_fixed[i] / n
-            i = uint32(i + uint32(count))
-        cuda.syncthreads()
-        i = t
-        while i < uint32(edge):
-            row, column = float64(0), float64(0)
-            for j in range(edge):
-                p = float64(totals[uint32(first + uint32(i * uint32(edge) + uint32(j)))]) / n
-                row += terms_of(p, of_moved[i] * of_fixed[j], a, b, c)[2] * of_fixed[j]
-                p = float64(totals[uint32(first + uint32(uint32(j * edge) + i))]) / n
-                column += terms_of(p, of_moved[j] * of_fixed[i], a, b, c)[2] * of_moved[j]
-            more_moved[i], more_fixed[i] = row, column
-            i = uint32(i + uint32(count))
-        cuda.syncthreads()
+            n += marginal[j]
+        n = n if n < float64(NO_NUMBER // 2) else float64(math.nan)
         information, at = float64(0), t
         while at < uint32(size):
             i, j = uint32(at // uint32(edge)), uint32(at % uint32(edge))
-            p = float64(totals[uint32(first + at)]) / n
-            logarithm, to_joint, _ = terms_of(p, of_moved[i] * of_fixed[j], a, b, c)
+            p, product = float64(totals[uint32(first + at)]) / n, marginal[i] / n * (marginal[uint32(j + uint32(edge))] / n)
+            logarithm, to_joint, to_product = terms_of(p, product, a, b, c)
             information += p * logarithm
-            to_moved[uint32(first + at)] = float32(to_joint + more_moved[i])
-            to_fixed[uint32(first + uint32(j * uint32(edge) + i))] = float32(to_joint + more_fixed[j])
-            at = uint32(at + uint32(count))
+            to_moved[uint32(first + at)], to_fixed[uint32(first + at)] = float32(to_joint), float32(to_product)
+            at = uint32(at + uint32(threads))
+        cuda.syncthreads()
+        item = t
+        while item < uint32(lines * PARTS):
+            line, j, total = uint32(item // uint32(PARTS)), uint32(item % uint32(PARTS)), float64(0)
+            other = uint32(edge) if line < uint32(edge) else uint32(0)
+            while j < uint32(edge):
+                total += float64(to_fixed[uint32(first + entry(line, j))]) * (marginal[uint32(other + j)] / n)
+                j = uint32(j + uint32(PARTS))
+            parts[item] = total
+            item = uint32(item + uint32(threads))
+        add_parts(parts, more, t)
+        at = t
+        while at < uint32(size):
+            i, j = uint32(at // uint32(edge)), uint32(at % uint32(edge))
+            to_joint = float64(to_moved[uint32(first + at)])
+            to_moved[uint32(first + at)] = float32(to_joint + more[i])
+            to_fixed[uint32(first + uint32(j * uint32(edge) + i))] = float32(to_joint + more[uint32(j + uint32(edge))])
+            at = uint32(at + uint32(threads))
         parts[t] = information
-        half = uint32(count // 2)
+        half = uint32(threads // 2)
         while half > uint32(0):
             cuda.syncthreads()
             if t < half:
@@ -259,48 +335,95 @@ def information_tables_of_batch(edge: int) -> Callable[..., None]:
     return body
 
 
-@cooperative_kernel()
-def information_gradients(kind: int, bins: int, taps: int, pad: int) -> Callable[..., None]:
+@cooperative_kernel(launch_bounds=_bounds)
+def information_gradients(kind: int, bins: int, taps: int, pad: int, copies: int) -> Callable[..., None]:
     """``information_gradient_rows``: block row y of the grid computes volume y.
 
     n: uint64, voxels of a volume;  low ... steepness, factor: float32;  each: uint32, 0 for one value of ``given`` for all
-    volumes, else 1;  given: (1,) or (N,);  table: (N edge edge,);  fixed, moved, out: (N n,)
+    volumes, else 1;  given: (1,) or (N,);  table: (N edge edge,);  fixed, moved, out: (N n,). Launch with ``THREADS`` threads
+    and ``shared=shared_bytes(edge, copies)``.
     """
-    edge = bins + 2 * pad
-    copies = table_copies(edge)
-    words = edge * edge * copies
+    edge, middle = bins + 2 * pad, bins // 2
+    size = edge * edge
+
+    @formula
+    def row_of(shared, place, k, of_fixed):
+        """A row of the table times the weights of fixed; the first of Gaussians is 1."""
+        first = taps // 2 if kind == GAUSSIAN else 0
+        total = shared[place + OFFSET((k * edge + first) * copies)] * of_fixed[first]
+        for q in range(taps):
+            if q != first:
+                total += shared[place + OFFSET((k * edge + q) * copies)] * of_fixed[q]
+        return total
+
+    @formula
+    def slope(shared, place, g, v, of_moved, of_fixed):
+        """G times the derivative with respect to the bin coordinate.
+
+        Of Gaussians, w_k = exp(-h (f - k)^2): 2 h sum w_k (k - mean k) row_k / (sum w_k), with mean k = sum k w_k / sum w_k
+        """
+        if kind == GAUSSIAN:
+            radius = taps // 2
+            zeroth = of_moved[radius] * row_of(shared, place, radius, of_fixed)
+            first, mean = ZERO, ZERO
+            for k in range(1, radius + 1):
+                above = of_moved[radius + k] * row_of(shared, place, radius + k, of_fixed)
+                below = of_moved[radius - k] * row_of(shared, place, radius - k, of_fixed)
+                zeroth = zeroth + above + below
+                first = first + float32(k) * above - float32(k) * below if k > 1 else above - below
+                step = of_moved[radius + k] - of_moved[radius - k]
+                mean = mean + float32(k) * step if k > 1 else step
+            total = total_of(of_moved, taps)
+            scale = g * reciprocal_fast(total * total * total_of(of_fixed, taps))
+            return scale * (first * total - mean * zeroth)
+        a, b, c, d = spline_derivative(v)
+        upper = a * row_of(shared, place, 0, of_fixed) + b * row_of(shared, place, 1, of_fixed)
+        return g * (upper + c * row_of(shared, place, 2, of_fixed) + d * row_of(shared, place, 3, of_fixed))
 
     def body(n, low, high, origin, per, steepness, factor, each, given, table, fixed, moved, out):
-        shared = cuda.shared.array(words, float32)
-        of_moved = cuda.local.array(taps, float32)
-        of_fixed = cuda.local.array(taps, float32)
-        slopes = cuda.local.array(taps, float32)
-        t, volume, window = uint32(cuda.threadIdx.x), OFFSET(cuda.blockIdx.y), (low, high, origin, per, steepness)
-        own, first, at = uint32(t & uint32(copies - 1)), OFFSET(volume * OFFSET(edge * edge)), t
-        while at < uint32(words):
-            shared[at] = table[OFFSET(first + OFFSET(uint32(at // uint32(copies))))]
-            at = uint32(at + uint32(GRADIENT_THREADS))
+        shared = cuda.shared.array(0, float32)
+        of_moved, of_fixed = cuda.local.array(taps, float32), cuda.local.array(taps, float32)
+        f_next, m_next = cuda.local.array(VOXELS, float32), cuda.local.array(VOXELS, float32)
+        f_values, m_values = cuda.local.array(VOXELS, float32), cuda.local.array(VOXELS, float32)
+        t, volume = uint32(cuda.threadIdx.x), OFFSET(cuda.blockIdx.y)
+        window, own = window_of(kind, low, high, origin, per, steepness), uint32(t & uint32(copies - 1))
+        first, at = OFFSET(volume * OFFSET(size)), t
+        n_copies = min(uint32(copies), uint32(cuda.blockDim.x))  # not a constant for the compiler, which must not unroll
+        while at < uint32(size):  # each thread starts with a different copy, hence a different bank
+            entry, c = table[first + OFFSET(at)], uint32(0)
+            while c < n_copies:
+                shared[uint32(at * uint32(copies) + (uint32(t + c) & uint32(copies - 1)))] = entry
+                c = uint32(c + uint32(1))
+            at = uint32(at + uint32(THREADS))
         cuda.syncthreads()
         g = factor * given[uint32(uint32(volume) * each)] * per
-        base = OFFSET(volume * n)
-        step = OFFSET(uint32(cuda.gridDim.x)) * OFFSET(GRADIENT_THREADS)
-        v = OFFSET(uint32(cuda.blockIdx.x)) * OFFSET(GRADIENT_THREADS) + OFFSET(t)
-        f_value, m_value = (fixed[OFFSET(base + v)], moved[OFFSET(base + v)]) if v < n else (ZERO, ZERO)
-        while v < n:
-            f, m, following = f_value, m_value, OFFSET(v + step)
-            if following < n:  # in flight while this voxel's derivative is computed
-                f_value, m_value = fixed[OFFSET(base + following)], moved[OFFSET(base + following)]
-            i, of_m, w = fill(m, kind, taps, bins, window, of_moved)
-            fill_slopes(w, of_m, kind, taps, steepness, of_moved, slopes)
-            j, of_f, _ = fill(f, kind, taps, bins, window, of_fixed)
-            word = uint32(int32(i + int32(pad)) * int32(edge) + int32(j + int32(pad)))
-            place, total = OFFSET(uint32(word * uint32(copies) + own)), ZERO
-            for k in range(taps):
-                row = ZERO
-                for q in range(taps):
-                    row += shared[OFFSET(place + OFFSET((k * edge + q) * copies))] * of_fixed[q]
-                total += slopes[k] * row
-            out[OFFSET(base + v)] = g * of_m * of_f * total if low <= m <= high else ZERO
-            v = following
+        if kind == GAUSSIAN:
+            g *= TWO * steepness
+        begin, voxels = part_of(n, OFFSET(cuda.gridDim.x), OFFSET(cuda.blockIdx.x))
+        begin += OFFSET(volume * n)
+        of_f, of_m, of_out = address(fixed, begin), address(moved, begin), address(out, begin)
+        for s in range(VOXELS):
+            f_next[s], m_next[s] = ZERO, ZERO
+        next_voxels(of_f, of_m, t, voxels, f_next, m_next)
+        at = t
+        while at < voxels:
+            for s in range(VOXELS):
+                f_values[s], m_values[s] = f_next[s], m_next[s]
+            following = uint32(at + uint32(THREADS * VOXELS))
+            next_voxels(of_f, of_m, following, voxels, f_next, m_next)  # in flight while these derivatives are computed
+            where = beyond(of_out, at)
+            for s in range(VOXELS):
+                m = m_values[s]
+                clamped, i, _, u = place_of(m, kind, middle, window)
+                _, j, shifted, v = place_of(f_values[s], kind, middle, window)
+                fill(u, kind, taps, 0, window, of_moved)
+                fill(v, kind, taps, 0, window, of_fixed)
+                mask_both(i, j, kind, taps, bins, middle, of_moved, of_fixed)
+                word = first_word(i, shifted, kind, taps, edge, pad, middle)
+                place = OFFSET(uint32(word * uint32(copies) + own))
+                found = slope(shared, place, g, u, of_moved, of_fixed)
+                if uint32(at + uint32(s * THREADS)) < voxels:
+                    store(where, uint32(s * THREADS), ZERO if (clamped < m) | (clamped > m) else found)
+            at = following
 
     return body
