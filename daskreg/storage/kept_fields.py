@@ -119,7 +119,7 @@ class KeptField(ScratchField):
     def settle(self) -> None:
         """Wait until everything that was written is on the disk."""
         with write_errors(str(self.path)):
-            os.fdatasync(self._file)
+            getattr(os, "fdatasync", os.fsync)(self._file)  # macOS has none
 
     def commit(self) -> dict[str, NDArray[Any]]:
         """What was written counts from now on; what ``open_again`` needs of it."""

@@ -19,7 +19,7 @@ from daskreg.kernels.compiler.source import LOWEST
 
 NOISE = 0.5, 2.5  # the range of values
 COUNTS = 1 << 24  # the largest noise in integer arrays
-_NOTED: ContextVar[NotedLaunches | None] = ContextVar("_NOTED", default=None)
+NOTED: ContextVar[NotedLaunches | None] = ContextVar("NOTED", default=None)
 
 
 class NotedLaunches:
@@ -60,14 +60,8 @@ def _unfilled(array: NDArray[Any]) -> bool:
 def dry_run() -> Iterator[NotedLaunches]:
     """Launches by this thread are noted until the block ends."""
     noted = NotedLaunches()
-    token = _NOTED.set(noted)
+    token = NOTED.set(noted)
     try:
         yield noted
     finally:
-        _NOTED.reset(token)
-
-
-def launch(compiled: Any, arguments: Sequence[Any]) -> Any:
-    """Call a compiled function, or note that it would be."""
-    noted = _NOTED.get()
-    return compiled(*arguments) if noted is None else noted.note(compiled, arguments)
+        NOTED.reset(token)

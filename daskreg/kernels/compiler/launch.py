@@ -23,8 +23,8 @@ from daskreg.kernels.compiler import cubins
 from daskreg.kernels.compiler.cache import attach_cache
 from daskreg.kernels.compiler.configuration import SIMULATED, block_size, stream
 from daskreg.kernels.compiler.digest import digest
-from daskreg.kernels.compiler.dry_run import launch
 from daskreg.kernels.compiler.formula import CPU, CUDA, FUNCTION_OPTIONS, INDEX, MODULE, specialise
+from daskreg.kernels.compiler.host_launch import launch
 from daskreg.kernels.compiler.source import LOWEST, ROW_THREADS, cpu_source, cuda_source
 
 KERNELS: dict[str, Kernel] = {}

@@ -1,5 +1,6 @@
 """Fields on disk as their own checkpoint: whatever is committed is gone on from anywhere, with the bits of a run undisturbed."""
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -195,7 +196,10 @@ def test_a_plane_that_is_damaged_is_an_error(tmp_path, run):
         resumed(case(config), run, tmp_path, 1)
 
 
-def test_only_files_of_the_fields_in_use_are_there_after_a_commit(tmp_path, run):
+@pytest.mark.parametrize("lacking", [(), ("fdatasync", "O_DIRECT")], ids=["Linux", "macOS"])
+def test_only_files_of_the_fields_in_use_are_there_after_a_commit(tmp_path, run, monkeypatch, lacking):
+    for name in lacking:
+        monkeypatch.delattr(os, name)
     killed(case(recipe(MSE())), run, tmp_path, 2, 7)
     assert len(fields_of(run)) == 2 * 3  # of two ranks: u, m and v of the second level
 

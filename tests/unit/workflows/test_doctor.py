@@ -1,6 +1,7 @@
 """The machine check says what works, what does not, and what to do."""
 
 import subprocess
+import sys
 
 import pytest
 from distributed import Client, LocalCluster
@@ -19,7 +20,17 @@ def found(look) -> dict[str, Finding]:
 def test_this_machine_is_examined_and_nothing_is_left(tmp_path):
     examined = daskreg.doctor(scratch=tmp_path)
     assert examined.ok
-    assert {f.name for f in examined.findings} >= {"python", "packages", "numba", "gpu", "link", "cores", "memory", "scratch"}
+    assert {f.name for f in examined.findings} >= {
+        "python",
+        "packages",
+        "numba",
+        "threads",
+        "gpu",
+        "link",
+        "cores",
+        "memory",
+        "scratch",
+    }
     assert examined.lines()[-1] == "everything that daskreg needs works"
     assert list(tmp_path.iterdir()) == []
 
@@ -83,3 +94,14 @@ def test_workers_with_other_versions_are_wrong(theirs, status):
     (finding,) = doctor._differences({"tcp://a:1": {**examinations.facts(), **theirs}})
     assert finding.status == status
     assert ("numpy is 1.0 on tcp://a:1" in finding.found) == (status == "wrong")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "status", "found"), [((), "ok", ""), (("tbbpool", "omppool"), "note", "one kernel at a time")]
+)
+def test_what_shares_loops_out_is_told(monkeypatch, lacking, status, found):
+    for name in lacking:
+        monkeypatch.setitem(sys.modules, f"numba.np.ufunc.{name}", None)
+    (threads,) = (f for f in examinations.compiler() if f.name == "threads")
+    assert threads.status == status
+    assert found in threads.found
