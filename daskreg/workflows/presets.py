@@ -12,15 +12,19 @@ WINDOW = LNCC(radius=3)
 FINE = Deformable(similarity=WINDOW, scales=(1,), iterations=(50,), smooth_warp=0.7)
 COARSE = Deformable(similarity=WINDOW, scales=(4, 2), iterations=(100, 100))
 # Of heads. Wider filters move what has edges and let the rest lie: known warps came out a fifth nearer to the truth, and a head
-# scanned twice moved a sixth less. Coarse voxels need no wide windows: three of them span more than a lobe. The last slow
-# iterations gained no overlap; steps of 0.35 voxel gained some, at the price of determinants beyond 0.1 and 10
-HEADS = {"smooth_gradient": 1.73, "smooth_warp": 0.7, "tolerance": 3e-4, "optimizer": Adam(coherence=0.5)}
+# scanned twice moved a sixth less. The last slow iterations gained no overlap; steps of 0.35 voxel gained some, at the price of
+# determinants beyond 0.1 and 10
+HEADS = {"smooth_gradient": 1.73, "tolerance": 3e-4}
 # A coarse moving image that is interpolated between its own voxels is blurred, and moves to where it is less so: by 0.2 voxel
 # where it was in place. Twice as many voxels along each axis brought known warps nearer to the truth at the same overlap.
 # Noise differs from voxel to voxel, what has moved pulls its voxels the same way: a head scanned twice moved half as far with
-# coherence, at the same overlap (docs/method.md, section 5). 50 iterations at full resolution gave no more than 30
-HEAD_COARSE = COARSE.model_copy(update={"similarity": LNCC(radius=2), "moving_oversampling": 2, **HEADS})
-HEAD_FINE = FINE.model_copy(update={"iterations": (30,), **HEADS})
+# coherence, at the same overlap (docs/method.md, section 5.1). It does what wide windows did, and three coarse voxels span a
+# lobe: windows of radius 1 brought known warps a tenth nearer to the truth. At full resolution, where most noise is, windows of
+# radius 2 gained overlap at 2 mm and lost it at 1 mm. 50 iterations there gave no more than 30
+COARSELY = {"similarity": LNCC(radius=1), "moving_oversampling": 2, "smooth_warp": 1.0, "optimizer": Adam(coherence=0.4)}
+FINELY = {"iterations": (30,), "optimizer": Adam(coherence=0.7)}
+HEAD_COARSE = COARSE.model_copy(update={**HEADS, **COARSELY})
+HEAD_FINE = FINE.model_copy(update={**HEADS, **FINELY})
 SEARCH = Search(rotations="fine", contrast="any")  # from any start: rotations up to 180 degrees, from half an overlap on
 # Edges at full resolution: from the right place, mutual information led a slab of 12 slices under a receive field 6 to 12 mm
 # astray, an affine stage by it 8 mm, local correlation 1.2 mm, edges 0.7 mm
