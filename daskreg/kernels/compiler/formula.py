@@ -22,14 +22,19 @@ class Formula:
 
     def __init__(self, function: Callable[..., Any], native: str = "") -> None:
         self.name, self.function = function.__name__, function
-        self._factory: Callable[[], Callable[..., Any]] | None = None
+        self._factories: list[Callable[[], Callable[..., Any]] | None] = [None, None]
         self._native = native
         self.__doc__ = function.__doc__
         self._forms: list[Any] = [None, None]
 
     def on_cuda(self, factory: Callable[[], Callable[..., Any]]) -> Formula:
         """Use what ``factory`` returns on CUDA, where the operation itself differs (atomics); called when it is needed."""
-        self._factory = factory
+        self._factories[CUDA] = factory
+        return self
+
+    def on_cpu(self, factory: Callable[[], Callable[..., Any]]) -> Formula:
+        """The same for a CPU, for what its compiler does not find by itself; where nothing is compiled, the function itself."""
+        self._factories[CPU] = None if SIMULATED else factory
         return self
 
     def intrinsic(self, factory: Callable[[], Callable[..., Any]]) -> Formula:
@@ -43,7 +48,8 @@ class Formula:
 
             return getattr(libdevice, self._native)
         if self._forms[device] is None:
-            function = self._factory() if device == CUDA and self._factory else self.function
+            factory = self._factories[device]
+            function = self.function if factory is None else factory()
             self._forms[device] = njit(**FUNCTION_OPTIONS)(specialise(function, device))
         return self._forms[device]
 

@@ -6,16 +6,19 @@ of a cubic B-spline always exist and their weights sum to one.
 
 from collections.abc import Callable
 
-from numba import float32, int32, int64
+from numba import float32, int32, int64, prange
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.compiler.launch import voxelwise
+from daskreg.kernels.compiler.launch import RowKernel, voxelwise
+from daskreg.kernels.intrinsics.four import add_rounded
 from daskreg.kernels.weights import weight_at
 
 index = int64  # replaced by the launcher
 ONE, ZERO, HALF, SIXTH, TWO_THIRDS = float32(1), float32(0), float32(0.5), float32(1 / 6), float32(2 / 3)
 FIXED_POINT = 2**20  # counts per voxel of weight 1, split over 4 x 4 bins
 SCALE = float32(FIXED_POINT)
+TOGETHER = 64  # voxels whose terms are computed at once
+RECENT = 4096  # voxels whose counts fit into 32 bits: each adds 4 / 9 of FIXED_POINT to a bin at most
 
 
 @formula
@@ -87,6 +90,58 @@ def joint_histogram(z, y, x, counts, fixed, weight, moved):
         add_to_row(counts, index(k + index(1)), col, w * q * a, w * q * b, w * q * c, w * q * d)
         add_to_row(counts, index(k + index(2)), col, w * r * a, w * r * b, w * r * c, w * r * d)
         add_to_row(counts, index(k + index(3)), col, w * s * a, w * s * b, w * s * c, w * s * d)
+
+
+@formula
+def add_recent(counts, recent):
+    """Add counts of 32 bits to those of 64, and set them to 0."""
+    for k in range(counts.shape[0]):
+        counts[index(k)] += int64(recent[index(k)])
+        recent[index(k)] = int32(0)
+
+
+@RowKernel
+def joint_histogram_rows(n, bins, counts, recent, terms, places, fixed, weight, moved):
+    """``joint_histogram`` in two steps: what is added for some voxels of a row, then the sixteen additions of each, by fours.
+
+    counts: (tiles, B^2) int64;  recent: the same, int32, 0: counts of the last RECENT voxels at most;
+    terms: (tiles, 8, TOGETHER) float32 and places: (tiles, TOGETHER) int32, scratch;
+    fixed, weight, moved: as in ``joint_histogram``, weights in [0, 1]
+    """
+    z0, nz, ny, nx = n
+    tiles = counts.shape[0]
+    masked = weight.shape[0] > 0
+    for tile in prange(tiles):
+        mine, new, term, place = counts[tile], recent[tile], terms[tile], places[tile]
+        counted = 0
+        for zy in range(tile * nz * ny // tiles, (tile + 1) * nz * ny // tiles):
+            z, y = index(z0 + zy // ny), index(zy % ny)
+            for first in range(0, nx, TOGETHER):
+                some = min(TOGETHER, nx - first)
+                for k in range(some):
+                    t, x = index(k), index(first + k)
+                    value = moved[z, y, x]
+                    w = weight[z, y, x] if masked else ONE
+                    seen = value == value and w > ZERO
+                    i, moved_fraction = bin_coordinate(value if seen else ZERO, bins)
+                    j, fixed_fraction = bin_coordinate(fixed[z, y, x] if seen else ZERO, bins)
+                    w = (w if seen else ZERO) * SCALE
+                    p, q, r, s = spline(moved_fraction)
+                    term[0, t], term[1, t], term[2, t], term[3, t] = w * p, w * q, w * r, w * s
+                    term[4, t], term[5, t], term[6, t], term[7, t] = spline(fixed_fraction)
+                    place[t] = i * int32(bins) + j
+                for k in range(some):
+                    t, at = index(k), int64(place[index(k)])
+                    a, b, c, d = term[4, t], term[5, t], term[6, t], term[7, t]
+                    add_rounded(new, at, a, b, c, d, term[0, t])
+                    add_rounded(new, at + bins, a, b, c, d, term[1, t])
+                    add_rounded(new, at + 2 * bins, a, b, c, d, term[2, t])
+                    add_rounded(new, at + 3 * bins, a, b, c, d, term[3, t])
+                counted += some
+                if counted > RECENT - TOGETHER:
+                    add_recent(mine, new)
+                    counted = 0
+        add_recent(mine, new)
 
 
 @formula

@@ -12,7 +12,7 @@ from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.compiler.launch import thread_count
 from daskreg.kernels.device import host, module_of
 from daskreg.similarity.base import LossContext, Samples, Similarity
-from daskreg.similarity.mutual_information.cpu import FIXED_POINT, information_gradient, joint_histogram
+from daskreg.similarity.mutual_information.cpu import FIXED_POINT, TOGETHER, information_gradient, joint_histogram_rows
 from daskreg.similarity.mutual_information.cuda import compute_gradient, compute_table, count_joint
 
 
@@ -24,9 +24,11 @@ class MutualInformation(Similarity):
 
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """The joint counts (B, B) int64: rows moved, columns fixed."""
-        tiles = np.zeros((thread_count(), self.bins, self.bins), np.int64)
-        joint_histogram(s.box, tiles, s.fixed, s.weight, s.moved)
-        return np.asarray(tiles.sum(axis=0))
+        tiles = np.zeros((thread_count(), self.bins**2), np.int64)
+        terms = np.empty((len(tiles), 8, TOGETHER), np.float32), np.empty((len(tiles), TOGETHER), np.int32)
+        recent = np.zeros(tiles.shape, np.int32)
+        joint_histogram_rows(whole_box(s.box), self.bins, tiles, recent, *terms, s.fixed, s.weight, s.moved)
+        return np.asarray(tiles.sum(axis=0)).reshape(self.bins, self.bins)
 
     def value(self, total: NDArray[np.generic]) -> tuple[float, float]:
         """Minus the mutual information in nats, and the number of voxels behind it."""
