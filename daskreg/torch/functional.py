@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from daskreg.errors import DaskregError
 from daskreg.torch import operators, warped
@@ -49,6 +50,7 @@ Border = Literal["zeros", "border", "reflection"]
 Reduction = Literal["mean", "sum", "none", "volume"]
 WindowKind = Literal["rectangular", "triangular", "gaussian"]
 BORDERS = {"zeros": ZEROS, "border": BORDER, "reflection": REFLECT_CENTERS}
+SMALL = 2**23  # voxels of a volume whose sampling takes a GPU less time than a call from Python takes the CPU
 REDUCTIONS = ("mean", "sum", "none", "volume")
 
 
@@ -202,13 +204,26 @@ def warp(image: Tensor, displacement_field: Tensor, border: Border = "zeros", in
 def grid_sample(
     image: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: Border = "zeros", align_corners: bool = False
 ) -> Tensor:
-    """``torch.nn.functional.grid_sample`` of volumes: grid (B, Z, Y, X, 3), components x, y, z from -1 to 1."""
+    """``torch.nn.functional.grid_sample`` of volumes: grid (B, Z, Y, X, 3), components x, y, z from -1 to 1.
+
+    Small volumes on a GPU are left to PyTorch's function, whose calls take less time of the CPU.
+    """
     five_dimensional(image)
     if grid.ndim != 5 or grid.shape[0] != image.shape[0] or grid.shape[-1] != 3:
         raise DaskregError(
             f"the grid has the shape {tuple(grid.shape)}; ({image.shape[0]}, Z, Y, X, 3) was expected, as of the image."
         )
+    one_of("padding_mode", padding_mode, tuple(BORDERS))
+    one_of("mode", mode, ("bilinear", "nearest"))
+    if image.is_cuda and not torch.compiler.is_compiling() and _is_small(image.shape, grid.shape):
+        a, b = computed(image, grid)
+        return F.grid_sample(a, b, mode, padding_mode, align_corners).to(image.dtype)
     return _sample(image, grid, None, GRID, padding_mode, mode, align_corners)
+
+
+@lru_cache
+def _is_small(image: torch.Size, grid: torch.Size) -> bool:
+    return max(math.prod(image[2:]), math.prod(grid[1:4])) <= SMALL
 
 
 def affine_warp(

@@ -44,6 +44,27 @@ def test_cuda_tensors_give_what_cpu_tensors_give(cases, name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * max(1e-3, float(np.nanmax(np.abs(b)))))
 
 
+@pytest.fixture
+def no_volume_is_small(monkeypatch):
+    functional = import_module("daskreg.torch.functional")
+    monkeypatch.setattr(functional, "SMALL", 0)
+    functional._is_small.cache_clear()
+    yield
+    functional._is_small.cache_clear()
+
+
+def test_grids_that_are_not_left_to_pytorch_give_what_cpu_tensors_give(cases, no_volume_is_small):
+    test_cuda_tensors_give_what_cpu_tensors_give(cases, "grid")
+
+
+@pytest.mark.parametrize("size", [5, 210])
+def test_small_grids_alone_are_left_to_pytorch(torch, dt, size):
+    image, grid = torch.rand((1, 1, *(size,) * 3), device="cuda"), torch.rand((1, *(size,) * 3, 3), device="cuda")
+    left = dt.grid_sample(image.requires_grad_(), grid).grad_fn.name() == "GridSampler3DBackward0"
+    assert left == (size == 5)
+    assert dt.grid_sample(image.half(), grid, padding_mode="border").dtype == torch.float16
+
+
 def volumes(torch, shape=(2, 3, 70, 81, 93)):
     torch.manual_seed(0)
     moved, fixed = torch.rand(shape, device="cuda"), torch.rand(shape, device="cuda")

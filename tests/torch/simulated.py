@@ -106,7 +106,7 @@ def results(name: str, device: str = "cpu") -> Iterator[np.ndarray]:
 
 def simulate() -> None:
     """Let tensors say that they are a GPU's, and launches run in the simulator."""
-    from daskreg.torch import direct_launch, launch
+    from daskreg.torch import direct_launch, functional, launch
     from daskreg.torch.compute import correlation, fields, information, sampling
     from tests.parity.simulator import prepare_simulator
 
@@ -137,7 +137,7 @@ def simulate() -> None:
         module.launch, module.KeptLaunch, module.processors = run, kept, lambda index: 2
     sampling.window_size = lambda index: 90  # so that most windows fit, some after their planes are divided, and some never
     information.block_memory = lambda index: 8192  # several copies of a table, but not so many that it takes long to fill them
-    launch.VOXEL_THREADS = (8, 2, 1)
+    launch.VOXEL_THREADS, functional.SMALL = (8, 2, 1), 0
 
 
 def main() -> None:

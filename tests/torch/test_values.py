@@ -117,6 +117,18 @@ def test_grid_sample_is_that_of_torch(dtype, mode, border, align):
     close(dt.grid_sample(image, grid, mode, border, align), expected, 10)
 
 
+def test_small_grids_of_a_gpu_are_left_to_pytorch(monkeypatch):
+    image, grid = torch.rand(1, 2, 5, 6, 7, requires_grad=True), 2 * torch.rand(1, 4, 5, 6, 3) - 1
+    ours = dt.grid_sample(image, grid)
+    assert ours.grad_fn.name().startswith("daskreg")
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True), raising=False)
+    theirs = dt.grid_sample(image, grid)
+    assert theirs.grad_fn.name() == "GridSampler3DBackward0"
+    torch.testing.assert_close(theirs, ours)
+    with pytest.raises(DaskregError, match="padding_mode is 'wrap'"):
+        dt.grid_sample(image, grid, padding_mode="wrap")
+
+
 def test_affine_warp(dtype):
     image, u = smooth(SHAPE, 3, dtype=dtype), smooth((B, 3, 5, 7, 6), 4, 1.5, dtype)
     affine = (torch.eye(3, 4, dtype=torch.float64) + 0.1 * smooth((B, 1, 3, 4, 1), 5)[:, 0, :, :, 0]).to(dtype)
