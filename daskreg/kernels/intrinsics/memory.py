@@ -197,23 +197,24 @@ def _move() -> Callable[..., Any]:
 @add_beyond.intrinsic
 def _add_beyond() -> Callable[..., Any]:
     from llvmlite import ir
-    from numba import float32, types
+    from numba import types
     from numba.extending import intrinsic
+
+    # a predicate in place of a branch; without a result, so that no thread waits for it
+    text = "{ .reg .pred p; setp.neu.f32 p, $1, 0f00000000; @p red.global.add.f32 [$0], $1; }"
 
     @intrinsic
     def reduce(typing, where, at, value):
         def generate(context, builder, signature, arguments):
             kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), ir.FloatType()])
             place = builder.ptrtoint(_beyond(builder, *arguments[:2]), ir.IntType(64))
-            # without a result, so that no thread waits for it
-            builder.asm(kind, "red.global.add.f32 [$0], $1;", "l,f", [place, arguments[2]], side_effect=True)
+            builder.asm(kind, text, "l,f", [place, arguments[2]], side_effect=True)
             return context.get_dummy_value()
 
         return types.void(types.uint64, types.uint32, types.float32), generate
 
     def reduce_beyond(where, at, value):
-        if value != float32(0):
-            reduce(where, at, value)
+        reduce(where, at, value)
 
     return reduce_beyond
 
