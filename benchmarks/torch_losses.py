@@ -92,8 +92,6 @@ def backward(function: Callable[..., torch.Tensor], *given: torch.Tensor, slope:
     leaves = [t for t in given if t.requires_grad]
     return lambda: torch.autograd.grad(function(*given), leaves, slope)
 
-    return step
-
 
 def report(case: str, who: str, step: Step, n: int, **more: Any) -> None:
     """Measure a case, and keep the error where it fails: the others are still measured."""
