@@ -216,6 +216,8 @@ def grid_sample(
     one_of("padding_mode", padding_mode, tuple(BORDERS))
     one_of("mode", mode, ("bilinear", "nearest"))
     if image.is_cuda and not torch.compiler.is_compiling() and _is_small(image.shape, grid.shape):
+        if image.dtype == grid.dtype == torch.float32:
+            return F.grid_sample(image, grid, mode, padding_mode, align_corners)
         a, b = computed(image, grid)
         return F.grid_sample(a, b, mode, padding_mode, align_corners).to(image.dtype)
     return _sample(image, grid, None, GRID, padding_mode, mode, align_corners)

@@ -57,8 +57,8 @@ def test_grids_that_are_not_left_to_pytorch_give_what_cpu_tensors_give(cases, no
     test_cuda_tensors_give_what_cpu_tensors_give(cases, "grid")
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 3e38])
-def test_slopes_that_are_no_numbers_or_huge_stay_where_they_are(torch, dt, wrong):
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e4])
+def test_slopes_that_are_no_numbers_or_large_stay_where_they_are(torch, dt, wrong):
     image, u = torch.rand((1, 2, 20, 40, 50)), 3 * torch.randn((1, 3, 20, 40, 50))
     slope = torch.rand_like(image)
     slope[0, 0, 7, 8, 9] = wrong
@@ -73,7 +73,7 @@ def test_slopes_that_are_no_numbers_or_huge_stay_where_they_are(torch, dt, wrong
 @pytest.mark.parametrize("size", [5, 210])
 def test_small_grids_alone_are_left_to_pytorch(torch, dt, size):
     image, grid = torch.rand((1, 1, *(size,) * 3), device="cuda"), torch.rand((1, *(size,) * 3, 3), device="cuda")
-    left = dt.grid_sample(image.requires_grad_(), grid).grad_fn.name() == "GridSampler3DBackward0"
+    left = type(dt.grid_sample(image.requires_grad_(), grid).grad_fn).__name__ == "GridSampler3DBackward0"
     assert left == (size == 5)
     assert dt.grid_sample(image.half(), grid, padding_mode="border").dtype == torch.float16
 

@@ -120,10 +120,10 @@ def test_grid_sample_is_that_of_torch(dtype, mode, border, align):
 def test_small_grids_of_a_gpu_are_left_to_pytorch(monkeypatch):
     image, grid = torch.rand(1, 2, 5, 6, 7, requires_grad=True), 2 * torch.rand(1, 4, 5, 6, 3) - 1
     ours = dt.grid_sample(image, grid)
-    assert ours.grad_fn.name().startswith("daskreg")
+    assert type(ours.grad_fn).__name__.startswith("daskreg")
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True), raising=False)
     theirs = dt.grid_sample(image, grid)
-    assert theirs.grad_fn.name() == "GridSampler3DBackward0"
+    assert type(theirs.grad_fn).__name__ == "GridSampler3DBackward0"
     torch.testing.assert_close(theirs, ours)
     with pytest.raises(DaskregError, match="padding_mode is 'wrap'"):
         dt.grid_sample(image, grid, padding_mode="wrap")
