@@ -264,7 +264,7 @@ def _training(read):
         "forward and backward passes, the median of 40. The fastest other implementation of the same run, of MONAI, fused-lncc, "
         "PyTorch's own operators with TF32 on and off, and `torch.compile`; bytes are those of the peak beyond the inputs. "
         "The file has all of them, and the [figure](../benchmarks/results/torch_losses.png) draws them. "
-        "Below 256^3 the host decides."
+        "Below 256^3 the time of the host decides; grids of up to 2^23 points are left to PyTorch."
     )
     columns = ["operation", "voxels", "ms, daskreg", "ms, fastest other", "ratio", "bytes a voxel", "bytes, other"]
     return "Losses and samplers for training", text, columns, lines, ["torch_losses"]
