@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,7 @@ from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import host, module_of
 from daskreg.kernels.jacobian import jacobian
+from daskreg.kernels.moment_sums import moments_of_rows
 from daskreg.planning import Plan
 from daskreg.similarity.base import Samples, Similarity
 from daskreg.similarity.mutual_information import MI
@@ -40,10 +43,7 @@ def likeness(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Co
         own = Span(z, min(z + SLAB, len(block.own)))
         s = _sampled(outcome, sampler, mapping, fixed, Span(block.own.start + own.start, block.own.start + own.stop))
         counts += host(information.partial(s)).astype(np.int64)
-        together = len(own) if on_device(s.fixed) else 1  # a plane stays in a CPU's cache
-        for k in range(0, len(own), together):
-            part = slice(k, k + together)
-            sums[:, own.start + k : own.start + k + together] = host(moments(s.fixed[part], s.moved[part]))
+        sums[:, own.start : own.stop] = host(moments(s.fixed, s.moved))
     total = comm.sum_planes(sums, block.partition.lengths)
     mutual = -information.value(comm.sum_counts(counts))[0]
     return {"ncc": correlation(total), "mi": mutual, "overlap": float(total[0]) / plan.fixed.size}
@@ -68,11 +68,13 @@ def _reach(outcome: Outcome, mapping: SamplingMap, comm: Communicator) -> Reach:
     return displaced_reach(outcome.displacement, block, mapping, comm)
 
 
-def moments(fixed: Array, moved: Array) -> Array:
+def moments(fixed: Array, moved: Array) -> NDArray[np.float64]:
     """Sums (6, planes) that a correlation is made of: 1, F, M, FF, MM, FM where moved is in its domain."""
+    if not on_device(fixed):
+        return moments_of_rows(fixed, moved, np.full(len(fixed), math.prod(fixed.shape[1:])))
     xp, inside = module_of(fixed), module_of(moved).isfinite(moved)
     one, f, m = (xp.where(inside, v, 0).reshape(len(fixed), -1).astype(np.float64) for v in (1, fixed, moved))
-    sums: Array = xp.stack([v.sum(axis=1) for v in (one, f, m, f * f, m * m, f * m)])
+    sums: NDArray[np.float64] = xp.stack([v.sum(axis=1) for v in (one, f, m, f * f, m * m, f * m)])
     return sums
 
 

@@ -7,7 +7,6 @@ that are summed as soon as they are there. Sums over rows are added row by row.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import Index, Region, Span
-from daskreg.kernels.compiler.launch import thread_count
+from daskreg.kernels.moment_sums import MOMENTS, moments_of_rows
 from daskreg.planning.source import LEAF
 
 Array = NDArray[np.float32]
-MOMENTS = 6  # 1, F, M, FF, MM, FM
 
 
 @dataclass
@@ -41,37 +39,33 @@ class PlaneMoments:
 
     def add(self, region: Region, fixed: Array, moved: Array) -> None:
         """The next rows of some planes."""
-        numbers = range(region.start[0], region.stop[0])
-        with ThreadPoolExecutor(thread_count(), "daskreg-sums") as pool:
-            list(pool.map(lambda z: self._add(z, fixed[z - numbers.start].ravel(), moved[z - numbers.start].ravel()), numbers))
+        for plane, still, other in zip(range(region.start[0], region.stop[0]), fixed, moved, strict=True):
+            self._add(plane, still.ravel(), other.ravel())
 
     def _add(self, plane: int, fixed: Array, moved: Array) -> None:
         here = self._waiting.setdefault(plane, _Waiting())
         if len(here.rest[0]):
             fixed, moved = (np.concatenate(both) for both in zip(here.rest, (fixed, moved), strict=True))
-        at = 0
-        while here.leaf < len(self.leaves) and at + self.leaves[here.leaf][0] <= len(fixed):
-            size, merges = self.leaves[here.leaf]
-            here.sums.append(moment_sums(fixed[at : at + size], moved[at : at + size]))
-            for _ in range(merges):
-                right = here.sums.pop()
-                here.sums[-1] = here.sums[-1] + right
-            at, here.leaf = at + size, here.leaf + 1
+        leaves, at = self._within(here.leaf, len(fixed))
+        if leaves:
+            sums = moments_of_rows(fixed[:at], moved[:at], np.array([size for size, _ in leaves]))
+            for total, (_, merges) in zip(sums.T, leaves, strict=True):
+                here.sums.append(total)
+                for _ in range(merges):
+                    right = here.sums.pop()
+                    here.sums[-1] = here.sums[-1] + right
+        here.leaf += len(leaves)
         here.rest = fixed[at:].copy(), moved[at:].copy()
         if here.leaf == len(self.leaves):
             self.sums[:, plane - self.own.start] = here.sums[0]
             del self._waiting[plane]
 
-
-def moment_sums(fixed: Array, moved: Array) -> NDArray[np.float64]:
-    """(6,) over voxels where moved is in its domain."""
-    inside = np.isfinite(moved)
-    if not inside.any():
-        return np.zeros(MOMENTS)
-    if not inside.all():
-        fixed, moved = np.where(inside, fixed, np.float32(0)), np.where(inside, moved, np.float32(0))
-    f, m = fixed.astype(np.float64), moved.astype(np.float64)
-    return np.array([np.count_nonzero(inside), f.sum(), m.sum(), (f * f).sum(), (m * m).sum(), (f * m).sum()])
+    def _within(self, first: int, voxels: int) -> tuple[list[tuple[int, int]], int]:
+        """The leaves from the first on that so many voxels fill, and the voxels in them."""
+        last, at = first, 0
+        while last < len(self.leaves) and at + self.leaves[last][0] <= voxels:
+            at, last = at + self.leaves[last][0], last + 1
+        return self.leaves[first:last], at
 
 
 def _leaves(voxels: int) -> Iterator[tuple[int, int]]:

@@ -38,6 +38,21 @@ def test_a_level_of_parts_is_that_of_the_whole(factors, sigmas):
             np.testing.assert_array_equal(found.view(np.uint32), whole[own.start : own.stop].view(np.uint32))
 
 
+def of_numpy(fixed, moved):
+    """Sums (6, rows) of 1, F, M, FF, MM, FM by NumPy, whose bits the kernel has."""
+    inside = np.isfinite(moved)
+    one, f, m = (np.where(inside, v, 0).reshape(len(fixed), -1).astype(np.float64) for v in (1, fixed, moved))
+    return np.stack([v.sum(axis=1) for v in (one, f, m, f * f, m * m, f * m)])
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 127, 128, 129, 1000, 4097, 100003])
+def test_moments_have_the_bits_of_numpy(n):
+    fixed, moved = np.random.default_rng(n).normal(size=(2, 3, 1, n)).astype(np.float32)
+    moved[0, 0, ::3], moved[1, 0, n // 2], moved[2] = np.nan, np.inf, moved[2] * 1000
+    assert moments(fixed, moved).tobytes() == of_numpy(fixed, moved).tobytes()
+    assert moments(fixed[:0], moved[:0]).shape == (6, 0)
+
+
 @pytest.mark.parametrize("rows", [53, 16, 7, 1])
 def test_moments_of_rows_are_those_of_planes(monkeypatch, rows):
     monkeypatch.setattr(plane_sums, "LEAF", 128)  # as NumPy's own blocks
@@ -48,7 +63,7 @@ def test_moments_of_rows_are_those_of_planes(monkeypatch, rows):
     found = PlaneMoments(own, SHAPE[1] * SHAPE[2])
     for box in boxes(rows, 5, own):
         found.add(box, IMAGE[box.slices], moved[box.slices])
-    each = [moments(IMAGE[z : z + 1], moved[z : z + 1]) for z in range(own.start, own.stop)]
+    each = [of_numpy(IMAGE[z : z + 1], moved[z : z + 1]) for z in range(own.start, own.stop)]
     np.testing.assert_array_equal(found.sums, np.concatenate(each, axis=1))
 
 
@@ -57,7 +72,7 @@ def test_a_plane_is_split_where_numpy_splits_it():
     fixed, moved = np.random.default_rng(1).normal(size=(2, 1, 1, n)).astype(np.float32)
     found = PlaneMoments(Span(0, 1), n)
     found.add(Region((0, 0, 0), (1, 1, n)), fixed, moved)
-    np.testing.assert_array_equal(found.sums, moments(fixed, moved))
+    np.testing.assert_array_equal(found.sums, of_numpy(fixed, moved))
 
 
 @pytest.mark.parametrize("factors", [(3, 5, 4), (1, 1, 1), (9, 53, 20)])
