@@ -2,17 +2,20 @@
 
 ``python .ci/kernels.py [sm_90 sm_80 ...]`` prints one line a kernel and architecture and exits 1 if a kernel does not compile,
 has no case in tests/cases.py, uses float64 (up to 64 times slower), or spills registers to memory.
-Needs the extra ``ptx`` of pyproject.toml.
+PTX is compiled once, for the oldest of the architectures, and assembled for each: what takes long, types and LLVM's passes, does
+not depend on them. Needs the extra ``ptx`` of pyproject.toml.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -43,41 +46,51 @@ class Compiled(NamedTuple):
 
 
 def main() -> int:
-    """Without ``--here``, one process an architecture, because Numba keeps device functions whatever they were compiled for."""
+    """One process a core, each with a share of the kernels."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("architectures", nargs="*", default=ARCHITECTURES)
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--share", nargs=2, type=int, metavar=("NUMBER", "OF"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.here:
-        return max([compile_all(a) for a in given.architectures])
-    children = [subprocess.Popen([sys.executable, __file__, "--here", a], text=True, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT) for a in given.architectures]  # fmt: skip
+    if given.share:
+        return compile_share(sorted(given.architectures, key=capability), *given.share)
+    shares = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    children = [subprocess.Popen([sys.executable, __file__, *given.architectures, "--share", str(k), str(shares)], text=True,
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for k in range(shares)]  # fmt: skip
     for child in children:
         print(child.communicate()[0], flush=True)
     return max(abs(child.returncode) for child in children)
 
 
-def compile_all(architecture: str) -> int:
-    """Print a table for one architecture such as ``sm_90``; 1 if anything is wrong."""
+def compile_share(architectures: Sequence[str], share: int, shares: int) -> int:
+    """Print a table of every so many-th kernel, the oldest architecture first; 1 if anything is wrong."""
     named, wrong = registry(), 0
-    pretend_device(architecture)
-    print(f"{architecture}: {len(named)} kernels and special cases of them")
-    print(f"{'kernel':28}{'registers':>10}{'spilled':>9}{'stack':>7}{'shared':>8}{'f64':>5}{'ptx':>9}{'cubin':>9}{'s':>6}")
-    for name, kernel in sorted(named.items()):
-        start = time.perf_counter()
-        try:
-            made = compile_one(name, kernel, architecture)
-        except Exception as error:  # noqa: BLE001  # whatever a compiler may throw; the others are still of interest
-            wrong += 1
-            print(f"{name:28}FAILED {type(error).__name__}: {error}")
-            continue
-        print(f"{name:28}{made.registers:10}{made.spilled:9}{made.stack:7}{made.shared:8}{made.f64:5}{made.ptx:9}{made.cubin:9}"
-              f"{time.perf_counter() - start:6.1f}")  # fmt: skip
-        for fault in made.faults:
-            wrong += 1
-            print(f"    FAILED {name}: {fault}.")
-    print(f"{architecture}: {wrong} faults" if wrong else f"{architecture}: all well")
+    pretend_device(architectures[0])
+    mine = sorted(named.items())[share::shares]
+    print(f"{len(mine)} of {len(named)} kernels and special cases of them, for {', '.join(architectures)}")
+    columns = {"for": 7, "registers": 10, "spilled": 9, "stack": 7, "shared": 8, "f64": 5, "ptx": 9, "cubin": 9, "s": 6}
+    print(f"{'kernel':32}" + "".join(f"{name:>{width}}" for name, width in columns.items()))
+    for name, kernel in mine:
+        wrong += sum(report(name, kernel, architectures))
+    print(f"{wrong} faults" if wrong else "all well")
     return int(wrong > 0)
+
+
+def report(name: str, kernel: Any, architectures: Sequence[str]) -> Iterator[int]:
+    """Print the lines of one kernel, one an architecture; yields the number of faults of each."""
+    start = time.perf_counter()
+    try:
+        found = compile_one(name, kernel, architectures)
+    except Exception as error:  # noqa: BLE001  # whatever a compiler may throw; the others are still of interest
+        print(f"{name:32}FAILED {type(error).__name__}: {error}")
+        yield 1
+        return
+    seconds = time.perf_counter() - start
+    for architecture, made in found.items():
+        print(f"{name:32}{architecture:>7}{made.registers:10}{made.spilled:9}{made.stack:7}{made.shared:8}{made.f64:5}{made.ptx:9}"
+              f"{made.cubin:9}{seconds:6.1f}")  # fmt: skip
+        for fault in made.faults:
+            print(f"    FAILED {name} for {architecture}: {fault}.")
+        yield len(made.faults)
 
 
 def registry() -> dict[str, Any]:
@@ -135,7 +148,7 @@ def cooperative_case(name: str) -> Any:
     return cases().COOPERATIVE_CASES[name]()
 
 
-def compile_one(name: str, kernel: Any, architecture: str) -> Compiled:
+def compile_one(name: str, kernel: Any, architectures: Sequence[str]) -> dict[str, Compiled]:
     """PTX through NVVM, then machine code through nvJitLink, whose log counts registers and spills."""
     from numba import cuda, types
 
@@ -146,15 +159,16 @@ def compile_one(name: str, kernel: Any, architecture: str) -> Compiled:
     ptx, _ = cuda.compile(
         launcher.py_func,
         types.void(*signature(name, kernel)),
-        cc=capability(architecture),
+        cc=capability(architectures[0]),
         device=False,
         abi="numba",
         output="ptx",
         fastmath=launcher.targetoptions.get("fastmath", False),
         launch_bounds=launcher.targetoptions.get("launch_bounds"),
     )
-    made = assemble(ptx if isinstance(ptx, str) else ptx.decode(), architecture)
-    return made._replace(f64=0) if double else made
+    text = ptx if isinstance(ptx, str) else ptx.decode()
+    made = {architecture: assemble(text, architecture) for architecture in architectures}
+    return {a: m._replace(f64=0) for a, m in made.items()} if double else made
 
 
 def assemble(ptx: str, architecture: str) -> Compiled:
