@@ -1,5 +1,6 @@
 """The commands and the Python of the site's pages run as they stand, page by page, on the bundled pair."""
 
+import dataclasses
 import re
 import shlex
 import shutil
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 
 import daskreg
 from daskreg.cli import app
+from daskreg.engine import pose_search
+from daskreg.planning import plan
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```(sh|python|yaml)(?:  ?(\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -19,6 +22,8 @@ PAGES = [
     "comparison.md",
     *sorted(f"howto/{p.name}" for p in (DOCS / "howto").glob("*.md") if p.name != "README.md"),
 ]
+# pages show what is typed and what comes back, other tests what is found
+FEW, CANDIDATES = 5, 20  # iterations of a level, and poses that a search refines, at most
 ELSEWHERE = ("pip install", "python -m venv", ". .venv", "cd ")  # which make the environment that this runs in
 
 
@@ -37,6 +42,15 @@ def shell(block):
             daskreg_command(line)
         elif line and not line.startswith(("#", *ELSEWHERE)):
             subprocess.run(["bash", "-c", line], check=True)
+
+
+@pytest.fixture(autouse=True)
+def short_runs(monkeypatch):
+    """Runs in this process are short."""
+    real, levels = plan._Cut._level, pose_search.LEVELS
+    monkeypatch.setattr(plan._Cut, "_level", lambda *given: real(*given[:-1], min(given[-1], FEW)))
+    fewer = tuple(dataclasses.replace(level, candidates=min(level.candidates, CANDIDATES)) for level in levels)
+    monkeypatch.setattr(pose_search, "LEVELS", fewer)
 
 
 @pytest.mark.slow
