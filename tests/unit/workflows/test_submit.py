@@ -46,7 +46,11 @@ def shell(tmp_path, monkeypatch):
 def run(shell, number, system="slurm", change=lambda text: text):
     folder, log, environment = shell
     (folder / "job.sh").write_text(change(job_script(Job(system=system), PAIR, folder / "job.sh")))
-    job = subprocess.Popen(["/bin/bash", "job.sh"], cwd=folder, env=environment)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where pytest runs in the background, and then by the shell
+    try:
+        job = subprocess.Popen(["/bin/bash", "job.sh"], cwd=folder, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not (folder / "started").exists():
         assert job.poll() is None
         time.sleep(0.02)
