@@ -112,9 +112,10 @@ class Plan(Layout):
                     f"use {workers} workers of that memory, or drop the finest scale from the stages, "
                     "or read a coarser level of the images ('::level=1')."
                 )
+        least = size(self.least_bytes, up=True)
         return (
             f"no more workers of that memory would do, up to {MORE_WORKERS[-1]}: drop the finest scale from the stages, read a "
-            "coarser level of the images ('::level=1'), or use larger machines."
+            f"coarser level of the images ('::level=1'), or allow {least} (--memory) on machines that have it."
         )
 
 

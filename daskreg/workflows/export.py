@@ -20,7 +20,7 @@ from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.save import history_of, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.tasks import with_progress
-from daskreg.storage import RunStore
+from daskreg.storage import RunStore, is_remote
 from daskreg.storage.format import TransformFormat
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
@@ -53,8 +53,10 @@ def export(
     moving: str | Path | None = None,
     one_field: bool = False,
     overwrite: bool = False,
-) -> None:
+) -> str | Path:
     """Write ``phi(x) - x`` (total) or d (warp) as a displacement field, or W (affine) as an ITK affine, in millimetres.
+
+    Returns what was written: a path, or a URL as it was given.
 
     The whole also goes, link by link, into an ITK composite (.h5) or an OME-NGFF 0.6 scene (.zarr), which keeps its unit.
 
@@ -83,6 +85,7 @@ def export(
         write_transform(whole, output, overwrite=overwrite, made=history_of("export", path_of(transform)), images=ends)
     else:
         write_links(output, _links(phi, part, format), overwrite=overwrite)
+    return str(output) if is_remote(str(output)) else Path(output)
 
 
 def _format_for(path: str, part: Part) -> TransformFormat:

@@ -179,5 +179,5 @@ def _beside(path: str) -> str:
         names = os.listdir(folder or ".")
     except OSError:
         return f"; neither does the folder {folder}" if folder and not os.path.exists(folder) else ""
-    near = closest(name, names, 0.6)
+    near = closest(name, names, 0.75)
     return f"; the nearest name there is {os.path.join(folder, near)}" if near else ""

@@ -520,3 +520,19 @@ def test_an_image_in_another_unit_is_a_warning(run, image, caplog):
         assert "check voxel sizes" not in caplog.text
         apply(run, replace(image, grid=replace(MOVING, unit="micrometer")))
     assert "across, and the moving image of the transform" in caplog.text
+
+
+def test_labels_that_would_be_interpolated_are_told(run, tmp_path, caplog):
+    _, y, x = np.indices(MOVING.shape)
+    labels = (3 * (x // 4) + y // 4 + 1).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(1, 200, MOVING.shape).astype(np.uint8)
+    noise[:, : MOVING.shape[1] // 2] = 0
+    said = []
+    for name, array, how in (("labels", labels, "linear"), ("labels", labels, "label"), ("scan", noise, "linear"),
+                             ("heights", labels.astype(np.float32), "linear")):  # fmt: skip
+        caplog.clear()
+        apply(run, Volume(da.from_array(array), MOVING, name), interpolation=how)
+        said.append([r.getMessage() for r in caplog.records if "--interpolation label" in r.getMessage()])
+    assert said[1:] == [[], [], []]
+    assert len(said[0]) == 1
+    assert said[0][0].startswith("labels has areas of one integer")

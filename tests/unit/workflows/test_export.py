@@ -34,7 +34,7 @@ def test_total_is_where_phi_takes_each_voxel(tmp_path):
 
 def test_warp_is_the_displacement_alone(tmp_path):
     run = make_run(tmp_path / "r.zarr", affine(), displacement())
-    export(run, tmp_path / "warp.nii", part="warp")
+    assert export(run, tmp_path / "warp.nii", part="warp") == tmp_path / "warp.nii"
     np.testing.assert_allclose(on_disk(tmp_path / "warp.nii"), displacement(), atol=1e-6)
 
 
