@@ -68,7 +68,7 @@ def run(registration):
     ("name", "masked", "state"),
     [
         ("heads", True, "device"),
-        ("edges", False, "device"),
+        pytest.param("edges", False, "device", marks=pytest.mark.slow),
         ("coherence", False, "host"),
         pytest.param("search", False, "device", marks=pytest.mark.slow),
     ],
