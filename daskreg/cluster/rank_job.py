@@ -28,7 +28,7 @@ from daskreg.engine.evidence import gather_evidence
 from daskreg.engine.images import Image
 from daskreg.engine.match_map import MatchMap
 from daskreg.engine.measure import folding, likeness
-from daskreg.engine.memory import return_large_arrays, trim
+from daskreg.engine.memory import return_large_arrays, reuse_freed_arrays, trim
 from daskreg.engine.planes import allocator
 from daskreg.engine.rank import Rank, StartingDisplacement
 from daskreg.engine.report import Outcome, Watch
@@ -99,6 +99,8 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
     """Run one rank from reading to writing, on the device that ``use_device`` has set; returns its part of the provenance."""
     if (job.plan.state, job.plan.images) != ("device", "device"):
         return_large_arrays()
+    else:
+        reuse_freed_arrays()
     memory = memory_record(job.plan, job.device)
     timer, timeline = PhaseTimer(), list[tuple[str, float, float]]()
     with _scratch(job) as scratch:

@@ -1,12 +1,15 @@
 """Memory between levels."""
 
 import ctypes
+import os
 import sys
 
 from daskreg.kernels.device import gpus
 
-MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of mallopt
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # options of mallopt
 LARGE = 1 << 20  # bytes
+MOST_KEPT = 32 << 20  # bytes; what glibc raises its own threshold to, and the most that it takes
+FIXED_BY = "MALLOC_TRIM_THRESHOLD_"  # once it is set, glibc does not adjust its thresholds
 
 
 def trim() -> None:
@@ -29,7 +32,22 @@ def return_large_arrays() -> None:
 
     It otherwise raises that size up to 32 MB, and keeps what is freed below it: more than a sweep of slabs may take.
     """
+    _set_option(MMAP_THRESHOLD, LARGE)
+
+
+def reuse_freed_arrays() -> None:
+    """Have glibc keep freed arrays of up to 32 MB for the next ones, as it does of itself, where the environment forbids it.
+
+    Dask's nannies set MALLOC_TRIM_THRESHOLD_, after which glibc maps new pages for each chunk that is encoded or decoded: half a
+    million page faults per GB, which take longer than the codec.
+    """
+    if FIXED_BY in os.environ:
+        _set_option(MMAP_THRESHOLD, MOST_KEPT)
+        _set_option(TRIM_THRESHOLD, 2 * MOST_KEPT)
+
+
+def _set_option(option: int, value: int) -> None:
     if sys.platform == "linux":
-        set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-        if set_option is not None:
-            set_option(MMAP_THRESHOLD, LARGE)
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(option, value)

@@ -398,3 +398,18 @@ def store(place, voxels, chunk):
     if chunk is not None:
         cut = chunk if isinstance(chunk, tuple) else (chunk,) * 3
         zarr.create_array(f"{place}/0", data=voxels, chunks=cut, overwrite=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_workers_with_a_nanny_use_the_memory_of_freed_chunks_again(client):
+    run(client, *images((20, 18, 22)), [deformable(MSE(), (2,), 2)], workers=2)
+
+    def faults(arrays=50, size=4 * 64**3):
+        import resource
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(arrays):
+            bytearray(size)  # zeros
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * 4096 / (arrays * size)
+
+    assert sorted(client.run(faults).values())[1] < 0.2  # on both that had a rank; else 1: the pages of each array are new
