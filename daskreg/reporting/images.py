@@ -12,6 +12,7 @@ from daskreg.errors import InputError
 from daskreg.reporting import matched, numbers, pictures, views
 from daskreg.reporting.sampling import Plane, Source, Warp, informative_slices, read_planes, shown_level
 from daskreg.storage import RunStore
+from daskreg.storage.recorded_images import recorded_image
 from daskreg.storage.runs.layout import DISPLACEMENT
 
 log = logging.getLogger("daskreg")
@@ -61,12 +62,12 @@ def _sources(run: RunStore, record: dict[str, Any], pixel: float) -> tuple[dict[
     """The inputs that still exist, and a sentence for each that does not."""
     sources, notes = {}, []
     for role, grid in (("fixed", run.fixed_grid), ("moving", run.moving_grid)):
-        name = str(record.get("inputs", {}).get(role, {}).get("name", "array"))
-        if name == "array":
-            notes.append(f"The {role} image was an array in memory and is not shown.")
-            continue
         try:
-            sources[role] = Source.of_input(name, grid, pixel)
+            address = recorded_image(run, role)
+            if address is None:
+                notes.append(f"The {role} image was an array in memory and is not shown.")
+            else:
+                sources[role] = Source.of_input(address, grid, pixel)
         except InputError as error:
             notes.append(f"The {role} image is not shown: {error}")
             log.warning("the report is written without the %s image: %s", role, error)

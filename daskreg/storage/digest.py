@@ -50,10 +50,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def digest(source: Any) -> Record | None:
+def digest(source: Any, known_as: str | None = None) -> Record | None:
     """What is known of an input: an address, a Volume that has one, or a NumPy array; None for what is only computed.
 
-    Raises NotFound and Unreadable.
+    known_as: the path that a file had, where its digest is compared with one of that time. Raises NotFound and Unreadable.
     """
     if isinstance(source, np.ndarray):
         return _of_array(source)
@@ -64,7 +64,7 @@ def digest(source: Any) -> Record | None:
         return None
     address = parse_address(source)
     with read_errors(address.path):
-        return {"address": located(address), **_of_files(_files_at(address))}
+        return {"address": located(address), **_of_files(_files_at(address, known_as))}
 
 
 def located(source: Address | str | Path) -> str:
@@ -144,10 +144,10 @@ def _spread(count: int, most: int) -> Sequence[int]:
     return sorted({int((k * GOLDEN) % 1 * count) for k in range(most)})
 
 
-def _files_at(address: Address) -> _Files:
+def _files_at(address: Address, known_as: str | None) -> _Files:
     path = address.path
     if not is_remote(path) and not os.path.isdir(path):
-        return _single_file(path)
+        return _single_file(path, known_as)
     if packed := split_zip(path)[0]:
         return _remote("object", packed, 1, lambda _: "")
     try:
@@ -161,7 +161,7 @@ def _files_at(address: Address) -> _Files:
         return _remote("object", path, 1, lambda _: "") if is_remote(path) else _folder(path)
 
 
-def _single_file(path: str) -> _Files:
+def _single_file(path: str, known_as: str | None) -> _Files:
     """A file, with the one of its voxels where its header names another."""
     names = [path]
     if path.lower().endswith(DETACHED):
@@ -170,7 +170,13 @@ def _single_file(path: str) -> _Files:
         if named is not None and named.group(1).upper() != b"LOCAL":
             names.append(os.path.join(os.path.dirname(path), os.fsdecode(named.group(1))))
     real = [os.path.realpath(name) for name in names]  # the same by whatever path, as ``located`` is
-    return _local("file", "", len(real), real.__getitem__)
+    keys = real if known_as is None else [known_as, *(_beside(known_as, real[0], name) for name in real[1:])]
+    return _local("file", "", len(keys), keys.__getitem__, places=dict(zip(keys, real, strict=True)))
+
+
+def _beside(path: str, header: str, voxels: str) -> str:
+    """The file of voxels that a header had at ``path``."""
+    return os.path.normpath(os.path.join(os.path.dirname(path), os.path.relpath(voxels, os.path.dirname(header))))
 
 
 def _folder(path: str) -> _Files:
@@ -193,17 +199,29 @@ def _of_zarr(array: zarr.Array[Any], node: str) -> _Files:
     return _remote("zarr", join(node, inside) if inside else node, count, key, metadata)
 
 
-def _local(kind: str, root: str, count: int, key: Callable[[int], str], metadata: Any = None) -> _Files:
+def _local(
+    kind: str,
+    root: str,
+    count: int,
+    key: Callable[[int], str],
+    metadata: Any = None,
+    places: Mapping[str, str] | None = None,
+) -> _Files:
+    """places: of the files by their keys, by default below ``root``."""
+
+    def where(name: str) -> str:
+        return os.path.join(root, name) if places is None else places[name]
+
     def status(name: str) -> Status | None:
         try:
-            found = os.stat(os.path.join(root, name))
+            found = os.stat(where(name))
         except FileNotFoundError:
             return None
         return found.st_size, str(found.st_mtime_ns)
 
     def read(name: str, start: int, stop: int) -> bytes:
-        require_regular(os.path.join(root, name))
-        with open(os.path.join(root, name), "rb") as file:
+        require_regular(where(name))
+        with open(where(name), "rb") as file:
             file.seek(start)
             return file.read(stop - start)
 

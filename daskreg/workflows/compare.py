@@ -29,6 +29,7 @@ from daskreg.storage import RunStore, Volume, is_remote, write_image
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.files import replace_text
 from daskreg.storage.images import ImageSource, open_on
+from daskreg.storage.recorded_images import recorded_image
 from daskreg.storage.runs.layout import DISPLACEMENT
 from daskreg.transforms.link import Link
 from daskreg.workflows.contenders import Contender, Pair, aligned, markdown, measured, table_text
@@ -36,7 +37,7 @@ from daskreg.workflows.evaluate import require_both_labels
 from daskreg.workflows.programs.inside import ProgramJob
 from daskreg.workflows.programs.process import ProcessFailed, watched
 from daskreg.workflows.programs.start import PROGRAMS, find_environment, registration_seconds, start
-from daskreg.workflows.recorded import recorded_address, run_of
+from daskreg.workflows.recorded import run_of
 from daskreg.workflows.result import Result
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def _said(row: Contender) -> str:
 def _sources(store: RunStore, fixed: Any, moving: Any) -> tuple[Any, Any]:
     found = []
     for role, given in (("fixed", fixed), ("moving", moving)):
-        source = recorded_address(store, role) if given is None else given
+        source = recorded_image(store, role) if given is None else given
         if source is None:
             raise ConfigError(f"the {role} image of {store.path} was an array in memory; give it with --{role} ({role}=).")
         found.append(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,7 @@ from daskreg.storage import RunStore, is_remote
 from daskreg.storage.format import TransformFormat
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
+from daskreg.storage.recorded_images import recorded_image
 from daskreg.storage.registry import transform_formats
 from daskreg.storage.runs.run import is_run
 from daskreg.storage.runs.scenes import LinkedImage, find_image
@@ -125,9 +127,9 @@ def _archives(
         raise ConfigError(f"{output}: archives are linked below a scene, which is a {scenes}; choose that ending.")
     found = [None if given is None else find_image(n, given) for n, given in (("fixed", fixed), ("moving", moving))]
     if images:
-        known = _recorded(transform)
+        known = _recorded(transform, [n for n, image in zip(("fixed", "moving"), found, strict=True) if image is None])
         require_distinct(output, *known.values())
-        found = [image or _if_possible(n, known[n]) for n, image in zip(known, found, strict=True)]
+        found = [image or _if_possible(n, known[n]) for n, image in zip(("fixed", "moving"), found, strict=True)]
     for image in found:
         if image is not None and os.path.realpath(output).startswith(image.target + "/"):
             raise OutputError(f"{output} is inside {image.target}, which it is to link: a circle; choose another output.")
@@ -138,14 +140,13 @@ def _archives(
     return found[0], found[1]
 
 
-def _recorded(transform: TransformLike) -> dict[str, str | None]:
-    """Addresses of the images that a run was made from."""
+def _recorded(transform: TransformLike, roles: Sequence[str]) -> dict[str, str | None]:
+    """Addresses of the images that a run was made from. Raises ConfigError where another image is there by now."""
     path = path_of(transform)
-    recipe = RunStore.open(path).recipe if path is not None and is_run(path) else {}
-    if not recipe:
+    store = RunStore.open(path) if path is not None and is_run(path) else None
+    if store is None or not store.recipe:
         raise ConfigError(f"{path or 'the transform'} does not know its images; name them with --fixed and --moving.")
-    spacing = "" if recipe.get("spacing") is None else "::spacing=1"  # refused as one in the address is
-    return {n: None if recipe.get(n) is None else f"{recipe[n]}{spacing}" for n in ("fixed", "moving")}
+    return {n: recorded_image(store, n) for n in roles}
 
 
 def _if_possible(name: str, address: str | None) -> LinkedImage | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,7 @@ from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
 from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.kept_fields import remove_kept
+from daskreg.storage.recorded_images import FOLDER
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT, MOVED
 from daskreg.workflows.background import Choice
@@ -334,6 +336,7 @@ def _new_store(path: str, request: Request, inputs: Inputs, overwrite: bool) -> 
     require_distinct(path, *(recipe[name] for name in ("fixed", "moving", "fixed_mask", "moving_mask")), *files)
     fixed, moving = inputs.grids
     recipe["inputs"] = input_digests(request)
+    recipe[FOLDER] = None if is_remote(path) else os.path.dirname(os.path.realpath(path))
     return RunStore.create(path, fixed=fixed, moving=moving, overwrite=overwrite, recipe=recipe)
 
 

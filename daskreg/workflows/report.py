@@ -27,7 +27,7 @@ def report(
 
     fixed_labels, moving_labels, landmarks: as for ``evaluate``; without them the page has no Dice and no distances.
     inverse: the inverse that ``daskreg invert`` wrote of this run; the page shows its certificate.
-    Inputs are opened at their recorded addresses; the page says which are missing, and shows ``moved`` alone.
+    Inputs are opened at their recorded addresses; the page says which are missing or others by now, and shows ``moved`` alone.
 
     Raises OutputExists, OutputError, OutOfSpace; NotFound, Unreadable and IncompleteRun for the run.
     """

@@ -29,10 +29,11 @@ from daskreg.storage.axes import SPACE
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.fs.address import parse_address, with_key, without_key
 from daskreg.storage.images import ImageSource, is_bare, open_on, open_record
+from daskreg.storage.recorded_images import recorded_image
 from daskreg.storage.runs.layout import MOVED
 from daskreg.storage.zarr.virtual import VERSIONS
 from daskreg.workflows.image_server import ImageServer, Site
-from daskreg.workflows.recorded import recorded_address, run_of
+from daskreg.workflows.recorded import run_of
 from daskreg.workflows.resources import parse_memory
 
 log = logging.getLogger("daskreg")
@@ -197,13 +198,13 @@ def _moving(store: RunStore | None, phi: Transform, image: ImageSource | Volume 
     fields = None if store is None else run_field_levels(store)
     if image is not None:
         return _through(phi, _opened(image, phi.moving), fields)
-    recorded = None if store is None else _all_channels(recorded_address(store, "moving"))
     why = "it was an array in memory"
-    if recorded is not None:
-        try:
+    try:
+        recorded = None if store is None else _all_channels(recorded_image(store, "moving"))
+        if recorded is not None:
             return _through(phi, _opened(recorded, None), fields)
-        except NotFound as error:
-            why = str(error).rstrip(".")
+    except (NotFound, ConfigError) as error:
+        why = str(error).rstrip(".")
     if store is None or not store.has(MOVED):
         raise ConfigError("no image was named, and the transform knows none: daskreg view TRANSFORM IMAGE.")
     log.warning("the moving image cannot be resampled (%s); the moved image that %s keeps is shown", why, store.path)
@@ -246,7 +247,7 @@ def _fixed(store: RunStore | None, phi: Transform, given: ImageSource | Volume |
     if given is False:
         return None
     try:
-        recorded = given if given is not True else None if store is None else _all_channels(recorded_address(store, "fixed"))
+        recorded = given if given is not True else None if store is None else _all_channels(recorded_image(store, "fixed"))
         opened = None if recorded is None else _opened(recorded, phi.fixed)
     except InputError as error:
         if given is not True:

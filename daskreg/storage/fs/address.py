@@ -169,6 +169,14 @@ def without_key(source: str, key: str) -> str:
     return f"{path}::{','.join(kept)}" if kept else path
 
 
+def with_path(source: str, path: str) -> str:
+    """The same part of the image at another path: of the file, or of the zip file that it is in."""
+    text, options = _split(source)
+    inner = split_zip(_clean(text))[1]
+    place = join(path, inner) if inner and split_zip(path) == (path, "") else path
+    return f"{place}::{','.join(options)}" if options else place
+
+
 def _keys(source: str) -> list[str]:
     return [part.partition("=")[0] for part in _split(source)[1]]
 
