@@ -97,12 +97,13 @@ cli.main()
 
 
 def run_alone(command, **options):
-    """A child that Ctrl-C reaches: one ignores what was ignored where it came from."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """A child that Ctrl-C and a hangup reach: one ignores what was ignored where it came from, as under ``nohup``."""
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("module", ["typer", "numba", "dask"])
