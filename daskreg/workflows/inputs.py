@@ -16,7 +16,7 @@ import numpy as np
 
 from daskreg.config import Config, Deformable, Linear, Stage
 from daskreg.deferred import DeferredModule
-from daskreg.errors import ConfigError, GridError, UnitsError
+from daskreg.errors import ConfigError, GridError, NotFound, UnitsError
 from daskreg.grid import MINIMUM_PLANES, OPENED_ARRAY, Grid, Index, cut_orders
 from daskreg.lazy.load import FinishedRun, load_transform, path_of
 from daskreg.lazy.resample import mistaken_lengths
@@ -29,7 +29,7 @@ from daskreg.storage.images import ImageSource
 from daskreg.storage.objects import address_of_object
 from daskreg.workflows.background import Choice, parse_background
 from daskreg.workflows.masks import RESAMPLED, open_mask
-from daskreg.workflows.presets import preset
+from daskreg.workflows.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     import dask
@@ -41,11 +41,12 @@ else:
     clusters = DeferredModule("daskreg.cluster")
 
 log = logging.getLogger("daskreg")
+CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 LEAST_COVERED = 3  # planes of the fixed image that differences across them read
 IMAGE_ROLES = ("fixed", "moving", "fixed_mask", "moving_mask")
 ImageLike = ImageSource | Volume
 Spacing = float | str | Sequence[float] | None  # world units a voxel, z, y, x, one number for all, or text as 2x1x1
-ConfigLike = Config | str | Stage | Sequence[Stage] | Mapping[str, Any]
+ConfigLike = Config | str | Path | Stage | Sequence[Stage] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -220,12 +221,24 @@ def spacing_for(source: ImageLike, spacing: Spacing) -> Spacing:
 
 
 def as_config(config: ConfigLike) -> Config:
-    """A Config from itself, a preset's name, a list of stages or a plain tree."""
+    """A Config from itself, a preset's name, a YAML file, a list of stages or a plain tree. Raises NotFound and ConfigError."""
     if isinstance(config, Config):
         return config
+    if isinstance(config, Path) or (isinstance(config, str) and _names_file(config)):
+        return _loaded(config)
     if isinstance(config, str):
         return preset(config)
     return Config.parse(config) if isinstance(config, Mapping) else Config.of_stages(config)
+
+
+def _names_file(config: str) -> bool:
+    return config not in PRESETS and (config.lower().endswith(CONFIG_ENDINGS) or os.path.isfile(config))
+
+
+def _loaded(path: str | Path) -> Config:
+    if not os.path.exists(path):
+        raise NotFound(f"config {path} does not exist; give the path of a YAML file, or a preset: {', '.join(PRESETS)}.")
+    return Config.load(path)
 
 
 def require_thickness(grids: tuple[Grid, Grid], config: Config) -> None:

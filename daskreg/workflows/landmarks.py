@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from daskreg.storage.fs.errors import read_errors, require_exists
 
 COLUMNS = ("fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z")
 SEPARATOR = re.compile(r"\s*[,;\t]\s*|\s+")
+MARK, AXIS = re.compile(r"[,;\t]"), re.compile(r"[xyz]", re.IGNORECASE)
 Points = NDArray[np.float64]
 
 
@@ -20,7 +22,8 @@ def read_landmarks(path: str | Path, space: str = "lps") -> tuple[Points, Points
     """Fixed and moving points, (N, 3) each, LPS, order z, y, x, in the unit of the file.
 
     A CSV table whose header names fixed_x, fixed_y, fixed_z, moving_x, moving_y, moving_z in any order, among other columns,
-    or six columns in that order without a header; empty lines and those that begin with '#' are skipped. space: lps or ras.
+    or six columns in that order without a header; empty lines and those that begin with '#' are skipped, but for a header before
+    the first pair. space: lps or ras.
     Raises NotFound, Unreadable (naming the row), ConfigError.
     """
     if not isinstance(space, str):
@@ -29,9 +32,9 @@ def read_landmarks(path: str | Path, space: str = "lps") -> tuple[Points, Points
     require_exists(str(path))
     with read_errors(str(path)):
         text = Path(path).read_text(encoding="utf-8-sig")
-    lines = ((n, line.strip()) for n, line in enumerate(text.splitlines(), 1))
+    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
     rows = [(n, SEPARATOR.split(line)) for n, line in lines if line and line[0] != "#"]
-    order, rows = _columns(str(path), rows)
+    order, rows = _columns(str(path), _commented_header(lines, rows) + rows)
     if not rows:
         raise Unreadable(f"{path} holds no landmarks; a pair a row was expected, with the columns {', '.join(COLUMNS)}.")
     xyz = np.array([_numbers(str(path), n, cells, order) for n, cells in rows])
@@ -41,6 +44,23 @@ def read_landmarks(path: str | Path, space: str = "lps") -> tuple[Points, Points
 
 
 Row = tuple[int, list[str]]
+
+
+def _commented_header(lines: Sequence[tuple[int, str]], rows: Sequence[Row]) -> list[Row]:
+    """The header that stands behind '#' before the first row, with as many names as that has numbers; none where none does."""
+    if not rows or not _are_numbers(rows[0][1]):
+        return []
+    first, cells = rows[0]
+    before = [(n, line.lstrip("#").strip()) for n, line in lines if n < first and line.startswith("#")]
+    found = [(n, SEPARATOR.split(line)) for n, line in before if _are_names(line)]
+    return [row for row in found if len(row[1]) == len(cells)][-1:]
+
+
+def _are_names(line: str) -> bool:
+    """Whether a comment has names of columns, as a sentence has not: a separator between all, or an axis in each."""
+    cells = SEPARATOR.split(line)
+    separated = len(MARK.findall(line)) == len(cells) - 1
+    return (separated or all(AXIS.search(c) for c in cells)) and not _are_numbers(cells)
 
 
 def _columns(path: str, rows: list[Row]) -> tuple[list[int], list[Row]]:
@@ -57,7 +77,7 @@ def _columns(path: str, rows: list[Row]) -> tuple[list[int], list[Row]]:
     return [names.index(c) for c in COLUMNS], rows[1:]
 
 
-def _are_numbers(cells: list[str]) -> bool:
+def _are_numbers(cells: Sequence[str]) -> bool:
     """A header is a row without a single number: a typing error in the first pair is no header."""
     return any(_is_number(c) for c in cells)
 

@@ -127,7 +127,7 @@ def register(
         An address (``PATH[::key=value,...]``), a NumPy or Dask array (Z, Y, X), a Volume (``open_volume(array, grid=...)``), or
         an image with its geometry: a zarr.Array, an xarray.DataArray, an image of SimpleITK, ITK or nibabel.
     config
-        A Config, a list of stages, or the name of a preset; ``brain`` by default.
+        A Config, a list of stages, the name of a preset, or the path of a YAML file; ``brain`` by default.
     candidates
         Presets that are tried on coarse images in place of ``config``; the one with the best verdict is then run.
     output

@@ -19,11 +19,11 @@ from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, DaskregError, InputError, OutputError, RunError, require_known
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
-from daskreg.storage import RunStore, is_remote, open_stack
+from daskreg.storage import RunStore, is_remote, open_stack, open_volume
 from daskreg.storage.fs.address import join, parse_address, with_key, without_key
 from daskreg.storage.fs.files import exists, replace_text
 from daskreg.workflows.apply import apply
-from daskreg.workflows.inputs import ConfigLike, Request
+from daskreg.workflows.inputs import ConfigLike, Request, as_config
 from daskreg.workflows.register import register
 from daskreg.workflows.resources import LOCAL
 from daskreg.workflows.unchanged import input_digests
@@ -133,8 +133,9 @@ def series(
     overwrite
         Start again. moved: whether to resample. tell: called with a line an image. progress and all others: see ``register``.
 
-    An image that cannot be registered is told in the table, and the others are done; with ``to="previous"`` those behind it are
-    left out. Raises InputError in all its forms before the first registration; ConfigError where the folder holds another series.
+    An image that cannot be opened or registered is told in the table, and the others are done; with ``to="previous"`` those
+    behind it are left out. Raises InputError in all its forms for the reference and for the configuration, before the first
+    registration; ConfigError where the folder holds another series.
     """
     require_known("to", to, ("reference", "previous"))
     path = parse_address(output).path
@@ -143,9 +144,10 @@ def series(
         raise ConfigError(f"reference {reference} is no image of the series; it has {len(sources)}, from 0.")
     used = [s if channel is None or parse_address(s).channel is not None else with_key(s, "channel", channel) for s in sources]
     plan = {k: _fixed(k, reference, to) for k in _order(len(sources), reference)}
-    requests = {k: Request(used[f], used[k], config) for k, f in plan.items() if f is not None}
-    for request in requests.values():
-        request.open()
+    chosen = as_config(config)
+    requests = {k: Request(used[f], used[k], chosen) for k, f in plan.items() if f is not None}
+    open_volume(used[reference])
+    wrong = {k: error for k, request in requests.items() if (error := _why_not_opened(request)) is not None}
     if not is_remote(path):
         _make_folder(path)
     rows = {k: Row(k, s) for k, s in enumerate(sources)}
@@ -153,12 +155,21 @@ def series(
         for k, f in plan.items():
             if f is not None:
                 run = join(path, f"{k:03}.zarr")
-                rows[k] = _registered(Row(k, sources[k], f, run=run), rows[f], requests[k], given, overwrite)
+                rows[k] = _registered(Row(k, sources[k], f, run=run), rows[f], requests[k], wrong.get(k), given, overwrite)
             if rows[k].state in ("registered", "kept") and moved:
                 rows[k] = _resampled(rows, k, path, reference, device, overwrite)
             _write_table(path, rows)
             tell(rows[k].line())
     return Series(path, tuple(rows[k] for k in sorted(rows)))
+
+
+def _why_not_opened(request: Request) -> str | None:
+    """The sentence that a registration would end with before a voxel is read; None where it would not."""
+    try:
+        request.open()
+    except InputError as error:
+        return str(error)
+    return None
 
 
 @contextmanager
@@ -205,10 +216,12 @@ def _make_folder(path: str) -> None:
 # ---------------------------------------------------------------- one image
 
 
-def _registered(row: Row, fixed: Row, request: Request, given: Mapping[str, Any], overwrite: bool) -> Row:
-    """The row of an image that is registered now, or was."""
+def _registered(row: Row, fixed: Row, request: Request, wrong: str | None, given: Mapping[str, Any], overwrite: bool) -> Row:
+    """The row of an image that is registered now, or was. wrong: why it cannot be."""
     if fixed.state in ("failed", "left out"):
         return _with(row, state="left out", error=f"image {fixed.number}, to which it would be registered, was {fixed.state}")
+    if wrong is not None:
+        return _with(row, state="failed", error=wrong)
     kept = not overwrite and _complete(row.run)
     try:
         if kept:

@@ -1,16 +1,18 @@
 """A plan says what a run would take, without reading a voxel."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
 
 import daskreg
-from daskreg import Affine, Deformable
-from daskreg.errors import ConfigError, NoOverlap, PlanTooLarge
+from daskreg import Affine, Config, Deformable, Rigid, plan
+from daskreg.errors import ConfigError, NoOverlap, NotFound, PlanTooLarge
 from daskreg.grid import Grid
 from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_volume
+from daskreg.workflows.presets import preset
 
 GRID = Grid((64, 64, 64), unit="millimeter")
 STAGES = (Affine(scales=(2,), iterations=(5,)), Deformable(scales=(2, 1), iterations=(5, 5)))
@@ -78,3 +80,19 @@ def test_masks_that_do_not_overlap_are_refused_before_anything_runs(image):
 def test_what_does_not_fit_is_refused_with_what_would(image):
     with pytest.raises(PlanTooLarge, match="as asked for"):
         daskreg.plan(image, image, STAGES, memory="1MB", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["rigid.yaml", "rigid.JSON", "without_an_ending"])
+def test_a_configuration_is_loaded_from_its_file(image, tmp_path, name):
+    wanted = Config(stages=(Rigid(iterations=(3, 2)),))
+    path = tmp_path / name
+    path.write_text(json.dumps(wanted.model_dump(mode="json")))
+    assert plan(image, image, str(path)).config == plan(image, image, path).config == wanted
+
+
+def test_a_configuration_that_is_not_there_is_answered_with_the_presets(image, tmp_path, monkeypatch):
+    with pytest.raises(NotFound, match=r"config aff\.yaml does not exist; .* brain, rigid, affine, multimodal, lightsheet"):
+        plan(image, image, "aff.yaml")
+    (tmp_path / "rigid").write_text("stages: [affine]")
+    monkeypatch.chdir(tmp_path)
+    assert plan(image, image, "rigid").config == preset("rigid")

@@ -1,6 +1,7 @@
 """Rounds and times of one sample: one table, chains of transforms, and what is there is kept."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,12 +88,41 @@ def test_times_of_one_image_are_a_series_and_a_failure_leaves_out_what_follows(r
 
 def test_nothing_begins_where_an_image_is_wrong(rounds, tmp_path):
     with pytest.raises(NotFound):
-        series([rounds / "0.ome.zarr::channel=0", rounds / "absent.zarr"], tmp_path / "s", CONFIG)
+        series([rounds / "absent.zarr", rounds / "0.ome.zarr::channel=0"], tmp_path / "s", CONFIG)
+    with pytest.raises(NotFound, match="has no channel 'DAPPI'"):
+        series([rounds / f"{k}.ome.zarr" for k in range(2)], tmp_path / "s", CONFIG, channel="DAPPI")
+    with pytest.raises(ConfigError, match="did you mean 'rigid'"):
+        series([rounds / f"{k}.ome.zarr" for k in range(2)], tmp_path / "s", "rigit", channel=0)
     with pytest.raises(ConfigError, match="two images or more"):
         series([rounds / "0.ome.zarr"], tmp_path / "s", CONFIG)
     with pytest.raises(ConfigError, match="reference 5 is no image of the series; it has 3"):
         series([rounds / "movie.ome.zarr"], tmp_path / "s", CONFIG, reference=5)
     assert not (tmp_path / "s").exists()
+
+
+def test_rounds_that_cannot_be_opened_are_told_and_the_others_are_registered(rounds, tmp_path, monkeypatch):
+    calls = []
+
+    def fails(fixed, moving, config, **given):
+        calls.append(moving)
+        raise NotFound("it is gone")
+
+    monkeypatch.setattr(module, "register", fails)
+    (tmp_path / "damaged.nii.gz").write_bytes(b"no image")
+    write_image(tmp_path / "metres.ome.zarr", blobs(GRID.shape), replace(GRID, unit="m"))
+    wrong = [tmp_path / name for name in ("absent.zarr", "damaged.nii.gz", "metres.ome.zarr")]
+    good = [f"{rounds / f'{k}.ome.zarr'}::channel=0" for k in range(3)]
+    images = [str(image) for image in (*good[:2], *wrong, good[2])]
+    done = CliRunner().invoke(app, ["series", *images, "-o", str(tmp_path / "s"), "--preset", "rigid"])
+    assert done.exit_code == 1
+    rows = table(tmp_path / "s")
+    assert calls == [good[1], good[2]]
+    assert [row["state"] for row in rows] == ["reference", *["failed"] * 5]
+    for row, word in zip(rows[2:5], ("absent.zarr", "damaged.nii.gz", "across"), strict=True):
+        assert word in row["error"]
+        assert f"{row['number']} {row['image']}: failed: {row['error']}" in done.output
+    found = series([good[0], wrong[0], good[1]], tmp_path / "t", CONFIG, to="previous")
+    assert [row.state for row in found.rows] == ["reference", "failed", "left out"]
 
 
 def test_the_command_tells_a_failure_by_its_exit_code(rounds, tmp_path, monkeypatch):
