@@ -404,7 +404,7 @@ def store(place, voxels, chunk):
 def test_workers_with_a_nanny_use_the_memory_of_freed_chunks_again(client):
     run(client, *images((20, 18, 22)), [deformable(MSE(), (2,), 2)], workers=2)
 
-    def faults(arrays=50, size=4 * 64**3):
+    def faults(arrays=20, size=8 << 20):  # larger than holes that a heap happens to have
         import resource
 
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
