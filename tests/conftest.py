@@ -8,6 +8,8 @@ import dask
 import pytest
 from hypothesis import HealthCheck, settings
 
+from daskreg import machine
+
 # a test must not depend on the speed of the machine
 settings.register_profile("daskreg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("daskreg")
@@ -19,6 +21,17 @@ PRELOAD = ["distributed", "pytest", "daskreg.cluster.rank_job", "daskreg.workflo
 QUICK = ("unit/grid", "unit/planning", "unit/storage/fs", "unit/cli/test_start.py", "unit/workflows/test_doctor.py",
          "unit/workflows/test_representations.py", "unit/test_config.py", "unit/test_public_api.py")  # fmt: skip
 LONGER = {"slow", "gpu", "outside"}
+PROCESSES = 4  # of a run of all tests, at most: some start clusters of their own
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's
+def pytest_cmdline_main(config):
+    """Run ``pytest`` without arguments on all cores, every file in one process; ``pytest -n 0`` runs on one."""
+    parallel = config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput")
+    if not parallel or config.option.numprocesses is not None or set(config.invocation_params.args) - {"-q", "-v", "-x"}:
+        return
+    if (cores := machine.cores().value) > 1:
+        config.option.numprocesses, config.option.dist = min(cores, PROCESSES), "loadfile"
 
 
 def pytest_collection_modifyitems(items):
