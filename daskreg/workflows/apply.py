@@ -76,6 +76,7 @@ def apply(
     Raises InputError and OutputError in all their forms.
     """
     require_known("device", device, get_args(DeviceName))
+    require_known("interpolation", interpolation, get_args(Interpolation))
     if output is not None:
         require_distinct(output, path_of(transform), image, like)
     phi = as_transform(transform)
