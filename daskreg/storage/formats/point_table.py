@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from daskreg.storage.format import PointFormat
 from daskreg.storage.point_file import PointFile
 
 NAPARI = ("axis-0", "axis-1", "axis-2")
+Line = tuple[int, str]
+Row = tuple[int, tuple[str, ...]]
 SEPARATORS = "\t;,"  # the first of them that the first row has is the table's; without one blanks are
 
 
 class PointTable(PointFormat):
-    """A table whose header names x, y and z among other columns, or three columns without a header."""
+    """A table whose header, which may stand behind '#', names x, y and z among other columns, or three columns without one."""
 
     name = "table of points"
     endings = (".csv", ".tsv", ".txt")
@@ -34,10 +37,11 @@ class PointTable(PointFormat):
 
 def _read(path: str, order: str | None) -> PointFile:
     text = _text(path)
-    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
-    lines = [(n, line) for n, line in lines if line and line[0] != "#"]
+    written = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
+    lines = [(n, line) for n, line in written if line and line[0] != "#"]
     separator = next((s for s in SEPARATORS if lines and s in lines[0][1]), " ")
     rows = [(n, _cells(line, separator)) for n, line in lines]
+    rows = _commented_header(written, rows, separator) + rows
     header: tuple[str, ...] = ()
     columns = _order(order or "xyz")
     if rows and not any(_is_number(c) for c in rows[0][1]):
@@ -47,6 +51,15 @@ def _read(path: str, order: str | None) -> PointFile:
     xyz = np.array([_numbers(path, n, cells, columns, not header) for n, cells in rows]).reshape(-1, 3)
     cells, kept = tuple(cells for _, cells in rows), "," if _by_tabs(path) else separator
     return PointFile(xyz[:, ::-1].copy(), order or "xyz", header, cells, columns, kept)
+
+
+def _commented_header(lines: Sequence[Line], rows: Sequence[Row], separator: str) -> list[Row]:
+    """Names behind '#' before the first row, as ``numpy.savetxt`` writes them: x, y and z among as many as the row has cells."""
+    if not rows or not any(map(_is_number, rows[0][1])):
+        return []
+    before = [(n, _cells(line.lstrip("# "), separator)) for n, line in lines if n < rows[0][0] and line.startswith("#")]
+    named = [row for row in before if {"x", "y", "z"} <= {c.lower() for c in row[1]} and len(row[1]) == len(rows[0][1])]
+    return named[-1:]
 
 
 def _by_tabs(path: str) -> bool:

@@ -38,6 +38,23 @@ def test_a_table_keeps_its_other_columns(transform, tmp_path):
     np.testing.assert_allclose([[float(c[1]), float(c[3]), float(c[2])] for c in cells], moved, rtol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("comments", "order"),
+    [
+        ("# z,y,x", "zyx"),
+        ("#Z, Y, X", "zyx"),
+        ("# of Friday\n# y,x,z", "yxz"),
+        ("# x and y and z", "xyz"),
+        ("# z,y", "xyz"),
+    ],
+)
+def test_a_header_behind_a_comment_sign_names_the_columns(transform, tmp_path, comments, order):
+    world = FIXED.to_world(INDEX)
+    rows = [[row["zyx".index(name)] for name in order] for row in world.tolist()]
+    source = table(tmp_path / "in.csv", rows, comments)
+    np.testing.assert_allclose(points(transform, source, tmp_path / "out.csv"), transform.points(world))
+
+
 def test_an_array_is_mapped_as_the_file_that_holds_it(transform, tmp_path):
     world = FIXED.to_world(INDEX)
     np.save(tmp_path / "in.npy", world)
