@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from daskreg.errors import Unreadable
 
 Points = NDArray[np.float64]
+Cells = TypeVar("Cells", bound=Sequence[str])
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,19 @@ def require_finite(path: str, points: Points) -> Points:
     if wrong.any():
         raise Unreadable(f"{path}: point {int(np.flatnonzero(wrong)[0])} is not finite; remove it.")
     return np.ascontiguousarray(points)
+
+
+def commented_header(
+    lines: Sequence[tuple[int, str]],
+    rows: Sequence[tuple[int, Cells]],
+    split: Callable[[str], Cells],
+    has_names: Callable[[str], bool],
+) -> list[tuple[int, Cells]]:
+    """The header that stands behind '#' before the first row, with as many names as that has cells; none where none does.
+
+    lines: all of a table, with their numbers;  rows: those without comments
+    """
+    first, cells = rows[0]
+    before = [(n, line.lstrip("# ")) for n, line in lines if n < first and line.startswith("#")]
+    found = [(n, split(text)) for n, text in before if has_names(text)]
+    return [row for row in found if len(row[1]) == len(cells)][-1:]

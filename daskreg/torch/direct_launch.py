@@ -48,8 +48,7 @@ def launch(form: Any, blocks: Blocks, threads: Blocks, *arguments: Any, like: to
     """Launch a compiled CUDA kernel on the device of ``like``, on PyTorch's current stream."""
     index = like.get_device()
     if current_device() != index:
-        with torch.cuda.device(index):
-            launch(form, blocks, threads, *arguments, like=like, shared=shared)
+        on_device(index, lambda: launch(form, blocks, threads, *arguments, like=like, shared=shared))
         return
     if 0 in blocks:
         return

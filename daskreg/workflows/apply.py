@@ -25,7 +25,7 @@ from daskreg.storage.images import ImageSource, is_bare, open_on
 from daskreg.storage.registry import image_formats
 
 log = logging.getLogger("daskreg")
-# half of what is looked at along y and x, voxels, and the share of equal neighbours: of label maps .69 to .89, of scans up to .25
+# half of what is looked at along y and x, voxels, and the share of equal neighbours, which scans are far below
 HALF, LEAST, SAME = 128, 64, 0.5
 LABELS = (
     "%s has areas of one integer, as labels have; by %s interpolation they get values in between, which are other labels. "

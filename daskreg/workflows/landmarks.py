@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from daskreg.errors import ConfigError, Unreadable, require_known
 from daskreg.storage.fs.errors import read_errors, require_exists
+from daskreg.storage.point_file import commented_header
 
 COLUMNS = ("fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z")
 SEPARATOR = re.compile(r"\s*[,;\t]\s*|\s+")
@@ -34,7 +35,9 @@ def read_landmarks(path: str | Path, space: str = "lps") -> tuple[Points, Points
         text = Path(path).read_text(encoding="utf-8-sig")
     lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
     rows = [(n, SEPARATOR.split(line)) for n, line in lines if line and line[0] != "#"]
-    order, rows = _columns(str(path), _commented_header(lines, rows) + rows)
+    if rows and _are_numbers(rows[0][1]):
+        rows = commented_header(lines, rows, SEPARATOR.split, _are_names) + rows
+    order, rows = _columns(str(path), rows)
     if not rows:
         raise Unreadable(f"{path} holds no landmarks; a pair a row was expected, with the columns {', '.join(COLUMNS)}.")
     xyz = np.array([_numbers(str(path), n, cells, order) for n, cells in rows])
@@ -44,16 +47,6 @@ def read_landmarks(path: str | Path, space: str = "lps") -> tuple[Points, Points
 
 
 Row = tuple[int, list[str]]
-
-
-def _commented_header(lines: Sequence[tuple[int, str]], rows: Sequence[Row]) -> list[Row]:
-    """The header that stands behind '#' before the first row, with as many names as that has numbers; none where none does."""
-    if not rows or not _are_numbers(rows[0][1]):
-        return []
-    first, cells = rows[0]
-    before = [(n, line.lstrip("#").strip()) for n, line in lines if n < first and line.startswith("#")]
-    found = [(n, SEPARATOR.split(line)) for n, line in before if _are_names(line)]
-    return [row for row in found if len(row[1]) == len(cells)][-1:]
 
 
 def _are_names(line: str) -> bool:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from daskreg.errors import Unreadable
 from daskreg.storage.format import PointFormat
-from daskreg.storage.point_file import PointFile
+from daskreg.storage.point_file import PointFile, commented_header
 
 NAPARI = ("axis-0", "axis-1", "axis-2")
-Line = tuple[int, str]
-Row = tuple[int, tuple[str, ...]]
 SEPARATORS = "\t;,"  # the first of them that the first row has is the table's; without one blanks are
 
 
@@ -41,7 +40,9 @@ def _read(path: str, order: str | None) -> PointFile:
     lines = [(n, line) for n, line in written if line and line[0] != "#"]
     separator = next((s for s in SEPARATORS if lines and s in lines[0][1]), " ")
     rows = [(n, _cells(line, separator)) for n, line in lines]
-    rows = _commented_header(written, rows, separator) + rows
+    if rows and any(map(_is_number, rows[0][1])):
+        split = partial(_cells, separator=separator)
+        rows = commented_header(written, rows, split, lambda line: _names_axes(split(line))) + rows
     header: tuple[str, ...] = ()
     columns = _order(order or "xyz")
     if rows and not any(_is_number(c) for c in rows[0][1]):
@@ -53,13 +54,8 @@ def _read(path: str, order: str | None) -> PointFile:
     return PointFile(xyz[:, ::-1].copy(), order or "xyz", header, cells, columns, kept)
 
 
-def _commented_header(lines: Sequence[Line], rows: Sequence[Row], separator: str) -> list[Row]:
-    """Names behind '#' before the first row, as ``numpy.savetxt`` writes them: x, y and z among as many as the row has cells."""
-    if not rows or not any(map(_is_number, rows[0][1])):
-        return []
-    before = [(n, _cells(line.lstrip("# "), separator)) for n, line in lines if n < rows[0][0] and line.startswith("#")]
-    named = [row for row in before if {"x", "y", "z"} <= {c.lower() for c in row[1]} and len(row[1]) == len(rows[0][1])]
-    return named[-1:]
+def _names_axes(cells: Sequence[str]) -> bool:
+    return {"x", "y", "z"} <= {c.lower() for c in cells}
 
 
 def _by_tabs(path: str) -> bool:

@@ -88,12 +88,12 @@ def tables(
 
 @lru_cache(MOST_LAUNCHES)
 def _tabulating(edge: int, batch: int, smoothing: Smoothing, scale: float, device: int) -> KeptLaunch:
-    from daskreg.torch.kernels.information_cuda import TABLE_THREADS, information_tables_of_batch
+    from daskreg.torch.kernels.information_tables_cuda import THREADS, information_tables_of_batch
 
     table = Array((batch * edge**2,))
     arrays = table._replace(dtype=torch.int64), Array((batch,)), table, table
     form = information_tables_of_batch.form(edge)
-    return KeptLaunch(form, (batch, 1, 1), (TABLE_THREADS, 1, 1), *map(float, smoothing), scale, *arrays, index=device)
+    return KeptLaunch(form, (batch, 1, 1), (THREADS, 1, 1), *map(float, smoothing), scale, *arrays, index=device)
 
 
 def gradient(

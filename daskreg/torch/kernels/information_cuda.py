@@ -1,4 +1,4 @@
-"""Mutual information on a GPU: joint histograms of a batch in shared memory, tables of derivatives, and gradients.
+"""Mutual information on a GPU: joint histograms of a batch in shared memory, and gradients.
 
 As in ``similarity.mutual_information.cuda``: a block counts in 32-bit fixed point in several copies of the histogram, which it
 adds to 64-bit totals before a word can overflow, so results do not depend on the order of additions. Both kernels that visit
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from numba import float32, float64, int32, uint32
+from numba import float32, int32, uint32
 
 from daskreg.kernels.compiler.configuration import COUNTER, OFFSET, block_size
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
@@ -32,8 +32,6 @@ DROP = 24  # weights of fixed are smaller by 2^DROP, so that those of moved time
 ROUNDING_BITS = 0x4B400000  # of ROUNDING
 THREADS = block_size(1024, least=32)  # of a block that counts or looks up: as many as a multiprocessor can have
 VOXELS = 2  # of a thread at a time: loads in flight
-TABLE_THREADS = block_size(512, least=32)
-PARTS = 8  # of a line of a table, which are added by threads of their own
 MAX_COPIES = 32  # banks of shared memory
 NO_NUMBER = 2**62  # a count that tells that an intensity was not a number; others are below 2^61
 
@@ -234,103 +232,6 @@ def joint_histograms(kind: int, bins: int, taps: int, pad: int, copies: int) -> 
         flush(counts, totals, first, t)
         if no_number:
             cuda.atomic.max(totals, first, COUNTER(NO_NUMBER))
-
-    return body
-
-
-@cooperative_kernel()
-def information_tables_of_batch(edge: int) -> Callable[..., None]:
-    """``information_tables``, a block per volume, in double precision.
-
-    numerator, denominator, additive, scale: float32;  totals: (N edge edge,) int64;  values: (N,) float32, scale MI;  to_moved,
-    to_fixed: (N edge edge,) float32
-    """
-    size, threads, lines = edge * edge, TABLE_THREADS, 2 * edge
-    room = max(lines * PARTS, threads)
-
-    @formula
-    def entry(line, j):
-        """The j-th entry of a line: of a row, or of a column after all rows."""
-        row = uint32(line * uint32(edge) + j)
-        return row if line < uint32(edge) else uint32(uint32(j * uint32(edge)) + uint32(line - uint32(edge)))
-
-    @formula
-    def terms_of(p, product, numerator, denominator, additive):
-        """The logarithm, and the derivatives with respect to p and to p_i p_j."""
-        ratio = float64(0) if product + denominator <= float64(0) else (p + numerator) / (product + denominator)
-        inside = ratio + additive
-        logarithm, share = p * float64(0), p * float64(0)
-        if inside > float64(0):
-            logarithm, share = math.log(inside), p / inside / (product + denominator)
-        return logarithm, logarithm + share, -share * ratio
-
-    @formula
-    def add_parts(parts, sums, t):
-        """The sums of all lines from those of their parts."""
-        cuda.syncthreads()
-        line = t
-        while line < uint32(lines):
-            total = float64(0)
-            for part in range(PARTS):
-                total += parts[uint32(line * uint32(PARTS) + uint32(part))]
-            sums[line] = total
-            line = uint32(line + uint32(threads))
-        cuda.syncthreads()
-
-    def body(numerator, denominator, additive, scale, totals, values, to_moved, to_fixed):
-        parts = cuda.shared.array(room, float64)
-        marginal, more = cuda.shared.array(lines, float64), cuda.shared.array(lines, float64)
-        t, volume = uint32(cuda.threadIdx.x), uint32(cuda.blockIdx.x)
-        first = uint32(volume * uint32(size))
-        a, b, c = float64(numerator), float64(denominator), float64(additive)
-        item = t
-        while item < uint32(lines * PARTS):
-            line, j, total = uint32(item // uint32(PARTS)), uint32(item % uint32(PARTS)), COUNTER(0)
-            while j < uint32(edge):
-                total += totals[uint32(first + entry(line, j))]
-                j = uint32(j + uint32(PARTS))
-            parts[item] = float64(total)
-            item = uint32(item + uint32(threads))
-        add_parts(parts, marginal, t)
-        n = float64(0)
-        for j in range(edge):
-            n += marginal[j]
-        n = n if n < float64(NO_NUMBER // 2) else float64(math.nan)
-        information, at = float64(0), t
-        while at < uint32(size):
-            i, j = uint32(at // uint32(edge)), uint32(at % uint32(edge))
-            p, product = float64(totals[uint32(first + at)]) / n, marginal[i] / n * (marginal[uint32(j + uint32(edge))] / n)
-            logarithm, to_joint, to_product = terms_of(p, product, a, b, c)
-            information += p * logarithm
-            to_moved[uint32(first + at)], to_fixed[uint32(first + at)] = float32(to_joint), float32(to_product)
-            at = uint32(at + uint32(threads))
-        cuda.syncthreads()
-        item = t
-        while item < uint32(lines * PARTS):
-            line, j, total = uint32(item // uint32(PARTS)), uint32(item % uint32(PARTS)), float64(0)
-            other = uint32(edge) if line < uint32(edge) else uint32(0)
-            while j < uint32(edge):
-                total += float64(to_fixed[uint32(first + entry(line, j))]) * (marginal[uint32(other + j)] / n)
-                j = uint32(j + uint32(PARTS))
-            parts[item] = total
-            item = uint32(item + uint32(threads))
-        add_parts(parts, more, t)
-        at = t
-        while at < uint32(size):
-            i, j = uint32(at // uint32(edge)), uint32(at % uint32(edge))
-            to_joint = float64(to_moved[uint32(first + at)])
-            to_moved[uint32(first + at)] = float32(to_joint + more[i])
-            to_fixed[uint32(first + uint32(j * uint32(edge) + i))] = float32(to_joint + more[uint32(j + uint32(edge))])
-            at = uint32(at + uint32(threads))
-        parts[t] = information
-        half = uint32(threads // 2)
-        while half > uint32(0):
-            cuda.syncthreads()
-            if t < half:
-                parts[t] += parts[uint32(t + half)]
-            half = uint32(half >> uint32(1))
-        if t == uint32(0):
-            values[volume] = scale * float32(parts[0])
 
     return body
 
