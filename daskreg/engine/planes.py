@@ -10,7 +10,7 @@ import numpy as np
 from daskreg.engine.copies import copy_planes
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import on_device
-from daskreg.kernels.device import Device
+from daskreg.kernels.device import Device, synchronise
 from daskreg.kernels.page_locked import page_locked_zeros
 
 PIECE_BYTES = 16 << 20  # of a field, copied at once
@@ -62,8 +62,14 @@ class ArrayPlanes:
 
     def write(self, planes: Span, source: Any) -> None:
         """See ``Planes``."""
-        for part, target in zip(source, self.array[:, planes.within(self.span)], strict=True):
-            copy(part, target)
+        targets = self.array[:, planes.within(self.span)]
+        if not on_device(source) or on_device(targets):
+            for part, target in zip(source, targets, strict=True):
+                copy(part, target)
+            return
+        for part, target in zip(source, targets, strict=True):
+            part.get(out=target, blocking=False)
+        synchronise(source)  # once: a thread that waits for each may get the interpreter back late, and the link rests meanwhile
 
 
 def allocator(where: str, device: Device, scratch: Allocate | None) -> Allocate:

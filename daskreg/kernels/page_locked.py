@@ -1,7 +1,7 @@
 """Page-locked memory, which a GPU reads and writes by itself, of any size in little time.
 
 ``cudaHostAlloc`` takes and clears pages one after the other in one thread: about a second a gigabyte. Here anonymous memory is
-touched by all cores, in huge pages where the system has some, and then registered with CUDA.
+touched by all cores, in large pages where the system has some, and then registered with CUDA.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg import machine
+from daskreg.large_pages import large_pages
 
 PART = 128 << 20  # bytes touched by a thread at once
 PORTABLE = 1  # cudaHostRegisterPortable: for every context of the process
@@ -29,10 +30,7 @@ def page_locked_zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArra
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if not size:
         return np.zeros(shape, dtype)
-    memory = mmap.mmap(-1, size)
-    with suppress(OSError, AttributeError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    whole: NDArray[Any] = np.frombuffer(memory, np.uint8)
+    whole: NDArray[Any] = np.frombuffer(large_pages(size), np.uint8)
     parts = [whole[at : at + PART] for at in range(0, size, PART)]
     with ThreadPoolExecutor(max(1, min(len(parts), machine.cores().value)), "daskreg-touch") as pool:
         list(pool.map(_touch, parts))

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from daskreg.errors import OutOfSpace, OutputError, RunError
 from daskreg.grid import Span
+from daskreg.large_pages import large_pages
 from daskreg.storage.fs.errors import DISK_FULL, reason
 
 PREFIX = ".daskreg-scratch-"  # of files, which have a name only until they are open
@@ -240,7 +241,7 @@ class ScratchField:
     def staging(self, planes: int) -> NDArray[Any]:
         """An array (lead, planes, Y, X) whose planes lie in memory as in the file, which are read and written without a copy."""
         strides = *self._strides, self.plane[1] * self.dtype.itemsize, self.dtype.itemsize
-        memory = _aligned(max(self.lead * planes * self.pitch, ALIGNMENT))
+        memory = large_pages(max(self.lead * planes * self.pitch, ALIGNMENT))
         return np.ndarray((self.lead, planes, *self.plane), self.dtype, memory, strides=strides)
 
     @property
@@ -271,22 +272,8 @@ class ScratchField:
         needed = planes * self.lead * self.pitch
         own = self.folder.staging
         if len(getattr(own, "memory", b"")) < needed:
-            own.memory = _aligned(needed)
+            own.memory = large_pages(needed)
         return np.frombuffer(own.memory, np.uint8, needed)
-
-
-def _aligned(count: int) -> mmap.mmap:
-    """Memory from a page on, in large pages where the system has them: a transfer pins each.
-
-    No child process sees it, as the system would then give one of both a copy, while a transfer goes on in the other.
-    """
-    if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
-        return mmap.mmap(-1, count)
-    made = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):
-        with suppress(OSError):  # a kernel without large pages
-            made.madvise(advice)
-    return made
 
 
 def _runs(planes: Span, copies: NDArray[np.uint8]) -> Iterator[tuple[Span, int]]:

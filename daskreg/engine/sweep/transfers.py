@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,8 @@ from daskreg.grid import Span
 from daskreg.kernels.device import Device
 
 SETS = 2, 2  # staging arrays of a field, for reading and for writing: one is in use while the other is on its way
-READERS = 3  # fields that are read at once on a CPU; a GPU has one stream for them
+READERS = 3  # fields that are read at once on a CPU; on a GPU a slab comes before the next one
+WRITERS = 2  # fields that are written at once: the link does not rest until a thread has taken the next
 
 Reads = Mapping[str, Sequence[Span]]  # planes that a step reads of each field
 
@@ -34,8 +36,8 @@ class Transfers:
         self.outgoing: dict[str, list[Any]] = {name: [] for name in fields}
         self._behind = sets[1]
         self._reader = ThreadPoolExecutor(1 if on_gpu else READERS, "daskreg-read-ahead")
-        self._writer = ThreadPoolExecutor(1 if on_gpu else 2, "daskreg-write-behind")
-        self._streams = [device.xp.cuda.Stream(non_blocking=True) for _ in range(2)] if on_gpu else [None, None]
+        self._writer = ThreadPoolExecutor(WRITERS, "daskreg-write-behind")
+        self._own = threading.local()  # the stream of each of these threads
         self._due: deque[dict[str, Span]] = deque()
         self.waited, self.moved = 0.0, 0  # seconds, and bytes read and written
         self._parts: deque[int] = deque()  # of every step that was not taken
@@ -92,7 +94,7 @@ class Transfers:
             arrays[name] = self._memory(self.fields[name], planes)
 
     def _read(self, k: int, part: Mapping[str, Span], after: Any) -> None:
-        with self._on(self._streams[0], after):
+        with self._behind_event(after):
             for name, planes in part.items():
                 self.fields[name].read(planes, self._view(self.incoming[k][name], self.fields[name], planes))
 
@@ -125,7 +127,7 @@ class Transfers:
         return memory
 
     def _write(self, field: Planes, planes: Span, staged: Any, after: Any) -> None:
-        with self._on(self._streams[1], after):
+        with self._behind_event(after):
             field.write(planes, staged)
 
     # ---------------------------------------------------------------- both
@@ -176,8 +178,14 @@ class Transfers:
         event.record()
         return event
 
-    def _on(self, stream: Any, after: Any) -> AbstractContextManager[None]:
-        return nullcontext() if stream is None else _OnStream(self.device, stream, after)
+    def _behind_event(self, after: Any) -> AbstractContextManager[None]:
+        """On the stream of this thread, behind an event of another one."""
+        if self.device.kind == "cpu":
+            return nullcontext()
+        if not hasattr(self._own, "stream"):
+            with self.device.xp.cuda.Device(self.device.number):
+                self._own.stream = self.device.xp.cuda.Stream(non_blocking=True)
+        return _OnStream(self.device, self._own.stream, after)
 
 
 def _cut(planes: Span, most: int) -> list[Span]:
