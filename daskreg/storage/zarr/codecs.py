@@ -27,6 +27,8 @@ if hasattr(os, "register_at_fork"):
 class ZarrsPipeline(ZarrsCodecPipeline):
     """zarrs, or the array's own pipeline in a forked process, where an axis is dropped, and for a read-only store."""
 
+    empty: bytes | None = None  # a chunk of the fill value alone, as it is stored, once one has been
+
     def __getstate__(self) -> Any:
         return {"metadata": self.metadata, "store": self.store, "plain": self.python_impl}
 
@@ -52,7 +54,8 @@ class ZarrsPipeline(ZarrsCodecPipeline):
         left_out = [c for c in chunks if c[1].config.write_empty_chunks and not os.path.exists(root / c[0].path)]
         if left_out:
             await self._plain.write(left_out[:1], value, drop_axes)
-            _copy_file(root / left_out[0][0].path, [root / chunk[0].path for chunk in left_out[1:]])
+            first, *others = (root / chunk[0].path for chunk in left_out)
+            _write_all(first.read_bytes(), others)
 
     @property
     def _plain(self) -> Any:
@@ -94,22 +97,22 @@ def encode_box(array: zarr.Array[Any], box: Sequence[slice], voxels: NDArray[Any
         return False
     coder.store_chunks_with_indices(_items(array, box, voxels), voxels, True)
     left_out = [index for index in objects_in(array, box) if not is_stored(array, index)]  # zarrs leaves out empty chunks
-    if left_out:
+    folder = cast(LocalStore, array.store).root / array.path
+    targets = [folder / object_key(array, index) for index in left_out]
+    pipeline: Any = array.async_array.codec_pipeline
+    if targets and pipeline.empty is None:
         _, part, there = _part(left_out[0], stored_shape(array), box)
         array[part] = voxels[there]
-        folder = cast(LocalStore, array.store).root / array.path
-        first, *others = (folder / object_key(array, index) for index in left_out)
-        _copy_file(first, others)
+        pipeline.empty = targets.pop(0).read_bytes()
+    _write_all(pipeline.empty, targets)
     return True
 
 
-def _copy_file(source: Path, targets: Sequence[Path]) -> None:
+def _write_all(content: bytes, targets: Sequence[Path]) -> None:
     """Write the same bytes: empty chunks are encoded alike, also at the far edge, where a chunk is stored as a whole."""
-    if targets:
-        content = source.read_bytes()
-        for target in targets:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
 
 
 def _coder(array: zarr.Array[Any], voxels: NDArray[Any]) -> Any:
