@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from daskreg.engine.report import Progress
     from daskreg.engine.verdict import Verdict
     from daskreg.errors import (
+        ArgumentError,
         ArrayError,
         AxesError,
         ConfigError,
@@ -79,9 +80,9 @@ _MODULES = {
     "daskreg.engine.report": ("Progress",),
     "daskreg.engine.verdict": ("Verdict",),
     "daskreg.errors": (
-        "ArrayError", "AxesError", "ConfigError", "DaskregError", "Diverged", "GridError", "IncompleteRun", "InputError",
-        "NoOverlap", "NotFound", "OutOfSpace", "OutputBusy", "OutputError", "OutputExists", "PlanTooLarge", "RankLost",
-        "RunError", "Stopped", "UnitsError", "Unreadable", "VoxelError",
+        "ArgumentError", "ArrayError", "AxesError", "ConfigError", "DaskregError", "Diverged", "GridError", "IncompleteRun",
+        "InputError", "NoOverlap", "NotFound", "OutOfSpace", "OutputBusy", "OutputError", "OutputExists", "PlanTooLarge",
+        "RankLost", "RunError", "Stopped", "UnitsError", "Unreadable", "VoxelError",
     ),
     "daskreg.grid": ("Grid", "Region"),
     "daskreg.lazy.load": ("load_transform",),
@@ -125,6 +126,7 @@ __all__ = [
     "SGD",
     "Adam",
     "Affine",
+    "ArgumentError",
     "ArrayError",
     "AxesError",
     "Certificate",

@@ -34,6 +34,7 @@ from daskreg.field_types import (
 )
 from daskreg.parameters import (
     SHORT,
+    TAGS,
     FileAddress,
     Model,
     Number,
@@ -120,7 +121,9 @@ class Optimised(Stage):
     coarser to save time: a level at 2 costs an eighth of that at 1.
     """
     iterations: Iterations
-    """Iterations of each level at most. Raise them where the report shows a loss that still falls at the end of a level."""
+    """Iterations of each level at most; one number is that of every level. Raise them where the report shows a loss that still
+    falls at the end of a level.
+    """
     tolerance: Tolerance
     """A level ends when the loss falls by less than this part of itself an iteration; 0: only after all ``iterations``. Lower
     it for a little more accuracy at more time.
@@ -140,12 +143,15 @@ class Optimised(Stage):
 
     @model_validator(mode="before")
     @classmethod
-    def _usual_iterations(cls, data: Any) -> Any:
-        """Scales without iterations get the usual ones."""
-        if not isinstance(data, dict) or "scales" not in data or "iterations" in data:
+    def _iterations_of_each_scale(cls, data: Any) -> Any:
+        """One number of iterations is that of every level; scales without iterations get the usual ones."""
+        if not isinstance(data, dict) or not {"scales", "iterations"} & data.keys():
             return data
-        with suppress(ValueError, TypeError):  # scales that cannot be are refused after this
-            return {**data, "iterations": [cls._usual(k) for k in cls._one_or_many(data["scales"])]}
+        with suppress(ValueError, TypeError):  # what cannot be is refused after this
+            scales = cls._one_or_many(data.get("scales", cls.model_fields["scales"].default))
+            given = cls._one_or_many(data["iterations"]) if "iterations" in data else [cls._usual(k) for k in scales]
+            one_for_all = isinstance(data.get("iterations"), int | str) and len(given) == 1 and given[0] >= 0
+            return {**data, "iterations": given * len(scales) if one_for_all else given}
         return data
 
     @staticmethod
@@ -155,7 +161,10 @@ class Optimised(Stage):
     @model_validator(mode="after")
     def _as_many(self) -> Optimised:
         if len(self.scales) != len(self.iterations):
-            raise ValueError(f"scales {self.scales} and iterations {self.iterations} must be as many")
+            raise ValueError(
+                f"scales {self.scales} and iterations {self.iterations} must be as many; a single number, as in iterations=50, "
+                "is that of every scale"
+            )
         if any(fine > coarse for coarse, fine in pairwise(self.scales)):
             raise ValueError(f"scales {self.scales} go from fine to coarse; write the coarsest first")
         return self
@@ -280,6 +289,18 @@ class Deformable(Optimised):
 
 
 AnyStage = Annotated[Moments | Search | Rigid | SimilarityStage | Affine | Deformable, Field(discriminator="stage")]
+
+
+def stage_with(name: str) -> str | None:
+    """How a stage is written that has a parameter, or a part with it, as ``Deformable(iterations=...)``; None where none has."""
+    for stage in (Deformable, Affine, Rigid, Search, Moments):
+        if name in stage.model_fields and name not in TAGS:
+            return f"{stage.__name__}({name}=...)"
+    for part, registry in PARTS.items():
+        for kind in registry.classes().values():
+            if name in kind.model_fields and name not in TAGS:
+                return f"Deformable({part}=daskreg.{kind.__name__}({name}=...))"
+    return None
 
 
 class Config(Model):

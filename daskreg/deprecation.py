@@ -1,11 +1,9 @@
-"""Arguments that have another name: a former one works, with a DeprecationWarning; that of a command's option is refused."""
+"""Arguments that had another name, which works still, with a DeprecationWarning."""
 
 import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
-
-from daskreg.errors import ConfigError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,22 +17,6 @@ def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             for old in names.keys() & kwargs.keys():
                 _rename(kwargs, function.__name__, old, names[old])
-            return function(*args, **kwargs)
-
-        return call
-
-    return decorate
-
-
-def option_names(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate the function of a command, ``option="argument"`` where they differ. Raises ConfigError for an option."""
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            for option in names.keys() & kwargs.keys():
-                what = f"{function.__name__}() has no argument {option!r}, which is an option of the command"
-                raise ConfigError(f"{what}; write {names[option]}=.")
             return function(*args, **kwargs)
 
         return call

@@ -13,6 +13,7 @@
     │   ├── VoxelError            NaN, infinite, constant image, empty mask
     │   ├── NoOverlap             two images, or an image and its mask, do not overlap in space
     │   ├── ConfigError           unknown key or impossible value in the configuration
+    │   │   └── ArgumentError     an argument that a function does not have, or lacks
     │   └── IncompleteRun         a RUN.zarr whose run failed or is still running
     ├── OutputError               the result cannot be written (exit code 2)
     │   ├── OutputExists          the output exists, and overwriting was not requested
@@ -83,6 +84,10 @@ class NoOverlap(InputError):
 
 class ConfigError(InputError):
     """Unknown key or impossible value in the configuration."""
+
+
+class ArgumentError(ConfigError, TypeError):
+    """An argument that a function does not have, or lacks."""
 
 
 class IncompleteRun(InputError):

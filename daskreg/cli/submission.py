@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from daskreg.arguments import checked_arguments
 from daskreg.errors import ConfigError, NotFound, all_of, require, require_known
 from daskreg.storage.fs.atomic import require_writable
 from daskreg.workflows.batch_systems import SYSTEMS
@@ -25,6 +26,7 @@ USAGE_ERROR: Any = typer.BadParameter.__base__  # Typer has its own copy of Clic
 log = logging.getLogger("daskreg")
 
 
+@checked_arguments()
 def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite: bool = False, start: bool = False) -> str | None:
     """Write a job that registers, goes on after its time limit and ends when it is cancelled; submit it where ``start``.
 

@@ -178,6 +178,12 @@ class RankWatch(Watch):
         """Report it."""
         self._send("compiling", {"kernels": kernels, "most": most})
 
+    def masked(self, voxels: Sequence[int | None]) -> None:
+        """Report it."""
+        if self.actor.rank == 0:
+            sizes = self.job.plan.fixed.size, self.job.plan.moving.size
+            self._send("masked", {"voxels": list(voxels), "of": sizes})
+
     def saved(self, seconds: float) -> None:
         """A checkpoint was written; report where that takes longer than the interval allows."""
         if self.schedule.written(seconds) and self.actor.rank == 0:

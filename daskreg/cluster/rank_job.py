@@ -26,6 +26,7 @@ from daskreg.engine.background import Background
 from daskreg.engine.coarse_pair import CoarsePair, coarse_pair
 from daskreg.engine.evidence import gather_evidence
 from daskreg.engine.images import Image
+from daskreg.engine.masks import mask_counts
 from daskreg.engine.match_map import MatchMap
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.memory import return_large_arrays, reuse_freed_arrays, trim
@@ -106,7 +107,8 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
     with _scratch(job) as scratch:
         watch.phase("read")
         images = _images(job, comm, scratch)
-        left_out = _left_out(job, images, comm)
+        left_out, masked = _left_out(job, images, comm), _masked(job, images, comm)
+        watch.masked(masked)
         trim()  # memory of the chunks that were decompressed
         timer.end_phase("read")
         watch.phase("optimise")
@@ -143,6 +145,7 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
         "plan": plan,
         "fill": fill,
         "left_out": left_out,
+        "masked": masked,
         "decoded": [n / reader.pieces for n, reader in zip(decoded, readers, strict=True)],
     }
 
@@ -182,6 +185,14 @@ def _left_out(job: RankJob, images: tuple[Image, Image], comm: Communicator) -> 
     if job.backgrounds == (None, None):
         return [0, 0]
     return [int(n) for n in comm.sum_counts(np.array([image.left_out for image in images], np.int64))]
+
+
+def _masked(job: RankJob, images: tuple[Image, Image], comm: Communicator) -> list[int | None]:
+    """Voxels of both images that their masks leave, over all ranks; None without a mask."""
+    given = job.fixed_mask, job.moving_mask
+    if given == (None, None):
+        return [None, None]
+    return [None if mask is None else n for mask, n in zip(given, mask_counts(images, comm), strict=True)]
 
 
 def use_device(job: RankJob, cores: int) -> Device:

@@ -63,6 +63,7 @@ class Image:
     rank: int = 0
     rim: int = 0
     left_out: int = 0  # voxels of the own planes that are stored background
+    positive: int | None = None  # own voxels with a weight above 0, None where they are not counted yet
     _levels: dict[tuple[Index, Sigmas | None], tuple[Array, Array | None]] = field(default_factory=dict)
 
     @property
@@ -322,5 +323,6 @@ def largest_weight(parts: Parts, name: str, comm: Communicator) -> float:
     if not np.isfinite([low, top]).all() or low < 0:
         raise VoxelError(f"{name} must hold weights of 0 and more; it has negative, NaN or infinite voxels.")
     if top <= 0:
-        raise VoxelError(f"{name} is zero everywhere: no voxel is left to register; give a mask with voxels above 0.")
+        where = f"{name} is zero everywhere on the grid of its image"
+        raise VoxelError(f"{where}: no voxel is left to register; give a mask with voxels above 0 there.")
     return float(top)

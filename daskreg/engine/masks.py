@@ -12,7 +12,6 @@ from daskreg.config import Optimised, Search
 from daskreg.engine.images import Image
 from daskreg.engine.linear import Matrix
 from daskreg.engine.planes import pieces
-from daskreg.engine.source_images import SourceImage
 from daskreg.engine.sweep.linear import make_linear_loss
 from daskreg.errors import NoOverlap, VoxelError
 from daskreg.planning import Level, Plan
@@ -26,7 +25,7 @@ def require_voxels(plan: Plan, images: Images, comm: Communicator) -> None:
     """Raises VoxelError for a mask with fewer voxels above 0 than the stages need."""
     stages = [s for s in plan.config.stages if isinstance(s, Optimised)]
     needed = max((VOXELS_EACH * PARAMETERS[s.name] for s in stages), default=1)
-    for role, found in zip(("fixed", "moving"), _counts(images, comm), strict=True):
+    for role, found in zip(("fixed", "moving"), mask_counts(images, comm), strict=True):
         if found is not None and found < needed:
             raise VoxelError(
                 f"the mask of the {role} image has {found} voxels above 0; "
@@ -47,7 +46,7 @@ def require_meeting_masks(plan: Plan, images: Images, world: Matrix, comm: Commu
     stage, level = first
     found, needed = _shared(stage, level, images, world, comm), PARAMETERS[stage.name]
     if found < needed:
-        counts = ["no mask" if n is None else f"{n} voxels" for n in _counts(images, comm)]
+        counts = ["no mask" if n is None else f"{n} voxels" for n in mask_counts(images, comm)]
         where = "that was found first" if searched else "at the start"
         raise NoOverlap(
             f"the masks do not overlap: under the map {where} they share {found:.3g} voxels of the level with scale "
@@ -68,18 +67,18 @@ def _shared(stage: Any, level: Level, images: Images, world: Matrix, comm: Commu
     return make_linear_loss(stage, level, images, comm).shared(world)
 
 
-def _counts(images: Images, comm: Communicator) -> list[int | None]:
+def mask_counts(images: Images, comm: Communicator) -> list[int | None]:
     """Voxels above 0 of each image's mask, over all ranks; None without one."""
-    total = comm.sum_counts(np.array([sum(_positive(image)) for image in images], np.int64))
+    for image in images:
+        if image.positive is None:
+            image.positive = sum(_positive(image))
+    total = comm.sum_counts(np.array([image.positive for image in images], np.int64))
     return [None if i.mask is None else int(n) for i, n in zip(images, total, strict=True)]
 
 
 def _positive(image: Image) -> Iterator[int]:
     """Of the own planes, a few at a time."""
     if image.mask is None:
-        return
-    if isinstance(image, SourceImage) and image.positive is not None:
-        yield image.positive  # counted while the levels were made
         return
     for planes in pieces(image.partition[image.rank], 4 * image.grid.shape[1] * image.grid.shape[2]):
         mask: Any = image.read(planes)[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,9 @@ class Watch:
 
     def phase(self, name: str) -> None:
         """The rank begins something else."""
+
+    def masked(self, voxels: Sequence[int | None]) -> None:
+        """The masks of fixed and moving leave so many voxels; None without a mask."""
 
     def saved(self, seconds: float) -> None:
         """The state was saved, which took so many seconds."""

@@ -149,11 +149,10 @@ class SourcePlanes:
 class SourceImage(StoredImage):
     """An image that stays in its file.
 
-    source: what is read;  positive: own voxels with a weight above 0, counted while the levels are made
+    source: what is read;  positive: counted while the levels are made
     """
 
     source: ScaledSource = field(kw_only=True)
-    positive: int | None = None
     _sums: tuple[Index, list[BlockSums]] | None = field(default=None, kw_only=True)
     _ready: dict[tuple[Index, Sigmas | None], tuple[Span, LevelPlanes]] = field(default_factory=dict, kw_only=True)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from daskreg.arguments import checked_constructor
 from daskreg.errors import GridError, UnitsError
 from daskreg.grid.region import Region
 from daskreg.html import joined, table
@@ -60,6 +61,7 @@ def unit_name(unit: str | None) -> str | None:
     return name
 
 
+@checked_constructor
 @dataclass(frozen=True)
 class Grid:
     """The voxels of an image in the world: ``world = origin + direction @ (spacing * index)``.
@@ -191,7 +193,7 @@ class Grid:
             return self
         if name is None or self.unit is None:
             raise UnitsError(
-                f"one image is in {self.unit or name}, the other states no unit of length; "
+                f"one image or transform is in {self.unit or name}, the other states no unit of length; "
                 f"say which with '::unit=NAME' behind its path (of an array in Python: {OPENED_ARRAY})."
             )
         k = UNITS[self.unit] / UNITS[name]

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from daskreg.arguments import checked_arguments
 from daskreg.lazy.blocks import Reader
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore
@@ -30,11 +31,13 @@ class FinishedRun(Protocol):
 TransformLike = str | Path | RunStore | FinishedRun | Transform
 
 
+@checked_arguments()
 def load_transform(source: str | Path | RunStore | FinishedRun) -> Transform:
     """Open a transform from fixed to moving points; its displacements are lazy.
 
     source: the Result of ``register``, a RUN.zarr, a transform.zarr or any OME-NGFF 0.6 scene, or a displacement field, affine
-    map or composite of ITK, in millimetres: any file that ``daskreg.storage.formats`` knows as a transform.
+    map or composite of ITK, in millimetres: any file that ``daskreg.storage.formats`` knows as a transform. ``::unit=mm`` behind
+    an address says the unit of one that states none, as the run of two arrays.
     Raises NotFound, Unreadable and IncompleteRun.
     """
     found = run_in(source)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
-from daskreg.errors import require_known
+from daskreg.errors import UnitsError, require_known
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import CACHED_BYTES, Reader, block_of, by_block, larger_block, leading_block
 from daskreg.storage import Stack, Volume
@@ -193,6 +193,7 @@ def warn_without_overlap(links: Sequence[Link], unit: str | None, grid: Grid, im
 
     Bounding boxes are compared, without displacements: one larger than the image could still bring them together.
     """
+    _require_known_units(unit, image)
     target = grid.to_unit(unit)
     affine = [Link(link.affine) for link in links]
     if _apart(affine, target, image.grid.to_unit(unit)):
@@ -203,6 +204,16 @@ def warn_without_overlap(links: Sequence[Link], unit: str | None, grid: Grid, im
                 "part %d of the transform: its displacement does not overlap the output grid in space; nothing is displaced "
                 "there. Is its header right?", k + 1,
             )  # fmt: skip
+
+
+def _require_known_units(unit: str | None, image: Stack | Volume) -> None:
+    """Raises UnitsError where a transform states no unit of length, and the image does: it was found on arrays in memory."""
+    if unit is None and image.grid.unit is not None:
+        raise UnitsError(
+            f"{image.name} is in {image.grid.unit}, and the transform states no unit of length, as after a registration of "
+            f"arrays. Where its lengths are in {image.grid.unit}, say so behind its path: 'RUN.zarr::unit={image.grid.unit}'. "
+            "Where they are voxels, give the voxels alone, which are then on the moving grid: daskreg.apply('RUN.zarr', array)."
+        )
 
 
 def mistaken_lengths(first: Grid, second: Grid, scale: float = 1.0) -> tuple[float, float] | None:

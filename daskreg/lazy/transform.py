@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from daskreg.arguments import checked_arguments, checked_constructor
 from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
@@ -40,6 +41,7 @@ Space = Literal["world", "index"]
 Points = NDArray[np.float64]
 
 
+@checked_constructor
 @dataclass(frozen=True, eq=False)
 class Transform:
     """Maps points of the fixed image to points of the moving image: ``phi = link_n o ... o link_1``, each ``W(x + d(x))``.
@@ -54,6 +56,7 @@ class Transform:
     moving: Grid | None = None
 
     @classmethod
+    @checked_arguments()
     def of(
         cls,
         affine: ArrayLike | None = None,
@@ -111,6 +114,7 @@ class Transform:
 
     # --- images ---------------------------------------------------------------------------------------------------------------
 
+    @checked_arguments()
     def apply(
         self,
         image: ImageSource | Volume | Stack,
@@ -161,6 +165,7 @@ class Transform:
             raise GridError(f"the array has shape {image.shape}, the moving grid {known}; say where its voxels are with grid=.")
         return self.moving
 
+    @checked_arguments()
     def jacobian(self, *, like: ImageSource | Volume | Grid | None = None, whole: bool = True) -> da.Array:
         """``det(D phi)`` on the fixed grid or that of ``like``, a Dask array (Z, Y, X) float32; at most 0 where space folds.
 
@@ -176,6 +181,7 @@ class Transform:
         grid = self.grid.to_unit(self.unit)
         return jacobian_determinant(self.links, grid, box or grid.region, whole=False)
 
+    @checked_arguments()
     def jacobian_statistics(self) -> JacobianStatistics:
         """Folds and the range of the displacement's determinant over the whole fixed grid, block by block."""
         if self.is_affine:
@@ -198,6 +204,7 @@ class Transform:
 
     # --- points ---------------------------------------------------------------------------------------------------------------
 
+    @checked_arguments()
     def fixed_to_moving_points(self, points: ArrayLike, space: Space = "world") -> Points:
         """Where points (.., 3), z, y, x, of the fixed image lie in the moving image, (.., 3).
 
@@ -211,6 +218,7 @@ class Transform:
 
     points = fixed_to_moving_points
 
+    @checked_arguments()
     def moving_to_fixed_points(self, points: ArrayLike, space: Space = "world") -> Points:
         """Where points (.., 3), z, y, x, of the moving image lie in the fixed image, by fixed point, within 1e-4 voxel.
 
@@ -218,6 +226,7 @@ class Transform:
         """
         return self.sources(points, space)[0]
 
+    @checked_arguments()
     def sources(self, points: ArrayLike, space: Space = "world") -> tuple[Points, Points]:
         """``moving_to_fixed_points``, and a bound on each point's distance from the image of its source, (..,) world units."""
         y = self._from(points, space, self.moving)
@@ -244,6 +253,7 @@ class Transform:
 
     # --- other transforms -----------------------------------------------------------------------------------------------------
 
+    @checked_arguments()
     def then(self, other: Transform) -> Transform:
         """The chain of this transform and then ``other``: from this one's fixed to the other's moving image.
 
@@ -252,17 +262,22 @@ class Transform:
         same = other.to_unit(self.unit)
         return Transform(merge_affines([*self.links, *same.links]), self.unit, self.fixed, same.moving)
 
+    @checked_arguments()
     def to_unit(self, unit: str | None) -> Transform:
         """The same transform in another unit of length. Raises UnitsError when one of the two is unknown."""
         name = unit_name(unit)
         if name == self.unit:
             return self
         if name is None or self.unit is None:
-            raise UnitsError(f"one transform is in {self.unit or name}, the other states no unit of length; say it with unit=.")
+            raise UnitsError(
+                f"one transform is in {self.unit or name}, the other states no unit of length; say it with '::unit=NAME' behind "
+                "its path, as in daskreg.load_transform('RUN.zarr::unit=mm'), or with unit= of daskreg.Transform.of."
+            )
         k = UNITS[self.unit] / UNITS[name]
         return replace(self, links=tuple(link.to_unit(name, k) for link in self.links), unit=name)
 
     @renamed_arguments(finer="upsampling")
+    @checked_arguments()
     def inverse(self, upsampling: int = 1) -> Transform:
         """The transform from the moving to the fixed image. Displacements are read once now, and inverted where it is read.
 

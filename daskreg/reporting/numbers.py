@@ -112,6 +112,16 @@ def input_row(role: str, record: dict[str, Any]) -> list[str]:
     ]
 
 
+def masks(record: dict[str, Any]) -> list[str]:
+    """How much of each image its mask leaves, where it has one."""
+    found = []
+    for (role, image), count in zip(record.get("inputs", {}).items(), record.get("masked", ()), strict=False):
+        if count is not None:
+            size = math.prod(image["shape"])
+            found.append(f"The {role} mask leaves {100 * count / size:.3g} % of the {role} image ({count} of {size} voxels).")
+    return found
+
+
 def affine(run: RunStore) -> dict[str, Any]:
     """The matrix, and what it does to the centre of the fixed image, to volumes and to directions."""
     matrix, grid = run.affine, run.fixed_grid

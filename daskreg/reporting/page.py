@@ -29,6 +29,7 @@ def render(run: RunStore, measured: dict[str, Any] | None = None, inverse: dict[
         "losses": loss_panels(record.get("levels", []), record.get("config", {}).get("stages", [])),
         "levels": [numbers.level_row(v) for v in record.get("levels", [])],
         "inputs": [numbers.input_row(role, v) for role, v in record.get("inputs", {}).items()],
+        "masks": numbers.masks(record),
         "affine": numbers.affine(run),
         "inverse": inverse or {},
         "versions": record.get("versions", {}),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.arguments import checked_arguments
 from daskreg.deferred import DeferredModule
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, OutputError
 from daskreg.grid import IDENTITY, OPENED_ARRAY, Grid, unit_name
@@ -81,6 +82,7 @@ def _displayed(record: ImageRecord, axis: Axis) -> Axis:
     return replace(axis, omero=display(record.channels, record.colors, highest))
 
 
+@checked_arguments()
 def open_volume(
     source: ImageSource | Volume,
     *,

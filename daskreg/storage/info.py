@@ -62,8 +62,8 @@ class VolumeInfo:
     sized: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+        """As JSON; what ``run`` holds, such as the verdict, by its own name too."""
+        return asdict(self) | self.run
 
     def lines(self) -> list[str]:
         """Human-readable summary, a fact per line."""

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daskreg.errors import GridError, OutputError, Unreadable
-from daskreg.grid import unit_name
+from daskreg.errors import ConfigError, GridError, OutputError, Unreadable
+from daskreg.grid import Grid, unit_name
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.upload import local_place
@@ -19,15 +19,33 @@ from daskreg.storage.registry import transform_formats
 from daskreg.storage.transform_record import StoredLink, TransformRecord, require_map
 from daskreg.storage.zarr.nodes import missing_chunks
 
+OF_IMAGES = ("level", "channel", "time", "spacing", "axes")  # keys of an address that a transform has not
 CONTENT = {"affine": "one affine map", "field": "one displacement field", "chain": "a chain of maps"}
 
 
 def open_transform(address: str | Path) -> TransformRecord:
-    """The transform in a file or store of any format, its displacements lazily. Raises NotFound, Unreadable, IncompleteRun."""
+    """The transform in a file or store of any format, its displacements lazily; '::unit=NAME' says the unit of its world.
+
+    Raises NotFound, Unreadable, IncompleteRun; ConfigError for another key behind the path.
+    """
     parsed = parse_address(address)
     path = parsed.path
+    if others := [key for key in OF_IMAGES if getattr(parsed, key) is not None]:
+        which = f"{' and '.join(others)} {'belong' if len(others) > 1 else 'belongs'} to an image"
+        raise ConfigError(f"{address}: {which}; behind the path of a transform goes unit= alone.")
     with missing_chunks(parsed.missing):
-        return transform_formats.read(path, lambda format: _checked(path, format.open(path), format.name))
+        record = transform_formats.read(path, lambda format: _checked(path, format.open(path), format.name))
+    return record if parsed.unit is None else _said_to_be_in(record, parsed.unit)
+
+
+def _said_to_be_in(record: TransformRecord, unit: str) -> TransformRecord:
+    """The same numbers, as those of a unit of length that the file does not state, or states wrongly."""
+
+    def same(grid: Grid | None) -> Grid | None:
+        return None if grid is None else replace(grid.to_unit(record.unit), unit=unit)
+
+    links = tuple(replace(link, grid=same(link.grid)) for link in record.links)
+    return replace(record, links=links, unit=unit, fixed=same(record.fixed), moving=same(record.moving))
 
 
 def _checked(path: str, record: TransformRecord, name: str) -> TransformRecord:

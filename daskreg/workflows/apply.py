@@ -9,6 +9,7 @@ from typing import get_args
 
 import numpy as np
 
+from daskreg.arguments import checked_arguments
 from daskreg.config import DeviceName
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import require_known
@@ -35,6 +36,7 @@ FINER = 1.9  # times that voxels of the output are as large where that is worth 
 
 
 @renamed_arguments(run="transform")
+@checked_arguments()
 @with_progress("resampling")
 def apply(
     transform: TransformLike,

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from daskreg.arguments import checked_constructor
 from daskreg.errors import ConfigError, all_of, require
 from daskreg.workflows.resources import parse_memory
 
@@ -23,6 +24,7 @@ AGAIN = 99  # exit status with which LSF queues a job again
 CARRIED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")
 
 
+@checked_constructor
 @dataclass(frozen=True)
 class Job:
     """What a job asks of its batch system.

@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 
 from daskreg import machine
+from daskreg.arguments import checked_arguments
 from daskreg.config import Config
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, DaskregError, OutputError, OutputExists, require_known, require_number
@@ -71,6 +72,7 @@ class ProgramComparison:
         return preformatted("Comparison", "\n".join(self.lines()))
 
 
+@checked_arguments()
 def compare(
     run: str | Path | RunStore | Result,
     against: Sequence[str],

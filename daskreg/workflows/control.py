@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from daskreg.arguments import checked_arguments
 from daskreg.deferred import DeferredModule
 from daskreg.engine.report import NEXT, STOP
 from daskreg.errors import ConfigError
@@ -9,6 +10,7 @@ from daskreg.errors import ConfigError
 cluster_run = DeferredModule("daskreg.cluster.run")
 
 
+@checked_arguments()
 def stop() -> None:
     """Have the runs of this process write a checkpoint and end: ``register`` raises Stopped, and says how to go on.
 
@@ -17,6 +19,7 @@ def stop() -> None:
     _ask(STOP)
 
 
+@checked_arguments()
 def next_level() -> None:
     """Have the runs of this process end the level that they are at, as if it had converged: behind the last comes the result.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.arguments import checked_arguments
 from daskreg.errors import OutputError, OutputExists
 from daskreg.grid import Grid
 from daskreg.reporting.follow import ProgressLike
@@ -17,6 +18,7 @@ from daskreg.workflows.report import report
 from daskreg.workflows.result import Result
 
 
+@checked_arguments()
 def demo_pair(millimetres: int = 2) -> tuple[str, str]:
     """Paths of the bundled fixed (MNI152 2009c) and moving (Colin27) heads, at 2 or 3 mm."""
     data = files("daskreg") / "data"
@@ -52,6 +54,7 @@ def _halved(volume: Volume) -> tuple[NDArray[np.float32], Grid]:
     return voxels, Grid.from_matrix(voxels.shape, matrix, grid.unit, oriented=grid.oriented)
 
 
+@checked_arguments()
 def demo(
     out: str | Path = "daskreg_demo",
     *,

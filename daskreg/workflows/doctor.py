@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daskreg.arguments import checked_arguments
 from daskreg.errors import DaskregError, InputError
 from daskreg.workflows import examinations
 from daskreg.workflows.examinations import Finding
@@ -41,6 +42,7 @@ class Examination:
         return {"ok": self.ok, "findings": [asdict(f) for f in self.findings]}
 
 
+@checked_arguments()
 def doctor(
     *,
     client: Client | None = None,

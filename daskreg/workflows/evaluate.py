@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.arguments import checked_arguments
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, VoxelError
@@ -122,6 +123,7 @@ class Evaluation:
 
 
 @renamed_arguments(run="transform")
+@checked_arguments()
 @with_progress("evaluating")
 def evaluate(
     transform: TransformLike,

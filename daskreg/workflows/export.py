@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.arguments import checked_arguments
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, GridError, NotFound, OutputError, require_known
@@ -44,6 +45,7 @@ PARTS = ("total", "warp", "affine")
 
 
 @renamed_arguments(run="transform")
+@checked_arguments()
 @with_progress("exporting")
 def export(
     transform: TransformLike,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from daskreg.arguments import checked_arguments
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, Unreadable
 from daskreg.grid import Grid
@@ -148,6 +149,7 @@ class PointsInfo:
         return [f"{k:<10} {v}" for k, v in rows]
 
 
+@checked_arguments()
 def info(source: str | Path | RunStore | FinishedRun, voxels: bool = False) -> Info:
     """Describe a file: an image, a run (or its Result), a transform that ``daskreg apply`` takes, or points.
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from daskreg.arguments import checked_arguments
 from daskreg.deprecation import renamed_arguments
 from daskreg.grid import Grid, Region
 from daskreg.lazy.blocks import EDGE, compute_blocks
@@ -117,6 +118,7 @@ def _gap(s: SolutionAccuracy) -> str:
 
 
 @renamed_arguments(run="transform", finer="upsampling")
+@checked_arguments()
 @with_progress("inverting")
 def invert(
     transform: TransformLike, output: str | Path, *, upsampling: int = 1, both: bool = False, overwrite: bool = False

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.arguments import checked_arguments
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
@@ -50,6 +51,7 @@ class Folds:
 
 
 @renamed_arguments(run="transform")
+@checked_arguments()
 @with_progress("computing determinants")
 def jacobian(
     transform: TransformLike,

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from daskreg.arguments import checked_arguments
 from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
-from daskreg.deprecation import option_names
 from daskreg.lazy.load import FinishedRun
 from daskreg.planning import Plan
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
@@ -20,7 +20,7 @@ else:
     clusters = DeferredModule("daskreg.cluster")
 
 
-@option_names(preset="config")
+@checked_arguments(preset="config")
 def plan(
     fixed: ImageLike,
     moving: ImageLike,

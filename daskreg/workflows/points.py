@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from daskreg.arguments import checked_arguments
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import require_known
 from daskreg.lazy.load import TransformLike, as_transform, path_of
@@ -24,6 +25,7 @@ FAR = 0.01  # of the smallest voxel: a warning is logged where the image of a so
 
 
 @renamed_arguments(run="transform")
+@checked_arguments()
 def points(
     transform: TransformLike,
     source: str | Path | ArrayLike,

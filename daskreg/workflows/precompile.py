@@ -9,11 +9,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from daskreg.arguments import checked_arguments
 from daskreg.errors import ConfigError, RunError
 
 ARCHITECTURES = ("sm_80", "sm_90")  # A100; H100 and H200
 
 
+@checked_arguments()
 def precompile(architectures: Sequence[str] = ARCHITECTURES, folder: str | Path | None = None) -> Path:
     """Compile the kernels of usual registrations with all cores, such as into an image of a container.
 

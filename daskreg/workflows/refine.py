@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from daskreg.arguments import checked_arguments
 from daskreg.config import Config, Deformable
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
@@ -55,6 +56,7 @@ class Refined:
 
 
 @renamed_arguments(run="transform")
+@checked_arguments(ResourceKeywords.__annotations__)
 def refine(
     transform: TransformLike,
     fixed: ImageSource | Volume,

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from daskreg.arguments import checked_arguments
 from daskreg.config import Config, Deformable, DeviceName
 from daskreg.deferred import DeferredModule
-from daskreg.deprecation import option_names, renamed_arguments
+from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, OutputError, OutputExists
 from daskreg.reporting.follow import ProgressLike, following, interactive
 from daskreg.reporting.log import shown
@@ -77,7 +78,7 @@ log = logging.getLogger("daskreg")
 
 
 @renamed_arguments(fewest="minimum_planes")
-@option_names(preset="config", checkpoint_every="checkpoint")
+@checked_arguments(preset="config", checkpoint_every="checkpoint")
 def register(
     fixed: ImageLike | None = None,
     moving: ImageLike | None = None,

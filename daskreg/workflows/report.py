@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from daskreg.arguments import checked_arguments
 from daskreg.errors import ConfigError, OutputError
 from daskreg.storage import RunStore, Volume, is_remote
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
@@ -13,6 +14,7 @@ from daskreg.storage.images import ImageSource
 from daskreg.workflows.result import Result
 
 
+@checked_arguments()
 def report(
     run: str | Path | RunStore | Result,
     output: str | Path,

@@ -39,6 +39,7 @@ class Report(TypedDict, total=False):
     seconds: of each phase, of the slowest rank, and total;  machine, ranks: computer, peak bytes and bytes sent, of rank 0 and
     of each rank;  blocks: first and last + 1 plane of each rank;  projected_bytes: what the plan expected a rank to need
     fill: value of the moved image outside of the moving one;  left_out: voxels of fixed and moving that are stored background
+    masked: voxels of fixed and moving that their masks leave, None without a mask
     decoded: how often a voxel of fixed and moving was decoded, on all ranks together; empty unless they stayed in their files
     tried: presets that were tried on coarse images, the one that was taken first; absent without any
     changed_inputs: inputs that changed while they were read, and how; absent without any
@@ -57,6 +58,7 @@ class Report(TypedDict, total=False):
     projected_bytes: int
     fill: float | str
     left_out: list[int]
+    masked: list[int | None]
     decoded: list[float]
     tried: list[dict[str, Any]]
     changed_inputs: dict[str, str]
@@ -160,6 +162,7 @@ def merge_reports(ranks: Sequence[dict[str, Any]]) -> Report:
         "projected_bytes": max(m["projected_bytes"] for m in machines),
         "ranks": machines,
         "left_out": first["left_out"],
+        "masked": first["masked"],
         "decoded": first["decoded"],
         "fill": "nan" if math.isnan(first["fill"]) else first["fill"],
     }

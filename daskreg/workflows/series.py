@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import logging
 import os
@@ -12,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from daskreg.arguments import checked_arguments
 from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
-from daskreg.deprecation import option_names
 from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, DaskregError, InputError, OutputError, RunError, require_known
 from daskreg.lazy.load import load_transform
@@ -97,7 +98,10 @@ class Series:
         return _to_reference(self.rows, number)
 
 
-@option_names(preset="config", checkpoint_every="checkpoint")
+OF_REGISTER = inspect.signature(register).parameters.keys() - {"fixed", "moving", "output", "resume", "candidates"}
+
+
+@checked_arguments(OF_REGISTER, preset="config", checkpoint_every="checkpoint")
 def series(
     images: Sequence[str | Path],
     output: str | Path,

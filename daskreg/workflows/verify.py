@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from daskreg.deprecation import option_names, renamed_arguments
+from daskreg.arguments import checked_arguments
+from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, require_known
 from daskreg.lazy.load import FinishedRun
 from daskreg.planning import RESIDENCIES
@@ -63,7 +64,7 @@ class Verification:
 
 
 @renamed_arguments(tell="echo")
-@option_names(preset="config", residency="residencies")
+@checked_arguments(RunKeywords.__annotations__, preset="config", residency="residencies")
 def verify(
     fixed: ImageLike,
     moving: ImageLike,

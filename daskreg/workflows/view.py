@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 from urllib.parse import quote
 
+from daskreg.arguments import checked_arguments
 from daskreg.config import DeviceName
 from daskreg.errors import ConfigError, InputError, NotFound, require_known, require_number
 from daskreg.grid import UNITS, Grid
@@ -112,6 +113,7 @@ class ServedImages:
         self.close()
 
 
+@checked_arguments()
 def view(
     transform: TransformLike,
     image: ImageSource | Volume | None = None,

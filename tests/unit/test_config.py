@@ -151,3 +151,15 @@ def test_signature_and_repr_are_short():
     assert "similarity=LNCC(), scales=(4, 2, 1)" in str(inspect.signature(Deformable))
     assert repr(Deformable(similarity=LNCC(radius=3))) == "Deformable(similarity=LNCC(radius=3))"
     assert eval(repr(Config(stages=(Deformable(),), intensity="log"))) == Config(stages=(Deformable(),), intensity="log")
+
+
+@pytest.mark.parametrize("iterations", [30, "30"])
+def test_one_number_of_iterations_is_that_of_every_scale(iterations):
+    assert Deformable(scales=(4, 2, 1), iterations=iterations).iterations == (30, 30, 30)
+    assert Affine(iterations=iterations).iterations == (30, 30)
+    assert Config.parse({"stages": [{"stage": "deformable", "iterations": iterations}]}).stages[0].iterations == (30, 30, 30)
+
+
+def test_a_list_of_one_number_of_iterations_is_that_of_one_scale():
+    with pytest.raises(ConfigError, match="must be as many; a single number, as in iterations=50, is that of every scale"):
+        Deformable(scales=(4, 2), iterations=[30])

@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from daskreg.arguments import ADDRESS_KEYS
 from daskreg.errors import ConfigError, suggestion
 from daskreg.grid import unit_name
 
-OPTION_KEYS = ("level", "channel", "time", "spacing", "unit", "array", "missing", "axes")
 AXES = "zyxtcsqipreahlvm"  # in the letters of tifffile
 OPTION_PREFIX = re.compile(r"[A-Za-z_]+=")
 LOST_SLASH = re.compile(r"([a-z][a-z0-9+.-]+:)/(?!/)")
@@ -208,8 +208,8 @@ def _split(text: str) -> tuple[str, list[str]]:
 
 def _option(part: str, text: str) -> tuple[str, str]:
     key, equals, value = part.partition("=")
-    if key not in OPTION_KEYS:
-        raise ConfigError(f"{text}: unknown key {key!r} behind '::'; {suggestion(key, OPTION_KEYS)}")
+    if key not in ADDRESS_KEYS:
+        raise ConfigError(f"{text}: unknown key {key!r} behind '::'; {suggestion(key, ADDRESS_KEYS)}")
     if not equals or not value:
         raise ConfigError(f"{text}: {key!r} has no value; write it as '::{key}=VALUE'.")
     return key, value

@@ -536,3 +536,26 @@ def test_labels_that_would_be_interpolated_are_told(run, tmp_path, caplog):
     assert said[1:] == [[], [], []]
     assert len(said[0]) == 1
     assert said[0][0].startswith("labels has areas of one integer")
+
+
+def test_the_unit_of_a_run_that_states_none_is_said_behind_its_path(tmp_path):
+    """As after the registration of two arrays, whose lengths the user knows to be in millimetres."""
+    bare, mm = (Grid((12, 10, 8), (2.0, 1.0, 1.0), unit=unit) for unit in (None, "mm"))
+    voxels = blobs(bare.shape).astype(np.float32)
+    shift = np.eye(4)
+    shift[0, 3] = 2.0
+    path = tmp_path / "arrays.zarr"
+    make_run(path, shift, np.full((3, *bare.shape), 0.5, np.float32), fixed=bare, moving=bare)
+    with pytest.raises(
+        UnitsError, match=r"m is in millimeter, .* 'RUN.zarr::unit=millimeter'.* daskreg.apply\('RUN.zarr', array\)"
+    ):
+        apply(path, Volume(da.from_array(voxels), mm, "m", "nifti"))
+    moved = apply(f"{path}::unit=mm", Volume(da.from_array(voxels), mm, "m", "nifti"))
+    assert moved.grid == mm
+    np.testing.assert_array_equal(moved.read(), apply(path, voxels).read())
+    um = mm.to_unit("micrometer")
+    np.testing.assert_allclose(
+        apply(f"{path}::unit=mm", Volume(da.from_array(voxels), um, "m", "nifti")).read(), moved.read(), rtol=1e-5, atol=1e-5
+    )
+    with pytest.raises(ConfigError, match="channel and spacing belong to an image"):
+        load_transform(f"{path}::channel=0,spacing=2")

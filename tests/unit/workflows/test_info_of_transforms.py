@@ -90,6 +90,7 @@ def test_runs_and_images_are_described_as_before(run):
     found = describe(run.path)
     assert isinstance(found, VolumeInfo)
     assert found.run["displacement"] == f"largest {LARGEST:.4g} millimeter"
+    assert {"displacement", "complete"} <= found.as_dict().keys()  # by the names that its lines have
     assert isinstance(describe(f"{run.path}/transform/displacement"), VolumeInfo)
 
 

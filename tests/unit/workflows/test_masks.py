@@ -6,9 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from daskreg import MSE, Deformable, register
+from daskreg import MSE, Deformable, Rigid, register
 from daskreg.errors import GridError, NoOverlap
 from daskreg.grid import Grid
+from daskreg.reporting.page import render
 from daskreg.storage import Volume, open_volume, write_image
 from daskreg.workflows.inputs import Request, staged
 from daskreg.workflows.masks import RESAMPLED, open_mask, same_grid
@@ -124,3 +125,30 @@ def test_a_registration_does_not_depend_on_how_its_mask_is_stored():
     direct, placed = (register(fixed, moving, stages, fixed_mask=mask, **given) for mask in (weights, stored))
     assert placed.report["levels"][0]["losses"] == direct.report["levels"][0]["losses"]
     np.testing.assert_array_equal(placed.displacement, direct.displacement)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_share_of_an_image_that_a_mask_leaves_is_told_and_recorded(caplog, tmp_path, workers):
+    """One that leaves next to nothing, as one in another unit does, is likely another image's."""
+    grid = Grid((20, 20, 20), unit="millimeter")
+    fixed, moving = (open_volume(np.random.default_rng(5).random(grid.shape, np.float32), grid=grid) for _ in range(2))
+    few = np.zeros(grid.shape, np.uint8)
+    few[5, 8:12, :] = 1
+    few[5, 8, 0] = 0
+    half = replace(grid, shape=(10, 20, 20))
+    masks = {"fixed_mask": few, "moving_mask": open_volume(np.ones(half.shape, np.uint8), grid=half)}
+    with caplog.at_level("INFO"):
+        run = register(
+            fixed,
+            moving,
+            [Rigid(scales=(1,), iterations=(1,), similarity=MSE())],
+            device="cpu",
+            workers=workers,
+            **masks,
+            output=tmp_path / "run.zarr",
+        )
+    assert "the moving mask leaves 50 % of the moving image (4000 of 8000 voxels)" in caplog.text
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "mask" in r.getMessage())
+    assert warning.startswith("the fixed mask leaves 0.988 % of the fixed image (79 of 8000 voxels); is it the right one")
+    assert run.report["masked"] == [79, 4000]
+    assert "The moving mask leaves 50 % of the moving image (4000 of 8000 voxels)." in render(run.store)
