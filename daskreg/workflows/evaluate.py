@@ -27,7 +27,7 @@ from daskreg.storage import RunStore, Volume
 from daskreg.storage.formats.run import Run
 from daskreg.storage.images import ImageSource, open_on
 from daskreg.transforms.jacobian import JacobianStatistics
-from daskreg.workflows.landmarks import read_landmarks
+from daskreg.workflows.landmarks import Landmarks, read_landmarks
 from daskreg.workflows.points import tell_of_outside
 
 if TYPE_CHECKING:
@@ -130,22 +130,23 @@ def evaluate(
     *,
     fixed_labels: ImageSource | Volume | None = None,
     moving_labels: ImageSource | Volume | None = None,
-    landmarks: str | Path | None = None,
+    landmarks: Landmarks | None = None,
     landmarks_space: str = "lps",
     labels: Sequence[int] | None = None,
 ) -> Evaluation:
     """Measure a transform; labels and landmarks as far as they are given, folds always.
 
     fixed_labels, moving_labels: label images, each of any grid; an array is on that of its image, where it has its shape;
-    labels: those to look at (all but 0 by default);  landmarks: a CSV table of pairs in the unit of the fixed image, see
-    ``read_landmarks``;  landmarks_space: lps or ras.
+    labels: those to look at (all but 0 by default);  landmarks: pairs in the unit of the fixed image: a CSV table, see
+    ``read_landmarks``, or a pair of arrays (N, 3), z, y, x, of fixed and moving;  landmarks_space: lps or ras.
     Raises InputError in all its forms.
     """
     require_both_labels(fixed_labels, moving_labels)
     phi = as_transform(transform)
     pairs = None if landmarks is None else read_landmarks(landmarks, landmarks_space)
+    name = str(landmarks) if isinstance(landmarks, str | Path) else "landmarks"
     for image, found in zip(("fixed", "moving"), pairs or (), strict=False):
-        tell_of_outside(phi, found, image, str(landmarks), option="--landmarks-space")
+        tell_of_outside(phi, found, image, name, option="--landmarks-space")
     overlaps: Mapping[int, Overlap] = {}
     if fixed_labels is not None and moving_labels is not None:
         fixed, moving = open_on(fixed_labels, phi.fixed), open_on(moving_labels, phi.moving)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from daskreg.errors import ConfigError, Unreadable, require_known
+from daskreg.errors import ArrayError, ConfigError, Unreadable, require_known
 from daskreg.storage.fs.errors import read_errors, require_exists
 from daskreg.storage.point_file import commented_header
 
@@ -19,17 +20,41 @@ MARK, AXIS = re.compile(r"[,;\t]"), re.compile(r"[xyz]", re.IGNORECASE)
 Points = NDArray[np.float64]
 
 
-def read_landmarks(path: str | Path, space: str = "lps") -> tuple[Points, Points]:
-    """Fixed and moving points, (N, 3) each, LPS, order z, y, x, in the unit of the file.
+Landmarks = str | Path | Sequence[ArrayLike]  # a table, or points of fixed and moving (N, 3), z, y, x
+
+
+def read_landmarks(source: Landmarks, space: str = "lps") -> tuple[Points, Points]:
+    """Fixed and moving points, (N, 3) each, LPS, order z, y, x, in the unit of the file, or as a pair of arrays has them.
 
     A CSV table whose header names fixed_x, fixed_y, fixed_z, moving_x, moving_y, moving_z in any order, among other columns,
     or six columns in that order without a header; empty lines and those that begin with '#' are skipped, but for a header before
     the first pair. space: lps or ras.
-    Raises NotFound, Unreadable (naming the row), ConfigError.
+    Raises NotFound, Unreadable (naming the row), ConfigError, ArrayError.
     """
     if not isinstance(space, str):
         raise ConfigError(f"landmarks space {space!r}: 'lps' or 'ras' was expected.")
     require_known("landmarks space", space.lower(), ("lps", "ras"))
+    fixed, moving = _of_table(source) if isinstance(source, str | Path) else _of_arrays(source)
+    turn = np.array([1.0, -1.0, -1.0] if space.lower() == "ras" else [1.0, 1.0, 1.0])
+    return fixed * turn, moving * turn
+
+
+def _of_arrays(source: Any) -> tuple[Points, Points]:
+    """Of a pair of arrays. Raises ArrayError."""
+    expected = "the path of a CSV table, or a pair (fixed, moving) of arrays (N, 3), z, y, x"
+    try:
+        pair = [np.asarray(points, float) for points in source]
+    except (TypeError, ValueError):
+        raise ArrayError(f"landmarks are a {type(source).__name__}; {expected}, was expected.") from None
+    if len(pair) != 2 or pair[0].shape != pair[1].shape or pair[0].ndim != 2 or pair[0].shape[1] != 3 or not len(pair[0]):
+        found = f"of shape {shape}" if (shape := getattr(source, "shape", None)) else f"of shapes {[p.shape for p in pair[:3]]}"
+        raise ArrayError(f"landmarks {found} were given; {expected}, was expected.")
+    if not np.isfinite(pair).all():
+        raise ArrayError("landmarks hold NaN or infinite numbers; finite ones were expected.")
+    return pair[0], pair[1]
+
+
+def _of_table(path: str | Path) -> tuple[Points, Points]:
     require_exists(str(path))
     with read_errors(str(path)):
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -41,8 +66,6 @@ def read_landmarks(path: str | Path, space: str = "lps") -> tuple[Points, Points
     if not rows:
         raise Unreadable(f"{path} holds no landmarks; a pair a row was expected, with the columns {', '.join(COLUMNS)}.")
     xyz = np.array([_numbers(str(path), n, cells, order) for n, cells in rows])
-    if space.lower() == "ras":
-        xyz *= np.array([-1.0, -1.0, 1.0] * 2)
     return xyz[:, 2::-1].copy(), xyz[:, :2:-1].copy()
 
 

@@ -11,6 +11,7 @@ from daskreg.storage import RunStore, Volume, is_remote
 from daskreg.storage.fs.atomic import atomic_output, require_distinct, require_writable
 from daskreg.storage.fs.files import replace_text
 from daskreg.storage.images import ImageSource
+from daskreg.workflows.landmarks import Landmarks
 from daskreg.workflows.result import Result
 
 
@@ -21,7 +22,7 @@ def report(
     *,
     fixed_labels: ImageSource | Volume | None = None,
     moving_labels: ImageSource | Volume | None = None,
-    landmarks: str | Path | None = None,
+    landmarks: Landmarks | None = None,
     inverse: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path | str:
