@@ -35,6 +35,9 @@ import reprlib
 from collections.abc import Callable, Collection
 from typing import Any
 
+SITE = "https://daskreg.github.io/daskreg"
+ISSUES = "https://github.com/daskreg/daskreg/issues"
+
 
 class DaskregError(Exception):
     """Base of every deliberate failure."""
@@ -150,6 +153,16 @@ def all_of(*calls: Callable[[], Any]) -> list[Any]:
     if refusals:
         raise refusals[0]
     return values
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 level``, ``3 levels``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def site_page(name: str, anchor: str = "") -> str:
+    """The address of a page of the documentation, which a package that was installed by pip does not hold."""
+    return f"{SITE}/{name}.html{anchor and f'#{anchor}'}"
 
 
 def require(true: object, sentence: str) -> None:

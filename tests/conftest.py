@@ -56,8 +56,12 @@ def fork_server():
 
 @pytest.fixture(autouse=True)
 def same_signals():
-    """A command that has ended leaves the signals to the system."""
+    """A command that has ended leaves the signals to the system. Ctrl-C interrupts a test, and what it starts, in the background
+    too, where a shell has it ignored.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGINT] is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, action in before.items():
         signal.signal(number, action)

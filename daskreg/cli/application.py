@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from daskreg.errors import SITE
+
 ANYWHERE = ("--quiet", "--verbose", "-v", "--log-level")  # global options, which may stand behind the command too
 
 
@@ -39,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="3D image registration from a laptop-sized brain to a 10-gigavoxel archive.",
-    epilog="The options above may stand behind the command too.",
+    epilog=f"The options above may stand behind the command too. Documentation: {SITE}",
 )
 _quiet = [False]
 

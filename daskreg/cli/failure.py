@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from daskreg import machine
-from daskreg.errors import DaskregError
+from daskreg.errors import ISSUES, DaskregError
 
 PACKAGES = "daskreg", "numpy", "numba", "dask", "distributed", "zarr", "pydantic"  # whose versions a report needs
 # what Python and the system say where they have no memory, thread or process to give
 REFUSALS = ("can't start new thread", "Resource temporarily unavailable", "failed to map segment", "Cannot allocate memory",
             "cannot allocate memory", "Unable to allocate", "ThreadPoolBuildError")  # fmt: skip
 MOST_CAUSES = 20
-REPORTS = "the project's issue tracker"
 
 
 def describe(error: BaseException) -> tuple[int, str]:
@@ -71,8 +70,8 @@ def _kept(error: BaseException) -> str:
         with os.fdopen(file, "w") as out:
             out.write(text)
     except OSError:
-        return f"This is a mistake in daskreg; please report it to {REPORTS} with this traceback:\n{text}"
-    return f"This is a mistake in daskreg; please report it to {REPORTS} with the file {path}, which holds the traceback."
+        return f"This is a mistake in daskreg; please report it at {ISSUES} with this traceback:\n{text}"
+    return f"This is a mistake in daskreg; please report it at {ISSUES} with the file {path}, which holds the traceback."
 
 
 def _versions() -> list[str]:

@@ -133,6 +133,7 @@ def register(
     if dry_run:
         assumed = DeviceName.cuda if cluster == "cuda" else device
         _print_plan(fixed, moving, chosen, workers, assumed, given, local=cluster == "local")
+        _require_output(output, scratch if cluster == "local" else None, overwrite=overwrite, resume=resume)
         return
     output = _named(output)
     if names or (resume and config is None and preset is None and _exists(output)):
@@ -216,6 +217,17 @@ def _print_plan(
         typer.echo(link)
     if local:
         require_local_memory(planned)
+
+
+def _require_output(output: str | None, scratch: str | None, *, overwrite: bool, resume: bool) -> None:
+    """Refuse what the same command without --dry-run would refuse to write to."""
+    from daskreg.storage.scratch import require_scratch
+    from daskreg.workflows.register import require_run_place
+
+    if output is not None:
+        require_run_place(output, overwrite=overwrite, resume=resume)
+    if scratch is not None:
+        require_scratch(Path(scratch))
 
 
 @app.command()

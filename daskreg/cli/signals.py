@@ -26,6 +26,14 @@ UNSAFE_FRAMES = ("_gc_callback", "__del__")  # Python discards what is raised in
 class Interrupt(KeyboardInterrupt):
     """Ctrl-C. Python kills itself by SIGINT in the end where a KeyboardInterrupt itself has left ``exec``, as at an import."""
 
+    notes_are_said = True
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP."""
+
+    notes_are_said = True
+
 
 def handle_signals() -> None:
     """Unwind at SIGTERM, SIGHUP and Ctrl-C, except where the process was told to ignore them: by nohup, or in the background."""
@@ -53,7 +61,7 @@ def terminate(number: int, _: Any = None) -> None:
     """Unwind as Ctrl-C does: partial outputs are removed, and replaced ones restored."""
     for other in (signal.SIGTERM, signal.SIGHUP):  # a second one must not interrupt the cleanup
         signal.signal(other, signal.SIG_IGN)
-    raise SystemExit(128 + number)
+    raise Terminated(128 + number)
 
 
 def handle(number: int, stop: Callable[[int, FrameType | None], Any]) -> None:

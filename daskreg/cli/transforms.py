@@ -22,6 +22,7 @@ from daskreg.cli.options import (
     TransformArgument,
     saying,
 )
+from daskreg.errors import counted
 
 
 @app.command()
@@ -63,7 +64,7 @@ def points(
 
     moved = workflow(transform, source, output, to=to, space=space, order=order, overwrite=overwrite)
     unit = "voxels" if space == "index" else load_transform(transform).unit or "no unit"
-    typer.echo(f"{output}: {len(moved)} points in the {to} image, {space}, {unit}")
+    typer.echo(f"{output}: {counted(len(moved), 'point')} in the {to} image, {space}, {unit}")
 
 
 @app.command()

@@ -27,7 +27,7 @@ from daskreg.cluster.isolation import (
 from daskreg.cluster.job_workers import BATCH_SYSTEMS, job_client
 from daskreg.cluster.logs import silenced, worker_log
 from daskreg.cluster.processes import started
-from daskreg.errors import InputError, closest
+from daskreg.errors import InputError, closest, counted
 from daskreg.kernels.device import Kind, gpus
 
 log = logging.getLogger("daskreg")
@@ -156,7 +156,8 @@ def _gpu_cluster(workers: int, common: dict[str, Any]) -> Any:
     """A worker process for each GPU. Raises InputError where there are fewer."""
     if workers > gpus():
         raise InputError(
-            f"{workers} workers were asked for and there are {gpus()} GPUs; one worker needs one, so use --workers {gpus()}."
+            f"{counted(workers, 'worker')} were asked for and there are {counted(gpus(), 'GPU')}; one worker needs one, so use "
+            f"--workers {gpus()}."
         )
     try:
         from dask_cuda import LocalCUDACluster

@@ -23,7 +23,7 @@ from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.supervision import handle_event, reports, stop_with_checkpoint
 from daskreg.cluster.worker_calls import awaited_workers, call_each
 from daskreg.engine.report import STOP, Observer, Progress, observer_of
-from daskreg.errors import InputError, RankLost, RunError
+from daskreg.errors import InputError, RankLost, RunError, counted
 
 log = logging.getLogger("daskreg")
 _running: dict[str, tuple[Client, RankGroup]] = {}  # those that this process waits for
@@ -108,7 +108,9 @@ def choose_workers(client: Client, workers: int) -> list[str]:
     """Addresses of as many workers as wanted. Raises InputError where there are fewer after ``WORKER_START_TIMEOUT``."""
     known = awaited_workers(client, workers, timeouts.WORKER_START_TIMEOUT)
     if len(known) < workers:
-        raise InputError(f"the Dask cluster has {len(known)} workers, {workers} are needed; start more, or ask for fewer.")
+        raise InputError(
+            f"the Dask cluster has {counted(len(known), 'worker')}, {workers} are needed; start more, or ask for fewer."
+        )
     return sorted(known)[:workers]
 
 

@@ -15,7 +15,7 @@ from daskreg.config import Config
 from daskreg.engine.halo import gather_planes
 from daskreg.engine.memory import trim
 from daskreg.engine.planes import ArrayPlanes, Planes
-from daskreg.errors import VoxelError
+from daskreg.errors import VoxelError, counted
 from daskreg.grid import Grid, Index, Partition, Sigmas, Span
 from daskreg.kernels.compiler.launch import on_device, thread_count
 from daskreg.kernels.device import CPU, Device, host, module_of
@@ -281,7 +281,7 @@ def _range(parts: Parts, comm: Communicator, name: str) -> tuple[float, float]:
     if not np.isfinite(both).all():
         bad = int(comm.sum_counts(np.array([sum(part.size - int(np.isfinite(part).sum()) for part in parts())]))[0])
         raise VoxelError(
-            f"{name} has {bad} voxels that are NaN or infinite; replace them (for instance by the background) first."
+            f"{name} is NaN or infinite at {counted(bad, 'voxel')}; replace these values (for instance by the background) first."
         )
     return _apart(both, name)
 

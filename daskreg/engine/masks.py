@@ -13,7 +13,7 @@ from daskreg.engine.images import Image
 from daskreg.engine.linear import Matrix
 from daskreg.engine.planes import pieces
 from daskreg.engine.sweep.linear import make_linear_loss
-from daskreg.errors import NoOverlap, VoxelError
+from daskreg.errors import NoOverlap, VoxelError, counted
 from daskreg.planning import Level, Plan
 
 PARAMETERS = {"rigid": 6, "similarity": 7, "affine": 12, "deformable": 12}  # a warp: at least what an affine map needs
@@ -28,7 +28,7 @@ def require_voxels(plan: Plan, images: Images, comm: Communicator) -> None:
     for role, found in zip(("fixed", "moving"), mask_counts(images, comm), strict=True):
         if found is not None and found < needed:
             raise VoxelError(
-                f"the mask of the {role} image has {found} voxels above 0; "
+                f"the mask of the {role} image has {counted(found, 'voxel')} above 0; "
                 f"at least {needed} are needed, {VOXELS_EACH} for each of {needed // VOXELS_EACH} parameters: give a larger mask."
             )
 
@@ -46,7 +46,7 @@ def require_meeting_masks(plan: Plan, images: Images, world: Matrix, comm: Commu
     stage, level = first
     found, needed = _shared(stage, level, images, world, comm), PARAMETERS[stage.name]
     if found < needed:
-        counts = ["no mask" if n is None else f"{n} voxels" for n in mask_counts(images, comm)]
+        counts = ["no mask" if n is None else counted(n, "voxel") for n in mask_counts(images, comm)]
         where = "that was found first" if searched else "at the start"
         raise NoOverlap(
             f"the masks do not overlap: under the map {where} they share {found:.3g} voxels of the level with scale "

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from daskreg.engine.drift import DRIFT
 from daskreg.engine.evidence import TOO_STRETCHED, UNSURE, Evidence
+from daskreg.html import Printable
 
 Status = Literal["ok", "doubtful", "failed"]
 RANKS: tuple[Status, ...] = ("ok", "doubtful", "failed")
@@ -26,8 +27,8 @@ WORSE = {"ncc": 0.02, "mi": 0.05}
 ENDED = {"overlap": "under half of its voxels were left", "no overlap": "the images hardly overlapped"}
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Printable):
     """What a registration came to.
 
     status: "ok", "doubtful" or "failed";  reasons: sentences without an end, the weightiest first, one at least;
@@ -43,6 +44,10 @@ class Verdict:
     def line(self) -> str:
         """For the log."""
         return f"verdict: {self.text()}"
+
+    def lines(self) -> list[str]:
+        """See ``line``."""
+        return [self.line()]
 
     def text(self) -> str:
         """Status and reasons."""

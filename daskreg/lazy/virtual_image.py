@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.errors import counted
 from daskreg.grid import Grid, Region
 from daskreg.lazy.byte_cache import ByteCache
 from daskreg.lazy.coarse_levels import CoarseLevel, level_for, link_levels, links_for, stack_levels
@@ -59,7 +60,7 @@ class Sampling:
         return self.interpolation in ("nearest", "label")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class VirtualImage:
     """An image on a grid, in levels of chunks of 64 voxels along each axis.
 
@@ -78,6 +79,9 @@ class VirtualImage:
     labels: bool = False
     factors: tuple[Factors, ...] = field(default=())
     window_of: dict[int, tuple[float, float]] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        return f"VirtualImage({self.name}, {self.grid.summary()}, {self.dtype}, {counted(len(self.factors), 'level')})"
 
     @property
     def means(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from daskreg.config import Config, Deformable, Optimised
 from daskreg.deferred import DeferredModule
-from daskreg.errors import ConfigError, PlanTooLarge
+from daskreg.errors import ConfigError, PlanTooLarge, counted
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, Sigmas, level_factors, matching_sigmas
 from daskreg.html import preformatted
 from daskreg.planning.layout import RESIDENCIES, SOURCE, STATES, Encoding, Layout, Level
@@ -77,8 +77,8 @@ class Plan(Layout):
 
     def __repr__(self) -> str:
         levels = sum(map(len, self.levels))
-        workers = f"{self.workers} worker{'s' * (self.workers > 1)}"
-        return f"Plan({len(self.config.stages)} stages, {levels} levels, {workers}, {size(self.peak_bytes)} each)"
+        parts = counted(len(self.config.stages), "stage"), counted(levels, "level"), counted(self.workers, "worker")
+        return f"Plan({', '.join(parts)}, {size(self.peak_bytes)} each)"
 
     def _repr_html_(self) -> str:
         return preformatted("Plan", str(self))
@@ -87,7 +87,7 @@ class Plan(Layout):
         """Raise PlanTooLarge when a worker needs more than ``memory`` bytes; source: what limits them."""
         if self.peak_bytes > memory:
             fixed, moving = map(format_shape, self.stored_shapes(self.fixed, self.moving))
-            shapes = f"fixed {fixed}, moving {moving}, {self.workers} worker{'s' * (self.workers > 1)}"
+            shapes = f"fixed {fixed}, moving {moving}, {counted(self.workers, 'worker')}"
             raise PlanTooLarge(
                 f"this run needs {size(self.least_bytes, up=True)} a worker ({shapes}), "
                 f"a worker has {size(memory)}{f' ({source})' * bool(source)}; {self.remedy(memory)}"
@@ -109,7 +109,7 @@ class Plan(Layout):
             more = make_plan(self.fixed, self.moving, self.config, workers=workers, **given)
             if more.peak_bytes <= memory:
                 return (
-                    f"use {workers} workers of that memory, or drop the finest scale from the stages, "
+                    f"use {counted(workers, 'worker')} of that memory, or drop the finest scale from the stages, "
                     "or read a coarser level of the images ('::level=1')."
                 )
         least = size(self.least_bytes, up=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from daskreg.errors import ConfigError
+from daskreg.errors import ConfigError, counted
 from daskreg.grid import Grid
 from daskreg.storage.transforms import open_transform
 
@@ -24,12 +24,12 @@ def certificate(inverse: str | Path, fixed: Grid | None = None) -> dict[str, str
     facts = {
         "there and back, mean": f"{found['mean']:.2g} voxel over {found['voxels']} voxels",
         "largest": f"{found['largest']:.2g} voxel at {tuple(found['worst_voxel'])} (z, y, x)",
-        f"beyond {found['limit']:g} voxel": f"{found['beyond_limit']} voxels{where}",
+        f"beyond {found['limit']:g} voxel": f"{counted(found['beyond_limit'], 'voxel')}{where}",
     }
     other = found.get("back_and_there")  # older ones have none
     if other:
         facts["back and there, mean"] = f"{other['mean']:.2g} voxel, largest {other['largest']:.2g}"
-        facts["folded"] = f"{found['folded_voxels']} voxels"
+        facts["folded"] = counted(found["folded_voxels"], "voxel")
     if solved:
         share = 100 * solved["unproven_voxels"] / solved["voxels"]
         facts["fixed point, residual"] = f"at most {solved['residual']:.2g} voxel"

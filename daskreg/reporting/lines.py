@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from daskreg.engine.report import LevelReport, Observer, Place, Progress
+from daskreg.errors import counted
 
 log = logging.getLogger("daskreg")
 INTERVAL = 30.0  # seconds between two lines about what goes on
@@ -25,7 +26,7 @@ def level_line(level: Mapping[str, Any]) -> str:
     """A level that has ended: its losses, iterations and seconds."""
     losses, shape = level["losses"], " x ".join(map(str, level["shape"]))
     change = f"loss {losses[0]:.5f} -> {losses[-1]:.5f}, " if losses else ""
-    steps = f"{len(losses)} iterations, {level['seconds']:.2f} s"
+    steps = f"{counted(len(losses), 'iteration')}, {level['seconds']:.2f} s"
     return f"{level['stage']:<10} scale {level['scale']:<2} {shape:>16}  {change}{steps}"
 
 

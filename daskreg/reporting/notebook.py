@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from daskreg.engine.report import LevelReport, Observer, Place, Progress
+from daskreg.errors import counted
 from daskreg.reporting.lines import PHASES, compiling_line, place_line
 
 INTERVAL = 0.5  # seconds between two renewals
@@ -140,7 +141,7 @@ class NotebookDisplay(Observer):
 
     def text(self) -> str:
         """The same where there is no HTML."""
-        levels = [f"{c.stage:<10} scale {c.scale:<2} {c.done} iterations" for c in self.curves.values()]
+        levels = [f"{c.stage:<10} scale {c.scale:<2} {counted(c.done, 'iteration')}" for c in self.curves.values()]
         return "\n".join([f"daskreg: {self.state}, {self._seconds:.0f} s", *self._remarks(), *levels])
 
     @property

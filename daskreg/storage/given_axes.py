@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from daskreg.errors import AxesError
+from daskreg.errors import AxesError, site_page
 from daskreg.grid import IDENTITY
 from daskreg.storage.axes import KINDS, SPACE, Axis, spatial
 from daskreg.storage.grid_metadata import GridMetadata, triple
@@ -70,7 +70,8 @@ def how_to_divide(record: ImageRecord) -> str:
     if not record.format.startswith("TIFF") or len(record.shape) != 3 or record.axes[0].stated:
         return ""
     return (
-        f" If its {record.shape[0]} planes are those of several channels or times, write it anew with its axes: docs/archives.md."
+        f" If its {record.shape[0]} planes are those of several channels or times, write it anew with its axes: "
+        f"{site_page('archives', 'axes')}"
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from daskreg.deferred import DeferredModule
 from daskreg.errors import InputError, Unreadable, VoxelError
 from daskreg.grid import Grid
+from daskreg.html import Printable
 from daskreg.storage.formats.run import Run
 from daskreg.storage.fs.address import Address, parse_address
 from daskreg.storage.fs.errors import read_errors
@@ -31,8 +32,8 @@ else:
 Numbers = tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class VolumeInfo:
+@dataclass(frozen=True, repr=False)
+class VolumeInfo(Printable):
     """shape and chunks along ``axes`` as stored; spacing, origin (z, y, x) and direction as in Grid, None where unknown;
     axes_stated: False where the file names no axes, so that they are a guess;  axes_given: whether the address names them;
     sized: False where the spacing of ``levels`` is not stated;

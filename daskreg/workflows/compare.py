@@ -22,8 +22,8 @@ from daskreg import machine
 from daskreg.arguments import checked_arguments
 from daskreg.config import Config
 from daskreg.deferred import DeferredModule
-from daskreg.errors import ConfigError, DaskregError, OutputError, OutputExists, require_known, require_number
-from daskreg.html import preformatted
+from daskreg.errors import ConfigError, DaskregError, OutputError, OutputExists, counted, require_known, require_number
+from daskreg.html import Printable
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, Volume, is_remote, write_image
@@ -52,8 +52,8 @@ UNIT = "millimeter"  # what programs of ITK take every world for
 RIGID = ("moments", "search", "rigid")  # stages without scales and shears
 
 
-@dataclass(frozen=True)
-class ProgramComparison:
+@dataclass(frozen=True, repr=False)
+class ProgramComparison(Printable):
     """Programs on one pair: a row each, and where it was measured. path: the folder of the tables."""
 
     path: str
@@ -67,9 +67,6 @@ class ProgramComparison:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"machine": dict(self.machine), "programs": [row.as_dict() for row in self.rows]}
-
-    def _repr_html_(self) -> str:
-        return preformatted("Comparison", "\n".join(self.lines()))
 
 
 @checked_arguments()
@@ -238,7 +235,7 @@ def _recorded(store: RunStore, pair: Pair) -> Contender:
         float(record.get("seconds", {}).get("total", np.nan)),
         float(sum(r.get("peak_bytes", np.nan) for r in ranks)),
         f"daskreg {record.get('versions', {}).get('daskreg', '')}",
-        f"{store.path}, {len(ranks)} ranks of {host.get('threads', '?')} threads on {host.get('host', '?')}",
+        f"{store.path}, {counted(len(ranks), 'rank')} of {host.get('threads', '?')} threads on {host.get('host', '?')}",
     )
 
 
@@ -314,4 +311,5 @@ def _processor() -> str:
 
 def _place(where: Mapping[str, Any]) -> str:
     memory = where["memory_bytes"] / 2**30
-    return f"{where['processor']}, {where['cores']} cores, {memory:.0f} GiB, {where['threads']} threads, {where['date']}"
+    cores, threads = counted(where["cores"], "core"), counted(where["threads"], "thread")
+    return f"{where['processor']}, {cores}, {memory:.0f} GiB, {threads}, {where['date']}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskreg.arguments import checked_arguments
 from daskreg.errors import DaskregError, InputError
+from daskreg.html import Printable
 from daskreg.workflows import examinations
 from daskreg.workflows.examinations import Finding
 from daskreg.workflows.resources import parse_duration
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 APART = ("host", "folder")  # of the facts of a worker: they may differ
 
 
-@dataclass(frozen=True)
-class Examination:
+@dataclass(frozen=True, repr=False)
+class Examination(Printable):
     """What ``doctor`` found, in order."""
 
     findings: tuple[Finding, ...]

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from daskreg.arguments import checked_arguments
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
-from daskreg.errors import ConfigError, VoxelError
+from daskreg.errors import ConfigError, VoxelError, counted
 from daskreg.grid import Grid
+from daskreg.html import Printable
 from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import TransformLike, as_transform, path_of, run_in
 from daskreg.lazy.resample import resampled, warn_of_other_grid
@@ -71,8 +72,8 @@ class Distances:
         return cls(float(d.mean()), float(np.median(d)), float(np.percentile(d, 95)), float(d.max()))
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Printable):
     """Overlap, distances and Jacobian of a transform; before: by the headers alone, after: through the transform.
 
     jacobian_statistics: of the displacement, without the affine map;
@@ -105,7 +106,7 @@ class Evaluation:
             text += [_line(n, o) for n, o in self.labels.items()]
             text.append(f"{'mean':>8} {self.dice[0]:7.3f} {self.dice[1]:7.3f}")
         if self.errors:
-            text.append(f"{self.landmarks} landmarks, distance in {unit}: mean, median, 95th percentile, largest")
+            text.append(f"{counted(self.landmarks, 'landmark')}, distance in {unit}: mean, median, 95th percentile, largest")
             text += [_distances("before", self.errors[0]), _distances("after", self.errors[1])]
         return text if self.verdict is None else [self.verdict.line(), *text]
 

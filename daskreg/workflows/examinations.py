@@ -21,6 +21,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from daskreg import machine
+from daskreg.errors import counted
 from daskreg.planning.table import size
 
 Status = Literal["ok", "note", "wrong"]
@@ -112,7 +113,9 @@ def compiler() -> Iterator[Finding]:
         return
     import numpy as np
 
-    yield Finding("numba", "ok", f"{numba.__version__} with NumPy {np.__version__}, {numba.config.NUMBA_NUM_THREADS} threads")
+    yield Finding(
+        "numba", "ok", f"{numba.__version__} with NumPy {np.__version__}, {counted(numba.config.NUMBA_NUM_THREADS, 'thread')}"
+    )
     yield _threads()
     folder = cache.folder("cpu")
     kept = len(list(folder.glob(f"*{cache.SUFFIX}"))) if folder.is_dir() else 0

@@ -14,6 +14,7 @@ from daskreg.arguments import checked_arguments
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, Unreadable
 from daskreg.grid import Grid
+from daskreg.html import Printable
 from daskreg.lazy.load import FinishedRun, load_transform, path_of, transform_of
 from daskreg.storage import RunStore, VolumeInfo
 from daskreg.storage import describe as describe_image
@@ -69,8 +70,8 @@ class PartInfo:
         return rows
 
 
-@dataclass(frozen=True)
-class TransformInfo:
+@dataclass(frozen=True, repr=False)
+class TransformInfo(Printable):
     """A transform in a file: points go through its parts in their order, from ``fixed`` to ``moving`` (grids, None: unknown).
 
     images: places of the fixed and the moving image, where a scene has them below it;
@@ -125,8 +126,8 @@ def _quality(certificate: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     return [("inverse", f"{text}; {certificate['beyond_limit']} of {certificate['voxels']} beyond {certificate['limit']:g}")]
 
 
-@dataclass(frozen=True)
-class PointsInfo:
+@dataclass(frozen=True, repr=False)
+class PointsInfo(Printable):
     """Points in a file: how many, the corners of their box (x, y, z, as in the file), and the table's columns."""
 
     name: str

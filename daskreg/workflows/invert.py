@@ -11,7 +11,9 @@ from typing import Any
 
 from daskreg.arguments import checked_arguments
 from daskreg.deprecation import renamed_arguments
+from daskreg.errors import counted
 from daskreg.grid import Grid, Region
+from daskreg.html import Printable
 from daskreg.lazy.blocks import EDGE, compute_blocks
 from daskreg.lazy.load import TransformLike, as_transform, path_of, stored_links
 from daskreg.lazy.save import history_of, require_output, write_transform
@@ -26,8 +28,8 @@ from daskreg.transforms.link import Link
 log = logging.getLogger("daskreg")
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, repr=False)
+class Certificate(Printable):
     """How well an inverse undoes a transform.
 
     fixed_round_trip: ``|phi^-1(phi(x)) - x|`` over all voxels x of the fixed grid, in its voxels, through the inverse as it is
@@ -89,15 +91,16 @@ class Certificate:
         text = []
         if s is not None and s.unsolved:
             text.append(
-                f"{s.unsolved} voxels of the inverse have no solution within {SOLUTION_TOLERANCE:g} voxel: see unsolved_within"
+                f"no solution within {SOLUTION_TOLERANCE:g} voxel at {counted(s.unsolved, 'voxel')} of the inverse: see "
+                "unsolved_within"
             )
         if self.folded:
-            text.append(f"{self.folded} voxels of the fixed image fold: folds have no inverse")
+            text.append(f"the displacement folds at {counted(self.folded, 'voxel')} of the fixed image: folds have no inverse")
         if r.failed_box is not None:
             compression = 1 / max(self.jacobian_statistics.smallest, 1e-6) if self.jacobian_statistics.smallest > 0 else 0
             why = f"; space is compressed up to {compression:.2g} times" if compression >= 2 else ""
             text.append(
-                f"beyond {ROUND_TRIP_LIMIT:g} voxel at {r.failed} voxels, all within {r.failed_box.start} to "
+                f"beyond {ROUND_TRIP_LIMIT:g} voxel at {counted(r.failed, 'voxel')}, all within {r.failed_box.start} to "
                 f"{r.failed_box.stop}{why}: the inverse is interpolated between its voxels, --upsampling 2 "
                 "leaves half of that error"
             )

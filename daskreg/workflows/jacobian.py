@@ -12,6 +12,7 @@ from daskreg.arguments import checked_arguments
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
+from daskreg.html import Printable
 from daskreg.lazy.blocks import EDGE, Reader, block_of
 from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.transform import Determinant, Transform, jacobian_statistics
@@ -26,8 +27,8 @@ from daskreg.transforms.jacobian import JacobianStatistics
 JACOBIAN_PARTS = ("total", "warp")
 
 
-@dataclass(frozen=True)
-class Folds:
+@dataclass(frozen=True, repr=False)
+class Folds(Printable):
     """Folds of a Jacobian map. jacobian_statistics: folds and range of the determinant;  voxels: of the map;  part: total
     or warp, whose determinants these are.
     """
@@ -48,6 +49,10 @@ class Folds:
             f"{self.folded} of {self.voxels} voxels fold ({s.folded_percent:.4g} %); Jacobian of the "
             f"{'map' if self.part == 'total' else 'displacement'} {s.smallest:.4g} to {s.largest:.4g}, mean {s.mean:.4g}"
         )
+
+    def lines(self) -> list[str]:
+        """See ``line``."""
+        return [self.line()]
 
 
 @renamed_arguments(run="transform")

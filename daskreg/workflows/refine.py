@@ -16,6 +16,7 @@ from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, require_number
 from daskreg.grid import Grid, Region
+from daskreg.html import Printable
 from daskreg.lazy.blocks import EDGE, Reader
 from daskreg.lazy.load import TransformLike, as_transform, path_of
 from daskreg.lazy.save import history_of, require_output, write_transform
@@ -37,8 +38,8 @@ else:
 SPAN = re.compile(r"(\d+):(\d+)")
 
 
-@dataclass(frozen=True)
-class Refined:
+@dataclass(frozen=True, repr=False)
+class Refined(Printable):
     """A refined transform, and its accuracy in the region.
 
     transform: the chain, correction first;  before, after: correlation and mutual information;  jacobian_statistics: of the chain
@@ -53,6 +54,10 @@ class Refined:
         """Human-readable summary."""
         b, a, s = self.before, self.after, self.jacobian_statistics
         return f"correlation in the part {b['ncc']:.4f} -> {a['ncc']:.4f}; determinant {s.smallest:.3g} to {s.largest:.3g}"
+
+    def lines(self) -> list[str]:
+        """See ``line``."""
+        return [self.line()]
 
 
 @renamed_arguments(run="transform")

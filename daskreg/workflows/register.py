@@ -23,6 +23,7 @@ from daskreg.storage import RunStore
 from daskreg.storage.fill import Fill
 from daskreg.storage.fs.address import is_remote, parse_address
 from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
+from daskreg.storage.fs.files import exists
 from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.kept_fields import remove_kept
 from daskreg.storage.recorded_images import FOLDER
@@ -330,9 +331,21 @@ def _begun(
     return store.continued(recipe=resumed_recipe(store, request, changed=inputs_changed))
 
 
-def _new_store(path: str, request: Request, inputs: Inputs, overwrite: bool) -> RunStore:
+def require_run_place(output: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Raises OutputExists and OutputError for an output that ``register`` would refuse; nothing is written."""
+    path = parse_address(output).path
+    _require_store(path)
+    if not (resume and exists(path)):
+        RunStore.require_place(path, overwrite)
+
+
+def _require_store(path: str) -> None:
     if any(f.single_file for f in image_formats.by_ending(path)):
         raise OutputError(f"{path}: a run is a Zarr store; name it .zarr, and 'daskreg export' makes a field of it.")
+
+
+def _new_store(path: str, request: Request, inputs: Inputs, overwrite: bool) -> RunStore:
+    _require_store(path)
     recipe, files = request.recipe(), (inputs.config.fixed_mask, inputs.config.moving_mask, inputs.config.initial_transform)
     require_distinct(path, *(recipe[name] for name in ("fixed", "moving", "fixed_mask", "moving_mask")), *files)
     fixed, moving = inputs.grids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,12 +15,13 @@ from daskreg.config import Config
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError, OutputExists, Unreadable
 from daskreg.grid import Grid
+from daskreg.reporting.log import shown
 from daskreg.storage import CheckpointStore, RunStore, open_volume
 from daskreg.storage.digest import located
-from daskreg.storage.fs.address import Address, parse_address
+from daskreg.storage.fs.address import Address, is_remote, parse_address, with_path
 from daskreg.storage.kept_fields import kept_folder, remove_kept, what_is_kept
 from daskreg.storage.runs.run_state import has_checkpoint
-from daskreg.workflows.inputs import ImageLike, Request, Spacing, address_of, spacing_for
+from daskreg.workflows.inputs import IMAGE_ROLES, ImageLike, Request, Spacing, address_of, spacing_for
 from daskreg.workflows.unchanged import differences, in_words, input_digests
 
 if TYPE_CHECKING:
@@ -104,10 +106,14 @@ def _keep_or_remove(store: RunStore, error: BaseException, fields: Path | None, 
         return
     with suppress(OutputError):  # on a full disk the checkpoint is there all the same, and enough
         store.mark_resumable()
-    error.add_note(
+    how = (
         f"The last checkpoint is kept: continue with 'daskreg register --resume -o {store.name}', "
         f"in Python with daskreg.register({_images_again(store)}output={store.name!r}, resume=True)."
     )
+    error.add_note(how)
+    if not isinstance(error, Exception) and not getattr(error, "notes_are_said", False):
+        with shown():  # a script may catch the interrupt, and not everything that shows an exception shows its notes
+            log.warning("%s", how)
 
 
 def _images_again(store: RunStore) -> str:
@@ -146,12 +152,33 @@ def restore_request(store: RunStore, given: Request) -> Request:
         raise ConfigError(
             f"{store.name} was started with another fill or background; leave them out to continue, or use --overwrite."
         )
-    known = {name: recipe.get(name) for name in ("fixed", "moving", "config", "fixed_mask", "moving_mask", "spacing")}
+    known = {name: _from_anywhere(store, name, recipe.get(name)) for name in IMAGE_ROLES}
+    known |= {"config": _config_from_anywhere(store, recipe.get("config")), "spacing": recipe.get("spacing")}
     found = replace(given, **{name: value for name, value in known.items() if getattr(given, name) is None})
     lacking = [name for name in recipe.get("arrays", ("fixed", "moving")) if getattr(found, name) is None]
     if lacking:
         raise ConfigError(f"{store.name} was started from arrays in memory; give {' and '.join(lacking)} again to continue.")
     return found
+
+
+def _config_from_anywhere(store: RunStore, config: Any) -> Any:
+    """The configuration of a run, with the files that it names as ``_from_anywhere`` has them."""
+    if not isinstance(config, Mapping):
+        return config
+    return {**config, **{name: _from_anywhere(store, name, config[name]) for name in FILES if name in config}}
+
+
+def _from_anywhere(store: RunStore, role: str, named: Any) -> Any:
+    """The address of an input that a run has recorded, by a path that does not depend on the working folder."""
+    inputs = store.recipe.get("inputs")
+    known = inputs.get(role) if isinstance(inputs, Mapping) else None
+    if not isinstance(named, str) or not isinstance(known, Mapping) or not isinstance(known.get("address"), str):
+        return named
+    path, place = parse_address(named).path, parse_address(known["address"]).path
+    if is_remote(path) or os.path.isabs(path) or os.path.realpath(path) == place:
+        return named
+    log.info("the %s %s of the run is %s", in_words(role), named, place)
+    return with_path(named, place)
 
 
 def require_same_request(store: RunStore, given: Request) -> None:
@@ -197,17 +224,16 @@ def _require_same_arguments(store: RunStore, given: Request) -> None:
     """Raises ConfigError for files and a configuration that are given and are not those of the run."""
     recipe = store.recipe
     for name in FILES:
-        _require_same_file(store.name, name, getattr(given, name), recipe)
+        known = recipe.get(name) or (recipe.get("config") or {}).get(name)
+        _require_same_file(store, name, getattr(given, name), known)
     if given.config is not None and not _same_stages(given.chosen, recipe.get("config")):
         raise ConfigError(f"{store.name} was started with another configuration; leave it out to continue, or use --overwrite.")
 
 
-def _require_same_file(run: str, name: str, value: Any, recipe: dict[str, Any]) -> None:
-    config = recipe.get("config") or {}
-    known = recipe.get(name) or config.get(name)
-    if value is not None and not _same_address(address_of(value), known):
+def _require_same_file(store: RunStore, name: str, value: Any, known: Any) -> None:
+    if value is not None and not _same_address(address_of(value), _from_anywhere(store, name, known)):
         was = f"with the {name.replace('_', ' ')} {known}" if known else f"without {name.replace('_', ' ')}"
-        raise ConfigError(f"{run} was started {was}; leave {name} out to continue, or use --overwrite to start again.")
+        raise ConfigError(f"{store.name} was started {was}; leave {name} out to continue, or use --overwrite to start again.")
 
 
 def _same_address(given: Any, known: Any) -> bool:

@@ -18,6 +18,7 @@ from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
 from daskreg.engine.report import Progress
 from daskreg.errors import ConfigError, DaskregError, InputError, OutputError, RunError, require_known
+from daskreg.html import Printable
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, is_remote, open_stack, open_volume
@@ -81,8 +82,8 @@ class Row:
         )
 
 
-@dataclass(frozen=True)
-class Series:
+@dataclass(frozen=True, repr=False)
+class Series(Printable):
     """A registered series: its folder, and a row an image."""
 
     path: str
@@ -96,6 +97,10 @@ class Series:
     def transform(self, number: int) -> Transform:
         """From points of the reference to points of an image. Raises ConfigError where there is none."""
         return _to_reference(self.rows, number)
+
+    def lines(self) -> list[str]:
+        """One an image, and where the table is."""
+        return [*(row.line() for row in self.rows), f"table: {self.table}"]
 
 
 OF_REGISTER = inspect.signature(register).parameters.keys() - {"fixed", "moving", "output", "resume", "candidates"}

@@ -13,6 +13,7 @@ import numpy as np
 from daskreg.arguments import checked_arguments
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, require_known
+from daskreg.html import Printable
 from daskreg.lazy.load import FinishedRun
 from daskreg.planning import RESIDENCIES
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Spacing
@@ -46,8 +47,8 @@ class Comparison:
         return f"{self.workers} worker{'s' * (self.workers > 1):<1} {self.residency:<10}{self.seconds:>8.1f} s  {found}"
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Printable):
     """Whether runs on different numbers of workers are identical."""
 
     runs: tuple[Comparison, ...]
@@ -61,6 +62,10 @@ class Verification:
     def voxels(self) -> float:
         """The largest difference of any displacement, in voxels."""
         return max(run.voxels for run in self.runs)
+
+    def lines(self) -> list[str]:
+        """One a run."""
+        return [run.line() for run in self.runs]
 
 
 @renamed_arguments(tell="echo")

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from daskreg.arguments import checked_arguments
 from daskreg.config import DeviceName
-from daskreg.errors import ConfigError, InputError, NotFound, require_known, require_number
+from daskreg.errors import ConfigError, InputError, NotFound, counted, require_known, require_number
 from daskreg.grid import UNITS, Grid
-from daskreg.html import table
+from daskreg.html import Printable, table
 from daskreg.lazy.byte_cache import ByteCache
 from daskreg.lazy.coarse_levels import CoarseLevel, run_field_levels
 from daskreg.lazy.device import local_device
@@ -44,8 +44,8 @@ CACHE = "1GB"
 PANEL = 300  # pixels of Neuroglancer that the longest axis takes
 
 
-@dataclass(frozen=True, eq=False)
-class ServedImages:
+@dataclass(frozen=True, eq=False, repr=False)
+class ServedImages(Printable):
     """Images that are served until ``close`` is called, or the process ends.
 
     url: of a page with all links;  images: by name, those that are served
@@ -77,6 +77,9 @@ class ServedImages:
     def closed(self) -> bool:
         """Whether nothing is served any more."""
         return self._server.closed.is_set()
+
+    def __repr__(self) -> str:
+        return f"ServedImages({self.url}, {' and '.join(self.images)}, {'closed' if self.closed else 'served until close()'})"
 
     def lines(self) -> list[str]:
         """For people."""
@@ -277,7 +280,7 @@ def _store(name: str) -> str:
 def _summary(image: VirtualImage) -> str:
     lead = " x ".join(f"{n} {a.name}" for n, a in zip(image.lengths, image.lead, strict=True))
     kind = "means" if image.means else "sampled"
-    return f"{f'{lead} x ' if lead else ''}{image.grid.summary()}, {image.dtype}, {len(image.factors)} levels, {kind}"
+    return f"{f'{lead} x ' if lead else ''}{image.grid.summary()}, {image.dtype}, {counted(len(image.factors), 'level')}, {kind}"
 
 
 def _axes(grid: Grid) -> dict[str, object]:

@@ -63,7 +63,7 @@ def spoilt(kind, head, folder):
     path = folder / f"{kind}.nii.gz"
     if kind == "nan":
         voxels[3, 4, 5] = np.nan
-        return saved(path, voxels, affine), "1 voxels that are NaN or infinite"
+        return saved(path, voxels, affine), "is NaN or infinite at 1 voxel;"
     if kind == "constant":
         return saved(path, np.ones_like(voxels), affine), "is constant"
     if kind == "two":
@@ -131,6 +131,24 @@ def test_a_dry_run_shows_the_levels_and_writes_nothing(tmp_path, capsys):
     assert code == 0
     assert "64x76x64" in out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("-o", "no/run.zarr"), "the folder {folder}/no does not exist; create it first"),
+        (("-o", "there.zarr"), "exists already: something that is not a daskreg run"),
+        (("-o", "run.nii.gz"), "a run is a Zarr store"),
+        (("-o", "run.zarr", "--scratch", "no"), "the scratch folder no does not exist"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_not_write_to(options, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.zarr").mkdir()
+    code, out, err = run(capsys, "register", FIXED, MOVING, *options, "--dry-run")
+    assert (code, "deformable" in out) == (2, True)
+    assert words.format(folder=tmp_path) in err
+    assert [p.name for p in tmp_path.iterdir()] == ["there.zarr"]
 
 
 def test_a_dry_run_refuses_what_this_machine_has_no_memory_for(tmp_path, capsys, monkeypatch):

@@ -82,8 +82,7 @@ class RunStore(RunImages):
         """
         target = _absolute(path)
         settle(target)
-        require_new(target, overwrite)
-        require_writable(target, overwrite)
+        cls.require_place(target, overwrite)
         require_inactive(target, target)
         state = new_state(fixed, moving) | ({"recipe": to_json(recipe)} if recipe is not None else {})
         replaced = version_of(target)
@@ -95,6 +94,12 @@ class RunStore(RunImages):
             group = zarr.create_group(place, zarr_format=3, attributes={"daskreg": state})
             group.create_group("transform", attributes=transform_attributes(np.eye(4)))
         return cls(place, None if replaced is None else target, state["attempt"])
+
+    @staticmethod
+    def require_place(path: str | Path, overwrite: bool = False) -> None:
+        """Raises OutputExists and OutputError where ``create`` would; nothing is written."""
+        require_new(_absolute(path), overwrite)
+        require_writable(_absolute(path), overwrite)
 
     @classmethod
     def attach(cls, path: str | Path, attempt: str = "") -> RunStore:

@@ -167,7 +167,7 @@ def test_voxels_that_are_not_numbers_are_counted_without_the_background(monkeypa
     voxels = textures(np.float32)
     voxels[0][:, :20], voxels[0][3, 40, 3] = -9, np.nan
     images = [Volume(da.from_array(v), g, "image") for v, g in zip(voxels, (FIXED, MOVING), strict=True)]
-    with pytest.raises(VoxelError, match="has 1 voxels that are NaN or infinite"):
+    with pytest.raises(VoxelError, match="is NaN or infinite at 1 voxel;"):
         read_images(plan, *images, NONE, SingleRank(), "cpu", (Background(-9.0), None))
 
 

@@ -66,7 +66,7 @@ def test_a_mask_of_one_voxel_is_refused(stage, needed, role):
     one = np.zeros(GRID.shape, np.float32)
     one[20, 18, 16] = 1
     masks = (one, None) if role == "fixed" else (None, one)
-    with pytest.raises(VoxelError, match=f"the mask of the {role} image has 1 voxels above 0; at least {needed} are needed"):
+    with pytest.raises(VoxelError, match=f"the mask of the {role} image has 1 voxel above 0; at least {needed} are needed"):
         require(*masks, stage)
 
 

@@ -157,7 +157,7 @@ def test_leaving_out_replaces_by_the_least_other_value():
 def test_voxels_that_are_not_numbers_are_counted_without_the_background():
     voxels = filled(texture(), 0)
     voxels[3, 3, 3], voxels[9, 9, 9] = np.nan, -np.inf
-    with pytest.raises(VoxelError, match="has 2 voxels that are NaN or infinite"):
+    with pytest.raises(VoxelError, match="is NaN or infinite at 2 voxels;"):
         read(voxels, 0)
 
 

@@ -28,12 +28,34 @@ def test_a_value_is_one_short_line(result, plan):
         "Volume(": result.moved,
         "Transform(displacement 12 x 14 x 16 and affine, millimeter)": result.transform,
         "Result(": result,
-        "Plan(1 stages, 1 levels, 1 worker, ": plan,
+        "Plan(1 stage, 1 level, 1 worker, ": plan,
     }
     for start, value in shown.items():
         assert repr(value).startswith(start)
         assert len(repr(value)) < 200 + len(result.path)
         assert "\n" not in repr(value)
+
+
+def test_what_has_lines_prints_them_and_is_one_line_at_a_prompt(result, tmp_path):
+    served = daskreg.view(result)
+    shown = {
+        "ServedImages(http://127.0.0.1:": served,
+        "VirtualImage(moved, 12 x 14 x 16 at 2 x 1 x 1 millimeter, float32, 1 level)": served.images["moved"],
+        "VolumeInfo(image ": daskreg.info(result),
+        "Evaluation(verdict: ": daskreg.evaluate(result),
+        "Verdict(verdict: ": result.verdict,
+        "Folds(0 of 2688 voxels fold": daskreg.jacobian(result, tmp_path / "j.nii.gz"),
+        "Examination(": daskreg.doctor(),
+    }
+    for start, value in shown.items():
+        assert repr(value).startswith(start)
+        assert len(repr(value)) < 200
+        assert "\n" not in repr(value)
+        if hasattr(value, "lines"):
+            assert str(value) == "\n".join(value.lines())
+            assert value._repr_html_().startswith("<div><b>")
+    served.close()
+    assert repr(served).endswith("closed)")
 
 
 def test_a_notebook_shows_tables_and_pictures(result):

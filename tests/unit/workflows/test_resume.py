@@ -10,13 +10,13 @@ import pytest
 
 from daskreg import MSE, Affine, Config, Deformable, Rigid
 from daskreg.cli import main
-from daskreg.errors import ConfigError, OutputExists
+from daskreg.errors import ConfigError, OutputExists, RunError
 from daskreg.grid import Grid
-from daskreg.storage import RunStore, open_volume, write_image
+from daskreg.storage import CheckpointStore, RunStore, open_volume, write_image
 from daskreg.workflows.inputs import Request
 from daskreg.workflows.register import register
 from daskreg.workflows.result import Result
-from daskreg.workflows.resume import require_same_images, restore_request
+from daskreg.workflows.resume import keep_checkpoint_or_remove, require_same_images, restore_request
 from daskreg.workflows.unchanged import input_digests
 
 GRID = Grid((8, 8, 8))
@@ -183,3 +183,48 @@ def test_the_command_line_refuses_another_initial_transform(tmp_path, monkeypatc
         main()
     assert stop.value.code == 2
     assert "was started with the initial transform start.tfm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("here", ["elsewhere", "where the same names are other files"])
+def test_a_run_is_continued_from_any_folder(tmp_path, monkeypatch, caplog, here):
+    """Names that were relative to the folder that it was started in are those of the same files."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    names = ("f.zarr", "m.zarr", "mask.zarr", "weights.zarr")
+    for folder in (first, second):
+        folder.mkdir()
+        for name in names if folder == first or "same" in here else ():
+            write_image(folder / name, np.full(GRID.shape, 1 + (folder == second), np.float32), GRID)
+    monkeypatch.chdir(first)
+    asked = Request("f.zarr::level=0", "m.zarr", Config(stages=STAGES, moving_mask="weights.zarr"), fixed_mask="mask.zarr")
+    store = started(tmp_path, asked, inputs=input_digests(asked))
+    monkeypatch.chdir(second)
+    with caplog.at_level("INFO"):
+        found = restore_request(store, Request())
+    assert found.fixed == f"{first}/f.zarr::level=0"
+    assert (found.moving, found.fixed_mask) == (f"{first}/m.zarr", f"{first}/mask.zarr")
+    assert found.chosen.moving_mask == f"{first}/weights.zarr"
+    assert f"the fixed image f.zarr::level=0 of the run is {first}/f.zarr" in caplog.text
+    assert input_digests(found) == store.recipe["inputs"]
+    assert restore_request(store, Request(fixed_mask="../first/mask.zarr")).fixed_mask == "../first/mask.zarr"
+    monkeypatch.chdir(first)
+    assert restore_request(store, Request()).fixed == "f.zarr::level=0"
+
+
+class Said(KeyboardInterrupt):
+    """As of a command, which says the notes of what ends it."""
+
+    notes_are_said = True
+
+
+@pytest.mark.parametrize(("error", "logged"), [(KeyboardInterrupt, True), (SystemExit, True), (Said, False), (RunError, False)])
+def test_how_to_go_on_is_logged_where_an_interrupt_may_be_caught(tmp_path, caplog, error, logged):
+    """A script that catches Ctrl-C, and a notebook that shows no notes, would not say it."""
+    store = started(tmp_path)
+    checkpoint = CheckpointStore(store.path)
+    checkpoint.begin(1, {})
+    checkpoint.commit(1, {"losses": []})
+    with pytest.raises(error) as caught, keep_checkpoint_or_remove(store):
+        raise error("stopped")
+    (note,) = caught.value.__notes__
+    assert f"continue with 'daskreg register --resume -o {store.name}'" in note
+    assert (note in caplog.messages) == logged
