@@ -67,7 +67,7 @@ class KeptLaunch:
 
     def __init__(self, form: Any, blocks: Blocks, threads: Blocks, *arguments: Any, index: int, shared: int = 0) -> None:
         kinds, scalars, _ = packed(arguments)
-        self.index, self.nothing = index, 0 in blocks
+        self.kinds, self.index, self.nothing = kinds, index, 0 in blocks
         self.direct = DirectLaunch(on_device(index, lambda: function(form, index, kinds)), kinds)
         self.direct.write(blocks, threads, shared, scalars)
 
@@ -80,6 +80,40 @@ class KeptLaunch:
             on_device(index, lambda: self(*tensors))
             return
         self.direct.again(_current_stream(index), [t.data_ptr() for t in tensors])
+
+
+class LaunchSequence:
+    """Kept launches one after the other, on the current device; a call writes the address of each tensor once."""
+
+    def __init__(self, *launches: tuple[KeptLaunch, Sequence[int]], cleared: int = 0) -> None:
+        """launches: each with the places of its tensors among the addresses;  cleared: bytes at the first that are zero before"""
+        most = 1 + max(place for _, places in launches for place in places)
+        self.lock, self.pointers, self.cleared = threading.Lock(), struct.Struct(f"{most}Q"), cleared
+        self.buffer = ctypes.create_string_buffer(self.pointers.size)
+        self.index, start = launches[0][0].index, ctypes.addressof(self.buffer)
+        self.directs = [
+            kept.direct.reading([start + 8 * k for k in places], kept.kinds) for kept, places in launches if not kept.nothing
+        ]
+        self.steps = [(d.configuration, d.compiled.handle, d.places, None) for d in self.directs]
+        self.stream, self.driver, self.clear = 0, _launcher(), _clearer() if cleared else None
+
+    def __call__(self, *addresses: int) -> None:
+        """Launch on PyTorch's current stream; raises DaskregError where the driver refuses."""
+        stream, driver = _current_stream(self.index), self.driver
+        with self.lock:
+            if stream != self.stream:
+                self._follow(stream)
+            self.pointers.pack_into(self.buffer, 0, *addresses)
+            if self.clear is not None and (status := self.clear(addresses[0], 0, self.cleared, stream)):
+                _retry(status, self.clear, addresses[0], 0, self.cleared, stream)
+            for step in self.steps:
+                if status := driver(*step):
+                    _retry(status, driver, *step)
+
+    def _follow(self, stream: int) -> None:
+        for direct in self.directs:
+            direct.follow(stream)
+        self.stream = stream
 
 
 def on_device(index: int, call: Any) -> Any:
@@ -157,7 +191,8 @@ class DirectLaunch:
     numbers, which stay.
     """
 
-    def __init__(self, compiled: Function, kinds: Sequence[Any]) -> None:
+    def __init__(self, compiled: Function, kinds: Sequence[Any], addresses: Sequence[int] | None = None) -> None:
+        """addresses: where the driver finds those of the arrays, if not in this buffer"""
         self.compiled = compiled
         self.lock = threading.Lock()  # of the buffer; the driver copies from it before it returns
         letters = CONFIGURATION + "".join(map(_letters, kinds))
@@ -166,20 +201,28 @@ class DirectLaunch:
         self.pointers = struct.Struct(f"{sum(map(_is_array, kinds))}Q")
         self.buffer = ctypes.create_string_buffer(self.packing.size + self.pointers.size + 8 * len(constants))
         struct.pack_into(f"@{len(constants)}q", self.buffer, self.packing.size + self.pointers.size, *constants)
-        self.parameters = self._parameters(letters, kinds)
+        self.parameters = self._parameters(letters, kinds, addresses)
         self.configuration, self.places = ctypes.addressof(self.buffer), ctypes.addressof(self.parameters)
         self.stream, self.driver = 0, _launcher()
 
-    def _parameters(self, letters: str, kinds: Sequence[Any]) -> Any:
-        """The address of each parameter's value in the buffer."""
-        start, size = ctypes.addressof(self.buffer), self.packing.size
+    def _parameters(self, letters: str, kinds: Sequence[Any], addresses: Sequence[int] | None) -> Any:
+        """The address of each parameter's value."""
+        start, end = ctypes.addressof(self.buffer), ctypes.addressof(self.buffer) + len(self.buffer)
+        arrays = start + self.packing.size
         after = {
-            "scalar": iter(_places(letters)[len(CONFIGURATION) :]),
-            "address": iter(range(size, size + self.pointers.size, 8)),
-            "constant": iter(range(size + self.pointers.size, len(self.buffer), 8)),
+            "scalar": iter([start + place for place in _places(letters)[len(CONFIGURATION) :]]),
+            "address": iter(range(arrays, arrays + self.pointers.size, 8) if addresses is None else addresses),
+            "constant": iter(range(arrays + self.pointers.size, end, 8)),
         }
-        places = [start + next(after[part]) for kind in kinds for part in _parts(kind)]
+        places = [next(after[part]) for kind in kinds for part in _parts(kind)]
         return (ctypes.c_void_p * len(places))(*places)
+
+    def reading(self, addresses: Sequence[int], kinds: Sequence[Any]) -> DirectLaunch:
+        """What was written last as a launch of its own, for which the driver finds the addresses of arrays elsewhere."""
+        other = DirectLaunch(self.compiled, kinds, addresses)
+        ctypes.memmove(other.buffer, self.buffer, self.packing.size)
+        other.follow(0)
+        return other
 
     def __call__(self, blocks: Blocks, threads: Blocks, shared: int, stream: int, scalars: Any, addresses: list[int]) -> None:
         """Launch; raises DaskregError where the driver refuses."""
@@ -200,16 +243,25 @@ class DirectLaunch:
 
     def _launch(self, stream: int, addresses: list[int]) -> None:
         if stream != self.stream:
-            struct.pack_into("@P", self.buffer, STREAM, stream)
-            self.stream = stream
+            self.follow(stream)
         self.pointers.pack_into(self.buffer, self.packing.size, *addresses)
         handle = self.compiled.handle
-        status = self.driver(self.configuration, handle, self.places, None)
-        if status == NO_CONTEXT:
-            torch.cuda.mem_get_info()  # a call of the CUDA runtime makes its context current in a thread
-            status = self.driver(self.configuration, handle, self.places, None)
-        if status:
-            raise DaskregError(f"a kernel was not launched: the CUDA driver returned error {status}.")
+        if status := self.driver(self.configuration, handle, self.places, None):
+            _retry(status, self.driver, self.configuration, handle, self.places, None)
+
+    def follow(self, stream: int) -> None:
+        """Launch on a stream from now on."""
+        struct.pack_into("@P", self.buffer, STREAM, stream)
+        self.stream = stream
+
+
+def _retry(status: int, call: Any, *arguments: Any) -> None:
+    """Call the driver again where a thread had no context; raises DaskregError for any other error."""
+    if status == NO_CONTEXT:
+        torch.cuda.mem_get_info()  # a call of the CUDA runtime makes its context current in a thread
+        status = call(*arguments)
+    if status:
+        raise DaskregError(f"a kernel was not launched: the CUDA driver returned error {status}.")
 
 
 def _is_array(kind: Any) -> bool:
@@ -265,4 +317,12 @@ def _launcher() -> Any:
     pointer = ctypes.c_void_p
     found = ctypes.CDLL("libcuda.so.1").cuLaunchKernelEx
     found.argtypes = [pointer] * 4
+    return found
+
+
+@cache
+def _clearer() -> Any:
+    """The driver's function that fills memory on a stream: address, byte, bytes, stream."""
+    found = ctypes.CDLL("libcuda.so.1").cuMemsetD8Async
+    found.argtypes = [ctypes.c_uint64, ctypes.c_ubyte, ctypes.c_size_t, ctypes.c_void_p]
     return found

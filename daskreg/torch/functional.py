@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from daskreg.errors import DaskregError
 from daskreg.torch import operators, warped
@@ -33,7 +32,9 @@ from daskreg.torch.checks import (
     some,
     triple,
 )
+from daskreg.torch.compute.correlation import Windows
 from daskreg.torch.compute.fields import gaussian_taps
+from daskreg.torch.direct_launch import MOST_LAUNCHES
 from daskreg.torch.kernels.information import ParzenWindow, gaussian_window, spline_window
 from daskreg.torch.kernels.sampling import (
     AFFINE,
@@ -45,12 +46,14 @@ from daskreg.torch.kernels.sampling import (
     REFLECT_CENTERS,
     ZEROS,
 )
+from daskreg.torch.operators.prepared import direct, keep, prepared
 
 Border = Literal["zeros", "border", "reflection"]
 Reduction = Literal["mean", "sum", "none", "volume"]
 WindowKind = Literal["rectangular", "triangular", "gaussian"]
 BORDERS = {"zeros": ZEROS, "border": BORDER, "reflection": REFLECT_CENTERS}
 SMALL = 2**23  # voxels of a volume whose sampling takes a GPU less time than a call from Python takes the CPU
+MODES = "bilinear", "nearest"  # in the order of PyTorch's numbers for them, as BORDERS
 REDUCTIONS = ("mean", "sum", "none", "volume")
 
 
@@ -59,9 +62,14 @@ REDUCTIONS = ("mean", "sum", "none", "volume")
 
 def mse(moved: Tensor, fixed: Tensor) -> Tensor:
     """The mean squared difference, ()."""
+    key = ("mse", moved.shape, fixed.shape, moved.get_device()) if direct(moved, fixed) else None
+    if key is not None and (kept := prepared(key)) is not None:
+        return kept(fixed, moved)
     same_shape(moved, fixed)
     many(moved)
     some(moved)
+    if key is not None and (made := operators.prepare_squared_difference(moved)) is not None:
+        return keep(key, made)(fixed, moved)
     a, b = computed(fixed, moved)
     return operators.squared_difference(a, b)
 
@@ -92,22 +100,30 @@ def lncc(
     border: "zeros": voxels beyond the faces are zeros; "count": they do not count;
     reduction: "mean" or "sum" of all windows, (); "volume": the mean of each, (B, C); "none": of each window, (B, C, Z, Y, X)
     """
+    constants = float(floor), float(additive), float(epsilon), float(numerator), float(limit)
+    wants, key = (needs_gradient(fixed), needs_gradient(moved)), None
+    if weights is None and type(window) is int and reduction != "none" and direct(moved, fixed):
+        key = ("lncc", moved.shape, fixed.shape, moved.get_device(), wants, window, kind, bool(squared), constants, border,
+               reduction)  # fmt: skip
+        if (kept := prepared(key)) is not None:
+            return kept(fixed, moved)
     same_shape(moved, fixed)
     five_dimensional(moved)
     some(moved)
     one_of("reduction", reduction, REDUCTIONS)
     one_of("border", border, ("zeros", "count"))
     wz, wy, wx = _weights(window, kind, weights)
-    constants = float(floor), float(additive), float(epsilon), float(numerator), float(limit)
-    f, m = computed(fixed, moved)
-    wants_f, wants_m = needs_gradient(f), needs_gradient(m)
-    if wants_f and not wants_m:
-        f, m = m, f  # the correlation is symmetric, and the derivative with respect to the second image needs less memory
-    kinds = 5 if wants_f and wants_m else (3 if wants_f or wants_m else 0)
-    voxels = m.numel() // (m.shape[0] * m.shape[1]) if reduction == "volume" else m.numel()
+    counted, per_volume, kinds = border == "count", reduction == "volume", (0, 3, 5)[sum(wants)]
+    voxels = moved.numel() // (moved.shape[0] * moved.shape[1]) if per_volume else moved.numel()
     scale = -1.0 if reduction in ("sum", "none") else -1.0 / max(1, voxels)
+    # the correlation is symmetric, and the derivative with respect to the second image needs less memory
+    swapped = wants == (True, False)
+    if key is not None:
+        windows = Windows(wz, wy, wx, *constants, bool(squared), counted)
+        return keep(key, operators.prepare_correlation(windows, kinds, moved, per_volume, scale, swapped))(fixed, moved)
+    f, m = computed(moved, fixed) if swapped else computed(fixed, moved)
     value, found, _ = operators.correlate(
-        f, m, wz, wy, wx, constants, squared, border == "count", reduction == "volume", reduction == "none", kinds, scale
+        f, m, wz, wy, wx, constants, squared, counted, per_volume, reduction == "none", kinds, scale
     )
     return -found if reduction == "none" else value
 
@@ -164,14 +180,21 @@ def mutual_information(
     with two more bins at each end (Mattes);  clip: intensities are clamped to clip .. high, by default to low .. high; clamped
     ones have no derivative;  reduction: "mean" or "sum" over the batch, (), or "none", (B,)
     """
+    smoothing, key = (float(numerator), float(denominator), float(additive)), None
+    range_of = float(sigma_ratio), float(low), float(high), None if clip is None else float(clip)
+    if direct(moved, fixed):
+        key = "mi", moved.shape, fixed.shape, moved.get_device(), int(bins), kind, range_of, smoothing, reduction
+        if (kept := prepared(key)) is not None:
+            return kept(fixed, moved)
     same_shape(moved, fixed)
     many(moved)
     some(moved)
     one_of("reduction", reduction, ("mean", "sum", "none"))
-    window = _window(bins, kind, sigma_ratio, low, high, clip)
+    window = _window(bins, kind, *range_of)
+    scale = -1.0 / moved.shape[0] if reduction == "mean" else -1.0
+    if key is not None:
+        return keep(key, operators.prepare_information(window, smoothing, scale, reduction != "none", moved))(fixed, moved)
     f, m = computed(fixed, moved)
-    scale = -1.0 / m.shape[0] if reduction == "mean" else -1.0
-    smoothing = float(numerator), float(denominator), float(additive)
     value, _, _ = operators.inform(f, m, window[:4], window[4:], smoothing, scale, reduction != "none")
     return value
 
@@ -208,24 +231,32 @@ def grid_sample(
 
     Small volumes on a GPU are left to PyTorch's function, whose calls take less time of the CPU.
     """
+    if image.is_cuda and not torch.compiler.is_compiling() and image.dtype is grid.dtype is torch.float32:
+        left = _left_to_pytorch(image.shape, grid.shape, mode, padding_mode)
+        if left is not None:
+            return torch.grid_sampler(image, grid, *left, align_corners)
     five_dimensional(image)
     if grid.ndim != 5 or grid.shape[0] != image.shape[0] or grid.shape[-1] != 3:
         raise DaskregError(
             f"the grid has the shape {tuple(grid.shape)}; ({image.shape[0]}, Z, Y, X, 3) was expected, as of the image."
         )
     one_of("padding_mode", padding_mode, tuple(BORDERS))
-    one_of("mode", mode, ("bilinear", "nearest"))
-    if image.is_cuda and not torch.compiler.is_compiling() and _is_small(image.shape, grid.shape):
-        if image.dtype == grid.dtype == torch.float32:
-            return F.grid_sample(image, grid, mode, padding_mode, align_corners)
-        a, b = computed(image, grid)
-        return F.grid_sample(a, b, mode, padding_mode, align_corners).to(image.dtype)
+    one_of("mode", mode, MODES)
+    if image.is_cuda and not torch.compiler.is_compiling():
+        left = _left_to_pytorch(image.shape, grid.shape, mode, padding_mode)
+        if left is not None:
+            return torch.grid_sampler(*computed(image, grid), *left, align_corners).to(image.dtype)
     return _sample(image, grid, None, GRID, padding_mode, mode, align_corners)
 
 
-@lru_cache
-def _is_small(image: torch.Size, grid: torch.Size) -> bool:
-    return max(math.prod(image[2:]), math.prod(grid[1:4])) <= SMALL
+@lru_cache(MOST_LAUNCHES)
+def _left_to_pytorch(image: torch.Size, grid: torch.Size, mode: str, padding_mode: str) -> tuple[int, int] | None:
+    """The mode and border of PyTorch's sampler where it is left volumes of some shapes; None also for what is not sampled."""
+    if len(image) != 5 or len(grid) != 5 or mode not in MODES or padding_mode not in BORDERS:
+        return None
+    if max(math.prod(image[2:]), math.prod(grid[1:4])) > SMALL:
+        return None
+    return MODES.index(mode), list(BORDERS).index(padding_mode)
 
 
 def affine_warp(
@@ -265,9 +296,18 @@ def _sample(
     size: Sequence[int] = (),
     plus: bool = False,
 ) -> Tensor:
-    one_of("border", border, tuple(BORDERS))
-    one_of("interpolation", interpolation, ("bilinear", "nearest"))
     _refuse_nondeterminism(image)
+    key = None
+    if affine is None and direct(image, field):
+        key = "sample", image.shape, field.shape, image.get_device(), mode, border, interpolation, align, plus
+        if (kept := prepared(key)) is not None:
+            return kept(image, field)
+    one_of("border", border, tuple(BORDERS))
+    one_of("interpolation", interpolation, MODES)
+    if key is not None:
+        rule = mode, BORDERS[border], interpolation == "nearest", plus, align
+        if (made := operators.prepare_sampling(image, field, *rule)) is not None:
+            return keep(key, made)(image, field)
     a, b, *map_of = computed(image, field) if affine is None else computed(image, field, affine)
     c = map_of[0] if map_of else b  # any tensor, which is not read
     found = operators.sample(a, b, c, mode, BORDERS[border], interpolation == "nearest", plus, align, list(size))

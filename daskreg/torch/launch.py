@@ -5,8 +5,8 @@ Nothing waits for the device, and all memory is PyTorch's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -68,6 +68,13 @@ def empty(shape: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = 
     return made
 
 
+def allocator(shape: Sequence[int], index: int, dtype: torch.dtype = torch.float32) -> Callable[[], torch.Tensor]:
+    """What makes contiguous tensors of a shape and type on a device, which must be the current one."""
+    if _allocate is None or index < 0:
+        return partial(torch.empty, tuple(shape), dtype=dtype, device=index if index >= 0 else "cpu")
+    return partial(_allocate, tuple(shape), strides(tuple(shape), 1), dtype)
+
+
 def run(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any, like: torch.Tensor) -> torch.Tensor | None:
     """A voxelwise kernel at all voxels (planes, Y, X); returns the row sums (k, planes, Y) of one that has any."""
     count, ny, nx = shape
@@ -122,12 +129,13 @@ def total(partials: torch.Tensor, shape: Sequence[int], scale: float, offset: fl
         sums = partials.reshape(segments, length).sum(1, dtype=torch.float64) * scale + offset
         return sums.reshape(tuple(shape)).to(partials.dtype, copy=True)  # no view: callers add to it in place
     out = empty(shape, partials)
-    _totalling(segments, length, float(scale), float(offset), partials.get_device())(partials, out)
+    totalling(segments, length, float(scale), float(offset), partials.get_device())(partials, out)
     return out
 
 
 @lru_cache(MOST_LAUNCHES)
-def _totalling(segments: int, length: int, scale: float, offset: float, index: int) -> KeptLaunch:
+def totalling(segments: int, length: int, scale: float, offset: float, index: int) -> KeptLaunch:
+    """The launch of ``segment_totals``: of parts of some length, in a tensor on a device."""
     from daskreg.torch.kernels.totals import THREADS, segment_totals
 
     arrays, form = (Array((segments * length,)), Array((segments,))), segment_totals.form()

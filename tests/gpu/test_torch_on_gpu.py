@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.gpu
 NAMES = ["mse", "lncc 3", "lncc 5, one derivative", "lncc 9, counted", "lncc 1 x 3 x 5, each", "lncc not squared",
-         "lncc of many planes", "mi", "mi of splines", "mi, sigma 1", "mi of what is no number",
+         "lncc of many planes", "mi", "mi of splines", "mi, sigma 1", "mi of what is no number", "not contiguous",
          "warp", "warp, border", "warp, reflection", "warp, far", "warp, smooth", "warp, nearest",
          "grid", "affine", "affine first", "affine alone", "compose", "exponential", "gaussian", "l1", "l2", "bending",
          "normalized bending", "determinant", "warped mse", "warped lncc", "warped mi"]  # fmt: skip
@@ -48,9 +48,9 @@ def test_cuda_tensors_give_what_cpu_tensors_give(cases, name):
 def no_volume_is_small(monkeypatch):
     functional = import_module("daskreg.torch.functional")
     monkeypatch.setattr(functional, "SMALL", 0)
-    functional._is_small.cache_clear()
+    functional._left_to_pytorch.cache_clear()
     yield
-    functional._is_small.cache_clear()
+    functional._left_to_pytorch.cache_clear()
 
 
 def test_grids_that_are_not_left_to_pytorch_give_what_cpu_tensors_give(cases, no_volume_is_small):
@@ -113,6 +113,42 @@ def test_results_are_the_same_bits_every_time(torch, dt, name):
     moved, fixed, u = volumes(torch)
     runs = [torch.autograd.grad(FUNCTIONS[name](dt, moved, fixed, u), moved)[0] for _ in range(3)]
     assert all(torch.equal(runs[0], r) for r in runs[1:])
+
+
+PREPARED = {
+    "mse": lambda dt, m, f, u: dt.mse(m, f),
+    "lncc": FUNCTIONS["lncc"],
+    "lncc of each volume": lambda dt, m, f, u: dt.lncc(f, m, 5, reduction="volume").square().sum(),
+    "mi": FUNCTIONS["mi"],
+    "mi of each": lambda dt, m, f, u: dt.mutual_information(m, f, 16, reduction="none").square().sum(),
+    "warp": lambda dt, m, f, u: dt.warp(f, u).square().mean(),
+    "compose": lambda dt, m, f, u: dt.compose(u.detach(), u).square().mean(),
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+@pytest.mark.parametrize("both", [False, True])
+def test_prepared_calls_have_the_bits_of_operators(torch, dt, monkeypatch, name, both):
+    moved, fixed, u = volumes(torch, (2, 2, 20, 31, 43))
+    given = moved, fixed.requires_grad_(both and "warp" not in name), u
+    found = value_and_derivatives(torch, dt, name, given), value_and_derivatives(torch, dt, name, given)
+    monkeypatch.setattr("daskreg.torch.functional.direct", lambda *tensors: False)
+    for prepared in found:
+        assert all(map(torch.equal, prepared, value_and_derivatives(torch, dt, name, given)))
+
+
+def value_and_derivatives(torch, dt, name, given):
+    found = PREPARED[name](dt, *given)
+    of = torch.autograd.grad(found, [t for t in given if t.requires_grad], allow_unused=True)
+    return [found.detach(), *(s for s in of if s is not None)]
+
+
+@pytest.mark.parametrize("name", ["mse", "lncc", "mi", "warp"])
+def test_second_derivatives_are_refused(torch, dt, name):
+    given = volumes(torch, (1, 1, 5, 6, 7))
+    of = torch.autograd.grad(PREPARED[name](dt, *given), given[2 * (name == "warp")], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="second derivative"):
+        of.square().sum().backward()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

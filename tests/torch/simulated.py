@@ -5,6 +5,7 @@ Tensors are the CPU's that say they are a GPU's; a launch runs the same kernel, 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -63,6 +64,10 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "mi of splines": lambda: (lambda m, f: dt.mutual_information(m, f, 16, kind="spline", reduction="none"), images()),
     "mi, sigma 1": lambda: (lambda m, f: dt.mutual_information(m, f, 12, sigma_ratio=1.0, additive=1e-6), images()),
     "mi of what is no number": lambda: (lambda m, f: dt.mutual_information(m, f, 8, reduction="none"), without_a_number()),
+    "not contiguous": lambda: (
+        lambda m, f: dt.mse(m.mT, f.mT) + dt.lncc(m.mT, f.mT, 3) + dt.mutual_information(m.mT, f.mT, 8),
+        images(SMALL),
+    ),
     "warp": lambda: (lambda m, u: dt.warp(m, u, "zeros"), (images()[0], field())),
     "warp, border": lambda: (lambda m, u: dt.warp(m, u, "border"), (images()[0], field())),
     "warp, reflection": lambda: (lambda m, u: dt.warp(m, u, "reflection"), (images()[0], field(3.0))),
@@ -108,6 +113,7 @@ def simulate() -> None:
     """Let tensors say that they are a GPU's, and launches run in the simulator."""
     from daskreg.torch import direct_launch, functional, launch
     from daskreg.torch.compute import correlation, fields, information, sampling
+    from daskreg.torch.operators import prepared
     from tests.parity.simulator import prepare_simulator
 
     prepare_simulator()
@@ -123,7 +129,20 @@ def simulate() -> None:
             given = iter(tensors)
             run(form, blocks, threads, *(as_given(a, given) for a in arguments), like=None, shared=shared)
 
+        launched_with.arrays = [a for a in arguments if isinstance(a, direct_launch.Array)]
         return launched_with
+
+    def sequence(*launches: Any, cleared: int = 0) -> Any:
+        def launched_at(*addresses: int) -> None:
+            ctypes.memset(addresses[0], 0, cleared)
+            for launched_with, places in launches:
+                launched_with(*(at(addresses[k], a) for k, a in zip(places, launched_with.arrays, strict=True)))
+
+        return launched_at
+
+    def at(address: int, array: Any) -> torch.Tensor:
+        memory = (ctypes.c_char * (math.prod(array.shape) * array.dtype.itemsize)).from_address(address)
+        return torch.frombuffer(memory, dtype=array.dtype)
 
     def as_given(argument: Any, tensors: Iterator[torch.Tensor]) -> Any:
         return launch.Voxels(next(tensors), argument.shape) if isinstance(argument, direct_launch.Array) else argument
@@ -135,6 +154,8 @@ def simulate() -> None:
 
     for module in (launch, correlation, fields, information, sampling):
         module.launch, module.KeptLaunch, module.processors = run, kept, lambda index: 2
+        module.LaunchSequence = sequence
+    prepared.current_device = lambda: -1
     sampling.window_size = lambda index: 90  # so that most windows fit, some after their planes are divided, and some never
     information.block_memory = lambda index: 8192  # several copies of a table, but not so many that it takes long to fill them
     launch.VOXEL_THREADS, functional.SMALL = (8, 2, 1), 0

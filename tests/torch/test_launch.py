@@ -11,7 +11,7 @@ from daskreg.errors import DaskregError
 from daskreg.kernels.compiler.formula import CPU
 from daskreg.kernels.compiler.launch import Kernel
 from daskreg.torch import direct_launch, launch
-from daskreg.torch.direct_launch import Array, DirectLaunch, Function, KeptLaunch, Voxels, function
+from daskreg.torch.direct_launch import Array, DirectLaunch, Function, KeptLaunch, LaunchSequence, Voxels, function
 from daskreg.torch.kernels.elementwise import squared_difference, squared_difference_backward
 
 SIZES = {"Q": ctypes.c_uint64, "q": ctypes.c_int64, "I": ctypes.c_uint32, "i": ctypes.c_int32, "f": ctypes.c_float}
@@ -118,6 +118,59 @@ def test_a_kept_launch_of_no_blocks_calls_nothing(driver, monkeypatch):
     monkeypatch.setattr(direct_launch, "current_device", lambda: -1)
     KeptLaunch(Form(), (1, 0, 1), (64, 4, 1), Array((0,)), index=-1)(torch.zeros(0))
     assert not driver.calls
+
+
+@pytest.fixture
+def sequence(driver, monkeypatch):
+    """Two launches, of a, b and of c, a, after 40 bytes of a are cleared; and what is cleared."""
+    driver.cleared = []
+
+    def clear(*arguments):
+        driver.cleared.append(arguments)
+        driver.before = len(driver.calls)
+        return driver.status
+
+    monkeypatch.setattr(direct_launch, "_clearer", lambda: clear)
+    monkeypatch.setattr(direct_launch, "current_device", lambda: -1)
+    monkeypatch.setattr(direct_launch, "_stream", lambda index: 5)
+    first = KeptLaunch(Form(), (1, 2, 3), (64, 4, 1), 7, Array((10,)), Array((6,)), index=-1, shared=96)
+    none = KeptLaunch(Form(), (0, 2, 3), (64, 4, 1), Array((10,)), index=-1)
+    second = KeptLaunch(Form(), (4, 1, 1), (32, 1, 1), Array((3,)), 0.5, Array((10,)), index=-1)
+    return LaunchSequence((first, (0, 1)), (none, (1,)), (second, (2, 0)), cleared=40)
+
+
+def test_a_sequence_writes_each_address_once(driver, sequence, monkeypatch):
+    streams = iter((5, 5, 9))
+    monkeypatch.setattr(direct_launch, "_stream", lambda index: next(streams))
+    for stream in (5, 5, 9):
+        driver.calls.clear()
+        sequence(1000, 2000, 3000)
+        assert (driver.cleared[-1], driver.before) == ((1000, 0, 40, stream), 0)
+        (*first, a), (*second, b) = driver.calls
+        assert first == [77, (1, 2, 3), (64, 4, 1), 96, stream]
+        assert second == [77, (4, 1, 1), (32, 1, 1), 0, stream]
+        assert read(a, "i" + 2 * "QQqqQqq") == [7, 0, 0, 10, 4, 1000, 10, 4, 0, 0, 6, 4, 2000, 6, 4]
+        assert read(b, "QQqqQqq" + "f" + "QQqqQqq") == [0, 0, 3, 4, 3000, 3, 4, 0.5, 0, 0, 10, 4, 1000, 10, 4]
+
+
+def test_a_sequence_does_not_change_the_launches_it_is_made_of(driver, monkeypatch):
+    monkeypatch.setattr(direct_launch, "current_device", lambda: -1)
+    monkeypatch.setattr(direct_launch, "_stream", lambda index: 5)
+    kept, tensor = KeptLaunch(Form(), (1, 1, 1), (32, 1, 1), Array((3,)), index=-1), torch.zeros(3)
+    kept(tensor)
+    LaunchSequence((kept, (0,)))(1000)
+    kept(tensor)
+    assert [read(c[-1], "QQqqQqq")[4] for c in driver.calls[1:]] == [1000, tensor.data_ptr()]
+
+
+def test_a_sequence_in_a_thread_without_a_context_gets_one(driver, sequence, monkeypatch):
+    driver.status = 201
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: setattr(driver, "status", 0))
+    sequence(1000, 2000, 3000)
+    assert (len(driver.cleared), len(driver.calls)) == (2, 2)
+    driver.status = 700
+    with pytest.raises(DaskregError, match="error 700"):
+        sequence(1000, 2000, 3000)
 
 
 def test_launches_that_are_kept_do_not_grow_without_bound(driver, monkeypatch):

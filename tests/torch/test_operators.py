@@ -141,7 +141,7 @@ def test_forward_mode_derivatives_are_refused():
 
 def test_a_first_call_in_inference_mode_changes_nothing(monkeypatch):
     moved, fixed = pair()
-    derivatives._plain_keys.cache_clear()
+    derivatives.plain_keys.cache_clear()
     with torch.inference_mode():
         dt.mse(moved, fixed)
     monkeypatch.setattr(squared_difference, "registered", None)

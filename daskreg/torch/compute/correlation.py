@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from daskreg.errors import DaskregError
-from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, Voxels
+from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, LaunchSequence, Voxels
 from daskreg.torch.kernels import correlation as kernels
-from daskreg.torch.launch import DTYPES, empty, flat, on_cpu, processors, total
+from daskreg.torch.launch import DTYPES, allocator, empty, flat, on_cpu, processors, total, totalling
 
 Weights = tuple[tuple[float, ...], ...]
 
@@ -85,6 +85,45 @@ def gradient(
         Voxels(fixed, volumes), Voxels(moved, volumes), Voxels(out, volumes), dtype=fixed.dtype,
     )  # fmt: skip
     return out
+
+
+class PreparedCorrelation:
+    """``correlate``, without the map, and ``gradient`` of contiguous CUDA tensors of one shape; kinds: 0, 3 or 5."""
+
+    def __init__(self, windows: Windows, kinds: int, shape: torch.Size, per_volume: bool, scale: float, device: int) -> None:
+        self.windows, self.kinds, self.shape, self.scale, self.device = windows, kinds, shape, float(scale), device
+        values = shape[:2] if per_volume else ()
+        self.values = prod(values)
+        summing, count = _summing(windows, kinds, False, shape, device)
+        total_of = totalling(self.values, count // self.values, self.scale, 0.0, device)
+        self.launches = LaunchSequence((summing, (0, 1, 2, 0, 3)), (total_of, (2, 4)))
+        self.partials, self.value = allocator((count,), device), allocator(values, device)
+        self.factors, self.out = allocator((kinds, *shape), device), allocator(shape, device)
+
+    def forward(self, fixed: torch.Tensor, moved: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The sum, and the factors if there are any."""
+        partials, value, of_fixed = self.partials(), self.value(), fixed.data_ptr()
+        if not self.kinds:
+            self.launches(of_fixed, moved.data_ptr(), partials.data_ptr(), of_fixed, value.data_ptr())
+            return (value,)
+        factors = self.factors()
+        self.launches(of_fixed, moved.data_ptr(), partials.data_ptr(), factors.data_ptr(), value.data_ptr())
+        return value, factors
+
+    def backward(
+        self, needs: Any, given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, factors: torch.Tensor
+    ) -> tuple[None, torch.Tensor] | None:
+        """The derivative with respect to ``moved`` alone."""
+        if needs[0]:
+            return None
+        out = self.out()
+        self._gradient(given.data_ptr(), factors.data_ptr(), fixed.data_ptr(), moved.data_ptr(), out.data_ptr())
+        return None, out
+
+    @cached_property
+    def _gradient(self) -> LaunchSequence:
+        of = self.windows.weights, (0, 1, 2), False, self.values, self.kinds, self.scale, self.shape, self.device
+        return LaunchSequence((_sloping(*of), (0, 0, 1, 2, 3, 4)))
 
 
 def _or_none(tensor: torch.Tensor | None, shape: tuple[int, ...], like: torch.Tensor) -> Voxels:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, launch
+from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, LaunchSequence, launch
 from daskreg.torch.kernels import elementwise as kernels
-from daskreg.torch.launch import MAX_GRID, empty, flat, planes, processors, run, stack, total, voxelwise
+from daskreg.torch.launch import MAX_GRID, allocator, empty, flat, planes, processors, run, stack, total, totalling, voxelwise
 
 MAX_OFFSET = 2**32  # voxels of a volume whose offsets have 32 bits
 MOST_TABLES = 4096  # that are kept; filters of other widths at each step would fill the memory
@@ -88,6 +88,37 @@ def squared_difference_gradient(given: torch.Tensor, fixed: torch.Tensor, moved:
 def _squares_sloping(shape: tuple[int, int, int], factor: float, index: int) -> KeptLaunch:
     arrays = Array((1,)), *(Array(shape),) * 3
     return KeptLaunch(*voxelwise(kernels.squared_difference_backward, (0, *shape)), factor, *arrays, index=index)
+
+
+class PreparedDifference:
+    """The mean squared difference of contiguous CUDA tensors of one shape, whose (Z, Y) planes are at most ``MAX_GRID``."""
+
+    def __init__(self, shape: torch.Size, device: int) -> None:
+        self.stack, self.scale, self.device = stack(shape), 1 / shape.numel(), device
+        rows = self.stack[:2]
+        total_of = totalling(1, rows[0] * rows[1], self.scale, 0.0, device)
+        self.launches = LaunchSequence((_squaring(self.stack, device), (0, 1, 2)), (total_of, (0, 3)))
+        self.rows, self.value, self.out = allocator(rows, device), allocator((), device), allocator(shape, device)
+
+    def forward(self, fixed: torch.Tensor, moved: torch.Tensor) -> tuple[torch.Tensor]:
+        """The mean."""
+        rows, value = self.rows(), self.value()
+        self.launches(rows.data_ptr(), fixed.data_ptr(), moved.data_ptr(), value.data_ptr())
+        return (value,)
+
+    def backward(
+        self, needs: Any, given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor
+    ) -> tuple[None, torch.Tensor] | None:
+        """The derivative with respect to ``moved`` alone."""
+        if needs[0]:
+            return None
+        out = self.out()
+        self._gradient(given.data_ptr(), fixed.data_ptr(), moved.data_ptr(), out.data_ptr())
+        return None, out
+
+    @cached_property
+    def _gradient(self) -> LaunchSequence:
+        return LaunchSequence((_squares_sloping(self.stack, 2.0 * self.scale, self.device), (0, 1, 2, 3)))
 
 
 def axis_shares(u: torch.Tensor) -> tuple[float, ...]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
 from daskreg.errors import DaskregError
-from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, Voxels
+from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, LaunchSequence, Voxels
 from daskreg.torch.kernels import information as kernels
 from daskreg.torch.kernels.information import CHUNKS, ParzenWindow
-from daskreg.torch.launch import empty, flat, on_cpu, processors
+from daskreg.torch.launch import allocator, empty, flat, on_cpu, processors
 
 Smoothing = tuple[float, float, float]  # numerator, denominator, additive
 
@@ -119,6 +119,44 @@ def _sloping(window: ParzenWindow, batch: int, n: int, given: int, factor: float
 
     arrays = Array((given,)), Array((batch * window.edge**2,)), *(Array((batch * n,)),) * 3
     return _in_shared_memory(information_gradients, window, batch, n, device, factor, np.uint32(given > 1), *arrays)
+
+
+class PreparedInformation:
+    """``count``, ``tables`` and ``gradient`` of contiguous CUDA tensors of one shape; summed: the sum over the batch, ()."""
+
+    def __init__(
+        self, window: ParzenWindow, smoothing: Smoothing, scale: float, summed: bool, shape: torch.Size, device: int
+    ) -> None:
+        batch, words = shape[0], shape[0] * window.edge**2
+        n = shape.numel() // batch
+        self.added = summed and batch > 1
+        counting, tabulating = _counting(window, batch, n, device), _tabulating(window.edge, batch, smoothing, scale, device)
+        self.launches = LaunchSequence((counting, (1, 2, 0)), (tabulating, (0, 3, 4, 5)), cleared=8 * words)
+        self.counts, self.second = allocator((words,), device, torch.int64), 4 * words
+        self.value = allocator(() if summed and batch == 1 else (batch,), device)
+        self.tables, self.out = allocator((2, batch, window.edge, window.edge), device), allocator(shape, device)
+        self.sloping = window, batch, n, 1 if summed else batch, scale * batch / shape.numel(), device
+
+    def forward(self, fixed: torch.Tensor, moved: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The value, and the tables of the derivatives with respect to moved and fixed."""
+        counts, value, tables = self.counts(), self.value(), self.tables()
+        at = tables.data_ptr()
+        self.launches(counts.data_ptr(), fixed.data_ptr(), moved.data_ptr(), value.data_ptr(), at, at + self.second)
+        return value.sum() if self.added else value, tables
+
+    def backward(
+        self, needs: Any, given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, tables: torch.Tensor
+    ) -> tuple[None, torch.Tensor] | None:
+        """The derivative with respect to ``moved`` alone."""
+        if needs[0]:
+            return None
+        out = self.out()
+        self._gradient(given.data_ptr(), tables.data_ptr(), fixed.data_ptr(), moved.data_ptr(), out.data_ptr())
+        return None, out
+
+    @cached_property
+    def _gradient(self) -> LaunchSequence:
+        return LaunchSequence((_sloping(*self.sloping), (0, 1, 2, 3, 4)))
 
 
 def _intensities(window: ParzenWindow) -> tuple[float, ...]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 
-from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, Voxels
+from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, LaunchSequence, Voxels
 from daskreg.torch.kernels import sampling as kernels
 from daskreg.torch.kernels.sampling import AFFINE, AFFINE_ALONE, GRID, REFLECT_CENTERS, REFLECT_EDGES
-from daskreg.torch.launch import empty, on_cpu, planes, processors, run, total
+from daskreg.torch.launch import allocator, empty, on_cpu, planes, processors, run, total
 
 MAX_OFFSET = 2**32  # voxels of a volume whose offsets have 32 bits
 
@@ -158,11 +158,12 @@ def pull_back_tiles(
 
 def in_tiles(image: torch.Tensor, moved: torch.Tensor) -> bool:
     """Whether the kernels of ``sampling_cuda`` and ``scattering_cuda`` can be used."""
-    return image.is_cuda and _has_offsets(image.shape, moved.shape)
+    return image.is_cuda and has_offsets(image.shape, moved.shape)
 
 
 @lru_cache(MOST_LAUNCHES)
-def _has_offsets(image: torch.Size, moved: torch.Size) -> bool:
+def has_offsets(image: torch.Size, moved: torch.Size) -> bool:
+    """Whether 32 bits are enough for the offsets in a volume."""
     return max(prod(image[2:]), prod(moved[2:])) < MAX_OFFSET
 
 
@@ -236,6 +237,55 @@ def window_size(index: int) -> int:
 
     memory = torch.cuda.get_device_properties(index).shared_memory_per_multiprocessor // BLOCK_MEMORY
     return min(MAX_WINDOW, (memory - 2048) // 4)  # 1 KiB of a block is the driver's
+
+
+class PreparedSampling:
+    """``sample`` and ``pull_back`` of contiguous CUDA tensors, an image and a displacement or grid, with offsets of 32 bits."""
+
+    def __init__(self, rule: Rule, image: torch.Size, field: torch.Size, device: int) -> None:
+        first = 1 if rule.mode == GRID else 2
+        moved = torch.Size((*image[:2], *field[first : first + 3]))
+        self.of = Described(rule, image, moved, field, field, 0, device)
+        self.launches = LaunchSequence((_sampling(self.of), (0, 0, 1, 2)))
+        self.moved, self.of_image, self.of_field = (allocator(shape, device) for shape in (moved, image, field))
+
+    def forward(self, image: torch.Tensor, field: torch.Tensor) -> tuple[torch.Tensor]:
+        """The image at the points."""
+        moved = self.moved()
+        self.launches(field.data_ptr(), image.data_ptr(), moved.data_ptr())
+        return (moved,)
+
+    def backward(
+        self, needs: tuple[bool, bool], slope: torch.Tensor, image: torch.Tensor, field: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+        """The derivatives with respect to image and field; of the nearest voxel with respect to the image alone."""
+        if needs[1] and self.of.rule.nearest:
+            return None
+        given = field.data_ptr(), image.data_ptr(), slope.data_ptr()
+        if not needs[0]:
+            of_field = self.of_field()
+            self._pulling(*given, of_field.data_ptr())
+            return None, of_field
+        of_image = self.of_image()
+        if not needs[1]:
+            self._scattering(of_image.data_ptr(), *given)
+            return of_image, None
+        of_field = self.of_field()
+        self._both(of_image.data_ptr(), *given, of_field.data_ptr())
+        return of_image, of_field
+
+    @cached_property
+    def _pulling(self) -> LaunchSequence:
+        return LaunchSequence((_pulling(self.of, False), (0, 0, 1, 2, 3)))
+
+    @cached_property
+    def _scattering(self) -> LaunchSequence:
+        return LaunchSequence((_scattering(self.of), (1, 1, 3, 0)), cleared=4 * prod(self.of.image))
+
+    @cached_property
+    def _both(self) -> LaunchSequence:
+        pulling = _pulling(self.of, False), (1, 1, 2, 3, 4)
+        return LaunchSequence(pulling, (_scattering(self.of), (1, 1, 3, 0)), cleared=4 * prod(self.of.image))
 
 
 def affine_sums(

@@ -4,7 +4,7 @@ Each derivative is an operator of its own, so that a compiled backward pass cont
 sentence. Operators take tensors of one type, float32 (or float64 on a CPU), and make contiguous results.
 """
 
-from daskreg.torch.operators.correlation import correlate, correlate_backward
+from daskreg.torch.operators.correlation import correlate, correlate_backward, prepare_correlation
 from daskreg.torch.operators.exponential import exponential, exponential_backward
 from daskreg.torch.operators.fields import (
     determinant,
@@ -12,11 +12,12 @@ from daskreg.torch.operators.fields import (
     filtered,
     penalize,
     penalize_backward,
+    prepare_squared_difference,
     squared_difference,
     squared_difference_backward,
 )
-from daskreg.torch.operators.information import inform, inform_backward
-from daskreg.torch.operators.sampling import sample, sample_backward
+from daskreg.torch.operators.information import inform, inform_backward, prepare_information
+from daskreg.torch.operators.sampling import prepare_sampling, sample, sample_backward
 
 __all__ = [
     "correlate",
@@ -30,6 +31,10 @@ __all__ = [
     "inform_backward",
     "penalize",
     "penalize_backward",
+    "prepare_correlation",
+    "prepare_information",
+    "prepare_sampling",
+    "prepare_squared_difference",
     "sample",
     "sample_backward",
     "squared_difference",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from daskreg.torch.compute import correlation
-from daskreg.torch.compute.correlation import Windows
+from daskreg.torch.compute.correlation import PreparedCorrelation, Windows
 from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator, refuse
+from daskreg.torch.operators.prepared import Prepared
 
 
 @operator("correlation", kept=1)
@@ -70,15 +72,33 @@ def _correlation_slopes(ctx: Any, of_value: Tensor | None, of_map: Tensor | None
     fixed, moved, factors = ctx.saved_tensors
     if factors is None or factors.numel() == 0:
         raise RuntimeError("daskreg.torch: a correlation made without derivatives was differentiated.")
-    needs = ctx.needs_input_grad
+    given = fixed, moved, factors
     if of_map is not None:  # the map alone: the sum is not returned along with it
-        found = correlate_backward(fixed.new_ones(1), of_map, factors, fixed, moved, *ctx.weights, 1.0, needs[0], needs[1])
-    elif of_value is not None:
-        found = correlate_backward(of_value, of_value, factors, fixed, moved, *ctx.weights, ctx.scale, needs[0], needs[1])
-    else:
-        return (None,) * 12
-    return found[0] if needs[0] else None, found[1] if needs[1] else None, *(None,) * 10
+        return *_slopes(ctx.needs_input_grad, fixed.new_ones(1), of_map, *given, ctx.weights, 1.0), *(None,) * 10
+    if of_value is not None:
+        return *_slopes(ctx.needs_input_grad, of_value, of_value, *given, ctx.weights, ctx.scale), *(None,) * 10
+    return (None,) * 12
+
+
+def _slopes(
+    needs: Sequence[bool], given: Tensor, weight: Tensor, fixed: Tensor, moved: Tensor, factors: Tensor,
+    weights: correlation.Weights, scale: float,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    found = correlate_backward(given, weight, factors, fixed, moved, *weights, scale, needs[0], needs[1])
+    return found[0] if needs[0] else None, found[1] if needs[1] else None
 
 
 correlate.register_autograd(_correlation_slopes, setup_context=_keep_factors)
 correlate_backward.register_autograd(refuse("local correlation"), setup_context=keep_nothing)
+
+
+def prepare_correlation(
+    windows: Windows, kinds: int, like: Tensor, per_volume: bool, scale: float, swapped: bool = False
+) -> Prepared:
+    """``correlate``, without the map, of tensors like one on a GPU."""
+    kernels = PreparedCorrelation(windows, kinds, like.shape, per_volume, scale, like.get_device())
+
+    def slopes(needs: Sequence[bool], given: Tensor, fixed: Tensor, moved: Tensor, factors: Tensor) -> Any:
+        return _slopes(needs, given, given, fixed, moved, factors, windows.weights, scale)
+
+    return Prepared(kernels, slopes, swapped)

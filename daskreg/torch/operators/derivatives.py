@@ -60,7 +60,7 @@ class Operator:
             _refuse_tangents(self.name, tensors)
         if not seen_by_autograd_alone(tensors):
             return self.registered(*arguments)
-        if _recording() and _differentiable(tensors):
+        if _recording() and differentiable(tensors):
             return self.apply(*arguments)
         return self.forward(*arguments)
 
@@ -89,11 +89,11 @@ def seen_by_autograd_alone(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors are PyTorch's own, and no mode, transform or tracer waits for operators on them."""
     if _modes() or _functions() or _transforms() or _trace() is not None:
         return False
-    return not [t for t in tensors if type(t) not in PLAIN or _keys(t).raw_repr() != _plain_keys(t.is_cpu)]
+    return not [t for t in tensors if type(t) not in PLAIN or _keys(t).raw_repr() != plain_keys(t.is_cpu)]
 
 
 @cache
-def _plain_keys(on_cpu: bool) -> int:
+def plain_keys(on_cpu: bool) -> int:
     """What PyTorch's dispatcher knows of a plain tensor; views that are not yet negated, or are inside a transform, have more."""
     with torch.inference_mode(False):  # whose tensors have fewer
         return int(_keys(torch.empty(0, device="cpu" if on_cpu else "cuda")).raw_repr())
@@ -108,7 +108,8 @@ def _refuse_tangents(name: str, tensors: Sequence[Tensor]) -> None:
         )
 
 
-def _differentiable(tensors: Sequence[Tensor]) -> bool:
+def differentiable(tensors: Sequence[Tensor]) -> bool:
+    """Whether autograd records what is computed from tensors, where it records."""
     return _any_requires_grad(*tensors) and not _excluded(AUTOGRAD[tensors[0].is_cpu])
 
 

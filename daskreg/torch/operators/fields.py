@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from daskreg.torch.compute import fields
 from daskreg.torch.operators.derivatives import Weights, keep_inputs, keep_nothing, operator, refuse
+from daskreg.torch.operators.prepared import Prepared
 
 
 @operator("squared_difference")
@@ -33,13 +35,23 @@ def _(given, fixed, moved):
 
 
 def _difference_slopes(ctx: Any, given: Tensor) -> Any:
-    fixed, moved = ctx.saved_tensors
-    of_fixed = squared_difference_backward(given, moved, fixed) if ctx.needs_input_grad[0] else None
-    return of_fixed, squared_difference_backward(given, fixed, moved) if ctx.needs_input_grad[1] else None
+    return _both_slopes(ctx.needs_input_grad, given, *ctx.saved_tensors)
+
+
+def _both_slopes(needs: Sequence[bool], given: Tensor, fixed: Tensor, moved: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    of_fixed = squared_difference_backward(given, moved, fixed) if needs[0] else None
+    return of_fixed, squared_difference_backward(given, fixed, moved) if needs[1] else None
 
 
 squared_difference.register_autograd(_difference_slopes, setup_context=keep_inputs)
 squared_difference_backward.register_autograd(refuse("the mean squared difference"), setup_context=keep_nothing)
+
+
+def prepare_squared_difference(like: Tensor) -> Prepared | None:
+    """``squared_difference`` of tensors like one on a GPU; None where it takes several launches."""
+    if fields.stack(like.shape)[0] > fields.MAX_GRID:
+        return None
+    return Prepared(fields.PreparedDifference(like.shape, like.get_device()), _both_slopes)
 
 
 @operator("penalize")

@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from daskreg.torch.compute import information
+from daskreg.torch.compute.information import PreparedInformation, Smoothing
 from daskreg.torch.kernels.information import ParzenWindow
 from daskreg.torch.operators.derivatives import Weights, keep_nothing, operator, refuse
+from daskreg.torch.operators.prepared import Prepared
 
 
 @operator("information", kept=2)
@@ -67,12 +69,26 @@ def _keep_tables(ctx: Any, inputs: Any, output: Any) -> None:
 def _information_slopes(ctx: Any, given: Tensor | None, *of_tables: Tensor | None) -> Any:
     if given is None:
         return (None,) * 7
-    fixed, moved, to_moved, to_fixed = ctx.saved_tensors
-    rest = ctx.kind, ctx.intensities, ctx.scale
-    of_fixed = inform_backward(given, to_fixed, moved, fixed, *rest) if ctx.needs_input_grad[0] else None
-    of_moved = inform_backward(given, to_moved, fixed, moved, *rest) if ctx.needs_input_grad[1] else None
-    return of_fixed, of_moved, *(None,) * 5
+    fixed, moved, *tables = ctx.saved_tensors
+    return *_slopes(ctx.needs_input_grad, given, fixed, moved, tables, (ctx.kind, ctx.intensities, ctx.scale)), *(None,) * 5
+
+
+def _slopes(
+    needs: Sequence[bool], given: Tensor, fixed: Tensor, moved: Tensor, tables: Sequence[Tensor], rest: tuple[Any, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    of_fixed = inform_backward(given, tables[1], moved, fixed, *rest) if needs[0] else None
+    return of_fixed, inform_backward(given, tables[0], fixed, moved, *rest) if needs[1] else None
 
 
 inform.register_autograd(_information_slopes, setup_context=_keep_tables)
 inform_backward.register_autograd(refuse("mutual information"), setup_context=keep_nothing)
+
+
+def prepare_information(window: ParzenWindow, smoothing: Smoothing, scale: float, summed: bool, like: Tensor) -> Prepared:
+    """``inform`` of tensors like one on a GPU."""
+    kernels = PreparedInformation(window, smoothing, scale, summed, like.shape, like.get_device())
+
+    def slopes(needs: Sequence[bool], given: Tensor, fixed: Tensor, moved: Tensor, tables: Tensor) -> Any:
+        return _slopes(needs, given, fixed, moved, list(tables), (window[:4], window[4:], scale))
+
+    return Prepared(kernels, slopes)

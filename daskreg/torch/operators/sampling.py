@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from daskreg.torch.compute import sampling
-from daskreg.torch.compute.sampling import Points, Rule
+from daskreg.torch.compute.sampling import Points, PreparedSampling, Rule
 from daskreg.torch.kernels.sampling import AFFINE, AFFINE_ALONE, GRID
 from daskreg.torch.launch import empty
 from daskreg.torch.operators.derivatives import keep_nothing, operator, refuse
+from daskreg.torch.operators.prepared import Prepared
 
 
 @operator("sample")
@@ -71,12 +72,32 @@ def _keep_points(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _sample_slopes(ctx: Any, slope: Tensor) -> Any:
-    image, field, affine = ctx.saved_tensors
     to_image, to_field, to_affine, *_ = ctx.needs_input_grad
-    to_affine = to_affine and ctx.rest[0] >= AFFINE
-    of_image, of_field, of_affine = sample_backward(slope, image, field, affine, *ctx.rest, to_image, to_field, to_affine)
-    return (of_image if to_image else None, of_field if to_field else None, of_affine if to_affine else None, *(None,) * 6)
+    needs = to_image, to_field, to_affine and ctx.rest[0] >= AFFINE
+    return *_slopes(needs, slope, *ctx.saved_tensors, ctx.rest), *(None,) * 6
+
+
+def _slopes(
+    needs: Sequence[bool], slope: Tensor, image: Tensor, field: Tensor, affine: Tensor, rest: Sequence[Any]
+) -> Sequence[Tensor | None]:
+    found = sample_backward(slope, image, field, affine, *rest, *needs)
+    return [made if needed else None for needed, made in zip(needs, found)]
 
 
 sample.register_autograd(_sample_slopes, setup_context=_keep_points)
 sample_backward.register_autograd(refuse("sampling"), setup_context=keep_nothing)
+
+
+def prepare_sampling(
+    image: Tensor, field: Tensor, mode: int, border: int, nearest: bool, plus: bool, align: bool
+) -> Prepared | None:
+    """``sample`` of tensors like these on a GPU, without an affine map; None where they have too many voxels."""
+    rule = Rule(mode, border, nearest, plus, align)
+    kernels = PreparedSampling(rule, image.shape, field.shape, image.get_device())
+    if not sampling.has_offsets(image.shape, kernels.of.moved):
+        return None
+
+    def slopes(needs: Sequence[bool], slope: Tensor, image: Tensor, field: Tensor) -> Any:
+        return _slopes((*needs, False), slope, image, field, field, rule)[:2]
+
+    return Prepared(kernels, slopes)
