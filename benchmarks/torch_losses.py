@@ -3,9 +3,9 @@
     python benchmarks/torch_losses.py [--only WORD ...] [--edges 64 128 256 512] [--fused-lncc FOLDER]
 
 CUDA events, 12 calls to warm up, median of 40; memory: the peak less what is there before the call. Opponents are those that can
-be imported (monai, fused_lncc from FOLDER, where its extension was built) and plain PyTorch; each with ``cudnn.allow_tf32`` off
-and on where it convolves. Needs PyTorch with CUDA and numba-cuda. Prints one JSON line per case and writes ``torch_losses.json``
-to $OUT, or to ``benchmarks/results/``.
+be imported (monai; fused_lncc, or from FOLDER, where its extension was built; fireants with its extension, see docs/torch.md) and
+plain PyTorch; each with ``cudnn.allow_tf32`` off and on where it convolves. Needs PyTorch with CUDA and numba-cuda. Prints a JSON
+line per case and writes ``torch_losses.json`` to $OUT, or to ``benchmarks/results/``.
 """
 
 from __future__ import annotations
@@ -206,18 +206,21 @@ def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def lncc(edges: list[int]) -> None:
     """The batch that fused-lncc publishes, then single volumes."""
-    monai, fused = imported("monai.losses"), imported("fused_lncc")
+    monai, fused, fireants = imported("monai.losses"), imported("fused_lncc"), imported("fireants.losses.fusedcc")
     for shape in [(2, 16, 128, 128, 128), *((1, 1, e, e, e) for e in edges)]:
-        lncc_of(shape, monai, fused)
+        lncc_of(shape, monai, fused, fireants)
 
 
-def lncc_of(shape: tuple[int, ...], monai: Any, fused: Any) -> None:
+def lncc_of(shape: tuple[int, ...], monai: Any, fused: Any, fireants: Any) -> None:
     moved, fixed = pair(*shape)
     n, at, case = moved.numel(), {"shape": list(shape), "window": 7}, "lncc forward + backward"
     report(case, "daskreg", backward(lambda m: dt.lncc(m, fixed, 7), moved), n, **at)
     report("lncc forward", "daskreg", lambda: dt.lncc(moved.detach(), fixed, 7), n, **at)
     if fused is not None:
         report(case, "fused-lncc", backward(lambda m: fused.fused_lncc_loss(m, fixed, 7), moved), n, **at)
+    if fireants is not None:
+        theirs = fireants.FusedLocalNormalizedCrossCorrelationLoss(kernel_size=7)
+        report(case, "FireANTs, fused", backward(lambda m: theirs(m, fixed), moved), n, **at)
     if monai is not None:
         module = monai.LocalNormalizedCrossCorrelationLoss(kernel_size=7).cuda()
         with_tf32(case, "monai", backward(lambda m: module(m, fixed), moved), n, **at)
@@ -244,17 +247,24 @@ def low_contrast() -> None:
 
 
 def mi(edges: list[int]) -> None:
-    monai = imported("monai.losses")
+    monai, fused = imported("monai.losses"), imported("fireants.losses.fusedmi")
+    plain = imported("fireants.losses.mi") if fused is None else None
     for e in edges:
-        mi_of(e, monai)
+        mi_of(e, monai, fused, plain)
 
 
-def mi_of(e: int, monai: Any) -> None:
+def mi_of(e: int, monai: Any, fused: Any, plain: Any) -> None:
     moved, fixed = pair(1, 1, e, e, e)
     n, at, case = moved.numel(), {"edge": e, "bins": 32}, "mi forward + backward"
     report(case, "daskreg", backward(lambda m: dt.mutual_information(m, fixed), moved), n, **at)
+    if fused is not None:
+        fireants = fused.FusedGlobalMutualInformationLoss(num_bins=32)
+        report(case, "FireANTs, fused", backward(lambda m: fireants(m, fixed), moved), n, **at)
     if e > 256:
         return  # 32 weights a voxel do not fit
+    if plain is not None:  # without its extension
+        slow = plain.GlobalMutualInformationLoss(num_bins=32)
+        report(case, "FireANTs, not fused", backward(lambda m: slow(m, fixed), moved), n, **at)
     if monai is not None:
         module = monai.GlobalMutualInformationLoss(num_bins=32).cuda()
         report(case, "monai", backward(lambda m: module(m, fixed), moved), n, **at)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from daskreg.torch.compute import fields
+from daskreg.torch.launch import MAX_GRID, stack
 from daskreg.torch.operators.derivatives import Weights, keep_inputs, keep_nothing, operator, refuse
 from daskreg.torch.operators.prepared import Prepared
 
@@ -49,7 +50,7 @@ squared_difference_backward.register_autograd(refuse("the mean squared differenc
 
 def prepare_squared_difference(like: Tensor) -> Prepared | None:
     """``squared_difference`` of tensors like one on a GPU; None where it takes several launches."""
-    if fields.stack(like.shape)[0] > fields.MAX_GRID:
+    if stack(like.shape)[0] > MAX_GRID:
         return None
     return Prepared(fields.PreparedDifference(like.shape, like.get_device()), _both_slopes)
 

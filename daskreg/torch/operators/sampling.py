@@ -74,7 +74,8 @@ def _keep_points(ctx: Any, inputs: Any, output: Any) -> None:
 def _sample_slopes(ctx: Any, slope: Tensor) -> Any:
     to_image, to_field, to_affine, *_ = ctx.needs_input_grad
     needs = to_image, to_field, to_affine and ctx.rest[0] >= AFFINE
-    return *_slopes(needs, slope, *ctx.saved_tensors, ctx.rest), *(None,) * 6
+    image, field, affine = ctx.saved_tensors
+    return *_slopes(needs, slope, image, field, affine, ctx.rest), *(None,) * 6
 
 
 def _slopes(
