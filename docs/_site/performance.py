@@ -262,8 +262,8 @@ def _training(read):
     text = (
         f"`benchmarks/torch_losses.py` on one {card['card']}, PyTorch {card['torch']}, copies at {card['copy TB/s']} TB/s: "
         "forward and backward passes, the median of 40. The fastest other implementation of the same run, of MONAI, fused-lncc, "
-        "PyTorch's own operators with TF32 on and off, and `torch.compile`; bytes are those of the peak beyond the inputs. "
-        "The file has all of them, and the [figure](../benchmarks/results/torch_losses.png) draws them. "
+        "FireANTs, PyTorch's own operators with TF32 on and off, and `torch.compile`; bytes are those of the peak beyond the "
+        "inputs. The file has all of them, and the [figure](../benchmarks/results/torch_losses.png) draws them. "
         "Below 256^3 the time of the host decides; grids of up to 2^23 points are left to PyTorch."
     )
     columns = ["operation", "voxels", "ms, daskreg", "ms, fastest other", "ratio", "bytes a voxel", "bytes, other"]
