@@ -3,7 +3,7 @@
 from distributed import Client
 from distributed.client import futures_of
 
-from daskreg.cluster.clients import dashboard, embedded_client, existing_client
+from daskreg.cluster.clients import current_client, dashboard, embedded_client, existing_client
 from daskreg.cluster.job_workers import BATCH_SYSTEMS, job_memory, require_batch_system
 from daskreg.cluster.link import local_link
 from daskreg.cluster.process_size import estimated_bytes
@@ -22,6 +22,7 @@ __all__ = [
     "Client",
     "RankJob",
     "ask_workers",
+    "current_client",
     "dashboard",
     "device_of",
     "embedded_client",

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import dask
 import distributed
 from distributed import Client, LocalCluster
 
@@ -28,6 +29,7 @@ from daskreg.cluster.job_workers import BATCH_SYSTEMS, job_client
 from daskreg.cluster.logs import silenced, worker_log
 from daskreg.cluster.processes import started
 from daskreg.errors import InputError, closest, counted
+from daskreg.fork_server import METHOD, fork_server
 from daskreg.kernels.device import Kind, gpus
 
 log = logging.getLogger("daskreg")
@@ -43,7 +45,7 @@ def existing_client(
     Only a client made here is silenced, and closed in the end, with its jobs.  workers: jobs of one worker each.
     Raises InputError when no scheduler answers at ``address``, and what ``job_client`` raises.
     """
-    found = client or (None if address else _current())
+    found = client or (None if address else current_client())
     if found is not None or not address:
         yield found
     elif address in BATCH_SYSTEMS:
@@ -74,6 +76,7 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
         private_configuration(),
         safe_path(),
         worker_log() if workers > 1 else nullcontext(),
+        _forked(device) if workers > 1 else nullcontext(),
         started(make) if workers > 1 else _in_this_process(make) as cluster,
     ):
         client = Client(cluster, timeout=timeouts.SCHEDULER_TIMEOUT, set_as_default=False)
@@ -83,6 +86,13 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
             yield client
         finally:
             close_client(client)
+
+
+@contextmanager
+def _forked(device: Kind) -> Iterator[None]:
+    """Worker processes are forked by one that has imported what they need."""
+    with fork_server(device), dask.config.set({"distributed.worker.multiprocessing-method": METHOD}):
+        yield
 
 
 @contextmanager
@@ -116,7 +126,8 @@ def _start(workers: int, threads: int | None, device: Kind, prefix: str = "/") -
     return _processes(workers, threads, common) if workers > 1 else _thread(threads, common)
 
 
-def _current() -> Client | None:
+def current_client() -> Client | None:
+    """Dask's current client, None without one."""
     try:
         return distributed.get_client()
     except ValueError:

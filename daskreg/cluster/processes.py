@@ -24,9 +24,9 @@ import dask
 from daskreg.cluster import timeouts
 from daskreg.cluster.closing import close_cluster, kill, worker_processes
 from daskreg.errors import ConfigError, DaskregError, RunError
+from daskreg.fork_server import TERMINAL_SIGNALS
 
 MARKER = "DASKREG_STARTED_BY"  # environment variable: a file that a process writes to which is not started below a main guard
-TERMINAL_SIGNALS = signal.SIGINT, signal.SIGHUP
 UNGUARDED = (
     "the script starts worker processes, each of which imports it, without a main guard: put the call below a line "
     "if __name__ == '__main__': in the script, or use workers=1."

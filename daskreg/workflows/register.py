@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from daskreg.config import Config, Deformable, DeviceName
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, OutputError, OutputExists
+from daskreg.fork_server import fork_server
 from daskreg.reporting.follow import ProgressLike, following, interactive
 from daskreg.reporting.log import shown
 from daskreg.storage import RunStore
@@ -224,7 +226,7 @@ def register(
     request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, None, fill, background)
     require_resume_arguments(output, resume=resume, inputs_changed=inputs_changed)
     path = parse_address(temporary_run() if output is None else output).path
-    with _only_writer(path) as lock:
+    with _foreseen_workers(client, cluster, workers, device), _only_writer(path) as lock:
         beside = temporary_run() if is_remote(path) else Path(path)
         start = stored_start(initial_transform, fixed, moving, spacing, beside, resume=resume)
         request = replace(request, initial_transform=start)
@@ -268,6 +270,17 @@ def register(
                 for fields in filter(None, [kept, replaced]):
                     remove_kept(fields)
     return Result(RunStore.open(finished.path))
+
+
+def _foreseen_workers(
+    client: Client | None, cluster: str | None, workers: int | None, device: DeviceName
+) -> AbstractContextManager[None]:
+    """Begin to import for worker processes, where there will be some, while this process reads headers and plans."""
+    wanted = workers or (2 if cluster == "cuda" else 1)
+    given = client is not None or cluster not in LOCAL or ("distributed" in sys.modules and clusters.current_client() is not None)
+    if given or wanted == 1:
+        return nullcontext()
+    return fork_server("cuda" if cluster == "cuda" or device == "cuda" else "cpu")
 
 
 def _kept(store: RunStore, request: Request, overwrite: bool, *, in_memory: bool) -> Result:

@@ -1,0 +1,218 @@
+"""Processes forked by one that has imported what they need: Python's fork server, for the clusters of this process.
+
+A worker's process that Python starts afresh imports for two seconds before it does anything. One that is forked has the modules
+at once, also where it takes the place of a killed one. The server is started before its cluster is, and imports while this
+process reads headers and plans. On Linux only: elsewhere, and where the server fails, processes are started afresh.
+
+Forking is safe: the server has one thread and has not used a GPU; it imports and forks, and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing import context, popen_forkserver, popen_spawn_posix, resource_tracker, spawn, util
+from multiprocessing.connection import wait
+from multiprocessing.forkserver import ForkServer, read_signed
+from multiprocessing.reduction import dump
+from typing import Any
+
+from daskreg import machine
+
+log = logging.getLogger(__name__)
+METHOD = "daskreg"  # the name of this way to start processes, beside Python's "spawn" and "forkserver"
+TERMINAL_SIGNALS = signal.SIGINT, signal.SIGHUP
+MODULES = {"cpu": ("daskreg.cluster.forked",), "cuda": ("daskreg.cluster.forked", "daskreg.cluster.forked_cuda")}  # by device
+VARIABLES = {  # as Dask's nanny sets them for a process that it starts: libraries read them when they are loaded
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+_lock = threading.Lock()
+_server: Server | None = None
+_users = 0
+
+
+@contextmanager
+def fork_server(device: str) -> Iterator[None]:
+    """A server for processes that are started meanwhile by ``METHOD``; where one is there, that one goes on.
+
+    device: of the workers, "cpu" or "cuda". They get the environment that this process has when they are started.
+    """
+    _enter(MODULES[device], {name: os.environ.get(name, value) for name, value in VARIABLES.items()})
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter(modules: Sequence[str], variables: Mapping[str, str]) -> None:
+    global _server, _users
+    with _lock:
+        _users += 1
+        if _server is None and _possible():
+            try:
+                _server = Server(modules, variables)
+            except OSError as problem:
+                log.info("there is no fork server (%r).", problem)
+
+
+def _leave() -> None:
+    global _server, _users
+    with _lock:
+        _users -= 1
+        if _users:
+            return
+        server, _server = _server, None
+    if server is not None:
+        server.close()
+
+
+def _possible() -> bool:
+    """Whether a new interpreter is told where modules are, and processes end with those that have started them."""
+    return sys.platform == "linux" and not (getattr(sys, "frozen", False) or sys.flags.ignore_environment)
+
+
+class Server(ForkServer):
+    """A fork server that ends with this process.
+
+    A thread of its own starts it: signals of a terminal are blocked there, and the kernel kills what a thread has started when
+    the thread ends (``machine.end_with_parent``). Raises OSError.
+    """
+
+    def __init__(self, modules: Sequence[str], variables: Mapping[str, str]) -> None:
+        super().__init__()
+        self.set_forkserver_preload(list(modules))
+        # before Python 3.13 the server is not told the path of modules
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        self.variables = {**variables, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+        self.closed = False
+        self._thread = ThreadPoolExecutor(1, "daskreg-fork-server")
+        try:
+            self.ensure_running()
+        except BaseException:
+            self._thread.shutdown()
+            raise
+
+    def ensure_running(self) -> None:
+        """Start it, or again if it has ended. Raises OSError."""
+        if self.closed:
+            raise OSError("the fork server is closed")
+        self._thread.submit(self._run).result()
+
+    def _run(self) -> None:
+        start: Callable[[], None] = super().ensure_running
+        resource_tracker.ensure_running()  # which lets signals through in the end
+        signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
+        with _environment(self.variables):
+            start()
+
+    def close(self) -> None:
+        """End it, and what it has forked."""
+        self.closed = True
+        pid = vars(self)["_forkserver_pid"]
+        with suppress(OSError):  # it has ended
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os.close(vars(self)["_forkserver_alive_fd"])
+        self._thread.shutdown()
+
+
+class Popen(popen_forkserver.Popen):
+    """A process forked by a server; its environment is that of this process."""
+
+    def __init__(self, process: Any, server: Server) -> None:
+        self.server, self._ended = server, threading.Lock()
+        super().__init__(process)
+
+    def _launch(self, process: Any) -> None:
+        """As Python's, which knows one server only."""
+        data = io.BytesIO()
+        context.set_spawning_popen(self)
+        try:
+            dump(Preparation(spawn.get_preparation_data(process.name)), data)
+            dump(process, data)
+        finally:
+            context.set_spawning_popen(None)
+        self.sentinel, pipe = self.server.connect_to_new_process(vars(self)["_fds"])
+        kept = os.dup(pipe)  # closed when this process ends, which the new one sees
+        self.finalizer = util.Finalize(self, _close, (kept, self.sentinel))
+        with open(pipe, "wb") as file:
+            file.write(data.getbuffer())
+        self.pid = read_signed(self.sentinel)
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """The exit code, None while it runs; Python's own reads it once for each thread that asks."""
+        if self.returncode is None and wait([self.sentinel], 0 if flag == os.WNOHANG else None):
+            with self._ended:
+                if self.returncode is None:
+                    found: int | None = super().poll(flag)
+                    return found
+        return self.returncode
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)
+
+
+class Preparation(dict[str, Any]):
+    """What a new process is told first: it takes over the environment too, and ends with the server."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _prepared, (dict(os.environ), dict(self))
+
+
+def _prepared(environment: dict[str, str], told: dict[str, Any]) -> dict[str, Any]:
+    machine.end_with_parent()
+    os.environ.clear()
+    os.environ.update(environment)
+    return told
+
+
+class ForkedProcess(context.ForkServerProcess):
+    """A process forked by the server of this process; started afresh where there is none, or it fails."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        server = _server
+        if server is not None:
+            try:
+                return Popen(process_obj, server)
+            except (OSError, EOFError) as problem:
+                if server.closed:
+                    raise
+                log.info("a process is started afresh (%r).", problem)
+        return popen_spawn_posix.Popen(process_obj)
+
+
+class ForkedContext(context.ForkServerContext):
+    """What ``multiprocessing.get_context(METHOD)`` returns."""
+
+    _name = METHOD
+    Process = ForkedProcess
+
+
+vars(context)["_concrete_contexts"][METHOD] = ForkedContext()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
