@@ -24,6 +24,8 @@ from multiprocessing.forkserver import ForkServer, read_signed
 from multiprocessing.reduction import dump
 from typing import Any
 
+import psutil
+
 from daskreg import machine
 
 log = logging.getLogger(__name__)
@@ -168,11 +170,13 @@ class Preparation(dict[str, Any]):
     """What a new process is told first: it takes over the environment too, and ends with the server."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _prepared, (dict(os.environ), dict(self))
+        return _prepared, (os.getpid(), dict(os.environ), dict(self))
 
 
-def _prepared(environment: dict[str, str], told: dict[str, Any]) -> dict[str, Any]:
+def _prepared(parent: int, environment: dict[str, str], told: dict[str, Any]) -> dict[str, Any]:
     machine.end_with_parent()
+    if psutil.Process(os.getppid()).ppid() != parent:  # the server has ended before
+        os._exit(1)
     os.environ.clear()
     os.environ.update(environment)
     return told
