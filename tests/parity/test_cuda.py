@@ -14,6 +14,8 @@ from tests.parity.background import Background, wanted
 from tests.parity.outputs import written
 from tests.parity.simulator import prepare_simulator
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*overflow encountered in scalar:RuntimeWarning")  # offsets modulo 2^32
+
 # float32 rounding of a sum of a few hundred terms; a device may fuse multiply and add
 RELATIVE, ABSOLUTE = 2e-5, 2e-6
 SLOW = (  # in the simulator; "lncc_center_tiled of half" has radius 3 and no mask, "unrolled" no mask, others the radii 1 and 2

@@ -37,7 +37,7 @@ def sampling_coordinate(coordinate, sz, sy, sx, uz, uy, ux):
     """A component of A x + t (64-bit fixed point) + S u as a whole number and a fraction."""
     rest = float32(int32(uint32(coordinate) >> uint32(8))) * UNIT + dot3(sz, sy, sx, uz, uy, ux)
     carry = floor_int32(rest)
-    return int32(coordinate >> int64(32)) + carry, rest - float32(carry)
+    return int32(int32(coordinate >> int64(32)) + carry), rest - float32(carry)
 
 
 @formula
@@ -46,7 +46,8 @@ def within(k, w, n, domain):
     margin = HALF if domain != int32(CENTERS) or n == int32(1) else ZERO
     one = int32(1)
     above = (k >= int32(0)) | ((k == -one) & (w >= ONE - margin))
-    below = (k < n - one) | ((k == n - one) & ((w <= ZERO) | (w < margin)))
+    last = int32(n - one)
+    below = (k < last) | ((k == last) & ((w <= ZERO) | (w < margin)))
     return (above & below) | (domain == int32(EVERYWHERE))
 
 
@@ -61,7 +62,7 @@ def in_domain(size, point):
 @formula
 def clamp(i, n):
     """The index in 0 .. n - 1 nearest to i."""
-    return min(max(i, int32(0)), n - int32(1))
+    return min(max(i, int32(0)), int32(n - int32(1)))
 
 
 @formula
@@ -85,7 +86,7 @@ def flat_corners(image, size, k, j, i):
     size: see ``column_body``.
     """
     planes, rows, cols, one = size[2], size[3], size[4], int32(1)
-    here = k - size[1]
+    here = int32(k - size[1])
     if is_interior(planes, rows, cols, here, j, i):
         a = uint64(uint32(here)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))
         c = a + uint64(uint32(cols))
@@ -101,8 +102,8 @@ def flat_corners(image, size, k, j, i):
             as_float32(image[g]),
             as_float32(image[g + uint64(1)]),
         )
-    k0, k1, j0, j1 = clamp(here, planes), clamp(here + one, planes), clamp(j, rows), clamp(j + one, rows)
-    i0, i1 = clamp(i, cols), clamp(i + one, cols)
+    k0, k1, j0, j1 = clamp(here, planes), clamp(int32(here + one), planes), clamp(j, rows), clamp(int32(j + one), rows)
+    i0, i1 = clamp(i, cols), clamp(int32(i + one), cols)
     return (flat_voxel(image, rows, cols, k0, j0, i0), flat_voxel(image, rows, cols, k0, j0, i1),
             flat_voxel(image, rows, cols, k0, j1, i0), flat_voxel(image, rows, cols, k0, j1, i1),
             flat_voxel(image, rows, cols, k1, j0, i0), flat_voxel(image, rows, cols, k1, j0, i1),
@@ -248,8 +249,10 @@ def block_sum(threads):
     return tally
 
 
-def column_body(visit, displaced, summed):
+def column_body(visit, displaced, summed, ahead=True):
     """Body of a kernel whose threads compute columns along z and call ``visit`` at each sampling point.
+
+    ahead: whether the displacement of the next plane is loaded before a voxel is computed.
 
     Arguments: depth (planes per block; uint32), n (first plane within the arrays, planes, rows, columns; uint32), first (global
     plane at plane 0 of the arrays, int32), affine (12 int64), linear (9 float32), u (3, N) in voxels (not read unless
@@ -272,17 +275,24 @@ def column_body(visit, displaced, summed):
             fx = affine[8] * z + affine[9] * int64(y) + affine[10] * int64(x) + affine[11]
             plane = uint64(n[2]) * uint64(n[3])
             at = plane * (uint64(n[0]) + uint64(step)) + uint64(y) * uint64(n[3]) + uint64(x)
+            uz, uy, ux = ZERO, ZERO, ZERO
+            if displaced and ahead and step < stop:
+                uz, uy, ux = u[0, at], u[1, at], u[2, at]
             while step < stop:
-                uz, uy, ux = ZERO, ZERO, ZERO
-                if displaced:
+                step = uint32(step + uint32(1))
+                next_z, next_y, next_x = ZERO, ZERO, ZERO
+                if displaced and not ahead:
                     uz, uy, ux = u[0, at], u[1, at], u[2, at]
+                elif displaced and step < stop:
+                    next_z, next_y, next_x = u[0, at + plane], u[1, at + plane], u[2, at + plane]
                 k, wz = sampling_coordinate(fz, linear[0], linear[1], linear[2], uz, uy, ux)
                 j, wy = sampling_coordinate(fy, linear[3], linear[4], linear[5], uz, uy, ux)
                 i, wx = sampling_coordinate(fx, linear[6], linear[7], linear[8], uz, uy, ux)
                 a, b = visitor(at, (k, j, i, wz, wy, wx), linear, size, image, fields, a, b)
                 fz, fy, fx = fz + affine[0], fy + affine[4], fx + affine[8]
+                if ahead:
+                    uz, uy, ux = next_z, next_y, next_x
                 at += plane
-                step = uint32(step + uint32(1))
         if summed:
             tally(cuda.shared.array((2, count), int64), a, b, totals)
 
@@ -298,7 +308,7 @@ def sample_columns(displaced):
 @cooperative_kernel(launch_bounds=lambda displaced, mixed=False: (256, 6))
 def pull_back_columns(displaced, mixed=False):
     """G from dC/dmoved; fields (slope, g); 32 bytes per voxel, 24 if ``mixed``."""
-    return column_body(pull_back_visitor(mixed), displaced, False)
+    return column_body(pull_back_visitor(mixed), displaced, False, ahead=False)  # it has no registers left for that
 
 
 def launch_columns(kernel, constants, box, place, u, image, origin, planes, fields, totals=None, domain=CENTERS):
