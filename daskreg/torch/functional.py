@@ -252,7 +252,9 @@ def grid_sample(
 @lru_cache(MOST_LAUNCHES)
 def _left_to_pytorch(image: torch.Size, grid: torch.Size, mode: str, padding_mode: str) -> tuple[int, int] | None:
     """The mode and border of PyTorch's sampler where it is left volumes of some shapes; None also for what is not sampled."""
-    if len(image) != 5 or len(grid) != 5 or mode not in MODES or padding_mode not in BORDERS:
+    if len(image) != 5 or len(grid) != 5 or (grid[0], grid[-1]) != (image[0], 3):
+        return None
+    if mode not in MODES or padding_mode not in BORDERS:
         return None
     if max(math.prod(image[2:]), math.prod(grid[1:4])) > SMALL:
         return None

@@ -158,7 +158,8 @@ def test_a_sequence_does_not_change_the_launches_it_is_made_of(driver, monkeypat
     monkeypatch.setattr(direct_launch, "_stream", lambda index: 5)
     kept, tensor = KeptLaunch(Form(), (1, 1, 1), (32, 1, 1), Array((3,)), index=-1), torch.zeros(3)
     kept(tensor)
-    LaunchSequence((kept, (0,)))(1000)
+    sequence = LaunchSequence((kept, (0,)))  # held, as its memory is read afterwards
+    sequence(1000)
     kept(tensor)
     assert [read(c[-1], "QQqqQqq")[4] for c in driver.calls[1:]] == [1000, tensor.data_ptr()]
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import daskreg.torch as dt
+from daskreg.errors import DaskregError
 from daskreg.torch.operators import prepared
 from daskreg.torch.operators.prepared import Prepared, direct
 
@@ -128,6 +130,19 @@ def test_tensors_of_other_devices_are_left_to_operators(gpu, monkeypatch):
 def test_a_pytorch_without_what_tells_plain_tensors_has_nothing_prepared(gpu, monkeypatch):
     monkeypatch.setattr("daskreg.torch.operators.derivatives.KNOWN", False)
     assert not direct(*pair())
+
+
+GRID = torch.zeros(1, 2, 3, 4, 3)
+
+
+@pytest.mark.parametrize("grid", [GRID.expand(2, -1, -1, -1, -1), GRID[..., :2], GRID[0]])
+def test_a_grid_of_another_shape_is_not_left_to_pytorch(gpu, grid):
+    image = torch.rand(1, 1, 2, 3, 4)
+    assert torch.equal(dt.grid_sample(image, GRID), torch.nn.functional.grid_sample(image, GRID, align_corners=False))
+    with pytest.raises(DaskregError, match=r"\(1, Z, Y, X, 3\) was expected"):
+        dt.grid_sample(image, grid)
+    with pytest.raises(DaskregError, match="padding_mode is 'edge'"):
+        dt.grid_sample(image, GRID, padding_mode="edge")
 
 
 def test_prepared_calls_do_not_grow_without_bound(monkeypatch):
