@@ -30,6 +30,7 @@ from daskreg import machine
 
 log = logging.getLogger(__name__)
 METHOD = "daskreg"  # the name of this way to start processes, beside Python's "spawn" and "forkserver"
+MOST_FAILURES = 2  # after which a server is not asked again
 TERMINAL_SIGNALS = signal.SIGINT, signal.SIGHUP
 MODULES = {"cpu": ("daskreg.cluster.forked",), "cuda": ("daskreg.cluster.forked", "daskreg.cluster.forked_cuda")}  # by device
 VARIABLES = {  # as Dask's nanny sets them for a process that it starts: libraries read them when they are loaded
@@ -84,7 +85,7 @@ def _possible() -> bool:
 
 
 class Server(ForkServer):
-    """A fork server that ends with this process.
+    """A fork server that ends with this process. closed: by its last user;  failures: to fork.
 
     A thread of its own starts it: signals of a terminal are blocked there, and the kernel kills what a thread has started when
     the thread ends (``machine.end_with_parent``). Raises OSError.
@@ -96,7 +97,7 @@ class Server(ForkServer):
         # before Python 3.13 the server is not told the path of modules
         path = os.pathsep.join(entry for entry in sys.path if entry)
         self.variables = {**variables, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-        self.closed = False
+        self.closed, self.failures = False, 0
         self._thread = ThreadPoolExecutor(1, "daskreg-fork-server")
         try:
             self.ensure_running()
@@ -188,12 +189,13 @@ class ForkedProcess(context.ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
         server = _server
-        if server is not None:
+        if server is not None and server.failures < MOST_FAILURES:
             try:
                 return Popen(process_obj, server)
             except (OSError, EOFError) as problem:
                 if server.closed:
                     raise
+                server.failures += 1
                 log.info("a process is started afresh (%r).", problem)
         return popen_spawn_posix.Popen(process_obj)
 

@@ -16,6 +16,7 @@ from distributed import Client, LocalCluster
 from daskreg import machine
 from daskreg.cluster import preload, timeouts
 from daskreg.cluster.closing import close_client, close_cluster
+from daskreg.cluster.gpu_driver import usable_when_forked
 from daskreg.cluster.isolation import (
     LOOPBACK,
     LoopbackWorker,
@@ -90,9 +91,11 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
 
 @contextmanager
 def _forked(device: Kind) -> Iterator[None]:
-    """Worker processes are forked by one that has imported what they need."""
-    with fork_server(device), dask.config.set({"distributed.worker.multiprocessing-method": METHOD}):
-        yield
+    """Worker processes are forked by one that has imported what they need, where they can use their GPUs then."""
+    with fork_server(device):
+        forked = device == "cpu" or usable_when_forked()
+        with dask.config.set({"distributed.worker.multiprocessing-method": METHOD}) if forked else nullcontext():
+            yield
 
 
 @contextmanager
