@@ -19,8 +19,9 @@ def precompile(
         Path | None,
         typer.Option("--folder", metavar="DIR", help="for DASKREG_KERNEL_CACHE, readable by all (default: your own cache)"),
     ] = None,
+    torch: Annotated[bool, typer.Option("--torch", help="those of daskreg.torch too")] = False,
 ) -> None:
     """Compile the kernels of usual registrations for GPUs that need not be there, such as into an image of a container."""
     from daskreg.workflows.precompile import precompile as compile_kernels
 
-    typer.echo(str(compile_kernels([a.strip() for a in arch.split(",") if a.strip()], folder)))
+    typer.echo(str(compile_kernels([a.strip() for a in arch.split(",") if a.strip()], folder, torch=torch)))

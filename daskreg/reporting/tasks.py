@@ -51,8 +51,8 @@ def _watched(what: str) -> Iterator[None]:
         return
     _shown[0] = True
     try:
-        with _screen() as screen:
-            tasks = Tasks(what, screen)
+        with screen() as shown:
+            tasks = Tasks(what, shown)
             with observed_by(tasks.step), _callback(tasks.task):
                 yield
     finally:
@@ -103,14 +103,15 @@ def _callback(report: Callable[[int, int], None]) -> Any:
 
 
 @contextmanager
-def _screen() -> Iterator[Screen]:
+def screen(lines: Callable[[], Screen] | None = None) -> Iterator[Screen]:
+    """What shows a text where somebody looks: below a notebook's cell, on a line of a terminal, else in lines of the log."""
     if in_notebook():
         yield _cell()
     elif sys.stderr is not None and sys.stderr.isatty():
         with _line() as line:
             yield line
     else:
-        yield _Lines()
+        yield (lines or _Lines)()
 
 
 class _Lines:

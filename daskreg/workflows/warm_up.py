@@ -1,4 +1,7 @@
-"""Use what usual registrations use, so that it is compiled and kept: ``python -m daskreg.workflows.warm_up {cpu,cuda}``."""
+"""Use what usual registrations use, so that it is compiled and kept.
+
+python -m daskreg.workflows.warm_up {cpu,cuda} [PRESET ...]
+"""
 
 from __future__ import annotations
 
@@ -23,4 +26,4 @@ def warm_up(device: Kind, presets: Sequence[str] = tuple(PRESETS)) -> None:
 
 
 if __name__ == "__main__":
-    warm_up("cuda" if sys.argv[1:] == ["cuda"] else "cpu")
+    warm_up("cuda" if sys.argv[1:2] == ["cuda"] else "cpu", sys.argv[2:] or tuple(PRESETS))

@@ -32,6 +32,8 @@ from daskreg.kernels.compiler.registry import import_kernels, source_files
 
 log = logging.getLogger(__name__)
 SIGNATURES = Path(__file__).with_name("signatures.txt")
+TORCH_SIGNATURES = Path(__file__).with_name("torch_signatures.txt")  # of kernels of daskreg.torch
+MARKER = "precompile-"  # begins the names of files that mark kernels as compiled
 MAX_HELPERS = 8  # more would not save time
 HELPER_MEMORY = 600 << 20  # bytes of GPU memory per helper
 Signature = tuple[str, Any, str]  # name, constants (or a list of absent arguments), types
@@ -67,9 +69,9 @@ def _helper(share: int, shares: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def warm_up_signatures() -> Iterator[Signature]:
-    """The lines of ``signatures.txt``."""
-    for line in SIGNATURES.read_text().splitlines():
+def warm_up_signatures(file: Path | None = None) -> Iterator[Signature]:
+    """The lines of a list, by default ``signatures.txt``."""
+    for line in (file or SIGNATURES).read_text().splitlines():
         name, constants, signature = line.split("\t")
         yield name, literal_eval(constants), signature
 
@@ -145,17 +147,19 @@ def _marker(share: int, shares: int) -> Path:
 def marker_name(capability: tuple[int, int]) -> str:
     """The name of the file that marks all kernels as compiled, for this compiler and kind of GPU."""
     key = hashlib.sha256(repr((source_digest(), compiler(), capability)).encode()).hexdigest()
-    return f"precompile-{key[:16]}"
+    return f"{MARKER}{key[:16]}"
 
 
 def _precompiled() -> bool:
-    """Whether the shared folder has all kernels for the current GPU."""
-    shared = shared_folder("cuda")
-    if shared is None:
+    """Whether the user's own folder or the shared one has all kernels for the current GPU."""
+    found = {
+        path.name for made in (folder("cuda"), shared_folder("cuda")) if made is not None for path in made.glob(f"{MARKER}*")
+    }
+    if not found:
         return False
     from numba import cuda
 
-    return (shared / marker_name(cuda.get_current_device().compute_capability)).exists()
+    return marker_name(cuda.get_current_device().compute_capability) in found
 
 
 def main() -> None:

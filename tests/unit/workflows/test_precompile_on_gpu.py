@@ -8,6 +8,7 @@ import pytest
 
 from daskreg.errors import RunError
 from daskreg.kernels.compiler import offline
+from daskreg.workflows.presets import PRESETS
 
 module = importlib.import_module("daskreg.workflows.precompile")
 
@@ -15,24 +16,25 @@ module = importlib.import_module("daskreg.workflows.precompile")
 @pytest.fixture
 def started(monkeypatch):
     """The environment of each process that was started; one end of it all is scripted."""
-    found = SimpleNamespace(environments=[], code=0)
+    found = SimpleNamespace(environments=[], presets=[], code=0)
 
     def run(command, env, **options):
-        assert command[-2:] == ["daskreg.workflows.warm_up", "cuda"]
+        assert command[-3:-1] == ["daskreg.workflows.warm_up", "cuda"]
+        found.presets.append(command[-1])
         found.environments.append(env)
         return SimpleNamespace(returncode=found.code, stderr="a\nout of memory\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(offline, "compile_for", lambda architectures, base=None: base)
+    monkeypatch.setattr(offline, "compile_for", lambda architectures, base=None, **options: base)
     monkeypatch.setattr(module, "_architecture", lambda: "sm_90")
     return found
 
 
 def test_kernels_that_a_run_adds_go_to_the_folder(started, tmp_path):
     module.precompile(["sm_80", "sm_90"], tmp_path)
-    (environment,) = started.environments
-    assert environment["NUMBA_CACHE_DIR"] == str(tmp_path)
-    assert environment["CUPY_CACHE_DIR"] != str(tmp_path)
+    assert sorted(started.presets) == sorted(PRESETS)
+    assert {environment["NUMBA_CACHE_DIR"] for environment in started.environments} == {str(tmp_path)}
+    assert str(tmp_path) not in {environment["CUPY_CACHE_DIR"] for environment in started.environments}
 
 
 def test_a_gpu_of_another_architecture_is_left_alone(started, tmp_path):

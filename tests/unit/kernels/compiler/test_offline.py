@@ -61,8 +61,10 @@ precompile._STARTED.append(None)
 pretend = offline.pretend_device
 offline.pretend_device = lambda name: (pretend(name), told.append(precompile.listed_files()))
 offline.main()
-files = told[0]
-assert told[1:] == list(files) and len(files) == 1 and count.kernels == 1 and count.seconds > 0, (told, count)
+files = told.pop(0)
+offline.pretend_device = lambda name: None
+offline.main()  # compiles nothing
+assert told == list(files) and len(files) == 1 and count.kernels == 1 and count.seconds > 0, (told, count)
 assert not missing(files, "cuda"), files
 """
 
@@ -74,15 +76,16 @@ def test_a_kernel_is_compiled_without_a_gpu_and_read_where_it_was_put(folders, m
     precompile.SIGNATURES.write_text("".join(f"{n}\t{c!r}\t{s}\n" for n, c, s in one))
     code = (
         "import sys; from pathlib import Path; from daskreg.kernels.compiler import offline, precompile;"
-        f"precompile.SIGNATURES = Path({str(precompile.SIGNATURES)!r}); sys.argv = ['', 'sm_90', '0', '1'];"
+        f"precompile.SIGNATURES = Path({str(precompile.SIGNATURES)!r}); sys.argv = ['', 'sm_90', '1'];"
         f"exec({COUNTED!r})"
     )
     started = offline.subprocess.Popen
     monkeypatch.setattr(
         offline.subprocess, "Popen", lambda command, **options: started([command[0], "-P", "-c", code], **options)
     )
-    monkeypatch.setattr(offline, "MAX_PROCESSES", 1)
-    made = offline.compile_for(["sm_90"], folders[1].parent)
+    reported = []
+    made = offline.compile_for(["sm_90"], folders[1].parent, report=lambda *count: reported.append(count))
+    assert reported == [(1, 1), (2, 1)]  # found by the second of the two
     kernels = list(made.glob("*.cubin"))
     assert made == folders[1]
     assert len(kernels) == 1
@@ -98,3 +101,45 @@ def test_a_compiler_that_fails_is_one_sentence(folders, monkeypatch):
     monkeypatch.setattr(offline.subprocess, "Popen", lambda _, **options: started(command, **options))
     with pytest.raises(RunError, match="kernels for sm_80 were not compiled: ptxas is gone"):
         offline.compile_for(["sm_80"], folders[1].parent)
+
+
+def test_who_interrupts_is_told_what_is_kept(folders, monkeypatch):
+    pytest.importorskip("numba_cuda")
+    started, running = offline.subprocess.Popen, []
+
+    def begin(_, **options):
+        running.append(started([offline.sys.executable, "-uc", "print('a\\nb\\nc'); import time; time.sleep(60)"], **options))
+        return running[-1]
+
+    def report(done, of):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(offline.subprocess, "Popen", begin)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        offline.compile_for(["sm_90"], folders[1].parent, report=report)
+    usual = len(list(precompile.warm_up_signatures()))
+    assert stopped.value.__notes__ == [f"2 of {usual} kernels are kept in {folders[1]}; run the same command to go on."]
+    assert running[0].poll() is not None
+
+
+def test_kernels_of_torch_are_found_without_it():
+    code = """
+import sys
+from daskreg.kernels.compiler import precompile, registry
+sys.modules["torch"] = None
+registry.import_torch_kernels()
+for name, constants, signature in precompile.warm_up_signatures(precompile.TORCH_SIGNATURES):
+    registered = precompile.KERNELS if isinstance(constants, list) else precompile.COOPERATIVE_KERNELS
+    assert name in registered, name
+    assert precompile.format_types(precompile.parse_types(signature)) == signature
+"""
+    pytest.importorskip("numba_cuda")
+    offline.subprocess.run([offline.sys.executable, "-c", code], check=True)
+
+
+def test_the_slowest_kernels_come_first():
+    names = [name for name, _, _ in offline._listed(torch=True)]
+    assert set(offline.SLOW) <= set(names)
+    seconds = [offline.SLOW.get(name, 1) for name in names]
+    assert seconds == sorted(seconds, reverse=True)
