@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from daskreg.deferred import DeferredModule
+from daskreg.errors import counted
 from daskreg.reporting.lines import level_line
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ def _times(report: Report) -> str:
         phases["other"] = other
     text = ", ".join(f"{k} {v:.1f}" for k, v in phases.items())
     compiled: dict[str, Any] = report["machine"].get("compiled", {})
+    parts = []
     if compiled.get("kernels"):
-        text += f"; {compiled['seconds']:.1f} of them to compile {compiled['kernels']} kernels, once on this machine"
+        parts.append(f"{compiled['seconds']:.1f} of them to compile {counted(compiled['kernels'], 'kernel')}")
+    if compiled.get("waited", 0.0) >= 0.05:
+        parts.append(f"{compiled['waited']:.1f} to wait for other processes that compile, or for a core")
+    if parts:
+        text += f"; {' and '.join(parts)}, once on this machine"
     return f"{seconds['total']:.1f} s ({text}), {peak:.0f} MiB"

@@ -136,7 +136,10 @@ class KernelCache:
             lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError:
             return False
+        begun = time.perf_counter()
         waited = _locked(lock, lambda: TALLY.wait(path))
+        if waited is not False:
+            TALLY.waited(time.perf_counter() - begun)
         if waited is None:
             os.close(lock)
             return True

@@ -11,10 +11,13 @@ from typing import Any
 
 @dataclass
 class Compiled:
-    """kernels: how many were compiled, or are being compiled;  seconds: that it took."""
+    """kernels: how many were compiled, or are being compiled;  seconds: that a core worked for it;  waited: seconds beside that,
+    for kernels that other processes compiled, for a core, or for a GPU to take a kernel.
+    """
 
     kernels: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance."""
@@ -27,7 +30,7 @@ class Tally:
 
     count: Compiled = field(default_factory=Compiled)
     report: Callable[[Path], None] | None = None
-    _since: float | None = None
+    _since: tuple[float, float] | None = None  # by the clock, and of the thread's work
 
     def begin_count(self, report: Callable[[Path], None] | None = None) -> Compiled:
         """A count from now on. report: called with the file of each kernel before it is compiled, and while
@@ -41,17 +44,23 @@ class Tally:
         self.count.kernels += 1
         if self.report is not None:
             self.report(path)
-        self._since = time.perf_counter()
+        self._since = time.perf_counter(), time.thread_time()
 
     def wait(self, path: Path) -> None:
         """Another process compiles the kernel of that file."""
         if self.report is not None:
             self.report(path)
 
+    def waited(self, seconds: float) -> None:
+        """Another process has compiled a kernel meanwhile."""
+        self.count.waited += seconds
+
     def end(self) -> None:
         """It is compiled."""
         if self._since is not None:
-            self.count.seconds += time.perf_counter() - self._since
+            whole, work = time.perf_counter() - self._since[0], time.thread_time() - self._since[1]
+            self.count.seconds += work
+            self.count.waited += max(0.0, whole - work)
             self._since = None
 
 
