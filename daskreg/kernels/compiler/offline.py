@@ -114,6 +114,7 @@ class Progress:
 
     def follow(self, processes: int) -> None:
         """Until so many processes have ended."""
+        self.report(0, self.of)
         while processes:
             if self.lines.get() is None:
                 processes -= 1
