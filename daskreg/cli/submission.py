@@ -13,9 +13,10 @@ import typer
 
 from daskreg.arguments import checked_arguments
 from daskreg.errors import ConfigError, NotFound, all_of, require, require_known
+from daskreg.reporting.log import shown
 from daskreg.storage.fs.atomic import require_writable
 from daskreg.workflows.batch_systems import SYSTEMS
-from daskreg.workflows.submit import Job, require_continuable
+from daskreg.workflows.submit import Job, explanation, require_continuable
 from daskreg.workflows.submit import submit as workflow
 
 INPUTS = ("fixed", "moving", "fixed_mask", "moving_mask", "initial_transform")  # of register, which are addresses
@@ -33,11 +34,16 @@ def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite:
     arguments: of ``daskreg register``, as on the command line, which are parsed here: ``["f.ome.zarr", "m.ome.zarr", "-o",
     "run.zarr"]``;  script: the file that is written;  job: what it asks of its batch system.
 
-    Returns the number of the job, or None. Raises ConfigError for what ``daskreg register`` would refuse, OutputExists and
-    OutputError; OutputError too where the batch system is not there or refuses the job.
+    What the script does, and how to submit it, is logged. Returns the number of the job, or None.
+    Raises ConfigError for what ``daskreg register`` would refuse, OutputExists and OutputError; OutputError too where the batch
+    system is not there or refuses the job.
     """
     if isinstance(arguments, str) or not all(isinstance(word, str | Path) for word in arguments):
         raise ConfigError(f"arguments {arguments!r}: a list of words was expected, as in ['f.zarr', 'm.zarr', '-o', 'run.zarr'].")
+    if not isinstance(job, Job):
+        raise ConfigError(f"job {job!r}: a daskreg.Job was expected, as in daskreg.Job(nodes=1, cpus=16, memory='60GB').")
+    if not isinstance(script, str | Path):
+        raise ConfigError(f"script {script!r}: the path of the file to write was expected, as in 'daskreg-job.sh'.")
     words = [str(word) for word in arguments]
     (given, warnings), *_ = all_of(
         partial(_arguments_in_python, words),
@@ -45,7 +51,16 @@ def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite:
         partial(require_known, "batch system", job.system, SYSTEMS),
         partial(require_writable, str(script), overwrite),
     )
-    return written(given, warnings, script, job, overwrite=overwrite, start=start)
+    number = written(given, warnings, script, job, overwrite=overwrite, start=start)
+    with shown():
+        for line in told(job, script, number):
+            log.info("%s", line)
+    return number
+
+
+def told(job: Job, script: str | Path, number: str | None) -> list[str]:
+    """What is said when a script was written."""
+    return [*explanation(job, script), *([] if number is None else [f"submitted as job {number}"])]
 
 
 def _arguments_in_python(words: list[str]) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from daskreg.arguments import checked_constructor
-from daskreg.errors import ConfigError, all_of, require
+from daskreg.errors import ConfigError, all_of, require, require_number
 from daskreg.workflows.resources import parse_memory
 
 TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
@@ -22,6 +22,9 @@ SHORTEST = 300  # seconds that a job has at least: more than it is given to writ
 AGAIN = 99  # exit status with which LSF queues a job again
 # of the environment, for processes that PBS and LSF start on other nodes
 CARRIED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")
+
+
+BOUNDS = {"nodes": (1, 100_000), "cpus": (1, 4096), "gpus": (0, 64)}  # of a job
 
 
 @checked_constructor
@@ -46,7 +49,7 @@ class Job:
     name
         Of the job, and of its logs.
     setup
-        Lines of shell that come first, such as ``module load cuda``.
+        Lines of shell that come first, such as ``module load cuda``: a list of them, or a text.
     container
         An image that daskreg runs in, by Apptainer.
     system
@@ -66,17 +69,22 @@ class Job:
     system: str = "slurm"
 
     def __post_init__(self) -> None:
-        few = min(self.nodes, self.cpus) < 1 or self.gpus < 0
-        one_each = "a job of several nodes has one worker on each; ask for one GPU a node, or for one node."
+        if isinstance(self.setup, str):
+            object.__setattr__(self, "setup", tuple(self.setup.splitlines()))
         all_of(
             self._require_time,
-            partial(require, not few, "a job has one node and one CPU at least."),
-            partial(require, self.nodes <= 1 or self.gpus <= 1, one_each),
+            *(partial(require_number, name, getattr(self, name), *BOUNDS[name], whole=True) for name in BOUNDS),
+            self._require_one_gpu_a_worker,
             partial(parse_memory, self.memory),
         )
 
+    def _require_one_gpu_a_worker(self) -> None:
+        one_each = "a job of several nodes has one worker on each; ask for one GPU a node, or for one node."
+        several = all(isinstance(n, int) and n > 1 for n in (self.nodes, self.gpus))
+        require(not several, one_each)
+
     def _require_time(self) -> None:
-        if not TIME.fullmatch(self.time):
+        if not isinstance(self.time, str) or not TIME.fullmatch(self.time):
             raise ConfigError(f"time {self.time!r} is no time of SLURM; write it like 08:00:00 or 2-00:00:00.")
         if self.seconds < SHORTEST:
             raise ConfigError(f"time {self.time!r} is {self.seconds} s; a job has {SHORTEST // 60} minutes at least.")

@@ -173,7 +173,7 @@ def test_all_that_is_wrong_with_a_job_is_told_at_once(tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as found:
         submitted(words, tmp_path / "job.sh", Job(nodes=2))
     assert len(str(found.value).splitlines()) == len(reasons) - 3
-    with pytest.raises(ConfigError, match=r"no time of SLURM; .*\na job has one node"):
+    with pytest.raises(ConfigError, match=r"no time of SLURM; .*\ncpus is 0; a whole number"):
         Job(time="soon", cpus=0)
 
 
@@ -291,6 +291,36 @@ def test_python_refuses_what_the_command_refuses(tmp_path, arguments, says):
     with pytest.raises(ConfigError, match=says):
         submitted(arguments, tmp_path / "job.sh", Job())
     assert not (tmp_path / "job.sh").exists()
+
+
+@pytest.mark.parametrize(("script", "job", "says"), [
+    ("job.sh", "slurm", "job 'slurm': a daskreg.Job was expected"), (5, Job(), "script 5: the path of the file"),
+])  # fmt: skip
+def test_python_says_what_it_expected_in_place_of_a_job_or_a_script(tmp_path, monkeypatch, script, job, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        submitted([*PAIR], script, job)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("given", "says"), [
+    ({"nodes": "2"}, "nodes is '2'; a whole number from 1"), ({"cpus": 0}, "cpus is 0"), ({"gpus": -1}, "gpus is -1; a whole"),
+    ({"time": 8}, "time 8 is no time"), ({"memory": "8"}, "8GB"),
+])  # fmt: skip
+def test_a_job_of_wrong_values_is_a_sentence(given, says):
+    with pytest.raises(ConfigError, match=says):
+        Job(**given)
+
+
+def test_lines_of_a_setup_may_be_one_text():
+    assert Job(setup="module load cuda\nexport A=1").setup == ("module load cuda", "export A=1")
+
+
+def test_python_says_what_was_written_and_how_to_submit_it(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        submitted([*PAIR], tmp_path / "job.sh", Job())
+    assert f"submit it with: sbatch {tmp_path / 'job.sh'}" in caplog.text
+    assert "scancel ends it for good" in caplog.text
 
 
 @pytest.mark.parametrize("said", [
