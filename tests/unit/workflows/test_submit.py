@@ -244,7 +244,7 @@ def test_a_job_that_is_not_written_has_no_warnings(tmp_path, monkeypatch, caplog
     assert CliRunner().invoke(app, ["submit", *options, *arguments]).exit_code
     assert caplog.messages == []
     submitted(arguments, tmp_path / "other.sh", Job())
-    assert ["The job is written" in text for text in caplog.messages] == [True, True]
+    assert ["The job is written" in r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [True, True]
 
 
 @pytest.mark.parametrize(
