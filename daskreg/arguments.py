@@ -73,7 +73,7 @@ def _unbound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
     if count > len(placed):
         first = f"the first {len(placed)} ({', '.join(names)})" if placed else "none"
         takes = f"{name}() was given {count} arguments without a name, and takes {first} so"
-        return f"{takes}; name the others, as in {_example(parameters)}."
+        return f"{takes}; name the others: {_example(parameters)}"
     return f"{name}(): {said}."
 
 

@@ -55,7 +55,10 @@ class Stage(Model):
     @model_validator(mode="before")
     @classmethod
     def _own_parameters(cls, data: Any) -> Any:
-        """A parameter of a part, given to the stage, is refused with what to write."""
+        """A parameter of a part, given to the stage, is refused with what to write; so is a class in place of a part."""
+        for part, given in data.items() if isinstance(data, dict) else ():
+            if part in PARTS and isinstance(given, type):
+                raise ValueError(f"its {part} is the class {given.__name__}; write {part}={given.__name__}()")
         for key in set(data) - set(cls.model_fields) if isinstance(data, dict) else ():
             for part in (p for p in PARTS if p in cls.model_fields):
                 kinds = [k for k in PARTS[part].classes().values() if key in k.model_fields]
@@ -333,9 +336,17 @@ class Config(Model):
 
     @field_validator("stages", mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        """A single stage stands for a list of one."""
-        return [value] if isinstance(value, Stage) else value
+    def _by_name(cls, value: Any) -> Any:
+        """``affine`` is short for ``{stage: affine}``, and a single stage for a list of one."""
+        stages = [value] if isinstance(value, Stage | str | dict) else value
+        if not isinstance(stages, list | tuple):
+            return value
+        for stage in stages:
+            if isinstance(stage, type) and issubclass(stage, Stage):
+                raise ValueError(f"{stage.__name__} is a class; write {stage.__name__}()")
+            if isinstance(stage, dict) and "stage" not in stage and len(stage) == 1:
+                raise ValueError(f"a stage was expected with its name beside its parameters: {{stage: {next(iter(stage))}, ...}}")
+        return [{"stage": s} if isinstance(s, str) else s for s in stages]
 
     @field_validator("percentiles", mode="before")
     @classmethod
@@ -364,7 +375,7 @@ class Config(Model):
         Raises ConfigError naming the key, what it held, and the nearest known name.
         """
         try:
-            return cls.model_validate(_by_stage_name(tree))
+            return cls.model_validate(dict(tree))
         except ValidationError as error:
             raise ConfigError(explain(error, cls)) from None
 
@@ -384,12 +395,16 @@ class Config(Model):
         """Default intensities and these stages, or the names of stages. Raises ConfigError for anything else."""
         if isinstance(stages, Stage):
             return cls(stages=(stages,))
+        if isinstance(stages, type) and issubclass(stages, Stage):
+            raise ConfigError(f"{stages.__name__} is a class; write {stages.__name__}().")
         if isinstance(stages, str | bytes) or not isinstance(stages, Iterable):
             raise ConfigError(
                 f"{SHORT.repr(stages)} is no configuration; give a Config, a list of stages, or the name of a preset."
             )
         for stage in stages:
             if not isinstance(stage, Stage | str):
+                if isinstance(stage, type) and issubclass(stage, Stage):
+                    raise ConfigError(f"{stage.__name__} is a class; write {stage.__name__}().")
                 raise ConfigError(
                     f"{stage!r} is no stage; give an object such as Affine() or Deformable(similarity=LNCC(radius=3))."
                 )
@@ -400,11 +415,3 @@ class Config(Model):
         text = io.StringIO()
         yaml.safe_dump(self.model_dump(mode="json"), text, sort_keys=False, default_flow_style=None)
         return text.getvalue()
-
-
-def _by_stage_name(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """``- affine`` is short for ``- {stage: affine}``."""
-    stages = tree.get("stages")
-    if not isinstance(stages, list | tuple):
-        return dict(tree)
-    return {**tree, "stages": [{"stage": s} if isinstance(s, str) else s for s in stages]}

@@ -172,8 +172,10 @@ def require(true: object, sentence: str) -> None:
 
 
 def closest(word: object, known: Collection[str], cutoff: float = 0.5) -> str | None:
-    """The known name most similar to ``word``; None where none is at least ``cutoff`` (0 to 1) similar."""
-    return next(iter(difflib.get_close_matches(str(word), known, 1, cutoff)), None)
+    """The known name most similar to ``word``, or to it in any case; None where none is at least ``cutoff`` (0 to 1) similar."""
+    in_any_case = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(str(word), known, 1, cutoff)
+    return next(iter([*found, *map(in_any_case.get, difflib.get_close_matches(str(word).lower(), in_any_case, 1, cutoff))]), None)
 
 
 def suggestion(word: object, known: Collection[str]) -> str:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from daskreg.errors import SITE
 
+USAGE_ERROR: Any = typer.BadParameter.__base__  # Typer has its own copy of Click, or Click, and no public name for this class
 ANYWHERE = ("--quiet", "--verbose", "-v", "--log-level")  # global options, which may stand behind the command too
 
 
@@ -19,6 +20,16 @@ class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Called by Typer."""
         return list(super().parse_args(ctx, global_first(args)))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Called by Typer; says where an output belongs that was given without its option."""
+        try:
+            return super().invoke(ctx)
+        except USAGE_ERROR as error:
+            named = error.ctx is not None and any(p.name == "output" for p in error.ctx.command.params)
+            if named and "unexpected extra argument" in error.message:
+                error.message += ". The output is named by -o OUTPUT."
+            raise
 
 
 def global_first(arguments: Sequence[str]) -> list[str]:

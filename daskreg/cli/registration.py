@@ -299,12 +299,12 @@ def chosen_config(
     config: Path | None, preset: str | None, files: dict[str, Any], backgrounds: dict[str, Any] | None = None
 ) -> Config:
     """The chosen configuration, with what other options say; of ``files``, what is not None."""
-    from daskreg.config import Config
+    from daskreg.workflows.inputs import as_config
     from daskreg.workflows.presets import preset as named
 
     if config is not None and preset is not None:
         raise ConfigError("--config and --preset were both given; a configuration holds everything, so give one of them.")
-    chosen = Config.load(config) if config else named(preset or "brain")
+    chosen = as_config(config) if config else named(preset or "brain")
     return chosen.model_copy(update={k: v for k, v in files.items() if v is not None} | (backgrounds or {}))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from daskreg.arguments import checked_arguments
+from daskreg.cli.application import USAGE_ERROR
 from daskreg.errors import ConfigError, NotFound, all_of, require, require_known
 from daskreg.reporting.log import shown
 from daskreg.storage.fs.atomic import require_writable
@@ -21,8 +22,6 @@ from daskreg.workflows.submit import submit as workflow
 
 INPUTS = ("fixed", "moving", "fixed_mask", "moving_mask", "initial_transform")  # of register, which are addresses
 NOT_FOR_JOBS = ("dry_run", "print_config")  # options of register that end it before it registers
-
-USAGE_ERROR: Any = typer.BadParameter.__base__  # Typer has its own copy of Click, or Click, and no public name for this class
 
 log = logging.getLogger("daskreg")
 

@@ -39,13 +39,19 @@ _embedded: WeakKeyDictionary[Client, str] = WeakKeyDictionary()  # with the addr
 
 @contextmanager
 def existing_client(
-    client: Client | None = None, address: str | None = None, workers: int | None = None
+    client: Client | str | None = None, address: str | None = None, workers: int | None = None
 ) -> Iterator[Client | None]:
-    """The client given, the one at an address, of jobs at the name of a batch system, the current one, or None.
+    """The client given (or its address), the one at an address, of jobs at the name of a batch system, the current one, or None.
 
     Only a client made here is silenced, and closed in the end, with its jobs.  workers: jobs of one worker each.
-    Raises InputError when no scheduler answers at ``address``, and what ``job_client`` raises.
+    Raises InputError when no scheduler answers at ``address``, and for what is no client, and what ``job_client`` raises.
     """
+    if isinstance(client, str):
+        client, address = None, address or client
+    if client is not None and not isinstance(client, Client):
+        raise InputError(
+            f"client is a {type(client).__name__}; a dask.distributed.Client, or a scheduler's address, was expected."
+        )
     found = client or (None if address else current_client())
     if found is not None or not address:
         yield found

@@ -232,6 +232,8 @@ def warn_of_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Gri
     role: fixed or moving;  grids: of both images, where they are known
     """
     own, (other, its) = grids[role], next((name, grid) for name, grid in grids.items() if name != role)
+    if own is not None:
+        _require_known_units(own.unit, image)
     if own is not None and (lengths := mistaken_lengths(own, image.grid.to_unit(own.unit))) is not None:
         log.warning(
             "%s is %.3g%s across, and the %s image of the transform %.3g: check voxel sizes and units, which "

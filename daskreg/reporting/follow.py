@@ -7,21 +7,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 from daskreg.engine.report import LevelReport, Observer, Place, Progress, observer_of
+from daskreg.errors import ConfigError
 from daskreg.reporting import log
 from daskreg.reporting.lines import Lines
 
-ProgressLike = Callable[[Progress], None] | Literal[False] | None  # False: nobody; None: whoever fits
+ProgressLike = Callable[[Progress], None] | bool | None  # False: nobody; None and True: whoever fits
 
 
 @contextmanager
 def following(progress: ProgressLike) -> Iterator[Observer]:
-    """The observer of a run: as given, or the one that fits where this process runs."""
+    """The observer of a run: as given, or the one that fits where this process runs. Raises ConfigError for what is none."""
     if progress is False:
         yield Observer()
-    elif progress is not None:
+    elif progress is not None and progress is not True:
+        if not callable(progress) and not isinstance(progress, Observer):
+            raise ConfigError(f"progress is {progress!r}; a function of a daskreg.Progress, False or None was expected.")
         yield observer_of(progress)
     elif in_notebook():
         from daskreg.reporting.notebook import display

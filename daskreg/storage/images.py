@@ -186,7 +186,7 @@ def _placed(record: ImageRecord, address: Address) -> tuple[tuple[int | slice, .
     if order is None:
         raise AxesError(
             f"{record.name} has the spatial axes {', '.join(a.name for a in axes) or 'none'} of shape {shape}; "
-            f"a 3D image (z, y, x) was expected{how_to_name(record)}."
+            f"a 3D image (z, y, x) was expected{how_to_name(record) or ONE_PLANE}."
         )
     return index, order, shape
 
@@ -253,7 +253,12 @@ def _unsized(record: ImageRecord) -> str:
     )
 
 
+ONE_PLANE = "; a two-dimensional one is given as one plane, in Python array[np.newaxis]"
+
+
 def _of_array(source: Any, grid: Grid | None, spacing: object, unit: str | None) -> Volume:
+    if source.ndim == 2:
+        raise AxesError(f"the array has shape {source.shape}; three axes (z, y, x) were expected{ONE_PLANE}.")
     if source.ndim != 3:
         raise AxesError(
             f"the array has shape {source.shape}; three axes (z, y, x) were expected: index it, or name its axes, as in "

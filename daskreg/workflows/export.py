@@ -78,6 +78,11 @@ def export(
     format = _format_for(path, part)
     ends = _archives(transform, images, fixed, moving, path)
     phi = as_transform(transform)
+    if phi.unit is None and not format.in_blocks:
+        log.warning(
+            "the transform states no unit of length: readers of %s take its lengths for millimetres; where they are others, say "
+            "so behind its path, as in 'RUN.zarr::unit=um'", path,
+        )  # fmt: skip
     if part == "total" and phi.fixed is None and (one_field or format.holds == "field"):
         chains = " or ".join(transform_formats.endings(writes=True, holds="chain"))
         raise GridError(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from daskreg.errors import ConfigError, Unreadable
 from daskreg.grid import Grid
 from daskreg.html import Printable
 from daskreg.lazy.load import FinishedRun, load_transform, path_of, transform_of
-from daskreg.storage import RunStore, VolumeInfo
+from daskreg.storage import RunStore, Volume, VolumeInfo
 from daskreg.storage import describe as describe_image
 from daskreg.storage.format import PointFormat, TransformFormat
 from daskreg.storage.fs.address import is_remote, join, parse_address
+from daskreg.storage.images import ImageSource
 from daskreg.storage.info import grid_rows, grid_summary
 from daskreg.storage.point_file import PointFile
 from daskreg.storage.points import read_points
@@ -151,14 +152,17 @@ class PointsInfo(Printable):
 
 
 @checked_arguments()
-def info(source: str | Path | RunStore | FinishedRun, voxels: bool = False) -> Info:
-    """Describe a file: an image, a run (or its Result), a transform that ``daskreg apply`` takes, or points.
+def info(source: ImageSource | Volume | RunStore | FinishedRun, voxels: bool = False) -> Info:
+    """Describe an image, a run (or its Result), a transform that ``daskreg apply`` takes, or points, in a file or at a URL.
 
-    voxels: read all voxels of an image, which finds damaged parts. Raises NotFound, Unreadable, IncompleteRun, and VoxelError.
+    voxels: read all voxels of an image, which finds damaged parts. An image may be in memory too. Raises NotFound, Unreadable,
+    IncompleteRun, and VoxelError.
     """
-    address = path_of(source)
+    address: Any = path_of(cast("Any", source))
     if address is None:
         raise ConfigError(f"{source!r} is in memory; a path, a URL or a Result was expected.")
+    if not isinstance(address, str | Path):
+        return describe_image(address, voxels)
     path = parse_address(address).path
     format = identify(path)
     if isinstance(format, PointFormat):

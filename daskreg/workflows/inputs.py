@@ -18,12 +18,14 @@ from daskreg.config import Config, Deformable, Linear, Stage
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, GridError, NotFound, UnitsError
 from daskreg.grid import MINIMUM_PLANES, OPENED_ARRAY, Grid, Index, cut_orders
+from daskreg.html import joined
 from daskreg.lazy.load import FinishedRun, load_transform, path_of
 from daskreg.lazy.resample import mistaken_lengths
 from daskreg.lazy.transform import Transform
 from daskreg.planning import COUNTED_BYTES, Encoding, Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
 from daskreg.storage.fill import Fill, parse_fill, require_fill
+from daskreg.storage.fs.errors import require_exists
 from daskreg.storage.fs.files import hidden_sibling
 from daskreg.storage.images import ImageSource
 from daskreg.storage.objects import address_of_object
@@ -181,6 +183,7 @@ def open_inputs(
     )
     require_fill(chosen.fill, clusters.moved_dtype(volumes[1]), volumes[1].name)
     _warn_orientation(*volumes)
+    _warn_of_turned_axes(*volumes)
     start = open_initial_transform(chosen.initial_transform, volumes[0].grid.unit)
     inputs = Inputs(*volumes, chosen if start is None else stages_after(chosen, start), masks, start)
     require_thickness(inputs.grids, inputs.config)
@@ -236,8 +239,12 @@ def _names_file(config: str) -> bool:
 
 
 def _loaded(path: str | Path) -> Config:
-    if not os.path.exists(path):
-        raise NotFound(f"config {path} does not exist; give the path of a YAML file, or a preset: {', '.join(PRESETS)}.")
+    try:
+        require_exists(str(path))
+    except NotFound as error:
+        raise NotFound(
+            f"the configuration {str(error).rstrip('.')}. Give a YAML file, or a preset: {', '.join(PRESETS)}."
+        ) from None
     return Config.load(path)
 
 
@@ -279,6 +286,17 @@ def _warn_orientation(fixed: Volume, moving: Volume) -> None:
     if fixed.grid.oriented != moving.grid.oriented:
         unsaid = moving if fixed.grid.oriented else fixed
         log.warning("%s does not say how its axes lie in space; taken as LPS, unlike the other image's header", unsaid.name)
+
+
+def _warn_of_turned_axes(fixed: Volume, moving: Volume) -> None:
+    """Where both images have the same number of voxels along each axis, but in the reverse order."""
+    a, b = fixed.grid, moving.grid
+    if a.shape == b.shape[::-1] and a.shape != b.shape and not (a.oriented and b.oriented):
+        log.warning(
+            "%s is %s (z, y, x) and %s %s: are the axes of one of them x, y, z? '::axes=xyz' behind an address turns them, "
+            "axes='xyz' of daskreg.open_volume those of an array",
+            fixed.name, joined(a.shape), moving.name, joined(b.shape),
+        )  # fmt: skip
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from daskreg.errors import NoOverlap
+from daskreg.errors import GridError, NoOverlap
 from daskreg.grid import Grid
 from daskreg.lazy.resample import resampled
 from daskreg.storage import Volume, open_volume
@@ -27,7 +27,7 @@ def open_mask(source: ImageSource | Volume | None, image: Volume, role: str) -> 
     """
     if source is None:
         return None
-    mask = _opened(source, image.grid)
+    mask = _opened(source, image, role)
     if None in (mask.grid.unit, image.grid.unit):  # a mask is of its image: what states no unit is in the other's
         mask = replace(mask, grid=replace(mask.grid, unit=image.grid.unit))
     if same_grid(mask.grid, image.grid):
@@ -39,13 +39,19 @@ def open_mask(source: ImageSource | Volume | None, image: Volume, role: str) -> 
     return Volume(resampled(mask, image.grid, (), unit, kind), image.grid, mask.name, RESAMPLED)
 
 
-def _opened(source: ImageSource | Volume, grid: Grid) -> Volume:
-    """The mask with its own grid where it has one, otherwise on the image's."""
+def _opened(source: ImageSource | Volume, image: Volume, role: str) -> Volume:
+    """The mask with its own grid where it has one, otherwise on the image's. Raises GridError for another shape than that."""
     if not isinstance(source, Volume) and states_grid(source):
         return open_volume(source)
     if isinstance(source, Volume) and (source.format != "array" or source.grid != Grid(source.shape)):
         return source
-    return open_volume(source, grid=grid)
+    shape = tuple(getattr(source, "shape", image.shape))
+    if shape != image.shape:
+        raise GridError(
+            f"the {role} mask is an array of shape {shape}, the {role} image {image.name} has {image.shape}; give one of that "
+            "shape, or say where its voxels are: daskreg.open_volume(mask, grid=...)."
+        )
+    return open_volume(source, grid=image.grid)
 
 
 def same_grid(a: Grid, b: Grid) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search
-from daskreg.errors import require_known
+from daskreg.errors import ConfigError, require_known
 from daskreg.optimizers.adam import Adam
 from daskreg.similarity import LNCC, NGF
 
@@ -59,5 +59,10 @@ PRESETS = {
 
 def preset(name: str) -> Config:
     """The configuration of that name. Raises ConfigError naming the nearest one."""
+    if name not in PRESETS and any(mark in name for mark in "./"):
+        raise ConfigError(
+            f"{name!r} is no preset ({', '.join(PRESETS)}) and no YAML file; the output of a registration is given by its name, "
+            f"output={name!r}."
+        )
     require_known("preset", name, PRESETS)
     return PRESETS[name]

@@ -24,7 +24,7 @@ from daskreg.reporting.log import shown
 from daskreg.storage import RunStore
 from daskreg.storage.fill import Fill
 from daskreg.storage.fs.address import is_remote, parse_address
-from daskreg.storage.fs.atomic import remove_leftovers, require_distinct
+from daskreg.storage.fs.atomic import remove_leftovers, require_distinct, require_folder
 from daskreg.storage.fs.files import exists
 from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.kept_fields import remove_kept
@@ -226,6 +226,7 @@ def register(
     request = Request(fixed, moving, config, fixed_mask, moving_mask, spacing, None, fill, background)
     require_resume_arguments(output, resume=resume, inputs_changed=inputs_changed)
     path = parse_address(temporary_run() if output is None else output).path
+    require_folder(path)
     with _foreseen_workers(client, cluster, workers, device), _only_writer(path) as lock:
         beside = temporary_run() if is_remote(path) else Path(path)
         start = stored_start(initial_transform, fixed, moving, spacing, beside, resume=resume)

@@ -82,5 +82,6 @@ def _voxels(start: Any) -> NDArray[np.float32]:
         ) from None
     u = u[0] if u.ndim == 5 and u.shape[0] == 1 else u
     if u.ndim != 4 or u.shape[0] != 3 or not np.isfinite(u).all():
-        raise ArrayError(f"a displacement {u.shape} was given; (3, Z, Y, X) finite numbers were expected.")
+        affine = "; an affine map, (4, 4), is given as daskreg.Transform.of(affine)" if u.shape == (4, 4) else ""
+        raise ArrayError(f"a displacement {u.shape} was given; (3, Z, Y, X) finite numbers were expected{affine}.")
     return u

@@ -113,6 +113,13 @@ def test_an_empty_mask_is_refused(head, tmp_path, capsys):
     assert "zero everywhere" in err
 
 
+def test_an_output_without_its_option_is_answered_with_it(capsys):
+    code, _, err = run(capsys, "register", FIXED, MOVING, "run.zarr")
+    assert code == 2
+    assert "The output is named by -o" in " ".join(err.split())
+    assert "named by" not in run(capsys, "info", "a.nii", "b.nii")[2]
+
+
 def test_a_misspelt_key_names_its_neighbour(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("stages: [{stage: affine, iteratons: 3}]")
     code, _, err = run(capsys, "register", FIXED, MOVING, "-o", tmp_path / "run.zarr", "--config", tmp_path / "recipe.yaml")

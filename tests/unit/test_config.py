@@ -163,3 +163,25 @@ def test_one_number_of_iterations_is_that_of_every_scale(iterations):
 def test_a_list_of_one_number_of_iterations_is_that_of_one_scale():
     with pytest.raises(ConfigError, match="must be as many; a single number, as in iterations=50, is that of every scale"):
         Deformable(scales=(4, 2), iterations=[30])
+
+
+def test_stages_may_be_named_everywhere():
+    for stages in ("affine", ["affine"], Affine(), [{"stage": "affine"}], {"stage": "affine"}):
+        assert Config(stages=stages).stages == (Affine(),)
+        assert Config.parse({"stages": stages}).stages == (Affine(),)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Config(stages=[Affine]), "Affine is a class; write Affine()"),
+        (lambda: Config.of_stages([Affine]), "Affine is a class; write Affine()"),
+        (lambda: Config.of_stages(Affine), "Affine is a class; write Affine()"),
+        (lambda: Deformable(similarity=LNCC), r"its similarity is the class LNCC; write similarity=LNCC\(\)"),
+        (lambda: Config.parse({"stages": [{"affine": {"scales": 4}}]}), "name beside its parameters: {stage: affine, ...}"),
+        (lambda: Deformable(similarity="LNCC"), "the nearest known name is 'lncc'"),
+    ],
+)
+def test_a_class_or_a_key_in_place_of_a_stage_is_answered_with_what_to_write(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()

@@ -7,7 +7,9 @@ from daskreg.errors import ConfigError, closest, require_known, suggestion
 KNOWN = ("linear", "nearest", "cubic", "label")
 
 
-@pytest.mark.parametrize(("word", "near"), [("labels", "label"), ("Linear", "linear"), ("xyz", None), (3, None)])
+@pytest.mark.parametrize(
+    ("word", "near"), [("labels", "label"), ("Linear", "linear"), ("CUBIC", "cubic"), ("xyz", None), (3, None)]
+)
 def test_the_closest_name_is_the_most_similar_one(word, near):
     assert closest(word, KNOWN) == near
 

@@ -32,7 +32,10 @@ class PointArray(PointFormat):
         """Components are z, y, x by default; a table that they are written to has a header, which says their order."""
         values = _load(path)
         if values.ndim != 2 or values.shape[1] != 3 or values.dtype.kind not in "iuf":
-            raise Unreadable(f"{path} holds {values.dtype} of shape {values.shape}; real numbers of shape (N, 3) were expected.")
+            raise Unreadable(
+                f"{path} holds {values.dtype} of shape {values.shape}; points are real numbers of shape (N, 3), and an image has "
+                "three axes (z, y, x)."
+            )
         points = np.asarray(values, float)
         return PointFile(
             require_finite(path, points[:, ::-1] if order == "xyz" else points), order or "zyx", tuple(order or "zyx")

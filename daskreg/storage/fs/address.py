@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def parse_address(source: str | Path) -> Address:
     Raises ConfigError for an unknown key or an impossible value, UnitsError for an unknown unit.
     """
     if not isinstance(source, str | os.PathLike):
-        raise ConfigError(f"{source!r} is no address; a path or a URL was expected.")
+        raise ConfigError(f"{reprlib.repr(source)} is no address; a path or a URL was expected.")
     text = str(source)
     if "\0" in text:
         raise ConfigError(f"the address {text!r} contains a null character, which no path does.")

@@ -33,7 +33,7 @@ def atomic_output(path: str, overwrite: bool = False, lock: OutputLock | None = 
     Raises OutputExists, also when something else is at the path by the end; OutputBusy while another process writes there;
     OutOfSpace, OutputError.
     """
-    _require_folder(path)
+    require_folder(path)
     with nullcontext(lock) if lock is not None else only_writer(path) as held:
         if held.taken_over:
             with write_errors(path):
@@ -130,10 +130,11 @@ def require_writable(path: str, overwrite: bool) -> None:
             raise OutputExists(f"{path} exists already; choose another name, or replace it with --overwrite (overwrite=True).")
         _require_no_link_of_a_store(path)
         _require_zarr_store(path)
-    _require_folder(path)
+    require_folder(path)
 
 
-def _require_folder(path: str) -> None:
+def require_folder(path: str) -> None:
+    """Raises OutputError where the folder of a local output is not there."""
     folder = os.path.dirname(os.path.abspath(path))
     if not is_remote(path) and not os.path.isdir(folder):
         raise OutputError(f"{path} cannot be written: the folder {folder} does not exist; create it first.")

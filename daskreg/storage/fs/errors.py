@@ -110,18 +110,31 @@ def _status(error: BaseException) -> int | None:
 
 @contextmanager
 def write_errors(name: str) -> Iterator[None]:
-    """Translate operating-system errors of writing ``name`` to OutOfSpace and OutputError."""
+    """Translate errors of the operating system and of servers in writing ``name`` to OutOfSpace and OutputError."""
     try:
         yield
     except (DaskregError, MemoryError):
         raise
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
+        refusal = _refused_writing(name, error) if is_remote(name) else None
+        if refusal is not None:
+            raise OutputError(refusal) from error
+        if not isinstance(error, OSError | RuntimeError):
+            raise
         number = _number(error)
         if number in DISK_FULL:
             raise OutOfSpace(f"{name}: no space left to write it; free space, or write to another disk.") from error
         if number is None and not isinstance(error, OSError):
             raise
         raise OutputError(f"{name} cannot be written: {reason(error)}.") from error
+
+
+def _refused_writing(name: str, error: Exception) -> str | None:
+    """What a server that is written to said, or that a package for it is missing; None where it is neither."""
+    if isinstance(error, ImportError):
+        return str(_translated(name, error))
+    refusal = remote_refusal(name, error)
+    return None if refusal is None else str(refusal)
 
 
 def not_found(path: str) -> NotFound:

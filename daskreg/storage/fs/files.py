@@ -81,8 +81,9 @@ def read_bytes(path: str) -> bytes | None:
 def replace_text(path: str, text: str) -> None:
     """Replace a small file atomically and durably."""
     if is_remote(path):
-        system, inner = remote_file_system(path)
-        system.pipe_file(inner, text.encode())
+        with write_errors(path):
+            system, inner = remote_file_system(path)
+            system.pipe_file(inner, text.encode())
         return
     temporary = f"{path}.{os.getpid()}"
     try:

@@ -59,7 +59,7 @@ class OutputLock:
     def release(self) -> None:
         """Let others write the output."""
         self._released.set()
-        with suppress(OSError):
+        with suppress(OSError, OutputError), write_errors(self.path):
             if (self.file.read() or {}).get("token") == self.token:
                 self.file.delete()
 

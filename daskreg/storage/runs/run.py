@@ -98,8 +98,10 @@ class RunStore(RunImages):
     @staticmethod
     def require_place(path: str | Path, overwrite: bool = False) -> None:
         """Raises OutputExists and OutputError where ``create`` would; nothing is written."""
-        require_new(_absolute(path), overwrite)
-        require_writable(_absolute(path), overwrite)
+        target = _absolute(path)
+        with write_errors(target):
+            require_new(target, overwrite)
+            require_writable(target, overwrite)
 
     @classmethod
     def attach(cls, path: str | Path, attempt: str = "") -> RunStore:

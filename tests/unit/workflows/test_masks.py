@@ -87,7 +87,9 @@ def test_a_mask_that_does_not_overlap_is_refused():
 
 
 def test_an_array_of_another_shape_is_refused():
-    with pytest.raises(GridError, match=r"array has shape \(6, 8, 9\)"):
+    with pytest.raises(
+        GridError, match=r"the fixed mask is an array of shape \(6, 8, 9\), the fixed image array has \(6, 8, 10\)"
+    ):
         open_mask(WEIGHTS[:, :, 1:], IMAGE, "fixed")
 
 

@@ -1,0 +1,87 @@
+"""What people type at first is answered with what to type."""
+
+import numpy as np
+import pytest
+
+import daskreg
+from daskreg import Affine, Grid
+from daskreg.errors import ArrayError, AxesError, ConfigError, GridError, InputError, NotFound, OutputError
+from daskreg.lazy.transform import Transform
+from daskreg.storage import open_volume, write_image
+from tests.phantoms import blobs
+
+GRID = Grid((12, 14, 16), unit="mm")
+VOXELS = blobs(GRID.shape).astype(np.float32)
+IMAGE = open_volume(VOXELS, grid=GRID)
+STAGES = [Affine(scales=(2,), iterations=1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"config": "run.zarr"}, ConfigError, "is no preset .* is given by its name, output='run.zarr'"),
+        ({"output": "no/such/run.zarr"}, OutputError, "the folder .*no/such does not exist; create it first"),
+        ({"fixed": VOXELS[0]}, AxesError, r"given as one plane, in Python array\[np.newaxis\]"),
+        (
+            {"fixed_mask": VOXELS[1:] > 0},
+            GridError,
+            r"the fixed mask is an array of shape \(11, 14, 16\), the fixed image",
+        ),
+        ({"initial_transform": np.eye(4)}, ArrayError, r"given as daskreg.Transform.of\(affine\)"),
+        ({"client": 5}, InputError, "client is a int; a dask.distributed.Client, or a scheduler's address"),
+        ({"progress": 5}, ConfigError, "progress is 5; a function of a daskreg.Progress, False or None"),
+    ],
+)
+def test_a_wrong_argument_is_answered_with_what_was_expected(given, error, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=words):
+        daskreg.register(**{"fixed": IMAGE, "moving": IMAGE, "config": STAGES, **given})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scheduler_may_be_named_as_the_client():
+    with pytest.raises(InputError, match="no Dask scheduler answers"):
+        daskreg.doctor(client="tcp://127.0.0.1:1")
+
+
+def test_progress_true_is_the_display_that_fits(caplog):
+    with caplog.at_level("INFO"):
+        daskreg.register(IMAGE, IMAGE, STAGES, progress=True)
+    assert "reading the images" in caplog.text
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_images_whose_axes_may_be_in_the_reverse_order_are_told(caplog, stated):
+    fixed, moving = (open_volume(v, grid=Grid(v.shape, unit="mm", oriented=stated)) for v in (VOXELS, VOXELS.T))
+    daskreg.plan(fixed, moving, STAGES)
+    assert ("are the axes of one of them x, y, z? '::axes=xyz'" in caplog.text) == (not stated)
+
+
+def test_a_configuration_that_is_not_there_is_answered_with_the_nearest(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("stages: [affine]")
+    with pytest.raises(NotFound, match=r"recipes.yaml does not exist; the nearest name there is .*recipe.yaml\. Give a YAML"):
+        daskreg.plan(IMAGE, IMAGE, str(tmp_path / "recipes.yaml"))
+
+
+def test_an_image_in_memory_is_described_too():
+    assert daskreg.info(VOXELS).shape == GRID.shape
+    assert daskreg.info(IMAGE).unit == "millimeter"
+    with pytest.raises(ConfigError, match="an image of type list cannot be read"):
+        daskreg.info([VOXELS])
+
+
+def test_a_transform_without_a_unit_is_told_where_readers_take_millimetres(tmp_path, caplog):
+    daskreg.export(Transform.of(np.eye(4)), tmp_path / "a.mat", part="affine")
+    assert "readers of" in caplog.text
+    assert "RUN.zarr::unit=um" in caplog.text
+    caplog.clear()
+    daskreg.export(Transform.of(np.eye(4), unit="mm"), tmp_path / "b.mat", part="affine")
+    assert caplog.text == ""
+
+
+def test_labels_in_a_unit_and_a_transform_without_one_are_told_apart(tmp_path):
+    write_image(tmp_path / "labels.nii.gz", (VOXELS > 0.5).astype(np.uint8), GRID)
+    bare = Transform.of(np.eye(4), Grid(GRID.shape), np.zeros((3, *GRID.shape), np.float32), Grid(GRID.shape))
+    labels = str(tmp_path / "labels.nii.gz")
+    with pytest.raises(daskreg.UnitsError, match=r"labels\.nii\.gz is in millimeter, and the transform states no unit"):
+        daskreg.evaluate(bare, fixed_labels=labels, moving_labels=labels)
