@@ -206,7 +206,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:
-        raise AttributeError(f"module 'daskreg' has no attribute {name!r}")
+        near = None if name.startswith("__") else import_module("daskreg.errors").closest(name, __all__, 0.7)
+        raise AttributeError(f"module 'daskreg' has no attribute {name!r}{f'; did you mean {near!r}?' if near else ''}")
     value = globals()[name] = getattr(import_module(_MODULE[name]), name)
     return value
 

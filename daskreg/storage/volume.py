@@ -66,6 +66,12 @@ class Volume:
     def __repr__(self) -> str:
         return f"Volume({self.name!r}, {self.dtype}, {self.grid.summary()})"
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All voxels (Z, Y, X), in their own type, for ``np.asarray``. copy: a new array is always made, so False is refused."""
+        if copy is False:
+            raise ValueError(f"{self.name} is read when it is computed; an array of it is a copy.")
+        return np.asarray(self.data, dtype)
+
     def _repr_html_(self) -> str:
         rows: list[tuple[str, object]] = [("name", self.name), ("format", self.format), ("voxels", self.dtype),
                                           ("grid", self.grid.summary())]  # fmt: skip

@@ -123,3 +123,10 @@ def test_the_help_names_every_preset():
 def test_resources_that_cannot_be_are_refused(given, words):
     with pytest.raises(errors.ConfigError, match=words):
         daskreg.register("fixed.nii", "moving.nii", **given)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    for word, near in [("regster", "register"), ("Results", "Result"), ("lncc", "LNCC")]:
+        with pytest.raises(AttributeError, match=f"no attribute '{word}'; did you mean '{near}'"):
+            getattr(daskreg, word)
+    assert not hasattr(daskreg, "__nothing__")

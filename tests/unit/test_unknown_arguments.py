@@ -48,7 +48,7 @@ def test_an_unknown_argument_is_answered_with_where_it_belongs(function, given, 
 
 def test_arguments_that_are_lacking_or_too_many_are_named():
     assert "submit() lacks 'script' and 'job'; write submit(arguments, script, job, ...)" in refusal("submit", [])
-    assert "takes the first 3 (fixed, moving, config) so; name the others, as in output=" in refusal("register", *"fmco")
+    assert "takes the first 3 (fixed, moving, config) so; name the others: output=" in refusal("register", *"fmco")
     assert "lacks 'image'" in refusal("apply", "r.zarr")
     assert "multiple values for argument 'fixed'" in refusal("register", "f", fixed="f")
 

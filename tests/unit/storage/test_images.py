@@ -375,3 +375,14 @@ def test_reading_a_region_decodes_only_its_chunks(tmp_path):
     v = open_volume(path)
     (tmp_path / "a.zarr" / "0" / "c" / "3" / "3" / "3").write_bytes(b"damaged")
     np.testing.assert_array_equal(v.read(Region((0, 0, 0), (12, 16, 16))), voxels((16, 16, 16))[:12])
+
+
+def test_a_volume_is_an_array_of_its_voxels_for_numpy():
+    """In their own type, and not an array that holds the Volume."""
+    voxels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
+    volume = open_volume(voxels, spacing=1)
+    np.testing.assert_array_equal(np.asarray(volume), voxels)
+    assert np.asarray(volume).dtype == np.uint16
+    assert np.array(volume, float).dtype == float
+    with pytest.raises(ValueError, match="a copy"):
+        np.array(volume, copy=False)
