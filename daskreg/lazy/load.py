@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from daskreg.arguments import checked_arguments
+from daskreg.errors import ConfigError
 from daskreg.lazy.blocks import Reader
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore
@@ -38,10 +39,22 @@ def load_transform(source: str | Path | RunStore | FinishedRun) -> Transform:
     source: the Result of ``register``, a RUN.zarr, a transform.zarr or any OME-NGFF 0.6 scene, or a displacement field, affine
     map or composite of ITK, in millimetres: any file that ``daskreg.storage.formats`` knows as a transform. ``::unit=mm`` behind
     an address says the unit of one that states none, as the run of two arrays.
-    Raises NotFound, Unreadable and IncompleteRun.
+    Raises NotFound, Unreadable and IncompleteRun, ConfigError for what is no address and no run.
     """
     found = run_in(source)
+    if not isinstance(found, RunStore):
+        if found is None:
+            raise ConfigError("no transform was given; an address, a Result or a Transform was expected.")
+        require_address(found)
     return transform_of(run_record(found) if isinstance(found, RunStore) else open_transform(found))
+
+
+def require_address(found: Any) -> None:
+    """Raises ConfigError for what is given as a transform, and is no address; None stands for one in memory."""
+    if found is not None and not isinstance(found, str | Path):
+        affine = "; an affine map, (4, 4), is daskreg.Transform.of(affine)" if getattr(found, "shape", ()) == (4, 4) else ""
+        what = f"a transform was given as {type(found).__name__}"
+        raise ConfigError(f"{what}; an address, a Result or a Transform was expected{affine}.")
 
 
 def transform_of(record: TransformRecord) -> Transform:

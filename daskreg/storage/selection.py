@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from daskreg.errors import AxesError, NotFound
+from daskreg.errors import AxesError, NotFound, closest
 from daskreg.storage.axes import Axis
 from daskreg.storage.fs.address import Address
 from daskreg.storage.given_axes import how_to_name, how_to_plane
@@ -70,14 +70,14 @@ def chosen_index(record: ImageRecord, axis: Axis, length: int, chosen: int | str
         raise AxesError(f"{record.name} has {length} {word}{labels}: choose one with {_example(record, axis)}{guess}.")
     index = record.channels.index(chosen) if chosen in record.channels else chosen
     if not isinstance(index, int) or index >= length:
-        raise NotFound(
-            f"{record.name} has no {axis.kind} {chosen!r}; it has {length}{labels}: choose one with {_example(record, axis)}."
-        )
+        example = _example(record, axis, chosen)
+        raise NotFound(f"{record.name} has no {axis.kind} {chosen!r}; it has {length}{labels}: choose one with {example}.")
     return index
 
 
-def _example(record: ImageRecord, axis: Axis) -> str:
-    """How an entry is chosen: a channel by its name, where it has one that can be written in an address."""
+def _example(record: ImageRecord, axis: Axis, like: int | str = "") -> str:
+    """How an entry is chosen: a channel by its name, the one nearest to ``like``, where it can be written in an address."""
     name = record.channels[0] if axis.kind == "channel" and record.channels else ""
+    name = (closest(like, record.channels) if name and isinstance(like, str) else None) or name
     usable = name and not name.isdecimal() and not any(mark in name for mark in UNWRITABLE)
     return f"'::{axis.kind}={name if usable else 0}'"

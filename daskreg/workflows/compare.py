@@ -72,7 +72,7 @@ class ProgramComparison(Printable):
 @checked_arguments()
 def compare(
     run: str | Path | RunStore | Result,
-    against: Sequence[str],
+    against: Sequence[str] | str,
     output: str | Path,
     *,
     environments: Mapping[str, str | Path] | None = None,
@@ -119,6 +119,7 @@ def compare(
 
     Raises InputError in all its forms, OutputExists, OutputError.
     """
+    against = [name.strip() for name in against.split(",")] if isinstance(against, str) else against
     for name in (*against, *(environments or {})):
         require_known("program", name, list(PROGRAMS))
     if not against:

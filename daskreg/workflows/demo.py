@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.arguments import checked_arguments
-from daskreg.errors import OutputError, OutputExists
+from daskreg.errors import ConfigError, OutputError, OutputExists
 from daskreg.grid import Grid
 from daskreg.reporting.follow import ProgressLike
 from daskreg.storage import Volume, is_remote, open_volume, write_image
@@ -20,7 +20,9 @@ from daskreg.workflows.result import Result
 
 @checked_arguments()
 def demo_pair(millimetres: int = 2) -> tuple[str, str]:
-    """Paths of the bundled fixed (MNI152 2009c) and moving (Colin27) heads, at 2 or 3 mm."""
+    """Paths of the bundled fixed (MNI152 2009c) and moving (Colin27) heads, at 2 or 3 mm. Raises ConfigError for another size."""
+    if millimetres not in (2, 3):
+        raise ConfigError(f"millimetres is {millimetres!r}; the bundled heads are at 2 and at 3 mm.")
     data = files("daskreg") / "data"
     return str(data / f"quickstart_mni2009c_T1_{millimetres}mm.nii.gz"), str(
         data / f"quickstart_colin27_T1_{millimetres}mm.nii.gz"
@@ -68,6 +70,8 @@ def demo(
     on disk; None: at 2 mm, without a limit. Raises OutputExists when either is there and ``overwrite`` was not asked for, and
     PlanTooLarge.
     """
+    if not isinstance(out, str | Path):
+        raise ConfigError(f"out is {out!r}; the path of a folder was expected.")
     if is_remote(str(out)):
         raise OutputError(f"{out} is a URL; the demonstration writes to a local folder: choose another --out.")
     out = Path(out)

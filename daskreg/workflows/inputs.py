@@ -242,9 +242,7 @@ def _loaded(path: str | Path) -> Config:
     try:
         require_exists(str(path))
     except NotFound as error:
-        raise NotFound(
-            f"the configuration {str(error).rstrip('.')}. Give a YAML file, or a preset: {', '.join(PRESETS)}."
-        ) from None
+        raise NotFound(f"config {str(error).rstrip('.')}; give a YAML file, or a preset: {', '.join(PRESETS)}.") from None
     return Config.load(path)
 
 

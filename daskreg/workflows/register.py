@@ -87,7 +87,7 @@ def register(
     moving: ImageLike | None = None,
     config: ConfigLike | None = None,
     *,
-    candidates: Sequence[str] | None = None,
+    candidates: Sequence[str] | str | None = None,
     output: str | Path | None = None,
     fixed_mask: ImageLike | None = None,
     moving_mask: ImageLike | None = None,
@@ -133,7 +133,8 @@ def register(
     config
         A Config, a list of stages, the name of a preset, or the path of a YAML file; ``brain`` by default.
     candidates
-        Presets that are tried on coarse images in place of ``config``; the one with the best verdict is then run.
+        Presets that are tried on coarse images in place of ``config``, a list or ``"brain,rigid"``; that with the best verdict is
+        then run.
     output
         Where RUN.zarr is written; by default a temporary folder that is removed with the Python process.
     fixed_mask, moving_mask
@@ -237,7 +238,8 @@ def register(
         request = request if store is None else restore_request(store, request)
         trials = list[Trial]()
         if candidates is not None and store is None:
-            request, trials = _chosen(request, candidates, client, cluster, device, threads)
+            names = [name.strip() for name in candidates.split(",")] if isinstance(candidates, str) else candidates
+            request, trials = _chosen(request, names, client, cluster, device, threads)
         if resume and store is None and (fixed is None or moving is None):
             raise ConfigError(f"there is no run at {path} to resume, and no two images to start one: give FIXED and MOVING.")
         if _queued(client, cluster):

@@ -194,7 +194,10 @@ def _one_cluster(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _expanded(images: Sequence[str | Path]) -> list[str]:
     """An address an image: of a single one that holds several times, an address a time. Raises InputError."""
-    sources = [str(image) for image in ([images] if isinstance(images, str | Path) else images)]
+    given = [images] if isinstance(images, str | Path) else list(images)
+    if others := [type(image).__name__ for image in given if not isinstance(image, str | Path)]:
+        raise ConfigError(f"a series of {others[0]} was given; addresses of images were expected: write them to files first.")
+    sources = [str(image) for image in given]
     if len(sources) == 1 and parse_address(sources[0]).time is None:
         stack = open_stack(sources[0])
         times = next((n for n, a in zip(stack.data.shape, stack.lead) if a.kind == "time"), 1)

@@ -109,6 +109,11 @@ def verify(
 
 def _require_runs(workers: Sequence[int], residencies: Sequence[str]) -> None:
     """Raises ConfigError for what the last of several runs would be refused for."""
+    if not isinstance(workers, Sequence) or isinstance(workers, str) or isinstance(residencies, str):
+        raise ConfigError(
+            f"workers is {workers!r} and residencies {residencies!r}; lists to compare were expected, as in workers=(1, 2, 3), "
+            "residencies=('replicate', 'ring')."
+        )
     if not workers or not residencies:
         raise ConfigError("nothing to compare: give numbers of workers, as in 1,2,3, and residencies, or auto.")
     for n in workers:

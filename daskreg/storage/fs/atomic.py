@@ -129,13 +129,15 @@ def require_writable(path: str, overwrite: bool) -> None:
         if not overwrite:
             raise OutputExists(f"{path} exists already; choose another name, or replace it with --overwrite (overwrite=True).")
         _require_no_link_of_a_store(path)
-        _require_zarr_store(path)
+        require_replaceable(path)
     require_folder(path)
 
 
 def require_folder(path: str) -> None:
     """Raises OutputError where the folder of a local output is not there."""
     folder = os.path.dirname(os.path.abspath(path))
+    if not path:
+        raise OutputError("the output has an empty name; give one, as in -o RUN.zarr.")
     if not is_remote(path) and not os.path.isdir(folder):
         raise OutputError(f"{path} cannot be written: the folder {folder} does not exist; create it first.")
 
@@ -210,8 +212,11 @@ def _publish_companions(folder: str, name: str, parent: str, overwrite: bool) ->
         os.replace(os.path.join(folder, other), os.path.join(parent, other))
 
 
-def _require_zarr_store(path: str) -> None:
+def require_replaceable(path: str) -> None:
     """Raises OutputError for a folder that is no Zarr store: overwriting would delete it."""
     inside = set(os.listdir(path)) if not is_remote(path) and os.path.isdir(path) else set()
     if inside and not inside & set(METADATA_FILES):
-        raise OutputError(f"{path} is a folder, neither image nor run, and is not overwritten; choose another name or remove it.")
+        raise OutputError(
+            f"{path} is a folder, neither image nor run, and is not overwritten; name a store in it, "
+            f"{path.rstrip('/')}/NAME.zarr, or remove it."
+        )

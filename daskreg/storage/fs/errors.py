@@ -184,6 +184,12 @@ def _number(error: Exception) -> int | None:
     return int(said[1]) if said else None
 
 
+def _alike(name: str, other: str) -> bool:
+    """Whether two names are similar without their endings, which files of one folder share."""
+    stem, its = name.partition(".")[0], other.partition(".")[0]
+    return stem.lower() == its.lower() or closest(stem, [its]) is not None
+
+
 def _beside(path: str) -> str:
     folder, name = os.path.split(path)
     if is_remote(path):
@@ -192,5 +198,5 @@ def _beside(path: str) -> str:
         names = os.listdir(folder or ".")
     except OSError:
         return f"; neither does the folder {folder}" if folder and not os.path.exists(folder) else ""
-    near = closest(name, names, 0.75)
+    near = closest(name, [other for other in names if _alike(name, other)], 0.75)
     return f"; the nearest name there is {os.path.join(folder, near)}" if near else ""

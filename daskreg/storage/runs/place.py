@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from daskreg.deferred import DeferredModule
 from daskreg.errors import InputError, OutputBusy, OutputExists, Unreadable
 from daskreg.storage.fs.address import is_remote, join
-from daskreg.storage.fs.atomic import put_in_place
+from daskreg.storage.fs.atomic import put_in_place, require_replaceable
 from daskreg.storage.fs.errors import write_errors
 from daskreg.storage.fs.files import exists, hidden_sibling, list_names, remove, replace_text
 from daskreg.storage.fs.swap import version_of
@@ -76,6 +76,8 @@ def require_new(path: str, overwrite: bool) -> None:
     if overwrite or not exists(path):
         return
     state = _state(path)
+    if not state:
+        require_replaceable(path)
     kind = "something that is not a daskreg run"
     if state:
         kind = "a complete run" if state.get("complete") else "an incomplete run"

@@ -233,6 +233,8 @@ def test_a_missing_path_is_refused_at_once_with_the_most_similar_name(tmp_path, 
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("a retry"))
     with pytest.raises(NotFound, match=r"the nearest name there is .*fixed.zarr"):
         open_volume(tmp_path / "fixd.zarr")
+    with pytest.raises(NotFound, match=r"other.zarr does not exist\.$"):  # what the names have in common is their ending
+        open_volume(tmp_path / "other.zarr")
     (tmp_path / "gone.zarr").symlink_to("elsewhere.zarr")
     with pytest.raises(NotFound, match=r"is a link to elsewhere.zarr, which does not exist"):
         open_volume(tmp_path / "gone.zarr")

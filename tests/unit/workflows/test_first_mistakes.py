@@ -59,7 +59,7 @@ def test_images_whose_axes_may_be_in_the_reverse_order_are_told(caplog, stated):
 
 def test_a_configuration_that_is_not_there_is_answered_with_the_nearest(tmp_path):
     (tmp_path / "recipe.yaml").write_text("stages: [affine]")
-    with pytest.raises(NotFound, match=r"recipes.yaml does not exist; the nearest name there is .*recipe.yaml\. Give a YAML"):
+    with pytest.raises(NotFound, match=r"recipes.yaml does not exist; the nearest name there is .*recipe.yaml; give a YAML"):
         daskreg.plan(IMAGE, IMAGE, str(tmp_path / "recipes.yaml"))
 
 
@@ -85,3 +85,39 @@ def test_labels_in_a_unit_and_a_transform_without_one_are_told_apart(tmp_path):
     labels = str(tmp_path / "labels.nii.gz")
     with pytest.raises(daskreg.UnitsError, match=r"labels\.nii\.gz is in millimeter, and the transform states no unit"):
         daskreg.evaluate(bare, fixed_labels=labels, moving_labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: daskreg.load_transform(np.eye(4)),
+            r"as ndarray; .* an affine map, \(4, 4\), is daskreg.Transform",
+        ),
+        (lambda: daskreg.apply(None, IMAGE), "no transform was given; an address, a Result or a Transform was expected"),
+        (lambda: daskreg.view(VOXELS), "a transform was given as ndarray"),
+        (lambda: daskreg.series([VOXELS, VOXELS], "out"), "a series of ndarray was given; addresses of images"),
+        (lambda: daskreg.verify(IMAGE, IMAGE, STAGES, workers=2), "workers is 2 .* lists to compare were expected"),
+        (lambda: daskreg.demo_pair(1), "the bundled heads are at 2 and at 3 mm"),
+        (lambda: daskreg.demo(1), "out is 1; the path of a folder"),
+        (lambda: daskreg.register(IMAGE, IMAGE, candidates="brain, brian"), "unknown preset 'brian'; did you mean 'brain'"),
+        (lambda: daskreg.compare("no.zarr", "greedy, ant", "out"), "unknown program 'ant'; did you mean 'ants'"),
+    ],
+)
+def test_a_value_of_another_type_is_a_sentence(call, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=words):
+        call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_output_and_nothing_advises_to_overwrite_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"neither image nor run, .* name a store in it, .*/NAME.zarr") as found:
+            daskreg.register(IMAGE, IMAGE, STAGES, output=".", overwrite=overwrite)
+        assert "--overwrite" not in str(found.value)
+    with pytest.raises(OutputError, match="the output has an empty name"):
+        daskreg.register(IMAGE, IMAGE, STAGES, output="")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
