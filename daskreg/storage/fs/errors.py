@@ -52,6 +52,10 @@ def _translated(name: str, error: Exception) -> InputError:
         return refusal
     if isinstance(error, FileNotFoundError) or _status(error) == 404:
         return not_found(name)
+    if isinstance(error, ValueError) and "Protocol not known" in str(error):
+        return Unreadable(
+            f"{name}: no file system is called {name.partition('://')[0]}; a path or a URL (https://, s3://) is read."
+        )
     if isinstance(error, PermissionError):
         return Unreadable(f"{name} may not be read: {reason(error)}; ask its owner for read permission.")
     if isinstance(error, ImportError):
@@ -132,6 +136,10 @@ def write_errors(name: str) -> Iterator[None]:
 def _refused_writing(name: str, error: Exception) -> str | None:
     """What a server that is written to said, or that a package for it is missing; None where it is neither."""
     if isinstance(error, ImportError):
+        return str(_translated(name, error))
+    if any(_status(cause) in (405, 501) for cause in _causes(error)):
+        return f"{name}: the server takes no files; write to a disk or a bucket (s3://)."
+    if isinstance(error, ValueError) and "Protocol not known" in str(error):
         return str(_translated(name, error))
     refusal = remote_refusal(name, error)
     return None if refusal is None else str(refusal)

@@ -35,6 +35,8 @@ class Forbidden(Exception):
         (NoCredentialsError("Unable to locate credentials"), "no credentials were found; set a profile (AWS_PROFILE)"),
         (Forbidden(), "access is refused (HTTP 403); set a profile"),
         (ConnectionRefusedError("refused"), "the server cannot be reached"),
+        (ValueError("Protocol not known: s3"), "no file system is called s3; a path or a URL"),
+        (type("NotImplementedByServer", (Exception,), {"status": 501})(), "the server takes no files; write to a disk"),
         (ImportError("Install s3fs"), "Install s3fs; pip install 'daskreg[remote]'."),
     ],
 )
