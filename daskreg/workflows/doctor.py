@@ -38,6 +38,9 @@ class Examination(Printable):
         last = "everything that daskreg needs works" if self.ok else f"{wrong} to mend"
         return [*(f.line() for f in self.findings), last]
 
+    def __repr__(self) -> str:
+        return f"Examination({self.lines()[-1]})"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {"ok": self.ok, "findings": [asdict(f) for f in self.findings]}

@@ -17,7 +17,7 @@ from daskreg.arguments import checked_arguments
 from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
 from daskreg.engine.report import Progress
-from daskreg.errors import ConfigError, DaskregError, InputError, OutputError, RunError, require_known
+from daskreg.errors import ConfigError, DaskregError, InputError, OutputError, RunError, counted, require_known
 from daskreg.html import Printable
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
@@ -97,6 +97,9 @@ class Series(Printable):
     def transform(self, number: int) -> Transform:
         """From points of the reference to points of an image. Raises ConfigError where there is none."""
         return _to_reference(self.rows, number)
+
+    def __repr__(self) -> str:
+        return f"Series({counted(len(self.rows), 'image')}, {self.table})"
 
     def lines(self) -> list[str]:
         """One an image, and where the table is."""
