@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from daskreg.deferred import DeferredModule
-from daskreg.errors import InputError, OutputBusy, OutputExists, Unreadable
+from daskreg.errors import InputError, OutputBusy, OutputError, OutputExists, Unreadable
 from daskreg.storage.fs.address import is_remote, join
 from daskreg.storage.fs.atomic import put_in_place, require_replaceable
 from daskreg.storage.fs.errors import write_errors
@@ -77,7 +77,10 @@ def require_new(path: str, overwrite: bool) -> None:
         return
     state = _state(path)
     if not state:
-        require_replaceable(path)
+        try:
+            require_replaceable(path)
+        except OutputError as error:  # --overwrite would not help
+            raise OutputExists(str(error)) from None
     kind = "something that is not a daskreg run"
     if state:
         kind = "a complete run" if state.get("complete") else "an incomplete run"

@@ -207,7 +207,7 @@ def test_the_command_writes_explains_and_submits(shell, monkeypatch):
         ((*PAIR, "--workers", "many"), "Invalid value for '--workers'"),
         ((*PAIR, "third.zarr"), "unexpected extra argument"),
         ((*PAIR, "--preset", "brian"), "unknown preset 'brian'; did you mean 'brain'"),
-        ((*PAIR, "--config", "none.yaml"), "config none.yaml cannot be read"),
+        ((*PAIR, "--config", "none.yaml"), "config none.yaml does not exist; give a YAML file"),
         ((*PAIR, "--try", "brain,rigdi"), "did you mean 'rigid'"),
         ((*PAIR, "--cluster", "slrum"), "'slrum' is no cluster"),
         ((*PAIR, "--wait-for-workers", "soon"), "not a duration"),

@@ -109,7 +109,7 @@ def test_runs_are_not_overwritten_without_overwrite(path):
 def test_folders_of_others_are_not_deleted(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.txt").write_text("x")
-    with pytest.raises(OutputExists, match="not a daskreg run"):
+    with pytest.raises(OutputExists, match=r"neither image nor run, .* name a store in it"):
         started(tmp_path / "data")
     with pytest.raises(OutputError, match="remove it"):
         started(tmp_path / "data", overwrite=True)
