@@ -12,7 +12,7 @@ from typing import Any
 from distributed import Client
 
 from daskreg.cluster import timeouts
-from daskreg.cluster.worker_calls import call_each
+from daskreg.cluster.worker_calls import call_each, not_lost
 
 _before: list[Any] = []  # handler of SIGINT in this worker process, while interrupts are ignored
 
@@ -25,7 +25,7 @@ def shielded(client: Client, workers: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        call_each(client, workers, _restore, seconds=timeouts.RESPONSE_TIMEOUT)
+        call_each(client, not_lost(client, workers), _restore, seconds=timeouts.RESPONSE_TIMEOUT)
 
 
 def _ignore(client: tuple[str, int, int]) -> None:

@@ -183,7 +183,12 @@ def ask_workers(client: Client, function: Callable[[], Any], what: str) -> Answe
 
 def present(client: Client, group: RankGroup) -> list[str]:
     """The workers of a group that the cluster still has; none where the scheduler does not answer."""
+    return not_lost(client, group.addresses)
+
+
+def not_lost(client: Client, workers: Sequence[str]) -> list[str]:
+    """Those of some workers that the cluster still has: a lost one would be waited for in vain."""
     with suppress(RunError):
         known = workers_of(client)
-        return [a for a in group.addresses if a in known]
+        return [a for a in workers if a in known]
     return []

@@ -13,6 +13,7 @@ from distributed.core import Status
 
 from daskreg.cluster import bring_up, closing, processes, supervision, timeouts
 from daskreg.cluster import run as cluster_run
+from daskreg.cluster.interrupts import shielded
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.worker_calls import ask_workers, call_each, call_ranks, within, workers_of
 from daskreg.engine.report import Observer
@@ -107,6 +108,20 @@ def test_a_worker_that_does_not_say_what_it_has_is_an_error(caplog, answer, reas
 def test_a_run_goes_on_with_fewer_where_no_worker_takes_the_place_of_a_lost_one():
     assert cluster_run.remaining_workers(Workers(a=1), ["tcp://a", "tcp://b"]) == ["tcp://a"]
     assert cluster_run.remaining_workers(Workers(a=1, c=1), ["tcp://a", "tcp://b"]) == ["tcp://a", "tcp://c"]
+
+
+def test_a_lost_worker_is_not_asked_to_take_interrupts_again():
+    asked, client = [], Workers(a=None, b=None)
+    run = client.run
+
+    async def noted(function, *arguments, workers, on_error):
+        asked.append(workers[0])
+        return await run(function, *arguments, workers=workers, on_error=on_error)
+
+    client.run = noted
+    with shielded(client, GROUP.addresses):
+        del client.answers["tcp://b"], asked[:]
+    assert asked == ["tcp://a"]  # an answer of the other one would be waited for as long as a deadline
 
 
 def test_a_silent_worker_is_left_out():
