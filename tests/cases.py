@@ -58,7 +58,8 @@ RELATION = np.array([1.25, -0.1], np.float32)  # gain and offset of intensities
 TERMS = np.float32(2), np.float32(0.7)  # of the product and of the square of normalised gradients
 FIRST = 30_000  # global plane of the block's first, where the sampler must still be exact
 BINS = 16
-EPSILON, FLAT = np.float32(1e-5), np.float32(0.08)  # of local correlation; noise has variance 1/12, so some windows are flat
+EPSILON = np.float32(1e-5)
+VARIANCES = np.float32(0.08), np.float32(0.05)  # least and noise of local correlation; noise has 1/12, so some windows are flat
 # no point falls on a plane of voxels, where the gradient jumps
 MATRIX = np.array(
     [[0.9137, 0.1071, -0.2113, 0.8171], [0.1533, 1.1019, 0.0517, -1.3391], [-0.1097, 0.2039, 0.8513, 0.4177], [0, 0, 0, 1]]
@@ -317,7 +318,7 @@ def intensity_moments() -> Case:
 
 @case
 def lncc_factors() -> Case:
-    return INNER, 2, EPSILON, FLAT, image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
+    return INNER, 2, EPSILON, VARIANCES, image(*TALL), weights(*TALL), moved(*TALL), empty(3, *TALL)
 
 
 @case
@@ -634,11 +635,11 @@ def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False, half
 
     def plain() -> list[NDArray[Any]]:
         dkc, slope = empty(3, *TALL), there.copy()
-        rows = lncc_cpu.lncc_factors(INNER, radius, EPSILON, FLAT, fixed, weight, there, dkc)
+        rows = lncc_cpu.lncc_factors(INNER, radius, EPSILON, VARIANCES, fixed, weight, there, dkc)
         lncc_cpu.lncc_gradient(INNER, 0, dkc, fixed, weight, slope)
         return [inner(dkc.reshape(3, -1) if exact else slope.reshape(-1)), rows.sum(axis=(1, 2))]
 
-    arguments = *sizes(4), own, EPSILON, FLAT, *flat(kept, weight, there), out, totals
+    arguments = *sizes(4), own, EPSILON, VARIANCES, *flat(kept, weight, there), out, totals
     return CooperativeCase((radius, masked, unrolled, half), blocks, lncc_windows.window_threads(radius), arguments, plain,
                  lambda: [inner(out), counted_in_units(totals)])  # fmt: skip
 

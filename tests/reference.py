@@ -144,8 +144,10 @@ def box_sum(a: Array, radius: int) -> Array:
     return a
 
 
-def _lncc_terms(fixed: Array, moved: Array, w: Array, radius: int, eps: float) -> tuple[Array, Array, Array, Array, Array]:
-    """cc, D, K, mu_F, mu_M of the method, all (Z, Y, X)."""
+def _lncc_terms(
+    fixed: Array, moved: Array, w: Array, radius: int, eps: float, noise: float = 0.0
+) -> tuple[Array, Array, Array, Array, Array]:
+    """cc, D, K, mu_F, mu_M of the method, all (Z, Y, X); the first three times v / (v + noise^2), v the variance of F."""
     volume = box_sum(w, radius)
 
     def mean(q: Array) -> Array:
@@ -156,21 +158,24 @@ def _lncc_terms(fixed: Array, moved: Array, w: Array, radius: int, eps: float) -
     a = volume * (mean(fixed * moved) - mu_f * mu_m)
     b = np.maximum(volume * (mean(moved * moved) - mu_m**2), 0)
     c = np.maximum(volume * (mean(fixed * fixed) - mu_f**2), 0)
-    d = 2 * a * w / (b * c + eps)
-    return a**2 / (b * c + eps), d, d * a * c / (b * c + eps), mu_f, mu_m
+    share = c / (c + volume * noise**2) if noise else 1.0
+    d = share * 2 * a * w / (b * c + eps)
+    return share * a**2 / (b * c + eps), d, d * a * c / (b * c + eps), mu_f, mu_m
 
 
-def lncc(fixed: Array, moved: Array, w: Array, radius: int = 2, eps: float = 1e-5) -> float:
-    """``-sum w cc / sum w`` with ``cc = a^2 / (b c + eps)`` over windows of ``(2 radius + 1)^3`` voxels."""
+def lncc(fixed: Array, moved: Array, w: Array, radius: int = 2, eps: float = 1e-5, noise: float = 0.0) -> float:
+    """``-sum w cc / sum w`` with ``cc = a^2 / (b c + eps)`` over windows of ``(2 radius + 1)^3`` voxels, see ``_lncc_terms``."""
     fixed, moved, w = _double(fixed, moved, w)
-    cc = _lncc_terms(fixed, moved, w, radius, eps)[0]
+    cc = _lncc_terms(fixed, moved, w, radius, eps, noise)[0]
     return float(-(w * cc).sum() / w.sum())
 
 
-def lncc_gradient(fixed: Array, moved: Array, w: Array, radius: int = 2, eps: float = 1e-5, gradient: str = "exact") -> Array:
+def lncc_gradient(
+    fixed: Array, moved: Array, w: Array, radius: int = 2, eps: float = 1e-5, gradient: str = "exact", noise: float = 0.0
+) -> Array:
     """``dC/dmoved``, (Z, Y, X): of every window that holds the voxel ("exact"), or of its own window only ("center")."""
     fixed, moved, w = _double(fixed, moved, w)
-    _, d, k, mu_f, mu_m = _lncc_terms(fixed, moved, w, radius, eps)
+    _, d, k, mu_f, mu_m = _lncc_terms(fixed, moved, w, radius, eps, noise)
     if gradient == "center":
         return -w / w.sum() * (d * (fixed - mu_f) - k * (moved - mu_m))
     if gradient != "exact":

@@ -19,10 +19,23 @@ HEADS = {"smooth_gradient": 1.73, "tolerance": 3e-4}
 # where it was in place. Twice as many voxels along each axis brought known warps nearer to the truth at the same overlap.
 # Noise differs from voxel to voxel, what has moved pulls its voxels the same way: a head scanned twice moved half as far with
 # coherence, at the same overlap (docs/method.md, section 5.1). It does what wide windows did, and three coarse voxels span a
-# lobe: windows of radius 1 brought known warps a tenth nearer to the truth. At full resolution, where most noise is, windows of
-# radius 2 gained overlap at 2 mm and lost it at 1 mm. 50 iterations there gave no more than 30
-COARSELY = {"similarity": LNCC(radius=1), "moving_oversampling": 2, "smooth_warp": 1.0, "optimizer": Adam(coherence=0.4)}
-FINELY = {"iterations": (30,), "optimizer": Adam(coherence=0.7)}
+# lobe: windows of radius 1 brought known warps a tenth nearer to the truth. Windows count by their contrast above noise: a head
+# scanned twice moved a fifth less, and overlap allowed narrower filters at full resolution. Windows of radius 2 there gained
+# overlap at 2 mm and lost it at 1 mm. 50 iterations gave no more than 30
+NOISE = 0.03  # of the intensity range
+COARSELY = {
+    "similarity": LNCC(radius=1, noise=NOISE),
+    "moving_oversampling": 2,
+    "smooth_warp": 1.0,
+    "optimizer": Adam(coherence=0.4),
+}
+FINELY = {
+    "similarity": LNCC(radius=3, noise=NOISE),
+    "iterations": (30,),
+    "smooth_gradient": 1.4,
+    "smooth_warp": 0.6,
+    "optimizer": Adam(coherence=0.6),
+}
 HEAD_COARSE = COARSE.model_copy(update={**HEADS, **COARSELY})
 HEAD_FINE = FINE.model_copy(update={**HEADS, **FINELY})
 SEARCH = Search(rotations="fine", contrast="any")  # from any start: rotations up to 180 degrees, from half an overlap on

@@ -34,7 +34,7 @@ class Adam(OptimizerParameters):
     coherence: Annotated[Number, Field(ge=0, le=100)] = 0.0
     """A voxel does not move where the mean gradient within the filter of ``smooth_gradient``, squared, is at most so many times
     what it has by chance where voxels differ independently, as noise does; others move less by that part, along the gradient;
-    0: all move. 0.4 and 0.7 in the preset ``brain``, 2 in ``multimodal``. Raise it where noise is warped, lower it where faint
+    0: all move. 0.4 and 0.6 in the preset ``brain``, 2 in ``multimodal``. Raise it where noise is warped, lower it where faint
     structures stay apart. ``smooth_gradient`` is above 0 then, and at most 3.
     """
 

@@ -27,6 +27,11 @@ class LNCC(SimilarityParameters):
     """Windows whose standard deviation is below this part of the intensity range are left out. Raise it where a noisy
     background is warped.
     """
+    noise: Number = Field(0.0, ge=0, le=1)
+    """Standard deviation of the noise, as a part of the intensity range: windows count by the part of their variance in the
+    fixed image that is above it, s^2 / (s^2 + noise^2). 0: all count alike. 0.03 in the preset ``brain``. Raise it where what
+    has no structure is warped, lower it where faint structures stay apart.
+    """
     label: ClassVar[str] = "− LNCC"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.053, "cuda": 7.6e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 

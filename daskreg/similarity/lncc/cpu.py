@@ -18,21 +18,24 @@ ONE, ZERO, TWO = float32(1), float32(0), float32(2)
 
 
 @formula
-def factors(n, f, m, ff, mm, fm, epsilon, flat):
+def factors(n, f, m, ff, mm, fm, epsilon, variances):
     """Cc, D, K and K mu_M - D mu_F of a window from its sums of w, wF, wM, wFF, wMM, wFM; without the weight of the centre.
 
-    All are 0 where either variance is below ``flat``. Where b c is as small as epsilon, contrast itself would be rewarded, and
-    identical images would be pulled apart.
+    variances: the least, and that of noise. All are 0 where either image's variance is below the least: where b c is as small
+    as epsilon, contrast itself would be rewarded, and identical images would be pulled apart. Otherwise they are multiplied by
+    v / (v + noise), v the variance of the fixed image.
     """
+    least, noise = variances
     count = n if n > ZERO else ONE
     mean_f, mean_m = divide_fast(f, count), divide_fast(m, count)
     a = fm - mean_f * m
     b, c = max(mm - mean_m * m, ZERO), max(ff - mean_f * f, ZERO)
     inverse = divide_fast(ONE, b * c + epsilon)
-    inverse = inverse if min(b, c) >= flat * n else ZERO
+    inverse = inverse if min(b, c) >= least * n else ZERO
     d = TWO * a * inverse
     k = d * a * c * inverse
-    return a * a * inverse, d, k, k * mean_m - d * mean_f
+    share = divide_fast(c, c + noise * count) if noise > ZERO else ONE
+    return share * (a * a * inverse), share * d, share * k, share * (k * mean_m - d * mean_f)
 
 
 @formula
@@ -57,17 +60,18 @@ def window_sums(z, y, x, radius, fixed, weight, moved):
 
 
 @voxelwise(sums=2)
-def lncc_factors(z, y, x, radius, epsilon, flat, fixed, weight, moved, dkc):
+def lncc_factors(z, y, x, radius, epsilon, variances, fixed, weight, moved, dkc):
     """Write w D, w K and w (K mu_M - D mu_F) of each window; row sums (w cc, w).
 
-    radius: int;  epsilon, flat: float32;  fixed, moved: (Z, Y, X) float32, moved NaN outside the domain;  weight: the same
-    shape or empty;  dkc: (3, Z, Y, X) float32. A window reads ``radius`` planes on each side, as far as the arrays have them.
+    radius: int;  epsilon: float32;  variances: (2,) float32, see ``factors``;  fixed, moved: (Z, Y, X) float32, moved NaN
+    outside the domain;  weight: the same shape or empty;  dkc: (3, Z, Y, X) float32. A window reads ``radius`` planes on each
+    side, as far as the arrays have them.
     """
     w = weight_at(z, y, x, weight, moved[z, y, x])
     cc, d, k, c = ZERO, ZERO, ZERO, ZERO
     if w > ZERO:
         n, f, m, ff, mm, fm = window_sums(z, y, x, radius, fixed, weight, moved)
-        cc, d, k, c = factors(n, f, m, ff, mm, fm, epsilon, flat)
+        cc, d, k, c = factors(n, f, m, ff, mm, fm, epsilon, variances)
     dkc[index(0), z, y, x], dkc[index(1), z, y, x], dkc[index(2), z, y, x] = w * d, w * k, w * c
     return w * cc, w
 
@@ -148,14 +152,14 @@ def sum_window(ring, oldest, column_sums, sums, ones):
 
 
 @formula
-def write_factors(sums, moved, mask, epsilon, flat, ds, ks, cs, row_sums):
+def write_factors(sums, moved, mask, epsilon, variances, ds, ks, cs, row_sums):
     """Factors of a row from its window sums; the row's sums of w cc and w."""
     correlation, weights, masked = ZERO, ZERO, mask.shape[0] > 0
     for x in range(moved.shape[0]):
         at = index(x)
         w = (mask[at] if masked else ONE) if moved[at] == moved[at] else ZERO
         cc, d, k, c = factors(sums[index(0), at], sums[index(1), at], sums[index(2), at],
-                              sums[index(3), at], sums[index(4), at], sums[index(5), at], epsilon, flat)  # fmt: skip
+                              sums[index(3), at], sums[index(4), at], sums[index(5), at], epsilon, variances)  # fmt: skip
         ds[at], ks[at], cs[at] = w * d, w * k, w * c
         sums[index(0), at], sums[index(1), at] = w * cc, w
     for x in range(moved.shape[0]):
@@ -165,7 +169,7 @@ def write_factors(sums, moved, mask, epsilon, flat, ds, ks, cs, row_sums):
 
 
 @RowKernel
-def factor_rows(n, rows, ones, epsilon, flat, fixed, weight, moved, dkc):
+def factor_rows(n, rows, ones, epsilon, variances, fixed, weight, moved, dkc):
     """``lncc_factors`` on a CPU, a thread per row y; ``ones``: tuple of 2 radius + 1 ones, so that loops are unrolled."""
     z0, nz, ny, nx = n
     k, r = len(ones), len(ones) // 2
@@ -184,7 +188,8 @@ def factor_rows(n, rows, ones, epsilon, flat, fixed, weight, moved, dkc):
             if row >= 0:
                 sum_window(ring, row % k, column_sums, sums, ones)
                 mask = weight[z, y] if weight.shape[0] > 0 else none
-                write_factors(sums, moved[z, y], mask, epsilon, flat, dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, row, y])
+                of_row = dkc[0, z, y], dkc[1, z, y], dkc[2, z, y], rows[:, row, y]
+                write_factors(sums, moved[z, y], mask, epsilon, variances, *of_row)
 
 
 @formula

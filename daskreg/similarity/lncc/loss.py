@@ -27,14 +27,14 @@ class LocalCorrelation(Similarity):
     def __init__(self, parameters: LNCC) -> None:
         self.radius, self.exact, self.reach = parameters.radius, parameters.exact, parameters.reach
         self.epsilon = np.float32(parameters.epsilon)
-        self.least_variance = np.float32(parameters.minimum_contrast**2)
+        self.variances = np.float32(parameters.minimum_contrast**2), np.float32(parameters.noise**2)
         self._ones = (np.float32(1),) * (2 * self.radius + 1)
 
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """Rows of (w cc, w); ``scratch`` receives w D, w K, w (K mu_M - D mu_F)."""
         first, planes, ny, _ = n = self.windows(s)
         rows = np.zeros((2, planes, ny), np.float32)
-        factor_rows(n, rows, self._ones, self.epsilon, self.least_variance, s.fixed, s.weight, s.moved, s.scratch)
+        factor_rows(n, rows, self._ones, self.epsilon, self.variances, s.fixed, s.weight, s.moved, s.scratch)
         own = whole_box(s.box)
         return rows[:, own[0] - first : own[0] - first + own[1]]
 
@@ -94,9 +94,7 @@ class LocalCorrelationOnGpu(LocalCorrelation):
 
     def _factors(self, n: Box, s: Samples, out: Any, totals: Any, counted: tuple[int, int]) -> None:
         """Factors of all windows of a box, or dC/dmoved of the centre window; totals of the planes from, to that are counted."""
-        compute_factors(
-            n, s.origin, counted, self.radius, self.epsilon, self.least_variance, s.fixed, s.weight, s.moved, out, totals
-        )
+        compute_factors(n, s.origin, counted, self.radius, self.epsilon, self.variances, s.fixed, s.weight, s.moved, out, totals)
 
     def _sum_windows(self, own: Box, s: Samples, factors: Any) -> None:
         compute_gradient(own, s.origin, self.radius, factors, s.fixed, s.weight, s.moved)

@@ -23,7 +23,7 @@ SOME = [(2, "window"), (3, "replicate"), (5, "window"), (21, "ring")]
 FEW = [(3, "ring"), (5, "window")]
 SIMILARITIES = {
     "mse": MSE(),
-    "lncc exact": LNCC(radius=2),
+    "lncc exact": LNCC(radius=2, noise=0.05),
     "lncc center": LNCC(radius=3, gradient="center"),
     "mi": MI(bins=16),
     "ngf": NGF(),

@@ -24,7 +24,7 @@ from tests.unit.engine.spread import Registration, assert_same_bits, on_ranks
 from tests.unit.engine.test_invariance import Asking, Memory, resumed
 
 SHAPE = (33, 20, 22)
-LOSSES = {"mse": MSE(), "lncc": LNCC(radius=1), "center": LNCC(radius=2, gradient="center"), "mi": MI()}
+LOSSES = {"mse": MSE(), "lncc": LNCC(radius=1, noise=0.05), "center": LNCC(radius=2, gradient="center"), "mi": MI()}
 LOSSES["ngf"] = NGF(smoothed=True)
 FULL, HALF = (1, 1, 1), (2, 2, 2)  # shrink factors
 FILTERS = {"wide": {"smooth_gradient": 2.5, "smooth_warp": 1.5}, "none": {"smooth_gradient": 0, "smooth_warp": 0}}

@@ -7,7 +7,7 @@ from daskreg.kernels.compiler.launch import box
 from daskreg.kernels.device import NO_MASK
 from daskreg.similarity.lncc.cpu import factor_rows, gradient_rows, lncc_factors, lncc_gradient
 from tests import reference
-from tests.cases import EPSILON, FLAT, HALO, INNER, SHAPE, TALL, empty, image, moved, vectors, weights
+from tests.cases import EPSILON, HALO, INNER, SHAPE, TALL, VARIANCES, empty, image, moved, vectors, weights
 
 # relative to the largest: windows of a few hundred float32 terms, and differences of near equals in a flat window
 TOLERANCE = 2e-4
@@ -19,7 +19,7 @@ def plain(radius, inner=SHAPE, shape=SHAPE, weight=None):
     """Rows and factors by the plain body of the planes ``inner`` of images of the shape."""
     dkc = empty(3, *shape)
     weight = weights(*shape) if weight is None else weight
-    return lncc_factors(inner, radius, EPSILON, FLAT, image(*shape), weight, moved(*shape), dkc), dkc
+    return lncc_factors(inner, radius, EPSILON, VARIANCES, image(*shape), weight, moved(*shape), dkc), dkc
 
 
 def by_row_kernel(radius, inner=SHAPE, shape=SHAPE, weight=None):
@@ -27,7 +27,7 @@ def by_row_kernel(radius, inner=SHAPE, shape=SHAPE, weight=None):
     n = box(inner)
     rows, dkc = empty(2, *n[1:3]), empty(3, *shape)
     weight = weights(*shape) if weight is None else weight
-    factor_rows(n, rows, ones(radius), EPSILON, FLAT, image(*shape), weight, moved(*shape), dkc)
+    factor_rows(n, rows, ones(radius), EPSILON, VARIANCES, image(*shape), weight, moved(*shape), dkc)
     return rows, dkc
 
 
@@ -47,7 +47,7 @@ def assert_close(found, expected):
 
 
 def oracle(radius):
-    """w cc, w, w D, w K, w (K mu_M - D mu_F) in float64, 0 in windows where either variance is below FLAT."""
+    """w cc, w, w D, w K, w (K mu_M - D mu_F) in float64: 0 in windows where either variance is below the least."""
     values = moved(*SHAPE)
     w = np.where(np.isfinite(values), weights(*SHAPE), 0).astype(float)
     values = np.nan_to_num(values).astype(float)
@@ -55,9 +55,11 @@ def oracle(radius):
     n = np.maximum(reference.box_sum(w, radius), 1e-30)
     spread_f = reference.box_sum(w * image(*SHAPE).astype(float) ** 2, radius) / n - mean_f**2
     spread_m = reference.box_sum(w * values**2, radius) / n - mean_m**2
-    lively = np.minimum(spread_f, spread_m) >= FLAT
+    least, noise = VARIANCES
+    lively = np.minimum(spread_f, spread_m) >= least
     assert 0.05 < lively.mean() < 0.95
-    return w * cc * lively, w, np.stack([d, k, k * mean_m - d * mean_f]) * lively
+    share = lively * spread_f / (spread_f + noise)
+    return w * cc * share, w, np.stack([d, k, k * mean_m - d * mean_f]) * share
 
 
 @pytest.mark.parametrize("radius", RADII)
@@ -86,7 +88,7 @@ def test_factors_of_a_block_with_its_halo_has_the_bits_of_the_whole(start, stop)
     held, inner = cut(start, stop)
     still, mask, values = (np.ascontiguousarray(a[held]) for a in (image(*SHAPE), weights(*SHAPE), moved(*SHAPE)))
     some, part = empty(2, stop - start, 8), empty(3, *still.shape)
-    factor_rows(box(inner), some, ones(2), EPSILON, FLAT, still, mask, values, part)
+    factor_rows(box(inner), some, ones(2), EPSILON, VARIANCES, still, mask, values, part)
     np.testing.assert_array_equal(some, rows[:, start:stop])
     np.testing.assert_array_equal(part[:, inner[0].start : inner[0].stop], dkc[:, start:stop])
 

@@ -23,6 +23,13 @@ BINS = 16
 CHOICES = {
     "mse": (MSE(), reference.mse, reference.mse_gradient, 1e-6, 1e-6),
     "lncc exact": (LNCC(epsilon=1e-5, minimum_contrast=0), reference.lncc, reference.lncc_gradient, 2e-5, 2e-4),
+    "lncc above noise": (
+        LNCC(epsilon=1e-5, minimum_contrast=0, noise=0.2),
+        partial(reference.lncc, noise=0.2),
+        partial(reference.lncc_gradient, noise=0.2),
+        2e-5,
+        2e-4,
+    ),
     "lncc center": (
         LNCC(epsilon=1e-5, minimum_contrast=0, gradient="center"),
         reference.lncc,
@@ -76,7 +83,7 @@ def test_value_and_gradient_are_the_oracle(name, masked):
     assert not slope[w == 0].any()
 
 
-@pytest.mark.parametrize("name", ["mse", "lncc exact", "mi", "ngf"])
+@pytest.mark.parametrize("name", ["mse", "lncc exact", "lncc above noise", "mi", "ngf"])
 def test_the_oracle_s_value_falls_along_the_computed_gradient(name):
     """Central differences of the float64 loss in random directions equal the float32 gradient's slope."""
     choice, value, _, _, tolerance = CHOICES[name]

@@ -187,7 +187,7 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
     store_results, output_fields = (store_factors, vector_output) if exact else (store_center_gradient, scalar_output)
 
     @formula
-    def step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat):
+    def step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances):
         """Add a plane; the voxels ``radius`` planes earlier are complete."""
         start, end, ny, nx, held, plane_size = grid
         t, x, y, column, valid = thread
@@ -258,7 +258,7 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
                             n += counts[uint32(t + uint32((s * rows + q) * threads))]
                 v = own_w[q] if own_m[q] == own_m[q] else ZERO
                 cc, d, g, c = factors(n, sums[q], sums[rows + q], sums[2 * rows + q], sums[3 * rows + q], sums[4 * rows + q],
-                                      epsilon, flat)  # fmt: skip
+                                      epsilon, variances)  # fmt: skip
                 if x < nx and int32(y + int32(q)) < ny:
                     store_results(addresses, own_offsets[q], v, as_float32(own_f[q]), own_m[q], d, g, c)
                 correlation += v * cc
@@ -278,7 +278,7 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
             flags = step(slot + 3, int32(z + int32(slot + 3)), flags, *block)
         return flags
 
-    def body(first, planes, ny, nx, held, origin, depth, own, epsilon, flat, fixed, weight, moved, out, totals):
+    def body(first, planes, ny, nx, held, origin, depth, own, epsilon, variances, fixed, weight, moved, out, totals):
         raw = cuda.shared.array(raw_size, float32, 16)
         mid = cuda.shared.array(mid_size, float32, 16)
         terms = cuda.shared.array(terms_size, float32)
@@ -344,19 +344,19 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
         if unrolled:
             z = int32(z - int32(slot))  # where this round of the ring began
             while z < end:
-                flags = steps(0, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                flags = steps(0, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
                 if k > 4:
-                    flags = steps(4, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                    flags = steps(4, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
                 if k > 8:
-                    flags = steps(8, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                    flags = steps(8, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
                 if k > 12:
-                    flags = steps(12, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                    flags = steps(12, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
                 if k > 16:
-                    flags = steps(16, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                    flags = steps(16, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
                 z = int32(z + int32(k))
         else:
             while z < end:
-                flags = step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, flat)
+                flags = step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
                 slot = uint32(slot + uint32(1)) if slot < uint32(k - 1) else uint32(0)
                 z = int32(z + int32(1))
         last = int32(stop - int32(1))
@@ -376,10 +376,10 @@ def lncc_center_tiled(radius: int, masked: bool, unrolled: bool, half: bool = Fa
 
     Launch with ``window_blocks`` and ``window_threads``. ``unrolled``: code for each slot of the ring, which saves a branch per
     plane and does not change results. first, planes, ny, nx: int32, the box within the ``held`` planes of the arrays, the first
-    of which is global plane ``origin``;  depth: int32, planes per block;  epsilon, flat: float32;  fixed, moved: (N,) float32,
-    moved NaN outside the domain;  weight: (N,) if ``masked``, else (0,);  slope: (N,), another array than moved;  own: (2,)
-    int32, first and last plus one of the planes that count;  totals: (2,) int64, to which w cc and w are added in units of
-    2^-28.
+    of which is global plane ``origin``;  depth: int32, planes per block;  epsilon: float32;  variances: (2,) float32, see
+    ``factors``;  fixed, moved: (N,) float32, moved NaN outside the domain;  weight: (N,) if ``masked``, else (0,);  slope: (N,),
+    another array than moved;  own: (2,) int32, first and last plus one of the planes that count;  totals: (2,) int64, to which
+    w cc and w are added in units of 2^-28.
     """
     return window_body(radius, masked, unrolled, False, half)
 

@@ -20,7 +20,7 @@ def _launch_sizes(box: tuple[int, int, int, int], held: int, origin: int, depth:
 
 
 def compute_factors(
-    box: tuple[int, int, int, int], origin: int, own: tuple[int, int], radius: int, epsilon: Any, flat: Any, fixed: Any,
+    box: tuple[int, int, int, int], origin: int, own: tuple[int, int], radius: int, epsilon: Any, variances: Any, fixed: Any,
     weight: Any, moved: Any, out: Any, totals: Any
 ) -> None:  # fmt: skip
     """Window sums of a box: ``out`` (3, Z, Y, X) receives the factors, (Z, Y, X) the centre-window gradient.
@@ -43,7 +43,7 @@ def compute_factors(
             *_launch_sizes(box, moved.shape[0], origin, depth),
             span,
             epsilon,
-            flat,
+            variances,
             *fields,
         )
 
