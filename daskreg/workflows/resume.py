@@ -152,7 +152,7 @@ def restore_request(store: RunStore, given: Request) -> Request:
         raise ConfigError(
             f"{store.name} was started with another fill or background; leave them out to continue, or use --overwrite."
         )
-    known = {name: _from_anywhere(store, name, recipe.get(name)) for name in IMAGE_ROLES}
+    known = {name: from_anywhere(store, name, recipe.get(name)) for name in IMAGE_ROLES}
     known |= {"config": _config_from_anywhere(store, recipe.get("config")), "spacing": recipe.get("spacing")}
     found = replace(given, **{name: value for name, value in known.items() if getattr(given, name) is None})
     lacking = [name for name in recipe.get("arrays", ("fixed", "moving")) if getattr(found, name) is None]
@@ -162,13 +162,13 @@ def restore_request(store: RunStore, given: Request) -> Request:
 
 
 def _config_from_anywhere(store: RunStore, config: Any) -> Any:
-    """The configuration of a run, with the files that it names as ``_from_anywhere`` has them."""
+    """The configuration of a run, with the files that it names as ``from_anywhere`` has them."""
     if not isinstance(config, Mapping):
         return config
-    return {**config, **{name: _from_anywhere(store, name, config[name]) for name in FILES if name in config}}
+    return {**config, **{name: from_anywhere(store, name, config[name]) for name in FILES if name in config}}
 
 
-def _from_anywhere(store: RunStore, role: str, named: Any) -> Any:
+def from_anywhere(store: RunStore, role: str, named: Any) -> Any:
     """The address of an input that a run has recorded, by a path that does not depend on the working folder."""
     inputs = store.recipe.get("inputs")
     known = inputs.get(role) if isinstance(inputs, Mapping) else None
@@ -231,12 +231,12 @@ def _require_same_arguments(store: RunStore, given: Request) -> None:
 
 
 def _require_same_file(store: RunStore, name: str, value: Any, known: Any) -> None:
-    if value is not None and not _same_address(address_of(value), _from_anywhere(store, name, known)):
+    if value is not None and not same_address(address_of(value), from_anywhere(store, name, known)):
         was = f"with the {name.replace('_', ' ')} {known}" if known else f"without {name.replace('_', ' ')}"
         raise ConfigError(f"{store.name} was started {was}; leave {name} out to continue, or use --overwrite to start again.")
 
 
-def _same_address(given: Any, known: Any) -> bool:
+def same_address(given: Any, known: Any) -> bool:
     """Whether two addresses select the same of the same file, by whatever path."""
     if not (isinstance(given, str) and isinstance(known, str)):
         return bool(given == known)

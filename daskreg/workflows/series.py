@@ -28,6 +28,7 @@ from daskreg.workflows.apply import apply
 from daskreg.workflows.inputs import ConfigLike, Request, as_config
 from daskreg.workflows.register import register
 from daskreg.workflows.resources import LOCAL
+from daskreg.workflows.resume import from_anywhere, same_address
 from daskreg.workflows.unchanged import input_digests
 
 if TYPE_CHECKING:
@@ -269,10 +270,12 @@ def _complete(path: str) -> bool:
 
 def _require_same(path: str, request: Request) -> None:
     """Raises ConfigError where a complete run is of other images or of another configuration."""
-    recipe, wanted = RunStore.attach(path).recipe, request.recipe()
-    known = recipe.get("inputs")
+    store, wanted = RunStore.attach(path), request.recipe()
+    known = store.recipe.get("inputs")
     found = input_digests(request) if isinstance(known, Mapping) else known
-    other = [name for name in ("fixed", "moving", "config") if recipe.get(name) != wanted[name]]
+    recorded = {name: from_anywhere(store, name, store.recipe.get(name)) for name in ("fixed", "moving")}
+    other = [name for name, its in recorded.items() if not same_address(wanted[name], its)]
+    other += ["config"] if store.recipe.get("config") != wanted["config"] else []
     if not other and found != known:
         other = ["content of its images"]
     if other:

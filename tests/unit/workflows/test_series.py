@@ -134,3 +134,14 @@ def test_the_command_tells_a_failure_by_its_exit_code(rounds, tmp_path, monkeypa
     done = CliRunner().invoke(app, ["series", *images, "-o", str(tmp_path / "s"), "--preset", "rigid"])
     assert done.exit_code == 1
     assert "failed: it is gone" in done.output
+
+
+def test_a_series_is_kept_by_whatever_path_its_images_are_named(rounds, tmp_path, monkeypatch):
+    images = [f"{k}.ome.zarr::channel=0" for k in range(2)]
+    monkeypatch.chdir(rounds)
+    series(images, tmp_path / "s", CONFIG, progress=False, moved=False)
+    monkeypatch.chdir(tmp_path)
+    again = [str(rounds / image) for image in images]
+    assert [row.state for row in series(again, tmp_path / "s", CONFIG, moved=False).rows] == ["reference", "kept"]
+    with pytest.raises(ConfigError, match="of another series: its moving differs"):
+        series([again[0], str(rounds / "2.ome.zarr::channel=0")], tmp_path / "s", CONFIG, moved=False)
