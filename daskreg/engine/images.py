@@ -281,7 +281,8 @@ def _range(parts: Parts, comm: Communicator, name: str) -> tuple[float, float]:
     if not np.isfinite(both).all():
         bad = int(comm.sum_counts(np.array([sum(part.size - int(np.isfinite(part).sum()) for part in parts())]))[0])
         raise VoxelError(
-            f"{name} is NaN or infinite at {counted(bad, 'voxel')}; replace these values (for instance by the background) first."
+            f"{name} is NaN or infinite at {counted(bad, 'voxel')}; replace these values first, or leave NaN out with "
+            '--background nan (background="nan").'
         )
     return _apart(both, name)
 
