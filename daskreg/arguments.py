@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 from daskreg.errors import ArgumentError, closest
@@ -17,11 +18,15 @@ NEAR = 0.55  # how similar the nearest name has to be, 0 to 1
 LISTED = 12  # names of arguments that a sentence has
 
 
-def checked_arguments(others: Collection[str] = (), **options: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def checked_arguments(
+    others: Collection[str] = (), parts: Mapping[str, str] = MappingProxyType({}), **options: str
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a public function, to raise ArgumentError for arguments that it does not have or lacks.
 
-    others: names that it takes as ``**keywords``;  options: of its command, where the argument has another name.
+    others: names that it takes as ``**keywords``;  parts: how names are written that are parts of an argument;  options: of its
+    command, where the argument has another name.
     """
+    written = {**parts, **{name: f"{argument}=" for name, argument in options.items()}}
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
@@ -34,7 +39,7 @@ def checked_arguments(others: Collection[str] = (), **options: str) -> Callable[
                 if (sentence := _unbound(function, args, kwargs)) is None:
                     raise
                 raise ArgumentError(sentence) from None
-            raise ArgumentError("\n".join(_sentence(function, name, others, options) for name in found))
+            raise ArgumentError("\n".join(_sentence(function, name, others, written) for name in found))
 
         return call
 
@@ -77,11 +82,12 @@ def _unbound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
     return f"{name}(): {said}."
 
 
-def _sentence(function: Callable[..., Any], name: str, others: Collection[str], options: Mapping[str, str]) -> str:
+def _sentence(function: Callable[..., Any], name: str, others: Collection[str], written: Mapping[str, str]) -> str:
     """What is said about a name that is no argument."""
     what = f"{_name(function)}() has no argument {name!r}"
-    if name in options:
-        return f"{what}, which is an option of the command; write {options[name]}=."
+    if name in written:
+        command = ", which is an option of the command" if written[name].endswith("=") else ""
+        return f"{what}{command}; write {written[name]}."
     known = [p.name for p in _parameters(function) if p.kind is not p.VAR_KEYWORD] + sorted(others)
     if place := _place(name, known):
         return f"{what}; {place}."

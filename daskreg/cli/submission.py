@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from itertools import dropwhile
 from pathlib import Path
@@ -26,7 +27,11 @@ NOT_FOR_JOBS = ("dry_run", "print_config")  # options of register that end it be
 log = logging.getLogger("daskreg")
 
 
-@checked_arguments()
+PARTS = dict.fromkeys(("fixed", "moving", "output", "config", "preset"), "arguments=['FIXED', 'MOVING', '-o', 'RUN.zarr', ...]")
+PARTS |= {field.name: f"job=daskreg.Job({field.name}=...)" for field in fields(Job)}
+
+
+@checked_arguments(parts=PARTS)
 def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite: bool = False, start: bool = False) -> str | None:
     """Write a job that registers, goes on after its time limit and ends when it is cancelled; submit it where ``start``.
 

@@ -39,6 +39,8 @@ def test_every_public_function_names_an_argument_that_it_does_not_have(name):
     (("refine", ("r", "f", "m", "o", "0:8,0:8,0:8")), {"iterations": 3}, r"write stages=\[daskreg.Deformable\(iterations="),
     (("apply", ("r.zarr", "m.nii")), {"xyz": 1}, "it has transform, image, output"),
     (("info", ("r.zarr",)), {"voxel": True}, "did you mean 'voxels'"),
+    (("submit", ([], "job.sh")), {"nodes": 2}, r"write job=daskreg.Job\(nodes=...\)\."),
+    (("submit", ([], "job.sh")), {"output": "r.zarr"}, r"write arguments=\['FIXED', 'MOVING', '-o', 'RUN.zarr', ...\]\."),
 ])  # fmt: skip
 def test_an_unknown_argument_is_answered_with_where_it_belongs(function, given, words):
     name, args = function
