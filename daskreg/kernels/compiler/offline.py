@@ -78,7 +78,7 @@ def compile_for(
             "kernels for GPUs need numba-cuda; pip install 'daskreg[cuda13]' (or cuda12), or 'daskreg[ptx]' without a GPU."
         )
     made = folder("cuda") if base is None else base.absolute() / "daskreg-cuda"
-    progress = Progress(len(architectures) * len(_listed(torch)), report)
+    progress = CompilationProgress(len(architectures) * len(_listed(torch)), report)
     shares = max(1, min(machine.cores().value, machine.memory().value // PROCESS_BYTES) // len(architectures))
     compilers = [Compiler(a, shares, base, torch, progress) for a in architectures]
     try:
@@ -105,7 +105,7 @@ def open_to_readers(base: Path) -> None:
             path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-class Progress:
+class CompilationProgress:
     """How many kernels are there, told by the lines of the processes that compile: one a kernel, and None at the end of each."""
 
     def __init__(self, of: int, report: Report) -> None:
@@ -126,7 +126,7 @@ class Progress:
 class Compiler:
     """The process that compiles for an architecture, with those that it forks."""
 
-    def __init__(self, architecture: str, processes: int, base: Path | None, torch: bool, progress: Progress) -> None:
+    def __init__(self, architecture: str, processes: int, base: Path | None, torch: bool, progress: CompilationProgress) -> None:
         command = [sys.executable, "-P", "-m", __name__, architecture, str(processes), *(["torch"] if torch else [])]
         environment = {k: v for k, v in os.environ.items() if k != "DASKREG_KERNEL_CACHE"}
         if base is not None:
