@@ -16,7 +16,6 @@ from distributed import Client, LocalCluster
 from daskreg import machine
 from daskreg.cluster import preload, timeouts
 from daskreg.cluster.closing import close_client, close_cluster
-from daskreg.cluster.gpu_driver import usable_when_forked
 from daskreg.cluster.isolation import (
     LOOPBACK,
     LoopbackWorker,
@@ -83,7 +82,7 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
         private_configuration(),
         safe_path(),
         worker_log() if workers > 1 else nullcontext(),
-        _forked(device) if workers > 1 else nullcontext(),
+        _forked() if workers > 1 and device == "cpu" else nullcontext(),
         started(make) if workers > 1 else _in_this_process(make) as cluster,
     ):
         client = Client(cluster, timeout=timeouts.SCHEDULER_TIMEOUT, set_as_default=False)
@@ -96,12 +95,10 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
 
 
 @contextmanager
-def _forked(device: Kind) -> Iterator[None]:
-    """Worker processes are forked by one that has imported what they need, where they can use their GPUs then."""
-    with fork_server(device):
-        forked = device == "cpu" or usable_when_forked()
-        with dask.config.set({"distributed.worker.multiprocessing-method": METHOD}) if forked else nullcontext():
-            yield
+def _forked() -> Iterator[None]:
+    """Worker processes are forked by one that has imported what they need."""
+    with fork_server(), dask.config.set({"distributed.worker.multiprocessing-method": METHOD}):
+        yield
 
 
 @contextmanager

@@ -38,13 +38,13 @@ def ask(name=""):
 @pytest.fixture(autouse=True, scope="module")
 def few_modules():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fork_server, "MODULES", {"cpu": (MODULE,)})
+        patch.setattr(fork_server, "MODULE", MODULE)
         yield
 
 
 @pytest.fixture(scope="module")
 def server():
-    with fork_server.fork_server("cpu"):
+    with fork_server.fork_server():
         yield fork_server._server
 
 
@@ -95,15 +95,15 @@ def test_a_server_that_cannot_be_started_is_not_missed(monkeypatch):
     monkeypatch.setattr(fork_server, "_server", None)
     monkeypatch.setattr(fork_server, "_users", 0)
     monkeypatch.setattr(fork_server, "Server", refused)
-    with fork_server.fork_server("cpu"):
+    with fork_server.fork_server():
         assert ask()[0] == os.getpid()
 
 
 def test_the_last_user_ends_it(monkeypatch):
     monkeypatch.setattr(fork_server, "_server", None)
     monkeypatch.setattr(fork_server, "_users", 0)
-    with fork_server.fork_server("cpu"):
-        with fork_server.fork_server("cpu"):
+    with fork_server.fork_server():
+        with fork_server.fork_server():
             server = psutil.Process(vars(fork_server._server)["_forkserver_pid"])
         assert server.is_running()
     assert not server.is_running()
@@ -114,7 +114,7 @@ import multiprocessing, os, time
 from daskreg import fork_server
 if __name__ == "__main__":
     fork_server.MODULES = {"cpu": ("ends",)}
-    with fork_server.fork_server("cpu"):
+    with fork_server.fork_server():
         process = multiprocessing.get_context(fork_server.METHOD).Process(target=time.sleep, args=(60,))
         process.start()
         print(vars(fork_server._server)["_forkserver_pid"], process.pid, flush=True)
