@@ -39,6 +39,7 @@ SHORT_UNITS = {"pm": "picometer", "nm": "nanometer", "um": "micrometer", "μm": 
                "mm": "millimeter", "cm": "centimeter", "dm": "decimeter", "m": "meter", "km": "kilometer", "Å": "angstrom",
                "in": "inch"}  # fmt: skip
 SMALLEST_VOXEL, LARGEST_VOXEL = 1e-13, 1e7  # metres, or whatever the unit is where none is known
+LATTICE = 9  # points along an axis, by which the share of a grid in another one is found
 LARGEST_RATIO = 1e6  # of the voxel sizes of two axes
 FARTHEST_ORIGIN = 1e11  # voxels: beyond it float64 places voxels by steps of more than 2e-5 of one
 OPENED_ARRAY = "daskreg.open_volume(array, spacing=..., unit=...)"  # which says what an array in memory does not
@@ -161,6 +162,13 @@ class Grid:
         """Voxel indices of world positions, (..., 3) z, y, x."""
         m = self.world_to_index
         return np.asarray(np.asarray(world, float) @ m[:3, :3].T + m[:3, 3])
+
+    def share_within(self, other: Grid) -> float:
+        """The share of this grid, 0 to 1, that lies within the voxels of another one in the same unit: by a lattice of points."""
+        steps = (np.arange(LATTICE) + 0.5) / LATTICE
+        points = np.stack(np.meshgrid(*(steps * n - 0.5 for n in self.shape), indexing="ij"), axis=-1).reshape(-1, 3)
+        voxels = other.to_index(points @ self.index_to_world[:3, :3].T + self.index_to_world[:3, 3])
+        return float(((voxels >= -0.5) & (voxels <= np.asarray(other.shape) - 0.5)).all(axis=1).mean())
 
     def coarsen(self, factors: tuple[int, int, int]) -> Grid:
         """The grid whose voxel i covers fine voxels ``f i .. f i + f - 1`` (the last one may reach past the edge)."""

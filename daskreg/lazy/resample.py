@@ -41,6 +41,7 @@ RUNS: dict[str, KernelRunner] = {"cpu": run_on_cpu, "cuda": run_on_cuda}
 NUMBER = 4  # bytes of a voxel that is sampled
 READ_BYTES = 256 << 20  # of an image that are read at once for a block
 SMOOTH = ("linear", "cubic")  # interpolate between values
+LEAST_SHARED = 0.01  # of the smaller of two images of one thing that lies within the other
 LARGEST_RATIO = 300  # of the lengths of two images of one thing: beyond, a unit was mistaken
 
 
@@ -240,11 +241,32 @@ def warn_of_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Gri
             "'::spacing=2x2x2,unit=mm' behind an address corrects",
             image.name, lengths[1], f" {own.unit}" if own.unit else "", role, lengths[0],
         )  # fmt: skip
+    elif own is not None and lies_elsewhere(image.grid.to_unit(own.unit), own):
+        log.warning(
+            "hardly anything of %s lies where the %s image of the transform is. %s",
+            image.name, role, orientation_advice(image, own, f"the {role} image of the transform"),
+        )  # fmt: skip
     if own is not None and its is not None and _same(image.grid, its) and not _same(image.grid, own):
         log.warning(
             "%s has the grid of the %s image, and one in the space of the %s image was expected; were they exchanged?",
             image.name, other, role,
         )  # fmt: skip
+
+
+def lies_elsewhere(grid: Grid, other: Grid) -> bool:
+    """Whether hardly anything of either of two grids, in one unit, lies within the other, as where axes are stated otherwise."""
+    return max(grid.share_within(other), other.share_within(grid)) < LEAST_SHARED
+
+
+def orientation_advice(image: Stack | Volume, grid: Grid, name: str) -> str:
+    """What may be wrong where an image lies elsewhere than another one, of that grid and name."""
+    if image.grid.oriented == grid.oriented:
+        return "Is its header right?"
+    states, unsaid = (image.name, name) if image.grid.oriented else (name, image.name)
+    return (
+        f"The header of {states} says how its axes lie in space; {unsaid} says nothing, and is taken as LPS. Store both in a "
+        "format that says it, or both in one that does not, or give voxels alone, which are put where that image is."
+    )
 
 
 def _same(a: Grid, b: Grid) -> bool:

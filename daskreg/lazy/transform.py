@@ -145,7 +145,9 @@ class Transform:
 
     def target(self, like: ImageSource | Volume | Grid | None = None) -> Grid:
         """The output grid: ``like`` itself, the grid of an image, or the fixed grid by default."""
-        return self.grid if like is None else like if isinstance(like, Grid) else open_on(like, self.fixed).grid
+        if like is None or isinstance(like, Grid):
+            return self.grid if like is None else like
+        return open_on(like, self.fixed).grid if is_bare(like) or isinstance(like, Volume) else open_stack(like).grid
 
     def output_grid(self, image: Stack, like: ImageSource | Volume | Grid | None = None) -> Grid:
         """``target``, or the image's own grid, with a warning, where the transform knows none and none is given."""

@@ -120,7 +120,7 @@ def compiler() -> Iterator[Finding]:
     folder = cache.folder("cpu")
     kept = len(list(folder.glob(f"*{cache.SUFFIX}"))) if folder.is_dir() else 0
     mend = "name a folder on a local disk in NUMBA_CACHE_DIR; without one every process compiles its kernels again"
-    yield _writable("kernel cache", folder, f", {kept} kernels", mend)
+    yield _writable("kernel cache", folder, f", {kept} kernels", mend, made=True)
 
 
 def _threads() -> Finding:
@@ -210,12 +210,16 @@ def folders(scratch: Path | None) -> Callable[[], Iterator[Finding]]:
     return found
 
 
-def _writable(name: str, folder: Path, more: str, mend: str) -> Finding:
-    """Whether a file can be written to a folder, and how much is free there."""
+def _writable(name: str, folder: Path, more: str, mend: str, *, made: bool = False) -> Finding:
+    """Whether a file can be written to a folder, and how much is free there.
+
+    made: whether a run makes the folder where it does not exist yet
+    """
+    place = next((p for p in (folder, *folder.parents) if p.is_dir()), folder) if made else folder
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"daskreg")
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(place).free
     except OSError as error:
         return Finding(name, "wrong", f"{folder} cannot be written: {error.strerror or error}", mend)
     small = free < FREE_SPACE

@@ -9,7 +9,7 @@ import numpy as np
 
 from daskreg.errors import GridError, NoOverlap
 from daskreg.grid import Grid
-from daskreg.lazy.resample import resampled
+from daskreg.lazy.resample import lies_elsewhere, orientation_advice, resampled
 from daskreg.storage import Volume, open_volume
 from daskreg.storage.images import ImageSource, states_grid
 
@@ -65,11 +65,12 @@ def same_grid(a: Grid, b: Grid) -> bool:
 def _require_overlap(mask: Volume, image: Volume, role: str) -> None:
     """Compare the boxes around each grid along the axes of the other. Raises NoOverlap."""
     theirs = mask.grid.to_unit(image.grid.unit)
-    if _apart(theirs, image.grid) or _apart(image.grid, theirs):
+    if _apart(theirs, image.grid) or _apart(image.grid, theirs) or lies_elsewhere(theirs, image.grid):
         away = np.linalg.norm(theirs.center - image.grid.center)
         raise NoOverlap(
             f"the {role} mask {mask.name} does not overlap the {role} image {image.name} in space: their centres are {away:.6g} "
-            f"{image.grid.unit or 'units'} apart; repair its header, or give a mask of this image."
+            f"{image.grid.unit or 'units'} apart; repair its header, or give a mask of this image. "
+            f"{orientation_advice(mask, image.grid, image.name)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 else:
     zarr = DeferredModule("zarr")
 
+log = logging.getLogger("daskreg")
 RUN_FORMAT = 2  # 1 stored the displacement along the world's axes, as NGFF 0.5
 READABLE_FORMATS = (1, 2)
 
@@ -61,7 +63,7 @@ def resumed_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_resumable(path: str, place: str, state: Mapping[str, Any]) -> None:
-    """Raises OutputExists for a complete run, IncompleteRun for one that is active or has no checkpoint.
+    """Raises OutputExists for a complete run, IncompleteRun for one that is active. One without a checkpoint begins again.
 
     path: of the run;  place: where it is written until it is complete
     """
@@ -72,7 +74,7 @@ def require_resumable(path: str, place: str, state: Mapping[str, Any]) -> None:
             f"{path} cannot be continued: it is still going on (process {state['pid']}); wait for it, or stop it."
         )
     if CheckpointStore(place).latest() is None:
-        raise IncompleteRun(f"{path} cannot be continued: it stopped before its first checkpoint; repeat it with --overwrite.")
+        log.info("%s stopped before its first checkpoint: starting again", path)
 
 
 def incomplete_message(path: str, state: Mapping[str, Any]) -> str:

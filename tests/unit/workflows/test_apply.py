@@ -16,6 +16,7 @@ from daskreg.kernels.sampling.labels import sample_label
 from daskreg.lazy import blocks as module
 from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import load_transform
+from daskreg.lazy.resample import warn_of_other_grid
 from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_stack, open_volume, write_image
 from daskreg.storage.axes import Axis
@@ -293,6 +294,27 @@ def test_an_image_elsewhere_is_a_warning_and_zero(run, image, caplog):
     with caplog.at_level(logging.WARNING, "daskreg"):
         assert not voxels(apply(run, away)).any()
     assert "does not overlap" in caplog.text
+
+
+def test_an_image_whose_header_turns_it_away_is_told(caplog):
+    own = Grid((4, 40, 40), (2.0, 1.0, 1.0), unit="millimeter")
+    turned = np.diag([1.0, -1.0, -1.0, 1.0]) @ own.index_to_world  # as a header of other axes has it: they share a corner
+    away = open_volume(np.zeros(own.shape), grid=Grid.from_matrix(own.shape, turned, own.unit, oriented=True))
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        warn_of_other_grid(away, "moving", {"moving": own, "fixed": None})
+    assert "lies where the moving image of the transform is. The header of" in caplog.text
+    assert "is taken as LPS" in caplog.text
+    caplog.clear()
+    part = own.crop(Region((1, 1, 1), (3, 3, 3)))
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        warn_of_other_grid(open_volume(np.zeros(part.shape), grid=part), "moving", {"moving": own, "fixed": None})
+    assert not caplog.text
+
+
+def test_the_grid_of_an_image_of_several_channels_is_taken(run, image, tmp_path):
+    path = str(tmp_path / "two.ome.zarr")
+    write_image(path, np.zeros((2, *FIXED.shape), np.uint8), FIXED, axes=(Axis("c", "channel"),))
+    assert apply(run, image, like=path).shape == FIXED.shape
 
 
 def test_a_displacement_elsewhere_is_a_warning(run, image, caplog):

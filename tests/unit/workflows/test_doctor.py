@@ -65,6 +65,11 @@ def test_a_folder_that_cannot_be_written_is_wrong(tmp_path):
     assert "--scratch" in scratch.mend
 
 
+def test_a_folder_that_the_first_run_makes_is_not_wrong(tmp_path):
+    assert examinations._writable("kernel cache", tmp_path / "a/b", "", "", made=True).status == "ok"
+    assert examinations._writable("scratch", tmp_path / "a/b", "", "create it").status == "wrong"
+
+
 def test_a_gpu_without_its_packages_is_noted(monkeypatch):
     answer = subprocess.CompletedProcess([], 0, stdout="NVIDIA H200, 580.1, 143771 MiB\n")
     monkeypatch.setattr(examinations.shutil, "which", lambda name: f"/usr/bin/{name}")

@@ -86,6 +86,14 @@ def test_a_mask_that_does_not_overlap_is_refused():
         open_mask(open_volume(WEIGHTS, grid=beside), IMAGE, "moving")
 
 
+def test_a_mask_whose_header_turns_it_away_is_refused_with_the_reason():
+    own = Grid((4, 40, 40), unit="millimeter")
+    turned = Grid.from_matrix(own.shape, np.diag([1.0, -1.0, -1.0, 1.0]) @ own.index_to_world, own.unit, oriented=True)
+    image, mask = (open_volume(np.ones(own.shape, np.float32), grid=grid) for grid in (own, turned))
+    with pytest.raises(NoOverlap, match=r"says how its axes lie in space; .* is taken as LPS"):
+        open_mask(mask, image, "fixed")
+
+
 def test_an_array_of_another_shape_is_refused():
     with pytest.raises(
         GridError, match=r"the fixed mask is an array of shape \(6, 8, 9\), the fixed image array has \(6, 8, 10\)"

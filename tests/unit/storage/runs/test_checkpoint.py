@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -396,6 +397,14 @@ def test_an_image_is_created_anew_over_an_old_one(path):
         run.read_image("moved", 1)
 
 
+def test_a_run_without_a_checkpoint_begins_again(tmp_path, caplog):
+    path = tmp_path / "r.zarr"
+    pretend_dead(started(path).path)
+    with caplog.at_level(logging.INFO, "daskreg"):
+        assert CheckpointStore(RunStore.resume(path).path).latest() is None
+    assert "stopped before its first checkpoint: starting again" in caplog.text
+
+
 def test_what_cannot_be_resumed_says_why(tmp_path):
     path = tmp_path / "r.zarr"
     with pytest.raises(NotFound, match="does not exist"):
@@ -405,9 +414,6 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
     with pytest.raises(IncompleteRun, match="still going on"):
         RunStore.resume(path)
     pretend_dead(run.path)
-    CheckpointStore(run.path).remove()
-    with pytest.raises(IncompleteRun, match="before its first checkpoint; repeat it with --overwrite"):
-        RunStore.resume(path)
     run.finish({})
     with pytest.raises(OutputExists, match="is complete"):
         RunStore.resume(path)
