@@ -69,7 +69,7 @@ def explanation(job: Job, script: str | Path) -> list[str]:
     by = f"{system.submit_command} {'< ' * (job.system == 'lsf')}{shlex.quote(str(script))}"
     again = f", {AGAIN} queued again" * (job.system == "lsf")
     return [
-        f"{script}: {job.nodes} node{'s' * (job.nodes > 1)}, {job.time}; submit it with: {by}",
+        f"{script}: {job.nodes} node{'s' * (job.nodes > 1)}, {job.clock()} (h:m:s); submit it with: {by}",
         f"{BEFORE_THE_END} s before its time is over the run writes a checkpoint, and {system.continued()}.",
         f"{system.cancel_command} ends it for good, with a checkpoint; submitted again, it goes on from there.",
         f"Exit codes: 0 done, 2 wrong input, 3 a failed verdict with --strict, 143 stopped{again}, anything else an error.",

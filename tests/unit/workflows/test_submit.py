@@ -318,8 +318,8 @@ def test_lines_of_a_setup_may_be_one_text():
 
 def test_python_says_what_was_written_and_how_to_submit_it(tmp_path, caplog):
     with caplog.at_level("INFO"):
-        submitted([*PAIR], tmp_path / "job.sh", Job())
-    assert f"submit it with: sbatch {tmp_path / 'job.sh'}" in caplog.text
+        submitted([*PAIR], tmp_path / "job.sh", Job(time="8"))  # minutes, as SLURM reads it
+    assert f"00:08:00 (h:m:s); submit it with: sbatch {tmp_path / 'job.sh'}" in caplog.text
     assert "scancel ends it for good" in caplog.text
 
 
