@@ -17,7 +17,6 @@ from daskreg.arguments import checked_arguments
 from daskreg.deferred import DeferredModule
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, OutputError
 from daskreg.grid import IDENTITY, OPENED_ARRAY, Grid, unit_name
-from daskreg.html import joined
 from daskreg.storage.axes import SPACE, Axis, display, guessed_axes, leading, spatial
 from daskreg.storage.fs.address import Address, parse_address, parse_axes, parse_spacing, with_key, without_key
 from daskreg.storage.fs.atomic import atomic_output
@@ -119,21 +118,8 @@ def open_volume(
 
 
 def open_on(source: ImageSource | Volume, grid: Grid | None) -> Volume:
-    """``open_volume``; an array alone is on a grid that is known, where it has its shape.
-
-    Raises as that does, and GridError for an array of another shape where the voxels of that grid are not 1 x 1 x 1.
-    """
-    if grid is None or not is_bare(source):
-        return open_volume(source)
-    if source.shape == grid.shape:
-        return open_volume(source, grid=grid)
-    if source.ndim == 3 and (grid.unit, grid.spacing) != (None, (1.0, 1.0, 1.0)):
-        voxels = f"{joined(grid.shape)} voxels of {joined(grid.spacing)} {grid.unit or 'units'}"
-        raise GridError(
-            f"the array has {joined(source.shape)} voxels and does not say of which size, and the image of the transform has "
-            f"{voxels}; give an array of that shape, or say where its voxels are: {OPENED_ARRAY}."
-        )
-    return open_volume(source)
+    """``open_volume``; an array alone is on a grid that is known, where it has its shape. Raises as that does."""
+    return open_volume(source, grid=grid if is_bare(source) and grid is not None and source.shape == grid.shape else None)
 
 
 def is_bare(source: Any) -> TypeGuard[NDArray[Any] | da.Array]:

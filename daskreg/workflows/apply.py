@@ -59,7 +59,7 @@ def apply(
         An address, the Result of ``register`` or a Transform.
     image
         An address or a Volume, of any grid: only world coordinates matter; all channels of an address that chooses none. An array
-        (Z, Y, X) is on the moving grid where it has its shape; others are refused where the moving voxels are not 1 x 1 x 1.
+        (Z, Y, X) is on the moving grid where it has its shape, and has voxels of 1 x 1 x 1 otherwise, which is told.
     output
         A file of any format that is written, of which the first channel and time is returned; None: nothing is computed yet, one
         channel.
