@@ -22,7 +22,7 @@ from daskreg.cli import main
 from daskreg.cluster import rank_actor
 from daskreg.comm import Timeouts
 from daskreg.config import Config
-from daskreg.errors import ConfigError, IncompleteRun, OutOfSpace, RankLost, VoxelError
+from daskreg.errors import ConfigError, OutOfSpace, RankLost, VoxelError
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, write_image
 from tests.integration.workers import SOCKETS, addresses, all_started, cluster, processes, require, run, same
@@ -368,10 +368,10 @@ def test_a_run_does_not_resume_with_another_configuration_or_image(client, image
     assert checkpointed(stopped)
 
 
-def test_a_run_that_has_no_checkpoint_does_not_resume(client, images, stopped):
+def test_a_run_that_has_no_checkpoint_begins_again(client, undisturbed, stopped):
     shutil.rmtree(stopped / "checkpoint")
-    with pytest.raises(IncompleteRun, match="cannot be continued"):
-        daskreg.register(output=stopped, resume=True, client=client)
+    found = daskreg.register(output=stopped, resume=True, client=client, workers=2, comm="tcp")
+    assert same(undisturbed, found).bits
 
 
 def test_a_run_resumes_a_second_time(client, undisturbed, stopped):
