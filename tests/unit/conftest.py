@@ -1,9 +1,13 @@
 """What memory held before must not matter."""
 
+from importlib import import_module
+
 import numpy as np
 import numpy.ma  # it wraps numpy.empty when it is imported, and reads its documentation
 import pytest
+from numba.extending import overload
 
+import_module("numba.np.arrayobj")  # registers numpy.empty when it is imported
 EMPTY = np.empty
 SIGNALLING_NAN = 0x7FA00001  # the bits of a float32 that arithmetic warns of
 
@@ -18,6 +22,12 @@ def filled_with_garbage(shape, dtype=float, **given):
     elif array.dtype.kind in "iu":
         array[...] = np.iinfo(array.dtype).max
     return array
+
+
+@overload(filled_with_garbage)
+def compiled(shape, dtype=float):
+    """``numpy.empty`` itself, in functions that Numba compiles meanwhile."""
+    return lambda shape, dtype=float: EMPTY(shape, dtype)
 
 
 @pytest.fixture(autouse=True)
