@@ -101,7 +101,7 @@ def noted() -> dict[str, None]:
     for module in (launch, correlation, fields, information, sampling):
         vars(module).update(launch=note, KeptLaunch=note, LaunchSequence=sequence, processors=lambda index: 132)
     prepared.current_device = lambda: -1
-    torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    torch.Tensor.is_cuda = property(lambda self: True)
     sampling.window_size = lambda index: 8192
     for memory in BLOCK_MEMORY:
         information.block_memory = lambda index, memory=memory: memory

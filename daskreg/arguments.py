@@ -14,6 +14,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound=type)
 ADDRESS_KEYS = ("level", "channel", "time", "spacing", "unit", "array", "missing", "axes")  # of '::key=value' behind a path
+OPENED = ("spacing", "unit", "axes")  # those that ``open_volume`` takes as arguments
 NEAR = 0.55  # how similar the nearest name has to be, 0 to 1
 LISTED = 12  # names of arguments that a sentence has
 
@@ -106,20 +107,29 @@ def _place(name: str, known: Collection[str]) -> str | None:
             return "stages are its configuration: write config=[daskreg.Affine(), daskreg.Deformable()]"
         if name in config.Config.model_fields and "config" in known:
             return f"it belongs in the configuration: write config=daskreg.Config(stages=[...], {name}=...)"
-        if (kind := config.stage_with(name)) is not None:
+        if (kind := _stage_with(name)) is not None:
             where = "config" if "config" in known else "stages"
             return f"it belongs in a stage: write {where}=[daskreg.{kind}, ...]"
     single = name if name in ADDRESS_KEYS else name.removesuffix("s")
     if single in ADDRESS_KEYS and single not in known and name not in known:
-        return (
-            f"it belongs to an image: write '::{single}=...' behind its path, or give daskreg.open_volume(image, {single}=...)"
-            if single in OPENED
-            else f"it belongs to an image: write '::{single}=...' behind its path"
-        )
+        opened = f", or give daskreg.open_volume(image, {single}=...)" if single in OPENED else ""
+        return f"it belongs to an image: write '::{single}=...' behind its path{opened}"
     return None
 
 
-OPENED = ("spacing", "unit", "axes")  # keys of an address that ``open_volume`` takes as arguments
+def _stage_with(name: str) -> str | None:
+    """How a stage is written that has a parameter, or a part with it, as ``Deformable(iterations=...)``; None where none has."""
+    from daskreg import config
+    from daskreg.parameters import TAGS
+
+    for stage in (config.Deformable, config.Affine, config.Rigid, config.Search, config.Moments):
+        if name in stage.model_fields and name not in TAGS:
+            return f"{stage.__name__}({name}=...)"
+    for part, registry in config.PARTS.items():
+        for kind in registry.classes().values():
+            if name in kind.model_fields and name not in TAGS:
+                return f"Deformable({part}=daskreg.{kind.__name__}({name}=...))"
+    return None
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

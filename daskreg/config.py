@@ -34,7 +34,6 @@ from daskreg.field_types import (
 )
 from daskreg.parameters import (
     SHORT,
-    TAGS,
     FileAddress,
     Model,
     Number,
@@ -294,16 +293,11 @@ class Deformable(Optimised):
 AnyStage = Annotated[Moments | Search | Rigid | SimilarityStage | Affine | Deformable, Field(discriminator="stage")]
 
 
-def stage_with(name: str) -> str | None:
-    """How a stage is written that has a parameter, or a part with it, as ``Deformable(iterations=...)``; None where none has."""
-    for stage in (Deformable, Affine, Rigid, Search, Moments):
-        if name in stage.model_fields and name not in TAGS:
-            return f"{stage.__name__}({name}=...)"
-    for part, registry in PARTS.items():
-        for kind in registry.classes().values():
-            if name in kind.model_fields and name not in TAGS:
-                return f"Deformable({part}=daskreg.{kind.__name__}({name}=...))"
-    return None
+def _class_instead(stage: Any) -> str | None:
+    """A sentence where the class of a stage was given in place of a stage."""
+    return (
+        f"{stage.__name__} is a class; write {stage.__name__}()" if isinstance(stage, type) and issubclass(stage, Stage) else None
+    )
 
 
 class Config(Model):
@@ -342,8 +336,8 @@ class Config(Model):
         if not isinstance(stages, list | tuple):
             return value
         for stage in stages:
-            if isinstance(stage, type) and issubclass(stage, Stage):
-                raise ValueError(f"{stage.__name__} is a class; write {stage.__name__}()")
+            if sentence := _class_instead(stage):
+                raise ValueError(sentence)
             if isinstance(stage, dict) and "stage" not in stage and len(stage) == 1:
                 raise ValueError(f"a stage was expected with its name beside its parameters: {{stage: {next(iter(stage))}, ...}}")
         return [{"stage": s} if isinstance(s, str) else s for s in stages]
@@ -395,19 +389,16 @@ class Config(Model):
         """Default intensities and these stages, or the names of stages. Raises ConfigError for anything else."""
         if isinstance(stages, Stage):
             return cls(stages=(stages,))
-        if isinstance(stages, type) and issubclass(stages, Stage):
-            raise ConfigError(f"{stages.__name__} is a class; write {stages.__name__}().")
+        if sentence := _class_instead(stages):
+            raise ConfigError(f"{sentence}.")
         if isinstance(stages, str | bytes) or not isinstance(stages, Iterable):
             raise ConfigError(
                 f"{SHORT.repr(stages)} is no configuration; give a Config, a list of stages, or the name of a preset."
             )
         for stage in stages:
             if not isinstance(stage, Stage | str):
-                if isinstance(stage, type) and issubclass(stage, Stage):
-                    raise ConfigError(f"{stage.__name__} is a class; write {stage.__name__}().")
-                raise ConfigError(
-                    f"{stage!r} is no stage; give an object such as Affine() or Deformable(similarity=LNCC(radius=3))."
-                )
+                sentence = f"{stage!r} is no stage; give an object such as Affine() or Deformable(similarity=LNCC(radius=3))"
+                raise ConfigError(f"{_class_instead(stage) or sentence}.")
         return cls.parse({"stages": stages})
 
     def dump(self) -> str:

@@ -80,7 +80,7 @@ def _leave() -> None:
 
 
 def _possible() -> bool:
-    """Whether a new interpreter is told where modules are, and processes end with those that have started them."""
+    """Whether a new interpreter finds the same modules, and processes end with those that have started them."""
     return sys.platform == "linux" and not (getattr(sys, "frozen", False) or sys.flags.ignore_environment)
 
 
@@ -94,7 +94,7 @@ class Server(ForkServer):
     def __init__(self, modules: Sequence[str], variables: Mapping[str, str]) -> None:
         super().__init__()
         self.set_forkserver_preload(list(modules))
-        # before Python 3.13 the server is not told the path of modules
+        # before Python 3.13 the server does not get the path of modules
         path = os.pathsep.join(entry for entry in sys.path if entry)
         self.variables = {**variables, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
         self.closed, self.failures = False, 0
@@ -168,19 +168,19 @@ def _close(*files: int) -> None:
 
 
 class Preparation(dict[str, Any]):
-    """What a new process is told first: it takes over the environment too, and ends with the server."""
+    """The first message to a new process, which takes over the environment too, and ends with the server."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _prepared, (os.getpid(), dict(os.environ), dict(self))
 
 
-def _prepared(parent: int, environment: dict[str, str], told: dict[str, Any]) -> dict[str, Any]:
+def _prepared(parent: int, environment: dict[str, str], data: dict[str, Any]) -> dict[str, Any]:
     machine.end_with_parent()
     if psutil.Process(os.getppid()).ppid() != parent:  # the server has ended before
         os._exit(1)
     os.environ.clear()
     os.environ.update(environment)
-    return told
+    return data
 
 
 class ForkedProcess(context.ForkServerProcess):

@@ -31,11 +31,11 @@ def submit(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a job of SLURM, PBS or LSF that registers, goes on after its time limit, and ends when it is cancelled."""
-    from daskreg.cli.submission import asked_for, told, written
+    from daskreg.cli.submission import asked_for, summary, written
     from daskreg.workflows.submit import present_system
 
     asked: dict[str, Any] = {"nodes": nodes, "cpus": cpus, "gpus": gpus, "memory": memory, "time": time, "partition": partition}
     asked |= {"account": account, "name": name, "setup": tuple(setup or ()), "container": container}
     given, warnings, job = asked_for(arguments, script, overwrite, {**asked, "system": system or present_system()})
     number = written(given, warnings, script, job, overwrite=overwrite, start=start)
-    typer.echo("\n".join(told(job, script, number)))
+    typer.echo("\n".join(summary(job, script, number)))

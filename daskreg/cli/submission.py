@@ -57,13 +57,13 @@ def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite:
     )
     number = written(given, warnings, script, job, overwrite=overwrite, start=start)
     with shown():
-        for line in told(job, script, number):
+        for line in summary(job, script, number):
             log.info("%s", line)
     return number
 
 
-def told(job: Job, script: str | Path, number: str | None) -> list[str]:
-    """What is said when a script was written."""
+def summary(job: Job, script: str | Path, number: str | None) -> list[str]:
+    """Lines about a script that was written, and its job."""
     return [*explanation(job, script), *([] if number is None else [f"submitted as job {number}"])]
 
 

@@ -99,7 +99,7 @@ def handle_event(group: RankGroup, event: dict[str, Any], observer: Observer) ->
     if "link" in event:
         log.info("link between ranks: %s", event["link"]["speed"])
     if "masked" in event:
-        _tell_of_masks(**event["masked"])
+        _log_masks(**event["masked"])
     if "slow" in event:
         rank, by, seconds = event["slow"]["rank"], event["slow"]["by"], event["slow"]["seconds"]
         log.warning("rank %d (%s) has kept rank %d waiting for %.0f s", rank, group.name(rank), by, seconds)
@@ -115,15 +115,15 @@ def handle_event(group: RankGroup, event: dict[str, Any], observer: Observer) ->
         log.warning("a checkpoint takes %.1f s to write; the next ones are %.0f s apart", found["seconds"], found["every"])
 
 
-def _tell_of_masks(voxels: Sequence[int | None], of: Sequence[int]) -> None:
+def _log_masks(voxels: Sequence[int | None], of: Sequence[int]) -> None:
     """How much of each image its mask leaves; a warning where it is so little that the mask is likely another one."""
     for role, count, size in zip(("fixed", "moving"), voxels, of, strict=True):
         if count is not None:
-            told = f"the {role} mask leaves {100 * count / size:.3g} % of the {role} image ({count} of {size} voxels)"
+            text = f"the {role} mask leaves {100 * count / size:.3g} % of the {role} image ({count} of {size} voxels)"
             if count < FEW * size:
-                log.warning("%s; is it the right one, and are its voxel size, unit and place those of the image?", told)
+                log.warning("%s; is it the right one, and are its voxel size, unit and place those of the image?", text)
             else:
-                log.info("%s", told)
+                log.info("%s", text)
 
 
 def _pass_on(event: dict[str, Any], observer: Observer) -> None:

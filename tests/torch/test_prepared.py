@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import daskreg.torch as dt
 from daskreg.errors import DaskregError
+from daskreg.torch.compute.prepared_loss import PreparedLoss
 from daskreg.torch.operators import prepared
 from daskreg.torch.operators.prepared import Prepared, direct
 
@@ -42,6 +43,19 @@ def made(gpu):
         return given * second if needs[0] else None, given * first if needs[1] else None
 
     return kernels.calls, Prepared(kernels, slopes)
+
+
+def test_the_derivative_of_a_loss_is_given_its_addresses_in_order():
+    class Loss(PreparedLoss):
+        out, slopes = staticmethod(lambda: torch.empty(1)), None
+
+    loss, calls = Loss(), []
+    Loss.slopes = property(lambda self: lambda *addresses: calls.append(addresses))
+    given, fixed, moved, kept = (torch.empty(1) for _ in range(4))
+    nothing, found = loss.backward((False, True), given, fixed, moved, kept)
+    assert nothing is None
+    assert calls == [tuple(t.data_ptr() for t in (given, kept, fixed, moved, found))]
+    assert loss.backward((True, True), given, fixed, moved, kept) is None
 
 
 def pair():

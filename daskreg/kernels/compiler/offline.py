@@ -106,7 +106,7 @@ def open_to_readers(base: Path) -> None:
 
 
 class CompilationProgress:
-    """How many kernels are there, told by the lines of the processes that compile: one a kernel, and None at the end of each."""
+    """How many kernels are there, by the lines of the processes that compile: one a kernel, and None at the end of each."""
 
     def __init__(self, of: int, report: Report) -> None:
         self.done, self.of, self.report = 0, of, report
@@ -196,7 +196,7 @@ def main() -> None:
     for name, constants, signature in _listed(torch):
         form, types = find_kernel(name, constants), parse_types(signature)
         if form._cache.path(types, form.targetctx.codegen().magic_tuple()).exists():
-            _tell(name)
+            _print_line(name)
         else:
             missing.append((name, form, types))
     if missing:
@@ -207,10 +207,10 @@ def main() -> None:
 
 def _compile(name: str, form: Any, types: tuple[Any, ...]) -> None:
     form.compile(types)
-    _tell(name)
+    _print_line(name)
 
 
-def _tell(name: str) -> None:
+def _print_line(name: str) -> None:
     os.write(sys.stdout.fileno(), f"{name}\n".encode())  # at once, and whole: others write too
 
 

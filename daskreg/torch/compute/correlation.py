@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from daskreg.errors import DaskregError
+from daskreg.torch.compute.prepared_loss import PreparedLoss
 from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, LaunchSequence, Voxels
 from daskreg.torch.kernels import correlation as kernels
 from daskreg.torch.launch import DTYPES, allocator, empty, flat, on_cpu, processors, total, totalling
@@ -87,7 +88,7 @@ def gradient(
     return out
 
 
-class PreparedCorrelation:
+class PreparedCorrelation(PreparedLoss):
     """``correlate``, without the map, and ``gradient`` of contiguous CUDA tensors of one shape; kinds: 0, 3 or 5."""
 
     def __init__(self, windows: Windows, kinds: int, shape: torch.Size, per_volume: bool, scale: float, device: int) -> None:
@@ -110,18 +111,9 @@ class PreparedCorrelation:
         self.launches(of_fixed, moved.data_ptr(), partials.data_ptr(), factors.data_ptr(), value.data_ptr())
         return value, factors
 
-    def backward(
-        self, needs: Any, given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, factors: torch.Tensor
-    ) -> tuple[None, torch.Tensor] | None:
-        """The derivative with respect to ``moved`` alone."""
-        if needs[0]:
-            return None
-        out = self.out()
-        self._gradient(given.data_ptr(), factors.data_ptr(), fixed.data_ptr(), moved.data_ptr(), out.data_ptr())
-        return None, out
-
     @cached_property
-    def _gradient(self) -> LaunchSequence:
+    def slopes(self) -> LaunchSequence:
+        """See ``PreparedLoss``."""
         of = self.windows.weights, (0, 1, 2), False, self.values, self.kinds, self.scale, self.shape, self.device
         return LaunchSequence((_sloping(*of), (0, 0, 1, 2, 3, 4)))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from daskreg.torch.compute.prepared_loss import PreparedLoss
 from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, LaunchSequence, launch
 from daskreg.torch.kernels import elementwise as kernels
 from daskreg.torch.launch import MAX_GRID, allocator, empty, flat, planes, processors, run, stack, total, totalling, voxelwise
@@ -90,7 +91,7 @@ def _squares_sloping(shape: tuple[int, int, int], factor: float, index: int) -> 
     return KeptLaunch(*voxelwise(kernels.squared_difference_backward, (0, *shape)), factor, *arrays, index=index)
 
 
-class PreparedDifference:
+class PreparedDifference(PreparedLoss):
     """The mean squared difference of contiguous CUDA tensors of one shape, whose (Z, Y) planes are at most ``MAX_GRID``."""
 
     def __init__(self, shape: torch.Size, device: int) -> None:
@@ -106,18 +107,9 @@ class PreparedDifference:
         self.launches(rows.data_ptr(), fixed.data_ptr(), moved.data_ptr(), value.data_ptr())
         return (value,)
 
-    def backward(
-        self, needs: Any, given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor
-    ) -> tuple[None, torch.Tensor] | None:
-        """The derivative with respect to ``moved`` alone."""
-        if needs[0]:
-            return None
-        out = self.out()
-        self._gradient(given.data_ptr(), fixed.data_ptr(), moved.data_ptr(), out.data_ptr())
-        return None, out
-
     @cached_property
-    def _gradient(self) -> LaunchSequence:
+    def slopes(self) -> LaunchSequence:
+        """See ``PreparedLoss``."""
         return LaunchSequence((_squares_sloping(self.stack, 2.0 * self.scale, self.device), (0, 1, 2, 3)))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from daskreg.errors import DaskregError
+from daskreg.torch.compute.prepared_loss import PreparedLoss
 from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, LaunchSequence, Voxels
 from daskreg.torch.kernels import information as kernels
 from daskreg.torch.kernels.information import CHUNKS, ParzenWindow
@@ -121,7 +122,7 @@ def _sloping(window: ParzenWindow, batch: int, n: int, given: int, factor: float
     return _in_shared_memory(information_gradients, window, batch, n, device, factor, np.uint32(given > 1), *arrays)
 
 
-class PreparedInformation:
+class PreparedInformation(PreparedLoss):
     """``count``, ``tables`` and ``gradient`` of contiguous CUDA tensors of one shape; summed: the sum over the batch, ()."""
 
     def __init__(
@@ -144,18 +145,9 @@ class PreparedInformation:
         self.launches(counts.data_ptr(), fixed.data_ptr(), moved.data_ptr(), value.data_ptr(), at, at + self.second)
         return value.sum() if self.added else value, tables
 
-    def backward(
-        self, needs: Any, given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, tables: torch.Tensor
-    ) -> tuple[None, torch.Tensor] | None:
-        """The derivative with respect to ``moved`` alone."""
-        if needs[0]:
-            return None
-        out = self.out()
-        self._gradient(given.data_ptr(), tables.data_ptr(), fixed.data_ptr(), moved.data_ptr(), out.data_ptr())
-        return None, out
-
     @cached_property
-    def _gradient(self) -> LaunchSequence:
+    def slopes(self) -> LaunchSequence:
+        """See ``PreparedLoss``."""
         return LaunchSequence((_sloping(*self.sloping), (0, 1, 2, 3, 4)))
 
 
