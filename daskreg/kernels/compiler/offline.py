@@ -50,6 +50,7 @@ SLOW = {  # seconds on one core; the others take less than two
     "sample_tiled": 2,
     "smooth_adam": 2,
 }
+FAILED = "not compiled: "  # begins a line about a kernel
 Report = Callable[[int, int], None]  # kernels that are there, of how many
 
 
@@ -151,8 +152,9 @@ class Compiler:
         if self.process.wait():
             self.errors.seek(0)
             said = self.errors.read().decode(errors="replace").strip().splitlines()
-            reason = said[-1] if said else "the compiler was killed"
-            raise RunError(f"kernels for {self.architecture} were not compiled: {reason}.")
+            failed = [line.removeprefix(FAILED) for line in said if line.startswith(FAILED)]
+            reason = "; ".join(failed or said[-1:]) or "the compiler was killed"
+            raise RunError(f"kernels for {self.architecture} were not compiled: {reason}. Those that were are kept.")
 
     def kill(self) -> None:
         """End it, and what it has forked."""
@@ -200,28 +202,40 @@ def main() -> None:
         else:
             missing.append((name, form, types))
     if missing:
-        _compile(*missing.pop())  # what the compiler does once, before it is forked
-        if _compile_all(missing, min(processes, len(missing))):
+        compiled = _compile(*missing.pop())  # what the compiler does once, before it is forked
+        if not all([compiled, _compile_all(missing, min(processes, len(missing)))]):
             sys.exit(1)
 
 
-def _compile(name: str, form: Any, types: tuple[Any, ...]) -> None:
-    form.compile(types)
+def _compile(name: str, form: Any, types: tuple[Any, ...]) -> bool:
+    """Compile a kernel and say so, or why it was not."""
+    try:
+        form.compile(types)
+    except Exception as problem:  # noqa: BLE001  # whatever a compiler may raise; the other kernels are compiled nevertheless
+        os.write(sys.stderr.fileno(), f"{FAILED}{name} ({_reason(problem)})\n".encode())
+        return False
     _print_line(name)
+    return True
+
+
+def _reason(problem: Exception) -> str:
+    """The first line that says something: Numba begins with the steps that failed, in colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(problem)).splitlines()
+    return next((line for line in lines if line.strip() and not line.startswith("Failed in ")), type(problem).__name__)
 
 
 def _print_line(name: str) -> None:
     os.write(sys.stdout.fileno(), f"{name}\n".encode())  # at once, and whole: others write too
 
 
-def _compile_all(forms: Sequence[tuple[str, Any, tuple[Any, ...]]], processes: int) -> int:
-    """Have forked processes compile; 1 where one fails."""
+def _compile_all(forms: Sequence[tuple[str, Any, tuple[Any, ...]]], processes: int) -> bool:
+    """Have forked processes compile; whether all kernels were."""
     numbers, given = os.pipe()
     os.write(given, array("H", range(len(forms))).tobytes())
     os.close(given)
     children = [_fork(forms, numbers) for _ in range(processes)]
     ended = [os.waitpid(child, 0)[1] for child in children]
-    return int(any(ended))
+    return not any(ended)
 
 
 def _fork(forms: Sequence[tuple[str, Any, tuple[Any, ...]]], numbers: int) -> int:
@@ -232,9 +246,8 @@ def _fork(forms: Sequence[tuple[str, Any, tuple[Any, ...]]], numbers: int) -> in
     code = 1
     try:
         machine.end_with_parent()
-        while number := os.read(numbers, 2):
-            _compile(*forms[array("H", number)[0]])
-        code = 0
+        compiled = [_compile(*forms[array("H", number)[0]]) for number in iter(lambda: os.read(numbers, 2), b"")]
+        code = int(not all(compiled))
     except Exception as problem:  # noqa: BLE001  # the last word of the process
         with suppress(OSError):
             os.write(sys.stderr.fileno(), f"{problem}\n".encode())

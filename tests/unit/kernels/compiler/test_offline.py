@@ -103,6 +103,30 @@ def test_a_compiler_that_fails_is_one_sentence(folders, monkeypatch):
         offline.compile_for(["sm_80"], folders[1].parent)
 
 
+def test_one_kernel_stops_no_other_and_is_named(folders, monkeypatch, tmp_path):
+    require_cuda_compiler()
+    lines = {
+        line[0]: line for line in precompile.warm_up_signatures() if line[0] in ("downsample_z", "downsample_y", "downsample_x")
+    }
+    name, constants, signature = lines["downsample_y"]
+    lines[name] = name, constants, signature.replace("float32[:,:,::1]", "float32", 1)
+    listed = tmp_path / "signatures.txt"
+    listed.write_text("".join(f"{n}\t{c!r}\t{s}\n" for n, c, s in lines.values()))
+    code = (
+        "import sys; from pathlib import Path; from daskreg.kernels.compiler import offline, precompile;"
+        f"precompile.SIGNATURES = Path({str(listed)!r}); offline.main()"
+    )
+    started = offline.subprocess.Popen
+    command = [offline.sys.executable, "-c", code, "sm_90", "2"]
+    monkeypatch.setattr(offline.subprocess, "Popen", lambda _, **options: started(command, **options))
+    with pytest.raises(
+        RunError, match=r"^kernels for sm_90 were not compiled: downsample_y \(\w.*\)\. Those that were are kept\.$"
+    ) as raised:
+        offline.compile_for(["sm_90"], folders[1].parent)
+    assert "Failed in" not in str(raised.value)
+    assert len(list(folders[1].glob("downsample_*"))) == 2
+
+
 def test_who_interrupts_is_told_what_is_kept(folders, monkeypatch):
     pytest.importorskip("numba_cuda")
     started, running = offline.subprocess.Popen, []

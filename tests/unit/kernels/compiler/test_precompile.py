@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from collections import defaultdict
+from functools import cache
 
 import pytest
+from numba import typeof, types
 
 from daskreg.kernels.compiler import precompile
 from daskreg.kernels.compiler.configuration import SIMULATED
+from tests import cases
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing")
 USUAL = list(precompile.warm_up_signatures())
@@ -28,6 +32,51 @@ def test_what_is_listed_can_be_asked_for(name, constants, signature):
     kernel, types = precompile.find_kernel(name, constants), precompile.parse_types(signature)
     assert kernel.py_func.__code__.co_argcount == len(types)  # else benchmarks/warm_up_signatures.py is to be run again
     assert precompile.format_types(types) == signature
+
+
+def structure(kind):
+    """What an argument is: an array of so many axes, a tuple of whole or of real numbers, or such a number."""
+    if isinstance(kind, types.Array):
+        return "array", kind.ndim
+    if isinstance(kind, types.BaseTuple):
+        return "tuple", *sorted(set(map(structure, kind.types)))
+    return "integer" if isinstance(kind, types.Integer) else "real"
+
+
+def structures(parameters, kinds):
+    """Of arguments, by the names of their parameters."""
+    return dict(zip(parameters, map(structure, kinds), strict=False))
+
+
+def parameters_of(form):
+    code = form.py_func.__code__
+    return code.co_varnames[: code.co_argcount]
+
+
+@cache
+def launched(name):
+    """The structures that arguments of a kernel have where tests launch it: a set for each parameter."""
+    found = defaultdict(set)
+    for title, make in {**cases.CASES, **cases.COOPERATIVE_CASES}.items():
+        if title.partition(" ")[0] != name:
+            continue
+        case = make()
+        if name in cases.CASES:
+            parameters, arguments = cases.kernel_of(name).parameters, case[1:]
+        else:
+            parameters, arguments = parameters_of(cases.cooperative_kernels()[name].form(*case.constants)), case.arguments
+        for parameter, kind in structures(parameters, map(typeof, arguments)).items():
+            found[parameter].add(kind)
+    return found
+
+
+@pytest.mark.parametrize(("name", "constants", "signature"), USUAL, ids=[f"{u[0]} {u[1]}" for u in USUAL])
+def test_arguments_are_listed_as_they_are_launched(name, constants, signature):
+    listed = structures(parameters_of(precompile.find_kernel(name, constants)), precompile.parse_types(signature))
+    compared = {parameter: kind for parameter, kind in listed.items() if parameter in launched(name)}
+    assert compared
+    wrong = {parameter: kind for parameter, kind in compared.items() if kind not in launched(name)[parameter]}
+    assert not wrong  # else benchmarks/warm_up_signatures.py is to be run again
 
 
 def test_no_kernel_is_listed_twice():
