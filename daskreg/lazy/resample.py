@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
 from daskreg.errors import UnitsError, require_known
-from daskreg.grid import Grid, Region
+from daskreg.grid import OPENED_ARRAY, Grid, Region
 from daskreg.lazy.blocks import CACHED_BYTES, Reader, block_of, by_block, larger_block, leading_block
 from daskreg.storage import Stack, Volume
 from daskreg.storage.fill import Fill, fill_of, require_fill
@@ -226,22 +226,40 @@ def mistaken_lengths(first: Grid, second: Grid, scale: float = 1.0) -> tuple[flo
     return lengths if max(lengths) > LARGEST_RATIO * min(lengths) > 0 else None
 
 
-def warn_of_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Grid | None]) -> None:
-    """Log a warning where an image that stands for one side of a transform is hundreds of times as long as that one was, or is
-    on the grid of the other side.
+def require_size(grid: Grid, name: str, own: Grid | None, role: str) -> None:
+    """Raises UnitsError for an image whose unit was mistaken, beside that of its side of a transform, where it is known.
 
-    role: fixed or moving;  grids: of both images, where they are known
+    It is hundreds of times as long, or has the same numbers in another unit.  own, role: grid and name of its side
+    """
+    if own is None or (lengths := _lengths_of_other_unit(own, grid)) is None:
+        return
+    unit = own.unit or "no unit"
+    raise UnitsError(
+        f"{name} is {lengths[1]:.3g} {unit} across ({grid.summary()}), and the {role} image of the transform {lengths[0]:.3g} "
+        f"({own.summary()}): one of their units or voxel sizes is wrong. State the true ones behind the address, as in "
+        f"'::unit={own.unit or 'mm'}' or '::spacing=2x2x2,unit=mm' (of an array in Python: {OPENED_ARRAY})."
+    )
+
+
+def _lengths_of_other_unit(own: Grid, grid: Grid) -> tuple[float, float] | None:
+    same = grid.to_unit(own.unit)
+    named = grid.unit != own.unit and grid.shape == own.shape and np.allclose(grid.spacing, own.spacing, rtol=1e-3)
+    if named:
+        return float(np.linalg.norm(own.extent)), float(np.linalg.norm(same.extent))
+    return mistaken_lengths(own, same)
+
+
+def warn_of_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Grid | None]) -> None:
+    """Log a warning where hardly anything of an image that stands for one side of a transform lies where that one is, or where
+    it is on the grid of the other side.
+
+    role: fixed or moving;  grids: of both images, where they are known. Raises UnitsError as ``require_size`` does.
     """
     own, (other, its) = grids[role], next((name, grid) for name, grid in grids.items() if name != role)
     if own is not None:
         _require_known_units(own.unit, image)
-    if own is not None and (lengths := mistaken_lengths(own, image.grid.to_unit(own.unit))) is not None:
-        log.warning(
-            "%s is %.3g%s across, and the %s image of the transform %.3g: check voxel sizes and units, which "
-            "'::spacing=2x2x2,unit=mm' behind an address corrects",
-            image.name, lengths[1], f" {own.unit}" if own.unit else "", role, lengths[0],
-        )  # fmt: skip
-    elif own is not None and lies_elsewhere(image.grid.to_unit(own.unit), own):
+        require_size(image.grid, image.name, own, role)
+    if own is not None and lies_elsewhere(image.grid.to_unit(own.unit), own):
         log.warning(
             "hardly anything of %s lies where the %s image of the transform is. %s",
             image.name, role, orientation_advice(image, own, f"the {role} image of the transform"),

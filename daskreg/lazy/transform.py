@@ -16,14 +16,14 @@ from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ArrayError, ConfigError, GridError, UnitsError, require_known, require_number
-from daskreg.grid import UNITS, Grid, Region, unit_name
+from daskreg.grid import OPENED_ARRAY, UNITS, Grid, Region, unit_name
 from daskreg.html import joined, table
 from daskreg.lazy.blocks import block_of, by_block, compute_blocks
 from daskreg.lazy.device import resolve_device
 from daskreg.lazy.resample import Interpolation, resampled, warn_without_overlap
 from daskreg.storage import Stack, Volume, open_stack
 from daskreg.storage.fill import Fill
-from daskreg.storage.images import ImageSource, is_bare, open_on
+from daskreg.storage.images import ImageSource, grid_of_array, is_bare, open_on
 from daskreg.transforms.chain import merge_affines, sample_chain
 from daskreg.transforms.inverse import DisplacementBounds, InverseField, invert_links
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics, jacobian_determinant
@@ -147,7 +147,9 @@ class Transform:
         """The output grid: ``like`` itself, the grid of an image, or the fixed grid by default."""
         if like is None or isinstance(like, Grid):
             return self.grid if like is None else like
-        return open_on(like, self.fixed).grid if is_bare(like) or isinstance(like, Volume) else open_stack(like).grid
+        if is_bare(like) or isinstance(like, Volume):
+            return open_on(like, self.fixed, "fixed", self.moving).grid
+        return open_stack(like, grid=grid_of_array(like, self.fixed, "fixed", self.moving)).grid
 
     def output_grid(self, image: Stack, like: ImageSource | Volume | Grid | None = None) -> Grid:
         """``target``, or the image's own grid, with a warning, where the transform knows none and none is given."""
@@ -160,12 +162,8 @@ class Transform:
 
     def _grid_of(self, image: Any, grid: Grid | None) -> Grid | None:
         """The grid of an array: the one given, or the moving grid where the shapes agree. Raises GridError."""
-        if grid is not None or not is_bare(image) or image.ndim < 3:
-            return grid
-        if self.moving is None or tuple(image.shape[-3:]) != self.moving.shape:
-            known = "is not known" if self.moving is None else f"has shape {self.moving.shape}"
-            raise GridError(f"the array has shape {image.shape}, the moving grid {known}; say where its voxels are with grid=.")
-        return self.moving
+        how = f"with grid=, or {OPENED_ARRAY}"
+        return grid_of_array(image, self.moving, "moving", self.fixed, how) if grid is None else grid
 
     @checked_arguments()
     def jacobian(self, *, like: ImageSource | Volume | Grid | None = None, whole: bool = True) -> da.Array:

@@ -17,6 +17,7 @@ from daskreg.arguments import checked_arguments
 from daskreg.deferred import DeferredModule
 from daskreg.errors import AxesError, ConfigError, GridError, InputError, OutputError
 from daskreg.grid import IDENTITY, OPENED_ARRAY, Grid, unit_name
+from daskreg.html import joined
 from daskreg.storage.axes import SPACE, Axis, display, guessed_axes, leading, spatial
 from daskreg.storage.fs.address import Address, parse_address, parse_axes, parse_spacing, with_key, without_key
 from daskreg.storage.fs.atomic import atomic_output
@@ -117,9 +118,52 @@ def open_volume(
     return _volume(record, address, grid)
 
 
-def open_on(source: ImageSource | Volume, grid: Grid | None) -> Volume:
-    """``open_volume``; an array alone is on a grid that is known, where it has its shape. Raises as that does."""
-    return open_volume(source, grid=grid if is_bare(source) and grid is not None and source.shape == grid.shape else None)
+def open_on(source: ImageSource | Volume, grid: Grid | None, side: str, other: Grid | None = None) -> Volume:
+    """``open_volume``; an image that does not say where its voxels are is on a grid that is known, if it has its shape.
+
+    Raises as ``open_volume`` and ``grid_of_array`` do, which has the other arguments.
+    """
+    return open_volume(source, grid=grid_of_array(source, grid, side, other))
+
+
+def grid_of_array(source: Any, grid: Grid | None, side: str, other: Grid | None = None, how: str = OPENED_ARRAY) -> Grid | None:
+    """The grid of an image that does not say where its voxels are: that of its side of a transform; None for any other image.
+
+    grid: of that side, None where it is not known;  side: fixed or moving;  other: the grid of the other side;
+    how: to say where voxels are.
+    Raises GridError unless the image has the shape of its side: nothing says of which size its voxels are.
+    """
+    shape = None if states_grid(source) else _spatial_shape(source)
+    if shape is None:
+        return None
+    if grid is None or shape != grid.shape:
+        raise GridError(_unplaced(shape, grid, side, other, how))
+    log.info("the array is taken on the grid of the %s image, whose shape it has: %s", side, grid.summary())
+    return grid
+
+
+def _spatial_shape(source: Any) -> tuple[int, ...] | None:
+    """Along z, y, x; None where these axes are not known, which opening the image refuses."""
+    if is_bare(source):
+        return None if source.ndim < 3 else tuple(int(n) for n in source.shape[-3:])
+    record = _opened(source)[0]
+    inner = spatial(record.axes)
+    return None if inner is None else tuple(int(record.shape[i]) for i in inner)
+
+
+def _unplaced(shape: tuple[int, ...], grid: Grid | None, side: str, other: Grid | None, how: str) -> str:
+    """What is said of an array of another shape than the image that it stands for."""
+    found = f"the array has {joined(shape)} voxels (z, y, x) and does not say of which size"
+    if grid is None:
+        return f"{found}, and the transform does not know its {side} image; say where its voxels are: {how}."
+    said = (
+        f"{found}, and the {side} image of the transform has {grid.summary()}. Give an array of that shape, or say where its "
+        f"voxels are: {how}."
+    )
+    if other is None or shape != other.shape:
+        return said
+    name = "moving" if side == "fixed" else "fixed"
+    return f"{said} It has the shape of the {name} image: were they exchanged? If it is there: open_volume(array, grid=...)."
 
 
 def is_bare(source: Any) -> TypeGuard[NDArray[Any] | da.Array]:

@@ -16,13 +16,13 @@ from daskreg.errors import require_known
 from daskreg.grid import Grid
 from daskreg.lazy.device import resolve_device
 from daskreg.lazy.load import TransformLike, as_transform, path_of
-from daskreg.lazy.resample import Interpolation, resampled, warn_of_other_grid, warn_without_overlap
+from daskreg.lazy.resample import Interpolation, require_size, resampled, warn_of_other_grid, warn_without_overlap
 from daskreg.reporting.tasks import with_progress
 from daskreg.storage import Stack, Volume, open_stack, open_volume, write_image
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.atomic import require_distinct
-from daskreg.storage.images import ImageSource, is_bare, open_on
+from daskreg.storage.images import ImageSource, grid_of_array, is_bare, open_on
 from daskreg.storage.registry import image_formats
 
 log = logging.getLogger("daskreg")
@@ -59,7 +59,7 @@ def apply(
         An address, the Result of ``register`` or a Transform.
     image
         An address or a Volume, of any grid: only world coordinates matter; all channels of an address that chooses none. An array
-        (Z, Y, X) is on the moving grid where it has its shape, and has voxels of 1 x 1 x 1 otherwise, which is told.
+        (Z, Y, X) is on the moving grid, whose shape it has to have; of another one ``open_volume`` says where its voxels are.
     output
         A file of any format that is written, of which the first channel and time is returned; None: nothing is computed yet, one
         channel.
@@ -83,10 +83,13 @@ def apply(
         require_distinct(output, path_of(transform), image, like)
     phi = as_transform(transform)
     several = output is not None and not isinstance(image, Volume) and not is_bare(image)
-    stack = open_stack(image) if several else open_stack(open_on(image, phi.moving))
+    sides = phi.moving, "moving", phi.fixed
+    stack = open_stack(image, grid=grid_of_array(image, *sides)) if several else open_stack(open_on(image, *sides))
     grid = phi.output_grid(stack, like)
-    warn_without_overlap(phi.links, phi.unit, grid, stack)
     warn_of_other_grid(stack, "moving", phi.grids)
+    if like is not None:
+        require_size(grid, "the image whose grid the output has (--like)", phi.fixed, "fixed")
+    warn_without_overlap(phi.links, phi.unit, grid, stack)
     if interpolation in ("linear", "cubic") and looks_like_labels(stack):
         log.warning(LABELS, stack.name, interpolation)
     if like is None and phi.fixed is not None:

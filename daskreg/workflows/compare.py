@@ -133,10 +133,10 @@ def compare(
     if store is None:
         raise ConfigError(f"{run!r} is no run; give the address of a RUN.zarr.")
     sources = _sources(store, fixed, moving)
-    grids = store.fixed_grid, store.moving_grid
-    images = open_on(sources[0], grids[0]), open_on(sources[1], grids[1])
-    given = zip((fixed_labels, moving_labels), grids, strict=True)
-    labels = (None if image is None else open_on(image, grid) for image, grid in given)
+    sides = (store.fixed_grid, "fixed", store.moving_grid), (store.moving_grid, "moving", store.fixed_grid)
+    images = open_on(sources[0], *sides[0]), open_on(sources[1], *sides[1])
+    given = zip((fixed_labels, moving_labels), sides, strict=True)
+    labels = (None if image is None else open_on(image, *side) for image, side in given)
     pair = Pair.seen(_config(store), *images, *labels)
     folder = _folder(output, overwrite)
     table = _Table(folder, _machine(cores), tell)

@@ -137,7 +137,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure a transform; labels and landmarks as far as they are given, folds always.
 
-    fixed_labels, moving_labels: label images, each of any grid; an array is on that of its image, where it has its shape;
+    fixed_labels, moving_labels: label images, each of any grid; an array is on that of its image, whose shape it has to have;
     labels: those to look at (all but 0 by default);  landmarks: pairs in the unit of the fixed image: a CSV table, see
     ``read_landmarks``, or a pair of arrays (N, 3), z, y, x, of fixed and moving;  landmarks_space: lps or ras.
     Raises InputError in all its forms.
@@ -150,7 +150,8 @@ def evaluate(
         tell_of_outside(phi, found, image, name, option="--landmarks-space")
     overlaps: Mapping[int, Overlap] = {}
     if fixed_labels is not None and moving_labels is not None:
-        fixed, moving = open_on(fixed_labels, phi.fixed), open_on(moving_labels, phi.moving)
+        fixed = open_on(fixed_labels, phi.fixed, "fixed", phi.moving)
+        moving = open_on(moving_labels, phi.moving, "moving", phi.fixed)
         warn_of_other_grid(fixed, "fixed", phi.grids)
         warn_of_other_grid(moving, "moving", phi.grids)
         overlaps = compare_labels(phi, fixed, moving, labels)

@@ -22,14 +22,14 @@ from daskreg.lazy.byte_cache import ByteCache
 from daskreg.lazy.coarse_levels import CoarseLevel, run_field_levels
 from daskreg.lazy.device import local_device
 from daskreg.lazy.load import TransformLike, as_transform
-from daskreg.lazy.resample import Interpolation, warn_without_overlap
+from daskreg.lazy.resample import Interpolation, warn_of_other_grid, warn_without_overlap
 from daskreg.lazy.transform import Transform
 from daskreg.lazy.virtual_image import Coarse, ResampledSource, Sampling, VirtualImage, virtual_image
 from daskreg.storage import RunStore, Stack, Volume, open_stack
 from daskreg.storage.axes import SPACE
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.fs.address import parse_address, with_key, without_key
-from daskreg.storage.images import ImageSource, is_bare, open_on, open_record
+from daskreg.storage.images import ImageSource, grid_of_array, is_bare, open_on, open_record
 from daskreg.storage.recorded_images import recorded_image
 from daskreg.storage.runs.layout import MOVED
 from daskreg.storage.zarr.virtual import VERSIONS
@@ -202,29 +202,32 @@ def _moving(store: RunStore | None, phi: Transform, image: ImageSource | Volume 
     """What goes through the transform."""
     fields = None if store is None else run_field_levels(store)
     if image is not None:
-        return _through(phi, _opened(image, phi.moving), fields)
+        return _through(phi, _opened(image, phi.moving, "moving", phi.fixed), fields)
     why = "it was an array in memory"
     try:
         recorded = None if store is None else _all_channels(recorded_image(store, "moving"))
         if recorded is not None:
-            return _through(phi, _opened(recorded, None), fields)
+            return _through(phi, _opened(recorded), fields)
     except (NotFound, ConfigError) as error:
         why = str(error).rstrip(".")
     if store is None or not store.has(MOVED):
         raise ConfigError("no image was named, and the transform knows none: daskreg view TRANSFORM IMAGE.")
     log.warning("the moving image cannot be resampled (%s); the moved image that %s keeps is shown", why, store.path)
-    return replace(_opened(f"{store.path}/{MOVED}", None), unit=phi.unit)
+    return replace(_opened(f"{store.path}/{MOVED}"), unit=phi.unit)
 
 
 def _through(phi: Transform, opened: ResampledSource, fields: Sequence[CoarseLevel] | None) -> ResampledSource:
+    warn_of_other_grid(opened.stack, "moving", phi.grids)
     return replace(opened, links=phi.links, unit=phi.unit, fields=fields)
 
 
-def _opened(image: ImageSource | Volume, grid: Grid | None) -> ResampledSource:
-    """An image, all channels, and its coarser levels. grid: of an array alone that has its shape."""
+def _opened(
+    image: ImageSource | Volume, grid: Grid | None = None, side: str = "moving", other: Grid | None = None
+) -> ResampledSource:
+    """An image, all channels, and its coarser levels. The other arguments are those of ``grid_of_array``."""
     if isinstance(image, Volume) or is_bare(image):
-        return ResampledSource(open_stack(open_on(image, grid)))
-    stack = open_stack(image)
+        return ResampledSource(open_stack(open_on(image, grid, side, other)))
+    stack = open_stack(image, grid=grid_of_array(image, grid, side, other))
     stored = _coarser(str(image), stack) if isinstance(image, str | Path) else ()
     return ResampledSource(stack, stored=stored)
 
@@ -253,7 +256,7 @@ def _fixed(store: RunStore | None, phi: Transform, given: ImageSource | Volume |
         return None
     try:
         recorded = given if given is not True else None if store is None else _all_channels(recorded_image(store, "fixed"))
-        opened = None if recorded is None else _opened(recorded, phi.fixed)
+        opened = None if recorded is None else _opened(recorded, phi.fixed, "fixed", phi.moving)
     except InputError as error:
         if given is not True:
             raise

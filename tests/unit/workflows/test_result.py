@@ -1,14 +1,18 @@
 """What ``register`` returns is taken wherever a run or a transform is."""
 
+import logging
+
 import numpy as np
 import pytest
+import zarr
 
 import daskreg
+from daskreg.grid import Grid
 from daskreg.lazy.load import as_transform, path_of
 from daskreg.workflows.inputs import Request
 from daskreg.workflows.recorded import run_of
 from daskreg.workflows.start import stored_start
-from tests.unit.workflows.runs import FIXED, affine, displacement, make_run
+from tests.unit.workflows.runs import FIXED, MOVING, affine, displacement, make_run
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +38,35 @@ def test_functions_take_a_result_as_they_take_its_address(result, tmp_path):
     assert as_transform(result).fixed == FIXED
 
 
-def test_an_array_without_a_geometry_is_told_where_to_state_it(result):
-    """Functions that take an array have no arguments spacing and unit."""
-    with pytest.raises(daskreg.UnitsError, match=r"in Python: daskreg\.open_volume\(array, spacing=\.\.\., unit="):
-        daskreg.apply(result, np.zeros(FIXED.shape, np.float32))
+@pytest.mark.parametrize("take", [daskreg.apply, lambda run, array: as_transform(run).apply(array)])
+def test_an_array_of_another_shape_is_told_where_to_state_its_geometry(result, take):
+    """Functions that take an array have no arguments spacing and unit; 1 x 1 x 1 would be a guess."""
+    with pytest.raises(daskreg.GridError, match=r"40 x 33 x 44 voxels .* size, .* has 38 x 33 x 44 at 1.5 x 1.7 x 1.2 mill"):
+        take(result, np.zeros((40, 33, 44), np.float32))
+    with pytest.raises(daskreg.GridError, match=r"open_volume\(array, spacing=\.\.\., unit=.* the shape of the fixed image"):
+        take(result, np.zeros(FIXED.shape, np.float32))
+    with pytest.raises(daskreg.GridError, match="does not know its moving image"):
+        take(daskreg.Transform.of(np.eye(4), unit="mm"), np.zeros(MOVING.shape, np.float32))
+
+
+def test_an_array_where_voxels_are_1_x_1_x_1_has_to_say_so_too(tmp_path):
+    """Fewer voxels may be of a coarser level."""
+    grid = Grid((8, 9, 10))
+    run = make_run(tmp_path / "run.zarr", fixed=grid, moving=grid)
+    with pytest.raises(daskreg.GridError, match=r"4 x 5 x 5 voxels"):
+        daskreg.apply(run, np.zeros((4, 5, 5), np.float32))
+    assert daskreg.apply(run, daskreg.open_volume(np.ones((4, 5, 5), np.float32), spacing=2)).read().mean() > 0.7
+
+
+def test_an_image_of_another_library_without_a_geometry_is_as_an_array_is(result, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "daskreg")
+    array = zarr.array(displacement(MOVING)[0])
+    for output in (None, tmp_path / "moved.zarr"):
+        caplog.clear()
+        assert daskreg.apply(result, array, output).grid.shape == FIXED.shape
+        assert "the array is taken on the grid of the moving image, whose shape it has: 38 x 33 x 44 at" in caplog.text
+        with pytest.raises(daskreg.GridError, match="does not say of which size"):
+            daskreg.apply(result, zarr.array(np.zeros((4, 5, 5), np.float32)), output)
 
 
 def test_a_registration_starts_from_a_result(result, tmp_path):
