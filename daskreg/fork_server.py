@@ -5,6 +5,8 @@ at once, also where it takes the place of a killed one. The server is started be
 process reads headers and plans. On Linux only: elsewhere, and where the server fails, processes are started afresh.
 
 Forking is safe: the server has one thread; it imports and forks, and nothing else. Workers that use a GPU are started afresh.
+
+Neither way imports the script that registers, as Python's own do: a script without a main guard would register in each worker.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from daskreg import machine
 
 log = logging.getLogger(__name__)
 METHOD = "daskreg"  # the name of this way to start processes, beside Python's "spawn" and "forkserver"
+FRESH_METHOD = "daskreg-fresh"  # without a server
 MOST_FAILURES = 2  # after which a server is not asked again
 TERMINAL_SIGNALS = signal.SIGINT, signal.SIGHUP
 MODULE = "daskreg.cluster.forked"  # which imports the others
@@ -138,18 +141,12 @@ class Popen(popen_forkserver.Popen):
 
     def _launch(self, process: Any) -> None:
         """As Python's, which knows one server only."""
-        data = io.BytesIO()
-        context.set_spawning_popen(self)
-        try:
-            dump(Preparation(spawn.get_preparation_data(process.name)), data)
-            dump(process, data)
-        finally:
-            context.set_spawning_popen(None)
+        data = _message(self, process, Preparation)
         self.sentinel, pipe = self.server.connect_to_new_process(vars(self)["_fds"])
         kept = os.dup(pipe)  # closed when this process ends, which the new one sees
         self.finalizer = util.Finalize(self, _close, (kept, self.sentinel))
         with open(pipe, "wb") as file:
-            file.write(data.getbuffer())
+            file.write(data)
         self.pid = read_signed(self.sentinel)
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
@@ -165,6 +162,39 @@ class Popen(popen_forkserver.Popen):
 def _close(*files: int) -> None:
     for file in files:
         os.close(file)
+
+
+class FreshPopen(popen_spawn_posix.Popen):
+    """A process that is started afresh, and does not import the script either."""
+
+    def _launch(self, process: Any) -> None:
+        """As Python's, but for the message."""
+        tracker, files = resource_tracker.getfd(), vars(self)["_fds"]
+        files.append(tracker)
+        data = _message(self, process, dict)
+        (theirs, pipe), (self.sentinel, kept) = os.pipe(), os.pipe()
+        self.finalizer = util.Finalize(self, _close, (self.sentinel, pipe))
+        try:
+            files.extend([theirs, kept])
+            command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=theirs)
+            self.pid = util.spawnv_passfds(spawn.get_executable(), command, files)
+        finally:
+            _close(theirs, kept)
+        with open(pipe, "wb", closefd=False) as file:
+            file.write(data)
+
+
+def _message(popen: Any, process: Any, kind: type[dict[str, Any]]) -> bytes:
+    """What a new process is told. It does not import the script, of which it gets what it needs by value."""
+    data = io.BytesIO()
+    context.set_spawning_popen(popen)
+    try:
+        told = spawn.get_preparation_data(process.name)
+        dump(kind({name: value for name, value in told.items() if not name.startswith("init_main_from")}), data)
+        dump(process, data)
+    finally:
+        context.set_spawning_popen(None)
+    return data.getvalue()
 
 
 class Preparation(dict[str, Any]):
@@ -197,7 +227,15 @@ class ForkedProcess(context.ForkServerProcess):
                     raise
                 server.failures += 1
                 log.info("a process is started afresh (%r).", problem)
-        return popen_spawn_posix.Popen(process_obj)
+        return FreshPopen(process_obj)
+
+
+class FreshProcess(context.SpawnProcess):
+    """A process that is started afresh."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return FreshPopen(process_obj)
 
 
 class ForkedContext(context.ForkServerContext):
@@ -207,7 +245,14 @@ class ForkedContext(context.ForkServerContext):
     Process = ForkedProcess
 
 
-vars(context)["_concrete_contexts"][METHOD] = ForkedContext()
+class FreshContext(context.SpawnContext):
+    """What ``multiprocessing.get_context(FRESH_METHOD)`` returns."""
+
+    _name = FRESH_METHOD
+    Process = FreshProcess
+
+
+vars(context)["_concrete_contexts"].update({METHOD: ForkedContext(), FRESH_METHOD: FreshContext()})
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from daskreg.cluster.clients import current_client, dashboard, embedded_client, 
 from daskreg.cluster.job_workers import BATCH_SYSTEMS, job_memory, require_batch_system
 from daskreg.cluster.link import local_link
 from daskreg.cluster.process_size import estimated_bytes
-from daskreg.cluster.processes import require_main_guard
 from daskreg.cluster.rank_actor import Cancelled
 from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.result_writer import moved_dtype
@@ -36,7 +35,6 @@ __all__ = [
     "memory_limit",
     "moved_dtype",
     "require_batch_system",
-    "require_main_guard",
     "run_on_cluster",
     "scheduler_required",
     "worker_count",

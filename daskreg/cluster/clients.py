@@ -29,7 +29,7 @@ from daskreg.cluster.job_workers import BATCH_SYSTEMS, job_client
 from daskreg.cluster.logs import silenced, worker_log
 from daskreg.cluster.processes import started
 from daskreg.errors import InputError, closest, counted
-from daskreg.fork_server import METHOD, fork_server
+from daskreg.fork_server import FRESH_METHOD, METHOD, fork_server
 from daskreg.kernels.device import Kind, gpus
 
 log = logging.getLogger("daskreg")
@@ -82,7 +82,7 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
         private_configuration(),
         safe_path(),
         worker_log() if workers > 1 else nullcontext(),
-        _forked() if workers > 1 and device == "cpu" else nullcontext(),
+        _started_by(device) if workers > 1 else nullcontext(),
         started(make) if workers > 1 else _in_this_process(make) as cluster,
     ):
         client = Client(cluster, timeout=timeouts.SCHEDULER_TIMEOUT, set_as_default=False)
@@ -95,9 +95,10 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
 
 
 @contextmanager
-def _forked() -> Iterator[None]:
-    """Worker processes are forked by one that has imported what they need."""
-    with fork_server(), dask.config.set({"distributed.worker.multiprocessing-method": METHOD}):
+def _started_by(device: Kind) -> Iterator[None]:
+    """Worker processes for CPUs are forked by one that has imported what they need, others are started afresh."""
+    method, server = (METHOD, fork_server()) if device == "cpu" else (FRESH_METHOD, nullcontext())
+    with server, dask.config.set({"distributed.worker.multiprocessing-method": method}):
         yield
 
 

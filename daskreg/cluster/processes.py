@@ -1,68 +1,37 @@
 """Start the worker processes of an embedded cluster.
 
-Ctrl-C and SIGHUP, which a terminal sends to all processes, are answered by this one alone. Each new process imports the script
-that started it, as ``__mp_main__``: a script that registers while it is imported would do so in each of them, without end.
+Ctrl-C and SIGHUP, which a terminal sends to all processes, are answered by this one alone.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
-
-import dask
 
 from daskreg.cluster import timeouts
 from daskreg.cluster.closing import close_cluster, kill, worker_processes
-from daskreg.errors import ConfigError, DaskregError, RunError
+from daskreg.errors import DaskregError, RunError
 from daskreg.fork_server import TERMINAL_SIGNALS
-
-MARKER = "DASKREG_STARTED_BY"  # environment variable: a file that a process writes to which is not started below a main guard
-UNGUARDED = (
-    "the script starts worker processes, each of which imports it, without a main guard: put the call below a line "
-    "if __name__ == '__main__': in the script, or use workers=1."
-)
-
-
-def require_main_guard() -> None:
-    """Raises ConfigError in a process that is still importing the script which started it. A worker process ends there."""
-    process = multiprocessing.current_process()
-    if not getattr(process, "_inheriting", False):
-        return
-    if marker := os.environ.get(MARKER):
-        with suppress(OSError):
-            Path(marker).write_text(UNGUARDED)
-        os._exit(1)
-    raise ConfigError(UNGUARDED)
 
 
 @contextmanager
 def started(make: Callable[[], Any]) -> Iterator[Any]:
-    """The cluster that ``make`` starts, closed in the end.
-
-    Raises ConfigError for a script without main guard, and RunError where processes end while they start.
-    """
-    with (
-        tempfile.TemporaryDirectory(prefix="daskreg-", dir=dask.config.get("temporary-directory")) as folder,
-        shared(MARKER, f"{folder}/unguarded"),
-    ):
-        cluster = _made(make, Path(folder) / "unguarded")
+    """The cluster that ``make`` starts, closed in the end. Raises RunError where processes end while they start."""
+    cluster = _made(make)
     try:
         yield cluster
     finally:
         close_cluster(cluster)
 
 
-def _made(make: Callable[[], Any], marker: Path) -> Any:
+def _made(make: Callable[[], Any]) -> Any:
     made: Future[Any] = Future()
     before = worker_processes()
     threading.Thread(target=_make, args=(make, made), name="daskreg-start", daemon=True).start()
@@ -77,8 +46,6 @@ def _made(make: Callable[[], Any], marker: Path) -> Any:
             raise RunError(
                 f"the worker processes did not start within {waited}; look at the load and the memory left."
             ) from error
-        if marker.exists():
-            raise ConfigError(UNGUARDED) from None
         raise RunError(
             f"the worker processes could not be started: {error} Look at what they wrote, and whether memory is left."
         ) from error

@@ -301,9 +301,12 @@ def _kept(store: RunStore, request: Request, overwrite: bool, *, in_memory: bool
 
 
 def _require_main_guard() -> None:
-    """Raises ConfigError in a worker process that is still importing the script which started it."""
+    """Raises ConfigError in a process that a script has started by ``multiprocessing``, and that is importing the script."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        clusters.require_main_guard()
+        raise ConfigError(
+            "a process that the script has started imports the script, and would register once more: put the call below a line "
+            "if __name__ == '__main__': in the script. Workers of daskreg do not import it."
+        )
 
 
 def _chosen(

@@ -109,6 +109,29 @@ def test_the_last_user_ends_it(monkeypatch):
     assert not server.is_running()
 
 
+SCRIPT = """
+import multiprocessing, os
+from daskreg import fork_server
+print("the script runs", flush=True)
+with fork_server.fork_server():
+    for method in (fork_server.METHOD, fork_server.FRESH_METHOD):
+        context = multiprocessing.get_context(method)
+        queue = context.SimpleQueue()
+        process = context.Process(target=queue.put, args=(method,))
+        process.start()
+        print(queue.get(), flush=True)
+        process.join()
+        assert process.exitcode == 0
+"""
+
+
+def test_processes_do_not_import_the_script(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "the script runs\ndaskreg\ndaskreg-fresh\n", done.stderr
+
+
 PROGRAM = """
 import multiprocessing, os, time
 from daskreg import fork_server

@@ -1,5 +1,6 @@
 """How commands end: one sentence and an exit code, whatever happens and whenever a signal arrives."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -14,7 +15,6 @@ import pytest
 
 import daskreg
 from daskreg import cli
-from daskreg.cluster.processes import UNGUARDED
 from daskreg.errors import NotFound
 from daskreg.storage import write_image
 
@@ -137,16 +137,20 @@ def test_a_process_that_was_told_to_ignore_a_hangup_still_does():
 
 SCRIPT = """
 import numpy as np, daskreg
+print("the script runs", flush=True)
 a = np.random.default_rng(0).random((24, 24, 24), np.float32)
-try:
-    daskreg.register(a, a, [daskreg.Affine(scales=(2,), iterations=(2,))], workers=2, comm="tcp")
-except daskreg.ConfigError as error:
-    print(error)
+print(daskreg.register(a, a, [daskreg.Affine(scales=(2,), iterations=(2,))], workers=2, comm="tcp").verdict.status)
 """
 
 
-def test_a_script_without_main_guard_is_told_so_once(tmp_path):
+def test_a_script_with_several_workers_needs_no_main_guard(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     found = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
-    assert found.stdout == f"{UNGUARDED}\n"
+    assert found.stdout == "the script runs\nok\n"
     assert "Traceback" not in found.stderr
+
+
+def test_a_script_that_is_imported_by_a_process_that_it_has_started_does_not_register_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(daskreg.ConfigError, match="would register once more: put the call below a line if __name__"):
+        daskreg.register(np.zeros((9, 9, 9)), np.zeros((9, 9, 9)), "rigid", output=tmp_path / "r.zarr")

@@ -264,17 +264,17 @@ def test_a_client_that_does_not_close_is_left():
     closing.close_client(SimpleNamespace(close=close))
 
 
-def test_workers_that_do_not_start_are_killed_and_an_error(monkeypatch, tmp_path):
+def test_workers_that_do_not_start_are_killed_and_an_error(monkeypatch):
     own, before = Process(), Process()
     known = [{before}]
     monkeypatch.setattr(processes, "worker_processes", lambda: known.pop() if known else {before, own})
     with pytest.raises(RunError, match="the worker processes did not start within 0 s"):
-        processes._made(lambda: threading.Event().wait(LONG), tmp_path / "unguarded")
+        processes._made(lambda: threading.Event().wait(LONG))
     assert own.killed.is_set()
     assert not before.killed.is_set()
 
 
-def test_workers_are_not_waited_for_where_another_one_ended_while_it_started(monkeypatch, tmp_path):
+def test_workers_are_not_waited_for_where_another_one_ended_while_it_started(monkeypatch):
     monkeypatch.setattr(timeouts, "WORKER_START_TIMEOUT", LONG)
     ended, other = Process(), Process()
     known = [set(), {ended, other}]
@@ -286,7 +286,7 @@ def test_workers_are_not_waited_for_where_another_one_ended_while_it_started(mon
         raise RuntimeError("Nanny failed to start.")
 
     with pytest.raises(RunError, match="the worker processes could not be started: Nanny failed to start"):
-        processes._made(make, tmp_path / "unguarded")
+        processes._made(make)
 
 
 # --- the list for maintainers ---------------------------------------------------------------------------------------------
