@@ -9,10 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from daskreg.errors import counted
+from daskreg.kernels.compiler.tally import TALLY
 from daskreg.reporting import log as messages
 from daskreg.reporting.follow import in_notebook
+from daskreg.reporting.lines import COMPILING
 from daskreg.steps import observed_by
 
 log = logging.getLogger("daskreg")
@@ -53,8 +57,9 @@ def _watched(what: str) -> Iterator[None]:
     try:
         with screen() as shown:
             tasks = Tasks(what, shown)
-            with observed_by(tasks.step), _callback(tasks.task):
+            with observed_by(tasks.step), TALLY.told_to(tasks.compiling), _callback(tasks.task):
                 yield
+            tasks.tell_of_kernels()
     finally:
         _shown[0] = False
 
@@ -68,12 +73,13 @@ def logged(what: str) -> Iterator[None]:
 
 
 class Tasks:
-    """How much is done: steps of a loop, each of which may be tasks of Dask."""
+    """How much is done: steps of a loop, each of which may be tasks of Dask; and that kernels are compiled for it."""
 
     def __init__(self, what: str, screen: Screen) -> None:
         self.what, self.screen = what, screen
+        self.count, self.compiled = TALLY.count, TALLY.count.as_dict()
         self.begun = time.monotonic()
-        self.shown, self.loop = self.begun + DELAY - INTERVAL, (0, 1)
+        self.shown, self.loop, self.kernels = self.begun + DELAY - INTERVAL, (0, 1), 0
 
     def step(self, number: int, of: int) -> None:
         """A step of the loop begins."""
@@ -84,12 +90,27 @@ class Tasks:
         """So many tasks of this step are done."""
         self._show(done / max(1, of))
 
+    def compiling(self, path: Path) -> None:
+        """A kernel is compiled now: before the first one a line of the log, for it takes seconds in which nothing else ends."""
+        if not self.kernels:
+            log.info("%s: %s", self.what, COMPILING)
+        self.kernels += 1
+
+    def tell_of_kernels(self) -> None:
+        """How much of the time it took to compile kernels, where that was long."""
+        seconds = time.monotonic() - self.begun
+        if self.kernels and seconds > DELAY and self.count is TALLY.count:
+            of = sum(getattr(self.count, name) - self.compiled[name] for name in ("seconds", "waited"))
+            said = f"{of:.0f} of them to compile {counted(self.kernels, 'kernel')} (once on this machine)"
+            log.info("%s: %.0f s, %s", self.what, seconds, said)
+
     def _show(self, inner: float) -> None:
         now = time.monotonic()
         if now - self.shown >= INTERVAL:
             self.shown = now
             share = (self.loop[0] + inner) / self.loop[1]
-            self.screen(f"{self.what}: {100 * share:.0f} %, {now - self.begun:.0f} s", share)
+            also = f", {COMPILING}" if self.kernels and TALLY.busy else ""
+            self.screen(f"{self.what}: {100 * share:.0f} %, {now - self.begun:.0f} s{also}", share)
 
 
 def _callback(report: Callable[[int, int], None]) -> Any:

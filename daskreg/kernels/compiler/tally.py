@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,14 @@ class Compiled:
 
 @dataclass
 class Tally:
-    """Counts kernels: it is called before and after each is compiled."""
+    """Counts kernels: it is called before and after each is compiled.
+
+    listeners: called with the file of each kernel before it is compiled, whoever counts
+    """
 
     count: Compiled = field(default_factory=Compiled)
     report: Callable[[Path], None] | None = None
+    listeners: list[Callable[[Path], None]] = field(default_factory=list)
     _since: tuple[float, float] | None = None  # by the clock, and of the thread's work
 
     def begin_count(self, report: Callable[[Path], None] | None = None) -> Compiled:
@@ -39,11 +44,26 @@ class Tally:
         self.count, self.report, self._since = Compiled(), report, None
         return self.count
 
+    @contextmanager
+    def told_to(self, listener: Callable[[Path], None]) -> Iterator[None]:
+        """A listener for a while."""
+        self.listeners.append(listener)
+        try:
+            yield
+        finally:
+            self.listeners.remove(listener)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a kernel is being compiled."""
+        return self._since is not None
+
     def begin(self, path: Path) -> None:
         """A kernel is compiled now, and will be kept in that file."""
         self.count.kernels += 1
-        if self.report is not None:
-            self.report(path)
+        for told in (self.report, *self.listeners):
+            if told is not None:
+                told(path)
         self._since = time.perf_counter(), time.thread_time()
 
     def wait(self, path: Path) -> None:

@@ -1,10 +1,13 @@
 """What Dask computes outside of a registration tells how far it is."""
 
 import logging
+import re
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
 
+from daskreg.kernels.compiler.tally import TALLY
 from daskreg.reporting import tasks
 from daskreg.steps import step
 from daskreg.storage.formats.streaming import slabs
@@ -55,3 +58,20 @@ def test_what_has_progress_of_its_own_can_tell_the_log_of_tasks(monkeypatch, cap
     with caplog.at_level(logging.INFO, "daskreg"), tasks.logged("making levels"):
         da.ones((8, 8), chunks=(1, 8)).sum().compute(scheduler="threads")
     assert "making levels: 100 %" in caplog.text
+
+
+def test_kernels_that_are_compiled_meanwhile_are_told(monkeypatch, caplog):
+    """They take most of a first call, and nothing else ends meanwhile."""
+
+    def compile_two():
+        for name in ("invert", "jacobian"):
+            TALLY.begin(Path(name))
+            step(0, 2)
+            TALLY.end()
+            step(1, 2)
+
+    shown = [text for text, _ in shares(monkeypatch, caplog, compile_two)]
+    assert ["compiling" in text for text in shown] == [True, False, True, False]
+    assert caplog.messages[0] == "resampling: compiling kernels (once on this machine)"
+    assert re.fullmatch(r"resampling: \d+ s, \d+ of them to compile 2 kernels \(once on this machine\)", caplog.messages[1])
+    assert TALLY.listeners == []
