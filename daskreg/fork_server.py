@@ -177,7 +177,7 @@ class FreshPopen(popen_spawn_posix.Popen):
         try:
             files.extend([theirs, kept])
             command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=theirs)
-            self.pid = util.spawnv_passfds(spawn.get_executable(), command, files)
+            self.pid = util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, files)
         finally:
             _close(theirs, kept)
         with open(pipe, "wb", closefd=False) as file:
