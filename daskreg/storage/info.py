@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskreg.deferred import DeferredModule
-from daskreg.errors import InputError, Unreadable, VoxelError
+from daskreg.errors import InputError, NotFound, Unreadable, VoxelError
 from daskreg.grid import Grid
 from daskreg.html import Printable
 from daskreg.storage.formats.run import Run
@@ -120,6 +120,8 @@ def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
     grid, hint = None, None
     try:
         grid = grid_of(record, address)
+    except NotFound:  # a channel or time that the address chooses: nothing else is described in its place
+        raise
     except InputError as error:
         hint = str(error)
         grid = _shared_grid(record, address)

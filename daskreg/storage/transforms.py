@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from daskreg.errors import ConfigError, GridError, OutputError, Unreadable
 from daskreg.grid import Grid, unit_name
-from daskreg.storage.fs.address import parse_address
+from daskreg.storage.fs.address import Address, parse_address
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.upload import local_place
 from daskreg.storage.registry import transform_formats
@@ -30,12 +30,17 @@ def open_transform(address: str | Path) -> TransformRecord:
     """
     parsed = parse_address(address)
     path = parsed.path
-    if others := [key for key in OF_IMAGES if getattr(parsed, key) is not None]:
-        which = f"{' and '.join(others)} {'belong' if len(others) > 1 else 'belongs'} to an image"
-        raise ConfigError(f"{address}: {which}; behind the path of a transform goes unit= alone.")
+    require_no_image_keys(parsed)
     with missing_chunks(parsed.missing):
         record = transform_formats.read(path, lambda format: _checked(path, format.open(path), format.name))
     return record if parsed.unit is None else _said_to_be_in(record, parsed.unit)
+
+
+def require_no_image_keys(address: Address) -> None:
+    """Raises ConfigError for an address of a transform that chooses a part of an image, such as a channel."""
+    if others := [key for key in OF_IMAGES if getattr(address, key) is not None]:
+        which = f"{' and '.join(others)} {'belong' if len(others) > 1 else 'belongs'} to an image"
+        raise ConfigError(f"{address.text}: {which}; behind the path of a transform goes unit= alone.")
 
 
 def _said_to_be_in(record: TransformRecord, unit: str) -> TransformRecord:

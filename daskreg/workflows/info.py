@@ -25,7 +25,7 @@ from daskreg.storage.info import grid_rows, grid_summary
 from daskreg.storage.point_file import PointFile
 from daskreg.storage.points import read_points
 from daskreg.storage.registry import identify, transform_formats
-from daskreg.storage.transforms import open_transform
+from daskreg.storage.transforms import open_transform, require_no_image_keys
 from daskreg.transforms.link import Link
 from daskreg.workflows.evaluate import verdict_of
 
@@ -163,12 +163,15 @@ def info(source: ImageSource | Volume | RunStore | FinishedRun, voxels: bool = F
         raise ConfigError(f"{source!r} is in memory; a path, a URL or a Result was expected.")
     if not isinstance(address, str | Path):
         return describe_image(address, voxels)
-    path = parse_address(address).path
+    parsed = parse_address(address)
+    path = parsed.path
     format = identify(path)
+    if isinstance(format, PointFormat | TransformFormat) and parsed.array is None:
+        require_no_image_keys(parsed)
     if isinstance(format, PointFormat):
         return _of_points(path)
     if isinstance(format, TransformFormat) and not format.is_run:
-        return _of_transform(path)
+        return _of_transform(path, address)
     found = describe_image(address, voxels)
     if not found.run.get("complete"):
         return found
@@ -195,8 +198,8 @@ def _box(file: PointFile) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(xyz.min(axis=0).tolist()), tuple(xyz.max(axis=0).tolist())
 
 
-def _of_transform(path: str) -> TransformInfo:
-    record = open_transform(path)
+def _of_transform(path: str, address: str | Path) -> TransformInfo:
+    record = open_transform(address)
     transform = transform_of(record)
     images = [None if inner is None else _target(join(path, inner)) for inner in record.images]
     return TransformInfo(

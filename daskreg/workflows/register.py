@@ -357,8 +357,11 @@ def require_run_place(output: str | Path, *, overwrite: bool = False, resume: bo
 
 
 def _require_store(path: str) -> None:
+    """Raises OutputError for the name of a file, and says what stands below a name that does not say it."""
     if any(f.single_file for f in image_formats.by_ending(path)):
         raise OutputError(f"{path}: a run is a Zarr store; name it .zarr, and 'daskreg export' makes a field of it.")
+    if not path.rstrip("/").endswith(".zarr"):
+        log.info("%s becomes a folder, a Zarr store; with the ending .zarr its name says so, also to viewers", path)
 
 
 def _new_store(path: str, request: Request, inputs: Inputs, overwrite: bool) -> RunStore:

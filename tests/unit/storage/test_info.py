@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import zarr
 
-from daskreg.errors import NotFound
+import daskreg
+from daskreg.errors import ConfigError, NotFound
 from daskreg.grid import Grid
 from daskreg.storage import RunStore, describe, write_image
 from tests.unit.storage.stores import axes, dataset, ome_zarr, simple, voxels
@@ -34,6 +35,22 @@ def test_channels_to_choose_from_are_a_hint(tmp_path):
     assert info.shape == (2, 6, 7, 8)
     assert info.spacing == (2, 1, 1)
     assert "::channel=0" in (info.hint or "")
+    with pytest.raises(NotFound, match="has no channel 7; it has 2: choose one with '::channel=0'"):
+        describe(f"{path}::channel=7")
+    with pytest.raises(NotFound, match="has no time 3: it has no time axis"):
+        describe(f"{path}::time=3,channel=0")
+
+
+@pytest.mark.parametrize("key", ["channel=0", "level=1", "spacing=2", "time=0"])
+def test_a_part_of_an_image_that_is_asked_of_a_transform_or_points_is_refused(tmp_path, key):
+    """It was left out, with exit code 0."""
+    RunStore.create(tmp_path / "r.zarr", fixed=Grid((6, 7, 8), unit="mm"), moving=Grid((5, 5, 5), unit="mm")).finish({})
+    np.savetxt(tmp_path / "p.csv", np.zeros((2, 3)), delimiter=",", header="x,y,z", comments="")
+    daskreg.export(tmp_path / "r.zarr", tmp_path / "t.tfm", part="affine")
+    for name in ("r.zarr", "p.csv", "t.tfm"):
+        assert daskreg.info(tmp_path / name).lines()
+        with pytest.raises(ConfigError, match=f"{key.partition('=')[0]} belongs to an image"):
+            daskreg.info(f"{tmp_path / name}::{key}")
 
 
 def test_a_bare_array_is_described_with_a_hint(tmp_path):
