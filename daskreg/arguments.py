@@ -107,7 +107,7 @@ def _place(name: str, known: Collection[str]) -> str | None:
             return "stages are its configuration: write config=[daskreg.Affine(), daskreg.Deformable()]"
         if name in config.Config.model_fields and "config" in known:
             return f"it belongs in the configuration: write config=daskreg.Config(stages=[...], {name}=...)"
-        if (kind := _stage_with(name)) is not None:
+        if (kind := stage_with(name)) is not None:
             where = "config" if "config" in known else "stages"
             return f"it belongs in a stage: write {where}=[daskreg.{kind}, ...]"
     single = name if name in ADDRESS_KEYS else name.removesuffix("s")
@@ -117,7 +117,7 @@ def _place(name: str, known: Collection[str]) -> str | None:
     return None
 
 
-def _stage_with(name: str) -> str | None:
+def stage_with(name: str) -> str | None:
     """How a stage is written that has a parameter, or a part with it, as ``Deformable(iterations=...)``; None where none has."""
     from daskreg import config
     from daskreg.parameters import TAGS

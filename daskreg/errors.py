@@ -31,6 +31,7 @@ known name closest to it: ``suggestion``, ``require_known``; a number is finite 
 
 import difflib
 import numbers
+import os
 import reprlib
 from collections.abc import Callable, Collection
 from typing import Any
@@ -176,6 +177,23 @@ def closest(word: object, known: Collection[str], cutoff: float = 0.5) -> str | 
     in_any_case = {name.lower(): name for name in known}
     found = difflib.get_close_matches(str(word), known, 1, cutoff)
     return next(iter([*found, *map(in_any_case.get, difflib.get_close_matches(str(word).lower(), in_any_case, 1, cutoff))]), None)
+
+
+def nearest_name(path: str) -> str:
+    """The end of a sentence about a local path that does not exist: the most similar name in its folder, if there is one."""
+    folder, name = os.path.split(path)
+    try:
+        names = os.listdir(folder or ".")
+    except OSError:
+        return f"; neither does the folder {folder}" if folder and not os.path.exists(folder) else ""
+    near = closest(name, [other for other in names if _alike(name, other)], 0.75)
+    return f"; the nearest name there is {os.path.join(folder, near)}" if near else ""
+
+
+def _alike(name: str, other: str) -> bool:
+    """Whether two names are similar without their endings, which files of one folder share."""
+    stem, its = name.partition(".")[0], other.partition(".")[0]
+    return stem.lower() == its.lower() or closest(stem, [its]) is not None
 
 
 def suggestion(word: object, known: Collection[str]) -> str:

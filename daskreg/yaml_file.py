@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from daskreg.errors import ConfigError, NotFound
+from daskreg.errors import ConfigError, NotFound, nearest_name
 
 MAXIMUM_BYTES, MAXIMUM_VALUES, MAXIMUM_DEPTH = 1 << 20, 10_000, 32
 
@@ -18,6 +18,8 @@ def read_yaml(path: str | Path) -> Any:
         with Path(path).open("rb") as file:
             found = file.read(MAXIMUM_BYTES + 1)
         tree = yaml.safe_load(found.decode()) if len(found) <= MAXIMUM_BYTES else None
+    except FileNotFoundError:
+        raise NotFound(f"config {path} does not exist{nearest_name(str(path))}.") from None
     except OSError as error:
         raise NotFound(f"config {path} cannot be read: {error.strerror or error}.") from None
     except ValueError as error:

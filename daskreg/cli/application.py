@@ -18,18 +18,29 @@ class Commands(TyperGroup):
     """The commands; global options may stand anywhere."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Called by Typer."""
-        return list(super().parse_args(ctx, global_first(args)))
+        """Called by Typer; says where an option belongs that stands before the command."""
+        try:
+            return list(super().parse_args(ctx, global_first(args)))
+        except USAGE_ERROR as error:
+            self._explain(error)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
-        """Called by Typer; says where an output belongs that was given without its option."""
+        """Called by Typer; says where an unknown option belongs, or an output that was given without its option."""
         try:
             return super().invoke(ctx)
         except USAGE_ERROR as error:
+            self._explain(error)
             named = error.ctx is not None and any(p.name == "output" for p in error.ctx.command.params)
             if named and "unexpected extra argument" in error.message:
                 error.message += ". The output is named by -o OUTPUT."
             raise
+
+    def _explain(self, error: Any) -> None:
+        if getattr(error, "option_name", None) and error.ctx is not None:
+            from daskreg.cli.misplaced import explain
+
+            explain(error, self)
 
 
 def global_first(arguments: Sequence[str]) -> list[str]:

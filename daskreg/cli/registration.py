@@ -269,10 +269,10 @@ def refine(
     overwrite: Overwrite = False,
 ) -> None:
     """Register a part of FIXED again, starting from TRANSFORM, and blend it back without a seam."""
-    from daskreg.config import Config
+    from daskreg.workflows.inputs import as_config
     from daskreg.workflows.refine import refine as workflow
 
-    given: dict[str, Any] = {} if config is None else {"stages": Config.load(config).stages}
+    given: dict[str, Any] = {} if config is None else {"stages": as_config(config).stages}
     fixed, moving = saying(missing_chunks, fixed), saying(missing_chunks, moving)
     found = workflow(transform, fixed, moving, output, region, blend=blend, overwrite=overwrite, workers=workers, **given)
     typer.echo(f"{output}: {found.line()}")
@@ -299,11 +299,13 @@ def chosen_config(
     config: Path | None, preset: str | None, files: dict[str, Any], backgrounds: dict[str, Any] | None = None
 ) -> Config:
     """The chosen configuration, with what other options say; of ``files``, what is not None."""
-    from daskreg.workflows.inputs import as_config
+    from daskreg.workflows.inputs import CONFIG_ENDINGS, as_config
     from daskreg.workflows.presets import preset as named
 
     if config is not None and preset is not None:
         raise ConfigError("--config and --preset were both given; a configuration holds everything, so give one of them.")
+    if preset is not None and preset.lower().endswith(CONFIG_ENDINGS):
+        raise ConfigError(f"--preset takes a name, and {preset!r} is that of a file; give it by --config.")
     chosen = as_config(config) if config else named(preset or "brain")
     return chosen.model_copy(update={k: v for k, v in files.items() if v is not None} | (backgrounds or {}))
 

@@ -242,6 +242,8 @@ def _loaded(path: str | Path) -> Config:
     try:
         require_exists(str(path))
     except NotFound as error:
+        if str(path) in PRESETS:
+            raise NotFound(f"config {path} does not exist as a file; the preset of that name is --preset {path}.") from None
         raise NotFound(f"config {str(error).rstrip('.')}; give a YAML file, or a preset: {', '.join(PRESETS)}.") from None
     return Config.load(path)
 

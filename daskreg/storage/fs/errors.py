@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from daskreg.errors import DaskregError, InputError, NotFound, OutOfSpace, OutputError, Unreadable, closest
+from daskreg.errors import DaskregError, InputError, NotFound, OutOfSpace, OutputError, Unreadable, nearest_name
 from daskreg.storage.fs.address import is_remote
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -149,7 +149,7 @@ def not_found(path: str) -> NotFound:
     """The error for a missing path, which suggests the most similar name in its folder; for a broken link, names its target."""
     if not is_remote(path) and os.path.islink(path):
         return NotFound(f"{path} is a link to {os.readlink(path)}, which does not exist; bring that back, or change the link.")
-    return NotFound(f"{path or 'an empty path'} does not exist{_beside(path)}.")
+    return NotFound(f"{path or 'an empty path'} does not exist{'' if is_remote(path) else nearest_name(path)}.")
 
 
 def require_exists(path: str) -> None:
@@ -190,21 +190,3 @@ def _number(error: Exception) -> int | None:
         return error.errno
     said = re.search(r"\(os error (\d+)\)", str(error))
     return int(said[1]) if said else None
-
-
-def _alike(name: str, other: str) -> bool:
-    """Whether two names are similar without their endings, which files of one folder share."""
-    stem, its = name.partition(".")[0], other.partition(".")[0]
-    return stem.lower() == its.lower() or closest(stem, [its]) is not None
-
-
-def _beside(path: str) -> str:
-    folder, name = os.path.split(path)
-    if is_remote(path):
-        return ""
-    try:
-        names = os.listdir(folder or ".")
-    except OSError:
-        return f"; neither does the folder {folder}" if folder and not os.path.exists(folder) else ""
-    near = closest(name, [other for other in names if _alike(name, other)], 0.75)
-    return f"; the nearest name there is {os.path.join(folder, near)}" if near else ""
