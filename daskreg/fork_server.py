@@ -4,7 +4,7 @@ A worker's process that Python starts afresh imports for two seconds before it d
 at once, also where it takes the place of a killed one. The server is started before its cluster is, and imports while this
 process reads headers and plans. On Linux only: elsewhere, and where the server fails, processes are started afresh.
 
-Forking is safe: the server has one thread; it imports and forks, and nothing else. Workers that use a GPU are started afresh.
+Forking is safe: the server has one thread and has not used a GPU; it imports and forks, and nothing else.
 
 Neither way imports the script that registers, as Python's own do: a script without a main guard would register in each worker.
 """
@@ -35,7 +35,7 @@ METHOD = "daskreg"  # the name of this way to start processes, beside Python's "
 FRESH_METHOD = "daskreg-fresh"  # without a server
 MOST_FAILURES = 2  # after which a server is not asked again
 TERMINAL_SIGNALS = signal.SIGINT, signal.SIGHUP
-MODULE = "daskreg.cluster.forked"  # which imports the others
+MODULES = {"cpu": ("daskreg.cluster.forked",), "cuda": ("daskreg.cluster.forked", "daskreg.cluster.forked_cuda")}  # by device
 VARIABLES = {  # as Dask's nanny sets them for a process that it starts: libraries read them when they are loaded
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "OMP_NUM_THREADS": "1",
@@ -48,12 +48,12 @@ _users = 0
 
 
 @contextmanager
-def fork_server() -> Iterator[None]:
+def fork_server(device: str) -> Iterator[None]:
     """A server for processes that are started meanwhile by ``METHOD``; where one is there, that one goes on.
 
-    They get the environment that this process has when they are started.
+    device: of the workers, "cpu" or "cuda". They get the environment that this process has when they are started.
     """
-    _enter((MODULE,), {name: os.environ.get(name, value) for name, value in VARIABLES.items()})
+    _enter(MODULES[device], {name: os.environ.get(name, value) for name, value in VARIABLES.items()})
     try:
         yield
     finally:

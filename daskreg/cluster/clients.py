@@ -16,6 +16,7 @@ from distributed import Client, LocalCluster
 from daskreg import machine
 from daskreg.cluster import preload, timeouts
 from daskreg.cluster.closing import close_client, close_cluster
+from daskreg.cluster.gpu_driver import usable_when_forked
 from daskreg.cluster.isolation import (
     LOOPBACK,
     LoopbackWorker,
@@ -96,10 +97,13 @@ def embedded_client(workers: int = 1, threads: int | None = None, device: Kind =
 
 @contextmanager
 def _started_by(device: Kind) -> Iterator[None]:
-    """Worker processes for CPUs are forked by one that has imported what they need, others are started afresh."""
-    method, server = (METHOD, fork_server()) if device == "cpu" else (FRESH_METHOD, nullcontext())
-    with server, dask.config.set({"distributed.worker.multiprocessing-method": method}):
-        yield
+    """Worker processes are forked by one that has imported what they need, where they can use their GPUs then, else started
+    afresh.
+    """
+    with fork_server(device):
+        method = METHOD if device == "cpu" or usable_when_forked() else FRESH_METHOD
+        with dask.config.set({"distributed.worker.multiprocessing-method": method}):
+            yield
 
 
 @contextmanager

@@ -279,9 +279,11 @@ def _foreseen_workers(
     client: Client | None, cluster: str | None, workers: int | None, device: DeviceName
 ) -> AbstractContextManager[None]:
     """Begin to import for worker processes, where there will be some, while this process reads headers and plans."""
+    wanted = workers or (2 if cluster == "cuda" else 1)
     given = client is not None or cluster not in LOCAL or ("distributed" in sys.modules and clusters.current_client() is not None)
-    on_gpus = cluster == "cuda" or device == "cuda"  # whose workers are started afresh
-    return nullcontext() if given or on_gpus or (workers or 1) == 1 else fork_server()
+    if given or wanted == 1:
+        return nullcontext()
+    return fork_server("cuda" if cluster == "cuda" or device == "cuda" else "cpu")
 
 
 def _kept(store: RunStore, request: Request, overwrite: bool, *, in_memory: bool) -> Result:

@@ -44,7 +44,7 @@ def few_modules():
 
 @pytest.fixture(scope="module")
 def server():
-    with fork_server.fork_server():
+    with fork_server.fork_server("cpu"):
         yield fork_server._server
 
 
@@ -95,15 +95,15 @@ def test_a_server_that_cannot_be_started_is_not_missed(monkeypatch):
     monkeypatch.setattr(fork_server, "_server", None)
     monkeypatch.setattr(fork_server, "_users", 0)
     monkeypatch.setattr(fork_server, "Server", refused)
-    with fork_server.fork_server():
+    with fork_server.fork_server("cpu"):
         assert ask()[0] == os.getpid()
 
 
 def test_the_last_user_ends_it(monkeypatch):
     monkeypatch.setattr(fork_server, "_server", None)
     monkeypatch.setattr(fork_server, "_users", 0)
-    with fork_server.fork_server():
-        with fork_server.fork_server():
+    with fork_server.fork_server("cpu"):
+        with fork_server.fork_server("cpu"):
             server = psutil.Process(vars(fork_server._server)["_forkserver_pid"])
         assert server.is_running()
     assert not server.is_running()
@@ -137,7 +137,7 @@ import multiprocessing, os, time
 from daskreg import fork_server
 if __name__ == "__main__":
     fork_server.MODULES = {"cpu": ("ends",)}
-    with fork_server.fork_server():
+    with fork_server.fork_server("cpu"):
         process = multiprocessing.get_context(fork_server.METHOD).Process(target=time.sleep, args=(60,))
         process.start()
         print(vars(fork_server._server)["_forkserver_pid"], process.pid, flush=True)
