@@ -24,6 +24,7 @@ from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.rank_job import RankJob
 from daskreg.cluster.worker_calls import call_each, call_ranks, present, within, workers_of
 from daskreg.comm import Abilities, abilities
+from daskreg.errors import RankLost
 from daskreg.kernels.device import Kind
 
 log = logging.getLogger("daskreg")
@@ -32,8 +33,16 @@ log = logging.getLogger("daskreg")
 def form_group(
     client: Client, members: Sequence[str], choice: TransportChoice, deadline: float, device: Kind = "cpu"
 ) -> RankGroup:
-    """The group of these workers, one rank each, and its transport. Raises InputError where a worker lacks the one asked for."""
+    """The group of these workers, one rank each, and its transport.
+
+    Raises InputError where a worker lacks the transport asked for, RankLost where a worker is no longer there.
+    """
     known = workers_of(client)
+    for rank, address in enumerate(members):
+        if address not in known:
+            raise RankLost(
+                f"rank {rank} ({address}) was lost before the ranks were brought up; look at that worker's log for the reason."
+            )
     hosts = tuple(str(known[a]["host"]) for a in members)
     group = RankGroup(f"daskreg-{uuid.uuid4().hex}", tuple(members), hosts, (), "tcp", deadline)
     cores = _shared_cores(hosts, call_ranks(client, group, machine.cores))

@@ -61,8 +61,10 @@ class Command:
 
     def workers(self) -> list[int]:
         """Process ids of its workers, in the order in which they were started."""
-        children = psutil.Process(self.process.pid).children()
-        return [c.pid for c in sorted(children, key=lambda c: c.create_time()) if "spawn_main" in " ".join(c.cmdline())]
+        own = psutil.Process(self.process.pid)
+        forked = [c for child in own.children() if "forkserver" in " ".join(child.cmdline()) for c in child.children()]
+        started = [c for c in own.children() if "spawn_main" in " ".join(c.cmdline())]
+        return [c.pid for c in sorted(forked + started, key=lambda c: c.create_time())]
 
     def ended(self, seconds: float) -> tuple[int, str, float]:
         """Exit code, what it has written to the terminal, and the seconds until it ended; fails where it takes longer."""

@@ -38,7 +38,7 @@ def ask(name=""):
 @pytest.fixture(autouse=True, scope="module")
 def few_modules():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fork_server, "MODULE", MODULE)
+        patch.setattr(fork_server, "MODULES", {"cpu": (MODULE,)})
         yield
 
 

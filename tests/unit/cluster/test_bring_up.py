@@ -1,8 +1,12 @@
 """What a group of ranks agrees on before it starts."""
 
+import pytest
+
+from daskreg.cluster import bring_up
 from daskreg.cluster.bring_up import _same_memory, _shared_cores
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.comm import Abilities
+from daskreg.errors import RankLost
 from daskreg.machine import Limit
 
 
@@ -35,3 +39,9 @@ def test_a_group_is_encrypted_where_all_its_connections_are_and_does_not_show_it
     assert (plain.encrypted, encrypted.encrypted) == (False, True)
     assert plain.secret != encrypted.secret
     assert str(plain.secret.key) not in repr(plain)
+
+
+def test_a_worker_that_is_gone_before_the_ranks_are_formed_is_lost(monkeypatch):
+    monkeypatch.setattr(bring_up, "workers_of", lambda client: {"tcp://a:1": {"host": "a"}})
+    with pytest.raises(RankLost, match=r"^rank 1 \(tcp://b:2\) was lost before the ranks were brought up; look at that worker"):
+        bring_up.form_group(None, ["tcp://a:1", "tcp://b:2"], "auto", 60.0)
