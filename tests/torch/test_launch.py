@@ -12,7 +12,7 @@ from daskreg.kernels.compiler.formula import CPU
 from daskreg.kernels.compiler.launch import Kernel
 from daskreg.torch import direct_launch, launch
 from daskreg.torch.direct_launch import Array, DirectLaunch, Function, KeptLaunch, LaunchSequence, Voxels, function
-from daskreg.torch.kernels.elementwise import squared_difference, squared_difference_backward
+from daskreg.torch.kernels.elementwise import squared_difference_batch, squared_difference_batch_backward
 
 SIZES = {"Q": ctypes.c_uint64, "q": ctypes.c_int64, "I": ctypes.c_uint32, "i": ctypes.c_int32, "f": ctypes.c_float}
 
@@ -234,10 +234,10 @@ def test_many_planes_take_several_launches(monkeypatch):
     monkeypatch.setattr(launch, "MAX_GRID", 4)
     monkeypatch.setattr(Kernel, "without", lambda self, absent: self)
     a, b = torch.rand(11, 3, 5), torch.rand(11, 3, 5)
-    rows = launch.run(squared_difference, (11, 3, 5), launch.planes(a), launch.planes(b), like=a)
+    rows = launch.run(squared_difference_batch, (11, 3, 5), launch.planes(a), launch.planes(b), like=a)
     torch.testing.assert_close(rows.sum(), ((a - b) ** 2).sum())
     out = torch.full_like(a, torch.nan)
     given = launch.flat(torch.ones(1))
-    launch.run(squared_difference_backward, (11, 3, 5), 2.0, given, *map(launch.planes, (a, b, out)), like=a)
+    launch.run(squared_difference_batch_backward, (11, 3, 5), 2.0, given, *map(launch.planes, (a, b, out)), like=a)
     torch.testing.assert_close(out, 2 * (b - a))
     assert len(parts) == 6

@@ -12,6 +12,7 @@ from daskreg.kernels.compiler import cubins
 from daskreg.kernels.compiler.configuration import SIMULATED, stream
 from daskreg.kernels.compiler.digest import digest
 from daskreg.kernels.compiler.formula import CUDA, FUNCTION_OPTIONS, Formula, specialise
+from daskreg.kernels.compiler.launch import enter
 
 COOPERATIVE_KERNELS: dict[str, CooperativeKernel] = {}
 STATIC_SHARED = 48 * 1024  # bytes per block that need no attribute
@@ -28,7 +29,8 @@ class CooperativeKernel:
     """
 
     def __init__(self, factory: Callable[..., Callable[..., Any]], options: dict[str, Any]) -> None:
-        self.name, self.factory, self.options, self.__doc__ = factory.__name__, factory, options, factory.__doc__
+        self.name, self.module, self.__doc__ = factory.__name__, factory.__module__, factory.__doc__
+        self.factory, self.options = factory, options
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def form(self, *constants: Any) -> Any:
@@ -86,7 +88,6 @@ def cooperative_kernel(**options: Any) -> Callable[[Callable[..., Callable[..., 
     """Make a kernel of a factory, see ``CooperativeKernel``."""
 
     def register(factory: Callable[..., Callable[..., Any]]) -> CooperativeKernel:
-        made = COOPERATIVE_KERNELS[factory.__name__] = CooperativeKernel(factory, options)
-        return made
+        return enter(COOPERATIVE_KERNELS, CooperativeKernel(factory, options))
 
     return register

@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numba
 import numpy as np
@@ -44,6 +44,16 @@ def box(shape: Shape) -> tuple[int, int, int, int]:
     return planes.start, len(planes), int(ny), int(nx)
 
 
+class Named(Protocol):
+    """What has a name, which one module gives."""
+
+    name: str
+    module: str
+
+
+K = TypeVar("K", bound=Named)
+
+
 class Kernel:
     """One operation at every voxel of a box.
 
@@ -56,7 +66,8 @@ class Kernel:
     """
 
     def __init__(self, body: Callable[..., Any], sums: int, maxima: bool, border: bool, scatter: bool, cooperative: str) -> None:
-        self.name, self.body, self.sums, self.maxima, self.cooperative = body.__name__, body, sums, maxima, cooperative
+        self.name, self.module, self.body, self.cooperative = body.__name__, body.__module__, body, cooperative
+        self.sums, self.maxima = sums, maxima
         self.border, self.scatter = border, scatter
         self.__doc__ = body.__doc__
         self._launchers: dict[tuple[int, frozenset[str]], Any] = {}
@@ -143,17 +154,28 @@ def on_device(array: Any) -> bool:
     return hasattr(array, "__cuda_array_interface__")
 
 
+def enter(kernels: dict[str, K], kernel: K) -> K:
+    """Enter a kernel by its name, and return it. Raises ValueError where another module has one of that name."""
+    there = kernels.get(kernel.name, kernel)
+    if there.module != kernel.module:
+        raise ValueError(
+            f"{there.module} has a kernel named {kernel.name!r} already; give the one of {kernel.module} another name."
+        )
+    kernels[kernel.name] = kernel
+    return kernel
+
+
 def voxelwise(
     sums: int = 0, *, maxima: bool = False, border: bool = False, scatter: bool = False, cooperative: str = ""
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Make a kernel of a body, see ``Kernel``.
 
     cooperative: "package.module.function" of daskreg.kernels, which is called instead of the plain body on a GPU
+    Raises ValueError where another module has a kernel of that name: compiled ones are found by their names.
     """
 
     def register(body: Callable[..., Any]) -> Kernel:
-        kernel = KERNELS[body.__name__] = Kernel(body, sums, maxima, border, scatter, cooperative)
-        return kernel
+        return enter(KERNELS, Kernel(body, sums, maxima, border, scatter, cooperative))
 
     return register
 

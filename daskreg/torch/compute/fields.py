@@ -64,7 +64,7 @@ def squared_difference(fixed: torch.Tensor, moved: torch.Tensor, scale: float) -
         rows: torch.Tensor | None = empty(shape[:2], fixed)
         _squaring(shape, fixed.get_device())(rows, fixed, moved)
     else:
-        rows = run(kernels.squared_difference, shape, planes(fixed), planes(moved), like=fixed)
+        rows = run(kernels.squared_difference_batch, shape, planes(fixed), planes(moved), like=fixed)
     assert rows is not None
     return total(rows, (), scale)
 
@@ -72,7 +72,7 @@ def squared_difference(fixed: torch.Tensor, moved: torch.Tensor, scale: float) -
 @lru_cache(MOST_LAUNCHES)
 def _squaring(shape: tuple[int, int, int], index: int) -> KeptLaunch:
     arrays = Array((1, *shape[:2])), Array(shape), Array(shape)
-    return KeptLaunch(*voxelwise(kernels.squared_difference, (0, *shape)), *arrays, index=index)
+    return KeptLaunch(*voxelwise(kernels.squared_difference_batch, (0, *shape)), *arrays, index=index)
 
 
 def squared_difference_gradient(given: torch.Tensor, fixed: torch.Tensor, moved: torch.Tensor, scale: float) -> torch.Tensor:
@@ -81,14 +81,14 @@ def squared_difference_gradient(given: torch.Tensor, fixed: torch.Tensor, moved:
     if fixed.is_cuda and shape[0] <= MAX_GRID:
         _squares_sloping(shape, 2.0 * scale, fixed.get_device())(given, fixed, moved, out)
         return out
-    run(kernels.squared_difference_backward, shape, 2.0 * scale, flat(given), *map(planes, (fixed, moved, out)), like=fixed)
+    run(kernels.squared_difference_batch_backward, shape, 2.0 * scale, flat(given), *map(planes, (fixed, moved, out)), like=fixed)
     return out
 
 
 @lru_cache(MOST_LAUNCHES)
 def _squares_sloping(shape: tuple[int, int, int], factor: float, index: int) -> KeptLaunch:
     arrays = Array((1,)), *(Array(shape),) * 3
-    return KeptLaunch(*voxelwise(kernels.squared_difference_backward, (0, *shape)), factor, *arrays, index=index)
+    return KeptLaunch(*voxelwise(kernels.squared_difference_batch_backward, (0, *shape)), factor, *arrays, index=index)
 
 
 class PreparedDifference(PreparedLoss):

@@ -12,14 +12,14 @@ ONE, ZERO, HALF, TWO, QUARTER = float32(1), float32(0), float32(0.5), float32(2)
 
 
 @voxelwise(sums=1)
-def squared_difference(p, y, x, fixed, moved):
+def squared_difference_batch(p, y, x, fixed, moved):
     """Row sums of ``(fixed - moved)^2``."""
     r = moved[p, y, x] - fixed[p, y, x]
     return (r * r,)
 
 
 @voxelwise()
-def squared_difference_backward(p, y, x, factor, given, fixed, moved, out):
+def squared_difference_batch_backward(p, y, x, factor, given, fixed, moved, out):
     """``out = factor given[0] (moved - fixed)``."""
     out[p, y, x] = factor * given[index(0)] * (moved[p, y, x] - fixed[p, y, x])
 

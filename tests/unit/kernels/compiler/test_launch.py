@@ -1,11 +1,13 @@
 """What the generated launchers ask of a kernel's body."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from daskreg.kernels.compiler.configuration import limit_spinning
-from daskreg.kernels.compiler.cooperative import CooperativeKernel
-from daskreg.kernels.compiler.launch import voxelwise
+from daskreg.kernels.compiler.cooperative import COOPERATIVE_KERNELS, CooperativeKernel, cooperative_kernel
+from daskreg.kernels.compiler.launch import KERNELS, voxelwise
 
 
 @pytest.mark.parametrize("name", ["n", "float32", "cuda"])
@@ -23,6 +25,19 @@ def test_a_local_of_the_launcher_is_refused_too():
     exec("def add(z, y, x, z0, out):\n    out[z, y, x] = z0[z, y, x] + 1", scope)
     with pytest.raises(ValueError, match="names of its launcher: z0"):
         voxelwise()(scope["add"])((2, 2, 2), np.zeros((2, 2, 2), np.float32), np.zeros((2, 2, 2), np.float32))
+
+
+@pytest.mark.parametrize("register", [voxelwise(), cooperative_kernel()])
+def test_a_name_belongs_to_one_module(register, monkeypatch):
+    """Compiled kernels are found by name."""
+    for table in (KERNELS, COOPERATIVE_KERNELS):
+        monkeypatch.setitem(table, "operation", SimpleNamespace(name="operation", module="other.kernels"))
+    scope = {"__name__": __name__}
+    exec("def operation(z, y, x, out):\n    out[z, y, x] = 1", scope)
+    with pytest.raises(
+        ValueError, match=r"^other\.kernels has a kernel named 'operation' already; give the one of .* another name\.$"
+    ):
+        register(scope["operation"])
 
 
 @pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}], ids=str)

@@ -156,6 +156,8 @@ registry.import_torch_kernels()
 for name, constants, signature in precompile.warm_up_signatures(precompile.TORCH_SIGNATURES):
     registered = precompile.KERNELS if isinstance(constants, list) else precompile.COOPERATIVE_KERNELS
     assert name in registered, name
+    types = precompile.parse_types(signature)
+    assert precompile.find_kernel(name, constants).py_func.__code__.co_argcount == len(types), name
     assert precompile.format_types(precompile.parse_types(signature)) == signature
 """
     pytest.importorskip("numba_cuda")
