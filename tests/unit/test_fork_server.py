@@ -113,7 +113,7 @@ SCRIPT = """
 import multiprocessing, os
 from daskreg import fork_server
 print("the script runs", flush=True)
-with fork_server.fork_server():
+with fork_server.fork_server("cpu"):
     for method in (fork_server.METHOD, fork_server.FRESH_METHOD):
         context = multiprocessing.get_context(method)
         queue = context.SimpleQueue()

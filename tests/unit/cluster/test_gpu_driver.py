@@ -53,5 +53,5 @@ def test_it_is_tried_in_a_forked_process(monkeypatch, caplog, code):
 def test_workers_are_forked_where_they_can_use_their_gpus(monkeypatch, usable):
     monkeypatch.setattr(clients, "fork_server", lambda device: nullcontext())
     monkeypatch.setattr(clients, "usable_when_forked", lambda: usable)
-    with clients._forked("cuda"):
+    with clients._started_by("cuda"):
         assert (dask.config.get("distributed.worker.multiprocessing-method") == METHOD) is usable
