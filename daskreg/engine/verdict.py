@@ -24,6 +24,9 @@ MINIMUM_OVERLAP = 0.2  # of the smaller image
 FOLDED = 0.5  # per cent of the voxels
 # parts of both that are lost: right results lost at most 0.01 and 0.06, or 0.12 and 0.01, where they were started right
 WORSE = {"ncc": 0.02, "mi": 0.05}
+# what is often behind a wrong pose of images that do belong together; see docs/howto/wrong.md
+CAUSES = "if the images do show the same, look at their voxel sizes, units and axes ('daskreg info' of both)"
+UNSEARCHED = ", or begin with a search of all rotations (--preset rigid)"
 ENDED = {"overlap": "under half of its voxels were left", "no overlap": "the images hardly overlapped"}
 
 
@@ -31,7 +34,8 @@ ENDED = {"overlap": "under half of its voxels were left", "no overlap": "the ima
 class Verdict(Printable):
     """What a registration came to.
 
-    status: "ok", "doubtful" or "failed";  reasons: sentences without an end, the weightiest first, one at least;
+    status: "ok", "doubtful" or "failed";  reasons: sentences without an end, the weightiest first, one at least, and last what
+    to look at where the pose may be wrong;
     evidence: the numbers behind them, as ``Evidence`` has them;  matched: a compressed map of where the images match, see
     ``MatchMap``, empty where there is none
     """
@@ -82,18 +86,15 @@ def judge(
     levels: reports of the levels, as provenance has them;  measures: see ``measure.likeness``, before and after, where all voxels
     count
     """
-    found = [
-        *_support(evidence),
-        *_match(evidence),
-        *_drift(evidence),
-        *_shape(evidence, folded_percent),
-        *(_worsening(*measures) if measures is not None else ()),
-        *_endings(evidence, levels),
-    ]
+    match, drift = [*_match(evidence)], [*_drift(evidence)]
+    worse = [] if measures is None else [*_worsening(*measures)]
+    found = [*_support(evidence), *match, *drift, *_shape(evidence, folded_percent), *worse, *_endings(evidence, levels)]
     status: Status = max((r.status for r in found), key=RANKS.index, default="ok")
     if evidence.windows < MINIMUM_WINDOWS:
         status = "doubtful"  # and no more: too little was compared to call it failed
     reasons = [r.text for s in reversed(RANKS) for r in found if r.status == s]
+    if match or drift or worse:
+        reasons.append(CAUSES + ("" if any(level["stage"] == "search" for level in levels) else UNSEARCHED))
     return Verdict(status, tuple(reasons) or (_fine(evidence),), evidence.as_dict())
 
 

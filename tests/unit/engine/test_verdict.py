@@ -263,6 +263,18 @@ def test_folds_and_levels_that_ended_early_count():
     assert "scale 4" in ended.line()
 
 
+def test_what_may_be_behind_a_wrong_pose_is_named():
+    """Wrong voxel sizes and axes are seen by nobody who looks at shares of an image alone."""
+    wrong = replace(GOOD, pose=0.1, in_place=0.1)
+    assert judge(wrong, []).reasons[-1].startswith("if the images do show the same, look at their voxel sizes, units and axes")
+    assert "--preset rigid" in judge(wrong, []).reasons[-1]
+    searched = judge(wrong, [{"stage": "search", "scale": 1, "stopped": "iterations"}]).reasons
+    assert "voxel sizes" in searched[-1]
+    assert "--preset rigid" not in searched[-1]
+    for other in (judge(GOOD, []), judge(GOOD, [], folded_percent=2.0), judge(replace(GOOD, windows=3.0), [])):
+        assert "voxel sizes" not in other.text()
+
+
 def test_a_verdict_is_kept_in_provenance():
     states = np.random.default_rng(0).integers(0, 3, (7, 5, 6)).astype(np.uint8)
     verdict = replace(judge(GOOD, []), matched=MatchMap(states, (2, 3, 4)).as_dict())
