@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -71,6 +73,17 @@ _quiet = [False]
 def quiet() -> bool:
     """Whether nothing but warnings and errors is wanted."""
     return _quiet[0]
+
+
+def logged_beside() -> bool:
+    """Whether a file that takes standard output takes the log too, as that of a job does: nothing is to stand there twice."""
+    from daskreg.reporting.log import INFO, TREE
+
+    try:
+        places = [os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
+    except (AttributeError, OSError, ValueError):  # one of them is closed, or no file
+        return False
+    return os.path.samestat(*places) and not sys.stderr.isatty() and TREE.isEnabledFor(INFO)
 
 
 def _version(wanted: bool) -> None:

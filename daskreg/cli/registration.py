@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daskreg.cli.application import app, quiet
+from daskreg.cli.application import app, logged_beside, quiet
 from daskreg.cli.options import (
     ADDRESS,
     BackgroundOption,
@@ -162,7 +162,7 @@ def _register(*images: str | None, strict: bool, **given: Any) -> None:
 
     result = workflow(*images, **given)
     if not quiet():
-        typer.echo("\n".join(summary(result.path, result.report)))
+        typer.echo("\n".join(summary(result.path, result.report, logged=logged_beside())))
     if strict and result.verdict is not None and result.verdict.status == "failed":
         raise typer.Exit(FAILED)
 
@@ -292,7 +292,7 @@ def demo(
 
     result, page = workflow(out, memory=memory, overwrite=overwrite)
     if not quiet():
-        typer.echo("\n".join([*summary(result.path, result.report), f"report: {page}"]))
+        typer.echo("\n".join([*summary(result.path, result.report, logged=logged_beside()), f"report: {page}"]))
 
 
 def chosen_config(

@@ -24,6 +24,12 @@ from daskreg.cli.options import (
 )
 from daskreg.errors import counted
 
+WRITTEN = {  # what a part is, in words
+    Part.total: "the whole transform of {} (all affine maps and displacements)",
+    Part.warp: "the displacement of {} alone, without its affine map",
+    Part.affine: "the affine map of {} alone, without a displacement",
+}
+
 
 @app.command()
 def apply(
@@ -115,7 +121,10 @@ def export(
             help=".nii.gz or .nii: one field; .h5: ITK composite; .zarr: NGFF 0.6 scene; .tfm, .mat, .txt: affine",
         ),
     ],
-    part: Annotated[Part, typer.Option("--part", help="total: warp and affine in one field")] = Part.total,
+    part: Annotated[
+        Part,
+        typer.Option("--part", help="total: all of it, in one field where a file holds one; warp or affine: that part alone"),
+    ] = Part.total,
     images: Annotated[bool, typer.Option("--images", help="link the run's OME-Zarr archives into the .zarr scene")] = False,
     fixed: Annotated[str | None, typer.Option("--fixed", metavar="OME-ZARR", help="archive to link as the fixed image")] = None,
     moving: Annotated[
@@ -129,4 +138,4 @@ def export(
 
     ends: dict[str, Any] = {"images": images, "fixed": fixed, "moving": moving}
     workflow(transform, output, part=part.value, **ends, one_field=one_field, overwrite=overwrite)
-    typer.echo(f"{output}: {part.value} of {transform}")
+    typer.echo(f"{output}: {WRITTEN[part].format(transform)}")

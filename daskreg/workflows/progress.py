@@ -15,15 +15,15 @@ else:
     verdicts = DeferredModule("daskreg.engine.verdict")
 
 
-def summary(path: str, report: Report) -> list[str]:
-    """What to print when a run is done."""
-    return [*lines_of(report), *_verdict(report), f"result: {path}"]
+def summary(path: str, report: Report, *, logged: bool = False) -> list[str]:
+    """What to print when a run is done. logged: without its levels and its verdict, which the log has in the same place."""
+    return [*lines_of(report, logged=logged), *([] if logged else _verdict(report)), f"result: {path}"]
 
 
-def lines_of(report: Report) -> list[str]:
-    """Levels, measures and times of a run."""
+def lines_of(report: Report, *, logged: bool = False) -> list[str]:
+    """Levels, measures and times of a run. logged: without its levels."""
     before, after = report["metrics"]["before"], report["metrics"]["after"]
-    lines = [level_line(level) for level in report["levels"]]
+    lines = [] if logged else [level_line(level) for level in report["levels"]]
     worse = " (both lower than at the start)" if min(verdicts.losses(before, after).values()) > 0 else ""
     ncc, mi = (f"{before[m]:.3f} -> {after[m]:.3f}" for m in ("ncc", "mi"))
     lines.append(f"correlation {ncc}, mutual information {mi}{worse}")

@@ -5,7 +5,9 @@ import errno
 import nibabel as nib
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from daskreg.cli import app
 from daskreg.errors import ConfigError, GridError, NotFound, OutOfSpace, OutputError, OutputExists
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
@@ -91,3 +93,12 @@ def test_an_affine_without_a_grid_is_told_which_ending_suits_it(tmp_path):
             export(bare, tmp_path / name, one_field=one_field)
     export(bare, tmp_path / "x.zarr")
     export(bare, tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "said"), [("t.h5", "total", "the whole transform of"), ("a.tfm", "affine", "the affine map of")]
+)
+def test_the_command_says_in_words_what_it_wrote(tmp_path, name, part, said):
+    run = make_run(tmp_path / "r.zarr", affine())
+    found = CliRunner().invoke(app, ["export", run.path, "-o", str(tmp_path / name), "--part", part])
+    assert found.output.startswith(f"{tmp_path / name}: {said} {run.path}")
