@@ -208,13 +208,13 @@ def _print_plan(
     local: bool = False,
 ) -> None:
     """Print the table; local: then refuse what the same command without --dry-run would refuse on this machine."""
-    from daskreg.workflows.plan import link_between_workers, require_local_memory
+    from daskreg.workflows.plan import link_between_workers, require_local_memory, time_of_first_run
     from daskreg.workflows.plan import plan as workflow
 
     planned = workflow(fixed, moving, config, workers=workers or 1, device=device.value, **given)
-    typer.echo(str(planned))
-    if link := link_between_workers(planned):
-        typer.echo(link)
+    for text in (str(planned), time_of_first_run(planned), link_between_workers(planned)):
+        if text:
+            typer.echo(text)
     if local:
         require_local_memory(planned)
 

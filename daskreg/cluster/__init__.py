@@ -4,6 +4,7 @@ from distributed import Client
 from distributed.client import futures_of
 
 from daskreg.cluster.clients import current_client, dashboard, embedded_client, existing_client
+from daskreg.cluster.compile_count import kernels_to_compile
 from daskreg.cluster.job_workers import BATCH_SYSTEMS, job_memory, require_batch_system
 from daskreg.cluster.link import local_link
 from daskreg.cluster.process_size import estimated_bytes
@@ -31,6 +32,7 @@ __all__ = [
     "gpu_limit",
     "gpu_workers",
     "job_memory",
+    "kernels_to_compile",
     "local_link",
     "memory_limit",
     "moved_dtype",

@@ -50,9 +50,23 @@ def foreseen_files(plan: Plan, kind: Kind) -> set[Path]:
         return set()
 
 
+def kernels_to_compile(plan: Plan) -> int:
+    """How many CPU kernels about the first run of a plan compiles on this machine; 0 on a GPU, and where it is not known."""
+    if plan.device == "cuda":
+        return 0
+    try:
+        return len(missing(_noted(plan), "cpu"))
+    except Exception as problem:  # noqa: BLE001  # a count is no reason to refuse a plan
+        log.info("how many kernels are compiled is not known ahead (%r).", problem)
+        return 0
+
+
 def _of_dry_run(plan: Plan) -> set[Path]:
-    if plan.workers > 1 or plan.images == SOURCE:
-        return set()
+    return set() if plan.workers > 1 or plan.images == SOURCE else _noted(plan)
+
+
+def _noted(plan: Plan) -> set[Path]:
+    """The files of kernels that a dry run on small images asks for."""
     threads = thread_count()
     set_thread_count(1)  # launches of other threads would not be noted
     try:

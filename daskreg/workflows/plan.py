@@ -11,6 +11,7 @@ from daskreg.config import DeviceName
 from daskreg.deferred import DeferredModule
 from daskreg.lazy.load import FinishedRun
 from daskreg.planning import Plan
+from daskreg.planning.table import duration
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
 from daskreg.workflows.resources import GIVEN, Images, Residency, Resources, State, host_limit, parse_memory
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from daskreg import cluster as clusters
 else:
     clusters = DeferredModule("daskreg.cluster")
+
+SECONDS_A_KERNEL = 2.0  # of a core
 
 
 @checked_arguments(preset="config")
@@ -57,6 +60,13 @@ def plan(
     if use.memory is not None:
         planned.validate(use.memory, GIVEN)
     return replace(planned, device=kind)
+
+
+def time_of_first_run(planned: Plan) -> str:
+    """A line about kernels that a run compiles first on this machine; empty where it has compiled them all."""
+    kernels = clusters.kernels_to_compile(planned)
+    seconds = duration(SECONDS_A_KERNEL * kernels)
+    return f"first run: compiles about {kernels} kernels too, once on this machine, {seconds} of a core" if kernels else ""
 
 
 def link_between_workers(planned: Plan) -> str:
