@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from daskreg.workflows.progress import lines_of, summary
+from daskreg.workflows.register import require_run_place
 
 
 def report(before, after):
@@ -48,3 +49,13 @@ def test_whether_standard_output_and_the_log_go_to_one_file(errors, level, expec
         command = [sys.executable, "-c", f"{code} configure({level!r}); print(logged_beside())"]
         subprocess.run(command, stdout=out, stderr=out if errors == "same" else err, check=True)
     assert (tmp_path / "out").read_text() == f"{expected}\n"
+
+
+def test_that_a_run_is_a_folder_is_said_where_its_name_does_not(tmp_path, caplog):
+    caplog.set_level("INFO", "daskreg")
+    require_run_place(tmp_path / "run.zarr")
+    assert caplog.messages == []
+    require_run_place(tmp_path / "run")
+    assert caplog.messages == [
+        f"{tmp_path / 'run'} becomes a folder, a Zarr store; with the ending .zarr its name says so, also to viewers"
+    ]
