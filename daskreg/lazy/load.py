@@ -33,14 +33,16 @@ TransformLike = str | Path | RunStore | FinishedRun | Transform
 
 
 @checked_arguments()
-def load_transform(source: str | Path | RunStore | FinishedRun) -> Transform:
+def load_transform(source: TransformLike) -> Transform:
     """Open a transform from fixed to moving points; its displacements are lazy.
 
     source: the Result of ``register``, a RUN.zarr, a transform.zarr or any OME-NGFF 0.6 scene, or a displacement field, affine
     map or composite of ITK, in millimetres: any file that ``daskreg.storage.formats`` knows as a transform. ``::unit=mm`` behind
-    an address says the unit of one that states none, as the run of two arrays.
+    an address says the unit of one that states none, as the run of two arrays. A Transform is returned as it is.
     Raises NotFound, Unreadable and IncompleteRun, ConfigError for what is no address and no run.
     """
+    if isinstance(source, Transform):
+        return source
     found = run_in(source)
     if not isinstance(found, RunStore):
         if found is None:
@@ -64,7 +66,7 @@ def transform_of(record: TransformRecord) -> Transform:
 
 def as_transform(source: TransformLike) -> Transform:
     """A transform from itself, a Result or an address. Raises NotFound, Unreadable and IncompleteRun."""
-    return source if isinstance(source, Transform) else load_transform(source)
+    return load_transform(source)
 
 
 def path_of(source: TransformLike) -> str | Path | None:

@@ -36,6 +36,8 @@ def test_functions_take_a_result_as_they_take_its_address(result, tmp_path):
     assert path_of(result) == result.path
     assert run_of(result) == result.store
     assert as_transform(result).fixed == FIXED
+    transform = daskreg.load_transform(result)
+    assert daskreg.load_transform(transform) is transform
 
 
 @pytest.mark.parametrize("take", [daskreg.apply, lambda run, array: as_transform(run).apply(array)])
