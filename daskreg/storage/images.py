@@ -19,7 +19,7 @@ from daskreg.errors import AxesError, ConfigError, GridError, InputError, Output
 from daskreg.grid import IDENTITY, OPENED_ARRAY, Grid, unit_name
 from daskreg.html import joined
 from daskreg.storage.axes import SPACE, Axis, display, guessed_axes, leading, spatial
-from daskreg.storage.fs.address import Address, parse_address, parse_axes, parse_spacing, with_key, without_key
+from daskreg.storage.fs.address import Address, is_remote, parse_address, parse_axes, parse_spacing, with_key, without_key
 from daskreg.storage.fs.atomic import atomic_output
 from daskreg.storage.fs.upload import local_place
 from daskreg.storage.given_axes import how_to_divide, how_to_name, with_axes
@@ -129,41 +129,52 @@ def open_on(source: ImageSource | Volume, grid: Grid | None, side: str, other: G
 def grid_of_array(source: Any, grid: Grid | None, side: str, other: Grid | None = None, how: str = OPENED_ARRAY) -> Grid | None:
     """The grid of an image that does not say where its voxels are: that of its side of a transform; None for any other image.
 
-    grid: of that side, None where it is not known;  side: fixed or moving;  other: the grid of the other side;
-    how: to say where voxels are.
+    source: an array, an object without a geometry, a local file that states no voxel size;  grid: of its side, None where it is
+    not known;  side: fixed or moving;  other: the grid of the other side;  how: to say where the voxels of an array are.
     Raises GridError unless the image has the shape of its side: nothing says of which size its voxels are.
     """
-    shape = None if states_grid(source) else _spatial_shape(source)
-    if shape is None:
+    found = _without_grid(source)
+    if found is None:
         return None
+    name, shape = found
     if grid is None or shape != grid.shape:
-        raise GridError(_unplaced(shape, grid, side, other, how))
-    log.info("the array is taken on the grid of the %s image, whose shape it has: %s", side, grid.summary())
+        raise GridError(_unplaced(name, shape, grid, side, other, how if name == "the array" else BEHIND))
+    log.info("%s is taken on the grid of the %s image, whose shape it has: %s", name, side, grid.summary())
     return grid
 
 
-def _spatial_shape(source: Any) -> tuple[int, ...] | None:
-    """Along z, y, x; None where these axes are not known, which opening the image refuses."""
+BEHIND = "'::spacing=ZxYxX,unit=mm' behind its path"
+
+
+def _without_grid(source: Any) -> tuple[str, tuple[int, ...]] | None:
+    """Name and shape along z, y, x of an image that does not say where its voxels are.
+
+    None for others, for what is behind a URL, and where these axes are not known, which opening the image refuses.
+    """
+    if isinstance(source, Volume) or (isinstance(source, str | Path) and is_remote(str(source))):
+        return None
     if is_bare(source):
-        return None if source.ndim < 3 else tuple(int(n) for n in source.shape[-3:])
-    record = _opened(source)[0]
+        return None if source.ndim < 3 else ("the array", tuple(int(n) for n in source.shape[-3:]))
+    record, address = _opened(source)
+    if record.grid_metadata is not None or any(record.partial_spacing) or (address.spacing, address.unit) != (None, None):
+        return None
     inner = spatial(record.axes)
-    return None if inner is None else tuple(int(record.shape[i]) for i in inner)
+    name = "the array" if record.format == ARRAY else record.name
+    return None if inner is None else (name, tuple(int(record.shape[i]) for i in inner))
 
 
-def _unplaced(shape: tuple[int, ...], grid: Grid | None, side: str, other: Grid | None, how: str) -> str:
+def _unplaced(name: str, shape: tuple[int, ...], grid: Grid | None, side: str, other: Grid | None, how: str) -> str:
     """What is said of an array of another shape than the image that it stands for."""
-    found = f"the array has {joined(shape)} voxels (z, y, x) and does not say of which size"
+    found = f"{name} has {joined(shape)} voxels (z, y, x) and does not say of which size"
     if grid is None:
         return f"{found}, and the transform does not know its {side} image; say where its voxels are: {how}."
     said = (
-        f"{found}, and the {side} image of the transform has {grid.summary()}. Give an array of that shape, or say where its "
+        f"{found}, and the {side} image of the transform has {grid.summary()}. Give one of that shape, or say where its "
         f"voxels are: {how}."
     )
     if other is None or shape != other.shape:
         return said
-    name = "moving" if side == "fixed" else "fixed"
-    return f"{said} It has the shape of the {name} image: were they exchanged? If it is there: open_volume(array, grid=...)."
+    return f"{said} It has the shape of the {'moving' if side == 'fixed' else 'fixed'} image: were they exchanged?"
 
 
 def is_bare(source: Any) -> TypeGuard[NDArray[Any] | da.Array]:

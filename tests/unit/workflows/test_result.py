@@ -65,10 +65,26 @@ def test_an_image_of_another_library_without_a_geometry_is_as_an_array_is(result
     array = zarr.array(displacement(MOVING)[0])
     for output in (None, tmp_path / "moved.zarr"):
         caplog.clear()
-        assert daskreg.apply(result, array, output).grid.shape == FIXED.shape
+        assert daskreg.apply(result, array, output, overwrite=True).grid.shape == FIXED.shape
         assert "the array is taken on the grid of the moving image, whose shape it has: 38 x 33 x 44 at" in caplog.text
         with pytest.raises(daskreg.GridError, match="does not say of which size"):
             daskreg.apply(result, zarr.array(np.zeros((4, 5, 5), np.float32)), output)
+
+
+def test_a_file_that_states_no_voxel_size_is_as_an_array_is(result, tmp_path, caplog):
+    """Of the shape of the image it is where that is; of another one it is refused with what to type."""
+    caplog.set_level(logging.INFO, "daskreg")
+    path, voxels = str(tmp_path / "a.npy"), displacement(MOVING)[0]
+    np.save(path, voxels)
+    for output in (None, tmp_path / "moved.zarr"):
+        caplog.clear()
+        np.testing.assert_array_equal(daskreg.apply(result, path, output).read(), daskreg.apply(result, voxels).read())
+        assert f"{path} is taken on the grid of the moving image, whose shape it has: 38 x 33 x 44 at" in caplog.text
+    np.save(path, voxels[::2])
+    with pytest.raises(daskreg.GridError, match=r"a\.npy has 19 x 33 x 44 voxels .* '::spacing=ZxYxX,unit=mm' behind its path"):
+        daskreg.apply(result, path, tmp_path / "other.zarr")
+    coarser = tuple(2 * s if k == 0 else s for k, s in enumerate(MOVING.spacing))
+    assert daskreg.apply(result, f"{path}::spacing={'x'.join(map(str, coarser))},unit=mm").grid == FIXED
 
 
 def test_a_registration_starts_from_a_result(result, tmp_path):
