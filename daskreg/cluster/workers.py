@@ -11,7 +11,7 @@ from daskreg import machine
 from daskreg.cluster import timeouts
 from daskreg.cluster.job_queue import JobQueue, job_queue
 from daskreg.cluster.worker_calls import ask_workers, awaited_workers, span, workers_of
-from daskreg.errors import InputError
+from daskreg.errors import InputError, RunError
 from daskreg.kernels.device import Kind, gpu_identity, gpu_memory, gpus
 from daskreg.machine import Limit
 
@@ -94,9 +94,12 @@ def gpu_workers() -> int:
 
 
 def gpu_limit(client: Client | None) -> Limit:
-    """Free bytes of the fullest GPU among the workers', a worker's share where several have the same."""
+    """Free bytes of the fullest GPU among the workers', a worker's share where several have the same. Raises RunError."""
     if client is None:
         return Limit(gpu_memory(), "free on the GPU")
     places, free = (ask_workers(client, question, "what its GPU has") for question in (gpu_identity, gpu_memory))
-    least = min(int(free[a]) // list(places.values()).count(place) for a, place in places.items())
-    return Limit(least, "free on the fullest GPU")
+    sharing = Counter(places.values())
+    shares = [int(free[a]) // sharing[place] for a, place in places.items() if a in free]  # a worker may come or go between
+    if not shares:
+        raise RunError("the workers were lost before they said what their GPUs have; look at their logs, then run again.")
+    return Limit(min(shares), "free on the fullest GPU")

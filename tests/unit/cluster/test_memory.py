@@ -8,8 +8,8 @@ from daskreg import machine
 from daskreg.cluster import process_size
 from daskreg.cluster import workers as cluster_workers
 from daskreg.cluster.process_size import estimated_bytes, running_bytes, start_bytes
-from daskreg.cluster.workers import memory_limit
-from daskreg.errors import PlanTooLarge
+from daskreg.cluster.workers import gpu_limit, memory_limit
+from daskreg.errors import PlanTooLarge, RunError
 from daskreg.machine import Limit
 from daskreg.workflows import register as workflow
 
@@ -29,6 +29,15 @@ def test_a_single_worker_may_use_the_whole_limit(monkeypatch):
     monkeypatch.setattr(machine, "memory", lambda: Limit(8 * GIB, "the physical memory"))
     assert memory_limit(None, 1) == Limit(8 * GIB, "the physical memory")
     assert memory_limit(None, 2) == Limit(4 * GIB, "1/2 of the physical memory, 8.0 GiB")
+
+
+def test_a_worker_that_is_lost_between_two_questions_does_not_count(monkeypatch):
+    answers = {"gpu_identity": {"a": "here 1", "b": "here 1"}, "gpu_memory": {"b": 70, "c": 50}}
+    monkeypatch.setattr(cluster_workers, "ask_workers", lambda client, question, what: answers[question.__name__])
+    assert gpu_limit(SimpleNamespace()).value == 35
+    answers["gpu_memory"] = {}
+    with pytest.raises(RunError, match="lost before they said"):
+        gpu_limit(SimpleNamespace())
 
 
 def test_the_smallest_worker_counts(monkeypatch):
