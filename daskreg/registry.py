@@ -26,18 +26,21 @@ class Registry:
         self._classes: dict[str, type[Any]] | None = None
 
     def classes(self) -> dict[str, type[Any]]:
-        """All that can be imported, built-in ones first; an entry point never replaces one of them."""
+        """All that can be imported, built-in ones first; an entry point never replaces another class, which the log says."""
         if self._classes is None:
             self._classes = self._found()
         return self._classes
 
     def _found(self) -> dict[str, type[Any]]:
-        found = {name: _load(path) for name, path in self.builtin.items()}
+        found, places = {name: _load(path) for name, path in self.builtin.items()}, dict(self.builtin)
         for point in entry_points(group=self.group):
-            if point.name in found:
+            if (there := places.get(point.name)) is not None:
+                if there != point.value:
+                    log.warning("the %s %r of %s is not used: %s has that name.", self.what, point.name, point.value, there)
                 continue
             try:
                 found[point.name] = _checked(point.load(), point.name)
+                places[point.name] = point.value
             except Exception as error:  # noqa: BLE001  # whatever another package's module raises: daskreg works without it
                 log.warning("the %s %r of %s cannot be used: %s", self.what, point.name, point.value, error)
         return found

@@ -61,8 +61,12 @@ class FormatRegistry(Generic[F]):
         self._built_in: tuple[F, ...] | None = None
 
     def register(self, format: type[Format]) -> None:
-        """Make a format known to this process. Raises TypeError for what is no format of this kind."""
-        self._registered.append(cast(F, _instance(format, self._base)))
+        """Make a format known to this process, in place of the same class defined before, as by a cell of a notebook.
+
+        Raises TypeError for what is no format of this kind.
+        """
+        made = cast(F, _instance(format, self._base))
+        self._registered = [*(f for f in self._registered if _place(type(f)) != _place(format)), made]
 
     def unregister(self, format: type[Format]) -> None:
         """Take back ``register``."""
@@ -200,6 +204,11 @@ def _installed() -> tuple[Format, ...]:
         except Exception as error:  # noqa: BLE001  # whatever another package raises must not stop daskreg from reading other formats
             log.warning("the format %r of the entry point %s is left out: %s", entry.name, entry.value, error)
     return tuple(found)
+
+
+def _place(format: type) -> tuple[str, str]:
+    """Where a class is defined."""
+    return format.__module__, format.__qualname__
 
 
 def _instance(format: Any, base: type[Format]) -> Format:

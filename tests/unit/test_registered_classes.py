@@ -35,6 +35,18 @@ def test_an_entry_point_adds_a_class_and_replaces_none(monkeypatch):
     assert list(found)[: len(SIMILARITIES.builtin)] == list(SIMILARITIES.builtin)
 
 
+def test_a_name_that_is_taken_is_told(monkeypatch, caplog):
+    points = [SimpleNamespace(name="other", value=f"{module}:Other", load=lambda: Other) for module in ("first", "later")]
+    points += [points[0], SimpleNamespace(name="mse", value="later:MSE", load=lambda: Other)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    with caplog.at_level(logging.WARNING, "daskreg"):
+        assert Registry("similarity", SIMILARITIES.group, SIMILARITIES.builtin).classes()["other"] is Other
+    assert [record.getMessage() for record in caplog.records] == [
+        "the similarity 'other' of later:Other is not used: first:Other has that name.",
+        "the similarity 'mse' of later:MSE is not used: daskreg.similarity.mse:MSE has that name.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "load", "words"),
     [

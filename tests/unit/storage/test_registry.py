@@ -34,6 +34,20 @@ def plain():
     image_formats.unregister(Plain)
 
 
+def test_a_class_that_is_defined_again_takes_the_place_of_the_first(plain, tmp_path):
+    class Again(Plain):
+        name = "again"
+
+    Again.__module__, Again.__qualname__ = Plain.__module__, Plain.__qualname__
+    (tmp_path / "a.plain").write_bytes(b"plain")
+    register_format(Again)
+    try:
+        assert image_formats.to_read(str(tmp_path / "a.plain")).name == "again"
+        assert [f.name for f in image_formats.by_ending("a.plain")] == ["again"]
+    finally:
+        image_formats.unregister(Again)
+
+
 @pytest.mark.parametrize("formats", [image_formats, transform_formats, point_formats])
 def test_every_built_in_line_names_a_format_of_its_kind(formats):
     assert len(formats.all()) == len({type(f) for f in formats.all()}) > 0
