@@ -48,14 +48,15 @@ _users = 0
 
 
 @contextmanager
-def fork_server(device: str) -> Iterator[None]:
+def fork_server(device: str) -> Iterator[bool]:
     """A server for processes that are started meanwhile by ``METHOD``; where one is there, that one goes on.
 
-    device: of the workers, "cpu" or "cuda". They get the environment that this process has when they are started.
+    device: of the workers, "cpu" or "cuda". They get the environment that this process has when they are started. Gives whether
+    there is a server.
     """
     _enter(MODULES[device], {name: os.environ.get(name, value) for name, value in VARIABLES.items()})
     try:
-        yield
+        yield _server is not None
     finally:
         _leave()
 

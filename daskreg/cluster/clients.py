@@ -100,8 +100,8 @@ def _started_by(device: Kind) -> Iterator[None]:
     """Worker processes are forked by one that has imported what they need, where they can use their GPUs then, else started
     afresh.
     """
-    with fork_server(device):
-        method = METHOD if device == "cpu" or usable_when_forked() else FRESH_METHOD
+    with fork_server(device) as there:
+        method = METHOD if there and (device == "cpu" or usable_when_forked()) else FRESH_METHOD
         with dask.config.set({"distributed.worker.multiprocessing-method": method}):
             yield
 

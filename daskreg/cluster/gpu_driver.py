@@ -27,7 +27,11 @@ def initialise() -> None:
 def usable_when_forked() -> bool:
     """Whether a process that the fork server has forked can use a GPU; tried in one, which uses no memory of it."""
     process = ForkedProcess(target=initialise, daemon=True)
-    process.start()
+    try:
+        process.start()
+    except Exception as problem:  # noqa: BLE001  # the start of the workers says what is wrong
+        log.info("no process was forked (%r); workers are started afresh.", problem)
+        return False
     process.join(timeouts.QUESTION_TIMEOUT)
     if process.exitcode == 0:
         return True

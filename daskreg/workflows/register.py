@@ -277,7 +277,7 @@ def register(
 
 def _foreseen_workers(
     client: Client | None, cluster: str | None, workers: int | None, device: DeviceName
-) -> AbstractContextManager[None]:
+) -> AbstractContextManager[object]:
     """Begin to import for worker processes, where there will be some, while this process reads headers and plans."""
     wanted = workers or (2 if cluster == "cuda" else 1)
     given = client is not None or cluster not in LOCAL or ("distributed" in sys.modules and clusters.current_client() is not None)

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import dask
 import pytest
 
+from daskreg import fork_server
 from daskreg.cluster import clients, gpu_driver
-from daskreg.fork_server import METHOD
+from daskreg.fork_server import FRESH_METHOD, METHOD
 
 
 def driver(*, initialised, works=True):
@@ -49,9 +50,24 @@ def test_it_is_tried_in_a_forked_process(monkeypatch, caplog, code):
     assert ("started afresh" in caplog.text) is (code != 0)
 
 
+def test_a_process_that_cannot_be_started_is_no_error_yet(monkeypatch):
+    def refuse():
+        raise AssertionError("daemonic processes are not allowed to have children")
+
+    monkeypatch.setattr(gpu_driver, "ForkedProcess", lambda **options: SimpleNamespace(start=refuse))
+    assert gpu_driver.usable_when_forked() is False
+
+
 @pytest.mark.parametrize("usable", [False, True])
 def test_workers_are_forked_where_they_can_use_their_gpus(monkeypatch, usable):
-    monkeypatch.setattr(clients, "fork_server", lambda device: nullcontext())
+    monkeypatch.setattr(clients, "fork_server", lambda device: nullcontext(True))
     monkeypatch.setattr(clients, "usable_when_forked", lambda: usable)
     with clients._started_by("cuda"):
         assert (dask.config.get("distributed.worker.multiprocessing-method") == METHOD) is usable
+
+
+def test_nothing_is_tried_without_a_server(monkeypatch):
+    monkeypatch.setattr(fork_server, "_possible", lambda: False)
+    monkeypatch.setattr(clients, "usable_when_forked", lambda: pytest.fail("a process was started"))
+    with clients._started_by("cuda"):
+        assert dask.config.get("distributed.worker.multiprocessing-method") == FRESH_METHOD
