@@ -43,6 +43,7 @@ READ_BYTES = 256 << 20  # of an image that are read at once for a block
 SMOOTH = ("linear", "cubic")  # interpolate between values
 LEAST_SHARED = 0.01  # of the smaller of two images of one thing that lies within the other
 LARGEST_RATIO = 300  # of the lengths of two images of one thing: beyond, a unit was mistaken
+SAME_VOXELS = 10  # largest ratio of the voxel sizes of a small part and its whole; a mistaken unit makes more of it
 
 
 def resampled(
@@ -229,7 +230,9 @@ def mistaken_lengths(first: Grid, second: Grid, scale: float = 1.0) -> tuple[flo
 def require_size(grid: Grid, name: str, own: Grid | None, role: str) -> None:
     """Raises UnitsError for an image whose unit was mistaken, beside that of its side of a transform, where it is known.
 
-    It is hundreds of times as long, or has the same numbers in another unit.  own, role: grid and name of its side
+    It is hundreds of times as long and has not its voxel size, as a part has, or has the same numbers in another unit.
+
+    own, role: grid and name of its side
     """
     if own is None or (lengths := _lengths_of_other_unit(own, grid)) is None:
         return
@@ -246,7 +249,8 @@ def _lengths_of_other_unit(own: Grid, grid: Grid) -> tuple[float, float] | None:
     named = grid.unit != own.unit and grid.shape == own.shape and np.allclose(grid.spacing, own.spacing, rtol=1e-3)
     if named:
         return float(np.linalg.norm(own.extent)), float(np.linalg.norm(same.extent))
-    return mistaken_lengths(own, same)
+    voxels = [float(np.prod(g.spacing)) ** (1 / 3) for g in (own, same)]
+    return None if max(voxels) < SAME_VOXELS * min(voxels) else mistaken_lengths(own, same)
 
 
 def warn_of_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Grid | None]) -> None:

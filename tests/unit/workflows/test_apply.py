@@ -16,7 +16,7 @@ from daskreg.kernels.sampling.labels import sample_label
 from daskreg.lazy import blocks as module
 from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import load_transform
-from daskreg.lazy.resample import warn_of_other_grid
+from daskreg.lazy.resample import require_size, warn_of_other_grid
 from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_stack, open_volume, write_image
 from daskreg.storage.axes import Axis
@@ -547,6 +547,16 @@ def test_an_image_whose_unit_was_mistaken_is_refused(run, image, tmp_path, unit)
         view(run, mistaken)
     part = open_volume(image.data[:9], grid=MOVING.crop(Region((0, 0, 0), (9, 33, 44))).to_unit("micrometer"))
     assert apply(run, part).grid == FIXED
+
+
+def test_a_small_part_of_a_large_image_is_no_mistaken_unit():
+    """It is hundreds of times as short, and has the voxel size."""
+    whole = Grid((4000, 9000, 8000), (2.0, 1.0, 1.0), unit="micrometer")
+    for part in (whole.crop(Region((9, 9, 9), (18, 33, 29))), Grid((4, 9, 8), (4.0, 2.0, 2.0), unit="micrometer")):
+        require_size(part, "part", whole, "fixed")
+        require_size(whole, "whole", part, "fixed")
+    with pytest.raises(UnitsError, match="part is 3.61 micrometer across"):
+        require_size(Grid((500, 1200, 900), (4e-3, 2e-3, 2e-3), unit="micrometer"), "part", whole, "fixed")
 
 
 def test_labels_that_would_be_interpolated_are_told(run, tmp_path, caplog):
