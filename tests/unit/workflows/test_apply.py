@@ -555,7 +555,7 @@ def test_a_small_part_of_a_large_image_is_no_mistaken_unit():
     for part in (whole.crop(Region((9, 9, 9), (18, 33, 29))), Grid((4, 9, 8), (4.0, 2.0, 2.0), unit="micrometer")):
         require_size(part, "part", whole, "fixed")
         require_size(whole, "whole", part, "fixed")
-    with pytest.raises(UnitsError, match="part is 3.61 micrometer across"):
+    with pytest.raises(UnitsError, match=r"part is 3\.61 micrometer across"):
         require_size(Grid((500, 1200, 900), (4e-3, 2e-3, 2e-3), unit="micrometer"), "part", whole, "fixed")
 
 
