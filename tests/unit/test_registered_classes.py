@@ -7,6 +7,8 @@ from typing import Literal
 import pytest
 
 from daskreg import registry
+from daskreg.config import Deformable
+from daskreg.errors import ConfigError
 from daskreg.registry import SIMILARITIES, Registry
 from daskreg.similarity import MSE
 
@@ -60,3 +62,14 @@ def test_what_cannot_be_used_is_left_out_with_a_warning(monkeypatch, caplog, nam
         assert name not in classes(monkeypatch, **{name: load})
     assert f"the similarity {name!r} of package:{name} cannot be used" in caplog.text
     assert words in caplog.text
+
+
+def test_a_class_with_the_kind_of_another_is_refused():
+    """A run records the kind, and would go on with the other one."""
+
+    class Mine(MSE):
+        pass
+
+    with pytest.raises(ConfigError, match=r"Mine has the kind 'mse' of daskreg\.similarity\.mse\.MSE; give it another kind"):
+        Deformable(similarity=Mine())
+    assert Deformable(similarity=Other()).similarity == Other()
