@@ -52,12 +52,11 @@ def _tagged(registry: Registry, base: type[Model]) -> Any:
 
     def parse(value: Any, handler: Any) -> Any:
         if isinstance(value, base):  # also of a kind that is not registered
-            known = registry.classes().get(value.kind)
+            kind: str = vars(value)["kind"]
+            known = registry.classes().get(kind)
             if known is not None and type(value) is not known:
                 own = type(value).__name__
-                raise ValueError(
-                    f"{own} has the kind {value.kind!r} of {known.__module__}.{known.__name__}; give it another kind"
-                )
+                raise ValueError(f"{own} has the kind {kind!r} of {known.__module__}.{known.__name__}; give it another kind")
             return value
         return handler({"kind": value} if isinstance(value, str) else value)
 
