@@ -65,7 +65,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=words):
         Config.load(tmp_path / "config.yaml")
-    with pytest.raises(NotFound, match="cannot be read"):
+    with pytest.raises(NotFound, match="does not exist"):
         Config.load(tmp_path / "absent.yaml")
 
 
