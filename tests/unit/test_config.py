@@ -65,8 +65,10 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=words):
         Config.load(tmp_path / "config.yaml")
-    with pytest.raises(NotFound, match="does not exist"):
+    with pytest.raises(NotFound, match=r"absent\.yaml does not exist"):
         Config.load(tmp_path / "absent.yaml")
+    with pytest.raises(NotFound, match="cannot be read"):
+        Config.load(tmp_path)
 
 
 # --- earlier names, copies, and parameters that are objects ---------------------------------------------------------------
