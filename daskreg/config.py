@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -72,6 +72,10 @@ class Stage(Model):
         """The word that selects it in a configuration."""
         return str(self.stage)  # type: ignore[attr-defined]
 
+    def in_voxels(self, edge_mm: float | None) -> Self:
+        """As it is at a level whose voxels have that edge (``Grid.edge_mm``): all lengths of its similarity in voxels."""
+        return self
+
 
 class Moments(Stage):
     """Bring the centres of mass together, and, if asked, the principal axes."""
@@ -132,6 +136,11 @@ class Optimised(Stage):
     """
     window: Window = 10
     """Iterations over which that fall is averaged. Raise it where a noisy loss ends levels early."""
+
+    def in_voxels(self, edge_mm: float | None) -> Self:
+        """See ``Stage.in_voxels``."""
+        similarity = self.similarity.in_voxels(edge_mm)
+        return self if similarity is self.similarity else self.model_copy(update={"similarity": similarity})
 
     @field_validator("scales", "iterations", mode="before")
     @classmethod

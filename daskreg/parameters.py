@@ -164,6 +164,13 @@ class SimilarityParameters(Model):
         "cuda": 1e-4,
     }  # of a deformable iteration, a megavoxel and a core (a GPU)
 
+    def in_voxels(self, edge_mm: float | None) -> Self:
+        """As they are at a level: what is stated in millimetres in voxels instead.
+
+        edge_mm: edge of the level's voxels, ``Grid.edge_mm``; None where no unit of length is known
+        """
+        return self
+
     @property
     def reach(self) -> int:
         """Voxels around x, along each axis, whose moved values the loss and its gradient at x depend on through ``partial``."""

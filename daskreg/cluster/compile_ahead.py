@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,17 +83,18 @@ class CompileHelper:
 class Rehearsal:
     """Runs a configuration on two small images, for its kernels.
 
-    masks: whether each image has one;  state: where displacement and optimizer state are
+    masks: whether each image has one;  state: where displacement and optimizer state are;  edge_mm: of the fixed image's voxels
     """
 
     config: Config
     masks: tuple[bool, bool]
     state: str = "device"
+    edge_mm: float | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> Rehearsal:
         """Of a plan's run. Fields on disk are arrays too."""
-        return cls(plan.config, plan.masks, "device" if plan.state == "device" else "host")
+        return cls(plan.config, plan.masks, "device" if plan.state == "device" else "host", plan.fixed.edge_mm)
 
     def run(self, *, strict: bool = False) -> None:
         """The last stage at full resolution first, and what follows the stages after it; then its other levels, and so on.
@@ -119,12 +120,15 @@ class Rehearsal:
     def _images(self, scale: int) -> tuple[Image, Image]:
         """Waves that do not match: where nothing is to be done, most kernels are not launched."""
         n = min(MOST_VOXELS, VOXELS_OF_A_LEVEL * scale)
+        grid = Grid((n, n, n))
+        if self.edge_mm is not None:
+            grid = replace(grid, spacing=(self.edge_mm,) * 3, unit="millimeter")
 
         def image(phase: float, masked: bool) -> Image:
             wave = np.sin(np.arange(n, dtype=np.float32) / 2 + np.float32(phase))
             voxels = np.float32(0.5) + np.float32(0.4) * wave[:, None, None] * wave[None, :, None] * wave
             normalise(voxels, self.config, SingleRank(), "an image")
-            return Image.whole(voxels, Grid((n, n, n)), np.ones(voxels.shape, np.float32) if masked else None)
+            return Image.whole(voxels, grid, np.ones(voxels.shape, np.float32) if masked else None)
 
         return image(0, self.masks[0]), image(0.3, self.masks[1])
 

@@ -141,8 +141,9 @@ class KeptReader:
         return found
 
     def _level(self, found: KeptCheckpoint) -> tuple[Deformable, Level]:
-        stage, level = found.state["fields"]
-        return cast(Deformable, self.plan.config.stages[stage]), self.plan.levels[stage][level]
+        stage, index = found.state["fields"]
+        level = self.plan.levels[stage][index]
+        return cast(Deformable, level.in_voxels(self.plan.config.stages[stage])), level
 
     def _block(self, found: KeptCheckpoint, commit: Commit) -> Block:
         shape = self._level(found)[1].fixed.shape

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from daskreg.comm import Communicator
-from daskreg.config import Deformable, Optimised, Search
+from daskreg.config import Optimised, Search
 from daskreg.engine.background import Background
 from daskreg.engine.counted_reader import CountedReader
 from daskreg.engine.global_search import search_levels
@@ -17,7 +17,7 @@ from daskreg.engine.source_images import ScaledSource, SourceImage, Wanted
 from daskreg.engine.source_statistics import Statistics
 from daskreg.grid import Grid, Index, Partition, Sigmas, Span
 from daskreg.planning import Level, Plan
-from daskreg.planning.slabs import Reaches
+from daskreg.planning.slabs import total_reach
 from daskreg.planning.source import level_boxes, source_boxes
 from daskreg.storage import Volume
 
@@ -72,7 +72,7 @@ class SourceReader:
             return Wanted(factors, sigmas, image.level_owners(factors[0])[self.comm.rank])
         if role:
             return Wanted(factors, sigmas, level.shards.whole, kept=True)
-        around = Reaches.of(stage).total if isinstance(stage, Deformable) else stage.similarity.reach
+        around = total_reach(level.in_voxels(stage))
         return Wanted(factors, sigmas, level.partition[self.comm.rank].grow(around) & level.partition.whole, kept=True)
 
 

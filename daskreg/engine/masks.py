@@ -58,7 +58,7 @@ def require_meeting_masks(plan: Plan, images: Images, world: Matrix, comm: Commu
 def _first_level(plan: Plan) -> tuple[Any, Level] | None:
     for stage, levels in zip(plan.config.stages, plan.levels, strict=True):
         if isinstance(stage, Optimised) and levels:
-            return stage, levels[0]
+            return levels[0].in_voxels(stage), levels[0]
     return None
 
 

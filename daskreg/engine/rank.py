@@ -139,7 +139,7 @@ class Rank:
                 self.at.before = self.world.tolist()
             for j in range(self.at.level, len(levels)):
                 self.at.level = j
-                self._level(stage, levels[j])
+                self._level(levels[j].in_voxels(stage), levels[j])
                 if j == len(levels) - 1:
                     self._judge(k, levels[j])
                 self.watch.level_ended(self.reports[-1])
@@ -159,7 +159,8 @@ class Rank:
 
     def _stage_of(self, index: tuple[int, int]) -> tuple[Any, Level]:
         stage, level = index
-        return self.plan.config.stages[stage], self.plan.levels[stage][level]
+        found = self.plan.levels[stage][level]
+        return found.in_voxels(self.plan.config.stages[stage]), found
 
     def _block(self, level: Level) -> Block:
         return Block(level.fixed.shape, level.partition, self.comm.rank, level.halo, self.images[0].device)
@@ -235,7 +236,8 @@ class Rank:
 
     def _judge(self, index: int, level: Level) -> None:
         """Take a stage back that made the loss of the linear stage before it, or after a search its own, clearly worse."""
-        before, whose = judge_of(self.plan.config.stages, index)
+        judge, whose = judge_of(self.plan.config.stages, index)
+        before = judge and level.in_voxels(judge)
         if before is None or self.at.before is None or self.initial is not None:
             return
         if self.store is not None and level.state == "device" and before.similarity.reach > level.halo:

@@ -139,6 +139,13 @@ class Grid:
         return math.prod(self.shape)
 
     @property
+    def edge_mm(self) -> float | None:
+        """Edge in millimetres of a cube as large as a voxel; None where no unit of length is known."""
+        if self.unit is None:
+            return None
+        return float(math.prod(self.spacing) ** (1 / 3) * (UNITS[self.unit] / UNITS["millimeter"]))
+
+    @property
     def center(self) -> NDArray[np.float64]:
         """World position of the middle of the grid, (3,)."""
         return self.to_world((np.asarray(self.shape) - 1) / 2)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
-from daskreg.config import Config, Deformable, Optimised
+from daskreg.config import Config, Optimised, Stage
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, Sigmas
-from daskreg.planning.slabs import Reaches
+from daskreg.planning.slabs import total_reach
 
 COUNTED_BYTES = 2  # of integers each of whose values is counted: one pass over an image is then enough to scale it
 RESIDENCIES = ("replicate", "window", "ring")
@@ -17,6 +18,8 @@ SOURCE = "source"  # of images that stay in their files
 PLACES = (*STATES, SOURCE)  # of images
 SIGMAS = 3  # at which a level's Gaussian is cut off
 REACH_INTERVAL = 8  # iterations from one measurement of which moving planes are read to the next
+
+AStage = TypeVar("AStage", bound=Stage)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Level:
     window: int | None = None
     traded: int = 0
     moving_sigmas: Sigmas | None = None
+
+    def in_voxels(self, stage: AStage) -> AStage:
+        """A stage with all lengths in voxels of the level."""
+        return stage.in_voxels(self.fixed.edge_mm)
 
     @property
     def moving_made(self) -> bool:
@@ -148,7 +155,7 @@ class Layout:
         if self.images == SOURCE:
             return 0, 0  # a rank reads whatever it needs
         if self.images != "device":  # no rank makes a level for another one
-            stages = [s for s in self.config.stages if isinstance(s, Optimised)]
-            reach = max((Reaches.of(s).total if isinstance(s, Deformable) else s.similarity.reach for s in stages), default=0)
+            stages = (lv.in_voxels(s) for s, some in zip(self.config.stages, self.levels, strict=True) for lv in some)
+            reach = max((total_reach(s) for s in stages if isinstance(s, Optimised)), default=0)
             return max((lv.fixed_factors[0] * (reach + 2) + 2 for lv in levels), default=0), self.moving.shape[0]
         return max([f, *(lv.halo for lv in levels)]), m

@@ -51,7 +51,7 @@ class MemoryUse:
 
 def level_memory(plan: Layout, index: int, level: Level) -> MemoryUse:
     """Of the stage with an index; see ``MemoryUse``."""
-    stage = plan.config.stages[index]
+    stage = level.in_voxels(plan.config.stages[index])
     assert isinstance(stage, Optimised)
     plane, planes = _plane(level.fixed.shape), max(level.partition.lengths)
     held = min(planes + 2 * level.halo, level.partition.planes) if plan.workers > 1 else planes

@@ -279,7 +279,7 @@ def _with_window(plan: Plan, stage: int, level: Level) -> Level:
     """With the planes of the moving image that fit into what is left of the memory."""
     if level.images == "device" or plan.memory is None:
         return level
-    kind, left = plan.config.stages[stage], plan.memory - plan.memory_use(stage, level).total
+    kind, left = level.in_voxels(plan.config.stages[stage]), plan.memory - plan.memory_use(stage, level).total
     assert isinstance(kind, Optimised)
     planned = window_planes(plan, level, level.slab + 2 * kind.similarity.reach)
     each = 2 * window_bytes(plan, level, value_bytes(kind))
@@ -301,7 +301,8 @@ class _Cut:
         f, m, sigmas = _factors(fixed, moving, stage, scale)
         a, b = fixed.coarsen(f), moving.coarsen(m)
         slabs, shards = (Partition.of(g.shape[0], self.workers, self.minimum_planes) for g in (a, b))
-        return Level(scale, f, m, a, b, iterations, slabs, shards, self.residency, halo_of(stage), moving_sigmas=sigmas)
+        halo = halo_of(stage.in_voxels(a.edge_mm))
+        return Level(scale, f, m, a, b, iterations, slabs, shards, self.residency, halo, moving_sigmas=sigmas)
 
 
 def _factors(fixed: Grid, moving: Grid, stage: Optimised, scale: int) -> tuple[Index, Index, Sigmas | None]:

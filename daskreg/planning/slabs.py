@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from daskreg.config import Deformable
+from daskreg.config import Deformable, Optimised
 from daskreg.deferred import DeferredModule
 from daskreg.grid import Span
 
@@ -48,6 +48,11 @@ class Reaches:
     def total(self) -> int:
         """Planes of fields around a slab on which what is computed there depends."""
         return self.gradient + self.window + max(self.displacement, self.direction)
+
+
+def total_reach(stage: Optimised) -> int:
+    """Planes around a slab on which what a stage computes there depends."""
+    return Reaches.of(stage).total if isinstance(stage, Deformable) else stage.similarity.reach
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def lines(plan: Layout, cores: int | None = None, device: str = "cpu") -> list[s
 
 def _elsewhere(plan: Layout) -> list[str]:
     host, scratch = elsewhere(plan)
-    swept = [(plan.config.stages[k], level) for k, levels in enumerate(plan.levels) for level in levels if level.state == "disk"]
+    both = [(level.in_voxels(s), level) for s, levels in zip(plan.config.stages, plan.levels, strict=True) for level in levels]
+    swept = [(s, level) for s, level in both if level.state == "disk"]
     written = sum(level.iterations * swept_bytes(plan, s, level) for s, level in swept if isinstance(s, Deformable))
     rows = [f"host memory of a worker: {size(host)} for fields{' and images' * (plan.images == 'host')}"] if host else []
     twice = f"with a checkpoint every iteration up to {size(2 * scratch)}"
@@ -96,7 +97,7 @@ def _many(n: int, what: str) -> str:
 
 def seconds(plan: Layout, stage: int, level: Level, cores: int, device: str = "cpu") -> float:
     """Estimated time of a level: the largest block's voxels, what it sends, and how often it waits."""
-    kind, speeds = plan.config.stages[stage], SPEEDS[device]
+    kind, speeds = level.in_voxels(plan.config.stages[stage]), SPEEDS[device]
     assert isinstance(kind, Optimised)
     voxels = max(level.partition.lengths) * level.fixed.shape[1] * level.fixed.shape[2] / 1e6
     deformable = isinstance(kind, Deformable)
@@ -116,7 +117,7 @@ def seconds(plan: Layout, stage: int, level: Level, cores: int, device: str = "c
 
 def _rows(plan: Layout, stage: int, level: Level, cores: int, device: str) -> list[str]:
     """A level's line, and where its fields and images are if not in the device's memory."""
-    rows, kind = [_line(plan, stage, level, cores, device)], plan.config.stages[stage]
+    rows, kind = [_line(plan, stage, level, cores, device)], level.in_voxels(plan.config.stages[stage])
     if level.state != "device" and isinstance(kind, Deformable):
         moved = swept_bytes(plan, kind, level)
         way = f"{size(moved)} read and {size(moved)} written an iteration"

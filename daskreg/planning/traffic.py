@@ -53,7 +53,7 @@ def traffic(plan: Layout, stage: Optimised, level: Level) -> list[Traffic]:
 
 def most_sent(plan: Layout, index: int, level: Level) -> int:
     """Bytes that the rank that sends most sends in an iteration of the stage with an index."""
-    stage = plan.config.stages[index]
+    stage = level.in_voxels(plan.config.stages[index])
     assert isinstance(stage, Optimised)
     return max(sent.total for sent in traffic(plan, stage, level))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AliasChoices, Field
 
@@ -16,6 +17,11 @@ class LNCC(SimilarityParameters):
     radius: Whole = Field(2, ge=1, le=8)
     """Half of the window's edge, in voxels of the level: a window has (2 radius + 1)^3 voxels. Raise it for noise and sparse
     structures, lower it for fine ones.
+    """
+    radius_mm: Annotated[Number, Field(gt=0, le=1e6)] | None = None
+    """Half of the window's edge in millimetres, at most: at a level whose voxels have an edge of v mm (of a cube as large) the
+    radius is this over v, rounded, but at least 1 and at most ``radius``. None, or images that state no unit of length:
+    ``radius`` at every level. 4 mm at full resolution in the preset ``brain``.
     """
     gradient: Literal["exact", "center"] = "exact"
     """``center`` keeps the centre window's part alone, as ANTs does: faster, and correlates 0.93 with the exact one."""
@@ -34,6 +40,13 @@ class LNCC(SimilarityParameters):
     """
     label: ClassVar[str] = "− LNCC"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.053, "cuda": 7.6e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
+
+    def in_voxels(self, edge_mm: float | None) -> Self:
+        """With the radius that windows have at voxels of that edge."""
+        if self.radius_mm is None:
+            return self
+        fitting = self.radius if edge_mm is None else math.floor(self.radius_mm / edge_mm + 0.5)
+        return self.model_copy(update={"radius": max(1, min(self.radius, fitting)), "radius_mm": None})
 
     @property
     def exact(self) -> bool:

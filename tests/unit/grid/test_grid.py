@@ -59,6 +59,12 @@ def test_a_permuted_grid_has_the_same_voxels(grid, order):
     np.testing.assert_allclose(grid.permute(tuple(order)).to_world(index[list(order)]), grid.to_world(index), atol=1e-9)
 
 
+def test_the_edge_of_a_voxel_is_that_of_a_cube_in_millimetres():
+    assert Grid((4, 4, 4), (4, 1, 2), unit="mm").edge_mm == pytest.approx(2)
+    assert Grid((4, 4, 4), (25, 25, 25), unit="um").edge_mm == pytest.approx(0.025)
+    assert Grid((4, 4, 4), (4, 1, 2)).edge_mm is None
+
+
 def test_another_unit_scales_positions():
     grid = Grid((2, 3, 4), (1.0, 2.0, 3.0), (10.0, 20.0, 30.0), unit="mm")
     np.testing.assert_allclose(grid.to_unit("um").to_world([1, 1, 1]), 1000 * grid.to_world([1, 1, 1]))
