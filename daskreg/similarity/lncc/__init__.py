@@ -21,7 +21,8 @@ class LNCC(SimilarityParameters):
     radius_mm: Annotated[Number, Field(gt=0, le=1e6)] | None = None
     """Half of the window's edge in millimetres, at most: at a level whose voxels have an edge of v mm (of a cube as large) the
     radius is this over v, rounded, but at least 1 and at most ``radius``. None, or images that state no unit of length:
-    ``radius`` at every level. 4 mm at full resolution in the preset ``brain``.
+    ``radius`` at every level. 2.8 mm at full resolution in the preset
+    ``brain``.
     """
     gradient: Literal["exact", "center"] = "exact"
     """``center`` keeps the centre window's part alone, as ANTs does: faster, and correlates 0.93 with the exact one."""
