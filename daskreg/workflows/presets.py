@@ -22,7 +22,7 @@ HEADS = {"smooth_gradient": 1.73, "tolerance": 3e-4}
 # lobe: windows of radius 1 brought known warps a tenth nearer to the truth. Windows count by their contrast above noise: a head
 # scanned twice moved a fifth less, and overlap allowed narrower filters at full resolution. Overlap was best with radius 3 there
 # at 1 mm, 2 at 1.5 mm, 1 or 2 at 2 mm and 1 at 3 mm, and known warps came a tenth nearer: a radius in millimetres gives all of
-# these. Finer voxels, of mice and microscopes, keep 3. 50 iterations gave no more than 30
+# these, and finer voxels, of mice and microscopes, keep 3. 50 iterations gave no more than 30
 NOISE = 0.03  # of the intensity range
 RADIUS = 2.8  # mm
 COARSELY = {
@@ -34,7 +34,7 @@ COARSELY = {
 FINELY = {
     "similarity": LNCC(radius=3, radius_mm=RADIUS, noise=NOISE),
     "iterations": (30,),
-    "smooth_gradient": 1.4,
+    "smooth_gradient": 1.2,
     "smooth_warp": 0.6,
     "optimizer": Adam(coherence=0.6),
 }

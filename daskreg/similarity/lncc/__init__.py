@@ -18,12 +18,6 @@ class LNCC(SimilarityParameters):
     """Half of the window's edge, in voxels of the level: a window has (2 radius + 1)^3 voxels. Raise it for noise and sparse
     structures, lower it for fine ones.
     """
-    radius_mm: Annotated[Number, Field(gt=0, le=1e6)] | None = None
-    """Half of the window's edge in millimetres, at most: at a level whose voxels have an edge of v mm (of a cube as large) the
-    radius is this over v, rounded, but at least 1 and at most ``radius``. None, or images that state no unit of length:
-    ``radius`` at every level. 2.8 mm at full resolution in the preset
-    ``brain``.
-    """
     gradient: Literal["exact", "center"] = "exact"
     """``center`` keeps the centre window's part alone, as ANTs does: faster, and correlates 0.93 with the exact one."""
     epsilon: Number = Field(1e-12, ge=1e-30, le=1)
@@ -38,6 +32,11 @@ class LNCC(SimilarityParameters):
     """Standard deviation of the noise, as a part of the intensity range: windows count by the part of their variance in the
     fixed image that is above it, s^2 / (s^2 + noise^2). 0: all count alike. 0.03 in the preset ``brain``. Raise it where what
     has no structure is warped, lower it where faint structures stay apart.
+    """
+    radius_mm: Annotated[Number, Field(gt=0, le=1e6)] | None = None
+    """Half of the window's edge in millimetres, at most: at a level whose voxels have an edge of v mm (of a cube as large) the
+    radius is this over v, rounded, but at least 1 and at most ``radius``. None, or images that state no unit of length:
+    ``radius`` at every level. 2.8 at full resolution in the preset ``brain``.
     """
     label: ClassVar[str] = "− LNCC"
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.053, "cuda": 7.6e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
