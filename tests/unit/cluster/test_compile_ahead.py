@@ -17,6 +17,7 @@ from daskreg.kernels.compiler.launch import Kernel, RowKernel
 from daskreg.machine import Limit
 from daskreg.planning import make_plan
 from daskreg.similarity import LNCC, MI
+from daskreg.similarity.lncc.loss import LocalCorrelation
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration
 
@@ -63,6 +64,15 @@ def test_the_last_stage_comes_first(launched):
     Rehearsal(CONFIG, (False, False)).run()
     names = [name for name, _ in launched]
     assert names.index("adam") < names.index("jacobian") < names.index("affine_sums")
+
+
+def test_windows_in_millimetres_are_as_wide_as_in_the_run(monkeypatch):
+    radii, begin = [], LocalCorrelation.__init__
+    monkeypatch.setattr(LocalCorrelation, "__init__", lambda self, p: radii.append(p.radius) or begin(self, p))
+    config = Config(stages=(Deformable(similarity=LNCC(radius=3, radius_mm=4), scales=(2, 1), iterations=(2, 2)),))
+    grid = Grid((32, 32, 32), (2000, 2000, 2000), unit="micrometer")
+    Rehearsal.of(make_plan(grid, grid, config)).run()
+    assert set(radii) == {1, 2}
 
 
 def plan(memory=None, workers=1):
