@@ -31,8 +31,8 @@ from daskreg.torch.functional import (
     mutual_information,
     warp,
     warped_loss,
-    window_weights,
 )
+from daskreg.torch.windows import window_weights
 
 __all__ = [
     "affine_warp",

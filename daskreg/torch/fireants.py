@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from daskreg.torch import functional
+from daskreg.torch.windows import WindowKind, window_weights
 
 
 class LNCC(torch.nn.Module):
@@ -19,9 +20,9 @@ class LNCC(torch.nn.Module):
     kernel_size: voxels, odd;  kernel_type: as in ``window_weights``;  smooth_dr: the least of each variance
     """
 
-    def __init__(self, kernel_size: int = 7, kernel_type: functional.WindowKind = "rectangular", smooth_dr: float = 1e-5) -> None:
+    def __init__(self, kernel_size: int = 7, kernel_type: WindowKind = "rectangular", smooth_dr: float = 1e-5) -> None:
         super().__init__()
-        functional.window_weights(kernel_size, kernel_type)
+        window_weights(kernel_size, kernel_type)
         self.kernel_size, self.kernel_type, self.smooth_dr = kernel_size, kernel_type, smooth_dr
 
     def forward(self, moved: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:

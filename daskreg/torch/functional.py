@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from daskreg.torch.checks import (
     five_dimensional,
     many,
     needs_gradient,
-    odd_windows,
     one_of,
     same_shape,
     some,
@@ -35,7 +34,6 @@ from daskreg.torch.checks import (
 from daskreg.torch.compute.correlation import Windows
 from daskreg.torch.compute.fields import gaussian_taps
 from daskreg.torch.direct_launch import MOST_LAUNCHES
-from daskreg.torch.kernels.information import ParzenWindow, gaussian_window, spline_window
 from daskreg.torch.kernels.sampling import (
     AFFINE,
     AFFINE_ALONE,
@@ -47,10 +45,10 @@ from daskreg.torch.kernels.sampling import (
     ZEROS,
 )
 from daskreg.torch.operators.prepared import direct, keep, prepared
+from daskreg.torch.windows import WindowKind, parzen_window, window_along_axes
 
 Border = Literal["zeros", "border", "reflection"]
 Reduction = Literal["mean", "sum", "none", "volume"]
-WindowKind = Literal["rectangular", "triangular", "gaussian"]
 BORDERS = {"zeros": ZEROS, "border": BORDER, "reflection": REFLECT_CENTERS}
 SMALL = 2**23  # voxels of a volume whose sampling takes a GPU less time than a call from Python takes the CPU
 MODES = "bilinear", "nearest"  # in the order of PyTorch's numbers for them, as BORDERS
@@ -112,7 +110,7 @@ def lncc(
     some(moved)
     one_of("reduction", reduction, REDUCTIONS)
     one_of("border", border, ("zeros", "count"))
-    wz, wy, wx = _weights(window, kind, weights)
+    wz, wy, wx = window_along_axes(window, kind, weights)
     counted, per_volume, kinds = border == "count", reduction == "volume", (0, 3, 5)[sum(wants)]
     voxels = moved.numel() // (moved.shape[0] * moved.shape[1]) if per_volume else moved.numel()
     scale = -1.0 if reduction in ("sum", "none") else -1.0 / max(1, voxels)
@@ -126,35 +124,6 @@ def lncc(
         f, m, wz, wy, wx, constants, squared, counted, per_volume, reduction == "none", kinds, scale
     )
     return -found if reduction == "none" else value
-
-
-def window_weights(size: int, kind: WindowKind = "rectangular") -> tuple[float, ...]:
-    """The weights of a window along one axis: ones, a triangle or a Gaussian of sigma size / 3, as MONAI has them."""
-    odd_windows((size,))
-    one_of("kind", kind, ("rectangular", "triangular", "gaussian"))
-    half = size // 2
-    if kind == "gaussian":
-        return tuple(math.exp(-0.5 * (k / (size / 3)) ** 2) for k in range(-half, half + 1))
-    if kind == "triangular":
-        side = (size + 1) // 2
-        side -= side % 2 == 0
-        return tuple(max(0, side - abs(k)) / side**2 for k in range(-half, half + 1))
-    return (1.0,) * size
-
-
-def _weights(window: int | Sequence[int], kind: WindowKind, weights: Sequence[Sequence[float]] | None) -> Any:
-    """Along z, y, x; those of a cube are kept, other than for a compiler, which follows what makes them."""
-    if weights is None and type(window) is int and not torch.compiler.is_compiling():
-        return (_kept_weights(window, kind),) * 3
-    given = weights if weights is not None else [window_weights(n, kind) for n in triple(window)]
-    odd_windows([len(w) for w in given])
-    wz, wy, wx = ([float(v) for v in w] for w in given)
-    return wz, wy, wx
-
-
-@lru_cache
-def _kept_weights(window: int, kind: WindowKind) -> tuple[float, ...]:
-    return tuple(map(float, window_weights(window, kind)))
 
 
 def mutual_information(
@@ -190,25 +159,13 @@ def mutual_information(
     many(moved)
     some(moved)
     one_of("reduction", reduction, ("mean", "sum", "none"))
-    window = _window(bins, kind, *range_of)
+    window = parzen_window(bins, kind, *range_of)
     scale = -1.0 / moved.shape[0] if reduction == "mean" else -1.0
     if key is not None:
         return keep(key, operators.prepare_information(window, smoothing, scale, reduction != "none", moved))(fixed, moved)
     f, m = computed(fixed, moved)
     value, _, _ = operators.inform(f, m, window[:4], window[4:], smoothing, scale, reduction != "none")
     return value
-
-
-def _window(bins: int, kind: str, sigma_ratio: float, low: float, high: float, clip: float | None) -> ParzenWindow:
-    one_of("kind", kind, ("gaussian", "spline"))
-    if not high > low or bins < 2 + 6 * (kind == "spline") or not 0 < sigma_ratio <= 2:
-        raise DaskregError(
-            f"{bins} bins from {low} to {high} with sigma_ratio {sigma_ratio} were given; at least 2 bins (8 of splines), "
-            "low < high and a ratio up to 2 were expected."
-        )
-    if kind == "spline":
-        return spline_window(bins, low, high)
-    return gaussian_window(bins, sigma_ratio, low, high, low if clip is None else clip)
 
 
 # ---------------------------------------------------------------- sampling
@@ -366,10 +323,10 @@ def warped_loss(
     if affine is not None:
         mode, matrix = AFFINE, affine_map(image, affine)
     f, a, u, m = computed(fixed, image, displacement_field, matrix)
-    wz, wy, wx = _weights(window, kind, None)
+    wz, wy, wx = window_along_axes(window, kind, None)
     integers, numbers = [int(squared), 0], [float(v) for v in (floor, additive, epsilon, numerator, limit)]
     if loss == "mi":
-        of = _window(bins, "gaussian", sigma_ratio, 0.0, 1.0, None)
+        of = parzen_window(bins, "gaussian", sigma_ratio, 0.0, 1.0, None)
         integers, numbers = list(of[:4]), [*of[4:], float(smoothing), float(smoothing), 0.0]
     value, _, _ = warped.warped(
         f,

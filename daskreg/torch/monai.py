@@ -16,6 +16,7 @@ from torch import Tensor
 from daskreg.errors import DaskregError
 from daskreg.torch import functional
 from daskreg.torch.checks import one_of
+from daskreg.torch.windows import window_weights
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -45,7 +46,7 @@ class LocalNormalizedCrossCorrelationLoss(torch.nn.Module):
         super().__init__()
         if spatial_dims != 3:
             raise DaskregError(f"spatial_dims is {spatial_dims}; 3 was expected.")
-        functional.window_weights(kernel_size, kernel_type)  # refuses other words
+        window_weights(kernel_size, kernel_type)  # refuses other words
         self.kernel_size, self.kernel_type, self.reduction = kernel_size, kernel_type, _reduction(reduction)
         self.smooth_nr, self.smooth_dr = float(smooth_nr), float(smooth_dr)
 
