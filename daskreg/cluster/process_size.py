@@ -20,6 +20,7 @@ from daskreg.cluster.worker_calls import ask_workers
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Deformable
 from daskreg.engine.images import normalise
+from daskreg.errors import RunError
 from daskreg.kernels.device import Kind
 
 GPU_BYTES = 370 << 20  # of a GPU's memory: modules of compiled kernels, streams, what the memory pool rounds up
@@ -43,12 +44,17 @@ def estimated_bytes(client: Client | None, workers: int, device: Kind = "cpu", *
     """Most memory that a worker takes without arrays, known before a run.
 
     Measured on the workers of a client; without one estimated from the size of this process, in which a single worker will be
-    unless it is ``elsewhere``, as a job is.
+    unless it is ``elsewhere``, as a job is. Raises RunError where a worker does not answer, or none is left.
     """
     if device == "cuda":
         return GPU_BYTES
     if client is not None:
-        return running_bytes(max(ask_workers(client, start_bytes, "how much memory its process takes").values()))
+        sizes = ask_workers(client, start_bytes, "how much memory its process takes").values()
+        if not sizes:
+            raise RunError(
+                "the workers were lost before they said how much memory they take; look at their logs, then run again."
+            )
+        return running_bytes(max(sizes))
     resident = machine.resident_bytes()
     imported = _in_new_process() if (elsewhere or workers > 1) and resident > DATA_BYTES else resident
     return imported + int(min(imported, DATA_BYTES) * IMPORT_SHARE)

@@ -73,6 +73,9 @@ def test_existing_workers_are_measured(monkeypatch):
     answers = {start_bytes: {"a": 300, "b": 360}}
     monkeypatch.setattr(process_size, "ask_workers", lambda client, question, what: answers[question])
     assert estimated_bytes(SimpleNamespace(), 2) == running_bytes(360) == 432
+    answers[start_bytes] = {}
+    with pytest.raises(RunError, match="lost before they said how much memory they take"):
+        estimated_bytes(SimpleNamespace(), 2)
 
 
 def test_without_workers_the_size_of_this_process_counts(monkeypatch):
