@@ -1,5 +1,6 @@
 """Imported by the fork server of workers with a GPU. Nothing here may use one: forked processes could not use it any more."""
 
+import gc
 import os
 from contextlib import suppress
 from importlib import import_module
@@ -13,3 +14,4 @@ for name in MODULES:
         import_module(name)
 if initialised():
     os._exit(1)  # workers are started afresh
+gc.freeze()  # what is collected is copied
