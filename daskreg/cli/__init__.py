@@ -57,7 +57,8 @@ def _ended(error: BaseException) -> tuple[Any, str]:
     """Exit code of a command that ended in an exception, and what is said about it."""
     code = error.code if isinstance(error, SystemExit) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
     if code in SIGNALLED:
-        return code, f"daskreg: stopped; {' '.join(_notes(error) or ['nothing was written.'])}"
+        notes = _notes(error)
+        return code, f"daskreg: stopped. {' '.join(notes)}" if notes else "daskreg: stopped; nothing was written."
     if isinstance(error, SystemExit):
         return code, ""
     from daskreg.cli.failure import describe

@@ -36,6 +36,10 @@ def submit(
 
     asked: dict[str, Any] = {"nodes": nodes, "cpus": cpus, "gpus": gpus, "memory": memory, "time": time, "partition": partition}
     asked |= {"account": account, "name": name, "setup": tuple(setup or ()), "container": container}
-    given, warnings, job = asked_for(arguments, script, overwrite, {**asked, "system": system or present_system()})
+    found = system or present_system()
+    given, warnings, job = asked_for(arguments, script, overwrite, {**asked, "system": found or "slurm"})
     number = written(given, warnings, script, job, overwrite=overwrite, start=start)
-    typer.echo("\n".join(summary(job, script, number)))
+    lines = summary(job, script, number)
+    if found is None:
+        lines.insert(1, "No sbatch, qsub or bsub is here: it is written for SLURM; --system pbs or lsf writes it for these.")
+    typer.echo("\n".join(lines))

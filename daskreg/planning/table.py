@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from daskreg import machine
-from daskreg.config import Deformable, Optimised
+from daskreg.config import Deformable, Optimised, Search
 from daskreg.planning.layout import SOURCE, Layout, Level
 from daskreg.planning.memory import checkpoint_bytes, disk_bytes, elsewhere, image_bytes, level_memory, peak_bytes, swept_bytes
 from daskreg.planning.slabs import Reaches
@@ -54,7 +54,7 @@ def lines(plan: Layout, cores: int | None = None, device: str = "cpu") -> list[s
             f"{plan.config.stages[k].name:<11} on worker 0"
         ]
     total = sum(seconds(plan, k, level, share, device) for k, levels in enumerate(plan.levels) for level in levels)
-    disk = disk_bytes(plan)
+    disk, search = disk_bytes(plan), "the search, " * any(isinstance(s, Search) for s in plan.config.stages)
     return [
         *rows,
         f"fixed, moving: voxels, z x y x x; blocks: workers, and the most planes of one, along {'zyx'[plan.orders[0][0]]}; "
@@ -65,7 +65,7 @@ def lines(plan: Layout, cores: int | None = None, device: str = "cpu") -> list[s
         *_from_source(plan),
         f"disk: reads {size(disk.read)}, writes {size(disk.written)}, checkpoints up to {size(checkpoint_bytes(plan))}",
         f"time: about {duration(total)} on {_many(plan.workers, 'worker')} of {_many(share, SPEEDS[device].name)}, "
-        "no level stopping early; reading, writing and compiling apart",
+        f"no level stopping early; {search}reading, writing and compiling apart",
     ]
 
 

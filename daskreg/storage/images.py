@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from daskreg.arguments import checked_arguments
 from daskreg.deferred import DeferredModule
-from daskreg.errors import AxesError, ConfigError, GridError, InputError, OutputError
+from daskreg.errors import AxesError, ConfigError, GridError, InputError, OutputError, counted
 from daskreg.grid import IDENTITY, OPENED_ARRAY, Grid, unit_name
 from daskreg.html import joined
 from daskreg.storage.axes import SPACE, Axis, display, guessed_axes, leading, spatial
@@ -380,8 +380,10 @@ def write_image(
         raise OutputError(f"{path}: {format.name} states no direction of the axes, the grid has one; write {able}.")
     if not format.holds(leading(axes)):
         able = " or ".join(image_formats.endings(writes=True, leading_axes=True))
-        names = ", ".join(a.name for a in leading(axes))
-        raise OutputError(f"{path}: {data.shape[:-3]} images ({names}) do not go into one file; write {able}.")
+        names = [a.name if a.kind == "other" else a.kind for a in leading(axes)]
+        several = " of ".join(counted(n, name) for n, name in zip(data.shape, names, strict=False))
+        one = " or ".join(f"'IMAGE::{name}=0'" for name in names if name in ("channel", "time"))
+        raise OutputError(f"{path}: {several} do not go into one file; write {able}{', or choose one, as in ' * bool(one)}{one}.")
     check_dtype(np.dtype(data.dtype), f"what is to be written to {path}")
     metric = grid if format.units or grid.unit is None else grid.to_unit("millimeter")
     with atomic_output(path, overwrite) as temporary, local_place(temporary, needed=not format.remote) as place:

@@ -85,7 +85,7 @@ class Job:
 
     def _require_time(self) -> None:
         if not isinstance(self.time, str) or not TIME.fullmatch(self.time):
-            raise ConfigError(f"time {self.time!r} is no time of SLURM; write it like 08:00:00 or 2-00:00:00.")
+            raise ConfigError(f"time {self.time!r} is no time of a job; write it like 08:00:00 or 2-00:00:00.")
         if self.seconds < SHORTEST:
             raise ConfigError(f"time {self.time!r} is {self.seconds} s; a job has {SHORTEST // 60} minutes at least.")
 
@@ -246,7 +246,7 @@ class Pbs(BatchSystem):
 
     def continued(self) -> str:
         """See the base."""
-        return "the script submits itself again, which takes a site where jobs may submit jobs, and goes on"
+        return "the script submits itself again and goes on from it (where jobs may submit jobs)"
 
 
 class Lsf(BatchSystem):

@@ -64,6 +64,8 @@ def export(
 
     The whole also goes, link by link, into an ITK composite (.h5) or an OME-NGFF 0.6 scene (.zarr), which keeps its unit.
 
+    A transform without displacement goes into a file of an affine as a whole too.
+
     Total alone, or the affine applied after the warp (for ANTs: ``-t warp.nii.gz -t affine.mat``), takes fixed to moving points,
     as resampling wants it.
 
@@ -75,9 +77,9 @@ def export(
     require_known("part", part, PARTS)
     require_distinct(output, path_of(transform), fixed, moving)
     path = parse_address(output).path
-    format = _format_for(path, part)
-    ends = _archives(transform, images, fixed, moving, path)
     phi = as_transform(transform)
+    format = _format_for(path, part, phi)
+    ends = _archives(transform, images, fixed, moving, path)
     if phi.unit is None and not format.in_blocks:
         log.warning(
             "the transform states no unit of length: readers of %s take its lengths for millimetres; where they are others, say "
@@ -97,15 +99,19 @@ def export(
     return str(output) if is_remote(str(output)) else Path(output)
 
 
-def _format_for(path: str, part: Part) -> TransformFormat:
-    """The format of the output. Raises OutputError when it does not hold the part."""
-    fits = {"affine": ("affine",), "warp": ("field",), "total": ("field", "chain")}[part]
+def _format_for(path: str, part: Part, transform: Transform) -> TransformFormat:
+    """The format of the output: an affine is all of what has no displacement. Raises OutputError where it holds another part."""
+    fits = {"affine": ("affine",), "warp": ("field",), "total": ("field", "chain", *["affine"] * transform.is_affine)}[part]
     for format in transform_formats.by_ending(path):
         if format.writes and format.holds in fits:
             return format
     affines, fields, chains = (", ".join(transform_formats.endings(writes=True, holds=h)) for h in ("affine", "field", "chain"))
     if part == "affine":
         raise OutputError(f"{path}: an affine is written as {affines}; choose one of these endings, or another --part.")
+    if part == "total" and transform.is_affine:
+        raise OutputError(
+            f"{path}: a transform without displacement is written as {affines}, {chains} or {fields}; choose such an ending."
+        )
     raise OutputError(
         f"{path}: part {part!r} is a displacement field, written as {fields} (the total also as {chains}); "
         "choose such an ending, or --part affine."

@@ -31,10 +31,9 @@ def job_script(job: Job, arguments: Sequence[str], script: str | Path = SCRIPT) 
     return "\n".join([*lines, *_run(job, system, command, str(script))]) + "\n"
 
 
-def present_system() -> str:
-    """The batch system whose command is here; slurm where there is none."""
-    found = (name for name, system in SYSTEMS.items() if shutil.which(system.submit_command))
-    return next(found, "slurm")
+def present_system() -> str | None:
+    """The batch system whose command is here, None where there is none."""
+    return next((name for name, system in SYSTEMS.items() if shutil.which(system.submit_command)), None)
 
 
 def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite: bool = False, start: bool = False) -> str | None:

@@ -92,7 +92,7 @@ sys.argv = ["daskreg", "wait"]
 cli.main()
 """
     child = run_alone([sys.executable, "-c", script.format(number=int(number))])
-    assert child.communicate(timeout=60)[1] == b"daskreg: stopped; The last checkpoint is kept: resume.\n"
+    assert child.communicate(timeout=60)[1] == b"daskreg: stopped. The last checkpoint is kept: resume.\n"
     assert child.returncode == code
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from daskreg.config import Config, Deformable
+from daskreg.config import Config, Deformable, Search
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
@@ -48,6 +48,13 @@ def test_shapes_are_those_of_the_stored_images_whatever_axis_is_cut():
     assert "voxels, z x y x x; blocks: workers, and the most planes of one, along y" in said
     with pytest.raises(PlanTooLarge, match=r"fixed 6 x 40 x 8, moving 9 x 7 x 50"):
         made.validate(1)
+
+
+def test_the_time_leaves_out_a_search_which_is_said():
+    stage, grid = Deformable(scales=(1,), iterations=(5,)), Grid((16, 16, 16))
+    with_search, without = (make_plan(grid, grid, Config(stages=(*first, stage))) for first in ((Search(),), ()))
+    assert with_search.lines()[-1].endswith("; the search, reading, writing and compiling apart")
+    assert without.lines()[-1].endswith("; reading, writing and compiling apart")
 
 
 def test_short_times_are_in_milliseconds():

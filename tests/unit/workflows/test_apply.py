@@ -486,7 +486,9 @@ def test_images_in_time_go_into_one_nifti_file_with_their_repetition_time(tmp_pa
 
 
 def test_channels_do_not_go_into_one_nifti_file_and_minutes_become_seconds(tmp_path):
-    with pytest.raises(OutputError, match=r"\(2,\) images \(c\) do not go into one file"):
+    with pytest.raises(
+        OutputError, match=r"2 channels do not go into one file; write .*, or choose one, as in 'IMAGE::channel=0'\."
+    ):
         write_image(tmp_path / "a.nii", np.ones((2, *CUBE.shape), np.uint8), CUBE, axes=("c",))
     write_image(tmp_path / "a.nii", np.ones((2, *CUBE.shape), np.uint8), CUBE, axes=(Axis("t", "time", "minute", scale=2.0),))
     header = nib.load(tmp_path / "a.nii").header

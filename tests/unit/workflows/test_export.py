@@ -59,6 +59,8 @@ def test_the_affine_reads_back(tmp_path, name):
 
 def test_a_linear_run_has_a_total_but_no_warp(tmp_path):
     run = make_run(tmp_path / "r.zarr", affine())
+    export(run, tmp_path / "total.mat")
+    np.testing.assert_allclose(read_affine(tmp_path / "total.mat"), affine())
     wanted = everywhere() @ (affine() - np.eye(4))[:3, :3].T + affine()[:3, 3]
     np.testing.assert_allclose(displacement_field(load_transform(run)).compute(), np.moveaxis(wanted, -1, 0), atol=1e-5)
     with pytest.raises(NotFound, match="--part affine"):
@@ -66,9 +68,11 @@ def test_a_linear_run_has_a_total_but_no_warp(tmp_path):
 
 
 def test_an_ending_or_a_word_that_does_not_suit_is_said(tmp_path):
-    run = make_run(tmp_path / "r.zarr", affine())
     with pytest.raises(OutputError, match=r"field, written as \.nii"):
-        export(run, tmp_path / "total.mat")
+        export(make_run(tmp_path / "d.zarr", affine(), displacement()), tmp_path / "total.mat")
+    run = make_run(tmp_path / "r.zarr", affine())
+    with pytest.raises(OutputError, match=r"a transform without displacement is written as \.mat.*\.h5.*\.nii"):
+        export(run, tmp_path / "total.tif")
     with pytest.raises(OutputError, match=r"affine is written as \.mat"):
         export(run, tmp_path / "affine.nii", part="affine")
     with pytest.raises(ConfigError, match="unknown part 'afine'; did you mean 'affine'"):

@@ -146,7 +146,7 @@ def test_times_are_those_of_slurm(time, seconds):
         ({}, (*PAIR, "--overwrite"), "would begin again"),
         ({"nodes": 2}, (*PAIR, "--workers", "3"), "--workers follows from the nodes"),
         ({"nodes": 2, "gpus": 2}, PAIR, "one GPU a node"),
-        ({"time": "soon"}, PAIR, "no time of SLURM"),
+        ({"time": "soon"}, PAIR, "no time of a job"),
         ({"time": "02:00"}, PAIR, "'02:00' is 120 s; a job has 5 minutes at least"),
         ({"system": "slrum"}, PAIR, "unknown batch system 'slrum'; did you mean 'slurm'"),
         ({"memory": "8"}, PAIR, "8GB"),
@@ -165,7 +165,7 @@ def test_all_that_is_wrong_with_a_job_is_told_at_once(tmp_path, monkeypatch):
     said = str(CliRunner().invoke(app, ["submit", *wrong, "--", *words]).exception)
     reasons = (
         "--dry-run registers nothing", "did you mean 'brain'", "8GB?", "no output was named", "two images are needed",
-        "no time of SLURM", "one GPU a node", "--overwrite would begin again", "--workers and --memory follow from the nodes",
+        "no time of a job", "one GPU a node", "--overwrite would begin again", "--workers and --memory follow from the nodes",
         "did you mean 'slurm'", "job.sh exists already",
     )  # fmt: skip
     assert [reason for reason in reasons if reason not in said] == []
@@ -173,7 +173,7 @@ def test_all_that_is_wrong_with_a_job_is_told_at_once(tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as found:
         submitted(words, tmp_path / "job.sh", Job(nodes=2))
     assert len(str(found.value).splitlines()) == len(reasons) - 3
-    with pytest.raises(ConfigError, match=r"no time of SLURM; .*\ncpus is 0; a whole number"):
+    with pytest.raises(ConfigError, match=r"no time of a job; .*\ncpus is 0; a whole number"):
         Job(time="soon", cpus=0)
 
 
@@ -195,7 +195,11 @@ def test_the_command_writes_explains_and_submits(shell, monkeypatch):
     (folder / "sbatch").unlink()
     monkeypatch.setenv("PATH", str(folder))
     assert present_system() == "pbs"
+    assert "is here: it is written" not in CliRunner().invoke(app, ["submit", "--script", "a.sh", *PAIR]).output
     monkeypatch.setenv("PATH", "/nowhere")
+    assert present_system() is None
+    said = CliRunner().invoke(app, ["submit", "--script", "b.sh", *PAIR]).output
+    assert "No sbatch, qsub or bsub is here: it is written for SLURM; --system pbs or lsf writes it for these." in said
     with pytest.raises(OutputError, match="is written, and there is no sbatch here"):
         submit(PAIR, "daskreg-job.sh", Job(), overwrite=True, start=True)
 
