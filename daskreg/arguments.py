@@ -110,11 +110,17 @@ def _place(name: str, known: Collection[str]) -> str | None:
         if (kind := stage_with(name)) is not None:
             where = "config" if "config" in known else "stages"
             return f"it belongs in a stage: write {where}=[daskreg.{kind}, ...]"
-    single = name if name in ADDRESS_KEYS else name.removesuffix("s")
-    if single in ADDRESS_KEYS and single not in known and name not in known:
+    single = address_key(name)
+    if single is not None and single not in known and name not in known:
         opened = f", or give daskreg.open_volume(image, {single}=...)" if single in OPENED else ""
         return f"it belongs to an image: write '::{single}=...' behind its path{opened}"
     return None
+
+
+def address_key(name: str) -> str | None:
+    """The key behind a path that a name is, in the singular or the plural; None where it is none."""
+    single = name if name in ADDRESS_KEYS else name.removesuffix("s")
+    return single if single in ADDRESS_KEYS else None
 
 
 def stage_with(name: str) -> str | None:

@@ -186,12 +186,12 @@ class FreshPopen(popen_spawn_posix.Popen):
 
 
 def _message(popen: Any, process: Any, kind: type[dict[str, Any]]) -> bytes:
-    """What a new process is told. It does not import the script, of which it gets what it needs by value."""
+    """The first message to a new process. It does not import the script, of which it gets what it needs by value."""
     data = io.BytesIO()
     context.set_spawning_popen(popen)
     try:
-        told = spawn.get_preparation_data(process.name)
-        dump(kind({name: value for name, value in told.items() if not name.startswith("init_main_from")}), data)
+        prepared = spawn.get_preparation_data(process.name)
+        dump(kind({name: value for name, value in prepared.items() if not name.startswith("init_main_from")}), data)
         dump(process, data)
     finally:
         context.set_spawning_popen(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from daskreg.arguments import ADDRESS_KEYS, NEAR, stage_with
+from daskreg.arguments import NEAR, address_key, stage_with
 from daskreg.errors import closest
 
 MOST_COMMANDS = 3  # that are named
@@ -44,8 +44,7 @@ def _place(name: str, known: Collection[str]) -> str:
     """Where something belongs that is no option: an image, or a stage of the configuration."""
     from daskreg.config import Config
 
-    key = name if name in ADDRESS_KEYS else name.removesuffix("s")
-    if key in ADDRESS_KEYS:
+    if (key := address_key(name)) is not None:
         return f"it belongs to an image: write '::{key}=...' behind its path."
     if "--config" not in known:
         return ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from daskreg.cluster.compile_ahead import Rehearsal
@@ -43,26 +45,23 @@ def foreseen_files(plan: Plan, kind: Kind) -> set[Path]:
     On a CPU those of a dry run on small images, for a plan of one worker with its images in memory or on disk; on a GPU the usual
     ones, where processes beside the rank compile them.
     """
-    try:
-        return precompile.listed_files() if kind == "cuda" else _of_dry_run(plan)
-    except Exception as problem:  # noqa: BLE001  # a count is no reason to end a run
-        log.info("how many kernels are compiled is not known ahead (%r).", problem)
-        return set()
+    if kind == "cuda":
+        return _files(precompile.listed_files)
+    return set() if plan.workers > 1 or plan.images == SOURCE else _files(partial(_noted, plan))
 
 
 def kernels_to_compile(plan: Plan) -> int:
     """How many CPU kernels about the first run of a plan compiles on this machine; 0 on a GPU, and where it is not known."""
-    if plan.device == "cuda":
-        return 0
+    return 0 if plan.device == "cuda" else len(missing(_files(partial(_noted, plan)), "cpu"))
+
+
+def _files(find: Callable[[], set[Path]]) -> set[Path]:
+    """Those of kernels, empty where they are not known."""
     try:
-        return len(missing(_noted(plan), "cpu"))
-    except Exception as problem:  # noqa: BLE001  # a count is no reason to refuse a plan
+        return find()
+    except Exception as problem:  # noqa: BLE001  # a count is no reason to end a run, or to refuse a plan
         log.info("how many kernels are compiled is not known ahead (%r).", problem)
-        return 0
-
-
-def _of_dry_run(plan: Plan) -> set[Path]:
-    return set() if plan.workers > 1 or plan.images == SOURCE else _noted(plan)
+        return set()
 
 
 def _noted(plan: Plan) -> set[Path]:

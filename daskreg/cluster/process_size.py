@@ -16,11 +16,10 @@ import numpy as np
 from distributed import Client
 
 from daskreg import machine
-from daskreg.cluster.worker_calls import ask_workers
+from daskreg.cluster.worker_calls import ask_some
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Deformable
 from daskreg.engine.images import normalise
-from daskreg.errors import RunError
 from daskreg.kernels.device import Kind
 
 GPU_BYTES = 370 << 20  # of a GPU's memory: modules of compiled kernels, streams, what the memory pool rounds up
@@ -49,12 +48,7 @@ def estimated_bytes(client: Client | None, workers: int, device: Kind = "cpu", *
     if device == "cuda":
         return GPU_BYTES
     if client is not None:
-        sizes = ask_workers(client, start_bytes, "how much memory its process takes").values()
-        if not sizes:
-            raise RunError(
-                "the workers were lost before they said how much memory they take; look at their logs, then run again."
-            )
-        return running_bytes(max(sizes))
+        return running_bytes(max(ask_some(client, start_bytes, "how much memory its process takes").values()))
     resident = machine.resident_bytes()
     imported = _in_new_process() if (elsewhere or workers > 1) and resident > DATA_BYTES else resident
     return imported + int(min(imported, DATA_BYTES) * IMPORT_SHARE)

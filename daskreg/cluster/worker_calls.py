@@ -181,6 +181,14 @@ def ask_workers(client: Client, function: Callable[[], Any], what: str) -> Answe
     return answers
 
 
+def ask_some(client: Client, function: Callable[[], Any], what: str) -> Answers:
+    """As ``ask_workers``, of one worker at least. Raises RunError where none is left, too."""
+    answers = ask_workers(client, function, what)
+    if not answers:
+        raise RunError(f"all workers were lost before they said {what}; look at their logs, then run again.")
+    return answers
+
+
 def present(client: Client, group: RankGroup) -> list[str]:
     """The workers of a group that the cluster still has; none where the scheduler does not answer."""
     return not_lost(client, group.addresses)

@@ -10,8 +10,8 @@ from distributed import Client
 from daskreg import machine
 from daskreg.cluster import timeouts
 from daskreg.cluster.job_queue import JobQueue, job_queue
-from daskreg.cluster.worker_calls import ask_workers, awaited_workers, span, workers_of
-from daskreg.errors import InputError, RunError
+from daskreg.cluster.worker_calls import ask_some, ask_workers, awaited_workers, span, workers_of
+from daskreg.errors import InputError
 from daskreg.kernels.device import Kind, gpu_identity, gpu_memory, gpus
 from daskreg.machine import Limit
 
@@ -97,9 +97,11 @@ def gpu_limit(client: Client | None) -> Limit:
     """Free bytes of the fullest GPU among the workers', a worker's share where several have the same. Raises RunError."""
     if client is None:
         return Limit(gpu_memory(), "free on the GPU")
-    places, free = (ask_workers(client, question, "what its GPU has") for question in (gpu_identity, gpu_memory))
-    sharing = Counter(places.values())
-    shares = [int(free[a]) // sharing[place] for a, place in places.items() if a in free]  # a worker may come or go between
-    if not shares:
-        raise RunError("the workers were lost before they said what their GPUs have; look at their logs, then run again.")
-    return Limit(min(shares), "free on the fullest GPU")
+    found = ask_some(client, _own_gpu, "what its GPU has").values()
+    sharing = Counter(gpu for gpu, _ in found)
+    return Limit(min(free // sharing[gpu] for gpu, free in found), "free on the fullest GPU")
+
+
+def _own_gpu() -> tuple[str, int]:
+    """Which one a worker has, and its free bytes."""
+    return gpu_identity(), gpu_memory()

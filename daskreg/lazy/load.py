@@ -64,11 +64,6 @@ def transform_of(record: TransformRecord) -> Transform:
     return Transform(merge_affines(_links(record.links)), record.unit, record.fixed, record.moving)
 
 
-def as_transform(source: TransformLike) -> Transform:
-    """A transform from itself, a Result or an address. Raises NotFound, Unreadable and IncompleteRun."""
-    return load_transform(source)
-
-
 def path_of(source: TransformLike) -> str | Path | None:
     """The address of a transform; None for one in memory."""
     found = run_in(source)

@@ -57,7 +57,7 @@ def _watched(what: str) -> Iterator[None]:
     try:
         with screen() as shown:
             tasks = Tasks(what, shown)
-            with observed_by(tasks.step), TALLY.told_to(tasks.compiling), _callback(tasks.task):
+            with observed_by(tasks.step), TALLY.listening(tasks.compiling), _callback(tasks.task):
                 yield
             tasks.tell_of_kernels()
     finally:

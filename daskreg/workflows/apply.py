@@ -15,7 +15,7 @@ from daskreg.deprecation import renamed_arguments
 from daskreg.errors import require_known
 from daskreg.grid import Grid
 from daskreg.lazy.device import resolve_device
-from daskreg.lazy.load import TransformLike, as_transform, path_of
+from daskreg.lazy.load import TransformLike, load_transform, path_of
 from daskreg.lazy.resample import Interpolation, require_size, resampled, warn_of_other_grid, warn_without_overlap
 from daskreg.reporting.tasks import with_progress
 from daskreg.storage import Stack, Volume, open_stack, open_volume, write_image
@@ -81,7 +81,7 @@ def apply(
     require_known("interpolation", interpolation, get_args(Interpolation))
     if output is not None:
         require_distinct(output, path_of(transform), image, like)
-    phi = as_transform(transform)
+    phi = load_transform(transform)
     several = output is not None and not isinstance(image, Volume) and not is_bare(image)
     sides = phi.moving, "moving", phi.fixed
     stack = open_stack(image, grid=grid_of_array(image, *sides)) if several else open_stack(open_on(image, *sides))

@@ -20,7 +20,7 @@ from daskreg.errors import ConfigError, VoxelError, counted
 from daskreg.grid import Grid
 from daskreg.html import Printable
 from daskreg.lazy.blocks import block_of
-from daskreg.lazy.load import TransformLike, as_transform, path_of, run_in
+from daskreg.lazy.load import TransformLike, load_transform, path_of, run_in
 from daskreg.lazy.resample import resampled, warn_of_other_grid
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.tasks import with_progress
@@ -143,7 +143,7 @@ def evaluate(
     Raises InputError in all its forms.
     """
     require_both_labels(fixed_labels, moving_labels)
-    phi = as_transform(transform)
+    phi = load_transform(transform)
     pairs = None if landmarks is None else read_landmarks(landmarks, landmarks_space)
     name = str(landmarks) if isinstance(landmarks, str | Path) else "landmarks"
     for image, found in zip(("fixed", "moving"), pairs or (), strict=False):

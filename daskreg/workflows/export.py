@@ -18,7 +18,7 @@ from daskreg.deprecation import renamed_arguments
 from daskreg.errors import ConfigError, GridError, NotFound, OutputError, require_known
 from daskreg.grid import Region
 from daskreg.lazy.blocks import block_of, by_block
-from daskreg.lazy.load import TransformLike, as_transform, path_of
+from daskreg.lazy.load import TransformLike, load_transform, path_of
 from daskreg.lazy.save import history_of, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.tasks import with_progress
@@ -77,7 +77,7 @@ def export(
     require_known("part", part, PARTS)
     require_distinct(output, path_of(transform), fixed, moving)
     path = parse_address(output).path
-    phi = as_transform(transform)
+    phi = load_transform(transform)
     format = _format_for(path, part, phi)
     ends = _archives(transform, images, fixed, moving, path)
     if phi.unit is None and not format.in_blocks:

@@ -15,7 +15,7 @@ from daskreg.errors import counted
 from daskreg.grid import Grid, Region
 from daskreg.html import Printable
 from daskreg.lazy.blocks import EDGE, compute_blocks
-from daskreg.lazy.load import TransformLike, as_transform, path_of, stored_links
+from daskreg.lazy.load import TransformLike, load_transform, path_of, stored_links
 from daskreg.lazy.save import history_of, require_output, write_transform
 from daskreg.lazy.transform import Determinant, Transform, jacobian_statistics
 from daskreg.reporting.tasks import with_progress
@@ -147,7 +147,7 @@ def invert(
     Raises InputError and OutputError in all their forms.
     """
     require_output(output, overwrite, path_of(transform))
-    phi = as_transform(transform)
+    phi = load_transform(transform)
     inverse = phi.inverse(upsampling)
     certified: list[Certificate] = []
 

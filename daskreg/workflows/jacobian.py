@@ -14,7 +14,7 @@ from daskreg.errors import require_known
 from daskreg.grid import Grid, Region
 from daskreg.html import Printable
 from daskreg.lazy.blocks import EDGE, Reader, block_of
-from daskreg.lazy.load import TransformLike, as_transform, path_of
+from daskreg.lazy.load import TransformLike, load_transform, path_of
 from daskreg.lazy.transform import Determinant, Transform, jacobian_statistics
 from daskreg.reporting.tasks import with_progress
 from daskreg.storage import Volume, open_volume, write_image
@@ -73,7 +73,7 @@ def jacobian(
     """
     require_known("part", part, JACOBIAN_PARTS)
     require_distinct(output, path_of(transform), like)
-    phi = as_transform(transform)
+    phi = load_transform(transform)
     grid = phi.target(like)
     determinants = phi.jacobian(like=grid, whole=part == "total")
     path = parse_address(output).path

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     clusters = DeferredModule("daskreg.cluster")
 
-SECONDS_A_KERNEL = 2.5  # of a core: the 37 kernels of the preset brain took 104 s of a busy one, 17 of them 42 s on another day
+SECONDS_A_KERNEL = 2.5  # of a busy core, as the summaries of first runs say
 
 
 @checked_arguments(preset="config")

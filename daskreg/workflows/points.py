@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from daskreg.arguments import checked_arguments
 from daskreg.deprecation import renamed_arguments
 from daskreg.errors import require_known
-from daskreg.lazy.load import TransformLike, as_transform, path_of
+from daskreg.lazy.load import TransformLike, load_transform, path_of
 from daskreg.lazy.transform import Transform
 from daskreg.storage.fs.atomic import require_distinct, require_writable
 from daskreg.storage.points import ARRAY, read_points, write_points
@@ -65,7 +65,7 @@ def points(
     if output is not None:
         require_distinct(output, path_of(transform))
         require_writable(str(output), overwrite)
-    phi = as_transform(transform)
+    phi = load_transform(transform)
     file, name = read_points(source, order), str(source) if isinstance(source, str | PathLike) else ARRAY
     sign = RAS_SIGNS if space == "ras" else np.ones(3)
     tell_of_outside(phi, file.points * sign, "fixed" if to == "moving" else "moving", name, index=space == "index")

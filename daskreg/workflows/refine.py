@@ -18,7 +18,7 @@ from daskreg.errors import ConfigError, require_number
 from daskreg.grid import Grid, Region
 from daskreg.html import Printable
 from daskreg.lazy.blocks import EDGE, Reader
-from daskreg.lazy.load import TransformLike, as_transform, path_of
+from daskreg.lazy.load import TransformLike, load_transform, path_of
 from daskreg.lazy.save import history_of, require_output, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import Volume, open_volume
@@ -88,7 +88,7 @@ def refine(
     with only_writer(parse_address(output).path) as lock:
         chain, result, made = _refined(transform, fixed, moving, region, stages, blend, resources)
         write_transform(chain, output, overwrite=overwrite, made=made, lock=lock)
-    back, metrics = as_transform(output), result.report["metrics"]
+    back, metrics = load_transform(output), result.report["metrics"]
     return Refined(back, metrics["before"], metrics["after"], _jacobian_statistics(back, result.store.fixed_grid))
 
 
@@ -102,7 +102,7 @@ def _refined(
     resources: ResourceKeywords,
 ) -> tuple[Transform, Result, dict[str, Any]]:
     """The chain with the correction, the registration that found it, and the chain's history."""
-    phi = as_transform(transform)
+    phi = load_transform(transform)
     target, source = open_volume(fixed), open_volume(moving)
     box = parse_region(region) if isinstance(region, str) else region
     if not isinstance(box, Region):

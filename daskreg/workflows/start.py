@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.errors import ArrayError, ConfigError
-from daskreg.lazy.load import as_transform, run_in
+from daskreg.lazy.load import load_transform, run_in
 from daskreg.lazy.save import history_of, write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import RunStore, open_volume
@@ -35,7 +35,7 @@ def stored_start(
     if start is None or (address := path_of_start(start)) is not None:
         return None if start is None else address
     if isinstance(found := run_in(start), RunStore):
-        start = as_transform(found)
+        start = load_transform(found)
     path = run.with_name(f"{run.name.removesuffix('.zarr')}.start.zarr")
     if resume and path.exists():
         return path

@@ -21,7 +21,7 @@ from daskreg.html import Printable, table
 from daskreg.lazy.byte_cache import ByteCache
 from daskreg.lazy.coarse_levels import CoarseLevel, run_field_levels
 from daskreg.lazy.device import local_device
-from daskreg.lazy.load import TransformLike, as_transform
+from daskreg.lazy.load import TransformLike, load_transform
 from daskreg.lazy.resample import Interpolation, warn_of_other_grid, warn_without_overlap
 from daskreg.lazy.transform import Transform
 from daskreg.lazy.virtual_image import Coarse, ResampledSource, Sampling, VirtualImage, virtual_image
@@ -160,7 +160,7 @@ def view(
     require_known("coarse", coarse, get_args(Coarse))
     require_number("port", port, 0, 65535, whole=True)
     store = run_of(transform)
-    phi = as_transform(transform)
+    phi = load_transform(transform)
     found = _moving(store, phi, image)
     stack = found.stack
     grid = phi.output_grid(stack, like)

@@ -44,14 +44,14 @@ def box(shape: Shape) -> tuple[int, int, int, int]:
     return planes.start, len(planes), int(ny), int(nx)
 
 
-class Named(Protocol):
-    """What has a name, which one module gives."""
+class NamedKernel(Protocol):
+    """A kernel of either kind: its name, and the module that defines it."""
 
     name: str
     module: str
 
 
-K = TypeVar("K", bound=Named)
+K = TypeVar("K", bound=NamedKernel)
 
 
 class Kernel:

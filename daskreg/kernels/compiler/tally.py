@@ -45,7 +45,7 @@ class Tally:
         return self.count
 
     @contextmanager
-    def told_to(self, listener: Callable[[Path], None]) -> Iterator[None]:
+    def listening(self, listener: Callable[[Path], None]) -> Iterator[None]:
         """A listener for a while."""
         self.listeners.append(listener)
         try:
@@ -61,9 +61,9 @@ class Tally:
     def begin(self, path: Path) -> None:
         """A kernel is compiled now, and will be kept in that file."""
         self.count.kernels += 1
-        for told in (self.report, *self.listeners):
-            if told is not None:
-                told(path)
+        for listener in (self.report, *self.listeners):
+            if listener is not None:
+                listener(path)
         self._since = time.perf_counter(), time.thread_time()
 
     def wait(self, path: Path) -> None:

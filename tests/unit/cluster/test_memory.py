@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from daskreg import machine
-from daskreg.cluster import process_size
+from daskreg.cluster import process_size, worker_calls
 from daskreg.cluster import workers as cluster_workers
 from daskreg.cluster.process_size import estimated_bytes, running_bytes, start_bytes
 from daskreg.cluster.workers import gpu_limit, memory_limit
@@ -31,12 +31,12 @@ def test_a_single_worker_may_use_the_whole_limit(monkeypatch):
     assert memory_limit(None, 2) == Limit(4 * GIB, "1/2 of the physical memory, 8.0 GiB")
 
 
-def test_a_worker_that_is_lost_between_two_questions_does_not_count(monkeypatch):
-    answers = {"gpu_identity": {"a": "here 1", "b": "here 1"}, "gpu_memory": {"b": 70, "c": 50}}
-    monkeypatch.setattr(cluster_workers, "ask_workers", lambda client, question, what: answers[question.__name__])
+def test_workers_share_a_gpu_and_the_fullest_one_counts(monkeypatch):
+    answers = {"a": ("here 1", 70), "b": ("here 1", 80), "c": ("here 2", 50)}
+    monkeypatch.setattr(worker_calls, "ask_workers", lambda client, question, what: answers)
     assert gpu_limit(SimpleNamespace()).value == 35
-    answers["gpu_memory"] = {}
-    with pytest.raises(RunError, match="lost before they said"):
+    answers.clear()
+    with pytest.raises(RunError, match="all workers were lost before they said what its GPU has"):
         gpu_limit(SimpleNamespace())
 
 
@@ -71,10 +71,10 @@ def test_a_plan_that_does_not_fit_names_the_limit_and_its_source(monkeypatch, tm
 
 def test_existing_workers_are_measured(monkeypatch):
     answers = {start_bytes: {"a": 300, "b": 360}}
-    monkeypatch.setattr(process_size, "ask_workers", lambda client, question, what: answers[question])
+    monkeypatch.setattr(worker_calls, "ask_workers", lambda client, question, what: answers[question])
     assert estimated_bytes(SimpleNamespace(), 2) == running_bytes(360) == 432
     answers[start_bytes] = {}
-    with pytest.raises(RunError, match="lost before they said how much memory they take"):
+    with pytest.raises(RunError, match="all workers were lost before they said how much memory its process takes"):
         estimated_bytes(SimpleNamespace(), 2)
 
 

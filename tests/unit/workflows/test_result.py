@@ -8,7 +8,7 @@ import zarr
 
 import daskreg
 from daskreg.grid import Grid
-from daskreg.lazy.load import as_transform, path_of
+from daskreg.lazy.load import load_transform, path_of
 from daskreg.workflows.inputs import Request
 from daskreg.workflows.recorded import run_of
 from daskreg.workflows.start import stored_start
@@ -35,12 +35,12 @@ def test_functions_take_a_result_as_they_take_its_address(result, tmp_path):
         assert take(result) == take(result.path)
     assert path_of(result) == result.path
     assert run_of(result) == result.store
-    assert as_transform(result).fixed == FIXED
+    assert load_transform(result).fixed == FIXED
     transform = daskreg.load_transform(result)
     assert daskreg.load_transform(transform) is transform
 
 
-@pytest.mark.parametrize("take", [daskreg.apply, lambda run, array: as_transform(run).apply(array)])
+@pytest.mark.parametrize("take", [daskreg.apply, lambda run, array: load_transform(run).apply(array)])
 def test_an_array_of_another_shape_is_told_where_to_state_its_geometry(result, take):
     """Functions that take an array have no arguments spacing and unit; 1 x 1 x 1 would be a guess."""
     with pytest.raises(daskreg.GridError, match=r"40 x 33 x 44 voxels .* size, .* has 38 x 33 x 44 at 1.5 x 1.7 x 1.2 mill"):
