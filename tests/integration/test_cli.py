@@ -16,7 +16,7 @@ from rich.console import Console
 
 import daskreg
 from daskreg import cli
-from daskreg.cluster import device_of, gpu_limit
+from daskreg.cluster import device_of
 from daskreg.engine.report import Progress
 from daskreg.lazy.load import load_transform
 from daskreg.machine import Limit
@@ -357,14 +357,6 @@ def test_the_workers_of_a_cluster_are_waited_for_before_they_are_asked_for_gpus(
     use = resources.allocate(resources.Resources(), object(), "tcp://here:1")
     assert asked == list(answers)
     assert (use.workers, use.device, use.memory) == (3, "cpu", Limit(1 << 30, "here"))
-
-
-def test_workers_that_share_a_gpu_share_its_memory(monkeypatch):
-    places = {"a": "here 1", "b": "here 1", "c": "here 2"}
-    free = {"a": 80, "b": 70, "c": 50}
-    answers = {"gpu_identity": places, "gpu_memory": free}
-    monkeypatch.setattr("daskreg.cluster.workers.ask_workers", lambda client, function, _: answers[function.__name__])
-    assert gpu_limit(object()).value == 35
 
 
 def test_a_cluster_of_gpus_is_not_for_the_processor(capsys, tmp_path):
