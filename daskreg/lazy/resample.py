@@ -43,6 +43,7 @@ READ_BYTES = 256 << 20  # of an image that are read at once for a block
 SMOOTH = ("linear", "cubic")  # interpolate between values
 LEAST_SHARED = 0.01  # of the smaller of two images of one thing that lies within the other
 LARGEST_RATIO = 300  # of the lengths of two images of one thing: beyond, a unit was mistaken
+OTHER = {"fixed": "moving", "moving": "fixed"}  # side of a transform
 SAME_VOXELS = 10  # largest ratio of the voxel sizes of a small part and its whole; a mistaken unit makes more of it
 
 
@@ -253,26 +254,33 @@ def _lengths_of_other_unit(own: Grid, grid: Grid) -> tuple[float, float] | None:
     return None if max(voxels) < SAME_VOXELS * min(voxels) else mistaken_lengths(own, same)
 
 
-def warn_of_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Grid | None]) -> None:
-    """Log a warning where hardly anything of an image that stands for one side of a transform lies where that one is, or where
-    it is on the grid of the other side.
+def warn_of_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Grid | None]) -> list[str]:
+    """Log warnings, and return them, where hardly anything of an image that stands for one side of a transform lies where that
+    one is, or where it is on the grid of the other side.
 
     role: fixed or moving;  grids: of both images, where they are known. Raises UnitsError as ``require_size`` does.
     """
-    own, (other, its) = grids[role], next((name, grid) for name, grid in grids.items() if name != role)
+    own, found = grids[role], list[str]()
     if own is not None:
         _require_known_units(own.unit, image)
         require_size(image.grid, image.name, own, role)
     if own is not None and lies_elsewhere(image.grid.to_unit(own.unit), own):
-        log.warning(
-            "hardly anything of %s lies where the %s image of the transform is. %s",
-            image.name, role, orientation_advice(image, own, f"the {role} image of the transform"),
-        )  # fmt: skip
-    if own is not None and its is not None and _same(image.grid, its) and not _same(image.grid, own):
-        log.warning(
-            "%s has the grid of the %s image, and one in the space of the %s image was expected; were they exchanged?",
-            image.name, other, role,
-        )  # fmt: skip
+        advice = orientation_advice(image, own, f"the {role} image of the transform")
+        found.append(f"hardly anything of {image.name} lies where the {role} image of the transform is. {advice}")
+    if on_other_grid(image, role, grids):
+        found.append(
+            f"{image.name} has the grid of the {OTHER[role]} image, and one in the space of the {role} image was expected; were "
+            "they exchanged?"
+        )
+    for line in found:
+        log.warning("%s", line)
+    return found
+
+
+def on_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Grid | None]) -> bool:
+    """Whether an image that stands for one side of a transform has the grid of the other side, which is not that of its own."""
+    own, other = grids[role], grids[OTHER[role]]
+    return own is not None and other is not None and _same(image.grid, other) and not _same(image.grid, own)
 
 
 def lies_elsewhere(grid: Grid, other: Grid) -> bool:

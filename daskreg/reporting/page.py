@@ -24,6 +24,7 @@ def render(run: RunStore, measured: dict[str, Any] | None = None, inverse: dict[
         "run": run.path,
         "finished": numbers.date(run.state.get("finished")),
         "headline": numbers.headline(record, measured or {}, views.short_unit(grid.unit)),
+        "warnings": (measured or {}).get("warnings", []),
         "labels": numbers.label_rows(measured or {}),
         "phases": numbers.phases(record),
         "losses": loss_panels(record.get("levels", []), record.get("config", {}).get("stages", [])),

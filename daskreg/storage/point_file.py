@@ -13,6 +13,7 @@ from daskreg.errors import Unreadable
 
 Points = NDArray[np.float64]
 Cells = TypeVar("Cells", bound=Sequence[str])
+NAMED = 5  # points that a message names
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class PointFile:
     """Points (N, 3), z, y, x, and what else was in their file.
 
     order: of the components in the file;  header, rows: of a table, columns: where its x, y and z are, separator: of its cells,
-    where its ending does not say it;  mesh: of a mesh file
+    where its ending does not say it, lines: of the file, the first is 1, where its rows are;  mesh: of a mesh file
     """
 
     points: Points
@@ -30,6 +31,7 @@ class PointFile:
     columns: tuple[int, int, int] = (0, 1, 2)
     separator: str = ","
     mesh: Any = None
+    lines: tuple[int, ...] = ()
 
     def with_points(self, points: Points) -> PointFile:
         """A copy with other points."""
@@ -42,6 +44,14 @@ def require_finite(path: str, points: Points) -> Points:
     if wrong.any():
         raise Unreadable(f"{path}: point {int(np.flatnonzero(wrong)[0])} is not finite; remove it.")
     return np.ascontiguousarray(points)
+
+
+def named_points(chosen: NDArray[np.bool_], lines: Sequence[int] = ()) -> str:
+    """Which points of (N,) are chosen, the first few by name: their lines in a table, ``rows 2, 5``, or indices, ``point 3``."""
+    found = np.flatnonzero(chosen)
+    where = [str(lines[k] if lines else k) for k in found[:NAMED]]
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return f"{'row' if lines else 'point'}{'s' * (len(found) > 1)} {', '.join(where)}{more}"
 
 
 def commented_header(

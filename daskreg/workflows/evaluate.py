@@ -21,7 +21,7 @@ from daskreg.grid import Grid
 from daskreg.html import Printable
 from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import TransformLike, load_transform, path_of, run_in
-from daskreg.lazy.resample import resampled, warn_of_other_grid
+from daskreg.lazy.resample import on_other_grid, resampled, warn_of_other_grid
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.tasks import with_progress
 from daskreg.storage import RunStore, Volume
@@ -78,7 +78,8 @@ class Evaluation(Printable):
 
     jacobian_statistics: of the displacement, without the affine map;
     labels: by identity, empty without labels;  errors: distances before and after of ``landmarks`` pairs, None without any;
-    verdict: that a run has recorded, None for other transforms and runs of earlier versions
+    verdict: that a run has recorded, None for other transforms and runs of earlier versions;
+    warnings: why labels or landmarks may not be those of the images; they were logged too
     """
 
     jacobian_statistics: JacobianStatistics
@@ -87,6 +88,7 @@ class Evaluation(Printable):
     errors: tuple[Distances, Distances] | None = None
     landmarks: int = 0
     verdict: Verdict | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def dice(self) -> tuple[float, float]:
@@ -108,6 +110,7 @@ class Evaluation(Printable):
         if self.errors:
             text.append(f"{counted(self.landmarks, 'landmark')}, distance in {unit}: mean, median, 95th percentile, largest")
             text += [_distances("before", self.errors[0]), _distances("after", self.errors[1])]
+        text += [f"warning: {line}" for line in self.warnings]  # last: a table of labels may be long
         return text if self.verdict is None else [self.verdict.line(), *text]
 
     def as_dict(self) -> dict[str, Any]:
@@ -120,6 +123,8 @@ class Evaluation(Printable):
             tree["dice"] = {"before": _plain(self.dice[0]), "after": _plain(self.dice[1]), "labels": labels}
         if self.errors:
             tree["landmarks"] = {"count": self.landmarks, "before": asdict(self.errors[0]), "after": asdict(self.errors[1])}
+        if self.warnings:
+            tree["warnings"] = list(self.warnings)
         return tree
 
 
@@ -146,18 +151,20 @@ def evaluate(
     phi = load_transform(transform)
     pairs = None if landmarks is None else read_landmarks(landmarks, landmarks_space)
     name = str(landmarks) if isinstance(landmarks, str | Path) else "landmarks"
-    for image, found in zip(("fixed", "moving"), pairs or (), strict=False):
-        tell_of_outside(phi, found, image, name, option="--landmarks-space")
+    warnings = list[str]()
+    if pairs is not None:
+        for image, found in (("fixed", pairs.fixed), ("moving", pairs.moving)):
+            warnings += tell_of_outside(phi, found, image, name, option="--landmarks-space", lines=pairs.lines)
     overlaps: Mapping[int, Overlap] = {}
     if fixed_labels is not None and moving_labels is not None:
         fixed = open_on(fixed_labels, phi.fixed, "fixed", phi.moving)
         moving = open_on(moving_labels, phi.moving, "moving", phi.fixed)
-        warn_of_other_grid(fixed, "fixed", phi.grids)
-        warn_of_other_grid(moving, "moving", phi.grids)
+        require_own_labels(fixed, moving, phi)
+        warnings += warn_of_other_grid(fixed, "fixed", phi.grids) + warn_of_other_grid(moving, "moving", phi.grids)
         overlaps = compare_labels(phi, fixed, moving, labels)
-    errors = None if pairs is None else target_errors(phi, *pairs)
-    count = 0 if pairs is None else len(pairs[0])
-    return Evaluation(phi.jacobian_statistics(), phi.grid.unit, overlaps, errors, count, verdict_of(transform))
+    errors = None if pairs is None else target_errors(phi, pairs.fixed, pairs.moving)
+    count = 0 if pairs is None else len(pairs.fixed)
+    return Evaluation(phi.jacobian_statistics(), phi.grid.unit, overlaps, errors, count, verdict_of(transform), tuple(warnings))
 
 
 def require_both_labels(fixed: object, moving: object) -> None:
@@ -165,6 +172,15 @@ def require_both_labels(fixed: object, moving: object) -> None:
     if (fixed is None) != (moving is None):
         have, lack = ("fixed", "moving") if moving is None else ("moving", "fixed")
         raise ConfigError(f"labels of the {have} image were given, those of the {lack} image were not; Dice needs both.")
+
+
+def require_own_labels(fixed: Volume, moving: Volume, transform: Transform) -> None:
+    """Raises ConfigError where each of two label images has the grid of the other image: they were exchanged."""
+    if on_other_grid(fixed, "fixed", transform.grids) and on_other_grid(moving, "moving", transform.grids):
+        raise ConfigError(
+            f"{fixed.name}, given as labels of the fixed image, has the grid of the moving image, and {moving.name} that of the "
+            "fixed image: they were exchanged. Give each for the other."
+        )
 
 
 def verdict_of(transform: TransformLike) -> Verdict | None:

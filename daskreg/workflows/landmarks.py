@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +23,15 @@ Points = NDArray[np.float64]
 Landmarks = str | Path | Sequence[ArrayLike]  # a table, or points of fixed and moving (N, 3), z, y, x
 
 
-def read_landmarks(source: Landmarks, space: str = "lps") -> tuple[Points, Points]:
+class LandmarkPairs(NamedTuple):
+    """Points of the fixed and of the moving image, (N, 3) each, and in which lines of a table each pair is."""
+
+    fixed: Points
+    moving: Points
+    lines: tuple[int, ...] = ()
+
+
+def read_landmarks(source: Landmarks, space: str = "lps") -> LandmarkPairs:
     """Fixed and moving points, (N, 3) each, LPS, order z, y, x, in the unit of the file, or as a pair of arrays has them.
 
     A CSV table whose header names fixed_x, fixed_y, fixed_z, moving_x, moving_y, moving_z in any order, among other columns,
@@ -34,12 +42,12 @@ def read_landmarks(source: Landmarks, space: str = "lps") -> tuple[Points, Point
     if not isinstance(space, str):
         raise ConfigError(f"landmarks space {space!r}: 'lps' or 'ras' was expected.")
     require_known("landmarks space", space.lower(), ("lps", "ras"))
-    fixed, moving = _of_table(source) if isinstance(source, str | Path) else _of_arrays(source)
+    pairs = _of_table(source) if isinstance(source, str | Path) else _of_arrays(source)
     turn = np.array([1.0, -1.0, -1.0] if space.lower() == "ras" else [1.0, 1.0, 1.0])
-    return fixed * turn, moving * turn
+    return pairs._replace(fixed=pairs.fixed * turn, moving=pairs.moving * turn)
 
 
-def _of_arrays(source: Any) -> tuple[Points, Points]:
+def _of_arrays(source: Any) -> LandmarkPairs:
     """Of a pair of arrays. Raises ArrayError."""
     expected = "the path of a CSV table, or a pair (fixed, moving) of arrays (N, 3), z, y, x"
     try:
@@ -51,10 +59,10 @@ def _of_arrays(source: Any) -> tuple[Points, Points]:
         raise ArrayError(f"landmarks {found} were given; {expected}, was expected.")
     if not np.isfinite(pair).all():
         raise ArrayError("landmarks hold NaN or infinite numbers; finite ones were expected.")
-    return pair[0], pair[1]
+    return LandmarkPairs(pair[0], pair[1])
 
 
-def _of_table(path: str | Path) -> tuple[Points, Points]:
+def _of_table(path: str | Path) -> LandmarkPairs:
     require_exists(str(path))
     with read_errors(str(path)):
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -66,7 +74,7 @@ def _of_table(path: str | Path) -> tuple[Points, Points]:
     if not rows:
         raise Unreadable(f"{path} holds no landmarks; a pair a row was expected, with the columns {', '.join(COLUMNS)}.")
     xyz = np.array([_numbers(str(path), n, cells, order) for n, cells in rows])
-    return xyz[:, 2::-1].copy(), xyz[:, :2:-1].copy()
+    return LandmarkPairs(xyz[:, 2::-1].copy(), xyz[:, :2:-1].copy(), tuple(n for n, _ in rows))
 
 
 Row = tuple[int, list[str]]

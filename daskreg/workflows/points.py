@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from daskreg.errors import require_known
 from daskreg.lazy.load import TransformLike, load_transform, path_of
 from daskreg.lazy.transform import Transform
 from daskreg.storage.fs.atomic import require_distinct, require_writable
+from daskreg.storage.point_file import named_points
 from daskreg.storage.points import ARRAY, read_points, write_points
 
 log = logging.getLogger("daskreg")
@@ -68,44 +70,58 @@ def points(
     phi = load_transform(transform)
     file, name = read_points(source, order), str(source) if isinstance(source, str | PathLike) else ARRAY
     sign = RAS_SIGNS if space == "ras" else np.ones(3)
-    tell_of_outside(phi, file.points * sign, "fixed" if to == "moving" else "moving", name, index=space == "index")
+    given_in = "fixed" if to == "moving" else "moving"
+    tell_of_outside(phi, file.points * sign, given_in, name, index=space == "index", lines=file.lines)
     if to == "moving":
         moved = phi.fixed_to_moving_points(file.points * sign, "index" if space == "index" else "world") * sign
     else:
-        moved = _to_fixed(phi, file.points * sign, space, name) * sign
+        moved = _to_fixed(phi, file.points * sign, space, name, file.lines) * sign
     if output is not None:
         write_points(output, file.with_points(moved), overwrite=overwrite)
     return moved
 
 
 def tell_of_outside(
-    transform: Transform, given: NDArray[np.float64], image: str, name: str, *, index: bool = False, option: str = "--space"
-) -> None:
-    """Warns of points (N, 3) outside the voxels of the image that they are in, where the transform knows its grid.
+    transform: Transform,
+    given: NDArray[np.float64],
+    image: str,
+    name: str,
+    *,
+    index: bool = False,
+    option: str = "--space",
+    lines: Sequence[int] = (),
+) -> list[str]:
+    """Logs a warning, and returns it, of points (N, 3) outside the image that they are in, where the transform knows its grid.
 
-    image: fixed or moving;  name: of their file;  index: they are voxels, not LPS;  option: that states their space.
+    image: fixed or moving;  name: of their file;  index: they are voxels, not LPS;  option: that states their space;
+    lines: of a table, in which they are.
     """
     grid = transform.fixed if image == "fixed" else transform.moving
     if grid is None:
-        return
+        return []
     voxels = given if index else grid.to_unit(transform.unit).to_index(given)
-    outside = ((voxels < -BORDER) | (voxels > np.array(grid.shape) - 1 + BORDER)).any(axis=1)
-    if outside.any():
-        unit = "voxels" if index else transform.unit or "none is known"
-        log.warning(
-            "%s: %d of %d points lie outside of the %s image; check %s and the unit (%s).",
-            name, outside.sum(), len(given), image, option, unit,
-        )  # fmt: skip
+    outside = np.any((voxels < -BORDER) | (voxels > np.array(grid.shape) - 1 + BORDER), axis=1)
+    if not outside.any():
+        return []
+    unit = "voxels" if index else transform.unit or "none is known"
+    found = (
+        f"{name}: {outside.sum()} of {len(given)} points lie outside of the {image} image "
+        f"({named_points(outside, lines)}); check {option} and the unit ({unit})."
+    )
+    log.warning("%s", found)
+    return [found]
 
 
-def _to_fixed(transform: Transform, given: NDArray[np.float64], space: str, name: str) -> NDArray[np.float64]:
+def _to_fixed(
+    transform: Transform, given: NDArray[np.float64], space: str, name: str, lines: Sequence[int]
+) -> NDArray[np.float64]:
     found, left = transform.sources(given, "index" if space == "index" else "world")
     spacing = 1.0 if transform.fixed is None else min(transform.fixed.to_unit(transform.unit).spacing)
     lost = left > FAR * spacing
     if lost.any():
         log.warning(
-            "%s: %d of %d points have no source found within %g voxel (the worst is %.3g off): the transform folds there, or "
+            "%s: %d of %d points have no source found within %g voxel (%s; the worst is %.3g off): the transform folds there, or "
             "its displacement ends.",
-            name, lost.sum(), len(given), FAR, left.max(),
+            name, lost.sum(), len(given), FAR, named_points(lost, lines), left.max(),
         )  # fmt: skip
     return found

@@ -51,7 +51,7 @@ def _read(path: str, order: str | None) -> PointFile:
         raise Unreadable(f"{path} is empty; a header with the columns x, y, z was expected, or three numbers a row.")
     xyz = np.array([_numbers(path, n, cells, columns, not header) for n, cells in rows]).reshape(-1, 3)
     cells, kept = tuple(cells for _, cells in rows), "," if _by_tabs(path) else separator
-    return PointFile(xyz[:, ::-1].copy(), order or "xyz", header, cells, columns, kept)
+    return PointFile(xyz[:, ::-1].copy(), order or "xyz", header, cells, columns, kept, lines=tuple(n for n, _ in rows))
 
 
 def _names_axes(cells: Sequence[str]) -> bool:

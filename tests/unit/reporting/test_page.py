@@ -161,11 +161,12 @@ def test_a_page_without_a_folder_and_an_unfinished_run_are_refused(tmp_path: Pat
 
 def test_labels_appear_as_dice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     label = {"before": 0.25, "after": 0.625, "fixed_volume": 1.0, "moved_volume": 1.0, "missing": ""}
-    measured = {"dice": {"before": 0.25, "after": 0.625, "labels": {"7": label}}}
+    measured = {"dice": {"before": 0.25, "after": 0.625, "labels": {"7": label}}, "warnings": ["labels of <another> grid"]}
     monkeypatch.setattr("daskreg.workflows.report._evaluated", lambda *_: measured)
     text = report(make_run(tmp_path), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Dice, mean of 1" in text
     assert "0.250 → 0.625" in text
+    assert "labels of &lt;another&gt; grid" in text
 
 
 # --- how it lies -------------------------------------------------------------------------------------------------------------

@@ -99,6 +99,18 @@ def test_labels_on_another_grid_are_compared_there(pair):
     assert found.labels[1].fixed_volume == pytest.approx(16.0 * int((coarse.data == 1).sum().compute()))
 
 
+def test_a_warning_about_labels_stands_behind_their_table(tmp_path):
+    fixed, moving = Grid((4, 6, 8), unit="mm"), Grid((5, 6, 7), unit="mm")
+    run = make_run(tmp_path / "r.zarr", None, fixed=fixed, moving=moving)
+    f, m = (open_volume(np.ones(grid.shape, np.uint8), grid=grid) for grid in (fixed, moving))
+    found = evaluate(run, fixed_labels=m, moving_labels=m)
+    assert found.lines()[-1].startswith("warning: array has the grid of the moving image")
+    assert found.as_dict()["warnings"] == [found.lines()[-1].removeprefix("warning: ")]
+    assert "warnings" not in evaluate(run, fixed_labels=f, moving_labels=m).as_dict()
+    with pytest.raises(ConfigError, match="they were exchanged"):
+        evaluate(run, fixed_labels=m, moving_labels=f)
+
+
 def test_half_of_the_labels_are_none(pair):
     with pytest.raises(ConfigError, match="of the moving image were not"):
         evaluate(pair[0], fixed_labels=pair[1])
@@ -119,8 +131,12 @@ def test_landmarks_before_and_after(tmp_path, caplog):
     assert found.as_dict()["landmarks"]["count"] == 50
     assert "of the fixed image" not in caplog.text
     np.savetxt(tmp_path / "um.csv", table * 1000, delimiter=",")
-    evaluate(run, landmarks=tmp_path / "um.csv")
-    assert "um.csv: 50 of 50 points lie outside of the fixed image; check --landmarks-space and the unit (mill" in caplog.text
+    far = evaluate(run, landmarks=tmp_path / "um.csv")
+    where = "rows 1, 2, 3, 4, 5 and 45 more"
+    said = f"um.csv: 50 of 50 points lie outside of the fixed image ({where}); check --landmarks-space and the unit (mill"
+    assert said in caplog.text
+    assert [said in line for line in far.lines()[-2:]] == [True, False]
+    assert "of the moving image" in far.lines()[-1]
     with pytest.raises(NotFound):
         evaluate(run, landmarks=tmp_path / "k.csv")
 

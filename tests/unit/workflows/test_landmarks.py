@@ -29,13 +29,14 @@ def table(tmp_path, text):
     ],
 )
 def test_any_order_and_no_header(tmp_path, text):
-    fixed, moving = read_landmarks(table(tmp_path, text))
+    fixed, moving, _ = read_landmarks(table(tmp_path, text))
     assert fixed.tolist() == [[3, 2, 1]]
     assert moving.tolist() == [[6, 5, 4]]
 
 
 def test_ras_is_turned_to_lps(tmp_path):
-    fixed, moving = read_landmarks(table(tmp_path, "1,2,3,4,5,6"), "RAS")
+    fixed, moving, lines = read_landmarks(table(tmp_path, "1,2,3,4,5,6"), "RAS")
+    assert lines == (1,)
     np.testing.assert_array_equal([*fixed, *moving], [[3, -2, -1], [6, -5, -4]])
 
 

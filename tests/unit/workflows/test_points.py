@@ -95,10 +95,23 @@ def test_points_outside_the_image_that_they_are_in_are_told_of(transform, tmp_pa
     points(transform, table(tmp_path / "in.csv", world[:, ::-1].tolist()))
     assert "lie outside" not in caplog.text
     points(transform, table(tmp_path / "um.csv", [*(world * 1000)[:2, ::-1].tolist(), world[2, ::-1].tolist()]))
-    assert f"um.csv: 2 of 3 points lie outside of the fixed image; check --space and the unit ({FIXED.unit})." in caplog.text
+    assert (
+        f"um.csv: 2 of 3 points lie outside of the fixed image (rows 2, 3); check --space and the unit ({FIXED.unit})."
+        in caplog.text
+    )
     np.save(tmp_path / "a.npy", [np.array(MOVING.shape) - 0.5, np.array(MOVING.shape), [0, -0.5, 0]])
     points(transform, tmp_path / "a.npy", to="fixed", space="index")
-    assert "a.npy: 1 of 3 points lie outside of the moving image; check --space and the unit (voxels)." in caplog.text
+    assert "a.npy: 1 of 3 points lie outside of the moving image (point 1); check --space and the unit (voxels)." in caplog.text
+
+
+def test_points_outside_are_named_by_the_lines_of_their_table(transform, tmp_path, caplog):
+    inside, outside = FIXED.to_world(INDEX)[0, ::-1].tolist(), [1e6, 0.0, 0.0]
+    source = table(tmp_path / "in.csv", [inside, outside], "# measured on Friday\n\nx,y,z")
+    points(transform, source)
+    assert "1 of 2 points lie outside of the fixed image (row 5)" in caplog.text
+    source = table(tmp_path / "in.csv", [inside, *[outside] * 7], "")
+    points(transform, source)
+    assert "7 of 8 points lie outside of the fixed image (rows 2, 3, 4, 5, 6 and 2 more)" in caplog.text
 
 
 def test_ras_turns_two_axes(transform, tmp_path):
@@ -144,7 +157,7 @@ def test_points_whose_source_is_not_found_are_told_of(tmp_path, caplog):
     np.save(tmp_path / "p.npy", FIXED.to_world(np.random.default_rng(1).uniform(8, 22, (20, 3))))
     with caplog.at_level(logging.WARNING, "daskreg"):
         points(Transform.of(None, FIXED, rough), tmp_path / "p.npy", to="fixed")
-    assert "of 20 points have no source found" in caplog.text
+    assert "of 20 points have no source found within 0.01 voxel (points " in caplog.text
 
 
 @pytest.mark.parametrize(
