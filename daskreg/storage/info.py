@@ -21,6 +21,7 @@ from daskreg.storage.images import ImageSource, grid_of, open_record, open_volum
 from daskreg.storage.registry import image_formats
 from daskreg.storage.runs.layout import DISPLACEMENT
 from daskreg.storage.runs.run import RunStore
+from daskreg.storage.selection import select, selection
 from daskreg.storage.volume import Volume
 from daskreg.storage.zarr.collections import SeveralImages
 
@@ -38,6 +39,7 @@ class VolumeInfo(Printable):
     axes_stated: False where the file names no axes, so that they are a guess;  axes_given: whether the address names them;
     sized: False where the spacing of ``levels`` is not stated;
     hint: why it cannot be registered as it is, and what to type;  values: least and largest voxel, None where they were not read;
+    chosen: index of the channel and of the time that the address chooses, and the level, as it names it;
     run: state of a RUN.zarr;  contents: names of the images of a plate, a well or a converted file, where one has to be chosen.
     """
 
@@ -61,6 +63,7 @@ class VolumeInfo(Printable):
     axes_stated: bool = True
     axes_given: bool = False
     sized: bool = True
+    chosen: dict[str, int | str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON; what ``run`` holds, such as the verdict, by its own name too."""
@@ -70,6 +73,7 @@ class VolumeInfo(Printable):
         """Human-readable summary, a fact per line."""
         rows = [("image", self.name), ("format", self.format)]
         rows += _array_rows(self) if self.shape else []
+        rows += [("chosen", ", ".join(f"{k} {v}{self._label(k, v)}" for k, v in self.chosen.items()))] if self.chosen else []
         rows += _grid_rows(self) if self.spacing else []
         rows += [(f"level {i}", f"{_joined(v.shape)}{self._at(v)}  ({v.path})") for i, v in enumerate(self.levels)]
         order = {"affine": f"  (z, y, x, 1; {self.unit or '(no unit)'})"}
@@ -79,13 +83,19 @@ class VolumeInfo(Printable):
         rows += [("hint", self.hint)] if self.hint else []
         return [f"{k:<10} {v}" for k, v in rows]
 
+    def _label(self, kind: str, index: int | str) -> str:
+        """The name of a channel that has one."""
+        return f" ({self.channels[index]})" if kind == "channel" and isinstance(index, int) and self.channels else ""
+
     def _at(self, level: Resolution) -> str:
         """The voxel size of a level, where the file states it."""
         return f" at {_joined(level.spacing)} {self.unit or '(no unit)'}" if self.sized else ""
 
 
 def describe(source: ImageSource | Volume, voxels: bool = False) -> VolumeInfo:
-    """Describe what is at an address, or an array. voxels: read all of them, of all channels and time points.
+    """Describe what is at an address, or an array.
+
+    voxels: read all of them, of all channels and time points unless the address chooses one.
 
     Raises NotFound and Unreadable, VoxelError for voxels that are not finite.
     """
@@ -99,7 +109,7 @@ def describe(source: ImageSource | Volume, voxels: bool = False) -> VolumeInfo:
     except SeveralImages as error:
         return _of_collection(error, address)
     found = _of_record(record, address)
-    return replace(found, values=_range(record)) if voxels else found
+    return replace(found, values=_range(record, address)) if voxels else found
 
 
 def _of_collection(error: SeveralImages, address: Address) -> VolumeInfo:
@@ -107,10 +117,11 @@ def _of_collection(error: SeveralImages, address: Address) -> VolumeInfo:
     return VolumeInfo(address.text, f"OME-Zarr, {images.kind}", hint=str(error), contents=images.titled())
 
 
-def _range(record: ImageRecord) -> tuple[float, float]:
+def _range(record: ImageRecord, address: Address) -> tuple[float, float]:
     """The least and the largest voxel. Raises Unreadable, and VoxelError for voxels that are not finite."""
     with read_errors(record.name):
-        low, high = da.compute(record.data.min(), record.data.max())
+        data, _ = select(record, address, keep=True)
+        low, high = da.compute(data.min(), data.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise VoxelError(f"{record.name} has voxels that are not finite numbers ({low} to {high}); replace them first.")
     return float(low), float(high)
@@ -139,8 +150,19 @@ def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
         axes_stated=all(a.stated for a in record.axes),
         axes_given=address.axes is not None,
         sized=record.grid_metadata is not None and record.grid_metadata.sized,
+        chosen=_chosen(record, address),
         **fields,
     )
+
+
+def _chosen(record: ImageRecord, address: Address) -> dict[str, int | str]:
+    """What the address chooses of an image: a level as it says it, a channel and a time by index."""
+    chosen: dict[str, int | str] = {} if address.level is None else {"level": address.level}
+    index = selection(record, address, keep=True)
+    for axis, at in zip(record.axes, index, strict=True):
+        if getattr(address, axis.kind, None) is not None and isinstance(at, int):
+            chosen[axis.kind] = at
+    return chosen
 
 
 def _shared_grid(record: ImageRecord, address: Address) -> Grid | None:

@@ -155,8 +155,8 @@ class PointsInfo(Printable):
 def info(source: ImageSource | Volume | RunStore | FinishedRun, voxels: bool = False) -> Info:
     """Describe an image, a run (or its Result), a transform that ``daskreg apply`` takes, or points, in a file or at a URL.
 
-    voxels: read all voxels of an image, which finds damaged parts. An image may be in memory too. Raises NotFound, Unreadable,
-    IncompleteRun, and VoxelError.
+    voxels: read all voxels of an image, or of the channel and time that its address chooses, which finds damaged parts. An image
+    may be in memory too. Raises NotFound, Unreadable, IncompleteRun, and VoxelError.
     """
     address: Any = path_of(cast("Any", source))
     if address is None:

@@ -41,6 +41,19 @@ def test_channels_to_choose_from_are_a_hint(tmp_path):
         describe(f"{path}::time=3,channel=0")
 
 
+def test_the_chosen_channel_is_named_and_its_voxels_alone_are_read(tmp_path):
+    stacks = [voxels((2, 2, 6, 7, 8)), voxels((2, 2, 3, 4, 4))]
+    scales = [dataset("0", (1, 1, 2, 1, 1)), dataset("1", (1, 1, 4, 2, 2), (0, 0, 1, 0.5, 0.5))]
+    labels = {"channels": [{"label": name, "color": "FFFFFF"} for name in ("DAPI", "GFP")]}
+    path = ome_zarr(tmp_path / "a.zarr", stacks, scales, axis_list=axes("tczyx"), omero=labels)
+    info = describe(f"{path}::channel=GFP,time=0", voxels=True)
+    assert (info.chosen, info.values) == ({"time": 0, "channel": 1}, (336, 671))
+    assert "chosen     time 0, channel 1 (GFP)" in info.lines()
+    assert describe(f"{path}::channel=0,time=1,level=1").lines()[5] == "chosen     level 1, time 1, channel 0 (DAPI)"
+    assert not any(line.startswith("chosen") for line in describe(path).lines())
+    assert describe(path, voxels=True).values == (0, 1343)
+
+
 @pytest.mark.parametrize("key", ["channel=0", "level=1", "spacing=2", "time=0"])
 def test_a_part_of_an_image_that_is_asked_of_a_transform_or_points_is_refused(tmp_path, key):
     """It was left out, with exit code 0."""
