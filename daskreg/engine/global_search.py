@@ -24,7 +24,7 @@ from daskreg.engine.search_lattice import SearchLattice, search_voxel
 from daskreg.engine.shared_out import SharedOut
 from daskreg.engine.threads import in_threads
 from daskreg.errors import NoOverlap
-from daskreg.grid import Grid, Index, shrink_factors
+from daskreg.grid import Grid, Index, nearest_scale, shrink_factors
 from daskreg.kernels.device import host
 from daskreg.planning import Level
 from daskreg.similarity import LNCC, NGF
@@ -92,8 +92,7 @@ def _comparison_voxel(images: tuple[Image, Image]) -> float:
 def level_at(images: tuple[Image, Image], voxel: float, iterations: int) -> Level:
     """Both images at about a voxel size."""
     f, m = (shrink_factors(i.grid, voxel) for i in images)
-    scale = max(1, round(voxel / min(images[0].grid.spacing)))
-    return Level.alone(scale, f, m, images[0].grid, images[1].grid, iterations)
+    return Level.alone(nearest_scale(images[0].grid, voxel), f, m, images[0].grid, images[1].grid, iterations)
 
 
 def run_search(
@@ -118,7 +117,8 @@ def run_search(
     starts = [RefinedCandidate(w) for w in _header_starts(images, world)]
     refined = _refined(stage, images, starts, [RefinedCandidate(lattice.world(tasks[k], c)) for k, c in found], shared, watch)
     best = refined[0]
-    report = LevelReport("search", 1, lattice.grids[0].shape, [best.loss], time.perf_counter() - start)
+    scale, shape = nearest_scale(lattice.grids[0], lattice.voxel), lattice.fixed_lattice.shape
+    report = LevelReport("search", scale, shape, [best.loss], time.perf_counter() - start)
     report.detail = _detail(found, refined, lattice)
     return best.world, report
 

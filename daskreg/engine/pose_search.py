@@ -30,7 +30,7 @@ from daskreg.engine.rotation_lattice import ROW, RotationLattice
 from daskreg.engine.shared_out import SharedOut
 from daskreg.engine.threads import require_going_on
 from daskreg.errors import NoOverlap
-from daskreg.grid import Index, shrink_factors
+from daskreg.grid import Index, nearest_scale, shrink_factors
 from daskreg.kernels.device import host
 from daskreg.planning import Level
 from daskreg.similarity import NGF
@@ -132,8 +132,8 @@ class PoseSearch:
             scores = np.concatenate([poses.weight for poses in candidates.values()])
             self._require(scores)
             found = self._ranked({filled: self._refined(filled, poses) for filled, poses in candidates.items()})
-        shape = self._part(0, 1.0, False).grid.shape
-        report = LevelReport("search", 1, shape, [-found[0].score], time.perf_counter() - start)
+        scale, shape = nearest_scale(self.images[0].grid, self.voxel), self._part(0, 1.0, False).grid.shape
+        report = LevelReport("search", scale, shape, [-found[0].score], time.perf_counter() - start)
         report.detail = _detail(scores, found, self.voxel)
         if found[0].filled:
             report.detail["filling"] = [self._filling(which, LEVELS[-1].voxel) for which in (0, 1)]

@@ -131,7 +131,9 @@ class Rank:
             stage, levels = self.plan.config.stages[k], self.plan.levels[k]
             self.at.stage = k
             if isinstance(stage, Moments | Search):
+                self.watch.phase(stage.name)
                 self.world, report = run_initial(stage, self.images, self.world, self.comm, self.watch)
+                self.watch.phase("optimise")
                 self.reports.append(report)
                 self.watch.level_ended(report)
                 self._require_masks(searched=True)

@@ -64,7 +64,7 @@ class Observer:
         """The run goes on from a checkpoint."""
 
     def phase(self, name: str) -> None:
-        """The ranks begin to read, optimise, measure, judge or write."""
+        """The ranks begin to read, optimise, measure, judge or write, or a stage without levels, which is then the name."""
 
     def compiling(self, kernels: int, most: int | None = None) -> None:
         """A kernel is compiled that no run on this machine has needed before: the so manieth of ``most``, None: not known."""

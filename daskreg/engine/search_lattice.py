@@ -45,8 +45,13 @@ class SearchLattice:
         return [s * r for s in scales(self.stage.scale) for r in candidate_rotations(self.stage.rotations, self.stage.flips)]
 
     @cached_property
+    def fixed_lattice(self) -> Grid:
+        """A lattice that holds the fixed image."""
+        return self._lattice(self.grids[0].extent)
+
+    @cached_property
     def _correlator(self) -> Correlator:
-        channels, inside = sampled((self.parts[0].voxels,), self.parts[0], self._lattice(self.grids[0].extent), np.eye(4))
+        channels, inside = sampled((self.parts[0].voxels,), self.parts[0], self.fixed_lattice, np.eye(4))
         return Correlator(self._band(channels, inside), inside, self.moving_lattice.shape, self.stage.overlap, thread_count())
 
     def correlate(self, tasks: Sequence[Matrix], peaks: int, watch: Watch) -> list[list[Candidate]]:
@@ -78,6 +83,6 @@ class SearchLattice:
 
     def world(self, task: Matrix, found: Candidate) -> Matrix:
         """The map from fixed to moving points of a candidate."""
-        n = np.asarray(self._lattice(self.grids[0].extent).shape)
+        n = np.asarray(self.fixed_lattice.shape)
         shift = (found.shift + (np.asarray(self.moving_lattice.shape) - 1) / 2 - (n - 1) / 2) * self.voxel
         return self._about(task) @ translation(-self.frame @ shift)

@@ -2,7 +2,7 @@
 
 from daskreg.grid.grid import IDENTITY, OPENED_ARRAY, UNITS, Grid, unit_name
 from daskreg.grid.partition import MINIMUM_PLANES, Partition, Span, cut_orders
-from daskreg.grid.pyramid import Sigmas, level_factors, matching_sigmas, shrink_factors
+from daskreg.grid.pyramid import Sigmas, level_factors, matching_sigmas, nearest_scale, shrink_factors
 from daskreg.grid.region import Index, Region
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "cut_orders",
     "level_factors",
     "matching_sigmas",
+    "nearest_scale",
     "shrink_factors",
     "unit_name",
 ]

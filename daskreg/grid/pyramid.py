@@ -26,6 +26,11 @@ def level_factors(fixed: Grid, moving: Grid, scale: int, oversampling: int = 1) 
     return f, shrink_factors(moving, _mean_voxel(fixed, f) / oversampling)
 
 
+def nearest_scale(fixed: Grid, voxel: float) -> int:
+    """The scale whose voxels come nearest to an edge in the fixed image's world."""
+    return max(1, round(voxel / min(fixed.spacing)))
+
+
 def matching_sigmas(fixed: Grid, moving: Grid, factors: tuple[Index, Index]) -> Sigmas:
     """Sigmas, in voxels of the moving image, with which its level, once interpolated, is as smooth as the fixed level.
 

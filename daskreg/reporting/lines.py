@@ -16,6 +16,7 @@ COMPILING_INTERVAL = 10.0  # the same about kernels
 COMPILING = "compiling kernels (once on this machine)"
 PHASES = {
     "read": "reading the images",
+    "search": "searching for the pose on a coarse lattice",
     "measure": "measuring the result",
     "judge": "judging the result",
     "write": "writing the result",

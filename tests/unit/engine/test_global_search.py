@@ -6,11 +6,13 @@ from scipy.ndimage import affine_transform, gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from daskreg.comm import SingleRank
-from daskreg.config import Search
+from daskreg.config import Config, Rigid, Search
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
+from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid
+from daskreg.planning import make_plan
 from daskreg.transforms.linear import linear_about, transform_points, translation
 from tests.phantoms import blobs
 
@@ -24,11 +26,34 @@ def dark(image):
 
 
 def found(fixed, moving, grid, **options):
-    """The map, and the report's detail."""
+    """The map, and the report's detail, with the scale."""
     images = Image.whole(fixed, Grid(fixed.shape)), Image.whole(moving, grid)
     stage = Search(rotations="fine", contrast="any", **options)
     world, report = run_initial(stage, images, np.eye(4), SingleRank(), Watch())
-    return world, report.detail
+    return world, report.detail | {"scale": report.scale}
+
+
+class Noted(Watch):
+    """Keeps what is told, in order."""
+
+    def __init__(self):
+        self.told = []
+
+    def phase(self, name):
+        self.told.append(name)
+
+    def level_ended(self, level):
+        self.told.append((level.stage, level.scale, level.shape))
+
+
+@pytest.mark.parametrize(("size", "scale", "shape"), [(20, 2, (18, 20, 16)), (16, 2, (15, 16, 13))])
+def test_a_search_is_told_when_it_begins_and_by_the_scale_of_its_lattice(image, size, scale, shape):
+    """It was told when it ended, as scale 1, with the voxels of the fixed image."""
+    watch, grid = Noted(), Grid(SHAPE)
+    stages = Search(size=size), Rigid(scales=(2,), iterations=(1,))
+    plan = make_plan(grid, grid, Config(stages=stages))
+    Rank(plan, (Image.whole(image, grid), Image.whole(image, grid)), np.eye(4), SingleRank(), watch).run()
+    assert watch.told == ["search", "optimise", ("search", scale, shape), ("rigid", 2, (18, 20, 16))]
 
 
 def distance(world, truth):
@@ -55,6 +80,7 @@ def test_a_rotation_by_140_degrees_in_another_contrast(image):
     assert detail["margin"] > 0.1
     assert detail["overlap"] > 0.95
     assert detail["scores"]["count"] >= 648
+    assert detail["scale"] == round(detail["voxel"]) > 1
     assert detail["scores"]["p50"] < detail["scores"]["p99"] < detail["scores"]["p100"]
 
 

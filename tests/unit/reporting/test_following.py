@@ -19,6 +19,8 @@ LEVEL = LevelReport("affine", 2, (32, 38, 32), [-0.5, -0.75], 1.25, "plateau")
 def told(observer: Observer) -> None:
     """A small run, as the ranks tell it."""
     observer.phase("read")
+    observer.phase("search")
+    observer.phase("optimise")
     observer.resumed(Place("affine", 2, 1))
     observer.compiling(1, 47)
     observer.compiling(12, 47)
@@ -35,6 +37,7 @@ def test_a_log_has_a_line_a_level_and_for_what_takes_time(caplog):
         told(lines.Lines())
     assert [record.getMessage() for record in caplog.records] == [
         "reading the images",
+        "searching for the pose on a coarse lattice",
         "going on from stage affine, scale 2, iteration 1",
         "compiling kernels (once on this machine), 1 of at most 47",
         "affine     scale 2      32 x 38 x 32  loss -0.50000 -> -0.75000, 2 iterations, 1.25 s",
