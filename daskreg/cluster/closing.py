@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import multiprocessing
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from distributed import Client
+from distributed import Client, Worker
 from distributed.core import Status
 
 from daskreg.cluster import timeouts
@@ -29,6 +32,21 @@ def kill(processes: Iterable[BaseProcess]) -> None:
     for process in processes:
         with suppress(ValueError, OSError):  # closed, or ended in the meantime
             process.kill()
+
+
+def end_soon(worker: Worker) -> None:
+    """Of a worker whose nanny waits for the end of its process: have that end without a last collection of garbage.
+
+    Python's takes a second of a core where kernels have run, on a busy machine several, and after four of them the nanny kills
+    the process, with a warning. What is registered for the exit is called as ever.
+    """
+    if worker.nanny:
+        _leave_garbage()
+
+
+@cache
+def _leave_garbage() -> None:
+    atexit.register(gc.freeze)
 
 
 def close_client(client: Client) -> None:

@@ -9,12 +9,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from distributed.comm.core import CommClosedError
+
 from daskreg.cluster.processes import shared
 from daskreg.errors import RunError
 
 ROOTS = "distributed", "dask_cuda"
 LEVEL = logging.CRITICAL
 LOG_FILE = "DASKREG_WORKER_LOG"  # environment variable: where worker processes write what Dask logs
+HEARTBEAT_FAILED = "Failed to communicate with scheduler during heartbeat"  # how Dask's message begins
 FORMAT = "%(asctime)s worker process %(process)d %(name)s %(levelname)s %(message)s"
 
 _lock = threading.Lock()
@@ -76,21 +79,28 @@ def log_to_file() -> None:
             logger.setLevel(logging.INFO)
 
 
-class _Stops(logging.Filter):
-    """Leaves out what Dask's worker says, as an error with a traceback, of a rank that was told to stop."""
+class _NormalEnds(logging.Filter):
+    """Leaves out what Dask's worker says, as an error with a traceback, of a rank that was told to stop, and of a scheduler that
+    was closed while it was told that the worker lives.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a message is kept."""
-        failure = str(record.msg).startswith("Compute Failed") and isinstance(record.args, tuple)
+        said = str(record.msg)
+        if said.startswith(HEARTBEAT_FAILED):
+            return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError))
+        failure = said.startswith("Compute Failed") and isinstance(record.args, tuple)
         return not (failure and any(str(a).startswith(("Stopped(", "Cancelled(")) for a in record.args or ()))
 
 
-_STOPS = _Stops()
+_NORMAL_ENDS = _NormalEnds()
 
 
-def hide_stops() -> None:
-    """In a worker: a rank that stops because it was told to is no error; other failures are logged as ever."""
-    logging.getLogger("distributed.worker").addFilter(_STOPS)  # does nothing where it is there
+def hide_normal_ends() -> None:
+    """In a worker: a rank that stops because it was told to is no error, nor is a cluster that is closed; other failures are
+    logged as ever.
+    """
+    logging.getLogger("distributed.worker").addFilter(_NORMAL_ENDS)  # does nothing where it is there
 
 
 def _loggers() -> list[logging.Logger]:

@@ -17,9 +17,10 @@ from distributed import Worker, get_worker
 from daskreg import machine
 from daskreg.cluster import timeouts
 from daskreg.cluster.checkpoint_schedule import CheckpointSchedule
+from daskreg.cluster.closing import end_soon
 from daskreg.cluster.compile_ahead import CompileHelper
 from daskreg.cluster.compile_count import CompileCount
-from daskreg.cluster.logs import hide_stops
+from daskreg.cluster.logs import hide_normal_ends
 from daskreg.cluster.rank_group import RankGroup
 from daskreg.cluster.rank_job import RankJob, run_rank, use_device
 from daskreg.comm import Communicator, Endpoint, SingleRank, Timeouts, measure_link, open_endpoint, use_shared_memory
@@ -217,9 +218,11 @@ def run_actor(job: RankJob, run: str, address: str, name: str) -> dict[str, Any]
     Dask gives the task to another worker when the rank's own is lost.
     """
     actor = _actors.get(run)
-    if actor is None or get_worker().address != address:
+    worker = get_worker()
+    if actor is None or worker.address != address:
         raise RankLost(f"the worker of a rank ({name}) was lost; look at its log for the reason.")
-    hide_stops()
+    hide_normal_ends()
+    end_soon(worker)
     return actor.run(job)
 
 

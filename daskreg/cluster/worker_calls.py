@@ -168,7 +168,9 @@ def ask_workers(client: Client, function: Callable[[], Any], what: str) -> Answe
     """
 
     def slow(workers: Sequence[str]) -> None:
-        log.warning("worker %s has not said for %.0f s %s", workers[0], timeouts.SLOW_ANSWER, what)
+        log.warning(
+            "worker %s has not said for %.0f s %s; at first it has to import daskreg", workers[0], timeouts.SLOW_ANSWER, what
+        )
 
     answers = call_each(
         client, sorted(workers_of(client)), function, seconds=timeouts.QUESTION_TIMEOUT, all_needed=True, slow=slow

@@ -48,8 +48,9 @@ def text(outputs):
 @pytest.mark.parametrize("before", ["", CLUSTER], ids=["own workers", "the user's client"])
 def test_the_display_is_in_the_cell_that_runs(tmp_path, before):
     stages = "[daskreg.Affine(scales=4, iterations=5), daskreg.Deformable(scales=4, iterations=5)]"
-    first, second, ran, shown = executed(
-        tmp_path, SETUP, before, f"result = daskreg.register(*pair, {stages}, output='run.zarr')", "result"
+    register = f"result = daskreg.register(*pair, {stages}, output='run.zarr')"
+    first, second, ran, shown, closed = executed(
+        tmp_path, SETUP, before, register, "result", "client.close(); client.cluster.close()" if before else ""
     )
     assert "daskreg" not in text(first) + text(second)
     displays = [o for o in ran if o.output_type == "display_data"]
@@ -58,6 +59,7 @@ def test_the_display_is_in_the_cell_that_runs(tmp_path, before):
         assert part in displays[0].data["text/html"]
     assert shown[0].data["text/html"].count("<img") == 6
     assert shown[0].data["text/plain"].startswith("Result(")
+    assert not closed
 
 
 @pytest.mark.parametrize("before", ["", CLUSTER], ids=["own workers", "the user's client"])

@@ -5,9 +5,10 @@ import re
 import threading
 
 import pytest
+from distributed.comm.core import CommClosedError
 
 from daskreg.cli.application import global_first
-from daskreg.cluster.logs import hide_stops
+from daskreg.cluster.logs import hide_normal_ends
 from daskreg.engine.report import Calls, LevelReport, Observer, Place, Progress
 from daskreg.errors import ConfigError
 from daskreg.reporting import follow, lines, log
@@ -139,9 +140,18 @@ def test_global_options_may_stand_behind_the_command(given, expected):
 
 def test_a_rank_that_was_told_to_stop_is_no_error_in_dasks_log(caplog):
     worker = logging.getLogger("distributed.worker")
-    hide_stops()
-    hide_stops()
+    hide_normal_ends()
+    hide_normal_ends()
     with caplog.at_level(logging.ERROR, "distributed.worker"):
         for failure in ("Stopped('asked to')", "Cancelled('stopped')", "ValueError('no')"):
             worker.error("Compute Failed\nKey: %s\nException: %r\n", "run-0", failure)
     assert [record.args[1] for record in caplog.records] == ["ValueError('no')"]
+
+
+def test_a_heartbeat_while_its_cluster_is_closed_is_no_error_in_dasks_log(caplog):
+    worker = logging.getLogger("distributed.worker")
+    hide_normal_ends()
+    with caplog.at_level(logging.ERROR, "distributed.worker"):
+        for failure in (CommClosedError("closed"), OSError("no route")):
+            worker.error("Failed to communicate with scheduler during heartbeat.", exc_info=failure)
+    assert [str(record.exc_info[1]) for record in caplog.records] == ["no route"]
