@@ -14,6 +14,7 @@ from daskreg.cli.options import (
     ConfigOption,
     DeviceName,
     DeviceOption,
+    FillOption,
     Memory,
     MissingChunksOption,
     Overwrite,
@@ -22,6 +23,7 @@ from daskreg.cli.options import (
     Workers,
     saying,
 )
+from daskreg.cli.registration import FAILED, chosen_config
 
 
 class To(StrEnum):
@@ -53,17 +55,24 @@ def series(
     device: DeviceOption = DeviceName.auto,
     memory: Memory = None,
     missing_chunks: MissingChunksOption = None,
+    fill: FillOption = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help=f"end with exit code {FAILED} where a verdict is 'failed'; everything is written"),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Register rounds, tiles or times of one sample; the same command again continues, and keeps what is complete."""
-    from daskreg.cli.registration import chosen_config
+    from daskreg.storage.fill import parse_fill
     from daskreg.workflows.series import series as workflow
 
     sources = [saying(missing_chunks, image) for image in images]
     given: dict[str, Any] = {"reference": reference, "to": to.value, "channel": channel, "moved": moved, "overwrite": overwrite}
     given |= {"cluster": None if cluster == "local" else cluster, "workers": workers, "device": device.value, "memory": memory}
-    given["wait_for_workers"] = wait_for_workers
+    given |= {"wait_for_workers": wait_for_workers, "fill": parse_fill(fill)}
     found = workflow(sources, output, chosen_config(config, preset, {}), tell=typer.echo, **given)
     typer.echo(f"table: {found.table}")
     if any(row.error for row in found.rows):
         raise typer.Exit(1)
+    if strict and any(row.chain_verdict == "failed" for row in found.rows):
+        raise typer.Exit(FAILED)

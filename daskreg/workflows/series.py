@@ -7,6 +7,7 @@ import inspect
 import io
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from daskreg.errors import ConfigError, DaskregError, InputError, OutputError, R
 from daskreg.html import Printable
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
+from daskreg.reporting.log import shown
 from daskreg.storage import RunStore, is_remote, open_stack, open_volume
+from daskreg.storage.fill import Fill
 from daskreg.storage.fs.address import join, parse_address, with_key, without_key
 from daskreg.storage.fs.files import exists, replace_text
 from daskreg.workflows.apply import apply
@@ -40,9 +43,11 @@ log = logging.getLogger("daskreg")
 To = Literal["reference", "previous"]
 TABLE = "series.csv"
 COLUMNS = (
-    "number", "image", "fixed", "state", "verdict", "correlation_before", "correlation_after", "folded_percent", "seconds", "run",
-    "moved", "error",
+    "number", "image", "fixed", "state", "verdict", "chain_verdict", "correlation_before", "correlation_after", "folded_percent",
+    "seconds", "run", "moved", "error",
 )  # fmt: skip
+VERDICTS = ("", "ok", "doubtful", "failed")  # the worst last
+RUN = re.compile(r"(\d{3,})\.zarr")
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,16 @@ class Row:
     """One image of a series.
 
     number: from 0;  image: its address;  fixed: number of the image that it is registered to, None for the reference;  state:
-    reference, registered, kept (of an earlier call), failed or left out;  verdict, measures: of its run;  run, moved: addresses;
-    error: a sentence
+    reference, waiting, registered, kept (of an earlier call), failed or left out;  verdict, measures: of its run;
+    chain_verdict: the worst of the runs that bring it to the reference;  run, moved: addresses;  error: a sentence
     """
 
     number: int
     image: str
     fixed: int | None = None
-    state: str = "reference"
+    state: str = "waiting"
     verdict: str = ""
+    chain_verdict: str = ""
     measures: Mapping[str, float] = field(default_factory=dict)
     run: str = ""
     moved: str = ""
@@ -78,9 +84,9 @@ class Row:
         if self.fixed is None:
             return f"{self.number} {self.image}: the reference"
         before, after = (self.measures.get(f"correlation_{k}", float("nan")) for k in ("before", "after"))
-        return (
-            f"{self.number} {self.image}: {self.state}, to {self.fixed}, {self.verdict}, correlation {before:.3f} -> {after:.3f}"
-        )
+        chain = "" if self.chain_verdict == self.verdict else f"; {self.chain_verdict} on the way to the reference"
+        said = f"{self.state}, to {self.fixed}, {self.verdict}, correlation {before:.3f} -> {after:.3f}{chain}"
+        return f"{self.number} {self.image}: {said}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,9 +139,9 @@ def series(
     images
         Addresses, one an image, in their order; a single one that holds several times stands for all of them.
     output
-        A folder: a run an image (``001.zarr``), the resampled images (``moved/001.ome.zarr``) and ``series.csv``, written anew
-        after each image. What is there of an earlier call with the same images and configuration is kept, and an unfinished run
-        is continued.
+        A folder: a run an image (``001.zarr``, from the image that it is registered to), the resampled images
+        (``moved/001.ome.zarr``, without the reference) and ``series.csv``, written anew after each image. What is there of an
+        earlier call with the same images and configuration is kept, and an unfinished run is continued.
     config
         As for ``register``.
     reference, to
@@ -147,8 +153,9 @@ def series(
         Start again. moved: whether to resample. tell: called with a line an image. progress and all others: see ``register``.
 
     An image that cannot be opened or registered is told in the table, and the others are done; with ``to="previous"`` those
-    behind it are left out. Raises InputError in all its forms for the reference and for the configuration, before the first
-    registration; ConfigError where the folder holds another series.
+    behind it are left out. One whose result is wrong is no error: see ``chain_verdict`` of the table. Raises InputError in all
+    its forms for the reference and for the configuration, and ConfigError where the folder holds another series, before anything
+    is written.
     """
     require_known("to", to, ("reference", "previous"))
     path = parse_address(output).path
@@ -161,19 +168,66 @@ def series(
     requests = {k: Request(used[f], used[k], chosen) for k, f in plan.items() if f is not None}
     open_volume(used[reference])
     wrong = {k: error for k, request in requests.items() if (error := _why_not_opened(request)) is not None}
+    runs = {k: join(path, f"{k:03}.zarr") for k in requests}
+    kept = {} if overwrite else _kept_runs(runs, requests, wrong)
     if not is_remote(path):
         _make_folder(path)
-    rows = {k: Row(k, s) for k, s in enumerate(sources)}
-    with _one_cluster({**resources, "device": device, "progress": progress}) as given:
+        _tell_of_other_runs(path, runs)
+    rows = {k: Row(k, sources[k], f, "reference" if f is None else "waiting") for k, f in plan.items()}
+    for k in kept:
+        there = _moved_at(path, k) if exists(_moved_at(path, k)) else ""
+        rows[k] = _with(_measured(rows[k], rows, runs[k], kept[k], "kept"), moved=there)
+    fill = chosen.fill if resources.get("fill") is None else resources["fill"]
+    with _one_cluster({**resources, "device": device, "progress": progress}) as given, _saying_how_to_go_on(rows, path):
         for k, f in plan.items():
             if f is not None:
-                run = join(path, f"{k:03}.zarr")
-                rows[k] = _registered(Row(k, sources[k], f, run=run), rows[f], requests[k], wrong.get(k), given, overwrite)
+                rows[k] = _registered(rows, k, runs[k], requests[k], wrong.get(k), given, overwrite)
             if rows[k].state in ("registered", "kept") and moved:
-                rows[k] = _resampled(rows, k, path, reference, device, overwrite)
+                rows[k] = _resampled(rows, k, path, reference, device, overwrite, fill)
             _write_table(path, rows)
             tell(rows[k].line())
     return Series(path, tuple(rows[k] for k in sorted(rows)))
+
+
+def _kept_runs(runs: Mapping[int, str], requests: Mapping[int, Request], wrong: dict[int, str]) -> dict[int, RunStore]:
+    """The complete runs of an earlier call; ``wrong`` gets those whose images cannot be read. Raises ConfigError for others."""
+    kept = {}
+    for k in requests:
+        try:
+            if k not in wrong and _complete(runs[k]):
+                _require_same(runs[k], requests[k])
+                kept[k] = RunStore.open(runs[k])
+        except (RunError, InputError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            wrong[k] = str(error)
+    return kept
+
+
+def _tell_of_other_runs(path: str, runs: Mapping[int, str]) -> None:
+    """Warn of runs of an earlier, longer series, which are neither in the table nor removed."""
+    numbers = [int(found[1]) for name in os.listdir(path) if (found := RUN.fullmatch(name))]
+    if others := sorted(set(numbers) - runs.keys()):
+        names = ", ".join(f"{k:03}" for k in others)
+        log.warning("%s holds results of an earlier series that are not of this one, and are left there: %s", path, names)
+
+
+@contextmanager
+def _saying_how_to_go_on(rows: Mapping[int, Row], path: str) -> Iterator[None]:
+    """An interrupt says how far the series is, in place of how one of its runs goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        done = sum(row.state in ("registered", "kept") for row in rows.values())
+        how = (
+            f"{done} of {counted(len(rows) - 1, 'image')} are registered, as {join(path, TABLE)} says; the same command, without "
+            "--overwrite, goes on."
+        )
+        error.__notes__ = [how]
+        if not getattr(error, "notes_are_said", False):
+            with shown():
+                log.warning("%s", how)
+        raise
 
 
 def _why_not_opened(request: Request) -> str | None:
@@ -232,32 +286,55 @@ def _make_folder(path: str) -> None:
 # ---------------------------------------------------------------- one image
 
 
-def _registered(row: Row, fixed: Row, request: Request, wrong: str | None, given: Mapping[str, Any], overwrite: bool) -> Row:
-    """The row of an image that is registered now, or was. wrong: why it cannot be."""
+def _registered(
+    rows: Mapping[int, Row],
+    number: int,
+    path: str,
+    request: Request,
+    wrong: str | None,
+    given: Mapping[str, Any],
+    overwrite: bool,
+) -> Row:
+    """The row of an image that is registered now, or was. path: of its run;  wrong: why it cannot be."""
+    row = rows[number]
+    fixed = rows[row.fixed or 0]
     if fixed.state in ("failed", "left out"):
-        return _with(row, state="left out", error=f"image {fixed.number}, to which it would be registered, was {fixed.state}")
+        why = "could not be registered" if fixed.state == "failed" else "was left out"
+        return _without_run(row, path, "left out", f"image {fixed.number}, to which it would be registered, {why}")
     if wrong is not None:
-        return _with(row, state="failed", error=wrong)
-    kept = not overwrite and _complete(row.run)
+        return _without_run(row, path, "failed", wrong)
+    if row.state == "kept":
+        return _measured(row, rows, path, RunStore.open(path), "kept")
     try:
-        if kept:
-            _require_same(row.run, request)
-            run = RunStore.open(row.run)
-        else:
-            resume = not overwrite and exists(row.run)
-            images = request.fixed, request.moving
-            run = register(*images, request.config, output=row.run, overwrite=overwrite, resume=resume, **given).store
+        resume = not overwrite and exists(path)
+        images = request.fixed, request.moving
+        run = register(*images, request.config, output=path, overwrite=overwrite, resume=resume, **given).store
     except (RunError, InputError) as error:
         if isinstance(error, ConfigError):
             raise
-        return _with(row, state="failed", error=str(error))
+        return _without_run(row, path, "failed", str(error))
+    return _measured(row, rows, path, run, "registered")
+
+
+def _without_run(row: Row, path: str, state: str, error: str) -> Row:
+    """The row of an image without a result; one that can be continued is named."""
+    return Row(row.number, row.image, row.fixed, state, run=path if exists(path) else "", error=error)
+
+
+def _measured(row: Row, rows: Mapping[int, Row], path: str, run: RunStore, state: str) -> Row:
+    """The row of an image with what its complete run says."""
     report = run.provenance
     metrics = report.get("metrics", {})
     measures = {f"correlation_{k}": float(metrics[k]["ncc"]) for k in ("before", "after") if k in metrics}
     measures["folded_percent"] = float(metrics.get("jacobian", {}).get("folded_percent", 0.0))
     measures["seconds"] = float(report.get("seconds", {}).get("total", 0.0))
-    verdict = str((report.get("verdict") or {}).get("status", ""))
-    return _with(row, state="kept" if kept else "registered", verdict=verdict, measures=measures)
+    verdict = _verdict_of(report)
+    worst = max(verdict, rows[row.fixed or 0].chain_verdict, key=VERDICTS.index)
+    return _with(row, state=state, run=path, verdict=verdict, chain_verdict=worst, measures=measures)
+
+
+def _verdict_of(report: Mapping[str, Any]) -> str:
+    return str((report.get("verdict") or {}).get("status", ""))
 
 
 def _with(row: Row, **values: Any) -> Row:
@@ -274,28 +351,50 @@ def _require_same(path: str, request: Request) -> None:
     known = store.recipe.get("inputs")
     found = input_digests(request) if isinstance(known, Mapping) else known
     recorded = {name: from_anywhere(store, name, store.recipe.get(name)) for name in ("fixed", "moving")}
-    other = [name for name, its in recorded.items() if not same_address(wanted[name], its)]
-    other += ["config"] if store.recipe.get("config") != wanted["config"] else []
+    other = [
+        f"its {name} image is {its}, and {wanted[name]} was given"
+        for name, its in recorded.items()
+        if not same_address(wanted[name], its)
+    ]
+    if store.recipe.get("config") != wanted["config"]:
+        other.append(f"its configuration is another, {_first_difference(store.recipe.get('config'), wanted['config'])}")
     if not other and found != known:
-        other = ["content of its images"]
+        other = ["the content of its images is another"]
     if other:
-        raise ConfigError(
-            f"{path} is of another series: its {' and '.join(other)} differs; choose another folder, or --overwrite."
-        )
+        raise ConfigError(f"{path} is of another series: {'; '.join(other)}. Choose another folder, or --overwrite.")
 
 
-def _resampled(rows: Mapping[int, Row], number: int, path: str, reference: int, device: DeviceName, overwrite: bool) -> Row:
+def _first_difference(its: Any, wanted: Any, where: str = "") -> str:
+    """Where two configurations differ first, in words."""
+    if isinstance(its, Mapping) and isinstance(wanted, Mapping):
+        key = next(k for k in [*its, *wanted] if its.get(k) != wanted.get(k))
+        return _first_difference(its.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
+    if isinstance(its, list) and isinstance(wanted, list) and len(its) == len(wanted):
+        k = next(k for k, (a, b) in enumerate(zip(its, wanted, strict=True)) if a != b)
+        return _first_difference(its[k], wanted[k], f"{where}[{k}]")
+    if isinstance(its, list) and isinstance(wanted, list):
+        return f"{where} has {len(its)} entries where {len(wanted)} were given"
+    return f"{where} is {its!r} where {wanted!r} was given"
+
+
+def _resampled(
+    rows: Mapping[int, Row], number: int, path: str, reference: int, device: DeviceName, overwrite: bool, fill: Fill
+) -> Row:
     """The row with the address of the image on the grid of the reference; what was there of a kept run is kept."""
-    row, target = rows[number], join(path, f"moved/{number:03}.ome.zarr")
+    row, target = rows[number], _moved_at(path, number)
     if row.state != "kept" or overwrite or not exists(target):
         image = without_key(row.image, "channel")
         like = without_key(rows[reference].image, "channel")
         grid = open_stack(like).grid
         try:
-            apply(_to_reference(rows, number), image, target, like=grid, device=device, overwrite=True)
+            apply(_to_reference(rows, number), image, target, like=grid, device=device, overwrite=True, fill=fill)
         except DaskregError as error:
             return _with(row, state="failed", error=str(error))
     return _with(row, moved=target)
+
+
+def _moved_at(path: str, number: int) -> str:
+    return join(path, f"moved/{number:03}.ome.zarr")
 
 
 def _to_reference(rows: Mapping[int, Row] | Sequence[Row], number: int) -> Transform:

@@ -62,8 +62,16 @@ def test_each_round_is_registered_to_the_one_before_and_brought_to_the_reference
     again = series(images, tmp_path / "s", CONFIG, to="previous", channel="DAPI", progress=False)
     assert [row.state for row in again.rows] == ["reference", "kept", "kept"]
     assert again.rows[2].measures == found.rows[2].measures
-    with pytest.raises(ConfigError, match=r"001\.zarr is of another series: its fixed and moving differs"):
+    before = (tmp_path / "s" / "series.csv").read_text()
+    others = r"its fixed image is .*0\.ome\.zarr::channel=DAPI, and .*0\.ome\.zarr::channel=GFP was given; its moving image"
+    with pytest.raises(ConfigError, match=others):
         series(images, tmp_path / "s", CONFIG, to="previous", channel="GFP", progress=False)
+    other = [CONFIG[0].model_copy(update={"iterations": (14,)})]
+    with pytest.raises(ConfigError, match=r"its configuration is another, stages\[0\]\.iterations\[0\] is 15 where 14 was given"):
+        series(images, tmp_path / "s", other, to="previous", channel="DAPI", progress=False)
+    with pytest.raises(ConfigError, match=r"002\.zarr is of another series: its moving image"):  # the last of three
+        series([*images[:2], rounds / "movie.ome.zarr::time=0"], tmp_path / "s", CONFIG, to="previous", channel="DAPI")
+    assert (tmp_path / "s" / "series.csv").read_text() == before
 
 
 def test_times_of_one_image_are_a_series_and_a_failure_leaves_out_what_follows(rounds, tmp_path, monkeypatch):
@@ -82,6 +90,8 @@ def test_times_of_one_image_are_a_series_and_a_failure_leaves_out_what_follows(r
     ]  # fmt: skip
     found = series([movie], tmp_path / "t", CONFIG, to="previous", channel=0)
     assert [row.state for row in found.rows] == ["reference", "failed", "left out"]
+    assert [row.run for row in found.rows] == ["", "", ""]  # there are none
+    assert "image 1, to which it would be registered, could not be registered" in found.rows[2].line()
     with pytest.raises(ConfigError, match="image 2 has no transform to the reference: image 2 was left out"):
         found.transform(2)
 
@@ -143,5 +153,49 @@ def test_a_series_is_kept_by_whatever_path_its_images_are_named(rounds, tmp_path
     monkeypatch.chdir(tmp_path)
     again = [str(rounds / image) for image in images]
     assert [row.state for row in series(again, tmp_path / "s", CONFIG, moved=False).rows] == ["reference", "kept"]
-    with pytest.raises(ConfigError, match="of another series: its moving differs"):
+    with pytest.raises(ConfigError, match="of another series: its moving image is"):
         series([again[0], str(rounds / "2.ome.zarr::channel=0")], tmp_path / "s", CONFIG, moved=False)
+
+
+def test_an_interrupted_series_says_how_far_it_is(rounds, tmp_path, monkeypatch):
+    real, calls = module.register, []
+
+    def interrupted(*images, **given):
+        calls.append(images)
+        if len(calls) == 2:
+            error = KeyboardInterrupt()
+            error.add_note("continue with 'daskreg register --resume'")
+            raise error
+        return real(*images, **given)
+
+    monkeypatch.setattr(module, "register", interrupted)
+    images = [f"{rounds / f'{k}.ome.zarr'}::channel=0" for k in range(3)]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        series(images, tmp_path / "s", CONFIG, moved=False, progress=False)
+    assert [row["state"] for row in table(tmp_path / "s")] == ["reference", "registered", "waiting"]
+    (note,) = caught.value.__notes__
+    assert "1 of 2 images are registered" in note
+    assert "the same command, without --overwrite, goes on" in note
+
+
+def test_a_wrong_result_is_told_in_the_rows_behind_it(rounds, tmp_path, monkeypatch):
+    """A round that matched its neighbour was ok, although that one did not match the reference."""
+    verdicts = iter(["failed", "ok"])
+    monkeypatch.setattr(module, "_verdict_of", lambda run: next(verdicts))
+    images = [str(rounds / f"{k}.ome.zarr") for k in range(3)]
+    (tmp_path / "c.yaml").write_text("stages: [{stage: rigid, similarity: mse, scales: [2], iterations: [2]}]")
+    options = ["--to", "previous", "--channel", "0", "--no-moved", "--config", str(tmp_path / "c.yaml")]
+    done = CliRunner().invoke(app, ["series", *images, "-o", str(tmp_path / "s"), *options, "--strict"])
+    assert [(row["verdict"], row["chain_verdict"]) for row in table(tmp_path / "s")[1:]] == [
+        ("failed", "failed"),
+        ("ok", "failed"),
+    ]
+    assert "; failed on the way to the reference" in done.output
+    assert done.exit_code == 3
+
+
+def test_results_of_an_earlier_longer_series_are_told(rounds, tmp_path, monkeypatch, caplog):
+    images = [f"{rounds / f'{k}.ome.zarr'}::channel=0" for k in range(2)]
+    (tmp_path / "s" / "002.zarr").mkdir(parents=True)
+    series(images, tmp_path / "s", CONFIG, moved=False, progress=False)
+    assert "holds results of an earlier series that are not of this one, and are left there: 002" in caplog.text
