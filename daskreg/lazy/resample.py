@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
-from daskreg.errors import UnitsError, require_known
+from daskreg.errors import ConfigError, UnitsError, require_known
 from daskreg.grid import OPENED_ARRAY, Grid, Region
 from daskreg.lazy.blocks import CACHED_BYTES, Reader, block_of, by_block, larger_block, leading_block
 from daskreg.storage import Stack, Volume
@@ -281,6 +281,15 @@ def on_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Grid | N
     """Whether an image that stands for one side of a transform has the grid of the other side, which is not that of its own."""
     own, other = grids[role], grids[OTHER[role]]
     return own is not None and other is not None and _same(image.grid, other) and not _same(image.grid, own)
+
+
+def require_not_exchanged(fixed: Stack | Volume, moving: Stack | Volume, grids: Mapping[str, Grid | None]) -> None:
+    """Raises ConfigError where each of two images has the grid of the other side of a transform, and not its own."""
+    if on_other_grid(fixed, "fixed", grids) and on_other_grid(moving, "moving", grids):
+        raise ConfigError(
+            f"{fixed.name}, given for the fixed image of the transform, has the grid of its moving image, and "
+            f"{moving.name} that of its fixed image: they were exchanged. Give each for the other."
+        )
 
 
 def lies_elsewhere(grid: Grid, other: Grid) -> bool:

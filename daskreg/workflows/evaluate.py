@@ -21,7 +21,7 @@ from daskreg.grid import Grid
 from daskreg.html import Printable
 from daskreg.lazy.blocks import block_of
 from daskreg.lazy.load import TransformLike, load_transform, path_of, run_in
-from daskreg.lazy.resample import on_other_grid, resampled, warn_of_other_grid
+from daskreg.lazy.resample import require_not_exchanged, resampled, warn_of_other_grid
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.tasks import with_progress
 from daskreg.storage import RunStore, Volume
@@ -159,7 +159,7 @@ def evaluate(
     if fixed_labels is not None and moving_labels is not None:
         fixed = open_on(fixed_labels, phi.fixed, "fixed", phi.moving)
         moving = open_on(moving_labels, phi.moving, "moving", phi.fixed)
-        require_own_labels(fixed, moving, phi)
+        require_not_exchanged(fixed, moving, phi.grids)
         warnings += warn_of_other_grid(fixed, "fixed", phi.grids) + warn_of_other_grid(moving, "moving", phi.grids)
         overlaps = compare_labels(phi, fixed, moving, labels)
     errors = None if pairs is None else target_errors(phi, pairs.fixed, pairs.moving)
@@ -172,15 +172,6 @@ def require_both_labels(fixed: object, moving: object) -> None:
     if (fixed is None) != (moving is None):
         have, lack = ("fixed", "moving") if moving is None else ("moving", "fixed")
         raise ConfigError(f"labels of the {have} image were given, those of the {lack} image were not; Dice needs both.")
-
-
-def require_own_labels(fixed: Volume, moving: Volume, transform: Transform) -> None:
-    """Raises ConfigError where each of two label images has the grid of the other image: they were exchanged."""
-    if on_other_grid(fixed, "fixed", transform.grids) and on_other_grid(moving, "moving", transform.grids):
-        raise ConfigError(
-            f"{fixed.name}, given as labels of the fixed image, has the grid of the moving image, and {moving.name} that of the "
-            "fixed image: they were exchanged. Give each for the other."
-        )
 
 
 def verdict_of(transform: TransformLike) -> Verdict | None:

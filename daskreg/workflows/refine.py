@@ -19,13 +19,16 @@ from daskreg.grid import Grid, Region
 from daskreg.html import Printable
 from daskreg.lazy.blocks import EDGE, Reader
 from daskreg.lazy.load import TransformLike, load_transform, path_of
+from daskreg.lazy.resample import require_not_exchanged, warn_of_other_grid
 from daskreg.lazy.save import history_of, require_output, write_transform
 from daskreg.lazy.transform import Transform
-from daskreg.storage import Volume, open_volume
+from daskreg.storage import RunStore, Volume, open_volume
+from daskreg.storage.digest import difference, digest
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.lock import only_writer
 from daskreg.storage.images import ImageSource
 from daskreg.transforms.jacobian import BlockStatistics, JacobianStatistics
+from daskreg.workflows.recorded import run_of
 from daskreg.workflows.register import register
 from daskreg.workflows.resources import ResourceKeywords
 from daskreg.workflows.result import Result
@@ -104,6 +107,10 @@ def _refined(
     """The chain with the correction, the registration that found it, and the chain's history."""
     phi = load_transform(transform)
     target, source = open_volume(fixed), open_volume(moving)
+    require_not_exchanged(target, source, phi.grids)
+    _require_images_of_run(run_of(transform), fixed, moving)
+    warn_of_other_grid(target, "fixed", phi.grids)
+    warn_of_other_grid(source, "moving", phi.grids)
     box = parse_region(region) if isinstance(region, str) else region
     if not isinstance(box, Region):
         raise ConfigError(f"region is {region!r}; a daskreg.Region, or text (z, y, x) as in 10:90,0:64,32:96, was expected.")
@@ -116,9 +123,23 @@ def _refined(
     unit = phi.unit if phi.unit is not None else part.grid.unit
     faded = Reader(result.displacement * window(part.grid.shape, blend))
     correction = Transform.of(None, part.grid, faded).to_unit(unit)
-    chain = Transform((*correction.links, *phi.links), unit, phi.fixed, phi.moving or source.grid)
+    chain = Transform((*correction.links, *phi.links), unit, phi.fixed or target.grid, phi.moving or source.grid)
     where = [list(box.start), list(box.stop)]
     return chain, result, history_of("refine", path_of(transform), fixed=target.name, moving=source.name, region=where)
+
+
+def _require_images_of_run(run: RunStore | None, fixed: ImageSource | Volume, moving: ImageSource | Volume) -> None:
+    """Raises ConfigError for the images of a run where they were exchanged, which on one grid their content alone tells."""
+    known = {} if run is None else run.recipe.get("inputs") or {}
+    its_fixed, its_moving = known.get("fixed"), known.get("moving")
+    if run is None or not its_fixed or not its_moving or difference(its_fixed, its_moving) is None:
+        return
+    pairs = (its_moving, digest(fixed)), (its_fixed, digest(moving))
+    if all(found is not None and difference(its, found) is None for its, found in pairs):
+        raise ConfigError(
+            f"the moving image of {run.name} was given as the fixed one, and its fixed image as the moving one: they were "
+            "exchanged. Give each for the other."
+        )
 
 
 def parse_region(text: str) -> Region:
@@ -127,6 +148,11 @@ def parse_region(text: str) -> Region:
     if len(spans) != 3 or not all(spans):
         raise ConfigError(f"region {text!r}: three spans of voxels (z, y, x) were expected, as in 10:90,0:64,32:96.")
     ends = [(int(s[1]), int(s[2])) for s in spans if s]
+    for axis, (first, stop) in zip("zyx", ends, strict=True):
+        if first >= stop:
+            raise ConfigError(
+                f"region {text!r}: along {axis} it begins at {first} and ends before {stop}; the smaller one is first."
+            )
     return Region.of((a for a, _ in ends), (b for _, b in ends))
 
 

@@ -1,14 +1,17 @@
 """A part registered again fits better, and nothing shows where it ends."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+import daskreg
 from daskreg import MSE, Affine, Deformable
 from daskreg.errors import ConfigError, OutputError, OutputExists
 from daskreg.grid import Grid, Region
 from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
-from daskreg.storage import open_volume
+from daskreg.storage import open_volume, write_image
 from daskreg.workflows.refine import parse_region, refine
 from tests.phantoms import known_warp_pair, rotation, target_registration_error
 
@@ -74,12 +77,35 @@ def test_it_is_a_chain_that_comes_back_from_disk(pair, refined, tmp_path):
         ("0:20,0:20,0:99", "not inside the fixed image"),
         ("0:20,0:12,0:20", "no middle"),
         ("a:b,0:1,0:1", "spans"),
+        ("0:20,38:10,0:20", "along y it begins at 38 and ends before 10"),
     ],
 )
 def test_a_part_that_cannot_be_is_refused(pair, tmp_path, region, words):
     with pytest.raises(ConfigError, match=words):
         refine(Transform.of(None, GRID), pair[0], pair[1], tmp_path / "r.zarr", region)
     assert not list(tmp_path.iterdir())
+
+
+def test_exchanged_images_are_refused(pair, tmp_path):
+    """The result was ok: what is resampled through the wrong way still resembles the other image."""
+    fixed, moving, _ = pair
+    paths = [tmp_path / f"{name}.ome.zarr" for name in ("fixed", "moving")]
+    for path, image in zip(paths, (fixed, moving), strict=True):
+        write_image(path, image.data, GRID)
+    run = daskreg.register(*paths, [Affine(scales=(4,), iterations=(1,))], output=tmp_path / "run.zarr", progress=False)
+    for images in (paths, [str(path) for path in paths]):
+        with pytest.raises(ConfigError, match=r"the moving image of .*run\.zarr was given as the fixed one"):
+            refine(run, *images[::-1], tmp_path / "r.zarr", PART)
+    other = replace(GRID, shape=(40, 44, 52))
+    start = Transform.of(None, GRID, None, other)
+    with pytest.raises(ConfigError, match="has the grid of its moving image, and array that of its fixed image"):
+        refine(start, open_volume(np.zeros(other.shape), grid=other), fixed, tmp_path / "r.zarr", PART)
+
+
+def test_the_refined_transform_of_a_bare_affine_has_the_grid_of_the_fixed_image(pair, tmp_path):
+    stage = Deformable(similarity=MSE(), scales=(2,), iterations=(1,))
+    found = refine(Transform.of(np.eye(4), unit="mm"), pair[0], pair[1], tmp_path / "r.zarr", PART, stages=[stage], blend=6)
+    assert found.transform.fixed == GRID
 
 
 def test_only_deformable_stages_fade(pair, tmp_path):
