@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.engine.measure import MUTUAL_INFORMATION_BINS, moments
-from daskreg.kernels.compiler.launch import set_thread_count
+from daskreg.kernels.compiler.host_launch import set_thread_count
 from daskreg.kernels.device import NO_MASK
 from daskreg.similarity.base import Samples
 from daskreg.similarity.mutual_information import MI

@@ -55,7 +55,7 @@ from daskreg.engine.ring import Ring
 from daskreg.engine.ring_schedule import RingSchedule
 from daskreg.engine.sampler import Resident
 from daskreg.grid import Partition, Span
-from daskreg.kernels.compiler.launch import set_thread_count
+from daskreg.kernels.compiler.host_launch import set_thread_count
 from daskreg.kernels.sampling.cpu import add_value_and_gradient
 from daskreg.planning import RESIDENCIES
 from daskreg.transforms.linear import linear_part, to_fixed_point

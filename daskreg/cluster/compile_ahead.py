@@ -31,7 +31,7 @@ from daskreg.engine.rank import Rank
 from daskreg.engine.report import Outcome, Watch
 from daskreg.errors import DaskregError
 from daskreg.grid import Grid
-from daskreg.kernels.compiler.launch import set_thread_count
+from daskreg.kernels.compiler.host_launch import set_thread_count
 from daskreg.planning import Plan, make_plan
 
 log = logging.getLogger(__name__)

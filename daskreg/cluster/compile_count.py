@@ -11,7 +11,7 @@ from daskreg.cluster.compile_ahead import Rehearsal
 from daskreg.kernels.compiler import precompile
 from daskreg.kernels.compiler.cache import missing
 from daskreg.kernels.compiler.dry_run import dry_run
-from daskreg.kernels.compiler.launch import set_thread_count, thread_count
+from daskreg.kernels.compiler.host_launch import set_thread_count, thread_count
 from daskreg.kernels.device import Kind
 from daskreg.planning import SOURCE, Plan
 

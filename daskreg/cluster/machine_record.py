@@ -9,7 +9,7 @@ from typing import Any
 
 from daskreg import machine
 from daskreg.cluster.process_size import running_bytes, start_bytes
-from daskreg.kernels.compiler.launch import thread_count
+from daskreg.kernels.compiler.host_launch import thread_count
 from daskreg.kernels.device import Device, Kind
 from daskreg.planning import Plan
 

@@ -39,7 +39,7 @@ from daskreg.engine.verdict import judge
 from daskreg.errors import ConfigError
 from daskreg.grid import Index
 from daskreg.kernels.compiler import precompile
-from daskreg.kernels.compiler.launch import set_thread_count, thread_count
+from daskreg.kernels.compiler.host_launch import set_thread_count, thread_count
 from daskreg.kernels.device import Device, Kind
 from daskreg.planning import SOURCE, Plan
 from daskreg.storage import Volume

@@ -25,7 +25,8 @@ from daskreg.engine.reach import SamplingMap, affine_reach, displaced_range, spa
 from daskreg.engine.report import Outcome
 from daskreg.engine.upsampled import UpsampledField
 from daskreg.grid import Grid, Index, Partition, Region, Span
-from daskreg.kernels.compiler.launch import on_device, thread_count
+from daskreg.kernels.compiler.host_launch import thread_count
+from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import CPU, Device, module_of, page_locked
 from daskreg.kernels.sampling.cpu import EXTENT, sample
 from daskreg.planning import SOURCE, Plan

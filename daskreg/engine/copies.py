@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from daskreg.kernels.compiler.launch import on_device, thread_count
+from daskreg.kernels.compiler.host_launch import thread_count
+from daskreg.kernels.compiler.launch import on_device
 
 LEAST_BYTES = 1 << 20  # of a copy: another thread takes longer to wake up than less takes
 

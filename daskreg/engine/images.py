@@ -17,7 +17,8 @@ from daskreg.engine.memory import trim
 from daskreg.engine.planes import ArrayPlanes, Planes
 from daskreg.errors import VoxelError, counted
 from daskreg.grid import Grid, Index, Partition, Sigmas, Span
-from daskreg.kernels.compiler.launch import on_device, thread_count
+from daskreg.kernels.compiler.host_launch import thread_count
+from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import CPU, Device, host, module_of
 from daskreg.kernels.intensity_histogram.cpu import intensity_histogram
 from daskreg.kernels.intrinsics.half import from_float16_bits, to_float16_bits

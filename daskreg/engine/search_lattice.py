@@ -17,7 +17,7 @@ from daskreg.engine.images import Image
 from daskreg.engine.report import Watch
 from daskreg.engine.threads import in_threads
 from daskreg.grid import Grid
-from daskreg.kernels.compiler.launch import thread_count
+from daskreg.kernels.compiler.host_launch import thread_count
 from daskreg.transforms.linear import linear_about, translation
 from daskreg.transforms.rotations import candidate_rotations, scales
 from daskreg.transforms.search import Candidate, Correlator, band_pass

@@ -15,7 +15,7 @@ from daskreg.engine.background import least_known, require_known
 from daskreg.engine.images import Array, intensity_range, intensity_range_of_values, largest_weight
 from daskreg.engine.source_images import ScaledSource
 from daskreg.grid import Region, Span
-from daskreg.kernels.compiler.launch import thread_count
+from daskreg.kernels.compiler.host_launch import thread_count
 from daskreg.kernels.intensity_histogram.cpu import intensity_histogram
 from daskreg.planning import COUNTED_BYTES
 

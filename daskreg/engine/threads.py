@@ -8,7 +8,7 @@ from typing import Any
 
 from daskreg.engine.report import Watch
 from daskreg.errors import Stopped
-from daskreg.kernels.compiler.launch import set_thread_count, thread_count
+from daskreg.kernels.compiler.host_launch import set_thread_count, thread_count
 from daskreg.kernels.device import Device
 
 MAXIMUM_THREADS = 4  # that correlate at once: each holds about 50 MB

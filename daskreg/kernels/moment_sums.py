@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import float64, prange
+from numba import float64
 from numpy.typing import NDArray
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.compiler.launch import RowKernel
+from daskreg.kernels.compiler.launch import row_kernel
 
 MOMENTS = 6  # 1, F, M, FF, MM, FM
 LANES, BLOCK = 8, 128
@@ -93,13 +93,13 @@ def block_sums(fixed, moved, start, count, sums):
             sums[5] += f * m
 
 
-@RowKernel
-def moment_rows(fixed, moved, starts, counts, sums):
+@row_kernel(items=lambda fixed, moved, starts, *_: len(starts))
+def moment_rows(begin, end, fixed, moved, starts, counts, sums):
     """Sums of 1, F, M, FF, MM, FM of some rows where moved is finite, with the bits of ``numpy.sum`` of each row.
 
     fixed, moved: (N,) float32;  starts, counts: (rows,) int64;  sums: (6, rows) float64
     """
-    for row in prange(len(starts)):
+    for row in range(begin, end):
         todo, halves = np.empty(3 * DEPTH, np.int64), np.empty((DEPTH, MOMENTS))
         todo[0], waiting, done, at = counts[row], 1, 0, starts[row]
         while waiting > 0:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from daskreg.kernels.compiler.formula import CPU
-from daskreg.kernels.compiler.host_launch import launch as call
 from daskreg.kernels.compiler.launch import Kernel
 from daskreg.kernels.compiler.source import ROW_THREADS
 from daskreg.torch.direct_launch import MOST_LAUNCHES, Array, KeptLaunch, Voxels, current_device, launch, strides
@@ -50,7 +49,7 @@ def view(voxels: Voxels) -> Any:
 
 def on_cpu(kernel: Any, *arguments: Any, dtype: torch.dtype = torch.float32) -> None:
     """Call a CPU kernel; floating-point scalars become values of the tensors' type, so that nothing is computed in another."""
-    call(kernel, [_host(a, DTYPES[dtype]) for a in arguments])
+    kernel(*(_host(a, DTYPES[dtype]) for a in arguments))
 
 
 def _host(argument: Any, kind: Any) -> Any:

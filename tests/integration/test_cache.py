@@ -20,7 +20,7 @@ from daskreg.kernels.device import NO_MASK
 fixed, moved = np.zeros((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32)
 squared_difference(fixed.shape, np.float32(1), np.float32(0), fixed, NO_MASK, moved)
 gradient_rows((0, *fixed.shape), (np.float32(1),), np.zeros((3, 2, 3, 4), np.float32), fixed, NO_MASK, moved)
-made = {"generated": squared_difference.launcher(0), "row": gradient_rows._compiled}
+made = {"generated": squared_difference.launcher(0).compiled, "row": gradient_rows.launcher().compiled}
 count = lambda stats: [sum(stats.cache_hits.values()), sum(stats.cache_misses.values())]
 print(json.dumps({name: count(function.stats) for name, function in made.items()}))
 """

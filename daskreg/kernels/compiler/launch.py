@@ -1,4 +1,4 @@
-"""One formula, two devices: a body ``f(z, y, x, *arguments)`` becomes a CPU loop (``prange``) and a CUDA kernel (``cuda.grid``).
+"""One formula, two devices: a body ``f(z, y, x, *arguments)`` becomes a CPU loop over rows and a CUDA kernel (``cuda.grid``).
 
 A body is written once, in terms of ``index`` (the unsigned integer type of array indices: 64 bits on a CPU, which vectorises, 32
 bits on a GPU, where it saves registers) and of formulas. Both launchers are generated as source code, because Numba compiles
@@ -17,7 +17,6 @@ from typing import Any, Protocol, TypeVar
 import numba
 import numpy as np
 from numba import njit, uint32
-from numba.core import config as settings
 
 from daskreg.kernels.compiler import cubins
 from daskreg.kernels.compiler.cache import attach_cache
@@ -28,7 +27,7 @@ from daskreg.kernels.compiler.host_launch import launch
 from daskreg.kernels.compiler.source import LOWEST, ROW_THREADS, cpu_source, cuda_source
 
 KERNELS: dict[str, Kernel] = {}
-LAUNCHER_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "parallel": True}
+LAUNCHER_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 Shape = tuple[int | range, int, int]
 
 
@@ -82,13 +81,13 @@ class Kernel:
         n = box(shape)
         if self.sums:
             rows = np.full((self.sums, n[1], n[2]), LOWEST if self.maxima else 0, np.float32)
-            launch(self.launcher(CPU), (n, rows, *arguments))
+            self.launcher(CPU)(n, rows, *arguments)
             return rows
-        launch(self.launcher(CPU), (n, *arguments))
+        self.launcher(CPU)(n, *arguments)
         return None
 
     def launcher(self, device: int, arguments: tuple[Any, ...] = ()) -> Any:
-        """The compiled CPU function or CUDA kernel; the CUDA kernel has no parameters for arguments that are None."""
+        """The CPU launcher or CUDA kernel; the CUDA kernel has no parameters for arguments that are None."""
         if device == CUDA:
             return self.without(frozenset(p for p, a in zip(self.parameters, arguments) if a is None))
         if (CPU, frozenset()) not in self._launchers:
@@ -180,34 +179,55 @@ def voxelwise(
     return register
 
 
-def thread_count() -> int:
-    """The number of threads of a CPU launch."""
-    return int(numba.get_num_threads())
+class CpuLauncher:
+    """A compiled CPU kernel ``f(begin, end, *arguments)`` whose items are shared out among threads; cached like all of them.
+
+    items: how many there are, of the arguments
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str, items: Callable[..., int]) -> None:
+        self.name, self.items = name, items
+        self.compiled = _compiled(function, name)
+
+    def __call__(self, *arguments: Any) -> None:
+        """Run on the CPU."""
+        launch(self.compiled, self.items(*arguments), _voxels(arguments), arguments)
 
 
-def set_thread_count(n: int) -> None:
-    """Use ``n`` threads for CPU launches from this thread, at most as many as the machine has."""
-    numba.set_num_threads(max(1, min(n, vars(settings)["NUMBA_NUM_THREADS"])))
+def _voxels(arguments: tuple[Any, ...]) -> int:
+    return max(a.size for a in arguments if isinstance(a, np.ndarray))
 
 
 class RowKernel:
-    """A CPU launcher written by hand, for operations in which a thread computes rows along z; cached like generated ones."""
+    """A CPU kernel written by hand, for operations in which a thread computes rows along z; see ``row_kernel``."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.__doc__ = function, function.__doc__
-        self._compiled: Any = None
+    def __init__(self, function: Callable[..., Any], items: Callable[..., int]) -> None:
+        self.function, self.items, self.__doc__ = function, items, function.__doc__
+        self._launcher: CpuLauncher | None = None
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any) -> None:
         """Run on the CPU."""
-        if self._compiled is None:
-            self._compiled = _launched(specialise(self.function, CPU), self.function.__name__)
-        return launch(self._compiled, arguments)
+        self.launcher()(*arguments)
+
+    def launcher(self) -> CpuLauncher:
+        """Its launcher."""
+        if self._launcher is None:
+            self._launcher = CpuLauncher(specialise(self.function, CPU), self.function.__name__, self.items)
+        return self._launcher
+
+
+def row_kernel(items: Callable[..., int]) -> Callable[[Callable[..., Any]], RowKernel]:
+    """Make a kernel of a function ``f(begin, end, *arguments)`` that computes the items from ``begin`` to ``end``.
+
+    items: how many there are, of the arguments. It is called as ``kernel(*arguments)``.
+    """
+    return lambda function: RowKernel(function, items)
 
 
 def _define(source: str, name: str, body: Callable[..., Any], device: int) -> FunctionType:
     """The function that generated source defines. Raises ValueError where a parameter of the body has a name that it uses."""
     kernel_body = njit(**FUNCTION_OPTIONS)(specialise(body, device))
-    scope: dict[str, Any] = {"__name__": MODULE, "body": kernel_body, "prange": numba.prange, "float32": numba.float32,
+    scope: dict[str, Any] = {"__name__": MODULE, "body": kernel_body, "float32": numba.float32,
                              "index": INDEX[device], "uint32": uint32}  # fmt: skip
     tree = ast.parse(source)
     used = {"cuda", *scope} | {v.id for v in ast.walk(tree) if isinstance(v, ast.Name) and isinstance(v.ctx, ast.Store)}
@@ -219,12 +239,21 @@ def _define(source: str, name: str, body: Callable[..., Any], device: int) -> Fu
     return function
 
 
-def _cpu_launcher(kernel: Kernel) -> Any:
-    return _launched(_define(cpu_source(kernel, kernel.name), kernel.name, kernel.body, CPU), kernel.name)
+def _cpu_launcher(kernel: Kernel) -> CpuLauncher:
+    function = _define(cpu_source(kernel, kernel.name), kernel.name, kernel.body, CPU)
+    return CpuLauncher(function, kernel.name, _tiles if kernel.scatter else _rows)
 
 
-def _launched(function: FunctionType, name: str) -> Any:
-    """A CPU launcher, compiled when it is first called, or loaded from disk."""
+def _rows(n: tuple[int, int, int, int], *_: Any) -> int:
+    return n[1] * n[2]
+
+
+def _tiles(_: Any, stack: Any, *__: Any) -> int:
+    return len(stack)
+
+
+def _compiled(function: Callable[..., Any], name: str) -> Any:
+    """A CPU function, compiled when it is first called, or loaded from disk."""
     if SIMULATED:
         return njit(**LAUNCHER_OPTIONS)(function)
     key = digest(function, sorted(LAUNCHER_OPTIONS.items()))

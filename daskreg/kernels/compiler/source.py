@@ -21,15 +21,15 @@ class LauncherTraits(Protocol):
 
 
 def cpu_source(kernel: LauncherTraits, name: str) -> str:
-    """A function of that name that calls ``body`` at every voxel; threads share the rows."""
+    """A function of that name that calls ``body`` at every voxel of the rows from ``begin`` to ``end``."""
     p = ", ".join(kernel.parameters)
     if kernel.scatter:
         return _scatter_source(kernel, name)
     rows = "rows, " if kernel.sums else ""
     lines = [
-        f"def {name}(n, {rows}{p}):",
+        f"def {name}(begin, end, n, {rows}{p}):",
         "    z0, nz, ny, nx = n",
-        "    for zy in prange(nz * ny):",
+        "    for zy in range(begin, end):",
         "        row, y = index(zy // ny), index(zy % ny)",
         "        z = index(row + index(z0))",
         *(f"        s{k} = {_initial(kernel)}" for k in range(kernel.sums)),
@@ -66,10 +66,10 @@ def _merge(kernel: LauncherTraits, k: int) -> str:
 def _scatter_source(kernel: LauncherTraits, name: str) -> str:
     first, rest = kernel.parameters[0], ", ".join(kernel.parameters[1:])
     return f"""
-def {name}(n, {first}, {rest}):
+def {name}(begin, end, n, {first}, {rest}):
     z0, nz, ny, nx = n
     tiles = {first}.shape[0]
-    for tile in prange(tiles):
+    for tile in range(begin, end):
         mine = {first}[tile]
         for zy in range(tile * nz * ny // tiles, (tile + 1) * nz * ny // tiles):
             z, y = index(z0 + zy // ny), index(zy % ny)

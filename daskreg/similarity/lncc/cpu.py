@@ -6,10 +6,10 @@ from its own voxels in a fixed order, so rounding does not depend on where a blo
 """
 
 import numpy as np
-from numba import float32, int32, int64, prange
+from numba import float32, int32, int64
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.compiler.launch import RowKernel, voxelwise
+from daskreg.kernels.compiler.launch import row_kernel, voxelwise
 from daskreg.kernels.intrinsics.arithmetic import divide_fast
 from daskreg.kernels.weights import weight_at
 
@@ -168,12 +168,12 @@ def write_factors(sums, moved, mask, epsilon, variances, ds, ks, cs, row_sums):
     row_sums[0], row_sums[1] = correlation, weights
 
 
-@RowKernel
-def factor_rows(n, rows, ones, epsilon, variances, fixed, weight, moved, dkc):
+@row_kernel(items=lambda n, *_: n[2])
+def factor_rows(begin, end, n, rows, ones, epsilon, variances, fixed, weight, moved, dkc):
     """``lncc_factors`` on a CPU, a thread per row y; ``ones``: tuple of 2 radius + 1 ones, so that loops are unrolled."""
-    z0, nz, ny, nx = n
+    z0, nz, _, nx = n
     k, r = len(ones), len(ones) // 2
-    for y in prange(ny):
+    for y in range(begin, end):
         ring = np.zeros((k, 6, nx + 2 * r), np.float32)
         column_sums, sums = np.empty((6, nx + 2 * r), np.float32), np.empty((6, nx), np.float32)
         none2, none = np.empty((0, 0), np.float32), np.empty(0, np.float32)
@@ -205,12 +205,12 @@ def write_gradient(sums, fixed, mask, moved):
         moved[at] = -w * (fixed[at] * sums[index(0), at] - m * sums[index(1), at] + sums[index(2), at])
 
 
-@RowKernel
-def gradient_rows(n, ones, dkc, fixed, weight, moved):
+@row_kernel(items=lambda n, *_: n[2])
+def gradient_rows(begin, end, n, ones, dkc, fixed, weight, moved):
     """``lncc_gradient`` on a CPU, a thread per row y; ``ones``: tuple of 2 radius + 1 ones, so that loops are unrolled."""
-    z0, nz, ny, nx = n
+    z0, nz, _, nx = n
     k, r = len(ones), len(ones) // 2
-    for y in prange(ny):
+    for y in range(begin, end):
         ring = np.zeros((k, 3, nx + 2 * r), np.float32)
         column_sums, sums = np.empty((3, nx + 2 * r), np.float32), np.empty((3, nx), np.float32)
         none = np.empty(0, np.float32)

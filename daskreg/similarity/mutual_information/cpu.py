@@ -6,10 +6,10 @@ of a cubic B-spline always exist and their weights sum to one.
 
 from collections.abc import Callable
 
-from numba import float32, int32, int64, prange
+from numba import float32, int32, int64
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.compiler.launch import RowKernel, voxelwise
+from daskreg.kernels.compiler.launch import row_kernel, voxelwise
 from daskreg.kernels.intrinsics.four import add_rounded
 from daskreg.kernels.weights import weight_at
 
@@ -100,8 +100,8 @@ def add_recent(counts, recent):
         recent[index(k)] = int32(0)
 
 
-@RowKernel
-def joint_histogram_rows(n, bins, counts, recent, terms, places, fixed, weight, moved):
+@row_kernel(items=lambda n, bins, counts, *_: len(counts))
+def joint_histogram_rows(begin, end, n, bins, counts, recent, terms, places, fixed, weight, moved):
     """``joint_histogram`` in two steps: what is added for some voxels of a row, then the sixteen additions of each, by fours.
 
     counts: (tiles, B^2) int64;  recent: the same, int32, 0: counts of the last RECENT voxels at most;
@@ -111,7 +111,7 @@ def joint_histogram_rows(n, bins, counts, recent, terms, places, fixed, weight, 
     z0, nz, ny, nx = n
     tiles = counts.shape[0]
     masked = weight.shape[0] > 0
-    for tile in prange(tiles):
+    for tile in range(begin, end):
         mine, new, term, place = counts[tile], recent[tile], terms[tile], places[tile]
         counted = 0
         for zy in range(tile * nz * ny // tiles, (tile + 1) * nz * ny // tiles):

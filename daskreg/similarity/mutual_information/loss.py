@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.kernels.compiler.host_launch import thread_count
 from daskreg.kernels.compiler.launch import box as whole_box
-from daskreg.kernels.compiler.launch import thread_count
 from daskreg.kernels.device import host, module_of
 from daskreg.similarity.base import LossContext, Samples, Similarity
 from daskreg.similarity.mutual_information.cpu import FIXED_POINT, TOGETHER, information_gradient, joint_histogram_rows

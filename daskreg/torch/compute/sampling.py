@@ -87,10 +87,10 @@ def sample(image: torch.Tensor, points: Points, size: list[int], first: int = 0,
 
 def scatter(slope: torch.Tensor, image: torch.Tensor, points: Points, out: torch.Tensor, first: int, last: int) -> None:
     """Add the derivative with respect to an image on a CPU."""
-    batch, channels, depth = image.shape[:3]
+    channels, depth = image.shape[1:3]
     (nz, ny, nx), rule = slope.shape[2:], points.rule
     on_cpu(
-        kernels.scatter_rows, batch, nz, ny, nx, depth, channels, first, last, rule.mode, rule.beyond, rule.nearest,
+        kernels.scatter_rows, nz, ny, nx, depth, channels, first, last, rule.mode, rule.beyond, rule.nearest,
         *rule.scales(image.shape), points.voxels, points.matrix, planes(slope), planes(out), dtype=image.dtype,
     )  # fmt: skip
 

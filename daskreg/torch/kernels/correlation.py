@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import float32, int64, prange
+from numba import float32, int64
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.compiler.launch import RowKernel
+from daskreg.kernels.compiler.launch import row_kernel
 
 index = int64  # replaced by the launcher
 ONE, ZERO, HALF, TWO = float32(1), float32(0), float32(0.5), float32(2)
@@ -141,16 +141,16 @@ def write_windows(sums, part, rest, nx, wx, counted, bc, z, y, constants, correl
     return total
 
 
-@RowKernel
-def correlation_rows(wz, wy, wx, constants, counted, fixed, moved, rows, correlation, factors):
+@row_kernel(items=lambda wz, wy, wx, constants, counted, fixed, *_: fixed.shape[0] * fixed.shape[2])
+def correlation_rows(begin, end, wz, wy, wx, constants, counted, fixed, moved, rows, correlation, factors):
     """Sums of the correlation by row, and what else is asked for.
 
     wz, wy, wx: weights, of odd numbers;  constants: floor, additive, epsilon, numerator, limit, squared;  fixed, moved:
     (N, Z, Y, X);  rows: (N, Y);  correlation: (N, Z, Y, X) or (0, 0, 0, 0);  factors: (0, 3 or 5, N, Z, Y, X)
     """
-    nb, nz, ny, nx = fixed.shape
+    _, nz, ny, nx = fixed.shape
     kz, rz, rx = len(wz), len(wz) // 2, len(wx) // 2
-    for by in prange(nb * ny):
+    for by in range(begin, end):
         bc, y = by // ny, by % ny
         f0, m0 = fixed[bc, nz // 2, ny // 2, nx // 2], moved[bc, nz // 2, ny // 2, nx // 2]
         outside_f, outside_m = (f0 * ZERO, m0 * ZERO) if counted else (-f0, -m0)
@@ -190,17 +190,17 @@ def sum_factor_rows(line, y, nx, weight, factors, first, second, third, bc, z, w
                 line[2, at] += w * factors[third, bc, z, j, i]
 
 
-@RowKernel
-def correlation_gradient_rows(wz, wy, wx, kinds, scale, given, weight, factors, fixed, moved, out):
+@row_kernel(items=lambda wz, wy, wx, kinds, scale, given, weight, factors, fixed, *_: fixed.shape[0] * fixed.shape[2])
+def correlation_gradient_rows(begin, end, wz, wy, wx, kinds, scale, given, weight, factors, fixed, moved, out):
     """``out``: scale given times the derivative of the sum of the correlation with respect to ``moved``.
 
     kinds: which factors are D, K, E;  given: (N,), or (1,) for all;  weight: (N, Z, Y, X), the derivative with respect to the
     correlation of each window, or (0, 0, 0, 0);  out: (N, Z, Y, X);  other arguments as in ``correlation_rows``
     """
-    nb, nz, ny, nx = fixed.shape
+    _, nz, ny, nx = fixed.shape
     kz, rz, rx = len(wz), len(wz) // 2, len(wx) // 2
     first, second, third = kinds
-    for by in prange(nb * ny):
+    for by in range(begin, end):
         bc, y = by // ny, by % ny
         f0, m0 = fixed[bc, nz // 2, ny // 2, nx // 2], moved[bc, nz // 2, ny // 2, nx // 2]
         ring = np.zeros((kz, 3, nx + 2 * rx), fixed.dtype)

@@ -12,11 +12,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import float32, int32, int64, prange
+from numba import float32, int32, int64
 from numpy.typing import NDArray
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.compiler.launch import RowKernel
+from daskreg.kernels.compiler.launch import row_kernel
 from daskreg.kernels.intrinsics.arithmetic import floor_int32
 
 index = int64  # replaced by the launcher
@@ -119,12 +119,12 @@ def fill_slopes(t, first, kind, taps, steepness, weights, slopes):
             slopes[k] = weights[k] * (slopes[k] - mean)
 
 
-@RowKernel
-def joint_rows(window, fixed, moved, counts):
+@row_kernel(items=lambda window, fixed, moved, counts: fixed.shape[0] * counts.shape[1])
+def joint_rows(begin, end, window, fixed, moved, counts):
     """Add the joint histogram of each chunk of each volume.  fixed, moved: (N, voxels);  counts: (N, CHUNKS, edge, edge)"""
     kind, bins, taps, pad, low, high, origin, per, steepness = window
     n, chunks = fixed.shape[1], counts.shape[1]
-    for bc in prange(fixed.shape[0] * chunks):
+    for bc in range(begin, end):
         b, chunk = bc // chunks, bc % chunks
         mine = counts[b, chunk]
         of_moved, of_fixed = np.empty(taps, fixed.dtype), np.empty(taps, fixed.dtype)
@@ -139,15 +139,15 @@ def joint_rows(window, fixed, moved, counts):
                     mine[i + int32(k + pad), j + int32(q + pad)] += of_moved[k] * of_fixed[q]
 
 
-@RowKernel
-def information_gradient_rows(window, factor, given, table, fixed, moved, out):
+@row_kernel(items=lambda window, factor, given, table, fixed, *_: fixed.shape[0] * CHUNKS)
+def information_gradient_rows(begin, end, window, factor, given, table, fixed, moved, out):
     """``out``: factor given times the derivative of MI times the number of voxels with respect to ``moved``.
 
     given: (N,), or (1,) for all;  table: (N, edge, edge), bins of moved first;  other arguments as in ``joint_rows``
     """
     kind, bins, taps, pad, low, high, origin, per, steepness = window
     n = fixed.shape[1]
-    for bc in prange(fixed.shape[0] * CHUNKS):
+    for bc in range(begin, end):
         b, chunk = bc // CHUNKS, bc % CHUNKS
         mine, g = table[b], factor * given[b if given.shape[0] > 1 else 0] * per
         of_moved, of_fixed, slopes = np.empty(taps, fixed.dtype), np.empty(taps, fixed.dtype), np.empty(taps, fixed.dtype)

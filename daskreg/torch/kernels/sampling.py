@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from numba import float32, int32, int64, prange
+from numba import float32, int32, int64
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.compiler.launch import RowKernel, voxelwise
+from daskreg.kernels.compiler.launch import row_kernel, voxelwise
 from daskreg.kernels.intrinsics.arithmetic import floor_int32
 
 index = int64  # replaced by the launcher
@@ -262,15 +262,15 @@ def sample_batch_backward(
         store_pulled_back(b, z, y, x, index(depth), mode, accumulate, sz, sy, sx, affine, gz, gy, gx, field)
 
 
-@RowKernel
+@row_kernel(items=lambda depth, *others: len(others[-2]) // depth)
 def scatter_rows(
-    batches, depth, ny, nx, planes, channels, first, last, mode, border, nearest, sz, sy, sx, u, affine, slope, scattered
+    begin, end, depth, ny, nx, planes, channels, first, last, mode, border, nearest, sz, sy, sx, u, affine, slope, scattered
 ):
     """The derivative with respect to the image on a CPU: a thread per channel of a batch element, so the result is always the
     same. Arguments as in ``sample_batch_backward``.
     """
     width = last - first
-    for bc in prange(batches * width):
+    for bc in range(begin, end):
         b = index(bc // width)
         c = index(bc % width)
         base = index((b * index(channels) + index(first) + c) * index(planes))

@@ -11,7 +11,7 @@ from daskreg.config import Affine, Config, Deformable, Moments, Search
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.rank import Rank
 from daskreg.grid import Grid
-from daskreg.kernels.compiler import dry_run, launch, precompile
+from daskreg.kernels.compiler import dry_run, host_launch, launch, precompile
 from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.optimizers.adam import Adam
 from daskreg.optimizers.sgd import SGD
@@ -40,9 +40,9 @@ def launched(monkeypatch, function):
     """Files of what a function launches."""
     found = set()
 
-    def noted(compiled, arguments):
-        found.add(dry_run.file_of(compiled, arguments))
-        return compiled(*arguments)
+    def noted(compiled, items, voxels, arguments):
+        found.add(dry_run.file_of(compiled, (0, items, *arguments)))
+        compiled(0, items, *arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(launch, "launch", noted)
@@ -87,10 +87,10 @@ def test_nothing_is_compiled_or_computed_to_know_it(monkeypatch):
     def refused(*_):
         raise AssertionError("executed")
 
-    before = launch.thread_count()
+    before = host_launch.thread_count()
     monkeypatch.setattr(launch.numba.core.dispatcher.Dispatcher, "__call__", refused)
     assert foreseen_files(plan(CONFIGS["coherence"]), "cpu")
-    assert launch.thread_count() == before
+    assert host_launch.thread_count() == before
 
 
 @pytest.fixture

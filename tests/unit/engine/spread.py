@@ -12,7 +12,7 @@ from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.engine.stored_images import StoredImage
 from daskreg.grid import Grid, Partition
-from daskreg.kernels.compiler.launch import set_thread_count
+from daskreg.kernels.compiler.host_launch import set_thread_count
 from daskreg.kernels.device import CPU
 from daskreg.planning import make_plan
 from tests.phantoms import rotation
