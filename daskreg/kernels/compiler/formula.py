@@ -12,6 +12,8 @@ from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.digest import digest
 
 FUNCTION_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
+# a caller holds the arrays: references to them are not counted, which Numba else does at every voxel
+UNCOUNTED = {"_nrt": False}
 MODULE = "daskreg.kernels"  # module of all functions compiled for a CPU; it is imported when compiled code is loaded
 CPU, CUDA = 0, 1
 INDEX = (int, int) if SIMULATED else (uint64, uint32)
@@ -50,7 +52,7 @@ class Formula:
         if self._forms[device] is None:
             factory = self._factories[device]
             function = self.function if factory is None else factory()
-            self._forms[device] = njit(**FUNCTION_OPTIONS)(specialise(function, device))
+            self._forms[device] = inlined(function, device)
         return self._forms[device]
 
 
@@ -78,6 +80,12 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
         scope["cuda"] = cuda
     made = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     return identified(made, FUNCTION_OPTIONS) if device == CPU and not SIMULATED else made
+
+
+def inlined(function: Callable[..., Any], device: int) -> Any:
+    """A function compiled for a device, into those that call it."""
+    options = FUNCTION_OPTIONS if device == CUDA or SIMULATED else FUNCTION_OPTIONS | UNCOUNTED
+    return njit(**options)(specialise(function, device))
 
 
 def identified(function: FunctionType, options: dict[str, Any]) -> FunctionType:

@@ -17,18 +17,28 @@ from typing import Any, Protocol, TypeVar
 import numba
 import numpy as np
 from numba import njit, uint32
+from numba.core.compiler import Compiler
 
 from daskreg.kernels.compiler import cubins
 from daskreg.kernels.compiler.cache import attach_cache
 from daskreg.kernels.compiler.configuration import SIMULATED, block_size, stream
 from daskreg.kernels.compiler.digest import digest
-from daskreg.kernels.compiler.formula import CPU, CUDA, FUNCTION_OPTIONS, INDEX, MODULE, specialise
+from daskreg.kernels.compiler.formula import CPU, CUDA, INDEX, MODULE, UNCOUNTED, inlined, specialise
 from daskreg.kernels.compiler.host_launch import launch
 from daskreg.kernels.compiler.source import LOWEST, ROW_THREADS, cpu_source, cuda_source
 
 KERNELS: dict[str, Kernel] = {}
 LAUNCHER_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 Shape = tuple[int | range, int, int]
+
+
+class DistinctArrays(Compiler):
+    """Compiles functions whose arrays do not overlap where they are written, so that loops over several can be vectorised."""
+
+    def define_pipelines(self) -> Any:
+        """The passes of Numba."""
+        self.state.flags.noalias = True
+        return super().define_pipelines()
 
 
 def extent(shape: Shape) -> tuple[np.uint32, ...]:
@@ -182,12 +192,12 @@ def voxelwise(
 class CpuLauncher:
     """A compiled CPU kernel ``f(begin, end, *arguments)`` whose items are shared out among threads; cached like all of them.
 
-    items: how many there are, of the arguments
+    items: how many there are, of the arguments;  options: of Numba's compiler
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, items: Callable[..., int]) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, items: Callable[..., int], options: dict[str, Any]) -> None:
         self.name, self.items = name, items
-        self.compiled = _compiled(function, name)
+        self.compiled = _compiled(function, name, options)
 
     def __call__(self, *arguments: Any) -> None:
         """Run on the CPU."""
@@ -212,7 +222,7 @@ class RowKernel:
     def launcher(self) -> CpuLauncher:
         """Its launcher."""
         if self._launcher is None:
-            self._launcher = CpuLauncher(specialise(self.function, CPU), self.function.__name__, self.items)
+            self._launcher = CpuLauncher(specialise(self.function, CPU), self.function.__name__, self.items, LAUNCHER_OPTIONS)
         return self._launcher
 
 
@@ -226,8 +236,7 @@ def row_kernel(items: Callable[..., int]) -> Callable[[Callable[..., Any]], RowK
 
 def _define(source: str, name: str, body: Callable[..., Any], device: int) -> FunctionType:
     """The function that generated source defines. Raises ValueError where a parameter of the body has a name that it uses."""
-    kernel_body = njit(**FUNCTION_OPTIONS)(specialise(body, device))
-    scope: dict[str, Any] = {"__name__": MODULE, "body": kernel_body, "float32": numba.float32,
+    scope: dict[str, Any] = {"__name__": MODULE, "body": inlined(body, device), "float32": numba.float32,
                              "index": INDEX[device], "uint32": uint32}  # fmt: skip
     tree = ast.parse(source)
     used = {"cuda", *scope} | {v.id for v in ast.walk(tree) if isinstance(v, ast.Name) and isinstance(v.ctx, ast.Store)}
@@ -241,7 +250,7 @@ def _define(source: str, name: str, body: Callable[..., Any], device: int) -> Fu
 
 def _cpu_launcher(kernel: Kernel) -> CpuLauncher:
     function = _define(cpu_source(kernel, kernel.name), kernel.name, kernel.body, CPU)
-    return CpuLauncher(function, kernel.name, _tiles if kernel.scatter else _rows)
+    return CpuLauncher(function, kernel.name, _tiles if kernel.scatter else _rows, LAUNCHER_OPTIONS | UNCOUNTED)
 
 
 def _rows(n: tuple[int, int, int, int], *_: Any) -> int:
@@ -252,13 +261,13 @@ def _tiles(_: Any, stack: Any, *__: Any) -> int:
     return len(stack)
 
 
-def _compiled(function: Callable[..., Any], name: str) -> Any:
+def _compiled(function: Callable[..., Any], name: str, options: dict[str, Any]) -> Any:
     """A CPU function, compiled when it is first called, or loaded from disk."""
     if SIMULATED:
-        return njit(**LAUNCHER_OPTIONS)(function)
-    key = digest(function, sorted(LAUNCHER_OPTIONS.items()))
+        return njit(**options)(function)
+    key = digest(function, sorted(options.items()), DistinctArrays.__name__)
     function.__name__ = function.__qualname__ = f"{name}_{key[:16]}"
-    return attach_cache(njit(**LAUNCHER_OPTIONS)(function), name, key)
+    return attach_cache(njit(pipeline_class=DistinctArrays, **options)(function), name, key)
 
 
 def _cuda_launcher(kernel: Kernel, absent: frozenset[str]) -> Any:
