@@ -1,4 +1,4 @@
-"""Run a kernel outside a registration: on this machine's processor or on the current CUDA device, one at a time."""
+"""Run a kernel outside a registration: on this machine's processor, or on the current CUDA device, one at a time there."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from daskreg.errors import InputError
 if TYPE_CHECKING:
     from daskreg.kernels.compiler.launch import Kernel
 
-_LAUNCH_LOCK = Lock()  # kernels are parallel themselves, and not every threading layer of Numba allows two launches at once
+_LAUNCH_LOCK = Lock()  # one block at a time: its arrays are copied to the device's memory
 KernelRunner = Callable[..., Any]
 
 
 def run_on_cpu(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) -> Any:
     """Run a kernel on this machine's processor."""
-    with _LAUNCH_LOCK:
-        return kernel(shape, *arguments)
+    return kernel(shape, *arguments)
 
 
 def run_on_cuda(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) -> Any:

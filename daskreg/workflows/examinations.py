@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -116,21 +115,10 @@ def compiler() -> Iterator[Finding]:
     yield Finding(
         "numba", "ok", f"{numba.__version__} with NumPy {np.__version__}, {counted(numba.config.NUMBA_NUM_THREADS, 'thread')}"
     )
-    yield _threads()
     folder = cache.folder("cpu")
     kept = len(list(folder.glob(f"*{cache.SUFFIX}"))) if folder.is_dir() else 0
     mend = "name a folder on a local disk in NUMBA_CACHE_DIR; without one every process compiles its kernels again"
     yield _writable("kernel cache", folder, f", {kept} kernels", mend, made=True)
-
-
-def _threads() -> Finding:
-    """What shares loops out: OpenMP and TBB let several Python threads launch kernels at the same time, Numba's own do not."""
-    for name, module in (("TBB", "tbbpool"), ("OpenMP", "omppool")):
-        with suppress(ImportError):
-            importlib.import_module(f"numba.np.ufunc.{module}")
-            return Finding("threads", "ok", name)
-    mend = "a search is slower with them: install OpenMP (apt install libgomp1, brew install libomp), or pip install tbb"
-    return Finding("threads", "note", "Numba's own, for one kernel at a time", mend)
 
 
 def gpus() -> Iterator[Finding]:

@@ -35,7 +35,7 @@ MAX_FILES = 1000  # files of about 100 KB; daskreg has about 100 compiled forms
 WAIT_TIMEOUT = 180.0  # seconds that a process waits for another one to compile
 POLL_INTERVAL, TELL_INTERVAL = 0.05, 2.0  # seconds
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "USING_SVML", "BOUNDSCHECK", "DEBUGINFO_DEFAULT",
-            "PARFOR_MAX_TUPLE_SIZE", "LLVM_REFPRUNE_PASS", "EXTEND_VARIABLE_LIFETIMES")  # fmt: skip
+            "LLVM_REFPRUNE_PASS", "EXTEND_VARIABLE_LIFETIMES")  # fmt: skip
 
 
 def folder(device: str) -> Path:

@@ -6,8 +6,6 @@ in this package: ``block_size``, ``OFFSET``, ``COUNTER``, ``WARP_SHUFFLE`` and `
 
 from __future__ import annotations
 
-import os
-from collections.abc import MutableMapping
 from functools import cache
 from typing import Any
 
@@ -19,21 +17,6 @@ OFFSET: Any = int if SIMULATED else uint64  # type of a voxel's offset in a fiel
 COUNTER: Any = int if SIMULATED else int64  # type of a count that is added to a total
 WARP_SHUFFLE = not SIMULATED  # whether the threads of a warp can read each other's registers
 LAUNCH_OVERHEAD = 2  # planes that take as long as the start of a block
-WAITING, SPINS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"), "1000"  # of libgomp, which reads them when it is loaded
-
-
-def limit_spinning(environment: MutableMapping[str, str]) -> None:
-    """Let CPU threads sleep soon where they wait for work, or for each other, unless the user has chosen how they wait.
-
-    libgomp lets a thread spin for milliseconds, which takes the core from whatever else could run there: files that are read
-    and written meanwhile, other ranks of the machine, and the very thread that is waited for. 1000 is its own choice for more
-    threads than cores.
-    """
-    if not any(name in environment for name in WAITING):
-        environment[WAITING[1]] = SPINS
-
-
-limit_spinning(os.environ)
 
 
 def block_size(threads: int, least: int = 4) -> int:

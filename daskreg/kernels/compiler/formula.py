@@ -14,6 +14,7 @@ from daskreg.kernels.compiler.digest import digest
 FUNCTION_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
 # a caller holds the arrays: references to them are not counted, which Numba else does at every voxel
 UNCOUNTED = {"_nrt": False}
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 MODULE = "daskreg.kernels"  # module of all functions compiled for a CPU; it is imported when compiled code is loaded
 CPU, CUDA = 0, 1
 INDEX = (int, int) if SIMULATED else (uint64, uint32)
@@ -84,7 +85,7 @@ def specialise(function: Callable[..., Any], device: int) -> FunctionType:
 
 def inlined(function: Callable[..., Any], device: int) -> Any:
     """A function compiled for a device, into those that call it."""
-    options = FUNCTION_OPTIONS if device == CUDA or SIMULATED else FUNCTION_OPTIONS | UNCOUNTED
+    options = FUNCTION_OPTIONS if device == CUDA or SIMULATED else FUNCTION_OPTIONS | UNCOUNTED | INNER
     return njit(**options)(specialise(function, device))
 
 

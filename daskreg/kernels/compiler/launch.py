@@ -28,7 +28,7 @@ from daskreg.kernels.compiler.host_launch import launch
 from daskreg.kernels.compiler.source import LOWEST, ROW_THREADS, cpu_source, cuda_source
 
 KERNELS: dict[str, Kernel] = {}
-LAUNCHER_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+LAUNCHER_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 Shape = tuple[int | range, int, int]
 
 

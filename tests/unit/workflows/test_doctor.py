@@ -24,7 +24,6 @@ def test_this_machine_is_examined_and_nothing_is_left(tmp_path):
         "python",
         "packages",
         "numba",
-        "threads",
         "gpu",
         "link",
         "cores",
@@ -99,14 +98,3 @@ def test_workers_with_other_versions_are_wrong(theirs, status):
     (finding,) = doctor._differences({"tcp://a:1": {**examinations.facts(), **theirs}})
     assert finding.status == status
     assert ("numpy is 1.0 on tcp://a:1" in finding.found) == (status == "wrong")
-
-
-@pytest.mark.parametrize(
-    ("lacking", "status", "found"), [((), "ok", ""), (("tbbpool", "omppool"), "note", "one kernel at a time")]
-)
-def test_what_shares_loops_out_is_told(monkeypatch, lacking, status, found):
-    for name in lacking:
-        monkeypatch.setitem(sys.modules, f"numba.np.ufunc.{name}", None)
-    (threads,) = (f for f in examinations.compiler() if f.name == "threads")
-    assert threads.status == status
-    assert found in threads.found

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from daskreg.kernels.compiler.configuration import limit_spinning
 from daskreg.kernels.compiler.cooperative import COOPERATIVE_KERNELS, CooperativeKernel, cooperative_kernel
 from daskreg.kernels.compiler.launch import KERNELS, voxelwise
 
@@ -38,13 +37,6 @@ def test_a_name_belongs_to_one_module(register, monkeypatch):
         ValueError, match=r"^other\.kernels has a kernel named 'operation' already; give the one of .* another name\.$"
     ):
         register(scope["operation"])
-
-
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}], ids=str)
-def test_threads_sleep_soon_unless_the_user_has_chosen_how_they_wait(given):
-    environment = dict(given)
-    limit_spinning(environment)
-    assert environment == (given or {"GOMP_SPINCOUNT": "1000"})
 
 
 def test_a_cooperative_kernel_without_blocks_is_not_launched():
