@@ -1,7 +1,6 @@
 """The machine check says what works, what does not, and what to do."""
 
 import subprocess
-import sys
 
 import pytest
 from distributed import Client, LocalCluster
