@@ -154,9 +154,11 @@ def _files_at(address: Address, known_as: str | None) -> _Files:
         return _of_zarr(array_at(address), address.node)
     except NotFound:
         attributes = join(address.node, N5_ATTRIBUTES)
-        if not is_remote(path) or not exists(attributes):
-            raise
-        return _remote("n5", attributes, 1, lambda _: "")  # of a store that may not be listed
+        if is_remote(path) and exists(attributes):
+            return _remote("n5", attributes, 1, lambda _: "")  # of a store that may not be listed
+        if is_remote(path) and exists(address.node):
+            return _remote("object", path, 1, lambda _: "")  # a file, such as NIfTI
+        raise
     except InputError:  # a transform, or what only another package reads
         return _remote("object", path, 1, lambda _: "") if is_remote(path) else _folder(path)
 
@@ -241,9 +243,11 @@ def _remote(kind: str, root: str, count: int, key: Callable[[int], str], metadat
             if isinstance(error, FileNotFoundError) or is_forbidden(error):  # as servers answer for what does not exist
                 return None
             raise
-        return int(found.get("size") or 0), str(
-            next((found[k] for k in ("ETag", "etag", "LastModified", "mtime") if k in found), "")
-        )
+        size = found.get("size")
+        if size is None and found.get("type") == "file":  # some servers of HTTP do not say it
+            size = len(system.cat_file(where(name)))
+        written = next((found[k] for k in ("ETag", "etag", "LastModified", "mtime") if k in found), "")
+        return int(size or 0), str(written)
 
     def read(name: str, start: int, stop: int) -> bytes:
         return bytes(system.cat_file(where(name), start=start, end=stop))

@@ -6,9 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from daskreg import Config, Moments, register
 from daskreg.errors import NotFound, Unreadable
-from daskreg.storage import describe, open_volume
+from daskreg.grid import Grid
+from daskreg.storage import describe, open_volume, write_image
 from daskreg.storage.digest import digest
+from daskreg.storage.recorded_images import recorded_image
+from daskreg.storage.transforms import write_affine
 from tests.libraries.servers import serving
 from tests.unit.storage import n5
 from tests.unit.storage.stores import simple, voxels
@@ -44,6 +48,18 @@ def test_images_are_read(url):
     ):
         np.testing.assert_array_equal(open_volume(f"{url}/{name}").read(), voxels())
         assert digest(f"{url}/{name}") == digest(f"{url}/{name}")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_nifti_files_are_registered_from_there(url, tmp_path, name):
+    write_image(tmp_path / name, voxels(), Grid(voxels().shape, unit="millimeter"))
+    write_affine(tmp_path / "start.tfm", np.eye(4))
+    image, config = f"{url}/{name}", Config(stages=(Moments(),))
+    given = {"fixed_mask": image, "initial_transform": f"{url}/start.tfm", "output": tmp_path / "run.zarr"}
+    run = register(image, image, config, **given).store
+    assert {v["kind"] for v in run.recipe["inputs"].values()} == {"object"}
+    assert register(output=tmp_path / "run.zarr", resume=True).store.complete
+    assert recorded_image(run, "moving") == image
 
 
 def test_wells_fields_and_series_are_listed(url):

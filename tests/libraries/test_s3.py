@@ -82,6 +82,7 @@ def test_every_verb_writes_there(endpoint, environment, tmp_path):
         ("apply", run, image, "-o", "s3://bucket/moved.ome.zarr"),
         ("apply", run, image, "-o", "s3://bucket/moved.nii.gz"),
         ("apply", run, image, "-o", "s3://bucket/moved.mha"),
+        ("register", "s3://bucket/moved.nii.gz", "s3://bucket/moved.nii.gz", "-o", "s3://bucket/again.zarr", "--config", "stages.yaml"),
         ("jacobian", run, "-o", "s3://bucket/jacobian.nii"),
         ("invert", run, "-o", "s3://bucket/inverse.zarr"),
         ("export", run, "-o", "s3://bucket/field.nii.gz"),

@@ -22,9 +22,10 @@ def image():
     return np.random.default_rng(0).integers(0, 999, GRID.shape).astype(np.uint16)
 
 
-@pytest.fixture(params=["a.nii", "a.nii.gz", "a.ome.zarr", "a.mhd", "memory"])
+@pytest.fixture(params=["a.nii", "a.nii.gz", "a.ome.zarr", "a.mhd", "memory:a.ome.zarr", "memory:a.nii.gz"])
 def path(request, tmp_path, image):
-    path = f"memory://{tmp_path.name}/a.ome.zarr" if request.param == "memory" else str(tmp_path / request.param)
+    place, _, name = request.param.rpartition(":")
+    path = f"memory://{tmp_path.name}/{name}" if place else str(tmp_path / name)
     write_image(path, image, GRID)
     return path
 
