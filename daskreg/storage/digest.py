@@ -26,6 +26,7 @@ from daskreg.storage.fs.address import Address, is_remote, join, parse_address, 
 from daskreg.storage.fs.errors import is_forbidden, read_errors, require_regular
 from daskreg.storage.fs.files import exists, remote_file_system
 from daskreg.storage.objects import address_of_object
+from daskreg.storage.registry import image_formats
 from daskreg.storage.volume import Volume
 from daskreg.storage.zarr.chunks import object_counts, object_key
 
@@ -150,6 +151,8 @@ def _files_at(address: Address, known_as: str | None) -> _Files:
         return _single_file(path, known_as)
     if packed := split_zip(path)[0]:
         return _remote("object", packed, 1, lambda _: "")
+    if is_remote(path) and any(f.single_file for f in image_formats.by_ending(path)):
+        return _remote("object", path, 1, lambda _: "")
     try:
         return _of_zarr(array_at(address), address.node)
     except NotFound:
@@ -157,7 +160,7 @@ def _files_at(address: Address, known_as: str | None) -> _Files:
         if is_remote(path) and exists(attributes):
             return _remote("n5", attributes, 1, lambda _: "")  # of a store that may not be listed
         if is_remote(path) and exists(address.node):
-            return _remote("object", path, 1, lambda _: "")  # a file, such as NIfTI
+            return _remote("object", path, 1, lambda _: "")  # a transform
         raise
     except InputError:  # a transform, or what only another package reads
         return _remote("object", path, 1, lambda _: "") if is_remote(path) else _folder(path)
