@@ -24,7 +24,7 @@ from daskreg.errors import InputError, NotFound
 from daskreg.storage.formats.ome_zarr import array_at
 from daskreg.storage.fs.address import Address, is_remote, join, parse_address, split_zip
 from daskreg.storage.fs.errors import is_forbidden, read_errors, require_regular
-from daskreg.storage.fs.files import exists, remote_file_system
+from daskreg.storage.fs.files import METADATA_FILES, exists, remote_file_system
 from daskreg.storage.objects import address_of_object
 from daskreg.storage.registry import image_formats
 from daskreg.storage.volume import Volume
@@ -163,7 +163,7 @@ def _files_at(address: Address, known_as: str | None) -> _Files:
             return _remote("object", path, 1, lambda _: "")  # a transform
         raise
     except InputError:  # a transform, or what only another package reads
-        return _remote("object", path, 1, lambda _: "") if is_remote(path) else _folder(path)
+        return _remote_store(path) if is_remote(path) else _folder(path)
 
 
 def _single_file(path: str, known_as: str | None) -> _Files:
@@ -188,6 +188,12 @@ def _folder(path: str) -> _Files:
     found = (os.path.relpath(os.path.join(folder, name), path) for folder, _, names in os.walk(path) for name in names)
     names = sorted(found)
     return _local("folder", path, len(names), names.__getitem__)
+
+
+def _remote_store(path: str) -> _Files:
+    """The metadata of a run or another transform: its folder may not be listed. A run that was made again has other metadata."""
+    names = [name for name in METADATA_FILES if exists(join(path, name))]
+    return _remote("store", path, len(names), names.__getitem__) if names else _remote("object", path, 1, lambda _: "")
 
 
 def _of_zarr(array: zarr.Array[Any], node: str) -> _Files:

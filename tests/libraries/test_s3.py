@@ -74,15 +74,15 @@ def test_every_verb_writes_there(endpoint, environment, tmp_path):
     given = {**environment, **KEYS, "AWS_ENDPOINT_URL": endpoint, "HOME": os.environ.get("HOME", str(tmp_path))}
     (tmp_path / "stages.yaml").write_text(STAGES)
     (tmp_path / "p.csv").write_text("x,y,z\n11,21,31\n")
-    run, image = "s3://bucket/run.zarr", "s3://bucket/a.zarr"
+    run, image, moved = (f"s3://bucket/{name}" for name in ("run.zarr", "a.zarr", "moved.nii.gz"))
     for command in (
         ("register", image, image, "-o", run, "--config", "stages.yaml"),
         ("register", image, image, "-o", run, "--config", "stages.yaml", "--overwrite"),
         ("info", run),
         ("apply", run, image, "-o", "s3://bucket/moved.ome.zarr"),
-        ("apply", run, image, "-o", "s3://bucket/moved.nii.gz"),
+        ("apply", run, image, "-o", moved),
         ("apply", run, image, "-o", "s3://bucket/moved.mha"),
-        ("register", "s3://bucket/moved.nii.gz", "s3://bucket/moved.nii.gz", "-o", "s3://bucket/again.zarr", "--config", "stages.yaml"),
+        ("register", moved, moved, "-o", "s3://bucket/again.zarr", "--config", "stages.yaml", "--initial-transform", run),
         ("jacobian", run, "-o", "s3://bucket/jacobian.nii"),
         ("invert", run, "-o", "s3://bucket/inverse.zarr"),
         ("export", run, "-o", "s3://bucket/field.nii.gz"),

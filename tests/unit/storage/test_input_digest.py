@@ -160,3 +160,13 @@ def test_the_digest_of_a_terabyte_reads_little(tmp_path, monkeypatch, place):
     known = digest(path)
     assert time.perf_counter() - began < 20
     assert (sum(read), known["whole"]) == (module.BUDGET, False)
+
+
+def test_a_run_behind_a_url_is_told_from_another_one(tmp_path):
+    path = f"memory://{tmp_path.name}/run.zarr"
+    zarr.create_group(path, attributes={"daskreg": {"made": time.time_ns()}})
+    known = digest(path)
+    assert known["kind"] == "store"
+    assert difference(known, digest(path)) is None
+    zarr.create_group(path, attributes={"daskreg": {"made": time.time_ns()}}, overwrite=True)
+    assert difference(known, digest(path)) == "its content"
