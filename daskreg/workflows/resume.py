@@ -240,9 +240,16 @@ def same_address(given: Any, known: Any) -> bool:
     """Whether two addresses select the same of the same file, by whatever path."""
     if not (isinstance(given, str) and isinstance(known, str)):
         return bool(given == known)
-    one, other = (parse_address(text) for text in (given, known))
-    alike = replace(one, text="", path="") == replace(other, text="", path="")
-    return alike and located(Address("", one.path)) == located(Address("", other.path))
+    one, other = (Address("", parse_address(text).path) for text in (given, known))
+    return same_selection(given, known) and located(one) == located(other)
+
+
+def same_selection(given: Any, known: Any) -> bool:
+    """Whether two addresses say the same behind their paths."""
+    if not (isinstance(given, str) and isinstance(known, str)):
+        return bool(given == known)
+    one, other = (replace(parse_address(text), text="", path="") for text in (given, known))
+    return one == other
 
 
 def _same_stages(given: Config, recorded: Any) -> bool:

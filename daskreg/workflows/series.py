@@ -24,6 +24,7 @@ from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.log import shown
 from daskreg.storage import RunStore, is_remote, open_stack, open_volume
+from daskreg.storage.digest import difference, digest
 from daskreg.storage.fill import Fill
 from daskreg.storage.fs.address import join, parse_address, with_key, without_key
 from daskreg.storage.fs.files import exists, replace_text
@@ -31,8 +32,8 @@ from daskreg.workflows.apply import apply
 from daskreg.workflows.inputs import ConfigLike, Request, as_config
 from daskreg.workflows.register import register
 from daskreg.workflows.resources import LOCAL
-from daskreg.workflows.resume import from_anywhere, same_address
-from daskreg.workflows.unchanged import input_digests
+from daskreg.workflows.resume import from_anywhere, same_address, same_selection
+from daskreg.workflows.unchanged import differences, in_words, input_digests
 
 if TYPE_CHECKING:
     from daskreg import cluster as clusters
@@ -348,20 +349,29 @@ def _complete(path: str) -> bool:
 def _require_same(path: str, request: Request) -> None:
     """Raises ConfigError where a complete run is of other images or of another configuration."""
     store, wanted = RunStore.attach(path), request.recipe()
-    known = store.recipe.get("inputs")
-    found = input_digests(request) if isinstance(known, Mapping) else known
-    recorded = {name: from_anywhere(store, name, store.recipe.get(name)) for name in ("fixed", "moving")}
-    other = [
-        f"its {name} image is {its}, and {wanted[name]} was given"
-        for name, its in recorded.items()
-        if not same_address(wanted[name], its)
-    ]
+    found = (_other_image(store, role, str(wanted[role])) for role in ("fixed", "moving"))
+    other = [text for text in found if text]
     if store.recipe.get("config") != wanted["config"]:
         other.append(f"its configuration is another, {_first_difference(store.recipe.get('config'), wanted['config'])}")
-    if not other and found != known:
-        other = ["the content of its images is another"]
+    known = store.recipe.get("inputs")
+    if not other and isinstance(known, Mapping):
+        files = differences({k: v for k, v in known.items() if k not in ("fixed", "moving")}, input_digests(request))
+        other = [f"the {in_words(role)} is another: {text}" for role, text in files]
     if other:
         raise ConfigError(f"{path} is of another series: {'; '.join(other)}. Choose another folder, or --overwrite.")
+
+
+def _other_image(store: RunStore, role: str, given: str) -> str | None:
+    """What tells a given image from that of a run, in words; None for the same one, also where both were moved since."""
+    its, inputs = from_anywhere(store, role, store.recipe.get(role)), store.recipe.get("inputs")
+    known = inputs.get(role) if isinstance(inputs, Mapping) else None
+    same = same_address(given, its)
+    if isinstance(known, Mapping) and (same or same_selection(given, its)):
+        now = digest(given, known_as=parse_address(str(known.get("address"))).path)
+        changed = None if now is None else difference(known, now)
+        if changed is None or same:
+            return None if changed is None else f"its {role} image {its} has changed since, {changed}"
+    return None if same else f"its {role} image is {its}, and {given} was given"
 
 
 def _first_difference(its: Any, wanted: Any, where: str = "") -> str:

@@ -1,6 +1,8 @@
 """Rounds and times of one sample: one table, chains of transforms, and what is there is kept."""
 
 import csv
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -199,3 +201,23 @@ def test_results_of_an_earlier_longer_series_are_told(rounds, tmp_path, monkeypa
     (tmp_path / "s" / "002.zarr").mkdir(parents=True)
     series(images, tmp_path / "s", CONFIG, moved=False, progress=False)
     assert "holds results of an earlier series that are not of this one, and are left there: 002" in caplog.text
+
+
+def test_rounds_that_were_touched_or_moved_with_the_series_are_kept(rounds, tmp_path, monkeypatch):
+    """They were of another series, of which nothing but to compute all again led on."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copytree(rounds / "0.ome.zarr", folder / "0.ome.zarr")
+    write_image(folder / "1.nii.gz", open_stack(rounds / "1.ome.zarr").data[0].compute(), GRID)
+    monkeypatch.chdir(folder)
+    images = ["0.ome.zarr::channel=0", "1.nii.gz"]
+    series(images, "s", CONFIG, moved=False, progress=False)
+    for file in (path for path in folder.rglob("*") if path.is_file() and "s" not in path.relative_to(folder).parts):
+        os.utime(file, (1e9, 1e9))
+    assert [row.state for row in series(images, "s", CONFIG, moved=False).rows] == ["reference", "kept"]
+    folder.rename(tmp_path / "renamed")
+    monkeypatch.chdir(tmp_path / "renamed")
+    assert [row.state for row in series(images, "s", CONFIG, moved=False).rows] == ["reference", "kept"]
+    write_image("1.nii.gz", open_stack(rounds / "2.ome.zarr").data[0].compute(), GRID, overwrite=True)
+    with pytest.raises(ConfigError, match=r"its moving image .*1\.nii\.gz.*"):
+        series(images, "s", CONFIG, moved=False)
