@@ -117,6 +117,8 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
         timer.end_phase("optimise")
         watch.phase("measure")
         metrics = _metrics(job, outcome, images, comm)
+        if job.begin is not None:
+            metrics["before_by"] = "affine"
         timer.end_phase("measure")
         watch.phase("judge")
         with _verdict(job, outcome, images, metrics, comm) as verdict:

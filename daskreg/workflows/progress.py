@@ -25,8 +25,9 @@ def lines_of(report: Report, *, logged: bool = False) -> list[str]:
     before, after = report["metrics"]["before"], report["metrics"]["after"]
     lines = [] if logged else [level_line(level) for level in report["levels"]]
     worse = " (both lower than at the start)" if min(verdicts.losses(before, after).values()) > 0 else ""
+    start = ", before by the affine part of the initial transform alone" if "before_by" in report["metrics"] else ""
     ncc, mi = (f"{before[m]:.3f} -> {after[m]:.3f}" for m in ("ncc", "mi"))
-    lines.append(f"correlation {ncc}, mutual information {mi}{worse}")
+    lines.append(f"correlation {ncc}, mutual information {mi}{start}{worse}")
     if "jacobian" in report["metrics"]:
         j = report["metrics"]["jacobian"]
         span = f"{j['smallest']:.2f} to {j['largest']:.2f}"

@@ -127,7 +127,8 @@ def _numbers(report: Report, verdict: Verdict | None) -> list[tuple[str, str]]:
     """What matters of a run, shortly."""
     before, after = report["metrics"]["before"], report["metrics"]["after"]
     rows: list[tuple[str, str]] = [] if verdict is None else [("verdict", verdict.status)]
-    rows.append(("correlation", f"{before['ncc']:.3f} -> {after['ncc']:.3f}"))
+    start = " (before: affine part of the start)" if "before_by" in report["metrics"] else ""
+    rows.append(("correlation", f"{before['ncc']:.3f} -> {after['ncc']:.3f}{start}"))
     if "jacobian" in report["metrics"]:
         rows.append(("folded", f"{report['metrics']['jacobian']['folded_percent']:.4g} %"))
     return [*rows, ("seconds", f"{report['seconds']['total']:.1f}")]

@@ -5,6 +5,7 @@ import pytest
 
 import daskreg
 from daskreg.errors import ArrayError, ConfigError
+from daskreg.workflows.progress import lines_of
 from daskreg.workflows.start import stored_start
 
 SHAPE = 8, 9, 10
@@ -92,5 +93,7 @@ def test_a_registration_starts_from_an_array(tmp_path):
     u[0] = 2
     stage = daskreg.Deformable(scales=(1,), iterations=(1,), similarity=daskreg.MSE())
     run = daskreg.register(fixed, moving, [stage], initial_transform=u, output=tmp_path / "run.zarr", progress=False)
+    assert "before by the affine part of the initial transform alone" in str(lines_of(run.report))
+    assert "before: affine part of the start" in repr(run)
     assert np.abs(np.asarray(run.moved.data) - fixed)[4:12].max() < 0.05
     assert (tmp_path / "run.start.zarr").exists()
