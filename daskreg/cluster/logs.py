@@ -15,6 +15,7 @@ from daskreg.cluster.processes import shared
 from daskreg.errors import RunError
 
 ROOTS = "distributed", "dask_cuda"
+LOOPS = "asyncio", "tornado"  # what says how their event loops fail
 LEVEL = logging.CRITICAL
 LOG_FILE = "DASKREG_WORKER_LOG"  # environment variable: where worker processes write what Dask logs
 HEARTBEAT_FAILED = "Failed to communicate with scheduler during heartbeat"  # how Dask's message begins
@@ -33,6 +34,7 @@ def silenced() -> Iterator[None]:
     several threads at once.
     """
     global _users
+    logging.getLogger("asyncio").addFilter(_LATE_TIMEOUTS)  # does nothing where it is there
     with _lock:
         _users += 1
         for logger in _loggers():
@@ -69,14 +71,27 @@ def worker_log() -> Iterator[None]:
 
 
 def log_to_file() -> None:
-    """In a worker process: Dask's messages go to the file that ``worker_log`` has made, and not to the terminal."""
+    """In a worker process: messages of Dask and of event loops go to the file of ``worker_log``, and not to the terminal."""
     if path := os.environ.get(LOG_FILE):
         handler = logging.FileHandler(path)
         handler.setFormatter(logging.Formatter(FORMAT))
-        for name in ROOTS:
+        for name in (*ROOTS, *LOOPS):
             logger = logging.getLogger(name)
             logger.handlers[:], logger.propagate = [handler], False
             logger.setLevel(logging.INFO)
+
+
+class _LateTimeouts(logging.Filter):
+    """Leaves out what asyncio says of a closed cluster: that a wait of Dask's for messages to send has ended, unseen."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a message is kept."""
+        failure = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        unseen = "Future exception was never retrieved" in str(record.msg)
+        return not (unseen and isinstance(failure, TimeoutError) and failure.args == ("Timeout",))
+
+
+_LATE_TIMEOUTS = _LateTimeouts()
 
 
 class _NormalEnds(logging.Filter):

@@ -1,5 +1,7 @@
 """Dask's loggers are silent while an embedded cluster lives, and as before afterwards."""
 
+import asyncio
+import gc
 import logging
 import os
 import subprocess
@@ -163,13 +165,14 @@ def test_a_program_that_logs_everything_shows_nothing_of_an_embedded_cluster(tmp
 @pytest.mark.parametrize(("error", "kept"), [(RankLost("a rank was lost."), True), (ValueError("no"), False), (None, False)])
 def test_what_workers_log_is_kept_and_named_where_a_run_fails(monkeypatch, tmp_path, error, kept):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    names = ["distributed", "dask_cuda"]
+    names = [*logs.ROOTS, *logs.LOOPS]
     before = {name: (logging.getLogger(name).handlers[:], logging.getLogger(name).propagate) for name in names}
     levels = {name: logging.getLogger(name).level for name in names}
     try:
         with pytest.raises(type(error)) if error else nullcontext() as caught, logs.worker_log():
             logs.log_to_file()  # as in a worker's process
             logging.getLogger("distributed.worker").info("killed by signal 9")
+            logging.getLogger("asyncio").error("Future exception was never retrieved")
             if error:
                 raise error
     finally:
@@ -182,6 +185,23 @@ def test_what_workers_log_is_kept_and_named_where_a_run_fails(monkeypatch, tmp_p
     assert len(files) == kept
     if kept:
         assert "killed by signal 9" in files[0].read_text()
+        assert "never retrieved" in files[0].read_text()
         assert files[0].stat().st_mode & 0o077 == 0
         assert str(files[0]) in str(caught.value.__notes__)
     assert logs.LOG_FILE not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"), [(TimeoutError("Timeout"), False), (TimeoutError("no answer"), True), (ValueError("Timeout"), True)]
+)
+def test_a_wait_of_dask_that_ends_when_a_cluster_is_closed_is_not_told(caplog, failure, told):
+    """Asyncio says so where its future is collected, which may be after the cluster has been closed."""
+
+    async def wait():
+        asyncio.get_running_loop().create_future().set_exception(failure)
+
+    with silenced():
+        pass
+    asyncio.run(wait())
+    gc.collect()
+    assert ("Future exception was never retrieved" in caplog.text) is told
