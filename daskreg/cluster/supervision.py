@@ -116,12 +116,15 @@ def handle_event(group: RankGroup, event: dict[str, Any], observer: Observer) ->
 
 
 def _log_masks(voxels: Sequence[int | None], of: Sequence[int]) -> None:
-    """How much of each image its mask leaves; a warning where it is so little that the mask is likely another one."""
+    """How much of each image its mask leaves; a warning where it is so little, or all, that the mask is likely another one."""
     for role, count, size in zip(("fixed", "moving"), voxels, of, strict=True):
         if count is not None:
             text = f"the {role} mask leaves {100 * count / size:.3g} % of the {role} image ({count} of {size} voxels)"
-            if count < FEW * size:
-                log.warning("%s; is it the right one, and are its voxel size, unit and place those of the image?", text)
+            doubt = "is it the right one, and are its voxel size, unit and place those of the image?"
+            if count == size:
+                log.warning("%s: its weights are above 0 everywhere, and it takes no voxel out; %s", text, doubt)
+            elif count < FEW * size:
+                log.warning("%s; %s", text, doubt)
             else:
                 log.info("%s", text)
 

@@ -133,7 +133,7 @@ def grid_of_array(source: Any, grid: Grid | None, side: str, other: Grid | None 
     not known;  side: fixed or moving;  other: the grid of the other side;  how: to say where the voxels of an array are.
     Raises GridError unless the image has the shape of its side: nothing says of which size its voxels are.
     """
-    found = _without_grid(source)
+    found = None if isinstance(source, str | Path) and is_remote(str(source)) else without_grid(source)
     if found is None:
         return None
     name, shape = found
@@ -146,12 +146,12 @@ def grid_of_array(source: Any, grid: Grid | None, side: str, other: Grid | None 
 BEHIND = "'::spacing=ZxYxX,unit=mm' behind its path"
 
 
-def _without_grid(source: Any) -> tuple[str, tuple[int, ...]] | None:
+def without_grid(source: Any) -> tuple[str, tuple[int, ...]] | None:
     """Name and shape along z, y, x of an image that does not say where its voxels are.
 
-    None for others, for what is behind a URL, and where these axes are not known, which opening the image refuses.
+    None for others, and where these axes are not known, which opening the image refuses.
     """
-    if isinstance(source, Volume) or (isinstance(source, str | Path) and is_remote(str(source))):
+    if isinstance(source, Volume):
         return None
     if is_bare(source):
         return None if source.ndim < 3 else ("the array", tuple(int(n) for n in source.shape[-3:]))
@@ -180,13 +180,6 @@ def _unplaced(name: str, shape: tuple[int, ...], grid: Grid | None, side: str, o
 def is_bare(source: Any) -> TypeGuard[NDArray[Any] | da.Array]:
     """Whether an image is an array alone, which has no grid of its own."""
     return not isinstance(source, str | Path | Volume) and isinstance(source, np.ndarray | da.Array)
-
-
-def states_grid(source: Any) -> bool:
-    """Whether an image says where its voxels are, or has to: an address, a Volume, an object with a geometry."""
-    if isinstance(source, str | Path | Volume):
-        return True
-    return not is_bare(source) and (_opened(source)[0].format != ARRAY or _opened(source)[0].grid_metadata is not None)
 
 
 def _opened(source: Any, letters: str | None = None) -> tuple[ImageRecord, Address]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from daskreg.errors import GridError, NoOverlap
 from daskreg.grid import Grid
 from daskreg.lazy.resample import lies_elsewhere, orientation_advice, resampled
 from daskreg.storage import Volume, open_volume
-from daskreg.storage.images import ImageSource, states_grid
+from daskreg.storage.images import ImageSource, without_grid
 
 log = logging.getLogger("daskreg")
 TOLERANCE = 0.01  # voxels of the image that two grids may be apart to count as the same: headers are rounded
@@ -21,8 +22,9 @@ RESAMPLED = "resampled"  # the format of a volume that is computed where it is r
 def open_mask(source: ImageSource | Volume | None, image: Volume, role: str) -> Volume | None:
     """A mask on the grid of ``image``: as it is where the grids are the same, else resampled, 0 beyond its own grid.
 
-    source: an address or a Volume, which have a grid of their own, or an array (Z, Y, X) on the image's grid. Floating-point
-    weights are interpolated linearly, other types by nearest neighbour.  role: fixed or moving, for messages.
+    source: an address or a Volume, which have a grid of their own, or an array (Z, Y, X) on the image's grid, in memory or in a
+    file that states no voxel size. Floating-point weights are interpolated linearly, other types by nearest neighbour.
+    role: fixed or moving, for messages.
     Raises InputError in all its forms, NoOverlap where mask and image do not overlap in space.
     """
     if source is None:
@@ -33,6 +35,12 @@ def open_mask(source: ImageSource | Volume | None, image: Volume, role: str) -> 
     if same_grid(mask.grid, image.grid):
         return replace(mask, grid=image.grid)
     _require_overlap(mask, image, role)
+    if mask.shape == image.shape and image.grid.oriented and not mask.grid.oriented:
+        log.warning(
+            "the %s mask %s has the shape of the %s image, but lies elsewhere: its header does not say how its axes lie in space, as "
+            "that of the image does; store it with the image's header, or as an array (.npy), which is on the image's grid",
+            role, mask.name, role,
+        )  # fmt: skip
     kind = "linear" if mask.dtype.kind == "f" else "nearest"
     log.info("the %s mask %s is resampled (%s) onto the image's grid", role, mask.name, kind)
     unit = image.grid.unit
@@ -41,17 +49,29 @@ def open_mask(source: ImageSource | Volume | None, image: Volume, role: str) -> 
 
 def _opened(source: ImageSource | Volume, image: Volume, role: str) -> Volume:
     """The mask with its own grid where it has one, otherwise on the image's. Raises GridError for another shape than that."""
-    if not isinstance(source, Volume) and states_grid(source):
+    if isinstance(source, Volume):
+        placed = source.format != "array" or source.grid != Grid(source.shape)
+        found = None if placed else (source.name, source.shape)
+    else:
+        found = without_grid(source)
+    if found is None:
         return open_volume(source)
-    if isinstance(source, Volume) and (source.format != "array" or source.grid != Grid(source.shape)):
-        return source
-    shape = tuple(getattr(source, "shape", image.shape))
+    name, shape = found
     if shape != image.shape:
-        raise GridError(
-            f"the {role} mask is an array of shape {shape}, the {role} image {image.name} has {image.shape}; give one of that "
-            "shape, or say where its voxels are: daskreg.open_volume(mask, grid=...)."
-        )
+        raise GridError(_of_another_shape(name, shape, image, role))
+    if isinstance(source, str | Path):
+        log.info("the %s mask %s states no voxel size, and is on the grid of the %s image, whose shape it has", role, name, role)
     return open_volume(source, grid=image.grid)
+
+
+def _of_another_shape(name: str, shape: tuple[int, ...], image: Volume, role: str) -> str:
+    """What is said of a mask that does not say where its voxels are, and is none of the image's."""
+    array = name in ("array", "the array")
+    placed = "say where its voxels are: daskreg.open_volume(mask, grid=...)" if array else "a file that says where its voxels are"
+    return (
+        f"the {role} mask {'is an array' if array else f'{name} states no voxel size and is an array'} of shape {shape}, the {role} "
+        f"image {image.name} has {image.shape}; give one of that shape, or {placed}."
+    )
 
 
 def same_grid(a: Grid, b: Grid) -> bool:

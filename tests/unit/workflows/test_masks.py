@@ -101,6 +101,33 @@ def test_an_array_of_another_shape_is_refused():
         open_mask(WEIGHTS[:, :, 1:], IMAGE, "fixed")
 
 
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_an_array_file_of_the_shape_of_its_image_is_on_its_grid(tmp_path, side):
+    np.save(tmp_path / "mask.npy", WEIGHTS)
+    inputs = Request(IMAGE, IMAGE, "rigid", **{f"{side}_mask": str(tmp_path / "mask.npy")}).open()
+    mask = inputs.masks[side == "moving"]
+    assert mask.grid == GRID
+    np.testing.assert_array_equal(mask.read(), WEIGHTS)
+
+
+def test_an_array_file_of_another_shape_is_refused(tmp_path):
+    np.save(tmp_path / "mask.npy", WEIGHTS[:, :, 1:])
+    with pytest.raises(
+        GridError, match=r"mask.npy states no voxel size and is an array of shape \(6, 8, 9\), the moving image .* 10\)"
+    ):
+        open_mask(tmp_path / "mask.npy", IMAGE, "moving")
+
+
+def test_a_mask_of_the_images_shape_that_lies_elsewhere_for_want_of_a_header_is_told(caplog):
+    own = replace(GRID, oriented=True)
+    image = open_volume(np.ones(own.shape, np.float32), grid=own)
+    open_mask(open_volume(WEIGHTS, grid=replace(GRID, origin=(-3.0, 2.0, 9.0))), image, "fixed")
+    assert "has the shape of the fixed image, but lies elsewhere: its header does not say how its axes lie" in caplog.text
+    caplog.clear()
+    open_mask(open_volume(WEIGHTS, grid=replace(own, origin=(-3.0, 2.0, 9.0))), image, "fixed")
+    assert not caplog.text
+
+
 def test_a_resampled_mask_is_computed_once_before_the_ranks_read_it(tmp_path):
     stored = open_volume(np.flip(WEIGHTS, 2).copy(), grid=mirrored(GRID, 2))
     inputs = Request(IMAGE, IMAGE, "rigid", fixed_mask=stored, moving_mask=WEIGHTS).open()
@@ -162,3 +189,9 @@ def test_the_share_of_an_image_that_a_mask_leaves_is_told_and_recorded(caplog, t
     assert warning.startswith("the fixed mask leaves 0.988 % of the fixed image (79 of 8000 voxels); is it the right one")
     assert run.report["masked"] == [79, 4000]
     assert "The moving mask leaves 50 % of the moving image (4000 of 8000 voxels)." in render(run.store)
+
+
+def test_a_mask_that_takes_nothing_out_is_told(caplog):
+    image = open_volume(np.random.default_rng(5).random((8, 8, 8), np.float32), spacing=1)
+    register(image, image, [Rigid(scales=(1,), iterations=(1,))], device="cpu", fixed_mask=np.ones((8, 8, 8), np.uint8))
+    assert "leaves 100 % of the fixed image (512 of 512 voxels): its weights are above 0 everywhere" in caplog.text
