@@ -37,8 +37,8 @@ def open_mask(source: ImageSource | Volume | None, image: Volume, role: str) -> 
     _require_overlap(mask, image, role)
     if mask.shape == image.shape and image.grid.oriented and not mask.grid.oriented:
         log.warning(
-            "the %s mask %s has the shape of the %s image, but lies elsewhere: its header does not say how its axes lie in space, as "
-            "that of the image does; store it with the image's header, or as an array (.npy), which is on the image's grid",
+            "the %s mask %s has the shape of the %s image, but lies elsewhere: its header does not say how its axes lie in "
+            "space, as that of the image does; store it with the image's header, or as an array (.npy)",
             role, mask.name, role,
         )  # fmt: skip
     kind = "linear" if mask.dtype.kind == "f" else "nearest"
@@ -68,10 +68,9 @@ def _of_another_shape(name: str, shape: tuple[int, ...], image: Volume, role: st
     """What is said of a mask that does not say where its voxels are, and is none of the image's."""
     array = name in ("array", "the array")
     placed = "say where its voxels are: daskreg.open_volume(mask, grid=...)" if array else "a file that says where its voxels are"
-    return (
-        f"the {role} mask {'is an array' if array else f'{name} states no voxel size and is an array'} of shape {shape}, the {role} "
-        f"image {image.name} has {image.shape}; give one of that shape, or {placed}."
-    )
+    found = "is an array" if array else f"{name} states no voxel size and is an array"
+    own = f"the {role} image {image.name} has {image.shape}"
+    return f"the {role} mask {found} of shape {shape}, {own}; give one of that shape, or {placed}."
 
 
 def same_grid(a: Grid, b: Grid) -> bool:
