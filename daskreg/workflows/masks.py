@@ -49,11 +49,9 @@ def open_mask(source: ImageSource | Volume | None, image: Volume, role: str) -> 
 
 def _opened(source: ImageSource | Volume, image: Volume, role: str) -> Volume:
     """The mask with its own grid where it has one, otherwise on the image's. Raises GridError for another shape than that."""
-    if isinstance(source, Volume):
-        placed = source.format != "array" or source.grid != Grid(source.shape)
-        found = None if placed else (source.name, source.shape)
-    else:
-        found = without_grid(source)
+    found = without_grid(source)
+    if isinstance(source, Volume) and source.format == "array" and source.grid == Grid(source.shape):
+        found = source.name, source.shape
     if found is None:
         return open_volume(source)
     name, shape = found
