@@ -248,7 +248,8 @@ def _judged(job: RankJob, outcome: Outcome, pair: CoarsePair, metrics: dict[str,
     folded = float(metrics.get("jacobian", {}).get("folded_percent", 0.0))
     whole = job.fixed_mask is None and job.moving_mask is None and job.backgrounds == (None, None)  # all voxels were compared
     measures = (metrics["before"], metrics["after"]) if whole else None
-    verdict = judge(evidence, [report.as_dict() for report in outcome.levels], folded, measures)
+    started = job.begin is not None or not np.array_equal(job.start, np.eye(4))
+    verdict = judge(evidence, [report.as_dict() for report in outcome.levels], folded, measures, started=started)
     z, y, x = (job.order.index(axis) for axis in range(3))
     return replace(verdict, matched=MatchMap(states, pair.factors).transpose((z, y, x)).as_dict()).as_dict()
 

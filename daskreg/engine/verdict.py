@@ -26,6 +26,9 @@ FOLDED = 0.5  # per cent of the voxels
 WORSE = {"ncc": 0.02, "mi": 0.05}
 # what is often behind a wrong pose of images that do belong together; see docs/howto/wrong.md
 CAUSES = "if the images do show the same, look at their voxel sizes, units and axes ('daskreg info' of both)"
+STARTED = (
+    ", and at whether the initial transform maps points of the fixed to points of the moving image, in the unit that it states"
+)
 UNSEARCHED = ", or begin with a search of all rotations (--preset rigid)"
 ENDED = {"overlap": "under half of its voxels were left", "no overlap": "the images hardly overlapped"}
 
@@ -80,11 +83,13 @@ def judge(
     levels: Sequence[Mapping[str, Any]],
     folded_percent: float = 0.0,
     measures: tuple[Mapping[str, float], Mapping[str, float]] | None = None,
+    *,
+    started: bool = False,
 ) -> Verdict:
     """The worst of all reasons decides.
 
     levels: reports of the levels, as provenance has them;  measures: see ``measure.likeness``, before and after, where all voxels
-    count
+    count;  started: whether there was an initial transform
     """
     match, drift = [*_match(evidence)], [*_drift(evidence)]
     worse = [] if measures is None else [*_worsening(*measures)]
@@ -94,7 +99,8 @@ def judge(
         status = "doubtful"  # and no more: too little was compared to call it failed
     reasons = [r.text for s in reversed(RANKS) for r in found if r.status == s]
     if match or drift or worse:
-        reasons.append(CAUSES + ("" if any(level["stage"] == "search" for level in levels) else UNSEARCHED))
+        searched = any(level["stage"] == "search" for level in levels)
+        reasons.append(CAUSES + STARTED * started + ("" if searched else UNSEARCHED))
     return Verdict(status, tuple(reasons) or (_fine(evidence),), evidence.as_dict())
 
 

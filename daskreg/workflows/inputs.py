@@ -20,7 +20,7 @@ from daskreg.errors import ConfigError, GridError, NotFound, UnitsError
 from daskreg.grid import MINIMUM_PLANES, OPENED_ARRAY, Grid, Index, cut_orders
 from daskreg.html import joined
 from daskreg.lazy.load import FinishedRun, load_transform, path_of
-from daskreg.lazy.resample import mistaken_lengths
+from daskreg.lazy.resample import lies_elsewhere, mistaken_lengths, on_other_grid
 from daskreg.lazy.transform import Transform
 from daskreg.planning import COUNTED_BYTES, Encoding, Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
@@ -185,6 +185,8 @@ def open_inputs(
     _warn_orientation(*volumes)
     _warn_of_turned_axes(*volumes)
     start = open_initial_transform(chosen.initial_transform, volumes[0].grid.unit)
+    if start is not None:
+        _warn_of_other_pair(start, volumes, str(chosen.initial_transform))
     inputs = Inputs(*volumes, chosen if start is None else stages_after(chosen, start), masks, start)
     require_thickness(inputs.grids, inputs.config)
     require_comparable_sizes(inputs.grids, start)
@@ -197,6 +199,24 @@ def open_initial_transform(source: str | None, unit: str | None) -> Transform | 
         return None
     found = load_transform(source)
     return found.to_unit(unit) if unit is not None and found.unit is not None else found
+
+
+def _warn_of_other_pair(start: Transform, volumes: tuple[Volume, Volume], name: str) -> None:
+    """Log a warning where an initial transform is of the two images in the other order, or of another fixed image."""
+    (fixed, moving), grids, own = volumes, start.grids, start.fixed
+    if on_other_grid(fixed, "fixed", grids) and on_other_grid(moving, "moving", grids):
+        log.warning(
+            "%s was made for the two images in the other order: it maps points of %s to points of %s. 'daskreg invert' makes the "
+            "one that is needed here.",
+            name, moving.name, fixed.name,
+        )  # fmt: skip
+    elif (
+        own is not None and (own.unit is None) == (fixed.grid.unit is None) and lies_elsewhere(fixed.grid.to_unit(own.unit), own)
+    ):
+        log.warning(
+            "hardly anything of %s lies where the fixed image of %s is (%s): it was made for other images", fixed.name, name,
+            own.summary(),
+        )  # fmt: skip
 
 
 def stages_after(config: Config, start: Transform) -> Config:

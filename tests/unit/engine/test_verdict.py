@@ -271,7 +271,9 @@ def test_what_may_be_behind_a_wrong_pose_is_named():
     searched = judge(wrong, [{"stage": "search", "scale": 1, "stopped": "iterations"}]).reasons
     assert "voxel sizes" in searched[-1]
     assert "--preset rigid" not in searched[-1]
-    for other in (judge(GOOD, []), judge(GOOD, [], folded_percent=2.0), judge(replace(GOOD, windows=3.0), [])):
+    started = judge(wrong, [], started=True).reasons[-1]
+    assert "('daskreg info' of both), and at whether the initial transform maps points of the fixed" in started
+    for other in (judge(GOOD, [], started=True), judge(GOOD, [], folded_percent=2.0), judge(replace(GOOD, windows=3.0), [])):
         assert "voxel sizes" not in other.text()
 
 

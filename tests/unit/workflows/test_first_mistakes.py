@@ -1,11 +1,14 @@
 """What people type at first is answered with what to type."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import daskreg
 from daskreg import Affine, Grid
 from daskreg.errors import ArrayError, AxesError, ConfigError, GridError, InputError, NotFound, OutputError
+from daskreg.lazy.save import write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import open_volume, write_image
 from tests.phantoms import blobs
@@ -48,6 +51,20 @@ def test_progress_true_is_the_display_that_fits(caplog):
     with caplog.at_level("INFO"):
         daskreg.register(IMAGE, IMAGE, STAGES, progress=True)
     assert "reading the images" in caplog.text
+
+
+def test_an_initial_transform_of_another_pair_is_told(tmp_path, caplog):
+    grids = GRID, Grid((10, 14, 16), unit="mm")
+    images = [open_volume(np.zeros(grid.shape, np.float32), grid=grid) for grid in grids]
+    start = str(tmp_path / "start.zarr")
+    write_transform(Transform.of(np.eye(4), grids[0], None, grids[1]), start, made={})
+    daskreg.plan(*images, STAGES, initial_transform=start)
+    assert "was made for" not in caplog.text
+    daskreg.plan(*images[::-1], STAGES, initial_transform=start)
+    assert "start.zarr was made for the two images in the other order" in caplog.text
+    away = open_volume(images[0].data, grid=replace(GRID, origin=(1e5, 0.0, 0.0)))
+    daskreg.plan(away, images[1], STAGES, initial_transform=start)
+    assert "start.zarr is (12 x 14 x 16" in caplog.text
 
 
 @pytest.mark.parametrize("stated", [False, True])
