@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +41,7 @@ else:
     da = DeferredModule("dask.array")
     verdicts = DeferredModule("daskreg.engine.verdict")
 
+log = logging.getLogger("daskreg")
 FEW = 1 << 16  # labels below this are counted in a table
 
 
@@ -76,13 +78,13 @@ class Distances:
 class Evaluation(Printable):
     """Overlap, distances and Jacobian of a transform; before: by the headers alone, after: through the transform.
 
-    jacobian_statistics: of the displacement, without the affine map;
+    jacobian_statistics: of the displacement, without the affine map; None where there is one, and no grid to measure it on;
     labels: by identity, empty without labels;  errors: distances before and after of ``landmarks`` pairs, None without any;
     verdict: that a run has recorded, None for other transforms and runs of earlier versions;
     warnings: why labels or landmarks may not be those of the images; they were logged too
     """
 
-    jacobian_statistics: JacobianStatistics
+    jacobian_statistics: JacobianStatistics | None
     unit: str | None
     labels: Mapping[int, Overlap] = field(default_factory=dict)
     errors: tuple[Distances, Distances] | None = None
@@ -100,9 +102,7 @@ class Evaluation(Printable):
 
     def lines(self) -> list[str]:
         """Human-readable summary."""
-        s, unit = self.jacobian_statistics, self.unit or "units"
-        span = f"{s.smallest:.3f} to {s.largest:.3f}, mean {s.mean:.3f}"
-        text = [f"folded {s.folded_percent:.4g} % of voxels, Jacobian of the displacement {span}"]
+        unit, text = self.unit or "units", [_folds(self.jacobian_statistics)]
         if self.labels:
             text.append(f"{'label':>8} {'before':>7} {'after':>7} {'fixed volume':>14} {'moved volume':>14}  ({unit}^3)")
             text += [_line(n, o) for n, o in self.labels.items()]
@@ -115,7 +115,9 @@ class Evaluation(Printable):
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        tree: dict[str, Any] = {"unit": self.unit, "jacobian": asdict(self.jacobian_statistics)}
+        tree: dict[str, Any] = {"unit": self.unit, "jacobian": None}
+        if self.jacobian_statistics is not None:
+            tree["jacobian"] = asdict(self.jacobian_statistics)
         if self.verdict is not None:
             tree["verdict"] = {k: v for k, v in self.verdict.as_dict().items() if k != "matched"}
         if self.labels:
@@ -140,7 +142,9 @@ def evaluate(
     landmarks_space: str = "lps",
     labels: Sequence[int] | None = None,
 ) -> Evaluation:
-    """Measure a transform; labels and landmarks as far as they are given, folds always.
+    """Measure a transform; labels and landmarks as far as they are given, and folds.
+
+    Folds are counted on the grid of the fixed image; of a transform that does not name it, on that of the labels, or not at all.
 
     fixed_labels, moving_labels: label images, each of any grid; an array is on that of its image, whose shape it has to have;
     labels: those to look at (all but 0 by default);  landmarks: pairs in the unit of the fixed image: a CSV table, see
@@ -150,21 +154,48 @@ def evaluate(
     require_both_labels(fixed_labels, moving_labels)
     phi = load_transform(transform)
     pairs = None if landmarks is None else read_landmarks(landmarks, landmarks_space)
+    errors = None if pairs is None else target_errors(phi, pairs.fixed, pairs.moving)
     name = str(landmarks) if isinstance(landmarks, str | Path) else "landmarks"
-    warnings = list[str]()
+    warnings = [] if errors is None else _warn_of_larger_distances(errors, phi, name)
     if pairs is not None:
         for image, found in (("fixed", pairs.fixed), ("moving", pairs.moving)):
             warnings += tell_of_outside(phi, found, image, name, option="--landmarks-space", lines=pairs.lines)
     overlaps: Mapping[int, Overlap] = {}
+    grid = phi.fixed
     if fixed_labels is not None and moving_labels is not None:
         fixed = open_on(fixed_labels, phi.fixed, "fixed", phi.moving)
         moving = open_on(moving_labels, phi.moving, "moving", phi.fixed)
         require_not_exchanged(fixed, moving, phi.grids)
         warnings += warn_of_other_grid(fixed, "fixed", phi.grids) + warn_of_other_grid(moving, "moving", phi.grids)
-        overlaps = compare_labels(phi, fixed, moving, labels)
-    errors = None if pairs is None else target_errors(phi, pairs.fixed, pairs.moving)
-    count = 0 if pairs is None else len(pairs.fixed)
-    return Evaluation(phi.jacobian_statistics(), phi.grid.unit, overlaps, errors, count, verdict_of(transform), tuple(warnings))
+        overlaps, grid = compare_labels(phi, fixed, moving, labels), grid or fixed.grid
+    count, verdict = 0 if pairs is None else len(pairs.fixed), verdict_of(transform)
+    return Evaluation(_statistics(phi, grid), _unit(phi), overlaps, errors, count, verdict, tuple(warnings))
+
+
+def _unit(transform: Transform) -> str | None:
+    """Of the fixed image, or of the transform where it does not name that."""
+    return transform.unit if transform.fixed is None else transform.fixed.unit
+
+
+def _statistics(transform: Transform, grid: Grid | None) -> JacobianStatistics | None:
+    """Of the displacement on a grid; None where there is a displacement and no grid."""
+    if transform.is_affine:
+        return JacobianStatistics()
+    return None if grid is None else replace(transform, fixed=grid).jacobian_statistics()
+
+
+def _warn_of_larger_distances(errors: tuple[Distances, Distances], transform: Transform, name: str) -> list[str]:
+    """Logs a warning, and returns it, of landmarks that the transform takes further apart by more than a voxel."""
+    before, after = (distances.mean for distances in errors)
+    voxel = 0.0 if transform.fixed is None else max(transform.fixed.to_unit(transform.unit).spacing)
+    if after <= before + voxel:
+        return []
+    found = (
+        f"{name}: the landmarks are {after:.4g} {transform.unit or 'units'} apart after the registration and {before:.4g} before "
+        "it: are the columns of the fixed and of the moving image exchanged, or are they RAS (--landmarks-space ras)?"
+    )
+    log.warning("%s", found)
+    return [found]
 
 
 def require_both_labels(fixed: object, moving: object) -> None:
@@ -198,7 +229,7 @@ def compare_labels(
     f, b, a, both_b, both_a = _counted(_count_pairs, fixed.data.rechunk(block), before, after)
     (m,) = _counted(_count_one, moving.data)
     names = sorted((set(f) | set(m)) - {0}) if labels is None else list(dict.fromkeys(labels))
-    size = _voxel_volume(grid.to_unit(transform.grid.unit))
+    size = _voxel_volume(grid.to_unit(_unit(transform)))
     return {
         n: Overlap(_dice(both_b[n], f[n], b[n]), _dice(both_a[n], f[n], a[n]), f[n] * size, a[n] * size, _missing(n in f, n in m))
         if n in f or n in m
@@ -266,6 +297,13 @@ def _missing(in_fixed: bool, in_moving: bool) -> str:
 
 def _voxel_volume(grid: Grid) -> float:
     return float(abs(np.linalg.det(grid.index_to_world[:3, :3])))
+
+
+def _folds(statistics: JacobianStatistics | None) -> str:
+    if statistics is None:
+        return "folds are not measured: the transform names no fixed grid, on which its displacement would be"
+    span = f"{statistics.smallest:.3f} to {statistics.largest:.3f}, mean {statistics.mean:.3f}"
+    return f"folded {statistics.folded_percent:.4g} % of voxels, Jacobian of the displacement {span}"
 
 
 def _line(label: int, o: Overlap) -> str:

@@ -9,6 +9,7 @@ import pytest
 from daskreg.errors import ConfigError, NotFound, VoxelError
 from daskreg.grid import Grid
 from daskreg.lazy.load import load_transform
+from daskreg.lazy.transform import Transform
 from daskreg.storage import open_volume
 from daskreg.storage.images import _warn_of_unit_spacing
 from daskreg.workflows.apply import apply
@@ -145,3 +146,29 @@ def test_without_anything_the_folds_remain(tmp_path):
     found = evaluate(make_run(tmp_path / "r.zarr", affine()))
     assert found.as_dict()["jacobian"] == {"folded_percent": 0.0, "smallest": 1.0, "largest": 1.0, "mean": 1.0}
     assert found.lines() == ["folded 0 % of voxels, Jacobian of the displacement 1.000 to 1.000, mean 1.000"]
+
+
+@pytest.mark.parametrize("kind", ["affine", "field"])
+def test_landmarks_and_labels_need_no_fixed_grid(pair, tmp_path, kind):
+    """A bare affine of ITK names none, and neither does a chain of it and a field."""
+    of_run = load_transform(pair[0])
+    bare = replace(of_run, fixed=None, moving=None) if kind == "field" else Transform.of(affine(), unit="mm")
+    fixed = GRID.to_world(np.random.default_rng(0).uniform(5, 25, (9, 3)))
+    found = evaluate(bare, landmarks=(fixed, bare.points(fixed)))
+    assert found.errors[1].largest < 1e-9
+    assert found.unit == "millimeter"
+    assert ("folds are not measured" in found.lines()[0]) == (kind == "field")
+    assert (found.as_dict()["jacobian"] is None) == (kind == "field")
+    with_labels = evaluate(bare, fixed_labels=pair[1], moving_labels=pair[2])
+    assert with_labels.jacobian_statistics is not None
+    if kind == "field":
+        assert with_labels.as_dict() == evaluate(of_run, fixed_labels=pair[1], moving_labels=pair[2]).as_dict()
+
+
+def test_landmarks_that_come_apart_may_be_exchanged(pair, caplog):
+    phi = Transform.of(np.array([[1, 0, 0, 20.0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), unit="mm")
+    fixed = np.random.default_rng(0).uniform(5, 25, (9, 3))
+    assert not evaluate(phi, landmarks=(fixed, phi.points(fixed))).warnings
+    (warning,) = evaluate(phi, landmarks=(phi.points(fixed), fixed)).warnings
+    assert "are 40 millimeter apart after the registration and 20 before it: are the columns of the fixed" in warning
+    assert warning in caplog.text
