@@ -91,12 +91,12 @@ def judge(
     levels: reports of the levels, as provenance has them;  measures: see ``measure.likeness``, before and after, where all voxels
     count;  started: whether there was an initial transform
     """
-    match, drift = [*_match(evidence)], [*_drift(evidence)]
+    match, drift, shape = [*_match(evidence)], [*_drift(evidence)], [*_shape(evidence, folded_percent)]
     worse = [] if measures is None else [*_worsening(*measures)]
-    found = [*_support(evidence), *match, *drift, *_shape(evidence, folded_percent), *worse, *_endings(evidence, levels)]
+    found = [*_support(evidence), *match, *drift, *shape, *worse, *_endings(evidence, levels)]
     status: Status = max((r.status for r in found), key=RANKS.index, default="ok")
-    if evidence.windows < MINIMUM_WINDOWS:
-        status = "doubtful"  # and no more: too little was compared to call it failed
+    if evidence.windows < MINIMUM_WINDOWS and all(r.status != "failed" for r in shape):
+        status = "doubtful"  # and no more: too little was compared to call it failed, but for a map that no images undergo
     reasons = [r.text for s in reversed(RANKS) for r in found if r.status == s]
     if match or drift or worse:
         searched = any(level["stage"] == "search" for level in levels)

@@ -15,7 +15,7 @@ from daskreg.errors import Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.format import TransformFormat
 from daskreg.storage.formats.hdf5 import has_external_data, is_hdf5
-from daskreg.storage.formats.itk_linear import AFFINE, affine_parameters, linear_matrix
+from daskreg.storage.formats.itk_linear import AFFINE, affine_parameters, linear_matrix, require_linear
 from daskreg.storage.formats.lazy import Box, lazy_voxels
 from daskreg.storage.fs.address import parse_address
 from daskreg.storage.fs.claims import DEFLATE_RATIO
@@ -124,6 +124,7 @@ def _read_one(path: str, group: Any, number: int) -> StoredLink | None:
         read = partial(_read_planes, path, values.name, grid.shape)
         source = lazy_voxels(read, (*grid.shape, 3), np.float32, (planes, *grid.shape[1:], 3))
         return StoredLink(np.eye(4), grid, da.moveaxis(source, 3, 0)[::-1])
+    require_linear(path, kind)
     return StoredLink(linear_matrix(path, kind, _small(path, values).tolist(), fixed.tolist()))
 
 

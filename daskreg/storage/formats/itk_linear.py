@@ -150,12 +150,20 @@ def _not_itk(path: str, text: str) -> str:
     return f"{path} is not an ITK transform file; text that starts with '{INSIGHT}' or an ITK .mat was expected."
 
 
+def require_linear(path: str, kind: str) -> None:
+    """Raises Unreadable for a type that is not read, or is of other than three axes."""
+    base, _, sizes = kind.partition("_")
+    if base not in LINEAR or (sizes and not sizes.endswith("3_3")):
+        raise Unreadable(
+            f"{path} holds a {kind}; of three axes {', '.join(sorted(LINEAR))} are read. Write a linear map as an "
+            "AffineTransform, another as a displacement field (TransformToDisplacementField of SimpleITK, in an image)."
+        )
+
+
 def linear_matrix(path: str, kind: str, parameters: Sequence[float], fixed: Sequence[float] | None) -> Matrix:
     """(4, 4) in z, y, x, 1 of one linear ITK transform: y = M (x - c) + c + t. Raises Unreadable."""
-    base = kind.split("_")[0]
-    if base not in LINEAR:
-        raise Unreadable(f"{path} holds a {kind}; only linear ones are read: {', '.join(sorted(LINEAR))}.")
-    count, build = LINEAR[base]
+    require_linear(path, kind)
+    count, build = LINEAR[kind.split("_")[0]]
     if len(parameters) != count or not np.isfinite([*parameters, *(fixed or ())]).all():
         raise Unreadable(f"{path}: {kind} has {len(parameters)} parameters; {count} finite numbers were expected.")
     if fixed is None:
@@ -177,6 +185,12 @@ def _affine(p: Matrix, _: Sequence[float]) -> tuple[Matrix, Matrix]:
 
 def _translation(p: Matrix, _: Sequence[float]) -> tuple[Matrix, Matrix]:
     return np.eye(3), p
+
+
+def _scale(p: Matrix, _: Sequence[float]) -> tuple[Matrix, Matrix]:
+    if not (p > 0).all():
+        raise ValueError(f"its scales are {p.tolist()}, which mirrors or flattens space")
+    return np.diag(p), np.zeros(3)
 
 
 def _euler(p: Matrix, fixed: Sequence[float]) -> tuple[Matrix, Matrix]:
@@ -204,6 +218,7 @@ LINEAR: dict[str, tuple[int, Callable[[Matrix, Sequence[float]], tuple[Matrix, M
     "AffineTransform": (12, _affine),
     "MatrixOffsetTransformBase": (12, _affine),
     "TranslationTransform": (3, _translation),
+    "ScaleTransform": (3, _scale),
     "Euler3DTransform": (6, _euler),
     "VersorRigid3DTransform": (6, _versor),
     "Similarity3DTransform": (7, _similarity),

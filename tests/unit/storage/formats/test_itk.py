@@ -9,7 +9,7 @@ from daskreg.errors import GridError, NotFound, OutputError, OutputExists, Unrea
 from daskreg.grid import Grid
 from daskreg.storage import write_image
 from daskreg.storage.transform_record import StoredLink
-from daskreg.storage.transforms import read_affine, write_affine, write_links
+from daskreg.storage.transforms import open_transform, read_affine, write_affine, write_links
 
 AFFINE = np.array([[1.1, 0.02, -0.1, 5.0], [0.03, 0.9, 0.2, -7.0], [0.05, -0.04, 1.05, 2.0], [0, 0, 0, 1]])
 POINT = np.array([3.0, -4.0, 10.0])  # z, y, x
@@ -47,6 +47,12 @@ def composite():
     return t
 
 
+def scale():
+    t = sitk.ScaleTransform(3, (1.2, 0.9, 2.0))
+    t.SetCenter((4.0, 5.0, 6.0))
+    return t
+
+
 ITK = {
     "affine": sitk.AffineTransform([1, 0.2, 0, 0, 1.1, 0, 0.1, 0, 0.9], (1, 1, 2), (3, 4, 5)),
     "translation": sitk.TranslationTransform(3, (1.0, 2.0, 3.0)),
@@ -54,6 +60,8 @@ ITK = {
     "euler ZYX": euler(True),
     "versor": sitk.VersorRigid3DTransform((0.0, 0.6, 0.8), 0.7, (1, 2, 3), (4, 5, 6)),
     "similarity": sitk.Similarity3DTransform(1.3, (0.0, 0.6, 0.8), 0.7, (1, 2, 3), (4, 5, 6)),
+    "scale": sitk.ScaleTransform(3, (1.2, 0.9, 2.0)),
+    "scale about a centre": scale(),
     "composite": composite(),
 }
 
@@ -79,7 +87,12 @@ def test_binary_transforms_of_itk_map_points_the_same(tmp_path, kind):
         ("plain.txt", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "plain matrix"),
         ("empty.tfm", "", "not an ITK transform"),
         ("none.tfm", "#Insight Transform File V1.0\n", "without a transform"),
-        ("spline.tfm", "#Insight Transform File V1.0\nTransform: BSplineTransform_double_3_3\nParameters: 1\n", "only linear"),
+        (
+            "spline.tfm",
+            "#Insight Transform File V1.0\nTransform: BSplineTransform_double_3_3\nParameters: 1\n",
+            "holds a BSpline.*Write a linear",
+        ),
+        ("flat.tfm", "#Insight Transform File V1.0\nTransform: AffineTransform_double_2_2\nParameters: 1\n", "of three axes"),
         ("short.tfm", "#Insight Transform File V1.0\nTransform: AffineTransform_double_3_3\nParameters: 1 2\n", "2 parameters"),
         ("word.tfm", "#Insight Transform File V1.0\nTransform: AffineTransform_double_3_3\nParameters: a b\n", "cannot be read"),
     ],
@@ -141,3 +154,10 @@ def test_a_displacement_of_the_wrong_shape_is_refused(tmp_path):
         write_field(tmp_path / "w.nii", np.zeros((9, 10, 11, 3), np.float32), Grid((9, 10, 11)))
     with pytest.raises(OutputError, match="endings"):
         write_field(tmp_path / "w.mha", np.zeros((3, 9, 10, 11), np.float32), Grid((9, 10, 11)))
+
+
+def test_a_spline_in_a_composite_is_told_by_its_type(tmp_path):
+    """It was told by the number of its parameters."""
+    sitk.WriteTransform(sitk.BSplineTransform(3), str(tmp_path / "b.h5"))
+    with pytest.raises(Unreadable, match=r"holds a BSplineTransform_double_3_3; of three axes .*TransformToDisplacementField"):
+        open_transform(tmp_path / "b.h5")
