@@ -112,7 +112,9 @@ def _column(path: str, header: tuple[str, ...], name: str) -> int:
             return found[0]
         if found:
             raise Unreadable(f"{path} has {len(found)} columns named {named!r} among {', '.join(header)}; rename all but one.")
-    raise Unreadable(f"{path} has the columns {', '.join(header)}; x, y and z were expected among them: rename them.")
+    some = any({n, n.upper()} & set(header) for n in "xyz")
+    mend = f"none is {name}: add it, or rename the one that holds it" if some else "rename them"
+    raise Unreadable(f"{path} has the columns {', '.join(header)}; x, y and z were expected among them: {mend}.")
 
 
 def _numbers(path: str, row: int, cells: tuple[str, ...], columns: tuple[int, int, int], bare: bool) -> list[float]:

@@ -37,7 +37,8 @@ def test_columns_of_the_exact_names_count(tmp_path, header, found):
 
 
 @pytest.mark.parametrize(("header", "says"), [
-    ("x,y,z,x,y,z", "2 columns named 'x'"), ("X,Y,Z,X,b,c", "2 columns named 'X'"), ("x,y,w,a,b,c", "x, y and z were expected"),
+    ("x,y,z,x,y,z", "2 columns named 'x'"), ("X,Y,Z,X,b,c", "2 columns named 'X'"),
+    ("x,y,w,a,b,c", "among them: none is z: add it"), ("u,v,w", "among them: rename them"),
     ("X,y,Z,x,b,c", "neither x, y, z nor X, Y, Z"), ("x,Y,Z,y,b,c", "neither x, y, z nor X, Y, Z"),
 ])  # fmt: skip
 def test_columns_of_which_several_may_be_meant_are_refused(tmp_path, header, says):
