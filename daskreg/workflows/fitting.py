@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from daskreg.config import Search
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, NoOverlap, all_of
+from daskreg.lazy.load import load_transform
 from daskreg.machine import Limit
 from daskreg.planning import SOURCE, Plan, format_grid
 from daskreg.planning.source import source_passes
@@ -66,7 +67,7 @@ def fitting_plan(inputs: Inputs, use: Allocation) -> Plan:
 
 
 def _checked(planned: Plan, inputs: Inputs, memory: Limit) -> Plan:
-    require_overlap(planned, first_affine(inputs))
+    require_overlap(planned, inputs)
     planned.validate(memory.value, memory.source)
     return planned
 
@@ -93,18 +94,36 @@ def first_affine(inputs: Inputs) -> NDArray[np.float64]:
     return np.eye(4) if inputs.start is None else inputs.start.affine
 
 
-def require_overlap(plan: Plan, start: NDArray[np.float64]) -> None:
-    """Raise NoOverlap when the headers put the images apart and no stage searches.
+def require_overlap(plan: Plan, inputs: Inputs) -> None:
+    """Raise NoOverlap when the headers, and the initial transform, put the images apart and no stage searches.
 
     Both are boxes along their own axes; they are compared by the boxes around them in the moving image's index space.
     """
-    if any(isinstance(s, Search) for s in plan.config.stages):
+    start = first_affine(inputs)
+    if any(isinstance(s, Search) for s in plan.config.stages) or not _apart(plan, start):
         return
+    center = start[:3, :3] @ plan.fixed.center + start[:3, 3]
+    where = (
+        f"their centres are {np.linalg.norm(center - plan.moving.center):.6g} {plan.fixed.unit or 'units'} apart, their extents "
+        f"{np.round(plan.fixed.extent, 2).tolist()} and {np.round(plan.moving.extent, 2).tolist()} (z, y, x)"
+    )
+    if inputs.start is None:
+        remedy = "repair a header, give --initial-transform, or put a 'search' stage first."
+        raise NoOverlap(f"the images do not overlap in space: {where}; {remedy}")
+    name, without = inputs.config.initial_transform, "" if _apart(plan, np.eye(4)) else "; without it they overlap"
+    raise NoOverlap(
+        f"the images do not overlap in space through {name}: {where}{without}. {_of_start(str(name), plan.fixed.unit)}"
+    )
+
+
+def _apart(plan: Plan, start: NDArray[np.float64]) -> bool:
     corners = plan.moving.to_index(plan.fixed.corners() @ start[:3, :3].T + start[:3, 3])
-    if (corners.max(axis=0) < 0).any() or (corners.min(axis=0) > np.asarray(plan.moving.shape) - 1).any():
-        away = np.linalg.norm(plan.fixed.center - plan.moving.center)
-        raise NoOverlap(
-            f"the images do not overlap in space: their centres are {away:.6g} {plan.fixed.unit or 'units'} apart, their extents "
-            f"{np.round(plan.fixed.extent, 2).tolist()} and {np.round(plan.moving.extent, 2).tolist()} (z, y, x); "
-            "repair a header, give --initial-transform, or put a 'search' stage first."
-        )
+    return bool((corners.max(axis=0) < 0).any() or (corners.min(axis=0) > np.asarray(plan.moving.shape) - 1).any())
+
+
+def _of_start(name: str, unit: str | None) -> str:
+    """What may be wrong with an initial transform under which the images do not overlap. unit: of the images"""
+    stated = load_transform(name).unit
+    other = unit if unit != stated else "mm"
+    taken = f"It is taken in {stated}; if its numbers are in {other}, write {name}::unit={other}. " if stated else ""
+    return f"{taken}It maps points of the fixed to points of the moving image; where it was made the other way round, invert it."

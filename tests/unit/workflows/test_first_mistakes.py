@@ -7,10 +7,11 @@ import pytest
 
 import daskreg
 from daskreg import Affine, Grid
-from daskreg.errors import ArrayError, AxesError, ConfigError, GridError, InputError, NotFound, OutputError
+from daskreg.errors import ArrayError, AxesError, ConfigError, GridError, InputError, NoOverlap, NotFound, OutputError
 from daskreg.lazy.save import write_transform
 from daskreg.lazy.transform import Transform
 from daskreg.storage import open_volume, write_image
+from daskreg.storage.transforms import write_affine
 from tests.phantoms import blobs
 
 GRID = Grid((12, 14, 16), unit="mm")
@@ -65,6 +66,24 @@ def test_an_initial_transform_of_another_pair_is_told(tmp_path, caplog):
     away = open_volume(images[0].data, grid=replace(GRID, origin=(1e5, 0.0, 0.0)))
     daskreg.plan(away, images[1], STAGES, initial_transform=start)
     assert "start.zarr is (12 x 14 x 16" in caplog.text
+
+
+def test_an_initial_transform_in_another_unit_is_named_as_the_cause(tmp_path):
+    """One that was made in micrometers of images in micrometers, in a file of ITK, is taken in millimeters."""
+    image = open_volume(VOXELS, grid=Grid(GRID.shape, (10, 10, 10), unit="um"))
+    start, shift = str(tmp_path / "start.tfm"), np.eye(4)
+    shift[:3, 3] = 30, 40, 0
+    write_affine(start, shift)
+    said = (
+        r"through .*start.tfm: their centres are 50000 micrometer apart, .*; without it they overlap. It is taken in millimeter; "
+    )
+    with pytest.raises(NoOverlap, match=said) as found:
+        daskreg.register(image, image, STAGES, initial_transform=start)
+    assert f"if its numbers are in micrometer, write {start}::unit=micrometer." in str(found.value)
+    daskreg.plan(image, image, STAGES, initial_transform=f"{start}::unit=micrometer")
+    away = open_volume(VOXELS, grid=Grid(GRID.shape, (10, 10, 10), (500.0, 0.0, 0.0), unit="um"))
+    with pytest.raises(NoOverlap, match=r"are 500 micrometer apart, .*; repair a header, give --initial-transform"):
+        daskreg.register(image, away, STAGES)
 
 
 @pytest.mark.parametrize("stated", [False, True])
