@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         RunError,
         Stopped,
         UnitsError,
+        Unreachable,
         Unreadable,
         VoxelError,
     )
@@ -82,7 +83,7 @@ _MODULES = {
     "daskreg.errors": (
         "ArgumentError", "ArrayError", "AxesError", "ConfigError", "DaskregError", "Diverged", "GridError", "IncompleteRun",
         "InputError", "NoOverlap", "NotFound", "OutOfSpace", "OutputBusy", "OutputError", "OutputExists", "PlanTooLarge",
-        "RankLost", "RunError", "Stopped", "UnitsError", "Unreadable", "VoxelError",
+        "RankLost", "RunError", "Stopped", "UnitsError", "Unreachable", "Unreadable", "VoxelError",
     ),
     "daskreg.grid": ("Grid", "Region"),
     "daskreg.lazy.load": ("load_transform",),
@@ -170,6 +171,7 @@ __all__ = [
     "Stopped",
     "Transform",
     "UnitsError",
+    "Unreachable",
     "Unreadable",
     "Verdict",
     "Verification",

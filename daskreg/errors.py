@@ -6,6 +6,7 @@
     ├── InputError                an input cannot be used (exit code 2)
     │   ├── NotFound              no such file, store, level or array
     │   ├── Unreadable            it exists, but cannot be decoded
+    │   │   └── Unreachable       the server that has it does not answer
     │   ├── AxesError             2D or 4D where 3D is needed
     │   ├── GridError             zero or negative spacing, singular direction
     │   ├── ArrayError            an array of another shape, or of no numbers, where points or a matrix are needed
@@ -60,6 +61,10 @@ class NotFound(InputError, FileNotFoundError):
 
 class Unreadable(InputError):
     """It exists, but cannot be decoded."""
+
+
+class Unreachable(Unreadable):
+    """The server that has it does not answer."""
 
 
 class AxesError(InputError):

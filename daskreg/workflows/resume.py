@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskreg.config import Config
 from daskreg.deferred import DeferredModule
-from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError, OutputExists, Unreadable
+from daskreg.errors import ConfigError, Diverged, InputError, NotFound, OutputError, OutputExists, Unreachable, Unreadable
 from daskreg.grid import Grid
 from daskreg.reporting.log import shown
 from daskreg.storage import CheckpointStore, RunStore, open_volume
@@ -75,7 +75,14 @@ def keep_checkpoint_or_remove(store: RunStore, scratch: str | None = None, *, la
     try:
         yield
     except BaseException as error:
-        lost = _lost(store)
+        try:
+            lost = _lost(store)
+        except Unreachable:
+            error.add_note(
+                f"The run is left as it is there. When the server is back, 'daskreg register --resume -o {store.name}' goes on "
+                "from its last checkpoint, or begins again."
+            )
+            raise error from None
         if lost is None:
             _keep_or_remove(store, error, kept_fields(store.path, scratch), lasting)
             raise

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import fsspec
 import numpy as np
@@ -107,3 +108,62 @@ def test_several_workers_read_and_write_there(endpoint, environment, tmp_path, m
     for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
         monkeypatch.setenv(name, value)
     np.testing.assert_array_equal(open_volume(f"{run}/moved").read(), voxels())
+
+
+@pytest.mark.parametrize(
+    ("command", "variables", "said"),
+    [
+        (("info", "s3://bucket"), {}, "s3://bucket is a bucket; name what is in it, as in s3://bucket/image.ome.zarr."),
+        (
+            ("register", "a.zarr", "a.zarr", "--preset", "rigid", "-o", "s3://bucket/"),
+            {},
+            "is a bucket; name a place in it, as in s3://bucket/",
+        ),
+        (
+            ("info", "s3://bucket/a.zarr"),
+            {"AWS_PROFILE": "lab"},
+            "(lab) could not be found; name one of ~/.aws/config in AWS_PROFILE",
+        ),
+        (
+            ("info", "s3://bucket/a.zarr"),
+            {"AWS_ENDPOINT_URL": "127.0.0.1:1"},
+            "AWS_ENDPOINT_URL begins with http:// or https://.",
+        ),
+    ],
+)
+def test_mistakes_of_a_set_up_are_named(endpoint, environment, tmp_path, command, variables, said):
+    simple(tmp_path / "a.zarr")
+    given = {**environment, **KEYS, "AWS_ENDPOINT_URL": endpoint, **variables}
+    refused = daskreg(given, *command, folder=tmp_path)
+    assert refused.returncode == 2
+    assert said in refused.stderr.replace("\n", " ")
+    assert "unexpected" not in refused.stderr
+
+
+def test_a_server_that_goes_away_before_the_result_is_written_is_named(environment, tmp_path):
+    """All levels are computed by then: what to do is said, and nothing of a mistake in daskreg."""
+    (tmp_path / "stages.yaml").write_text(STAGES)
+    image, command = simple(tmp_path / "a.zarr"), [sys.executable, "-m", "daskreg", "register"]
+    with object_store() as url, ExitStack() as later:
+        fsspec.filesystem("s3", key="key", secret="secret", endpoint_url=url).mkdir("lab")
+        home = os.environ.get("HOME", str(tmp_path))
+        given = {
+            **environment,
+            **KEYS,
+            "AWS_ENDPOINT_URL": url,
+            "HOME": home,
+            "PYTHONPATH": os.environ.get("PYTHONPATH", os.getcwd()),
+        }
+        command += [str(image), str(image), "-o", "s3://lab/run.zarr", "--config", "stages.yaml"]
+        run = subprocess.Popen(command, env=given, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        later.callback(run.kill)
+        said = ""
+        while "deformable" not in said and (line := run.stderr.readline()):
+            said += line
+        closed = later.pop_all()
+    with closed:
+        said += run.communicate(timeout=200)[1]
+    assert run.returncode == 2, said
+    assert "s3://lab/run.zarr: the server cannot be reached" in said
+    assert "'daskreg register --resume -o s3://lab/run.zarr' goes on from its last checkpoint, or begins again" in said
+    assert "unexpected" not in said

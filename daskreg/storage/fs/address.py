@@ -22,6 +22,7 @@ AXES_EXPECTED = (
     "c (channel), s (samples of a pixel) or q (anything else)"
 )
 WORD = re.compile(r"[A-Za-z_]+")
+BUCKETS = ("s3", "s3a", "gs", "gcs")  # protocols of stores of objects
 LETTER = re.compile(r"\s*[A-Za-z]\s*")
 NUMBER = re.compile(r"\s*[\d.]+(?:e[+-]?\d+)?\s*", re.I)
 
@@ -180,6 +181,12 @@ def with_path(source: str, path: str) -> str:
 
 def _keys(source: str) -> list[str]:
     return [part.partition("=")[0] for part in _split(source)[1]]
+
+
+def is_bucket(path: str) -> bool:
+    """Whether a URL names a whole bucket of an object store, and nothing in it."""
+    protocol, _, inner = path.partition("://")
+    return protocol in BUCKETS and "/" not in inner.rstrip("/")
 
 
 def is_remote(path: str) -> bool:

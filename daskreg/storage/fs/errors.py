@@ -9,8 +9,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from daskreg.errors import DaskregError, InputError, NotFound, OutOfSpace, OutputError, Unreadable, nearest_name
-from daskreg.storage.fs.address import is_remote
+from daskreg.errors import DaskregError, InputError, NotFound, OutOfSpace, OutputError, Unreachable, Unreadable, nearest_name
+from daskreg.storage.fs.address import is_bucket, is_remote
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -77,7 +77,11 @@ def remote_refusal(name: str, error: BaseException) -> Unreadable | None:
         if status is not None and status != 404 and status >= 400:
             return Unreadable(f"{name}: the server answers HTTP {status}; try again later, or check the address.")
         if isinstance(cause, ConnectionError | TimeoutError) or "Connect" in kind or kind == "gaierror":
-            return Unreadable(f"{name}: the server cannot be reached ({reason(cause)}); check the address and the network.")
+            return Unreachable(f"{name}: the server cannot be reached ({reason(cause)}); check the address and the network.")
+        if kind == "ProfileNotFound":
+            return Unreadable(f"{name}: {reason(cause)}; name one of ~/.aws/config in AWS_PROFILE, or unset that.")
+        if "Invalid endpoint" in str(cause):
+            return Unreadable(f"{name}: {reason(cause)}; AWS_ENDPOINT_URL begins with http:// or https://.")
     return None
 
 
@@ -149,6 +153,8 @@ def not_found(path: str) -> NotFound:
     """The error for a missing path, which suggests the most similar name in its folder; for a broken link, names its target."""
     if not is_remote(path) and os.path.islink(path):
         return NotFound(f"{path} is a link to {os.readlink(path)}, which does not exist; bring that back, or change the link.")
+    if is_bucket(path):
+        return NotFound(f"{path} is a bucket; name what is in it, as in {path.rstrip('/')}/image.ome.zarr.")
     return NotFound(f"{path or 'an empty path'} does not exist{'' if is_remote(path) else nearest_name(path)}.")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from daskreg.errors import OutputBusy, OutputError
-from daskreg.storage.fs.address import is_remote
+from daskreg.storage.fs.address import is_bucket, is_remote
 from daskreg.storage.fs.errors import write_errors
 from daskreg.storage.fs.files import hidden_sibling, read_text, remote_file_system
 from daskreg.storage.fs.process import is_running, now, this_process
@@ -76,8 +76,10 @@ def only_writer(path: str) -> Iterator[OutputLock]:
 
     The lock is a file ``.NAME.lock`` beside the output. A lock whose process has ended is taken over at once. Where that cannot
     be seen (another host), this waits until the lock is renewed, or has not been for ``SILENCE`` seconds.
-    Raises OutputBusy, naming the process that writes; OutputError when the folder cannot be written to.
+    Raises OutputBusy, naming the process that writes; OutputError when the folder cannot be written to, or for a whole bucket.
     """
+    if is_bucket(path):
+        raise OutputError(f"{path} is a bucket; name a place in it, as in {path.rstrip('/')}/run.zarr.")
     where = lock_path(path)
     lock = OutputLock(path, _RemoteLockFile(where) if is_remote(path) else _LocalLockFile(where), uuid4().hex)
     try:  # whenever a signal arrives, the lock goes

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from daskreg.deferred import DeferredModule
-from daskreg.errors import IncompleteRun, InputError, OutputError
+from daskreg.errors import IncompleteRun, InputError, OutputError, Unreachable
 from daskreg.grid import Grid
 from daskreg.storage.fs.address import is_remote, join, parse_address
 from daskreg.storage.fs.atomic import require_writable
@@ -219,9 +219,13 @@ class RunStore(RunImages):
             require_all_stored(level, f"{self.name}/{name}/{level.basename}")
 
     def require_mine(self) -> None:
-        """Raises OutputError when the run was removed, or when another process continues it."""
+        """Raises OutputError when the run was removed, or when another process continues it; Unreachable where a server that has
+        it does not answer.
+        """
         try:
             state = self.state
+        except Unreachable:
+            raise
         except InputError as error:
             raise OutputError(
                 f"{self.name} was removed while the run wrote to it ({self.path}); nothing is left of it: start it again."
