@@ -14,7 +14,7 @@ from uuid import uuid4
 from daskreg.errors import OutputError, OutputExists
 from daskreg.storage.fs.address import is_remote, join, parse_address
 from daskreg.storage.fs.errors import write_errors
-from daskreg.storage.fs.files import METADATA_FILES, exists, hidden_sibling, remove
+from daskreg.storage.fs.files import METADATA_FILES, exists, hidden_sibling, is_folder, list_names, remove
 from daskreg.storage.fs.lock import OutputLock, only_writer
 from daskreg.storage.fs.swap import Version, put_new, version_of
 from daskreg.storage.fs.swap import replace as swap
@@ -214,7 +214,8 @@ def _publish_companions(folder: str, name: str, parent: str, overwrite: bool) ->
 
 def require_replaceable(path: str) -> None:
     """Raises OutputError for a folder that is no Zarr store: overwriting would delete it."""
-    inside = set(os.listdir(path)) if not is_remote(path) and os.path.isdir(path) else set()
+    with write_errors(path):
+        inside = set(list_names(path)) if is_folder(path) else set()
     if inside and not inside & set(METADATA_FILES):
         raise OutputError(
             f"{path} is a folder, neither image nor run, and is not overwritten; name a store in it, "

@@ -27,6 +27,14 @@ def exists(path: str) -> bool:
         return bool(system.exists(inner))
 
 
+def is_folder(path: str) -> bool:
+    """Whether a local or remote path is a folder."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    system, inner = remote_file_system(path)
+    return bool(system.isdir(inner))
+
+
 def remove(path: str) -> None:
     """Delete a file or a whole store, if it exists."""
     if is_remote(path):

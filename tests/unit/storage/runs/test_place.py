@@ -16,7 +16,8 @@ from daskreg.errors import IncompleteRun, OutputBusy, OutputError, OutputExists,
 from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, RunStore
 from daskreg.storage.fs import swap
-from daskreg.storage.fs.files import exists
+from daskreg.storage.fs.atomic import require_writable
+from daskreg.storage.fs.files import exists, replace_text
 from daskreg.storage.runs import place
 from daskreg.storage.runs.place import place_beside
 
@@ -152,6 +153,17 @@ def test_a_run_that_was_removed_says_so_and_leaves_nothing(path):
             act()
     run.abandon()
     assert not exists(path)
+
+
+def test_a_folder_of_other_things_is_not_overwritten(path):
+    """One in a bucket was deleted, with all that was in it."""
+    os.mkdir(path) if not path.startswith("memory") else None
+    replace_text(f"{path}/notes.txt", "all of them")
+    with pytest.raises((OutputError, OutputExists), match="neither image nor run, and is not overwritten"):
+        started(path, overwrite=True)
+    assert exists(f"{path}/notes.txt")
+    replace_text(f"{path}.nii", "a file alone")
+    require_writable(f"{path}.nii", True)
 
 
 def test_what_others_put_where_a_removed_run_was_stays(tmp_path):
