@@ -15,7 +15,7 @@ from daskreg.errors import OutputError, OutputExists
 from daskreg.storage.fs.address import is_remote, join, parse_address
 from daskreg.storage.fs.errors import write_errors
 from daskreg.storage.fs.files import METADATA_FILES, exists, hidden_sibling, is_folder, list_names, remove
-from daskreg.storage.fs.lock import OutputLock, only_writer
+from daskreg.storage.fs.lock import OutputLock, is_being_written, only_writer
 from daskreg.storage.fs.swap import Version, put_new, version_of
 from daskreg.storage.fs.swap import replace as swap
 
@@ -60,10 +60,10 @@ def _unfinished(path: str, before: Version | None) -> Iterator[str]:
                 os.mkdir(folder)
         yield place
     except OutputError as error:
-        _discard(folder)
+        _discard(folder, path)
         raise type(error)(str(error).replace(place, path)) from error
     except BaseException:
-        _discard(folder)
+        _discard(folder, path)
         raise
     if folder != path:
         remove(folder)
@@ -80,12 +80,24 @@ def _remote_place(path: str, before: Version | None) -> tuple[str, str]:
     return (path, path) if before is None else (join(folder, path.rpartition("/")[2]), folder)
 
 
-def _discard(path: str) -> None:
-    """Delete partial output now, and again at exit: threads of Dask's pool may still be writing to it."""
-    if not is_remote(path):
-        atexit.register(remove, path)  # runs after the threads of the pool have ended; no later output has this name
+def _discard(folder: str, path: str) -> None:
+    """Delete partial output now, and again at exit: threads of Dask's pool may still be writing to it.
+
+    What is registered runs after these threads have ended.
+    """
+    if is_remote(path):
+        atexit.register(_discard_remains, folder, path)
+    else:
+        atexit.register(remove, folder)  # no later output has this name
     with suppress(OSError):
-        remove(path)
+        remove(folder)
+
+
+def _discard_remains(folder: str, path: str) -> None:
+    """Delete what came into the folder of a remote output that failed, unless it is written again, or has been since."""
+    with suppress(Exception):  # a server may be gone: whoever writes there next deletes it
+        if not is_being_written(path) and is_folder(folder) and not (folder == path and _has_metadata(path)):
+            remove(folder)
 
 
 def remove_leftovers(path: str) -> None:

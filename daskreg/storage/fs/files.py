@@ -32,6 +32,7 @@ def is_folder(path: str) -> bool:
     if not is_remote(path):
         return os.path.isdir(path)
     system, inner = remote_file_system(path)
+    system.invalidate_cache(inner)  # other processes write too
     return bool(system.isdir(inner))
 
 

@@ -80,14 +80,23 @@ def only_writer(path: str) -> Iterator[OutputLock]:
     """
     if is_bucket(path):
         raise OutputError(f"{path} is a bucket; name a place in it, as in {path.rstrip('/')}/run.zarr.")
-    where = lock_path(path)
-    lock = OutputLock(path, _RemoteLockFile(where) if is_remote(path) else _LocalLockFile(where), uuid4().hex)
+    lock = OutputLock(path, _lock_file(path), uuid4().hex)
     try:  # whenever a signal arrives, the lock goes
         _acquire(lock)
         threading.Thread(target=lock._beat, name="daskreg-lock", daemon=True).start()
         yield lock
     finally:
         lock.release()
+
+
+def is_being_written(path: str) -> bool:
+    """Whether there is a lock of an output, that of this process included."""
+    return _lock_file(path).read() is not None
+
+
+def _lock_file(path: str) -> LockFile:
+    where = lock_path(path)
+    return _RemoteLockFile(where) if is_remote(path) else _LocalLockFile(where)
 
 
 def lock_path(path: str) -> str:

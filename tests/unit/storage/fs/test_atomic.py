@@ -16,9 +16,10 @@ import zarr
 from daskreg.errors import GridError, OutputBusy, OutputError, OutputExists
 from daskreg.grid import Grid
 from daskreg.storage import open_volume, write_image
-from daskreg.storage.fs import swap
+from daskreg.storage.fs import atomic, swap
 from daskreg.storage.fs.atomic import atomic_output, remove_leftovers
-from daskreg.storage.fs.lock import lock_path
+from daskreg.storage.fs.files import exists
+from daskreg.storage.fs.lock import lock_path, only_writer
 
 GRID = Grid((8, 8, 8), unit="mm")
 ENDINGS = ["nii.gz", "ome.zarr"]
@@ -155,13 +156,42 @@ def test_a_copy_in_an_object_store_that_was_cut_short_is_finished_by_the_next_wr
 
     with monkeypatch.context() as patched:
         patched.setattr(type(memory), "copy", lambda self, *where: killed(*where))
-        patched.setattr("daskreg.storage.fs.atomic._discard", lambda path: None)
+        patched.setattr("daskreg.storage.fs.atomic._discard", lambda *_: None)
         patched.setattr("daskreg.storage.fs.lock.OutputLock.release", lambda self: None)
         with pytest.raises(KeyboardInterrupt):
             write(path, 2, overwrite=True)
     monkeypatch.setattr("daskreg.storage.fs.lock.is_running", lambda record: False)
     with pytest.raises(OutputExists):
         write(path, 3)
+    assert value_of(path) == 2
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_in_an_object_store_what_threads_write_after_a_failure_is_deleted_at_exit(tmp_path, monkeypatch, older):
+    path, left = f"memory://{tmp_path.name}/a.ome.zarr", []
+    monkeypatch.setattr(atomic.atexit, "register", lambda *call: left.append(call))
+
+    def fail():
+        with pytest.raises(KeyboardInterrupt), atomic_output(path, overwrite=True) as place:
+            raise KeyboardInterrupt
+        zarr.create_array(f"{place}/0", data=np.zeros(3))
+        return place
+
+    if older:
+        write(path, 1)
+    place = fail()
+    assert exists(place)
+    with only_writer(path):  # by another command
+        for function, *arguments in left:
+            function(*arguments)
+    assert exists(place)
+    for function, *arguments in left:
+        function(*arguments)
+    assert not exists(place)
+    assert exists(path) == older
+    write(path, 2, overwrite=True)
+    for function, *arguments in left:
+        function(*arguments)
     assert value_of(path) == 2
 
 
