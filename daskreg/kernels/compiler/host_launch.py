@@ -20,7 +20,7 @@ from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.dry_run import NOTED
 
 PARTS = 4  # of a launch for each thread, so that one that is kept from running does not hold up the others
-LEAST_VOXELS = 4096  # of a part: fewer take less time than to hand them to a thread
+LEAST_VOXELS = 16384  # of a part: fewer take about as long as to wake a thread for them
 NAME = "daskreg-kernels"  # of the threads
 _OWN = threading.local()
 
