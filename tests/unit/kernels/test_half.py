@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numba import njit
 
 from daskreg.kernels.adam.moments import pack_moments, pack_word, unpack_moments
 from daskreg.kernels.compiler.formula import CPU
@@ -13,6 +14,12 @@ from tests.cases import bfloats, floats
 DICE = 1 << 10
 
 
+def callable_from_python(formula):
+    """Formulas are compiled for kernels alone, without what Python needs to call them."""
+    compiled = formula.form(CPU)
+    return njit(lambda *arguments: compiled(*arguments))
+
+
 def numbers(count=4000):
     """Of any size and sign."""
     rng = np.random.default_rng(0)
@@ -21,7 +28,8 @@ def numbers(count=4000):
 
 def test_a_bfloat16_is_the_nearest_one_and_even_where_two_are():
     values = np.concatenate([numbers(), [0, 1, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8]]).astype(np.float32)
-    made = np.array([to_bfloat16.form(CPU)(v) for v in values], np.uint16)
+    convert = callable_from_python(to_bfloat16)
+    made = np.array([convert(v) for v in values], np.uint16)
     np.testing.assert_array_equal(made, bfloats(values))
     assert np.abs(floats(made) - values).max(where=values != 0, initial=0) > 0
     np.testing.assert_allclose(floats(made), values, rtol=2**-8)
@@ -40,7 +48,8 @@ def test_whole_fields_are_rounded_likewise():
 def test_moments_come_out_of_a_word_and_go_back_into_it_bit_for_bit():
     """What a checkpoint holds is what was stored, so that a run goes on as if nothing had happened."""
     m, v = numbers(), np.abs(numbers()[::-1])
-    words = np.array([pack_word.form(CPU)(a, b, np.uint32(DICE // 2)) for a, b in zip(m, v, strict=True)], np.uint32)
+    pack = callable_from_python(pack_word)
+    words = np.array([pack(a, b, np.uint32(DICE // 2)) for a, b in zip(m, v, strict=True)], np.uint32)
     kept = unpack_moments(words)
     np.testing.assert_array_equal(pack_moments(*kept), words)
     np.testing.assert_allclose(kept[0], m, rtol=2**-8)
@@ -51,14 +60,15 @@ def test_moments_come_out_of_a_word_and_go_back_into_it_bit_for_bit():
 def test_the_second_moment_is_right_on_average(part):
     """So that increments far below the last place add up, whatever the decay."""
     value = np.float32(1 + part * 2**-8)
-    words = [pack_word.form(CPU)(np.float32(0), value, np.uint32(dice)) for dice in range(DICE)]
+    pack = callable_from_python(pack_word)
+    words = [pack(np.float32(0), value, np.uint32(dice)) for dice in range(DICE)]
     found = unpack_moments(np.array(words, np.uint32))[1]
     assert set(np.unique(found)) <= {np.float32(1), np.float32(1 + 2**-8)}
     assert abs(float(found.mean()) - float(value)) < 2**-8 / DICE
 
 
 def test_dice_are_even_and_differ_between_voxels_iterations_and_components():
-    throw, one = random_bits.form(CPU), component_bits.form(CPU)
+    throw, one = callable_from_python(random_bits), callable_from_python(component_bits)
     dice = np.array(
         [[one(np.uint32(throw(np.uint32(k), np.int32(t))), c) for c in range(3)] for k in range(3000) for t in (1, 2)]
     )
