@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator has one thread"
 def three_threads(monkeypatch):
     """For launches from any thread, on a machine with any number of cores."""
     monkeypatch.setattr(host_launch, "_most_threads", lambda: 3)
+    monkeypatch.setattr(host_launch, "_OWN", threading.local())  # other tests have chosen for this thread
 
 
 def counted(items, voxels=MANY):
