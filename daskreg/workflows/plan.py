@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     clusters = DeferredModule("daskreg.cluster")
 
-SECONDS_A_KERNEL = 2.5  # of a busy core, as the summaries of first runs say
+SECONDS_A_KERNEL = 0.9  # of a core, as the summaries of first runs say
 
 
 @checked_arguments(preset="config")
