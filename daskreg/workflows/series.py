@@ -28,6 +28,7 @@ from daskreg.storage.digest import difference, digest
 from daskreg.storage.fill import Fill
 from daskreg.storage.fs.address import join, parse_address, with_key, without_key
 from daskreg.storage.fs.files import exists, replace_text
+from daskreg.storage.fs.lock import only_writer
 from daskreg.workflows.apply import apply
 from daskreg.workflows.inputs import ConfigLike, Request, as_config
 from daskreg.workflows.register import register
@@ -155,8 +156,8 @@ def series(
 
     An image that cannot be opened or registered is told in the table, and the others are done; with ``to="previous"`` those
     behind it are left out. One whose result is wrong is no error: see ``chain_verdict`` of the table. Raises InputError in all
-    its forms for the reference and for the configuration, and ConfigError where the folder holds another series, before anything
-    is written.
+    its forms for the reference and for the configuration, ConfigError where the folder holds another series, and OutputBusy where
+    another process works on it, before anything is written.
     """
     require_known("to", to, ("reference", "previous"))
     path = parse_address(output).path
@@ -179,7 +180,8 @@ def series(
         there = _moved_at(path, k) if exists(_moved_at(path, k)) else ""
         rows[k] = _with(_measured(rows[k], rows, runs[k], kept[k], "kept"), moved=there)
     fill = chosen.fill if resources.get("fill") is None else resources["fill"]
-    with _one_cluster({**resources, "device": device, "progress": progress}) as given, _saying_how_to_go_on(rows, path):
+    of_all = {**resources, "device": device, "progress": progress}
+    with only_writer(join(path, TABLE)), _one_cluster(of_all) as given, _saying_how_to_go_on(rows, path):
         for k, f in plan.items():
             if f is not None:
                 rows[k] = _registered(rows, k, runs[k], requests[k], wrong.get(k), given, overwrite)

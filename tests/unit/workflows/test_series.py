@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 import daskreg
 from daskreg import MSE, Rigid
 from daskreg.cli import app
-from daskreg.errors import ConfigError, NotFound
+from daskreg.errors import ConfigError, NotFound, OutputBusy
 from daskreg.grid import Grid
 from daskreg.storage import open_stack, write_image
 from daskreg.storage.axes import Axis
+from daskreg.storage.fs.lock import only_writer
 from daskreg.workflows import series as module
 from daskreg.workflows.series import series
 from tests.phantoms import blobs
@@ -68,6 +69,8 @@ def test_each_round_is_registered_to_the_one_before_and_brought_to_the_reference
     others = r"its fixed image is .*0\.ome\.zarr::channel=DAPI, and .*0\.ome\.zarr::channel=GFP was given; its moving image"
     with pytest.raises(ConfigError, match=others):
         series(images, tmp_path / "s", CONFIG, to="previous", channel="GFP", progress=False)
+    with only_writer(str(tmp_path / "s" / "series.csv")), pytest.raises(OutputBusy, match=r"series\.csv is being written"):
+        series(images, tmp_path / "s", CONFIG, to="previous", channel="DAPI", progress=False)
     other = [CONFIG[0].model_copy(update={"iterations": (14,)})]
     with pytest.raises(ConfigError, match=r"its configuration is another, stages\[0\]\.iterations\[0\] is 15 where 14 was given"):
         series(images, tmp_path / "s", other, to="previous", channel="DAPI", progress=False)
