@@ -283,9 +283,14 @@ def on_other_grid(image: Stack | Volume, role: str, grids: Mapping[str, Grid | N
     return own is not None and other is not None and _same(image.grid, other) and not _same(image.grid, own)
 
 
+def exchanged(fixed: Stack | Volume, moving: Stack | Volume, grids: Mapping[str, Grid | None]) -> bool:
+    """Whether each of two images has the grid of the other side of a transform, and not its own."""
+    return on_other_grid(fixed, "fixed", grids) and on_other_grid(moving, "moving", grids)
+
+
 def require_not_exchanged(fixed: Stack | Volume, moving: Stack | Volume, grids: Mapping[str, Grid | None]) -> None:
     """Raises ConfigError where each of two images has the grid of the other side of a transform, and not its own."""
-    if on_other_grid(fixed, "fixed", grids) and on_other_grid(moving, "moving", grids):
+    if exchanged(fixed, moving, grids):
         raise ConfigError(
             f"{fixed.name}, given for the fixed image of the transform, has the grid of its moving image, and "
             f"{moving.name} that of its fixed image: they were exchanged. Give each for the other."

@@ -20,7 +20,7 @@ from daskreg.errors import ConfigError, GridError, NotFound, UnitsError
 from daskreg.grid import MINIMUM_PLANES, OPENED_ARRAY, Grid, Index, cut_orders
 from daskreg.html import joined
 from daskreg.lazy.load import FinishedRun, load_transform, path_of
-from daskreg.lazy.resample import lies_elsewhere, mistaken_lengths, on_other_grid
+from daskreg.lazy.resample import exchanged, lies_elsewhere, mistaken_lengths
 from daskreg.lazy.transform import Transform
 from daskreg.planning import COUNTED_BYTES, Encoding, Plan, make_plan
 from daskreg.storage import Volume, is_remote, open_volume, write_image
@@ -204,7 +204,7 @@ def open_initial_transform(source: str | None, unit: str | None) -> Transform | 
 def _warn_of_other_pair(start: Transform, volumes: tuple[Volume, Volume], name: str) -> None:
     """Log a warning where an initial transform is of the two images in the other order, or of another fixed image."""
     (fixed, moving), grids, own = volumes, start.grids, start.fixed
-    if on_other_grid(fixed, "fixed", grids) and on_other_grid(moving, "moving", grids):
+    if exchanged(fixed, moving, grids):
         log.warning(
             "%s was made for the two images in the other order: it maps points of %s to points of %s. 'daskreg invert' makes the "
             "one that is needed here.",

@@ -24,7 +24,6 @@ from daskreg.lazy.load import load_transform
 from daskreg.lazy.transform import Transform
 from daskreg.reporting.log import shown
 from daskreg.storage import RunStore, is_remote, open_stack, open_volume
-from daskreg.storage.digest import difference, digest
 from daskreg.storage.fill import Fill
 from daskreg.storage.fs.address import join, parse_address, with_key, without_key
 from daskreg.storage.fs.files import exists, replace_text
@@ -33,8 +32,7 @@ from daskreg.workflows.apply import apply
 from daskreg.workflows.inputs import ConfigLike, Request, as_config
 from daskreg.workflows.register import register
 from daskreg.workflows.resources import LOCAL
-from daskreg.workflows.resume import from_anywhere, same_address, same_selection
-from daskreg.workflows.unchanged import differences, in_words, input_digests
+from daskreg.workflows.same_series import require_same
 
 if TYPE_CHECKING:
     from daskreg import cluster as clusters
@@ -198,7 +196,7 @@ def _kept_runs(runs: Mapping[int, str], requests: Mapping[int, Request], wrong: 
     for k in requests:
         try:
             if k not in wrong and _complete(runs[k]):
-                _require_same(runs[k], requests[k])
+                require_same(runs[k], requests[k])
                 kept[k] = RunStore.open(runs[k])
         except (RunError, InputError) as error:
             if isinstance(error, ConfigError):
@@ -307,7 +305,7 @@ def _registered(
     if wrong is not None:
         return _without_run(row, path, "failed", wrong)
     if row.state == "kept":
-        return _measured(row, rows, path, RunStore.open(path), "kept")
+        return _with(row, chain_verdict=_worse(row.verdict, fixed))
     try:
         resume = not overwrite and exists(path)
         images = request.fixed, request.moving
@@ -332,8 +330,13 @@ def _measured(row: Row, rows: Mapping[int, Row], path: str, run: RunStore, state
     measures["folded_percent"] = float(metrics.get("jacobian", {}).get("folded_percent", 0.0))
     measures["seconds"] = float(report.get("seconds", {}).get("total", 0.0))
     verdict = _verdict_of(report)
-    worst = max(verdict, rows[row.fixed or 0].chain_verdict, key=VERDICTS.index)
-    return _with(row, state=state, run=path, verdict=verdict, chain_verdict=worst, measures=measures)
+    worse = _worse(verdict, rows[row.fixed or 0])
+    return _with(row, state=state, run=path, verdict=verdict, chain_verdict=worse, measures=measures)
+
+
+def _worse(verdict: str, fixed: Row) -> str:
+    """Of a verdict and of those that bring the image to the reference that is registered to."""
+    return max(verdict, fixed.chain_verdict, key=VERDICTS.index)
 
 
 def _verdict_of(report: Mapping[str, Any]) -> str:
@@ -346,47 +349,6 @@ def _with(row: Row, **values: Any) -> Row:
 
 def _complete(path: str) -> bool:
     return exists(path) and RunStore.attach(path).complete
-
-
-def _require_same(path: str, request: Request) -> None:
-    """Raises ConfigError where a complete run is of other images or of another configuration."""
-    store, wanted = RunStore.attach(path), request.recipe()
-    found = (_other_image(store, role, str(wanted[role])) for role in ("fixed", "moving"))
-    other = [text for text in found if text]
-    if store.recipe.get("config") != wanted["config"]:
-        other.append(f"its configuration is another, {_first_difference(store.recipe.get('config'), wanted['config'])}")
-    known = store.recipe.get("inputs")
-    if not other and isinstance(known, Mapping):
-        files = differences({k: v for k, v in known.items() if k not in ("fixed", "moving")}, input_digests(request))
-        other = [f"the {in_words(role)} is another: {text}" for role, text in files]
-    if other:
-        raise ConfigError(f"{path} is of another series: {'; '.join(other)}. Choose another folder, or --overwrite.")
-
-
-def _other_image(store: RunStore, role: str, given: str) -> str | None:
-    """What tells a given image from that of a run, in words; None for the same one, also where both were moved since."""
-    its, inputs = from_anywhere(store, role, store.recipe.get(role)), store.recipe.get("inputs")
-    known = inputs.get(role) if isinstance(inputs, Mapping) else None
-    same = same_address(given, its)
-    if isinstance(known, Mapping) and (same or same_selection(given, its)):
-        now = digest(given, known_as=parse_address(str(known.get("address"))).path)
-        changed = None if now is None else difference(known, now)
-        if changed is None or same:
-            return None if changed is None else f"its {role} image {its} has changed since, {changed}"
-    return None if same else f"its {role} image is {its}, and {given} was given"
-
-
-def _first_difference(its: Any, wanted: Any, where: str = "") -> str:
-    """Where two configurations differ first, in words."""
-    if isinstance(its, Mapping) and isinstance(wanted, Mapping):
-        key = next(k for k in [*its, *wanted] if its.get(k) != wanted.get(k))
-        return _first_difference(its.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
-    if isinstance(its, list) and isinstance(wanted, list) and len(its) == len(wanted):
-        k = next(k for k, (a, b) in enumerate(zip(its, wanted, strict=True)) if a != b)
-        return _first_difference(its[k], wanted[k], f"{where}[{k}]")
-    if isinstance(its, list) and isinstance(wanted, list):
-        return f"{where} has {len(its)} entries where {len(wanted)} were given"
-    return f"{where} is {its!r} where {wanted!r} was given"
 
 
 def _resampled(

@@ -1,7 +1,7 @@
 """Launches of compiled CPU kernels: the rows of a launch are shared out among threads.
 
 A compiled kernel is a function ``f(begin, end, *arguments)`` that computes the items from ``begin`` to ``end``, usually rows of
-voxels, without Python's global interpreter lock. Numba's own parallel loops take twice as long to compile, and need a threading
+voxels, without Python's global interpreter lock. Numba's own parallel loops take longer to compile, and need a threading
 layer: its ``workqueue`` ends the process where two Python threads launch at once, and OpenMP does not survive a fork.
 """
 
@@ -124,5 +124,4 @@ def _serve(calls: SimpleQueue[Callable[[], None]]) -> None:
 
 
 HELPERS = Helpers()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=HELPERS.reset)
+os.register_at_fork(after_in_child=HELPERS.reset)

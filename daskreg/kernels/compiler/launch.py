@@ -196,7 +196,7 @@ class CpuLauncher:
     """
 
     def __init__(self, function: Callable[..., Any], name: str, items: Callable[..., int], options: dict[str, Any]) -> None:
-        self.name, self.items = name, items
+        self.items = items
         self.compiled = _compiled(function, name, options)
 
     def __call__(self, *arguments: Any) -> None:

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 from daskreg.kernels.compiler import host_launch
-from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.host_launch import LEAST_VOXELS, PARTS, launch, set_thread_count, thread_count
 from daskreg.kernels.jacobian import jacobian
 
 MANY = 10**9  # voxels
-pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator has one thread")
 
 
 @pytest.fixture(autouse=True)
