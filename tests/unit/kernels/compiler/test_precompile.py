@@ -9,8 +9,11 @@ from functools import cache
 import pytest
 from numba import typeof, types
 
+from daskreg import PRESETS, Deformable
 from daskreg.kernels.compiler import precompile
 from daskreg.kernels.compiler.configuration import SIMULATED
+from daskreg.kernels.smoothing.cpu import gaussian_radius
+from daskreg.models.displacement.composition import FUSED_REACH
 from tests import cases
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing")
@@ -77,6 +80,20 @@ def test_arguments_are_listed_as_they_are_launched(name, constants, signature):
     assert compared
     wrong = {parameter: kind for parameter, kind in compared.items() if kind not in launched(name)[parameter]}
     assert not wrong  # else benchmarks/warm_up_signatures.py is to be run again
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_filters_of_the_presets_are_listed(preset):
+    stages = [s for s in PRESETS[preset].stages if isinstance(s, Deformable)]
+    steps = {
+        ("smooth_adam", str((gaussian_radius(s.smooth_gradient), *s.optimizer.build(s.storage, "cuda").constants)))
+        for s in stages
+    }
+    filters = {gaussian_radius(s.smooth_warp) for s in stages}
+    maps = {("compose_smooth", f"({reach if reach <= FUSED_REACH else 0},)") for reach in filters}
+    assert steps | maps <= {
+        (name, str(constants)) for name, constants, _ in USUAL
+    }  # else warm_up_signatures.py is to be run again
 
 
 def test_no_kernel_is_listed_twice():
