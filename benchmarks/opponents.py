@@ -58,6 +58,14 @@ def fireants_cuda(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
     return {**_start("fireants", replace(job, device="cuda"), home), "device": "cuda"}
 
 
+def niftyreg(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
+    """NiftyReg's reg_aladin and reg_f3d with their defaults, built from its sources into ``home/bin``."""
+    binary = home / "bin" / "reg_f3d"
+    if not binary.exists():
+        raise FileNotFoundError(f"{binary} is not there; build https://github.com/KCL-BMEIS/niftyreg with CMake, and copy it")
+    return start("niftyreg", job, Environment(sys.executable, str(binary)))
+
+
 def simpleitk(job: Job, home: Path = DEFAULT_HOME) -> dict[str, Any]:
     """SimpleITK: a linear stage (``job.dof`` 6 or 12) by Mattes MI; it has no deformable stage here."""
     return _start("simpleitk", job, home)
@@ -84,6 +92,7 @@ RUNNERS = {
     "ants_cc": ants_cc,
     "fireants": fireants,
     "fireants_cuda": fireants_cuda,
+    "niftyreg": niftyreg,
     "simpleitk": simpleitk,
 }
 

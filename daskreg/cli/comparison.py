@@ -17,7 +17,9 @@ def compare(
     output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="for compare.csv, compare.json and compare.md")],
     against: Annotated[
         str,
-        typer.Option("--against", metavar="NAMES", help="greedy, greedy_tuned, ants, ants_cc, fireants, fireants_cuda, elastix"),
+        typer.Option(
+            "--against", metavar="NAMES", help="greedy, greedy_tuned, ants, ants_cc, fireants, fireants_cuda, elastix, niftyreg"
+        ),
     ] = "greedy,ants,fireants",
     environment: Annotated[
         list[str] | None,

@@ -94,7 +94,7 @@ def compare(
     run
         A complete run. Programs get its images as NIfTI, float32; one without a deformable stage is compared with linear stages.
     against
-        greedy, greedy_tuned, ants, ants_cc, fireants, fireants_cuda, elastix. One that is missing or fails has a row with a
+        greedy, greedy_tuned, ants, ants_cc, fireants, fireants_cuda, elastix, niftyreg. One that is missing or fails has a row with a
         sentence, and the others go on.
     output
         A folder for ``compare.csv``, ``compare.json`` and ``compare.md``, written anew after each program.

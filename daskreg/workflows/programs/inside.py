@@ -33,7 +33,8 @@ class ProgramJob:
     start: path of an affine in the program's own format to start from, or None for the image centres;
     iterations: of greedy's linear stage, coarse to fine;  device: "cpu" or "cuda", where a program has the choice;
     resample: whether to write the moved image (and labels);  warp: whether to write the field of a linear stage too;
-    binary: of greedy, to run instead of its Python package;  extra: of single programs, see their functions.
+    binary: of greedy, to run instead of its Python package, or NiftyReg's reg_f3d;  extra: of single programs, see their
+    functions.
     """
 
     fixed: str
@@ -309,6 +310,56 @@ def _elastix(job: ProgramJob, clock: Clock) -> dict[str, Any]:
     return out
 
 
+def _niftyreg(job: ProgramJob, clock: Clock) -> dict[str, Any]:
+    """NiftyReg's programs with their defaults: reg_aladin (block matching), then reg_f3d (B-splines, NMI)."""
+    work, said = Path(job.work), list[str]()
+    tool, common = partial(_niftyreg_tool, job, said), ["-ref", job.fixed, "-flo", job.moving, "-omp", str(job.threads)]
+    chains = {"affine": f"{work}/affine.txt"}
+    with clock("affine"):
+        start = ["-inaff", job.start] if job.start else []
+        model = ["-rigOnly"] if job.dof == 6 else []
+        tool("reg_aladin", *common, *start, *model, "-aff", chains["affine"], "-res", f"{work}/moved_affine.nii.gz")
+    if job.deformable:
+        chains["deformable"] = f"{work}/splines.nii.gz"
+        with clock("deformable"):
+            to = ["-cpp", chains["deformable"], "-res", f"{work}/moved_deformable.nii.gz"]
+            tool("reg_f3d", *common, "-aff", chains["affine"], *to)
+    out: dict[str, Any] = {"labels": {}, "matrix": chains["affine"], "settings": "; ".join(said)}
+    out["moved"] = {phase: f"{work}/moved_{phase}.nii.gz" for phase in chains if job.resample}
+    with clock("apply"):
+        for phase, chain in chains.items() if job.labels else ():
+            out["labels"][phase] = f"{work}/labels_{phase}.nii.gz"
+            images = ["-ref", job.fixed, "-flo", str(job.labels), "-trans", chain, "-res", out["labels"][phase]]
+            tool("reg_resample", *images, "-inter", "0")
+    if "deformable" in chains or job.warp:
+        with clock("field"):
+            out["warp"] = f"{work}/warp.nii.gz"
+            tool("reg_transform", "-ref", job.fixed, "-disp", list(chains.values())[-1], out["warp"])
+            _to_lps(out["warp"])
+    return out
+
+
+def _niftyreg_tool(job: ProgramJob, said: list[str], name: str, *words: str) -> None:
+    """Run a program that lies beside reg_f3d."""
+    said.append(" ".join([name, *(w for w in words if "/" not in w)]))
+    found = str(Path(job.binary).with_name(name))
+    code = subprocess.run([found, *words], check=False).returncode
+    if code:
+        sys.exit(f"{found} ended with code {code}")
+
+
+def _to_lps(path: str) -> None:
+    """A field of displacements along NIfTI's world axes (RAS), as ITK stores it (LPS)."""
+    import nibabel
+    import numpy as np
+
+    image = nibabel.load(path)
+    field_of = np.asarray(image.dataobj, np.float32) * np.float32([-1, -1, 1])
+    header = nibabel.Nifti1Header()
+    header.set_intent("vector")
+    nibabel.save(nibabel.Nifti1Image(field_of, image.affine, header), path)
+
+
 INSIDE = {
     "greedy": (_greedy, "picsl_greedy"),
     "ants": (_ants, "antspyx"),
@@ -316,6 +367,7 @@ INSIDE = {
     "fireants": (_fireants, "fireants"),
     "simpleitk": (_simpleitk, "SimpleITK"),
     "elastix": (_elastix, "itk-elastix"),
+    "niftyreg": (_niftyreg, "reg_f3d"),
 }
 
 

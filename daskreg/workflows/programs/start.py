@@ -30,7 +30,7 @@ UNTIMED = ("apply", "field")  # phases that are not registration
 class Program:
     """A program with settings.
 
-    inside: its name in ``inside.py``;  package: what pip installs;  about: method and settings in a few words;  binary: a program
+    inside: its name in ``inside.py``;  package: what pip installs, empty where only a binary will do;  about: method and settings in a few words;  binary: a program
     on the PATH that does the same, empty without;  extra, device: see ``ProgramJob``
     """
 
@@ -40,11 +40,19 @@ class Program:
     binary: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    sources: str = ""
 
     @property
     def installation(self) -> str:
-        """Commands that make an environment with it."""
+        """Commands that make an environment with it, or where its sources are."""
+        if not self.package:
+            return f"build it from {self.sources}"
         return f"python -m venv DIR && DIR/bin/pip install {self.package}"
+
+    @property
+    def example(self) -> str:
+        """A path that says where it is."""
+        return "DIR/bin/python" if self.package else f"DIR/bin/{self.binary}"
 
 
 GREEDY_TUNED = {
@@ -53,6 +61,7 @@ GREEDY_TUNED = {
     "local_iterations": "100x100x50",
     "smoothing": "1.5vox 0.5vox",
 }
+NIFTYREG = "https://github.com/KCL-BMEIS/niftyreg"
 _GREEDY = Program("greedy", "picsl_greedy", "affine NMI, then NCC 2x2x2, 100x50x20 iterations", "greedy")
 _ANTS = Program("ants", "antspyx", "SyN with antspyx's defaults: mutual information")
 _FIREANTS = Program("fireants", "fireants", "moments, affine, greedy with windowed CC 5, Adam; one contrast only")
@@ -64,6 +73,7 @@ PROGRAMS: dict[str, Program] = {
     "fireants": _FIREANTS,
     "fireants_cuda": replace(_FIREANTS, about=f"{_FIREANTS.about}, on a GPU", device="cuda"),
     "elastix": Program("elastix", "itk-elastix", "default parameter maps rigid, affine, bspline: mutual information"),
+    "niftyreg": Program("niftyreg", "", "reg_aladin, then reg_f3d: B-splines, NMI", "reg_f3d", sources=NIFTYREG),
 }  # fmt: skip
 
 
@@ -84,12 +94,12 @@ def find_environment(name: str, given: str | Path | None = None) -> Environment:
     program = PROGRAMS[name]
     if given is not None:
         return _given(name, program, Path(given).expanduser())
-    if _installed(program.package):
+    if program.package and _installed(program.package):
         return Environment(sys.executable)
     on_path = shutil.which(program.binary) if program.binary else None
     if on_path is not None:
         return Environment(sys.executable, on_path)
-    raise ConfigError(f"{name} is not installed here; {program.installation}, and --environment {name}=DIR/bin/python.")
+    raise ConfigError(f"{name} is not installed here; {program.installation}, and --environment {name}={program.example}.")
 
 
 def _installed(package: str) -> bool:
@@ -100,14 +110,17 @@ def _installed(package: str) -> bool:
 
 
 def _given(name: str, program: Program, path: Path) -> Environment:
-    python = path / "bin" / "python" if path.is_dir() else path
-    if not os.access(python, os.X_OK) or python.is_dir():
+    found = path / program.example.removeprefix("DIR/") if path.is_dir() else path
+    if not os.access(found, os.X_OK) or found.is_dir():
+        kind = "interpreter" if program.package else "program"
         raise ConfigError(
-            f"{python} is no interpreter; make it with {program.installation}, and --environment {name}=DIR/bin/python."
+            f"{found} is no {kind}; make it with {program.installation}, and --environment {name}={program.example}."
         )
-    if program.binary and python.name.startswith(program.binary):
-        return Environment(sys.executable, str(python.absolute()))
-    return Environment(str(python.absolute()))
+    if program.binary and found.name.startswith(program.binary):
+        return Environment(sys.executable, str(found.absolute()))
+    if not program.package:
+        raise ConfigError(f"{found} is not {program.binary}; {program.installation}, and --environment {name}={program.example}.")
+    return Environment(str(found.absolute()))
 
 
 def start(name: str, job: ProgramJob, where: Environment, timeout: float | None = None) -> dict[str, Any]:
