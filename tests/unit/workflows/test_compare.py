@@ -40,6 +40,23 @@ shutil.copy("{field}", target)
 """
 
 
+# the four programs of NiftyReg: the field is asked for along NIfTI's axes, and labels through the splines
+NIFTYREG = """#!{python}
+import pathlib, sys
+import nibabel, numpy
+words, name = sys.argv[1:], pathlib.Path(sys.argv[0]).name
+if "-version" in words:
+    print("NiftyReg of a test")
+    sys.exit()
+with open(r"{log}", "a") as log:
+    print(name, *(w for w in words if "/" not in w), file=log)
+if name == "reg_transform":
+    image = nibabel.load(r"{field}")
+    values = numpy.asarray(image.dataobj, numpy.float32) * numpy.float32([-1, -1, 1])
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), words[-1])
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run in millimetres and the same numbers in micrometres, their images and labels, and the field of the map."""
@@ -65,8 +82,41 @@ def program(folder, more=""):
     return path
 
 
+def niftyreg(folder, place):
+    for name in ("reg_aladin", "reg_f3d", "reg_resample", "reg_transform"):
+        path = place / name
+        path.write_text(NIFTYREG.format(python=sys.executable, field=folder / "field.nii.gz", log=place / "log.txt"))
+        path.chmod(0o755)
+    return place / "reg_f3d"
+
+
 def given(place):
     return {name: str(place / f"{name}.ome.zarr") for name in ("fixed", "moving", "fixed_labels", "moving_labels")}
+
+
+def test_the_programs_of_niftyreg_follow_each_other_and_give_a_map_along_nifti_axes(folder, tmp_path):
+    place, bins = folder / "millimeter", tmp_path / "bin"
+    bins.mkdir()
+    where = {"niftyreg": niftyreg(folder, bins)}
+    found = compare(place / "run.zarr", ["niftyreg"], tmp_path / "out", environments=where, threads=3, **given(place))
+    ours, theirs = found.rows[1:]
+    for name in ("correlation", "dice", "folded_percent", "jacobian_smallest", "jacobian_largest"):
+        assert getattr(theirs.measures, name) == pytest.approx(getattr(ours.measures, name), abs=2e-3), name
+    assert theirs.version.endswith("NiftyReg of a test")
+    assert (bins / "log.txt").read_text().splitlines() == [
+        "reg_aladin -ref -flo -omp 3 -aff -res",
+        "reg_f3d -ref -flo -omp 3 -aff -cpp -res",
+        "reg_transform -ref -disp",
+    ]
+
+
+def test_a_program_that_is_built_from_sources_is_told_with_them(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"build it from https://github.com/KCL-BMEIS/niftyreg, and --environment niftyreg=DIR/bin/reg_f3d"
+    ):
+        find_environment("niftyreg", tmp_path / "reg_f3d")
+    with pytest.raises(ConfigError, match=r"python\S* is not reg_f3d"):
+        find_environment("niftyreg", sys.executable)
 
 
 @pytest.mark.parametrize("unit", ["millimeter", "micrometer"])
@@ -156,7 +206,7 @@ def test_an_environment_is_an_interpreter_a_folder_or_a_binary(folder, tmp_path)
         assert find_environment("ants", path).python == str(tmp_path / "bin" / "python")
     found = find_environment("greedy", program(folder))
     assert (found.python, found.binary) == (sys.executable, str(folder / "greedy"))
-    assert all(p.installation.startswith("python -m venv") for p in PROGRAMS.values())
+    assert all(p.installation.startswith("python -m venv" if p.package else "build it from https://") for p in PROGRAMS.values())
 
 
 def test_measures_know_the_identity(tmp_path):
