@@ -94,13 +94,13 @@ def compare(
     run
         A complete run. Programs get its images as NIfTI, float32; one without a deformable stage is compared with linear stages.
     against
-        greedy, greedy_tuned, ants, ants_cc, fireants, fireants_cuda, elastix, niftyreg. One that is missing or fails has a row with a
-        sentence, and the others go on.
+        greedy, greedy_tuned, ants, ants_cc, fireants, fireants_cuda, elastix, niftyreg. One that is missing or fails has a row
+        with a sentence, and the others go on.
     output
         A folder for ``compare.csv``, ``compare.json`` and ``compare.md``, written anew after each program.
     environments
-        Where programs are, by name: an interpreter, the folder of an environment, or the binary of greedy. By default the
-        environment of this process, then the PATH.
+        Where programs are, by name: an interpreter, the folder of an environment, or the binary of greedy or NiftyReg. By default
+        the environment of this process, then the PATH.
     fixed, moving
         Instead of the images that the run has recorded.
     fixed_labels, moving_labels

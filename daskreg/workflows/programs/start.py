@@ -30,8 +30,9 @@ UNTIMED = ("apply", "field")  # phases that are not registration
 class Program:
     """A program with settings.
 
-    inside: its name in ``inside.py``;  package: what pip installs, empty where only a binary will do;  about: method and settings in a few words;  binary: a program
-    on the PATH that does the same, empty without;  extra, device: see ``ProgramJob``
+    inside: its name in ``inside.py``;  package: what pip installs, empty where only a binary will do;  about: method and settings
+    in a few words;  binary: a program on the PATH that does the same, empty without;  extra, device: see ``ProgramJob``;
+    sources: where the binary is built from, where there is no package
     """
 
     inside: str
