@@ -353,11 +353,11 @@ def _to_lps(path: str) -> None:
     import nibabel
     import numpy as np
 
-    image = nibabel.load(path)
-    field_of = np.asarray(image.dataobj, np.float32) * np.float32([-1, -1, 1])
-    header = nibabel.Nifti1Header()
+    image: Any = nibabel.load(path)
+    along_lps = np.asarray(image.dataobj, np.float32) * np.array([-1, -1, 1], np.float32)
+    header: Any = nibabel.Nifti1Header()
     header.set_intent("vector")
-    nibabel.save(nibabel.Nifti1Image(field_of, image.affine, header), path)
+    nibabel.save(nibabel.Nifti1Image(along_lps, image.affine, header), path)
 
 
 INSIDE = {
