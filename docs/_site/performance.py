@@ -15,6 +15,8 @@ programs, [parallel runs](parallel.md#measured) and [GPUs](gpu.md) what else was
 
 """
 NAMES = {
+    "greedy_tuned": "greedy, more iterations",
+    "niftyreg": "NiftyReg",
     "before": "before registration",
     "ants": "ANTs SyN (mutual information)",
     "fireants": "FireANTs, CPU",
@@ -91,7 +93,7 @@ def _heads(read):
 def _many_heads(read):
     pairs = [r for r in read("brains_2mm") if r["kind"] == "pair" and r["set"] == "report" and "dice" in r]
     table = []
-    for program in ("daskreg", "greedy", "ants"):
+    for program in ("daskreg", "greedy", "greedy_tuned", "niftyreg", "ants"):
         own = [r for r in pairs if r["program"] == program]
         dice = [r["dice"] for r in own]
         folded = mean(r["folded_percent"] for r in own)
