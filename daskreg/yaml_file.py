@@ -12,12 +12,33 @@ from daskreg.errors import ConfigError, NotFound, nearest_name
 MAXIMUM_BYTES, MAXIMUM_VALUES, MAXIMUM_DEPTH = 1 << 20, 10_000, 32
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values. Keeps in ``repeated`` the keys that a mapping has twice, with their lines: YAML forbids what PyYAML takes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated: list[tuple[str, int, int]] = []
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """See PyYAML: the tree of a mapping as it is written, before ``<<`` is resolved."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if (key.tag, key.value) in lines:
+                    self.repeated.append((key.value, lines[key.tag, key.value], line))
+                lines.setdefault((key.tag, key.value), line)
+        return node
+
+
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds, of bounded size and depth. Raises NotFound and ConfigError."""
+    """What a YAML file holds, of bounded size and depth. Raises NotFound and ConfigError, of a key that is there twice too."""
     try:
         with Path(path).open("rb") as file:
             found = file.read(MAXIMUM_BYTES + 1)
-        tree = yaml.safe_load(found.decode()) if len(found) <= MAXIMUM_BYTES else None
+        loader = _Loader(found.decode() if len(found) <= MAXIMUM_BYTES else "")
+        tree = loader.get_single_data()
     except FileNotFoundError:
         raise NotFound(f"config {path} does not exist{nearest_name(str(path))}.") from None
     except OSError as error:
@@ -30,8 +51,16 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"config {path} is nested too deeply; a mapping with the key 'stages' was expected.") from None
     if len(found) > MAXIMUM_BYTES:
         raise ConfigError(f"config {path} has more than {MAXIMUM_BYTES} bytes; a mapping with the key 'stages' was expected.")
+    _require_once(loader.repeated, path)
     _require_small(tree, path)
     return tree
+
+
+def _require_once(repeated: list[tuple[str, int, int]], path: str | Path) -> None:
+    """Raises ConfigError for keys that a mapping has twice, of which all but the last would go unread."""
+    if repeated:
+        where = "; ".join(f"{key!r} twice, in line{f's {a} and {b}' if a != b else f' {a}'}" for key, a, b in repeated[:3])
+        raise ConfigError(f"config {path} has {where}; write each key of a mapping once (a list holds all stages).")
 
 
 def _require_small(tree: Any, path: str | Path) -> None:

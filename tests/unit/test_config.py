@@ -71,6 +71,24 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
         Config.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stages: [rigid]\nstages: [affine]\n", "config .* has 'stages' twice, in lines 1 and 2; write each key of a mapping once"),
+        ("stages: [{stage: rigid, scales: [4, 2], scales: [8]}]\n", "has 'scales' twice, in line 1;"),
+    ],
+)
+def test_a_key_that_is_written_twice_is_refused(tmp_path, text, words):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        Config.load(tmp_path / "config.yaml")
+
+
+def test_a_key_besides_those_of_a_merged_mapping_is_no_second_one(tmp_path):
+    (tmp_path / "config.yaml").write_text("stages: [&first {stage: rigid, scales: [4]}, {<<: *first, scales: [2]}]\n")
+    assert [stage.scales for stage in Config.load(tmp_path / "config.yaml").stages] == [(4,), (2,)]
+
+
 # --- earlier names, copies, and parameters that are objects ---------------------------------------------------------------
 
 
