@@ -34,6 +34,7 @@ from daskreg.field_types import (
 )
 from daskreg.parameters import (
     SHORT,
+    TWO,
     FileAddress,
     Model,
     Number,
@@ -316,7 +317,7 @@ class Config(Model):
     """What is done, in order; each stage goes on from the map of the one before."""
     intensity: Literal["linear", "log"] = "linear"
     """``log`` compresses bright signal, for microscopy whose signal spans decades."""
-    percentiles: tuple[Percentage, Percentage] = (0.0, 99.9)
+    percentiles: Annotated[tuple[Percentage, Percentage], TWO] = (0.0, 99.9)
     """Percentiles of all voxels that are mapped to 0 and 1. Lower the second where a few voxels (vessels, beads, hot pixels)
     are far brighter than the structures to match.
     """
@@ -336,6 +337,18 @@ class Config(Model):
     """Address of weights for the fixed image's voxels, on any grid that overlaps it: 0 takes a voxel out."""
     moving_mask: FileAddress | None = None
     """The same for the moving image."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_preset(cls, data: Any) -> Any:
+        """A preset is a whole configuration, and none has it as a part."""
+        if isinstance(data, dict) and "preset" in data:
+            name = SHORT.repr(data["preset"]).strip("'")
+            raise ValueError(
+                f"a preset is no part of a configuration; give --preset {name} in place of --config (config={name!r} in Python), "
+                f"or write it out and change it: daskreg register --preset {name} --print-config > FILE"
+            )
+        return data
 
     @field_validator("stages", mode="before")
     @classmethod
@@ -387,7 +400,8 @@ class Config(Model):
         """From a YAML file. Raises NotFound and ConfigError."""
         tree = read_yaml(path)
         if not isinstance(tree, dict):
-            raise ConfigError(f"config {path} holds {type(tree).__name__}; a mapping with the key 'stages' was expected.")
+            held = "is empty" if tree is None else f"holds {type(tree).__name__}"
+            raise ConfigError(f"config {path} {held}; a mapping with the key 'stages' was expected.")
         try:
             return cls.parse(tree)
         except ConfigError as error:

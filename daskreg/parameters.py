@@ -38,6 +38,14 @@ def _no_truth(value: Any) -> Any:
     return value
 
 
+def _two(value: Any) -> Any:
+    """Whatever is no list is refused after this."""
+    if isinstance(value, list | tuple) and len(value) != 2:
+        raise ValueError("two numbers were expected")
+    return value
+
+
+TWO = BeforeValidator(_two)  # of a pair of numbers
 Whole = Annotated[int, BeforeValidator(_no_truth)]
 Number = Annotated[float, BeforeValidator(_no_truth)]
 Decay = Annotated[Number, Field(ge=0, le=0.999999)]  # of a running mean; 1 would never forget, and float32 rounds more to 1
@@ -63,7 +71,9 @@ EXPECTED = {
     **dict.fromkeys(("tuple_type", "list_type"), "a list was expected"),
     "too_short": "{min_length} or more entries were expected",
     "too_long": "{max_length} entries or less were expected",
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a mapping of its keys to values was expected"),
+    **dict.fromkeys(
+        ("model_type", "model_attributes_type", "dict_type"), "a name, or a mapping of its keys to values, was expected"
+    ),
     "union_tag_not_found": "a mapping with the key {discriminator} was expected",
 }
 
@@ -291,8 +301,14 @@ def explain(error: ValidationError, kind: type[Any]) -> str:
 
     An item that is refused also makes its list too short, which says nothing new.
     """
-    errors = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()
+    found = error.errors()
+    errors = [e for e in found if e["type"] != "too_short" or not any(_is_inside(e["loc"], other["loc"]) for other in found)]
     return "; ".join(_one(e, kind) for e in errors[:3]) + "."
+
+
+def _is_inside(place: Sequence[str | int], other: Sequence[str | int]) -> bool:
+    """Whether the other place is within this one."""
+    return len(other) > len(place) and tuple(other[: len(place)]) == tuple(place)
 
 
 def _one(e: Any, kind: type[Any]) -> str:
@@ -312,13 +328,16 @@ def _one(e: Any, kind: type[Any]) -> str:
 
 
 def _fields(kind: type[Any], place: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the model at a place within one of this kind: keys of fields, indices, and tags of unions."""
+    """Names of the fields of the model at a place within one of this kind: keys of fields, indices, and tags of unions.
+
+    A tag follows where several models may be, a key where it is one: ``similarity`` is both.
+    """
     kinds = [kind]
     for step in place:
-        fields = [k.model_fields[step] for k in kinds if step in k.model_fields]
+        inner = [k for field in (k.model_fields.get(step) for k in kinds) if field for k in _models(field.annotation)]
         tagged = [k for k in kinds if step in {k.model_fields[t].default for t in TAGS if t in k.model_fields}]
-        kinds = [k for field in fields for k in _models(field.annotation)] or tagged or kinds
-    return [name for k in kinds for name in k.model_fields]
+        kinds = (inner or tagged if len(kinds) == 1 else tagged or inner) or kinds
+    return list(dict.fromkeys(name for k in kinds for name in k.model_fields))
 
 
 def _models(annotation: Any) -> list[type[Model]]:

@@ -102,10 +102,11 @@ def require_overlap(plan: Plan, inputs: Inputs) -> None:
     start = first_affine(inputs)
     if any(isinstance(s, Search) for s in plan.config.stages) or not _apart(plan, start):
         return
-    center = start[:3, :3] @ plan.fixed.center + start[:3, 3]
+    fixed, moving = inputs.grids  # the plan's may have their axes in another order
+    center = start[:3, :3] @ fixed.center + start[:3, 3]
     where = (
-        f"their centres are {np.linalg.norm(center - plan.moving.center):.6g} {plan.fixed.unit or 'units'} apart, their extents "
-        f"{np.round(plan.fixed.extent, 2).tolist()} and {np.round(plan.moving.extent, 2).tolist()} (z, y, x)"
+        f"their centres are {np.linalg.norm(center - moving.center):.6g} {fixed.unit or 'units'} apart, their extents "
+        f"{np.round(fixed.extent, 2).tolist()} and {np.round(moving.extent, 2).tolist()} (z, y, x)"
     )
     if inputs.start is None:
         remedy = "repair a header, give --initial-transform, or put a 'search' stage first."

@@ -60,7 +60,7 @@ def test_what_is_dumped_is_loaded_to_the_same(tmp_path):
     assert Config.load(tmp_path / "config.yaml") == config
 
 
-@pytest.mark.parametrize(("text", "words"), [("[1, 2", "is not YAML"), ("- affine", "holds list"), ("", "holds NoneType")])
+@pytest.mark.parametrize(("text", "words"), [("[1, 2", "is not YAML"), ("- affine", "holds list"), ("", "is empty; a mapping")])
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=words):
@@ -74,7 +74,10 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stages: [rigid]\nstages: [affine]\n", "config .* has 'stages' twice, in lines 1 and 2; write each key of a mapping once"),
+        (
+            "stages: [rigid]\nstages: [affine]\n",
+            "config .* has 'stages' twice, in lines 1 and 2; write each key of a mapping once",
+        ),
         ("stages: [{stage: rigid, scales: [4, 2], scales: [8]}]\n", "has 'scales' twice, in line 1;"),
     ],
 )
@@ -142,6 +145,27 @@ def test_a_storage_that_an_optimizer_cannot_keep_is_refused():
         (lambda: Config(stages=[Affine()], intensity="lin"), "Config: intensity: found 'lin', 'linear' or 'log' was expected."),
         (lambda: Config.parse({}), "stages is missing."),
         (lambda: Config(stages=[]), "Config: stages: found [], 1 or more entries were expected."),
+        (
+            lambda: Config.parse({"stages": [{"stage": "similarity", "similarity": {"kind": "mi", "radius": 3}}]}),
+            "unknown key 'stages.0.similarity.similarity.mi.radius'; known are bins, kind.",
+        ),
+        (
+            lambda: Config.parse({"stages": [{"stage": "rigid", "scales": [], "iterations": [3]}]}),
+            "stages.0.rigid.scales: found [], 1 or more entries were expected.",
+        ),
+        (
+            lambda: Config.parse({"stages": ["rigid"], "percentiles": [0, 99, 100]}),
+            "percentiles: found [0, 99, 100], two numbers were expected.",
+        ),
+        (
+            lambda: Config.parse({"stages": [{"stage": "rigid", "similarity": None}]}),
+            "stages.0.rigid.similarity: found None, a name, or a mapping of its keys to values, was expected.",
+        ),
+        (
+            lambda: Config.parse({"preset": "brain"}),
+            "a preset is no part of a configuration; give --preset brain in place of --config (config='brain' in Python), or "
+            "write it out and change it: daskreg register --preset brain --print-config > FILE.",
+        ),
     ],
 )  # fmt: skip
 def test_a_refusal_is_a_sentence_of_ours(make, said):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from daskreg.parameters import Decay, DeviceKind, Number, OptimizerParameters, Storage
+from daskreg.parameters import TWO, Decay, DeviceKind, Number, OptimizerParameters, Storage
 
 if TYPE_CHECKING:
     from daskreg.optimizers.base import Optimizer
@@ -18,7 +18,7 @@ class Adam(OptimizerParameters):
     """Adam: each component divided by the root of its mean square."""
 
     kind: Literal["adam"] = "adam"
-    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    betas: Annotated[tuple[Decay, Decay], TWO] = (0.9, 0.99)
     """Decay of the running means of the gradient and of its square, an iteration. With 0.999 for the second a level of
     hundreds of iterations forgets nothing.
     """
