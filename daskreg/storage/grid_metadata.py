@@ -28,7 +28,7 @@ class GridMetadata:
     """spacing and translation along the image's own axes (z, y, x); direction, unit and oriented as in Grid.
 
     ``world = direction @ (translation + spacing * index)``;  sized: whether the spacing is stated; else it is relative to that of
-    the finest level, and one has to be given
+    the finest level, and one has to be given;  unit_stated: False where the unit is that which readers of the format take
     """
 
     spacing: Triple
@@ -38,6 +38,7 @@ class GridMetadata:
     oriented: bool = False
     origin: Triple | None = None  # when the store states it directly; else direction @ translation
     sized: bool = True
+    unit_stated: bool = True
 
     @classmethod
     def of(cls, grid: Grid) -> GridMetadata:

@@ -37,7 +37,7 @@ Numbers = tuple[float, ...]
 class VolumeInfo(Printable):
     """shape and chunks along ``axes`` as stored; spacing, origin (z, y, x) and direction as in Grid, None where unknown;
     axes_stated: False where the file names no axes, so that they are a guess;  axes_given: whether the address names them;
-    sized: False where the spacing of ``levels`` is not stated;
+    sized: False where the spacing of ``levels`` is not stated;  unit_stated: False where the unit is that which readers take;
     hint: why it cannot be registered as it is, and what to type;  values: least and largest voxel, None where they were not read;
     chosen: index of the channel and of the time that the address chooses, and the level, as it names it;
     run: state of a RUN.zarr;  contents: names of the images of a plate, a well or a converted file, where one has to be chosen.
@@ -63,6 +63,7 @@ class VolumeInfo(Printable):
     axes_stated: bool = True
     axes_given: bool = False
     sized: bool = True
+    unit_stated: bool = True
     chosen: dict[str, int | str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -150,6 +151,7 @@ def _of_record(record: ImageRecord, address: Address) -> VolumeInfo:
         axes_stated=all(a.stated for a in record.axes),
         axes_given=address.axes is not None,
         sized=record.grid_metadata is not None and record.grid_metadata.sized,
+        unit_stated=address.unit is not None or record.grid_metadata is None or record.grid_metadata.unit_stated,
         chosen=_chosen(record, address),
         **fields,
     )
@@ -250,8 +252,9 @@ def grid_rows(grid: Grid) -> list[tuple[str, str]]:
 def _grid_rows(info: VolumeInfo) -> list[tuple[str, str]]:
     unit = info.unit or "(no unit)"
     stated = "" if info.oriented else "  (not stated: taken as LPS)"
+    assumed = "" if info.unit_stated else f"; unit not stated: taken as {unit}"
     return [
-        ("spacing", f"{_joined(info.spacing or ())} {unit}  (z x y x x)"),
+        ("spacing", f"{_joined(info.spacing or ())} {unit}  (z x y x x{assumed})"),
         ("origin", f"{_joined(info.origin or (), ', ')} {unit}  (z, y, x; LPS)"),
         ("direction", f"{_text(info.direction)}{stated}"),
     ]

@@ -136,12 +136,13 @@ def _grid(path: str, image: Any, shape: tuple[int, int, int]) -> GridMetadata:
     spacing = triple((b - a) / n for a, b, n in zip(low, high, shape, strict=True))
     if not all(0 < s < float("inf") for s in spacing):
         raise Unreadable(f"{path}: its edges are at {low} and {high} (z, y, x); each end has to be beyond the beginning.")
-    word = _text(image.get("Unit"), "um")
+    word = _text(image.get("Unit"), "")
     try:
         unit = unit_name("micrometer" if word in ("um", "") else word)
     except UnitsError as error:
         raise Unreadable(f"{path}: {error}") from None
-    return GridMetadata(spacing, triple(a + s / 2 for a, s in zip(low, spacing, strict=True)), unit=unit)
+    middle = triple(a + s / 2 for a, s in zip(low, spacing, strict=True))
+    return GridMetadata(spacing, middle, unit=unit, unit_stated=word != "")
 
 
 def _channel_name(path: str, file: Any, channel: int) -> str:

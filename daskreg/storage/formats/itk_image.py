@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -119,9 +120,9 @@ def _read_header(path: str) -> Header:
         require_held(path, math.prod(shape) * dtype.itemsize, os.path.getsize(data_file) - offset, ratio)
     plain = nrrd and components == 1 and len(size) == 3 and b"skip:" not in start
     axes = _axes(len(size), components, reader)
-    if nrrd:
-        _tell_of_units(path, start)
-    metadata = _grid_metadata(reader, _is_oriented(start, nrrd)) if len(size) >= 3 else None
+    units = _units(start) if nrrd else []
+    _tell_of_units(path, units)
+    metadata = _grid_metadata(reader, _is_oriented(start, nrrd), any(units)) if len(size) >= 3 else None
     known = offset if plain or not nrrd else None
     return Header(path, nrrd, shape, dtype, components, axes, metadata, encoding, data_file, known)
 
@@ -132,12 +133,14 @@ def _axes(dimension: int, components: int, reader: Any) -> tuple[Axis, ...]:
     return (*outer, *SPATIAL_AXES[-dimension:], *((Axis("c", "channel"),) if components > 1 else ()))
 
 
-def _grid_metadata(reader: Any, oriented: bool) -> GridMetadata:
-    """The first three dimensions; ITK orders them x, y, z."""
+def _grid_metadata(reader: Any, oriented: bool, unit_stated: bool) -> GridMetadata:
+    """The first three dimensions; ITK orders them x, y, z, and takes all lengths as millimetres."""
     dimension = reader.GetDimension()
     direction = np.reshape(reader.GetDirection(), (dimension, dimension))[2::-1, 2::-1]
     spacing, origin = triple(reader.GetSpacing()[2::-1]), triple(reader.GetOrigin()[2::-1])
-    return GridMetadata(spacing, direction=matrix3(direction), unit="millimeter", oriented=oriented, origin=origin)
+    return GridMetadata(
+        spacing, direction=matrix3(direction), unit="millimeter", oriented=oriented, origin=origin, unit_stated=unit_stated
+    )
 
 
 def _is_oriented(start: bytes, nrrd: bool) -> bool:
@@ -158,11 +161,15 @@ def _voxels_of(path: str, start: bytes, nrrd: bool) -> tuple[str, str, int | Non
     return _encoding(text, nrrd), data_file, 0 if os.path.isfile(data_file) and b"HeaderSize" not in text else None
 
 
-def _tell_of_units(path: str, start: bytes) -> None:
-    """Warns where a NRRD header states other units than millimetres, which ITK does not read."""
+def _units(start: bytes) -> list[str]:
+    """Those that a NRRD header states, of its axes."""
     end = NRRD_END.search(start)
     stated = re.search(rb"^(?:space )?units:\s*(.*?)\s*$", start[: end.start()] if end else start, re.M)
-    words = [] if stated is None else [w.decode("utf-8", "replace") for w in re.findall(rb'"([^"]*)"', stated.group(1))]
+    return [] if stated is None else [w.decode("utf-8", "replace") for w in re.findall(rb'"([^"]*)"', stated.group(1))]
+
+
+def _tell_of_units(path: str, words: Sequence[str]) -> None:
+    """Warns of other units than millimetres, which ITK does not read."""
     if any(word not in MILLIMETRES for word in words):
         _warn_of_units(path, ", ".join(words))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -113,12 +114,14 @@ def header_grid(header: Any, path: str = "the image") -> GridMetadata:
     unit = UNIT_CODES.get(code, "millimeter")
     if code not in UNIT_CODES:
         _warn(f"{path}: its header has the unknown unit {code}; millimetres are taken.")
+    stated = code != 0 and code in UNIT_CODES
     forms = _forms(header, path)
     if forms:
         _compare_forms(header, path, forms, unit)
-        return GridMetadata.of(Grid.from_matrix((1, 1, 1), lps_from_ras(next(iter(forms.values()))), unit))
+        grid = Grid.from_matrix((1, 1, 1), lps_from_ras(next(iter(forms.values()))), unit)
+        return replace(GridMetadata.of(grid), unit_stated=stated)
     x, y, z = (abs(float(v)) for v in header["pixdim"][1:4])
-    return GridMetadata((z, y, x), unit=unit)
+    return GridMetadata((z, y, x), unit=unit, unit_stated=stated)
 
 
 def _forms(header: Any, path: str) -> dict[str, Matrix]:

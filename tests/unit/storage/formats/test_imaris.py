@@ -47,6 +47,14 @@ def record(path, keys=""):
     return open_record(parse_address(f"{path}{keys}"))
 
 
+@pytest.mark.parametrize(("word", "stated"), [("um", True), ("", False)])
+def test_a_unit_that_is_not_stated_is_micrometers(path, word, stated):
+    with h5py.File(path, "r+") as file:
+        file["DataSetInfo/Image"].attrs["Unit"] = characters(word) if word else np.array([b""], "S1")
+    found = record(path).grid_metadata
+    assert (found.unit, found.unit_stated) == ("micrometer", stated)
+
+
 @pytest.mark.parametrize(("keys", "step"), [("", 1), ("::level=1", 2)])
 def test_voxels_without_their_padding_on_the_grid_of_the_level(path, keys, step):
     found = record(path, keys)

@@ -219,7 +219,7 @@ def test_info_says_what_it_is(tmp_path, ending, compressed, form):
     sitk.WriteImage(as_itk(voxels()), str(tmp_path / f"a.{ending}"), compressed)
     found = describe(tmp_path / f"a.{ending}")
     assert (found.format, found.shape, found.dtype, found.unit) == (form, GRID.shape, "int16", "millimeter")
-    assert found.hint is None
+    assert (found.hint, found.unit_stated) == (None, False)
 
 
 @pytest.mark.parametrize("ending", ["mha", "nrrd"])
@@ -254,5 +254,6 @@ def test_units_of_nrrd_that_itk_does_not_read_are_told_of(tmp_path, caplog, unit
     if units is not None:
         path.write_bytes(path.read_bytes().replace(b"\nencoding:", b"\nspace units: " + units + b"\nencoding:", 1))
     assert open_volume(path).grid.unit == "millimeter"
+    assert describe(path).unit_stated == (units is not None)
     assert open_volume(f"{path}::unit=um").grid.unit == "micrometer"
     assert ("states the units um, um, um" in caplog.text) == told

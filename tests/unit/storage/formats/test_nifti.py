@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from daskreg.errors import AxesError, ConfigError, NotFound, Unreadable
 from daskreg.grid import Grid, Region
-from daskreg.storage import open_volume, write_image
+from daskreg.storage import describe, open_volume, write_image
 
 LIA = np.array([[-1.5, 0, 0, 90], [0, 0, 2.0, -80], [0, -1.2, 0, 70], [0, 0, 0, 1.0]])
 TILTED = np.array([[0.8, -0.6, 0, 9], [0.6, 0.8, 0, -8], [0, 0, 2.0, 7], [0, 0, 0, 1.0]])
@@ -42,7 +42,11 @@ def test_voxels_are_where_itk_puts_them(tmp_path, affine, sform, qform, ending):
 
 @pytest.mark.parametrize(("units", "name"), [("micron", "micrometer"), ("meter", "meter"), ("unknown", "millimeter")])
 def test_units_are_those_of_the_header(tmp_path, units, name):
-    assert open_volume(save(tmp_path / "a.nii", units=units)).grid.unit == name
+    path = save(tmp_path / "a.nii", units=units)
+    assert open_volume(path).grid.unit == name
+    told = f"1.5 {name}  (z x y x x{'; unit not stated: taken as millimeter' * (units == 'unknown')})"
+    assert told in "\n".join(describe(path).lines())
+    assert describe(f"{path}::unit=mm").unit_stated
 
 
 def test_without_a_coded_form_only_the_voxel_size_is_known(tmp_path):
