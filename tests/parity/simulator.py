@@ -9,11 +9,31 @@ from typing import Any
 import numpy as np
 
 
+SWITCH = 0.5  # seconds after which a thread has to let another run: those of a block wait for each other soon enough
+
+
 def prepare_simulator() -> None:
     """Let this process, whose compiler is off, simulate every kernel."""
+    sys.setswitchinterval(SWITCH)
+    _cast_at_once()
     _know_atomics_everywhere()
     _align_shared_arrays()
     _synchronise_without_polling()
+
+
+def _cast_at_once() -> None:
+    """``float32(x)`` and its like first look for a signature, which took most of the time of a kernel."""
+    from numba.core import types
+
+    made = {str(t): getattr(np, str(t)) for t in (*types.integer_domain, *types.real_domain)}
+    values = {int, float, bool, np.bool_, *made.values()}
+
+    plain = types.Type.__call__
+
+    def call(kind: Any, *given: Any) -> Any:
+        return made[kind.name](*given) if len(given) == 1 and type(given[0]) in values else plain(kind, *given)
+
+    types.Integer.__call__ = types.Float.__call__ = call
 
 
 def _know_atomics_everywhere() -> None:
@@ -57,6 +77,8 @@ def _synchronise_without_polling() -> None:
         block.lock, block.waiting, block.live = threading.Lock(), [], len(points)
         threads = [BlockThread(lambda: block._f(*arguments), block, grid_point, point, block._debug) for point in points]
         for thread in threads:
+            thread.gate = threading.Lock()
+            thread.gate.acquire()
             thread.start()
         for thread in threads:
             thread.join()
@@ -74,13 +96,12 @@ def _synchronise_without_polling() -> None:
         with thread._manager.lock:
             thread._manager.waiting.append(thread)
             wake(thread._manager)
-        thread.syncthreads_event.wait()
-        thread.syncthreads_event.clear()
+        thread.gate.acquire()
 
     def wake(block: Any) -> None:
         if len(block.waiting) == block.live:
             waiting, block.waiting = block.waiting, []
             for thread in waiting:
-                thread.syncthreads_event.set()
+                thread.gate.release()
 
     BlockManager.run, BlockThread.run, BlockThread.syncthreads = run_block, run_thread, synchronise
