@@ -14,7 +14,7 @@ from daskreg import machine
 settings.register_profile("daskreg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("daskreg")
 
-PRELOAD = ["distributed", "pytest", "daskreg.cluster.rank_job", "daskreg.workflows", "daskreg.comm.ucx", "tests.unit.comm.ranks"]
+PRELOAD = ["pytest", "daskreg.workflows", "daskreg.cluster.worker_imports", "tests.unit.comm.ranks"]
 
 
 # for packagers: what imports, reads, plans and refuses, and one small registration from its start to its end

@@ -60,6 +60,22 @@ def test_a_server_has_one_thread(server):
     assert psutil.Process(vars(server)["_forkserver_pid"]).num_threads() == 1
 
 
+def preloaded(pipe):
+    pipe.send((sorted(sys.modules), psutil.Process(os.getppid()).num_threads()))
+
+
+def test_what_workers_import_leaves_one_thread_and_what_has_threads_of_its_own_to_them():
+    """The tests' own server has it too. Threads are not forked: what needs some is imported afterwards."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("forkserver").Process(target=preloaded, args=(theirs,))
+    process.start()
+    modules, threads = ours.recv()
+    process.join()
+    assert threads == 1
+    assert {"zarr", "dask.array", "daskreg.cluster.rank_actor", "numba.np.arrayobj"} <= set(modules)
+    assert not {"daskreg.storage.zarr.codecs", "zarrs._internal"} & set(modules)
+
+
 def test_the_exit_code_of_a_killed_process_is_known_to_all_threads(server):
     process = CONTEXT.Process(target=time.sleep, args=(60,))
     process.start()
