@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,13 @@ def rotation_grid() -> list[Matrix]:
     physics/0506177. Balls of a radius of 17.6 degrees around 648 rotations have the volume of the whole group, so no set of
     this size can do with less.
     """
-    return [local @ cube for local in local_rotations() for cube in right_angle_rotations()]
+    return list(_rotation_grid())
+
+
+@cache
+def _rotation_grid() -> tuple[Matrix, ...]:
+    cubes = right_angle_rotations()
+    return tuple(local @ cube for local in local_rotations() for cube in cubes)
 
 
 def local_rotations() -> list[Matrix]:
