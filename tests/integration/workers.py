@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.core import Status
 
 import daskreg
+from daskreg.cluster import rank_job
 from daskreg.cluster.worker_calls import workers_of
 from daskreg.workflows.register import Result
 from daskreg.workflows.verify import Comparison, compare
@@ -24,8 +25,34 @@ SOCKETS = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socke
 
 
 @contextmanager
-def cluster(workers: int, **options: Any) -> Iterator[Client]:
-    """So many worker processes that nobody else uses, started anew when they die."""
+def unjudged() -> Iterator[None]:
+    """Registrations of this process without a verdict, which takes longer than they do, where the claims are about other things.
+
+    The ranks still gather what it is made of.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank_job, "_judged", no_verdict)
+        yield
+
+
+def no_verdict(*_: Any) -> dict[str, Any]:
+    """As runs of versions that gave none."""
+    return {}
+
+
+class Unjudged(WorkerPlugin):
+    """The same for the processes of workers."""
+
+    name = "unjudged"
+
+    def setup(self, worker: Any) -> None:
+        """When it starts, or at once."""
+        rank_job._judged = no_verdict
+
+
+@contextmanager
+def cluster(workers: int, *, judges: bool = False, **options: Any) -> Iterator[Client]:
+    """So many worker processes that nobody else uses, started anew when they die. judges: whether runs get a verdict."""
     options = {
         "threads_per_worker": 1,
         "dashboard_address": "127.0.0.1:0",
@@ -36,6 +63,8 @@ def cluster(workers: int, **options: Any) -> Iterator[Client]:
         LocalCluster(n_workers=workers, processes=True, **options) as found,
         Client(found, set_as_default=False) as client,
     ):
+        if not judges:
+            client.register_plugin(Unjudged())
         yield client
 
 
