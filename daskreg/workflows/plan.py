@@ -12,6 +12,7 @@ from daskreg.deferred import DeferredModule
 from daskreg.lazy.load import FinishedRun
 from daskreg.planning import Plan
 from daskreg.planning.table import duration
+from daskreg.workflows.fitting import require_overlap
 from daskreg.workflows.inputs import ConfigLike, ImageLike, Request, Spacing
 from daskreg.workflows.resources import GIVEN, Images, Residency, Resources, State, host_limit, parse_memory
 
@@ -57,6 +58,7 @@ def plan(
     host = host_limit(use, None, workers) if kind == "cuda" else None
     planned = inputs.for_device(kind).plan(workers, use.memory, use.residency, process=process, state=use.state, host=host,
                                              images=use.images)  # fmt: skip
+    require_overlap(planned, inputs)
     if use.memory is not None:
         planned.validate(use.memory, GIVEN)
     return replace(planned, device=kind)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +69,14 @@ def test_an_initial_transform_with_a_displacement_leaves_the_deformable_stages(i
     assert [stage.name for stage in plan.config.stages] == ["deformable"]
     with pytest.raises(ConfigError, match="only a deformable stage"):
         daskreg.plan(image, image, STAGES[:1], initial_transform=tmp_path / "start.nii.gz")
+
+
+def test_images_that_do_not_overlap_are_refused_as_by_a_run(image):
+    far = replace(image, grid=replace(GRID, origin=(500.0, 0.0, 0.0)))
+    for refuses in (daskreg.plan, daskreg.register):
+        with pytest.raises(NoOverlap, match="the images do not overlap in space: their centres are 500 millimeter apart"):
+            refuses(image, far, STAGES, device="cpu")
+    assert daskreg.plan(image, far, "rigid").levels  # it searches
 
 
 def test_masks_that_do_not_overlap_are_refused_before_anything_runs(image):
