@@ -45,6 +45,11 @@ class GridMetadata:
         """The metadata of a grid."""
         return cls(grid.spacing, (0.0, 0.0, 0.0), grid.direction, grid.unit, grid.oriented, grid.origin)
 
+    @property
+    def places(self) -> bool:
+        """Whether it states where voxels are in space: their size, or how they lie; without either an image is an array."""
+        return self.sized or self.direction != IDENTITY or any(self.origin or ())
+
     def grid(self, shape: tuple[int, ...], spacing: Triple | None = None, unit: str | None = None) -> Grid:
         """The grid; a given spacing rescales the image about the world's origin, a given unit renames.
 

@@ -156,7 +156,8 @@ def without_grid(source: Any) -> tuple[str, tuple[int, ...]] | None:
     if is_bare(source):
         return None if source.ndim < 3 else ("the array", tuple(int(n) for n in source.shape[-3:]))
     record, address = _opened(source)
-    if record.grid_metadata is not None or any(record.partial_spacing) or (address.spacing, address.unit) != (None, None):
+    placed = record.grid_metadata is not None and record.grid_metadata.places
+    if placed or any(record.partial_spacing) or (address.spacing, address.unit) != (None, None):
         return None
     inner = spatial(record.axes)
     name = "the array" if record.format == ARRAY else record.name

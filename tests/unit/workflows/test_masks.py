@@ -13,6 +13,8 @@ from daskreg.reporting.page import render
 from daskreg.storage import Volume, open_volume, write_image
 from daskreg.workflows.inputs import Request, staged
 from daskreg.workflows.masks import RESAMPLED, open_mask, same_grid
+from tests.unit.storage.stores import voxels
+from tests.unit.storage.zarr.test_archives import early
 
 GRID = Grid((6, 8, 10), spacing=(2.0, 1.0, 1.5), origin=(-4.0, 3.0, 10.0), unit="millimeter")
 IMAGE = open_volume(np.arange(480, dtype=np.float32).reshape(GRID.shape), grid=GRID)
@@ -108,6 +110,18 @@ def test_an_array_file_of_the_shape_of_its_image_is_on_its_grid(tmp_path, side):
     mask = inputs.masks[side == "moving"]
     assert mask.grid == GRID
     np.testing.assert_array_equal(mask.read(), WEIGHTS)
+
+
+def test_an_ome_zarr_of_a_version_without_voxel_sizes_is_on_the_grid_of_an_image_of_its_shape(tmp_path):
+    path = early(tmp_path / "mask.ome.zarr", "0.3", "zyx")
+    grid = replace(GRID, shape=(4, 6, 8))
+    mask = open_mask(path, open_volume(np.zeros(grid.shape, np.float32), grid=grid), "fixed")
+    assert mask.grid == grid
+    np.testing.assert_array_equal(mask.read(), voxels(grid.shape))
+    with pytest.raises(GridError, match=r"mask\.ome\.zarr states no voxel size and is an array of shape \(4, 6, 8\), the fixed"):
+        open_mask(path, IMAGE, "fixed")
+    placed = Grid(grid.shape, (4.0, 2.0, 2.0))
+    assert open_mask(f"{path}::spacing=4x2x2", open_volume(np.zeros(grid.shape, np.float32), grid=placed), "fixed").grid == placed
 
 
 def test_an_array_file_of_another_shape_is_refused(tmp_path):
