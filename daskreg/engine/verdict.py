@@ -29,6 +29,7 @@ CAUSES = "if the images do show the same, look at their voxel sizes, units and a
 STARTED = (
     ", and at whether the initial transform maps points of the fixed to points of the moving image, in the unit that it states"
 )
+SMALL_MASK = 0.1  # share of an image that a mask leaves, below which it may lie elsewhere, or be in another unit
 UNSEARCHED = ", or begin with a search of all rotations (--preset rigid)"
 ENDED = {"overlap": "under half of its voxels were left", "no overlap": "the images hardly overlapped"}
 
@@ -85,22 +86,27 @@ def judge(
     measures: tuple[Mapping[str, float], Mapping[str, float]] | None = None,
     *,
     started: bool = False,
+    masks: Mapping[str, float] | None = None,
 ) -> Verdict:
     """The worst of all reasons decides.
 
     levels: reports of the levels, as provenance has them;  measures: see ``measure.likeness``, before and after, where all voxels
-    count;  started: whether there was an initial transform
+    count;  started: whether there was an initial transform;  masks: shares of the images that masks leave, by role
     """
     match, drift, shape = [*_match(evidence)], [*_drift(evidence)], [*_shape(evidence, folded_percent)]
+    support, small = [*_support(evidence)], _small_masks(masks or {})
     worse = [] if measures is None else [*_worsening(*measures)]
-    found = [*_support(evidence), *match, *drift, *shape, *worse, *_endings(evidence, levels)]
+    found = [*support, *match, *drift, *shape, *worse, *_endings(evidence, levels)]
     status: Status = max((r.status for r in found), key=RANKS.index, default="ok")
     if evidence.windows < MINIMUM_WINDOWS and all(r.status != "failed" for r in shape):
         status = "doubtful"  # and no more: too little was compared to call it failed, but for a map that no images undergo
     reasons = [r.text for s in reversed(RANKS) for r in found if r.status == s]
     if match or drift or worse:
         searched = any(level["stage"] == "search" for level in levels)
-        reasons.append(CAUSES + STARTED * started + ("" if searched else UNSEARCHED))
+        also = STARTED * started + (f", and at {small}" if small else "")
+        reasons.append(CAUSES + also + ("" if searched else UNSEARCHED))
+    elif support and small:
+        reasons.append(f"look at {small}: does it lie where it should, in the unit of its image?")
     return Verdict(status, tuple(reasons) or (_fine(evidence),), evidence.as_dict())
 
 
@@ -125,6 +131,13 @@ def _support(e: Evidence) -> Iterator[_Reason]:
         )
     if e.overlap < MINIMUM_OVERLAP:
         yield _Reason("doubtful", f"the images share {_percent(e.overlap)} of the smaller one")
+
+
+def _small_masks(masks: Mapping[str, float]) -> str:
+    """Those that leave little, and how much; empty without one."""
+    return " and ".join(
+        f"the {role} mask, which leaves {100 * n:.2g} % of its image" for role, n in masks.items() if n < SMALL_MASK
+    )
 
 
 def _match(e: Evidence) -> Iterator[_Reason]:

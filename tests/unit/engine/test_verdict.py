@@ -278,6 +278,16 @@ def test_what_may_be_behind_a_wrong_pose_is_named():
         assert "voxel sizes" not in other.text()
 
 
+def test_a_mask_that_leaves_little_is_named():
+    """It may lie elsewhere, or be in another unit, which nothing else says."""
+    wrong, little = replace(GOOD, pose=0.1, in_place=0.1), {"fixed": 0.021, "moving": 0.4}
+    assert "and at the fixed mask, which leaves 2.1 % of its image, or begin" in judge(wrong, [], masks=little).reasons[-1]
+    few = judge(replace(GOOD, windows=3.0), [], masks=little).reasons
+    assert few[-1].startswith("look at the fixed mask, which leaves 2.1 % of its image")
+    for other in (judge(GOOD, [], masks=little), judge(wrong, [], masks={"fixed": 0.3})):
+        assert "mask" not in other.text()
+
+
 def test_a_verdict_is_kept_in_provenance():
     states = np.random.default_rng(0).integers(0, 3, (7, 5, 6)).astype(np.uint8)
     verdict = replace(judge(GOOD, []), matched=MatchMap(states, (2, 3, 4)).as_dict())
