@@ -5,11 +5,13 @@ Nothing slow is imported with this package: a signal that arrives while the rest
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from daskreg.cli.environment import leave_out_unreadable
 from daskreg.cli.signals import INTERRUPTED, SIGNALLED, end, handle_signals
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ def main() -> None:
     """Run a command; a failure prints one sentence on standard error and exits with its code."""
     # a signal between two of Zarr's steps leaves coroutines behind
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    for sentence in leave_out_unreadable(os.environ):
+        _say(f"daskreg: {sentence}")
     try:
         handle_signals()
         getattr(sys.modules[__name__], "app")()  # noqa: B009  # the module's own attribute, which ``__getattr__`` makes
