@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import logging
 import multiprocessing
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import cache
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from distributed import Client, Worker
 from distributed.core import Status
 
+from daskreg import machine
 from daskreg.cluster import timeouts
 
 log = logging.getLogger("daskreg")
-WORKER_PROCESS = "Dask Worker"  # in the name that Dask gives a worker's process
 
 
 def worker_processes() -> set[BaseProcess]:
     """Of all clusters that this process has started."""
-    return {process for process in multiprocessing.active_children() if WORKER_PROCESS in process.name}
+    return {process for process in multiprocessing.active_children() if machine.WORKER_PROCESS in process.name}
 
 
 def kill(processes: Iterable[BaseProcess]) -> None:
@@ -41,12 +38,7 @@ def end_soon(worker: Worker) -> None:
     the process, with a warning. What is registered for the exit is called as ever.
     """
     if worker.nanny:
-        _leave_garbage()
-
-
-@cache
-def _leave_garbage() -> None:
-    atexit.register(gc.freeze)
+        machine.leave_garbage()
 
 
 def close_client(client: Client) -> None:

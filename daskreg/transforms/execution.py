@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskreg import machine
 from daskreg.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ KernelRunner = Callable[..., Any]
 
 def run_on_cpu(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) -> Any:
     """Run a kernel on this machine's processor."""
+    machine.end_soon_as_worker()
     return kernel(shape, *arguments)
 
 
@@ -36,6 +38,7 @@ def run_on_cuda(kernel: Kernel, shape: tuple[int, int, int], *arguments: Any) ->
             "a GPU was asked for and this process sees none that Numba can use; pip install 'daskreg[cuda13]' (or cuda12), look "
             'at nvidia-smi, or use device="cpu".'
         )
+    machine.end_soon_as_worker()
     with _LAUNCH_LOCK:
         copies = [cuda.to_device(np.ascontiguousarray(a)) if isinstance(a, np.ndarray) else a for a in arguments]
         rows = kernel.on_cuda(shape, *copies)
