@@ -6,7 +6,7 @@ The only place where the engine meets paths.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -55,7 +55,7 @@ class RankJob:
     device: where kernels run, on a GPU worker the first GPU that it sees;  begin: the displacement to start from;
     backgrounds: stored voxels of the fixed and the moving image that stand for nothing;
     attempt: of the process that the ranks work for, see ``RunStore``;  scratch, scratch_size: folder for fields on disk, and
-    bytes of it that a rank may use.
+    bytes of it that a rank may use;  spent: seconds that the run has taken so far.
     """
 
     plan: Plan
@@ -76,6 +76,7 @@ class RankJob:
     attempt: str = ""
     scratch: str | None = None
     scratch_size: int | None = None
+    spent: float = 0.0
 
     def as_stored(self, level: Mapping[str, Any]) -> dict[str, Any]:
         """A report of a level with its shape in the order of the stored fixed image."""
@@ -121,7 +122,7 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
             metrics["before_by"] = "affine"
         timer.end_phase("measure")
         watch.phase("judge")
-        with _verdict(job, outcome, images, metrics, comm) as verdict:
+        with _verdict(job, outcome, images, metrics, _shares(job, masked), comm) as verdict:
             timer.end_phase("judge")
             readers = [image.source.voxels for image in images if isinstance(image, SourceImage)]
             del images
@@ -197,6 +198,12 @@ def _masked(job: RankJob, images: tuple[Image, Image], comm: Communicator) -> li
     return [None if mask is None else n for mask, n in zip(given, mask_counts(images, comm), strict=True)]
 
 
+def _shares(job: RankJob, masked: Sequence[int | None]) -> dict[str, float]:
+    """Of the images that masks leave, by role."""
+    sizes = {"fixed": job.plan.fixed.size, "moving": job.plan.moving.size}
+    return {role: n / size for (role, size), n in zip(sizes.items(), masked, strict=True) if n is not None}
+
+
 def use_device(job: RankJob, cores: int) -> Device:
     """Set the threads and the device of this process; on a GPU, start to compile the usual kernels."""
     set_thread_count(job.threads or cores)
@@ -216,7 +223,7 @@ def _optimise(
     save = checkpointer.save if job.checkpoint is not None else None
     trace = (lambda *event: timeline.append(event)) if job.trace else None
     allocate = None if scratch is None else scratch.allocate
-    rank = Rank(job.plan, images, job.start, comm, watch, save, trace, job.begin, allocate, kept)
+    rank = Rank(job.plan, images, job.start, comm, watch, save, trace, job.begin, allocate, kept, job.spent)
     if job.resume:
         with kept_reader(job.output, job.scratch, job.plan, Device(job.device), comm) as reader:
             checkpointer.restore(rank, reader)
@@ -225,8 +232,9 @@ def _optimise(
 
 @contextmanager
 def _verdict(
-    job: RankJob, outcome: Outcome, images: tuple[Image, Image], metrics: dict[str, Any], comm: Communicator
-) -> Iterator[Callable[[], dict[str, Any]]]:
+    job: RankJob, outcome: Outcome, images: tuple[Image, Image], metrics: dict[str, Any], masks: Mapping[str, float],
+    comm: Communicator,
+) -> Iterator[Callable[[], dict[str, Any]]]:  # fmt: skip
     """What gives it on rank 0, from coarse levels of which all ranks give their part; empty on the others.
 
     Where GPUs do the rest of the work it is made in a thread beside that; kernels of a CPU are not started from two threads.
@@ -235,21 +243,23 @@ def _verdict(
     if comm.rank:
         yield dict
     elif job.device == "cpu":
-        found = _judged(job, outcome, pair, metrics)
+        found = _judged(job, outcome, pair, metrics, masks)
         yield lambda: found
     else:
         threads = thread_count()
         with ThreadPoolExecutor(1, "verdict", set_thread_count, (threads,)) as pool:
-            yield pool.submit(_judged, job, outcome, pair, metrics).result
+            yield pool.submit(_judged, job, outcome, pair, metrics, masks).result
 
 
-def _judged(job: RankJob, outcome: Outcome, pair: CoarsePair, metrics: dict[str, Any]) -> dict[str, Any]:
+def _judged(
+    job: RankJob, outcome: Outcome, pair: CoarsePair, metrics: dict[str, Any], masks: Mapping[str, float]
+) -> dict[str, Any]:
     evidence, states = gather_evidence(pair, job.start)
     folded = float(metrics.get("jacobian", {}).get("folded_percent", 0.0))
     whole = job.fixed_mask is None and job.moving_mask is None and job.backgrounds == (None, None)  # all voxels were compared
     measures = (metrics["before"], metrics["after"]) if whole else None
     started = job.begin is not None or not np.array_equal(job.start, np.eye(4))
-    verdict = judge(evidence, [report.as_dict() for report in outcome.levels], folded, measures, started=started)
+    verdict = judge(evidence, [report.as_dict() for report in outcome.levels], folded, measures, started=started, masks=masks)
     z, y, x = (job.order.index(axis) for axis in range(3))
     return replace(verdict, matched=MatchMap(states, pair.factors).transpose((z, y, x)).as_dict()).as_dict()
 

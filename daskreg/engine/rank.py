@@ -45,7 +45,7 @@ class RunState:
 
     level: index within the stage of the level to go on with;  losses: of that level so far, in which case the optimizer's fields
     count too;  fields: index (stage, level) of the level that u belongs to, None without one;  before: the map at the start of
-    the stage;  matched: see ``engine.state.StateStore``.
+    the stage;  matched: see ``engine.state.StateStore``;  seconds: that the run has taken so far, all its parts together.
     """
 
     stage: int = 0
@@ -56,6 +56,7 @@ class RunState:
     reports: list[dict[str, Any]] = field(default_factory=list)
     before: list[list[float]] | None = None
     matched: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 Read = Callable[[str, Span], Array]  # planes of a field from a checkpoint
@@ -94,7 +95,9 @@ class Rank:
         initial: StartingDisplacement | None = None,
         scratch: Allocate | None = None,
         kept: Kept | None = None,
+        spent: float = 0.0,
     ) -> None:
+        self.begun = time.perf_counter() - spent  # what the run has taken before this rank was made
         self.scratch, self.kept = scratch, kept
         self.saved = False  # a checkpoint, without which fields that are kept are of no use
         self.plan, self.images, self.comm, self.watch, self.save, self.trace = plan, images, comm, watch, save, trace
@@ -273,7 +276,7 @@ class Rank:
         self.watch.saved(time.perf_counter() - start)
 
     def _update(self) -> None:
-        self.at.world = self.world.tolist()
+        self.at.world, self.at.seconds = self.world.tolist(), time.perf_counter() - self.begun
         self.at.reports = [r.as_dict() for r in self.reports]
 
     def _level_done(self, level: int) -> None:

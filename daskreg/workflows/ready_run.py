@@ -41,7 +41,8 @@ log = logging.getLogger("daskreg")
 class ReadyRun:
     """A registration that is ready to start.
 
-    lasting: whether the run is still there after Ctrl-C or SIGTERM has ended the call.
+    lasting: whether the run is still there after Ctrl-C or SIGTERM has ended the call;  begun: when it began, on the clock
+    ``time.perf_counter``, less what earlier parts of it have taken.
     """
 
     inputs: Inputs
@@ -50,6 +51,7 @@ class ReadyRun:
     use: Allocation
     resume: bool
     lasting: bool
+    begun: float
 
     def execute(self, client: Client, observer: Observer, *, elsewhere: bool) -> Report:
         """All ranks, then the pyramids; the ranks' report. elsewhere: whether the workers are other processes."""
@@ -93,7 +95,7 @@ class ReadyRun:
             checkpoint=use.options.checkpoint, resume=self.resume, trace=use.options.trace, device=use.device,
             begin=None if start is None or start.is_affine else InitialDisplacement(start),
             backgrounds=left_out, attempt=self.store.attempt, scratch=scratch_of(self.store.path, use),
-            scratch_size=use.options.scratch_size,
+            scratch_size=use.options.scratch_size, spent=time.perf_counter() - self.begun,
         )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ from daskreg.workflows.resume import (
     require_same_request,
     restore_request,
     run_to_resume,
+    seconds_so_far,
     tell_of_other_scratch,
 )
 from daskreg.workflows.start import StartLike, path_of_start, stored_start
@@ -256,14 +257,18 @@ def register(
             if store is not None:
                 tell_of_other_scratch(store.path, scratch, found)
             store = _begun(store, path, request, inputs, overwrite, inputs_changed)
-            run = ReadyRun(inputs, planned, store, use, resume, lasting=output is not None or interactive())
+            earlier = seconds_so_far(store.path, scratch) if resume else 0.0
+            lasting = output is not None or interactive()
+            run = ReadyRun(inputs, planned, store, use, resume, lasting, begun=started - earlier)
             with keep_checkpoint_or_remove(store, scratch, lasting=run.lasting):
                 place = nullcontext(found) if found else clusters.embedded_client(use.workers, threads, use.device)
                 with following(progress) as observer, place as at, clusters.scheduler_required():
                     begun = time.perf_counter()
                     report = run.execute(at, observer, elsewhere=found is not None or use.workers > 1)
                     now = time.perf_counter()
-                    report["seconds"] = {"start": begun - started, **report["seconds"], "total": now - started}
+                    phases = {"earlier": earlier} if earlier else {}
+                    phases |= {"start": begun - started, **report["seconds"]}
+                    report["seconds"] = {**phases, "total": earlier + now - started}
                 lock.verify()
                 kept = kept_fields(store.path, scratch)
                 if trials:

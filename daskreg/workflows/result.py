@@ -36,8 +36,9 @@ class Report(TypedDict, total=False):
     levels: stage, scale, shape, losses, seconds and reason to stop of each level, in order
     metrics: correlation (ncc) and mutual information (mi) before and after, and statistics of the Jacobian
     verdict: see ``Verdict``; runs of earlier versions have none
-    seconds: of each phase, of the slowest rank, and total;  machine, ranks: computer, peak bytes and bytes sent, of rank 0 and
-    of each rank;  blocks: first and last + 1 plane of each rank;  projected_bytes: what the plan expected a rank to need
+    seconds: of each phase, of the slowest rank, of the earlier parts of a run that was resumed, up to their last checkpoints, and
+    total;  machine, ranks: computer, peak bytes and bytes sent, of rank 0 and of each rank;  blocks: first and last + 1 plane of
+    each rank;  projected_bytes: what the plan expected a rank to need
     fill: value of the moved image outside of the moving one;  left_out: voxels of fixed and moving that are stored background
     masked: voxels of fixed and moving that their masks leave, None without a mask
     decoded: how often a voxel of fixed and moving was decoded, on all ranks together; empty unless they stayed in their files

@@ -19,7 +19,7 @@ from daskreg.reporting.log import shown
 from daskreg.storage import CheckpointStore, RunStore, open_volume
 from daskreg.storage.digest import located
 from daskreg.storage.fs.address import Address, is_remote, parse_address, with_path
-from daskreg.storage.kept_fields import kept_folder, remove_kept, what_is_kept
+from daskreg.storage.kept_fields import KeptCheckpoint, kept_folder, remove_kept, what_is_kept
 from daskreg.storage.runs.run_state import has_checkpoint
 from daskreg.workflows.inputs import IMAGE_ROLES, ImageLike, Request, Spacing, address_of, spacing_for
 from daskreg.workflows.unchanged import differences, in_words, input_digests
@@ -38,6 +38,17 @@ def kept_fields(run: str, scratch: str | None) -> Path | None:
     """Where the fields of an unfinished run are that are their own checkpoint, None where it has none."""
     identity = CheckpointStore(run).kept() if scratch is not None else None
     return None if identity is None or scratch is None else kept_folder(scratch, identity)
+
+
+def seconds_so_far(run: str, scratch: str | None) -> float:
+    """What the parts of an unfinished run have taken, each up to its last checkpoint."""
+    full, folder = CheckpointStore(run).latest(), kept_fields(run, scratch)
+    kept = None if folder is None else KeptCheckpoint.latest(folder, _seconds)
+    return max((_seconds(state) for state in (full and full[1], kept and kept.state) if state), default=0.0)
+
+
+def _seconds(state: Mapping[str, Any]) -> float:
+    return float(state.get("seconds", 0.0))  # earlier versions kept none
 
 
 def tell_of_other_scratch(run: str, scratch: str | None, client: Client | None = None) -> None:

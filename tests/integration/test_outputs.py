@@ -103,8 +103,13 @@ def test_an_overwrite_that_fails_leaves_the_older_run_and_can_be_resumed(images,
         register(images, older.path, overwrite=True, progress=Once(lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert f"--resume -o {older.path}" in str(caught.value.__notes__)
     np.testing.assert_array_equal(RunStore.open(older.path).read_image("moved").read(), voxels)
+    taken = CheckpointStore(str(tmp_path / ".run.zarr.new")).latest()[1]["seconds"]
     found = daskreg.register(output=older.path, resume=True)
     same(found, undisturbed)
+    seconds = found.report["seconds"]
+    assert seconds["earlier"] == taken > 0
+    assert seconds["total"] > taken + seconds["optimise"]
+    assert "earlier" not in undisturbed.report["seconds"]
     assert os.listdir(tmp_path) == ["run.zarr"]
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import dask.array as da
@@ -16,7 +17,7 @@ from daskreg.storage import CheckpointStore, RunStore, open_volume, write_image
 from daskreg.workflows.inputs import Request
 from daskreg.workflows.register import register
 from daskreg.workflows.result import Result
-from daskreg.workflows.resume import keep_checkpoint_or_remove, require_same_images, restore_request
+from daskreg.workflows.resume import keep_checkpoint_or_remove, require_same_images, restore_request, seconds_so_far
 from daskreg.workflows.unchanged import input_digests
 
 GRID = Grid((8, 8, 8))
@@ -77,6 +78,22 @@ def test_a_mask_that_only_the_configuration_names_is_the_same_mask(tmp_path):
     config = Config(stages=STAGES, moving_mask="weights.nii")
     store = started(tmp_path, Request("f.zarr", "m.zarr", config))
     assert restore_request(store, Request(moving_mask="weights.nii", config=config)).chosen == config
+
+
+def test_the_seconds_of_earlier_parts_are_those_of_the_last_checkpoint_of_either_kind(tmp_path, monkeypatch):
+    store = CheckpointStore(str(started(tmp_path).path))
+    assert seconds_so_far(store.run_path, str(tmp_path)) == 0
+    store.begin(1, {})
+    store.commit(1, {"stage": 0})  # as earlier versions did
+    assert seconds_so_far(store.run_path, str(tmp_path)) == 0
+    store.begin(2, {})
+    store.commit(2, {"seconds": 5.0})
+    store.keep(32 * "a")
+    assert seconds_so_far(store.run_path, str(tmp_path)) == 5
+    kept = SimpleNamespace(state={"seconds": 7.0})
+    monkeypatch.setattr("daskreg.workflows.resume.KeptCheckpoint.latest", lambda folder, progress: kept)
+    assert seconds_so_far(store.run_path, str(tmp_path)) == 7
+    assert seconds_so_far(store.run_path, None) == 5
 
 
 class Unregistered(MSE):
