@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-
 SWITCH = 0.5  # seconds after which a thread has to let another run: those of a block wait for each other soon enough
 
 
