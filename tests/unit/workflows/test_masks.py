@@ -199,9 +199,10 @@ def test_the_share_of_an_image_that_a_mask_leaves_is_told_and_recorded(caplog, t
             output=tmp_path / "run.zarr",
         )
     assert "the moving mask leaves 50 % of the moving image (4000 of 8000 voxels)" in caplog.text
-    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "mask" in r.getMessage())
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING" and r.getMessage().startswith("the"))
     assert warning.startswith("the fixed mask leaves 0.988 % of the fixed image (79 of 8000 voxels); is it the right one")
     assert run.report["masked"] == [79, 4000]
+    assert "and at the fixed mask, which leaves 0.99 % of its image" in run.verdict.text()
     assert "The moving mask leaves 50 % of the moving image (4000 of 8000 voxels)." in render(run.store)
 
 
