@@ -55,7 +55,7 @@ def submit(arguments: Sequence[str], script: str | Path, job: Job, *, overwrite:
         partial(require_known, "batch system", job.system, SYSTEMS),
         partial(require_writable, str(script), overwrite),
     )
-    number = written(given, warnings, script, job, overwrite=overwrite, start=start)
+    number = written(given, [*warnings, *job_warnings(given, job)], script, job, overwrite=overwrite, start=start)
     with shown():
         for line in summary(job, script, number):
             log.info("%s", line)
@@ -85,7 +85,21 @@ def asked_for(arguments: Sequence[str], script: str, overwrite: bool, job: Mappi
         partial(require_known, "batch system", job["system"], SYSTEMS),
         partial(require_writable, script, overwrite),
     )
-    return given, warnings, made
+    return given, [*warnings, *job_warnings(given, made)], made
+
+
+def job_warnings(given: Sequence[str], job: Job) -> list[str]:
+    """Sentences about a job that can be written, and probably is not meant. given: arguments of ``daskreg register``"""
+    from daskreg.cluster import BATCH_SYSTEMS
+
+    parsed = _parsed(given)
+    cluster, workers, one = parsed["cluster"], parsed["workers"] or 1, job.cpus == 1
+    queues = f"--cluster {cluster} queues a job for each worker from within this job; leave it out, or register without a job."
+    cores = f"{job.cpus} core{'' if one else 's'}"
+    share = f"--workers {workers} share {cores} of the job; ask for more by --cpus of submit, or leave --workers out."
+    found = [] if job.container is None else [_absent(job.container)]
+    found += [queues * (cluster in BATCH_SYSTEMS), share * (cluster == "local" and workers > job.cpus)]
+    return [sentence for sentence in found if sentence]
 
 
 def written(
@@ -136,11 +150,15 @@ def _missing(source: str | None) -> str:
     What lies in a file, as a dataset of HDF5, is looked for when it is read.
     """
     from daskreg.storage.fs.address import parse_address
-    from daskreg.storage.fs.errors import require_exists
 
     path = None if source is None else parse_address(source).path
-    if path is None or any(folder.is_file() for folder in Path(path).parents):
-        return ""
+    return "" if path is None or any(folder.is_file() for folder in Path(path).parents) else _absent(path)
+
+
+def _absent(path: str) -> str:
+    """A sentence about a local path that is not there, else empty."""
+    from daskreg.storage.fs.errors import require_exists
+
     try:
         require_exists(path)
     except NotFound as error:

@@ -67,8 +67,10 @@ def explanation(job: Job, script: str | Path) -> list[str]:
     system = _system(job)
     by = f"{system.submit_command} {'< ' * (job.system == 'lsf')}{shlex.quote(str(script))}"
     again = f", {AGAIN} queued again" * (job.system == "lsf")
+    cores = f"{job.cpus} core{'s' * (job.cpus > 1)}"
+    memory = "memory as the batch system gives it" if job.memory is None else f"{job.memory} of memory"
     return [
-        f"{script}: {job.nodes} node{'s' * (job.nodes > 1)}, {job.clock()} (h:m:s); submit it with: {by}",
+        f"{script}: {job.nodes} node{'s' * (job.nodes > 1)} of {cores} and {memory}, {job.clock()} (h:m:s); submit it with: {by}",
         f"{BEFORE_THE_END} s before its time is over the run writes a checkpoint, and {system.continued()}.",
         f"{system.cancel_command} ends it for good, with a checkpoint; submitted again, it goes on from there.",
         f"Exit codes: 0 done, 2 wrong input, 3 a failed verdict with --strict, 143 stopped{again}, anything else an error.",

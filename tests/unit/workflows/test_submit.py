@@ -252,6 +252,29 @@ def test_a_job_that_is_not_written_has_no_warnings(tmp_path, monkeypatch, caplog
 
 
 @pytest.mark.parametrize(
+    ("options", "job", "says"),
+    [
+        ((), {"container": "nope.sif"}, "nope.sif does not exist. The job is written: it has to be there when the job runs."),
+        (
+            ("--cluster", "slurm", "--workers", "4"),
+            {},
+            "--cluster slurm queues a job for each worker from within this job; leave it",
+        ),
+        (("--workers", "4"), {}, "--workers 4 share 1 core of the job; ask for more by --cpus of submit"),
+        (("--workers", "4"), {"cpus": 4, "container": "docker://daskreg"}, None),
+        (("--cluster", "tcp://node1:8786", "--workers", "4"), {}, None),
+    ],
+)
+def test_a_job_that_is_probably_not_meant_is_warned_of(tmp_path, monkeypatch, caplog, options, job, says):
+    monkeypatch.chdir(tmp_path)
+    for name in PAIR[:2]:
+        (tmp_path / name).mkdir()
+    submitted([*PAIR, *options], "job.sh", Job(**job))
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [w[: len(says or "")] for w in warnings] == ([] if says is None else [says])
+
+
+@pytest.mark.parametrize(
     ("rest", "says"),
     [("exit 1", "the scheduler has ended before it listened"), ("exec sleep 60", "after 120 s"), (None, "is taken")],
 )
@@ -324,6 +347,7 @@ def test_python_says_what_was_written_and_how_to_submit_it(tmp_path, caplog):
     with caplog.at_level("INFO"):
         submitted([*PAIR], tmp_path / "job.sh", Job(time="8"))  # minutes, as SLURM reads it
     assert f"00:08:00 (h:m:s); submit it with: sbatch {tmp_path / 'job.sh'}" in caplog.text
+    assert "job.sh: 1 node of 1 core and memory as the batch system gives it, " in caplog.text
     assert "scancel ends it for good" in caplog.text
 
 
