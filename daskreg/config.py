@@ -249,6 +249,11 @@ class Deformable(Optimised):
     the image has them, and smoothed until interpolation leaves it as smooth as the fixed one. 2 keeps interpolation from
     moving what lies in place; the level's moving image takes eight times the memory.
     """
+    iterations_per_sweep: Whole = Field(1, ge=1, le=8)
+    """Iterations of a level that a sweep over fields out of memory does (``--state disk`` or ``host``): these are read and
+    written once for all of them, in place of once each. 2 to 4 where a disk is what a run waits for. For that the scale of a step
+    follows from the longest direction before the sweep, in memory too, and longer steps are shortened to ``maximum_step``.
+    """
     storage: Storage = "float32"
     """How numbers are kept, to save memory: ``mixed`` on a GPU keeps images, gradient and optimizer state in 16 bits,
     ``moments`` on a CPU the optimizer's state. Changes the result within the accuracy of a registration.
@@ -278,6 +283,22 @@ class Deformable(Optimised):
         for what, part, usual in (("optimizer", self.optimizer, "adam"), ("model", self.model, "displacement")):
             if self.storage not in part.storages:
                 raise ValueError(f"storage {self.storage!r} does not go with {what} {part.kind!r}; use 'float32' or {usual!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _sweepable(self) -> Deformable:
+        if self.iterations_per_sweep == 1:
+            return self
+        if not self.similarity.separable:
+            raise ValueError(
+                f"iterations_per_sweep {self.iterations_per_sweep} does not go with similarity {self.similarity.kind!r}, whose "
+                "gradient needs sums over all voxels before it: use 1, or mse, lncc or ngf"
+            )
+        if not self.model.shortens_steps:
+            raise ValueError(
+                f"iterations_per_sweep {self.iterations_per_sweep} does not go with model {self.model.kind!r}, which does not "
+                "shorten steps: use 1, or 'displacement'"
+            )
         return self
 
     @model_validator(mode="after")

@@ -191,6 +191,11 @@ class SimilarityParameters(Model):
         """Bytes a voxel that ``partial`` leaves for ``finish`` in a linear stage; a deformable stage has buffers for them."""
         return 0
 
+    @property
+    def separable(self) -> bool:
+        """Whether the gradient at a voxel needs no sum over all voxels: ``Similarity.separable`` of what is made."""
+        return False
+
     def summed(self, planes: int) -> int:
         """Numbers of 8 bytes that a rank with so many planes gives to the sum over all ranks."""
         return 2 * planes
@@ -254,6 +259,11 @@ class ModelParameters(Model):
     def storages(self) -> tuple[Storage, ...]:
         """In which an update can read the direction."""
         return ("float32",)
+
+    @property
+    def shortens_steps(self) -> bool:
+        """Whether an update shortens vectors that are longer than the longest one it is given (``BlockLayout.shortens``)."""
+        return False
 
     @abstractmethod
     def reach(self, smooth_warp: float) -> int:

@@ -17,6 +17,7 @@ from daskreg.comm import Communicator, Pending
 from daskreg.config import Deformable
 from daskreg.engine.backend import Backend, CpuBackend, Iteration
 from daskreg.engine.evaluation import LossEvaluation
+from daskreg.engine.groups import ScaledByGroup, is_end
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import ReachMonitor, SamplingMap
@@ -66,7 +67,7 @@ class Loop:
     def _model(self) -> TransformModel:
         s, b = self.stage, self.block
         layout = BlockLayout(b.box(), b.box(self.direction_reach), b.first, b.shape[0], len(b.held), Smoother(b, s.smooth_warp),
-                             s.maximum_step)  # fmt: skip
+                             s.maximum_step, shortens=s.iterations_per_sweep > 1)  # fmt: skip
         model: TransformModel = s.model.build(layout, b.device.kind)
         return model
 
@@ -112,13 +113,15 @@ class Loop:
         if self.monitor is not None:
             self.sampler.prepare(self.monitor.begin(state.u, len(state.losses)))
         self.evaluation.match(state, backend)
+        together = self.stage.iterations_per_sweep
+        self.group = ScaledByGroup(backend, together, state.longest) if together > 1 else None
 
     # ---------------------------------------------------------------- an iteration
 
     def iteration(self, state: StateStore, backend: Backend, judge: Judge, t: int) -> str | None:
         """Iteration t = 1, 2, ..; why the level ends with it, None while it goes on."""
         self.evaluation.gradient(state, backend)  # step 1
-        if not backend.lag and judge.ends(backend.losses(t)):
+        if not backend.lag and judge.ends(backend.losses(t), t):
             return "plateau"
         self._receive_halos(state)
         reach = backend.later(self.monitor.measure(state.u)) if self.monitor is not None and self.monitor.due(t) else None
@@ -128,16 +131,19 @@ class Loop:
         if t == 1 and float(backend.longest[0]) < state.optimizer.at_rest**2:
             backend.settle(agreed)
             return "at rest"
-        event = self.model.update(state, state.optimizer.stored_direction(step), backend)  # steps 5 and 6
+        if self.group is not None:
+            self.group.hold()
+        event = self.model.update(state, state.optimizer.stored_direction(step), self.group or backend)  # steps 5 and 6
         backend.settle(agreed)
         self.coming = self.warp_halo.start((state.u, self.block.first), after=event)
         if reach is not None and self.monitor is not None and self.sampler.prepare(self.monitor.combine(reach())):
             backend.moving_changed()
         return None
 
-    @staticmethod
-    def _save(state: StateStore, report: LevelReport, save: Save, losses: list[float], asked: float) -> None:
+    def _save(self, state: StateStore, report: LevelReport, save: Save, losses: list[float], asked: float) -> None:
         report.losses = losses
+        if self.group is not None and losses:
+            state.longest = self.group.next_longest(len(losses))
         save(state, report, asked)
 
     def _receive_halos(self, state: StateStore) -> None:
@@ -161,7 +167,7 @@ def iterate(
                 return k, "skipped"
             if backend.asked:
                 save(backend.losses(k), backend.asked)
-            if judge.converged(known):
+            if judge.converged(known, k):
                 return k, "plateau"
         count, reason = backend.advance(iteration, k)
         k += count
@@ -191,7 +197,7 @@ class Judge:
 
     def __init__(self, stage: Deformable, level: Level, watch: Watch, reported: int) -> None:
         self.level, self.watch, self.reported = level, watch, reported
-        self.plateau = Plateau(stage.tolerance, stage.window)
+        self.plateau, self.together = Plateau(stage.tolerance, stage.window), stage.iterations_per_sweep
 
     def observe(self, losses: list[float]) -> None:
         """Report the losses that have not been reported. Raises Diverged where one is not finite."""
@@ -201,14 +207,14 @@ class Judge:
                 raise Diverged(f"the loss became {losses[k]} at scale {self.level.scale}, iteration {k}; use a smaller step.")
         self.reported = max(self.reported, len(losses))
 
-    def converged(self, losses: list[float]) -> bool:
-        """Whether the loss has reached its plateau."""
-        return self.plateau.reached(losses)
+    def converged(self, losses: list[float], k: int) -> bool:
+        """Whether the loss has reached its plateau, where a group of iterations ends with the k-th, k = 1, 2, .."""
+        return is_end(k, self.together, self.level.iterations) and self.plateau.reached(losses)
 
-    def ends(self, losses: list[float]) -> bool:
+    def ends(self, losses: list[float], k: int) -> bool:
         """Both."""
         self.observe(losses)
-        return self.converged(losses)
+        return self.converged(losses, k)
 
 
 def make_backend(block: Block, comm: Communicator, watch: Watch, losses: list[float], iterations: int) -> Backend:

@@ -45,7 +45,7 @@ class RunState:
 
     level: index within the stage of the level to go on with;  losses: of that level so far, in which case the optimizer's fields
     count too;  fields: index (stage, level) of the level that u belongs to, None without one;  before: the map at the start of
-    the stage;  matched: see ``engine.state.StateStore``;  seconds: that the run has taken so far, all its parts together.
+    the stage;  matched, longest: see ``engine.state.StateStore``;  seconds: that the run has taken so far, all its parts together.
     """
 
     stage: int = 0
@@ -57,6 +57,7 @@ class RunState:
     before: list[list[float]] | None = None
     matched: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    longest: float | None = None
 
 
 Read = Callable[[str, Span], Array]  # planes of a field from a checkpoint
@@ -119,7 +120,7 @@ class Rank:
             self._hold_images(stage, level)
             self.store = self._make_store(stage, level)
             self.store.restore(read, state.losses)
-            self.store.matched = list(state.matched)
+            self.store.matched, self.store.longest = list(state.matched), state.longest
 
     def _tell_place(self) -> None:
         stage = self.plan.config.stages[min(self.at.stage, len(self.plan.levels) - 1)]
@@ -219,7 +220,7 @@ class Rank:
         kind: Any = Loop if level.state == "device" else SweepLoop
         loop = kind(stage, level, self.images, self.world, self.comm, self.trace)
         self.reports.append(loop.run(self.store, self.watch, self._within_level))
-        self.store.losses, self.store.matched = [], []
+        self.store.losses, self.store.matched, self.store.longest = [], [], None
         del loop  # its buffers go before the next level's come
 
     def _make_store(self, stage: Deformable, level: Level) -> Store:
@@ -260,7 +261,7 @@ class Rank:
 
     def _within_level(self, store: Store, report: LevelReport, asked: float) -> None:
         """In the middle of a level, all ranks at the same iteration."""
-        self.at.losses, self.at.matched = report.losses, store.matched
+        self.at.losses, self.at.matched, self.at.longest = report.losses, store.matched, store.longest
         if isinstance(store, SweptState) and store.kept and asked < STOP:
             self._commit(store)
             return
@@ -281,7 +282,7 @@ class Rank:
 
     def _level_done(self, level: int) -> None:
         """At the end of a level u alone counts; the optimizer starts afresh on the next one."""
-        self.at.level, self.at.losses, self.at.matched = level + 1, [], []
+        self.at.level, self.at.losses, self.at.matched, self.at.longest = level + 1, [], [], None
         asked = float(self.comm.max(np.array([self.watch.asked(level_end=True)]))[0])
         if asked >= SAVE:
             self._checkpoint()

@@ -37,6 +37,7 @@ class Store(Protocol):
     optimizer: Optimizer
     losses: list[float]
     matched: list[float]
+    longest: float | None
 
     @property
     def displacement(self) -> Planes:
@@ -60,8 +61,11 @@ class StateStore:
 
     u: displacement, voxels of the level;  optimizer_state: its fields by name;  g, d: buffers;  losses: of the iterations behind
     the optimizer's state, empty where it is fresh;  matched: the sums that the similarity was matched by at the start of the
-    level, empty before that, and where it is not;  factors: the level's shrink factors.
+    level, empty before that, and where it is not;  factors: the level's shrink factors;  longest: the |d|^2 that scales the step of
+    the iteration that the level is taken up with, where a group of iterations shares it (``engine.groups``).
     """
+
+    longest: float | None = None
 
     def __init__(self, block: Block, factors: Index, optimizer: Optimizer, spare: bool = True) -> None:
         self.block, self.factors, self.optimizer = block, factors, optimizer

@@ -18,7 +18,8 @@ class BlockLayout:
     """The planes of a level that a rank's arrays hold.
 
     own, around: boxes for kernels, the own planes, and those with ``direction_reach`` more;  first: plane of the level that the
-    arrays begin with;  planes: of the level;  held: of the arrays;  filter: of the displacement;  maximum_step: voxels.
+    arrays begin with;  planes: of the level;  held: of the arrays;  filter: of the displacement;  maximum_step: voxels;
+    shortens: whether vectors of a direction may be longer than the longest that scales it, and are shortened to that.
     """
 
     own: Shape
@@ -28,6 +29,7 @@ class BlockLayout:
     held: int
     filter: Filter
     maximum_step: float
+    shortens: bool = False
 
 
 class Fields(Protocol):
@@ -49,7 +51,7 @@ class Fields(Protocol):
 class Launcher(Protocol):
     """How kernels are launched (``engine.backend.Backend``)."""
 
-    longest: Any  # (1,) float32: the largest |d|^2 over all ranks
+    longest: Any  # (1,) float32: the |d|^2 that scales the step, the largest over all ranks
 
     def run(self, name: str, launches: Callable[[], Any]) -> None:
         """Launch kernels."""

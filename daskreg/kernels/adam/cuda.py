@@ -382,3 +382,23 @@ def finish_iteration(sign):
         totals[0], totals[1], longest[0], clock[0] = int64(0), int64(0), ZERO, t + int32(1)
 
     return body
+
+
+@cooperative_kernel()
+def hold_longest():
+    """Which |d|^2 scales the step of an iteration where groups of iterations share one (``engine.groups``). One thread.
+
+    Arguments: together (iterations of a group, at least 2; int32), clock (1,) int32, longest (1,) float32 of this iteration, held
+    (2,) float32: that of the group at hand, and of the last iteration before the next one.
+    """
+
+    def body(together, clock, longest, held):
+        k = clock[0]
+        if k == int32(0):
+            held[0], held[1] = longest[0], longest[0]
+        elif k % together == int32(0):
+            held[0] = held[1]
+        if (k + int32(1)) % together == int32(0):
+            held[1] = longest[0]
+
+    return body

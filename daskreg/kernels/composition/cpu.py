@@ -57,6 +57,30 @@ def compose(z, y, x, first, planes, scale, d, u, composed):
 
 
 @formula
+def shorten(dz, dy, dx, most):
+    """A vector with the same direction and at most this length."""
+    square = dz * dz + dy * dy + dx * dx
+    part = most / math.sqrt(square) if square > most * most else ONE
+    return part * dz, part * dy, part * dx
+
+
+@voxelwise()
+def compose_shortened(z, y, x, first, planes, scale, d, u, composed):
+    """``compose`` with ``s d`` of at most ``scale[1]`` voxels; s is ``scale[0]``.
+
+    scale: (2,) float32; the others as there
+    """
+    s, most = scale[0], scale[1]
+    dz, dy, dx = shorten(s * d[index(0), z, y, x], s * d[index(1), z, y, x], s * d[index(2), z, y, x], most)
+    k0, k1, wz = neighbours(int32(z) + int32(first), dz, int32(planes), int32(first))
+    j0, j1, wy = neighbours(int32(y), dy, int32(u.shape[2]), int32(0))
+    i0, i1, wx = neighbours(int32(x), dx, int32(u.shape[3]), int32(0))
+    composed[index(0), z, y, x] = dz + blend(u, index(0), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+    composed[index(1), z, y, x] = dy + blend(u, index(1), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+    composed[index(2), z, y, x] = dx + blend(u, index(2), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+
+
+@formula
 def coarse_neighbours(i, fine, coarse, n, origin):
     """The two voxels of a coarser level with n voxels around fine voxel i, minus ``origin``, and the weight of the second.
 

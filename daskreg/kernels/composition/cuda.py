@@ -13,7 +13,7 @@ from daskreg.kernels.adam.cuda import packed_coherent_direction_of, packed_direc
 from daskreg.kernels.compiler.configuration import WARP_SHUFFLE, block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.arithmetic import fma, lerp, sqrt_fast
+from daskreg.kernels.intrinsics.arithmetic import divide_fast, fma, lerp, sqrt_fast
 from daskreg.kernels.intrinsics.memory import load_bytes, store_components
 from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
 
@@ -110,8 +110,22 @@ def load_moments(d, base, byte):
     return load_bytes(d[0], base, byte)
 
 
-@cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False, coherent=False: (WARPS * 32, 4))
-def compose_smooth(radius, mixed=False, gated=False, coherent=False):
+@formula
+def as_it_is(dz, dy, dx, most):
+    """A step that is short enough."""
+    return dz, dy, dx
+
+
+@formula
+def shorten(dz, dy, dx, most):
+    """A vector with the same direction and at most this length."""
+    square = fma(dz, dz, fma(dy, dy, dx * dx))
+    part = divide_fast(most, sqrt_fast(square)) if square > most * most else ONE
+    return part * dz, part * dy, part * dx
+
+
+@cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False, coherent=False, shortened=False: (WARPS * 32, 4))
+def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=False):
     """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes per voxel.
 
         A warp computes ``ROWS`` rows of 32 columns; the ``radius`` columns at each end are computed for their neighbours only.
@@ -119,7 +133,8 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False):
     x exchanges values between lanes, along y it uses shared memory, along z registers. Arguments: length, n, edge, weights,
     norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane at plane 0 of the arrays), whole (planes of the global
     grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,). ``mixed``: instead of d the moments, rates
-    and clock of ``smooth_adam``, from which the direction is computed again, ``gated`` and ``coherent`` as there.
+    and clock of ``smooth_adam``, from which the direction is computed again, ``gated`` and ``coherent`` as there. ``shortened``:
+    s d is cut to half_step where it is longer.
     """
     r, taps, rows = radius, 2 * radius + 1, ROWS
     threads, height, lanes = WARPS * LANES, WARPS * ROWS, LANES
@@ -132,6 +147,7 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False):
     kind, none = (uint32, uint32(0)) if mixed else (float32, ZERO)
     again = (load_gated_corrections, gated_direction_of_words) if gated else (load_corrections, direction_of_words)
     again = (load_gated_corrections, packed_coherent_direction_of) if coherent else again
+    limited = shorten if shortened else as_it_is
     load_direction, (load_rates, decode) = (load_moments, again) if mixed else (load_bytes, (no_corrections, stored_direction))
 
     @formula
@@ -220,7 +236,7 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False):
             plane_exists = uint32(k) < edge
             for e in range(rows):
                 dz, dy, dx = decode(prefetched_d[3 * e], prefetched_d[3 * e + 1], prefetched_d[3 * e + 2], corrections)
-                dz, dy, dx = scale * dz, scale * dy, scale * dx
+                dz, dy, dx = limited(scale * dz, scale * dy, scale * dx, half_step)
                 bz, wz = lower_neighbour(dz)
                 by, wy = lower_neighbour(dy)
                 bx, wx = lower_neighbour(dx)

@@ -24,6 +24,11 @@ class Displacement(ModelParameters):
         """Mixed: the direction comes from the optimizer's state."""
         return ("float32", "moments", "mixed")
 
+    @property
+    def shortens_steps(self) -> bool:
+        """While it composes."""
+        return True
+
     def reach(self, smooth_warp: float) -> int:
         """The filter's taps, and one plane: a step is shorter than a voxel."""
         return smoothing.gaussian_radius(smooth_warp) + 1

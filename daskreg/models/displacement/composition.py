@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from daskreg.kernels.compiler.launch import Shape, extent
-from daskreg.kernels.composition.cpu import compose
+from daskreg.kernels.composition.cpu import compose, compose_shortened
 from daskreg.kernels.composition.cuda import compose_smooth, launch_grid
 from daskreg.models.base import Fields, Launcher, TransformModel
 
@@ -24,8 +24,11 @@ class ComposedDisplacement(TransformModel):
     def update(self, fields: Fields, direction: tuple[tuple[bool, ...], Any], on: Launcher) -> Any:
         """See ``TransformModel.update``."""
         p, f = self.layout, fields
-        scale = np.array([p.maximum_step / max(1.0, math.sqrt(float(on.longest[0])))], np.float32)
-        compose(p.around, p.first, p.planes, scale, f.d, f.u, f.g)
+        scale = p.maximum_step / max(1.0, math.sqrt(float(on.longest[0])))
+        if p.shortens:
+            compose_shortened(p.around, p.first, p.planes, np.array([scale, p.maximum_step], np.float32), f.d, f.u, f.g)
+        else:
+            compose(p.around, p.first, p.planes, np.array([scale], np.float32), f.d, f.u, f.g)
         if p.filter.reach:
             p.filter.into(p.own, f.g, f.filter_scratch, f.filtered)
         else:
@@ -54,4 +57,5 @@ class ComposedDisplacementOnGpu(TransformModel):
         n, p, (reach, weights, norms) = extent(box), self.layout, filter_
         length, blocks, threads = launch_grid(n, reach)
         where = np.int32(p.first), np.int32(p.planes), np.float32(p.maximum_step), longest
+        constants = (*constants, *[False] * (3 - len(constants)), True) if p.shortens else constants
         compose_smooth((reach, *constants), blocks, threads, length, n, np.uint32(p.held), weights, *norms, *where, *fields)

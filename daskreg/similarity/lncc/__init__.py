@@ -69,6 +69,11 @@ class LNCC(SimilarityParameters):
         return 12
 
     @property
+    def separable(self) -> bool:
+        """What is compared at a voxel lies around it."""
+        return True
+
+    @property
     def gradient_scale(self) -> float:
         """The exact gradient adds up as many windows as one has voxels."""
         return 0.1 if self.exact else 0.1 / (2 * self.radius + 1) ** 3

@@ -15,6 +15,11 @@ class MSE(SimilarityParameters):
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.041, "cuda": 4.8e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 
     @property
+    def separable(self) -> bool:
+        """What is compared at a voxel lies around it."""
+        return True
+
+    @property
     def gradient_scale(self) -> float:
         """See ``SimilarityParameters``."""
         return 0.01

@@ -35,6 +35,11 @@ class NGF(SimilarityParameters):
         return 12
 
     @property
+    def separable(self) -> bool:
+        """What is compared at a voxel lies around it."""
+        return True
+
+    @property
     def gradient_scale(self) -> float:
         """Measured as for the other losses, in two heads, with eta from 0.01 to 0.1, before edges are matched: that has the
         product of both twice.
