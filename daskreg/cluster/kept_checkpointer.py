@@ -21,13 +21,13 @@ from daskreg.engine.rank import Read, RunState
 from daskreg.engine.report import Watch
 from daskreg.engine.sweep.composition import Composition
 from daskreg.engine.sweep.loop import SweepBackend
-from daskreg.engine.sweep.slabs import SlabBuffers
+from daskreg.engine.sweep.pipeline import Pipeline
 from daskreg.engine.sweep.state import DIRECTION, SweptState
 from daskreg.errors import DaskregError
 from daskreg.grid import Partition, Span
 from daskreg.kernels.device import Device
 from daskreg.planning import Level, Plan
-from daskreg.planning.slabs import HEIGHTS, Reaches
+from daskreg.planning.slabs import HEIGHTS, total_reach
 from daskreg.storage.kept_fields import Commit, KeptCheckpoint, KeptField, KeptFields, kept_folder, remove_kept, write_commit
 from daskreg.storage.runs.checkpoint import CheckpointStore
 from daskreg.storage.scratch import ScratchFolder
@@ -154,7 +154,7 @@ class KeptReader:
         stage, level = self._level(found)
         optimizer = stage.optimizer.build(stage.storage, self.device.kind)
         fields = commit.open(self.scratch)
-        made = SweptState.of_fields(self._block(found, commit), level.fixed_factors, optimizer, Reaches.of(stage).total, fields)
+        made = SweptState.of_fields(self._block(found, commit), level.fixed_factors, optimizer, total_reach(stage), fields)
         made.losses, made.length = list(commit.about["state"]["losses"]), commit.about["state"][LENGTH]
         return made
 
@@ -164,11 +164,11 @@ class KeptReader:
         made, alone = Composition(stage, state.block, level.slab or HEIGHTS[0], SingleRank()), SingleRank()
         backend = SweepBackend(state.block, alone, watch, state.losses, level.iterations)
         backend.prepare(state.optimizer, stage.similarity.gradient_scale, 1, False)
-        made.backend, made.clock, made.buffers = backend, backend.clock, SlabBuffers(made, state)
+        made.backend, made.clock, made.pipeline = backend, backend.clock, Pipeline(made, state)
         try:
             made.finish_step(state)
         finally:
-            made.buffers.close()
+            made.pipeline.close()
         fields, about = cast(Mapping[str, KeptField], state.fields), commit.about
         for kept in fields.values():
             kept.settle()

@@ -31,7 +31,7 @@ from daskreg.engine.upsampled import UpsampledField
 from daskreg.errors import Stopped
 from daskreg.grid import Grid, Span
 from daskreg.planning import SOURCE, Level, Plan
-from daskreg.planning.slabs import Reaches
+from daskreg.planning.slabs import total_reach
 from daskreg.planning.source import source_boxes
 
 Matrix = NDArray[np.float64]
@@ -231,7 +231,7 @@ class Rank:
         optimizer = stage.optimizer.build(stage.storage, block.device.kind)
         kept = self.kept if level.state == "disk" else None
         allocate = self.allocate(level.state) if kept is None else kept.allocate
-        return SweptState(block, level.fixed_factors, optimizer, Reaches.of(stage).total, allocate)
+        return SweptState(block, level.fixed_factors, optimizer, total_reach(stage), allocate)
 
     def _set_initial(self, store: Store, level: Level) -> None:
         """The displacement to start from."""

@@ -145,6 +145,15 @@ class ReachMonitor:
         """Whether to measure the displacement before the level's t-th step; the bound known before holds up to it."""
         return t - 1 > self.since and (t - 1 - self.since) % REACH_INTERVAL == 0
 
+    def due_in_group(self, t: int, iterations: int) -> bool:
+        """Whether to measure before the level's t-th step, the last of a group, so that a bound holds in the next group, which has
+        so many iterations; from then on counts what was measured now.
+        """
+        if t + iterations - 1 <= self.since + REACH_INTERVAL:
+            return False
+        self.since = t - 1
+        return True
+
     def measure(self, u: Array) -> Any:
         """(2, own planes) float32: largest (S u)_z of every plane, moving voxels, and largest -(S u)_z; where u lies."""
         if not len(self.block.own):

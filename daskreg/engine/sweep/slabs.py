@@ -1,4 +1,4 @@
-"""Everything that a sweep holds of a slab: the fields that come and go, and what is computed between."""
+"""Everything that an iteration of a sweep holds of a slab: the fields that come and go, and what is computed between."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from daskreg.engine.copies import copy_planes
 from daskreg.engine.planes import at_hand
 from daskreg.engine.sweep.buffers import EMPTY, Buffer
 from daskreg.engine.sweep.evaluation import SlabEvaluation
@@ -14,23 +15,59 @@ from daskreg.engine.sweep.state import SweptState
 from daskreg.engine.sweep.transfers import Reads, Transfers
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import Shape
-from daskreg.planning.slabs import Slab, staged_planes
+from daskreg.planning.slabs import Slab, Step
 from daskreg.similarity.base import Samples
 
 FIXED, MASK = "fixed", "mask"  # names of images that a sweep reads
+
+
+class StillBuffers:
+    """Planes of the fixed image and its mask that all iterations of a sweep hold, where these are not in memory."""
+
+    def __init__(self, loop: Any, capacity: int) -> None:
+        self.loop, b = loop, loop.block
+        apart = {name: image.dtype for name, image in loop.still.items() if not at_hand(image, b.device)}
+        self.buffers = {name: Buffer(b.device, (1,), capacity, b.shape[1:], dtype) for name, dtype in apart.items()}
+
+    def move(self, step: Step) -> None:
+        """Hold a step's planes."""
+        for buffer in self.buffers.values():
+            buffer.hold(step.images, step.compared)
+
+    def planes(self, name: str, planes: Span) -> Any:
+        """Of an image, None without it."""
+        if name in self.buffers:
+            return self.buffers[name].part(planes)[0]
+        kept: Any = self.loop.still.get(name)
+        return None if kept is None else kept.array[0, planes.within(kept.span)]
+
+    def forget(self) -> None:
+        """The next sweep begins at the first plane."""
+        for buffer in self.buffers.values():
+            buffer.forget()
 
 
 class SlabBuffers:
     """Planes ``held`` of every field, in arrays of the same planes, as kernels want them.
 
     before, u: the displacement before and after composition;  state: the optimizer's fields;  gradient: dC/du as it is stored;
-    work: two fields without a content that lasts;  still: of the fixed image and its mask, where they are not in memory.
-    loop: a ``SweepLoop``, or a ``Composition``, which evaluates nothing.
+    work: two fields without a content that lasts, which all iterations share;  still: see ``StillBuffers``.
+    transfers: between here and where fields are kept, None where these are in the machine's memory;  source: buffers of the
+    iteration before, from which the fields come, None for the first one.
+    loop: a ``SweepLoop``, or a ``Composition``, which evaluates nothing;  capacity: planes.
     """
 
-    def __init__(self, loop: Any, state: SweptState) -> None:
-        self.loop, self.swept = loop, state
-        b, capacity = loop.block, max((len(s.held) for s in loop.slabs), default=0)
+    def __init__(
+        self,
+        loop: Any,
+        state: SweptState,
+        capacity: int,
+        still: StillBuffers,
+        transfers: Transfers | None,
+        source: SlabBuffers | None = None,
+    ) -> None:
+        self.loop, self.swept, self.still, self.transfers, self.source = loop, state, still, transfers, source
+        b = loop.block
         plane = b.shape[1], b.shape[2]
 
         def vector(dtype: Any = np.float32) -> Buffer:
@@ -40,18 +77,13 @@ class SlabBuffers:
             return Buffer(b.device, (), capacity, plane)
 
         self.before, self.u, self.gradient = vector(), vector(), vector(np.uint16 if loop.half else np.float32)
-        self.work = vector(), vector()
+        self.work = (vector(), vector()) if source is None else source.work
         self.composed: tuple[Span, Any] = EMPTY, None  # planes before their filter, which the next slab's filter reads as well
         self.state = {name: vector(field.dtype) for name, field in state.optimizer_state.items()}
         self.moved, self.weight = scalar(), scalar() if loop.masked else None
-        apart = {name: image.dtype for name, image in loop.still.items() if not at_hand(image, b.device)}
-        self.still = {name: Buffer(b.device, (1,), capacity, plane, dtype) for name, dtype in apart.items()}
-        self.held = EMPTY
+        self.held, self.last = EMPTY, source is None
         self.begun = 0  # slabs of the next sweep that are being read
-        self.reads = _reads(loop.slabs, [*state.fields, *self.still])
-        fields = {**state.fields, **{name: loop.still[name] for name in self.still}}
-        staged, *sets = staged_planes(loop.height, on_gpu=b.device.kind == "cuda")
-        self.transfers = None if state.at_hand and not self.still else Transfers(b.device, fields, staged, (sets[0], sets[1]))
+        self.reads, self.taken = list[Reads](), 0
 
     def box(self, planes: Span) -> Shape:
         """For kernels."""
@@ -60,49 +92,52 @@ class SlabBuffers:
 
     # ---------------------------------------------------------------- a slab comes
 
+    def begin(self, slabs: Sequence[Slab | None], *, last: bool) -> None:
+        """A sweep;  slabs: of all of its steps;  last: whether the result of this iteration is kept."""
+        names = [*self.swept.fields, *(self.still.buffers if self.source is None else ())]
+        self.reads, self.taken, self.last = _reads([slab for slab in slabs if slab is not None], names), 0, last
+        if self.transfers is not None and self.source is None:
+            self.transfers.expect(self.reads[self.begun :])
+            self.begun = 0
+
     def move(self, slab: Slab) -> None:
-        """Hold a slab's planes, and read those of u and of the optimizer's fields that come in."""
+        """Hold a slab's planes, and bring those of u and of the optimizer's fields that it reads for the first time."""
         r = self.loop.reaches
         compare, step = slab.compared.start, slab.stepped.start
         self.held = slab.held
         self.before.hold(slab.held, slab.composed.start - r.displacement)
-        self.u.hold(slab.held, compare)
+        self.u.hold(slab.held, min(compare, slab.lent_u))
         self.gradient.hold(slab.held, step - r.gradient)
         for buffer in self.state.values():
-            buffer.hold(slab.held, min(step, slab.composed.start - r.direction))
+            buffer.hold(slab.held, min(step, slab.composed.start - r.direction, slab.lent_state))
         for scalar in (self.moved, self.weight):
             if scalar is not None:
                 scalar.hold(slab.held, compare - r.window)
-        for image in self.still.values():
-            image.hold(slab.held, compare - r.window)
         for work in self.work:
             work.hold(slab.held, slab.held.stop)
-        k = self.loop.slabs.index(slab)
-        if self.transfers is not None:
-            if k == 0:
-                self.transfers.expect(self.reads[self.begun :])
-                self.begun = 0
+        self._bring(self.reads[self.taken])
+        self.taken += 1
+
+    def _bring(self, reads: Reads) -> None:
+        if self.source is None and self.transfers is not None:
             self.transfers.take(self._place)
-            if slab is self.loop.slabs[-1] and self._may_begin:
-                self.transfers.expect_written(self.reads[0])
-                self.begun = 1
             return
-        for name, spans in self.reads[k].items():
+        for name, spans in reads.items():
             for planes in spans:
-                self.swept.fields[name].read(planes, self._buffer(name).fill(planes))
+                if self.source is None:
+                    self.swept.fields[name].read(planes, self._place(name, planes))
+                else:
+                    copy_planes(self.source.made(name, planes), self._place(name, planes))
 
-    @property
-    def _may_begin(self) -> bool:
-        """Whether the last slab changes nothing that the next sweep's first one reads, and no neighbour sends any of it."""
-        last, first = self.loop.slabs[-1], self.reads[0]
-        changed = min(last.composed.start, last.stepped.start)
-        return self.loop.comm.size == 1 and all(span.stop <= changed for spans in first.values() for span in spans)
-
-    def _buffer(self, name: str) -> Buffer:
-        return self.before if name == "u" else self.still[name] if name in self.still else self.state[name]
+    def made(self, name: str, planes: Span) -> Any:
+        """Of the new displacement, or of the optimizer's fields after the step."""
+        return (self.u if name == "u" else self.state[name]).part(planes)
 
     def _place(self, name: str, planes: Span) -> Any:
-        return self._buffer(name).fill(planes)
+        """Where planes of a field or an image come to."""
+        if name in self.still.buffers:
+            return self.still.buffers[name].fill(planes)
+        return (self.before if name == "u" else self.state[name]).fill(planes)
 
     def use_stored_u(self, slab: Slab) -> None:
         """Where no step is left to compose with."""
@@ -135,21 +170,14 @@ class SlabBuffers:
     def evaluation(self, planes: Span, totals: Any, value: Any) -> SlabEvaluation:
         """What a similarity compares on some planes."""
         loop, device = self.loop, self.loop.block.device
-        weight = self.weight.array if self.weight is not None else self.image(MASK, self.held)
+        weight = self.weight.array if self.weight is not None else self.still.planes(MASK, self.held)
         scratch, slope = self.work[0].array, self.work[1].array[0]
-        fixed = self.image(FIXED, self.held)
+        fixed = self.still.planes(FIXED, self.held)
         samples = Samples(
             self.box(planes), self.held.start, fixed, device.no_mask if weight is None else weight, self.moved.array, scratch
         )
-        mapping = loop.mapping_here
+        mapping = loop.mapping._replace(first=self.held.start)
         return SlabEvaluation(samples, slope, loop.sampler, mapping, self.u.array, self.gradient.array, totals, value)
-
-    def image(self, name: str, planes: Span) -> Any:
-        """Planes that are held of the fixed image, or of its mask, None without one."""
-        if name in self.still:
-            return self.still[name].part(planes)[0]
-        kept: Any = self.loop.still.get(name)
-        return None if kept is None else kept.array[0, planes.within(kept.span)]
 
     # ---------------------------------------------------------------- a slab goes
 
@@ -164,6 +192,8 @@ class SlabBuffers:
             self._store(name, planes, buffer)
 
     def _store(self, name: str, planes: Span, buffer: Buffer) -> None:
+        if not self.last:
+            return
         if self.transfers is None:
             self.swept.fields[name].write(planes, buffer.part(planes))
         else:
@@ -171,22 +201,11 @@ class SlabBuffers:
 
     def forget(self) -> None:
         """The next sweep begins at the first plane."""
-        fields = (self.before, self.u, self.gradient, *self.state.values(), *self.still.values())
+        fields = (self.before, self.u, self.gradient, *self.state.values())
         for buffer in (*fields, *self.work, self.moved, self.weight):
             if buffer is not None:
                 buffer.forget()
         self.composed = EMPTY, None
-
-    def finish(self) -> None:
-        """After a sweep: all that was stored is where it is kept; what was begun of the next one goes on."""
-        if self.transfers is not None:
-            self.transfers.settle()
-        self.forget()
-
-    def close(self) -> None:
-        """Nothing is on its way any more."""
-        if self.transfers is not None:
-            self.transfers.close()
 
 
 def _reads(slabs: Sequence[Slab], names: Sequence[str]) -> list[Reads]:

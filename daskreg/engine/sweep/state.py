@@ -23,11 +23,12 @@ DIRECTION = "direction"  # of the last step, kept beside the state where it does
 class SweptState:
     """u, in voxels of the level, and the optimizer's fields, each with the planes of neighbours that a sweep reads.
 
-    losses, matched, factors: see ``engine.state.StateStore``;  length: the largest |d|^2 of the last step, where the displacement
+    losses, matched, factors, longest: see ``engine.state.StateStore``;  length: the largest |d|^2 of the last step, where the displacement
     does not have that step yet, else None: the next sweep composes with it;  kept: whether the fields are their own checkpoint.
     """
 
     kept = False
+    longest: float | None = None
 
     def __init__(self, block: Block, factors: Index, optimizer: Optimizer, halo: int, allocate: Allocate) -> None:
         self.block, self.factors, self.optimizer = block, factors, optimizer
