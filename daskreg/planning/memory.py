@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from daskreg.config import Deformable, Optimised
 from daskreg.deferred import DeferredModule
 from daskreg.planning.layout import SOURCE, Layout, Level
-from daskreg.planning.slabs import Reaches, held_planes, staged_planes
+from daskreg.planning.slabs import Reaches, held_planes, sampled_planes, spread_planes, staged_planes, sweeps, total_reach
 from daskreg.planning.source import measuring_bytes, reading_bytes, ready_bytes, source_passes, writing_bytes
 from daskreg.planning.traffic import ASSUMED_DRIFT, HALF, VALUE, VECTOR, reached, value_bytes, window_planes
 
@@ -108,9 +108,9 @@ def _kept(plan: Layout) -> list[Level]:
 
 def _still(plan: Layout, stage: Deformable, level: Level, number: int) -> int:
     """Planes of the fixed image, and of its mask, that a sweep holds, and those on their way."""
-    reaches, planes = Reaches.of(stage), level.fixed.shape[0]
+    reaches, planes, n = Reaches.of(stage), level.fixed.shape[0], stage.iterations_per_sweep
     each, ahead, _ = staged_planes(level.slab, on_gpu=plan.host is not None)
-    held = held_planes(level.slab, planes, reaches) + each * ahead
+    held = min(planes, held_planes(level.slab, planes, reaches, n) + spread_planes(reaches, n)) + each * ahead
     return held * _plane(level.fixed.shape) * (number + VALUE * plan.masks[0])
 
 
@@ -125,7 +125,7 @@ def _swept_linear(plan: Layout, stage: Optimised, level: Level) -> MemoryUse:
 
 def _streamed(plan: Layout, stage: Optimised, level: Level, number: int) -> int:
     """Planes of the moving image that a slab reads: the last ones stay until the next ones are whole; and those on their way."""
-    window = window_planes(plan, level, level.slab + 2 * stage.similarity.reach)
+    window = window_planes(plan, level, sampled_planes(level.slab, stage))
     return (2 * window + 2 * STREAMED) * window_bytes(plan, level, number)
 
 
@@ -147,21 +147,20 @@ def _largest_plane(plan: Layout) -> int:
 
 def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> MemoryUse:
     """Where slabs come from fields that are elsewhere."""
-    reaches, plane = Reaches.of(stage), _plane(level.fixed.shape)
-    held = held_planes(level.slab, level.fixed.shape[0], reaches)
+    reaches, plane, n = Reaches.of(stage), _plane(level.fixed.shape), stage.iterations_per_sweep
+    held = held_planes(level.slab, level.fixed.shape[0], reaches, n)
     state = stage.optimizer.swept_bytes(stage.storage)
-    vectors = (
-        stage.model.state_bytes() + VECTOR + 3 * value_bytes(stage) + 2 * VECTOR + state
-    )  # before and after, g, two to work with
-    buffers = held * plane * (vectors + VALUE * (1 + plan.masks[1])) + 2 * reaches.total * plane * VECTOR
+    each_has = stage.model.state_bytes() + VECTOR + 3 * value_bytes(stage) + state  # before and after, g
+    buffers = held * plane * (n * (each_has + VALUE * (1 + plan.masks[1])) + 2 * VECTOR)  # two to work with
+    buffers += 2 * n * reaches.total * plane * VECTOR
     if level.state == "disk" or plan.host is not None:
         each, ahead, behind = staged_planes(level.slab, on_gpu=plan.host is not None)
         buffers += (ahead + behind) * each * plane * (stage.model.state_bytes() + state)
-    planes = min(max(level.partition.lengths) + 2 * reaches.total * (plan.workers > 1), level.fixed.shape[0])
+    planes = min(max(level.partition.lengths) + 2 * total_reach(stage) * (plan.workers > 1), level.fixed.shape[0])
     fields = planes * plane * (stage.model.state_bytes() + state)
     on_host = fields if level.state == "host" else 0
     beside = on_host if plan.host is None else 0  # in the memory that ``memory`` limits
-    copies = (2 * reaches.direction + reaches.gradient) * plane * VECTOR  # of planes that are read again after they were replaced
+    copies = n * (2 * reaches.direction + reaches.gradient) * plane * VECTOR  # of planes that are read again after they were replaced
     buffers += copies + (buffers + rest.moving) // SLACK
     return replace(
         rest, fields=buffers + beside + min(PIECES, fields), host=on_host - beside, disk=fields if level.state == "disk" else 0
@@ -251,9 +250,17 @@ def elsewhere(plan: Layout) -> tuple[int, int]:
 
 
 def swept_bytes(plan: Layout, stage: Deformable, level: Level) -> int:
-    """Bytes that a rank reads, and as many that it writes, in an iteration of a level whose fields are elsewhere."""
+    """Bytes that a rank reads, and as many that it writes, in an iteration of a level whose fields are elsewhere.
+
+    Of several iterations a sweep, a mean.
+    """
     voxels = max(level.partition.lengths) * _plane(level.fixed.shape)
-    return voxels * (stage.model.state_bytes() + stage.optimizer.swept_bytes(stage.storage))
+    return _of_iteration(voxels * (stage.model.state_bytes() + stage.optimizer.swept_bytes(stage.storage)), stage, level)
+
+
+def _of_iteration(moved: int, stage: Deformable, level: Level) -> int:
+    """Of the bytes of a sweep."""
+    return moved * sweeps(level.iterations, stage.iterations_per_sweep) // level.iterations if level.iterations else moved
 
 
 def image_bytes(plan: Layout, stage: Optimised, level: Level) -> int:
@@ -261,7 +268,7 @@ def image_bytes(plan: Layout, stage: Optimised, level: Level) -> int:
     number, (fixed_mask, moving_mask) = value_bytes(stage), plan.masks
     fixed = max(level.partition.lengths) * _plane(level.fixed.shape) * (number + VALUE * fixed_mask)
     moving = max(level.shards.lengths) * _plane(level.moving.shape) * (number + VALUE * moving_mask)
-    return (1 if isinstance(stage, Deformable) else 2) * (fixed + moving)
+    return _of_iteration(fixed + moving, stage, level) if isinstance(stage, Deformable) else 2 * (fixed + moving)
 
 
 def _source(plan: Layout, row: int) -> int:

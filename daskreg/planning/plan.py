@@ -15,7 +15,7 @@ from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, Sigmas, level_f
 from daskreg.html import preformatted
 from daskreg.planning.layout import RESIDENCIES, SOURCE, STATES, Encoding, Layout, Level
 from daskreg.planning.memory import MemoryUse, elsewhere, level_memory, peak_bytes, window_bytes
-from daskreg.planning.slabs import HEIGHTS
+from daskreg.planning.slabs import HEIGHTS, sampled_planes
 from daskreg.planning.table import lines, rounded_up, size
 from daskreg.planning.traffic import most_sent, value_bytes, window_planes
 
@@ -281,7 +281,7 @@ def _with_window(plan: Plan, stage: int, level: Level) -> Level:
         return level
     kind, left = level.in_voxels(plan.config.stages[stage]), plan.memory - plan.memory_use(stage, level).total
     assert isinstance(kind, Optimised)
-    planned = window_planes(plan, level, level.slab + 2 * kind.similarity.reach)
+    planned = window_planes(plan, level, sampled_planes(level.slab, kind))
     each = 2 * window_bytes(plan, level, value_bytes(kind))
     lower = plan.memory_use(stage, replace(level, slab=level.slab - 1)).total
     traded = (plan.memory_use(stage, level).total - lower) // each

@@ -196,6 +196,11 @@ def hull(spans: Iterable[Span]) -> Span:
     return Span(min(s.start for s in found), max(s.stop for s in found)) if found else Span(0, 0)
 
 
+def sweeps(iterations: int, together: int) -> int:
+    """Of a level: its first iteration has one of its own, then each has those up to a multiple of ``together``."""
+    return iterations if together == 1 or iterations < 2 else 1 - (-iterations // together)
+
+
 def staged_planes(height: int, *, on_gpu: bool) -> tuple[int, int, int]:
     """Planes of a field in a staging array, and how many of these are for reading and for writing (``sweep.transfers``)."""
     if on_gpu:
@@ -216,3 +221,9 @@ def spread_planes(reaches: Reaches, iterations: int) -> int:
     """Planes by which the last iteration of a sweep at most is behind the first one."""
     lag = max(reaches.window + reaches.gradient, reaches.direction)
     return (iterations - 1) * (max(reaches.displacement, lag + reaches.direction) + reaches.direction)
+
+
+def sampled_planes(height: int, stage: Optimised) -> int:
+    """Planes of the fixed level, from the first to the last, whose points a step samples."""
+    planes = height + 2 * stage.similarity.reach
+    return planes + spread_planes(Reaches.of(stage), stage.iterations_per_sweep) if isinstance(stage, Deformable) else planes

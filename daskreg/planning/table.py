@@ -120,7 +120,8 @@ def _rows(plan: Layout, stage: int, level: Level, cores: int, device: str) -> li
     rows, kind = [_line(plan, stage, level, cores, device)], level.in_voxels(plan.config.stages[stage])
     if level.state != "device" and isinstance(kind, Deformable):
         moved = swept_bytes(plan, kind, level)
-        way = f"{size(moved)} read and {size(moved)} written an iteration"
+        several = f", {kind.iterations_per_sweep} iterations a sweep" if kind.iterations_per_sweep > 1 else ""
+        way = f"{size(moved)} read and {size(moved)} written an iteration{several}"
         rows.append(f"{'':<11}fields of that scale {PLACES[level.state]}, in slabs of {level.slab} planes: {way}")
     if level.images != "device":
         assert isinstance(kind, Optimised)
