@@ -5,10 +5,11 @@ r"""An iteration with the fields in the machine's memory or on disk, beside the 
     python benchmarks/out_of_core.py 1278x1760x1760 --moving 800 --states host --images host --losses "lncc center" \
         --storages mixed --slab 48 --quick --iterations 4
     python benchmarks/out_of_core.py 160 --device cpu
+    python benchmarks/out_of_core.py 320 --device cpu --states disk --losses "lncc center" --sweeps 1,2,4 --quick --iterations 24
 
 ``ms``: one iteration at full resolution, the time of a level of ``--iterations`` minus that of one of half as many, over the
 difference, or with ``--quick`` the mean of all iterations but the first; ``bytes_read``, ``bytes_written``: what an iteration
-has to bring to the device and back, images included where they are elsewhere; ``link_ms``, ``disk_ms``: the time of these at
+has to bring to the device and back, images included where they are elsewhere, and of several iterations a sweep a mean; ``link_ms``, ``disk_ms``: the time of these at
 the rates of the link, and of the disk, measured in this run; ``over_bound``: the time over the largest of them and of the
 iteration on the device, where that was measured too; ``waited_s``: what the host waits for transfers an iteration; ``peak``:
 bytes of CuPy's pool. Prints one JSON line per case and writes ``out_of_core.json``.
@@ -77,7 +78,8 @@ def run(given: Any, name: str, storage: Any, state: str, iterations: int, scratc
     """Seconds of the level, the digest of its displacement where one is asked for, and its plan."""
     device = Device(given.device)
     device.use()
-    stage = Deformable(similarity=LOSSES[name], storage=storage, scales=(1,), iterations=(iterations,), tolerance=0)
+    of_level: dict[str, Any] = {"scales": (1,), "iterations": (iterations,), "tolerance": 0, "iterations_per_sweep": given.together}
+    stage = Deformable(similarity=LOSSES[name], storage=storage, **of_level)
     grid, other = Grid(given.shape), Grid(given.moving, tuple(f / m for f, m in zip(given.shape, given.moving, strict=True)))
     plan = make_plan(grid, other, Config(stages=(stage,), percentiles=(0, 100)), state=state)
     levels = tuple(tuple(replace(level, slab=given.slab) for level in stage_) for stage_ in plan.levels)
@@ -178,12 +180,12 @@ def disk_rates(folder: Path, seconds: float = 5.0, most: int = 4 << 30) -> dict[
 
 @contextmanager
 def clocked() -> Iterator[list[tuple[float, float, float]]]:
-    """When each iteration of a sweep ended, how long it had waited for transfers by then, and the bytes that these moved."""
+    """When each sweep ended, how long it had waited for transfers by then, and the bytes that these moved."""
     ends, iteration = list[tuple[float, float, float]](), SweepLoop.iteration
 
     def timed(loop: SweepLoop, *given_: Any) -> Any:
         found = iteration(loop, *given_)
-        all_ = [t for t in (loop.buffers.transfers, getattr(loop.sampler, "transfers", None)) if t is not None]
+        all_ = [t for t in (loop.pipeline.transfers, getattr(loop.sampler, "transfers", None)) if t is not None]
         ends.append((time.perf_counter(), sum(t.waited for t in all_), sum(t.moved for t in all_)))
         return found
 
@@ -199,10 +201,10 @@ def case(given: Any, name: str, storage: Any, state: str, scratch: Any) -> dict[
     if given.quick and state != "device":  # one run, timed from within
         with clocked() as ends:
             long, digest, plan = run(given, name, storage, state, n, scratch)
-        took, waited, moved = ((last - first) / (len(ends) - 1) for first, last in zip(ends[0], ends[-1], strict=True))
+        took, waited, moved = ((last - first) / (n - 1) for first, last in zip(ends[0], ends[-1], strict=True))
         ms = 1e3 * took
         timed = {
-            "iterations_s": [round(b[0] - a[0], 2) for a, b in pairwise(ends)],
+            "sweeps_s": [round(b[0] - a[0], 2) for a, b in pairwise(ends)],
             "waited_s": round(waited, 2),
             "bytes_moved": int(moved),
         }
@@ -219,6 +221,7 @@ def case(given: Any, name: str, storage: Any, state: str, scratch: Any) -> dict[
         "state": state,
         "images": plan.images,
         "slab": given.slab,
+        "iterations_per_sweep": given.together,
         "ms": round(ms, 2),
     }
     row |= {"level_s": round(long, 2), "case_s": round(time.perf_counter() - start, 1)} | timed
@@ -283,6 +286,7 @@ def main() -> None:
     parser.add_argument("--scratch", default=tempfile.gettempdir())
     parser.add_argument("--pool", type=float, help="GB of a GPU's memory that CuPy may take")
     parser.add_argument("--quick", action="store_true", help="no digest; out of core a single run")
+    parser.add_argument("--sweeps", default="1", help="iterations of a sweep, as in 1,2,4")
     parser.add_argument("--digest", action="store_true", help="with --quick too")
     given = parser.parse_args()
     given.moving = given.moving or given.shape
@@ -291,8 +295,8 @@ def main() -> None:
         rates |= disk_rates(Path(given.scratch))
     print(json.dumps(rates), flush=True)
     with ScratchFolder(given.scratch) as folder:
-        for name, storage in product(given.losses.split(","), given.storages.split(",")):
-            alone = None
+        for name, storage, together in product(given.losses.split(","), given.storages.split(","), given.sweeps.split(",")):
+            alone, given.together = None, int(together)
             for state in given.states.split(","):
                 row = case(given, name, storage, state, folder.allocate)
                 if state == "device":

@@ -2,6 +2,7 @@ r"""Where the processor time of an iteration goes with fields in memory, apart f
 
     python benchmarks/sweep_cpu.py 240x400x400 --scratch /local/ssd
     python benchmarks/sweep_cpu.py 160 --places device,host,disk,"disk images" --storages float32,moments
+    python benchmarks/sweep_cpu.py 256 --places device,disk --sweeps 1,2,4 --iterations 16
 
 Seconds of processor time, of all threads: ``kernels``, with what their threads wait; ``copies`` to and from buffers; ``read`` and
 ``write``, of files, with checksums; ``rest``: Python of the loop. ``total`` is their sum, ``over_device`` that over the one of
@@ -21,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,7 +33,7 @@ from out_of_core import run, shape_of
 
 from daskreg.engine import planes
 from daskreg.engine.loop import Loop
-from daskreg.engine.sweep import buffers, transfers
+from daskreg.engine.sweep import buffers, slabs, transfers
 from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.kernels.compiler.launch import Kernel, RowKernel
 from daskreg.storage.scratch import ScratchFolder
@@ -51,12 +53,12 @@ def of_threads() -> dict[int, float]:
 
 
 class Clock:
-    """Processor time by place, as it stood after each iteration."""
+    """Processor time by place, as it stood after each iteration, or each sweep of several."""
 
     def __init__(self) -> None:
         self.inside: Seconds = Counter()  # of the loop's own thread
         self.stood: list[Seconds] = []
-        self.walls: list[float] = []
+        self.walls: list[tuple[float, int]] = []  # and iterations by then
 
     def within(self, place: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """The call, timed where the loop's thread makes it."""
@@ -73,10 +75,10 @@ class Clock:
     def iteration(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """An iteration, behind which the clock is read."""
 
-        def timed(*given: Any) -> Any:
-            found = call(*given)
+        def timed(loop: Any, state: Any, backend: Any, *given: Any) -> Any:
+            found = call(loop, state, backend, *given)
             self.stood.append(self.read())
-            self.walls.append(time.perf_counter())
+            self.walls.append((time.perf_counter(), len(backend.past)))
             return found
 
         return timed
@@ -96,7 +98,7 @@ class Clock:
     def running(self) -> Iterator[None]:
         """While a level runs."""
         kinds = (Kernel, "__call__", "kernels"), (RowKernel, "__call__", "kernels"), (buffers, "move_planes", "copies")
-        kinds += (transfers, "copy_planes", "copies"), (planes, "copy_planes", "copies")
+        kinds += tuple((of, "copy_planes", "copies") for of in (transfers, planes, slabs))
         patches = [patch.object(of, name, self.within(place, getattr(of, name))) for of, name, place in kinds]
         patches += [patch.object(of, "iteration", self.iteration(of.iteration)) for of in (Loop, SweepLoop)]
         for one in patches:
@@ -108,8 +110,8 @@ class Clock:
                 one.stop()
 
     def an_iteration(self) -> dict[str, float]:
-        """Means, without the first iteration, for which kernels are compiled."""
-        first, last, count = self.stood[1], self.stood[-1], len(self.stood) - 2
+        """Means, without the first two sweeps: kernels are compiled, and the first one has one iteration in any case."""
+        first, last, count = self.stood[1], self.stood[-1], self.walls[-1][1] - self.walls[1][1]
         return {name: (last[name] - first[name]) / count for name in ("kernels", "copies", "read", "write", "rest")}
 
 
@@ -120,8 +122,8 @@ def case(given: argparse.Namespace, place: str, storage: str, scratch: ScratchFo
     with clock.running():
         run(given, "lncc center", storage, state, given.iterations, scratch.allocate)
     seconds = clock.an_iteration()
-    steps = [b - a for a, b in zip(clock.walls[1:], clock.walls[2:], strict=False)]
-    row = {"shape": given.shape, "place": place, "storage": storage, "slab": given.slab}
+    steps = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(clock.walls[1:])]
+    row = {"shape": given.shape, "place": place, "storage": storage, "slab": given.slab, "iterations_per_sweep": given.together}
     row |= {name: round(value, 3) for name, value in seconds.items()} | {"total": round(sum(seconds.values()), 3)}
     return row | {"least_wall": round(min(steps), 3), "gb": round((scratch.moved - moved) / given.iterations / 1e9, 2)}
 
@@ -134,12 +136,13 @@ def main() -> None:
     parser.add_argument("--storages", default="float32")
     parser.add_argument("--slab", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--sweeps", default="1", help="iterations of a sweep, as in 1,2,4")
     parser.add_argument("--scratch", default=tempfile.gettempdir())
     given = parser.parse_args()
     given.moving, given.device, given.quick, rows = given.shape, "cpu", True, []
     with ScratchFolder(given.scratch) as scratch:
-        for storage in given.storages.split(","):
-            alone = 0.0
+        for storage, together in product(given.storages.split(","), given.sweeps.split(",")):
+            alone, given.together = 0.0, int(together)
             for place in given.places.split(","):
                 row = case(given, place, storage, scratch)
                 alone = row["total"] if place == "device" else alone

@@ -557,6 +557,14 @@ def compose() -> Case:
 
 
 @case
+def compose_shortened() -> Case:
+    """As ``compose``, with a third of the vectors longer than 0.5."""
+    shape = (HALO + SHAPE[0], *SHAPE[1:])
+    u, d = vectors(*shape, size=4), vectors(*shape, seed=9)
+    return INNER, 2, 11, np.array([0.6, 0.5], np.float32), d, u, empty(3, *shape)
+
+
+@case
 def upsample() -> Case:
     """Planes 7 to 13, the last, of a grid whose coarse one has 7, of which the last four are here."""
     fine, coarse = np.array([1, 2, 1], np.int32), np.array([2, 3, 1], np.int32)
@@ -1034,8 +1042,8 @@ def compose_smooth() -> CooperativeCase:
     return composition(mixed=False)
 
 
-def composition(mixed: bool, gated: bool = False, coherently: bool = False) -> CooperativeCase:
-    """``compose_smooth``."""
+def composition(mixed: bool, gated: bool = False, coherently: bool = False, shortened: bool = False) -> CooperativeCase:
+    """``compose_smooth``;  shortened: of directions that are up to three times as long as what scales them."""
     u, d, out, longest = vectors(*TALL, size=4), vectors(*TALL, seed=9), empty(3, *TALL), np.array([2.25], np.float32)
     given: Any = d.reshape(-1)
     if mixed:
@@ -1046,22 +1054,30 @@ def composition(mixed: bool, gated: bool = False, coherently: bool = False) -> C
             table = coherent_rows()
             coherent.packed_coherent_direction(TALL, table[1], words(), d)
         longest[0], given = (d * d).sum(axis=0).max(), (words().reshape(-1), table, np.array([1], np.int32))
+    if shortened:
+        longest /= np.float32(9)
 
     def plain() -> list[NDArray[Any]]:
         composed = empty(3, *TALL)
         step = np.array([0.5 / max(1, float(np.sqrt(longest[0])))], np.float32)
         around = (range(HALO - 1, HALO + SHAPE[0] + 1), *SHAPE[1:])
-        composition_cpu.compose(around, 0, 12, step, d, u, composed)
+        if shortened:
+            composition_cpu.compose_shortened(around, 0, 12, np.append(step, np.float32(0.5)), d, u, composed)
+        else:
+            composition_cpu.compose(around, 0, 12, step, d, u, composed)
         return [inner(smoothed(0.5, 12, 0, composed).reshape(3, -1))]
 
     length, blocks, threads = composition_cuda.launch_grid(EXTENT, 1)
     place = np.int32(0), np.int32(12), np.float32(0.5), longest
     arguments = length, *filtered(0.5, 12, 0), *place, given, *(f.reshape(-1) for f in (u, out))
     constants = (1, mixed, gated, True) if coherently else (1, mixed, True) if gated else (1, mixed)
+    constants = (1, mixed, gated, coherently, True) if shortened else constants
     return CooperativeCase(constants, blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
 
 
 COOPERATIVE_CASES["compose_smooth mixed"] = lambda: composition(mixed=True)
+COOPERATIVE_CASES["compose_smooth shortened"] = lambda: composition(mixed=False, shortened=True)
+COOPERATIVE_CASES["compose_smooth shortened mixed"] = lambda: composition(mixed=True, shortened=True)
 COOPERATIVE_CASES["compose_smooth gated mixed"] = lambda: composition(mixed=True, gated=True)
 COOPERATIVE_CASES["compose_smooth coherent mixed"] = lambda: composition(mixed=True, coherently=True)
 
@@ -1073,3 +1089,11 @@ def finish_iteration() -> CooperativeCase:
     arguments = clock, totals, longest, loss, losses
     ends = [np.array([2], np.int32), np.zeros(2, np.int64), empty(1), np.array([0, -0.5, 0])]
     return CooperativeCase((-1,), (1, 1, 1), 1, arguments, lambda: ends, lambda: [clock, totals, longest, losses], double=True)
+
+
+@cooperative_case
+def hold_longest() -> CooperativeCase:
+    """The first of the second group of three: what was kept counts, and that of this iteration does not yet."""
+    held = np.array([2.0, 3.0], np.float32)
+    arguments = np.int32(3), np.array([3], np.int32), np.array([4.0], np.float32), held
+    return CooperativeCase((), (1, 1, 1), 1, arguments, lambda: [np.array([3.0, 3.0], np.float32)], lambda: [held])

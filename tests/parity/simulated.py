@@ -31,6 +31,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "sgd": {"similarity": MSE(), "optimizer": SGD()},
     "gated": {"similarity": MSE(), "optimizer": Adam(significance=1)},
     "coherent": {"similarity": MSE(), "optimizer": Adam(coherence=0.5)},
+    "grouped": {"similarity": MSE(), "iterations_per_sweep": 2},
 }
 # in mixed storage on the device: each loss, LNCC's other gradient, and filters that go axis by axis
 MIXED: dict[str, dict[str, Any]] = {

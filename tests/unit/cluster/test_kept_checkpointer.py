@@ -115,6 +115,14 @@ def test_a_killed_run_goes_on_from_its_last_sweep_with_the_same_bits(tmp_path, r
     assert set(told) == {(1, 3)}  # four iterations of the first level and three of the second; the eighth is lost
 
 
+@pytest.mark.parametrize(("state", "after"), [("device", 2), ("disk", 1)])
+def test_a_killed_run_with_several_iterations_a_sweep_goes_on_from_its_last_sweep(tmp_path, run, state, after):
+    config, told = recipe(LNCC(radius=1), iterations=(5, 12), iterations_per_sweep=4), []
+    killed(case(config), run, tmp_path, 2, 13)
+    assert_same_bits(resumed(case(config, state, 5), run, tmp_path, after, told), case(config, "device").run(1))
+    assert set(told) == {(1, 4)}  # within the second level; its iterations from the fifth on are lost
+
+
 @pytest.mark.parametrize("kind", ["moments in 16 bits", "a direction that is kept"])
 def test_whatever_the_optimizer_keeps(tmp_path, run, monkeypatch, kind):
     if kind == "moments in 16 bits":

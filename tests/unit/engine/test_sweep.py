@@ -9,14 +9,16 @@ import pytest
 
 from daskreg.comm import SingleRank
 from daskreg.config import Affine, Config, Deformable, Rigid
+from daskreg.engine.groups import is_end, until_end
 from daskreg.engine.report import SAVE, Watch
 from daskreg.engine.sweep.loop import SweepLoop
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid, Span
+from daskreg.models.displacement.composition import ComposedDisplacement
 from daskreg.optimizers.adam import Adam
 from daskreg.optimizers.sgd import SGD
 from daskreg.optimizers.sgd.update import Momentum
-from daskreg.planning.slabs import Extent, Reaches, held_planes, schedule
+from daskreg.planning.slabs import Reaches, extents, held_planes, schedule, spread_planes, sweeps
 from daskreg.similarity import LNCC, MI, MSE, NGF
 from daskreg.storage.scratch import ScratchField, ScratchFolder
 from tests.phantoms import blobs
@@ -140,15 +142,20 @@ def test_an_interrupted_run_continues_with_the_same_bits_in_and_out_of_core(loss
         assert_same_bits(resumed(later, saved, 3, "replicate"), expected)
 
 
-def test_a_schedule_visits_every_plane_once_and_holds_what_it_reads():
-    given = Reaches(displacement=2, direction=1, window=4, gradient=2), Reaches(displacement=5, direction=4, window=0, gradient=1)
-    for reaches, (own, planes) in product(given, ((Span(0, 40), 40), (Span(11, 30), 40), (Span(0, 3), 3), (Span(2, 2), 9))):
-        for height in (1, 3, 8, 100):
-            slabs, all_of = schedule(own, planes, height, reaches), Extent.of(own, planes, reaches)
+REACHES = Reaches(displacement=2, direction=1, window=4, gradient=2), Reaches(displacement=5, direction=4, window=0, gradient=1)
+BLOCKS = (Span(0, 40), 40), (Span(11, 30), 40), (Span(0, 3), 3), (Span(2, 2), 9)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_a_schedule_visits_every_plane_once_and_holds_what_it_reads(iterations):
+    for reaches, (own, planes), height in product(REACHES, BLOCKS, (1, 3, 8, 100)):
+        steps = schedule(own, planes, height, reaches, iterations)
+        for k, all_of in enumerate(extents(own, planes, reaches, iterations)):
+            slabs = [step.slabs[k] for step in steps if step.slabs[k] is not None]
             for name in ("composed", "compared", "stepped"):
                 done = [z for s in slabs for z in range(getattr(s, name).start, getattr(s, name).stop)]
                 assert done == list(range(getattr(all_of, name).start, getattr(all_of, name).stop))
-            assert max((len(s.held) for s in slabs), default=0) <= held_planes(height, planes, reaches)
+            assert max((len(s.held) for s in slabs), default=0) <= held_planes(height, planes, reaches, iterations)
             for s in slabs:
                 window = s.compared.grow(reaches.window) & Span(0, planes)
                 assert window & s.held == window
@@ -158,6 +165,138 @@ def test_a_schedule_visits_every_plane_once_and_holds_what_it_reads():
                 smoothed = s.stepped.grow(reaches.gradient) & Span(0, planes)
                 assert smoothed.stop <= max(s.compared.stop, smoothed.start)
                 assert smoothed & s.held == smoothed
+
+
+@pytest.mark.parametrize("iterations", [2, 4])
+def test_an_iteration_of_a_sweep_reads_what_the_one_before_has_made_and_still_holds(iterations):
+    for reaches, (own, planes), height in product(REACHES, BLOCKS, (1, 3, 8, 100)):
+        steps, whole = schedule(own, planes, height, reaches, iterations), extents(own, planes, reaches, iterations)
+        read = [(one.u.start, one.state.start) for one in whole]
+        made, kept = [None] * iterations, [None] * iterations
+        for step in steps:
+            assert len(step.images) <= held_planes(height, planes, reaches, iterations) + spread_planes(reaches, iterations)
+            for k, slab in enumerate(step.slabs):
+                if slab is None:
+                    continue
+                if k:
+                    assert slab.u.stop <= made[k - 1][0]
+                    assert slab.state.stop <= made[k - 1][1]
+                    new = [Span(first, span.stop) for first, span in zip(read[k], (slab.u, slab.state), strict=True)]
+                    assert all(span & kept[k - 1] == span for span in new if len(span))
+                read[k], made[k], kept[k] = (slab.u.stop, slab.state.stop), (slab.composed.stop, slab.stepped.stop), slab.held
+                assert slab.held & step.images == slab.held
+        assert read == [(one.u.stop, one.state.stop) for one in whole]
+
+
+@pytest.mark.parametrize("together", [2, 3, 4, 8])
+def test_the_sweeps_of_a_level_are_counted(together):
+    for iterations in range(20):
+        k, counted = 0, 0
+        while k < iterations:
+            k, counted = k + until_end(k, together, iterations), counted + 1
+            assert is_end(k, together, iterations)
+        assert counted == sweeps(iterations, together)
+        assert k == iterations
+
+
+# --- several iterations a sweep ---------------------------------------------------------------------------------------
+
+TOGETHER = {
+    "mse": (2, {"smooth_gradient": 0, "smooth_warp": 0}),
+    "lncc": (3, {}),
+    "center": (4, {"storage": "moments", "optimizer": Adam(coherence=0.5)}),
+    "ngf": (2, {"optimizer": SGD(), "smooth_warp": 1.5}),
+}
+
+
+@pytest.mark.parametrize("loss", TOGETHER)
+def test_several_iterations_a_sweep_give_the_bits_of_the_loop_in_memory(loss):
+    together, given = TOGETHER[loss]
+    check(config(loss, iterations=(6, 11), iterations_per_sweep=together, **given))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [2, 3, 4, 8])
+@pytest.mark.parametrize("storage", ["float32", "moments"])
+@pytest.mark.parametrize("loss", ["mse", "lncc", "center", "ngf"])
+def test_every_loss_in_every_storage_with_several_iterations_a_sweep(loss, storage, together):
+    recipe = config(loss, storage=storage, iterations=(9, 19), iterations_per_sweep=together)
+    check(recipe, cuts=((1, 5), (1, 64), (2, 9), (3, 4), (3, 64)))
+    expected = Registration(*pair(), recipe).run(1)
+    assert_same_bits(Registration(*pair(), recipe).run(3, "ring"), expected)
+    for slab in (5, 64):
+        assert_same_bits(Registration(*pair(), recipe, (None, None), "host", slab, (FULL, HALF)).run(1), expected)
+
+
+def test_several_iterations_a_sweep_with_a_direction_that_is_kept(monkeypatch):
+    monkeypatch.setattr(Momentum, "restores_direction", False)
+    check(config("lncc", optimizer=SGD(), iterations_per_sweep=3), cuts=((2, 9),))
+
+
+def test_several_iterations_a_sweep_with_masks_and_images_out_of_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = tuple((rng.random(SHAPE) > 0.3).astype(np.float32) for _ in range(2))
+    recipe = config("center", iterations=(6, 21), iterations_per_sweep=4)
+    expected = Registration(*pair(), recipe, masks).run(1)
+    with ScratchFolder(tmp_path) as folder:
+        run = Registration(*pair(), recipe, masks, "disk", 8, (FULL, HALF))
+        run.scratch = folder.allocate
+        assert_same_bits(run.run(1), expected)
+    assert_same_bits(Registration(*pair(), recipe, masks, state="host", slab=5, stored=(FULL,)).run(2, "window"), expected)
+
+
+def test_fields_are_read_and_written_once_a_sweep(tmp_path):
+    """8 iterations of a level in 8, 1 + 1 + 3 and 1 + 1 + 1 sweeps, and a composition at its end."""
+    moved, shape = {}, (33, 32, 32)  # planes of whole blocks of a file
+    for together in (1, 2, 4):
+        recipe = config("mse", scales=(1,), iterations=(8,), iterations_per_sweep=together)
+        with ScratchFolder(tmp_path) as folder:
+            case = Registration(blobs(shape, 1), blobs(shape, 2), recipe, state="disk", slab=6)
+            case.scratch = folder.allocate
+            case.run(1)
+            moved[together] = folder.moved
+    a_sweep = 2 * 36 * np.prod(shape)
+    assert moved[1] - moved[2] == pytest.approx((8 - 5) * a_sweep, rel=0.02)
+    assert moved[1] - moved[4] == pytest.approx((8 - 3) * a_sweep, rel=0.02)
+
+
+@pytest.mark.parametrize("state", ["device", "host"])
+def test_a_run_that_is_interrupted_within_a_group_continues_with_the_same_bits(state):
+    """In memory a checkpoint can fall there; what scales its steps is in it."""
+    recipe, memory = config("center", iterations=(7, 10), iterations_per_sweep=4), Memory()
+    begun, expected = Registration(*pair(), recipe), Registration(*pair(), recipe).run(1)
+    on_ranks(2, lambda comm: begun.rank(comm, "window", Asking(SAVE), memory.of(comm)).run())
+    later = Registration(*pair(), recipe, state=state, slab=5)
+    within = [saved for saved in memory.saved if len(saved[0]["losses"]) % 4 > 1]
+    assert len(within) > 4
+    for saved in within[::2]:
+        assert_same_bits(resumed(later, saved, 3, "replicate"), expected)
+
+
+def test_several_iterations_a_sweep_end_at_the_plateau_that_the_loop_in_memory_finds():
+    recipe = config("mse", iterations=(60, 60), tolerance=1e-2, iterations_per_sweep=4)
+    check(recipe)
+    alone = Registration(*pair(), config("mse", iterations=(60, 60), tolerance=1e-2)).run(1)
+    for found, one in zip(Registration(*pair(), recipe).run(1).losses, alone.losses, strict=True):
+        assert len(found) % 4 == 0
+        assert len(found) < 60
+        assert found[-1] == pytest.approx(one[-1], abs=0.02)
+
+
+def test_steps_are_no_longer_than_the_recipe_allows_where_directions_grow_in_a_group(monkeypatch):
+    steps, update = [], ComposedDisplacement.update
+
+    def grown(model, fields, direction, on):
+        fields.u[...] = 0  # so that the step is all that there is
+        if steps:
+            fields.d *= 3
+        update(model, fields, direction, on)
+        steps.append(float((fields.u**2).sum(axis=0).max()) ** 0.5)
+
+    monkeypatch.setattr(ComposedDisplacement, "update", grown)
+    recipe = config("mse", smooth_gradient=0, smooth_warp=0, scales=(1,), iterations=(8,), iterations_per_sweep=8)
+    Registration(*pair(), recipe).run(1)
+    assert steps == pytest.approx([0.25] * 8, rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["center", "mi"])
