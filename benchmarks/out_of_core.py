@@ -9,10 +9,10 @@ r"""An iteration with the fields in the machine's memory or on disk, beside the 
 
 ``ms``: one iteration at full resolution, the time of a level of ``--iterations`` minus that of one of half as many, over the
 difference, or with ``--quick`` the mean of all iterations but the first; ``bytes_read``, ``bytes_written``: what an iteration
-has to bring to the device and back, images included where they are elsewhere, and of several iterations a sweep a mean; ``link_ms``, ``disk_ms``: the time of these at
-the rates of the link, and of the disk, measured in this run; ``over_bound``: the time over the largest of them and of the
-iteration on the device, where that was measured too; ``waited_s``: what the host waits for transfers an iteration; ``peak``:
-bytes of CuPy's pool. Prints one JSON line per case and writes ``out_of_core.json``.
+has to bring to the device and back, images included where they are elsewhere, a mean where a sweep has several; ``link_ms``,
+``disk_ms``: the time of these at the rates of the link, and of the disk, measured in this run; ``over_bound``: the time over the
+largest of them and of the iteration on the device, where that was measured too; ``waited_s``: what the host waits for transfers
+an iteration; ``peak``: bytes of CuPy's pool. Prints one JSON line per case and writes ``out_of_core.json``.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def run(given: Any, name: str, storage: Any, state: str, iterations: int, scratc
     """Seconds of the level, the digest of its displacement where one is asked for, and its plan."""
     device = Device(given.device)
     device.use()
-    of_level: dict[str, Any] = {"scales": (1,), "iterations": (iterations,), "tolerance": 0, "iterations_per_sweep": given.together}
-    stage = Deformable(similarity=LOSSES[name], storage=storage, **of_level)
+    of_level: dict[str, Any] = {"scales": (1,), "iterations": (iterations,), "tolerance": 0}
+    stage = Deformable(similarity=LOSSES[name], storage=storage, iterations_per_sweep=given.together, **of_level)
     grid, other = Grid(given.shape), Grid(given.moving, tuple(f / m for f, m in zip(given.shape, given.moving, strict=True)))
     plan = make_plan(grid, other, Config(stages=(stage,), percentiles=(0, 100)), state=state)
     levels = tuple(tuple(replace(level, slab=given.slab) for level in stage_) for stage_ in plan.levels)

@@ -1,8 +1,8 @@
 """Groups of iterations that share the scale of a step, so that one sweep over fields out of memory can do all of them.
 
-Iterations k = 0, 1, .. of a level are in the groups 0 | 1 .. n - 1 | n .. 2 n - 1 | ..., n = ``iterations_per_sweep``; the last one
-ends with the level. In a group the longest direction of the last iteration before it scales every step, and longer vectors are
-shortened to ``maximum_step``. The first iteration has its own. With n = 1 every iteration has, and nothing is shortened.
+Iterations k = 0, 1, .. of a level are in the groups 0 | 1 .. n - 1 | n .. 2 n - 1 | ..., n = ``iterations_per_sweep``; the last
+one ends with the level. In a group the longest direction of the last iteration before it scales every step, and longer vectors
+are shortened to ``maximum_step``. The first iteration has its own. With n = 1 every iteration has, and nothing is shortened.
 """
 
 from __future__ import annotations

@@ -146,8 +146,8 @@ class ReachMonitor:
         return t - 1 > self.since and (t - 1 - self.since) % REACH_INTERVAL == 0
 
     def due_in_group(self, t: int, iterations: int) -> bool:
-        """Whether to measure before the level's t-th step, the last of a group, so that a bound holds in the next group, which has
-        so many iterations; from then on counts what was measured now.
+        """Whether to measure before the level's t-th step, the last of a group, so that a bound holds in the next group, of so
+        many iterations; if so, iterations are counted from there.
         """
         if t + iterations - 1 <= self.since + REACH_INTERVAL:
             return False

@@ -61,8 +61,8 @@ class StateStore:
 
     u: displacement, voxels of the level;  optimizer_state: its fields by name;  g, d: buffers;  losses: of the iterations behind
     the optimizer's state, empty where it is fresh;  matched: the sums that the similarity was matched by at the start of the
-    level, empty before that, and where it is not;  factors: the level's shrink factors;  longest: the |d|^2 that scales the step of
-    the iteration that the level is taken up with, where a group of iterations shares it (``engine.groups``).
+    level, empty before that, and where it is not;  factors: the level's shrink factors;  longest: the |d|^2 that scales the step
+    of the iteration that the level is taken up with, where a group of iterations shares it (``engine.groups``).
     """
 
     longest: float | None = None

@@ -160,7 +160,8 @@ def _swept(plan: Layout, stage: Deformable, level: Level, rest: MemoryUse) -> Me
     fields = planes * plane * (stage.model.state_bytes() + state)
     on_host = fields if level.state == "host" else 0
     beside = on_host if plan.host is None else 0  # in the memory that ``memory`` limits
-    copies = n * (2 * reaches.direction + reaches.gradient) * plane * VECTOR  # of planes that are read again after they were replaced
+    again = 2 * reaches.direction + reaches.gradient  # planes that are read again after they were replaced
+    copies = n * again * plane * VECTOR
     buffers += copies + (buffers + rest.moving) // SLACK
     return replace(
         rest, fields=buffers + beside + min(PIECES, fields), host=on_host - beside, disk=fields if level.state == "disk" else 0

@@ -6,8 +6,9 @@ import pydoc
 import pytest
 import yaml
 
-from daskreg import LNCC, MI, NGF, Adam, Affine, Config, Deformable, Moments
+from daskreg import LNCC, MI, MSE, NGF, Adam, Affine, Config, Deformable, Moments
 from daskreg.errors import ConfigError, NotFound
+from daskreg.models.displacement import Displacement
 
 STAGE = {"stage": "deformable"}
 
@@ -128,6 +129,24 @@ def test_a_kind_may_be_named_given_as_a_mapping_or_as_an_object():
 def test_a_storage_that_an_optimizer_cannot_keep_is_refused():
     with pytest.raises(ConfigError, match=r"storage 'mixed' does not go with optimizer 'sgd'; use 'float32' or 'adam'\.$"):
         Config.parse({"stages": [{"stage": "deformable", "optimizer": "sgd", "storage": "mixed"}]})
+
+
+def test_several_iterations_a_sweep_are_refused_where_a_gradient_needs_sums_first():
+    Deformable(similarity="ngf", iterations_per_sweep=8)
+    with pytest.raises(ConfigError, match=r"iterations_per_sweep 2 does not go with similarity 'mi', whose gradient needs sums"):
+        Config.parse({"stages": [{"stage": "deformable", "similarity": "mi", "iterations_per_sweep": 2}]})
+
+
+@pytest.mark.parametrize("similarity", [LNCC(), LNCC(gradient="center"), MI(), MSE(), NGF()], ids=str)
+def test_a_configuration_knows_which_similarities_are_separable(similarity):
+    assert similarity.separable == similarity.build("cpu").separable
+
+
+def test_several_iterations_a_sweep_are_refused_with_a_model_that_does_not_shorten_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Displacement, "shortens_steps", False)
+        with pytest.raises(ConfigError, match=r"iterations_per_sweep 2 does not go with model 'displacement', which does not"):
+            Deformable(iterations_per_sweep=2)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from daskreg.planning.slabs import Slab, Step, staged_planes
 class SweptIteration:
     """One iteration of a sweep.
 
-    clock: (1,) int32, its row of the optimizer's coefficients;  length: |d|^2 that scales the step which its displacement does not
-    have yet, None where none is left;  longest: (1,) float32, the largest |d|^2 of its own direction so far.
+    clock: (1,) int32, its row of the optimizer's coefficients;  length: |d|^2 that scales the step which the displacement that it
+    reads does not have yet, None where it has;  longest: (1,) float32, the largest |d|^2 of its own direction so far.
     """
 
     def __init__(self, buffers: SlabBuffers, clock: Any, length: float | None, longest: Any) -> None:

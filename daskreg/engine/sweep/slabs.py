@@ -77,11 +77,12 @@ class SlabBuffers:
             return Buffer(b.device, (), capacity, plane)
 
         self.before, self.u, self.gradient = vector(), vector(), vector(np.uint16 if loop.half else np.float32)
-        self.work = (vector(), vector()) if source is None else source.work
+        self.work: tuple[Buffer, Buffer] = (vector(), vector()) if source is None else source.work
         self.composed: tuple[Span, Any] = EMPTY, None  # planes before their filter, which the next slab's filter reads as well
-        self.state = {name: vector(field.dtype) for name, field in state.optimizer_state.items()}
+        self.state: dict[str, Buffer] = {name: vector(field.dtype) for name, field in state.optimizer_state.items()}
         self.moved, self.weight = scalar(), scalar() if loop.masked else None
-        self.held, self.last = EMPTY, source is None
+        self.held: Span = EMPTY
+        self.last = source is None
         self.begun = 0  # slabs of the next sweep that are being read
         self.reads, self.taken = list[Reads](), 0
 

@@ -23,8 +23,9 @@ DIRECTION = "direction"  # of the last step, kept beside the state where it does
 class SweptState:
     """u, in voxels of the level, and the optimizer's fields, each with the planes of neighbours that a sweep reads.
 
-    losses, matched, factors, longest: see ``engine.state.StateStore``;  length: the largest |d|^2 of the last step, where the displacement
-    does not have that step yet, else None: the next sweep composes with it;  kept: whether the fields are their own checkpoint.
+    losses, matched, factors, longest: see ``engine.state.StateStore``;  length: the |d|^2 that scales the last step, where the
+    displacement does not have that step yet, else None: the next sweep composes with it;  kept: whether the fields are their own
+    checkpoint.
     """
 
     kept = False

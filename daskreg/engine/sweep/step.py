@@ -127,11 +127,7 @@ def compose_slab(loop: Composition, optimizer: Optimizer, at: SweptIteration, sl
 
 
 def step_slab(loop: Composition, optimizer: Optimizer, at: SweptIteration, slab: Slab) -> None:
-    """Smooth the gradient, update the optimizer's state, and raise the longest direction, on the planes that are stepped.
-
-    Of the last iteration of a sweep that is all that there is of it; of others what neighbours step too counts as well, and is not
-    used.
-    """
+    """Smooth the gradient, update the optimizer's state, and raise the longest direction, on the planes that are stepped."""
     b, planes = at.buffers, slab.stepped
     if not len(planes):
         return

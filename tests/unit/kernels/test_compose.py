@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from daskreg.kernels.composition.cpu import compose, upsample
+from daskreg.kernels.composition.cpu import compose, compose_shortened, upsample
 from tests import reference
 from tests.cases import SHAPE, empty, vectors
 
@@ -22,6 +22,16 @@ def test_compose_is_the_oracle_clamped_to_the_grid(scale):
     u, d = vectors(*SHAPE, size=4), vectors(*SHAPE, size=3, seed=9)
     found = composed(d, u, scale=np.array([scale], np.float32))
     np.testing.assert_allclose(found, reference.compose(u.astype(float), scale * d.astype(float)), atol=TOLERANCE)
+
+
+def test_vectors_that_are_too_long_are_shortened():
+    u, d, found = vectors(*SHAPE, size=4), vectors(*SHAPE, size=3, seed=9), empty(3, *SHAPE)
+    compose_shortened(SHAPE, 0, SHAPE[0], np.array([0.25, 0.4], np.float32), d, u, found)
+    step = 0.25 * d.astype(float)
+    length = np.sqrt((step**2).sum(axis=0))
+    assert length.min() < 0.4 < length.max()
+    expected = reference.compose(u.astype(float), step * np.minimum(1, 0.4 / length))
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 3), (2, 5), (3, 4), (6, 7), (0, 7)])

@@ -1,11 +1,15 @@
 """The human-readable table of a plan."""
 
+from dataclasses import replace
+
 import pytest
 
 from daskreg.config import Config, Deformable, Search
 from daskreg.errors import PlanTooLarge
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
+from daskreg.planning.memory import swept_bytes
+from daskreg.planning.slabs import HEIGHTS
 from daskreg.planning.table import SPEEDS, duration, seconds
 
 
@@ -55,6 +59,26 @@ def test_the_time_leaves_out_a_search_which_is_said():
     with_search, without = (make_plan(grid, grid, Config(stages=(*first, stage))) for first in ((Search(),), ()))
     assert with_search.lines()[-1].endswith("; the search, reading, writing and compiling apart")
     assert without.lines()[-1].endswith("; reading, writing and compiling apart")
+
+
+def test_several_iterations_a_sweep_move_fewer_bytes_and_take_more_memory():
+    """50 iterations in 50, and in 1 + 1 + 12 sweeps."""
+    plans = [make_plan(Grid((256,) * 3), Grid((256,) * 3), recipe(n), state="disk", memory=800_000_000) for n in (1, 4)]
+    (alone, together), (_, slabs) = plans, [p.levels[0][0].slab for p in plans]
+    moved = [swept_bytes(p, p.config.stages[0], p.levels[0][0]) for p in plans]
+    assert moved == [36 * 256**3, 36 * 256**3 * 14 // 50]
+    assert "161 MiB read and 161 MiB written an iteration, 4 iterations a sweep" in "".join(together.lines())
+    assert "576 MiB read and 576 MiB written an iteration" in "".join(alone.lines())
+    assert 4 <= slabs < alone.levels[0][0].slab
+    memory = 1 + sum(p.memory_use(0, replace(p.levels[0][0], slab=HEIGHTS[0])).total for p in plans) // 2
+    tight = [make_plan(Grid((256,) * 3), Grid((256,) * 3), recipe(n), state="disk", memory=memory) for n in (1, 4)]
+    tight[0].validate(memory)
+    with pytest.raises(PlanTooLarge, match=r"this run needs \d+ MiB a worker"):
+        tight[1].validate(memory)
+
+
+def recipe(together):
+    return Config(stages=(Deformable(scales=(1,), iterations=(50,), iterations_per_sweep=together),))
 
 
 def test_short_times_are_in_milliseconds():
