@@ -106,8 +106,8 @@ def handle_event(group: RankGroup, event: dict[str, Any], observer: Observer) ->
     if "slow_disk" in event:
         disk = event["slow_disk"]
         log.warning(
-            "rank %d (%s) waits for its scratch folder %.1f of the %.1f s of an iteration, which moves %.0f MB/s; a faster one "
-            "(--scratch) or more memory would help",
+            "rank %d (%s) waits for its scratch folder %.1f of the %.1f s of a sweep, which moves %.0f MB/s; a faster one "
+            "(--scratch), more memory, or iterations_per_sweep of the stage would help",
             disk["rank"], group.name(disk["rank"]), disk["waited"], disk["seconds"], disk["rate"] / 1e6,
         )  # fmt: skip
     if "slow_checkpoint" in event:

@@ -133,7 +133,7 @@ class Watch:
         """The state was saved, which took so many seconds."""
 
     def slow_disk(self, waited: float, seconds: float, rate: float) -> None:
-        """An iteration waited for fields on disk so many of its seconds; ``rate``: bytes a second read and written."""
+        """A sweep waited for fields on disk so many of its seconds; ``rate``: bytes a second read and written."""
 
 
 @dataclass

@@ -43,8 +43,8 @@ from daskreg.planning.slabs import HEIGHTS, Slab, total_reach
 from daskreg.similarity.base import Samples
 
 Measure = Callable[[Samples], NDArray[np.generic]]
-MOSTLY = 0.5  # part of an iteration: from there on a disk is called slow
-LEAST_WAIT = 0.5  # seconds of waiting an iteration
+MOSTLY = 0.5  # part of a sweep: from there on a disk is called slow
+LEAST_WAIT = 0.5  # seconds of waiting a sweep
 
 
 class SweepBackend(CpuBackend):
