@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--sweeps", default="1", help="iterations of a sweep, as in 1,2,4")
     parser.add_argument("--scratch", default=tempfile.gettempdir())
     given = parser.parse_args()
-    given.moving, given.device, given.quick, rows = given.shape, "cpu", True, []
+    given.moving, given.device, given.quick, given.digest, rows = given.shape, "cpu", True, False, []
     with ScratchFolder(given.scratch) as scratch:
         for storage, together in product(given.storages.split(","), given.sweeps.split(",")):
             alone, given.together = 0.0, int(together)

@@ -42,6 +42,18 @@ def test_another_optimizer():
     assert_same_bits(OnDevice(*pair(), recipe, state="host", slab=9).run(1), expected)
 
 
+@pytest.mark.parametrize("together", [2, 3, 4])
+@pytest.mark.parametrize("storage", ["float32", "mixed"])
+@pytest.mark.parametrize("loss", ["mse", "lncc", "center", "ngf"])
+def test_several_iterations_a_sweep(loss, storage, together):
+    """In memory graphs of two iterations are replayed, which may be of two groups."""
+    recipe = stages(loss, storage=storage, iterations_per_sweep=together)
+    expected = OnDevice(*pair(), recipe).run(1)
+    for ranks, slab in ((1, 7), (1, 64), (2, 9)):
+        assert_same_bits(OnDevice(*pair(), recipe, state="host", slab=slab).run(ranks), expected)
+    assert_same_bits(OnDevice(*pair(), recipe).run(2, "ring"), expected)
+
+
 def test_from_disk(tmp_path):
     expected = OnDevice(*pair(), stages("center")).run(1)
     with ScratchFolder(tmp_path) as folder:
