@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cases", default="report", help="tune, report or all, of one kind as in report/pair")
     parser.add_argument("--only", default="", help="comma-separated names of cases instead")
     parser.add_argument("--mm", type=float, default=1.0, help="voxel size that all images are brought to")
-    parser.add_argument("--preset", default="brain")
+    parser.add_argument("--preset", default="brain", help="or a configuration, a file .yaml")
     return parser.parse_args()
 
 
@@ -108,7 +108,8 @@ def _labels(place: Path) -> Path | None:
 
 def _daskreg(place: Path, work: Path, args: argparse.Namespace) -> Row:
     store, log, warp, warped = work / "run.zarr", work / "log.txt", work / "warp.nii.gz", work / "labels.nii.gz"
-    more = ["--preset", args.preset, "--overwrite", *args.daskreg_args.split()]
+    recipe = "--config" if args.preset.endswith(".yaml") else "--preset"
+    more = [recipe, args.preset, "--overwrite", *args.daskreg_args.split()]
     run = [place / "fixed.nii.gz", place / "moving.nii.gz", "-o", store, *more]
     found = measure.daskreg("register", *run, log=log, threads=args.threads)
     measure.daskreg("export", store, "-o", warp, "--overwrite", log=log, threads=args.threads)

@@ -28,10 +28,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from unittest.mock import patch
 
@@ -56,7 +57,7 @@ from daskreg.kernels.page_locked import page_locked_zeros
 from daskreg.planning import make_plan
 from daskreg.planning.memory import image_bytes, swept_bytes
 from daskreg.similarity import LNCC, MI, MSE
-from daskreg.storage.scratch import READERS, WRITERS, ScratchFolder
+from daskreg.storage.scratch import READERS, WRITERS, ScratchField, ScratchFolder
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "out_of_core.json"
 LOSSES: dict[str, Any] = {"mse": MSE(), "lncc center": LNCC(radius=3, gradient="center"), "lncc": LNCC(radius=2), "mi": MI()}
@@ -193,6 +194,27 @@ def clocked() -> Iterator[list[tuple[float, float, float]]]:
         yield ends
 
 
+@contextmanager
+def paced(rate: float) -> Iterator[None]:
+    """Files are read, and written, with no more than so many GB/s, as by a slower disk."""
+    free, lock = {"read": 0.0, "write": 0.0}, Lock()
+
+    def slowed(way: str) -> Any:
+        call = getattr(ScratchField, way)
+
+        def timed(field: Any, planes: Span, array: Any) -> None:
+            start = time.perf_counter()
+            call(field, planes, array)
+            with lock:
+                free[way] = due = max(free[way], start) + array.nbytes / rate / 1e9
+            time.sleep(max(0.0, due - time.perf_counter()))
+
+        return patch.object(ScratchField, way, timed)
+
+    with slowed("read"), slowed("write"):
+        yield
+
+
 def case(given: Any, name: str, storage: Any, state: str, scratch: Any) -> dict[str, Any]:
     """Milliseconds of an iteration."""
     n, timed = given.iterations, dict[str, Any]()
@@ -286,6 +308,7 @@ def main() -> None:
     parser.add_argument("--scratch", default=tempfile.gettempdir())
     parser.add_argument("--pool", type=float, help="GB of a GPU's memory that CuPy may take")
     parser.add_argument("--quick", action="store_true", help="no digest; out of core a single run")
+    parser.add_argument("--pace", type=float, help="GB/s of files, each way, where a slower disk is to be seen")
     parser.add_argument("--sweeps", default="1", help="iterations of a sweep, as in 1,2,4")
     parser.add_argument("--digest", action="store_true", help="with --quick too")
     given = parser.parse_args()
@@ -294,7 +317,9 @@ def main() -> None:
     if "disk" in given.states:
         rates |= disk_rates(Path(given.scratch))
     print(json.dumps(rates), flush=True)
-    with ScratchFolder(given.scratch) as folder:
+    if given.pace:
+        rates |= {"disk_write_gb_per_s": given.pace, "disk_read_gb_per_s": given.pace, "paced": True}
+    with ScratchFolder(given.scratch) as folder, paced(given.pace) if given.pace else nullcontext():
         for name, storage, together in product(given.losses.split(","), given.storages.split(","), given.sweeps.split(",")):
             alone, given.together = None, int(together)
             for state in given.states.split(","):
