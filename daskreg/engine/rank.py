@@ -45,7 +45,8 @@ class RunState:
 
     level: index within the stage of the level to go on with;  losses: of that level so far, in which case the optimizer's fields
     count too;  fields: index (stage, level) of the level that u belongs to, None without one;  before: the map at the start of
-    the stage;  matched, longest: see ``engine.state.StateStore``;  seconds: that the run has taken so far, all its parts together.
+    the stage;  matched, longest: see ``engine.state.StateStore``;  seconds: that the run has taken so far, all its parts
+    together.
     """
 
     stage: int = 0

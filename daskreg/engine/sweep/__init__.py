@@ -1,1 +1,1 @@
-"""The deformable stage with its fields out of the device's memory: slab after slab along z, a sweep for an iteration or several."""
+"""The deformable stage with its fields out of the device's memory: slab after slab along z, one or more iterations a sweep."""

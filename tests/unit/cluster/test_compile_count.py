@@ -25,7 +25,10 @@ SHORT = {"scales": (2, 1), "iterations": (2, 1)}
 CONFIGS = {
     "heads": Config(stages=(Moments(), Affine(similarity=MI(), **SHORT), Deformable(similarity=LNCC(radius=1), **SHORT))),
     "edges": Config(
-        stages=(Affine(similarity=NGF(smoothed=True), **SHORT), Deformable(similarity=NGF(), optimizer=SGD(), **SHORT))
+        stages=(
+            Affine(similarity=NGF(smoothed=True), **SHORT),
+            Deformable(similarity=NGF(), optimizer=SGD(), iterations_per_sweep=2, **SHORT),
+        )
     ),
     "coherence": Config(stages=(Deformable(similarity=MSE(), optimizer=Adam(coherence=1), moving_oversampling=2, **SHORT),)),
     "search": Config(stages=(Search(rotations="fine", contrast="any"), Affine(similarity=LNCC(), **SHORT)), intensity="log"),
