@@ -18,7 +18,7 @@ FOLDER = "folder"  # of a recipe: where the run was written
 
 
 def recorded_image(store: RunStore, role: str) -> str | None:
-    """The address of the fixed or moving image of a run, with the voxel size given for it; None for an array in memory.
+    """The address of the fixed or moving image of a run, with the voxel size given for it; None for an image in memory.
 
     It does not depend on the working directory: it is where the run has read the image or, where both were moved together, where
     it is seen from the folder of the run. The image there is compared with the digest that the run keeps.
@@ -26,7 +26,7 @@ def recorded_image(store: RunStore, role: str) -> str | None:
     """
     recipe = store.recipe
     named = recipe.get(role) or store.provenance.get("inputs", {}).get(role, {}).get("name")
-    if not isinstance(named, str) or named == "array":
+    if not isinstance(named, str) or named == "array" or role in recipe.get("arrays", ()):
         return None
     inputs = recipe.get("inputs")
     known = inputs.get(role) if isinstance(inputs, Mapping) else None

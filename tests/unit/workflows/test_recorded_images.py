@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -98,3 +99,11 @@ def test_other_times_alone_are_a_warning(made, monkeypatch, caplog):
     os.utime(made / "A" / NAMES["fixed"], (1, 1))
     assert recorded_image(RunStore.open(made / "A" / "large.zarr"), "fixed") is not None
     assert "the time at which files of it were written has changed" in caplog.text
+
+
+def test_an_object_of_another_library_has_no_address(tmp_path, caplog):
+    image = nib.Nifti1Image(IMAGE, np.diag([1.0, 1.0, 2.0, 1.0]))
+    found = register(image, image, CONFIG, output=tmp_path / "x.zarr", progress=False)
+    assert [recorded_image(found.store, role) for role in NAMES] == [None, None]
+    assert found._repr_html_().count("data:image") == 3
+    assert "digest" not in caplog.text
