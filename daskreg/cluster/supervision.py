@@ -156,6 +156,8 @@ def stop_with_checkpoint(client: Client, group: RankGroup, futures: Futures) -> 
             )
             return
         time.sleep(timeouts.DONE_CHECK_INTERVAL)
+    if any(f.status == "finished" for f in futures):
+        log.warning("a rank had passed its last level before it was asked: there is no new checkpoint")
     stopped = [str(e) for e in _errors(futures) if isinstance(e, Stopped) and not isinstance(e, Cancelled)]
     for reason in sorted({*stopped} - {STOP_MESSAGE}):
         log.warning("%s", reason)

@@ -166,6 +166,11 @@ def test_the_reason_why_no_checkpoint_is_possible_is_told(caplog):
     assert caplog.messages == ["asked to stop: the ranks write a checkpoint first", "a search is not saved half-way"]
 
 
+def test_ranks_that_had_ended_before_they_were_asked_have_no_new_checkpoint(caplog):
+    supervision.stop_with_checkpoint(Workers(a=1, b=1), GROUP, [Future(done=True)] * 2)
+    assert caplog.messages[-1] == "a rank had passed its last level before it was asked: there is no new checkpoint"
+
+
 class SilentLock:
     """Of a scheduler that does not answer."""
 

@@ -14,6 +14,7 @@ from daskreg.storage import RunStore, open_volume, write_image
 from daskreg.storage.recorded_images import recorded_image
 from daskreg.workflows.compare import compare
 from daskreg.workflows.export import export
+from daskreg.workflows.inputs import Request
 from daskreg.workflows.report import report
 from daskreg.workflows.view import view
 from tests.phantoms import blobs
@@ -103,7 +104,7 @@ def test_other_times_alone_are_a_warning(made, monkeypatch, caplog):
 
 def test_an_object_of_another_library_has_no_address(tmp_path, caplog):
     image = nib.Nifti1Image(IMAGE, np.diag([1.0, 1.0, 2.0, 1.0]))
-    found = register(image, image, CONFIG, output=tmp_path / "x.zarr", progress=False)
-    assert [recorded_image(found.store, role) for role in NAMES] == [None, None]
-    assert found._repr_html_().count("data:image") == 3
+    store = RunStore.create(tmp_path / "x.zarr", fixed=GRID, moving=GRID, recipe=Request(image, image, CONFIG).recipe())
+    run = store.finish({"inputs": {role: {"name": open_volume(image).name} for role in NAMES}})
+    assert [recorded_image(run, role) for role in NAMES] == [None, None]
     assert "digest" not in caplog.text
