@@ -1,7 +1,7 @@
 """Differentiable registration kernels for PyTorch: losses, samplers and operations on displacements, on CPU and CUDA tensors.
 
 Importing this package imports PyTorch; importing ``daskreg`` does not. ``pip install 'daskreg[torch]'``. The modules ``monai``,
-``voxelmorph``, ``transmorph``, ``fused_lncc``, ``icon`` and ``fireants`` stand for those of other packages.
+``voxelmorph``, ``voxelmorph_0_2``, ``transmorph``, ``fused_lncc``, ``icon`` and ``fireants`` stand for those of other packages.
 """
 
 from __future__ import annotations

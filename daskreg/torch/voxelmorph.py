@@ -2,8 +2,9 @@
 
     from daskreg.torch.voxelmorph import NCC, SpatialGradient, SpatialTransformer
 
-After VoxelMorph and neurite 0.3.4, for volumes. ``NCC`` is positive and (1, 1), as neurite's: minimise its negative. ``NCCLoss``
-is the loss of earlier versions of VoxelMorph, minus the mean, with a method ``loss(y_true, y_pred)``.
+After VoxelMorph and neurite 0.3.4, for volumes; ``voxelmorph_0_2`` stands for the modules of 0.2. ``NCC`` is positive and
+(1, 1), as neurite's: minimise its negative. ``NCCLoss`` is the loss of earlier versions of VoxelMorph, minus the mean, with a
+method ``loss(y_true, y_pred)``.
 """
 
 from __future__ import annotations
@@ -85,6 +86,11 @@ class SpatialTransformer(torch.nn.Module):
 
     def __init__(self, interpolation_mode: str = "linear", align_corners: bool = True, device: Any = None) -> None:
         super().__init__()
+        if not isinstance(interpolation_mode, str):
+            raise DaskregError(
+                f"{interpolation_mode!r} is no interpolation_mode; if the shape of the volume was given, as in VoxelMorph 0.2, "
+                "use daskreg.torch.voxelmorph_0_2."
+            )
         one_of("interpolation_mode", interpolation_mode, tuple(INTERPOLATION))
         if not align_corners:
             raise DaskregError("align_corners is False; True was expected.")

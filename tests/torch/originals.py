@@ -1,8 +1,9 @@
 """What other packages compute on the bundled heads, in data/originals.npz: ``python tests/torch/originals.py
-LOSSES_OF_TRANSMORPH``.
+LOSSES_OF_TRANSMORPH VOXELMORPH_0_2``.
 
 Run it in an environment of its own with torch, monai, voxelmorph, neurite, icon-registration and nibabel, and without daskreg.
-``LOSSES_OF_TRANSMORPH``: ``TransMorph/losses.py`` of TransMorph's repository. Of each case the value is kept (of fields of
+``LOSSES_OF_TRANSMORPH``: ``TransMorph/losses.py`` of TransMorph's repository;  ``VOXELMORPH_0_2``: the folder
+``voxelmorph/torch`` of the unpacked wheel ``voxelmorph==0.2``. Of each case the value is kept (of fields of
 values, VOXELS of them), and of each derivative VOXELS of its entries and its norm. tests/torch/test_drop_ins.py compares.
 data/README.md says which versions were run.
 """
@@ -66,18 +67,30 @@ def evaluate(function, *given: torch.Tensor) -> list[np.ndarray]:
     return [kept(value), *map(kept, slopes)]
 
 
-def transmorph(path: str):
-    """TransMorph's losses, which ask for a GPU, on a CPU."""
+def on_a_cpu(path: str, name: str):
+    """A module by its file, of which losses ask for a GPU."""
     to = torch.Tensor.to
     torch.Tensor.to = lambda self, *a, **k: self if a and a[0] == "cuda" else to(self, *a, **k)
     torch.Tensor.cuda = lambda self, *a, **k: self
-    spec = importlib.util.spec_from_file_location("transmorph_losses", path)
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def cases(path: str):
+def voxelmorph_0_2(folder: str):
+    """Name, function, tensors of VoxelMorph 0.2."""
+    layers, losses = (on_a_cpu(f"{folder}/{name}.py", f"voxelmorph_0_2_{name}") for name in ("layers", "losses"))
+    (moved, fixed), u = pair(), displacement()
+    yield "voxelmorph 0.2 transformer", layers.SpatialTransformer(SHAPE), (moved, u)
+    yield "voxelmorph 0.2 integrate", layers.VecInt(SHAPE, 5), (u,)
+    yield "voxelmorph 0.2 ncc", losses.NCC().loss, (fixed, moved)
+    yield "voxelmorph 0.2 mse", losses.MSE().loss, (fixed, moved)
+    yield "voxelmorph 0.2 l1", lambda u: losses.Grad("l1").loss(None, u), (u,)
+    yield "voxelmorph 0.2 l2", lambda u: losses.Grad("l2", 2).loss(None, u), (u,)
+
+
+def cases(path: str, earlier: str):
     """Name, function, tensors."""
     import neurite.nn.modules as neurite
     import voxelmorph.nn.modules as voxelmorph
@@ -85,7 +98,7 @@ def cases(path: str):
     from monai.losses import BendingEnergyLoss, GlobalMutualInformationLoss, LocalNormalizedCrossCorrelationLoss
     from monai.networks.blocks import DVF2DDF, Warp
 
-    trans = transmorph(path)
+    trans = on_a_cpu(path, "transmorph_losses")
     moved, fixed = pair()
     u, both = displacement(), (moved, fixed)
     for kind in ("rectangular", "triangular", "gaussian"):
@@ -106,6 +119,7 @@ def cases(path: str):
     yield "voxelmorph l2", neurite.SpatialGradient("l2"), (u,)
     yield "voxelmorph transformer", voxelmorph.SpatialTransformer(), (moved, u)
     yield "voxelmorph integrate", voxelmorph.IntegrateVelocityField(steps=5), (u,)
+    yield from voxelmorph_0_2(earlier)
     yield "transmorph ncc_vxm", trans.NCC_vxm(), both
     yield "transmorph ncc", trans.NCC(), both
     yield "transmorph mi", trans.MutualInformation(), both
@@ -120,7 +134,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     second = {"transmorph grad": lambda f: lambda u: f(u, None)}
     found = {}
-    for name, function, given in cases(sys.argv[1]):
+    for name, function, given in cases(*sys.argv[1:3]):
         wrap = second.get(name, lambda f: f)
         found |= {f"{name}|{k}": v for k, v in enumerate(evaluate(wrap(function), *given))}
     np.savez_compressed(HERE / "data" / "originals.npz", **found)

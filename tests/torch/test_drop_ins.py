@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from daskreg.errors import DaskregError
-from daskreg.torch import fireants, functional, icon, monai, transmorph, voxelmorph
+from daskreg.torch import fireants, functional, icon, monai, transmorph, voxelmorph, voxelmorph_0_2
 from daskreg.torch.fused_lncc import fused_lncc_loss
 from tests.torch import oracles
-from tests.torch.originals import displacement, evaluate, pair
+from tests.torch.originals import SHAPE, displacement, evaluate, pair
 
 with np.load(Path(__file__).parent / "data" / "originals.npz") as _file:
     ORIGINALS = dict(_file)
@@ -35,6 +35,12 @@ CASES = {
     "voxelmorph l2": (voxelmorph.SpatialGradient("l2"), (U,)),
     "voxelmorph transformer": (voxelmorph.SpatialTransformer(), (MOVED, U)),
     "voxelmorph integrate": (voxelmorph.IntegrateVelocityField(steps=5), (U,)),
+    "voxelmorph 0.2 transformer": (voxelmorph_0_2.SpatialTransformer(SHAPE), (MOVED, U)),
+    "voxelmorph 0.2 integrate": (voxelmorph_0_2.VecInt(SHAPE, 5), (U,)),
+    "voxelmorph 0.2 ncc": (voxelmorph_0_2.NCC().loss, (FIXED, MOVED)),
+    "voxelmorph 0.2 mse": (voxelmorph_0_2.MSE().loss, (FIXED, MOVED)),
+    "voxelmorph 0.2 l1": (lambda u: voxelmorph_0_2.Grad("l1").loss(None, u), (U,)),
+    "voxelmorph 0.2 l2": (lambda u: voxelmorph_0_2.Grad("l2", 2).loss(None, u), (U,)),
     "transmorph ncc_vxm": (transmorph.NCC_vxm(), (MOVED, FIXED)),
     "transmorph ncc": (transmorph.NCC(), (MOVED, FIXED)),
     "transmorph mi": (transmorph.MutualInformation(), (MOVED, FIXED)),
@@ -95,12 +101,24 @@ def test_checkpoints_of_transmorph_load():
         assert ("spatial_trans.grid" in network.state_dict()) is keep
 
 
+def test_checkpoints_of_voxelmorph_0_2_load():
+    size = tuple(U.shape[2:])
+    grid = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in size), indexing="ij"))[None]
+    saved = {"transformer.grid": grid, "integrate.transformer.grid": grid}
+    network = torch.nn.Module()
+    network.transformer, network.integrate = voxelmorph_0_2.SpatialTransformer(size), voxelmorph_0_2.VecInt(size, 7)
+    network.load_state_dict(dict(saved), strict=True)
+    assert network.state_dict().keys() == saved.keys()
+
+
 MISTAKES = {
     "spatial_dims is 2": lambda: monai.LocalNormalizedCrossCorrelationLoss(2),
     "odd numbers were expected": lambda: monai.LocalNormalizedCrossCorrelationLoss(kernel_size=4),
     "kernel_type is 'b-spline'": lambda: monai.GlobalMutualInformationLoss("b-spline"),
     "jitter is on": lambda: monai.Warp(jitter=True),
     "reduction is 'median'": lambda: voxelmorph.NCC(reduction="median"),
+    "shape of the volume was given.*voxelmorph_0_2": lambda: voxelmorph.SpatialTransformer((36, 40, 32)),
+    "nsteps is -1": lambda: voxelmorph_0_2.VecInt((3, 4, 5), -1),
     "align_corners is False": lambda: voxelmorph.SpatialTransformer(align_corners=False),
     "three axes were expected": lambda: transmorph.SpatialTransformer((3, 4)),
     "a mask was given": lambda: icon.LNCC(2)(MOVED, FIXED, FIXED),
