@@ -105,17 +105,18 @@ class Plan(Layout):
         given: dict[str, Any] = {name: getattr(self, name) for name in same} | {"memory": memory}
         residency, state, images = self.asked
         given |= {"residency": residency, "state": self.state if state == "auto" else state, "images": images}
+        least = size(self.least_bytes, up=True)
+        allow = f"allow {least} on machines that have it (--memory {least.replace(' ', '')})"
         for workers in (n for n in MORE_WORKERS if n > self.workers):
             more = make_plan(self.fixed, self.moving, self.config, workers=workers, **given)
             if more.peak_bytes <= memory:
                 return (
-                    f"use {counted(workers, 'worker')} of that memory, or drop the finest scale from the stages, "
+                    f"{allow}, use {counted(workers, 'worker')} of that memory, drop the finest scale from the stages, "
                     "or read a coarser level of the images ('::level=1')."
                 )
-        least = size(self.least_bytes, up=True)
         return (
             f"no more workers of that memory would do, up to {MORE_WORKERS[-1]}: drop the finest scale from the stages, read a "
-            f"coarser level of the images ('::level=1'), or allow {least} (--memory) on machines that have it."
+            f"coarser level of the images ('::level=1'), or {allow}."
         )
 
 

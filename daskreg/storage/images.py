@@ -302,7 +302,10 @@ def _unsized(record: ImageRecord) -> str:
     )
 
 
-ONE_PLANE = "; a two-dimensional one is given as one plane, in Python array[np.newaxis]"
+ONE_PLANE = (
+    "; a two-dimensional one is given as one plane: in Python array[np.newaxis], of a TIFF as the folder with that file alone, "
+    "else in a file with three axes"
+)
 
 
 def _of_array(source: Any, grid: Grid | None, spacing: object, unit: str | None) -> Volume:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.deferred import DeferredModule
-from daskreg.errors import ConfigError, NotFound, Unreadable
+from daskreg.errors import ConfigError, InputError, NotFound, Unreadable
 from daskreg.grid import Grid
 from daskreg.storage.axes import Axis, guessed_axes, spatial
 from daskreg.storage.format import Array, ImageFormat, first_bytes
@@ -97,7 +97,12 @@ def array_at(address: Address) -> zarr.Array[Any]:
 
 def _node_at(address: Address) -> tuple[zarr.Array[Any] | zarr.Group, Address]:
     """The array or group at an address; the one series of a converted file that has no other."""
-    node = open_node(address.node)
+    try:
+        node = open_node(address.node)
+    except NotFound as error:
+        if said := _what_there_is(address):
+            raise NotFound(said) from error
+        raise
     if isinstance(node, zarr.Array) or ngff.holds_image(attributes(node)):
         return node, address
     below = images_below(node)
@@ -105,6 +110,21 @@ def _node_at(address: Address) -> tuple[zarr.Array[Any] | zarr.Group, Address]:
         return node, address
     inner = replace(address, array="/".join(filter(None, (address.array, below.paths[0]))))
     return open_node(inner.node), inner
+
+
+def _what_there_is(address: Address) -> str:
+    """A sentence about the images in the plate, well or file that has not the one asked for; empty for no such group."""
+    parts = (address.array or "").split("/")
+    for k in range(len(parts) - 1, -1, -1):
+        inner = replace(address, array="/".join(parts[:k]) or None)
+        try:
+            group = open_node(inner.node)
+        except InputError:
+            continue
+        below = images_below(group) if isinstance(group, zarr.Group) else None
+        if below is not None:
+            return f"{inner.node} has no {'/'.join(parts[k:])}; {below.sentence('it', inner.array)}"
+    return ""
 
 
 def _in_group(group: zarr.Group, address: Address) -> ImageRecord:

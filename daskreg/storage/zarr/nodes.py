@@ -34,6 +34,7 @@ else:
 MISSING_CHUNKS: ContextVar[str] = ContextVar("missing chunks", default="error")  # of arrays that are opened: error or fill
 MAX_DASK_CHUNK = 128 << 20  # bytes; larger shards are read in parts
 MAX_CHUNKS = 1 << 20  # along one axis
+SHOWN = 6  # names in a sentence
 MIN_DASK_CHUNK = 4 << 20  # bytes; smaller chunks are read together, which keeps graphs small
 
 
@@ -215,8 +216,20 @@ def _require_metadata(path: str) -> None:
     with read_errors(path):
         found = set(os.listdir(path))
     if not found & set(METADATA_FILES):
-        raise Unreadable(f"{path} is a folder without Zarr metadata ({', '.join(METADATA_FILES)}); a Zarr store was expected.")
+        names = ", ".join(METADATA_FILES)
+        raise Unreadable(
+            f"{path} is a folder without Zarr metadata ({names}); a Zarr store was expected{_what_is_in(path, found)}."
+        )
     _require_metadata_files(path)
+
+
+def _what_is_in(path: str, names: set[str]) -> str:
+    """The end of a sentence about a folder that is no image: what is in it, which may be meant."""
+    visible = sorted(n for n in names if not n.startswith("."))
+    if not visible:
+        return ""
+    more = f" and {len(visible) - SHOWN} more" if len(visible) > SHOWN else ""
+    return f"; it has {', '.join(visible[:SHOWN])}{more}: name one of them, as {os.path.join(path, visible[0])}"
 
 
 def _require_metadata_files(path: str) -> None:

@@ -73,7 +73,9 @@ def test_several_iterations_a_sweep_move_fewer_bytes_and_take_more_memory():
     memory = 1 + sum(p.memory_use(0, replace(p.levels[0][0], slab=HEIGHTS[0])).total for p in plans) // 2
     tight = [make_plan(Grid((256,) * 3), Grid((256,) * 3), recipe(n), state="disk", memory=memory) for n in (1, 4)]
     tight[0].validate(memory)
-    with pytest.raises(PlanTooLarge, match=r"this run needs \d+ MiB a worker"):
+    with pytest.raises(
+        PlanTooLarge, match=r"this run needs (\d+) MiB a worker .*allow \1 MiB on machines that have it \(--memory \1MiB\)"
+    ):
         tight[1].validate(memory)
 
 

@@ -276,10 +276,18 @@ def test_groups_without_an_image_say_what_is_inside(tmp_path):
 
 def test_what_is_no_zarr_is_unreadable(tmp_path):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "round2" / "GFP").mkdir(parents=True)
+    (tmp_path / "round2" / "DAPI").mkdir()
     (tmp_path / "a.abc").write_bytes(b"ZISRAWFILE")
     (tmp_path / "b.zarr").mkdir()
     (tmp_path / "b.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_')
-    for name, says in (("folder", "without Zarr metadata"), ("a.abc", "no known image format"), ("b.zarr", "cannot be read")):
+    inside = r"was expected; it has DAPI, GFP: name one of them, as .*round2/DAPI\.$"
+    for name, says in (
+        ("folder", r"without Zarr metadata .*was expected\.$"),
+        ("round2", inside),
+        ("a.abc", "no known image format"),
+        ("b.zarr", "cannot be read"),
+    ):
         with pytest.raises(Unreadable, match=says):
             open_volume(tmp_path / name)
 

@@ -250,3 +250,11 @@ def test_blocks_of_an_image_decode_each_strip_once(written, monkeypatch, layout,
             box = np.s_[0:4, max(y - 1, 0) : y + 9, max(x - 1, 0) : x + 9]
             np.testing.assert_array_equal(reader[box], planes[box])
     assert len(found) == len(set(found)) == 4 * segments
+
+
+def test_a_plane_alone_is_told_how_it_is_read(tmp_path):
+    (tmp_path / "plane").mkdir()
+    tifffile.imwrite(tmp_path / "plane" / "one.tif", np.ones((6, 7), np.uint8))
+    with pytest.raises(AxesError, match="of a TIFF as the folder with that file alone"):
+        open_volume(tmp_path / "plane" / "one.tif")
+    assert open_volume(f"{tmp_path}/plane::spacing=1").shape == (1, 6, 7)

@@ -129,6 +129,10 @@ def test_wells_and_fields_of_a_plate_are_listed(tmp_path):
     found = describe(path)
     assert found.contents == {"wells": ("A/1", "B/2"), "fields of A/1": ("0", "1")}
     assert "wells      A/1, B/2" in found.lines()
+    with pytest.raises(NotFound, match=rf"p\.zarr has no B/3; it {said}"):
+        open_volume(f"{path}::array=B/3")
+    with pytest.raises(NotFound, match=r"p\.zarr/B/2 has no 7; it is a well of a plate .*; choose an image with '::array=B/2/0'"):
+        open_volume(f"{path}::array=B/2/7")
     with pytest.raises(Unreadable, match=r"is a well of a plate \(2 fields: 0, 1\); choose an image with '::array=B/2/0'"):
         open_volume(f"{path}::array=B/2")
     assert open_volume(f"{path}::array=B/2/1").shape == SHAPE
