@@ -16,11 +16,12 @@ from typing import Any, Generic, TypeVar, cast
 from daskreg.errors import InputError, OutputError, Unreadable
 from daskreg.storage.conversions import conversion
 from daskreg.storage.format import Format, ImageFormat, PointFormat, TransformFormat
-from daskreg.storage.fs.address import is_remote
+from daskreg.storage.fs.address import is_remote, require_zarr_path
 from daskreg.storage.fs.errors import open_errors, remote_refusal, require_exists
 
 log = logging.getLogger(__name__)
 
+ZARR = ".zarr"  # ending of the formats that are Zarr stores
 ENTRY_POINT_GROUP = "daskreg.formats"
 # modules are imported when a path of their kind is first asked for; of several formats that know a path, the first is taken
 IMAGES = (
@@ -126,6 +127,8 @@ class FormatRegistry(Generic[F]):
         named = self.by_ending(path)
         for format in named:
             if format.writes:
+                if ZARR in format.endings:
+                    require_zarr_path(path)
                 return format
         what = (
             f"files of this format ({named[0].name}) are read, but not written"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daskreg.arguments import ADDRESS_KEYS
-from daskreg.errors import ConfigError, suggestion
+from daskreg.errors import ConfigError, OutputError, suggestion
 from daskreg.grid import unit_name
 
 AXES = "zyxtcsqipreahlvm"  # in the letters of tifffile
@@ -192,6 +192,12 @@ def is_bucket(path: str) -> bool:
 def is_remote(path: str) -> bool:
     """Whether the path goes through fsspec instead of the local file system."""
     return "://" in path
+
+
+def require_zarr_path(path: str) -> None:
+    """Raises OutputError for a local path that no new Zarr store can have: Zarr would write to what is before the colons."""
+    if "::" in path and not is_remote(path):
+        raise OutputError(f"{path}: '::' in the path of a Zarr store chains file systems for Zarr; choose another name.")
 
 
 def join(path: str, inner: str) -> str:

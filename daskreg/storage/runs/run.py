@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from daskreg.deferred import DeferredModule
 from daskreg.errors import IncompleteRun, InputError, OutputError, Unreachable
 from daskreg.grid import Grid
-from daskreg.storage.fs.address import is_remote, join, parse_address
+from daskreg.storage.fs.address import is_remote, join, parse_address, require_zarr_path
 from daskreg.storage.fs.atomic import require_writable
 from daskreg.storage.fs.errors import read_errors, write_errors
 from daskreg.storage.fs.files import exists, remove
@@ -99,6 +99,7 @@ class RunStore(RunImages):
     def require_place(path: str | Path, overwrite: bool = False) -> None:
         """Raises OutputExists and OutputError where ``create`` would; nothing is written."""
         target = _absolute(path)
+        require_zarr_path(target)
         with write_errors(target):
             require_new(target, overwrite)
             require_writable(target, overwrite)

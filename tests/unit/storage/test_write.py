@@ -12,7 +12,8 @@ from ome_zarr_models.v05.image import Image
 
 from daskreg.errors import GridError, OutOfSpace, OutputError, OutputExists
 from daskreg.grid import Grid
-from daskreg.storage import open_volume, write_image
+from daskreg.storage import RunStore, open_volume, write_image
+from daskreg.storage.registry import transform_formats
 from daskreg.storage.zarr.pyramid import block_mean, block_mode, pyramid
 
 FLIPPED = ((-1, 0, 0), (0, 0, 1), (0, 1, 0))
@@ -106,6 +107,20 @@ def test_a_full_disk_leaves_the_old_output_and_nothing_else(tmp_path, monkeypatc
         write_image(path, image() + 1, GRID, overwrite=True)
     np.testing.assert_array_equal(open_volume(path).read(), image())
     assert os.listdir(tmp_path) == [f"a.{ending}"]
+
+
+def test_a_store_whose_path_zarr_would_take_apart_is_refused(tmp_path):
+    """It would write into what is before the colons."""
+    (tmp_path / "a").mkdir()
+    for write in (
+        lambda path: write_image(path, image(), GRID),
+        lambda path: RunStore.create(path, fixed=GRID, moving=GRID),
+        transform_formats.to_write,
+    ):
+        with pytest.raises(OutputError, match=r"a::b\.zarr: '::' in the path of a Zarr store chains file systems"):
+            write(f"{tmp_path}/a::b.zarr")
+    write_image(f"{tmp_path}/a::b.nii", image(), GRID)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "a::b.nii"]
 
 
 def test_impossible_paths_and_shapes_are_refused(tmp_path):
