@@ -144,9 +144,10 @@ def _match(e: Evidence) -> Iterator[_Reason]:
     """Whether the images are more alike here than elsewhere."""
     clear = e.edges_are_clear and _stands_out(e)
     if e.pose < DOUBTFUL and not clear:
-        alone = ", without what only a rough displacement brings about," if e.in_place >= DOUBTFUL else ""
+        rough = f", by the affine map or a smoothed displacement ({_percent(e.in_place)} by all of it)"
+        whole = rough if e.in_place >= DOUBTFUL else ""
         status: Status = "failed" if _no_better_than_others(e) or (e.pose < FAILED and not _stands_out(e)) else "doubtful"
-        yield _Reason(status, f"only {_percent(e.pose)} of the image{alone} matches best where it is")
+        yield _Reason(status, f"only {_percent(e.pose)} of the image matches best where it is{whole}")
     elif e.in_place < DOUBTFUL and not clear:
         yield _Reason("doubtful", f"after the deformation only {_percent(e.in_place)} of the image matches best where it is")
     if e.pose_chance > CHANCE or (e.pose < DOUBTFUL and e.pose_chance > CHANCE / 2 and not clear):

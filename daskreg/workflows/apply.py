@@ -21,7 +21,7 @@ from daskreg.reporting.tasks import with_progress
 from daskreg.storage import Stack, Volume, open_stack, open_volume, write_image
 from daskreg.storage.fill import Fill, describe_fill, fill_of, require_fill
 from daskreg.storage.fs.address import parse_address
-from daskreg.storage.fs.atomic import require_distinct
+from daskreg.storage.fs.atomic import require_distinct, require_writable
 from daskreg.storage.images import ImageSource, grid_of_array, is_bare, open_on
 from daskreg.storage.registry import image_formats
 
@@ -81,6 +81,7 @@ def apply(
     require_known("interpolation", interpolation, get_args(Interpolation))
     if output is not None:
         require_distinct(output, path_of(transform), image, like)
+        require_writable(parse_address(output).path, overwrite)
     phi = load_transform(transform)
     several = output is not None and not isinstance(image, Volume) and not is_bare(image)
     sides = phi.moving, "moving", phi.fixed

@@ -85,4 +85,4 @@ def demo(
     pair = demo_pair() if memory is None else write_fine_pair(out)
     result = register(*pair, "brain", output=out / "run.zarr", overwrite=overwrite, memory=memory, progress=progress)
     report(result.path, page, overwrite=overwrite)
-    return result, page
+    return result, page.absolute()

@@ -266,14 +266,16 @@ def test_a_run_without_displacement(tmp_path, image):
 
 
 @pytest.mark.parametrize("name", ["moved.nii", "moved.nii.gz", "moved.ome.zarr"])
-def test_what_is_written_is_what_is_computed(run, image, tmp_path, name):
+def test_what_is_written_is_what_is_computed(run, image, tmp_path, name, caplog):
     stored = replace(image, data=(image.data * 1000).astype(np.uint16))
     back = apply(run, stored, tmp_path / name)
     assert back.dtype == np.uint16
     np.testing.assert_allclose(back.grid.index_to_world, FIXED.index_to_world, atol=1e-4)
     np.testing.assert_array_equal(voxels(back), voxels(apply(run, stored)))
-    with pytest.raises(OutputExists):
+    caplog.clear()
+    with caplog.at_level("INFO"), pytest.raises(OutputExists):
         apply(run, stored, tmp_path / name)
+    assert caplog.messages == []
     apply(run, stored, tmp_path / name, overwrite=True)
 
 
