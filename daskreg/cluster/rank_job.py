@@ -25,12 +25,13 @@ from daskreg.engine import source_measure
 from daskreg.engine.background import Background
 from daskreg.engine.coarse_pair import CoarsePair, coarse_pair
 from daskreg.engine.evidence import gather_evidence
+from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.masks import mask_counts
 from daskreg.engine.match_map import MatchMap
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.memory import return_large_arrays, reuse_freed_arrays, trim
-from daskreg.engine.planes import allocator
+from daskreg.engine.planes import ComputedPlanes, allocator
 from daskreg.engine.rank import Rank, StartingDisplacement
 from daskreg.engine.report import Outcome, Watch
 from daskreg.engine.source_images import SourceImage
@@ -118,8 +119,6 @@ def run_rank(job: RankJob, comm: Communicator, watch: Watch, device: Device) -> 
         timer.end_phase("optimise")
         watch.phase("measure")
         metrics = _metrics(job, outcome, images, comm)
-        if job.begin is not None:
-            metrics["before_by"] = "affine"
         timer.end_phase("measure")
         watch.phase("judge")
         with _verdict(job, outcome, images, metrics, _shares(job, masked), comm) as verdict:
@@ -269,17 +268,25 @@ def _metrics(job: RankJob, outcome: Outcome, images: tuple[Image, Image], comm: 
     if job.plan.images == SOURCE:
         return _source_metrics(job, outcome, images, comm)
     block = replace(outcome.block, halo=0)
-    metrics: dict[str, Any] = {"before": likeness(job.plan, Outcome(job.start, None, [], block), images, comm)}
+    metrics: dict[str, Any] = {"before": likeness(job.plan, Outcome(job.start, _beginning(job, block), [], block), images, comm)}
     metrics["after"] = likeness(job.plan, outcome, images, comm)
     if outcome.displacement is not None:
         metrics["jacobian"] = folding(outcome.displacement, outcome.block, comm)
     return metrics
 
 
+def _beginning(job: RankJob, block: Block) -> ComputedPlanes | None:
+    """The displacement to start from at full resolution, which is computed a second time: planes that are compared take no room."""
+    begin, grid = job.begin, job.plan.fixed
+    if begin is None:
+        return None
+    return ComputedPlanes(block.own, (grid.shape[1], grid.shape[2]), lambda planes: begin(grid, planes, job.start))
+
+
 def _source_metrics(job: RankJob, outcome: Outcome, images: Any, comm: Communicator) -> dict[str, Any]:
     """As ``_metrics``, of images that stay in their files."""
     before, after = source_measure.likenesses(job.plan, job.start, outcome, images, comm)
-    metrics: dict[str, Any] = {"before": before, "after": after}
+    metrics: dict[str, Any] = {"before": before, "after": after} | ({} if job.begin is None else {"before_by": "affine"})
     if isinstance(outcome.displacement, UpsampledField):
         metrics["jacobian"] = source_measure.folding(outcome.displacement, job.plan.partition[comm.rank], comm)
     return metrics

@@ -80,6 +80,24 @@ def allocator(where: str, device: Device, scratch: Allocate | None) -> Allocate:
     return scratch
 
 
+class ComputedPlanes:
+    """Of a displacement that takes no memory: ``compute`` gives planes (3, n, Y, X) in the machine's, each time they are read."""
+
+    lead, dtype = 3, np.dtype(np.float32)
+
+    def __init__(self, span: Span, plane: tuple[int, int], compute: Callable[[Span], Any]) -> None:
+        self.span, self.plane, self.compute = span, plane, compute
+
+    def read(self, planes: Span, into: Any) -> None:
+        """See ``Planes``."""
+        for part, target in zip(self.compute(planes), into, strict=True):
+            copy(part, target)
+
+    def write(self, planes: Span, source: Any) -> None:
+        """Raises TypeError."""
+        raise TypeError("a computed field cannot be written to.")
+
+
 def copy(source: Any, target: Any) -> None:
     """Between arrays of any devices."""
     if on_device(target) and not on_device(source):
