@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+from importlib import import_module
 from pathlib import Path
 
 import dask
@@ -14,7 +15,8 @@ from daskreg import machine
 settings.register_profile("daskreg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("daskreg")
 
-PRELOAD = ["pytest", "daskreg.workflows", "daskreg.cluster.worker_imports", "tests.unit.comm.ranks"]
+ALONE = "tests.alone"
+PRELOAD = [ALONE, "pytest", "daskreg.workflows", "daskreg.cluster.worker_imports", "tests.unit.comm.ranks"]
 
 
 # for packagers: what imports, reads, plans and refuses, and one small registration from its start to its end
@@ -48,9 +50,19 @@ def fork_server():
     """Fork the workers that tests start from one process that has imported everything; programs that tests run spawn theirs."""
     from distributed.utils import get_mp_context
 
+    import_module(ALONE)
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         get_mp_context()  # has a list of its own, the first time
         multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_verdicts():
+    """Registrations of this process get no verdict, which takes longer than they do, where a module's claims are about others."""
+    from tests.integration.workers import unjudged
+
+    with unjudged():
         yield
 
 

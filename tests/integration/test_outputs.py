@@ -20,6 +20,7 @@ from daskreg.grid import Grid
 from daskreg.storage import CheckpointStore, RunStore, open_volume, write_image
 from tests.phantoms import known_warp_pair
 
+pytestmark = pytest.mark.usefixtures("without_verdicts")
 SHAPE = (20, 18, 16)
 STAGES = [Deformable(similarity=MSE(), scales=(2, 1), iterations=(5, 30), tolerance=0)]
 LONG = [STAGES[0].model_copy(update={"iterations": (5, 1000)})]  # goes on while another thread acts

@@ -1,4 +1,4 @@
-"""A registration that starts from a transform, its displacement included."""
+"""A registration that starts from a transform, its displacement included; on several workers in ``test_workers``."""
 
 import logging
 
@@ -12,26 +12,20 @@ from daskreg.errors import ConfigError
 from daskreg.lazy.load import load_transform
 from daskreg.workflows.demo import demo_pair
 from daskreg.workflows.export import export
-from tests.integration.workers import unjudged
 
+pytestmark = pytest.mark.usefixtures("without_verdicts")
 FIXED, MOVING = demo_pair(3)
 STAGES = [Moments(), Affine(scales=(4,)), Deformable(similarity=MSE(), scales=(4, 2), iterations=(40, 20))]
 
 
-def again(start, *, iterations=4, scales=(2,), workers=1, stages=None):
+def again(start, *, iterations=4, scales=(2,), stages=None):
     stage = Deformable(similarity=MSE(), scales=scales, iterations=(iterations,), tolerance=0)
     config = daskreg.Config(stages=tuple(stages or [stage]), initial_transform=str(start))
-    return daskreg.register(FIXED, MOVING, config, workers=workers)
+    return daskreg.register(FIXED, MOVING, config)
 
 
 def deformable(result):
     return [level["losses"] for level in result.report["levels"] if level["stage"] == "deformable"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_verdicts():
-    with unjudged():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +45,6 @@ def test_it_continues_where_the_first_run_stopped(first, second):
     everywhere = first.store.fixed_grid.region
     moved = load_transform(second.path).field(everywhere) - load_transform(first.path).field(everywhere)
     assert np.abs(moved).max() < 4 * 0.5 * 6  # four steps of at most half a voxel of the level
-
-
-def test_two_workers_start_bitwise_alike(first, second):
-    np.testing.assert_array_equal(np.asarray(again(first.path, workers=2).displacement), np.asarray(second.displacement))
 
 
 def test_linear_stages_are_skipped_with_a_message(first, caplog):

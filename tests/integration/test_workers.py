@@ -24,9 +24,11 @@ from daskreg.grid import Grid
 from daskreg.planning import RESIDENCIES
 from daskreg.storage import open_volume, write_image
 from daskreg.storage.transforms import write_affine
-from daskreg.workflows.demo import demo_pair
 from tests.integration.workers import COMMS, SOCKETS, addresses, cluster, require, run, same
 from tests.phantoms import body_mask, known_warp_pair, rotation, turned
+from tests.unit.workflows.test_background import GRID as MOSAIC
+from tests.unit.workflows.test_background import filled, texture
+from tests.unit.workflows.test_masks import shares_are_told
 
 pytestmark = SOCKETS
 
@@ -221,6 +223,30 @@ def test_every_case_with_every_residency_and_transport(client, alone, make, resi
         assert same(first, found).bits, same(first, found).line()
 
 
+def test_background_that_is_left_out_is_the_same_on_two_workers(client):
+    pair = [open_volume(filled(texture(shift), np.nan), grid=MOSAIC) for shift in (2, 0)]
+    options = {"background": "auto", "comm": "tcp", "minimum_planes": 4}
+    one, two = (
+        run(client, *pair, config=[Rigid(similarity=MSE(), scales=(2, 1), iterations=(5, 3))], workers=n, **options)
+        for n in (1, 2)
+    )
+    assert one.affine.tobytes() == two.affine.tobytes()
+    assert one.moved.data.compute().tobytes() == two.moved.data.compute().tobytes()
+    assert one.report["left_out"] == two.report["left_out"] != [0, 0]
+
+
+def test_a_run_that_starts_from_a_displacement_is_the_same_on_two_workers(client, alone):
+    case, first = alone(mean_squares)
+    config = Config(stages=[deformable(LNCC(), (2,), 3)], initial_transform=first.path)
+    one, two = (run(client, *case.images, config=config, workers=n, comm="tcp") for n in (1, 2))
+    assert same(one, two).bits, same(one, two).line()
+    assert np.abs(np.asarray(one.displacement) - np.asarray(first.displacement)).max() > 0
+
+
+def test_the_share_that_a_mask_leaves_is_told_once_of_all_workers(client, caplog):
+    shares_are_told(caplog, client=client, workers=2)
+
+
 def test_a_rotated_image_needs_planes_of_distant_shards(client, alone):
     """With blocks across the shards, the ring carries planes that a block's own place in the row would not need."""
     case, _ = alone(a_quarter_turn)
@@ -333,9 +359,19 @@ def test_more_workers_than_there_are_is_refused(client, monkeypatch):
 QUICK = """
 stages:
 - moments
-- {stage: affine, similarity: mse, scales: 8, iterations: 3}
-- {stage: deformable, similarity: mse, scales: 4x2, iterations: 5x3}
+- {stage: affine, similarity: mse, scales: 4, iterations: 3}
+- {stage: deformable, similarity: mse, scales: 2x1, iterations: 5x3}
 """
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two images in files, and a configuration."""
+    names = [str(tmp_path / f"{name}.zarr") for name in ("fixed", "moving")]
+    for name, voxels in zip(names, images((33, 30, 28), 15), strict=True):
+        write_image(name, voxels, Grid(voxels.shape))
+    (tmp_path / "quick.yaml").write_text(QUICK)
+    return [*names, "--config", str(tmp_path / "quick.yaml")]
 
 
 def command(monkeypatch, capsys, *arguments):
@@ -349,10 +385,8 @@ def command(monkeypatch, capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def test_verify_reports_identical_results(tmp_path, monkeypatch, capsys):
-    (tmp_path / "quick.yaml").write_text(QUICK)
-    options = ["--workers", "1,2", "--residency", "ring", "--config", tmp_path / "quick.yaml"]
-    code, out, _ = command(monkeypatch, capsys, "verify", *demo_pair(3), *options)
+def test_verify_reports_identical_results(pair, monkeypatch, capsys):
+    code, out, _ = command(monkeypatch, capsys, "verify", *pair, "--workers", "1,2", "--residency", "ring")
     assert code == 0
     assert [line.split()[:3] for line in out.splitlines()[:-1]] == [
         ["1", "worker", "ring"],
@@ -362,7 +396,7 @@ def test_verify_reports_identical_results(tmp_path, monkeypatch, capsys):
     assert "largest difference of the displacement: 0 voxel" in out
 
 
-def test_verify_reports_differences_and_fails(tmp_path, monkeypatch, capsys):
+def test_verify_reports_differences_and_fails(pair, monkeypatch, capsys):
     """Another recipe on the second run stands for an engine that gets it wrong."""
     from daskreg.workflows import verify
 
@@ -372,8 +406,7 @@ def test_verify_reports_differences_and_fails(tmp_path, monkeypatch, capsys):
         return daskreg.register(fixed, moving, config.model_copy(update={"stages": stages}), **options)
 
     monkeypatch.setattr(verify, "register", wrong)
-    (tmp_path / "quick.yaml").write_text(QUICK)
-    code, out, _ = command(monkeypatch, capsys, "verify", *demo_pair(3), "--workers", "1,2", "--config", tmp_path / "quick.yaml")
+    code, out, _ = command(monkeypatch, capsys, "verify", *pair, "--workers", "1,2")
     assert code == 1
     assert "differs by" in out
 

@@ -1,4 +1,4 @@
-"""Stored background: what fills a mosaic counts for nothing, in any chunks and on any number of ranks."""
+"""Stored background: what fills a mosaic counts for nothing, in any chunks; on any number of workers in ``test_workers``."""
 
 import logging
 import math
@@ -18,6 +18,7 @@ from daskreg.storage import Volume
 from daskreg.workflows.background import backgrounds, constant_filling, parse_background
 
 GRID = Grid((40, 36, 32), unit="mm")
+pytestmark = pytest.mark.usefixtures("without_verdicts")
 STAGE = Rigid(similarity=MSE(), scales=(2, 1), iterations=(30, 20))
 
 
@@ -179,16 +180,6 @@ def test_a_mosaic_is_found_where_it_was_moved_to(tmp_path, caplog):
     assert f"background: {count} voxels" in caplog.text
     same = register(tmp_path, fixed, moving, "same", background=0)
     assert same.affine.tobytes() == found.affine.tobytes()
-
-
-def test_the_number_of_ranks_does_not_show(tmp_path):
-    fixed, moving = filled(texture(2), np.nan), filled(texture(), np.nan)
-    one, two = (
-        register(tmp_path, fixed, moving, f"{n}", background="auto", workers=n, comm="tcp", minimum_planes=4) for n in (1, 2)
-    )
-    assert one.affine.tobytes() == two.affine.tobytes()
-    assert one.moved.data.compute().tobytes() == two.moved.data.compute().tobytes()
-    assert one.report["left_out"] == two.report["left_out"]
 
 
 def test_backgrounds_that_leave_nothing_in_common_are_refused(tmp_path):

@@ -178,8 +178,7 @@ def test_a_registration_does_not_depend_on_how_its_mask_is_stored():
     np.testing.assert_array_equal(placed.displacement, direct.displacement)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_share_of_an_image_that_a_mask_leaves_is_told_and_recorded(caplog, tmp_path, workers):
+def shares_are_told(caplog, **options):
     """One that leaves next to nothing, as one in another unit does, is likely another image's."""
     grid = Grid((20, 20, 20), unit="millimeter")
     fixed, moving = (open_volume(np.random.default_rng(5).random(grid.shape, np.float32), grid=grid) for _ in range(2))
@@ -188,20 +187,19 @@ def test_the_share_of_an_image_that_a_mask_leaves_is_told_and_recorded(caplog, t
     few[5, 8, 0] = 0
     half = replace(grid, shape=(10, 20, 20))
     masks = {"fixed_mask": few, "moving_mask": open_volume(np.ones(half.shape, np.uint8), grid=half)}
+    stages = [Rigid(scales=(1,), iterations=(1,), similarity=MSE())]
     with caplog.at_level("INFO"):
-        run = register(
-            fixed,
-            moving,
-            [Rigid(scales=(1,), iterations=(1,), similarity=MSE())],
-            device="cpu",
-            workers=workers,
-            **masks,
-            output=tmp_path / "run.zarr",
-        )
+        run = register(fixed, moving, stages, device="cpu", **masks, **options)
     assert "the moving mask leaves 50 % of the moving image (4000 of 8000 voxels)" in caplog.text
     (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING" and r.getMessage().startswith("the"))
     assert warning.startswith("the fixed mask leaves 0.988 % of the fixed image (79 of 8000 voxels); is it the right one")
     assert run.report["masked"] == [79, 4000]
+    return run
+
+
+def test_the_share_of_an_image_that_a_mask_leaves_is_told_and_recorded(caplog, tmp_path):
+    """On several workers: ``test_workers``."""
+    run = shares_are_told(caplog, output=tmp_path / "run.zarr")
     assert "and at the fixed mask, which leaves 0.99 % of its image" in run.verdict.text()
     assert "The moving mask leaves 50 % of the moving image (4000 of 8000 voxels)." in render(run.store)
 
