@@ -276,7 +276,7 @@ def _metrics(job: RankJob, outcome: Outcome, images: tuple[Image, Image], comm: 
 
 
 def _beginning(job: RankJob, block: Block) -> ComputedPlanes | None:
-    """The displacement to start from at full resolution, which is computed a second time: planes that are compared take no room."""
+    """The displacement to start from at full resolution, computed again where it is compared, so that it takes no room."""
     begin, grid = job.begin, job.plan.fixed
     if begin is None:
         return None
