@@ -1,6 +1,6 @@
 """Imported by a fork server: what workers import and prepare, so that all that are forked from it have it at once.
 
-Without it each of them takes 1.3 s of a core for Dask's arrays, Zarr, and what Numba knows of types and functions.
+Without it each of them takes half a second of a core for Dask's arrays, Zarr, and what Numba knows of types and functions.
 """
 
 import gc
