@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import dask
 from distributed import Client
 from distributed.client import Future
 
@@ -28,6 +29,7 @@ from daskreg.errors import RankLost
 from daskreg.kernels.device import Kind
 
 log = logging.getLogger("daskreg")
+MOST_BYTES = 1 << 60  # of a job, above which Dask would warn
 
 
 def form_group(
@@ -88,10 +90,11 @@ def submit(client: Client, group: RankGroup, job: RankJob) -> list[Future[Any]]:
     """Hand the job to every rank, a task each."""
     # tasks bound to a worker that is lost would wait for it for good: on another one they fail at once
     options: dict[str, Any] = {"allow_other_workers": True, "pure": False, "retries": 0}
-    return [
-        client.submit(run_actor, job, group.run, address, group.name(r), key=f"{group.run}-{r}", workers=[address], **options)
-        for r, address in enumerate(group.addresses)
-    ]
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": MOST_BYTES}):  # of arrays that are in this process
+        return [
+            client.submit(run_actor, job, group.run, address, group.name(r), key=f"{group.run}-{r}", workers=[address], **options)
+            for r, address in enumerate(group.addresses)
+        ]
 
 
 def cancel(client: Client, group: RankGroup, futures: Sequence[Future[Any]]) -> None:

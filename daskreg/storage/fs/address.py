@@ -189,6 +189,12 @@ def is_bucket(path: str) -> bool:
     return protocol in BUCKETS and "/" not in inner.rstrip("/")
 
 
+def is_server(path: str) -> bool:
+    """Whether a URL names a server of HTTP, and nothing on it."""
+    protocol, _, inner = path.partition("://")
+    return protocol in ("http", "https") and "/" not in inner.rstrip("/")
+
+
 def is_remote(path: str) -> bool:
     """Whether the path goes through fsspec instead of the local file system."""
     return "://" in path

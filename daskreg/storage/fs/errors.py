@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from daskreg.errors import DaskregError, InputError, NotFound, OutOfSpace, OutputError, Unreachable, Unreadable, nearest_name
-from daskreg.storage.fs.address import is_bucket, is_remote
+from daskreg.storage.fs.address import is_bucket, is_remote, is_server
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -153,6 +153,8 @@ def not_found(path: str) -> NotFound:
     """The error for a missing path, which suggests the most similar name in its folder; for a broken link, names its target."""
     if not is_remote(path) and os.path.islink(path):
         return NotFound(f"{path} is a link to {os.readlink(path)}, which does not exist; bring that back, or change the link.")
+    if is_server(path):
+        return NotFound(f"{path} is a server; name what is on it, as in {path.rstrip('/')}/image.ome.zarr.")
     if is_bucket(path):
         return NotFound(f"{path} is a bucket; name what is in it, as in {path.rstrip('/')}/image.ome.zarr.")
     return NotFound(f"{path or 'an empty path'} does not exist{'' if is_remote(path) else nearest_name(path)}.")

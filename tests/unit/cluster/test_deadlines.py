@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import pytest
 from distributed.core import Status
 
@@ -131,6 +132,18 @@ def test_a_silent_worker_is_left_out():
 def test_ranks_that_do_not_notice_that_they_are_cancelled_are_left():
     bring_up.cancel(Workers(a=1), GROUP, [Future(done=False)])
     bring_up.cancel(Workers(a=1, scheduler=LONG), GROUP, [Future(done=False)])
+
+
+def test_dask_does_not_warn_of_arrays_that_a_job_holds():
+    """It would speak of a graph that is none of the user's."""
+
+    class Client:
+        def submit(self, *_, **__):
+            return dask.config.get("distributed.admin.large-graph-warning-threshold")
+
+    before = Client().submit()
+    assert bring_up.submit(Client(), GROUP, "job") == [bring_up.MOST_BYTES] * 2
+    assert Client().submit() == before
 
 
 class Future:
