@@ -35,6 +35,7 @@ def silenced() -> Iterator[None]:
     """
     global _users
     logging.getLogger("asyncio").addFilter(_LATE_TIMEOUTS)  # does nothing where it is there
+    logging.getLogger("tornado.application").addFilter(_EARLY_INTERRUPTS)
     with _lock:
         _users += 1
         for logger in _loggers():
@@ -92,6 +93,18 @@ class _LateTimeouts(logging.Filter):
 
 
 _LATE_TIMEOUTS = _LateTimeouts()
+
+
+class _EarlyInterrupts(logging.Filter):
+    """Leaves out what Tornado says of an interrupt that came before a call of Dask's had begun, which Dask then cannot cancel."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a message is kept."""
+        failure = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        return not (isinstance(failure, NameError) and "sync.<locals>.cancel" in record.getMessage())
+
+
+_EARLY_INTERRUPTS = _EarlyInterrupts()
 
 
 class _NormalEnds(logging.Filter):

@@ -205,3 +205,14 @@ def test_a_wait_of_dask_that_ends_when_a_cluster_is_closed_is_not_told(caplog, f
     asyncio.run(wait())
     gc.collect()
     assert ("Future exception was never retrieved" in caplog.text) is told
+
+
+@pytest.mark.parametrize(("place", "told"), [("sync.<locals>.cancel", False), ("poll", True)])
+def test_an_interrupt_before_a_call_of_dask_has_begun_is_not_told(caplog, place, told):
+    with silenced():
+        pass
+    try:
+        raise NameError("cannot access free variable 'future' where it is not associated with a value in enclosing scope")
+    except NameError:
+        logging.getLogger("tornado.application").error("Exception in callback %r", place, exc_info=True)
+    assert ("Exception in callback" in caplog.text) is told
