@@ -209,7 +209,8 @@ class Grid:
         if name is None or self.unit is None:
             raise UnitsError(
                 f"one image or transform is in {self.unit or name}, the other states no unit of length; "
-                f"say which with '::unit=NAME' behind its path (of an array in Python: {OPENED_ARRAY})."
+                f"say which with '::unit=NAME' behind its path (of an array in Python: {OPENED_ARRAY}; "
+                "of an xarray.DataArray: the attribute units of its coordinates)."
             )
         k = UNITS[self.unit] / UNITS[name]
         return replace(self, spacing=_scaled(self.spacing, k), origin=_scaled(self.origin, k), unit=name)

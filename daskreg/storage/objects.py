@@ -84,9 +84,18 @@ def _of_xarray(source: Any) -> ImageRecord:
     name = f"the DataArray {source.name}" if source.name is not None else "the DataArray"
     check_dtype(source.dtype, name)
     axes = tuple(_placed(name, a, source) for a in guessed_axes([str(d) for d in source.dims], source.ndim))
+    _tell_of_guesses(name, source.dims, axes)
     data = source.data if hasattr(source.data, "dask") else da.from_array(np.asarray(source.data), name=False)
     labels = _labels(source, next((d for d, a in zip(source.dims, axes, strict=True) if a.kind == "channel"), None))
     return ImageRecord(name, ARRAY, data, axes, _grid_of_coordinates(name, source, axes), data.chunksize, (), labels)
+
+
+def _tell_of_guesses(name: str, dimensions: Sequence[Any], axes: Sequence[Axis]) -> None:
+    """Warns of dimensions whose names say something else than what they are taken as; those of ``dim_0`` say nothing."""
+    found = [str(d) for d in dimensions]
+    if not all(a.stated for a in axes) and not all(d.startswith("dim_") for d in found):
+        taken = ", ".join(a.name for a in axes)
+        log.warning("%s: its dimensions %s are taken as %s; rename what is something else", name, ", ".join(found), taken)
 
 
 def _grid_of_coordinates(name: str, source: Any, axes: Sequence[Axis]) -> GridMetadata | None:

@@ -106,6 +106,19 @@ def test_coordinates_of_xarray_are_the_grid():
     assert open_volume(DataArray(voxels(), "zyx", {}), spacing=3).grid.spacing == (3, 3, 3)
 
 
+@pytest.mark.parametrize(("dims", "told"), [(("depth", "y", "x"), True), (("dim_0", "dim_1", "dim_2"), False), ("zyx", False)])
+def test_dimensions_that_are_taken_as_others_are_told(caplog, dims, told):
+    assert open_volume(DataArray(voxels(), dims, {}), spacing=3).shape == SHAPE
+    assert ("its dimensions depth, y, x are taken as z, y, x" in caplog.text) == told
+    assert len(caplog.messages) == told
+
+
+def test_a_data_array_without_a_unit_beside_one_with_a_unit_is_told_where_it_is_given():
+    grids = [open_volume(DataArray(voxels(), "zyx", places(unit=unit))).grid for unit in ("um", None)]
+    with pytest.raises(UnitsError, match=r"of an xarray.DataArray: the attribute units of its coordinates"):
+        grids[1].to_unit(grids[0].unit)
+
+
 def test_coordinates_that_are_no_grid_are_refused():
     uneven = places() | {"z": ([0, 1, 2, 3, 4, 9], "um")}
     with pytest.raises(GridError, match="along z are not at even steps"):

@@ -68,7 +68,7 @@ def test_a_run_that_is_resumed_starts_from_what_is_there(images, tmp_path):
 @pytest.mark.parametrize(
     ("start", "error", "sentence"),
     [
-        (np.zeros((3, 8, 9, 9)), ArrayError, "with the voxels of both was expected"),
+        (np.zeros((3, 8, 9, 9)), ArrayError, "needs two images of its shape: bring moving onto the grid of fixed first"),
         (np.zeros((2, *SHAPE)), ArrayError, "finite numbers were expected"),
         (np.full((3, *SHAPE), np.nan), ArrayError, "finite numbers were expected"),
         (object(), ArrayError, "an address, a Result, a Transform or an array was expected"),
