@@ -65,7 +65,8 @@ def _of_displacement(start: Any, fixed: ImageLike | None, moving: ImageLike | No
         raise ArrayError(
             f"a displacement {u.shape} was given for images {grids[0].shape} and {grids[1].shape}; one in voxels, (3, Z, Y, X), "
             "needs two images of its shape: bring moving onto the grid of fixed first, by "
-            "daskreg.Transform.of(unit='mm').apply(moving, like=fixed), or give a daskreg.Transform, which has a grid and a unit."
+            "daskreg.apply(daskreg.Transform.of(unit='mm'), moving, like=fixed), or give a daskreg.Transform, "
+            "which has a grid and a unit."
         )
     matrix = grids[0].index_to_world
     world = np.einsum("ij,jzyx->izyx", matrix[:3, :3].astype(np.float32), u)
