@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "glossary.md"
 HEADING = "## Classes\n"
-NAMED_BY_OTHERS = {f"torch/{name}.py" for name in ("monai", "voxelmorph", "transmorph", "icon", "fireants")}
+NAMED_BY_OTHERS = {f"torch/{name}.py" for name in ("monai", "voxelmorph", "voxelmorph_0_2", "transmorph", "icon", "fireants")}
 
 
 def sentence(docstring: str) -> str:
