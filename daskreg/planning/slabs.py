@@ -82,7 +82,7 @@ class Slab:
 
 
 @dataclass(frozen=True)
-class Step:
+class SweepStep:
     """A step of a sweep: a slab of every iteration, from the first one on; None where an iteration rests.
 
     images: planes of the fixed image that are held meanwhile, from ``compared`` on for good.
@@ -173,7 +173,7 @@ class _Iteration:
         )
 
 
-def schedule(own: Span, planes: int, height: int, reaches: Reaches, iterations: int = 1) -> list[Step]:
+def schedule(own: Span, planes: int, height: int, reaches: Reaches, iterations: int = 1) -> list[SweepStep]:
     """The steps of a sweep over the own planes of a level, ``height`` planes at a time.
 
     Each iteration works as far behind the one before as what it reads of that has to be there.
@@ -181,12 +181,12 @@ def schedule(own: Span, planes: int, height: int, reaches: Reaches, iterations: 
     running = list[_Iteration]()
     for extent in extents(own, planes, reaches, iterations):
         running.append(_Iteration(extent, reaches, height, running[-1] if running else None))
-    steps = list[Step]()
+    steps = list[SweepStep]()
     while not running[-1].done:
         compared = min((one.low[1] - reaches.window for one in running if not one.done), default=0)
         slabs = tuple(one.advance(after) for one, after in zip(running, [*running[1:], None], strict=True))
         held = hull(slab.held for slab in slabs if slab is not None)
-        steps.append(Step(slabs, Span(max(min(held.start, compared), 0), held.stop), compared))
+        steps.append(SweepStep(slabs, Span(max(min(held.start, compared), 0), held.stop), compared))
     return steps
 
 

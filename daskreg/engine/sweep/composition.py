@@ -12,7 +12,7 @@ from daskreg.engine.state import is_mixed
 from daskreg.engine.sweep.pipeline import Pipeline, SweptIteration
 from daskreg.engine.sweep.state import SweptState
 from daskreg.engine.sweep.step import LevelSmoother, compose_slab
-from daskreg.planning.slabs import Reaches, Slab, Step, schedule
+from daskreg.planning.slabs import Reaches, Slab, SweepStep, schedule
 
 
 class Composition:
@@ -38,7 +38,7 @@ class Composition:
         """Slabs of so many planes."""
         self.height, self.steps = height, [self.scheduled(height, n + 1) for n in range(self.most)]
 
-    def scheduled(self, height: int, iterations: int) -> list[Step]:
+    def scheduled(self, height: int, iterations: int) -> list[SweepStep]:
         """The steps of a sweep of so many iterations."""
         return schedule(self.block.own, self.block.shape[0], height, self.reaches, iterations)
 

@@ -10,7 +10,7 @@ import numpy as np
 from daskreg.engine.sweep.slabs import SlabBuffers, StillBuffers
 from daskreg.engine.sweep.state import SweptState
 from daskreg.engine.sweep.transfers import Transfers
-from daskreg.planning.slabs import Slab, Step, staged_planes
+from daskreg.planning.slabs import Slab, SweepStep, staged_planes
 
 
 class SweptIteration:
@@ -66,7 +66,7 @@ class Pipeline:
                 if slab is not None:
                     yield number, one, slab
 
-    def _begin_next(self, last: Step) -> None:
+    def _begin_next(self, last: SweepStep) -> None:
         """Read the first slab of the next sweep, where the last step changes nothing of it, and no neighbour sends any of it."""
         final, first = last.slabs[-1], self.buffers[0]
         if self.transfers is None or final is None or self.loop.comm.size > 1:

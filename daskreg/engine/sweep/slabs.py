@@ -15,7 +15,7 @@ from daskreg.engine.sweep.state import SweptState
 from daskreg.engine.sweep.transfers import Reads, Transfers
 from daskreg.grid import Span
 from daskreg.kernels.compiler.launch import Shape
-from daskreg.planning.slabs import Slab, Step
+from daskreg.planning.slabs import Slab, SweepStep
 from daskreg.similarity.base import Samples
 
 FIXED, MASK = "fixed", "mask"  # names of images that a sweep reads
@@ -29,7 +29,7 @@ class StillBuffers:
         apart = {name: image.dtype for name, image in loop.still.items() if not at_hand(image, b.device)}
         self.buffers = {name: Buffer(b.device, (1,), capacity, b.shape[1:], dtype) for name, dtype in apart.items()}
 
-    def move(self, step: Step) -> None:
+    def move(self, step: SweepStep) -> None:
         """Hold a step's planes."""
         for buffer in self.buffers.values():
             buffer.hold(step.images, step.compared)
