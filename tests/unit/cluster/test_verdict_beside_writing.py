@@ -18,7 +18,7 @@ def threads(monkeypatch):
 
 
 def verdict(device, rank):
-    with rank_job._verdict(SimpleNamespace(plan=None, device=device), None, None, {}, SimpleNamespace(rank=rank)) as found:
+    with rank_job._verdict(SimpleNamespace(plan=None, device=device), None, None, {}, {}, SimpleNamespace(rank=rank)) as found:
         return found()
 
 

@@ -64,7 +64,8 @@ def test_an_initial_transform_of_another_pair_is_told(tmp_path, caplog):
     daskreg.plan(*images[::-1], STAGES, initial_transform=start)
     assert "start.zarr was made for the two images in the other order" in caplog.text
     away = open_volume(images[0].data, grid=replace(GRID, origin=(1e5, 0.0, 0.0)))
-    daskreg.plan(away, images[1], STAGES, initial_transform=start)
+    with pytest.raises(NoOverlap, match="do not overlap in space through"):
+        daskreg.plan(away, images[1], STAGES, initial_transform=start)
     assert "start.zarr is (12 x 14 x 16" in caplog.text
 
 
