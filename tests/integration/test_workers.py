@@ -138,7 +138,7 @@ def masks(folder):
 
 
 def a_global_search(folder):
-    stages = [Search(size=24, rotations="right-angles"), affine(MSE())]
+    stages = [Search(size=16, rotations="right-angles"), affine(MSE())]
     return Case(images((33, 27, 30), 12), stages)
 
 

@@ -25,7 +25,7 @@ STAGES = [Affine(scales=(2,), iterations=1)]
     [
         ({"config": "run.zarr"}, ConfigError, "is no preset .* is given by its name, output='run.zarr'"),
         ({"output": "no/such/run.zarr"}, OutputError, "the folder .*no/such does not exist; create it first"),
-        ({"fixed": VOXELS[0]}, AxesError, r"given as one plane, in Python array\[np.newaxis\]"),
+        ({"fixed": VOXELS[0]}, AxesError, r"given as one plane: in Python array\[np.newaxis\]"),
         (
             {"fixed_mask": VOXELS[1:] > 0},
             GridError,
