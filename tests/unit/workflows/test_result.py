@@ -68,7 +68,7 @@ def test_an_image_of_another_library_without_a_geometry_is_as_an_array_is(result
         assert daskreg.apply(result, array, output, overwrite=True).grid.shape == FIXED.shape
         assert "the array is taken on the grid of the moving image, whose shape it has: 38 x 33 x 44 at" in caplog.text
         with pytest.raises(daskreg.GridError, match="does not say of which size"):
-            daskreg.apply(result, zarr.array(np.zeros((4, 5, 5), np.float32)), output)
+            daskreg.apply(result, zarr.array(np.zeros((4, 5, 5), np.float32)), output, overwrite=True)
 
 
 def test_a_file_that_states_no_voxel_size_is_as_an_array_is(result, tmp_path, caplog):
