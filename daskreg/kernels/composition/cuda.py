@@ -124,7 +124,12 @@ def shorten(dz, dy, dx, most):
     return part * dz, part * dy, part * dx
 
 
-@cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False, coherent=False, shortened=False: (WARPS * 32, 4))
+def launch_bounds(radius, mixed=False, gated=False, coherent=False, shortened=False):
+    """Threads of a block, and blocks of a multiprocessor: the more, the fewer registers a thread has."""
+    return WARPS * 32, 2 if shortened else 4
+
+
+@cooperative_kernel(launch_bounds=launch_bounds)
 def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=False):
     """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes per voxel.
 
