@@ -248,7 +248,7 @@ def case(given: Any, name: str, storage: Any, state: str, scratch: Any) -> dict[
     }
     row |= {"level_s": round(long, 2), "case_s": round(time.perf_counter() - start, 1)} | timed
     row |= {} if digest is None else {"sha256": digest}
-    passes = 1 if stage.similarity.build(given.device).separable else 2
+    passes = 1 if stage.similarity.separable else 2
     fields, images = swept_bytes(plan, stage, level), image_bytes(plan, stage, level) * (level.images != "device")
     if state != "device":
         row |= {"bytes_read": passes * (fields + images), "bytes_written": fields}

@@ -169,6 +169,7 @@ class SimilarityParameters(Model):
 
     kind: str  # a Literal in each class: the word that selects it in a configuration
     label: ClassVar[str] = "loss"  # of the loss in a chart
+    separable: ClassVar[bool] = False  # whether the gradient at a voxel needs no sum over all voxels, as the ``Similarity`` says
     seconds: ClassVar[Mapping[str, float]] = {
         "cpu": 0.07,
         "cuda": 1e-4,
@@ -190,11 +191,6 @@ class SimilarityParameters(Model):
     def scratch(self) -> int:
         """Bytes a voxel that ``partial`` leaves for ``finish`` in a linear stage; a deformable stage has buffers for them."""
         return 0
-
-    @property
-    def separable(self) -> bool:
-        """Whether the gradient at a voxel needs no sum over all voxels: ``Similarity.separable`` of what is made."""
-        return False
 
     def summed(self, planes: int) -> int:
         """Numbers of 8 bytes that a rank with so many planes gives to the sum over all ranks."""
@@ -254,16 +250,12 @@ class ModelParameters(Model):
     """Parameters of a transform model, what a plan has to know of it, and how it is made."""
 
     kind: str
+    shortens_steps: ClassVar[bool] = False  # whether an update does what ``BlockLayout.shortens`` asks for
 
     @property
     def storages(self) -> tuple[Storage, ...]:
         """In which an update can read the direction."""
         return ("float32",)
-
-    @property
-    def shortens_steps(self) -> bool:
-        """Whether an update shortens vectors that are longer than the longest one it is given (``BlockLayout.shortens``)."""
-        return False
 
     @abstractmethod
     def reach(self, smooth_warp: float) -> int:

@@ -65,11 +65,10 @@ class StateStore:
     of the iteration that the level is taken up with, where a group of iterations shares it (``engine.groups``).
     """
 
-    longest: float | None = None
-
     def __init__(self, block: Block, factors: Index, optimizer: Optimizer, spare: bool = True) -> None:
         self.block, self.factors, self.optimizer = block, factors, optimizer
         self.losses, self.matched = list[float](), list[float]()
+        self.longest: float | None = None
         self.u, self.g = block.vector(), block.vector()
         self.d = block.vector() if spare else block.device.xp.empty((3, 0, 0, 0), np.float32)
         self.optimizer_state = optimizer.init(block.vector)

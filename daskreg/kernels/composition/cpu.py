@@ -39,6 +39,17 @@ def neighbours(i, d, n, lead):
     return index(clamp(k, n) - lead), index(clamp(k + int32(1), n) - lead), d - float32(whole)
 
 
+@formula
+def store_composed(z, y, x, first, planes, dz, dy, dx, u, composed):
+    """``composed`` at a voxel, of a step there."""
+    k0, k1, wz = neighbours(int32(z) + int32(first), dz, int32(planes), int32(first))
+    j0, j1, wy = neighbours(int32(y), dy, int32(u.shape[2]), int32(0))
+    i0, i1, wx = neighbours(int32(x), dx, int32(u.shape[3]), int32(0))
+    composed[index(0), z, y, x] = dz + blend(u, index(0), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+    composed[index(1), z, y, x] = dy + blend(u, index(1), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+    composed[index(2), z, y, x] = dx + blend(u, index(2), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+
+
 @voxelwise()
 def compose(z, y, x, first, planes, scale, d, u, composed):
     """``composed(x) = s d(x) + u(x + s d(x))``, u clamped at the faces of the *global* grid (method, section 5, step 5).
@@ -48,12 +59,7 @@ def compose(z, y, x, first, planes, scale, d, u, composed):
     """
     s = scale[0]
     dz, dy, dx = s * d[index(0), z, y, x], s * d[index(1), z, y, x], s * d[index(2), z, y, x]
-    k0, k1, wz = neighbours(int32(z) + int32(first), dz, int32(planes), int32(first))
-    j0, j1, wy = neighbours(int32(y), dy, int32(u.shape[2]), int32(0))
-    i0, i1, wx = neighbours(int32(x), dx, int32(u.shape[3]), int32(0))
-    composed[index(0), z, y, x] = dz + blend(u, index(0), k0, k1, j0, j1, i0, i1, wz, wy, wx)
-    composed[index(1), z, y, x] = dy + blend(u, index(1), k0, k1, j0, j1, i0, i1, wz, wy, wx)
-    composed[index(2), z, y, x] = dx + blend(u, index(2), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+    store_composed(z, y, x, first, planes, dz, dy, dx, u, composed)
 
 
 @formula
@@ -72,12 +78,7 @@ def compose_shortened(z, y, x, first, planes, scale, d, u, composed):
     """
     s, most = scale[0], scale[1]
     dz, dy, dx = shorten(s * d[index(0), z, y, x], s * d[index(1), z, y, x], s * d[index(2), z, y, x], most)
-    k0, k1, wz = neighbours(int32(z) + int32(first), dz, int32(planes), int32(first))
-    j0, j1, wy = neighbours(int32(y), dy, int32(u.shape[2]), int32(0))
-    i0, i1, wx = neighbours(int32(x), dx, int32(u.shape[3]), int32(0))
-    composed[index(0), z, y, x] = dz + blend(u, index(0), k0, k1, j0, j1, i0, i1, wz, wy, wx)
-    composed[index(1), z, y, x] = dy + blend(u, index(1), k0, k1, j0, j1, i0, i1, wz, wy, wx)
-    composed[index(2), z, y, x] = dx + blend(u, index(2), k0, k1, j0, j1, i0, i1, wz, wy, wx)
+    store_composed(z, y, x, first, planes, dz, dy, dx, u, composed)
 
 
 @formula

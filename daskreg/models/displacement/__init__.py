@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from daskreg.deferred import DeferredModule
 from daskreg.parameters import DeviceKind, ModelParameters, Storage
@@ -18,16 +18,12 @@ class Displacement(ModelParameters):
     """``u <- G (s d + u o (Id + s d))``: composition with a small step keeps the map invertible."""
 
     kind: Literal["displacement"] = "displacement"
+    shortens_steps: ClassVar[bool] = True
 
     @property
     def storages(self) -> tuple[Storage, ...]:
         """Mixed: the direction comes from the optimizer's state."""
         return ("float32", "moments", "mixed")
-
-    @property
-    def shortens_steps(self) -> bool:
-        """While it composes."""
-        return True
 
     def reach(self, smooth_warp: float) -> int:
         """The filter's taps, and one plane: a step is shorter than a voxel."""

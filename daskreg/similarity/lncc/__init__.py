@@ -39,6 +39,7 @@ class LNCC(SimilarityParameters):
     ``radius`` at every level. 2.8 at full resolution in the preset ``brain``.
     """
     label: ClassVar[str] = "− LNCC"
+    separable: ClassVar[bool] = True
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.053, "cuda": 7.6e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 
     def in_voxels(self, edge_mm: float | None) -> Self:
@@ -67,11 +68,6 @@ class LNCC(SimilarityParameters):
     def scratch(self) -> int:
         """Three factors of each window, float32."""
         return 12
-
-    @property
-    def separable(self) -> bool:
-        """What is compared at a voxel lies around it."""
-        return True
 
     @property
     def gradient_scale(self) -> float:

@@ -12,12 +12,8 @@ class MSE(SimilarityParameters):
 
     kind: Literal["mse"] = "mse"
     label: ClassVar[str] = "mean squared difference"
+    separable: ClassVar[bool] = True
     seconds: ClassVar[dict[str, float]] = {"cpu": 0.041, "cuda": 4.8e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
-
-    @property
-    def separable(self) -> bool:
-        """What is compared at a voxel lies around it."""
-        return True
 
     @property
     def gradient_scale(self) -> float:

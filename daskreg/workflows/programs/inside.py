@@ -111,22 +111,24 @@ def _word(path: str) -> str:
 
 def _greedy_command(job: ProgramJob, said: list[str]) -> Callable[[str], Any]:
     """What runs a command line of greedy; ``said`` keeps them, without paths."""
-    if job.binary:
-        run = partial(_run_binary, job.binary)
-    else:
+    run = None
+    if not job.binary:
         from picsl_greedy import Greedy3D
 
         run = Greedy3D().execute
 
     def execute(line: str) -> None:
         said.append(f"greedy {' '.join(w for w in line.split() if '/' not in w)}")
-        run(line)
+        if run is None:
+            _run_binary(job.binary, *line.split())
+        else:
+            run(line)
 
     return execute
 
 
-def _run_binary(binary: str, line: str) -> None:
-    code = subprocess.run([binary, *line.split()], check=False).returncode
+def _run_binary(binary: str, *words: str) -> None:
+    code = subprocess.run([binary, *words], check=False).returncode
     if code:
         sys.exit(f"{binary} ended with code {code}")
 
@@ -342,10 +344,7 @@ def _niftyreg(job: ProgramJob, clock: Clock) -> dict[str, Any]:
 def _niftyreg_tool(job: ProgramJob, said: list[str], name: str, *words: str) -> None:
     """Run a program that lies beside reg_f3d."""
     said.append(" ".join([name, *(w for w in words if "/" not in w)]))
-    found = str(Path(job.binary).with_name(name))
-    code = subprocess.run([found, *words], check=False).returncode
-    if code:
-        sys.exit(f"{found} ended with code {code}")
+    _run_binary(str(Path(job.binary).with_name(name)), *words)
 
 
 def _to_lps(path: str) -> None:

@@ -194,7 +194,7 @@ def test_what_workers_log_is_kept_and_named_where_a_run_fails(monkeypatch, tmp_p
 @pytest.mark.parametrize(
     ("failure", "told"), [(TimeoutError("Timeout"), False), (TimeoutError("no answer"), True), (ValueError("Timeout"), True)]
 )
-def test_a_wait_of_dask_that_ends_when_a_cluster_is_closed_is_not_told(caplog, failure, told):
+def test_a_wait_of_dask_that_ends_when_a_cluster_is_closed_is_not_logged(caplog, failure, told):
     """Asyncio says so where its future is collected, which may be after the cluster has been closed."""
 
     async def wait():
@@ -208,7 +208,7 @@ def test_a_wait_of_dask_that_ends_when_a_cluster_is_closed_is_not_told(caplog, f
 
 
 @pytest.mark.parametrize(("place", "told"), [("sync.<locals>.cancel", False), ("poll", True)])
-def test_an_interrupt_before_a_call_of_dask_has_begun_is_not_told(caplog, place, told):
+def test_an_interrupt_before_a_call_of_dask_has_begun_is_not_logged(caplog, place, told):
     with silenced():
         pass
     try:

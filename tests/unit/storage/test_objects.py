@@ -107,7 +107,7 @@ def test_coordinates_of_xarray_are_the_grid():
 
 
 @pytest.mark.parametrize(("dims", "told"), [(("depth", "y", "x"), True), (("dim_0", "dim_1", "dim_2"), False), ("zyx", False)])
-def test_dimensions_that_are_taken_as_others_are_told(caplog, dims, told):
+def test_dimensions_that_are_taken_as_others_are_reported(caplog, dims, told):
     assert open_volume(DataArray(voxels(), dims, {}), spacing=3).shape == SHAPE
     assert ("its dimensions depth, y, x are taken as z, y, x" in caplog.text) == told
     assert len(caplog.messages) == told
