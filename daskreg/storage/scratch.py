@@ -67,9 +67,14 @@ class ScratchFolder:
         self.path = Path(parent)
         if not reads:
             require_scratch(self.path)
-        self.staging = threading.local()
+        self.staging, self._counting = threading.local(), threading.Lock()
         self._readers = ThreadPoolExecutor(READERS, "daskreg-scratch-read")
         self._writers = ThreadPoolExecutor(WRITERS, "daskreg-scratch-write")
+
+    def count(self, bytes_moved: int) -> None:
+        """Add to ``moved``; readers and writers do so at the same time."""
+        with self._counting:
+            self.moved += bytes_moved
 
     def __enter__(self) -> ScratchFolder:
         return self
@@ -198,7 +203,7 @@ class ScratchField:
         staged = self._stage(len(part)) if direct is None else direct
         with _errors(self.path):
             _transfer(os.preadv, self._file, staged, self._offset(part.start, copy))
-        self.folder.moved += staged.nbytes
+        self.folder.count(staged.nbytes)
         self._check(staged, part, copy)
         rows = self._rows(staged)
         rows[~known] = 0
@@ -235,7 +240,7 @@ class ScratchField:
         self._sums[copy, at] = _checksums(staged, self.pitch).reshape(len(part), self.lead)
         with _errors(self.path):
             _transfer(os.pwritev, self._file, staged, self._offset(part.start, copy))
-        self.folder.moved += staged.nbytes
+        self.folder.count(staged.nbytes)
         self._written[copy, at] = True
 
     def staging(self, planes: int) -> NDArray[Any]:

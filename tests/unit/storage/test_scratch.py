@@ -2,6 +2,8 @@
 
 import errno
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -113,3 +115,14 @@ def test_an_array_like_the_file_is_one_transfer_of_all_components(tmp_path, monk
     assert (found[:, [0, 13]] == 7).all()
     assert not found[:, 1:3].any()
     np.testing.assert_array_equal(found[:, 3:13], planes(11)[:, :10])
+
+
+def test_bytes_are_counted_whichever_thread_moves_them(tmp_path):
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ScratchFolder(tmp_path) as folder, ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: [folder.count(1) for _ in range(20000)], range(4)))
+            assert folder.moved == 80000
+    finally:
+        sys.setswitchinterval(before)
