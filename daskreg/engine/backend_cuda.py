@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from daskreg.engine.backend import LAG, Backend, Iteration
 from daskreg.engine.launch_trace import LaunchTrace
-from daskreg.kernels.adam.cuda import finish_iteration
 from daskreg.kernels.compiler.configuration import SIMULATED
 from daskreg.kernels.compiler.launch import Shape, on_device
 from daskreg.kernels.device import host
+from daskreg.kernels.iteration_end import finish_iteration
 from daskreg.optimizers.base import Optimizer
 
 

@@ -44,7 +44,7 @@ class ScaledByGroup:
         """Once all ranks have agreed on the longest direction of an iteration, and before its step."""
         b = self.backend
         if b.block.device.kind == "cuda":
-            from daskreg.kernels.adam.cuda import hold_longest
+            from daskreg.kernels.iteration_end import hold_longest
 
             arguments = np.int32(self.together), b.clock, b.longest, self.held
             b.run("hold", partial(hold_longest, (), (1,), (1,), *arguments))
