@@ -226,18 +226,26 @@ def registered(pair: Pair, config: Config, start: Matrix) -> tuple[list[Matrix],
         image = Image.whole(voxels.copy(), grid)
         normalise(image.voxels, config, SingleRank(), pair.name)
         images.append(image)
-    maps: list[Matrix] = []
-    reports: list[LevelReport] = []
-    world = start
-    for stage in config.stages:
-        one = config.model_copy(update={"stages": (stage,)})
-        plan = make_plan(pair.fixed_grid, pair.moving_grid, one)
-        rank = Rank(plan, (images[0], images[1]), world, SingleRank(), Watch())
-        rank.reports = reports  # a stage leaves out what the search before it did
-        outcome = rank.run()
-        world, reports = outcome.affine, outcome.levels
-        maps.append(world)
-    return maps, reports
+    watch = _Maps()
+    plan = make_plan(pair.fixed_grid, pair.moving_grid, config)
+    watch.rank = Rank(plan, (images[0], images[1]), start, SingleRank(), watch)
+    outcome = watch.rank.run()
+    return [watch.maps[k] for k in range(len(config.stages))], outcome.levels
+
+
+class _Maps(Watch):
+    """Keeps the map after every stage of a rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank: Rank | None = None
+        self.maps: dict[int, Matrix] = {}
+
+    def level_ended(self, level: LevelReport) -> None:
+        """Of the stage at hand."""
+        assert self.rank is not None
+        self.maps[self.rank.at.stage] = self.rank.world
+        super().level_ended(level)
 
 
 def aligned(pair: Pair) -> Pair:

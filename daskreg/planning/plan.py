@@ -6,9 +6,10 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from daskreg.config import Config, Deformable, Optimised
+from daskreg.config import Config, Deformable, Linear, Optimised, Search, Stage
 from daskreg.deferred import DeferredModule
 from daskreg.errors import ConfigError, PlanTooLarge, counted
 from daskreg.grid import MINIMUM_PLANES, Grid, Index, Partition, Sigmas, level_factors, matching_sigmas
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 else:
     smoothing = DeferredModule("daskreg.kernels.smoothing.cpu")
 
+SEARCHED = 64**3  # voxels of the finest lattice on which a search of all rotations compares edges (``engine.pose_search``)
 GOOD_SLAB = 24  # planes: from there on little is computed twice
 One = TypeVar("One")
 MORE_WORKERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # that are tried for an advice
@@ -151,7 +153,10 @@ def make_plan(
         raise ConfigError("images that stay in their files are read by CPUs so far; use --device cpu, or --images host or disk.")
     moving = moving.to_unit(fixed.unit)
     cut = _Cut(workers, minimum_planes, "replicate" if residency == "auto" else residency)
-    levels = tuple(cut.levels(fixed, moving, s) if isinstance(s, Optimised) else () for s in config.stages)
+    levels = tuple(
+        _finer_than_search(before, stage, cut.levels(fixed, moving, stage)) if isinstance(stage, Optimised) else ()
+        for before, stage in pairwise([None, *config.stages])
+    )
     if images == SOURCE:
         _require_coarse(config, levels)
     given: dict[str, Any] = {"masks": masks, "workers": workers, "memory": memory, "minimum_planes": minimum_planes}
@@ -169,6 +174,15 @@ def make_plan(
     roomy = [one for one in fitting if scratch is None or elsewhere(one)[1] <= scratch]
     otherwise = min((one for one in made if one.images == SOURCE), key=lambda one: one.peak_bytes, default=made[0])
     return _preferred(roomy or fitting, _lowest_slab) or otherwise
+
+
+def _finer_than_search(before: Stage | None, stage: Optimised, levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    """The levels of a linear stage without those that show less than a search of all rotations right before it has compared;
+    the last one stays.
+    """
+    if not (isinstance(before, Search) and before.rotations == "fine" and isinstance(stage, Linear)):
+        return levels
+    return (*(level for level in levels[:-1] if level.fixed.size >= SEARCHED), levels[-1])
 
 
 def _require_coarse(config: Config, levels: Sequence[Sequence[Level]]) -> None:

@@ -67,6 +67,10 @@ class Poses:
         """The inverse of ``rows``."""
         return cls(rows[:, 2:].reshape(-1, 4, 4), rows[:, 0], rows[:, 1])
 
+    def joined(self, others: Poses) -> Poses:
+        """These and others."""
+        return Poses.of_rows(np.concatenate([self.rows(), others.rows()]))
+
     def distinct(self, corners: Matrix, distance: float, most: int) -> NDArray[np.int64]:
         """Numbers of the best, see ``first_distinct``."""
         order = np.argsort(-self.weight, kind="stable")
@@ -112,6 +116,21 @@ class PoseRefinement:
             damping *= np.where(better, EASED, STIFFENED)
         return self._poses(maps, sums)
 
+    def neighbours(self, world: Matrix, distances: tuple[float, ...]) -> Matrix:
+        """World maps (K, 4, 4) beside one: both ways along the principal axes of its Gauss-Newton matrix.
+
+        distances: moving voxels, by which a shift moves all points, and a rotation or a scale those halfway to the corners.
+        Where an object has two edges side by side, the agreement has a second maximum along such an axis.
+        """
+        start = (self.moving.grid.world_to_index @ world @ self.fixed.grid.index_to_world)[None]
+        radius = float(np.linalg.norm(np.ptp(self.corners, axis=0))) / 4 * float(_scales(start)[0])
+        lengths = np.array([1.0, 1, 1, *[radius] * (self.parameters - 3)])
+        _, axes = np.linalg.eigh(self._matrices(self.sums(start))[0] / np.outer(lengths, lengths))
+        q = np.zeros((2 * len(distances) * self.parameters, 7))
+        q[:, : self.parameters] = np.concatenate([sign * d * axes.T / lengths for d in distances for sign in (-1, 1)])
+        maps = self._moved(np.repeat(start, len(q), axis=0), q)
+        return np.asarray(self.moving.grid.index_to_world @ maps @ self.fixed.grid.world_to_index)
+
     def sums(self, maps: Matrix) -> NDArray[np.float64]:
         """What ``pose_sums`` adds up, (K, 46), of maps from fixed to moving voxels."""
         unit = _scales(maps) ** -1
@@ -138,10 +157,7 @@ class PoseRefinement:
 
     def _step(self, sums: NDArray[np.float64], damping: NDArray[np.float64]) -> Matrix:
         """The seven parameters of a step, (K, 7)."""
-        n, each = self.parameters, np.arange(self.parameters)
-        full = np.zeros((len(sums), 7, 7))
-        full[:, UPPER[0], UPPER[1]] = full[:, UPPER[1], UPPER[0]] = sums[:, 18:]
-        matrix = full[:, :n, :n]
+        n, each, matrix = self.parameters, np.arange(self.parameters), self._matrices(sums)
         diagonal = matrix[:, each, each]
         matrix[:, each, each] = diagonal * (1 + damping[:, None]) + 1e-6 * diagonal.max(axis=1, keepdims=True) + 1e-9
         q = np.zeros((len(sums), 7))
@@ -149,6 +165,12 @@ class PoseRefinement:
         slope = sums[:, 4 : 4 + n] - part * sums[:, 11 : 11 + n]
         q[:, :n] = np.linalg.solve(matrix, slope[..., None])[..., 0] / np.maximum(part, LEAST_PART)
         return q
+
+    def _matrices(self, sums: NDArray[np.float64]) -> Matrix:
+        """Of Gauss and Newton, (K, n, n)."""
+        full = np.zeros((len(sums), 7, 7))
+        full[:, UPPER[0], UPPER[1]] = full[:, UPPER[1], UPPER[0]] = sums[:, 18:]
+        return full[:, : self.parameters, : self.parameters]
 
     def _moved(self, maps: Matrix, q: Matrix) -> Matrix:
         """After a shift, a rotation about where the middle is, and a scale."""

@@ -59,6 +59,12 @@ def local_rotations() -> list[Matrix]:
     return [np.asarray(Rotation.from_quat([*(GRID_SPACING * np.array(k)), 1.0]).as_matrix()) for k in lattice]
 
 
+def between_rotations() -> Matrix:
+    """The rotation that moves the points of the lattice of ``local_rotations`` to the middles of its holes."""
+    hole = GRID_SPACING * np.array([1.0, 0.5, 0.0])
+    return np.asarray(Rotation.from_quat([*hole, 1.0]).as_matrix())
+
+
 def scales(largest: float) -> list[float]:
     """Sizes to try so that none up to ``largest`` times larger or smaller is further than about 15 % from one; 1 first."""
     steps = math.ceil(math.log(largest) / math.log(1.45))

@@ -7,6 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Rigid, Search
+from daskreg.engine import pose_search
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
 from daskreg.engine.rank import Rank
@@ -14,9 +15,11 @@ from daskreg.engine.report import Watch
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
 from daskreg.transforms.linear import linear_about, transform_points, translation
+from daskreg.transforms.rotations import between_rotations, local_rotations
 from tests.phantoms import blobs
 
 SHAPE = (36, 40, 32)
+FIRST = 2 * 648 * 2  # candidates: two shifts of every rotation, with the background and without
 TURN = Rotation.from_rotvec(np.radians(140) * np.array([0.6, -0.48, 0.64])).as_matrix()
 
 
@@ -79,9 +82,37 @@ def test_a_rotation_by_140_degrees_in_another_contrast(image):
     assert distance(world, move) < 0.7
     assert detail["margin"] > 0.1
     assert detail["overlap"] > 0.95
-    assert detail["scores"]["count"] >= 648
+    assert detail["scores"]["count"] == FIRST
     assert detail["scale"] == round(detail["voxel"]) > 1
     assert detail["scores"]["p50"] < detail["scores"]["p99"] < detail["scores"]["p100"]
+
+
+def test_rotations_in_between_are_tried_where_no_candidate_is_clearly_the_best(image, monkeypatch):
+    grid, move = turned(Grid(SHAPE), local_rotations()[5] @ between_rotations())  # as far from the first rotations as any
+    monkeypatch.setattr(pose_search, "CLEAR", -1.0)
+    _, first = found(image, dark(image), grid)
+    monkeypatch.setattr(pose_search, "CLEAR", 1.0)
+    world, both = found(image, dark(image), grid)
+    assert distance(world, move) < 0.7
+    assert both["scores"]["count"] == 2 * first["scores"]["count"] == 2 * FIRST
+    assert both["scores"]["p100"] > first["scores"]["p100"]
+    assert both["refined"][0]["rank"] <= first["refined"][0]["rank"]
+
+
+def test_a_linear_stage_leaves_out_what_a_search_of_all_rotations_has_compared():
+    """A coarse level drew T1 off an EPI of 50 x 50 x 31 voxels on which the search had found it."""
+    assert pose_search.ROTATION_SIZE / pose_search.LEVELS[-1].lattice == 64
+    stage, large, small = Rigid(scales=(4, 2, 1), iterations=(1, 2, 3)), Grid((128, 128, 128)), Grid((120, 128, 128))
+
+    def scales(grid, *before):
+        levels = make_plan(grid, grid, Config(stages=(*before, stage))).levels[-1]
+        return [(level.scale, level.iterations) for level in levels]
+
+    fine = Search(rotations="fine")
+    assert scales(large, fine) == [(2, 2), (1, 3)]
+    assert scales(small, fine) == scales(Grid((20, 20, 20)), fine) == [(1, 3)]
+    for before in ((), (Search(),), (fine, Rigid(scales=(1,), iterations=(1,)))):
+        assert scales(small, *before) == [(4, 1), (2, 2), (1, 3)]
 
 
 @pytest.mark.slow

@@ -70,6 +70,36 @@ def test_the_map_is_found_whatever_the_others_are(field, scale, scaled):
     assert both.weight[0] < 0.5
 
 
+@pytest.mark.parametrize(("scaled", "n"), [(False, 6), (True, 7)])
+def test_neighbours_lie_as_far_off_as_asked_for(field, scaled, n):
+    refinement, start = PoseRefinement(field, field, scaled=scaled), away(5, (0.5, 0, 0))
+    near = refinement.neighbours(start, (2.0, 4.0))
+    assert near.shape == (4 * n, 4, 4)
+    halfway = MIDDLE + (Grid(SHAPE).corners() - MIDDLE) / 2
+    apart = np.linalg.norm((near - start)[:, :3, :3] @ halfway.T + (near - start)[:, :3, 3:], axis=1).mean(axis=1)
+    assert ((apart[: 2 * n] > 1) & (apart[: 2 * n] < 2.5)).all()
+    np.testing.assert_allclose(apart[2 * n :], 2 * apart[: 2 * n], rtol=0.15)  # scales are exponentials
+    middles = near[:, :3, :3] @ MIDDLE + near[:, :3, 3]
+    np.testing.assert_allclose((middles[:n] + middles[n : 2 * n]) / 2, [start[:3, :3] @ MIDDLE + start[:3, 3]] * n, atol=1e-6)
+
+
+def test_a_neighbour_leads_from_the_wrong_one_of_two_edges_to_the_right_one():
+    """Two layers, of which one ends earlier: steps from a map that lays one over the other stay there."""
+    image = np.zeros((28, 28, 28))
+    image[8:10, 4:24, 4:24] = image[14:16, 4:24, 6:16] = 1
+    image[20:22, 10:14, 4:24] = 0.6
+    edges = np.stack(np.gradient(gaussian_filter(image, 0.7)))
+    edges /= np.sqrt((edges**2).sum(axis=0) + 0.05**2)
+    own = EdgeField(Grid(image.shape), np.concatenate([edges, np.ones((1, *image.shape))]).astype(np.float32))
+    refinement, wrong = PoseRefinement(own, own, scaled=False), translation(np.array([6.0, 0, 0]))[None]
+    stuck = refinement.refined(wrong, 12)
+    assert stuck.weight[0] < 0.8
+    near = refinement.neighbours(stuck.world[0], (3.0, 4.0, 6.0))
+    best = near[np.argsort(-refinement.refined(near, 0).weight)[:4]]
+    found = refinement.refined(best, 12)
+    np.testing.assert_allclose(found.world[found.weight.argmax()], np.eye(4), atol=0.05)
+
+
 def test_maps_that_take_points_to_the_same_places_count_once():
     corners, maps = Grid(SHAPE).corners(), np.stack([np.eye(4), away(1, (0, 0, 0)), away(90, (0, 0, 0))])
     assert first_distinct(maps, corners, 1.0, 5) == [0, 2]

@@ -5,7 +5,13 @@ import pytest
 from scipy.optimize import brentq
 from scipy.spatial.transform import Rotation
 
-from daskreg.transforms.rotations import candidate_rotations, right_angle_rotations, rotation_grid
+from daskreg.transforms.rotations import (
+    between_rotations,
+    candidate_rotations,
+    local_rotations,
+    right_angle_rotations,
+    rotation_grid,
+)
 
 
 def quaternions(matrices):
@@ -38,6 +44,15 @@ def test_the_grid_covers_all_rotations_nearly_as_evenly_as_its_size_allows():
     assert bound < radius < 1.2 * bound
     assert radius < 21
     assert farthest(Rotation.random(len(grid), random_state=0).as_quat(), grid) > 1.5 * radius
+
+
+def test_rotations_in_between_are_far_from_the_grid_and_leave_less_uncovered():
+    grid = quaternions(rotation_grid())
+    between = quaternions([turn @ between_rotations() @ cube for turn in local_rotations() for cube in right_angle_rotations()])
+    assert np.median(distances(grid, between)) > 15  # none is further than 21
+    anywhere = Rotation.random(20_000, random_state=0).as_quat()
+    alone, both = (distances(rotations, anywhere).mean() for rotations in (grid, np.concatenate([grid, between])))
+    assert both < 0.86 * alone  # at best 2 ** (-1 / 3)
 
 
 def test_the_grid_has_no_rotation_twice():
