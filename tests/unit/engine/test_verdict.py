@@ -248,6 +248,7 @@ def test_ranks_see_the_same_pair(cuts):
         ({"overlap": 0.1}, "doubtful", "10 % of the smaller one"),
         ({"windows": MINIMUM_WINDOWS - 1.0, "stretch": 14.0}, "failed", "factor of 14.0; check the voxel sizes and units"),
         ({"stretch": 4.0}, "failed", "factor of 4.0; check the voxel sizes and units"),
+        ({"stretch": 1.6}, "doubtful", "factor of 1.6; check the voxel sizes and units"),
         ({"pose": 0.1, "in_place": 0.1, "pose_chance": 0.3, "edges": 0.3, "edge_rival": 0.26}, "ok", "0.300 against 0.260"),
         ({"pose": 0.1, "in_place": 0.1, "pose_chance": 0.3, "edges": 0.3, "edge_rival": 0.29}, "doubtful", "10 %"),
         ({"pose": 0.6, "edges": 0.3, "edge_rival": 0.4}, "doubtful", "0.400 against 0.300"),
