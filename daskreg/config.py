@@ -97,8 +97,9 @@ class Search(Stage):
     the structures that tell positions apart vanish at that size.
     """
     rotations: Literal["none", "right-angles", "fine"] = "none"
-    """Which rotations are tried: the given one alone, 24 by right angles, or 648 that reach every rotation, compared by the
-    directions of edges. ``right-angles`` for axes in the wrong order, ``fine`` for samples that were mounted anew.
+    """Which rotations are tried: the given one alone, 24 by right angles, or 648 that reach every rotation, and as many more
+    where none is clearly the best, compared by the directions of edges. ``right-angles`` for axes in the wrong order,
+    ``fine`` for samples that were mounted anew.
     """
     flips: bool = False
     """Whether mirrored candidates are tried as well. For archives whose handedness is in doubt; symmetric objects match both

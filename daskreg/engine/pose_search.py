@@ -44,7 +44,7 @@ Matrix = NDArray[np.float64]
 ROTATION_SIZE = 16  # voxels along an edge of a cube as large as the smaller image
 LARGEST_TRANSFORM = 300_000  # voxels: coarser where the images' sizes are far apart
 TENSOR_LEVEL = 0.6  # of a voxel of the search: voxels of the level whose edges are correlated
-# Around the best: T1 on an EPI has a second top 12 to 16 mm beside the right one, where a few steps of other candidates end
+# Around the best: T1 on an EPI has a second maximum 12 to 16 mm beside the right place, where a few steps can end
 DISTANCES = (2.0, 3.0, 4.0, 6.0)  # voxels of the finest lattice
 TRIED, ROUNDS = 4, 3  # of these places, those that steps are made from; and how often
 GAIN = 1.01  # times the best so far, for another round
@@ -147,9 +147,9 @@ class PoseSearch:
             report.detail["filling"] = [self._filling(which, LEVELS[-1].voxel) for which in (0, 1)]
         return found[0].world, report
 
-    def _tried(self, first: Matrix) -> tuple[NDArray[np.float64], list[Found]]:
-        """Weights of all candidates, and the best after a refinement; first: see ``RotationLattice``. Raises NoOverlap."""
-        candidates = {filled: self._correlated(filled, first) for filled in self._variants()}
+    def _tried(self, offset: Matrix) -> tuple[NDArray[np.float64], list[Found]]:
+        """Weights of all candidates, and the best after a refinement; offset: see ``RotationLattice``. Raises NoOverlap."""
+        candidates = {filled: self._correlated(filled, offset) for filled in self._variants()}
         scores = np.concatenate([poses.weight for poses in candidates.values()])
         self._require(scores)
         return scores, self._ranked({filled: self._refined(filled, poses) for filled, poses in candidates.items()})
@@ -179,10 +179,10 @@ class PoseSearch:
         part = part_of(self.images[which], size * self.voxel)
         return without_filling(part) if filled else near_object(part, MARGIN * self.voxel)
 
-    def _correlated(self, filled: bool, first: Matrix) -> Poses:
+    def _correlated(self, filled: bool, offset: Matrix) -> Poses:
         """The candidates of all rotations, by the ranks together."""
         parts = self._part(0, TENSOR_LEVEL, filled), self._part(1, TENSOR_LEVEL, filled)
-        lattice = RotationLattice(self.stage, parts, self.first[:3, :3], self.voxel, first)
+        lattice = RotationLattice(self.stage, parts, self.first[:3, :3], self.voxel, offset)
         own = lattice.correlate(self.shared.mine(lattice.turns), self.images[0].device, self.watch)
         rows = np.concatenate(self.shared.results(own, len(lattice.turns), (lattice.candidates, ROW)))
         rows = rows[rows[:, 0] > 0]

@@ -43,16 +43,16 @@ def _odd(edges: Matrix, voxel: float) -> Matrix:
 class RotationLattice:
     """Edges of both images on one lattice along the fixed image's axes, the moving ones turned about the middle of their box.
 
-    parts: of both images;  linear: (3, 3) of the first map;  voxel: edge of the lattice's voxels;  first: the rotation before all
-    small ones
+    parts: of both images;  linear: (3, 3) of the first map;  voxel: edge of the lattice's voxels;  offset: the rotation before
+    all small ones
     """
 
     def __init__(
-        self, stage: Search, parts: tuple[ComparedPart, ComparedPart], linear: Matrix, voxel: float, first: Matrix = IDENTITY
+        self, stage: Search, parts: tuple[ComparedPart, ComparedPart], linear: Matrix, voxel: float, offset: Matrix = IDENTITY
     ) -> None:
         self.linear, self.voxel, self.part = linear, voxel, parts[1]
         self.frame = np.asarray(parts[0].grid.direction)
-        self.turns, self.cubes = [turn @ first for turn in scaled_rotations(stage.scale)], right_angles(stage.flips)
+        self.turns, self.cubes = [turn @ offset for turn in scaled_rotations(stage.scale)], right_angles(stage.flips)
         self.center, edges = parts[0].box(self.frame)
         self.target, _ = parts[1].box(np.asarray(parts[1].grid.direction))
         fixed, self.moving = (lattice_around(self.center, _odd(e, voxel), voxel, self.frame) for e in (edges, self._reach()))

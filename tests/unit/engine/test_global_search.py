@@ -1,5 +1,7 @@
 """The global search finds rotations, scales and partial overlaps, in another contrast, and says how clearly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import affine_transform, gaussian_filter
@@ -88,6 +90,9 @@ def test_a_rotation_by_140_degrees_in_another_contrast(image):
 
 
 def test_rotations_in_between_are_tried_where_no_candidate_is_clearly_the_best(image, monkeypatch):
+    few = (40, 20, 12, 8, 4, 2)  # candidates on each level, for less time
+    levels = [replace(level, candidates=n) for level, n in zip(pose_search.LEVELS, few, strict=True)]
+    monkeypatch.setattr(pose_search, "LEVELS", levels)
     grid, move = turned(Grid(SHAPE), local_rotations()[5] @ between_rotations())  # as far from the first rotations as any
     monkeypatch.setattr(pose_search, "CLEAR", -1.0)
     _, first = found(image, dark(image), grid)
