@@ -46,8 +46,7 @@ LARGEST_TRANSFORM = 300_000  # voxels: coarser where the images' sizes are far a
 TENSOR_LEVEL = 0.6  # of a voxel of the search: voxels of the level whose edges are correlated
 # Around the best: T1 on an EPI has a second maximum 12 to 16 mm beside the right place, where a few steps can end
 DISTANCES = (2.0, 3.0, 4.0, 6.0)  # voxels of the finest lattice
-TRIED, ROUNDS = 4, 3  # of these places, those that steps are made from; and how often
-GAIN = 1.01  # times the best so far, for another round
+TRIED, ROUNDS = 4, 3  # of these places, those that steps are made from; and how often, while another place is better
 # A right result of 1000 random poses was further ahead of the next in nine of ten, and all but one that were lost were not: then
 # rotations in between find most of these
 CLEAR = 0.1
@@ -152,7 +151,9 @@ class PoseSearch:
         candidates = {filled: self._correlated(filled, offset) for filled in self._variants()}
         scores = np.concatenate([poses.weight for poses in candidates.values()])
         self._require(scores)
-        return scores, self._ranked({filled: self._refined(filled, poses) for filled, poses in candidates.items()})
+        refined = {filled: self._refined(filled, poses) for filled, poses in candidates.items()}
+        best = max(refined, key=lambda filled: float(refined[filled].weight.max()))
+        return scores, self._ranked(refined | {best: self._explored(best, refined[best])})
 
     def _at_rest(self) -> bool:
         """Whether the first map makes the images equal: no other is better."""
@@ -196,19 +197,19 @@ class PoseSearch:
             chosen = found.distinct(self.corners, self.voxel * level.apart, level.candidates)
             found = self._at_level(filled, level, np.concatenate([headers, found.world[chosen]]))
             headers = found.world[: len(headers)]
-        return self._explored(filled, found)
+        return found
 
     def _explored(self, filled: bool, found: Poses) -> Poses:
         """With what is found around the best, and around what is better there."""
-        refinement, steps = self._refinement(filled, LEVELS[-1]), LEVELS[-1].steps
+        refinement, apart = self._refinement(filled, LEVELS[-1]), self.voxel * LEVELS[-1].apart / 2
         for _ in range(ROUNDS):
             require_going_on(self.watch)
-            best = int(found.weight.argmax())
-            near = self._together(refinement, refinement.neighbours(found.world[best], DISTANCES), 0)
-            chosen = near.distinct(self.corners, self.voxel * LEVELS[-1].apart / 2, TRIED)
-            more = self._together(refinement, near.world[chosen], steps)
-            better, found = more.weight.max() > GAIN * found.weight[best], found.joined(more)
-            if not better:
+            best = found.world[found.weight.argmax()]
+            near = self._together(refinement, refinement.neighbours(best, DISTANCES), 0)
+            chosen = near.distinct(self.corners, apart, TRIED)
+            found = found.joined(self._together(refinement, near.world[chosen], LEVELS[-1].steps))
+            both = np.array([best, found.world[found.weight.argmax()]])
+            if len(first_distinct(both, self.corners, apart, 2)) < 2:
                 break
         return found
 
