@@ -1,4 +1,6 @@
-"""Whether a stage made things worse: the loss of the stage before it, or its own, at its finest level, before and after."""
+"""Whether a stage made things worse: the loss of the stage before it, or its own, at its finest level, before and after; and
+whether coarser levels of a linear stage did.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,16 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Linear, Optimised, Rigid, Search
 from daskreg.engine.images import Image
-from daskreg.engine.linear import NO_FILLING, Filling, LinearLoss
+from daskreg.engine.linear import KEPT_OVERLAP, NO_FILLING, Filling, LinearLoss
 from daskreg.engine.reach import Reach, SamplingMap, displaced_range, spans
 from daskreg.engine.sweep.linear import SweptLinearLoss
 from daskreg.planning import Level
 
 Matrix = NDArray[np.float64]
 MakeLoss = Callable[[], LinearLoss]
+Value = tuple[float, float]  # loss, N
 WORSE = 0.1  # part of the loss: less is given up where two losses have their optimum at places a little apart
-BEFORE, OWN = "loss of the stage before", "own loss"  # in reports
+BEFORE, OWN, COARSER = "loss of the stage before", "own loss", "coarser levels"  # in reports
 
 
 def judge_of(stages: Sequence[Any], index: int) -> tuple[Linear | None, str]:
@@ -67,26 +70,54 @@ def worsened(
     worlds: before and after the stage;  u: the displacement after it, ``Planes`` with the halo of ``level``, where there is one;
     filling: what both losses leave out, as linear stages do
     """
+    (first, _), (last, _) = _compared(before, level, images, comm, worlds, u, filling)
+    return last > first + WORSE * abs(first), first, last
+
+
+def led_astray(
+    stage: Linear,
+    level: Level,
+    images: tuple[Image, Image],
+    comm: Communicator,
+    worlds: tuple[Matrix, Matrix],
+    filling: Filling = NO_FILLING,
+) -> tuple[bool, float, float]:
+    """Whether coarser levels of a linear stage have made the loss of the next one worse, compared on at least half as much of the
+    images before as after them, and both losses, as ``worsened`` has them.
+
+    worlds: at the start of the stage, and after its coarser levels
+    """
+    (first, seen), (last, n) = _compared(stage, level, images, comm, worlds, None, filling)
+    return last > first and seen >= KEPT_OVERLAP * n, first, last
+
+
+def _compared(
+    before: Linear,
+    level: Level,
+    images: tuple[Image, Image],
+    comm: Communicator,
+    worlds: tuple[Matrix, Matrix],
+    u: Any,
+    filling: Filling,
+) -> tuple[Value, Value]:
     judge = Rigid(similarity=before.similarity)
     if level.state != "device" or level.images != "device":
         swept = partial(SweptLinearLoss, judge, level, images, comm, filling)
-        first, last = _values(swept, partial(swept, u=u), worlds)
-        return last > first + WORSE * abs(first), first, last
+        return _values(swept, partial(swept, u=u), worlds)
     u = None if u is None else u.array  # of a level whose fields are on the device
     deep = replace(level, halo=max(level.halo, judge.similarity.reach)) if u is None else level
     earlier = partial(LinearLoss, judge, deep, images, comm, filling)
     later = earlier if u is None else partial(DisplacedLoss, judge, level, images, comm, u)
-    first, last = _values(earlier, later, worlds)
-    return last > first + WORSE * abs(first), first, last
+    return _values(earlier, later, worlds)
 
 
-def _values(earlier: MakeLoss, later: MakeLoss, worlds: tuple[Matrix, Matrix]) -> tuple[float, float]:
-    """Of two losses, made one after the other, each at its map; both matched at the first one."""
+def _values(earlier: MakeLoss, later: MakeLoss, worlds: tuple[Matrix, Matrix]) -> tuple[Value, Value]:
+    """Loss and N of two losses, made one after the other, each at its map; both matched at the first one."""
     loss = earlier()
     total = loss.match(worlds[0]) if loss.similarity.matched else None
-    first = loss.value(worlds[0])[0]
+    first = loss.value(worlds[0])[:2]
     del loss  # its buffers go before the next one's come
     loss = later()
     if total is not None:
         loss.similarity.match(total)
-    return first, loss.value(worlds[1])[0]
+    return first, loss.value(worlds[1])[:2]

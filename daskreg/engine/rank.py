@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
-from daskreg.engine.guard import judge_of, worsened
+from daskreg.engine.guard import COARSER, judge_of, led_astray, worsened
 from daskreg.engine.halo import Block
 from daskreg.engine.identical import in_place
 from daskreg.engine.images import Image
@@ -193,12 +193,28 @@ class Rank:
     def _linear(self, stage: Linear, level: Level) -> None:
         try:
             begun = None if self.at.before is None else np.array(self.at.before)
+            astray = self._give_up_coarser_levels(stage, level, begun)
             given = self.images, self.world, self.comm, self.watch
             self.world, report = run_linear(stage, level, *given, begun, partial(make_linear_loss, filling=self._filling()))
         except Halted:
             self._checkpoint()
             raise Stopped(STOP_MESSAGE) from None
+        report.detail |= astray
         self.reports.append(report)
+
+    def _give_up_coarser_levels(self, stage: Linear, level: Level, begun: Matrix | None) -> dict[str, Any]:
+        """Start a level where its stage began, if coarser ones have led astray; both losses for the report then.
+
+        Only where edges are compared, which blend into others at coarse levels.
+        """
+        edges = stage.similarity.build(self.images[0].device.kind).differences
+        if self.at.level == 0 or not edges or begun is None or np.array_equal(begun, self.world):
+            return {}
+        bad, first, last = led_astray(stage, level, self.images, self.comm, (begun, self.world), self._filling())
+        if not bad:
+            return {}
+        self.world = begun
+        return {COARSER: {"before": first, "after": last}}
 
     def _filling(self) -> Filling:
         """What the search before left out, from its report, which checkpoints keep."""

@@ -121,9 +121,12 @@ def _tell_the_verdict(report: Report) -> None:
 
 
 def _tell_what_was_taken_back(report: Report) -> None:
-    from daskreg.engine.guard import BEFORE, OWN
+    from daskreg.engine.guard import BEFORE, COARSER, OWN
 
     for level in report["levels"]:
+        if (loss := level["detail"].get(COARSER)) is not None:
+            rise = f"they raised the loss of scale {level['scale']} from {loss['before']:.4f} to {loss['after']:.4f}"
+            log.info("coarser levels of the stage %s were given up: %s", level["stage"], rise)
         if level["stopped"] == "taken back":
             whose = next(name for name in (BEFORE, OWN) if name in level["detail"])
             loss, text = level["detail"][whose], "the loss of the stage before it" if whose == BEFORE else "its own loss"

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from daskreg.config import Affine, Config, Deformable, Moments, Rigid, Search
-from daskreg.engine import guard, rank
+from daskreg.engine import guard, linear, rank
 from daskreg.similarity import LNCC, MI, MSE, NGF
+from daskreg.transforms.linear import translation
 from daskreg.transforms.strain import strain_energy
 from tests.phantoms import blobs
 from tests.unit.engine.spread import Registration, on_ranks
@@ -86,6 +87,43 @@ def test_one_that_makes_it_worse_is_taken_back(monkeypatch):
     np.testing.assert_array_equal(affine, np.eye(4))
     assert reports[0][0].stopped == "taken back"
     assert set(reports[0][0].detail) == {guard.OWN}
+
+
+@pytest.mark.parametrize(("ranks", "state"), [(1, "device"), (3, "device"), (1, "host")])
+def test_a_level_begins_where_its_stage_did_if_coarser_ones_led_astray(ranks, state, monkeypatch):
+    """They left a T1 20 mm beside an EPI that it lay on: at 9 mm other edges agree better."""
+
+    def astray(stage, level, images, world, *more):
+        found, report = linear.run_linear(stage, level, images, world, *more)
+        return (translation(np.array([0.0, 5.0, 0.0])) @ found if level.scale == 2 else found), report
+
+    def both(scales):
+        stage = ALIGN.model_copy(update={"scales": scales, "iterations": (20,) * len(scales)})
+        affine, _, reports = levels((stage,), ranks, inverted, state)
+        return affine, reports
+
+    helped, reports = both((2, 1))
+    assert all(r.detail == {} for r in reports[0])
+    monkeypatch.setattr(rank, "run_linear", astray)
+    affine, reports = both((2, 1))
+    np.testing.assert_array_equal(affine, both((1,))[0])
+    np.testing.assert_allclose(affine, helped, atol=0.02)
+    for coarse, fine in reports:
+        assert coarse.detail == {}
+        assert fine.detail["coarser levels"]["before"] < fine.detail["coarser levels"]["after"]
+
+
+def test_a_start_that_sees_little_of_the_images_is_not_gone_back_to():
+    """A mean over a few voxels is low by chance."""
+    fixed = blobs(SHAPE, 3)
+    case = Registration(fixed, fixed, Config(stages=(Rigid(similarity=MSE(), scales=(1,), iterations=(1,)),)))
+    run = on_ranks(1, lambda comm: case.rank(comm, "window"))[0]
+    given = run.plan.config.stages[0], run.plan.levels[0][0], run.images, run.comm
+    beside, off = translation(np.array([18.0, 0, 0])), translation(np.array([2.0, 0, 0]))  # only background is compared
+    bad, first, last = guard.led_astray(*given, (beside, off))
+    assert first < last
+    assert not bad
+    assert guard.led_astray(*given, (np.eye(4), off))[0]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
