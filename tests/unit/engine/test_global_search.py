@@ -94,14 +94,10 @@ def test_rotations_in_between_are_tried_where_no_candidate_is_clearly_the_best(i
     levels = [replace(level, candidates=n) for level, n in zip(pose_search.LEVELS, few, strict=True)]
     monkeypatch.setattr(pose_search, "LEVELS", levels)
     grid, move = turned(Grid(SHAPE), local_rotations()[5] @ between_rotations())  # as far from the first rotations as any
-    monkeypatch.setattr(pose_search, "CLEAR", -1.0)
-    _, first = found(image, dark(image), grid)
     monkeypatch.setattr(pose_search, "CLEAR", 1.0)
     world, both = found(image, dark(image), grid)
     assert distance(world, move) < 0.7
-    assert both["scores"]["count"] == 2 * first["scores"]["count"] == 2 * FIRST
-    assert both["scores"]["p100"] > first["scores"]["p100"]
-    assert both["refined"][0]["rank"] <= first["refined"][0]["rank"]
+    assert both["scores"]["count"] == 2 * FIRST
 
 
 def test_a_linear_stage_leaves_out_what_a_search_of_all_rotations_has_compared():
