@@ -5,7 +5,7 @@ whether coarser levels of a linear stage did.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ from daskreg.planning import Level
 
 Matrix = NDArray[np.float64]
 MakeLoss = Callable[[], LinearLoss]
-Value = tuple[float, float]  # loss, N
 WORSE = 0.1  # part of the loss: less is given up where two losses have their optimum at places a little apart
 BEFORE, OWN, COARSER = "loss of the stage before", "own loss", "coarser levels"  # in reports
 
@@ -54,70 +53,66 @@ class DisplacedLoss(LinearLoss):
         return mapping
 
 
-def worsened(
-    before: Linear,
+@dataclass(frozen=True)
+class LossChange:
+    """Of a loss at two maps: its values, and N, the sum of the weights of the voxels that are compared."""
+
+    before: float
+    after: float
+    seen_before: float
+    seen_after: float
+
+    @property
+    def worse(self) -> bool:
+        """Whether the loss rose by more than WORSE."""
+        return self.after > self.before + WORSE * abs(self.before)
+
+    @property
+    def led_astray(self) -> bool:
+        """Whether it rose at all, and was compared on not much less before: over few voxels a mean is low by chance."""
+        return self.after > self.before and self.seen_before >= KEPT_OVERLAP * self.seen_after
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """For reports."""
+        return {"before": self.before, "after": self.after}
+
+
+def compare(
+    stage: Linear,
     level: Level,
     images: tuple[Image, Image],
     comm: Communicator,
     worlds: tuple[Matrix, Matrix],
     u: Any = None,
     filling: Filling = NO_FILLING,
-) -> tuple[bool, float, float]:
-    """Whether the loss of a stage that judges another rose by more than WORSE from one map to the other, and both losses.
+) -> LossChange:
+    """The loss of a linear stage at two maps.
 
-    Both are matched at the map before: edges that the stage made steeper, or a brighter image, are no gain.
+    Both are matched at the first one: edges that a stage made steeper, or a brighter image, are no gain.
 
-    worlds: before and after the stage;  u: the displacement after it, ``Planes`` with the halo of ``level``, where there is one;
-    filling: what both losses leave out, as linear stages do
+    u: the displacement before the second map, ``Planes`` with the halo of ``level``, where there is one;  filling: what both
+    leave out, as linear stages do
     """
-    (first, _), (last, _) = _compared(before, level, images, comm, worlds, u, filling)
-    return last > first + WORSE * abs(first), first, last
-
-
-def led_astray(
-    stage: Linear,
-    level: Level,
-    images: tuple[Image, Image],
-    comm: Communicator,
-    worlds: tuple[Matrix, Matrix],
-    filling: Filling = NO_FILLING,
-) -> tuple[bool, float, float]:
-    """Whether coarser levels of a linear stage have made the loss of the next one worse, compared on at least half as much of the
-    images before as after them, and both losses, as ``worsened`` has them.
-
-    worlds: at the start of the stage, and after its coarser levels
-    """
-    (first, seen), (last, n) = _compared(stage, level, images, comm, worlds, None, filling)
-    return last > first and seen >= KEPT_OVERLAP * n, first, last
-
-
-def _compared(
-    before: Linear,
-    level: Level,
-    images: tuple[Image, Image],
-    comm: Communicator,
-    worlds: tuple[Matrix, Matrix],
-    u: Any,
-    filling: Filling,
-) -> tuple[Value, Value]:
-    judge = Rigid(similarity=before.similarity)
+    judge = Rigid(similarity=stage.similarity)
     if level.state != "device" or level.images != "device":
         swept = partial(SweptLinearLoss, judge, level, images, comm, filling)
-        return _values(swept, partial(swept, u=u), worlds)
+        return _compared(swept, partial(swept, u=u), worlds)
     u = None if u is None else u.array  # of a level whose fields are on the device
     deep = replace(level, halo=max(level.halo, judge.similarity.reach)) if u is None else level
     earlier = partial(LinearLoss, judge, deep, images, comm, filling)
     later = earlier if u is None else partial(DisplacedLoss, judge, level, images, comm, u)
-    return _values(earlier, later, worlds)
+    return _compared(earlier, later, worlds)
 
 
-def _values(earlier: MakeLoss, later: MakeLoss, worlds: tuple[Matrix, Matrix]) -> tuple[Value, Value]:
-    """Loss and N of two losses, made one after the other, each at its map; both matched at the first one."""
+def _compared(earlier: MakeLoss, later: MakeLoss, worlds: tuple[Matrix, Matrix]) -> LossChange:
+    """Of two losses, made one after the other, each at its map."""
     loss = earlier()
     total = loss.match(worlds[0]) if loss.similarity.matched else None
-    first = loss.value(worlds[0])[:2]
+    before, seen = loss.value(worlds[0])[:2]
     del loss  # its buffers go before the next one's come
     loss = later()
     if total is not None:
         loss.similarity.match(total)
-    return first, loss.value(worlds[1])[:2]
+    after, left = loss.value(worlds[1])[:2]
+    return LossChange(before, after, seen, left)

@@ -47,8 +47,8 @@ TENSOR_LEVEL = 0.6  # of a voxel of the search: voxels of the level whose edges 
 # Around the best: T1 on an EPI has a second maximum 12 to 16 mm beside the right place, where a few steps can end
 DISTANCES = (2.0, 3.0, 4.0, 6.0)  # voxels of the finest lattice
 TRIED, ROUNDS = 4, 3  # of these places, those that steps are made from; and how often, while another place is better
-# A right result of 1000 random poses was further ahead of the next in nine of ten, and all but one that were lost were not: then
-# rotations in between find most of these
+# Of 1000 random poses, right ones of heads were further ahead of the next in nine of ten, others in all, and the nine that were
+# lost far off were not; rotations in between find most of these
 CLEAR = 0.1
 MARGIN = 2.0  # voxels of the search around what is not filling
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
-from daskreg.engine.guard import COARSER, judge_of, led_astray, worsened
+from daskreg.engine.guard import COARSER, compare, judge_of
 from daskreg.engine.halo import Block
 from daskreg.engine.identical import in_place
 from daskreg.engine.images import Image
@@ -207,14 +207,13 @@ class Rank:
 
         Only where edges are compared, which blend into others at coarse levels.
         """
-        edges = stage.similarity.build(self.images[0].device.kind).differences
-        if self.at.level == 0 or not edges or begun is None or np.array_equal(begun, self.world):
+        if self.at.level == 0 or begun is None or not stage.similarity.build(self.images[0].device.kind).differences:
             return {}
-        bad, first, last = led_astray(stage, level, self.images, self.comm, (begun, self.world), self._filling())
-        if not bad:
+        found = compare(stage, level, self.images, self.comm, (begun, self.world), filling=self._filling())
+        if not found.led_astray:
             return {}
         self.world = begun
-        return {COARSER: {"before": first, "after": last}}
+        return {COARSER: found.losses}
 
     def _filling(self) -> Filling:
         """What the search before left out, from its report, which checkpoints keep."""
@@ -268,9 +267,9 @@ class Rank:
         start = np.array(self.at.before)
         u = None if self.store is None else self.store.displacement
         filling = self._filling() if u is None else NO_FILLING
-        bad, first, last = worsened(before, level, self.images, self.comm, (start, self.world), u, filling)
-        self.reports[-1].detail[whose] = {"before": first, "after": last}
-        if not bad:
+        found = compare(before, level, self.images, self.comm, (start, self.world), u, filling)
+        self.reports[-1].detail[whose] = found.losses
+        if not found.worse:
             return
         self.world, self.reports[-1].stopped = start, "taken back"
         if self.store is not None:

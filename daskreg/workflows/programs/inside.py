@@ -111,20 +111,23 @@ def _word(path: str) -> str:
 
 def _greedy_command(job: ProgramJob, said: list[str]) -> Callable[[str], Any]:
     """What runs a command line of greedy; ``said`` keeps them, without paths."""
-    run = None
-    if not job.binary:
-        from picsl_greedy import Greedy3D
-
-        run = Greedy3D().execute
+    run = _greedy_runner(job.binary)
 
     def execute(line: str) -> None:
         said.append(f"greedy {' '.join(w for w in line.split() if '/' not in w)}")
-        if run is None:
-            _run_binary(job.binary, *line.split())
-        else:
-            run(line)
+        run(line)
 
     return execute
+
+
+def _greedy_runner(binary: str) -> Callable[[str], Any]:
+    """The program, or else the package."""
+    if binary:
+        return lambda line: _run_binary(binary, *line.split())
+    from picsl_greedy import Greedy3D
+
+    package: Callable[[str], Any] = Greedy3D().execute
+    return package
 
 
 def _run_binary(binary: str, *words: str) -> None:

@@ -192,9 +192,9 @@ def test_what_workers_log_is_kept_and_named_where_a_run_fails(monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"), [(TimeoutError("Timeout"), False), (TimeoutError("no answer"), True), (ValueError("Timeout"), True)]
+    ("failure", "logged"), [(TimeoutError("Timeout"), False), (TimeoutError("no answer"), True), (ValueError("Timeout"), True)]
 )
-def test_a_wait_of_dask_that_ends_when_a_cluster_is_closed_is_not_logged(caplog, failure, told):
+def test_a_wait_of_dask_that_ends_when_a_cluster_is_closed_is_not_logged(caplog, failure, logged):
     """Asyncio says so where its future is collected, which may be after the cluster has been closed."""
 
     async def wait():
@@ -204,15 +204,15 @@ def test_a_wait_of_dask_that_ends_when_a_cluster_is_closed_is_not_logged(caplog,
         pass
     asyncio.run(wait())
     gc.collect()
-    assert ("Future exception was never retrieved" in caplog.text) is told
+    assert ("Future exception was never retrieved" in caplog.text) is logged
 
 
-@pytest.mark.parametrize(("place", "told"), [("sync.<locals>.cancel", False), ("poll", True)])
-def test_an_interrupt_before_a_call_of_dask_has_begun_is_not_logged(caplog, place, told):
+@pytest.mark.parametrize(("place", "logged"), [("sync.<locals>.cancel", False), ("poll", True)])
+def test_an_interrupt_before_a_call_of_dask_has_begun_is_not_logged(caplog, place, logged):
     with silenced():
         pass
     try:
         raise NameError("cannot access free variable 'future' where it is not associated with a value in enclosing scope")
     except NameError:
         logging.getLogger("tornado.application").error("Exception in callback %r", place, exc_info=True)
-    assert ("Exception in callback" in caplog.text) is told
+    assert ("Exception in callback" in caplog.text) is logged

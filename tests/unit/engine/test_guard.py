@@ -120,10 +120,10 @@ def test_a_start_that_sees_little_of_the_images_is_not_gone_back_to():
     run = on_ranks(1, lambda comm: case.rank(comm, "window"))[0]
     given = run.plan.config.stages[0], run.plan.levels[0][0], run.images, run.comm
     beside, off = translation(np.array([18.0, 0, 0])), translation(np.array([2.0, 0, 0]))  # only background is compared
-    bad, first, last = guard.led_astray(*given, (beside, off))
-    assert first < last
-    assert not bad
-    assert guard.led_astray(*given, (np.eye(4), off))[0]
+    found = guard.compare(*given, (beside, off))
+    assert found.before < found.after
+    assert not found.led_astray
+    assert guard.compare(*given, (np.eye(4), off)).led_astray
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -106,11 +106,13 @@ def test_coordinates_of_xarray_are_the_grid():
     assert open_volume(DataArray(voxels(), "zyx", {}), spacing=3).grid.spacing == (3, 3, 3)
 
 
-@pytest.mark.parametrize(("dims", "told"), [(("depth", "y", "x"), True), (("dim_0", "dim_1", "dim_2"), False), ("zyx", False)])
-def test_dimensions_that_are_taken_as_others_are_reported(caplog, dims, told):
+@pytest.mark.parametrize(
+    ("dims", "reported"), [(("depth", "y", "x"), True), (("dim_0", "dim_1", "dim_2"), False), ("zyx", False)]
+)
+def test_dimensions_that_are_taken_as_others_are_reported(caplog, dims, reported):
     assert open_volume(DataArray(voxels(), dims, {}), spacing=3).shape == SHAPE
-    assert ("its dimensions depth, y, x are taken as z, y, x" in caplog.text) == told
-    assert len(caplog.messages) == told
+    assert ("its dimensions depth, y, x are taken as z, y, x" in caplog.text) == reported
+    assert len(caplog.messages) == reported
 
 
 def test_a_data_array_without_a_unit_beside_one_with_a_unit_is_told_where_it_is_given():
