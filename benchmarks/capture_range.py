@@ -39,6 +39,7 @@ from daskreg.comm import SingleRank
 from daskreg.engine.images import Image, downsample, normalise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import LevelReport, Watch
+from daskreg.kernels.device import CPU, Device
 from daskreg.planning import make_plan
 from daskreg.transforms.linear import linear_about, transform_points, translation
 
@@ -219,11 +220,11 @@ PAIRS: dict[str, Callable[[Path], Pair]] = {f.__name__: f for f in (brain, epi, 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def registered(pair: Pair, config: Config, start: Matrix) -> tuple[list[Matrix], list[LevelReport]]:
+def registered(pair: Pair, config: Config, start: Matrix, device: Device = CPU) -> tuple[list[Matrix], list[LevelReport]]:
     """The map after every stage, by one rank in this process, and the reports."""
     images = []
     for voxels, grid in ((pair.fixed, pair.fixed_grid), (pair.moving, pair.moving_grid)):
-        image = Image.whole(voxels.copy(), grid)
+        image = Image.whole(device.put(voxels.copy()), grid)
         normalise(image.voxels, config, SingleRank(), pair.name)
         images.append(image)
     watch = _Maps()
@@ -248,12 +249,12 @@ class _Maps(Watch):
         super().level_ended(level)
 
 
-def aligned(pair: Pair) -> Pair:
+def aligned(pair: Pair, device: Device = CPU) -> Pair:
     """With the truth replaced by where the linear stages of ``rigid`` lead from it."""
     linear = PRESETS["rigid"].model_copy(
         update={"stages": tuple(s for s in PRESETS["rigid"].stages if not isinstance(s, Search))}
     )
-    return replace(pair, truth=registered(pair, linear, pair.truth)[0][-1])
+    return replace(pair, truth=registered(pair, linear, pair.truth, device)[0][-1])
 
 
 def error(pair: Pair, world: Matrix) -> float:
@@ -264,12 +265,12 @@ def error(pair: Pair, world: Matrix) -> float:
     return float(apart.mean() / np.prod(pair.fixed_grid.spacing) ** (1 / 3))
 
 
-def measure(pair: Pair, index: int, pose: Pose, config: Config) -> dict[str, Any]:
+def measure(pair: Pair, index: int, pose: Pose, config: Config, device: Device = CPU) -> dict[str, Any]:
     """One row."""
     placed = posed(pair, pose)
-    case = replace(placed, truth=true_map(pair, pose))
+    case = replace(placed, truth=true_map(pair, pose, device))
     start = time.perf_counter()
-    maps, reports = registered(case, config, np.eye(4))
+    maps, reports = registered(case, config, np.eye(4), device)
     seconds = time.perf_counter() - start
     errors = [round(error(case, m), 3) for m in maps]
     search = next((r for r in reports if r.stage == "search"), None)
@@ -312,16 +313,16 @@ def measure_opponent(
     }  # fmt: skip
 
 
-def true_map(pair: Pair, pose: Pose) -> Matrix:
+def true_map(pair: Pair, pose: Pose, device: Device = CPU) -> Matrix:
     """Of a posed pair: as it was made or, where that is estimated, where the linear stages lead before voxels are resampled."""
     placed = posed(pair, replace(pose, resampled=False))
-    return aligned(placed).truth if pair.estimated else placed.truth
+    return aligned(placed, device).truth if pair.estimated else placed.truth
 
 
 def rows_of(pair: Pair, index: int, pose: Pose, config: Config, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """By daskreg, or by the opponents that are asked for."""
     if not args.opponents:
-        yield measure(pair, index, pose, config)
+        yield measure(pair, index, pose, config, args.device)
         return
     shift = float(pair.moving_grid.extent.max()) / 4
     extra: dict[str, dict[str, Any]] = {"greedy_search": {"search": [SAMPLES, shift]}, "ants_search": {"step": STEP}}
@@ -343,7 +344,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "capture_range.json")
     parser.add_argument("--opponents", default="", help="run these programs instead of daskreg: greedy_search,ants_search")
     parser.add_argument("--opponents-home", type=Path, default=opponents.DEFAULT_HOME)
+    parser.add_argument("--device", type=Device, default=CPU, help="cuda: images, and all that is computed of them, on the GPU")
     args = parser.parse_args()
+    args.device.use()
     config = PRESETS[args.preset]
     if args.search_only:
         config = config.model_copy(update={"stages": config.stages[:1]})

@@ -165,9 +165,9 @@ def edge_field(part: ComparedPart, voxel: float) -> EdgeField:
     return EdgeField(lattice, xp.stack([*(xp.where(known, s / length, 0) for s in steps), known]).astype(np.float32))
 
 
-def tensor_field(part: ComparedPart, voxel: float) -> EdgeField:
-    """Smoothed trace-free tensors of a part on a lattice of a voxel size along the image's axes."""
-    lattice = field_lattice(part, voxel, 1)
+def tensor_field(part: ComparedPart, voxel: float, spacing: float | None = None) -> EdgeField:
+    """Trace-free tensors of a part, smoothed for a voxel size, on a lattice along the image's axes, of that size or a spacing."""
+    lattice = field_lattice(part, spacing or voxel, 1)
     tensors, known = sampled(part.tensors(voxel), part, lattice, np.eye(4))
     xp = module_of(tensors)
     return EdgeField(

@@ -36,7 +36,7 @@ from daskreg.planning import Level
 from daskreg.similarity import NGF
 from daskreg.transforms.linear import transform_points, translation
 from daskreg.transforms.moments import center_of_mass
-from daskreg.transforms.pose_refinement import PoseRefinement, Poses, first_distinct
+from daskreg.transforms.pose_refinement import EdgeField, PoseRefinement, Poses, first_distinct
 from daskreg.transforms.rotations import between_rotations
 from daskreg.transforms.search import padded_shape
 
@@ -55,13 +55,14 @@ MARGIN = 2.0  # voxels of the search around what is not filling
 
 @dataclass(frozen=True)
 class RefinementLevel:
-    """Of the refinement. voxel, lattice: of the level that is read and of the lattice, as a part of a voxel of the search;
-    apart: the same, least distance of two candidates;  candidates: with and as many without what may be filling;  smoothed: by
-    tensors, as they are correlated
+    """Of the refinement. voxel, lattice, points: of the level that is read, of the lattice and of the fixed image's points that are
+    compared, as a part of a voxel of the search;  apart: the same, least distance of two candidates;  candidates: with and as
+    many without what may be filling;  smoothed: by tensors, as they are correlated
     """
 
     voxel: float
     lattice: float
+    points: float
     apart: float
     steps: int
     candidates: int
@@ -69,14 +70,15 @@ class RefinementLevel:
 
 
 # Where images share half of their content the best of the first lattice is more than a voxel of the search off, too far for
-# edges: tensors on half of its voxels lead to where those go on. A few steps tell which of many are worth the others
+# edges. Tensors agree best two voxels beside the right place on the first lattice, 0.5 on half of its voxels and 0.1 on a third,
+# where most still lead there from two. They are so smooth that a part of their points does. A few steps tell which of many
+# are worth the others
 LEVELS = (
-    RefinementLevel(TENSOR_LEVEL, 1.0, 1.0, 4, 600, smoothed=True),
-    RefinementLevel(0.5, 0.5, 1.0, 3, 240, smoothed=True),
-    RefinementLevel(0.5, 0.5, 0.5, 4, 60, smoothed=True),
-    RefinementLevel(0.5, 0.5, 0.5, 4, 40),
-    RefinementLevel(0.5, 0.5, 0.5, 4, 16),
-    RefinementLevel(0.25, 0.25, 0.5, 6, 4),
+    RefinementLevel(TENSOR_LEVEL, 1.0, 1.0, 1.0, 4, 600, smoothed=True),
+    RefinementLevel(0.5, 0.5, 0.7, 1.0, 3, 240, smoothed=True),
+    RefinementLevel(0.35, 0.35, 0.5, 0.5, 3, 60, smoothed=True),
+    RefinementLevel(0.35, 0.35, 0.5, 0.5, 6, 16, smoothed=True),
+    RefinementLevel(0.25, 0.25, 0.25, 0.5, 6, 4),
 )
 
 
@@ -128,6 +130,7 @@ class PoseSearch:
         self.stage, self.images, self.first, self.shared, self.watch = stage, images, world, shared, watch
         self.voxel = search_voxel(images, world, stage.overlap)
         self.corners = images[0].grid.corners()
+        self._refinements: dict[tuple[bool, float, bool], PoseRefinement] = {}
 
     def run(self) -> tuple[Matrix, LevelReport]:
         """The map of the candidate whose edges agree best. Raises NoOverlap where no candidate covers enough."""
@@ -218,9 +221,18 @@ class PoseSearch:
         return self._together(self._refinement(filled, level), worlds, level.steps)
 
     def _refinement(self, filled: bool, level: RefinementLevel) -> PoseRefinement:
-        make = tensor_field if level.smoothed else edge_field
-        fixed, moving = (make(self._part(which, level.voxel, filled), level.lattice * self.voxel) for which in (0, 1))
-        return PoseRefinement(fixed, moving, scaled=self.stage.scale > 1)
+        """Made once for all levels that compare the same."""
+        key = filled, level.lattice, level.smoothed
+        if key not in self._refinements:
+            fields = (self._field(which, filled, level) for which in (0, 1))
+            self._refinements[key] = PoseRefinement(*fields, scaled=self.stage.scale > 1)
+        return self._refinements[key]
+
+    def _field(self, which: int, filled: bool, level: RefinementLevel) -> EdgeField:
+        part, lattice = self._part(which, level.voxel, filled), level.lattice * self.voxel
+        if level.smoothed:
+            return tensor_field(part, lattice, level.points * self.voxel if which == 0 else None)
+        return edge_field(part, lattice)
 
     def _together(self, refinement: PoseRefinement, worlds: Matrix, steps: int) -> Poses:
         """Maps after some steps, by the ranks together."""
