@@ -55,9 +55,9 @@ MARGIN = 2.0  # voxels of the search around what is not filling
 
 @dataclass(frozen=True)
 class RefinementLevel:
-    """Of the refinement. voxel, lattice, points: of the level that is read, of the lattice and of the fixed image's points that are
-    compared, as a part of a voxel of the search;  apart: the same, least distance of two candidates;  candidates: with and as
-    many without what may be filling;  smoothed: by tensors, as they are correlated
+    """Of the refinement. voxel, lattice, points: of the level that is read, of the lattice and of the fixed image's points that
+    are compared, as a part of a voxel of the search;  apart: the same, least distance of two candidates;  candidates: with and
+    as many without what may be filling;  smoothed: by tensors, as they are correlated
     """
 
     voxel: float
