@@ -83,7 +83,7 @@ def near_object(part: ComparedPart, margin: float) -> ComparedPart:
 def filling(voxels: Any) -> Any:
     """Where an image has its most frequent value, and next to it, if that is a fair part of it; else nowhere."""
     value = filling_value(voxels)
-    return _grown(voxels == np.float32(value)) if value is not None else module_of(voxels).zeros(voxels.shape, bool)
+    return grown(voxels == np.float32(value)) if value is not None else module_of(voxels).zeros(voxels.shape, bool)
 
 
 def filling_value(voxels: Any) -> float | None:
@@ -93,7 +93,7 @@ def filling_value(voxels: Any) -> float | None:
     return float(values[counts.argmax()]) if fair else None
 
 
-def _grown(region: Any) -> Any:
+def grown(region: Any) -> Any:
     """A region and the voxels next to it, whose values are mixed with its own; written out for NumPy and CuPy alike."""
     grown = region.copy()
     for axis in range(region.ndim):

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 
 from daskreg.comm import Communicator
 from daskreg.config import Affine, Linear
+from daskreg.engine.edge_images import grown
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, SamplingMap, affine_reach
@@ -62,6 +63,18 @@ class Filling:
                 moved[z : z + SLAB][abs(array[z : z + SLAB] - np.float32(value)) <= SAME] = np.nan
 
 
+def leave_out_beside(outside: Array, own: slice) -> None:
+    """NaN in own planes where any of the 27 voxels around is; some planes at a time."""
+    isnan, end = module_of(outside).isnan, len(outside)
+    before = isnan(outside[max(own.start - 1, 0) : own.start])  # the plane before, as it was
+    for z in range(own.start, own.stop, SLAB):
+        here = slice(z, min(z + SLAB, own.stop))
+        as_it_was = isnan(outside[here.start : min(here.stop + 1, end)])
+        region = grown(module_of(outside).concatenate([before, as_it_was]))[len(before) :]
+        outside[here][region[: here.stop - here.start]] = np.nan
+        before = as_it_was[here.stop - here.start - 1 : here.stop - here.start]
+
+
 NO_FILLING = Filling()
 
 
@@ -108,7 +121,15 @@ class LinearLoss:
         self.match(world)
         self.outside = self.moved - self.moved  # 0, and NaN out of the domain
         self.outside[~module_of(self.moved).isfinite(self.moved)] = np.nan
+        if self.mixed:
+            leave_out_beside(self.outside, self.block.inner)
+            self.match(world)
         return self.similarity.value(self._total())[1]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it reads voxels beside filling, which are partly that after an interpolation: ``hold`` leaves them out too."""
+        return self.filling != NO_FILLING and self.similarity.reach > 0
 
     def match(self, world: Matrix) -> NDArray[np.generic] | None:
         """Sample the domain at ``world``, and adapt the similarity to it; the sums it was matched by, None where it is not."""

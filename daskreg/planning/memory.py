@@ -116,7 +116,7 @@ def _still(plan: Layout, stage: Deformable, level: Level, number: int) -> int:
 
 def _swept_linear(plan: Layout, stage: Optimised, level: Level) -> MemoryUse:
     """Where a linear stage compares a slab after the other."""
-    held = min(level.slab + 2 * stage.similarity.reach, level.fixed.shape[0])
+    held = min(sampled_planes(level.slab, stage), level.fixed.shape[0])
     each = 5 * VALUE + VALUE * sum(plan.masks) + stage.similarity.scratch
     arrays = 2 * held * _plane(level.fixed.shape) * each  # the last slab's are there until the next ones are made
     moving = _streamed(plan, stage, level, VALUE)

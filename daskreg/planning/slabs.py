@@ -225,5 +225,7 @@ def spread_planes(reaches: Reaches, iterations: int) -> int:
 
 def sampled_planes(height: int, stage: Optimised) -> int:
     """Planes of the fixed level, from the first to the last, whose points a step samples."""
-    planes = height + 2 * stage.similarity.reach
-    return planes + spread_planes(Reaches.of(stage), stage.iterations_per_sweep) if isinstance(stage, Deformable) else planes
+    reach = stage.similarity.reach
+    if isinstance(stage, Deformable):
+        return height + 2 * reach + spread_planes(Reaches.of(stage), stage.iterations_per_sweep)
+    return height + 2 * (reach + (reach > 0))  # one more on both sides tells what lies beside filling

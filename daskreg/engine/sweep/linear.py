@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Linear
+from daskreg.engine.edge_images import grown
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.linear import NO_FILLING, UNIT, Filling, LinearLoss, Matrix, domain_of, seen_weight
@@ -59,8 +60,9 @@ class SweptLinearLoss(LinearLoss):
         (fixed, moving), kept = images, level.images != "device"
         self.similarity: Similarity = stage.similarity.build(fixed.device.kind)
         self.domain = domain_of(self.similarity, level)
-        self.block = Block(level.fixed.shape, level.partition, comm.rank, self.similarity.reach, fixed.device)
-        self.still = fixed.open(level.fixed_factors, self.block.around(self.similarity.reach), comm, kept=kept)
+        self.around = self.similarity.reach + self.mixed  # planes that are sampled around those of a part
+        self.block = Block(level.fixed.shape, level.partition, comm.rank, self.around, fixed.device)
+        self.still = fixed.open(level.fixed_factors, self.block.around(self.around), comm, kept=kept)
         sampler = make_sampler("window", moving, level.moving_factors, level.shards, comm, kept=kept, most=level.window)
         assert isinstance(sampler, Resident)
         self.sampler: Resident = sampler
@@ -72,6 +74,8 @@ class SweptLinearLoss(LinearLoss):
         self.held_at = None
         self.match(world)
         self.held_at = world
+        if self.mixed:
+            self.match(world)
         return self.value(world)[1]
 
     def match(self, world: Matrix) -> NDArray[np.generic] | None:
@@ -121,10 +125,10 @@ class SweptLinearLoss(LinearLoss):
         """All own planes, in order; one part without planes for a rank that has none."""
         worlds = [world] if self.held_at is None else [self.held_at, world]
         reaches = [self._reach(w) for w in worlds]
-        own, whole, reach = self.block.own, self.block.partition.whole, self.similarity.reach
-        self.sampler.prepare(reaches[0].united(reaches[-1]).beyond(reach))
+        own, whole = self.block.own, self.block.partition.whole
+        self.sampler.prepare(reaches[0].united(reaches[-1]).beyond(self.around))
         parts = [Span(z, min(z + self.level.slab, own.stop)) for z in range(own.start, own.stop, self.level.slab)] or [own]
-        around = [planes.grow(reach) & whole for planes in parts]
+        around = [planes.grow(self.around) & whole for planes in parts]
         for planes, held, following in zip(parts, around, [*around[1:], NOTHING], strict=True):
             self.sampler.bring(held, following)
             yield self._part(planes, held, world)
@@ -157,7 +161,7 @@ class SweptLinearLoss(LinearLoss):
         self.filling.leave_out(fixed, chosen)
         outside = ~module_of(chosen).isfinite(chosen)
         chosen[...] = 0
-        chosen[outside] = np.nan
+        chosen[grown(outside) if self.mixed else outside] = np.nan
         self.sampler.sample(here.box(), mapping, None, moved, None, None, EVERYWHERE)
         moved += chosen
 

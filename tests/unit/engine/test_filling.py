@@ -47,6 +47,21 @@ def test_voxels_of_filling_are_out_of_the_domain():
     assert count == [24 * 20 * 22, 24 * 20 * 12, 18 * 20 * 22, 18 * 20 * 12]
 
 
+def test_voxels_beside_filling_are_not_held_where_the_similarity_reads_neighbours():
+    """Interpolation mixes them with it, which makes edges."""
+    moving = blobs(SHAPE, 2) + np.float32(0.1)
+    moving[6:12, 4:9] = 0
+    images = Image.whole(blobs(SHAPE, 1), Grid(SHAPE)), Image.whole(moving, Grid(SHAPE))
+    counts = []
+    for loss in (MSE(), NGF()):
+        stage = Rigid(similarity=loss, scales=(1,), iterations=(5,))
+        level = make_plan(images[0].grid, images[1].grid, Config(stages=(stage,))).levels[0][0]
+        counts.append(LinearLoss(stage, level, images, SingleRank(), Filling(moving=0.0)).hold(np.eye(4)))
+    beside = 8 * 7  # of 6 x 5 along z and y
+    read = 10 * 7 + 8 * 9 - beside  # differences of these read voxels that are left out
+    assert counts == [22 * (24 * 20 - 6 * 5), 22 * (24 * 20 - read)]
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_same_bits_on_any_number_of_ranks_and_out_of_memory(loss):
     recipe = Config(stages=(Rigid(similarity=LOSSES[loss], scales=(2, 1), iterations=(5, 5), tolerance=0),))
