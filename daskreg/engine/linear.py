@@ -65,14 +65,11 @@ class Filling:
 
 def leave_out_beside(outside: Array, own: slice) -> None:
     """NaN in own planes where any of the 27 voxels around is; some planes at a time."""
-    isnan, end = module_of(outside).isnan, len(outside)
-    before = isnan(outside[max(own.start - 1, 0) : own.start])  # the plane before, as it was
+    left_out = module_of(outside).isnan(outside)
     for z in range(own.start, own.stop, SLAB):
-        here = slice(z, min(z + SLAB, own.stop))
-        as_it_was = isnan(outside[here.start : min(here.stop + 1, end)])
-        region = grown(module_of(outside).concatenate([before, as_it_was]))[len(before) :]
-        outside[here][region[: here.stop - here.start]] = np.nan
-        before = as_it_was[here.stop - here.start - 1 : here.stop - here.start]
+        first, stop = max(z - 1, 0), min(z + SLAB, own.stop)
+        region = grown(left_out[first : stop + 1])[z - first : stop - first]
+        outside[z:stop][region] = np.nan
 
 
 NO_FILLING = Filling()
