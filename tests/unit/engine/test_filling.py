@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Rigid
 from daskreg.engine.images import Image
-from daskreg.engine.linear import Filling, LinearLoss
+from daskreg.engine.linear import Filling, LinearLoss, leave_out_beside
 from daskreg.engine.report import LevelReport
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
@@ -60,6 +61,16 @@ def test_voxels_beside_filling_are_not_held_where_the_similarity_reads_neighbour
     beside = 8 * 7  # of 6 x 5 along z and y
     read = 10 * 7 + 8 * 9 - beside  # differences of these read voxels that are left out
     assert counts == [22 * (24 * 20 - 6 * 5), 22 * (24 * 20 - read)]
+
+
+@pytest.mark.parametrize("own", [slice(0, 80), slice(1, 79), slice(2, 75)])
+def test_what_lies_beside_is_left_out_in_own_planes(own):
+    left_out = np.random.default_rng(0).random((80, 9, 8)) < 0.02
+    outside = np.where(left_out, np.float32(np.nan), np.float32(0))
+    leave_out_beside(outside, own)
+    expected = left_out.copy()
+    expected[own] = binary_dilation(left_out, np.ones((3, 3, 3)))[own]
+    np.testing.assert_array_equal(np.isnan(outside), expected)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
