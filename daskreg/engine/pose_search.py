@@ -48,7 +48,7 @@ TENSOR_LEVEL = 0.6  # of a voxel of the search: voxels of the level whose edges 
 DISTANCES = (2.0, 3.0, 4.0, 6.0)  # voxels of the finest lattice
 TRIED, ROUNDS = 4, 3  # of these places, those that steps are made from; and how often, while another place is better
 # Of 1000 random poses, right ones of heads were further ahead of the next in nine of ten, others in all, and the nine that were
-# lost far off were not; rotations in between find most of these
+# lost far off were not; with fewer levels of refinement rotations in between found most of these
 CLEAR = 0.1
 MARGIN = 2.0  # voxels of the search around what is not filling
 
