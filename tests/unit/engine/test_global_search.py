@@ -90,7 +90,7 @@ def test_a_rotation_by_140_degrees_in_another_contrast(image):
 
 
 def test_rotations_in_between_are_tried_where_no_candidate_is_clearly_the_best(image, monkeypatch):
-    few = (40, 20, 12, 8, 2)  # candidates on each level, for less time
+    few = (40, 20, 6, 3, 2)  # candidates on each level, for less time
     levels = [replace(level, candidates=n) for level, n in zip(pose_search.LEVELS, few, strict=True)]
     monkeypatch.setattr(pose_search, "LEVELS", levels)
     grid, move = turned(Grid(SHAPE), local_rotations()[5] @ between_rotations())  # as far from the first rotations as any
