@@ -95,10 +95,10 @@ def filling_value(voxels: Any) -> float | None:
 
 def grown(region: Any) -> Any:
     """A region and the voxels next to it, whose values are mixed with its own; written out for NumPy and CuPy alike."""
-    grown = region.copy()
+    found = region.copy()
     for axis in range(region.ndim):
-        _spread(grown, grown.copy(), axis, np.bitwise_or if isinstance(region, np.ndarray) else module_of(region).bitwise_or)
-    return grown
+        _spread(found, found.copy(), axis, np.bitwise_or if isinstance(region, np.ndarray) else module_of(region).bitwise_or)
+    return found
 
 
 def _spread(target: Any, source: Any, axis: int, combine: Any) -> None:
