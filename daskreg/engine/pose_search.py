@@ -130,7 +130,7 @@ class PoseSearch:
         self.stage, self.images, self.first, self.shared, self.watch = stage, images, world, shared, watch
         self.voxel = search_voxel(images, world, stage.overlap)
         self.corners = images[0].grid.corners()
-        self._refinements: dict[tuple[bool, float, bool], PoseRefinement] = {}
+        self._refinements: dict[tuple[bool, bool, float, float], PoseRefinement] = {}
 
     def run(self) -> tuple[Matrix, LevelReport]:
         """The map of the candidate whose edges agree best. Raises NoOverlap where no candidate covers enough."""
@@ -222,7 +222,7 @@ class PoseSearch:
 
     def _refinement(self, filled: bool, level: RefinementLevel) -> PoseRefinement:
         """Made once for all levels that compare the same."""
-        key = filled, level.lattice, level.smoothed
+        key = filled, level.smoothed, level.lattice, level.points
         if key not in self._refinements:
             fields = (self._field(which, filled, level) for which in (0, 1))
             self._refinements[key] = PoseRefinement(*fields, scaled=self.stage.scale > 1)
