@@ -13,8 +13,9 @@ from daskreg.comm import SingleRank
 from daskreg.engine.images import Image
 from daskreg.engine.reach import SamplingMap
 from daskreg.grid import Grid, Index, Span, shrink_factors
-from daskreg.kernels.device import host, module_of, scipy_of
+from daskreg.kernels.device import host, module_of
 from daskreg.kernels.sampling.cpu import EXTENT, sample
+from daskreg.kernels.smoothing.whole_arrays import box_around
 from daskreg.transforms.orientation import NOISE, along_axes, orientation_tensors
 from daskreg.transforms.pose_refinement import EdgeField
 
@@ -76,8 +77,8 @@ def without_filling(part: ComparedPart) -> ComparedPart:
 def near_object(part: ComparedPart, margin: float) -> ComparedPart:
     """All within a distance, in world units, of what is no filling; the whole part where there is none."""
     region = filling(part.voxels)
-    inside = part.inside & near(~region, margin / np.asarray(part.grid.spacing)) if bool(region.any()) else part.inside
-    return replace(part, inside=inside)
+    reach = np.ceil(margin / np.asarray(part.grid.spacing)).astype(int)
+    return replace(part, inside=part.inside & box_around(~region, reach)) if bool(region.any()) else part
 
 
 def filling(voxels: Any) -> Any:
@@ -107,12 +108,6 @@ def _spread(target: Any, source: Any, axis: int, combine: Any) -> None:
     ends[0][axis], ends[1][axis] = slice(1, None), slice(None, -1)
     for a, b in (ends, ends[::-1]):
         target[tuple(a)] = combine(target[tuple(a)], source[tuple(b)])
-
-
-def near(region: Any, distance: NDArray[np.float64]) -> Any:
-    """A region and what is within a distance of it, voxels along each axis."""
-    size = [2 * int(np.ceil(d)) + 1 for d in distance]
-    return scipy_of(region).ndimage.maximum_filter(region.astype(np.uint8), size) > 0
 
 
 def lattice_around(center: Matrix, edges: Matrix, voxel: float, frame: Matrix) -> Grid:

@@ -45,7 +45,8 @@ ROTATION_SIZE = 16  # voxels along an edge of a cube as large as the smaller ima
 LARGEST_TRANSFORM = 300_000  # voxels: coarser where the images' sizes are far apart
 TENSOR_LEVEL = 0.6  # of a voxel of the search: voxels of the level whose edges are correlated
 # Around the best: T1 on an EPI has a second maximum 12 to 16 mm beside the right place, where a few steps can end
-DISTANCES = (2.0, 3.0, 4.0, 6.0)  # voxels of the finest lattice
+DISTANCES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)  # voxels of the finest lattice
+EVERY = 2  # so manieth point of the finest lattice along each axis tells which of these places are the best
 TRIED, ROUNDS = 4, 3  # of these places, those that steps are made from; and how often, while another place is better
 # Of 1000 random poses, right ones of heads were further ahead of the next in nine of ten, others in all, and the nine that were
 # lost far off were not; with fewer levels of refinement rotations in between found most of these
@@ -71,13 +72,13 @@ class RefinementLevel:
 
 # Where images share half of their content the best of the first lattice is more than a voxel of the search off, too far for
 # edges. Tensors agree best two voxels beside the right place on the first lattice, 0.5 on half of its voxels and 0.1 on a
-# third, where most still lead there from two. They are so smooth that a part of their points does. A few steps tell which of
+# third, where most still lead there from two. They are so smooth that an eighth of their points does. A few steps tell which of
 # many are worth the others
 LEVELS = (
-    RefinementLevel(TENSOR_LEVEL, 1.0, 1.0, 1.0, 4, 600, smoothed=True),
-    RefinementLevel(0.5, 0.5, 0.7, 1.0, 3, 240, smoothed=True),
-    RefinementLevel(0.35, 0.35, 0.5, 0.5, 3, 60, smoothed=True),
-    RefinementLevel(0.35, 0.35, 0.5, 0.5, 6, 16, smoothed=True),
+    RefinementLevel(TENSOR_LEVEL, 1.0, 1.5, 1.0, 4, 600, smoothed=True),
+    RefinementLevel(0.5, 0.5, 1.0, 1.0, 3, 240, smoothed=True),
+    RefinementLevel(0.35, 0.35, 0.7, 0.5, 3, 60, smoothed=True),
+    RefinementLevel(0.35, 0.35, 0.7, 0.5, 6, 16, smoothed=True),
     RefinementLevel(0.25, 0.25, 0.25, 0.5, 6, 4),
 )
 
@@ -130,6 +131,7 @@ class PoseSearch:
         self.stage, self.images, self.first, self.shared, self.watch = stage, images, world, shared, watch
         self.voxel = search_voxel(images, world, stage.overlap)
         self.corners = images[0].grid.corners()
+        self._parts: dict[tuple[int, float, bool], ComparedPart] = {}
         self._refinements: dict[tuple[bool, bool, float, float], PoseRefinement] = {}
 
     def run(self) -> tuple[Matrix, LevelReport]:
@@ -180,8 +182,12 @@ class PoseSearch:
         return filling_value(part_of(self.images[which], size * self.voxel).voxels)
 
     def _part(self, which: int, size: float, filled: bool) -> ComparedPart:
-        part = part_of(self.images[which], size * self.voxel)
-        return without_filling(part) if filled else near_object(part, MARGIN * self.voxel)
+        """Made once, so that its tensors are."""
+        key = which, size, filled
+        if key not in self._parts:
+            part = part_of(self.images[which], size * self.voxel)
+            self._parts[key] = without_filling(part) if filled else near_object(part, MARGIN * self.voxel)
+        return self._parts[key]
 
     def _correlated(self, filled: bool, offset: Matrix) -> Poses:
         """The candidates of all rotations, by the ranks together."""
@@ -205,10 +211,11 @@ class PoseSearch:
     def _explored(self, filled: bool, found: Poses) -> Poses:
         """With what is found around the best, and around what is better there."""
         refinement, apart = self._refinement(filled, LEVELS[-1]), self.voxel * LEVELS[-1].apart / 2
+        sparse = refinement.at_every(EVERY)
         for _ in range(ROUNDS):
             require_going_on(self.watch)
             best = found.world[found.weight.argmax()]
-            near = self._together(refinement, refinement.neighbours(best, DISTANCES), 0)
+            near = self._together(sparse, sparse.neighbours(best, DISTANCES), 0)
             chosen = near.distinct(self.corners, apart, TRIED)
             found = found.joined(self._together(refinement, near.world[chosen], LEVELS[-1].steps))
             both = np.array([best, found.world[found.weight.argmax()]])

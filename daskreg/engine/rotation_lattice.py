@@ -80,8 +80,9 @@ class RotationLattice:
         seen, inside = sampled(self.tensors, self.part, self.moving, self._about(turn))
         found = self.correlator.best(rotated(seen, self.linear @ self.frame @ turn), inside, PEAKS)
         rows = np.zeros((self.candidates, ROW))
-        for row, peak in zip(rows, found, strict=False):
-            row[:2], row[2:] = (peak.score, peak.overlap), self._world(turn, peak).ravel()
+        if found:
+            rows[: len(found), :2] = [(peak.score, peak.overlap) for peak in found]
+            rows[: len(found), 2:] = self._worlds(turn, found).reshape(-1, 16)
         return rows
 
     def _about(self, turn: Matrix) -> Matrix:
@@ -89,7 +90,11 @@ class RotationLattice:
         linear = self.linear @ self.frame @ turn @ self.frame.T
         return np.asarray(translation(self.target - self.center) @ linear_about(self.center, linear))
 
-    def _world(self, turn: Matrix, peak: CubePeak) -> Matrix:
-        """The map from fixed to moving points of a candidate."""
-        cube = self.cubes[peak.cube]
-        return np.asarray(self._about(turn @ cube) @ translation(-self.frame @ cube.T @ peak.shift * self.voxel))
+    def _worlds(self, turn: Matrix, peaks: list[CubePeak]) -> Matrix:
+        """Of candidates, the maps (K, 4, 4) from fixed to moving points: a shift, the right-angle rotation, then the turn."""
+        cubes, shifts = np.array([self.cubes[p.cube] for p in peaks]), np.array([p.shift for p in peaks])
+        moved = (self.frame @ cubes.swapaxes(1, 2) @ shifts[..., None]) * self.voxel
+        worlds = np.tile(np.eye(4), (len(peaks), 1, 1))
+        worlds[:, :3, :3] = self.linear @ self.frame @ turn @ cubes @ self.frame.T
+        worlds[:, :3, 3:] = self.target[:, None] - worlds[:, :3, :3] @ (self.center[:, None] + moved)
+        return worlds

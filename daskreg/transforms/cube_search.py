@@ -65,12 +65,12 @@ class Spectra:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-angle rotations whose turned lattices are alike: their numbers, the shape of that lattice and of the transforms, and
-    the fixed image's spectra.
+    """Right-angle rotations that are transformed together: their numbers, the shapes of the turned lattices and of the
+    transforms, and the fixed image's spectra.
     """
 
     cubes: list[int]
-    lattice: tuple[int, ...]
+    lattices: list[tuple[int, ...]]
     shape: tuple[int, ...]
     spectra: Spectra
 
@@ -79,20 +79,31 @@ class CubeCorrelator:
     """Correlates images with a fixed one in right-angle rotations.
 
     fixed: tensors' components (5, Z, Y, X);  inside: (Z, Y, X) bool, its domain;  moving_shape: voxels of every moving image;
-    cubes: signed permutation matrices;  overlap: the part of the smaller domain that a translation must cover
+    cubes: signed permutation matrices;  overlap: the part of the smaller domain that a translation must cover;  together: how
+    many rotations are transformed at once, by default all usual ones on a GPU and one on a CPU
     """
 
-    def __init__(self, fixed: Any, inside: Any, moving_shape: tuple[int, ...], cubes: Sequence[Matrix], overlap: float) -> None:
+    def __init__(
+        self,
+        fixed: Any,
+        inside: Any,
+        moving_shape: tuple[int, ...],
+        cubes: Sequence[Matrix],
+        overlap: float,
+        together: int | None = None,
+    ) -> None:
         self.overlap, self.moving_shape, self.cubes = overlap, moving_shape, cubes
         self.fixed_size = int(inside.sum())
-        self.batches = [batch for numbers in _alike(inside, cubes) for batch in self._batched(fixed, inside, numbers)]
+        size = together or (GPU_BATCH if on_device(fixed) else 1)
+        parts = (list(range(len(cubes)))[first : first + size] for first in range(0, len(cubes), size))
+        self.batches = [self._batch(fixed, inside, numbers) for numbers in parts]
 
-    def _batched(self, fixed: Any, inside: Any, numbers: list[int]) -> list[Batch]:
-        size = GPU_BATCH if on_device(fixed) else 1
-        lattice = turned(inside, self.cubes[numbers[0]]).shape
-        shape = _even(padded_shape(lattice, self.moving_shape, self.overlap))
-        parts = (numbers[first : first + size] for first in range(0, len(numbers), size))
-        return [Batch(some, lattice, shape, self._fixed(fixed, inside, some, shape)) for some in parts]
+    def _batch(self, fixed: Any, inside: Any, numbers: list[int]) -> Batch:
+        """In transforms that are long enough for all of them."""
+        lattices = [turned(inside, self.cubes[k]).shape for k in numbers]
+        longest = tuple(map(max, zip(*lattices, strict=True)))
+        shape = _even(padded_shape(longest, self.moving_shape, self.overlap))
+        return Batch(numbers, lattices, shape, self._fixed(fixed, inside, numbers, shape))
 
     def _fixed(self, fixed: Any, inside: Any, numbers: list[int], shape: tuple[int, ...]) -> Spectra:
         found, xp = [_spectra(*self._turned(fixed, inside, k), shape, middles=True) for k in numbers], module_of(fixed)
@@ -111,20 +122,19 @@ class CubeCorrelator:
 
     def _peaks(self, batch: Batch, moving: Spectra, smaller: int, peaks: int) -> list[CubePeak]:
         """Of every rotation of a batch."""
-        xp = module_of(moving.channels)
         weight, part = self._weights(batch, moving, smaller)
-        halves, found = _halves(batch.shape), []
+        each, halves, found = np.arange(len(weight)), _halves(batch.shape), []
         for _ in range(peaks):
-            at = weight.reshape(len(weight), -1).argmax(axis=1)
-            where = (xp.arange(len(at)), *xp.unravel_index(at, batch.shape))
-            covered = part[(where[0], *(k // h for k, h in zip(where[1:], halves, strict=True)))]
-            values, places = host(xp.stack([weight[where], covered], axis=1)), host(xp.stack(where[1:], axis=1))
+            at = np.unravel_index(host(weight.reshape(len(weight), -1).argmax(axis=1)), batch.shape)
+            values = _at(weight, (each, *at))
+            covered = _at(part, (each, *(k // h for k, h in zip(at, halves, strict=True))))
+            places = zip(batch.cubes, batch.lattices, values, covered, np.stack(at, axis=1), strict=True)
             found += [
-                CubePeak(cube, float(w / np.sqrt(o)), float(o), self._shift(tuple(map(int, place)), batch))
-                for cube, (w, o), place in zip(batch.cubes, values, places, strict=True)
+                CubePeak(cube, float(w / np.sqrt(o)), float(o), self._shift(place, batch.shape, lattice))
+                for cube, lattice, w, o, place in places
                 if w > 0
             ]
-            _clear(weight, where)
+            _clear(weight, at)
         return found
 
     def _weights(self, batch: Batch, moving: Spectra, smaller: int) -> tuple[Any, Any]:
@@ -133,7 +143,7 @@ class CubeCorrelator:
         """
         xp, fft, shape = module_of(moving.channels), scipy_of(moving.channels).fft, batch.shape
         halves = _halves(shape)
-        weight = fft.irfftn((batch.spectra.channels * moving.channels).sum(axis=1), shape, axes=AXES)
+        weight = fft.irfftn(_summed(batch.spectra.channels, moving.channels), shape, axes=AXES)
         f, m = batch.spectra.halved, moving.halved
         small = tuple(n // h for n, h in zip(shape, halves, strict=True))
         own, other, count = (fft.irfftn(a * b, small, axes=AXES) for a, b in ((f[:, 0], m[1]), (f[:, 1], m[0]), (f[:, 1], m[1])))
@@ -143,25 +153,34 @@ class CubeCorrelator:
         _multiply(weight, factor, halves)
         return weight, part
 
-    def _shift(self, where: tuple[int, ...], batch: Batch) -> NDArray[np.float64]:
+    def _shift(self, place: NDArray[np.int64], shape: tuple[int, ...], lattice: tuple[int, ...]) -> NDArray[np.float64]:
         """Between the lattices' centres, from an index into the scores."""
-        sizes = np.asarray(self.moving_shape) - np.asarray(batch.lattice)
-        return np.asarray(unwrapped(where, batch.shape, batch.lattice) + sizes / 2)
+        sizes = np.asarray(self.moving_shape) - np.asarray(lattice)
+        return np.asarray(unwrapped(tuple(map(int, place)), shape, lattice) + sizes / 2)
 
 
-def _alike(inside: Any, cubes: Sequence[Matrix]) -> list[list[int]]:
-    """Numbers of the rotations that turn a lattice into one of the same shape."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, cube in enumerate(cubes):
-        groups.setdefault(turned(inside, cube).shape, []).append(number)
-    return list(groups.values())
+def _at(maps: Any, index: tuple[NDArray[np.int64], ...]) -> NDArray[np.float32]:
+    """Values of an array at indices, in host memory."""
+    return np.asarray(host(maps.take(module_of(maps).asarray(np.ravel_multi_index(index, maps.shape)))))
 
 
-def _clear(weight: Any, where: tuple[Any, ...]) -> None:
-    """Take a peak of every map (C, Z, Y, X), at indices of arrays (C,), and what is around it out; indices wrap."""
-    near = module_of(weight).arange(-PEAK_DISTANCE, PEAK_DISTANCE + 1)
-    z, y, x = ((at[:, None] + near) % n for at, n in zip(where[1:], weight.shape[1:], strict=True))
-    weight[where[0][:, None, None, None], z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]] = -1
+def _summed(fixed: Any, moving: Any) -> Any:
+    """The sum over channels of products of spectra (C, 5, ...) and (5, ...), a channel after the other: (C, ...)."""
+    found = fixed[:, 0] * moving[0]
+    for channel in range(1, len(moving)):
+        found += fixed[:, channel] * moving[channel]
+    return found
+
+
+def _clear(weight: Any, peaks: tuple[NDArray[np.int64], ...]) -> None:
+    """Take a peak of every map (C, Z, Y, X), at indices (C,) along each axis, and what is around it out; indices wrap."""
+    near = np.arange(-PEAK_DISTANCE, PEAK_DISTANCE + 1)
+    z, y, x = ((at[:, None] + near) % n for at, n in zip(peaks, weight.shape[1:], strict=True))
+    each = np.arange(len(weight))[:, None, None, None]
+    around = np.ravel_multi_index(
+        np.broadcast_arrays(each, z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]), weight.shape
+    )
+    weight.reshape(-1)[module_of(weight).asarray(around.ravel())] = -1
 
 
 def _multiply(weight: Any, factor: Any, halves: tuple[int, ...]) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.grid import Grid
-from daskreg.kernels.device import module_of, scipy_of
+from daskreg.kernels.device import module_of
+from daskreg.kernels.smoothing.whole_arrays import gaussian
 
 PAIRS = (
     (0, 0),
@@ -52,19 +53,20 @@ def orientation_tensors(image: Any, inside: Any, grid: Grid, voxel: float) -> An
     eta = NOISE**2 * (square * weight).sum() / xp.maximum(weight.sum(), 1)
     products = xp.stack([g[i] * g[j] for i, j in PAIRS]) / xp.maximum(square + eta, 1e-30)
     smooth, local = (WeightedGaussian(weight, sigma * voxel / spacing) for sigma in (TENSOR_SIGMA, LOCAL_SIGMA))
-    return xp.stack([weight * (t - local(t)) for t in map(smooth, products)])
+    tensors = smooth(products)
+    return weight * (tensors - local(tensors))
 
 
 class WeightedGaussian:
     """A Gaussian over the voxels with weight only, normalised by their weights; sigma: (3,) voxels."""
 
     def __init__(self, weight: Any, sigma: NDArray[np.float64]) -> None:
-        self.weight, self.sigma, self.gaussian = weight, sigma, scipy_of(weight).ndimage.gaussian_filter
-        self.total = module_of(weight).maximum(self.gaussian(weight, sigma, mode="constant"), 1e-3)
+        self.weight, self.sigma = weight, sigma
+        self.total = module_of(weight).maximum(gaussian(weight, sigma), 1e-3)
 
-    def __call__(self, image: Any) -> Any:
-        """Of an image on the same grid."""
-        return (self.gaussian(image * self.weight, self.sigma, mode="constant") / self.total).astype(np.float32)
+    def __call__(self, images: Any) -> Any:
+        """Of images (..., Z, Y, X) on the same grid."""
+        return (gaussian(images * self.weight, self.sigma) / self.total).astype(np.float32)
 
 
 def _world_gradient(image: Any, grid: Grid, voxel: float) -> Any:

@@ -9,7 +9,8 @@ from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid
-from daskreg.kernels.device import CPU, Device
+from daskreg.kernels.device import CPU, Device, host
+from daskreg.kernels.smoothing.whole_arrays import box_around, gaussian
 from tests.phantoms import blobs
 
 pytestmark = pytest.mark.gpu
@@ -31,3 +32,30 @@ def test_the_start_is_that_of_the_processor_but_for_the_rounding_of_few_iteratio
     for found in (cpu, cuda):
         np.testing.assert_allclose(found[:3, :3] @ center + found[:3, 3] - center, (9, -7, 10), atol=0.3)
     np.testing.assert_allclose(cuda[:3, :3], cpu[:3, :3], atol=0.02)
+
+
+def turned(device, fixed, moving):
+    """What the search over all rotations finds."""
+    images = tuple(Image.whole(device.put(voxels.copy()), Grid(voxels.shape)) for voxels in (fixed, moving))
+    return run_initial(Search(rotations="fine"), images, np.eye(4), SingleRank(), Watch())[0]
+
+
+def test_a_turned_image_is_found_as_on_the_processor():
+    device = Device("cuda")
+    device.use()
+    fixed = np.pad(blobs((40, 48, 36), 3), ((10, 10), (8, 8), (14, 14)))
+    moving = np.roll(np.rot90(fixed, axes=(1, 2)), (3, -4, 5), (0, 1, 2))
+    cpu, cuda = turned(CPU, fixed, moving), turned(device, fixed, moving)
+    corners = np.array([[0, 0, 0, 1], [59, 0, 63, 1], [0, 63, 0, 1], [59, 63, 63, 1.0]])
+    np.testing.assert_allclose(corners @ cuda.T, corners @ cpu.T, atol=0.3)
+    np.testing.assert_allclose(np.abs(cuda[:3, :3]).round(), [[1, 0, 0], [0, 0, 1], [0, 1, 0]])
+
+
+def test_filters_of_whole_arrays_are_those_of_the_processor():
+    device = Device("cuda")
+    device.use()
+    channels = np.random.default_rng(0).standard_normal((3, 7, 20, 13)).astype(np.float32)
+    sigma, reach = np.array([0.4, 2.0, 5.0]), np.array([0, 2, 5])
+    np.testing.assert_allclose(host(gaussian(device.put(channels), sigma)), gaussian(channels, sigma), atol=1e-6)
+    region = channels[0] > 2
+    np.testing.assert_array_equal(host(box_around(device.put(region), reach)), box_around(region, reach))

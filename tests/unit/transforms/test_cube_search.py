@@ -1,6 +1,7 @@
 """All right-angle rotations at once are what correlations with images turned one by one are."""
 
 import numpy as np
+import pytest
 from scipy.ndimage import gaussian_filter
 
 from daskreg.transforms.cube_search import CubeCorrelator, turned
@@ -26,10 +27,11 @@ def test_a_turned_array_has_each_voxel_where_the_rotation_takes_it():
         assert out[tuple(to.round().astype(int))] == array[1, 2, 3]
 
 
-def test_the_peaks_are_those_of_single_correlations():
+@pytest.mark.parametrize("together", [1, 24])
+def test_the_peaks_are_those_of_single_correlations(together):
     (fixed, inside), (moving, there) = tensors(SHAPE, 0), tensors((16, 16, 16), 1)
     cubes = right_angle_rotations()
-    peaks = CubeCorrelator(fixed, inside, there.shape, cubes, 0.3).best(moving, there, 1)
+    peaks = CubeCorrelator(fixed, inside, there.shape, cubes, 0.3, together).best(moving, there, 1)
     assert sorted(p.cube for p in peaks) == list(range(24))
     for peak in peaks[::5]:
         cube = cubes[peak.cube]

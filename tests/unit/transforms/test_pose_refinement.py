@@ -104,3 +104,19 @@ def test_maps_that_take_points_to_the_same_places_count_once():
     corners, maps = Grid(SHAPE).corners(), np.stack([np.eye(4), away(1, (0, 0, 0)), away(90, (0, 0, 0))])
     assert first_distinct(maps, corners, 1.0, 5) == [0, 2]
     assert first_distinct(maps, corners, 0.01, 2) == [0, 1]
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (3, 24, 22), (1, 24, 22)])
+def test_every_other_point_stands_where_it_stood(field, shape):
+    thin = field.values[:, : shape[0]]
+    whole = EdgeField(Grid(shape, (0.5, 0.5, 0.5), (3.0, -2.0, 7.0)), thin)
+    sparse = whole.at_every(2)
+    index = np.array([1, 2, 3]) % sparse.grid.shape
+    place = whole.grid.to_index(sparse.grid.to_world(index)).round().astype(int)
+    np.testing.assert_array_equal(sparse.values[(slice(None), *index)], thin[(slice(None), *place)])
+    assert shape[0] // 2 in whole.grid.to_index(sparse.grid.to_world(np.argwhere(sparse.values[3])))[:, 0].round()
+
+
+def test_fewer_points_lead_to_the_same_place(field):
+    few = PoseRefinement(field, field, scaled=True).at_every(2)
+    np.testing.assert_allclose(few.refined(away(4, (0.3, -0.2, 0.4), 1.02)[None], 12).world[0], np.eye(4), atol=0.05)
