@@ -68,9 +68,16 @@ class LossChange:
         return self.after > self.before + WORSE * abs(self.before)
 
     @property
+    def after_on_all(self) -> float:
+        """The value after, of a loss that is 0 where nothing is alike, with that for voxels that are no longer compared: to leave
+        out what does not match is no gain.
+        """
+        return self.after * (min(1.0, self.seen_after / self.seen_before) if self.seen_before else 1.0)
+
+    @property
     def led_astray(self) -> bool:
         """Whether it rose at all, and was compared on not much less before: over few voxels a mean is low by chance."""
-        return self.after > self.before and self.seen_before >= KEPT_OVERLAP * self.seen_after
+        return self.after_on_all > self.before and self.seen_before >= KEPT_OVERLAP * self.seen_after
 
     @property
     def losses(self) -> dict[str, float]:

@@ -213,7 +213,7 @@ class Rank:
         if not found.led_astray:
             return {}
         self.world = begun
-        return {COARSER: found.losses}
+        return {COARSER: found.losses | {"after": found.after_on_all}}
 
     def _filling(self) -> Filling:
         """What the search before left out, from its report, which checkpoints keep."""

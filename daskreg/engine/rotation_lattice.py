@@ -19,7 +19,8 @@ from daskreg.transforms.rotations import MIRROR, local_rotations, right_angle_ro
 
 Matrix = NDArray[np.float64]
 IDENTITY = np.eye(3)
-PEAKS = 2  # of the correlation that are kept for a rotation
+# Of the correlation that are kept for a rotation: where half of a tissue is shared, other shifts agree better in its rotation
+PEAKS = 12
 ROW = 18  # score, overlap and the map of a candidate
 
 

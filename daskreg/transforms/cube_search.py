@@ -123,19 +123,16 @@ class CubeCorrelator:
     def _peaks(self, batch: Batch, moving: Spectra, smaller: int, peaks: int) -> list[CubePeak]:
         """Of every rotation of a batch."""
         weight, part = self._weights(batch, moving, smaller)
-        each, halves, found = np.arange(len(weight)), _halves(batch.shape), []
-        for _ in range(peaks):
-            at = np.unravel_index(host(weight.reshape(len(weight), -1).argmax(axis=1)), batch.shape)
-            values = _at(weight, (each, *at))
-            covered = _at(part, (each, *(k // h for k, h in zip(at, halves, strict=True))))
-            places = zip(batch.cubes, batch.lattices, values, covered, np.stack(at, axis=1), strict=True)
-            found += [
-                CubePeak(cube, float(w / np.sqrt(o)), float(o), self._shift(place, batch.shape, lattice))
-                for cube, lattice, w, o, place in places
-                if w > 0
-            ]
-            _clear(weight, at)
-        return found
+        whole, halves = weight.copy(), _halves(batch.shape)
+        at = np.stack([_next_peak(weight) for _ in range(peaks)], axis=1)  # (axis, peak, rotation)
+        each = np.broadcast_to(np.arange(len(weight)), at.shape[1:])
+        values = _values(whole, (each, *at))
+        covered = _values(part, (each, *(k // h for k, h in zip(at, halves, strict=True))))
+        return [
+            CubePeak(batch.cubes[k], float(w / np.sqrt(o)), float(o), self._shift(place, batch.shape, batch.lattices[k]))
+            for k, w, o, place in zip(each.ravel(), values.ravel(), covered.ravel(), at.reshape(3, -1).T, strict=True)
+            if w > 0
+        ]
 
     def _weights(self, batch: Batch, moving: Spectra, smaller: int) -> tuple[Any, Any]:
         """Correlation times the root of the overlap (C, ...) at every shift, 0 where that is too small, and, on the halved
@@ -159,9 +156,16 @@ class CubeCorrelator:
         return np.asarray(unwrapped(tuple(map(int, place)), shape, lattice) + sizes / 2)
 
 
-def _at(maps: Any, index: tuple[NDArray[np.int64], ...]) -> NDArray[np.float32]:
-    """Values of an array at indices, in host memory."""
+def _values(maps: Any, index: tuple[NDArray[np.int64], ...]) -> NDArray[np.float32]:
+    """Of an array at indices, in host memory."""
     return np.asarray(host(maps.take(module_of(maps).asarray(np.ravel_multi_index(index, maps.shape)))))
+
+
+def _next_peak(weight: Any) -> NDArray[np.int64]:
+    """Where each of the maps (C, Z, Y, X) has its maximum, (3, C), which is taken out of it."""
+    at = np.stack(np.unravel_index(host(weight.reshape(len(weight), -1).argmax(axis=1)), weight.shape[1:]))
+    _clear(weight, at)
+    return at
 
 
 def _summed(fixed: Any, moving: Any) -> Any:
@@ -172,8 +176,8 @@ def _summed(fixed: Any, moving: Any) -> Any:
     return found
 
 
-def _clear(weight: Any, peaks: tuple[NDArray[np.int64], ...]) -> None:
-    """Take a peak of every map (C, Z, Y, X), at indices (C,) along each axis, and what is around it out; indices wrap."""
+def _clear(weight: Any, peaks: NDArray[np.int64]) -> None:
+    """Take a peak of every map (C, Z, Y, X), at indices (3, C), and what is around it out; indices wrap."""
     near = np.arange(-PEAK_DISTANCE, PEAK_DISTANCE + 1)
     z, y, x = ((at[:, None] + near) % n for at, n in zip(peaks, weight.shape[1:], strict=True))
     each = np.arange(len(weight))[:, None, None, None]

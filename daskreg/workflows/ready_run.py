@@ -125,7 +125,8 @@ def _tell_what_was_taken_back(report: Report) -> None:
 
     for level in report["levels"]:
         if (loss := level["detail"].get(COARSER)) is not None:
-            rise = f"they raised the loss of scale {level['scale']} from {loss['before']:.4f} to {loss['after']:.4f}"
+            rise = f"over what it compared before, they raised the loss of scale {level['scale']} from {loss['before']:.4f}"
+            rise += f" to {loss['after']:.4f}"
             log.info("coarser levels of the stage %s were given up: %s", level["stage"], rise)
         if level["stopped"] == "taken back":
             whose = next(name for name in (BEFORE, OWN) if name in level["detail"])

@@ -14,6 +14,7 @@ from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
+from daskreg.engine.rotation_lattice import PEAKS
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
 from daskreg.transforms.linear import linear_about, transform_points, translation
@@ -21,7 +22,7 @@ from daskreg.transforms.rotations import between_rotations, local_rotations
 from tests.phantoms import blobs
 
 SHAPE = (36, 40, 32)
-FIRST = 2 * 648 * 2  # candidates: two shifts of every rotation, with the background and without
+FIRST = 2 * 648 * PEAKS  # candidates: some shifts of every rotation, with the background and without
 TURN = Rotation.from_rotvec(np.radians(140) * np.array([0.6, -0.48, 0.64])).as_matrix()
 
 
