@@ -17,8 +17,8 @@ better than chance is doubtful, and what stands out from all other poses is doub
 refinement of other poses was added, and that a level that ended early counts only in doubt; seed 300 was drawn after that. After
 seed 200 of ``report``, edges were compared; then ``apart``, seed 400, was drawn, whose pairs had not been looked at; in view of
 it a better pose had to be better by a tenth; ``report``, seed 500, was drawn then. Seeds 600 and 601 of both sets were drawn
-then, with drift; after a look at them a stretch by half became doubtful, and seed 700 of both was drawn last. Since seed 400
-another object is of another kind: a head can be registered with another head. The
+then, with drift; after a look at them a stretch by half became doubtful, and seed 700 of both was drawn. Seed 800 of all three
+was drawn last. Since seed 400 another object is of another kind: a head can be registered with another head. The
 pairs of both sets are different, some images are not: templates, Colin27 and the T1 of ``epi`` are in both. Writes
 ``benchmarks/results/verdict.json``, one row a result.
 """

@@ -12,7 +12,7 @@ from daskreg.engine.edge_images import ComparedPart, lattice_around, sampled
 from daskreg.engine.report import Watch
 from daskreg.engine.threads import in_threads
 from daskreg.kernels.device import Device
-from daskreg.transforms.cube_search import CubeCorrelator, CubePeak
+from daskreg.transforms.cube_search import CubeCorrelator, CubePeaks
 from daskreg.transforms.linear import linear_about, translation
 from daskreg.transforms.orientation import rotated
 from daskreg.transforms.rotations import MIRROR, local_rotations, right_angle_rotations, scales
@@ -80,10 +80,8 @@ class RotationLattice:
     def _rows(self, turn: Matrix) -> Matrix:
         seen, inside = sampled(self.tensors, self.part, self.moving, self._about(turn))
         found = self.correlator.best(rotated(seen, self.linear @ self.frame @ turn), inside, PEAKS)
-        rows = np.zeros((self.candidates, ROW))
-        if found:
-            rows[: len(found), :2] = [(peak.score, peak.overlap) for peak in found]
-            rows[: len(found), 2:] = self._worlds(turn, found).reshape(-1, 16)
+        rows, count = np.zeros((self.candidates, ROW)), len(found.cube)
+        rows[:count, 0], rows[:count, 1], rows[:count, 2:] = found.score, found.overlap, self._worlds(turn, found).reshape(-1, 16)
         return rows
 
     def _about(self, turn: Matrix) -> Matrix:
@@ -91,11 +89,11 @@ class RotationLattice:
         linear = self.linear @ self.frame @ turn @ self.frame.T
         return np.asarray(translation(self.target - self.center) @ linear_about(self.center, linear))
 
-    def _worlds(self, turn: Matrix, peaks: list[CubePeak]) -> Matrix:
+    def _worlds(self, turn: Matrix, peaks: CubePeaks) -> Matrix:
         """Of candidates, the maps (K, 4, 4) from fixed to moving points: a shift, the right-angle rotation, then the turn."""
-        cubes, shifts = np.array([self.cubes[p.cube] for p in peaks]), np.array([p.shift for p in peaks])
-        moved = (self.frame @ cubes.swapaxes(1, 2) @ shifts[..., None]) * self.voxel
-        worlds = np.tile(np.eye(4), (len(peaks), 1, 1))
+        cubes = np.array(self.cubes)[peaks.cube]
+        moved = (self.frame @ cubes.swapaxes(1, 2) @ peaks.shift[..., None]) * self.voxel
+        worlds = np.tile(np.eye(4), (len(cubes), 1, 1))
         worlds[:, :3, :3] = self.linear @ self.frame @ turn @ cubes @ self.frame.T
         worlds[:, :3, 3:] = self.target[:, None] - worlds[:, :3, :3] @ (self.center[:, None] + moved)
         return worlds

@@ -8,7 +8,7 @@ f(x) against m(C x - s) is f(C^-1 y) against m(y - s).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.fft import next_fast_len
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import host, module_of, scipy_of
 from daskreg.transforms.orientation import mixing
-from daskreg.transforms.search import AXES, padded_shape, unwrapped
+from daskreg.transforms.search import AXES, padded_shape
 
 Matrix = NDArray[np.float64]
 PEAK_DISTANCE = 3  # voxels: the least distance between two peaks of a rotation
@@ -36,16 +36,16 @@ def turned(array: Any, cube: Matrix) -> Any:
 
 
 @dataclass(frozen=True)
-class CubePeak:
-    """The best translation for one right-angle rotation.
+class CubePeaks:
+    """The best translations for right-angle rotations.
 
-    cube: its number;  score: correlation;  overlap: part of the smaller domain;  shift: of the moving image, (3,) voxels, between
-    the centres of both lattices, in the turned frame
+    cube: (K,) numbers of the rotations;  score: (K,) correlations;  overlap: (K,) parts of the smaller domain;  shift: (K, 3) of
+    the moving image, voxels, between the centres of both lattices, in the turned frame
     """
 
-    cube: int
-    score: float
-    overlap: float
+    cube: NDArray[np.int64]
+    score: NDArray[np.float64]
+    overlap: NDArray[np.float64]
     shift: NDArray[np.float64]
 
 
@@ -114,25 +114,24 @@ class CubeCorrelator:
         mix = xp.asarray(mixing(cube.T).astype(np.float32))
         return xp.einsum("ij,jzyx->izyx", mix, turned(tensors, cube)), turned(inside, cube)
 
-    def best(self, moving: Any, inside: Any, peaks: int) -> list[CubePeak]:
+    def best(self, moving: Any, inside: Any, peaks: int) -> CubePeaks:
         """Of every rotation the translations of the greatest positive correlation times the root of the overlap."""
         smaller = max(1, min(self.fixed_size, int(inside.sum())))
         spectra = {shape: _spectra(moving, inside, shape).conj() for shape in {batch.shape for batch in self.batches}}
-        return [peak for batch in self.batches for peak in self._peaks(batch, spectra[batch.shape], smaller, peaks)]
+        found = [self._peaks(batch, spectra[batch.shape], smaller, peaks) for batch in self.batches]
+        return CubePeaks(*(np.concatenate([getattr(f, field.name) for f in found]) for field in fields(CubePeaks)))
 
-    def _peaks(self, batch: Batch, moving: Spectra, smaller: int, peaks: int) -> list[CubePeak]:
+    def _peaks(self, batch: Batch, moving: Spectra, smaller: int, peaks: int) -> CubePeaks:
         """Of every rotation of a batch."""
         weight, part = self._weights(batch, moving, smaller)
         whole, halves = weight.copy(), _halves(batch.shape)
-        at = np.stack([_next_peak(weight) for _ in range(peaks)], axis=1)  # (axis, peak, rotation)
-        each = np.broadcast_to(np.arange(len(weight)), at.shape[1:])
+        at = np.concatenate([_next_peak(weight) for _ in range(peaks)], axis=1)  # (axis, peak and rotation)
+        each = np.tile(np.arange(len(weight)), peaks)
         values = _values(whole, (each, *at))
         covered = _values(part, (each, *(k // h for k, h in zip(at, halves, strict=True))))
-        return [
-            CubePeak(batch.cubes[k], float(w / np.sqrt(o)), float(o), self._shift(place, batch.shape, batch.lattices[k]))
-            for k, w, o, place in zip(each.ravel(), values.ravel(), covered.ravel(), at.reshape(3, -1).T, strict=True)
-            if w > 0
-        ]
+        kept = values > 0
+        cube, shift = np.asarray(batch.cubes)[each], self._shifts(at.T, batch.shape, np.asarray(batch.lattices)[each])
+        return CubePeaks(cube[kept], values[kept] / np.sqrt(covered[kept]), covered[kept], shift[kept])
 
     def _weights(self, batch: Batch, moving: Spectra, smaller: int) -> tuple[Any, Any]:
         """Correlation times the root of the overlap (C, ...) at every shift, 0 where that is too small, and, on the halved
@@ -150,15 +149,14 @@ class CubeCorrelator:
         _multiply(weight, factor, halves)
         return weight, part
 
-    def _shift(self, place: NDArray[np.int64], shape: tuple[int, ...], lattice: tuple[int, ...]) -> NDArray[np.float64]:
-        """Between the lattices' centres, from an index into the scores."""
-        sizes = np.asarray(self.moving_shape) - np.asarray(lattice)
-        return np.asarray(unwrapped(tuple(map(int, place)), shape, lattice) + sizes / 2)
+    def _shifts(self, at: NDArray[np.int64], shape: tuple[int, ...], lattices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Between the lattices' centres, from indices (K, 3) into correlations, whose far part holds the negative shifts."""
+        return np.asarray(np.where(at >= lattices, at - shape, at) + (np.asarray(self.moving_shape) - lattices) / 2)
 
 
-def _values(maps: Any, index: tuple[NDArray[np.int64], ...]) -> NDArray[np.float32]:
+def _values(maps: Any, index: tuple[NDArray[np.int64], ...]) -> NDArray[np.float64]:
     """Of an array at indices, in host memory."""
-    return np.asarray(host(maps.take(module_of(maps).asarray(np.ravel_multi_index(index, maps.shape)))))
+    return np.asarray(host(maps.take(module_of(maps).asarray(np.ravel_multi_index(index, maps.shape)))), np.float64)
 
 
 def _next_peak(weight: Any) -> NDArray[np.int64]:
