@@ -1,8 +1,14 @@
 """Fields out of a GPU's memory: the bits of the loop that holds all of them there."""
 
+import time
+
 import numpy as np
 import pytest
 
+from daskreg.engine.planes import ArrayPlanes
+from daskreg.engine.sweep.transfers import Transfers
+from daskreg.grid import Span
+from daskreg.kernels.device import Device
 from daskreg.kernels.page_locked import page_locked_zeros
 from daskreg.optimizers.sgd import SGD
 from daskreg.storage.scratch import ScratchFolder
@@ -93,3 +99,26 @@ def test_page_locked_memory_is_given_back():
             cupy.ones(part.shape[1], np.uint16).get(out=part[1])
             assert int(part.sum()) == part.shape[1]
             del part
+
+
+def test_a_read_into_memory_that_was_freed_waits_for_the_kernels_that_use_it():
+    """A kernel that was launched, but has not begun, writes to memory that the pool gives again."""
+    import cupy
+
+    device, span, plane = Device("cuda"), Span(0, 8), (64, 64)
+    device.use()
+    field = ArrayPlanes.page_locked(3, span, plane)
+    field.array[...] = np.random.default_rng(0).random(field.array.shape, np.float32)
+    found = cupy.zeros(field.array.shape, np.float32)
+    cupy.ones(3, np.float32).fill(2)  # its kernel is there
+    freed = cupy.empty(field.array.size, np.float32)
+    cupy.cuda.get_current_stream().launch_host_func(lambda _: time.sleep(0.3), None)
+    freed.fill(np.nan)
+    address = freed.data.ptr
+    del freed
+    transfers = Transfers(device, {"u": field}, len(span))
+    transfers.expect([{"u": [span]}])
+    assert transfers.incoming[0]["u"].data.ptr == address
+    transfers.take(lambda _, planes: found[:, planes.start : planes.stop])
+    transfers.close()
+    np.testing.assert_array_equal(found.get(), field.array)

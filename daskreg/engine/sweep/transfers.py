@@ -83,15 +83,19 @@ class Transfers:
     def _submit(self) -> None:
         while self._due and self._free:
             part, (k, after) = self._due.popleft(), self._free.popleft()
-            for name, planes in part.items():
-                self._make_room(self.incoming[k], name, len(planes))
-                self.moved += self._view(self.incoming[k][name], self.fields[name], planes).nbytes
+            made = [self._make_room(self.incoming[k], name, len(planes)) for name, planes in part.items()]
+            if any(made):  # CuPy's pool hands out memory that was freed while launched kernels still use it
+                after = self._event()
+            self.moved += sum(self._view(self.incoming[k][n], self.fields[n], planes).nbytes for n, planes in part.items())
             together = [part] if self.device.kind == "cuda" else [{name: span} for name, span in part.items()]
             self._coming.append((k, part, [self._reader.submit(self._read, k, some, after) for some in together]))
 
-    def _make_room(self, arrays: dict[str, Any], name: str, planes: int) -> None:
-        if name not in arrays or not self._has_room(arrays[name], self.fields[name], planes):
-            arrays[name] = self._memory(self.fields[name], planes)
+    def _make_room(self, arrays: dict[str, Any], name: str, planes: int) -> bool:
+        """Whether that took new memory."""
+        if name in arrays and self._has_room(arrays[name], self.fields[name], planes):
+            return False
+        arrays[name] = self._memory(self.fields[name], planes)
+        return True
 
     def _read(self, k: int, part: Mapping[str, Span], after: Any) -> None:
         with self._behind_event(after):

@@ -112,3 +112,53 @@ def test_two_fields_are_written_at_once_each_on_a_stream_of_its_own(gpu):
     for name, field in fields.items():
         np.testing.assert_array_equal(field.array[:, 2:6], values[name])
     assert len(set(streams)) == 2
+
+
+class Launched:
+    """A stream on which one thread launches: work is done when somebody waits for an event behind it, or by ``finish``."""
+
+    def __init__(self):
+        self.work, self.lock = [], threading.Lock()
+
+    def empty(self, *shape):
+        """Memory that was freed a moment ago, while a kernel that had been launched was still to write to it."""
+        memory = np.empty(*shape)
+        self.work.append(lambda: memory.fill(np.nan))
+        return memory
+
+    def event(self, disable_timing):
+        made = SimpleNamespace(before=None)
+        made.record = lambda: setattr(made, "before", len(self.work))
+        return made
+
+    def finish(self, before=None):
+        with self.lock:
+            for k, work in enumerate(self.work[:before]):
+                work()
+                self.work[k] = lambda: None
+
+
+@pytest.mark.parametrize("steps", [[(0, 4)], [(0, 4), (4, 8)], [(0, 1), (1, 2), (2, 6), (6, 8)]])
+def test_a_read_into_new_memory_is_behind_all_that_was_launched(steps):
+    """Two staging arrays that are new, and two that grow."""
+
+    class Beside(Stream):
+        def wait_event(self, event):
+            launched.finish(event.before)
+
+    launched, found = Launched(), np.zeros((3, 8, 2, 2), np.float32)
+    cuda = SimpleNamespace(Stream=Beside, Event=launched.event, Device=Number)
+    gpu = SimpleNamespace(kind="cuda", number=0, xp=SimpleNamespace(empty=launched.empty, cuda=cuda))
+    field = ArrayPlanes(np.random.default_rng(0).random(found.shape, np.float32), 0)
+    transfers = Transfers(gpu, {"u": field}, most=4)
+
+    def into(name, planes):
+        launched.finish()  # the copy that follows is launched behind it
+        return found[:, planes.start : planes.stop]
+
+    transfers.expect([{"u": [Span(*planes)]} for planes in steps])
+    for _ in steps:
+        transfers.take(into)
+    transfers.close()
+    read = steps[-1][1]
+    np.testing.assert_array_equal(found[:, :read], field.array[:, :read])
