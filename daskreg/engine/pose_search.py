@@ -73,7 +73,7 @@ class RefinementLevel:
 
 # Where images share half of their content the best of the first lattice is more than a voxel of the search off, too far for
 # edges. Tensors agree best two voxels beside the right place on the first lattice, 0.5 on half of its voxels and 0.1 on a
-# third, where most still lead there from two. They are so smooth that an eighth of their points does. A few steps tell which of
+# third, where most still lead there from two. They are so smooth that a part of their points does. A few steps tell which of
 # many are worth the others
 LEVELS = (
     RefinementLevel(TENSOR_LEVEL, 1.0, 1.5, 1.0, 4, 600, smoothed=True),
