@@ -46,7 +46,7 @@ LARGEST_TRANSFORM = 300_000  # voxels: coarser where the images' sizes are far a
 TENSOR_LEVEL = 0.6  # of a voxel of the search: voxels of the level whose edges are correlated
 # Around the best: T1 on an EPI has a second maximum 12 to 16 mm beside the right place, where a few steps can end
 DISTANCES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)  # voxels of the finest lattice
-EVERY = 2  # so manieth point of the finest lattice along each axis tells which of these places are the best
+EVERY = 2  # step along each axis between the points of the finest lattice that tell which of these places are the best
 TRIED, ROUNDS = 4, 3  # of these places, those that steps are made from; and how often, while another place is better
 # Of 1000 random poses, right ones of heads were further ahead of the next in nine of ten, others in all, and the nine that were
 # lost far off were not; with fewer levels of refinement rotations in between found most of these

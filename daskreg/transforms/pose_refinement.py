@@ -45,7 +45,7 @@ class EdgeField:
         return float(self.values[-1].sum()) * float(np.prod(self.grid.spacing))
 
     def at_every(self, step: int) -> EdgeField:
-        """At every so manieth point along each axis, the middle one among them."""
+        """At every ``step``-th point along each axis, the middle one among them."""
         first = [n // 2 % step for n in self.grid.shape]
         values = self.values[(slice(None), *(slice(k, None, step) for k in first))].copy()
         matrix = self.grid.index_to_world @ np.vstack([np.column_stack([step * np.eye(3), first]), [0, 0, 0, 1]])
@@ -112,7 +112,7 @@ class PoseRefinement:
         self.corners = fixed.grid.to_index(fixed.grid.corners())
 
     def at_every(self, step: int) -> PoseRefinement:
-        """With so much fewer of the fixed image's points, see ``EdgeField.at_every``."""
+        """At every ``step``-th of the fixed image's points along each axis, see ``EdgeField.at_every``."""
         return PoseRefinement(self.fixed.at_every(step), self.moving, scaled=self.parameters > 6)
 
     def refined(self, worlds: Matrix, steps: int) -> Poses:
