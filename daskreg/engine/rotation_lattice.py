@@ -19,7 +19,7 @@ from daskreg.transforms.rotations import MIRROR, local_rotations, right_angle_ro
 
 Matrix = NDArray[np.float64]
 IDENTITY = np.eye(3)
-# Of the correlation that are kept for a rotation: where half of a tissue is shared, other shifts agree better in its rotation
+# Of the correlation that are kept for a rotation: where images share half of a tissue, other shifts agree better in the right one
 PEAKS = 12
 ROW = 18  # score, overlap and the map of a candidate
 

@@ -18,7 +18,7 @@ from scipy.fft import next_fast_len
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import host, module_of, scipy_of
 from daskreg.transforms.orientation import mixing
-from daskreg.transforms.search import AXES, padded_shape
+from daskreg.transforms.search import AXES, padded_shape, unwrapped
 
 Matrix = NDArray[np.float64]
 PEAK_DISTANCE = 3  # voxels: the least distance between two peaks of a rotation
@@ -150,8 +150,8 @@ class CubeCorrelator:
         return weight, part
 
     def _shifts(self, at: NDArray[np.int64], shape: tuple[int, ...], lattices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Between the lattices' centres, from indices (K, 3) into correlations, whose far part holds the negative shifts."""
-        return np.asarray(np.where(at >= lattices, at - shape, at) + (np.asarray(self.moving_shape) - lattices) / 2)
+        """Between the lattices' centres, from indices (K, 3) into correlations."""
+        return np.asarray(unwrapped(at, shape, lattices) + (np.asarray(self.moving_shape) - lattices) / 2)
 
 
 def _values(maps: Any, index: tuple[NDArray[np.int64], ...]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.fft import next_fast_len
 
 from daskreg.kernels.device import module_of, scipy_of
@@ -118,6 +118,6 @@ class Correlator:
         return unwrapped(at, self.shape, self.fixed_shape)
 
 
-def unwrapped(at: tuple[int, ...], shape: tuple[int, ...], fixed: tuple[int, ...]) -> NDArray[np.float64]:
-    """The shift of an index into correlations of a shape, whose far part holds the negative shifts."""
-    return np.array([k - n if k >= e else k for k, n, e in zip(at, shape, fixed, strict=True)], float)
+def unwrapped(at: ArrayLike, shape: tuple[int, ...], fixed: ArrayLike) -> NDArray[np.float64]:
+    """The shifts of indices (..., 3) into correlations of a shape, whose far part holds the negative shifts."""
+    return np.where(np.asarray(at) >= np.asarray(fixed), np.asarray(at) - shape, at).astype(float)
