@@ -27,6 +27,8 @@ from daskreg.kernels.composition import cuda as composition_cuda
 from daskreg.kernels.intensity_histogram import cpu as intensity_cpu
 from daskreg.kernels.intensity_histogram import cuda as intensity_cuda
 from daskreg.kernels.intrinsics.half import from_float16_bits, to_float16_bits
+from daskreg.kernels.peaks import cpu as peaks_cpu
+from daskreg.kernels.peaks import cuda as peaks_cuda
 from daskreg.kernels.sampling import cpu as sampling_cpu
 from daskreg.kernels.sampling import cuda as sampling_cuda
 from daskreg.kernels.smoothing import cpu as smoothing_cpu
@@ -181,6 +183,12 @@ def located_shard() -> tuple[int, int, Array]:
 @case
 def sample() -> Case:
     return INNER, *tall(), 0, OTHER[0], 0, image(*OTHER), empty(*TALL)
+
+
+@case
+def sample_stack() -> Case:
+    images = np.stack([image(*OTHER, seed=k) for k in range(3)])
+    return INNER, *tall(), 0, OTHER[0], 0, images, empty(3, *TALL)
 
 
 @case
@@ -1097,3 +1105,20 @@ def hold_longest() -> CooperativeCase:
     held = np.array([2.0, 3.0], np.float32)
     arguments = np.int32(3), np.array([3], np.int32), np.array([4.0], np.float32), held
     return CooperativeCase((), (1, 1, 1), 1, arguments, lambda: [np.array([3.0, 3.0], np.float32)], lambda: [held])
+
+
+@cooperative_case
+def separate_peaks_of_maps() -> CooperativeCase:
+    """Two maps, of which the second one has equal values; a peak takes more than a whole axis, and crosses the ends of others."""
+    shape, count = (6, 9, 11), 3
+    maps = np.stack([image(*shape, seed=5), np.float32(np.round(image(*shape, seed=6), 1))])
+    at, values, highest = np.empty((count, 2), np.int32), empty(count, 2), empty(2, shape[0] * shape[1])
+    sizes = map(np.int32, shape)
+    flat = maps.reshape(2, -1).copy()
+
+    def plain() -> list[NDArray[Any]]:
+        index, found = peaks_cpu.separate_peaks(maps, count)
+        return [np.ravel_multi_index(tuple(index), shape), found, maps.reshape(2, -1)]
+
+    arguments = *sizes, flat, highest, at, values
+    return CooperativeCase((), (2, 1, 1), peaks_cuda.THREADS, arguments, plain, lambda: [at, values, flat])

@@ -17,11 +17,11 @@ from scipy.fft import next_fast_len
 
 from daskreg.kernels.compiler.launch import on_device
 from daskreg.kernels.device import host, module_of, scipy_of
+from daskreg.kernels.peaks.cpu import separate_peaks
 from daskreg.transforms.orientation import mixing
 from daskreg.transforms.search import AXES, padded_shape, unwrapped
 
 Matrix = NDArray[np.float64]
-PEAK_DISTANCE = 3  # voxels: the least distance between two peaks of a rotation
 LEAST_HALVED = 32  # voxels of an axis of the transforms along which slow sums are computed for every other shift
 ENERGY = 1e-4  # of the largest: less is where edges of one image meet nothing
 GPU_BATCH = 24  # rotations at once on a GPU; one on a CPU, whose caches hold no more
@@ -124,10 +124,10 @@ class CubeCorrelator:
     def _peaks(self, batch: Batch, moving: Spectra, smaller: int, peaks: int) -> CubePeaks:
         """Of every rotation of a batch."""
         weight, part = self._weights(batch, moving, smaller)
-        whole, halves = weight.copy(), _halves(batch.shape)
-        at = np.concatenate([_next_peak(weight) for _ in range(peaks)], axis=1)  # (axis, peak and rotation)
+        halves = _halves(batch.shape)
+        found, highest = separate_peaks(weight, peaks)
+        at, values = found.reshape(3, -1), highest.ravel().astype(np.float64)
         each = np.tile(np.arange(len(weight)), peaks)
-        values = _values(whole, (each, *at))
         covered = _values(part, (each, *(k // h for k, h in zip(at, halves, strict=True))))
         kept = values > 0
         cube, shift = np.asarray(batch.cubes)[each], self._shifts(at.T, batch.shape, np.asarray(batch.lattices)[each])
@@ -159,30 +159,12 @@ def _values(maps: Any, index: tuple[NDArray[np.int64], ...]) -> NDArray[np.float
     return np.asarray(host(maps.take(module_of(maps).asarray(np.ravel_multi_index(index, maps.shape)))), np.float64)
 
 
-def _next_peak(weight: Any) -> NDArray[np.int64]:
-    """Where each of the maps (C, Z, Y, X) has its maximum, (3, C), which is taken out of it."""
-    at = np.stack(np.unravel_index(host(weight.reshape(len(weight), -1).argmax(axis=1)), weight.shape[1:]))
-    _clear(weight, at)
-    return at
-
-
 def _summed(fixed: Any, moving: Any) -> Any:
     """The sum over channels of products of spectra (C, 5, ...) and (5, ...), a channel after the other: (C, ...)."""
     found = fixed[:, 0] * moving[0]
     for channel in range(1, len(moving)):
         found += fixed[:, channel] * moving[channel]
     return found
-
-
-def _clear(weight: Any, peaks: NDArray[np.int64]) -> None:
-    """Take a peak of every map (C, Z, Y, X), at indices (3, C), and what is around it out; indices wrap."""
-    near = np.arange(-PEAK_DISTANCE, PEAK_DISTANCE + 1)
-    z, y, x = ((at[:, None] + near) % n for at, n in zip(peaks, weight.shape[1:], strict=True))
-    each = np.arange(len(weight))[:, None, None, None]
-    around = np.ravel_multi_index(
-        np.broadcast_arrays(each, z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]), weight.shape
-    )
-    weight.reshape(-1)[module_of(weight).asarray(around.ravel())] = -1
 
 
 def _multiply(weight: Any, factor: Any, halves: tuple[int, ...]) -> None:

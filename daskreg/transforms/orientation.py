@@ -39,6 +39,9 @@ DEVIATOR = np.array(  # orthonormal components of the trace-free part, (5, 6)
     ]
 )
 
+_FROM_DEVIATOR = np.linalg.pinv(DEVIATOR)
+_UNITS = np.array([[[(i, j) in (pair, pair[::-1]) for j in range(3)] for i in range(3)] for pair in PAIRS], float)  # (6, 3, 3)
+
 
 def orientation_tensors(image: Any, inside: Any, grid: Grid, voxel: float) -> Any:
     """Smoothed tensors less their local mean, (6, Z, Y, X) float32, world axes.
@@ -97,15 +100,10 @@ def along_axes(tensors: Any, frame: NDArray[np.float64]) -> Any:
 
 def mixing(linear: NDArray[np.float64]) -> NDArray[np.float64]:
     """(5, 5): the components of L^T T L from those of T, both trace-free and orthonormal; orthogonal L."""
-    return DEVIATOR @ _pulled_back(linear) @ np.linalg.pinv(DEVIATOR)
+    return np.asarray(DEVIATOR @ _pulled_back(linear) @ _FROM_DEVIATOR)
 
 
 def _pulled_back(linear: NDArray[np.float64]) -> NDArray[np.float64]:
     """(6, 6): the components of L^T T L from those of T."""
-    columns = []
-    for i, j in PAIRS:
-        unit = np.zeros((3, 3))
-        unit[i, j] = unit[j, i] = 1
-        pulled = linear.T @ unit @ linear
-        columns.append([pulled[a, b] for a, b in PAIRS])
-    return np.array(columns).T
+    pulled = linear.T @ _UNITS @ linear
+    return np.array([pulled[:, a, b] for a, b in PAIRS])

@@ -90,12 +90,21 @@ def first_distinct(worlds: Matrix, corners: Matrix, distance: float, most: int) 
     """
     places = worlds[:, :3, :3] @ corners.T + worlds[:, :3, 3:]
     kept: list[int] = []
+    before = np.empty((most, *places.shape[1:]))
     for k, place in enumerate(places):
-        if not kept or np.linalg.norm(places[kept] - place, axis=1).mean(axis=1).min() > distance:
-            kept.append(k)
         if len(kept) == most:
             break
+        if not kept or _mean_distances(before[: len(kept)], place).min() > distance:
+            before[len(kept)] = place
+            kept.append(k)
     return kept
+
+
+def _mean_distances(places: Matrix, place: Matrix) -> NDArray[np.float64]:
+    """Of points (3, N) from those of other places (K, 3, N), in the mean: (K,)."""
+    apart = places - place
+    apart *= apart
+    return np.asarray(np.sqrt(apart[:, 0] + apart[:, 1] + apart[:, 2]).mean(axis=1))
 
 
 class PoseRefinement:

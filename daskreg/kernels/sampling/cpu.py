@@ -175,6 +175,18 @@ def sample(z, y, x, first, affine, linear, u, origin, planes, domain, image, mov
 
 
 @voxelwise()
+def sample_stack(z, y, x, first, affine, linear, u, origin, planes, domain, images, moved):
+    """``sample`` of several images on one grid, in one launch: small ones take less time than a launch on a GPU.
+
+    images: (C, Z', Y', X') float32;  moved: (C, Z, Y, X) float32. Other arguments as in ``sample``.
+    """
+    k, j, i, wz, wy, wx = sampling_point(z, y, x, first, affine, linear, u)
+    inside = in_domain(images[0], planes, domain, k, j, i, wz, wy, wx)
+    for c in range(images.shape[0]):
+        moved[c, z, y, x] = trilinear(images[c], origin, planes, k, j, i, wz, wy, wx) if inside else NAN
+
+
+@voxelwise()
 def sample_cells(z, y, x, first, affine, linear, u, cells, corner, extent, domain, image, moved):
     """``sample`` at the points between some planes and rows of voxels alone; elsewhere ``moved`` is left as it is.
 
