@@ -1,6 +1,8 @@
 """From how far away the search finds a pair: random poses of real pairs and a phantom, by ``rigid``'s stages, on one process.
 
     python benchmarks/capture_range.py --data DIR --poses 20 --only brain,solid [--opponents greedy_search,ants_search]
+    python benchmarks/capture_range.py --join FILE FILE ...    # rows of several runs, of which each was a part
+    python benchmarks/capture_range.py --draw 3800    # success over rotation, shift and overlap, of poses of a seed
 
 Every pose turns the moving image by any rotation and shifts it. Both images are also cut, from opposite ends, such that they
 share ``overlap`` of what is left (1 to 0.5). Half of the poses change the header alone, exactly; the others resample
@@ -12,7 +14,8 @@ where they left it (``truth_moved``, in voxels) a row tells nothing of the searc
 A pose counts as found where the mean distance to the truth, over the voxels of the fixed image that are not background, is at
 most one voxel of the fixed image (the geometric mean of its spacing). Constants of the search were chosen with seed 0: report
 another. Opponents (``opponents.py``) get the same images as NIfTI, are run with two threads, and search all rotations too.
-Writes ``benchmarks/results/capture_range.json``.
+``--angles 0,90`` leaves out poses that turn by more, since most random rotations are large. Adds its rows to
+``benchmarks/results/capture_range.json``, in place of those of the same pose, preset, program and commit.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import opponents
+from measure import commit, machine
 from multimodal import read_matrix
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform, gaussian_filter
@@ -47,6 +52,12 @@ Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 SAMPLES, STEP = 5000, 30  # of greedy's random search, and degrees of ANTs' regular one
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
+KEPT = 3  # refined candidates in a row
+BINS = {  # of what is drawn: its name, and the ends of intervals
+    "angle": ("rotation, degrees", (0.0, 30.0, 60.0, 90.0, 120.0, 150.0, 180.1)),
+    "shift": ("shift, parts of the image", (0.0, 0.1, 0.2, 0.3, 0.4, 0.6)),
+    "overlap": ("in common", (0.5, 0.6, 0.7, 0.8, 0.9, 1.01)),
+}
 
 
 @dataclass(frozen=True)
@@ -279,7 +290,7 @@ def measure(pair: Pair, index: int, pose: Pose, config: Config, device: Device =
         "resampled": pose.resampled, "truth_moved": round(error(placed, case.truth), 3),
         "shift": round(float(np.linalg.norm(pose.shift)) / float(pair.fixed_grid.extent.max()), 3), "errors": errors,
         "found": errors[-1] <= 1, "seconds": round(seconds, 2), "search_seconds": round(search.seconds, 2) if search else 0,
-        "search": search.detail if search else {},
+        "search": told(search.detail) if search else {},
     }  # fmt: skip
 
 
@@ -308,6 +319,7 @@ def measure_opponent(
     off = error(placed, reversed_axes(FLIP @ ras @ FLIP))
     return {
         "pair": pair.name, "pose": index, "angle": round(pose.angle, 1), "overlap": round(pose.overlap, 3), "program": name,
+        "shift": round(float(np.linalg.norm(pose.shift)) / float(pair.fixed_grid.extent.max()), 3),
         "resampled": pose.resampled, "errors": [round(off, 3)], "found": off <= 1, "seconds": found["wall"],
         "version": found["version"],
     }  # fmt: skip
@@ -331,35 +343,109 @@ def rows_of(pair: Pair, index: int, pose: Pose, config: Config, args: argparse.N
         yield measure_opponent(pair, index, pose, name, args.opponents_home, extra[name], truth)
 
 
+def told(search: dict[str, Any]) -> dict[str, Any]:
+    """What a search says of itself, with four digits, and of its refined candidates the best three."""
+    if not search:
+        return {}
+    scores = {name: v if name == "count" else round(v, 4) for name, v in search["scores"].items()}
+    refined = [{k: v if isinstance(v, bool) else round(v, 4) for k, v in one.items()} for one in search["refined"][:KEPT]]
+    return search | {"scores": scores, "refined": refined}
+
+
+def add(rows: list[dict[str, Any]], out: Path) -> None:
+    """Add rows to a file, in place of those of the same pose, preset, program and commit."""
+    old = {_key(row): row for row in json.loads(out.read_text())} if out.exists() else {}
+    lines = [json.dumps(row) for row in (old | {_key(row): row for row in rows}).values()]
+    out.write_text("[\n" + ",\n".join(lines) + "\n]\n")  # a row a line: they are many
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (row["seed"], row["pair"], row["pose"], *(row.get(name) for name in ("preset", "program", "commit", "device")))
+
+
+def draw(rows: list[dict[str, Any]], out: Path) -> None:
+    """The share of poses that are found, over rotation, shift and overlap, for each program."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(BINS), figsize=(12, 3.4), sharey=True, layout="constrained")
+    for (name, (label, edges)), axes in zip(BINS.items(), panels, strict=True):
+        for program in dict.fromkeys(r.get("program", "daskreg") for r in rows):
+            mine = [r for r in rows if r.get("program", "daskreg") == program]
+            shares = found_in_bins(mine, name, edges)
+            middles = [(a + b) / 2 for a, b in pairwise(edges)]
+            known = [(m, found / of, of) for m, (found, of) in zip(middles, shares, strict=True) if of]
+            axes.plot(
+                [m for m, _, _ in known], [100 * share for _, share, _ in known], "o-", label=f"{program} ({len(mine)} poses)"
+            )
+            for middle, share, of in known:
+                axes.annotate(str(of), (middle, 100 * share), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+        axes.set_xlabel(label)
+        axes.set_ylim(-5, 110)
+    panels[0].set_ylabel("found, %; beside each point of how many")
+    panels[0].legend(fontsize=8)
+    figure.savefig(out, dpi=110)
+
+
+def found_in_bins(rows: list[dict[str, Any]], name: str, edges: tuple[float, ...]) -> list[tuple[int, int]]:
+    """Of each interval, how many poses were found of how many; rows that lack the quantity do not count."""
+    chosen = [[r for r in rows if name in r and a <= r[name] < b] for a, b in pairwise(edges)]
+    return [(sum(r["found"] for r in some), len(some)) for some in chosen]
+
+
+def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of the pairs and poses that are asked for."""
+    config = PRESETS[args.preset]
+    if args.search_only:
+        config = config.model_copy(update={"stages": config.stages[:1]})
+    least, most = map(float, args.angles.split(","))
+    origin = {"commit": commit(), "machine": machine(), "device": args.device.name}
+    for name in args.only.split(","):
+        pair = PAIRS[name](args.data)
+        for k in range(args.first, args.first + args.poses):
+            pose = draw_pose(args.seed, k, pair)
+            for row in rows_of(pair, k, pose, config, args) if least <= pose.angle <= most else ():
+                yield {"seed": args.seed, "preset": args.preset} | row | origin
+
+
 def main() -> None:
     """Measure the pairs chosen by ``--only`` at ``--poses`` poses each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--poses", type=int, default=20)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(PAIRS))
+    parser.add_argument("--angles", default="0,180", help="degrees: only poses that turn by these")
     parser.add_argument("--preset", default="rigid")
     parser.add_argument("--search-only", action="store_true", help="without the stages that follow the search")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "capture_range.json")
     parser.add_argument("--opponents", default="", help="run these programs instead of daskreg: greedy_search,ants_search")
     parser.add_argument("--opponents-home", type=Path, default=opponents.DEFAULT_HOME)
     parser.add_argument("--device", type=Device, default=CPU, help="cuda: images, and all that is computed of them, on the GPU")
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="add the rows of these files to --out")
+    parser.add_argument("--draw", type=int, metavar="SEED", help="draw the rows of --out of a seed")
     args = parser.parse_args()
+    if args.join:
+        add([row for file in args.join for row in json.loads(file.read_text())], args.out)
+        return
+    if args.draw is not None:
+        rows = [r for r in json.loads(args.out.read_text()) if r["seed"] == args.draw and r.get("preset", "rigid") == "rigid"]
+        draw(rows, args.out.with_suffix(".png"))
+        return
+    if args.data is None:
+        parser.error("--data is needed: the folder with the real pairs")
     args.device.use()
-    config = PRESETS[args.preset]
-    if args.search_only:
-        config = config.model_copy(update={"stages": config.stages[:1]})
     rows = []
-    for name in args.only.split(","):
-        pair = PAIRS[name](args.data)
-        for k in range(args.first, args.first + args.poses):
-            for row in rows_of(pair, k, draw_pose(args.seed, k, pair), config, args):
-                rows.append({"seed": args.seed} | row)
-                print({key: v for key, v in rows[-1].items() if key != "search"}, flush=True)
-        mine = [r for r in rows if r["pair"] == name and "program" not in r]
+    for row in measured(args):
+        rows.append(row)
+        print({key: v for key, v in row.items() if key not in ("search", "machine", "commit")}, flush=True)
+        add([row], args.out)
+    for name in dict.fromkeys(r["pair"] for r in rows):
+        mine = [r for r in rows if r["pair"] == name]
         print(name, sum(r["found"] for r in mine), "of", len(mine), flush=True)
-    args.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

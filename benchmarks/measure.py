@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,12 @@ def machine() -> str:
     """The processor, the cores available to this process and the system, in one line."""
     memory = psutil.virtual_memory().total / 2**30
     return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
+
+
+def commit() -> str:
+    """The one that is checked out, or ``DASKREG_COMMIT`` where there is no repository."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return os.environ.get("DASKREG_COMMIT", found.stdout.strip()[:12])
 
 
 def _processor() -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 import traceback
@@ -24,6 +23,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from measure import commit
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -112,11 +112,6 @@ def say(row: dict[str, Any]) -> None:
     ROWS.append(row)
     print(json.dumps(row), flush=True)
     OUT.write_text(json.dumps(ROWS, indent=1) + "\n")
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    return os.environ.get("DASKREG_COMMIT", found.stdout.strip()[:12])
 
 
 def describe(device: str = "cuda") -> None:
