@@ -33,10 +33,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gigavoxel import FINE, Truth, volume
 from gpu_rank import LOSSES
+from measure import commit, machine
 
 import daskreg
 from daskreg.config import Config, Deformable
 from daskreg.grid import Grid
+from daskreg.kernels.device import Device
 from daskreg.storage import write_image
 
 RESULTS = Path(__file__).parent / "results"
@@ -56,6 +58,11 @@ def cluster(workers: int, device: str) -> Iterator[Client]:
     with made as there, Client(there, set_as_default=False) as client:
         client.wait_for_workers(workers, timeout=120)
         yield client
+
+
+def device_name(kind: str) -> str:
+    """Of the device of a worker."""
+    return Device(kind).name if kind == "cuda" else machine()
 
 
 def written(folder: str, shape: tuple[int, int, int], gpu: bool) -> tuple[str, str]:
@@ -105,8 +112,9 @@ def rows_of(shape_of: Any, case: str, given: argparse.Namespace) -> Iterator[dic
         shape = shape_of(gpus)
         with tempfile.TemporaryDirectory(dir=given.folder) as folder, cluster(gpus, given.device) as client:
             images = written(folder, shape, given.device == "cuda")
+            origin = {"commit": commit(), "device": next(iter(client.run(device_name, given.device).values()))}
             for name in given.losses.split(","):
-                row = {"case": case, "gpus": gpus, "shape": shape, "loss": name, "storage": given.storage}
+                row = origin | {"case": case, "gpus": gpus, "shape": shape, "loss": name, "storage": given.storage}
                 row |= {"residency": given.residency, "comm": given.comm, **measured(images, client, name, given)}
                 first.setdefault(name, row["ms"] * (1 if case.startswith("weak") else numbers[0]))
                 ideal = first[name] if case.startswith("weak") else first[name] / gpus

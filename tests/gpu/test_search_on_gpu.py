@@ -10,6 +10,7 @@ from daskreg.engine.initial import run_initial
 from daskreg.engine.report import Watch
 from daskreg.grid import Grid
 from daskreg.kernels.device import CPU, Device, host
+from daskreg.kernels.peaks.cpu import separate_peaks
 from daskreg.kernels.smoothing.whole_arrays import box_around, gaussian
 from tests.phantoms import blobs
 
@@ -59,3 +60,23 @@ def test_filters_of_whole_arrays_are_those_of_the_processor():
     np.testing.assert_allclose(host(gaussian(device.put(channels), sigma)), gaussian(channels, sigma), atol=1e-6)
     region = channels[0] > 2
     np.testing.assert_array_equal(host(box_around(device.put(region), reach)), box_around(region, reach))
+
+
+def test_peaks_of_maps_of_every_size_are_those_of_the_processor():
+    """From less than what a peak takes along every axis to more rows than a block has threads."""
+    device = Device("cuda")
+    device.use()
+    for shape, count in (((2, 3, 5, 4), 3), ((3, 40, 48, 45), 12), ((24, 64, 60, 66), 12)):
+        maps = np.random.default_rng(2).standard_normal(shape, np.float32)
+        expected = separate_peaks(maps.copy(), count)
+        for cpu, cuda in zip(expected, separate_peaks(device.put(maps), count), strict=True):
+            np.testing.assert_array_equal(cuda, cpu)
+
+
+def test_maps_without_a_number_end_the_search_for_peaks():
+    device = Device("cuda")
+    device.use()
+    at, values = separate_peaks(device.put(np.full((2, 4, 5, 6), np.nan, np.float32)), 1)
+    assert (at >= 0).all()
+    assert (at < np.array([4, 5, 6])[:, None, None]).all()
+    assert np.isnan(values).all()

@@ -28,6 +28,38 @@ def highest_of_row(weights, first, size):
     return found
 
 
+@formula
+def place_of(value, weights, first, size):
+    """Where the first of ``size`` values from ``first`` that equals ``value`` is; the last of them where none does, as of NaN."""
+    x = int32(0)
+    while x < size - int32(1) and weights[first + x] != value:
+        x = x + int32(1)
+    return x
+
+
+@formula
+def beside(k, step, size):
+    """The index ``step - PEAK_DISTANCE`` from k along a periodic axis."""
+    return (k + step + (size - int32(1)) * int32(PEAK_DISTANCE)) % size
+
+
+def highest_of_block(threads: int) -> Any:
+    """Returns a formula that brings the highest of a block's values, of equal ones that of the first row, to the first thread."""
+
+    @formula
+    def reduce(best, where, t):
+        half = int32(threads // 2)
+        while half > int32(0):
+            if t < half:
+                other, line = best[t + half], where[t + half]
+                if (other > best[t]) | ((other == best[t]) & (line < where[t])):
+                    best[t], where[t] = other, line
+            cuda.syncthreads()
+            half = half // int32(2)
+
+    return reduce
+
+
 @cooperative_kernel(launch_bounds=(1024, 1))
 def separate_peaks_of_maps() -> Callable[..., None]:
     """``peaks.cpu.separate_peaks``; one block for each map.
@@ -35,50 +67,35 @@ def separate_peaks_of_maps() -> Callable[..., None]:
     planes, rows, columns: int32, of a map;  maps: (C, voxels of a map) float32;  highest: (C, planes * rows) float32, for the
     highest value of every row;  at: (count, C) int32, voxels of the peaks, and values: (count, C) float32
     """
-    threads, distance, near, taken = THREADS, int32(PEAK_DISTANCE), int32(NEAR), TAKEN
+    threads, near, reduce = THREADS, int32(NEAR), highest_of_block(THREADS)
 
     def body(planes, rows, columns, maps, highest, at, values):
         best = cuda.shared.array(threads, float32)
         where = cuda.shared.array(threads, int32)
-        m, t = int32(cuda.blockIdx.x), int32(cuda.threadIdx.x)
+        m, t, step = int32(cuda.blockIdx.x), int32(cuda.threadIdx.x), int32(threads)
         weights, maxima, lines = maps[m], highest[m], planes * rows
-        for line in range(t, lines, int32(threads)):
+        for line in range(t, lines, step):
             maxima[line] = highest_of_row(weights, line * columns, columns)
         cuda.syncthreads()
         for k in range(at.shape[0]):
-            value, first = maxima[0], int32(0)
-            for line in range(t, lines, int32(threads)):
-                if maxima[line] > value:
-                    value, first = maxima[line], line
-            best[t], where[t] = value, first
+            best[t], where[t] = maxima[0], int32(0)
+            for line in range(t, lines, step):
+                if maxima[line] > best[t]:
+                    best[t], where[t] = maxima[line], line
             cuda.syncthreads()
-            half = int32(threads // 2)
-            while half > int32(0):
-                if t < half:
-                    other, line = best[t + half], where[t + half]
-                    if (other > best[t]) | ((other == best[t]) & (line < where[t])):
-                        best[t], where[t] = other, line
-                cuda.syncthreads()
-                half = half // int32(2)
+            reduce(best, where, t)
             value, line = best[0], where[0]
-            x = int32(0)
-            while maps[m, line * columns + x] != value:  # every thread by itself: all read the same
-                x = x + int32(1)
-            cuda.syncthreads()  # before it is taken
-            z, y = line // rows, line % rows
+            z, y, x = line // rows, line % rows, place_of(value, weights, line * columns, columns)
+            cuda.syncthreads()  # all threads have found x by themselves
             if t == int32(0):
                 at[k, m], values[k, m] = line * columns + x, value
-            for one in range(t, near * near * near, int32(threads)):
-                i, j = one // (near * near), one // near % near
-                kz = (z + i + (planes - int32(1)) * distance) % planes
-                ky = (y + j + (rows - int32(1)) * distance) % rows
-                kx = (x + one % near + (columns - int32(1)) * distance) % columns
-                weights[(kz * rows + ky) * columns + kx] = taken
+            for one in range(t, near * near * near, step):
+                row = beside(z, one // (near * near), planes) * rows + beside(y, one // near % near, rows)
+                weights[row * columns + beside(x, one % near, columns)] = TAKEN
             cuda.syncthreads()
-            for one in range(t, near * near, int32(threads)):
-                kz = (z + one // near + (planes - int32(1)) * distance) % planes
-                ky = (y + one % near + (rows - int32(1)) * distance) % rows
-                maxima[kz * rows + ky] = highest_of_row(weights, (kz * rows + ky) * columns, columns)
+            for one in range(t, near * near, step):
+                row = beside(z, one // near, planes) * rows + beside(y, one % near, rows)
+                maxima[row] = highest_of_row(weights, row * columns, columns)
             cuda.syncthreads()
 
     return body
