@@ -260,7 +260,7 @@ def _judged(
     started = job.begin is not None or not np.array_equal(job.start, np.eye(4))
     verdict = judge(evidence, [report.as_dict() for report in outcome.levels], folded, measures, started=started, masks=masks)
     z, y, x = (job.order.index(axis) for axis in range(3))
-    return replace(verdict, matched=MatchMap(states, pair.factors).transpose((z, y, x)).as_dict()).as_dict()
+    return replace(verdict, matched=MatchMap(pair.of_whole(states), pair.factors).transpose((z, y, x)).as_dict()).as_dict()
 
 
 def _metrics(job: RankJob, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> dict[str, Any]:

@@ -18,14 +18,19 @@ from daskreg.engine.planes import Planes, on
 from daskreg.engine.report import Outcome
 from daskreg.engine.source_images import SourceImage
 from daskreg.engine.upsampled import UpsampledField
-from daskreg.grid import Grid, Index, Span, shrink_factors
+from daskreg.grid import Grid, Index, Region, Span, shrink_factors
 from daskreg.kernels.device import host
 from daskreg.planning import Plan
+from daskreg.transforms.linear import transform_points
 
 Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 SIZE = 32  # voxels along an edge of a cube as large as the smaller image
 MOST = 2  # times the voxels of that cube: the fixed level has no more; along an axis at most 2 SIZE
+# How often the fixed image has the moving one's volume from which on that level is a part of it: what the moving image covers and
+# RIM voxels around that, of a level of the whole one that has at most WHOLE voxels. That box, around an image that may be turned,
+# has up to MOST_OF_PART times the voxels of the cube; along an axis both have at most 4 SIZE
+LARGER, WHOLE, MOST_OF_PART, RIM = 8.0, 1 << 21, 8, 5
 SLAB = 32  # planes averaged together
 
 
@@ -37,12 +42,18 @@ class CoarseImage:
     grid: Grid
     weight: Array | None = None
 
+    def part(self, region: Region) -> CoarseImage:
+        """Some of its voxels."""
+        weight = None if self.weight is None else self.weight[region.slices]
+        return CoarseImage(self.voxels[region.slices], self.grid.crop(region), weight)
+
 
 @dataclass(frozen=True)
 class CoarsePair:
     """Both images, the world map that was found, and the displacement (3, Z, Y, X) in voxels of the fixed level, or None.
 
-    factors: fine voxels of the fixed image in a coarse one
+    factors: fine voxels of the fixed image in a coarse one;  region: of the whole image's coarse voxels those of ``fixed``;
+    whole: how many there are
     """
 
     fixed: CoarseImage
@@ -50,6 +61,14 @@ class CoarsePair:
     world: Matrix
     displacement: Array | None
     factors: Index
+    region: Region
+    whole: Index
+
+    def of_whole(self, states: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A map of ``fixed`` as one of the whole image, 0 where nothing was judged."""
+        found = np.zeros(self.whole, np.uint8)
+        found[self.region.slices] = states
+        return found
 
     def sample(self, world: Matrix, u: Array | None = None, rim: int = 0) -> tuple[Array, Array]:
         """Moved and its weights at W (x + u(x)), on the fixed level and ``rim`` voxels around it.
@@ -75,7 +94,9 @@ def coarse_pair(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm:
     factors = coarse_factors(plan.fixed, plan.moving, outcome.affine)
     fixed, moving = (_coarse(image, k, comm) for image, k in zip(images, factors, strict=True))
     u = None if outcome.displacement is None else _coarse_displacement(outcome.displacement, outcome.block, factors[0], comm)
-    return CoarsePair(fixed, moving, outcome.affine, u, factors[0])
+    region, whole = _judged(fixed.grid, plan.moving, outcome.affine), fixed.grid.shape
+    part = None if u is None else u[(slice(None), *region.slices)]
+    return CoarsePair(fixed.part(region), moving, outcome.affine, part, factors[0], region, whole)
 
 
 def _coarse_displacement(u: Planes, block: Block, factors: Index, comm: Communicator) -> Array:
@@ -101,16 +122,36 @@ def _displacement_means(parts: list[list[Any]], block: Block, factors: Index, co
 
 def coarse_factors(fixed: Grid, moving: Grid, world: Matrix) -> tuple[Index, Index]:
     """Of both images, whose coarse voxels are then about as large as each other."""
-    scale = abs(float(np.linalg.det(world[:3, :3]))) ** (1 / 3)
+    scale = _scale(world)
     edges = [float(np.prod(g.extent)) ** (1 / 3) for g in (fixed, moving)]
     voxel = min(edges[0], edges[1] / scale) / SIZE
-    while not _small(_trimmed(fixed, f := shrink_factors(fixed, voxel)).shape) and max(f) < max(fixed.shape):
+    while not _fits(_trimmed(fixed, f := shrink_factors(fixed, voxel)), moving, world) and max(f) < max(fixed.shape):
         voxel *= 1.1
     return f, shrink_factors(moving, voxel * scale)
 
 
-def _small(shape: Index) -> bool:
-    return math.prod(shape) <= MOST * SIZE**3 and max(shape) <= 2 * SIZE
+def _scale(world: Matrix) -> float:
+    return float(abs(float(np.linalg.det(world[:3, :3]))) ** (1 / 3))
+
+
+def _fits(level: Grid, moving: Grid, world: Matrix) -> bool:
+    """Whether a level of the fixed image, or what is judged of it, has few enough voxels."""
+    part = _judged(level, moving, world)
+    if part.shape == level.shape:
+        return math.prod(level.shape) <= MOST * SIZE**3 and max(level.shape) <= 2 * SIZE
+    return part.size <= MOST_OF_PART * SIZE**3 and math.prod(level.shape) <= WHOLE and max(level.shape) <= 4 * SIZE
+
+
+def _judged(level: Grid, moving: Grid, world: Matrix) -> Region:
+    """The voxels of a level of the fixed image that are judged: all, or around the moving image where that is far smaller."""
+    whole = Region((0, 0, 0), level.shape)
+    if float(np.prod(level.extent)) * _scale(world) ** 3 < LARGER * float(np.prod(moving.extent)):
+        return whole
+    corners = level.to_index(transform_points(np.asarray(np.linalg.inv(world), np.float64), moving.corners()))
+    # within the whole level, wherever a map that went astray leads
+    low, high = np.clip([np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)) + 1], 0, level.shape).astype(int)
+    part = Region.of(map(int, low), map(int, high)).grow(RIM) & whole
+    return part if part.size else whole
 
 
 def _trimmed(grid: Grid, factors: Index) -> Grid:

@@ -51,7 +51,7 @@ class Evidence:
     the median and the largest of other poses, and the mean of shuffled blocks; rival: the best of other poses after a
     refinement, as a part of what is found here, 0 where the share of the pose or edges leave no doubt; edges, edge_rival:
     agreement of edges of the pose and of the best other one that a small search finds, 0 where the share leaves no doubt or
-    another pose is as alike; overlap: part of the smaller image; textured: part of the fixed image; windows: independent ones
+    another pose is as alike; overlap: part of the smaller image; textured: part of the fixed level; windows: independent ones
     in the textured part that both images cover; stretch: largest factor, or one over the smallest, by which the affine map
     changes a length beyond the initial map; shape: of the level; drift: voxels of the level, in the mean, that a refinement by
     edges moves the result; drift_edges, drifted_edges: agreement of smoothed edges before and after that

@@ -127,7 +127,7 @@ def _support(e: Evidence) -> Iterator[_Reason]:
     if e.windows < MINIMUM_WINDOWS:
         yield _Reason(
             "doubtful",
-            f"too little to judge: the part with texture that both images cover has room for {e.windows:.0f} independent "
+            f"too little to judge: the part with texture that both images cover has room for {int(e.windows)} independent "
             f"windows, and {MINIMUM_WINDOWS} are needed",
         )
     if e.overlap < MINIMUM_OVERLAP:

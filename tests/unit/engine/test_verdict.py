@@ -42,7 +42,7 @@ def without_edges(monkeypatch):
 
 def _pair(moving, world, u=None, fixed=FIXED, masks=(None, None)):
     plan = _Plan()
-    plan.fixed = plan.moving = Grid(fixed.shape)
+    plan.fixed, plan.moving = Grid(fixed.shape), Grid(moving.shape)
     images = tuple(Image.whole(v, Grid(v.shape), m) for v, m in zip((fixed, moving), masks, strict=True))
     outcome = Outcome(world, None if u is None else ArrayPlanes(u, 0), [], Block(fixed.shape, Partition.of(fixed.shape[0], 1)))
     return coarse_pair(plan, outcome, images, SingleRank())
@@ -205,6 +205,44 @@ def test_a_single_plane_is_judged():
     plane = blobs((9, 96, 90), 2)[4:5]
     assert status(plane, fixed=plane) == "ok"
     assert status(np.ascontiguousarray(plane[:, ::-1]), fixed=plane) == "failed"
+
+
+LARGE = blobs((80, 88, 84), 2)
+CORNER = np.array([40.0, 16, 30])
+PIECE = LARGE[40:64, 16:40, 30:54].copy()  # a forty-third of it
+
+
+@pytest.mark.parametrize(("off", "expected"), [((0, 0, 0), "ok"), ((0, 3, 0), "failed"), ((-9, 4, 12), "failed")])
+def test_a_piece_of_a_large_image_is_judged_in_detail(off, expected):
+    pair = _pair(PIECE, translation(np.array(off) - CORNER), fixed=LARGE)
+    found, states = gather_evidence(pair, pair.world)
+    assert max(pair.factors) <= 2
+    assert found.windows > MINIMUM_WINDOWS
+    assert judge(found, []).status == expected
+    whole = pair.of_whole(states)
+    assert whole.shape == tuple(n // k for n, k in zip(LARGE.shape, pair.factors, strict=True))
+    covered = np.zeros(whole.shape, bool)
+    z, y, x = (slice(int(c) - o, int(c) - o + 24) for c, o in zip(CORNER, off, strict=True))
+    covered[tuple(slice(s.start // k, -(-s.stop // k)) for s, k in zip((z, y, x), pair.factors, strict=True))] = True
+    assert whole[covered].any()
+    assert not whole[~covered].any()
+
+
+def test_a_piece_is_judged_with_its_displacement_and_mask():
+    """A displacement of two voxels, that the map lacks; what the mask leaves out does not match."""
+    moved = np.array([0, 2.0, 0])
+    u = np.zeros((3, *LARGE.shape), np.float32)
+    u[1] = 2
+    mask, spoilt = np.ones(LARGE.shape, np.float32), LARGE.copy()
+    mask[40:46], spoilt[40:46] = 0, 1
+    pair = _pair(PIECE, translation(-CORNER - moved), u, spoilt, (mask, None))
+    assert pair.displacement.shape[1:] == pair.fixed.voxels.shape == pair.fixed.weight.shape
+    assert judge(gather_evidence(pair, pair.world)[0], []).status == "ok"
+
+
+def test_a_piece_that_a_map_takes_out_of_the_large_image_is_not_ok():
+    pair = _pair(PIECE, translation(-CORNER + 500), fixed=LARGE)
+    assert judge(gather_evidence(pair, pair.world)[0], []).status != "ok"
 
 
 @pytest.mark.parametrize("cuts", [(11,), (3, 3, 20)])
