@@ -20,10 +20,9 @@ from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss, run_linear
 from daskreg.engine.pose_search import PoseSearch, pose_levels
 from daskreg.engine.report import LevelReport, Watch
-from daskreg.engine.search_lattice import SearchLattice, search_voxel
+from daskreg.engine.search_lattice import SearchLattice, nothing_found, search_voxel
 from daskreg.engine.shared_out import SharedOut
 from daskreg.engine.threads import in_threads
-from daskreg.errors import NoOverlap
 from daskreg.grid import Grid, Index, nearest_scale, shrink_factors
 from daskreg.kernels.device import host
 from daskreg.planning import Level
@@ -110,10 +109,7 @@ def run_search(
     tasks = lattice.tasks()
     found = _correlated(lattice, tasks, shared, watch)
     if not found:
-        raise NoOverlap(
-            f"the global search found no shift at which {stage.overlap:.0%} of the smaller image is covered and alike; "
-            "check that both show the same thing, or lower 'overlap'."
-        )
+        raise nothing_found(stage, images)
     starts = [RefinedCandidate(w) for w in _header_starts(images, world)]
     refined = _refined(stage, images, starts, [RefinedCandidate(lattice.world(tasks[k], c)) for k, c in found], shared, watch)
     best = refined[0]

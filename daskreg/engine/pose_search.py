@@ -27,9 +27,9 @@ from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.engine.report import LevelReport, Watch
 from daskreg.engine.rotation_lattice import IDENTITY, ROW, RotationLattice
+from daskreg.engine.search_lattice import nothing_found
 from daskreg.engine.shared_out import SharedOut
 from daskreg.engine.threads import require_going_on
-from daskreg.errors import NoOverlap
 from daskreg.grid import Index, nearest_scale, shrink_factors
 from daskreg.kernels.device import host
 from daskreg.planning import Level
@@ -156,7 +156,8 @@ class PoseSearch:
         """Weights of all candidates, and the best after a refinement; offset: see ``RotationLattice``. Raises NoOverlap."""
         candidates = {filled: self._correlated(filled, offset) for filled in self._variants()}
         scores = np.concatenate([poses.weight for poses in candidates.values()])
-        self._require(scores)
+        if not scores.size:
+            raise nothing_found(self.stage, self.images)
         refined = {filled: self._refined(filled, poses) for filled, poses in candidates.items()}
         best = max(refined, key=lambda filled: float(refined[filled].weight.max()))
         return scores, self._ranked(refined | {best: self._explored(best, refined[best])})
@@ -167,13 +168,6 @@ class PoseSearch:
         f, m = (shrink_factors(i.grid, size) for i in self.images)
         level = Level.alone(1, f, m, self.images[0].grid, self.images[1].grid, 1)
         return LinearLoss(Rigid(similarity=NGF()), level, self.images, SingleRank()).perfect(self.first)
-
-    def _require(self, scores: NDArray[np.float64]) -> None:
-        if not scores.size:
-            raise NoOverlap(
-                f"the global search found no shift at which {self.stage.overlap:.0%} of the smaller image is covered and alike; "
-                "check that both show the same thing, or lower 'overlap'."
-            )
 
     def _variants(self) -> tuple[bool, ...]:
         """Whether to leave out what may be filling: both, where there may be some."""

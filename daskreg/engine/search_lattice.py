@@ -4,6 +4,7 @@ correlation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from daskreg.engine.edge_images import lattice_around, part_of, sampled
 from daskreg.engine.images import Image
 from daskreg.engine.report import Watch
 from daskreg.engine.threads import in_threads
+from daskreg.errors import NoOverlap
 from daskreg.grid import Grid
 from daskreg.kernels.compiler.host_launch import thread_count
 from daskreg.transforms.linear import linear_about, translation
@@ -28,6 +30,15 @@ Matrix = NDArray[np.float64]
 def search_voxel(stage: Search, images: tuple[Image, Image]) -> float:
     """Edge of a voxel of the search, in the fixed image's world."""
     return max(float(i.grid.extent.max()) for i in images) / stage.size
+
+
+def nothing_found(stage: Search, images: tuple[Image, Image]) -> NoOverlap:
+    """The error of a search that no candidate survives."""
+    z, y, x = min((i.grid.shape for i in images), key=math.prod)
+    return NoOverlap(
+        f"the global search found no shift at which {stage.overlap:.0%} of the smaller image ({z} x {y} x {x} voxels) is covered "
+        "and alike; check that both show the same thing and have enough voxels to show it, or lower 'overlap'."
+    )
 
 
 class SearchLattice:

@@ -15,6 +15,7 @@ from daskreg.engine.initial import run_initial
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
 from daskreg.engine.rotation_lattice import PEAKS
+from daskreg.errors import NoOverlap
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
 from daskreg.transforms.linear import linear_about, transform_points, translation
@@ -115,6 +116,13 @@ def test_a_linear_stage_leaves_out_what_a_search_of_all_rotations_has_compared()
     assert scales(small, fine) == scales(Grid((20, 20, 20)), fine) == [(1, 3)]
     for before in ((), (Search(),), (fine, Rigid(scales=(1,), iterations=(1,)))):
         assert scales(small, *before) == [(4, 1), (2, 2), (1, 3)]
+
+
+def test_images_of_few_voxels_are_refused_with_their_size():
+    voxels = np.random.default_rng(0).random((2, 2, 2), np.float32)
+    images = Image.whole(voxels, Grid(voxels.shape)), Image.whole(voxels[::-1].copy(), Grid(voxels.shape))
+    with pytest.raises(NoOverlap, match=r"2 x 2 x 2 voxels.*enough voxels"):
+        run_initial(Search(rotations="fine"), images, np.eye(4), SingleRank(), Watch())
 
 
 @pytest.mark.slow
