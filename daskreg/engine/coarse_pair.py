@@ -198,8 +198,10 @@ def _over_planes(parts: list[Any], plane: tuple[int, ...], factors: Index, slabs
     first = slabs[comm.rank].start
     planes = gather_planes(comm, slabs, [whole] * comm.size, mine, first, "images") if comm.size > 1 else mine
     count = len(planes) // factors[0]
-    blocks = planes[: count * factors[0]].reshape(count, factors[0], *columns).astype(np.float64).sum(axis=1)
-    return np.asarray(blocks / math.prod(factors), np.float32)
+    sums = np.empty((count, *columns))
+    for k in range(count):  # one after the other: all planes in double precision would take twice their memory
+        sums[k] = planes[k * factors[0] : (k + 1) * factors[0]].astype(np.float64).sum(axis=0)
+    return np.asarray(sums / math.prod(factors), np.float32)
 
 
 def plane_sums(planes: Any, factors: Index) -> Any:
