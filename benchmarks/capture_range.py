@@ -276,6 +276,15 @@ def error(pair: Pair, world: Matrix) -> float:
     return float(apart.mean() / np.prod(pair.fixed_grid.spacing) ** (1 / 3))
 
 
+def described(pair: Pair, index: int, pose: Pose) -> dict[str, Any]:
+    """What a row says of its pose."""
+    return {
+        "pair": pair.name, "pose": index, "angle": round(pose.angle, 1), "overlap": round(pose.overlap, 3),
+        "shift": round(float(np.linalg.norm(pose.shift)) / float(pair.fixed_grid.extent.max()), 3),
+        "resampled": pose.resampled,
+    }  # fmt: skip
+
+
 def measure(pair: Pair, index: int, pose: Pose, config: Config, device: Device = CPU) -> dict[str, Any]:
     """One row."""
     placed = posed(pair, pose)
@@ -286,11 +295,9 @@ def measure(pair: Pair, index: int, pose: Pose, config: Config, device: Device =
     errors = [round(error(case, m), 3) for m in maps]
     search = next((r for r in reports if r.stage == "search"), None)
     return {
-        "pair": pair.name, "pose": index, "angle": round(pose.angle, 1), "overlap": round(pose.overlap, 3),
-        "resampled": pose.resampled, "truth_moved": round(error(placed, case.truth), 3),
-        "shift": round(float(np.linalg.norm(pose.shift)) / float(pair.fixed_grid.extent.max()), 3), "errors": errors,
+        **described(pair, index, pose), "truth_moved": round(error(placed, case.truth), 3), "errors": errors,
         "found": errors[-1] <= 1, "seconds": round(seconds, 2), "search_seconds": round(search.seconds, 2) if search else 0,
-        "search": told(search.detail) if search else {},
+        "search": condensed(search.detail) if search else {},
     }  # fmt: skip
 
 
@@ -318,10 +325,8 @@ def measure_opponent(
         ras = read_matrix(found["matrix"])
     off = error(placed, reversed_axes(FLIP @ ras @ FLIP))
     return {
-        "pair": pair.name, "pose": index, "angle": round(pose.angle, 1), "overlap": round(pose.overlap, 3), "program": name,
-        "shift": round(float(np.linalg.norm(pose.shift)) / float(pair.fixed_grid.extent.max()), 3),
-        "resampled": pose.resampled, "errors": [round(off, 3)], "found": off <= 1, "seconds": found["wall"],
-        "version": found["version"],
+        **described(pair, index, pose), "program": name, "errors": [round(off, 3)], "found": off <= 1,
+        "seconds": found["wall"], "version": found["version"],
     }  # fmt: skip
 
 
@@ -343,7 +348,7 @@ def rows_of(pair: Pair, index: int, pose: Pose, config: Config, args: argparse.N
         yield measure_opponent(pair, index, pose, name, args.opponents_home, extra[name], truth)
 
 
-def told(search: dict[str, Any]) -> dict[str, Any]:
+def condensed(search: dict[str, Any]) -> dict[str, Any]:
     """What a search says of itself, with four digits, and of its refined candidates the best three."""
     if not search:
         return {}

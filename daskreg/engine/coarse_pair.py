@@ -21,7 +21,7 @@ from daskreg.engine.upsampled import UpsampledField
 from daskreg.grid import Grid, Index, Region, Span, shrink_factors
 from daskreg.kernels.device import host
 from daskreg.planning import Plan
-from daskreg.transforms.linear import transform_points
+from daskreg.transforms.linear import scale_of, transform_points
 
 Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -94,7 +94,7 @@ def coarse_pair(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm:
     factors = coarse_factors(plan.fixed, plan.moving, outcome.affine)
     fixed, moving = (_coarse(image, k, comm) for image, k in zip(images, factors, strict=True))
     u = None if outcome.displacement is None else _coarse_displacement(outcome.displacement, outcome.block, factors[0], comm)
-    region, whole = _judged(fixed.grid, plan.moving, outcome.affine), fixed.grid.shape
+    region, whole = _covered(fixed.grid, plan.moving, outcome.affine), fixed.grid.shape
     part = None if u is None else u[(slice(None), *region.slices)]
     return CoarsePair(fixed.part(region), moving, outcome.affine, part, factors[0], region, whole)
 
@@ -122,7 +122,7 @@ def _displacement_means(parts: list[list[Any]], block: Block, factors: Index, co
 
 def coarse_factors(fixed: Grid, moving: Grid, world: Matrix) -> tuple[Index, Index]:
     """Of both images, whose coarse voxels are then about as large as each other."""
-    scale = _scale(world)
+    scale = scale_of(world)
     edges = [float(np.prod(g.extent)) ** (1 / 3) for g in (fixed, moving)]
     voxel = min(edges[0], edges[1] / scale) / SIZE
     while not _fits(_trimmed(fixed, f := shrink_factors(fixed, voxel)), moving, world) and max(f) < max(fixed.shape):
@@ -130,22 +130,18 @@ def coarse_factors(fixed: Grid, moving: Grid, world: Matrix) -> tuple[Index, Ind
     return f, shrink_factors(moving, voxel * scale)
 
 
-def _scale(world: Matrix) -> float:
-    return float(abs(float(np.linalg.det(world[:3, :3]))) ** (1 / 3))
-
-
 def _fits(level: Grid, moving: Grid, world: Matrix) -> bool:
     """Whether a level of the fixed image, or what is judged of it, has few enough voxels."""
-    part = _judged(level, moving, world)
+    part = _covered(level, moving, world)
     if part.shape == level.shape:
         return math.prod(level.shape) <= MOST * SIZE**3 and max(level.shape) <= 2 * SIZE
     return part.size <= MOST_OF_PART * SIZE**3 and math.prod(level.shape) <= WHOLE and max(level.shape) <= 4 * SIZE
 
 
-def _judged(level: Grid, moving: Grid, world: Matrix) -> Region:
+def _covered(level: Grid, moving: Grid, world: Matrix) -> Region:
     """The voxels of a level of the fixed image that are judged: all, or around the moving image where that is far smaller."""
     whole = Region((0, 0, 0), level.shape)
-    if float(np.prod(level.extent)) * _scale(world) ** 3 < LARGER * float(np.prod(moving.extent)):
+    if float(np.prod(level.extent)) * scale_of(world) ** 3 < LARGER * float(np.prod(moving.extent)):
         return whole
     corners = level.to_index(transform_points(np.asarray(np.linalg.inv(world), np.float64), moving.corners()))
     # within the whole level, wherever a map that went astray leads

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from daskreg.engine.coarse_pair import CoarsePair
 from daskreg.engine.edge_images import ComparedPart, near_object, tensor_field
 from daskreg.grid import Grid
+from daskreg.transforms.linear import scale_of
 from daskreg.transforms.pose_refinement import PoseRefinement
 
 Array = NDArray[np.float32]
@@ -46,12 +47,12 @@ def find_drift(pair: CoarsePair, u: Array | None, compared: NDArray[np.bool_], *
     voxel = float(np.prod(grid.spacing)) ** (1 / 3)
     moving, world = _moving(pair, u)
     parts = _part(grid, pair.fixed.voxels, pair.fixed.weight, voxel), _part(moving.grid, moving.voxels, moving.weight, voxel)
-    fixed, other = (tensor_field(part, size) for part, size in zip(parts, (voxel, voxel * _scale(world)), strict=True))
+    fixed, other = (tensor_field(part, size) for part, size in zip(parts, (voxel, voxel * scale_of(world)), strict=True))
     refinement = PoseRefinement(fixed, other, scaled=scaled)
     before, after = (refinement.refined(world[None], steps) for steps in (0, STEPS))
     points = grid.to_world(_some(np.argwhere(compared)))
     apart = _mapped(after.world[0], points) - _mapped(world, points)
-    distance = float(np.linalg.norm(apart, axis=1).mean()) / (voxel * _scale(world))
+    distance = float(np.linalg.norm(apart, axis=1).mean()) / (voxel * scale_of(world))
     return Drift(distance, float(before.weight[0]), float(after.weight[0]))
 
 
@@ -81,7 +82,3 @@ def _some(index: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _mapped(world: Matrix, points: Matrix) -> Matrix:
     return np.asarray(points @ world[:3, :3].T + world[:3, 3])
-
-
-def _scale(world: Matrix) -> float:
-    return float(np.cbrt(abs(np.linalg.det(world[:3, :3]))))

@@ -15,7 +15,7 @@ from daskreg.engine.pose_search import lattice_bounds
 from daskreg.engine.report import Watch
 from daskreg.engine.rotation_lattice import RotationLattice
 from daskreg.kernels.device import CPU
-from daskreg.transforms.linear import transform_points
+from daskreg.transforms.linear import scale_of, transform_points
 from daskreg.transforms.pose_refinement import PoseRefinement, Poses
 from daskreg.transforms.search import padded_shape
 
@@ -54,7 +54,7 @@ def edge_rivals(pair: CoarsePair, start: Matrix) -> EdgeRivals:
         refinement = PoseRefinement(fixed, moving, scaled=False)
         found = refinement.refined(np.concatenate([own, found.world[found.distinct(corners, voxel, most)]]), STEPS)
         own = found.world[:1]
-    unit = voxel * _scale(pair.world)
+    unit = voxel * scale_of(pair.world)
     apart = np.linalg.norm(points_of(found.world, corners) - transform_points(pair.world, corners), axis=2).mean(axis=1) / unit
     if apart[0] > STAYED:  # better a little further: what is found there is another pose
         here = float(refinement.refined(pair.world[None], 0).weight[0])
@@ -74,9 +74,9 @@ def _correlated(pair: CoarsePair, start: Matrix, parts: tuple[ComparedPart, Comp
     """The best shifts for rotations around the result's, and around the initial map's at the result's scale."""
     rows = []
     for world, turns in zip((pair.world, start), TURNS, strict=True):
-        linear = world[:3, :3] / _scale(world)
+        linear = world[:3, :3] / scale_of(world)
         u, _, v = np.linalg.svd(linear)
-        lattice = RotationLattice(STAGE, parts, u @ v * _scale(pair.world), voxel)
+        lattice = RotationLattice(STAGE, parts, u @ v * scale_of(pair.world), voxel)
         rows += lattice.correlate(lattice.turns[:turns], CPU, Watch())
     found = np.concatenate(rows)
     found = found[found[:, 0] > 0]
@@ -91,12 +91,8 @@ def _part(image: CoarseImage, voxel: float) -> ComparedPart:
 
 def _voxel(pair: CoarsePair) -> float:
     """Edge of the lattice's voxels, in the fixed image's world."""
-    extents = pair.fixed.grid.extent, pair.moving.grid.extent / _scale(pair.world)
+    extents = pair.fixed.grid.extent, pair.moving.grid.extent / scale_of(pair.world)
     voxel = float(min(np.prod(e) ** (1 / 3) for e in extents)) / SIZE
     while math.prod(padded_shape(*lattice_bounds(extents, voxel), STAGE.overlap)) > LARGEST_TRANSFORM:
         voxel *= 1.05
     return voxel
-
-
-def _scale(world: Matrix) -> float:
-    return float(np.cbrt(abs(np.linalg.det(world[:3, :3]))))

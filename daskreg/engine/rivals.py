@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from daskreg.engine.coarse_pair import CoarseImage, CoarsePair
-from daskreg.transforms.linear import linear_about, transform_points, translation
+from daskreg.transforms.linear import linear_about, scale_of, transform_points, translation
 
 Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -56,7 +56,7 @@ def best_rival(
     for start in starts[:REFINED]:
         world = _refined(small, start, middle, coarse)
         apart = transform_points(world, corners) - transform_points(pair.world, corners)
-        if float(np.linalg.norm(apart, axis=1).mean()) > APART * edge * _scale(pair.world):
+        if float(np.linalg.norm(apart, axis=1).mean()) > APART * edge * scale_of(pair.world):
             moved, weight = pair.sample(world)
             found.append(merit(*compare(moved, weight)))
     return max(found)
@@ -83,7 +83,3 @@ def _refined(pair: CoarsePair, start: Matrix, middle: Matrix, compare: Compare) 
     options: Any = {"maxiter": ITERATIONS, "eps": STEP, "maxls": 6}
     found = minimize(loss, np.zeros(6), method="L-BFGS-B", options=options)
     return world(found.x)
-
-
-def _scale(world: Matrix) -> float:
-    return float(np.cbrt(abs(np.linalg.det(world[:3, :3]))))

@@ -38,6 +38,11 @@ def linear_about(center: NDArray[np.float64], linear: NDArray[np.float64]) -> Ma
     return m
 
 
+def scale_of(world: Matrix) -> float:
+    """The factor by which a map (4, 4) changes lengths, in the mean: the cube root of that of volumes."""
+    return float(np.cbrt(abs(np.linalg.det(world[:3, :3]))))
+
+
 def transform_points(matrix: Matrix, points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Apply a (4, 4) to points (..., 3), z, y, x."""
     return np.asarray(points @ matrix[:3, :3].T + matrix[:3, 3])

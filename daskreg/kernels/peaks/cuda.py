@@ -1,4 +1,4 @@
-"""The peaks of maps on a GPU: a block for each map, without a word from the host between two peaks."""
+"""The peaks of maps on a GPU: a block for each map, and no transfer to the host between two peaks."""
 
 from __future__ import annotations
 
