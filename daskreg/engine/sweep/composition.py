@@ -46,7 +46,7 @@ class Composition:
         """Compose with the last direction, without a new gradient."""
         if state.length is not None:
             only = self.pipeline.iterations([state.length], self.clock)
-            for _, one, slab in self.pipeline.sweep(only):
+            for _, one, slab in self.pipeline.sweep(only, final=True):
                 self.compose(state, one, slab)
             self.pipeline.finish()
             state.length = None

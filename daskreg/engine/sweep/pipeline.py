@@ -51,8 +51,11 @@ class Pipeline:
         zeros, several = self.loop.block.device.xp.zeros, enumerate(zip(self.buffers, lengths, strict=False))
         return [SweptIteration(b, clock + np.int32(k), length, zeros(1, np.float32)) for k, (b, length) in several]
 
-    def sweep(self, iterations: Sequence[SweptIteration]) -> Iterator[tuple[int, SweptIteration, Slab]]:
-        """What is to be done: the number of a step, an iteration, and its slab, which is there, and has to be done with then."""
+    def sweep(self, iterations: Sequence[SweptIteration], *, final: bool = False) -> Iterator[tuple[int, SweptIteration, Slab]]:
+        """What is to be done: the number of a step, an iteration, and its slab, which is there, and has to be done with then.
+
+        final: no sweep is likely to follow, and nothing is read for one
+        """
         steps = self.loop.steps[len(iterations) - 1]
         for k, one in enumerate(iterations):
             one.buffers.begin([step.slabs[k] for step in steps], last=one is iterations[-1])
@@ -61,7 +64,7 @@ class Pipeline:
             for one, slab in zip(iterations, step.slabs, strict=True):
                 if slab is not None:
                     one.buffers.move(slab)
-                if one is iterations[0] and step is steps[-1]:
+                if one is iterations[0] and step is steps[-1] and not final:
                     self._begin_next(step)
                 if slab is not None:
                     yield number, one, slab
