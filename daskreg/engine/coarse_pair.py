@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from daskreg.comm import Communicator
+from daskreg.engine.edge_images import grown
+from daskreg.engine.filling import Filling, holds
 from daskreg.engine.halo import Block, gather_planes
 from daskreg.engine.images import Image
 from daskreg.engine.planes import Planes, on
@@ -28,15 +30,15 @@ Matrix = NDArray[np.float64]
 SIZE = 32  # voxels along an edge of a cube as large as the smaller image
 MOST = 2  # times the voxels of that cube: the fixed level has no more; along an axis at most 2 SIZE
 # How often the fixed image has the moving one's volume from which on that level is a part of it: what the moving image covers and
-# RIM voxels around that, of a level of the whole one that has at most WHOLE voxels. That box, around an image that may be turned,
-# has up to MOST_OF_PART times the voxels of the cube; along an axis both have at most 4 SIZE
+# RIM voxels around that. Where this or filling leaves a part, the level of the whole image has at most WHOLE voxels. That box,
+# around an image that may be turned, has up to MOST_OF_PART times the voxels of the cube; along an axis both have at most 4 SIZE
 LARGER, WHOLE, MOST_OF_PART, RIM = 8.0, 1 << 21, 8, 5
 SLAB = 32  # planes averaged together
 
 
 @dataclass(frozen=True)
 class CoarseImage:
-    """Means over blocks of an image's voxels. weight: 0 to 1, the mean of the mask, None without one."""
+    """Means over blocks of an image's voxels. weight: 0 to 1, the mean of the mask, None without one; 0 where filling may be."""
 
     voxels: Array
     grid: Grid
@@ -46,6 +48,14 @@ class CoarseImage:
         """Some of its voxels."""
         weight = None if self.weight is None else self.weight[region.slices]
         return CoarseImage(self.voxels[region.slices], self.grid.crop(region), weight)
+
+    def without(self, filling: float | None) -> CoarseImage:
+        """Weight 0 where voxels have that value, and next to them, where it is mixed with others'."""
+        if filling is None:
+            return self
+        region = grown(holds(self.voxels, filling))
+        weight = np.ones(region.shape, np.float32) if self.weight is None else self.weight
+        return replace(self, weight=np.where(region, np.float32(0), weight))
 
 
 @dataclass(frozen=True)
@@ -90,11 +100,15 @@ class CoarsePair:
 
 
 def coarse_pair(plan: Plan, outcome: Outcome, images: tuple[Image, Image], comm: Communicator) -> CoarsePair:
-    """The pair and the result at about SIZE^3 voxels; the same bits for every number of ranks."""
-    factors = coarse_factors(plan.fixed, plan.moving, outcome.affine)
-    fixed, moving = (_coarse(image, k, comm) for image, k in zip(images, factors, strict=True))
+    """The pair and the result at about SIZE^3 voxels, without the filling that a search left out; the same bits for every number
+    of ranks.
+    """
+    filling = Filling.of_reports(outcome.levels)
+    factors, kept = coarse_factors(plan, outcome), filling.kept(plan.fixed, plan.moving)
+    fixed = _coarse(images[0], factors[0], comm).without(filling.fixed)
+    moving = _coarse(images[1], factors[1], comm).without(filling.moving)
     u = None if outcome.displacement is None else _coarse_displacement(outcome.displacement, outcome.block, factors[0], comm)
-    region, whole = _covered(fixed.grid, plan.moving, outcome.affine), fixed.grid.shape
+    region, whole = _judged(fixed.grid, kept, outcome.affine), fixed.grid.shape
     part = None if u is None else u[(slice(None), *region.slices)]
     return CoarsePair(fixed.part(region), moving, outcome.affine, part, factors[0], region, whole)
 
@@ -120,34 +134,45 @@ def _displacement_means(parts: list[list[Any]], block: Block, factors: Index, co
     return np.asarray(np.stack(means) / scale, np.float32)
 
 
-def coarse_factors(fixed: Grid, moving: Grid, world: Matrix) -> tuple[Index, Index]:
+def coarse_factors(plan: Plan, outcome: Outcome) -> tuple[Index, Index]:
     """Of both images, whose coarse voxels are then about as large as each other."""
+    fixed, world = plan.fixed, outcome.affine
+    kept = Filling.of_reports(outcome.levels).kept(fixed, plan.moving)
     scale = scale_of(world)
-    edges = [float(np.prod(g.extent)) ** (1 / 3) for g in (fixed, moving)]
+    edges = [float(np.prod(g.extent)) ** (1 / 3) for g in kept]
     voxel = min(edges[0], edges[1] / scale) / SIZE
-    while not _fits(_trimmed(fixed, f := shrink_factors(fixed, voxel)), moving, world) and max(f) < max(fixed.shape):
+    while not _fits(_trimmed(fixed, f := shrink_factors(fixed, voxel)), kept, world) and max(f) < max(fixed.shape):
         voxel *= 1.1
-    return f, shrink_factors(moving, voxel * scale)
+    return f, shrink_factors(plan.moving, voxel * scale)
 
 
-def _fits(level: Grid, moving: Grid, world: Matrix) -> bool:
+def _fits(level: Grid, kept: tuple[Grid, Grid], world: Matrix) -> bool:
     """Whether a level of the fixed image, or what is judged of it, has few enough voxels."""
-    part = _covered(level, moving, world)
+    part = _judged(level, kept, world)
     if part.shape == level.shape:
         return math.prod(level.shape) <= MOST * SIZE**3 and max(level.shape) <= 2 * SIZE
     return part.size <= MOST_OF_PART * SIZE**3 and math.prod(level.shape) <= WHOLE and max(level.shape) <= 4 * SIZE
 
 
-def _covered(level: Grid, moving: Grid, world: Matrix) -> Region:
-    """The voxels of a level of the fixed image that are judged: all, or around the moving image where that is far smaller."""
-    whole = Region((0, 0, 0), level.shape)
-    if float(np.prod(level.extent)) * scale_of(world) ** 3 < LARGER * float(np.prod(moving.extent)):
-        return whole
-    corners = level.to_index(transform_points(np.asarray(np.linalg.inv(world), np.float64), moving.corners()))
-    # within the whole level, wherever a map that went astray leads
-    low, high = np.clip([np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)) + 1], 0, level.shape).astype(int)
-    part = Region.of(map(int, low), map(int, high)).grow(RIM) & whole
-    return part if part.size else whole
+def _judged(level: Grid, kept: tuple[Grid, Grid], world: Matrix) -> Region:
+    """The voxels of a level of the fixed image that are judged: all around what is no filling, or around the moving image, where
+    that is far smaller.
+
+    kept: see ``Filling.kept``
+    """
+    fixed, moving = kept
+    known = _around(level, fixed.corners(), 1)
+    if float(np.prod(fixed.extent)) * scale_of(world) ** 3 < LARGER * float(np.prod(moving.extent)):
+        return known
+    covered = _around(level, transform_points(np.asarray(np.linalg.inv(world), np.float64), moving.corners()), RIM) & known
+    return covered if covered.size else known
+
+
+def _around(level: Grid, corners: Matrix, rim: int) -> Region:
+    """The voxels of a level in a box that holds points and ``rim`` voxels around it, wherever a map that went astray leads."""
+    at = level.to_index(corners)
+    low, high = np.clip([np.floor(at.min(axis=0)), np.ceil(at.max(axis=0)) + 1], 0, level.shape).astype(int)
+    return Region.of(map(int, low), map(int, high)).grow(rim) & Region((0, 0, 0), level.shape)
 
 
 def _trimmed(grid: Grid, factors: Index) -> Grid:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Linear, Optimised, Rigid, Search
+from daskreg.engine.filling import NO_FILLING, Filling
 from daskreg.engine.images import Image
-from daskreg.engine.linear import KEPT_OVERLAP, NO_FILLING, Filling, LinearLoss
+from daskreg.engine.linear import KEPT_OVERLAP, LinearLoss
 from daskreg.engine.reach import Reach, SamplingMap, displaced_range, spans
 from daskreg.engine.sweep.linear import SweptLinearLoss
 from daskreg.planning import Level

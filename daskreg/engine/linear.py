@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +13,7 @@ from scipy.optimize import minimize
 from daskreg.comm import Communicator
 from daskreg.config import Affine, Linear
 from daskreg.engine.edge_images import grown
+from daskreg.engine.filling import NO_FILLING, Filling
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, SamplingMap, affine_reach
@@ -35,9 +35,8 @@ Array = NDArray[np.float32]
 HOLD, EVALUATE, FINISHED, STOPPED = 2.0, 1.0, 0.0, -1.0  # what rank 0 tells the others to do with the matrix it sends
 MINIMUM_OVERLAP = 0.02  # part of the fixed image that must be inside the moving one
 KEPT_OVERLAP = 0.5  # part of the voxels compared at the start of a level that must still be comparable later
-SLAB = 32  # planes whose filling is looked for together
+SLAB = 32  # planes looked at together
 UNIT = 1024  # in which weights are added up: integers, whose sum is the same on all ranks
-SAME = np.float32(2e-6)  # of the intensity range: means of equal values differ by rounding
 SETTLED = 0.1  # voxels: the voxels compared are chosen afresh until no corner moves further than this
 
 
@@ -49,20 +48,6 @@ class Halted(Exception):
     """All ranks were asked to stop, and do."""
 
 
-@dataclass(frozen=True)
-class Filling:
-    """The values of areas that stand for nothing in the fixed and in the moving image, as they are compared; None without any."""
-
-    fixed: float | None = None
-    moving: float | None = None
-
-    def leave_out(self, fixed: Array, moved: Array) -> None:
-        """Take voxels of these values out of the domain: NaN in ``moved``."""
-        for value, array in ((self.fixed, fixed), (self.moving, moved)):
-            for z in range(0, len(moved) if value is not None else 0, SLAB):
-                moved[z : z + SLAB][abs(array[z : z + SLAB] - np.float32(value)) <= SAME] = np.nan
-
-
 def leave_out_beside(outside: Array, own: slice) -> None:
     """NaN in own planes where any of the 27 voxels around is; some planes at a time."""
     left_out = module_of(outside).isnan(outside)
@@ -70,9 +55,6 @@ def leave_out_beside(outside: Array, own: slice) -> None:
         first, stop = max(z - 1, 0), min(z + SLAB, own.stop)
         region = grown(left_out[first : stop + 1])[z - first : stop - first]
         outside[z:stop][region] = np.nan
-
-
-NO_FILLING = Filling()
 
 
 def domain_of(similarity: Similarity, level: Level) -> int:

@@ -23,6 +23,7 @@ from daskreg.engine.edge_images import (
     tensor_field,
     without_filling,
 )
+from daskreg.engine.filling import Filling
 from daskreg.engine.images import Image
 from daskreg.engine.linear import LinearLoss
 from daskreg.engine.report import LevelReport, Watch
@@ -30,7 +31,7 @@ from daskreg.engine.rotation_lattice import IDENTITY, ROW, RotationLattice
 from daskreg.engine.search_lattice import nothing_found
 from daskreg.engine.shared_out import SharedOut
 from daskreg.engine.threads import require_going_on
-from daskreg.grid import Index, nearest_scale, shrink_factors
+from daskreg.grid import Index, Region, nearest_scale, shrink_factors
 from daskreg.kernels.device import host
 from daskreg.planning import Level
 from daskreg.similarity import NGF
@@ -149,7 +150,7 @@ class PoseSearch:
         report = LevelReport("search", scale, shape, [-found[0].score], time.perf_counter() - start)
         report.detail = _detail(scores, found, self.voxel)
         if found[0].filled:
-            report.detail["filling"] = [self._filling(which, LEVELS[-1].voxel) for which in (0, 1)]
+            report.detail |= self.left_out().report()
         return found[0].world, report
 
     def _tried(self, offset: Matrix) -> tuple[NDArray[np.float64], list[Found]]:
@@ -175,6 +176,23 @@ class PoseSearch:
 
     def _filling(self, which: int, size: float) -> float | None:
         return filling_value(part_of(self.images[which], size * self.voxel).voxels)
+
+    def left_out(self) -> Filling:
+        """What may be filling, on the finest level."""
+        size = LEVELS[-1].voxel
+        fixed, moving = (self._filling(which, size) for which in (0, 1))
+        boxes = None if fixed is None else self._around(0, size), None if moving is None else self._around(1, size)
+        return Filling(fixed, moving, boxes)
+
+    def _around(self, which: int, size: float) -> Region | None:
+        """The voxels of an image that hold all of a level but filling; None where there is nothing else."""
+        image, inside = self.images[which], host(self._part(which, size, True).inside)
+        at = np.argwhere(inside)
+        if not len(at):
+            return None
+        factors = np.asarray(shrink_factors(image.grid, size * self.voxel))
+        stop = np.minimum((at.max(axis=0) + 1) * factors, image.grid.shape)
+        return Region.of(map(int, at.min(axis=0) * factors), map(int, stop))
 
     def _part(self, which: int, size: float, filled: bool) -> ComparedPart:
         """Made once, so that its tensors are."""

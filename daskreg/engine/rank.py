@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
 from daskreg.config import Deformable, Linear, Moments, Search
+from daskreg.engine.filling import NO_FILLING, Filling
 from daskreg.engine.guard import COARSER, compare, judge_of
 from daskreg.engine.halo import Block
 from daskreg.engine.identical import in_place
 from daskreg.engine.images import Image
 from daskreg.engine.initial import run_initial
-from daskreg.engine.linear import NO_FILLING, Filling, Halted, run_linear
+from daskreg.engine.linear import Halted, run_linear
 from daskreg.engine.loop import Loop
 from daskreg.engine.masks import require_meeting_masks, require_voxels
 from daskreg.engine.planes import Allocate, ArrayPlanes, Planes, allocator, pieces, zero_planes
@@ -195,7 +196,9 @@ class Rank:
             begun = None if self.at.before is None else np.array(self.at.before)
             astray = self._give_up_coarser_levels(stage, level, begun)
             given = self.images, self.world, self.comm, self.watch
-            self.world, report = run_linear(stage, level, *given, begun, partial(make_linear_loss, filling=self._filling()))
+            self.world, report = run_linear(
+                stage, level, *given, begun, partial(make_linear_loss, filling=Filling.of_reports(self.reports))
+            )
         except Halted:
             self._checkpoint()
             raise Stopped(STOP_MESSAGE) from None
@@ -209,16 +212,11 @@ class Rank:
         """
         if self.at.level == 0 or begun is None or not stage.similarity.build(self.images[0].device.kind).differences:
             return {}
-        found = compare(stage, level, self.images, self.comm, (begun, self.world), filling=self._filling())
+        found = compare(stage, level, self.images, self.comm, (begun, self.world), filling=Filling.of_reports(self.reports))
         if not found.led_astray:
             return {}
         self.world = begun
         return {COARSER: found.losses | {"after": found.after_on_all}}
-
-    def _filling(self) -> Filling:
-        """What the search before left out, from its report, which checkpoints keep."""
-        found = next((r.detail["filling"] for r in reversed(self.reports) if "filling" in r.detail), (None, None))
-        return Filling(*found)
 
     def _deformable(self, stage: Deformable, level: Level) -> None:
         keeps = self.kept is not None and level.state == "disk"
@@ -266,7 +264,7 @@ class Rank:
             return  # u is not known as far from this rank's planes as that loss reads
         start = np.array(self.at.before)
         u = None if self.store is None else self.store.displacement
-        filling = self._filling() if u is None else NO_FILLING
+        filling = Filling.of_reports(self.reports) if u is None else NO_FILLING
         found = compare(before, level, self.images, self.comm, (start, self.world), u, filling)
         self.reports[-1].detail[whose] = found.losses
         if not found.worse:

@@ -68,7 +68,7 @@ def likenesses(
     own, u = plan.partition[comm.rank], outcome.displacement
     assert u is None or isinstance(u, UpsampledField), "a displacement that is upsampled where it is read"
     maps = _placed(plan, start, None), _placed(plan, outcome.affine, u)
-    factors = coarse_factors(plan.fixed, plan.moving, outcome.affine)
+    factors = coarse_factors(plan, outcome)
     coarse, both = fixed.summing(factors[0]), (_Likeness(plan, own), _Likeness(plan, own))
     for block, moved in _moved(plan, moving, maps, own, outcome.affine, factors[1]):
         regions = list(source_boxes(plan, 0).within(block))

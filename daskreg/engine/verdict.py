@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from daskreg.engine.drift import DRIFT
 from daskreg.engine.evidence import TOO_STRETCHED, UNSURE, Evidence
+from daskreg.engine.filling import VALUES
 from daskreg.html import Printable
 
 Status = Literal["ok", "doubtful", "failed"]
@@ -91,12 +92,13 @@ def judge(
 ) -> Verdict:
     """The worst of all reasons decides.
 
-    levels: reports of the levels, as provenance has them;  measures: see ``measure.likeness``, before and after, where all voxels
-    count;  started: whether there was an initial transform;  masks: shares of the images that masks leave, by role
+    levels: reports of the levels, as provenance has them;  measures: see ``measure.likeness``, before and after, where no mask
+    leaves voxels out, and not compared where a search left filling out;  started: whether there was an initial transform;
+    masks: shares of the images that masks leave, by role
     """
     match, drift, shape = [*_match(evidence)], [*_drift(evidence)], [*_shape(evidence, folded_percent)]
     support, small = [*_support(evidence)], _small_masks(masks or {})
-    worse = [] if measures is None else [*_worsening(*measures)]
+    worse = [] if measures is None or _left_out(levels) else [*_worsening(*measures)]
     found = [*support, *match, *drift, *shape, *worse, *_endings(evidence, levels)]
     status: Status = max((r.status for r in found), key=RANKS.index, default="ok")
     if evidence.windows < MINIMUM_WINDOWS and all(r.status != "failed" for r in shape):
@@ -109,6 +111,11 @@ def judge(
     elif support and small:
         reasons.append(f"look at {small}: does it lie where it should, in the unit of its image?")
     return Verdict(status, tuple(reasons) or (_fine(evidence),), evidence.as_dict())
+
+
+def _left_out(levels: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether stages compared all but what a search took for filling."""
+    return any(VALUES in level.get("detail", {}) for level in levels)
 
 
 def _fine(e: Evidence) -> str:

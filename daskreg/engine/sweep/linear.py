@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Linear
 from daskreg.engine.edge_images import grown
+from daskreg.engine.filling import NO_FILLING, Filling
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
-from daskreg.engine.linear import NO_FILLING, UNIT, Filling, LinearLoss, Matrix, domain_of, seen_weight
+from daskreg.engine.linear import UNIT, LinearLoss, Matrix, domain_of, seen_weight
 from daskreg.engine.planes import Planes, on
 from daskreg.engine.reach import SamplingMap, affine_reach, displaced_reach
 from daskreg.engine.residency import make_sampler

@@ -18,13 +18,14 @@ from daskreg.config import Config, Deformable, Moments, Rigid
 from daskreg.engine import pass_progress, source_measure
 from daskreg.engine.background import Background
 from daskreg.engine.coarse_pair import coarse_pair
+from daskreg.engine.filling import Filling
 from daskreg.engine.halo import Block
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.planes import ArrayPlanes, on
 from daskreg.engine.rank import Rank
-from daskreg.engine.report import Outcome, Watch
+from daskreg.engine.report import LevelReport, Outcome, Watch
 from daskreg.errors import ConfigError, PlanTooLarge, VoxelError
-from daskreg.grid import Grid
+from daskreg.grid import Grid, Region
 from daskreg.kernels.device import CPU
 from daskreg.planning import SOURCE, Encoding, make_plan
 from daskreg.planning import source as sources
@@ -93,6 +94,9 @@ def result(comm, stages, dtype, masked, backgrounds, where, allocate=None, kept=
         plan = replace(plan, levels=tuple(tuple(replace(lv, **place) for lv in some) for some, place in levels))
     read = read_images(plan, *images, masks, comm, "cpu", backgrounds, allocate)
     outcome = Rank(plan, read, np.eye(4), comm, Watch(), scratch=allocate).run()
+    if not masked:  # as if a search had left that out: a finer level is judged
+        filling = Filling(0.0, 0.0, (Region((3, 0, 0), (27, 30, 44)), None))
+        outcome = replace(outcome, levels=[LevelReport("search", 1, FIXED.shape, detail=filling.report()), *outcome.levels])
     if where == SOURCE:
         measures = list(source_measure.likenesses(plan, np.eye(4), outcome, read, comm))
     else:

@@ -6,8 +6,9 @@ from scipy.ndimage import binary_dilation
 
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Rigid
+from daskreg.engine.filling import Filling
 from daskreg.engine.images import Image
-from daskreg.engine.linear import Filling, LinearLoss, leave_out_beside
+from daskreg.engine.linear import LinearLoss, leave_out_beside
 from daskreg.engine.report import LevelReport
 from daskreg.grid import Grid
 from daskreg.planning import make_plan

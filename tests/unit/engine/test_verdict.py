@@ -1,5 +1,6 @@
 """The verdict: right poses are ok, wrong ones fail, and where little can be compared it says so."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +12,16 @@ from daskreg.engine import evidence as evidence_module
 from daskreg.engine.coarse_pair import coarse_pair
 from daskreg.engine.edge_rivals import EdgeRivals, edge_rivals
 from daskreg.engine.evidence import Evidence, SquaredCorrelation, gather_evidence
+from daskreg.engine.filling import NO_FILLING, Filling
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.match_map import MatchMap
 from daskreg.engine.planes import ArrayPlanes
-from daskreg.engine.report import Outcome
+from daskreg.engine.report import LevelReport, Outcome
 from daskreg.engine.rivals import best_rival, merit
 from daskreg.engine.verdict import MINIMUM_WINDOWS, Verdict, judge
 from daskreg.errors import Unreadable
-from daskreg.grid import Grid, Partition
+from daskreg.grid import Grid, Partition, Region
 from daskreg.transforms.linear import linear_about, translation
 from tests.phantoms import blobs, rotation
 from tests.unit.engine.spread import cut, on_ranks, piece
@@ -40,11 +42,17 @@ def without_edges(monkeypatch):
     monkeypatch.setattr(evidence_module, "edge_rivals", lambda pair, start: EdgeRivals())
 
 
-def _pair(moving, world, u=None, fixed=FIXED, masks=(None, None)):
+def after_search(filling):
+    """Reports of a run whose search left something out, or did not."""
+    return [LevelReport("search", 1, SHAPE, detail=filling.report() if filling != NO_FILLING else {})]
+
+
+def _pair(moving, world, u=None, fixed=FIXED, masks=(None, None), filling=NO_FILLING):
     plan = _Plan()
     plan.fixed, plan.moving = Grid(fixed.shape), Grid(moving.shape)
     images = tuple(Image.whole(v, Grid(v.shape), m) for v, m in zip((fixed, moving), masks, strict=True))
-    outcome = Outcome(world, None if u is None else ArrayPlanes(u, 0), [], Block(fixed.shape, Partition.of(fixed.shape[0], 1)))
+    block = Block(fixed.shape, Partition.of(fixed.shape[0], 1))
+    outcome = Outcome(world, None if u is None else ArrayPlanes(u, 0), after_search(filling), block)
     return coarse_pair(plan, outcome, images, SingleRank())
 
 
@@ -102,6 +110,8 @@ def test_images_that_were_more_alike_at_the_start_are_doubtful(before, after, st
     if status == "doubtful":
         assert "the images were more alike at the start: correlation from" in verdict.line()
         assert f"{before[0]:.3f} to {after[0]:.3f}, mutual information from {before[1]:.3f} to {after[1]:.3f}" in verdict.line()
+        searched = [level.as_dict() for level in after_search(Filling(0.0))]
+        assert judge(GOOD, searched, 0.0, measures).status == "ok"  # what lies in filling has no say
 
 
 @pytest.mark.usefixtures("without_edges")
@@ -245,6 +255,50 @@ def test_a_piece_that_a_map_takes_out_of_the_large_image_is_not_ok():
     assert judge(gather_evidence(pair, pair.world)[0], []).status != "ok"
 
 
+PADDING = 15  # voxels of zeros around blocks of 30
+BLOCKS = Filling(0.0, 0.0, (Region((PADDING,) * 3, (45,) * 3),) * 2)
+SHIFT = np.array([3.0, -2.0, 4.0])  # between the blocks, of one tissue: their faces lie in the same place
+
+
+def padded_blocks():
+    tissue = blobs((40, 40, 40), 6) + np.float32(0.2)
+    a, b = tissue[5:35, 5:35, 5:35], tissue[8:38, 3:33, 9:39]
+    return [np.pad(block, PADDING) for block in (a, b)]
+
+
+def test_blocks_in_filling_are_judged_without_it():
+    """With it the best pose is where faces meet, and half of the level's voxels would be empty."""
+    fixed, moving = padded_blocks()
+    start, right = np.eye(4), translation(-SHIFT)
+    assert judge(gather_evidence(_pair(moving, right, fixed=fixed), start)[0], []).status != "ok"
+    pair = _pair(moving, right, fixed=fixed, filling=BLOCKS)
+    assert judge(found := gather_evidence(pair, start)[0], []).status == "ok"
+    assert (pair.factors, pair.whole) == ((1, 1, 1), fixed.shape)
+    assert found.overlap == pytest.approx(np.prod(30 - abs(SHIFT)) / 30**3, rel=0.15)
+    faces = judge(gather_evidence(_pair(moving, start, fixed=fixed, filling=BLOCKS), start)[0], [])
+    assert faces.status == "failed"
+
+
+def test_voxels_of_filling_and_those_beside_have_no_weight():
+    fixed, moving = padded_blocks()
+    pair = _pair(moving, np.eye(4), fixed=fixed, filling=BLOCKS)
+    known = np.zeros(fixed.shape, bool)
+    known[(slice(PADDING + 1, 45 - 1),) * 3] = True
+    np.testing.assert_array_equal(pair.moving.weight > 0, known)
+    np.testing.assert_array_equal(pair.fixed.weight > 0, known[pair.region.slices])
+    assert (known.sum(), pair.region) == (28**3, Region((PADDING - 1,) * 3, (46,) * 3))
+
+
+def test_what_a_search_left_out_is_in_its_report():
+    left_out = Filling(0.0, None, (Region((1, 2, 3), (4, 5, 6)), None))
+    stored = json.loads(json.dumps(left_out.report()))
+    later = LevelReport("rigid", 1, SHAPE)
+    assert Filling.of_reports([LevelReport("search", 1, SHAPE, detail=stored), later]) == left_out
+    assert Filling.of_reports([later]) == NO_FILLING
+    earlier_version = LevelReport("search", 1, SHAPE, detail={"filling": [0.5, None]})
+    assert Filling.of_reports([earlier_version]) == Filling(0.5)
+
+
 @pytest.mark.parametrize("cuts", [(11,), (3, 3, 20)])
 def test_ranks_see_the_same_pair(cuts):
     mask = (FIXED > 0.1).astype(np.float32)
@@ -254,13 +308,15 @@ def test_ranks_see_the_same_pair(cuts):
         partition = cut(SHAPE[0], *cuts[: comm.size - 1])
         images = piece(comm, FIXED, GRID, partition, mask=mask), piece(comm, FIXED[::-1].copy(), GRID, partition)
         block = Block(SHAPE, partition, comm.rank, 1)
-        outcome = Outcome(turned(10), ArrayPlanes(u[:, block.held.start : block.held.stop], block.held.start), [], block)
+        levels = after_search(Filling(None, float(FIXED[0, 0, 0]), (None, Region((2, 4, 2), SHAPE))))
+        outcome = Outcome(turned(10), ArrayPlanes(u[:, block.held.start : block.held.stop], block.held.start), levels, block)
         return coarse_pair(_Plan, outcome, images, comm)
 
     (alone,), several = on_ranks(1, seen), on_ranks(len(cuts) + 1, seen)
     for pair in several:
         for a, b in ((alone.fixed.voxels, pair.fixed.voxels), (alone.fixed.weight, pair.fixed.weight),
-                     (alone.moving.voxels, pair.moving.voxels), (alone.displacement, pair.displacement)):  # fmt: skip
+                     (alone.moving.voxels, pair.moving.voxels), (alone.moving.weight, pair.moving.weight),
+                     (alone.displacement, pair.displacement)):  # fmt: skip
             np.testing.assert_array_equal(a, b)
 
 
