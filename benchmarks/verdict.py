@@ -24,7 +24,7 @@ pairs of both sets are different, some images are not: templates, Colin27 and th
 Pairs of ``filled`` are those of ``capture_range.py`` in its poses: cut, so that they share 50 to 100 %, and the moving image
 resampled on another grid with zeros around it, not flipped (a symmetric object's halves match far from where it was). They are
 registered and judged as after a search that left filling out. No threshold was chosen on them; that the verdict leaves it out
-was decided in view of poses of seed 4000. Writes
+was decided in view of poses of seed 4000; ``with_filling`` is what the verdict would be if it did not. Writes
 ``benchmarks/results/verdict.json``, one row a result.
 """
 
@@ -59,7 +59,7 @@ from daskreg.engine.rank import Rank
 from daskreg.engine.report import LevelReport, Outcome, Watch
 from daskreg.engine.shared_out import SharedOut
 from daskreg.engine.verdict import judge, losses
-from daskreg.planning import make_plan
+from daskreg.planning import Plan, make_plan
 from daskreg.transforms.linear import linear_about, transform_points, translation
 
 RIGHT, WRONG, MIRROR = 1.5, 5.0, 6.0  # per cent of the diagonal
@@ -265,7 +265,8 @@ def measure(pair: Pair, stages: tuple[Stage, ...], start: Matrix, *, filled: boo
     measures = tuple(likeness(plan, o, (images[0], images[1]), SingleRank()) for o in (first, outcome))
     verdict = judge(evidence, [level.as_dict() for level in outcome.levels], folded, (measures[0], measures[1]))
     diagonal = float(np.linalg.norm(pair.fixed_grid.extent) / np.prod(pair.fixed_grid.spacing) ** (1 / 3))
-    return {
+    also = {"with_filling": _status_with_filling(plan, outcome, (images[0], images[1]))} if filled else {}
+    return also | {
         "error_percent": round(100 * error(pair, outcome.affine) / diagonal, 2),
         "status": verdict.status,
         "lost": {name: round(part, 4) for name, part in losses(*measures).items()},
@@ -273,6 +274,13 @@ def measure(pair: Pair, stages: tuple[Stage, ...], start: Matrix, *, filled: boo
         "seconds": round(seconds, 2),
         "judge_seconds": round(judged, 3),
     }
+
+
+def _status_with_filling(plan: Plan, outcome: Outcome, images: tuple[Image, Image]) -> str:
+    """As if no search had left it out."""
+    levels = [level for level in outcome.levels if level.stage != "search"]
+    evidence, _ = gather_evidence(coarse_pair(plan, replace(outcome, levels=levels), images, SingleRank()), np.eye(4))
+    return judge(evidence, [level.as_dict() for level in levels]).status
 
 
 def truth_of(row: dict[str, Any]) -> str:

@@ -59,6 +59,7 @@ class Filling:
 NO_FILLING = Filling()
 
 
-def holds(voxels: Any, value: float) -> Any:
+def holds(voxels: Any, value: float | None) -> Any:
     """Which voxels have a value."""
+    assert value is not None
     return abs(voxels - np.float32(value)) <= SAME

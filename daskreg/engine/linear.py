@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from daskreg.comm import Communicator
 from daskreg.config import Affine, Linear
 from daskreg.engine.edge_images import grown
-from daskreg.engine.filling import NO_FILLING, Filling
+from daskreg.engine.filling import NO_FILLING, Filling, holds
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, SamplingMap, affine_reach
@@ -27,7 +27,14 @@ from daskreg.kernels.sampling.cpu import CENTERS, EVERYWHERE, EXTENT
 from daskreg.optimizers.stopping import Plateau
 from daskreg.planning import Level
 from daskreg.similarity.base import Samples, Similarity
-from daskreg.transforms.linear import LinearKind, LinearModel, index_gradient_by_plane, transform_points, world_gradient
+from daskreg.transforms.linear import (
+    LinearKind,
+    LinearModel,
+    index_gradient_by_plane,
+    transform_points,
+    translation,
+    world_gradient,
+)
 from daskreg.transforms.strain import Stiffness
 
 Matrix = NDArray[np.float64]
@@ -37,6 +44,7 @@ MINIMUM_OVERLAP = 0.02  # part of the fixed image that must be inside the moving
 KEPT_OVERLAP = 0.5  # part of the voxels compared at the start of a level that must still be comparable later
 SLAB = 32  # planes looked at together
 UNIT = 1024  # in which weights are added up: integers, whose sum is the same on all ranks
+PROBED = 2  # voxels of the moving image: a resampling may have mixed the outermost one with filling, an interpolation the next
 SETTLED = 0.1  # voxels: the voxels compared are chosen afresh until no corner moves further than this
 
 
@@ -94,21 +102,42 @@ class LinearLoss:
         """Compare from now on the voxels that lie in the domain at ``world``, with their weights there; returns N.
 
         The mean is then over the same voxels wherever the matrix goes, and its gradient has no part from voxels that enter or
-        leave (method, section 4). Beyond its faces the moving image counts as constant.
+        leave (method, section 4). Beyond its faces the moving image counts as constant. Voxels beside filling, which are partly
+        that after an interpolation, and their neighbours where the similarity reads these, are left out too.
         """
         self.outside = None
         self.match(world)
-        self.outside = self.moved - self.moved  # 0, and NaN out of the domain
-        self.outside[~module_of(self.moved).isfinite(self.moved)] = np.nan
-        if self.mixed:
-            leave_out_beside(self.outside, self.block.inner)
+        outside = self.moved - self.moved  # 0, and NaN out of the domain
+        outside[~module_of(self.moved).isfinite(self.moved)] = np.nan
+        if self.filling != NO_FILLING:
+            self._leave_out_mixed(outside, world)
+            self.outside = outside
             self.match(world)
+        self.outside = outside
         return self.similarity.value(self._total())[1]
 
     @property
     def mixed(self) -> bool:
-        """Whether it reads voxels beside filling, which are partly that after an interpolation: ``hold`` leaves them out too."""
+        """Whether it reads neighbours of voxels, which may be beside filling."""
         return self.filling != NO_FILLING and self.similarity.reach > 0
+
+    def probes(self, world: Matrix) -> list[Matrix]:
+        """Maps to PROBED voxels of the moving level on both sides of where a matrix leads, along each axis: filling found there
+        is beside, if it is not thinner than a voxel. None where the moving image has no filling.
+        """
+        moving = self.level.moving
+        steps = np.eye(3)[[a for a, n in enumerate(moving.shape) if n > 1]] if self.filling.moving is not None else ()
+        return [
+            moving.index_to_world @ translation(s * d) @ moving.world_to_index @ world for d in steps for s in (-PROBED, PROBED)
+        ]
+
+    def _leave_out_mixed(self, outside: Array, world: Matrix) -> None:
+        for probe in self.probes(world):
+            self._sample(probe, None, EVERYWHERE)
+            self._exchange(None)
+            outside[holds(self.moved, self.filling.moving)] = np.nan
+        if self.mixed:
+            leave_out_beside(outside, self.block.inner)
 
     def match(self, world: Matrix) -> NDArray[np.generic] | None:
         """Sample the domain at ``world``, and adapt the similarity to it; the sums it was matched by, None where it is not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,12 @@ from numpy.typing import NDArray
 from daskreg.comm import Communicator
 from daskreg.config import Linear
 from daskreg.engine.edge_images import grown
-from daskreg.engine.filling import NO_FILLING, Filling
+from daskreg.engine.filling import NO_FILLING, Filling, holds
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
 from daskreg.engine.linear import UNIT, LinearLoss, Matrix, domain_of, seen_weight
 from daskreg.engine.planes import Planes, on
-from daskreg.engine.reach import SamplingMap, affine_reach, displaced_reach
+from daskreg.engine.reach import Reach, SamplingMap, affine_reach, displaced_reach
 from daskreg.engine.residency import make_sampler
 from daskreg.engine.sampler import NOTHING, Resident
 from daskreg.engine.sums import add_up_slabs
@@ -75,7 +76,7 @@ class SweptLinearLoss(LinearLoss):
         self.held_at = None
         self.match(world)
         self.held_at = world
-        if self.mixed:
+        if self.filling != NO_FILLING:
             self.match(world)
         return self.value(world)[1]
 
@@ -124,10 +125,10 @@ class SweptLinearLoss(LinearLoss):
 
     def _parts(self, world: Matrix) -> Iterator[SampledPlanes]:
         """All own planes, in order; one part without planes for a rank that has none."""
-        worlds = [world] if self.held_at is None else [self.held_at, world]
-        reaches = [self._reach(w) for w in worlds]
+        others = [] if self.held_at is None else [self.held_at, *self.probes(self.held_at)]
+        reach = functools.reduce(Reach.united, map(self._reach, [*others, world]))
         own, whole = self.block.own, self.block.partition.whole
-        self.sampler.prepare(reaches[0].united(reaches[-1]).beyond(self.around))
+        self.sampler.prepare(reach.beyond(self.around))
         parts = [Span(z, min(z + self.level.slab, own.stop)) for z in range(own.start, own.stop, self.level.slab)] or [own]
         around = [planes.grow(self.around) & whole for planes in parts]
         for planes, held, following in zip(parts, around, [*around[1:], NOTHING], strict=True):
@@ -161,6 +162,9 @@ class SweptLinearLoss(LinearLoss):
         self.sampler.sample(here.box(), self._mapping(self.held_at, held), None, chosen, weight, None, self.domain)
         self.filling.leave_out(fixed, chosen)
         outside = ~module_of(chosen).isfinite(chosen)
+        for probe in self.probes(self.held_at):
+            self.sampler.sample(here.box(), self._mapping(probe, held), None, chosen, None, None, EVERYWHERE)
+            outside |= holds(chosen, self.filling.moving)
         chosen[...] = 0
         chosen[grown(outside) if self.mixed else outside] = np.nan
         self.sampler.sample(here.box(), mapping, None, moved, None, None, EVERYWHERE)

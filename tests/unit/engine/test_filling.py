@@ -1,19 +1,22 @@
 """What a search took for filling has no part in the linear stages after it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, map_coordinates
 
 from daskreg.comm import SingleRank
-from daskreg.config import Config, Rigid
+from daskreg.config import Affine, Config, Rigid
 from daskreg.engine.filling import Filling
 from daskreg.engine.images import Image
-from daskreg.engine.linear import LinearLoss, leave_out_beside
-from daskreg.engine.report import LevelReport
+from daskreg.engine.linear import LinearLoss, leave_out_beside, run_linear
+from daskreg.engine.report import LevelReport, Watch
 from daskreg.grid import Grid
 from daskreg.planning import make_plan
 from daskreg.similarity import LNCC, MSE, NGF
-from tests.phantoms import blobs
+from daskreg.transforms.linear import linear_about, transform_points, translation
+from tests.phantoms import blobs, rotation
 from tests.unit.engine.spread import Registration, assert_same_bits
 
 SHAPE = (24, 20, 22)
@@ -49,8 +52,8 @@ def test_voxels_of_filling_are_out_of_the_domain():
     assert count == [24 * 20 * 22, 24 * 20 * 12, 18 * 20 * 22, 18 * 20 * 12]
 
 
-def test_voxels_beside_filling_are_not_held_where_the_similarity_reads_neighbours():
-    """Interpolation mixes them with it, which makes edges."""
+def test_voxels_beside_filling_are_not_held():
+    """Interpolation, and a resampling before, mix two voxels with it, which makes edges."""
     moving = blobs(SHAPE, 2) + np.float32(0.1)
     moving[6:12, 4:9] = 0
     images = Image.whole(blobs(SHAPE, 1), Grid(SHAPE)), Image.whole(moving, Grid(SHAPE))
@@ -59,9 +62,48 @@ def test_voxels_beside_filling_are_not_held_where_the_similarity_reads_neighbour
         stage = Rigid(similarity=loss, scales=(1,), iterations=(5,))
         level = make_plan(images[0].grid, images[1].grid, Config(stages=(stage,))).levels[0][0]
         counts.append(LinearLoss(stage, level, images, SingleRank(), Filling(moving=0.0)).hold(np.eye(4)))
-    beside = 8 * 7  # of 6 x 5 along z and y
-    read = 10 * 7 + 8 * 9 - beside  # differences of these read voxels that are left out
-    assert counts == [22 * (24 * 20 - 6 * 5), 22 * (24 * 20 - read)]
+    beside = moving == 0
+    for axis in (0, 1):
+        for step in (-2, 2):
+            beside |= np.roll(moving == 0, step, axis)
+    left_out = binary_dilation(beside, np.ones((3, 3, 3)))
+    read = binary_dilation(left_out)  # differences of these read voxels that are left out
+    assert counts == [(~beside).sum(), (~read).sum()]
+
+
+def test_no_voxel_is_held_that_an_interpolation_mixes_with_filling():
+    """Also where filling before a face is thinner than a voxel, and the moving image's voxels are larger than the fixed one's."""
+    grid = Grid(SHAPE, (2.0, 2.0, 2.0), (-0.4, 0.3, 0.7))
+    moving = blobs(SHAPE, 2) + np.float32(0.1)
+    moving[0], moving[:, :, 15:] = 0, 0
+    fixed = Grid((40, 38, 42), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0))
+    images = Image.whole(blobs(fixed.shape, 1), fixed), Image.whole(moving, grid)
+    stage = Rigid(similarity=MSE(), scales=(1,), iterations=(5,))
+    level = make_plan(fixed, grid, Config(stages=(stage,))).levels[0][0]
+    loss = LinearLoss(stage, level, images, SingleRank(), Filling(moving=0.0))
+    loss.hold(world := linear_about(grid.center, rotation((7, -4, 5))))
+    held = np.isfinite(loss.outside)
+    at = grid.to_index(transform_points(world, fixed.to_world(np.argwhere(held))))
+    mixed = map_coordinates((moving == 0).astype(float), at.T, order=1, mode="nearest")
+    assert held.mean() > 0.3
+    assert mixed.max() < 1e-6
+
+
+@pytest.mark.parametrize("loss", ["mse", "ngf"])
+def test_filling_does_not_pull(loss):
+    """A block in zeros: what is aligned is its content, not its faces."""
+    fixed = blobs((32, 30, 34), 4) + np.float32(0.2)
+    moving = np.zeros_like(fixed)
+    moving[8:26, 7:24, 8:28] = fixed[6:24, 8:25, 5:25]
+    truth = translation(np.array([2.0, -1.0, 3.0]))
+    stage = Affine(similarity=LOSSES[loss], scales=(1,), iterations=(60,))
+    images = Image.whole(fixed, Grid(fixed.shape)), Image.whole(moving, Grid(fixed.shape))
+    level = make_plan(images[0].grid, images[1].grid, Config(stages=(stage,))).levels[0][0]
+    start, make_loss = truth @ translation(np.array([0.4, -0.3, 0.3])), partial(LinearLoss, filling=Filling(moving=0.0))
+    found, _ = run_linear(stage, level, images, start, SingleRank(), Watch(), make_loss=make_loss)
+    corners = np.argwhere(np.ones((2, 2, 2))) * np.array([17, 16, 19]) + np.array([6, 8, 5])
+    apart = transform_points(found, corners) - transform_points(truth, corners)
+    assert np.linalg.norm(apart, axis=1).max() < 0.05
 
 
 @pytest.mark.parametrize("own", [slice(0, 80), slice(1, 79), slice(2, 75)])
