@@ -65,6 +65,7 @@ class ReadyRun:
             ranks = clusters.run_on_cluster(client, make, self.use.workers, observer, **options)
         report, built = merge_reports(ranks), time.perf_counter()
         self._tell(report)
+        _tell_what_was_left_out(report)
         _tell_what_was_taken_back(report)
         _tell_the_verdict(report)
         with client.as_current() if elsewhere else dask.config.set(scheduler="threads"):
@@ -118,6 +119,20 @@ def _tell_the_verdict(report: Report) -> None:
     verdict = verdicts.Verdict.of_record(report["verdict"])
     if verdict is not None:
         log.log(logging.INFO if verdict.status == "ok" else logging.WARNING, "%s", verdict.line())
+
+
+def _tell_what_was_left_out(report: Report) -> None:
+    from daskreg.engine.filling import VALUES
+
+    values = next((level["detail"][VALUES] for level in report["levels"] if VALUES in level["detail"]), (None, None))
+    images = [role for role, value in zip(("fixed", "moving"), values, strict=True) if value is not None]
+    if not images:
+        return
+    what = f"areas of one value in the {' and '.join(images)} image"
+    if any(level["stage"] == "deformable" for level in report["levels"]):
+        log.warning("the search and the linear stages left %s out, the deformable stage did not: try --background auto", what)
+    else:
+        log.info("the search and the stages after it left %s out", what)
 
 
 def _tell_what_was_taken_back(report: Report) -> None:

@@ -1,0 +1,34 @@
+"""What a run says of its search when it is done."""
+
+import pytest
+
+from daskreg.engine.filling import Filling
+from daskreg.workflows.ready_run import _tell_what_was_left_out
+
+
+def told(caplog, filling, *stages):
+    levels = [{"stage": "search", "detail": filling}, *({"stage": name, "detail": {}} for name in stages)]
+    with caplog.at_level("INFO", "daskreg"):
+        _tell_what_was_left_out({"levels": levels})
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("filling", "images"),
+    [(Filling(0.0), "fixed image"), (Filling(None, 0.5), "moving image"), (Filling(0.0, 0.0), "fixed and moving image")],
+)
+def test_filling_that_a_deformable_stage_compares_is_told_of_with_what_to_do(caplog, filling, images):
+    ((level, text),) = told(caplog, filling.report(), "rigid", "deformable")
+    assert level == "WARNING"
+    assert f"areas of one value in the {images} out" in text
+    assert "--background auto" in text
+
+
+def test_filling_that_all_stages_left_out_is_told_of(caplog):
+    assert told(caplog, Filling(0.0).report(), "rigid") == [
+        ("INFO", "the search and the stages after it left areas of one value in the fixed image out")
+    ]
+
+
+def test_nothing_is_said_where_a_search_left_nothing_out(caplog):
+    assert told(caplog, {}, "rigid", "deformable") == []
