@@ -83,7 +83,7 @@ class LinearLoss:
     def __init__(
         self, stage: Linear, level: Level, images: tuple[Image, Image], comm: Communicator, filling: Filling = NO_FILLING
     ) -> None:
-        self.level, self.comm, self.filling = level, comm, filling
+        self.level, self.comm, self.filling, self.last = level, comm, filling, level.scale == stage.scales[-1]
         fixed, moving = images
         self.similarity: Similarity = stage.similarity.build(fixed.device.kind)
         self.domain = domain_of(self.similarity, level)

@@ -58,7 +58,7 @@ class SweptLinearLoss(LinearLoss):
         u: Planes | None = None,
     ) -> None:
         self.level, self.comm, self.u, self.needs_scratch = level, comm, u, bool(stage.similarity.scratch)
-        self.filling = filling
+        self.filling, self.last = filling, level.scale == stage.scales[-1]
         (fixed, moving), kept = images, level.images != "device"
         self.similarity: Similarity = stage.similarity.build(fixed.device.kind)
         self.domain = domain_of(self.similarity, level)
