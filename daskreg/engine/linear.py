@@ -123,13 +123,14 @@ class LinearLoss:
 
     def probes(self, world: Matrix) -> list[Matrix]:
         """Maps to PROBED voxels of the moving level on both sides of where a matrix leads, along each axis: filling found there
-        is beside, if it is not thinner than a voxel. None where the moving image has no filling.
+        is beside, if it is not thinner than a voxel. None where the moving image has no filling, and on all levels but a stage's
+        last: on coarser ones too little would be left.
         """
-        moving = self.level.moving
-        steps = np.eye(3)[[a for a, n in enumerate(moving.shape) if n > 1]] if self.filling.moving is not None else ()
-        return [
-            moving.index_to_world @ translation(s * d) @ moving.world_to_index @ world for d in steps for s in (-PROBED, PROBED)
-        ]
+        if self.filling.moving is None or not self.last:
+            return []
+        moving, axes = self.level.moving, np.eye(3)[[n > 1 for n in self.level.moving.shape]]
+        steps = [distance * axis for axis in axes for distance in (-PROBED, PROBED)]
+        return [moving.index_to_world @ translation(step) @ moving.world_to_index @ world for step in steps]
 
     def _leave_out_mixed(self, outside: Array, world: Matrix) -> None:
         for probe in self.probes(world):
