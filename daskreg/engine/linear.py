@@ -124,9 +124,9 @@ class LinearLoss:
     def probes(self, world: Matrix) -> list[Matrix]:
         """Maps to PROBED voxels of the moving level on both sides of where a matrix leads, along each axis: filling found there
         is beside, if it is not thinner than a voxel. None where the moving image has no filling, and on all levels but a stage's
-        last: on coarser ones too little would be left.
+        last: on coarser ones too little would be left. A similarity of edges needs it on all, as filling makes the highest ones.
         """
-        if self.filling.moving is None or not self.last:
+        if self.filling.moving is None or not (self.last or self.similarity.differences):
             return []
         moving, axes = self.level.moving, np.eye(3)[[n > 1 for n in self.level.moving.shape]]
         steps = [distance * axis for axis in axes for distance in (-PROBED, PROBED)]
