@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daskreg.config import Config
 from daskreg.deferred import DeferredModule
 from daskreg.planning import Plan
 from daskreg.reporting.tasks import logged
@@ -65,7 +66,7 @@ class ReadyRun:
             ranks = clusters.run_on_cluster(client, make, self.use.workers, observer, **options)
         report, built = merge_reports(ranks), time.perf_counter()
         self._tell(report)
-        _tell_what_was_left_out(report)
+        _tell_what_was_left_out(report, self.inputs.config)
         _tell_what_was_taken_back(report)
         _tell_the_verdict(report)
         with client.as_current() if elsewhere else dask.config.set(scheduler="threads"):
@@ -121,11 +122,14 @@ def _tell_the_verdict(report: Report) -> None:
         log.log(logging.INFO if verdict.status == "ok" else logging.WARNING, "%s", verdict.line())
 
 
-def _tell_what_was_left_out(report: Report) -> None:
+def _tell_what_was_left_out(report: Report, config: Config) -> None:
+    """Of images without a background of their own, of which the log has said how much is left out."""
     from daskreg.engine.filling import VALUES
 
     values = next((level["detail"][VALUES] for level in report["levels"] if VALUES in level["detail"]), (None, None))
-    images = [role for role, value in zip(("fixed", "moving"), values, strict=True) if value is not None]
+    given = config.fixed_background, config.moving_background
+    found = zip(("fixed", "moving"), values, given, strict=True)
+    images = [role for role, value, background in found if value is not None and background is None]
     if not images:
         return
     what = f"areas of one value in the {' and '.join(images)} image"

@@ -2,14 +2,15 @@
 
 import pytest
 
+from daskreg import PRESETS
 from daskreg.engine.filling import Filling
 from daskreg.workflows.ready_run import _tell_what_was_left_out
 
 
-def told(caplog, filling, *stages):
+def told(caplog, filling, *stages, config=PRESETS["multimodal"]):
     levels = [{"stage": "search", "detail": filling}, *({"stage": name, "detail": {}} for name in stages)]
     with caplog.at_level("INFO", "daskreg"):
-        _tell_what_was_left_out({"levels": levels})
+        _tell_what_was_left_out({"levels": levels}, config)
     return [(record.levelname, record.getMessage()) for record in caplog.records]
 
 
@@ -32,3 +33,10 @@ def test_filling_that_all_stages_left_out_is_told_of(caplog):
 
 def test_nothing_is_said_where_a_search_left_nothing_out(caplog):
     assert told(caplog, {}, "rigid", "deformable") == []
+
+
+def test_nothing_is_said_of_an_image_with_a_background_which_all_stages_leave_out(caplog):
+    config = PRESETS["multimodal"].model_copy(update={"moving_background": "auto"})
+    assert told(caplog, Filling(None, 0.0).report(), "rigid", "deformable", config=config) == []
+    ((_, text),) = told(caplog, Filling(0.0, 0.0).report(), "rigid", "deformable", config=config)
+    assert "in the fixed image out" in text
