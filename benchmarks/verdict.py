@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="pairs of the set, comma-separated")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "verdict.json")
     args = parser.parse_args()
-    names = SETS[args.set]
+    names, filled = SETS[args.set], args.set == "filled"
     rows = (
         [r for r in json.loads(args.out.read_text()) if (r["set"], r["seed"]) != (args.set, args.seed)]
         if args.out.exists()
@@ -321,11 +321,11 @@ def main() -> None:
     )
     for index in range(args.starts):
         for name in args.only.split(",") if args.only else names:
-            for kind in [k for k in STARTS if k != "flipped" or args.set != "filled"]:
+            for kind in [k for k in STARTS if k != "flipped" or not filled]:
                 recipe = list(RECIPES)[index % len(RECIPES)]
-                pair, start = posed(name, names, index, kind, args.seed, args.data, filled=args.set == "filled")
+                pair, start = posed(name, names, index, kind, args.seed, args.data, filled=filled)
                 case = {"set": args.set, "pair": name, "start": kind, "seed": args.seed, "index": index, "recipe": recipe}
-                rows.append(case | measure(pair, RECIPES[recipe], start, filled=args.set == "filled"))
+                rows.append(case | measure(pair, RECIPES[recipe], start, filled=filled))
                 print(name, kind, recipe, rows[-1]["error_percent"], truth_of(rows[-1]), rows[-1]["status"], flush=True)
                 args.out.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
     print("\n".join(table(rows)))

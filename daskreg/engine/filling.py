@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daskreg.engine.edge_images import grown
 from daskreg.engine.report import LevelReport
 from daskreg.grid import Grid, Region
+from daskreg.kernels.device import module_of
 
 Array = NDArray[np.float32]
 SLAB = 32  # planes looked at together
-VALUES, BOXES = "filling", "around"  # names in reports
+VALUES, BOXES = "filling", "kept"  # names in reports
 SAME = np.float32(2e-6)  # of the intensity range: means of equal values differ by rounding
 
 
@@ -42,9 +44,14 @@ class Filling:
         return a, b
 
     @classmethod
-    def of_reports(cls, reports: Sequence[LevelReport]) -> Filling:
+    def of_reports(cls, reports: Iterable[LevelReport]) -> Filling:
         """What the last search left out, from its report, which checkpoints keep."""
-        found = next((r.detail for r in reversed(reports) if VALUES in r.detail), None)
+        return cls.of_details([report.detail for report in reports])
+
+    @classmethod
+    def of_details(cls, details: Sequence[Mapping[str, Any]]) -> Filling:
+        """As ``of_reports``, from what the reports have in detail."""
+        found = next((detail for detail in reversed(details) if VALUES in detail), None)
         if found is None:
             return NO_FILLING
         (fixed, moving), boxes = found[VALUES], found.get(BOXES, (None, None))
@@ -63,3 +70,12 @@ def holds(voxels: Any, value: float | None) -> Any:
     """Which voxels have a value."""
     assert value is not None
     return abs(voxels - np.float32(value)) <= SAME
+
+
+def leave_out_beside(outside: Array, own: slice) -> None:
+    """NaN in own planes where any of the 27 voxels around is; some planes at a time."""
+    left_out = module_of(outside).isnan(outside)
+    for z in range(own.start, own.stop, SLAB):
+        first, stop = max(z - 1, 0), min(z + SLAB, own.stop)
+        region = grown(left_out[first : stop + 1])[z - first : stop - first]
+        outside[z:stop][region] = np.nan

@@ -12,8 +12,7 @@ from scipy.optimize import minimize
 
 from daskreg.comm import Communicator
 from daskreg.config import Affine, Linear
-from daskreg.engine.edge_images import grown
-from daskreg.engine.filling import NO_FILLING, Filling, holds
+from daskreg.engine.filling import NO_FILLING, Filling, holds, leave_out_beside
 from daskreg.engine.halo import Block, Movement, wait_all
 from daskreg.engine.images import Image
 from daskreg.engine.reach import Reach, SamplingMap, affine_reach
@@ -42,7 +41,6 @@ Array = NDArray[np.float32]
 HOLD, EVALUATE, FINISHED, STOPPED = 2.0, 1.0, 0.0, -1.0  # what rank 0 tells the others to do with the matrix it sends
 MINIMUM_OVERLAP = 0.02  # part of the fixed image that must be inside the moving one
 KEPT_OVERLAP = 0.5  # part of the voxels compared at the start of a level that must still be comparable later
-SLAB = 32  # planes looked at together
 UNIT = 1024  # in which weights are added up: integers, whose sum is the same on all ranks
 PROBED = 2  # voxels of the moving image: a resampling may have mixed the outermost one with filling, an interpolation the next
 SETTLED = 0.1  # voxels: the voxels compared are chosen afresh until no corner moves further than this
@@ -54,15 +52,6 @@ class _Converged(Exception):
 
 class Halted(Exception):
     """All ranks were asked to stop, and do."""
-
-
-def leave_out_beside(outside: Array, own: slice) -> None:
-    """NaN in own planes where any of the 27 voxels around is; some planes at a time."""
-    left_out = module_of(outside).isnan(outside)
-    for z in range(own.start, own.stop, SLAB):
-        first, stop = max(z - 1, 0), min(z + SLAB, own.stop)
-        region = grown(left_out[first : stop + 1])[z - first : stop - first]
-        outside[z:stop][region] = np.nan
 
 
 def domain_of(similarity: Similarity, level: Level) -> int:
@@ -107,13 +96,11 @@ class LinearLoss:
         """
         self.outside = None
         self.match(world)
-        outside = self.moved - self.moved  # 0, and NaN out of the domain
+        self.outside = outside = self.moved - self.moved  # 0, and NaN out of the domain
         outside[~module_of(self.moved).isfinite(self.moved)] = np.nan
         if self.filling != NO_FILLING:
             self._leave_out_mixed(outside, world)
-            self.outside = outside
             self.match(world)
-        self.outside = outside
         return self.similarity.value(self._total())[1]
 
     @property

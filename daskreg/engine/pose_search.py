@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from daskreg.comm import SingleRank
 from daskreg.config import Rigid, Search
@@ -186,13 +187,12 @@ class PoseSearch:
 
     def _around(self, which: int, size: float) -> Region | None:
         """The voxels of an image that hold all of a level but filling; None where there is nothing else."""
-        image, inside = self.images[which], host(self._part(which, size, True).inside)
-        at = np.argwhere(inside)
-        if not len(at):
+        image, found = self.images[which], find_objects(host(self._part(which, size, True).inside).astype(np.uint8))
+        if not found:
             return None
-        factors = np.asarray(shrink_factors(image.grid, size * self.voxel))
-        stop = np.minimum((at.max(axis=0) + 1) * factors, image.grid.shape)
-        return Region.of(map(int, at.min(axis=0) * factors), map(int, stop))
+        sides = list(zip(found[0], shrink_factors(image.grid, size * self.voxel), strict=True))
+        box = Region.of((s.start * k for s, k in sides), (s.stop * k for s, k in sides))
+        return box & Region((0, 0, 0), image.grid.shape)
 
     def _part(self, which: int, size: float, filled: bool) -> ComparedPart:
         """Made once, so that its tensors are."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from daskreg.engine.drift import DRIFT
 from daskreg.engine.evidence import TOO_STRETCHED, UNSURE, Evidence
-from daskreg.engine.filling import VALUES
+from daskreg.engine.filling import NO_FILLING, Filling
 from daskreg.html import Printable
 
 Status = Literal["ok", "doubtful", "failed"]
@@ -98,7 +98,8 @@ def judge(
     """
     match, drift, shape = [*_match(evidence)], [*_drift(evidence)], [*_shape(evidence, folded_percent)]
     support, small = [*_support(evidence)], _small_masks(masks or {})
-    worse = [] if measures is None or _left_out(levels) else [*_worsening(*measures)]
+    left_out = Filling.of_details([level.get("detail", {}) for level in levels])
+    worse = [] if measures is None or left_out != NO_FILLING else [*_worsening(*measures)]
     found = [*support, *match, *drift, *shape, *worse, *_endings(evidence, levels)]
     status: Status = max((r.status for r in found), key=RANKS.index, default="ok")
     if evidence.windows < MINIMUM_WINDOWS and all(r.status != "failed" for r in shape):
@@ -111,11 +112,6 @@ def judge(
     elif support and small:
         reasons.append(f"look at {small}: does it lie where it should, in the unit of its image?")
     return Verdict(status, tuple(reasons) or (_fine(evidence),), evidence.as_dict())
-
-
-def _left_out(levels: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether stages compared all but what a search took for filling."""
-    return any(VALUES in level.get("detail", {}) for level in levels)
 
 
 def _fine(e: Evidence) -> str:

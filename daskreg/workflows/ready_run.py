@@ -124,11 +124,10 @@ def _tell_the_verdict(report: Report) -> None:
 
 def _tell_what_was_left_out(report: Report, config: Config) -> None:
     """Of images without a background of their own, of which the log has said how much is left out."""
-    from daskreg.engine.filling import VALUES
+    from daskreg.engine.filling import Filling
 
-    values = next((level["detail"][VALUES] for level in report["levels"] if VALUES in level["detail"]), (None, None))
-    given = config.fixed_background, config.moving_background
-    found = zip(("fixed", "moving"), values, given, strict=True)
+    filling = Filling.of_details([level["detail"] for level in report["levels"]])
+    found = ("fixed", filling.fixed, config.fixed_background), ("moving", filling.moving, config.moving_background)
     images = [role for role, value, background in found if value is not None and background is None]
     if not images:
         return

@@ -7,12 +7,14 @@ import pytest
 from scipy.ndimage import binary_dilation, map_coordinates
 
 from daskreg.comm import SingleRank
-from daskreg.config import Affine, Config, Rigid
-from daskreg.engine.filling import Filling
+from daskreg.config import Affine, Config, Rigid, Search
+from daskreg.engine.filling import Filling, leave_out_beside
 from daskreg.engine.images import Image
-from daskreg.engine.linear import LinearLoss, leave_out_beside, run_linear
+from daskreg.engine.linear import LinearLoss, run_linear
+from daskreg.engine.pose_search import PoseSearch
 from daskreg.engine.report import LevelReport, Watch
-from daskreg.grid import Grid
+from daskreg.engine.shared_out import SharedOut
+from daskreg.grid import Grid, Region
 from daskreg.planning import make_plan
 from daskreg.similarity import LNCC, MSE, NGF
 from daskreg.transforms.linear import linear_about, transform_points, translation
@@ -87,6 +89,16 @@ def test_no_voxel_is_held_that_an_interpolation_mixes_with_filling():
     mixed = map_coordinates((moving == 0).astype(float), at.T, order=1, mode="nearest")
     assert held.mean() > 0.3
     assert mixed.max() < 1e-6
+
+
+def test_a_search_reports_the_box_around_what_is_no_filling():
+    """Without the voxels beside filling."""
+    moving = np.zeros((48, 40, 44), np.float32)
+    moving[12:30, 8:32, 20:40] = blobs((18, 24, 20), 2) + np.float32(0.1)
+    noise = np.random.default_rng(0).random(moving.shape).astype(np.float32)
+    images = Image.whole(noise, Grid(moving.shape)), Image.whole(moving, Grid(moving.shape))
+    found = PoseSearch(Search(rotations="fine"), images, np.eye(4), SharedOut(SingleRank()), Watch()).left_out()
+    assert found == Filling(None, 0.0, (None, Region((13, 9, 21), (29, 31, 39))))
 
 
 @pytest.mark.parametrize(("loss", "probes"), [("mse", [0, 6]), ("lncc", [0, 6]), ("ngf", [6, 6])])
