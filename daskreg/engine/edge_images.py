@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,11 +27,12 @@ LARGEST_FILL = 0.95  # more is background with hardly anything in it
 
 @dataclass(frozen=True)
 class ComparedPart:
-    """A level of an image (Z, Y, X), and which of its voxels are compared."""
+    """A level of an image (Z, Y, X), which of its voxels are compared, and the level's shrink factors."""
 
     grid: Grid
     voxels: Any
     inside: Any
+    factors: Index = (1, 1, 1)
     _tensors: dict[float, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def box(self, axes: Matrix) -> tuple[Matrix, Matrix]:
@@ -67,12 +68,17 @@ def part_of(image: Image, size: float) -> ComparedPart:
     """The level of about a voxel size, where its mask is."""
     factors = shrink_factors(image.grid, size)
     voxels, mask = whole(image, factors)
-    return ComparedPart(image.grid.coarsen(factors), voxels, (voxels == voxels) if mask is None else mask > 0.5)
+    return ComparedPart(image.grid.coarsen(factors), voxels, (voxels == voxels) if mask is None else mask > 0.5, factors)
 
 
 def without_filling(part: ComparedPart) -> ComparedPart:
-    """All but what may be filling."""
-    return replace(part, inside=part.inside & ~filling(part.voxels))
+    """All but what may be filling, and what is mixed with it.
+
+    A voxel of a level is a mean over three of its own along a shrunk axis. So beside those of the filling's value up to three
+    are mixed with it, the first two by more than a sixth. Logarithms of intensities make that a higher edge than the object's.
+    """
+    shrunk = [axis for axis, factor in enumerate(part.factors) if factor > 1]
+    return replace(part, inside=part.inside & ~grown(filling(part.voxels), shrunk))
 
 
 def near_object(part: ComparedPart, margin: float) -> ComparedPart:
@@ -95,10 +101,10 @@ def filling_value(voxels: Any) -> float | None:
     return float(values[counts.argmax()]) if fair else None
 
 
-def grown(region: Any) -> Any:
-    """A region and the voxels next to it, whose values are mixed with its own; written out for NumPy and CuPy alike."""
+def grown(region: Any, axes: Iterable[int] = (0, 1, 2)) -> Any:
+    """A region and the voxels next to it along axes, whose values are mixed with its own; the same code for NumPy and CuPy."""
     found = region.copy()
-    for axis in range(region.ndim):
+    for axis in axes:
         _spread(found, found.copy(), axis, np.bitwise_or if isinstance(region, np.ndarray) else module_of(region).bitwise_or)
     return found
 

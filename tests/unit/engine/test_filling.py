@@ -8,8 +8,9 @@ from scipy.ndimage import binary_dilation, map_coordinates
 
 from daskreg.comm import SingleRank
 from daskreg.config import Affine, Config, Rigid, Search
+from daskreg.engine.edge_images import part_of, without_filling
 from daskreg.engine.filling import Filling, leave_out_beside
-from daskreg.engine.images import Image
+from daskreg.engine.images import Image, downsample
 from daskreg.engine.linear import LinearLoss, run_linear
 from daskreg.engine.pose_search import PoseSearch
 from daskreg.engine.report import LevelReport, Watch
@@ -152,3 +153,17 @@ def test_the_same_bits_on_any_number_of_ranks_and_out_of_memory(loss):
     assert expected.affine.tobytes() != Registration(fixed, moving, recipe).run(1).affine.tobytes()
     assert_same_bits(Filled(fixed, moving, recipe).run(3), expected)
     assert_same_bits(Filled(fixed, moving, recipe, state="host", slab=5, stored=(FULL, HALF)).run(1), expected)
+
+
+@pytest.mark.parametrize("factors", [(2, 4, 3), (1, 2, 4)])
+@pytest.mark.parametrize("offset", [0, 1, 2, 3])
+def test_a_search_compares_no_voxel_that_is_much_mixed_with_filling(factors, offset):
+    """On shrunk axes the Gaussian reaches a voxel and a half, and logarithms make zeros differ by more than the contrast."""
+    inner = tuple(slice(12 + offset, 44 + offset) for _ in range(3))
+    voxels, share = np.zeros((56, 60, 58), np.float32), np.ones((56, 60, 58), np.float32)
+    voxels[inner], share[inner] = 0.7 + 0.3 * blobs((32, 32, 32), 3), 0
+    part = without_filling(part_of(Image.whole(voxels, Grid(voxels.shape, (12 / np.array(factors)))), 12.0))
+    assert part.factors == factors
+    mixed = downsample(share, factors)
+    assert mixed[part.inside].max() < 0.17
+    assert part.inside.sum() > 0.4 * 32**3 / np.prod(factors)

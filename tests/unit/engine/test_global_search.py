@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from daskreg.comm import SingleRank
 from daskreg.config import Config, Rigid, Search
 from daskreg.engine import pose_search
-from daskreg.engine.images import Image
+from daskreg.engine.images import Image, normalise
 from daskreg.engine.initial import run_initial
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Watch
@@ -143,19 +143,24 @@ def test_a_scale(image):
 
 
 @pytest.mark.slow
-def test_a_resampled_image_is_not_held_by_its_own_edges():
-    """The image fills its grid; where it was turned, what lies outside was filled with zeros."""
-    texture = gaussian_filter(np.random.default_rng(0).random((60, 60, 60)), 1.5).astype(np.float32)
-    texture = (texture - texture.min()) / np.ptp(texture) + 0.3
+@pytest.mark.parametrize("intensity", ["linear", "log"])
+def test_a_resampled_image_is_not_held_by_its_own_edges(intensity):
+    """The image fills its grid; where it was turned, what lies outside was filled with zeros, from which logarithms begin."""
+    texture = gaussian_filter(np.random.default_rng(0).random((68, 68, 68)), 1.5).astype(np.float32)
+    texture = (texture - texture.min()) / np.ptp(texture) + 1
     linear = Rotation.from_rotvec(np.radians(50) * np.array([0.6, -0.48, 0.64])).as_matrix()
-    box = tuple(slice(10, 50) for _ in range(3))
-    inner = np.pad(texture[box], 8)
+    box = tuple(slice(10, 58) for _ in range(3))
+    inner = np.pad(texture[box], 9)
     middle = (np.asarray(inner.shape) - 1) / 2
     moving = affine_transform(inner, linear, middle - linear @ middle, order=1).astype(np.float32)
-    # moving(y) = inner(linear (y - c) + c): fixed index x = y' lies at y = linear^-1 (x + 8 - c) + c
-    truth = linear_about(middle, linear.T) @ translation(np.full(3, 8.0))
-    images = Image.whole(np.ascontiguousarray(texture[box]), Grid((40, 40, 40))), Image.whole(moving, Grid(moving.shape))
-    world, _ = run_initial(Search(rotations="fine", contrast="any"), images, np.eye(4), SingleRank(), Watch())
+    # moving(y) = inner(linear (y - c) + c): fixed index x = y' lies at y = linear^-1 (x + 9 - c) + c
+    truth = linear_about(middle, linear.T) @ translation(np.full(3, 9.0))
+    search = Search(rotations="fine", contrast="any")
+    config = Config(stages=(search,), intensity=intensity)
+    images = [Image.whole(voxels, Grid(voxels.shape)) for voxels in (np.ascontiguousarray(texture[box]), moving)]
+    for image in images:
+        normalise(image.voxels, config, SingleRank(), "image")
+    world, _ = run_initial(search, (images[0], images[1]), np.eye(4), SingleRank(), Watch())
     assert distance(world, truth) < 1
 
 
