@@ -13,7 +13,7 @@ from daskreg.comm import Communicator
 from daskreg.errors import VoxelError
 from daskreg.kernels.device import module_of
 
-MARGIN = 2  # planes around a block that its constant areas depend on
+MARGIN = 3  # planes around a block that its constant areas, and what is beside them, depend on
 SLAB = 32  # planes looked at together
 
 
@@ -23,6 +23,9 @@ class Background:
 
     value: theirs, NaN for those that are NaN;  areas: only those in a cube of 3 x 3 x 3 such voxels around a voxel of the
     image (beyond its faces all count), not every voxel of that value.
+
+    Voxels beside such a cube are background too, unless the value is NaN: a resampling has mixed them with it, which is an edge
+    that no object has.
     """
 
     value: float
@@ -31,18 +34,27 @@ class Background:
     @property
     def margin(self) -> int:
         """Planes around a block that ``known`` has to see to be right within it."""
-        return MARGIN if self.areas else 0
+        return MARGIN if self.areas or not math.isnan(self.value) else 0
 
     def known(self, voxels: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Whether each voxel (Z, Y, X), as stored, is none of the background."""
-        same = module_of(voxels).isnan(voxels) if math.isnan(self.value) else voxels == np.float32(self.value)
-        return ~(_opened(same) if self.areas else same)  # type: ignore[no-any-return]
+        if math.isnan(self.value):
+            same = module_of(voxels).isnan(voxels)
+            return ~(_opened(same) if self.areas else same)  # type: ignore[no-any-return]
+        same = voxels == np.float32(self.value)
+        beside = _dilated(_opened(same))
+        return ~(beside if self.areas else beside | same)  # type: ignore[no-any-return]
 
 
 def _opened(same: Any) -> Any:
     """Morphological opening by a cube of 3 voxels; for the erosion, voxels outside of the array count as set."""
     for axis in range(3):
         same = _shifted(same, axis, erode=True)
+    return _dilated(same)
+
+
+def _dilated(same: Any) -> Any:
+    """Morphological dilation by a cube of 3 voxels."""
     for axis in range(3):
         same = _shifted(same, axis, erode=False)
     return same
@@ -66,7 +78,7 @@ def leave_out(voxels: NDArray[np.float32], known: Any, own: slice, comm: Communi
     Raises VoxelError where no other voxel is left on any rank.
     """
     xp = module_of(voxels)
-    least = min((least_known(voxels[z], known[z]) for z in _slabs(voxels[own], own.start)), default=math.inf)
+    least = min((least_known(voxels[z], known[z]) for z in _slabs(voxels[own], own.start or 0)), default=math.inf)
     least = require_known(least, comm, name)
     for z in _slabs(voxels):
         voxels[z] = xp.where(known[z], voxels[z], np.float32(least))

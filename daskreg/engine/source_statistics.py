@@ -44,12 +44,15 @@ class Statistics:
 
     def _of_counts(self, dtype: np.dtype[Any]) -> tuple[tuple[float, float], float]:
         """In one pass: how many voxels have each value."""
-        values, counts = _values(dtype), np.zeros(1, np.int64)
+        values, background = _values(dtype), self.source.background
         counts = np.zeros((thread_count(), len(values)), np.int64)
         for voxels, known in self._stored():
-            intensity_histogram(voxels.shape, counts, values[0], np.float32(1), voxels)
-            self.left_out += 0 if known is None else int(known.size - np.count_nonzero(known))
-        found, background = counts.sum(axis=0), self.source.background
+            stored = voxels
+            if known is not None and background is not None:
+                stored = np.where(known, voxels, np.float32(background.value))
+                self.left_out += int(known.size - np.count_nonzero(known))
+            intensity_histogram(stored.shape, counts, values[0], np.float32(1), stored)
+        found = counts.sum(axis=0)
         if background is None:
             return intensity_range_of_values(values, found, self.source.config, self.comm, self.name), 0.0
         if self.left_out:

@@ -43,20 +43,46 @@ def volume(voxels, chunks=16):
 # --- which voxels ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0.0, -1024.0, math.nan])
-def test_voxels_of_a_value_are_known_by_it_alone(value):
+def areas(same):
+    """An opening by a cube of 3 voxels whose centre is in the image."""
+    cube = np.ones((3, 3, 3))
+    return binary_dilation(binary_erosion(same, cube, border_value=1), cube)
+
+
+def beside(same):
+    """The same with the voxels beside, which a resampling mixes."""
+    return binary_dilation(areas(same), np.ones((3, 3, 3)))
+
+
+@pytest.mark.parametrize("value", [0.0, -1024.0])
+def test_voxels_of_a_value_are_background_and_those_beside_its_areas(value):
     voxels = filled(texture(), value)
     voxels[20, 20, 20] = value
-    wanted = np.isnan(voxels) if math.isnan(value) else voxels == value
-    np.testing.assert_array_equal(Background(value).known(voxels), ~wanted)
+    known = Background(value).known(voxels)
+    np.testing.assert_array_equal(known, ~(beside(voxels == value) | (voxels == value)))
+    assert known[20, 20, 21]
 
 
-def test_areas_are_an_opening_by_a_cube_whose_centre_is_in_the_image():
+def test_nothing_is_mixed_with_nan():
+    voxels = filled(texture(), math.nan)
+    voxels[20, 20, 20] = math.nan
+    np.testing.assert_array_equal(Background(math.nan).known(voxels), ~np.isnan(voxels))
+    np.testing.assert_array_equal(Background(math.nan, areas=True).known(voxels), ~areas(np.isnan(voxels)))
+
+
+def test_a_resampled_image_loses_its_rim_of_mixed_voxels():
+    """Half of its outermost voxels' values come from beyond: edges that no object has."""
+    shifted = np.pad(texture(), 4)
+    shifted = (shifted[:-1] + shifted[1:]) / 2
+    known = Background(0.0, areas=True).known(shifted)
+    assert shifted[known].min() >= texture().min()
+    assert known.sum() == 39 * 34 * 30
+
+
+def test_areas_are_an_opening_and_what_is_beside_them():
     voxels = filled(texture(), 0)
     voxels[np.random.default_rng(0).random(voxels.shape) < 0.05] = 0
-    cube = np.ones((3, 3, 3))
-    wanted = binary_dilation(binary_erosion(voxels == 0, cube, border_value=1), cube)
-    np.testing.assert_array_equal(Background(0.0, areas=True).known(voxels), ~wanted)
+    np.testing.assert_array_equal(Background(0.0, areas=True).known(voxels), ~beside(voxels == 0))
 
 
 @pytest.mark.parametrize("cut", [1, 13, 14, 15, 29, 30])
@@ -126,7 +152,7 @@ def test_background_has_weight_0_and_no_part_in_the_intensities(value):
     """The range and the percentiles are those of the other voxels, in whatever value the filling is."""
     voxels = filled(texture(), value)
     image = read(voxels, "nan" if math.isnan(value) else value, percentiles=(1, 99))
-    known = ~np.isnan(voxels) if math.isnan(value) else voxels != value
+    known = ~np.isnan(voxels) if math.isnan(value) else ~beside(voxels == value)
     np.testing.assert_array_equal(image.mask, known)
     low, high = np.percentile(voxels[known], [1, 99])
     width = (voxels[known].max() - voxels[known].min()) / 4096
@@ -140,7 +166,7 @@ def test_a_given_mask_is_multiplied():
     half[:, :18] = 0.5
     voxels = filled(texture(), 0)
     image = read(voxels, "auto", volume(half))
-    np.testing.assert_array_equal(image.mask, (half > 0) & (voxels != 0))
+    np.testing.assert_array_equal(image.mask, (half > 0) & ~beside(voxels == 0))
 
 
 def test_an_image_that_is_all_background_is_refused():
@@ -157,7 +183,7 @@ def test_leaving_out_replaces_by_the_least_other_value():
 
 def test_voxels_that_are_not_numbers_are_counted_without_the_background():
     voxels = filled(texture(), 0)
-    voxels[3, 3, 3], voxels[9, 9, 9] = np.nan, -np.inf
+    voxels[20, 3, 3], voxels[20, 9, 9] = np.nan, -np.inf
     with pytest.raises(VoxelError, match="is NaN or infinite at 2 voxels;"):
         read(voxels, 0)
 
@@ -175,7 +201,7 @@ def test_a_mosaic_is_found_where_it_was_moved_to(tmp_path, caplog):
         found = register(tmp_path, fixed, moving, background="auto")
     np.testing.assert_allclose(found.affine[:3, 3], [0, 2, 0], atol=0.15)
     assert abs(drawn - [0, 2, 0]).max() > 0.3
-    count = int((fixed == 0).sum())
+    count = int(beside(fixed == 0).sum())
     assert found.report["left_out"] == [count, count]
     assert f"background: {count} voxels" in caplog.text
     same = register(tmp_path, fixed, moving, "same", background=0)

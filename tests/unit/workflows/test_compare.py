@@ -221,6 +221,21 @@ def test_measures_know_the_identity(tmp_path):
     assert np.isnan(found.dice)
 
 
+def test_stored_background_has_the_least_value_as_in_the_run():
+    """It ended in a TypeError."""
+    grid = Grid((20, 24, 28))
+    voxels = 100 + 900 * blobs(grid.shape).astype(np.float32)
+    voxels[:, :, 20:] = 0
+    volume = Volume(open_volume(voxels).data, grid)
+    config = Config.of_stages(["affine"]).model_copy(update={"moving_background": 0.0, "percentiles": (0.0, 100.0)})
+    seen = Pair.seen(config, volume, volume)
+    assert seen.fixed[:, :, 20:].max() == 0 < seen.fixed[:, :, :19].min()
+    moving = seen.moving.read()
+    assert moving.min() == moving[:, :, 20:].max() == 0
+    assert seen.fixed.max() == pytest.approx(moving.max(), abs=1e-3)
+    assert (moving[:, :, :19] < seen.fixed[:, :, :19]).mean() > 0.99  # it begins at their least value, not at 0
+
+
 def test_voxels_beyond_the_centres_of_the_outermost_ones_do_not_count(tmp_path):
     grid, matrix = Grid((20, 24, 28)), np.eye(4)
     matrix[0, 3] = 0.3  # of a voxel along z
