@@ -260,10 +260,12 @@ def measure(pair: Pair, stages: tuple[Stage, ...], start: Matrix, *, filled: boo
     evidence, _ = gather_evidence(coarse_pair(plan, outcome, (images[0], images[1]), SingleRank()), np.eye(4))
     judged = time.process_time() - began
     u = outcome.displacement
-    folded = 0.0 if u is None else folding(u, outcome.block, SingleRank())["folded_percent"]
+    jacobian = {} if u is None else folding(u, outcome.block, SingleRank())
+    folded, extreme = (jacobian.get(name, 0.0) for name in ("folded_percent", "extreme_percent"))
     first = Outcome(start, None, [], replace(outcome.block, halo=0))
     measures = tuple(likeness(plan, o, (images[0], images[1]), SingleRank()) for o in (first, outcome))
-    verdict = judge(evidence, [level.as_dict() for level in outcome.levels], folded, (measures[0], measures[1]))
+    levels = [level.as_dict() for level in outcome.levels]
+    verdict = judge(evidence, levels, folded, (measures[0], measures[1]), extreme_percent=extreme)
     diagonal = float(np.linalg.norm(pair.fixed_grid.extent) / np.prod(pair.fixed_grid.spacing) ** (1 / 3))
     also = {"with_filling": _status_with_filling(plan, outcome, (images[0], images[1]))} if filled else {}
     return also | {

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from daskreg.engine.coarse_pair import CoarsePair
 from daskreg.engine.drift import DRIFT, Drift, find_drift
 from daskreg.engine.edge_rivals import EdgeRivals, edge_rivals
+from daskreg.engine.information import informations
 from daskreg.engine.rivals import best_rival, merit
 from daskreg.transforms.linear import linear_about
 from daskreg.transforms.rotations import rotation_grid
@@ -54,7 +55,8 @@ class Evidence:
     another pose is as alike; overlap: part of the smaller image; textured: part of the fixed level; windows: independent ones
     in the textured part that both images cover; stretch: largest factor, or one over the smallest, by which the affine map
     changes a length beyond the initial map; shape: of the level; drift: voxels of the level, in the mean, that a refinement by
-    edges moves the result; drift_edges, drifted_edges: agreement of smoothed edges before and after that
+    edges moves the result; drift_edges, drifted_edges: agreement of smoothed edges before and after that; affine_information,
+    information: mutual information (nats) by the affine map alone and with the displacement, 0 without one
     """
 
     in_place: float
@@ -77,6 +79,8 @@ class Evidence:
     drift: float = 0.0
     drift_edges: float = 0.0
     drifted_edges: float = 0.0
+    affine_information: float = 0.0
+    information: float = 0.0
 
     @property
     def edges_are_clear(self) -> bool:
@@ -211,6 +215,7 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
     stretch = _stretch(pair.world, start)
     # a map that shrinks an image to nothing would be refined on a lattice as fine as that
     drift = _drift(pair, u, counts, scaled=stretch > STRETCHED) if stretch <= TOO_STRETCHED else Drift()
+    affine_information, information = informations(pair)
     evidence = Evidence(
         in_place=places.share,
         pose=pose.share,
@@ -232,6 +237,8 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
         drift=drift.distance,
         drift_edges=drift.own,
         drifted_edges=drift.refined,
+        affine_information=affine_information,
+        information=information,
     )
     if not evidence.edges_are_clear:
         evidence = replace(evidence, rival=_rival(pair, correlation, others, pose))

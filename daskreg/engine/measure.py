@@ -23,6 +23,7 @@ from daskreg.kernels.moment_sums import moments_of_rows
 from daskreg.planning import Plan
 from daskreg.similarity.base import Samples, Similarity
 from daskreg.similarity.mutual_information import MI
+from daskreg.transforms.jacobian import EXTREME
 
 Array = NDArray[np.float32]
 SLAB = 32  # planes sampled together
@@ -86,15 +87,33 @@ def correlation(sums: NDArray[np.float64]) -> float:
 
 
 def folding(u: Planes, block: Block, comm: Communicator) -> dict[str, float]:
-    """Percentage of voxels where det(I + Du) <= 0, and the determinant's range; u: the block's, with a plane of halo."""
-    folded, low, high, xp = 0, np.inf, -np.inf, block.device.xp
+    """Percentages of voxels where det(I + Du) <= 0, and where it is beyond EXTREME or 1 / EXTREME, and the determinant's range;
+    u: the block's, with a plane of halo.
+    """
+    counts, low, high, xp = np.zeros(2, np.int64), np.inf, -np.inf, block.device.xp
     for z in range(block.own.start, block.own.stop, SLAB):
         lead, stop = min(z, 1), min(z + SLAB, block.own.stop)
         part = xp.ascontiguousarray(on(block.device, u, Span(z - lead, min(stop + 1, block.partition.planes))))
         determinant = xp.empty((stop - z, *block.shape[1:]), np.float32)
         jacobian(determinant.shape, lead, part, determinant)
-        folded += int((determinant <= 0).sum())
+        counts += folded_and_extreme(determinant)
         low, high = min(low, float(determinant.min())), max(high, float(determinant.max()))
-    folded = int(comm.sum_counts(np.array([folded]))[0])
-    ends = comm.max(np.array([-low, high]))
-    return {"folded_percent": 100 * folded / np.prod(block.shape), "smallest": -float(ends[0]), "largest": float(ends[1])}
+    return folding_of(counts, (low, high), math.prod(block.shape), comm)
+
+
+def folded_and_extreme(determinant: Array) -> NDArray[np.int64]:
+    """How many voxels (2,)."""
+    extreme = (determinant < np.float32(1 / EXTREME)) | (determinant > np.float32(EXTREME))
+    return np.array([int((determinant <= 0).sum()), int(extreme.sum())], np.int64)
+
+
+def folding_of(counts: NDArray[np.int64], ends: tuple[float, float], size: int, comm: Communicator) -> dict[str, float]:
+    """The percentages and the range over all ranks, of an image of ``size`` voxels."""
+    folded, extreme = 100 * comm.sum_counts(counts) / size
+    low, high = comm.max(np.array([-ends[0], ends[1]]))
+    return {
+        "folded_percent": float(folded),
+        "extreme_percent": float(extreme),
+        "smallest": -float(low),
+        "largest": float(high),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -12,7 +13,7 @@ from daskreg.comm import Communicator
 from daskreg.engine.box_sampling import sampled
 from daskreg.engine.coarse_pair import coarse_factors
 from daskreg.engine.file_order import FileOrderSampler, PlacedMap
-from daskreg.engine.measure import MUTUAL_INFORMATION_BINS, correlation
+from daskreg.engine.measure import MUTUAL_INFORMATION_BINS, correlation, folded_and_extreme, folding_of
 from daskreg.engine.plane_sums import PlaneMoments
 from daskreg.engine.reach import SamplingMap
 from daskreg.engine.report import Outcome
@@ -124,14 +125,12 @@ def _read(
 
 def folding(u: UpsampledField, own: Span, comm: Communicator) -> dict[str, float]:
     """See ``measure.folding``."""
-    folded, low, high = 0, np.inf, -np.inf
+    counts, low, high = np.zeros(2, np.int64), np.inf, -np.inf
     for region in u.boxes.over(own):
         determinant = _determinant(u, region)
-        folded += int((determinant <= 0).sum())
+        counts += folded_and_extreme(determinant)
         low, high = min(low, float(determinant.min())), max(high, float(determinant.max()))
-    folded = int(comm.sum_counts(np.array([folded]))[0])
-    ends = comm.max(np.array([-low, high]))
-    return {"folded_percent": 100 * folded / np.prod(u.shape), "smallest": -float(ends[0]), "largest": float(ends[1])}
+    return folding_of(counts, (low, high), math.prod(u.shape), comm)
 
 
 def _determinant(u: UpsampledField, region: Region) -> Array:

@@ -15,6 +15,7 @@ from daskreg.grid import Grid
 from daskreg.reporting import views
 from daskreg.reporting.charts import COLOURS, losses
 from daskreg.storage import RunStore
+from daskreg.transforms.jacobian import EXTREME
 
 UNKNOWN = "–"
 
@@ -53,8 +54,14 @@ def _folding(metrics: dict[str, Any]) -> list[dict[str, str]]:
     span = f"{found['smallest']:.2f} – {found['largest']:.2f}".replace("-0.00", "0.00")
     return [
         _card("Folded voxels", f"{found['folded_percent']:.2g} %", "of the whole volume"),
-        _card("Jacobian of the displacement", span, "smallest, largest"),
+        _card("Jacobian of the displacement", span, "smallest, largest" + _extreme(found)),
     ]
+
+
+def _extreme(found: dict[str, Any]) -> str:
+    """The share beyond a factor, which runs of earlier versions do not have."""
+    share = found.get("extreme_percent")
+    return "" if share is None else f"; {share:.2g} % beyond a factor of {EXTREME:g}"
 
 
 def _card(title: str, value: str, under: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ else:
     kernel = DeferredModule("daskreg.kernels.jacobian")
 
 Array = NDArray[np.float32]
+EXTREME = 3.0  # times a voxel's volume, or one over that: few voxels of a right displacement shrink or grow by more
 
 
 def jacobian_determinant(

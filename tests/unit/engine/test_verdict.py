@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from daskreg.comm import SingleRank
 from daskreg.engine import evidence as evidence_module
@@ -15,6 +15,7 @@ from daskreg.engine.evidence import Evidence, SquaredCorrelation, gather_evidenc
 from daskreg.engine.filling import NO_FILLING, Filling
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
+from daskreg.engine.information import informations
 from daskreg.engine.match_map import MatchMap
 from daskreg.engine.planes import ArrayPlanes
 from daskreg.engine.report import LevelReport, Outcome
@@ -158,6 +159,24 @@ def test_a_large_smooth_displacement_counts():
     moving = np.stack([np.roll(plane, round(float(-s)), 0) for plane, s in zip(FIXED, -u[1, :, 0, 0], strict=True)])
     assert status(np.ascontiguousarray(moving)) != "ok"
     assert status(np.ascontiguousarray(moving), u=u) == "ok"
+
+
+def test_a_displacement_that_does_harm_lowers_the_mutual_information():
+    """Two contrasts, that overlap where they are: any similarity of one contrast gains by it, and edges stay smooth."""
+    u = np.zeros((3, *SHAPE), np.float32)
+    u[2] = 1.5 * np.sin(np.linspace(0, 3 * np.pi, SHAPE[1])).reshape(-1, 1)
+    dark = (FIXED > 0.02) * (1.3 - FIXED)
+    affine, harmed = informations(_pair(dark, np.eye(4), u))
+    assert harmed < 0.8 * affine
+    undone = map_coordinates(dark, np.indices(SHAPE) + u, order=1, mode="nearest")
+    affine, found = informations(_pair(undone, np.eye(4), -u))
+    assert found > 1.2 * affine
+    assert informations(_pair(dark, np.eye(4))) == (0, 0)
+    mask = np.ones(SHAPE, np.float32)
+    mask[:, 6:] = 0
+    u[:, :, :6] = 0
+    affine, still = informations(_pair(dark, np.eye(4), u, masks=(mask, None)))
+    assert affine == still > 0
 
 
 def test_where_little_is_compared_it_is_doubtful_and_says_why():
@@ -346,6 +365,8 @@ def test_ranks_see_the_same_pair(cuts):
         ({"pose": 0.1, "in_place": 0.1, "pose_chance": 0.3, "edges": 0.3, "edge_rival": 0.26}, "ok", "0.300 against 0.260"),
         ({"pose": 0.1, "in_place": 0.1, "pose_chance": 0.3, "edges": 0.3, "edge_rival": 0.29}, "doubtful", "10 %"),
         ({"pose": 0.6, "edges": 0.3, "edge_rival": 0.4}, "doubtful", "0.400 against 0.300"),
+        ({"affine_information": 1.2, "information": 1.09}, "doubtful", "from 1.200 to 1.090; where contrasts differ"),
+        ({"affine_information": 1.2, "information": 1.12}, "ok", "80 %"),
     ],
 )
 def test_each_reason(change, expected, word):
@@ -354,8 +375,12 @@ def test_each_reason(change, expected, word):
     assert word in verdict.line()
 
 
-def test_folds_and_levels_that_ended_early_count():
+def test_folds_tears_and_levels_that_ended_early_count():
     assert judge(GOOD, [], folded_percent=2.0).status == "doubtful"
+    assert judge(GOOD, [], extreme_percent=1.9).status == "ok"
+    torn = judge(GOOD, [], extreme_percent=3.0)
+    assert torn.status == "doubtful"
+    assert torn.reasons[0].startswith("3 % of the voxels shrink or grow by more than a factor of 3; smooth more, compare")
     levels = [{"stage": "rigid", "scale": 4, "stopped": "overlap"}]
     ended = judge(replace(GOOD, pose=0.6), levels)
     assert judge(GOOD, levels).status == "ok"
