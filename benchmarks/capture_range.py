@@ -231,16 +231,21 @@ PAIRS: dict[str, Callable[[Path], Pair]] = {f.__name__: f for f in (brain, epi, 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def registered(pair: Pair, config: Config, start: Matrix, device: Device = CPU) -> tuple[list[Matrix], list[LevelReport]]:
-    """The map after every stage, by one rank in this process, and the reports."""
+def images_of(pair: Pair, config: Config, device: Device = CPU) -> tuple[Image, Image]:
+    """Both as a configuration compares them, whole in this process."""
     images = []
     for voxels, grid in ((pair.fixed, pair.fixed_grid), (pair.moving, pair.moving_grid)):
         image = Image.whole(device.put(voxels.copy()), grid)
         normalise(image.voxels, config, SingleRank(), pair.name)
         images.append(image)
+    return images[0], images[1]
+
+
+def registered(pair: Pair, config: Config, start: Matrix, device: Device = CPU) -> tuple[list[Matrix], list[LevelReport]]:
+    """The map after every stage, by one rank in this process, and the reports."""
     watch = _Maps()
     plan = make_plan(pair.fixed_grid, pair.moving_grid, config)
-    watch.rank = Rank(plan, (images[0], images[1]), start, SingleRank(), watch)
+    watch.rank = Rank(plan, images_of(pair, config, device), start, SingleRank(), watch)
     outcome = watch.rank.run()
     return [watch.maps[k] for k in range(len(config.stages))], outcome.levels
 

@@ -23,13 +23,12 @@ from typing import Any
 
 import capture_range
 import numpy as np
-from capture_range import Array, Matrix, Pair, other_contrast, read
+from capture_range import Array, Matrix, Pair, images_of, other_contrast, read
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from daskreg import PRESETS, Config, Grid, Region, Search
 from daskreg.comm import SingleRank
-from daskreg.engine.images import Image, normalise
 from daskreg.engine.rank import Rank
 from daskreg.engine.report import Outcome, Watch
 from daskreg.planning import make_plan
@@ -115,13 +114,8 @@ def textures() -> Iterator[tuple[Pair, Displacement]]:
 
 def run(pair: Pair, config: Config, start: Matrix) -> Outcome:
     """The stages on one rank."""
-    images = []
-    for voxels, grid in ((pair.fixed, pair.fixed_grid), (pair.moving, pair.moving_grid)):
-        image = Image.whole(voxels.copy(), grid)
-        normalise(image.voxels, config, SingleRank(), pair.name)
-        images.append(image)
     plan = make_plan(pair.fixed_grid, pair.moving_grid, config)
-    return Rank(plan, (images[0], images[1]), start, SingleRank(), Watch()).run()
+    return Rank(plan, images_of(pair, config), start, SingleRank(), Watch()).run()
 
 
 def error(pair: Pair, outcome: Outcome, truth: Displacement) -> float:

@@ -43,7 +43,7 @@ from typing import Any
 
 import capture_range
 import numpy as np
-from capture_range import Array, Matrix, Pair, error, other_contrast, registered
+from capture_range import Array, Matrix, Pair, error, images_of, other_contrast, registered
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
@@ -52,7 +52,7 @@ from daskreg.comm import SingleRank
 from daskreg.config import Search, Stage
 from daskreg.engine.coarse_pair import coarse_pair
 from daskreg.engine.evidence import gather_evidence
-from daskreg.engine.images import Image, normalise
+from daskreg.engine.images import Image
 from daskreg.engine.measure import folding, likeness
 from daskreg.engine.pose_search import PoseSearch
 from daskreg.engine.rank import Rank
@@ -246,28 +246,22 @@ def after_search(images: tuple[Image, Image], start: Matrix) -> list[LevelReport
 
 def measure(pair: Pair, stages: tuple[Stage, ...], start: Matrix, *, filled: bool = False) -> dict[str, Any]:
     """Register, judge, and compare with the truth; filled: as after a search that left filling out."""
-    config, images, began = Config(stages=stages, percentiles=(0.0, 99.0)), [], time.perf_counter()
-    for voxels, grid in ((pair.fixed, pair.fixed_grid), (pair.moving, pair.moving_grid)):
-        image = Image.whole(voxels.copy(), grid)
-        normalise(image.voxels, config, SingleRank(), pair.name)
-        images.append(image)
-    plan = make_plan(pair.fixed_grid, pair.moving_grid, config)
-    rank = Rank(plan, (images[0], images[1]), start, SingleRank(), Watch())
+    config, began = Config(stages=stages, percentiles=(0.0, 99.0)), time.perf_counter()
+    images, plan = images_of(pair, config), make_plan(pair.fixed_grid, pair.moving_grid, config)
+    rank = Rank(plan, images, start, SingleRank(), Watch())
     if filled:
-        rank.reports = after_search((images[0], images[1]), start)
+        rank.reports = after_search(images, start)
     outcome = rank.run()
     seconds, began = time.perf_counter() - began, time.process_time()
-    evidence, _ = gather_evidence(coarse_pair(plan, outcome, (images[0], images[1]), SingleRank()), np.eye(4))
+    evidence, _ = gather_evidence(coarse_pair(plan, outcome, images, SingleRank()), np.eye(4))
     judged = time.process_time() - began
     u = outcome.displacement
     jacobian = {} if u is None else folding(u, outcome.block, SingleRank())
-    folded, extreme = (jacobian.get(name, 0.0) for name in ("folded_percent", "extreme_percent"))
     first = Outcome(start, None, [], replace(outcome.block, halo=0))
-    measures = tuple(likeness(plan, o, (images[0], images[1]), SingleRank()) for o in (first, outcome))
-    levels = [level.as_dict() for level in outcome.levels]
-    verdict = judge(evidence, levels, folded, (measures[0], measures[1]), extreme_percent=extreme)
+    measures = tuple(likeness(plan, o, images, SingleRank()) for o in (first, outcome))
+    verdict = judge(evidence, [level.as_dict() for level in outcome.levels], jacobian, (measures[0], measures[1]))
     diagonal = float(np.linalg.norm(pair.fixed_grid.extent) / np.prod(pair.fixed_grid.spacing) ** (1 / 3))
-    also = {"with_filling": _status_with_filling(plan, outcome, (images[0], images[1]))} if filled else {}
+    also = {"with_filling": _status_with_filling(plan, outcome, images)} if filled else {}
     return also | {
         "error_percent": round(100 * error(pair, outcome.affine) / diagonal, 2),
         "status": verdict.status,

@@ -254,12 +254,11 @@ def _judged(
     job: RankJob, outcome: Outcome, pair: CoarsePair, metrics: dict[str, Any], masks: Mapping[str, float]
 ) -> dict[str, Any]:
     evidence, states = gather_evidence(pair, job.start)
-    folded, extreme = (float(metrics.get("jacobian", {}).get(name, 0.0)) for name in ("folded_percent", "extreme_percent"))
     whole = job.fixed_mask is None and job.moving_mask is None and job.backgrounds == (None, None)  # all voxels were compared
     measures = (metrics["before"], metrics["after"]) if whole else None
     started = job.begin is not None or not np.array_equal(job.start, np.eye(4))
     levels = [report.as_dict() for report in outcome.levels]
-    verdict = judge(evidence, levels, folded, measures, extreme_percent=extreme, started=started, masks=masks)
+    verdict = judge(evidence, levels, metrics.get("jacobian"), measures, started=started, masks=masks)
     z, y, x = (job.order.index(axis) for axis in range(3))
     return replace(verdict, matched=MatchMap(pair.of_whole(states), pair.factors).transpose((z, y, x)).as_dict()).as_dict()
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskreg.comm import Communicator
+from daskreg.engine.edge_images import grown
 from daskreg.errors import VoxelError
 from daskreg.kernels.device import module_of
 
@@ -38,38 +39,17 @@ class Background:
 
     def known(self, voxels: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Whether each voxel (Z, Y, X), as stored, is none of the background."""
-        if math.isnan(self.value):
-            same = module_of(voxels).isnan(voxels)
-            return ~(_opened(same) if self.areas else same)  # type: ignore[no-any-return]
-        same = voxels == np.float32(self.value)
-        beside = _dilated(_opened(same))
-        return ~(beside if self.areas else beside | same)  # type: ignore[no-any-return]
+        same = module_of(voxels).isnan(voxels) if math.isnan(self.value) else voxels == np.float32(self.value)
+        areas = _opened(same)
+        if not math.isnan(self.value):
+            areas = grown(areas)
+        background: NDArray[np.bool_] = areas if self.areas else areas | same
+        return ~background
 
 
 def _opened(same: Any) -> Any:
     """Morphological opening by a cube of 3 voxels; for the erosion, voxels outside of the array count as set."""
-    for axis in range(3):
-        same = _shifted(same, axis, erode=True)
-    return _dilated(same)
-
-
-def _dilated(same: Any) -> Any:
-    """Morphological dilation by a cube of 3 voxels."""
-    for axis in range(3):
-        same = _shifted(same, axis, erode=False)
-    return same
-
-
-def _shifted(same: Any, axis: int, *, erode: bool) -> Any:
-    """Each voxel and its two neighbours along an axis: all of them, or any."""
-    result = same.copy()
-    first, last = ((slice(None),) * axis + (s,) for s in (slice(None, -1), slice(1, None)))
-    for here, there in ((first, last), (last, first)):
-        if erode:
-            result[here] &= same[there]
-        else:
-            result[here] |= same[there]
-    return result
+    return grown(~grown(~same))
 
 
 def leave_out(voxels: NDArray[np.float32], known: Any, own: slice, comm: Communicator, name: str) -> int:

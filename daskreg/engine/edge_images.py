@@ -114,7 +114,7 @@ def _spread(target: Any, source: Any, axis: int, combine: Any) -> None:
     ends = [slice(None)] * target.ndim, [slice(None)] * target.ndim
     ends[0][axis], ends[1][axis] = slice(1, None), slice(None, -1)
     for a, b in (ends, ends[::-1]):
-        target[tuple(a)] = combine(target[tuple(a)], source[tuple(b)])
+        combine(target[tuple(a)], source[tuple(b)], out=target[tuple(a)])
 
 
 def lattice_around(center: Matrix, edges: Matrix, voxel: float, frame: Matrix) -> Grid:

@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from daskreg.engine.coarse_pair import CoarsePair
 from daskreg.engine.drift import DRIFT, Drift, find_drift
 from daskreg.engine.edge_rivals import EdgeRivals, edge_rivals
-from daskreg.engine.information import informations
+from daskreg.engine.information import information_of_maps
 from daskreg.engine.rivals import best_rival, merit
 from daskreg.transforms.linear import linear_about
 from daskreg.transforms.rotations import rotation_grid
@@ -215,7 +215,7 @@ def gather_evidence(pair: CoarsePair, start: Matrix) -> tuple[Evidence, NDArray[
     stretch = _stretch(pair.world, start)
     # a map that shrinks an image to nothing would be refined on a lattice as fine as that
     drift = _drift(pair, u, counts, scaled=stretch > STRETCHED) if stretch <= TOO_STRETCHED else Drift()
-    affine_information, information = informations(pair)
+    affine_information, information = information_of_maps(pair)
     evidence = Evidence(
         in_place=places.share,
         pose=pose.share,

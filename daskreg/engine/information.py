@@ -1,4 +1,8 @@
-"""Whether a displacement makes two images less alike by a measure of its own, whatever the stages compared them by."""
+"""Whether a displacement makes two images less alike by a measure of its own, whatever the stages compared them by.
+
+By NumPy: of so few voxels it takes milliseconds, while the similarity's kernel would have to be compiled for the processor where
+the stages run on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from daskreg.engine.coarse_pair import Array, CoarsePair
 BINS = 24  # of each image, between its least and its largest value there: a level has at most some 65000 voxels
 
 
-def informations(pair: CoarsePair) -> tuple[float, float]:
+def information_of_maps(pair: CoarsePair) -> tuple[float, float]:
     """Mutual information (nats) of fixed and moved by the affine map alone and with the displacement, over the same voxels: those
     that both leave inside. Without a displacement, or such voxels, 0.
     """

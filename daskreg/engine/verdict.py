@@ -20,15 +20,15 @@ CHANCE = 0.45  # share that correlates no better than chance: right ones had at 
 RIVAL = 0.95  # times what speaks for the result
 EDGE_RIVAL = 0.9  # times the agreement of edges in the best other pose
 DRIFT_GAIN = 0.045  # of agreement: an EPI at the right place gains less where smoothed edges are 1.5 voxels beside a T1's
-# times the mutual information by the affine map alone: the least that right displacements kept was 0.943, of an image and itself
-# with other noise; of those that a similarity for one contrast made of images in two, half kept 0.81 to 0.91
+# times the mutual information by the affine map alone: the least that displacements kept which did no harm was 0.944, of an
+# image and itself with other noise; of 18 that a similarity for one contrast made of images in two five kept 0.84 to 0.92
 KEPT_INFORMATION = 0.92
 STANDS_OUT = 1.1  # times the similarity of the best other pose
 MINIMUM_WINDOWS = 12  # independent windows: with fewer a share of them says little
 MINIMUM_OVERLAP = 0.2  # of the smaller image
 DOUBTFUL_STRETCH = 1.5  # right ones of tissue and heads had at most 1.3; an affine map that lost its way 1.65
 FOLDED = 0.5  # per cent of the voxels
-EXTREME_SHARE = 2.0  # per cent of the voxels: of right ones heads of two persons had at most 0.5, by edges in two contrasts 1.7
+EXTREME_SHARE = 2.0  # per cent of the voxels: of those that did no harm images not in zeros had at most 1.6
 # parts of both that are lost: right results lost at most 0.01 and 0.06, or 0.12 and 0.01, where they were started right
 WORSE = {"ncc": 0.02, "mi": 0.05}
 # what is often behind a wrong pose of images that do belong together; see docs/howto/wrong.md
@@ -89,20 +89,19 @@ class _Reason:
 def judge(
     evidence: Evidence,
     levels: Sequence[Mapping[str, Any]],
-    folded_percent: float = 0.0,
+    jacobian: Mapping[str, float] | None = None,
     measures: tuple[Mapping[str, float], Mapping[str, float]] | None = None,
     *,
-    extreme_percent: float = 0.0,
     started: bool = False,
     masks: Mapping[str, float] | None = None,
 ) -> Verdict:
     """The worst of all reasons decides.
 
-    levels: reports of the levels, as provenance has them;  folded_percent, extreme_percent: see ``measure.folding``;  measures:
-    see ``measure.likeness``, before and after, where no mask leaves voxels out, and not compared where a search left filling out;
+    levels: reports of the levels, as provenance has them;  jacobian: see ``measure.folding``, of a displacement;  measures: see
+    ``measure.likeness``, before and after, where no mask leaves voxels out, and not compared where a search left filling out;
     started: whether there was an initial transform;  masks: shares of the images that masks leave, by role
     """
-    match, drift, shape = [*_match(evidence)], [*_drift(evidence)], [*_shape(evidence, folded_percent, extreme_percent)]
+    match, drift, shape = [*_match(evidence)], [*_drift(evidence)], [*_shape(evidence, jacobian or {})]
     support, small = [*_support(evidence)], _small_masks(masks or {})
     left_out = Filling.of_details([level.get("detail", {}) for level in levels])
     worse = [] if measures is None or left_out != NO_FILLING else [*_worsening(*measures)]
@@ -193,17 +192,18 @@ def _stands_out(e: Evidence) -> bool:
     return e.pose_similarity > STANDS_OUT * e.best_random and e.pose_chance < CHANCE
 
 
-def _shape(e: Evidence, folded_percent: float, extreme_percent: float) -> Iterator[_Reason]:
+def _shape(e: Evidence, jacobian: Mapping[str, float]) -> Iterator[_Reason]:
     """Whether the map is one that images undergo."""
+    folded, extreme = (jacobian.get(name, 0.0) for name in ("folded_percent", "extreme_percent"))
     if e.stretch > DOUBTFUL_STRETCH:
         status: Status = "failed" if e.stretch > TOO_STRETCHED else "doubtful"
         yield _Reason(status, f"the affine map changes lengths by a factor of {e.stretch:.1f}; check the voxel sizes and units")
-    if folded_percent > FOLDED:
-        yield _Reason("doubtful", f"{folded_percent:.2g} % of the voxels are folded")
-    if extreme_percent > EXTREME_SHARE:
+    if folded > FOLDED:
+        yield _Reason("doubtful", f"{folded:.2g} % of the voxels are folded")
+    if extreme > EXTREME_SHARE:
         yield _Reason(
             "doubtful",
-            f"{extreme_percent:.2g} % of the voxels shrink or grow by more than a factor of {EXTREME:g}; smooth more, compare "
+            f"{extreme:.2g} % of the voxels shrink or grow by more than a factor of {EXTREME:g}; smooth more, compare "
             "two contrasts by mutual information (--preset multimodal), or leave filling out (--background auto)",
         )
 

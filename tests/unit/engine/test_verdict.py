@@ -15,7 +15,7 @@ from daskreg.engine.evidence import Evidence, SquaredCorrelation, gather_evidenc
 from daskreg.engine.filling import NO_FILLING, Filling
 from daskreg.engine.halo import Block
 from daskreg.engine.images import Image
-from daskreg.engine.information import informations
+from daskreg.engine.information import information_of_maps
 from daskreg.engine.match_map import MatchMap
 from daskreg.engine.planes import ArrayPlanes
 from daskreg.engine.report import LevelReport, Outcome
@@ -106,13 +106,13 @@ def test_a_map_that_shrinks_the_image_to_nothing_is_judged_too():
 )
 def test_images_that_were_more_alike_at_the_start_are_doubtful(before, after, status):
     measures = tuple(dict(zip(("ncc", "mi", "overlap"), values, strict=True)) for values in (before, after))
-    verdict = judge(GOOD, [], 0.0, measures)
+    verdict = judge(GOOD, [], {}, measures)
     assert verdict.status == status
     if status == "doubtful":
         assert "the images were more alike at the start: correlation from" in verdict.line()
         assert f"{before[0]:.3f} to {after[0]:.3f}, mutual information from {before[1]:.3f} to {after[1]:.3f}" in verdict.line()
         searched = [level.as_dict() for level in after_search(Filling(0.0))]
-        assert judge(GOOD, searched, 0.0, measures).status == "ok"  # what lies in filling has no say
+        assert judge(GOOD, searched, {}, measures).status == "ok"  # what lies in filling has no say
 
 
 @pytest.mark.usefixtures("without_edges")
@@ -166,16 +166,16 @@ def test_a_displacement_that_does_harm_lowers_the_mutual_information():
     u = np.zeros((3, *SHAPE), np.float32)
     u[2] = 1.5 * np.sin(np.linspace(0, 3 * np.pi, SHAPE[1])).reshape(-1, 1)
     dark = (FIXED > 0.02) * (1.3 - FIXED)
-    affine, harmed = informations(_pair(dark, np.eye(4), u))
+    affine, harmed = information_of_maps(_pair(dark, np.eye(4), u))
     assert harmed < 0.8 * affine
     undone = map_coordinates(dark, np.indices(SHAPE) + u, order=1, mode="nearest")
-    affine, found = informations(_pair(undone, np.eye(4), -u))
+    affine, found = information_of_maps(_pair(undone, np.eye(4), -u))
     assert found > 1.2 * affine
-    assert informations(_pair(dark, np.eye(4))) == (0, 0)
+    assert information_of_maps(_pair(dark, np.eye(4))) == (0, 0)
     mask = np.ones(SHAPE, np.float32)
     mask[:, 6:] = 0
     u[:, :, :6] = 0
-    affine, still = informations(_pair(dark, np.eye(4), u, masks=(mask, None)))
+    affine, still = information_of_maps(_pair(dark, np.eye(4), u, masks=(mask, None)))
     assert affine == still > 0
 
 
@@ -376,9 +376,9 @@ def test_each_reason(change, expected, word):
 
 
 def test_folds_tears_and_levels_that_ended_early_count():
-    assert judge(GOOD, [], folded_percent=2.0).status == "doubtful"
-    assert judge(GOOD, [], extreme_percent=1.9).status == "ok"
-    torn = judge(GOOD, [], extreme_percent=3.0)
+    assert judge(GOOD, [], {"folded_percent": 2.0}).status == "doubtful"
+    assert judge(GOOD, [], {"extreme_percent": 1.9}).status == "ok"
+    torn = judge(GOOD, [], {"extreme_percent": 3.0})
     assert torn.status == "doubtful"
     assert torn.reasons[0].startswith("3 % of the voxels shrink or grow by more than a factor of 3; smooth more, compare")
     levels = [{"stage": "rigid", "scale": 4, "stopped": "overlap"}]
@@ -398,7 +398,7 @@ def test_what_may_be_behind_a_wrong_pose_is_named():
     assert "--preset rigid" not in searched[-1]
     started = judge(wrong, [], started=True).reasons[-1]
     assert "('daskreg info' of both), and at whether the initial transform maps points of the fixed" in started
-    for other in (judge(GOOD, [], started=True), judge(GOOD, [], folded_percent=2.0), judge(replace(GOOD, windows=3.0), [])):
+    for other in (judge(GOOD, [], started=True), judge(GOOD, [], {"folded_percent": 2.0}), judge(replace(GOOD, windows=3.0), [])):
         assert "voxel sizes" not in other.text()
 
 
