@@ -32,7 +32,7 @@ from daskreg.kernels.peaks import cuda as peaks_cuda
 from daskreg.kernels.sampling import cpu as sampling_cpu
 from daskreg.kernels.sampling import cuda as sampling_cuda
 from daskreg.kernels.smoothing import cpu as smoothing_cpu
-from daskreg.kernels.smoothing.cpu import gaussian_table, gaussian_weights
+from daskreg.kernels.smoothing.cpu import gaussian_radius, gaussian_table, gaussian_weights
 from daskreg.kernels.smoothing.downsampling import downsample_table
 from daskreg.kernels.weights import FIXED_POINT_SCALE
 from daskreg.optimizers.sgd import SGD
@@ -1050,8 +1050,11 @@ def compose_smooth() -> CooperativeCase:
     return composition(mixed=False)
 
 
-def composition(mixed: bool, gated: bool = False, coherently: bool = False, shortened: bool = False) -> CooperativeCase:
+def composition(
+    mixed: bool, gated: bool = False, coherently: bool = False, shortened: bool = False, sigma: float = 0.5
+) -> CooperativeCase:
     """``compose_smooth``;  shortened: of directions that are up to three times as long as what scales them."""
+    radius, whole = gaussian_radius(sigma), 12 if sigma < 1 else 11
     u, d, out, longest = vectors(*TALL, size=4), vectors(*TALL, seed=9), empty(3, *TALL), np.array([2.25], np.float32)
     given: Any = d.reshape(-1)
     if mixed:
@@ -1068,22 +1071,25 @@ def composition(mixed: bool, gated: bool = False, coherently: bool = False, shor
     def plain() -> list[NDArray[Any]]:
         composed = empty(3, *TALL)
         step = np.array([0.5 / max(1, float(np.sqrt(longest[0])))], np.float32)
-        around = (range(HALO - 1, HALO + SHAPE[0] + 1), *SHAPE[1:])
+        around = (range(HALO - radius, HALO + SHAPE[0] + radius), *SHAPE[1:])
         if shortened:
-            composition_cpu.compose_shortened(around, 0, 12, np.append(step, np.float32(0.5)), d, u, composed)
+            composition_cpu.compose_shortened(around, 0, whole, np.append(step, np.float32(0.5)), d, u, composed)
         else:
-            composition_cpu.compose(around, 0, 12, step, d, u, composed)
-        return [inner(smoothed(0.5, 12, 0, composed).reshape(3, -1))]
+            composition_cpu.compose(around, 0, whole, step, d, u, composed)
+        return [inner(smoothed(sigma, whole, 0, composed).reshape(3, -1))]
 
-    length, blocks, threads = composition_cuda.launch_grid(EXTENT, 1)
-    place = np.int32(0), np.int32(12), np.float32(0.5), longest
-    arguments = length, *filtered(0.5, 12, 0), *place, given, *(f.reshape(-1) for f in (u, out))
-    constants = (1, mixed, gated, True) if coherently else (1, mixed, True) if gated else (1, mixed)
-    constants = (1, mixed, gated, coherently, True) if shortened else constants
+    length, blocks, threads = composition_cuda.launch_grid(EXTENT, radius)
+    place = np.int32(0), np.int32(whole), np.float32(0.5), longest
+    arguments = length, *filtered(sigma, whole, 0), *place, given, *(f.reshape(-1) for f in (u, out))
+    constants = (radius, mixed, gated, True) if coherently else (radius, mixed, True) if gated else (radius, mixed)
+    constants = (radius, mixed, gated, coherently, True) if shortened else constants
     return CooperativeCase(constants, blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
 
 
 COOPERATIVE_CASES["compose_smooth mixed"] = lambda: composition(mixed=True)
+COOPERATIVE_CASES["compose_smooth unfiltered"] = lambda: composition(mixed=False, sigma=0)
+COOPERATIVE_CASES["compose_smooth wide"] = lambda: composition(mixed=False, sigma=1)
+COOPERATIVE_CASES["compose_smooth wide mixed"] = lambda: composition(mixed=True, sigma=1)
 COOPERATIVE_CASES["compose_smooth shortened"] = lambda: composition(mixed=False, shortened=True)
 COOPERATIVE_CASES["compose_smooth shortened mixed"] = lambda: composition(mixed=True, shortened=True)
 COOPERATIVE_CASES["compose_smooth gated mixed"] = lambda: composition(mixed=True, gated=True)

@@ -15,7 +15,7 @@ from daskreg.kernels.adam.moments import first_moment, pack_word, second_moment
 from daskreg.kernels.compiler.configuration import block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.arithmetic import divide_fast, fma, lerp, sqrt_fast
+from daskreg.kernels.intrinsics.arithmetic import divide_normal, fma, lerp, sqrt_fast
 from daskreg.kernels.intrinsics.half import from_bfloat16, identity
 from daskreg.kernels.intrinsics.memory import load_bytes, store_components
 from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
@@ -37,14 +37,14 @@ def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int
 @formula
 def direction(m, v, c1, c2, eps):
     """A component of Adam's direction."""
-    return -divide_fast(m * c1, sqrt_fast(v * c2) + eps)
+    return -divide_normal(m * c1, sqrt_fast(v * c2) + eps)
 
 
 @formula
 def gated_direction(m, v, c1, c2, eps, chance):
     """``direction`` as far as it is more than chance (``kernels.adam.cpu.significance``)."""
     first, second = m * c1, v * c2
-    by_chance = min(ONE, divide_fast(chance * second, max(first * first, TINY)))
+    by_chance = min(ONE, divide_normal(chance * second, max(first * first, TINY)))
     return direction(m, v, c1, c2, eps) * (ONE - by_chance)
 
 
@@ -155,8 +155,8 @@ def fused_norm(a, b, c):
 
 def fast_factor(square, chance, eps, coherence):
     """``kernels.adam.coherent.coherent_factor``."""
-    by_chance = min(ONE, divide_fast(coherence * chance, max(square, TINY)))
-    return divide_fast(by_chance - ONE, sqrt_fast(square * THIRD) + eps)
+    by_chance = min(ONE, divide_normal(coherence * chance, max(square, TINY)))
+    return divide_normal(by_chance - ONE, sqrt_fast(square * THIRD) + eps)
 
 
 squared_norm_fused, coherent_factor_fast = formula(fused_norm), formula(fast_factor)

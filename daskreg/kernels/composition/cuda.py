@@ -4,7 +4,7 @@ Blocks move along z as those of ``adam.cuda`` do.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import float32, int32, uint32, uint64
@@ -13,24 +13,55 @@ from daskreg.kernels.adam.cuda import packed_coherent_direction_of, packed_direc
 from daskreg.kernels.compiler.configuration import WARP_SHUFFLE, block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.arithmetic import divide_fast, fma, lerp, sqrt_fast
-from daskreg.kernels.intrinsics.memory import load_bytes, store_components
-from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
+from daskreg.kernels.intrinsics.arithmetic import divide_normal, fma, lerp, sqrt_fast
+from daskreg.kernels.intrinsics.memory import address, held, load, load_word, store
+from daskreg.kernels.smoothing.cuda import push_plane
 
 ONE, ZERO = float32(1), float32(0)
-LANES, WARPS = block_size(32, least=6), block_size(4, least=3)  # of a block: columns, warps
-ROWS = block_size(4, least=2)  # per warp
+LANES = block_size(32, least=8)  # of a warp: columns
 MAX_PLANES = 64  # most planes per block: neighbouring blocks that advance together find each other's planes in the cache
-SHARED_PITCH = block_size(64, least=8)  # of rows in shared memory: lanes that read different rows and planes use different banks
+
+
+class Tile(NamedTuple):
+    """What a block computes: ``groups`` warps side by side, ``warps`` of them one above the other, ``rows`` rows of each."""
+
+    groups: int
+    warps: int
+    rows: int
+
+    @property
+    def width(self) -> int:
+        """Columns of u in shared memory, threads along x."""
+        return self.groups * LANES
+
+    @property
+    def height(self) -> int:
+        """Rows that are composed."""
+        return self.warps * self.rows
+
+    def own_lanes(self, radius: int) -> tuple[int, int]:
+        """First lane and number of lanes of a warp with columns that are stored; the others are computed for these.
+
+        A group alone has no columns of u beside those of its lanes, so its outermost lanes compute nothing.
+        """
+        idle = 1 if self.groups == 1 else 0
+        return radius + idle, LANES - max(2 * (radius + idle), 1)
+
+
+def tile(radius: int) -> Tile:
+    """The fastest of those measured on an H200."""
+    if radius <= 1:
+        return Tile(2, 2, block_size(5, least=2))
+    return Tile(1, block_size(4, least=3), block_size(6, least=2))
 
 
 def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
     """Planes per block, blocks and threads of ``compose_smooth``, x first."""
     _, nz, ny, nx = (int(v) for v in n)
-    ty, tx = WARPS * ROWS - 2 * radius, LANES - 2 * radius
-    across, down = -(-nx // tx), -(-ny // ty)
-    length = min(MAX_PLANES, planes_per_block(nz, across * down, 4, radius))
-    return np.int32(length), (across, down, -(-nz // length)), (LANES, WARPS, 1)
+    of = tile(radius)
+    across, down = -(-nx // (of.groups * of.own_lanes(radius)[1])), -(-ny // (of.height - 2 * radius))
+    length = min(MAX_PLANES, planes_per_block(nz, across * down, launch_bounds(radius)[1], radius))
+    return np.int32(length), (across, down, -(-nz // length)), (of.width, of.warps, 1)
 
 
 @formula
@@ -105,9 +136,9 @@ def gated_direction_of_words(a, b, c, corrections):
 
 
 @formula
-def load_moments(d, base, byte):
-    """Moments, from which the direction follows."""
-    return load_bytes(d[0], base, byte)
+def moments_address(d, base):
+    """The address of moments, from which the direction follows."""
+    return address(d[0], base)
 
 
 @formula
@@ -120,172 +151,226 @@ def as_it_is(dz, dy, dx, most):
 def shorten(dz, dy, dx, most):
     """A vector with the same direction and at most this length."""
     square = fma(dz, dz, fma(dy, dy, dx * dx))
-    part = divide_fast(most, sqrt_fast(square)) if square > most * most else ONE
+    part = divide_normal(most, sqrt_fast(square)) if square > most * most else ONE
     return part * dz, part * dy, part * dx
+
+
+@formula
+def load_rows(load_value, where, offsets, values, c):
+    """Component c of some voxels."""
+    for e in range(len(offsets)):
+        values[3 * e + c] = load_value(where, offsets[e])
+
+
+@formula
+def store_plane(shared, slot, thread, j, values, width, lines, warps):
+    """Component after component, every ``warps``-th line of a plane of u, as ``load_plane`` loads it."""
+    area = width * lines
+    for e in range(len(values) // 3):
+        if (e + 1) * warps <= lines or uint32(j + uint32(e * warps)) < uint32(lines):
+            for c in range(3):
+                shared[uint64(uint32(slot + thread)) + uint64(c * area + e * warps * width)] = values[3 * e + c]
+
+
+@formula
+def load_plane(u, base, size, offsets, j, values, lines, warps):
+    """Load what ``store_plane`` stores."""
+    for c in range(3):
+        where = address(u, base + uint64(c) * size)
+        for e in range(len(offsets)):
+            if (e + 1) * warps <= lines or uint32(j + uint32(e * warps)) < uint32(lines):
+                values[3 * e + c] = load(where, offsets[e])
+
+
+@formula
+def filter_rows(line, e, weights, taps):
+    """Weighted sum of neighbours, from the first to the last."""
+    total = weights[0] * line[e]
+    for t in range(1, taps):
+        total = fma(weights[t], line[e + t], total)
+    return total
+
+
+@formula
+def store_rows(composed, base, size, offsets, flags, norms, values):
+    """Store the rows that are this thread's, multiplied by the norms."""
+    first, second = address(composed, base), address(composed, base + size)
+    third = address(composed, base + uint64(2) * size)
+    for e in range(len(offsets)):
+        if uint32(flags & uint32(256 << e)) != uint32(0):
+            store(first, offsets[e], values[3 * e] * norms[e])
+            store(second, offsets[e], values[3 * e + 1] * norms[e])
+            store(third, offsets[e], values[3 * e + 2] * norms[e])
 
 
 def launch_bounds(radius, mixed=False, gated=False, coherent=False, shortened=False):
     """Threads of a block, and blocks of a multiprocessor: the more, the fewer registers a thread has."""
-    return WARPS * 32, 2 if shortened else 4
+    of = tile(radius)
+    return of.width * of.warps, 2 if shortened else 4 if radius <= 1 else 3
 
 
 @cooperative_kernel(launch_bounds=launch_bounds)
 def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=False):
     """``u <- G (s d + u o (Id + s d))``, s d at most half a voxel: 36 bytes per voxel.
 
-        A warp computes ``ROWS`` rows of 32 columns; the ``radius`` columns at each end are computed for their neighbours only.
-    Three planes of u are in shared memory, clamped to the global grid, because a step is shorter than a voxel. The filter along
-    x exchanges values between lanes, along y it uses shared memory, along z registers. Arguments: length, n, edge, weights,
-    norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane at plane 0 of the arrays), whole (planes of the global
-    grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,). ``mixed``: instead of d the moments, rates
-    and clock of ``smooth_adam``, from which the direction is computed again, ``gated`` and ``coherent`` as there. ``shortened``:
-    s d is cut to half_step where it is longer.
+        A block composes a ``tile``, whose ``radius`` outermost rows and columns are for their neighbours only. Three planes of
+    u are in shared memory, clamped to the global grid, because a step is shorter than a voxel. The filter along x exchanges
+    values between lanes. Those along y and z use registers, and shared memory for the rows of other warps. Arguments: length,
+    n, edge, weights, norm_z, norm_y, norm_x as in ``smooth_adam``; first (global plane at plane 0 of the arrays), whole (planes
+    of the global grid; int32), half_step (float32), longest (1,) float32, d, u, composed (3 N,). ``mixed``: instead of d the
+    moments, rates and clock of ``smooth_adam``, from which the direction is computed again, ``gated`` and ``coherent`` as there.
+    ``shortened``: s d is cut to half_step where it is longer.
     """
-    r, taps, rows = radius, 2 * radius + 1, ROWS
-    threads, height, lanes = WARPS * LANES, WARPS * ROWS, LANES
-    middle, rings, fetched = 3 * height * lanes, max(1, 3 * ROWS * (taps - 1)), 3 * ROWS
-    width, pitch = lanes + 2, SHARED_PITCH
-    plane_elements, area = width * (height + 2), pitch * (height + 2)
-    loads, full_loads = -(-plane_elements // threads), plane_elements // threads
-    shared_size, prefetch_size = 9 * area, 3 * loads
+    r, taps, of = radius, 2 * radius + 1, tile(radius)
+    groups, rows, warps, height, width, lanes = of.groups, of.rows, of.warps, of.height, of.width, LANES
+    first_lane, own_lanes = of.own_lanes(radius)
+    shift = 1 if of.groups > 1 else 0  # from a lane to its column of u
+    lines, middle_rows = height + 2, height + 2 * r
+    area, middle_area = width * lines, width * middle_rows
+    loads, shared_size, middle = -(-lines // warps), 9 * area, 3 * middle_area
+    prefetch_size, fetched, rings, line_size = 3 * loads, 3 * rows, max(1, 3 * rows * (taps - 1)), rows + 2 * r
     shuffled = WARP_SHUFFLE
-    kind, none = (uint32, uint32(0)) if mixed else (float32, ZERO)
+    kind = uint32 if mixed else float32
     again = (load_gated_corrections, gated_direction_of_words) if gated else (load_corrections, direction_of_words)
     again = (load_gated_corrections, packed_coherent_direction_of) if coherent else again
     limited = shorten if shortened else as_it_is
-    load_direction, (load_rates, decode) = (load_moments, again) if mixed else (load_bytes, (no_corrections, stored_direction))
+    load_rates, decode = again if mixed else (no_corrections, stored_direction)
+    direction_address, load_direction = (moments_address, load_word) if mixed else (address, load)
 
     @formula
-    def along(mid, thread, weights):
+    def along(mid, to, i, values, weights):
         """The filter along x in shared memory, without warp shuffles."""
-        cuda.syncthreads()
-        row, i = int(thread) // lanes * rows, int(thread) % lanes
-        sums = []
         for e in range(rows):
             for c in range(3):
-                start = c * height * lanes + (row + e) * lanes
-                total = weights[r] * mid[start + i]
+                mid[to + uint64(c * middle_area + e * width)] = values[3 * e + c]
+        cuda.syncthreads()
+        for e in range(rows):
+            for c in range(3):
+                at = int(to) + c * middle_area + e * width
+                total = weights[r] * mid[at]
                 for q in range(1, r + 1):
-                    total += weights[r - q] * mid[start + max(i - q, 0)] + weights[r + q] * mid[start + min(i + q, lanes - 1)]
-                sums.append((start + i, total))
+                    total += weights[r - q] * mid[at - min(q, int(i))] + weights[r + q] * mid[at + min(q, lanes - 1 - int(i))]
+                values[3 * e + c] = total
         cuda.syncthreads()
-        for at, total in sums:
-            mid[at] = total
-        cuda.syncthreads()
+
+    @formula
+    def compose_rows(shared, corner, slots, words, corrections, scale, half_step, values):
+        """``s d + u o (Id + s d)`` in the rows of a thread."""
+        below, level, above = slots
+        for e in range(rows):
+            dz, dy, dx = decode(words[3 * e], words[3 * e + 1], words[3 * e + 2], corrections)
+            dz, dy, dx = limited(scale * dz, scale * dy, scale * dx, half_step)
+            bz, wz = lower_neighbour(dz)
+            by, wy = lower_neighbour(dy)
+            bx, wx = lower_neighbour(dx)
+            at = uint32(corner - by * uint32(width) - bx)
+            p0 = uint64(uint32(at + (below if bz else level))) + uint64(e * width)
+            p1 = uint64(uint32(at + (level if bz else above))) + uint64(e * width)
+            values[3 * e] = dz + interpolate_shared(shared, p0, p1, width, wz, wy, wx)
+            values[3 * e + 1] = dy + interpolate_shared(shared, p0 + uint64(area), p1 + uint64(area), width, wz, wy, wx)
+            values[3 * e + 2] = dx + interpolate_shared(shared, p0 + uint64(2 * area), p1 + uint64(2 * area), width, wz, wy, wx)
+
+    @formula
+    def exchange_rows(mid, to, values):
+        """Write the rows that other warps need to shared memory."""
+        for e in range(rows):
+            if e < r or e >= rows - r:
+                for c in range(3):
+                    mid[to + uint64(c * middle_area + e * width)] = values[3 * e + c]
+
+    @formula
+    def filter_plane(mid, to, line, sums, weights, values):
+        """The filters along y and z; ``values`` becomes the rows that are ``radius`` planes before."""
+        for c in range(3):
+            for q in range(r):
+                line[q] = mid[to + uint64(c * middle_area) - uint64((r - q) * width)]
+                line[r + rows + q] = mid[to + uint64(c * middle_area + (rows + q) * width)]
+            for e in range(rows):
+                line[r + e] = values[3 * e + c]
+            for e in range(rows):
+                start = (3 * e + c) * (taps - 1)
+                values[3 * e + c] = push_plane(sums, start, filter_rows(line, e, weights, taps), weights, taps)
 
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, first, whole, half_step, longest, d, u, composed):
         mid = cuda.shared.array(middle, float32)
         shared_u = cuda.shared.array(shared_size, float32)
-        sums, prefetched_d = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
-        prefetched_u, byte_offsets = cuda.local.array(prefetch_size, float32), cuda.local.array(loads, uint32)
-        shared_offsets = cuda.local.array(loads, uint32)
-        in_image = cuda.local.array(rows, int32)
-        i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
-        thread = uint32(j * uint32(lanes) + i)
-        left, top = (
-            int32(cuda.blockIdx.x) * int32(lanes - 2 * r) - int32(r),
-            int32(cuda.blockIdx.y) * int32(height - 2 * r) - int32(r),
-        )
-        col, row = left + int32(i), top + int32(j) * int32(rows)
+        sums, next_d = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
+        next_u, values = cuda.local.array(prefetch_size, float32), cuda.local.array(fetched, float32)
+        line, norms = cuda.local.array(line_size, float32), cuda.local.array(rows, float32)
+        offsets_u, offsets_d = cuda.local.array(loads, uint32), cuda.local.array(rows, uint32)
+        x, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
+        group, i = uint32(x // uint32(lanes)), uint32(x % uint32(lanes))
+        left = int32(cuda.blockIdx.x) * int32(groups * own_lanes) - int32(r + 1)
+        top = int32(cuda.blockIdx.y) * int32(height - 2 * r) - int32(r)
         ny, nx = int32(n[2]), int32(n[3])
+        place = int32(group) * int32(own_lanes) + int32(i) + int32(shift)  # column of u
+        col, row = left + place, top + int32(j) * int32(rows)
+        place = min(max(place, int32(1)), int32(width - 2))
+        loaded_col, own_col = min(max(left + int32(x), int32(0)), nx - int32(1)), min(max(col, int32(0)), nx - int32(1))
+        border = left < int32(0) or top < int32(0) or left + int32(width) > nx or top + int32(height) > ny
+        for e in range(loads):
+            at_y = min(max(top + int32(j) + int32(e * warps - 1), int32(0)), ny - int32(1))
+            offsets_u[e] = held(uint32(at_y * nx + loaded_col))
+        flags = uint32(0)  # bit e: row e is in the image;  bit 8 + e: this thread stores it
+        for e in range(rows):
+            at_y, own_row = row + int32(e), uint32(j * uint32(rows) + uint32(e))
+            offsets_d[e] = held(uint32(min(max(at_y, int32(0)), ny - int32(1)) * nx + own_col))
+            if uint32(at_y) < n[2] and uint32(col) < n[3]:
+                flags |= uint32(1 << e)
+                if uint32(own_row - uint32(r)) < uint32(height - 2 * r) and uint32(i - uint32(first_lane)) < uint32(own_lanes):
+                    flags |= uint32(256 << e)
+        flags = held(flags)
         plane = uint64(n[2]) * uint64(n[3])
-        size, stride = plane * uint64(edge), uint32(uint32(4) * n[3])
-        own_byte = uint32(uint32(4) * uint32(row * nx + col))
-        owned = uint32(i - uint32(r)) < uint32(lanes - 2 * r)
-        norm = norm_x[min(max(col, int32(0)), nx - int32(1))]
+        size = plane * uint64(edge)
         scale, corrections = half_step / max(ONE, sqrt_fast(longest[0])), load_rates(d)
         low = int32(n[0]) + int32(cuda.blockIdx.z) * length
         stop = min(low + length, int32(n[0] + n[1]))
-        k = low - int32(r)
         for q in range(rings):
             sums[q] = ZERO
-        base = plane * uint64(uint32(max(k, int32(0))))
-        for e in range(rows):
-            in_image[e] = int32(uint32(row + int32(e)) < n[2] and uint32(col) < n[3])
-            for c in range(3):
-                prefetched_d[3 * e + c] = none
-                if in_image[e] and uint32(k) < edge:
-                    prefetched_d[3 * e + c] = load_direction(d, base + uint64(c) * size, uint32(own_byte + uint32(e) * stride))
-        before, now = plane * clamped_plane(k - int32(1), first, whole, edge), plane * clamped_plane(k, first, whole, edge)
-        after = plane * clamped_plane(k + int32(1), first, whole, edge)
-        for e in range(loads):
-            element = uint32(thread + uint32(e * threads))
-            line, at_x = top + int32(element // uint32(width)) - int32(1), left + int32(element % uint32(width)) - int32(1)
-            line, at_x = min(max(line, int32(0)), ny - int32(1)), min(max(at_x, int32(0)), nx - int32(1))
-            byte_offsets[e] = uint32(uint32(4) * uint32(line * nx + at_x))
-            shared_offsets[e] = uint32(element // uint32(width) * uint32(pitch) + element % uint32(width))
-            for c in range(3):
-                if e < full_loads or element < uint32(plane_elements):
-                    shared_u[uint64(shared_offsets[e]) + uint64(c * area)] = load_bytes(
-                        u, before + uint64(c) * size, byte_offsets[e]
-                    )
-                    shared_u[uint64(shared_offsets[e]) + uint64((3 + c) * area)] = load_bytes(
-                        u, now + uint64(c) * size, byte_offsets[e]
-                    )
-                    prefetched_u[3 * e + c] = load_bytes(u, after + uint64(c) * size, byte_offsets[e])
+        thread = held(uint32(j * uint32(width) + x))
+        corner = held(uint32(uint32(j * uint32(rows) + uint32(1)) * uint32(width) + uint32(place)))
+        to = uint64(held(uint32(uint32(j * uint32(rows) + uint32(r)) * uint32(width) + x)))
         below, level, above = uint32(0), uint32(3 * area), uint32(6 * area)
-        corner = uint32((j * uint32(rows) + uint32(1)) * uint32(pitch) + i + uint32(1))
-        to = uint64(uint32(j * uint32(rows * lanes) + i))
+        k = low - int32(r)
+        load_plane(u, plane * clamped_plane(k - int32(1), first, whole, edge), size, offsets_u, j, next_u, lines, warps)
+        store_plane(shared_u, below, thread, j, next_u, width, lines, warps)
+        load_plane(u, plane * clamped_plane(k, first, whole, edge), size, offsets_u, j, next_u, lines, warps)
+        store_plane(shared_u, level, thread, j, next_u, width, lines, warps)
+        load_plane(u, plane * clamped_plane(k + int32(1), first, whole, edge), size, offsets_u, j, next_u, lines, warps)
+        base = plane * uint64(uint32(min(max(k, int32(0)), int32(edge) - int32(1))))
+        for c in range(3):
+            load_rows(load_direction, direction_address(d, base + uint64(c) * size), offsets_d, next_d, c)
         while k < stop + int32(r):
-            z = k - int32(r)
-            for e in range(loads):
-                if e < full_loads or uint32(thread + uint32(e * threads)) < uint32(plane_elements):
-                    for c in range(3):
-                        shared_u[uint64(uint32(above + shared_offsets[e])) + uint64(c * area)] = prefetched_u[3 * e + c]
+            store_plane(shared_u, above, thread, j, next_u, width, lines, warps)
             cuda.syncthreads()
-            after = plane * clamped_plane(k + int32(2), first, whole, edge)
-            for e in range(loads):
-                if e < full_loads or uint32(thread + uint32(e * threads)) < uint32(plane_elements):
-                    for c in range(3):
-                        prefetched_u[3 * e + c] = load_bytes(u, after + uint64(c) * size, byte_offsets[e])
-            plane_exists = uint32(k) < edge
-            for e in range(rows):
-                dz, dy, dx = decode(prefetched_d[3 * e], prefetched_d[3 * e + 1], prefetched_d[3 * e + 2], corrections)
-                dz, dy, dx = limited(scale * dz, scale * dy, scale * dx, half_step)
-                bz, wz = lower_neighbour(dz)
-                by, wy = lower_neighbour(dy)
-                bx, wx = lower_neighbour(dx)
-                at = uint32(corner - by * uint32(pitch) - bx)
-                p0 = uint64(uint32(at + (below if bz else level))) + uint64(e * pitch)
-                p1 = uint64(uint32(at + (level if bz else above))) + uint64(e * pitch)
-                c0 = dz + interpolate_shared(shared_u, p0, p1, pitch, wz, wy, wx)
-                c1 = dy + interpolate_shared(shared_u, p0 + uint64(area), p1 + uint64(area), pitch, wz, wy, wx)
-                c2 = dx + interpolate_shared(shared_u, p0 + uint64(2 * area), p1 + uint64(2 * area), pitch, wz, wy, wx)
-                if not (plane_exists and in_image[e]):
-                    c0, c1, c2 = ZERO, ZERO, ZERO
-                if shuffled:
-                    c0, c1, c2 = filter_lanes(c0, weights, r), filter_lanes(c1, weights, r), filter_lanes(c2, weights, r)
-                line = to + uint64(e * lanes)
-                mid[line], mid[line + uint64(height * lanes)], mid[line + uint64(2 * height * lanes)] = c0, c1, c2
+            load_plane(u, plane * clamped_plane(k + int32(2), first, whole, edge), size, offsets_u, j, next_u, lines, warps)
+            compose_rows(shared_u, corner, (below, level, above), next_d, corrections, scale, half_step, values)
+            if border or uint32(k) >= edge:
+                in_image = flags if uint32(k) < edge else uint32(0)
+                for e in range(rows):
+                    if uint32(in_image & uint32(1 << e)) == uint32(0):
+                        values[3 * e], values[3 * e + 1], values[3 * e + 2] = ZERO, ZERO, ZERO
             k += int32(1)
-            more = k < stop + int32(r) and uint32(k) < edge
-            base = plane * uint64(uint32(max(k, int32(0))))
-            for e in range(rows):
-                for c in range(3):
-                    prefetched_d[3 * e + c] = none
-                    if more and in_image[e]:
-                        prefetched_d[3 * e + c] = load_direction(
-                            d, base + uint64(c) * size, uint32(own_byte + uint32(e) * stride)
-                        )
+            base = plane * uint64(uint32(min(max(k, int32(0)), int32(edge) - int32(1))))
+            for c in range(3):
+                load_rows(load_direction, direction_address(d, base + uint64(c) * size), offsets_d, next_d, c)
+            if shuffled:
+                for q in range(fetched):
+                    values[q] = filter_lanes(values[q], weights, r)
+            else:
+                along(mid, to, i, values, weights)
+            exchange_rows(mid, to, values)
             cuda.syncthreads()
-            if not shuffled:
-                along(mid, thread, weights)
             below, level, above = level, above, below
-            at_z = plane * uint64(uint32(max(z, int32(0))))
-            for e in range(rows):
-                line = uint32(j * uint32(rows) + uint32(e))
-                owned_row = uint32(line - uint32(r)) < uint32(height - 2 * r)
-                if owned_row:
-                    start = to + uint64(e * lanes) - uint64(r * lanes)
-                    a = push_plane(sums, 3 * e * (taps - 1), filter_sum(mid, start, lanes, weights, taps), weights, taps)
-                    start += uint64(height * lanes)
-                    b = push_plane(sums, (3 * e + 1) * (taps - 1), filter_sum(mid, start, lanes, weights, taps), weights, taps)
-                    start += uint64(height * lanes)
-                    c = push_plane(sums, (3 * e + 2) * (taps - 1), filter_sum(mid, start, lanes, weights, taps), weights, taps)
-                    if z >= low and owned and in_image[e]:
-                        total = norm * norm_y[row + int32(e)] * norm_z[z]
-                        store_components(
-                            composed, at_z, size, uint32(own_byte + uint32(e) * stride), a * total, b * total, c * total
-                        )
+            filter_plane(mid, to, line, sums, weights, values)
+            z = k - int32(r + 1)
+            if z >= low:
+                for e in range(rows):
+                    norms[e] = norm_z[z]
+                if border:
+                    norm = norm_x[own_col]
+                    for e in range(rows):
+                        norms[e] = norm * norm_y[min(max(row + int32(e), int32(0)), ny - int32(1))] * norms[e]
+                store_rows(composed, plane * uint64(uint32(z)), size, offsets_d, flags, norms, values)
 
     return body

@@ -89,10 +89,31 @@ def round_int64(a):
     return round(a)
 
 
-@native("rsqrtf")
+@formula
 def rsqrt(a):
-    """1 / sqrt(a), on a GPU with an error of at most two units in the last place."""
+    """1 / sqrt(a), on a GPU with an error of at most two units in the last place; a: not below 2^-126."""
     return a ** float32(-0.5)
+
+
+@rsqrt.intrinsic
+def _rsqrt_instruction() -> Callable[..., Any]:
+    return _instruction("rsqrt.approx.ftz.f32 $0, $1;")
+
+
+def multiply_by_reciprocal(a, b):
+    """``divide_normal`` on a GPU."""
+    return a * reciprocal_fast(b)
+
+
+@formula
+def divide_normal(a, b):
+    """``divide_fast`` for b between 2^-126 and 2^126, for which CUDA's library need not scale."""
+    return a / b
+
+
+@divide_normal.intrinsic
+def _divide_by_reciprocal() -> Callable[..., Any]:
+    return multiply_by_reciprocal
 
 
 @formula

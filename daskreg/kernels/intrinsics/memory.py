@@ -52,6 +52,12 @@ def load_uint16(where, at):
 
 
 @formula
+def load_word(where, at):
+    """``load`` from an array of uint32."""
+    return where[0][where[1] + at]
+
+
+@formula
 def store(where, at, value):
     """Store a value ``at`` (uint32) voxels after an address."""
     where[0][where[1] + at] = value
@@ -68,6 +74,12 @@ def add_beyond(where, at, value):
     """Add to the float32 ``at`` (uint32) voxels after an address, in any order with other threads; zeros are not added."""
     if value != 0:
         cuda.atomic.add(where[0], where[1] + at, value)
+
+
+@formula
+def held(value):
+    """A uint32 that is kept in a register: the compiler would compute it again wherever it is needed."""
+    return value
 
 
 @formula
@@ -109,13 +121,13 @@ def _spot_address() -> Callable[..., Any]:
     return spot_address
 
 
-def _beyond(builder: Any, where: Any, at: Any, half: bool = False) -> Any:
-    """The pointer to an element ``at`` voxels after an address."""
+def _beyond(builder: Any, where: Any, at: Any, bits: int = 0) -> Any:
+    """The pointer to an element ``at`` voxels after an address: an integer of so many bits, or float32."""
     from llvmlite import ir
 
-    wide, kind = ir.IntType(64), ir.IntType(16) if half else ir.FloatType()
+    wide, kind = ir.IntType(64), ir.IntType(bits) if bits else ir.FloatType()
     return builder.inttoptr(
-        builder.add(where, builder.shl(builder.zext(at, wide), ir.Constant(wide, 1 if half else 2))), kind.as_pointer(1)
+        builder.add(where, builder.shl(builder.zext(at, wide), ir.Constant(wide, 1 if bits == 16 else 2))), kind.as_pointer(1)
     )
 
 
@@ -139,6 +151,15 @@ def _get_beyond() -> Callable[..., Any]:
 
 @load_uint16.intrinsic
 def _get_half_beyond() -> Callable[..., Any]:
+    return _integer_beyond(16)
+
+
+@load_word.intrinsic
+def _get_word_beyond() -> Callable[..., Any]:
+    return _integer_beyond(32)
+
+
+def _integer_beyond(bits: int) -> Callable[..., Any]:
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -146,14 +167,15 @@ def _get_half_beyond() -> Callable[..., Any]:
     @intrinsic
     def load(typing, where, at):
         def generate(context, builder, signature, arguments):
-            return builder.zext(builder.load(_beyond(builder, *arguments, half=True)), ir.IntType(32))
+            value = builder.load(_beyond(builder, *arguments, bits=bits))
+            return builder.zext(value, ir.IntType(32)) if bits < 32 else value
 
         return types.uint32(types.uint64, types.uint32), generate
 
-    def get_half_beyond(where, at):
+    def get_integer_beyond(where, at):
         return load(where, at)
 
-    return get_half_beyond
+    return get_integer_beyond
 
 
 @store.intrinsic
@@ -217,6 +239,26 @@ def _add_beyond() -> Callable[..., Any]:
         reduce(where, at, value)
 
     return reduce_beyond
+
+
+@held.intrinsic
+def _held() -> Callable[..., Any]:
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def hold(typing, value):
+        def generate(context, builder, signature, arguments):
+            kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32)])
+            return builder.asm(kind, "mov.u32 $0, $1;", "=r,r", arguments, side_effect=True)
+
+        return types.uint32(types.uint32), generate
+
+    def held_value(value):
+        return hold(value)
+
+    return held_value
 
 
 def _unsigned(builder: Any, index: Any) -> Any:
