@@ -17,7 +17,7 @@ from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.arithmetic import divide_normal, fma, lerp, sqrt_fast
 from daskreg.kernels.intrinsics.half import from_bfloat16, identity
-from daskreg.kernels.intrinsics.memory import load_bytes, store_components
+from daskreg.kernels.intrinsics.memory import held, load_bytes, store_components
 from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
 from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
 
@@ -239,6 +239,20 @@ def no_voxel_number(first, z, plane, byte):
     return uint32(0)
 
 
+@formula
+def present_plane(k, edge):
+    """Plane k, clamped to the planes that the arrays have."""
+    return uint64(uint32(min(max(k, int32(0)), int32(int32(edge) - int32(1)))))
+
+
+@formula
+def load_values(g, base, size, byte_offsets, values):
+    """Three components of some voxels."""
+    for e in range(len(byte_offsets)):
+        for c in range(3):
+            values[3 * e + c] = load_bytes(g, base + uint64(c) * size, byte_offsets[e])
+
+
 @cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False, coherent=False: (512, 2))
 def smooth_adam(radius, mixed=False, gated=False, coherent=False):
     """Gaussian of g, Adam's moments in place, direction d, maximum of |d|^2: 72 bytes per voxel, 30 in mixed storage.
@@ -269,47 +283,51 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
         raw = cuda.shared.array(tile, float32)
         mid = cuda.shared.array(middle, float32)
         sums, prefetched = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
-        byte_offsets, in_image = cuda.local.array(loads, uint32), cuda.local.array(loads, int32)
+        byte_offsets = cuda.local.array(loads, uint32)
         i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
         thread = uint32(j * uint32(tx) + i)
         left, top = int32(cuda.blockIdx.x) * int32(tx), int32(cuda.blockIdx.y) * int32(ty)
         x, y = uint32(left + int32(i)), uint32(top + int32(j))
-        own_in_image = y < n[2] and x < n[3]
+        last_x, last_y = int32(int32(n[3]) - int32(1)), int32(int32(n[2]) - int32(1))
+        flags = uint32(0)  # bit e: the value that is loaded e-th is in the image;  the last bit: the thread's voxel is
         for e in range(loads):
             element = uint32(thread + uint32(e * threads))
-            row, col = top + int32(element // uint32(width)) - int32(r), left + int32(element % uint32(width)) - int32(r)
-            valid = element < uint32(width * height) and uint32(row) < n[2] and uint32(col) < n[3]
-            in_image[e] = int32(valid)
-            byte_offsets[e] = uint32(uint32(value_bytes) * (uint32(row) * n[3] + uint32(col))) if valid else uint32(0)
+            row = int32(top + int32(element // uint32(width)) - int32(r))
+            col = int32(left + int32(element % uint32(width)) - int32(r))
+            if element < uint32(width * height) and uint32(row) < n[2] and uint32(col) < n[3]:
+                flags |= uint32(1 << e)
+            at_y, at_x = min(max(row, int32(0)), last_y), min(max(col, int32(0)), last_x)
+            byte_offsets[e] = held(uint32(uint32(value_bytes) * uint32(at_y * int32(n[3]) + at_x)))
+        if y < n[2] and x < n[3]:
+            flags |= uint32(1 << loads)
+        flags = held(flags)
         plane = uint64(n[2]) * uint64(n[3])
         size = plane * uint64(edge)
-        own_byte = uint32(uint32(4) * (min(y, n[2] - uint32(1)) * n[3] + min(x, n[3] - uint32(1))))
-        norm = norm_y[min(y, n[2] - uint32(1))] * norm_x[min(x, n[3] - uint32(1))]
-        share = share_y[min(y, n[2] - uint32(1))] * share_x[min(x, n[3] - uint32(1))]
+        y, x = min(y, uint32(last_y)), min(x, uint32(last_x))
+        own_byte = held(uint32(uint32(4) * uint32(y * n[3] + x)))
+        norm = norm_y[y] * norm_x[x]
+        share = share_y[y] * share_x[x]
         t = clock[0]
         step_rates = load_rates(rates, t)
-        low = int32(n[0]) + int32(cuda.blockIdx.z) * length
-        stop = min(low + length, int32(n[0] + n[1]))
+        low = int32(int32(n[0]) + int32(cuda.blockIdx.z) * length)
+        stop = int32(min(int32(low + length), int32(n[0] + n[1])))
         longest_here = ZERO
         for q in range(rings):
             sums[q] = ZERO
-        k = low - int32(r)
-        base = plane * uint64(uint32(max(k, int32(0))))
-        for e in range(loads):
-            for c in range(3):
-                prefetched[3 * e + c] = none
-                if in_image[e] and uint32(k) < edge:
-                    prefetched[3 * e + c] = load_bytes(g, base + uint64(c) * size, byte_offsets[e])
-        while k < stop + int32(r):
+        k = int32(low - int32(r))
+        load_values(g, plane * present_plane(k, edge), size, byte_offsets, prefetched)
+        while k < int32(stop + int32(r)):
+            here = flags if uint32(k) < edge else uint32(0)
             for e in range(loads):
                 element = uint32(thread + uint32(e * threads))
                 if e < full or element < uint32(width * height):
+                    inside = uint32(here & uint32(1 << e)) != uint32(0)
                     for c in range(3):
-                        raw[uint64(element) + uint64(c * width * height)] = opened(prefetched[3 * e + c])
+                        raw[uint64(element) + uint64(c * width * height)] = opened(prefetched[3 * e + c]) if inside else ZERO
                     beside_g(raw, element, width * height)
             cuda.syncthreads()
-            z = k - int32(r)
-            done = z >= low and own_in_image
+            z = int32(k - int32(r))
+            done = z >= low and uint32(flags & uint32(1 << loads)) != uint32(0)
             base_z = plane * uint64(uint32(max(z, int32(0))))
             m0, m1, m2, v0, v1, v2 = none, none, none, none, none, none
             if done:
@@ -323,14 +341,8 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
                     beside_m(v, base_z + size, own_byte),
                     beside_m(v, base_z + uint64(2) * size, own_byte),
                 )
-            k += int32(1)
-            more = k < stop + int32(r) and uint32(k) < edge
-            base = plane * uint64(uint32(max(k, int32(0))))
-            for e in range(loads):
-                for c in range(3):
-                    prefetched[3 * e + c] = none
-                    if more and in_image[e]:
-                        prefetched[3 * e + c] = load_bytes(g, base + uint64(c) * size, byte_offsets[e])
+            k = int32(k + int32(1))
+            load_values(g, plane * present_plane(k, edge), size, byte_offsets, prefetched)
             for s in range(rows):
                 line = uint32(j + uint32(s * ty))
                 if (s + 1) * ty <= filtered * height or line < uint32(filtered * height):

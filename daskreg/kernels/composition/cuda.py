@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import float32, int32, uint32, uint64
 
-from daskreg.kernels.adam.cuda import packed_coherent_direction_of, packed_direction, packed_gated_direction
+from daskreg.kernels.adam.cuda import packed_coherent_direction_of, packed_direction, packed_gated_direction, present_plane
 from daskreg.kernels.compiler.configuration import WARP_SHUFFLE, block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
@@ -83,7 +83,8 @@ def interpolate_shared(shared, a, b, pitch, wz, wy, wx):
 @formula
 def clamped_plane(k, first, whole, edge):
     """Plane k of the arrays, clamped to the global grid and to the planes that the arrays have."""
-    return uint64(uint32(min(max(min(max(k + first, int32(0)), whole - int32(1)) - first, int32(0)), int32(edge) - int32(1))))
+    at = int32(min(max(int32(k + first), int32(0)), int32(whole - int32(1))))
+    return present_plane(int32(at - first), edge)
 
 
 @formula
@@ -323,35 +324,37 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
         plane = uint64(n[2]) * uint64(n[3])
         size = plane * uint64(edge)
         scale, corrections = half_step / max(ONE, sqrt_fast(longest[0])), load_rates(d)
-        low = int32(n[0]) + int32(cuda.blockIdx.z) * length
-        stop = min(low + length, int32(n[0] + n[1]))
+        low = int32(int32(n[0]) + int32(cuda.blockIdx.z) * length)
+        stop = int32(min(int32(low + length), int32(n[0] + n[1])))
         for q in range(rings):
             sums[q] = ZERO
         thread = held(uint32(j * uint32(width) + x))
         corner = held(uint32(uint32(j * uint32(rows) + uint32(1)) * uint32(width) + uint32(place)))
         to = uint64(held(uint32(uint32(j * uint32(rows) + uint32(r)) * uint32(width) + x)))
         below, level, above = uint32(0), uint32(3 * area), uint32(6 * area)
-        k = low - int32(r)
-        load_plane(u, plane * clamped_plane(k - int32(1), first, whole, edge), size, offsets_u, j, next_u, lines, warps)
+        k = int32(low - int32(r))
+        load_plane(u, plane * clamped_plane(int32(k - int32(1)), first, whole, edge), size, offsets_u, j, next_u, lines, warps)
         store_plane(shared_u, below, thread, j, next_u, width, lines, warps)
         load_plane(u, plane * clamped_plane(k, first, whole, edge), size, offsets_u, j, next_u, lines, warps)
         store_plane(shared_u, level, thread, j, next_u, width, lines, warps)
-        load_plane(u, plane * clamped_plane(k + int32(1), first, whole, edge), size, offsets_u, j, next_u, lines, warps)
-        base = plane * uint64(uint32(min(max(k, int32(0)), int32(edge) - int32(1))))
+        load_plane(u, plane * clamped_plane(int32(k + int32(1)), first, whole, edge), size, offsets_u, j, next_u, lines, warps)
+        base = plane * present_plane(k, edge)
         for c in range(3):
             load_rows(load_direction, direction_address(d, base + uint64(c) * size), offsets_d, next_d, c)
-        while k < stop + int32(r):
+        while k < int32(stop + int32(r)):
             store_plane(shared_u, above, thread, j, next_u, width, lines, warps)
             cuda.syncthreads()
-            load_plane(u, plane * clamped_plane(k + int32(2), first, whole, edge), size, offsets_u, j, next_u, lines, warps)
+            load_plane(
+                u, plane * clamped_plane(int32(k + int32(2)), first, whole, edge), size, offsets_u, j, next_u, lines, warps
+            )
             compose_rows(shared_u, corner, (below, level, above), next_d, corrections, scale, half_step, values)
             if border or uint32(k) >= edge:
                 in_image = flags if uint32(k) < edge else uint32(0)
                 for e in range(rows):
                     if uint32(in_image & uint32(1 << e)) == uint32(0):
                         values[3 * e], values[3 * e + 1], values[3 * e + 2] = ZERO, ZERO, ZERO
-            k += int32(1)
-            base = plane * uint64(uint32(min(max(k, int32(0)), int32(edge) - int32(1))))
+            k = int32(k + int32(1))
+            base = plane * present_plane(k, edge)
             for c in range(3):
                 load_rows(load_direction, direction_address(d, base + uint64(c) * size), offsets_d, next_d, c)
             if shuffled:
@@ -363,7 +366,7 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
             cuda.syncthreads()
             below, level, above = level, above, below
             filter_plane(mid, to, line, sums, weights, values)
-            z = k - int32(r + 1)
+            z = int32(k - int32(r + 1))
             if z >= low:
                 for e in range(rows):
                     norms[e] = norm_z[z]

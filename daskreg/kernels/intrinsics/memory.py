@@ -77,6 +77,17 @@ def add_beyond(where, at, value):
 
 
 @formula
+def load_cell(image, at, row, plane):
+    """The voxels ``image[at]`` and after it, of two rows of two planes, x fastest; at, row, plane: uint64.
+
+    image: flat, float32 or uint16, in global memory
+    """
+    c, e = at + row, at + plane
+    g, one = c + plane, uint64(1)
+    return image[at], image[at + one], image[c], image[c + one], image[e], image[e + one], image[g], image[g + one]
+
+
+@formula
 def held(value):
     """A uint32 that is kept in a register: the compiler would compute it again wherever it is needed."""
     return value
@@ -266,6 +277,38 @@ def _unsigned(builder: Any, index: Any) -> Any:
     from llvmlite import ir
 
     return index if index.type.width == 64 else builder.zext(index, ir.IntType(64))
+
+
+@load_cell.intrinsic
+def _load_cell() -> Callable[..., Any]:
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def load(typing, image, at, row, plane):
+        half = image.dtype == types.uint16
+        # not loads of LLVM: it would merge them with those of another branch, and compute eight addresses in place of four
+        text = [f"ld.global.{'u16' if half else 'f32'} $0, [$1{shift}];" for shift in ("", "+2" if half else "+4")]
+
+        def generate(context, builder, signature, arguments):
+            data = context.make_array(image)(context, builder, arguments[0]).data
+            rows = [builder.gep(data, [arguments[1]])]
+            rows.append(builder.gep(rows[0], [arguments[2]]))
+            rows += [builder.gep(start, [arguments[3]]) for start in rows]
+            kind = ir.FunctionType(ir.IntType(16) if half else ir.FloatType(), [ir.IntType(64)])
+            places = [builder.ptrtoint(start, ir.IntType(64)) for start in rows]
+            constraint = "=h,l" if half else "=f,l"
+            values = [builder.asm(kind, line, constraint, [place], side_effect=False) for place in places for line in text]
+            return cgutils.pack_array(builder, values)
+
+        return types.UniTuple(image.dtype, 8)(image, types.uint64, types.uint64, types.uint64), generate
+
+    def load_all(image, at, row, plane):
+        return load(image, at, row, plane)
+
+    return load_all
 
 
 @load_vector.intrinsic

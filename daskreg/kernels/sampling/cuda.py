@@ -13,8 +13,9 @@ from daskreg.kernels.compiler.configuration import block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import box
-from daskreg.kernels.intrinsics.arithmetic import dot3, floor_int32, lerp, rounded_product
+from daskreg.kernels.intrinsics.arithmetic import dot3, floor_int32, leading_fraction, lerp, rounded_product
 from daskreg.kernels.intrinsics.half import as_float32, half_constants, identity, to_bfloat16
+from daskreg.kernels.intrinsics.memory import load_cell
 from daskreg.kernels.sampling.cpu import CENTERS, EVERYWHERE
 
 ONE, ZERO, HALF, NAN = float32(1), float32(0), float32(0.5), float32(float("nan"))
@@ -35,7 +36,7 @@ def launch_grid(n: Sequence[Any]) -> tuple[np.uint32, tuple[int, int, int], tupl
 @formula
 def sampling_coordinate(coordinate, sz, sy, sx, uz, uy, ux):
     """A component of A x + t (64-bit fixed point) + S u as a whole number and a fraction."""
-    rest = float32(int32(uint32(coordinate) >> uint32(8))) * UNIT + dot3(sz, sy, sx, uz, uy, ux)
+    rest = float32(leading_fraction(coordinate)) * UNIT + dot3(sz, sy, sx, uz, uy, ux)
     carry = floor_int32(rest)
     return int32(int32(coordinate >> int64(32)) + carry), rest - float32(carry)
 
@@ -88,20 +89,11 @@ def flat_corners(image, size, k, j, i):
     planes, rows, cols, one = size[2], size[3], size[4], int32(1)
     here = int32(k - size[1])
     if is_interior(planes, rows, cols, here, j, i):
-        a = uint64(uint32(here)) * uint64(uint32(rows * cols)) + uint64(uint32(j * cols + i))
-        c = a + uint64(uint32(cols))
-        e = a + uint64(uint32(rows * cols))
-        g = c + uint64(uint32(rows * cols))
-        return (
-            as_float32(image[a]),
-            as_float32(image[a + uint64(1)]),
-            as_float32(image[c]),
-            as_float32(image[c + uint64(1)]),
-            as_float32(image[e]),
-            as_float32(image[e + uint64(1)]),
-            as_float32(image[g]),
-            as_float32(image[g + uint64(1)]),
-        )
+        plane = uint64(uint32(rows * cols))
+        at = uint64(uint32(here)) * plane + uint64(uint32(j * cols + i))
+        a, b, c, d, e, f, g, h = load_cell(image, at, uint64(uint32(cols)), plane)
+        return (as_float32(a), as_float32(b), as_float32(c), as_float32(d),
+                as_float32(e), as_float32(f), as_float32(g), as_float32(h))  # fmt: skip
     k0, k1, j0, j1 = clamp(here, planes), clamp(int32(here + one), planes), clamp(j, rows), clamp(int32(j + one), rows)
     i0, i1 = clamp(i, cols), clamp(int32(i + one), cols)
     return (flat_voxel(image, rows, cols, k0, j0, i0), flat_voxel(image, rows, cols, k0, j0, i1),
