@@ -23,11 +23,15 @@ MAX_PLANES = 64  # most planes per block: neighbouring blocks that advance toget
 
 
 class Tile(NamedTuple):
-    """What a block computes: ``groups`` warps side by side, ``warps`` of them one above the other, ``rows`` rows of each."""
+    """What a block composes: ``groups`` warps side by side, ``warps`` of them one above the other, ``rows`` rows of each.
+
+    blocks: of a multiprocessor; the more, the fewer registers a thread has
+    """
 
     groups: int
     warps: int
     rows: int
+    blocks: int
 
     @property
     def width(self) -> int:
@@ -51,8 +55,8 @@ class Tile(NamedTuple):
 def tile(radius: int) -> Tile:
     """The fastest of those measured on an H200."""
     if radius <= 1:
-        return Tile(2, 2, block_size(5, least=2))
-    return Tile(1, block_size(4, least=3), block_size(6, least=2))
+        return Tile(2, 2, block_size(5, least=2), 4)
+    return Tile(1, block_size(4, least=3), block_size(6, least=2), 3)
 
 
 def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
@@ -60,7 +64,7 @@ def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int
     _, nz, ny, nx = (int(v) for v in n)
     of = tile(radius)
     across, down = -(-nx // (of.groups * of.own_lanes(radius)[1])), -(-ny // (of.height - 2 * radius))
-    length = min(MAX_PLANES, planes_per_block(nz, across * down, launch_bounds(radius)[1], radius))
+    length = min(MAX_PLANES, planes_per_block(nz, across * down, of.blocks, radius))
     return np.int32(length), (across, down, -(-nz // length)), (of.width, of.warps, 1)
 
 
@@ -193,6 +197,14 @@ def filter_rows(line, e, weights, taps):
 
 
 @formula
+def clear_rows(values, flags, rows):
+    """Zero in the rows whose bit is not set."""
+    for e in range(rows):
+        if uint32(flags & uint32(1 << e)) == uint32(0):
+            values[3 * e], values[3 * e + 1], values[3 * e + 2] = ZERO, ZERO, ZERO
+
+
+@formula
 def store_rows(composed, base, size, offsets, flags, norms, values):
     """Store the rows that are this thread's, multiplied by the norms."""
     first, second = address(composed, base), address(composed, base + size)
@@ -205,9 +217,9 @@ def store_rows(composed, base, size, offsets, flags, norms, values):
 
 
 def launch_bounds(radius, mixed=False, gated=False, coherent=False, shortened=False):
-    """Threads of a block, and blocks of a multiprocessor: the more, the fewer registers a thread has."""
+    """Threads of a block, and blocks of a multiprocessor."""
     of = tile(radius)
-    return of.width * of.warps, 2 if shortened else 4 if radius <= 1 else 3
+    return of.width * of.warps, of.blocks
 
 
 @cooperative_kernel(launch_bounds=launch_bounds)
@@ -349,10 +361,7 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
             )
             compose_rows(shared_u, corner, (below, level, above), next_d, corrections, scale, half_step, values)
             if border or uint32(k) >= edge:
-                in_image = flags if uint32(k) < edge else uint32(0)
-                for e in range(rows):
-                    if uint32(in_image & uint32(1 << e)) == uint32(0):
-                        values[3 * e], values[3 * e + 1], values[3 * e + 2] = ZERO, ZERO, ZERO
+                clear_rows(values, flags if uint32(k) < edge else uint32(0), rows)
             k = int32(k + int32(1))
             base = plane * present_plane(k, edge)
             for c in range(3):
