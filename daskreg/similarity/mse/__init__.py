@@ -13,7 +13,7 @@ class MSE(SimilarityParameters):
     kind: Literal["mse"] = "mse"
     label: ClassVar[str] = "mean squared difference"
     separable: ClassVar[bool] = True
-    seconds: ClassVar[dict[str, float]] = {"cpu": 0.041, "cuda": 4.8e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
+    seconds: ClassVar[dict[str, float]] = {"cpu": 0.041, "cuda": 4.4e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 
     @property
     def gradient_scale(self) -> float:
