@@ -632,9 +632,9 @@ def flat(*fields: NDArray[Any]) -> list[NDArray[Any]]:
     return [f.reshape(-1) for f in fields]
 
 
-def inner(field: NDArray[Any]) -> NDArray[Any]:
+def inner(field: NDArray[Any], plane: tuple[int, ...] = SHAPE[1:]) -> NDArray[Any]:
     """The block's planes of a flat field, (N,) or (3, N)."""
-    return field.reshape(*field.shape[:-1], *TALL)[..., HALO : HALO + SHAPE[0], :, :].copy()
+    return field.reshape(*field.shape[:-1], TALL[0], *plane)[..., HALO : HALO + SHAPE[0], :, :].copy()
 
 
 def counted_in_units(totals: NDArray[np.int64]) -> Array:
@@ -935,19 +935,26 @@ COOPERATIVE_CASES["mse_of_values of half"] = lambda: differences_of(half=True)
 # --- cooperative smoothing --------------------------------------------------------------------------------------------
 
 
-def filtered(sigma: float, planes: int, first: int) -> tuple[Any, ...]:
+def filtered(sigma: float, planes: int, first: int, plane: tuple[int, ...] = SHAPE[1:]) -> tuple[Any, ...]:
     """n, planes of the arrays, weights and norms of TALL arrays that begin with plane ``first`` of a grid of ``planes``."""
-    norms = [smoothing_cpu.gaussian_norms(n, sigma) for n in (planes, *SHAPE[1:])]
-    return EXTENT, np.uint32(TALL[0]), gaussian_weights(sigma), norms[0][first : first + TALL[0]].copy(), *norms[1:]
+    norms = [smoothing_cpu.gaussian_norms(n, sigma) for n in (planes, *plane)]
+    return (
+        (*EXTENT[:2], *(np.uint32(v) for v in plane)),
+        np.uint32(TALL[0]),
+        gaussian_weights(sigma),
+        norms[0][first : first + TALL[0]].copy(),
+        *norms[1:],
+    )
 
 
 def smoothed(sigma: float, planes: int, first: int, field: Array) -> Array:
-    """The plain kernels' Gaussian of INNER."""
-    scratch, out, w = empty(3, *TALL), empty(3, *TALL), gaussian_weights(sigma)
-    tables = [gaussian_table(n, sigma) for n in (planes, *SHAPE[1:])]
-    smoothing_cpu.smooth_z(INNER, tables[0][first : first + TALL[0]], w, field, scratch)
-    smoothing_cpu.smooth_y(INNER, tables[1], w, scratch, field)
-    smoothing_cpu.smooth_x(INNER, len(w) // 2, tables[2], w, field, out)
+    """The plain kernels' Gaussian of INNER, or of as many planes of another size."""
+    scratch, out, w = np.zeros_like(field), np.zeros_like(field), gaussian_weights(sigma)
+    tables = [gaussian_table(n, sigma) for n in (planes, *field.shape[2:])]
+    block = INNER[0], *field.shape[2:]
+    smoothing_cpu.smooth_z(block, tables[0][first : first + TALL[0]], w, field, scratch)
+    smoothing_cpu.smooth_y(block, tables[1], w, scratch, field)
+    smoothing_cpu.smooth_x(block, len(w) // 2, tables[2], w, field, out)
     return out
 
 
@@ -1051,11 +1058,13 @@ def compose_smooth() -> CooperativeCase:
 
 
 def composition(
-    mixed: bool, gated: bool = False, coherently: bool = False, shortened: bool = False, sigma: float = 0.5
-) -> CooperativeCase:
+    mixed: bool, gated: bool = False, coherently: bool = False, shortened: bool = False, sigma: float = 0.5,
+    plane: tuple[int, ...] = SHAPE[1:]
+) -> CooperativeCase:  # fmt: skip
     """``compose_smooth``;  shortened: of directions that are up to three times as long as what scales them."""
     radius, whole = gaussian_radius(sigma), 12 if sigma < 1 else 11
-    u, d, out, longest = vectors(*TALL, size=4), vectors(*TALL, seed=9), empty(3, *TALL), np.array([2.25], np.float32)
+    tall = TALL[0], *plane
+    u, d, out, longest = vectors(*tall, size=4), vectors(*tall, seed=9), empty(3, *tall), np.array([2.25], np.float32)
     given: Any = d.reshape(-1)
     if mixed:
         (m, v), table = unpack_moments(words()), np.stack([rates(2, 0.1), rates(3, 0.1, 0.2 if gated else 0.0)])
@@ -1069,25 +1078,27 @@ def composition(
         longest /= np.float32(9)
 
     def plain() -> list[NDArray[Any]]:
-        composed = empty(3, *TALL)
+        composed = empty(3, *tall)
         step = np.array([0.5 / max(1, float(np.sqrt(longest[0])))], np.float32)
-        around = (range(HALO - radius, HALO + SHAPE[0] + radius), *SHAPE[1:])
+        around = (range(HALO - radius, HALO + SHAPE[0] + radius), *plane)
         if shortened:
             composition_cpu.compose_shortened(around, 0, whole, np.append(step, np.float32(0.5)), d, u, composed)
         else:
             composition_cpu.compose(around, 0, whole, step, d, u, composed)
-        return [inner(smoothed(sigma, whole, 0, composed).reshape(3, -1))]
+        return [inner(smoothed(sigma, whole, 0, composed).reshape(3, -1), plane)]
 
-    length, blocks, threads = composition_cuda.launch_grid(EXTENT, radius)
+    extent = (*EXTENT[:2], *(np.uint32(v) for v in plane))
+    length, blocks, threads = composition_cuda.launch_grid(extent, radius)
     place = np.int32(0), np.int32(whole), np.float32(0.5), longest
-    arguments = length, *filtered(sigma, whole, 0), *place, given, *(f.reshape(-1) for f in (u, out))
+    arguments = length, *filtered(sigma, whole, 0, plane), *place, given, *(f.reshape(-1) for f in (u, out))
     constants = (radius, mixed, gated, True) if coherently else (radius, mixed, True) if gated else (radius, mixed)
     constants = (radius, mixed, gated, coherently, True) if shortened else constants
-    return CooperativeCase(constants, blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1))])
+    return CooperativeCase(constants, blocks, threads, arguments, plain, lambda: [inner(out.reshape(3, -1), plane)])
 
 
 COOPERATIVE_CASES["compose_smooth mixed"] = lambda: composition(mixed=True)
 COOPERATIVE_CASES["compose_smooth unfiltered"] = lambda: composition(mixed=False, sigma=0)
+COOPERATIVE_CASES["compose_smooth with inner tiles"] = lambda: composition(mixed=False, plane=(11, 30))
 COOPERATIVE_CASES["compose_smooth wide"] = lambda: composition(mixed=False, sigma=1)
 COOPERATIVE_CASES["compose_smooth wide mixed"] = lambda: composition(mixed=True, sigma=1)
 COOPERATIVE_CASES["compose_smooth shortened"] = lambda: composition(mixed=False, shortened=True)

@@ -27,6 +27,7 @@ NAMES = {
     "lncc center": "LNCC, centre window",
     "mse": "MSE",
     "mi": "MI",
+    "ngf": "NGF",
 }
 
 
@@ -132,13 +133,13 @@ def _iterations(read):
     rows = [r for r in read("gpu_iterations") + read("gpu_iterations_fireants") if "ms" in r]
     table = [
         [NAMES.get(r["case"], r["case"]), f"{r['edge']}^3", r.get("storage", "float32"), f"{r['ms']:.2f}", r.get("fireants_ms"),
-         r["bytes_per_voxel"], r["device"]]
+         r["bytes_per_voxel"], r["device"], r.get("commit")]
         for r in rows
     ]  # fmt: skip
     text = (
-        "An iteration of the deformable stage on one GPU, and of FireANTs 1.5 from PyPI in the same process where that was run."
+        "An iteration of the deformable stage on one GPU, and of FireANTs 1.5 from PyPI in the same process where that was run, with older code."
     )
-    columns = ["similarity", "voxels", "storage", "ms", "FireANTs, ms", "bytes a voxel", "GPU"]
+    columns = ["similarity", "voxels", "storage", "ms", "FireANTs, ms", "bytes a voxel", "GPU", "code"]
     return "An iteration on a GPU", text, columns, table, ["gpu_iterations", "gpu_iterations_fireants"]
 
 

@@ -289,7 +289,7 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
         left, top = int32(cuda.blockIdx.x) * int32(tx), int32(cuda.blockIdx.y) * int32(ty)
         x, y = uint32(left + int32(i)), uint32(top + int32(j))
         last_x, last_y = int32(int32(n[3]) - int32(1)), int32(int32(n[2]) - int32(1))
-        flags = uint32(0)  # bit e: the value that is loaded e-th is in the image;  the last bit: the thread's voxel is
+        flags = uint32(0)  # bit e: the value that is loaded e-th is in the image;  bit ``loads``: the thread's voxel is
         for e in range(loads):
             element = uint32(thread + uint32(e * threads))
             row = int32(top + int32(element // uint32(width)) - int32(r))

@@ -19,53 +19,55 @@ from daskreg.kernels.smoothing.cuda import push_plane
 
 ONE, ZERO = float32(1), float32(0)
 LANES = block_size(32, least=8)  # of a warp: columns
+IN_IMAGE, OWN = 1, 256  # of the flags of a thread, shifted by the row
 MAX_PLANES = 64  # most planes per block: neighbouring blocks that advance together find each other's planes in the cache
 
 
 class Tile(NamedTuple):
-    """What a block composes: ``groups`` warps side by side, ``warps`` of them one above the other, ``rows`` rows of each.
+    """What a block composes: ``lines`` of ``groups`` warps side by side, one above the other, with ``rows`` rows of each warp.
 
     blocks: of a multiprocessor; the more, the fewer registers a thread has
     """
 
     groups: int
-    warps: int
+    lines: int
     rows: int
     blocks: int
 
     @property
     def width(self) -> int:
-        """Columns of u in shared memory, threads along x."""
+        """Columns, each of which a thread loads."""
         return self.groups * LANES
 
     @property
     def height(self) -> int:
         """Rows that are composed."""
-        return self.warps * self.rows
+        return self.lines * self.rows
+
+    @property
+    def margin(self) -> int:
+        """Lanes at either end of a warp whose results nobody uses: of a group alone, which has no columns beside its own."""
+        return 1 if self.groups == 1 else 0
 
     def own_lanes(self, radius: int) -> tuple[int, int]:
-        """First lane and number of lanes of a warp with columns that are stored; the others are computed for these.
-
-        A group alone has no columns of u beside those of its lanes, so its outermost lanes compute nothing.
-        """
-        idle = 1 if self.groups == 1 else 0
-        return radius + idle, LANES - max(2 * (radius + idle), 1)
+        """First lane and number of lanes of a warp with columns that are stored; the others are composed for these."""
+        return radius + self.margin, LANES - max(2 * (radius + self.margin), 1)
 
 
 def tile(radius: int) -> Tile:
-    """The fastest of those measured on an H200."""
+    """The fastest of those measured on an H200 whose values fit into registers."""
     if radius <= 1:
         return Tile(2, 2, block_size(5, least=2), 4)
-    return Tile(1, block_size(4, least=3), block_size(6, least=2), 3)
+    return Tile(1, block_size(8, least=3), block_size(3, least=2), 2)
 
 
 def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
     """Planes per block, blocks and threads of ``compose_smooth``, x first."""
     _, nz, ny, nx = (int(v) for v in n)
-    of = tile(radius)
-    across, down = -(-nx // (of.groups * of.own_lanes(radius)[1])), -(-ny // (of.height - 2 * radius))
-    length = min(MAX_PLANES, planes_per_block(nz, across * down, of.blocks, radius))
-    return np.int32(length), (across, down, -(-nz // length)), (of.width, of.warps, 1)
+    t = tile(radius)
+    across, down = -(-nx // (t.groups * t.own_lanes(radius)[1])), -(-ny // (t.height - 2 * radius))
+    length = min(MAX_PLANES, planes_per_block(nz, across * down, t.blocks, radius))
+    return np.int32(length), (across, down, -(-nz // length)), (t.width, t.lines, 1)
 
 
 @formula
@@ -168,22 +170,22 @@ def load_rows(load_value, where, offsets, values, c):
 
 
 @formula
-def store_plane(shared, slot, thread, j, values, width, lines, warps):
-    """Component after component, every ``warps``-th line of a plane of u, as ``load_plane`` loads it."""
-    area = width * lines
+def store_plane(shared, slot, thread, j, values, width, height, step):
+    """Component after component, every ``step``-th row of a plane of u from the j-th on, as ``load_plane`` loads it."""
+    area = width * height
     for e in range(len(values) // 3):
-        if (e + 1) * warps <= lines or uint32(j + uint32(e * warps)) < uint32(lines):
+        if (e + 1) * step <= height or uint32(j + uint32(e * step)) < uint32(height):
             for c in range(3):
-                shared[uint64(uint32(slot + thread)) + uint64(c * area + e * warps * width)] = values[3 * e + c]
+                shared[uint64(uint32(slot + thread)) + uint64(c * area + e * step * width)] = values[3 * e + c]
 
 
 @formula
-def load_plane(u, base, size, offsets, j, values, lines, warps):
+def load_plane(u, base, size, offsets, j, values, height, step):
     """Load what ``store_plane`` stores."""
     for c in range(3):
         where = address(u, base + uint64(c) * size)
         for e in range(len(offsets)):
-            if (e + 1) * warps <= lines or uint32(j + uint32(e * warps)) < uint32(lines):
+            if (e + 1) * step <= height or uint32(j + uint32(e * step)) < uint32(height):
                 values[3 * e + c] = load(where, offsets[e])
 
 
@@ -200,8 +202,18 @@ def filter_rows(line, e, weights, taps):
 def clear_rows(values, flags, rows):
     """Zero in the rows whose bit is not set."""
     for e in range(rows):
-        if uint32(flags & uint32(1 << e)) == uint32(0):
+        if uint32(flags & uint32(IN_IMAGE << e)) == uint32(0):
             values[3 * e], values[3 * e + 1], values[3 * e + 2] = ZERO, ZERO, ZERO
+
+
+@formula
+def clear_rim(mid, x, j, width, rows, radius):
+    """Zero the rows before the first and after the last one, which no warp writes and whose sums are not stored."""
+    if j == uint32(0):
+        for c in range(3):
+            for q in range(radius):
+                mid[uint64(x) + uint64((c * rows + q) * width)] = ZERO
+                mid[uint64(x) + uint64((c * rows + rows - 1 - q) * width)] = ZERO
 
 
 @formula
@@ -210,16 +222,16 @@ def store_rows(composed, base, size, offsets, flags, norms, values):
     first, second = address(composed, base), address(composed, base + size)
     third = address(composed, base + uint64(2) * size)
     for e in range(len(offsets)):
-        if uint32(flags & uint32(256 << e)) != uint32(0):
+        if uint32(flags & uint32(OWN << e)) != uint32(0):
             store(first, offsets[e], values[3 * e] * norms[e])
             store(second, offsets[e], values[3 * e + 1] * norms[e])
             store(third, offsets[e], values[3 * e + 2] * norms[e])
 
 
 def launch_bounds(radius, mixed=False, gated=False, coherent=False, shortened=False):
-    """Threads of a block, and blocks of a multiprocessor."""
-    of = tile(radius)
-    return of.width * of.warps, of.blocks
+    """Threads of a block, and blocks of a multiprocessor; to shorten a step takes more registers."""
+    t = tile(radius)
+    return t.width * t.lines, min(t.blocks, 3) if shortened else t.blocks
 
 
 @cooperative_kernel(launch_bounds=launch_bounds)
@@ -234,14 +246,14 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
     moments, rates and clock of ``smooth_adam``, from which the direction is computed again, ``gated`` and ``coherent`` as there.
     ``shortened``: s d is cut to half_step where it is longer.
     """
-    r, taps, of = radius, 2 * radius + 1, tile(radius)
-    groups, rows, warps, height, width, lanes = of.groups, of.rows, of.warps, of.height, of.width, LANES
-    first_lane, own_lanes = of.own_lanes(radius)
-    shift = 1 if of.groups > 1 else 0  # from a lane to its column of u
-    lines, middle_rows = height + 2, height + 2 * r
-    area, middle_area = width * lines, width * middle_rows
-    loads, shared_size, middle = -(-lines // warps), 9 * area, 3 * middle_area
-    prefetch_size, fetched, rings, line_size = 3 * loads, 3 * rows, max(1, 3 * rows * (taps - 1)), rows + 2 * r
+    r, taps, t = radius, 2 * radius + 1, tile(radius)
+    groups, rows, steps, height, width, lanes = t.groups, t.rows, t.lines, t.height, t.width, LANES
+    first_lane, own_lanes = t.own_lanes(radius)
+    shift = 1 - t.margin  # from a lane to its column of u
+    rows_u, rows_mid = height + 2, height + 2 * r
+    area, area_mid = width * rows_u, width * rows_mid
+    loads, size_u, size_mid = -(-rows_u // steps), 9 * area, 3 * area_mid
+    loads_u, loads_d, size_sums, size_line = 3 * loads, 3 * rows, max(1, 3 * rows * (taps - 1)), rows + 2 * r
     shuffled = WARP_SHUFFLE
     kind = uint32 if mixed else float32
     again = (load_gated_corrections, gated_direction_of_words) if gated else (load_corrections, direction_of_words)
@@ -255,11 +267,11 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
         """The filter along x in shared memory, without warp shuffles."""
         for e in range(rows):
             for c in range(3):
-                mid[to + uint64(c * middle_area + e * width)] = values[3 * e + c]
+                mid[to + uint64(c * area_mid + e * width)] = values[3 * e + c]
         cuda.syncthreads()
         for e in range(rows):
             for c in range(3):
-                at = int(to) + c * middle_area + e * width
+                at = int(to) + c * area_mid + e * width
                 total = weights[r] * mid[at]
                 for q in range(1, r + 1):
                     total += weights[r - q] * mid[at - min(q, int(i))] + weights[r + q] * mid[at + min(q, lanes - 1 - int(i))]
@@ -289,15 +301,15 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
         for e in range(rows):
             if e < r or e >= rows - r:
                 for c in range(3):
-                    mid[to + uint64(c * middle_area + e * width)] = values[3 * e + c]
+                    mid[to + uint64(c * area_mid + e * width)] = values[3 * e + c]
 
     @formula
     def filter_plane(mid, to, line, sums, weights, values):
         """The filters along y and z; ``values`` becomes the rows that are ``radius`` planes before."""
         for c in range(3):
             for q in range(r):
-                line[q] = mid[to + uint64(c * middle_area) - uint64((r - q) * width)]
-                line[r + rows + q] = mid[to + uint64(c * middle_area + (rows + q) * width)]
+                line[q] = mid[to + uint64(c * area_mid) - uint64((r - q) * width)]
+                line[r + rows + q] = mid[to + uint64(c * area_mid + (rows + q) * width)]
             for e in range(rows):
                 line[r + e] = values[3 * e + c]
             for e in range(rows):
@@ -305,11 +317,11 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
                 values[3 * e + c] = push_plane(sums, start, filter_rows(line, e, weights, taps), weights, taps)
 
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, first, whole, half_step, longest, d, u, composed):
-        mid = cuda.shared.array(middle, float32)
-        shared_u = cuda.shared.array(shared_size, float32)
-        sums, next_d = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
-        next_u, values = cuda.local.array(prefetch_size, float32), cuda.local.array(fetched, float32)
-        line, norms = cuda.local.array(line_size, float32), cuda.local.array(rows, float32)
+        mid = cuda.shared.array(size_mid, float32)
+        shared_u = cuda.shared.array(size_u, float32)
+        sums, next_d = cuda.local.array(size_sums, float32), cuda.local.array(loads_d, kind)
+        next_u, values = cuda.local.array(loads_u, float32), cuda.local.array(loads_d, float32)
+        line, norms = cuda.local.array(size_line, float32), cuda.local.array(rows, float32)
         offsets_u, offsets_d = cuda.local.array(loads, uint32), cuda.local.array(rows, uint32)
         x, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
         group, i = uint32(x // uint32(lanes)), uint32(x % uint32(lanes))
@@ -322,43 +334,43 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
         loaded_col, own_col = min(max(left + int32(x), int32(0)), nx - int32(1)), min(max(col, int32(0)), nx - int32(1))
         border = left < int32(0) or top < int32(0) or left + int32(width) > nx or top + int32(height) > ny
         for e in range(loads):
-            at_y = min(max(top + int32(j) + int32(e * warps - 1), int32(0)), ny - int32(1))
+            at_y = min(max(top + int32(j) + int32(e * steps - 1), int32(0)), ny - int32(1))
             offsets_u[e] = held(uint32(at_y * nx + loaded_col))
-        flags = uint32(0)  # bit e: row e is in the image;  bit 8 + e: this thread stores it
+        flags = uint32(0)  # IN_IMAGE << e: row e is in the image;  OWN << e: this thread stores it
         for e in range(rows):
             at_y, own_row = row + int32(e), uint32(j * uint32(rows) + uint32(e))
             offsets_d[e] = held(uint32(min(max(at_y, int32(0)), ny - int32(1)) * nx + own_col))
             if uint32(at_y) < n[2] and uint32(col) < n[3]:
-                flags |= uint32(1 << e)
+                flags |= uint32(IN_IMAGE << e)
                 if uint32(own_row - uint32(r)) < uint32(height - 2 * r) and uint32(i - uint32(first_lane)) < uint32(own_lanes):
-                    flags |= uint32(256 << e)
+                    flags |= uint32(OWN << e)
         flags = held(flags)
         plane = uint64(n[2]) * uint64(n[3])
         size = plane * uint64(edge)
         scale, corrections = half_step / max(ONE, sqrt_fast(longest[0])), load_rates(d)
         low = int32(int32(n[0]) + int32(cuda.blockIdx.z) * length)
         stop = int32(min(int32(low + length), int32(n[0] + n[1])))
-        for q in range(rings):
+        for q in range(size_sums):
             sums[q] = ZERO
         thread = held(uint32(j * uint32(width) + x))
         corner = held(uint32(uint32(j * uint32(rows) + uint32(1)) * uint32(width) + uint32(place)))
         to = uint64(held(uint32(uint32(j * uint32(rows) + uint32(r)) * uint32(width) + x)))
+        clear_rim(mid, x, j, width, rows_mid, r)
         below, level, above = uint32(0), uint32(3 * area), uint32(6 * area)
         k = int32(low - int32(r))
-        load_plane(u, plane * clamped_plane(int32(k - int32(1)), first, whole, edge), size, offsets_u, j, next_u, lines, warps)
-        store_plane(shared_u, below, thread, j, next_u, width, lines, warps)
-        load_plane(u, plane * clamped_plane(k, first, whole, edge), size, offsets_u, j, next_u, lines, warps)
-        store_plane(shared_u, level, thread, j, next_u, width, lines, warps)
-        load_plane(u, plane * clamped_plane(int32(k + int32(1)), first, whole, edge), size, offsets_u, j, next_u, lines, warps)
+        load_plane(u, plane * clamped_plane(int32(k - int32(1)), first, whole, edge), size, offsets_u, j, next_u, rows_u, steps)
+        store_plane(shared_u, below, thread, j, next_u, width, rows_u, steps)
+        load_plane(u, plane * clamped_plane(k, first, whole, edge), size, offsets_u, j, next_u, rows_u, steps)
+        store_plane(shared_u, level, thread, j, next_u, width, rows_u, steps)
+        load_plane(u, plane * clamped_plane(int32(k + int32(1)), first, whole, edge), size, offsets_u, j, next_u, rows_u, steps)
         base = plane * present_plane(k, edge)
         for c in range(3):
             load_rows(load_direction, direction_address(d, base + uint64(c) * size), offsets_d, next_d, c)
         while k < int32(stop + int32(r)):
-            store_plane(shared_u, above, thread, j, next_u, width, lines, warps)
+            store_plane(shared_u, above, thread, j, next_u, width, rows_u, steps)
             cuda.syncthreads()
-            load_plane(
-                u, plane * clamped_plane(int32(k + int32(2)), first, whole, edge), size, offsets_u, j, next_u, lines, warps
-            )
+            after = plane * clamped_plane(int32(k + int32(2)), first, whole, edge)
+            load_plane(u, after, size, offsets_u, j, next_u, rows_u, steps)
             compose_rows(shared_u, corner, (below, level, above), next_d, corrections, scale, half_step, values)
             if border or uint32(k) >= edge:
                 clear_rows(values, flags if uint32(k) < edge else uint32(0), rows)
@@ -367,7 +379,7 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
             for c in range(3):
                 load_rows(load_direction, direction_address(d, base + uint64(c) * size), offsets_d, next_d, c)
             if shuffled:
-                for q in range(fetched):
+                for q in range(loads_d):
                     values[q] = filter_lanes(values[q], weights, r)
             else:
                 along(mid, to, i, values, weights)

@@ -80,7 +80,7 @@ def add_beyond(where, at, value):
 def load_cell(image, at, row, plane):
     """The voxels ``image[at]`` and after it, of two rows of two planes, x fastest; at, row, plane: uint64.
 
-    image: flat, float32 or uint16, in global memory
+    image: flat, float32 or uint16, in global memory; no kernel that calls this may write it, as the compiler may move the loads
     """
     c, e = at + row, at + plane
     g, one = c + plane, uint64(1)

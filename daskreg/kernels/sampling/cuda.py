@@ -300,7 +300,7 @@ def sample_columns(displaced):
 @cooperative_kernel(launch_bounds=lambda displaced, mixed=False: (256, 6))
 def pull_back_columns(displaced, mixed=False):
     """G from dC/dmoved; fields (slope, g); 32 bytes per voxel, 24 if ``mixed``."""
-    return column_body(pull_back_visitor(mixed), displaced, False, ahead=False)  # it has no registers left for that
+    return column_body(pull_back_visitor(mixed), displaced, False, ahead=False)  # that takes as long
 
 
 def launch_columns(kernel, constants, box, place, u, image, origin, planes, fields, totals=None, domain=CENTERS):

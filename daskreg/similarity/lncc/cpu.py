@@ -10,7 +10,7 @@ from numba import float32, int32, int64
 
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import row_kernel, voxelwise
-from daskreg.kernels.intrinsics.arithmetic import divide_normal
+from daskreg.kernels.intrinsics.arithmetic import divide_fast, divide_normal
 from daskreg.kernels.weights import weight_at
 
 index = int64  # replaced by the launcher
@@ -27,14 +27,14 @@ def factors(n, f, m, ff, mm, fm, epsilon, variances):
     """
     least, noise = variances
     count = n if n > ZERO else ONE
-    mean_f, mean_m = divide_normal(f, count), divide_normal(m, count)
+    mean_f, mean_m = divide_fast(f, count), divide_fast(m, count)
     a = fm - mean_f * m
     b, c = max(mm - mean_m * m, ZERO), max(ff - mean_f * f, ZERO)
     inverse = divide_normal(ONE, b * c + epsilon)
     inverse = inverse if min(b, c) >= least * n else ZERO
     d = TWO * a * inverse
     k = d * a * c * inverse
-    share = divide_normal(c, c + noise * count) if noise > ZERO else ONE
+    share = divide_fast(c, c + noise * count) if noise > ZERO else ONE
     return share * (a * a * inverse), share * d, share * k, share * (k * mean_m - d * mean_f)
 
 
