@@ -137,7 +137,8 @@ def _iterations(read):
         for r in rows
     ]  # fmt: skip
     text = (
-        "An iteration of the deformable stage on one GPU, and of FireANTs 1.5 from PyPI in the same process where that was run, with older code."
+        "An iteration of the deformable stage on one GPU, and of FireANTs 1.5 from PyPI in the same process where that was run, "
+        "with older code."
     )
     columns = ["similarity", "voxels", "storage", "ms", "FireANTs, ms", "bytes a voxel", "GPU", "code"]
     return "An iteration on a GPU", text, columns, table, ["gpu_iterations", "gpu_iterations_fireants"]
