@@ -642,9 +642,12 @@ def counted_in_units(totals: NDArray[np.int64]) -> Array:
     return (totals / FIXED_POINT_SCALE).astype(np.float32)
 
 
-def windows(radius: int, masked: bool, exact: bool, unrolled: bool = False, half: bool = False) -> CooperativeCase:
-    """``lncc_center_tiled`` or ``lncc_factors_tiled``; windows reach no further than the halo."""
+def windows(
+    radius: int, masked: bool, exact: bool, unrolled: bool = False, half: bool = False, scale: float = 1
+) -> CooperativeCase:
+    """``lncc_center_tiled`` or ``lncc_factors_tiled``; windows reach no further than the halo.  scale: of the mask."""
     (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
+    weight *= np.float32(scale)
     out = empty(3, fixed.size) if exact else empty(fixed.size)
     blocks = lncc_windows.window_blocks(radius, *SHAPE, depth=4)
     totals, own = np.zeros(2, np.int64), (np.int32(HALO), np.int32(HALO + SHAPE[0]))
@@ -670,6 +673,7 @@ def lncc_factors_tiled() -> CooperativeCase:
     return windows(2, True, exact=True)
 
 
+COOPERATIVE_CASES["lncc_factors_tiled of subnormal weights"] = lambda: windows(1, True, exact=True, scale=1e-41)
 COOPERATIVE_CASES["lncc_center_tiled without a mask"] = lambda: windows(2, False, exact=False)
 COOPERATIVE_CASES["lncc_center_tiled of radius 3"] = lambda: windows(3, False, exact=False)
 COOPERATIVE_CASES["lncc_center_tiled unrolled"] = lambda: windows(2, False, exact=False, unrolled=True)
