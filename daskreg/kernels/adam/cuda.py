@@ -15,11 +15,11 @@ from daskreg.kernels.adam.moments import first_moment, pack_word, second_moment
 from daskreg.kernels.compiler.configuration import block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.arithmetic import divide_normal, fma, lerp, sqrt_fast
+from daskreg.kernels.intrinsics.arithmetic import clamp, divide_normal, fma, lerp, sqrt_fast
 from daskreg.kernels.intrinsics.half import from_bfloat16, identity
 from daskreg.kernels.intrinsics.memory import held, load_bytes, store_components
 from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
-from daskreg.kernels.smoothing.cuda import filter_sum, push_plane
+from daskreg.kernels.smoothing.cuda import filter_sum, present_plane, push_plane
 
 ZERO, ONE, TINY, THIRD = float32(0), float32(1), float32(1e-30), float32(1 / 3)
 ADAM_TILE = block_size(8), block_size(64)  # threads of a block along y and x
@@ -240,12 +240,6 @@ def no_voxel_number(first, z, plane, byte):
 
 
 @formula
-def present_plane(k, edge):
-    """Plane k, clamped to the planes that the arrays have."""
-    return uint64(uint32(min(max(k, int32(0)), int32(int32(edge) - int32(1)))))
-
-
-@formula
 def load_values(g, base, size, byte_offsets, values):
     """Three components of some voxels."""
     for e in range(len(byte_offsets)):
@@ -288,7 +282,6 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
         thread = uint32(j * uint32(tx) + i)
         left, top = int32(cuda.blockIdx.x) * int32(tx), int32(cuda.blockIdx.y) * int32(ty)
         x, y = uint32(left + int32(i)), uint32(top + int32(j))
-        last_x, last_y = int32(int32(n[3]) - int32(1)), int32(int32(n[2]) - int32(1))
         flags = uint32(0)  # bit e: the value that is loaded e-th is in the image;  bit ``loads``: the thread's voxel is
         for e in range(loads):
             element = uint32(thread + uint32(e * threads))
@@ -296,14 +289,14 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
             col = int32(left + int32(element % uint32(width)) - int32(r))
             if element < uint32(width * height) and uint32(row) < n[2] and uint32(col) < n[3]:
                 flags |= uint32(1 << e)
-            at_y, at_x = min(max(row, int32(0)), last_y), min(max(col, int32(0)), last_x)
+            at_y, at_x = clamp(row, int32(n[2])), clamp(col, int32(n[3]))
             byte_offsets[e] = held(uint32(uint32(value_bytes) * uint32(at_y * int32(n[3]) + at_x)))
         if y < n[2] and x < n[3]:
             flags |= uint32(1 << loads)
         flags = held(flags)
         plane = uint64(n[2]) * uint64(n[3])
         size = plane * uint64(edge)
-        y, x = min(y, uint32(last_y)), min(x, uint32(last_x))
+        y, x = uint32(clamp(int32(y), int32(n[2]))), uint32(clamp(int32(x), int32(n[3])))
         own_byte = held(uint32(uint32(4) * uint32(y * n[3] + x)))
         norm = norm_y[y] * norm_x[x]
         share = share_y[y] * share_x[x]

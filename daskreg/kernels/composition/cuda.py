@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import float32, int32, uint32, uint64
 
-from daskreg.kernels.adam.cuda import packed_coherent_direction_of, packed_direction, packed_gated_direction, present_plane
+from daskreg.kernels.adam.cuda import packed_coherent_direction_of, packed_direction, packed_gated_direction
 from daskreg.kernels.compiler.configuration import WARP_SHUFFLE, block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.arithmetic import divide_normal, fma, lerp, sqrt_fast
+from daskreg.kernels.intrinsics.arithmetic import clamp, divide_normal, fma, lerp, sqrt_fast
 from daskreg.kernels.intrinsics.memory import address, held, load, load_word, store
-from daskreg.kernels.smoothing.cuda import push_plane
+from daskreg.kernels.smoothing.cuda import filter_sum, present_plane, push_plane
 
 ONE, ZERO = float32(1), float32(0)
 LANES = block_size(32, least=8)  # of a warp: columns
@@ -89,8 +89,7 @@ def interpolate_shared(shared, a, b, pitch, wz, wy, wx):
 @formula
 def clamped_plane(k, first, whole, edge):
     """Plane k of the arrays, clamped to the global grid and to the planes that the arrays have."""
-    at = int32(min(max(int32(k + first), int32(0)), int32(whole - int32(1))))
-    return present_plane(int32(at - first), edge)
+    return present_plane(int32(clamp(int32(k + first), whole) - first), edge)
 
 
 @formula
@@ -187,15 +186,6 @@ def load_plane(u, base, size, offsets, j, values, height, step):
         for e in range(len(offsets)):
             if (e + 1) * step <= height or uint32(j + uint32(e * step)) < uint32(height):
                 values[3 * e + c] = load(where, offsets[e])
-
-
-@formula
-def filter_rows(line, e, weights, taps):
-    """Weighted sum of neighbours, from the first to the last."""
-    total = weights[0] * line[e]
-    for t in range(1, taps):
-        total = fma(weights[t], line[e + t], total)
-    return total
 
 
 @formula
@@ -314,7 +304,7 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
                 line[r + e] = values[3 * e + c]
             for e in range(rows):
                 start = (3 * e + c) * (taps - 1)
-                values[3 * e + c] = push_plane(sums, start, filter_rows(line, e, weights, taps), weights, taps)
+                values[3 * e + c] = push_plane(sums, start, filter_sum(line, uint64(e), 1, weights, taps), weights, taps)
 
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, first, whole, half_step, longest, d, u, composed):
         mid = cuda.shared.array(size_mid, float32)
@@ -331,15 +321,15 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
         place = int32(group) * int32(own_lanes) + int32(i) + int32(shift)  # column of u
         col, row = left + place, top + int32(j) * int32(rows)
         place = min(max(place, int32(1)), int32(width - 2))
-        loaded_col, own_col = min(max(left + int32(x), int32(0)), nx - int32(1)), min(max(col, int32(0)), nx - int32(1))
+        loaded_col, own_col = clamp(int32(left + int32(x)), nx), clamp(int32(col), nx)
         border = left < int32(0) or top < int32(0) or left + int32(width) > nx or top + int32(height) > ny
         for e in range(loads):
-            at_y = min(max(top + int32(j) + int32(e * steps - 1), int32(0)), ny - int32(1))
+            at_y = clamp(int32(top + int32(j) + int32(e * steps - 1)), ny)
             offsets_u[e] = held(uint32(at_y * nx + loaded_col))
         flags = uint32(0)  # IN_IMAGE << e: row e is in the image;  OWN << e: this thread stores it
         for e in range(rows):
             at_y, own_row = row + int32(e), uint32(j * uint32(rows) + uint32(e))
-            offsets_d[e] = held(uint32(min(max(at_y, int32(0)), ny - int32(1)) * nx + own_col))
+            offsets_d[e] = held(uint32(clamp(int32(at_y), ny) * nx + own_col))
             if uint32(at_y) < n[2] and uint32(col) < n[3]:
                 flags |= uint32(IN_IMAGE << e)
                 if uint32(own_row - uint32(r)) < uint32(height - 2 * r) and uint32(i - uint32(first_lane)) < uint32(own_lanes):
@@ -394,7 +384,7 @@ def compose_smooth(radius, mixed=False, gated=False, coherent=False, shortened=F
                 if border:
                     norm = norm_x[own_col]
                     for e in range(rows):
-                        norms[e] = norm * norm_y[min(max(row + int32(e), int32(0)), ny - int32(1))] * norms[e]
+                        norms[e] = norm * norm_y[clamp(int32(row + int32(e)), ny)] * norms[e]
                 store_rows(composed, plane * uint64(uint32(z)), size, offsets_d, flags, norms, values)
 
     return body

@@ -29,6 +29,12 @@ def floor_int32(a):
     return int32(a // ONE)
 
 
+@formula
+def clamp(i, n):
+    """The index in 0 .. n - 1 nearest to i; int32, as i and n are."""
+    return int32(min(max(i, int32(0)), int32(n - int32(1))))
+
+
 @native("fast_fdividef")
 def divide_fast(a, b):
     """A / b, on a GPU with an error of at most two units in the last place."""

@@ -13,7 +13,7 @@ from daskreg.kernels.compiler.configuration import block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import box
-from daskreg.kernels.intrinsics.arithmetic import dot3, floor_int32, leading_fraction, lerp, rounded_product
+from daskreg.kernels.intrinsics.arithmetic import clamp, dot3, floor_int32, leading_fraction, lerp, rounded_product
 from daskreg.kernels.intrinsics.half import as_float32, half_constants, identity, to_bfloat16
 from daskreg.kernels.intrinsics.memory import load_cell
 from daskreg.kernels.sampling.cpu import CENTERS, EVERYWHERE
@@ -58,12 +58,6 @@ def in_domain(size, point):
     k, j, i, wz, wy, wx = point
     rows = within(j, wy, size[3], size[5]) & within(i, wx, size[4], size[5])
     return within(k, wz, size[0], size[5]) & rows
-
-
-@formula
-def clamp(i, n):
-    """The index in 0 .. n - 1 nearest to i."""
-    return min(max(i, int32(0)), int32(n - int32(1)))
 
 
 @formula

@@ -1,9 +1,9 @@
 """Parts of a Gaussian filter for kernels whose blocks move along z plane by plane."""
 
-from numba import uint64
+from numba import int32, uint32, uint64
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.arithmetic import fma
+from daskreg.kernels.intrinsics.arithmetic import clamp, fma
 
 MAX_RADIUS = 9  # most taps on each side for which a filter fits into shared memory
 
@@ -30,3 +30,9 @@ def push_plane(sums, start, value, weights, taps):
     if taps > 1:
         sums[start] = weights[0] * value
     return total
+
+
+@formula
+def present_plane(k, edge):
+    """Plane k, clamped to the planes that the arrays have, for offsets."""
+    return uint64(uint32(clamp(k, int32(edge))))
