@@ -30,7 +30,8 @@ from daskreg.similarity.lncc import cpu as lncc
 from daskreg.similarity.lncc.cuda import factors, gradient
 from daskreg.similarity.lncc.cuda import windows as tiles
 from daskreg.similarity.mutual_information import cpu as histogram
-from daskreg.similarity.mutual_information import cuda as mi
+from daskreg.similarity.mutual_information.cuda import gradient as slope_kernels
+from daskreg.similarity.mutual_information.cuda import histogram as mi
 
 Array = NDArray[Any]
 SHAPE = (41, 45, 67)
@@ -92,9 +93,11 @@ def count(bins: int, masked: bool, begin: int, end: int, blocks: int, fixed: Any
 
 def look_up(bins: int, masked: bool, copies: int, begin: int, end: int, blocks: int, table: Any, fixed: Any, weight: Any,
             moved: Any, out: Any) -> None:  # fmt: skip
-    grid, fields = ((blocks, 1, 1), (mi.GRADIENT_THREADS, 1, 1)), (table, fixed, weight, moved, out)
-    shared = mi.table_bytes(bins, copies)
-    mi.information_gradient_shared((bins, masked, copies), *grid, np.uint64(begin), np.uint64(end), *fields, shared=shared)
+    grid, fields = ((blocks, 1, 1), (slope_kernels.GRADIENT_THREADS, 1, 1)), (table, fixed, weight, moved, out)
+    shared = slope_kernels.table_bytes(bins, copies)
+    slope_kernels.information_gradient_shared(
+        (bins, masked, copies), *grid, np.uint64(begin), np.uint64(end), *fields, shared=shared
+    )
 
 
 def make_table(bins: int, totals: Any, table: Any, value: Any) -> None:

@@ -42,7 +42,8 @@ from daskreg.similarity.lncc.cuda import windows as lncc_windows
 from daskreg.similarity.mse import cpu as mse_cpu
 from daskreg.similarity.mse import cuda as mse_cuda
 from daskreg.similarity.mutual_information import cpu as mi_cpu
-from daskreg.similarity.mutual_information import cuda as mi_cuda
+from daskreg.similarity.mutual_information.cuda import columns, histogram
+from daskreg.similarity.mutual_information.cuda import gradient as mi_gradient
 from daskreg.similarity.ngf import cpu as ngf_cpu
 from daskreg.similarity.ngf import cuda as ngf_cuda
 from daskreg.transforms.linear import linear_part, to_fixed_point
@@ -755,8 +756,8 @@ def counted(bins: int, masked: bool, half: bool = False) -> CooperativeCase:
         return [counts.reshape(-1)]
 
     arguments = *voxels(), *flat(kept, weight, there), totals
-    return CooperativeCase((bins, masked, half), (2, 1, 1), mi_cuda.THREADS, arguments, plain, lambda: [totals],
-                 shared=mi_cuda.histogram_bytes(bins))  # fmt: skip
+    return CooperativeCase((bins, masked, half), (2, 1, 1), histogram.THREADS, arguments, plain, lambda: [totals],
+                 shared=histogram.histogram_bytes(bins))  # fmt: skip
 
 
 def voxels() -> list[np.uint64]:
@@ -781,7 +782,7 @@ def information_table() -> CooperativeCase:
         ratio = np.log(np.where(p > 0, p, 1) / np.where(p > 0, both, 1))
         return [ratio.reshape(-1), np.array([-(p * ratio).sum(), totals.sum() / mi_cpu.FIXED_POINT])]
 
-    return CooperativeCase((BINS,), (1, 1, 1), mi_cuda.TABLE_THREADS, (totals, table, value), plain, lambda: [table, value],
+    return CooperativeCase((BINS,), (1, 1, 1), histogram.TABLE_THREADS, (totals, table, value), plain, lambda: [table, value],
                  double=True)  # fmt: skip
 
 
@@ -801,8 +802,8 @@ def looked_up(half: bool) -> CooperativeCase:
         return [inner(there.reshape(-1))]
 
     arguments = *voxels(), *flat(table, kept, weight, there.copy()), out
-    return CooperativeCase((BINS, True, 2, half), (2, 1, 1), mi_cuda.GRADIENT_THREADS, arguments, plain, lambda: [inner(out)],
-                 shared=mi_cuda.table_bytes(BINS, 2))  # fmt: skip
+    return CooperativeCase((BINS, True, 2, half), (2, 1, 1), mi_gradient.GRADIENT_THREADS, arguments, plain, lambda: [inner(out)],
+                 shared=mi_gradient.table_bytes(BINS, 2))  # fmt: skip
 
 
 COOPERATIVE_CASES["information_gradient_shared of half"] = lambda: looked_up(half=True)
@@ -911,6 +912,36 @@ def pulled(mixed: bool) -> CooperativeCase:
 
 
 COOPERATIVE_CASES["pull_back_columns mixed"] = lambda: pulled(mixed=True)
+
+
+@cooperative_case
+def information_gradient_columns() -> CooperativeCase:
+    return informed(masked=True, mixed=False)
+
+
+def informed(masked: bool, mixed: bool) -> CooperativeCase:
+    """``information_gradient_columns``, some of whose points lie outside of the image."""
+    (kept, fixed), weight = stored(image(*TALL), mixed), weights(*TALL) if masked else empty(0, 0, 0)
+    table, (g, found) = image(BINS, BINS, seed=6) - np.float32(0.5), gradient(mixed)
+
+    def plain() -> list[NDArray[Any]]:
+        there, made = empty(*TALL), empty(3, *TALL)
+        sampling_cpu.sample(INNER, *tall(), 0, OTHER[0], 0, whole_moving(mixed)[1], there)
+        mi_cpu.information_gradient(INNER, table, fixed, weight, there)
+        sampling_cpu.pull_back(INNER, *tall(), 0, OTHER[0], whole_moving(mixed)[1], there, made)
+        return [inner(made.reshape(3, -1))]
+
+    first, affine, linear, u = tall()
+    size = tuple(np.int32(v) for v in (OTHER[0], 0, *OTHER, 0))
+    fields = *flat(table, kept, weight), g.reshape(3, -1)
+    arguments = np.uint32(3), EXTENT, np.int32(first), affine, linear, u.reshape(3, -1), size, whole_moving(mixed)[0].reshape(-1)
+    shared = mi_gradient.table_bytes(BINS, histogram.histogram_copies(BINS))
+    blocks, threads, arguments = (2, 1, 1), (*columns.TILE[::-1], 1), (*arguments, fields)
+    return CooperativeCase((BINS, masked, mixed), blocks, threads, arguments, plain, lambda: [found()], shared=shared)
+
+
+COOPERATIVE_CASES["information_gradient_columns without a mask"] = lambda: informed(masked=False, mixed=False)
+COOPERATIVE_CASES["information_gradient_columns mixed"] = lambda: informed(masked=True, mixed=True)
 
 
 @cooperative_case

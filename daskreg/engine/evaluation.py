@@ -20,7 +20,7 @@ from daskreg.engine.sums import add_up
 from daskreg.engine.weights import Weights
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.device import host
-from daskreg.similarity.base import Samples, Similarity
+from daskreg.similarity.base import FusedKernel, Samples, Similarity
 
 Array = NDArray[np.float32]
 
@@ -114,12 +114,25 @@ class LossEvaluation:
         )
         self._launch_gradient("pull back", pull)
 
-    def sample_and_pull_back(self, fused: Callable[..., None], compare: Callable[[Shape], None]) -> None:
+    def pull_back_fused(self, fused: FusedKernel, compare: Callable[[Shape], None]) -> None:
         """See ``similarity.base.LossContext``."""
-        s, f = self.sampler, self.state
-        image = s.direct  # the part of the image that planes are sampled from without messages
-        sampling = *self.mapping, f.u, image.origin, image.planes, image.image
-        kernel = partial(fused, sampling=sampling, gradient=f.gradient)
+        s, f, kernel = self.sampler, self.state, self._on_image(fused)
+        if isinstance(s, Ring):
+            self.backend.run("slope", partial(self._compare_outer, s, compare), reads_moving=True)
+            kernel = partial(
+                s.pull_back,
+                mapping=self.mapping,
+                u=f.u,
+                slope=self.moved,
+                g=f.gradient,
+                image_gradient=f.image_gradient,
+                fused=kernel,
+            )
+        self._launch_gradient("pull back", kernel)
+
+    def sample_and_pull_back(self, fused: FusedKernel, compare: Callable[[Shape], None]) -> None:
+        """See ``similarity.base.LossContext``."""
+        s, f, kernel = self.sampler, self.state, self._on_image(fused)
         if not isinstance(s, Ring):
             self._launch_gradient("difference", kernel)
             return
@@ -131,6 +144,12 @@ class LossEvaluation:
     def finished(self, loss: float) -> None:
         """See ``similarity.base.LossContext``."""
         self.backend.record(loss)
+
+    def _on_image(self, fused: FusedKernel) -> Callable[[Shape], None]:
+        """A launch on the part of the image that planes are sampled from without messages."""
+        image = self.sampler.direct
+        sampling = *self.mapping, self.state.u, image.origin, image.planes, image.image
+        return partial(fused, sampling=sampling, gradient=self.state.gradient)
 
     def _compare_outer(self, ring: Ring, compare: Callable[[Shape], None]) -> None:
         for box in ring.outer(self.block.box(), self.mapping):

@@ -130,10 +130,15 @@ class Ring(Sampler):
         slope: Array,
         g: NDArray[Any],
         image_gradient: Array | None = None,
+        fused: Callable[[Shape], None] | None = None,
     ) -> None:
-        """The image's gradient was stored by ``sample``, except for planes that read the own shard alone."""
+        """The image's gradient was stored by ``sample``, except for planes that read the own shard alone.
+
+        fused: what is launched for these planes instead.
+        """
+        fused = fused or partial(self.own.pull_back, mapping=mapping, u=u, slope=slope, g=g)
         for part in _parts(box, mapping, (self._planned.inner,)):
-            self.own.pull_back(part, mapping, u, slope, g)
+            fused(part)
         self.pull_back_outer(box, mapping, slope, g, image_gradient)
 
     def pull_back_outer(

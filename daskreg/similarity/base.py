@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from daskreg.kernels.compiler.launch import Shape
 
 Voxels = NDArray[np.float32]
+# first plane, A and t, S, displacement, first plane of the image, planes of the whole image, image
+Sampling = tuple[int, Any, Any, Any, int, int, Any]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,13 @@ class Samples:
     weight: Voxels
     moved: Voxels
     scratch: Voxels
+
+
+class FusedKernel(Protocol):
+    """A launch over a box that samples the moving image itself."""
+
+    def __call__(self, box: Shape, sampling: Sampling, gradient: Any) -> None:
+        """``gradient``: where dC/du goes."""
 
 
 class LossContext(Protocol):
@@ -67,12 +76,15 @@ class LossContext(Protocol):
     def pull_back(self, slope: Any) -> None:
         """dC/du from dC/dmoved (both times N)."""
 
-    def sample_and_pull_back(self, fused: Callable[[Shape, Any], None], compare: Callable[[Shape], None]) -> None:
-        """All of it in one pass over planes that read one part of the moving image.
+    def pull_back_fused(self, fused: FusedKernel, compare: Callable[[Shape], None]) -> None:
+        """dC/dmoved and ``pull_back`` in one pass over planes that read one part of the moving image.
 
         fused: given a box and the image, samples, compares and writes dC/du;  compare: replaces ``samples.moved`` by dC/dmoved in
         a box, where a ring brings the image in parts.
         """
+
+    def sample_and_pull_back(self, fused: FusedKernel, compare: Callable[[Shape], None]) -> None:
+        """``sample`` too in that pass, which also adds to ``totals``."""
 
     def finished(self, loss: float) -> None:
         """The loss, where the host knows it."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from daskreg.engine.reach import SamplingMap
 from daskreg.engine.sampler import Resident
 from daskreg.kernels.compiler.launch import Shape
-from daskreg.similarity.base import Samples
+from daskreg.similarity.base import FusedKernel, Samples
 
 
 class SlabEvaluation:
@@ -56,10 +56,14 @@ class SlabEvaluation:
         """See ``LossContext``."""
         self.sampler.pull_back(self.samples.box, self.mapping, self.u, slope, self.gradient)
 
-    def sample_and_pull_back(self, fused: Callable[..., None], compare: Callable[[Shape], None]) -> None:
+    def pull_back_fused(self, fused: FusedKernel, compare: Callable[[Shape], None]) -> None:
         """See ``LossContext``."""
         image = self.sampler
         fused(self.samples.box, sampling=(*self.mapping, self.u, image.origin, image.planes, image.image), gradient=self.gradient)
+
+    def sample_and_pull_back(self, fused: FusedKernel, compare: Callable[[Shape], None]) -> None:
+        """See ``LossContext``."""
+        self.pull_back_fused(fused, compare)
 
     def finished(self, loss: float) -> None:
         """Of a slab: of no use."""

@@ -44,6 +44,7 @@ SLOW = {  # seconds on one core; the others take less than two
     "scatter_tiled": 3,
     "affine_sums_batch": 2,
     "compose_smooth": 2,
+    "information_gradient_columns": 2,
     "information_gradient_shared": 2,
     "joint_histograms": 2,
     "ngf_counted": 2,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numba import float32, int32, int64, uint32, uint64
 
-from daskreg.kernels.compiler.configuration import block_size, planes_per_block
+from daskreg.kernels.compiler.configuration import block_size, multiprocessors, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.compiler.launch import box
+from daskreg.kernels.compiler.launch import box, extent
 from daskreg.kernels.intrinsics.arithmetic import clamp, dot3, floor_int32, leading_fraction, lerp, rounded_product
 from daskreg.kernels.intrinsics.half import as_float32, half_constants, identity, to_bfloat16
 from daskreg.kernels.intrinsics.memory import load_cell
@@ -235,17 +235,53 @@ def block_sum(threads):
     return tally
 
 
-def column_body(visit, displaced, summed, ahead=True):
-    """Body of a kernel whose threads compute columns along z and call ``visit`` at each sampling point.
+def column_walk(visit, displaced, ahead=True):
+    """Returns a formula that calls ``visit`` at the sampling points of a column's planes ``step`` to ``stop``.
 
-    ahead: whether the displacement of the next plane is loaded before a voxel is computed.
+    ahead: whether the displacement of the next plane is loaded before a voxel is computed;  other arguments: ``column_body``.
+    """
+    visitor = visit
+
+    @formula
+    def walk(x, y, step, stop, n, first, affine, linear, u, size, image, fields, a, b):
+        z = int64(n[0]) + int64(step) + int64(first)
+        fz = affine[0] * z + affine[1] * int64(y) + affine[2] * int64(x) + affine[3]
+        fy = affine[4] * z + affine[5] * int64(y) + affine[6] * int64(x) + affine[7]
+        fx = affine[8] * z + affine[9] * int64(y) + affine[10] * int64(x) + affine[11]
+        plane = uint64(n[2]) * uint64(n[3])
+        at = plane * (uint64(n[0]) + uint64(step)) + uint64(y) * uint64(n[3]) + uint64(x)
+        uz, uy, ux = ZERO, ZERO, ZERO
+        if displaced and ahead and step < stop:
+            uz, uy, ux = u[0, at], u[1, at], u[2, at]
+        while step < stop:
+            step = uint32(step + uint32(1))
+            next_z, next_y, next_x = ZERO, ZERO, ZERO
+            if displaced and not ahead:
+                uz, uy, ux = u[0, at], u[1, at], u[2, at]
+            elif displaced and step < stop:
+                next_z, next_y, next_x = u[0, at + plane], u[1, at + plane], u[2, at + plane]
+            k, wz = sampling_coordinate(fz, linear[0], linear[1], linear[2], uz, uy, ux)
+            j, wy = sampling_coordinate(fy, linear[3], linear[4], linear[5], uz, uy, ux)
+            i, wx = sampling_coordinate(fx, linear[6], linear[7], linear[8], uz, uy, ux)
+            a, b = visitor(at, (k, j, i, wz, wy, wx), linear, size, image, fields, a, b)
+            fz, fy, fx = fz + affine[0], fy + affine[4], fx + affine[8]
+            if ahead:
+                uz, uy, ux = next_z, next_y, next_x
+            at += plane
+        return a, b
+
+    return walk
+
+
+def column_body(visit, displaced, summed, ahead=True):
+    """Body of a kernel whose threads compute columns along z and call ``visit`` at each sampling point; see ``column_walk``.
 
     Arguments: depth (planes per block; uint32), n (first plane within the arrays, planes, rows, columns; uint32), first (global
     plane at plane 0 of the arrays, int32), affine (12 int64), linear (9 float32), u (3, N) in voxels (not read unless
     ``displaced``), size (planes of the whole image, the plane at ``image[0]``, planes in ``image``, rows, columns, domain;
     int32), image (flat; float32, or uint16 with the bits of float16), fields (of ``visit``), totals (2,) int64.
     """
-    visitor, count = visit, TILE[0] * TILE[1]
+    walk, count = column_walk(visit, displaced, ahead), TILE[0] * TILE[1]
     tally = block_sum(count)
 
     def body(depth, n, first, affine, linear, u, size, image, fields, totals):
@@ -255,32 +291,35 @@ def column_body(visit, displaced, summed, ahead=True):
         if x < n[3] and y < n[2]:
             step = uint32(uint32(cuda.blockIdx.z) * depth)
             stop = min(uint32(step + depth), n[1])
-            z = int64(n[0]) + int64(step) + int64(first)
-            fz = affine[0] * z + affine[1] * int64(y) + affine[2] * int64(x) + affine[3]
-            fy = affine[4] * z + affine[5] * int64(y) + affine[6] * int64(x) + affine[7]
-            fx = affine[8] * z + affine[9] * int64(y) + affine[10] * int64(x) + affine[11]
-            plane = uint64(n[2]) * uint64(n[3])
-            at = plane * (uint64(n[0]) + uint64(step)) + uint64(y) * uint64(n[3]) + uint64(x)
-            uz, uy, ux = ZERO, ZERO, ZERO
-            if displaced and ahead and step < stop:
-                uz, uy, ux = u[0, at], u[1, at], u[2, at]
-            while step < stop:
-                step = uint32(step + uint32(1))
-                next_z, next_y, next_x = ZERO, ZERO, ZERO
-                if displaced and not ahead:
-                    uz, uy, ux = u[0, at], u[1, at], u[2, at]
-                elif displaced and step < stop:
-                    next_z, next_y, next_x = u[0, at + plane], u[1, at + plane], u[2, at + plane]
-                k, wz = sampling_coordinate(fz, linear[0], linear[1], linear[2], uz, uy, ux)
-                j, wy = sampling_coordinate(fy, linear[3], linear[4], linear[5], uz, uy, ux)
-                i, wx = sampling_coordinate(fx, linear[6], linear[7], linear[8], uz, uy, ux)
-                a, b = visitor(at, (k, j, i, wz, wy, wx), linear, size, image, fields, a, b)
-                fz, fy, fx = fz + affine[0], fy + affine[4], fx + affine[8]
-                if ahead:
-                    uz, uy, ux = next_z, next_y, next_x
-                at += plane
+            a, b = walk(x, y, step, stop, n, first, affine, linear, u, size, image, fields, a, b)
         if summed:
             tally(cuda.shared.array((2, count), int64), a, b, totals)
+
+    return body
+
+
+def tiles_body(visit, tile, begin):
+    """Body of a kernel of as many blocks as run at once, each of which computes one tile of ``depth`` planes after another.
+
+    For blocks that keep something in shared memory. tile: rows and columns, threads of a block along y and x;
+    begin(arrays, t): called in thread t at the start of a block, returns the fields of ``visit``.
+    Other arguments: ``column_body``.
+    """
+    walk, (ty, tx) = column_walk(visit, True), tile
+
+    def body(depth, n, first, affine, linear, u, size, image, arrays):
+        i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
+        fields = begin(arrays, uint32(j * uint32(tx) + i))
+        across, down = uint32(uint32(n[3] + uint32(tx - 1)) // uint32(tx)), uint32(uint32(n[2] + uint32(ty - 1)) // uint32(ty))
+        tiles = uint32(across * down)
+        count = uint32(tiles * uint32(uint32(n[1] + uint32(depth - uint32(1))) // depth))
+        item = uint32(cuda.blockIdx.x)
+        while item < count:
+            place, step = uint32(item % tiles), uint32(uint32(item // tiles) * depth)
+            x, y = uint32(uint32(place % across) * uint32(tx) + i), uint32(uint32(place // across) * uint32(ty) + j)
+            if x < n[3] and y < n[2]:
+                walk(x, y, step, min(uint32(step + depth), n[1]), n, first, affine, linear, u, size, image, fields, 0, 0)
+            item = uint32(item + uint32(cuda.gridDim.x))
 
     return body
 
@@ -308,6 +347,19 @@ def launch_columns(kernel, constants, box, place, u, image, origin, planes, fiel
         sums = values if totals is None else totals
         depth, blocks, threads = launch_grid(n)
         kernel(constants, blocks, threads, depth, n, np.int32(first), affine, linear, u, size, values, fields, sums)
+
+
+def launch_tiles(kernel, constants, shape, sampling, tile, arrays, shared):
+    """Launch a kernel of ``tiles_body``, one block a multiprocessor; ``sampling``: see ``similarity.base.Sampling``."""
+    n, (_, nz, ny, nx), (ty, tx) = extent(shape), box(shape), tile
+    first, affine, linear, u, origin, planes, image = sampling
+    size = tuple(np.int32(v) for v in (planes, origin, *image.shape, CENTERS))
+    tiles = -(-ny // ty) * -(-nx // tx)
+    if nz:
+        depth = min(MAX_DEPTH, planes_per_block(nz, tiles, 1))
+        blocks = min(multiprocessors(), tiles * -(-nz // depth))
+        flat = u.reshape(3, -1), size, image.reshape(-1)
+        kernel(constants, (blocks,), (tx, ty), np.uint32(depth), n, np.int32(first), affine, linear, *flat, arrays, shared=shared)
 
 
 def sample(shape, first, affine, linear, u, origin, planes, domain, image, moved):

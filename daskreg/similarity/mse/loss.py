@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 
 from daskreg.kernels.compiler.launch import Shape
 from daskreg.kernels.device import host, module_of
-from daskreg.similarity.base import LossContext, Samples, Similarity, ratio
+from daskreg.similarity.base import LossContext, Samples, Sampling, Similarity, ratio
 from daskreg.similarity.mse.cpu import intensity_moments, squared_difference
 from daskreg.similarity.mse.cuda import compare
 from daskreg.similarity.mse.cuda import sample_and_compare as sample_and_compare
-
-# first plane, A and t, S, displacement, first plane of the image, planes of the whole image, image
-Sampling = tuple[int, Any, Any, Any, int, int, Any]
 
 
 class MeanSquaredError(Similarity):

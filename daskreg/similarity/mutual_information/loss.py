@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from daskreg.kernels.compiler.launch import box as whole_box
 from daskreg.kernels.device import host, module_of
 from daskreg.similarity.base import LossContext, Samples, Similarity
 from daskreg.similarity.mutual_information.cpu import FIXED_POINT, TOGETHER, information_gradient, joint_histogram_rows
-from daskreg.similarity.mutual_information.cuda import compute_gradient, compute_table, count_joint
+from daskreg.similarity.mutual_information.cuda.columns import sample_and_differentiate
+from daskreg.similarity.mutual_information.cuda.gradient import compute_gradient
+from daskreg.similarity.mutual_information.cuda.histogram import compute_table, count_joint
 
 
 class MutualInformation(Similarity):
@@ -49,14 +51,14 @@ class MutualInformationOnGpu(MutualInformation):
     def partial(self, s: Samples) -> NDArray[np.generic]:
         """As on a CPU."""
         totals = module_of(s.moved).zeros(self.bins**2, np.int64)
-        count_joint(whole_box(s.box), self.bins, s.fixed, s.weight, s.moved, totals)
+        count_joint(s.box, self.bins, s.fixed, s.weight, s.moved, totals)
         return host(totals).reshape(self.bins, self.bins)
 
     def finish(self, s: Samples, total: NDArray[np.generic]) -> None:
         """As on a CPU."""
         table = _log_ratio(_probabilities(total)[0]).astype(np.float32)
         on_gpu = module_of(s.moved).asarray(table.ravel())
-        compute_gradient(whole_box(s.box), self.bins, on_gpu, s.fixed, s.weight, s.moved)
+        compute_gradient(s.box, self.bins, on_gpu, s.fixed, s.weight, s.moved)
 
     def evaluate(self, on: LossContext) -> None:
         """See ``Similarity.evaluate``."""
@@ -64,11 +66,10 @@ class MutualInformationOnGpu(MutualInformation):
         if not hasattr(self, "_counts"):
             self._counts, self._table = xp.zeros(size, np.int64), xp.zeros(size, np.float32)
         on.sample()
-        on.run("histogram", functools.partial(self._count, on.samples))
+        on.run("histogram", partial(self._count, on.samples))
         on.sum_counts(self._counts)
         on.run("table", lambda: compute_table(self.bins, self._counts, self._table, on.loss))
-        on.run("slope", functools.partial(self._slope, on.samples))
-        on.pull_back(on.samples.moved)
+        self._pull_back(on, self._table)
 
     def between(self, total: NDArray[np.generic], on: LossContext) -> tuple[Any, float]:
         """The table as ``evaluate`` makes it, on the device."""
@@ -79,16 +80,23 @@ class MutualInformationOnGpu(MutualInformation):
 
     def differentiate(self, on: LossContext, between: Any) -> None:
         """See ``Similarity.differentiate``."""
-        s = on.samples
-        compute_gradient(whole_box(s.box), self.bins, between, s.fixed, s.weight, s.moved)
-        on.pull_back(s.moved)
+        self._pull_back(on, between)
 
     def _count(self, s: Samples) -> None:
         self._counts.fill(0)
-        count_joint(whole_box(s.box), self.bins, s.fixed, s.weight, s.moved, self._counts)
+        count_joint(s.box, self.bins, s.fixed, s.weight, s.moved, self._counts)
 
-    def _slope(self, s: Samples) -> None:
-        compute_gradient(whole_box(s.box), self.bins, self._table, s.fixed, s.weight, s.moved)
+    def _pull_back(self, on: LossContext, table: Any) -> None:
+        """In one pass with the slope, where the moving image has no mask: the weights of samples are not stored then."""
+        s = on.samples
+        slope = partial(compute_gradient, bins=self.bins, table=table, fixed=s.fixed, weight=s.weight, moved=s.moved)
+        if on.masked:
+            on.run("slope", partial(slope, s.box))
+            on.pull_back(s.moved)
+        else:
+            on.pull_back_fused(
+                partial(sample_and_differentiate, bins=self.bins, table=table, fixed=s.fixed, weight=s.weight), slope
+            )
 
 
 def _probabilities(total: NDArray[np.generic]) -> tuple[NDArray[np.float64], float]:

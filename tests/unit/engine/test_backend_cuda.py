@@ -21,7 +21,7 @@ from daskreg.engine.ring import Ring
 from daskreg.grid import Grid, Partition, Span
 from daskreg.kernels.device import host
 from daskreg.planning import Level
-from daskreg.similarity.mutual_information import cuda as mi_cuda
+from daskreg.similarity.mutual_information.cuda import histogram
 from tests.unit.engine.spread import on_ranks
 
 
@@ -172,11 +172,11 @@ def test_a_part_of_a_field_leaves_a_gpu_by_components():
 @pytest.mark.parametrize("room", [48, 64, 99, 163, 227])
 @pytest.mark.parametrize("bins", [8, 32, 37, 64, 110])
 def test_a_histogram_fits_into_shared_memory(monkeypatch, room, bins):
-    monkeypatch.setattr(mi_cuda, "block_memory", lambda: room * 1024)
-    copies = mi_cuda.histogram_copies(bins)
+    monkeypatch.setattr(histogram, "block_memory", lambda: room * 1024)
+    copies = histogram.histogram_copies(bins)
     assert copies & (copies - 1) == 0
     assert copies >= 1
-    assert mi_cuda.histogram_bytes(bins) <= room * 1024
+    assert histogram.histogram_bytes(bins) <= room * 1024
 
 
 @pytest.mark.parametrize("reach", range(8))

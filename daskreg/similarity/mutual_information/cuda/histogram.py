@@ -1,4 +1,4 @@
-"""Mutual information on a GPU: the joint histogram in shared memory, its table of logarithms, and the gradient.
+"""The joint histogram in shared memory, and its table of logarithms.
 
 A block counts in 32-bit integers in shared memory, in several copies of the histogram. Threads of a warp often meet the same bin
 (the background); with copies they add to different words, and with 32 copies each lane uses its own bank. Before a word can
@@ -14,11 +14,11 @@ from typing import Any
 from numba import float32, float64, int32, int64, uint32
 
 from daskreg.kernels.compiler.configuration import COUNTER, OFFSET, block_memory, block_size, multiprocessors
-from daskreg.kernels.compiler.cooperative import STATIC_SHARED, cooperative_kernel
+from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.compiler.launch import offsets
+from daskreg.kernels.compiler.launch import Shape, box, offsets
 from daskreg.kernels.intrinsics.half import as_float32, half_constants, storage_type
-from daskreg.similarity.mutual_information.cpu import FIXED_POINT, SCALE, bin_coordinate, spline, spline_derivative
+from daskreg.similarity.mutual_information.cpu import FIXED_POINT, SCALE, bin_coordinate, spline
 
 ONE, ZERO = float32(1), float32(0)
 THREADS = block_size(1024, least=32)  # of a block that counts: as many as a multiprocessor has, so that all share one histogram
@@ -27,9 +27,6 @@ VOXELS_PER_LOAD = 4  # loads in flight per thread
 MAX_HISTOGRAM_BYTES = 200 * 1024  # of shared memory
 # additions to a word before it could overflow: a voxel adds at most 4/9 of its weight to a bin
 MAX_ADDITIONS = 2**32 // FIXED_POINT // 2 * 2
-GRADIENT_THREADS = block_size(512)
-BLOCKS_PER_MULTIPROCESSOR = 4  # of ``information_gradient_shared``
-MAX_TABLE_COPIES = 8  # as far as they fit into static shared memory
 
 
 def histogram_copies(bins: int) -> int:
@@ -199,103 +196,16 @@ def information_table(bins: int) -> Callable[..., None]:
     return body
 
 
-@formula
-def gradient_at(table, start, bins, copies, moved_value, fixed_value, w):
-    """``-w sum_ij T_ij w'_i(moved) w_j(fixed)``, see ``information_gradient``; 0 where w is 0, outside the domain, and where
-    clamped.
-
-        table: flat, T_ij at ``start + (i B + j) copies``.
-    """
-    result = ZERO
-    if w > ZERO and ZERO < moved_value < ONE:
-        i, moved_fraction = bin_coordinate(moved_value, bins)
-        j, fixed_fraction = bin_coordinate(fixed_value, bins)
-        moved_weights, fixed_weights = spline_derivative(moved_fraction), spline(fixed_fraction)
-        first, total = OFFSET(start + uint32(uint32(uint32(i) * uint32(bins) + uint32(j)) * uint32(copies))), ZERO
-        for p in range(4):
-            near = (
-                table[OFFSET(first + OFFSET(p * bins * copies))] * fixed_weights[0]
-                + table[OFFSET(first + OFFSET((p * bins + 1) * copies))] * fixed_weights[1]
-            )
-            far = (
-                table[OFFSET(first + OFFSET((p * bins + 2) * copies))] * fixed_weights[2]
-                + table[OFFSET(first + OFFSET((p * bins + 3) * copies))] * fixed_weights[3]
-            )
-            total += moved_weights[p] * (near + far)
-        result = -w * total * float32(bins - 5)
-    return result
-
-
-def table_bytes(bins: int, copies: int) -> int:
-    """Dynamic shared memory of ``information_gradient_shared`` in bytes."""
-    return 4 * bins * bins * copies
-
-
-@cooperative_kernel(launch_bounds=lambda bins, masked, copies, half=False: GRADIENT_THREADS)
-def information_gradient_shared(bins: int, masked: bool, copies: int, half: bool = False) -> Callable[..., None]:
-    """``information_gradient`` with the table in shared memory, in ``copies`` (1, 2, .. 32) for fewer bank conflicts.
-
-    Launch with as many blocks along x as the device runs at once, ``GRADIENT_THREADS`` threads and
-    ``shared=table_bytes(bins, copies)``. begin, end: uint64, the voxels;  table: (B B,) float32;  out: (N,) float32,
-    may be ``moved``;  other arguments as in ``joint_histogram_shared``.
-    """
-    size = bins * bins
-    words = size * copies
-    kind, none = storage_type(half)
-
-    def body(begin, end, table, fixed, weight, moved, out):
-        shared_table = cuda.shared.array(0, float32)
-        moved_values = cuda.local.array(VOXELS_PER_LOAD, float32)
-        fixed_values = cuda.local.array(VOXELS_PER_LOAD, kind)
-        w = cuda.local.array(VOXELS_PER_LOAD, float32)
-        t = uint32(cuda.threadIdx.x)
-        start = uint32(t & uint32(copies - 1))
-        at = t
-        while at < uint32(words):
-            shared_table[at] = table[uint32(at // uint32(copies))]
-            at = uint32(at + uint32(GRADIENT_THREADS))
-        cuda.syncthreads()
-        round_size = OFFSET(GRADIENT_THREADS * VOXELS_PER_LOAD)
-        base = OFFSET(begin + OFFSET(cuda.blockIdx.x) * round_size)
-        while base < end:
-            for s in range(VOXELS_PER_LOAD):
-                voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
-                moved_values[s], fixed_values[s], w[s] = ZERO, none, ZERO
-                if voxel < end:
-                    moved_values[s], fixed_values[s] = moved[voxel], fixed[voxel]
-                    w[s] = weight[voxel] if masked else ONE
-            for s in range(VOXELS_PER_LOAD):
-                voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
-                if voxel < end:
-                    out[voxel] = gradient_at(
-                        shared_table, start, bins, copies, moved_values[s], as_float32(fixed_values[s]), w[s]
-                    )
-            base = OFFSET(base + OFFSET(cuda.gridDim.x) * round_size)
-
-    return body
-
-
-def count_joint(box: tuple[int, int, int, int], bins: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
+def count_joint(shape: Shape, bins: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
     """Add the joint counts of a box to totals (B B,) int64."""
     fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), totals
     blocks, threads = (multiprocessors(), 1, 1), (THREADS, 1, 1)
     shared = histogram_bytes(bins)
     joint_histogram_shared(
-        (bins, weight.size > 0, *half_constants(fixed)), blocks, threads, *offsets(box), *fields, shared=shared
+        (bins, weight.size > 0, *half_constants(fixed)), blocks, threads, *offsets(box(shape)), *fields, shared=shared
     )
 
 
 def compute_table(bins: int, totals: Any, table: Any, value: Any) -> None:
     """The table of logarithms and the loss, from the counts."""
     information_table((bins,), (1, 1, 1), (TABLE_THREADS, 1, 1), totals, table, value)
-
-
-def compute_gradient(box: tuple[int, int, int, int], bins: int, table: Any, fixed: Any, weight: Any, moved: Any) -> None:
-    """Replace ``moved`` by N times the gradient."""
-    copies = max(1, min(MAX_TABLE_COPIES, 1 << (STATIC_SHARED // (4 * bins * bins)).bit_length() - 1)) if bins <= 110 else 1
-    flat = moved.reshape(-1)
-    fields = table, fixed.reshape(-1), weight.reshape(-1), flat, flat
-    blocks, threads = (BLOCKS_PER_MULTIPROCESSOR * multiprocessors(), 1, 1), (GRADIENT_THREADS, 1, 1)
-    shared = table_bytes(bins, copies)
-    constants = bins, weight.size > 0, copies, *half_constants(fixed)
-    information_gradient_shared(constants, blocks, threads, *offsets(box), *fields, shared=shared)

@@ -1,0 +1,1 @@
+"""Mutual information on a GPU."""
