@@ -66,16 +66,19 @@ def test_ranks_do_not_show(loss, residency):
         assert_same_bits(case.run(ranks, residency), alone)
 
 
-@pytest.mark.parametrize("loss", ["mse", "lncc"])
-def test_masks_and_ranks(loss):
+@pytest.mark.parametrize("moving_mask", [False, True])
+@pytest.mark.parametrize("loss", ["mse", "lncc", "mi"])
+def test_masks_and_ranks(loss, moving_mask):
     rng = np.random.default_rng(0)
     masks = tuple((rng.random((41, 44, 39)) > 0.3).astype(np.float32) for _ in range(2))
+    masks = masks if moving_mask else (masks[0], None)
     case = OnDevice(*pair(), stages(loss), masks)
     alone = case.run(1)
     cpu = Registration(*pair(), stages(loss), masks).run(1)
     for a, b in zip(cpu.losses, alone.losses, strict=True):
         np.testing.assert_allclose(b, a, rtol=2e-3)
-    assert_same_bits(case.run(2, "window"), alone)
+    for residency in ("window", "ring"):
+        assert_same_bits(case.run(2, residency), alone)
 
 
 @pytest.mark.parametrize("sigma", [0, 0.5, 1.5])

@@ -49,11 +49,17 @@ RINGS: dict[str, dict[str, Any]] = {  # on as many planes, in a ring; steps and 
     "ring of mse": {"similarity": MSE()},
     "mixed ring of mse": {"similarity": MSE(), "storage": "mixed"},
     "ring of lncc": {"similarity": LNCC(radius=1)},
+    "ring of mi": {"similarity": MI(bins=8)},
     "mixed ring of center": {"similarity": LNCC(radius=1, gradient="center"), "storage": "mixed"},
 }
-TWICE = {"mse": "window", "mixed center": "window", "mixed mse": "ring", "ngf": "ring", "sgd": "window"} | dict.fromkeys(
-    RINGS, "ring"
-)  # also on two ranks
+TWICE = {
+    "mse": "window",
+    "mi": "window",
+    "mixed center": "window",
+    "mixed mse": "ring",
+    "ngf": "ring",
+    "sgd": "window",
+} | dict.fromkeys(RINGS, "ring")  # also on two ranks
 ON_TWO = " on two ranks"
 IN_ORDER = "mse", "mixed mse", "ngf", "ring of mse"  # of these the messages between ranks are ordered on a stream
 
