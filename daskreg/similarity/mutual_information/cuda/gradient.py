@@ -50,11 +50,14 @@ def gradient_at(table, start, bins, copies, moved_value, fixed_value, w):
 
 @formula
 def copy_table(shared_table, table, t, threads, size, copies):
-    """Fill shared memory with copies of each entry of the table, one behind the other."""
-    at = t
-    while at < uint32(size * copies):
-        shared_table[at] = table[uint32(at // uint32(copies))]
-        at = uint32(at + uint32(threads))
+    """Fill shared memory with copies of each entry of the table, one behind the other; each lane starts with another bank."""
+    entry = t
+    while entry < uint32(size):
+        value = table[entry]
+        for c in range(copies):
+            place = uint32(uint32(entry * uint32(copies)) + uint32(uint32(t + uint32(c)) & uint32(copies - 1)))
+            shared_table[place] = value
+        entry = uint32(entry + uint32(threads))
 
 
 def table_bytes(bins: int, copies: int) -> int:
