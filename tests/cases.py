@@ -1011,9 +1011,9 @@ def adam_step(gated: bool) -> CooperativeCase:
         top = adam_cpu.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), table[1], smooth, m, v, d)
         return [*(inner(f.reshape(3, -1)) for f in fields), top.max().reshape(1)]
 
-    length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
-    arguments = length, *filtered(1.0, 15, 4), *shares(TALL), table, clock, *(f.reshape(-1) for f in (g, *fields)), longest
     constants = (2, False, True) if gated else (2,)
+    length, blocks, threads = adam_cuda.launch_grid(EXTENT, *constants)
+    arguments = length, *filtered(1.0, 15, 4), *shares(TALL), table, clock, *(f.reshape(-1) for f in (g, *fields)), longest
     return CooperativeCase(constants, blocks, threads, arguments, plain,
                  lambda: [*(inner(f.reshape(3, -1)) for f in fields), longest])  # fmt: skip
 
@@ -1049,10 +1049,11 @@ def coherent_step(mixed: bool) -> CooperativeCase:
     d_there, m_out, v_out = empty(3, *TALL), m.copy(), v.copy()
     held_shares = shares((15, *SHAPE[1:]))
     held_shares[0] = held_shares[0][4 : 4 + TALL[0]].copy()
-    length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
+    constants = (2, mixed, False, True)
+    length, blocks, threads = adam_cuda.launch_grid(EXTENT, *constants)
     state = (kept.reshape(-1), empty(0), np.int32(4)) if mixed else tuple(f.reshape(-1) for f in (m_out, v_out, d))
     arguments = length, *filtered(1.0, 15, 4), *held_shares, table, np.array([1], np.int32), given.reshape(-1), *state, longest
-    return CooperativeCase((2, mixed, False, True), blocks, threads, arguments, plain, found)
+    return CooperativeCase(constants, blocks, threads, arguments, plain, found)
 
 
 COOPERATIVE_CASES["smooth_adam coherent"] = lambda: coherent_step(mixed=False)
@@ -1075,10 +1076,11 @@ def adam_step_mixed(gated: bool) -> CooperativeCase:
         top = adam_cpu.adam(INNER, 0, gaussian_table(SHAPE[2], 0), (one,), table[1], smooth, m, v, d)
         return [*(inner(f.reshape(3, -1)) for f in (m, v)), top.max().reshape(1)]
 
-    length, blocks, threads = adam_cuda.launch_grid(EXTENT, 2)
+    constants = (2, True, True) if gated else (2, True)
+    length, blocks, threads = adam_cuda.launch_grid(EXTENT, *constants)
     state = g.reshape(-1), kept.reshape(-1), empty(0), np.int32(4)
     arguments = length, *filtered(1.0, 15, 4), *shares(TALL), table, clock, *state, longest
-    return CooperativeCase((2, True, True) if gated else (2, True), blocks, threads, arguments, plain,
+    return CooperativeCase(constants, blocks, threads, arguments, plain,
                  lambda: [*(inner(f.reshape(3, -1)) for f in unpack_moments(kept)), longest])  # fmt: skip
 
 

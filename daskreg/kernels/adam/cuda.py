@@ -1,37 +1,82 @@
 """Adam's step on a GPU, in one pass over memory with the Gaussian of the gradient.
 
 A block of threads owns a tile of the (y, x) plane and moves along z. Each plane is loaded into shared memory once, with the
-border that the filter needs, while the next plane is being loaded into registers; sums along z are kept in registers. A voxel is
-computed from its own neighbours in a fixed order, so results do not depend on tiles or ranks.
+border that the filter needs, while the next plane is being loaded into registers. A thread filters four columns of a row along x,
+then some rows of a column along y; sums along z are kept in registers. A voxel is computed from its own neighbours in a fixed
+order, so results do not depend on tiles or ranks.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import float32, int32, uint32, uint64
 
-from daskreg.kernels.adam.moments import first_moment, pack_word, second_moment
+from daskreg.kernels.adam.moments import first_moment, join_moments, round_first, round_second, second_moment
 from daskreg.kernels.compiler.configuration import block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.arithmetic import clamp, divide_normal, fma, lerp, sqrt_fast
 from daskreg.kernels.intrinsics.half import from_bfloat16, identity
-from daskreg.kernels.intrinsics.memory import held, load_bytes, store_components
+from daskreg.kernels.intrinsics.memory import (
+    address,
+    held,
+    keep_order,
+    load,
+    load_uint16,
+    load_vector,
+    load_word,
+    store_if,
+    store_vector,
+)
 from daskreg.kernels.intrinsics.random_bits import component_bits, random_bits
 from daskreg.kernels.smoothing.cuda import filter_sum, present_plane, push_plane
 
 ZERO, ONE, TINY, THIRD = float32(0), float32(1), float32(1e-30), float32(1 / 3)
-ADAM_TILE = block_size(8), block_size(64)  # threads of a block along y and x
+IN_IMAGE, OWN = 1, 1 << 28  # of the flags of a thread, shifted by the number of a value of g, or of a row
+COLUMNS = 4  # that a thread filters along x together
+VALUES = 64  # sums along z and moments of a thread that fit into its registers
 
 
-def launch_grid(n: Sequence[Any], radius: int) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
-    """Planes per block, blocks and threads of ``smooth_adam``, x first."""
+class Tile(NamedTuple):
+    """What a block computes: ``lines`` of ``width`` threads, one above the other, with ``rows`` rows of each thread.
+
+    blocks: of a multiprocessor; the more, the fewer registers a thread has
+    """
+
+    width: int
+    lines: int
+    rows: int
+    blocks: int
+
+    @property
+    def height(self) -> int:
+        """Rows of the tile."""
+        return self.lines * self.rows
+
+
+def tile(radius: int, mixed: bool = False, gated: bool = False, coherent: bool = False) -> Tile:
+    """As many rows of a thread as fit into its registers; in float32, which memory bounds, fewer rows and more threads."""
+    if radius == 2 and not mixed and not coherent:
+        return Tile(block_size(64), block_size(5, least=2), 2, 2)
+    of_a_row = (4 if coherent else 3) * 2 * radius + (3 if mixed else 4 if coherent else 6)
+    rows = max(1, min(block_size(4, least=2), VALUES // of_a_row))
+    return Tile(block_size(64), block_size(4, least=2) if rows > 1 else 8, rows, 2 if rows > 1 else 1)
+
+
+def launch_grid(n: Sequence[Any], *constants: Any) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
+    """Planes per block, blocks and threads of ``smooth_adam`` with these constants, x first."""
     _, nz, ny, nx = (int(v) for v in n)
-    ty, tx = ADAM_TILE
-    across, down = -(-nx // tx), -(-ny // ty)
-    length = planes_per_block(nz, across * down, 2, radius)
-    return np.int32(length), (across, down, -(-nz // length)), (tx, ty, 1)
+    t = tile(*constants)
+    across, down = -(-nx // t.width), -(-ny // t.height)
+    length = planes_per_block(nz, across * down, t.blocks, constants[0])
+    return np.int32(length), (across, down, -(-nz // length)), (t.width, t.lines, 1)
+
+
+def launch_bounds(*constants: Any) -> tuple[int, int]:
+    """Threads of a block, and blocks of a multiprocessor."""
+    t = tile(*constants)
+    return t.width * t.lines, t.blocks
 
 
 @formula
@@ -78,76 +123,6 @@ def gated_rates(rates, t):
     return rates[t, 0], rates[t, 1], rates[t, 2], rates[t, 3], rates[t, 4], rates[t, 5]
 
 
-@formula
-def no_second_moment(array, base, byte):
-    """In mixed storage v is loaded with m."""
-    return uint32(0)
-
-
-@formula
-def update_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
-    """Update stored moments with the smoothed gradient, store moments and direction; returns |d|^2."""
-    m0, m1, m2, v0, v1, v2 = stored
-    b1, b2, c1, c2, eps = rates
-    m0, m1, m2 = lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1)
-    v0, v1, v2 = lerp(s0 * s0, v0, b2), lerp(s1 * s1, v1, b2), lerp(s2 * s2, v2, b2)
-    d0, d1, d2 = direction(m0, v0, c1, c2, eps), direction(m1, v1, c1, c2, eps), direction(m2, v2, c1, c2, eps)
-    store_components(m, base, size, byte, m0, m1, m2)
-    store_components(v, base, size, byte, v0, v1, v2)
-    store_components(d, base, size, byte, d0, d1, d2)
-    return fma(d2, d2, fma(d1, d1, d0 * d0))
-
-
-@formula
-def update_gated_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
-    """``update_moments`` with ``gated_direction``."""
-    m0, m1, m2, v0, v1, v2 = stored
-    b1, b2, c1, c2, eps, chance = rates
-    m0, m1, m2 = lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1)
-    v0, v1, v2 = lerp(s0 * s0, v0, b2), lerp(s1 * s1, v1, b2), lerp(s2 * s2, v2, b2)
-    d0 = gated_direction(m0, v0, c1, c2, eps, chance)
-    d1 = gated_direction(m1, v1, c1, c2, eps, chance)
-    d2 = gated_direction(m2, v2, c1, c2, eps, chance)
-    store_components(m, base, size, byte, m0, m1, m2)
-    store_components(v, base, size, byte, v0, v1, v2)
-    store_components(d, base, size, byte, d0, d1, d2)
-    return fma(d2, d2, fma(d1, d1, d0 * d0))
-
-
-@formula
-def update_packed_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
-    """``update_moments`` in mixed storage: the direction follows from the rounded moments."""
-    b1, b2, c1, c2, eps = rates
-    corrections, bits = (c1, c2, eps), random_bits(voxel, t)
-    m, v = lerp(s0, first_moment(stored[0]), b1), lerp(s0 * s0, second_moment(stored[0]), b2)
-    w0 = pack_word(m, v, component_bits(bits, 0))
-    m, v = lerp(s1, first_moment(stored[1]), b1), lerp(s1 * s1, second_moment(stored[1]), b2)
-    w1 = pack_word(m, v, component_bits(bits, 1))
-    m, v = lerp(s2, first_moment(stored[2]), b1), lerp(s2 * s2, second_moment(stored[2]), b2)
-    w2 = pack_word(m, v, component_bits(bits, 2))
-    store_components(words, base, size, byte, w0, w1, w2)
-    d0, d1, d2 = packed_direction(w0, corrections), packed_direction(w1, corrections), packed_direction(w2, corrections)
-    return fma(d2, d2, fma(d1, d1, d0 * d0))
-
-
-@formula
-def update_packed_gated_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
-    """``update_packed_moments`` with ``gated_direction``."""
-    b1, b2, c1, c2, eps, chance = rates
-    corrections, bits = (c1, c2, eps, chance), random_bits(voxel, t)
-    m, v = lerp(s0, first_moment(stored[0]), b1), lerp(s0 * s0, second_moment(stored[0]), b2)
-    w0 = pack_word(m, v, component_bits(bits, 0))
-    m, v = lerp(s1, first_moment(stored[1]), b1), lerp(s1 * s1, second_moment(stored[1]), b2)
-    w1 = pack_word(m, v, component_bits(bits, 1))
-    m, v = lerp(s2, first_moment(stored[2]), b1), lerp(s2 * s2, second_moment(stored[2]), b2)
-    w2 = pack_word(m, v, component_bits(bits, 2))
-    store_components(words, base, size, byte, w0, w1, w2)
-    d0 = packed_gated_direction(w0, corrections)
-    d1 = packed_gated_direction(w1, corrections)
-    d2 = packed_gated_direction(w2, corrections)
-    return fma(d2, d2, fma(d1, d1, d0 * d0))
-
-
 def fused_norm(a, b, c):
     """``kernels.adam.coherent.squared_norm``."""
     return fma(c, c, fma(b, b, a * a))
@@ -178,76 +153,152 @@ def packed_coherent_direction_of(w0, w1, w2, corrections):
 
 
 @formula
-def update_coherent_moments(m, v, d, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
-    """``update_moments`` with ``coherent_direction_of``; v is in the first component."""
-    m0, m1, m2, chance, v1, v2 = stored
-    b1, b2, c1, c2, eps, coherence = rates
-    m0, m1, m2, chance = lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1), lerp(chance_now, chance, b2)
-    d0, d1, d2 = coherent_direction_of(m0, m1, m2, chance, (c1, c2, eps, coherence))
-    store_components(m, base, size, byte, m0, m1, m2)
-    store_components(v, base, size, byte, chance, v1, v2)
-    store_components(d, base, size, byte, d0, d1, d2)
-    return squared_norm_fused(d0, d1, d2)
+def directions(moments, rates):
+    """``direction`` of each component; moments: m, then v."""
+    m0, m1, m2, v0, v1, v2 = moments
+    _, _, c1, c2, eps = rates
+    return direction(m0, v0, c1, c2, eps), direction(m1, v1, c1, c2, eps), direction(m2, v2, c1, c2, eps)
 
 
 @formula
-def update_packed_coherent_moments(words, nothing, first, base, size, byte, voxel, t, stored, s0, s1, s2, chance_now, rates):
-    """``update_coherent_moments`` in mixed storage: v is in the word of the first component."""
-    b1, b2, c1, c2, eps, coherence = rates
-    m, chance = lerp(s0, first_moment(stored[0]), b1), lerp(chance_now, second_moment(stored[0]), b2)
-    w0 = pack_word(m, chance, component_bits(random_bits(voxel, t), 0))
-    w1 = pack_word(lerp(s1, first_moment(stored[1]), b1), ZERO, uint32(0))
-    w2 = pack_word(lerp(s2, first_moment(stored[2]), b1), ZERO, uint32(0))
-    store_components(words, base, size, byte, w0, w1, w2)
-    d0, d1, d2 = packed_coherent_direction_of(w0, w1, w2, (c1, c2, eps, coherence))
-    return squared_norm_fused(d0, d1, d2)
+def gated_directions(moments, rates):
+    """``gated_direction`` of each component."""
+    m0, m1, m2, v0, v1, v2 = moments
+    _, _, c1, c2, eps, chance = rates
+    first, second = gated_direction(m0, v0, c1, c2, eps, chance), gated_direction(m1, v1, c1, c2, eps, chance)
+    return first, second, gated_direction(m2, v2, c1, c2, eps, chance)
 
 
 @formula
-def store_square(raw, element, area):
-    """Behind the three components of a plane in shared memory: the squared length."""
-    at, step = uint64(element), uint64(area)
-    raw[at + uint64(3) * step] = squared_norm_fused(raw[at], raw[at + step], raw[at + uint64(2) * step])
+def coherent_directions(moments, rates):
+    """``coherent_direction_of`` moments; v is in the first component."""
+    return coherent_direction_of(moments[0], moments[1], moments[2], moments[3], rates[2:])
 
 
 @formula
-def store_nothing(raw, element, area):
-    """Where v is not of chance."""
+def update_moments(moments, s0, s1, s2, chance, rates):
+    """Moments after a step with a smoothed gradient."""
+    m0, m1, m2, v0, v1, v2 = moments
+    b1, b2 = rates[0], rates[1]
+    v0, v1, v2 = lerp(s0 * s0, v0, b2), lerp(s1 * s1, v1, b2), lerp(s2 * s2, v2, b2)
+    return lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1), v0, v1, v2
 
 
 @formula
-def square_of_plane(sums, mid, at, stride, weights, taps):
-    """The filtered squared length, after a plane."""
-    return push_plane(sums, 3 * taps - 3, filter_sum(mid, at, stride, weights, taps), weights, taps)
+def update_coherent_moments(moments, s0, s1, s2, chance, rates):
+    """Those of which v is in the first component, after a gradient of which so much is chance."""
+    m0, m1, m2, v, _, _ = moments
+    b1, b2 = rates[0], rates[1]
+    return lerp(s0, m0, b1), lerp(s1, m1, b1), lerp(s2, m2, b1), lerp(chance, v, b2), ZERO, ZERO
 
 
 @formula
-def no_square(sums, mid, at, stride, weights, taps):
-    """Where v is not of chance."""
-    return ZERO
+def moments_of_floats(stored, e, rows):
+    """The moments of row e of a thread; 0 for the components of v that are not stored."""
+    m0, m1, m2, v0 = stored[e], stored[rows + e], stored[2 * rows + e], stored[3 * rows + e]
+    if len(stored) < 6 * rows:
+        return m0, m1, m2, v0, ZERO, ZERO
+    return m0, m1, m2, v0, stored[4 * rows + e], stored[5 * rows + e]
 
 
 @formula
-def voxel_number(first, z, plane, byte):
-    """The number of a voxel in the grid, modulo 2^32; z: plane of the arrays, the first of which is global plane ``first``."""
-    return uint32(uint32(uint32(int32(z) + first) * uint32(plane)) + uint32(byte >> uint32(2)))
+def moments_of_words(stored, e, rows):
+    """The moments of row e of a thread in mixed storage."""
+    a, b, c = stored[e], stored[rows + e], stored[2 * rows + e]
+    return first_moment(a), first_moment(b), first_moment(c), second_moment(a), second_moment(b), second_moment(c)
 
 
 @formula
-def no_voxel_number(first, z, plane, byte):
-    """Where rounding needs none."""
-    return uint32(0)
+def keep_moments(moments, first, z, plane, at, t):
+    """Moments that are stored as they are."""
+    return moments
 
 
 @formula
-def load_values(g, base, size, byte_offsets, values):
-    """Three components of some voxels."""
-    for e in range(len(byte_offsets)):
-        for c in range(3):
-            values[3 * e + c] = load_bytes(g, base + uint64(c) * size, byte_offsets[e])
+def round_moments(moments, first, z, plane, at, t):
+    """Moments as words hold them, of the voxel ``at`` in plane z of the arrays, the first of which is global plane ``first``."""
+    m0, m1, m2, v0, v1, v2 = moments
+    bits = random_bits(uint32(uint32(uint32(int32(z) + first) * plane) + at), t)
+    v0, v1 = round_second(v0, component_bits(bits, 0)), round_second(v1, component_bits(bits, 1))
+    return round_first(m0), round_first(m1), round_first(m2), v0, v1, round_second(v2, component_bits(bits, 2))
 
 
-@cooperative_kernel(launch_bounds=lambda radius, mixed=False, gated=False, coherent=False: (512, 2))
+@formula
+def addresses(field, base, size):
+    """The addresses of three components."""
+    return address(field, base), address(field, base + size), address(field, base + uint64(2) * size)
+
+
+@formula
+def no_addresses(field, base, size):
+    """Those of a field that mixed storage does not have."""
+    return uint64(0), uint64(0), uint64(0)
+
+
+@formula
+def load_components(load_value, where, at, values, e, stride):
+    """Load the components of a voxel, the e-th of a thread."""
+    values[e], values[stride + e] = load_value(where[0], at), load_value(where[1], at)
+    values[2 * stride + e] = load_value(where[2], at)
+
+
+@formula
+def load_moments(load_value, where_m, where_v, at, stored, e, rows):
+    """Load the moments of row e of a thread."""
+    load_components(load_value, where_m, at, stored, e, rows)
+    if len(stored) >= 4 * rows:
+        stored[3 * rows + e] = load_value(where_v[0], at)
+    if len(stored) >= 6 * rows:
+        stored[4 * rows + e], stored[5 * rows + e] = load_value(where_v[1], at), load_value(where_v[2], at)
+
+
+@formula
+def load_bfloat16(where, at):
+    """The bits of a bfloat16, which the compiler would otherwise mask again."""
+    return held(load_uint16(where, at))
+
+
+@formula
+def store_components(own, where, at, a, b, c):
+    """Store the components of a voxel, if it is the thread's own."""
+    store_if(own, where[0], at, a)
+    store_if(own, where[1], at, b)
+    store_if(own, where[2], at, c)
+
+
+@formula
+def store_floats(own, m, v, d, at, moments, ways):
+    """Store moments and direction of a voxel."""
+    store_components(own, m, at, moments[0], moments[1], moments[2])
+    store_components(own, v, at, moments[3], moments[4], moments[5])
+    store_components(own, d, at, ways[0], ways[1], ways[2])
+
+
+@formula
+def store_coherent_floats(own, m, v, d, at, moments, ways):
+    """``store_floats`` where v has one component."""
+    store_components(own, m, at, moments[0], moments[1], moments[2])
+    store_if(own, v[0], at, moments[3])
+    store_components(own, d, at, ways[0], ways[1], ways[2])
+
+
+@formula
+def store_words(own, m, v, d, at, moments, ways):
+    """Store rounded moments of a voxel."""
+    a, b, c = join_moments(moments[0], moments[3]), join_moments(moments[1], moments[4]), join_moments(moments[2], moments[5])
+    store_components(own, m, at, a, b, c)
+
+
+@formula
+def filter_columns(raw, at, near, weights, taps):
+    """The filter along x of four columns; near: registers for the values that they depend on."""
+    for q in range(0, len(near), COLUMNS):
+        near[q], near[q + 1], near[q + 2], near[q + 3] = load_vector(raw, at + uint64(q))
+    a, b = filter_sum(near, 0, 1, weights, taps), filter_sum(near, 1, 1, weights, taps)
+    return a, b, filter_sum(near, 2, 1, weights, taps), filter_sum(near, 3, 1, weights, taps)
+
+
+@cooperative_kernel(launch_bounds=launch_bounds)
 def smooth_adam(radius, mixed=False, gated=False, coherent=False):
     """Gaussian of g, Adam's moments in place, direction d, maximum of |d|^2: 72 bytes per voxel, 30 in mixed storage.
 
@@ -259,111 +310,159 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
     ``mixed``: g is uint16, the bits of bfloat16; m: both moments, uint32 as in ``moments.pack_word``; v: not read;  d: not an
     array but the global plane at plane 0 of the arrays (int32), on which stochastic rounding depends.
     """
-    (ty, tx), r, taps = ADAM_TILE, radius, 2 * radius + 1
-    threads, width, height = ty * tx, tx + 2 * r, ty + 2 * r
-    filtered = 4 if coherent else 3  # components
-    loads, rows = -(-(width * height) // threads), -(-(filtered * height) // ty)
-    full = width * height // threads  # loads that every thread has
-    tile, middle, rings, fetched = filtered * height * width, filtered * height * tx, max(1, filtered * (taps - 1)), 3 * loads
-    kind, none, value_bytes = (uint32, uint32(0), 2) if mixed else (float32, ZERO, 4)  # of g as it is stored
-    opened, beside_m = (from_bfloat16, no_second_moment) if mixed else (identity, load_bytes)
-    plain, by_chance = (update_packed_moments, update_packed_gated_moments) if mixed else (update_moments, update_gated_moments)
-    coherently = update_packed_coherent_moments if mixed else update_coherent_moments
-    step, load_rates = (coherently if coherent else by_chance, gated_rates) if gated or coherent else (plain, plain_rates)
-    beside_g, square_of = (store_square, square_of_plane) if coherent else (store_nothing, no_square)
-    number = voxel_number if mixed else no_voxel_number
+    r, taps, t = radius, 2 * radius + 1, tile(radius, mixed, gated, coherent)
+    width, height, rows, threads = t.width, t.height, t.rows, t.width * t.lines
+    tall, pitch = height + 2 * r, -(-(width + 2 * r) // COLUMNS) * COLUMNS
+    area, area_mid, components = tall * pitch, tall * width, 4 if coherent else 3
+    loads = -(-area // threads)  # values of a component of g that a thread loads
+    across, groups = width // COLUMNS, components * area_mid // COLUMNS  # groups of columns in a row, and in all rows
+    turns, half_threads = -(-groups // threads), 1 << ((threads - 1).bit_length() - 1)
+    size_raw, size_mid, size_loaded = max(components * area, threads), components * area_mid, 3 * loads
+    size_near, size_line = -(-(COLUMNS + 2 * r) // COLUMNS) * COLUMNS, rows + 2 * r
+    size_sums = max(1, components * rows * (taps - 1))
+    size_values, size_stored = components * rows, (3 if mixed else 4 if coherent else 6) * rows
+    kind = uint32 if mixed else float32  # of g and m in registers
+    load_g, load_m, opened = (load_bfloat16, load_word, from_bfloat16) if mixed else (load, load, identity)
+    moments_of, rounded = (moments_of_words, round_moments) if mixed else (moments_of_floats, keep_moments)
+    addresses_beside = no_addresses if mixed else addresses
+    update, direct = (update_coherent_moments, coherent_directions) if coherent else (update_moments, directions)
+    direct = gated_directions if gated else direct
+    store_step = store_words if mixed else store_coherent_floats if coherent else store_floats
+    load_rates = gated_rates if gated or coherent else plain_rates
+
+    @formula
+    def load_plane(where, flags, offsets, loaded):
+        """Load the values of g that are in the image."""
+        for e in range(loads):
+            if uint32(flags & uint32(IN_IMAGE << e)) != uint32(0):
+                load_components(load_g, where, offsets[e], loaded, e, loads)
+
+    @formula
+    def store_plane(raw, thread, flags, loaded):
+        """Write them to shared memory; with ``coherent``, their squared lengths behind them."""
+        for e in range(loads):
+            if uint32(flags & uint32(IN_IMAGE << e)) != uint32(0):
+                a, b, c = opened(loaded[e]), opened(loaded[loads + e]), opened(loaded[2 * loads + e])
+                at = uint64(thread) + uint64(e * threads)
+                raw[at], raw[at + uint64(area)], raw[at + uint64(2 * area)] = a, b, c
+                if coherent:
+                    raw[at + uint64(3 * area)] = squared_norm_fused(a, b, c)
+
+    @formula
+    def filter_x(raw, mid, thread, start, near, weights):
+        """The filter along x."""
+        for s in range(turns):
+            if (s + 1) * threads <= groups or uint32(thread + uint32(s * threads)) < uint32(groups):
+                a, b, c, d = filter_columns(raw, start + uint64(s * threads // across * pitch), near, weights, taps)
+                store_vector(mid, uint64(COLUMNS) * uint64(thread) + uint64(COLUMNS * s * threads), a, b, c, d)
+
+    @formula
+    def clear(mid, thread):
+        """Zero in place of a plane that the arrays do not have."""
+        for s in range(turns):
+            if (s + 1) * threads <= groups or uint32(thread + uint32(s * threads)) < uint32(groups):
+                store_vector(mid, uint64(COLUMNS) * uint64(thread) + uint64(COLUMNS * s * threads), ZERO, ZERO, ZERO, ZERO)
+
+    @formula
+    def filter_yz(mid, start, line, sums, weights, values):
+        """The filters along y and z: ``values`` becomes those that are ``radius`` planes before, component after component."""
+        for c in range(components):
+            for q in range(size_line):
+                line[q] = mid[start + uint64(c * area_mid + q * width)]
+            for e in range(rows):
+                total = filter_sum(line, uint64(e), 1, weights, taps)
+                values[c * rows + e] = push_plane(sums, (components * e + c) * (taps - 1), total, weights, taps)
 
     def body(length, n, edge, weights, norm_z, norm_y, norm_x, share_z, share_y, share_x, rates, clock, g, m, v, d, longest):
-        raw = cuda.shared.array(tile, float32)
-        mid = cuda.shared.array(middle, float32)
-        sums, prefetched = cuda.local.array(rings, float32), cuda.local.array(fetched, kind)
-        byte_offsets = cuda.local.array(loads, uint32)
+        raw = cuda.shared.array(size_raw, float32, 16)
+        mid = cuda.shared.array(size_mid, float32, 16)
+        sums, loaded = cuda.local.array(size_sums, float32), cuda.local.array(size_loaded, kind)
+        stored, values = cuda.local.array(size_stored, kind), cuda.local.array(size_values, float32)
+        near, line = cuda.local.array(size_near, float32), cuda.local.array(size_line, float32)
+        norms, shares = cuda.local.array(rows, float32), cuda.local.array(rows, float32)
+        offsets_g, offsets = cuda.local.array(loads, uint32), cuda.local.array(rows, uint32)
         i, j = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
-        thread = uint32(j * uint32(tx) + i)
-        left, top = int32(cuda.blockIdx.x) * int32(tx), int32(cuda.blockIdx.y) * int32(ty)
-        x, y = uint32(left + int32(i)), uint32(top + int32(j))
-        flags = uint32(0)  # bit e: the value that is loaded e-th is in the image;  bit ``loads``: the thread's voxel is
+        thread = held(uint32(j * uint32(width) + i))
+        ny, nx = int32(n[2]), int32(n[3])
+        left, top = int32(cuda.blockIdx.x) * int32(width), int32(cuda.blockIdx.y) * int32(height)
+        flags = uint32(0)  # IN_IMAGE << e: the value of g that is loaded e-th is in the image;  OWN << e: row e is
         for e in range(loads):
             element = uint32(thread + uint32(e * threads))
-            row = int32(top + int32(element // uint32(width)) - int32(r))
-            col = int32(left + int32(element % uint32(width)) - int32(r))
-            if element < uint32(width * height) and uint32(row) < n[2] and uint32(col) < n[3]:
-                flags |= uint32(1 << e)
-            at_y, at_x = clamp(row, int32(n[2])), clamp(col, int32(n[3]))
-            byte_offsets[e] = held(uint32(uint32(value_bytes) * uint32(at_y * int32(n[3]) + at_x)))
-        if y < n[2] and x < n[3]:
-            flags |= uint32(1 << loads)
+            row = int32(top + int32(element // uint32(pitch)) - int32(r))
+            col = int32(left + int32(element % uint32(pitch)) - int32(r))
+            if element < uint32(area):
+                if uint32(row) < n[2] and uint32(col) < n[3]:
+                    flags |= uint32(IN_IMAGE << e)
+                for c in range(components):  # where nothing is stored later
+                    raw[uint64(thread) + uint64(c * area + e * threads)] = ZERO
+            offsets_g[e] = held(uint32(row * nx + col))
+        col = int32(left + int32(i))
+        for e in range(rows):
+            row = int32(top + int32(j) * int32(rows) + int32(e))
+            if uint32(row) < n[2] and uint32(col) < n[3]:
+                flags |= uint32(OWN << e)
+            at_y, at_x = clamp(row, ny), clamp(col, nx)
+            offsets[e] = held(uint32(at_y * nx + at_x))
+            norms[e], shares[e] = norm_y[at_y] * norm_x[at_x], share_y[at_y] * share_x[at_x]
         flags = held(flags)
         plane = uint64(n[2]) * uint64(n[3])
         size = plane * uint64(edge)
-        y, x = uint32(clamp(int32(y), int32(n[2]))), uint32(clamp(int32(x), int32(n[3])))
-        own_byte = held(uint32(uint32(4) * uint32(y * n[3] + x)))
-        norm = norm_y[y] * norm_x[x]
-        share = share_y[y] * share_x[x]
-        t = clock[0]
-        step_rates = load_rates(rates, t)
+        iteration = clock[0]
+        step_rates = load_rates(rates, iteration)
         low = int32(int32(n[0]) + int32(cuda.blockIdx.z) * length)
         stop = int32(min(int32(low + length), int32(n[0] + n[1])))
+        group = uint32(uint32(thread // uint32(across)) * uint32(pitch) + uint32(thread % uint32(across)) * uint32(COLUMNS))
+        start_raw, start_mid = uint64(held(group)), uint64(held(uint32(j * uint32(rows * width) + i)))
         longest_here = ZERO
-        for q in range(rings):
+        for q in range(size_sums):
             sums[q] = ZERO
         k = int32(low - int32(r))
-        load_values(g, plane * present_plane(k, edge), size, byte_offsets, prefetched)
+        load_plane(addresses(g, plane * present_plane(k, edge), size), flags, offsets_g, loaded)
+        # of the plane that is stored; were it computed from z, the compiler would keep the addresses of loads for the stores
+        base = plane * uint64(uint32(low))
         while k < int32(stop + int32(r)):
-            here = flags if uint32(k) < edge else uint32(0)
-            for e in range(loads):
-                element = uint32(thread + uint32(e * threads))
-                if e < full or element < uint32(width * height):
-                    inside = uint32(here & uint32(1 << e)) != uint32(0)
-                    for c in range(3):
-                        raw[uint64(element) + uint64(c * width * height)] = opened(prefetched[3 * e + c]) if inside else ZERO
-                    beside_g(raw, element, width * height)
-            cuda.syncthreads()
             z = int32(k - int32(r))
-            done = z >= low and uint32(flags & uint32(1 << loads)) != uint32(0)
-            base_z = plane * uint64(uint32(max(z, int32(0))))
-            m0, m1, m2, v0, v1, v2 = none, none, none, none, none, none
-            if done:
-                m0, m1, m2 = (
-                    load_bytes(m, base_z, own_byte),
-                    load_bytes(m, base_z + size, own_byte),
-                    load_bytes(m, base_z + uint64(2) * size, own_byte),
-                )
-                v0, v1, v2 = (
-                    beside_m(v, base_z, own_byte),
-                    beside_m(v, base_z + size, own_byte),
-                    beside_m(v, base_z + uint64(2) * size, own_byte),
-                )
+            own = flags if z >= low else uint32(0)
+            at_z = uint64(uint32(max(z, low)))
+            norm = norm_z[at_z]
+            where_m, where_v = addresses(m, plane * at_z, size), addresses_beside(v, plane * at_z, size)
+            for e in range(rows):
+                load_moments(load_m, where_m, where_v, offsets[e], stored, e, rows)
+            keep_order()
+            present = uint32(k) < edge
             k = int32(k + int32(1))
-            load_values(g, plane * present_plane(k, edge), size, byte_offsets, prefetched)
-            for s in range(rows):
-                line = uint32(j + uint32(s * ty))
-                if (s + 1) * ty <= filtered * height or line < uint32(filtered * height):
-                    total = filter_sum(raw, uint64(uint32(j * uint32(width) + i)) + uint64(s * ty * width), 1, weights, taps)
-                    mid[uint64(thread) + uint64(s * ty * tx)] = total
+            where_g = addresses(g, plane * present_plane(k, edge), size)
+            store_plane(raw, thread, flags, loaded)
+            if mixed:  # measured: before the barrier here, behind it in float32
+                keep_order()
+                load_plane(where_g, flags, offsets_g, loaded)
             cuda.syncthreads()
-            s0 = push_plane(sums, 0, filter_sum(mid, uint64(thread), tx, weights, taps), weights, taps)
-            s1 = push_plane(
-                sums, taps - 1, filter_sum(mid, uint64(thread) + uint64(height * tx), tx, weights, taps), weights, taps
-            )
-            s2 = push_plane(
-                sums, 2 * taps - 2, filter_sum(mid, uint64(thread) + uint64(2 * height * tx), tx, weights, taps), weights, taps
-            )
-            s3 = square_of(sums, mid, uint64(thread) + uint64(3 * height * tx), tx, weights, taps)
-            if done:
-                scale = norm * norm_z[z]
-                s0, s1, s2, s3 = s0 * scale, s1 * scale, s2 * scale, s3 * scale * (share * share_z[z])
-                voxel = number(d, z, n[2] * n[3], own_byte)
-                longest_here = max(
-                    longest_here,
-                    step(m, v, d, base_z, size, own_byte, voxel, t, (m0, m1, m2, v0, v1, v2), s0, s1, s2, s3, step_rates),
-                )
+            if not mixed:
+                load_plane(where_g, flags, offsets_g, loaded)
+            if present:
+                filter_x(raw, mid, thread, start_raw, near, weights)
+            else:
+                clear(mid, thread)
+            cuda.syncthreads()
+            filter_yz(mid, start_mid, line, sums, weights, values)
+            into_m, into_v, into_d = addresses(m, base, size), addresses_beside(v, base, size), addresses_beside(d, base, size)
+            if z >= low:
+                base += plane
+            for e in range(rows):
+                scale = norms[e] * norm
+                s0, s1, s2 = values[e] * scale, values[rows + e] * scale, values[2 * rows + e] * scale
+                chance = values[3 * rows + e] * scale * (shares[e] * share_z[at_z]) if coherent else ZERO
+                moments = update(moments_of(stored, e, rows), s0, s1, s2, chance, step_rates)
+                moments = rounded(moments, d, z, uint32(plane), offsets[e], iteration)
+                ways, mine = direct(moments, step_rates), uint32(own & uint32(OWN << e))
+                store_step(mine, into_m, into_v, into_d, offsets[e], moments, ways)
+                longest_here = max(longest_here, squared_norm_fused(ways[0], ways[1], ways[2]) if mine != uint32(0) else ZERO)
         cuda.syncthreads()
         raw[thread] = longest_here
         cuda.syncthreads()
-        half = uint32(threads // 2)
+        half = uint32(half_threads)
         while half > uint32(0):
-            if thread < half:
+            if thread < half and uint32(thread + half) < uint32(threads):
                 raw[thread] = max(raw[thread], raw[thread + half])
             cuda.syncthreads()
             half = uint32(half >> uint32(1))

@@ -28,12 +28,29 @@ def second_moment(word):
 
 
 @formula
+def round_first(m):
+    """M as a word holds it: rounded to the nearest bfloat16, the even of two."""
+    a = uint32(float_to_bits(m))
+    return bits_to_float(uint32(uint32(a + uint32(0x7FFF) + uint32(uint32(a >> uint32(16)) & uint32(1))) & uint32(UPPER)))
+
+
+@formula
+def round_second(v, bits):
+    """V as a word holds it: rounded stochastically by ``bits`` (0 .. 2^10 - 1)."""
+    b = uint32(uint32(uint32(float_to_bits(v)) + uint32(bits << uint32(5))) + uint32(16))
+    return bits_to_float(uint32(b & uint32(LOWER << 15)))
+
+
+@formula
+def join_moments(m, v):
+    """The word of rounded moments."""
+    return uint32(uint32(float_to_bits(m)) | uint32(uint32(float_to_bits(v)) >> uint32(15)))
+
+
+@formula
 def pack_word(m, v, bits):
     """Both moments in a word: m rounded to nearest, v rounded stochastically by ``bits`` (0 .. 2^10 - 1)."""
-    a, b = int(uint32(float_to_bits(m))), int(uint32(float_to_bits(v)))
-    upper = (a + 0x7FFF + (a >> 16 & 1)) & UPPER
-    lower = (b + int(bits) * 32 + 16) >> 15 & LOWER
-    return uint32(upper | lower)
+    return join_moments(round_first(m), round_second(v, bits))
 
 
 def unpack_moments(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

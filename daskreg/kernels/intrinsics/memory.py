@@ -8,29 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import int32, uint64
+from numba import uint64
 
 from daskreg.kernels.compiler.formula import formula
 
 
 @formula
-def store_components(field, base, size, byte, a, b, c):
-    """Store three components, ``size`` voxels apart."""
-    store_bytes(field, base, byte, a)
-    store_bytes(field, base + size, byte, b)
-    store_bytes(field, base + uint64(2) * size, byte, c)
-
-
-@formula
 def load_vector(array, at):
     """``array[at : at + 4]``, array (N,) float32; ``at`` is a multiple of four, the array is aligned to 16 bytes."""
-    return array[at], array[at + int32(1)], array[at + int32(2)], array[at + int32(3)]
+    first = int(at)
+    return array[first], array[first + 1], array[first + 2], array[first + 3]
 
 
 @formula
 def store_vector(array, at, a, b, c, d):
     """``array[at : at + 4] = a, b, c, d``, see ``load_vector``."""
-    array[at], array[at + int32(1)], array[at + int32(2)], array[at + int32(3)] = a, b, c, d
+    first = int(at)
+    array[first], array[first + 1], array[first + 2], array[first + 3] = a, b, c, d
 
 
 @formula
@@ -64,6 +58,13 @@ def store(where, at, value):
 
 
 @formula
+def store_if(wanted, where, at, value):
+    """Store 32 bits where ``wanted`` (uint32) is not 0, without a branch, into which the compiler would move arithmetic."""
+    if wanted != 0:
+        where[0][where[1] + at] = value
+
+
+@formula
 def beyond(where, at):
     """The address ``at`` (uint32) voxels after an address."""
     return where[0], where[1] + at
@@ -94,18 +95,8 @@ def held(value):
 
 
 @formula
-def load_bytes(array, base, byte):
-    """``array[base + d]``, base: uint64, byte: uint32, the distance d in bytes.
-
-    array: (N,) float32, or uint16 or uint32, which both are returned as uint32
-    """
-    return array[int(base) + int(byte) // array.itemsize]
-
-
-@formula
-def store_bytes(array, base, byte, value):
-    """``array[base + d] = value``, see ``load_bytes``."""
-    array[int(base) + int(byte) // array.itemsize] = value
+def keep_order():
+    """What is loaded and stored before this is so in the order of instructions: the compiler would move it."""
 
 
 @address.intrinsic
@@ -208,6 +199,33 @@ def _put_beyond() -> Callable[..., Any]:
     return put_beyond
 
 
+@store_if.intrinsic
+def _put_if() -> Callable[..., Any]:
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    text = "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p st.global.b32 [$0], $1; }"
+
+    @intrinsic
+    def store(typing, wanted, where, at, value):
+        constraint = "l,f,r" if value == types.float32 else "l,r,r"
+
+        def generate(context, builder, signature, arguments):
+            wanted, where, at, value = arguments
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), value.type, ir.IntType(32)])
+            place = builder.ptrtoint(_beyond(builder, where, at), ir.IntType(64))
+            builder.asm(kind, text, constraint, [place, value, wanted], side_effect=True)
+            return context.get_dummy_value()
+
+        return types.void(types.uint32, types.uint64, types.uint32, value), generate
+
+    def put_if(wanted, where, at, value):
+        store(wanted, where, at, value)
+
+    return put_if
+
+
 @beyond.intrinsic
 def _move() -> Callable[..., Any]:
     from llvmlite import ir
@@ -270,6 +288,14 @@ def _held() -> Callable[..., Any]:
         return hold(value)
 
     return held_value
+
+
+@keep_order.intrinsic
+def _warp_barrier() -> Callable[..., Any]:
+    def synchronise():
+        cuda.syncwarp()
+
+    return synchronise
 
 
 def _unsigned(builder: Any, index: Any) -> Any:
@@ -359,53 +385,3 @@ def _store_vector() -> Callable[..., Any]:
         store(array, at, a, b, c, d)
 
     return store_wide
-
-
-@load_bytes.intrinsic
-def _fetch() -> Callable[..., Any]:
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-
-    @intrinsic
-    def near(typing, array, base, byte):
-        kind = types.float32 if array.dtype == types.float32 else types.uint32
-
-        def generate(context, builder, signature, arguments):
-            value = builder.load(_pointer(context, builder, signature, arguments))
-            return builder.zext(value, ir.IntType(32)) if array.dtype == types.uint16 else value
-
-        return kind(array, types.uint64, types.uint32), generate
-
-    def fetch_near(array, base, byte):
-        return near(array, base, byte)
-
-    return fetch_near
-
-
-@store_bytes.intrinsic
-def _store() -> Callable[..., Any]:
-    from numba import types
-    from numba.extending import intrinsic
-
-    @intrinsic
-    def near(typing, array, base, byte, value):
-        def generate(context, builder, signature, arguments):
-            builder.store(arguments[3], _pointer(context, builder, signature, arguments))
-
-        return types.void(array, types.uint64, types.uint32, array.dtype), generate
-
-    def store_near(array, base, byte, value):
-        near(array, base, byte, value)
-
-    return store_near
-
-
-def _pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """The pointer, in a form that the compiler turns into one address: base in a uniform register, distance in one per thread."""
-    from llvmlite import ir
-
-    data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-    bytes_ = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
-    near = builder.gep(bytes_, [builder.zext(arguments[2], ir.IntType(64))])
-    return builder.bitcast(near, data.type)

@@ -77,7 +77,7 @@ class AdamOnGpu(AdamOnCpu):
         f, n, fused = s.filter, extent(s.box), s.filter.reach <= MAX_RADIUS
         gradient = (s.gradient if fused else s.smoothed()).reshape(-1)
         reach, weights, norms = (f.reach, f.weights, f.norms) if fused else (0, (np.float32(1),), s.filter.ones)
-        length, blocks, threads = launch_grid(n, reach)
+        length, blocks, threads = launch_grid(n, reach, *self.constants)
         arguments = (
             length,
             n,
