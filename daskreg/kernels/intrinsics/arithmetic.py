@@ -123,6 +123,33 @@ def _divide_by_reciprocal() -> Callable[..., Any]:
 
 
 @formula
+def select_positive(x, a, b):
+    """A if x > 0, else b; without a branch on a GPU, whose compiler would skip what a or b takes."""
+    return a if x > ZERO else b
+
+
+@select_positive.intrinsic
+def _select_instruction() -> Callable[..., Any]:
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def choose(typing, x, a, b):
+        def generate(context, builder, signature, arguments):
+            function = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * 3)
+            text = "{ .reg .pred p; setp.gt.f32 p, $1, 0f00000000; selp.f32 $0, $2, $3, p; }"
+            return builder.asm(function, text, "=f,f,f,f", arguments, side_effect=False)
+
+        return types.float32(types.float32, types.float32, types.float32), generate
+
+    def chosen(x, a, b):
+        return choose(x, a, b)
+
+    return chosen
+
+
+@formula
 def leading_fraction(coordinate):
     """The 24 leading bits of the fraction of a number in fixed point (int64, 32 bits of fraction), as int32."""
     return int32(uint32(coordinate) >> uint32(8))

@@ -40,6 +40,22 @@ def load(where, at):
 
 
 @formula
+def copy_async(where, at, shared, to):
+    """``shared[to] = load(where, at)``, where a GPU does not wait for the value before ``wait_async``."""
+    shared[to] = load(where, at)
+
+
+@formula
+def commit_async():
+    """End a group of copies."""
+
+
+@formula
+def wait_async():
+    """Wait for this thread's copies, except those of the last group."""
+
+
+@formula
 def load_uint16(where, at):
     """``load`` from an array of uint16, as uint32."""
     return where[0][where[1] + at]
@@ -149,6 +165,68 @@ def _get_beyond() -> Callable[..., Any]:
         return load(where, at)
 
     return get_beyond
+
+
+@copy_async.intrinsic
+def _copy_async() -> Callable[..., Any]:
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def copy(typing, where, at, shared, to):
+        def generate(context, builder, signature, arguments):
+            source, distance, array, place = arguments
+            data = context.make_array(signature.args[2])(context, builder, array).data
+            to = builder.addrspacecast(builder.gep(data, [place]), ir.FloatType().as_pointer(3))
+            kind = ir.FunctionType(ir.VoidType(), [ir.FloatType().as_pointer(3), ir.FloatType().as_pointer(1)])
+            text = "cp.async.ca.shared.global [$0], [$1], 4;"
+            builder.asm(kind, text, "r,l,~{memory}", [to, _beyond(builder, source, distance)], side_effect=True)
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, types.uint32, shared, types.uint64), generate
+
+    def copy_value(where, at, shared, to):
+        copy(where, at, shared, to)
+
+    return copy_value
+
+
+def _barrier(text: str) -> Callable[..., Any]:
+    """An instruction that the compiler may not move memory accesses across."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def apply(typing):
+        def generate(context, builder, signature, arguments):
+            builder.asm(ir.FunctionType(ir.VoidType(), []), text, "~{memory}", [], side_effect=True)
+            return context.get_dummy_value()
+
+        return types.void(), generate
+
+    return apply
+
+
+@commit_async.intrinsic
+def _commit_async() -> Callable[..., Any]:
+    instruction = _barrier("cp.async.commit_group;")
+
+    def commit():
+        instruction()
+
+    return commit
+
+
+@wait_async.intrinsic
+def _wait_async() -> Callable[..., Any]:
+    instruction = _barrier("cp.async.wait_group 1;")
+
+    def wait():
+        instruction()
+
+    return wait
 
 
 @load_uint16.intrinsic

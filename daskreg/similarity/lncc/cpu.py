@@ -5,12 +5,15 @@ separably: threads move along z with a ring of plane sums, 3 k additions per vox
 from its own voxels in a fixed order, so rounding does not depend on where a block starts.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import float32, int32, int64
 
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import row_kernel, voxelwise
-from daskreg.kernels.intrinsics.arithmetic import divide_fast, divide_normal
+from daskreg.kernels.intrinsics.arithmetic import divide_fast, divide_normal, select_positive
 from daskreg.kernels.weights import weight_at
 
 index = int64  # replaced by the launcher
@@ -18,23 +21,40 @@ ONE, ZERO, TWO = float32(1), float32(0), float32(2)
 
 
 @formula
-def factors(n, f, m, ff, mm, fm, epsilon, variances):
+def signal_share(c, n, noise, divide):
+    """C / (c + noise n), or 1 without noise."""
+    return divide(c, c + noise * n) if noise > ZERO else ONE
+
+
+@signal_share.on_cuda
+def _selected_share() -> Callable[..., Any]:
+    """Without a branch, so that the computations of several voxels overlap."""
+
+    def share(c, n, noise, divide):
+        return select_positive(noise, divide(c, c + noise * n), ONE)
+
+    return share
+
+
+@formula
+def factors(n, f, m, ff, mm, fm, epsilon, variances, divide):
     """Cc, D, K and K mu_M - D mu_F of a window from its sums of w, wF, wM, wFF, wMM, wFM; without the weight of the centre.
 
-    variances: the least, and that of noise. All are 0 where either image's variance is below the least: where b c is as small
-    as epsilon, contrast itself would be rewarded, and identical images would be pulled apart. Otherwise they are multiplied by
-    v / (v + noise), v the variance of the fixed image.
+    variances: the least, and that of noise, 0 or at least 2^-126;  divide: by a sum of weights, ``divide_normal`` where that is
+    a number of voxels. All are 0 where either image's variance is below the least: where b c is as small as epsilon, contrast
+    itself would be rewarded, and identical images would be pulled apart. Otherwise they are multiplied by v / (v + noise), v the
+    variance of the fixed image.
     """
     least, noise = variances
     count = n if n > ZERO else ONE
-    mean_f, mean_m = divide_fast(f, count), divide_fast(m, count)
+    mean_f, mean_m = divide(f, count), divide(m, count)
     a = fm - mean_f * m
     b, c = max(mm - mean_m * m, ZERO), max(ff - mean_f * f, ZERO)
     inverse = divide_normal(ONE, b * c + epsilon)
     inverse = inverse if min(b, c) >= least * n else ZERO
     d = TWO * a * inverse
     k = d * a * c * inverse
-    share = divide_fast(c, c + noise * count) if noise > ZERO else ONE
+    share = signal_share(c, count, noise, divide)
     return share * (a * a * inverse), share * d, share * k, share * (k * mean_m - d * mean_f)
 
 
@@ -71,7 +91,7 @@ def lncc_factors(z, y, x, radius, epsilon, variances, fixed, weight, moved, dkc)
     cc, d, k, c = ZERO, ZERO, ZERO, ZERO
     if w > ZERO:
         n, f, m, ff, mm, fm = window_sums(z, y, x, radius, fixed, weight, moved)
-        cc, d, k, c = factors(n, f, m, ff, mm, fm, epsilon, variances)
+        cc, d, k, c = factors(n, f, m, ff, mm, fm, epsilon, variances, divide_fast)
     dkc[index(0), z, y, x], dkc[index(1), z, y, x], dkc[index(2), z, y, x] = w * d, w * k, w * c
     return w * cc, w
 
@@ -159,7 +179,8 @@ def write_factors(sums, moved, mask, epsilon, variances, ds, ks, cs, row_sums):
         at = index(x)
         w = (mask[at] if masked else ONE) if moved[at] == moved[at] else ZERO
         cc, d, k, c = factors(sums[index(0), at], sums[index(1), at], sums[index(2), at],
-                              sums[index(3), at], sums[index(4), at], sums[index(5), at], epsilon, variances)  # fmt: skip
+                              sums[index(3), at], sums[index(4), at], sums[index(5), at], epsilon, variances,
+                              divide_fast)  # fmt: skip
         ds[at], ks[at], cs[at] = w * d, w * k, w * c
         sums[index(0), at], sums[index(1), at] = w * cc, w
     for x in range(moved.shape[0]):

@@ -27,7 +27,9 @@ class LocalCorrelation(Similarity):
     def __init__(self, parameters: LNCC) -> None:
         self.radius, self.exact, self.reach = parameters.radius, parameters.exact, parameters.reach
         self.epsilon = np.float32(parameters.epsilon)
-        self.variances = np.float32(parameters.minimum_contrast**2), np.float32(parameters.noise**2)
+        noise = np.float32(parameters.noise**2)
+        noise = noise if noise >= np.finfo(np.float32).tiny else np.float32(0)  # see ``factors``
+        self.variances = np.float32(parameters.minimum_contrast**2), noise
         self._ones = (np.float32(1),) * (2 * self.radius + 1)
 
     def partial(self, s: Samples) -> NDArray[np.generic]:

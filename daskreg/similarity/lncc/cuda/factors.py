@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from numba import float32, int32, uint32
+from numba import float32, int32, uint32, uint64
 
 from daskreg.kernels.compiler.configuration import OFFSET
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.arithmetic import round_int64
+from daskreg.kernels.intrinsics.arithmetic import divide_fast, divide_normal, round_int64
 from daskreg.kernels.intrinsics.half import as_float32, storage_type
-from daskreg.kernels.intrinsics.memory import address, load, load_uint16, store
+from daskreg.kernels.intrinsics.memory import address, held, load, load_uint16, load_vector, store
 from daskreg.kernels.weights import FIXED_POINT_SCALE
 from daskreg.similarity.lncc.cpu import factors
 from daskreg.similarity.lncc.cuda.gradient import vector_output
 from daskreg.similarity.lncc.cuda.windows import (
     GROUP,
     TILE_X,
+    clamped_offset,
+    clear_shared,
+    group_offsets,
+    has_bit,
     load_row,
     push_plane,
     push_plane_any,
@@ -34,83 +38,91 @@ ONE, ZERO = float32(1), float32(0)
 
 
 @formula
-def load_planes(load_fixed, none, base, offsets, valid, masked, fixed, weight, moved, fixed_values, moved_values, weights):
-    """Load the voxels of a plane into registers, fixed ones with ``load_fixed``; zero outside the grid."""
-    from_f, from_m = address(fixed, base), address(moved, base)
-    from_w = address(weight, base) if masked else from_f
+def load_planes(
+    load_fixed, none, z, stop, plane_size, offsets, masked, fixed, weight, moved, fixed_values, moved_values, weights
+):
+    """Load the voxels of a plane into registers, fixed ones with ``load_fixed``, zeros unless z is in 0 .. stop - 1."""
     for s in range(len(offsets)):
         fixed_values[s], moved_values[s] = none, ZERO
         if masked:
             weights[s] = ZERO
-        if uint32(valid & uint32(1 << s)) != uint32(0):
+    if uint32(z) < uint32(stop):
+        base = OFFSET(uint32(z)) * plane_size
+        from_f, from_m = address(fixed, base), address(moved, base)
+        from_w = address(weight, base) if masked else from_f
+        for s in range(len(offsets)):
             fixed_values[s], moved_values[s] = load_fixed(from_f, offsets[s]), load(from_m, offsets[s])
             if masked:
                 weights[s] = load(from_w, offsets[s])
 
 
 @formula
-def write_shared(raw, t, threads, size, masked, fixed_values, moved_values, weights):
-    """Write fixed, moved and mask to shared memory, zero outside the domain; returns whether a voxel is outside."""
+def write_shared(raw, t, threads, size, valid, masked, fixed_values, moved_values, weights):
+    """Write fixed, moved and mask to shared memory; returns whether a voxel is outside the domain."""
     missing = int32(0)
     for s in range(len(fixed_values)):
-        e, defined = uint32(t + uint32(s * threads)), moved_values[s] == moved_values[s]
-        raw[e] = as_float32(fixed_values[s]) if defined else ZERO
-        raw[uint32(e + uint32(size))] = moved_values[s] if defined else ZERO
-        if masked:
-            raw[uint32(e + uint32(2 * size))] = weights[s] if defined else ZERO
-        missing = missing if defined else int32(1)
+        at = uint64(t) + uint64(s * threads)
+        if has_bit(valid, s):
+            raw[at] = as_float32(fixed_values[s])
+            raw[at + uint64(size)] = moved_values[s]
+            if masked:
+                raw[at + uint64(2 * size)] = weights[s]
+        missing = missing if moved_values[s] == moved_values[s] else int32(1)
     return missing
 
 
 @formula
-def write_shared_weights(raw, t, threads, size, valid, moved_values):
-    """Without a mask, write the weights to shared memory: 1 inside the grid and the domain."""
+def clear_missing(raw, t, threads, size, valid, masked, moved_values):
+    """Zero what is outside the domain in shared memory, and without a mask, write 1 there, 0 inside."""
     for s in range(len(moved_values)):
-        counts = uint32(valid & uint32(1 << s)) != uint32(0) and moved_values[s] == moved_values[s]
-        raw[uint32(t + uint32(2 * size + s * threads))] = ONE if counts else ZERO
+        at, defined = uint64(t) + uint64(s * threads), moved_values[s] == moved_values[s]
+        if has_bit(valid, s):
+            if not defined:
+                raw[at], raw[at + uint64(size)] = ZERO, ZERO
+                if masked:
+                    raw[at + uint64(2 * size)] = ZERO
+            if not masked:
+                raw[at + uint64(2 * size)] = ZERO if defined else ONE
 
 
 @formula
-def sum_products_x(raw, size, width, t, radius, lead, height, weighted, masked, a, b, w, p, mid):
-    """Sums along x of F, M, FF, MM, FM and, if ``weighted``, w: each thread four neighbours of a row."""
-    row, group, plane = uint32(t >> uint32(3)), uint32(t & uint32(7)), height * TILE_X
-    if row < uint32(height):
-        at = uint32(row * uint32(width) + group * uint32(GROUP))
-        to = uint32(row * uint32(TILE_X) + group * uint32(GROUP))
-        load_row(raw, at, a)
-        if masked:
-            load_row(raw, at + uint32(size), b)
-            load_row(raw, at + uint32(2 * size), w)
-            for q in range(len(a)):
-                p[q] = w[q] * a[q] * a[q]
-            sum_x(p, lead, radius, mid, to + uint32(2 * plane))
-            for q in range(len(a)):
-                p[q] = w[q] * b[q] * b[q]
-            sum_x(p, lead, radius, mid, to + uint32(3 * plane))
-            for q in range(len(a)):
-                a[q] = w[q] * a[q]
-                p[q] = a[q] * b[q]
-            sum_x(p, lead, radius, mid, to + uint32(4 * plane))
-            for q in range(len(a)):
-                b[q] = w[q] * b[q]
-            sum_x(a, lead, radius, mid, to)
-            sum_x(b, lead, radius, mid, to + uint32(plane))
-        else:
-            sum_x(a, lead, radius, mid, to)
-            for q in range(len(a)):
-                p[q] = a[q] * a[q]
-            sum_x(p, lead, radius, mid, to + uint32(2 * plane))
-            load_row(raw, at + uint32(size), b)
-            for q in range(len(a)):
-                p[q] = a[q] * b[q]
-            sum_x(p, lead, radius, mid, to + uint32(4 * plane))
-            sum_x(b, lead, radius, mid, to + uint32(plane))
-            for q in range(len(a)):
-                p[q] = b[q] * b[q]
-            sum_x(p, lead, radius, mid, to + uint32(3 * plane))
-        if weighted:
-            load_row(raw, at + uint32(2 * size), p)
-            sum_x(p, lead, radius, mid, to + uint32(5 * plane))
+def sum_products_x(raw, size, at, to, radius, lead, plane, missing, masked, a, b, w, p):
+    """Sums along x of F, M, FF, MM, FM, and of the mask or what is ``missing``, for four neighbours of a row."""
+    load_row(raw, at, a)
+    if masked:
+        load_row(raw, at + uint64(2 * size), w)
+        for q in range(len(a)):
+            p[q] = w[q] * a[q]
+            a[q] = p[q] * a[q]
+        sum_x(a, lead, radius, raw, to + uint64(2 * plane))
+        sum_x(p, lead, radius, raw, to)
+        load_row(raw, at + uint64(size), b)
+        for q in range(len(a)):
+            p[q] = p[q] * b[q]
+        sum_x(p, lead, radius, raw, to + uint64(4 * plane))
+        for q in range(len(a)):
+            p[q] = w[q] * b[q]
+            b[q] = p[q] * b[q]
+        sum_x(b, lead, radius, raw, to + uint64(3 * plane))
+        sum_x(p, lead, radius, raw, to + uint64(plane))
+    else:
+        sum_x(a, lead, radius, raw, to)
+        for q in range(len(a)):
+            p[q] = a[q] * a[q]
+        sum_x(p, lead, radius, raw, to + uint64(2 * plane))
+        load_row(raw, at + uint64(size), b)
+        for q in range(len(a)):
+            p[q] = a[q] * b[q]
+        sum_x(p, lead, radius, raw, to + uint64(4 * plane))
+        sum_x(b, lead, radius, raw, to + uint64(plane))
+        for q in range(len(a)):
+            p[q] = b[q] * b[q]
+        sum_x(p, lead, radius, raw, to + uint64(3 * plane))
+    if masked:
+        sum_x(w, lead, radius, raw, to + uint64(5 * plane))
+    elif missing:
+        load_row(raw, at + uint64(2 * size), p)
+        sum_x(p, lead, radius, raw, to + uint64(5 * plane))
 
 
 @formula
@@ -120,15 +132,15 @@ def scalar_output(out):
 
 
 @formula
-def store_center_gradient(addresses, at, w, fixed_value, moved_value, d, k, c):
-    """N times the centre-window gradient."""
-    store(
-        addresses[0], at, -(w * (fixed_value * (w * d) - moved_value * (w * k) + w * c)) if moved_value == moved_value else ZERO
-    )
+def store_center_gradient(addresses, at, masked, w, fixed_value, moved_value, d, k, c):
+    """N times the centre-window gradient; without a mask the weight is 1 inside the domain."""
+    v = w if masked else ONE
+    gradient = -(v * (fixed_value * (v * d) - moved_value * (v * k) + w * c))
+    store(addresses[0], at, gradient if moved_value == moved_value else ZERO)
 
 
 @formula
-def store_factors(addresses, at, w, fixed_value, moved_value, d, k, c):
+def store_factors(addresses, at, masked, w, fixed_value, moved_value, d, k, c):
     """The factors of the exact gradient."""
     store(addresses[0], at, w * d)
     store(addresses[1], at, w * k)
@@ -136,30 +148,36 @@ def store_factors(addresses, at, w, fixed_value, moved_value, d, k, c):
 
 
 @formula
-def reduce_terms(terms, parts, plane, t, threads):
-    """The last 64 threads reduce the terms of all threads for a plane, two sums of ``threads`` terms, to 32 parts each."""
-    if t >= uint32(threads - 64):
-        e = uint32(t - uint32(threads - 64))
-        start = uint32((e >> uint32(5)) * uint32(threads) + (e & uint32(31)))
-        total = terms[start]
-        for q in range(1, threads // 32):
-            total += terms[uint32(start + uint32(32 * q))]
-        parts[uint32(e + uint32((uint32(plane) & uint32(1)) * uint32(64)))] = total
+def reduce_terms(shared, terms, parts, plane, t, threads):
+    """For the last 64 threads: reduce the terms of all threads for a plane, two sums of ``threads`` terms, to 32 parts each."""
+    e = uint32(t - uint32(threads - 64))
+    at = uint64(held(uint32(uint32(e >> uint32(5)) * uint32(threads) + uint32(e & uint32(31))))) + uint64(terms)
+    total = shared[at]
+    for q in range(1, threads // 32):
+        total += shared[at + uint64(32 * q)]
+    shared[uint64(uint32(e + uint32(uint32(uint32(plane) & uint32(1)) * uint32(64)))) + uint64(parts)] = total
 
 
 @formula
-def add_totals(parts, totals, own, plane, t, threads):
+def add_totals(shared, parts, totals, own, plane, t, threads):
     """The last two threads add up the parts in four chains, and add them to the totals if the plane is one of ``own``."""
     if t >= uint32(threads - 2) and own[0] <= plane < own[1]:
         q = uint32(t - uint32(threads - 2))
-        at = uint32((uint32(plane) & uint32(1)) * uint32(64) + q * uint32(32))
-        a, b, c, d = parts[at], parts[uint32(at + uint32(1))], parts[uint32(at + uint32(2))], parts[uint32(at + uint32(3))]
+        at = uint64(held(uint32(uint32(uint32(uint32(plane) & uint32(1)) * uint32(64)) + uint32(q * uint32(32))))) + uint64(parts)
+        a, b, c, d = load_vector(shared, at)
         for e in range(4, 32, 4):
-            a += parts[uint32(at + uint32(e))]
-            b += parts[uint32(at + uint32(e + 1))]
-            c += parts[uint32(at + uint32(e + 2))]
-            d += parts[uint32(at + uint32(e + 3))]
+            next_a, next_b, next_c, next_d = load_vector(shared, at + uint64(e))
+            a, b, c, d = a + next_a, b + next_b, c + next_c, d + next_d
         cuda.atomic.add(totals, q, round_int64(((a + b) + (c + d)) * float32(FIXED_POINT_SCALE)))
+
+
+@formula
+def sum_planes(counts, at, step, k):
+    """The sum of k values in shared memory, ``step`` apart."""
+    total = counts[at]
+    for s in range(1, k):
+        total += counts[at + uint64(s * step)]
+    return total
 
 
 @formula
@@ -175,95 +193,88 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
     k, rows, threads, tile_height = 2 * radius + 1, rows_per_thread(radius), window_threads(radius), tile_rows(radius)
     pad = -(-radius // GROUP) * GROUP
     width, height, reach, lead = TILE_X + 2 * pad, tile_height + 2 * radius, GROUP + 2 * pad, pad - radius
-    loads = -(-width * height // threads)
-    size = loads * threads
-    raw_size, mid_size, terms_size = 3 * size, 6 * height * TILE_X, 2 * threads
-    shared_counts = rows > 1  # where registers are scarce, the ring of w is in shared memory
-    counts_size = k * rows * threads if shared_counts else 1
+    size = width * height
+    loads = -(-size // threads)
+    shared_counts = rows > 1  # where registers are scarce, the ring of w, or of numbers of missing voxels, is in shared memory
+    mid = 3 * size  # where parts of shared memory begin, after the tile: its sums along x, terms, their sums, and that ring
+    terms = mid + 6 * height * TILE_X
+    parts = terms + 2 * threads
+    counts = parts + 128
+    shared_size = counts + (k * rows * threads if shared_counts else 0)
+    assert 8 * height <= threads - 64  # threads that sum along x, and those that add up terms beside them
     prefix_size = 5 * rows if shared_counts else 6 * rows
-    ring_size, sums_size, all_flags = prefix_size * k, 6 * rows, 2**k - 1
+    ring_size, sums_size, all_flags = prefix_size * k, 6 * rows, 2 ** (k + 1) - 1
     mask_size, reach_w = (loads, reach) if masked else (1, 1)
     push = push_plane if unrolled else push_plane_any
     store_results, output_fields = (store_factors, vector_output) if exact else (store_center_gradient, scalar_output)
+    divide = divide_fast if masked else divide_normal  # by a sum of weights, or by a number of voxels
 
     @formula
-    def step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances):
-        """Add a plane; the voxels ``radius`` planes earlier are complete."""
-        start, end, ny, nx, held, plane_size = grid
-        t, x, y, column, valid = thread
+    def step(slot, z, flags, grid, thread, arrays, shared, registers, epsilon, variances):
+        """Add a plane; the voxels ``radius`` planes earlier are complete.
+
+        flags: bit q is set if a voxel is missing in the q-th plane before this one;  returns those of the next plane
+        """
+        start, end, nz, plane_size = grid
+        t, at, to, column, valid = thread
         fixed, weight, moved, fields, totals, own = arrays
-        raw, mid, terms, parts, counts = tiles
         offsets, own_offsets, fixed_values, moved_values, mask, a, b, w, p, ring, prefix, sums, own_f, own_m, own_w, area = (
             registers
         )
-        if z >= end or z < int32(start - int32(radius)):
+        if unrolled and (z >= end or z < int32(start - int32(radius))):
             return flags
-        inside, done = int32(0) <= z < held, int32(z - int32(radius))
-        missing = cuda.syncthreads_or(write_shared(raw, t, threads, size, masked, fixed_values, moved_values, mask)) != int32(0)
+        done = int32(z - int32(radius))
+        outside = write_shared(shared, t, threads, size, valid, masked, fixed_values, moved_values, mask)
+        missing = cuda.syncthreads_or(outside) != int32(0)
         flags = uint32(uint32(uint32(flags << uint32(1)) & uint32(all_flags)) | uint32(1 if missing else 0))
-        if missing and not masked:
-            write_shared_weights(raw, t, threads, size, valid if inside else uint32(0), moved_values)
+        if missing:
+            clear_missing(shared, t, threads, size, valid, masked, moved_values)
             cuda.syncthreads()
-        # done by threads without windows: sums of the last plane, and of the one before
-        reduce_terms(terms, parts, done - int32(1), t, threads)
-        if done > start + int32(1):
-            add_totals(parts, totals, own, done - int32(2), t, threads)
-        sum_products_x(raw, size, width, t, radius, lead, height, masked or missing, masked, a, b, w, p, mid)
-        base = OFFSET(max(done, int32(0))) * plane_size
-        from_f, from_m = address(fixed, base), address(moved, base)
-        from_w = address(weight, base) if masked else from_f
+        if t < uint32(8 * height):
+            sum_products_x(shared, size, at, to, radius, lead, height * TILE_X, missing, masked, a, b, w, p)
+        elif t >= uint32(threads - 64):  # sums of the last plane, and of the one before
+            reduce_terms(shared, terms, parts, int32(done - int32(1)), t, threads)
+            if done > int32(start + int32(1)):
+                add_totals(shared, parts, totals, own, int32(done - int32(2)), t, threads)
+        own_base = OFFSET(uint32(max(done, start))) * plane_size
+        from_f, from_m = address(fixed, own_base), address(moved, own_base)
+        from_w = address(weight, own_base) if masked else from_f
         for q in range(rows):
-            own_f[q], own_m[q], own_w[q] = none, ZERO, ZERO
-            if done >= start and x < nx and int32(y + int32(q)) < ny:
-                own_f[q], own_m[q] = load_fixed(from_f, own_offsets[q]), load(from_m, own_offsets[q])
-                own_w[q] = load(from_w, own_offsets[q]) if masked else ONE
-        next_plane = int32(z + int32(1))
-        next_valid = valid if int32(0) <= next_plane < min(held, end) else uint32(0)
-        load_planes(
-            load_fixed,
-            none,
-            OFFSET(max(next_plane, int32(0))) * plane_size,
-            offsets,
-            next_valid,
-            masked,
-            fixed,
-            weight,
-            moved,
-            fixed_values,
-            moved_values,
-            mask,
-        )
+            own_f[q], own_m[q] = load_fixed(from_f, own_offsets[q]), load(from_m, own_offsets[q])
+            own_w[q] = load(from_w, own_offsets[q]) if masked else ONE
+        load_planes(load_fixed, none, int32(z + int32(1)), min(nz, end), plane_size, offsets, masked,
+                    fixed, weight, moved, fixed_values, moved_values, mask)  # fmt: skip
         cuda.syncthreads()
-        for field in range(5):
-            sum_y(mid, column, field, height, radius, rows, sums)
-        if masked or missing:
-            sum_y(mid, column, 5, height, radius, rows, sums)
-        else:
-            for q in range(rows):
-                sums[5 * rows + q] = area[q] if inside else ZERO
-        if shared_counts:
-            for q in range(rows):
-                counts[uint32(t + uint32(uint32(uint32(slot * uint32(rows)) + uint32(q)) * uint32(threads)))] = sums[5 * rows + q]
-        push(ring, prefix, sums, slot, k)
+        for q in range(rows):
+            sums[5 * rows + q] = ZERO
+        if masked or flags != uint32(0):
+            if masked or missing:
+                sum_y(shared, column, 5, height, radius, rows, sums)
+            if shared_counts:
+                place = uint64(uint32(t + uint32(uint32(slot) * uint32(rows * threads)))) + uint64(counts)
+                for q in range(rows):
+                    shared[place + uint64(q * threads)] = sums[5 * rows + q]
+        push(ring, prefix, sums, slot, (shared, column, 5, height, radius, rows))
         if done >= start:
-            correlation, weights, planes_in_window = ZERO, ZERO, float32(window_extent(done, radius, held))
-            addresses = address(fields[0], base), address(fields[1], base), address(fields[2], base)
+            correlation, weights, planes_in_window = ZERO, ZERO, float32(window_extent(done, radius, nz))
+            addresses = address(fields[0], own_base), address(fields[1], own_base), address(fields[2], own_base)
+            if shared_counts and (masked or flags != uint32(0)):
+                for q in range(rows):
+                    sums[5 * rows + q] = sum_planes(shared, uint64(t) + uint64(counts + q * threads), rows * threads, k)
             for q in range(rows):
-                n = planes_in_window * area[q]
-                if masked or flags != uint32(0):
-                    n = sums[5 * rows + q]
-                    if shared_counts:
-                        n = counts[uint32(t + uint32(q * threads))]
-                        for s in range(1, k):
-                            n += counts[uint32(t + uint32((s * rows + q) * threads))]
-                v = own_w[q] if own_m[q] == own_m[q] else ZERO
-                cc, d, g, c = factors(n, sums[q], sums[rows + q], sums[2 * rows + q], sums[3 * rows + q], sums[4 * rows + q],
-                                      epsilon, variances)  # fmt: skip
-                if x < nx and int32(y + int32(q)) < ny:
-                    store_results(addresses, own_offsets[q], v, as_float32(own_f[q]), own_m[q], d, g, c)
-                correlation += v * cc
-                weights += v
-            terms[t], terms[uint32(t + uint32(threads))] = correlation, weights
+                n = sums[5 * rows + q] if masked else planes_in_window * area[q] - sums[5 * rows + q]
+                w = own_w[q] if has_bit(valid, loads + q) and own_m[q] == own_m[q] else ZERO
+                cc, sums[q], sums[rows + q], sums[2 * rows + q] = factors(
+                    n, sums[q], sums[rows + q], sums[2 * rows + q], sums[3 * rows + q], sums[4 * rows + q], epsilon, variances,
+                    divide)  # fmt: skip
+                correlation += w * cc
+                weights += w
+                own_w[q] = w
+            for q in range(rows):  # after the factors of all rows, whose computations then overlap
+                if has_bit(valid, loads + q):
+                    store_results(addresses, own_offsets[q], masked, own_w[q], as_float32(own_f[q]), own_m[q],
+                                  sums[q], sums[rows + q], sums[2 * rows + q])  # fmt: skip
+            shared[uint64(t) + uint64(terms)], shared[uint64(t) + uint64(terms + threads)] = correlation, weights
         return flags
 
     @formula
@@ -278,12 +289,8 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
             flags = step(slot + 3, int32(z + int32(slot + 3)), flags, *block)
         return flags
 
-    def body(first, planes, ny, nx, held, origin, depth, own, epsilon, variances, fixed, weight, moved, out, totals):
-        raw = cuda.shared.array(raw_size, float32, 16)
-        mid = cuda.shared.array(mid_size, float32, 16)
-        terms = cuda.shared.array(terms_size, float32)
-        parts = cuda.shared.array(128, float32)
-        counts = cuda.shared.array(counts_size, float32)
+    def body(first, planes, ny, nx, nz, origin, depth, own, epsilon, variances, fixed, weight, moved, out, totals):
+        shared = cuda.shared.array(shared_size, float32, 16)
         offsets = cuda.local.array(loads, uint32)
         own_offsets = cuda.local.array(rows, uint32)
         fixed_values = cuda.local.array(loads, kind)
@@ -305,67 +312,64 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
         start = int32(first + int32(cuda.blockIdx.z) * depth)
         stop = int32(min(int32(start + depth), int32(first + planes)))
         lane, line = uint32(t & uint32(31)), uint32((t >> uint32(5)) * uint32(rows))
-        x, y, column = int32(left + int32(lane)), int32(top + int32(line)), uint32(line * uint32(TILE_X) + lane)
+        x, y = int32(left + int32(lane)), int32(top + int32(line))
+        column = uint64(held(uint32(uint32(line * uint32(TILE_X)) + lane))) + uint64(mid)
         plane_size, end = OFFSET(ny) * OFFSET(nx), int32(stop + int32(radius))
         valid = tile_offsets(offsets, t, threads, height, width, int32(top - int32(radius)), int32(left - int32(pad)), ny, nx)
         for q in range(rows):
-            own_offsets[q] = uint32(uint32(y + int32(q)) * uint32(nx) + uint32(x))
-            area[q] = float32(int32(window_extent(int32(y + int32(q)), radius, ny) * window_extent(x, radius, nx)))
+            row = int32(y + int32(q))
+            own_offsets[q] = clamped_offset(row, x, ny, nx)
+            area[q] = float32(int32(window_extent(row, radius, ny) * window_extent(x, radius, nx)))
+            if x < nx and row < ny:
+                valid |= uint32(1 << (loads + q))
+        valid = held(valid)
+        clear_shared(shared, t, threads, 3 * size)
+        cuda.syncthreads()
         for q in range(ring_size):
             ring[q] = ZERO
         for q in range(prefix_size):
             prefix[q] = ZERO
         if shared_counts:
             for q in range(k * rows):
-                counts[uint32(t + uint32(q * threads))] = ZERO
-        z, flags = int32(start - int32(radius)), uint32(0)  # the plane to add
-        first_valid = valid if int32(0) <= z < held else uint32(0)
-        load_planes(
-            load_fixed,
-            none,
-            OFFSET(max(z, int32(0))) * plane_size,
-            offsets,
-            first_valid,
-            masked,
-            fixed,
-            weight,
-            moved,
-            fixed_values,
-            moved_values,
-            mask,
-        )
+                shared[uint64(t) + uint64(counts + q * threads)] = ZERO
+        z = int32(start - int32(radius))  # the plane to add
+        load_planes(load_fixed, none, z, min(nz, end), plane_size, offsets, masked,
+                    fixed, weight, moved, fixed_values, moved_values, mask)  # fmt: skip
         slot = uint32(int32(origin + z + int32(k)) % int32(k))
-        grid = start, end, ny, nx, held, plane_size
-        thread = t, x, y, column, valid
+        grid = start, end, nz, plane_size
+        at, to = group_offsets(t, width)
+        to += uint64(mid)
+        thread = t, at, to, column, valid
         arrays = fixed, weight, moved, output_fields(out), totals, own
-        tiles = raw, mid, terms, parts, counts
         registers = (offsets, own_offsets, fixed_values, moved_values, mask, a, b, w, p, ring, prefix, sums,
                      own_f, own_m, own_w, area)  # fmt: skip
+        flags = uint32(0)
         if unrolled:
             z = int32(z - int32(slot))  # where this round of the ring began
             while z < end:
-                flags = steps(0, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
+                flags = steps(0, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
                 if k > 4:
-                    flags = steps(4, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
+                    flags = steps(4, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
                 if k > 8:
-                    flags = steps(8, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
+                    flags = steps(8, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
                 if k > 12:
-                    flags = steps(12, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
+                    flags = steps(12, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
                 if k > 16:
-                    flags = steps(16, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
+                    flags = steps(16, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
                 z = int32(z + int32(k))
         else:
             while z < end:
-                flags = step(slot, z, flags, grid, thread, arrays, tiles, registers, epsilon, variances)
+                flags = step(slot, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
                 slot = uint32(slot + uint32(1)) if slot < uint32(k - 1) else uint32(0)
                 z = int32(z + int32(1))
         last = int32(stop - int32(1))
         cuda.syncthreads()
-        reduce_terms(terms, parts, last, t, threads)
+        if t >= uint32(threads - 64):
+            reduce_terms(shared, terms, parts, last, t, threads)
         if last > start:
-            add_totals(parts, totals, own, last - int32(1), t, threads)
+            add_totals(shared, parts, totals, own, int32(last - int32(1)), t, threads)
         cuda.syncthreads()
-        add_totals(parts, totals, own, last, t, threads)
+        add_totals(shared, parts, totals, own, last, t, threads)
 
     return body
 
@@ -375,7 +379,7 @@ def lncc_center_tiled(radius: int, masked: bool, unrolled: bool, half: bool = Fa
     """N times the centre-window gradient, and sums: ``lncc_factors``, then ``lncc_gradient`` with radius 0.
 
     Launch with ``window_blocks`` and ``window_threads``. ``unrolled``: code for each slot of the ring, which saves a branch per
-    plane and does not change results. first, planes, ny, nx: int32, the box within the ``held`` planes of the arrays, the first
+    plane and does not change results. first, planes, ny, nx: int32, the box within the ``nz`` planes of the arrays, the first
     of which is global plane ``origin``;  depth: int32, planes per block;  epsilon: float32;  variances: (2,) float32, see
     ``factors``;  fixed, moved: (N,) float32, moved NaN outside the domain;  weight: (N,) if ``masked``, else (0,);  slope: (N,),
     another array than moved;  own: (2,) int32, first and last plus one of the planes that count;  totals: (2,) int64, to which

@@ -8,10 +8,11 @@ the ring is summed from its first slot to its last: the order of additions depen
 
 from __future__ import annotations
 
-from numba import int32, uint32
+from numba import float32, int32, uint32, uint64
 
 from daskreg.kernels.compiler.formula import formula
-from daskreg.kernels.intrinsics.memory import load_vector, store_vector
+from daskreg.kernels.intrinsics.arithmetic import clamp
+from daskreg.kernels.intrinsics.memory import held, load_vector, store_vector
 
 TILE_X = 32  # voxels of a tile along x
 GROUP = 4  # neighbours along x per thread
@@ -44,16 +45,46 @@ def window_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False)
 
 @formula
 def tile_offsets(offsets, t, threads, height, width, top, left, ny, nx):
-    """Offsets in a plane of the voxels that a thread loads into shared memory; returns bits that say which are in the grid."""
-    valid = uint32(0)
+    """Offsets in a plane, clamped to it, of the voxels that a thread loads into shared memory; returns bits that say which are
+    in the grid.
+    """
+    inside = uint32(0)
     for s in range(len(offsets)):
         e = uint32(t + uint32(s * threads))
         row = int32(e // uint32(width))
         y, x = int32(top + row), int32(left + int32(e % uint32(width)))
-        offsets[s] = uint32(uint32(max(y, int32(0))) * uint32(nx) + uint32(max(x, int32(0))))
+        offsets[s] = clamped_offset(min(y, int32(top + int32(height - 1))), x, ny, nx)
         if row < int32(height) and int32(0) <= y < ny and int32(0) <= x < nx:
-            valid |= uint32(1 << s)
-    return uint32(valid)
+            inside |= uint32(1 << s)
+    return held(uint32(inside))
+
+
+@formula
+def clamped_offset(y, x, ny, nx):
+    """The offset in a plane of the voxel of the grid nearest to y, x, in a register."""
+    return held(uint32(uint32(clamp(y, ny)) * uint32(nx) + uint32(clamp(x, nx))))
+
+
+@formula
+def has_bit(bits, s):
+    """Whether bit s is set."""
+    return uint32(bits & uint32(1 << s)) != uint32(0)
+
+
+@formula
+def clear_shared(shared, t, threads, size):
+    """Zero the first ``size`` numbers, for voxels outside the grid, which no thread writes."""
+    for s in range(-(-size // threads)):
+        if int32(t) + int32(s * threads) < int32(size):
+            shared[uint64(t) + uint64(s * threads)] = float32(0)
+
+
+@formula
+def group_offsets(t, width):
+    """The offsets of a thread's four neighbours in a tile with border, ``width`` voxels wide, and without."""
+    row, x = uint32(t >> uint32(3)), uint32(uint32(t & uint32(7)) * uint32(GROUP))
+    to = held(uint32(row * uint32(TILE_X) + x))
+    return uint64(uint32(to + uint32(row * uint32(width - TILE_X)))), uint64(to)
 
 
 @formula
@@ -77,7 +108,7 @@ def sum_x(a, first, radius, mid, to):
 def load_row(raw, at, values):
     """Load neighbours along x into registers, four at a time."""
     for q in range(0, len(values), 4):
-        values[q], values[q + 1], values[q + 2], values[q + 3] = load_vector(raw, uint32(at + uint32(q)))
+        values[q], values[q + 1], values[q + 2], values[q + 3] = load_vector(raw, at + uint64(q))
 
 
 @formula
@@ -85,27 +116,30 @@ def sum_y(mid, at, field, height, radius, rows, sums):
     """Sums along y of a field for the rows of a thread; what they share is added once."""
     k, start = 2 * radius + 1, field * height * TILE_X
     if rows == 2:
-        low = mid[uint32(at + uint32(start))]
-        common = mid[uint32(at + uint32(start + TILE_X))]
+        common = mid[at + uint64(start + TILE_X)]
         for q in range(2, k):
-            common += mid[uint32(at + uint32(start + q * TILE_X))]
-        sums[2 * field] = low + common
-        sums[2 * field + 1] = common + mid[uint32(at + uint32(start + k * TILE_X))]
+            common += mid[at + uint64(start + q * TILE_X)]
+        sums[2 * field] = mid[at + uint64(start)] + common
+        sums[2 * field + 1] = common + mid[at + uint64(start + k * TILE_X)]
     else:
-        common = mid[uint32(at + uint32(start))]
+        common = mid[at + uint64(start)]
         for q in range(1, k):
-            common += mid[uint32(at + uint32(start + q * TILE_X))]
+            common += mid[at + uint64(start + q * TILE_X)]
         sums[field] = common
 
 
 @formula
-def push_plane(ring, prefix, sums, slot, k):
-    """Put the sums of a plane into its slot; ``sums`` becomes the sums over the last k planes.
+def push_plane(ring, prefix, sums, slot, block):
+    """Sum the fields of a plane along y and put these sums into its slot; ``sums`` becomes the sums over the last k planes.
 
     Planes of the current round are added as they come, those of the previous round from its end: three additions per plane,
     whatever k. All indices are constants once loops are unrolled, so every slot is a register.
     """
+    mid, column, fields, height, radius, rows = block
+    k = 2 * radius + 1
     for q in range(len(prefix)):
+        if q % rows == 0 and q < fields * rows:
+            sum_y(mid, column, q // rows, height, radius, rows, sums)
         ring[q * k + slot] = sums[q]
         if slot > 0:
             sums[q] = prefix[q] + sums[q]
@@ -118,28 +152,30 @@ def push_plane(ring, prefix, sums, slot, k):
 
 
 @formula
-def push_plane_among_four(ring, prefix, sums, slot, k, first_slot):
+def push_plane_among_four(ring, prefix, sums, slot, k, first_slot, block):
     """``push_plane`` for a slot known at run time, one of four."""
-    if slot == uint32(first_slot):
-        push_plane(ring, prefix, sums, first_slot, k)
-    elif k > first_slot + 1 and slot == uint32(first_slot + 1):
-        push_plane(ring, prefix, sums, first_slot + 1, k)
-    elif k > first_slot + 2 and slot == uint32(first_slot + 2):
-        push_plane(ring, prefix, sums, first_slot + 2, k)
-    elif k > first_slot + 3 and slot == uint32(first_slot + 3):
-        push_plane(ring, prefix, sums, first_slot + 3, k)
+    if k <= first_slot + 2 or slot < uint32(first_slot + 2):
+        if k <= first_slot + 1 or slot < uint32(first_slot + 1):
+            push_plane(ring, prefix, sums, first_slot, block)
+        else:
+            push_plane(ring, prefix, sums, first_slot + 1, block)
+    elif k <= first_slot + 3 or slot < uint32(first_slot + 3):
+        push_plane(ring, prefix, sums, first_slot + 2, block)
+    else:
+        push_plane(ring, prefix, sums, first_slot + 3, block)
 
 
 @formula
-def push_plane_any(ring, prefix, sums, slot, k):
+def push_plane_any(ring, prefix, sums, slot, block):
     """``push_plane`` for a slot known at run time."""
+    k = 2 * block[4] + 1
     if k <= 4 or slot < uint32(4):
-        push_plane_among_four(ring, prefix, sums, slot, k, 0)
+        push_plane_among_four(ring, prefix, sums, slot, k, 0, block)
     elif k <= 8 or slot < uint32(8):
-        push_plane_among_four(ring, prefix, sums, slot, k, 4)
+        push_plane_among_four(ring, prefix, sums, slot, k, 4, block)
     elif k <= 12 or slot < uint32(12):
-        push_plane_among_four(ring, prefix, sums, slot, k, 8)
+        push_plane_among_four(ring, prefix, sums, slot, k, 8, block)
     elif k <= 16 or slot < uint32(16):
-        push_plane_among_four(ring, prefix, sums, slot, k, 12)
+        push_plane_among_four(ring, prefix, sums, slot, k, 12, block)
     else:
-        push_plane(ring, prefix, sums, 16, k)
+        push_plane(ring, prefix, sums, 16, block)
