@@ -48,6 +48,14 @@ def block_memory() -> int:
     return _of_device("MaxSharedMemoryPerBlockOptin", 227 * 1024)
 
 
+def copies_asynchronously() -> bool:
+    """Whether the current device copies from global to shared memory beside other instructions, from sm_80 on."""
+    from numba.cuda import dispatcher
+
+    device = vars(dispatcher)["get_current_device"]()  # or that for which ``offline`` compiles
+    return bool(device.compute_capability >= (8, 0))
+
+
 def _of_device(attribute: str, otherwise: int) -> int:
     """An attribute of the current device; a default in the simulator and without a device."""
     try:

@@ -40,22 +40,6 @@ def load(where, at):
 
 
 @formula
-def copy_async(where, at, shared, to):
-    """``shared[to] = load(where, at)``, where a GPU does not wait for the value before ``wait_async``."""
-    shared[to] = load(where, at)
-
-
-@formula
-def commit_async():
-    """End a group of copies."""
-
-
-@formula
-def wait_async():
-    """Wait for this thread's copies, except those of the last group."""
-
-
-@formula
 def load_uint16(where, at):
     """``load`` from an array of uint16, as uint32."""
     return where[0][where[1] + at]
@@ -139,7 +123,7 @@ def _spot_address() -> Callable[..., Any]:
     return spot_address
 
 
-def _beyond(builder: Any, where: Any, at: Any, bits: int = 0) -> Any:
+def pointer_beyond(builder: Any, where: Any, at: Any, bits: int = 0) -> Any:
     """The pointer to an element ``at`` voxels after an address: an integer of so many bits, or float32."""
     from llvmlite import ir
 
@@ -157,7 +141,7 @@ def _get_beyond() -> Callable[..., Any]:
     @intrinsic
     def load(typing, where, at):
         def generate(context, builder, signature, arguments):
-            return builder.load(_beyond(builder, *arguments))
+            return builder.load(pointer_beyond(builder, *arguments))
 
         return types.float32(types.uint64, types.uint32), generate
 
@@ -165,68 +149,6 @@ def _get_beyond() -> Callable[..., Any]:
         return load(where, at)
 
     return get_beyond
-
-
-@copy_async.intrinsic
-def _copy_async() -> Callable[..., Any]:
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-
-    @intrinsic
-    def copy(typing, where, at, shared, to):
-        def generate(context, builder, signature, arguments):
-            source, distance, array, place = arguments
-            data = context.make_array(signature.args[2])(context, builder, array).data
-            to = builder.addrspacecast(builder.gep(data, [place]), ir.FloatType().as_pointer(3))
-            kind = ir.FunctionType(ir.VoidType(), [ir.FloatType().as_pointer(3), ir.FloatType().as_pointer(1)])
-            text = "cp.async.ca.shared.global [$0], [$1], 4;"
-            builder.asm(kind, text, "r,l,~{memory}", [to, _beyond(builder, source, distance)], side_effect=True)
-            return context.get_dummy_value()
-
-        return types.void(types.uint64, types.uint32, shared, types.uint64), generate
-
-    def copy_value(where, at, shared, to):
-        copy(where, at, shared, to)
-
-    return copy_value
-
-
-def _barrier(text: str) -> Callable[..., Any]:
-    """An instruction that the compiler may not move memory accesses across."""
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-
-    @intrinsic
-    def apply(typing):
-        def generate(context, builder, signature, arguments):
-            builder.asm(ir.FunctionType(ir.VoidType(), []), text, "~{memory}", [], side_effect=True)
-            return context.get_dummy_value()
-
-        return types.void(), generate
-
-    return apply
-
-
-@commit_async.intrinsic
-def _commit_async() -> Callable[..., Any]:
-    instruction = _barrier("cp.async.commit_group;")
-
-    def commit():
-        instruction()
-
-    return commit
-
-
-@wait_async.intrinsic
-def _wait_async() -> Callable[..., Any]:
-    instruction = _barrier("cp.async.wait_group 1;")
-
-    def wait():
-        instruction()
-
-    return wait
 
 
 @load_uint16.intrinsic
@@ -247,7 +169,7 @@ def _integer_beyond(bits: int) -> Callable[..., Any]:
     @intrinsic
     def load(typing, where, at):
         def generate(context, builder, signature, arguments):
-            value = builder.load(_beyond(builder, *arguments, bits=bits))
+            value = builder.load(pointer_beyond(builder, *arguments, bits=bits))
             return builder.zext(value, ir.IntType(32)) if bits < 32 else value
 
         return types.uint32(types.uint64, types.uint32), generate
@@ -266,7 +188,7 @@ def _put_beyond() -> Callable[..., Any]:
     @intrinsic
     def store(typing, where, at, value):
         def generate(context, builder, signature, arguments):
-            builder.store(arguments[2], _beyond(builder, *arguments[:2]))
+            builder.store(arguments[2], pointer_beyond(builder, *arguments[:2]))
             return context.get_dummy_value()
 
         return types.void(types.uint64, types.uint32, types.float32), generate
@@ -292,7 +214,7 @@ def _put_if() -> Callable[..., Any]:
         def generate(context, builder, signature, arguments):
             wanted, where, at, value = arguments
             kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), value.type, ir.IntType(32)])
-            place = builder.ptrtoint(_beyond(builder, where, at), ir.IntType(64))
+            place = builder.ptrtoint(pointer_beyond(builder, where, at), ir.IntType(64))
             builder.asm(kind, text, constraint, [place, value, wanted], side_effect=True)
             return context.get_dummy_value()
 
@@ -313,7 +235,7 @@ def _move() -> Callable[..., Any]:
     @intrinsic
     def move(typing, where, at):
         def generate(context, builder, signature, arguments):
-            return builder.ptrtoint(_beyond(builder, *arguments), ir.IntType(64))
+            return builder.ptrtoint(pointer_beyond(builder, *arguments), ir.IntType(64))
 
         return types.uint64(types.uint64, types.uint32), generate
 
@@ -336,7 +258,7 @@ def _add_beyond() -> Callable[..., Any]:
     def reduce(typing, where, at, value):
         def generate(context, builder, signature, arguments):
             kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), ir.FloatType()])
-            place = builder.ptrtoint(_beyond(builder, *arguments[:2]), ir.IntType(64))
+            place = builder.ptrtoint(pointer_beyond(builder, *arguments[:2]), ir.IntType(64))
             builder.asm(kind, text, "l,f", [place, arguments[2]], side_effect=True)
             return context.get_dummy_value()
 

@@ -9,8 +9,9 @@ from numba import float32, int32, uint32, uint64
 from daskreg.kernels.compiler.configuration import OFFSET
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
+from daskreg.kernels.intrinsics.asynchronous import commit_async, copy_async, wait_async
 from daskreg.kernels.intrinsics.half import as_float32, storage_type
-from daskreg.kernels.intrinsics.memory import address, commit_async, copy_async, held, load, load_uint16, store, wait_async
+from daskreg.kernels.intrinsics.memory import address, held, load, load_uint16, store
 from daskreg.similarity.lncc.cuda.windows import (
     GROUP,
     TILE_X,
