@@ -9,7 +9,7 @@ iteration at full resolution, the wall time of a level of 64 iterations minus th
 of a level. ``bytes_per_voxel``: the peak of CuPy's pool. ``schedule``: seconds of a run at scales 4, 2, 1 with 200, 100, 50
 iterations, without early stops, from images on the device to a displacement there, with compiled kernels. ``fireants_ms``:
 one iteration of its GreedyRegistration in float32, with the same filters, Adam and window, timed in the same way. Prints one
-JSON line per case and writes ``gpu_iterations.json``.
+JSON line per case and writes ``gpu_iterations.json``, whose rows also have what ``gpu_conditions.py`` finds.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gpu_conditions import conditions
 from gpu_rank import Peak
 
 from daskreg.comm import SingleRank
@@ -155,23 +156,24 @@ def main() -> None:
     parser.add_argument("--storages", default="float32,mixed")
     parser.add_argument("--fireants", action="store_true", help="FireANTs, which must be installed, in the same process")
     given = parser.parse_args()
-    import cupy
+    origin, rows = conditions(), list[dict[str, Any]]()
 
-    device = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    rows = []
+    def say(row: dict[str, Any]) -> None:
+        """Print a row, and keep it even if a later one fails."""
+        rows.append({**row, **origin})
+        print(json.dumps(row), flush=True)
+        OUT.write_text(json.dumps(rows, indent=1) + "\n")
+
     for edge in given.edges:
         images = volumes(edge)
         for name, storage in itertools.product(given.losses.split(","), given.storages.split(",")):
-            row = {**case(edge, name, images, storage), "device": device}
+            row = case(edge, name, images, storage)
             if given.fireants and storage == "float32":
                 trim()
                 row.update(fireants(edge, name, images))
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+            say(row)
             if edge <= 256:
-                rows.append({**schedule(edge, name, images, storage), "device": device})
-                print(json.dumps(rows[-1]), flush=True)
-    OUT.write_text(json.dumps(rows, indent=1) + "\n")
+                say(schedule(edge, name, images, storage))
 
 
 if __name__ == "__main__":

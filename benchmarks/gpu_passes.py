@@ -18,6 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gpu_conditions import conditions
+
 from daskreg.kernels.adam import cpu as adam_cpu
 from daskreg.kernels.adam import cuda as adam_cuda
 from daskreg.kernels.composition import cpu as composition_cpu
@@ -28,6 +30,7 @@ from daskreg.kernels.smoothing import cpu as smoothing
 from daskreg.optimizers.adam.update import AdamOnCpu
 from daskreg.similarity.mse import cpu as mse_cpu
 from daskreg.similarity.mse import cuda as mse_cuda
+from daskreg.similarity.mutual_information.cuda.columns import sample_and_differentiate
 from daskreg.transforms.linear import linear_part, to_fixed_point
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parent / "results")) / "gpu_passes.json"
@@ -36,7 +39,7 @@ RATES = AdamOnCpu((0.9, 0.99)).coefficients(3, 1.0)
 MATRIX = np.eye(4)
 MATRIX[:3, :3] += 0.01 * np.random.default_rng(0).standard_normal((3, 3))
 MATRIX[:3, 3] = 0.3
-SIGMA, WARP, HALF_STEP = 1.0, 0.5, 0.25
+SIGMA, WARP, HALF_STEP, BINS = 1.0, 0.5, 0.25, 32
 
 
 class Volume:
@@ -60,6 +63,10 @@ class Volume:
         self.m = (noise(3, *shape) - 0.5) * 0.1
         self.v, self.d = noise(3, *shape) * 0.01, cupy.zeros((3, *shape), cupy.float32)
         self.longest, self.totals, self.clock = cupy.zeros(1, cupy.float32), cupy.zeros(2, cupy.int64), cupy.zeros(1, cupy.int32)
+        self.half_g = (self.g.reshape(-1).view(cupy.uint32) >> 16).astype(cupy.uint16)
+        self.words = cupy.zeros(self.g.size, cupy.uint32)
+        self.table = noise(BINS * BINS)
+        self.scaled, self.scaled_fixed = ((a - a.min()) / (a.max() - a.min()) for a in (self.image, self.fixed))
         self.no_mask, self.rates = cupy.empty(0, cupy.float32), cupy.asarray(RATES)[None]
         self.norms = {s: [cupy.asarray(smoothing.gaussian_norms(k, s)) for k in shape] for s in (SIGMA, WARP)}
         self.shares = [cupy.asarray(smoothing.gaussian_shares(k, SIGMA)) for k in shape]
@@ -101,6 +108,19 @@ class Volume:
         length, *grid = adam_cuda.launch_grid(self.n, radius)
         filter_ = *self._filter(SIGMA), *self.shares
         adam_cuda.smooth_adam((radius,), *grid, length, *filter_, self.rates, self.clock, *fields, self.longest)
+
+    def adam_mixed(self) -> None:
+        """In mixed storage: g in 16 bits, both moments in a word, no direction."""
+        radius, nothing = smoothing.gaussian_radius(SIGMA), self.no_mask
+        length, *grid = adam_cuda.launch_grid(self.n, radius, True)
+        filter_, place = (*self._filter(SIGMA), *self.shares), np.int32(0)
+        fields = self.half_g, self.words, nothing, place, self.longest
+        adam_cuda.smooth_adam((radius, True), *grid, length, *filter_, self.rates, self.clock, *fields)
+
+    def differentiate(self) -> None:
+        """The gradient of mutual information from a table of 32 x 32 bins."""
+        sampling_ = 0, to_fixed_point(MATRIX), linear_part(MATRIX), self.u, 0, self.shape[0], self.scaled
+        sample_and_differentiate(self.shape, sampling_, self.g, BINS, self.table, self.scaled_fixed, self.no_mask)
 
     def compose(self) -> None:
         fields = [getattr(self, a).reshape(-1) for a in ("d", "u", "g")]
@@ -183,7 +203,9 @@ def times(edge: int) -> list[dict[str, Any]]:
         "mse_columns": (volume.difference, 32),
         "pull_back": (volume.pull_back, 32),
         "smooth_adam": (volume.adam, 72),
+        "smooth_adam mixed": (volume.adam_mixed, 30),
         "compose_smooth": (volume.compose, 36),
+        "information_gradient_columns": (volume.differentiate, 32),
     }
     copy, rows = 1.0, []
     for name, (call, count) in calls.items():
@@ -214,10 +236,7 @@ def main() -> None:
     apart = check()
     print(json.dumps({"largest relative difference": apart}))
     rows = [row for edge in map(int, sys.argv[1:] or ["256"]) for row in times(edge)]
-    import cupy
-
-    device = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    OUT.write_text(json.dumps({"device": device, "apart": apart, "rows": rows}, indent=1) + "\n")
+    OUT.write_text(json.dumps({**conditions(), "apart": apart, "rows": rows}, indent=1) + "\n")
     if max(apart.values()) > 1e-4:
         raise SystemExit("a pass disagrees with the plain kernels")
 

@@ -40,7 +40,7 @@ class LNCC(SimilarityParameters):
     """
     label: ClassVar[str] = "− LNCC"
     separable: ClassVar[bool] = True
-    seconds: ClassVar[dict[str, float]] = {"cpu": 0.053, "cuda": 7.4e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
+    seconds: ClassVar[dict[str, float]] = {"cpu": 0.053, "cuda": 7.0e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 
     def in_voxels(self, edge_mm: float | None) -> Self:
         """With the radius that windows have at voxels of that edge."""

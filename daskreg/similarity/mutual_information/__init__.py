@@ -16,7 +16,7 @@ class MI(SimilarityParameters):
     bins: Whole = Field(32, ge=8, le=128)
     """Bins of the histogram for each image, two of them padding at each end. Lower it for small images, where bins stay empty."""
     label: ClassVar[str] = "− mutual information"
-    seconds: ClassVar[dict[str, float]] = {"cpu": 0.070, "cuda": 6.0e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
+    seconds: ClassVar[dict[str, float]] = {"cpu": 0.070, "cuda": 5.6e-5}  # benchmarks/results: estimate.json, gpu_iterations.json
 
     def summed(self, planes: int) -> int:
         """The joint histogram."""
