@@ -64,26 +64,24 @@ def processors() -> int:
 
 
 def windows(name: str, radius: int, masked: bool, held: tuple[int, int, int], planes: range, origin: int, depth: int, fixed: Any,
-            weight: Any, moved: Any, out: Any, totals: Any, unrolled: bool = False) -> None:  # fmt: skip
+            weight: Any, moved: Any, out: Any, totals: Any) -> None:  # fmt: skip
     """``lncc_center_tiled`` or ``lncc_factors_tiled``."""
     nz, ny, nx = held
     blocks = tiles.window_blocks(radius, len(planes), ny, nx, depth)
     sizes = ints(planes.start, len(planes), ny, nx, nz, origin, depth)
     kernel = getattr(factors, name)
     own, threads = (np.int32(planes.start), np.int32(planes.stop)), (tiles.window_threads(radius), 1, 1)
-    constants, fields = (radius, masked, unrolled), (fixed, weight, moved, out, totals)
+    constants, fields = (radius, masked), (fixed, weight, moved, out, totals)
     kernel(constants, blocks, threads, *sizes, own, EPSILON, VARIANCES, *fields)
 
 
 def slopes(radius: int, masked: bool, held: tuple[int, int, int], planes: range, origin: int, depth: int, dkc: Any, fixed: Any,
-           weight: Any, moved: Any, unrolled: bool = False) -> None:  # fmt: skip
+           weight: Any, moved: Any) -> None:  # fmt: skip
     """``lncc_gradient_tiled``."""
     nz, ny, nx = held
     blocks = gradient.gradient_blocks(len(planes), ny, nx, depth)
     sizes = ints(planes.start, len(planes), ny, nx, nz, origin, depth)
-    gradient.lncc_gradient_tiled(
-        (radius, masked, unrolled), blocks, (gradient.GRADIENT_THREADS, 1, 1), *sizes, dkc, fixed, weight, moved
-    )
+    gradient.lncc_gradient_tiled((radius, masked), blocks, (gradient.GRADIENT_THREADS, 1, 1), *sizes, dkc, fixed, weight, moved)
 
 
 def count(bins: int, masked: bool, begin: int, end: int, blocks: int, fixed: Any, weight: Any, moved: Any, totals: Any) -> None:
@@ -130,7 +128,7 @@ def apart(a: Array, b: Array) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def check_windows(name: str, radius: int, masked: bool, unrolled: bool = False) -> dict[str, Any]:
+def check_windows(name: str, radius: int, masked: bool) -> dict[str, Any]:
     """Largest relative difference, and whether slabs have the bits of the whole."""
     small = Small(masked)
     dkc, want = np.zeros((3, *SHAPE), np.float32), small.moved.copy()
@@ -143,8 +141,7 @@ def check_windows(name: str, radius: int, masked: bool, unrolled: bool = False) 
         out = device(np.zeros((3, size[1] * SHAPE[1] * SHAPE[2]) if exact else (int(np.prod(size)),), np.float32))
         totals = device(np.zeros(2, np.int64))
         place = range(inner.start - held.start, inner.stop - held.start)
-        windows(name, radius, masked, (len(held), *SHAPE[1:]), place, ORIGIN + held.start, depth, *small.cut(held), out, totals,
-                unrolled)  # fmt: skip
+        windows(name, radius, masked, (len(held), *SHAPE[1:]), place, ORIGIN + held.start, depth, *small.cut(held), out, totals)
         return out.copy_to_host().reshape(size)[..., place.start : place.stop, :, :], totals.copy_to_host()
 
     whole, totals = run(range(SHAPE[0]), range(SHAPE[0]), 17)
@@ -230,17 +227,16 @@ class Large:
         self.in3 += 0.5
         self.cupy = cupy
 
-    def windows(self, name: str, radius: int, depth: int, masked: bool = False, partly: bool = False,
-                unrolled: bool = False) -> Callable[[], None]:  # fmt: skip
+    def windows(self, name: str, radius: int, depth: int, masked: bool = False, partly: bool = False) -> Callable[[], None]:
         totals = self.cupy.zeros(2, self.cupy.int64)
         out = self.out3 if name == "lncc_factors_tiled" else self.out
         moved, weight = self.partly if partly else self.moved, self.noise if masked else self.nothing
         fields = [self.on(a) for a in (self.head, weight, moved, out, totals)]
-        return lambda: windows(name, radius, masked, (self.edge,) * 3, range(self.edge), 0, depth, *fields, unrolled)
+        return lambda: windows(name, radius, masked, (self.edge,) * 3, range(self.edge), 0, depth, *fields)
 
-    def slopes(self, radius: int, depth: int, unrolled: bool = False) -> Callable[[], None]:
+    def slopes(self, radius: int, depth: int) -> Callable[[], None]:
         fields = [self.on(a) for a in (self.in3, self.head, self.nothing, self.out)]
-        return lambda: slopes(radius, False, (self.edge,) * 3, range(self.edge), 0, depth, *fields, unrolled)
+        return lambda: slopes(radius, False, (self.edge,) * 3, range(self.edge), 0, depth, *fields)
 
     def count(self, bins: int, smooth: bool, blocks: int) -> Callable[[], None]:
         fixed, moved = (self.head, self.moved) if smooth else (self.noise, self.noise[::-1].copy())
@@ -289,12 +285,8 @@ def cases() -> list[Case]:
             found.append((f"{name} 3 depth 32", None, size, lambda v, n=name: v.windows(n, 3, 32)))
         found.append((f"{name} 3 depth 128", None, size, lambda v, n=name: v.windows(n, 3, 128)))
         found.append((f"{name} 3 partly out of domain", None, size, lambda v, n=name: v.windows(n, 3, 64, partly=True)))
-        if name == "lncc_center_tiled":
-            found.append((f"{name} 3 unrolled depth 64", lambda n=name: check_windows(n, 3, False, True), size,
-                          lambda v, n=name: v.windows(n, 3, 64, unrolled=True)))  # fmt: skip
     found.append(("lncc_gradient_tiled 3 depth 64", lambda: check_slopes(3, False), 24, lambda v: v.slopes(3, 64)))
     found.append(("lncc_gradient_tiled 3 depth 128", None, 24, lambda v: v.slopes(3, 128)))
-    found.append(("lncc_gradient_tiled 3 unrolled depth 64", None, 24, lambda v: v.slopes(3, 64, True)))
     m = processors()
     for smooth in (True, False):
         kind = "head" if smooth else "noise"

@@ -643,9 +643,7 @@ def counted_in_units(totals: NDArray[np.int64]) -> Array:
     return (totals / FIXED_POINT_SCALE).astype(np.float32)
 
 
-def windows(
-    radius: int, masked: bool, exact: bool, unrolled: bool = False, half: bool = False, scale: float = 1
-) -> CooperativeCase:
+def windows(radius: int, masked: bool, exact: bool, half: bool = False, scale: float = 1) -> CooperativeCase:
     """``lncc_center_tiled`` or ``lncc_factors_tiled``; windows reach no further than the halo.  scale: of the mask."""
     (kept, fixed), weight, there = stored(image(*TALL), half), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     weight *= np.float32(scale)
@@ -660,7 +658,7 @@ def windows(
         return [inner(dkc.reshape(3, -1) if exact else slope.reshape(-1)), rows.sum(axis=(1, 2))]
 
     arguments = *sizes(4), own, EPSILON, VARIANCES, *flat(kept, weight, there), out, totals
-    return CooperativeCase((radius, masked, unrolled, half), blocks, lncc_windows.window_threads(radius), arguments, plain,
+    return CooperativeCase((radius, masked, half), blocks, lncc_windows.window_threads(radius), arguments, plain,
                  lambda: [inner(out), counted_in_units(totals)])  # fmt: skip
 
 
@@ -677,7 +675,6 @@ def lncc_factors_tiled() -> CooperativeCase:
 COOPERATIVE_CASES["lncc_factors_tiled of subnormal weights"] = lambda: windows(1, True, exact=True, scale=1e-41)
 COOPERATIVE_CASES["lncc_center_tiled without a mask"] = lambda: windows(2, False, exact=False)
 COOPERATIVE_CASES["lncc_center_tiled of radius 3"] = lambda: windows(3, False, exact=False)
-COOPERATIVE_CASES["lncc_center_tiled unrolled"] = lambda: windows(2, False, exact=False, unrolled=True)
 COOPERATIVE_CASES["lncc_center_tiled of half"] = lambda: windows(3, False, exact=False, half=True)
 COOPERATIVE_CASES["lncc_factors_tiled of half"] = lambda: windows(2, True, exact=True, half=True)
 COOPERATIVE_CASES["lncc_factors_tiled of radius 1"] = lambda: windows(1, False, exact=True)
@@ -690,7 +687,7 @@ def lncc_gradient_tiled() -> CooperativeCase:
     return window_slope(2, masked=True)
 
 
-def window_slope(radius: int, masked: bool, unrolled: bool = False, half: bool = False) -> CooperativeCase:
+def window_slope(radius: int, masked: bool, half: bool = False) -> CooperativeCase:
     """``lncc_gradient_tiled``, which replaces ``moved``."""
     dkc, weight, there = vectors(*TALL), weights(*TALL) if masked else empty(0, 0, 0), moved(*TALL)
     kept, fixed = stored(image(*TALL), half)
@@ -703,11 +700,11 @@ def window_slope(radius: int, masked: bool, unrolled: bool = False, half: bool =
     arguments = *sizes(4), dkc.reshape(3, -1), *flat(kept, weight), out
     blocks = lncc_gradient_cuda.gradient_blocks(*SHAPE, depth=4)
     return CooperativeCase(
-        (radius, masked, unrolled, half), blocks, lncc_gradient_cuda.GRADIENT_THREADS, arguments, plain, lambda: [inner(out)]
+        (radius, masked, half), blocks, lncc_gradient_cuda.GRADIENT_THREADS, arguments, plain, lambda: [inner(out)]
     )
 
 
-COOPERATIVE_CASES["lncc_gradient_tiled unrolled"] = lambda: window_slope(1, masked=False, unrolled=True)
+COOPERATIVE_CASES["lncc_gradient_tiled of radius 1"] = lambda: window_slope(1, masked=False)
 COOPERATIVE_CASES["lncc_gradient_tiled of radius 3"] = lambda: window_slope(3, masked=False)
 COOPERATIVE_CASES["lncc_gradient_tiled of half"] = lambda: window_slope(2, masked=True, half=True)
 

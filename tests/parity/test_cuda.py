@@ -18,8 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*overflow encountered in scalar
 
 # float32 rounding of a sum of a few hundred terms; a device may fuse multiply and add
 RELATIVE, ABSOLUTE = 2e-5, 2e-6
-SLOW = (  # in the simulator; "lncc_center_tiled of half" has radius 3 and no mask, "unrolled" no mask, others the radii 1 and 2
-    "lncc_center_tiled without a mask",
+SLOW = (  # in the simulator; "lncc_center_tiled of half" has radius 3 and no mask, others the radii 1 and 2
     "lncc_center_tiled of radius 3",
     "lncc_factors_tiled of radius 3",
     "lncc_factors_tiled of radius 4",

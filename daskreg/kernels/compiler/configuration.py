@@ -49,10 +49,14 @@ def block_memory() -> int:
 
 
 def copies_asynchronously() -> bool:
-    """Whether the current device copies from global to shared memory beside other instructions, from sm_80 on."""
+    """Whether the current device, or an H100 without one, copies to shared memory beside other instructions: from sm_80 on."""
     from numba.cuda import dispatcher
+    from numba.cuda.cudadrv.error import CudaSupportError
 
-    device = vars(dispatcher)["get_current_device"]()  # or that for which ``offline`` compiles
+    try:
+        device = vars(dispatcher)["get_current_device"]()  # or that for which ``offline`` compiles
+    except CudaSupportError:
+        return True
     return bool(device.compute_capability >= (8, 0))
 
 

@@ -23,7 +23,6 @@ from daskreg.similarity.lncc.cuda.windows import (
     group_offsets,
     has_bit,
     load_row,
-    push_plane,
     push_plane_any,
     rows_per_thread,
     sum_x,
@@ -187,7 +186,7 @@ def window_extent(i, radius, n):
     return int32(last - low + int32(1))
 
 
-def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bool) -> Callable[..., None]:
+def window_body(radius: int, masked: bool, exact: bool, half: bool) -> Callable[..., None]:
     """The body of a kernel that computes the window sums of every voxel and stores what follows from them."""
     (kind, none), load_fixed = storage_type(half), load_uint16 if half else load  # of the stored fixed image
     k, rows, threads, tile_height = 2 * radius + 1, rows_per_thread(radius), window_threads(radius), tile_rows(radius)
@@ -205,7 +204,6 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
     prefix_size = 5 * rows if shared_counts else 6 * rows
     ring_size, sums_size, all_flags = prefix_size * k, 6 * rows, 2 ** (k + 1) - 1
     mask_size, reach_w = (loads, reach) if masked else (1, 1)
-    push = push_plane if unrolled else push_plane_any
     store_results, output_fields = (store_factors, vector_output) if exact else (store_center_gradient, scalar_output)
     divide = divide_fast if masked else divide_normal  # by a sum of weights, or by a number of voxels
 
@@ -221,8 +219,6 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
         offsets, own_offsets, fixed_values, moved_values, mask, a, b, w, p, ring, prefix, sums, own_f, own_m, own_w, area = (
             registers
         )
-        if unrolled and (z >= end or z < int32(start - int32(radius))):
-            return flags
         done = int32(z - int32(radius))
         outside = write_shared(shared, t, threads, size, valid, masked, fixed_values, moved_values, mask)
         missing = cuda.syncthreads_or(outside) != int32(0)
@@ -254,7 +250,7 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
                 place = uint64(uint32(t + uint32(uint32(slot) * uint32(rows * threads)))) + uint64(counts)
                 for q in range(rows):
                     shared[place + uint64(q * threads)] = sums[5 * rows + q]
-        push(ring, prefix, sums, slot, (shared, column, 5, height, radius, rows))
+        push_plane_any(ring, prefix, sums, slot, (shared, column, 5, height, radius, rows))
         if done >= start:
             correlation, weights, planes_in_window = ZERO, ZERO, float32(window_extent(done, radius, nz))
             addresses = address(fields[0], own_base), address(fields[1], own_base), address(fields[2], own_base)
@@ -275,18 +271,6 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
                     store_results(addresses, own_offsets[q], masked, own_w[q], as_float32(own_f[q]), own_m[q],
                                   sums[q], sums[rows + q], sums[2 * rows + q])  # fmt: skip
             shared[uint64(t) + uint64(terms)], shared[uint64(t) + uint64(terms + threads)] = correlation, weights
-        return flags
-
-    @formula
-    def steps(slot, z, flags, *block):
-        """Four planes, as far as the ring has slots for them."""
-        flags = step(slot, int32(z + int32(slot)), flags, *block)
-        if k > slot + 1:
-            flags = step(slot + 1, int32(z + int32(slot + 1)), flags, *block)
-        if k > slot + 2:
-            flags = step(slot + 2, int32(z + int32(slot + 2)), flags, *block)
-        if k > slot + 3:
-            flags = step(slot + 3, int32(z + int32(slot + 3)), flags, *block)
         return flags
 
     def body(first, planes, ny, nx, nz, origin, depth, own, epsilon, variances, fixed, weight, moved, out, totals):
@@ -344,24 +328,10 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
         registers = (offsets, own_offsets, fixed_values, moved_values, mask, a, b, w, p, ring, prefix, sums,
                      own_f, own_m, own_w, area)  # fmt: skip
         flags = uint32(0)
-        if unrolled:
-            z = int32(z - int32(slot))  # where this round of the ring began
-            while z < end:
-                flags = steps(0, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
-                if k > 4:
-                    flags = steps(4, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
-                if k > 8:
-                    flags = steps(8, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
-                if k > 12:
-                    flags = steps(12, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
-                if k > 16:
-                    flags = steps(16, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
-                z = int32(z + int32(k))
-        else:
-            while z < end:
-                flags = step(slot, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
-                slot = uint32(slot + uint32(1)) if slot < uint32(k - 1) else uint32(0)
-                z = int32(z + int32(1))
+        while z < end:
+            flags = step(slot, z, flags, grid, thread, arrays, shared, registers, epsilon, variances)
+            slot = uint32(slot + uint32(1)) if slot < uint32(k - 1) else uint32(0)
+            z = int32(z + int32(1))
         last = int32(stop - int32(1))
         cuda.syncthreads()
         if t >= uint32(threads - 64):
@@ -375,23 +345,22 @@ def window_body(radius: int, masked: bool, unrolled: bool, exact: bool, half: bo
 
 
 @cooperative_kernel(launch_bounds=window_bounds)
-def lncc_center_tiled(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
+def lncc_center_tiled(radius: int, masked: bool, half: bool = False) -> Callable[..., None]:
     """N times the centre-window gradient, and sums: ``lncc_factors``, then ``lncc_gradient`` with radius 0.
 
-    Launch with ``window_blocks`` and ``window_threads``. ``unrolled``: code for each slot of the ring, which saves a branch per
-    plane and does not change results. first, planes, ny, nx: int32, the box within the ``nz`` planes of the arrays, the first
-    of which is global plane ``origin``;  depth: int32, planes per block;  epsilon: float32;  variances: (2,) float32, see
-    ``factors``;  fixed, moved: (N,) float32, moved NaN outside the domain;  weight: (N,) if ``masked``, else (0,);  slope: (N,),
-    another array than moved;  own: (2,) int32, first and last plus one of the planes that count;  totals: (2,) int64, to which
-    w cc and w are added in units of 2^-28.
+    Launch with ``window_blocks`` and ``window_threads``. first, planes, ny, nx: int32, the box within the ``nz`` planes of the
+    arrays, the first of which is global plane ``origin``;  depth: int32, planes per block;  epsilon: float32;  variances: (2,)
+    float32, see ``factors``;  fixed, moved: (N,) float32, moved NaN outside the domain;  weight: (N,) if ``masked``, else (0,);
+    slope: (N,), another array than moved;  own: (2,) int32, first and last plus one of the planes that count;  totals: (2,)
+    int64, to which w cc and w are added in units of 2^-28.
     """
-    return window_body(radius, masked, unrolled, False, half)
+    return window_body(radius, masked, False, half)
 
 
 @cooperative_kernel(launch_bounds=window_bounds)
-def lncc_factors_tiled(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
+def lncc_factors_tiled(radius: int, masked: bool, half: bool = False) -> Callable[..., None]:
     """``lncc_factors``: w D, w K and w (K mu_M - D mu_F) of each window into dkc (3, N), and sums.
 
     Launch and other arguments as in ``lncc_center_tiled``.
     """
-    return window_body(radius, masked, unrolled, True, half)
+    return window_body(radius, masked, True, half)

@@ -20,7 +20,6 @@ from daskreg.similarity.lncc.cuda.windows import (
     group_offsets,
     has_bit,
     load_row,
-    push_plane,
     push_plane_any,
     sum_x,
     tile_offsets,
@@ -70,13 +69,13 @@ def sum_fields_x(shared, size, at, to, radius, lead, plane, a):
         sum_x(a, lead, radius, shared, to + uint64(q * plane))
 
 
-def gradient_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False) -> tuple[int, int]:
+def gradient_bounds(radius: int, masked: bool, half: bool = False) -> tuple[int, int]:
     """See ``window_bounds``."""
     return GRADIENT_THREADS, 3 if radius <= 3 else 2 if radius <= 5 else 1
 
 
 @cooperative_kernel(launch_bounds=gradient_bounds)
-def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = False) -> Callable[..., None]:
+def lncc_gradient_tiled(radius: int, masked: bool, half: bool = False) -> Callable[..., None]:
     """``lncc_gradient``: replace ``moved`` by N times the exact gradient.
 
     Launch with ``gradient_blocks`` and ``GRADIENT_THREADS``. Arguments as in ``lncc_factors_tiled``, which wrote dkc (3, N),
@@ -88,7 +87,6 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
     width, height, reach, lead = TILE_X + 2 * pad, tile_height + 2 * radius, GROUP + 2 * pad, pad - radius
     size = width * height
     loads = -(-size // threads)
-    push = push_plane if unrolled else push_plane_any
     mid = 6 * size  # shared memory: two planes of the tile, one of which is being loaded, and from here on sums along x
     shared_size, prefix_size, ring_size = mid + 3 * height * TILE_X, 3 * rows, 3 * rows * k
 
@@ -102,8 +100,6 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
         t, at, to, column, valid = thread
         fields, fixed, weight, moved = arrays
         offsets, own_offsets, a, ring, prefix, sums, own_f, own_m, own_w = registers
-        if unrolled and (z >= end or z < int32(start - int32(radius))):
-            return present
         done, following = int32(z - int32(radius)), uint32(uint32(3 * size) - present)
         copy_fields(int32(z + int32(1)), min(nz, end), plane_size, offsets, valid, fields, shared, uint32(t + following), size,
                     threads)  # fmt: skip
@@ -118,25 +114,13 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
             own_f[q], own_m[q] = load_fixed(from_f, own_offsets[q]), load(from_m, own_offsets[q])
             own_w[q] = load(from_w, own_offsets[q]) if masked else ONE
         cuda.syncthreads()
-        push(ring, prefix, sums, slot, (shared, column, 3, height, radius, rows))
+        push_plane_any(ring, prefix, sums, slot, (shared, column, 3, height, radius, rows))
         if done >= start:
             for q in range(rows):
                 if has_bit(valid, loads + q):
                     gradient = -(own_w[q] * (as_float32(own_f[q]) * sums[q] - own_m[q] * sums[rows + q] + sums[2 * rows + q]))
                     store(from_m, own_offsets[q], gradient if own_m[q] == own_m[q] else ZERO)
         return following
-
-    @formula
-    def steps(slot, z, present, *block):
-        """Four planes, as far as the ring has slots for them."""
-        present = step(slot, int32(z + int32(slot)), present, *block)
-        if k > slot + 1:
-            present = step(slot + 1, int32(z + int32(slot + 1)), present, *block)
-        if k > slot + 2:
-            present = step(slot + 2, int32(z + int32(slot + 2)), present, *block)
-        if k > slot + 3:
-            present = step(slot + 3, int32(z + int32(slot + 3)), present, *block)
-        return present
 
     def body(first, planes, ny, nx, nz, origin, depth, dkc, fixed, weight, moved):
         shared = cuda.shared.array(shared_size, float32, 16)
@@ -179,23 +163,9 @@ def lncc_gradient_tiled(radius: int, masked: bool, unrolled: bool, half: bool = 
         present, grid, thread = uint32(0), (start, end, nz, plane_size), (t, at, to, column, valid)
         arrays = fields, fixed, weight, moved
         registers = offsets, own_offsets, a, ring, prefix, sums, own_f, own_m, own_w
-        if unrolled:
-            z = int32(z - int32(slot))  # where this round of the ring began
-            while z < end:
-                present = steps(0, z, present, grid, thread, arrays, shared, registers)
-                if k > 4:
-                    present = steps(4, z, present, grid, thread, arrays, shared, registers)
-                if k > 8:
-                    present = steps(8, z, present, grid, thread, arrays, shared, registers)
-                if k > 12:
-                    present = steps(12, z, present, grid, thread, arrays, shared, registers)
-                if k > 16:
-                    present = steps(16, z, present, grid, thread, arrays, shared, registers)
-                z = int32(z + int32(k))
-        else:
-            while z < end:
-                present = step(slot, z, present, grid, thread, arrays, shared, registers)
-                slot = uint32(slot + uint32(1)) if slot < uint32(k - 1) else uint32(0)
-                z = int32(z + int32(1))
+        while z < end:
+            present = step(slot, z, present, grid, thread, arrays, shared, registers)
+            slot = uint32(slot + uint32(1)) if slot < uint32(k - 1) else uint32(0)
+            z = int32(z + int32(1))
 
     return body

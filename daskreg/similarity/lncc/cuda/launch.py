@@ -12,8 +12,6 @@ from daskreg.similarity.lncc.cuda.factors import lncc_center_tiled, lncc_factors
 from daskreg.similarity.lncc.cuda.gradient import GRADIENT_THREADS, gradient_blocks, gradient_bounds, lncc_gradient_tiled
 from daskreg.similarity.lncc.cuda.windows import window_blocks, window_bounds, window_threads
 
-UNROLLED = False  # no separate code for each slot of the ring
-
 
 def _launch_sizes(box: tuple[int, int, int, int], held: int, origin: int, depth: int) -> tuple[Any, ...]:
     return tuple(np.int32(v) for v in (*box, held, origin, depth))
@@ -34,10 +32,10 @@ def compute_factors(
         fields = fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1), flat_out, totals
         span = np.int32(own[0]), np.int32(own[1])
         across, down, _ = window_blocks(radius, planes, ny, nx, planes)
-        depth = planes_per_block(planes, across * down, window_bounds(radius, False, UNROLLED)[1], radius)
+        depth = planes_per_block(planes, across * down, window_bounds(radius, False)[1], radius)
         blocks, threads = window_blocks(radius, planes, ny, nx, depth), (window_threads(radius), 1, 1)
         kernel(
-            (radius, weight.size > 0, UNROLLED, *half_constants(fixed)),
+            (radius, weight.size > 0, *half_constants(fixed)),
             blocks,
             threads,
             *_launch_sizes(box, moved.shape[0], origin, depth),
@@ -56,8 +54,6 @@ def compute_gradient(
     if planes:
         fields = dkc.reshape(3, -1), fixed.reshape(-1), weight.reshape(-1), moved.reshape(-1)
         across, down, _ = gradient_blocks(planes, ny, nx, planes)
-        depth = planes_per_block(planes, across * down, gradient_bounds(radius, False, UNROLLED)[1], radius)
+        depth = planes_per_block(planes, across * down, gradient_bounds(radius, False)[1], radius)
         blocks, sizes = gradient_blocks(planes, ny, nx, depth), _launch_sizes(box, moved.shape[0], origin, depth)
-        lncc_gradient_tiled(
-            (radius, weight.size > 0, UNROLLED, *half_constants(fixed)), blocks, (GRADIENT_THREADS, 1, 1), *sizes, *fields
-        )
+        lncc_gradient_tiled((radius, weight.size > 0, *half_constants(fixed)), blocks, (GRADIENT_THREADS, 1, 1), *sizes, *fields)

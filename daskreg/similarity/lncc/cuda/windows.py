@@ -38,7 +38,7 @@ def window_blocks(radius: int, planes: int, ny: int, nx: int, depth: int) -> tup
     return -(-nx // TILE_X), -(-ny // tile_rows(radius)), max(1, -(-planes // depth))
 
 
-def window_bounds(radius: int, masked: bool, unrolled: bool, half: bool = False) -> tuple[int, int]:
+def window_bounds(radius: int, masked: bool, half: bool = False) -> tuple[int, int]:
     """Most threads per block, fewest blocks per multiprocessor: 128 registers per thread, or all for the largest windows."""
     return window_threads(radius), 2 if radius <= 3 else 1
 
