@@ -34,7 +34,7 @@ def coherent_factor(square, chance, eps, coherence):
 
 @coherent_factor.on_cuda
 def _factor_on_cuda() -> Callable[..., Any]:
-    from daskreg.kernels.adam.cuda import fast_factor
+    from daskreg.kernels.adam.step import fast_factor
 
     return fast_factor
 
@@ -47,7 +47,7 @@ def squared_norm(a, b, c):
 
 @squared_norm.on_cuda
 def _norm_on_cuda() -> Callable[..., Any]:
-    from daskreg.kernels.adam.cuda import fused_norm
+    from daskreg.kernels.adam.step import fused_norm
 
     return fused_norm
 

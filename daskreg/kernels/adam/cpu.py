@@ -59,7 +59,7 @@ def direction_of_moments(m, v, c1, c2, eps, chance):
 
 @direction_of_moments.on_cuda
 def _direction_on_cuda() -> Callable[..., Any]:
-    from daskreg.kernels.adam.cuda import restored_direction
+    from daskreg.kernels.adam.step import restored_direction
 
     return restored_direction
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import float32, int32, uint32, uint64
 
-from daskreg.kernels.adam.cuda import packed_coherent_direction_of, packed_direction, packed_gated_direction
+from daskreg.kernels.adam.step import packed_coherent_direction_of, packed_direction, packed_gated_direction
 from daskreg.kernels.compiler.configuration import WARP_SHUFFLE, block_size, planes_per_block
 from daskreg.kernels.compiler.cooperative import cooperative_kernel
 from daskreg.kernels.compiler.formula import formula
