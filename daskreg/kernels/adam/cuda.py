@@ -69,7 +69,7 @@ def tile(radius: int, mixed: bool = False, gated: bool = False, coherent: bool =
     """As many rows of a thread as fit into its registers; in float32, which memory bounds, fewer rows and more threads."""
     if radius == 2 and not mixed and not coherent:
         return Tile(block_size(64), block_size(5, least=2), 2, 2)
-    of_a_row = (4 if coherent else 3) * 2 * radius + (3 if mixed else 4 if coherent else 6)
+    of_a_row = (4 if coherent else 3) * 2 * radius + (3 if mixed else 4 if coherent else 6) + gated
     rows = max(1, min(block_size(4, least=2), VALUES // of_a_row))
     return Tile(block_size(64), block_size(4, least=2) if rows > 1 else 8, rows, 2 if rows > 1 else 1)
 

@@ -299,7 +299,7 @@ def column_body(visit, displaced, summed, ahead=True):
 
 
 def tiles_body(visit, tile, begin):
-    """Body of a kernel of as many blocks as run at once, each of which computes one tile of ``depth`` planes after another.
+    """Body of a kernel of one block a multiprocessor, each of which computes one tile of ``depth`` planes after another.
 
     For blocks that keep something in shared memory. tile: rows and columns, threads of a block along y and x;
     begin(arrays, t): called in thread t at the start of a block, returns the fields of ``visit``.
@@ -350,7 +350,7 @@ def launch_columns(kernel, constants, box, place, u, image, origin, planes, fiel
 
 
 def launch_tiles(kernel, constants, shape, sampling, tile, arrays, shared):
-    """Launch a kernel of ``tiles_body``, one block a multiprocessor; ``sampling``: see ``similarity.base.Sampling``."""
+    """Launch a kernel of ``tiles_body``; ``sampling``: see ``similarity.base.Sampling``."""
     n, (_, nz, ny, nx), (ty, tx) = extent(shape), box(shape), tile
     first, affine, linear, u, origin, planes, image = sampling
     size = tuple(np.int32(v) for v in (planes, origin, *image.shape, CENTERS))

@@ -17,12 +17,12 @@ from numba import float32, int32, uint32
 from daskreg.kernels.compiler import configuration
 from daskreg.kernels.compiler.formula import Formula, formula
 from daskreg.kernels.intrinsics.memory import store_vector
-from daskreg.similarity.lncc.cuda.windows import GROUP, TILE_X, push_plane_any, sum_x, sum_y
+from daskreg.similarity.lncc.cuda.windows import GROUP, TILE_X, push_any, push_plane, sum_x, sum_y
 from daskreg.torch.kernels.blocks import block_place
 
 ZERO = float32(0)
 MAX_RADIUS = 12  # shared memory holds the planes of wider windows no more
-MAX_RING = 17  # voxels along z of a window whose planes are kept by ``push_plane_any``
+MAX_RING = 17  # voxels along z of a window whose planes are kept by ``box_push``
 Weights = tuple[float, ...]
 
 
@@ -121,6 +121,12 @@ def weighted_push(pending, prefix, sums, slot, weights):
             pending[q * k + k - 2] = weights[0] * s
 
 
+@formula
+def box_push(ring, prefix, sums, slot, k):
+    """Add a plane to sums over k planes."""
+    push_any(push_plane, ring, prefix, sums, slot, k, ())
+
+
 def all_one(weights: Weights) -> bool:
     """Whether a window is a plain sum along an axis, of more than one voxel."""
     return len(weights) > 1 and all(w == 1 for w in weights)
@@ -139,7 +145,7 @@ def along_y(weights: Weights) -> tuple[Formula, Any]:
 def along_z(weights: Weights) -> tuple[Formula, Any]:
     """The formula that adds a plane, and its argument: planes of a window or weights."""
     if all_one(weights) and len(weights) <= MAX_RING:
-        return push_plane_any, len(weights)
+        return box_push, len(weights)
     return weighted_push, rounded(weights)
 
 

@@ -23,8 +23,9 @@ from daskreg.similarity.lncc.cuda.windows import (
     group_offsets,
     has_bit,
     load_row,
-    push_plane_any,
+    push_any,
     rows_per_thread,
+    sum_and_push_plane,
     sum_x,
     sum_y,
     tile_offsets,
@@ -250,7 +251,7 @@ def window_body(radius: int, masked: bool, exact: bool, half: bool) -> Callable[
                 place = uint64(uint32(t + uint32(uint32(slot) * uint32(rows * threads)))) + uint64(counts)
                 for q in range(rows):
                     shared[place + uint64(q * threads)] = sums[5 * rows + q]
-        push_plane_any(ring, prefix, sums, slot, (shared, column, 5, height, radius, rows))
+        push_any(sum_and_push_plane, ring, prefix, sums, slot, k, (shared, column, 5, height, radius, rows))
         if done >= start:
             correlation, weights, planes_in_window = ZERO, ZERO, float32(window_extent(done, radius, nz))
             addresses = address(fields[0], own_base), address(fields[1], own_base), address(fields[2], own_base)

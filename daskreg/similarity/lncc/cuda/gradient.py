@@ -20,7 +20,8 @@ from daskreg.similarity.lncc.cuda.windows import (
     group_offsets,
     has_bit,
     load_row,
-    push_plane_any,
+    push_any,
+    sum_and_push_plane,
     sum_x,
     tile_offsets,
     tile_rows,
@@ -114,7 +115,7 @@ def lncc_gradient_tiled(radius: int, masked: bool, half: bool = False) -> Callab
             own_f[q], own_m[q] = load_fixed(from_f, own_offsets[q]), load(from_m, own_offsets[q])
             own_w[q] = load(from_w, own_offsets[q]) if masked else ONE
         cuda.syncthreads()
-        push_plane_any(ring, prefix, sums, slot, (shared, column, 3, height, radius, rows))
+        push_any(sum_and_push_plane, ring, prefix, sums, slot, k, (shared, column, 3, height, radius, rows))
         if done >= start:
             for q in range(rows):
                 if has_bit(valid, loads + q):

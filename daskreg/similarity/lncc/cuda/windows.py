@@ -129,53 +129,64 @@ def sum_y(mid, at, field, height, radius, rows, sums):
 
 
 @formula
-def push_plane(ring, prefix, sums, slot, block):
-    """Sum the fields of a plane along y and put these sums into its slot; ``sums`` becomes the sums over the last k planes.
+def push_sum(ring, prefix, sums, slot, q, k):
+    """Put the q-th sum of a plane into its slot; ``sums[q]`` becomes the sum over the last k planes.
 
     Planes of the current round are added as they come, those of the previous round from its end: three additions per plane,
     whatever k. All indices are constants once loops are unrolled, so every slot is a register.
     """
-    mid, column, fields, height, radius, rows = block
-    k = 2 * radius + 1
+    ring[q * k + slot] = sums[q]
+    if slot > 0:
+        sums[q] = prefix[q] + sums[q]
+    prefix[q] = sums[q]
+    if slot < k - 1:
+        sums[q] = prefix[q] + ring[q * k + slot + 1]
+    else:
+        for s in range(1, k):
+            ring[q * k + k - 1 - s] += ring[q * k + k - s]
+
+
+@formula
+def push_plane(ring, prefix, sums, slot, k, tile):
+    """``push_sum`` for all sums of a plane."""
+    for q in range(len(prefix)):
+        push_sum(ring, prefix, sums, slot, q, k)
+
+
+@formula
+def sum_and_push_plane(ring, prefix, sums, slot, k, tile):
+    """``push_plane`` for fields that are summed along y first;  tile: what ``sum_y`` takes, and the number of fields."""
+    mid, column, fields, height, radius, rows = tile
     for q in range(len(prefix)):
         if q % rows == 0 and q < fields * rows:
             sum_y(mid, column, q // rows, height, radius, rows, sums)
-        ring[q * k + slot] = sums[q]
-        if slot > 0:
-            sums[q] = prefix[q] + sums[q]
-        prefix[q] = sums[q]
-        if slot < k - 1:
-            sums[q] = prefix[q] + ring[q * k + slot + 1]
-        else:
-            for s in range(1, k):
-                ring[q * k + k - 1 - s] += ring[q * k + k - s]
+        push_sum(ring, prefix, sums, slot, q, k)
 
 
 @formula
-def push_plane_among_four(ring, prefix, sums, slot, k, first_slot, block):
-    """``push_plane`` for a slot known at run time, one of four."""
+def push_among_four(push, ring, prefix, sums, slot, k, first_slot, tile):
+    """``push`` for a slot known at run time, one of four."""
     if k <= first_slot + 2 or slot < uint32(first_slot + 2):
         if k <= first_slot + 1 or slot < uint32(first_slot + 1):
-            push_plane(ring, prefix, sums, first_slot, block)
+            push(ring, prefix, sums, first_slot, k, tile)
         else:
-            push_plane(ring, prefix, sums, first_slot + 1, block)
+            push(ring, prefix, sums, first_slot + 1, k, tile)
     elif k <= first_slot + 3 or slot < uint32(first_slot + 3):
-        push_plane(ring, prefix, sums, first_slot + 2, block)
+        push(ring, prefix, sums, first_slot + 2, k, tile)
     else:
-        push_plane(ring, prefix, sums, first_slot + 3, block)
+        push(ring, prefix, sums, first_slot + 3, k, tile)
 
 
 @formula
-def push_plane_any(ring, prefix, sums, slot, block):
-    """``push_plane`` for a slot known at run time."""
-    k = 2 * block[4] + 1
+def push_any(push, ring, prefix, sums, slot, k, tile):
+    """``push``, which is ``push_plane`` or ``sum_and_push_plane``, for a slot known at run time."""
     if k <= 4 or slot < uint32(4):
-        push_plane_among_four(ring, prefix, sums, slot, k, 0, block)
+        push_among_four(push, ring, prefix, sums, slot, k, 0, tile)
     elif k <= 8 or slot < uint32(8):
-        push_plane_among_four(ring, prefix, sums, slot, k, 4, block)
+        push_among_four(push, ring, prefix, sums, slot, k, 4, tile)
     elif k <= 12 or slot < uint32(12):
-        push_plane_among_four(ring, prefix, sums, slot, k, 8, block)
+        push_among_four(push, ring, prefix, sums, slot, k, 8, tile)
     elif k <= 16 or slot < uint32(16):
-        push_plane_among_four(ring, prefix, sums, slot, k, 12, block)
+        push_among_four(push, ring, prefix, sums, slot, k, 12, tile)
     else:
-        push_plane(ring, prefix, sums, 16, block)
+        push(ring, prefix, sums, 16, k, tile)

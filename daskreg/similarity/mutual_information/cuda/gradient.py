@@ -61,7 +61,7 @@ def copy_table(shared_table, table, t, threads, size, copies):
 
 
 def table_bytes(bins: int, copies: int) -> int:
-    """Dynamic shared memory of ``information_gradient_shared`` in bytes."""
+    """Dynamic shared memory of a kernel that keeps copies of the table, in bytes."""
     return 4 * bins * bins * copies
 
 
