@@ -1,9 +1,9 @@
 """Mutual information on a GPU: joint histograms of a batch in shared memory, and gradients.
 
-As in ``similarity.mutual_information.cuda.histogram``: a block counts in 32-bit fixed point in several copies of the histogram, which it
-adds to 64-bit totals before a word can overflow, so results do not depend on the order of additions. Both kernels that visit
-voxels are as fast as their instructions are issued, so these are few: exponentials, reciprocals and roundings are one or two
-each, and a count is the bits of a product.
+As in ``similarity.mutual_information.cuda.histogram``: a block counts in 32-bit fixed point in several copies of the histogram,
+which it adds to 64-bit totals before a word can overflow, so results do not depend on the order of additions. Both kernels that
+visit voxels are as fast as their instructions are issued, so these are few: exponentials, reciprocals and roundings are one or
+two each, and a count is the bits of a product.
 """
 
 from __future__ import annotations
