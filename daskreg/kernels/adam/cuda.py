@@ -48,7 +48,7 @@ COLUMNS = 4  # that a thread filters along x together
 VALUES = 64  # sums along z and moments of a thread that fit into its registers
 
 
-class Tile(NamedTuple):
+class AdamTile(NamedTuple):
     """What a block computes: ``lines`` of ``width`` threads, one above the other, with ``rows`` rows of each thread.
 
     blocks: of a multiprocessor; the more, the fewer registers a thread has
@@ -65,13 +65,13 @@ class Tile(NamedTuple):
         return self.lines * self.rows
 
 
-def tile(radius: int, mixed: bool = False, gated: bool = False, coherent: bool = False) -> Tile:
+def tile(radius: int, mixed: bool = False, gated: bool = False, coherent: bool = False) -> AdamTile:
     """As many rows of a thread as fit into its registers; in float32, which memory bounds, fewer rows and more threads."""
     if radius == 2 and not mixed and not coherent:
-        return Tile(block_size(64), block_size(5, least=2), 2, 2)
+        return AdamTile(block_size(64), block_size(5, least=2), 2, 2)
     of_a_row = (4 if coherent else 3) * 2 * radius + (3 if mixed else 4 if coherent else 6) + gated
     rows = max(1, min(block_size(4, least=2), VALUES // of_a_row))
-    return Tile(block_size(64), block_size(4, least=2) if rows > 1 else 8, rows, 2 if rows > 1 else 1)
+    return AdamTile(block_size(64), block_size(4, least=2) if rows > 1 else 8, rows, 2 if rows > 1 else 1)
 
 
 def launch_grid(n: Sequence[Any], *constants: Any) -> tuple[np.int32, tuple[int, int, int], tuple[int, int, int]]:
