@@ -108,26 +108,14 @@ class LossEvaluation:
 
     def pull_back(self, slope: Any) -> None:
         """See ``similarity.base.LossContext``."""
-        f = self.state
-        pull = partial(
-            self.sampler.pull_back, mapping=self.mapping, u=f.u, slope=slope, g=f.gradient, image_gradient=f.image_gradient
-        )
-        self._launch_gradient("pull back", pull)
+        self._launch_gradient("pull back", self._pull(slope))
 
     def pull_back_fused(self, fused: FusedKernel, compare: Callable[[Shape], None]) -> None:
         """See ``similarity.base.LossContext``."""
-        s, f, kernel = self.sampler, self.state, self._on_image(fused)
+        s, kernel = self.sampler, self._on_image(fused)
         if isinstance(s, Ring):
             self.backend.run("slope", partial(self._compare_outer, s, compare), reads_moving=True)
-            kernel = partial(
-                s.pull_back,
-                mapping=self.mapping,
-                u=f.u,
-                slope=self.moved,
-                g=f.gradient,
-                image_gradient=f.image_gradient,
-                fused=kernel,
-            )
+            kernel = self._pull(self.moved, fused=kernel)
         self._launch_gradient("pull back", kernel)
 
     def sample_and_pull_back(self, fused: FusedKernel, compare: Callable[[Shape], None]) -> None:
@@ -144,6 +132,19 @@ class LossEvaluation:
     def finished(self, loss: float) -> None:
         """See ``similarity.base.LossContext``."""
         self.backend.record(loss)
+
+    def _pull(self, slope: Any, **given: Any) -> Callable[[Shape], None]:
+        """The sampler's ``pull_back``, of a box."""
+        f = self.state
+        return partial(
+            self.sampler.pull_back,
+            mapping=self.mapping,
+            u=f.u,
+            slope=slope,
+            g=f.gradient,
+            image_gradient=f.image_gradient,
+            **given,
+        )
 
     def _on_image(self, fused: FusedKernel) -> Callable[[Shape], None]:
         """A launch on the part of the image that planes are sampled from without messages."""

@@ -164,23 +164,23 @@ def store_components(own, where, at, a, b, c):
 
 
 @formula
-def store_floats(own, m, v, d, at, moments, ways):
+def store_floats(own, m, v, d, at, moments, d_values):
     """Store moments and direction of a voxel."""
     store_components(own, m, at, moments[0], moments[1], moments[2])
     store_components(own, v, at, moments[3], moments[4], moments[5])
-    store_components(own, d, at, ways[0], ways[1], ways[2])
+    store_components(own, d, at, d_values[0], d_values[1], d_values[2])
 
 
 @formula
-def store_coherent_floats(own, m, v, d, at, moments, ways):
+def store_coherent_floats(own, m, v, d, at, moments, d_values):
     """``store_floats`` where v has one component."""
     store_components(own, m, at, moments[0], moments[1], moments[2])
     store_if(own, v[0], at, moments[3])
-    store_components(own, d, at, ways[0], ways[1], ways[2])
+    store_components(own, d, at, d_values[0], d_values[1], d_values[2])
 
 
 @formula
-def store_words(own, m, v, d, at, moments, ways):
+def store_words(own, m, v, d, at, moments, d_values):
     """Store rounded moments of a voxel."""
     a, b, c = join_moments(moments[0], moments[3]), join_moments(moments[1], moments[4]), join_moments(moments[2], moments[5])
     store_components(own, m, at, a, b, c)
@@ -351,9 +351,11 @@ def smooth_adam(radius, mixed=False, gated=False, coherent=False):
                 chance = values[3 * rows + e] * scale * (shares[e] * share_z[at_z]) if coherent else ZERO
                 moments = update(moments_of(stored, e, rows), s0, s1, s2, chance, step_rates)
                 moments = rounded(moments, d, z, uint32(plane), offsets[e], iteration)
-                ways, mine = direct(moments, step_rates), uint32(own & uint32(OWN << e))
-                store_step(mine, into_m, into_v, into_d, offsets[e], moments, ways)
-                longest_here = max(longest_here, squared_norm_fused(ways[0], ways[1], ways[2]) if mine != uint32(0) else ZERO)
+                d_values, mine = direct(moments, step_rates), uint32(own & uint32(OWN << e))
+                store_step(mine, into_m, into_v, into_d, offsets[e], moments, d_values)
+                longest_here = max(
+                    longest_here, squared_norm_fused(d_values[0], d_values[1], d_values[2]) if mine != uint32(0) else ZERO
+                )
         cuda.syncthreads()
         raw[thread] = longest_here
         cuda.syncthreads()

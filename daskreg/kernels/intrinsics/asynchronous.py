@@ -10,15 +10,6 @@ from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.memory import load, pointer_beyond
 
 
-def copy_now(where, at, shared, to):
-    """``copy_async`` without asynchronous copies."""
-    shared[to] = load(where, at)
-
-
-def do_nothing():
-    """``commit_async`` and ``wait_async`` without asynchronous copies."""
-
-
 @formula
 def copy_async(where, at, shared, to):
     """``shared[to] = load(where, at)``, where a GPU does not wait for the value before ``wait_async``."""
@@ -38,7 +29,7 @@ def wait_async():
 @copy_async.intrinsic
 def _copy_async() -> Callable[..., Any]:
     if not copies_asynchronously():
-        return copy_now
+        return copy_async.function
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -64,12 +55,12 @@ def _copy_async() -> Callable[..., Any]:
 
 @commit_async.intrinsic
 def _commit_async() -> Callable[..., Any]:
-    return _barrier("cp.async.commit_group;") if copies_asynchronously() else do_nothing
+    return _barrier("cp.async.commit_group;") if copies_asynchronously() else commit_async.function
 
 
 @wait_async.intrinsic
 def _wait_async() -> Callable[..., Any]:
-    return _barrier("cp.async.wait_group 1;") if copies_asynchronously() else do_nothing
+    return _barrier("cp.async.wait_group 1;") if copies_asynchronously() else wait_async.function
 
 
 def _barrier(text: str) -> Callable[..., Any]:

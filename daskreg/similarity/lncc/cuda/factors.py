@@ -22,6 +22,7 @@ from daskreg.similarity.lncc.cuda.windows import (
     clear_shared,
     group_offsets,
     has_bit,
+    load_own,
     load_row,
     push_any,
     rows_per_thread,
@@ -234,11 +235,7 @@ def window_body(radius: int, masked: bool, exact: bool, half: bool) -> Callable[
             if done > int32(start + int32(1)):
                 add_totals(shared, parts, totals, own, int32(done - int32(2)), t, threads)
         own_base = OFFSET(uint32(max(done, start))) * plane_size
-        from_f, from_m = address(fixed, own_base), address(moved, own_base)
-        from_w = address(weight, own_base) if masked else from_f
-        for q in range(rows):
-            own_f[q], own_m[q] = load_fixed(from_f, own_offsets[q]), load(from_m, own_offsets[q])
-            own_w[q] = load(from_w, own_offsets[q]) if masked else ONE
+        load_own(load_fixed, own_base, own_offsets, masked, fixed, weight, moved, own_f, own_m, own_w)
         load_planes(load_fixed, none, int32(z + int32(1)), min(nz, end), plane_size, offsets, masked,
                     fixed, weight, moved, fixed_values, moved_values, mask)  # fmt: skip
         cuda.syncthreads()

@@ -19,6 +19,7 @@ from daskreg.similarity.lncc.cuda.windows import (
     clear_shared,
     group_offsets,
     has_bit,
+    load_own,
     load_row,
     push_any,
     sum_and_push_plane,
@@ -109,18 +110,14 @@ def lncc_gradient_tiled(radius: int, masked: bool, half: bool = False) -> Callab
         if t < uint32(8 * height):
             sum_fields_x(shared, size, at + uint64(present), to, radius, lead, height * TILE_X, a)
         base = OFFSET(uint32(max(done, start))) * plane_size
-        from_f, from_m = address(fixed, base), address(moved, base)
-        from_w = address(weight, base) if masked else from_f
-        for q in range(rows):
-            own_f[q], own_m[q] = load_fixed(from_f, own_offsets[q]), load(from_m, own_offsets[q])
-            own_w[q] = load(from_w, own_offsets[q]) if masked else ONE
+        into = load_own(load_fixed, base, own_offsets, masked, fixed, weight, moved, own_f, own_m, own_w)
         cuda.syncthreads()
         push_any(sum_and_push_plane, ring, prefix, sums, slot, k, (shared, column, 3, height, radius, rows))
         if done >= start:
             for q in range(rows):
                 if has_bit(valid, loads + q):
                     gradient = -(own_w[q] * (as_float32(own_f[q]) * sums[q] - own_m[q] * sums[rows + q] + sums[2 * rows + q]))
-                    store(from_m, own_offsets[q], gradient if own_m[q] == own_m[q] else ZERO)
+                    store(into, own_offsets[q], gradient if own_m[q] == own_m[q] else ZERO)
         return following
 
     def body(first, planes, ny, nx, nz, origin, depth, dkc, fixed, weight, moved):

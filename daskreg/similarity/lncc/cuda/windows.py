@@ -12,8 +12,9 @@ from numba import float32, int32, uint32, uint64
 
 from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.intrinsics.arithmetic import clamp
-from daskreg.kernels.intrinsics.memory import held, load_vector, store_vector
+from daskreg.kernels.intrinsics.memory import address, held, load, load_vector, store_vector
 
+ONE = float32(1)
 TILE_X = 32  # voxels of a tile along x
 GROUP = 4  # neighbours along x per thread
 
@@ -126,6 +127,17 @@ def sum_y(mid, at, field, height, radius, rows, sums):
         for q in range(1, k):
             common += mid[at + uint64(start + q * TILE_X)]
         sums[field] = common
+
+
+@formula
+def load_own(load_fixed, base, offsets, masked, fixed, weight, moved, fixed_values, moved_values, weights):
+    """Load the voxels of a thread, fixed ones with ``load_fixed``; weights are 1 without a mask. Returns the address of moved."""
+    from_f, from_m = address(fixed, base), address(moved, base)
+    from_w = address(weight, base) if masked else from_f
+    for q in range(len(offsets)):
+        fixed_values[q], moved_values[q] = load_fixed(from_f, offsets[q]), load(from_m, offsets[q])
+        weights[q] = load(from_w, offsets[q]) if masked else ONE
+    return from_m
 
 
 @formula

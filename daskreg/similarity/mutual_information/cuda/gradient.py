@@ -13,7 +13,7 @@ from daskreg.kernels.compiler.formula import formula
 from daskreg.kernels.compiler.launch import Shape, box, offsets
 from daskreg.kernels.intrinsics.half import as_float32, half_constants, storage_type
 from daskreg.similarity.mutual_information.cpu import bin_coordinate, spline, spline_derivative
-from daskreg.similarity.mutual_information.cuda.histogram import VOXELS_PER_LOAD
+from daskreg.similarity.mutual_information.cuda.histogram import VOXELS_PER_LOAD, load_voxels
 
 ONE, ZERO = float32(1), float32(0)
 GRADIENT_THREADS = block_size(512)
@@ -88,12 +88,7 @@ def information_gradient_shared(bins: int, masked: bool, copies: int, half: bool
         round_size = OFFSET(GRADIENT_THREADS * VOXELS_PER_LOAD)
         base = OFFSET(begin + OFFSET(cuda.blockIdx.x) * round_size)
         while base < end:
-            for s in range(VOXELS_PER_LOAD):
-                voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
-                moved_values[s], fixed_values[s], w[s] = ZERO, none, ZERO
-                if voxel < end:
-                    moved_values[s], fixed_values[s] = moved[voxel], fixed[voxel]
-                    w[s] = weight[voxel] if masked else ONE
+            load_voxels(base, end, t, GRADIENT_THREADS, masked, none, fixed, weight, moved, fixed_values, w, moved_values)
             for s in range(VOXELS_PER_LOAD):
                 voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * GRADIENT_THREADS))))
                 if voxel < end:

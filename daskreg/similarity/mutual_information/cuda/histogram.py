@@ -70,6 +70,17 @@ def add_spline_weights(add, counts, start, bins, copies, moved_value, fixed_valu
             add(counts, OFFSET(first + OFFSET((p * bins + q) * copies)), uint32(round_nearest(share * fixed_weights[q])))
 
 
+@formula
+def load_voxels(base, end, t, threads, masked, none, fixed, weight, moved, fixed_values, weights, moved_values):
+    """Load some voxels of a thread, ``threads`` apart, before any is used; weight 0 behind the last."""
+    for s in range(len(weights)):
+        voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * threads))))
+        moved_values[s], fixed_values[s], weights[s] = ZERO, none, ZERO
+        if voxel < end:
+            moved_values[s], fixed_values[s] = moved[voxel], fixed[voxel]
+            weights[s] = weight[voxel] if masked else ONE
+
+
 def histogram_bounds(bins: int, masked: bool, half: bool = False) -> tuple[int, int]:
     """Most threads per block, fewest blocks per multiprocessor."""
     return THREADS, 1
@@ -130,12 +141,7 @@ def joint_histogram_shared(bins: int, masked: bool, half: bool = False) -> Calla
         rounds_left = int32(max_rounds)
         while current < last:
             base = OFFSET(begin + current * round_size)
-            for s in range(VOXELS_PER_LOAD):
-                voxel = OFFSET(base + OFFSET(uint32(t + uint32(s * THREADS))))
-                moved_values[s], fixed_values[s], w[s] = ZERO, none, ZERO
-                if voxel < end:
-                    moved_values[s], fixed_values[s] = moved[voxel], fixed[voxel]
-                    w[s] = weight[voxel] if masked else ONE
+            load_voxels(base, end, t, THREADS, masked, none, fixed, weight, moved, fixed_values, w, moved_values)
             for s in range(VOXELS_PER_LOAD):
                 if w[s] > ZERO and moved_values[s] == moved_values[s]:
                     add_spline_weights(add, counts, start, bins, copies, moved_values[s], as_float32(fixed_values[s]), w[s])
